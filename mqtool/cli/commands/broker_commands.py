@@ -1,4 +1,4 @@
-"""mqtool broker down, status, ls, rm, logs, env; wait; plugin; fault. The rest of broker is in broker_up."""
+"""mqtool broker down, status, ls, rm, logs, env; wait; plugin; fault. See broker_up for broker up and restart."""
 
 import shlex
 import time

@@ -71,7 +71,7 @@ def up(
     definitions: Definitions = None,
 ) -> None:
     """Use a broker that is reachable, or start one."""
-    # For other kinds, the TLS options only apply to the check for a running broker.
+    # For kinds other than embedded, the TLS options only apply to the check for a running broker.
     tls = _tls(options.tls_cert, options.tls_key, tls_client_ca) if kind is Kind.EMBEDDED else ()
     login = _login(options) if kind is Kind.DOCKER else None
     files = (tls, like, definitions)
@@ -84,7 +84,7 @@ def up(
         if _is_up_again(kind, wanted, foreground=foreground):
             return
         if kind is Kind.AUTO and wanted == Wanted() and not foreground:
-            state.forget(name)  # it no longer runs, so do not try its URL
+            state.forget(name)  # the recorded broker no longer runs, so do not try its URL
             access = options.access()
             if (reachable := _reachable(access)) is not None:
                 output.show(f"using the broker at {reachable}")
@@ -112,7 +112,7 @@ def _say_new(started: Started) -> None:
 
 
 def _login(options: Broker) -> tuple[str, str | None] | None:
-    """The user and password that a broker in Docker is to have instead of guest's."""
+    """The user and password to create on a broker in Docker instead of guest."""
     if options.user is None:
         return None
     return options.user, None if options.password_file is None else read_password(options.password_file)
@@ -142,7 +142,7 @@ def _check(wanted: Wanted, kind: Kind, client_ca: Path | None) -> None:
 
 
 def _is_up_again(kind: Kind, wanted: Wanted, *, foreground: bool) -> bool:
-    """Return True if a broker with this name and these options runs. Start the stopped nodes of a cluster again."""
+    """Return True if a broker with this name and these options is running. Restart a cluster's stopped nodes."""
     started = state.load(wanted.name)
     if started is None or not (running := starter_of(started).running(started)):
         return False
@@ -160,7 +160,7 @@ def _is_up_again(kind: Kind, wanted: Wanted, *, foreground: bool) -> bool:
 
 
 def _prepared(kind: Kind, wanted: Wanted) -> Starter:
-    """Choose and prepare a starter. With `--kind auto`, it is the first that works on this machine."""
+    """Choose and prepare a starter: with `--kind auto`, the first one that works on this machine."""
     if wanted.image and kind is Kind.AUTO:
         kind = Kind.DOCKER
     *others, last = choice.candidates(kind, cluster=wanted.cluster)
@@ -176,7 +176,7 @@ def _prepared(kind: Kind, wanted: Wanted) -> Starter:
 
 
 def _start(starter: Starter, wanted: Wanted, *, foreground: bool) -> Started:
-    """Start a broker and wait until it is ready. If that fails, stop it again."""
+    """Start a broker and wait until it is ready. If that fails, stop the broker."""
     output.status(f"starting {starter.describe} …")
     lifeline = stop_with_this_process(wanted.name) if foreground else None
     with stopping.calling(lambda: None):  # no Ctrl-C before the started broker is recorded
@@ -235,7 +235,7 @@ def _say_up(started: Started, what: str) -> None:
 
 
 def _env(started: Started) -> str:
-    """The command line that prints the broker's URL for the environment."""
+    """The `mqtool broker env` command line for a broker."""
     return "mqtool broker env" if started.name == DEFAULT_NAME else pasteable("broker env --name=", started.name)
 
 
@@ -248,7 +248,7 @@ def known(name: str) -> Started:
     """Find a broker that 'broker up' started, by name.
 
     Raises:
-        Unavailable: there is none.
+        Unavailable: there is no such broker.
     """
     started = state.load(name)
     if started is None:
@@ -257,7 +257,7 @@ def known(name: str) -> Started:
 
 
 def told(choice: Choice) -> str:
-    """Describe the broker that commands use: its address, and where that comes from."""
+    """Describe the broker that commands use: its address, and where the address comes from."""
     return f"{', '.join(map(str, choice.addresses()))}, {choice.reason}"
 
 

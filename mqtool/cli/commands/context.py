@@ -110,7 +110,7 @@ def show(
 
 
 def _row(found: Context, known: Contexts) -> dict[str, Any]:
-    """A context as a row to print, without passwords."""
+    """The row of a context in the list, without passwords."""
     row = {name: str(value) if isinstance(value, Path) else value for name, value in found._asdict().items()}
     for name in ("url", "management"):
         row[name] = row[name] and without_passwords(row[name])
@@ -180,8 +180,8 @@ def _write(text: str, names: set[str], in_use: str | None) -> None:
     """Replace the file atomically.
 
     Args:
-        names, in_use: what the new text must contain. If it does not, the file is written in an unusual way,
-            and is left as it is.
+        names, in_use: the contexts and the context in use that the new text must define. If parsing the text gives
+            anything else, because the file has an unusual layout, it is left unchanged.
     """
     after = contexts.parse(text)
     path = contexts.path().resolve()
@@ -191,7 +191,7 @@ def _write(text: str, names: set[str], in_use: str | None) -> None:
 
 
 def _draft(path: Path, text: str) -> Path:
-    """Write a text to a new file in the same directory as another, to replace it."""
+    """Write a text to a temporary file in the directory of `path`, which it will replace."""
     path.parent.mkdir(0o700, parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(".toml", "new-", path.parent)  # 0600
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:

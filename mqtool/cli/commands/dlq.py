@@ -31,7 +31,7 @@ dlq = app.group("dlq", "Show dead letters, move them back, or drop them.")
 
 #: `ls` counts the reasons of up to this many dead letters in each queue.
 _LOOKED_AT = 1000
-#: Print the reason for up to this many dead letters that cannot be moved.
+#: Number of dead letters that cannot be moved for which the reason is printed.
 _SAID = 10
 
 QueueArgument = Annotated[str, Argument(help="Work queue; its dead letters are in QUEUE.dlq")]
@@ -54,16 +54,16 @@ class Which:
 
     @property
     def is_all(self) -> bool:
-        """Whether all dead letters are selected."""
+        """True if all dead letters are selected."""
         return not self.ids and {self.reason, self.error, self.older, self.where} == {None}
 
     @property
     def words(self) -> str:
-        """The selection in words, for questions."""
+        """The selection in words, for confirmation prompts."""
         return "all" if self.is_all else "the chosen ones of"
 
     def choice(self) -> Choice:
-        """The selection as a function of a dead letter."""
+        """The selection as a function that is called with a dead letter."""
         chosen, where = redriving.choice(self.ids or (), self.reason, self.error, self.older), self.where
         if where is None:
             return chosen
@@ -165,7 +165,7 @@ def redrive(
     access = broker.access(reconnects=False)
     with _channel(access) as channel:
         there = channel.depth_of(source)
-        # Nothing is lost by a redrive, so a script does not need --yes.
+        # A redrive loses nothing, so a script does not need --yes.
         is_safe = not (which.is_all and output.is_terminal(0))
         ask(f"move {which.words} {there:,} messages of {source} back", access, yes=yes, is_safe=is_safe)
         progress = Progress("moved back", fraction=lambda: progress.count / max(1, there))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 app = Commands()
 
-_ALL_INTERFACES = ("0.0.0.0", "::")  # noqa: S104 - looked for, not listened on
+_ALL_INTERFACES = ("0.0.0.0", "::")  # noqa: S104 - compared with, not listened on
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 #: Seconds to wait for a connection from the network address.
 _PATIENCE = 5
@@ -65,7 +65,7 @@ def doctor(
     except MqtoolError as error:
         if form != "nagios":
             raise
-        # Nagios only shows stdout, and has its own exit codes.
+        # Nagios shows only stdout, and defines its own exit codes.
         is_down = isinstance(error, Unavailable) and not isinstance(error, NotFound)
         state = reports.CRITICAL if is_down else reports.UNKNOWN
         output.show(reports.nagios_line(state, str(error)))
@@ -144,7 +144,7 @@ def _readers(
 
 
 def _guest(api: Management, access: Access) -> Iterator[Finding]:
-    """Report if guest can log in from the network with the default password, by trying it."""
+    """Try to log in as guest from the network with the default password; report if that succeeds."""
     address = access.address
     try:
         host = _seen_from_outside(api, address)

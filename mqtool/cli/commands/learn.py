@@ -52,7 +52,7 @@ def _find(command: CommandHelp, words: list[str]) -> CommandHelp:
 
 
 def recipes() -> dict[str, str]:
-    """The recipes by topic: a title, and the lines to type. The tests run them."""
+    """The recipes by topic: a title, followed by the lines to type. The tests run these lines."""
     text = resources.files("mqtool.cli.help").joinpath("recipes.txt").read_text("utf-8")
     topics = (piece.partition(": ") for piece in text.removeprefix("## ").split("\n## "))
     return {name: rest.rstrip() for name, _, rest in topics}

@@ -36,9 +36,9 @@ from mqtool.tutorials.dialects import Names
 if TYPE_CHECKING:
     from mqtool.where import Where
 
-#: Up to this many queues are also asked for by AMQP, one by one, because its counts are current.
+#: For up to this many queues, counts are also queried over AMQP, one by one, because they are more current.
 _ASKED = 200
-#: The columns that AMQP can fill when there is no management API.
+#: The columns that are available over AMQP, without a management API.
 _BY_AMQP = {QUEUES.things: ["name", "messages_ready", "consumers"], EXCHANGES.things: ["name"]}
 
 app = Commands()
@@ -132,7 +132,7 @@ class View:
         return in_order(rows, self._order) if self._order else rows
 
     def _where_holds(self, row: Row) -> bool:
-        """Whether a row matches --where. A value that the broker leaves out never matches."""
+        """True if a row matches --where. A value that the broker omits never matches."""
         told = {
             name: as_text(each) if isinstance(each, list) else each for name, each in row.items() if each is not None
         }
@@ -147,7 +147,7 @@ class View:
         except NotFound:
             raise
         except Unavailable as missing:
-            if self._is_live and self._had_api:  # the view keeps what it shows until the API is back
+            if self._is_live and self._had_api:  # the live view keeps the last rows until the API is back
                 raise
             if not self._usual:
                 raise Unavailable(f"{missing}; AMQP cannot list {self._listing.things}", missing.hint) from missing
@@ -184,7 +184,7 @@ class View:
         return False
 
     def _by_amqp(self) -> Iterator[Row]:
-        """Ask AMQP about queues or exchanges by name; it cannot list them."""
+        """Query queues or exchanges by name over AMQP, which cannot list them."""
         for name in sorted(self._only) or self._usual:
             row: Row = dict.fromkeys([*self._fetched, *self.columns]) | {"name": name}
             with suppress(NotFound):
@@ -198,7 +198,7 @@ class View:
         """The rows that contain a text, as one frame of the live view.
 
         Raises:
-            Unavailable: the broker does not answer.
+            Unavailable: the broker does not respond.
         """
         self._is_live = True
         rows = [
@@ -210,7 +210,7 @@ class View:
         return Frame(table, above=above, heads=layout.heads(table), keys="1-9 sort")
 
     def press(self, key: str) -> None:
-        """Sort by the column with this number; pressed again, in the other direction."""
+        """Sort by the column with this number; reverse the order if the key is pressed again."""
         if key.isdigit() and 0 < int(key) <= len(self.columns):
             column = self.columns[int(key) - 1]
             self._order = [f"-{column}" if self._order == [column] else column]
@@ -219,7 +219,7 @@ class View:
         """Print the list once.
 
         Raises:
-            SomeFailed: there is no management API, and AMQP only shows a part of the list.
+            SomeFailed: there is no management API, and AMQP provides only a part of the list.
         """
         rows, things = self.rows(), self._listing.things
         if not layout.show_rows(rows, self.columns, as_json=self._choosing.as_json):
@@ -238,7 +238,7 @@ class View:
 
 
 def _usual(names: Names, things: str) -> list[str]:
-    """Names of the tutorials' queues or exchanges, to ask AMQP for; empty for other lists."""
+    """Names of the tutorials' queues or exchanges, to query over AMQP; empty for other lists."""
     known: dict[str, list[Queue | Exchange]] = {
         QUEUES.things: [names.hello, names.task_queue, names.rpc_queue],
         EXCHANGES.things: [names.fanout, names.direct, names.topic, names.headers],
@@ -247,7 +247,7 @@ def _usual(names: Names, things: str) -> list[str]:
 
 
 def _watch(view: View, pause: float, *, live: bool) -> None:
-    """Repeat a list until Ctrl-C or TERM: redrawn in place on a terminal, else printed again each time."""
+    """Refresh a list until Ctrl-C or TERM: redraw it in place on a terminal, otherwise print it each time."""
     if live:
         Live(lambda _, wanted: view.frame(wanted), pause, view.press).run()
         return
@@ -270,7 +270,7 @@ def _only(flag: str) -> Any:
 
 
 def _add(things: str, what: str, *examples: str, only: Any = None) -> None:
-    """Add the command of a list.
+    """Add a `list` command.
 
     Args:
         only: the option that limits the list to some names, for lists that work over AMQP.

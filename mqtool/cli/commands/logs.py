@@ -54,11 +54,11 @@ def _emit(
     default: bytes | None = None,
     key: str | None = None,
 ) -> None:
-    """Publish through a lesson's emit().
+    """Publish messages with a tutorial's emit() function.
 
     Args:
         line: what to print for a confirmed message; the dialect's line if None.
-        default: the body if there are neither words nor input; the dialect's if None.
+        default: the body if there are neither words nor input; the dialect's default body if None.
         key: the routing key given by the user, if any.
     """
     lines, addressing = publishing.broker.lines, Addressing(exchange.name, key)
@@ -74,7 +74,7 @@ def _emit_with_key(
 
     Args:
         key: the routing key given by the user, if any.
-        usual: the routing key of messages that have no other.
+        usual: the default routing key, for messages without one.
     """
     line = publishing.broker.lines.sent_log_with_key
 
@@ -85,7 +85,7 @@ def _emit_with_key(
 
 
 def _with_key_in_body(publishing: Publishing, key: str | None) -> Publishing:
-    """Put the routing key in front of the words, as the scripts of one dialect do."""
+    """Put the routing key before the words of the body if the dialect's scripts do so."""
     options = publishing.options
     if key is None or not publishing.broker.lines.key_in_body or options.is_stream or options.file:
         return publishing
@@ -93,7 +93,7 @@ def _with_key_in_body(publishing: Publishing, key: str | None) -> Publishing:
 
 
 def _receive(asked: ReceivingLogs, exchange: Exchange, lesson: Callable[..., Iterator[Delivery]], line: str) -> None:
-    """Print what a tutorial's receive() yields, from the queue of --queue or a private one."""
+    """Print the deliveries of a tutorial's receive() function, from the --queue given or a private queue."""
     queue, is_private = asked.queue.declared(), asked.queue.queue is None
     matching = Matching(asked.receiving, asked.where, skips=is_private)
     settings = matching.settings()

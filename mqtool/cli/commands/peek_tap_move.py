@@ -50,7 +50,7 @@ from mqtool.work.transfer import AT_ONCE, NotMoved, Transfer, Until, elsewhere, 
 
 app = Commands()
 
-#: Warn if a message is within this many deliveries of the queue's delivery limit.
+#: Warn if a message has this many deliveries or fewer left before the queue's delivery limit.
 _CLOSE = 5
 
 
@@ -83,7 +83,7 @@ def peek(
         kind = peeking.kind_of(channel, queue, _api(access), access.vhost)
         if offset is not None and kind.how is not How.STREAM:
             raise UsageError(f"{queue!r} is not a stream, so it has no offsets", "leave out --offset")
-        # With --where, any number of messages may have to be read to find enough.
+        # With --where, any number of messages may have to be read to find enough matching ones.
         most = limit if where is None else None
         with closing(peeking.peek(channel, queue, kind, most, offset or FIRST)) as deliveries:
             for delivery in stopping.until_requested(deliveries):
@@ -115,7 +115,7 @@ def _say(queue: str, kind: Kind, shown: int, *, has_condition: bool) -> None:
         output.notice(f"{shown:,} shown; they stay in {queue}, marked as redelivered{price}")
 
 
-#: Seconds to wait for the management API: to connect, and to answer. Tapping an exchange works without it.
+#: Seconds to wait for a connection to the management API and for its response. Tapping an exchange works without it.
 _PATIENCE = (2.0, 10.0)
 Urls = Annotated[list[str] | None, URL]
 _HINT = "mqtool tap amq.topic 'kern.*' taps an exchange, mqtool tap -q jobs a queue"
@@ -147,7 +147,7 @@ class What:
         """Check that the options can be combined.
 
         Raises:
-            UsageError: they cannot.
+            UsageError: the options cannot be combined.
         """
         if bool(self.names) + bool(self.queue) + self.everything != 1 or (self.headers and not self.names):
             raise UsageError("name either an exchange or a queue, or say --all", _HINT)
@@ -160,7 +160,7 @@ class What:
             )
 
     def bound(self, access: Access) -> Iterator[Bound]:
-        """The bindings that bring copies to a private queue. Raises the errors of the functions in `bindings`."""
+        """The bindings that route copies to a private queue. Raises the errors of the functions in `bindings`."""
         if self.by_firehose:
             exchanges = ["#"] if self.everything else self.names
             of_queue = [firehose_of_queue(self.queue)] if self.queue else []
@@ -236,7 +236,7 @@ def _with_exchange(delivery: Delivery) -> str:
     return f" [x] {delivery.exchange or '(default)'} {delivery.routing_key}:"
 
 
-#: Seconds to wait for the management API: to connect, and to answer. It only reports the queue's delivery limit.
+#: Seconds to wait for a connection to the management API and for its response, used only for the delivery limit.
 _LIMIT_PATIENCE = 0.3, 1.0
 
 
@@ -290,7 +290,7 @@ def move(
 
 @contextmanager
 def _target(other: Access | None, source: Channel, confirm_timeout: float) -> Iterator[Channel]:
-    """The channel to publish on: the source's, or one on another broker."""
+    """The channel to publish on: the source's channel, or a channel on another broker."""
     if other is None:
         yield source
         return
@@ -308,7 +308,7 @@ def _expect(target: Channel, queue: str) -> None:
 
 
 def _check_limit(access: Access, source: Channel, queue: str) -> None:
-    """Check that messages that stay can be requeued: a queue with a delivery limit may drop them.
+    """Check that messages which stay in the queue can be requeued without exceeding its delivery limit.
 
     Raises:
         MqtoolError: the first message has reached the limit.

@@ -23,12 +23,12 @@ from mqtool.topology import Binding
 app = Commands()
 policy_app = app.group("policy", "Set, list and clear policies of queues and exchanges.")
 
-#: What a policy applies to. Types of queues need RabbitMQ 3.12.
+#: Values of a policy's apply-to. Those for a queue type need RabbitMQ 3.12.
 ApplyTo = Literal["all", "queues", "exchanges", "classic_queues", "quorum_queues", "streams"]
 
 
 def definition(text: str) -> dict[str, Any]:
-    """Parse the settings of a policy: a JSON object that is not empty."""
+    """Parse the settings of a policy, a non-empty JSON object."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -179,7 +179,7 @@ def import_definitions(
 
 
 def _import(api: Management, vhost: str, changes: Sequence[Change]) -> int:
-    """Apply changes to the broker; return how many it refused."""
+    """Apply changes to the broker; return the number of changes that it refused."""
     refused = 0
     for change in changes:
         try:

@@ -121,7 +121,7 @@ def _existing(channel: Channel, things: Iterable[Exchange | Queue], *, if_exists
     """Yield the names of the queues or exchanges that exist; report the others.
 
     Raises:
-        NotFound: one does not exist, and --if-exists is not given.
+        NotFound: one of them does not exist, and --if-exists is not given.
     """
     for thing in things:
         if administration.exists(channel, thing):
@@ -145,7 +145,7 @@ def delete_queue(
     with access.channel() as channel:
         for name in _existing(channel, map(Queue, queue), if_exists=if_exists):
             ready = administration.depth(channel, name).ready
-            # RabbitMQ treats every stream as empty, and deletes it in spite of --if-empty and --if-unused.
+            # RabbitMQ treats every stream as empty, and deletes it despite --if-empty and --if-unused.
             is_stream = _is_stream(channel, name, access.vhost)
             if is_stream and (if_empty or if_unused):
                 raise MqtoolError(

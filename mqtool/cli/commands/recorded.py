@@ -28,7 +28,7 @@ from mqtool.topology import Exchange
 
 app = Commands()
 
-#: For messages without an exchange. Recorded messages always have one.
+#: The exchange for messages that name none. Recorded messages always name their exchange.
 _DEFAULT_EXCHANGE = Exchange("")
 
 
@@ -83,7 +83,7 @@ class Changing:
     drop_header: Annotated[list[str] | None, Option(metavar="KEY", help="Header to leave out")] = None
 
     def changes(self) -> Changes:
-        """The options as changes to each message.
+        """The changes to make to each message.
 
         Raises:
             UsageError: --to-queue is combined with --to-exchange or --to-key.
@@ -181,7 +181,7 @@ def scrub(
     pseudonyms = Pseudonyms(os.urandom(32) if seed is None else os.fsencode(seed))
     scrubber = Scrubber(pseudonyms, parse_fields(keep or ()), parse_fields(field or ()))
     descriptor = opened(file)
-    # Ctrl-C also ends the program that writes to our stdin; its last lines must still be processed.
+    # Ctrl-C also ends the program that writes to stdin; the last lines of its output must still be processed.
     with stopping.calling(lambda: None):
         number, done = 0, list[bytes]()
         try:
@@ -198,7 +198,7 @@ def scrub(
 
 
 def _with_pauses(descriptor: int) -> Iterator[bytes | None]:
-    """Yield what is read, and None after each read: the time to write what is done."""
+    """Yield each chunk read, followed by None, which tells the caller to write its output."""
     for chunk in whole(descriptor):
         yield chunk
         yield None
@@ -220,7 +220,7 @@ def reconcile(
     """
     nameless = 0
 
-    def with_ids() -> Iterator[str]:  # received messages may come from other programs, without ids
+    def with_ids() -> Iterator[str]:  # received messages may be from other programs and have no ids
         nonlocal nameless
         for message_id in _ids(got):
             nameless += message_id is None

@@ -30,7 +30,7 @@ from mqtool.work.rpc_functions import ERROR
 
 app = Commands()
 
-#: With more requests than this, they are not printed: they would hide the replies.
+#: Maximum number of requests to print; more requests would hide the replies.
 _SHOWN = 100
 #: fib answers faster than requests arrive one by one: 2,000 requests at once take 3 s instead of 4.7 s.
 _MANY = ReceivingSettings(prefetch=100)
@@ -170,7 +170,7 @@ def _tell_if_nobody_serves(channel: Channel, queue: Queue, timeout: float) -> No
 
 
 def _check_integers(requests: list[str], function: Function) -> None:
-    """Check requests before they are sent. A tutorial's server crashes on anything but an integer, at each start."""
+    """Check requests before sending. A request that is no integer crashes a tutorial's server, again at each start."""
     for request in requests:
         if not re.fullmatch("[0-9]+" if function == "fib" else "[+-]?[0-9]+", request):
             kind = "a whole number from 0" if function == "fib" else "an integer"
@@ -193,5 +193,5 @@ def _show_remote(reply: Delivery, *, raw: bool) -> int:
 
 
 def _alone(reply: Delivery) -> bytes:
-    """The body of a reply; escaped if it goes to a terminal."""
+    """The body of a reply, escaped if stdout is a terminal."""
     return output.visible(reply.text).encode() if output.is_terminal(1) else reply.body

@@ -103,7 +103,7 @@ def receive_delayed(
 
 
 def _as_known(channel: Channel, exchange: Exchange) -> Exchange:
-    """The delayed exchange, or without the plugin a plain exchange that routes the same way."""
+    """The delayed exchange or, without the plugin, an ordinary exchange that routes in the same way."""
     if can_delay(channel, exchange):
         return exchange
     arguments = {name: value for name, value in exchange.arguments.items() if name != TYPE_INSIDE}
@@ -254,7 +254,7 @@ def _take(
     """Cancel or deliver the selected messages, and print how many.
 
     Raises:
-        SomeFailed: no message with one of the ids waits.
+        SomeFailed: no waiting message has one of the ids.
     """
     missing, count = set(ids or ()), 0
 

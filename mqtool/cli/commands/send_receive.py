@@ -174,7 +174,7 @@ def _work_and_forget(
 
 
 Strategy = Literal["individual", "batch", "async", "all"]
-#: Each strategy in the words of the tutorial's output.
+#: How the tutorial's output describes each strategy.
 _SAYS = {"individual": "individually in", "batch": "in batch in", "async": "and handled confirms asynchronously in"}
 
 

@@ -106,7 +106,7 @@ def _opened(
 
 
 def _body_alone(message: Message) -> bytes:
-    """The entry for tutorials that store only bodies. A message that has properties is stored as AMQP 1.0."""
+    """Encode a message for tutorials that store only bodies. A message with properties is stored as AMQP 1.0."""
     if not message.properties and message.message_id is None:
         return message.body
     from mqtool.streams.entries import encode

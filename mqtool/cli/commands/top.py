@@ -46,9 +46,9 @@ _ORDERS = {
 _SHOWN = ("name", "ready", "unacked", "consumers", "in/s", "out/s", "ack/s", "look out")
 #: The columns to show on a terminal with fewer than 60 or 80 columns.
 _NARROW = ((60, ("name", "ready", "unacked", "look out")), (80, ("name", "ready", "unacked", "consumers", "look out")))
-#: Up to this many queues, all are fetched and sorted here.
+#: If there are at most this many queues, all of them are fetched and sorted by mqtool, otherwise by the broker.
 _ALL_AT_ONCE = 2_000
-#: Compare with the sample this many samples ago, so that a consumer had some seconds to acknowledge.
+#: Compare with the sample taken this many samples ago, so that consumers had a few seconds to acknowledge.
 _LOOKS_BACK = 5
 
 
@@ -59,8 +59,8 @@ class Screen:
     Attributes:
         find: finds the management API; called again after an error, because a restarted broker may use another port.
         order: a key of _ORDERS.
-        descending: whether the greatest value comes first.
-        looks: the latest samples: queues by vhost and name.
+        descending: True if the largest value comes first.
+        looks: the latest samples, each with the queues by vhost and name.
     """
 
     find: Callable[[], Management]
@@ -77,16 +77,16 @@ class Screen:
         return self.found
 
     def press(self, key: str) -> None:
-        """Sort by the column of a key; pressed again, in the other direction."""
+        """Sort by the column of a key; reverse the order if the key is pressed again."""
         if key in _ORDERS:
             self.descending = not self.descending if key == self.order else key != "n"
             self.order = key
 
     def queues(self, limit: int | None, name: str = "") -> list[Json]:
-        """The first queues in this order whose names contain this; equal ones from A to Z.
+        """The first queues, in the chosen order, whose names contain this text; equal values are sorted by name.
 
         Args:
-            limit: how many; None for all. If there are very many queues, the broker sorts, so that only these are sent.
+            limit: number of queues; None for all. If there are very many, the broker sorts and sends only the first.
         """
         path = _ORDERS[self.order].path
         if limit is None or self.count(name) <= _ALL_AT_ONCE:
@@ -102,7 +102,7 @@ class Screen:
         return found
 
     def count(self, name: str) -> int:
-        """Number of queues whose names contain this."""
+        """Number of queues whose names contain this text."""
         where = "queues" if self.vhost is None else api.path("queues", self.vhost)
         page = self.api.get(where, page="1", page_size="1", columns="name", name=name)
         return int(page["filtered_count"]) if isinstance(page, dict) else len(page)
