@@ -1,1 +1,1 @@
-"""Drills: set a scene on a broker, break it, and see what became of the messages."""
+"""Drills: start commands on a broker, cause a failure, and count lost and duplicated messages."""

@@ -1,13 +1,13 @@
-"""What a drill breaks: a stream of messages to a receiver, or workers that run a program for each message.
+"""The drills. They disturb a flow of messages to a receiver, or workers that run a program for each message.
 
-A stream of messages; the broker restarts, a node dies, or connections are cut:
+A flow of messages; the broker restarts, a node dies, or connections are cut:
 
     send ──> [drill] ──> receive
          ^           ^
          └── broken ─┘
 
-The publisher publishes unconfirmed messages again with the same message ID. The receiver gets unacknowledged messages
-again, marked redelivered. So a message may arrive twice, which its ID shows; none is lost.
+The publisher publishes unconfirmed messages again with the same message ID. The broker redelivers unacknowledged
+messages to the receiver. So a message may arrive twice, which can be detected by its ID, but no message is lost.
 
 Workers; one is killed, a message always fails, or messages are published twice:
 
@@ -16,8 +16,8 @@ Workers; one is killed, a message always fails, or messages are published twice:
                 v  └── again later ──> [drill.dlq]
              killed
 
-A killed worker has not acknowledged its messages: another worker gets them, marked redelivered. A message that always
-fails becomes a dead letter with the reason. A message published twice is handled once.
+The broker redelivers the unacknowledged messages of a killed worker to another worker. A message that always fails is
+dead-lettered with the reason. A message published twice is handled once.
 """
 
 import shlex
@@ -38,11 +38,11 @@ from mqtool.work import peeking
 from mqtool.work.history import death_of
 from mqtool.work.retry_or_dead_letter import dead_letter_queue
 
-#: Default number of messages in a drill on a stream of messages.
+#: Default number of messages in a drill with a flow of messages.
 STREAM_MESSAGES = 10_000
-#: More messages for kill-node: at full speed they take several seconds, so that the pause can be measured.
+#: Default for kill-node: sending this many messages takes several seconds, so that the pause can be measured.
 NODE_MESSAGES = 40_000
-#: Said in each drill on a stream of messages.
+#: The explanation shown in each drill with a flow of messages.
 _AGAIN = (
     "The sender publishes again what was not confirmed, and the receiver gets again what it had not acknowledged: some "
     "may come twice, none may be missing."
@@ -50,7 +50,7 @@ _AGAIN = (
 
 
 def restart_broker(scene: Scene, count: int = STREAM_MESSAGES) -> Verdict:
-    """Stop the broker while messages flow, and start it again."""
+    """Restart the broker while messages flow."""
 
     def restart() -> None:
         scene.say("Now the broker stops, and starts again with what it has kept.")
@@ -64,9 +64,9 @@ def restart_broker(scene: Scene, count: int = STREAM_MESSAGES) -> Verdict:
 
 
 def kill_node(scene: Scene, count: int = NODE_MESSAGES) -> Verdict:
-    """kill -9 the node that leads the queue and that both sides are connected to; start it again later.
+    """kill -9 the node that hosts the queue's leader and both clients' connections; restart it later.
 
-    The other nodes elect a leader, and both sides reconnect to another node.
+    The other nodes elect a new leader, and both clients reconnect to another node.
     """
 
     def kill() -> None:
@@ -86,7 +86,7 @@ def kill_node(scene: Scene, count: int = NODE_MESSAGES) -> Verdict:
 
 
 def drop_connection(scene: Scene, count: int = STREAM_MESSAGES) -> Verdict:
-    """Cut the connections of both sides, three times."""
+    """Cut the connections of the publisher and the receiver, three times."""
     scene.say(
         f"{count:,} messages flow to a receiver. Three times, the connections of both sides are cut. Watch them "
         f"reconnect. {_AGAIN}"
@@ -100,7 +100,7 @@ def drop_connection(scene: Scene, count: int = STREAM_MESSAGES) -> Verdict:
 
 
 def _flow(scene: Scene, url: str, count: int, breaks: dict[int, Callable[[], None]]) -> Verdict:
-    """Send and receive messages in four parts; `breaks` has the function to call before a part."""
+    """Send and receive messages in four parts; `breaks` maps the number of a part to the function to call before it."""
     got = scene.directory / "got"
     receiver, sender = scene.terminals("receiver", "sender", url=url)
     receiver.start(f"mqtool receive --declare --json -q {scene.queue} > got")
@@ -109,7 +109,7 @@ def _flow(scene: Scene, url: str, count: int, breaks: dict[int, Callable[[], Non
     for quarter in range(4):
         first, last = count * quarter // 4, count * (quarter + 1) // 4
         if quarter in breaks:
-            # By now, some messages are in the queue, some are unconfirmed, and some unacknowledged.
+            # By now, some messages are in the queue, some are unconfirmed, and some are unacknowledged.
             wait_until(lambda half=first // 2: arrived() > half, "the stream to flow", PATIENCE)  # type: ignore[misc]
             breaks[quarter]()
         sender.write("\n".join(message(number) for number in range(first, last)))
@@ -139,14 +139,14 @@ def _ids(got: Path) -> list[str]:
 
 
 WORKER_MESSAGES = 200
-#: The effect of a message: a line with its ID, and 1 if it was redelivered.
+#: A shell command that records the effect of a message: a line with its ID, and 1 if it was redelivered.
 _EFFECT = 'echo "$MQ_MESSAGE_ID $MQ_REDELIVERED" >> effects'
 _RETRIES = 3
 _AT_ONCE = 4
 
 
 def kill_worker(scene: Scene, count: int = WORKER_MESSAGES) -> Verdict:
-    """kill -9 a worker while its programs run; another one takes over."""
+    """kill -9 a worker while its programs run; another worker takes over."""
     scene.say(
         f"{count} messages wait for workers that run a program for each, {_AT_ONCE} at once. Worker 1 is killed in the "
         "middle of it. It has not acknowledged what it was doing. Watch worker 2 get that again, marked redelivered, "
@@ -154,7 +154,7 @@ def kill_worker(scene: Scene, count: int = WORKER_MESSAGES) -> Verdict:
     )
     sender, first, second = scene.terminals("sender", "worker 1", "worker 2")
     confirmed = scene.send(sender, (message(number) for number in range(count)))
-    # After a quarter of the messages its programs run for minutes, so they are running when it is killed.
+    # After a quarter of the messages, the worker's programs run for minutes, so they still run when it is killed.
     long = f"[ ${{MQ_MESSAGE_ID#m-}} -lt {count // 4} ] || {{ touch running-$MQ_MESSAGE_ID; exec sleep 600; }}; "
     first.start(_worker(scene, long + _EFFECT))
     wait_until(
@@ -168,7 +168,7 @@ def kill_worker(scene: Scene, count: int = WORKER_MESSAGES) -> Verdict:
 
 
 def poison(scene: Scene, count: int = WORKER_MESSAGES) -> Verdict:
-    """Two messages cannot be handled: one always fails, one is bad data. They do not hold up the others."""
+    """Two messages cannot be handled: one always fails, one is bad data. Neither delays the other messages."""
     scene.say(
         f"Two of {count} messages cannot be handled: the program always fails for one, and calls the other bad data "
         f"(exit status 65). Watch the worker retry the first {_RETRIES} times, and the second not at all. Both become "

@@ -1,4 +1,4 @@
-"""The scene of a drill: a broker, commands in terminals, and a count of what became of the messages."""
+"""The scene of a drill (a broker, and commands in terminals) and its result (counts of messages)."""
 
 import json
 import os
@@ -23,17 +23,17 @@ from mqtool.stage.terminal import Audience, Guard, Place, Terminal
 #: Seconds to wait for a condition.
 PATIENCE = 60.0
 _LOOK = 0.1
-#: Give up after this many seconds without progress; after a restart, a queue needs some to elect a leader.
+#: Give up after this many seconds without progress; after a restart, electing a queue's leader takes time.
 _STILL = 20.0
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of the messages of a drill.
+    """The result of a drill: counts of its messages.
 
     Attributes:
         sent: distinct messages given to the publisher.
-        confirmed: messages that the broker confirmed, duplicates included.
+        confirmed: messages that the broker confirmed, including duplicates.
         done: distinct messages handled at least once.
         redelivered: deliveries marked redelivered.
         suppressed: deliveries recognised as duplicates by their message_id.
@@ -65,7 +65,7 @@ class Verdict:
 
     @property
     def lost(self) -> int:
-        """Messages that are neither done nor dead."""
+        """Number of messages that were neither handled nor dead-lettered."""
         return self.sent - self.done - self.dead
 
     def __str__(self) -> str:
@@ -83,7 +83,7 @@ class Scene:
         kind: kind of broker to start.
         url: use this broker instead of starting one.
         cluster: start three nodes.
-        image: RabbitMQ image to build on, in Docker.
+        image: the RabbitMQ image to build on, with Docker.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class Scene:
 
     @property
     def sending(self) -> str:
-        """The command line that publishes the messages that it reads."""
+        """The command line that publishes the messages on its stdin."""
         return f"mqtool send --json -q {self.queue} --persistent"
 
     def send(self, terminal: Terminal, messages: Iterable[str]) -> int:
@@ -167,7 +167,7 @@ class Scene:
         return number_of(terminal, "confirmed")
 
     def wait_until_still(self, complete: Callable[[], bool], progress: Callable[[], int]) -> None:
-        """Wait until complete() is true; or, if messages are lost, until progress() has not changed for a while."""
+        """Wait until complete() is true, or until progress() no longer changes because messages are lost."""
         before, still_since = progress(), time.monotonic()
         while not complete():
             if (now := progress()) != before:

@@ -1,14 +1,14 @@
 """Plays: the commands of each tutorial typed into several terminals, narrated and checked.
 
 play ── commands ──> Stage ──> Terminal ── subprocess ──> mqtool … ──> broker
-                       └── what is typed, printed, said and measured ──> Audience (shown by mqtool/cli)
+                       └── commands, output, explanations and charts ──> Audience (implemented in mqtool/cli)
 """
 
 from mqtool.plays import incident, stream_plays, tutorial_plays, why_queues
 from mqtool.stage.stage import Play
 from mqtool.tutorials.pages import NAMES as NAMES
 
-#: All plays, in the order in which to watch them. Those that are not among NAMES have no page to read.
+#: All plays, in the recommended order. Plays whose names are not in NAMES have no page to read.
 PLAYS: dict[str, Play] = {
     "why-queues": why_queues.WHY_QUEUES,
     "hello-world": tutorial_plays.HELLO_WORLD,

@@ -1,4 +1,4 @@
-"""The play of an incident: a failure in production is recorded, pseudonymised, and replayed on another broker."""
+"""The 'incident' play: a failure in production is recorded, pseudonymised, and replayed on another broker."""
 
 import json
 
@@ -22,7 +22,7 @@ _DEAD, _ERROR = "dead after 1 attempt", "error: "
 
 
 def play(stage: Stage) -> None:
-    """Tap, scrub and replay; then mend the program, and move the messages that had failed."""
+    """Tap, scrub and replay messages; then fix the program, and move the failed messages back to their queue."""
     charge = stage.file("charge")
     charge.write_text(_CHARGE)
     charge.chmod(0o755)
@@ -52,7 +52,7 @@ def play(stage: Stage) -> None:
 
 
 def _fails(stage: Stage, shop: Terminal, worker: Terminal, tap: Terminal) -> list[str]:
-    """Let the incident happen; return what `dlq show` says about the dead letter."""
+    """Cause the incident; return the lines that `dlq show` prints about the dead letter."""
     exchange, queue = stage.name("payments"), stage.name("charges")
     stage.say("A worker charges cards, and some charge fails now and then. Tap the exchange: copies, nothing is taken.")
     shop.run(f"mqtool exchange declare {exchange} topic")

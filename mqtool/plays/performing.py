@@ -1,4 +1,4 @@
-"""Performs a play, on a broker of its own or on one that others use too."""
+"""Performs a play, on a broker started for it or on an existing one."""
 
 import contextlib
 import tempfile
@@ -15,10 +15,10 @@ from mqtool.stage.terminal import Audience, Guard, Place
 
 
 def perform(play: Play, audience: Audience, guard: Guard, url: str | None = None, directory: Path | None = None) -> int:
-    """Perform a play, and delete what it declared; return how many checks passed.
+    """Perform a play, and delete the queues and exchanges it declared; return the number of checks passed.
 
     Args:
-        guard: kills what was started if mqtool is killed.
+        guard: kills the processes of the play if mqtool is killed.
         url: URL of the broker; None for a new embedded one.
         directory: working directory of the commands; None for a temporary one.
 
@@ -43,12 +43,12 @@ def perform(play: Play, audience: Audience, guard: Guard, url: str | None = None
 
 @contextmanager
 def embedded_broker(directory: Path, guard: Guard, stream_port: int | None = None) -> Iterator[str]:
-    """Run an embedded broker in memory, and yield its URL. It has a process of its own, since plays measure time.
+    """Run an embedded broker in memory, and yield its URL. It runs in a separate process, since plays measure time.
 
     Args:
         directory: a directory to create for its files.
         guard: kills the broker if mqtool is killed.
-        stream_port: port of the stream protocol; None for none.
+        stream_port: port of the stream protocol; None to disable it.
     """
     directory.mkdir()
     broker = embedded_starter.launch(directory, Settings(port=0, stream_port=stream_port))
@@ -57,14 +57,14 @@ def embedded_broker(directory: Path, guard: Guard, stream_port: int | None = Non
         yield embedded_starter.wait_until_ready(broker, directory)[0]
     finally:
         with undisturbed():
-            broker.kill()  # it keeps nothing on disk
+            broker.kill()  # it stores nothing on disk
             guard.ended(broker.pid)
             broker.wait()
 
 
 @contextmanager
 def _cleared(play: Play, url: str) -> Iterator[str]:
-    """Yield the broker's URL; delete what the play declares, before and after."""
+    """Yield the broker's URL; delete the play's queues and exchanges, before and after."""
     _remove(play, url)
     try:
         yield url
@@ -77,10 +77,10 @@ def _cleared(play: Play, url: str) -> Iterator[str]:
 
 
 def _remove(play: Play, url: str) -> None:
-    """Delete what a play declares, with its messages, from a broker that others use.
+    """Delete the queues and exchanges of a play, with their messages, from a broker that others use.
 
     Raises:
-        MqtoolError: the broker cannot be used, or refuses.
+        MqtoolError: the broker cannot be used, or refuses a request.
     """
     with Connection(parse_addresses(url), name="mqtool tutorial") as connection:
         channel = connection.channel()

@@ -1,4 +1,4 @@
-"""The plays of the tutorials on streams."""
+"""The plays of the stream tutorials."""
 
 from mqtool.stage.stage import Play, Stage
 
@@ -47,7 +47,7 @@ _NAME = "stream-offset-tracking-python"
 
 
 def _stream_offset_tracking(stage: Stage) -> None:
-    """A reader that is started again continues after its stored offset."""
+    """A restarted reader continues after its stored offset."""
     sender, receiver, third = stage.terminals("sender", "receiver", "offsets")
     stream, done = stage.queue(_NAME), "Done consuming first_offset: "
 

@@ -8,7 +8,7 @@ from mqtool.stage.terminal import Terminal, wait_until
 
 
 def _hello_world(stage: Stage) -> None:
-    """Either side may start first: the queue keeps the message until a receiver takes it."""
+    """Either side may start first: the queue keeps the message until a receiver consumes it."""
     sender, receiver = stage.terminals("sender", "receiver")
 
     stage.say("Nobody is receiving yet. Send a message anyway: it waits in a queue.")
@@ -42,7 +42,7 @@ _LONG_TASK = "long.."
 
 
 def _work_queues(stage: Stage) -> None:
-    """Fair dispatch, then round-robin, then the classic mistake."""
+    """Fair dispatch, then round-robin dispatch, then a forgotten acknowledgement."""
     boss, one, two = stage.terminals("boss", "worker 1", "worker 2")
     _fair_dispatch(stage, boss, [one, two])
     _round_robin(stage, boss, [one, two])
@@ -75,7 +75,7 @@ def _round_robin(stage: Stage, boss: Terminal, workers: list[Terminal]) -> None:
 
 
 def _share(stage: Stage, boss: Terminal, workers: list[Terminal], command: str) -> tuple[Terminal, Terminal]:
-    """Let two workers share the tasks; return the one that got the long task, and the other."""
+    """Let two workers share the tasks; return the worker that got the long task, then the other worker."""
     for worker in workers:
         worker.start(command)
     boss.run(f"printf '%s\\n' {' '.join([_LONG_TASK, *_QUICK_TASK])} | mqtool new-task -l{stage.queue('task_queue')}")
@@ -201,7 +201,7 @@ def _topics(stage: Stage) -> None:
     """Three receivers with different patterns write to three files."""
     emitter, everything, kernel, critical = stage.terminals("emitter", "all", "kernel", "critical")
     exchange = stage.exchange("topic_logs")
-    # All receivers get the last message, and those before it first.
+    # All receivers get the last message, after all other messages.
     all_lines = [f" [x] {key}:{text}" for key, text in _MESSAGES]
     receivers = [
         (everything, "'#'", all_lines, "every message"),
@@ -235,7 +235,7 @@ TOPICS = Play(
 
 
 def _headers(stage: Stage) -> None:
-    """Match the same two headers, once with all, once with any."""
+    """Match the same two headers, once with `all` and once with `any`."""
     emitter, both, either = stage.terminals("emitter", "all", "any")
     emit = f"mqtool emit-log headers{stage.exchange('headers_logs')}"
     receive = f"mqtool receive-log headers{stage.exchange('headers_logs')}"
@@ -315,7 +315,7 @@ _CONFIRM_COUNT = 5_000
 
 
 def _publisher_confirms(stage: Stage) -> None:
-    """Three ways to wait for confirms, and what each costs."""
+    """Three ways to wait for confirms, and the time that each takes."""
     (publisher,) = stage.terminals("publisher")
 
     stage.say(
@@ -341,7 +341,7 @@ PUBLISHER_CONFIRMS = Play(
 
 
 _DELAY_LONG, _DELAY_SHORT = 4, 2
-#: Names of the queues and exchanges in which messages wait if the broker has no plugin for delays.
+#: Names of the queues and exchanges that delay messages if the broker does not have the plugin.
 _DELAY_WAITING = (
     *(f"delay_exchange.exchange.delay.{seconds}s" for seconds in (_DELAY_LONG, _DELAY_SHORT)),
     "delayed_logs.exchange.delay.1s.classic",

@@ -1,8 +1,8 @@
-"""The play of why to use a queue: three reasons, each measured on a running broker.
+"""The 'why queues' play: three reasons to use a queue, each measured on a running broker.
 
-decoupling       shop ──> (orders) ──> [stock], [mail] ──> two departments, one of which goes home
+decoupling       shop ──> (orders) ──> [stock], [mail] ──> two departments, one of which goes offline
 asynchrony       shop ──> ./pack, and then: shop ──> [packing] ──> worker --exec ./pack
-peak clipping    forty orders in one second, for a worker that can do five
+peak clipping    forty orders in one second, for a worker that can handle five per second
 """
 
 from mqtool.stage.gauge import Gauge, Shop, depths, rate, times

@@ -1,1 +1,1 @@
-"""What plays and drills perform on: terminals, checks, and a proxy to break."""
+"""The environment of plays and drills: terminals, checks, measurements, and a proxy whose connections can be cut."""

@@ -1,4 +1,4 @@
-"""Measuring during a scene: queue depths, response times, rates."""
+"""Measurements during a play: queue depths, response times, rates."""
 
 import math
 import threading
@@ -17,12 +17,12 @@ _INTERVAL = 0.1
 
 
 class Shop:
-    """Sends orders to the command in a terminal, and measures how long each takes to be answered.
+    """Sends orders to the command in a terminal, and measures the response time of each one.
 
-    The first order is sent at once and not measured, since it waits for the program to start.
+    The first order is sent at once and not measured, since the program has to start first.
 
     Args:
-        answer: text contained in the lines that answer orders, which appear in the order of the orders.
+        answer: text contained in each reply line; replies appear in the order in which orders are sent.
     """
 
     def __init__(self, terminal: Terminal, command: str, answer: str) -> None:
@@ -43,19 +43,19 @@ class Shop:
             time.sleep(max(0.0, due - time.monotonic()))
 
     def finish(self) -> None:
-        """Wait until all orders are answered, and close the shop."""
+        """Wait for the replies to all orders, and end the command."""
         self._terminal.finish()
 
     @property
     def answers(self) -> list[float]:
-        """Milliseconds from each order to its answer, without the first."""
+        """Milliseconds from each order to its reply, except for the first."""
         return [
             (then - asked) * 1000
             for then, asked in [*zip(times(self._terminal, self._answer), self.asked, strict=False)][1:]
         ]
 
     def waiting(self) -> float:
-        """Milliseconds from the latest answered order to its answer."""
+        """Response time in milliseconds of the latest order that has a reply."""
         return (self.answers or [0.0])[-1]
 
     def __str__(self) -> str:
@@ -89,7 +89,7 @@ class Gauge:
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """Take readings within the block only: not while the person reads."""
+        """Take readings only within the block, not while the user reads."""
         self._measuring.set()
         try:
             yield
@@ -112,7 +112,7 @@ class Gauge:
 
 @contextmanager
 def depths(stage: Stage) -> Iterator[Callable[[str], int]]:
-    """Connect to the broker; yield a function that returns how many messages are ready in a queue."""
+    """Connect to the broker; yield a function that returns the number of ready messages in a queue."""
     with Connection(parse_addresses(stage.place.url), name="mqtool gauge") as connection:
         channel = connection.channel()
         yield channel.depth_of
@@ -124,6 +124,6 @@ def times(terminal: Terminal, text: str) -> list[float]:
 
 
 def rate(moments: Sequence[float]) -> float:
-    """Number of these moments within the last second."""
+    """Number of times (`time.monotonic()`) that are within the last second."""
     now = time.monotonic()
     return float(sum(now - moment < 1 for moment in moments))

@@ -1,4 +1,4 @@
-"""A TCP proxy in front of a broker, to cut its connections."""
+"""A TCP proxy in front of a broker, whose connections can be cut."""
 
 import contextlib
 import socket
@@ -7,7 +7,7 @@ from typing import Self
 
 
 class Proxy:
-    """Forwards connections from its own port to another port of this machine, within its block."""
+    """Context manager that forwards connections from its own port to another port of this machine."""
 
     def __init__(self, target_port: int) -> None:
         self._target_port = target_port
@@ -30,7 +30,7 @@ class Proxy:
         self.cut()
 
     def cut(self) -> int:
-        """Cut all connections without closing them properly; return how many."""
+        """Cut all connections without closing them properly; return the number of connections cut."""
         ends, self._open = self._open, []
         for end in ends:
             with contextlib.suppress(OSError):  # already closed
@@ -50,7 +50,7 @@ class Proxy:
                 self.join(client, server)
 
     def join(self, client: socket.socket, server: socket.socket) -> None:
-        """Forward what either sends to the other."""
+        """Forward data in both directions between a client and the server."""
         self._open += [client, server]
         for source, target in ((client, server), (server, client)):
             threading.Thread(target=self._forward, args=(source, target), daemon=True).start()

@@ -35,10 +35,10 @@ class Stage:
                 terminal.end()
 
     def terminals(self, *names: str, url: str | None = None) -> list[Terminal]:
-        """Open terminals; they replace the former ones on the screen.
+        """Open terminals, which replace the previous ones on the screen.
 
         Args:
-            url: the broker's URL, if not that of the play.
+            url: the broker's URL, if it differs from the play's.
         """
         self.audience.opened(names)
         place = replace(self.place, url=url or self.place.url)
@@ -63,7 +63,7 @@ class Stage:
         return APART + name if self.place.apart else name
 
     def file(self, name: str) -> Path:
-        """A file in the directory where commands run."""
+        """The path of a file in the working directory of the commands."""
         return self.place.directory / name
 
     def expect(self, what: str, got: object, expected: object) -> None:
@@ -97,8 +97,8 @@ class Play:
     Attributes:
         story: what the tutorial shows, in a sentence.
         play: types the commands and checks the results.
-        queues, exchanges: names of what its commands declare, without prefix; streams are among the queues.
-        has_streams: True if it needs a broker with a stream port.
+        queues, exchanges: names that its commands declare, without prefix; `queues` includes streams.
+        has_streams: True if the play needs a broker with a stream port.
     """
 
     title: str
@@ -118,7 +118,7 @@ def lines_of(path: Path) -> list[str]:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Ignore signals within the block, which cleans up."""
+    """Ignore signals within the block, so that they cannot interrupt a cleanup."""
     before = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
     try:
         yield

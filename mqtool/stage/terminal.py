@@ -1,4 +1,4 @@
-"""Terminals that run the commands of plays and drills; the audience that is shown them; the guard that ends them."""
+"""Terminals that run the commands of plays and drills, the Audience that shows them, the Guard that ends them."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ from mqtool.errors import MqtoolError
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A quantity that is measured ten times a second.
+    """Values of a quantity that is measured ten times a second.
 
     Attributes:
         unit: unit of the values; "" for a count.
@@ -31,10 +31,10 @@ class Chart:
 
 
 class Audience(Protocol):
-    """Shows a play or drill to a person. Terminals call it from their own threads."""
+    """Shows a play or drill to the user. Terminals call its methods from their own threads."""
 
     def opened(self, names: Sequence[str]) -> None:
-        """New terminals were opened; they replace the former ones."""
+        """New terminals were opened, which replace the previous ones."""
 
     def typed(self, terminal: str, command: str) -> None:
         """A command was typed into a terminal."""
@@ -46,7 +46,7 @@ class Audience(Protocol):
         """Show an explanation; return when the play may continue."""
 
     def right(self, what: str) -> None:
-        """A check passed; `what` says which."""
+        """A check passed; `what` describes it."""
 
     def measured(self, charts: Sequence[Chart], over: bool) -> None:
         """Show charts; `over` is True when the measurement has ended."""
@@ -66,7 +66,7 @@ def wait_until(condition: Callable[[], object], what: str | Callable[[], str], p
     """Wait until a condition is true.
 
     Args:
-        what: the condition in words, for the error; a function may add the present state.
+        what: the condition in words, for the error message, or a function that returns it with the current state.
         patience: seconds to wait.
 
     Raises:
@@ -98,8 +98,8 @@ class LineCount:
 class Guard:
     """A child process that kills the commands of a play if mqtool itself is killed, even with kill -9.
 
-    It reads a pipe from mqtool. When mqtool ends, the system closes the pipe, and the guard kills the process groups
-    that it was told about. Make it before any thread starts, since it is forked.
+    The guard reads a pipe from mqtool. When mqtool ends, the system closes the pipe, and the guard kills the registered
+    process groups. Create the guard before any thread starts, since it is forked.
     """
 
     def __init__(self) -> None:
@@ -113,11 +113,11 @@ class Guard:
         os.close(reading)
 
     def started(self, group: int) -> None:
-        """Tell the guard about a process group that was started."""
+        """Register a process group that was started."""
         self._tell(b"+%d\n" % group)
 
     def ended(self, group: int) -> None:
-        """Tell the guard that a process group has ended; another one may get its number."""
+        """Unregister a process group that has ended, since its number may be reused."""
         self._tell(b"-%d\n" % group)
 
     def _tell(self, line: bytes) -> None:
@@ -126,7 +126,7 @@ class Guard:
 
 
 def _watch(reading: int) -> None:
-    os.setsid()  # so that Ctrl-C does not reach it
+    os.setsid()  # so that Ctrl-C does not reach the guard
     quiet = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):  # a reader of mqtool's output must not wait for the guard to end
         os.dup2(quiet, descriptor)
@@ -147,15 +147,15 @@ _LAST_WORDS = 5.0
 
 @dataclass(frozen=True)
 class Place:
-    """Where commands run.
+    """The environment in which commands run.
 
     Attributes:
         directory: the working directory of the commands.
-        scratch: a directory for files that the person does not need to see.
+        scratch: a directory for files that the user does not need to see.
         url: URL of the broker.
-        apart: True if others use the broker too, so that queues and exchanges need a prefix.
+        apart: True if others also use the broker, so that queues and exchanges need a prefix.
         guard: kills the commands if mqtool is killed.
-        stream_port: the broker's stream port; None if the commands find it themselves.
+        stream_port: the broker's stream port; None if the commands find the port themselves.
     """
 
     directory: Path
@@ -212,7 +212,7 @@ class Terminal:
             raise self._ended_early()
 
     def feed(self, script: str) -> None:
-        """Type a command, or a shell loop, that reads the lines of write()."""
+        """Type a command, or a shell loop, that reads lines written with write()."""
         self._launch(script, script, stdin=subprocess.PIPE)
 
     def write(self, line: str) -> None:
@@ -233,7 +233,7 @@ class Terminal:
         self.wait(patience)
 
     def wait_for(self, text: str, count: int) -> None:
-        """Wait until the command has printed this many lines with the text."""
+        """Wait until the command has printed this many lines that contain the text."""
         wait_until(
             lambda: self.count(text) >= count or self.has_ended,
             lambda: f"{count} lines with {text!r} from {self.name}; there are {self.count(text)}",
@@ -248,7 +248,7 @@ class Terminal:
         return sum(text in line for line in list(self.lines))
 
     def after(self, text: str) -> list[str]:
-        """The rest of each line that contains the text, after the text."""
+        """For each line that contains the text, the part after the text."""
         return [line.partition(text)[2] for line in self.lines if text in line]
 
     def interrupt(self) -> None:

@@ -29,7 +29,7 @@ def send(
     messages: Iterable[Message | None],
     queue: Queue | None = None,
 ) -> Iterator[Receipt]:
-    """Publish messages that the exchange delays; yield each one's receipt. (None means: no message right now.)"""
+    """Publish messages that the exchange delays; yield each one's receipt. None in the input means no message yet."""
     channel.declare(exchange)
     if queue is not None:  # a message is lost if no queue is bound when it is due
         channel.bind(channel.declare(queue), exchange, routing_key)
@@ -38,7 +38,7 @@ def send(
 
 
 def with_x_delay(message: Message) -> Message:
-    """Return a message with its delay in the header x-delay; one without a delay is returned unchanged."""
+    """Return a message with its delay in the header x-delay, or the same message if it has no delay."""
     if message.delay is None:
         return message
     headers = {**(message.properties.get("headers") or {}), "x-delay": round(message.delay * 1000)}
@@ -48,7 +48,7 @@ def with_x_delay(message: Message) -> Message:
 def send_by_dead_lettering(
     channel: Channel, queue: Queue, messages: Iterable[Message], delay: float
 ) -> Iterator[Receipt]:
-    """Publish messages to a wait queue, where each expires after `delay` seconds and moves on to its queue."""
+    """Publish messages to a wait queue; they expire after `delay` seconds and are dead-lettered to `queue`."""
     milliseconds = round(delay * 1000)
     arguments = {
         "x-message-ttl": milliseconds,

@@ -1,8 +1,8 @@
-"""What each generation of the official tutorials declares, sends and prints, in each language.
+"""The declarations, messages and output of each generation of the official tutorials, in each language.
 
-The tutorials' names and flags differ from language to language, and have changed over the years. A program that
-declares a queue with other flags is refused (406 PRECONDITION_FAILED), so commands that share a broker with one of the
-tutorials' scripts must declare as it does. https://www.rabbitmq.com/tutorials
+The tutorials' names and settings differ between languages, and have changed over the years. The broker refuses to
+declare a queue again with other settings (406 PRECONDITION_FAILED), so a command that shares a broker with a tutorial's
+script must use the script's settings. https://www.rabbitmq.com/tutorials
 """
 
 import re
@@ -13,7 +13,7 @@ from mqtool.topology import DELAYED, Exchange, Queue, Stream
 
 
 class Dialect(StrEnum):
-    """The tutorials whose names and settings commands use."""
+    """A set of tutorials. It determines the names and settings that commands use."""
 
     PYTHON = "python"
     GO = "go"
@@ -45,10 +45,10 @@ class Names(NamedTuple):
 
 
 class Lines(NamedTuple):
-    """What the tutorial's scripts print, and what they send if no words are given.
+    """The lines that a tutorial's scripts print, and the messages that they send by default.
 
     Attributes:
-        received, log, log_with_key: printed for a received message; each line ends with the body.
+        received, log, log_with_key: lines printed for a received message; each one ends with the body.
         key_in_body: True if emit-log direct and topic also publish the words of the routing key.
     """
 
@@ -135,7 +135,7 @@ LINES = {
 }
 
 
-#: RabbitMQ's message about the first difference between a declaration and what exists.
+#: RabbitMQ's error message about the first difference between a declaration and the existing queue or exchange.
 _DIFFERS = re.compile(
     r"inequivalent arg '(?P<setting>durable|x-queue-type)' for (queue|exchange) '(?P<name>.*)' in vhost "
     r".* but current is (none|(the value )?'(?P<current>[^']*)')"
@@ -143,7 +143,7 @@ _DIFFERS = re.compile(
 
 
 def declaring_like(refusal: str) -> list[Dialect]:
-    """The dialects whose settings match what exists, by the broker's message about the difference."""
+    """The dialects that match an existing queue or exchange, according to the broker's refusal of a declaration."""
     told = _DIFFERS.search(refusal)
 
     def is_like(thing: Queue | Exchange) -> bool:
@@ -158,7 +158,7 @@ def declaring_like(refusal: str) -> list[Dialect]:
 
 
 def declaring_otherwise(queue: Queue) -> list[Dialect]:
-    """The dialects that declare a tutorial's queue with other settings: the first one of each language."""
+    """The first dialect of each language that declares a tutorial's queue with other settings."""
     languages: dict[str, Dialect] = {}
     for dialect, names in NAMES.items():
         if any(thing.name == queue.name and thing != queue for thing in names):
@@ -167,7 +167,7 @@ def declaring_otherwise(queue: Queue) -> list[Dialect]:
 
 
 class StreamDialect(StrEnum):
-    """The stream tutorials whose names, settings and lines commands use."""
+    """A set of stream tutorials. It determines the names, settings and lines that commands use."""
 
     PYTHON = "python"
     GO = "go"
@@ -183,7 +183,7 @@ class Hello(NamedTuple):
 
     Attributes:
         stores_bodies: True if it stores only the body, not an AMQP 1.0 message.
-        received: the line for a received message; may have the places {body}, {queue} and {offset}.
+        received: the line for a received message; may contain {body}, {queue} and {offset}.
     """
 
     stream: Stream
@@ -198,8 +198,8 @@ class Tracking(NamedTuple):
     """Stream tutorial 2: names, bodies of the messages and of the last one, and lines in the order of printing.
 
     Attributes:
-        body, marker: may have the place {number}.
-        done: has the places {first} and {last}.
+        body, marker: may contain {number}.
+        done: contains {first} and {last}.
         stores_bodies: as for Hello.
     """
 

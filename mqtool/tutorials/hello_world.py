@@ -19,7 +19,7 @@ def send(channel: Channel, queue: Queue, messages: Iterable[Message | None]) -> 
     """Publish messages to a queue; yield each one's receipt once the broker has confirmed it.
 
     Args:
-        messages: None among them means that there is none right now, as when a person types them line by line.
+        messages: None in the input means that there is no message yet, for example while the user is typing.
     """
     queue = channel.declare(queue)
     return channel.publish(messages, routing_key=queue.name)

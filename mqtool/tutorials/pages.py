@@ -1,6 +1,6 @@
 """The page of each tutorial: its picture, story, commands and source.
 
-Picture and story are the docstring of the tutorial's own file.
+The picture and the story come from the docstring of the tutorial's module.
 """
 
 import ast
@@ -10,7 +10,7 @@ from importlib import resources
 from mqtool.errors import UsageError
 from mqtool.spelling import did_you_mean
 
-#: The terminals of each tutorial and what to type there; the tutorials are in the order in which to learn them.
+#: The terminals of each tutorial and the commands to type in them; the tutorials are in the recommended order.
 _TERMINALS = {
     "hello-world": (("receiver", "mqtool receive"), ("sender", "mqtool send")),
     "work-queues": (
@@ -60,11 +60,11 @@ class Page:
 
     Attributes:
         title: such as "Routing".
-        summary: what it shows, in half a sentence.
+        summary: what the tutorial shows, in half a sentence.
         picture: lines of text, at most 78 columns wide.
         story: the paragraphs, each without line breaks.
         link: URL of the official tutorial.
-        terminals: each terminal's name, and what to type there.
+        terminals: each terminal's name, and the commands to type in it.
         source: the source code, without the docstring.
         file: path of the source in the project.
     """
@@ -81,12 +81,12 @@ class Page:
 
     @property
     def library(self) -> str:
-        """The client library of the plain script."""
+        """The name of the client library that the plain script uses."""
         return "rstream" if self.name.startswith("stream-") else "pika"
 
     @property
     def plain(self) -> str:
-        """A script that does the same with a client library alone."""
+        """The source of a script that does the same with only a client library."""
         return _read(f"plain_{self.library}/{self.name.replace('-', '_')}.py")
 
 

@@ -19,7 +19,7 @@ from mqtool.topology import PRIVATE_QUEUE, Exchange, Queue
 
 
 def emit(channel: Channel, exchange: Exchange, messages: Iterable[Message | None]) -> Iterator[Receipt]:
-    """Publish messages to an exchange; yield each one's receipt. (None means: no message right now.)"""
+    """Publish messages to an exchange; yield each one's receipt. None in the input means no message yet."""
     channel.declare(exchange)
     return channel.publish(messages, exchange=exchange)
 

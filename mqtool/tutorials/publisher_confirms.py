@@ -21,7 +21,7 @@ from mqtool.topology import Queue
 
 
 def individually(channel: Channel, queue: Queue, messages: Iterable[Message]) -> Iterator[Receipt]:
-    """Publish one message, wait for its confirm, publish the next: a window of one."""
+    """Publish a message, wait for its confirm, then publish the next one."""
     return channel.publish(messages, routing_key=queue.name, window=1)
 
 
@@ -35,7 +35,7 @@ def in_batches(channel: Channel, queue: Queue, messages: Iterable[Message], size
 def asynchronously(
     channel: Channel, queue: Queue, messages: Iterable[Message], refused: list[Message]
 ) -> Iterator[Receipt]:
-    """Publish without waiting; handle each answer when it comes.
+    """Publish without waiting; handle each confirm when it arrives.
 
     Args:
         refused: a list to which nacked messages are added. A real publisher would publish them again, or report them.
@@ -44,11 +44,11 @@ def asynchronously(
 
     def numbered() -> Iterator[Message]:
         for sequence, message in enumerate(messages, start=1):
-            outstanding[sequence] = message  # before it is published: the answer may arrive at once
+            outstanding[sequence] = message  # before publishing, since the confirm may arrive at once
             yield message
 
     def on_ack(sequence: int) -> None:
-        del outstanding[sequence]  # the broker is responsible for it now
+        del outstanding[sequence]  # the broker is now responsible for the message
 
     def on_nack(sequence: int) -> None:
         refused.append(outstanding.pop(sequence))
@@ -59,4 +59,4 @@ def asynchronously(
         else:
             on_nack(receipt.sequence)
         yield receipt
-    assert not outstanding  # publish() ends when every message was answered, and raises NotConfirmed if one was not
+    assert not outstanding  # publish() ends when all messages are acked or nacked, and raises NotConfirmed otherwise

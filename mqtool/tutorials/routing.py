@@ -18,10 +18,10 @@ from mqtool.topology import PRIVATE_QUEUE, Exchange, Queue
 
 
 def emit(channel: Channel, exchange: Exchange, severity: str, messages: Iterable[Message | None]) -> Iterator[Receipt]:
-    """Publish messages; yield each one's receipt. (None means: no message right now.)
+    """Publish messages; yield each one's receipt. None in the input means no message yet.
 
     Args:
-        severity: the routing key of messages that have none of their own.
+        severity: the routing key for messages without a routing key of their own.
     """
     channel.declare(exchange)
     return channel.publish(messages, exchange=exchange, routing_key=severity)
@@ -34,7 +34,7 @@ def receive(
     queue: Queue = PRIVATE_QUEUE,
     receiving: Receiving = STREAMING,
 ) -> Iterator[Delivery]:
-    """Consume the messages with these severities; each needs a binding."""
+    """Consume the messages with these severities, each of which needs a binding."""
     channel.declare(exchange)
     queue = channel.declare(queue)
     for severity in severities:

@@ -21,7 +21,7 @@ from mqtool.topology import PRIVATE_QUEUE, Queue
 
 #: Returns the reply to a request.
 Function = Callable[[Delivery], Message]
-#: A server takes one request at a time; other servers get the rest.
+#: A server gets one request at a time; other servers get the rest.
 ONE_AT_A_TIME = Receiving(prefetch=1)
 #: RabbitMQ's pseudo-queue for replies. https://www.rabbitmq.com/docs/direct-reply-to
 DIRECT_REPLY_TO = Queue("amq.rabbitmq.reply-to")
@@ -30,7 +30,7 @@ DIRECT_REPLY_TO = Queue("amq.rabbitmq.reply-to")
 def serve(
     channel: Channel, queue: Queue, function: Function, receiving: Receiving = ONE_AT_A_TIME
 ) -> Iterator[tuple[Delivery, Message]]:
-    """Answer requests; yield each with its reply."""
+    """Reply to requests; yield each request with its reply."""
     queue = channel.declare(queue)
     return _answered(channel, channel.consume(queue, receiving), function)
 

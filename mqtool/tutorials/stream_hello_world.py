@@ -23,7 +23,7 @@ def send(channel: StreamChannel, stream: Stream, messages: Iterable[Message | No
     """Append messages to a stream; yield each one's receipt once the broker has confirmed it.
 
     Args:
-        messages: None among them means that there is none right now, as when a person types them line by line.
+        messages: None in the input means that there is no message yet, for example while the user is typing.
     """
     stream = channel.declare(stream)
     return channel.publish(messages, stream)

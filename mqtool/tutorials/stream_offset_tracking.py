@@ -18,7 +18,7 @@ from mqtool.offsets import FIRST, Offset, Start
 from mqtool.streams import StreamChannel
 from mqtool.topology import Stream
 
-#: Messages in a run, and messages between two stored offsets.
+#: Number of messages in a run, and between two stored offsets.
 MESSAGES, EVERY = 100, 10
 
 
@@ -29,7 +29,7 @@ def send(channel: StreamChannel, stream: Stream, messages: Iterable[Message | No
 
 
 def next_offset(channel: StreamChannel, stream: Stream, name: str) -> Offset:
-    """The offset at which the reader of this name continues: after the stored one, or the first of the stream."""
+    """Where the reader with this name continues: after its stored offset, or at the first message of the stream."""
     stored = channel.stored_offset(stream.name, name)
     return FIRST if stored is None else Offset(Start.OFFSET, stored + 1)
 
@@ -37,10 +37,10 @@ def next_offset(channel: StreamChannel, stream: Stream, name: str) -> Offset:
 def receive(
     channel: StreamChannel, stream: Stream, name: str, offset: Offset, receiving: Receiving = STREAMING
 ) -> Iterator[Delivery]:
-    """Read up to the marker; store the offset of every tenth message after the caller handled it, and of the marker."""
+    """Read up to the marker. Store the offset of every tenth message, and of the marker, once it has been handled."""
     for number, delivery in enumerate(channel.consume(stream, offset, receiving)):
         yield delivery
-        # Not earlier: if the caller failed, the message would be skipped the next time.
+        # Stored only now: if the caller failed, the next run would skip the message.
         if number % EVERY == 0 or is_marker(delivery):
             channel.store_offset(stream.name, name, delivery.delivery_tag)
         if is_marker(delivery):

@@ -22,7 +22,7 @@ from mqtool.topology import PRIVATE_QUEUE, Exchange, Queue
 def emit(
     channel: Channel, exchange: Exchange, routing_key: str, messages: Iterable[Message | None]
 ) -> Iterator[Receipt]:
-    """Publish messages; yield each one's receipt. (None means: no message right now.)
+    """Publish messages; yield each one's receipt. None in the input means no message yet.
 
     Args:
         routing_key: words separated by dots, for messages without a routing key of their own.
@@ -38,7 +38,7 @@ def receive(
     queue: Queue = PRIVATE_QUEUE,
     receiving: Receiving = STREAMING,
 ) -> Iterator[Delivery]:
-    """Consume the messages whose routing key matches one of the patterns; each needs a binding."""
+    """Consume the messages whose routing key matches one of the patterns, each of which needs a binding."""
     channel.declare(exchange)
     queue = channel.declare(queue)
     for pattern in patterns:

@@ -22,7 +22,7 @@ FAIR_DISPATCH = Receiving(prefetch=1)
 
 
 def new_tasks(channel: Channel, queue: Queue, tasks: Iterable[Message | None]) -> Iterator[Receipt]:
-    """Publish tasks; yield each one's receipt once the broker has confirmed it. (None means: no task right now.)"""
+    """Publish tasks; yield each one's receipt once the broker has confirmed it. None means no task yet."""
     queue = channel.declare(queue)
     return channel.publish(tasks, routing_key=queue.name, persistent=True)
 
@@ -38,11 +38,11 @@ def work(
 def _done(channel: Channel, tasks: Iterable[Delivery], do: Callable[[Delivery], None]) -> Iterator[Delivery]:
     for task in tasks:
         do(task)
-        # Not earlier: if the worker dies, the broker redelivers an unacknowledged task to another one.
+        # Only now: if the worker dies earlier, the broker redelivers the task to another worker.
         channel.acknowledge(task)
         yield task
 
 
 def seconds_of_work(task: Delivery) -> int:
-    """How long the tutorial's pretended work takes: a second for each dot in the body."""
+    """The duration of the tutorial's simulated work: one second for each dot in the body."""
     return task.body.count(b".")
