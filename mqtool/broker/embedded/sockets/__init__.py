@@ -1,1 +1,1 @@
-"""What all protocols of the embedded broker need of a socket: listening, TLS, pacing, heartbeats and deadlines."""
+"""Socket handling for all protocols of the embedded broker: listeners, TLS, flow control, heartbeats and timeouts."""

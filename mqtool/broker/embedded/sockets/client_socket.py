@@ -1,4 +1,4 @@
-"""A client's socket, whichever protocol it speaks: bytes in and out, pacing, heartbeats and deadlines."""
+"""Base classes of client connections in all protocols: reading, writing, flow control, heartbeats and timeouts."""
 
 import asyncio
 import ipaddress
@@ -20,29 +20,29 @@ log.addFilter(OneLineASecond())
 _HANDSHAKE_SECONDS = 10.0
 _LOGGED_CHARACTERS = 500
 
-#: Unsent bytes at which the broker stops reading from a client, and stops working on what it has read.
+#: With more unsent bytes than this, the broker stops reading from a client and handling the frames already read.
 _UNREAD_LIMIT = 16 * 1024 * 1024
 
-#: An incomplete frame of up to this many bytes is not counted as held.
+#: An incomplete frame of up to this many bytes does not count as memory held for the client.
 _FEW_BYTES = 4096
 
-#: An incomplete frame of more bytes can only be a publish, which waits during an alarm.
+#: An incomplete frame larger than this can only be a publish. During an alarm, it blocks the client.
 _LARGE_FRAME = 1024 * 1024
 
 
 class PacedSocket(asyncio.Protocol, ABC):
-    """Cuts incoming bytes into frames, collects outgoing bytes into one write, and paces both.
+    """Splits incoming bytes into frames, combines outgoing bytes into one write, and applies flow control to both.
 
     Args:
-        state: the first state.
-        need: the size of the first frame at least, in bytes.
+        state: the initial state.
+        need: the minimum size of the first frame, in bytes.
 
     Attributes:
         enough_out: deliveries pause while more than this many bytes wait to be sent.
-        state: what the handshake waits for, then `open`, `closing` (the client has been told) or `closed`.
+        state: the frame that the handshake waits for, then `open`, `closing` (close was sent) or `closed`.
         blocked: True while an alarm stops the broker from reading.
-        writable: True if consumers can be sent more.
-        received_bytes, sent_bytes: totals.
+        writable: True if more deliveries can be sent to the client.
+        received_bytes, sent_bytes: total bytes in each direction.
     """
 
     enough_out: ClassVar[int]
@@ -71,7 +71,7 @@ class PacedSocket(asyncio.Protocol, ABC):
         """Handle the complete frames in `data`, and set `_need` to the size of the next frame.
 
         Returns:
-            The number of bytes handled. Less than there is if `is_unread` becomes true on the way.
+            The number of bytes handled. Stops early if `is_unread` becomes true.
         """
 
     @abstractmethod
@@ -83,7 +83,7 @@ class PacedSocket(asyncio.Protocol, ABC):
         """Resume deliveries: the client has read what was sent."""
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes from the client, and handle them if a frame is complete."""
+        """Receive bytes from the client, and handle them once a frame is complete."""
         self.heard()
         self.received_bytes += len(data)
         if self._chunks:
@@ -96,7 +96,7 @@ class PacedSocket(asyncio.Protocol, ABC):
         self.handle(data)
 
     def handle(self, data: bytes) -> None:
-        """Handle the complete frames, and keep the start of the next one."""
+        """Handle the complete frames, and keep the start of an incomplete one."""
         if len(data) >= self._need:
             try:
                 data = data[self.take_bytes(data) :]
@@ -111,20 +111,20 @@ class PacedSocket(asyncio.Protocol, ABC):
 
     @abstractmethod
     def count_held(self) -> None:
-        """Count the bytes of input and output that are held for the client."""
+        """Update the count of input and output bytes that are held for the client."""
 
     @property
     def is_unread(self) -> bool:
-        """Whether more than 16 MiB of answers wait to be sent."""
+        """True if more than 16 MiB of replies wait to be sent."""
         return self._out_bytes > _UNREAD_LIMIT
 
     @property
     def should_read(self) -> bool:
-        """Whether nothing on the broker's side stops it from reading."""
+        """True unless the broker must not read from this client now."""
         return not self.blocked
 
     def pace(self) -> None:
-        """Start or stop reading. A client that must wait, or does not read its answers, is not read from."""
+        """Pause reading while the client is blocked or does not read its replies; otherwise resume reading."""
         if self.transport.is_closing():
             return
         if not self.should_read or self.transport.get_write_buffer_size() > _UNREAD_LIMIT:
@@ -136,7 +136,7 @@ class PacedSocket(asyncio.Protocol, ABC):
             self.handle(b"".join(self._chunks))
 
     def write(self, data: bytes) -> None:
-        """Send bytes at the end of this turn of the loop, together with all others."""
+        """Send bytes at the end of this event loop iteration, in one write with all others."""
         self._out.append(data)
         self._out_bytes += len(data)
         if self._out_bytes > self.enough_out:
@@ -145,13 +145,13 @@ class PacedSocket(asyncio.Protocol, ABC):
             self.flush_soon()
 
     def flush_soon(self) -> None:
-        """Send what was written at the end of this turn of the loop."""
+        """Send all written bytes at the end of this event loop iteration."""
         if not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush)
 
     def before_flush(self) -> None:
-        """Write what was put off until the end of the turn."""
+        """Write data that was deferred until the next flush. Called before each flush."""
 
     def _flush(self) -> None:
         self._flushing = False
@@ -171,11 +171,11 @@ class PacedSocket(asyncio.Protocol, ABC):
             self.transport.close()
 
     def hold_answers(self) -> None:
-        """Send nothing until release_answers() has been called as often as this."""
+        """Send nothing until release_answers() has been called as many times as hold_answers()."""
         self._held_answers += 1
 
     def release_answers(self) -> None:
-        """Send what was held."""
+        """Undo one hold_answers(). After the last, send the data that was held back."""
         self._held_answers -= 1
         if not self._held_answers:
             self.flush_soon()
@@ -198,7 +198,7 @@ class PacedSocket(asyncio.Protocol, ABC):
             self.may_send()
 
     def heard(self) -> None:
-        """Note the time at which the client was last heard."""
+        """Record that the client sent something, for the heartbeat check."""
         self._heard_at = self._loop.time()
 
     def hang_up(self) -> None:
@@ -209,18 +209,18 @@ class PacedSocket(asyncio.Protocol, ABC):
 
 
 class ClientSocket(PacedSocket):
-    """A client's socket, from the handshake to the end.
+    """The base class of client connections, from the handshake until the socket closes.
 
     Args:
         broker: the broker.
-        connections: the set to be a member of while the socket is open.
+        connections: the open connections of this protocol; contains this one while its socket is open.
 
     Attributes:
-        protocol: its name in the management API.
-        heartbeat_frame: what is sent when the broker has nothing else to send.
-        user, vhost, rights: set by the handshake: who logged in, where, and what they may do.
+        protocol: the protocol's name in the management API.
+        heartbeat_frame: the bytes of a heartbeat.
+        user, vhost, rights: the logged-in user, the virtual host and the user's permissions; set by the handshake.
         peer, local: host and port of both ends.
-        held_bytes: what the broker holds for it: unread output, incomplete messages, uncommitted transactions.
+        held_bytes: memory held for the client: unread output, incomplete messages, uncommitted transactions.
         connected_at: seconds since 1970.
         heartbeat: the negotiated interval in seconds; 0 for none.
     """
@@ -231,7 +231,7 @@ class ClientSocket(PacedSocket):
     vhost: VirtualHost
     rights: Rights
 
-    # Any: the set is of connections of one protocol.
+    # Any: all members of the set are of one subclass.
     def __init__(self, broker: Broker, connections: Connections[Any], state: str, need: int) -> None:
         super().__init__(state, need)
         self.broker = broker
@@ -248,7 +248,7 @@ class ClientSocket(PacedSocket):
 
     @abstractmethod
     def shut(self) -> None:
-        """End everything that the client has on the broker."""
+        """Release everything that belongs to the connection, such as channels and consumers."""
 
     def hold(self, by: int) -> None:
         """Count bytes that are held for the client against the memory limit; negative when they are released."""
@@ -256,7 +256,7 @@ class ClientSocket(PacedSocket):
         self.broker.hold_for_client(by)
 
     def count_held(self) -> None:
-        """Count the bytes of input and output that are held for the client."""
+        """Update the count of input and output bytes that are held for the client."""
         held = self.transport.get_write_buffer_size()
         if self._have > _FEW_BYTES:
             held += self._have
@@ -279,37 +279,37 @@ class ClientSocket(PacedSocket):
 
     @property
     def can_be_sent_more(self) -> bool:
-        """Whether less than 16 MiB wait for the client to read."""
+        """True if no more than 16 MiB wait to be read by the client."""
         return self._out_bytes + self._held_by_socket <= _UNREAD_LIMIT
 
     @property
     def name(self) -> str:
-        """The connection's name as in RabbitMQ: both addresses."""
+        """The connection's name as in RabbitMQ: `HOST:PORT -> HOST:PORT`."""
         return f"{self.peer[0]}:{self.peer[1]} -> {self.local[0]}:{self.local[1]}"
 
     @property
     def is_open(self) -> bool:
-        """Whether the client is logged in and has not begun to leave."""
+        """True from the end of the handshake until either side starts to close the connection."""
         return self.state == "open"
 
     @property
     def from_loopback(self) -> bool:
-        """Whether the client is on this machine."""
+        """True if the client is on this machine."""
         return ipaddress.ip_address(self.peer[0].partition("%")[0]).is_loopback
 
     def logged_in(self, user: User) -> None:
-        """Note who the client is."""
+        """Set the user after a successful login."""
         self.user = user
         self._connections.logged_in(self)
 
     def log_once_a_second(self, level: int, cause: str, text: str) -> None:
-        """Log something about the connection. Before the login, log only one line a second for each cause.
+        """Log a message about the connection. Until it is open, log only one line a second for each cause.
 
         Args:
             level: the level, such as logging.WARNING.
             cause: one of a few fixed texts.
-            text: what to log, cut to 500 characters. It is written in ASCII, so that names chosen by clients
-                can neither forge lines of the log nor control a terminal.
+            text: the message, cut to 500 characters. Other characters than ASCII are escaped, so that names chosen
+                by clients can neither forge log lines nor control a terminal.
         """
         shown = ascii(text[:_LOGGED_CHARACTERS])[1:-1]
         extra = None if self.is_open else caused_by(f"{self.protocol} {cause}")
@@ -320,12 +320,12 @@ class ClientSocket(PacedSocket):
         self.transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Wait for the handshake of a new client."""
+        """Set up a new connection and wait for its handshake."""
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
         transport.set_write_buffer_limits(high=self.enough_out)
         peer = transport.get_extra_info("peername")
-        # A socket that has closed already has no addresses.
+        # A socket that is already closed has no addresses.
         if peer:
             self.peer = (str(peer[0]), int(peer[1]))
             self.local = transport.get_extra_info("sockname")[:2]
@@ -335,7 +335,7 @@ class ClientSocket(PacedSocket):
             self.broker.hooks.connected(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Clean up: the socket is closed."""
+        """Clean up after the socket has closed."""
         if exc is not None:
             self.log_once_a_second(logging.INFO, "lost", f"connection lost: {exc}")
         self.set_deadline(None)
@@ -348,7 +348,7 @@ class ClientSocket(PacedSocket):
         self.hold(-self.held_bytes)
 
     def handle(self, data: bytes) -> None:
-        """Handle the complete frames; if they change durable definitions, send the answers once those are on disk."""
+        """Handle the complete frames. If they change durable definitions, delay the replies until these are on disk."""
         ledger = self.broker.ledger
         saved = ledger.definitions_saved
         super().handle(data)
@@ -357,7 +357,7 @@ class ClientSocket(PacedSocket):
             ledger.after_commit(self.release_answers)
 
     def set_deadline(self, seconds: float | None) -> None:
-        """Close the socket after this long, whatever was set before; None for never."""
+        """Close the socket after this many seconds; None for never. Replaces the previous deadline."""
         if self._deadline is not None:
             self._deadline.cancel()
         self._deadline = None if seconds is None else self._loop.call_later(seconds, self._out_of_time)

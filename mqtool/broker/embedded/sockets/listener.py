@@ -25,7 +25,7 @@ _ATTEMPTS = 20
 
 
 class Listener:
-    """Accepts connections on one port of some addresses. It can refuse them for a while without losing the port.
+    """Accepts connections on one port of one or more hosts. Can refuse connections for a while but keep the port.
 
     Args:
         new_connection: creates the asyncio protocol of a new connection.
@@ -51,7 +51,7 @@ class Listener:
             The port.
 
         Raises:
-            OSError: the port is taken.
+            OSError: the port is already in use.
         """
         for place in _bound(hosts, port):
             port = place.getsockname()[1]
@@ -69,11 +69,11 @@ class Listener:
             return
         addresses = [(each.family, each.getsockname()) for server in self._servers for each in server.sockets]
         self._close_servers()
-        # Sockets that are bound but do not listen keep the port, and the system refuses connections to them.
+        # Sockets that are bound but do not listen keep the port; the system refuses connections to it.
         self._places = [_place(family, address) for family, address in addresses]
 
     def open(self) -> None:
-        """Accept connections again, once open() was called as often as shut()."""
+        """Undo one shut(). After the last, accept connections again."""
         self._shut -= 1
         if self._shut:
             return
@@ -95,7 +95,7 @@ class Listener:
         self._servers = []
 
     def close(self) -> None:
-        """Stop listening, and give the port back."""
+        """Stop listening and release the port."""
         for task in self._opening:
             task.remove_done_callback(self._opened)
             task.add_done_callback(lambda done: done.result().close())
@@ -106,7 +106,7 @@ class Listener:
 
 
 def _bound(hosts: Sequence[str], port: int) -> list[socket.socket]:
-    """Sockets that are bound to all addresses of these hosts, on one port."""
+    """Return sockets that are bound to all addresses of these hosts, on one port."""
     for attempt in range(_ATTEMPTS):
         places: list[socket.socket] = []
         try:
@@ -123,7 +123,7 @@ def _bound(hosts: Sequence[str], port: int) -> list[socket.socket]:
 
 
 def _bound_to(host: str, port: int) -> list[socket.socket]:
-    """Sockets that are bound to the addresses of a host, except IPv6 or IPv4 ones if the machine lacks that."""
+    """Return sockets bound to the addresses of a host. Skips IPv6 or IPv4 addresses if the machine lacks support."""
     found = {}
     for name in _EVERYWHERE.get(host, (host,)):
         try:
@@ -149,7 +149,7 @@ def _bound_to(host: str, port: int) -> list[socket.socket]:
 
 
 def _place(family: int, address: Any) -> socket.socket:
-    """A socket that is bound to an address."""
+    """Return a non-blocking socket that is bound to an address."""
     place = socket.socket(family, socket.SOCK_STREAM)
     try:
         place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -174,9 +174,9 @@ class Tls:
     """PEM files for TLS.
 
     Attributes:
-        cert: the broker's certificate, followed by the intermediate ones.
-        key: its private key, not encrypted.
-        client_ca: the authority that must have signed clients' certificates; None to ask for no certificates.
+        cert: the broker's certificate, followed by any intermediate certificates.
+        key: the certificate's private key, not encrypted.
+        client_ca: the CA that must have signed client certificates; None if clients need no certificate.
     """
 
     cert: str | Path
@@ -184,7 +184,7 @@ class Tls:
     client_ca: str | Path | None = None
 
     def context(self) -> ssl.SSLContext:
-        """The TLS context for a Listener.
+        """Return the TLS context for a Listener.
 
         Raises:
             OSError: a file cannot be read or is not PEM, or the key does not match the certificate.
@@ -213,13 +213,13 @@ def _check(path: Path) -> None:
         raise OSError(f"cannot read the TLS file {path}: {error.strerror}") from error
     if b"-----BEGIN " not in content:
         raise OSError(f"the TLS file {path} is not in PEM form")
-    # OpenSSL would ask for the password on the terminal.
+    # OpenSSL would prompt for the password on the terminal.
     if b"ENCRYPTED" in content:
         raise OSError(f"the key {path} is encrypted; the broker needs one that is not")
 
 
 class _Handshake(ssl.SSLObject):
-    """Logs why a TLS handshake failed, which asyncio does not."""
+    """Logs the reason for a failed TLS handshake; asyncio does not."""
 
     def do_handshake(self) -> None:
         """Continue the handshake."""
@@ -239,20 +239,20 @@ def _reason(error: ssl.SSLError) -> str:
 
 log = logging.getLogger("mqtool.broker.embedded")
 
-#: The bounds of stranger_limit().
+#: The least and the greatest result of stranger_limit().
 _FEWEST, _MOST = 64, 1000
 
 _LOG_SECONDS = 1.0
 
 
 def stranger_limit() -> int:
-    """The number of connections that one address may have without a login: a quarter of the file descriptors."""
+    """Return how many connections one address may have before login: a quarter of the file descriptors, 64 to 1000."""
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return min(max(descriptors // 4, _FEWEST), _MOST)
 
 
 class Guest(Protocol):
-    """A connection."""
+    """A connection whose login Connections tracks."""
 
     peer: tuple[str, int]
 
@@ -264,7 +264,7 @@ C = TypeVar("C", bound=Guest)
 
 
 class Connections(set[C], Generic[C]):
-    """The open connections of one protocol. Limits those of each address that have not logged in."""
+    """The open connections of one protocol. Limits how many of each address have not logged in."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -272,7 +272,7 @@ class Connections(set[C], Generic[C]):
         self._strangers: dict[str, dict[C, None]] = {}
 
     def add(self, connection: C) -> None:
-        """Add a new connection. If its address has too many strangers, close the one that has waited longest."""
+        """Add a new connection. If its address has too many that have not logged in, close the oldest of these."""
         super().add(connection)
         strangers = self._strangers.setdefault(connection.peer[0], {})
         strangers[connection] = None
@@ -284,7 +284,7 @@ class Connections(set[C], Generic[C]):
             oldest.abort()
 
     def logged_in(self, connection: C) -> None:
-        """Stop counting a connection against the limit."""
+        """Stop counting a connection against the limit of its address."""
         address = connection.peer[0]
         strangers = self._strangers.get(address)
         if strangers is not None:
@@ -293,13 +293,13 @@ class Connections(set[C], Generic[C]):
                 del self._strangers[address]
 
     def remove(self, connection: C) -> None:
-        """Remove a connection that is closed."""
+        """Remove a closed connection."""
         super().remove(connection)
         self.logged_in(connection)
 
 
 class OneLineASecond(logging.Filter):
-    """Passes one record a second for each cause, and adds to the next one how many were left out.
+    """A log filter that passes one record a second for each cause. The next record says how many were suppressed.
 
     Only records with a `cause` are filtered: `log.warning("...", extra=caused_by("handshake"))`.
     """
@@ -310,7 +310,7 @@ class OneLineASecond(logging.Filter):
         self._left_out: dict[str, int] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether to log the record."""
+        """Return True if the record is to be logged."""
         cause = getattr(record, "cause", None)
         if cause is None:
             return True
@@ -325,9 +325,9 @@ class OneLineASecond(logging.Filter):
 
 
 def caused_by(cause: str) -> dict[str, Any]:
-    """The `extra` argument of a log call that is limited to one line a second.
+    """Return the `extra` argument of a log call that OneLineASecond limits to one line a second.
 
     Args:
-        cause: one of a few fixed texts; one line a second is logged for each.
+        cause: one of a few fixed texts. Each has its own limit.
     """
     return {"cause": cause}

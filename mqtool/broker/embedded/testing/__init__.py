@@ -1,4 +1,4 @@
-"""Questions that tests ask an embedded broker, and faults that they make happen to it.
+"""Support for tests that use an embedded broker: queries about its messages, fault injection and a test CA for TLS.
 
-A broker that is not tested imports none of this: the broker calls it only by `Broker.hooks`.
+A broker that is not under test does not import this package; the broker calls it only through `Broker.hooks`.
 """

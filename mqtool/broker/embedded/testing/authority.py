@@ -1,4 +1,4 @@
-"""A throwaway certificate authority, with certificates for a broker and a client, for tests of TLS."""
+"""A throwaway certificate authority for TLS tests, with certificates for a broker and a client."""
 
 import ssl
 import subprocess
@@ -25,7 +25,7 @@ authorityKeyIdentifier = keyid
 
 
 class Authority(NamedTuple):
-    """PEM files that are valid for two days. The broker's certificate is for localhost, 127.0.0.1 and ::1.
+    """The PEM files of a test CA, valid for two days. The broker's certificate is for localhost, 127.0.0.1 and ::1.
 
     Attributes:
         ca: the authority's certificate, for clients to trust.
@@ -40,7 +40,7 @@ class Authority(NamedTuple):
     client_key: Path
 
     def tls(self, *, client_certificates: bool = False) -> Tls:
-        """The setting for a broker: `EmbeddedBroker(tls=authority.tls())`.
+        """Return the `tls` setting for a broker: `EmbeddedBroker(tls=authority.tls())`.
 
         Args:
             client_certificates: require client certificates of this authority.
@@ -48,7 +48,7 @@ class Authority(NamedTuple):
         return Tls(self.cert, self.key, self.ca if client_certificates else None)
 
     def context(self, *, client_certificate: bool = False) -> ssl.SSLContext:
-        """The TLS context for a client, such as `pika.SSLOptions(authority.context(), "localhost")`.
+        """Return a TLS context for a client, as in `pika.SSLOptions(authority.context(), "localhost")`.
 
         Args:
             client_certificate: present the client's certificate.
@@ -60,7 +60,7 @@ class Authority(NamedTuple):
 
 
 def new_authority(directory: Path) -> Authority:
-    """Create an authority and its certificates in a directory, with the command openssl.
+    """Create an authority and its certificates in a directory, with the `openssl` command.
 
     Raises:
         FileNotFoundError: openssl is not installed.

@@ -1,4 +1,4 @@
-"""Faults of connections: cut, refused, silent, slow, closed by the broker; publishers blocked, and restarts."""
+"""Faults that affect connections: cut, refuse, hang, delay or close them, block publishers, restart the broker."""
 
 import asyncio
 import fnmatch
@@ -18,7 +18,7 @@ _SEND_RST = struct.pack("ii", 1, 0)
 
 
 class Between(asyncio.Transport):
-    """A transport that passes everything on to the transport that it replaces."""
+    """A transport that wraps another one and forwards every call to it. Base class of the fault layers."""
 
     def __init__(self, inner: asyncio.Transport) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Between(asyncio.Transport):
 
 
 class Frozen(Between):
-    """A transport that passes on nothing, in either direction, until thaw()."""
+    """A transport that neither sends nor receives anything until thaw()."""
 
     def __init__(self, inner: asyncio.Transport) -> None:
         super().__init__(inner)
@@ -74,14 +74,14 @@ class Frozen(Between):
         """Ignored: reading resumes after thaw()."""
 
     def thaw(self) -> None:
-        """Send everything written since the freeze, and close if that was asked for."""
+        """Send everything written since the freeze, and close the transport if close() or abort() was called."""
         self.inner.write(b"".join(self._kept))
         if self._closing is not None:
             self._closing()
 
 
 class Slow(Between):
-    """A transport that delays everything sent by a number of seconds."""
+    """A transport that delays everything it sends by a number of seconds."""
 
     def __init__(self, inner: asyncio.Transport, seconds: float) -> None:
         super().__init__(inner)
@@ -108,7 +108,7 @@ class Slow(Between):
 
 
 def innermost(connection: Client) -> asyncio.Transport:
-    """The transport of a connection's socket, without the layers that faults have put around it."""
+    """Return the transport of a connection's socket, inside the layers that faults have added."""
     transport = connection.transport
     while isinstance(transport, Between):
         transport = transport.inner
@@ -116,7 +116,7 @@ def innermost(connection: Client) -> asyncio.Transport:
 
 
 def take_out(connection: Client, layer: Between) -> None:
-    """Remove a layer from around a connection's transport."""
+    """Remove a layer that a fault has added to a connection's transport."""
     if connection.transport is layer:
         connection.transport = layer.inner
         return
@@ -141,7 +141,7 @@ def _named(scene: Scene, pattern: str | None) -> Iterator[Client]:
 
 @dataclass
 class CutConnections(Fault):
-    """Sockets are closed without connection.close: with a RST, or with a FIN."""
+    """Closes sockets without connection.close, with a RST or a FIN."""
 
     lasts: ClassVar[bool] = False
     name: str | None = None
@@ -161,7 +161,7 @@ class CutConnections(Fault):
 
 @dataclass
 class CloseConnections(Fault):
-    """The broker closes connections with a reply code and text."""
+    """Closes connections with a reply code and text."""
 
     lasts: ClassVar[bool] = False
     code: int = 320
@@ -182,7 +182,7 @@ class CloseConnections(Fault):
 
 @dataclass
 class CloseChannels(Fault):
-    """The broker closes all channels with a reply code and text."""
+    """Closes all channels with a reply code and text."""
 
     lasts: ClassVar[bool] = False
     code: int = 406
@@ -213,7 +213,7 @@ def _check_code(code: int) -> None:
 
 @dataclass
 class RefuseConnections(Fault):
-    """New connections are refused. Open connections stay open."""
+    """Refuses new connections. Open connections stay open."""
 
     seconds: float | None = None
 
@@ -230,7 +230,7 @@ class RefuseConnections(Fault):
 
 @dataclass
 class GoSilent(Fault):
-    """The broker hangs: it reads nothing and sends nothing, not even heartbeats."""
+    """Makes the broker hang: it reads nothing and sends nothing, not even heartbeats."""
 
     seconds: float | None = None
     _frozen: list[Client] = field(default_factory=list, init=False, repr=False)
@@ -256,12 +256,12 @@ class GoSilent(Fault):
             take_out(connection, layer)
             layer.thaw()
             connection.start_heartbeats(connection.heartbeat)
-            connection.write(b"")  # which also reads again
+            connection.write(b"")  # flushing also resumes reading
 
 
 @dataclass
 class SlowDown(Fault):
-    """Everything that the broker sends is delayed."""
+    """Delays everything that the broker sends."""
 
     seconds: float = 0.1
     _layers: list[Slow] = field(default_factory=list, init=False, repr=False)
@@ -286,7 +286,7 @@ class SlowDown(Fault):
 
 @dataclass
 class BlockPublishers(Fault):
-    """An alarm is raised: the broker blocks every connection that publishes."""
+    """Raises an alarm, so that the broker blocks every connection that publishes."""
 
     reason: str = LOW_ON_MEMORY
     seconds: float | None = None
@@ -304,9 +304,9 @@ class BlockPublishers(Fault):
 
 @dataclass
 class Restart(Fault):
-    """The broker stops, and listens on the same port again after a number of seconds.
+    """Stops the broker, and listens on the same ports again after a number of seconds.
 
-    Connections are closed as at a shutdown. Transient queues, exchanges and messages are lost without `keep_transient`.
+    Closes connections as at a shutdown. Transient queues, exchanges and messages are lost unless `keep_transient`.
     """
 
     seconds: float = 0.0

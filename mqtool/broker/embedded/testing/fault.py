@@ -1,4 +1,7 @@
-"""Faults: what one is, how a request names it, and the faults of messages. See also connection_faults.py."""
+"""The base class of faults, the parser of fault requests, and the faults that affect messages and consumers.
+
+connection_faults.py has the faults that affect connections.
+"""
 
 import dataclasses
 import re
@@ -15,23 +18,23 @@ from mqtool.broker.embedded.wire.amqp_connection import Connection
 from mqtool.duration import parse_duration
 
 if TYPE_CHECKING:
-    # Most brokers have no streams, and need not import their protocol.
+    # Imported only here, to start faster: most brokers serve no streams.
     from mqtool.broker.embedded.streaming.stream_connection import StreamConnection
 
 Client: TypeAlias = "Connection | StreamConnection"
 
-#: The kinds of faults, by names such as `cut_connections`.
+#: The classes of faults, by names such as `cut_connections`.
 KINDS: dict[str, "type[Fault]"] = {}
 
 
 @dataclass(frozen=True)
 class Scene:
-    """The broker that a fault happens to.
+    """The parts of a broker that faults act on.
 
     Attributes:
         broker: the broker.
-        by_protocol: its connections, a collection for each protocol.
-        listeners: where clients connect.
+        by_protocol: the broker's connections, one collection per protocol.
+        listeners: the listening sockets for clients.
         call_later: calls a function after a number of seconds.
     """
 
@@ -57,11 +60,11 @@ class Scene:
 
 
 class Fault:
-    """A fault. Subclasses are dataclasses, and their fields are the arguments that a request may give.
+    """The base class of faults. Subclasses are dataclasses; their fields are the arguments that a request can set.
 
     Attributes:
-        lasts: it is in force until it is undone, times out or is used up; False if it happens once, at begin().
-        used_up: it will not affect anything any more.
+        lasts: True if the fault stays in force until undone, timed out or used up; False if begin() is all it does.
+        used_up: True if the fault no longer affects anything.
     """
 
     lasts: ClassVar[bool] = True
@@ -71,21 +74,21 @@ class Fault:
         KINDS[_snake(cls.__name__)] = cls
 
     def begin(self, scene: Scene) -> int:  # noqa: ARG002
-        """Make it happen, and return how many connections, channels or consumers it affects."""
+        """Start the fault. Returns the number of connections, channels or consumers that it affects."""
         return 0
 
     def end(self, scene: Scene) -> None:
-        """Undo it."""
+        """Undo the fault."""
 
     def duration(self) -> float | None:
-        """How long it lasts, in seconds; None until it is undone."""
+        """Return how many seconds the fault lasts; None if it lasts until undone."""
         return None
 
     def connected(self, connection: Client) -> None:
         """Called for each new connection while the fault is in force."""
 
     def publishing(self, routing: Routing) -> bool:  # noqa: ARG002
-        """Called for each message published. May change its queues; returns True to refuse it with a nack."""
+        """Called for each published message. May change `routing.queues`. Returns True to reject it with a nack."""
         return False
 
     def acknowledging(self, queue: Queue) -> bool:  # noqa: ARG002
@@ -93,7 +96,7 @@ class Fault:
         return False
 
     def confirming(self, data: bytes, send: Callable[[bytes], None]) -> bool:  # noqa: ARG002
-        """Called for each batch of confirms. Returns True to hold it back; the fault then calls `send` later."""
+        """Called for each batch of confirms. Returns True to delay the batch; the fault then calls `send` later."""
         return False
 
 
@@ -102,12 +105,12 @@ def _snake(name: str) -> str:
 
 
 def name_of(fault: Fault) -> str:
-    """The name of a fault's kind, such as `cut_connections`."""
+    """Return the name of a fault, such as `cut_connections`."""
     return _snake(type(fault).__name__)
 
 
 def arguments_of(kind: Any) -> dict[str, Any]:
-    """The arguments of a kind of fault, and their types."""
+    """Return the arguments of a fault class, with their types."""
     return {each.name: each.type for each in dataclasses.fields(kind) if each.init}
 
 
@@ -115,7 +118,7 @@ def fault_of(name: str, arguments: Mapping[str, Any]) -> Fault:
     """Create the fault that a request describes. Numbers and durations may be given as text.
 
     Raises:
-        ValueError: there is no such fault, or it does not take these arguments. The message is for the client.
+        ValueError: the fault does not exist or does not take these arguments. The client gets the error's text.
     """
     kind = KINDS.get(name.replace("-", "_"))
     if kind is None:
@@ -158,7 +161,7 @@ def _converted(name: str, value: Any, annotated: Any) -> Any:
 
 @dataclass
 class NackPublishes(Fault):
-    """The next messages to a queue are refused with a nack, and are not put in it."""
+    """Rejects the next messages to a queue: the publisher gets a nack, and the queue does not get the message."""
 
     queue: str
     count: int = 1
@@ -174,7 +177,7 @@ class NackPublishes(Fault):
 
 @dataclass
 class ReturnUnroutable(Fault):
-    """The next messages go to no queue: mandatory ones are returned, others are dropped."""
+    """Makes the next messages unroutable: mandatory messages are returned, others are dropped."""
 
     count: int = 1
 
@@ -188,7 +191,7 @@ class ReturnUnroutable(Fault):
 
 @dataclass
 class DelayConfirms(Fault):
-    """Confirms are sent late; without a time, only when the fault is undone."""
+    """Delays publisher confirms by `seconds`; None delays them until the fault is undone."""
 
     seconds: float | None = None
     _call_later: Callable[[float, Callable[[], object]], object] | None = field(default=None, init=False, repr=False)
@@ -215,7 +218,7 @@ class DelayConfirms(Fault):
 
 @dataclass
 class LoseAcks(Fault):
-    """The next acknowledgements are lost: the messages are requeued, and redelivered."""
+    """Loses the next acknowledgements: the messages are requeued and redelivered."""
 
     count: int = 1
     queue: str | None = None
@@ -230,7 +233,7 @@ class LoseAcks(Fault):
 
 @dataclass
 class CancelConsumers(Fault):
-    """The broker cancels all consumers of a queue, as RabbitMQ does when the queue's leader moves."""
+    """Cancels all consumers of a queue, as RabbitMQ does when the queue's leader moves."""
 
     lasts: ClassVar[bool] = False
     queue: str

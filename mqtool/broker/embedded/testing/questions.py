@@ -1,4 +1,4 @@
-"""What a test in Python uses: questions about messages, and faults as methods."""
+"""The API for tests in Python: methods that query a broker's messages, and methods that inject faults."""
 
 import asyncio
 import time
@@ -28,7 +28,7 @@ from mqtool.broker.embedded.testing.fault import (
 from mqtool.broker.embedded.testing.recording import Messages
 from mqtool.broker.embedded.testing.under_test import BrokerUnderTest
 
-#: Seconds that a question waits for its answer by default.
+#: How many seconds a query waits for the expected messages by default.
 TIMEOUT = 2.0
 
 _INTERVAL = 0.005
@@ -36,18 +36,18 @@ T = TypeVar("T")
 
 
 class QueueQuestions:
-    """Questions about one queue. Its `repr` says what it holds."""
+    """Queries about one queue. The `repr` describes the state of the queue."""
 
     def __init__(self, questions: "Questions", name: str) -> None:
         self._questions = questions
         self.name = name
 
     def messages(self, count: int = 1, timeout: float = TIMEOUT) -> Messages:
-        """The messages that are ready in the queue.
+        """Return the messages that are ready in the queue.
 
         Args:
-            count: wait until there are this many.
-            timeout: seconds to wait at most.
+            count: wait until there are this many messages.
+            timeout: maximum wait in seconds; then returns the messages found so far.
         """
         return self._questions.wait_for_count(lambda broker, vhost: broker.ready(vhost, self.name), count, timeout)
 
@@ -56,7 +56,7 @@ class QueueQuestions:
 
     @property
     def acked(self) -> Messages:
-        """The messages acknowledged so far, also by automatic acknowledgement."""
+        """The messages acknowledged so far, including automatic acknowledgements."""
         return self._happened("acked")
 
     @property
@@ -74,9 +74,9 @@ class QueueQuestions:
 
 
 class Questions(ABC):
-    """Questions about a virtual host of a broker that was started with `recording`.
+    """Queries about a virtual host of a broker that was started with `recording`.
 
-    On an event loop no question waits: use `await until(...)` there.
+    On an event loop, queries return at once without waiting: use `await until(...)` there.
     """
 
     _waiting = False
@@ -86,7 +86,7 @@ class Questions(ABC):
         """Call a function with the broker and the name of the virtual host, on the broker's event loop."""
 
     def wait_for_count(self, ask: Callable[[BrokerUnderTest, str], Messages], count: int, timeout: float) -> Messages:
-        """Repeat a question until it finds `count` messages or the time is up, and return the last answer."""
+        """Repeat a query until it finds `count` messages or the timeout expires, and return its last result."""
         deadline = time.monotonic() + timeout
         found = self.now(ask)
         while len(found) < count and not self._waiting and not on_a_loop() and time.monotonic() < deadline:
@@ -103,13 +103,13 @@ class Questions(ABC):
         count: int = 1,
         timeout: float = TIMEOUT,
     ) -> Messages:
-        """The messages that clients have published.
+        """Return the messages that clients have published.
 
         Args:
-            exchange, routing_key: only messages published there; None for any.
+            exchange, routing_key: only messages published with these; None for any.
             queue: only messages routed to this queue.
-            count: wait until there are this many.
-            timeout: seconds to wait at most; 0 to check that something was not published.
+            count: wait until there are this many messages.
+            timeout: maximum wait in seconds; 0 to check that a message was not published.
         """
         return self.wait_for_count(
             lambda broker, vhost: broker.recording.find(
@@ -121,18 +121,18 @@ class Questions(ABC):
 
     @property
     def unrouted(self) -> Messages:
-        """The messages published so far that were routed to no queue."""
+        """The messages published so far that no queue received."""
         return self.now(lambda broker, vhost: broker.recording.find("unrouted", vhost))
 
     def queue(self, name: str) -> QueueQuestions:
-        """Questions about a queue."""
+        """Return an object for queries about a queue."""
         return QueueQuestions(self, name)
 
     def wait_for(self, condition: Callable[[], T], timeout: float = TIMEOUT) -> T:
-        """Call a function until its result is true, and return the result. Questions in it do not wait.
+        """Call a function until its result is true, and return the result. Queries inside the function do not wait.
 
         Raises:
-            AssertionError: the time is up; the message says what did happen.
+            AssertionError: the timeout expired; the error says what happened instead.
             RuntimeError: called on an event loop.
         """
         if on_a_loop():
@@ -144,10 +144,10 @@ class Questions(ABC):
         return result
 
     async def until(self, condition: Callable[[], T], timeout: float = TIMEOUT) -> T:
-        """Do what wait_for() does, on an event loop.
+        """Do the same as wait_for(), without blocking the event loop.
 
         Raises:
-            AssertionError: the time is up; the message says what did happen.
+            AssertionError: the timeout expired; the error says what happened instead.
         """
         deadline = time.monotonic() + timeout
         while not (result := self._asked(condition)):
@@ -173,7 +173,7 @@ class Questions(ABC):
 
 
 def on_a_loop() -> bool:
-    """Tell whether the caller runs on an event loop, which waiting would block."""
+    """Return True if the caller runs on an event loop, which must not be blocked."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -182,16 +182,16 @@ def on_a_loop() -> bool:
 
 
 class AskBroker(Protocol):
-    """Calls a function on a broker's event loop, and returns its result."""
+    """A callable that runs a function on a broker's event loop and returns the function's result."""
 
     def __call__(self, ask: Callable[[BrokerUnderTest], T], /) -> T: ...
 
 
 class BegunFault:
-    """A fault that has begun. It ends with the `with` block, with undo(), when its time is up, or with the test.
+    """A fault that was started. It ends with the `with` block, with undo(), when its time is up, or with the test.
 
     Attributes:
-        met: how many connections, channels or consumers it affected.
+        met: how many connections, channels or consumers the fault affected.
     """
 
     def __init__(self, faults: "Faults", number: int, met: int) -> None:
@@ -213,13 +213,13 @@ class BegunFault:
 
 
 class Faults:
-    """Makes faults happen to a broker, from any thread."""
+    """Injects faults into a broker. Safe to use from any thread."""
 
     def __init__(self, ask: AskBroker) -> None:
         self._ask = ask
 
     def begin(self, fault: Fault) -> BegunFault:
-        """Make a fault happen."""
+        """Start a fault."""
         begun = self._ask(lambda broker: broker.begin(fault))
         return BegunFault(self, begun.number, begun.met)
 
@@ -232,14 +232,15 @@ class Faults:
         self._ask(lambda broker: broker.clear())
 
     def in_force(self) -> list[dict[str, Any]]:
-        """The faults in force: their ids, names and arguments."""
+        """Return the faults in force, with their ids, names and arguments."""
         return self._ask(lambda broker: broker.faults())
 
     def cut_connections(self, name: str | None = None, *, reset: bool = True) -> int:
-        """Close the sockets of connections without connection.close, and return how many.
+        """Close the sockets of connections without connection.close. Returns the number of connections.
 
         Args:
-            name: only connections whose name matches, such as `orders-*`: the client's name for it, or the broker's.
+            name: only connections whose name matches this pattern, such as `orders-*`; either the name that the
+                client chose or RabbitMQ's `HOST:PORT -> HOST:PORT`.
             reset: send a RST; False for a FIN.
         """
         return self.begin(CutConnections(name, reset)).met
@@ -247,21 +248,21 @@ class Faults:
     def close_connections(
         self, code: int = 320, text: str = "CONNECTION_FORCED - Closed by a test", name: str | None = None
     ) -> int:
-        """Close connections with a reply code and text, and return how many."""
+        """Close connections with a reply code and text. Returns the number of connections."""
         return self.begin(CloseConnections(code, text, name)).met
 
     def close_channels(
         self, code: int = 406, text: str = "PRECONDITION_FAILED - Closed by a test", name: str | None = None
     ) -> int:
-        """Close channels with a reply code and text, and return how many."""
+        """Close channels with a reply code and text. Returns the number of channels."""
         return self.begin(CloseChannels(code, text, name)).met
 
     def refuse_connections(self, seconds: float | None = None) -> BegunFault:
-        """Refuse new connections, for this long or until undone."""
+        """Refuse new connections for this many seconds; None until undone."""
         return self.begin(RefuseConnections(seconds))
 
     def go_silent(self, seconds: float | None = None) -> BegunFault:
-        """Neither read nor send anything, not even heartbeats, for this long or until undone."""
+        """Neither read nor send anything, not even heartbeats, for this many seconds; None until undone."""
         return self.begin(GoSilent(seconds))
 
     def slow_down(self, seconds: float = 0.1) -> BegunFault:
@@ -269,34 +270,34 @@ class Faults:
         return self.begin(SlowDown(seconds))
 
     def block_publishers(self, reason: str = "low on memory", seconds: float | None = None) -> BegunFault:
-        """Block connections that publish (connection.blocked), for this long or until undone."""
+        """Block connections that publish (connection.blocked) for this many seconds; None until undone."""
         return self.begin(BlockPublishers(reason, seconds))
 
     def restart(self, seconds: float = 0.0, *, keep_transient: bool = False) -> BegunFault:
-        """Close all connections, and listen on the same port again later.
+        """Close all connections, and listen on the same ports again later.
 
         Args:
-            seconds: how long connections are refused.
+            seconds: how long new connections are refused.
             keep_transient: keep transient queues, exchanges and messages.
         """
         return self.begin(Restart(seconds, keep_transient))
 
     def nack_publishes(self, queue: str, count: int = 1) -> BegunFault:
-        """Refuse the next messages to a queue with a nack."""
+        """Reject the next `count` messages published to a queue, with a nack to the publisher."""
         return self.begin(NackPublishes(queue, count))
 
     def return_unroutable(self, count: int = 1) -> BegunFault:
-        """Route the next messages to no queue: those published as mandatory are returned."""
+        """Make the next `count` messages unroutable: mandatory messages are returned, others are dropped."""
         return self.begin(ReturnUnroutable(count))
 
     def delay_confirms(self, seconds: float | None = None) -> BegunFault:
-        """Delay confirms by this many seconds; None holds them back until undone."""
+        """Delay publisher confirms by this many seconds; None holds them back until undone."""
         return self.begin(DelayConfirms(seconds))
 
     def lose_acks(self, count: int = 1, queue: str | None = None) -> BegunFault:
-        """Lose the next acknowledgements, of one queue or of any: the messages are redelivered."""
+        """Lose the next `count` acknowledgements, of one queue or (None) of any: the messages are redelivered."""
         return self.begin(LoseAcks(count, queue))
 
     def cancel_consumers(self, queue: str) -> int:
-        """Cancel all consumers of a queue, and return how many."""
+        """Cancel all consumers of a queue. Returns the number of consumers."""
         return self.begin(CancelConsumers(queue)).met

@@ -1,4 +1,4 @@
-"""A recording of what happened to messages: published, acknowledged, rejected."""
+"""Records, for tests, which messages were published, acknowledged, rejected and requeued."""
 
 import json
 from collections import deque
@@ -8,7 +8,7 @@ from typing import Any
 from mqtool.broker.embedded.model.amqp_message import Message
 from mqtool.codecs.field_tables import Table
 
-#: Limits of a recording: beyond them the oldest events are dropped.
+#: Limits of a recording. When one is exceeded, the oldest events are dropped.
 MAX_EVENTS = 100_000
 MAX_BYTES = 64 * 1024 * 1024
 
@@ -16,14 +16,14 @@ _SHOWN = 10
 
 
 class Recorded:
-    """A message as a test sees it.
+    """A message, and what happened to it.
 
     Attributes:
-        what: `published`, `acked`, `rejected`, `requeued`, or `ready` if it is in a queue.
-        vhost: its virtual host.
-        queues: if published, the queues that it was routed to; else the queue that it was in.
+        what: `published`, `acked`, `rejected` or `requeued`; `ready` for a message that is in a queue.
+        vhost: the virtual host of the message.
+        queues: for `published`, the queues that the message was routed to; otherwise the queue it is or was in.
         exchange, routing_key, body: as published.
-        redelivered: it was delivered before.
+        redelivered: True if the message was delivered before.
     """
 
     __slots__ = ("_message", "queues", "redelivered", "vhost", "what")
@@ -39,33 +39,33 @@ class Recorded:
 
     @property
     def exchange(self) -> str:
-        """The exchange that it was published to; empty for the default one."""
+        """The exchange that the message was published to; empty for the default exchange."""
         return self._message.exchange
 
     @property
     def routing_key(self) -> str:
-        """Its routing key."""
+        """The routing key of the message."""
         return self._message.routing_key
 
     @property
     def body(self) -> bytes:
-        """Its body."""
+        """The body of the message."""
         return self._message.body
 
     @property
     def headers(self) -> Table:
-        """Its headers; empty if it has none."""
+        """The headers of the message; empty if it has none."""
         return self._message.headers
 
     @property
     def properties(self) -> Table:
-        """Its other properties that are set, such as `content_type` and `message_id`."""
+        """The properties that are set, such as `content_type` and `message_id`, without the headers."""
         properties = self._message.properties.named()
         properties.pop("headers", None)
         return properties
 
     def json(self) -> Any:
-        """Decode its body as JSON."""
+        """Decode the body as JSON."""
         return json.loads(self.body)
 
     def __repr__(self) -> str:
@@ -76,7 +76,7 @@ class Recorded:
 
 
 class Messages(list[Recorded]):
-    """A list of messages. The `repr` of an empty one says what happened instead, for failed assertions."""
+    """A list of messages. The `repr` of an empty list explains what happened instead, for failed assertions."""
 
     def __init__(self, found: Iterable[Recorded], instead: str = "") -> None:
         super().__init__(found)
@@ -84,7 +84,7 @@ class Messages(list[Recorded]):
 
     @property
     def bodies(self) -> list[bytes]:
-        """Their bodies."""
+        """The bodies of the messages."""
         return [message.body for message in self]
 
     def __repr__(self) -> str:
@@ -92,7 +92,7 @@ class Messages(list[Recorded]):
 
 
 class Recording:
-    """The latest events, oldest first."""
+    """The recorded events, oldest first: up to MAX_EVENTS and MAX_BYTES."""
 
     def __init__(self) -> None:
         self._events: deque[Recorded] = deque()
@@ -116,10 +116,10 @@ class Recording:
         exchange: str | None = None,
         routing_key: str | None = None,
     ) -> Messages:
-        """The events of a kind. None stands for any virtual host, queue, exchange or routing key.
+        """Return the events that match. None matches any virtual host, queue, exchange or routing key.
 
         Args:
-            what: `published`, `acked`, `rejected`, `requeued`; or `unrouted`, published and routed to no queue.
+            what: `published`, `acked`, `rejected`, `requeued`, or `unrouted` (published, but routed to no queue).
         """
         kind = "published" if what == "unrouted" else what
         found = [
@@ -135,7 +135,7 @@ class Recording:
         return Messages(found, self.describe(vhost) if not found else "")
 
     def describe(self, vhost: str | None) -> str:
-        """Describe the latest events in a line."""
+        """Describe the latest events in one line, for messages of failed assertions."""
         events = [event for event in self._events if vhost in (None, event.vhost)]
         if not events:
             return "nothing was published"

@@ -1,6 +1,6 @@
-"""A broker under test: a recording of what happens to messages, and the faults in force.
+"""The broker's side of the test support: records what happens to messages and keeps the faults in force.
 
-Everything here runs on the broker's event loop.
+Everything in this module runs on the broker's event loop.
 """
 
 import asyncio
@@ -25,8 +25,8 @@ class _Hooks:
     """The broker's hooks, attached only while there is a recording or a fault in force.
 
     Attributes:
-        recording: what happens to messages; None if it is not recorded.
-        faults: those in force, oldest first.
+        recording: the record of what happens to messages; None if recording is off.
+        faults: the faults in force, oldest first.
     """
 
     def __init__(self, broker: Broker, *, recording: bool) -> None:
@@ -36,7 +36,7 @@ class _Hooks:
         self._attach()
 
     def add(self, fault: Fault) -> None:
-        """Call a fault from now on."""
+        """Start calling a fault."""
         self.faults.append(fault)
         self._attach()
 
@@ -59,7 +59,7 @@ class _Hooks:
             fault.connected(cast("Client", client))
 
     def enqueue(self, vhost: VirtualHost, routing: Routing) -> Publication:
-        """Put a message in its queues, unless a fault refuses it or removes its queues."""
+        """Add a message to its queues, unless a fault rejects the message or removes the queues."""
         refused = False
         for fault in self.faults:
             refused = fault.publishing(routing) or refused
@@ -95,11 +95,11 @@ class _Hooks:
 
 
 class BegunFault(NamedTuple):
-    """A fault that has begun.
+    """A fault that was started.
 
     Attributes:
-        number: the id to undo it with; 0 if it is over already.
-        met: how many connections, channels or consumers it affected.
+        number: the id for undo(); 0 if the fault is already over.
+        met: how many connections, channels or consumers the fault affected.
     """
 
     number: int
@@ -107,7 +107,7 @@ class BegunFault(NamedTuple):
 
 
 class BrokerUnderTest:
-    """Answers tests' questions about a broker, and makes faults happen to it."""
+    """Lets tests query a broker's messages and inject faults. EmbeddedBroker and /api/mqtool call it."""
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ class BrokerUnderTest:
         self._in_force: dict[int, Fault] = {}
 
     def begin(self, fault: Fault) -> BegunFault:
-        """Make a fault happen."""
+        """Start a fault."""
         met = fault.begin(self._scene)
         if not fault.lasts:
             return BegunFault(0, met)
@@ -142,7 +142,7 @@ class BrokerUnderTest:
         return BegunFault(number, met)
 
     def undo(self, number: int) -> bool:
-        """End a fault, and return whether it was in force."""
+        """End a fault. Returns True if it was in force."""
         fault = self._in_force.pop(number, None)
         if fault is None:
             return False
@@ -156,7 +156,7 @@ class BrokerUnderTest:
             self.undo(number)
 
     def faults(self) -> list[dict[str, Any]]:
-        """The faults in force: their ids, names and arguments."""
+        """Return the faults in force, with their ids, names and arguments."""
         return [
             {
                 "id": number,
@@ -169,7 +169,7 @@ class BrokerUnderTest:
 
     @property
     def recording(self) -> Recording:
-        """What has happened to messages.
+        """The record of what has happened to messages.
 
         Raises:
             LookupError: the broker was started without `recording`.
@@ -179,7 +179,7 @@ class BrokerUnderTest:
         return self._hooks.recording
 
     def ready(self, vhost: str, queue: str) -> Messages:
-        """The messages that are ready in a queue, in order as long as none was requeued."""
+        """Return the messages that are ready in a queue. The order is exact unless messages were requeued."""
         found = self._queue(vhost, queue)
         if found is None:
             return Messages([], f"there is no queue {queue!r}")
@@ -191,7 +191,7 @@ class BrokerUnderTest:
         return Messages(messages, self.state(vhost, queue))
 
     def state(self, vhost: str, queue: str) -> str:
-        """Describe in a line what a queue holds and what has happened to its messages."""
+        """Describe in one line the contents of a queue and what has happened to its messages."""
         found = self._queue(vhost, queue)
         if found is None:
             return f"there is no queue {queue!r}"
@@ -222,7 +222,7 @@ class BrokerUnderTest:
             self._hooks.recording.clear(vhost)
 
     def add_vhost(self, name: str) -> None:
-        """Create a virtual host in which every user may do everything."""
+        """Create a virtual host in which every user has full permissions."""
         broker = self._scene.broker
         broker.add_vhost(name)
         for user in list(broker.users):
@@ -239,7 +239,7 @@ class BrokerUnderTest:
 
 
 def _stream(queue: Queue) -> "Stream":
-    from mqtool.broker.embedded.model.stream_queue import Stream  # here: most tests have no streams
+    from mqtool.broker.embedded.model.stream_queue import Stream  # not at the top: most tests use no streams
 
     assert isinstance(queue, Stream)
     return queue
