@@ -1,4 +1,4 @@
-"""Durable queues and messages on disk: the ledger's SQLite file, and how a broker is rebuilt from it.
+"""Storage of durable definitions, messages and streams in a data directory, and recovery of a broker from it.
 
-Imports `model`; never `wire` or `http`.
+This package may import `model`, but never `wire` or `http`.
 """

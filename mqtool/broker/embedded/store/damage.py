@@ -1,7 +1,8 @@
-"""Checks for damage to a data directory, some of which SQLite would not report.
+"""Detection of damage to the SQLite database of a data directory, and recovery of the readable parts.
 
-SQLite stops reading its log at the first page with a wrong checksum, as if that were the end; and it deletes a log
-whose database is empty. So the log is examined before SQLite opens it, and then compared with what SQLite has read.
+SQLite does not report all damage: it treats the first page of its log (WAL) with a wrong checksum as the end of the
+log, and deletes the log of an empty database. So the log is examined before SQLite opens it, and then compared with
+what SQLite has read.
 """
 
 import logging
@@ -22,13 +23,13 @@ _MAGIC = {0x377F0682: "<", 0x377F0683: ">"}
 
 
 class LogCheck:
-    """Compares SQLite's log with what SQLite reads of it. https://sqlite.org/fileformat.html#walformat
+    """Compares SQLite's log (WAL) with the part of it that SQLite reads. https://sqlite.org/fileformat.html#walformat
 
     Args:
-        database: the database file; its log is beside it.
+        database: the path of the database file; the log is in the same directory.
 
     Raises:
-        OSError: the log belongs to a database that is gone.
+        OSError: the log has content, but the database is missing or empty; or the log cannot be copied.
     """
 
     def __init__(self, database: Path) -> None:
@@ -55,7 +56,7 @@ class LogCheck:
         self._commits = list(_commits(data))
 
     def damage(self, db: sqlite3.Connection) -> str | None:
-        """Return what is wrong with the log after SQLite has opened it, or None. A damaged log is kept."""
+        """Describe the damage to the log once SQLite has opened it, or return None. A damaged log is kept."""
         if not self._copy.exists():
             return None
         read = db.execute("PRAGMA wal_checkpoint").fetchone()[1]
@@ -76,7 +77,7 @@ class LogCheck:
         return f"the log was damaged: {gone} in it could not be read. The files as they were are in {kept}"
 
     def discard(self) -> None:
-        """Delete the copy: the database cannot be opened."""
+        """Delete the copy of the log, for when the database cannot be opened."""
         self._copy.unlink(missing_ok=True)
 
 
@@ -88,7 +89,7 @@ def _has_valid_header(data: bytes) -> bool:
 
 
 def _checksum(order: str, before: bytes, data: bytes) -> bytes:
-    """Return the checksum of data, given the checksum of the data before it."""
+    """Return the running checksum of `data`, given the checksum of the data before it."""
     first, second = struct.unpack(">2I", before)
     for one, two in struct.iter_unpack(f"{order}2I", data):
         first = (first + one + second) & 0xFFFFFFFF
@@ -97,10 +98,10 @@ def _checksum(order: str, before: bytes, data: bytes) -> bytes:
 
 
 def _is_torn(data: bytes, read: int, commit: int) -> bool:
-    """Return whether only the last page of a group is wrong.
+    """Return whether only the last page of a group of changes has a wrong checksum.
 
-    The broker was killed then, or the disk was full, while the group was written, and nothing in it was confirmed. But
-    damage to that page looks the same.
+    The usual cause is that the broker was killed, or the disk was full, during the write; nothing in the group was then
+    confirmed. Damage to that page looks the same.
     """
     order, page_size = _MAGIC[int.from_bytes(data[:4])], int.from_bytes(data[8:12])
     size = _FRAME.size + page_size
@@ -114,25 +115,25 @@ def _is_torn(data: bytes, read: int, commit: int) -> bool:
 
 
 def _commits(data: bytes) -> Iterator[int]:
-    """Yield the numbers of the pages in a log that end a transaction; the first page is 1."""
+    """Yield the number of each page in a log that ends a transaction, counted from 1."""
     _, _, page_size, _, *salts, _, _ = _HEADER.unpack_from(data)
     size = _FRAME.size + page_size
     for number, start in enumerate(range(_HEADER.size, len(data) - size + 1, size), 1):
         _, pages, *frame_salts = _FRAME.unpack_from(data, start)
-        # Pages with other salts are from before the log last began anew.
+        # Pages with other salts were written before the log was last restarted.
         if pages and frame_salts == salts:
             yield number
 
 
 def new_directory(parent: Path) -> Path:
-    """Make a directory for copies of damaged files."""
+    """Create a directory for damaged files, and return its path."""
     path = parent / f"damaged-{time.strftime('%Y%m%d-%H%M%S')}"
     path.mkdir(mode=0o700, exist_ok=True)
     return path
 
 
 def is_sound(db: sqlite3.Connection) -> bool:
-    """Return whether SQLite finds a database undamaged."""
+    """Return whether SQLite's quick check finds no damage in a database."""
     try:
         return bool(db.execute("PRAGMA quick_check(1)").fetchone()[0] == b"ok")
     except sqlite3.DatabaseError as error:
@@ -142,10 +143,10 @@ def is_sound(db: sqlite3.Connection) -> bool:
 
 
 def salvage(database: Path, schema: str) -> str:
-    """Move a damaged database away, and copy what can be read to a new one. Return what is lost, in words.
+    """Copy the readable rows of a damaged database to a new one, and move the old one away. Return a report.
 
     Raises:
-        OSError: nothing can be read. Nothing is changed then.
+        OSError: no definition can be read; the files are left unchanged.
     """
     new = database.with_name(database.name + ".salvaged")
     new.unlink(missing_ok=True)
@@ -156,12 +157,12 @@ def salvage(database: Path, schema: str) -> str:
         for path in database.parent.glob(f"{database.name}*"):
             shutil.copy(path, scratch)
         with closing(sqlite3.connect(scratch / database.name)) as old, closing(sqlite3.connect(new)) as into:
-            # With this, SQLite reads a file that is too short.
+            # Lets SQLite read a truncated file.
             old.execute("PRAGMA writable_schema=ON")
             into.executescript(schema)
             definitions, all_definitions = _copy(old, into, "definition", "kind, key", 3)
             messages, all_messages = _copy(old, into, "entry", "row", 8)
-            into.execute("PRAGMA user_version = 1")  # not a new directory: it keeps its users
+            into.execute("PRAGMA user_version = 1")  # not a new directory: do not create the default user
             into.commit()
     if not definitions:
         new.unlink()
@@ -184,7 +185,7 @@ def salvage(database: Path, schema: str) -> str:
 
 
 def _copy(old: sqlite3.Connection, into: sqlite3.Connection, table: str, order: str, columns: int) -> tuple[int, bool]:
-    """Copy the rows before the damaged part of a table, and those after it.
+    """Copy the rows before and after the damaged part of a table.
 
     Returns:
         The number of rows copied, and whether the table is undamaged.
@@ -194,7 +195,7 @@ def _copy(old: sqlite3.Connection, into: sqlite3.Connection, table: str, order: 
     for ordered in (order, descending):
         try:
             for row in old.execute(f"SELECT * FROM {table} ORDER BY {ordered}"):  # noqa: S608 - our own names
-                # A row beside the damage may be partly empty.
+                # Next to damage, rows may be incomplete.
                 if isinstance(row[-1], bytes):
                     into.execute(insert, row)
         except sqlite3.DatabaseError as error:

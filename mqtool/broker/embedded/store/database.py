@@ -1,4 +1,4 @@
-"""The SQLite file of a data directory, opened after a check for damage; and the alarm that its disk is full."""
+"""The SQLite database of a data directory, opened after a check for damage, and the disk space alarm."""
 
 import asyncio
 import errno
@@ -30,7 +30,7 @@ _COLUMNS = "row, holder, due, delivery_count, redelivered, address, header, body
 _ALL = f"SELECT {_COLUMNS} FROM entry ORDER BY row"  # noqa: S608 - our own names
 _SOME = f"SELECT {_COLUMNS} FROM entry WHERE row IN ({', '.join('?' * BATCH)}) ORDER BY row"  # noqa: S608 - our own names
 
-#: No more messages are read at once after this many bytes of bodies.
+#: A read of several messages stops once their bodies exceed this many bytes.
 _ENOUGH = 1024 * 1024
 
 
@@ -38,8 +38,8 @@ class Database:
     """An open database.
 
     Attributes:
-        db: its connection, for the event loop. What is committed with it is on disk after sync().
-        damage: what could not be read, in words; None if nothing.
+        db: the SQLite connection, for use on the event loop. Commits are on disk only after sync().
+        damage: describes what could not be read; None if everything was read.
     """
 
     def __init__(self, directory: Path, lock: int, db: sqlite3.Connection, damage: str | None) -> None:
@@ -47,37 +47,37 @@ class Database:
         self.damage = damage
         self._directory = lock
         self._log = os.open(directory / f"{FILE}-wal", os.O_RDWR)
-        # With a connection of its own, a checkpoint on the thread does not block the event loop.
+        # Checkpoints on the writer thread use a separate connection, so that they do not block the event loop.
         self._checkpoints = _connect(directory / FILE)
 
     @property
     def is_new(self) -> bool:
-        """Whether the definitions that every new broker has are still to be made."""
+        """True if the default definitions of a new broker have not been created yet."""
         version = self.db.execute("PRAGMA user_version").fetchone()[0]
         return not version and not self.db.execute("SELECT COUNT(*) FROM definition").fetchone()[0]
 
     def defaults_made(self) -> None:
-        """Note that the broker is not new any more."""
+        """Record that the default definitions have been created."""
         self.db.execute("PRAGMA user_version = 1")
 
     def sync(self) -> None:
-        """Block until everything committed so far is on disk; on any thread.
+        """Block until everything committed so far is on disk. Safe to call from any thread.
 
         Raises:
-            OSError: the disk does not take it.
+            OSError: the log cannot be written to disk.
         """
         os.fsync(self._log)
 
     def checkpoint(self) -> None:
-        """Copy the log to the database file, so that the log begins anew; on any thread.
+        """Copy the log to the database file, so that SQLite can reuse the log. Safe to call from any thread.
 
         Raises:
-            sqlite3.Error: the disk does not take it.
+            sqlite3.Error: the database file cannot be written.
         """
         self._checkpoints.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def close(self) -> None:
-        """Close the files, and let other brokers use the directory."""
+        """Close the files and release the lock on the directory."""
         self._checkpoints.close()
         self.db.close()
         os.close(self._log)
@@ -85,10 +85,10 @@ class Database:
 
 
 def open_database(directory: Path) -> Database:
-    """Open the database in a directory; both are made if they do not exist, for this user only.
+    """Open the database in a directory. Creates both if necessary, accessible to this user only.
 
     Raises:
-        OSError: the directory cannot be used, another process is using it, or nothing in it can be read.
+        OSError: the directory cannot be used, is in use by another process, or contains nothing readable.
     """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = _lock(directory)
@@ -101,7 +101,7 @@ def open_database(directory: Path) -> Database:
 
 
 def _explained(error: Exception, directory: Path) -> OSError:
-    """Return what keeps a data directory from being used; a full disk by its name, with what is needed."""
+    """Convert an error to an OSError that explains it. For a full disk, state the free and the required space."""
     code = error.errno if isinstance(error, OSError) else None
     is_full = code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "full" in str(error)
     if not is_full and isinstance(error, sqlite3.Error):
@@ -113,13 +113,13 @@ def _explained(error: Exception, directory: Path) -> OSError:
 
 
 def _room_needed(directory: Path) -> int:
-    """Return about how many bytes it takes to open a data directory: its log is copied, then moved to the database."""
+    """Estimate the bytes needed to open a data directory: the log is copied, then moved into the database."""
     log = directory / f"{FILE}-wal"
     return (2 * log.stat().st_size if log.exists() else 0) + 1_000_000
 
 
 def _lock(directory: Path) -> int:
-    """Keep other brokers out of a directory until the returned file descriptor is closed."""
+    """Lock a directory against other brokers. Closing the returned file descriptor releases the lock."""
     lock = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -152,7 +152,7 @@ def _open(directory: Path) -> tuple[sqlite3.Connection, str | None]:
 
 def _connect(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0.5)
-    # Damage can make text of anything, and not all of it is UTF-8.
+    # In a damaged database, text may not be valid UTF-8.
     db.text_factory = bytes
     try:
         # In this mode SQLite itself syncs only at checkpoints: see Database.sync().
@@ -166,7 +166,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def write_definitions(db: sqlite3.Connection, definitions: Mapping[tuple[str, bytes], bytes | None]) -> None:
-    """Write definitions by kind and key; None deletes one."""
+    """Write definitions by kind and key; a value of None deletes the definition."""
     for (kind, key), value in definitions.items():
         if value is None:
             db.execute("DELETE FROM definition WHERE kind = ? AND key = ?", (kind, key))
@@ -175,7 +175,7 @@ def write_definitions(db: sqlite3.Connection, definitions: Mapping[tuple[str, by
 
 
 def definitions_of(db: sqlite3.Connection, kind: str) -> Iterator[tuple[bytes, Table | None]]:
-    """Yield the definitions of a kind with their keys; None for one that cannot be read."""
+    """Yield the key and the value of each definition of a kind; the value is None if it cannot be read."""
     for key, value in db.execute("SELECT key, value FROM definition WHERE kind = ?", (kind,)).fetchall():
         try:
             yield key, decode_definition(value)
@@ -202,10 +202,10 @@ class StoredEntry(NamedTuple):
     body: bytes
 
     def entry(self, headers: HeaderReader) -> Entry:
-        """Return the message.
+        """Decode the stored message.
 
         Raises:
-            ValueError, TypeError: it is damaged.
+            ValueError, TypeError: the row is damaged.
         """
         entry = Entry(Message(self.address, headers.read(self.header), self.body), self.row, self.due)
         entry.row = self.row
@@ -220,10 +220,10 @@ def all_entries(db: sqlite3.Connection) -> Iterator[StoredEntry]:
 
 
 def entries_in(db: sqlite3.Connection, rows: Sequence[int]) -> list[StoredEntry]:
-    """Return the messages in these rows, up to BATCH, in their order; only the first of them if they are large.
+    """Return up to BATCH messages by row number, in this order; if they are large, only the first of them.
 
     Raises:
-        sqlite3.Error: they cannot be read.
+        sqlite3.Error: the messages cannot be read.
     """
     found: list[StoredEntry] = []
     size = 0
@@ -240,7 +240,7 @@ def entries_in(db: sqlite3.Connection, rows: Sequence[int]) -> list[StoredEntry]
 
 
 def write_entries(db: sqlite3.Connection, added: Collection[tuple[object, ...]], removed: list[int]) -> None:
-    """Add messages, given in the order of StoredEntry, and delete those in other rows."""
+    """Insert messages (tuples with the fields of StoredEntry, in order) and delete the rows in `removed`."""
     if added:
         db.executemany("INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?, ?, ?)", added)
     if removed:
@@ -250,13 +250,13 @@ def write_entries(db: sqlite3.Connection, added: Collection[tuple[object, ...]],
 def note_redeliveries(
     db: sqlite3.Connection, returned: Iterable[Entry], seen: Collection[int], last_recovered: int
 ) -> None:
-    """Note at a clean stop which messages have been delivered before.
+    """Mark, at a clean stop, the messages that have been delivered before.
 
     Args:
         db: the database.
-        returned: messages that were returned to their queues.
-        seen: keys of queues of which all messages up to `last_recovered` count as delivered.
-        last_recovered: the last row of the messages from before the start.
+        returned: messages that were requeued after a delivery.
+        seen: the keys of queues whose messages up to `last_recovered` all count as delivered.
+        last_recovered: the last row that existed when the broker started.
     """
     db.executemany(
         "UPDATE entry SET redelivered = 1, delivery_count = ?, header = ? WHERE row = ?",
@@ -270,7 +270,7 @@ def note_redeliveries(
 
 
 def _ranges(rows: list[int]) -> Iterator[tuple[int, int]]:
-    """Yield the first and the last of rows that follow each other: deleted together, they cost half as much."""
+    """Yield the first and last number of each run of consecutive rows. Deleting a run takes half the time."""
     rows.sort()
     first = last = rows[0]
     for row in rows:
@@ -281,7 +281,7 @@ def _ranges(rows: list[int]) -> Iterator[tuple[int, int]]:
     yield first, last
 
 
-#: Seconds between two checks of the free space: fewer if what is left can be used up sooner.
+#: The limits of the interval between checks of the free space, in seconds: shorter the less space is left.
 _SOONEST, _LATEST = 0.1, 10.0
 _BYTES_PER_SECOND = 250_000_000
 _WHILE_ALARMED = 0.5
@@ -295,7 +295,7 @@ class DiskSpace:
         self._next: asyncio.TimerHandle | None = None
 
     def look(self) -> None:
-        """Check now, and then again and again."""
+        """Check the free space now, and schedule the next check."""
         broker = self._broker
         room = broker.ledger.disk_free() - broker.disk_free_limit
         if room < 0:
@@ -307,6 +307,6 @@ class DiskSpace:
         self._next = asyncio.get_running_loop().call_later(seconds, self.look)
 
     def stop(self) -> None:
-        """End the checks."""
+        """Stop the checks."""
         if self._next is not None:
             self._next.cancel()

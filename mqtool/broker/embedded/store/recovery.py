@@ -1,4 +1,4 @@
-"""Rebuild a broker from its data directory. What cannot be read is left there and reported; the rest is used."""
+"""Recovery of a broker from its data directory. Unreadable data is reported and left there; the rest is restored."""
 
 import logging
 import shutil
@@ -21,13 +21,13 @@ log = logging.getLogger("mqtool.broker.embedded")
 
 
 def recover(broker: Broker, storage: Storage) -> None:
-    """Put everything that is stored into the broker, or the defaults if the data directory is new.
+    """Restore everything stored into the broker. If the data directory is new, create the defaults instead.
 
     Raises:
         OSError: the files of a stream cannot be read.
     """
     if storage.database.is_new:
-        # All or nothing, even if the broker is killed meanwhile.
+        # In one transaction, in case the broker is killed meanwhile.
         with storage.database.db as db:
             db.execute("BEGIN")
             broker.create_defaults()
@@ -40,7 +40,7 @@ class _Recovery:
     def __init__(self, broker: Broker, storage: Storage) -> None:
         self._broker = broker
         self._storage = storage
-        # Queues and delayed exchanges by their keys, which the messages in them have.
+        # Queues and delayed exchanges by key; each stored message has the key of its queue or exchange.
         self._holders: dict[int, Queue | tuple[VirtualHost, Exchange]] = {}
         self._unreadable: list[str] = []
 
@@ -79,7 +79,7 @@ class _Recovery:
             except OSError:
                 raise
             except Exception as error:
-                # Whatever a definition holds, the others are used.
+                # One unreadable definition must not keep the others from being restored.
                 log.error("a definition cannot be read: %s %a: %r", kind, key, error)
                 self._unreadable.append(_described(kind, value))
 
@@ -137,7 +137,7 @@ class _Recovery:
             self._open_stream(queue)
 
     def _open_stream(self, queue: Queue) -> None:
-        """Recover what is in a stream, and note how much of it could not be read."""
+        """Open the log of a stream, and report any bytes at its end that could not be read."""
         from mqtool.broker.embedded.model.stream_queue import Stream
 
         assert isinstance(queue, Stream)
@@ -155,7 +155,7 @@ class _Recovery:
         source.add(Binding(source, destination, stored["routing_key"], stored["arguments"]))
 
     def _check_stream_files(self) -> None:
-        """Delete the files of streams that were being deleted, and report files that are not the broker's."""
+        """Delete files left over from deleted streams, and log a warning about files that are not the broker's."""
         directory = self._storage.directory / STREAMS
         foreign = []
         for path in sorted(directory.iterdir()) if directory.exists() else []:
@@ -172,7 +172,7 @@ class _Recovery:
         if self._storage.damage is None:
             shutil.rmtree(self._storage.directory / STREAMS / str(key))
         else:
-            # Its definition may be among what is damaged.
+            # The stream may still exist: its definition may be damaged.
             self._key_used(key)
 
     def _restore_messages(self) -> None:
@@ -202,6 +202,6 @@ def _limits(stored: Any) -> dict[str, int]:
 
 
 def _described(kind: str, value: Table | None) -> str:
-    """Return what a person calls a definition: its kind, and its name if that could be read."""
+    """Describe a definition for a message: its kind, and its name if that could be read."""
     name = None if value is None else value.get("name")
     return f"a {kind.replace('_', ' ')}" if name is None else f"{kind.replace('_', ' ')} {name!a}"

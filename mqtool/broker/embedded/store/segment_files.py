@@ -1,4 +1,4 @@
-"""The segments of streams as files: a directory for each stream, a file for each segment, named by its first offset."""
+"""Segments of streams in files: one directory per stream, one file per segment, named after its first offset."""
 
 import errno
 import os
@@ -16,7 +16,7 @@ _NAME = re.compile(r"[0-9]{20}\.segment")
 
 
 class _SpareDescriptor:
-    """Keeps a file descriptor in reserve, so that a file can be read when clients have taken all others."""
+    """Reserves a file descriptor, so that a file can be read even if clients use up all others."""
 
     def __init__(self) -> None:
         self._reserve: int | None = None
@@ -28,7 +28,7 @@ class _SpareDescriptor:
                 self._reserve = os.open(os.devnull, os.O_RDONLY)
 
     def open(self, path: Path) -> int:
-        """Open a file for reading, which the caller closes with close().
+        """Open a file for reading. The caller must close it with close().
 
         Raises:
             OSError: the file cannot be opened.
@@ -43,7 +43,7 @@ class _SpareDescriptor:
         return os.open(path, os.O_RDONLY)
 
     def close(self, file: int) -> None:
-        """Close a file, and renew the reserve."""
+        """Close a file, and reserve a descriptor again if necessary."""
         os.close(file)
         self._renew()
 
@@ -52,7 +52,7 @@ _spare = _SpareDescriptor()
 
 
 class SegmentFile:
-    """A segment in a file. The file is open only while it is written to, since a stream may have thousands."""
+    """A segment in a file. Only the segment being written stays open, since a stream may have thousands of them."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -64,10 +64,10 @@ class SegmentFile:
         return 0 if self._is_new else self._path.stat().st_size
 
     def write(self, position: int, data: bytes) -> None:
-        """Write bytes at a position, over what a failed attempt has left there.
+        """Write bytes at this position, over any left by a failed attempt.
 
         Raises:
-            OSError: the disk does not take them.
+            OSError: the bytes cannot be written.
         """
         if self._file is None:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -78,25 +78,25 @@ class SegmentFile:
                 written += os.pwrite(self._file, rest[written:], position + written)
 
     def sync(self) -> None:
-        """Block until all bytes are on the disk.
+        """Block until all bytes are on disk.
 
         Raises:
-            OSError: the disk does not take them.
+            OSError: the bytes cannot be written to disk.
         """
         if self._file is None:
             return
         os.fsync(self._file)
         if self._is_new:
-            # Its directory, and the one above, may be new too.
+            # The directories above a new file may be new too.
             for directory in list(self._path.parents)[:3]:
                 _sync_directory(directory)
             self._is_new = False
 
     def read(self, position: int, size: int) -> bytes:
-        """Return this many bytes from a position on, fewer at the end.
+        """Return `size` bytes starting at `position`, or fewer at the end.
 
         Raises:
-            OSError: they cannot be read.
+            OSError: the bytes cannot be read.
         """
         if self._file is not None:
             return os.pread(self._file, size, position)
@@ -107,7 +107,7 @@ class SegmentFile:
             _spare.close(file)
 
     def cut(self, size: int) -> None:
-        """Keep only the first bytes, this many; move the rest to a directory for damaged files."""
+        """Truncate to `size` bytes, and move the rest to a directory for damaged files."""
         kept = new_directory(self._path.parents[2]) / f"stream-{self._path.parent.name}-{self._path.name}"
         kept.touch(mode=0o600)
         with self._path.open("rb") as whole, kept.open("wb") as tail:
@@ -136,26 +136,26 @@ def _sync_directory(path: Path) -> None:
 
 
 class SegmentDirectory:
-    """The segments of one stream as files.
+    """The directory with the segment files of one stream.
 
     Args:
-        directory: made with the first segment.
+        directory: its path; created when the first segment is written.
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
     def existing(self) -> Iterable[tuple[int, SegmentData]]:
-        """Return the segments from before a restart with their first offsets, in order."""
+        """Return the segments that already exist at a start, in order, each with its first offset."""
         found = sorted(path for path in self._directory.glob(f"*{_SUFFIX}") if _NAME.fullmatch(path.name))
         return [(int(path.stem), SegmentFile(path)) for path in found]
 
     def foreign(self) -> list[Path]:
-        """Return what is in the directory, but is not a segment."""
+        """Return the paths in the directory that are not segment files."""
         return sorted(path for path in self._directory.glob("*") if not _NAME.fullmatch(path.name))
 
     def new(self, offset: int) -> SegmentData:
-        """Return an empty segment with this first offset; its file is made by the first write."""
+        """Return an empty segment with this first offset. The first write creates the file."""
         return SegmentFile(self._directory / f"{offset:020}{_SUFFIX}")
 
     def delete(self) -> None:

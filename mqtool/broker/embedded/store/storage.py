@@ -1,8 +1,8 @@
 """The data directory: durable definitions and messages in SQLite, written in groups, without blocking the event loop.
 
-SQLite's log (WAL) is written on the event loop, which takes microseconds, but never synced there. A thread syncs it,
-and the files of streams with it. One fsync serves all messages that came in during the one before; a message that is
-consumed before its group is written costs none. What a client is told about durable things leaves after the fsync.
+The event loop writes to SQLite's log (WAL), which takes microseconds, and a writer thread syncs the log and the files
+of streams. One fsync covers all messages that arrived during the previous one; a message consumed before its group is
+written needs none. Confirms and other replies about durable data are sent after the fsync.
 """
 
 import asyncio
@@ -32,39 +32,39 @@ from mqtool.codecs.field_tables import encode_table
 
 log = logging.getLogger("mqtool.broker.embedded")
 
-#: The directory of the streams in a data directory. Each stream has a directory in it, named by its key.
+#: The subdirectory of a data directory that contains one directory for each stream, named after its key.
 STREAMS = "streams"
 
-#: The kinds of definitions whose keys begin with a virtual host.
+#: The kinds of definitions that belong to a virtual host: their keys begin with its name.
 _IN_VHOSTS = ("vhost", "exchange", "queue", "binding", "policy", "operator_policy")
 
-#: How long an acknowledgement, or a message published without confirm, may wait to be written.
+#: How long the write of an acknowledgement, or of a message without a confirm, may be delayed.
 _UNHURRIED_SECONDS = 0.02
 
-#: How long to wait before a group that could not be written is tried again.
+#: The delay before another attempt to write a group after a failure.
 _RETRY_SECONDS = 0.5
 
-#: About how many bytes the log may hold before the thread copies them to the database file.
+#: The approximate size of the log at which the writer thread copies it to the database file.
 _CHECKPOINT_BYTES = 8 * 1024 * 1024
 
-#: About how many bytes of log a changed row and a transaction take, besides the message.
+#: The approximate sizes in the log of a changed row, without the message, and of a transaction.
 _ROW_BYTES, _TRANSACTION_BYTES = 256, 8 * 1024
 
 
 @dataclass
 class Group:
-    """What is written in one transaction, and what is synced with it.
+    """A group of changes, written in one transaction and synced together.
 
     Attributes:
         added: new messages by row.
         removed: rows of messages to delete.
-        definitions: those that could not be written at once, by kind and key; None to delete one.
-        logs: streams with something to write to their own files.
-        discarded: streams whose files are to be deleted.
-        waiting: called once everything is on disk.
+        definitions: definitions that could not be written immediately, by kind and key; None deletes one.
+        logs: streams with new data for their own files.
+        discarded: deleted streams whose files are to be removed.
+        waiting: functions to call once the group is on disk.
     """
 
-    # Plain tuples in the order of StoredEntry: they cost half as much.
+    # Tuples with the fields of StoredEntry, in order: creating them takes half the time.
     added: dict[int, tuple[object, ...]] = field(default_factory=dict)
     removed: list[int] = field(default_factory=list)
     definitions: dict[tuple[str, bytes], bytes | None] = field(default_factory=dict)
@@ -76,7 +76,7 @@ class Group:
         return bool(self.added or self.removed or self.definitions or self.logs or self.discarded or self.waiting)
 
     def then(self, later: "Group") -> "Group":
-        """Return this group and a later one as one group."""
+        """Return a group that combines this one and a later one."""
         return Group(
             self.added | later.added,
             self.removed + later.removed,
@@ -87,27 +87,27 @@ class Group:
         )
 
     def unsynced(self) -> "Group":
-        """Return what remains to be done of a group that is in SQLite's log, but not known to be on the disk."""
+        """Return the work left for a group that is written to SQLite's log but not yet synced to disk."""
         return Group(logs=self.logs, discarded=self.discarded, waiting=self.waiting)
 
 
 class Storage(Ledger):
     """The ledger of a data directory.
 
-    What the disk does not take stays in memory, unconfirmed, and is tried again until the disk takes it.
+    Changes that cannot be written stay in memory, unconfirmed, and are retried until they can be written.
 
     Args:
-        directory: the data directory; made if it does not exist.
+        directory: the data directory; created if it does not exist.
 
     Attributes:
-        database: its SQLite file.
-        damage: what could not be read, in words; None if nothing.
-        last_key: the greatest key of a queue or exchange so far.
-        when_failed: called with the error each time something cannot be written.
-        when_recovered: called when everything has been written after that.
+        database: the open SQLite database.
+        damage: describes what could not be read; None if everything was read.
+        last_key: the highest key given to a queue or exchange so far.
+        when_failed: called with the error each time a write fails.
+        when_recovered: called when a write succeeds again after failures.
 
     Raises:
-        OSError: the directory cannot be used, another process is using it, or nothing in it can be read.
+        OSError: the directory cannot be used, is in use by another process, or contains nothing readable.
     """
 
     on_disk = True
@@ -147,15 +147,15 @@ class Storage(Ledger):
         return stored._replace(redelivered=1)
 
     def new_key(self) -> int:
-        """Return a number for a new durable queue or exchange."""
+        """Return an unused key for a new durable queue or exchange."""
         self.last_key += 1
         return self.last_key
 
     def write_definition(self, kind: str, key: bytes, value: bytes) -> None:
-        """Write a definition to SQLite's log; it is synced with the next group.
+        """Write a definition to SQLite's log. The log is synced with the next group.
 
         Raises:
-            ConnectionException: 506, it cannot be written.
+            ConnectionException: 506, the definition cannot be written.
         """
         try:
             write_definitions(self._db, {(kind, key): value})
@@ -165,7 +165,7 @@ class Storage(Ledger):
         self._definitions_written()
 
     def forget(self, kind: str, names: Sequence[str | bytes]) -> None:
-        """Delete a definition, and all of a virtual host with it; if that fails, try again with the next group."""
+        """Delete a definition; for a virtual host, all definitions in it. A failure is retried with the next group."""
         key = definition_key(names)
         if kind == "vhost":
             found = [(each, key) for each, key in keys_with(self._db, key) if each in _IN_VHOSTS]
@@ -176,10 +176,10 @@ class Storage(Ledger):
             self._definitions_written()
 
     def delivering(self, holder: int) -> None:
-        """Note that a client is about to see a message of this queue.
+        """Record that a queue has begun to deliver messages.
 
-        After a kill nobody knows which messages clients have seen, so all in this queue count as redelivered. Noting
-        that once is cheaper than noting every delivery.
+        If the broker is killed, all messages of such a queue count as redelivered after the restart. Recording it once
+        is cheaper than recording every delivery.
         """
         self._write_soon({("delivering", definition_key([str(holder)])): encode_table({"holder": holder})})
 
@@ -198,7 +198,7 @@ class Storage(Ledger):
         self.after_commit(lambda: None)
 
     def added(self, holder: int, entry: Entry) -> None:
-        """Store a message; sets the entry's row."""
+        """Store a message, and set the entry's row."""
         entry.row = row = entry.position
         message = entry.message
         self._next.added[row] = (
@@ -223,10 +223,10 @@ class Storage(Ledger):
                 self._schedule()
 
     def read(self, rows: Sequence[int]) -> list[Entry]:
-        """Read stored messages, up to BATCH, in this order; not all at once if they are large.
+        """Read up to BATCH stored messages in this order; if they are large, only the first of them.
 
         Raises:
-            sqlite3.Error: they cannot be read.
+            sqlite3.Error: the messages cannot be read.
         """
         written = [row for row in rows if row not in self._next.added]
         if written:
@@ -234,14 +234,14 @@ class Storage(Ledger):
         return [StoredEntry._make(self._next.added[row]).entry(self._headers) for row in rows]
 
     def segments(self, holder: int) -> Segments:
-        """Return where the segments of the stream with this key are kept."""
+        """Return the stored segments of the stream with this key."""
         # Imported here: most brokers have no streams.
         from mqtool.broker.embedded.store.segment_files import SegmentDirectory
 
         return SegmentDirectory(self.directory / STREAMS / str(holder))
 
     def write_log(self, log: Log) -> None:
-        """Write what a stream has to write with the next group."""
+        """Write the new data of a stream with the next group."""
         self._next.logs[log] = None
         if log.is_watched:
             self.after_commit(lambda: None)
@@ -249,7 +249,7 @@ class Storage(Ledger):
             self._schedule()
 
     def discard_log(self, log: Log) -> None:
-        """Delete the files of a stream, on the thread: it may be writing them."""
+        """Delete the files of a stream on the writer thread, which may be writing to them."""
         self._next.discarded.append(log)
         self._schedule()
 
@@ -264,7 +264,7 @@ class Storage(Ledger):
             self._schedule()
 
     def _schedule(self) -> None:
-        """Write the next group: soon, or when the one under way is done."""
+        """Schedule the write of the next group, unless one is scheduled or being synced."""
         if self._in_flight is not None or self._scheduled is not None:
             return
         if self._hurried:
@@ -273,7 +273,7 @@ class Storage(Ledger):
             self._scheduled = self._loop.call_later(_UNHURRIED_SECONDS, self._write)
 
     def _write(self) -> None:
-        """Write a group to SQLite's log here, and have the thread sync it."""
+        """Write the next group to SQLite's log, and start a sync on the writer thread."""
         self._scheduled = None
         self._hurried = False
         group, self._next = self._next, Group()
@@ -286,7 +286,7 @@ class Storage(Ledger):
         for stream in group.logs:
             stream.prepare()
         self._syncing = group.unsynced()
-        # A sync that failed may have lost what it was to write: the checkpoint writes it elsewhere.
+        # A failed fsync may have lost the pages of the log: a checkpoint writes them to the database file.
         checkpoint = self._failing or self._log_bytes > _CHECKPOINT_BYTES
         if checkpoint:
             self._log_bytes = 0
@@ -304,7 +304,7 @@ class Storage(Ledger):
             write_definitions(self._db, group.definitions)
 
     def _sync(self, group: Group, *, checkpoint: bool) -> None:
-        """Wait until the disk has everything; runs on the thread."""
+        """Write stream data and sync the group to disk. Runs on the writer thread."""
         for stream in group.logs:
             stream.write()
         for stream in group.discarded:
@@ -329,7 +329,7 @@ class Storage(Ledger):
             self._schedule()
 
     def _keep(self, group: Group, error: BaseException) -> None:
-        """Keep what could not be written for the next attempt."""
+        """Keep a group that could not be written for the next attempt."""
         self._next = group.then(self._next)
         self._failed(error)
 
@@ -344,7 +344,7 @@ class Storage(Ledger):
         """Write everything, and close the files.
 
         Args:
-            returned: the messages that clients have had before, so that a clean stop leaves nothing to guess.
+            returned: requeued messages, which are marked as delivered before.
         """
         if self._scheduled is not None:
             self._scheduled.cancel()
@@ -371,7 +371,7 @@ class Storage(Ledger):
 
 
 def _finish(group: Group) -> None:
-    """Let readers of streams have what is on disk, and call those who wait for it."""
+    """Make stream data that is on disk available to readers, and call the waiting functions."""
     for stream in group.logs:
         stream.commit()
     for what in group.waiting:
