@@ -155,7 +155,7 @@ def top(
 
 
 def _value(queue: Json, path: str) -> float:
-    """The number at a path of the API such as "message_stats.ack_details.rate"; 0 if there is none."""
+    """The number at a path in the API's JSON, such as "message_stats.ack_details.rate"; 0 if it is missing."""
     found: Any = queue
     for name in path.split("."):
         found = (found or {}).get(name)

@@ -40,7 +40,7 @@ def send():
         properties.headers = {"x-delay": delay}
         channel.basic_publish("delay_exchange", "delay_queue", message, properties)
     else:
-        # It expires in a queue that nobody consumes from, and the broker moves it on to the exchange.
+        # The message expires in a queue without consumers, and the broker dead-letters it to the exchange.
         wait_queue = f"delay_queue.wait.{delay}"
         arguments = {
             "x-message-ttl": delay,
@@ -67,4 +67,4 @@ try:
     send() if role == "send" else receive()
     connection.close()
 except KeyboardInterrupt:
-    pass  # no close() here: pika may have been in the middle of something, and would wait forever
+    pass  # no close() here: pika may have been interrupted in an operation, and close() could block forever

@@ -35,7 +35,7 @@ def on_message(channel, method, properties, body):
 def receive():
     headers = dict(word.split("=", 1) for word in words[1:])
     queue = channel.queue_declare(queue="", exclusive=True).method.queue
-    # x-match says whether all of the headers must be equal, or any one is enough.
+    # x-match determines whether all of the headers must be equal, or any one is enough.
     channel.queue_bind(queue=queue, exchange="headers_logs", arguments={"x-match": words[0], **headers})
     channel.basic_consume(queue=queue, on_message_callback=on_message, auto_ack=True)
     print(" [*] Waiting for logs. To exit press CTRL+C")
@@ -46,4 +46,4 @@ try:
     emit() if role == "emit" else receive()
     connection.close()
 except KeyboardInterrupt:
-    pass  # no close() here: pika may have been in the middle of something, and would wait forever
+    pass  # no close() here: pika may have been interrupted in an operation, and close() could block forever

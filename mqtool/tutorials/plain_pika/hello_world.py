@@ -40,4 +40,4 @@ try:
     send() if role == "send" else receive()
     connection.close()
 except KeyboardInterrupt:
-    pass  # no close() here: pika may have been in the middle of something, and would wait forever
+    pass  # no close() here: pika may have been interrupted in an operation, and close() could block forever

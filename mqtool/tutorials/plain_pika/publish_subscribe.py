@@ -30,7 +30,7 @@ def on_message(channel, method, properties, body):
 
 
 def receive():
-    # A queue of our own: the broker makes up its name, and deletes it when we leave.
+    # A private queue: the broker generates its name, and deletes the queue when the receiver disconnects.
     queue = channel.queue_declare(queue="", exclusive=True).method.queue
     channel.queue_bind(queue=queue, exchange="logs")
     channel.basic_consume(queue=queue, on_message_callback=on_message, auto_ack=True)
@@ -42,4 +42,4 @@ try:
     emit() if role == "emit" else receive()
     connection.close()
 except KeyboardInterrupt:
-    pass  # no close() here: pika may have been in the middle of something, and would wait forever
+    pass  # no close() here: pika may have been interrupted in an operation, and close() could block forever

@@ -26,7 +26,7 @@ def individually():
 class Publisher:  # publishes while fewer than `window` messages are outstanding; in batches, while none is
     def __init__(self, window, in_batches):
         self.window, self.in_batches, self.published = window, in_batches, 0
-        self.outstanding = {}  # bodies by sequence number: the broker counts from 1, and so do we
+        self.outstanding = {}  # bodies by sequence number, which starts at 1
         self.connection = pika.SelectConnection(
             PARAMETERS, self.on_connection, on_close_callback=lambda connection, _: connection.ioloop.stop()
         )

@@ -43,4 +43,4 @@ try:
     emit() if role == "emit" else receive()
     connection.close()
 except KeyboardInterrupt:
-    pass  # no close() here: pika may have been in the middle of something, and would wait forever
+    pass  # no close() here: pika may have been interrupted in an operation, and close() could block forever

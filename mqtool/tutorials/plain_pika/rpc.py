@@ -31,11 +31,11 @@ def on_request(channel, method, properties, body):
     answer = pika.BasicProperties(correlation_id=properties.correlation_id)
     try:
         reply = str(fib(int(body)))
-    except ValueError as error:  # a bad request is answered too, and the server lives on
+    except ValueError as error:  # reply to a bad request too, and keep the server running
         answer.type, reply = "error", str(error)
     if properties.reply_to:
         channel.basic_publish(exchange="", routing_key=properties.reply_to, body=reply, properties=answer)
-    # Only now: if we die before, another server answers.
+    # Only now: if this server dies earlier, another one replies.
     channel.basic_ack(delivery_tag=method.delivery_tag)
 
 
@@ -56,7 +56,7 @@ def client():
     for _, properties, body in channel.consume(reply_queue, auto_ack=True, inactivity_timeout=10):
         if body is None:
             sys.exit("no reply within ten seconds: is a server running?")
-        if properties.correlation_id == correlation_id:  # any other reply is not for us
+        if properties.correlation_id == correlation_id:  # ignore replies to other requests
             print(f" [.] Got {body.decode()}")
             return
 
@@ -65,4 +65,4 @@ try:
     server() if role == "server" else client()
     connection.close()
 except KeyboardInterrupt:
-    pass  # no close() here: pika may have been in the middle of something, and would wait forever
+    pass  # no close() here: pika may have been interrupted in an operation, and close() could block forever

@@ -31,7 +31,7 @@ def on_message(channel, method, properties, body):
 
 def receive():
     queue = channel.queue_declare(queue="", exclusive=True).method.queue
-    for pattern in words:  # a message that two of them match arrives once
+    for pattern in words:  # a message that matches two patterns arrives once
         channel.queue_bind(queue=queue, exchange="topic_logs", routing_key=pattern)
     channel.basic_consume(queue=queue, on_message_callback=on_message, auto_ack=True)
     print(" [*] Waiting for logs. To exit press CTRL+C")
@@ -42,4 +42,4 @@ try:
     emit() if role == "emit" else receive()
     connection.close()
 except KeyboardInterrupt:
-    pass  # no close() here: pika may have been in the middle of something, and would wait forever
+    pass  # no close() here: pika may have been interrupted in an operation, and close() could block forever

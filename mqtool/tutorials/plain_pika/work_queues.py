@@ -21,7 +21,7 @@ channel.queue_declare(queue="task_queue", durable=True, arguments={"x-queue-type
 
 def new_task():
     message = " ".join(words) or "Hello World!"
-    # A task must not get lost: a persistent message, in a durable queue.
+    # To keep tasks from getting lost: a persistent message in a durable queue.
     persistent = pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent)
     channel.basic_publish(exchange="", routing_key="task_queue", body=message, properties=persistent)
     print(f" [x] Sent {message}")
@@ -31,12 +31,12 @@ def on_task(channel, method, properties, body):
     print(f" [x] Received {body.decode()}")
     time.sleep(body.count(b"."))
     print(" [x] Done")
-    # Only now: if we die before, the broker sends the task to another worker.
+    # Only now: if this worker dies earlier, the broker sends the task to another one.
     channel.basic_ack(delivery_tag=method.delivery_tag)
 
 
 def worker():
-    # Nothing more for a worker that is busy: the next task goes to an idle one.
+    # A busy worker gets no more tasks: the next one goes to an idle worker.
     channel.basic_qos(prefetch_count=1)
     channel.basic_consume(queue="task_queue", on_message_callback=on_task)
     print(" [*] Waiting for messages. To exit press CTRL+C")
@@ -47,4 +47,4 @@ try:
     new_task() if role == "new-task" else worker()
     connection.close()
 except KeyboardInterrupt:
-    pass  # no close() here: pika may have been in the middle of something, and would wait forever
+    pass  # no close() here: pika may have been interrupted in an operation, and close() could block forever

@@ -21,7 +21,7 @@ if role not in ("send", "receive"):
 url = urlsplit(os.environ.get("AMQP_URL", "amqp://localhost"))
 broker = {
     "host": url.hostname,
-    "port": int(os.environ.get("MQTOOL_STREAM_PORT", "5552")),  # streams have a port of their own
+    "port": int(os.environ.get("MQTOOL_STREAM_PORT", "5552")),  # the stream protocol has its own port
     "username": unquote(url.username or "guest"),
     "password": unquote(url.password or "guest"),
     "vhost": unquote(url.path[1:]) or "/",

@@ -42,7 +42,7 @@ async def receive():
             print("First message received")
         offsets.append(context.offset)
         is_marker = "marker" in str(message)
-        # Each offset stored is a small message in the stream, so only now and then.
+        # Each stored offset is a small message in the stream, so store one only now and then.
         if len(offsets) % 10 == 1 or is_marker:
             await consumer.store_offset(STREAM, SUBSCRIBER, context.offset)
         if is_marker:
