@@ -1,1 +1,1 @@
-"""Brokers: find one that runs, or start one."""
+"""Starts, stops and lists brokers: RabbitMQ in Docker, private RabbitMQ nodes, and the embedded broker."""

@@ -1,4 +1,4 @@
-"""Processes that run in the background: whether they run, how they are stopped, and their log files."""
+"""Functions for background processes: check if they run, stop them, and read and write their log files."""
 
 import contextlib
 import os
@@ -24,8 +24,8 @@ class Process(NamedTuple):
     """A process that mqtool started.
 
     Attributes:
-        pid: its process id; 0 if it was never started.
-        born: when it was started, which tells it from a later process with the same id; see birth().
+        pid: the process id; 0 if the process was never started.
+        born: when the process was started, see birth(). Distinguishes it from a later process with the same id.
     """
 
     pid: int = 0
@@ -33,13 +33,13 @@ class Process(NamedTuple):
 
 
 def birth(pid: int) -> str:
-    """When a process was started, in the words of the operating system; empty if it is not running."""
+    """Return when a process was started, in the operating system's notation; empty if it is not running."""
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)  # reap it if it is our child and has ended
     if not _PROC.exists():
         return subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
     try:
-        # What follows the name in parentheses is counted from the third field on.
+        # The second field is the name in parentheses, which may contain spaces; split the fields after it.
         fields = Path(f"{_PROC}/{pid}/stat").read_text().rpartition(")")[2].split()
     except (ProcessLookupError, FileNotFoundError):
         return ""
@@ -48,24 +48,24 @@ def birth(pid: int) -> str:
 
 
 def started(pid: int) -> Process:
-    """A process that has just been started."""
+    """Return the Process of a process that has just been started."""
     return Process(pid, birth(pid))
 
 
 def is_running(process: Process) -> bool:
-    """Tell whether a process that mqtool started is still running."""
+    """Return True if a process that mqtool started is still running."""
     return bool(process.pid and process.born) and birth(process.pid) == process.born
 
 
 def terminate(processes: Iterable[Process], patience: float) -> None:
-    """Send TERM to the processes that are running, and wait until they have ended.
+    """Send SIGTERM to the processes that are running, and wait until they have ended.
 
     Args:
         processes: the processes.
-        patience: seconds to wait.
+        patience: how many seconds to wait.
 
     Raises:
-        MqtoolError: a process has not ended in time.
+        MqtoolError: a process did not end in time.
     """
     running = [each for each in processes if is_running(each)]
     for process in running:
@@ -88,13 +88,13 @@ def append_to_log(path: Path) -> BinaryIO:
 
 
 def last_words(log: bytes) -> str:
-    """The last line that was logged since the latest start, with a leading ": "; empty if there is none."""
+    """Return the last line logged since the latest start, with a leading ": "; empty if there is none."""
     lines = [line for line in log.rpartition(_STARTING)[2].splitlines()[1:] if line.strip()]
     return f": {lines[-1].decode(errors='replace').strip()}" if lines else ""
 
 
 def kept_logs(directory: Path) -> dict[str, Path]:
-    """The log files in a broker's directory, by node name. They stay when the broker is stopped."""
+    """Return the log files in a broker's directory, by node name. They are kept when the broker is stopped."""
     found = sorted(directory.glob("log")) or sorted(directory.glob("node-*/log"))
     return {"" if path.parent == directory else path.parent.name: path for path in found}
 
@@ -103,7 +103,7 @@ def read_logs(paths: Mapping[str, Path], follow: bool) -> Iterator[bytes]:
     """Yield whole lines from log files, each line prefixed with the name of its node.
 
     Args:
-        paths: files by node name; lines of the name "" get no prefix.
+        paths: log files by node name. For the name "", lines get no prefix.
         follow: keep reading as the files grow. Yields b"" when there is nothing new; the caller then waits.
     """
     with ExitStack() as stack:
@@ -121,5 +121,5 @@ def read_logs(paths: Mapping[str, Path], follow: bool) -> Iterator[bytes]:
 
 
 def prefixed(name: str, line: bytes) -> bytes:
-    """A log line with the name of its node in front, if the node has a name."""
+    """Return a log line, prefixed with the name of its node if the node has one."""
     return (f"{name} | ".encode() if name else b"") + line + b"\n"

@@ -1,4 +1,4 @@
-"""The kinds of broker that mqtool can start."""
+"""The kinds of broker that mqtool can start, and the choice between them."""
 
 from enum import StrEnum
 
@@ -11,7 +11,7 @@ from mqtool.errors import Unavailable, UsageError
 
 
 class Kind(StrEnum):
-    """A kind of broker; AUTO stands for the best that this machine can run."""
+    """A kind of broker; AUTO selects the best kind that this machine can run."""
 
     AUTO = "auto"
     DOCKER = "docker"
@@ -19,7 +19,7 @@ class Kind(StrEnum):
     EMBEDDED = "embedded"
 
 
-#: In the order in which `auto` tries them.
+#: The starters by kind, in the order in which AUTO tries them.
 STARTERS: dict[Kind, Starter] = {
     Kind.DOCKER: Docker("RabbitMQ in Docker"),
     Kind.NODE: PrivateNodes("a private RabbitMQ node"),
@@ -32,12 +32,12 @@ CLUSTERS: dict[Kind, Starter] = {
 
 
 def starter_of(started: Started) -> Starter:
-    """The starter of a broker, by its kind."""
+    """Return the starter for a broker's kind."""
     return (STARTERS if started.nodes == 1 else CLUSTERS)[Kind(started.kind)]
 
 
 def candidates(kind: Kind, *, cluster: bool = False) -> list[Starter]:
-    """The starter of a kind; for AUTO all that this machine can run, best first.
+    """Return the starter of a kind; for AUTO, all starters that this machine can run, best first.
 
     Raises:
         UsageError: the embedded broker cannot be a cluster.
@@ -57,6 +57,6 @@ def candidates(kind: Kind, *, cluster: bool = False) -> list[Starter]:
 
 
 def choose_quick(kind: Kind, *, cluster: bool = False) -> Starter:
-    """The first of candidates() that has nothing to download or build, else the first of all."""
+    """Return the first of candidates() that has nothing to download or build; if there is none, the first of all."""
     found = candidates(kind, cluster=cluster)
     return next((starter for starter in found if starter.is_quick), found[0])

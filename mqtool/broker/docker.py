@@ -1,4 +1,4 @@
-"""RabbitMQ in Docker: one container or a cluster of three, on loopback only, with the image of docker_daemon.py."""
+"""Runs RabbitMQ in Docker, as one container or a cluster of three. Ports are published on loopback only."""
 
 import os
 import queue
@@ -98,7 +98,7 @@ class Docker(Starter):
         try:
             with daemon_of_this_machine() as daemon:
                 return sum(container.status == "running" for container in _containers(daemon, started))
-        except Unavailable:  # the daemon does not answer
+        except Unavailable:  # the daemon does not respond
             return 0
 
     def is_ready(self, started: Started) -> bool:
@@ -165,7 +165,7 @@ class Docker(Starter):
 
 
 def _login(wanted: Wanted, before: Started | None) -> str:
-    """The user and password of a broker, as in its URL."""
+    """Return the user and password of a broker in URL form, `USER:PASSWORD`."""
     if wanted.login is None:
         return "guest:guest"
     user, password = wanted.login
@@ -175,7 +175,7 @@ def _login(wanted: Wanted, before: Started | None) -> str:
 
 
 def _config_file() -> Path:
-    """Docker's configuration, which may select a context such as Docker Desktop's."""
+    """Return the path of Docker's configuration file, which may select a context such as Docker Desktop's."""
     return Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker") / "config.json"
 
 
@@ -205,7 +205,7 @@ def _run(daemon: "DockerClient", started: Started, number: int, *, network: str)
         started.details["image"],
         detach=True,
         name=names[number],
-        hostname=names[number],  # the directory of a node's data has its host name in it
+        hostname=names[number],  # the path of a node's data contains its host name
         environment=environment,
         ports={f"{inside}/tcp": (ports.HOST, port) for inside, port in published.items()},
         volumes={name: {"bind": path, "mode": "rw"} for name, path in _volumes(started)[number].items()},
@@ -216,16 +216,16 @@ def _run(daemon: "DockerClient", started: Started, number: int, *, network: str)
 
 
 def _volumes(started: Started) -> list[dict[str, str]]:
-    """The volumes of each node: mount points by name."""
+    """Return the volumes of each node: a mount point for each volume name."""
     shared = {f"mqtool-{started.name}-secret": "/var/lib/mqtool"} if started.nodes > 1 else {}
     return [{name: "/var/lib/rabbitmq", **shared} for name in started.details["containers"]]
 
 
 def _make_room(daemon: "DockerClient", container: str, directory: str) -> None:
-    """Remove a container of this name that was left by an earlier start.
+    """Remove a container of this name if an earlier start left one behind.
 
     Raises:
-        Unavailable: mqtool did not start the container.
+        Unavailable: a container of this name exists that mqtool did not start.
     """
     from docker.errors import NotFound
 
@@ -242,20 +242,20 @@ def _make_room(daemon: "DockerClient", container: str, directory: str) -> None:
 
 
 def _network(daemon: "DockerClient", name: str) -> str:
-    """Create the network of a broker, unless it exists, and return its name."""
+    """Create the network of a broker if it does not exist, and return its name."""
     found = daemon.networks.list(names=[f"^{name}$"])
     network = found[0] if found else daemon.networks.create(name, driver="bridge", labels={_LABEL: name})
     return str(network.name)
 
 
 def _containers(daemon: "DockerClient", started: Started) -> list["Container"]:
-    """The containers of a broker that exist."""
+    """Return those containers of a broker that exist, running or not."""
     found: dict[str, Any] = {each.name: each for each in daemon.containers.list(all=True)}
     return [found[name] for name in started.details["containers"] if name in found]
 
 
 def _each(do: Callable[["Container"], None], daemon: "DockerClient", started: Started) -> None:
-    """Call a function with all containers of a broker, in parallel."""
+    """Call a function with each container of a broker, in parallel."""
     with ThreadPoolExecutor(started.nodes) as pool:
         list(pool.map(do, _containers(daemon, started)))
 

@@ -1,6 +1,6 @@
-"""Access to the Docker daemon, and the image that it pulls and builds.
+"""Connects to the Docker daemon, and pulls and builds the image for RabbitMQ.
 
-Only mqtool/broker/docker*.py import docker (https://docker-py.readthedocs.io), and only within functions, because the
+Only mqtool/broker/docker*.py import docker (https://docker-py.readthedocs.io), and only inside functions, because the
 import takes a third of a second.
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 #: The Dockerfile of the image that `broker up --kind docker` builds, and the files that it copies.
 IMAGE_FILES = Path(__file__).parent / "image"
-#: The delayed-message plugin in the Dockerfile is for this version.
+#: The base image unless `--image` names another. The delayed-message plugin in the Dockerfile is for this version.
 DEFAULT_IMAGE = "rabbitmq:4.2.9-management"
 _PLUGIN_VERSION = "4.2"
 _ANSWER_PATIENCE = 600
@@ -32,12 +32,12 @@ _PROGRESS_PAUSE = 5.0
 
 @contextmanager
 def daemon_of_this_machine() -> Iterator["DockerClient"]:
-    """Connect to the Docker daemon, and translate its errors within the block.
+    """Connect to the Docker daemon. Inside the block, its errors are raised as mqtool's.
 
     Raises:
-        Unavailable: it does not answer, or is on another machine; or a port is taken.
-        AccessRefused: no permission to use it.
-        MqtoolError: it refuses a request.
+        Unavailable: the daemon does not respond or is on another machine, or a port is in use.
+        AccessRefused: no permission to use the daemon.
+        MqtoolError: the daemon refuses a request.
     """
     from docker.client import DockerClient
     from docker.context.api import ContextAPI
@@ -74,7 +74,7 @@ def _no_daemon(error: Exception, host: str) -> MqtoolError:
 
 
 def _refusal(explanation: str) -> MqtoolError:
-    """Translate the explanation of a refused request into an error."""
+    """Convert the daemon's explanation of a refused request to one of mqtool's errors."""
     if re.search(r"port is already allocated|address already in use|ports are not available", explanation):
         port = re.search(r"127\.0\.0\.1:(\d+)", explanation)
         return Unavailable(f"port {port[1] if port else ''} on {ports.HOST} is taken", "choose another with --port")
@@ -82,21 +82,21 @@ def _refusal(explanation: str) -> MqtoolError:
 
 
 def base_image(wanted: str | None) -> str:
-    """The base image. A bare version stands for the image on Docker Hub that includes management."""
+    """Return the name of the base image. A bare version such as 4.2 means Docker Hub's image with management."""
     if wanted is None:
         return DEFAULT_IMAGE
     return f"rabbitmq:{wanted}-management" if re.fullmatch(r"\d+(\.\d+)*", wanted) else wanted
 
 
 def _build_arguments(base: str) -> dict[str, str]:
-    """The build arguments. Only the version that the delayed-message plugin is for gets the plugin."""
+    """Return the build arguments. Only images of _PLUGIN_VERSION get the delayed-message plugin."""
     version = re.match(r"\d+\.\d+", base.rpartition(":")[2])
     plugin = {} if version and version[0] == _PLUGIN_VERSION else {"PLUGIN_URL": ""}
     return {"BASE_IMAGE": base, **plugin}
 
 
 def image_tag(base_id: str) -> str:
-    """The name of mqtool's image on the base image with this id. It changes when IMAGE_FILES do."""
+    """Return the name of mqtool's image built on the base image with this id. Changes to IMAGE_FILES change it."""
     key = hashlib.sha256(base_id.encode())
     for path in sorted(path for path in IMAGE_FILES.iterdir() if path.is_file()):
         key.update(path.name.encode() + path.read_bytes())
@@ -104,12 +104,12 @@ def image_tag(base_id: str) -> str:
 
 
 def image_upon(daemon: "DockerClient", base: str, say: Callable[[str], None]) -> None:
-    """Build mqtool's image on a base image, unless it exists.
+    """Build mqtool's image on a base image if it does not exist yet.
 
     Args:
         daemon: the Docker daemon.
-        base: name of the base image.
-        say: called with lines of progress.
+        base: the name of the base image.
+        say: called with each line of progress.
 
     Raises:
         Unavailable: an image cannot be pulled or built.
@@ -121,7 +121,7 @@ def image_upon(daemon: "DockerClient", base: str, say: Callable[[str], None]) ->
 
 
 def tag_upon(daemon: "DockerClient", base: str, say: Callable[[str], None]) -> str:
-    """The name of mqtool's image on a base image, which is pulled if it is missing."""
+    """Return the name of mqtool's image for a base image. Pulls the base image if it is missing."""
     from docker.errors import ImageNotFound
 
     try:

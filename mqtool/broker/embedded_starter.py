@@ -1,4 +1,4 @@
-"""The embedded broker as a background process of `broker up`."""
+"""Starts and stops the embedded broker for `broker up`: in the background, or in this process with `--foreground`."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mqtool.broker.embedded.server import Server
 
 _MODULE = "mqtool.broker.embedded"
-#: Seconds to start or to stop; one is usual, but not on a busy machine.
+#: How many seconds a broker may take to start or stop. One is usual; a busy machine needs more.
 _PATIENCE = 60.0
 
 
@@ -37,7 +37,7 @@ class Embedded(Starter):
         return _run(self._planned(wanted))
 
     def _planned(self, wanted: Wanted) -> Started:
-        """Choose the ports and the directory of a new broker."""
+        """Choose the ports and the directory of a new broker. Does not start it."""
         if wanted.cluster or wanted.image:
             option = "--cluster" if wanted.cluster else "--image"
             raise UsageError(f"the embedded broker does not support {option}", f"use --kind docker with {option}")
@@ -63,16 +63,16 @@ class Embedded(Starter):
         )
 
     def stay(self, wanted: Wanted, when_up: Callable[[Started], None]) -> None:
-        """Run a broker in this process until it is stopped by Ctrl-C, TERM or `broker down`.
+        """Run a broker in this process until it is stopped by Ctrl-C, SIGTERM or `broker down`.
 
         Args:
-            wanted: the broker.
-            when_up: called in a thread once the broker listens. If it raises, the broker is stopped.
+            wanted: the broker to run.
+            when_up: called in a thread once the broker listens. If it raises an error, the broker is stopped.
 
         Raises:
-            MqtoolError: the broker does not start; or what `when_up` raised.
+            MqtoolError: the broker does not start. Errors that `when_up` raises are raised too.
         """
-        from mqtool.broker.embedded.__main__ import run  # here: other commands need no broker
+        from mqtool.broker.embedded.__main__ import run  # not at the top: other commands need no broker
         from mqtool.broker.embedded.server import Server
 
         started = self._planned(wanted)
@@ -115,8 +115,8 @@ class Embedded(Starter):
 
 
 def _settings(started: Started) -> Settings:
-    """The settings of a broker's process."""
-    from mqtool.broker.embedded.sockets.listener import Tls  # here: it needs asyncio, which is slow to import
+    """Return the embedded broker's settings for a broker as mqtool saves it."""
+    from mqtool.broker.embedded.sockets.listener import Tls  # not at the top: importing asyncio is slow
 
     details = started.details
     listen, files = details.get("listen"), details.get("tls_files")
@@ -133,7 +133,7 @@ def _settings(started: Started) -> Settings:
 
 
 def _run(started: Started) -> Started:
-    """Start the process of a broker, and save it."""
+    """Start the process of a broker, wait until it is ready, and save its state."""
     settings, directory = _settings(started), Path(started.directory)
     broker = launch(directory, settings)
     lines = wait_until_ready(broker, directory)
@@ -149,7 +149,7 @@ def _run(started: Started) -> Started:
 
 
 def _listening(started: Started, server: "Server") -> Started:
-    """A broker in this process, with what is known once it listens."""
+    """Return a broker in this process with the details that are known once it listens: TLS URL and any damage."""
     details = dict(started.details)
     if tls := server.urls().get("amqp/ssl"):
         details["tls"] = f"amqps://{ports.HOST}:{_port_of(tls)}"
@@ -163,7 +163,7 @@ def _port_of(url: str) -> int | None:
 
 
 def launch(directory: Path, settings: Settings) -> "subprocess.Popen[bytes]":
-    """Start a broker's process, with its log in a directory."""
+    """Start a broker's process. The log and the ready file are written to the directory."""
     ready = directory / "ready"
     ready.unlink(missing_ok=True)
     with background.append_to_log(directory / "log") as log:
@@ -180,7 +180,7 @@ def wait_until_ready(broker: "subprocess.Popen[bytes]", directory: Path) -> list
     """Wait until a launched broker accepts connections, and return the lines of its ready file: URLs, and any damage.
 
     Raises:
-        MqtoolError: it does not start in time.
+        MqtoolError: the broker ends, or does not start in time.
     """
     ready = directory / "ready"
     deadline = time.monotonic() + _PATIENCE

@@ -1,7 +1,7 @@
-"""Stops a broker when the process that holds it in the foreground ends, even by kill -9.
+"""Stops a broker when its `mqtool broker up --foreground` process ends, even by kill -9.
 
-`python -m mqtool.broker.lifeline NAME` reads a pipe that only that process writes to. When the pipe closes, it stops
-the broker as `mqtool broker down` does. The embedded broker needs none of this: in the foreground it is that process.
+`python -m mqtool.broker.lifeline NAME` reads a pipe whose only writer is the foreground process. When the pipe closes,
+it stops the broker like `mqtool broker down`. Not needed for the embedded broker, which runs in that process itself.
 """
 
 import os
@@ -13,17 +13,17 @@ from mqtool.broker import state
 from mqtool.broker.choice import starter_of
 from mqtool.broker.state import Started
 
-#: Seconds for a broker to be saved by a process that was killed while it started it.
+#: How many seconds to wait for the broker's state file if the process was killed while it was starting the broker.
 _PATIENCE = 5.0
 
 
 def stop_with_this_process(name: str) -> int:
-    """Stop the broker with this name when this process ends. Call it before the broker is started.
+    """Arrange that the broker with this name is stopped when this process ends. Call this before starting the broker.
 
     Returns:
-        The file descriptor for holds().
+        The file descriptor to pass to holds().
     """
-    # The writing end stays open until this process ends.
+    # The write end of the pipe stays open until this process ends.
     reading, writing = os.pipe()
     command = [sys.executable, "-m", "mqtool.broker.lifeline", name]
     nowhere = subprocess.DEVNULL
@@ -33,7 +33,7 @@ def stop_with_this_process(name: str) -> int:
 
 
 def holds(writing: int, started: Started) -> None:
-    """Say which broker was started, so that no later one with its name is stopped."""
+    """Report which broker was started, so that a later broker with the same name is not stopped."""
     os.write(writing, f"{started.pid} {started.born}".encode())
 
 

@@ -1,4 +1,4 @@
-"""Private RabbitMQ nodes: the installed rabbitmq-server, run by any user, in its own directory, on loopback.
+"""Runs private RabbitMQ nodes: the installed rabbitmq-server, without root, in its own directory, on loopback.
 
 A broker is one node or a cluster of three. https://www.rabbitmq.com/docs/configure#supported-environment-variables
 and https://www.rabbitmq.com/docs/cluster-formation
@@ -21,12 +21,12 @@ from mqtool.broker.starter import Starter
 from mqtool.broker.state import Started, Wanted
 from mqtool.errors import MqtoolError, Unavailable, UsageError
 
-#: On Debian the rabbitmq-server on the PATH is a wrapper that requires root or the user rabbitmq; this is the script.
+#: On Debian, the rabbitmq-server on the PATH is a wrapper that requires root or the user rabbitmq; this is the script.
 _SERVERS = (Path("/usr/lib/rabbitmq/bin/rabbitmq-server"),)
 _STOP_PATIENCE = 30.0
 _FIRST_PATIENCE = 60.0
 _STREAMS = "rabbitmq_stream"
-#: The default statistics are five seconds late, and only detailed rates show which channel publishes to an exchange.
+#: By default, statistics lag by five seconds. Only detailed rates show which channel publishes to an exchange.
 _STATISTICS = (
     "collect_statistics_interval = 1000",
     "management.rates_mode = detailed",
@@ -36,7 +36,7 @@ _STATISTICS = (
         for kept, seconds in (("minute", 1), ("hour", 60))
     ),
 )
-#: Makes the script exec the node instead of waiting for it, so that kill -9 cannot end one and leave the other.
+#: Makes the script exec the node instead of waiting for it: with a single process, kill -9 leaves nothing behind.
 _WITHOUT_SHELL = {"RUNNING_UNDER_SYSTEMD": "true"}
 INSTALL = "install RabbitMQ (Debian and Ubuntu: apt-get install rabbitmq-server; macOS: brew install rabbitmq)"
 
@@ -46,13 +46,13 @@ class Node:
     """The settings of one node.
 
     Attributes:
-        name: Erlang node name, without the host.
-        home: directory of the Erlang cookie, which the nodes of a cluster share.
-        directory: for its configuration and log.
-        data: directory for its messages and definitions.
-        epmd_port: port of epmd, Erlang's daemon that maps node names to ports.
-        listen: another address for AMQP connections and streams; everything else is on loopback only.
-        stream_port: for the stream protocol; None for none.
+        name: the Erlang node name, without the host.
+        home: the directory of the Erlang cookie, which the nodes of a cluster share.
+        directory: the directory for the node's configuration and log.
+        data: the directory for the node's messages and definitions.
+        epmd_port: the port of epmd, Erlang's daemon that maps node names to ports.
+        listen: an additional address for AMQP and streams; everything else listens on loopback only.
+        stream_port: the port of the stream protocol; None for none.
     """
 
     name: str
@@ -68,17 +68,17 @@ class Node:
 
     @property
     def url(self) -> str:
-        """URL for AMQP connections."""
+        """The URL for AMQP connections."""
         return f"amqp://guest:guest@{ports.HOST}:{self.port}"
 
     @property
     def management(self) -> str:
-        """URL of its management page."""
+        """The URL of the node's management API and page."""
         return f"http://{ports.HOST}:{self.management_port}"
 
 
 def find_server() -> Path | None:
-    """The rabbitmq-server script; None if RabbitMQ is not installed."""
+    """Return the path of the rabbitmq-server script; None if RabbitMQ is not installed."""
     for path in _SERVERS:
         if os.access(path, os.X_OK):
             return path
@@ -87,7 +87,7 @@ def find_server() -> Path | None:
 
 
 def _has_streams() -> bool:
-    """Tell whether the installed RabbitMQ has the stream plugin, as it does since 3.9."""
+    """Return True if the installed RabbitMQ includes the stream plugin, as versions since 3.9 do."""
     server = find_server()
     plugins = server and server.resolve().parent.parent / "plugins"
     return not plugins or not plugins.is_dir() or any(plugins.glob(f"{_STREAMS}-*"))
@@ -97,7 +97,7 @@ def launch(node: Node, settings: Sequence[str] = ()) -> Process:
     """Start a node, and return its process.
 
     Args:
-        settings: more lines for rabbitmq.conf.
+        settings: additional lines for rabbitmq.conf.
     """
     server, directory = find_server(), Path(node.directory)
     assert server is not None
@@ -122,11 +122,11 @@ def launch(node: Node, settings: Sequence[str] = ()) -> Process:
             stderr=log,
             start_new_session=True,
         )
-    return background.started(server_process.pid)  # which becomes the node
+    return background.started(server_process.pid)  # the script's process becomes the node
 
 
 def _enable_plugins(file: Path, node: Node) -> str:
-    """Add the plugins that a node needs to its file of enabled plugins, and return the contents of that file."""
+    """Add the plugins that a node needs to its enabled_plugins file, and return the new contents of the file."""
     plugins = file.read_text() if file.exists() else "[rabbitmq_management].\n"
     if node.stream_port is not None and _STREAMS not in plugins:
         plugins = plugins.replace("[", f"[{_STREAMS},", 1)
@@ -135,12 +135,12 @@ def _enable_plugins(file: Path, node: Node) -> str:
 
 
 def _stream_settings(node: Node) -> list[str]:
-    """Lines for rabbitmq.conf: the stream port, and the address that the node advertises to clients.
+    """Return lines for rabbitmq.conf that set the stream port and the address that the node advertises to clients.
 
-    Without a stream port the usual one is set: by default the plugin would listen on all addresses.
+    A node without a stream port gets the usual one, since by default the plugin would listen on all addresses.
     """
     port = node.stream_port or ports.STREAMS
-    # Other machines cannot reach loopback, but this machine can reach the address that they use.
+    # Other machines cannot reach loopback, but this machine can reach its external address.
     host = node.listen if node.listen not in (None, ports.EVERY) else ports.HOST
     addresses = enumerate(ports.addresses(node.listen))
     return [
@@ -151,20 +151,20 @@ def _stream_settings(node: Node) -> list[str]:
 
 
 def stop_epmd(port: int) -> None:
-    """Stop the epmd at a port. Erlang starts it with the first node and leaves it running."""
+    """Stop the epmd daemon on a port. Erlang starts it with the first node and leaves it running."""
     epmd = shutil.which("epmd")
     deadline = time.monotonic() + _STOP_PATIENCE
-    # epmd refuses to end until it has noticed that the node is gone.
+    # epmd refuses to stop until it has noticed that the node has ended.
     while epmd and not ports.is_free(port) and time.monotonic() < deadline:
         subprocess.run([epmd, "-port", str(port), "-kill"], capture_output=True, check=False)
         time.sleep(0.02)
 
 
 def environment(node: Node, *, for_tools: bool = False) -> dict[str, str]:
-    """The environment variables for a node.
+    """Return the environment variables for a node.
 
     Args:
-        for_tools: for rabbitmqctl and rabbitmq-plugins, which are Erlang nodes too and need another port.
+        for_tools: True for rabbitmqctl and rabbitmq-plugins, which are Erlang nodes too and need a different port.
     """
     directory = Path(node.directory)
     ours = {
@@ -301,12 +301,12 @@ def _nodes(wanted: Wanted, directory: Path, stream_port: int | None, usual_manag
 
 
 def nodes_of(started: Started) -> list[Node]:
-    """The nodes of a broker, as they were launched."""
+    """Return the settings with which a broker's nodes were launched."""
     return [Node(**member["node"]) for member in _members(started)]
 
 
 def _members(started: Started) -> Sequence[Mapping[str, Any]]:
-    """The nodes, each with its "process", as saved in the broker's details."""
+    """Return the saved details of each node of a broker: its settings ("node") and its "process"."""
     members: Sequence[Mapping[str, Any]] = started.details["members"]
     return members
 
@@ -316,7 +316,7 @@ def _processes(started: Started) -> list[Process]:
 
 
 def _settings(own: Node, first: Node) -> list[str]:
-    """Lines for rabbitmq.conf with which a new node joins the first node's cluster."""
+    """Return lines for rabbitmq.conf that make a new node join the first node's cluster."""
     settings = ["cluster_partition_handling = pause_minority"]
     if own.name == first.name:
         return settings
@@ -329,7 +329,7 @@ def _settings(own: Node, first: Node) -> list[str]:
 
 
 def _wait_for(first: Node, process: Process) -> None:
-    """Wait until the first node accepts connections. A node that cannot reach it would form its own cluster.
+    """Wait until the first node accepts connections. A node that cannot reach the first forms a cluster of its own.
 
     Raises:
         MqtoolError: the first node has ended, or does not start in time.

@@ -1,4 +1,4 @@
-"""Addresses and ports for brokers to listen on: loopback, and other addresses only on request."""
+"""Chooses the addresses and ports that brokers listen on: loopback by default, other addresses only on request."""
 
 import fcntl
 import os
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mqtool.broker.state import Started
 
 HOST = "127.0.0.1"
-#: All addresses of this machine, with loopback.
+#: All addresses of this machine, including loopback.
 EVERY = "0.0.0.0"  # noqa: S104  # not where we listen by default
 AMQP = 5672
 MANAGEMENT = 15672
@@ -27,18 +27,18 @@ _claims: list[int] = []
 
 
 def addresses(listen: str | None) -> list[str]:
-    """The addresses to listen on: loopback and, if given, one more."""
+    """Return the addresses to listen on: loopback and the address in `listen`, if any."""
     return [listen] if listen == EVERY else [HOST, *([listen] if listen else [])]
 
 
 def choose(wanted: int | None, usual: Iterable[int] = (), listen: str | None = None) -> int:
-    """The wanted port; if None, the first of the usual ones that is free, else any free port.
+    """Return the wanted port; if None, the first of the usual ports that is free, otherwise any free port.
 
     Args:
-        listen: one more address on which it must be free.
+        listen: another address on which the port must be free, besides loopback.
 
     Raises:
-        Unavailable: the wanted port is taken.
+        Unavailable: the wanted port is in use.
     """
     for host in addresses(listen):
         if wanted is not None and not is_free(wanted, host):
@@ -54,13 +54,13 @@ def choose(wanted: int | None, usual: Iterable[int] = (), listen: str | None = N
 
 
 def _claim(port: int) -> bool:
-    """Keep a usual port from other `broker up` commands until this process ends; False if another one has it."""
+    """Reserve a usual port for this process until it ends. Returns False if another `broker up` has reserved it."""
     path = Path(tempfile.gettempdir()) / f"mqtool-{os.getuid()}-port-{port}"
     try:
-        # Others can write to this directory: no symbolic link is followed, and nothing is written.
+        # Other users can write to this directory, so follow no symbolic link and write nothing.
         lock = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     except OSError:
-        return True  # it cannot be claimed, and may well be free
+        return True  # the port cannot be reserved, but is probably free
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -71,20 +71,20 @@ def _claim(port: int) -> bool:
 
 
 def usual_management(before: "Started | None") -> list[int]:
-    """The ports to try for the management API: where a stopped broker had it, and the usual one."""
+    """Return the ports to try for the management API: the stopped broker's port, if any, then 15672."""
     return _usual(before, "management", MANAGEMENT)
 
 
 def stream_url(wanted: int | None, before: "Started | None", listen: str | None = None) -> dict[str, str]:
-    """The address of the stream protocol, as a detail of a broker.
+    """Choose a stream port, and return the URL under the key "streams", for Started.details.
 
     Args:
-        wanted: the port; 0 for any free one, None for the one of the stopped broker, the usual one or any other.
-        before: the stopped broker with the same name.
-        listen: one more address on which the port must be free.
+        wanted: the port; 0 for any free port; None for the stopped broker's port, else 5552, else any free port.
+        before: the stopped broker with the same name, if any.
+        listen: another address on which the port must be free, besides loopback.
 
     Raises:
-        Unavailable: the wanted port is taken.
+        Unavailable: the wanted port is in use.
     """
     usual = () if wanted == 0 else _usual(before, "streams", STREAMS)
     return {"streams": f"rabbitmq-stream://{HOST}:{choose(wanted or None, usual, listen)}"}
@@ -96,7 +96,7 @@ def _usual(before: "Started | None", detail: str, usual: int) -> list[int]:
 
 
 def is_free(port: int, host: str = HOST) -> bool:
-    """Tell whether no socket listens on a port."""
+    """Return True if no socket listens on a port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -107,9 +107,9 @@ def is_free(port: int, host: str = HOST) -> bool:
 
 
 def free_port() -> int:
-    """A free port. The port below it is free as well, for TLS.
+    """Return a free port. The port below it is free as well, for TLS.
 
-    It is below the range of outgoing connections (usually from 32768), so that none takes it during a restart.
+    Stays below the ports of outgoing connections (usually from 32768), so that none takes the port during a restart.
     """
     while not (is_free(port := random.randint(20_000, 32_000)) and is_free(port - 1)):
         pass

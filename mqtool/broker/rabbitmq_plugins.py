@@ -1,4 +1,4 @@
-"""Plugins of a broker that mqtool started, enabled and disabled with rabbitmq-plugins.
+"""Enables and disables plugins of a broker that mqtool started, with rabbitmq-plugins.
 
 https://www.rabbitmq.com/docs/man/rabbitmq-plugins.8
 """
@@ -23,11 +23,11 @@ _UNTIL_SHOWN, _PAUSE = 15.0, 0.1
 
 
 def change(started: Started, what: Literal["enable", "disable"], names: Sequence[str]) -> None:
-    """Enable or disable plugins, now and at each start. Safe to repeat.
+    """Enable or disable plugins. The change persists across restarts. Safe to repeat.
 
     Raises:
         Unavailable: rabbitmq-plugins is not installed, or does not finish.
-        UsageError: the plugin does not exist, or is part of the embedded broker.
+        UsageError: a plugin does not exist, or is built into the embedded broker and cannot be disabled.
         MqtoolError: rabbitmq-plugins fails.
     """
     if started.kind == "embedded":
@@ -45,10 +45,10 @@ def change(started: Started, what: Literal["enable", "disable"], names: Sequence
 
 
 def wait_until_shown(started: Started, what: Literal["enable", "disable"], names: Sequence[str]) -> bool:
-    """Wait until the management API, which is seconds late, shows a change.
+    """Wait until the management API shows that plugins are enabled or disabled, which takes some seconds.
 
     Returns:
-        False if it does not show the change in time; True if it does, or if there is no management API.
+        False if the API does not show the change in time; True if it does, or if there is no management API.
     """
     deadline = time.monotonic() + _UNTIL_SHOWN
     try:

@@ -1,6 +1,6 @@
-"""What happens between starting a broker and using it.
+"""Makes a started broker ready for use.
 
-mqtool waits until the broker accepts connections, loads its definitions and adds the user for other machines.
+Waits until the broker accepts connections, loads its definitions and adds the user for other machines.
 """
 
 import ipaddress
@@ -25,10 +25,10 @@ from mqtool.management.api_client import Json
 
 T = TypeVar("T")
 
-#: The user for other machines. guest, whose password everybody knows, can only log in from this one.
+#: The user for connections from other machines. guest, with its well-known password, can only log in from this machine.
 REMOTE_USER = "remote"
 
-#: Seconds for a node to start: five are usual; a busy machine or a cluster needs more.
+#: How many seconds a broker may take to start. Five are usual; a busy machine or a cluster needs more.
 _START_PATIENCE = 90.0
 _MANAGEMENT_PATIENCE = 30.0
 _REVIVALS = 5
@@ -39,7 +39,7 @@ def connect_within(seconds: float, connect: Callable[[], T]) -> T:
     """Call a function that connects until it succeeds, and return its result.
 
     Raises:
-        TimedOut: it did not succeed in time; the message gives the last reason.
+        TimedOut: the function did not succeed in time; the error includes the last reason.
         AccessRefused: the broker refuses the login, so waiting does not help.
     """
     deadline = time.monotonic() + seconds
@@ -56,11 +56,11 @@ def wait_until_up(starter: Starter, started: Started) -> Started:
     """Wait until a broker accepts connections, and return it with its current process ids.
 
     Nodes of a cluster that start at the same time may fail (RabbitMQ 3.10: incompatible_feature_flags; 4.0: Mnesia in
-    a wrong directory). They are started again.
+    a wrong directory). Such nodes are started again.
 
     Raises:
-        MqtoolError: the broker has ended.
-        Unavailable: it does not accept connections in time.
+        MqtoolError: the broker ended while starting.
+        Unavailable: the broker does not accept connections in time.
     """
     revivals = _REVIVALS if started.nodes > 1 else 0
 
@@ -84,7 +84,7 @@ def wait_until_up(starter: Starter, started: Started) -> Started:
 
 
 def where_log_is(started: Started) -> str:
-    """A hint that names the log files. It is true even when the broker has ended."""
+    """Return a hint that names the broker's log files. They exist even after the broker has ended."""
     return f"see {started.directory}/{'node-*/log' if started.kind == 'node' and started.nodes > 1 else 'log'}"
 
 
@@ -92,7 +92,7 @@ def read_definitions(file: Path) -> Json:
     """Read a file of definitions: https://www.rabbitmq.com/docs/definitions.
 
     Raises:
-        UsageError: the file cannot be read, or does not hold definitions.
+        UsageError: the file cannot be read, or does not contain definitions.
     """
     try:
         document = json.loads(file.read_text())
@@ -105,7 +105,7 @@ def read_definitions(file: Path) -> Json:
 
 
 def remember_definitions(started: Started, file: Path | None) -> Started:
-    """Note which file of definitions, if any, a broker loads at each start."""
+    """Save the path of the definitions file, if any, that a broker loads at each start. Returns the changed broker."""
     if file is None:
         return started
     started = replace(started, details={**started.details, "definitions": str(file)})
@@ -114,13 +114,12 @@ def remember_definitions(started: Started, file: Path | None) -> Started:
 
 
 def load_definitions(started: Started) -> None:
-    """Post a broker's file of definitions, if it has one, to its management API. The broker must be up.
+    """Load a broker's definitions file, if it has one, through its management API. The broker must be running.
 
-    What exists already is kept, but users, permissions and policies are overwritten.
+    Existing exchanges and queues are kept; users, permissions and policies are overwritten.
 
     Raises:
-        UsageError: the file cannot be read, or the broker refuses the definitions.
-        TimedOut: the management API does not answer.
+        UsageError: the file cannot be read, the broker rejects the definitions, or its management API does not respond.
     """
     file = started.details.get("definitions")
     if file is None:
@@ -134,7 +133,7 @@ def load_definitions(started: Started) -> None:
 
 
 def _names_vhosts(document: Json) -> bool:
-    """Tell whether definitions are of a whole broker. Those of one virtual host do not name it."""
+    """Return True if definitions are of a whole broker. Definitions of one virtual host name no virtual host."""
     return "vhosts" in document or any(
         "vhost" in item for items in document.values() if isinstance(items, list) for item in items
     )
@@ -144,8 +143,8 @@ def check_listen(address: str) -> None:
     """Check that a broker can listen on an address.
 
     Raises:
-        UsageError: it is not an IPv4 address, or it is 127.0.0.1, where every broker listens.
-        Unavailable: it is not an address of this machine.
+        UsageError: the address is not an IPv4 address, or is 127.0.0.1, where every broker listens anyway.
+        Unavailable: the address is not one of this machine's.
     """
     try:
         ipaddress.IPv4Address(address)
@@ -163,10 +162,13 @@ def check_listen(address: str) -> None:
 
 
 def admit_remote(started: Started) -> Started:
-    """Add the user for other machines, who keeps one password for the life of the broker. Safe to repeat.
+    """Add the user for connections from other machines. Repeated calls keep the password.
+
+    Returns:
+        The broker with the URL for other machines in its details.
 
     Raises:
-        TimedOut: the management API does not answer.
+        TimedOut: the management API does not respond in time.
     """
     own = parse_addresses(started.url)[0]
     listen = started.details["listen"]
@@ -184,6 +186,6 @@ def admit_remote(started: Started) -> Started:
 
 
 def remote_url(started: Started) -> str | None:
-    """The URL for other machines, with the password; None if the broker is for this machine only."""
+    """Return the URL for other machines, with the password; None if the broker is for this machine only."""
     url: str | None = started.details.get("remote", {}).get("url")
     return url

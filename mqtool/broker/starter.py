@@ -1,4 +1,4 @@
-"""What every kind of broker has in common: it can be started, stopped, restarted and discarded."""
+"""The base class of the starters: the classes that start, stop, restart and remove brokers of one kind."""
 
 import shutil
 from abc import ABC, abstractmethod
@@ -13,9 +13,9 @@ class Starter(ABC):
     """Starts, stops and inspects brokers of one kind.
 
     Any method may raise:
-        Unavailable: the port is taken, or what it runs on (Docker, rabbitmq-server) is missing or does not answer.
+        Unavailable: a port is in use, or Docker or rabbitmq-server is missing or does not respond.
         AccessRefused: no permission to use the Docker daemon.
-        UsageError: an option that this kind does not support.
+        UsageError: this kind of broker does not support an option.
         MqtoolError: a node does not start, or does not stop.
 
     Args:
@@ -23,7 +23,7 @@ class Starter(ABC):
 
     Attributes:
         kind: the value of a choice.Kind.
-        is_quick: prepare() has nothing to do.
+        is_quick: True if prepare() has nothing to download or build.
     """
 
     kind: ClassVar[str]
@@ -33,31 +33,31 @@ class Starter(ABC):
         self.describe = describe
 
     def is_available(self) -> bool:
-        """Tell whether this machine can run such a broker."""
+        """Return True if this machine can run this kind of broker."""
         return True
 
     def prepare(self, wanted: Wanted, say: Callable[[str], None]) -> None:  # noqa: B027  # most kinds have nothing to do
-        """Download or build what start() needs, and report progress; may be interrupted."""
+        """Download or build what start() needs. Calls `say` with lines of progress. Safe to interrupt."""
 
     @abstractmethod
     def start(self, wanted: Wanted) -> Started:
         """Start a broker. It may not be ready when this returns."""
 
     def is_ready(self, started: Started) -> bool:  # noqa: ARG002
-        """Tell whether it makes sense to connect already."""
+        """Return False if the broker is known not to accept connections yet."""
         return True
 
     @abstractmethod
     def running(self, started: Started) -> int:
-        """The number of nodes that are running."""
+        """Return the number of nodes that are running."""
 
     def is_running(self, started: Started) -> bool:
-        """Tell whether all nodes are running."""
+        """Return True if all nodes are running."""
         return self.running(started) == started.nodes
 
     @abstractmethod
     def stop(self, started: Started) -> None:
-        """Stop a broker. Its messages and logs are kept."""
+        """Stop a broker, but keep its messages and logs."""
 
     @abstractmethod
     def restart(self, started: Started) -> Started:
@@ -72,7 +72,7 @@ class Starter(ABC):
         """Yield the lines of the log, and b"" when there is nothing new; see background.read_logs()."""
 
     def kill(self, started: Started, number: int) -> None:  # noqa: ARG002
-        """Kill a node of a cluster with SIGKILL; 0 is the first."""
+        """Kill a node of a cluster with SIGKILL. The first node has number 0."""
         raise UsageError("the broker is a single node, not a cluster", "start a cluster with --cluster")
 
     def revive(self, started: Started) -> Started:  # noqa: ARG002

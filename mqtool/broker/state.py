@@ -26,23 +26,23 @@ _STARTED, _STOPPED = "broker.json", "stopped.json"
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A broker to start.
+    """The options of a broker that is to be started.
 
     Attributes:
-        port: for AMQP; None for 5672 if that is free, else any free port.
-        management_port: for its management API; None for where it was before, 15672 if that is free, or any free port.
-        stream_port: for streams (not with a cluster); None for where they were before, 5552 if that is free, or any
-            free port; 0 for any free port.
-        data_dir: for its messages; None for a directory beside its log.
+        port: the AMQP port; None for 5672 if it is free, otherwise any free port.
+        management_port: the port of the management API; None for the previous port or 15672 if free, otherwise any.
+        stream_port: the port of the stream protocol (not with a cluster); None for the previous port or 5552 if free,
+            otherwise any free port; 0 for any free port.
+        data_dir: the directory for messages; None for a directory beside the log.
         in_memory: keep nothing on disk (embedded broker only).
-        image: RabbitMQ image to build on (Docker only); None for the one that mqtool is tested with.
-        listen: one more address to listen on for AMQP connections, besides loopback.
-        definitions: file to load when it starts.
-        tls: files with its certificate and key, and with the authority of its clients if they need a certificate
-            (embedded broker only).
-        like: the RabbitMQ that the embedded broker is to behave like.
-        login: user and password instead of guest's (Docker only); without a password it is the one of the stopped
-            broker, or a random one.
+        image: the RabbitMQ image to build on (Docker only); None for the image that mqtool is tested with.
+        listen: an address to listen on for AMQP and streams, besides loopback.
+        definitions: a file of definitions to load when the broker starts.
+        tls: the files of the certificate, of its key and, to require client certificates, of their CA (embedded
+            broker only).
+        like: the RabbitMQ version that the embedded broker behaves like.
+        login: user and password instead of guest's (Docker only). Without a password, the stopped broker's password
+            is used again, or a random one.
     """
 
     name: str = DEFAULT_NAME
@@ -61,7 +61,7 @@ class Wanted:
 
     @property
     def nodes(self) -> int:
-        """The number of nodes."""
+        """The number of nodes: 3 for a cluster, otherwise 1."""
         return 3 if self.cluster else 1
 
 
@@ -71,13 +71,12 @@ class Started:
 
     Attributes:
         kind: the value of a choice.Kind.
-        url: for AMQP connections, with commas between the nodes of a cluster. It may hold a password: show it only on
-            request.
-        pid, born: the process to stop, see background.Process; 0 and empty if there is more than one, or none.
-        directory: for its data, log and configuration.
-        details: what else its kind needs to know, with "data" and, where they were asked for, "listen", "built_on",
-            "streams" (the URL of the stream port), "definitions" (a file), "tls_files" and "like".
-            `broker status` shows what is not nested.
+        url: the AMQP URLs of the nodes, separated by commas. They may contain a password: show them only on request.
+        pid, born: the broker's process, see background.Process; 0 and empty for a cluster or Docker.
+        directory: the directory for data, log and configuration.
+        details: further details that depend on the kind: "data" and, if set, "listen", "built_on", "streams" (the URL
+            of the stream port), "definitions" (a file), "tls_files" and "like". `broker status` shows all values
+            except nested ones.
     """
 
     name: str
@@ -91,8 +90,8 @@ class Started:
 
     @property
     def management(self) -> "Management":
-        """Its management API, with the user of its URL."""
-        from mqtool.amqp import parse_addresses  # here: most commands only look whether there is a broker
+        """A client for the broker's management API, logged in with the user of the AMQP URL."""
+        from mqtool.amqp import parse_addresses  # not at the top: most commands only check if there is a broker
         from mqtool.management import Management
 
         own = parse_addresses(self.url)[0]
@@ -100,12 +99,12 @@ class Started:
 
 
 def differing(started: Started, kind: str, wanted: Wanted) -> list[str]:
-    """The options that do not agree with a running broker.
+    """Return the names of the options that do not match a running broker.
 
     Args:
         started: the running broker.
-        kind: the value of a choice.Kind.
-        wanted: what the options say.
+        kind: the value of the wanted choice.Kind.
+        wanted: the options to compare with the broker.
     """
     details, first = started.details, urlsplit(started.url.partition(",")[0])
     agrees = {
@@ -129,7 +128,7 @@ def differing(started: Started, kind: str, wanted: Wanted) -> list[str]:
 
 @contextmanager
 def locked(name: str) -> Iterator[None]:
-    """Let no other command start or stop the broker with this name meanwhile."""
+    """Lock the broker with this name. Until the block ends, other commands wait before they start or stop it."""
     where = directory(name)
     where.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (where / "lock").open("w") as lock:
@@ -138,31 +137,31 @@ def locked(name: str) -> Iterator[None]:
 
 
 def home() -> Path:
-    """mqtool's state directory. It may not exist yet."""
+    """Return the path of mqtool's state directory. The directory may not exist yet."""
     return Path(os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")) / "mqtool"
 
 
 def directory(name: str = DEFAULT_NAME) -> Path:
-    """The directory of a broker. It may not exist yet."""
+    """Return the path of a broker's directory. The directory may not exist yet."""
     return home() / "brokers" / name
 
 
 def load(name: str = DEFAULT_NAME) -> Started | None:
-    """The broker with this name; None if it was never started or has been stopped.
+    """Return the broker with this name; None if it was never started or has been stopped.
 
     Raises:
-        MqtoolError: its file is damaged.
+        MqtoolError: the broker's state file is damaged.
     """
     return _read(directory(name) / _STARTED)
 
 
 def load_stopped(name: str) -> Started | None:
-    """The stopped broker with this name; None if there is none. See load() for errors."""
+    """Return the stopped broker with this name; None if there is none. Raises the same errors as load()."""
     return _read(directory(name) / _STOPPED)
 
 
 def names() -> list[str]:
-    """The names of all brokers, running and stopped."""
+    """Return the names of all brokers, running and stopped."""
     return sorted(
         {path.parent.name for path in directory().parent.glob("*/*.json") if path.name in (_STARTED, _STOPPED)}
     )
@@ -178,26 +177,26 @@ def _read(path: Path) -> Started | None:
 
 
 def load_all() -> list[Started]:
-    """All brokers that were started and not stopped. See load() for errors."""
+    """Return all brokers that were started and not stopped. Raises the same errors as load()."""
     return [started for name in names() if (started := load(name)) is not None]
 
 
 def save(started: Started) -> None:
-    """Save a broker, in a file that only its owner can read, since the URL may hold a password."""
+    """Save a broker to its state file. Only its owner can read the file, since the URL may contain a password."""
     path = Path(started.directory) / _STARTED
     path.touch(mode=0o600)
-    path.chmod(0o600)  # in case it existed
+    path.chmod(0o600)  # touch() does not change an existing file's mode
     path.write_text(json.dumps(asdict(started), indent=2) + "\n")
 
 
 def forget(name: str) -> None:
-    """Mark a broker as stopped. From then on only `broker ls` and `broker rm` know it."""
+    """Mark a broker as stopped. From then on load() returns None, and load_stopped() returns the broker."""
     with suppress(FileNotFoundError):
         (directory(name) / _STARTED).replace(directory(name) / _STOPPED)
 
 
 def remove_but_data(name: str) -> None:
-    """Remove everything of a stopped broker but its messages."""
+    """Remove all files of a stopped broker except its messages."""
     home = directory(name)
     for path in home.iterdir():
         if path.is_file():

@@ -5,7 +5,7 @@
     with EmbeddedBroker() as broker:
         ...  # any AMQP client can connect to broker.url
 
-It has no cluster: a quorum queue or a stream has one replica. To use RabbitMQ instead, change the URL.
+The broker is a single node: a quorum queue or a stream has one replica. To use RabbitMQ instead, change the URL.
 """
 
 from importlib import import_module
@@ -30,7 +30,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name when it is first used. pytest imports this package wherever mqtool is installed."""
+    """Import a name when it is first used, since pytest imports this package wherever mqtool is installed."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

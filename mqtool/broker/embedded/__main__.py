@@ -1,4 +1,4 @@
-"""The embedded broker as a process of its own: `python -m mqtool.broker.embedded`, and `mqtool broker serve`."""
+"""Runs the embedded broker as a process of its own: `python -m mqtool.broker.embedded` and `mqtool broker serve`."""
 
 import argparse
 import asyncio
@@ -17,7 +17,7 @@ from mqtool.broker.embedded.sockets.listener import Tls
 
 _STATM = Path("/proc/self/statm")
 _LOOK_SECONDS = 2.0
-#: Memory beyond the messages and this many bytes is returned to the system.
+#: Memory is returned to the system once the process, without its messages, has grown by more bytes than this.
 _WASTE = 64 * 1024 * 1024
 
 
@@ -32,9 +32,9 @@ def run(
     """Run a broker until SIGTERM or SIGINT, and return the exit code.
 
     Args:
-        settings: how to run it.
+        settings: the broker's settings.
         ready_file: written once the broker listens: its URLs and any damage, one per line. Removed at the end.
-        log_file: where to log; None for stderr.
+        log_file: the log file; None for stderr.
         print_url: print the URLs once the broker listens.
         when_ready: called on the event loop once the broker listens.
     """
@@ -70,7 +70,7 @@ def _write(ready_file: Path, server: Server) -> None:
     lines = list(urls.values())
     if "http" in urls and server.damage is not None:
         lines.append(server.damage)
-    # Renamed into place, so that a reader never sees half of it.
+    # Renamed into place, so that no process reads an incomplete file.
     partial = ready_file.with_name(ready_file.name + ".partial")
     partial.unlink(missing_ok=True)
     with partial.open("x") as file:  # "x" follows no symbolic link
@@ -79,7 +79,7 @@ def _write(ready_file: Path, server: Server) -> None:
 
 
 class _Memory:
-    """Returns memory to the system after queues have been emptied. Only glibc keeps it, so only Linux needs this."""
+    """Returns freed memory to the system after queues have been emptied. Only needed with glibc, which keeps it."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -87,14 +87,14 @@ class _Memory:
         self._most = 0
 
     def _besides(self) -> int:
-        """The memory of the process without the messages, in bytes."""
+        """Return the memory of the process in bytes, less that of the messages; 0 if there is no /proc."""
         if not _STATM.exists():
             return 0
         pages = int(_STATM.read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") - self._ledger.held_bytes
 
     def look(self) -> None:
-        """Check every two seconds. Returning memory takes some milliseconds, so it is not done more often."""
+        """Check now and every two seconds. Not more often, since returning memory takes some milliseconds."""
         asyncio.get_running_loop().call_later(_LOOK_SECONDS, self.look)
         held, besides = self._ledger.held_bytes, self._besides()
         self._most = max(self._most, held)
@@ -105,7 +105,7 @@ class _Memory:
 
 
 def _return_memory() -> None:
-    import ctypes  # here: it would slow down the start
+    import ctypes  # not at the top, where it would slow down the start
 
     library = ctypes.CDLL(None)
     if hasattr(library, "malloc_trim"):
@@ -147,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Run the broker that the command line describes, until SIGTERM or SIGINT, and return the exit code."""
+    """Run a broker with the settings on the command line until SIGTERM or SIGINT. Returns the exit code."""
     parser = _parser()
     options = vars(parser.parse_args())
     files = [options.pop(option[2:].replace("-", "_")) for option in TLS_OPTIONS]

@@ -1,4 +1,4 @@
-"""The embedded broker within another program: in a thread of its own, or on the running event loop."""
+"""Runs the embedded broker inside another Python program: in a thread of its own, or on the running event loop."""
 
 import asyncio
 import threading
@@ -26,10 +26,10 @@ class Vhost(Questions):
     """A virtual host for one test; see EmbeddedBroker.fresh_vhost().
 
     Attributes:
-        name: its name.
-        url: its AMQP URL.
-        tls_url: its AMQP URL with TLS; None without.
-        faults: makes faults happen, to the whole broker.
+        name: the name of the virtual host.
+        url: the AMQP URL of the virtual host.
+        tls_url: the AMQP URL with TLS; None without TLS.
+        faults: injects faults into the whole broker, not only this virtual host.
     """
 
     def __init__(self, broker: "EmbeddedBroker", name: str) -> None:
@@ -44,12 +44,12 @@ class Vhost(Questions):
 
 
 class EmbeddedBroker(Questions):
-    """A broker in this process, until the `with` block ends: in a thread, or with `async with` on the running loop.
+    """An embedded broker that runs until the `with` block ends: in a thread, or (`async with`) on the running loop.
 
         with EmbeddedBroker() as broker:
             connection = pika.BlockingConnection(pika.URLParameters(broker.url))
 
-    Questions such as `broker.published()` are about the virtual host /.
+    Queries such as `broker.published()` are about the virtual host `/`.
 
     Args:
         port: the AMQP port, 0 for any free one.
@@ -57,8 +57,8 @@ class EmbeddedBroker(Questions):
         settings: any other attribute of Settings, such as `management_port=0`, `recording=True` or `like="4.3"`.
 
     Raises:
-        TypeError: there is no such setting.
-        ValueError: there is no such RabbitMQ to behave like.
+        TypeError: a setting does not exist.
+        ValueError: `like` is not a supported RabbitMQ version.
     """
 
     def __init__(self, port: int = 0, data_dir: str | Path | None = None, **settings: Any) -> None:
@@ -89,7 +89,7 @@ class EmbeddedBroker(Questions):
 
     @property
     def url(self) -> str:
-        """The AMQP URL, for user guest and the virtual host /."""
+        """The AMQP URL, with user guest and the virtual host `/`."""
         return self.urls["amqp"]
 
     @property
@@ -130,12 +130,12 @@ class EmbeddedBroker(Questions):
 
     @property
     def faults(self) -> Faults:
-        """Makes faults happen."""
+        """Injects faults into the broker."""
         return Faults(self.under_test)
 
     @contextmanager
     def fresh_vhost(self) -> Iterator[Vhost]:
-        """Create a virtual host for one test. At the end it is deleted, and all faults are undone."""
+        """Create a virtual host for one test. When the block ends, delete it and undo all faults."""
         vhost = Vhost(self, f"test-{uuid.uuid4().hex[:12]}")
         self.under_test(lambda broker: broker.add_vhost(vhost.name))
         try:
@@ -144,11 +144,11 @@ class EmbeddedBroker(Questions):
             self.under_test(lambda broker: broker.delete_vhost(vhost.name))
 
     def start(self) -> Self:
-        """Start the broker in a thread, and return once it listens.
+        """Start the broker in a thread, and return once it accepts connections.
 
         Raises:
-            OSError: a port is taken, or the directory cannot be used or is damaged.
-            TimeoutError: it does not start within 30 seconds.
+            OSError: a port is in use, or the data directory cannot be used or is damaged.
+            TimeoutError: the broker does not start within 30 seconds.
         """
         self._thread = threading.Thread(target=self._run, name="embedded-broker", daemon=True)
         self._thread.start()

@@ -9,7 +9,7 @@ The broker is started once per session (per worker of pytest-xdist), in memory, 
     @pytest.mark.amqp_recording("incident.ndjson")
     def test_incident(amqp_vhost): ...
 
-plays a recording into it while the test runs; see replay() in replaying.py for what else the marker takes.
+plays a recording into the broker while the test runs. The marker takes the same arguments as replay() in replaying.py.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class _Undoing:
-    """Undoes the faults of every test, before its fixtures are torn down."""
+    """Undoes all faults at the end of every test, before its fixtures are torn down."""
 
     def __init__(self, broker: "EmbeddedBroker") -> None:
         self._broker = broker
@@ -36,7 +36,7 @@ class _Undoing:
 @pytest.fixture(scope="session")
 def amqp_broker(request: pytest.FixtureRequest) -> "Iterator[EmbeddedBroker]":
     """An embedded AMQP broker that records what happens to messages. Connect to `amqp_broker.url`."""
-    # Imported here: pytest loads this module in every project that has mqtool installed.
+    # Not imported at the top: pytest loads this module in every project that has mqtool installed.
     from mqtool.broker.embedded.in_process import EmbeddedBroker
 
     like = request.config.getini("amqp_broker_like")
@@ -49,14 +49,14 @@ def amqp_broker(request: pytest.FixtureRequest) -> "Iterator[EmbeddedBroker]":
 
 @pytest.fixture
 def amqp_vhost(amqp_broker: "EmbeddedBroker") -> "Iterator[Vhost]":
-    """A virtual host for one test. Connect to `amqp_vhost.url`; `amqp_vhost.faults` makes faults happen."""
+    """A virtual host for one test. Connect to `amqp_vhost.url`; `amqp_vhost.faults` injects faults."""
     with amqp_broker.fresh_vhost() as vhost:
         yield vhost
 
 
 @pytest.fixture(scope="session")
 def amqp_tls(tmp_path_factory: pytest.TempPathFactory) -> "Authority":
-    """A throwaway certificate authority: `EmbeddedBroker(tls=amqp_tls.tls())`, and `amqp_tls.ca` for clients."""
+    """A throwaway certificate authority, for `EmbeddedBroker(tls=amqp_tls.tls())`. Clients trust `amqp_tls.ca`."""
     from mqtool.broker.embedded.testing.authority import new_authority
 
     try:
@@ -79,13 +79,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     if isinstance(item, pytest.Function) and item.get_closest_marker("amqp_recording") is not None:
-        # Not appended to: the cases of a parametrized test share the list, and only one may have the marker.
+        # A new list: the cases of a parametrized test share the old one, and only one of them may have the marker.
         item.fixturenames = [*item.fixturenames, "_amqp_recording"]
 
 
 @pytest.fixture
 def _amqp_recording(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Play the recording of the marker, once all other fixtures are set up."""
+    """Play the recording that the marker names, once all other fixtures are set up."""
     from mqtool.broker.embedded.replaying import replaying
     from mqtool.errors import MqtoolError
 

@@ -1,10 +1,11 @@
-"""Replaying a recording into the broker of a test.
+"""Replays a recording into the broker of a test.
 
     def test_incident(amqp_vhost):
         app.start(amqp_vhost.url)                 # declares its exchanges and queues
         replay(amqp_vhost, "incident.ndjson")     # sends the recorded messages
 
-It declares nothing, since only the program under test knows how. Each message waits until it can be routed.
+replay() declares nothing: exchanges and queues are up to the program under test. Each message waits until it can be
+routed.
 """
 
 import threading
@@ -28,7 +29,7 @@ _LOOK = 0.02
 
 
 class HasUrl(Protocol):
-    """Anything with a URL: an embedded broker, one of its virtual hosts, or another broker."""
+    """Any object with an AMQP URL, such as an EmbeddedBroker or a Vhost."""
 
     @property
     def url(self) -> str: ...
@@ -42,25 +43,28 @@ def replay(
     where: str | None = None,
     patience: float = 10.0,
 ) -> int:
-    """Publish a recording to the exchanges named in it, and return the number of messages. All are confirmed.
+    """Publish the messages of a recording to the exchanges named in it, and wait until all are confirmed.
 
     Args:
-        broker: anything with a `url`, or a URL.
+        broker: an AMQP URL, or an object with a `url`.
         path: the recording.
-        speed: how many times as fast as recorded; "max" ignores the gaps.
-        where: a condition as for `--where`: only messages that match are published.
-        patience: seconds to wait until a message can be routed. The program under test may still be starting.
+        speed: the speed as a multiple of the recorded speed; "max" publishes without pauses.
+        where: a condition as for `--where`; only matching messages are published.
+        patience: how many seconds to wait until a message can be routed, since the program may still be starting.
+
+    Returns:
+        The number of messages.
 
     Raises:
         BadData: a line is not a message.
-        Unavailable: a message could not be routed.
+        Unavailable: a message could not be routed in time.
     """
     return _Replay(broker, Path(path), speed, where, patience).run()
 
 
 @contextmanager
 def replaying(broker: HasUrl | str, path: str | Path, **how: Any) -> Iterator[None]:
-    """Replay in a thread until the block ends. Takes what replay() takes, and raises its errors at the end."""
+    """Replay in a thread until the block ends. Takes the arguments of replay(), and raises its errors at the end."""
     going = _Replay(broker, Path(path), **how)
     failures: list[MqtoolError] = []
 
@@ -103,12 +107,12 @@ class _Replay:
         self._selection = Selection(where=None if where is None else parse(where))
         self._pace = Pace(float("inf") if speed == "max" else speed)
         self._patience = patience
-        #: Pairs of exchange and routing key that are known to lead to a queue.
+        #: Pairs of exchange and routing key that are known to reach a queue.
         self._routed: set[tuple[str | None, str | None]] = set()
         self._exchanges: set[str] = set()
 
     def run(self) -> int:
-        # Imported here: tests without recordings need no client.
+        # Not imported at the top: tests without recordings need no client.
         from mqtool.amqp import Backoff, Connection, parse_addresses
 
         count = 0
@@ -141,7 +145,7 @@ class _Replay:
                 yield message
 
     def _publish(self, message: Any, connection: "Connection", channel: "Channel") -> None:
-        """Publish a message once it can be routed. Later messages wait, so that none overtakes it."""
+        """Publish a message, and retry until it is routed. Later messages wait, so that the order is kept."""
         deadline = time.monotonic() + self._patience
         while True:
             why = self._missing(message.exchange, connection)
@@ -157,7 +161,7 @@ class _Replay:
                 raise Unavailable(f"a message of {self._path} went nowhere: {why}")
 
     def _missing(self, exchange: str, connection: "Connection") -> str | None:
-        """Say why an exchange cannot be published to; None if it can."""
+        """Return the reason why an exchange cannot be published to; None if it exists."""
         from mqtool.amqp import administration
         from mqtool.topology import Exchange
 

@@ -1,4 +1,4 @@
-"""An embedded broker with its listening sockets: starting and stopping it on an asyncio event loop."""
+"""Starts and stops an embedded broker and its listening sockets on an asyncio event loop."""
 
 import asyncio
 import errno
@@ -42,8 +42,8 @@ class Server:
     """A broker and its listening sockets, on the running event loop.
 
     Attributes:
-        damage: a sentence about what could not be read from the data directory; None if everything could.
-        left_out: the definitions in the file that the embedded broker does not support, a sentence each.
+        damage: a sentence that describes the unreadable data in the data directory; None if everything was read.
+        left_out: a sentence for each definition in the definitions file that the embedded broker does not support.
         broker: the broker, once started.
     """
 
@@ -65,14 +65,14 @@ class Server:
         """Read the data directory, load the definitions and listen.
 
         Raises:
-            OSError: the port is taken, the directory cannot be used or is damaged, or the definitions cannot be loaded.
+            OSError: a port is in use, the data directory cannot be used, or the definitions cannot be loaded.
         """
         self.broker = self._open()
         try:
             self._load_definitions()
             await self._listen()
         except OSError:
-            # Release the ports and the directory, so that this process can try again.
+            # Release the ports and the data directory, so that this process can try again.
             self._close_doors()
             self.broker.ledger.close()
             raise
@@ -80,7 +80,7 @@ class Server:
     def _load_definitions(self) -> None:
         path = self._settings.definitions
         if path is not None:
-            # Imported here: most brokers start empty.
+            # Not imported at the top: most brokers start without definitions.
             from mqtool.broker.embedded.http.definition_routes import load_file
 
             self.left_out = load_file(self.broker, path)
@@ -114,7 +114,7 @@ class Server:
         hosts: Sequence[str],
         port: int,
     ) -> None:
-        """Listen without TLS and, on the port below as RabbitMQ does, with it."""
+        """Listen on a port without TLS and, if TLS is on, on the port below with TLS, as 5671 and 5672 in RabbitMQ."""
         each = [(protocol, Listener(new_connection), port)]
         if self._tls is not None:
             each.append((_WITH_TLS[protocol], Listener(new_connection, self._tls), port and port - 1))
@@ -123,7 +123,7 @@ class Server:
             self.broker.listeners[name] = (self._settings.host, await door.listen(hosts, wanted))
 
     def urls(self) -> dict[str, str]:
-        """The URLs of its ports, by the protocol names of the management API."""
+        """Return the URLs of the broker's ports, by the protocol names of the management API."""
         host = {"::": "localhost"}.get(self._settings.host, self._settings.host)
         host = f"[{host}]" if ":" in host else host
         ports = {protocol: port for protocol, (_, port) in self.broker.listeners.items()}
@@ -133,7 +133,7 @@ class Server:
         return Connection(self.broker, self._connections)
 
     def _management(self) -> Callable[[], asyncio.Protocol]:
-        # Imported here: a broker without management starts faster without HTTP and JSON.
+        # Not imported at the top: without HTTP and JSON, a broker without a management port starts faster.
         from mqtool.broker.embedded.http import HttpServer, Management
         from mqtool.broker.embedded.http.http_server import MAX_HEAD
 
@@ -149,7 +149,7 @@ class Server:
         return lambda: asyncio.StreamReaderProtocol(asyncio.StreamReader(limit=MAX_HEAD), http.talk)
 
     def _streams(self) -> Callable[[], asyncio.Protocol]:
-        # Imported here: most brokers are never asked for streams.
+        # Not imported at the top: most brokers have no stream port.
         from mqtool.broker.embedded.streaming.stream_connection import StreamConnection
         from mqtool.broker.embedded.streaming.subscriptions import Groups
 
@@ -159,9 +159,9 @@ class Server:
         return lambda: StreamConnection(self.broker, connections, groups)
 
     def under_test(self) -> "BrokerUnderTest":
-        """The broker as tests see it. Call this on the broker's event loop."""
+        """Return the object for queries and faults of tests. Call this on the broker's event loop."""
         if self._under_test is None:
-            # Imported here: most brokers are not tested with.
+            # Not imported at the top: most brokers are not under test.
             from mqtool.broker.embedded.testing.under_test import BrokerUnderTest
 
             connections = (self._connections, self._stream_connections)
@@ -176,7 +176,7 @@ class Server:
             broker = self._broker(Ledger())
             broker.create_defaults()
             return broker
-        # Imported here: a broker in memory starts faster without SQLite.
+        # Not imported at the top: without SQLite, a broker in memory starts faster.
         from mqtool.broker.embedded.store.database import DiskSpace
         from mqtool.broker.embedded.store.recovery import recover
         from mqtool.broker.embedded.store.storage import Storage
@@ -224,7 +224,7 @@ class Server:
         for connection in list(self._connections):
             connection.hang_up()
         await asyncio.sleep(0)
-        # With TLS, closing waits for the client; do not wait.
+        # With TLS, a close waits for the client, so abort instead.
         for each in (self._connections, self._stream_connections):
             for transport in [connection.transport for connection in each]:
                 transport.abort()
@@ -237,7 +237,7 @@ class Server:
             door.close()
 
     def _returned(self) -> list[Entry]:
-        """The stored messages that were delivered before, to be marked as redelivered after a restart."""
+        """Return the stored messages that were delivered before. After a restart they are marked as redelivered."""
         return [
             entry
             for vhost in self.broker.vhosts.values()
@@ -250,7 +250,7 @@ class Server:
 class _Exceptions:
     """Logs exceptions of the event loop, but "too many open files" only once a minute.
 
-    asyncio reports that a thousand times for each client that waits to be accepted.
+    asyncio reports this error a thousand times for each client that waits to be accepted.
     """
 
     def __init__(self) -> None:
@@ -266,7 +266,7 @@ class _Exceptions:
 
 
 async def run(settings: Settings, stop: asyncio.Event, when_ready: Callable[[Server], None]) -> None:
-    """Run a broker until an event is set, on an event loop that runs nothing else."""
+    """Run a broker until `stop` is set. The event loop must run nothing else: its exception handler is replaced."""
     asyncio.get_running_loop().set_exception_handler(_Exceptions())
     server = Server(settings)
     await server.start()
@@ -281,11 +281,11 @@ def serve(settings: Settings, when_ready: Callable[[Server], None] = lambda _: N
     """Run a broker until SIGTERM, SIGINT or, unless it is ignored, SIGHUP.
 
     Args:
-        settings: how to run it.
-        when_ready: called once it listens.
+        settings: the broker's settings.
+        when_ready: called on the event loop once the broker listens.
 
     Raises:
-        OSError: a port is taken, or the directory cannot be used or is damaged.
+        OSError: a port is in use, the data directory cannot be used, or the definitions cannot be loaded.
     """
 
     async def until_stopped() -> None:

@@ -1,7 +1,6 @@
-"""The settings of an embedded broker: names, defaults and the help of their options.
+"""The settings of an embedded broker: names, defaults, and help texts of the command-line options.
 
-Everything that starts one takes them from here: EmbeddedBroker, `python -m mqtool.broker.embedded`, `broker serve` and
-`broker up --kind embedded`.
+EmbeddedBroker, `python -m mqtool.broker.embedded`, `broker serve` and `broker up --kind embedded` all use these.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,7 +30,7 @@ def _option(about: str, type: type, metavar: str | None = None) -> dict[str, Any
 
 @dataclass(frozen=True)
 class Settings:
-    """How to run a broker.
+    """The settings of an embedded broker.
 
     Attributes:
         host: the address to listen on.
@@ -40,14 +39,14 @@ class Settings:
         management_port: the port of the management API; 0 for any free one, None for none.
         stream_port: the port of the stream protocol; 0 for any free one, None for none.
         listen: the addresses for AMQP and streams; empty for `host`.
-        definitions: a file of definitions, as RabbitMQ exports them, to load at the start.
-        tls: PEM files to listen with TLS as well, on the port below each of the others; None for plain TCP only.
-        like: the RabbitMQ to behave like: 3.10, 4.0, 4.2, 4.3, or 4.3.5, which refuses transient queues.
-        memory_limit: publishers are blocked when messages take more bytes; None for 0.4 of the machine's memory.
-        disk_free_limit: publishers are blocked when fewer bytes are free in the data directory.
+        definitions: a file of definitions in RabbitMQ's export format, loaded when the broker starts.
+        tls: PEM files for TLS; each port then has a TLS port one below it. None for plain TCP only.
+        like: the RabbitMQ version to behave like: 3.10, 4.0, 4.2, 4.3, or 4.3.5, which refuses transient queues.
+        memory_limit: block publishers when messages take more bytes than this; None for 0.4 of the machine's memory.
+        disk_free_limit: block publishers when fewer bytes than this are free in the data directory.
         consumer_timeout: how long a delivery may stay unacknowledged, in seconds.
-        guest_from_anywhere: let guest log in from other machines.
-        recording: record what happens to messages, so that tests can ask.
+        guest_from_anywhere: let the guest user log in from other machines.
+        recording: record what happens to messages, so that tests can query it.
     """
 
     host: str = field(default="127.0.0.1", metadata=_option("Address to listen on", str, "ADDRESS"))
@@ -80,7 +79,7 @@ class Settings:
     )
 
     def arguments(self) -> Iterator[str]:
-        """Yield the command line of `python -m mqtool.broker.embedded` for these settings."""
+        """Yield the command-line arguments of `python -m mqtool.broker.embedded` for these settings."""
         for each in fields(self):
             value = getattr(self, each.name)
             if value == each.default:
@@ -97,11 +96,11 @@ class Settings:
 
 
 def option_of(name: str) -> str:
-    """The command-line option of a setting."""
+    """Return the command-line option of a setting, such as `--data-dir` for `data_dir`."""
     return f"--{name.replace('_', '-')}"
 
 
 def help_of(name: str) -> str:
-    """The help of a setting's option."""
+    """Return the help text of a setting's command-line option."""
     (found,) = (each for each in fields(Settings) if each.name == name)
     return str(found.metadata["help"])
