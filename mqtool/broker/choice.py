@@ -40,7 +40,7 @@ def candidates(kind: Kind, *, cluster: bool = False) -> list[Starter]:
     """Return the starter of a kind; for AUTO, all starters that this machine can run, best first.
 
     Raises:
-        UsageError: the embedded broker cannot be a cluster.
+        UsageError: `cluster` is True and the kind is the embedded broker, which cannot be a cluster.
         Unavailable: a cluster needs Docker or RabbitMQ, and neither is installed.
     """
     starters = CLUSTERS if cluster else STARTERS

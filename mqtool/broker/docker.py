@@ -249,7 +249,7 @@ def _network(daemon: "DockerClient", name: str) -> str:
 
 
 def _containers(daemon: "DockerClient", started: Started) -> list["Container"]:
-    """Return those containers of a broker that exist, running or not."""
+    """Return the existing containers of a broker, running or stopped."""
     found: dict[str, Any] = {each.name: each for each in daemon.containers.list(all=True)}
     return [found[name] for name in started.details["containers"] if name in found]
 

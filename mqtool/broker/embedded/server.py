@@ -159,7 +159,7 @@ class Server:
         return lambda: StreamConnection(self.broker, connections, groups)
 
     def under_test(self) -> "BrokerUnderTest":
-        """Return the object for queries and faults of tests. Call this on the broker's event loop."""
+        """Return the object that tests use for queries and faults. Call this on the broker's event loop."""
         if self._under_test is None:
             # Not imported at the top: most brokers are not under test.
             from mqtool.broker.embedded.testing.under_test import BrokerUnderTest

@@ -97,7 +97,7 @@ class Answer:
         value: the JSON value of the body; None for no body.
         location: the Location header: the address of the new object.
         allow: the Allow header: the methods of the path.
-        patience: for how many seconds after the request the server repeats the call, for a more complete response.
+        patience: until this many seconds after the request, the server calls the handler again; 0 for never.
     """
 
     status: HTTPStatus

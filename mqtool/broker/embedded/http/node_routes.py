@@ -55,7 +55,7 @@ _OK = {"status": "ok"}
 
 @route(READ, "overview", anyone)
 def overview(call: Call) -> Json:
-    """Versions, listeners, and totals of everything."""
+    """Versions, listeners, and totals of objects and messages."""
     broker, rates = call.broker, call.api.rates
     queues = [queue for vhost in broker.vhosts.values() for queue in vhost.queues.values()]
     ready, unacked = sum(map(len, queues)), sum(queue.unacked for queue in queues)

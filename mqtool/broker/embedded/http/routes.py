@@ -351,7 +351,7 @@ def first(views: Iterable[Json], **wanted: str) -> Json:
 
 
 def anyone(call: Call, *names: str) -> None:
-    """Allow every user who may log in."""
+    """Allow every logged-in user."""
 
 
 def administrator(call: Call, *names: str) -> None:  # noqa: ARG001
