@@ -194,7 +194,7 @@ def _start(starter: Starter, wanted: Wanted, *, foreground: bool) -> Started:
 
 
 def _ready(started: Started) -> Started:
-    """Wait until a broker accepts connections, and load its definitions and the user of --listen."""
+    """Wait until a broker accepts connections, load its definitions and set up the user for --listen."""
     started = wait_until_up(starter_of(started), started)
     readiness.load_definitions(started)
     return readiness.admit_remote(started) if "listen" in started.details else started

@@ -180,8 +180,8 @@ def _write(text: str, names: set[str], in_use: str | None) -> None:
     """Replace the file atomically.
 
     Args:
-        names, in_use: the contexts and the context in use that the new text must define. If parsing the text gives
-            anything else, because the file has an unusual layout, it is left unchanged.
+        names, in_use: the contexts, and the context in use, that the new text must define. If it does not, because the
+            file has an unusual layout, the file is left unchanged and MqtoolError is raised.
     """
     after = contexts.parse(text)
     path = contexts.path().resolve()

@@ -172,7 +172,7 @@ class View:
             for row in rows:
                 channel = self._channel()
                 if row["vhost"] != self._access.vhost or row["type"] == "stream":
-                    # AMQP sees one vhost and no stream lengths; the API's counts of classic queues are current.
+                    # AMQP is limited to one vhost and reports no stream lengths; the API is current for classic queues.
                     if row["type"] != "classic":
                         self._age = "counts of streams and of other vhosts can be up to 5 s old"
                     continue

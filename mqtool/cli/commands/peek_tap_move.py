@@ -107,7 +107,7 @@ def _api(access: Access) -> Management | None:
 
 
 def _say(queue: str, kind: Kind, shown: int, *, has_condition: bool) -> None:
-    """Report how many messages were shown, and that they are now marked as redelivered."""
+    """Report how many messages were shown, and that the messages are now marked as redelivered."""
     if not shown:
         output.status(f"no message in {queue} matches" if has_condition else f"{queue} has no messages to show")
     elif kind.how is not How.STREAM:

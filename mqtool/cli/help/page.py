@@ -29,7 +29,7 @@ TOPICS = (
 
 
 def topic_text(name: str) -> tuple[str, str]:
-    """The title and the text of a topic. Indented paragraphs are tables of two columns."""
+    """The title and the text of a topic. Indented paragraphs are two-column tables."""
     title, _, text = (
         resources.files("mqtool.cli.help").joinpath(f"topics/{name}.txt").read_text("utf-8").partition("\n")
     )
@@ -168,7 +168,7 @@ def _command_lines(command: CommandHelp, columns: int, *, everything: bool) -> I
 
 
 def _hidden(command: CommandHelp, columns: int) -> Iterator[str]:
-    """One line for each section with hidden options: how to see them."""
+    """Yield a line for each section with hidden options, which says how to show these options."""
     hidden = [option for option in command.options if not option.is_common]
     rows = []
     for topic in dict.fromkeys(option.topic for option in hidden):
