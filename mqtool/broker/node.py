@@ -21,7 +21,7 @@ from mqtool.broker.starter import Starter
 from mqtool.broker.state import Started, Wanted
 from mqtool.errors import MqtoolError, Unavailable, UsageError
 
-#: On Debian, the rabbitmq-server on the PATH is a wrapper that requires root or the user rabbitmq; this is the script.
+#: Tried before the PATH: on Debian, the rabbitmq-server there is a wrapper that requires root or the user rabbitmq.
 _SERVERS = (Path("/usr/lib/rabbitmq/bin/rabbitmq-server"),)
 _STOP_PATIENCE = 30.0
 _FIRST_PATIENCE = 60.0

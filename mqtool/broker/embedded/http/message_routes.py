@@ -34,7 +34,7 @@ from mqtool.broker.embedded.wire.deliveries import Subscription
 from mqtool.codecs.field_tables import Int64, Table, Value, decode_table, encode_table
 
 if TYPE_CHECKING:
-    # Imported only here, to start faster: most brokers serve no streams and run no tests.
+    # For type checkers only: most brokers serve no streams and no tests, and start faster without these.
     from mqtool.broker.embedded.streaming.subscriptions import Subscription as StreamSubscription
     from mqtool.broker.embedded.testing.recording import Recorded
 

@@ -26,7 +26,7 @@ from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.wire.amqp_connection import Connection
 
 if TYPE_CHECKING:
-    # Imported only here, to start faster: most brokers serve no streams and run no tests.
+    # For type checkers only: most brokers serve no streams and no tests, and start faster without these.
     from mqtool.broker.embedded.streaming.stream_connection import StreamConnection
     from mqtool.broker.embedded.testing.under_test import BrokerUnderTest
 

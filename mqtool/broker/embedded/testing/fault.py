@@ -18,7 +18,7 @@ from mqtool.broker.embedded.wire.amqp_connection import Connection
 from mqtool.duration import parse_duration
 
 if TYPE_CHECKING:
-    # Imported only here, to start faster: most brokers serve no streams.
+    # For type checkers only: most brokers serve no streams, and start faster without this.
     from mqtool.broker.embedded.streaming.stream_connection import StreamConnection
 
 Client: TypeAlias = "Connection | StreamConnection"
