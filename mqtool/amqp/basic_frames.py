@@ -277,7 +277,7 @@ class ConsumerFrames:
         return size <= _LARGE and (len(data) < body + 7 or _FRAME.unpack_from(data, body)[2] == size)
 
     def _shape_at(self, data: bytes, position: int) -> _Shape | None:
-        """The shape of the message at this position; None if its first two frames are incomplete or belong elsewhere."""
+        """The shape of the message at this position; None if two frames of this consumer are not complete."""
         if len(data) < position + 7:
             return None
         kind, number, method = _FRAME.unpack_from(data, position)
