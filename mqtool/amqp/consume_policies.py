@@ -1,11 +1,11 @@
-"""How a consumer takes deliveries: its limits, its buffer, and four policies of when to acknowledge.
+"""How to consume: limits (Receiving), a buffer for slow callers (Buffer), and policies for when to acknowledge.
 
     Streaming       up to the prefetch at a time; acknowledgements are grouped
     Cautious        one by one at first, where the broker drops messages that were redelivered too often
     ExactCount      exactly N deliveries: the broker never sends more
     CallerSettles   the caller acknowledges, from any thread and in any order
 
-A policy does no I/O: the consumer reports what happens, and does what the policy returns.
+A policy does no I/O: the consumer reports events to the policy, and takes the step that the policy returns.
 """
 
 import queue as queues
@@ -17,20 +17,20 @@ from mqtool.errors import TimedOut
 from mqtool.message import Delivery
 from mqtool.offsets import Offset
 
-#: The most bytes of bodies that a buffer keeps.
+#: The maximum total size of the bodies in a buffer, in bytes.
 _MAX_SIZE = 128 << 20
 
 
 class Buffer:
-    """Deliveries that have arrived, in batches, for a caller that may be slow. Above a limit the oldest are dropped.
+    """A queue of batches of deliveries, for a caller that may be slow. Above a limit, the oldest batches are dropped.
 
-    One thread puts batches in and another gets them. Each changes only its own counters, so there is no lock.
+    One thread puts batches in and another gets them. Each thread changes only its own counters, so there is no lock.
 
     Attributes:
         dropped: the number of deliveries dropped.
 
     Args:
-        limit: the number of deliveries to keep, besides the latest batch.
+        limit: the number of deliveries to keep. The latest batch is always kept.
     """
 
     def __init__(self, limit: int) -> None:
@@ -41,7 +41,7 @@ class Buffer:
         self._out = self._out_size = self._dropped_size = 0
 
     def put(self, batch: list[Delivery] | None) -> None:
-        """Add a batch; None only ends a get() that waits."""
+        """Add a batch. None wakes up a waiting get(), which then returns None."""
         if batch is not None:
             self._in += len(batch)
             self._in_size += _size(batch)
@@ -75,7 +75,7 @@ class Buffer:
         return self._taken(self._batches.get_nowait())
 
     def empty(self) -> bool:
-        """Whether there is no batch."""
+        """True if there is no batch."""
         return self._batches.empty()
 
     def _taken(self, batch: list[Delivery] | None) -> list[Delivery] | None:
@@ -91,9 +91,9 @@ def _size(batch: list[Delivery]) -> int:
 
 #: The default prefetch: enough for full speed.
 PREFETCH = 1000
-#: Up to this count, deliveries are taken one by one. Above it the prefetch is this much smaller than the count.
+#: Up to a count of _MANY, deliveries are taken one by one. Above it, the prefetch is the count minus _EARLY.
 _MANY, _EARLY = 250, 50
-#: Seconds for which an acknowledgement may wait for others, to be sent as one basic.ack.
+#: Seconds that an acknowledgement may wait for others, to be sent as one basic.ack.
 _ACK_TOGETHER = 0.05
 #: From RabbitMQ 4.0 on, a quorum queue drops messages that were returned 20 times, even if they were only prefetched.
 #: Messages that were returned this often are taken one by one.
@@ -101,25 +101,26 @@ _OFTEN = 15
 
 
 def _do_nothing() -> None:
-    """There is no output to write."""
+    """Do nothing: the caller does not collect its output."""
 
 
 class Receiving(NamedTuple):
     """How to consume, and when to stop.
 
     Attributes:
-        prefetch: deliveries that may be unacknowledged at a time; 0 for no limit.
+        prefetch: the maximum number of unacknowledged deliveries; 0 for no limit.
         auto_ack: the broker treats a delivery as acknowledged once it is sent. Deliveries that were not printed are
             lost if the process dies.
-        acknowledge: False if the caller acknowledges each delivery, from any thread and in any order, or does not.
+        acknowledge: False if the caller acknowledges deliveries itself, from any thread and in any order, or not at
+            all.
         count: stop after this many deliveries. No more are taken from the queue.
-        idle_timeout: seconds without a delivery after which to stop; that is an error if `count` was not reached.
+        idle_timeout: seconds without a delivery after which to stop; this is an error if `count` was not reached.
         timeout: seconds in total, after which TimedOut is raised.
-        buffer: keeps deliveries for a slow caller (with auto_ack); None for no limit. At the end, those in it are
-            dropped.
+        buffer: a limited buffer for a slow caller (with auto_ack); None for an unlimited one. When consuming ends, the
+            deliveries left in it are dropped.
         offset: where to start in a stream; None starts with messages published from now on.
-        before_acknowledging: called before deliveries are acknowledged, and when no more have arrived: a caller that
-            collects its output writes it then. What it raises leaves the deliveries unacknowledged.
+        before_acknowledging: called before deliveries are acknowledged, and when no more have arrived, so that a caller
+            can write the output it has collected. If it raises an error, the deliveries stay unacknowledged.
     """
 
     prefetch: int = PREFETCH
@@ -133,7 +134,7 @@ class Receiving(NamedTuple):
     before_acknowledging: Callable[[], None] = _do_nothing
 
     def left(self, taken: int, lasted: float, silent: float) -> float | None:
-        """Seconds until the next time limit; None if there is none, 0 if the idle time-out has passed.
+        """Return the seconds until the next time limit; None if there is none, 0 if the idle timeout has passed.
 
         Args:
             taken: the number of deliveries so far.
@@ -158,7 +159,7 @@ STREAMING = Receiving()
 
 
 class Step(Enum):
-    """What a consumer is to do with its subscription."""
+    """What a consumer must do with its subscription."""
 
     GO_ON = auto()
     CANCEL = auto()
@@ -166,7 +167,7 @@ class Step(Enum):
 
 
 class Policy:
-    """Decides how to consume. This one never acknowledges, and never stops.
+    """Decides how to consume. This base class never acknowledges, and never stops.
 
     Attributes:
         prefetch, auto_ack: for the next basic.consume.
@@ -180,37 +181,37 @@ class Policy:
         self.auto_ack = auto_ack
 
     def opened(self) -> None:
-        """The channel was reopened: unacknowledged deliveries are redelivered."""
+        """Handle that the channel was reopened: unacknowledged deliveries are redelivered."""
 
     def taken(self, delivery: Delivery) -> Step:  # noqa: ARG002
-        """A delivery is about to be yielded."""
+        """Handle that a delivery is about to be yielded."""
         return Step.GO_ON
 
     def done(self, delivery: Delivery, now: float) -> bool:  # noqa: ARG002
-        """The caller is done with a delivery; return whether to call release() and acknowledge now."""
+        """Handle that the caller is done with a delivery; return True to call release() and acknowledge now."""
         return False
 
     def acknowledged(self, tag: int, received: int, *, is_current: bool) -> Step:  # noqa: ARG002
-        """The caller acknowledges a delivery.
+        """Handle that the caller acknowledges a delivery.
 
         Args:
-            tag: its delivery tag.
+            tag: the delivery tag.
             received: the number of deliveries since the channel was opened.
-            is_current: whether it was one of them.
+            is_current: True if the delivery is one of them.
         """
         return Step.GO_ON
 
     def wants_more(self, received: int, through: int) -> bool:  # noqa: ARG002
-        """Whether to consume again after Step.RESUBSCRIBE has cancelled.
+        """Return True to consume again, after Step.RESUBSCRIBE has cancelled the subscription.
 
         Args:
             received: the number of deliveries since the channel was opened.
-            through: the delivery tag of the last of them.
+            through: the delivery tag of the latest delivery.
         """
         return True
 
     def release(self, *, leaving: bool = False) -> Delivery | None:  # noqa: ARG002
-        """The delivery up to which to acknowledge now; None for no acknowledgement.
+        """Return the delivery up to which to acknowledge now; None to acknowledge nothing.
 
         Args:
             leaving: the consumer is about to end.
@@ -219,11 +220,11 @@ class Policy:
 
     @property
     def withholds(self) -> bool:
-        """Whether release() holds acknowledgements back."""
+        """True if acknowledgements are being held back."""
         return False
 
     def silence(self) -> Step:
-        """Acknowledgements are held back, and no delivery has arrived for a while."""
+        """Handle that no delivery has arrived for a while, and acknowledgements are held back."""
         return Step.GO_ON
 
 
@@ -231,8 +232,8 @@ def policy_for(receiving: Receiving, *, limits_deliveries: bool, is_stream: bool
     """Choose a policy.
 
     Args:
-        limits_deliveries: the queue drops messages that were delivered too often.
-        is_stream: deliveries are not removed from the queue, so their number does not matter.
+        limits_deliveries: True if the queue drops messages that were delivered too often.
+        is_stream: True for a stream, whose messages stay, so that prefetching more than the count does no harm.
     """
     if not receiving.acknowledge:
         return CallerSettles(receiving)
@@ -248,7 +249,7 @@ def policy_for(receiving: Receiving, *, limits_deliveries: bool, is_stream: bool
 
 
 class Streaming(Policy):
-    """Up to the prefetch at a time; one basic.ack acknowledges a group of deliveries."""
+    """Takes up to the prefetch at a time; one basic.ack acknowledges a group of deliveries."""
 
     def __init__(self, prefetch: int = PREFETCH, *, auto_ack: bool = False) -> None:
         super().__init__(prefetch, auto_ack=auto_ack)
@@ -272,7 +273,7 @@ class Streaming(Policy):
 
 
 class Cautious(Streaming):
-    """One delivery at a time while messages were returned often; then streaming."""
+    """Takes one delivery at a time while messages have been requeued often; then works like Streaming."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -286,10 +287,10 @@ class Cautious(Streaming):
 
 
 class ExactCount(Streaming):
-    """Exactly N deliveries: one by one for small counts, else with a large prefetch.
+    """Takes exactly N deliveries: one by one for small counts, else with a large prefetch.
 
     With a large prefetch, the last acknowledgements are held back: they would let the broker send more than the count.
-    auto_ack is off, since no prefetch limits it.
+    auto_ack is off, since the prefetch does not limit deliveries with it.
     """
 
     def __init__(self, count: int, prefetch: int = PREFETCH) -> None:
@@ -321,7 +322,7 @@ class ExactCount(Streaming):
         return self._newest is not None
 
     def silence(self) -> Step:
-        """Acknowledge what was held back, and go on one by one."""
+        """Acknowledge the deliveries held back, and continue one by one."""
         self.prefetch = self._group = 1
         return Step.RESUBSCRIBE
 
@@ -334,7 +335,7 @@ class CallerSettles(Policy):
         if count is not None:  # the prefetch itself can be the limit
             prefetch = min(prefetch or count, count)
         super().__init__(prefetch, auto_ack=receiving.auto_ack and count is None)
-        self._count = self._limit = count  # the limit is what is left of the count since the channel was opened
+        self._count = self._limit = count  # the limit: the rest of the count when the channel was last opened
         self._left = count
         self._acknowledged = 0
         self._most = prefetch  # deliveries that the broker may have sent since the channel was opened

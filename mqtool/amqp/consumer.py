@@ -1,7 +1,7 @@
-"""Consuming: a delivery is acknowledged when the next one is asked for.
+"""Consumer: receives the deliveries of a queue, and acknowledges each when the caller requests the next one.
 
-The caller prints a delivery, and asks for the next one; only that acknowledges the first. If the caller dies or stops
-in between, the delivery is unacknowledged, and the broker requeues it for another consumer.
+If the caller dies or stops while it handles a delivery, the delivery is unacknowledged, and the broker requeues it for
+another consumer.
 https://www.rabbitmq.com/docs/confirms#consumer-acknowledgements
 """
 
@@ -20,8 +20,8 @@ from mqtool.message import Delivery
 from mqtool.spelling import pasteable
 from mqtool.topology import Queue
 
-#: Seconds without a delivery after which none should be on its way. Cancelling a consumer before that requeues
-#: deliveries that are on their way, and they may end up behind later messages.
+#: Seconds without a delivery after which none should be in transit. Cancelling a consumer earlier requeues deliveries
+#: in transit, which may end up behind later messages.
 _SILENCE = 2.0
 
 
@@ -66,12 +66,12 @@ class Consumer(ChannelListener):
         """Start to consume. Blocks until the broker confirms.
 
         Raises:
-            MqtoolError: the broker refuses.
+            MqtoolError: the broker refuses to start the consumer.
         """
         self._channel.retrying(lambda: self._subscription.start(self._policy.prefetch, auto_ack=self._policy.auto_ack))
 
     def stop(self) -> None:
-        """End deliveries() after the present delivery. From any thread, and from a signal handler."""
+        """End deliveries() after the current delivery. Safe to call from any thread or a signal handler."""
         self._stopping = True
         self._inbox.put(None)
 
@@ -107,7 +107,7 @@ class Consumer(ChannelListener):
                 self._on_end(self)
 
     def acknowledging(self, delivery: Delivery) -> None:
-        """Before the caller acknowledges a delivery: stop consuming if that would bring one more than wanted."""
+        """Prepare for an acknowledgement by the caller: stop consuming if it would bring one delivery too many."""
         with self._subscribing:
             if self._stopping:
                 self._subscription.cancel()
@@ -117,7 +117,7 @@ class Consumer(ChannelListener):
                 self._do(self._policy.acknowledged(tag, received, is_current=is_current))
 
     def arrives(self, within: float) -> bool:
-        """Wait up to a number of seconds; return whether deliveries() would yield, or end, without waiting."""
+        """Wait up to `within` seconds; return True as soon as deliveries() would yield, or end, without waiting."""
         if not self._batch:
             try:
                 batch = self._inbox.get(timeout=within) if within else self._inbox.get_nowait()
@@ -130,7 +130,7 @@ class Consumer(ChannelListener):
         return True
 
     def give_back(self, through: Iterable[Delivery]) -> None:
-        """Stop consuming, and requeue the unacknowledged deliveries batch by batch: a quorum queue keeps that order.
+        """Stop consuming, and requeue unacknowledged deliveries batch by batch, so that a quorum queue keeps the order.
 
         Args:
             through: the last delivery of each batch, in order.
@@ -163,7 +163,7 @@ class Consumer(ChannelListener):
         self._flush(leaving=True)
 
     def _next(self, taken: int, started: float) -> Delivery | None:
-        """The next delivery; None at the end."""
+        """Return the next delivery; None at the end."""
         while True:
             if not self._batch and not self._next_batch(taken, started):
                 return None
@@ -242,7 +242,7 @@ class Consumer(ChannelListener):
         self._channel.requests.send(epoch, lambda pika: pika.basic_nack(tag, multiple=True, requeue=True))
 
     def _flush(self, *, leaving: bool = False) -> None:
-        """Acknowledge the deliveries that wait for it, unless that would bring more deliveries than wanted."""
+        """Acknowledge handled deliveries, unless this would bring more deliveries than wanted."""
         if self._is_stuck:
             return
         self._is_stuck = True  # if the output cannot be written, the deliveries are never acknowledged

@@ -46,7 +46,7 @@ _NO_WAY_THERE = (errno.EADDRNOTAVAIL, errno.ENETUNREACH, errno.EAFNOSUPPORT)
 
 
 def _root_cause(error: BaseException) -> BaseException:
-    """The error under pika's wrappers of a failed attempt to connect."""
+    """Unwrap pika's exceptions to find the cause of a failed attempt to connect."""
     inner: object = None
     if isinstance(error, connection_workflow.AMQPConnectorPhaseErrorBase):
         inner = error.exception
@@ -82,7 +82,7 @@ _SILENT = (
 
 
 def _meanings() -> Iterator[tuple[type[BaseException], str, str]]:
-    """Yield the exceptions, with what to say and a hint. A function, since `ssl` is loaded when it is first used."""
+    """Yield exception types with error text and hint. A function, so that `ssl` is loaded only when needed."""
     yield ConnectionRefusedError, "no broker answers at {where}: connection refused", _START_A_BROKER
     yield socket.gaierror, "cannot find the host {host!r}: {cause}", "check the host name in --url"
     yield UnicodeError, "cannot find the host {host!r}: not a valid host name", "check it in --url"
@@ -104,10 +104,10 @@ def _meanings() -> Iterator[tuple[type[BaseException], str, str]]:
 
 
 def is_cut_off(error: BaseException) -> bool:
-    """Whether a connection was closed during the handshake, without a reason from the broker.
+    """True if a connection was closed during the handshake, without a reason from the broker.
 
-    pika takes that for a refused login, as with brokers from before 2012. If the login worked before, it is a network
-    failure.
+    pika reports this as a refused login, as with brokers from before 2012. If the login has worked before, the cause is
+    a network failure.
     """
     cause = _root_cause(error)
     guessed = isinstance(cause, exceptions.ProbableAuthenticationError | exceptions.ProbableAccessDeniedError)
@@ -115,7 +115,7 @@ def is_cut_off(error: BaseException) -> bool:
 
 
 def in_words(error: Exception) -> str:
-    """Describe a failed attempt to connect, without pika's own words."""
+    """Describe a failed attempt to connect, without pika's error text."""
     return str(error) if isinstance(error, MqtoolError) else "the connection was lost again"
 
 
@@ -176,7 +176,7 @@ def _open_refused(address: Address, error: BaseException) -> MqtoolError:
 
 
 def closed_by_broker(error: BaseException) -> MqtoolError:
-    """Translate the closing of an open channel or connection, with the broker's reason."""
+    """Translate the error that closed an open channel or connection, with the broker's reason."""
     code = getattr(error, "reply_code", 0)
     text = getattr(error, "reply_text", "")
     said = _in_short(text) if text else _plain(error)
@@ -252,17 +252,17 @@ def _hint_for_refused_message(text: str) -> str | None:
 
 
 def is_mended_by_reopening(error: BaseException, exchanges: Iterable[str]) -> bool:
-    """Whether a channel that was closed with this error works again once it is reopened.
+    """True if a channel that was closed with this error works again once it is reopened.
 
     Args:
-        exchanges: the names of the exchanges that are declared again then.
+        exchanges: the names of the exchanges that are declared again when the channel is reopened.
     """
     text = getattr(error, "reply_text", "")
     return _CONSUMER_TIMEOUT in text or any(f"no exchange '{name}'" in text for name in exchanges)
 
 
 def is_harmless_difference(error: BaseException) -> bool:
-    """Whether a queue or an exchange exists with other settings, but with the same type."""
+    """True if a declaration failed because the queue or exchange has other settings, but the same type."""
     text = getattr(error, "reply_text", "")
     return (
         getattr(error, "reply_code", 0) == PRECONDITION_FAILED
@@ -272,7 +272,7 @@ def is_harmless_difference(error: BaseException) -> bool:
 
 
 def cannot_encode(error: Exception) -> MqtoolError:
-    """Translate the error of encoding a name, a header, a property or an argument."""
+    """Translate an error that occurred while encoding a name, header, property or argument."""
     if isinstance(error, exceptions.ShortStringTooLong | NameTooLong):
         return too_long("name or key", error.args[0])
     if isinstance(error, exceptions.UnsupportedAMQPFieldException | NoFieldType):

@@ -1,11 +1,11 @@
-"""What mqtool uses of pika that is not public, with pika's public way beside it. Nothing of pika is changed.
+"""Everything that uses pika's private methods, with a fallback to its public ones. pika itself is not modified.
 
 FastConnection overrides five methods of pika's connection. They are looked up once, at import; if one of them is
 missing or takes other arguments, or MQTOOL_PIKA=public is set, connections are pika's own SelectConnection, messages go
-through Channel.basic_publish, and pika decodes what arrives. Everything works then, with two differences: it is slower,
+through Channel.basic_publish, and pika decodes deliveries. Everything still works, with two differences: it is slower,
 and pika's own codec rejects some headers and names (such as names that are not UTF-8).
 
-tests/integration/test_pika_paths.py runs both ways.
+tests/integration/test_pika_paths.py tests both variants.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ _EMPTY_TABLE = b"\0\0\0\0"
 
 
 def is_as_expected() -> bool:
-    """Whether pika has the private methods that FastConnection needs."""
+    """True if pika has the private methods that FastConnection needs, with the expected arguments."""
     for name, arguments in _EXPECTED.items():
         code = getattr(getattr(SelectConnection, name, None), "__code__", None)
         if code is None or code.co_varnames[1 : code.co_argcount] != arguments:
@@ -60,7 +60,7 @@ class FastConnection(SelectConnection):
     """A connection that reads and writes the frames of messages itself, with mqtool's codec.
 
     Attributes:
-        reader: knows the consumers and publishers of the connection.
+        reader: splits received bytes into frames, and decodes deliveries and confirms.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -78,7 +78,7 @@ class FastConnection(SelectConnection):
         super()._proto_connection_made(transport)
 
     def _on_data_available(self, data_in: bytes) -> None:
-        # pika tells by bytes_received that the broker is alive, and changes it within this call.
+        # pika uses bytes_received to detect whether the broker is alive, and also changes it within this call.
         taken = self.reader.receive(data_in)
         self.bytes_received += taken
 
@@ -94,19 +94,19 @@ class FastConnection(SelectConnection):
         super()._send_method(channel_number, _exact(method), content)
 
     def _adapter_emit_data(self, data: bytes) -> None:
-        """Send at once what the socket takes. pika waits for the poller first: 14 % more CPU time for a round trip."""
+        """Send as much as the socket accepts right away. pika polls first: 14 % more CPU time for a round trip."""
         transport: Any = self._transport
         sent = 0
         if self._socket is not None and transport.get_write_buffer_size() == 0:
             with contextlib.suppress(OSError):  # no room; or an error that pika will meet and handle
                 sent = self._socket.send(data)
-        # In pieces: pika copies the rest of what it was given after each write, which takes 30 s for 128 MB.
+        # In pieces: pika copies all remaining bytes after each write, which takes 30 s for 128 MB.
         for start in range(sent, len(data), _WRITE_SIZE):
             super()._adapter_emit_data(data[start : start + _WRITE_SIZE])
 
 
 class _ExactMethod:
-    """A method with arguments, which mqtool's codec encodes: pika changes the types of numbers, and drops fractions."""
+    """A method whose arguments mqtool's codec encodes, since pika changes number types and drops fractions."""
 
     def __init__(self, method: Any) -> None:
         self.INDEX = method.INDEX
@@ -120,7 +120,7 @@ class _ExactMethod:
 
 
 def _exact(method: Any) -> Any:
-    """A method with mqtool's encoding of its arguments, and of names that are not UTF-8."""
+    """Return the method so that mqtool's codec encodes its arguments, and names that are not UTF-8."""
     for name, value in vars(method).items():
         if isinstance(value, str) and not value.isascii():
             setattr(method, name, value.encode("utf-8", "surrogateescape"))
@@ -128,7 +128,7 @@ def _exact(method: Any) -> Any:
 
 
 class _FrameWriter:
-    """Writes frames to the connection: all messages and acknowledgements in one system call."""
+    """Sends messages and acknowledgements as frames encoded by mqtool, in one system call."""
 
     def __init__(self, pika: PikaChannel, frame_max: int) -> None:
         self._pika = pika
@@ -145,7 +145,7 @@ class _FrameWriter:
 
 
 class _PublicWriter:
-    """Sends by pika's public methods, one message at a time."""
+    """Sends messages and acknowledgements one by one, by pika's public methods."""
 
     def __init__(self, pika: PikaChannel) -> None:
         self._pika = pika
@@ -193,23 +193,26 @@ CONNECTION: type[SelectConnection] = (
 
 
 def writer(pika: PikaChannel, frame_max: int) -> MessageWriter:
-    """What sends messages and acknowledgements on a channel."""
+    """Create the MessageWriter for a channel: the fast one if possible, else one that uses pika's public methods."""
     return _FrameWriter(pika, frame_max) if isinstance(pika.connection, FastConnection) else _PublicWriter(pika)
 
 
 def take_confirms(pika: PikaChannel, on_ack: Callable[..., None]) -> None:
-    """Have confirms on a channel passed to a function directly, where that is possible. On the I/O thread."""
+    """With a FastConnection, pass confirms on a channel directly to a function. Call it on the I/O thread."""
     if isinstance(pika.connection, FastConnection):
         pika.connection.reader.confirmed[pika.channel_number] = on_ack
 
 
 def take_deliveries(pika: PikaChannel, frames: ConsumerFrames) -> None:
-    """Have deliveries to a consumer decoded by mqtool, where that is possible. On the I/O thread."""
+    """With a FastConnection, let mqtool decode the deliveries to a consumer. Call it on the I/O thread."""
     if isinstance(pika.connection, FastConnection):
         pika.connection.reader.add(frames)
 
 
 def leave_deliveries(pika: PikaChannel, consumer_tag: str) -> None:
-    """Leave the deliveries to a consumer to pika again: it returns those that still arrive. On the I/O thread."""
+    """Leave the deliveries to a cancelled consumer to pika, which requeues any that still arrive.
+
+    Call it on the I/O thread.
+    """
     if isinstance(pika.connection, FastConnection):
         pika.connection.reader.remove(pika.channel_number, consumer_tag)

@@ -1,4 +1,4 @@
-"""Publishing with confirms on a channel, through reconnections."""
+"""Publisher: publishes messages on a channel with publisher confirms, and continues after reconnections."""
 
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -21,8 +21,8 @@ class Publisher(ChannelListener):
     """Publishes the messages of one channel, and acknowledges deliveries in the same writes.
 
     Attributes:
-        unconfirmed: the messages that the broker has not answered for.
-        route: of the latest receipts().
+        unconfirmed: the messages that the broker has not confirmed or rejected yet.
+        route: the route given to the latest receipts().
     """
 
     def __init__(self, channel: ReopeningChannel, connection: ChannelConnection, confirm_timeout: float) -> None:
@@ -48,7 +48,7 @@ class Publisher(ChannelListener):
             raise
 
     def add(self, message: Message) -> None:
-        """Publish a message in one write with the next acknowledgement, as Channel.answer() does."""
+        """Publish a message in the same write as the next acknowledgement, for Channel.answer()."""
         self._start()
         self.unconfirmed.collect()
         if self.unconfirmed.is_full(WINDOW):
@@ -84,7 +84,7 @@ class Publisher(ChannelListener):
             raise bad_input
 
     def _add(self, batch: list[Message], route: Route, sequence: int) -> int:
-        """Publish a batch, and return its size. A message that cannot be encoded stays in it, with those after it."""
+        """Publish a batch, and return its size. If a message cannot be encoded, it and later ones stay in the batch."""
         count = len(batch)
         try:
             if batch:
@@ -98,7 +98,7 @@ class Publisher(ChannelListener):
         return count
 
     def acknowledge(self, acks: Iterable[tuple[int, bool]]) -> None:
-        """Send the messages of add(), then basic.ack for delivery tags, each with `multiple`. On the I/O thread."""
+        """Send the messages of add(), then basic.ack for pairs of tag and `multiple`. Call it on the I/O thread."""
         pika = self._channel.requests.pika
         if pika is not None and pika is self._confirming:
             self.unconfirmed.drain(acks)
@@ -127,7 +127,7 @@ class Publisher(ChannelListener):
         return self._writer
 
     def _confirm(self, *, connection_is_new: bool) -> None:
-        """Put the channel into confirm mode, and publish again what was unconfirmed on the one before."""
+        """Put the channel into confirm mode, and publish again the messages unconfirmed on the previous channel."""
         pika = self._channel.requests.pika
         if pika is None:
             raise exceptions.ConnectionWrongStateError
@@ -166,7 +166,7 @@ class Publisher(ChannelListener):
 
 
 def _batches(messages: Iterable[Message | None], window: int) -> Iterator[list[Message]]:
-    """Split messages into batches of those that are available, or of one message if the window is small."""
+    """Split messages into batches of the messages available so far, or of one message if the window is small."""
     if isinstance(messages, InBatches) and window == WINDOW:
         return messages.batches()
     if isinstance(messages, list) and window == WINDOW:

@@ -1,4 +1,4 @@
-"""A channel that is opened again when it is lost, with the exchanges, queues and bindings declared on it."""
+"""ReopeningChannel: a channel that is reopened after a loss, and declares its exchanges, queues and bindings again."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -50,20 +50,20 @@ class Journal:
         return replace(binding, destination=self._names[binding.destination])
 
     def differs(self, thing: Exchange | Queue) -> bool:
-        """Whether it exists on the broker with other settings, and is used as it is."""
+        """True if a queue or exchange is known to have other settings on the broker, and is used as it is."""
         return (type(thing), thing.name) in self._differing
 
     def set_differs(self, thing: Exchange | Queue) -> None:
-        """Remember that it exists with other settings: declaring it would close the channel."""
+        """Remember that a queue or exchange exists with other settings: declaring it would close the channel."""
         self._differing.add((type(thing), thing.name))
 
     def unset_differs(self, thing: Exchange | Queue) -> None:
-        """Forget that: it was deleted, and can be declared."""
+        """Undo set_differs(): the queue or exchange was deleted, and can be declared."""
         self._differing.discard((type(thing), thing.name))
 
 
 def is_named_by_broker(queue: Queue) -> bool:
-    """Whether the broker chose the name of a queue."""
+    """True if the broker chose the name of a queue."""
     return queue.exclusive and queue.name.startswith("amq.")
 
 
@@ -71,12 +71,12 @@ Thing = TypeVar("Thing", bound=Exchange | Queue)
 
 
 class ChannelConnection(Protocol):
-    """What a channel needs of its connection.
+    """The part of Connection that a ReopeningChannel uses.
 
     Attributes:
-        has_progressed: since the connection was opened, a message was confirmed or a delivery acknowledged.
-        comes_back: the connection is opened again after a loss.
-        hopeless: why the broker cannot answer, if the command is to stop; else None.
+        has_progressed: True if a message was confirmed or a delivery acknowledged since the connection was opened.
+        comes_back: True if the connection is reopened after a loss.
+        hopeless: the reason why the broker cannot reply, if the command must stop; else None.
     """
 
     has_progressed: bool
@@ -95,7 +95,7 @@ class ChannelConnection(Protocol):
 
 
 class ChannelListener:
-    """Is called with the events of a channel. On the I/O thread, except opened().
+    """Receives the events of a channel. Its methods are called on the I/O thread unless they say otherwise.
 
     Attributes:
         consumes: True for a consumer: a queue that is deleted with its last consumer must be declared again for it.
@@ -104,32 +104,32 @@ class ChannelListener:
     consumes = False
 
     def opened(self, *, connection_is_new: bool) -> None:
-        """The channel was opened again: publish or consume on it as before."""
+        """Resume publishing or consuming on the reopened channel. Called on the thread that has opened it."""
 
     def paused(self) -> None:
-        """The connection is lost, or the broker blocks publishers because of a memory or disk alarm."""
+        """Handle that the connection is lost, or that the broker blocks publishers (memory or disk alarm)."""
 
     def resumed(self) -> None:
-        """The broker has unblocked publishers."""
+        """Handle that the broker has unblocked publishers."""
 
     def cancelled(self, tag: str) -> None:
-        """The broker has cancelled the consumer with this tag."""
+        """Handle that the broker has cancelled the consumer with this tag."""
 
     def failed(self, failure: MqtoolError) -> None:
-        """The channel is closed for good. From any thread."""
+        """Handle that the channel is closed for good. Called on any thread."""
 
     def closing(self) -> None:
-        """The connection is about to be closed: send what waits to be sent. From any thread."""
+        """Send pending acknowledgements, before the connection is closed. Called on any thread."""
 
 
 class ReopeningChannel:
-    """A channel that is opened again after the connection is lost, or after the broker has closed it.
+    """A channel that is reopened after the connection was lost, or after the broker has closed the channel.
 
-    The connection opens it after a loss. After an error, for which AMQP closes the channel, it opens itself.
+    After a loss, the connection reopens it. After an error, which closes a channel in AMQP, the channel reopens itself.
 
     Attributes:
         failure: the error that closed the channel for good, if any.
-        refused: the broker closed the channel because of an error, while the connection stayed open.
+        refused: True if the broker closed the channel because of an error, while the connection stayed open.
         journal: the exchanges, queues and bindings to set up again.
         requests: makes single requests, without repeating them.
 
@@ -158,11 +158,11 @@ class ReopeningChannel:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the channel is open, and set up as before."""
+        """True if the channel is open, and set up as before."""
         return self._is_set_up and self.requests.pika is not None
 
     def listen(self, listener: ChannelListener) -> None:
-        """Call this listener from now on."""
+        """Start to pass events to a listener."""
         self._listeners[listener] = None
 
     def progress(self) -> None:
@@ -170,22 +170,22 @@ class ReopeningChannel:
         self._connection.has_progressed = True
 
     def forget(self, listener: ChannelListener) -> None:
-        """Stop calling this listener."""
+        """Stop passing events to a listener."""
         self._listeners.pop(listener, None)
 
     def tell(self, event: Callable[[ChannelListener], None]) -> None:
-        """Call a method of each listener."""
+        """Call a function, such as a method of ChannelListener, with each listener."""
         for listener in tuple(self._listeners):
             event(listener)
 
     # For the connection.
 
     def open(self, *, connection_is_new: bool = False, set_up_topology: bool = True) -> None:
-        """Open the channel on the present connection, and set it up as before.
+        """Open the channel on the current connection, and set it up as before.
 
         Args:
-            connection_is_new: the connection itself was opened again.
-            set_up_topology: also declare what is in the journal.
+            connection_is_new: the connection itself was reopened.
+            set_up_topology: also declare the entries of the journal.
 
         Raises:
             pika.exceptions.AMQPError: the connection is lost.
@@ -212,7 +212,7 @@ class ReopeningChannel:
         self.tell(lambda listener: listener.paused())
 
     def fail(self, failure: MqtoolError) -> None:
-        """Close the channel for good: calls that wait raise this error. From any thread."""
+        """Close the channel for good: waiting calls raise this error. Safe to call from any thread."""
         with self._changed:
             if self.failure is not None:
                 return
@@ -223,10 +223,10 @@ class ReopeningChannel:
     # Requests.
 
     def retrying(self, request: Callable[[], Any]) -> Any:
-        """Make a request; if the connection is lost meanwhile, repeat it on the next one.
+        """Make a request. If the connection is lost in the meantime, repeat the request on the next one.
 
         Raises:
-            MqtoolError: the broker refuses it, or the channel is closed for good.
+            MqtoolError: the broker refuses the request, or the channel is closed for good.
         """
         while True:
             self.wait_until_ready()
@@ -239,7 +239,7 @@ class ReopeningChannel:
         """Wait until the channel is open.
 
         Raises:
-            Unavailable: the command is to stop, and there is no connection.
+            Unavailable: the command must stop, and there is no connection.
             MqtoolError: the channel is closed for good.
         """
         with self._changed:
@@ -250,10 +250,10 @@ class ReopeningChannel:
             raise self.failure
 
     def checked(self, request: Request) -> Any:
-        """Make a request. If the broker refuses it and closes the channel, open the channel again; raise the reason.
+        """Make a request. If the broker refuses it and closes the channel, reopen the channel; raise the reason.
 
         Raises:
-            MqtoolError: the broker refuses it.
+            MqtoolError: the broker refuses the request.
             pika.exceptions.AMQPError: the connection is lost.
         """
         try:
@@ -301,7 +301,7 @@ class ReopeningChannel:
     # Opening it again.
 
     def open_another(self) -> None:
-        """Start to replace the pika channel by another one. From any thread."""
+        """Start to replace the pika channel with a new one. Safe to call from any thread."""
 
         def leave() -> None:
             left = self.requests.leave()
@@ -335,7 +335,7 @@ class ReopeningChannel:
             self.fail(failure)
 
     def _on_refused(self, reason: exceptions.ChannelClosedByBroker) -> None:
-        """Handle that the broker has closed the channel, but not in answer to a request. On the I/O thread."""
+        """Handle that the broker has closed the channel while no request was pending. Runs on the I/O thread."""
         why = pika_errors.closed_by_broker(reason)
         if not self._connection.comes_back or not pika_errors.is_mended_by_reopening(reason, self.journal.exchanges):
             self.refused = True

@@ -15,14 +15,16 @@ from mqtool.message import Delivery
 from mqtool.offsets import Offset, Start
 from mqtool.topology import Queue
 
-#: How many delivery tags to remember that were acknowledged before an earlier one.
+#: The maximum number of out-of-order acknowledgements to remember.
 _EARLY = 1000
-#: Seconds for which an acknowledgement waits for those that follow it at once.
+#: Seconds that an acknowledgement waits for others that follow immediately.
 _MOMENT = 0.002
 
 
 class StreamPosition:
-    """Where a consumer of a stream starts, and where it goes on after a reconnection: the broker does not keep that.
+    """The position of a stream consumer: where to start, and where to resume after a reconnection.
+
+    Over AMQP 0-9-1, the broker does not store it.
 
     Args:
         offset: where to start; None for messages published from now on.
@@ -32,21 +34,21 @@ class StreamPosition:
         self._offset = offset
 
     def advance(self, delivery: Delivery) -> None:
-        """Go on after this delivery from now on."""
+        """Move the position to just after this delivery."""
         number = delivery.headers.get("x-stream-offset")
         if isinstance(number, int):
             self._offset = Offset(Start.OFFSET, number + 1)
 
     def arguments(self) -> dict[str, Any]:
-        """The arguments of basic.consume."""
+        """Return the arguments of basic.consume for this position."""
         return {} if self._offset is None else {"x-stream-offset": self._offset.as_argument()}
 
 
 class Acknowledgements:
-    """The acknowledgements of one channel: those that are made together are sent in one write.
+    """Collects the acknowledgements of one channel, to send many in one write.
 
     Args:
-        send: sends the acknowledgements of deliveries, on the I/O thread.
+        send: called with deliveries on the I/O thread, to send their acknowledgements.
     """
 
     def __init__(self, io: IoThread, send: Callable[[Sequence[Delivery]], None]) -> None:
@@ -56,11 +58,11 @@ class Acknowledgements:
         self._is_due = self._is_due_now = False
 
     def add(self, deliveries: Sequence[Delivery], *, more_follow: bool = False) -> None:
-        """Acknowledge deliveries. From any thread.
+        """Acknowledge deliveries. Safe to call from any thread.
 
         Args:
-            more_follow: the next deliveries have arrived, so these acknowledgements wait two milliseconds for theirs.
-                A quorum queue writes each acknowledgement to disk, and one that stands for many as quickly as one.
+            more_follow: wait two milliseconds for further acknowledgements, since more deliveries have arrived.
+                A quorum queue writes each basic.ack to disk, so one for many deliveries saves time.
         """
         self._waiting.extend(deliveries)
         if not more_follow:
@@ -70,7 +72,7 @@ class Acknowledgements:
             self._io.run_later(_MOMENT, self._send_all)
 
     def flush(self) -> None:
-        """Send what waits. From any thread."""
+        """Send pending acknowledgements now. Safe to call from any thread."""
         if self._waiting and not self._is_due_now:
             self._is_due = self._is_due_now = True
             self._io.run(self._send_all)
@@ -89,7 +91,7 @@ class AcknowledgedTags:
         self._early: set[int] = set()
 
     def acknowledge(self, tags: Sequence[int]) -> Iterator[tuple[int, bool]]:
-        """Acknowledge delivery tags; yield the tags to send, each with `multiple`: it stands for all before it, too."""
+        """Acknowledge delivery tags; yield the tags to send. `multiple` is True if a tag includes all earlier ones."""
         self._early.update(tags)
         while self._through + 1 in self._early:
             self._through += 1
@@ -103,15 +105,15 @@ class AcknowledgedTags:
 
 
 class Subscription:
-    """A consumer on a queue, as the broker knows it.
+    """The broker's side of a consumer: starts it, resumes it on a new channel, and cancels it.
 
     Attributes:
         received: the number of deliveries since the channel was opened.
-        last_tag: the delivery tag of the last of them.
+        last_tag: the delivery tag of the latest delivery.
 
     Args:
-        take: is called with deliveries in batches, on the I/O thread.
-        position: where to start, in a stream.
+        take: called with batches of deliveries, on the I/O thread.
+        position: where to start in a stream; None for other queues.
     """
 
     def __init__(
@@ -128,18 +130,18 @@ class Subscription:
 
     @property
     def is_active(self) -> bool:
-        """Whether the broker sends deliveries."""
+        """True if the broker sends deliveries."""
         return self._consumer_tag is not None
 
     def has(self, consumer_tag: str) -> bool:
-        """Whether a consumer tag is this subscription's."""
+        """True if this subscription has the given consumer tag."""
         return consumer_tag == self._consumer_tag
 
     def start(self, prefetch: int, *, auto_ack: bool) -> None:
         """Start to consume.
 
         Raises:
-            MqtoolError: the broker refuses.
+            MqtoolError: the broker refuses to start the consumer.
             pika.exceptions.AMQPError: the connection is lost.
         """
         if not (self._is_wanted and self._epoch == self._channel.requests.epoch):
@@ -149,7 +151,7 @@ class Subscription:
             raise exceptions.ConnectionWrongStateError  # the channel was reopened meanwhile, and resumed nothing
 
     def resume(self, prefetch: int, *, auto_ack: bool) -> None:
-        """Consume on a new channel, if start() was called on the one before."""
+        """Consume on a new channel, if start() was called on the previous one."""
         self._consumer_tag = None
         self.received = self.last_tag = 0
         if self._is_wanted:
@@ -204,7 +206,7 @@ class Subscription:
 def delivery_from(
     method: spec.Basic.Deliver | spec.Basic.GetOk, properties: spec.BasicProperties, body: bytes, queue: str, epoch: int
 ) -> Delivery:
-    """Translate a delivery that pika has decoded."""
+    """Convert a delivery that pika has decoded to a Delivery."""
     return Delivery(
         body,
         method.exchange,
