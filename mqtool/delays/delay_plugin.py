@@ -1,4 +1,4 @@
-"""Delaying messages in exchanges of type x-delayed-message, by RabbitMQ's delayed message plugin.
+"""Delay messages in exchanges of type x-delayed-message, which RabbitMQ's delayed message plugin adds.
 
 https://github.com/rabbitmq/rabbitmq-delayed-message-exchange
 """
@@ -14,9 +14,9 @@ from mqtool.message import Message
 from mqtool.spelling import pasteable
 from mqtool.topology import DELAYED, Exchange, Queue
 
-#: The plugin's documentation advises against more messages than this.
+#: The plugin's documentation advises against this many delayed messages or more.
 _TOO_MANY = 100_000
-#: The first version of RabbitMQ that cannot load the plugin.
+#: The first version of RabbitMQ for which the plugin has no release.
 _ENDED = (4, 3)
 _VERSION = re.compile(r"(\d+)\.(\d+)")
 #: The warning for messages to a quorum queue.
@@ -28,15 +28,15 @@ LOSES = (
 TO_QUEUES = Exchange("mqtool.delayed", DELAYED, durable=True, arguments={"x-delayed-type": "direct"})
 
 
-#: Whether a connection's broker knows the type.
+#: For each connection, True if its broker knows the type x-delayed-message.
 _answers: WeakKeyDictionary[Owner, bool] = WeakKeyDictionary()
 
 
 class PluginMissing(DeclaredDifferently):
-    """The user asked for the plugin, and the broker lacks it.
+    """The user chose the plugin, and the broker does not have it.
 
     Args:
-        broker: its name and version.
+        broker: the broker's name and version.
     """
 
     def __init__(self, broker: str) -> None:
@@ -58,11 +58,11 @@ class PluginMissing(DeclaredDifferently):
 def has_plugin(channel: Channel, exchange: Exchange) -> bool:
     """Declare an exchange of type x-delayed-message; return False if the broker does not know the type.
 
-    The first declaration uses a connection of its own, which RabbitMQ closes if it does not know the type.
+    The first declaration uses a separate connection, because RabbitMQ closes it if it does not know the type.
 
     Raises:
         DeclaredDifferently: the exchange exists with another type.
-        AccessRefused: the user may not declare it.
+        AccessRefused: the user may not declare the exchange.
     """
     known = _answers.get(channel.connection)
     if known is None:
@@ -86,7 +86,7 @@ def _is_known(connection: Owner, exchange: Exchange) -> bool:
 
 
 def can_delay(channel: Channel, exchange: Exchange) -> bool:
-    """As has_plugin(), but False if the exchange exists with another type."""
+    """Like has_plugin(), but return False if the exchange exists with another type."""
     try:
         return has_plugin(channel, exchange)
     except DeclaredDifferently:
@@ -94,10 +94,10 @@ def can_delay(channel: Channel, exchange: Exchange) -> bool:
 
 
 class ThroughPlugin:
-    """Delays messages in exchanges of type x-delayed-message, to which their exchanges and queues are bound.
+    """Delays messages in exchanges of type x-delayed-message, to which it binds the target exchanges and queues.
 
     Attributes:
-        exchange: the one for the command's destination.
+        exchange: the x-delayed-message exchange for the command's destination.
     """
 
     def __init__(self, channel: Channel, destination: Destination, warn: Warn) -> None:
@@ -135,11 +135,11 @@ class ThroughPlugin:
 
 
 def _in_front_of(target: Exchange | Queue) -> Exchange:
-    """The exchange of type x-delayed-message for a target: the target itself if it is of that type."""
+    """Return the exchange of type x-delayed-message for a target: the target itself if it has this type."""
     if isinstance(target, Queue) or not target.name:
         return TO_QUEUES
     if target.type == DELAYED:
         return target
-    # A fanout: routing is up to the target. It is deleted together with the target.
+    # A fanout, since the target does the routing. Auto-delete, so that it is deleted together with the target.
     name, arguments = name_for(target, "delayed"), {"x-delayed-type": "fanout"}
     return Exchange(name, DELAYED, target.durable, auto_delete=True, arguments=arguments)

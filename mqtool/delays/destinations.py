@@ -1,4 +1,4 @@
-"""Where delayed messages go when they are due, and what both ways to delay them have in common."""
+"""The destinations of delayed messages, the interface of both ways to delay messages, and their shared functions."""
 
 import hashlib
 from collections.abc import Callable
@@ -18,11 +18,11 @@ Warn = Callable[[str], None]
 
 @dataclass
 class Destination:
-    """Where messages go when they are due, unless they name an exchange or a routing key themselves.
+    """The destination of due messages that do not specify an exchange or a routing key themselves.
 
     Attributes:
         to: the exchange or queue that the command declares.
-        leads_to: the queue bound to an exchange of type x-delayed-message, if the command declares it.
+        leads_to: the queue bound to an exchange of type x-delayed-message, if the command declares this queue.
         is_classic: True if the queue is known to be a classic one; None before look().
     """
 
@@ -32,24 +32,24 @@ class Destination:
 
     @property
     def queue(self) -> Queue | None:
-        """The queue in which messages end, if known."""
+        """The queue in which messages arrive, if known."""
         return self.to if isinstance(self.to, Queue) else self.leads_to
 
     @property
     def is_delayed_exchange(self) -> bool:
-        """True if the exchange itself delays messages."""
+        """True if the destination is an exchange of type x-delayed-message."""
         return isinstance(self.to, Exchange) and self.to.type == DELAYED
 
     def look(self, channel: Channel) -> None:
-        """Ask the broker, once, whether the queue is a classic one."""
+        """Set `is_classic`; asks the broker at the first call only."""
         if self.is_classic is None:
             self.is_classic = self.queue is not None and _is_classic(channel, self.queue)
 
     def of(self, message: Message) -> Exchange | Queue:
-        """The exchange that a message is for; for the default exchange, the queue.
+        """Return a message's destination: its exchange or, for the default exchange, the queue of its routing key.
 
         Raises:
-            BadData: the message has a header CC or BCC, and would be copied to other queues.
+            BadData: the destination is a queue, and the header CC or BCC names more queues.
         """
         ours = self.to.name if isinstance(self.to, Exchange) else ""
         exchange = ours if message.exchange is None else message.exchange
@@ -65,9 +65,9 @@ class Destination:
         return self.to if isinstance(self.to, Queue) and ours == name else Queue(name)
 
     def may_lead_to_quorum_queue(self, target: Exchange | Queue) -> bool:
-        """True unless messages for a target are known to end in classic queues.
+        """True if messages for a target may arrive in a quorum queue.
 
-        A non-durable exchange does not count: its bindings do not survive a restart anyway.
+        False for a non-durable exchange: its bindings do not survive a restart anyway.
         """
         if target is not self.to:
             return True
@@ -75,9 +75,9 @@ class Destination:
 
 
 def _is_classic(channel: Channel, queue: Queue) -> bool:
-    """Declare a queue; return True if it is known to be a classic one.
+    """Declare a queue; return True if it is certainly a classic queue.
 
-    AMQP cannot ask for a queue's type, but a broker refuses a declaration with another type, and closes the channel.
+    AMQP cannot query a queue's type, but the broker rejects a declaration with another type, and closes the channel.
     """
     if queue.arguments.get("x-queue-type", "classic") != "classic":
         return False
@@ -90,7 +90,7 @@ def _is_classic(channel: Channel, queue: Queue) -> bool:
         return False
     if not queue.durable or "x-queue-type" in queue.arguments:
         return True
-    # Without a type, it has the default type of its vhost.
+    # A queue declared without a type has the default type of its virtual host.
     try:
         as_quorum = {**queue.arguments, "x-queue-type": "quorum"}
         asking.declare(queue._replace(arguments=as_quorum), remember=False, exactly=True)
@@ -100,31 +100,31 @@ def _is_classic(channel: Channel, queue: Queue) -> bool:
 
 
 class Place(NamedTuple):
-    """Where to publish a message that has to wait. The routing key None means the message's own."""
+    """The exchange and routing key with which to publish a delayed message. None keeps the message's routing key."""
 
     exchange: str
     routing_key: str | None
 
 
 class Way(Protocol):
-    """A way to delay messages."""
+    """The interface of both ways to delay messages."""
 
     def place(self, message: Message, milliseconds: int) -> Place:
-        """Declare what is needed to delay a message; return where to publish it.
+        """Declare the queues and exchanges that delay a message; return where to publish the message.
 
         Raises:
-            BadData: the delay is longer than this way allows.
+            BadData: the delay is longer than the maximum of the plugin or of wait queues.
         """
 
     def properties(self, message: Message, milliseconds: int) -> dict[str, Any]:
-        """The message's properties, with those that delay it."""
+        """Return the message's properties, with the header or expiration that delays the message."""
 
 
 def expect(channel: Channel, target: Exchange | Queue) -> None:
-    """Check that a destination exists, on a channel of its own: if it does not, the broker closes the channel.
+    """Check that a destination exists. Uses a new channel, because the broker closes the channel otherwise.
 
     Raises:
-        NotFound: it does not exist.
+        NotFound: the destination does not exist.
     """
     asking = channel.connection.channel()
     administration.expect(asking, target)
@@ -132,12 +132,12 @@ def expect(channel: Channel, target: Exchange | Queue) -> None:
 
 
 def name_for(target: Exchange | Queue, suffix: str) -> str:
-    """The name of a helper of an exchange or a queue. Names must not start with "amq."."""
+    """Return the name of a helper queue or exchange for a target. The name must not start with "amq."."""
     return derived_name(f"mqtool.{target.name}" if target.name.startswith("amq.") else target.name, suffix)
 
 
 def derived_name(name: str, suffix: str) -> str:
-    """NAME.SUFFIX. A name that is too long for AMQP's 255 bytes is cut, and its checksum is added."""
+    """Return NAME.SUFFIX. If that exceeds AMQP's 255 bytes, NAME is cut and its checksum added."""
     data = name.encode("utf-8", "surrogateescape")
     room = _LONGEST_NAME - len(suffix) - 1
     if len(data) <= room:

@@ -1,4 +1,4 @@
-"""Choosing how to delay a message, and rewriting it so that it waits at the broker."""
+"""Choose the way to delay messages, and rewrite each delayed message so that it waits at the broker."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -14,16 +14,17 @@ from mqtool.errors import BadData
 from mqtool.message import DUE, PERSISTENT, Message
 from mqtool.topology import DELAYED, Exchange, Queue
 
-#: Unconfirmed messages with short delays: each that waits in a buffer on the way to the broker is late.
+#: The maximum of unconfirmed messages with the shortest delays: time in a buffer on the way to the broker makes them
+#: late.
 _IN_FLIGHT = 100
 
 
 @dataclass(slots=True)
 class Held(Message):
-    """A message as it is published in order to wait.
+    """A rewritten message, as it is published in order to wait.
 
     Attributes:
-        original: the message as its publisher knows it, with the time when it is due.
+        original: the message as the publisher wrote it, with its due time.
     """
 
     original: Message = field(default_factory=lambda: Message(b""))
@@ -37,8 +38,8 @@ class Delaying:
 
     Args:
         channel: publishes the messages.
-        notice: called with a sentence about the way that was chosen, and why.
-        warn: called with a sentence about its risks.
+        notice: called with a sentence about the chosen way, and why.
+        warn: called with a sentence about the risks of the chosen way.
     """
 
     def __init__(
@@ -55,10 +56,10 @@ class Delaying:
         self._overdue = 0
 
     def hold(self, messages: Iterable[Message | None]) -> Iterator[Message | None]:
-        """Yield the messages to publish.
+        """Yield the messages to publish; messages with a delay are rewritten.
 
         Raises:
-            PluginMissing: the user asked for the plugin, and the broker lacks it.
+            PluginMissing: the user chose the plugin, and the broker does not have it.
             BadData: a message cannot be delayed.
         """
         for message in messages:
@@ -82,7 +83,7 @@ class Delaying:
             raise BadData(f"a delay of {compact_duration(delay / 1000)} is too long", "at most 2^32 - 1 ms, 49 days")
         way = self.choose(self._destination.of(message))
         place = way.place(message, delay)
-        # The time that declarations took is subtracted for a message that is due at a given time.
+        # If the message has a due time, the delay is computed again, since the declarations took time.
         return self._as_held(message, max(1, _milliseconds(message)), (way, place))
 
     def _as_held(self, message: Message, delay: int, waiting: tuple[Way, Place] | None) -> Held:
@@ -100,10 +101,10 @@ class Delaying:
         return held
 
     def choose(self, target: Exchange | Queue | None = None) -> Way:
-        """Choose the way for messages to a target; notify the user at the first choice.
+        """Choose the way to delay messages for a target; notify the user at the first choice.
 
         Raises:
-            PluginMissing: the user asked for the plugin, and the broker lacks it.
+            PluginMissing: the user chose the plugin, and the broker does not have it.
         """
         self._destination.look(self._channel)
         needs_care = self._destination.may_lead_to_quorum_queue(target or self._destination.to)
@@ -112,7 +113,7 @@ class Delaying:
         return self._ways[needs_care]
 
     def _chosen(self, *, needs_care: bool) -> Way:
-        """The plugin, if the broker has it and it is safe: a restart can make it lose messages for a quorum queue."""
+        """Choose the plugin if available, but not for quorum queues: during a restart it can lose their messages."""
         broker, exchange = self._channel.connection.broker_to_show, self._through_plugin.exchange
         if self._via is Via.TTL:
             return self._through_queues
@@ -131,17 +132,17 @@ class Delaying:
 
 
 def _now() -> int:
-    """Milliseconds since 1970."""
+    """Return the current time in milliseconds since 1970."""
     return int(time.time() * 1000)
 
 
 def _milliseconds(message: Message) -> int:
-    """The delay of a message."""
+    """Return the delay of a message in milliseconds, from now."""
     if message.due is not None:
         return round(message.due * 1000) - _now()
     return round((message.delay or 0) * 1000)
 
 
 def _may_be_in_flight(message: Message) -> int:
-    """How many messages may be unconfirmed: the longer the delay, the more."""
+    """Return the maximum number of unconfirmed messages, which grows with the delay."""
     return _IN_FLIGHT * step_of(_milliseconds(message)) // SHORTEST_STEP

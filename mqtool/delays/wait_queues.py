@@ -2,14 +2,14 @@
 
     publisher ──> [jobs.wait.5s] ···5 s···> [jobs]
 
-Each delay has its own wait queue, because messages expire only at the head of a queue: behind a message that waits for
-five minutes, one that waits for a second would wait for five minutes too.
+Each delay has its own wait queue, because messages expire only at the head of a queue: behind a message with a TTL of
+five minutes, a message with a TTL of one second would also wait for five minutes.
 
-An unused wait queue expires. Declaring it counts as use, publishing to it does not. So it is declared repeatedly while
-messages are published to it, and it lives longer than any message in it.
+An unused wait queue expires. Declaring a queue counts as use, but publishing to it does not. So a wait queue is
+declared repeatedly while messages are published, and it expires later than any message in it.
 
 A quorum queue can dead-letter at least once: it keeps a message until the destination has confirmed it. A classic queue
-does not wait for that, and a quorum queue that is electing its leader after a restart drops what it receives.
+does not wait for that, and a quorum queue that is electing its leader after a restart drops the messages it receives.
 
 https://www.rabbitmq.com/docs/ttl, https://www.rabbitmq.com/docs/quorum-queues#dead-lettering
 """
@@ -28,7 +28,7 @@ from mqtool.message import DUE, Delivery, Message
 from mqtool.spelling import pasteable
 from mqtool.topology import Exchange, Queue
 
-#: Milliseconds that a wait queue outlives its messages: time for the destination to come back.
+#: Milliseconds that a wait queue outlives its messages, so that its destination has time to become available again.
 GRACE = 60 * 60 * 1000
 
 _AT_LEAST_ONCE = {
@@ -40,10 +40,10 @@ _AT_LEAST_ONCE = {
 
 
 def wait_queue(name: str, milliseconds: int, exchange: str, routing_key: str | None = None) -> Queue:
-    """A queue that dead-letters its messages to an exchange after this time.
+    """Return a queue that dead-letters its messages to an exchange after this many milliseconds.
 
     Args:
-        routing_key: None keeps each message's own.
+        routing_key: the routing key of the dead letters; None keeps each message's own.
     """
     arguments: dict[str, Any] = {
         "x-message-ttl": milliseconds,
@@ -59,7 +59,7 @@ class AtLeastOnce:
     """Declares wait queues that dead-letter at least once, or plain ones if the broker (before 3.10) cannot.
 
     Args:
-        warn: called once if the broker cannot.
+        warn: called once if the broker does not support at-least-once dead-lettering.
     """
 
     def __init__(self, channel: Channel, warn: Callable[[str], None]) -> None:
@@ -71,7 +71,7 @@ class AtLeastOnce:
         """Declare a wait queue; `remember` declares it again after a reconnection.
 
         Raises:
-            DeclaredDifferently: it exists with other arguments: messages might never leave it.
+            DeclaredDifferently: the queue exists with other arguments, so messages might never leave it.
         """
         if self._can:
             try:
@@ -88,7 +88,7 @@ class AtLeastOnce:
 
 
 def declare_exactly(channel: Channel, queue: Queue, *, remember: bool) -> Queue:
-    """Declare a wait queue. If it exists with other arguments, raise an error, since messages might never leave it."""
+    """Declare a wait queue; raise an error if it exists with other arguments, since messages might never leave it."""
     try:
         return channel.declare(queue, remember=remember, exactly=True)
     except DeclaredDifferently as error:
@@ -96,26 +96,26 @@ def declare_exactly(channel: Channel, queue: Queue, *, remember: bool) -> Queue:
         raise DeclaredDifferently(str(error), hint) from error
 
 
-#: The longest delay in milliseconds: wait queues must outlive the messages in them.
+#: The longest delay in a wait queue, in milliseconds: the queue must outlive its messages.
 LONGEST_IN_QUEUES = LONGEST - GRACE
-#: Milliseconds between one wait queue and the next, and the delay up to which that step is used.
+#: The difference between the delays of two wait queues in milliseconds, and the longest delay that uses this step.
 SHORTEST_STEP, _STEP_UP_TO = 25, 10_000
 _NOT_KEPT = ("x-death", "x-delay")
-#: Quorum wait queues of one command after which it warns: RabbitMQ needs about 20 ms to declare each.
+#: The number of quorum wait queues after which a command warns: RabbitMQ needs about 20 ms to declare each.
 _MANY_QUORUM = 200
 #: Seconds after which a wait queue is declared again, so that it does not expire.
 _LEASE = 60.0
 
 
 class ThroughQueues:
-    """Delays messages in wait queues, as mqtool/delays/__init__.py draws them."""
+    """Delays messages in wait queues (see the diagram in mqtool/delays/__init__.py)."""
 
     def __init__(self, channel: Channel, destination: Destination, warn: Warn) -> None:
         self._channel = channel
         self._destination = destination
         self._warn = warn
         self._waiting = AtLeastOnce(channel, warn)
-        #: For each name, the time until which it need not be declared again.
+        #: For each queue or exchange name, the time when it must be declared again.
         self._leases: dict[str, float] = {}
         self._said_expiration = False
         self._quorum_queues = 0
@@ -169,7 +169,7 @@ class ThroughQueues:
             self._channel.bind(waiting, entrance, remember=remember)
 
     def _due_exchange(self, exchange: Exchange) -> Exchange:
-        """The exchange between a wait queue and its target. It is also bound to a queue of length 0.
+        """Declare the exchange between a wait queue and its target, which is also bound to a queue of length 0.
 
         Without that queue, a message that the target routes to no queue would never be confirmed.
         """
@@ -178,7 +178,7 @@ class ThroughQueues:
             remember = due.name not in self._leases
             self._channel.declare(due, remember=remember)
             self._channel.bind(exchange, due, remember=remember)
-            # It expires if it is not declared again while any message can still wait.
+            # This queue expires if it is not declared again; no message can wait longer than that.
             arguments = {"x-max-length": 0, "x-expires": LONGEST}
             nowhere = Queue(name_for(exchange, "nowhere"), durable=True, arguments=arguments)
             self._channel.declare(nowhere, remember=remember)
@@ -187,13 +187,13 @@ class ThroughQueues:
         return due
 
     def properties(self, message: Message, milliseconds: int) -> dict[str, Any]:
-        # Brokers drop messages whose x-death shows a cycle. The target may be an exchange that obeys x-delay.
+        # Brokers drop messages whose x-death shows a cycle. With x-delay, the target exchange might delay it again.
         headers = {key: value for key, value in message.properties["headers"].items() if key not in _NOT_KEPT}
         return {**message.properties, "headers": headers, "expiration": str(milliseconds)}
 
 
 def step_of(milliseconds: int) -> int:
-    """The step between the wait queues for such delays, in milliseconds."""
+    """Return the step between the wait queues for delays of this length, in milliseconds."""
     step, up_to = SHORTEST_STEP, _STEP_UP_TO
     while milliseconds > up_to:
         step, up_to = step * 2, up_to * 2
@@ -201,24 +201,23 @@ def step_of(milliseconds: int) -> int:
 
 
 def wait_of(milliseconds: int) -> int:
-    """Round a delay up to that of a wait queue, in milliseconds."""
+    """Round a delay up to the delay of a wait queue, in milliseconds."""
     step = step_of(milliseconds)
     return -(-milliseconds // step) * step
 
 
-#: The end of a wait queue's name, after that of the queue or exchange that its messages are for.
+#: The end of a wait queue's name, after the name of the target queue or exchange.
 _SUFFIX = re.compile(r"(?P<exchange>\.exchange)?\.(?P<kind>delay|wait)\.\w+(\.classic)?$")
 _COUNTS = {"x-delivery-count", "x-acquired-count"}
 
 
 class WaitQueue(NamedTuple):
-    """A wait queue of a delay or of a retry.
+    """A wait queue for a delay or a retry.
 
     Attributes:
-        exchange, routing_key: its messages are published with these when they are due; the routing key None keeps each
-            message's own.
+        exchange, routing_key: used to publish due messages; the routing key None keeps each message's own.
         seconds: the delay.
-        is_retry: its messages failed, and wait for their next attempt.
+        is_retry: True if the messages failed and wait for their next attempt.
     """
 
     name: str
@@ -229,16 +228,16 @@ class WaitQueue(NamedTuple):
 
     @property
     def to(self) -> str:
-        """The name of the queue or exchange that the messages are for."""
+        """The name of the target queue or exchange of the messages."""
         return self.exchange or self.routing_key or ""
 
     def due_of(self, delivery: Delivery) -> float | None:
-        """When a message is due, in seconds since 1970; None for a retry, where it is unknown."""
+        """Return a message's due time, in seconds since 1970; None for a retry, since it is unknown."""
         due = delivery.headers.get(DUE)
         return None if self.is_retry or not isinstance(due, int) else due / 1000
 
     def original(self, delivery: Delivery) -> Message:
-        """The message as it will arrive."""
+        """Return the message as it will arrive at its destination."""
         properties = {
             name: value for name, value in delivery.properties.items() if name not in ("expiration", "user_id")
         }
@@ -248,13 +247,13 @@ class WaitQueue(NamedTuple):
 
 
 def wait_queue_of(view: Mapping[str, Any]) -> WaitQueue | None:
-    """The wait queue that the management API describes; None if it is another queue."""
+    """Convert the management API's description of a queue; return None if it is not a wait queue."""
     arguments, suffix = view.get("arguments") or {}, _SUFFIX.search(view["name"])
     wait, exchange = arguments.get("x-message-ttl"), arguments.get("x-dead-letter-exchange")
     if suffix is None or not isinstance(wait, int) or arguments.get("x-expires") != wait + GRACE:
         return None
     key = arguments.get("x-dead-letter-routing-key")
-    if exchange:  # it may be the exchange NAME.due in front of the target
+    if exchange:  # this may be the exchange NAME.due in front of the target
         target = view["name"][: suffix.start()]
         exchange = target.removeprefix("mqtool.") if target.startswith("mqtool.amq.") else target
     return WaitQueue(view["name"], exchange or "", key, wait / 1000, suffix["kind"] == "wait")

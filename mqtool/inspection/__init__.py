@@ -1,1 +1,1 @@
-"""What a broker holds and what it means: lists, routes, wiring, and findings."""
+"""Inspect a broker: list its objects, explain routes, show its topology, and find problems."""

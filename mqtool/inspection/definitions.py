@@ -1,6 +1,6 @@
-"""The exchanges, queues and bindings of a virtual host; and definitions files: exporting, comparing, importing.
+"""Definitions: read a virtual host's exchanges, queues and bindings; export, compare and import definitions files.
 
-"Definitions" is RabbitMQ's word for it: https://www.rabbitmq.com/docs/definitions
+https://www.rabbitmq.com/docs/definitions
 """
 
 import functools
@@ -44,7 +44,7 @@ class Definitions:
 
 
 def as_json(binding: Binding) -> Json:
-    """A binding as the management API writes it."""
+    """Convert a binding to the JSON of the management API."""
     kind = "exchange" if binding.to_exchange else "queue"
     where = {"source": binding.source, "destination": binding.destination, "destination_type": kind}
     return {**where, "routing_key": binding.routing_key, "arguments": binding.arguments}
@@ -59,16 +59,16 @@ def read(api: Management, vhost: str) -> Definitions:
     """Read the definitions of a virtual host from the management API.
 
     Raises:
-        Unavailable, NotFound, AccessRefused: the management API does not answer, or not with this.
+        Unavailable, NotFound, AccessRefused: the management API is not available, or refuses the request.
     """
     return Definitions.of(exchanges(api, vhost), _queues(api, vhost), bindings(api, vhost))
 
 
 def exchanges(api: Management, vhost: str) -> list[Exchange]:
-    """The exchanges of a virtual host, with the arguments that policies add.
+    """Return the exchanges of a virtual host, with the arguments that policies add.
 
     Raises:
-        Unavailable, NotFound, AccessRefused: the management API does not answer.
+        Unavailable, NotFound, AccessRefused: the management API is not available, or refuses the request.
     """
     try:
         views = list(management.exchanges(api, vhost, _EXCHANGE_COLUMNS))
@@ -91,7 +91,7 @@ def exchanges(api: Management, vhost: str) -> list[Exchange]:
 
 
 def _policies(api: Management, vhost: str) -> dict[str, Json]:
-    """The definition of each policy, by its name."""
+    """Return the definition of each policy, by the policy's name."""
     return {policy["name"]: policy.get("definition") or {} for policy in management.policies(api, vhost)}
 
 
@@ -102,9 +102,9 @@ def _queues(api: Management, vhost: str) -> Iterator[Queue]:
 
 
 def queue_arguments(api: Management, vhost: str) -> Callable[[Json], dict[str, Any]]:
-    """A function that returns the arguments of a queue from management.queue_totals(), with those of its policy.
+    """Return a function that returns the arguments of a queue from management.queue_totals(), with its policy's.
 
-    The view contains only the policy's name, and no operator policy, which can only set limits.
+    queue_totals() reports only the name of the policy. Operator policies, which can only set limits, are left out.
     """
 
     @functools.cache
@@ -115,7 +115,7 @@ def queue_arguments(api: Management, vhost: str) -> Callable[[Json], dict[str, A
             return None
 
     @functools.cache
-    def by_queue() -> dict[str, Json]:  # slow, but any user may do it
+    def by_queue() -> dict[str, Json]:  # slow, but permitted to any user
         views = management.queues(api, vhost, ("name", "effective_policy_definition"))
         return {view["name"]: view.get("effective_policy_definition") or {} for view in views}
 
@@ -130,10 +130,10 @@ def queue_arguments(api: Management, vhost: str) -> Callable[[Json], dict[str, A
 
 
 def bindings(api: Management, vhost: str, *sources: str) -> Iterator[Binding]:
-    """The bindings of these exchanges; if none are given, of all but the default exchange.
+    """Yield the bindings of the given exchanges; without any, those of all exchanges except the default one.
 
     Raises:
-        Unavailable, NotFound, AccessRefused: the management API does not answer.
+        Unavailable, NotFound, AccessRefused: the management API is not available, or refuses the request.
     """
     found: Iterable[Json] = (view for view in management.bindings(api, vhost, _BINDING_COLUMNS) if view["source"])
     if sources:
@@ -142,10 +142,10 @@ def bindings(api: Management, vhost: str, *sources: str) -> Iterator[Binding]:
 
 
 def bindings_to(api: Management, vhost: str, queue: str) -> Iterator[Binding]:
-    """The bindings of a queue, except the one to the default exchange.
+    """Yield the bindings of a queue, except the one to the default exchange.
 
     Raises:
-        Unavailable, NotFound, AccessRefused: the management API does not answer.
+        Unavailable, NotFound, AccessRefused: the management API is not available, or refuses the request.
     """
     found = api.items(path("queues", vhost, queue, "bindings"), _BINDING_COLUMNS)
     return map(_binding, (view for view in found if view["source"]))
@@ -162,11 +162,11 @@ def _binding(view: Json) -> Binding:
 
 
 def _value(value: Any) -> Any:
-    """An argument's value before RabbitMQ's API converted it to JSON, which writes "no value" as "undefined"."""
+    """Return an argument's value. RabbitMQ's API writes a missing value as "undefined"; this returns None for it."""
     return None if value == "undefined" else value
 
 
-#: The kinds in the order in which they can be imported, each with its singular.
+#: The kinds of objects in the order in which they can be imported, each with its singular.
 KINDS = {"policies": "policy", "exchanges": "exchange", "queues": "queue", "bindings": "binding"}
 #: Fields that do not identify an object, with RabbitMQ's defaults.
 _SETTINGS: dict[str, Json] = {
@@ -189,8 +189,8 @@ class Change:
 
     Attributes:
         kind: "policy", "exchange", "queue" or "binding".
-        action: add it; change it; it differs but cannot be changed; or it is missing in the file.
-        differences: for each setting that differs, the values of the broker and of the file; None for a missing one.
+        action: "add" the object; "change" it; "conflict" if it cannot be changed; "extra" if the file lacks it.
+        differences: for each setting that differs, the values on the broker and in the file; None for a missing value.
     """
 
     action: Action
@@ -203,7 +203,7 @@ def export(api: Management, vhost: str) -> Contents:
     """Export a virtual host's definitions, except predeclared exchanges and exclusive queues.
 
     Raises:
-        Unavailable, NotFound, AccessRefused: the management API does not answer, or not with this.
+        Unavailable, NotFound, AccessRefused: the management API is not available, or refuses the request.
     """
     exchanges = management.exchanges(api, vhost, ["name", *_SETTINGS["exchanges"]])
     listed = management.queue_totals(api, vhost, ["name", "exclusive", *_SETTINGS["queues"]])
@@ -222,13 +222,13 @@ def export(api: Management, vhost: str) -> Contents:
 
 
 def parse_file(text: str, where: str, vhost: str) -> tuple[Contents, list[str]]:
-    """Parse a definitions file; return those of one virtual host, and the names of other sections in the file.
+    """Parse a definitions file; return the definitions of one virtual host, and the names of ignored sections.
 
     Args:
         where: the file's name, for errors.
 
     Raises:
-        BadData: the text is not a definitions file, or has none of this virtual host.
+        BadData: the text is not a definitions file, or has no definitions of this virtual host.
     """
     try:
         told = json.loads(text)
@@ -270,7 +270,7 @@ def apply(api: Management, vhost: str, change: Change) -> None:
     """Apply one difference to the broker: add an object, or change one.
 
     Raises:
-        MqtoolError: the broker refuses it, or does not answer.
+        MqtoolError: the broker rejects the change, or does not respond.
     """
     item = change.item
     if change.kind == "binding":
@@ -283,7 +283,7 @@ def apply(api: Management, vhost: str, change: Change) -> None:
 
 
 def _is_ours(view: Json) -> bool:
-    """True if its name was chosen by a client, not by the broker."""
+    """True if the object's name was chosen by a client, not by the broker."""
     return bool(view["name"]) and not view["name"].startswith("amq.")
 
 
@@ -298,7 +298,7 @@ def _checked(items: Any, kind: str, where: str) -> Iterator[Json]:
 
 
 def _plain(kind: str, item: Json) -> Json:
-    """An object's relevant fields, with defaults for missing ones."""
+    """Return an object's relevant fields, with defaults for missing ones."""
     known = _BINDING if kind == "bindings" else {"name": "", **_SETTINGS[kind]}
     return {name: default if item.get(name) is None else item[name] for name, default in known.items()}
 
@@ -319,5 +319,5 @@ def _differences(kind: str, broker: Json, file: Json) -> Iterable[tuple[str, tup
 
 
 def _without_default(arguments: Json) -> Json:
-    """Arguments without the default queue type, which only some versions of RabbitMQ export."""
+    """Return arguments without the default queue type, which only some versions of RabbitMQ export."""
     return {name: value for name, value in arguments.items() if (name, value) != ("x-queue-type", "classic")}

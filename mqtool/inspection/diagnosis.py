@@ -1,4 +1,4 @@
-"""`doctor`: problems of queues, seen by looking twice, and exchanges that route nowhere or in cycles."""
+"""The checks of `doctor`: problems of queues, from two snapshots, and exchanges that route nowhere or in cycles."""
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,21 +20,21 @@ from mqtool.topology import Binding, Exchange, Queue
 Node = TypeVar("Node", bound=Hashable)
 
 _EXCHANGE_COLUMNS = ("name", "vhost", "type", "arguments", "policy", "message_stats.publish_in")
-#: The most paths of expired messages to follow, so that the search ends where everything is bound to everything.
+#: The most paths of expired messages to follow, which limits the search if everything is bound to everything.
 _WAYS = 100_000
 _BINDING_COLUMNS = ("source", "vhost", "destination", "destination_type", "routing_key", "arguments")
 
 
 @dataclass
 class Paths:
-    """The paths of messages in one virtual host, as far as dead ends and cycles depend on them.
+    """The exchanges, bindings and queues of one virtual host that can form dead ends and cycles.
 
     Attributes:
-        exchanges: all, as the management API describes them, by name.
-        policies: the definition of each policy, by its name.
-        expiring: queues with a message TTL and a dead-letter exchange, so that messages leave them without a consumer.
-        bound: exchanges with bindings.
-        bindings: between exchanges, and those of the dead-letter exchanges of expiring queues.
+        exchanges: all exchanges, as the management API describes them, by name.
+        policies: the definition of each policy, by the policy's name.
+        expiring: queues with a message TTL and a dead-letter exchange, which messages can leave without a consumer.
+        bound: the names of exchanges that have bindings.
+        bindings: bindings between exchanges, and those of the dead-letter exchanges of expiring queues.
     """
 
     vhost: str
@@ -110,7 +110,7 @@ class Paths:
                 yield Finding("dead-letter-cycle", f"queue {names[0]!r}", what, hint, self.vhost)
 
     def _expiries(self) -> dict["_Place", list["_Place"]]:
-        """Where expired messages go, for each queue and each routing key with which a message can be in it."""
+        """Return the next places of expired messages, for each queue and each routing key that can occur in it."""
         # Alternate exchanges are left out: not all of their bindings are known.
         exchanges = [
             Exchange(name, view["type"], arguments={**(view.get("arguments") or {}), "alternate-exchange": None})
@@ -180,13 +180,13 @@ def expires(queue: Json) -> bool:
 def dead_end_findings(
     api: Management, vhost: str | None, policies: Iterable[Json], expiring: Iterable[Json]
 ) -> Iterator[Finding]:
-    """Find the dead ends and cycles of a virtual host; None for all.
+    """Find the dead ends and cycles of a virtual host; None for all virtual hosts.
 
     Args:
-        policies: those that the user may list.
-        expiring: the queues of which expires() is true.
+        policies: the policies that the user may list.
+        expiring: the queues for which expires() is true.
 
-    Raises: as Management.get does.
+    Raises the same errors as Management.get().
     """
     of_vhost: dict[str, Paths] = {}
     for exchange in management.exchanges(api, vhost, _EXCHANGE_COLUMNS):
@@ -223,7 +223,7 @@ _LATE = 10.0
 
 
 def alarms(api: Management) -> str:
-    """The memory and disk alarms of the broker's nodes, in words; "" if none, or if the user may not see them."""
+    """Describe the memory and disk alarms of the broker's nodes; "" without alarms, or if the user may not see them."""
     try:
         told = list(api.items("nodes", ("name", "mem_alarm", "disk_free_alarm")))
     except AccessRefused:
@@ -241,10 +241,10 @@ def has_no_consumer(queue: Json) -> bool:
 
 
 def forgets_to_acknowledge(queue: Json, earlier: Json | None = None) -> bool:
-    """True if its consumers seem never to acknowledge.
+    """True if the queue's consumers seem never to acknowledge.
 
     Args:
-        earlier: the same queue some seconds before; without it, True only if it never had an acknowledgement.
+        earlier: a snapshot of the queue from some seconds ago; None returns True only if it has no acknowledgements.
     """
     unacked, acks = queue.get("messages_unacknowledged") or 0, _count(queue, "ack")
     # One unacknowledged delivery per consumer may be a long task.
@@ -256,12 +256,12 @@ def forgets_to_acknowledge(queue: Json, earlier: Json | None = None) -> bool:
 
 
 def stands_still(queue: Json, earlier: Json | None = None) -> bool:
-    """True if messages wait, and each consumer has a delivery, does not acknowledge it, and gets no other one.
+    """True if messages wait, and each consumer has a delivery, does not acknowledge it, and receives no other one.
 
-    The cause is a long task, or a consumer with a prefetch limit that forgets to acknowledge. The broker does not know.
+    The cause is a long task, or a consumer with a prefetch limit that forgets to acknowledge; this cannot be detected.
 
     Args:
-        earlier: the same queue some seconds before; without it, True only if it never had an acknowledgement.
+        earlier: a snapshot of the queue from some seconds ago; None returns True only if it has no acknowledgements.
     """
     consumers = queue.get("consumers") or 0
     if (queue.get("arguments") or {}).get("x-single-active-consumer"):
@@ -277,22 +277,22 @@ def stands_still(queue: Json, earlier: Json | None = None) -> bool:
 
 
 def _is_full(queue: Json, consumers: int) -> bool:
-    """True if messages wait although each consumer has one."""
+    """True if messages wait, and there is at least one unacknowledged message per consumer."""
     return bool(queue.get("messages_ready")) and (queue.get("messages_unacknowledged") or 0) >= consumers > 0
 
 
 def _moves(queue: Json) -> bool:
-    """True if its statistics, which are updated every five seconds, show a recent delivery or acknowledgement."""
+    """True if the queue's statistics, updated every five seconds, show a recent delivery or acknowledgement."""
     return any(rate(queue, name) > 0 for name in ("ack", "deliver_get"))
 
 
 def rate(view: Json, name: str) -> float:
-    """The rate of a counter of a queue or a broker, per second."""
+    """Return the rate per second of a counter of a queue or a broker."""
     return float(((view.get("message_stats") or {}).get(f"{name}_details") or {}).get("rate") or 0.0)
 
 
 def dropped(queue: Json) -> int:
-    """The number of messages that were published to a queue and are neither acknowledged nor in it any more."""
+    """Return the number of messages that were published to a queue, not acknowledged, and are no longer in it."""
     settled = sum(_count(queue, name) for name in ("ack", "deliver_no_ack", "get_no_ack"))
     return max(0, _count(queue, "publish") - settled - (queue.get("messages") or 0))
 
@@ -305,9 +305,9 @@ def findings(api: Management, vhost: str | None, wait: Callable[[], object]) -> 
     """Find the problems of one virtual host, or of all.
 
     Args:
-        wait: called between the two looks.
+        wait: called between the two snapshots.
 
-    Raises: as Management.get does.
+    Raises the same errors as Management.get().
     """
     before = {(queue["vhost"], queue["name"]): queue for queue in management.queues(api, vhost, COLUMNS)}
     wait()
@@ -350,7 +350,7 @@ def _of_queue(queue: Json, earlier: Json | None, exchanges: set[tuple[str, str]]
         )
     elif exchange is None and earlier is not None and queue.get("type") != "stream":
         gone = min(dropped(queue), dropped(earlier))
-        # The counters are not of the same moment.
+        # The broker updates the counters at different times.
         if gone > rate(queue, "publish") * _LATE:
             what = f"has lost {counted(gone)}: rejected, expired or purged, without a dead-letter exchange"
             hint = "declare it with --dead-letter-exchange, or set a policy with dead-letter-exchange"
@@ -358,7 +358,7 @@ def _of_queue(queue: Json, earlier: Json | None, exchanges: set[tuple[str, str]]
 
 
 def of_firehose(api: Management, vhost: str | None) -> Iterator[Finding]:
-    """Report virtual hosts with the firehose on, which somebody may have forgotten."""
+    """Report virtual hosts with the firehose on, in case somebody forgot to switch it off."""
     for view in management.vhosts(api, ("name", "tracing")):
         if view.get("tracing") and vhost in (None, view["name"]):
             what = "has the firehose on: the broker copies each message, whether or not somebody looks"

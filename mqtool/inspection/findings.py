@@ -16,7 +16,7 @@ _WORST_FIRST = (
     "firehose",
     *("delayed-exchange", "transient", "queue-argument", "global-prefetch", "mirrored", "delivery-limit", "lazy"),
 )
-#: Show more equal findings than this as one.
+#: Findings that are grouped if there are more than this many, and the names to show for a group.
 _APART, _NAMED = 3, 3
 
 
@@ -39,7 +39,7 @@ class Finding:
 
     @classmethod
     def of(cls, kind: str, view: Mapping[str, Any], check: str, what: str, hint: str) -> Self:
-        """A problem of an object that the management API describes.
+        """Create a finding for an object, from the management API's description of it.
 
         Args:
             kind: "queue", "exchange" …
@@ -48,7 +48,7 @@ class Finding:
 
     @property
     def severity(self) -> str:
-        """How severe it is: critical, or a warning."""
+        """The severity of the problem: "critical" or "warning"."""
         return "critical" if self.check in CRITICAL else "warning"
 
     @property
@@ -58,20 +58,20 @@ class Finding:
 
 
 def worst_first(findings: Iterable[Finding]) -> list[Finding]:
-    """Sort findings: the worst checks first, equal ones together."""
+    """Sort findings: the worst checks first, equal findings together."""
     ranks = {check: rank for rank, check in enumerate(_WORST_FIRST)}
     return sorted(findings, key=lambda each: (ranks.get(each.check, len(ranks)), *_kind(each)))
 
 
 def _kind(finding: Finding) -> tuple[str, str, str]:
-    """The sort key. It is equal for findings that report the same about different objects."""
+    """Return a sort key that is equal for findings that report the same problem of different objects."""
     return finding.check, finding.vhost or "", finding.hint
 
 
 def grouped(findings: Sequence[Finding]) -> Iterator[tuple[Finding, Sequence[Finding]]]:
-    """Group sorted findings: yield the first of each group, and the others, which report the same about other objects.
+    """Group sorted findings with the same problem: yield the first finding of each group, and the others.
 
-    Up to three are yielded one by one, because their details, such as counts, may differ.
+    Groups of up to three are yielded one finding at a time, because details, such as counts, may differ.
     """
     for _, same in groupby(findings, key=_kind):
         equal = list(same)
@@ -82,7 +82,7 @@ def grouped(findings: Sequence[Finding]) -> Iterator[tuple[Finding, Sequence[Fin
 
 
 def others(findings: Sequence[Finding]) -> str:
-    """The names of the first few objects of the other findings in a group, as text; empty for none."""
+    """Format the other findings of a group: their number, and the names of up to three objects; "" for none."""
     if not findings:
         return ""
     names = ", ".join(each.thing.partition(" ")[2] for each in findings[:_NAMED])

@@ -1,6 +1,6 @@
-"""Near misses: bindings that almost matched a message, and what differs; exchanges with a similar name.
+"""Near misses: bindings that almost match a message, and the reason why they do not; exchanges with a similar name.
 
-It only ranks and explains bindings; mqtool.routing decides whether a binding matches.
+This module only ranks and explains bindings; mqtool.routing decides whether a binding matches.
 """
 
 import difflib
@@ -18,7 +18,7 @@ from mqtool.management import Management
 from mqtool.routing import header_matches, wanted_headers, words_of
 from mqtool.topology import Binding, Exchange
 
-#: The cost of `*`: almost nothing, but a literal match is preferred.
+#: The cost of matching `*`: above 0, so that a literal match is preferred.
 _WILDCARD = 0.001
 #: Words with at least this similarity count as misspellings of each other, as in difflib.get_close_matches.
 _SIMILAR = 0.6
@@ -29,7 +29,7 @@ class NearMiss:
     """A binding that almost matched.
 
     Attributes:
-        reason: what differs, as a clause: "word 2 is 'info', not 'critical'".
+        reason: the difference, as a clause: "word 2 is 'info', not 'critical'".
     """
 
     binding: Binding
@@ -39,11 +39,11 @@ class NearMiss:
 def nearest(
     bindings: Iterable[tuple[str, Binding]], keys: Sequence[str], headers: Mapping[str, Any], limit: int
 ) -> list[NearMiss]:
-    """The bindings that almost matched, the nearest first, with what differs.
+    """Return the bindings that almost matched, the nearest first, with the reasons.
 
     Args:
-        bindings: each with the type that its exchange routes as.
-        keys: the routing keys of the message; the first is its own, the others are carbon copies.
+        bindings: pairs of an exchange type (that of routing_type()) and a binding.
+        keys: the message's routing key, then those of its headers CC and BCC.
     """
     ranked = []
     for order, (kind, binding) in enumerate(bindings):
@@ -55,7 +55,7 @@ def nearest(
 
 
 def _distance(kind: str, binding: Binding, keys: Sequence[str], headers: Mapping[str, Any]) -> float | None:
-    """A binding's distance: 1 for each word or header that differs, less for a misspelling; None if too far."""
+    """Return a binding's distance: 1 for each differing word or header, less for a misspelling; None if too far."""
     if kind == "topic":
         return min((far for far in (_topic_distance(binding.routing_key, key) for key in keys) if far), default=None)
     if kind == "direct":
@@ -85,8 +85,8 @@ def _matcher(key: str) -> "SequenceMatcher[str]":
 
 
 def _similarity(pattern: str, key: str) -> float:
-    """The similarity of two words, from _SIMILAR to 1; 0 if it is less."""
-    matcher = _matcher(key)  # it caches its analysis of the key
+    """Return the similarity of two words, from _SIMILAR to 1; 0 if it is less than _SIMILAR."""
+    matcher = _matcher(key)  # the matcher caches its analysis of the key
     matcher.set_seq1(pattern.casefold())
     for ratio in (matcher.real_quick_ratio, matcher.quick_ratio, matcher.ratio):
         likeness = ratio()
@@ -100,7 +100,7 @@ def _fits(pattern: str, word: str) -> bool:
 
 
 def _costs(pattern: Sequence[str], words: Sequence[str]) -> list[list[float]]:
-    """The edit distances of prefixes: costs[i][j] is for the pattern's first i parts and the key's first j words."""
+    """Return edit distances: costs[i][j] is that of the pattern's first i parts and the key's first j words."""
     costs = [[float(column) for column in range(len(words) + 1)]]
     for part in pattern:
         above = costs[-1]
@@ -121,7 +121,7 @@ def _unlike(part: str, word: str) -> float:
 
 
 def _topic_distance(pattern: str, key: str) -> float | None:
-    """The distance between a pattern and a key; None if it is too large for a mistake."""
+    """Return the distance between a pattern and a key; None if it is too large to be a mistake."""
     parts, words = words_of(pattern), words_of(key)
     distance = _costs(parts, words)[-1][-1]
     if round(distance) > max(1, len(words) // 2):
@@ -179,10 +179,10 @@ class Neighbour(NamedTuple):
 
 
 def bound_neighbour(api: Management, vhost: str, exchange: Exchange) -> Neighbour | None:
-    """Find the exchange of the same type with the most similar name that has bindings; None if there is none.
+    """Return the exchange of the same type, with bindings, whose name is the most similar; None if there is none.
 
     Raises:
-        Unavailable, NotFound, AccessRefused: the API cannot tell.
+        Unavailable, NotFound, AccessRefused: the management API is not available, or refuses the request.
     """
     by_words: dict[str, list[str]] = {}
     for view in management.exchanges(api, vhost, ("name", "type")):
@@ -196,5 +196,5 @@ def bound_neighbour(api: Management, vhost: str, exchange: Exchange) -> Neighbou
 
 
 def _in_order(name: str) -> str:
-    """The name with its words in alphabetical order, so that logs_direct equals direct_logs."""
+    """Return the name with its words in alphabetical order, so that logs_direct equals direct_logs."""
     return " ".join(sorted(re.split(r"[^a-z0-9]+", name.casefold())))

@@ -1,4 +1,4 @@
-"""`doctor --upgrade-to`: what a newer RabbitMQ refuses, or treats differently, in a broker's topology.
+"""`doctor --upgrade-to`: find objects that a newer RabbitMQ refuses or treats differently.
 
 From RabbitMQ's release notes of 3.12, 4.0 and 4.3: https://www.rabbitmq.com/release-information
 """
@@ -25,7 +25,7 @@ class Version(NamedTuple):
         """Parse a version such as 4.3 or 4.3.1.
 
         Raises:
-            ValueError: it is neither.
+            ValueError: the text is not a version.
         """
         numbers = [int(number) for number in text.split(".")[:2]]
         return cls(numbers[0], numbers[1] if len(numbers) > 1 else 0)
@@ -35,14 +35,14 @@ class Version(NamedTuple):
 
 
 class Change(NamedTuple):
-    """A check for objects that a version treats differently."""
+    """A finding about an object that RabbitMQ treats differently from version `since` on."""
 
     since: Version
     finding: Finding
 
 
 class Note(NamedTuple):
-    """A change of a version that the topology does not show."""
+    """A change in a RabbitMQ version that cannot be detected in a broker's topology."""
 
     since: Version
     text: str
@@ -64,11 +64,11 @@ _CHANNEL_COLUMNS = ("name", "vhost", "global_prefetch_count")
 
 
 def findings(api: Management, vhost: str | None, wanted: Version) -> Iterator[Finding]:
-    """Find what a version treats differently, in one virtual host or in all.
+    """Find objects that version `wanted` treats differently, in one virtual host or in all.
 
     Raises:
-        UsageError: the broker is of that version, or of a later one.
-        MqtoolError: as Management.get does.
+        UsageError: the broker already has this version or a later one.
+        MqtoolError: see Management.get().
     """
     present = running(api)
     if wanted <= present:
@@ -85,22 +85,22 @@ def findings(api: Management, vhost: str | None, wanted: Version) -> Iterator[Fi
 
 
 def notes(api: Management, wanted: Version) -> Iterator[Note]:
-    """The changes between the broker's version and another that the topology does not show."""
+    """Yield the notes on changes between the broker's version and `wanted`."""
     present = running(api)
     return (note for note in NOTES if present < note.since <= wanted)
 
 
 def running(api: Management) -> Version:
-    """The broker's version.
+    """Return the broker's version.
 
     Raises:
-        Unavailable, AccessRefused: the management API does not answer.
+        Unavailable, AccessRefused: the management API is not available.
     """
     return Version.of(api.get("overview", columns="rabbitmq_version")["rabbitmq_version"])
 
 
 def visible_policies(api: Management, vhost: str | None) -> list[Json]:
-    """The policies, or none if the user may not list them."""
+    """Return the policies; an empty list if the user may not list them."""
     try:
         return list(management.policies(api, vhost))
     except AccessRefused:  # the user lacks the tag 'policymaker'
@@ -143,7 +143,7 @@ def _of_queue(queue: Json) -> Iterator[Change]:
 
 
 def _refused(arguments: Json) -> Iterator[str]:
-    """The arguments with which RabbitMQ 4.3 refuses to declare a classic queue."""
+    """Yield the arguments with which RabbitMQ 4.3 refuses to declare a classic queue."""
     for name in ("x-queue-mode", "x-queue-master-locator", "x-consumer-timeout"):
         if name in arguments:
             yield name

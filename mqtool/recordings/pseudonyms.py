@@ -1,8 +1,9 @@
-"""Pseudonyms: replace words, numbers and dates by others of the same kind and length. Equal inputs give equal outputs.
+"""Pseudonyms: replace words, numbers and dates with others of the same kind and length, always in the same way.
 
 The replacement is a permutation of all words of the same shape, keyed by a seed: two different words never become the
-same, and no word stays as it is. It is a Feistel network over the characters of a word, as in NIST SP 800-38G for card
-numbers. Words of more than 24 characters are combined with a keystream instead; collisions are too unlikely there.
+same, and no word stays as it is. It is a Feistel network over the characters of a word, like the format-preserving
+encryption of NIST SP 800-38G. Words of more than 24 characters are combined with a keystream instead; their collisions
+are extremely unlikely.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ from typing import NamedTuple
 
 #: The longest word that is permuted, and the rounds of the Feistel network.
 _SHORT, _ROUNDS = 24, 4
-#: Replacements to cache: most words occur again.
+#: The number of replacements to cache, since most words occur again.
 _REMEMBERED = 1 << 16
 _INT64, _UINT64 = 1 << 63, 1 << 64
 _NUMBERS = ("int64", "uint64", "large")
@@ -24,16 +25,16 @@ _UUID = "[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]
 _CLOCK = r"[0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,12})?)?(?:Z|[+-][0-9]{2}:?[0-9]{2})?"
 _DATE = rf"[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}(?:[T ]{_CLOCK})?"
 _WORD = r"(?:[0-9A-Za-z]|[^\x00-\x7f])+"
-#: What is replaced as a whole. Everything else is punctuation, and stays.
+#: UUIDs, dates and words, each of which is replaced as a whole. Everything else is punctuation, and stays.
 _PIECE = re.compile(rf"(?<![0-9A-Za-z])(?:{_UUID}|{_DATE})(?![0-9A-Za-z])|{_WORD}")
 _DIGITS = re.compile("[0-9]+")
 _WORDS = re.compile(_WORD)
 _IS_UUID = re.compile(_UUID)
 _IS_HEX = re.compile("(?=.*[0-9])(?=.*[a-fA-F])[0-9a-fA-F]{4,}")
 _IS_DATE = re.compile(r"(.{10})(.?)([0-9:]*)\.?([0-9]*)(.*)")
-#: Dates become dates within 202 years from 1900 on.
+#: The first day, and the number of days (a product), of the 202 years from which dates are replaced.
 _FIRST_DAY, _DAYS = date(1900, 1, 1), (288, 256)
-#: Letters by script and case. Other characters become one of the 64 around them, which take as many bytes in UTF-8.
+#: Letters by script and case. Other characters are replaced within their block of 64, which have equal UTF-8 lengths.
 _SCRIPTS = (
     (0x30, 0x39), (0x41, 0x5A), (0x61, 0x7A), (0xC0, 0xD6), (0xD8, 0xDE), (0xDF, 0xF6), (0xF8, 0xFF),
     (0x391, 0x3A1), (0x3B1, 0x3C9), (0x410, 0x42F), (0x430, 0x44F), (0x4E00, 0x9FFF), (0xAC00, 0xD7A3),
@@ -42,7 +43,7 @@ _SCRIPTS = (
 
 
 class _Alphabet(NamedTuple):
-    """A range of characters, one of which replaces another."""
+    """A range of characters. A character is replaced by another one in its range."""
 
     first: int
     size: int
@@ -67,7 +68,7 @@ class Pseudonyms:
     """Replaces words, numbers, dates and bytes.
 
     Args:
-        seed: keep it secret: with it, anybody can find the original words by trying.
+        seed: must stay secret: anybody who has the seed can find the original words by trying.
     """
 
     def __init__(self, seed: bytes) -> None:
@@ -86,7 +87,7 @@ class Pseudonyms:
         return _DIGITS.sub(lambda match: self._piece(match[0]), mantissa) + letter + exponent
 
     def data(self, data: bytes) -> bytes:
-        """Replace bytes by as many others, which are UTF-8 only if the original is."""
+        """Replace bytes with the same number of other bytes, which are not UTF-8 if the original is not."""
         found, attempt = data, 0
         while data and (found == data or (_is_text(found) and not _is_text(data))):
             found = hashlib.shake_256(self._key + bytes([attempt & 255]) + data).digest(len(data))
@@ -119,7 +120,7 @@ class Pseudonyms:
         return "".join(map(chr, codes))
 
     def _uuid(self, text: str) -> str:
-        """Another UUID of the same version and variant."""
+        """Return another UUID with the same version and variant."""
         keyed = self._keyed.copy()
         keyed.update(b"uuid" + text.lower().encode())
         digits = keyed.hexdigest()
@@ -127,7 +128,7 @@ class Pseudonyms:
         return found.upper() if text.isupper() else found.lower()
 
     def _date(self, text: str) -> str:
-        """Another day and time of day; digits only, if the text is not a valid date of these centuries."""
+        """Return another date and time of day. If the text is not a valid date in the range, replace its digits."""
         parts = _IS_DATE.fullmatch(text)
         assert parts is not None
         clock, limits = [int(part) for part in parts[3].split(":") if part], [24, 60, 60]
@@ -145,7 +146,7 @@ class Pseudonyms:
         return f"{day_text}{parts[2]}{clock_text}{'.' * bool(fraction)}{fraction}{parts[5]}"
 
     def _permuted(self, values: list[int], sizes: list[int]) -> list[int]:
-        """Permute values, each of which is below its size."""
+        """Permute values; each is less than its entry in `sizes`, and stays so."""
         if len(values) > _SHORT:
             return _added(values, self._stream(b"long", values), sizes, 1)
         if len(values) < 2:
@@ -166,7 +167,7 @@ class Pseudonyms:
         return left + right
 
     def _stream(self, purpose: bytes, values: list[int]) -> "array[int]":
-        """A keystream: at least 16 numbers, and one for each value."""
+        """Return a keystream of at least 16 numbers, and at least one for each value."""
         data = purpose + array("I", values).tobytes()
         if len(values) > _SHORT:
             return array("I", hashlib.shake_256(self._key + data).digest(4 * len(values)))
@@ -175,7 +176,7 @@ class Pseudonyms:
         return array("I", keyed.digest())
 
     def _made_cycle(self, size: int) -> dict[int, int]:
-        """A cycle through all single characters, each of which is replaced by the next."""
+        """Return the replacement of each single character: the next one in a random cycle through all of them."""
         around = sorted(range(size), key=lambda each: bytes(self._stream(b"one", [size, each])))
         return dict(zip(around, [*around[1:], around[0]], strict=True))
 
@@ -185,7 +186,7 @@ def _added(values: list[int], stream: Sequence[int], sizes: Sequence[int], sign:
 
 
 def _kind(word: str) -> str:
-    """What must hold for the replacement, too: hexadecimal, without a leading zero, or fits into 64 bits."""
+    """Classify a word. The replacement has the same kind: hexadecimal, without a leading zero, fits into 64 bits …"""
     if word.isascii() and word.isdigit():
         if len(word) == 1:
             return "digit"

@@ -1,4 +1,4 @@
-"""Reading a recording's messages, changing them, timing their replay, and comparing what was sent with what arrived."""
+"""Replay of recordings: read and change messages, compute when each is due, and compare sent with received messages."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,8 +18,8 @@ class Changes:
     """Changes to recorded messages before they are published again.
 
     Attributes:
-        exchange, routing_key: None keeps the message's own.
-        dropped_headers: removed before `headers` are added.
+        exchange, routing_key: replace those of the message; None keeps the message's own.
+        dropped_headers: names of headers to remove, before `headers` are added.
     """
 
     exchange: str | None = None
@@ -45,8 +45,8 @@ class Recorded(Message):
     """A message of a recording.
 
     Attributes:
-        moment: when it was recorded, in seconds since 1970; None if its line has no timestamp.
-        opens: it is the first of its file.
+        moment: when the message was recorded, in seconds since 1970; None without a timestamp in its line or before.
+        opens: True for the first message of its file.
     """
 
     moment: float | None = None
@@ -54,17 +54,17 @@ class Recorded(Message):
 
 
 class Moment(NamedTuple):
-    """A point in a recording.
+    """A point in time in a recording.
 
     Attributes:
-        seconds: since 1970, or since the recording's first message.
+        seconds: seconds since the recording's first message if `is_offset`, otherwise since 1970.
     """
 
     seconds: float
     is_offset: bool
 
     def after(self, start: float) -> float:
-        """The same point in seconds since 1970.
+        """Convert to seconds since 1970.
 
         Args:
             start: when the recording starts, in seconds since 1970.
@@ -76,7 +76,7 @@ def parse_moment(text: str) -> Moment:
     """Parse a duration since the recording's start, or a time, which is local unless it has a zone.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the text is neither a duration nor a time.
     """
     try:
         return Moment(parse_duration(text), is_offset=True)
@@ -114,10 +114,10 @@ class Selection:
         return self.where is None or self.where.matches(line)
 
     def between(self, first: float | None, last: float | None) -> tuple[float | None, float | None]:
-        """The part of a file that is selected.
+        """Return the start and the end of the selected part of a file, in seconds since 1970.
 
         Args:
-            first, last: when its first and last messages were recorded.
+            first, last: when the file's first and last messages were recorded.
         """
         start = self._start if self._start is not None else first
         if first is None or last is None or start is None:
@@ -130,13 +130,13 @@ class Selection:
 def recorded(
     lines: Iterable[bytes | None], selection: Selection, changes: Changes, name: str | None = None
 ) -> Iterator[Recorded | None]:
-    """Read the messages of one file. A message without an exchange goes to the queue that it came from.
+    """Yield the selected messages of one file, changed. A message without an exchange goes to its original queue.
 
-    A line without a timestamp gets that of the line before it. The property user_id is removed: a broker accepts only
-    the name of the user who publishes.
+    A line without a timestamp gets the timestamp of the previous line. The property user_id is removed, since a broker
+    accepts only the name of the user who publishes.
 
     Args:
-        lines: None means that no line is available right now; it is passed on.
+        lines: lines of the file. None means that no line is available right now; a None is then yielded.
         name: the file's name, for errors; None if it is the only file.
 
     Raises:
@@ -190,14 +190,14 @@ def _moment(line: Mapping[str, Any], place: str, before: float | None) -> float 
 
 
 def _queue(line: Mapping[str, Any], message: Message) -> tuple[str | None, str | None]:
-    """The exchange and routing key for the queue that a line names, else those of the message."""
+    """Return the exchange and routing key for the queue that a line names; without a queue, those of the message."""
     queue = line.get("queue")
     return ("", queue) if isinstance(queue, str) and queue else (message.exchange, message.routing_key)
 
 
 #: Seconds that timestamps may go back within one recording: a clock was adjusted, or lines are out of order.
 _JITTER = 1.0
-#: Seconds of delay that a replay at a fixed rate catches up. After a longer one, it goes on at the rate.
+#: A replay at a fixed rate catches up if it is late by up to this many seconds; otherwise it continues at the rate.
 _CATCH_UP = 1.0
 
 
@@ -209,8 +209,8 @@ class Pace:
 
     Args:
         speed: 2 is twice as fast as recorded; infinity leaves no gaps.
-        rate: messages per second, evenly spaced, instead of the recorded gaps.
-        clock: returns seconds, as time.monotonic() does.
+        rate: messages per second, evenly spaced; replaces the recorded gaps.
+        clock: returns the time in seconds, like time.monotonic().
     """
 
     def __init__(
@@ -222,11 +222,11 @@ class Pace:
         self._is_first = True
         self._count = 0
         self._start = self._due = 0.0
-        self._origin: float | None = None  # the moment that is due at _start
+        self._origin: float | None = None  # the recorded time of the message that is due at _start
         self._latest = 0.0
 
     def due(self, message: Recorded) -> float:
-        """The time at which the next message is due, as `clock` measures it."""
+        """Return the time, on `clock`, at which the next message is due."""
         if self._is_first:
             self._is_first = False
             self._start = self._due = self._clock()
@@ -253,15 +253,15 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Reconciliation:
-    """Sent messages compared with those that arrived, as message ids in the order of sending or arrival.
+    """The result of comparing sent with received messages. Lists contain message ids, in order of sending or arrival.
 
     Attributes:
-        sent: messages that were sent.
-        got: messages that arrived, duplicates included.
-        missing: sent, but did not arrive.
-        doubled: arrived more than once.
-        unexpected: arrived, but were not sent.
-        reordered: arrived after a message that was sent later.
+        sent: the number of messages sent.
+        got: the number of messages received, including duplicates.
+        missing: messages that were sent and did not arrive.
+        doubled: messages that arrived more than once.
+        unexpected: messages that arrived and were not sent.
+        reordered: messages that arrived after a message that was sent later.
     """
 
     sent: int
@@ -273,7 +273,7 @@ class Reconciliation:
 
 
 def reconcile(sent: Iterable[str], got: Iterable[str]) -> Reconciliation:
-    """Compare the message ids that were sent with those that arrived. Only a duplicate's first arrival has an order."""
+    """Compare sent with received message ids. For the order, only the first arrival of a duplicate counts."""
     positions = {message_id: position for position, message_id in enumerate(sent)}
     times: dict[str, int] = {}
     reordered, latest, total = [], -1, 0

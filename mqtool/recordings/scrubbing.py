@@ -1,4 +1,4 @@
-"""`mqtool scrub`: replace the values in a recording by pseudonyms, so that it can be shared and still be replayed.
+"""`mqtool scrub`: replace the values in a recording with pseudonyms, so that it can be shared and still be replayed.
 
 A line is rewritten token by token, which keeps spaces, the notation of numbers and the order of keys.
 """
@@ -18,7 +18,7 @@ from mqtool.message import PROPERTIES
 from mqtool.recordings.pseudonyms import Pseudonyms
 from mqtool.spelling import did_you_mean
 
-#: Fields that are never replaced: they say how and when to send a message.
+#: Fields that are never replaced, because they control how and when a message is sent.
 _ALWAYS = frozenset(
     {"timestamp", "redelivered", "delay", "at"}
     | {f"properties.{name}" for name in ("content_type", "content_encoding", "delivery_mode", "priority", "expiration")}
@@ -33,7 +33,7 @@ _USUALLY = frozenset(
 )
 _TOP = ("exchange", "routing_key", "queue", "headers", "properties", "body", "broker")
 _TOKEN = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*")(\s*:)?|[{}\[\]]|-?[0-9][0-9.eE+-]*')
-#: Keys of bytes that are written as Base64.
+#: Keys whose values are bytes, written as Base64.
 _BYTES = (".$bytes", ".$encoded")
 
 _INT32 = (1 << 31) - 1
@@ -42,7 +42,7 @@ _Treatment = Callable[[str], str] | None
 
 
 def parse_fields(names: Collection[str]) -> frozenset[str]:
-    """Parse names of fields, separated by commas, into paths within a line: type becomes properties.type.
+    """Parse names of fields, separated by commas, into paths within a line: `type` becomes `properties.type`.
 
     Raises:
         UsageError: messages have no such field.
@@ -65,8 +65,8 @@ class Scrubber:
     """Replaces the values in a recording's lines.
 
     Args:
-        keep: fields, as from parse_fields(), that stay, with everything inside them.
-        only: if not empty, only these fields are replaced.
+        keep: fields (from parse_fields()) that are not replaced, nor anything inside them.
+        only: replace only these fields; empty for all.
     """
 
     def __init__(self, pseudonyms: Pseudonyms, keep: Collection[str] = (), only: Collection[str] = ()) -> None:
@@ -101,7 +101,7 @@ class Scrubber:
         return _is_in(path, self._only) if self._only else not _is_in(path, _USUALLY)
 
     def _chosen(self, path: str) -> _Treatment:
-        """The function that replaces a string at this path; None keeps the string."""
+        """Return the function that replaces a string at this path; None keeps the string."""
         if path == "body":
             return self._body if self._looks_inside else None
         if not self._is_replaced(path) or path.endswith(".$double"):
@@ -130,7 +130,7 @@ class Scrubber:
                     name = _text(match[1])
                     path = f"{around[-1]}.{name}" if around[-1] else name
                     if name == "$encoded" and path.startswith("headers.") and is_replaced(path):
-                        return token.replace(name, "$bytes")  # other bytes are no valid AMQP value
+                        return token.replace(name, "$bytes")  # the replaced bytes are not a valid AMQP value
                     return token
                 treat = key if path == "routing_key" else treatment(path)
                 if treat is None:
@@ -154,7 +154,7 @@ class Scrubber:
         return self._walked(text, "body")
 
     def _decimal(self, text: str) -> str:
-        """Replace a decimal by one with as many digits that fits into AMQP's 31 bits, if the original does."""
+        """Replace a decimal with one that has as many digits, and fits into AMQP's 31 bits if the original does."""
         found = self._pseudonyms.number(text)
         while _digits(found) > _INT32 >= _digits(text):
             found = self._pseudonyms.number(found)
@@ -168,12 +168,12 @@ class Scrubber:
 
 
 def _is_in(path: str, fields: Collection[str]) -> bool:
-    """True if a path is one of the fields, or inside one."""
+    """True if a path is one of the fields, or inside one of them."""
     return path in fields or any(path.startswith(f"{field}.") for field in fields)
 
 
 def _text(token: str) -> str:
-    """The value of a JSON string."""
+    """Return the value of a JSON string."""
     return json.loads(token) if "\\" in token else token[1:-1]
 
 
