@@ -1,7 +1,7 @@
-"""Output formats of `topology`: Mermaid (drawn by GitHub and many editors), Graphviz's DOT, and records of JSON.
+"""Output formats of `topology`: Mermaid (rendered by GitHub and many editors), Graphviz's DOT, and JSON records.
 
-Nodes are numbered. The broker's names are used only as quoted labels, so that no name can end a label or add anything
-to the diagram.
+Nodes have numbered ids. Names from the broker appear only in quoted labels, so that a name cannot end its label or add
+anything to the diagram.
 """
 
 import re
@@ -38,7 +38,7 @@ class _Edge(NamedTuple):
 
 
 def mermaid(wiring: Wiring) -> Iterator[str]:
-    """The lines of a Mermaid flow chart. https://mermaid.js.org/syntax/flowchart.html"""
+    """Yield the lines of a Mermaid flow chart. https://mermaid.js.org/syntax/flowchart.html"""
     shapes = {"exchange": '{{{{"{}"}}}}', "queue": '[("{}")]', "client": '(["{}"])', "more": '["{}"]'}
     graph = _Graph(wiring)
     yield "flowchart LR"
@@ -51,7 +51,7 @@ def mermaid(wiring: Wiring) -> Iterator[str]:
 
 
 def dot(wiring: Wiring) -> Iterator[str]:
-    """The lines of a directed graph for Graphviz. https://graphviz.org/doc/info/lang.html"""
+    """Yield the lines of a directed graph for Graphviz. https://graphviz.org/doc/info/lang.html"""
     shapes = {"exchange": "hexagon", "queue": "cylinder", "client": "ellipse", "more": "plaintext"}
     graph = _Graph(wiring)
     yield f"digraph {_in_dot(f'vhost {wiring.vhost}')} {{"
@@ -71,7 +71,7 @@ class _Node(NamedTuple):
 
 
 class _Graph:
-    """A wiring as nodes, by kind and name, and edges."""
+    """The nodes of a diagram, by kind and name, and its edges."""
 
     def __init__(self, wiring: Wiring) -> None:
         self.nodes: dict[tuple[str, str], _Node] = {}
@@ -80,7 +80,7 @@ class _Graph:
         self.edges = [*self._of_exchanges(wiring), *self._of_queues(wiring)]
 
     def _node(self, kind: str, name: str, label: str | None = None) -> str:
-        """Return a node's id, and create the node if it is new. The default label is its name."""
+        """Return a node's id; create the node if it is new. The default label is the node's name."""
         new = _Node(f"{kind}{len(self.nodes)}", label or name or "(default exchange)", kind)
         return self.nodes.setdefault((kind, name), new).identity
 
@@ -109,7 +109,7 @@ class _Graph:
 
 
 def _keys(link: Link) -> str:
-    """An arrow's label: the first keys, or header arguments, of the bindings that it represents."""
+    """Return an arrow's label: the first few routing keys, or header arguments, of its bindings."""
     said = [binding.routing_key for binding in link.bindings if binding.source and not binding.arguments]
     said += [
         " ".join(f"{name}={value}" for name, value in each.arguments.items())
@@ -122,7 +122,7 @@ def _keys(link: Link) -> str:
 
 
 def _in_mermaid(text: str) -> str:
-    """Escape text for a Mermaid label, which knows no other quoting than character codes."""
+    """Escape text for a Mermaid label, where character codes are the only way to escape."""
     return re.sub(r"[^\w .,:=*/()>-]", lambda match: f"#{ord(match[0])};", _printable(text)) or " "
 
 
@@ -143,10 +143,10 @@ def records(api: Management, vhost: str, *, only: Collection[str] = ()) -> Itera
     """Yield exchanges, their publishers, bindings, consumers and queues as records, each with its "kind".
 
     Args:
-        only: these exchanges and what they route to; none means all.
+        only: include only these exchanges, and the exchanges and queues to which they route; empty for all.
 
     Raises:
-        Unavailable, AccessRefused: the management API does not answer.
+        Unavailable, AccessRefused: the management API is not available.
         NotFound: there is no such exchange or virtual host.
     """
     wiring = Wiring(vhost, {name: Node(exchange) for name, exchange in exchanges_of(api, vhost, only).items()})
@@ -171,7 +171,7 @@ def records(api: Management, vhost: str, *, only: Collection[str] = ()) -> Itera
     for view in management.queue_totals(api, vhost, QUEUE_COLUMNS):
         if not only or view["name"] in bound:
             state = asdict(queue_of(view, arguments_of(view))) | {"consumers": consumers[view["name"]]}
-            del state["published"], state["delivered"]  # they are slow to get; 'list queues' shows them
+            del state["published"], state["delivered"]  # these rates are slow to get; 'list queues' shows them
             yield {"kind": "queue", **state}
 
 

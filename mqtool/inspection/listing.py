@@ -1,4 +1,4 @@
-"""`list`: rows of queues, exchanges and so on, with rabbitmqctl's columns, and their conditions and order.
+"""`list`: read and sort rows of queues, exchanges and other objects, with the column names of rabbitmqctl.
 
 https://www.rabbitmq.com/docs/man/rabbitmqctl.8
 """
@@ -15,7 +15,7 @@ from mqtool.management import Management
 from mqtool.spelling import did_you_mean
 
 Row = dict[str, Any]
-#: Yields the API's objects with these columns. The vhost None means all.
+#: Yields objects of the management API with the given columns. The vhost None means all virtual hosts.
 Source = Callable[[Management, str | None, Sequence[str]], Iterable[Mapping[str, Any]]]
 
 
@@ -24,10 +24,10 @@ class Listing:
     """A kind of object that can be listed.
 
     Attributes:
-        things: their name, in the plural.
-        columns: the path of each in the API's objects; dots lead into nested objects, `=` is a constant.
+        things: the name of the objects, in the plural.
+        columns: for each column, its path in the API's objects; dots separate nested names, "=TEXT" is a constant.
         shown: the default columns.
-        of_vhost: True if only one vhost is listed unless all are requested, as with rabbitmqctl.
+        of_vhost: True if only one vhost is listed by default, as with rabbitmqctl.
     """
 
     things: str
@@ -40,7 +40,7 @@ class Listing:
         """Check the names of columns.
 
         Raises:
-            UsageError: one is not; the hint names the nearest.
+            UsageError: there is no column of that name; the hint suggests the nearest one.
         """
         for name in names:
             if name not in self.columns:
@@ -50,7 +50,7 @@ class Listing:
     def rows(self, api: Management, vhost: str | None, names: Sequence[str]) -> Iterator[Row]:
         """Yield rows with these columns. Values that the broker does not report are None.
 
-        Raises: as Management.get does.
+        Raises the same errors as Management.get().
         """
         asked = sorted({self.columns[name] for name in names if not self.columns[name].startswith("=")})
         for item in self.source(api, vhost, asked):
@@ -79,7 +79,7 @@ def _columns(text: str) -> dict[str, str]:
 
 #: The columns that count a queue's messages.
 COUNTS = ("messages", "messages_ready", "messages_unacknowledged")
-#: Columns that the API reports without statistics.
+#: Columns that the API reports at once, without computing statistics.
 _AT_ONCE = {*COUNTS, "name", "vhost", "type", "durable", "auto_delete", "arguments"}
 
 
@@ -89,7 +89,7 @@ def _queues(
     """Yield queues. Their message counts are current, not from statistics, except for streams.
 
     Args:
-        names: of the queues to list; none means all.
+        names: the names of the queues to list; empty for all.
     """
     pattern = f"^({'|'.join(map(re.escape, sorted(names)))})$" if names else ""
     wanted, now = {*columns}, {}
@@ -105,7 +105,7 @@ def _queues(
 
 
 def queues_named(names: Iterable[str]) -> Listing:
-    """The listing QUEUES, limited to these names."""
+    """Return the listing QUEUES, limited to queues with these names."""
     return replace(QUEUES, source=partial(_queues, names=names))
 
 
@@ -124,7 +124,7 @@ def _users(api: Management, _vhost: str | None, _columns: Sequence[str]) -> Iter
 
 
 def _plugins(api: Management, _vhost: str | None, _columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
-    """Yield each node's enabled plugins, including those that others depend on."""
+    """Yield each node's enabled plugins, including implicitly enabled dependencies."""
     for node in management.nodes(api):
         enabled = set(node.get("enabled_plugins", ()))
         applications: dict[str, Any] = {each["name"]: each for each in node.get("applications", ())}
@@ -254,7 +254,7 @@ def _rank(value: Any) -> tuple[int, float, str]:
 
 
 def counted(number: int, noun: str = "message") -> str:
-    """A number with its noun: "1 message", "2,000 messages"."""
+    """Format a number with its noun: "1 message", "2,000 messages"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 

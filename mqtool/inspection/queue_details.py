@@ -1,4 +1,4 @@
-"""One queue in full: contents, consumers, bindings, where it dead-letters to; and how far a stream's readers are."""
+"""Details of one queue: contents, consumers, bindings, dead-letter target; and the offsets of a stream's readers."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -27,35 +27,35 @@ _MANY = 10_000
 
 
 class ReaderOffsets(NamedTuple):
-    """A stream's offsets, and those that its named readers have stored.
+    """A stream's offsets, and the offsets that its named readers have stored.
 
     Attributes:
-        offsets: of the stream's messages.
-        stored: the last offset that each reader has stored, by its name; None if it has stored none.
+        offsets: the offsets of the messages in the stream.
+        stored: the last stored offset of each reader, by the reader's name; None if it has stored none.
     """
 
     offsets: range
     stored: Mapping[str, int | None]
 
     def lag(self, name: str | None) -> int | None:
-        """The number of messages that a reader has not read yet; None if it has stored no offset."""
+        """Return the number of messages that a reader has not read yet; None if it has stored no offset."""
         done = None if name is None else self.stored.get(name)
         return None if done is None else max(0, self.offsets.stop - 1 - done)
 
     def missed(self, name: str) -> int:
-        """The number of messages that were dropped before a reader has read them."""
+        """Return the number of messages that the broker dropped before a reader had read them."""
         done = self.stored[name]
         return 0 if done is None else max(0, self.offsets.start - 1 - done)
 
 
 def name_of(consumer: Json) -> str | None:
-    """The name under which a stream reader stores its offset; None if it has no name, as all AMQP consumers."""
+    """Return the name under which a stream reader stores its offset; None if it has none, like all AMQP consumers."""
     name = (consumer.get("arguments") or {}).get("name")
     return str(name) if name and str(consumer.get("consumer_tag")).startswith(_SUBSCRIPTION) else None
 
 
 def reader_offsets(channel: "StreamChannel", stream: str, consumers: Iterable[Json]) -> ReaderOffsets:
-    """Look up a stream's offsets, and those stored by its named readers.
+    """Look up a stream's offsets, and the offsets stored by its named readers.
 
     Raises:
         NotFound: there is no such stream.
@@ -68,12 +68,12 @@ def reader_offsets(channel: "StreamChannel", stream: str, consumers: Iterable[Js
 def all_reader_offsets(
     api: Management, vhost: str | None, connect: Callable[[str], "AbstractContextManager[StreamChannel]"]
 ) -> dict[tuple[str, str], ReaderOffsets]:
-    """Look up the offsets of all streams with named readers, by vhost and name.
+    """Look up the offsets of all streams with named readers; return them by vhost and stream.
 
     Args:
-        connect: opens a stream channel in a vhost. Called only for vhosts with such readers.
+        connect: opens a stream channel in a vhost. Called only for vhosts that have named readers.
 
-    Raises: as Management.get and StreamChannel do.
+    Raises the same errors as Management.get() and StreamChannel.
     """
     readers: dict[str, dict[str, list[Json]]] = {}
     for consumer in management.consumers(api, vhost, _COLUMNS):
@@ -86,7 +86,7 @@ def all_reader_offsets(
             for stream, consumers in streams.items():
                 try:
                     found[of_vhost, stream] = reader_offsets(channel, stream, consumers)
-                except NotFound:  # it was deleted meanwhile
+                except NotFound:  # the stream has just been deleted
                     continue
     return found
 
@@ -94,7 +94,7 @@ def all_reader_offsets(
 def reader_findings(
     before: Mapping[tuple[str, str], ReaderOffsets], now: Mapping[tuple[str, str], ReaderOffsets]
 ) -> Iterator[Finding]:
-    """Compare two looks: report readers that fall further behind, or whose unread messages were dropped."""
+    """Compare two snapshots; report readers that fall further behind, or whose unread messages were dropped."""
     for (vhost, stream), seen in now.items():
         for name in seen.stored:
             if missed := seen.missed(name):
@@ -111,11 +111,12 @@ def reader_findings(
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterTarget:
-    """Where a queue dead-letters to.
+    """The target to which a queue dead-letters messages.
 
     Attributes:
-        routing_key: of the dead letters; None if each keeps its own.
-        queues: the queues that get them, or can get them if each keeps its own key; None without the exchange.
+        routing_key: the routing key of the dead letters; None if each keeps its own.
+        queues: the queues that receive dead letters, or may receive them if the routing key is None; None if the
+            exchange does not exist.
     """
 
     exchange: str
@@ -125,13 +126,13 @@ class DeadLetterTarget:
 
 @dataclass(frozen=True, slots=True)
 class QueueDetails:
-    """A queue in full.
+    """The details of a queue.
 
     Attributes:
         row: the columns of `list queues`.
-        consumers: as the management API describes them.
-        bindings: except the one to the default exchange.
-        reader_offsets: of the readers of a stream; None until the caller has asked for them.
+        consumers: the consumers, as the management API describes them.
+        bindings: all bindings, except the one to the default exchange.
+        reader_offsets: the offsets of a stream's readers; None until the caller sets them.
     """
 
     row: Json
@@ -142,11 +143,11 @@ class QueueDetails:
 
 
 def queue_details(api: Management, vhost: str, name: str) -> QueueDetails:
-    """Read everything about a queue from the management API.
+    """Read the details of a queue from the management API.
 
     Raises:
         NotFound: there is no such queue.
-        Unavailable, AccessRefused: the management API does not answer.
+        Unavailable, AccessRefused: the management API is not available.
     """
     try:
         view = api.get(path("queues", vhost, name))
@@ -170,7 +171,7 @@ def _dead_letters(api: Management, vhost: str, view: Json) -> DeadLetterTarget |
     except NotFound:
         return DeadLetterTarget(exchange, key, None)
     bindings = [*definitions.bindings(api, vhost, *exchanges)]
-    if key is None or routing_type(exchanges[exchange]) == "headers":  # it depends on the message
+    if key is None or routing_type(exchanges[exchange]) == "headers":  # the route depends on the message
         queues = {binding.destination for binding in bindings if not binding.to_exchange}
     else:
         known = [Queue(binding.destination) for binding in bindings if not binding.to_exchange]

@@ -1,11 +1,11 @@
-"""`route`: where a message would go, and why. It follows the broker's rules, but publishes nothing.
+"""`route`: explain where a message would go, by the broker's rules, without publishing it.
 
     exchange ── bindings ──> queues                         each queue once, by any number of paths
         │   └── bindings ──> exchanges ── and so on         each exchange once, so that cycles end
         └── nothing matched ──> alternate exchange
 
-It matches with the tables of `mqtool.routing`, which tests compare with RabbitMQ.
-Nothing here does any I/O. https://www.rabbitmq.com/docs/exchanges, /docs/e2e, /docs/ae, /docs/dlx
+Bindings are matched with the routing tables of `mqtool.routing`, which tests compare with RabbitMQ.
+This module does no I/O. https://www.rabbitmq.com/docs/exchanges, /docs/e2e, /docs/ae, /docs/dlx
 """
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ class Hop:
     """One step of a message's path.
 
     Attributes:
-        binding: the binding that matched; None for the default exchange, and for an alternate exchange.
+        binding: the binding that matched; None if the step is from the default exchange or to an alternate exchange.
     """
 
     source: str
@@ -39,13 +39,14 @@ Way = tuple[Hop, ...]
 
 @dataclass(frozen=True, slots=True)
 class DeadLetters:
-    """Where a queue would dead-letter a message to.
+    """The exchange and queues to which a queue would dead-letter a message.
 
     Attributes:
-        exchange, routing_key: the message is published to these.
-        queues: the queues that get it; None if the exchange does not exist. The message is lost without a queue.
-        circular: if it is dead-lettered there, it can come back to this queue. RabbitMQ then
-            drops it, unless a consumer has rejected it on the way: https://www.rabbitmq.com/docs/dlx
+        exchange, routing_key: the dead letter is published with these.
+        queues: the queues that receive the dead letter; None if the exchange does not exist. Without a queue, the
+            message is lost.
+        circular: True if further dead-lettering can bring the message back to this queue. RabbitMQ then drops the
+            message, unless a consumer has rejected it on the way: https://www.rabbitmq.com/docs/dlx
     """
 
     queue: str
@@ -57,14 +58,14 @@ class DeadLetters:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where a message would go.
+    """The queues to which a message would be routed, and the explanation.
 
     Attributes:
-        queues: each queue that gets it, with all paths to it.
-        near_misses: bindings of the exchanges on its path that did not match, the nearest first.
-        dead_letters: for each queue that gets it, also by dead-lettering, and has a dead-letter exchange.
-        delay: milliseconds for which an x-delayed-message exchange delays it first.
-        unknown: exchanges on its path of an unknown type, whose routing only the broker knows.
+        queues: each queue that receives the message, with all paths to the queue.
+        near_misses: bindings of the exchanges on the path that did not match, the nearest first.
+        dead_letters: one entry for each queue on the path, or reached by dead-lettering, with a dead-letter exchange.
+        delay: milliseconds for which an x-delayed-message exchange delays the message first.
+        unknown: exchanges on the path with a type that only the broker knows how to route.
     """
 
     exchange: str
@@ -79,7 +80,7 @@ class Route:
 
 @dataclass
 class _Progress:
-    """A message on its path: the exchanges that it reached, and how."""
+    """The state of a search for routes: the exchanges and queues that a message has reached, with the paths."""
 
     keys: list[str]
     headers: Mapping[str, Any]
@@ -90,7 +91,7 @@ class _Progress:
 
 
 class Router:
-    """Explains routes through one virtual host. Caches routing tables for the next message."""
+    """Explains routes in one virtual host. Caches routing tables between messages."""
 
     def __init__(self, definitions: Definitions) -> None:
         self.definitions = definitions
@@ -102,12 +103,12 @@ class Router:
         """Explain where a message would go.
 
         Args:
-            headers: its headers as Python values. CC and BCC, if they are lists, are more routing keys.
-            near_misses: how many to report.
+            headers: the message's headers as Python values. CC and BCC, if they are lists, are additional routing keys.
+            near_misses: the maximum number of near misses to report.
 
         Raises:
             KeyError: there is no such exchange.
-            BadData: the exchange cannot read the header x-delay.
+            BadData: the value of the header x-delay is not valid.
         """
         found = self._follow(exchange, routing_key, headers or {})
         return Route(
@@ -140,7 +141,7 @@ class Router:
         return found
 
     def _hops(self, exchange: Exchange, found: _Progress) -> list[Hop]:
-        """The destinations to which one exchange routes a message."""
+        """Return a hop for each destination to which one exchange routes a message."""
         name = exchange.name
         if not name:
             return [Hop("", key, False) for key in dict.fromkeys(found.keys) if key in self.definitions.queues]
@@ -161,7 +162,7 @@ class Router:
         return [Hop(name, binding.destination, binding.to_exchange, binding) for binding in matched]
 
     def _missed(self, found: _Progress) -> Iterator[tuple[str, Binding]]:
-        """The bindings that did not match, to destinations that were not reached, with the type of their exchange."""
+        """Yield bindings that did not match, to destinations that were not reached, each with its exchange's type."""
         for name in found.came:
             bindings: Iterable[Binding] = self.definitions.bindings.get(name, ())
             if not name and found.queues.keys().isdisjoint(found.keys):
@@ -180,7 +181,7 @@ class Router:
             arguments = self.definitions.queues[queue].arguments if queue in self.definitions.queues else {}
             exchange, key = arguments.get("x-dead-letter-exchange"), arguments.get("x-dead-letter-routing-key")
             headers = {name: value for name, value in message.headers.items() if name != "BCC"}
-            if key is not None:  # it replaces all the message's keys
+            if key is not None:  # this key replaces all of the message's keys
                 headers.pop("CC", None)
             key = str(message.keys[0] if key is None else key)
             if not isinstance(exchange, str) or (queue, key) in dead:
@@ -210,12 +211,12 @@ def _comes_back(queue: str, dead: Iterable[DeadLetters]) -> bool:
 
 
 def routing_type(exchange: Exchange) -> str:
-    """The type by which an exchange routes. For x-delayed-message, it is the type in its arguments."""
+    """Return the type by which an exchange routes; for x-delayed-message, the argument x-delayed-type."""
     return str(exchange.arguments.get("x-delayed-type")) if exchange.type == DELAYED else exchange.type
 
 
 def _carbon_copies(headers: Mapping[str, Any]) -> list[str]:
-    """The routing keys in the header CC or BCC. https://www.rabbitmq.com/docs/sender-selected"""
+    """Return the routing keys in the headers CC and BCC. https://www.rabbitmq.com/docs/sender-selected"""
     lists = [headers[name] for name in ("CC", "BCC") if isinstance(headers.get(name), list)]
     return [key for keys in lists for key in keys if isinstance(key, str)]
 

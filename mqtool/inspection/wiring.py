@@ -1,10 +1,10 @@
-"""`topology`: a virtual host's publishers, exchanges, bindings, queues and consumers, as the management API shows them.
+"""`topology`: read a virtual host's publishers, exchanges, bindings, queues and consumers from the management API.
 
     publishers ──> exchange ── keys ──> queue ──> consumers
                        └────── keys ──> exchange
 
-A broker may have tens of thousands of bindings, too many to read. So a wiring keeps the first few of each exchange, and
-counts the others.
+A broker may have tens of thousands of bindings, too many to show. So a Wiring contains the first few bindings of each
+exchange, and the number of the others.
 """
 
 from collections.abc import Collection, Mapping
@@ -18,7 +18,7 @@ from mqtool.management import Management, exchange_path
 from mqtool.management.api_client import Json
 from mqtool.topology import Binding, Exchange
 
-#: The most exchanges whose publishers are requested, one by one.
+#: The maximum number of exchanges whose publishers are requested, with one request each.
 _ASKED = 100
 _KEYS = 5
 
@@ -41,7 +41,7 @@ class Counter:
 
 @dataclass(slots=True)
 class Link:
-    """The bindings of one exchange to one destination: the first few, and the number of others."""
+    """The bindings from one exchange to one destination: the first few bindings, and the number of the others."""
 
     destination: str
     to_exchange: bool
@@ -60,7 +60,7 @@ class Publisher:
 
 @dataclass(frozen=True, slots=True)
 class Consumer:
-    """A consumer, with its connection."""
+    """A consumer, with its channel and user."""
 
     tag: str
     channel: str
@@ -85,7 +85,11 @@ class Node:
     more: int = 0
 
     def add(self, binding: Binding, keep: int | None) -> bool:
-        """Keep a binding, or only count it; return True if its destination is shown."""
+        """Store a binding, or only count it if there are too many; return True if its destination is shown.
+
+        Args:
+            keep: the maximum number of destinations to show; None for no limit.
+        """
         place = (binding.destination, binding.to_exchange)
         link = self.links.get(place)
         if link is None:
@@ -119,9 +123,9 @@ class Wiring:
     """A virtual host as a graph.
 
     Attributes:
-        exchanges: by name, the default one last; predeclared ones only if they are used.
-        queues: those to which one of the exchanges routes.
-        consumers: by queue, the first few.
+        exchanges: exchanges by name, the default exchange last; predeclared exchanges only if they are used.
+        queues: the queues to which one of the exchanges routes, by name.
+        consumers: the first few consumers of each queue, by the queue's name.
         publishers: channels for which the broker does not report an exchange.
     """
 
@@ -138,20 +142,20 @@ def look(
     """Read a virtual host's wiring from the management API.
 
     Args:
-        keep: destinations of each exchange and consumers of each queue to keep; None for all.
-        only: these exchanges and what they route to; none means all. (The default exchange routes to every queue; if
-            all are shown, it has only those that are bound to no other exchange.)
-        rates: include the rates of queues, which take the broker longest to compute.
+        keep: the maximum number of destinations of each exchange, and of consumers of each queue; None for all.
+        only: include only these exchanges, and the exchanges and queues to which they route; empty for all. (With all,
+            the default exchange has only the queues that are bound to no other exchange.)
+        rates: include the rates of queues, which are the slowest to compute for the broker.
 
     Raises:
-        Unavailable, AccessRefused: the management API does not answer.
+        Unavailable, AccessRefused: the management API is not available.
         NotFound: there is no such exchange, or no such virtual host.
     """
     exchanges = exchanges_of(api, vhost, only)
     wiring = Wiring(vhost, {name: Node(exchange) for name, exchange in sorted(exchanges.items(), key=_default_last)})
     bound: set[str] = set()
     for binding in definitions.bindings(api, vhost, *(exchanges if only else ())):
-        if binding.source in exchanges:  # else it was declared after the list of exchanges was made
+        if binding.source in exchanges:  # else the exchange was declared after the list was read
             wiring.exchanges[binding.source].add(binding, keep)
         if not binding.to_exchange:
             bound.add(binding.destination)
@@ -182,9 +186,9 @@ def _default_last(item: tuple[str, Exchange]) -> tuple[bool, str]:
 
 
 def exchanges_of(api: Management, vhost: str, only: Collection[str]) -> dict[str, Exchange]:
-    """These exchanges and those that they route to, through bindings or as alternate exchanges; without names, all.
+    """Return the exchanges `only`, and all that they route to, by bindings or as alternate exchanges; all if empty.
 
-    Raises: as look() does.
+    Raises the same errors as look().
     """
     exchanges = {exchange.name: exchange for exchange in definitions.exchanges(api, vhost)}
     if not only:
@@ -204,7 +208,7 @@ def exchanges_of(api: Management, vhost: str, only: Collection[str]) -> dict[str
 
 
 def _is_used(node: Node) -> bool:
-    """True unless it is a predeclared exchange that is not used."""
+    """True unless the node is a predeclared exchange that is not used."""
     predeclared = not node.exchange.name or node.exchange.name.startswith("amq.")
     return not predeclared or bool(node.links or node.publishers or node.published.count)
 
@@ -236,10 +240,10 @@ def _counter(stats: Mapping[str, Any] | None, name: str) -> Counter:
 
 
 def queue_of(view: Json, arguments: Mapping[str, Any]) -> QueueState:
-    """Convert the API's description of a queue.
+    """Convert the management API's description of a queue.
 
     Args:
-        arguments: of the queue, with what policies add.
+        arguments: the queue's arguments, including those that policies add.
     """
     stats = view.get("message_stats")
     return QueueState(
@@ -254,7 +258,7 @@ def queue_of(view: Json, arguments: Mapping[str, Any]) -> QueueState:
 
 
 def consumer_of(view: Json) -> Consumer:
-    """Convert the API's description of a consumer."""
+    """Convert the management API's description of a consumer."""
     details = view.get("channel_details") or {}
     return Consumer(
         view["consumer_tag"],
