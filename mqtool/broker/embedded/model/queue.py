@@ -1,4 +1,4 @@
-"""Queues: ready messages, consumers, expiry, and what becomes of messages that come back."""
+"""Classic and quorum queues: ready messages, consumers, expiry, requeueing and rejection."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -17,22 +17,22 @@ from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Profile
 from mqtool.broker.embedded.model.queue_arguments import Options
 from mqtool.codecs.field_tables import Table
 
-#: After how many milliseconds a dead letter that no queue took is published again (at-least-once dead-lettering).
+#: The delay, in milliseconds, before a dead letter that no queue accepted is retried (at-least-once dead-lettering).
 RETRY_DEAD_LETTERS = 180_000
 
 
-#: The most messages that expire in one turn of the event loop: some 10 ms.
+#: The most messages that expire in one turn of the event loop: about 10 ms of work.
 _EXPIRED_AT_ONCE = 200
 
 
 class Why(Enum):
-    """Why a message comes back: basic.nack or basic.recover, basic.reject, or the end of a channel."""
+    """Why a message is requeued: basic.nack or basic.recover, basic.reject, or the end of a channel."""
 
     RETURNED, REJECTED, LOST = range(3)
 
 
 class Outcome(Enum):
-    """What became of a dead letter: a queue took it, none did, or it could not be handled."""
+    """The outcome for a dead letter: a queue accepted it, no queue did, or publishing it failed."""
 
     TAKEN, NOT_TAKEN, FAILED = range(3)
 
@@ -42,11 +42,11 @@ DeadLetter = Callable[["Queue", Message, str, Settled], None]
 
 
 class QueueDeclaration(NamedTuple):
-    """The properties of a queue in a declaration, which may not be valid.
+    """The properties of a queue in a declaration, possibly not valid.
 
     Attributes:
-        owner: the connection that it is exclusive to; None for a shared queue.
-        server_named: whether the broker has chosen the name.
+        owner: the connection that declares an exclusive queue; None for a shared queue.
+        server_named: True if the broker chose the name.
     """
 
     name: str
@@ -62,15 +62,16 @@ class Queue:
     """A classic or quorum queue of a virtual host.
 
     Attributes:
-        dead_letter: called with each message that dies here, if there is a dead-letter exchange.
-        when_unused: called when the queue is to be deleted, since it is no longer used.
+        dead_letter: called with each message to dead-letter, if there is a dead-letter exchange.
+        when_unused: called when the queue is to be deleted because it is no longer used.
         owner: the connection that an exclusive queue belongs to; None for a shared queue.
-        key: its number in the data directory.
+        key: the number of the queue in the data directory.
         kind: `classic`, `quorum` or `stream`.
-        stored: whether it survives a restart, and its persistent messages with it.
+        stored: True if the queue and its persistent messages survive a restart.
         policy: the policies that apply.
         backlog: the ready messages.
-        dead_letters: dead letters that no queue has taken yet, with their reasons; ready again after a restart.
+        dead_letters: messages that no queue has accepted as dead letters yet, with the reasons; after a restart they
+            are ready messages again.
         unacked, unacked_bytes: the number of unacknowledged messages, and the size of their bodies.
     """
 
@@ -107,7 +108,7 @@ class Queue:
         self._retry = Alarm(self.clock, self._retry_dead_letters)
         self._retries: Timetable[Entry] = Timetable(self.clock, self.backlog.put_back, lambda: self.requeue(()))
         self._unused = Alarm(self.clock, lambda: self.when_unused(self))
-        # An exclusive queue is deleted with its connection, and so with the process.
+        # An exclusive queue is deleted with its connection, so it cannot survive a restart.
         self.stored = self.durable and self.owner is None
         self._delivered = not self.stored
 
@@ -123,8 +124,8 @@ class Queue:
         """Add a message.
 
         Returns:
-            Whether it was accepted (a full queue with an overflow policy of `reject-publish` refuses), and whether it
-            is being stored.
+            True if the message was accepted, False if the queue is full and its overflow is not `drop-head`; and True
+            if the message is being stored on disk.
         """
         options, backlog = self.options, self.backlog
         self.traffic.published += 1
@@ -138,11 +139,11 @@ class Queue:
         entry = self.ledger.enter(message, None if ttl is None else self.clock.now() + ttl)
         if self.stored and (message.persistent or self.kind == "quorum"):
             self.ledger.added(self.key, entry)
-        # A consumer that takes it without acknowledging makes the ledger forget the row.
+        # Read the row now: delivery to a consumer with automatic acknowledgement deletes the message.
         stored = entry.row != 0
         has_consumers = len(self.consumers) > 0
         if has_consumers and not len(backlog):
-            # Most messages of a busy queue do not pass through the backlog: a consumer waits for them.
+            # Hot path: if a consumer is waiting, the message bypasses the backlog.
             consumer = self.consumers.next_ready()
             if consumer is not None:
                 self._deliver(consumer, entry)
@@ -157,7 +158,7 @@ class Queue:
         return True, stored
 
     def restore(self, entry: Entry) -> None:
-        """Add a message that was stored before a restart. Call it in order of position."""
+        """Add a message recovered from disk. Messages must be added in order of position."""
         self._expiring = self._expiring or entry.expires_at is not None
         self.ledger.hold(entry)
         self.backlog.append(entry)
@@ -165,7 +166,7 @@ class Queue:
             self._arm_expiry()
 
     def apply(self, policy: Applied) -> None:
-        """Apply a policy instead of the one before. Messages that are here keep their time to live."""
+        """Replace the policies that apply. Messages already in the queue keep their time to live."""
         if policy == self.policy:
             return
         self.policy = policy
@@ -177,7 +178,7 @@ class Queue:
         self._drop_surplus()
 
     def _drop_surplus(self) -> None:
-        """Dead-letter or drop messages from the head while there are too many (overflow `drop-head`)."""
+        """Dead-letter or drop messages from the head while the queue is over its limits (overflow `drop-head`)."""
         backlog = self.backlog
         if self.options.overflow == "drop-head":
             while len(backlog) and self.options.exceeded(len(backlog), backlog.body_bytes):
@@ -244,7 +245,7 @@ class Queue:
         consumer.take(entry)
 
     def get(self, *, no_ack: bool) -> Entry | None:
-        """Take the next message for basic.get; None if the queue is empty."""
+        """Remove and return the next message for basic.get; None if the queue is empty."""
         self.touch()
         if self._expiring:
             self._drop_expired()
@@ -267,14 +268,14 @@ class Queue:
         return entry
 
     def acknowledge(self, entry: Entry) -> None:
-        """Drop a message that a consumer has acknowledged."""
+        """Drop a message that was acknowledged."""
         self.unacked -= 1
         self.unacked_bytes -= len(entry.message.body)
         self.traffic.acknowledged += 1
         self.ledger.drop(entry)
 
     def reject(self, entry: Entry) -> None:
-        """Dead-letter or drop a message that a consumer has rejected."""
+        """Dead-letter or drop a message that was rejected without requeueing."""
         self._settled(entry)
         if self.deleted:
             self.ledger.drop(entry)
@@ -302,7 +303,7 @@ class Queue:
             self._drop_surplus()
 
     def _requeue_in_quorum(self, entry: Entry, why: Why) -> None:
-        """Count the return of a message; dead-letter it at its limit, or hold it back if the queue delays retries."""
+        """Count a message and requeue it: now, or later if the queue delays retries. Dead-letter it at its limit."""
         entry.acquired_count += 1
         failed = why is not Why.RETURNED or self.profile.nack_counts
         entry.delivery_count += failed
@@ -312,13 +313,13 @@ class Queue:
         elif retry is not None and (delay := retry.delay(entry.delivery_count, failed=failed)) is not None:
             self._retries.add(self.clock.now() + delay, entry)
         elif limit is None and why is not Why.LOST and self.profile.unlimited_last:
-            # Without a limit, RabbitMQ up to 4.2 treats what a client returns as if it were new.
+            # Without a delivery limit, RabbitMQ up to 4.2 puts messages that a client requeues behind all others.
             self.backlog.append(entry)
         else:
             self.backlog.put_back(entry)
 
     def _drop_expired(self, most: float = math.inf) -> None:
-        """Dead-letter or drop expired messages at the head, up to a number. Those further back stay."""
+        """Dead-letter or drop up to `most` expired messages at the head. Expired messages further back stay."""
         backlog = self.backlog
         now = self.clock.now()
         while len(backlog):
@@ -330,7 +331,7 @@ class Queue:
         self._expiring = False
 
     def _expire(self) -> None:
-        """Drop expired messages, a part of them at a time, so that clients are served in between."""
+        """Drop expired messages in small batches, so that clients are served in between."""
         self._drop_expired(_EXPIRED_AT_ONCE)
         self._arm_expiry()
 
@@ -341,7 +342,7 @@ class Queue:
             self._expiry.set_by(expires_at)
 
     def touch(self) -> None:
-        """Restart the time that the queue may be unused (`x-expires`)."""
+        """Restart the time after which an unused queue is deleted (`x-expires`)."""
         expires = self.options.expires
         if expires is None or self.deleted:
             return
@@ -351,12 +352,12 @@ class Queue:
             self._unused.set(self.clock.now() + expires)
 
     def add_consumer(self, consumer: Consumer) -> None:
-        """Add a consumer. Call `pump` once the client knows that it consumes."""
+        """Add a consumer. The caller must call `pump` after sending basic.consume-ok."""
         self.consumers.add(consumer)
         self._unused.cancel()
 
     def remove_consumer(self, consumer: Consumer) -> None:
-        """Remove a consumer; delete an auto-delete queue with its last one."""
+        """Remove a consumer. An auto-delete queue is deleted with its last consumer."""
         if not self.consumers.remove(consumer):
             return
         self.touch()
@@ -366,7 +367,7 @@ class Queue:
             self.pump()
 
     def purge(self) -> int:
-        """Drop the ready messages, and return their number."""
+        """Drop the ready messages and return how many there were."""
         dropped = [*self.backlog.clear(), *self._retries.clear()]
         for each in dropped:
             if isinstance(each, int):
@@ -391,4 +392,4 @@ class Queue:
 
 
 def _ignore(_: Outcome) -> None:
-    """Ignore what became of a dead letter: the queue does not have the message."""
+    """Ignore the outcome for a dead letter that was never in the queue."""

@@ -1,4 +1,4 @@
-"""The arguments of queues: the checks of each, and the settings that arguments and policies make together."""
+"""Queue arguments: a check for each, and the settings that result from arguments and policies."""
 
 import re
 from collections.abc import Callable
@@ -8,12 +8,12 @@ from typing import NamedTuple
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Profile
 from mqtool.codecs.field_tables import Table, Value, is_integer, type_name
 
-#: Where a consumer of a stream begins, and a header of what it gets.
+#: A consumer argument (where to start in a stream), and a header of messages delivered from a stream.
 OFFSET = "x-stream-offset"
 
 NO_POLICY: Table = {}
 
-#: Longer intervals are as good as infinite.
+#: The digits of the largest number in an interval; longer ones are treated as 10 to this power.
 _DIGITS = 18
 
 _INTERVAL = re.compile(r"0*([1-9][0-9]*)([YMDhms])")
@@ -21,7 +21,7 @@ _SECONDS = {"Y": 365 * 86_400, "M": 30 * 86_400, "D": 86_400, "h": 3_600, "m": 6
 
 
 def interval(text: str) -> int | None:
-    """Return the milliseconds in an interval such as 7D or 5m; None if it is not one."""
+    """Return an interval such as 7D or 5m in milliseconds; None if the text is not an interval."""
     found = _INTERVAL.fullmatch(text)
     if found is None:
         return None
@@ -31,11 +31,12 @@ def interval(text: str) -> int | None:
 
 
 class Retry(NamedTuple):
-    """How a quorum queue holds returned messages back, since RabbitMQ 4.3 (`x-delayed-retry-type`).
+    """The delayed retries of a quorum queue since RabbitMQ 4.3 (`x-delayed-retry-type`).
 
     Attributes:
-        which: `all` messages, only `failed` (they count against the delivery limit), or `returned` (the others).
-        least, most: the first delay and the longest, in milliseconds.
+        which: the requeued messages that are delayed: `all`, `failed` (those counted against the delivery limit), or
+            `returned` (the others).
+        least, most: the first and the longest delay, in milliseconds.
     """
 
     which: str
@@ -43,7 +44,7 @@ class Retry(NamedTuple):
     most: int
 
     def delay(self, delivery_count: int, *, failed: bool) -> int | None:
-        """Return for how many milliseconds to hold a returned message back; None for not at all."""
+        """Return the delay of a requeued message in milliseconds; None to requeue it immediately."""
         if self.which not in ("all", "failed" if failed else "returned"):
             return None
         return min(self.least * max(delivery_count, 1), self.most)
@@ -70,9 +71,9 @@ class Options:
 
     @classmethod
     def of(cls, arguments: Table, policy: Table = NO_POLICY, profile: Profile = PROFILES[DEFAULT]) -> "Options":
-        """Return the settings that arguments and a policy make together, both of them checked.
+        """Combine the arguments of a queue and the policies that apply, both of which must be valid.
 
-        Of two limits, the smaller one is used; of all else, the argument.
+        If both set a number, the smaller one is used. Otherwise arguments win, except for `delayed-retry-type`.
         """
 
         def integer(name: str) -> int | None:
@@ -112,31 +113,31 @@ class Options:
 
     @property
     def limited(self) -> bool:
-        """Whether the queue has a maximum length."""
+        """True if the queue has a maximum length, in messages or bytes."""
         return self.max_length is not None or self.max_length_bytes is not None
 
     def exceeded(self, messages: int, size: int) -> bool:
-        """Return whether this many ready messages, with bodies of this size in all, exceed the maximum length."""
+        """Return whether a number of ready messages, or the total size of their bodies, exceeds the maximum length."""
         return (self.max_length is not None and messages > self.max_length) or (
             self.max_length_bytes is not None and size > self.max_length_bytes
         )
 
     def time_to_live(self, expiration: str | None) -> int | None:
-        """Return the shorter of the queue's time to live and a message's own."""
+        """Return the time to live of a message: the shorter of its own expiration and the queue's."""
         if expiration is None:
             return self.message_ttl
         return int(expiration) if self.message_ttl is None else min(self.message_ttl, int(expiration))
 
 
 def _retry(which: Value, least: int | None, most: int | None) -> Retry | None:
-    """Return how requeued messages are held back; None if the settings are incomplete or not valid."""
+    """Return the settings for delayed retries; None if they are incomplete or not valid."""
     if which not in ("all", "failed", "returned") or least is None or least <= 0:
         return None
     return Retry(str(which), least, most if most is not None and most > 0 else least)
 
 
 def _delivery_limit(argument: Value, policy: Value, profile: Profile) -> int | None:
-    """Return the smaller limit, or the default of this version. If there is a default, a negative limit means none."""
+    """Return the smaller limit, or the version's default. If there is a default, a negative limit means no limit."""
     limits = [int(value) for value in (argument, policy) if isinstance(value, int)]
     if not limits:
         return profile.delivery_limit
@@ -145,12 +146,12 @@ def _delivery_limit(argument: Value, policy: Value, profile: Profile) -> int | N
     return max(limits) if max(limits) >= 0 else None
 
 
-# Ten years in milliseconds: Erlang's timers, and so RabbitMQ, take no more.
+# Ten years in milliseconds, the maximum in RabbitMQ because of Erlang's timers.
 MAX_EXPIRY = 315_360_000_000
 
 MAX_PRIORITY = 255
 
-#: A check returns an error as RabbitMQ prints it, or None; it gets the value and all arguments.
+#: Checks an argument, given its value and all arguments; returns an error in RabbitMQ's format, or None.
 Check = Callable[[Value, Table], str | None]
 
 
@@ -162,7 +163,7 @@ def integer(value: Value) -> str | None:
 
 
 def check_expiry(value: int) -> str | None:
-    """Return the error in a time to live in milliseconds, or None."""
+    """Return an error if a time to live, in milliseconds, is not valid; otherwise None."""
     if value < 0:
         return f"{{value_negative,{value}}}"
     return f"{{value_too_large,{value}}}" if value > MAX_EXPIRY else None
@@ -191,7 +192,7 @@ def _max_priority(value: Value, _: Table) -> str | None:
 
 
 def boolean(value: Value, _: Table) -> str | None:
-    """Return an error if a value is not a boolean."""
+    """Return an error if a value is not a boolean; otherwise None."""
     return None if isinstance(value, bool) else f"{{unacceptable_type,{type_name(value)}}}"
 
 
@@ -231,7 +232,7 @@ def _anything(_value: Value, _table: Table) -> None:
     return None
 
 
-#: The arguments that RabbitMQ knows; it accepts others unchecked.
+#: The checks of the arguments that RabbitMQ knows. It accepts any other argument without a check.
 QUEUE_ARGUMENTS: dict[str, Check] = {
     "x-queue-type": _one_of("classic", "quorum", "stream", otherwise="\"unsupported queue type '{}'\""),
     "x-expires": _expires,
@@ -258,7 +259,7 @@ QUEUE_ARGUMENTS: dict[str, Check] = {
     "x-delivery-limit": _anything,
 }
 
-# What each type of queue supports, in the order in which RabbitMQ compares a second declaration.
+# The arguments of each queue type, in the order in which RabbitMQ compares a redeclaration.
 SUPPORTED = {
     "classic": (
         "x-expires",

@@ -1,19 +1,19 @@
-"""What the user of a connection may do in its virtual host."""
+"""Permission checks for the user of a connection in its virtual host."""
 
 from mqtool.broker.embedded.model.amqp_errors import ChannelException, access_refused
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.exchange import Exchange
 from mqtool.codecs.field_tables import Table
 
-#: The answers that are remembered, so that a client that uses ever new names does not fill the memory.
+#: The maximum size of the cache of check results, so that a client cannot fill the memory with new names.
 _MOST_KNOWN = 1000
 
 
 class Rights:
-    """The permissions of a user in a virtual host, remembered until any user changes.
+    """Checks the permissions of a user in a virtual host. Results are cached until any user is changed.
 
     Attributes:
-        has_topics: whether there are topic permissions, as of the last check().
+        has_topics: True if the user had topic permissions at the last check().
     """
 
     def __init__(self, broker: Broker, user: str, vhost: str) -> None:
@@ -28,7 +28,7 @@ class Rights:
         """Check that the user may `configure`, `write` or `read` a `queue` or an `exchange`.
 
         Raises:
-            ChannelException: 403.
+            ChannelException: 403, the permission is missing.
         """
         if self._version != self._broker.permissions_version:
             self._known.clear()
@@ -47,7 +47,7 @@ class Rights:
         """Check that the user may publish to a topic exchange (`write`), or bind to it (`read`), with a routing key.
 
         Raises:
-            ChannelException: 403.
+            ChannelException: 403, the permission is missing.
         """
         user = self._broker.users.get(self._user)
         if exchange is None or exchange.kind != "topic" or user is None or not user.topic_permissions:
@@ -60,7 +60,7 @@ class Rights:
         """Check that the user may declare a queue, and publish to the dead-letter exchange of a new one.
 
         Raises:
-            ChannelException: 403.
+            ChannelException: 403, the permission is missing.
         """
         self.check("configure", "queue", name)
         exchange = arguments.get("x-dead-letter-exchange")
@@ -72,7 +72,7 @@ class Rights:
         """Check that the user may declare an exchange, and publish to the alternate exchange of a new one.
 
         Raises:
-            ChannelException: 403.
+            ChannelException: 403, the permission is missing.
         """
         self.check("configure", "exchange", name)
         alternate = arguments.get("alternate-exchange")
@@ -84,13 +84,13 @@ class Rights:
         """Check that the user may bind a `queue` or an `exchange` to an exchange, or unbind it.
 
         Args:
-            kind: of the destination.
-            destination: its name.
-            source: the name of the exchange.
+            kind: the type of the destination.
+            destination: the name of the destination.
+            source: the name of the source exchange.
             key: the routing key, for topic permissions; None if it is not known yet.
 
         Raises:
-            ChannelException: 403.
+            ChannelException: 403, the permission is missing.
         """
         self.check("write", kind, destination)
         self.check("read", "exchange", source)

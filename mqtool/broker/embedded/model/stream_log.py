@@ -1,7 +1,7 @@
-"""The log of a stream: it is appended to, read from any offset, and shortened from its beginning.
+"""The log of a stream: messages are appended, can be read from any offset, and are deleted from the beginning.
 
-New messages collect in a chunk until the ledger writes it (`prepare`, `write`, `commit`). Only then are they confirmed,
-and can be read.
+New messages collect in a chunk until the ledger writes it (`prepare`, `write`, `commit`). Only then are the messages
+confirmed and available to readers.
 """
 
 from bisect import bisect_right
@@ -24,21 +24,21 @@ from mqtool.broker.embedded.model.stream_segment import (
     sound_chunks,
 )
 
-#: The default size of a segment. RabbitMQ's 500 MB would take seconds to check at a start, and with smaller segments
-#: a stream keeps to its limits more closely.
+#: The default size of a segment, in bytes. RabbitMQ's 500 MB would take seconds to check at a start, and smaller
+#: segments let a stream keep closer to its limits.
 SEGMENT_BYTES = 32 * 1024 * 1024
 
-# The most entries and bytes in a chunk.
+# The maximum number of entries and bytes in a chunk.
 _CHUNK_ENTRIES = 4096
 _CHUNK_BYTES = 256 * 1024
 
-# The number of producers, those that published last, whose publishing ids are kept; as in RabbitMQ.
+# The number of producers whose publishing ids are kept, as in RabbitMQ: those that published last.
 _PRODUCERS = 255
 
 
 @dataclass(frozen=True)
 class Retention:
-    """How much a log keeps: size in bytes and age in milliseconds, None for no limit. Whole segments are deleted."""
+    """The limits of a log: size in bytes and age in milliseconds; None for no limit. Segments are deleted whole."""
 
     max_bytes: int | None = None
     max_age: int | None = None
@@ -47,7 +47,7 @@ class Retention:
 
 @dataclass
 class _Draft:
-    """The chunk that new messages are added to."""
+    """A chunk in memory, to which new messages are added until it is written."""
 
     offset: int
     timestamp: int
@@ -59,7 +59,7 @@ class _Draft:
     publishing_ids: dict[str, int] = field(default_factory=dict)
 
     def encode(self) -> bytes:
-        """Return it as it is written to the log."""
+        """Encode the chunk as it is written to the log."""
         return encode_chunk(
             USER,
             self.offset,
@@ -72,7 +72,7 @@ class _Draft:
 
 
 class _Write(NamedTuple):
-    """A chunk that is to be written to a position in a segment."""
+    """A chunk to be written at a position in a segment."""
 
     segment: Segment
     position: int
@@ -81,21 +81,21 @@ class _Write(NamedTuple):
 
 
 class StreamLog:
-    """An append-only log.
+    """The append-only log of a stream.
 
     Args:
-        segments: where its segments are kept; those from before a restart are recovered.
-        retention: how much is kept.
+        segments: the stored segments, which are recovered.
+        retention: the limits on size and age.
 
     Attributes:
         next_offset: the offset of the next message to be appended.
         end: the offset after the last message that can be read.
-        last_chunk: the offset of the last chunk of messages that can be read; `end` if there is none.
-        deleted: whether the stream has been deleted.
+        last_chunk: the offset of the last readable chunk of messages; `end` if there is none.
+        deleted: True if the stream has been deleted.
         publishing_ids: the last publishing id of each producer.
-        offsets: the offset that each consumer has stored.
+        offsets: the stored offset of each consumer, by name.
         subscriptions: the number of subscriptions with the stream protocol.
-        lost: the number of bytes at its end that could not be read after a restart.
+        lost: the number of bytes at the end that could not be read after a restart.
     """
 
     def __init__(self, segments: Segments, clock: Clock, ledger: Ledger, retention: Retention) -> None:
@@ -126,7 +126,7 @@ class StreamLog:
         self.last_chunk = next((offset for offset in found if offset is not None), self.end)
 
     def _recover(self, segment: Segment) -> int:
-        """Read the last segment, and cut off what was being written when the broker was killed; return the end."""
+        """Read the last segment and truncate it after the last sound chunk. Return the offset after its messages."""
         size = segment.size
         last = self._segments[-1] = Segment(segment.base, segment.data)
         end = last.base
@@ -159,7 +159,7 @@ class StreamLog:
         return len(self._segments)
 
     def offset_at(self, timestamp: int) -> int:
-        """Return the offset of the first chunk that is not older, in milliseconds since 1970; `end` if all are."""
+        """Return the offset of the first chunk at or after `timestamp` (ms since 1970), or `end` if all are older."""
         first = 0
         for index, segment in enumerate(self._segments):
             begun = segment.first_timestamp
@@ -178,16 +178,16 @@ class StreamLog:
         publishing_id: int = 0,
         filter_bits: int = UNFILTERED,
     ) -> int:
-        """Append entries, as they are in a chunk. Use `Ledger.after_commit` to confirm them.
+        """Append encoded entries. To confirm them, wait with `Ledger.after_commit`.
 
         Args:
-            data: the entries one behind another.
-            entries, records: how many are in it.
-            producer, publishing_id: whose they are, and the last one's id, so that it can be asked for.
-            filter_bits: which filter values they have.
+            data: the concatenated entries, encoded as in a chunk.
+            entries, records: the numbers of entries and messages in `data`.
+            producer, publishing_id: the producer, if it has a name, and the publishing id of the last message.
+            filter_bits: the combined bits of the filter values of the messages.
 
         Returns:
-            The offset of the first record.
+            The offset of the first message.
         """
         draft = self._draft
         if draft is None or draft.entries + entries > _CHUNK_ENTRIES or draft.size + len(data) > _CHUNK_BYTES:
@@ -200,7 +200,7 @@ class StreamLog:
         draft.filter |= filter_bits
         self.next_offset = offset + records
         if producer is not None:
-            # In order of the last publish.
+            # Kept in order of the last publish.
             self.publishing_ids.pop(producer, None)
             self.publishing_ids[producer] = draft.publishing_ids[producer] = publishing_id
         return offset
@@ -230,11 +230,11 @@ class StreamLog:
 
     @property
     def is_watched(self) -> bool:
-        """Whether a reader waits for new messages."""
+        """True if a reader is waiting for new messages."""
         return bool(self._watchers)
 
     def prepare(self) -> None:
-        """Decide what to write now, besides what could not be written before."""
+        """Choose the chunks for the next write(). Chunks left over from a failed write are kept too."""
         self._is_due = False
         if self.deleted:
             self._writes.clear()
@@ -270,10 +270,10 @@ class StreamLog:
         return position + len(data)
 
     def write(self) -> None:
-        """Write what is prepared and wait for the disk; on any thread, again after an error.
+        """Write the prepared chunks and sync them to disk. May run on any thread, and be called again after an error.
 
         Raises:
-            OSError: the disk does not take it.
+            OSError: the chunks cannot be written.
         """
         if self.deleted:
             return
@@ -282,7 +282,7 @@ class StreamLog:
             segment.data.sync()
 
     def commit(self) -> None:
-        """Let readers have what has been written, and delete old segments."""
+        """Make the written chunks available to readers, and delete old segments."""
         writes, self._writes = self._writes, []
         if self.deleted:
             return
@@ -299,7 +299,7 @@ class StreamLog:
         self._wake()
 
     def _forget_old(self) -> None:
-        """Delete the oldest segments beyond the retention. Like RabbitMQ, call it when a new segment is begun."""
+        """Delete the oldest segments beyond the retention limits. Like RabbitMQ, called only for a new segment."""
         limits = self.retention
         while len(self._segments) > 1:
             first = self._segments[0]
@@ -316,7 +316,7 @@ class StreamLog:
             self.last_chunk = self.end if self.last_chunk < self.first_offset else self.last_chunk
 
     def clear(self) -> None:
-        """Delete all messages, publishing ids and stored offsets. New messages continue with the next offset."""
+        """Delete all messages, publishing ids and stored offsets. The next message gets the next offset, not 0."""
         self.publishing_ids, self.offsets, self._changed_offsets = {}, {}, {}
         if self._draft is not None:
             self._sealed.append(self._draft)
@@ -328,13 +328,13 @@ class StreamLog:
             _write_at_once(self)
 
     def delete(self) -> None:
-        """End the log, and have its segments deleted."""
+        """Mark the log as deleted, and have the ledger delete its segments."""
         self.deleted = True
         self._ledger.discard_log(self)
         self._wake()
 
     def delete_files(self) -> None:
-        """Delete the segments; on the thread that writes them, if there is one."""
+        """Delete the segments. Runs on the writer thread, if there is one."""
         for segment in self._segments:
             segment.data.delete()
         self._kept.delete()
@@ -344,7 +344,7 @@ class StreamLog:
         self._watchers[what] = None
 
     def unwatch(self, what: Callable[[], object]) -> None:
-        """Do not call a function any more."""
+        """Stop calling a function passed to watch()."""
         self._watchers.pop(what, None)
 
     def _wake(self) -> None:
@@ -352,12 +352,12 @@ class StreamLog:
             what()
 
     def segment_of(self, offset: int) -> Segment:
-        """Return the segment with an offset; the first or last one if the offset is before or after them all."""
+        """Return the segment that contains an offset, or else the first or last one, whichever is nearer."""
         index = bisect_right(self._segments, offset, key=lambda segment: segment.base)
         return self._segments[max(index - 1, 0)]
 
     def segment_after(self, segment: Segment) -> Segment | None:
-        """Return the segment after another one, even if that was deleted; None after the last."""
+        """Return the segment that follows a segment, which may have been deleted; None after the last one."""
         index = bisect_right(self._segments, segment.base, key=lambda each: each.base)
         return self._segments[index] if index < len(self._segments) else None
 

@@ -1,4 +1,4 @@
-"""Queues of type stream, and reading their logs. Each consumer has an offset; messages stay when they are read."""
+"""Queues of type stream, and readers of their logs. Each consumer has an offset; reading deletes no messages."""
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,14 +31,14 @@ log = logging.getLogger("mqtool.broker.embedded")
 
 
 class Reader:
-    """Reads a log chunk by chunk.
+    """Reads the log of a stream, chunk by chunk.
 
     Args:
-        offset: where to begin; in the middle of a chunk, the whole chunk is read; the end at most.
-        filters: bits of filter values; chunks that have none of them are passed over. None to read all.
+        offset: the offset to start at. The chunk that contains it is read as a whole.
+        filters: bits of filter values; chunks that match none of them are skipped. None reads all chunks.
 
     Attributes:
-        offset: that of the next record to be read.
+        offset: the offset of the next message to be read.
     """
 
     def __init__(self, stream: StreamLog, offset: int, filters: Sequence[int] | None = None) -> None:
@@ -49,7 +49,7 @@ class Reader:
         self._position = self._segment.position_of(self.offset)
 
     def read(self) -> list[Chunk]:
-        """Return the next chunk with messages, or several small ones; an empty list at the end."""
+        """Return the next chunk of messages, or several if they are small; an empty list at the end of the log."""
         while not self._stream.deleted:
             chunks = self._read_segment()
             if chunks:
@@ -88,18 +88,18 @@ class Reader:
         return self._filters is None or has_one_of(tracking_in(header, block, at).filter, self._filters)
 
 
-# The bytes before the body of a message that was published with AMQP 0-9-1: up to 255 bytes long, or longer.
+# The bytes before the length of a body published with AMQP 0-9-1: for up to 255 bytes, and for longer bodies.
 _SHORT_BODY, _LONG_BODY = b"\x00Su\xa0", b"\x00Su\xb0"
 
-# The bytes at the start of its properties, and before its message id, the first property.
+# The bytes at the start of the properties section, and before the message id, which is the first property.
 _PROPERTIES, _MESSAGE_ID = b"\x00Ss\xc0", b"\xa1"
 
 
 class Stream(Queue):
-    """A queue of type stream. Deliveries stay in it, so none count as unacknowledged; an acknowledgement asks for more.
+    """A queue of type stream. Delivered messages stay in the stream and never count as unacknowledged.
 
     Attributes:
-        log: its messages.
+        log: the log with the messages.
     """
 
     def __post_init__(self) -> None:
@@ -108,7 +108,7 @@ class Stream(Queue):
 
     @cached_property
     def log(self) -> StreamLog:
-        """Its messages; recovered from disk when first used, since the stream needs its key for that."""
+        """The log with the messages. Opened when first used, since the stream has no key before."""
         log = StreamLog(self.ledger.segments(self.key), self.clock, self.ledger, self._retention())
         log.watch(self.pump)
         return log
@@ -118,7 +118,7 @@ class Stream(Queue):
         return Retention(options.max_length_bytes, options.max_age, options.segment_bytes or SEGMENT_BYTES)
 
     def apply(self, policy: Applied) -> None:
-        """Apply a policy instead of the one before, from the next segment on."""
+        """Replace the policies that apply. New limits take effect with the next segment."""
         self.policy = policy
         self.options = Options.of(self.arguments, policy.definition)
         # Only if the log is open: see `log`.
@@ -130,7 +130,7 @@ class Stream(Queue):
         return self.log.end - self.log.first_offset
 
     def publish(self, message: Message) -> tuple[bool, bool]:
-        """Append a message. Return True (it is always accepted) and whether it is being stored."""
+        """Append a message. Return True (streams always accept messages), and True if the ledger is on disk."""
         self.traffic.published += 1
         self.log.append(
             simple_entry(encode(message.header.properties, message.body, message.exchange, message.routing_key))
@@ -138,12 +138,12 @@ class Stream(Queue):
         return True, self.ledger.on_disk
 
     def add_consumer(self, consumer: Consumer) -> None:
-        """Add a consumer, at its `x-stream-offset`."""
+        """Add a consumer, starting at its `x-stream-offset`."""
         super().add_consumer(consumer)
         self._cursors[consumer] = Cursor(self, self._first_offset(consumer.arguments.get(OFFSET)))
 
     def _first_offset(self, offset: object) -> int:
-        """Return the offset of the first message for an `x-stream-offset`."""
+        """Convert an `x-stream-offset` to the offset of the first message to deliver."""
         log = self.log
         match offset:
             case "first":
@@ -164,21 +164,21 @@ class Stream(Queue):
         super().remove_consumer(consumer)
 
     def pump(self) -> None:
-        """Deliver to each consumer as many messages as it can take."""
+        """Deliver messages to each consumer until it can take no more."""
         for consumer, cursor in list(self._cursors.items()):
             while consumer.ready() and (entry := cursor.next_entry()) is not None:
                 self.traffic.delivered += 1
                 consumer.take(entry)
 
     def acknowledge(self, entry: Entry) -> None:  # noqa: ARG002
-        """Count an acknowledgement; the message stays."""
+        """Count an acknowledgement. The message stays in the stream."""
         self.traffic.acknowledged += 1
 
     def requeue(self, entries: Iterable[Entry], why: Why = Why.RETURNED) -> None:
-        """Forget the deliveries to a consumer that is gone. A client cannot requeue any itself.
+        """Do nothing for the deliveries of a closed channel. Clients cannot requeue messages to a stream.
 
         Raises:
-            ConnectionException: 540, a client tries to.
+            ConnectionException: 540, a client tries to requeue a message.
         """
         if why is not Why.LOST:
             for entry in entries:
@@ -209,7 +209,7 @@ class Stream(Queue):
         raise self._not_supported("queue.purge")
 
     def clear(self) -> None:
-        """Delete all messages, for a test: no client can. Consumers stay, and get new messages."""
+        """Delete all messages, for tests only. Consumers are kept, and get new messages."""
         self.log.clear()
         self._cursors = {consumer: Cursor(self, self.log.next_offset) for consumer in self._cursors}
 
@@ -219,7 +219,7 @@ class Stream(Queue):
         )
 
     def delete(self) -> int:
-        """Delete everything and cancel the consumers; return 0, as RabbitMQ does for a stream."""
+        """Delete all messages and cancel the consumers. Return 0, as RabbitMQ does for a stream."""
         self.deleted = True
         self._cursors.clear()
         self.log.delete()
@@ -243,7 +243,7 @@ class Cursor:
         self._shape: _Shape | None = None
 
     def next_entry(self) -> Entry | None:
-        """Return the next message; None if there is none yet."""
+        """Return the next message; None at the end of the stream."""
         while True:
             for offset, data in self._messages:
                 if offset >= self._wanted:
@@ -254,7 +254,7 @@ class Cursor:
             self._messages = _messages(chunks)
 
     def _message(self, offset: int, data: bytes) -> Message:
-        """Return a message as a consumer gets it: with its offset in the header `x-stream-offset`."""
+        """Return the message to deliver, with its offset in the header `x-stream-offset`."""
         shape = self._shape
         if shape is not None and (message := shape.message(offset, data)) is not None:
             return message
@@ -272,17 +272,17 @@ def _messages(chunks: list[Chunk]) -> Iterator[tuple[int, bytes]]:
 
 
 def _mark(size: int) -> bytes:
-    """Return the bytes before a body of this size in an entry."""
+    """Return the bytes that precede a body of this size in an entry."""
     return _SHORT_BODY + bytes([size]) if size < 256 else _LONG_BODY + size.to_bytes(4)
 
 
 class _Shape:
-    """The encoded properties of a message, for others that differ only in offset, message id and body.
+    """The encoded properties of a message, as a template for messages that differ only in offset, message id and body.
 
-    Those are then delivered without decoding them.
+    Such messages are delivered without being decoded.
 
     Attributes:
-        message_id: the id of the message that it was made from.
+        message_id: the id of the message that the template was made from.
     """
 
     def __init__(self, properties: Properties, address: bytes) -> None:
@@ -304,7 +304,7 @@ class _Shape:
             self._between, self._after = parts[0] + name[:1], parts[1]
 
     def has_head_of(self, data: bytes, body: bytes) -> bool:
-        """Remember how the entry of the message begins. Return False if it was not published with AMQP 0-9-1."""
+        """Store the start of the message's entry. Return False if it was not published with AMQP 0-9-1."""
         mark = _mark(len(body))
         start = len(data) - len(body) - len(mark)
         if start < 0 or not data.startswith(mark, start) or not data.endswith(body):
@@ -315,11 +315,11 @@ class _Shape:
             return True
         first, found, self._second = head.partition(_MESSAGE_ID + bytes([len(name)]) + name)
         self._first = first + found[: -len(name)]
-        # The two bytes before it are the size of the list of properties, and the number of items in it.
+        # The two bytes before the message id are the size of the list of properties and its number of items.
         return first[:-2].endswith(_PROPERTIES)
 
     def message(self, offset: int, data: bytes) -> Message | None:
-        """Return the message in an entry if it is like this one, else None."""
+        """Return the message in an entry that matches this template, or None if the entry does not match."""
         start = len(self._first)
         end = start + len(self.message_id)
         if not data.startswith(self._first) or not data.startswith(self._second, end):
@@ -332,6 +332,6 @@ class _Shape:
         return None
 
     def delivered(self, offset: int, message_id: bytes, body: bytes) -> Message:
-        """Return a message like this one."""
+        """Return a message made from this template."""
         properties = b"".join((self._before, offset.to_bytes(8), self._between, message_id, self._after))
         return Message(self._address, ContentHeader.unread(properties, len(body)), body)

@@ -1,7 +1,7 @@
-"""The chunks of a stream, in the format of RabbitMQ's osiris, and the segments that they are in.
+"""The chunks of a stream, in the format of RabbitMQ's osiris, and the segments that contain the chunks.
 
-A chunk holds entries that were written together. The stream protocol delivers its header and data as they are in the
-log. An entry is a message after its size, or a batch of messages that a publisher has packed, and perhaps compressed.
+A chunk holds entries that were written together. The stream protocol delivers a chunk's header and data unchanged. An
+entry is either one message, preceded by its size, or a batch of messages packed by a publisher, possibly compressed.
 """
 
 import logging
@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 from mqtool.broker.embedded.model.ledger import SegmentData
 
-#: Stands for messages without a filter value.
+#: The filter bits of messages without a filter value.
 UNFILTERED = 1
 _BITS = 127
 
 
 def bits_of(value: bytes) -> int:
-    """Return the bits of a filter value in a Bloom filter of 128 bits."""
+    """Return the bits that a filter value sets in a Bloom filter of 128 bits."""
     if not value:
         return UNFILTERED
     number = zlib.crc32(value)
@@ -29,7 +29,7 @@ def bits_of(value: bytes) -> int:
 
 
 def has_one_of(chunk: int, wanted: Iterable[int]) -> bool:
-    """Return whether a chunk may have messages with one of the filter values."""
+    """Return whether a chunk may have messages with any of the wanted filter values, given the bits of both."""
     return any(chunk & bits == bits for bits in wanted)
 
 
@@ -59,10 +59,10 @@ class Header(NamedTuple):
     Attributes:
         kind: USER, TRACKING or SNAPSHOT.
         entries, records: the numbers of entries and messages; a batch is one entry with several messages.
-        timestamp: when the chunk was begun, in milliseconds since 1970.
-        offset: the offset of its first message.
-        checksum, size: the checksum and the size of its data.
-        trailer: the size of its trailer.
+        timestamp: the time of the first message, in milliseconds since 1970.
+        offset: the offset of the first message.
+        checksum, size: the checksum and the size of the data.
+        trailer: the size of the trailer.
     """
 
     kind: int
@@ -81,12 +81,12 @@ class Header(NamedTuple):
 
 
 class Tracking(NamedTuple):
-    """What a chunk holds besides messages.
+    """The data in a chunk besides its messages.
 
     Attributes:
         publishing_ids: the last publishing id of each producer.
-        offsets: the offset that each consumer has stored.
-        filter: the bits of the filter values of its messages.
+        offsets: the stored offset of each consumer, by name.
+        filter: the combined bits of the filter values of the messages.
     """
 
     publishing_ids: dict[str, int]
@@ -101,11 +101,11 @@ class Chunk(NamedTuple):
     """A chunk with messages.
 
     Attributes:
-        raw: its header and data, as the stream protocol delivers them.
+        raw: the header and data, as the stream protocol delivers them.
         offset: the offset of its first message.
         end: the offset after its last message.
         entries: the number of entries.
-        timestamp: when it was begun, in milliseconds since 1970.
+        timestamp: the time of the first message, in milliseconds since 1970.
     """
 
     raw: bytes
@@ -133,12 +133,12 @@ class Chunk(NamedTuple):
 
 
 def _unpacked(kind: int, records: int, plain_size: int, data: bytes) -> Iterator[bytes]:
-    """Yield the messages of a batch."""
+    """Yield the messages of a batch, decompressed if necessary."""
     compression = kind >> 4 & 7
     if compression > 1 or plain_size > _LARGEST_BATCH:
         log.warning("a batch of %d messages is skipped: an AMQP client cannot read its compression", records)
         return
-    # Unpacked piece by piece, and never more than the announced size: a small batch could unpack to fill all memory.
+    # Decompress in pieces, up to the announced size: a small batch could otherwise expand to fill all memory.
     plain: BytesIO | BufferedReader = BytesIO(data)
     left = len(data)
     if compression and plain_size:
@@ -155,14 +155,14 @@ def _unpacked(kind: int, records: int, plain_size: int, data: bytes) -> Iterator
 
 
 def simple_entry(message: bytes) -> bytes:
-    """Return an entry that is one message."""
+    """Encode one message as an entry."""
     return len(message).to_bytes(4) + message
 
 
 def encode_chunk(
     kind: int, offset: int, timestamp: int, data: bytes, *, entries: int, records: int, tracking: bytes = b""
 ) -> bytes:
-    """Return a chunk as it is written to the log."""
+    """Encode a chunk as it is written to the log."""
     trailer = len(tracking) + _CHECK_SIZE
     header = _HEADER.pack(
         _MAGIC, kind, entries, records, timestamp, _EPOCH, offset, zlib.crc32(data), len(data), trailer, 0
@@ -171,7 +171,7 @@ def encode_chunk(
 
 
 def parse_header(data: bytes | memoryview, position: int = 0) -> Header | None:
-    """Return the header at a position; None if it is incomplete or not a header."""
+    """Return the header at this position; None if it is incomplete or not a header."""
     if len(data) - position < HEADER_SIZE:
         return None
     magic, kind, entries, records, timestamp, _, offset, checksum, size, trailer, _ = _HEADER.unpack_from(
@@ -183,7 +183,7 @@ def parse_header(data: bytes | memoryview, position: int = 0) -> Header | None:
 
 
 def is_sound(header: Header, data: bytes | memoryview, position: int = 0) -> bool:
-    """Return whether the chunk at a position is complete and its checksums are right."""
+    """Return whether the chunk at this position is complete and its checksums are correct."""
     end = position + header.length
     if len(data) < end:
         return False
@@ -209,7 +209,7 @@ def encode_tracking(
 
 
 def tracking_in(header: Header, data: bytes | memoryview, position: int = 0) -> Tracking:
-    """Return what is in the trailer of a sound chunk, or in its data if it has no messages."""
+    """Decode the tracking data of a sound chunk: from its trailer, or from its data if it has no messages."""
     start = position + HEADER_SIZE
     end = start + header.size
     if header.kind == USER:
@@ -231,23 +231,23 @@ def tracking_in(header: Header, data: bytes | memoryview, position: int = 0) -> 
     return found
 
 
-# The index has one chunk for each of this many bytes, so it is small even if the chunks are.
+# The index contains at most one chunk for each of this many bytes, so small chunks do not make it large.
 _INDEX_STEP = 64 * 1024
 
-# The number of bytes that are read at once, unless a chunk is larger.
+# The number of bytes read at once; more if a chunk is larger.
 _BLOCK = 256 * 1024
 
 
 class Segment:
-    """A run of chunks that is deleted as a whole, with an index of them.
+    """A sequence of chunks, deleted as a whole, with an index.
 
     Args:
         base: the offset of its first message.
         data: the bytes of its chunks.
-        size: the number of bytes of chunks that are there already.
+        size: the size of the chunks that already exist, in bytes.
 
     Attributes:
-        size: the position of the next chunk; what is before it can be read.
+        size: the position of the next chunk; the chunks before this position can be read.
         last_timestamp: the timestamp of the last chunk.
     """
 
@@ -260,11 +260,11 @@ class Segment:
         self._offsets: list[int] = []
         self._positions: list[int] = []
         self._timestamps: list[int] = []
-        # The index of an old segment is made when it is first needed.
+        # The index of an existing segment is built when it is first needed.
         self._is_known = not size
 
     def add(self, header: Header) -> None:
-        """Count a chunk that has been written."""
+        """Add a chunk that has been written to the size and the index."""
         self._note(self.size, header)
         self.size += header.length
 
@@ -276,7 +276,7 @@ class Segment:
         self.last_timestamp = header.timestamp
 
     def look(self) -> None:
-        """Make the index of a segment from before a restart."""
+        """Build the index of a segment that existed at the start, unless that is done."""
         if not self._is_known:
             self._is_known = True
             for position, header in _headers(self.data, 0, self.size):
@@ -284,19 +284,19 @@ class Segment:
 
     @property
     def first_timestamp(self) -> int | None:
-        """The timestamp of its first chunk; None if it is empty."""
+        """The timestamp of the first chunk; None if the segment is empty."""
         header = parse_header(self.data.read(0, HEADER_SIZE)) if self.size else None
         return None if header is None else header.timestamp
 
     def position_of(self, offset: int) -> int:
-        """Return the position of the chunk with this offset, or of the next one; the size if there is none here."""
+        """Return the position of the chunk that contains an offset, or of the next one; `size` if there is neither."""
         if offset <= self.base:
             return 0
         self.look()
         return self._find(bisect_right(self._offsets, offset), lambda header: header.offset + header.records > offset)
 
     def offset_at(self, timestamp: int) -> int | None:
-        """Return the offset of the first chunk of messages that is not older than a timestamp; None if all are."""
+        """Return the offset of the first chunk of messages at or after a timestamp; None if every chunk is older."""
         self.look()
         position = self._find(
             bisect_left(self._timestamps, timestamp),
@@ -305,13 +305,13 @@ class Segment:
         return next((header.offset for _, header in _headers(self.data, position, self.size)), None)
 
     def _find(self, noted: int, wanted: Callable[[Header], bool]) -> int:
-        """Return the position of the first wanted chunk after the first `noted` chunks in the index."""
+        """Return the position of the first wanted chunk, searching from the indexed chunk number `noted`."""
         start = self._positions[noted - 1] if noted else 0
         headers = _headers(self.data, start, self.size)
         return next((position for position, header in headers if wanted(header)), self.size)
 
     def last_messages(self) -> int | None:
-        """Return the offset of the last chunk of messages; None if there is none."""
+        """Return the offset of the last chunk of messages; None if the segment has no messages."""
         self.look()
         for start in reversed(self._positions):
             found = [header.offset for _, header in _headers(self.data, start, self.size) if header.kind == USER]
@@ -321,7 +321,7 @@ class Segment:
 
 
 def _headers(data: SegmentData, position: int, end: int) -> Iterator[tuple[int, Header]]:
-    """Yield the headers of the chunks from a position on, with their positions, up to a damaged one."""
+    """Yield the position and header of each chunk from a position on. Stops at a damaged header."""
     start, block = position, b""
     while position < end:
         if len(block) - (position - start) < HEADER_SIZE:
@@ -334,14 +334,14 @@ def _headers(data: SegmentData, position: int, end: int) -> Iterator[tuple[int, 
 
 
 def read_block(data: SegmentData, position: int, end: int | None = None) -> bytes:
-    """Read the chunk at a position, and what follows it if it is small, up to `end`."""
+    """Read a block that contains the whole chunk at this position; a small chunk is read with those behind it."""
     block = data.read(position, _BLOCK if end is None else min(_BLOCK, end - position))
     header = parse_header(block)
     return block if header is None or header.length <= len(block) else data.read(position, header.length)
 
 
 def sound_chunks(data: SegmentData) -> Iterator[tuple[Header, Tracking]]:
-    """Yield the chunks of a segment in order, up to an incomplete or damaged one."""
+    """Yield the header and tracking data of each chunk in order. Stops at an incomplete or damaged chunk."""
     position = start = 0
     block = b""
     while True:

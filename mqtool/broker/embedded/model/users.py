@@ -1,4 +1,4 @@
-"""Users with their passwords, tags and permissions."""
+"""Users: passwords, tags, permissions and limits."""
 
 import hashlib
 import hmac
@@ -8,7 +8,7 @@ from typing import Self
 
 from mqtool.broker.embedded.model.applied_policies import found
 
-#: RabbitMQ's ways to hash passwords, and what Python calls them.
+#: RabbitMQ's password hashing algorithms, and the names of the digests in Python's hashlib.
 ALGORITHMS = {
     "rabbit_password_hashing_sha256": "sha256",
     "rabbit_password_hashing_sha512": "sha512",
@@ -21,24 +21,24 @@ DEFAULT_ALGORITHM = "rabbit_password_hashing_sha256"
 
 @dataclass(frozen=True)
 class Permissions:
-    """The permissions of a user in a virtual host: three regular expressions over names."""
+    """The permissions of a user in a virtual host: regular expressions for the names of queues and exchanges."""
 
     configure: str = ".*"
     write: str = ".*"
     read: str = ".*"
 
     def allow(self, what: str, name: str) -> bool:
-        """Return whether `configure`, `write` or `read` of a name is allowed; the default exchange is `amq.default`."""
+        """Return whether `what` (configure, write or read) is allowed; "" means the default exchange, `amq.default`."""
         pattern: str = getattr(self, what)
-        # To RabbitMQ an empty pattern matches only the empty name.
+        # In RabbitMQ, an empty pattern matches only the empty name.
         return found(pattern or "^$", name or "amq.default")
 
 
 @dataclass(frozen=True)
 class TopicPermissions:
-    """The permissions of a user for a topic exchange: regular expressions over routing keys.
+    """The permissions of a user for a topic exchange: regular expressions for routing keys.
 
-    `{username}` and `{vhost}` in them are replaced.
+    `{username}` and `{vhost}` in an expression are replaced by the names.
     """
 
     write: str = ".*"
@@ -52,14 +52,14 @@ class TopicPermissions:
 
 @dataclass
 class User:
-    """An account.
+    """A user account.
 
     Attributes:
         password_hash: a salt of four bytes, then the digest of salt and password, as in RabbitMQ; None for no login.
-        tags: e.g. `administrator`.
-        permissions: by virtual host.
-        topic_permissions: by virtual host and exchange; without any, everything is allowed.
-        limits: the most that they may have of what `broker.OF_USERS` names.
+        tags: such as `administrator`.
+        permissions: the permissions in each virtual host, by its name.
+        topic_permissions: by virtual host and exchange; an exchange without an entry allows every routing key.
+        limits: the limits of the user, by the names in `broker.OF_USERS`.
     """
 
     name: str
@@ -72,12 +72,12 @@ class User:
 
     @classmethod
     def with_password(cls, name: str, password: str, tags: list[str]) -> Self:
-        """Return a user with this password and no permissions."""
+        """Create a user with this password and no permissions."""
         salt = os.urandom(4)
         return cls(name, salt + hashlib.sha256(salt + password.encode(errors="surrogateescape")).digest(), tags)
 
     def authenticates(self, password: str) -> bool:
-        """Return whether this is the user's password; an empty one never is."""
+        """Return whether the password is correct. An empty password never is."""
         if not password or self.password_hash is None:
             return False
         salt, digest = self.password_hash[:4], self.password_hash[4:]

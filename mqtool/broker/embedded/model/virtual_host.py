@@ -34,11 +34,11 @@ from mqtool.codecs.field_tables import Table
 
 @dataclass(slots=True)
 class Routing:
-    """The destinations of a message.
+    """A message with the queues that it is routed to.
 
     Attributes:
-        queues: the queues that get it now, each once.
-        stored: whether a delayed exchange holds it back, and it is being written to disk.
+        queues: the queues that get the message now, without duplicates.
+        stored: True if a delayed exchange holds the message back and the message is being written to disk.
     """
 
     message: Message
@@ -50,9 +50,9 @@ class Publication(NamedTuple):
     """The outcome of a publish.
 
     Attributes:
-        routed: whether the message was routed to at least one queue.
-        accepted: whether no queue refused it.
-        stored: whether it is being written to disk; the publisher's confirm must wait for that.
+        routed: True if the message was routed to at least one queue.
+        accepted: True if no queue refused the message.
+        stored: True if the message is being written to disk; its confirm must wait until that is done.
     """
 
     routed: bool
@@ -61,15 +61,15 @@ class Publication(NamedTuple):
 
 
 class VirtualHost:
-    """A name space of exchanges and queues.
+    """A virtual host: a namespace of exchanges and queues.
 
     Attributes:
-        exchanges, queues: by name.
-        profile: the RabbitMQ that it behaves like.
-        policies: the policies of its exchanges and queues.
-        limits: the most that it may have of what `broker.OF_VHOSTS` names.
-        tracing: whether its firehose is on.
-        failures: where messages are reported that cannot be handled.
+        exchanges, queues: the exchanges and queues, by name.
+        profile: the version of RabbitMQ to behave like.
+        policies: the policies for exchanges and queues.
+        limits: the limits, by the names in `broker.OF_VHOSTS`.
+        tracing: True if the firehose (message tracing) is on.
+        failures: logs failures to process a message.
     """
 
     def __init__(self, name: str, clock: Clock, ledger: Ledger, profile: Profile) -> None:
@@ -93,11 +93,11 @@ class VirtualHost:
         self._dead_letters = DeadLetters(self._publish_dead, clock, self.failures, trusts_deaths=profile.trusts_deaths)
 
     def add_exchange(self, exchange: Exchange) -> None:
-        """Add an exchange that has been checked.
+        """Add an exchange whose declaration is valid.
 
         Raises:
-            ChannelException: 406, its arguments could not be read back at the next start.
-            ConnectionException: 506, it cannot be written to disk. In both cases it is not added.
+            ChannelException: 406, the arguments could not be read back after a restart.
+            ConnectionException: 506, the exchange cannot be written to disk. In both cases it is not added.
         """
         encode_definition(exchange.arguments)
         if exchange.durable and not exchange.key:
@@ -107,7 +107,7 @@ class VirtualHost:
         self.exchanges[exchange.name] = exchange
 
     def delete_exchange(self, exchange: Exchange) -> None:
-        """Delete an exchange and its bindings. What it holds back goes to the next exchange of its name, if any."""
+        """Delete an exchange and its bindings. Delayed messages go to the next exchange with its name, if any."""
         del self.exchanges[exchange.name]
         for binding in [*exchange.bindings, *exchange.inbound]:
             self._unbind(binding)
@@ -115,14 +115,14 @@ class VirtualHost:
             forget_exchange(self._ledger, self.name, exchange)
 
     def new_queue_name(self) -> str:
-        """Return a name for a queue that the client leaves to the broker to name."""
+        """Return a random name for a queue that a client declares without one."""
         return f"amq.gen-{secrets.token_urlsafe(16)}"
 
     def check_queue_limit(self, name: str) -> None:
         """Check that the virtual host may have one more queue.
 
         Raises:
-            ChannelException: 406.
+            ChannelException: 406, the limit is reached.
         """
         limit = limit_of(self.limits, "max-queues")
         if limit is not None and len(self.queues) >= limit:
@@ -131,15 +131,15 @@ class VirtualHost:
             )
 
     def add_queue(self, declared: QueueDeclaration, key: int = 0) -> Queue:
-        """Add a queue that has been checked.
+        """Add a queue whose declaration is valid.
 
         Args:
-            declared: its properties.
-            key: its number in the data directory, if it is there already.
+            declared: the properties of the queue.
+            key: the number of the queue in the data directory, if the queue is stored already.
 
         Raises:
-            ChannelException: 406, its arguments could not be read back at the next start.
-            ConnectionException: 506, it cannot be written to disk. In both cases it is not added.
+            ChannelException: 406, the arguments could not be read back after a restart.
+            ConnectionException: 506, the queue cannot be written to disk. In both cases it is not added.
         """
         name, arguments = declared.name, declared.arguments
         encode_definition(arguments)
@@ -170,7 +170,7 @@ class VirtualHost:
     def _apply_policies(self) -> None:
         for exchange in self.exchanges.values():
             exchange.apply(self.policies.applied_to(exchange.name, "exchange"))
-        # A limit may dead-letter messages to other queues here.
+        # A new limit may dead-letter messages to other queues of this virtual host.
         for queue in list(self.queues.values()):
             queue.apply(self.policies.applied_to(queue.name, queue.kind))
 
@@ -187,12 +187,12 @@ class VirtualHost:
         return queue.delete()
 
     def bind(self, source: Exchange, destination: Destination, routing_key: str, arguments: Table) -> None:
-        """Bind, unless there is such a binding already.
+        """Add a binding, unless it exists already.
 
         Raises:
             ChannelException: 406, the key has too many wildcards, `x-match` is not valid, or the arguments could not be
-                read back at the next start.
-            ConnectionException: 506, the binding cannot be written to disk. In both cases it is not made.
+                read back after a restart.
+            ConnectionException: 506, the binding cannot be written to disk. In both cases it is not added.
         """
         encode_definition(arguments)
         if source.routed_as == "headers":
@@ -210,15 +210,15 @@ class VirtualHost:
         source.add(binding)
 
     def unbind(self, source: Exchange, destination: Destination, routing_key: str, arguments: Table) -> None:
-        """Unbind, if there is such a binding."""
+        """Remove a binding, if it exists."""
         binding = source.find(destination, routing_key, arguments)
         if binding is not None:
             self._unbind(binding)
 
     def _unbind(self, binding: Binding) -> None:
-        """Remove a binding; delete an auto-delete exchange with its last one."""
+        """Remove a binding. An auto-delete exchange is deleted with its last binding."""
         source = binding.source
-        # A deleted exchange has a binding to itself among those to it and those from it.
+        # When an exchange is deleted, a binding to itself comes up twice: as outbound and as inbound.
         if not source.remove(binding):
             return
         if binding.stored:
@@ -227,7 +227,7 @@ class VirtualHost:
             self.delete_exchange(source)
 
     def bindings(self) -> Iterator[Binding]:
-        """Yield all bindings except those of each queue to the default exchange."""
+        """Yield all bindings except the implicit ones of the default exchange."""
         for exchange in self.exchanges.values():
             yield from exchange.bindings
 
@@ -240,7 +240,7 @@ class VirtualHost:
         self._ledger.forget("vhost", (self.name,))
 
     def enqueue(self, routing: Routing) -> Publication:
-        """Add a message to the queues that it was routed to, except those deleted since."""
+        """Add a message to the queues that it was routed to, except queues deleted since."""
         routed, accepted, stored = False, True, routing.stored
         for queue in routing.queues:
             if not queue.deleted:
@@ -250,16 +250,16 @@ class VirtualHost:
         return Publication(routed, accepted, stored)
 
     def route(self, exchange: Exchange, message: Message, *, is_changed: bool = False, is_due: bool = False) -> Routing:
-        """Find the queues that a message goes to. Delayed exchanges on the way hold it back.
+        """Find the queues for a message. Delayed exchanges on the way hold the message back.
 
         Args:
-            exchange: the exchange that it is published to.
+            exchange: the exchange that the message is published to.
             message: the message.
-            is_changed: whether its headers are no longer as its publisher sent them.
-            is_due: whether it has been held back already.
+            is_changed: True if the broker has changed the headers sent by the publisher.
+            is_due: True if the message has already been held back for its delay.
 
         Raises:
-            ConnectionException: 541, an exchange on the way cannot read its delay.
+            ConnectionException: 541, a delayed exchange on the way cannot read the delay of the message.
         """
         headers = message.headers
         keys = [message.routing_key]
@@ -279,7 +279,7 @@ class VirtualHost:
                 destinations: list[Destination] = []
             else:
                 destinations = [found for key in keys for found in self._matches(current, key, message)]
-            # A message that is held back counts as one that matches no binding.
+            # A message that is held back also goes to the alternate exchange, like one that matches no binding.
             if not destinations and current.alternate in self.exchanges:
                 destinations = [self.exchanges[current.alternate]]
             for destination in destinations:
@@ -299,17 +299,17 @@ class VirtualHost:
         return exchange.match(key, message.headers)
 
     def _publish_dead(self, message: Message, reason: str) -> bool:
-        """Publish a dead letter to the exchange that it is addressed to.
+        """Publish a dead letter to the exchange in its address.
 
         Returns:
-            Whether a queue took it and none refused it.
+            True if at least one queue accepted the dead letter, and no queue refused it.
         """
         exchange = self.exchanges.get(message.exchange)
         if exchange is None:
             return False
         try:
             routing = self.route(exchange, message, is_changed=True)
-        except ConnectionException:  # its delay cannot be read: it is not delayed
+        except ConnectionException:  # the delay cannot be read: publish without it
             routing = self.route(exchange, message, is_changed=True, is_due=True)
         if reason != "rejected":
             routing.queues = [target for target in routing.queues if not would_cycle(message, target.name)]
@@ -317,10 +317,10 @@ class VirtualHost:
         return publication.routed and publication.accepted
 
     def _hold(self, exchange: Exchange, message: Message, delay: int, *, is_changed: bool) -> bool:
-        """Hold a message back; return whether it is being written to disk.
+        """Hold a message back for its delay. Return True if it is being written to disk.
 
-        The plugin negates the delay of what it releases, but up to RabbitMQ 3.12 a consumer gets the headers as they
-        were sent, unless the broker has changed them.
+        The plugin negates the delay of messages that it releases, but up to RabbitMQ 3.12 a consumer gets the headers
+        that the publisher sent, unless the broker has changed them.
         """
         held = over(message, delay) if is_changed or "BCC" in message.headers else message
         entry = self._ledger.enter(held, self._clock.now() + delay)
@@ -330,7 +330,7 @@ class VirtualHost:
         return entry.row != 0
 
     def hold_again(self, exchange: Exchange, entry: Entry) -> None:
-        """Hold a message back that was held back before a restart."""
+        """Hold back a recovered message that was held back before a restart."""
         self._ledger.hold(entry)
         self._delayed.hold(exchange.name, entry)
 
@@ -339,7 +339,7 @@ class VirtualHost:
         return self._delayed.count(exchange.name)
 
     def _release(self, name: str, entry: Entry) -> None:
-        """Publish a message whose delay is over. One that cannot be published is set aside."""
+        """Publish a message whose delay is over. If publishing fails, the message is set aside."""
         exchange = self.exchanges.get(name)
         try:
             if exchange is not None:
@@ -359,7 +359,7 @@ def _stream_type() -> type[Queue]:
 
 
 def _save_queue(ledger: Ledger, queue: Queue) -> None:
-    """Store a new durable queue; sets its key."""
+    """Store a new durable queue, and set its key."""
     queue.key = ledger.new_key()
     ledger.save(
         "queue",
@@ -375,6 +375,6 @@ def _save_queue(ledger: Ledger, queue: Queue) -> None:
 
 
 def limit_of(limits: dict[str, int], name: str) -> int | None:
-    """Return a limit; None if it is not set. RabbitMQ takes a negative one for unlimited."""
+    """Return a limit; None if the limit is not set or negative, which means unlimited in RabbitMQ."""
     limit = limits.get(name, -1)
     return None if limit < 0 else limit
