@@ -97,7 +97,7 @@ class Delaying:
             held.exchange = place.exchange
             held.routing_key = message.routing_key if place.routing_key is None else place.routing_key
             held.properties = way.properties(held, delay)
-            held.properties.setdefault("delivery_mode", PERSISTENT)  # it must survive a restart
+            held.properties.setdefault("delivery_mode", PERSISTENT)  # the message must survive a restart
         return held
 
     def choose(self, target: Exchange | Queue | None = None) -> Way:

@@ -106,7 +106,7 @@ class Node:
 
 @dataclass(slots=True)
 class QueueState:
-    """A queue: its depth, and its rates if they were requested."""
+    """A queue with its depth, consumers and, if requested, rates."""
 
     name: str
     type: str

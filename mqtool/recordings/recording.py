@@ -89,7 +89,7 @@ def parse_moment(text: str) -> Moment:
 
 @dataclass
 class Selection:
-    """The messages of a recording to use: those recorded at `since` or later, and before `until`."""
+    """Selects messages of a recording: recorded at `since` or later, before `until`, and matching `where`."""
 
     since: Moment | None = None
     until: Moment | None = None

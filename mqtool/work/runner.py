@@ -151,8 +151,8 @@ def _not_started(error: OSError) -> Ending:
 class _Run:
     """Runs one program, from its start to its end.
 
-    The program's end is its exit, not the end of its output: it may close its output early, and processes that it
-    leaves behind may keep the output open. So the runner keeps both ends of the output pipes open.
+    Output pipes do not show when a program ends: it may close them early, and processes that it leaves behind may keep
+    them open. So the runner keeps both ends of these pipes open, and waits for the program's exit instead.
     """
 
     def __init__(
