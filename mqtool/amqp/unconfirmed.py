@@ -31,7 +31,7 @@ _FATE = "they may or may not have arrived"
 
 
 class Route(NamedTuple):
-    """Exchange, routing key and delivery mode for messages that do not set their own; and basic.publish's mandatory."""
+    """Default exchange, routing key and delivery mode for messages without their own; and the mandatory flag."""
 
     exchange: str = ""
     routing_key: str = ""
@@ -59,14 +59,14 @@ class MessageWriter(Protocol):
     """Sends messages and acknowledgements on one pika channel."""
 
     def encode(self, messages: Sequence[Message], route: Route) -> Encoded:
-        """Prepare messages to be written. From any thread.
+        """Encode messages. Safe to call from any thread.
 
         Raises:
-            UsageError, BadData: one of them cannot be encoded.
+            UsageError, BadData: a message cannot be encoded.
         """
 
     def write(self, encoded: Iterable[Encoded], acks: Iterable[tuple[int, bool]] = ()) -> None:
-        """Send messages, then acknowledgements: delivery tags, each with `multiple`. On the I/O thread.
+        """Send messages, then acknowledgements: pairs of delivery tag and `multiple`. Call it on the I/O thread.
 
         Does nothing if the channel is closed.
         """
@@ -83,7 +83,7 @@ class Unconfirmed:
         run: runs a function on the I/O thread.
         run_later: runs a function on the I/O thread after a number of seconds.
         reopen: starts to open another channel; restart() is called once it is open.
-        hopeless: returns why the broker cannot answer, if the command is to stop; else None.
+        hopeless: returns why the broker cannot reply, if the command must stop; else None.
     """
 
     def __init__(
@@ -129,11 +129,11 @@ class Unconfirmed:
         """Publish messages, at once or in one write with those that follow within a millisecond.
 
         Args:
-            sequence: the number of the first of them, for its receipt.
-            waits: write them with the next call of drain(), not before.
+            sequence: the number of the first message, for its receipt.
+            waits: write the messages with the next call of drain(), not before.
 
         Raises:
-            UsageError, BadData: one cannot be encoded. Nothing was sent.
+            UsageError, BadData: a message cannot be encoded. None was sent.
         """
         with self._lock:
             encoded = self._writer.encode(messages, route) if self._writer else Encoded(None, 0)
@@ -158,25 +158,25 @@ class Unconfirmed:
 
     @property
     def has_answers(self) -> bool:
-        """Whether collect() would return receipts."""
+        """True if collect() would return receipts."""
         return bool(self._done) or self._answered > self._collected
 
     @property
     def is_waiting(self) -> bool:
-        """Whether receipts are still to be collected, or to come."""
+        """True if receipts can be collected, or messages are still unconfirmed."""
         return bool(self._done or self._outstanding or self._later)
 
     @property
     def in_flight(self) -> int:
-        """The number of messages that the broker has not answered for."""
+        """The number of messages that the broker has not confirmed or rejected yet."""
         return len(self._outstanding) - (self._answered - self._collected)
 
     def is_full(self, window: int) -> bool:
-        """Whether too many messages, or bytes, are unconfirmed to publish more."""
+        """True if `window` messages or WINDOW_BYTES bytes are unconfirmed, so that no more can be published now."""
         return len(self._outstanding) + len(self._later) >= window or self._bytes >= WINDOW_BYTES
 
     def collect(self) -> list[Receipt]:
-        """The receipts of the messages that were answered for since the last call, in the order of publishing."""
+        """Return the receipts of messages confirmed or rejected since the last call, in the order of publishing."""
         with self._changed:
             receipts, self._done = self._done + self._take_answered(), []
         return receipts
@@ -204,7 +204,7 @@ class Unconfirmed:
             at_most: seconds after which to return in any case.
 
         Raises:
-            NotConfirmed: the broker did not answer in time, or the command is to stop while it cannot answer.
+            NotConfirmed: the broker did not confirm in time, or the command must stop while the broker cannot reply.
             MqtoolError: the channel was closed for good.
         """
         deadline = None if at_most is None else time.monotonic() + at_most
@@ -242,7 +242,7 @@ class Unconfirmed:
     # For the connection.
 
     def restart(self, writer: MessageWriter, *, connection_is_new: bool = False) -> None:
-        """Publish the unconfirmed messages again, on a new channel in confirm mode. On the I/O thread."""
+        """Publish the unconfirmed messages again, on a new channel in confirm mode. Call it on the I/O thread."""
         with self._changed:
             self._done += self._take_answered()
             self._outstanding.extendleft(reversed(self._later))
@@ -345,7 +345,7 @@ class Unconfirmed:
         self._refused.setdefault(tag, Receipt(addressed(message, route), confirmation, reason, sequence))
 
     def drain(self, acks: Iterable[tuple[int, bool]] = ()) -> None:
-        """Write the messages that wait, then acknowledgements. On the I/O thread."""
+        """Write the collected messages, then acknowledgements. Call it on the I/O thread."""
         with self._lock:
             self._is_due = self._is_due_now = False
             ready, self._outbox, self._outbox_size = self._outbox, [], 0

@@ -1,4 +1,4 @@
-"""Values of AMQP 1.0 that a header of AMQP 0-9-1 can have; the others are skipped."""
+"""Encode and decode the AMQP 1.0 values that an AMQP 0-9-1 header can have. Other values decode to DROPPED."""
 
 import struct
 import uuid
@@ -124,10 +124,10 @@ class Span(NamedTuple):
 
 
 def find(data: bytes, offset: int) -> Span:
-    """Find the value at an offset; it has no descriptor.
+    """Find the bytes of the value at an offset. The value must not have a descriptor.
 
     Raises:
-        ValueError: it is cut short, or its type is unknown.
+        ValueError: the value is cut short, or its type is unknown.
         IndexError: the data ends at the offset.
     """
     code = data[offset]
@@ -170,8 +170,8 @@ def spans_in(data: bytes, span: Span) -> Iterator[Span]:
     """Yield the positions of the items of a list, or of the keys and values of a map in turn.
 
     Raises:
-        ValueError: it is neither, or one is cut short.
-        IndexError: one is cut short.
+        ValueError: the value is neither a list nor a map, or an item is cut short.
+        IndexError: an item is cut short.
     """
     if span.code == 0x45:
         return

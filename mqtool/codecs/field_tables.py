@@ -23,11 +23,11 @@ Table: TypeAlias = dict[str, Value]
 
 
 class NameTooLong(ValueError):
-    """A name or a text property has more than 255 bytes; the argument is the encoded name."""
+    """A name or a text property is longer than 255 bytes. The exception's argument is the encoded name."""
 
 
 class NoFieldType(TypeError):
-    """AMQP has no type for a value; the argument is the value."""
+    """AMQP has no type for a value. The exception's argument is the value."""
 
 
 class Int8(int):
@@ -123,7 +123,7 @@ def type_name(value: Value) -> str:
 
 
 def is_integer(value: Value) -> bool:
-    """Whether the wire type is one of the integer types (a bool or a timestamp is not)."""
+    """True if the wire type is one of the integer types (a bool or a timestamp is not)."""
     return isinstance(value, int) and not isinstance(value, bool | Timestamp)
 
 
@@ -136,7 +136,7 @@ def text(raw: bytes) -> str | bytes:
 
 
 class FieldTables:
-    """The exact view: every value keeps its wire type, and a damaged table is an error."""
+    """The codec of the embedded broker: every value keeps its wire type, and a damaged table is an error."""
 
     _fixed = _FIXED
     #: Keep a damaged table inside another one as Undecoded, instead of rejecting all of it.
@@ -148,7 +148,7 @@ class FieldTables:
         """Decode the table at an offset; return it with the offset after it.
 
         Raises:
-            ValueError: it is cut short, nested too deeply, or holds a type that RabbitMQ does not know.
+            ValueError: the table is cut short, nested too deeply, or contains a type that RabbitMQ does not know.
         """
         try:
             end = self._end(data, offset, len(data))
@@ -157,15 +157,15 @@ class FieldTables:
             raise ValueError("field table cut short") from error
 
     def encode_table(self, table: Mapping[str, Any]) -> bytes:
-        """Encode a table, with its length in front.
+        """Encode a table, preceded by its length.
 
         Raises:
-            NameTooLong, NoFieldType, ValueError, OverflowError, struct.error: it cannot be encoded.
+            NameTooLong, NoFieldType, ValueError, OverflowError, struct.error: the table cannot be encoded.
         """
         return self._table(table, 0)
 
     def encode_value(self, value: Any, depth: int = 0) -> bytes:  # noqa: C901 - one case per type
-        """Encode one value, with its type's letter in front. Raises what encode_table() does."""
+        """Encode one value, preceded by the letter of its type. Raises the same errors as encode_table()."""
         fixed = _LETTERS.get(type(value))
         if fixed is not None:
             letter, packing = fixed
@@ -202,14 +202,14 @@ class FieldTables:
         return b"l" + struct.pack(">q", value)
 
     def _bytes(self, value: bytes) -> bytes:
-        """A text that is not UTF-8 decodes to bytes here, so that is what bytes encode to."""
+        """Encode bytes as text, unless they are a ByteArray: this codec decodes text that is not UTF-8 to bytes."""
         return (b"x" if isinstance(value, ByteArray) else b"S") + _sized(value)
 
     def _other(self, value: Any) -> bytes:
         raise NoFieldType(value)
 
     def _end(self, data: bytes, offset: int, limit: int) -> int:
-        """The end of something that starts with its size."""
+        """Return the end offset of a value that starts with its size, in four bytes."""
         end: int = offset + 4 + _SIZE.unpack_from(data, offset)[0]
         if end > limit:
             raise ValueError("length exceeds the data")
@@ -282,7 +282,9 @@ _CLIENT_FIXED: _Fixed = {
 
 
 class _ClientTables(FieldTables):
-    """Python's types, and no errors: a damaged part is Undecoded, a damaged table has its bytes under UNREADABLE."""
+    """The codec of the client: decodes to Python types without errors. A damaged part becomes Undecoded; a damaged
+    table becomes a table with the encoded bytes under the key UNREADABLE.
+    """
 
     _fixed = _CLIENT_FIXED
     _sets_damage_aside = True
@@ -347,10 +349,10 @@ def decode_short_string(data: bytes, offset: int) -> tuple[str, int]:
 
 
 def encode_short_string(name: str | bytes) -> bytes:
-    """Encode a name or a text property, with its length in front.
+    """Encode a name or a text property, preceded by its length.
 
     Raises:
-        NameTooLong: it has more than 255 bytes.
+        NameTooLong: the name is longer than 255 bytes.
     """
     raw = name if isinstance(name, bytes) else name.encode("utf-8", "surrogateescape")
     if len(raw) > 255:
@@ -363,10 +365,10 @@ _FORMS = {"delivery_mode": ">B", "priority": ">B", "timestamp": ">Q"}
 
 
 def encode_property(name: str, value: Any) -> bytes:
-    """Encode one property of a message, as a client.
+    """Encode one property of a message with the client's codec.
 
     Raises:
-        NameTooLong, NoFieldType, ValueError, OverflowError, struct.error: it cannot be encoded.
+        NameTooLong, NoFieldType, ValueError, OverflowError, struct.error: the value cannot be encoded.
     """
     if name == "headers":
         return CLIENT.encode_table(value)
@@ -378,7 +380,7 @@ def encode_property(name: str, value: Any) -> bytes:
 
 
 def decode_properties(data: bytes) -> dict[str, Any]:
-    """Decode a message's property flags and properties, as a client. Damaged ones are in the header UNREADABLE."""
+    """Decode a message's flags and properties with the client's codec. If damaged, all are in the header UNREADABLE."""
     properties: dict[str, Any] = {}
     try:
         (flags,) = struct.unpack_from(">H", data)

@@ -1,8 +1,8 @@
-"""A client of the RabbitMQ management HTTP API, for what AMQP cannot ask: which queues exist, who is connected.
+"""A client of the RabbitMQ management HTTP API, for requests that AMQP lacks, such as lists of queues and connections.
 
 Lists are generators, which take little memory: they fetch page by page where the API has pages (queues, exchanges,
-connections, channels), else they decode object by object as the answer arrives (bindings, consumers). Name the columns
-that you need: this makes answers far smaller. https://www.rabbitmq.com/docs/http-api-reference
+connections, channels), else they decode each object as it arrives (bindings, consumers). Specify the columns that you
+need: this makes responses far smaller. https://www.rabbitmq.com/docs/http-api-reference
 """
 
 from mqtool.management.api_client import HOW_TO_ENABLE, PAGE_SIZE, PATIENCE, Management, exchange_path, path

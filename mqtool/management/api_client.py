@@ -1,4 +1,4 @@
-"""The client of the management HTTP API: requests, pages, items, and what its refusals mean."""
+"""Management, the client of the management HTTP API: requests, paged and whole lists, and translated errors."""
 
 import codecs
 import json
@@ -20,7 +20,7 @@ def objects(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     """Decode the objects of a JSON array, each as soon as it has arrived.
 
     Raises:
-        ValueError: it is not a JSON array, or it is incomplete.
+        ValueError: the data is not a JSON array, or is incomplete.
     """
     decoder, utf8 = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8")()
     text, start, begun = "", 0, False
@@ -52,7 +52,7 @@ def refusal(answer: "Response", url: str, user: str) -> MqtoolError:
     """Translate an error response.
 
     Args:
-        url: of the API.
+        url: the URL of the API.
         user: the user who sent the request.
     """
     reason = _said(answer)
@@ -115,7 +115,7 @@ def _access_refused(url: str, user: str, reason: str) -> AccessRefused:
 #: An object of the API, with the keys of https://www.rabbitmq.com/docs/http-api-reference. One is missing where the
 #: broker does not know it yet (statistics come seconds late), or where only certain columns were asked for.
 Json = dict[str, Any]
-#: Seconds for a connection, and for an answer: a busy broker with many queues takes long to list or delete.
+#: Seconds to wait for a connection and for a response: a busy broker with many queues is slow to list or delete.
 PATIENCE = (5.0, 60.0)
 #: The largest page that RabbitMQ allows.
 PAGE_SIZE = 500
@@ -128,9 +128,9 @@ class Management:
 
     Args:
         url: such as http://localhost:15672.
-        patience: seconds to wait for a connection, and for each piece of an answer.
-        ca: the authority that signed the certificate of an https URL (a PEM file); None trusts the system's.
-        on_silence: called if nothing answers; it may raise a more precise error.
+        patience: seconds to wait for a connection, and for each part of a response.
+        ca: a PEM file with the CA certificate for an https URL; None trusts the default authorities.
+        on_silence: called if there is no response; it may raise a more precise error.
     """
 
     def __init__(
@@ -157,10 +157,10 @@ class Management:
         """Get and decode one resource.
 
         Args:
-            path: below /api/, as path() makes it.
+            path: the path below /api/, as returned by path().
 
         Raises:
-            Unavailable: nothing answers, or what answers is not a management API.
+            Unavailable: there is no response, or the server is not a management API.
             NotFound: there is no such object.
             AccessRefused: the user may not do this.
         """
@@ -170,17 +170,17 @@ class Management:
         """Create or change an object; return True if it is new.
 
         Raises:
-            DeclaredDifferently: it exists, and cannot be changed.
+            DeclaredDifferently: the object exists, and cannot be changed.
             UsageError: the broker does not accept the body.
             Unavailable, NotFound, AccessRefused: as for get().
         """
         return self._request("PUT", path, body=body).status_code == HTTPStatus.CREATED
 
     def post(self, path: str, body: Json) -> Any:
-        """Create an object without a name; return the decoded answer, if any.
+        """Create an object without a name; return the decoded response body, if any.
 
         Raises:
-            MqtoolError: the API refuses it.
+            MqtoolError: the API refuses the request.
         """
         answer = self._request("POST", path, body=body)
         return self._decoded(answer) if answer.content else None
@@ -189,8 +189,8 @@ class Management:
         """Delete an object.
 
         Raises:
-            NotFound: it does not exist.
-            MqtoolError: the API refuses.
+            NotFound: the object does not exist.
+            MqtoolError: the API refuses the request.
         """
         self._request("DELETE", path)
 
@@ -201,9 +201,10 @@ class Management:
 
         Args:
             columns: the keys to return; none means all. A dot leads into a nested object: `message_stats.publish`.
-            query: such as name=…, use_regex="true", sort=….
+            query: query parameters such as name=…, use_regex="true", sort=….
 
-        Raises: as get() does.
+        Raises:
+            Unavailable, NotFound, AccessRefused: as for get().
         """
 
         def page(number: int) -> Json:
@@ -221,7 +222,7 @@ class Management:
         """The items of a list that the API returns whole, each decoded as soon as it has arrived.
 
         Raises:
-            MqtoolError: the API refuses.
+            MqtoolError: the API refuses the request.
         """
         import requests
 
@@ -280,10 +281,10 @@ class Management:
 
 
 def path(*names: str) -> str:
-    """A path below /api/. Names are escaped.
+    """Join names to a path below /api/. Names are escaped.
 
     Raises:
-        UsageError: no URL can hold one of them.
+        UsageError: a name cannot be part of a URL's path.
     """
     for name in names:
         if name in ("", ".", ".."):  # clients remove these from a URL's path
@@ -292,7 +293,7 @@ def path(*names: str) -> str:
 
 
 def exchange_path(vhost: str, exchange: str, *more: str) -> str:
-    """The path of an exchange. The default exchange has a name of its own here."""
+    """The path of an exchange. The API calls the default exchange `amq.default`."""
     return path("exchanges", vhost, exchange or "amq.default", *more)
 
 
@@ -330,7 +331,7 @@ def _columns(columns: Collection[str]) -> dict[str, str]:
 
 
 def _reason(error: Exception) -> str:
-    """The operating system's message, without the exceptions that wrap it."""
+    """Unwrap an exception to get the operating system's error text."""
     inner: Any = error
     while True:
         deeper = getattr(inner, "reason", None) or inner.__cause__ or inner.__context__

@@ -1,6 +1,6 @@
-"""Lists of queues, exchanges and so on from the management API, and single facts.
+"""Functions for the lists of the management API (queues, exchanges, bindings, users, …), and for single values.
 
-Lists are generators. The vhost None means all that the user may see. Errors are those of Management.get().
+Lists are generators. The vhost None means all vhosts that the user may see. Errors are those of Management.get().
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -18,10 +18,10 @@ def queues(
 
 
 def queue_totals(api: Management, vhost: str | None, columns: Sequence[str], pattern: str = "") -> Iterator[Json]:
-    """Queues with their message counts, without other statistics, which is far less work for RabbitMQ than queues().
+    """Queues with message counts but no other statistics, which is far less work for RabbitMQ than queues().
 
     Counts of classic queues are current, those of quorum queues up to five seconds old; streams have none. All queues
-    are in one answer, since the broker sorts the list again for each page; a pattern for their names needs pages.
+    are in one response, since the broker sorts the list again for each page. Only a name pattern requires paging.
     """
     where = _in("queues", vhost)
     if pattern:
@@ -103,7 +103,7 @@ def listens_on(management: Management, port: int) -> bool:
     """True if the API's broker accepts AMQP connections on this port.
 
     Raises:
-        Unavailable, AccessRefused: the API does not answer.
+        Unavailable, AccessRefused: the API does not respond, or refuses the user.
     """
     listeners = management.get("overview").get("listeners") or []
     return any(listener.get("port") == port for listener in listeners)
@@ -134,7 +134,7 @@ def bound_to(management: Management, vhost: str, exchange: str) -> set[str]:
     """The names of the queues that are bound to an exchange.
 
     Raises:
-        Unavailable, AccessRefused: the API does not answer.
+        Unavailable, AccessRefused: the API does not respond, or refuses the user.
     """
     found = bindings_from(management, vhost, exchange, ("destination", "destination_type"))
     return {binding["destination"] for binding in found if binding["destination_type"] == "queue"}
