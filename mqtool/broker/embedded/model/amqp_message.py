@@ -269,7 +269,7 @@ def encode_address(exchange: str, routing_key: str) -> bytes:
 
 
 class Message:
-    """A published message: immutable, and shared by the queues it was routed to.
+    """A published message: immutable, and shared by the queues that it was routed to.
 
     Attributes:
         address: exchange and routing key as two short strings, as on the wire.

@@ -71,7 +71,7 @@ class Binding:
 
     @property
     def properties_key(self) -> str:
-        """The `properties_key` of the management API: identifies the binding among those with the same two ends."""
+        """The `properties_key` of the management API: unique for the source and the destination."""
         key = quote_plus(self.routing_key.encode(errors="surrogateescape")).replace("~", "%7E")
         if not self.arguments:
             return key or "~"
@@ -140,7 +140,7 @@ class Exchange:
             self._table.strict_numbers = profile.strict_numbers
 
     def counts(self) -> dict[str, int]:
-        """Return the number of messages published to the exchange, by its name in the management API."""
+        """Return the number of published messages, as `publish_in` in the management API."""
         return {"publish_in": self.published_in}
 
     @property

@@ -280,7 +280,7 @@ class Ledger:
 
     def page_out(self, entry: Entry) -> bool:
         """Return True if the caller is to drop a stored, unchanged message from memory until it is read back."""
-        # Its being a dead letter is not stored on disk.
+        # A dead letter would be read back as an ordinary Message.
         if self.held_bytes - self._paged_out_bytes <= _ROOMY or isinstance(entry.message, Dead):
             return False
         self.held_bytes -= len(entry.message.body) + _ENTRY_OVERHEAD
