@@ -107,13 +107,13 @@ class Unconfirmed:
         self._outbox: list[Encoded] = []
         self._outbox_size = 0
         self._is_due = self._is_due_now = False  # the I/O thread is going to empty the outbox
-        # Delivery tags count from 1 on every channel. The tag before that of _outstanding[0], and the highest tag
-        # up to which the broker has answered for all.
+        # Delivery tags count from 1 on every channel. _collected: the tag before that of _outstanding[0].
+        # _answered: the highest tag up to which the broker has confirmed or rejected all messages.
         self._collected = 0
         self._answered = 0
         self._answered_early: set[int] = set()
         self._refused: dict[int, Receipt] = {}
-        # The tags to publish again, the messages that wait for it, and the time when they are due.
+        # The tags of messages to publish again, the messages themselves once collected, and the time when to do so.
         self._again: set[int] = set()
         self._later: deque[_Published] = deque()
         self._later_at = 0.0
