@@ -1,6 +1,5 @@
 """The destinations of delayed messages, the interface of both ways to delay messages, and their shared functions."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -142,5 +141,7 @@ def derived_name(name: str, suffix: str) -> str:
     room = _LONGEST_NAME - len(suffix) - 1
     if len(data) <= room:
         return f"{name}.{suffix}"
-    mark = hashlib.blake2b(data, digest_size=8).hexdigest()
+    from hashlib import blake2b  # loads OpenSSL, which most commands do not need
+
+    mark = blake2b(data, digest_size=8).hexdigest()
     return f"{data[: room - len(mark) - 1].decode('utf-8', 'ignore')}~{mark}.{suffix}"

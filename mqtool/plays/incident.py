@@ -28,7 +28,7 @@ def play(stage: Stage) -> None:
     charge.chmod(0o755)
     stage.file("orders").write_text("".join(f"{json.dumps(order)}\n" for order in _ORDERS))
     queue = stage.name("charges")
-    work = f"mqtool worker -q {queue} --retries 0 --exec ./charge"
+    work = f"mqtool worker -q {queue} --declare --retries 0 --exec ./charge"
 
     shop, worker, tap = stage.terminals("shop", "worker", "tap")
     worker.start(work)

@@ -59,10 +59,8 @@ def call(
     ]
     for receipt in channel.publish(messages, mandatory=True):
         if receipt.confirmation is not Confirmation.CONFIRMED:
-            raise Unavailable(
-                f"no RPC server: there is no queue {queue.name!r}",
-                f"start one: {pasteable('rpc-server --queue=', queue.name)}",
-            )
+            hint = f"start one: {pasteable('rpc-server --queue=', queue.name)}"
+            raise Unavailable(f"no RPC server: there is no queue {queue.name!r}", hint)
     for reply in replies:
         number = waiting.pop(str(reply.properties.get("correlation_id")), None)
         if number is not None:

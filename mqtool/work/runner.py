@@ -21,8 +21,10 @@ import stat
 import termios
 import time
 from collections.abc import Mapping, Sequence
-from multiprocessing.connection import Connection, Pipe
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 #: The exit status for invalid input (sysexits.h).
 EX_DATAERR = 65
@@ -100,6 +102,8 @@ class Runner:
     """
 
     def __init__(self, others: Sequence["Runner"], environment: Mapping[bytes, bytes]) -> None:
+        from multiprocessing.connection import Pipe  # takes long to import, and only workers need it
+
         self._pipe, theirs = Pipe()
         if os.fork() == 0:
             for inherited in (self._pipe, *(other._pipe for other in others)):
@@ -120,7 +124,7 @@ class Runner:
         return ending
 
 
-def _serve(worker: Connection, environment: Mapping[bytes, bytes]) -> None:
+def _serve(worker: "Connection", environment: Mapping[bytes, bytes]) -> None:
     """Run programs until the worker ends. This function, and all that follow, run in the runner's process."""
     os.setpgid(0, 0)  # Ctrl-C on the terminal is for the worker alone
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -156,7 +160,7 @@ class _Run:
     """
 
     def __init__(
-        self, request: Request, environment: Mapping[bytes, bytes], worker: Connection, our_stderr: "_Stderr"
+        self, request: Request, environment: Mapping[bytes, bytes], worker: "Connection", our_stderr: "_Stderr"
     ) -> None:
         self._request = request
         self._worker = worker

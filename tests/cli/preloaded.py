@@ -7,7 +7,9 @@ ends with pytest, since that holds the server's standard input, and kills what s
 (ignored signals, limits) comes from the server: tests of that use `Shell.start_cold()`.
 """
 
+import atexit
 import contextlib
+import gc
 import importlib
 import marshal
 import os
@@ -164,6 +166,7 @@ def _load_all() -> None:
         *_MODULES.values(),
     ):
         importlib.import_module(name)
+    gc.freeze()  # a collection in a child would copy all of it
 
 
 def _become(message: bytes, streams: list[int]) -> NoReturn:
@@ -180,7 +183,17 @@ def _become(message: bytes, streams: list[int]) -> NoReturn:
     os.environ.clear()
     os.environ.update({os.fsdecode(key): os.fsdecode(value) for key, value in environment.items()})
     sys.argv = [name, *words]
-    sys.exit(importlib.import_module(_MODULES[name]).main())
+    code: object = 0
+    try:
+        importlib.import_module(_MODULES[name]).main()
+    except SystemExit as ended:
+        code = ended.code
+        if isinstance(code, str):
+            raise
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    # Python's own tidying up would touch, and so copy, all that the server has imported: half of the suite's time.
+    os._exit(code if isinstance(code, int) else 0)
 
 
 if __name__ == "__main__":

@@ -153,8 +153,8 @@ def test_reconcile_says_what_is_missing_doubled_and_reordered(shell: Shell) -> N
 
 def test_another_brokers_management_api_is_not_asked(dead: Shell, broker: TestBroker) -> None:
     """Several brokers on one machine: an answer about the wrong one would be worse than none."""
-    if broker.port == 5672:
-        pytest.skip("on AMQP's own port the management API is taken to be the broker's")
+    if broker.port == 5672 or broker.management.endswith(":15672"):
+        pytest.skip("at the usual port, the management API of this broker is found")
     listed = dead.run("mqtool", "dlq", "ls", environment={"XDG_STATE_HOME": str(dead.directory)})
     assert (listed.stdout, listed.code) == ("", 69)
     assert "management API" in listed.stderr

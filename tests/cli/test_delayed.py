@@ -62,7 +62,7 @@ def test_either_side_may_start_first(shell: Shell, via: str) -> None:
     ("receive", "send"),
     [
         (["receive"], ["send"]),
-        (["receive", "-q", "mine"], ["send", "-q", "mine"]),
+        (["receive", "-q", "mine", "--declare"], ["send", "-q", "mine"]),
         (["worker"], ["new-task"]),
         (["receive-log", "fanout"], ["emit-log", "fanout"]),
         (["receive-log", "direct", "error"], ["emit-log", "direct", "error"]),
@@ -109,11 +109,12 @@ def test_what_auto_chooses(
         assert "the embedded broker has" in sent.stderr or expected != "plugin"
 
 
-def test_auto_takes_what_there_is_and_says_why(shell: Shell, plugin: bool) -> None:
+def test_auto_takes_what_there_is_and_says_why(shell: Shell, broker: TestBroker, plugin: bool) -> None:
     """One line on stderr, with the broker's name; none with --quiet, and none where the user chose."""
     classic = ["-q", "classic", "--queue-type", "classic", "--durable"]
     said = shell.run("mqtool", "send", "x", *classic, "--delay", "1h").stderr.splitlines()
-    expected = f"{BY_EXCHANGE}'mqtool.delayed': RabbitMQ" if plugin else f"{IN_QUEUES}RabbitMQ"
+    name = "the embedded broker" if broker.kind == "embedded" else "RabbitMQ"
+    expected = f"{BY_EXCHANGE}'mqtool.delayed': {name}" if plugin else f"{IN_QUEUES}RabbitMQ"
     assert said[0].startswith(expected)
     assert said[1:] == [" [x] Sent 'x'"]
     assert shell.run("mqtool", "send", "x", "--delay", "1h", "--via", "ttl").stderr == " [x] Sent 'x'\n"

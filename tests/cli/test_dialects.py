@@ -109,7 +109,7 @@ def test_who_creates_a_queue_is_told_whose_it_is_not(shell: Shell, command: str,
     shell.run(*mqtool)
     assert told not in on_terminal(shell, *mqtool).stdout
     shell.run("mqtool", "queue", "delete", queue, "--yes")
-    mine = on_terminal(shell, *mqtool, "-q", "mine").stdout
+    mine = on_terminal(shell, *mqtool, "-q", "mine", "--declare").stdout
     assert (mine.count("scripts"), mine.count("queue 'mine' is new")) == (0, 1)
     assert "is new" not in on_terminal(shell, *mqtool, "-q", "mine").stdout
     assert on_terminal(shell, *mqtool).stdout.replace("\r\n", " ").startswith(told + "go-classic (Go)")

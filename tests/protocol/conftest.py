@@ -14,13 +14,27 @@ from urllib.parse import urlsplit
 
 import pika
 import pytest
+from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import AMQPError
 
 from mqtool.broker.embedded import EmbeddedBroker
+from mqtool.codecs.field_tables import encode_property
 from tests.brokers import TestBroker
 from tests.protocol.broker_process import BrokerProcess
 from tests.protocol.raw_stream import OPEN, Opener, RawStream, string
+
+
+class AnyHeaders(BasicProperties):
+    """Headers of every type that AMQP has, and an expiration; pika refuses floats and names that are not UTF-8."""
+
+    def encode(self) -> list[bytes]:
+        encoded = [encode_property("headers", self.headers)]
+        flags = self.FLAG_HEADERS
+        if self.expiration is not None:
+            flags |= self.FLAG_EXPIRATION
+            encoded.append(encode_property("expiration", self.expiration))
+        return [flags.to_bytes(2, "big"), *encoded]
 
 
 class Api:

@@ -12,9 +12,8 @@ from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import ChannelClosedByBroker, ConnectionClosedByBroker, UnroutableError
 
-from mqtool.codecs.field_tables import encode_property
 from tests.protocol.broker_process import BrokerProcess
-from tests.protocol.conftest import Take
+from tests.protocol.conftest import AnyHeaders, Take
 
 DELAYED = "x-delayed-message"
 
@@ -30,20 +29,8 @@ def delayed(channel: BlockingChannel, connection: pika.BlockingConnection) -> No
     channel.queue_bind("q", "x", "k")
 
 
-class Properties(BasicProperties):
-    """Headers of every type that AMQP has, and an expiration; pika refuses floats and names that are not UTF-8."""
-
-    def encode(self) -> list[bytes]:
-        encoded = [encode_property("headers", self.headers)]
-        flags = self.FLAG_HEADERS
-        if self.expiration is not None:
-            flags |= self.FLAG_EXPIRATION
-            encoded.append(encode_property("expiration", self.expiration))
-        return [flags.to_bytes(2, "big"), *encoded]
-
-
 def delay(milliseconds: object) -> BasicProperties:
-    return Properties(headers={"x-delay": milliseconds})
+    return AnyHeaders(headers={"x-delay": milliseconds})
 
 
 @pytest.mark.usefixtures("delayed")
@@ -195,7 +182,7 @@ def test_x_delay_is_negative_after_dead_lettering(channel: BlockingChannel, take
     """An integer, whatever it was."""
     arguments = {"x-dead-letter-exchange": "x", "x-dead-letter-routing-key": "k"}
     channel.queue_declare("dying", arguments=arguments)
-    channel.basic_publish("", "dying", b"x", Properties(headers={"x-delay": milliseconds}, expiration="0"))
+    channel.basic_publish("", "dying", b"x", AnyHeaders(headers={"x-delay": milliseconds}, expiration="0"))
     assert take.one("q")[1].headers["x-delay"] == -50
 
 

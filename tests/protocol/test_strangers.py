@@ -7,7 +7,7 @@ from pathlib import Path
 from pamqp import commands, frame
 
 from mqtool.broker.embedded import EmbeddedBroker
-from mqtool.broker.embedded.sockets import strangers
+from mqtool.broker.embedded.sockets import listener
 from tests.protocol.broker_process import BrokerProcess
 from tests.protocol.raw_client import RawClient, raw_frame
 
@@ -41,7 +41,7 @@ def test_they_cannot_fill_the_log(tmp_path: Path) -> None:
 
 def test_an_address_has_some_connections_without_a_login(monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """The oldest is closed for the next one; who has logged in stays."""
-    monkeypatch.setattr(strangers, "stranger_limit", lambda: 10)
+    monkeypatch.setattr(listener, "stranger_limit", lambda: 10)
     with EmbeddedBroker() as broker, RawClient(broker.url) as friend:
         clients = [socket.create_connection(("127.0.0.1", broker.port), timeout=5) for _ in range(30)]
         assert [client.recv(1) for client in clients[:20]] == [b""] * 20
