@@ -54,7 +54,7 @@ def _fair_dispatch(stage: Stage, boss: Terminal, workers: list[Terminal]) -> Non
         "Two workers share a queue. The boss sends a long task (two dots: two seconds of work) and five quick ones. "
         "With prefetch 1, a worker gets its next task only when it has finished the last one."
     )
-    busy, other = _share(stage, boss, workers, f"mqtool worker{stage.queue('task_queue')}")
+    busy, other = _share(stage, boss, workers, f"mqtool worker{stage.declared_queue('task_queue')}")
     stage.expect(
         f"fair dispatch: {busy.name} did the long task, {other.name} the five quick ones",
         (_tasks_of(busy), _tasks_of(other)),
@@ -66,7 +66,7 @@ def _round_robin(stage: Stage, boss: Terminal, workers: list[Terminal]) -> None:
     stage.say(
         "The same with no limit, --prefetch 0: the broker deals out all tasks in turn at once, however long each takes."
     )
-    busy, other = _share(stage, boss, workers, f"mqtool worker{stage.queue('task_queue')} --prefetch 0")
+    busy, other = _share(stage, boss, workers, f"mqtool worker{stage.declared_queue('task_queue')} --prefetch 0")
     stage.expect(
         f"round-robin: two quick tasks waited behind the long one while {other.name} was idle",
         (_tasks_of(busy), _tasks_of(other)),
@@ -358,7 +358,7 @@ def _delayed_messages(stage: Stage) -> None:
 def _in_the_order_of_their_times(stage: Stage, sender: Terminal, receiver: Terminal) -> None:
     exchange = stage.exchange("delay_exchange")
     stage.say("Start a receiver. It gets messages when they are due.")
-    receiver.start(f"mqtool receive-delayed{exchange}{stage.queue('delay_queue')}")
+    receiver.start(f"mqtool receive-delayed{exchange}{stage.declared_queue('delay_queue')}")
     stage.say(
         f"The first message is due in {_DELAY_LONG} seconds, the second in {_DELAY_SHORT}. Each send command ends at "
         "once: the messages wait in the broker."

@@ -54,6 +54,10 @@ class Stage:
         """The option that names a queue; empty where the tutorial's default name can be used."""
         return f" -q {self.name(name)}" if self.place.apart else ""
 
+    def declared_queue(self, name: str) -> str:
+        """The same for a command that receives, and starts before the queue exists."""
+        return f"{self.queue(name)} --declare" if self.place.apart else ""
+
     def exchange(self, name: str) -> str:
         """The option that names an exchange; empty where the tutorial's default name can be used."""
         return f" -e {self.name(name)}" if self.place.apart else ""
