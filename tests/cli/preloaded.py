@@ -183,9 +183,9 @@ def _become(message: bytes, streams: list[int]) -> NoReturn:
     os.environ.clear()
     os.environ.update({os.fsdecode(key): os.fsdecode(value) for key, value in environment.items()})
     sys.argv = [name, *words]
-    code: object = 0
+    code: object = None
     try:
-        importlib.import_module(_MODULES[name]).main()
+        code = importlib.import_module(_MODULES[name]).main()
     except SystemExit as ended:
         code = ended.code
         if isinstance(code, str):

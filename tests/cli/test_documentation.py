@@ -174,7 +174,7 @@ def test_a_tutorial_can_be_pasted(shell: Shell, section: str) -> None:
         if waits:
             waiting.append((typed, running.wait_for_stderr("close" if "stream" in typed else "ait")))
         else:
-            assert running.wait().code == 0, running.stderr
+            assert running.wait(patience=180).code == 0, running.stderr
     wait_until(lambda: not waiting or any(has_printed(*each) for each in waiting), "a message")
     for _, running in waiting:
         assert running.interrupt().wait().code == 0

@@ -216,8 +216,9 @@ def publisher_confirms(
             rate = count / seconds[way]
             output.status(f"  {way:<10} {rate:>10,.0f} messages/s  {slowest / seconds[way]:>6.1f} ×")
         milliseconds = seconds["individual"] / count * 1000
+        output.status("")
         output.status(
-            f"\nA confirm came back after {milliseconds:.1f} ms. 'individual' waited for {count:,} of them one by one, "
+            f"A confirm came back after {milliseconds:.1f} ms. 'individual' waited for {count:,} of them one by one, "
             f"'batch' for {-(-count // batch_size):,}, and 'async' for none; so it gains most on a slow network."
         )
 
