@@ -3,7 +3,7 @@
 from mqtool.broker.embedded.model.amqp_errors import ChannelException, access_refused
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.exchange import Exchange
-from mqtool.codecs.field_tables import Table
+from mqtool.codecs.field_tables import Table, Value
 
 #: The maximum size of the cache of check results, so that a client cannot fill the memory with new names.
 _MOST_KNOWN = 1000
@@ -62,11 +62,7 @@ class Rights:
         Raises:
             ChannelException: 403, the permission is missing.
         """
-        self.check("configure", "queue", name)
-        exchange = arguments.get("x-dead-letter-exchange")
-        if isinstance(exchange, str) and not exists:
-            self.check("read", "queue", name)
-            self.check("write", "exchange", exchange)
+        self._check_declaration("queue", name, None if exists else arguments.get("x-dead-letter-exchange"))
 
     def check_exchange_declaration(self, name: str, arguments: Table, *, exists: bool) -> None:
         """Check that the user may declare an exchange, and publish to the alternate exchange of a new one.
@@ -74,11 +70,14 @@ class Rights:
         Raises:
             ChannelException: 403, the permission is missing.
         """
-        self.check("configure", "exchange", name)
-        alternate = arguments.get("alternate-exchange")
-        if isinstance(alternate, str) and not exists:
-            self.check("read", "exchange", name)
-            self.check("write", "exchange", alternate)
+        self._check_declaration("exchange", name, None if exists else arguments.get("alternate-exchange"))
+
+    def _check_declaration(self, kind: str, name: str, leads_to: Value) -> None:
+        """Check a declaration whose messages may go on to another exchange; no check of what is not a name."""
+        self.check("configure", kind, name)
+        if isinstance(leads_to, str):
+            self.check("read", kind, name)
+            self.check("write", "exchange", leads_to)
 
     def check_binding(self, kind: str, destination: str, source: str, key: str | None) -> None:
         """Check that the user may bind a `queue` or an `exchange` to an exchange, or unbind it.
