@@ -82,7 +82,7 @@ class Process(subprocess.Popen[bytes]):
         """The process id of the command itself."""
         known = where() / f"{self.pid}.pid"
         while str(where()) in Path(f"/proc/{self.pid}/cmdline").read_text():
-            if known.is_symlink():
+            with contextlib.suppress(FileNotFoundError):  # it has not begun, or has just ended
                 return int(known.readlink().name)
             time.sleep(0.005)
         return self.pid

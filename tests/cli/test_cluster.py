@@ -95,7 +95,7 @@ def test_a_cluster_of_private_nodes_from_up_to_down(home: Shell, tmp_path: Path)
 
     home.run("mqtool", "send", "--persistent", "kept")
     remembered = json.loads((tmp_path / "state" / "mqtool" / "brokers" / "default" / "broker.json").read_text())
-    os.killpg(remembered["details"]["members"][0]["pid"], signal.SIGKILL)
+    os.killpg(remembered["details"]["members"][0]["process"][0], signal.SIGKILL)
     wait_until(lambda: home.run("mqtool", "broker", "status").code == 69, "a node is missed")
     assert "2 of 3 nodes running" in home.run("mqtool", "broker", "status").stdout
     assert home.run("mqtool", "receive", "-c", "1", "--raw").stdout == "kept\n"
