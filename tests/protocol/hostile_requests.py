@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from mqtool.broker.embedded.http.routes import paths
+from mqtool.broker.embedded.http.route_table import paths
 
 LOGIN = {"authorization": "Basic " + base64.b64encode(b"guest:guest").decode()}
 #: A valid body for each kind of path, which is then spoilt.

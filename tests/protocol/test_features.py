@@ -17,7 +17,7 @@ from pamqp import commands
 from pamqp.base import Frame
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 
-from mqtool.broker.embedded.http.routes import paths
+from mqtool.broker.embedded.http.route_table import paths
 from mqtool.broker.embedded.model.declarations import CONSUMER_ARGUMENTS
 from mqtool.broker.embedded.model.exchange import TYPES
 from mqtool.broker.embedded.model.queue_arguments import OFFSET, QUEUE_ARGUMENTS

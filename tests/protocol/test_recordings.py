@@ -12,7 +12,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 
 from mqtool.broker.embedded import replay
 from mqtool.broker.embedded.in_process import Vhost
-from mqtool.broker.embedded.replaying import replaying
+from mqtool.broker.embedded.testing.replay import replaying
 from mqtool.errors import Unavailable
 
 

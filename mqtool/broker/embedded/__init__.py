@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mqtool.broker.embedded.in_process import EmbeddedBroker
-    from mqtool.broker.embedded.replaying import replay
     from mqtool.broker.embedded.server import serve
     from mqtool.broker.embedded.settings import Settings
     from mqtool.broker.embedded.sockets.listener import Tls
+    from mqtool.broker.embedded.testing.replay import replay
 
 __all__ = ["EmbeddedBroker", "Settings", "Tls", "replay", "serve"]
 

@@ -86,7 +86,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 @pytest.fixture
 def _amqp_recording(request: pytest.FixtureRequest) -> Iterator[None]:
     """Play the recording that the marker names, once all other fixtures are set up."""
-    from mqtool.broker.embedded.replaying import replaying
+    from mqtool.broker.embedded.testing.replay import replaying
     from mqtool.errors import MqtoolError
 
     marker = request.node.get_closest_marker("amqp_recording")

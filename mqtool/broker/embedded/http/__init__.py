@@ -18,7 +18,7 @@ from mqtool.broker.embedded.http import (
     user_routes,
 )
 from mqtool.broker.embedded.http.http_server import Answer, HttpError, HttpServer, Request, bad_request, check_origin
-from mqtool.broker.embedded.http.routes import (
+from mqtool.broker.embedded.http.route_table import (
     TAGS,
     AnyConnection,
     Api,

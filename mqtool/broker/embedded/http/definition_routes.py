@@ -27,7 +27,7 @@ from mqtool.broker.embedded.http.queue_routes import (
     exchange_declaration,
     queue_declaration,
 )
-from mqtool.broker.embedded.http.routes import READ, Call, Json, administrator, route
+from mqtool.broker.embedded.http.route_table import READ, Call, Json, administrator, route
 from mqtool.broker.embedded.http.user_routes import (
     permission_views,
     save_permissions,

@@ -10,7 +10,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from mqtool.broker.embedded.http.http_server import Answer, HttpError, bad_request, required, text
-from mqtool.broker.embedded.http.routes import (
+from mqtool.broker.embedded.http.route_table import (
     READ,
     AnyConnection,
     Call,
@@ -36,7 +36,7 @@ from mqtool.codecs.field_tables import Int64, Table, Value, decode_table, encode
 if TYPE_CHECKING:
     # For type checkers only: most brokers serve no streams and no tests, and start faster without these.
     from mqtool.broker.embedded.streaming.subscriptions import Subscription as StreamSubscription
-    from mqtool.broker.embedded.testing.recording import Recorded
+    from mqtool.broker.embedded.testing.traffic import Recorded
 
 _NUMBERS = {"delivery_mode": 1, "priority": 1, "timestamp": 8}
 _TEXTS = "content_type content_encoding correlation_id reply_to expiration message_id type user_id app_id cluster_id"

@@ -11,7 +11,7 @@ from typing import Any
 from mqtool.broker.embedded.http.http_server import Answer, bad_request, required
 from mqtool.broker.embedded.http.message_routes import channel_details, consumer_views, plain
 from mqtool.broker.embedded.http.policy_routes import save_global_parameter
-from mqtool.broker.embedded.http.routes import (
+from mqtool.broker.embedded.http.route_table import (
     NO_CONTENT,
     READ,
     AnyConnection,

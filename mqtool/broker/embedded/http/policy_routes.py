@@ -9,7 +9,7 @@ from typing import Any
 
 from mqtool.broker.embedded.http.http_server import Answer, bad_request, required
 from mqtool.broker.embedded.http.message_routes import field_table
-from mqtool.broker.embedded.http.routes import (
+from mqtool.broker.embedded.http.route_table import (
     READ,
     Call,
     Json,

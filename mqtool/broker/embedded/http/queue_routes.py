@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 from mqtool.broker.embedded.http.http_server import Answer, bad_request, boolean, required, text
 from mqtool.broker.embedded.http.message_routes import channel_details, consumer_views, field_table, plain
-from mqtool.broker.embedded.http.routes import (
+from mqtool.broker.embedded.http.route_table import (
     READ,
     Call,
     Json,

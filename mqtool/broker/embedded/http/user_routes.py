@@ -7,7 +7,7 @@ from typing import Any
 
 from mqtool.broker.embedded.http.http_server import Answer, bad_request, boolean, required, text
 from mqtool.broker.embedded.http.policy_routes import checked_limits
-from mqtool.broker.embedded.http.routes import (
+from mqtool.broker.embedded.http.route_table import (
     READ,
     Call,
     Json,

@@ -25,7 +25,7 @@ from mqtool.broker.embedded.testing.fault import (
     NackPublishes,
     ReturnUnroutable,
 )
-from mqtool.broker.embedded.testing.recording import Messages
+from mqtool.broker.embedded.testing.traffic import Messages
 from mqtool.broker.embedded.testing.under_test import BrokerUnderTest
 
 #: How many seconds a query waits for the expected messages by default.

@@ -15,7 +15,7 @@ from mqtool.broker.embedded.model.virtual_host import Publication, Routing, Virt
 from mqtool.broker.embedded.sockets.listener import Listener
 from mqtool.broker.embedded.testing import connection_faults as connection_faults  # so that requests can name them
 from mqtool.broker.embedded.testing.fault import Client, Fault, Scene, arguments_of, name_of
-from mqtool.broker.embedded.testing.recording import Messages, Recorded, Recording
+from mqtool.broker.embedded.testing.traffic import Messages, Recorded, Recording
 
 if TYPE_CHECKING:
     from mqtool.broker.embedded.model.stream_queue import Stream
