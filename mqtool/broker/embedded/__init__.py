@@ -24,7 +24,7 @@ _MODULES = {
     "EmbeddedBroker": "in_process",
     "Settings": "settings",
     "Tls": "sockets.listener",
-    "replay": "replaying",
+    "replay": "testing.replay",
     "serve": "server",
 }
 
