@@ -189,7 +189,7 @@ class Consumer(ChannelListener):
             elif (failure := self._channel.failure) is not None:
                 if self._position is not None and failure.hint is None and "INTERNAL_ERROR" in str(failure):
                     failure.hint = (
-                        "before 4.0, RabbitMQ cannot deliver a stream's messages of bare bytes over AMQP; "
+                        "RabbitMQ cannot deliver a stream's messages of bare bytes over AMQP; "
                         f"read them with: {pasteable('receive-stream --queue=', self._queue.name)}"
                     )
                 raise failure

@@ -25,6 +25,7 @@ class Profile(NamedTuple):
         stream_version: the version reported to clients of the stream protocol; empty if it is the same.
         smallest_frame: the smallest `frame_max` that a client may request, in bytes.
         largest_message: the largest message body allowed, in bytes.
+        largest_publish: the largest publish frame of the stream protocol, in bytes.
         first_choice: the protocol header sent to a client that starts with an unsupported one.
         delivery_limit: the default delivery limit of quorum queues; None for no limit.
         first_count: True if basic.get sends `x-delivery-count: 0` with the first delivery from a quorum queue.
@@ -60,6 +61,7 @@ class Profile(NamedTuple):
     stream_version: str = ""
     smallest_frame: int = 4096
     largest_message: int = 134_217_728
+    largest_publish: int = 67_108_864
     first_choice: bytes = b"AMQP\x00\x00\x09\x01"
     delivery_limit: int | None = None
     first_count: bool = True
@@ -112,6 +114,7 @@ _4_2 = _4_0._replace(
 )
 _4_3 = _4_2._replace(
     version="4.3.6",
+    largest_publish=1_048_576,
     nack_counts=False,
     unlimited_last=False,
     quorum_priorities="all",

@@ -28,10 +28,8 @@ from mqtool.broker.embedded.streaming.subscriptions import Groups, Subscriptions
 
 log = logging.getLogger("mqtool.broker.embedded")
 
-#: Maximum frame sizes in bytes. Like RabbitMQ, accept Publish frames far above the negotiated size: some clients send
-#: them.
+#: Maximum size in bytes of a frame before the login.
 _LARGEST_BEFORE_LOGIN = 64 * 1024
-_LARGEST_PUBLISH = 64 * 1024 * 1024
 
 _CLOSING_SECONDS = 5.0
 _CONSUMER_UPDATE_ANSWER = Key.CONSUMER_UPDATE | 0x8000
@@ -87,7 +85,7 @@ class StreamConnection(Session):
         """The maximum size in bytes of a frame with this key, in the connection's present state."""
         if self.state != "open":
             return _LARGEST_BEFORE_LOGIN
-        return _LARGEST_PUBLISH if key == Key.PUBLISH else FRAME_MAX
+        return self.broker.profile.largest_publish if key == Key.PUBLISH else FRAME_MAX
 
     def failed(self, error: Exception) -> None:
         """Close the connection because a frame could not be handled."""
