@@ -28,7 +28,7 @@ from mqtool.broker.embedded.http.route_table import (
     Rates,
     answer,
     check_regular_expression,
-    not_found,
+    missing,
     refused,
 )
 from mqtool.broker.embedded.model.amqp_errors import ACCESS_REFUSED, RESOURCE_ERROR, AmqpException
@@ -61,11 +61,7 @@ class Management:
         self._listening_on = listening_on
 
     def check(self, request: Request) -> None:
-        """Check the credentials, before the body is read.
-
-        Raises:
-            HttpError: 401 if the login fails; 403 or 421 if a web page sent the request.
-        """
+        """Raise HttpError 401 if the login fails, 403 or 421 if a web page sent the request."""
         check_origin(request.headers, self._listening_on)
         self._login(request)
 
@@ -74,27 +70,23 @@ class Management:
         if request.credentials is not None:
             name, password = request.credentials
             user = self._api.broker.authenticate(name, password, from_loopback=request.from_loopback)
-        if user is None:
-            raise _no_login("Login failed")
-        if not TAGS.intersection(user.tags):
-            raise _no_login("Not management user")
-        return user
+        if user is not None and TAGS.intersection(user.tags):
+            return user
+        # The `error` of a missing permission is spelled "not_authorised", as in RabbitMQ.
+        reason = "Login failed" if user is None else "Not management user"
+        raise HttpError(HTTPStatus.UNAUTHORIZED, "not_authorized", reason)
 
     async def stored(self) -> None:
         """Wait until the changes that requests have made are on disk."""
         await self._api.broker.ledger.stored()
 
     def answer(self, request: Request) -> Answer:
-        """Handle a request and return the response.
-
-        Raises:
-            HttpError: 400, 401, 404, 405 or 503.
-        """
+        """Handle a request and return the response; raise HttpError for any status that is an error."""
         user = self._login(request)
         if request.path in ([], ["api"]):
             return Answer(HTTPStatus.OK, {"management": "embedded"})
         if request.path[0] != "api":
-            raise not_found()
+            missing()
         try:
             found = answer(Call(self._api, request, user))
         except (UnicodeError, struct.error) as error:
@@ -118,11 +110,6 @@ class Management:
                 yield from connection.channels.values()
 
 
-def _no_login(reason: str) -> HttpError:
-    """Return the 401 error of a failed login. Its `error` field differs from that of a missing permission."""
-    return HttpError(HTTPStatus.UNAUTHORIZED, "not_authorized", reason)
-
-
 def _listed(items: list[Json], query: dict[str, str]) -> Any:
     """Sort a list, then return the page and the columns that the query string asks for."""
     columns = query["columns"].split(",") if "columns" in query else []
@@ -133,10 +120,11 @@ def _listed(items: list[Json], query: dict[str, str]) -> Any:
         return [_columns(item, columns) for item in items]
     total = len(items)
     if query.get("name"):
-        regex = query.get("use_regex") == "true"
-        if regex:
+        if query.get("use_regex") == "true":
             check_regular_expression(query["name"])
-        items = [item for item in items if _named(item, query["name"], regex=regex)]
+            items = [item for item in items if found(query["name"], str(item.get("name", "")))]
+        else:
+            items = [item for item in items if query["name"].lower() in str(item.get("name", "")).lower()]
     try:
         page, size = int(query["page"]), int(query.get("page_size", 100))
     except ValueError as error:
@@ -172,6 +160,7 @@ def _columns(item: Json, columns: list[str]) -> Json:
 
 
 def _value(item: Json, names: list[str]) -> Any:
+    """Return the value of a field of an item; None if it is missing. The names lead to a field of a nested object."""
     value: Any = item
     for name in names:
         value = value.get(name) if isinstance(value, dict) else None
@@ -179,13 +168,9 @@ def _value(item: Json, names: list[str]) -> Any:
 
 
 def _rank(item: Json, path: str) -> tuple[int, Any]:
+    """Return the sort key of an item: items without a value come first, then numbers, then text."""
     value = _value(item, path.split("."))
     return (0, 0) if value is None else (1, value) if isinstance(value, int | float) else (2, str(value))
-
-
-def _named(item: Json, wanted: str, *, regex: bool) -> bool:
-    name = str(item.get("name", ""))
-    return found(wanted, name) if regex else wanted.lower() in name.lower()
 
 
 __all__ = ["HttpServer", "Management"]

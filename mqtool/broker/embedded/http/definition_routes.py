@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mqtool.broker.embedded.http.http_server import HttpError, bad_request, text
-from mqtool.broker.embedded.http.message_routes import plain
 from mqtool.broker.embedded.http.policy_routes import (
     COMPONENTS,
     global_parameter_views,
@@ -25,7 +24,9 @@ from mqtool.broker.embedded.http.queue_routes import (
     declare_exchange,
     declare_queue,
     exchange_declaration,
+    exchange_definition,
     queue_declaration,
+    queue_definition,
 )
 from mqtool.broker.embedded.http.route_table import READ, Call, Json, administrator, route
 from mqtool.broker.embedded.http.user_routes import (
@@ -45,29 +46,31 @@ from mqtool.broker.embedded.model.virtual_host import VirtualHost
 log = logging.getLogger("mqtool.broker.embedded")
 
 
-def export(broker: Broker) -> Json:
-    """Return the definitions of a broker."""
-    users = list(broker.users.values())
+@route(READ, "definitions", administrator)
+@route(READ, "all-configuration", administrator)
+def definitions(call: Call) -> Json:
+    version, users, vhosts = call.broker.profile.version, call.users(), call.vhosts()
     return {
-        "rabbit_version": broker.profile.version,
-        "rabbitmq_version": broker.profile.version,
+        "rabbit_version": version,
+        "rabbitmq_version": version,
         "product_name": "RabbitMQ",
-        "product_version": broker.profile.version,
+        "product_version": version,
         "users": [user_view(user) for user in users],
-        "vhosts": [{"name": each.name, "description": each.description} for each in broker.vhosts.values()],
+        "vhosts": [{"name": each.name, "description": each.description} for each in vhosts],
         "permissions": permission_views(users),
         "topic_permissions": topic_permission_views(users),
-        "global_parameters": global_parameter_views(broker),
-        **_topology([*broker.vhosts.values()]),
+        "global_parameters": global_parameter_views(call.broker),
+        **_topology(vhosts),
     }
 
 
-def export_vhost(vhost: VirtualHost) -> Json:
+@route(READ, "definitions/VHOST", administrator)
+def definitions_of_vhost(call: Call, vhost: str) -> Json:
     """Return the definitions of a virtual host, without its name, so that another virtual host can load them."""
-    found = _topology([vhost])
+    found = _topology(call.vhosts(vhost))
     for kind in ("queues", "exchanges", "bindings"):
         found[kind] = [{name: value for name, value in item.items() if name != "vhost"} for item in found[kind]]
-    return {"rabbit_version": vhost.profile.version, **found}
+    return {"rabbit_version": call.broker.profile.version, **found}
 
 
 def _topology(vhosts: list[VirtualHost]) -> Json:
@@ -77,26 +80,9 @@ def _topology(vhosts: list[VirtualHost]) -> Json:
     return {
         "parameters": parameter_views(vhosts),
         "policies": policy_views(vhosts, USER),
-        "queues": [
-            {
-                "name": queue.name,
-                "vhost": queue.vhost,
-                "durable": queue.durable,
-                "auto_delete": queue.auto_delete,
-                "arguments": plain(queue.arguments),
-            }
-            for queue in queues
-        ],
+        "queues": [queue_definition(queue) for queue in queues],
         "exchanges": [
-            {
-                "name": each.name,
-                "vhost": vhost.name,
-                "type": each.kind,
-                "durable": each.durable,
-                "auto_delete": each.auto_delete,
-                "internal": each.internal,
-                "arguments": plain(each.arguments),
-            }
+            exchange_definition(vhost, each)
             for vhost in vhosts
             for each in vhost.exchanges.values()
             if not each.predeclared
@@ -131,25 +117,23 @@ def load_file(broker: Broker, path: Path) -> list[str]:
     return left_out
 
 
-def load(broker: Broker, document: Json, vhost: VirtualHost | None = None) -> None:
+@route("POST", "definitions", administrator)
+@route("POST", "all-configuration", administrator)
+@route("POST", "definitions/VHOST", administrator)
+def post_definitions(call: Call, vhost: str | None = None) -> None:
     """Load definitions. Existing exchanges and queues are kept; users, permissions and policies are overwritten.
 
-    Args:
-        broker: the broker to load the definitions into.
-        document: the definitions.
-        vhost: load only the topology, policies and parameters, into this virtual host; None to load everything.
-
-    Raises:
-        HttpError: 400 if a definition is not valid or the embedded broker does not support it.
+    With a virtual host in the path, loads only the topology, policies and parameters, into this virtual host.
     """
+    document, into = call.body, None if vhost is None else call.vhost(vhost).name
     if left_out := list(unsupported(document)):
         raise bad_request(f"the embedded broker does not have {', '.join(left_out)}")
-    if vhost is not None:
+    if into is not None:
         document = {
-            kind: [{**item, "vhost": vhost.name} for item in _items(document, kind)]
+            kind: [{**item, "vhost": into} for item in _items(document, kind)]
             for kind in ("parameters", "policies", "exchanges", "queues", "bindings")
         }
-    _Loading(broker, document, None).run()
+    _Loading(call.broker, document, None).run()
 
 
 def _items(document: Json, kind: str) -> list[Json]:
@@ -272,29 +256,3 @@ def _name(item: Json, field: str = "name") -> str:
     if field not in item:
         raise KeyError(field)
     return text(item, field)
-
-
-@route(READ, "definitions", administrator)
-@route(READ, "all-configuration", administrator)
-def definitions(call: Call) -> Json:
-    """The definitions of the broker."""
-    return export(call.broker)
-
-
-@route(READ, "definitions/VHOST", administrator)
-def definitions_of_vhost(call: Call, vhost: str) -> Json:
-    """The definitions of a virtual host."""
-    return export_vhost(call.vhost(vhost))
-
-
-@route("POST", "definitions", administrator)
-@route("POST", "all-configuration", administrator)
-def post_definitions(call: Call) -> None:
-    """Load definitions."""
-    load(call.broker, call.body)
-
-
-@route("POST", "definitions/VHOST", administrator)
-def post_definitions_of_vhost(call: Call, vhost: str) -> None:
-    """Load definitions into a virtual host."""
-    load(call.broker, call.body, call.vhost(vhost))

@@ -73,11 +73,7 @@ class Request:
     body: bytes = b""
 
     def json(self) -> dict[str, Any]:
-        """Parse the body as a JSON object. An empty body is an empty object.
-
-        Raises:
-            HttpError: 400 if the body is not a JSON object.
-        """
+        """Parse the body as a JSON object; raise HttpError 400 if it is not one. An empty body is an empty object."""
         try:
             value = json.loads(self.body, parse_constant=_finite, parse_float=_finite) if self.body.strip() else {}
             json.dumps(value, ensure_ascii=False).encode()  # no lone surrogates: they cannot be sent
@@ -97,7 +93,8 @@ class Answer:
         value: the JSON value of the body; None for no body.
         location: the Location header: the address of the new object.
         allow: the Allow header: the methods of the path.
-        patience: until this many seconds after the request, the server calls the handler again; 0 for never.
+        patience: send this response only if a call of the handler up to this many seconds after the request returns
+            no other; 0 to send it at once.
     """
 
     status: HTTPStatus
@@ -108,24 +105,16 @@ class Answer:
 
 
 class Handler(Protocol):
-    """Checks requests and returns the responses; passed to HttpServer."""
+    """Checks and answers the requests of an HttpServer. Refuses them with HttpError."""
 
     def check(self, request: Request) -> None:
-        """Check the credentials, before the body is read.
-
-        Raises:
-            HttpError: the request is refused.
-        """
+        """Check the credentials, before the body is read."""
 
     async def stored(self) -> None:
         """Wait until the changes that requests have made are on disk."""
 
     def answer(self, request: Request) -> Answer:
-        """Handle a request and return the response.
-
-        Raises:
-            HttpError: the request is refused or not valid.
-        """
+        """Handle a request and return the response."""
 
 
 class HttpServer:
@@ -217,14 +206,11 @@ class HttpServer:
 
 
 def check_origin(headers: Mapping[str, str], listening_on: str) -> None:
-    """Refuse a request that a web page sent.
+    """Refuse a request that a web page sent: 403 for another site's Origin, 421 for an unknown Host.
 
     Args:
         headers: the headers of the request.
         listening_on: the host that the broker is configured to listen on.
-
-    Raises:
-        HttpError: 403 for another site's Origin, 421 for an unknown Host.
     """
     host = headers.get("host", "localhost").lower()
     if not _is_own_name(host, listening_on):
@@ -237,21 +223,14 @@ def check_origin(headers: Mapping[str, str], listening_on: str) -> None:
 
 def _is_own_name(host: str, listening_on: str) -> bool:
     try:
-        name = urlsplit(f"//{host}").hostname
-    except ValueError:
-        return False
-    if name is None:
-        return False
-    # Names without a dot, such as a container's, exist only on a local network; no web page can have one.
-    if "." not in name.rstrip(".") and ":" not in name:
-        return True
-    return name in (listening_on.lower(), socket.gethostname().lower()) or _is_address(name)
-
-
-def _is_address(name: str) -> bool:
-    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        # Names without a dot, such as a container's, exist only on a local network; no web page can have one.
+        if name and "." not in name.rstrip(".") and ":" not in name:
+            return True
+        if name and name in (listening_on.lower(), socket.gethostname().lower()):
+            return True
         ipaddress.ip_address(name)
-    except ValueError:
+    except ValueError:  # not a host, or not an address
         return False
     return True
 
@@ -272,21 +251,16 @@ def bad_request(reason: str) -> HttpError:
 
 
 def required(body: dict[str, Any], name: str) -> Any:
-    """Return a required field of a body.
-
-    Raises:
-        HttpError: 400 if the field is missing.
-    """
+    """Return a field of a body; raise HttpError 400 if it is missing."""
     if name not in body:
         raise bad_request(f"[{{key_missing,{name}}}]")
     return body[name]
 
 
 def text(body: dict[str, Any], name: str, default: str = "") -> str:
-    """Return a text field of a body. Numbers are accepted too: rabbitmqadmin sends a name such as "1" as a number.
+    """Return a text field of a body; raise HttpError 400 if it has another type.
 
-    Raises:
-        HttpError: 400 if the field is neither text nor a number.
+    Numbers are accepted too: rabbitmqadmin sends a name such as "1" as a number.
     """
     value = body.get(name, default)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
@@ -295,10 +269,9 @@ def text(body: dict[str, Any], name: str, default: str = "") -> str:
 
 
 def boolean(body: dict[str, Any], name: str) -> bool:
-    """Return a boolean field of a body; False if it is missing. rabbitmqadmin sends booleans as text.
+    """Return a boolean field of a body, False if it is missing; raise HttpError 400 if it has another type.
 
-    Raises:
-        HttpError: 400 if the field is not a boolean.
+    The texts "true" and "false" are accepted too: rabbitmqadmin sends booleans as text.
     """
     value = body.get(name, False)
     if isinstance(value, bool):
@@ -315,11 +288,7 @@ def _is_loopback(writer: asyncio.StreamWriter) -> bool:
 
 
 async def _read_head(reader: asyncio.StreamReader, *, from_loopback: bool) -> Request | None:
-    """Read the request line and the headers. Returns None if the client has closed the connection.
-
-    Raises:
-        HttpError: 400 if they are malformed, 431 if they are too large.
-    """
+    """Read the request line and the headers. Returns None if the client has closed the connection."""
     try:
         head = await reader.readuntil(b"\r\n\r\n")
     except asyncio.IncompleteReadError as error:
@@ -349,11 +318,7 @@ async def _read_head(reader: asyncio.StreamReader, *, from_loopback: bool) -> Re
 
 
 def _body_size(request: Request) -> int:
-    """Return the size of the body in bytes, from Content-Length.
-
-    Raises:
-        HttpError: 400 if the header is malformed, 411 if the body is sent in chunks.
-    """
+    """Return the size of the body in bytes, from Content-Length. A body sent in chunks is refused."""
     if "transfer-encoding" in request.headers:
         raise HttpError(HTTPStatus.LENGTH_REQUIRED, "length_required", "a body needs a content-length")
     length = request.headers.get("content-length", "0")

@@ -18,11 +18,11 @@ from mqtool.broker.embedded.http.route_table import (
     administrator,
     anyone,
     member,
-    not_found,
+    missing,
     route,
     visitor,
 )
-from mqtool.broker.embedded.model.amqp_errors import AmqpException, locked_queue
+from mqtool.broker.embedded.model.amqp_errors import AmqpException
 from mqtool.broker.embedded.model.amqp_message import ContentHeader, Message, Properties, encode_address, encode_short
 from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.broker import NODE, Broker
@@ -47,11 +47,7 @@ _TIMEOUT, _MAX_TIMEOUT = 2.0, 60.0
 
 
 def field_table(value: Any) -> Table:
-    """Convert a JSON object to an AMQP field table. Like RabbitMQ, makes every integer a 64-bit one.
-
-    Raises:
-        HttpError: 400 if the value is not an object, or contains a value that a field table cannot hold.
-    """
+    """Convert a JSON object to an AMQP field table, with 64-bit integers as in RabbitMQ; raise 400 if this fails."""
     if not isinstance(value, dict):
         raise bad_request("arguments and headers must be objects")
     try:
@@ -73,7 +69,7 @@ def _field(value: Any) -> Value:
 
 
 def plain(value: Value) -> Any:
-    """Convert a field value to JSON."""
+    """Convert a field value to a JSON value."""
     if isinstance(value, dict):
         return {name: plain(item) for name, item in value.items()}
     # A Decimal is a tuple.
@@ -88,7 +84,7 @@ def plain(value: Value) -> Any:
 
 @route("POST", "exchanges/VHOST/EXCHANGE/publish", member)
 def publish(call: Call, vhost_name: str, name: str) -> Json:
-    """Publish a message. The response says if it was routed to a queue."""
+    """Publish a message. `routed` in the response is true if a queue accepted it."""
     vhost, exchange, body, broker = call.vhost(vhost_name), call.exchange(vhost_name, name), call.body, call.broker
     for each in ("properties", "routing_key", "payload", "payload_encoding"):
         required(body, each)
@@ -154,7 +150,7 @@ def _properties(given: Any) -> Properties:
 def get_messages(call: Call, vhost: str, name: str) -> list[Json]:
     """Get messages from a queue, and acknowledge, reject or requeue them."""
     call.rights(vhost).check("read", "queue", name)
-    queue, body = call.queue(vhost, name), call.body
+    queue, body = call.shared_queue(vhost, name), call.body
     for each in ("ackmode", "count", "encoding"):
         required(body, each)
     settle = _SETTLING.get(str(body["ackmode"]))
@@ -166,8 +162,6 @@ def get_messages(call: Call, vhost: str, name: str) -> list[Json]:
         count, truncate = int(body["count"]), int(body["truncate"]) if "truncate" in body else None
     except (TypeError, ValueError, OverflowError) as error:
         raise bad_request("count and truncate must be integers") from error
-    if queue.owner is not None:
-        raise locked_queue(queue.name, queue.vhost)
     views: list[Json] = []
     entries: list[Entry] = []
     while len(entries) < count and (entry := queue.get(no_ack=False)) is not None:
@@ -226,30 +220,18 @@ _SETTLING: dict[str, Callable[[Broker, Queue, list[Entry]], None]] = {
 
 
 @route(READ, "consumers", anyone)
-def consumers(call: Call) -> list[Json]:
-    """All consumers in the virtual hosts that the user may see."""
-    return consumer_views(call)
-
-
 @route(READ, "consumers/VHOST", visitor)
-def consumers_of_vhost(call: Call, vhost: str) -> list[Json]:
-    """The consumers in a virtual host."""
-    return consumer_views(call, call.vhost(vhost).name)
-
-
-def consumer_views(call: Call, vhost: str | None = None) -> list[Json]:
-    """Return the consumers in a virtual host; for None, in all virtual hosts that the user may see."""
-    seen = {each.name for each in call.visible(vhost)}
-    opened = call.opened()
-    channels = [channel for connection in opened for channel in connection.channels.values()]
-    by_amqp = [
-        _consumer_view(channel, each)
-        for channel in channels
-        for each in channel.deliveries.subscriptions.values()
-        if each.queue.vhost in seen
-    ]
-    readers = [each for each in opened if each.vhost.name in seen]
-    return [*by_amqp, *(_stream_consumer_view(each, one) for each in readers for one in each.subscriptions)]
+def consumers(call: Call, vhost: str | None = None) -> list[Json]:
+    """Return the consumers of queues, and those of the stream protocol."""
+    seen = {each.name for each in call.vhosts(vhost)}
+    found: list[Json] = []
+    for connection in call.opened():
+        for channel in connection.channels.values():
+            subscriptions = channel.deliveries.subscriptions.values()
+            found += [_consumer_view(channel, each) for each in subscriptions if each.queue.vhost in seen]
+        if connection.vhost.name in seen:
+            found += [_stream_consumer_view(connection, each) for each in connection.subscriptions]
+    return found
 
 
 def _consumer_view(channel: Channel, subscription: Subscription) -> Json:
@@ -258,7 +240,7 @@ def _consumer_view(channel: Channel, subscription: Subscription) -> Json:
     return {
         "consumer_tag": subscription.tag,
         "queue": {"name": queue.name, "vhost": queue.vhost},
-        "channel_details": channel_details(channel),
+        "channel_details": channel_details(channel.session, channel),
         "ack_required": not subscription.no_ack,
         "exclusive": subscription.exclusive,
         "prefetch_count": subscription.prefetch,
@@ -273,7 +255,7 @@ def _stream_consumer_view(connection: AnyConnection, subscription: "StreamSubscr
     return {
         "consumer_tag": f"stream.subid-{subscription.number}",
         "queue": {"name": subscription.stream, "vhost": connection.vhost.name},
-        "channel_details": connection_details(connection),
+        "channel_details": channel_details(connection),
         "ack_required": False,
         "exclusive": False,
         "prefetch_count": 0,
@@ -283,17 +265,11 @@ def _stream_consumer_view(connection: AnyConnection, subscription: "StreamSubscr
     }
 
 
-def channel_details(channel: Channel) -> Json:
-    """Return the `channel_details` field of a JSON object that describes a channel or a consumer."""
-    name = f"{channel.session.name} ({channel.number})"
-    return {**connection_details(channel.session), "name": name, "number": channel.number}
-
-
-def connection_details(connection: "AnyConnection | Session") -> Json:
-    """Return the `channel_details` field for a connection that has no channels."""
+def channel_details(connection: "AnyConnection | Session", channel: Channel | None = None) -> Json:
+    """Return the `channel_details` of a channel or a consumer; a consumer of the stream protocol has no channel."""
     return {
-        "name": "",
-        "number": 0,
+        "name": "" if channel is None else f"{connection.name} ({channel.number})",
+        "number": 0 if channel is None else channel.number,
         "connection_name": connection.name,
         "peer_host": connection.peer[0],
         "peer_port": connection.peer[1],
@@ -304,13 +280,11 @@ def connection_details(connection: "AnyConnection | Session") -> Json:
 
 @route("GET", "mqtool/faults", administrator)
 def faults(call: Call) -> list[Json]:
-    """The faults in force."""
     return call.api.under_test().faults()
 
 
 @route("POST", "mqtool/faults", administrator)
 def begin_fault(call: Call) -> Answer:
-    """Start a fault."""
     from mqtool.broker.embedded.testing.fault import fault_of  # not at the top: most brokers are not under test
 
     body = call.body
@@ -325,15 +299,13 @@ def begin_fault(call: Call) -> Answer:
 
 @route("DELETE", "mqtool/faults", administrator)
 def clear_faults(call: Call) -> None:
-    """End all faults."""
     call.api.under_test().clear()
 
 
 @route("DELETE", "mqtool/faults/NUMBER", administrator)
 def undo_fault(call: Call, number: str) -> None:
-    """End a fault."""
     if not (number.isdecimal() and call.api.under_test().undo(int(number))):
-        raise not_found()
+        missing()
 
 
 @route("POST", "mqtool/reset", administrator)
@@ -344,24 +316,19 @@ def reset(call: Call) -> None:
 
 
 @route("GET", "mqtool/published/VHOST", administrator)
-def published(call: Call, vhost: str) -> Answer:
-    """The messages that clients have published."""
-    return _recorded(call, "published", vhost)
-
-
 @route("GET", "mqtool/unrouted/VHOST", administrator)
-def unrouted(call: Call, vhost: str) -> Answer:
-    """The messages that no queue received."""
-    return _recorded(call, "unrouted", vhost)
+def published(call: Call, vhost: str) -> Answer:
+    """Return the messages that clients have published, or only those that no queue received."""
+    return _recorded(call, call.request.path[2], vhost)
 
 
 @route("GET", "mqtool/queues/VHOST/QUEUE/WHAT", administrator)
 def in_queue(call: Call, vhost: str, queue: str, what: str) -> Answer:
-    """The messages ready in a queue (`messages`), or the messages `acked`, `rejected` or `requeued` there."""
+    """Return the ready messages of a queue (WHAT is `messages`), or those `acked`, `rejected` or `requeued` there."""
     if what == "messages":
         return _enough(call, list(call.api.under_test().ready(vhost, queue)))
     if what not in _SETTLED:
-        raise not_found()
+        missing()
     return _recorded(call, what, vhost, queue=queue)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mqtool.broker.embedded.http.http_server import Answer, bad_request, required
-from mqtool.broker.embedded.http.message_routes import channel_details, consumer_views, plain
+from mqtool.broker.embedded.http.message_routes import channel_details, consumers, plain
 from mqtool.broker.embedded.http.policy_routes import save_global_parameter
 from mqtool.broker.embedded.http.route_table import (
     NO_CONTENT,
@@ -23,9 +23,9 @@ from mqtool.broker.embedded.http.route_table import (
     first,
     missing,
     monitoring,
-    not_found,
     route,
     visitor,
+    where,
 )
 from mqtool.broker.embedded.model.broker import LOW_ON_DISK, LOW_ON_MEMORY, NODE, Broker
 from mqtool.broker.embedded.model.exchange import types_of
@@ -55,7 +55,6 @@ _OK = {"status": "ok"}
 
 @route(READ, "overview", anyone)
 def overview(call: Call) -> Json:
-    """Versions, listeners, and totals of objects and messages."""
     broker, rates = call.broker, call.api.rates
     queues = [queue for vhost in broker.vhosts.values() for queue in vhost.queues.values()]
     ready, unacked = sum(map(len, queues)), sum(queue.unacked for queue in queues)
@@ -95,26 +94,23 @@ def _exchange_types(broker: Broker) -> list[Json]:
 
 @route(READ, "cluster-name", anyone)
 def cluster_name(call: Call) -> Json:
-    """The name of the cluster."""
     return {"name": json.loads(call.broker.global_parameters.get(_CLUSTER_NAME, json.dumps(NODE)))}
 
 
 @route("PUT", "cluster-name", administrator)
 def put_cluster_name(call: Call) -> Answer:
-    """Set the name of the cluster."""
     save_global_parameter(call.broker, _CLUSTER_NAME, {"value": required(call.body, "name")})
     return NO_CONTENT
 
 
 @route(READ, "auth", anyone)
 def auth(call: Call) -> Json:  # noqa: ARG001
-    """The OAuth 2 settings: always disabled, since the embedded broker has no OAuth 2."""
+    """Return the OAuth 2 settings. The embedded broker has no OAuth 2."""
     return {"enable_uaa": False, "uaa_client_id": "", "uaa_location": ""}
 
 
 @route(READ, "feature-flags", administrator)
 def feature_flags(call: Call) -> list[Json]:  # noqa: ARG001
-    """The feature flags."""
     return [
         {"name": name, "desc": "", "doc_url": "", "state": "enabled", "stability": "stable", "provided_by": provider}
         for name, provider in _FEATURE_FLAGS.items()
@@ -137,19 +133,17 @@ def do_nothing(call: Call, *names: str) -> None:
 
 @route(READ, "extensions", anyone)
 def extensions(call: Call) -> list[Json]:  # noqa: ARG001
-    """The extensions of the management page: none."""
+    """Return the extensions of the management page: none."""
     return []
 
 
 @route(READ, "nodes", monitoring)
 def nodes(call: Call) -> list[Json]:
-    """All nodes of the cluster: always one."""
     return [_node_view(call.broker)]
 
 
 @route(READ, "nodes/NODE", monitoring)
 def node(call: Call, name: str) -> Json:
-    """The node of this name."""
     return _node_view(call.broker) if name == NODE else missing()
 
 
@@ -255,42 +249,24 @@ def _checked(well: Json, wrong: Json | None) -> Answer:
 
 
 @route(READ, "connections", anyone)
-def connections(call: Call) -> list[Json]:
-    """The connections that the user may see: the user's own, or all."""
-    return [_connection_view(each) for each in _visible(call)]
-
-
 @route(READ, "vhosts/VHOST/connections", visitor)
-def connections_of_vhost(call: Call, vhost: str) -> list[Json]:
-    """The connections to a virtual host."""
-    return [_connection_view(each) for each in _visible(call, call.vhost(vhost).name)]
+def connections(call: Call, vhost: str | None = None) -> list[Json]:
+    return [_connection_view(each) for each in call.connections(vhost)]
 
 
 @route(READ, "connections/username/USER", anyone)
 def connections_of_user(call: Call, name: str) -> list[Json]:
-    """The connections of a user."""
-    return [view for view in connections(call) if view["user"] == name]
+    return where(connections(call), user=name)
 
 
 @route(READ, "connections/CONNECTION", anyone)
 def connection(call: Call, name: str) -> Json:
-    """The connection of this name."""
     return first(connections(call), name=name)
-
-
-def _visible(call: Call, vhost: str | None = None) -> list[AnyConnection]:
-    mine = [each for each in call.opened() if each.user.name == call.user.name or call.sees_all()]
-    return [each for each in mine if vhost in (None, each.vhost.name)]
 
 
 def _connection_view(connection: AnyConnection) -> Json:
     name = connection.client_properties.get("connection_name")
     cipher: Any = connection.transport.get_extra_info("cipher")
-    tls = (
-        {"ssl": False}
-        if cipher is None
-        else {"ssl": True, "ssl_protocol": cipher[1].lower(), "ssl_cipher": cipher[0].lower()}
-    )
     return {
         "name": connection.name,
         "user": connection.user.name,
@@ -300,7 +276,7 @@ def _connection_view(connection: AnyConnection) -> Json:
         "type": "network",
         "node": NODE,
         "ssl": cipher is not None,
-        **tls,
+        **({"ssl_protocol": cipher[1].lower(), "ssl_cipher": cipher[0].lower()} if cipher else {}),
         "host": connection.local[0],
         "port": connection.local[1],
         "peer_host": connection.peer[0],
@@ -319,17 +295,16 @@ def _connection_view(connection: AnyConnection) -> Json:
 
 @route("DELETE", "connections/username/USER", anyone)
 def close_connections_of_user(call: Call, name: str) -> None:
-    """Close the connections of a user."""
     _close(call, [each for each in call.opened() if each.user.name == name])
 
 
 @route("DELETE", "connections/CONNECTION", anyone)
 def close_connection(call: Call, name: str) -> None:
-    """Close a connection. Only administrators may close other users' connections."""
     _close(call, [each for each in call.opened() if each.name == name] or missing())
 
 
 def _close(call: Call, found: list[AnyConnection]) -> None:
+    """Close connections. Only administrators may close those of other users."""
     for each in found:
         if each.user.name != call.user.name:
             administrator(call)
@@ -337,43 +312,36 @@ def _close(call: Call, found: list[AnyConnection]) -> None:
 
 
 @route(READ, "channels", anyone)
-def channels(call: Call) -> list[Json]:
-    """The channels of the connections that the user may see."""
-    return [_channel_view(each, call.api.rates) for each in _channels(call)]
-
-
 @route(READ, "vhosts/VHOST/channels", visitor)
-def channels_of_vhost(call: Call, vhost: str) -> list[Json]:
-    """The channels in a virtual host."""
-    return [_channel_view(each, call.api.rates) for each in _channels(call, call.vhost(vhost).name)]
+def channels(call: Call, vhost: str | None = None) -> list[Json]:
+    return [_channel_view(each, call.api.rates) for each in _channels(call, vhost)]
 
 
 @route(READ, "connections/CONNECTION/channels", anyone)
 def channels_of_connection(call: Call, name: str) -> list[Json]:
-    """The channels of a connection."""
     return [view for view in channels(call) if view["connection_details"]["name"] == name]
 
 
 @route(READ, "channels/CHANNEL", anyone)
 def channel(call: Call, name: str) -> Json:
-    """The channel of this name, with its consumers and the exchanges that it has published to."""
-    for each in _channels(call):
-        if (view := _channel_view(each, call.api.rates))["name"] == name:
-            mine = [one for one in consumer_views(call) if one["channel_details"]["name"] == name]
-            published = [
-                {"exchange": {"name": exchange, "vhost": each.vhost.name}, "stats": {"publish": count}}
-                for exchange, count in each.published.items()
-            ]
-            return {**view, "publishes": published, "deliveries": [], "consumer_details": mine}
-    raise not_found()
+    """Return a channel with its consumers and the exchanges that it has published to."""
+    named = [each for each in _channels(call) if f"{each.session.name} ({each.number})" == name]
+    found = (named or missing())[0]
+    published = [
+        {"exchange": {"name": exchange, "vhost": found.vhost.name}, "stats": {"publish": count}}
+        for exchange, count in found.published.items()
+    ]
+    mine = [each for each in consumers(call) if each["channel_details"]["name"] == name]
+    view = _channel_view(found, call.api.rates)
+    return {**view, "publishes": published, "deliveries": [], "consumer_details": mine}
 
 
 def _channels(call: Call, vhost: str | None = None) -> list[Channel]:
-    return [each for connection in _visible(call, vhost) for each in connection.channels.values()]
+    return [each for connection in call.connections(vhost) for each in connection.channels.values()]
 
 
 def _channel_view(channel: Channel, rates: Rates) -> Json:
-    details = channel_details(channel)
+    details = channel_details(channel.session, channel)
     transaction = channel.transaction
     return {
         "name": details["name"],

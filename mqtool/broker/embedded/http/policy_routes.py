@@ -17,7 +17,6 @@ from mqtool.broker.embedded.http.route_table import (
     administrator_or_member,
     anyone,
     first,
-    not_found,
     policymaker,
     put,
     route,
@@ -115,44 +114,26 @@ _OPERATORS = (
 
 
 def policymaker_of_component(call: Call, component: str, vhost: str | None = None, *names: str) -> None:  # noqa: ARG001
-    """Allow policymakers, like policymaker(), on paths where the component precedes the virtual host."""
+    """Allow the same users as policymaker(), on paths where a component precedes the virtual host."""
     policymaker(call, vhost)
 
 
+def _kind(call: Call) -> str:
+    return USER if call.request.path[1] == "policies" else OPERATOR
+
+
 @route(READ, "policies", anyone)
-def policies(call: Call) -> list[Json]:
-    """The policies that the user may see."""
-    return policy_views(call.visible(), USER)
-
-
 @route(READ, "operator-policies", anyone)
-def operator_policies(call: Call) -> list[Json]:
-    """The operator policies that the user may see."""
-    return policy_views(call.visible(), OPERATOR)
-
-
 @route(READ, "policies/VHOST", administrator_or_member)
-def policies_of_vhost(call: Call, vhost: str) -> list[Json]:
-    """The policies of a virtual host."""
-    return policy_views([call.vhost(vhost)], USER)
-
-
 @route(READ, "operator-policies/VHOST", administrator_or_member)
-def operator_policies_of_vhost(call: Call, vhost: str) -> list[Json]:
-    """The operator policies of a virtual host."""
-    return policy_views([call.vhost(vhost)], OPERATOR)
+def policies(call: Call, vhost: str | None = None) -> list[Json]:
+    return policy_views(call.vhosts(vhost), _kind(call))
 
 
 @route(READ, "policies/VHOST/POLICY", policymaker)
-def policy(call: Call, vhost: str, name: str) -> Json:
-    """The policy of this name."""
-    return first(policies_of_vhost(call, vhost), name=name)
-
-
 @route(READ, "operator-policies/VHOST/POLICY", administrator)
-def operator_policy(call: Call, vhost: str, name: str) -> Json:
-    """The operator policy of this name."""
-    return first(operator_policies_of_vhost(call, vhost), name=name)
+def policy(call: Call, vhost: str, name: str) -> Json:
+    return first(policies(call, vhost), name=name)
 
 
 def policy_views(vhosts: Iterable[VirtualHost], kind: str) -> list[Json]:
@@ -171,47 +152,32 @@ def policy_views(vhosts: Iterable[VirtualHost], kind: str) -> list[Json]:
     ]
 
 
-@route("PUT DELETE", "policies/VHOST/POLICY", policymaker)
-def change_policy(call: Call, vhost: str, name: str) -> Answer:
-    """Set or delete a policy."""
-    return _change_policy(call, vhost, USER, name)
+@route("PUT", "policies/VHOST/POLICY", policymaker)
+@route("PUT", "operator-policies/VHOST/POLICY", administrator)
+def put_policy(call: Call, vhost: str, name: str) -> Answer:
+    kind, policies = _kind(call), call.vhost(vhost).policies
+    existed = name in policies.by_kind[kind]
+    policies.put(kind, policy_of(kind, name, call.body, call.broker.profile))
+    return put(existed=existed)
 
 
-@route("PUT DELETE", "operator-policies/VHOST/POLICY", administrator)
-def change_operator_policy(call: Call, vhost: str, name: str) -> Answer:
-    """Set or delete an operator policy."""
-    return _change_policy(call, vhost, OPERATOR, name)
-
-
-def _change_policy(call: Call, vhost_name: str, kind: str, name: str) -> Answer:
-    vhost = call.vhost(vhost_name)
-    existed = name in vhost.policies.by_kind[kind]
-    if call.request.method == "PUT":
-        vhost.policies.put(kind, policy_of(kind, name, call.body, vhost.profile))
-        return put(existed=existed)
-    if not existed:
-        raise not_found()
-    vhost.policies.delete(kind, name)
-    return put(existed=True)
+@route("DELETE", "policies/VHOST/POLICY", policymaker)
+@route("DELETE", "operator-policies/VHOST/POLICY", administrator)
+def delete_policy(call: Call, vhost: str, name: str) -> None:
+    policy(call, vhost, name)  # raises 404 if it does not exist
+    call.vhost(vhost).policies.delete(_kind(call), name)
 
 
 @route(READ, "parameters", policymaker)
 @route(READ, "parameters/COMPONENT", policymaker_of_component)
-def parameters(call: Call, component: str | None = None) -> list[Json]:
-    """The parameters that the user may see, of one component or of all."""
-    return parameter_views(call.visible(), component)
-
-
 @route(READ, "parameters/COMPONENT/VHOST", policymaker_of_component)
-def parameters_of_vhost(call: Call, component: str, vhost: str) -> list[Json]:
-    """The parameters of a component in a virtual host."""
-    return parameter_views([call.vhost(vhost)], component)
+def parameters(call: Call, component: str | None = None, vhost: str | None = None) -> list[Json]:
+    return parameter_views(call.vhosts(vhost), component)
 
 
 @route(READ, "parameters/COMPONENT/VHOST/PARAMETER", policymaker_of_component)
 def parameter(call: Call, component: str, vhost: str, name: str) -> Json:
-    """The parameter of this name."""
-    return first(parameter_views([call.vhost(vhost)], component), name=name)
+    return first(parameters(call, component, vhost), name=name)
 
 
 def parameter_views(vhosts: Iterable[VirtualHost], component: str | None = None) -> list[Json]:
@@ -228,16 +194,11 @@ def parameter_views(vhosts: Iterable[VirtualHost], component: str | None = None)
 
 @route("PUT", "parameters/COMPONENT/VHOST/PARAMETER", policymaker_of_component)
 def put_parameter(call: Call, component: str, vhost: str, name: str) -> Answer:
-    """Set a parameter."""
     return put(existed=save_parameter(call.broker, call.vhost(vhost), component, name, call.body))
 
 
 def save_parameter(broker: Broker, vhost: VirtualHost, component: str, name: str, body: Json) -> bool:
-    """Set a parameter. Returns True if it existed.
-
-    Raises:
-        HttpError: 400 if the component is unknown or the value is not valid.
-    """
+    """Set a parameter; raise 400 if the component is unknown or the value not valid. Returns True if it existed."""
     existed = any(each["name"] == name for each in parameter_views([vhost], component))
     value = required(body, "value")
     if component == OPERATOR and isinstance(value, dict):
@@ -253,8 +214,7 @@ def save_parameter(broker: Broker, vhost: VirtualHost, component: str, name: str
 
 @route("DELETE", "parameters/COMPONENT/VHOST/PARAMETER", policymaker_of_component)
 def delete_parameter(call: Call, component: str, vhost: str, name: str) -> None:
-    """Delete a parameter."""
-    parameter(call, component, vhost, name)
+    parameter(call, component, vhost, name)  # raises 404 if it does not exist
     if component == OPERATOR:
         call.vhost(vhost).policies.delete(OPERATOR, name)
     else:
@@ -263,13 +223,11 @@ def delete_parameter(call: Call, component: str, vhost: str, name: str) -> None:
 
 @route(READ, "global-parameters", policymaker)
 def global_parameters(call: Call) -> list[Json]:
-    """All global parameters."""
     return global_parameter_views(call.broker)
 
 
 @route(READ, "global-parameters/NAME", policymaker_of_component)
 def global_parameter(call: Call, name: str) -> Json:
-    """The global parameter of this name."""
     return first(global_parameter_views(call.broker), name=name)
 
 
@@ -280,16 +238,11 @@ def global_parameter_views(broker: Broker) -> list[Json]:
 
 @route("PUT", "global-parameters/NAME", policymaker_of_component)
 def put_global_parameter(call: Call, name: str) -> Answer:
-    """Set a global parameter."""
     return put(existed=save_global_parameter(call.broker, name, call.body))
 
 
 def save_global_parameter(broker: Broker, name: str, body: Json) -> bool:
-    """Set a global parameter. Returns True if it existed.
-
-    Raises:
-        HttpError: 400 if the body has no `value`.
-    """
+    """Set a global parameter to the `value` of a body. Returns True if it existed."""
     existed = name in broker.global_parameters
     broker.set_global_parameter(name, json.dumps(required(body, "value")))
     return existed
@@ -297,17 +250,12 @@ def save_global_parameter(broker: Broker, name: str, body: Json) -> bool:
 
 @route("DELETE", "global-parameters/NAME", policymaker_of_component)
 def delete_global_parameter(call: Call, name: str) -> None:
-    """Delete a global parameter."""
-    global_parameter(call, name)
+    global_parameter(call, name)  # raises 404 if it does not exist
     call.broker.set_global_parameter(name, None)
 
 
 def checked_limits(value: Any, known: Sequence[str], of: str) -> dict[str, int]:
-    """Check limits that a client has sent, and return them.
-
-    Raises:
-        HttpError: 400 with RabbitMQ's text if they are not valid.
-    """
+    """Return limits that a client has sent; raise 400 with RabbitMQ's text if they are not valid."""
     if not isinstance(value, dict):
         raise bad_request(f"{of} must be an object")
     for name, limit in value.items():
@@ -319,11 +267,7 @@ def checked_limits(value: Any, known: Sequence[str], of: str) -> dict[str, int]:
 
 
 def policy_of(kind: str, name: str, body: Json, profile: Profile) -> Policy:
-    """Return the policy that a request body describes.
-
-    Raises:
-        HttpError: 400 with RabbitMQ's text if the policy is not valid.
-    """
+    """Return the policy that a request body describes; raise 400 with RabbitMQ's text if it is not valid."""
     pattern, definition = required(body, "pattern"), field_table(required(body, "definition"))
     priority, apply_to = body.get("priority", 0), body.get("apply-to", "all")
     if not isinstance(priority, int | float) or isinstance(priority, bool):
@@ -371,7 +315,7 @@ def _check_settings(kind: str, definition: Json, profile: Profile) -> None:
 
 
 def _check_retries(definition: Json) -> None:
-    """Check that delayed-retry-min is set if it is required, and does not exceed delayed-retry-max."""
+    """Raise HttpError 400 if delayed-retry-min is missing or greater than delayed-retry-max."""
     kind, least, most = (definition.get(name) for name in _RETRIES)
     if kind not in (None, "disabled") and least is None:
         raise _invalid(f"delayed-retry-min is required when delayed-retry-type is {kind}")

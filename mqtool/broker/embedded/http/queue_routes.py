@@ -4,7 +4,7 @@ from http import HTTPStatus
 from urllib.parse import quote
 
 from mqtool.broker.embedded.http.http_server import Answer, bad_request, boolean, required, text
-from mqtool.broker.embedded.http.message_routes import channel_details, consumer_views, field_table, plain
+from mqtool.broker.embedded.http.message_routes import channel_details, consumers, field_table, plain
 from mqtool.broker.embedded.http.route_table import (
     READ,
     Call,
@@ -16,11 +16,11 @@ from mqtool.broker.embedded.http.route_table import (
     first,
     member,
     missing,
-    not_found,
     put,
     refused,
     route,
     visitor,
+    where,
 )
 from mqtool.broker.embedded.model.amqp_errors import locked_queue
 from mqtool.broker.embedded.model.broker import NODE
@@ -42,45 +42,44 @@ _MAX_NAME = 255
 
 
 def _checked_name(kind: str, name: str) -> str:
-    """Return the name; raise HttpError 400 if it is too long."""
+    """Return the name of an exchange or a queue, or a routing key; raise HttpError 400 if it is too long."""
     if len(name.encode(errors="surrogateescape")) > _MAX_NAME:
         raise bad_request(f"{kind} name is longer than {_MAX_NAME} bytes")
     return name
 
 
 @route(READ, "queues", anyone)
-def queues(call: Call) -> list[Json]:
-    """The queues that the user may see."""
-    return [queue_view(queue, call.api.rates) for vhost in call.visible() for queue in vhost.queues.values()]
-
-
 @route(READ, "queues/VHOST", visitor)
-def queues_of_vhost(call: Call, vhost: str) -> list[Json]:
-    """The queues of a virtual host."""
-    return [queue_view(queue, call.api.rates) for queue in call.vhost(vhost).queues.values()]
+def queues(call: Call, vhost: str | None = None) -> list[Json]:
+    return [queue_view(queue, call.api.rates) for each in call.vhosts(vhost) for queue in each.queues.values()]
 
 
 @route(READ, "queues/VHOST/QUEUE", visitor)
 def queue(call: Call, vhost: str, name: str) -> Json:
-    """The queue of this name, with its consumers."""
     view = queue_view(call.queue(vhost, name), call.api.rates)
-    return {**view, "consumer_details": [each for each in consumer_views(call, vhost) if each["queue"]["name"] == name]}
+    return {**view, "consumer_details": [each for each in consumers(call, vhost) if each["queue"]["name"] == name]}
+
+
+def queue_definition(queue: Queue) -> Json:
+    """Return a queue in the form of /api/definitions."""
+    return {
+        "name": queue.name,
+        "vhost": queue.vhost,
+        "durable": queue.durable,
+        "auto_delete": queue.auto_delete,
+        "arguments": plain(queue.arguments),
+    }
 
 
 def queue_view(queue: Queue, rates: Rates) -> Json:
     """Return a queue in the form of /api/queues."""
     ready, unacked = len(queue), queue.unacked
-    owner = queue.owner
     consumers = list(queue.consumers)
     view: Json = {
-        "name": queue.name,
-        "vhost": queue.vhost,
+        **queue_definition(queue),
         "type": queue.kind,
-        "durable": queue.durable,
-        "auto_delete": queue.auto_delete,
-        "exclusive": owner is not None,
-        "owner_pid_details": {"name": owner.name} if isinstance(owner, Connection) else {},
-        "arguments": plain(queue.arguments),
+        "exclusive": queue.owner is not None,
+        "owner_pid_details": {"name": queue.owner.name} if isinstance(queue.owner, Connection) else {},
         "state": "running",
         "node": NODE,
         "policy": queue.policy.policy,
@@ -113,7 +112,6 @@ def queue_view(queue: Queue, rates: Rates) -> Json:
 
 @route("PUT", "queues/VHOST/QUEUE", member)
 def put_queue(call: Call, vhost: str, name: str) -> Answer:
-    """Declare a queue."""
     found, body = call.vhost(vhost), call.body
     declared = queue_declaration(name, body)
     call.rights(vhost).check_queue_declaration(name, declared.arguments, exists=name in found.queues)
@@ -121,7 +119,6 @@ def put_queue(call: Call, vhost: str, name: str) -> Answer:
 
 
 def queue_declaration(name: str, body: Json) -> QueueDeclaration:
-    """Return the declaration of a queue that a request body describes."""
     arguments = field_table(body.get("arguments", {}))
     return QueueDeclaration(
         _checked_name("queue", name), arguments, boolean(body, "durable"), boolean(body, "auto_delete")
@@ -149,19 +146,11 @@ def declare_queue(vhost: VirtualHost, declared: QueueDeclaration) -> bool:
     return False
 
 
-def _own_queue(call: Call, vhost: str, name: str) -> Queue:
-    """Return the queue of this name; raise AmqpException if it is exclusive to a connection."""
-    queue = call.queue(vhost, name)
-    if queue.owner is not None:
-        raise locked_queue(name, vhost)
-    return queue
-
-
 @route("DELETE", "queues/VHOST/QUEUE", member)
 def delete_queue(call: Call, vhost: str, name: str) -> None:
     """Delete a queue. With `if-empty` or `if-unused` in the query, refuse if it has ready messages or consumers."""
     call.rights(vhost).check("configure", "queue", name)
-    queue, query = _own_queue(call, vhost, name), call.request.query
+    queue, query = call.shared_queue(vhost, name), call.request.query
     if query.get("if-empty") == "true" and len(queue):
         raise bad_request(f"queue '{name}' in vhost '{vhost}' not empty")
     if query.get("if-unused") == "true" and len(queue.consumers):
@@ -171,9 +160,8 @@ def delete_queue(call: Call, vhost: str, name: str) -> None:
 
 @route("DELETE", "queues/VHOST/QUEUE/contents", member)
 def purge(call: Call, vhost: str, name: str) -> None:
-    """Purge a queue: delete its ready messages."""
     call.rights(vhost).check("read", "queue", name)
-    _own_queue(call, vhost, name).purge()
+    call.shared_queue(vhost, name).purge()
 
 
 @route("POST", "queues/VHOST/QUEUE/actions", administrator)
@@ -184,42 +172,29 @@ def queue_action(call: Call, vhost: str, name: str) -> None:
         raise bad_request(f"unknown: {action}")
 
 
-@route(READ, "queues/VHOST/QUEUE/bindings", visitor)
-def bindings_of_queue(call: Call, vhost: str, name: str) -> list[Json]:
-    """The bindings of a queue."""
-    return _bindings_where(call, vhost, destination=name, destination_type="queue")
-
-
 @route(READ, "exchanges", anyone)
-def exchanges(call: Call) -> list[Json]:
-    """The exchanges that the user may see."""
-    return [exchange_view(vhost, each, call.api.rates) for vhost in call.visible() for each in vhost.exchanges.values()]
-
-
 @route(READ, "exchanges/VHOST", visitor)
-def exchanges_of_vhost(call: Call, name: str) -> list[Json]:
-    """The exchanges of a virtual host."""
-    vhost = call.vhost(name)
-    return [exchange_view(vhost, each, call.api.rates) for each in vhost.exchanges.values()]
+def exchanges(call: Call, vhost: str | None = None) -> list[Json]:
+    found = [(each, exchange) for each in call.vhosts(vhost) for exchange in each.exchanges.values()]
+    return [exchange_view(each, exchange, call.api.rates) for each, exchange in found]
 
 
 @route(READ, "exchanges/VHOST/EXCHANGE", visitor)
 def exchange(call: Call, vhost: str, name: str) -> Json:
-    """The exchange of this name, with the channels that have published to it."""
+    """Return an exchange with the channels that have published to it."""
     found = call.exchange(vhost, name)
-    mine = [each for each in call.opened() if each.user.name == call.user.name or call.sees_all()]
-    channels = [one for each in mine if each.vhost.name == vhost for one in each.channels.values()]
     incoming = [
-        {"channel_details": channel_details(each), "stats": {"publish": each.published[found.name]}}
-        for each in channels
-        if found.name in each.published
+        {"channel_details": channel_details(connection, channel), "stats": {"publish": channel.published[found.name]}}
+        for connection in call.connections(vhost)
+        for channel in connection.channels.values()
+        if found.name in channel.published
     ]
     return {**exchange_view(call.vhost(vhost), found, call.api.rates), "incoming": incoming}
 
 
-def exchange_view(vhost: VirtualHost, exchange: Exchange, rates: Rates) -> Json:
-    """Return an exchange in the form of /api/exchanges."""
-    view: Json = {
+def exchange_definition(vhost: VirtualHost, exchange: Exchange) -> Json:
+    """Return an exchange in the form of /api/definitions."""
+    return {
         "name": exchange.name,
         "vhost": vhost.name,
         "type": exchange.kind,
@@ -227,18 +202,22 @@ def exchange_view(vhost: VirtualHost, exchange: Exchange, rates: Rates) -> Json:
         "auto_delete": exchange.auto_delete,
         "internal": exchange.internal,
         "arguments": plain(exchange.arguments),
+    }
+
+
+def exchange_view(vhost: VirtualHost, exchange: Exchange, rates: Rates) -> Json:
+    """Return an exchange in the form of /api/exchanges."""
+    return {
+        **exchange_definition(vhost, exchange),
         "policy": exchange.policy.policy,
         "user_who_performed_action": "rmq-internal" if exchange.predeclared else "",
         "message_stats": rates.of(exchange),
+        **({"messages_delayed": vhost.held(exchange)} if exchange.delayed else {}),
     }
-    if exchange.delayed:
-        view["messages_delayed"] = vhost.held(exchange)
-    return view
 
 
 @route("PUT", "exchanges/VHOST/EXCHANGE", member)
 def put_exchange(call: Call, vhost: str, name: str) -> Answer:
-    """Declare an exchange."""
     found, body = call.vhost(vhost), call.body
     declared = exchange_declaration(exchange_name(name), body)
     call.rights(vhost).check_exchange_declaration(
@@ -248,7 +227,6 @@ def put_exchange(call: Call, vhost: str, name: str) -> Answer:
 
 
 def exchange_declaration(name: str, body: Json) -> ExchangeDeclaration:
-    """Return the declaration of an exchange that a request body describes."""
     durable, auto_delete, internal = (boolean(body, each) for each in ("durable", "auto_delete", "internal"))
     name, kind = _checked_name("exchange", name), text(body, "type", "direct")
     return ExchangeDeclaration(name, kind, durable, auto_delete, internal, field_table(body.get("arguments", {})))
@@ -285,35 +263,31 @@ def delete_exchange(call: Call, vhost: str, name: str) -> None:
     call.vhost(vhost).delete_exchange(exchange)
 
 
+@route(READ, "bindings", anyone)
+@route(READ, "bindings/VHOST", visitor)
+def bindings(call: Call, vhost: str | None = None) -> list[Json]:
+    """Return bindings, with the implicit binding of each queue to the default exchange."""
+    found: list[Json] = []
+    for each in call.vhosts(vhost):
+        default = each.exchanges[""]
+        found += [binding_view(each.name, Binding(default, queue, queue.name, {})) for queue in each.queues.values()]
+        found += [binding_view(each.name, binding) for binding in each.bindings()]
+    return found
+
+
+@route(READ, "queues/VHOST/QUEUE/bindings", visitor)
+def bindings_of_queue(call: Call, vhost: str, name: str) -> list[Json]:
+    return where(bindings(call, vhost), destination=name, destination_type="queue")
+
+
 @route(READ, "exchanges/VHOST/EXCHANGE/bindings/source", visitor)
 def bindings_from_exchange(call: Call, vhost: str, name: str) -> list[Json]:
-    """The bindings from an exchange."""
-    return _bindings_where(call, vhost, source=name)
+    return where(bindings(call, vhost), source=name)
 
 
 @route(READ, "exchanges/VHOST/EXCHANGE/bindings/destination", visitor)
 def bindings_to_exchange(call: Call, vhost: str, name: str) -> list[Json]:
-    """The bindings to an exchange."""
-    return _bindings_where(call, vhost, destination=name, destination_type="exchange")
-
-
-@route(READ, "bindings", anyone)
-def bindings(call: Call) -> list[Json]:
-    """The bindings that the user may see."""
-    return [view for vhost in call.visible() for view in _binding_views(vhost)]
-
-
-@route(READ, "bindings/VHOST", visitor)
-def bindings_of_vhost(call: Call, vhost: str) -> list[Json]:
-    """The bindings of a virtual host."""
-    return _binding_views(call.vhost(vhost))
-
-
-def _binding_views(vhost: VirtualHost) -> list[Json]:
-    """Return all bindings of a virtual host, with the implicit binding of each queue to the default exchange."""
-    default = vhost.exchanges[""]
-    implied = [Binding(default, queue, queue.name, {}) for queue in vhost.queues.values()]
-    return [binding_view(vhost.name, each) for each in [*implied, *vhost.bindings()]]
+    return where(bindings(call, vhost), destination=name, destination_type="exchange")
 
 
 def binding_view(vhost: str, binding: Binding) -> Json:
@@ -329,28 +303,21 @@ def binding_view(vhost: str, binding: Binding) -> Json:
     }
 
 
-def _bindings_where(call: Call, vhost: str, **wanted: str) -> list[Json]:
-    found = _binding_views(call.vhost(vhost))
-    return [view for view in found if all(view[name] == value for name, value in wanted.items())]
-
-
 @route(READ, "bindings/VHOST/e/EXCHANGE/TYPE/DESTINATION", visitor)
 def bindings_between(call: Call, vhost: str, source: str, kind: str, destination: str) -> list[Json]:
-    """The bindings between an exchange and a queue (`q`) or another exchange (`e`)."""
+    """Return the bindings between an exchange and a queue (TYPE is `q`) or another exchange (`e`)."""
     to = {"q": "queue", "e": "exchange"}.get(kind) or missing()
     source = exchange_name(source)
-    return _bindings_where(call, vhost, source=source, destination=destination, destination_type=to)
+    return where(bindings(call, vhost), source=source, destination=destination, destination_type=to)
 
 
 @route(READ, "bindings/VHOST/e/EXCHANGE/TYPE/DESTINATION/KEY", visitor)
 def binding(call: Call, vhost: str, source: str, kind: str, destination: str, key: str) -> Json:
-    """The binding with this properties key."""
     return first(bindings_between(call, vhost, source, kind, destination), properties_key=key)
 
 
 @route("POST", "bindings/VHOST/e/EXCHANGE/TYPE/DESTINATION", member)
 def post_binding(call: Call, vhost: str, source: str, kind: str, destination: str) -> Answer:
-    """Bind a queue or an exchange to an exchange."""
     key, arguments = binding_declaration(call.body)
     exchange, end = _ends(call, vhost, source, kind, destination, key)
     call.vhost(vhost).bind(exchange, end, key, arguments)
@@ -367,14 +334,13 @@ def binding_declaration(body: Json) -> tuple[str, Table]:
 
 @route("DELETE", "bindings/VHOST/e/EXCHANGE/TYPE/DESTINATION/KEY", member)
 def delete_binding(call: Call, vhost: str, source: str, kind: str, destination: str, key: str) -> None:
-    """Delete the binding with this properties key."""
     exchange, end = _ends(call, vhost, source, kind, destination, None)
     for each in list(exchange.bindings):
         if each.destination is end and each.properties_key == key:
             call.rights(vhost).check_topic("read", exchange, each.routing_key)
             call.vhost(vhost).unbind(exchange, end, each.routing_key, each.arguments)
             return
-    raise not_found()
+    missing()
 
 
 def _ends(
@@ -382,16 +348,15 @@ def _ends(
 ) -> tuple[Exchange, Queue | Exchange]:
     """Return the source and the destination of a binding, after checking that the user may bind or unbind them.
 
-    Args:
-        key: the routing key, for topic permissions; None if it is not known yet.
+    With a routing key, also checks the topic permissions.
     """
     if kind not in ("q", "e"):
-        raise not_found()
+        missing()
     call.vhost(vhost)
     to, name = ("queue", destination) if kind == "q" else ("exchange", exchange_name(destination))
     source = exchange_name(source)
     if not source or not name:
         raise bad_request("operation not permitted on the default exchange")
     call.rights(vhost).check_binding(to, name, source, key)
-    end: Queue | Exchange = _own_queue(call, vhost, name) if kind == "q" else call.exchange(vhost, name)
+    end: Queue | Exchange = call.shared_queue(vhost, name) if kind == "q" else call.exchange(vhost, name)
     return call.exchange(vhost, source), end

@@ -9,13 +9,14 @@ routes for users; https://www.rabbitmq.com/docs/management#permissions explains 
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, TypeAlias
 from weakref import WeakKeyDictionary
 
 from mqtool.broker.embedded.http.http_server import Answer, HttpError, Request, bad_request
+from mqtool.broker.embedded.model.amqp_errors import locked_queue
 from mqtool.broker.embedded.model.applied_policies import check_pattern
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.exchange import Exchange
@@ -39,6 +40,7 @@ SEES_ALL = {"administrator", "monitoring"}
 
 READ = "GET HEAD"
 _SAMPLE_SECONDS = 2.5
+_Sample = tuple[float, dict[str, int]]
 
 
 class Counting(Protocol):
@@ -46,26 +48,6 @@ class Counting(Protocol):
 
     def counts(self) -> dict[str, int]:
         """Return the counters, by RabbitMQ's names."""
-
-
-class _Sample:
-    """The last two samples of one object's counters. Rates are computed since the earlier sample."""
-
-    __slots__ = ("earlier", "earlier_at", "later", "later_at")
-
-    def __init__(self, counts: Mapping[str, int], now: float) -> None:
-        self.earlier = self.later = dict(counts)
-        self.earlier_at = self.later_at = now
-
-    def renew(self, counts: Mapping[str, int], now: float) -> None:
-        """Add a sample and drop the oldest."""
-        self.earlier, self.earlier_at = self.later, self.later_at
-        self.later, self.later_at = dict(counts), now
-
-    def rate(self, name: str, count: int, now: float) -> float:
-        """Return the growth of a counter per second, given its present value."""
-        seconds = now - self.earlier_at
-        return round((count - self.earlier.get(name, 0)) / seconds, 1) if seconds >= 1 else 0.0
 
 
 class Rates:
@@ -77,16 +59,18 @@ class Rates:
 
     def __init__(self, counting: Callable[[], Iterable[Counting]]) -> None:
         self._counting = counting
-        self._samples: WeakKeyDictionary[Counting, _Sample] = WeakKeyDictionary()
-        asyncio.get_running_loop().call_later(_SAMPLE_SECONDS, self._look)
+        #: The last two samples of each object's counters, with their times; the same one twice after the first.
+        self._samples: WeakKeyDictionary[Counting, tuple[_Sample, _Sample]] = WeakKeyDictionary()
+        asyncio.get_running_loop().call_later(_SAMPLE_SECONDS, self._sample)
 
     def of(self, counting: Counting) -> dict[str, int | dict[str, float]]:
         """Return the counters of an object with their rates, as in `message_stats`."""
-        now, sample = time.monotonic(), self._samples.get(counting)
+        now = time.monotonic()
+        (at, earlier), _ = self._samples.get(counting, ((now, {}), None))
         stats: dict[str, int | dict[str, float]] = {}
         for name, count in counting.counts().items():
-            stats[name] = count
-            stats[f"{name}_details"] = {"rate": sample.rate(name, count, now) if sample else 0.0}
+            rate = (count - earlier.get(name, 0)) / (now - at) if now - at >= 1 else 0.0
+            stats |= {name: count, f"{name}_details": {"rate": round(rate, 1)}}
         return stats
 
     def total(self, counting: Iterable[Counting]) -> dict[str, int | dict[str, float]]:
@@ -101,15 +85,13 @@ class Rates:
                     counts[name] = counts.get(name, 0) + value
         return {**counts, **{name: {"rate": round(rate, 1)} for name, rate in rates.items()}}
 
-    def _look(self) -> None:
+    def _sample(self) -> None:
         now = time.monotonic()
         for counting in self._counting():
-            sample = self._samples.get(counting)
-            if sample is None:
-                self._samples[counting] = _Sample(counting.counts(), now)
-            else:
-                sample.renew(counting.counts(), now)
-        asyncio.get_running_loop().call_later(_SAMPLE_SECONDS, self._look)
+            latest = now, counting.counts()
+            _, earlier = self._samples.get(counting, (latest, latest))
+            self._samples[counting] = earlier, latest
+        asyncio.get_running_loop().call_later(_SAMPLE_SECONDS, self._sample)
 
 
 @dataclass
@@ -136,7 +118,7 @@ class Api:
 
 @dataclass
 class Call:
-    """A request as handlers get it, with the broker and the logged-in user.
+    """A request as handlers get it, with the broker and the logged-in user. Methods raise 404 if an object is missing.
 
     Attributes:
         api: the parts of the broker that handlers use.
@@ -150,62 +132,54 @@ class Call:
 
     @property
     def broker(self) -> Broker:
-        """The broker."""
         return self.api.broker
 
     @property
     def body(self) -> Json:
-        """The body of the request.
-
-        Raises:
-            HttpError: 400 if the body is not a JSON object.
-        """
+        """The body of the request, which must be a JSON object (otherwise raises HttpError 400)."""
         return self.request.json()
 
     def opened(self) -> list[AnyConnection]:
         """Return the connections that have completed the handshake. Only these have a user and a virtual host."""
         return [connection for connection in self.api.connections if connection.is_open]
 
+    def connections(self, vhost: str | None = None) -> list[AnyConnection]:
+        """Return the open connections that the user may see (the user's own, or all), in one virtual host or in all."""
+        wanted = None if vhost is None else self.vhost(vhost)
+        mine = [each for each in self.opened() if each.user.name == self.user.name or self.sees_all()]
+        return [each for each in mine if wanted in (None, each.vhost)]
+
     def sees_all(self) -> bool:
         """Return True if the user may see all virtual hosts and connections."""
         return bool(SEES_ALL.intersection(self.user.tags))
 
-    def visible(self, vhost: str | None = None) -> Iterator[VirtualHost]:
-        """Yield the virtual hosts that the user may see; with `vhost`, only the one of this name."""
-        for each in self.broker.vhosts.values():
-            if vhost in (None, each.name) and (each.name in self.user.permissions or self.sees_all()):
-                yield each
-
     def vhost(self, name: str) -> VirtualHost:
-        """Return the virtual host of this name.
-
-        Raises:
-            HttpError: 404 if it does not exist.
-        """
         return self.broker.vhosts.get(name) or missing()
 
-    def named_user(self, name: str) -> User:
-        """Return the user of this name.
+    def vhosts(self, name: str | None = None) -> list[VirtualHost]:
+        """Return the virtual host of this name; for None, all that the user may see."""
+        if name is not None:
+            return [self.vhost(name)]
+        return [each for each in self.broker.vhosts.values() if each.name in self.user.permissions or self.sees_all()]
 
-        Raises:
-            HttpError: 404 if the user does not exist.
-        """
-        return self.broker.users.get(name) or missing()
+    def users(self, name: str | None = None) -> list[User]:
+        """Return the user of this name; for None, all users."""
+        return [*self.broker.users.values()] if name is None else [self.broker.users.get(name) or missing()]
+
+    def named_user(self, name: str) -> User:
+        return self.users(name)[0]
 
     def queue(self, vhost: str, name: str) -> Queue:
-        """Return the queue of this name.
-
-        Raises:
-            HttpError: 404 if it does not exist.
-        """
         return self.vhost(vhost).queues.get(name) or missing()
 
-    def exchange(self, vhost: str, name: str) -> Exchange:
-        """Return the exchange of this name.
+    def shared_queue(self, vhost: str, name: str) -> Queue:
+        """Return the queue of this name; raise AmqpException if it is exclusive to a connection."""
+        queue = self.queue(vhost, name)
+        if queue.owner is not None:
+            raise locked_queue(name, vhost)
+        return queue
 
-        Raises:
-            HttpError: 404 if it does not exist.
-        """
+    def exchange(self, vhost: str, name: str) -> Exchange:
         return self.vhost(vhost).exchanges.get(exchange_name(name)) or missing()
 
     def rights(self, vhost: str) -> Rights:
@@ -256,11 +230,7 @@ def paths() -> dict[str, list[str]]:
 
 
 def found(path: list[str]) -> tuple[dict[str, Route], list[str]]:
-    """Find the routes of a path below /api. Returns them by method, and the values of the path's placeholders.
-
-    Raises:
-        HttpError: 404 if no route has this path.
-    """
+    """Return the routes of a path below /api, by method, and the values of its placeholders; raise 404 without any."""
     best: tuple[list[bool], dict[str, Route], list[str]] | None = None
     for pattern, routes in _ROUTES.items():
         words = pattern.split("/")
@@ -271,9 +241,7 @@ def found(path: list[str]) -> tuple[dict[str, Route], list[str]]:
             rank = [word.isupper() for word in words]
             if best is None or rank < best[0]:
                 best = rank, routes, [each for word, each in zip(words, path, strict=True) if word.isupper()]
-    if best is None:
-        raise not_found()
-    return best[1:]
+    return missing() if best is None else best[1:]
 
 
 def answer(call: Call) -> Answer:
@@ -306,18 +274,13 @@ def put(*, existed: bool) -> Answer:
     return NO_CONTENT if existed else CREATED
 
 
-def not_found() -> HttpError:
-    """Return a 404 error with RabbitMQ's text."""
-    return HttpError(HTTPStatus.NOT_FOUND, "Object Not Found", "Not Found")
-
-
-def missing() -> Any:
-    """Raise a 404 error; for expressions such as `return found or missing()`."""
-    raise not_found()
+def missing() -> NoReturn:
+    """Raise HttpError 404 with RabbitMQ's text."""
+    raise HttpError(HTTPStatus.NOT_FOUND, "Object Not Found", "Not Found")
 
 
 def refused(reason: str) -> HttpError:
-    """Return a 401 error with this reason."""
+    """Return HttpError 401, which is RabbitMQ's status for a missing permission."""
     return HttpError(HTTPStatus.UNAUTHORIZED, "not_authorised", reason)
 
 
@@ -327,27 +290,21 @@ def exchange_name(name: str) -> str:
 
 
 def check_regular_expression(pattern: str) -> None:
-    """Check a regular expression that a client has sent.
-
-    Raises:
-        HttpError: 400 if it is not valid.
-    """
+    """Raise HttpError 400 if a regular expression that a client has sent is not valid."""
     try:
         check_pattern(pattern)
     except ValueError as error:
         raise bad_request(f"invalid regular expression {pattern}: {error}") from error
 
 
-def first(views: Iterable[Json], **wanted: str) -> Json:
-    """Return the first of these JSON objects whose fields have the wanted values.
+def where(views: Iterable[Json], **wanted: str) -> list[Json]:
+    """Return those of these JSON objects whose fields have the wanted values."""
+    return [view for view in views if all(view[name] == value for name, value in wanted.items())]
 
-    Raises:
-        HttpError: 404 if there is none.
-    """
-    for view in views:
-        if all(view[name] == value for name, value in wanted.items()):
-            return view
-    raise not_found()
+
+def first(views: Iterable[Json], **wanted: str) -> Json:
+    """Return the first of these JSON objects whose fields have the wanted values; raise 404 if there is none."""
+    return (where(views, **wanted) or missing())[0]
 
 
 def anyone(call: Call, *names: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from mqtool.broker.embedded.http.http_server import Answer, bad_request, boolean, required, text
 from mqtool.broker.embedded.http.policy_routes import checked_limits
 from mqtool.broker.embedded.http.route_table import (
+    NO_CONTENT,
     READ,
     Call,
     Json,
@@ -17,10 +18,10 @@ from mqtool.broker.embedded.http.route_table import (
     check_regular_expression,
     first,
     missing,
-    not_found,
     put,
     route,
     visitor,
+    where,
 )
 from mqtool.broker.embedded.model.broker import NODE, OF_USERS, OF_VHOSTS, Broker
 from mqtool.broker.embedded.model.users import ALGORITHMS, DEFAULT_ALGORITHM, Permissions, TopicPermissions, User
@@ -29,25 +30,21 @@ from mqtool.broker.embedded.model.virtual_host import VirtualHost
 
 @route(READ, "whoami", anyone)
 def whoami(call: Call) -> Json:
-    """The logged-in user."""
     return {"name": call.user.name, "tags": call.user.tags}
 
 
 @route(READ, "users", administrator)
 def users(call: Call) -> list[Json]:
-    """All users."""
-    return [user_view(each) for each in call.broker.users.values()]
+    return [user_view(each) for each in call.users()]
 
 
 @route(READ, "users/without-permissions", administrator)
 def users_without_permissions(call: Call) -> list[Json]:
-    """The users who have no permissions in any virtual host."""
-    return [user_view(each) for each in call.broker.users.values() if not each.permissions]
+    return [user_view(each) for each in call.users() if not each.permissions]
 
 
 @route(READ, "users/USER", administrator)
 def user(call: Call, name: str) -> Json:
-    """The user of this name."""
     return user_view(call.named_user(name))
 
 
@@ -64,16 +61,11 @@ def user_view(user: User) -> Json:
 
 @route("PUT", "users/USER", administrator)
 def put_user(call: Call, name: str) -> Answer:
-    """Add or change a user."""
     return put(existed=save_user(call.broker, name, call.body))
 
 
 def save_user(broker: Broker, name: str, body: Json) -> bool:
-    """Add or change a user. Existing permissions are kept. Returns True if the user existed.
-
-    Raises:
-        HttpError: 400 if the body is not valid.
-    """
+    """Add or change a user, keeping existing permissions. Returns True if the user existed."""
     existed = broker.users.get(name)
     tags = body.get("tags", "")
     if isinstance(tags, list):
@@ -102,13 +94,11 @@ def save_user(broker: Broker, name: str, body: Json) -> bool:
 
 @route("DELETE", "users/USER", administrator)
 def delete_user(call: Call, name: str) -> None:
-    """Delete a user."""
     call.broker.delete_user(call.named_user(name).name)
 
 
 @route("POST", "users/bulk-delete", administrator)
 def delete_users(call: Call) -> None:
-    """Delete several users."""
     names = required(call.body, "users")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise bad_request("users must be a list")
@@ -120,28 +110,19 @@ def delete_users(call: Call) -> None:
 
 
 @route(READ, "permissions", administrator)
-def permissions(call: Call) -> list[Json]:
-    """The permissions of all users."""
-    return permission_views(call.broker.users.values())
-
-
 @route(READ, "users/USER/permissions", administrator)
-def permissions_of_user(call: Call, name: str) -> list[Json]:
-    """The permissions of a user."""
-    return permission_views([call.named_user(name)])
+def permissions(call: Call, name: str | None = None) -> list[Json]:
+    return permission_views(call.users(name))
 
 
 @route(READ, "vhosts/VHOST/permissions", administrator)
 def permissions_in_vhost(call: Call, vhost: str) -> list[Json]:
-    """The permissions of all users in a virtual host."""
-    name = call.vhost(vhost).name
-    return [view for view in permission_views(call.broker.users.values()) if view["vhost"] == name]
+    return where(permissions(call), vhost=call.vhost(vhost).name)
 
 
 @route(READ, "permissions/VHOST/USER", administrator)
 def permission(call: Call, vhost: str, name: str) -> Json:
-    """The permissions of a user in a virtual host."""
-    return first(permission_views([call.named_user(name)]), vhost=vhost)
+    return first(permissions(call, name), vhost=vhost)
 
 
 def permission_views(users: Iterable[User]) -> list[Json]:
@@ -155,23 +136,18 @@ def permission_views(users: Iterable[User]) -> list[Json]:
 
 @route("PUT", "permissions/VHOST/USER", administrator)
 def put_permission(call: Call, vhost: str, name: str) -> Answer:
-    """Set the permissions of a user in a virtual host."""
     return put(existed=save_permissions(call.broker, call.vhost(vhost).name, call.named_user(name), call.body))
 
 
 def save_permissions(broker: Broker, vhost: str, user: User, body: Json) -> bool:
-    """Set the permissions of a user in a virtual host. Returns True if the user already had permissions there.
-
-    Raises:
-        HttpError: 400 if the body is not valid.
-    """
+    """Set the permissions of a user in a virtual host. Returns True if the user already had permissions there."""
     existed = vhost in user.permissions
     broker.set_permissions(user.name, vhost, Permissions(*_patterns(body, "configure", "write", "read")))
     return existed
 
 
 def _patterns(body: Json, *names: str) -> list[str]:
-    """Return these fields of a body, which must be regular expressions."""
+    """Return these fields of a body; raise 400 if they are not regular expressions."""
     for name in names:
         if name not in body:
             raise bad_request(f"key_missing: {name}")
@@ -181,65 +157,50 @@ def _patterns(body: Json, *names: str) -> list[str]:
 
 @route("DELETE", "permissions/VHOST/USER", administrator)
 def delete_permission(call: Call, vhost: str, name: str) -> None:
-    """Delete the permissions of a user in a virtual host."""
     call.broker.set_permissions(call.named_user(name).name, call.vhost(vhost).name, None)
 
 
 @route(READ, "topic-permissions", administrator)
-def topic_permissions(call: Call) -> list[Json]:
-    """The topic permissions of all users."""
-    return topic_permission_views(call.broker.users.values())
+@route(READ, "users/USER/topic-permissions", administrator)
+def topic_permissions(call: Call, name: str | None = None) -> list[Json]:
+    return topic_permission_views(call.users(name))
 
 
 @route(READ, "vhosts/VHOST/topic-permissions", administrator)
 def topic_permissions_in_vhost(call: Call, vhost: str) -> list[Json]:
-    """The topic permissions of all users in a virtual host."""
-    return topic_permission_views(call.broker.users.values(), call.vhost(vhost).name)
-
-
-@route(READ, "users/USER/topic-permissions", administrator)
-def topic_permissions_of_user(call: Call, name: str) -> list[Json]:
-    """The topic permissions of a user."""
-    return topic_permission_views([call.named_user(name)])
+    return where(topic_permissions(call), vhost=call.vhost(vhost).name)
 
 
 @route(READ, "topic-permissions/VHOST/USER", administrator)
 @route(READ, "topic-permissions/VHOST/USER/EXCHANGE", administrator)
 def topic_permission(call: Call, vhost: str, name: str, *exchange: str) -> list[Json]:  # noqa: ARG001 - as in RabbitMQ
-    """The topic permissions of a user in a virtual host."""
-    return topic_permission_views([call.named_user(name)], call.vhost(vhost).name) or missing()
+    return where(topic_permissions(call, name), vhost=call.vhost(vhost).name) or missing()
 
 
-def topic_permission_views(users: Iterable[User], vhost: str | None = None) -> list[Json]:
-    """Return topic permissions in the form of /api/topic-permissions, in one virtual host or (None) in all."""
+def topic_permission_views(users: Iterable[User]) -> list[Json]:
+    """Return the topic permissions of users in the form of /api/topic-permissions."""
     return [
-        {"user": user.name, "vhost": where, "exchange": exchange, "write": rights.write, "read": rights.read}
+        {"user": user.name, "vhost": vhost, "exchange": exchange, "write": rights.write, "read": rights.read}
         for user in users
-        for (where, exchange), rights in user.topic_permissions.items()
-        if vhost in (None, where)
+        for (vhost, exchange), rights in user.topic_permissions.items()
     ]
 
 
 @route("PUT", "topic-permissions/VHOST/USER", administrator)
 @route("PUT", "topic-permissions/VHOST/USER/EXCHANGE", administrator)
 def put_topic_permission(call: Call, vhost: str, name: str, *exchange: str) -> Answer:  # noqa: ARG001 - it is in the body
-    """Set the topic permissions of a user for an exchange."""
     return put(existed=save_topic_permissions(call.broker, call.vhost(vhost).name, call.named_user(name), call.body))
 
 
 def save_topic_permissions(broker: Broker, vhost: str, user: User, body: Json) -> bool:
     """Set the topic permissions of a user for an exchange, which need not exist.
 
-    Returns:
-        True if the user already had topic permissions in the virtual host.
-
-    Raises:
-        HttpError: 400 if the body is not valid.
+    Returns True if the user already had topic permissions in the virtual host.
     """
     if "exchange" not in body:
         raise bad_request("key_missing: exchange")
     rights = TopicPermissions(*_patterns(body, "write", "read"))
-    existed = bool(topic_permission_views([user], vhost))
+    existed = any(place[0] == vhost for place in user.topic_permissions)
     broker.set_topic_permissions(user.name, {**user.topic_permissions, (vhost, text(body, "exchange")): rights})
     return existed
 
@@ -248,9 +209,8 @@ def save_topic_permissions(broker: Broker, vhost: str, user: User, body: Json) -
 @route("DELETE", "topic-permissions/VHOST/USER/EXCHANGE", administrator)
 def delete_topic_permission(call: Call, vhost: str, name: str, *exchange: str) -> None:
     """Delete the topic permissions of a user for an exchange, or for all exchanges of the virtual host."""
-    vhost, user = call.vhost(vhost).name, call.named_user(name)
-    if not topic_permission_views([user], vhost):
-        raise not_found()
+    topic_permission(call, vhost, name)  # raises 404 if there are none
+    user = call.named_user(name)
     kept = {
         key: rights
         for key, rights in user.topic_permissions.items()
@@ -261,13 +221,11 @@ def delete_topic_permission(call: Call, vhost: str, name: str, *exchange: str) -
 
 @route(READ, "vhosts", anyone)
 def vhosts(call: Call) -> list[Json]:
-    """The virtual hosts that the user may see."""
-    return [_vhost_view(vhost, call.api.rates) for vhost in call.visible()]
+    return [_vhost_view(vhost, call.api.rates) for vhost in call.vhosts()]
 
 
 @route(READ, "vhosts/VHOST", visitor)
 def vhost(call: Call, name: str) -> Json:
-    """The virtual host of this name."""
     return _vhost_view(call.vhost(name), call.api.rates)
 
 
@@ -303,7 +261,6 @@ def put_vhost(call: Call, name: str) -> Answer:
 
 @route("DELETE", "vhosts/VHOST", administrator)
 def delete_vhost(call: Call, name: str) -> None:
-    """Delete a virtual host with everything in it."""
     call.broker.delete_vhost(call.vhost(name).name)
 
 
@@ -314,51 +271,35 @@ def start_vhost(call: Call, name: str, node: str) -> None:  # noqa: ARG001
 
 
 @route("GET", "vhost-limits", anyone)
-def vhost_limits(call: Call) -> list[Json]:
-    """The limits of the virtual hosts that have any."""
-    return [{"vhost": each.name, "value": each.limits} for each in call.visible() if each.limits]
-
-
 @route("GET", "vhost-limits/VHOST", visitor)
-def limits_of_vhost(call: Call, name: str) -> list[Json]:
-    """The limits of a virtual host."""
-    vhost = call.vhost(name)
-    return [{"vhost": vhost.name, "value": vhost.limits}] if vhost.limits else []
+def vhost_limits(call: Call, vhost: str | None = None) -> list[Json]:
+    return [{"vhost": each.name, "value": each.limits} for each in call.vhosts(vhost) if each.limits]
 
 
 @route("PUT DELETE", "vhost-limits/VHOST/LIMIT", administrator)
 def change_vhost_limit(call: Call, name: str, limit: str) -> Answer:
-    """Set or delete a limit of a virtual host."""
     vhost = call.vhost(name)
     call.broker.limit_vhost(vhost, _changed(call, vhost.limits, limit, OF_VHOSTS, "limits"))
-    return put(existed=True)
+    return NO_CONTENT
 
 
 @route("GET", "user-limits", anyone)
-def user_limits(call: Call) -> list[Json]:
-    """The limits of the users who have any."""
-    return [{"user": user.name, "value": user.limits} for user in call.broker.users.values() if user.limits]
-
-
 @route("GET", "user-limits/USER", anyone)
-def limits_of_user(call: Call, name: str) -> list[Json]:
-    """The limits of a user."""
-    user = call.named_user(name)
-    return [{"user": user.name, "value": user.limits}] if user.limits else []
+def user_limits(call: Call, name: str | None = None) -> list[Json]:
+    return [{"user": each.name, "value": each.limits} for each in call.users(name) if each.limits]
 
 
 @route("PUT DELETE", "user-limits/USER/LIMIT", administrator)
 def change_user_limit(call: Call, name: str, limit: str) -> Answer:
-    """Set or delete a limit of a user."""
-    if name not in call.broker.users:
+    user = call.broker.users.get(name)
+    if user is None:
         raise bad_request(f"no_such_user: {name}")
-    user = call.named_user(name)
     call.broker.limit_user(user, _changed(call, user.limits, limit, OF_USERS, "user-limits"))
-    return put(existed=True)
+    return NO_CONTENT
 
 
 def _changed(call: Call, limits: dict[str, int], name: str, known: tuple[str, ...], of: str) -> Any:
-    """Return the limits with the change that the request makes."""
+    """Return the limits after the request: without the limit `name` (DELETE), or with its new value (PUT)."""
     others = {each: limit for each, limit in limits.items() if each != name}
     if call.request.method == "DELETE":
         return others
