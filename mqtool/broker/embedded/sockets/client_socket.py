@@ -21,9 +21,9 @@ _HANDSHAKE_SECONDS = 10.0
 _LOGGED_CHARACTERS = 500
 
 #: With more unsent bytes than this, the broker stops reading from a client and handling the frames already read.
-_UNREAD_LIMIT = 16 * 1024 * 1024
+_UNSENT_LIMIT = 16 * 1024 * 1024
 
-#: An incomplete frame of up to this many bytes does not count as memory held for the client.
+#: An incomplete frame of up to this many bytes does not count towards the memory limit.
 _FEW_BYTES = 4096
 
 #: An incomplete frame larger than this can only be a publish. During an alarm, it blocks the client.
@@ -57,7 +57,7 @@ class PacedSocket(asyncio.Protocol, ABC):
         self._chunks: list[bytes] = []
         self._have = 0
         self._need = need
-        self._is_waiting = False
+        self._has_whole_frames = False
         self._out: list[bytes] = []
         self._out_bytes = 0
         self._flushing = False
@@ -71,7 +71,7 @@ class PacedSocket(asyncio.Protocol, ABC):
         """Handle the complete frames in `data`, and set `_need` to the size of the next frame.
 
         Returns:
-            The number of bytes handled. Stops early if `is_unread` becomes true.
+            The number of bytes handled. Stops early if `is_backed_up` becomes true.
         """
 
     @abstractmethod
@@ -80,7 +80,11 @@ class PacedSocket(asyncio.Protocol, ABC):
 
     @abstractmethod
     def may_send(self) -> None:
-        """Resume deliveries: the client has read what was sent."""
+        """Resume deliveries: the client has read enough of the output."""
+
+    @abstractmethod
+    def count_held(self) -> None:
+        """Update the number of input and output bytes that are kept in memory for the client."""
 
     def data_received(self, data: bytes) -> None:
         """Receive bytes from the client, and handle them once a frame is complete."""
@@ -89,50 +93,46 @@ class PacedSocket(asyncio.Protocol, ABC):
         if self._chunks:
             self._chunks.append(data)
             self._have += len(data)
-            if self._have < self._need or self._is_waiting:
+            if self._have < self._need or self._has_whole_frames:
                 self.count_held()
                 return
             data = b"".join(self._chunks)
         self.handle(data)
 
     def handle(self, data: bytes) -> None:
-        """Handle the complete frames, and keep the start of an incomplete one."""
+        """Handle the complete frames; keep the rest, which is an incomplete frame unless the output is backed up."""
         if len(data) >= self._need:
             try:
                 data = data[self.take_bytes(data) :]
             except Exception as error:
                 data = b""
                 self.failed(error)
-        self._is_waiting = self.is_unread and bool(data)
+        self._has_whole_frames = self.is_backed_up and bool(data)
         self._chunks = [data] if data else []
         self._have = len(data)
         if self._have > _FEW_BYTES:
             self.count_held()
 
-    @abstractmethod
-    def count_held(self) -> None:
-        """Update the count of input and output bytes that are held for the client."""
+    @property
+    def is_backed_up(self) -> bool:
+        """True if more than 16 MiB of replies wait for the next flush."""
+        return self._out_bytes > _UNSENT_LIMIT
 
     @property
-    def is_unread(self) -> bool:
-        """True if more than 16 MiB of replies wait to be sent."""
-        return self._out_bytes > _UNREAD_LIMIT
-
-    @property
-    def should_read(self) -> bool:
-        """True unless the broker must not read from this client now."""
+    def may_read(self) -> bool:
+        """False while an alarm stops the broker from reading from this client."""
         return not self.blocked
 
     def pace(self) -> None:
         """Pause reading while the client is blocked or does not read its replies; otherwise resume reading."""
         if self.transport.is_closing():
             return
-        if not self.should_read or self.transport.get_write_buffer_size() > _UNREAD_LIMIT:
+        if not self.may_read or self.transport.get_write_buffer_size() > _UNSENT_LIMIT:
             self.transport.pause_reading()
             return
         self.transport.resume_reading()
-        if self._is_waiting:
-            self._is_waiting = False
+        if self._has_whole_frames:
+            self._has_whole_frames = False
             self.handle(b"".join(self._chunks))
 
     def write(self, data: bytes) -> None:
@@ -186,7 +186,7 @@ class PacedSocket(asyncio.Protocol, ABC):
         self.writable = False
 
     def resume_writing(self) -> None:
-        """Resume deliveries: the client has read what was sent."""
+        """Resume deliveries: the client has read enough of the output."""
         self._paused = False
         self.count_held()
         self._writable_again()
@@ -220,7 +220,7 @@ class ClientSocket(PacedSocket):
         heartbeat_frame: the bytes of a heartbeat.
         user, vhost, rights: the logged-in user, the virtual host and the user's permissions; set by the handshake.
         peer, local: host and port of both ends.
-        held_bytes: memory held for the client: unread output, incomplete messages, uncommitted transactions.
+        held_bytes: bytes kept in memory for the client: unread output, incomplete messages, uncommitted transactions.
         connected_at: seconds since 1970.
         heartbeat: the negotiated interval in seconds; 0 for none.
     """
@@ -250,19 +250,18 @@ class ClientSocket(PacedSocket):
     def shut(self) -> None:
         """Release everything that belongs to the connection, such as channels and consumers."""
 
-    def hold(self, by: int) -> None:
-        """Count bytes that are held for the client against the memory limit; negative when they are released."""
-        self.held_bytes += by
-        self.broker.hold_for_client(by)
+    def add_held_bytes(self, count: int) -> None:
+        """Add to the bytes kept in memory for the client, which count towards the memory limit; negative if freed."""
+        self.held_bytes += count
+        self.broker.hold_for_client(count)
 
     def count_held(self) -> None:
-        """Update the count of input and output bytes that are held for the client."""
         held = self.transport.get_write_buffer_size()
         if self._have > _FEW_BYTES:
             held += self._have
         if held != self._held_by_socket:
             more, self._held_by_socket = held - self._held_by_socket, held
-            self.hold(more)
+            self.add_held_bytes(more)
         if self._have > _LARGE_FRAME and self.broker.alarms:
             self.block()
 
@@ -278,9 +277,9 @@ class ClientSocket(PacedSocket):
         self.pace()
 
     @property
-    def can_be_sent_more(self) -> bool:
-        """True if no more than 16 MiB wait to be read by the client."""
-        return self._out_bytes + self._held_by_socket <= _UNREAD_LIMIT
+    def takes_replies(self) -> bool:
+        """True if at most 16 MiB of output wait for the client."""
+        return self._out_bytes + self._held_by_socket <= _UNSENT_LIMIT
 
     @property
     def name(self) -> str:
@@ -297,10 +296,10 @@ class ClientSocket(PacedSocket):
         """True if the client is on this machine."""
         return ipaddress.ip_address(self.peer[0].partition("%")[0]).is_loopback
 
-    def logged_in(self, user: User) -> None:
-        """Set the user after a successful login."""
+    def set_user(self, user: User) -> None:
+        """Set the user after a successful login; the connection no longer counts as one without a login."""
         self.user = user
-        self._connections.logged_in(self)
+        self._connections.allow(self)
 
     def log_once_a_second(self, level: int, cause: str, text: str) -> None:
         """Log a message about the connection. Until it is open, log only one line a second for each cause.
@@ -308,15 +307,14 @@ class ClientSocket(PacedSocket):
         Args:
             level: the level, such as logging.WARNING.
             cause: one of a few fixed texts.
-            text: the message, cut to 500 characters. Other characters than ASCII are escaped, so that names chosen
-                by clients can neither forge log lines nor control a terminal.
+            text: the message, cut to 500 characters. All characters but printable ASCII are escaped, so that names
+                chosen by clients can neither forge log lines nor control a terminal.
         """
         shown = ascii(text[:_LOGGED_CHARACTERS])[1:-1]
         extra = None if self.is_open else caused_by(f"{self.protocol} {cause}")
         log.log(level, "%s connection %s: %s", self.protocol, self.name, shown, extra=extra)
 
     def abort(self) -> None:
-        """Close the socket at once."""
         self.transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -345,10 +343,10 @@ class ClientSocket(PacedSocket):
         self._out.clear()
         self._connections.remove(self)
         self._chunks, self._have, self._held_by_socket = [], 0, 0
-        self.hold(-self.held_bytes)
+        self.add_held_bytes(-self.held_bytes)
 
     def handle(self, data: bytes) -> None:
-        """Handle the complete frames. If they change durable definitions, delay the replies until these are on disk."""
+        """Handle the complete frames. If they change durable definitions, send the replies once these are on disk."""
         ledger = self.broker.ledger
         saved = ledger.definitions_saved
         super().handle(data)
@@ -381,7 +379,7 @@ class ClientSocket(PacedSocket):
 
     def _check_heartbeat(self) -> None:
         now = self._loop.time()
-        if self.should_read and now - self._heard_at > self.heartbeat * 2:
+        if self.may_read and now - self._heard_at > self.heartbeat * 2:
             log.warning("%s connection %s: missed heartbeats from client", self.protocol, self.name)
             self.transport.abort()
             return

@@ -1,4 +1,4 @@
-"""Listening sockets, with TLS or without, and limits on clients that have not logged in."""
+"""Listening sockets, with TLS or without, and limits for clients that have not logged in."""
 
 import asyncio
 import errno
@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
+
+log = logging.getLogger("mqtool.broker.embedded")
 
 _BACKLOG = 1024
 _HANDSHAKE_SECONDS = 10.0
@@ -25,7 +27,7 @@ _ATTEMPTS = 20
 
 
 class Listener:
-    """Accepts connections on one port of one or more hosts. Can refuse connections for a while but keep the port.
+    """Accepts connections on one port of one or more hosts. Can refuse connections for a while and keep the port.
 
     Args:
         new_connection: creates the asyncio protocol of a new connection.
@@ -36,7 +38,7 @@ class Listener:
         self._new_connection = new_connection
         self._tls: dict[str, Any] = {} if tls is None else {"ssl": tls, "ssl_handshake_timeout": _HANDSHAKE_SECONDS}
         self._servers: list[asyncio.Server] = []
-        self._places: list[socket.socket] = []
+        self._bound: list[socket.socket] = []
         self._opening: set[asyncio.Task[asyncio.Server]] = set()
         self._shut = 0
 
@@ -53,14 +55,14 @@ class Listener:
         Raises:
             OSError: the port is already in use.
         """
-        for place in _bound(hosts, port):
-            port = place.getsockname()[1]
-            self._servers.append(await self._serve(place))
+        for each in _bound(hosts, port):
+            port = each.getsockname()[1]
+            self._servers.append(await self._serve(each))
         return port
 
-    async def _serve(self, place: socket.socket) -> asyncio.Server:
+    async def _serve(self, bound: socket.socket) -> asyncio.Server:
         loop = asyncio.get_running_loop()
-        return await loop.create_server(self._new_connection, sock=place, backlog=_BACKLOG, **self._tls)
+        return await loop.create_server(self._new_connection, sock=bound, backlog=_BACKLOG, **self._tls)
 
     def shut(self) -> None:
         """Refuse connections, but keep the port."""
@@ -70,7 +72,7 @@ class Listener:
         addresses = [(each.family, each.getsockname()) for server in self._servers for each in server.sockets]
         self._close_servers()
         # Sockets that are bound but do not listen keep the port; the system refuses connections to it.
-        self._places = [_place(family, address) for family, address in addresses]
+        self._bound = [_bound_socket(family, address) for family, address in addresses]
 
     def open(self) -> None:
         """Undo one shut(). After the last, accept connections again."""
@@ -78,12 +80,12 @@ class Listener:
         if self._shut:
             return
         loop = asyncio.get_running_loop()
-        for place in self._places:
-            place.listen(_BACKLOG)  # clients can connect from here on, and are served a moment later
-            task = loop.create_task(self._serve(place))
+        for bound in self._bound:
+            bound.listen(_BACKLOG)  # clients can connect from here on, and are served a moment later
+            task = loop.create_task(self._serve(bound))
             self._opening.add(task)
             task.add_done_callback(self._opened)
-        self._places = []
+        self._bound = []
 
     def _opened(self, task: "asyncio.Task[asyncio.Server]") -> None:
         self._opening.discard(task)
@@ -100,25 +102,25 @@ class Listener:
             task.remove_done_callback(self._opened)
             task.add_done_callback(lambda done: done.result().close())
         self._close_servers()
-        for place in self._places:
-            place.close()
-        self._places = []
+        for bound in self._bound:
+            bound.close()
+        self._bound = []
 
 
 def _bound(hosts: Sequence[str], port: int) -> list[socket.socket]:
     """Return sockets that are bound to all addresses of these hosts, on one port."""
     for attempt in range(_ATTEMPTS):
-        places: list[socket.socket] = []
+        bound: list[socket.socket] = []
         try:
             for host in hosts:
-                places += _bound_to(host, places[0].getsockname()[1] if places else port)
+                bound += _bound_to(host, bound[0].getsockname()[1] if bound else port)
         except OSError as error:
-            for place in places:
-                place.close()
+            for each in bound:
+                each.close()
             if port or error.errno != errno.EADDRINUSE or attempt == _ATTEMPTS - 1:
                 raise
         else:
-            return places
+            return bound
     raise AssertionError
 
 
@@ -131,39 +133,37 @@ def _bound_to(host: str, port: int) -> list[socket.socket]:
         except socket.gaierror as error:
             raise OSError(error.errno, f"cannot listen on {host}: {error.strerror}") from error
         found.update({(family, address[0]): address for family, _, _, _, address in infos})
-    places: list[socket.socket] = []
+    bound: list[socket.socket] = []
     missing = None
     for (family, number), address in found.items():
         try:
-            places.append(_place(family, (number, places[0].getsockname()[1] if places else port, *address[2:])))
+            bound.append(_bound_socket(family, (number, bound[0].getsockname()[1] if bound else port, *address[2:])))
         except OSError as error:
             if error.errno not in _NO_SUCH_FAMILY:
-                for place in places:
-                    place.close()
+                for each in bound:
+                    each.close()
                 raise OSError(error.errno, f"cannot listen on {number} port {port}: {error.strerror}") from error
             missing = error
-    if not places:
+    if not bound:
         assert missing is not None
         raise OSError(missing.errno, f"cannot listen on {host}: {missing.strerror}") from missing
-    return places
+    return bound
 
 
-def _place(family: int, address: Any) -> socket.socket:
+def _bound_socket(family: int, address: Any) -> socket.socket:
     """Return a non-blocking socket that is bound to an address."""
-    place = socket.socket(family, socket.SOCK_STREAM)
+    bound = socket.socket(family, socket.SOCK_STREAM)
     try:
-        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            place.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        place.setblocking(False)
-        place.bind(address)
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        bound.setblocking(False)
+        bound.bind(address)
     except OSError:
-        place.close()
+        bound.close()
         raise
-    return place
+    return bound
 
-
-log = logging.getLogger("mqtool.broker.embedded")
 
 #: OpenSSL's names for the errors that a client without TLS causes.
 _NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "RECORD_LAYER_FAILURE")
@@ -222,7 +222,6 @@ class _Handshake(ssl.SSLObject):
     """Logs the reason for a failed TLS handshake; asyncio does not."""
 
     def do_handshake(self) -> None:
-        """Continue the handshake."""
         try:
             super().do_handshake()
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
@@ -237,30 +236,22 @@ def _reason(error: ssl.SSLError) -> str:
     return (error.reason or str(error)).lower().replace("_", " ")
 
 
-log = logging.getLogger("mqtool.broker.embedded")
-
-#: The least and the greatest result of stranger_limit().
-_FEWEST, _MOST = 64, 1000
-
-_LOG_SECONDS = 1.0
-
-
 def stranger_limit() -> int:
     """Return how many connections one address may have before login: a quarter of the file descriptors, 64 to 1000."""
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return min(max(descriptors // 4, _FEWEST), _MOST)
+    return min(max(descriptors // 4, 64), 1000)
 
 
-class Guest(Protocol):
-    """A connection whose login Connections tracks."""
+class Abortable(Protocol):
+    """A connection that Connections can close."""
 
     peer: tuple[str, int]
 
     def abort(self) -> None:
-        """Close the socket at once."""
+        """Close the socket at once, without sending what is still to be sent."""
 
 
-C = TypeVar("C", bound=Guest)
+C = TypeVar("C", bound=Abortable)
 
 
 class Connections(set[C], Generic[C]):
@@ -272,7 +263,7 @@ class Connections(set[C], Generic[C]):
         self._strangers: dict[str, dict[C, None]] = {}
 
     def add(self, connection: C) -> None:
-        """Add a new connection. If its address has too many that have not logged in, close the oldest of these."""
+        """Add a new connection. If its address has too many without a login, close the oldest of these."""
         super().add(connection)
         strangers = self._strangers.setdefault(connection.peer[0], {})
         strangers[connection] = None
@@ -283,8 +274,8 @@ class Connections(set[C], Generic[C]):
             del strangers[oldest]
             oldest.abort()
 
-    def logged_in(self, connection: C) -> None:
-        """Stop counting a connection against the limit of its address."""
+    def allow(self, connection: C) -> None:
+        """Stop counting a connection towards the limit of its address: its client has logged in."""
         address = connection.peer[0]
         strangers = self._strangers.get(address)
         if strangers is not None:
@@ -295,7 +286,7 @@ class Connections(set[C], Generic[C]):
     def remove(self, connection: C) -> None:
         """Remove a closed connection."""
         super().remove(connection)
-        self.logged_in(connection)
+        self.allow(connection)
 
 
 class OneLineASecond(logging.Filter):
@@ -310,7 +301,6 @@ class OneLineASecond(logging.Filter):
         self._left_out: dict[str, int] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Return True if the record is to be logged."""
         cause = getattr(record, "cause", None)
         if cause is None:
             return True
@@ -318,16 +308,12 @@ class OneLineASecond(logging.Filter):
         if now < self._next.get(cause, 0.0):
             self._left_out[cause] = self._left_out.get(cause, 0) + 1
             return False
-        self._next[cause] = now + _LOG_SECONDS
+        self._next[cause] = now + 1.0
         if left_out := self._left_out.pop(cause, 0):
             record.msg = f"{record.msg} (and {left_out} more like this)"
         return True
 
 
 def caused_by(cause: str) -> dict[str, Any]:
-    """Return the `extra` argument of a log call that OneLineASecond limits to one line a second.
-
-    Args:
-        cause: one of a few fixed texts. Each has its own limit.
-    """
+    """Return the `extra` argument of a log call that is limited to one line a second for each `cause`, a fixed text."""
     return {"cause": cause}

@@ -12,10 +12,9 @@ from mqtool.broker.embedded.model.stream_segment import UNFILTERED, bits_of
 from mqtool.broker.embedded.streaming.stream_frames import Code, Fields, Key, MalformedFrame, frame, u16, u32, u64
 from mqtool.broker.embedded.streaming.stream_session import Refused, Session, check, check_name, find_log
 
-#: The numbers of a connection's messages waiting for the disk above which reading stops, and at which it resumes. The
-#: values are RabbitMQ's.
-_TOO_MANY = 50_000
-_FEW_ENOUGH = 12_500
+#: Reading stops while more than the first number of a connection's messages wait for the disk, and resumes once at most
+#: the second number do. The values are RabbitMQ's.
+_TOO_MANY, _FEW_ENOUGH = 50_000, 12_500
 
 #: The maximum number of entries, and of bytes, in one chunk.
 _CHUNK = 4096
@@ -58,7 +57,6 @@ class _Messages(NamedTuple):
     filters: list[int]
 
     def part(self, indexes: Sequence[int]) -> "_Messages":
-        """Return the messages at these indexes."""
         records = {new: self.records[old] for new, old in enumerate(indexes) if old in self.records}
         filters = [self.filters[each] for each in indexes] if self.filters else []
         ids, entries = [self.ids[each] for each in indexes], [self.entries[each] for each in indexes]
@@ -66,11 +64,7 @@ class _Messages(NamedTuple):
 
 
 def _messages(data: bytes, position: int, *, with_filter: bool) -> _Messages:
-    """Decode the messages and batches of a publish command.
-
-    Raises:
-        MalformedFrame: a message is cut short, or a batch is empty.
-    """
+    """Decode the messages and batches of a publish command, which are in `data` from `position` on."""
     found = ids, entries, records, filters = _Messages([], [], {}, [])
     size_at, end = _SIZE.unpack_from, len(data)
     try:
@@ -114,21 +108,18 @@ def _chunks(messages: _Messages) -> Iterator[_Messages]:
 
 
 class Publishers:
-    """The publishers of a connection."""
+    """The publishers of a connection.
+
+    Attributes:
+        is_throttled: True while the broker must not read from the connection, because too many messages wait for the
+            disk.
+    """
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._publishers: dict[int, _Publisher] = {}
         self._unconfirmed = 0
-        self._is_throttled = False
-
-    @property
-    def is_throttled(self) -> bool:
-        """True if the broker must stop reading from the connection, because too many messages wait for the disk."""
-        return self._is_throttled
-
-    def __len__(self) -> int:
-        return len(self._publishers)
+        self.is_throttled = False
 
     def declare(self, fields: Fields, correlation: int) -> None:
         """Handle DeclarePublisher."""
@@ -175,11 +166,7 @@ class Publishers:
         return bool(gone)
 
     def publish(self, body: bytes, version: int) -> None:
-        """Append messages to a stream; confirm them once they are on disk.
-
-        Raises:
-            MalformedFrame: a message is cut short.
-        """
+        """Append messages to a stream; confirm them once they are on disk."""
         if len(body) < 5:
             raise MalformedFrame
         messages = _messages(body, 5, with_filter=version == 2)
@@ -214,13 +201,13 @@ class Publishers:
     def _confirm_later(self, publisher: _Publisher, ids: list[bytes]) -> None:
         self._unconfirmed += len(ids)
         if self._unconfirmed > _TOO_MANY:
-            self._is_throttled = True
+            self.is_throttled = True
             self._session.pace()
 
         def confirm() -> None:
             self._unconfirmed -= len(ids)
-            if self._is_throttled and self._unconfirmed <= _FEW_ENOUGH:
-                self._is_throttled = False
+            if self.is_throttled and self._unconfirmed <= _FEW_ENOUGH:
+                self.is_throttled = False
                 self._session.pace()
             if self._publishers.get(publisher.number) is publisher and not publisher.log.deleted:
                 head = bytes((publisher.number,)) + u32(len(ids))

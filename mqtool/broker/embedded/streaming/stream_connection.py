@@ -14,6 +14,7 @@ from mqtool.broker.embedded.streaming.publishers import Publishers
 from mqtool.broker.embedded.streaming.stream_frames import (
     FRAME_MAX,
     HEAD,
+    RESPONSE,
     Code,
     Fields,
     Key,
@@ -32,8 +33,8 @@ log = logging.getLogger("mqtool.broker.embedded")
 _LARGEST_BEFORE_LOGIN = 64 * 1024
 
 _CLOSING_SECONDS = 5.0
-_CONSUMER_UPDATE_ANSWER = Key.CONSUMER_UPDATE | 0x8000
-_CLOSE_ANSWER = Key.CLOSE | 0x8000
+_CONSUMER_UPDATE_ANSWER = Key.CONSUMER_UPDATE | RESPONSE
+_CLOSE_ANSWER = Key.CLOSE | RESPONSE
 
 
 class StreamConnection(Session):
@@ -45,7 +46,7 @@ class StreamConnection(Session):
         groups: the broker's groups of single active consumers.
 
     Attributes:
-        channels, channel_max, frame_max: values for the management API, which shows them for every connection.
+        channels, channel_max, frame_max: shown by the management API, as for AMQP connections.
     """
 
     channels: Mapping[int, Any] = MappingProxyType({})
@@ -56,10 +57,10 @@ class StreamConnection(Session):
         super().__init__(broker, connections)
         self.publishers = Publishers(self)
         self.subscriptions = Subscriptions(self, groups)
-        self._watches: dict[str, _Watch] = {}
+        # The log of each stream that the client uses, and the function that the log calls for new chunks.
+        self._watches: dict[str, tuple[StreamLog, Callable[[], None]]] = {}
 
     def take_bytes(self, data: bytes) -> int:
-        """Handle the complete frames; return the number of bytes handled."""
         position = 0
         self._need = HEAD.size
         while len(data) - position >= HEAD.size:
@@ -67,7 +68,7 @@ class StreamConnection(Session):
                 return len(data)
             size, key, version = HEAD.unpack_from(data, position)
             if size > self._largest(key):
-                self.wrong(Code.FRAME_TOO_LARGE, "frame too large")
+                self._wrong(Code.FRAME_TOO_LARGE, "frame too large")
                 return len(data)
             if size < 4:
                 raise MalformedFrame
@@ -77,30 +78,25 @@ class StreamConnection(Session):
                 break
             start, position = position + HEAD.size, end
             self.receive(key, version, data[start:end])
-            if self.is_unread:
+            if self.is_backed_up:
                 break
         return position
 
     def _largest(self, key: int) -> int:
-        """The maximum size in bytes of a frame with this key, in the connection's present state."""
+        """Return the maximum size in bytes of a frame with this key, in the connection's present state."""
         if self.state != "open":
             return _LARGEST_BEFORE_LOGIN
         return self.broker.profile.largest_publish if key == Key.PUBLISH else FRAME_MAX
 
     def failed(self, error: Exception) -> None:
-        """Close the connection because a frame could not be handled."""
         if isinstance(error, MalformedFrame):
-            self.wrong(Code.UNKNOWN_FRAME, "unknown frame")
+            self._wrong(Code.UNKNOWN_FRAME, "unknown frame")
         else:
             log.exception("stream connection %s: internal error", self.name)
-            self.wrong(Code.INTERNAL_ERROR, "internal error")
+            self._wrong(Code.INTERNAL_ERROR, "internal error")
 
     def receive(self, key: int, version: int, body: bytes) -> None:
-        """Handle a frame.
-
-        Raises:
-            MalformedFrame: the frame is malformed, unknown, or not expected now.
-        """
+        """Handle a frame; raise MalformedFrame if it is malformed, unknown, or not expected now."""
         if key == Key.HEARTBEAT:
             return
         if self.state == "open":
@@ -117,7 +113,9 @@ class StreamConnection(Session):
 
     def _receive_open(self, key: int, version: int, body: bytes) -> None:
         if key == Key.PUBLISH and version in (1, 2):
-            self._publish(body, version)
+            if self.broker.alarms:
+                self.block()
+            self.publishers.publish(body, version)
             return
         if version != 1:
             raise MalformedFrame
@@ -141,47 +139,40 @@ class StreamConnection(Session):
         else:
             raise MalformedFrame
 
-    def _publish(self, body: bytes, version: int) -> None:
-        if self.broker.alarms:
-            self.block()
-        self.publishers.publish(body, version)
-
     def watch(self, stream: str, log: StreamLog) -> None:
-        """From now on, send new chunks of a stream to its subscribers, and notify the client if it is deleted."""
-        watch = self._watches.get(stream)
-        if watch is None or watch.log is not log:
-            self._watches[stream] = watch = _Watch(self, stream, log)
-            log.watch(watch)
-
-    def wake(self, watch: "_Watch") -> None:
-        """Send new chunks of a stream, or notify the client that the stream was deleted."""
-        if watch.log.deleted:
-            # Later, so that the client that deletes a stream gets the response to its request first.
-            self._loop.call_soon(self._stream_gone, watch)
-        else:
-            self.subscriptions.pump(watch.stream)
-
-    def _stream_gone(self, watch: "_Watch") -> None:
-        if self._watches.get(watch.stream) is not watch:
+        if stream in self._watches and self._watches[stream][0] is log:
             return
-        del self._watches[watch.stream]
-        had_publishers = self.publishers.forget_stream(watch.stream)
-        if self.subscriptions.forget_stream(watch.stream) or had_publishers:
-            self.write(frame(Key.METADATA_UPDATE, u16(Code.STREAM_NOT_AVAILABLE) + string(watch.stream)))
+
+        def wake() -> None:
+            if log.deleted:
+                # Later, so that the client that deletes a stream gets the response to its request first.
+                self._loop.call_soon(self._stream_gone, stream, log)
+            else:
+                self.subscriptions.pump(stream)
+
+        self._watches[stream] = (log, wake)
+        log.watch(wake)
+
+    def _stream_gone(self, stream: str, log: StreamLog) -> None:
+        if stream not in self._watches or self._watches[stream][0] is not log:
+            return
+        del self._watches[stream]
+        had_publishers = self.publishers.forget_stream(stream)
+        if self.subscriptions.forget_stream(stream) or had_publishers:
+            self.write(frame(Key.METADATA_UPDATE, u16(Code.STREAM_NOT_AVAILABLE) + string(stream)))
 
     def may_send(self) -> None:
-        """Resume deliveries after the client has read what was sent."""
         self.subscriptions.pump()
 
     @property
-    def should_read(self) -> bool:
+    def may_read(self) -> bool:
         """True if neither an alarm nor messages waiting for the disk stop the broker from reading."""
         return not self.blocked and not self.publishers.is_throttled
 
     def check_consumers(self, timeout: float) -> None:
         """Do nothing: stream consumers do not acknowledge deliveries, so none can time out."""
 
-    def wrong(self, code: Code, reason: str) -> None:
+    def _wrong(self, code: Code, reason: str) -> None:
         """Close the connection because of an invalid frame. Before it is open, do not send the reason to the client."""
         if self.state == "open":
             self._close(code, reason)
@@ -203,7 +194,7 @@ class StreamConnection(Session):
         self.set_deadline(_CLOSING_SECONDS)
 
     def close(self, error: ConnectionException) -> None:
-        """Close the connection with a code and a reason chosen by a test."""
+        """Close the connection with the code and text of an injected fault."""
         self._close(error.code, error.text)
 
     def close_asked(self, fields: Fields, correlation: int) -> None:
@@ -218,21 +209,9 @@ class StreamConnection(Session):
     def shut(self) -> None:
         """End the subscriptions, and stop watching streams."""
         self.subscriptions.close()
-        for watch in self._watches.values():
-            watch.log.unwatch(watch)
+        for log, wake in self._watches.values():
+            log.unwatch(wake)
         self._watches.clear()
-
-
-class _Watch:
-    """The callback that a stream's log calls for new chunks and on deletion; one for each stream that a client uses."""
-
-    def __init__(self, connection: StreamConnection, stream: str, log: StreamLog) -> None:
-        self._connection = connection
-        self.stream = stream
-        self.log = log
-
-    def __call__(self) -> None:
-        self._connection.wake(self)
 
 
 _REQUESTS: dict[int, Callable[[StreamConnection, Fields, int], None]] = {

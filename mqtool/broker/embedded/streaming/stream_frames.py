@@ -7,12 +7,16 @@ from enum import IntEnum
 #: The largest frame that the broker proposes, in bytes.
 FRAME_MAX = 1_048_576
 
-_RESPONSE = 0x8000
-#: The head of a frame: size, key and version.
+#: The bit of a command key that marks a response.
+RESPONSE = 0x8000
+
+#: The start of a frame: size, key and version.
 HEAD = struct.Struct(">IHH")
 
 _ANSWER = struct.Struct(">IHHIH")
-_U16, _U32, _U64, _I64 = (struct.Struct(form) for form in (">H", ">I", ">Q", ">q"))
+
+#: Encode an integer: unsigned in two, four or eight bytes, or signed in eight.
+u16, u32, u64, i64 = (struct.Struct(form).pack for form in (">H", ">I", ">Q", ">q"))
 
 
 class Key(IntEnum):
@@ -78,11 +82,7 @@ class MalformedFrame(ValueError):
 
 
 class Fields:
-    """Reads the fields of a frame one after the other.
-
-    Raises:
-        MalformedFrame: (every method) the frame is too short.
-    """
+    """Reads the fields of a frame one after the other. Every method raises MalformedFrame if the frame is too short."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -96,7 +96,6 @@ class Fields:
         return self._data[start : self._position]
 
     def number(self, size: int, *, signed: bool = False) -> int:
-        """Read an integer of `size` bytes."""
         return int.from_bytes(self._take(size), signed=signed)
 
     def string(self) -> str:
@@ -110,7 +109,6 @@ class Fields:
         return self._take(length) if length > 0 else b""
 
     def strings(self) -> list[str]:
-        """Read an array of strings."""
         return [self.string() for _ in range(self._count())]
 
     def table(self) -> dict[str, str]:
@@ -130,69 +128,33 @@ class Fields:
         return self._position == len(self._data)
 
     def end(self) -> None:
-        """Check that the whole frame has been read."""
+        """Raise MalformedFrame unless the whole frame has been read."""
         if not self.is_done:
             raise MalformedFrame
 
 
-def frame_head(key: int, size: int) -> bytes:
-    """Encode the size, key and version of a frame with a body of `size` bytes."""
-    return HEAD.pack(size + 4, key, 1)
-
-
-def frame(key: Key, body: bytes = b"", version: int = 1) -> bytes:
-    """Encode a frame that is not a response."""
+def frame(key: int, body: bytes = b"", version: int = 1) -> bytes:
+    """Encode a frame."""
     return HEAD.pack(len(body) + 4, key, version) + body
 
 
 def answer(key: Key, correlation: int, code: Code, rest: bytes = b"") -> bytes:
-    """Encode the response to a request."""
-    return _ANSWER.pack(len(rest) + 10, key | _RESPONSE, 1, correlation, code) + rest
-
-
-def metadata_answer(correlation: int, body: bytes) -> bytes:
-    """Encode the response to a Metadata request, which has no response code."""
-    return frame_head(Key.METADATA | _RESPONSE, len(body) + 4) + _U32.pack(correlation) + body
-
-
-def credit_refused(subscription: int) -> bytes:
-    """Encode the response to Credit for an unknown subscription: the only response without a correlation id."""
-    body = _U16.pack(Code.SUBSCRIPTION_ID_DOES_NOT_EXIST) + bytes((subscription,))
-    return frame_head(Key.CREDIT | _RESPONSE, len(body)) + body
-
-
-def u16(value: int) -> bytes:
-    """Encode an unsigned integer in two bytes."""
-    return _U16.pack(value)
-
-
-def u32(value: int) -> bytes:
-    """Encode an unsigned integer in four bytes."""
-    return _U32.pack(value)
-
-
-def u64(value: int) -> bytes:
-    """Encode an unsigned integer in eight bytes."""
-    return _U64.pack(value)
-
-
-def i64(value: int) -> bytes:
-    """Encode a signed integer in eight bytes."""
-    return _I64.pack(value)
+    """Encode the response to a request; `rest` contains the encoded fields after the response code."""
+    return _ANSWER.pack(len(rest) + 10, key | RESPONSE, 1, correlation, code) + rest
 
 
 def string(text: str) -> bytes:
     """Encode a string."""
     raw = text.encode(errors="surrogateescape")
-    return _U16.pack(len(raw)) + raw
+    return u16(len(raw)) + raw
 
 
 def strings(texts: Iterable[str]) -> bytes:
     """Encode an array of strings."""
     encoded = [string(text) for text in texts]
-    return _U32.pack(len(encoded)) + b"".join(encoded)
+    return u32(len(encoded)) + b"".join(encoded)
 
 
 def table(pairs: Mapping[str, str]) -> bytes:
     """Encode an array of keys and values."""
-    return _U32.pack(len(pairs)) + b"".join(string(key) + string(value) for key, value in pairs.items())
+    return u32(len(pairs)) + b"".join(string(key) + string(value) for key, value in pairs.items())

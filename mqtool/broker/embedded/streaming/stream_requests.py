@@ -12,11 +12,12 @@ from mqtool.broker.embedded.model.queue import QueueDeclaration
 from mqtool.broker.embedded.model.stream_queue import Stream
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.streaming.stream_frames import (
+    RESPONSE,
     Code,
     Fields,
     Key,
+    frame,
     i64,
-    metadata_answer,
     string,
     strings,
     u16,
@@ -32,24 +33,16 @@ _TEXTS = ("max-age", "queue-leader-locator")
 _LOCATORS = ("client-local", "balanced", "random", "least-leaders")
 
 
-def correct_name(name: str) -> str:
-    """Remove line breaks from a name, as RabbitMQ does, and check it.
-
-    Raises:
-        Refused: the name is empty, reserved, or longer than 255 bytes.
-    """
+def _correct_name(name: str) -> str:
+    """Remove line breaks from a name, as RabbitMQ does. Refuse a name that is empty, reserved or too long."""
     name = name.replace("\r", "").replace("\n", "")
     if not name or name.startswith("amq.") or len(name.encode(errors="surrogateescape")) > 255:
         raise Refused(Code.PRECONDITION_FAILED)
     return name
 
 
-def queue_arguments(arguments: Mapping[str, str]) -> Table:
-    """Convert the arguments of a Create request to queue arguments. Unknown arguments are ignored.
-
-    Raises:
-        Refused: a number is not valid, or the leader locator is unknown.
-    """
+def _queue_arguments(arguments: Mapping[str, str]) -> Table:
+    """Convert the arguments of a Create request to queue arguments. Unknown arguments are ignored."""
     if arguments.get("queue-leader-locator", _LOCATORS[0]) not in _LOCATORS:
         raise Refused(Code.PRECONDITION_FAILED)
     if arguments.get("initial-cluster-size", "1").strip("0") == "":
@@ -65,12 +58,8 @@ def queue_arguments(arguments: Mapping[str, str]) -> Table:
     return found
 
 
-def add_stream(vhost: VirtualHost, name: str, arguments: Table) -> None:
-    """Create a stream.
-
-    Raises:
-        Refused: the queue exists, an argument is not valid, or the disk is full.
-    """
+def _add_stream(vhost: VirtualHost, name: str, arguments: Table) -> None:
+    """Create a stream. Refused if the queue exists, an argument is not valid, or the disk is full."""
     queue, declared = vhost.queues.get(name), QueueDeclaration(name, arguments)
     try:
         if queue is not None:
@@ -86,10 +75,10 @@ def add_stream(vhost: VirtualHost, name: str, arguments: Table) -> None:
 
 def create(session: Session, fields: Fields, correlation: int) -> None:
     """Create a stream."""
-    name, given = correct_name(fields.string()), fields.table()
+    name, given = _correct_name(fields.string()), fields.table()
     fields.end()
     check(session, "configure", "queue", name)
-    add_stream(session.vhost, name, queue_arguments(given))
+    _add_stream(session.vhost, name, _queue_arguments(given))
     session.answer(Key.CREATE, correlation)
 
 
@@ -99,16 +88,12 @@ def delete(session: Session, fields: Fields, correlation: int) -> None:
     fields.end()
     check(session, "configure", "queue", name)
     find_log(session, name)
-    delete_stream(session.vhost, name)
+    _delete_stream(session.vhost, name)
     session.answer(Key.DELETE, correlation)
 
 
-def delete_stream(vhost: VirtualHost, name: str) -> None:
-    """Delete an existing stream.
-
-    Raises:
-        Refused: the disk is full.
-    """
+def _delete_stream(vhost: VirtualHost, name: str) -> None:
+    """Delete an existing stream. Refused if the disk is full."""
     try:
         vhost.delete_queue(vhost.queues[name])
     except ConnectionException as error:
@@ -120,7 +105,7 @@ def metadata(session: Session, fields: Fields, correlation: int) -> None:
     names = sorted(set(fields.strings()), reverse=True)
     fields.end()
     found = [name for name in names if isinstance(session.vhost.queues.get(name), Stream)]
-    host, port = session.advertised
+    host, port = session.local
     # RabbitMQ lists only brokers that host one of the streams.
     brokers = u32(1) + u16(0) + string(host) + u32(port) if found else u32(0)
     located = (
@@ -128,7 +113,7 @@ def metadata(session: Session, fields: Fields, correlation: int) -> None:
         for name in names
     )
     body = brokers + u32(len(names)) + b"".join(each + u32(0) for each in located)
-    session.write(metadata_answer(correlation, body))
+    session.write(frame(Key.METADATA | RESPONSE, u32(correlation) + body))  # without a response code
 
 
 def stats(session: Session, fields: Fields, correlation: int) -> None:
@@ -138,12 +123,8 @@ def stats(session: Session, fields: Fields, correlation: int) -> None:
     nothing = u32(0)
     check(session, "read", "queue", name, nothing)
     log = find_log(session, name, nothing)
-    is_empty = log.first_offset == log.end
-    numbers = {
-        "first_chunk_id": -1 if is_empty else log.first_offset,
-        "last_chunk_id": -1 if is_empty else log.last_chunk,
-        "committed_chunk_id": -1 if is_empty else log.last_chunk,
-    }
+    first, last = (-1, -1) if log.first_offset == log.end else (log.first_offset, log.last_chunk)
+    numbers = {"first_chunk_id": first, "last_chunk_id": last, "committed_chunk_id": last}
     body = u32(len(numbers)) + b"".join(string(key) + i64(value) for key, value in numbers.items())
     session.answer(Key.STREAM_STATS, correlation, rest=body)
 
@@ -177,11 +158,7 @@ def _order(binding: Binding) -> int:
 
 
 def _partitions(vhost: VirtualHost, super_stream: str) -> list[str]:
-    """The names of a super stream's partitions, in order.
-
-    Raises:
-        Refused: the exchange does not exist.
-    """
+    """Return the names of a super stream's partitions, in order. Refused if the exchange does not exist."""
     exchange = vhost.exchanges.get(super_stream)
     if exchange is None:
         raise Refused(Code.STREAM_DOES_NOT_EXIST, u32(0))
@@ -190,7 +167,7 @@ def _partitions(vhost: VirtualHost, super_stream: str) -> list[str]:
 
 
 def partition_of(vhost: VirtualHost, super_stream: str, stream: str) -> int | None:
-    """The index of a stream among the partitions of a super stream; None if it is not a partition."""
+    """Return the index of a stream among the partitions of a super stream; None if it is not a partition."""
     if super_stream not in vhost.exchanges or not super_stream:
         return None
     partitions = _partitions(vhost, super_stream)
@@ -218,10 +195,10 @@ def route(session: Session, fields: Fields, correlation: int) -> None:
 
 def create_super_stream(session: Session, fields: Fields, correlation: int) -> None:
     """Create the exchange, streams and bindings of a super stream; on an error, delete them again."""
-    name, names, keys, given = correct_name(fields.string()), fields.strings(), fields.strings(), fields.table()
+    name, names, keys, given = _correct_name(fields.string()), fields.strings(), fields.strings(), fields.table()
     fields.end()
-    vhost, arguments = session.vhost, queue_arguments(given)
-    streams = [correct_name(each) for each in names]
+    vhost, arguments = session.vhost, _queue_arguments(given)
+    streams = [_correct_name(each) for each in names]
     if not streams or len(streams) != len(keys) or len(set(streams)) != len(streams):
         raise Refused(Code.PRECONDITION_FAILED)
     check(session, "configure", "exchange", name)
@@ -236,7 +213,7 @@ def create_super_stream(session: Session, fields: Fields, correlation: int) -> N
         exchange = Exchange(name, "direct", arguments={"x-super-stream": True})
         vhost.add_exchange(exchange)
         for order, (stream, key) in enumerate(zip(streams, keys, strict=True)):
-            add_stream(vhost, stream, arguments)
+            _add_stream(vhost, stream, arguments)
             done.append(stream)
             vhost.bind(exchange, vhost.queues[stream], key, {_ORDER: Int64(order)})
     except (AmqpException, Refused) as error:
@@ -247,7 +224,7 @@ def create_super_stream(session: Session, fields: Fields, correlation: int) -> N
 
 def _delete_parts(vhost: VirtualHost, name: str, streams: list[str]) -> None:
     for stream in streams:
-        delete_stream(vhost, stream)
+        _delete_stream(vhost, stream)
     exchange = vhost.exchanges.get(name)
     if exchange is not None:
         vhost.delete_exchange(exchange)

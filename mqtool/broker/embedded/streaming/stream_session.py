@@ -15,6 +15,7 @@ from mqtool.broker.embedded.sockets.listener import Connections
 from mqtool.broker.embedded.streaming.stream_frames import (
     FRAME_MAX,
     HEAD,
+    RESPONSE,
     Code,
     Fields,
     Key,
@@ -43,11 +44,6 @@ class Session(ClientSocket):
         super().__init__(broker, connections, "start", HEAD.size)
         self.deliver_version = 1
 
-    @property
-    def advertised(self) -> tuple[str, int]:
-        """The host and port to advertise to the client: the local address of this connection."""
-        return self.local
-
     def answer(self, key: Key, correlation: int, code: Code = Code.OK, rest: bytes = b"") -> None:
         """Send the response to a request."""
         self.write(answer(key, correlation, code, rest))
@@ -72,11 +68,7 @@ class Refused(Exception):
 
 
 def check(session: Session, what: str, kind: str, name: str, rest: bytes = b"") -> None:
-    """Check that the user may `configure`, `write` or `read` a `queue` or an `exchange`.
-
-    Raises:
-        Refused: the user lacks the permission.
-    """
+    """Raise Refused unless the user may `configure`, `write` or `read` a `queue` or an `exchange`."""
     try:
         session.rights.check(what, kind, name)
     except ChannelException as error:
@@ -84,21 +76,13 @@ def check(session: Session, what: str, kind: str, name: str, rest: bytes = b"") 
 
 
 def check_name(name: str) -> None:
-    """Check the name of a producer or a consumer: at most 255 bytes.
-
-    Raises:
-        Refused: the name is too long.
-    """
+    """Raise Refused if the name of a producer or a consumer is longer than 255 bytes."""
     if len(name.encode(errors="surrogateescape")) > 255:
         raise Refused(Code.PRECONDITION_FAILED)
 
 
 def find_log(session: Session, stream: str, rest: bytes = b"") -> StreamLog:
-    """The log of a stream.
-
-    Raises:
-        Refused: the stream does not exist.
-    """
+    """Return the log of a stream; raise Refused if the stream does not exist."""
     queue = session.vhost.queues.get(stream)
     if not isinstance(queue, Stream):
         raise Refused(Code.STREAM_DOES_NOT_EXIST, rest)
@@ -109,15 +93,11 @@ def find_log(session: Session, stream: str, rest: bytes = b"") -> StreamLog:
 HEARTBEAT = 60
 
 _MECHANISM = "PLAIN"
-_TUNE_ANSWER = Key.TUNE | 0x8000
+_TUNE_ANSWER = Key.TUNE | RESPONSE
 
 
 def receive_handshake(connection: Session, key: int, fields: Fields) -> None:
-    """Handle the next frame of a handshake.
-
-    Raises:
-        MalformedFrame: the frame is malformed, or not expected now.
-    """
+    """Handle the next frame of a handshake; raise MalformedFrame if it is malformed or not expected now."""
     if key in (Key.TUNE, _TUNE_ANSWER):
         _tune(connection, fields)
         return
@@ -147,7 +127,7 @@ def _authenticate(connection: Session, fields: Fields, correlation: int) -> None
     if user is None:
         connection.hang_up()
         return
-    connection.logged_in(user)
+    connection.set_user(user)
     connection.state = "tune"
     connection.write(frame(Key.TUNE, u32(FRAME_MAX) + u32(HEARTBEAT)))
 
@@ -188,7 +168,7 @@ def _open_vhost(connection: Session, fields: Fields, correlation: int) -> None:
     connection.vhost = vhost
     connection.rights = Rights(connection.broker, connection.user.name, name)
     connection.state = "open"
-    host, port = connection.advertised
+    host, port = connection.local
     connection.answer(Key.OPEN, correlation, rest=table({"advertised_host": host, "advertised_port": str(port)}))
 
 

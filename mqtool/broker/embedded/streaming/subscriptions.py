@@ -3,18 +3,19 @@
 from collections import deque
 from collections.abc import Iterator, Mapping
 from enum import IntEnum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, TypeAlias
 
 from mqtool.broker.embedded.model.stream_log import StreamLog
 from mqtool.broker.embedded.model.stream_queue import Reader
 from mqtool.broker.embedded.model.stream_segment import UNFILTERED, Chunk, bits_of
 from mqtool.broker.embedded.streaming.stream_frames import (
+    RESPONSE,
     Code,
     Fields,
     Key,
     MalformedFrame,
-    credit_refused,
     frame,
+    u16,
     u32,
     u64,
 )
@@ -33,26 +34,8 @@ class _From(IntEnum):
     TIMESTAMP = 5
 
 
-class Member(Protocol):
-    """A subscription that is a single active consumer."""
-
-    def activate(self) -> None:
-        """Ask the client for an offset, and send chunks from that offset on."""
-
-    def step_down(self) -> None:
-        """Stop sending, and tell the client that it is no longer active. Its reply leads to `Groups.stepped_down`."""
-
-
-class GroupKey(NamedTuple):
-    """Identifies a group of single active consumers: consumers of one stream with the same name."""
-
-    vhost: str
-    stream: str
-    name: str
-
-
-class _Group:
-    """A group of single active consumers. Only one of them gets messages.
+class Group:
+    """Single active consumers of one stream with the same name, as in RabbitMQ 3.11. Only one of them gets messages.
 
     Args:
         partition: the index of the stream in its super stream, so that the partitions are spread over the consumers.
@@ -65,29 +48,30 @@ class _Group:
 
     def __init__(self, partition: int | None) -> None:
         self._partition = partition
-        self._finishing: Member | None = None
-        self.members: list[Member] = []
-        self.active: Member | None = None
+        self._finishing: Subscription | None = None
+        self.members: list[Subscription] = []
+        self.active: Subscription | None = None
 
-    def add(self, member: Member) -> None:
+    def add(self, member: "Subscription") -> None:
         self.members.append(member)
         if len(self.members) == 1:
             self._activate()
         else:
             self._balance()
 
-    def remove(self, member: Member) -> None:
+    def remove(self, member: "Subscription") -> None:
         self.members.remove(member)
         if member in (self.active, self._finishing):
             self._activate()
         else:
             self._balance()
 
-    def stepped_down(self, member: Member) -> None:
+    def stepped_down(self, member: "Subscription") -> None:
+        """Activate the next consumer, after the client of the previously active one has replied to step_down()."""
         if member is self._finishing:
             self._activate()
 
-    def _chosen(self) -> Member:
+    def _chosen(self) -> "Subscription":
         return self.members[(self._partition or 0) % len(self.members)]
 
     def _activate(self) -> None:
@@ -102,32 +86,12 @@ class _Group:
             self._finishing.step_down()
 
 
-class Groups:
-    """All groups of single active consumers of a broker, as in RabbitMQ 3.11 and later."""
-
-    def __init__(self) -> None:
-        self._groups: dict[GroupKey, _Group] = {}
-
-    def add(self, key: GroupKey, member: Member, partition: int | None) -> None:
-        """Add a consumer. It becomes active if it is the first of its group, or when partitions are rebalanced."""
-        self._groups.setdefault(key, _Group(partition)).add(member)
-
-    def remove(self, key: GroupKey, member: Member) -> None:
-        """Remove a consumer. Another one may become active."""
-        group = self._groups[key]
-        group.remove(member)
-        if not group.members:
-            del self._groups[key]
-
-    def stepped_down(self, key: GroupKey, member: Member) -> None:
-        """Activate the next consumer, after the client of the previously active one has replied to step_down()."""
-        group = self._groups.get(key)
-        if group is not None:
-            group.stepped_down(member)
+#: A broker's groups of single active consumers, by virtual host, stream and name.
+Groups: TypeAlias = dict[tuple[str, str, str], Group]
 
 
 class _Start(NamedTuple):
-    """An offset specification: where to start. `value` is an offset, or a time in milliseconds since 1970."""
+    """The offset at which a subscription starts. `value` is an offset, or a time in milliseconds since 1970."""
 
     kind: int
     value: int = 0
@@ -160,7 +124,7 @@ class Subscription:
         number: its id, chosen by the client.
         log: the log of the stream.
         properties: properties set by the client, such as the name under which it stores offsets.
-        group: the group of a single active consumer; None for other consumers.
+        group: the key of a single active consumer's group; None for other consumers.
         filters: the Bloom filter bits of the wanted filter values; None to send all chunks.
         is_active: True if a single active consumer is the active one of its group.
     """
@@ -175,7 +139,7 @@ class Subscription:
         self._correlation = 0
         self.stream = stream
         self.credit = credit
-        self.group: GroupKey | None = None
+        self.group: tuple[str, str, str] | None = None
         self.filters: list[int] | None = None
         self.properties: Mapping[str, str] = {}
         self.is_active = False
@@ -193,44 +157,39 @@ class Subscription:
         while self._reader is not None and self.credit > 0 and session.writable:
             if not read:
                 read.extend(self._reader.read())
-                session.hold(sum(len(chunk.raw) for chunk in read))
+                session.add_held_bytes(sum(len(chunk.raw) for chunk in read))
                 if not read:
                     return
             self.credit -= 1
             chunk = read.popleft()
-            session.hold(-len(chunk.raw))
-            self._deliver(chunk)
+            session.add_held_bytes(-len(chunk.raw))
+            head = bytes((self.number,)) + (u64(self.log.last_chunk) if session.deliver_version == 2 else b"")
+            session.write(frame(Key.DELIVER, head + chunk.raw, session.deliver_version))
 
     def drop_chunks(self) -> None:
         """Drop chunks that were read from the log but not sent yet."""
-        self._session.hold(-sum(len(chunk.raw) for chunk in self._read))
+        self._session.add_held_bytes(-sum(len(chunk.raw) for chunk in self._read))
         self._read.clear()
 
-    def _deliver(self, chunk: Chunk) -> None:
-        head = bytes((self.number,))
-        if self._session.deliver_version == 2:
-            head += u64(self.log.last_chunk)
-        self._session.write(frame(Key.DELIVER, head + chunk.raw, self._session.deliver_version))
-
     def activate(self) -> None:
-        """Ask the client for the offset to start at."""
+        """Ask the client of the newly active consumer for the offset to start at."""
         self.is_active = True
-        self._tell()
+        self._send_update()
 
     def step_down(self) -> None:
-        """Stop sending, and let the client store its offset."""
+        """Stop sending, and tell the client to store its offset. Its reply leads to Group.stepped_down()."""
         self.is_active = False
         self._reader = None
         self.drop_chunks()
-        self._tell()
+        self._send_update()
 
-    def _tell(self) -> None:
+    def _send_update(self) -> None:
         # Replies arrive in order, so a correlation id must only differ from recent ones.
         self._correlation += 1
         body = u32(self.number << 16 | self._correlation & 0xFFFF)
         self._session.write(frame(Key.CONSUMER_UPDATE, body + bytes((self.number, self.is_active))))
 
-    def is_answered_by(self, correlation: int) -> bool:
+    def awaits(self, correlation: int) -> bool:
         """True if `correlation` is the id of the latest ConsumerUpdate."""
         return correlation == self.number << 16 | self._correlation & 0xFFFF
 
@@ -242,9 +201,6 @@ class Subscriptions:
         self._session = session
         self._groups = groups
         self._subscriptions: dict[int, Subscription] = {}
-
-    def __len__(self) -> int:
-        return len(self._subscriptions)
 
     def __iter__(self) -> Iterator[Subscription]:
         return iter(self._subscriptions.values())
@@ -265,7 +221,7 @@ class Subscriptions:
             name = properties.get("name", "")
             if not name:
                 raise Refused(Code.PRECONDITION_FAILED)
-            subscription.group = GroupKey(session.vhost.name, stream, name)
+            subscription.group = (session.vhost.name, stream, name)
         self._subscriptions[number] = subscription
         log.subscriptions += 1
         session.watch(stream, log)
@@ -274,7 +230,7 @@ class Subscriptions:
             subscription.begin(start)
         else:
             partition = partition_of(session.vhost, properties.get("super-stream", ""), stream)
-            self._groups.add(subscription.group, subscription, partition)
+            self._groups.setdefault(subscription.group, Group(partition)).add(subscription)
 
     def unsubscribe(self, fields: Fields, correlation: int) -> None:
         """Handle Unsubscribe: remove a subscription."""
@@ -291,7 +247,10 @@ class Subscriptions:
         fields.end()
         subscription = self._subscriptions.get(number)
         if subscription is None:
-            self._session.write(credit_refused(number))
+            # The only response without a correlation id.
+            self._session.write(
+                frame(Key.CREDIT | RESPONSE, u16(Code.SUBSCRIPTION_ID_DOES_NOT_EXIST) + bytes((number,)))
+            )
             return
         subscription.credit += credit
         subscription.pump()
@@ -300,12 +259,12 @@ class Subscriptions:
         """Handle the client's reply to ConsumerUpdate: start at its offset, or activate the next consumer."""
         correlation, _code, start = fields.number(4), fields.number(2), _Start.read(fields)
         subscription = self._subscriptions.get(correlation >> 16)
-        if subscription is None or subscription.group is None or not subscription.is_answered_by(correlation):
+        if subscription is None or subscription.group is None or not subscription.awaits(correlation):
             return
         if subscription.is_active:
             subscription.begin(start)
         else:
-            self._groups.stepped_down(subscription.group, subscription)
+            self._groups[subscription.group].stepped_down(subscription)
 
     def pump(self, stream: str | None = None) -> None:
         """Send new chunks of one stream, or of all streams."""
@@ -330,7 +289,10 @@ class Subscriptions:
         subscription.log.subscriptions -= 1
         subscription.drop_chunks()
         if subscription.group is not None:
-            self._groups.remove(subscription.group, subscription)
+            group = self._groups[subscription.group]
+            group.remove(subscription)
+            if not group.members:
+                del self._groups[subscription.group]
 
 
 def _filters(properties: Mapping[str, str]) -> list[int] | None:

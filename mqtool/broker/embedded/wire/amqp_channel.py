@@ -64,7 +64,7 @@ class Channel:
         self.number = number
         self.session = session
         self.vhost: VirtualHost = session.vhost
-        self.content = Content(session.vhost.profile, session.hold)
+        self.content = Content(session.vhost.profile, session.add_held_bytes)
         self.deliveries = Deliveries(number, session)
         self.published: dict[str, int] = {}
         self.confirms: Confirms | None = None
@@ -88,8 +88,8 @@ class Channel:
         self.session.write(frames.returned(self.number, 312, "NO_ROUTE", message, self.session.frame_max))
 
     def deliver_reply(self, message: Message) -> None:
-        """Send a message to the direct reply-to consumer; drop it if the client has too much unread data."""
-        if self.replies is not None and self.session.can_be_sent_more:
+        """Send a message to the direct reply-to consumer; drop the message if the client reads too slowly."""
+        if self.replies is not None and self.session.takes_replies:
             self.deliveries.deliver_unlisted(short_string(self.replies.tag), message)
 
     def settle_publish(self, confirms: Confirms, *, accepted: bool, stored: bool) -> None:
@@ -102,7 +102,7 @@ class Channel:
         """
         if not stored:
             confirms.published_one(accepted=accepted)
-            self.session.confirm_soon(self)
+            self.session.confirm_soon(self.write_confirms)
             return
         ledger = self.session.broker.ledger
         if confirms.published_one(accepted=accepted, group=ledger.group):
@@ -111,7 +111,7 @@ class Channel:
     def _committed(self) -> None:
         assert self.confirms is not None
         self.confirms.committed_group()
-        self.session.confirm_soon(self)
+        self.session.confirm_soon(self.write_confirms)
 
     def write_confirms(self) -> None:
         """Send the confirms that are due."""
@@ -127,11 +127,7 @@ class Channel:
             self.session.write(confirms)
 
     def queue(self, name: str) -> Queue:
-        """The queue of this name.
-
-        Raises:
-            ChannelException: 404 if it does not exist, 405 if it is exclusive to another connection.
-        """
+        """Return the queue of this name. Raises 404 if it does not exist, 405 if another connection owns it."""
         found = self.vhost.queues.get(name)
         if found is None:
             raise no_such_queue(name, self.vhost.name)
@@ -139,20 +135,12 @@ class Channel:
         return found
 
     def check_owner(self, queue: Queue) -> None:
-        """Check that a queue is not exclusive to another connection.
-
-        Raises:
-            ChannelException: 405 if it is.
-        """
+        """Raise 405 if a queue is exclusive to another connection."""
         if queue.owner is not None and queue.owner is not self.session:
             raise locked_queue(queue.name, queue.vhost)
 
     def queue_name(self, name: str) -> str:
-        """Return the name; if it is empty, the name of the queue declared last on this channel.
-
-        Raises:
-            ChannelException: 404 if none was declared.
-        """
+        """Return the name; if it is empty, the name of the queue declared last on this channel. Raises 404 if none."""
         if name:
             return name
         if self.last_queue is None:
@@ -160,11 +148,7 @@ class Channel:
         return self.last_queue
 
     def exchange(self, name: str) -> Exchange:
-        """The exchange of this name.
-
-        Raises:
-            ChannelException: 404 if it does not exist.
-        """
+        """Return the exchange of this name; raise 404 if it does not exist."""
         found = self.vhost.exchanges.get(name)
         if found is None:
             raise no_such_exchange(name, self.vhost.name)
@@ -183,7 +167,7 @@ class Channel:
         self.content.drop()
         uncommitted: Iterable[Delivery] = ()
         if self.transaction is not None:
-            self.session.hold(-self.transaction.held_bytes)
+            self.session.add_held_bytes(-self.transaction.held_bytes)
             uncommitted = self.transaction.deliveries().values()
         self.deliveries.shut(uncommitted)
 
@@ -192,7 +176,7 @@ class Channel:
 
         Args:
             error: the reply code and text.
-            index: the method that caused the error: class id and method id, in the upper and lower 16 bits.
+            index: the method that caused the error, as class id << 16 | method id; 0 if none did.
         """
         self.shut()
         self.state = "closing"
@@ -206,11 +190,7 @@ class Channel:
 
 
 class UncommittedPublish(NamedTuple):
-    """A publish that waits for tx.commit.
-
-    Attributes:
-        routing: the queues that the message was routed to; None for a direct reply.
-    """
+    """A publish that waits for tx.commit. `routing` is None for a direct reply."""
 
     message: Message
     routing: Routing | None
@@ -235,5 +215,4 @@ class Transaction:
         return size
 
     def deliveries(self) -> dict[int, Delivery]:
-        """The deliveries whose acknowledgement waits for the commit."""
         return {**self.acked, **self.rejected, **self.requeued}

@@ -34,13 +34,15 @@ log = logging.getLogger("mqtool.broker.embedded")
 _CLOSING_SECONDS = 5.0
 _CLOSED_SECONDS = 30.0
 
+#: Bytes of a frame's type, channel and size: enough to reject a frame that is too large before the rest has arrived.
+_FRAME_HEAD = 7
+
 
 class Connection(Session):
     """The connection of one AMQP 0-9-1 client.
 
     Attributes:
         subscriptions: always empty. Only stream connections have subscriptions, which the management API lists.
-        channels: the channels by number: open ones, and those that wait for the client's channel.close-ok.
     """
 
     protocol = "AMQP 0-9-1"
@@ -51,14 +53,59 @@ class Connection(Session):
         self.channel_max = CHANNEL_MAX
         self.channels: dict[int, Channel] = {}
 
+    def take_bytes(self, data: bytes) -> int:
+        self.turn += 1
+        size = len(data)
+        offset = self._take_protocol_header(data) if self.state == "header" else 0
+        unpack = frames.FRAME_HEADER.unpack_from
+        while size - offset >= _FRAME_HEAD:
+            kind, number, length = unpack(data, offset)
+            # Like RabbitMQ, compare only the payload's size, without the frame header and end mark.
+            if length > self.frame_max:
+                limit = self.frame_max - frames.FRAME_OVERHEAD
+                raise malformed(FRAME_ERROR, kind, b"", f"{{frame_too_large,{length},{limit}}}")
+            start = offset + 7
+            end = start + length
+            if end >= size:
+                self._need = length + frames.FRAME_OVERHEAD
+                return offset
+            if data[end] != 0xCE:
+                raise malformed(FRAME_ERROR, kind, data[start:end], f"{{invalid_frame_end_marker,{data[end]}}}")
+            if self.state == "closed":
+                return size
+            if kind == frames.METHOD and data.startswith(frames.BASIC_PUBLISH, start):
+                after = self._receive_publish(number, data, start, end)
+                if after:
+                    offset = after
+                    continue
+            self.turn += 1
+            self._receive(kind, number, data[start:end])
+            offset = end + 1
+            if self.is_backed_up:
+                break
+        self._need = _FRAME_HEAD
+        return offset
+
+    def _take_protocol_header(self, data: bytes) -> int:
+        """Start the handshake; or, if the client speaks another protocol, send a supported header and close the socket.
+
+        See section 4.2.2 of the specification. Returns the number of bytes handled.
+        """
+        if data[:8] != frames.PROTOCOL_HEADER:
+            self.write(self.broker.profile.first_choice)
+            self.hang_up()
+            return len(data)
+        self.state = "start"
+        send_start(self)
+        return 8
+
     def failed(self, error: Exception) -> None:
-        """Close the connection because a frame could not be handled."""
         if not isinstance(error, ConnectionException):
             log.exception("connection %s: internal error", self.name)
             error = ConnectionException(INTERNAL_ERROR)
         self.close(error)
 
-    def receive(self, kind: int, number: int, payload: bytes) -> None:
+    def _receive(self, kind: int, number: int, payload: bytes) -> None:
         """Handle a frame. On an error, close the channel or the connection."""
         if kind == frames.HEARTBEAT and not number and not payload:
             return
@@ -69,27 +116,29 @@ class Connection(Session):
             elif channel is None:
                 self._frame_outside_channels(kind, number, payload)
             elif channel.state == "open":
-                take_frame(channel, kind, payload)
+                _take_frame(channel, kind, payload)
             else:
-                take_frame_while_closing(channel, kind, payload)
+                _take_frame_while_closing(channel, kind, payload)
         except ChannelException as error:
             assert channel is not None
-            channel.close(error, _index(kind, payload))
+            channel.close(error, int.from_bytes(payload[:4]) if kind == frames.METHOD else commands.Basic.Publish.index)
         except ConnectionException as error:
             # An error within an incomplete publish is reported for basic.publish.
             if channel is not None and channel.content.due:
                 index = commands.Basic.Publish.index
+            elif kind == frames.METHOD:
+                index = int.from_bytes(payload[:4]) if len(payload) >= 4 else 0
             else:
-                index = _method_index(payload) if kind == frames.METHOD else _publish_index(error)
+                index = _publish_index(error)
             self.close(error, index)
 
-    def receive_publish(self, number: int, data: bytes, start: int, end: int) -> int:
-        """Handle a publish whose frames have all arrived.
+    def _receive_publish(self, number: int, data: bytes, start: int, end: int) -> int:
+        """Handle a basic.publish, in `data[start:end]`, together with its header and body if these have arrived.
 
         Publishing takes 1.5 times as long without this.
 
         Returns:
-            The offset after the publish; 0 if it must be handled frame by frame.
+            The offset after the body; 0 if the publish must be handled frame by frame.
         """
         channel = self.channels.get(number)
         if channel is None or channel.state != "open" or channel.content.due or self.broker.alarms:
@@ -124,7 +173,7 @@ class Connection(Session):
 
     def _frame_outside_channels(self, kind: int, number: int, payload: bytes) -> None:
         if kind not in (frames.METHOD, frames.HEADER, frames.BODY):
-            raise unknown_frame(kind, number, payload)
+            raise _unknown_frame(kind, number, payload)
         if number == 0:
             self._connection_method(kind, payload)
             return
@@ -146,10 +195,6 @@ class Connection(Session):
         self.channels[number] = channel = Channel(number, self)
         channel.send(commands.Channel.OpenOk)
 
-    def remove_channel(self, number: int) -> None:
-        """Remove a closed channel, so that its number can be used again."""
-        del self.channels[number]
-
     def _connection_method(self, kind: int, payload: bytes) -> None:
         if kind != frames.METHOD:
             raise malformed(UNEXPECTED_FRAME, kind, payload)
@@ -161,10 +206,6 @@ class Connection(Session):
         else:
             raise ConnectionException(CHANNEL_ERROR, "unexpected method in connection state running")
 
-    def greet(self) -> None:
-        """Start the handshake: send connection.start."""
-        send_start(self)
-
     def block(self) -> None:
         """Stop reading from a publishing client until the alarm is over. Send connection.blocked if supported."""
         if self.blocked:
@@ -174,7 +215,7 @@ class Connection(Session):
         super().block()
 
     def unblock(self) -> None:
-        """Resume reading after the last alarm is over; send connection.unblocked if the client supports that."""
+        """Resume reading: the last alarm is over. Send connection.unblocked if supported."""
         if not self.blocked:
             return
         if self.state == "open" and self.capability("connection.blocked"):
@@ -210,7 +251,7 @@ class Connection(Session):
 
         Args:
             error: the reply code and text.
-            index: the method that caused the error: class id and method id, in the upper and lower 16 bits.
+            index: the method that caused the error, as class id << 16 | method id; 0 if none did.
         """
         if self.state in ("closing", "closed"):
             return
@@ -237,27 +278,13 @@ class Connection(Session):
             self.vhost.delete_queue(queue)
 
 
-def _index(kind: int, payload: bytes) -> int:
-    """The method to name in channel.close, as class id and method id in one integer."""
-    return int.from_bytes(payload[:4]) if kind == frames.METHOD else commands.Basic.Publish.index
-
-
-def _method_index(payload: bytes) -> int:
-    return int.from_bytes(payload[:4]) if len(payload) >= 4 else 0
-
-
 def _publish_index(error: ConnectionException) -> int:
-    """The method to name in connection.close after a failed publish: basic.publish for 540, else 0."""
+    """Return the index of the method that connection.close names after a failed publish: only 540 names one."""
     return commands.Basic.Publish.index if error.code == NOT_IMPLEMENTED else 0
 
 
-def take_frame(channel: Channel, kind: int, payload: bytes) -> None:  # noqa: C901 - one case per kind
-    """Handle a frame on an open channel. The most frequent kinds are checked first.
-
-    Raises:
-        ChannelException: the channel must be closed.
-        ConnectionException: the connection must be closed.
-    """
+def _take_frame(channel: Channel, kind: int, payload: bytes) -> None:  # noqa: C901 - one case per kind
+    """Handle a frame on an open channel. The most frequent kinds are checked first."""
     if kind == frames.BODY:
         if (message := channel.content.body(payload)) is not None:
             publish(channel, message)
@@ -267,7 +294,7 @@ def take_frame(channel: Channel, kind: int, payload: bytes) -> None:  # noqa: C9
         if (message := channel.content.header(payload)) is not None:
             publish(channel, message)
     elif kind != frames.METHOD:
-        raise unknown_frame(kind, channel.number, payload)
+        raise _unknown_frame(kind, channel.number, payload)
     elif payload.startswith(frames.BASIC_PUBLISH):
         channel.content.begin(payload)
         if channel.session.broker.alarms:
@@ -288,19 +315,19 @@ def take_frame(channel: Channel, kind: int, payload: bytes) -> None:  # noqa: C9
         handler(channel, method)
 
 
-def take_frame_while_closing(channel: Channel, kind: int, payload: bytes) -> None:
+def _take_frame_while_closing(channel: Channel, kind: int, payload: bytes) -> None:
     """Handle a frame on a channel that the broker has closed: ignore all but channel.close-ok and channel.close."""
     if kind != frames.METHOD:
         return
     if payload.startswith(frames.CHANNEL_CLOSE_OK):
-        channel.session.remove_channel(channel.number)
+        del channel.session.channels[channel.number]
     elif payload.startswith(frames.CHANNEL_CLOSE):
         # Both sides closed at once (section 2.2.3).
         channel.send(commands.Channel.CloseOk)
 
 
-def unknown_frame(kind: int, number: int, payload: bytes) -> ConnectionException:
-    """The error for a frame of unknown type, or a heartbeat on a channel."""
+def _unknown_frame(kind: int, number: int, payload: bytes) -> ConnectionException:
+    """Return the error for a frame of unknown type, or a heartbeat on a channel."""
     if kind == frames.HEARTBEAT and number and not payload:
         return malformed(UNEXPECTED_FRAME, kind, payload)
     return malformed(FRAME_ERROR, kind, payload, "unknown_frame")
@@ -311,7 +338,7 @@ def _open(channel: Channel, method: commands.Channel.Open) -> None:  # noqa: ARG
 
 
 def _close(channel: Channel, method: commands.Channel.Close) -> None:  # noqa: ARG001
-    channel.session.remove_channel(channel.number)
+    del channel.session.channels[channel.number]
     channel.shut()
     channel.send(commands.Channel.CloseOk)
 

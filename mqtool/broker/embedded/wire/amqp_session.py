@@ -1,7 +1,7 @@
-"""Base class of an AMQP 0-9-1 connection, which splits incoming bytes into frames; and the handshake."""
+"""Base class of an AMQP 0-9-1 connection, with everything that its channels use; and the handshake."""
 
-from abc import abstractmethod
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 from pamqp.base import Frame
 from pamqp.commands import Connection as ConnectionClass
@@ -9,7 +9,6 @@ from pamqp.commands import Connection as ConnectionClass
 from mqtool.broker.embedded.model.amqp_errors import (
     ACCESS_REFUSED,
     COMMAND_INVALID,
-    FRAME_ERROR,
     NOT_ALLOWED,
     SYNTAX_ERROR,
     ConnectionException,
@@ -21,29 +20,20 @@ from mqtool.broker.embedded.model.rights import Rights
 from mqtool.broker.embedded.sockets.client_socket import ClientSocket
 from mqtool.broker.embedded.sockets.listener import Connections
 from mqtool.broker.embedded.wire import amqp_frames as frames
-from mqtool.broker.embedded.wire.amqp_frames import encode_method, malformed, table
+from mqtool.broker.embedded.wire.amqp_frames import encode_method, table
 from mqtool.codecs.field_tables import Table, decode_table
 
 #: The largest frame, in bytes, that the broker agrees to.
 FRAME_MAX = 131_072
 
-#: Bytes of a frame's type, channel and size: enough to reject a frame that is too large before the rest has arrived.
-_FRAME_HEAD = 7
-
-
-class Confirming(Protocol):
-    """A channel with publisher confirms to send."""
-
-    def write_confirms(self) -> None:
-        """Send the confirms that are due."""
-
 
 class Session(ClientSocket):
-    """The part of a connection that its channels use. The subclass `Connection` adds the channels.
+    """The part of a connection that its channels use. The subclass `Connection` receives frames.
 
     Attributes:
         frame_max: the largest frame in bytes, as negotiated.
         channel_max: the highest channel number, as negotiated.
+        channels: the channels by number: open ones, and those that wait for the client's channel.close-ok.
         starving: queues whose deliveries wait until the client has read more.
         exclusive_queues: the queues that are deleted with the connection.
         turn: a counter of reads and of frames other than publishes. While it is unchanged, no binding has changed.
@@ -52,6 +42,7 @@ class Session(ClientSocket):
     enough_out = 256 * 1024
     heartbeat_frame = frames.HEARTBEAT_FRAME
     channel_max: int
+    channels: dict[int, Any]
 
     def __init__(self, broker: Broker, connections: Connections[Any]) -> None:
         super().__init__(broker, connections, "header", len(frames.PROTOCOL_HEADER))
@@ -59,97 +50,19 @@ class Session(ClientSocket):
         self.starving: dict[Queue, None] = {}
         self.exclusive_queues: set[Queue] = set()
         self.turn = 0
-        self._confirming: dict[Confirming, None] = {}
+        self._before_flush: dict[Callable[[], None], None] = {}
 
-    @abstractmethod
-    def greet(self) -> None:
-        """Start the handshake with a client that speaks AMQP 0-9-1."""
-
-    @abstractmethod
-    def receive(self, kind: int, number: int, payload: bytes) -> None:
-        """Handle a frame.
-
-        Raises:
-            ConnectionException: the connection must be closed.
-        """
-
-    @abstractmethod
-    def receive_publish(self, number: int, data: bytes, start: int, end: int) -> int:
-        """Handle a basic.publish together with its header and body, if they have arrived.
-
-        Args:
-            number: the channel number.
-            data: bytes from the client; the method is in `data[start:end]`.
-            start, end: see `data`.
-
-        Returns:
-            The offset after the body; 0 if the publish is not complete or needs the slow path.
-        """
-
-    @abstractmethod
-    def remove_channel(self, number: int) -> None:
-        """Remove a closed channel, so that its number can be used again."""
-
-    def take_bytes(self, data: bytes) -> int:
-        """Handle the complete frames; return the number of bytes handled."""
-        self.turn += 1
-        size = len(data)
-        offset = self._take_protocol_header(data) if self.state == "header" else 0
-        unpack = frames.FRAME_HEADER.unpack_from
-        while size - offset >= _FRAME_HEAD:
-            kind, number, length = unpack(data, offset)
-            # Like RabbitMQ, compare only the payload's size, without the frame header and end mark.
-            if length > self.frame_max:
-                limit = self.frame_max - frames.FRAME_OVERHEAD
-                raise malformed(FRAME_ERROR, kind, b"", f"{{frame_too_large,{length},{limit}}}")
-            start = offset + 7
-            end = start + length
-            if end >= size:
-                self._need = length + frames.FRAME_OVERHEAD
-                return offset
-            if data[end] != 0xCE:
-                raise malformed(FRAME_ERROR, kind, data[start:end], f"{{invalid_frame_end_marker,{data[end]}}}")
-            if self.state == "closed":
-                return size
-            if kind == frames.METHOD and data.startswith(frames.BASIC_PUBLISH, start):
-                after = self.receive_publish(number, data, start, end)
-                if after:
-                    offset = after
-                    continue
-            self.turn += 1
-            self.receive(kind, number, data[start:end])
-            offset = end + 1
-            if self.is_unread:
-                break
-        self._need = _FRAME_HEAD
-        return offset
-
-    def _take_protocol_header(self, data: bytes) -> int:
-        """Start the handshake; or, if the client speaks another protocol, send a supported header and close the socket.
-
-        See section 4.2.2 of the specification. Returns the number of bytes handled.
-        """
-        if data[:8] != frames.PROTOCOL_HEADER:
-            self.write(self.broker.profile.first_choice)
-            self.hang_up()
-            return len(data)
-        self.state = "start"
-        self.greet()
-        return 8
-
-    def confirm_soon(self, channel: Confirming) -> None:
+    def confirm_soon(self, write_confirms: Callable[[], None]) -> None:
         """Send a channel's publisher confirms at the end of this event loop iteration, in as few frames as possible."""
-        self._confirming[channel] = None
+        self._before_flush[write_confirms] = None
         self.flush_soon()
 
     def before_flush(self) -> None:
-        """Write the publisher confirms that are due."""
-        for channel in self._confirming:
-            channel.write_confirms()
-        self._confirming.clear()
+        for write_confirms in self._before_flush:
+            write_confirms()
+        self._before_flush.clear()
 
     def may_send(self) -> None:
-        """Resume deliveries after the client has read what was sent."""
         starving, self.starving = self.starving, {}
         for queue in starving:
             if not queue.deleted:
@@ -171,8 +84,7 @@ CHANNEL_MAX = 2047
 HEARTBEAT = 60
 
 
-def server_properties(profile: Profile) -> Table:
-    """The broker's product, version and capabilities, as in connection.start."""
+def _server_properties(profile: Profile) -> Table:
     return {
         "capabilities": {
             "publisher_confirms": True,
@@ -190,23 +102,19 @@ def server_properties(profile: Profile) -> Table:
 
 
 def send_start(connection: Session) -> None:
-    """Send connection.start, with the broker's properties and login mechanisms."""
+    """Send connection.start, with the broker's product, version, capabilities and login mechanisms."""
     connection.send(
         ConnectionClass.Start,
         version_major=0,
         version_minor=9,
-        server_properties=server_properties(connection.broker.profile),
+        server_properties=_server_properties(connection.broker.profile),
         mechanisms="PLAIN AMQPLAIN",
         locales="en_US",
     )
 
 
 def receive_handshake(connection: Session, method: Frame) -> None:
-    """Handle the next method of a handshake.
-
-    Raises:
-        ConnectionException: the broker refuses the login, or does not expect this method now.
-    """
+    """Handle the next method of a handshake. Raises ConnectionException if it is refused or not expected now."""
     match connection.state, method:
         case "start", ConnectionClass.StartOk():
             _start_ok(connection, method)
@@ -229,7 +137,7 @@ def _start_ok(connection: Session, method: ConnectionClass.StartOk) -> None:
     if user is None:
         _refuse(connection, mechanism)
         return
-    connection.logged_in(user)
+    connection.set_user(user)
     connection.state = "tune"
     connection.send(ConnectionClass.Tune, channel_max=CHANNEL_MAX, frame_max=FRAME_MAX, heartbeat=HEARTBEAT)
 

@@ -55,7 +55,7 @@ def publish(channel: Channel, message: Message) -> None:
     else:
         routing = _checked_routing(channel, message)
     if channel.transaction is not None:
-        channel.session.hold(channel.transaction.add(UncommittedPublish(message, routing, mandatory)))
+        channel.session.add_held_bytes(channel.transaction.add(UncommittedPublish(message, routing, mandatory)))
         return
     publication = perform(channel, message, routing, mandatory=mandatory)
     if channel.confirms is not None:
@@ -236,7 +236,7 @@ def _end_transaction(channel: Channel) -> Transaction:
     if transaction is None:
         raise precondition_failed("channel is not transactional")
     channel.transaction = Transaction()
-    channel.session.hold(-transaction.held_bytes)
+    channel.session.add_held_bytes(-transaction.held_bytes)
     return transaction
 
 

@@ -25,16 +25,16 @@ class Content:
 
     Args:
         profile: the RabbitMQ version to behave like.
-        hold: called with the change in bytes of memory held: positive when an incomplete body grows, negative when it
-            is complete or dropped.
+        add_held_bytes: called with the number of bytes by which an incomplete body grows; with a negative number when
+            the body is complete or dropped.
 
     Attributes:
         mandatory, immediate: the flags of the latest complete publish.
     """
 
-    def __init__(self, profile: Profile, hold: Callable[[int], None]) -> None:
+    def __init__(self, profile: Profile, add_held_bytes: Callable[[int], None]) -> None:
         self._profile = profile
-        self._hold = hold
+        self._add_held_bytes = add_held_bytes
         self._headers = HeaderReader()
         self.mandatory = self.immediate = False
         self._method: bytes | None = None
@@ -57,7 +57,7 @@ class Content:
             longest: the largest payload of a frame.
 
         Returns:
-            The message and the offset after its last frame; None if it must be handled frame by frame.
+            The message and the offset after its last frame; None if the publish must be handled frame by frame.
         """
         size = len(data)
         if size < end + BETWEEN.size:
@@ -83,20 +83,12 @@ class Content:
         return message, body_end + 1
 
     def begin(self, payload: bytes) -> None:
-        """Begin a message with the method frame of a basic.publish.
-
-        Raises:
-            ConnectionException: 505, the previous publish is not complete.
-        """
+        """Begin a message with the method frame of a basic.publish; raise 505 if the previous one is incomplete."""
         self.check_complete()
         self._method = payload
 
     def check_complete(self) -> None:
-        """Check that no publish is incomplete.
-
-        Raises:
-            ConnectionException: 505 if one is.
-        """
+        """Raise 505 if a publish is incomplete."""
         if self._method is not None:
             raise self._unexpected()
 
@@ -107,7 +99,7 @@ class Content:
 
     def _take_body(self) -> bytes:
         """Return the body received so far, and start an empty one."""
-        self._hold(-len(self._body))
+        self._add_held_bytes(-len(self._body))
         body, self._body = bytes(self._body), bytearray()
         return body
 
@@ -164,7 +156,7 @@ class Content:
             raise self._unexpected()
         if self._body or self._missing:
             self._body += payload
-            self._hold(len(payload))
+            self._add_held_bytes(len(payload))
             if self._missing:
                 return None
             payload = self._take_body()
@@ -190,7 +182,7 @@ class Content:
 class Confirms:
     """The publisher confirms of one channel. Publishes are numbered from 1.
 
-    A confirm waits until all earlier publishes are settled, so that one frame can confirm many. The ledger commits
+    A confirm waits until all earlier publishes are settled, so that one frame can confirm many. The ledger writes
     messages to disk in order and in groups, so no confirm waits for long.
 
     Attributes:
@@ -206,7 +198,7 @@ class Confirms:
         self._refused: list[int] = []
 
     def __len__(self) -> int:
-        """The number of publishes that are not settled."""
+        """Return the number of publishes that are not settled."""
         return self._published - self.settled
 
     def published_one(self, *, accepted: bool, group: int = 0) -> bool:
@@ -233,11 +225,7 @@ class Confirms:
         self._unstored.popleft()
 
     def take(self, channel: int) -> bytes:
-        """Settle the publishes that can be settled now; return the encoded basic.ack and basic.nack frames.
-
-        Args:
-            channel: the channel number.
-        """
+        """Settle the publishes that can be settled now; return the encoded basic.ack and basic.nack frames."""
         last = self._unstored[0] - 1 if self._unstored else self._published
         if last <= self.settled:
             return b""
