@@ -1,14 +1,11 @@
-"""docs/tutorials.md: each tutorial's topology as a diagram, which GitHub draws, and its commands.
-
-Rounded boxes are programs, hexagons are exchanges, cylinders are queues.
-"""
+"""Writes docs/tutorials.md: each tutorial's topology as a Mermaid diagram, and its commands."""
 
 from collections.abc import Mapping
 
 from mqtool.tutorials import pages
 from mqtool.tutorials.pages import Page
 
-_PRIVATE = 'q1[("its own")]', 'q2[("its own")]'
+_PRIVATE = 'q1[("amq.gen-1")]', 'q2[("amq.gen-2")]'
 
 #: Mermaid's lines. https://mermaid.js.org/syntax/flowchart.html
 DIAGRAMS: Mapping[str, tuple[str, ...]] = {
@@ -28,7 +25,7 @@ DIAGRAMS: Mapping[str, tuple[str, ...]] = {
         'e(["emit-log"]) --> x{{"topic_logs, topic"}}',
         f'x -->|"kern.*"| {_PRIVATE[0]} --> r1(["kernel"])',
         f'x -->|"kern.*, *.critical"| {_PRIVATE[1]} --> r2(["critical"])',
-        'x -->|"#35;"| q3[("its own")] --> r3(["all"])',
+        'x -->|"#35;"| q3[("amq.gen-3")] --> r3(["all"])',
     ),
     "headers": (
         'e(["emit-log"]) --> x{{"headers_logs, headers"}}',
@@ -37,9 +34,9 @@ DIAGRAMS: Mapping[str, tuple[str, ...]] = {
     ),
     "rpc": (
         'c(["rpc-client"]) -->|"reply_to, correlation_id"| q[("rpc_queue")] --> s(["rpc-server"])',
-        's -->|correlation_id| r[("its own")] --> c',
+        's -->|correlation_id| r[("amq.gen-1")] --> c',
     ),
-    "publisher-confirms": ('p(["publisher"]) -->|messages| q[("its own")]', "q -.->|confirms| p"),
+    "publisher-confirms": ('p(["publisher"]) -->|messages| q[("amq.gen-1")]', "q -.->|confirms| p"),
     "delayed-messages": (
         's(["send-delayed"]) --> x{{"delay_exchange, x-delayed-message"}}',
         'x -->|"when it is due"| q[("delay_queue")] --> r(["receive-delayed"])',
@@ -54,27 +51,29 @@ DIAGRAMS: Mapping[str, tuple[str, ...]] = {
         'r -.->|"subscriber_1: 42"| q',
     ),
 }
-LEGEND = "Rounded boxes are programs, hexagons are exchanges, and cylinders are queues."
+LEGEND = "rounded boxes are programs, hexagons are exchanges, and cylinders are queues."
 #: What the commands that run until Ctrl-C start with.
 _WAITING = ("receive", "worker", "rpc-server")
 _HEAD = f"""\
 # The tutorials
 
-mqtool has each of RabbitMQ's tutorials as a command. If you have no broker, start one:
+Each of RabbitMQ's tutorials is a command of mqtool. If you have no broker, start one:
 
 ```bash
-mqtool broker up --stream-port 5552
+mqtool broker up
 ```
 
-Then type the commands of a tutorial, each in a terminal of its own. Or watch it in one terminal, on a broker that is
-started for it. `run` explains each step and waits for Enter; with `--auto` it does not wait.
+Then type the commands of a tutorial, each in its own terminal.
+
+You can also watch a tutorial in one terminal, on a temporary broker. `run` explains each step and waits for Enter; with
+`--auto` it does not wait.
 
 ```bash
 mqtool tutorial run work-queues
 ```
 
-`tutorial show` prints the picture, the explanation, the commands and the source of a tutorial. With `--plain` it prints
-a script that does the same without mqtool, with a client library.
+`tutorial show` prints the diagram, the explanation, the commands and the source of a tutorial. With `--plain` it prints
+a script that does the same with a client library, without mqtool.
 
 ```sh
 mqtool tutorial list
@@ -84,8 +83,10 @@ mqtool tutorial show hello-world --plain > hello.py
 
 ![mqtool tutorial show routing](pictures/tutorial-show.svg)
 
-If your tutorial is in another language than Python, or an older one, read [If you follow another
-tutorial](how-to/older-tutorials.md). {LEGEND}
+If you follow the tutorials in a language other than Python, or an older version of them, read [If you follow another
+tutorial](how-to/older-tutorials.md).
+
+In the diagrams, {LEGEND}
 """
 _TAIL = """\
 ## Why queues?
@@ -97,21 +98,21 @@ the queue while a slow worker handles them at its own speed:
 
 ## Things to try
 
-- `mqtool worker --prefetch 0` gives each worker every second task, however long a task takes.
-- `mqtool worker --forget-ack` shows what happens if a worker does not acknowledge; `mqtool top` counts the
-  unacknowledged messages.
-- `mqtool receive-log fanout -q all` uses a durable queue, which also collects messages while no receiver runs. Without
-  `-q`, the queue is deleted when the receiver ends.
+- With `mqtool worker --prefetch 0`, two workers get tasks in turn, however long each task takes.
+- `mqtool worker --forget-ack` shows what happens if a worker does not acknowledge its messages; `mqtool top` counts the
+  unacknowledged ones.
+- `mqtool receive-log fanout -q all` uses a durable queue, which also collects messages while no receiver is running.
+  Without `-q`, the queue is deleted when the receiver ends.
 """
 
 
 def document() -> str:
-    """The whole page."""
+    """Return the whole page."""
     return "\n".join([_HEAD, *(_section(pages.page(name)) for name in pages.NAMES), _TAIL])
 
 
 def _section(page: Page) -> str:
-    """A tutorial: a sentence, where it comes from, its diagram, and one block for each terminal."""
+    """Return the section of a tutorial: a sentence, links, a diagram, and one block for each terminal."""
     diagram = "\n".join(f"    {line}" for line in DIAGRAMS[page.name])
     script = f"mqtool/tutorials/plain_{page.library}/{page.name.replace('-', '_')}.py"
     blocks = "\n\n".join(_terminal(number, *terminal) for number, terminal in enumerate(page.terminals, 1))

@@ -33,8 +33,8 @@ def setup(app: Sphinx) -> None:
 
 
 def show_pictures(_app: Sphinx, document: str, source: list[str]) -> None:
-    """Show each tutorial's own picture where GitHub draws a Mermaid diagram: no script from elsewhere."""
+    """Replace each Mermaid diagram by the tutorial's text diagram, because Mermaid needs a script from another site."""
     if document == "tutorials":
         pictures = iter([dedent(pages.page(name).picture) for name in pages.NAMES])
-        text = source[0].replace(LEGEND, "Names in brackets are queues, and names in parentheses are exchanges.")
+        text = source[0].replace(LEGEND, "names in brackets are queues, and names in parentheses are exchanges.")
         source[0] = re.sub(r"```mermaid\n.*?```", lambda _: f"```text\n{next(pictures)}\n```", text, flags=re.DOTALL)

@@ -59,30 +59,32 @@ def dialects() -> str:
     """What each dialect declares, prints, and sends without words, in Markdown."""
     parts = [
         "# Dialects",
-        "`--dialect`, or `MQTOOL_DIALECT`, chooses whose names, settings and lines to use; the default is `python`. "
-        "[If you follow another tutorial](../how-to/older-tutorials.md) says which one to use.",
-        "## What each declares",
+        "A dialect is the names, settings and output of one set of tutorials. Choose it with `--dialect` or "
+        "`MQTOOL_DIALECT`; the default is `python`. [If you follow another tutorial](../how-to/older-tutorials.md) "
+        "says which one to use.",
+        "## Queues and exchanges",
     ]
     declared = ("hello", "task_queue", "rpc_queue", "fanout", "direct", "topic")
     parts.append(
         _rows([(name, *(_declared(getattr(NAMES[dialect], name)) for dialect in Dialect)) for name in declared])
     )
     parts += [
-        "## What each prints, and sends without words",
-        "Lines of received data go to stdout, the others to stderr. The scripts for Go and Elixir print the time "
-        "first; mqtool does not. `!r` means quoted as by Python's `repr()`.",
+        "## Printed lines, and default messages",
+        "Lines with received data go to stdout, all others to stderr. The scripts for Go and Elixir begin each line "
+        "with the time; mqtool does not. `!r` means that the value is quoted, as by Python's `repr()`. The rows from "
+        "`hello` to `topic` are messages or keys that commands use if you give none.",
     ]
     spoken = [(name, *(_shown(getattr(LINES[dialect], name)) for dialect in Dialect)) for name in Lines._fields]
     parts.append(_rows(spoken))
     parts += [
         "## Streams",
-        "`send-stream`, `receive-stream` and `offset-tracking` take these dialects. The size is that of a stream that "
-        "the command creates.",
+        "`send-stream`, `receive-stream` and `offset-tracking` have these dialects. If the command creates the "
+        "stream, it sets the size limit in the table.",
         _rows(
             [
                 ("hello", *(_stream(HELLO[dialect].stream) for dialect in StreamDialect)),
                 ("offset tracking", *(_stream(TRACKING[dialect].stream) for dialect in StreamDialect)),
-                ("its reader", *(f"`{TRACKING[dialect].subscriber}`" for dialect in StreamDialect)),
+                ("name of the reader", *(f"`{TRACKING[dialect].subscriber}`" for dialect in StreamDialect)),
             ],
             StreamDialect,
         ),
