@@ -39,6 +39,15 @@ _AT_LEAST_ONCE = {
 }
 
 
+#: Names of wait queues: NAME.wait.5s, NAME.delay.5s, NAME.exchange.delay.5s.classic; and of the queue of length 0.
+_HELPER = re.compile(r"\.(?:wait|delay)\.(?:\d+(?:ms|[dhms]))+(?:\.classic)?$|\.nowhere$")
+
+
+def is_wait_queue(name: str) -> bool:
+    """True if mqtool gives such a name to wait queues, their exchanges, and the queue of length 0 beside them."""
+    return _HELPER.search(name) is not None
+
+
 def wait_queue(name: str, milliseconds: int, exchange: str, routing_key: str | None = None) -> Queue:
     """Return a queue that dead-letters its messages to an exchange after this many milliseconds.
 

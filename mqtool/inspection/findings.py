@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Self
 
+from mqtool.inspection.listing import counted
+
 #: Checks, the worst first. Blocked publishers, lost nodes and open access are critical; the others are warnings.
 CRITICAL = ("node-down", "partition", "alarm", "guest")
 _WORST_FIRST = (
@@ -16,8 +18,8 @@ _WORST_FIRST = (
     "firehose",
     *("delayed-exchange", "transient", "queue-argument", "global-prefetch", "mirrored", "delivery-limit", "lazy"),
 )
-#: Findings that are grouped if there are more than this many, and the names to show for a group.
-_APART, _NAMED = 3, 3
+#: Findings of the same problem that are described one by one.
+_APART = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,22 +70,21 @@ def _kind(finding: Finding) -> tuple[str, str, str]:
     return finding.check, finding.vhost or "", finding.hint
 
 
-def grouped(findings: Sequence[Finding]) -> Iterator[tuple[Finding, Sequence[Finding]]]:
-    """Group sorted findings with the same problem: yield the first finding of each group, and the others.
-
-    Groups of up to three are yielded one finding at a time, because details, such as counts, may differ.
-    """
+def grouped(findings: Sequence[Finding]) -> Iterator[Sequence[Finding]]:
+    """Group sorted findings that report the same problem of different objects."""
     for _, same in groupby(findings, key=_kind):
-        equal = list(same)
-        if len(equal) > _APART:
-            yield equal[0], equal[1:]
-        else:
-            yield from ((each, ()) for each in equal)
+        yield list(same)
 
 
-def others(findings: Sequence[Finding]) -> str:
-    """Format the other findings of a group: their number, and the names of up to three objects; "" for none."""
-    if not findings:
-        return ""
-    names = ", ".join(each.thing.partition(" ")[2] for each in findings[:_NAMED])
-    return f" (and {len(findings):,} more: {names}{', …' if len(findings) > _NAMED else ''})"
+def said(group: Sequence[Finding], named: int = 3) -> Iterator[str]:
+    """Describe a group of findings in a sentence each, since details, such as counts, may differ.
+
+    Of more than three findings, only the first is described, with the names of `named` others.
+    """
+    if len(group) <= _APART:
+        yield from (f"{each.where} {each.what}" for each in group)
+        return
+    others = group[1:]
+    names = ", ".join(each.thing.partition(" ")[2] for each in others[:named])
+    unnamed = f" and {counted(len(others) - named, 'other')}" if len(others) > named else ""
+    yield f"{group[0].where} {group[0].what} (and {len(others):,} more: {names}{unnamed})"

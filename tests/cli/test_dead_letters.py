@@ -1,12 +1,14 @@
 """Dead letters: found, looked at, brought back, dropped. Nothing else moves."""
 
 import json
+import re
 import signal
 
 import pytest
 
 from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import Shell, wait_until
+from tests.cli.terminal import on_terminal
 from tests.cli.test_exec import depth
 
 BODIES = ["one", "two", "three"]
@@ -44,6 +46,8 @@ def test_ls_finds_them_with_their_reasons(dead: Shell, broker: TestBroker) -> No
 
     listed = dead.run("mqtool", "dlq", "ls", "--management", broker.management)
     assert listed.stdout.splitlines() == ["buried\t1\t1 maxlen", "jobs.dlq\t3\t3 rejected"]
+    drawn = on_terminal(dead, "mqtool", "dlq", "ls", "--management", broker.management).stdout
+    assert re.sub(r"\x1b\[[0-9;]*m", "", drawn).splitlines()[0].split() == ["queue", "messages", "reasons"]
 
     back = dead.run("mqtool", "dlq", "redrive", "any", "--from", "buried", "--to", "elsewhere")
     assert back.code == 75
@@ -53,6 +57,17 @@ def test_ls_finds_them_with_their_reasons(dead: Shell, broker: TestBroker) -> No
     nowhere = dead.run("mqtool", "dlq", "ls", "--management", "http://localhost:1")
     assert nowhere.code == 69
     assert "no management API answers" in nowhere.stderr
+
+
+def test_an_error_is_broken_between_words(shell: Shell) -> None:
+    """At 80 columns; in a pipe it stays one line."""
+    shell.run("mqtool", "send", "-q", "jobs", "x")
+    error = " ".join(["unreasonable"] * 12)
+    shell.run("mqtool", "worker", "-q", "jobs", "-c", "1", "--shell", "--exec", f"echo {error} >&2; exit 65")
+    shown = on_terminal(shell, "mqtool", "dlq", "show", "jobs").stdout
+    assert shown.count("unreasonable") == 12
+    assert max(map(len, shown.split("\r\n"))) <= 80
+    assert error in shell.run("mqtool", "dlq", "show", "jobs").stdout
 
 
 def test_redrive_brings_one_back_and_nothing_else_moves(dead: Shell, broker: TestBroker) -> None:

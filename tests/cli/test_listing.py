@@ -322,3 +322,36 @@ def test_a_password_is_read_once(command: str, shell: Shell, broker: TestBroker,
     result = shell.run("mqtool", *command.split(), "--password-file", "-", stdin="guest\n")
     assert "password" not in result.stderr
     assert result.code in ((0, 3) if command.startswith("doctor") else (0,)), result.stderr
+
+
+@on_any_broker
+def test_wait_queues_are_one_line_on_a_terminal(shell: Shell, broker: TestBroker) -> None:
+    """With the sum of their messages; --all lists them, and a pipe gets them as from rabbitmqctl."""
+    shell.run("mqtool", "send", "-q", "jobs", "x")
+    shell.run("mqtool", "send", "-q", "jobs", "--via", "ttl", "--delay", "1h", "y")
+    shell.run("mqtool", "send", "-q", "jobs", "--via", "ttl", "--delay", "2h", "z")
+    command = ("mqtool", "list", "queues", "--management", broker.management)
+    sums = "+2 wait queues of mqtool with 2 messages (--all lists them)"
+    assert on_terminal(shell, *command, "--no-color").stdout.split("\r\n")[1:] == ["jobs         1", sums, ""]
+    assert "jobs.delay.1h" in on_terminal(shell, *command, "--all").stdout
+    assert shell.run(*command).stdout.count("\n") == 3
+    assert sums in on_terminal(shell, *command, "--watch", "50ms", keys=["q"], cue="q quit").stdout
+
+
+@on_any_broker
+def test_bindings_fit_on_a_terminal(shell: Shell, broker: TestBroker) -> None:
+    """A line each; no word is broken at 80 columns, and no name is shortened."""
+    name = "invoices-of-the-european-branch-that-wait-to-be-paid"
+    shell.run("mqtool", "queue", "declare", name)
+    shell.run("mqtool", "bind", "amq.topic", name, "orders.europe.invoices.#")
+    shell.run("mqtool", "bind", "amq.headers", name, "-H", "format=pdf")
+    shell.run("mqtool", "bind", "amq.topic", "amq.fanout", "a.*", "--to-exchange")
+    command = ("mqtool", "list", "bindings", "--no-color", "--management", broker.management)
+    assert sorted(line.rstrip() for line in on_terminal(shell, *command).stdout.split("\r\n")) == [
+        "",
+        *[f"    ──> {name}"] * 2,
+        "+1 binding of the default exchange or mqtool's wait queues (--all lists them)",
+        "amq.headers ── format=pdf",
+        "amq.topic ── 'a.*' ──> exchange amq.fanout",
+        "amq.topic ── 'orders.europe.invoices.#'",
+    ]

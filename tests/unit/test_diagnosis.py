@@ -2,7 +2,7 @@
 
 from mqtool.cli.display import reports
 from mqtool.inspection.diagnosis import Paths, dropped, forgets_to_acknowledge, has_no_consumer, stands_still
-from mqtool.inspection.findings import Finding, grouped, worst_first
+from mqtool.inspection.findings import Finding, grouped, said, worst_first
 from mqtool.management.api_client import Json
 from mqtool.topology import Binding, Queue
 
@@ -92,7 +92,7 @@ def test_circles_of_queues_in_which_nobody_rejects() -> None:
 
 
 def test_the_worst_findings_come_first_and_equal_ones_together() -> None:
-    """What blocks publishers is worse than what a newer RabbitMQ refuses; a few of a kind have a line each."""
+    """What blocks publishers is worse than what a newer RabbitMQ refuses; up to three of a kind have a line each."""
     transient = [Finding("transient", f"queue 'q{number}'", "", "", "/") for number in range(5)]
     mixed = [
         *transient[:2],
@@ -100,9 +100,10 @@ def test_the_worst_findings_come_first_and_equal_ones_together() -> None:
         *transient[2:],
         Finding("alarm", "node", "", ""),
     ]
-    found = [(first.check, first.thing, len(same)) for first, same in grouped(worst_first(mixed))]
-    assert found == [("alarm", "node", 0), ("no-consumer", "queue 'a'", 0), ("transient", "queue 'q0'", 4)]
-    assert len(list(grouped(worst_first(transient[:3])))) == 3
+    found = [(group[0].check, group[0].thing, len(group)) for group in grouped(worst_first(mixed))]
+    assert found == [("alarm", "node", 1), ("no-consumer", "queue 'a'", 1), ("transient", "queue 'q0'", 5)]
+    assert len(list(said(transient[:3]))) == 3
+    assert list(said(transient)) == ["queue 'q0'  (and 4 more: 'q1', 'q2', 'q3' and 1 other)"]
 
 
 def test_what_is_critical_to_nagios() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import Argument, Option
 
@@ -15,7 +15,7 @@ from mqtool.amqp import Channel
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.command_line import option_group
-from mqtool.cli.display import output
+from mqtool.cli.display import layout, output
 from mqtool.cli.display.live_screen import Progress
 from mqtool.cli.invocation import current
 from mqtool.cli.options import DURATION, Broker, Commands, ManagedBroker, Where, Yes, ask
@@ -87,20 +87,19 @@ def ls(broker: ManagedBroker, as_json: AsJson = False) -> None:
         raise Unavailable(
             str(error), "name it with --management, or look into one queue with 'mqtool dlq show QUEUE'"
         ) from error
-    found = 0
-    for queue in queues:
-        with _channel(access) as channel:
-            count = channel.depth_of(queue)
-            with closing(peeking.peek(channel, queue)) as letters:
-                reasons = Counter(death_of(letter).reason for letter in islice(letters, _LOOKED_AT))
-        found += bool(count)
-        if as_json and count:
-            output.show_json({"queue": queue, "messages": count, "reasons": reasons})
-        elif count:
-            said = ", ".join(f"{number:,} {reason}" for reason, number in reasons.most_common())
-            output.show(f"{output.one_line(queue)}\t{count:,}\t{output.one_line(said)}")
-    if not found:
+    rows = filter(None, (_counted(access, queue, as_json=as_json) for queue in queues))
+    if not layout.show_rows(rows, ("queue", "messages", "reasons"), as_json=as_json):
         output.status("no queue holds dead letters")
+
+
+def _counted(access: Access, queue: str, *, as_json: bool) -> dict[str, Any] | None:
+    """Count a queue's dead letters by their reasons; None if there are none."""
+    with _channel(access) as channel:
+        count = channel.depth_of(queue)
+        with closing(peeking.peek(channel, queue)) as letters:
+            reasons = dict(Counter(death_of(letter).reason for letter in islice(letters, _LOOKED_AT)).most_common())
+    as_text = ", ".join(f"{number:,} {reason}" for reason, number in reasons.items())
+    return {"queue": queue, "messages": count, "reasons": reasons if as_json else as_text} if count else None
 
 
 @contextmanager
@@ -134,11 +133,11 @@ def _show(letter: Delivery) -> None:
     death = death_of(letter)
     first = f", first on {death.first:%Y-%m-%d %H:%M:%S} UTC" if death.first else ""
     attempts = f" after {death.attempts} attempt{'s' * (death.attempts > 1)}" if death.attempts else ""
-    lines = [f"{letter.message_id or '(no message id)'}: {death.reason}{attempts}{first}, from {death.queue or '?'}"]
-    lines += [f"  error: {death.error}"] if death.error else []
-    body = letter.body.decode("utf-8", "backslashreplace")
-    lines = [*map(output.one_line, lines), f"  body:  {output.visible(body) if output.is_terminal(1) else body}"]
-    output.show("\n".join(lines))
+    what = f"{letter.message_id or '(no message id)'}: {death.reason}{attempts}{first}, from {death.queue or '?'}"
+    layout.show_wrapped(output.one_line(what), "  ")
+    if death.error:
+        layout.show_wrapped(f"  error: {output.one_line(death.error)}", "         ")
+    output.show(f"  body:  {letter.body.decode('utf-8', 'backslashreplace')}")
 
 
 @dlq.command("mqtool dlq redrive jobs", "mqtool dlq redrive jobs --id 5f0c… --to jobs-by-hand")

@@ -16,6 +16,7 @@ from mqtool.cli.command_line import option_group
 from mqtool.cli.display import layout, output
 from mqtool.cli.display.live_screen import Frame, Live, head_line
 from mqtool.cli.options import TIME_LIMIT, Commands, ManagedBroker
+from mqtool.delays.wait_queues import is_wait_queue
 from mqtool.errors import MqtoolError, NotFound, SomeFailed, Unavailable
 from mqtool.inspection.diagnosis import alarms
 from mqtool.inspection.listing import (
@@ -26,11 +27,12 @@ from mqtool.inspection.listing import (
     Listing,
     Row,
     as_text,
+    counted,
     in_order,
     queues_named,
     refresh,
 )
-from mqtool.topology import Exchange, Queue
+from mqtool.topology import Binding, Exchange, Queue
 from mqtool.tutorials.dialects import Names
 
 if TYPE_CHECKING:
@@ -38,6 +40,12 @@ if TYPE_CHECKING:
 
 #: For up to this many queues, counts are also queried over AMQP, one by one, because they are more current.
 _ASKED = 200
+#: Lists that leave out mqtool's wait queues on a terminal: the columns with names, and a noun for the rows left out.
+_FOLDED: dict[str, tuple[Sequence[str], str, str]] = {
+    "queues": (("name",), "wait queue", " of mqtool"),
+    "exchanges": (("name",), "exchange", " of mqtool's wait queues"),
+    "bindings": (("source_name", "destination_name"), "binding", " of the default exchange or mqtool's wait queues"),
+}
 #: The columns that are available over AMQP, without a management API.
 _BY_AMQP = {QUEUES.things: ["name", "messages_ready", "consumers"], EXCHANGES.things: ["name"]}
 
@@ -64,6 +72,7 @@ class Choosing:
     watch: Annotated[float | None, Option(help="Repeat at this interval", **TIME_LIMIT)] = None
     as_json: Annotated[bool, Option("--json", help="Print one JSON object per line")] = False
     all_vhosts: Annotated[bool, Option(help="Include all virtual hosts")] = False
+    shows_all: Annotated[bool, Option("--all", help="Include mqtool's wait queues and default bindings")] = False
 
 
 class View:
@@ -96,12 +105,11 @@ class View:
             from mqtool.where import parse
 
             self._where = parse(choosing.where, listing.columns.keys())
-        asked = self._where is not None and "source_name" in self._where.fields
-        self._hides_default = (
-            listing.things == "bindings" and not asked and output.is_terminal(1) and not choosing.as_json
-        )
-        if self._hides_default:
-            self._notice_once("without those of the default exchange, which --where \"source_name=''\" shows")
+        is_read = output.is_terminal(1) and not choosing.as_json
+        self._as_lines = is_read and not names and listing.things == "bindings"
+        leaves_out = is_read and not (choosing.shows_all or only or self._where)
+        self._name_columns = _FOLDED[listing.things][0] if leaves_out and listing.things in _FOLDED else ()
+        self._left_out: list[Row] = []
         self._order = choosing.order or []
         every = choosing.all_vhosts or (not listing.of_vhost and broker.options.vhost is None)
         self._vhost = None if every else self._access.vhost
@@ -110,7 +118,7 @@ class View:
         if not names and choosing.all_vhosts and listing.of_vhost:
             self.columns.insert(0, "vhost")
         hidden = [*(name.removeprefix("-") for name in self._order), *(self._where.fields if self._where else ())]
-        hidden += ["name"] * bool(self._only) + ["source_name"] * self._hides_default
+        hidden += ["name"] * bool(self._only) + [*self._name_columns]
         self._fetched = {*self.columns, *hidden}
         listing.check(self._fetched)
         self._counts = listing is QUEUES and not self._fetched.isdisjoint([*COUNTS, "consumers"])
@@ -125,11 +133,29 @@ class View:
         rows = self._told()
         if self._only:
             rows = (row for row in rows if row["name"] in self._only)
-        if self._hides_default:
-            rows = (row for row in rows if row["source_name"])
+        if self._name_columns:
+            rows = self._without_wait_queues(rows)
         if self._where:
             rows = filter(self._where_holds, rows)
         return in_order(rows, self._order) if self._order else rows
+
+    def _without_wait_queues(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """Yield the rows that the user made; keep the others, of which _sum() gives the number."""
+        self._left_out = []
+        for row in rows:
+            if row.get("source_name") == "" or any(is_wait_queue(row[name]) for name in self._name_columns):
+                self._left_out.append(row)
+            else:
+                yield row
+
+    def _sum(self) -> str:
+        """Describe the rows that were left out; "" if there are none."""
+        if not self._left_out:
+            return ""
+        _, noun, of = _FOLDED[self._listing.things]
+        messages = counted(sum(row.get("messages") or 0 for row in self._left_out))
+        holding = f" with {messages}" if "messages" in self.columns else ""
+        return f"+{counted(len(self._left_out), noun)}{of}{holding} (--all lists them)"
 
     def _where_holds(self, row: Row) -> bool:
         """True if a row matches --where. A value that the broker omits never matches."""
@@ -206,7 +232,10 @@ class View:
         ]
         table = layout.table(rows, self.columns, folded=False)
         alarmed = "" if self._without_api else alarms(self._access.management())
-        above = [head_line(self._access.title, alarmed)]
+        above = [
+            head_line(self._access.title, alarmed),
+            *([layout.rich_text([(left_out, layout.DIM)])] if (left_out := self._sum()) else []),
+        ]
         return Frame(table, above=above, heads=layout.heads(table), keys="1-9 sort")
 
     def press(self, key: str) -> None:
@@ -222,7 +251,15 @@ class View:
             SomeFailed: there is no management API, and AMQP provides only a part of the list.
         """
         rows, things = self.rows(), self._listing.things
-        if not layout.show_rows(rows, self.columns, as_json=self._choosing.as_json):
+        if self._as_lines:
+            found = [*map(_binding, rows)]
+            layout.show_lines(found)
+            count = len(found)
+        else:
+            count = layout.show_rows(rows, self.columns, as_json=self._choosing.as_json)
+        if left_out := self._sum():
+            output.status(left_out)
+        elif not count:
             where = "" if self._vhost is None else f" in vhost {self._vhost!r}"
             such = " such" if self._where or self._only else ""
             output.status(f"no{such} {things}{where}")
@@ -235,6 +272,15 @@ class View:
             if not self._only:
                 raise SomeFailed(missing, why.hint)
             output.warning(missing)
+
+
+def _binding(row: Row) -> layout.Line:
+    """The line of a binding, which breaks before the destination if it is long."""
+    to = "──> exchange " if row["destination_kind"] == "exchange" else "──> "
+    bound = Binding(row["source_name"], "", row["routing_key"], row["arguments"])
+    vhost = f"{layout.shown(row['vhost'])}: " if "vhost" in row else ""
+    ends = (f"{vhost}{layout.shown(bound.source)}", f"{to}{layout.shown(row['destination_name'])}")
+    return [(ends[0], layout.LABEL), " ── ", layout.bound_by(bound), " ", (ends[1], layout.LABEL)]
 
 
 def _usual(names: Names, things: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 #: Tables with more rows are drawn without rich, which would take seconds.
 _MANY = 500
+#: The minimum width of a column whose values are shortened.
+_NARROWEST = 8
 _BETWEEN = re.compile(r"[\t\n\r\\]")
 _WRITTEN = {"\t": r"\t", "\n": r"\n", "\r": r"\r", "\\": r"\\"}
 
@@ -50,19 +53,20 @@ def table(rows: Sequence[Row], columns: Sequence[str], warning: str | None = Non
 
     Args:
         warning: the column to show in red.
-        folded: wrap values that do not fit; otherwise shorten the values in the first column.
+        folded: wrap values that do not fit; otherwise shorten the values of the widest columns.
     """
     from rich.table import Table
     from rich.text import Text
 
     cells = [[_cell_text(row[name]) for name in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
-    others = sum(widths[1:]) + 2 * (len(columns) - 1)
-    is_wide = widths[0] + others > terminal().width
-    if is_wide and not folded:
-        room = max(terminal().width - others, 8)
-        for each in cells:
-            each[0] = shortened(each[0], room)
+    room = terminal().width - 2 * (len(columns) - 1)
+    is_wide = sum(widths) > room
+    longest = max(widths)
+    while not folded and longest > _NARROWEST and sum(min(width, longest) for width in widths) > room:
+        longest -= 1
+    if longest < max(widths):
+        cells = [[shortened(cell, longest) for cell in each] for each in cells]
     drawn = Table(box=None, pad_edge=False, header_style="bold")
     for name in columns:
         numbers = any(_is_number(row[name]) for row in rows)
@@ -128,6 +132,20 @@ def escaped_lines(console: "Console", what: "RenderableType") -> "list[list[Segm
     """Render a renderable as lines of segments, with control characters escaped."""
     lines = console.render_lines(what, pad=False)
     return [[each._replace(text=output.one_line(each.text)) for each in line] for line in lines]
+
+
+def show_wrapped(text: str, indent: str = "", *, style: str = "") -> None:
+    """Print a sentence on stdout; on a terminal, broken between words, with further lines indented.
+
+    Args:
+        style: an SGR code of ECMA-48, used if stdout may have colours.
+    """
+    lines = [text]
+    if output.is_terminal(1):
+        width = terminal().width
+        lines = textwrap.wrap(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    for line in lines:
+        output.show(line, style=style)
 
 
 def draw(what: Any) -> None:

@@ -7,14 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from mqtool.cli.display import output
+from mqtool.cli.display import layout, output
 from mqtool.cli.display.layout import BAD, DIM, KEY, NAME, Line, bound_by, fields, shown
 from mqtool.inspection import definitions
-from mqtool.inspection.findings import Finding, grouped, others
+from mqtool.inspection.findings import Finding, grouped, said
 from mqtool.inspection.listing import counted
 from mqtool.inspection.queue_details import DeadLetterTarget, QueueDetails, ReaderOffsets, name_of
 
 _INDENT = 18
+#: The number of objects with the same problem that `doctor` names as text.
+_NAMED = 20
 _PROPERTIES = ("durable", "auto_delete", "exclusive")
 _RATES = {"publish_rate": "published", "deliver_rate": "delivered", "ack_rate": "acknowledged"}
 
@@ -145,8 +147,6 @@ def show_queue(queue: QueueDetails, *, as_line: bool) -> None:
         return
     import shutil
 
-    from mqtool.cli.display import layout
-
     size = shutil.get_terminal_size() if output.is_terminal(1) else None
     layout.show_lines(explained_queue(queue, size and size.columns, size and size.lines))
 
@@ -157,14 +157,15 @@ _OK, _WARNING, CRITICAL, UNKNOWN = range(4)
 
 
 def show_findings(found: Sequence[Finding], *, as_json: bool) -> None:
-    """Print each finding as a JSON object; or each finding, or group of equal findings, as two lines."""
+    """Print each finding as a JSON object; or as text, with one hint for all objects that have the same problem."""
     if as_json:
         for finding in found:
             output.show_json({**asdict(finding), "severity": finding.severity})
         return
-    for finding, same in grouped(found):
-        output.show(f"{finding.where} {finding.what}{others(same)}", style="1")
-        output.show(f"  {finding.hint}")
+    for same in grouped(found):
+        for line in said(same, named=_NAMED):
+            layout.show_wrapped(line, "    ", style="1")
+        layout.show_wrapped(f"  {same[0].hint}", "  ")
 
 
 def nagios_state(found: Sequence[Finding]) -> int:
@@ -180,8 +181,8 @@ def nagios(found: Sequence[Finding], where: str) -> Iterator[str]:
     summary = f"{counted(len(found), 'problem')} at {where}: {_line(found[0])}" if found else f"no problems at {where}"
     figures = " ".join(f"{severity}={counts[severity]}" for severity in ("critical", "warning"))
     yield f"{nagios_line(nagios_state(found), summary)} | {figures}"
-    for finding, same in grouped(found):
-        yield _without_bars(_line(finding) + others(same))
+    for same in grouped(found):
+        yield from map(_without_bars, said(same))
 
 
 def nagios_line(state: int, what: str) -> str:
