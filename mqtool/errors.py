@@ -35,7 +35,7 @@ class MqtoolError(Exception):
 
 
 class UsageError(MqtoolError):
-    """The command line itself is wrong."""
+    """The command line is wrong."""
 
     exit_code = ExitCode.USAGE
 

@@ -35,7 +35,6 @@ UNREADABLE = "mqtool-unreadable"
 #: The maximum nesting of tables and arrays to decode; deeper ones stay Undecoded.
 MAX_DEPTH = 64
 
-
 #: The last second of the year 9999, in seconds since 1970: the end of what datetime can represent.
 END_OF_TIME = 253_402_300_799
 
@@ -76,12 +75,12 @@ class Message:
 
 
 class InBatches:
-    """Messages that are available in batches."""
+    """A source of messages for publish(), which reads them in batches instead of one by one."""
 
     def batches(self) -> Iterator[list[Message]]:
-        """Yield the messages that are available, in batches; an empty batch if there is none right now.
+        """Yield the available messages in batches; an empty batch if no message is available right now.
 
-        The publisher removes a message from its batch when it is published.
+        publish() removes each message that it has published from its batch.
         """
         raise NotImplementedError
 
@@ -114,7 +113,7 @@ class Delivery:
 
     Attributes:
         queue: the queue that the message was consumed from.
-        redelivered: True if the message was delivered before and not acknowledged.
+        redelivered: True if the message was delivered before, and not acknowledged.
         properties: AMQP properties by name (see PROPERTIES). A property that is not set is None or missing.
         delivery_tag: the broker's number for this delivery on its channel.
         epoch: how often the channel had been opened when this arrived. Delivery tags of an earlier epoch are not valid.
@@ -133,12 +132,11 @@ class Delivery:
 
     @property
     def headers(self) -> Mapping[str, Any]:
-        """The message's headers; an empty mapping if it has none."""
+        """The message's headers; an empty mapping if there are none."""
         return self.properties.get("headers") or {}
 
     @property
     def message_id(self) -> str | None:
-        """The property message_id."""
         return self.properties.get("message_id")
 
     @property
@@ -148,7 +146,7 @@ class Delivery:
 
     @property
     def lateness(self) -> int | None:
-        """Milliseconds since a delayed message was due, by this machine's clock; None if it was not delayed."""
+        """Milliseconds since a delayed message was due, by this machine's clock; None for other messages."""
         due = self.headers.get(DUE)
         return int(time.time() * 1000) - due if isinstance(due, int) else None
 

@@ -37,11 +37,7 @@ _WHOLE_NUMBERS = {"delivery_mode": 255, "priority": 255, "timestamp": 2**64 - 1}
 
 
 def from_delivery(delivery: Delivery, received_at: datetime) -> bytes:
-    """Format a delivery as a line that ends with a newline.
-
-    Args:
-        received_at: the line's "timestamp". (The AMQP property timestamp is under "properties".)
-    """
+    """Format a delivery as a line that ends with a newline. `received_at` becomes the line's "timestamp"."""
     line: dict[str, Any] = {
         "timestamp": received_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "exchange": delivery.exchange,
@@ -111,14 +107,13 @@ def to_message(line: bytes, where: str) -> Message:
 
 def to_object(line: bytes, where: str) -> dict[str, Any]:
     """Parse the JSON of a line, for message_of(). Raises BadData if the line is not a JSON object."""
+    example = 'a message looks like {"body": "Hello"}'
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise BadData(f"{where} is not JSON: {error}", 'a message looks like {"body": "Hello"}') from error
+        raise BadData(f"{where} is not JSON: {error}", example) from error
     if not isinstance(value, dict):
-        raise BadData(
-            f"{where} is a JSON {type(value).__name__}, not an object", 'a message looks like {"body": "Hello"}'
-        )
+        raise BadData(f"{where} is a JSON {type(value).__name__}, not an object", example)
     return value
 
 
@@ -182,8 +177,8 @@ def _due(value: Mapping[str, Any], where: str) -> float | None:
 
 
 def _properties(value: Mapping[str, Any], where: str) -> dict[str, Any]:
-    given = {} if value.get("properties") is None else value["properties"]
-    headers = value.get("headers")
+    given, headers = value.get("properties"), value.get("headers")
+    given = {} if given is None else given
     if not isinstance(given, dict) or not isinstance(headers, dict | None):
         raise BadData(f'{where} has "properties" or "headers" that are not objects')
     properties = {}
@@ -192,10 +187,8 @@ def _properties(value: Mapping[str, Any], where: str) -> dict[str, Any]:
             if not isinstance(raw, str):
                 raise BadData(f"{where} has a property {name!r} that is not text: {raw!r}")
         elif name in _WHOLE_NUMBERS:
-            if type(raw) is not int or not 0 <= raw <= _WHOLE_NUMBERS[name]:
-                raise BadData(
-                    f"{where} has a property {name!r} that is not a number up to {_WHOLE_NUMBERS[name]}: {raw!r}"
-                )
+            if type(raw) is not int or not 0 <= raw <= (most := _WHOLE_NUMBERS[name]):
+                raise BadData(f"{where} has a property {name!r} that is not a number up to {most}: {raw!r}")
         else:
             raise BadData(f"{where} has an unknown property {name!r}", f"one of {', '.join(PROPERTIES)}")
         properties[name] = raw

@@ -42,11 +42,7 @@ _NAMED = {"first": FIRST, "last": LAST, "next": NEXT}
 
 
 def parse_offset(text: str) -> Offset:
-    """Parse the value of --offset.
-
-    Raises:
-        ValueError: the text is not an offset.
-    """
+    """Parse the value of --offset. Raises ValueError if the text is not an offset."""
     import re
     import time
     from datetime import datetime

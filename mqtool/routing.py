@@ -58,7 +58,7 @@ class _Counted(dict[Item, int], Generic[Item]):
 
 
 class DirectTable(Generic[Item]):
-    """Direct exchange: the binding key equals the routing key (AMQP 0-9-1, section 3.1.3.1). A match is one look-up."""
+    """Direct exchange: the binding key equals the routing key (AMQP 0-9-1, section 3.1.3.1)."""
 
     def __init__(self) -> None:
         self._items: dict[str, _Counted[Item]] = {}
@@ -98,9 +98,9 @@ def words_of(key: str) -> list[str]:
 
 
 def _pattern_of(key: str) -> list[str]:
-    """Split a binding key into words, and shorten each run of wildcards: first its `*`, then a single `#`, if any.
+    """Split a binding key into words, and normalize adjacent wildcards: every `*` first, then at most one `#`.
 
-    Equivalent keys then share a node, and no `#` is followed by a wildcard.
+    So equivalent keys share a node, and no `#` is followed by a wildcard.
     """
     words: list[str] = []
     after: list[str] = []
@@ -116,7 +116,7 @@ def _pattern_of(key: str) -> list[str]:
 
 
 class _Node(Generic[Item]):
-    """A node in the trie of patterns. Each edge of the trie is one word."""
+    """A node in the trie of patterns. `children` maps each next word of a pattern to a node."""
 
     __slots__ = ("children", "items")
 
@@ -235,8 +235,8 @@ def wanted_headers(arguments: Mapping[str, Value]) -> list[tuple[str, Value]]:
 def header_matches(headers: Mapping[str, Value], name: str, wanted: Value, *, strict_numbers: bool = False) -> bool:
     """True if a header exists and has the value that a binding requires; None requires no value.
 
-    As in RabbitMQ, numbers are compared by value, whatever their size on the wire, and text equals the same bytes. The
-    items of lists and tables must also have the same wire type and order.
+    As in RabbitMQ, numbers are compared by value, whatever their AMQP type, and text equals the same bytes. The items
+    of lists and tables must also have the same AMQP type and order.
 
     Args:
         strict_numbers: an integer, a float and a time are never equal to each other, as since RabbitMQ 4.0.

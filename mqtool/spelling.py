@@ -41,18 +41,12 @@ def quoted(word: str) -> str:
     """Quote a word for bash and zsh. Control characters and bytes that are not text become escapes in $'…'."""
     if word.isprintable():
         return shlex.quote(word)
-    data = word.encode("utf-8", "surrogateescape" if _is_encodable(word) else "replace")
-    is_plain = [31 < byte < 127 and byte not in b"'\\" for byte in data]
-    escaped = (chr(byte) if plain else f"\\x{byte:02x}" for byte, plain in zip(data, is_plain, strict=True))
-    return f"$'{''.join(escaped)}'"
-
-
-def _is_encodable(word: str) -> bool:
     try:
-        word.encode("utf-8", "surrogateescape")
+        data = word.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
-        return False
-    return True
+        data = word.encode("utf-8", "replace")
+    escaped = (chr(byte) if 31 < byte < 127 and byte not in b"'\\" else f"\\x{byte:02x}" for byte in data)
+    return f"$'{''.join(escaped)}'"
 
 
 def nearest(word: str, names: Iterable[str]) -> str | None:

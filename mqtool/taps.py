@@ -71,7 +71,7 @@ def _permissions_for(refusal: str) -> str:
 
 
 #: Exchange types that copy a message to every queue with a matching binding. Others, such as x-consistent-hash, choose
-#: one of their queues, so a tap would take messages away from the other queues.
+#: one queue for a message, so a tap would take messages away from the other queues.
 _COPYING = ("direct", "topic", "fanout", "headers", "x-recent-history", "x-jms-topic")
 _PREDECLARED = {"amq.direct": "direct", "amq.fanout": "fanout", "amq.topic": "topic", "amq.headers": "headers"}
 _FIREHOSE = "the broker's firehose shows it: {}"
@@ -81,12 +81,7 @@ _SHOWN = 5
 
 
 class Bound(NamedTuple):
-    """Bindings for a tap's private queue.
-
-    Attributes:
-        bindings: the bindings, with empty destinations.
-        notes: sentences for the user about messages that these bindings miss.
-    """
+    """Bindings for a tap's private queue, and sentences for the user about messages that the bindings miss."""
 
     bindings: tuple[Binding, ...]
     notes: tuple[str, ...] = ()
@@ -133,12 +128,11 @@ def to_exchange(
 
 
 def like_queue(api: Management, vhost: str, queue: str) -> Bound:
-    """Return the same bindings as those of a queue, for the private queue.
+    """Return the bindings of a queue, for the tap's private queue.
 
     Raises:
         NotFound: there is no such queue.
         UsageError: the queue is bound only to the default exchange, or to an exchange whose type makes no copies.
-        Unavailable, AccessRefused: the management API is not available.
     """
     api.get(path("queues", vhost, queue), columns="name")  # for a missing queue, the list of bindings would be empty
     found = [each for each in api.items(path("queues", vhost, queue, "bindings"), _COLUMNS) if each["source"]]
@@ -180,30 +174,22 @@ _PUBLISHED, _DELIVERED = "publish.", "deliver."
 
 
 def firehose_of_exchange(exchange: str) -> Binding:
-    """Bind to the firehose's copies of messages published to an exchange: "" is the default exchange, "#" means all."""
+    """Return a binding to the firehose's copies of messages published to an exchange; "#" means all exchanges."""
     return Binding(_FIREHOSE_EXCHANGE, "", _PUBLISHED + exchange)
 
 
 def firehose_of_queue(queue: str) -> Binding:
-    """Bind to the firehose's copies of messages delivered from a queue."""
+    """Return a binding to the firehose's copies of messages delivered from a queue."""
     return Binding(_FIREHOSE_EXCHANGE, "", _DELIVERED + queue)
 
 
 def firehose_is_on(api: Management, vhost: str) -> bool:
-    """True if the firehose is on in this virtual host.
-
-    Raises:
-        Unavailable, AccessRefused: the management API is not available.
-    """
+    """True if the firehose is on in this virtual host."""
     return bool(api.get(path("vhosts", vhost), columns="tracing").get("tracing"))
 
 
 def switch_firehose(api: Management, vhost: str, *, on: bool) -> None:
-    """Switch the firehose of a virtual host on or off. A restart of the broker switches it off.
-
-    Raises:
-        AccessRefused: the user is not an administrator.
-    """
+    """Switch the firehose of a virtual host on or off. Only an administrator may. A broker restart switches it off."""
     api.put(path("vhosts", vhost), {"tracing": on})
 
 
@@ -212,21 +198,9 @@ def original_of(copy: Delivery) -> Delivery:
     told, queue = copy.headers, ""
     if copy.routing_key.startswith(_DELIVERED):
         queue = copy.routing_key.removeprefix(_DELIVERED)
-    keys = told.get("routing_keys") or [""]
-    return Delivery(
-        copy.body,
-        str(told.get("exchange_name", "")),
-        str(keys[0]),
-        queue,
-        bool(told.get("redelivered")),
-        _properties(told.get("properties") or {}),
-        copy.delivery_tag,
-        copy.epoch,
-    )
-
-
-def _properties(told: Mapping[str, Any]) -> dict[str, Any]:
-    properties = dict(told)
+    exchange, key = str(told.get("exchange_name", "")), str((told.get("routing_keys") or [""])[0])
+    properties = dict(told.get("properties") or {})
     if isinstance(time := properties.get("timestamp"), int):
         properties["timestamp"] = time % (1 << 32)  # RabbitMQ sends the time as a signed 32-bit number
-    return properties
+    redelivered = bool(told.get("redelivered"))
+    return Delivery(copy.body, exchange, key, queue, redelivered, properties, copy.delivery_tag, copy.epoch)

@@ -50,7 +50,7 @@ class Binding:
     to_exchange: bool = False
 
 
-#: A receiver's private queue: named by the broker, and deleted with its connection.
+#: A receiver's private queue, named by the broker, and deleted when the receiver's connection closes.
 PRIVATE_QUEUE = Queue(exclusive=True)
 
 

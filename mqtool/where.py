@@ -1,7 +1,7 @@
 """The parser of conditions on messages: `routing_key~'^kern' and headers.x-retry>=3`. See `mqtool help where`.
 
-    test ── FIELD [OPERATOR VALUE] ── FIELD is a name, or a path of names: body.user.id, headers.'with.dots'
-    not  ── binds more tightly than and, which binds more tightly than or; parentheses group
+A condition consists of tests, FIELD or FIELD OPERATOR VALUE, joined with not, and, or, and parentheses. A field is a
+name or a path of names: body.user.id, headers.'with.dots'.
 
 Matching never raises an error: a field that is missing, or cannot be compared, does not match.
 
@@ -84,7 +84,7 @@ def _seconds(text: str) -> float | None:
 
 
 def number_of(value: Any, literal: Literal) -> float | None:
-    """Convert a field's value to a number, to compare it with a numeric literal; None if it is not a number."""
+    """Convert a field's value to a number, to compare it with a numeric literal; None if that is not possible."""
     if isinstance(value, str):
         if literal.is_time:
             return _seconds(value)
@@ -114,11 +114,8 @@ def text_of(value: Any) -> str:
         return ""
 
 
-class _Missing:
-    """Marks a field that the record does not have."""
-
-
-_MISSING = _Missing()
+#: Marks a field that the record does not have.
+_MISSING = object()
 
 
 def _inside(value: Any, path: tuple[str, ...]) -> Any:
@@ -133,13 +130,12 @@ def _inside(value: Any, path: tuple[str, ...]) -> Any:
 
 
 class _Subject:
-    """A record under test. Decodes and parses the body lazily, once."""
+    """A record to which a condition is applied. Decodes and parses the body lazily, once."""
 
     def __init__(self, record: Record) -> None:
         self._record = record
 
     def at(self, name: str, path: tuple[str, ...]) -> Any:
-        """Return the value of a field, or _MISSING."""
         if name == "body" and path:
             return _inside(self._json, path)
         if name == "body":
@@ -203,7 +199,7 @@ def of_delivery(delivery: Delivery) -> Record:
 
 
 def of_message(message: Message) -> Record:
-    """Convert a message to a record, which has no timestamp and no queue."""
+    """Convert a message to a record without a timestamp and a queue."""
     return {
         "exchange": message.exchange or "",
         "routing_key": message.routing_key or "",

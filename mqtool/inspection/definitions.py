@@ -1,6 +1,6 @@
 """Definitions: read a virtual host's exchanges, queues and bindings; export, compare and import definitions files.
 
-https://www.rabbitmq.com/docs/definitions
+Functions that take a Management raise the errors of Management.get(). https://www.rabbitmq.com/docs/definitions
 """
 
 import functools
@@ -56,42 +56,28 @@ _QUEUE_COLUMNS = ("name", "durable", "auto_delete", "exclusive", "arguments", "p
 
 
 def read(api: Management, vhost: str) -> Definitions:
-    """Read the definitions of a virtual host from the management API.
-
-    Raises:
-        Unavailable, NotFound, AccessRefused: the management API is not available, or refuses the request.
-    """
+    """Read the definitions of a virtual host from the management API."""
     return Definitions.of(exchanges(api, vhost), _queues(api, vhost), bindings(api, vhost))
 
 
 def exchanges(api: Management, vhost: str) -> list[Exchange]:
-    """Return the exchanges of a virtual host, with the arguments that policies add.
-
-    Raises:
-        Unavailable, NotFound, AccessRefused: the management API is not available, or refuses the request.
-    """
+    """Return the exchanges of a virtual host, with the arguments that policies add."""
     try:
         views = list(management.exchanges(api, vhost, _EXCHANGE_COLUMNS))
     except NotFound as error:
         raise NotFound(f"there is no virtual host {vhost!r}", "'mqtool list vhosts' shows them") from error
     policies: dict[str, Json] = {}
     if any(view.get("policy") for view in views):  # the view contains only the policy's name
-        policies = _policies(api, vhost)
-    return [
-        Exchange(
-            view["name"],
-            view["type"],
-            view["durable"],
-            view["auto_delete"],
-            view["internal"],
-            management.with_policy(view.get("arguments") or {}, policies.get(view.get("policy") or "", {})),
-        )
-        for view in views
-    ]
+        policies = _policy_definitions(api, vhost)
+    found = []
+    for view in views:
+        arguments = management.with_policy(view.get("arguments") or {}, policies.get(view.get("policy") or "", {}))
+        kept = (view["name"], view["type"], view["durable"], view["auto_delete"], view["internal"])
+        found.append(Exchange(*kept, arguments))
+    return found
 
 
-def _policies(api: Management, vhost: str) -> dict[str, Json]:
-    """Return the definition of each policy, by the policy's name."""
+def _policy_definitions(api: Management, vhost: str) -> dict[str, Json]:
     return {policy["name"]: policy.get("definition") or {} for policy in management.policies(api, vhost)}
 
 
@@ -102,15 +88,16 @@ def _queues(api: Management, vhost: str) -> Iterator[Queue]:
 
 
 def queue_arguments(api: Management, vhost: str) -> Callable[[Json], dict[str, Any]]:
-    """Return a function that returns the arguments of a queue from management.queue_totals(), with its policy's.
+    """Return a function that returns a queue's arguments with those of its policy.
 
-    queue_totals() reports only the name of the policy. Operator policies, which can only set limits, are left out.
+    The function takes a queue of management.queue_totals(), which contains only the policy's name. Operator policies,
+    which can only set limits, are left out.
     """
 
     @functools.cache
     def by_policy() -> dict[str, Json] | None:
         try:
-            return _policies(api, vhost)
+            return _policy_definitions(api, vhost)
         except AccessRefused:  # the user lacks the tag 'policymaker'
             return None
 
@@ -130,11 +117,7 @@ def queue_arguments(api: Management, vhost: str) -> Callable[[Json], dict[str, A
 
 
 def bindings(api: Management, vhost: str, *sources: str) -> Iterator[Binding]:
-    """Yield the bindings of the given exchanges; without any, those of all exchanges except the default one.
-
-    Raises:
-        Unavailable, NotFound, AccessRefused: the management API is not available, or refuses the request.
-    """
+    """Yield the bindings of the given exchanges; without any, those of all exchanges except the default one."""
     found: Iterable[Json] = (view for view in management.bindings(api, vhost, _BINDING_COLUMNS) if view["source"])
     if sources:
         found = chain.from_iterable(management.bindings_from(api, vhost, each, _BINDING_COLUMNS) for each in sources)
@@ -142,11 +125,7 @@ def bindings(api: Management, vhost: str, *sources: str) -> Iterator[Binding]:
 
 
 def bindings_to(api: Management, vhost: str, queue: str) -> Iterator[Binding]:
-    """Yield the bindings of a queue, except the one to the default exchange.
-
-    Raises:
-        Unavailable, NotFound, AccessRefused: the management API is not available, or refuses the request.
-    """
+    """Yield the bindings of a queue, except the one to the default exchange."""
     found = api.items(path("queues", vhost, queue, "bindings"), _BINDING_COLUMNS)
     return map(_binding, (view for view in found if view["source"]))
 
@@ -156,14 +135,10 @@ def _binding(view: Json) -> Binding:
         view["source"],
         view["destination"],
         view["routing_key"],
-        {name: _value(value) for name, value in (view.get("arguments") or {}).items()},
+        # RabbitMQ's API writes a missing value as "undefined".
+        {name: None if value == "undefined" else value for name, value in (view.get("arguments") or {}).items()},
         view["destination_type"] == "exchange",
     )
-
-
-def _value(value: Any) -> Any:
-    """Return an argument's value. RabbitMQ's API writes a missing value as "undefined"; this returns None for it."""
-    return None if value == "undefined" else value
 
 
 #: The kinds of objects in the order in which they can be imported, each with its singular.
@@ -200,19 +175,15 @@ class Change:
 
 
 def export(api: Management, vhost: str) -> Contents:
-    """Export a virtual host's definitions, except predeclared exchanges and exclusive queues.
-
-    Raises:
-        Unavailable, NotFound, AccessRefused: the management API is not available, or refuses the request.
-    """
+    """Export a virtual host's definitions, except predeclared exchanges and exclusive queues."""
     exchanges = management.exchanges(api, vhost, ["name", *_SETTINGS["exchanges"]])
     listed = management.queue_totals(api, vhost, ["name", "exclusive", *_SETTINGS["queues"]])
-    queues = [view for view in listed if not view["exclusive"] and _is_ours(view)]
+    queues = [view for view in listed if not view["exclusive"] and _is_named_by_client(view)]
     names = {view["name"] for view in queues}
     found_bindings = [as_json(binding) for binding in bindings(api, vhost)]
     found = {
         "policies": [*management.policies(api, vhost)],
-        "exchanges": [view for view in exchanges if _is_ours(view)],
+        "exchanges": [view for view in exchanges if _is_named_by_client(view)],
         "queues": queues,
         "bindings": [
             each for each in found_bindings if each["destination_type"] != "queue" or each["destination"] in names
@@ -267,11 +238,7 @@ def compare(broker: Contents, file: Contents) -> list[Change]:
 
 
 def apply(api: Management, vhost: str, change: Change) -> None:
-    """Apply one difference to the broker: add an object, or change one.
-
-    Raises:
-        MqtoolError: the broker rejects the change, or does not respond.
-    """
+    """Apply one difference to the broker: add an object, or change one."""
     item = change.item
     if change.kind == "binding":
         kind = "e" if item["destination_type"] == "exchange" else "q"
@@ -282,8 +249,7 @@ def apply(api: Management, vhost: str, change: Change) -> None:
     api.put(path(kinds[change.kind], vhost, item["name"]), {key: item[key] for key in item if key != "name"})
 
 
-def _is_ours(view: Json) -> bool:
-    """True if the object's name was chosen by a client, not by the broker."""
+def _is_named_by_client(view: Json) -> bool:
     return bool(view["name"]) and not view["name"].startswith("amq.")
 
 

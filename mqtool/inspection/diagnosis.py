@@ -25,6 +25,10 @@ _WAYS = 100_000
 _BINDING_COLUMNS = ("source", "vhost", "destination", "destination_type", "routing_key", "arguments")
 
 
+def _how_to_declare(exchange: str) -> str:
+    return f"{pasteable('exchange declare', exchange, 'fanout')}, and bind a queue to it"
+
+
 @dataclass
 class Paths:
     """The exchanges, bindings and queues of one virtual host that can form dead ends and cycles.
@@ -45,7 +49,6 @@ class Paths:
     bindings: list[Binding] = field(default_factory=list)
 
     def findings(self) -> Iterator[Finding]:
-        """Find dead ends and cycles."""
         yield from self._published_to_nobody()
         yield from self._alternates()
         yield from self._circles_of_exchanges()
@@ -73,10 +76,7 @@ class Paths:
                 continue
             to = self.exchanges.get(alternate)
             if to is None:
-                what, hint = (
-                    "does not exist",
-                    f"{pasteable('exchange declare', alternate, 'fanout')}, and bind a queue to it",
-                )
+                what, hint = "does not exist", _how_to_declare(alternate)
             elif alternate not in self.bound and self._alternate(to) is None:
                 what, hint = "has no bindings", pasteable("bind", alternate, "QUEUE")
             else:
@@ -110,7 +110,7 @@ class Paths:
                 yield Finding("dead-letter-cycle", f"queue {names[0]!r}", what, hint, self.vhost)
 
     def _expiries(self) -> dict["_Place", list["_Place"]]:
-        """Return the next places of expired messages, for each queue and each routing key that can occur in it."""
+        """Return where expired messages go, for each queue and each routing key that can occur in it."""
         # Alternate exchanges are left out: not all of their bindings are known.
         exchanges = [
             Exchange(name, view["type"], arguments={**(view.get("arguments") or {}), "alternate-exchange": None})
@@ -142,7 +142,7 @@ class Paths:
 
 
 class _Place(NamedTuple):
-    """A message in a queue, with its routing key."""
+    """A queue, and the routing key of a message in it."""
 
     queue: str
     key: str
@@ -185,8 +185,6 @@ def dead_end_findings(
     Args:
         policies: the policies that the user may list.
         expiring: the queues for which expires() is true.
-
-    Raises the same errors as Management.get().
     """
     of_vhost: dict[str, Paths] = {}
     for exchange in management.exchanges(api, vhost, _EXCHANGE_COLUMNS):
@@ -302,13 +300,7 @@ def _count(queue: Json, name: str) -> int:
 
 
 def findings(api: Management, vhost: str | None, wait: Callable[[], object]) -> Iterator[Finding]:
-    """Find the problems of one virtual host, or of all.
-
-    Args:
-        wait: called between the two snapshots.
-
-    Raises the same errors as Management.get().
-    """
+    """Find the problems of one virtual host, or of all. Calls `wait` between the two snapshots of the queues."""
     before = {(queue["vhost"], queue["name"]): queue for queue in management.queues(api, vhost, COLUMNS)}
     wait()
     names = {(each["vhost"], each["name"]) for each in management.exchanges(api, vhost, ("vhost", "name"))}
@@ -345,9 +337,7 @@ def _of_queue(queue: Json, earlier: Json | None, exchanges: set[tuple[str, str]]
     exchange = arguments.get("x-dead-letter-exchange")
     if exchange is not None and (queue["vhost"], exchange) not in exchanges:
         what = f"has the dead-letter exchange {exchange!r}, which does not exist: its dead letters are lost"
-        yield finding(
-            "dead-letter-exchange", what, f"{pasteable('exchange declare', exchange, 'fanout')}, and bind a queue to it"
-        )
+        yield finding("dead-letter-exchange", what, _how_to_declare(exchange))
     elif exchange is None and earlier is not None and queue.get("type") != "stream":
         gone = min(dropped(queue), dropped(earlier))
         # The broker updates the counters at different times.
@@ -358,7 +348,7 @@ def _of_queue(queue: Json, earlier: Json | None, exchanges: set[tuple[str, str]]
 
 
 def of_firehose(api: Management, vhost: str | None) -> Iterator[Finding]:
-    """Report virtual hosts with the firehose on, in case somebody forgot to switch it off."""
+    """Report virtual hosts with the firehose on, which somebody may have forgotten to switch off."""
     for view in management.vhosts(api, ("name", "tracing")):
         if view.get("tracing") and vhost in (None, view["name"]):
             what = "has the firehose on: the broker copies each message, whether or not somebody looks"
@@ -366,16 +356,11 @@ def of_firehose(api: Management, vhost: str | None) -> Iterator[Finding]:
             yield Finding("firehose", f"vhost {view['name']!r}", what, hint)
 
 
-#: Fields of a node that report a problem: the check, the finding and the hint.
+#: Fields of a node that report a problem, each with the check, the finding and the hint.
 _OF_NODES = (
     ("mem_alarm", "alarm", "has a memory alarm: publishers are blocked", "consume what is queued, or add memory"),
     ("disk_free_alarm", "alarm", "has a disk alarm: publishers are blocked", "make room on its disk"),
-    (
-        "partitions",
-        "partition",
-        "does not see other nodes of the cluster",
-        "see https://www.rabbitmq.com/docs/partitions",
-    ),
+    ("partitions", "partition", "cannot see some nodes of the cluster", "see https://www.rabbitmq.com/docs/partitions"),
 )
 
 

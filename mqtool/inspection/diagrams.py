@@ -110,12 +110,9 @@ class _Graph:
 
 def _keys(link: Link) -> str:
     """Return an arrow's label: the first few routing keys, or header arguments, of its bindings."""
-    said = [binding.routing_key for binding in link.bindings if binding.source and not binding.arguments]
-    said += [
-        " ".join(f"{name}={value}" for name, value in each.arguments.items())
-        for each in link.bindings
-        if each.arguments
-    ]
+    said = [each.routing_key for each in link.bindings if each.source and not each.arguments]
+    with_arguments = [each.arguments for each in link.bindings if each.arguments]
+    said += [" ".join(f"{name}={value}" for name, value in arguments.items()) for arguments in with_arguments]
     more = len(said) - _KEYS + link.more
     shown = ", ".join(key for key in said[:_KEYS] if key)
     return f"{shown} and {more:,} more" if more > 0 else shown
@@ -127,7 +124,6 @@ def _in_mermaid(text: str) -> str:
 
 
 def _in_dot(text: str) -> str:
-    """Quote text as a DOT string."""
     escaped = _printable(text).replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
 
@@ -146,7 +142,6 @@ def records(api: Management, vhost: str, *, only: Collection[str] = ()) -> Itera
         only: include only these exchanges, and the exchanges and queues to which they route; empty for all.
 
     Raises:
-        Unavailable, AccessRefused: the management API is not available.
         NotFound: there is no such exchange or virtual host.
     """
     wiring = Wiring(vhost, {name: Node(exchange) for name, exchange in exchanges_of(api, vhost, only).items()})

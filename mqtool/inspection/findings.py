@@ -55,12 +55,12 @@ class Finding:
 
     @property
     def where(self) -> str:
-        """The object, with its virtual host unless that is "/"."""
+        """The object, and its virtual host unless that is "/"."""
         return self.thing if self.vhost in (None, "/") else f"{self.thing} in vhost {self.vhost!r}"
 
 
 def worst_first(findings: Iterable[Finding]) -> list[Finding]:
-    """Sort findings: the worst checks first, equal findings together."""
+    """Sort findings: the worst checks first, and the same problem of different objects together."""
     ranks = {check: rank for rank, check in enumerate(_WORST_FIRST)}
     return sorted(findings, key=lambda each: (ranks.get(each.check, len(ranks)), *_kind(each)))
 

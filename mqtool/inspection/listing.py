@@ -48,20 +48,17 @@ class Listing:
                 raise UsageError(f"{self.things} have no column {name!r}", did_you_mean(name, self.columns, columns))
 
     def rows(self, api: Management, vhost: str | None, names: Sequence[str]) -> Iterator[Row]:
-        """Yield rows with these columns. Values that the broker does not report are None.
-
-        Raises the same errors as Management.get().
-        """
+        """Yield rows with these columns. Values that the broker does not report are None."""
         asked = sorted({self.columns[name] for name in names if not self.columns[name].startswith("=")})
         for item in self.source(api, vhost, asked):
             yield self.row(item, names)
 
     def row(self, item: Mapping[str, Any], names: Iterable[str]) -> Row:
         """Convert one of the API's objects to a row."""
-        return {name: _at(item, self.columns[name]) for name in names}
+        return {name: _value_at(item, self.columns[name]) for name in names}
 
 
-def _at(item: Any, path: str) -> Any:
+def _value_at(item: Any, path: str) -> Any:
     if path.startswith("="):
         return path[1:]
     for name in path.split("."):
@@ -79,7 +76,7 @@ def _columns(text: str) -> dict[str, str]:
 
 #: The columns that count a queue's messages.
 COUNTS = ("messages", "messages_ready", "messages_unacknowledged")
-#: Columns that the API reports at once, without computing statistics.
+#: Columns that do not require the broker to compute statistics.
 _AT_ONCE = {*COUNTS, "name", "vhost", "type", "durable", "auto_delete", "arguments"}
 
 
@@ -110,8 +107,10 @@ def queues_named(names: Iterable[str]) -> Listing:
 
 
 def refresh(row: Row, ready: int, consumers: int) -> bool:
-    """Update a queue's row with the counts from AMQP; return True if the API's counts are outdated."""
-    # The API counts the messages of classic queues at each request.
+    """Update a queue's row with the counts from AMQP; return True if the API's counts are outdated.
+
+    The API's counts of classic queues are always current.
+    """
     is_old: bool = row["messages_ready"] != ready and row["type"] != "classic"
     row |= {"messages_ready": ready, "messages": ready + (row["messages_unacknowledged"] or 0), "consumers": consumers}
     return is_old

@@ -55,7 +55,7 @@ def nearest(
 
 
 def _distance(kind: str, binding: Binding, keys: Sequence[str], headers: Mapping[str, Any]) -> float | None:
-    """Return a binding's distance: 1 for each differing word or header, less for a misspelling; None if too far."""
+    """Return how many words or headers differ, a misspelling counting less than 1; None if too many differ."""
     if kind == "topic":
         return min((far for far in (_topic_distance(binding.routing_key, key) for key in keys) if far), default=None)
     if kind == "direct":
@@ -121,7 +121,7 @@ def _unlike(part: str, word: str) -> float:
 
 
 def _topic_distance(pattern: str, key: str) -> float | None:
-    """Return the distance between a pattern and a key; None if it is too large to be a mistake."""
+    """Return how many words of a key differ from a pattern, less if the two look alike; None if too many differ."""
     parts, words = words_of(pattern), words_of(key)
     distance = _costs(parts, words)[-1][-1]
     if round(distance) > max(1, len(words) // 2):
@@ -134,7 +134,7 @@ def _topic_distance(pattern: str, key: str) -> float | None:
 
 
 def _topic_differences(pattern: str, key: str) -> list[str]:
-    """Describe the differences, word by word."""
+    """Describe the words in which a key differs from a pattern."""
     parts, words = words_of(pattern), words_of(key)
     costs = _costs(parts, words)
     row, column = len(parts), len(words)
@@ -179,11 +179,7 @@ class Neighbour(NamedTuple):
 
 
 def bound_neighbour(api: Management, vhost: str, exchange: Exchange) -> Neighbour | None:
-    """Return the exchange of the same type, with bindings, whose name is the most similar; None if there is none.
-
-    Raises:
-        Unavailable, NotFound, AccessRefused: the management API is not available, or refuses the request.
-    """
+    """Return the exchange of the same type, with bindings, whose name is the most similar; None if there is none."""
     by_words: dict[str, list[str]] = {}
     for view in management.exchanges(api, vhost, ("name", "type")):
         if view["type"] == exchange.type and view["name"] not in ("", exchange.name):
@@ -196,5 +192,5 @@ def bound_neighbour(api: Management, vhost: str, exchange: Exchange) -> Neighbou
 
 
 def _in_order(name: str) -> str:
-    """Return the name with its words in alphabetical order, so that logs_direct equals direct_logs."""
+    """Return the words of a name in alphabetical order: both logs_direct and direct_logs become "direct logs"."""
     return " ".join(sorted(re.split(r"[^a-z0-9]+", name.casefold())))

@@ -57,8 +57,8 @@ def name_of(consumer: Json) -> str | None:
 def reader_offsets(channel: "StreamChannel", stream: str, consumers: Iterable[Json]) -> ReaderOffsets:
     """Look up a stream's offsets, and the offsets stored by its named readers.
 
-    Raises:
-        NotFound: there is no such stream.
+    Args:
+        consumers: the stream's consumers, as the management API describes them.
     """
     offsets = channel.offsets_of(stream)
     names = sorted({name for each in consumers if (name := name_of(each)) is not None})
@@ -72,8 +72,6 @@ def all_reader_offsets(
 
     Args:
         connect: opens a stream channel in a vhost. Called only for vhosts that have named readers.
-
-    Raises the same errors as Management.get() and StreamChannel.
     """
     readers: dict[str, dict[str, list[Json]]] = {}
     for consumer in management.consumers(api, vhost, _COLUMNS):
@@ -111,7 +109,7 @@ def reader_findings(
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterTarget:
-    """The target to which a queue dead-letters messages.
+    """The exchange and the queues to which a queue dead-letters messages.
 
     Attributes:
         routing_key: the routing key of the dead letters; None if each keeps its own.
@@ -147,7 +145,6 @@ def queue_details(api: Management, vhost: str, name: str) -> QueueDetails:
 
     Raises:
         NotFound: there is no such queue.
-        Unavailable, AccessRefused: the management API is not available.
     """
     try:
         view = api.get(path("queues", vhost, name))

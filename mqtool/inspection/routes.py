@@ -33,8 +33,8 @@ class Hop:
     binding: Binding | None = None
 
 
+#: The hops from the exchange to which a message is published, to a queue.
 Way = tuple[Hop, ...]
-"""From the exchange published to, to a queue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class _Progress:
 
 
 class Router:
-    """Explains routes in one virtual host. Caches routing tables between messages."""
+    """Explains the routes of messages in one virtual host. Caches routing tables between messages."""
 
     def __init__(self, definitions: Definitions) -> None:
         self.definitions = definitions
@@ -162,7 +162,7 @@ class Router:
         return [Hop(name, binding.destination, binding.to_exchange, binding) for binding in matched]
 
     def _missed(self, found: _Progress) -> Iterator[tuple[str, Binding]]:
-        """Yield bindings that did not match, to destinations that were not reached, each with its exchange's type."""
+        """Yield the bindings that did not match, to destinations not reached, as pairs: exchange type, binding."""
         for name in found.came:
             bindings: Iterable[Binding] = self.definitions.bindings.get(name, ())
             if not name and found.queues.keys().isdisjoint(found.keys):

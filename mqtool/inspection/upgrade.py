@@ -68,7 +68,6 @@ def findings(api: Management, vhost: str | None, wanted: Version) -> Iterator[Fi
 
     Raises:
         UsageError: the broker already has this version or a later one.
-        MqtoolError: see Management.get().
     """
     present = running(api)
     if wanted <= present:
@@ -91,11 +90,7 @@ def notes(api: Management, wanted: Version) -> Iterator[Note]:
 
 
 def running(api: Management) -> Version:
-    """Return the broker's version.
-
-    Raises:
-        Unavailable, AccessRefused: the management API is not available.
-    """
+    """Return the broker's version."""
     return Version.of(api.get("overview", columns="rabbitmq_version")["rabbitmq_version"])
 
 
@@ -135,25 +130,24 @@ def _of_queue(queue: Json) -> Iterator[Change]:
     if arguments.get("x-queue-mode") == "lazy":
         what = "is lazy, which RabbitMQ ignores since 3.12: all classic queues keep messages on disk"
         yield Change(_V3_12, Finding.of("queue", queue, "lazy", what, "leave the queue mode out"))
-    for name in _refused(queue.get("arguments") or {}):
+    for name in _refused_arguments(queue.get("arguments") or {}):
         what = f"has the argument {name}, with which RabbitMQ 4.3 refuses to declare a classic queue"
-        yield Change(
-            _V4_3, Finding.of("queue", queue, "queue-argument", what, "leave it out wherever the queue is declared")
-        )
+        hint = "leave it out wherever the queue is declared"
+        yield Change(_V4_3, Finding.of("queue", queue, "queue-argument", what, hint))
 
 
-def _refused(arguments: Json) -> Iterator[str]:
-    """Yield the arguments with which RabbitMQ 4.3 refuses to declare a classic queue."""
-    for name in ("x-queue-mode", "x-queue-master-locator", "x-consumer-timeout"):
-        if name in arguments:
-            yield name
-    if arguments.get("x-queue-version") == 1:
-        yield "x-queue-version=1"
+#: Arguments with which RabbitMQ 4.3 refuses to declare a classic queue, besides x-queue-version=1.
+_REFUSED = ("x-queue-mode", "x-queue-master-locator", "x-consumer-timeout")
+
+
+def _refused_arguments(arguments: Json) -> list[str]:
+    found = ["x-queue-version=1"] if arguments.get("x-queue-version") == 1 else []
+    return found + [name for name in arguments if name in _REFUSED]
 
 
 def _of_exchange(exchange: Json) -> Iterator[Change]:
     if exchange["type"] == DELAYED:
-        what = "is of the delayed message plugin, which has no release for RabbitMQ 4.3"
+        what = "needs the delayed message plugin, which has no release for RabbitMQ 4.3"
         hint = "let messages wait in queues, as mqtool does with --via ttl"
         yield Change(_V4_3, Finding.of("exchange", exchange, "delayed-exchange", what, hint))
 

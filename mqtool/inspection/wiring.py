@@ -3,8 +3,8 @@
     publishers ──> exchange ── keys ──> queue ──> consumers
                        └────── keys ──> exchange
 
-A broker may have tens of thousands of bindings, too many to show. So a Wiring contains the first few bindings of each
-exchange, and the number of the others.
+A broker may have tens of thousands of bindings, too many to show. So an object of class Wiring contains the first few
+bindings of each exchange, and the number of the others.
 """
 
 from collections.abc import Collection, Mapping
@@ -51,7 +51,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Publisher:
-    """A channel that publishes."""
+    """A channel that publishes. `channel` is its name."""
 
     channel: str
     user: str
@@ -60,7 +60,7 @@ class Publisher:
 
 @dataclass(frozen=True, slots=True)
 class Consumer:
-    """A consumer, with its channel and user."""
+    """A consumer, with the name of its channel and its user."""
 
     tag: str
     channel: str
@@ -148,7 +148,6 @@ def look(
         rates: include the rates of queues, which are the slowest to compute for the broker.
 
     Raises:
-        Unavailable, AccessRefused: the management API is not available.
         NotFound: there is no such exchange, or no such virtual host.
     """
     exchanges = exchanges_of(api, vhost, only)
@@ -186,9 +185,10 @@ def _default_last(item: tuple[str, Exchange]) -> tuple[bool, str]:
 
 
 def exchanges_of(api: Management, vhost: str, only: Collection[str]) -> dict[str, Exchange]:
-    """Return the exchanges `only`, and all that they route to, by bindings or as alternate exchanges; all if empty.
+    """Return the exchanges named in `only`, and those to which they route; if `only` is empty, all exchanges.
 
-    Raises the same errors as look().
+    Raises:
+        NotFound: there is no such exchange.
     """
     exchanges = {exchange.name: exchange for exchange in definitions.exchanges(api, vhost)}
     if not only:
@@ -208,13 +208,13 @@ def exchanges_of(api: Management, vhost: str, only: Collection[str]) -> dict[str
 
 
 def _is_used(node: Node) -> bool:
-    """True unless the node is a predeclared exchange that is not used."""
+    """True unless the exchange is predeclared, and has no bindings and no publishers."""
     predeclared = not node.exchange.name or node.exchange.name.startswith("amq.")
     return not predeclared or bool(node.links or node.publishers or node.published.count)
 
 
 def add_publishers(api: Management, wiring: Wiring) -> None:
-    """Add the counters and publishers of each exchange."""
+    """Add the message counts and the publishers of each exchange."""
     columns = ("name", "message_stats.publish_in", "message_stats.publish_in_details.rate")
     for view in management.exchanges(api, wiring.vhost, columns):
         if view["name"] in wiring.exchanges:
@@ -240,30 +240,15 @@ def _counter(stats: Mapping[str, Any] | None, name: str) -> Counter:
 
 
 def queue_of(view: Json, arguments: Mapping[str, Any]) -> QueueState:
-    """Convert the management API's description of a queue.
-
-    Args:
-        arguments: the queue's arguments, including those that policies add.
-    """
+    """Convert the management API's description of a queue. `arguments` includes those that policies add."""
     stats = view.get("message_stats")
-    return QueueState(
-        view["name"],
-        view.get("type", ""),
-        view.get("messages_ready", 0),
-        view.get("messages_unacknowledged", 0),
-        arguments,
-        published=_counter(stats, "publish"),
-        delivered=_counter(stats, "deliver_get"),
-    )
+    ready, unacked = view.get("messages_ready", 0), view.get("messages_unacknowledged", 0)
+    published, delivered = _counter(stats, "publish"), _counter(stats, "deliver_get")
+    return QueueState(view["name"], view.get("type", ""), ready, unacked, arguments, 0, published, delivered)
 
 
 def consumer_of(view: Json) -> Consumer:
     """Convert the management API's description of a consumer."""
     details = view.get("channel_details") or {}
-    return Consumer(
-        view["consumer_tag"],
-        details.get("name", ""),
-        details.get("user", ""),
-        view.get("prefetch_count", 0),
-        view.get("ack_required", True),
-    )
+    channel, user = details.get("name", ""), details.get("user", "")
+    return Consumer(view["consumer_tag"], channel, user, view.get("prefetch_count", 0), view.get("ack_required", True))

@@ -1,8 +1,6 @@
-"""A client of the RabbitMQ management HTTP API, for requests that AMQP lacks, such as lists of queues and connections.
+"""A client of RabbitMQ's management HTTP API. Functions that return lists are generators, which take little memory.
 
-Lists are generators, which take little memory: they fetch page by page where the API has pages (queues, exchanges,
-connections, channels), else they decode each object as it arrives (bindings, consumers). Specify the columns that you
-need: this makes responses far smaller. https://www.rabbitmq.com/docs/http-api-reference
+Specify the columns that you need: this makes responses far smaller. https://www.rabbitmq.com/docs/http-api-reference
 """
 
 from mqtool.management.api_client import HOW_TO_ENABLE, PAGE_SIZE, PATIENCE, Management, exchange_path, path

@@ -49,12 +49,7 @@ HOW_TO_ENABLE = (
 
 
 def refusal(answer: "Response", url: str, user: str) -> MqtoolError:
-    """Translate an error response.
-
-    Args:
-        url: the URL of the API.
-        user: the user who sent the request.
-    """
+    """Translate an error response to a request of this user to the API at this URL."""
     reason = _said(answer)
     match answer.status_code:
         case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
@@ -112,8 +107,8 @@ def _access_refused(url: str, user: str, reason: str) -> AccessRefused:
     return AccessRefused(f"{where} does not allow user {user!r} to do this: {reason}")
 
 
-#: An object of the API, with the keys of https://www.rabbitmq.com/docs/http-api-reference. One is missing where the
-#: broker does not know it yet (statistics come seconds late), or where only certain columns were asked for.
+#: An object of the API, with the keys of https://www.rabbitmq.com/docs/http-api-reference. Only requested columns are
+#: present; statistics are missing during the object's first seconds.
 Json = dict[str, Any]
 #: Seconds to wait for a connection and for a response: a busy broker with many queues is slow to list or delete.
 PATIENCE = (5.0, 60.0)
@@ -172,39 +167,25 @@ class Management:
         Raises:
             DeclaredDifferently: the object exists, and cannot be changed.
             UsageError: the broker does not accept the body.
-            Unavailable, NotFound, AccessRefused: as for get().
         """
         return self._request("PUT", path, body=body).status_code == HTTPStatus.CREATED
 
     def post(self, path: str, body: Json) -> Any:
-        """Create an object without a name; return the decoded response body, if any.
-
-        Raises:
-            MqtoolError: the API refuses the request.
-        """
+        """Create an object without a name; return the decoded response body, if any."""
         answer = self._request("POST", path, body=body)
         return self._decoded(answer) if answer.content else None
 
     def delete(self, path: str) -> None:
-        """Delete an object.
-
-        Raises:
-            NotFound: the object does not exist.
-            MqtoolError: the API refuses the request.
-        """
         self._request("DELETE", path)
 
     def pages(
         self, path: str, columns: Sequence[str] = (), *, page_size: int = PAGE_SIZE, **query: str
     ) -> Iterator[Json]:
-        """The items of a list that the API returns in pages: queues, exchanges, connections, channels.
+        """Yield the items of a list that the API returns in pages: queues, exchanges, connections, channels.
 
         Args:
-            columns: the keys to return; none means all. A dot leads into a nested object: `message_stats.publish`.
+            columns: the keys to return; empty for all. Dots separate nested keys: `message_stats.publish`.
             query: query parameters such as name=…, use_regex="true", sort=….
-
-        Raises:
-            Unavailable, NotFound, AccessRefused: as for get().
         """
 
         def page(number: int) -> Json:
@@ -219,11 +200,7 @@ class Management:
             yield from _later_pages(page, first["page_count"])
 
     def items(self, path: str, columns: Collection[str] = (), **query: str) -> Iterator[Json]:
-        """The items of a list that the API returns whole, each decoded as soon as it has arrived.
-
-        Raises:
-            MqtoolError: the API refuses the request.
-        """
+        """Yield the items of a list that the API returns whole, each as soon as it has arrived."""
         import requests
 
         answer = self._request("GET", path, {**_columns(columns), **query}, stream=True)
@@ -293,7 +270,7 @@ def path(*names: str) -> str:
 
 
 def exchange_path(vhost: str, exchange: str, *more: str) -> str:
-    """The path of an exchange. The API calls the default exchange `amq.default`."""
+    """Return the path of an exchange. The API calls the default exchange `amq.default`."""
     return path("exchanges", vhost, exchange or "amq.default", *more)
 
 
@@ -305,7 +282,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _later_pages(page: Callable[[int], Json], count: int) -> Iterator[Json]:
-    """The items of all pages but the first, with two requests at a time, since the broker sorts the list for each."""
+    """Yield the items of all pages but the first. Two requests run at a time, since the broker sorts for each page."""
     from concurrent.futures import Future, ThreadPoolExecutor
 
     threads = ThreadPoolExecutor(_PAGES_AT_A_TIME)

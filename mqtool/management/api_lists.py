@@ -1,6 +1,6 @@
 """Functions for the lists of the management API (queues, exchanges, bindings, users, …), and for single values.
 
-Lists are generators. The vhost None means all vhosts that the user may see. Errors are those of Management.get().
+If the argument `vhost` is None, lists include all vhosts that the user may see. Errors are those of Management.get().
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -32,12 +32,11 @@ def queue_totals(api: Management, vhost: str | None, columns: Sequence[str], pat
 
 
 def exchanges(api: Management, vhost: str | None, columns: Sequence[str] = ()) -> Iterator[Json]:
-    """Exchanges, including predeclared ones."""
     return api.pages(_in("exchanges", vhost), columns)
 
 
 def bindings(api: Management, vhost: str | None, columns: Sequence[str] = ()) -> Iterator[Json]:
-    """Bindings, including those to the default exchange. One request per vhost keeps the answers small."""
+    """Bindings, including those to the default exchange. Makes one request per vhost, to keep responses small."""
     names = [vhost] if vhost is not None else [view["name"] for view in vhosts(api, ("name",))]
     for name in names:
         try:
@@ -48,25 +47,19 @@ def bindings(api: Management, vhost: str | None, columns: Sequence[str] = ()) ->
 
 
 def bindings_from(api: Management, vhost: str, exchange: str, columns: Sequence[str] = ()) -> Iterator[Json]:
-    """The bindings of one exchange."""
     return api.items(exchange_path(vhost, exchange, "bindings", "source"), columns)
 
 
 def consumers(api: Management, vhost: str | None, columns: Sequence[str] = ()) -> Iterator[Json]:
-    """Consumers."""
     return api.items(_in("consumers", vhost), columns)
 
 
 def connections(api: Management, vhost: str | None, columns: Sequence[str] = ()) -> Iterator[Json]:
-    """Connections."""
-    where = "connections" if vhost is None else path("vhosts", vhost, "connections")
-    return api.pages(where, columns)
+    return api.pages(_below(vhost, "connections"), columns)
 
 
 def channels(api: Management, vhost: str | None, columns: Sequence[str] = ()) -> Iterator[Json]:
-    """Channels."""
-    where = "channels" if vhost is None else path("vhosts", vhost, "channels")
-    return api.pages(where, columns)
+    return api.pages(_below(vhost, "channels"), columns)
 
 
 def vhosts(api: Management, columns: Collection[str] = ()) -> Iterator[Json]:
@@ -80,9 +73,8 @@ def users(api: Management) -> Iterator[Json]:
 
 
 def permissions(api: Management, vhost: str | None) -> Iterator[Json]:
-    """Permissions; only an administrator may list them."""
-    where = "permissions" if vhost is None else path("vhosts", vhost, "permissions")
-    return api.items(where)
+    """Permissions. Only an administrator may list them."""
+    return api.items(_below(vhost, "permissions"))
 
 
 def nodes(api: Management) -> Iterator[Json]:
@@ -91,7 +83,6 @@ def nodes(api: Management) -> Iterator[Json]:
 
 
 def policies(api: Management, vhost: str | None) -> Iterator[Json]:
-    """Policies."""
     return api.items(_in("policies", vhost))
 
 
@@ -99,12 +90,12 @@ def _in(kind: str, vhost: str | None) -> str:
     return kind if vhost is None else path(kind, vhost)
 
 
-def listens_on(management: Management, port: int) -> bool:
-    """True if the API's broker accepts AMQP connections on this port.
+def _below(vhost: str | None, kind: str) -> str:
+    return kind if vhost is None else path("vhosts", vhost, kind)
 
-    Raises:
-        Unavailable, AccessRefused: the API does not respond, or refuses the user.
-    """
+
+def listens_on(management: Management, port: int) -> bool:
+    """True if the API's broker accepts AMQP connections on this port."""
     listeners = management.get("overview").get("listeners") or []
     return any(listener.get("port") == port for listener in listeners)
 
@@ -117,7 +108,7 @@ _POLICY_KEYS = {
 
 
 def with_policy(arguments: Mapping[str, Any], policy: Mapping[str, Any]) -> Json:
-    """The arguments that an object was declared with, and those that a policy adds. Declared arguments win.
+    """Return an object's declared arguments and those that a policy adds. Declared arguments take precedence.
 
     https://www.rabbitmq.com/docs/parameters#policies
     """
@@ -126,25 +117,20 @@ def with_policy(arguments: Mapping[str, Any], policy: Mapping[str, Any]) -> Json
 
 
 def effective_arguments(queue: Json) -> Json:
-    """The arguments in effect for a queue: declared ones, and those that policies add."""
+    """Return a queue's declared arguments and those that policies add."""
     return with_policy(queue.get("arguments") or {}, queue.get("effective_policy_definition") or {})
 
 
 def bound_to(management: Management, vhost: str, exchange: str) -> set[str]:
-    """The names of the queues that are bound to an exchange.
-
-    Raises:
-        Unavailable, AccessRefused: the API does not respond, or refuses the user.
-    """
+    """Return the names of the queues that are bound to an exchange."""
     found = bindings_from(management, vhost, exchange, ("destination", "destination_type"))
     return {binding["destination"] for binding in found if binding["destination_type"] == "queue"}
 
 
 def consumer_timeout(management: Management, vhost: str, queue: str) -> float | None:
-    """Seconds for which a delivery may stay unacknowledged, if the queue or a policy limits them; else None.
+    """Return how many seconds a delivery may stay unacknowledged by the queue's arguments and policies; None if unset.
 
-    The limit in the broker's configuration is not available.
-    https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout
+    The broker's own limit is unknown. https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout
     """
     milliseconds = effective_arguments(management.get(path("queues", vhost, queue))).get("x-consumer-timeout")
     return None if milliseconds is None else milliseconds / 1000

@@ -42,11 +42,7 @@ _Treatment = Callable[[str], str] | None
 
 
 def parse_fields(names: Collection[str]) -> frozenset[str]:
-    """Parse names of fields, separated by commas, into paths within a line: `type` becomes `properties.type`.
-
-    Raises:
-        UsageError: messages have no such field.
-    """
+    """Parse names of fields, separated by commas, into paths within a line: `type` becomes `properties.type`."""
     return frozenset(_path(name.strip()) for each in names for name in each.split(",") if name.strip())
 
 

@@ -31,16 +31,8 @@ _ANNOTATIONS, _PROPERTIES, _HEADERS, _DATA, _SEQUENCE, _VALUE = 0x72, 0x73, 0x74
 _HEADER, _LAST = 0x70, 0x78
 #: The fields of the properties section, in order; "" for a field that does not exist in AMQP 0-9-1.
 _FIELDS = (
-    "message_id",
-    "user_id",
-    "",
-    "",
-    "reply_to",
-    "correlation_id",
-    "content_type",
-    "content_encoding",
-    "",
-    "timestamp",
+    *("message_id", "user_id", "", "", "reply_to", "correlation_id"),
+    *("content_type", "content_encoding", "", "timestamp"),
 )
 _SYMBOLS = ("content_type", "content_encoding")
 #: Properties that do not exist in AMQP 1.0, and the header or annotation in which RabbitMQ stores each.
@@ -51,6 +43,7 @@ _IN_ANNOTATIONS = {
     "expiration": "x-basic-expiration",
 }
 _SHORT = 256
+_SIZE = struct.Struct(">I")
 _SECTION = b"\x00\x53"
 _DATA_START = bytes((0, 0x53, _DATA, 0xA0))
 _LONG_DATA_START = bytes((0, 0x53, _DATA, 0xB0))
@@ -77,15 +70,11 @@ def encode(message: Message, exchange: str = "") -> bytes:
     """
     body = message.body
     size = len(body)
-    data = bytes((size,)).join((_DATA_START, body)) if size < _SHORT else _long(body)
+    data = _DATA_START + bytes((size,)) + body if size < _SHORT else _LONG_DATA_START + _SIZE.pack(size) + body
     routed = {"x-exchange": exchange, "x-routing-key": message.routing_key} if exchange and message.routing_key else {}
     if not message.properties and message.message_id is None and not routed:
         return data
     return _before_body(message, routed) + data
-
-
-def _long(body: bytes) -> bytes:
-    return _LONG_DATA_START + struct.pack(">I", len(body)) + body
 
 
 def _before_body(message: Message, routed: Mapping[str, str]) -> bytes:
@@ -103,16 +92,12 @@ def _before_body(message: Message, routed: Mapping[str, str]) -> bytes:
     fields = [_field(name, properties.get(name)) for name in _FIELDS]
     sections = []
     if annotations:
-        sections.append(_section(_ANNOTATIONS, _map(annotations, key=0xA3)))
+        sections += [_SECTION, bytes((_ANNOTATIONS,)), _map(annotations, key=0xA3)]
     if any(field != NULL for field in fields):
-        sections.append(_section(_PROPERTIES, compound(0xC0, fields)))
+        sections += [_SECTION, bytes((_PROPERTIES,)), compound(0xC0, fields)]
     if headers:
-        sections.append(_section(_HEADERS, _map(headers, key=0xA1)))
+        sections += [_SECTION, bytes((_HEADERS,)), _map(headers, key=0xA1)]
     return b"".join(sections)
-
-
-def _section(code: int, value: bytes) -> bytes:
-    return bytes((0, 0x53, code)) + value
 
 
 def _field(name: str, value: Any) -> bytes:
@@ -120,9 +105,8 @@ def _field(name: str, value: Any) -> bytes:
         return NULL
     if name == "timestamp":
         return b"\x83" + struct.pack(">q", int(value) * 1000)
-    if name == "user_id":
-        return variable(0xA0, _utf8(value))
-    return variable(0xA3 if name in _SYMBOLS else 0xA1, _utf8(value))
+    code = 0xA0 if name == "user_id" else 0xA3 if name in _SYMBOLS else 0xA1
+    return variable(code, _utf8(value))
 
 
 def _map(values: Mapping[str, Any], *, key: int) -> bytes:
@@ -151,7 +135,7 @@ def _utf8(text: str) -> bytes:
 
 
 def decode(data: bytes) -> Entry:
-    """Decode a message. A body that is an AMQP value or sequence, not bytes, stays encoded."""
+    """Decode a message. A body that is an AMQP 1.0 value or sequence instead of bytes stays encoded."""
     body = body_alone(data)
     if body is not None:
         return Entry(body, {})
@@ -162,7 +146,7 @@ def decode(data: bytes) -> Entry:
 
 
 def body_alone(data: bytes) -> bytes | None:
-    """Return the body if the message consists only of a body, as most do; else None."""
+    """Return the body of an encoded message that has nothing but a body; None for other messages."""
     if data[:2] != _SECTION:
         return data
     return data[5:] if data[:4] == _DATA_START and len(data) > 4 and len(data) == 5 + data[4] else None
@@ -244,7 +228,6 @@ def _decoded(data: bytes, span: Span) -> Any:
 #: The start of a Deliver frame: key, version, subscription; then the chunk's magic, type, number of entries and of
 #: records, timestamp, epoch, first offset, CRC, lengths, reserved.
 _HEAD = struct.Struct(">HHBbbHIqQQIIII")
-_SIZE = struct.Struct(">I")
 _BATCH = struct.Struct(">BHII")
 _IS_BATCH = 0x80
 #: The maximum size of a decompressed batch in bytes: RabbitMQ's default limit for a message.

@@ -36,7 +36,7 @@ _REFUSALS = {
 
 
 def connecting(error: BaseException, address: Address) -> MqtoolError:
-    """Translate the error of a failed attempt to connect. `address` contains the stream port."""
+    """Translate the error of a failed attempt to connect. The port in `address` is the stream port."""
     where = f"{address.host}:{address.port}"
     if isinstance(error, MqtoolError):
         return error
@@ -56,7 +56,7 @@ def connecting(error: BaseException, address: Address) -> MqtoolError:
 
 
 def unreachable(leader: str, address: Address, error: MqtoolError) -> MqtoolError:
-    """The error for a stream on a node whose advertised address cannot be reached."""
+    """Return the error for a stream whose leader's advertised address cannot be reached."""
     return Unavailable(
         f"the stream is on {leader}, as {address.host}:{address.port} says, which cannot be reached from here: {error}",
         "on the broker, set stream.advertised_host and stream.advertised_port to what works from here "
@@ -76,8 +76,7 @@ def answered(error: BaseException, stream: str) -> MqtoolError:
         return Unavailable(f"stream {stream!r} has no leader right now")
     if isinstance(error, LOST):
         return Unavailable(f"the connection was lost: {in_words(error)}")
-    name = type(error).__name__
-    return MqtoolError(f"stream {stream!r}: the broker refused: {name}")
+    return MqtoolError(f"stream {stream!r}: the broker refused: {type(error).__name__}")
 
 
 def in_words(error: BaseException) -> str:
@@ -92,12 +91,10 @@ def in_words(error: BaseException) -> str:
 
 
 def refusal(code: int) -> str:
-    """The reason why the broker refused a message."""
     return _REFUSALS.get(code, f"the broker refused it (code {code})")
 
 
 def not_confirmed(count: int, seconds: float) -> NotConfirmed:
-    """The error for `count` messages that the broker did not confirm within `seconds`."""
     return NotConfirmed(
         f"the broker did not confirm {count:,} message{'s' * (count != 1)} within {seconds:g} s",
         "they may or may not be in the stream; --confirm-timeout waits longer",
@@ -156,12 +153,10 @@ class Session:
             raise connecting(error, self.address) from error
 
     async def _opened(self) -> None:
-        patience = self.address.connection_timeout
+        address, patience = self.address, self.address.connection_timeout
         await asyncio.wait_for(self.client.start(), patience)
-        address = self.address
-        await asyncio.wait_for(
-            self.client.authenticate(address.virtual_host, address.user, address.password), 2 * patience
-        )
+        login = self.client.authenticate(address.virtual_host, address.user, address.password)
+        await asyncio.wait_for(login, 2 * patience)
 
     def ask(self, request: Coroutine[Any, Any, _T], stream: str) -> _T:
         """Send a request about a stream, and return the response.
@@ -191,15 +186,10 @@ class Session:
         return self.ask(request(), stream)
 
     def exists(self, stream: str) -> bool:
-        """True if the stream exists."""
         return self.ask(self.client.stream_exists(stream), stream)
 
     def stored_offset(self, stream: str, name: str) -> int | None:
-        """The offset stored under a reader's name; None if there is none.
-
-        Raises:
-            NotFound: there is no such stream.
-        """
+        """The offset stored under a reader's name; None if there is none."""
 
         async def request() -> int | None:
             try:
@@ -215,22 +205,21 @@ class Session:
         self.ask(self.client.store_offset(stream, name, offset), stream)
 
     def partitions(self, super_stream: str) -> list[str]:
-        """The partitions of a super stream; an empty list if it does not exist."""
+        """Return the partitions of a super stream; an empty list if it does not exist."""
         return self.ask(self.client.partitions(super_stream), super_stream)
 
     def end_of(self, stream: str) -> int:
-        """The offset that the next message will get. Call it before any subscription."""
+        """Return the offset that the next message will get. Call this before any subscription."""
         last = self._chunk_at(OffsetType.LAST, stream)
         return last.first_offset + last.records if last else 0
 
     def offsets_of(self, stream: str) -> range:
-        """The offsets of a stream's messages. Call it before any subscription."""
+        """Return the offsets of a stream's messages. Call this before any subscription."""
         first = self._chunk_at(OffsetType.FIRST, stream)
         return range(first.first_offset, self.end_of(stream)) if first else range(0)
 
     def _chunk_at(self, place: OffsetType, stream: str) -> Chunk | None:
-        """The first or last chunk of a stream; None if the stream is empty."""
-
+        """Return the first or last chunk of a stream; None if the stream is empty."""
         self.ask(self.client.subscribe(stream, _LOOK, OffsetSpec.from_params(place, None), 1, {}), stream)
         self.ask(self.client.unsubscribe(_LOOK), stream)  # its response arrives after the chunk, if any
         found: Chunk | None = None
@@ -247,11 +236,7 @@ class Session:
         return found
 
     def check_version(self, wanted: tuple[int, int], what: str) -> None:
-        """Check that the broker is new enough for a feature.
-
-        Raises:
-            UsageError: the broker is too old.
-        """
+        """Check that the broker is new enough for a feature. `what` names the feature in the plural."""
         version = (self.client.server_properties or {}).get("version", "")
         if tuple(int(number) for number in re.findall(r"\d+", version)[:2]) < wanted:
             raise UsageError(
@@ -263,15 +248,11 @@ class Session:
         _loop().call_soon_threadsafe(self.client.publish_by_hand, data)
 
     def has(self, nodes: Sequence[Broker]) -> bool:
-        """True if this session is connected to one of these nodes, compared by advertised host and port."""
+        """True if this session's node advertises the host and port of one of these nodes."""
         return self.client.node in [(node.host, str(node.port)) for node in nodes]
 
     def beside(self, node: Broker, context: ssl.SSLContext | None) -> "Session":
-        """Open a session with another node, at its advertised host and port.
-
-        Raises:
-            Unavailable: the host cannot be resolved, or the node cannot be reached.
-        """
+        """Open a session with another node, at its advertised host and port."""
         other = Session(self.address._replace(host=node.host, port=node.port), context, self._inbox)
         try:
             other.open()

@@ -1,4 +1,4 @@
-"""StreamChannel: create streams, publish, consume, store offsets. Blocking calls that resume after a reconnection."""
+"""StreamChannel: create streams, publish, consume, store offsets. Calls block, and resume after a reconnection."""
 
 import queue as queues
 import ssl
@@ -23,7 +23,7 @@ from mqtool.topology import Stream
 #: Pauses between checks for a leader, which may not be elected yet after a stream was created or a node was lost.
 _ELECTION = Backoff(first=0.1, attempts=12, longest=1.0)
 
-#: The maximum number of partitions: ids of publishers and subscriptions have one byte, and end_of() needs one id.
+#: The maximum number of partitions: ids of subscriptions have one byte, and Session needs one of them for look-ups.
 _MOST = 255
 
 
@@ -34,11 +34,11 @@ class StreamChannel:
         nodes: the addresses of the broker's nodes, with their stream ports.
         backoff: the delays between attempts to reconnect; None never reconnects.
         strict: fail if a stream exists with other settings.
-        encode: converts a message to the bytes to store: AMQP 1.0, except in some tutorials.
+        encode: converts a message to the bytes to store: in AMQP 1.0, except in some tutorials.
         filters: values for RabbitMQ's stream filters (3.13 and later). Messages are published with the first one. Only
             chunks with one of the values are consumed; they may contain other messages, too.
         single_active: of all consumers that track under the same name, only one gets messages (RabbitMQ 3.11).
-        by_amqp: opens an AMQP 0-9-1 channel, for operations that the stream protocol lacks in some versions.
+        by_amqp: opens an AMQP 0-9-1 channel, to create super streams, for which some brokers have no stream command.
         notice: called with a sentence for the user, such as about a lost connection.
 
     Attributes:
@@ -93,7 +93,6 @@ class StreamChannel:
 
     @property
     def cluster_name(self) -> str | None:
-        """The name of the broker's cluster."""
         return (self.session.client.server_properties or {}).get("cluster_name")
 
     def declare(self, stream: Stream) -> Stream:
@@ -138,7 +137,6 @@ class StreamChannel:
         return stream._replace(partitions=partitions)
 
     def exists(self, stream: str) -> bool:
-        """True if the stream exists."""
         _check_name(stream)
         return self.session.exists(stream)
 
@@ -158,19 +156,11 @@ class StreamChannel:
         return self.session.stored_offset(stream, name)
 
     def offsets_of(self, stream: str) -> range:
-        """The offsets of a stream's messages.
-
-        Raises:
-            NotFound: there is no such stream.
-        """
+        """The offsets of a stream's messages."""
         return self.sessions_for([stream], to_publish=False)[0].offsets_of(stream)
 
     def store_offset(self, stream: str, name: str, offset: int) -> None:
-        """Store the offset of the last message that a reader has handled, under the reader's name.
-
-        Raises:
-            NotFound: there is no such stream.
-        """
+        """Store the offset of the last message that a reader has handled, under the reader's name."""
         _check_name(name, "name")
         self.session.store_offset(stream, name, offset)
 
@@ -203,7 +193,7 @@ class StreamChannel:
         return [] if self._publisher is None else self._publisher.unconfirmed
 
     def addressed(self, message: Message) -> Message:
-        """Return the message unchanged. A Channel of AMQP 0-9-1 adds the exchange and the routing key here."""
+        """Return the message unchanged, where amqp.Channel adds the exchange and the routing key."""
         return message
 
     def consume(
@@ -242,17 +232,10 @@ class StreamChannel:
         self.inbox.put(None)
 
     def sessions_for(self, streams: Sequence[str], *, to_publish: bool) -> list[Session]:
-        """Connect to the nodes that host the streams, and close connections to other nodes.
+        """Connect to the nodes that host the streams, and close other connections; return each stream's session.
 
         Args:
             to_publish: connect to the leaders only, not to replicas.
-
-        Returns:
-            The session for each stream, in order.
-
-        Raises:
-            NotFound: there is no such stream.
-            Unavailable: a node cannot be reached.
         """
         found = [self._session_for(stream, to_publish=to_publish) for stream in streams]
         for unused in set(self._sessions).difference(found):
@@ -281,7 +264,6 @@ class StreamChannel:
 
     @property
     def is_lost(self) -> bool:
-        """True if one of the connections is lost."""
         return any(session.lost is not None for session in self._sessions)
 
     def reopen(self, go_on: Callable[[], None]) -> bool:

@@ -1,4 +1,4 @@
-"""Consume a stream, or the partitions of a super stream. A message counts as handled when the next one is requested."""
+"""Consume a stream, or the partitions of a super stream. Requesting a message marks the one before as handled."""
 
 import queue as queues
 import struct
@@ -36,7 +36,7 @@ class Reading:
         next: the offset after the last message received.
         printed: the offset of the last message that the caller has handled.
         stored: the offset stored at the broker.
-        since_stored: the number of messages handled since it was stored.
+        since_stored: the number of messages handled since `stored` was stored.
     """
 
     def __init__(self, stream: str, number: int, properties: Mapping[str, str]) -> None:
@@ -50,17 +50,8 @@ class Reading:
         self._place = FIRST
         self._has_received = False
 
-    @property
-    def is_stored(self) -> bool:
-        """True if the broker stores this consumer's offset."""
-        return self.printed in (None, self.stored)
-
     def begin(self, session: Session, offset: Offset | None = None) -> None:
-        """Subscribe, starting at an offset or, without one, after the last message received.
-
-        Raises:
-            MqtoolError: the broker refuses the subscription.
-        """
+        """Subscribe, starting at an offset or, without one, after the last message received."""
         self.session = session
         self._start_at(offset or self._behind())
         place = schema.OffsetSpec.from_params(OffsetType(self._place.start.value), self._place.value)
@@ -70,7 +61,7 @@ class Reading:
         """Reply to the broker, which has made this consumer active: start after the stored offset or the last message.
 
         Returns:
-            The offset to start at; None if it starts at a position such as "first".
+            The offset to start at; None if that is a position such as "first".
         """
         at = self._behind()
         if stored is not None and (not self._has_received or stored >= self.next):
@@ -80,7 +71,7 @@ class Reading:
         return at.value if at.start is Start.OFFSET else None
 
     def stand_by(self, correlation: bytes) -> None:
-        """Reply to the broker, which has made this consumer inactive, after its offset was stored."""
+        """Reply to the broker, which has made this consumer inactive. Store the offset first."""
         self._answer(correlation, None)
 
     def take(self, chunk: Chunk, warn: Callable[[str], None]) -> Iterator[Delivery]:
@@ -172,11 +163,7 @@ class Consumer:
         self._batch: deque[Delivery] = deque()
 
     def start(self, offset: Offset) -> None:
-        """Subscribe to the streams.
-
-        Raises:
-            MqtoolError: the broker refuses a subscription.
-        """
+        """Subscribe to the streams."""
         sessions = self._sessions()
         if self._has_filters:
             sessions[0].check_version((3, 13), "filters for streams")
@@ -239,8 +226,7 @@ class Consumer:
         if self._track is None or self._channel.is_lost:
             return
         for reading in self._readings:
-            if not reading.is_stored:
-                assert reading.printed is not None
+            if reading.printed is not None and reading.printed != reading.stored:
                 reading.session.store_offset(reading.stream, self._track, reading.printed)
                 reading.stored, reading.since_stored = reading.printed, 0
 
@@ -293,7 +279,7 @@ class Consumer:
             reading.begin(session)
 
     def _change(self, reading: Reading, correlation: bytes, *, is_active: bool) -> None:
-        """Start or stop as the active consumer, as the broker requests. All earlier messages have been handled."""
+        """Become the active consumer or stand by, as the broker requests. All earlier messages have been handled."""
         assert self._track is not None
         if is_active:
             at = reading.go_on(correlation, reading.session.stored_offset(reading.stream, self._track))
@@ -301,6 +287,6 @@ class Consumer:
             self._channel.notice(f"active: reading stream {reading.stream!r}{where}")
         else:
             self._store()
-            reading.session.stored_offset(reading.stream, self._track)  # waits until it is stored
+            reading.session.stored_offset(reading.stream, self._track)  # its response comes after storing
             reading.stand_by(correlation)
             self._channel.notice(f"standing by: another consumer reads stream {reading.stream!r}")

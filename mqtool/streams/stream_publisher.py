@@ -124,7 +124,6 @@ class Publisher:
 
     @property
     def unconfirmed(self) -> list[Message]:
-        """The unconfirmed messages."""
         return [*self._outstanding.values()]
 
     def publish(self, messages: Iterable[Message | None]) -> Iterator[Receipt]:
@@ -186,12 +185,11 @@ class Publisher:
             self._is_due = True
 
     def _place(self, number: int, message: Message) -> int:
-        """The index of the partition for a message. It stays the same if the message is published again."""
+        """Return the index of the partition for a message, which stays the same if the message is published again."""
         key = message.routing_key
         return partition_of(key, len(self._partitions)) if key else number % len(self._partitions)
 
     def _flush(self) -> None:
-        """Send the collected messages of all partitions."""
         for partition in self._partitions:
             partition.flush(with_filter=self._filter is not None)
 
@@ -208,11 +206,6 @@ class Publisher:
                 return
 
     def _wait(self) -> None:
-        """Wait for a confirm.
-
-        Raises:
-            NotConfirmed: none arrived in time.
-        """
         if self._answered + 1 in self._answers:
             return
         left = self._last_answer + self._patience - time.monotonic()

@@ -1,8 +1,8 @@
 """A stream connection based on rstream's private classes. It reads large blocks, and reports when it is lost.
 
 rstream reads 256 bytes at a time and decodes field by field. It ignores write errors, lets requests wait for ten
-seconds on a lost connection, and only logs missing heartbeats. Therefore mqtool itself reads, decodes and encodes
-frames with messages, and uses rstream for all others.
+seconds on a lost connection, and only logs missing heartbeats. So mqtool itself reads, decodes and encodes frames
+with messages, and uses rstream for all others.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ class ClosedByBroker(Exception):
 
 
 class _Wire(Connection):
-    """A connection that decodes responses, and passes all other frames to `take`."""
+    """A connection that decodes responses, and calls `take` with each other frame."""
 
     def __init__(self, host: str, port: int, context: ssl.SSLContext | None, take: Callable[[bytes], None]) -> None:
         super().__init__(host, port, context)
@@ -85,15 +85,13 @@ class StreamClient(Client):
         lost: Callable[[BaseException], None],
     ) -> None:
         super().__init__(host, port, frame_max=_BUFFER, heartbeat=heartbeat, connection_name="mqtool")
-        self._wire = _Wire(host, port, context, self._heard(take))
+        self._wire = _Wire(host, port, context, self._taken)
+        self._take = take
         self._lost = lost
 
-    def _heard(self, take: Callable[[bytes], None]) -> Callable[[bytes], None]:
-        def taken(data: bytes) -> None:
-            self._last_heartbeat = time.monotonic()
-            take(data)
-
-        return taken
+    def _taken(self, data: bytes) -> None:
+        self._last_heartbeat = time.monotonic()
+        self._take(data)
 
     async def start(self) -> None:
         self._conn = self._wire
@@ -103,8 +101,8 @@ class StreamClient(Client):
     @property
     def node(self) -> tuple[str | None, str | None]:
         """The host and port that the node advertises."""
-        told = self.server_properties or {}
-        return told.get("advertised_host"), told.get("advertised_port")
+        properties = self.server_properties or {}
+        return properties.get("advertised_host"), properties.get("advertised_port")
 
     def publish_by_hand(self, data: bytes) -> None:
         """Send an encoded frame. Call it on the event loop's thread."""

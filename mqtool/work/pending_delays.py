@@ -44,11 +44,7 @@ class WaitingMessages:
         self._vhost = vhost
 
     def queues(self) -> Iterator[tuple[WaitQueue, int]]:
-        """Yield the wait queues that have messages, each with its number of messages.
-
-        Raises:
-            Unavailable, AccessRefused: the management API is not available.
-        """
+        """Yield the wait queues that have messages, each with its number of messages."""
         for view in management.queues(self._api, self._vhost, ("name", "arguments")):
             queue = wait_queue_of(view)
             if queue is not None and (count := self._depth(queue.name)):

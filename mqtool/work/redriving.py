@@ -107,11 +107,7 @@ def drop(channel: Channel, source: str, chosen: Choice) -> Iterator[Delivery]:
 
 
 def dead_letter_queues(api: Management, vhost: str) -> list[str]:
-    """Return the names of dead-letter queues: NAME.dlq, and queues to which an x-dead-letter-exchange routes.
-
-    Raises:
-        Unavailable, AccessRefused: the management API is not available.
-    """
+    """Return the names of dead-letter queues: NAME.dlq, and queues to which an x-dead-letter-exchange routes."""
     columns = ("name", "arguments", "effective_policy_definition")
     listed = {queue["name"]: management.effective_arguments(queue) for queue in management.queues(api, vhost, columns)}
     names = {dead_letter_queue(name).name for name in listed} | {name for name in listed if name.endswith(".dlq")}
