@@ -187,7 +187,8 @@ def _properties(value: Mapping[str, Any], where: str) -> dict[str, Any]:
             if not isinstance(raw, str):
                 raise BadData(f"{where} has a property {name!r} that is not text: {raw!r}")
         elif name in _WHOLE_NUMBERS:
-            if type(raw) is not int or not 0 <= raw <= (most := _WHOLE_NUMBERS[name]):
+            most = _WHOLE_NUMBERS[name]
+            if type(raw) is not int or not 0 <= raw <= most:
                 raise BadData(f"{where} has a property {name!r} that is not a number up to {most}: {raw!r}")
         else:
             raise BadData(f"{where} has an unknown property {name!r}", f"one of {', '.join(PROPERTIES)}")

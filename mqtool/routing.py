@@ -116,7 +116,7 @@ def _pattern_of(key: str) -> list[str]:
 
 
 class _Node(Generic[Item]):
-    """A node in the trie of patterns. `children` maps each next word of a pattern to a node."""
+    """A node in the trie of patterns. `children` maps the next word of a pattern to its node."""
 
     __slots__ = ("children", "items")
 

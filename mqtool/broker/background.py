@@ -33,7 +33,7 @@ class Process(NamedTuple):
 
 
 def birth(pid: int) -> str:
-    """Return when a process was started, in the operating system's notation; empty if it is not running."""
+    """Return when a process was started, in the operating system's notation; "" if it is not running."""
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)  # reap it if it is our child and has ended
     if not _PROC.exists():
@@ -48,24 +48,18 @@ def birth(pid: int) -> str:
 
 
 def started(pid: int) -> Process:
-    """Return the Process of a process that has just been started."""
     return Process(pid, birth(pid))
 
 
 def is_running(process: Process) -> bool:
-    """Return True if a process that mqtool started is still running."""
     return bool(process.pid and process.born) and birth(process.pid) == process.born
 
 
 def terminate(processes: Iterable[Process], patience: float) -> None:
     """Send SIGTERM to the processes that are running, and wait until they have ended.
 
-    Args:
-        processes: the processes.
-        patience: how many seconds to wait.
-
     Raises:
-        MqtoolError: a process did not end in time.
+        MqtoolError: a process did not end within `patience` seconds.
     """
     running = [each for each in processes if is_running(each)]
     for process in running:
@@ -88,13 +82,13 @@ def append_to_log(path: Path) -> BinaryIO:
 
 
 def last_words(log: bytes) -> str:
-    """Return the last line logged since the latest start, with a leading ": "; empty if there is none."""
+    """Return the last line logged since the latest start, with a leading ": "; "" if there is none."""
     lines = [line for line in log.rpartition(_STARTING)[2].splitlines()[1:] if line.strip()]
     return f": {lines[-1].decode(errors='replace').strip()}" if lines else ""
 
 
 def kept_logs(directory: Path) -> dict[str, Path]:
-    """Return the log files in a broker's directory, by node name. They are kept when the broker is stopped."""
+    """Return the log files in a broker's directory, by node name. Stopping a broker keeps them."""
     found = sorted(directory.glob("log")) or sorted(directory.glob("node-*/log"))
     return {"" if path.parent == directory else path.parent.name: path for path in found}
 

@@ -11,7 +11,10 @@ from mqtool.errors import Unavailable, UsageError
 
 
 class Kind(StrEnum):
-    """A kind of broker; AUTO selects the best kind that this machine can run."""
+    """A kind of broker: RabbitMQ in Docker, an installed RabbitMQ ("node"), or embedded.
+
+    AUTO selects the best kind that this machine can run.
+    """
 
     AUTO = "auto"
     DOCKER = "docker"
@@ -32,7 +35,6 @@ CLUSTERS: dict[Kind, Starter] = {
 
 
 def starter_of(started: Started) -> Starter:
-    """Return the starter for a broker's kind."""
     return (STARTERS if started.nodes == 1 else CLUSTERS)[Kind(started.kind)]
 
 

@@ -30,8 +30,6 @@ _LOG_PAUSE = 0.2
 
 
 class Docker(Starter):
-    """Starts and stops RabbitMQ in containers."""
-
     kind = "docker"
     is_quick = False
 
@@ -55,8 +53,7 @@ class Docker(Starter):
 
     def start(self, wanted: Wanted) -> Started:
         count = wanted.nodes
-        directory = state.directory(wanted.name)
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory = state.made_directory(wanted.name)
         before = state.load_stopped(wanted.name)
         first = ports.choose(wanted.port, (ports.AMQP,))
         amqp_ports = [first, *(ports.free_port() for _ in range(count - 1))]
@@ -187,7 +184,7 @@ def execute(started: Started, command: list[str]) -> list[tuple[int, str]]:
 
 
 def _run(daemon: "DockerClient", started: Started, number: int, *, network: str) -> None:
-    """Start the container of one node."""
+    """Start the container of the node with this number, from 0."""
     names = started.details["containers"]
     environment = {"MQTOOL_PUBLISHED_ON": ports.HOST}
     published = {ports.AMQP: urlsplit(started.url.split(",")[number]).port}
@@ -216,7 +213,7 @@ def _run(daemon: "DockerClient", started: Started, number: int, *, network: str)
 
 
 def _volumes(started: Started) -> list[dict[str, str]]:
-    """Return the volumes of each node: a mount point for each volume name."""
+    """Return the volumes of each node, as mount points by volume name."""
     shared = {f"mqtool-{started.name}-secret": "/var/lib/mqtool"} if started.nodes > 1 else {}
     return [{name: "/var/lib/rabbitmq", **shared} for name in started.details["containers"]]
 
@@ -255,7 +252,7 @@ def _containers(daemon: "DockerClient", started: Started) -> list["Container"]:
 
 
 def _each(do: Callable[["Container"], None], daemon: "DockerClient", started: Started) -> None:
-    """Call a function with each container of a broker, in parallel."""
+    """Call a function with each container of a broker, in several threads."""
     with ThreadPoolExecutor(started.nodes) as pool:
         list(pool.map(do, _containers(daemon, started)))
 

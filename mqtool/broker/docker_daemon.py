@@ -74,7 +74,6 @@ def _no_daemon(error: Exception, host: str) -> MqtoolError:
 
 
 def _refusal(explanation: str) -> MqtoolError:
-    """Convert the daemon's explanation of a refused request to one of mqtool's errors."""
     if re.search(r"port is already allocated|address already in use|ports are not available", explanation):
         port = re.search(r"127\.0\.0\.1:(\d+)", explanation)
         return Unavailable(f"port {port[1] if port else ''} on {ports.HOST} is taken", "choose another with --port")
@@ -96,7 +95,7 @@ def _build_arguments(base: str) -> dict[str, str]:
 
 
 def image_tag(base_id: str) -> str:
-    """Return the name of mqtool's image built on the base image with this id. Changes to IMAGE_FILES change it."""
+    """Return the name of mqtool's image on a base image. Changing one of IMAGE_FILES changes the name."""
     key = hashlib.sha256(base_id.encode())
     for path in sorted(path for path in IMAGE_FILES.iterdir() if path.is_file()):
         key.update(path.name.encode() + path.read_bytes())
@@ -104,12 +103,7 @@ def image_tag(base_id: str) -> str:
 
 
 def image_upon(daemon: "DockerClient", base: str, say: Callable[[str], None]) -> None:
-    """Build mqtool's image on a base image if it does not exist yet.
-
-    Args:
-        daemon: the Docker daemon.
-        base: the name of the base image.
-        say: called with each line of progress.
+    """Build mqtool's image on a base image if it does not exist yet. Calls `say` with each line of progress.
 
     Raises:
         Unavailable: an image cannot be pulled or built.

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from mqtool.broker import background, ports, state
@@ -20,17 +19,12 @@ from mqtool.broker.starter import Starter
 from mqtool.broker.state import Started, Wanted
 from mqtool.errors import MqtoolError, UsageError
 
-if TYPE_CHECKING:
-    from mqtool.broker.embedded.server import Server
-
 _MODULE = "mqtool.broker.embedded"
 #: How many seconds a broker may take to start or stop. One is usual; a busy machine needs more.
 _PATIENCE = 60.0
 
 
 class Embedded(Starter):
-    """Starts and stops embedded brokers."""
-
     kind = "embedded"
 
     def start(self, wanted: Wanted) -> Started:
@@ -41,8 +35,7 @@ class Embedded(Starter):
         if wanted.cluster or wanted.image:
             option = "--cluster" if wanted.cluster else "--image"
             raise UsageError(f"the embedded broker does not support {option}", f"use --kind docker with {option}")
-        directory = state.directory(wanted.name)
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory = state.made_directory(wanted.name)
         before = state.load_stopped(wanted.name)
         port = ports.choose(wanted.port, (ports.AMQP,), wanted.listen)
         management = ports.choose(wanted.management_port, ports.usual_management(before))
@@ -66,11 +59,8 @@ class Embedded(Starter):
         """Run a broker in this process until it is stopped by Ctrl-C, SIGTERM or `broker down`.
 
         Args:
-            wanted: the broker to run.
-            when_up: called in a thread once the broker listens. If it raises an error, the broker is stopped.
-
-        Raises:
-            MqtoolError: the broker does not start. Errors that `when_up` raises are raised too.
+            when_up: called in a thread once the broker listens. If it raises an error, the broker is stopped, and
+                the error is raised.
         """
         from mqtool.broker.embedded.__main__ import run  # not at the top: other commands need no broker
         from mqtool.broker.embedded.server import Server
@@ -79,7 +69,7 @@ class Embedded(Starter):
         failed: list[BaseException] = []
 
         def listening(server: Server) -> None:
-            ready = replace(_listening(started, server), **background.started(os.getpid())._asdict())
+            ready = _listening(started, os.getpid(), server.urls().get("amqp/ssl"), server.damage)
             state.save(ready)
             threading.Thread(target=up, args=(ready,), daemon=True).start()
 
@@ -138,24 +128,20 @@ def _run(started: Started) -> Started:
     broker = launch(directory, settings)
     lines = wait_until_ready(broker, directory)
     urls = (3 if settings.stream_port else 2) * (2 if settings.tls else 1)
-    kept = {key: value for key, value in started.details.items() if key not in ("damage", "tls")}
-    if settings.tls:
-        kept["tls"] = f"amqps://{ports.HOST}:{_port_of(lines[urls // 2])}"
-    if damage := lines[urls:]:
-        kept["damage"] = damage[0]
-    started = replace(started, **background.started(broker.pid)._asdict(), details=kept)
+    tls, damage = lines[urls // 2] if settings.tls else None, next(iter(lines[urls:]), None)
+    started = _listening(started, broker.pid, tls, damage)
     state.save(started)
     return started
 
 
-def _listening(started: Started, server: "Server") -> Started:
-    """Return a broker in this process with the details that are known once it listens: TLS URL and any damage."""
-    details = dict(started.details)
-    if tls := server.urls().get("amqp/ssl"):
+def _listening(started: Started, pid: int, tls: str | None, damage: str | None) -> Started:
+    """Return a broker with the details that are known once it listens: its process, TLS URL and any damage."""
+    details = {key: value for key, value in started.details.items() if key not in ("damage", "tls")}
+    if tls:
         details["tls"] = f"amqps://{ports.HOST}:{_port_of(tls)}"
-    if server.damage is not None:
-        details["damage"] = server.damage
-    return replace(started, details=details)
+    if damage is not None:
+        details["damage"] = damage
+    return replace(started, **background.started(pid)._asdict(), details=details)
 
 
 def _port_of(url: str) -> int | None:
@@ -177,7 +163,7 @@ def launch(directory: Path, settings: Settings) -> "subprocess.Popen[bytes]":
 
 
 def wait_until_ready(broker: "subprocess.Popen[bytes]", directory: Path) -> list[str]:
-    """Wait until a launched broker accepts connections, and return the lines of its ready file: URLs, and any damage.
+    """Wait until a launched broker accepts connections; return the lines of its ready file: its URLs, and any damage.
 
     Raises:
         MqtoolError: the broker ends, or does not start in time.

@@ -9,10 +9,9 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from mqtool.broker import background, ports, state
@@ -66,16 +65,6 @@ class Node:
     listen: str | None = None
     stream_port: int | None = None
 
-    @property
-    def url(self) -> str:
-        """The URL for AMQP connections."""
-        return f"amqp://guest:guest@{ports.HOST}:{self.port}"
-
-    @property
-    def management(self) -> str:
-        """The URL of the node's management API and page."""
-        return f"http://{ports.HOST}:{self.management_port}"
-
 
 def find_server() -> Path | None:
     """Return the path of the rabbitmq-server script; None if RabbitMQ is not installed."""
@@ -94,11 +83,7 @@ def _has_streams() -> bool:
 
 
 def launch(node: Node, settings: Sequence[str] = ()) -> Process:
-    """Start a node, and return its process.
-
-    Args:
-        settings: additional lines for rabbitmq.conf.
-    """
+    """Start a node, and return its process. `settings` are additional lines for rabbitmq.conf."""
     server, directory = find_server(), Path(node.directory)
     assert server is not None
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -126,7 +111,7 @@ def launch(node: Node, settings: Sequence[str] = ()) -> Process:
 
 
 def _enable_plugins(file: Path, node: Node) -> str:
-    """Add the plugins that a node needs to its enabled_plugins file, and return the new contents of the file."""
+    """Add the plugins that a node needs to its enabled_plugins file, and return the file's new contents."""
     plugins = file.read_text() if file.exists() else "[rabbitmq_management].\n"
     if node.stream_port is not None and _STREAMS not in plugins:
         plugins = plugins.replace("[", f"[{_STREAMS},", 1)
@@ -187,8 +172,6 @@ def environment(node: Node, *, for_tools: bool = False) -> dict[str, str]:
 
 
 class PrivateNodes(Starter):
-    """Starts and stops private nodes of the installed RabbitMQ."""
-
     kind = "node"
 
     def is_available(self) -> bool:
@@ -205,8 +188,7 @@ class PrivateNodes(Starter):
             raise UsageError("--listen does not work with --cluster", "start one node for other machines")
         if (before := state.load(wanted.name)) is not None and before.kind == self.kind:
             stop_epmd(int(before.details["epmd_port"]))  # epmd outlives a node that was killed
-        directory = state.directory(wanted.name)
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory = state.made_directory(wanted.name)
         stopped = state.load_stopped(wanted.name)
         has_streams = not wanted.cluster and (wanted.stream_port is not None or _has_streams())
         streams = ports.stream_url(wanted.stream_port, stopped, wanted.listen) if has_streams else {}
@@ -214,11 +196,11 @@ class PrivateNodes(Starter):
         started = Started(
             name=wanted.name,
             kind=self.kind,
-            url=",".join(each.url for each in nodes),
+            url=",".join(f"amqp://guest:guest@{ports.HOST}:{each.port}" for each in nodes),
             pid=0,
             directory=str(directory),
             details={
-                "management": nodes[0].management,
+                "management": f"http://{ports.HOST}:{nodes[0].management_port}",
                 "data": str(Path(nodes[0].data).parent) if wanted.cluster else nodes[0].data,
                 "epmd_port": nodes[0].epmd_port,
                 **({"listen": wanted.listen} if wanted.listen else {}),
@@ -235,7 +217,7 @@ class PrivateNodes(Starter):
             raise
 
     def revive(self, started: Started) -> Started:
-        members = [dict(member) for member in _members(started)]
+        members = [dict(member) for member in started.details["members"]]
         for number, member in enumerate(members):
             if background.is_running(Process(*member["process"])):
                 continue
@@ -302,17 +284,11 @@ def _nodes(wanted: Wanted, directory: Path, stream_port: int | None, usual_manag
 
 def nodes_of(started: Started) -> list[Node]:
     """Return the settings with which a broker's nodes were launched."""
-    return [Node(**member["node"]) for member in _members(started)]
-
-
-def _members(started: Started) -> Sequence[Mapping[str, Any]]:
-    """Return the saved details of each node of a broker: its settings ("node") and its "process"."""
-    members: Sequence[Mapping[str, Any]] = started.details["members"]
-    return members
+    return [Node(**member["node"]) for member in started.details["members"]]
 
 
 def _processes(started: Started) -> list[Process]:
-    return [Process(*member["process"]) for member in _members(started)]
+    return [Process(*member["process"]) for member in started.details["members"]]
 
 
 def _settings(own: Node, first: Node) -> list[str]:

@@ -54,7 +54,7 @@ def choose(wanted: int | None, usual: Iterable[int] = (), listen: str | None = N
 
 
 def _claim(port: int) -> bool:
-    """Reserve a usual port for this process until it ends. Returns False if another `broker up` has reserved it."""
+    """Reserve a usual port for this process until it ends; return False if another `broker up` has reserved it."""
     path = Path(tempfile.gettempdir()) / f"mqtool-{os.getuid()}-port-{port}"
     try:
         # Other users can write to this directory, so follow no symbolic link and write nothing.
@@ -96,7 +96,7 @@ def _usual(before: "Started | None", detail: str, usual: int) -> list[int]:
 
 
 def is_free(port: int, host: str = HOST) -> bool:
-    """Return True if no socket listens on a port."""
+    """True if no socket listens on a port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

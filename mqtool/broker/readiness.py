@@ -84,7 +84,7 @@ def wait_until_up(starter: Starter, started: Started) -> Started:
 
 
 def where_log_is(started: Started) -> str:
-    """Return a hint that names the broker's log files. They exist even after the broker has ended."""
+    """Return a hint that names the broker's log files, which exist even after the broker has ended."""
     return f"see {started.directory}/{'node-*/log' if started.kind == 'node' and started.nodes > 1 else 'log'}"
 
 
@@ -133,7 +133,7 @@ def load_definitions(started: Started) -> None:
 
 
 def _names_vhosts(document: Json) -> bool:
-    """Return True if definitions are of a whole broker. Definitions of one virtual host name no virtual host."""
+    """True if definitions are those of a whole broker. Those of a single virtual host do not contain its name."""
     return "vhosts" in document or any(
         "vhost" in item for items in document.values() if isinstance(items, list) for item in items
     )

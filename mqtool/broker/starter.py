@@ -22,7 +22,7 @@ class Starter(ABC):
         describe: the name of the kind in a sentence, such as "the embedded broker".
 
     Attributes:
-        kind: the value of a choice.Kind.
+        kind: the kind of broker: "docker", "node" or "embedded" (a value of choice.Kind).
         is_quick: True if prepare() has nothing to download or build.
     """
 
@@ -33,7 +33,7 @@ class Starter(ABC):
         self.describe = describe
 
     def is_available(self) -> bool:
-        """Return True if this machine can run this kind of broker."""
+        """True if this machine can run this kind of broker."""
         return True
 
     def prepare(self, wanted: Wanted, say: Callable[[str], None]) -> None:  # noqa: B027  # most kinds have nothing to do
@@ -44,7 +44,7 @@ class Starter(ABC):
         """Start a broker. It may not be ready when this returns."""
 
     def is_ready(self, started: Started) -> bool:  # noqa: ARG002
-        """Return False if the broker is known not to accept connections yet."""
+        """True unless the broker is known not to accept connections yet."""
         return True
 
     @abstractmethod
@@ -52,7 +52,7 @@ class Starter(ABC):
         """Return the number of nodes that are running."""
 
     def is_running(self, started: Started) -> bool:
-        """Return True if all nodes are running."""
+        """True if all nodes are running."""
         return self.running(started) == started.nodes
 
     @abstractmethod
@@ -69,7 +69,7 @@ class Starter(ABC):
 
     @abstractmethod
     def log(self, started: Started, follow: bool) -> Iterator[bytes]:
-        """Yield the lines of the log, and b"" when there is nothing new; see background.read_logs()."""
+        """Yield whole lines of the log; b"" when there is nothing new. With `follow`, continue as the log grows."""
 
     def kill(self, started: Started, number: int) -> None:  # noqa: ARG002
         """Kill a node of a cluster with SIGKILL. The first node has number 0."""

@@ -70,8 +70,8 @@ class Started:
     """A broker that mqtool started.
 
     Attributes:
-        kind: the value of a choice.Kind.
-        url: the AMQP URLs of the nodes, separated by commas. They may contain a password: show them only on request.
+        kind: the kind of broker: "docker", "node" or "embedded".
+        url: the AMQP URLs of the nodes, separated by commas; may contain a password, so show it only on request.
         pid, born: the broker's process, see background.Process; 0 and empty for a cluster or Docker.
         directory: the directory for data, log and configuration.
         details: further details that depend on the kind: "data" and, if set, "listen", "built_on", "streams" (the URL
@@ -99,13 +99,7 @@ class Started:
 
 
 def differing(started: Started, kind: str, wanted: Wanted) -> list[str]:
-    """Return the names of the options that do not match a running broker.
-
-    Args:
-        started: the running broker.
-        kind: the value of the wanted choice.Kind.
-        wanted: the options to compare with the broker.
-    """
+    """Return the names of the options that do not match a running broker. `kind` is the wanted kind, or "auto"."""
     details, first = started.details, urlsplit(started.url.partition(",")[0])
     agrees = {
         "--kind": kind in ("auto", started.kind),
@@ -119,8 +113,7 @@ def differing(started: Started, kind: str, wanted: Wanted) -> list[str]:
         "--listen": wanted.listen in (None, details.get("listen")),
         "--like": wanted.like in (None, details.get("like")),
         "--definitions": wanted.definitions is None or details.get("definitions") == str(wanted.definitions),
-        "--user": wanted.login is None
-        or wanted.login[0] == unquote(urlsplit(started.url.partition(",")[0]).username or ""),
+        "--user": wanted.login is None or wanted.login[0] == unquote(first.username or ""),
         "--tls-cert": list(map(str, wanted.tls)) in ([], details.get("tls_files")),
     }
     return [option for option, as_asked in agrees.items() if not as_asked]
@@ -129,21 +122,26 @@ def differing(started: Started, kind: str, wanted: Wanted) -> list[str]:
 @contextmanager
 def locked(name: str) -> Iterator[None]:
     """Lock the broker with this name. Until the block ends, other commands wait before they start or stop it."""
-    where = directory(name)
-    where.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (where / "lock").open("w") as lock:
+    with (made_directory(name) / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def home() -> Path:
-    """Return the path of mqtool's state directory. The directory may not exist yet."""
+    """Return the path of mqtool's state directory, which may not exist yet."""
     return Path(os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")) / "mqtool"
 
 
 def directory(name: str = DEFAULT_NAME) -> Path:
-    """Return the path of a broker's directory. The directory may not exist yet."""
+    """Return the path of a broker's directory, which may not exist yet."""
     return home() / "brokers" / name
+
+
+def made_directory(name: str) -> Path:
+    """Create a broker's directory if it does not exist, and return its path."""
+    path = directory(name)
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path
 
 
 def load(name: str = DEFAULT_NAME) -> Started | None:
@@ -156,7 +154,7 @@ def load(name: str = DEFAULT_NAME) -> Started | None:
 
 
 def load_stopped(name: str) -> Started | None:
-    """Return the stopped broker with this name; None if there is none. Raises the same errors as load()."""
+    """Return the stopped broker with this name; None if there is none."""
     return _read(directory(name) / _STOPPED)
 
 
@@ -177,7 +175,7 @@ def _read(path: Path) -> Started | None:
 
 
 def load_all() -> list[Started]:
-    """Return all brokers that were started and not stopped. Raises the same errors as load()."""
+    """Return all brokers that were started and not stopped."""
     return [started for name in names() if (started := load(name)) is not None]
 
 

@@ -50,8 +50,6 @@ _AGAIN = (
 
 
 def restart_broker(scene: Scene, count: int = STREAM_MESSAGES) -> Verdict:
-    """Restart the broker while messages flow."""
-
     def restart() -> None:
         scene.say("Now the broker stops, and starts again with what it has kept.")
         scene.restart_broker()
@@ -100,7 +98,7 @@ def drop_connection(scene: Scene, count: int = STREAM_MESSAGES) -> Verdict:
 
 
 def _flow(scene: Scene, url: str, count: int, breaks: dict[int, Callable[[], None]]) -> Verdict:
-    """Send and receive messages in four parts; `breaks` maps the number of a part to the function to call before it."""
+    """Send and receive messages in four parts; `breaks` maps numbers of parts, from 0, to functions to call before."""
     got = scene.directory / "got"
     receiver, sender = scene.terminals("receiver", "sender", url=url)
     receiver.start(f"mqtool receive --declare --json -q {scene.queue} > got")
@@ -129,7 +127,7 @@ def _flow(scene: Scene, url: str, count: int, breaks: dict[int, Callable[[], Non
 
 
 def _longest_pause(deliveries: list[dict[str, Any]]) -> float:
-    """The longest time between two deliveries, in seconds."""
+    """The longest time in seconds between two consecutive deliveries."""
     times = [datetime.fromisoformat(delivery["timestamp"]) for delivery in deliveries]
     return max((later - earlier).total_seconds() for earlier, later in pairwise(times))
 

@@ -1,4 +1,4 @@
-"""The scene of a drill (a broker, and commands in terminals) and its result (counts of messages)."""
+"""The environment of a drill (a broker, and commands in terminals) and its result (counts of messages)."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from mqtool.stage.terminal import Audience, Guard, Place, Terminal
 #: Seconds to wait for a condition.
 PATIENCE = 60.0
 _LOOK = 0.1
-#: Give up after this many seconds without progress; after a restart, electing a queue's leader takes time.
+#: Give up after this many seconds without progress. After a restart, electing a queue's leader takes time.
 _STILL = 20.0
 
 
@@ -58,7 +58,7 @@ class Verdict:
         return f"The sums: {self.sent:,} messages sent, {self.confirmed:,} confirmed, {came}{pause}."
 
     def balance(self) -> str:
-        """The balance of messages: sent = done + dead letters + lost."""
+        """The number of lost messages, and the equation sent = done + dead letters + lost."""
         dead = f" + {self.dead:,} dead letters" if self.dead else ""
         what, lost = (f"{self.lost:,}", f" + {self.lost:,} lost") if self.lost else ("nothing", "")
         return f"{what} lost: {self.sent:,} sent = {self.done:,} done{dead}{lost}"
@@ -115,7 +115,6 @@ class Scene:
 
     @property
     def port(self) -> int:
-        """The broker's port."""
         return parse_addresses(self.url)[0].port
 
     def through(self, port: int) -> str:
@@ -149,7 +148,7 @@ class Scene:
         self._starter.kill(self._started, 0)
 
     def revive_nodes(self) -> None:
-        """Start killed nodes again; they may not be ready when this returns."""
+        """Start the killed nodes again. They may not be ready when this returns."""
         self._starter.revive(self._started)
 
     # The commands.
@@ -178,7 +177,7 @@ class Scene:
 
 
 def number_of(terminal: Terminal, what: str) -> int:
-    """The number before a word such as "confirmed", from the last line that contains both; 0 if none does."""
+    """The number before a word such as "confirmed", in the last line that contains both; 0 without such a line."""
     found = [match[1] for line in terminal.lines if (match := re.search(rf"([\d,]+) {what}", line))]
     return int(found[-1].replace(",", "")) if found else 0
 

@@ -1,7 +1,7 @@
 """Pseudonyms: replace words, numbers and dates with others of the same kind and length, always in the same way.
 
 The replacement is a permutation of all words of the same shape, keyed by a seed: two different words never become the
-same, and no word stays as it is. It is a Feistel network over the characters of a word, like the format-preserving
+same, and no word stays the same. It is a Feistel network over the characters of a word, like the format-preserving
 encryption of NIST SP 800-38G. Words of more than 24 characters are combined with a keystream instead; their collisions
 are extremely unlikely.
 """
@@ -43,7 +43,7 @@ _SCRIPTS = (
 
 
 class _Alphabet(NamedTuple):
-    """A range of characters. A character is replaced by another one in its range."""
+    """A range of character codes. A character is replaced by another one in its range."""
 
     first: int
     size: int
@@ -186,15 +186,15 @@ def _added(values: list[int], stream: Sequence[int], sizes: Sequence[int], sign:
 
 
 def _kind(word: str) -> str:
-    """Classify a word. The replacement has the same kind: hexadecimal, without a leading zero, fits into 64 bits …"""
+    """Classify a word, as hexadecimal or by how many bits a number needs. Its replacement has the same kind."""
     if word.isascii() and word.isdigit():
         if len(word) == 1:
             return "digit"
         if word[0] == "0":
             return "zero"
-        return (
-            "int64" if len(word) < 19 or int(word[:20]) <= _INT64 else "uint64" if int(word[:21]) < _UINT64 else "large"
-        )
+        if len(word) < 19 or int(word[:20]) <= _INT64:
+            return "int64"
+        return "uint64" if int(word[:21]) < _UINT64 else "large"
     return "hex" if _IS_HEX.fullmatch(word) else "word"
 
 

@@ -1,6 +1,7 @@
 """Replay of recordings: read and change messages, compute when each is due, and compare sent with received messages."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -45,7 +46,7 @@ class Recorded(Message):
     """A message of a recording.
 
     Attributes:
-        moment: when the message was recorded, in seconds since 1970; None without a timestamp in its line or before.
+        moment: when the message was recorded, in seconds since 1970; None if no timestamp has been read so far.
         opens: True for the first message of its file.
     """
 
@@ -54,21 +55,13 @@ class Recorded(Message):
 
 
 class Moment(NamedTuple):
-    """A point in time in a recording.
-
-    Attributes:
-        seconds: seconds since the recording's first message if `is_offset`, otherwise since 1970.
-    """
+    """A point in time, in seconds since the recording's first message if `is_offset`, otherwise since 1970."""
 
     seconds: float
     is_offset: bool
 
     def after(self, start: float) -> float:
-        """Convert to seconds since 1970.
-
-        Args:
-            start: when the recording starts, in seconds since 1970.
-        """
+        """Convert to seconds since 1970, for a recording that starts at `start`, in seconds since 1970."""
         return start + self.seconds if self.is_offset else self.seconds
 
 
@@ -97,11 +90,7 @@ class Selection:
     _start: float | None = None
 
     def takes(self, line: Mapping[str, Any], moment: float | None, place: str) -> bool:
-        """True if the selection includes a line.
-
-        Raises:
-            BadData: a time limit is set, and neither this line nor one before it has a timestamp.
-        """
+        """True if the selection includes a line. Raises BadData if that depends on the time, which is unknown."""
         if self._start is None:
             self._start = moment
         if self.since is not None or self.until is not None:
@@ -142,10 +131,13 @@ def recorded(
     Raises:
         BadData: a line is not a message, or names neither an exchange nor a queue. The error names the line.
     """
-    moment, opens = None, True
-    for number, line in _numbered(lines):
+    moment, opens, number = None, True, 0
+    for line in lines:
         if line is None:
             yield None
+            continue
+        number += 1
+        if not line.strip():
             continue
         place = f"line {number}" if name is None else f"{name}: line {number}"
         said = ndjson.to_object(line, place)
@@ -154,7 +146,9 @@ def recorded(
         if not selection.takes(said, moment, place):
             continue
         if message.exchange is None or not (message.exchange or message.routing_key):
-            message.exchange, message.routing_key = _queue(said, message)
+            queue = said.get("queue")
+            if isinstance(queue, str) and queue:
+                message.exchange, message.routing_key = "", queue
         changes.apply(message)
         if message.exchange is None or not (message.exchange or message.routing_key):
             raise BadData(f"{place} names neither an exchange nor a queue", "--to-exchange or --to-queue names one")
@@ -167,18 +161,6 @@ def recorded(
         opens = False
 
 
-def _numbered(lines: Iterable[bytes | None]) -> Iterator[tuple[int, bytes | None]]:
-    """Yield lines with their numbers, and skip blank ones."""
-    number = 0
-    for line in lines:
-        if line is None:
-            yield number, None
-            continue
-        number += 1
-        if line.strip():
-            yield number, line
-
-
 def _moment(line: Mapping[str, Any], place: str, before: float | None) -> float | None:
     text = line.get("timestamp")
     if text is None:
@@ -189,20 +171,14 @@ def _moment(line: Mapping[str, Any], place: str, before: float | None) -> float 
         raise BadData(f'{place} has a "timestamp" that is not a time such as 2026-01-31T12:00:00Z: {text!r}') from error
 
 
-def _queue(line: Mapping[str, Any], message: Message) -> tuple[str | None, str | None]:
-    """Return the exchange and routing key for the queue that a line names; without a queue, those of the message."""
-    queue = line.get("queue")
-    return ("", queue) if isinstance(queue, str) and queue else (message.exchange, message.routing_key)
-
-
-#: Seconds that timestamps may go back within one recording: a clock was adjusted, or lines are out of order.
+#: Timestamps may go back by this many seconds within one recording: a clock was adjusted, or lines are out of order.
 _JITTER = 1.0
 #: A replay at a fixed rate catches up if it is late by up to this many seconds; otherwise it continues at the rate.
 _CATCH_UP = 1.0
 
 
 class Pace:
-    """Computes when each message of a replay is due, counted from the first one, so that delays do not add up.
+    """Computes when each message of a replay is due, relative to the first one, so that delays do not add up.
 
     A message with an earlier timestamp than the one before it is due at once. If time goes back by more than a second,
     or a file starts earlier than the previous one ended, a new recording starts, without a gap.
@@ -275,11 +251,10 @@ class Reconciliation:
 def reconcile(sent: Iterable[str], got: Iterable[str]) -> Reconciliation:
     """Compare sent with received message ids. For the order, only the first arrival of a duplicate counts."""
     positions = {message_id: position for position, message_id in enumerate(sent)}
-    times: dict[str, int] = {}
-    reordered, latest, total = [], -1, 0
+    times: Counter[str] = Counter()
+    reordered, latest = [], -1
     for message_id in got:
-        total += 1
-        times[message_id] = times.get(message_id, 0) + 1
+        times[message_id] += 1
         position = positions.get(message_id)
         if position is None or times[message_id] > 1:
             continue
@@ -288,7 +263,7 @@ def reconcile(sent: Iterable[str], got: Iterable[str]) -> Reconciliation:
         latest = max(latest, position)
     return Reconciliation(
         sent=len(positions),
-        got=total,
+        got=times.total(),
         missing=[message_id for message_id in positions if message_id not in times],
         doubled=[message_id for message_id, count in times.items() if count > 1],
         unexpected=[message_id for message_id in times if message_id not in positions],

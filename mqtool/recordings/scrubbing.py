@@ -42,7 +42,7 @@ _Treatment = Callable[[str], str] | None
 
 
 def parse_fields(names: Collection[str]) -> frozenset[str]:
-    """Parse names of fields, separated by commas, into paths within a line: `type` becomes `properties.type`."""
+    """Parse field names, separated by commas, into paths within a line: `type` becomes `properties.type`."""
     return frozenset(_path(name.strip()) for each in names for name in each.split(",") if name.strip())
 
 
@@ -70,18 +70,11 @@ class Scrubber:
         self._keep = frozenset(keep)
         self._only = frozenset(only)
         self._treatment: Callable[[str], _Treatment] = lru_cache(4096)(self._chosen)
-        self._is_replaced: Callable[[str], bool] = lru_cache(4096)(self._is_to_go)
+        self._is_replaced: Callable[[str], bool] = lru_cache(4096)(self._chosen_for_replacement)
         self._looks_inside = self._is_replaced("body") or any(name.startswith("body.") for name in self._only)
 
     def line(self, line: bytes, place: str) -> bytes:
-        """Scrub a line, given without its newline.
-
-        Args:
-            place: the line's name in errors, such as "line 3".
-
-        Raises:
-            BadData: the line is not a JSON object.
-        """
+        """Scrub a line, given without its newline. `place` is the line's name in errors, such as "line 3"."""
         said = ndjson.to_object(line, place)
         try:
             text = line.decode("utf-8", "surrogatepass")
@@ -91,7 +84,7 @@ class Scrubber:
         key = self._treatment("queue" if said.get("exchange") == "" else "routing_key")
         return ndjson.escaped(self._walked(text, "", key)).encode()
 
-    def _is_to_go(self, path: str) -> bool:
+    def _chosen_for_replacement(self, path: str) -> bool:
         if _is_in(path, _ALWAYS) or _is_in(path, self._keep):
             return False
         return _is_in(path, self._only) if self._only else not _is_in(path, _USUALLY)
@@ -107,12 +100,7 @@ class Scrubber:
         return self._decimal if path.endswith(".$decimal") else self._pseudonyms.text
 
     def _walked(self, text: str, root: str, key: _Treatment = None) -> str:
-        """Replace the values in a JSON text.
-
-        Args:
-            root: the text's path within the line.
-            key: replaces the line's routing key.
-        """
+        """Replace the values in a JSON text, whose path within the line is `root`. `key` replaces the routing key."""
         around: list[str] = []
         path = root
         treatment, is_replaced, number = self._treatment, self._is_replaced, self._pseudonyms.number
@@ -169,7 +157,7 @@ def _is_in(path: str, fields: Collection[str]) -> bool:
 
 
 def _text(token: str) -> str:
-    """Return the value of a JSON string."""
+    """Return the text of a JSON string token."""
     return json.loads(token) if "\\" in token else token[1:-1]
 
 

@@ -1,4 +1,4 @@
-"""Measurements during a play: queue depths, response times, rates."""
+"""Measurements while commands run in terminals: queue depths, response times, rates."""
 
 import math
 import threading
@@ -34,7 +34,6 @@ class Shop:
         terminal.wait_for(answer, 1)
 
     def take(self, count: int, per_second: float) -> None:
-        """Send orders at a steady rate."""
         due = time.monotonic()
         for _ in range(count):
             self.asked.append(time.monotonic())
@@ -43,16 +42,14 @@ class Shop:
             time.sleep(max(0.0, due - time.monotonic()))
 
     def finish(self) -> None:
-        """Wait for the replies to all orders, and end the command."""
+        """Close the command's input, and wait until the command has replied to all orders and ended."""
         self._terminal.finish()
 
     @property
     def answers(self) -> list[float]:
-        """Milliseconds from each order to its reply, except for the first."""
-        return [
-            (then - asked) * 1000
-            for then, asked in [*zip(times(self._terminal, self._answer), self.asked, strict=False)][1:]
-        ]
+        """Response times in milliseconds, without that of the first order."""
+        pairs = [*zip(times(self._terminal, self._answer), self.asked, strict=False)][1:]
+        return [(answered - asked) * 1000 for answered, asked in pairs]
 
     def waiting(self) -> float:
         """Response time in milliseconds of the latest order that has a reply."""
@@ -89,7 +86,7 @@ class Gauge:
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """Take readings only within the block, not while the user reads."""
+        """Take readings only while the block runs, not while the user reads an explanation."""
         self._measuring.set()
         try:
             yield
@@ -104,10 +101,8 @@ class Gauge:
                 self._audience.measured(self._charts(), over=False)
 
     def _charts(self) -> Sequence[Chart]:
-        return [
-            Chart(title, unit, list(values))
-            for values, (title, unit, _) in zip(self.values, self._readings, strict=True)
-        ]
+        pairs = zip(self.values, self._readings, strict=True)
+        return [Chart(title, unit, list(values)) for values, (title, unit, _) in pairs]
 
 
 @contextmanager

@@ -20,10 +20,6 @@ class Proxy:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Cut all connections, and accept no new ones."""
         with contextlib.suppress(OSError):  # already closed
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -47,13 +43,9 @@ class Proxy:
                 except OSError:  # the broker is down
                     client.close()
                     continue
-                self.join(client, server)
-
-    def join(self, client: socket.socket, server: socket.socket) -> None:
-        """Forward data in both directions between a client and the server."""
-        self._open += [client, server]
-        for source, target in ((client, server), (server, client)):
-            threading.Thread(target=self._forward, args=(source, target), daemon=True).start()
+                self._open += [client, server]
+                for ends in ((client, server), (server, client)):
+                    threading.Thread(target=self._forward, args=ends, daemon=True).start()
 
     def _forward(self, source: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(OSError):  # cut

@@ -1,4 +1,4 @@
-"""The stage of a play: its terminals, files and checks."""
+"""A stage: the terminals, files and checks of a play, which types a tutorial's commands and checks their output."""
 
 import contextlib
 import signal
@@ -16,7 +16,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stage:
-    """The terminals of one play, and its checks."""
+    """The terminals and checks of one play or drill."""
 
     def __init__(self, audience: Audience, place: Place) -> None:
         self.audience = audience
@@ -35,11 +35,7 @@ class Stage:
                 terminal.end()
 
     def terminals(self, *names: str, url: str | None = None) -> list[Terminal]:
-        """Open terminals, which replace the previous ones on the screen.
-
-        Args:
-            url: the broker's URL, if it differs from the play's.
-        """
+        """Open terminals, which replace the previous ones on the screen. Their commands use the broker at `url`."""
         self.audience.opened(names)
         place = replace(self.place, url=url or self.place.url)
         opened = [Terminal(self.audience, name, place) for name in names]
@@ -47,19 +43,19 @@ class Stage:
         return opened
 
     def say(self, text: str) -> None:
-        """Explain the next step."""
+        """Show an explanation to the user."""
         self.audience.say(" ".join(text.split()))
 
     def queue(self, name: str) -> str:
-        """The option that names a queue; empty where the tutorial's default name can be used."""
+        """The option that names a queue; "" if the tutorial's default name can be used."""
         return f" -q {self.name(name)}" if self.place.apart else ""
 
     def declared_queue(self, name: str) -> str:
-        """The same for a command that receives, and starts before the queue exists."""
+        """The options of a command that receives from a queue and declares it."""
         return f"{self.queue(name)} --declare" if self.place.apart else ""
 
     def exchange(self, name: str) -> str:
-        """The option that names an exchange; empty where the tutorial's default name can be used."""
+        """The option that names an exchange; "" if the tutorial's default name can be used."""
         return f" -e {self.name(name)}" if self.place.apart else ""
 
     def name(self, name: str) -> str:
@@ -71,10 +67,7 @@ class Stage:
         return self.place.directory / name
 
     def expect(self, what: str, got: object, expected: object) -> None:
-        """Compare two values, and show that the check has passed.
-
-        Args:
-            what: a sentence that is true if the values are equal.
+        """Check that two values are equal. `what` is a sentence that is true if they are.
 
         Raises:
             CheckFailed: the values differ.
@@ -85,22 +78,18 @@ class Stage:
         self.audience.right(what)
 
     def wait_for_lines(self, path: Path, count: int) -> None:
-        """Wait until a receiver's file has this many lines.
-
-        Raises:
-            CheckFailed: the lines do not arrive in time.
-        """
+        """Wait until a receiver's file has this many lines. Raises CheckFailed if that takes too long."""
         lines = LineCount(path)
         wait_until(lambda: lines() >= count, lambda: f"{count:,} lines in {path}; there are {lines():,}")
 
 
 @dataclass(frozen=True)
 class Play:
-    """A tutorial to perform.
+    """A tutorial whose commands can be run and checked.
 
     Attributes:
         story: what the tutorial shows, in a sentence.
-        play: types the commands and checks the results.
+        play: runs the commands and checks the results.
         queues, exchanges: names that its commands declare, without prefix; `queues` includes streams.
         has_streams: True if the play needs a broker with a stream port.
     """
@@ -132,6 +121,5 @@ def undisturbed() -> Iterator[None]:
 
 
 def _shown(value: object) -> str:
-    """A value as text, shortened."""
     text = f"{value:,}" if isinstance(value, int) else repr(value)
     return text if len(text) <= 300 else f"{text[:300]} …"

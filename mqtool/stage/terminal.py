@@ -1,4 +1,4 @@
-"""Terminals that run the commands of plays and drills, the Audience that shows them, the Guard that ends them."""
+"""Terminals that run commands for tutorials and drills, the Audience that shows them, the Guard that ends them."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ class Chart:
 
     Attributes:
         unit: unit of the values; "" for a count.
-        values: the values since the scene began.
+        values: the values since the measurement began.
     """
 
     title: str
@@ -31,7 +31,7 @@ class Chart:
 
 
 class Audience(Protocol):
-    """Shows a play or drill to the user. Terminals call its methods from their own threads."""
+    """Shows a tutorial or a drill to the user. Terminals call its methods from their own threads."""
 
     def opened(self, names: Sequence[str]) -> None:
         """New terminals were opened, which replace the previous ones."""
@@ -43,7 +43,7 @@ class Audience(Protocol):
         """A command printed a line."""
 
     def say(self, text: str) -> None:
-        """Show an explanation; return when the play may continue."""
+        """Show an explanation; return when the next command may run."""
 
     def right(self, what: str) -> None:
         """A check passed; `what` describes it."""
@@ -59,7 +59,7 @@ _CHUNK = 1024 * 1024
 
 
 class CheckFailed(MqtoolError):
-    """A check of a play failed. The message says what was expected and what happened."""
+    """A command did not do what was expected. The message says what was expected and what happened."""
 
 
 def wait_until(condition: Callable[[], object], what: str | Callable[[], str], patience: float = PATIENCE) -> None:
@@ -96,7 +96,7 @@ class LineCount:
 
 
 class Guard:
-    """A child process that kills the commands of a play if mqtool itself is killed, even with kill -9.
+    """A child process that kills the commands in terminals if mqtool itself is killed, even with kill -9.
 
     The guard reads a pipe from mqtool. When mqtool ends, the system closes the pipe, and the guard kills the registered
     process groups. Create the guard before any thread starts, since it is forked.
@@ -113,7 +113,6 @@ class Guard:
         os.close(reading)
 
     def started(self, group: int) -> None:
-        """Register a process group that was started."""
         self._tell(b"+%d\n" % group)
 
     def ended(self, group: int) -> None:
@@ -204,7 +203,7 @@ class Terminal:
         self._ready_file.unlink(missing_ok=True)
         self._launch(f"exec {command} --ready-file {shlex.quote(str(self._ready_file))}", command)
         wait_until(
-            # Its first line is shown before the next command is typed.
+            # Wait for the first line too, so that it is shown before the next command is typed.
             lambda: (self._ready_file.exists() and self.lines) or self.has_ended,
             f"{self.name} to consume: {command}",
         )
@@ -239,12 +238,10 @@ class Terminal:
             lambda: f"{count} lines with {text!r} from {self.name}; there are {self.count(text)}",
         )
         if self.count(text) < count:
-            raise CheckFailed(
-                f"{self.name} ended after {self.count(text)} of {count} lines with {text!r}: {self._command}"
-            )
+            printed = f"{self.count(text)} of {count} lines with {text!r}"
+            raise CheckFailed(f"{self.name} ended after {printed}: {self._command}")
 
     def count(self, text: str) -> int:
-        """Number of lines that contain the text."""
         return sum(text in line for line in list(self.lines))
 
     def after(self, text: str) -> list[str]:
@@ -307,7 +304,6 @@ class Terminal:
 
     @property
     def has_ended(self) -> bool:
-        """True if no command is running."""
         return self._process is None or self._process.poll() is not None
 
     def wait(self, patience: float = PATIENCE, code: int = 0) -> None:

@@ -92,12 +92,16 @@ def _before_body(message: Message, routed: Mapping[str, str]) -> bytes:
     fields = [_field(name, properties.get(name)) for name in _FIELDS]
     sections = []
     if annotations:
-        sections += [_SECTION, bytes((_ANNOTATIONS,)), _map(annotations, key=0xA3)]
+        sections.append(_section(_ANNOTATIONS, _map(annotations, key=0xA3)))
     if any(field != NULL for field in fields):
-        sections += [_SECTION, bytes((_PROPERTIES,)), compound(0xC0, fields)]
+        sections.append(_section(_PROPERTIES, compound(0xC0, fields)))
     if headers:
-        sections += [_SECTION, bytes((_HEADERS,)), _map(headers, key=0xA1)]
+        sections.append(_section(_HEADERS, _map(headers, key=0xA1)))
     return b"".join(sections)
+
+
+def _section(code: int, value: bytes) -> bytes:
+    return bytes((0, 0x53, code)) + value
 
 
 def _field(name: str, value: Any) -> bytes:

@@ -89,9 +89,6 @@ class HandledMessages:
     Args:
         path: the SQLite file; created if missing.
         window: seconds to remember a message.
-
-    Raises:
-        UsageError: the file cannot be opened, or is not a store of handled messages.
     """
 
     def __init__(self, path: Path, window: float) -> None:

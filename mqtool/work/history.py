@@ -40,7 +40,7 @@ class Origin:
 
 
 def attempt_of(delivery: Delivery) -> int:
-    """Return the number of the current attempt, from 1."""
+    """Return the number of the current attempt, counted from 1."""
     return failures_of(delivery) + 1
 
 
@@ -52,7 +52,7 @@ def failures_of(delivery: Delivery) -> int:
 def returns_of(delivery: Delivery) -> int:
     """Return how often the message was moved back from a dead-letter queue.
 
-    If it was moved by `mqtool move`, which keeps all headers, REASON is still set; this counts as one more return.
+    REASON is still set if `mqtool move`, which keeps all headers, moved it; that counts as one more return.
     """
     return _count(delivery.headers.get(RETURNS)) + (REASON in delivery.headers)
 
@@ -76,8 +76,8 @@ def _count(value: object) -> int:
     return min(value, _MOST) if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
 
-def alone(delivery: Delivery) -> Delivery:
-    """Return a copy of the delivery without its headers, except for its attempts, origin and first failure."""
+def without_headers(delivery: Delivery) -> Delivery:
+    """Return a copy of the delivery without headers, except for the attempts, the origin and the first failure."""
     origin, first = origin_of(delivery), delivery.headers.get(FIRST_FAILURE)
     headers = {ATTEMPTS: failures_of(delivery), EXCHANGE: origin.exchange, ROUTING_KEY: origin.routing_key}
     headers |= {FIRST_FAILURE: first} if isinstance(first, datetime) else {}

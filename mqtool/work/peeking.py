@@ -41,7 +41,10 @@ _DEFAULT_LIMIT = 20
 
 
 class How(Enum):
-    """How to read a queue: with basic.get, with a consumer, in turn (if it may be a quorum queue), or as a stream."""
+    """How to read a queue: with basic.get, with a consumer, as a stream, or, if it may be a quorum queue, in batches.
+
+    IN_TURN also reads all messages that were requeued earlier, so that they keep their order.
+    """
 
     GET = auto()
     CONSUME = auto()
@@ -91,7 +94,7 @@ def kind_of(channel: Channel, queue: str, api: Management | None, vhost: str) ->
 
 
 def _limit(said: Sequence[object], default: int | None) -> int | None:
-    """Return the lowest limit in `said`, or `default` if it has none; None for no limit, which a negative one means."""
+    """Return the lowest limit in `said`, or `default` if `said` has none. None, or a negative number, is no limit."""
     limits = [limit for limit in said if isinstance(limit, int)] or ([] if default is None else [default])
     return None if not limits or min(limits) < 0 else min(limits)
 
@@ -185,7 +188,7 @@ class Look:
         self._on_their_way: Iterator[Delivery] = iter(())
 
     def messages(self, most: int | None = None) -> Iterator[Delivery]:
-        """Yield messages, oldest first. Raises the same errors as peek()."""
+        """Yield messages, oldest first. Raises Unavailable and MqtoolError as peek() does."""
         wanted = self._ready if most is None else min(most, self._ready)
         if self._limit is not None:
             for head in self._take(1):
@@ -230,11 +233,11 @@ class Look:
                 yield delivery
 
     def _check_head(self, head: Delivery, limit: int) -> None:
-        """Check that the queue will not drop the message at its head when it is requeued.
+        """Check that the queue will not drop the message at its head if the message is requeued now and once more.
 
         Raises:
-            MqtoolError: peeking once more would drop the message. If requeuing it now would already drop it, it has
-                been published again to the end of the queue.
+            MqtoolError: the queue would. If requeuing the message now would drop it, the message has been published
+                again to the end of the queue.
         """
         count = times_back(head)
         if count < limit - 1:

@@ -1,7 +1,7 @@
 """Delayed messages and retries that wait at the broker: list, cancel, or deliver them now (`mqtool delayed`)."""
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import NamedTuple
 
 from mqtool import management
@@ -16,12 +16,7 @@ from mqtool.work.transfer import move
 
 
 class Waiting(NamedTuple):
-    """A waiting message.
-
-    Attributes:
-        delivery: the message in its wait queue.
-        message: the message as it will be published when it is due.
-    """
+    """A waiting message, as it is in its wait queue (`delivery`), and as it will be published when due (`message`)."""
 
     queue: WaitQueue
     delivery: Delivery
@@ -47,8 +42,9 @@ class WaitingMessages:
         """Yield the wait queues that have messages, each with its number of messages."""
         for view in management.queues(self._api, self._vhost, ("name", "arguments")):
             queue = wait_queue_of(view)
-            if queue is not None and (count := self._depth(queue.name)):
-                yield queue, count
+            with suppress(NotFound):  # the queue has just expired
+                if queue is not None and (count := self._channel.depth_of(queue.name)):
+                    yield queue, count
 
     def exchanges(self) -> Iterator[tuple[str, int]]:
         """Yield the x-delayed-message exchanges that hold messages, each with its number of messages."""
@@ -95,9 +91,3 @@ class WaitingMessages:
 
     def _kind(self, queue: WaitQueue) -> peeking.Kind:
         return peeking.kind_of(self._channel, queue.name, self._api, self._vhost)
-
-    def _depth(self, queue: str) -> int:
-        try:
-            return self._channel.depth_of(queue)
-        except NotFound:  # the queue has just expired
-            return 0

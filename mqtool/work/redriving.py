@@ -22,7 +22,7 @@ Choice = Callable[[Delivery], bool]
 def choice(
     ids: Sequence[str] = (), reason: str | None = None, error: str | None = None, older: float | None = None
 ) -> Choice:
-    """Return a function that tests if a dead letter meets all of the given conditions.
+    """Return a function that returns True for a dead letter that meets all of the given conditions.
 
     Args:
         ids: the message id is in `ids`.
@@ -94,11 +94,7 @@ def redrive(
 
 
 def drop(channel: Channel, source: str, chosen: Choice) -> Iterator[Delivery]:
-    """Delete dead letters; yield each.
-
-    Raises:
-        Unavailable: the queue does not exist.
-    """
+    """Delete dead letters; yield each."""
 
     def message_for(delivery: Delivery) -> Message | None:
         return Message(b"") if chosen(delivery) else None

@@ -82,7 +82,8 @@ class _TooLarge(Exception):
 class Retrying:
     """Moves failed messages to a wait queue or to the dead-letter queue. Thread-safe.
 
-    The caller acknowledges a delivery once it has been moved.
+    The caller acknowledges a delivery once its message has been moved. If the broker does not accept the message,
+    methods raise NotConfirmed, and the caller must not acknowledge.
 
     Args:
         channel: publishes the messages; the caller must not use this channel for anything else, such as consuming.
@@ -98,14 +99,7 @@ class Retrying:
         self._failure: NotConfirmed | None = None
 
     def retry_or_dead_letter(self, delivery: Delivery, ending: Ending) -> bool:
-        """Dead-letter a message after exit status 65; otherwise call retry().
-
-        Returns:
-            True if there will be another attempt.
-
-        Raises:
-            NotConfirmed: the broker did not accept the message, so the delivery must not be acknowledged.
-        """
+        """Dead-letter a message after exit status 65; otherwise retry() it. Return True if it will be retried."""
         if ending.status == EX_DATAERR:
             self.dead_letter(delivery, ending.reason)
             return False
@@ -116,9 +110,6 @@ class Retrying:
 
         Returns:
             True if there will be another attempt.
-
-        Raises:
-            NotConfirmed: the broker did not accept the message, so the delivery must not be acknowledged.
         """
         failures = history.attempt_of(delivery)
         delay = self._policy.delay(failures)
@@ -137,11 +128,7 @@ class Retrying:
         return True
 
     def dead_letter(self, delivery: Delivery, error: str, reason: str = history.REJECTED) -> None:
-        """Move a message to the dead-letter queue. Drop its headers if they leave no room for the history.
-
-        Raises:
-            NotConfirmed: the broker did not accept the message, so the delivery must not be acknowledged.
-        """
+        """Move a message to the dead-letter queue. Drop its headers if they leave no room for the history."""
         queue = dead_letter_queue(delivery.queue)
 
         def publish(dead: Delivery) -> None:
@@ -152,7 +139,7 @@ class Retrying:
             publish(delivery)
         except _TooLarge as too_large:
             error = f"{error}; its headers were dropped: {too_large}"
-            publish(history.alone(delivery))
+            publish(history.without_headers(delivery))
         attempts = history.attempt_of(delivery)
         self._notice(
             f"{name_of(delivery)}: {error}; dead after {attempts} attempt{'s' * (attempts > 1)}, now in {queue.name}"

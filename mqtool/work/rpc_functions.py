@@ -71,7 +71,7 @@ def of_program(command: ExecCommand) -> Function:
     """Return a function that runs a program for each request and replies with the program's stdout.
 
     Args:
-        command: must capture stdout. If the program prints more than the limit, the function raises BadData.
+        command: must capture stdout. If the program prints more than its limit, the function raises BadData.
     """
 
     def answer(request: Delivery) -> Message:
@@ -114,7 +114,7 @@ def answering_once(
     uses the same ids.
 
     Args:
-        cluster: Connection.cluster of the broker that the requests come from.
+        cluster: the cluster name and virtual host of the requests' broker (Connection.cluster).
     """
     from mqtool.work.deduplication import MessageKey  # this module imports SQLite
 

@@ -73,7 +73,6 @@ def move(channel: Channel, delivery: Delivery, message: Message) -> None:
 
 
 def not_taken(delivery: Delivery, receipt: Receipt) -> NotMoved:
-    """Return the error for a message that the broker returned or rejected."""
     return NotMoved(
         f"{name_of(delivery)} was not taken by {receipt.message.routing_key!r}: {receipt.reason}",
         f"it is still in {delivery.queue}",
@@ -148,7 +147,7 @@ def _dropped(messages: Iterable[Message | None]) -> Iterator[Receipt]:
 
 
 def wait_for(channel: Channel, queue: str, ready: int, patience: float = _REQUEUED) -> None:
-    """Wait until a queue has `ready` messages, up to `patience` seconds, since other consumers may take messages."""
+    """Wait until a queue has `ready` messages; at most `patience` seconds, since consumers may take some of them."""
     deadline = time.monotonic() + patience
     while channel.depth_of(queue) < ready and time.monotonic() < deadline:
         time.sleep(_LOOK / 10)
@@ -164,6 +163,7 @@ class Transfer:
         source: consumes from the queue; must not reconnect, since the held messages would then be delivered again.
         target: publishes the messages; None drops them.
         message_for: returns the message to publish for a delivery, or None to keep the delivery in the queue.
+        until: when to end.
         goes_on: called with the error and the message if a message was not accepted; returns True to continue.
         per_second: the maximum rate, in messages per second.
         chooses: False if message_for never returns None.
@@ -291,7 +291,7 @@ class Transfer:
                 return
 
     def _is_over(self, silence: float) -> bool:
-        """True if the transfer is over, after `silence` seconds without a delivery. Waits briefly for another one."""
+        """Wait briefly for a delivery, after `silence` seconds without one; return True if the transfer is over."""
         if self._until.idle is not None:
             patience = self._until.idle - silence
             return patience <= 0 or not self._consumer.arrives(patience)
