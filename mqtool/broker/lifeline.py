@@ -39,10 +39,12 @@ def holds(writing: int, started: Started) -> None:
 
 def _stop(name: str, held: str) -> None:
     deadline = time.monotonic() + (0 if held else _PATIENCE)
-    while (found := state.load(name)) is None and time.monotonic() < deadline:
+    while state.load(name) is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    if found is not None and held in ("", f"{found.pid} {found.born}"):
-        starter_of(found).stop(found)
+    with state.locked(name):
+        found = state.load(name)
+        if found is not None and held in ("", f"{found.pid} {found.born}"):
+            starter_of(found).stop(found)
 
 
 if __name__ == "__main__":

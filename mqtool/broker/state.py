@@ -121,10 +121,13 @@ def differing(started: Started, kind: str, wanted: Wanted) -> list[str]:
 
 @contextmanager
 def locked(name: str) -> Iterator[None]:
-    """Lock the broker with this name. Until the block ends, other commands wait before they start or stop it."""
-    with (made_directory(name) / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    """Lock the broker with this name. Other commands that start, stop or remove it wait until the block ends."""
+    while True:
+        with (made_directory(name) / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if os.fstat(lock.fileno()).st_nlink:  # else `broker rm` has removed the file meanwhile
+                yield
+                return
 
 
 def home() -> Path:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mqtool.broker import state
 from mqtool.broker.choice import STARTERS, Kind
 from mqtool.broker.embedded.testing.authority import Authority
 from mqtool.broker.ports import free_port, is_free
@@ -273,6 +274,25 @@ def test_two_commands_at_once_start_one_broker(home: Shell, at_port: str) -> Non
     both = [home.start(*up), home.start(*up)]
     said = sorted(each.wait().stdout.partition(" at ")[0] for each in both)
     assert said == ["already running", "the embedded broker is up"]
+
+
+@pytest.mark.parametrize("command", ["restart", "down", "rm"])
+def test_commands_that_change_a_broker_wait_for_each_other(
+    home: Shell, at_port: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one starts, restarts, stops or removes it, the others wait; a second `down` finds nothing to stop."""
+    home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", at_port)
+    if command == "rm":
+        home.run("mqtool", "broker", "down")
+    monkeypatch.setenv("XDG_STATE_HOME", str(home.directory / "state"))
+    with state.locked("default"):
+        both = [home.start("mqtool", "broker", command), home.start("mqtool", "broker", command)]
+        time.sleep(2)
+        assert [each.process.poll() for each in both] == [None, None]
+    ended = [each.wait() for each in both]
+    assert sorted(each.code for each in ended) == ([0, 69] if command == "rm" else [0, 0])
+    said = {"restart": "is up again at", "down": "nothing to stop", "rm": "no broker named 'default' was started here"}
+    assert said[command] in "".join(each.stdout + each.stderr for each in ended)
 
 
 def test_ports_stay_over_down_and_up(home: Shell, at_port: str) -> None:

@@ -1,5 +1,6 @@
 """mqtool broker down, status, ls, rm, logs, env; wait; plugin; fault. See broker_up for broker up and restart."""
 
+import contextlib
 import shlex
 import time
 from pathlib import Path
@@ -30,11 +31,12 @@ _LOG_PAUSE = 0.2
 @broker.command("mqtool broker down", "mqtool broker down --name second")
 def down(name: Name = DEFAULT_NAME) -> None:
     """Stop the broker that 'broker up' started; messages are kept."""
-    started = state.load(name)
-    if started is None:
-        output.status(f"nothing to stop: no broker named {name!r} was started here")
-        return
-    starter_of(started).stop(started)
+    with state.locked(name) if state.directory(name).exists() else contextlib.nullcontext():
+        started = state.load(name)
+        if started is None:
+            output.status(f"nothing to stop: no broker named {name!r} was started here")
+            return
+        starter_of(started).stop(started)
     output.status(f"stopped {starter_of(started).describe}")
 
 
@@ -87,20 +89,27 @@ def rm(
     yes: Yes = False, name: Name = DEFAULT_NAME, purge: Annotated[bool, Option(help="Remove its messages too")] = False
 ) -> None:
     """Remove a stopped broker; its messages stay without --purge."""
+    _stopped(name)
+    if purge:
+        ask(f"remove broker {name!r} with all its messages", yes=yes)
+    with state.locked(name):
+        found = _stopped(name)
+        if purge:
+            starter_of(found).discard(found)
+            if (data := Path(str(found.details.get("data")))).exists():
+                output.notice(f"{data} is not ours to remove")
+        else:
+            state.remove_but_data(name)
+    output.status(f"removed {name}")
+
+
+def _stopped(name: str) -> Started:
     found = state.load(name) or state.load_stopped(name) or known(name)
-    starter = starter_of(found)
-    if starter.running(found):
+    if starter_of(found).running(found):
         raise UsageError(
             f"the broker named {name!r} is running", f"to stop it: {pasteable('broker down --name=', name)}"
         )
-    if purge:
-        ask(f"remove broker {name!r} with all its messages", yes=yes)
-        starter.discard(found)
-        if (data := Path(str(found.details.get("data")))).exists():
-            output.notice(f"{data} is not ours to remove")
-    else:
-        state.remove_but_data(name)
-    output.status(f"removed {name}")
+    return found
 
 
 @broker.command("mqtool broker logs", "mqtool broker logs -f")

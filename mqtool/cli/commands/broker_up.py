@@ -96,8 +96,12 @@ def up(
         starter = _prepared(kind, wanted)
         if foreground and isinstance(starter, Embedded):
             output.status(f"starting {starter.describe} …")
-            locked.close()
-            starter.stay(wanted, lambda started: _say_new(_ready(readiness.remember_definitions(started, definitions))))
+
+            def when_up(started: Started) -> None:
+                locked.close()
+                _say_new(_ready(readiness.remember_definitions(started, definitions)))
+
+            starter.stay(wanted, when_up)
             return
         started = _start(starter, wanted, foreground=foreground)
     _say_new(started)
@@ -209,7 +213,8 @@ def _stay(started: Started) -> None:
                 raise Unavailable("the broker has ended", where_log_is(started))
             time.sleep(_PAUSE)
         output.status("stopping …")
-        starter.stop(started)
+        with state.locked(started.name):
+            starter.stop(started)
 
 
 def _reachable(access: Access) -> Address | None:
@@ -304,9 +309,11 @@ def serve(
 @broker.command("mqtool broker restart", "mqtool broker restart --name second")
 def restart(name: Name = DEFAULT_NAME) -> None:
     """Restart the broker that 'broker up' started; messages are kept."""
-    started = known(name)
-    starter = starter_of(started)
-    output.status(f"restarting {starter.describe} …")
-    with stopping.calling(lambda: None):  # no Ctrl-C between stop and start
-        started = starter.restart(started)
-    _say_up(_ready(started), f"{starter.describe} is up again")
+    known(name)
+    with state.locked(name):
+        starter = starter_of(started := known(name))
+        output.status(f"restarting {starter.describe} …")
+        with stopping.calling(lambda: None):  # no Ctrl-C between stop and start
+            started = starter.restart(started)
+        started = _ready(started)
+    _say_up(started, f"{starter.describe} is up again")
