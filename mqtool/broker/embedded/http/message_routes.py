@@ -291,10 +291,10 @@ def begin_fault(call: Call) -> Answer:
     if not isinstance(name := body.pop("fault", None), str):
         raise bad_request('the body must have a "fault", such as {"fault": "cut_connections"}')
     try:
-        begun = call.api.under_test().begin(fault_of(name, body))
+        number, met = call.api.under_test().begin(fault_of(name, body))
     except ValueError as error:
         raise bad_request(str(error)) from error
-    return Answer(HTTPStatus.CREATED, {"id": begun.number or None, "met": begun.met})
+    return Answer(HTTPStatus.CREATED, {"id": number or None, "met": met})
 
 
 @route("DELETE", "mqtool/faults", administrator)

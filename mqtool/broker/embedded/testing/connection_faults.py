@@ -17,12 +17,15 @@ from mqtool.broker.embedded.testing.fault import Client, Fault, Scene
 _SEND_RST = struct.pack("ii", 1, 0)
 
 
-class Between(asyncio.Transport):
-    """A transport that wraps another one and forwards every call to it. Base class of the fault layers."""
+class Layer(asyncio.Transport):
+    """A transport that wraps another one and forwards every call to it. Subclasses change what is sent, or when."""
 
     def __init__(self, inner: asyncio.Transport) -> None:
         super().__init__()
         self.inner = inner
+
+    def release(self) -> None:
+        """Send everything that the layer has kept back. Called when the fault ends."""
 
     def get_extra_info(self, name: str, default: object = None) -> object:
         return self.inner.get_extra_info(name, default)
@@ -49,8 +52,8 @@ class Between(asyncio.Transport):
         return self.inner.get_write_buffer_size()
 
 
-class Frozen(Between):
-    """A transport that neither sends nor receives anything until thaw()."""
+class Frozen(Layer):
+    """A transport that neither sends nor receives anything until release()."""
 
     def __init__(self, inner: asyncio.Transport) -> None:
         super().__init__(inner)
@@ -71,17 +74,16 @@ class Frozen(Between):
         return self._closing is not None or self.inner.is_closing()
 
     def resume_reading(self) -> None:
-        """Ignored: reading resumes after thaw()."""
+        """Do nothing: reading resumes when the layer is removed."""
 
-    def thaw(self) -> None:
-        """Send everything written since the freeze, and close the transport if close() or abort() was called."""
+    def release(self) -> None:
         self.inner.write(b"".join(self._kept))
         if self._closing is not None:
             self._closing()
 
 
-class Slow(Between):
-    """A transport that delays everything it sends by a number of seconds."""
+class Slow(Layer):
+    """A transport that sends everything some seconds later."""
 
     def __init__(self, inner: asyncio.Transport, seconds: float) -> None:
         super().__init__(inner)
@@ -102,26 +104,26 @@ class Slow(Between):
     def close(self) -> None:
         self._later(self.inner.close)
 
-    def catch_up(self) -> None:
+    def release(self) -> None:
         while self._waiting:
             self._next()
 
 
-def innermost(connection: Client) -> asyncio.Transport:
+def _innermost(connection: Client) -> asyncio.Transport:
     """Return the transport of a connection's socket, inside the layers that faults have added."""
     transport = connection.transport
-    while isinstance(transport, Between):
+    while isinstance(transport, Layer):
         transport = transport.inner
     return transport
 
 
-def take_out(connection: Client, layer: Between) -> None:
-    """Remove a layer that a fault has added to a connection's transport."""
+def _remove(layer: Layer, connection: Client) -> None:
+    """Remove a layer from a connection's transport. Other faults may have added layers around it."""
     if connection.transport is layer:
         connection.transport = layer.inner
         return
     outer = connection.transport
-    while isinstance(outer, Between):
+    while isinstance(outer, Layer):
         if outer.inner is layer:
             outer.inner = layer.inner
             return
@@ -150,7 +152,7 @@ class CutConnections(Fault):
     def begin(self, scene: Scene) -> int:
         met = list(_named(scene, self.name))
         for connection in met:
-            transport = innermost(connection)
+            transport = _innermost(connection)
             if self.reset:
                 transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _SEND_RST)
                 transport.abort()
@@ -173,9 +175,9 @@ class CloseConnections(Fault):
 
     def begin(self, scene: Scene) -> int:
         opened = [each for each in _named(scene, self.name) if each.is_open]
+        error = ConnectionException(self.code)
+        error.text = self.text
         for connection in opened:
-            error = ConnectionException(self.code)
-            error.text = self.text
             connection.close(error)
         return len(opened)
 
@@ -199,9 +201,9 @@ class CloseChannels(Fault):
             for channel in connection.channels.values()
             if channel.state == "open"
         ]
+        error = ChannelException(self.code)
+        error.text = self.text
         for channel in opened:
-            error = ChannelException(self.code)
-            error.text = self.text
             channel.close(error, 0)
         return len(opened)
 
@@ -229,59 +231,54 @@ class RefuseConnections(Fault):
 
 
 @dataclass
-class GoSilent(Fault):
-    """Makes the broker hang: it reads nothing and sends nothing, not even heartbeats."""
+class _LayerFault(Fault):
+    """The base class of faults that add a layer to the transport of each connection."""
 
-    seconds: float | None = None
-    _frozen: list[Client] = field(default_factory=list, init=False, repr=False)
-    _layers: list[Frozen] = field(default_factory=list, init=False, repr=False)
-
-    def duration(self) -> float | None:
-        return self.seconds
+    _layers: list[tuple[Client, Layer]] = field(default_factory=list, init=False, repr=False)
 
     def begin(self, scene: Scene) -> int:
         for connection in scene.connections:
             self.connected(connection)
-        return len(self._frozen)
+        return len(self._layers)
+
+    def add(self, connection: Client, layer: Layer) -> None:
+        connection.transport = layer
+        self._layers.append((connection, layer))
+
+    def end(self, scene: Scene) -> None:  # noqa: ARG002
+        for connection, layer in self._layers:
+            _remove(layer, connection)
+            layer.release()
+
+
+@dataclass
+class GoSilent(_LayerFault):
+    """Makes the broker hang: it reads nothing and sends nothing, not even heartbeats."""
+
+    seconds: float | None = None
+
+    def duration(self) -> float | None:
+        return self.seconds
 
     def connected(self, connection: Client) -> None:
         connection.stop_heartbeats()
-        layer = Frozen(connection.transport)
-        connection.transport = layer
-        self._frozen.append(connection)
-        self._layers.append(layer)
+        self.add(connection, Frozen(connection.transport))
 
-    def end(self, scene: Scene) -> None:  # noqa: ARG002
-        for connection, layer in zip(self._frozen, self._layers, strict=True):
-            take_out(connection, layer)
-            layer.thaw()
+    def end(self, scene: Scene) -> None:
+        super().end(scene)
+        for connection, _ in self._layers:
             connection.start_heartbeats(connection.heartbeat)
             connection.write(b"")  # flushing also resumes reading
 
 
 @dataclass
-class SlowDown(Fault):
+class SlowDown(_LayerFault):
     """Delays everything that the broker sends."""
 
     seconds: float = 0.1
-    _layers: list[Slow] = field(default_factory=list, init=False, repr=False)
-    _slow: list[Client] = field(default_factory=list, init=False, repr=False)
-
-    def begin(self, scene: Scene) -> int:
-        for connection in scene.connections:
-            self.connected(connection)
-        return len(self._slow)
 
     def connected(self, connection: Client) -> None:
-        layer = Slow(connection.transport, self.seconds)
-        connection.transport = layer
-        self._slow.append(connection)
-        self._layers.append(layer)
-
-    def end(self, scene: Scene) -> None:  # noqa: ARG002
-        for connection, layer in zip(self._slow, self._layers, strict=True):
-            take_out(connection, layer)
-            layer.catch_up()
+        self.add(connection, Slow(connection.transport, self.seconds))
 
 
 @dataclass

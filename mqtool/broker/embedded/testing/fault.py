@@ -29,7 +29,7 @@ KINDS: dict[str, "type[Fault]"] = {}
 
 @dataclass(frozen=True)
 class Scene:
-    """The parts of a broker that faults act on.
+    """The parts of a broker that faults affect.
 
     Attributes:
         broker: the broker.
@@ -45,7 +45,6 @@ class Scene:
 
     @property
     def connections(self) -> list[Client]:
-        """The connections of all protocols."""
         return [connection for connections in self.by_protocol for connection in connections]
 
     def shut(self) -> None:
@@ -62,8 +61,10 @@ class Scene:
 class Fault:
     """The base class of faults. Subclasses are dataclasses; their fields are the arguments that a request can set.
 
+    The broker calls begin(), and then, for each event while the fault is in force, the method named after the event.
+
     Attributes:
-        lasts: True if the fault stays in force until undone, timed out or used up; False if begin() is all it does.
+        lasts: False if the fault is over after begin(); True if it ends when undone, timed out or used up.
         used_up: True if the fault no longer affects anything.
     """
 
@@ -71,10 +72,11 @@ class Fault:
     used_up: bool = False
 
     def __init_subclass__(cls) -> None:
-        KINDS[_snake(cls.__name__)] = cls
+        if not cls.__name__.startswith("_"):
+            KINDS[name_of(cls)] = cls
 
     def begin(self, scene: Scene) -> int:  # noqa: ARG002
-        """Start the fault. Returns the number of connections, channels or consumers that it affects."""
+        """Start the fault. Return the number of connections, channels or consumers that it affects."""
         return 0
 
     def end(self, scene: Scene) -> None:
@@ -85,28 +87,24 @@ class Fault:
         return None
 
     def connected(self, connection: Client) -> None:
-        """Called for each new connection while the fault is in force."""
+        """Apply the fault to a new connection."""
 
     def publishing(self, routing: Routing) -> bool:  # noqa: ARG002
-        """Called for each published message. May change `routing.queues`. Returns True to reject it with a nack."""
+        """Return True to answer a publish with a nack. May change the queues that get the message (`routing.queues`)."""
         return False
 
     def acknowledging(self, queue: Queue) -> bool:  # noqa: ARG002
-        """Called for each acknowledgement. Returns True to lose it."""
+        """Return True to lose an acknowledgement of a message in this queue."""
         return False
 
     def confirming(self, data: bytes, send: Callable[[bytes], None]) -> bool:  # noqa: ARG002
-        """Called for each batch of confirms. Returns True to delay the batch; the fault then calls `send` later."""
+        """Return True to delay publisher confirms; the fault then sends the encoded confirms later, with send(data)."""
         return False
 
 
-def _snake(name: str) -> str:
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
-
-
-def name_of(fault: Fault) -> str:
-    """Return the name of a fault, such as `cut_connections`."""
-    return _snake(type(fault).__name__)
+def name_of(kind: type[Fault]) -> str:
+    """Return the name of a fault class in requests, such as `cut_connections` for CutConnections."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
 
 
 def arguments_of(kind: Any) -> dict[str, Any]:

@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 class QueueQuestions:
-    """Queries about one queue. The `repr` describes the state of the queue."""
+    """Queries about one queue. Its `repr` describes the state of the queue."""
 
     def __init__(self, questions: "Questions", name: str) -> None:
         self._questions = questions
@@ -83,13 +83,13 @@ class Questions(ABC):
 
     @abstractmethod
     def now(self, ask: Callable[[BrokerUnderTest, str], T]) -> T:
-        """Call a function with the broker and the name of the virtual host, on the broker's event loop."""
+        """Call `ask` with the broker and the name of the virtual host, on the broker's event loop."""
 
     def wait_for_count(self, ask: Callable[[BrokerUnderTest, str], Messages], count: int, timeout: float) -> Messages:
         """Repeat a query until it finds `count` messages or the timeout expires, and return its last result."""
         deadline = time.monotonic() + timeout
         found = self.now(ask)
-        while len(found) < count and not self._waiting and not on_a_loop() and time.monotonic() < deadline:
+        while len(found) < count and not self._waiting and not _on_event_loop() and time.monotonic() < deadline:
             time.sleep(_INTERVAL)
             found = self.now(ask)
         return found
@@ -135,7 +135,7 @@ class Questions(ABC):
             AssertionError: the timeout expired; the error says what happened instead.
             RuntimeError: called on an event loop.
         """
-        if on_a_loop():
+        if _on_event_loop():
             raise RuntimeError("wait_for() would hold up the event loop: await until() instead")
         deadline = time.monotonic() + timeout
         while not (result := self._asked(condition)):
@@ -172,7 +172,7 @@ class Questions(ABC):
         self.now(lambda broker, vhost: broker.reset(vhost))
 
 
-def on_a_loop() -> bool:
+def _on_event_loop() -> bool:
     """Return True if the caller runs on an event loop, which must not be blocked."""
     try:
         asyncio.get_running_loop()
@@ -182,13 +182,13 @@ def on_a_loop() -> bool:
 
 
 class AskBroker(Protocol):
-    """A callable that runs a function on a broker's event loop and returns the function's result."""
+    """A function such as EmbeddedBroker.under_test(), which calls `ask` on the broker's event loop."""
 
     def __call__(self, ask: Callable[[BrokerUnderTest], T], /) -> T: ...
 
 
 class BegunFault:
-    """A fault that was started. It ends with the `with` block, with undo(), when its time is up, or with the test.
+    """A fault that was started. The fault ends with the `with` block, with undo(), after its time, or with the test.
 
     Attributes:
         met: how many connections, channels or consumers the fault affected.
@@ -200,7 +200,7 @@ class BegunFault:
         self.met = met
 
     def undo(self) -> None:
-        """End the fault, if it is still in force."""
+        """End the fault, if it is in force."""
         self._faults.undo(self._number)
 
     def __enter__(self) -> Self:
@@ -219,9 +219,7 @@ class Faults:
         self._ask = ask
 
     def begin(self, fault: Fault) -> BegunFault:
-        """Start a fault."""
-        begun = self._ask(lambda broker: broker.begin(fault))
-        return BegunFault(self, begun.number, begun.met)
+        return BegunFault(self, *self._ask(lambda broker: broker.begin(fault)))
 
     def undo(self, number: int) -> None:
         """End the fault with this number, if it is in force."""

@@ -8,7 +8,6 @@ from typing import Any
 from mqtool.broker.embedded.model.amqp_message import Message
 from mqtool.codecs.field_tables import Table
 
-#: Limits of a recording. When one is exceeded, the oldest events are dropped.
 MAX_EVENTS = 100_000
 MAX_BYTES = 64 * 1024 * 1024
 
@@ -22,11 +21,12 @@ class Recorded:
         what: `published`, `acked`, `rejected` or `requeued`; `ready` for a message that is in a queue.
         vhost: the virtual host of the message.
         queues: for `published`, the queues that the message was routed to; otherwise the queue it is or was in.
-        exchange, routing_key, body: as published.
+        exchange: the exchange that the message was published to; empty for the default exchange.
+        routing_key, body: as published.
         redelivered: True if the message was delivered before.
     """
 
-    __slots__ = ("_message", "queues", "redelivered", "vhost", "what")
+    __slots__ = ("_message", "body", "exchange", "queues", "redelivered", "routing_key", "vhost", "what")
 
     def __init__(
         self, what: str, vhost: str, message: Message, queues: Iterable[str], *, redelivered: bool = False
@@ -34,23 +34,11 @@ class Recorded:
         self.what = what
         self.vhost = vhost
         self.queues = tuple(queues)
+        self.exchange = message.exchange
+        self.routing_key = message.routing_key
+        self.body = message.body
         self.redelivered = redelivered
         self._message = message
-
-    @property
-    def exchange(self) -> str:
-        """The exchange that the message was published to; empty for the default exchange."""
-        return self._message.exchange
-
-    @property
-    def routing_key(self) -> str:
-        """The routing key of the message."""
-        return self._message.routing_key
-
-    @property
-    def body(self) -> bytes:
-        """The body of the message."""
-        return self._message.body
 
     @property
     def headers(self) -> Table:
@@ -84,7 +72,6 @@ class Messages(list[Recorded]):
 
     @property
     def bodies(self) -> list[bytes]:
-        """The bodies of the messages."""
         return [message.body for message in self]
 
     def __repr__(self) -> str:
@@ -92,7 +79,7 @@ class Messages(list[Recorded]):
 
 
 class Recording:
-    """The recorded events, oldest first: up to MAX_EVENTS and MAX_BYTES."""
+    """The latest events, oldest first: at most MAX_EVENTS, with at most MAX_BYTES in their bodies."""
 
     def __init__(self) -> None:
         self._events: deque[Recorded] = deque()

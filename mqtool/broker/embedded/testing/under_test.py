@@ -5,7 +5,7 @@ Everything in this module runs on the broker's event loop.
 
 import asyncio
 from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.broker import Broker
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 
 class _Hooks:
-    """The broker's hooks, attached only while there is a recording or a fault in force.
+    """Records what happens to messages, and applies faults.
+
+    The broker calls these methods through `Broker.hooks`, which is set only while there is a recording or a fault.
 
     Attributes:
         recording: the record of what happens to messages; None if recording is off.
@@ -36,12 +38,10 @@ class _Hooks:
         self._attach()
 
     def add(self, fault: Fault) -> None:
-        """Start calling a fault."""
         self.faults.append(fault)
         self._attach()
 
     def remove(self, fault: Fault) -> None:
-        """Stop calling a fault."""
         self.faults = [each for each in self.faults if each is not fault]
         self._attach()
 
@@ -81,7 +81,6 @@ class _Hooks:
         return True
 
     def rejected(self, queue: Queue, entry: Entry, *, requeue: bool) -> None:
-        """Record a rejection."""
         self._settled("requeued" if requeue else "rejected", queue, entry)
 
     def _settled(self, what: str, queue: Queue, entry: Entry) -> None:
@@ -89,21 +88,9 @@ class _Hooks:
             self.recording.add(Recorded(what, queue.vhost, entry.message, [queue.name], redelivered=entry.redelivered))
 
     def confirm(self, data: bytes, send: Callable[[bytes], None]) -> None:
-        """Send confirms, unless a fault holds them back."""
+        """Send confirms, unless a fault delays them."""
         if not any(fault.confirming(data, send) for fault in self.faults):
             send(data)
-
-
-class BegunFault(NamedTuple):
-    """A fault that was started.
-
-    Attributes:
-        number: the id for undo(); 0 if the fault is already over.
-        met: how many connections, channels or consumers the fault affected.
-    """
-
-    number: int
-    met: int
 
 
 class BrokerUnderTest:
@@ -123,15 +110,20 @@ class BrokerUnderTest:
         self._numbers = 0
         self._in_force: dict[int, Fault] = {}
 
-    def begin(self, fault: Fault) -> BegunFault:
-        """Start a fault."""
+    def begin(self, fault: Fault) -> tuple[int, int]:
+        """Start a fault.
+
+        Returns:
+            The number for undo(), 0 if the fault is already over; and how many connections, channels or consumers the
+            fault affected.
+        """
         met = fault.begin(self._scene)
         if not fault.lasts:
-            return BegunFault(0, met)
+            return 0, met
         seconds = fault.duration()
         if seconds == 0:
             fault.end(self._scene)
-            return BegunFault(0, met)
+            return 0, met
         self._numbers += 1
         number = self._numbers
         self._in_force = {each: one for each, one in self._in_force.items() if not one.used_up}
@@ -139,10 +131,10 @@ class BrokerUnderTest:
         self._hooks.add(fault)
         if seconds is not None:
             self._scene.call_later(seconds, lambda: self.undo(number))
-        return BegunFault(number, met)
+        return number, met
 
     def undo(self, number: int) -> bool:
-        """End a fault. Returns True if it was in force."""
+        """End a fault. Returns True if the fault was in force."""
         fault = self._in_force.pop(number, None)
         if fault is None:
             return False
@@ -151,7 +143,6 @@ class BrokerUnderTest:
         return not fault.used_up
 
     def clear(self) -> None:
-        """End all faults."""
         for number in reversed(list(self._in_force)):
             self.undo(number)
 
@@ -160,7 +151,7 @@ class BrokerUnderTest:
         return [
             {
                 "id": number,
-                "fault": name_of(fault),
+                "fault": name_of(type(fault)),
                 "arguments": {name: getattr(fault, name) for name in arguments_of(type(fault))},
             }
             for number, fault in self._in_force.items()
