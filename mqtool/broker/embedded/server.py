@@ -13,7 +13,7 @@ from mqtool.broker.embedded.model.broker import LOW_ON_DISK, Broker
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.profile import profile
 from mqtool.broker.embedded.settings import Settings
-from mqtool.broker.embedded.sockets.listener import Connections, Listener
+from mqtool.broker.embedded.sockets.listener import Connections, Listener, caused_by
 from mqtool.broker.embedded.wire.amqp_connection import Connection
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("mqtool.broker.embedded")
 
 _CHECK_CONSUMERS_SECONDS = 60.0
-_SAID_AGAIN_SECONDS = 60.0
 
 _WITH_TLS = {"amqp": "amqp/ssl", "http": "https", "stream": "stream/ssl"}
 
@@ -49,8 +48,8 @@ class Server:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._doors: list[Listener] = []
-        self._management_doors: list[Listener] = []
+        self._listeners: list[Listener] = []
+        self._management_listeners: list[Listener] = []
         self._tls: ssl.SSLContext | None = None
         self._under_test: BrokerUnderTest | None = None
         self._connections: Connections[Connection] = Connections()
@@ -73,17 +72,16 @@ class Server:
             await self._listen()
         except OSError:
             # Release the ports and the data directory, so that this process can try again.
-            self._close_doors()
+            self._close_listeners()
             self.broker.ledger.close()
             raise
 
     def _load_definitions(self) -> None:
-        path = self._settings.definitions
-        if path is not None:
+        if self._settings.definitions is not None:
             # Not imported at the top: most brokers start without definitions.
             from mqtool.broker.embedded.http.definition_routes import load_file
 
-            self.left_out = load_file(self.broker, path)
+            self.left_out = load_file(self.broker, self._settings.definitions)
             for what in self.left_out:
                 log.warning("%s", what)
 
@@ -94,33 +92,35 @@ class Server:
         if settings.recording:
             self.under_test()
         hosts = settings.listen or [settings.host]
-        await self._open_doors(self._doors, "amqp", self._new_connection, hosts, settings.port)
+        await self._listen_on(
+            self._listeners, "amqp", lambda: Connection(self.broker, self._connections), hosts, settings.port
+        )
         if settings.management_port is not None:
-            await self._open_doors(
-                self._management_doors, "http", self._management(), [settings.host], settings.management_port
+            await self._listen_on(
+                self._management_listeners, "http", self._management(), [settings.host], settings.management_port
             )
         if settings.stream_port is not None:
-            await self._open_doors(self._doors, "stream", self._streams(), hosts, settings.stream_port)
+            await self._listen_on(self._listeners, "stream", self._streams(), hosts, settings.stream_port)
         self._check_consumers()
         if self._disk_space is not None:
-            self._disk_space.look()
+            self._disk_space.check()
         log.info("listening on %s", ", ".join(self.urls().values()))
 
-    async def _open_doors(
+    async def _listen_on(
         self,
-        doors: list[Listener],
+        listeners: list[Listener],
         protocol: str,
         new_connection: Callable[[], asyncio.Protocol],
         hosts: Sequence[str],
         port: int,
     ) -> None:
         """Listen on a port without TLS and, if TLS is on, on the port below with TLS, as 5671 and 5672 in RabbitMQ."""
-        each = [(protocol, Listener(new_connection), port)]
+        added = [(protocol, Listener(new_connection), port)]
         if self._tls is not None:
-            each.append((_WITH_TLS[protocol], Listener(new_connection, self._tls), port and port - 1))
-        for name, door, wanted in each:
-            doors.append(door)
-            self.broker.listeners[name] = (self._settings.host, await door.listen(hosts, wanted))
+            added.append((_WITH_TLS[protocol], Listener(new_connection, self._tls), port and port - 1))
+        for name, listener, wanted in added:
+            listeners.append(listener)
+            self.broker.listeners[name] = (self._settings.host, await listener.listen(hosts, wanted))
 
     def urls(self) -> dict[str, str]:
         """Return the URLs of the broker's ports, by the protocol names of the management API."""
@@ -128,9 +128,6 @@ class Server:
         host = f"[{host}]" if ":" in host else host
         ports = {protocol: port for protocol, (_, port) in self.broker.listeners.items()}
         return {name: url.format(f"{host}:{ports[name]}") for name, url in _URLS.items() if name in ports}
-
-    def _new_connection(self) -> Connection:
-        return Connection(self.broker, self._connections)
 
     def _management(self) -> Callable[[], asyncio.Protocol]:
         # Not imported at the top: without HTTP and JSON, a broker without a management port starts faster.
@@ -154,19 +151,19 @@ class Server:
         from mqtool.broker.embedded.streaming.subscriptions import Groups
 
         connections = self._stream_connections
-        groups = Groups()
+        groups: Groups = {}
         self.broker.add_clients(connections)
         return lambda: StreamConnection(self.broker, connections, groups)
 
     def under_test(self) -> "BrokerUnderTest":
         """Return the object that tests use for queries and faults. Call this on the broker's event loop."""
         if self._under_test is None:
-            # Not imported at the top: most brokers are not under test.
+            # Not imported at the top: most brokers are used without recording and faults.
             from mqtool.broker.embedded.testing.under_test import BrokerUnderTest
 
             connections = (self._connections, self._stream_connections)
             self._under_test = BrokerUnderTest(
-                self.broker, connections, self._doors, recording=self._settings.recording
+                self.broker, connections, self._listeners, recording=self._settings.recording
             )
         return self._under_test
 
@@ -215,7 +212,7 @@ class Server:
 
     async def stop(self) -> None:
         """Close all connections and finish writing to disk."""
-        self._close_doors()
+        self._close_listeners()
         if self._checking is not None:
             self._checking.cancel()
         if self._disk_space is not None:
@@ -229,15 +226,15 @@ class Server:
             for transport in [connection.transport for connection in each]:
                 transport.abort()
         await asyncio.sleep(0)
-        self.broker.ledger.close(self._returned())
+        self.broker.ledger.close(self._redelivered())
         log.info("stopped")
 
-    def _close_doors(self) -> None:
-        for door in [*self._doors, *self._management_doors]:
-            door.close()
+    def _close_listeners(self) -> None:
+        for listener in [*self._listeners, *self._management_listeners]:
+            listener.close()
 
-    def _returned(self) -> list[Entry]:
-        """Return the stored messages that were delivered before. After a restart they are marked as redelivered."""
+    def _redelivered(self) -> list[Entry]:
+        """Return the stored messages that were delivered before, so that they are so marked after a restart."""
         return [
             entry
             for vhost in self.broker.vhosts.values()
@@ -247,27 +244,19 @@ class Server:
         ]
 
 
-class _Exceptions:
-    """Logs exceptions of the event loop, but "too many open files" only once a minute.
-
-    asyncio reports this error a thousand times for each client that waits to be accepted.
-    """
-
-    def __init__(self) -> None:
-        self._next = 0.0
-
-    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        error = context.get("exception")
-        if not isinstance(error, OSError) or error.errno not in (errno.EMFILE, errno.ENFILE):
-            loop.default_exception_handler(context)
-        elif loop.time() >= self._next:
-            self._next = loop.time() + _SAID_AGAIN_SECONDS
-            log.error("no file descriptors are left: new connections have to wait (see ulimit -n)")
+def _log_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log an exception of the event loop. "Too many open files" comes a thousand times for each waiting client."""
+    error = context.get("exception")
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        no_files = "no file descriptors are left: new connections have to wait (see ulimit -n)"
+        log.error(no_files, extra=caused_by("file descriptors", 60.0))
+    else:
+        loop.default_exception_handler(context)
 
 
 async def run(settings: Settings, stop: asyncio.Event, when_ready: Callable[[Server], None]) -> None:
     """Run a broker until `stop` is set. The event loop must run nothing else: its exception handler is replaced."""
-    asyncio.get_running_loop().set_exception_handler(_Exceptions())
+    asyncio.get_running_loop().set_exception_handler(_log_exception)
     server = Server(settings)
     await server.start()
     try:

@@ -11,11 +11,11 @@ from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.rights import Rights
 from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
-from mqtool.broker.embedded.sockets.listener import Connections, OneLineASecond, caused_by
+from mqtool.broker.embedded.sockets.listener import Connections, Repetitions, caused_by
 from mqtool.codecs.field_tables import Table
 
 log = logging.getLogger("mqtool.broker.embedded")
-log.addFilter(OneLineASecond())
+log.addFilter(Repetitions())
 
 _HANDSHAKE_SECONDS = 10.0
 _LOGGED_CHARACTERS = 500

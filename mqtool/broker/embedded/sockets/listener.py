@@ -289,8 +289,8 @@ class Connections(set[C], Generic[C]):
         self.allow(connection)
 
 
-class OneLineASecond(logging.Filter):
-    """A log filter that passes one record a second for each cause. The next record says how many were suppressed.
+class Repetitions(logging.Filter):
+    """A log filter that suppresses repetitions. The next record that passes says how many were suppressed.
 
     Only records with a `cause` are filtered: `log.warning("...", extra=caused_by("handshake"))`.
     """
@@ -308,12 +308,12 @@ class OneLineASecond(logging.Filter):
         if now < self._next.get(cause, 0.0):
             self._left_out[cause] = self._left_out.get(cause, 0) + 1
             return False
-        self._next[cause] = now + 1.0
+        self._next[cause] = now + record.__dict__["seconds"]
         if left_out := self._left_out.pop(cause, 0):
             record.msg = f"{record.msg} (and {left_out} more like this)"
         return True
 
 
-def caused_by(cause: str) -> dict[str, Any]:
-    """Return the `extra` argument of a log call that is limited to one line a second for each `cause`, a fixed text."""
-    return {"cause": cause}
+def caused_by(cause: str, seconds: float = 1.0) -> dict[str, Any]:
+    """Return the `extra` argument of a log call that writes at most one line in `seconds` for each `cause`."""
+    return {"cause": cause, "seconds": seconds}

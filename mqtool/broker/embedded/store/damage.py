@@ -98,7 +98,7 @@ def _checksum(order: str, before: bytes, data: bytes) -> bytes:
 
 
 def _is_torn(data: bytes, read: int, commit: int) -> bool:
-    """Return whether only the last page of a group of changes has a wrong checksum.
+    """Return True if only the last page of a group of changes has a wrong checksum.
 
     The usual cause is that the broker was killed, or the disk was full, during the write; nothing in the group was then
     confirmed. Damage to that page looks the same.
@@ -133,7 +133,7 @@ def new_directory(parent: Path) -> Path:
 
 
 def is_sound(db: sqlite3.Connection) -> bool:
-    """Return whether SQLite's quick check finds no damage in a database."""
+    """Return True if SQLite's quick check finds no damage in a database."""
     try:
         return bool(db.execute("PRAGMA quick_check(1)").fetchone()[0] == b"ok")
     except sqlite3.DatabaseError as error:
@@ -146,7 +146,7 @@ def salvage(database: Path, schema: str) -> str:
     """Copy the readable rows of a damaged database to a new one, and move the old one away. Return a report.
 
     Raises:
-        OSError: no definition can be read; the files are left unchanged.
+        OSError: no definition can be read; the files are unchanged.
     """
     new = database.with_name(database.name + ".salvaged")
     new.unlink(missing_ok=True)

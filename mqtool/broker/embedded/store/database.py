@@ -28,10 +28,10 @@ CREATE TABLE IF NOT EXISTS entry (
 
 _COLUMNS = "row, holder, due, delivery_count, redelivered, address, header, body"
 _ALL = f"SELECT {_COLUMNS} FROM entry ORDER BY row"  # noqa: S608 - our own names
-_SOME = f"SELECT {_COLUMNS} FROM entry WHERE row IN ({', '.join('?' * BATCH)}) ORDER BY row"  # noqa: S608 - our own names
+_BY_ROWS = f"SELECT {_COLUMNS} FROM entry WHERE row IN ({', '.join('?' * BATCH)}) ORDER BY row"  # noqa: S608 - our own names
 
 #: A read of several messages stops once their bodies exceed this many bytes.
-_ENOUGH = 1024 * 1024
+_READ_LIMIT = 1024 * 1024
 
 
 class Database:
@@ -56,24 +56,16 @@ class Database:
         version = self.db.execute("PRAGMA user_version").fetchone()[0]
         return not version and not self.db.execute("SELECT COUNT(*) FROM definition").fetchone()[0]
 
-    def defaults_made(self) -> None:
-        """Record that the default definitions have been created."""
+    def mark_as_used(self) -> None:
+        """Record that the default definitions have been created, so that `is_new` is false from now on."""
         self.db.execute("PRAGMA user_version = 1")
 
     def sync(self) -> None:
-        """Block until everything committed so far is on disk. Safe to call from any thread.
-
-        Raises:
-            OSError: the log cannot be written to disk.
-        """
+        """Block until everything committed so far is on disk. Safe to call from any thread."""
         os.fsync(self._log)
 
     def checkpoint(self) -> None:
-        """Copy the log to the database file, so that SQLite can reuse the log. Safe to call from any thread.
-
-        Raises:
-            sqlite3.Error: the database file cannot be written.
-        """
+        """Copy the log to the database file, so that SQLite can reuse the log. Safe to call from any thread."""
         self._checkpoints.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def close(self) -> None:
@@ -101,7 +93,7 @@ def open_database(directory: Path) -> Database:
 
 
 def _explained(error: Exception, directory: Path) -> OSError:
-    """Convert an error to an OSError that explains it. For a full disk, state the free and the required space."""
+    """Convert an error to an OSError with a full sentence. For a full disk, state the free and the required space."""
     code = error.errno if isinstance(error, OSError) else None
     is_full = code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "full" in str(error)
     if not is_full and isinstance(error, sqlite3.Error):
@@ -202,11 +194,7 @@ class StoredEntry(NamedTuple):
     body: bytes
 
     def entry(self, headers: HeaderReader) -> Entry:
-        """Decode the stored message.
-
-        Raises:
-            ValueError, TypeError: the row is damaged.
-        """
+        """Decode the stored message. Raises ValueError or TypeError if the row is damaged."""
         entry = Entry(Message(self.address, headers.read(self.header), self.body), self.row, self.due)
         entry.row = self.row
         entry.acquired_count = entry.delivery_count = self.delivery_count
@@ -220,18 +208,14 @@ def all_entries(db: sqlite3.Connection) -> Iterator[StoredEntry]:
 
 
 def entries_in(db: sqlite3.Connection, rows: Sequence[int]) -> list[StoredEntry]:
-    """Return up to BATCH messages by row number, in this order; if they are large, only the first of them.
-
-    Raises:
-        sqlite3.Error: the messages cannot be read.
-    """
+    """Return up to BATCH messages by row number, in this order; if they are large, only the first of them."""
     found: list[StoredEntry] = []
     size = 0
-    cursor = db.execute(_SOME, [*rows, *[0] * (BATCH - len(rows))])
+    cursor = db.execute(_BY_ROWS, [*rows, *[0] * (BATCH - len(rows))])
     for values in cursor:
         found.append(StoredEntry._make(values))
         size += len(found[-1].body)
-        if size > _ENOUGH:
+        if size > _READ_LIMIT:
             break
     cursor.close()
     if not found or [stored.row for stored in found] != list(rows[: len(found)]):
@@ -281,8 +265,8 @@ def _ranges(rows: list[int]) -> Iterator[tuple[int, int]]:
     yield first, last
 
 
-#: The limits of the interval between checks of the free space, in seconds: shorter the less space is left.
-_SOONEST, _LATEST = 0.1, 10.0
+#: The limits of the interval between checks of the free space, in seconds. The less space is left, the shorter it is.
+_SHORTEST, _LONGEST = 0.1, 10.0
 _BYTES_PER_SECOND = 250_000_000
 _WHILE_ALARMED = 0.5
 
@@ -294,7 +278,7 @@ class DiskSpace:
         self._broker = broker
         self._next: asyncio.TimerHandle | None = None
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Check the free space now, and schedule the next check."""
         broker = self._broker
         room = broker.ledger.disk_free() - broker.disk_free_limit
@@ -303,10 +287,9 @@ class DiskSpace:
             seconds = _WHILE_ALARMED
         else:
             broker.clear_alarm("disk space")
-            seconds = min(max(room / _BYTES_PER_SECOND, _SOONEST), _LATEST)
-        self._next = asyncio.get_running_loop().call_later(seconds, self.look)
+            seconds = min(max(room / _BYTES_PER_SECOND, _SHORTEST), _LONGEST)
+        self._next = asyncio.get_running_loop().call_later(seconds, self.check)
 
     def stop(self) -> None:
-        """Stop the checks."""
         if self._next is not None:
             self._next.cancel()

@@ -21,22 +21,20 @@ log = logging.getLogger("mqtool.broker.embedded")
 
 
 def recover(broker: Broker, storage: Storage) -> None:
-    """Restore everything stored into the broker. If the data directory is new, create the defaults instead.
-
-    Raises:
-        OSError: the files of a stream cannot be read.
-    """
+    """Restore everything stored into the broker. If the data directory is new, create the defaults instead."""
     if storage.database.is_new:
         # In one transaction, in case the broker is killed meanwhile.
         with storage.database.db as db:
             db.execute("BEGIN")
             broker.create_defaults()
-            storage.database.defaults_made()
+            storage.database.mark_as_used()
     else:
         _Recovery(broker, storage).run()
 
 
 class _Recovery:
+    """Restores definitions, then messages, and collects reports of what cannot be read."""
+
     def __init__(self, broker: Broker, storage: Storage) -> None:
         self._broker = broker
         self._storage = storage
@@ -185,7 +183,7 @@ class _Recovery:
             except (ValueError, TypeError) as error:
                 log.error("message %d is damaged, and left in the data directory: %s", stored.row, error)
                 continue
-            if holder is None:
+            if holder is None:  # its queue was deleted, or its queue's definition is damaged
                 self._key_used(stored.holder)
                 orphans.append(stored.row)
             elif isinstance(holder, Queue):

@@ -28,11 +28,7 @@ class _SpareDescriptor:
                 self._reserve = os.open(os.devnull, os.O_RDONLY)
 
     def open(self, path: Path) -> int:
-        """Open a file for reading. The caller must close it with close().
-
-        Raises:
-            OSError: the file cannot be opened.
-        """
+        """Open a file for reading. The caller must close the file with close()."""
         try:
             return os.open(path, os.O_RDONLY)
         except OSError as error:
@@ -52,7 +48,7 @@ _spare = _SpareDescriptor()
 
 
 class SegmentFile:
-    """A segment in a file. Only the segment being written stays open, since a stream may have thousands of them."""
+    """A segment in a file. A file is open only while it is being written, since a stream may have thousands of them."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -60,15 +56,10 @@ class SegmentFile:
         self._is_new = not path.exists()
 
     def size(self) -> int:
-        """Return the number of bytes."""
         return 0 if self._is_new else self._path.stat().st_size
 
     def write(self, position: int, data: bytes) -> None:
-        """Write bytes at this position, over any left by a failed attempt.
-
-        Raises:
-            OSError: the bytes cannot be written.
-        """
+        """Write bytes at this position, over any that a failed attempt has left there."""
         if self._file is None:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -78,11 +69,7 @@ class SegmentFile:
                 written += os.pwrite(self._file, rest[written:], position + written)
 
     def sync(self) -> None:
-        """Block until all bytes are on disk.
-
-        Raises:
-            OSError: the bytes cannot be written to disk.
-        """
+        """Block until all bytes are on disk."""
         if self._file is None:
             return
         os.fsync(self._file)
@@ -93,11 +80,7 @@ class SegmentFile:
             self._is_new = False
 
     def read(self, position: int, size: int) -> bytes:
-        """Return `size` bytes starting at `position`, or fewer at the end.
-
-        Raises:
-            OSError: the bytes cannot be read.
-        """
+        """Return `size` bytes starting at `position`, or fewer at the end."""
         if self._file is not None:
             return os.pread(self._file, size, position)
         file = _spare.open(self._path)
@@ -122,7 +105,6 @@ class SegmentFile:
             self._file = None
 
     def delete(self) -> None:
-        """Delete the file."""
         self.close()
         self._path.unlink(missing_ok=True)
 
@@ -136,11 +118,7 @@ def _sync_directory(path: Path) -> None:
 
 
 class SegmentDirectory:
-    """The directory with the segment files of one stream.
-
-    Args:
-        directory: its path; created when the first segment is written.
-    """
+    """The directory with the segment files of one stream. It is created when the first segment is written."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory

@@ -105,9 +105,6 @@ class Storage(Ledger):
         last_key: the highest key given to a queue or exchange so far.
         when_failed: called with the error each time a write fails.
         when_recovered: called when a write succeeds again after failures.
-
-    Raises:
-        OSError: the directory cannot be used, is in use by another process, or contains nothing readable.
     """
 
     on_disk = True
@@ -147,16 +144,11 @@ class Storage(Ledger):
         return stored._replace(redelivered=1)
 
     def new_key(self) -> int:
-        """Return an unused key for a new durable queue or exchange."""
         self.last_key += 1
         return self.last_key
 
     def write_definition(self, kind: str, key: bytes, value: bytes) -> None:
-        """Write a definition to SQLite's log. The log is synced with the next group.
-
-        Raises:
-            ConnectionException: 506, the definition cannot be written.
-        """
+        """Write a definition to SQLite's log, which is synced with the next group. Raises 506 if that fails."""
         try:
             write_definitions(self._db, {(kind, key): value})
         except sqlite3.Error as error:
@@ -178,8 +170,8 @@ class Storage(Ledger):
     def delivering(self, holder: int) -> None:
         """Record that a queue has begun to deliver messages.
 
-        If the broker is killed, all messages of such a queue count as redelivered after the restart. Recording it once
-        is cheaper than recording every delivery.
+        If the broker is killed, all messages of such a queue count as redelivered after the restart. This is cheaper
+        than recording every delivery.
         """
         self._write_soon({("delivering", definition_key([str(holder)])): encode_table({"holder": holder})})
 
@@ -198,7 +190,6 @@ class Storage(Ledger):
         self.after_commit(lambda: None)
 
     def added(self, holder: int, entry: Entry) -> None:
-        """Store a message, and set the entry's row."""
         entry.row = row = entry.position
         message = entry.message
         self._next.added[row] = (
@@ -216,32 +207,24 @@ class Storage(Ledger):
             self._schedule()
 
     def removed(self, row: int) -> None:
-        """Delete a stored message."""
         if self._next.added.pop(row, None) is None:
             self._next.removed.append(row)
             if self._scheduled is None:
                 self._schedule()
 
     def read(self, rows: Sequence[int]) -> list[Entry]:
-        """Read up to BATCH stored messages in this order; if they are large, only the first of them.
-
-        Raises:
-            sqlite3.Error: the messages cannot be read.
-        """
         written = [row for row in rows if row not in self._next.added]
         if written:
             return [self._marked(stored).entry(self._headers) for stored in entries_in(self._db, written)]
         return [StoredEntry._make(self._next.added[row]).entry(self._headers) for row in rows]
 
     def segments(self, holder: int) -> Segments:
-        """Return the stored segments of the stream with this key."""
         # Imported here: most brokers have no streams.
         from mqtool.broker.embedded.store.segment_files import SegmentDirectory
 
         return SegmentDirectory(self.directory / STREAMS / str(holder))
 
     def write_log(self, log: Log) -> None:
-        """Write the new data of a stream with the next group."""
         self._next.logs[log] = None
         if log.is_watched:
             self.after_commit(lambda: None)
@@ -254,7 +237,6 @@ class Storage(Ledger):
         self._schedule()
 
     def after_commit(self, what: Callable[[], None]) -> None:
-        """Call a function once everything added so far is on disk."""
         self._next.waiting.append(what)
         if not self._hurried:
             self._hurried = True
@@ -341,11 +323,7 @@ class Storage(Ledger):
         self._scheduled = self._loop.call_later(_RETRY_SECONDS, self._write)
 
     def close(self, returned: Iterable[Entry] = ()) -> None:
-        """Write everything, and close the files.
-
-        Args:
-            returned: requeued messages, which are marked as delivered before.
-        """
+        """Write everything, and close the files. The messages in `returned` are marked as delivered before."""
         if self._scheduled is not None:
             self._scheduled.cancel()
         group = self._next
@@ -371,7 +349,7 @@ class Storage(Ledger):
 
 
 def _finish(group: Group) -> None:
-    """Make stream data that is on disk available to readers, and call the waiting functions."""
+    """Let readers have the stream data that is now on disk, and call the waiting functions."""
     for stream in group.logs:
         stream.commit()
     for what in group.waiting:

@@ -90,7 +90,7 @@ class Fault:
         """Apply the fault to a new connection."""
 
     def publishing(self, routing: Routing) -> bool:  # noqa: ARG002
-        """Return True to answer a publish with a nack. May change the queues that get the message (`routing.queues`)."""
+        """Return True to answer a publish with a nack. May change `routing.queues`, which get the message."""
         return False
 
     def acknowledging(self, queue: Queue) -> bool:  # noqa: ARG002
