@@ -91,6 +91,8 @@ class Management:
             found = answer(Call(self._api, request, user))
         except (UnicodeError, struct.error) as error:
             raise bad_request(f"cannot be stored: {error}") from error
+        except RecursionError as error:  # since Python 3.14, json reads values that Python's own functions cannot walk
+            raise bad_request("nested too deeply") from error
         except AmqpException as error:
             reason = error.text.partition(" - ")[2]
             if error.code == RESOURCE_ERROR:
