@@ -118,7 +118,7 @@ _TYPE_NAMES: dict[type, str] = {
 
 
 def type_name(value: Value) -> str:
-    """RabbitMQ's name for the wire type of a value, e.g. `signedint`."""
+    """Return RabbitMQ's name for the wire type of a value, e.g. `signedint`."""
     return _TYPE_NAMES[type(value)]
 
 
@@ -139,9 +139,9 @@ class FieldTables:
     """The codec of the embedded broker: every value keeps its wire type, and a damaged table is an error."""
 
     _fixed = _FIXED
-    #: Keep a damaged table inside another one as Undecoded, instead of rejecting all of it.
-    _sets_damage_aside = False
-    #: Levels of tables and arrays that are encoded; the broker's own were read from a table before.
+    #: True to decode a damaged table inside another one to Undecoded, instead of rejecting the outer table.
+    _keeps_damage = False
+    #: The number of levels of tables and arrays that may be encoded. The broker decodes a table before it encodes it.
     _deepest: float = math.inf
 
     def decode_table(self, data: bytes, offset: int = 0, max_depth: int = MAX_DEPTH) -> tuple[dict[str, Any], int]:
@@ -258,7 +258,7 @@ class FieldTables:
             decode = self._fields if letter == _TABLE else self._items
             return decode(data, start + 4, end, depth + 1), end
         except (ValueError, struct.error, IndexError):
-            if self._sets_damage_aside:
+            if self._keeps_damage:
                 return Undecoded(data[offset:end]), end
             raise
 
@@ -287,7 +287,7 @@ class _ClientTables(FieldTables):
     """
 
     _fixed = _CLIENT_FIXED
-    _sets_damage_aside = True
+    _keeps_damage = True
     _deepest = MAX_DEPTH
 
     def decode_table(self, data: bytes, offset: int = 0, max_depth: int = MAX_DEPTH) -> tuple[dict[str, Any], int]:
@@ -328,7 +328,11 @@ def _sized(raw: bytes) -> bytes:
 
 
 def _packed_decimal(value: decimal.Decimal) -> bytes:
-    """A scale of one byte and a number of 32 bits; trailing zeros are dropped, and larger numbers are an error."""
+    """Encode a decimal as a scale of one byte and a number of 32 bits, without trailing zeros.
+
+    Raises:
+        ValueError, OverflowError: the decimal is NaN or infinite, or too large.
+    """
     sign, digits, exponent = value.as_tuple()
     if not isinstance(exponent, int):
         raise ValueError(f"AMQP has no decimal {value}")
@@ -365,11 +369,7 @@ _FORMS = {"delivery_mode": ">B", "priority": ">B", "timestamp": ">Q"}
 
 
 def encode_property(name: str, value: Any) -> bytes:
-    """Encode one property of a message with the client's codec.
-
-    Raises:
-        NameTooLong, NoFieldType, ValueError, OverflowError, struct.error: the value cannot be encoded.
-    """
+    """Encode one property of a message with the client's codec. Raises the same errors as encode_table()."""
     if name == "headers":
         return CLIENT.encode_table(value)
     if name in _FORMS:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.profile import Like
@@ -16,7 +17,7 @@ from mqtool.broker.embedded.settings import TLS_OPTIONS, Settings, option_of
 from mqtool.broker.embedded.sockets.listener import Tls
 
 _STATM = Path("/proc/self/statm")
-_LOOK_SECONDS = 2.0
+_CHECK_SECONDS = 2.0
 #: Memory is returned to the system once the process, without its messages, has grown by more bytes than this.
 _WASTE = 64 * 1024 * 1024
 
@@ -46,7 +47,7 @@ def run(
                 print(f"embedded broker: {what}", file=sys.stderr)
         if print_url:
             print("\n".join(server.urls().values()), flush=True)
-        _Memory(server.broker.ledger).look()
+        _Memory(server.broker.ledger).check()
         if ready_file is not None:
             _write(ready_file, server)
         when_ready(server)
@@ -79,29 +80,29 @@ def _write(ready_file: Path, server: Server) -> None:
 
 
 class _Memory:
-    """Returns freed memory to the system after queues have been emptied. Only needed with glibc, which keeps it."""
+    """Returns freed memory to the system after queues have been emptied. glibc keeps such memory otherwise."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._at_start = self._before = self._besides()
-        self._most = 0
+        self._at_start = self._before = self._without_messages()
+        self._most_held = 0
 
-    def _besides(self) -> int:
+    def _without_messages(self) -> int:
         """Return the memory of the process in bytes, less that of the messages; 0 if there is no /proc."""
         if not _STATM.exists():
             return 0
         pages = int(_STATM.read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") - self._ledger.held_bytes
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Check now and every two seconds. Not more often, since returning memory takes some milliseconds."""
-        asyncio.get_running_loop().call_later(_LOOK_SECONDS, self.look)
-        held, besides = self._ledger.held_bytes, self._besides()
-        self._most = max(self._most, held)
-        has_emptied = held < self._most / 2 and besides > self._at_start + _WASTE
-        if has_emptied or besides > self._before + _WASTE:
+        asyncio.get_running_loop().call_later(_CHECK_SECONDS, self.check)
+        held, rest = self._ledger.held_bytes, self._without_messages()
+        self._most_held = max(self._most_held, held)
+        has_emptied = held < self._most_held / 2 and rest > self._at_start + _WASTE
+        if has_emptied or rest > self._before + _WASTE:
             _return_memory()
-            self._before, self._most = self._besides(), held
+            self._before, self._most_held = self._without_messages(), held
 
 
 def _return_memory() -> None:
@@ -122,23 +123,14 @@ def _parser() -> argparse.ArgumentParser:
             for option, about in TLS_OPTIONS.items():
                 parser.add_argument(option, type=Path, metavar="FILE", help=about)
             continue
-        kind, words = each.metadata["type"], {"help": each.metadata["help"]}
-        if kind is bool:
-            parser.add_argument(option_of(each.name), action="store_true", **words)
-        elif kind is list:
-            parser.add_argument(
-                option_of(each.name), action="append", default=[], metavar=each.metadata["metavar"], **words
-            )
-        else:
-            choices = [*map(str, Like)] if each.name == "like" else None
-            parser.add_argument(
-                option_of(each.name),
-                type=kind,
-                default=each.default,
-                metavar=each.metadata["metavar"],
-                choices=choices,
-                **words,
-            )
+        how: dict[str, Any] = {**each.metadata, "default": each.default}
+        if how["type"] is bool:
+            how = {"help": how["help"], "action": "store_true"}
+        elif how["type"] is list:
+            how |= {"type": str, "action": "append", "default": []}
+        elif each.name == "like":
+            how["choices"] = [*map(str, Like)]
+        parser.add_argument(option_of(each.name), **how)
     parser.add_argument("--in-memory", action="store_true", help="keep nothing (default)")
     parser.add_argument("--ready-file", type=Path, help="written once it listens: the URLs, and any damage")
     parser.add_argument("--print-url", action="store_true", help="print the URLs once it listens")

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import quote, urlsplit
 
@@ -108,7 +107,7 @@ class EmbeddedBroker(Questions):
         return urlsplit(self.urls.get("stream", "")).port
 
     def under_test(self, ask: Callable[[BrokerUnderTest], T]) -> T:
-        """Call a function on the broker's event loop, from any thread, and return its result."""
+        """Call a function on the broker's event loop, and return the function's result. Safe from any thread."""
         server, loop = self._server, self._loop
         assert server is not None, "the broker has not been started"
         assert loop is not None
@@ -170,9 +169,7 @@ class EmbeddedBroker(Questions):
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     async def __aenter__(self) -> Self:
@@ -181,9 +178,7 @@ class EmbeddedBroker(Questions):
         self._started(server)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         assert self._server is not None
         await self._server.stop()
 

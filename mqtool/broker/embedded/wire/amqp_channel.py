@@ -93,13 +93,7 @@ class Channel:
             self.deliveries.deliver_unlisted(short_string(self.replies.tag), message)
 
     def settle_publish(self, confirms: Confirms, *, accepted: bool, stored: bool) -> None:
-        """Confirm or nack the latest publish. A stored message is confirmed once it is on disk.
-
-        Args:
-            confirms: the channel's confirms.
-            accepted: False if a queue rejected the message.
-            stored: True if the message is being written to disk.
-        """
+        """Confirm the latest publish, or nack it if not `accepted`; if `stored`, wait until it is on disk."""
         if not stored:
             confirms.published_one(accepted=accepted)
             self.session.confirm_soon(self.write_confirms)

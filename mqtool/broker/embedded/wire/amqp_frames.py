@@ -107,12 +107,12 @@ def nack(channel: int, delivery_tag: int) -> bytes:
 
 
 def frame_error(what: str) -> ConnectionException:
-    """The error 501 for a frame or method that is not valid. `what` is the error text."""
+    """Return the error 501 for a frame or method that is not valid. `what` is the error text."""
     return ConnectionException(FRAME_ERROR, what)
 
 
 def malformed(code: int, kind: int, payload: bytes, what: str = "") -> ConnectionException:
-    """The error for a frame that is not valid, with RabbitMQ's text, which contains Erlang terms.
+    """Return the error for a frame that is not valid, with RabbitMQ's text, which contains Erlang terms.
 
     Args:
         code: the reply code.

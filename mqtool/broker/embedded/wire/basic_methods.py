@@ -34,12 +34,7 @@ _INTEGER = re.compile(r"[+-]?[0-9]+")
 
 
 def publish(channel: Channel, message: Message) -> None:
-    """Publish a complete message, or add it to the channel's transaction.
-
-    Raises:
-        ChannelException: 403, 404 or 406.
-        ConnectionException: 540 for `immediate`, 541 for a delay that cannot be read.
-    """
+    """Publish a complete message, or add the message to the channel's transaction."""
     if channel.content.immediate:
         raise ConnectionException(NOT_IMPLEMENTED, "immediate=true")
     mandatory = channel.content.mandatory
@@ -74,14 +69,10 @@ def _count(channel: Channel, exchange: Exchange) -> None:
 
 
 def _checked_routing(channel: Channel, message: Message) -> Routing | None:
-    """Check that a message may be published, and route it. In a transaction, too, this happens before the commit.
+    """Check that a message may be published, and route it. Transactions, too, do this before the commit.
 
     Returns:
         The message and its queues; None for a direct reply.
-
-    Raises:
-        ChannelException: 403, 404 or 406.
-        ConnectionException: 541 for a delay that cannot be read.
     """
     session = channel.session
     session.rights.check("write", "exchange", message.exchange)
@@ -107,11 +98,7 @@ def _checked_routing(channel: Channel, message: Message) -> Routing | None:
 
 
 def check_message(message: Message, exchange: Exchange, vhost: str, user: User) -> None:
-    """Check that a user may publish a message to an exchange. The checks run in the same order as in RabbitMQ.
-
-    Raises:
-        ChannelException: 403 or 406.
-    """
+    """Raise 403 or 406 if a user may not publish a message to an exchange. The order of the checks is RabbitMQ's."""
     if exchange.internal:
         raise access_refused(f"cannot publish to internal exchange '{exchange.name}' in vhost '{vhost}'")
     properties = message.header.properties
@@ -130,7 +117,7 @@ def check_message(message: Message, exchange: Exchange, vhost: str, user: User) 
 
 
 def _check_expiration(expiration: str) -> None:
-    """Check an expiration. The error texts are those of Erlang's string:to_integer, as in RabbitMQ."""
+    """Raise 406 if an expiration is not a valid number. As in RabbitMQ, the texts are those of Erlang's to_integer."""
     number = _INTEGER.match(expiration)
     wrong: str | None
     if number is None:
@@ -144,7 +131,7 @@ def _check_expiration(expiration: str) -> None:
 
 
 def perform(channel: Channel, message: Message, routing: Routing | None, *, mandatory: bool) -> Publication:
-    """Enqueue a message. Without a queue, send it back with basic.return if it is mandatory, else drop it."""
+    """Enqueue a message. If it was routed to no queue, send it back with basic.return if mandatory, else drop it."""
     hooks = channel.session.broker.hooks
     if routing is None:
         publication = _reply(channel, message)
@@ -209,7 +196,7 @@ def tx_commit(channel: Channel, method: Tx.Commit) -> None:  # noqa: ARG001
 
 
 def _deleted_queue(publish: UncommittedPublish) -> Queue | None:
-    """The first queue of a publish that has been deleted since it was routed, if any."""
+    """Return the first queue of an uncommitted publish that has been deleted meanwhile, if any."""
     queues = () if publish.routing is None else publish.routing.queues
     return next((queue for queue in queues if queue.deleted), None)
 

@@ -279,6 +279,7 @@ def _counted(entry: Entry, session: Session) -> Message:
 
 _MAX_KEY = 255
 _NOTHING = Properties(b"\0\0")
+# Stands for a message of a stream, which need not be kept.
 _FORGOTTEN = Entry(Message(encode_address("", ""), ContentHeader.of(_NOTHING, 0), b""), 0)
 
 
@@ -286,10 +287,9 @@ def trace_published(session: Session, number: int, message: Message, routing: Ro
     """Publish a copy of a published message to the firehose.
 
     Args:
-        session: the publisher's connection.
-        number: the publisher's channel.
+        session, number: the publisher's connection and channel number.
         message: the message.
-        routing: the queues that the message was routed to; None for a direct reply.
+        routing: the queues that get the message; None for a direct reply.
     """
     keys, names = [message.routing_key, *carbon_copies(message.headers)], set[str]()
     if routing is not None:

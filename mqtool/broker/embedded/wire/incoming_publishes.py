@@ -111,12 +111,7 @@ class Content:
         return ConnectionException(UNEXPECTED_FRAME, what)
 
     def header(self, payload: bytes) -> Message | None:
-        """Add the content header frame; return the message if it has no body.
-
-        Raises:
-            ConnectionException: 505 if no header is expected, 501 if the header is malformed.
-            ChannelException: 406, the body is too large.
-        """
+        """Add the content header frame; return the message if it has no body."""
         if self._method is None:
             raise ConnectionException(UNEXPECTED_FRAME, "expected method frame, got non method frame instead")
         if self._header is not None:
@@ -140,12 +135,7 @@ class Content:
         return None if self._missing else self._complete(b"")
 
     def body(self, payload: bytes) -> Message | None:
-        """Add a body frame; return the message if it is complete.
-
-        Raises:
-            ConnectionException: 505 if no body is expected; 501 or 505, depending on the RabbitMQ version, if the body
-                is longer than the header says.
-        """
+        """Add a body frame; return the message if it is complete."""
         if self._header is None:
             self.check_complete()
             raise ConnectionException(UNEXPECTED_FRAME, "expected method frame, got non method frame instead")

@@ -78,12 +78,18 @@ def _declare_queue(channel: Channel, method: QueueClass.Declare, name: str) -> Q
     return queue
 
 
+def _queue_binding(channel: Channel, method: QueueClass.Bind | QueueClass.Unbind) -> tuple[str, str, str]:
+    """Return the names of the exchange and the queue, and the routing key. Check that the user may bind them."""
+    queue, exchange = channel.queue_name(without_line_ends(method.queue)), without_line_ends(method.exchange)
+    # If neither queue nor key is given, the key is the name of the queue declared last.
+    key = method.routing_key if method.queue or method.routing_key else queue
+    _not_default(exchange)
+    channel.session.rights.check_binding("queue", queue, exchange, key)
+    return exchange, queue, key
+
+
 def queue_bind(channel: Channel, method: QueueClass.Bind) -> None:
-    """Bind a queue to an exchange."""
-    name = channel.queue_name(without_line_ends(method.queue))
-    exchange_name = without_line_ends(method.exchange)
-    key = _routing_key(channel, method.queue, method.routing_key)
-    _check_queue_binding(channel, name, exchange_name, key)
+    exchange_name, name, key = _queue_binding(channel, method)
     exchange = channel.exchange(exchange_name)
     queue = channel.queue(name)
     channel.vhost.bind(exchange, queue, key, table(method.arguments))
@@ -93,26 +99,12 @@ def queue_bind(channel: Channel, method: QueueClass.Bind) -> None:
 
 def queue_unbind(channel: Channel, method: QueueClass.Unbind) -> None:
     """Unbind a queue from an exchange, if it is bound."""
-    name = channel.queue_name(without_line_ends(method.queue))
-    exchange_name = without_line_ends(method.exchange)
-    key = _routing_key(channel, method.queue, method.routing_key)
-    _check_queue_binding(channel, name, exchange_name, key)
+    exchange_name, name, key = _queue_binding(channel, method)
     exchange, queue = channel.vhost.exchanges.get(exchange_name), channel.vhost.queues.get(name)
     if exchange is not None and queue is not None:
         channel.check_owner(queue)
         channel.vhost.unbind(exchange, queue, key, table(method.arguments))
     channel.send(QueueClass.UnbindOk)
-
-
-def _routing_key(channel: Channel, queue: str, key: str) -> str:
-    """Return the routing key; if neither queue nor key is given, the name of the queue declared last."""
-    return key if queue or key else channel.queue_name("")
-
-
-def _check_queue_binding(channel: Channel, queue: str, exchange: str, key: str) -> None:
-    if not exchange:
-        raise access_refused("operation not permitted on the default exchange")
-    channel.session.rights.check_binding("queue", queue, exchange, key)
 
 
 def queue_purge(channel: Channel, method: QueueClass.Purge) -> None:
@@ -214,7 +206,6 @@ def _check_exchange_binding(channel: Channel, destination: str, source: str, key
 
 
 def exchange_bind(channel: Channel, method: ExchangeClass.Bind) -> None:
-    """Bind an exchange to another one."""
     destination_name, source_name = without_line_ends(method.destination), without_line_ends(method.source)
     _check_exchange_binding(channel, destination_name, source_name, method.routing_key)
     source, destination = channel.exchange(source_name), channel.exchange(destination_name)
