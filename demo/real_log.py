@@ -162,7 +162,7 @@ def _sent(path: Path, before: bytes, emitter: Terminal) -> bytes:
         CheckFailed: not all were confirmed, or the log changed in another way.
     """
     last = emitter.lines[-1] if emitter.lines else ""
-    confirmed = re.match(r"([\d,]+) confirmed, 0 nacked, 0 returned ", last)
+    confirmed = re.match(r"([\d,]+) confirmed in ", last)
     if confirmed is None:
         raise CheckFailed(f"emitter: expected the number of confirmed lines in its last line, got {last!r}")
     count = int(confirmed[1].replace(",", ""))

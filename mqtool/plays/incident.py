@@ -34,7 +34,7 @@ def play(stage: Stage) -> None:
     worker.start(work)
     said = _fails(stage, shop, worker, tap)
     _is_made_fit_to_share(stage, tap)
-    with embedded_broker(stage.place.scratch / "laptop", stage.place.guard) as fresh:
+    with embedded_broker(stage.place.scratch / "laptop", stage.place.guard) as (fresh, _):
         laptop, again = stage.terminals("laptop", "worker on laptop", url=fresh)
         stage.say("On a laptop, with a broker of its own, the same worker gets the same messages: a case to work on.")
         again.start(work)

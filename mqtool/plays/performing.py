@@ -2,6 +2,7 @@
 
 import contextlib
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,10 @@ from mqtool.broker import embedded_starter, ports
 from mqtool.broker.embedded.settings import Settings
 from mqtool.errors import MqtoolError
 from mqtool.stage.stage import APART, Play, Stage, undisturbed
-from mqtool.stage.terminal import Audience, Guard, Place
+from mqtool.stage.terminal import Audience, Guard, Place, QueueDepth
+
+#: Seconds between two counts of the messages in queues.
+_BETWEEN_COUNTS = 0.2
 
 
 def perform(play: Play, audience: Audience, guard: Guard, url: str | None = None, directory: Path | None = None) -> int:
@@ -32,9 +36,11 @@ def perform(play: Play, audience: Audience, guard: Guard, url: str | None = None
         home.mkdir(exist_ok=True)
         stream_port = ports.free_port() if play.has_streams and url is None else None
         with (
-            embedded_broker(scratch / "broker", guard, stream_port)
-            if url is None
-            else _cleared(play, url) as broker_url,
+            embedded_broker(scratch / "broker", guard, stream_port) if url is None else _cleared(play, url) as (
+                broker_url,
+                management,
+            ),
+            _counting(management, audience),
             Stage(audience, Place(home, scratch, broker_url, url is not None, guard, stream_port)) as stage,
         ):
             play.play(stage)
@@ -42,8 +48,38 @@ def perform(play: Play, audience: Audience, guard: Guard, url: str | None = None
 
 
 @contextmanager
-def embedded_broker(directory: Path, guard: Guard, stream_port: int | None = None) -> Iterator[str]:
-    """Run an embedded broker in memory, and yield its URL. It runs in a separate process, since plays measure time.
+def _counting(management: str, audience: Audience) -> Iterator[None]:
+    """Within the block, tell the audience how many messages are in the broker's queues.
+
+    Args:
+        management: the URL of the management API; "" counts nothing.
+    """
+    over = threading.Event()
+
+    def count() -> None:
+        from mqtool.management import Management, queue_totals
+
+        api, columns = Management(management, "guest", "guest"), ("name", "messages_ready", "messages_unacknowledged")
+        while management and not over.wait(_BETWEEN_COUNTS):
+            with contextlib.suppress(MqtoolError):  # the broker is ending
+                audience.counted(
+                    [QueueDepth(*(each[name] for name in columns)) for each in queue_totals(api, "/", columns)]
+                )
+
+    counter = threading.Thread(target=count, name="mqtool-counter", daemon=True)
+    counter.start()
+    try:
+        yield
+    finally:
+        over.set()
+        counter.join()
+
+
+@contextmanager
+def embedded_broker(directory: Path, guard: Guard, stream_port: int | None = None) -> Iterator[tuple[str, str]]:
+    """Run an embedded broker in memory, in a separate process, since plays measure time.
+
+    Yields its URL and the URL of its management API.
 
     Args:
         directory: a directory to create for its files.
@@ -51,10 +87,11 @@ def embedded_broker(directory: Path, guard: Guard, stream_port: int | None = Non
         stream_port: port of the stream protocol; None to disable it.
     """
     directory.mkdir()
-    broker = embedded_starter.launch(directory, Settings(port=0, stream_port=stream_port))
+    broker = embedded_starter.launch(directory, Settings(port=0, management_port=0, stream_port=stream_port))
     guard.started(broker.pid)
     try:
-        yield embedded_starter.wait_until_ready(broker, directory)[0]
+        url, management, *_ = embedded_starter.wait_until_ready(broker, directory)
+        yield url, management
     finally:
         with undisturbed():
             broker.kill()  # it stores nothing on disk
@@ -63,11 +100,14 @@ def embedded_broker(directory: Path, guard: Guard, stream_port: int | None = Non
 
 
 @contextmanager
-def _cleared(play: Play, url: str) -> Iterator[str]:
-    """Yield the broker's URL; delete the play's queues and exchanges, before and after."""
+def _cleared(play: Play, url: str) -> Iterator[tuple[str, str]]:
+    """Delete the play's queues and exchanges, before and after.
+
+    Yields the broker's URL, and "" since its management API is not known.
+    """
     _remove(play, url)
     try:
-        yield url
+        yield url, ""
     except BaseException:
         with undisturbed(), contextlib.suppress(MqtoolError):  # report the first error
             _remove(play, url)

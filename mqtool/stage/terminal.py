@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from mqtool.errors import MqtoolError
 
@@ -30,6 +30,14 @@ class Chart:
     values: Sequence[float]
 
 
+class QueueDepth(NamedTuple):
+    """The number of messages in a queue."""
+
+    name: str
+    ready: int
+    unacknowledged: int
+
+
 class Audience(Protocol):
     """Shows a tutorial or a drill to the user. Terminals call its methods from their own threads."""
 
@@ -41,6 +49,9 @@ class Audience(Protocol):
 
     def printed(self, terminal: str, line: str) -> None:
         """A command printed a line."""
+
+    def counted(self, queues: Sequence[QueueDepth]) -> None:
+        """The messages in all of the broker's queues were counted, a few times a second."""
 
     def say(self, text: str) -> None:
         """Show an explanation; return when the next command may run."""

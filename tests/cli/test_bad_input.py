@@ -210,7 +210,7 @@ BROKER = [
     ],
 ]
 
-SUM = r"{} confirmed, 0 nacked, 0 returned in [\d.]+ s \([\d,]+/s\)"
+SUM = r"{} confirmed in [\d.]+ s \([\d,]+/s\)"
 GOOD = '{"body": "first"}\n\n{"body": "second"}\n'
 
 #: Bad data behind two good messages, which are delivered all the same. The empty line counts too.
@@ -345,7 +345,7 @@ def test_several_unroutable_messages(shell: Shell) -> None:
     *named, more, total, sentence = result.stderr.splitlines()
     assert named == [f"warning: returned: 'line {number}': NO_ROUTE (312)" for number in range(10)]
     assert more == "warning: further failures are only counted"
-    assert total.startswith("0 confirmed, 0 nacked, 12 returned in ")
+    assert total.startswith("0 confirmed, 12 returned in ")
     assert sentence == "mqtool: the broker confirmed none of 12 messages"
     assert (result.stdout, result.code) == ("", 75)
 

@@ -471,7 +471,7 @@ def test_thousands_from_one_command(shell: Shell, broker: TestBroker, via: str) 
     given = "".join(json.dumps({"body": f"{n}", "delay": f"{n * 7919 % 2000}ms"}) + "\n" for n in range(count))
     receiver = shell.start("mqtool", "receive-delayed", "-c", str(count), "-F", "%b %l").wait_until_ready()
     sent = shell.run("mqtool", "send-delayed", "--json", "--via", via, stdin=given)
-    assert f"{count:,} confirmed, 0 nacked, 0 returned" in sent.stderr
+    assert f"{count:,} confirmed in " in sent.stderr
     got = receiver.wait().stdout.split()
     assert sorted(map(int, got[::2])) == list(range(count))
     assert min(map(int, got[1::2])) >= 0

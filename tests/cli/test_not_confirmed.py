@@ -32,7 +32,7 @@ def test_unroutable_messages_are_kept_and_a_second_run_sends_them(shell: Shell) 
     first = shell.run("mqtool", "send", "-r", "later", "-e", "", "--mandatory", "-l", "--failed-to", "failed",
                       "-H", "k:=1.5", stdin="a\nb\n")  # fmt: skip
     assert first.code == 75
-    assert "0 confirmed, 0 nacked, 2 returned" in first.stderr
+    assert "0 confirmed, 2 returned" in first.stderr
     assert _bodies(shell, "failed") == ["a", "b"]
 
     shell.run("mqtool", "receive", "-q", "later", "--declare", "--idle-timeout", "10ms")
@@ -81,7 +81,7 @@ def test_a_queue_that_is_deleted_while_lines_are_sent(shell: Shell, broker: Test
     feed.close()
     result = sender.wait()
     assert result.code == 3, result.stderr
-    assert "2 confirmed, 0 nacked, 3 returned" in result.stderr
+    assert "2 confirmed, 3 returned" in result.stderr
     assert _bodies(shell, "failed") == ["3", "4", "5"]
 
     none = shell.run("mqtool", *["send", "-e", "", "-r", "gone", "-l"], stdin="6\n")
@@ -135,7 +135,7 @@ def test_an_exchange_that_is_deleted_in_mid_stream(shell: Shell, broker: TestBro
 
     assert result.code == 3, result.stderr
     assert "no exchange 'fleeting'" in result.stderr
-    assert "100 confirmed, 0 nacked, 0 returned" in result.stderr
+    assert "100 confirmed in " in result.stderr
     assert _bodies(shell, "failed") == [str(number) for number in range(100, 3_000)]
 
 
@@ -244,7 +244,7 @@ def test_a_publisher_that_waits_stops_at_once(
 
     assert result.code == 75, result.stderr
     assert re.search("stopped with [12] messages? unconfirmed: the ", result.stderr)
-    assert "1 confirmed, 0 nacked, 0 returned, " in result.stderr
+    assert "1 confirmed, " in result.stderr
     assert _bodies(own_shell, "failed") == ["second", "third"]
 
 
@@ -287,7 +287,7 @@ def test_an_exchange_of_ours_that_is_deleted_is_declared_again(shell: Shell, bro
     sender.process.stdin.close()
     result = sender.wait()
     assert result.code == 0, result.stderr
-    assert "2 confirmed, 0 nacked, 0 returned" in result.stderr
+    assert "2 confirmed in " in result.stderr
 
 
 def test_a_timeout_beyond_the_consumer_timeout_is_warned_of(shell: Shell) -> None:

@@ -84,7 +84,7 @@ def test_ten_thousand_ugly_lines_come_through_byte_for_byte(shell: Shell) -> Non
     emitted = shell.script("mqtool emit-log fanout -l < in.log")
 
     assert emitted.code == 0, emitted.stderr
-    assert "10,000 confirmed, 0 nacked, 0 returned" in emitted.stderr
+    assert "10,000 confirmed in " in emitted.stderr
     assert receiver.wait().stdout_bytes == lines
 
 

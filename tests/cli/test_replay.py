@@ -58,7 +58,7 @@ def test_what_was_recorded_comes_again(shell: Shell, connection: Connection) -> 
     result = shell.run("mqtool", "replay", "recording", "--speed", "max")
 
     assert result.code == 0, result.stderr
-    assert "200 confirmed, 0 nacked, 0 returned" in result.stderr
+    assert "200 confirmed in " in result.stderr
     assert [{**line, "timestamp": ""} for line in received(shell)] == before
 
 
@@ -70,7 +70,7 @@ def test_what_no_queue_gets_has_failed(shell: Shell) -> None:
     result = shell.run("mqtool", "replay", name, "--speed", "max", "--failed-to", "failed")
 
     assert result.code == 3, result.stderr
-    assert "2 confirmed, 0 nacked, 1 returned" in result.stderr
+    assert "2 confirmed, 1 returned" in result.stderr
     assert "1 of 3 messages failed" in result.stderr
     assert json.loads((shell.directory / "failed").read_text())["body"] == "body 1"
     assert shell.run("mqtool", "replay", name, "--speed", "max", "--no-mandatory").code == 0
@@ -107,7 +107,7 @@ def test_an_interrupted_replay_says_how_far_it_came(shell: Shell, connection: Co
     result = running.wait_for_stderr("[x] Replayed 6 bytes to queue jobs").interrupt().wait(20)
 
     assert result.code == 130
-    assert "1 confirmed, 0 nacked, 0 returned" in result.stderr
+    assert "1 confirmed in " in result.stderr
     kept = (shell.directory / "rest").read_text().splitlines()
     assert [json.loads(line)["body"] for line in kept] == ["body 1", "body 2"]
 

@@ -88,7 +88,7 @@ def test_an_interrupted_publisher_confirms_what_it_has_read(shell: Shell) -> Non
     sender.wait_for_stderr(" [x] Sent 'read'").interrupt()
     result = sender.wait()
     assert result.code == 130
-    assert "1 confirmed, 0 nacked, 0 returned" in result.stderr
+    assert "1 confirmed in " in result.stderr
 
 
 @pytest.mark.parametrize("way", ["individual", "batch", "async"])

@@ -51,7 +51,7 @@ def test_the_tutorial(shell: Shell) -> None:
 def test_lines_in_lines_out(shell: Shell) -> None:
     """Every line is confirmed, in order, and read from any offset."""
     sent = shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin=numbers(0, 4999))
-    assert "5,000 confirmed, 0 nacked, 0 returned in" in sent.stderr
+    assert "5,000 confirmed in" in sent.stderr
     assert shell.run("mqtool", "receive-stream", "-q", "s", "--raw", "-c", "5000").stdout == numbers(0, 4999)
     there = shell.run("mqtool", "receive-stream", "-q", "s", "--raw", "--offset", "4990", "--idle-timeout", "500ms")
     assert there.stdout == numbers(4990, 4999)

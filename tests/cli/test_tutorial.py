@@ -132,6 +132,15 @@ def test_a_script_that_is_copied_from_the_screen_runs(lonely_shell: Shell) -> No
     assert plain == pages.page("rpc").plain != watched.seen
 
 
+def test_a_tutorial_has_the_number_that_rabbitmq_gives_it(lonely_shell: Shell) -> None:
+    """The third is publish/subscribe; the list on a terminal shows the numbers."""
+    assert "publish_subscribe.py" in lonely_shell.run("mqtool", "tutorial", "show", "3").stdout
+    watched = Watched(lonely_shell, 80, 24, "mqtool", "tutorial", "list", "--no-color")
+    assert watched.end() == 0
+    assert re.search(r"^3 +publish-subscribe ", watched.seen, re.MULTILINE)
+    assert lonely_shell.run("mqtool", "tutorial", "run", "8").code == 2
+
+
 def test_an_unknown_tutorial_is_a_usage_error_with_the_nearest_name(lonely_shell: Shell) -> None:
     """For show and run alike."""
     for command in ("show", "run"):
@@ -240,10 +249,11 @@ def test_panes_go_on_with_enter(lonely_shell: Shell, columns: int, rows: int) ->
     assert "$ mqtool send" not in watched.seen
     watched.press("\n")
     watched.wait_for("[x] Sent 'Hello World!'")
+    watched.wait_for("1 ready")  # the queue, between the panes
     for text in ("Now start a receiver.", "With the receiver waiting", "That was Hello World."):
         watched.wait_for(text)
         watched.press("\n")
-    watched.wait_for("'mqtool tutorial show hello-world'")
+    watched.wait_for("next: mqtool tutorial run work-queues")
     assert watched.end() == 0
     before, _, after = watched.seen.rpartition("\x1b[?1049l")
     assert "\x1b[?1049h" in before

@@ -1,6 +1,7 @@
 """What the panes of `tutorial run` look like, whatever the terminal's size, and what a chart shows."""
 
 import io
+import re
 
 import pytest
 from hypothesis import example, given
@@ -9,7 +10,7 @@ from rich.console import Console
 
 from mqtool.cli.display.play_lines import Pace, chart, figures
 from mqtool.cli.display.play_panes import Panes
-from mqtool.stage.terminal import Chart
+from mqtool.stage.terminal import Chart, QueueDepth
 
 
 def screen_of(columns: int, rows: int, terminals: int, charts: int = 0, lines: int = 30) -> list[str]:
@@ -80,3 +81,47 @@ def test_figures_are_said_as_people_say_them() -> None:
     assert figures(Chart("", "", [3.0, 40.0, 0.0])) == ("0", "40")
     assert figures(Chart("", "ms", [1234.4, 1.26])) == ("1.3 ms", "1,234 ms")
     assert figures(Chart("", "ms", [])) == ("0 ms", "0 ms")
+
+
+def playing(columns: int, rows: int, *names: str) -> tuple[Panes, Console]:
+    """Panes of these names in which nothing has been typed yet."""
+    console = Console(width=columns, height=rows, file=io.StringIO(), force_terminal=True, color_system=None)
+    panes = Panes(Pace(auto=True, watched=False), screen=console)
+    panes.opened(names)
+    return panes, console
+
+
+def drawn(panes: Panes, console: Console) -> list[str]:
+    """What is to be seen now."""
+    with console.capture() as capture:
+        console.print(panes.picture())
+    return capture.get().splitlines()
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(80, 24), (120, 40)])
+def test_the_queue_is_seen_between_the_panes(columns: int, rows: int) -> None:
+    """Between sender and receiver, or between the rows where there are more: each message is a block."""
+    panes, console = playing(columns, rows, "sender", "receiver")
+    panes.counted([QueueDepth("hello", 2, 1)])
+    (line,) = (line for line in drawn(panes, console) if "■■□" in line)
+    assert re.fullmatch(r"│ +│ ■■□ +│ +│", line)
+    assert len(line) == columns
+
+    panes, console = playing(80, rows, "boss", "worker 1", "worker 2")
+    panes.counted([QueueDepth("task_queue", 2, 1)])
+    seen = drawn(panes, console)
+    (place,) = (number for number, line in enumerate(seen) if "task_queue ■■□ 2 ready, 1 unacked" in line)
+    assert ("╰" in seen[place - 1], "╭─ worker 1 ─" in seen[place + 1]) == (True, True)
+
+
+def test_no_task_scrolls_away_beside_an_empty_pane() -> None:
+    """At 80 by 24, the boss needs two lines, and the workers get the others, with all of the five tasks."""
+    panes, console = playing(80, 24, "boss", "worker 1", "worker 2")
+    panes.narrate("Three lines of text. " * 10)
+    panes.typed("boss", "mqtool new-task")
+    panes.printed("boss", "6 confirmed in 0.0 s")
+    panes.typed("worker 2", "mqtool worker")
+    for task in "abcde":
+        panes.printed("worker 2", f" [x] Received {task}")
+        panes.printed("worker 2", " [x] Done")
+    assert "\n".join(drawn(panes, console)).count("Received") == 5

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 app = Commands()
 tutorial = app.group("tutorial", "Learn RabbitMQ: read the tutorials, and see them run.")
 
+#: The tutorials that have numbers at https://www.rabbitmq.com/tutorials.
+_NUMBERED = (*("hello-world", "work-queues", "publish-subscribe", "routing", "topics", "rpc", "publisher-confirms"),)
+
 NoColor = Annotated[bool, Option("--no-color", help="Do not use colour")]
 
 
@@ -34,18 +37,27 @@ NoColor = Annotated[bool, Option("--no-color", help="Do not use colour")]
 def list_(as_json: Annotated[bool, Option("--json", help="Print NDJSON")] = False, no_color: NoColor = False) -> None:
     """List the tutorials, in the order to learn them."""
     current().no_color = no_color
-    columns = ("name", "title", "summary") if as_json else ("name", "summary")
+    is_read = output.is_terminal(1) and not as_json
+    columns = (
+        ("number", "name", "summary") if is_read else ("name", "title", "summary") if as_json else ("name", "summary")
+    )
     layout.show_rows(map(_row, plays.PLAYS), columns, as_json=as_json)
-    if output.is_terminal(1) and not as_json:
+    if is_read:
         output.status("'mqtool tutorial run NAME' plays one, 'mqtool tutorial show NAME' lets you read it.")
 
 
 def _row(name: str) -> dict[str, str]:
+    number = str(_NUMBERED.index(name) + 1) if name in _NUMBERED else ""
     if name in pages.NAMES:
         page = pages.page(name)
-        return {"name": name, "title": page.title, "summary": page.summary}
+        return {"number": number, "name": name, "title": page.title, "summary": page.summary}
     play = plays.PLAYS[name]
-    return {"name": name, "title": play.title, "summary": play.story[0].lower() + play.story[1:]}
+    return {"number": "", "name": name, "title": play.title, "summary": play.story[0].lower() + play.story[1:]}
+
+
+def _named(name: str) -> str:
+    """A tutorial's name, which may be given by its number in RabbitMQ's list of tutorials."""
+    return _NUMBERED[int(name) - 1] if name in map(str, range(1, len(_NUMBERED) + 1)) else name
 
 
 @tutorial.command("mqtool tutorial show routing", "mqtool tutorial show hello-world --plain > hello.py")
@@ -58,6 +70,7 @@ def show(
 ) -> None:
     """Show a tutorial: picture, story, commands and source."""
     current().no_color = no_color
+    name = _named(name)
     if name in plays.PLAYS and name not in pages.NAMES:
         raise UsageError(f"{name} has no page to read", f"run it: mqtool tutorial run {name}")
     page = pages.page(name)
@@ -82,7 +95,7 @@ def run(
 ) -> None:
     """Run tutorials step by step, in several terminals at once."""
     current().no_color = no_color
-    chosen = names or list(plays.PLAYS)
+    chosen = [*map(_named, names or plays.PLAYS)]
     for name in chosen:
         if name not in plays.PLAYS:
             raise pages.no_such_tutorial(name, tuple(plays.PLAYS))
@@ -102,15 +115,19 @@ def run(
             output.notice("interrupted; everything it started has been stopped")
             raise
         if not no_pause:
-            audience.ended(
-                "'mqtool tutorial list' lists the tutorials."
-                if name not in pages.NAMES
-                else f"'mqtool tutorial show {name}' has the commands, the story and the source."
-            )
+            audience.ended(_next_steps(name, is_last=number == len(chosen)))
     if no_pause:
         audience.ended(
             f"{counted(len(chosen), 'tutorial')}, {counted(checks, 'check')} passed, {time.monotonic() - started:.0f} s"
         )
+
+
+def _next_steps(name: str, *, is_last: bool) -> str:
+    steps = [f"'mqtool tutorial show {name}' has the commands, the story and the source."] * (name in pages.NAMES)
+    following = [*plays.PLAYS][[*plays.PLAYS].index(name) + 1 :]
+    if is_last and following:
+        steps.append(f"next: mqtool tutorial run {following[0]}")
+    return "\n".join(steps)
 
 
 def _audience(pace: Pace, *, lines: bool) -> "Lines | Panes":

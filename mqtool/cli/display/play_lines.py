@@ -17,7 +17,7 @@ from rich.text import Text
 from mqtool.cli.display import output
 from mqtool.cli.display.layout import terminal
 from mqtool.cli.display.live_screen import single_keys
-from mqtool.stage.terminal import Chart
+from mqtool.stage.terminal import Chart, QueueDepth
 from mqtool.tutorials.pages import Page
 
 _BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -180,6 +180,9 @@ class Lines:
             self._behind(terminal, Text(output.visible(line)))
         elif shown == _FIRST_FEW + 1:
             self._behind(terminal, Text("…"))
+
+    def counted(self, queues: Sequence[QueueDepth]) -> None:
+        """Print nothing: lines show what happens, not how many messages wait at each moment."""
 
     def say(self, text: str) -> None:
         self._pace.forget_keys()

@@ -15,9 +15,9 @@ from rich.rule import Rule
 from rich.text import Text
 
 from mqtool.cli.display import output
-from mqtool.cli.display.layout import terminal
+from mqtool.cli.display.layout import shortened, terminal
 from mqtool.cli.display.play_lines import STYLES, Pace, chart, figures
-from mqtool.stage.terminal import Chart
+from mqtool.stage.terminal import Chart, QueueDepth
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,6 +29,8 @@ _PANE_WIDTH = 38
 #: Minimum height of a pane: a line and two borders.
 _PANE_HEIGHT = 3
 _KEPT = 200
+#: Width of the column of queues between panes side by side.
+_QUEUES_WIDTH = 15
 _COMMAND = "bold"
 _CHARTS_HEIGHT = 7
 _FRAMES_PER_SECOND = 10
@@ -51,8 +53,10 @@ class Panes:
         self._checks: list[str] = []
         self._all_checks: list[str] = []
         self._charts: Sequence[Chart] = ()
+        self._queues: Sequence[QueueDepth] = ()
         self._waiting = False
         self._footer_height = 0
+        self._size = self._console.size
 
     @contextmanager
     def watching(self, title: str, story: str, position: tuple[int, int] = (1, 1)) -> Iterator[None]:
@@ -84,13 +88,17 @@ class Panes:
     def opened(self, names: Sequence[str]) -> None:
         with self._lock:
             self._panes = {name: deque(maxlen=_KEPT) for name in names}
-            self._charts = ()
+            self._charts = self._queues = ()
 
     def typed(self, terminal: str, command: str) -> None:
         self._add(terminal, Text(f"$ {command}", _COMMAND))
 
     def printed(self, terminal: str, line: str) -> None:
         self._add(terminal, Text(output.visible(line)))
+
+    def counted(self, queues: Sequence[QueueDepth]) -> None:
+        with self._lock:
+            self._queues = queues
 
     def _add(self, terminal: str, line: Text) -> None:
         with self._lock:
@@ -125,6 +133,8 @@ class Panes:
         """Draw the whole screen."""
         with self._lock:
             width, height = self._console.size
+            if self._size != self._console.size:
+                self._size, self._footer_height = self._console.size, 0
             footer = self._footer(width - 2)
             self._footer_height = max(self._footer_height, min(len(footer), height // 2))
             rows = self._rows(width)
@@ -135,7 +145,7 @@ class Panes:
             terminals_height = room - _CHARTS_HEIGHT * has_charts
             parts = [Layout(self._header(), size=1), Layout(self._terminals(rows, width, terminals_height))]
             if has_charts:
-                parts.append(Layout(self._drawn_charts(width), size=_CHARTS_HEIGHT))
+                parts.append(Layout(_drawn_charts(self._charts, width), size=_CHARTS_HEIGHT))
             parts.append(Layout(Group(*footer), size=self._footer_height))
             layout = Layout()
             layout.split_column(*parts)
@@ -164,17 +174,52 @@ class Panes:
 
     def _terminals(self, rows: list[list[str]], width: int, height: int) -> RenderableType:
         if not rows:
-            return Text()
-        heights = [height // len(rows)] * len(rows)
-        heights[-1] += height - sum(heights)
+            return Text(" ")  # an empty text would be drawn as a placeholder
+        if not self._queues or len(self._panes) == 1:
+            parts = self._drawn_rows(rows, width, height)
+        elif len(rows) == 1:
+            whole = Layout()
+            whole.split_row(*self._side_by_side(rows[0], width, height))
+            return whole
+        else:
+            parts = self._drawn_rows(rows, width, height - 1)
+            parts.insert(1, Layout(_queue_line(self._queues), size=1))
+        whole = Layout()
+        whole.split_column(*parts)
+        return whole
+
+    def _side_by_side(self, names: list[str], width: int, height: int) -> Iterator[Layout]:
+        """The panes of a row, with the queues after the first one."""
+        each = (width - _QUEUES_WIDTH) // len(names)
+        for name in names:
+            yield Layout(self._pane(name, each - 4, height - 2))
+            if name == names[0]:
+                yield Layout(_queue_column(self._queues, height), size=_QUEUES_WIDTH)
+
+    def _drawn_rows(self, rows: list[list[str]], width: int, height: int) -> list[Layout]:
         layouts = []
-        for row, row_height in zip(rows, heights, strict=True):
+        for row, row_height in zip(rows, self._heights(rows, width, height), strict=True):
             layout = Layout(size=row_height)
             layout.split_row(*(Layout(self._pane(name, width // len(row) - 4, row_height - 2)) for name in row))
             layouts.append(layout)
-        whole = Layout()
-        whole.split_column(*layouts)
-        return whole
+        return layouts
+
+    def _heights(self, rows: list[list[str]], width: int, height: int) -> list[int]:
+        """Divide the height among the rows: first as much as the current commands and their output need."""
+        wanted = [2 + max(self._needed(name, width // len(row) - 4, height) for name in row) for row in rows]
+        heights = [_PANE_HEIGHT] * len(rows)
+        for _ in range(height - sum(heights)):
+            heights[min(range(len(rows)), key=lambda row: (heights[row] >= wanted[row], heights[row]))] += 1
+        return heights
+
+    def _needed(self, name: str, width: int, most: int) -> int:
+        """The number of lines that a terminal's last command and its output need, up to `most`."""
+        lines = 0
+        for line in reversed(self._panes[name]):
+            lines += len(_wrapped(line, self._console, width))
+            if line.style == _COMMAND or lines >= most:
+                break
+        return lines
 
     def _pane(self, name: str, width: int, height: int) -> Panel:
         """A terminal: its command, and the last lines that fit."""
@@ -189,24 +234,50 @@ class Panes:
         style = STYLES[list(self._panes).index(name) % len(STYLES)]
         return Panel(Group(*lines[-height:]), title=Text(name, f"bold {style}"), title_align="left", border_style=style)
 
-    def _drawn_charts(self, width: int) -> RenderableType:
-        layout = Layout()
-        drawn = []
-        each = width // len(self._charts)
-        for measured in self._charts:
-            rows = chart(measured.values, max(1, each - 4), _CHARTS_HEIGHT - 2)
-            latest, greatest = figures(measured)
-            panel = Panel(
-                Text("\n".join(rows), "cyan"),
-                title=Text(f"{measured.title}: {latest}", "bold"),
-                title_align="left",
-                subtitle=Text(f"at most {greatest}"),
-                subtitle_align="right",
-                border_style="dim",
-            )
-            drawn.append(Layout(panel))
-        layout.split_row(*drawn)
-        return layout
+
+def _queue_column(queues: Sequence[QueueDepth], height: int) -> Text:
+    """The queues, between a sender on the left and receivers on the right."""
+    lines = [Text("─" * (_QUEUES_WIDTH - 2) + ">", "dim")]
+    for queue in queues:
+        name = Text(shortened(output.one_line(queue.name), _QUEUES_WIDTH - 2), "bold")
+        counts = [f"{queue.ready:,} ready"] + [f"{queue.unacknowledged:,} unacked"] * bool(queue.unacknowledged)
+        lines += [Text(), name, Text(_bar(queue, _QUEUES_WIDTH - 2), "yellow"), *map(Text, counts)]
+    return Text("\n").join(Text(" ") + line for line in lines[:height])
+
+
+def _queue_line(queues: Sequence[QueueDepth]) -> Text:
+    """The queues, between a sender above and receivers below."""
+    line = Text(" ", no_wrap=True, overflow="ellipsis")
+    for queue in queues:
+        line.append(shortened(output.one_line(queue.name), 24), "bold").append(f" {_bar(queue, 10)}", "yellow")
+        line.append(f" {queue.ready:,} ready, {queue.unacknowledged:,} unacked   ")
+    return line
+
+
+def _drawn_charts(charts: Sequence[Chart], width: int) -> RenderableType:
+    layout = Layout()
+    drawn = []
+    each = width // len(charts)
+    for measured in charts:
+        rows = chart(measured.values, max(1, each - 4), _CHARTS_HEIGHT - 2)
+        latest, greatest = figures(measured)
+        panel = Panel(
+            Text("\n".join(rows), "cyan"),
+            title=Text(f"{measured.title}: {latest}", "bold"),
+            title_align="left",
+            subtitle=Text(f"at most {greatest}"),
+            subtitle_align="right",
+            border_style="dim",
+        )
+        drawn.append(Layout(panel))
+    layout.split_row(*drawn)
+    return layout
+
+
+def _bar(queue: QueueDepth, width: int) -> str:
+    """A block for each message in a queue, hollow if it is unacknowledged."""
+    blocks = "■" * queue.ready + "□" * queue.unacknowledged
+    return blocks if len(blocks) <= width else f"{blocks[: width - 1]}…"
 
 
 def _wrapped(text: Text, screen: "Console", width: int) -> list[Text]:

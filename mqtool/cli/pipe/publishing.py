@@ -235,7 +235,8 @@ class Outgoing:
 
     def _sums(self, unconfirmed: int) -> str:
         seconds = time.monotonic() - self._started
-        parts = ", ".join(f"{count:,} {confirmation}" for confirmation, count in self._counts.items())
+        counts = {what: count for what, count in self._counts.items() if count or what is Confirmation.CONFIRMED}
+        parts = ", ".join(f"{count:,} {what}" for what, count in counts.items())
         if unconfirmed:
             parts += f", {unconfirmed:,} unanswered"
         rate = self._total / seconds if seconds > 0 else 0.0
