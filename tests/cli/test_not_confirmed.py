@@ -135,7 +135,7 @@ def test_an_exchange_that_is_deleted_in_mid_stream(shell: Shell, broker: TestBro
 
     assert result.code == 3, result.stderr
     assert "no exchange 'fleeting'" in result.stderr
-    assert "100 confirmed in " in result.stderr
+    assert "100 confirmed, 2,900 unanswered in " in result.stderr
     assert _bodies(shell, "failed") == [str(number) for number in range(100, 3_000)]
 
 
