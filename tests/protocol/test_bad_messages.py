@@ -68,7 +68,8 @@ def test_a_message_that_cannot_be_dead_lettered(
         assert Take(channel).bodies("dead", 2) == [b"1", b"2"]
         assert channel.queue_declare(source, passive=True).method.message_count == 0
     assert [record.message for record in caplog.records if "set aside" in record.message] == [
-        "a message of queue 'source' cannot be dead-lettered: it is set aside, and others like it without notice"
+        "a message of queue 'source' cannot be dead-lettered: the message is set aside; "
+        "further failures of this kind are not logged"
     ]
     with EmbeddedBroker(data_dir=tmp_path) as broker:
         channel = open_channel(broker)

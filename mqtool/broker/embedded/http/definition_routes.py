@@ -96,7 +96,7 @@ def _topology(vhosts: list[VirtualHost]) -> Json:
 
 
 def load_file(broker: Broker, path: Path) -> list[str]:
-    """Load a definitions file when the broker starts. Definitions without a virtual host go to `/`.
+    """Load a definitions file when the broker starts. Definitions without a `vhost` field are loaded into `/`.
 
     Returns:
         A sentence for each definition that the embedded broker does not support.
@@ -107,7 +107,7 @@ def load_file(broker: Broker, path: Path) -> list[str]:
     try:
         document = json.loads(path.read_text())
         if not isinstance(document, dict):
-            raise TypeError("it holds no object")
+            raise TypeError("the file is not a JSON object")
         left_out = [f"{path}: left out {what}" for what in unsupported(document)]
         _Loading(broker, document, broker.add_vhost("/")).run()
     except HttpError as error:
@@ -156,7 +156,7 @@ class _Loading:
     Args:
         broker: the broker.
         document: the definitions.
-        default: the virtual host of definitions that name none; None if all must name one.
+        default: the virtual host of definitions without a `vhost` field; None if every definition must have the field.
     """
 
     def __init__(self, broker: Broker, document: Json, default: VirtualHost | None) -> None:
@@ -165,7 +165,7 @@ class _Loading:
         self._default = default
 
     def run(self) -> None:
-        """Load everything in order of dependency: virtual hosts before their queues, queues before their bindings.
+        """Load everything in the order in which the definitions depend on each other, such as queues before bindings.
 
         Raises:
             HttpError: 400 if a definition is not valid. The definitions before it stay loaded.
@@ -247,7 +247,7 @@ class _Loading:
         source, destination = vhost.exchanges.get(_name(item, "source")), ends.get(_name(item, "destination"))
         if source is None or destination is None:
             # RabbitMQ ignores such a binding too, without a warning.
-            log.warning("definitions: no such ends in vhost '%s': binding %s", vhost.name, json.dumps(item))
+            log.warning("definitions: no source or destination in vhost '%s': binding %s", vhost.name, json.dumps(item))
         else:
             vhost.bind(source, destination, *binding_declaration(item))
 

@@ -64,7 +64,7 @@ _SETTINGS: Settings = {
     "message-ttl": (_from(0), "a valid message TTL"),
     "overflow": (_in("drop-head", "reject-publish", "reject-publish-dlx"), "a valid overflow value"),
     "stream-max-segment-size-bytes": (_from(0, _MAX_SEGMENT_BYTES), "a valid segment size"),
-    # Accepted without effect: there is one node, and it always pages messages out to disk as needed.
+    # The following have no effect: there is one node, which pages messages out to disk when necessary.
     "ha-mode": (_in("all", "exactly", "nodes"), "a valid ha-mode value"),
     "ha-params": (lambda _: True, "valid"),
     "ha-promote-on-failure": (_in("always", "when-synced"), "a valid ha-promote-on-failure value"),
@@ -83,7 +83,7 @@ _SETTINGS: Settings = {
     "queue-version": (_in(1, 2), "a valid queue-version value"),
 }
 
-#: Keys for mirrored queues, which RabbitMQ 4.0 removed.
+#: The keys for mirrored queues, which RabbitMQ 4.0 does not have.
 _MIRRORS = {name for name in _SETTINGS if name.startswith("ha-")}
 _SINCE_4_0: Settings = {
     "consumer-timeout": (_from(0), "a valid consumer timeout"),
@@ -181,7 +181,7 @@ def parameter(call: Call, component: str, vhost: str, name: str) -> Json:
 
 
 def parameter_views(vhosts: Iterable[VirtualHost], component: str | None = None) -> list[Json]:
-    """Return limits and operator policies in the form of /api/parameters. Like RabbitMQ's, it omits policies."""
+    """Return limits and operator policies in the form of /api/parameters, which does not contain policies."""
     found: list[Json] = []
     for vhost in vhosts:
         if vhost.limits:

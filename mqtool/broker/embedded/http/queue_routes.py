@@ -166,7 +166,7 @@ def purge(call: Call, vhost: str, name: str) -> None:
 
 @route("POST", "queues/VHOST/QUEUE/actions", administrator)
 def queue_action(call: Call, vhost: str, name: str) -> None:
-    """Synchronize a mirrored queue. Has no effect: the embedded broker has no mirrored queues."""
+    """Do nothing: the actions are for mirrored queues, which the embedded broker does not have."""
     call.queue(vhost, name)
     if (action := required(call.body, "action")) not in ("sync", "cancel_sync"):
         raise bad_request(f"unknown: {action}")

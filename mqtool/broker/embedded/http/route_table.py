@@ -51,7 +51,7 @@ class Counting(Protocol):
 
 
 class Rates:
-    """Computes the rates of counters. Samples them all the time, so that even the first request gets rates.
+    """Computes the rates of counters. Reads the counters every few seconds, so that even the first request gets rates.
 
     Args:
         counting: returns all objects that have counters.
@@ -59,7 +59,7 @@ class Rates:
 
     def __init__(self, counting: Callable[[], Iterable[Counting]]) -> None:
         self._counting = counting
-        #: The last two samples of each object's counters, with their times; the same one twice after the first.
+        #: Two samples of each object's counters, with their times: the last but one (at first the last), and the last.
         self._samples: WeakKeyDictionary[Counting, tuple[_Sample, _Sample]] = WeakKeyDictionary()
         asyncio.get_running_loop().call_later(_SAMPLE_SECONDS, self._sample)
 
@@ -230,7 +230,7 @@ def paths() -> dict[str, list[str]]:
 
 
 def found(path: list[str]) -> tuple[dict[str, Route], list[str]]:
-    """Return the routes of a path below /api, by method, and the values of its placeholders; raise 404 without any."""
+    """Return the routes of a path below /api, by method, and the values of its placeholders, or raise 404."""
     best: tuple[list[bool], dict[str, Route], list[str]] | None = None
     for pattern, routes in _ROUTES.items():
         words = pattern.split("/")
@@ -298,12 +298,12 @@ def check_regular_expression(pattern: str) -> None:
 
 
 def where(views: Iterable[Json], **wanted: str) -> list[Json]:
-    """Return those of these JSON objects whose fields have the wanted values."""
+    """Return the JSON objects whose fields have the wanted values."""
     return [view for view in views if all(view[name] == value for name, value in wanted.items())]
 
 
 def first(views: Iterable[Json], **wanted: str) -> Json:
-    """Return the first of these JSON objects whose fields have the wanted values; raise 404 if there is none."""
+    """Return the first JSON object whose fields have the wanted values; raise HttpError 404 if there is none."""
     return (where(views, **wanted) or missing())[0]
 
 
@@ -344,7 +344,7 @@ def administrator_or_member(call: Call, vhost: str, *names: str) -> None:  # noq
 
 
 def policymaker(call: Call, vhost: str | None = None, *names: str) -> None:  # noqa: ARG001
-    """Allow administrators, and policymakers with permissions in the virtual host, if the path has one."""
+    """Allow administrators and policymakers. If the path has a virtual host, policymakers need permissions in it."""
     tags = call.user.tags
     if "administrator" in tags:
         return

@@ -3,6 +3,7 @@
 import base64
 import binascii
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from mqtool.broker.embedded.http.http_server import Answer, bad_request, boolean, required, text
@@ -201,7 +202,8 @@ def save_topic_permissions(broker: Broker, vhost: str, user: User, body: Json) -
         raise bad_request("key_missing: exchange")
     rights = TopicPermissions(*_patterns(body, "write", "read"))
     existed = any(place[0] == vhost for place in user.topic_permissions)
-    broker.set_topic_permissions(user.name, {**user.topic_permissions, (vhost, text(body, "exchange")): rights})
+    changed = {**user.topic_permissions, (vhost, text(body, "exchange")): rights}
+    broker.save_user(replace(user, topic_permissions=changed))
     return existed
 
 
@@ -216,7 +218,7 @@ def delete_topic_permission(call: Call, vhost: str, name: str, *exchange: str) -
         for key, rights in user.topic_permissions.items()
         if key[0] != vhost or (exchange and key[1] != exchange[0])
     }
-    call.broker.set_topic_permissions(user.name, kept)
+    call.broker.save_user(replace(user, topic_permissions=kept))
 
 
 @route(READ, "vhosts", anyone)
@@ -266,7 +268,7 @@ def delete_vhost(call: Call, name: str) -> None:
 
 @route("POST", "vhosts/VHOST/start/NODE", administrator)
 def start_vhost(call: Call, name: str, node: str) -> None:  # noqa: ARG001
-    """Start a virtual host. Has no effect: virtual hosts are always running."""
+    """Do nothing: virtual hosts are always running."""
     call.vhost(name)
 
 
@@ -294,7 +296,8 @@ def change_user_limit(call: Call, name: str, limit: str) -> Answer:
     user = call.broker.users.get(name)
     if user is None:
         raise bad_request(f"no_such_user: {name}")
-    call.broker.limit_user(user, _changed(call, user.limits, limit, OF_USERS, "user-limits"))
+    limits = _changed(call, user.limits, limit, OF_USERS, "user-limits")
+    call.broker.save_user(replace(user, limits=limits))
     return NO_CONTENT
 
 

@@ -1,7 +1,7 @@
 """Conversion of AMQP 0-9-1 messages to the AMQP 1.0 sections that a stream stores, and back, as in RabbitMQ 3.10.
 
-Clients of the stream protocol encode the sections themselves, so an entry can contain anything. Only values of types
-that a 0-9-1 header can have are converted; lists, maps, tables and arrays in headers are dropped.
+Clients of the stream protocol encode the sections themselves, so an entry can contain anything. Header values are
+converted if AMQP 0-9-1 has their type; lists, maps, tables and arrays are dropped.
 """
 
 import base64
@@ -35,7 +35,8 @@ class Decoded(NamedTuple):
 
     Attributes:
         exchange: the exchange that the message was published to; "" if it was published with the stream protocol.
-        routing_key: None if the message was published with the stream protocol; RabbitMQ then uses the stream's name.
+        routing_key: None if the message was published with the stream protocol. It is then delivered with the stream's
+            name as its routing key, as in RabbitMQ.
     """
 
     properties: Properties
@@ -74,16 +75,18 @@ _PROPERTY_NAMES = (
 )
 _STRINGS = {"message_id": 0xA1, "user_id": 0xA0, "reply_to": 0xA1, "correlation_id": 0xA1}
 _SYMBOLS = {"content_type": 0xA3, "content_encoding": 0xA3}
-_OFTEN = 256
+
+#: Headers shorter than this are cached, and texts shorter than this fit into a short string of AMQP 0-9-1.
+_SHORT = 256
 
 
 def encode(properties: Properties, body: bytes, exchange: str, routing_key: str) -> bytes:
     """Encode a message as RabbitMQ stores it in a stream."""
     raw = properties.encode()
-    if len(raw) >= _OFTEN:
+    if len(raw) >= _SHORT:
         head = _head(raw, exchange, routing_key)
     elif (span := properties.message_id_span()) is None:
-        head = _usual_head(raw, exchange, routing_key)
+        head = _cached_head(raw, exchange, routing_key)
     else:
         message_id = raw[span.start : span.stop]
         before, after = _around_id(raw[: span.start], raw[span.stop :], len(message_id), exchange, routing_key)
@@ -135,14 +138,14 @@ def _head(raw: bytes, exchange: str, routing_key: str) -> bytes:
     return head
 
 
-_usual_head = lru_cache(maxsize=1024)(_head)
+_cached_head = lru_cache(maxsize=1024)(_head)
 
 
 @lru_cache(maxsize=1024)
 def _around_id(before: bytes, after: bytes, size: int, exchange: str, routing_key: str) -> tuple[bytes, bytes]:
-    """Encode the sections before the body, split around the message id: often only the id differs between messages."""
-    heads = [_head(before + octet * size + after, exchange, routing_key) for octet in (b"a", b"b")]
-    start = next((place for place, (one, other) in enumerate(zip(*heads, strict=True)) if one != other), len(heads[0]))
+    """Return the encoded sections before the message id and after it. Cached: often only the id differs."""
+    heads = [_head(before + letter * size + after, exchange, routing_key) for letter in (b"a", b"b")]
+    start = next((index for index, (one, other) in enumerate(zip(*heads, strict=True)) if one != other), len(heads[0]))
     return heads[0][:start], heads[0][start + size :]
 
 
@@ -153,7 +156,7 @@ def decode(data: bytes) -> Decoded:
     """
     try:
         start = _body_start(data)
-        head = (_usual_parts if start < _OFTEN else _parts)(data[:start])
+        head = (_cached_parts if start < _SHORT else _parts)(data[:start])
         body = _body(data, start)
     except (ValueError, IndexError, struct.error):
         return Decoded(_PLAIN, data, "", None)
@@ -167,10 +170,10 @@ _PLAIN = Properties(b"\x00\x00")
 
 
 def _descriptor(data: bytes, offset: int) -> Span:
-    """Read the descriptor of a section. Return its code, and the position of its value as both start and end.
+    """Return the code of the section at `offset`, and the position of its value as both start and end.
 
     Raises:
-        ValueError: the data at `offset` is not a section of a message.
+        ValueError: there is no section of a message at `offset`.
     """
     if data[offset]:
         raise ValueError("not described")
@@ -223,7 +226,7 @@ def _parts(head: bytes) -> Decoded:
             exchange = _name(annotations.get("x-exchange")) or ""
             routing_key = _name(annotations.get("x-routing-key"))
             for name in ("priority", "delivery_mode"):
-                _take_octet(fields, name, annotations.get(f"x-basic-{name.replace('_', '-')}"))
+                _take_byte(fields, name, annotations.get(f"x-basic-{name.replace('_', '-')}"))
             _take_string(fields, "expiration", annotations.get("x-basic-expiration"))
         elif section.code == _PROPERTIES:
             _take_properties(fields, headers, dict(zip(_PROPERTY_NAMES, _items(head, span), strict=False)))
@@ -235,7 +238,7 @@ def _parts(head: bytes) -> Decoded:
     return Decoded(Properties.of(fields), b"", exchange, routing_key)
 
 
-_usual_parts = lru_cache(maxsize=1024)(_parts)
+_cached_parts = lru_cache(maxsize=1024)(_parts)
 
 
 def _items(data: bytes, span: Span) -> Iterator[AnyValue]:
@@ -247,12 +250,16 @@ def _pairs(data: bytes, span: Span) -> Iterator[tuple[str, AnyValue]]:
     return ((key, value) for key, value in zip(items, items, strict=True) if isinstance(key, str))
 
 
-def _name(value: AnyValue) -> str | None:
-    """Return a value as an exchange name or routing key; None if it is not a string, or longer than 255 bytes."""
+def _short(value: AnyValue) -> bytes | None:
+    """Return a string as bytes; None for other values and for strings that do not fit into a short string."""
     raw = value.encode(errors="surrogateescape") if isinstance(value, str) else value
-    if not isinstance(raw, bytes) or len(raw) > 255:
-        return None
-    return raw.decode(errors="surrogateescape")
+    return raw if isinstance(raw, bytes) and len(raw) < _SHORT else None
+
+
+def _name(value: AnyValue) -> str | None:
+    """Return a value as the name of an exchange or as a routing key; None if it cannot be one."""
+    raw = _short(value)
+    return None if raw is None else raw.decode(errors="surrogateescape")
 
 
 def _take_header(fields: dict[str, bytes], items: list[AnyValue]) -> None:
@@ -260,20 +267,19 @@ def _take_header(fields: dict[str, bytes], items: list[AnyValue]) -> None:
     durable, priority, ttl = (*items[:3], None, None, None)[:3]
     if durable is True:
         fields["delivery_mode"] = b"\x02"
-    _take_octet(fields, "priority", priority)
+    _take_byte(fields, "priority", priority)
     if isinstance(ttl, UInt32):
         fields["expiration"] = encode_short(str(int(ttl)).encode())
 
 
-def _take_octet(fields: dict[str, bytes], name: str, value: AnyValue) -> None:
+def _take_byte(fields: dict[str, bytes], name: str, value: AnyValue) -> None:
     if isinstance(value, UInt8):
         fields[name] = bytes((value,))
 
 
 def _take_string(fields: dict[str, bytes], name: str, value: AnyValue) -> None:
-    """Convert a property to an AMQP 0-9-1 short string; drop it if it is too long."""
-    raw = value.encode(errors="surrogateescape") if isinstance(value, str) else value
-    if isinstance(raw, bytes) and len(raw) < _OFTEN:
+    """Convert a property to an AMQP 0-9-1 short string; drop it if this is not possible."""
+    if (raw := _short(value)) is not None:
         fields[name] = encode_short(raw)
 
 
@@ -288,7 +294,7 @@ def _take_properties(fields: dict[str, bytes], headers: Table, values: dict[str,
 
 
 def _take_id(fields: dict[str, bytes], headers: Table, name: str, value: AnyValue) -> None:
-    """Convert a message or correlation id. The original type, if not a string, is added as a header."""
+    """Convert a message or correlation id. If it is not a string, add a header with its type."""
     header = f"x-{name.replace('_', '-')}"
     match value:
         case uuid.UUID():
@@ -303,7 +309,7 @@ def _take_id(fields: dict[str, bytes], headers: Table, name: str, value: AnyValu
             kind, raw = "", value.encode(errors="surrogateescape")
         case _:
             return
-    if len(raw) >= _OFTEN:
+    if len(raw) >= _SHORT:
         headers[header] = text(raw)
         return
     if kind:
@@ -318,5 +324,5 @@ def _take_application(fields: dict[str, bytes], headers: Table, pairs: Iterator[
             _take_string(fields, key.removeprefix("x-basic-").replace("-", "_"), value)
         elif isinstance(value, ULong):
             headers[key] = Int64(value) if value < 1 << 63 else str(value)
-        elif len(key.encode(errors="surrogateescape")) < _OFTEN and not isinstance(value, Dropped | uuid.UUID):
+        elif len(key.encode(errors="surrogateescape")) < _SHORT and not isinstance(value, Dropped | uuid.UUID):
             headers[key] = value

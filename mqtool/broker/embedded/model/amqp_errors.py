@@ -1,7 +1,4 @@
-"""AMQP errors, each of which closes a channel or a connection (section 1.2 of the 0-9-1 reference).
-
-The reply texts are those of RabbitMQ 3.10, because clients and their tests compare them.
-"""
+"""AMQP errors, each of which closes a channel or a connection. The texts are those of RabbitMQ 3.10."""
 
 import logging
 
@@ -95,7 +92,7 @@ def locked_queue(name: str, vhost: str) -> ChannelException:
 
 
 def precondition_failed(what: str) -> ChannelException:
-    """Return error 406: the request is not valid, such as a declaration with different properties."""
+    """Return error 406, such as for a declaration that differs from the existing queue."""
     return ChannelException(PRECONDITION_FAILED, what)
 
 
@@ -110,7 +107,7 @@ def storage_failed(error: Exception) -> ConnectionException:
 
 
 class FailureLog:
-    """Logs failures to process a message: each kind of failure only once, with its traceback."""
+    """Logs failures to process a message. Logs each kind of failure only once, with its traceback."""
 
     def __init__(self) -> None:
         self._logged: set[tuple[str, type[Exception]]] = set()
@@ -120,4 +117,7 @@ class FailureLog:
         if (what, type(error)) not in self._logged:
             self._logged.add((what, type(error)))
             # `what` contains names chosen by clients: escaped as ASCII, they cannot forge log lines.
-            log.error("%s: it is set aside, and others like it without notice", ascii(what)[1:-1], exc_info=error)
+            what = ascii(what)[1:-1]
+            log.error(
+                "%s: the message is set aside; further failures of this kind are not logged", what, exc_info=error
+            )

@@ -41,7 +41,7 @@ _NO_HEADERS: Table = {}
 
 @lru_cache(maxsize=256)
 def _present(flags: int) -> tuple[tuple[str, int], ...]:
-    """Return the name and width of each property that is flagged; the width is 0 if a length precedes the value."""
+    """Return the name and size of each property in the flags; the size is 0 if a length precedes the value."""
     if flags & 3:
         raise ValueError("unknown property flags")
     return tuple((name, _WIDTHS.get(name, 0)) for flag, name in _FLAGS if flags & flag)
@@ -161,7 +161,7 @@ class Properties:
     def replace(
         self, *, headers: Table | None = None, reply_to: str | None = None, expires: bool = True
     ) -> "Properties":
-        """Return a copy with other headers, with another reply-to, or without its expiration (`expires=False`)."""
+        """Return a copy with other headers or reply-to, or without its expiration (`expires=False`)."""
         fields = self.fields()
         if headers is not None:
             fields["headers"] = encode_table(headers)
@@ -218,7 +218,7 @@ _parse_small_header = lru_cache(maxsize=2048)(ContentHeader)
 
 
 class HeaderReader:
-    """Decodes content headers; takes a tenth of the time if only the message id differs from the previous header."""
+    """Decodes content headers, in a tenth of the time if only the message id differs from the previous header."""
 
     def __init__(self, max_depth: int = MAX_DEPTH) -> None:
         self._max_depth = max_depth
@@ -228,11 +228,7 @@ class HeaderReader:
         self._size = 0
 
     def read(self, raw: bytes) -> ContentHeader:
-        """Decode the content header in a frame's payload.
-
-        Raises:
-            ValueError: the header is malformed.
-        """
+        """Decode the content header in a frame's payload. Raises ValueError if it is malformed."""
         if len(raw) <= 256 and not (len(raw) > 13 and raw[13] & _MESSAGE_ID):
             return _parse_small_header(raw)
         if len(raw) == self._size and raw.startswith(self._before, 12) and raw.endswith(self._after):
@@ -287,7 +283,6 @@ class Message:
 
     @property
     def properties(self) -> Properties:
-        """The message properties."""
         return self.header.properties
 
     @property
@@ -301,20 +296,19 @@ class Message:
         return self.header.properties.headers
 
     def replace(
-        self, *, headers: Table | None = None, address: tuple[str, str] | None = None, expires: bool = True
+        self,
+        *,
+        headers: Table | None = None,
+        reply_to: str | None = None,
+        address: tuple[str, str] | None = None,
+        expires: bool = True,
     ) -> Self:
-        """Return a copy with other headers, with another address, or without its expiration (`expires=False`)."""
-        properties = self.properties.replace(headers=headers, expires=expires)
+        """Return a copy with other headers, reply-to or address, or without its expiration (`expires=False`)."""
+        properties = self.properties.replace(headers=headers, reply_to=reply_to, expires=expires)
         return type(self)(
             self.address if address is None else encode_address(*address),
             ContentHeader.of(properties, len(self.body)),
             self.body,
-        )
-
-    def with_reply_to(self, reply_to: str) -> Self:
-        """Return a copy with another reply-to."""
-        return type(self)(
-            self.address, ContentHeader.of(self.properties.replace(reply_to=reply_to), len(self.body)), self.body
         )
 
 
@@ -331,5 +325,4 @@ class Dead(Message):
 
     @classmethod
     def of(cls, message: Message) -> Self:
-        """Return a dead letter with the content of this message."""
         return cls(message.address, message.header, message.body)

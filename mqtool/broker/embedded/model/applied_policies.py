@@ -1,4 +1,4 @@
-"""Policies of a virtual host: which of them apply to a queue or an exchange, and the settings that result."""
+"""The policies of a virtual host, and how they apply to its queues and exchanges."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -28,22 +28,15 @@ def _compiled(pattern: str) -> Any:
 
 
 def check_pattern(pattern: str) -> None:
-    """Check a regular expression.
-
-    Raises:
-        ValueError: the pattern is not valid, or RE2 does not support it.
-    """
+    """Raise ValueError if a regular expression is not valid, or if RE2 does not support it."""
     if pattern != _EVERYTHING:
         _compiled(pattern)
 
 
 def found(pattern: str, text: str) -> bool:
-    """Return whether a regular expression matches anywhere in a text, in linear time.
+    """Return True if a valid regular expression matches anywhere in a text.
 
-    Uses RE2, so that no user's pattern can block the broker. RE2 has no lookaround and no backreferences.
-
-    Raises:
-        ValueError: the pattern is not valid, or RE2 does not support it.
+    RE2 takes linear time, so that no user's pattern can block the broker. It has no lookaround and no backreferences.
     """
     return pattern == _EVERYTHING or _compiled(pattern).search(text.encode(errors="surrogateescape")) is not None
 
@@ -58,7 +51,7 @@ _TO = {
     "exchange": {"all", "exchanges"},
 }
 
-# A policy that sets any of these does not apply to queues of this type at all.
+# The settings that some types of queues do not support. A policy with any of these does not apply to such a queue.
 _OF_STREAMS = {"max-age", "stream-max-segment-size-bytes", "initial-cluster-size"}
 _OF_MIRRORS = {
     "ha-mode",
@@ -102,14 +95,14 @@ class Policy(NamedTuple):
     apply_to: str = "all"
 
     def matches(self, name: str, kind: str) -> bool:
-        """Return whether the policy applies to this name; `kind` is the type of the queue, or `exchange`."""
+        """Return True if the policy applies to an object of this name and kind: a type of queue, or `exchange`."""
         return (
             self.apply_to in _TO[kind] and _UNSUPPORTED[kind].isdisjoint(self.definition) and found(self.pattern, name)
         )
 
 
 class Applied(NamedTuple):
-    """The policies that apply to one queue or exchange: their names (None if none) and the merged definition."""
+    """The names of the policies that apply to one queue or exchange, if any, and their merged definition."""
 
     policy: str | None = None
     operator_policy: str | None = None
@@ -141,12 +134,7 @@ class Policies:
         self.by_kind: dict[str, dict[str, Policy]] = {USER: {}, OPERATOR: {}}
 
     def put(self, kind: str, policy: Policy) -> None:
-        """Add a valid policy, or replace the policy with the same name.
-
-        Raises:
-            ChannelException: 406, the policy could not be read back after a restart.
-            ConnectionException: 506, the policy cannot be written to disk. In both cases nothing changes.
-        """
+        """Add a valid policy, or replace the policy with the same name. Raises AmqpException if it cannot be stored."""
         value: Table = {"vhost": self._vhost, **policy._asdict()}
         self._ledger.save(kind, (self._vhost, policy.name), value)
         self.restore(kind, policy)
@@ -157,17 +145,12 @@ class Policies:
         self._when_changed()
 
     def delete(self, kind: str, name: str) -> None:
-        """Delete a policy.
-
-        Raises:
-            KeyError: no policy has this name.
-        """
         del self.by_kind[kind][name]
         self._ledger.forget(kind, (self._vhost, name))
         self._when_changed()
 
     def applied_to(self, name: str, kind: str) -> Applied:
-        """Return the policies that apply to this name; `kind` is the type of the queue, or `exchange`."""
+        """Return the policies that apply to an object of this name and kind: a type of queue, or `exchange`."""
         users, operators = self.by_kind[USER], self.by_kind[OPERATOR]
         if not users and not operators:
             return NOTHING

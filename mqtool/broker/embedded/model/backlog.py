@@ -37,21 +37,21 @@ class Entry:
 
 
 class Pages(Protocol):
-    """The methods of the ledger that let a backlog keep the messages of long queues only on disk."""
+    """The methods of the ledger that a backlog uses to keep the messages of long queues only on disk."""
 
     def page_out(self, entry: Entry) -> bool:
-        """Return True if the backlog may drop a stored, unchanged message from memory until it is read back."""
+        """Return True if the backlog may keep only the row of a stored, unchanged message in memory."""
 
     def page_in(self, rows: Sequence[int]) -> list[Entry]:
-        """Read messages back from disk: the first of these rows, and those after it unless they are large."""
+        """Read stored messages back from disk, in this order. If they are large, return only the first ones."""
 
 
 class Backlog:
     """A first-in, first-out backlog. Requeued messages return to their original position.
 
-    Only the row number of a paged-out message is in memory. The message is read back, with those behind it, when it is
-    next to be delivered.
-    Requeued messages are kept in a heap, so the cost of requeueing does not depend on the length of the queue.
+    Only the row of a paged-out message is in memory. The message is read back, with those behind it, when it is next to
+    be delivered.
+    Requeued messages are kept in a heap, so requeueing is as fast in a long queue as in a short one.
 
     Attributes:
         body_bytes: the total size of the message bodies.
@@ -81,21 +81,13 @@ class Backlog:
         self.body_bytes += len(entry.message.body)
 
     def head(self) -> Entry:
-        """Return the next message.
-
-        Raises:
-            IndexError: the backlog is empty.
-        """
+        """Return the next message. Raises IndexError if there is none."""
         if self._returned and not (self._fresh and _position(self._fresh[0]) < self._returned[0][0]):
             return self._returned[0][1]
         return self._first()
 
     def take(self) -> Entry:
-        """Remove the next message and return it.
-
-        Raises:
-            IndexError: the backlog is empty.
-        """
+        """Remove the next message and return it. Raises IndexError if there is none."""
         if self._returned and not (self._fresh and _position(self._fresh[0]) < self._returned[0][0]):
             entry = heappop(self._returned)[1]
         else:
@@ -150,11 +142,9 @@ class QuorumBacklog(Backlog):
         self.body_bytes += len(entry.message.body)
 
     def head(self) -> Entry:
-        """Return the next message: a requeued one, if any."""
         return self._returned[0][1] if self._returned else self._first()
 
     def take(self) -> Entry:
-        """Remove the next message and return it."""
         if not self._returned:
             return super().take()
         entry = heappop(self._returned)[1]
@@ -212,22 +202,18 @@ class PriorityBacklog(Backlog):
         raise IndexError("no message")
 
     def head(self) -> Entry:
-        """Return the next message."""
         return self._next().head()
 
     def take(self) -> Entry:
-        """Remove the next message and return it."""
         entry = self._next().take()
         self._grow(entry, -1)
         return entry
 
     def clear(self) -> list[Entry | int]:
-        """Remove all messages and return them; a paged-out message is represented by its row."""
         self._size = self.body_bytes = 0
         return [waiting for level in self._levels.values() for waiting in level.clear()]
 
     def in_memory(self) -> Iterator[Entry]:
-        """Yield the messages that are not paged out, in no particular order."""
         for level in self._levels.values():
             yield from level.in_memory()
 
@@ -267,7 +253,6 @@ class TwoLevelBacklog(PriorityBacklog):
         return low if is_lows_turn and not returned else super()._next()
 
     def take(self) -> Entry:
-        """Remove the next message and return it."""
         is_counted = not self._level(self._RETURNED)
         entry = super().take()
         self._taken += is_counted
@@ -275,7 +260,7 @@ class TwoLevelBacklog(PriorityBacklog):
 
 
 def new_backlog(pages: Pages, kind: str, max_priority: int | None, quorum_priorities: str) -> Backlog:
-    """Return an empty backlog for a queue of this type, with this `x-max-priority`; see Profile.quorum_priorities."""
+    """Return an empty backlog for a queue of this type and `x-max-priority`. See Profile for `quorum_priorities`."""
     if kind == "quorum":
         if quorum_priorities == "all":
             return PriorityQuorumBacklog(pages, 31)

@@ -13,7 +13,7 @@ from mqtool.broker.embedded.model.clock import LoopClock, Timer
 from mqtool.broker.embedded.model.ledger import Ledger, default_memory_limit
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Profile
 from mqtool.broker.embedded.model.queue import Queue
-from mqtool.broker.embedded.model.users import DEFAULT_USER, Permissions, TopicPermissions, User
+from mqtool.broker.embedded.model.users import DEFAULT_USER, Permissions, User
 from mqtool.broker.embedded.model.virtual_host import Publication, Routing, VirtualHost, limit_of
 from mqtool.codecs.field_tables import Table
 
@@ -40,11 +40,7 @@ _ALARM_CLEARED = 0.8
 
 
 class Client(Protocol):
-    """The interface of a client connection that the broker uses.
-
-    Attributes:
-        user, vhost: set once the connection is open.
-    """
+    """The interface of a client connection that the broker uses. `user` and `vhost` are set once it is open."""
 
     user: User
     vhost: VirtualHost
@@ -55,7 +51,7 @@ class Client(Protocol):
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of memory held for the client: unread output, incomplete messages and transactions."""
+        """The memory held for the client, in bytes: unsent output, incomplete messages and transactions."""
 
     @property
     def is_open(self) -> bool:
@@ -84,8 +80,9 @@ class Broker:
     Args:
         ledger: stores messages and durable definitions.
         clients: the open connections; the server adds and removes them.
-        memory_limit: publishers are blocked when messages and clients take more bytes; None for RabbitMQ's default.
-        disk_free_limit: publishers are blocked when fewer bytes are free on the disk.
+        memory_limit: the bytes of memory for messages and clients above which publishers are blocked; None for
+            RabbitMQ's default.
+        disk_free_limit: the free bytes on the disk below which publishers are blocked.
         consumer_timeout: how long a delivery may stay unacknowledged, in seconds.
         profile: the version of RabbitMQ that the broker behaves like.
 
@@ -96,7 +93,7 @@ class Broker:
         listeners: the host and port of each listener, by protocol.
         permissions_version: incremented each time a user is added or changed.
         loopback_users: users who may log in only from this machine.
-        hooks: callbacks of a test; None outside tests.
+        hooks: callbacks of a test; otherwise None.
     """
 
     def __init__(
@@ -147,7 +144,6 @@ class Broker:
         return vhost
 
     def limit_vhost(self, vhost: VirtualHost, limits: dict[str, int]) -> None:
-        """Replace the limits of a virtual host."""
         self._save_vhost(vhost, vhost.description, limits)
 
     def _save_vhost(self, vhost: VirtualHost, description: str, limits: dict[str, int]) -> None:
@@ -155,11 +151,7 @@ class Broker:
         vhost.description, vhost.limits = description, limits
 
     def delete_vhost(self, name: str) -> None:
-        """Delete a virtual host with everything in it, and close its connections.
-
-        Raises:
-            KeyError: no such virtual host.
-        """
+        """Delete a virtual host with everything in it, and close its connections."""
         vhost = self.vhosts.pop(name)
         self._close_clients(f"vhost '{name}' is down", lambda client: client.is_open and client.vhost is vhost)
         vhost.delete_contents()
@@ -170,7 +162,6 @@ class Broker:
                 self.save_user(user)
 
     def save_user(self, user: User) -> None:
-        """Add or change a user."""
         permissions: Table = {vhost: [p.configure, p.write, p.read] for vhost, p in user.permissions.items()}
         self.ledger.save(
             "user",
@@ -191,36 +182,16 @@ class Broker:
         self.permissions_version += 1
 
     def delete_user(self, name: str) -> None:
-        """Delete a user and close their connections.
-
-        Raises:
-            KeyError: no such user.
-        """
+        """Delete a user and close their connections."""
         del self.users[name]
         self._close_clients(f"user '{name}' is deleted", lambda client: client.is_open and client.user.name == name)
         self.ledger.forget("user", (name,))
 
     def set_permissions(self, user: str, vhost: str, permissions: Permissions | None) -> None:
-        """Set the permissions of a user in a virtual host; None removes them.
-
-        Raises:
-            KeyError: no such user.
-        """
+        """Set the permissions of a user in a virtual host; None removes them."""
         others = {name: rights for name, rights in self.users[user].permissions.items() if name != vhost}
         changed = others if permissions is None else {**others, vhost: permissions}
         self.save_user(replace(self.users[user], permissions=changed))
-
-    def limits_of(self, user: str) -> dict[str, int]:
-        """Return the limits of a user; an empty dict if the user does not exist."""
-        return self.users[user].limits if user in self.users else {}
-
-    def limit_user(self, user: User, limits: dict[str, int]) -> None:
-        """Replace the limits of a user."""
-        self.save_user(replace(user, limits=limits))
-
-    def set_topic_permissions(self, user: str, permissions: dict[tuple[str, str], TopicPermissions]) -> None:
-        """Replace the topic permissions of a user, by virtual host and exchange."""
-        self.save_user(replace(self.users[user], topic_permissions=permissions))
 
     def set_global_parameter(self, name: str, text: str | None) -> None:
         """Set a global parameter to a JSON text; None deletes it."""
@@ -231,7 +202,7 @@ class Broker:
             self.ledger.forget("global_parameter", (name,))
 
     def authenticate(self, name: str, password: str, *, from_loopback: bool) -> User | None:
-        """Return the user if the password is right and remote login is not refused (see loopback_users), else None."""
+        """Return the user, or None if the password is wrong or the user may log in only from this machine."""
         user = self.users.get(name)
         if user is None or (name in self.loopback_users and not from_loopback):
             return None
@@ -253,18 +224,13 @@ class Broker:
             self._closing = self.clock.call_later(_CLOSE_LARGEST_MILLISECONDS, self._close_largest_client)
 
     def hold_for_client(self, by: int) -> None:
-        """Add to the memory counted for clients, which is separate from that of messages in queues.
-
-        Args:
-            by: the number of bytes of unread output, of an incomplete message, or of a transaction; negative when the
-                memory is released.
-        """
+        """Add to the number of bytes held for clients; negative when memory is released. See Client.held_bytes."""
         self.held_for_clients += by
         self.ledger.held_bytes += by
         self._check_memory(self.ledger.held_bytes)
 
     def _close_largest_client(self) -> None:
-        """Close the largest client if clients cause a memory alarm: consuming messages would not end such an alarm."""
+        """Close the connection that holds the most memory, if the messages in queues are not what causes the alarm."""
         if "memory" not in self.alarms:
             return
         messages = self.ledger.held_bytes - self.held_for_clients
@@ -275,13 +241,7 @@ class Broker:
         self._closing = self.clock.call_later(_CLOSE_LARGEST_MILLISECONDS, self._close_largest_client)
 
     def raise_alarm(self, name: str, reason: str, why: str) -> None:
-        """Block publishers.
-
-        Args:
-            name: identifies the alarm for clear_alarm().
-            reason: sent to publishers, such as LOW_ON_DISK.
-            why: the explanation for the log.
-        """
+        """Block publishers until clear_alarm(). `reason` is sent to them, such as LOW_ON_DISK; `why` is logged."""
         if name not in self.alarms:
             log.warning("%s alarm set: %s", name, why)
             self.alarms[name] = reason
@@ -301,7 +261,7 @@ class Broker:
                     client.unblock()
 
     def add_clients(self, clients: Collection[Client]) -> None:
-        """Register the collection of open connections of another protocol."""
+        """Add the open connections of another protocol: a collection that the server updates."""
         self._clients.append(clients)
 
     def clients(self) -> list[Client]:
@@ -314,7 +274,6 @@ class Broker:
             client.check_consumers(self.consumer_timeout)
 
     def close_connections(self, reason: str) -> None:
-        """Close all connections with 320 CONNECTION_FORCED."""
         self._close_clients(reason, lambda _: True)
 
     def _close_clients(self, reason: str, which: Callable[[Client], bool]) -> None:
@@ -323,58 +282,52 @@ class Broker:
 
 
 class Hooks(Protocol):
-    """Callbacks through which a test observes and changes what the broker does. Not used outside tests."""
+    """Callbacks with which a test observes or changes what the broker does."""
 
     def connected(self, client: object) -> None:
-        """Called when a client has connected its socket."""
+        """Handle a new connection, before the client has sent anything."""
 
     def enqueue(self, vhost: VirtualHost, routing: Routing) -> Publication:
-        """Called instead of adding a published message to its queues; returns the outcome."""
+        """Add a published message to its queues, or not, and return the outcome to report to the publisher."""
 
     def acknowledge(self, queue: Queue, entry: Entry) -> bool:
-        """Return True to let a client's acknowledgement, or an automatic one, take effect."""
+        """Return True if a message is to be acknowledged, False to ignore the client's acknowledgement."""
 
     def rejected(self, queue: Queue, entry: Entry, *, requeue: bool) -> None:
-        """Called when a client has rejected a message."""
+        """Handle a message that a client has rejected."""
 
     def confirm(self, data: bytes, send: Callable[[bytes], None]) -> None:
-        """Called to send publisher confirms: `data` holds the encoded frames."""
+        """Send publisher confirms (encoded frames) by calling `send`, now or later, or drop them."""
 
 
-#: The limits that a virtual host can have.
-OF_VHOSTS = ("max-connections", "max-queues")
-#: The limits that a user can have.
-OF_USERS = ("max-connections", "max-channels")
+#: The limits that virtual hosts and users can have.
+OF_VHOSTS, OF_USERS = ("max-connections", "max-queues"), ("max-connections", "max-channels")
 
 
 def check_connections(broker: Broker, vhost: VirtualHost, user: str) -> None:
-    """Check that a user may open one more connection to a virtual host.
-
-    Raises:
-        ConnectionException: 530, the limit is reached.
-    """
+    """Raise ConnectionException 530 if a virtual host or a user may have no more connections."""
     limit = limit_of(vhost.limits, "max-connections")
     if limit is not None and sum(each.is_open and each.vhost is vhost for each in broker.clients()) >= limit:
         refused = f"access to vhost '{vhost.name}' refused for user '{user}'"
         raise ConnectionException(NOT_ALLOWED, f"{refused}: connection limit ({limit}) is reached")
-    limit = limit_of(broker.limits_of(user), "max-connections")
+    limit = limit_of(_limits_of(broker, user), "max-connections")
     if limit is not None and len(_clients_of(broker, user)) >= limit:
         refused = f"connection refused for user '{user}'"
         raise ConnectionException(NOT_ALLOWED, f"{refused}: user connection limit ({limit}) is reached")
 
 
 def check_channels(broker: Broker, user: str) -> None:
-    """Check that a user may open one more channel.
-
-    Raises:
-        ConnectionException: 530, the limit is reached.
-    """
-    limit = limit_of(broker.limits_of(user), "max-channels")
+    """Raise ConnectionException 530 if a user may open no more channels."""
+    limit = limit_of(_limits_of(broker, user), "max-channels")
     if limit is not None and sum(len(client.channels) for client in _clients_of(broker, user)) >= limit:
         raise ConnectionException(
             NOT_ALLOWED,
             f"number of channels opened for user '{user}' has reached the maximum allowed user limit of ({limit})",
         )
+
+
+def _limits_of(broker: Broker, user: str) -> dict[str, int]:
+    return broker.users[user].limits if user in broker.users else {}
 
 
 def _clients_of(broker: Broker, user: str) -> list[Client]:

@@ -1,4 +1,4 @@
-"""Clocks and timers for queues: a clock unaffected by changes of the system time, alarms and timetables."""
+"""Clocks and timers for queues. Changes of the system time do not affect them."""
 
 import asyncio
 import time
@@ -6,8 +6,8 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Generic, Protocol, TypeVar
 
-#: The longest time, in milliseconds, before an alarm checks the clock again: while the machine sleeps, timers stop but
-#: the clock runs on.
+#: The longest timer of an alarm, in milliseconds. While the machine sleeps, timers stop but the clock does not, so an
+#: alarm that is due later checks the clock now and then.
 _LONGEST_TIMER = 60_000
 
 #: The system's monotonic clock; where available, one that keeps running while the machine sleeps.
@@ -17,10 +17,9 @@ Item = TypeVar("Item")
 
 
 class Timer(Protocol):
-    """A scheduled call."""
+    """A scheduled call, which can be cancelled."""
 
-    def cancel(self) -> None:
-        """Cancel the scheduled call."""
+    def cancel(self) -> None: ...
 
 
 class Clock(Protocol):
@@ -37,22 +36,19 @@ class Clock(Protocol):
 
 
 class LoopClock:
-    """The system's time, and timers on the running event loop."""
+    """The system's clock, and timers on the running event loop."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._offset = time.time_ns() - time.clock_gettime_ns(_STEADY)
 
     def now(self) -> int:
-        """Return milliseconds since 1970, unaffected by changes of the system time since this clock was created."""
         return (time.clock_gettime_ns(_STEADY) + self._offset) // 1_000_000
 
     def wall(self) -> int:
-        """Return the current system time in milliseconds since 1970."""
         return time.time_ns() // 1_000_000
 
     def call_later(self, milliseconds: int, what: Callable[[], object]) -> Timer:
-        """Call a function on the event loop after this many milliseconds, unless the timer is cancelled."""
         return self._loop.call_later(milliseconds / 1000, what)
 
 
@@ -83,7 +79,6 @@ class Alarm:
             self.set(due)
 
     def cancel(self) -> None:
-        """Cancel the alarm."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -1,4 +1,4 @@
-"""The consumers of one queue, the choice of the next one to get a message, and the queue's message counts."""
+"""The consumers of a queue, the choice of the one that gets the next message, and the queue's message counts."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ class Consumer(Protocol):
     arguments: Table
 
     def ready(self) -> bool:
-        """Return whether the consumer can take a message now. If not, the consumer calls `Queue.pump` once it can."""
+        """Return True if the consumer can take a message now. If not, the consumer calls `Queue.pump` once it can."""
 
     def take(self, entry: Entry) -> None:
         """Deliver a message to the consumer."""
@@ -57,11 +57,10 @@ class Consumers:
         return any(consumer.exclusive for consumer in self._all)
 
     def is_active(self, consumer: Consumer) -> bool:
-        """Return True if a consumer gets messages, False if it waits to become the single active consumer."""
+        """Return False if another consumer is the single active consumer, so that this one gets no messages."""
         return not self._single_active or consumer is self.active
 
     def add(self, consumer: Consumer) -> None:
-        """Add a consumer."""
         self._all.append(consumer)
         self._turns.setdefault(consumer.priority, deque()).append(consumer)
         self._descending = sorted(self._turns, reverse=True)
@@ -89,7 +88,7 @@ class Consumers:
         return gone
 
     def next_ready(self) -> Consumer | None:
-        """Return the consumer that gets the next message; None if no consumer can take one now."""
+        """Return the consumer to deliver the next message to; None if no consumer can take one now."""
         if self._single_active:
             return self.active if self.active is not None and self.active.ready() else None
         if len(self._all) == 1:

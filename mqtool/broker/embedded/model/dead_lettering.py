@@ -18,7 +18,7 @@ _DEATH_HEADERS = {"x-death"} | {
 
 
 class DeadLetters:
-    """Dead-letters messages of a virtual host's queues to their dead-letter exchanges, one after another.
+    """Dead-letters messages of a virtual host's queues, one after another.
 
     Args:
         publish: called with a message and the reason; publishes the message to the exchange in its address, and
@@ -40,7 +40,7 @@ class DeadLetters:
     def add(self, queue: Queue, message: Message, reason: str, done: Settled) -> None:
         """Dead-letter a message, then call `done` with the outcome.
 
-        Dead-lettering a message can dead-letter others, so a call made during another one only adds to a queue.
+        Dead-lettering a message can dead-letter others. These wait until it is done, so that calls do not nest deeply.
         """
         self._waiting.append((queue, message, reason, done))
         if self._is_busy:
@@ -130,9 +130,9 @@ def deaths(message: Message) -> list[Table]:
 
 
 def would_cycle(message: Message, queue: str) -> bool:
-    """Return whether this queue has dead-lettered a message before, with no rejection by a client then or since.
+    """Return True if this queue dead-lettered the message before, and no client has rejected the message then or since.
 
-    Such a message would loop forever, so the queue must not get it again.
+    Such a message would be dead-lettered in a cycle forever, so the queue must not get it again.
     """
     since: list[Table] = []
     for death in deaths(message):

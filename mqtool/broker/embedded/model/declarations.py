@@ -23,27 +23,23 @@ from mqtool.codecs.field_tables import Table, Timestamp, Value, is_integer, type
 
 
 def check_deprecated(profile: Profile, arguments: Table, *, durable: bool, exclusive: bool) -> None:
-    """Check that a new queue uses no deprecated feature that this version of RabbitMQ refuses.
-
-    Raises:
-        ConnectionException: 541, the queue uses such a feature; the message is that of RabbitMQ.
-    """
+    """Raise ConnectionException 541 if a new queue uses a deprecated feature that this version of RabbitMQ refuses."""
+    refused = None
     if not (durable or exclusive or profile.transient_queues):
-        raise _refused("transient_nonexcl_queues")
-    if "x-queue-master-locator" in arguments and not profile.master_locator:
-        raise _refused("queue_master_locator")
+        refused = "transient_nonexcl_queues"
+    elif "x-queue-master-locator" in arguments and not profile.master_locator:
+        refused = "queue_master_locator"
+    if refused is not None:
+        raise ConnectionException(
+            INTERNAL_ERROR,
+            f"Feature `{refused}` is deprecated.\nBy default, this feature is not permitted anymore.\nThe feature will "
+            "be removed from a future major RabbitMQ version, regardless of the configuration; actual version to be "
+            "determined.\nTo continue using this feature when it is not permitted by default, set the following "
+            "parameter in your configuration:",
+        )
 
 
-def _refused(feature: str) -> ConnectionException:
-    return ConnectionException(
-        INTERNAL_ERROR,
-        f"Feature `{feature}` is deprecated.\nBy default, this feature is not permitted anymore.\nThe feature will be "
-        "removed from a future major RabbitMQ version, regardless of the configuration; actual version to be "
-        "determined.\nTo continue using this feature when it is not permitted by default, set the following parameter "
-        "in your configuration:",
-    )
-
-
+#: The properties that quorum queues and streams cannot have, in the order of RabbitMQ's checks.
 _REFUSED_IN_ORDER = {
     "quorum": ("non-durable", "auto-delete", "exclusive-owner"),
     "stream": ("auto-delete", "exclusive-owner", "non-durable"),
@@ -53,10 +49,10 @@ _MAX_SEGMENT_BYTES = 3_000_000_000
 
 
 def check_queue(declared: QueueDeclaration, vhost: str, profile: Profile) -> None:
-    """Check the declaration of a new queue.
+    """Check the declaration of a new queue, in the order of RabbitMQ's checks.
 
     Raises:
-        ChannelException: 406, the declaration is not valid; names the first error in the order of RabbitMQ's checks.
+        ChannelException: 406, the declaration is not valid.
         ConnectionException: 541, the queue uses a deprecated feature that this version refuses.
     """
     where, arguments = f"queue '{declared.name}' in vhost '{vhost}'", declared.arguments
@@ -95,7 +91,7 @@ def _check_by_version(kind: str, where: str, profile: Profile, arguments: Table)
     for argument in ("x-delayed-retry-type", "x-delayed-retry-min", "x-delayed-retry-max", "x-consumer-timeout"):
         if argument in arguments and kind != "quorum":
             raise precondition_failed(f"invalid arg '{argument}' for {where} of queue type rabbit_{kind}_queue")
-    if (wrong := integer(arguments.get("x-consumer-timeout", 0))) is not None:
+    if (wrong := integer(arguments.get("x-consumer-timeout", 0), arguments)) is not None:
         raise precondition_failed(f"invalid arg 'x-consumer-timeout' for {where}: {wrong}")
 
 
@@ -108,17 +104,13 @@ def _check_replicated(kind: str, where: str, declared: QueueDeclaration) -> None
         "auto-delete": declared.auto_delete,
         "exclusive-owner": declared.owner is not None,
     }
-    first = next((what for what in _REFUSED_IN_ORDER[kind] if refused[what]), None)
-    if first is not None:
-        raise precondition_failed(f"invalid property '{first}' for {where}")
+    for what in _REFUSED_IN_ORDER[kind]:
+        if refused[what]:
+            raise precondition_failed(f"invalid property '{what}' for {where}")
 
 
 def check_equivalent_queue(queue: Queue, declared: QueueDeclaration) -> None:
-    """Check that a second declaration is equivalent to the queue.
-
-    Raises:
-        ChannelException: 406, naming the first difference.
-    """
+    """Raise ChannelException 406 if a second declaration differs from the queue; the text names the difference."""
     where, arguments = f"queue '{queue.name}' in vhost '{queue.vhost}'", declared.arguments
     _equivalent("durable", where, declared.durable, queue.durable)
     _equivalent("auto_delete", where, declared.auto_delete, queue.auto_delete)
@@ -133,22 +125,14 @@ def check_equivalent_queue(queue: Queue, declared: QueueDeclaration) -> None:
         equivalent_argument(argument, where, arguments, queue.arguments)
 
 
-def _equivalent(name: str, where: str, received: object, current: object) -> None:
-    def shown(value: object) -> str:
-        return str(value).lower() if isinstance(value, bool) else str(value)
-
+def _equivalent(name: str, where: str, received: Value, current: Value) -> None:
     if received != current:
-        raise precondition_failed(
-            f"inequivalent arg '{name}' for {where}: received '{shown(received)}' but current is '{shown(current)}'"
-        )
+        difference = f"received '{printed(received)}' but current is '{printed(current)}'"
+        raise precondition_failed(f"inequivalent arg '{name}' for {where}: {difference}")
 
 
 def equivalent_argument(name: str, where: str, received: Table, current: Table) -> None:
-    """Check that an argument is the same in two declarations. Integers may have different widths.
-
-    Raises:
-        ChannelException: 406, the argument differs.
-    """
+    """Raise ChannelException 406 if an argument differs in two declarations. Integers may have different sizes."""
 
     def described(value: Value) -> str:
         return f"the value '{printed(value)}' of type '{type_name(value)}'"
@@ -178,12 +162,7 @@ def _type_class(value: Value) -> str:
 
 
 def check_exchange_type(kind: str, profile: Profile) -> None:
-    """Check the type in an exchange.declare.
-
-    Raises:
-        ConnectionException: 503, the type is unknown (RabbitMQ 3.10).
-        ChannelException: 406, the type is unknown (RabbitMQ 4.0 and later).
-    """
+    """Raise AmqpException if an exchange type is unknown: 503 in RabbitMQ 3.10, 406 in later versions."""
     if kind not in types_of(profile):
         what = f"{'unknown' if kind else 'invalid'} exchange type '{kind}'"
         is_channels = profile.unknown_type_closes == "channel"
@@ -191,12 +170,7 @@ def check_exchange_type(kind: str, profile: Profile) -> None:
 
 
 def check_exchange(declared: ExchangeDeclaration, vhost: str, profile: Profile) -> None:
-    """Check the declaration of a new exchange.
-
-    Raises:
-        ChannelException: 406, an argument is not valid.
-        ConnectionException: 503, `x-delayed-type` is not a known exchange type (RabbitMQ 3.10).
-    """
+    """Check the arguments of a new exchange. Raises AmqpException if they are not valid."""
     alternate = declared.arguments.get("alternate-exchange")
     if alternate is not None and not isinstance(alternate, str):
         where = f"exchange '{declared.name}' in vhost '{vhost}'"
@@ -212,11 +186,7 @@ def check_exchange(declared: ExchangeDeclaration, vhost: str, profile: Profile) 
 
 
 def check_equivalent_exchange(exchange: Exchange, declared: ExchangeDeclaration, vhost: str) -> None:
-    """Check that a second declaration is equivalent to the exchange.
-
-    Raises:
-        ChannelException: 406, naming the first difference.
-    """
+    """Raise ChannelException 406 if a second declaration differs from the exchange; the text names the difference."""
     where = f"exchange '{exchange.name}' in vhost '{vhost}'"
     _equivalent("type", where, declared.kind, exchange.kind)
     _equivalent("durable", where, declared.durable, exchange.durable)
@@ -226,11 +196,7 @@ def check_equivalent_exchange(exchange: Exchange, declared: ExchangeDeclaration,
 
 
 def check_headers_binding(arguments: Table) -> None:
-    """Check the arguments of a binding to a headers exchange.
-
-    Raises:
-        ChannelException: 406, `x-match` is not valid.
-    """
+    """Raise ChannelException 406 if the `x-match` of a binding to a headers exchange is not valid."""
     mode = arguments.get("x-match", "all")
     if not isinstance(mode, str):
         raise precondition_failed(
@@ -251,12 +217,7 @@ _CONSUMERS_HAVE = {"classic": ("x-priority", "x-cancel-on-ha-failover"), "quorum
 
 
 def check_consumer(queue: Queue, arguments: Table, *, prefetch: int, no_ack: bool) -> None:
-    """Check the arguments of a basic.consume.
-
-    Raises:
-        ChannelException: 406, an argument is not valid, or a consumer of a stream has no prefetch.
-        ConnectionException: 540, a consumer of a stream uses automatic acknowledgement.
-    """
+    """Check the arguments of a basic.consume. Raises AmqpException if they are not valid for this type of queue."""
     where = f"queue '{queue.name}' in vhost '{queue.vhost}'"
     is_stream = queue.kind == "stream"
     for argument in (*CONSUMER_ARGUMENTS, OFFSET):
@@ -278,7 +239,6 @@ def check_consumer(queue: Queue, arguments: Table, *, prefetch: int, no_ack: boo
 
 
 def _is_offset(value: Value) -> bool:
-    """Return whether a value is a valid `x-stream-offset`."""
     if isinstance(value, str):
         return value in ("first", "last", "next") or interval(value) is not None
     return value is None or is_integer(value) or isinstance(value, Timestamp)

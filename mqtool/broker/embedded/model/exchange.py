@@ -135,7 +135,7 @@ class Exchange:
         self.alternate: str | None = alternate if isinstance(alternate, str) else None
 
     def follow(self, profile: Profile) -> None:
-        """Compare headers in the same way as this version of RabbitMQ."""
+        """Make a headers exchange compare values in the same way as this version of RabbitMQ."""
         if isinstance(self._table, HeadersTable):
             self._table.strict_numbers = profile.strict_numbers
 
@@ -145,7 +145,6 @@ class Exchange:
 
     @property
     def stored(self) -> bool:
-        """True if the exchange survives a restart."""
         return self.durable
 
     @property
@@ -187,18 +186,14 @@ class Exchange:
 
 
 def delay_of(message: Message) -> int:
-    """Return the delay of a message in milliseconds.
-
-    Raises:
-        ConnectionException: 541, `x-delay` is not a number; the delayed message plugin fails in the same way.
-    """
+    """Return the delay of a message in milliseconds. Raises ConnectionException 541 if `x-delay` is not a number."""
     try:
         return routing.delay_of(message.headers.get("x-delay"))
-    except ValueError:
+    except ValueError:  # the delayed message plugin fails in the same way
         raise ConnectionException(INTERNAL_ERROR) from None
 
 
-def over(message: Message, milliseconds: int) -> Message:
+def negate_delay(message: Message, milliseconds: int) -> Message:
     """Return the message with its delay negated, as the delayed message plugin does for released messages."""
     kind = Int32 if milliseconds <= 2**31 else Int64
     return message.replace(headers={**message.headers, "x-delay": kind(-milliseconds)})
@@ -207,7 +202,7 @@ def over(message: Message, milliseconds: int) -> Message:
 class DelayedMessages:
     """The messages that the x-delayed-message exchanges of a virtual host hold back.
 
-    When a message is due, it goes to the exchange that has the name at that time, even if it was declared again.
+    A message belongs to an exchange by its name, so it is also released if the exchange was deleted and declared again.
 
     Args:
         release: called with the name of the exchange and a message when the message is due.
@@ -234,7 +229,7 @@ class DelayedMessages:
         self._release(exchange, entry)
 
     def clear(self) -> list[Entry]:
-        """Remove all messages without releasing them; return them."""
+        """Remove all messages and return them."""
         self._counts.clear()
         return [entry for _, entry in self._waiting.clear()]
 
@@ -257,16 +252,11 @@ def save_exchange(ledger: Ledger, vhost: str, exchange: Exchange) -> None:
     )
 
 
-def forget_exchange(ledger: Ledger, vhost: str, exchange: Exchange) -> None:
-    """Delete the definition of a durable exchange."""
-    ledger.forget("exchange", (vhost, exchange.name))
-
-
 def save_binding(ledger: Ledger, vhost: str, binding: Binding) -> None:
     """Store a new binding."""
     ledger.save(
         "binding",
-        _binding_names(vhost, binding),
+        binding_names(vhost, binding),
         {
             "vhost": vhost,
             "source": binding.source.name,
@@ -278,12 +268,8 @@ def save_binding(ledger: Ledger, vhost: str, binding: Binding) -> None:
     )
 
 
-def forget_binding(ledger: Ledger, vhost: str, binding: Binding) -> None:
-    """Delete the definition of a binding."""
-    ledger.forget("binding", _binding_names(vhost, binding))
-
-
-def _binding_names(vhost: str, binding: Binding) -> tuple[str | bytes, ...]:
+def binding_names(vhost: str, binding: Binding) -> tuple[str | bytes, ...]:
+    """Return the names that identify a binding in the ledger."""
     destination = binding.destination
     names = (vhost, binding.source.name, destination.destination_type, destination.name, binding.routing_key)
     return (*names, canonical(binding.arguments))

@@ -1,4 +1,4 @@
-"""The ledger, which keeps messages, streams and definitions: in memory (this file), or also on disk (`store`)."""
+"""The ledger: counts the memory of messages, and keeps streams in memory. In `store`, it also writes to disk."""
 
 import asyncio
 import contextlib
@@ -30,7 +30,7 @@ _MEMORY_FRACTION = 0.4
 #: The files in which Linux reports the memory limit of a container, for control groups version 2 and version 1.
 _CONTROL_GROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
-#: A definition contains tables sent by a client, so it may be nested a little deeper than they are.
+#: How deep definitions may be nested: a little deeper than the tables sent by clients, which definitions contain.
 _DEFINITION_DEPTH = MAX_DEPTH + 8
 
 
@@ -39,31 +39,19 @@ _CLIENTS_TABLES = ("arguments", "definition")
 
 
 class SegmentData(Protocol):
-    """The bytes of one segment of a stream."""
+    """The bytes of one segment of a stream. Methods raise OSError if the disk cannot be read or written."""
 
     def size(self) -> int:
         """Return the number of bytes."""
 
     def write(self, position: int, data: bytes) -> None:
-        """Write bytes at this position, over any left by a failed attempt.
-
-        Raises:
-            OSError: the bytes cannot be written.
-        """
+        """Write bytes at this position, over any left by a failed attempt."""
 
     def sync(self) -> None:
-        """Block until all bytes are on disk.
-
-        Raises:
-            OSError: the bytes cannot be written to disk.
-        """
+        """Block until all bytes are on disk."""
 
     def read(self, position: int, size: int) -> bytes:
-        """Return `size` bytes starting at `position`, or fewer at the end.
-
-        Raises:
-            OSError: the bytes cannot be read.
-        """
+        """Return `size` bytes starting at `position`, or fewer at the end."""
 
     def cut(self, size: int) -> None:
         """Truncate to `size` bytes: the rest is incomplete or damaged."""
@@ -79,7 +67,7 @@ class Segments(Protocol):
     """The stored segments of one stream."""
 
     def existing(self) -> Iterable[tuple[int, SegmentData]]:
-        """Return the segments that already exist at a start, in order, each with its first offset."""
+        """Return the segments that exist when the broker starts, in order, each with its first offset."""
 
     def new(self, offset: int) -> SegmentData:
         """Return an empty segment with this first offset."""
@@ -89,22 +77,16 @@ class Segments(Protocol):
 
 
 class MemorySegment:
-    """The bytes of a segment in memory.
-
-    Args:
-        hold: called with the number of bytes that were added, negative if they were removed.
-    """
+    """The bytes of a segment in memory. `hold` is called with their number when it grows or (negative) shrinks."""
 
     def __init__(self, hold: Callable[[int], None]) -> None:
         self._hold = hold
         self._data = bytearray()
 
     def size(self) -> int:
-        """Return the number of bytes."""
         return len(self._data)
 
     def write(self, position: int, data: bytes) -> None:
-        """Replace the bytes from this position on."""
         before = len(self._data)
         self._data[position:] = data
         self._hold(len(self._data) - before)
@@ -113,38 +95,29 @@ class MemorySegment:
         """Do nothing: there is no disk."""
 
     def read(self, position: int, size: int) -> bytes:
-        """Return `size` bytes starting at `position`, or fewer at the end."""
         with memoryview(self._data) as view:
             return bytes(view[position : position + size])
 
     def cut(self, size: int) -> None:
-        """Truncate to `size` bytes."""
         self.write(size, b"")
 
     def close(self) -> None:
         """Do nothing: there is no file."""
 
     def delete(self) -> None:
-        """Delete the bytes."""
         self.cut(0)
 
 
 class MemorySegments:
-    """The segments of one stream in memory.
-
-    Args:
-        hold: called with the number of bytes that were added, negative if they were removed.
-    """
+    """The segments of a stream in memory, which do not survive a restart."""
 
     def __init__(self, hold: Callable[[int], None]) -> None:
         self._hold = hold
 
     def existing(self) -> Iterable[tuple[int, SegmentData]]:
-        """Return nothing: memory does not survive a restart."""
         return ()
 
     def new(self, offset: int) -> SegmentData:  # noqa: ARG002
-        """Return an empty segment."""
         return MemorySegment(self._hold)
 
     def delete(self) -> None:
@@ -156,13 +129,13 @@ class Log(Protocol):
 
     @property
     def is_watched(self) -> bool:
-        """True if a reader is waiting for new messages."""
+        """True if a reader waits for new messages."""
 
     def prepare(self) -> None:
-        """Choose the data for the next write(). Data left over from a failed write is kept too."""
+        """Choose the data for the next write(), in addition to data that a failed write() has left."""
 
     def write(self) -> None:
-        """Write the prepared data and sync it to disk. May run on any thread, and be called again after an error."""
+        """Write the prepared data and sync it to disk. Can be called on any thread, and again after an error."""
 
     def commit(self) -> None:
         """Make the written data available to readers."""
@@ -178,11 +151,7 @@ def definition_key(names: Sequence[str | bytes]) -> bytes:
 
 
 def encode_definition(value: Table) -> bytes:
-    """Encode a definition, and check that it can be read back at the next start.
-
-    Raises:
-        ChannelException: 406, the definition cannot be read back.
-    """
+    """Encode a definition. Raises ChannelException 406 if it could not be read back when the broker starts."""
     try:
         data = encode_table(value)
         decode_table(data, max_depth=_DEFINITION_DEPTH)
@@ -192,11 +161,7 @@ def encode_definition(value: Table) -> bytes:
 
 
 def decode_definition(data: bytes) -> Table:
-    """Decode a stored definition. Names that are not UTF-8 become text with surrogate escapes.
-
-    Raises:
-        ValueError: the definition is damaged.
-    """
+    """Decode a stored definition; raise ValueError if it is damaged. Bytes that are not UTF-8 become surrogates."""
     table = decode_table(data, max_depth=_DEFINITION_DEPTH)[0]
     return {name: item if name in _CLIENTS_TABLES else _with_names(item) for name, item in table.items()}
 
@@ -219,7 +184,7 @@ def default_memory_limit(control_groups: Sequence[str] = _CONTROL_GROUPS) -> int
 
 
 def disk_free(directory: Path) -> int:
-    """Return the free space on the disk that contains a directory, in bytes."""
+    """Return the free bytes on the disk that contains a directory."""
     found = os.statvfs(directory)
     return found.f_bavail * found.f_frsize
 
@@ -230,8 +195,8 @@ class Ledger:
     Attributes:
         held_bytes: the memory that messages and clients take, in bytes.
         when_changed: called with held_bytes after each change.
-        group: the number of the next group of changes, all of which are written to disk together.
-        definitions_saved: the number of definitions saved or deleted so far; they are on disk after the next group.
+        group: the number of the next group of changes. All changes of a group are written to disk together.
+        definitions_saved: the number of definitions saved or deleted so far, including those in the next group.
         on_disk: True if the ledger writes to disk.
         directory: the data directory; if there is none, the directory whose free disk space is checked.
     """
@@ -248,7 +213,6 @@ class Ledger:
         self._position = 0
 
     def disk_free(self) -> int:
-        """Return the free space on the disk, in bytes."""
         return disk_free(self.directory)
 
     def enter(self, message: Message, expires_at: int | None) -> Entry:
@@ -259,18 +223,18 @@ class Ledger:
         return Entry(message, position, expires_at)
 
     def hold(self, entry: Entry) -> None:
-        """Add the size of a message recovered at a start to the bytes held."""
+        """Count the memory of a message that was read from disk when the broker started."""
         self._hold(len(entry.message.body) + _ENTRY_OVERHEAD)
 
     def drop(self, entry: Entry) -> None:
-        """Release a message that has left its queue; delete it from disk if it is stored."""
+        """Stop counting the memory of a message that has left its queue, and delete the message from disk."""
         self.held_bytes -= len(entry.message.body) + _ENTRY_OVERHEAD
         if entry.row:
             self.removed(entry.row)
         self.when_changed(self.held_bytes)
 
     def set_aside(self, entry: Entry) -> None:
-        """Release the memory of a message that cannot be processed. If stored, it stays on disk for the next start."""
+        """Stop counting the memory of a message that cannot be processed. On disk it is kept for the next start."""
         self._hold(-len(entry.message.body) - _ENTRY_OVERHEAD)
 
     def drop_paged_out(self, row: int) -> None:
@@ -279,7 +243,7 @@ class Ledger:
         self.removed(row)
 
     def page_out(self, entry: Entry) -> bool:
-        """Return True if the caller is to drop a stored, unchanged message from memory until it is read back."""
+        """Return True if the caller must keep only the row of a stored, unchanged message in memory."""
         # A dead letter would be read back as an ordinary Message.
         if self.held_bytes - self._paged_out_bytes <= _ROOMY or isinstance(entry.message, Dead):
             return False
@@ -288,7 +252,7 @@ class Ledger:
         return True
 
     def page_in(self, rows: Sequence[int]) -> list[Entry]:
-        """Read messages back from disk: the first of these rows, and those after it unless they are large."""
+        """Read paged-out messages back from disk, in this order. If they are large, return only the first ones."""
         entries = self.read(rows)
         self.held_bytes += sum(len(entry.message.body) + _ENTRY_OVERHEAD for entry in entries)
         self._page(-_PAGED_OUT * len(entries))
@@ -311,8 +275,7 @@ class Ledger:
             value: the content, as decode_definition() returns it at the next start.
 
         Raises:
-            ChannelException: 406, the definition could not be read back.
-            ConnectionException: 506, the definition cannot be written.
+            AmqpException: 406, the definition could not be read back; 506, it cannot be written.
         """
         self.write_definition(kind, definition_key(names), encode_definition(value))
 
@@ -321,7 +284,6 @@ class Ledger:
         return MemorySegments(self._hold)
 
     def discard_log(self, log: Log) -> None:
-        """Delete the segments of a deleted stream."""
         log.delete_files()
 
     async def stored(self) -> None:
@@ -334,13 +296,13 @@ class Ledger:
         """Call a function once everything added so far is on disk."""
         what()
 
-    # The following methods do nothing in a ledger without a disk.
+    # A ledger with a disk overrides the following methods.
 
     def close(self, returned: Iterable[Entry] = ()) -> None:
         """Finish writing. `returned` are requeued messages that were delivered before."""
 
     def write_log(self, log: Log) -> None:
-        """Write the new data of a stream with the next group."""
+        """Write the new data of a stream with the next group of changes."""
 
     def added(self, holder: int, entry: Entry) -> None:
         """Store a message of the queue or delayed exchange with the key `holder`, and set the entry's row."""
@@ -349,7 +311,7 @@ class Ledger:
         """Delete a stored message."""
 
     def read(self, rows: Sequence[int]) -> list[Entry]:  # noqa: ARG002
-        """Read up to BATCH stored messages in this order; if they are large, only the first of them."""
+        """Read up to BATCH messages from disk, in this order. If they are large, return only the first ones."""
         return []
 
     def delivering(self, holder: int) -> None:
@@ -360,11 +322,7 @@ class Ledger:
         return 0
 
     def write_definition(self, kind: str, key: bytes, value: bytes) -> None:
-        """Store an encoded definition.
-
-        Raises:
-            ConnectionException: 506, the definition cannot be written.
-        """
+        """Store an encoded definition. Raises ConnectionException 506 if it cannot be written."""
 
     def forget(self, kind: str, names: Sequence[str | bytes]) -> None:
         """Delete a stored definition, if any. Deleting a virtual host deletes all definitions in it."""

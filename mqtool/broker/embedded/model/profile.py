@@ -8,7 +8,7 @@ from mqtool import __version__
 
 
 class Like(StrEnum):
-    """The names of the profiles. 4.3.5 stands for 4.3.0 to 4.3.5, which refuse transient queues; 4.3.6 accepts them."""
+    """The names of the profiles. 4.3.5 is also for 4.3.0 to 4.3.4, which refuse transient queues; 4.3 is for 4.3.6."""
 
     V3_10 = "3.10"
     V4_0 = "4.0"
@@ -26,12 +26,12 @@ class Profile(NamedTuple):
         smallest_frame: the smallest `frame_max` that a client may request, in bytes.
         largest_message: the largest message body allowed, in bytes.
         largest_publish: the largest publish frame of the stream protocol, in bytes.
-        first_choice: the protocol header sent to a client that starts with an unsupported one.
+        first_choice: the protocol header sent to a client whose protocol header is not supported.
         delivery_limit: the default delivery limit of quorum queues; None for no limit.
         first_count: True if basic.get sends `x-delivery-count: 0` with the first delivery from a quorum queue.
         nack_counts: True if basic.nack and basic.recover count against the delivery limit. If not, `x-acquired-count`
             counts all deliveries, and `x-delivery-count` only failed ones (basic.reject, a lost channel).
-        unlimited_last: True if a quorum queue without a delivery limit requeues messages behind all others.
+        unlimited_last: True if a quorum queue without a delivery limit puts requeued messages behind all others.
         quorum_priorities: the priorities of quorum queues: `none`, `two` (delivered at a ratio of 2:1), or `all` 32.
         delayed_retry: True if quorum queues can hold requeued messages back (`x-delayed-retry-type`).
         transient_queues: True if a queue may be neither durable nor exclusive.
@@ -39,7 +39,7 @@ class Profile(NamedTuple):
         lists_type: True if every queue has the argument `x-queue-type`, even if it was declared without one.
         checks_queue_mode: True if `x-queue-mode` must be `lazy` or `default`. The mode has no effect in this broker.
         oldest_queue_version: the lowest `x-queue-version` accepted.
-        unknown_type_closes: closed when a client declares an exchange of an unknown type.
+        unknown_type_closes: what the broker closes when a client declares an exchange of an unknown type.
         names_access: True if an error names the permission that is missing: configure, write or read.
         passive_configures: True if a passive declaration needs the configure permission.
         trusts_deaths: True if dead-lettering keeps an `x-death` header sent by a client; if False, it is replaced, and
@@ -50,9 +50,9 @@ class Profile(NamedTuple):
         streams_take_nacks: True if a consumer of a stream may send basic.nack.
         times_out: True if the consumer timeout applies to all queues, False if only to quorum queues.
         returns_replies: True if a mandatory direct reply to a client that is gone is returned to its publisher.
-        lost_commit: closed when a client commits a transaction with a message for a queue deleted meanwhile.
-        exact_body: True if a body longer than announced causes a specific error.
-        mirrors: True if policies can mirror queues. Only the policy settings of 3.10 are then accepted.
+        lost_commit: what the broker closes if a queue is deleted before a message for it is committed (tx.commit).
+        exact_body: True if the error for a body that is longer than announced says this.
+        mirrors: True if policies can mirror queues. Policies then accept only the settings of 3.10.
         delayed_exchanges: True if the delayed message plugin is available for this version.
         hides_vhosts: True if the management API returns 404 for virtual hosts that a user has no access to.
     """
@@ -142,11 +142,7 @@ PROFILES = {
 
 
 def profile(like: str) -> Profile:
-    """Return the profile with this name.
-
-    Raises:
-        ValueError: no profile has this name.
-    """
+    """Return the profile with this name; raise ValueError if there is none."""
     if like not in list(Like):
         raise ValueError(f"cannot behave like RabbitMQ {like}, only like {', '.join(Like)}")
     return PROFILES[Like(like)]

@@ -17,22 +17,21 @@ from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Profile
 from mqtool.broker.embedded.model.queue_arguments import Options
 from mqtool.codecs.field_tables import Table
 
-#: The delay, in milliseconds, before a dead letter that no queue accepted is retried (at-least-once dead-lettering).
+#: The delay, in milliseconds, before a dead letter that no queue accepted is published again (at-least-once strategy).
 RETRY_DEAD_LETTERS = 180_000
 
-
-#: The most messages that expire in one turn of the event loop: about 10 ms of work.
+#: The maximum number of messages that expire in one turn of the event loop: about 10 ms of work.
 _EXPIRED_AT_ONCE = 200
 
 
 class Why(Enum):
-    """Why a message is requeued: basic.nack or basic.recover, basic.reject, or the end of a channel."""
+    """The reason for requeueing a message: basic.nack or basic.recover; basic.reject; or the end of a channel."""
 
     RETURNED, REJECTED, LOST = range(3)
 
 
 class Outcome(Enum):
-    """The outcome for a dead letter: a queue accepted it, no queue did, or publishing it failed."""
+    """The outcome of dead-lettering: a queue accepted the message, no queue did, or publishing it failed."""
 
     TAKEN, NOT_TAKEN, FAILED = range(3)
 
@@ -63,15 +62,15 @@ class Queue:
 
     Attributes:
         dead_letter: called with each message to dead-letter, if there is a dead-letter exchange.
-        when_unused: called when the queue is to be deleted because it is no longer used.
+        when_unused: called when the queue must be deleted: an auto-delete queue, or one whose `x-expires` is over.
         owner: the connection that an exclusive queue belongs to; None for a shared queue.
         key: the number of the queue in the data directory.
         kind: `classic`, `quorum` or `stream`.
         stored: True if the queue and its persistent messages survive a restart.
         policy: the policies that apply.
         backlog: the ready messages.
-        dead_letters: messages that no queue has accepted as dead letters yet, with the reasons; after a restart they
-            are ready messages again.
+        dead_letters: messages that were dead-lettered but not accepted by any queue yet, with the reasons. After a
+            restart they are ready messages again.
         unacked, unacked_bytes: the number of unacknowledged messages, and the size of their bodies.
     """
 
@@ -116,16 +115,14 @@ class Queue:
         """Return the number of ready messages."""
         return len(self.backlog)
 
-    # An empty queue is still a queue.
     def __bool__(self) -> bool:
-        return True
+        return True  # even if the queue is empty
 
     def publish(self, message: Message) -> tuple[bool, bool]:
-        """Add a message.
+        """Add a message, unless the queue is full and rejects it.
 
         Returns:
-            True if the message was accepted, False if the queue is full and its overflow is not `drop-head`; and True
-            if the message is being stored on disk.
+            Two flags: True if the queue accepted the message; True if the message is being written to disk.
         """
         options, backlog = self.options, self.backlog
         self.traffic.published += 1
@@ -133,7 +130,7 @@ class Queue:
             len(backlog) + 1, backlog.body_bytes + len(message.body)
         ):
             if options.overflow == "reject-publish-dlx":
-                self.dead_letter(self, message, "maxlen", _ignore)
+                self.dead_letter(self, message, "maxlen", lambda _: None)
             return False, False
         ttl = options.time_to_live(message.properties.expiration)
         entry = self.ledger.enter(message, None if ttl is None else self.clock.now() + ttl)
@@ -166,7 +163,7 @@ class Queue:
             self._arm_expiry()
 
     def apply(self, policy: Applied) -> None:
-        """Replace the policies that apply. Messages already in the queue keep their time to live."""
+        """Replace the policies that apply. A new time to live does not affect messages already in the queue."""
         if policy == self.policy:
             return
         self.policy = policy
@@ -268,7 +265,6 @@ class Queue:
         return entry
 
     def acknowledge(self, entry: Entry) -> None:
-        """Drop a message that was acknowledged."""
         self.unacked -= 1
         self.unacked_bytes -= len(entry.message.body)
         self.traffic.acknowledged += 1
@@ -287,7 +283,7 @@ class Queue:
         self.unacked_bytes -= len(entry.message.body)
 
     def requeue(self, entries: Iterable[Entry], why: Why = Why.RETURNED) -> None:
-        """Requeue messages that were not acknowledged."""
+        """Requeue unacknowledged messages."""
         for entry in entries:
             self._settled(entry)
             entry.redelivered = True
@@ -303,7 +299,7 @@ class Queue:
             self._drop_surplus()
 
     def _requeue_in_quorum(self, entry: Entry, why: Why) -> None:
-        """Count a message and requeue it: now, or later if the queue delays retries. Dead-letter it at its limit."""
+        """Requeue a message, now or after a delay, or dead-letter it if the delivery limit is exceeded."""
         entry.acquired_count += 1
         failed = why is not Why.RETURNED or self.profile.nack_counts
         entry.delivery_count += failed
@@ -319,7 +315,7 @@ class Queue:
             self.backlog.put_back(entry)
 
     def _drop_expired(self, most: float = math.inf) -> None:
-        """Dead-letter or drop up to `most` expired messages at the head. Expired messages further back stay."""
+        """Dead-letter or drop up to `most` messages at the head that have expired, until one that has not."""
         backlog = self.backlog
         now = self.clock.now()
         while len(backlog):
@@ -331,7 +327,7 @@ class Queue:
         self._expiring = False
 
     def _expire(self) -> None:
-        """Drop expired messages in small batches, so that clients are served in between."""
+        """Drop a batch of expired messages. The alarm drops the next batch later, so that clients are served first."""
         self._drop_expired(_EXPIRED_AT_ONCE)
         self._arm_expiry()
 
@@ -389,7 +385,3 @@ class Queue:
         for consumer in self.consumers.clear():
             consumer.cancelled()
         return count
-
-
-def _ignore(_: Outcome) -> None:
-    """Ignore the outcome for a dead letter that was never in the queue."""

@@ -8,12 +8,12 @@ from typing import NamedTuple
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Profile
 from mqtool.codecs.field_tables import Table, Value, is_integer, type_name
 
-#: A consumer argument (where to start in a stream), and a header of messages delivered from a stream.
+#: The consumer argument that says where to start in a stream, and the header with the offset of a delivered message.
 OFFSET = "x-stream-offset"
 
 NO_POLICY: Table = {}
 
-#: The digits of the largest number in an interval; longer ones are treated as 10 to this power.
+#: The maximum number of digits in an interval. Larger numbers are treated as 10 to this power.
 _DIGITS = 18
 
 _INTERVAL = re.compile(r"0*([1-9][0-9]*)([YMDhms])")
@@ -117,7 +117,7 @@ class Options:
         return self.max_length is not None or self.max_length_bytes is not None
 
     def exceeded(self, messages: int, size: int) -> bool:
-        """Return whether a number of ready messages, or the total size of their bodies, exceeds the maximum length."""
+        """Return True if a number of ready messages, or the size of their bodies, exceeds the maximum length."""
         return (self.max_length is not None and messages > self.max_length) or (
             self.max_length_bytes is not None and size > self.max_length_bytes
         )
@@ -155,13 +155,6 @@ MAX_PRIORITY = 255
 Check = Callable[[Value, Table], str | None]
 
 
-def integer(value: Value) -> str | None:
-    if not is_integer(value):
-        return f'"expected integer, got {type_name(value)}"'
-    assert isinstance(value, int)
-    return f"{{value_negative,{value}}}" if value < 0 else None
-
-
 def check_expiry(value: int) -> str | None:
     """Return an error if a time to live, in milliseconds, is not valid; otherwise None."""
     if value < 0:
@@ -169,26 +162,29 @@ def check_expiry(value: int) -> str | None:
     return f"{{value_too_large,{value}}}" if value > MAX_EXPIRY else None
 
 
-def _count(value: Value, _: Table) -> str | None:
-    return integer(value)
+def _number(wrong: Callable[[int], str | None] = lambda _: None) -> Check:
+    """Return a check for integers that are not negative; `wrong` returns an error for others that are not valid."""
+
+    def check(value: Value, _: Table) -> str | None:
+        if not is_integer(value):
+            return f'"expected integer, got {type_name(value)}"'
+        assert isinstance(value, int)
+        return f"{{value_negative,{value}}}" if value < 0 else wrong(value)
+
+    return check
 
 
-def _ttl(value: Value, _: Table) -> str | None:
-    if (wrong := integer(value)) is not None:
-        return wrong
-    assert isinstance(value, int)
-    return check_expiry(value)
+def _text(wrong: Callable[[str, Table], str | None]) -> Check:
+    """Return a check for texts; `wrong` returns an error for those that are not valid, given all arguments."""
+
+    def check(value: Value, table: Table) -> str | None:
+        return wrong(value, table) if isinstance(value, str) else f"{{unacceptable_type,{type_name(value)}}}"
+
+    return check
 
 
-def _expires(value: Value, table: Table) -> str | None:
-    return "{value_zero,0}" if is_integer(value) and value == 0 else _ttl(value, table)
-
-
-def _max_priority(value: Value, _: Table) -> str | None:
-    if (wrong := integer(value)) is not None:
-        return wrong
-    assert isinstance(value, int)
-    return f"{{max_value_exceeded,{value}}}" if value > MAX_PRIORITY else None
+def _one_of(*allowed: str, otherwise: str) -> Check:
+    return _text(lambda value, _: None if value in allowed else otherwise.replace("{}", value))
 
 
 def boolean(value: Value, _: Table) -> str | None:
@@ -196,43 +192,22 @@ def boolean(value: Value, _: Table) -> str | None:
     return None if isinstance(value, bool) else f"{{unacceptable_type,{type_name(value)}}}"
 
 
-def _one_of(*allowed: str, otherwise: str) -> Check:
-    def check(value: Value, _: Table) -> str | None:
-        if not isinstance(value, str):
-            return f"{{unacceptable_type,{type_name(value)}}}"
-        return None if value in allowed else otherwise.replace("{}", value)
-
-    return check
-
-
-def _dead_letter_key(value: Value, table: Table) -> str | None:
-    if not isinstance(value, str):
-        return f"{{unacceptable_type,{type_name(value)}}}"
-    return None if "x-dead-letter-exchange" in table else "routing_key_but_no_dlx_defined"
-
-
-def _max_age(value: Value, _: Table) -> str | None:
-    if not isinstance(value, str):
-        return f"{{unacceptable_type,{type_name(value)}}}"
-    return "invalid_max_age" if interval(value) is None else None
-
-
-def _cluster_size(value: Value, _: Table) -> str | None:
-    return "{value_zero,0}" if is_integer(value) and value == 0 else integer(value)
-
-
-def _queue_version(value: Value, _: Table) -> str | None:
-    if (wrong := integer(value)) is not None:
-        return wrong
-    assert isinstance(value, int)
-    return None if value in (1, 2) else f"\"unsupported queue version '{value}'\""
-
-
 def _anything(_value: Value, _table: Table) -> None:
     return None
 
 
-#: The checks of the arguments that RabbitMQ knows. It accepts any other argument without a check.
+integer = _number()
+_positive = _number(lambda value: None if value else "{value_zero,0}")
+_ttl = _number(check_expiry)
+_expires = _number(lambda value: check_expiry(value) if value else "{value_zero,0}")
+_priority = _number(lambda value: f"{{max_value_exceeded,{value}}}" if value > MAX_PRIORITY else None)
+_version = _number(lambda value: None if value in (1, 2) else f"\"unsupported queue version '{value}'\"")
+_max_age = _text(lambda value, _: "invalid_max_age" if interval(value) is None else None)
+_dead_letter_key = _text(
+    lambda _, table: None if "x-dead-letter-exchange" in table else "routing_key_but_no_dlx_defined"
+)
+
+#: The checks of the arguments that RabbitMQ knows. RabbitMQ accepts any other argument without a check.
 QUEUE_ARGUMENTS: dict[str, Check] = {
     "x-queue-type": _one_of("classic", "quorum", "stream", otherwise="\"unsupported queue type '{}'\""),
     "x-expires": _expires,
@@ -240,19 +215,19 @@ QUEUE_ARGUMENTS: dict[str, Check] = {
     "x-dead-letter-exchange": _anything,
     "x-dead-letter-routing-key": _dead_letter_key,
     "x-dead-letter-strategy": _one_of("at-most-once", "at-least-once", otherwise="invalid_dlx_strategy"),
-    "x-max-length": _count,
-    "x-max-length-bytes": _count,
-    "x-max-in-memory-length": _count,
-    "x-max-in-memory-bytes": _count,
-    "x-max-priority": _max_priority,
+    "x-max-length": integer,
+    "x-max-length-bytes": integer,
+    "x-max-in-memory-length": integer,
+    "x-max-in-memory-bytes": integer,
+    "x-max-priority": _priority,
     "x-overflow": _one_of("drop-head", "reject-publish", "reject-publish-dlx", otherwise="invalid_overflow"),
     "x-queue-mode": _one_of("default", "lazy", otherwise="\"unsupported queue mode '{}'\""),
-    "x-queue-version": _queue_version,
+    "x-queue-version": _version,
     "x-single-active-consumer": boolean,
-    "x-quorum-initial-group-size": _cluster_size,
+    "x-quorum-initial-group-size": _positive,
     "x-max-age": _max_age,
-    "x-stream-max-segment-size-bytes": _count,
-    "x-initial-cluster-size": _cluster_size,
+    "x-stream-max-segment-size-bytes": integer,
+    "x-initial-cluster-size": _positive,
     "x-queue-leader-locator": _one_of(
         "client-local", "balanced", "random", "least-leaders", otherwise="invalid_queue_locator_arg"
     ),

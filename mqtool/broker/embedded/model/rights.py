@@ -1,4 +1,4 @@
-"""Permission checks for the user of a connection in its virtual host."""
+"""The permissions of a user in a virtual host, for all protocols."""
 
 from mqtool.broker.embedded.model.amqp_errors import ChannelException, access_refused
 from mqtool.broker.embedded.model.broker import Broker
@@ -10,7 +10,9 @@ _MOST_KNOWN = 1000
 
 
 class Rights:
-    """Checks the permissions of a user in a virtual host. Results are cached until any user is changed.
+    """Checks the permissions of a user in a virtual host. Caches the results until any user is changed.
+
+    All checks raise ChannelException 403 if a permission is missing.
 
     Attributes:
         has_topics: True if the user had topic permissions at the last check().
@@ -25,11 +27,7 @@ class Rights:
         self.has_topics = False
 
     def check(self, what: str, kind: str, name: str) -> None:
-        """Check that the user may `configure`, `write` or `read` a `queue` or an `exchange`.
-
-        Raises:
-            ChannelException: 403, the permission is missing.
-        """
+        """Check that the user may `configure`, `write` or `read` a `queue` or an `exchange`."""
         if self._version != self._broker.permissions_version:
             self._known.clear()
             self._version = self._broker.permissions_version
@@ -44,11 +42,7 @@ class Rights:
             raise self._refused(what, f"{kind} '{name or 'amq.default'}'")
 
     def check_topic(self, what: str, exchange: Exchange | None, key: str) -> None:
-        """Check that the user may publish to a topic exchange (`write`), or bind to it (`read`), with a routing key.
-
-        Raises:
-            ChannelException: 403, the permission is missing.
-        """
+        """Check that the user may publish to a topic exchange (`write`), or bind to it (`read`), with a routing key."""
         user = self._broker.users.get(self._user)
         if exchange is None or exchange.kind != "topic" or user is None or not user.topic_permissions:
             return
@@ -57,23 +51,15 @@ class Rights:
             raise self._refused(what, f"topic '{key}' in exchange '{exchange.name}'")
 
     def check_queue_declaration(self, name: str, arguments: Table, *, exists: bool) -> None:
-        """Check that the user may declare a queue, and publish to the dead-letter exchange of a new one.
-
-        Raises:
-            ChannelException: 403, the permission is missing.
-        """
+        """Check that the user may declare a queue, and publish to the dead-letter exchange of a new queue."""
         self._check_declaration("queue", name, None if exists else arguments.get("x-dead-letter-exchange"))
 
     def check_exchange_declaration(self, name: str, arguments: Table, *, exists: bool) -> None:
-        """Check that the user may declare an exchange, and publish to the alternate exchange of a new one.
-
-        Raises:
-            ChannelException: 403, the permission is missing.
-        """
+        """Check that the user may declare an exchange, and publish to the alternate exchange of a new exchange."""
         self._check_declaration("exchange", name, None if exists else arguments.get("alternate-exchange"))
 
     def _check_declaration(self, kind: str, name: str, leads_to: Value) -> None:
-        """Check a declaration whose messages may go on to another exchange; no check of what is not a name."""
+        """Check a declaration. `leads_to` is the exchange that messages can go on to, if it is a name."""
         self.check("configure", kind, name)
         if isinstance(leads_to, str):
             self.check("read", kind, name)
@@ -87,9 +73,6 @@ class Rights:
             destination: the name of the destination.
             source: the name of the source exchange.
             key: the routing key, for topic permissions; None if it is not known yet.
-
-        Raises:
-            ChannelException: 403, the permission is missing.
         """
         self.check("write", kind, destination)
         self.check("read", "exchange", source)

@@ -5,8 +5,9 @@ confirmed and available to readers.
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import NamedTuple
 
 from mqtool.broker.embedded.model.clock import Clock
@@ -47,7 +48,7 @@ class Retention:
 
 @dataclass
 class _Draft:
-    """A chunk in memory, to which new messages are added until it is written."""
+    """A chunk that is not written yet, to which new messages are added."""
 
     offset: int
     timestamp: int
@@ -59,7 +60,6 @@ class _Draft:
     publishing_ids: dict[str, int] = field(default_factory=dict)
 
     def encode(self) -> bytes:
-        """Encode the chunk as it is written to the log."""
         return encode_chunk(
             USER,
             self.offset,
@@ -115,7 +115,7 @@ class StreamLog:
         self._writes: list[_Write] = []
         self._is_due = False
         self._timestamp = 0
-        # The messages before this offset have been cleared.
+        # clear() has deleted the messages before this offset.
         self._floor = 0
         self._segments = [Segment(base, data, data.size()) for base, data in segments.existing()]
         if not self._segments:
@@ -126,7 +126,7 @@ class StreamLog:
         self.last_chunk = next((offset for offset in found if offset is not None), self.end)
 
     def _recover(self, segment: Segment) -> int:
-        """Read the last segment and truncate it after the last sound chunk. Return the offset after its messages."""
+        """Read the last segment, and truncate it after the last undamaged chunk. Return the offset after this chunk."""
         size = segment.size
         last = self._segments[-1] = Segment(segment.base, segment.data)
         end = last.base
@@ -178,7 +178,7 @@ class StreamLog:
         publishing_id: int = 0,
         filter_bits: int = UNFILTERED,
     ) -> int:
-        """Append encoded entries. To confirm them, wait with `Ledger.after_commit`.
+        """Append encoded entries. They may be confirmed when Ledger.after_commit() calls back.
 
         Args:
             data: the concatenated entries, encoded as in a chunk.
@@ -230,11 +230,10 @@ class StreamLog:
 
     @property
     def is_watched(self) -> bool:
-        """True if a reader is waiting for new messages."""
         return bool(self._watchers)
 
     def prepare(self) -> None:
-        """Choose the chunks for the next write(). Chunks left over from a failed write are kept too."""
+        """Choose the chunks for the next write(), in addition to those that a failed write() has left."""
         self._is_due = False
         if self.deleted:
             self._writes.clear()
@@ -270,14 +269,11 @@ class StreamLog:
         return position + len(data)
 
     def write(self) -> None:
-        """Write the prepared chunks and sync them to disk. May run on any thread, and be called again after an error.
-
-        Raises:
-            OSError: the chunks cannot be written.
-        """
+        """Write the prepared chunks and sync them to disk, or raise OSError. See Log.write() in ledger.py."""
         if self.deleted:
             return
-        for segment, writes in _by_segment(self._writes):
+        for segment, group in groupby(self._writes, key=lambda each: each.segment):
+            writes = list(group)
             segment.data.write(writes[0].position, b"".join(each.data for each in writes))
             segment.data.sync()
 
@@ -316,7 +312,7 @@ class StreamLog:
             self.last_chunk = self.end if self.last_chunk < self.first_offset else self.last_chunk
 
     def clear(self) -> None:
-        """Delete all messages, publishing ids and stored offsets. The next message gets the next offset, not 0."""
+        """Delete all messages, publishing ids and stored offsets. Offsets do not start again at 0."""
         self.publishing_ids, self.offsets, self._changed_offsets = {}, {}, {}
         if self._draft is not None:
             self._sealed.append(self._draft)
@@ -352,7 +348,7 @@ class StreamLog:
             what()
 
     def segment_of(self, offset: int) -> Segment:
-        """Return the segment that contains an offset, or else the first or last one, whichever is nearer."""
+        """Return the segment that contains an offset; the first or the last one if the offset is out of range."""
         index = bisect_right(self._segments, offset, key=lambda segment: segment.base)
         return self._segments[max(index - 1, 0)]
 
@@ -372,10 +368,3 @@ def _tracking_chunk(
     kind: int, at: int, timestamp: int, publishing_ids: Mapping[str, int], offsets: Mapping[str, int]
 ) -> bytes:
     return encode_chunk(kind, at, timestamp, encode_tracking(publishing_ids, offsets), entries=0, records=0)
-
-
-def _by_segment(writes: list[_Write]) -> Iterator[tuple[Segment, list[_Write]]]:
-    found: dict[Segment, list[_Write]] = {}
-    for each in writes:
-        found.setdefault(each.segment, []).append(each)
-    yield from found.items()

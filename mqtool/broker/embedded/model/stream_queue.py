@@ -34,8 +34,8 @@ class Reader:
     """Reads the log of a stream, chunk by chunk.
 
     Args:
-        offset: the offset to start at. The chunk that contains it is read as a whole.
-        filters: bits of filter values; chunks that match none of them are skipped. None reads all chunks.
+        offset: the offset to start at. The whole chunk that contains this offset is read.
+        filters: the bits of filter values; chunks that match none of them are skipped. None reads all chunks.
 
     Attributes:
         offset: the offset of the next message to be read.
@@ -108,7 +108,7 @@ class Stream(Queue):
 
     @cached_property
     def log(self) -> StreamLog:
-        """The log with the messages. Opened when first used, since the stream has no key before."""
+        """The log. It is opened when first used, because the stream gets its key only after it was created."""
         log = StreamLog(self.ledger.segments(self.key), self.clock, self.ledger, self._retention())
         log.watch(self.pump)
         return log
@@ -121,8 +121,7 @@ class Stream(Queue):
         """Replace the policies that apply. New limits take effect with the next segment."""
         self.policy = policy
         self.options = Options.of(self.arguments, policy.definition)
-        # Only if the log is open: see `log`.
-        if "log" in self.__dict__:
+        if "log" in self.__dict__:  # the log has been opened
             self.log.retention = self._retention()
 
     def __len__(self) -> int:
@@ -130,7 +129,7 @@ class Stream(Queue):
         return self.log.end - self.log.first_offset
 
     def publish(self, message: Message) -> tuple[bool, bool]:
-        """Append a message. Return True (streams always accept messages), and True if the ledger is on disk."""
+        """Append a message. Returns the same flags as Queue.publish(); a stream accepts every message."""
         self.traffic.published += 1
         self.log.append(
             simple_entry(encode(message.header.properties, message.body, message.exchange, message.routing_key))
@@ -159,7 +158,6 @@ class Stream(Queue):
         return log.end
 
     def remove_consumer(self, consumer: Consumer) -> None:
-        """Remove a consumer."""
         self._cursors.pop(consumer, None)
         super().remove_consumer(consumer)
 
@@ -175,37 +173,21 @@ class Stream(Queue):
         self.traffic.acknowledged += 1
 
     def requeue(self, entries: Iterable[Entry], why: Why = Why.RETURNED) -> None:
-        """Do nothing for the deliveries of a closed channel. Clients cannot requeue messages to a stream.
-
-        Raises:
-            ConnectionException: 540, a client tries to requeue a message.
-        """
+        """Do nothing for the deliveries of a closed channel; otherwise raise ConnectionException 540."""
         if why is not Why.LOST:
             for entry in entries:
                 self.reject(entry)
 
     def reject(self, entry: Entry) -> None:  # noqa: ARG002
-        """Refuse basic.nack and basic.reject.
-
-        Raises:
-            ConnectionException: 540, always.
-        """
+        """Raise ConnectionException 540, which is RabbitMQ's error for a stream."""
         raise self._not_supported("basic.nack and basic.reject")
 
     def get(self, *, no_ack: bool) -> Entry | None:  # noqa: ARG002
-        """Refuse basic.get.
-
-        Raises:
-            ConnectionException: 540, always.
-        """
+        """Raise ConnectionException 540, which is RabbitMQ's error for a stream."""
         raise self._not_supported("basic.get")
 
     def purge(self) -> int:
-        """Refuse queue.purge.
-
-        Raises:
-            ConnectionException: 540, always.
-        """
+        """Raise ConnectionException 540, which is RabbitMQ's error for a stream."""
         raise self._not_supported("queue.purge")
 
     def clear(self) -> None:
@@ -219,7 +201,7 @@ class Stream(Queue):
         )
 
     def delete(self) -> int:
-        """Delete all messages and cancel the consumers. Return 0, as RabbitMQ does for a stream."""
+        """Delete the stream and cancel its consumers. Returns 0, as RabbitMQ does, not the number of messages."""
         self.deleted = True
         self._cursors.clear()
         self.log.delete()
@@ -304,7 +286,7 @@ class _Shape:
             self._between, self._after = parts[0] + name[:1], parts[1]
 
     def has_head_of(self, data: bytes, body: bytes) -> bool:
-        """Store the start of the message's entry. Return False if it was not published with AMQP 0-9-1."""
+        """Add the start of the message's entry to the template. Returns False if AMQP 0-9-1 cannot have written it."""
         mark = _mark(len(body))
         start = len(data) - len(body) - len(mark)
         if start < 0 or not data.startswith(mark, start) or not data.endswith(body):

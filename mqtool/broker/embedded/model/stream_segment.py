@@ -29,7 +29,7 @@ def bits_of(value: bytes) -> int:
 
 
 def has_one_of(chunk: int, wanted: Iterable[int]) -> bool:
-    """Return whether a chunk may have messages with any of the wanted filter values, given the bits of both."""
+    """Return True if a chunk may have messages with any of the wanted filter values, given the bits of both."""
     return any(chunk & bits == bits for bits in wanted)
 
 
@@ -171,7 +171,7 @@ def encode_chunk(
 
 
 def parse_header(data: bytes | memoryview, position: int = 0) -> Header | None:
-    """Return the header at this position; None if it is incomplete or not a header."""
+    """Decode the header of a chunk at this position; None if it is incomplete or not a header."""
     if len(data) - position < HEADER_SIZE:
         return None
     magic, kind, entries, records, timestamp, _, offset, checksum, size, trailer, _ = _HEADER.unpack_from(
@@ -183,7 +183,7 @@ def parse_header(data: bytes | memoryview, position: int = 0) -> Header | None:
 
 
 def is_sound(header: Header, data: bytes | memoryview, position: int = 0) -> bool:
-    """Return whether the chunk at this position is complete and its checksums are correct."""
+    """Return True if the chunk at this position is complete and its checksums are correct."""
     end = position + header.length
     if len(data) < end:
         return False
@@ -247,7 +247,7 @@ class Segment:
         size: the size of the chunks that already exist, in bytes.
 
     Attributes:
-        size: the position of the next chunk; the chunks before this position can be read.
+        size: the position of the next chunk to be written. The chunks before this position can be read.
         last_timestamp: the timestamp of the last chunk.
     """
 
@@ -264,7 +264,7 @@ class Segment:
         self._is_known = not size
 
     def add(self, header: Header) -> None:
-        """Add a chunk that has been written to the size and the index."""
+        """Count and index a chunk that has been written at the end."""
         self._note(self.size, header)
         self.size += header.length
 
@@ -276,7 +276,7 @@ class Segment:
         self.last_timestamp = header.timestamp
 
     def look(self) -> None:
-        """Build the index of a segment that existed at the start, unless that is done."""
+        """Build the index, if this has not been done for a segment that existed when the broker started."""
         if not self._is_known:
             self._is_known = True
             for position, header in _headers(self.data, 0, self.size):
@@ -305,7 +305,7 @@ class Segment:
         return next((header.offset for _, header in _headers(self.data, position, self.size)), None)
 
     def _find(self, noted: int, wanted: Callable[[Header], bool]) -> int:
-        """Return the position of the first wanted chunk, searching from the indexed chunk number `noted`."""
+        """Return the position of the first wanted chunk, starting at the one before number `noted` in the index."""
         start = self._positions[noted - 1] if noted else 0
         headers = _headers(self.data, start, self.size)
         return next((position for position, header in headers if wanted(header)), self.size)

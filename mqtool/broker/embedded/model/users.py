@@ -28,7 +28,7 @@ class Permissions:
     read: str = ".*"
 
     def allow(self, what: str, name: str) -> bool:
-        """Return whether `what` (configure, write or read) is allowed; "" means the default exchange, `amq.default`."""
+        """Return True if the user may `configure`, `write` or `read` an object; "" is the default exchange."""
         pattern: str = getattr(self, what)
         # In RabbitMQ, an empty pattern matches only the empty name.
         return found(pattern or "^$", name or "amq.default")
@@ -45,7 +45,7 @@ class TopicPermissions:
     read: str = ".*"
 
     def allow(self, what: str, key: str, user: str, vhost: str) -> bool:
-        """Return whether the user may publish (`write`) or bind (`read`) with a routing key."""
+        """Return True if the user may publish (`write`) or bind (`read`) with a routing key."""
         pattern: str = getattr(self, what)
         return found((pattern or "^$").replace("{username}", user).replace("{vhost}", vhost), key)
 
@@ -55,10 +55,11 @@ class User:
     """A user account.
 
     Attributes:
-        password_hash: a salt of four bytes, then the digest of salt and password, as in RabbitMQ; None for no login.
+        password_hash: a salt of four bytes, then the digest of salt and password, as in RabbitMQ; None if the user
+            cannot log in.
         tags: such as `administrator`.
         permissions: the permissions in each virtual host, by its name.
-        topic_permissions: by virtual host and exchange; an exchange without an entry allows every routing key.
+        topic_permissions: by virtual host and exchange; without an entry, every routing key is allowed.
         limits: the limits of the user, by the names in `broker.OF_USERS`.
     """
 
@@ -77,7 +78,7 @@ class User:
         return cls(name, salt + hashlib.sha256(salt + password.encode(errors="surrogateescape")).digest(), tags)
 
     def authenticates(self, password: str) -> bool:
-        """Return whether the password is correct. An empty password never is."""
+        """Return True if the password is correct. An empty password never is."""
         if not password or self.password_hash is None:
             return False
         salt, digest = self.password_hash[:4], self.password_hash[4:]

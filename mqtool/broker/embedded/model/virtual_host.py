@@ -19,10 +19,9 @@ from mqtool.broker.embedded.model.exchange import (
     DelayedMessages,
     Destination,
     Exchange,
+    binding_names,
     delay_of,
-    forget_binding,
-    forget_exchange,
-    over,
+    negate_delay,
     save_binding,
     save_exchange,
 )
@@ -38,7 +37,7 @@ class Routing:
 
     Attributes:
         queues: the queues that get the message now, without duplicates.
-        stored: True if a delayed exchange holds the message back and the message is being written to disk.
+        stored: True if the message is being written to disk because an x-delayed-message exchange holds it back.
     """
 
     message: Message
@@ -52,7 +51,7 @@ class Publication(NamedTuple):
     Attributes:
         routed: True if the message was routed to at least one queue.
         accepted: True if no queue refused the message.
-        stored: True if the message is being written to disk; its confirm must wait until that is done.
+        stored: True if the message is being written to disk. Its confirm must wait until this is done.
     """
 
     routed: bool
@@ -93,12 +92,7 @@ class VirtualHost:
         self._dead_letters = DeadLetters(self._publish_dead, clock, self.failures, trusts_deaths=profile.trusts_deaths)
 
     def add_exchange(self, exchange: Exchange) -> None:
-        """Add an exchange whose declaration is valid.
-
-        Raises:
-            ChannelException: 406, the arguments could not be read back after a restart.
-            ConnectionException: 506, the exchange cannot be written to disk. In both cases it is not added.
-        """
+        """Add an exchange whose declaration is valid. Raises AmqpException if it cannot be stored."""
         encode_definition(exchange.arguments)
         if exchange.durable and not exchange.key:
             save_exchange(self._ledger, self.name, exchange)
@@ -107,23 +101,19 @@ class VirtualHost:
         self.exchanges[exchange.name] = exchange
 
     def delete_exchange(self, exchange: Exchange) -> None:
-        """Delete an exchange and its bindings. Delayed messages go to the next exchange with its name, if any."""
+        """Delete an exchange and its bindings. Its delayed messages stay, for a later exchange of the same name."""
         del self.exchanges[exchange.name]
         for binding in [*exchange.bindings, *exchange.inbound]:
             self._unbind(binding)
         if exchange.durable:
-            forget_exchange(self._ledger, self.name, exchange)
+            self._ledger.forget("exchange", (self.name, exchange.name))
 
     def new_queue_name(self) -> str:
-        """Return a random name for a queue that a client declares without one."""
+        """Return a random name for a queue that a client declares without a name."""
         return f"amq.gen-{secrets.token_urlsafe(16)}"
 
     def check_queue_limit(self, name: str) -> None:
-        """Check that the virtual host may have one more queue.
-
-        Raises:
-            ChannelException: 406, the limit is reached.
-        """
+        """Raise ChannelException 406 if the virtual host may have no more queues."""
         limit = limit_of(self.limits, "max-queues")
         if limit is not None and len(self.queues) >= limit:
             raise precondition_failed(
@@ -131,15 +121,11 @@ class VirtualHost:
             )
 
     def add_queue(self, declared: QueueDeclaration, key: int = 0) -> Queue:
-        """Add a queue whose declaration is valid.
+        """Add a queue whose declaration is valid. Raises AmqpException if it cannot be stored.
 
         Args:
             declared: the properties of the queue.
-            key: the number of the queue in the data directory, if the queue is stored already.
-
-        Raises:
-            ChannelException: 406, the arguments could not be read back after a restart.
-            ConnectionException: 506, the queue cannot be written to disk. In both cases it is not added.
+            key: the number of the queue in the data directory, if it is already stored there.
         """
         name, arguments = declared.name, declared.arguments
         encode_definition(arguments)
@@ -187,13 +173,7 @@ class VirtualHost:
         return queue.delete()
 
     def bind(self, source: Exchange, destination: Destination, routing_key: str, arguments: Table) -> None:
-        """Add a binding, unless it exists already.
-
-        Raises:
-            ChannelException: 406, the key has too many wildcards, `x-match` is not valid, or the arguments could not be
-                read back after a restart.
-            ConnectionException: 506, the binding cannot be written to disk. In both cases it is not added.
-        """
+        """Add a binding, unless it exists already. Raises AmqpException if it is not valid or cannot be stored."""
         encode_definition(arguments)
         if source.routed_as == "headers":
             check_headers_binding(arguments)
@@ -218,11 +198,11 @@ class VirtualHost:
     def _unbind(self, binding: Binding) -> None:
         """Remove a binding. An auto-delete exchange is deleted with its last binding."""
         source = binding.source
-        # When an exchange is deleted, a binding to itself comes up twice: as outbound and as inbound.
+        # If an exchange that is bound to itself is deleted, this is called twice with that binding.
         if not source.remove(binding):
             return
         if binding.stored:
-            forget_binding(self._ledger, self.name, binding)
+            self._ledger.forget("binding", binding_names(self.name, binding))
         if source.auto_delete and not source.in_use and source.name in self.exchanges:
             self.delete_exchange(source)
 
@@ -232,7 +212,6 @@ class VirtualHost:
             yield from exchange.bindings
 
     def delete_contents(self) -> None:
-        """Delete everything in the virtual host."""
         for queue in list(self.queues.values()):
             self.delete_queue(queue)
         for entry in self._delayed.clear():
@@ -250,16 +229,16 @@ class VirtualHost:
         return Publication(routed, accepted, stored)
 
     def route(self, exchange: Exchange, message: Message, *, is_changed: bool = False, is_due: bool = False) -> Routing:
-        """Find the queues for a message. Delayed exchanges on the way hold the message back.
+        """Find the queues for a message. x-delayed-message exchanges on the way hold it back.
 
         Args:
             exchange: the exchange that the message is published to.
             message: the message.
             is_changed: True if the broker has changed the headers sent by the publisher.
-            is_due: True if the message has already been held back for its delay.
+            is_due: True if the delay of the message is over.
 
         Raises:
-            ConnectionException: 541, a delayed exchange on the way cannot read the delay of the message.
+            ConnectionException: 541, there is such an exchange, but the delay of the message is not a number.
         """
         headers = message.headers
         keys = [message.routing_key]
@@ -299,11 +278,7 @@ class VirtualHost:
         return exchange.match(key, message.headers)
 
     def _publish_dead(self, message: Message, reason: str) -> bool:
-        """Publish a dead letter to the exchange in its address.
-
-        Returns:
-            True if at least one queue accepted the dead letter, and no queue refused it.
-        """
+        """Publish a dead letter. Returns True if at least one queue accepted it and none refused it."""
         exchange = self.exchanges.get(message.exchange)
         if exchange is None:
             return False
@@ -317,12 +292,12 @@ class VirtualHost:
         return publication.routed and publication.accepted
 
     def _hold(self, exchange: Exchange, message: Message, delay: int, *, is_changed: bool) -> bool:
-        """Hold a message back for its delay. Return True if it is being written to disk.
+        """Hold a message back for its delay. Returns True if the message is being written to disk.
 
-        The plugin negates the delay of messages that it releases, but up to RabbitMQ 3.12 a consumer gets the headers
-        that the publisher sent, unless the broker has changed them.
+        The plugin negates `x-delay` when it releases a message. Up to RabbitMQ 3.12, consumers see this only if the
+        broker has changed the headers for another reason; otherwise they get the headers that the publisher sent.
         """
-        held = over(message, delay) if is_changed or "BCC" in message.headers else message
+        held = negate_delay(message, delay) if is_changed or "BCC" in message.headers else message
         entry = self._ledger.enter(held, self._clock.now() + delay)
         if exchange.durable:
             self._ledger.added(exchange.key, entry)
@@ -330,12 +305,12 @@ class VirtualHost:
         return entry.row != 0
 
     def hold_again(self, exchange: Exchange, entry: Entry) -> None:
-        """Hold back a recovered message that was held back before a restart."""
+        """Hold back a message that was held back before a restart."""
         self._ledger.hold(entry)
         self._delayed.hold(exchange.name, entry)
 
     def held(self, exchange: Exchange) -> int:
-        """Return the number of messages that a delayed exchange holds back."""
+        """Return the number of messages that an x-delayed-message exchange holds back."""
         return self._delayed.count(exchange.name)
 
     def _release(self, name: str, entry: Entry) -> None:

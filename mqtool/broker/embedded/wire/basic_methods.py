@@ -83,7 +83,7 @@ def _checked_routing(channel: Channel, message: Message) -> Routing | None:
     if message.properties.reply_to == DIRECT_REPLY_TO:
         if channel.replies is None:
             raise precondition_failed("fast reply consumer does not exist")
-        message = message.with_reply_to(f"{DIRECT_REPLY_TO}.{channel.replies.token}")
+        message = message.replace(reply_to=f"{DIRECT_REPLY_TO}.{channel.replies.token}")
     if exchange.name == "" and message.routing_key.startswith(DIRECT_REPLY_TO):
         channel.published[""] = channel.published.get("", 0) + 1
         routing = None
