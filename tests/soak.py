@@ -1,7 +1,7 @@
 """Random faults over publishers, workers, redrives, delays and streams, on RabbitMQ and the embedded broker: make soak.
 
     lines ── mqtool send -l ───────────> proxy ──> [soak] ──> mqtool worker --exec, twice ──> done.txt
-          ── mqtool send -l --delay 1s ──> proxy ─────^ ^              └── fails for good ──> [soak.dlq]
+          ── mqtool send -l --delay … ──> proxy ─────^ ^              └── fails for good ──> [soak.dlq]
                                                         └───────── mqtool dlq redrive <──────────┘
     lines ── mqtool send-stream -l ────> proxy ──> [soak-stream] ── mqtool receive-stream, at the end ──> read.txt
 
@@ -38,8 +38,8 @@ MQTOOL = [sys.executable, "-m", "mqtool"]
 QUEUE, STREAM = "soak", "soak-stream"
 #: Lines that one publisher sends, and how many may wait to be done when the next one starts.
 BATCH, WAITING = 1000, 3000
-#: The first number that is sent with a delay, and the delay.
-DELAYED, DELAY = 10_000_000, "1s"
+#: The first number that is sent with a delay, and the delay: of more than one wait queue.
+DELAYED, DELAY = 10_000_000, "1250ms"
 #: The line of a confirmed number, as `send -v` and `send-stream -v` print it.
 CONFIRMED = re.compile(r" \[x\] (?:Sent ')?(\d+)(?:'| message sent)\n")
 #: One in 7 fails once, one in 50 fails until there is a file named "mended".
@@ -49,8 +49,9 @@ PROGRAM = (
     'echo "$n" >> done.txt'
 )
 WORKER = ("worker", "-q", QUEUE, "--retries=1", "--backoff=100ms", "--concurrency=2", "--shell", "--exec", PROGRAM)
-#: Seconds within which the queues have to be empty once there are no more faults.
-DRAINING = 180.0
+#: Seconds within which the queues have to be empty once there are no more faults. A message that RabbitMQ could not
+#: dead-letter is tried again after three minutes.
+DRAINING = 480.0
 
 
 class Soak:

@@ -1,21 +1,26 @@
-"""Delayed messages: they wait at the broker until they are due, in one of two ways. No client process keeps a timer.
+"""Delayed messages wait at the broker until they are due, in one of two ways. No client process keeps a timer.
 
     plugin   publisher ──> (logs.delayed) ···5 s···> (logs) ──> …      an exchange of type x-delayed-message holds them
-    ttl      publisher ──> [hello.delay.5s] ···5 s···> [hello]         a wait queue for each delay (wait_queues.py)
+    ttl      publisher ──> [hello.delay.5s] ···5 s···> [hello]         wait queues hold them (wait_queues.py)
              publisher ──> (logs.exchange.delay.5s) ──> [the same] ···5 s···> (logs) ──> …
 
 In both ways, a due message reaches its exchange with its own routing key and headers, and is routed like a newly
 published message. Its header mqtool-due contains the due time, so receivers can compute how late the message is. After
 a lost connection, a message that is published again waits its whole delay again: it may be late, but never early.
 
-There is one wait queue for every 25 ms of delay, up to 10 s; above 10 s, the step doubles each time the delay doubles.
-A message's own TTL is exact. A message is late, by one step at most, only if one with a longer delay is in front of it.
+Each wait queue has one TTL for all its messages, so no message waits behind one with a longer delay. A queue for every
+delay would be too many, so a delay that is not round is split into two, such as 5 s and 325 ms:
+
+    publisher ──> [hello.delay.5s.more] ···5 s···> (hello.delay) ──> [hello.delay.325ms] ···325 ms···> [hello]
+
+The exchange (hello.delay) selects the second queue by the header mqtool-then. Delays are rounded up to 25 ms. Above one
+minute, this step and the delays of the first queues grow, so that no range of delays needs more than 160 queues.
 
 Messages for a quorum queue, or for a durable exchange, which may route to a quorum queue, wait in quorum queues, which
 keep a message until its target has confirmed it. (After a restart, messages may arrive twice. If the target was not yet
 available, RabbitMQ tries again after three minutes.) A message that its exchange cannot route would never be confirmed.
 So messages go through another exchange, (logs.due), which is also bound to a queue of length 0. All other messages wait
-in classic queues, which cost the broker far less.
+in classic queues, which cost the broker less.
 
 https://github.com/rabbitmq/rabbitmq-delayed-message-exchange, https://www.rabbitmq.com/docs/ttl
 """

@@ -4,7 +4,7 @@ https://github.com/rabbitmq/rabbitmq-delayed-message-exchange
 """
 
 import re
-from typing import Any
+from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
 from mqtool.amqp import Channel, Owner
@@ -109,7 +109,7 @@ class ThroughPlugin:
         self._count = 0
         self._has_warned = False
 
-    def place(self, message: Message, milliseconds: int) -> Place:  # noqa: ARG002
+    def place(self, message: Message, milliseconds: Callable[[], int]) -> Place:
         self._count += 1
         if self._count == _TOO_MANY:
             self._warn(
@@ -128,10 +128,8 @@ class ThroughPlugin:
                 self._channel.declare(exchange)
             self._channel.bind(target, exchange, key or "")
             self._bound.add((exchange.name, key))
-        return Place(exchange.name, key)
-
-    def properties(self, message: Message, milliseconds: int) -> dict[str, Any]:
-        return {**message.properties, "headers": {**message.properties["headers"], "x-delay": milliseconds}}
+        headers = {**(message.properties.get("headers") or {}), "x-delay": milliseconds()}
+        return Place(exchange.name, key, {**message.properties, "headers": headers})
 
 
 def _in_front_of(target: Exchange | Queue) -> Exchange:

@@ -99,24 +99,30 @@ def _is_classic(channel: Channel, queue: Queue) -> bool:
 
 
 class Place(NamedTuple):
-    """The exchange and routing key with which to publish a delayed message. None keeps the message's routing key."""
+    """How to publish a message so that it is delayed.
+
+    Attributes:
+        routing_key: None keeps the message's own.
+        properties: the message's properties, changed so that the broker delays it.
+    """
 
     exchange: str
     routing_key: str | None
+    properties: dict[str, Any]
 
 
 class Way(Protocol):
     """The interface of both ways to delay messages."""
 
-    def place(self, message: Message, milliseconds: int) -> Place:
-        """Declare the queues and exchanges that delay a message; return where to publish the message.
+    def place(self, message: Message, milliseconds: Callable[[], int]) -> Place:
+        """Declare the queues and exchanges that delay a message; return how to publish it.
+
+        Args:
+            milliseconds: returns the delay; the time until a due time is shorter after declarations than before.
 
         Raises:
             BadData: the delay is longer than the maximum of the plugin or of wait queues.
         """
-
-    def properties(self, message: Message, milliseconds: int) -> dict[str, Any]:
-        """Return the message's properties, with the header or expiration that delays the message."""
 
 
 def expect(channel: Channel, target: Exchange | Queue) -> None:

@@ -82,22 +82,18 @@ class Delaying:
         if delay > LONGEST:
             raise BadData(f"a delay of {compact_duration(delay / 1000)} is too long", "at most 2^32 - 1 ms, 49 days")
         way = self.choose(self._destination.of(message))
-        place = way.place(message, delay)
-        # If the message has a due time, the delay is computed again, since the declarations took time.
-        return self._as_held(message, max(1, _milliseconds(message)), (way, place))
+        place = way.place(message, lambda: max(1, _milliseconds(message)))
+        return self._as_held(message, delay, place)
 
-    def _as_held(self, message: Message, delay: int, waiting: tuple[Way, Place] | None) -> Held:
+    def _as_held(self, message: Message, delay: int, place: Place | None) -> Held:
         due = _now() + delay if message.due is None else round(message.due * 1000)
-        headers = {**(message.properties.get("headers") or {}), DUE: due}
-        original = replace(message, delay=None, due=due / 1000)
-        held = Held(message.body, message.routing_key, message.exchange, {**message.properties, "headers": headers})
-        held.message_id, held.original = message.message_id, original
-        if waiting is not None:
-            way, place = waiting
+        properties = message.properties if place is None else {"delivery_mode": PERSISTENT, **place.properties}
+        headers = {**(properties.get("headers") or {}), DUE: due}
+        held = Held(message.body, message.routing_key, message.exchange, {**properties, "headers": headers})
+        held.message_id, held.original = message.message_id, replace(message, delay=None, due=due / 1000)
+        if place is not None:
             held.exchange = place.exchange
             held.routing_key = message.routing_key if place.routing_key is None else place.routing_key
-            held.properties = way.properties(held, delay)
-            held.properties.setdefault("delivery_mode", PERSISTENT)  # the message must survive a restart
         return held
 
     def choose(self, target: Exchange | Queue | None = None) -> Way:

@@ -39,25 +39,28 @@ _AT_LEAST_ONCE = {
 }
 
 
-#: Names of wait queues: NAME.wait.5s, NAME.delay.5s, NAME.exchange.delay.5s.classic; and of the queue of length 0.
-_HELPER = re.compile(r"\.(?:wait|delay)\.(?:\d+(?:ms|[dhms]))+(?:\.classic)?$|\.nowhere$")
+#: The end of the names of wait queues: NAME.wait.5s, NAME.delay.5s.more, NAME.exchange.delay.325ms.classic.
+_SUFFIX = re.compile(r"(?P<exchange>\.exchange)?\.(?P<kind>delay|wait)(\.(\d+(ms|[dhms]))+){1,2}(\.more)?(\.classic)?$")
 
 
 def is_wait_queue(name: str) -> bool:
     """True if mqtool gives such a name to wait queues, their exchanges, and the queue of length 0 beside them."""
-    return _HELPER.search(name) is not None
+    return name.endswith(".nowhere") or _SUFFIX.search(name) is not None
 
 
-def wait_queue(name: str, milliseconds: int, exchange: str, routing_key: str | None = None) -> Queue:
+def wait_queue(
+    name: str, milliseconds: int, exchange: str, routing_key: str | None = None, *, unused: int | None = None
+) -> Queue:
     """Return a queue that dead-letters its messages to an exchange after this many milliseconds.
 
     Args:
         routing_key: the routing key of the dead letters; None keeps each message's own.
+        unused: milliseconds that the queue must exist without being used; None for `milliseconds`.
     """
     arguments: dict[str, Any] = {
         "x-message-ttl": milliseconds,
         "x-dead-letter-exchange": exchange,
-        "x-expires": milliseconds + GRACE,
+        "x-expires": (milliseconds if unused is None else unused) + GRACE,
     }
     if routing_key is not None:
         arguments["x-dead-letter-routing-key"] = routing_key
@@ -107,13 +110,42 @@ def declare_exactly(channel: Channel, queue: Queue, *, remember: bool) -> Queue:
 
 #: The longest delay in a wait queue, in milliseconds: the queue must outlive its messages.
 LONGEST_IN_QUEUES = LONGEST - GRACE
-#: The difference between the delays of two wait queues in milliseconds, and the longest delay that uses this step.
-SHORTEST_STEP, _STEP_UP_TO = 25, 10_000
+#: The longest delay of each range, in milliseconds, and the unit of the first waits in it. Delays are rounded up to a
+#: step, of which a unit has this many.
+_SECOND, _MINUTE, _HOUR, _DAY = 1000, 60_000, 3_600_000, 86_400_000
+_RANGES = (
+    (_MINUTE, _SECOND),
+    (5 * _MINUTE, 5 * _SECOND),
+    (30 * _MINUTE, 30 * _SECOND),
+    (2 * _HOUR, 2 * _MINUTE),
+    (12 * _HOUR, 10 * _MINUTE),
+    (2 * _DAY, _HOUR),
+    (8 * _DAY, 4 * _HOUR),
+    (LONGEST_IN_QUEUES, _DAY),
+)
+_STEPS = 40
+SHORTEST_STEP = _SECOND // _STEPS
+#: The header that selects the second wait queue.
+_THEN = "mqtool-then"
 _NOT_KEPT = ("x-death", "x-delay")
 #: The number of quorum wait queues after which a command warns: RabbitMQ needs about 20 ms to declare each.
 _MANY_QUORUM = 200
 #: Seconds after which a wait queue is declared again, so that it does not expire.
 _LEASE = 60.0
+
+
+class Wait(NamedTuple):
+    """A wait in one queue.
+
+    Attributes:
+        suffix: the end of the queue's name.
+        milliseconds: the TTL of its messages.
+        unused: milliseconds that the queue must exist without being used.
+    """
+
+    suffix: str
+    milliseconds: int
+    unused: int
 
 
 class ThroughQueues:
@@ -123,59 +155,91 @@ class ThroughQueues:
         self._channel = channel
         self._destination = destination
         self._warn = warn
-        self._waiting = AtLeastOnce(channel, warn)
-        #: For each queue or exchange name, the time when it must be declared again.
-        self._leases: dict[str, float] = {}
+        self._at_least_once = AtLeastOnce(channel, warn)
+        #: For each exchange, and each queue with its number among a message's waits: when it must be declared again.
+        self._leases: dict[tuple[str, int], float] = {}
         self._said_expiration = False
         self._quorum_queues = 0
 
-    def place(self, message: Message, milliseconds: int) -> Place:
-        if milliseconds > LONGEST_IN_QUEUES:
+    def place(self, message: Message, milliseconds: Callable[[], int]) -> Place:
+        if milliseconds() > LONGEST_IN_QUEUES:
             raise BadData(
-                f"a delay of {compact_duration(milliseconds / 1000)} is too long for a wait queue",
+                f"a delay of {compact_duration(milliseconds() / 1000)} is too long for a wait queue",
                 f"at most {compact_duration(LONGEST_IN_QUEUES / 1000)}; --via plugin takes an hour more",
             )
         if message.properties.get("expiration") is not None and not self._said_expiration:
             self._said_expiration = True
             self._warn("messages lose their property expiration in a wait queue")
         target = self._destination.of(message)
-        wait = min(wait_of(milliseconds), LONGEST_IN_QUEUES)
-        is_exchange = isinstance(target, Exchange)
-        is_safe = self._destination.may_lead_to_quorum_queue(target)
-        # The name depends on the arguments, so that queues with other arguments have other names.
-        kind = f"{'exchange.' if is_exchange else ''}delay.{compact_duration(wait / 1000)}"
-        name = name_for(target, kind if is_safe else f"{kind}.classic")
-        if self._is_stale(name):
-            self._declare(name, wait, target, is_safe=is_safe)
-            self._leases[name] = time.monotonic() + _LEASE
-        return Place(name, None) if is_exchange else Place("", name)
+        # Declarations take time, after which the delay until a due time may need other queues.
+        while self._has_declared(target, waits := waits_for(milliseconds())):
+            pass
+        headers = {**(message.properties.get("headers") or {})}
+        for name in _NOT_KEPT:  # brokers drop messages whose x-death shows a cycle; x-delay might delay them again
+            headers.pop(name, None)
+        if len(waits) > 1:
+            headers[_THEN] = waits[1].suffix
+        properties = {name: value for name, value in message.properties.items() if name != "expiration"}
+        name = self._name(target, waits[0].suffix)
+        properties["headers"] = headers
+        return Place(name, None, properties) if isinstance(target, Exchange) else Place("", name, properties)
 
-    def _is_stale(self, name: str) -> bool:
-        return time.monotonic() > self._leases.get(name, 0.0)
+    def _name(self, target: Exchange | Queue, suffix: str = "") -> str:
+        """Return the name of a wait queue, or of the exchange between wait queues if there is no suffix.
 
-    def _declare(self, name: str, wait: int, target: Exchange | Queue, *, is_safe: bool) -> None:
-        remember = name not in self._leases
-        if target is not self._destination.to:
+        Queues with other arguments have other names.
+        """
+        parts = ["exchange"] if isinstance(target, Exchange) else []
+        parts += ["delay", suffix] if suffix else ["delay"]
+        return name_for(target, ".".join(parts if self._is_safe(target) else [*parts, "classic"]))
+
+    def _is_safe(self, target: Exchange | Queue) -> bool:
+        return self._destination.may_lead_to_quorum_queue(target)
+
+    def _is_stale(self, name: str, number: int = 0) -> bool:
+        return time.monotonic() > self._leases.get((name, number), 0.0)
+
+    def _has_declared(self, target: Exchange | Queue, waits: list[Wait]) -> bool:
+        """Declare the queues that are missing, or were declared long ago; return False if there are none."""
+        stale = [number for number, wait in enumerate(waits) if self._is_stale(self._name(target, wait.suffix), number)]
+        if stale and target is not self._destination.to:
             expect(self._channel, target)
-        if isinstance(target, Queue):
-            waiting = wait_queue(name, wait, "", target.name)
+        for number in stale:
+            self._declare(target, waits, number)
+        return bool(stale)
+
+    def _declare(self, target: Exchange | Queue, waits: list[Wait], number: int) -> None:
+        """Declare a wait queue, and the exchange in front of it."""
+        wait, name = waits[number], self._name(target, waits[number].suffix)
+        is_safe, remember = self._is_safe(target), (name, number) not in self._leases
+        router = Exchange(self._name(target), "headers", durable=True, auto_delete=True)
+        if wait is not waits[-1]:
+            exchange = router.name
+        elif isinstance(target, Queue):
+            exchange = ""
         else:
-            waiting = wait_queue(name, wait, (self._due_exchange(target) if is_safe else target).name)
+            exchange = (self._due_exchange(target) if is_safe else target).name
+        key = target.name if isinstance(target, Queue) else None
+        queue = wait_queue(name, wait.milliseconds, exchange, key, unused=wait.unused)
         if is_safe:
-            waiting = self._waiting.declare(waiting, remember=remember)
+            queue = self._at_least_once.declare(queue, remember=remember)
             self._quorum_queues += remember
             if remember and self._quorum_queues == _MANY_QUORUM:
                 self._warn(
-                    f"{_MANY_QUORUM} quorum wait queues so far, one for each step of the delays: RabbitMQ takes long "
-                    "to declare them, so messages may be seconds late; rounded delays, or a classic queue, avoid that"
+                    f"{_MANY_QUORUM} quorum wait queues so far: RabbitMQ takes long to declare them; messages may be "
+                    "late; delays of up to a minute, rounded delays or a classic queue avoid that"
                 )
         else:
-            declare_exactly(self._channel, waiting, remember=remember)
-        if isinstance(target, Exchange):
+            declare_exactly(self._channel, queue, remember=remember)
+        if number:
+            self._channel.declare(router, remember=remember)
+            self._channel.bind(queue, router, arguments={"x-match": "all", _THEN: wait.suffix}, remember=remember)
+        elif isinstance(target, Exchange):
             # The default exchange would replace the message's routing key. This one is deleted with the queue.
             entrance = Exchange(name, "fanout", durable=True, auto_delete=True)
             self._channel.declare(entrance, remember=remember)
-            self._channel.bind(waiting, entrance, remember=remember)
+            self._channel.bind(queue, entrance, remember=remember)
+        self._leases[name, number] = time.monotonic() + _LEASE
 
     def _due_exchange(self, exchange: Exchange) -> Exchange:
         """Declare the exchange between a wait queue and its target, which is also bound to a queue of length 0.
@@ -184,7 +248,7 @@ class ThroughQueues:
         """
         due = Exchange(name_for(exchange, "due"), "fanout", durable=True, auto_delete=True)
         if self._is_stale(due.name):
-            remember = due.name not in self._leases
+            remember = (due.name, 0) not in self._leases
             self._channel.declare(due, remember=remember)
             self._channel.bind(exchange, due, remember=remember)
             # This queue expires if it is not declared again; no message can wait longer than that.
@@ -192,32 +256,35 @@ class ThroughQueues:
             nowhere = Queue(name_for(exchange, "nowhere"), durable=True, arguments=arguments)
             self._channel.declare(nowhere, remember=remember)
             self._channel.bind(nowhere, due, remember=remember)
-            self._leases[due.name] = time.monotonic() + _LEASE
+            self._leases[due.name, 0] = time.monotonic() + _LEASE
         return due
-
-    def properties(self, message: Message, milliseconds: int) -> dict[str, Any]:
-        # Brokers drop messages whose x-death shows a cycle. With x-delay, the target exchange might delay it again.
-        headers = {key: value for key, value in message.properties["headers"].items() if key not in _NOT_KEPT}
-        return {**message.properties, "headers": headers, "expiration": str(milliseconds)}
 
 
 def step_of(milliseconds: int) -> int:
-    """Return the step between the wait queues for delays of this length, in milliseconds."""
-    step, up_to = SHORTEST_STEP, _STEP_UP_TO
-    while milliseconds > up_to:
-        step, up_to = step * 2, up_to * 2
-    return step
+    """Return the step to which delays of this length are rounded up, in milliseconds."""
+    return _range_of(milliseconds)[1] // _STEPS
 
 
-def wait_of(milliseconds: int) -> int:
-    """Round a delay up to the delay of a wait queue, in milliseconds."""
-    step = step_of(milliseconds)
-    return -(-milliseconds // step) * step
+def _range_of(milliseconds: int) -> tuple[int, int]:
+    return next((each for each in _RANGES if milliseconds <= each[0]), _RANGES[-1])
 
 
-#: The end of a wait queue's name, after the name of the target queue or exchange.
-_SUFFIX = re.compile(r"(?P<exchange>\.exchange)?\.(?P<kind>delay|wait)\.\w+(\.classic)?$")
-_COUNTS = {"x-delivery-count", "x-acquired-count"}
+def waits_for(milliseconds: int) -> list[Wait]:
+    """Divide a delay into one or two waits: 5 s; or 5 s, then 325 ms."""
+    longest, unit = _range_of(milliseconds)
+    step = unit // _STEPS
+    delay = min(-(-milliseconds // step) * step, LONGEST_IN_QUEUES)
+    first, rest = delay // unit * unit, delay % unit
+    if not rest:
+        return [Wait(compact_duration(delay / 1000), delay, delay)]
+    # The second queue must outlive all first queues of its range, so each range has its own.
+    of_range = "" if unit == _SECOND else f".{compact_duration(longest / 1000)}"
+    last = Wait(compact_duration(rest / 1000) + of_range, rest, longest)
+    return [Wait(f"{compact_duration(first / 1000)}.more", first, first), last] if first else [last]
+
+
+#: Headers that the broker or this module has added.
+_NOT_THEIRS = {"x-delivery-count", "x-acquired-count", _THEN}
 
 
 class WaitQueue(NamedTuple):
@@ -250,7 +317,7 @@ class WaitQueue(NamedTuple):
         properties = {
             name: value for name, value in delivery.properties.items() if name not in ("expiration", "user_id")
         }
-        properties["headers"] = {name: value for name, value in delivery.headers.items() if name not in _COUNTS}
+        properties["headers"] = {name: value for name, value in delivery.headers.items() if name not in _NOT_THEIRS}
         key = delivery.routing_key if self.routing_key is None else self.routing_key
         return Message(delivery.body, key, self.exchange, properties, properties.pop("message_id", None))
 
@@ -258,11 +325,11 @@ class WaitQueue(NamedTuple):
 def wait_queue_of(view: Mapping[str, Any]) -> WaitQueue | None:
     """Convert the management API's description of a queue; return None if it is not a wait queue."""
     arguments, suffix = view.get("arguments") or {}, _SUFFIX.search(view["name"])
-    wait, exchange = arguments.get("x-message-ttl"), arguments.get("x-dead-letter-exchange")
-    if suffix is None or not isinstance(wait, int) or arguments.get("x-expires") != wait + GRACE:
+    wait, expires, exchange = arguments.get("x-message-ttl"), arguments.get("x-expires"), ""
+    if suffix is None or not isinstance(wait, int) or not isinstance(expires, int) or expires < wait + GRACE:
         return None
-    key = arguments.get("x-dead-letter-routing-key")
-    if exchange:  # this may be the exchange NAME.due in front of the target
+    if suffix["exchange"]:
         target = view["name"][: suffix.start()]
         exchange = target.removeprefix("mqtool.") if target.startswith("mqtool.amq.") else target
-    return WaitQueue(view["name"], exchange or "", key, wait / 1000, suffix["kind"] == "wait")
+    key = arguments.get("x-dead-letter-routing-key")
+    return WaitQueue(view["name"], exchange, key, wait / 1000, suffix["kind"] == "wait")

@@ -19,7 +19,7 @@ class Waiting:
         shell.run("mqtool", "exchange", "declare", "logs", "topic")
         shell.run("mqtool", "queue", "declare", "errors")
         shell.run("mqtool", "bind", "logs", "errors", "*.error")
-        for name, tenant, delay in (("m-1", "a", "1h"), ("m-2", "b", "1h"), ("m-3", "a", "2h")):
+        for name, tenant, delay in (("m-1", "a", "1h"), ("m-2", "b", "1h"), ("m-3", "a", "2h1m")):
             sent = ("mqtool", "send", "-r", "jobs", "--via", "ttl", "--delay", delay, "-H", f"tenant={tenant}")
             assert shell.run(*sent, "--property", f"message-id={name}", f"body of {name}").code == 0
         sent = ("mqtool", "emit-log", "topic", "kern.error", "-e", "logs", "--via", "ttl", "--delay", "1h")
@@ -66,6 +66,9 @@ def test_ls_and_show(waiting: Waiting) -> None:
     line = json.loads(waiting.run("show", "logs", "--json").stdout)
     assert (line["exchange"], line["routing_key"], line["body"]) == ("logs", "kern.error", "to logs")
     assert "at" in line
+    in_two_queues = json.loads(waiting.run("show", "jobs", "--where", "message_id=m-3", "--json").stdout)
+    assert in_two_queues["headers"]["tenant"] == "a"
+    assert "mqtool-then" not in in_two_queues["headers"]
 
 
 def test_cancel(waiting: Waiting) -> None:

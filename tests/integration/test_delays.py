@@ -152,7 +152,7 @@ def test_exchanges_route_as_they_would_without_a_delay(
     channel.bind(queue, exchange, binding[0], binding[1])
     sent = [right] if wrong is None else [wrong, right]
     for message in sent:
-        message.delay = 0.03
+        message.delay = 1.03  # two waits, in wait queues
 
     publish(sent, exchange, routing_key="not this one")
 

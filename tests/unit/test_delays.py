@@ -9,37 +9,62 @@ from hypothesis import strategies as st
 
 from mqtool import ndjson
 from mqtool.delays.delay_plugin import PluginMissing
-from mqtool.delays.wait_queues import LONGEST_IN_QUEUES, SHORTEST_STEP, step_of, wait_of
+from mqtool.delays.wait_queues import LONGEST_IN_QUEUES, SHORTEST_STEP, step_of, waits_for
+from mqtool.duration import parse_duration
 from mqtool.message import Message
 
 delays = st.integers(1, LONGEST_IN_QUEUES)
 
 
+def waited(delay: int) -> int:
+    """Milliseconds that a message waits in all."""
+    return sum(wait.milliseconds for wait in waits_for(delay))
+
+
 @given(delays)
-def test_a_wait_queue_waits_no_shorter_and_hardly_longer(delay: int) -> None:
-    """By less than one step: 25 ms up to ten seconds, a two hundredth of the delay at most from there on."""
-    excess = wait_of(delay) - delay
+def test_wait_queues_wait_no_shorter_and_hardly_longer(delay: int) -> None:
+    """By less than one step: 25 ms up to a minute, a 300th of the delay at most from there on."""
+    excess = waited(delay) - delay
     assert 0 <= excess < step_of(delay)
-    assert step_of(delay) <= max(SHORTEST_STEP, delay / 200)
+    assert step_of(delay) <= max(SHORTEST_STEP, delay / 300)
 
 
 @given(delays)
-def test_a_wait_queue_takes_its_own_delay(delay: int) -> None:
-    """So that retries and exact delays share it, and no delay has two."""
-    assert wait_of(wait_of(delay)) == wait_of(delay)
+def test_at_most_two_waits(delay: int) -> None:
+    """The first is the longer one; each queue outlives the messages that come to it."""
+    waits = waits_for(delay)
+    assert 1 <= len(waits) <= 2
+    assert waits == sorted(waits, key=lambda wait: -wait.milliseconds)
+    assert all(waits[0].milliseconds <= wait.unused <= LONGEST_IN_QUEUES for wait in waits)
+
+
+@pytest.mark.parametrize(
+    "delay", ["250ms", "1s", "59s", "1m", "90s", "2m", "5m", "30m", "1h", "2h", "12h", "1d", "30d"]
+)
+def test_a_round_delay_has_one_wait(delay: str) -> None:
+    """Exactly its own."""
+    assert [wait.milliseconds for wait in waits_for(round(parse_duration(delay) * 1000))] == [
+        round(parse_duration(delay) * 1000)
+    ]
 
 
 @given(delays, delays)
-def test_a_longer_delay_never_waits_in_a_shorter_queue(one: int, other: int) -> None:
-    """The order of delays is the order of their wait queues."""
-    assert (one > other) <= (wait_of(one) >= wait_of(other))
+def test_one_name_one_queue(one: int, other: int) -> None:
+    """Queues with the same name have the same arguments."""
+    waits = {wait.suffix: wait for wait in waits_for(one)}
+    assert all(waits.get(wait.suffix, wait) == wait for wait in waits_for(other))
 
 
-def test_there_are_not_too_many_of_them() -> None:
-    """Four hundred up to ten seconds, and two hundred whenever the delay doubles."""
-    assert len({wait_of(delay) for delay in range(1, 10_001)}) == 400
-    assert len({wait_of(delay) for delay in range(10_001, 20_001)}) == 200
-    assert len({wait_of(delay) for delay in range(20_001, 40_001)}) == 200
+@given(delays, delays)
+def test_a_longer_delay_never_waits_shorter(one: int, other: int) -> None:
+    """The order of delays is the order of their waits."""
+    assert (one > other) <= (waited(one) >= waited(other))
+
+
+@pytest.mark.parametrize(("longest", "queues"), [(10_000, 58), (60_000, 158), (300_000, 293)])
+def test_there_are_few_of_them(longest: int, queues: int) -> None:
+    """Whatever the delays."""
+    assert len({wait.suffix for delay in range(1, longest + 1) for wait in waits_for(delay)}) == queues
 
 
 @pytest.mark.parametrize("version", ["3.10.8", "4.0.5", "4.2.7"])
