@@ -25,6 +25,7 @@ from mqtool.broker.embedded.http.route_table import (
     Call,
     Counting,
     Json,
+    Listed,
     Rates,
     answer,
     check_regular_expression,
@@ -98,7 +99,7 @@ class Management:
             if error.code == RESOURCE_ERROR:
                 raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, "disk", reason) from error
             raise (refused if error.code == ACCESS_REFUSED else bad_request)(reason) from error
-        if isinstance(found.value, list) and request.method in ("GET", "HEAD") and request.path[1] != "mqtool":
+        if isinstance(found.value, list | Listed) and request.method in ("GET", "HEAD") and request.path[1] != "mqtool":
             found.value = _listed(found.value, request.query)
         return found
 
@@ -112,21 +113,22 @@ class Management:
                 yield from connection.channels.values()
 
 
-def _listed(items: list[Json], query: dict[str, str]) -> Any:
+def _listed(listed: list[Json] | Listed, query: dict[str, str]) -> Any:
     """Sort a list, then return the page and the columns that the query string asks for."""
     columns = query["columns"].split(",") if "columns" in query else []
-    items.sort(key=lambda item: (item.get("vhost", ""), item.get("name", "")))
+    items, view = listed if isinstance(listed, Listed) else (listed, dict)
+    items.sort(key=_place)
     if "sort" in query:
-        items.sort(key=lambda item: _rank(item, query["sort"]), reverse=query.get("sort_reverse") == "true")
+        items.sort(key=lambda item: _rank(view(item), query["sort"]), reverse=query.get("sort_reverse") == "true")
     if "page" not in query:
-        return [_columns(item, columns) for item in items]
+        return [_columns(view(item), columns) for item in items]
     total = len(items)
     if query.get("name"):
         if query.get("use_regex") == "true":
             check_regular_expression(query["name"])
-            items = [item for item in items if found(query["name"], str(item.get("name", "")))]
+            items = [item for item in items if found(query["name"], str(_place(item)[1]))]
         else:
-            items = [item for item in items if query["name"].lower() in str(item.get("name", "")).lower()]
+            items = [item for item in items if query["name"].lower() in str(_place(item)[1]).lower()]
     try:
         page, size = int(query["page"]), int(query.get("page_size", 100))
     except ValueError as error:
@@ -134,7 +136,7 @@ def _listed(items: list[Json], query: dict[str, str]) -> Any:
     pages = max(-(-len(items) // size), 1) if size > 0 else 0
     if not 1 <= page <= pages:
         raise bad_request(f"page out of range: page {page} of {pages}")
-    shown = [_columns(item, columns) for item in items[(page - 1) * size : page * size]]
+    shown = [_columns(view(item), columns) for item in items[(page - 1) * size : page * size]]
     return {
         "items": shown,
         "item_count": len(shown),
@@ -144,6 +146,11 @@ def _listed(items: list[Json], query: dict[str, str]) -> Any:
         "page_size": size,
         "page_count": pages,
     }
+
+
+def _place(item: Any) -> tuple[str, str]:
+    """Return the virtual host and the name of an item, the keys by which lists are sorted."""
+    return (item.get("vhost", ""), item.get("name", "")) if isinstance(item, dict) else (item.vhost, item.name)
 
 
 def _columns(item: Json, columns: list[str]) -> Json:

@@ -9,6 +9,7 @@ from mqtool.broker.embedded.http.route_table import (
     READ,
     Call,
     Json,
+    Listed,
     Rates,
     administrator,
     anyone,
@@ -50,8 +51,9 @@ def _checked_name(kind: str, name: str) -> str:
 
 @route(READ, "queues", anyone)
 @route(READ, "queues/VHOST", visitor)
-def queues(call: Call, vhost: str | None = None) -> list[Json]:
-    return [queue_view(queue, call.api.rates) for each in call.vhosts(vhost) for queue in each.queues.values()]
+def queues(call: Call, vhost: str | None = None) -> Listed:
+    found = [queue for each in call.vhosts(vhost) for queue in each.queues.values()]
+    return Listed(found, lambda queue: queue_view(queue, call.api.rates))
 
 
 @route(READ, "queues/VHOST/QUEUE", visitor)

@@ -187,6 +187,13 @@ class Call:
         return Rights(self.broker, self.user.name, vhost)
 
 
+class Listed(NamedTuple):
+    """The response of a long list: objects with a name and a vhost. Only the requested page is converted, by `view`."""
+
+    items: list[Any]
+    view: Callable[[Any], Json]
+
+
 Handler = Callable[..., Any]
 Right = Callable[..., None]
 

@@ -1,0 +1,22 @@
+"""Lists of the management API, in pages."""
+
+from types import SimpleNamespace
+from typing import Any
+
+from mqtool.broker.embedded.http import _listed
+from mqtool.broker.embedded.http.route_table import Listed
+
+
+def test_only_the_page_is_converted() -> None:
+    """Of 50,000 queues, a request for a page describes no more than the page: `doctor` reads two hundred of them."""
+    queues = [SimpleNamespace(vhost="/", name=f"q{number:03}") for number in reversed(range(1000))]
+    described: list[str] = []
+
+    def view(queue: Any) -> dict[str, Any]:
+        described.append(queue.name)
+        return {"name": queue.name, "messages": 1, "type": "classic"}
+
+    query = {"page": "2", "page_size": "3", "name": "q1", "columns": "name"}
+    page = _listed(Listed(queues, view), query)
+    assert [item["name"] for item in page["items"]] == described == ["q103", "q104", "q105"]
+    assert (page["total_count"], page["filtered_count"], page["page_count"]) == (1000, 100, 34)
