@@ -1,6 +1,5 @@
 """Routes of the node: overview, health checks, cluster name, feature flags, connections and channels."""
 
-import json
 import os
 import resource
 import time
@@ -31,7 +30,6 @@ from mqtool.broker.embedded.model.broker import LOW_ON_DISK, LOW_ON_MEMORY, NODE
 from mqtool.broker.embedded.model.exchange import types_of
 from mqtool.broker.embedded.wire.amqp_channel import Channel
 
-_CLUSTER_NAME = "cluster_name"
 _BUILT_IN = {
     "rabbitmq_delayed_message_exchange": "Delayed message exchange, built in",
     "rabbitmq_management": "Management API without its page, built in",
@@ -63,7 +61,7 @@ def overview(call: Call) -> Json:
         "rabbitmq_version": broker.profile.version,
         "product_name": "RabbitMQ",
         "product_version": broker.profile.version,
-        "cluster_name": cluster_name(call)["name"],
+        "cluster_name": broker.cluster_name,
         "node": NODE,
         "erlang_version": "",
         "rates_mode": "basic",
@@ -94,12 +92,12 @@ def _exchange_types(broker: Broker) -> list[Json]:
 
 @route(READ, "cluster-name", anyone)
 def cluster_name(call: Call) -> Json:
-    return {"name": json.loads(call.broker.global_parameters.get(_CLUSTER_NAME, json.dumps(NODE)))}
+    return {"name": call.broker.cluster_name}
 
 
 @route("PUT", "cluster-name", administrator)
 def put_cluster_name(call: Call) -> Answer:
-    save_global_parameter(call.broker, _CLUSTER_NAME, {"value": required(call.body, "name")})
+    save_global_parameter(call.broker, "cluster_name", {"value": required(call.body, "name")})
     return NO_CONTENT
 
 

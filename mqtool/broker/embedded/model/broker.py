@@ -1,5 +1,6 @@
 """The broker: virtual hosts, users, clients, and the alarms that block publishers."""
 
+import json
 import logging
 import time
 from collections.abc import Callable, Collection
@@ -200,6 +201,13 @@ class Broker:
             self.global_parameters[name] = text
         elif self.global_parameters.pop(name, None) is not None:
             self.ledger.forget("global_parameter", (name,))
+
+    @property
+    def cluster_name(self) -> str:
+        """The name set with PUT /api/cluster-name; by default, a name with the AMQP port, unique on this machine."""
+        given = self.global_parameters.get("cluster_name")
+        _, port = self.listeners.get("amqp", ("", 0))
+        return f"embedded-{port}@localhost" if given is None else str(json.loads(given))
 
     def authenticate(self, name: str, password: str, *, from_loopback: bool) -> User | None:
         """Return the user, or None if the password is wrong or the user may log in only from this machine."""

@@ -148,10 +148,10 @@ def profile(like: str) -> Profile:
     return PROFILES[Like(like)]
 
 
-def identity(profile: Profile) -> dict[str, str]:
+def identity(profile: Profile, cluster_name: str) -> dict[str, str]:
     """Return the server properties. The product and version are RabbitMQ's, because clients rely on them."""
     return {
-        "cluster_name": "embedded@localhost",
+        "cluster_name": cluster_name,
         "copyright": "The mqtool founders",
         "information": f"mqtool {__version__} embedded broker: for learning, demonstrations and tests",
         "platform": f"Python {sys.version.split()[0]}",

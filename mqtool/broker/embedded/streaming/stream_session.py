@@ -105,8 +105,9 @@ def receive_handshake(connection: Session, key: int, fields: Fields) -> None:
     match connection.state, key:
         case "start", Key.PEER_PROPERTIES:
             connection.client_properties = {**fields.table()}
-            profile = connection.broker.profile
-            properties = {**identity(profile), "version": profile.stream_version or profile.version}
+            broker = connection.broker
+            version = broker.profile.stream_version or broker.profile.version
+            properties = {**identity(broker.profile, broker.cluster_name), "version": version}
             connection.answer(Key.PEER_PROPERTIES, correlation, rest=table(properties))
         case "start", Key.SASL_HANDSHAKE:
             connection.answer(Key.SASL_HANDSHAKE, correlation, rest=strings([_MECHANISM]))

@@ -14,7 +14,7 @@ from mqtool.broker.embedded.model.amqp_errors import (
     ConnectionException,
 )
 from mqtool.broker.embedded.model.broker import Broker, check_connections
-from mqtool.broker.embedded.model.profile import Profile, identity
+from mqtool.broker.embedded.model.profile import identity
 from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.rights import Rights
 from mqtool.broker.embedded.sockets.client_socket import ClientSocket
@@ -84,7 +84,7 @@ CHANNEL_MAX = 2047
 HEARTBEAT = 60
 
 
-def _server_properties(profile: Profile) -> Table:
+def _server_properties(broker: Broker) -> Table:
     return {
         "capabilities": {
             "publisher_confirms": True,
@@ -97,7 +97,7 @@ def _server_properties(profile: Profile) -> Table:
             "per_consumer_qos": True,
             "direct_reply_to": True,
         },
-        **identity(profile),
+        **identity(broker.profile, broker.cluster_name),
     }
 
 
@@ -107,7 +107,7 @@ def send_start(connection: Session) -> None:
         ConnectionClass.Start,
         version_major=0,
         version_minor=9,
-        server_properties=_server_properties(connection.broker.profile),
+        server_properties=_server_properties(connection.broker),
         mechanisms="PLAIN AMQPLAIN",
         locales="en_US",
     )
