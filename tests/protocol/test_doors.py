@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import json
+import logging
 import socket
 import time
 from collections.abc import Iterator
@@ -150,6 +151,25 @@ def test_who_has_not_logged_in_keeps_nobody_out(broker: EmbeddedBroker, sent: st
         assert not sent or connection.recv(65536).startswith(b"HTTP/1.1 401")
     for _ in range(3):
         assert ask(broker, LOGIN)[0] == 200
+    for connection in crowd:
+        connection.close()
+
+
+def test_a_crowd_from_one_address_keeps_out_none_from_another(
+    broker: EmbeddedBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each new one of the crowd replaces one of the crowd; the log has a line a second about it."""
+    caplog.set_level(logging.WARNING)
+    time.sleep(1)  # an earlier test may have caused a line
+    crowd = [socket.create_connection(address(broker), timeout=5) for _ in range(MAX_CONNECTIONS)]
+    with socket.create_connection(address(broker), timeout=5, source_address=("127.0.0.2", 0)) as other:
+        started = time.monotonic()
+        crowd += [socket.create_connection(address(broker), timeout=5) for _ in range(MAX_CONNECTIONS + 10)]
+        assert ask(broker, LOGIN)[0] == 200  # so all of them have been accepted
+        other.sendall(f"GET /api/whoami HTTP/1.1\r\n{LOGIN}\r\n\r\n".encode())
+        assert other.recv(65536).startswith(b"HTTP/1.1 200")
+    lines = [record for record in caplog.records if "management connections without a login" in record.getMessage()]
+    assert 1 <= len(lines) <= time.monotonic() - started + 2
     for connection in crowd:
         connection.close()
 

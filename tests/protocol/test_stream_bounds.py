@@ -53,6 +53,7 @@ def port() -> Iterator[int]:
 def test_frames_of_all_kinds(
     port: int, caplog: pytest.LogCaptureFixture, frames: list[tuple[int, int, bytes]], is_logged_in: bool
 ) -> None:
+    caplog.set_level(logging.ERROR)
     client = RawStream("127.0.0.1", port)
     if is_logged_in:
         client.log_in()

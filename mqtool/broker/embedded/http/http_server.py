@@ -12,11 +12,14 @@ import json
 import logging
 import math
 import socket
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from mqtool.broker.embedded.sockets.listener import caused_by
 
 log = logging.getLogger("mqtool.broker.embedded")
 
@@ -120,14 +123,15 @@ class Handler(Protocol):
 class HttpServer:
     """Serves HTTP connections. Pass `talk` to asyncio.start_server with `limit=MAX_HEAD`.
 
-    At the limit of connections, a new one replaces the oldest that has not logged in.
+    At the limit of connections, a new one replaces one that has not logged in: the oldest from the address that has
+    most of these, so that a client that opens many connections keeps no other client out.
     """
 
     def __init__(self, handler: Handler) -> None:
         self._handler = handler
         self._open = 0
-        #: Connections that have not logged in, oldest first.
-        self._strangers: dict[asyncio.StreamWriter, None] = {}
+        #: The addresses of the connections that have not logged in, oldest first.
+        self._strangers: dict[asyncio.StreamWriter, str] = {}
 
     async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Handle the requests of one connection until it closes."""
@@ -135,14 +139,12 @@ class HttpServer:
         seconds = _FIRST_SECONDS
         try:
             if self._open > MAX_CONNECTIONS and self._strangers:
-                oldest = next(iter(self._strangers))
-                del self._strangers[oldest]
-                oldest.transport.abort()
+                self._close_stranger()
             elif self._open > MAX_CONNECTIONS:
                 busy = HttpError(HTTPStatus.SERVICE_UNAVAILABLE, "busy", f"more than {MAX_CONNECTIONS} connections")
                 await _write(writer, _refusal(busy), stay=False)
                 return
-            self._strangers[writer] = None
+            self._strangers[writer] = _address(writer)
             while await self._exchange(reader, writer, seconds):
                 seconds = _FIRST_SECONDS if writer in self._strangers else _IDLE_SECONDS
         except (ConnectionError, asyncio.IncompleteReadError, TimeoutError) as error:
@@ -156,11 +158,19 @@ class HttpServer:
             self._strangers.pop(writer, None)
             writer.close()
 
+    def _close_stranger(self) -> None:
+        ((address, count),) = Counter(self._strangers.values()).most_common(1)
+        oldest = next(writer for writer, each in self._strangers.items() if each == address)
+        text = "%s has %d management connections without a login: one is closed"
+        log.warning(text, address, count, extra=caused_by("HTTP strangers"))
+        del self._strangers[oldest]
+        oldest.transport.abort()
+
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seconds: float) -> bool:
         """Read and handle one request. Returns True if the connection stays open."""
         try:
             async with asyncio.timeout(seconds):
-                request = await _read_head(reader, from_loopback=_is_loopback(writer))
+                request = await _read_head(reader, from_loopback=_is_loopback(_address(writer)))
             if request is None:
                 return False
             size = _body_size(request)
@@ -281,10 +291,14 @@ def boolean(body: dict[str, Any], name: str) -> bool:
     return bool(value == "true")
 
 
-def _is_loopback(writer: asyncio.StreamWriter) -> bool:
+def _address(writer: asyncio.StreamWriter) -> str:
+    """Return the address of a client; "" if the socket is already closed."""
     peer = writer.get_extra_info("peername")
-    # A closed socket has no peer name.
-    return bool(peer) and ipaddress.ip_address(str(peer[0]).partition("%")[0]).is_loopback
+    return str(peer[0]) if peer else ""
+
+
+def _is_loopback(address: str) -> bool:
+    return bool(address) and ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
 async def _read_head(reader: asyncio.StreamReader, *, from_loopback: bool) -> Request | None:
