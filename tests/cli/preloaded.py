@@ -1,10 +1,10 @@
 """mqtool, imported once and forked for each command of the suite: Python's start takes longer than most commands.
 
-The directory `where()` comes first on the PATH of tests. Its `mqtool` is a small program that sends its arguments,
-directory, environment and standard streams to a server, which forks; the child is the command. The small program passes
-signals on, and ends as the command ends. If it is killed, so is the command. A run of the suite has one server, which
-ends with pytest, since that holds the server's standard input, and kills what still runs. What else a process inherits
-(ignored signals, limits) comes from the server: tests of that use `Shell.start_cold()`.
+A run of the suite has one server, which forks a child for each command that a `Process` asks it for. The directory
+`where()` comes first on the PATH of tests: its `mqtool` is for scripts, and asks the server too. It passes signals on,
+and ends as the command ends. If whoever asked is killed, so is the command. The server ends with pytest, since that
+holds its standard input, and kills what still runs. What else a process inherits (ignored signals, limits) comes from
+the server: tests of that use `Shell.start_cold()`.
 """
 
 import atexit
@@ -14,32 +14,31 @@ import importlib
 import marshal
 import os
 import pkgutil
+import runpy
 import selectors
 import signal
 import socket
 import subprocess
 import sys
-import time
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import IO, NoReturn
 
 #: Bytes of a request; a longer one is refused, and the command starts as it is installed.
 _MOST = 200_000
-#: The names of the small programs, and what they run.
-_MODULES = {"mqtool": "mqtool.__main__", "embedded-broker": "mqtool.broker.embedded.__main__"}
-#: The small program imports built-in modules only, and so starts in 10 ms. Commands that start other processes, which
-#: tests look for by name, are started as they are installed.
+#: The commands and what they run; "script" runs the Python file that is its first argument.
+_MODULES = {"mqtool": "mqtool.__main__", "embedded-broker": "mqtool.broker.embedded.__main__", "script": ""}
+#: For scripts. It imports built-in modules only, and so starts in 10 ms.
 _CLIENT = """#!{python} -IS
 import marshal, posix, sys
 import _signal, _socket
 
-name, words = sys.argv[0].rpartition("/")[2], sys.argv[1:]
+words = sys.argv[1:]
 server = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
 streams = b"".join(number.to_bytes(4, sys.byteorder) for number in (0, 1, 2))
-request = marshal.dumps((posix.getpid(), name, words, posix.getcwdb(), dict(posix.environ)))
-starts_others = tuple(words[:2]) in [("broker", "up"), ("broker", "serve"), ("broker", "restart"), ("tutorial", "run")]
-if starts_others or words[:1] == ["drill"] or len(request) > {most}:
+request = marshal.dumps(("mqtool", words, posix.getcwdb(), dict(posix.environ)))
+if len(request) > {most}:
     posix.execv({mqtool!r}, [{mqtool!r}, *words])
 server.connect({door!r})
 server.sendmsg([request], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, streams)])
@@ -56,7 +55,7 @@ posix._exit(code)
 
 
 def where() -> Path:
-    """The directory of the preloaded programs, to come first on a PATH."""
+    """The directory of the preloaded mqtool, to come first on a PATH."""
     return Path(os.environ["MQTOOL_SUITE_STATE"]) / "preloaded"
 
 
@@ -65,39 +64,83 @@ def start_server() -> "subprocess.Popen[bytes]":
     directory = where()
     directory.mkdir(parents=True)
     mqtool = str(Path(sys.executable).with_name("mqtool"))
-    text = _CLIENT.format(python=sys.executable, most=_MOST, mqtool=mqtool, door=str(directory / "door"))
-    for name in _MODULES:
-        (directory / name).write_text(text)
-        (directory / name).chmod(0o755)
+    client = directory / "mqtool"
+    client.write_text(_CLIENT.format(python=sys.executable, most=_MOST, mqtool=mqtool, door=str(directory / "door")))
+    client.chmod(0o755)
     started = subprocess.Popen([sys.executable, __file__, directory], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert started.stdout is not None
     started.stdout.readline()  # it listens
     return started
 
 
-class Process(subprocess.Popen[bytes]):
-    """A command; signals go to the command itself, also where the process that was started only stands for it."""
+def takes(command: Sequence[str | bytes]) -> bool:
+    """True if the server has this command, and its arguments are not too long."""
+    return command[0] in _MODULES and sum(map(len, command)) < _MOST // 2
 
-    def command_pid(self) -> int:
-        """The process id of the command itself."""
-        known = where() / f"{self.pid}.pid"
-        while str(where()) in Path(f"/proc/{self.pid}/cmdline").read_text():
-            with contextlib.suppress(FileNotFoundError):  # it has not begun, or has just ended
-                return int(known.readlink().name)
-            time.sleep(0.005)
-        return self.pid
+
+class Process:
+    """A command that the server runs, with what the tests use of subprocess.Popen.
+
+    Args:
+        stdin: PIPE, or the number of a file.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str | bytes],
+        *,
+        cwd: Path,
+        env: Mapping[str, str],
+        stdin: int,
+        stdout: int = 1,
+        stderr: int = 2,
+    ) -> None:
+        words = [os.fsencode(word) for word in command]
+        variables = {os.fsencode(name): os.fsencode(value) for name, value in env.items()}
+        request = marshal.dumps((words[0].decode(), words[1:], str(cwd), variables))
+        self.returncode: int | None = None
+        self.stdin: IO[bytes] | None = None
+        given = stdin
+        if stdin == subprocess.PIPE:
+            given, feed = os.pipe()
+            self.stdin = os.fdopen(feed, "wb")
+        elif stdin == subprocess.DEVNULL:
+            given = os.open(os.devnull, os.O_RDONLY)
+        self._server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._server.connect(str(where() / "door"))
+        socket.send_fds(self._server, [request], [given, stdout, stderr])
+        if given != stdin:
+            os.close(given)
+        self.pid: int = marshal.loads(self._server.recv(64))
+
+    def poll(self) -> int | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            self._server.settimeout(timeout)
+            try:
+                self.returncode = marshal.loads(self._server.recv(64))
+            except (TimeoutError, BlockingIOError):
+                raise subprocess.TimeoutExpired("the command", timeout or 0) from None
+            self._server.close()
+        return self.returncode
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.command_pid(), number)
+                os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
 
 class _Server:
     """Forks for each request, until its standard input is closed."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
         self._running: set[int] = set()
         self._events = selectors.DefaultSelector()
         self._door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -123,17 +166,14 @@ class _Server:
         for stream in streams:
             os.close(stream)
         self._running.add(pid)
-        known = self._directory / f"{marshal.loads(message)[0]}.pid"
-        known.symlink_to(str(pid))
         caller.send(marshal.dumps(pid))
         end = os.pidfd_open(pid)
         self._events.register(caller, selectors.EVENT_READ, partial(os.kill, pid, signal.SIGKILL))
-        self._events.register(end, selectors.EVENT_READ, partial(self._end, pid, end, caller, known))
+        self._events.register(end, selectors.EVENT_READ, partial(self._end, pid, end, caller))
 
-    def _end(self, pid: int, end: int, caller: socket.socket, known: Path) -> None:
+    def _end(self, pid: int, end: int, caller: socket.socket) -> None:
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         self._running.remove(pid)
-        known.unlink()
         with contextlib.suppress(OSError):  # the caller was killed
             caller.send(marshal.dumps(code))
         for ended in (end, caller):
@@ -163,7 +203,7 @@ def _load_all() -> None:
         "rich.live",
         "typer.rich_utils",
         "sqlite3",
-        *_MODULES.values(),
+        *filter(None, _MODULES.values()),
     ):
         importlib.import_module(name)
     gc.freeze()  # a collection in a child would copy all of it
@@ -171,21 +211,26 @@ def _load_all() -> None:
 
 def _become(message: bytes, streams: list[int]) -> NoReturn:
     """In the child: be the command."""
-    _, name, words, directory, environment = marshal.loads(message)
+    name, words, directory, environment = marshal.loads(message)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
-    sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     os.chdir(directory)
     os.environ.clear()
     os.environ.update({os.fsdecode(key): os.fsdecode(value) for key, value in environment.items()})
-    sys.argv = [name, *words]
+    buffering = 1 if "PYTHONUNBUFFERED" in os.environ else -1
+    sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", buffering, closefd=False)  # noqa: SIM115
+    words = [os.fsdecode(word) for word in words]
+    sys.argv = words if name == "script" else [name, *words]
     code: object = None
     try:
-        code = importlib.import_module(_MODULES[name]).main()
+        if name == "script":
+            runpy.run_path(words[0], run_name="__main__")
+        else:
+            code = importlib.import_module(_MODULES[name]).main()
     except SystemExit as ended:
         code = ended.code
         if isinstance(code, str):

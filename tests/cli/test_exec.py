@@ -277,7 +277,7 @@ def test_a_worker_whose_reader_has_left_stops_with_the_rest_in_the_queue(shell: 
 def test_a_killed_runner_ends_the_worker_and_keeps_the_message(shell: Shell) -> None:
     """The process that starts programs is ours: without it nothing can be done, and nothing is lost."""
     worker = shell.start("mqtool", "worker", "--declare", "-q", "jobs", "--exec", "true").wait_until_ready()
-    pid = worker.process.command_pid()
+    pid = worker.process.pid
     children = Path(f"/proc/{pid}/task/{pid}/children")
     os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
     shell.run("mqtool", "send", "-q", "jobs", "kept")
@@ -294,7 +294,7 @@ def test_a_killed_runner_costs_at_most_the_program_that_it_ran(shell: Shell) -> 
     worker = shell.start("mqtool", "worker", "--declare", "-q", "jobs", *program).wait_until_ready()
     finished = shell.directory / "done"
     wait_until(lambda: finished.exists() and len(finished.read_text().split()) > 20, "some programs")
-    pid = worker.process.command_pid()
+    pid = worker.process.pid
     children = Path(f"/proc/{pid}/task/{pid}/children")
     os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
     assert worker.wait().code == 1

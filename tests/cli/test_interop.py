@@ -4,8 +4,6 @@ Both sides print their lines in full on purpose: had mqtool declared anything ot
 pika program would have died of a 406, and mqtool would have said so in a line more on stderr.
 """
 
-import sys
-
 import pytest
 
 from mqtool.amqp import Connection, administration
@@ -62,12 +60,12 @@ class Room:
         return self._shell.start("mqtool", *command, *self._end).wait_until_ready()
 
     def script(self, *command: str) -> Result:
-        result = self._shell.run(sys.executable, tutorial_scripts.__file__, *command, *self._end)
+        result = self._shell.run("script", tutorial_scripts.__file__, *command, *self._end)
         assert (result.stderr, result.code) == ("", 0)
         return result
 
     def start_script(self, *command: str) -> Running:
-        return self._shell.start(sys.executable, tutorial_scripts.__file__, *command, *self._end).wait_for_stdout("\n")
+        return self._shell.start("script", tutorial_scripts.__file__, *command, *self._end).wait_for_stdout("\n")
 
 
 @pytest.fixture

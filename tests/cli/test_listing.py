@@ -91,11 +91,11 @@ def test_counts_of_queues_that_amqp_cannot_count(
 
 
 RABBITMQCTL = {
+    "list_queues name messages_ready messages_unacknowledged": (
+        "queues", "name", "messages_ready", "messages_unacknowledged"),
     "list_queues": ("queues",),
     "list_exchanges": ("exchanges",),
     "list_bindings": ("bindings",),
-    "list_queues name messages_ready messages_unacknowledged": (
-        "queues", "name", "messages_ready", "messages_unacknowledged"),
     "list_consumers queue_name consumer_tag ack_required prefetch_count active arguments": (
         "consumers", "queue_name", "consumer_tag", "ack_required", "prefetch_count", "active", "arguments"),
     "list_permissions": ("permissions",),
@@ -119,7 +119,7 @@ def test_rabbitmqctl_tells_the_same(
     counts = {"name": "task_queue", "messages_unacknowledged": 2, "messages_ready": 1}
     wait_until(lambda: counts in listing("queues", *counts), "statistics")
     # Each call of rabbitmqctl takes seconds of processor time.
-    several = RABBITMQCTL.items() if IN_CI else [*RABBITMQCTL.items()][:3]
+    several = RABBITMQCTL.items() if IN_CI else [*RABBITMQCTL.items()][:1]
     for theirs, ours in several:
         words = theirs.split()
         of_vhost = ("-p", broker.vhost) if words[0] in _OF_VHOST else ()

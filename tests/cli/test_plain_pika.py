@@ -30,12 +30,12 @@ class Room:
         (self.shell.directory / "script.py").write_bytes(printed.stdout_bytes)
 
     def script(self, *words: str) -> Result:
-        result = self.shell.run(sys.executable, "script.py", *words)
+        result = self.shell.run("script", "script.py", *words)
         assert (result.stderr, result.code) == ("", 0)
         return result
 
     def start_script(self, *words: str) -> Running:
-        return self.shell.start(sys.executable, "script.py", *words, ready=False).wait_for_stdout("\n")
+        return self.shell.start("script", "script.py", *words, ready=False).wait_for_stdout("\n")
 
     def start_mqtool(self, *words: str) -> Running:
         return self.shell.start("mqtool", *words).wait_until_ready()
@@ -117,7 +117,7 @@ def test_ctrl_c_in_the_middle_of_an_acknowledgement(room: Room) -> None:
     room.printed("work-queues")
     room.script("new-task", "A task")
     (room.shell.directory / "interrupted.py").write_text(INTERRUPTED)
-    worker = room.shell.run(sys.executable, "interrupted.py", "worker", timeout=20)
+    worker = room.shell.run("script", "interrupted.py", "worker", timeout=20)
     assert (worker.stdout, worker.stderr, worker.code) == (f"{WAITING} [x] Received A task\n [x] Done\n", "", 0)
 
 

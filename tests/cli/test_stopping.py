@@ -31,7 +31,7 @@ def test_a_receiver_stops_cleanly(shell: Shell, number: int) -> None:
 def test_a_signal_is_heard_wherever_it_comes_in(shell: Shell) -> None:
     """Also where it does not interrupt the main thread: here as another thread gets it, else just before a wait."""
     receiver = shell.start("mqtool", "receive").wait_until_ready()
-    pid = receiver.process.command_pid()
+    pid = receiver.process.pid
     [other, *_] = {int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()} - {pid}
     assert ctypes.CDLL(None).tgkill(pid, other, signal.SIGTERM) == 0
     assert receiver.wait().code == 0

@@ -166,6 +166,7 @@ def test_run_needs_no_broker_and_leaves_nothing(lonely_shell: Shell) -> None:
     assert not [path for path in lonely_shell.directory.iterdir() if path.suffix != ".ready"]
 
 
+@pytest.mark.timeout(600)
 def test_every_play_on_a_broker_that_is_named(shell: Shell, broker: TestBroker, connection: Connection) -> None:
     """Each comes to its good end; what was on the broker stays as it was, and nothing is left there."""
     only_in_ci("to play all takes a minute, and 'make demo' does on the embedded broker")

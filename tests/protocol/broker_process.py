@@ -27,8 +27,8 @@ class BrokerProcess:
 
     def start(self) -> Self:
         """Start it; returns once it listens."""
-        command = [preloaded.where() / "embedded-broker", "--port", "0", *self.options]
-        files = ("--ready-file", self.ready_file, "--log-file", self.log_file)
+        command = ["embedded-broker", "--port", "0", *self.options]
+        files = ("--ready-file", str(self.ready_file), "--log-file", str(self.log_file))
         self.ready_file.unlink(missing_ok=True)
         self.process = preloaded.Process([*command, *files], cwd=self.directory, env={}, stdin=subprocess.DEVNULL)
         assert self.process is not None

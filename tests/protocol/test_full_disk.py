@@ -48,13 +48,13 @@ def fill_disk(process: BrokerProcess, room: int) -> None:
     """Let its files grow by no more than this many bytes."""
     assert process.process is not None
     largest = max(path.stat().st_size for path in (process.directory / "data").iterdir())
-    resource.prlimit(process.process.command_pid(), resource.RLIMIT_FSIZE, (largest + room, resource.RLIM_INFINITY))
+    resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE, (largest + room, resource.RLIM_INFINITY))
 
 
 def free_disk(process: BrokerProcess) -> None:
     assert process.process is not None
     unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
-    resource.prlimit(process.process.command_pid(), resource.RLIMIT_FSIZE, unlimited)
+    resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE, unlimited)
 
 
 class Publishing(threading.Thread):

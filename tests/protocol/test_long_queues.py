@@ -200,5 +200,5 @@ def test_an_emptied_queue_gives_its_memory_back(process: BrokerProcess) -> None:
 def resident(process: BrokerProcess) -> int:
     """Bytes of memory that it takes."""
     assert process.process is not None
-    status = Path(f"/proc/{process.process.command_pid()}/status").read_text().splitlines()
+    status = Path(f"/proc/{process.process.pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmRSS"))
