@@ -3,8 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
-# Much of a test is waiting: eight share two cores well.
-WORKERS ?= 8
+# Much of a test is waiting: six share two cores well.
+WORKERS ?= 6
 PYTEST ?= $(BIN)/pytest
 
 TUTORIALS := hello-world work-queues publish-subscribe routing topics headers rpc publisher-confirms delayed-messages \
