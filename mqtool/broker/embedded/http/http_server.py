@@ -1,8 +1,8 @@
 """A small HTTP/1.1 server for the management API: JSON bodies, basic authentication and limits.
 
 It refuses requests from web pages open in a browser on this machine. A page of another site sends its `Origin` header.
-A page whose host name was pointed at this machine (DNS rebinding) sends that name in `Host`; only names that nobody
-else can own are accepted.
+A page whose host name resolves to this machine (DNS rebinding) sends its name in `Host`, so only names that nobody else
+can own are accepted.
 """
 
 import asyncio
@@ -96,8 +96,8 @@ class Answer:
         value: the JSON value of the body; None for no body.
         location: the Location header: the address of the new object.
         allow: the Allow header: the methods of the path.
-        patience: send this response only if a call of the handler up to this many seconds after the request returns
-            no other; 0 to send it at once.
+        patience: for how many seconds after the request the server calls the handler again, for a better response,
+            before it sends this one; 0 to send it at once.
     """
 
     status: HTTPStatus
@@ -198,7 +198,7 @@ class HttpServer:
         return stay
 
     async def _last_answer(self, request: Request) -> Answer:
-        """Call the handler repeatedly until its response has no `patience` left, and return the last response."""
+        """Call the handler until its response is to be sent (see Answer.patience), and return this response."""
         loop = asyncio.get_running_loop()
         asked = loop.time()
         while (answer := self._answer(request)).patience > loop.time() - asked:

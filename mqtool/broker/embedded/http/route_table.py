@@ -59,7 +59,7 @@ class Rates:
 
     def __init__(self, counting: Callable[[], Iterable[Counting]]) -> None:
         self._counting = counting
-        #: Two samples of each object's counters, with their times: the last but one (at first the last), and the last.
+        #: The previous and the latest sample of each object: a time, and the counters at that time.
         self._samples: WeakKeyDictionary[Counting, tuple[_Sample, _Sample]] = WeakKeyDictionary()
         asyncio.get_running_loop().call_later(_SAMPLE_SECONDS, self._sample)
 
@@ -118,7 +118,7 @@ class Api:
 
 @dataclass
 class Call:
-    """A request as handlers get it, with the broker and the logged-in user. Methods raise 404 if an object is missing.
+    """A request as handlers get it, with the broker and the logged-in user. Methods raise 404 for missing objects.
 
     Attributes:
         api: the parts of the broker that handlers use.

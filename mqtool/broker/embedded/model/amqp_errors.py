@@ -56,7 +56,7 @@ class AmqpException(Exception):
 
     @property
     def reply_text(self) -> str:
-        """The text, cut to fit a short string: at most 255 bytes."""
+        """The reply text as it is sent: at most 255 bytes."""
         encoded = self.text.encode(errors="surrogateescape")
         if len(encoded) > 255:
             encoded = encoded[:252] + b"..."
@@ -113,7 +113,7 @@ class FailureLog:
         self._logged: set[tuple[str, type[Exception]]] = set()
 
     def report(self, what: str, error: Exception) -> None:
-        """Log that a message was set aside, unless the same failure was logged before."""
+        """Log that a message could not be processed, unless the same failure was logged before."""
         if (what, type(error)) not in self._logged:
             self._logged.add((what, type(error)))
             # `what` contains names chosen by clients: escaped as ASCII, they cannot forge log lines.

@@ -10,7 +10,7 @@ from mqtool.message import MAX_DEPTH
 
 BASIC_CLASS = 60
 
-#: How deep headers may be nested in a message that the broker has added headers to.
+#: The maximum nesting depth of headers, including those that the broker adds.
 DEEPEST = MAX_DEPTH + 8
 PERSISTENT = 2
 
@@ -116,7 +116,7 @@ class Properties:
                 setattr(self, name, data[start + 1 : end].decode(errors="surrogateescape"))
 
     def of_another(self, data: bytes, offset: int) -> "Properties":
-        """Return the properties at `offset` in `data`. They must differ from these only in the message id."""
+        """Return the properties at `offset` in `data`, which must differ from these only in the message id."""
         other = Properties.__new__(Properties)
         other._data, other._offset = data, offset
         other.headers, other.expiration = self.headers, self.expiration

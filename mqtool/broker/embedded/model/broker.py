@@ -210,7 +210,7 @@ class Broker:
         return f"embedded-{port}@localhost" if given is None else str(json.loads(given))
 
     def authenticate(self, name: str, password: str, *, from_loopback: bool) -> User | None:
-        """Return the user, or None if the password is wrong or the user may log in only from this machine."""
+        """Return the user; None if the password is wrong, or if the user may not log in from another machine."""
         user = self.users.get(name)
         if user is None or (name in self.loopback_users and not from_loopback):
             return None
@@ -232,13 +232,13 @@ class Broker:
             self._closing = self.clock.call_later(_CLOSE_LARGEST_MILLISECONDS, self._close_largest_client)
 
     def hold_for_client(self, by: int) -> None:
-        """Add to the number of bytes held for clients; negative when memory is released. See Client.held_bytes."""
+        """Add to the bytes held for clients (see Client.held_bytes). `by` is negative when memory is released."""
         self.held_for_clients += by
         self.ledger.held_bytes += by
         self._check_memory(self.ledger.held_bytes)
 
     def _close_largest_client(self) -> None:
-        """Close the connection that holds the most memory, if the messages in queues are not what causes the alarm."""
+        """Close the connection that holds the most memory, unless messages in queues cause the memory alarm."""
         if "memory" not in self.alarms:
             return
         messages = self.ledger.held_bytes - self.held_for_clients

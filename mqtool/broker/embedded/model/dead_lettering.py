@@ -40,7 +40,7 @@ class DeadLetters:
     def add(self, queue: Queue, message: Message, reason: str, done: Settled) -> None:
         """Dead-letter a message, then call `done` with the outcome.
 
-        Dead-lettering a message can dead-letter others. These wait until it is done, so that calls do not nest deeply.
+        Dead-lettering a message can dead-letter others. These are processed afterwards, so that calls do not nest.
         """
         self._waiting.append((queue, message, reason, done))
         if self._is_busy:

@@ -71,7 +71,7 @@ class Binding:
 
     @property
     def properties_key(self) -> str:
-        """The `properties_key` of the management API: unique for the source and the destination."""
+        """The `properties_key` of the management API: unique among bindings of the same source and destination."""
         key = quote_plus(self.routing_key.encode(errors="surrogateescape")).replace("~", "%7E")
         if not self.arguments:
             return key or "~"
@@ -121,7 +121,7 @@ class Exchange:
 
     def __post_init__(self) -> None:
         self.routed_as = str(self.arguments["x-delayed-type"]) if self.delayed else self.kind
-        # Any: a table can hold values of any type; these hold queues and exchanges.
+        # A routing table can contain values of any type; here they are queues and exchanges.
         self._table: RoutingTable[Any] = TABLES[self.routed_as]()
         self._bindings: dict[tuple[object, str, bytes], Binding] = {}
         self.apply(NOTHING)

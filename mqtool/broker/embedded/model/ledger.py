@@ -1,4 +1,4 @@
-"""The ledger: counts the memory of messages, and keeps streams in memory. In `store`, it also writes to disk."""
+"""The ledger counts the memory of messages and keeps streams in memory. Its subclass in `store/` uses the disk."""
 
 import asyncio
 import contextlib
@@ -77,7 +77,7 @@ class Segments(Protocol):
 
 
 class MemorySegment:
-    """The bytes of a segment in memory. `hold` is called with their number when it grows or (negative) shrinks."""
+    """The bytes of a segment in memory. Calls `hold` with the number of bytes added, negative if they are removed."""
 
     def __init__(self, hold: Callable[[int], None]) -> None:
         self._hold = hold

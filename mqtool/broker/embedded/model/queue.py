@@ -315,7 +315,7 @@ class Queue:
             self.backlog.put_back(entry)
 
     def _drop_expired(self, most: float = math.inf) -> None:
-        """Dead-letter or drop up to `most` messages at the head that have expired, until one that has not."""
+        """Dead-letter or drop up to `most` expired messages at the head. Stops at one that has not expired."""
         backlog = self.backlog
         now = self.clock.now()
         while len(backlog):

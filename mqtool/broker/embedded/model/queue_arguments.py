@@ -163,7 +163,7 @@ def check_expiry(value: int) -> str | None:
 
 
 def _number(wrong: Callable[[int], str | None] = lambda _: None) -> Check:
-    """Return a check for integers that are not negative; `wrong` returns an error for others that are not valid."""
+    """Return a check for non-negative integers. `wrong` returns an error for an integer that is not valid, or None."""
 
     def check(value: Value, _: Table) -> str | None:
         if not is_integer(value):
@@ -175,7 +175,7 @@ def _number(wrong: Callable[[int], str | None] = lambda _: None) -> Check:
 
 
 def _text(wrong: Callable[[str, Table], str | None]) -> Check:
-    """Return a check for texts; `wrong` returns an error for those that are not valid, given all arguments."""
+    """Return a check for texts. `wrong` gets the text and all arguments, and returns an error or None."""
 
     def check(value: Value, table: Table) -> str | None:
         return wrong(value, table) if isinstance(value, str) else f"{{unacceptable_type,{type_name(value)}}}"

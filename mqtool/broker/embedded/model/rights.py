@@ -59,7 +59,7 @@ class Rights:
         self._check_declaration("exchange", name, None if exists else arguments.get("alternate-exchange"))
 
     def _check_declaration(self, kind: str, name: str, leads_to: Value) -> None:
-        """Check a declaration. `leads_to` is the exchange that messages can go on to, if it is a name."""
+        """Check a declaration. If `leads_to` names an exchange, check that the user may publish to this exchange."""
         self.check("configure", kind, name)
         if isinstance(leads_to, str):
             self.check("read", kind, name)

@@ -303,7 +303,7 @@ class StreamLog:
             too_large = too_large or self._segments[1].base <= self._floor
             # All messages of this segment are before the base of the next one.
             if not too_large and limits.max_age is not None:
-                first.look()
+                first.build_index()
                 too_large = first.last_timestamp < self._clock.now() - limits.max_age
             if not too_large:
                 return

@@ -243,7 +243,7 @@ class Cursor:
         decoded = decode(data)
         key = self._stream.name if decoded.routing_key is None else decoded.routing_key
         shape = _Shape(decoded.properties, encode_address(decoded.exchange, key))
-        if shape.has_head_of(data, decoded.body):
+        if shape.add_head(data, decoded.body):
             self._shape = shape
         return shape.delivered(offset, shape.message_id, decoded.body)
 
@@ -285,7 +285,7 @@ class _Shape:
             self.message_id = name[1:]
             self._between, self._after = parts[0] + name[:1], parts[1]
 
-    def has_head_of(self, data: bytes, body: bytes) -> bool:
+    def add_head(self, data: bytes, body: bytes) -> bool:
         """Add the start of the message's entry to the template. Returns False if AMQP 0-9-1 cannot have written it."""
         mark = _mark(len(body))
         start = len(data) - len(body) - len(mark)

@@ -275,8 +275,8 @@ class Segment:
             self._timestamps.append(header.timestamp)
         self.last_timestamp = header.timestamp
 
-    def look(self) -> None:
-        """Build the index, if this has not been done for a segment that existed when the broker started."""
+    def build_index(self) -> None:
+        """Build the index of a segment that existed when the broker started, unless this has been done."""
         if not self._is_known:
             self._is_known = True
             for position, header in _headers(self.data, 0, self.size):
@@ -292,12 +292,12 @@ class Segment:
         """Return the position of the chunk that contains an offset, or of the next one; `size` if there is neither."""
         if offset <= self.base:
             return 0
-        self.look()
+        self.build_index()
         return self._find(bisect_right(self._offsets, offset), lambda header: header.offset + header.records > offset)
 
     def offset_at(self, timestamp: int) -> int | None:
         """Return the offset of the first chunk of messages at or after a timestamp; None if every chunk is older."""
-        self.look()
+        self.build_index()
         position = self._find(
             bisect_left(self._timestamps, timestamp),
             lambda header: header.kind == USER and header.timestamp >= timestamp,
@@ -312,7 +312,7 @@ class Segment:
 
     def last_messages(self) -> int | None:
         """Return the offset of the last chunk of messages; None if the segment has no messages."""
-        self.look()
+        self.build_index()
         for start in reversed(self._positions):
             found = [header.offset for _, header in _headers(self.data, start, self.size) if header.kind == USER]
             if found:
