@@ -121,8 +121,8 @@ _SHOP = """
 mqtool exchange declare orders topic
 mqtool queue declare packing --dead-letter-exchange ''
 mqtool queue declare invoices
-mqtool bind orders packing 'order.*'
-mqtool bind orders invoices 'order.paid'
+mqtool exchange bind orders packing 'order.*'
+mqtool exchange bind orders invoices 'order.paid'
 seq 40 | mqtool send -l -e orders -r order.paid
 mqtool worker -q packing -c 15 --exec true
 mqtool worker -q packing -c 3 --retries 0 --exec false || true

@@ -78,8 +78,8 @@ def dialects() -> str:
     parts.append(_rows(spoken))
     parts += [
         "## Streams",
-        "`send-stream`, `receive-stream` and `offset-tracking` have these dialects. If the command creates the "
-        "stream, it sets the size limit in the table.",
+        "`send-stream`, `receive-stream`, `offset send` and `offset receive` have these dialects. If the command "
+        "creates the stream, it sets the size limit in the table.",
         _rows(
             [
                 ("hello", *(_stream(HELLO[dialect].stream) for dialect in StreamDialect)),

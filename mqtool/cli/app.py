@@ -33,7 +33,6 @@ COMMANDS = {
     "receive-delayed": ("send_delayed", _TUTORIALS),
     "send-stream": ("streams_offsets", _TUTORIALS),
     "receive-stream": ("streams_offsets", _TUTORIALS),
-    "offset-tracking": ("streams_offsets", _TUTORIALS),
     "offset": ("streams_offsets", _TUTORIALS),
     "tutorial": ("tutorial", _LEARN),
     "cheat": ("learn", _LEARN),
@@ -49,12 +48,9 @@ COMMANDS = {
     "doctor": ("doctor", _SEE),
     "peek": ("peek_tap_move", _MESSAGES),
     "tap": ("peek_tap_move", _MESSAGES),
-    "replay": ("recorded", _MESSAGES),
-    "scrub": ("recorded", _MESSAGES),
+    "recording": ("recorded", _MESSAGES),
     "queue": ("queue_exchange", _MANAGE),
     "exchange": ("queue_exchange", _MANAGE),
-    "bind": ("queue_exchange", _MANAGE),
-    "unbind": ("queue_exchange", _MANAGE),
     "user": ("users_vhosts", _MANAGE),
     "vhost": ("users_vhosts", _MANAGE),
     "permission": ("users_vhosts", _MANAGE),
@@ -64,9 +60,7 @@ COMMANDS = {
     "move": ("peek_tap_move", _MESSAGES),
     "delayed": ("send_delayed", _MESSAGES),
     "dlq": ("dlq", _MESSAGES),
-    "reconcile": ("recorded", _MESSAGES),
     "drill": ("tutorial", _LEARN),
-    "fault": ("broker_commands", _BROKER),
 }
 
 

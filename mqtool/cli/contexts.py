@@ -40,14 +40,15 @@ class Effect(Enum):
 #: The commands by effect, each of them once. In a protected context, this decides which of them ask first.
 EFFECTS = {
     Effect.CHANGES: """
-        receive, worker, rpc-server, receive-delayed, offset-tracking receive, offset set, offset reset, replay, move,
-        delayed cancel, delayed now, dlq redrive, dlq drop, queue declare, queue delete, queue purge, exchange declare,
-        exchange delete, bind, unbind, user add, user delete, user password, user tags, vhost add, vhost delete,
-        permission set, permission clear, policy set, policy clear, definitions import, fault
+        receive, worker, rpc-server, receive-delayed, offset receive, offset set, offset reset, recording replay,
+        move, delayed cancel, delayed now, dlq redrive, dlq drop, queue declare, queue delete, queue purge,
+        exchange declare, exchange delete, exchange bind, exchange unbind, user add, user delete, user password,
+        user tags, vhost add, vhost delete, permission set, permission clear, policy set, policy clear,
+        definitions import, broker fault
     """,
     Effect.SENDS: """
         send, new-task, emit-log fanout, emit-log direct, emit-log topic, emit-log headers, rpc-client,
-        publisher-confirms, send-delayed, send-stream, offset-tracking send
+        publisher-confirms, send-delayed, send-stream, offset send
     """,
     Effect.READS: """
         receive-log fanout, receive-log direct, receive-log topic, receive-log headers, receive-stream, offset show,
@@ -57,13 +58,13 @@ EFFECTS = {
         broker status, broker env
     """,
     Effect.OWN: """
-        broker down, broker ls, broker rm, broker logs, broker serve, broker restart, plugin enable,
-        plugin disable, tutorial run, drill kill-worker, drill restart-broker, drill kill-node, drill drop-connection,
-        drill poison, drill duplicate
+        broker down, broker ls, broker rm, broker logs, broker serve, broker restart, plugin enable, plugin disable,
+        tutorial run, drill kill-worker, drill restart-broker, drill kill-node, drill drop-connection, drill poison,
+        drill duplicate
     """,
     Effect.NONE: """
-        tutorial list, tutorial show, cheat, help, completion, scrub, reconcile, context add, context ls, context use,
-        context show, context edit, context rm
+        tutorial list, tutorial show, cheat, help, completion, recording scrub, recording reconcile, context add,
+        context ls, context use, context show, context edit, context rm
     """,
 }
 

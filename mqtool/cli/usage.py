@@ -21,6 +21,11 @@ ALIASES: dict[tuple[str, ...], tuple[str, ...]] = {
     ("pub",): ("send",),
     ("consume",): ("receive",),
     ("sub",): ("receive",),
+    # Former names.
+    ("offset-tracking",): ("offset",),
+    **{(word,): ("recording", word) for word in ("replay", "scrub", "reconcile")},
+    **{(word,): ("exchange", word) for word in ("bind", "unbind")},
+    ("fault",): ("broker", "fault"),
     **{(things[:-1], word): ("list", things) for things in _LISTED for word in ("ls", "list")},
 }
 

@@ -78,7 +78,7 @@ class Paths:
             if to is None:
                 what, hint = "does not exist", _how_to_declare(alternate)
             elif alternate not in self.bound and self._alternate(to) is None:
-                what, hint = "has no bindings", pasteable("bind", alternate, "QUEUE")
+                what, hint = "has no bindings", pasteable("exchange bind", alternate, "QUEUE")
             else:
                 continue
             what = f"has the alternate exchange {alternate!r}, which {what}: what it cannot route is lost"
@@ -95,7 +95,7 @@ class Paths:
                 seen.add(frozenset(circle))
                 way = " → ".join(map(repr, circle))
                 what = f"is bound to itself in a circle, {way}: what one receives may reach the queues of all"
-                hint = f"{pasteable('unbind', circle[0], circle[1], 'KEY')}, unless it is meant"
+                hint = f"{pasteable('exchange unbind', circle[0], circle[1], 'KEY')}, unless it is meant"
                 yield Finding("exchange-cycle", f"exchange {circle[0]!r}", what, hint, self.vhost)
 
     def _circles_of_queues(self) -> Iterator[Finding]:

@@ -38,7 +38,7 @@ def play(stage: Stage) -> None:
         laptop, again = stage.terminals("laptop", "worker on laptop", url=fresh)
         stage.say("On a laptop, with a broker of its own, the same worker gets the same messages: a case to work on.")
         again.start(work)
-        laptop.run(f"mqtool replay incident.ndjson --speed max --to-queue {queue}")
+        laptop.run(f"mqtool recording replay incident.ndjson --speed max --to-queue {queue}")
         again.wait_for(_DEAD, 1)
         shown = laptop.run(f"mqtool dlq show {queue}")
         stage.expect("it fails again there, for the same reason", _errors(shown), said)
@@ -56,7 +56,7 @@ def _fails(stage: Stage, shop: Terminal, worker: Terminal, tap: Terminal) -> lis
     exchange, queue = stage.name("payments"), stage.name("charges")
     stage.say("A worker charges cards, and some charge fails now and then. Tap the exchange: copies, nothing is taken.")
     shop.run(f"mqtool exchange declare {exchange} topic")
-    shop.run(f"mqtool bind {exchange} {queue} 'charge.#'")
+    shop.run(f"mqtool exchange bind {exchange} {queue} 'charge.#'")
     tap.start(f"mqtool tap {exchange} 'charge.#' --json > seen.ndjson")
     shop.run(f"mqtool send -e {exchange} -r charge.card -l < orders")
     worker.wait_for(_DEAD, 1)
@@ -74,8 +74,8 @@ def _is_made_fit_to_share(stage: Stage, terminal: Terminal) -> None:
         "The recording has names and addresses. scrub replaces them with others of the same form: what is equal stays "
         "equal, and only what --keep names stays as it is."
     )
-    terminal.run("mqtool scrub --keep routing_key,body.currency seen.ndjson > incident.ndjson")
-    terminal.run("mqtool replay incident.ndjson --dry-run")
+    terminal.run("mqtool recording scrub --keep routing_key,body.currency seen.ndjson > incident.ndjson")
+    terminal.run("mqtool recording replay incident.ndjson --dry-run")
     shared = stage.file("incident.ndjson").read_text()
     stage.expect("nobody's name is left", [name for name in _PEOPLE.values() if name in shared], [])
     stage.expect("every currency is", [each for each in _PEOPLE if each not in shared], [])

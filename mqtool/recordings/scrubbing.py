@@ -1,4 +1,4 @@
-"""`mqtool scrub`: replace the values in a recording with pseudonyms, so that it can be shared and still be replayed.
+"""Scrub a recording: replace the values in a recording with pseudonyms, so that it can be shared and still be replayed.
 
 A line is rewritten token by token, which keeps spaces, the notation of numbers and the order of keys.
 """

@@ -46,10 +46,7 @@ _TERMINALS = {
         ("sender", "mqtool send-delayed --delay 5s 'Hello World!'"),
     ),
     "stream-hello-world": (("receiver", "mqtool receive-stream"), ("sender", "mqtool send-stream")),
-    "stream-offset-tracking": (
-        ("sender", "mqtool offset-tracking send"),
-        ("receiver", "mqtool offset-tracking receive"),
-    ),
+    "stream-offset-tracking": (("sender", "mqtool offset send"), ("receiver", "mqtool offset receive")),
 }
 NAMES = tuple(_TERMINALS)
 

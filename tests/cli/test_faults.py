@@ -33,7 +33,9 @@ def test_a_fault_from_the_shell(tester: Shell, own: EmbeddedBroker) -> None:
     worker.wait_for_stderr("connected again")
     worker.interrupt().wait()
 
-    assert "'mqtool fault clear 1' ends it" in tester.run("mqtool", "fault", "nack-publishes", "queue=jobs").stderr
+    assert (
+        "to end it: mqtool broker fault clear 1" in tester.run("mqtool", "fault", "nack-publishes", "queue=jobs").stderr
+    )
     (listed,) = tester.run("mqtool", "fault", "ls", "--json").stdout.splitlines()
     assert json.loads(listed) == {"id": 1, "fault": "nack_publishes", "arguments": {"queue": "jobs", "count": 1}}
     assert tester.run("mqtool", "send", "-q", "jobs", "Hello").code == 75

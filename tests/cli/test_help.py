@@ -227,3 +227,16 @@ def test_a_mistake_is_answered_with_what_is_right(lonely_shell: Shell, typed: st
     assert result.code == 2
     assert said in result.stderr
     assert "secret" not in result.stderr
+
+
+def test_the_overview_groups_commands_and_former_names_work(lonely_shell: Shell) -> None:
+    """It fits on 40 lines without the former names, which lead to the same help."""
+    overview = lonely_shell.run("mqtool", "--help").stdout
+    assert len(overview.splitlines()) <= 40
+    for former, group in (
+        ("bind", "exchange"), ("unbind", "exchange"), ("replay", "recording"), ("scrub", "recording"),
+        ("reconcile", "recording"), ("fault", "broker"),
+    ):  # fmt: skip
+        assert not re.search(rf"\b{former}\b", overview), former
+        assert lonely_shell.run("mqtool", former, "-h").stdout.startswith(f"usage: mqtool {group} {former} [options]")
+    assert lonely_shell.run("mqtool", "offset-tracking", "send", "-h").stdout.startswith("usage: mqtool offset send [")

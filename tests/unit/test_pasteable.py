@@ -28,7 +28,7 @@ NAMES = [
     "\u202e",
 ]
 #: Where mqtool's own names are put into command lines: of tutorials, drills, help topics and cheat sheets.
-_OWN_NAMES = {"tutorial", "drill", "help", "cheat", "fault", "list"}
+_OWN_NAMES = {"tutorial", "drill", "help", "cheat", "list"}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -210,11 +210,11 @@ def _started(name: str) -> Started:
     return started
 
 
-@app.command(
-    "mqtool fault cut-connections name='orders-*'",
-    "mqtool fault go-silent seconds=30s",
-    "mqtool fault ls",
-    "mqtool fault clear",
+@broker.command(
+    "mqtool broker fault cut-connections name='orders-*'",
+    "mqtool broker fault go-silent seconds=30s",
+    "mqtool broker fault ls",
+    "mqtool broker fault clear",
 )
 def fault(
     name: Annotated[str, Argument(metavar="FAULT", help="The fault; or ls, or clear")],
@@ -251,7 +251,7 @@ def fault(
     else:
         begun = api.post("mqtool/faults", {**_arguments(words), "fault": name.replace("-", "_")})
         if begun["id"] is not None:
-            output.status(f"{name} is in force: 'mqtool fault clear {begun['id']}' ends it")
+            output.status(f"{name} is in force; to end it: {pasteable('broker fault clear', str(begun['id']))}")
         else:
             output.status(f"{name}: met {begun['met']}")
 

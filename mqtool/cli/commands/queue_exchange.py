@@ -1,4 +1,4 @@
-"""mqtool queue declare, show, delete, purge; exchange declare, delete; bind, unbind."""
+"""mqtool queue declare, show, delete, purge; exchange declare, delete, bind, unbind."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -29,7 +29,7 @@ from mqtool.work import peeking
 
 app = Commands()
 queue_app = app.group("queue", "Declare, show, delete and purge queues.")
-exchange_app = app.group("exchange", "Declare and delete exchanges.")
+exchange_app = app.group("exchange", "Declare, bind, unbind and delete exchanges.")
 
 #: The exchange types that every broker has.
 _TYPES = ("direct", "fanout", "topic", "headers")
@@ -229,8 +229,9 @@ class Bindings:
         return Binding(self.exchange, self.destination, key, arguments, self.to_exchange)
 
 
-@app.command(
-    "mqtool bind topic_logs audit 'kern.*' '*.critical'", "mqtool bind headers_logs pdfs -H format=pdf --match any"
+@exchange_app.command(
+    "mqtool exchange bind topic_logs audit 'kern.*' '*.critical'",
+    "mqtool exchange bind headers_logs pdfs -H format=pdf --match any",
 )
 def bind(bindings: Bindings, broker: Broker) -> None:
     """Bind a queue to an exchange."""
@@ -240,7 +241,9 @@ def bind(bindings: Bindings, broker: Broker) -> None:
             output.status(f"bound {bindings.to} to exchange {bindings.exchange!r}{_by(key)}")
 
 
-@app.command("mqtool unbind topic_logs audit 'kern.*'", "mqtool unbind logs audit --if-exists")
+@exchange_app.command(
+    "mqtool exchange unbind topic_logs audit 'kern.*'", "mqtool exchange unbind logs audit --if-exists"
+)
 def unbind(
     bindings: Bindings,
     broker: Broker,

@@ -1,4 +1,4 @@
-"""mqtool replay, scrub, reconcile."""
+"""mqtool recording replay, scrub, reconcile."""
 
 import math
 import os
@@ -27,6 +27,7 @@ from mqtool.recordings.scrubbing import Scrubber, parse_fields
 from mqtool.topology import Exchange
 
 app = Commands()
+recording = app.group("recording", "Repeat, anonymize and compare recordings.")
 
 #: The exchange for messages that name none. Recorded messages always name their exchange.
 _DEFAULT_EXCHANGE = Exchange("")
@@ -96,10 +97,10 @@ class Changing:
         return Changes(exchange, key, self.drop_header or (), dict(self.set_header or ()))
 
 
-@app.command(
-    "mqtool replay incident.ndjson",
-    "mqtool replay incident.ndjson --speed max --to-queue jobs",
-    "mqtool tap logs --json | mqtool replay -u localhost:5673",
+@recording.command(
+    "mqtool recording replay incident.ndjson",
+    "mqtool recording replay incident.ndjson --speed max --to-queue jobs",
+    "mqtool tap logs --json | mqtool recording replay -u localhost:5673",
 )
 def replay(
     playing: Playing,
@@ -120,16 +121,16 @@ def replay(
     """
     pace = playing.pace()
     chosen = Selection(playing.since, playing.until, playing.where)
-    recording = Recording(files or [], chosen, changing.changes(), playing.loop)
+    played = Recording(files or [], chosen, changing.changes(), playing.loop)
     if dry_run:
         broker.set_up_printing()
-        _show(recording, pace)
+        _show(played, pace)
         return
     options = MessageOptions(
         file=Path("-"), as_json=True, mandatory=mandatory, confirm_timeout=confirm_timeout, failed_to=failed_to
     )
 
-    source = Replayed(recording, pace, keeps_rest=failed_to is not None)
+    source = Replayed(played, pace, keeps_rest=failed_to is not None)
     asked = Publishing(options, DelayOptions(), broker)
     with publishing_channel(asked, _DEFAULT_EXCHANGE, Addressing(), source=source) as (channel, outgoing):
         receipts = channel.publish(outgoing.messages, exchange=_DEFAULT_EXCHANGE)
@@ -153,10 +154,10 @@ def _show(recording: Recording, pace: Pace) -> None:
     output.status(f"{counted(count)} in {seconds:.1f} s would be sent; nothing was")
 
 
-@app.command(
-    "mqtool tap orders --json | mqtool scrub > incident.ndjson",
-    "mqtool scrub incident.ndjson --keep routing_key,headers.type",
-    "mqtool scrub incident.ndjson --field body.customer.email --seed 'a long secret'",
+@recording.command(
+    "mqtool tap orders --json | mqtool recording scrub > incident.ndjson",
+    "mqtool recording scrub incident.ndjson --keep routing_key,headers.type",
+    "mqtool recording scrub incident.ndjson --field body.customer.email --seed 'a long secret'",
 )
 def scrub(
     file: Annotated[Path | None, Argument(help="Recording (default: stdin)")] = None,
@@ -207,7 +208,10 @@ def _with_pauses(descriptor: int) -> Iterator[bytes | None]:
 _SHOWN = 10
 
 
-@app.command("mqtool reconcile sent.ndjson got.ndjson", "mqtool receive --json | mqtool reconcile sent.ndjson -")
+@recording.command(
+    "mqtool recording reconcile sent.ndjson got.ndjson",
+    "mqtool receive --json | mqtool recording reconcile sent.ndjson -",
+)
 def reconcile(
     sent: Annotated[Path, Argument(help="What was sent, as NDJSON; - is stdin")],
     got: Annotated[Path, Argument(help="What was received, as NDJSON; - is stdin")],

@@ -1,4 +1,4 @@
-"""mqtool send-stream, receive-stream; offset show, set, reset; offset-tracking send, receive."""
+"""mqtool send-stream, receive-stream; offset show, set, reset, send, receive."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -114,8 +114,7 @@ def _body_alone(message: Message) -> bytes:
     return encode(message)
 
 
-offset = app.group("offset", "Show or change how far a named reader of a stream came.")
-tracking = app.group("offset-tracking", "Store and query offsets of a stream (stream tutorial 2).")
+offset = app.group("offset", "Stored offsets of a stream's readers (stream tutorial 2).")
 
 StreamName = Annotated[str, Argument(help="Stream", metavar="STREAM")]
 ReaderName = Annotated[str, Argument(help="Name of the reader, as for --track", metavar="NAME")]
@@ -171,7 +170,7 @@ def reset(stream: StreamName, name: ReaderName, broker: Broker, port: StreamPort
     output.status(f"{name!r} starts again in stream {stream!r}")
 
 
-@tracking.command("mqtool offset-tracking send", without=("partitions",), instead={"dialect": DialectOfStreams})
+@offset.command("mqtool offset send", without=("partitions",), instead={"dialect": DialectOfStreams})
 def send(stream: StreamOptions, broker: Broker) -> None:
     """Append 100 messages, the last of which is the marker."""
     from mqtool.tutorials import stream_offset_tracking as lesson
@@ -189,8 +188,8 @@ def send(stream: StreamOptions, broker: Broker) -> None:
     output.status(tutorial.confirmed)
 
 
-@tracking.command(
-    "mqtool offset-tracking receive",
+@offset.command(
+    "mqtool offset receive",
     without=("partitions", "prefetch", "auto_ack", "raw", "as_json", "template", "pretty", "into"),
     instead={"dialect": DialectOfStreams},
 )

@@ -35,7 +35,7 @@ _WITH_DIALECT = {
     (name,)
     for name in (
         *("send", "receive", "new-task", "worker", "emit-log", "receive-log", "rpc-server", "rpc-client"),
-        *("send-delayed", "receive-delayed", "send-stream", "receive-stream", "offset-tracking", "queue"),
+        *("send-delayed", "receive-delayed", "send-stream", "receive-stream", "offset", "queue"),
     )
 }
 #: The order of sections in the help; the command's own options come first.
@@ -225,7 +225,7 @@ def _value_name(parameter: Any) -> str:
 
 def _default(parameter: Any, words: tuple[str, ...]) -> str:
     long = max(parameter.opts, key=len)
-    field = _TUTORIAL_NAMES.get((words[-1] if words else "", long))
+    field = None if words[:1] == ("offset",) else _TUTORIAL_NAMES.get((words[-1] if words else "", long))
     if field is not None:
         return declared(getattr(NAMES[Dialect.PYTHON], field))
     if isinstance(parameter.show_default, str):

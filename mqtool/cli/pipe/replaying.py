@@ -1,4 +1,4 @@
-"""Reads recordings for `mqtool replay`: files one after the other, each message when it is due."""
+"""Reads recordings for `mqtool recording replay`: files one after the other, each message when it is due."""
 
 import os
 import time
