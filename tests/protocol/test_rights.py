@@ -237,10 +237,23 @@ def test_an_exclusive_queue_is_of_its_connection_alone(world: World, connection:
     assert found == [400] * len(asked)
 
 
-def test_a_policy_needs_no_rights_to_the_exchange_that_it_names(world: World) -> None:
-    """RabbitMQ asks a policymaker for the tag and for permissions in the virtual host, whichever they are."""
+@pytest.mark.parametrize("kind", ["queues", "exchanges"])
+def test_a_policy_needs_no_rights_to_the_exchange_that_it_names(
+    world: World, connect: Callable[..., pika.BlockingConnection], amqp_url: str, kind: str
+) -> None:
+    """RabbitMQ asks a policymaker for the tag and for permissions in the virtual host, whichever they are.
+
+    Whoever declares what the policy matches needs no rights to that exchange either.
+    """
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": "policymaker"})
-    world.reset([])
-    policy = {"pattern": "^q$", "definition": {"dead-letter-exchange": "other"}, "apply-to": "queues"}
+    world.reset([("configure", "new")])
+    definition = WITH_ALTERNATE if kind == "exchanges" else {"dead-letter-exchange": "other"}
+    policy = {"pattern": "^new$", "definition": definition, "apply-to": kind}
     path = f"policies/{world.vhost}/{quote('p')}"
     assert world.api("PUT", path, policy, user=world.user, password="secret")[0] == 201
+    channel = connect(amqp_url.replace("guest:guest", f"{world.user}:secret")).channel()
+    if kind == "exchanges":
+        channel.exchange_declare("new")
+    else:
+        channel.queue_declare("new")
+    assert channel.is_open
