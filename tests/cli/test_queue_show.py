@@ -8,6 +8,7 @@ import pytest
 from tests.brokers import TestBroker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.terminal import on_terminal
+from tests.protocol.raw_client import RawClient, raw_frame
 
 pytestmark = pytest.mark.own_vhost("statistics of what an earlier test has deleted may linger")
 SETTINGS = ("--max-length", "9", "--dead-letter-exchange", "dead")
@@ -122,3 +123,18 @@ def test_a_name_that_is_not_utf_8(admin: Shell) -> None:
     shown = admin.script("mqtool queue show \"$(printf 'q\\377')\"")
     assert shown.code == 69, shown.stderr
     assert "unexpected" not in shown.stderr
+
+
+def test_a_queue_whose_name_is_not_utf_8(admin: Shell, broker: TestBroker) -> None:
+    """Its page on the embedded broker. RabbitMQ 3.10 refuses to declare it (501), so it has no such queue."""
+    with RawClient(broker.url) as client:
+        client.socket.sendall(raw_frame(1, 1, b"\x00\x32\x00\x0a\0\0\x02q\xff\0\0\0\0\0"))
+        client.read(1)
+    shown, listed = admin.run("mqtool", "queue", "show", b"q\xff"), admin.run("mqtool", "list", "queues")
+    if broker.kind == "embedded":
+        assert shown.stdout.startswith("queue 'q\\udcff' in vhost ")
+        assert b"\nq\xff\t0\n" in listed.stdout_bytes
+    else:
+        hint = "hint: 'mqtool list queues' shows them\n"
+        assert shown.stderr == f"mqtool: there is no queue 'q\\udcff' in vhost {broker.vhost!r}\n{hint}"
+    assert (shown.code, listed.code) == (0 if broker.kind == "embedded" else 69, 0)
