@@ -1,13 +1,12 @@
-"""Ten thousand messages with delays from 0 to 10 s, each way: none early, none lost, and how late they come.
+"""Delayed messages with random delays: how fast they are sent, and how late they arrive.
 
     python -m benchmarks.delay
 
-On the embedded broker, and on RabbitMQ where it is installed, both started for this and stopped again; so it needs a
-machine that does nothing else. The commands are those of the tutorial; lateness is by the header mqtool-due, which is
-exact as sender and receiver share a clock.
+Measures wait queues (`--via ttl`) for classic and quorum queues, and the exchange type of the plugin, with 1,000,
+10,000 and 100,000 messages. Uses the embedded broker, and RabbitMQ if it is installed; both are started for this. Takes
+about eight minutes, on a machine that must do nothing else. The lateness is the time of arrival less mqtool-due.
 """
 
-import json
 import os
 import random
 import subprocess
@@ -16,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from mqtool.amqp import Connection, parse_addresses
@@ -27,34 +25,16 @@ from mqtool.broker.state import Wanted
 from mqtool.delays.delay_plugin import has_plugin
 from mqtool.tutorials.dialects import DELAY_EXCHANGE
 
-MESSAGES = 10_000
-LONGEST = 10_000
+#: The number of messages, and their longest delay in seconds.
+DEPTHS = ((1_000, 10), (10_000, 10), (100_000, 60))
+#: Seconds for one measurement.
+LIMIT = 180
 MQTOOL = str(Path(sys.executable).parent / "mqtool")
-
-
-@dataclass(frozen=True)
-class Arrivals:
-    """What came of one run.
-
-    Attributes:
-        late: milliseconds for each message, in order of size; negative would be early.
-        lost: how many did not come.
-        out_of_order: the most milliseconds by which a message that was due earlier came behind one due later.
-        publishing: seconds.
-    """
-
-    late: list[int]
-    lost: int
-    out_of_order: int
-    publishing: float
-
-    def percentile(self, percent: float) -> int:
-        return self.late[min(len(self.late) - 1, int(len(self.late) * percent / 100))]
 
 
 @contextmanager
 def started(kind: Kind) -> Iterator[str]:
-    """A broker of our own; its URL."""
+    """Start a broker; yield its URL, and stop it at the end."""
     broker = STARTERS[kind].start(Wanted(f"benchmark-{kind}", ports.free_port()))
     try:
         connect_within(90, lambda: Connection(parse_addresses(broker.url))).close()
@@ -63,74 +43,58 @@ def started(kind: Kind) -> Iterator[str]:
         STARTERS[kind].stop(broker)
 
 
-def messages() -> str:
-    """NDJSON, in an order that has nothing to do with the delays."""
-    some = random.Random(7)
-    delays = [LONGEST * number // (MESSAGES - 1) for number in range(MESSAGES)]
-    some.shuffle(delays)
-    return "".join(json.dumps({"body": f"{delay}", "delay": f"{delay}ms"}) + "\n" for delay in delays)
+def messages(count: int, longest: int) -> bytes:
+    """Return NDJSON lines with evenly spread delays, in random order."""
+    delays = [longest * 1000 * number // (count - 1) for number in range(count)]
+    random.Random(7).shuffle(delays)
+    return "".join(f'{{"body": "{number}", "delay": "{delay}ms"}}\n' for number, delay in enumerate(delays)).encode()
 
 
-def measure(url: str, send: list[str], receive: list[str]) -> Arrivals:
-    """Send them all and receive them all, meanwhile."""
+def measure(url: str, count: int, longest: int, queue_type: str, via: str) -> str:
+    """Send and receive the messages at the same time; return the cells of a row."""
+    queue = ["-q", f"{queue_type}-{via}-{count}", "--queue-type", queue_type, "--durable", "-u", url, "--quiet"]
     with tempfile.TemporaryDirectory() as directory:
-        ready, out = Path(directory) / "ready", Path(directory) / "out"
+        ready, out, lines = (Path(directory) / name for name in ("ready", "out", "lines"))
+        lines.write_bytes(messages(count, longest))
+        shown = ["-F", "%l %b", "-c", str(count), "--idle-timeout", "30s", "--ready-file", str(ready)]
         with out.open("wb") as file:
-            shown = ["-F", "%l %b %h", "-c", str(MESSAGES), "--idle-timeout", "30s", "--quiet"]
-            receiver = subprocess.Popen([MQTOOL, *receive, "-u", url, *shown, "--ready-file", str(ready)], stdout=file)
+            receiver = subprocess.Popen([MQTOOL, "receive", *queue, *shown], stdout=file)
+        try:
             while not ready.exists():
                 time.sleep(0.01)
             began = time.perf_counter()
-            sent = subprocess.run(
-                [MQTOOL, *send, "--json", "--quiet", "-u", url], input=messages().encode(), check=False
-            )
-            publishing = time.perf_counter() - began
+            with lines.open("rb") as file:
+                subprocess.run([MQTOOL, "send", *queue, "--json", "--via", via], stdin=file, check=True, timeout=LIMIT)
+            lasted = time.perf_counter() - began
+            receiver.wait(LIMIT)
+        finally:
+            receiver.kill()
             receiver.wait()
-        if sent.returncode:
-            raise SystemExit("publishing has failed")
-        late, out_of_order, latest = [], 0, 0
-        bodies = set()
-        for line in out.read_text().splitlines():
-            lateness, body, headers = line.split(" ", 2)
-            bodies.add(body)
-            due = json.loads(headers)["mqtool-due"]
-            late.append(int(lateness))
-            latest = max(latest, due)
-            out_of_order = max(out_of_order, latest - due)
-    return Arrivals(sorted(late), MESSAGES - len(bodies), out_of_order, publishing)
+        arrived = [line.split() for line in out.read_text().splitlines()]
+    late = sorted(int(lateness) for lateness, _ in arrived)
+    lost = count - len({body for _, body in arrived})
+    early = sum(lateness < 0 for lateness in late)
+    median, p99 = late[len(late) // 2], late[len(late) * 99 // 100]
+    return f"{count / lasted:,.0f}/s | {early} | {lost} | {median:,} ms | {p99:,} ms | {late[-1]:,} ms"
 
 
 def main() -> None:
+    print("| broker | queue | messages | delays up to | sent | early | lost | late: median | p99 | most |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as directory:
         os.environ["XDG_STATE_HOME"] = directory  # brokers without wait queues of an earlier run
-        measure_all()
-
-
-def measure_all() -> None:
-    print("| broker | | early | lost | late: median | p99 | most | out of order by | published in |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    for kind, name in ((Kind.EMBEDDED, "embedded"), (Kind.NODE, "RabbitMQ")):
-        if not STARTERS[kind].is_available():
-            print(f"{name}: not installed, not measured", file=sys.stderr)
-            continue
-        with started(kind) as url:
-            with Connection(parse_addresses(url)) as connection:
-                plugin = has_plugin(connection.channel(), DELAY_EXCHANGE)
-            for via in ["plugin"] * plugin + ["ttl"]:
-                show(
-                    f"{name} | `send-delayed --via {via}`",
-                    measure(url, ["send-delayed", "--via", via], ["receive-delayed"]),
-                )
-            show(f"{name} | `send --via ttl`, quorum queue", measure(url, ["send", "--via", "ttl"], ["receive"]))
-
-
-def show(what: str, came: Arrivals) -> None:
-    early = sum(late < 0 for late in came.late)
-    print(
-        f"| {what} | {early} | {came.lost} | {came.percentile(50)} ms | {came.percentile(99)} ms | {came.late[-1]} ms "
-        f"| {came.out_of_order} ms | {came.publishing:.1f} s |",
-        flush=True,
-    )
+        for kind, name in ((Kind.EMBEDDED, "embedded"), (Kind.NODE, "RabbitMQ")):
+            if not STARTERS[kind].is_available():
+                print(f"{name}: not installed, not measured", file=sys.stderr)
+                continue
+            with started(kind) as url:
+                with Connection(parse_addresses(url)) as connection:
+                    plugin = ["plugin"] if has_plugin(connection.channel(), DELAY_EXCHANGE) else []
+                for count, longest in DEPTHS:
+                    for queue_type, via in (("classic", "ttl"), ("quorum", "ttl"), *(("classic", v) for v in plugin)):
+                        what = f"{queue_type}, `--via {via}`"
+                        cells = measure(url, count, longest, queue_type, via)
+                        print(f"| {name} | {what} | {count:,} | {longest} s | {cells} |", flush=True)
 
 
 if __name__ == "__main__":
