@@ -43,9 +43,13 @@ class Proxy:
                 except OSError:  # the broker is down
                     client.close()
                     continue
-                self._open += [client, server]
-                for ends in ((client, server), (server, client)):
-                    threading.Thread(target=self._forward, args=ends, daemon=True).start()
+                self.join(client, server)
+
+    def join(self, client: socket.socket, server: socket.socket) -> None:
+        """Forward between two connections from now on."""
+        self._open += [client, server]
+        for ends in ((client, server), (server, client)):
+            threading.Thread(target=self._forward, args=ends, daemon=True).start()
 
     def _forward(self, source: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(OSError):  # cut
