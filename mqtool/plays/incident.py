@@ -22,7 +22,6 @@ _DEAD, _ERROR = "dead after 1 attempt", "error: "
 
 
 def play(stage: Stage) -> None:
-    """Tap, scrub and replay messages; then fix the program, and move the failed messages back to their queue."""
     charge = stage.file("charge")
     charge.write_text(_CHARGE)
     charge.chmod(0o755)

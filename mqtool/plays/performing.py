@@ -25,10 +25,6 @@ def perform(play: Play, audience: Audience, guard: Guard, url: str | None = None
         guard: kills the processes of the play if mqtool is killed.
         url: URL of the broker; None for a new embedded one.
         directory: working directory of the commands; None for a temporary one.
-
-    Raises:
-        CheckFailed: a check failed.
-        MqtoolError: the broker cannot be used.
     """
     with tempfile.TemporaryDirectory(prefix="mqtool-tutorial-") as name:
         scratch = Path(name)
@@ -49,11 +45,7 @@ def perform(play: Play, audience: Audience, guard: Guard, url: str | None = None
 
 @contextmanager
 def _counting(management: str, audience: Audience) -> Iterator[None]:
-    """Within the block, tell the audience how many messages are in the broker's queues.
-
-    Args:
-        management: the URL of the management API; "" counts nothing.
-    """
+    """Within the block, tell the audience how many messages are in the broker's queues, if its API is known."""
     over = threading.Event()
 
     def count() -> None:
@@ -77,14 +69,9 @@ def _counting(management: str, audience: Audience) -> Iterator[None]:
 
 @contextmanager
 def embedded_broker(directory: Path, guard: Guard, stream_port: int | None = None) -> Iterator[tuple[str, str]]:
-    """Run an embedded broker in memory, in a separate process, since plays measure time.
+    """Run an embedded broker in memory. Yields its URL and its management API's.
 
-    Yields its URL and the URL of its management API.
-
-    Args:
-        directory: a directory to create for its files.
-        guard: kills the broker if mqtool is killed.
-        stream_port: port of the stream protocol; None to disable it.
+    The broker is a process of its own, since plays measure time.
     """
     directory.mkdir()
     broker = embedded_starter.launch(directory, Settings(port=0, management_port=0, stream_port=stream_port))
@@ -101,10 +88,7 @@ def embedded_broker(directory: Path, guard: Guard, stream_port: int | None = Non
 
 @contextmanager
 def _cleared(play: Play, url: str) -> Iterator[tuple[str, str]]:
-    """Delete the play's queues and exchanges, before and after.
-
-    Yields the broker's URL, and "" since its management API is not known.
-    """
+    """Delete the play's queues and exchanges, before and after. Yields the URL, and "": the API's is unknown."""
     _remove(play, url)
     try:
         yield url, ""
@@ -117,11 +101,7 @@ def _cleared(play: Play, url: str) -> Iterator[tuple[str, str]]:
 
 
 def _remove(play: Play, url: str) -> None:
-    """Delete the queues and exchanges of a play, with their messages, from a broker that others use.
-
-    Raises:
-        MqtoolError: the broker cannot be used, or refuses a request.
-    """
+    """Delete the queues and exchanges of a play, with their messages, from a broker that others use."""
     with Connection(parse_addresses(url), name="mqtool tutorial") as connection:
         channel = connection.channel()
         try:

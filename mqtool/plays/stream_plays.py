@@ -6,7 +6,6 @@ _HELLO_STREAM = "hello-python-stream"
 
 
 def _stream_hello_world(stage: Stage) -> None:
-    """Two readers read the whole stream, one after the other; a third starts in the middle."""
     sender, early, late, third = stage.terminals("sender", "early", "late", "third")
     stream = stage.queue(_HELLO_STREAM)
     received = f"' from stream {stage.name(_HELLO_STREAM)}"
@@ -47,7 +46,6 @@ _NAME = "stream-offset-tracking-python"
 
 
 def _stream_offset_tracking(stage: Stage) -> None:
-    """A restarted reader continues after its stored offset."""
     sender, receiver, third = stage.terminals("sender", "receiver", "offsets")
     stream, done = stage.queue(_NAME), "Done consuming first_offset: "
 

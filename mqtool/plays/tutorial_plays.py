@@ -8,7 +8,6 @@ from mqtool.stage.terminal import Terminal, wait_until
 
 
 def _hello_world(stage: Stage) -> None:
-    """Either side may start first: the queue keeps the message until a receiver consumes it."""
     sender, receiver = stage.terminals("sender", "receiver")
 
     stage.say("Nobody is receiving yet. Send a message anyway: it waits in a queue.")
@@ -123,7 +122,6 @@ WORK_QUEUES = Play(
 
 
 def _publish_subscribe(stage: Stage) -> None:
-    """One receiver writes to disk, the other to the screen. Without a receiver, a message is dropped."""
     emitter, disk, screen = stage.terminals("emitter", "disk", "screen")
     emit = f"mqtool emit-log fanout{stage.exchange('logs')}"
     receive = f"mqtool receive-log fanout{stage.exchange('logs')}"
@@ -157,7 +155,6 @@ PUBLISH_SUBSCRIBE = Play(
 
 
 def _routing(stage: Stage) -> None:
-    """One receiver gets errors only; another one, with three bindings, gets them too."""
     emitter, disk, screen = stage.terminals("emitter", "disk", "screen")
     emit = f"mqtool emit-log direct{stage.exchange('direct_logs')}"
     receive = f"mqtool receive-log direct{stage.exchange('direct_logs')}"
@@ -198,7 +195,6 @@ _MESSAGES = [("kern.info", "Booting"), ("cron.critical", "No time left"), ("anon
 
 
 def _topics(stage: Stage) -> None:
-    """Three receivers with different patterns write to three files."""
     emitter, everything, kernel, critical = stage.terminals("emitter", "all", "kernel", "critical")
     exchange = stage.exchange("topic_logs")
     # All receivers get the last message, after all other messages.
@@ -235,7 +231,6 @@ TOPICS = Play(
 
 
 def _headers(stage: Stage) -> None:
-    """Match the same two headers, once with `all` and once with `any`."""
     emitter, both, either = stage.terminals("emitter", "all", "any")
     emit = f"mqtool emit-log headers{stage.exchange('headers_logs')}"
     receive = f"mqtool receive-log headers{stage.exchange('headers_logs')}"
@@ -273,7 +268,6 @@ HEADERS = Play(
 
 
 def _rpc(stage: Stage) -> None:
-    """A request without a server, one request, several at once, and an invalid one."""
     client, server = stage.terminals("client", "server")
     ask = f"mqtool rpc-client{stage.queue('rpc_queue')}"
 
@@ -315,7 +309,6 @@ _CONFIRM_COUNT = 5_000
 
 
 def _publisher_confirms(stage: Stage) -> None:
-    """Three ways to wait for confirms, and the time that each takes."""
     (publisher,) = stage.terminals("publisher")
 
     stage.say(
@@ -350,7 +343,6 @@ _DELAY_WAITING = (
 
 
 def _delayed_messages(stage: Stage) -> None:
-    """Messages arrive in the order of their due times; any publishing command can delay them."""
     sender, receiver = stage.terminals("sender", "receiver")
     _in_the_order_of_their_times(stage, sender, receiver)
     _any_command(stage, sender, receiver)

@@ -15,7 +15,6 @@ _PACKED, _RECEIVED, _SENT = "[x] Packed", "[x] order", "[x] Sent"
 
 
 def play(stage: Stage) -> None:
-    """Show decoupling, asynchrony and peak clipping."""
     pack = stage.file("pack")
     pack.write_text(_PACK)
     pack.chmod(0o755)

@@ -56,14 +56,11 @@ class Page:
     """A tutorial to read.
 
     Attributes:
-        title: such as "Routing".
         summary: what the tutorial shows, in half a sentence.
         picture: lines of text, at most 78 columns wide.
         story: the paragraphs, each without line breaks.
-        link: URL of the official tutorial.
         terminals: each terminal's name, and the commands to type in it.
         source: the source code, without the docstring.
-        file: path of the source in the project.
     """
 
     name: str
@@ -88,11 +85,7 @@ class Page:
 
 
 def page(name: str) -> Page:
-    """Read the page of a tutorial.
-
-    Raises:
-        UsageError: no tutorial has that name.
-    """
+    """Read the page of a tutorial. Raises UsageError if no tutorial has that name."""
     if name not in _TERMINALS:
         raise no_such_tutorial(name, NAMES)
     file = f"{name.replace('-', '_')}.py"

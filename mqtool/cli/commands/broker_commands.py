@@ -44,7 +44,7 @@ def down(name: Name = DEFAULT_NAME) -> None:
 def status(which: WhichBroker, name: Name = DEFAULT_NAME) -> None:
     """Show whether the broker is running (exit 0) or not (exit 69).
 
-    And which broker commands use, and why.
+    Also shows which broker commands use, and why.
     """
     choice = which.choice()
     if (started := state.load(name)) is None:
@@ -139,7 +139,7 @@ def env(
 ) -> None:
     """Print shell variables that point programs at the broker.
 
-    With -C NAME, at the broker of that context.
+    With -C NAME, they point at the broker of that context.
     """
     if which.call.typed & {"url", "context"}:
         choice = which.choice()

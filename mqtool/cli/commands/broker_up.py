@@ -225,7 +225,6 @@ def _reachable(access: Access) -> Address | None:
 
 
 def _say_up(started: Started, what: str) -> None:
-    """Print where a broker listens, and how to use it."""
     output.show(f"{what} at {','.join(map(str, parse_addresses(started.url)))}")
     if damage := started.details.get("damage"):
         output.notice(str(damage))
@@ -240,7 +239,6 @@ def _say_up(started: Started, what: str) -> None:
 
 
 def _env(started: Started) -> str:
-    """The `mqtool broker env` command line for a broker."""
     return "mqtool broker env" if started.name == DEFAULT_NAME else pasteable("broker env --name=", started.name)
 
 
@@ -250,11 +248,7 @@ def _login_hint(started: Started) -> str:
 
 
 def known(name: str) -> Started:
-    """Find a broker that 'broker up' started, by name.
-
-    Raises:
-        Unavailable: there is no such broker.
-    """
+    """Find a broker that 'broker up' started. Raises Unavailable if there is none with this name."""
     started = state.load(name)
     if started is None:
         raise Unavailable(f"no broker named {name!r} was started here", "start one with 'mqtool broker up'")
@@ -285,7 +279,7 @@ def serve(
 ) -> None:
     """Run an embedded broker in this process, until Ctrl-C or TERM.
 
-    It keeps no state: 'broker status' and 'broker down' know nothing of it.
+    Nothing about it is recorded: 'broker status' and 'broker down' do not find it.
     """
     from mqtool.broker.embedded.__main__ import run  # other commands need no broker
     from mqtool.broker.embedded.sockets.listener import Tls

@@ -110,7 +110,6 @@ def show(
 
 
 def _row(found: Context, known: Contexts) -> dict[str, Any]:
-    """The row of a context in the list, without passwords."""
     row = {name: str(value) if isinstance(value, Path) else value for name, value in found._asdict().items()}
     for name in ("url", "management"):
         row[name] = row[name] and without_passwords(row[name])
@@ -121,7 +120,7 @@ def _row(found: Context, known: Contexts) -> dict[str, Any]:
 def edit() -> None:
     """Edit the contexts in $VISUAL or $EDITOR.
 
-    Nothing changes unless the file is valid then.
+    The file is replaced only if the new text is valid.
     """
     command = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
     path = contexts.path().resolve()  # it may be a symbolic link
@@ -177,12 +176,7 @@ def _value(value: Any) -> str:
 
 
 def _write(text: str, names: set[str], in_use: str | None) -> None:
-    """Replace the file atomically.
-
-    Args:
-        names, in_use: the contexts, and the context in use, that the new text must define. If it does not, because the
-            file has an unusual layout, the file is left unchanged and MqtoolError is raised.
-    """
+    """Replace the file atomically. Raise MqtoolError if the new text would not define these contexts."""
     after = contexts.parse(text)
     path = contexts.path().resolve()
     if set(after.known) != names or after.in_use != in_use:

@@ -150,8 +150,8 @@ def redrive(
 ) -> None:
     """Move dead letters back to where they came from.
 
-    Each is confirmed there before it is removed here, so a redrive that is killed loses nothing, and doubles up
-    to 100 messages: run it again.
+    Each is confirmed there before it is removed here. A redrive that is killed loses nothing, but can leave up to
+    100 messages in both queues; run it again to finish.
     """
     source, moved, left = which.queue(queue), 0, 0
 

@@ -34,7 +34,6 @@ Format = Literal["text", "json", "nagios", "prometheus"]
 
 
 def _version(text: str) -> Version:
-    """Parse a version of RabbitMQ."""
     try:
         return Version.of(text)
     except ValueError:
@@ -55,7 +54,8 @@ def doctor(
 ) -> None:
     """Check a broker and report problems.
 
-    Exits 3 if there are any; with --format nagios 1, or 2 if one is critical; with --format prometheus 0.
+    Exits 3 if there are problems. With --format nagios, exits 1, or 2 if a problem is critical; with --format
+    prometheus, 0.
     """
     form = "json" if as_json else form
     try:

@@ -79,7 +79,7 @@ def cheat(
 def completion(shell: Annotated[Shell, Argument(help="Your shell")]) -> None:
     """Print the completion script for your shell.
 
-    Put it in ~/.bashrc, or in ~/.zshrc after compinit: eval "$(mqtool completion bash)", or zsh. It completes
-    commands, options, and the names of queues and exchanges on the broker.
+    Put this into ~/.bashrc, or into ~/.zshrc after compinit (with zsh): eval "$(mqtool completion bash)". It completes
+    commands, options, and names on the broker, such as those of queues.
     """
     output.show(completion_script(shell))

@@ -54,7 +54,6 @@ list_app = app.group("list", "List queues, exchanges, bindings, consumers and mo
 
 
 def _columns(ctx: typer.Context) -> list[str]:
-    """The columns of a list, for completion in a shell."""
     return [*LISTINGS[str(ctx.info_name)].columns]
 
 
@@ -76,13 +75,7 @@ class Choosing:
 
 
 class View:
-    """One list: fetches its rows from the broker and prints them.
-
-    Args:
-        names: the columns to show; None for the usual ones.
-        only: the names to list; None for all.
-        stack: closes the AMQP connection, if one is opened.
-    """
+    """One list: fetches its rows from the broker and prints them."""
 
     def __init__(
         self,
@@ -140,7 +133,7 @@ class View:
         return in_order(rows, self._order) if self._order else rows
 
     def _without_wait_queues(self, rows: Iterable[Row]) -> Iterator[Row]:
-        """Yield the rows that the user made; keep the others, of which _sum() gives the number."""
+        """Yield the rows of the user's own objects, and keep the others for _sum()."""
         self._left_out = []
         for row in rows:
             if row.get("source_name") == "" or any(is_wait_queue(row[name]) for name in self._name_columns):
@@ -149,7 +142,6 @@ class View:
                 yield row
 
     def _sum(self) -> str:
-        """Describe the rows that were left out; "" if there are none."""
         if not self._left_out:
             return ""
         _, noun, of = _FOLDED[self._listing.things]
@@ -221,11 +213,7 @@ class View:
                     yield row
 
     def frame(self, wanted: str) -> Frame:
-        """The rows that contain a text, as one frame of the live view.
-
-        Raises:
-            Unavailable: the broker does not respond.
-        """
+        """The rows that contain a text, as one frame of the live view."""
         self._is_live = True
         rows = [
             row for row in self.rows() if any(wanted.lower() in as_text(row[column]).lower() for column in self.columns)
@@ -245,11 +233,7 @@ class View:
             self._order = [f"-{column}" if self._order == [column] else column]
 
     def show(self) -> None:
-        """Print the list once.
-
-        Raises:
-            SomeFailed: there is no management API, and AMQP provides only a part of the list.
-        """
+        """Print the list once. Raises SomeFailed if AMQP, without the management API, provides only a part of it."""
         rows, things = self.rows(), self._listing.things
         if self._as_lines:
             found = [*map(_binding, rows)]
@@ -275,7 +259,6 @@ class View:
 
 
 def _binding(row: Row) -> layout.Line:
-    """The line of a binding, which breaks before the destination if it is long."""
     to = "──> exchange " if row["destination_kind"] == "exchange" else "──> "
     bound = Binding(row["source_name"], "", row["routing_key"], row["arguments"])
     vhost = f"{layout.shown(row['vhost'])}: " if "vhost" in row else ""
@@ -284,7 +267,7 @@ def _binding(row: Row) -> layout.Line:
 
 
 def _usual(names: Names, things: str) -> list[str]:
-    """Names of the tutorials' queues or exchanges, to query over AMQP; empty for other lists."""
+    """The tutorials' queues or exchanges, to query over AMQP."""
     known: dict[str, list[Queue | Exchange]] = {
         QUEUES.things: [names.hello, names.task_queue, names.rpc_queue],
         EXCHANGES.things: [names.fanout, names.direct, names.topic, names.headers],
@@ -316,11 +299,7 @@ def _only(flag: str) -> Any:
 
 
 def _add(things: str, what: str, *examples: str, only: Any = None) -> None:
-    """Add a `list` command.
-
-    Args:
-        only: the option that limits the list to some names, for lists that work over AMQP.
-    """
+    """Add a `list` command, with an option that limits the list to some names if AMQP can query them."""
     listing = LISTINGS[things]
     text = f"{what}\n\nColumns: {', '.join(listing.columns)}."
 

@@ -54,13 +54,7 @@ def _emit(
     default: bytes | None = None,
     key: str | None = None,
 ) -> None:
-    """Publish messages with a tutorial's emit() function.
-
-    Args:
-        line: what to print for a confirmed message; the dialect's line if None.
-        default: the body if there are neither words nor input; the dialect's default body if None.
-        key: the routing key given by the user, if any.
-    """
+    """Publish with a tutorial's emit(). Without `line` and `default`, print and send what the dialect's scripts do."""
     lines, addressing = publishing.broker.lines, Addressing(exchange.name, key)
     with publishing_channel(publishing, exchange, addressing, default=default or lines.routed) as (channel, outgoing):
         receipts = lesson(channel, exchange, messages=outgoing.messages)
@@ -70,12 +64,7 @@ def _emit(
 def _emit_with_key(
     publishing: Publishing, exchange: Exchange, lesson: Callable[..., Iterator[Receipt]], key: str | None, usual: str
 ) -> None:
-    """Publish with a routing key.
-
-    Args:
-        key: the routing key given by the user, if any.
-        usual: the default routing key, for messages without one.
-    """
+    """Publish with the user's routing key, or with the usual one."""
     line = publishing.broker.lines.sent_log_with_key
 
     def sent(message: Message) -> str:

@@ -70,9 +70,10 @@ def peek(
 ) -> None:
     """Show the messages in a queue and leave them there.
 
-    They stay in order, and are marked as redelivered. A quorum queue also counts each look as a delivery, and drops
-    messages beyond its delivery limit (20 by default from RabbitMQ 4.0 on): peek warns before, and stops short of it.
-    Consumers do not get the messages while they are being shown. A stream has no such price.
+    They stay in order, and are marked as redelivered. Consumers cannot get them while they are being shown. In a
+    quorum queue, showing a message counts as a delivery, and the queue drops messages beyond its delivery limit (20 by
+    default from RabbitMQ 4.0 on): peek warns when they come near it, and stops before it. Messages of a stream do
+    not change.
     """
     printing.redirect()
     write = printing.writer("{key}: {body}")
@@ -107,7 +108,6 @@ def _api(access: Access) -> Management | None:
 
 
 def _say(queue: str, kind: Kind, shown: int, *, has_condition: bool) -> None:
-    """Report how many messages were shown, and that the messages are now marked as redelivered."""
     if not shown:
         output.status(f"no message in {queue} matches" if has_condition else f"{queue} has no messages to show")
     elif kind.how is not How.STREAM:
@@ -144,11 +144,7 @@ class What:
         return [*([] if self.exchange is None else [self.exchange]), *(self.exchanges or [])]
 
     def check(self) -> None:
-        """Check that the options can be combined.
-
-        Raises:
-            UsageError: the options cannot be combined.
-        """
+        """Raise UsageError if the options cannot be combined."""
         if bool(self.names) + bool(self.queue) + self.everything != 1 or (self.headers and not self.names):
             raise UsageError("name either an exchange or a queue, or say --all", _HINT)
         if self.by_firehose and (self.keys or self.headers):
@@ -260,8 +256,8 @@ def move(
 ) -> None:
     """Move messages to another queue, here or on another broker.
 
-    Each is confirmed there before it is removed here, so a move that is killed or loses a connection (exit 69) loses
-    nothing, and doubles up to 100 messages: run it again.
+    Each is confirmed there before it is removed here. A move that is killed or loses its connection (exit 69) loses
+    nothing, but can leave up to 100 messages in both queues; run it again to finish.
     """
     access = broker.access(reconnects=False)
     other = destination.access(access)
@@ -290,7 +286,6 @@ def move(
 
 @contextmanager
 def _target(other: Access | None, source: Channel, confirm_timeout: float) -> Iterator[Channel]:
-    """The channel to publish on: the source's channel, or a channel on another broker."""
     if other is None:
         yield source
         return
@@ -308,11 +303,7 @@ def _expect(target: Channel, queue: str) -> None:
 
 
 def _check_limit(access: Access, source: Channel, queue: str) -> None:
-    """Check that messages which stay in the queue can be requeued without exceeding its delivery limit.
-
-    Raises:
-        MqtoolError: the first message has reached the limit.
-    """
+    """Raise MqtoolError if messages cannot be requeued without exceeding the queue's delivery limit."""
     api: Management | None = None
     with suppress(Unavailable):
         api = access.management(_LIMIT_PATIENCE)
@@ -325,7 +316,6 @@ def _check_limit(access: Access, source: Channel, queue: str) -> None:
 
 
 def _show(transfer: Transfer, expected: int, between: str, other: Access | None) -> None:
-    """Move the messages and show the progress."""
     moved = 0
     progress = Progress("moved", fraction=lambda: min(1.0, (moved + transfer.kept) / max(1, expected)))
     try:

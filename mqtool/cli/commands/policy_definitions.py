@@ -89,7 +89,7 @@ def list_policies(
 def clear_policy(
     name: PolicyName, broker: ManagedBroker, yes: Yes = False, operator: Operator = False, if_exists: IfExists = False
 ) -> None:
-    """Remove a policy; what it applied to stays, without its settings."""
+    """Remove a policy; its queues and exchanges lose its settings."""
     access = broker.access()
     what = f"{_named(name, operator=operator)} in vhost {access.vhost!r}"
     ask(f"remove {what}", access, yes=yes, is_safe=True)
@@ -122,7 +122,7 @@ AsJson = Annotated[bool, Option("--json", help="Print one JSON object per differ
 def export(broker: ManagedBroker) -> None:
     """Print exchanges, queues, bindings and policies as JSON.
 
-    They are those of one virtual host, in the format of RabbitMQ's own definitions files.
+    The output describes one virtual host, in the format of RabbitMQ's definitions files.
     """
     access = broker.access()
     output.show_json(definitions.export(access.management(), access.vhost), indent=2)
@@ -132,7 +132,8 @@ def export(broker: ManagedBroker) -> None:
 def diff(file: Definitions, broker: ManagedBroker, as_json: AsJson = False) -> None:
     """Show how the broker differs from a file.
 
-    Exits 3 if it does: + is what an import would add, ~ change, ! could not change; - is only on the broker.
+    + would be added by an import, ~ would be changed, ! cannot be changed, - is only on the broker. Exits 3 if there
+    are differences.
     """
     access = broker.access()
     wanted = _read(file, access.vhost)
@@ -153,9 +154,10 @@ def import_definitions(
     dry_run: Annotated[bool, Option(help="Only show what it would do")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Add what a file has and the broker lacks; change policies.
+    """Import definitions that are missing, and changed policies.
 
-    Nothing is deleted. What exists with other settings is left, and the exit code is then 3.
+    Nothing is deleted. Queues, exchanges and bindings that exist with other settings are not changed; the exit code is
+    then 3.
     """
     access = broker.access()
     wanted = _read(file, access.vhost)

@@ -118,11 +118,7 @@ def _declare(broker: Broker, thing: Exchange | Queue, *, if_not_exists: bool) ->
 
 
 def _existing(channel: Channel, things: Iterable[Exchange | Queue], *, if_exists: bool) -> Iterator[str]:
-    """Yield the names of the queues or exchanges that exist; report the others.
-
-    Raises:
-        NotFound: one of them does not exist, and --if-exists is not given.
-    """
+    """Yield the names that exist. Report the others with --if-exists, and otherwise raise NotFound."""
     for thing in things:
         if administration.exists(channel, thing):
             yield thing.name

@@ -34,7 +34,6 @@ _DEFAULT_EXCHANGE = Exchange("")
 
 
 def _speed(text: str) -> float:
-    """Parse a speed: a factor, or "max" for no pauses."""
     try:
         speed = math.inf if text == "max" else float(text)
     except ValueError:
@@ -61,11 +60,7 @@ class Playing:
     loop: Annotated[int, Option(min=1, metavar="N", help="Play all of it N times")] = 1
 
     def pace(self) -> Pace:
-        """The pace of the replay.
-
-        Raises:
-            UsageError: --speed and --rate are both given.
-        """
+        """The pace of the replay. Raises UsageError if --speed and --rate are both given."""
         if self.speed is not None and self.rate is not None:
             raise UsageError("--speed and --rate cannot be combined", "use only one of them")
         return Pace(self.speed or 1.0, self.rate)
@@ -84,11 +79,7 @@ class Changing:
     drop_header: Annotated[list[str] | None, Option(metavar="KEY", help="Header to leave out")] = None
 
     def changes(self) -> Changes:
-        """The changes to make to each message.
-
-        Raises:
-            UsageError: --to-queue is combined with --to-exchange or --to-key.
-        """
+        """The changes to make to each message."""
         exchange, key = self.to_exchange, self.to_key
         if self.to_queue is not None:
             if exchange is not None or key is not None:
@@ -114,10 +105,10 @@ def replay(
     ] = None,
     confirm_timeout: ConfirmTimeout = CONFIRM_TIMEOUT,
 ) -> None:
-    """Publish a recording again, with its gaps.
+    """Publish the messages of a recording, at their original times.
 
-    A recording is NDJSON, as receive --json and tap --json print it. Each message goes to its own exchange with its own
-    routing key, and must reach a queue there.
+    A recording is NDJSON, as 'receive --json' and 'tap --json' print it. Each message goes to its own exchange with its
+    own routing key, and fails if no queue receives it.
     """
     pace = playing.pace()
     chosen = Selection(playing.since, playing.until, playing.where)
@@ -171,11 +162,11 @@ def scrub(
         str | None, Option(help="Same seed, same replacements; keep it secret", show_default="random")
     ] = None,
 ) -> None:
-    """Make a recording fit to share: other values, same shape.
+    """Replace the values in a recording, so that it can be shared.
 
-    Letters become letters and digits digits; the same word becomes the same word throughout. Keys of headers and of
-    JSON bodies, true, false and null stay; so do exchange, queue, times, content type and what RabbitMQ sets itself,
-    such as x-death. All else is replaced: routing keys, headers, ids, bodies.
+    Letters are replaced by letters and digits by digits, in the same way throughout: equal words stay equal. Routing
+    keys, headers, ids and bodies are replaced. These are kept: exchange, queue, times, content type, the names of
+    headers, the keys of JSON bodies, true, false, null, and what RabbitMQ sets itself, such as x-death.
     """
     if file is None and output.is_terminal(STDIN):
         raise UsageError("there is no recording to scrub", "name a file, or pipe one in")
@@ -220,7 +211,7 @@ def reconcile(
 ) -> None:
     """Compare two files of messages by message_id.
 
-    Tells what is missing, duplicated or out of order. Exits 3 if any message is missing.
+    Reports messages that are missing, duplicated or out of order. Exits 3 if any message is missing.
     """
     nameless = 0
 

@@ -160,7 +160,6 @@ def rpc_client(
 
 
 def _tell_if_nobody_serves(channel: Channel, queue: Queue, timeout: float) -> None:
-    """Print a notice if no server consumes from the queue."""
     with contextlib.suppress(NotFound, AccessRefused, DeclaredDifferently):  # the requests will fail with this error
         if not administration.depth(channel, queue.name).consumers:
             server = "mqtool rpc-server" if queue.name == "rpc_queue" else pasteable("rpc-server --queue=", queue.name)
@@ -181,7 +180,6 @@ def _check_integers(requests: list[str], function: Function) -> None:
 
 
 def _show_remote(reply: Delivery, *, raw: bool) -> int:
-    """Print the output of the server's program, and return its exit status."""
     status = reply.headers[rpc_functions.EXIT_STATUS]
     if raw:
         output.show_bytes(_alone(reply))

@@ -84,8 +84,7 @@ def receive(
 ) -> None:
     """Receive messages from a queue (tutorial 1).
 
-    With --where, what does not match stays in the queue: it is held until the command ends, so other consumers do not
-    get it before.
+    With --where, messages that do not match stay in the queue. Until the command ends, no other consumer gets them.
     """
     matching = Matching(receiving, where, skips=offset is not None)
     settings = matching.settings()._replace(offset=offset)
@@ -224,7 +223,6 @@ def publisher_confirms(
 
 
 def _confirmed(receipts: Iterable[Receipt], count: int) -> int:
-    """Count confirmed messages, and show the progress on a terminal."""
     progress = Progress("confirmed", fraction=lambda: progress.count / count)
     try:
         return sum(receipt.confirmation is Confirmation.CONFIRMED for receipt in progress.of(receipts))

@@ -124,7 +124,7 @@ ReaderName = Annotated[str, Argument(help="Name of the reader, as for --track", 
 def show(stream: StreamName, name: ReaderName, broker: Broker, port: StreamPort = None) -> None:
     """Print the offset of the last message that a reader has read.
 
-    For a super stream, that of each partition.
+    For a super stream, prints the offset in each partition.
     """
     with broker.access().stream_channel(port) as channel:
         found = {each: channel.stored_offset(each, name) for each in channel.streams_of(stream)}
@@ -153,7 +153,7 @@ def set_(
     broker: Broker,
     port: StreamPort = None,
 ) -> None:
-    """Have a reader continue after an offset."""
+    """Let a reader continue after an offset."""
     with broker.access().stream_channel(port) as channel:
         if (partitions := channel.streams_of(stream)) != [stream]:
             raise UsageError(f"{stream!r} is a super stream", f"name one of its partitions, such as {partitions[0]}")
@@ -163,7 +163,7 @@ def set_(
 
 @offset.command("mqtool offset reset app reports", without=("dialect", "strict"))
 def reset(stream: StreamName, name: ReaderName, broker: Broker, port: StreamPort = None) -> None:
-    """Have a reader start again, where its --offset says."""
+    """Let a reader start again, where its --offset says."""
     with broker.access().stream_channel(port) as channel:
         for each in channel.streams_of(stream):
             channel.forget_offset(each, name)
@@ -194,7 +194,7 @@ def send(stream: StreamOptions, broker: Broker) -> None:
     instead={"dialect": DialectOfStreams},
 )
 def receive(stream: StreamOptions, receiving: Receiving, broker: Broker) -> None:
-    """Read on up to the marker, and store every tenth offset."""
+    """Read up to the marker, and store every tenth offset."""
     from mqtool.tutorials import stream_offset_tracking as lesson
 
     tutorial = TRACKING[dialect_of(broker)]

@@ -83,11 +83,7 @@ class Screen:
             self.order = key
 
     def queues(self, limit: int | None, name: str = "") -> list[Json]:
-        """The first queues, in the chosen order, whose names contain this text; equal values are sorted by name.
-
-        Args:
-            limit: number of queues; None for all. If there are very many, the broker sorts and sends only the first.
-        """
+        """The first queues, in the chosen order, whose names contain this text; equal values are sorted by name."""
         path = _ORDERS[self.order].path
         if limit is None or self.count(name) <= _ALL_AT_ONCE:
             found = list(api.queues(self.api, self.vhost, COLUMNS, name=name))

@@ -88,8 +88,8 @@ def route(
 ) -> None:
     """Explain where a message would go, and why.
 
-    Shows the queues that get it, the bindings that match, those that nearly match, and where it goes if
-    it is dead-lettered. With --test, exits 3 if a line of the file is wrong.
+    Shows the queues that get it, the bindings that match or nearly match, and where it goes if it is dead-lettered.
+    With --test, exits 3 if a message of the file would go elsewhere.
     """
     if (exchange is None) == (test is None):
         raise UsageError("give either EXCHANGE and KEY, or --test FILE", "mqtool route topic_logs kern.critical")
@@ -152,11 +152,7 @@ def _expectation(words: list[str]) -> _Expectation:
 
 
 def _compare(lines: list[_Expectation], explain: Callable[[str, str, dict[str, Any]], Route], *, as_json: bool) -> None:
-    """Print each line's route next to the expected queues.
-
-    Raises:
-        SomeFailed: a route is not as expected.
-    """
+    """Print each line's route next to the expected queues. Raises SomeFailed if any differ."""
     failed = 0
     for line in lines:
         found = explain(line.exchange, line.routing_key, line.headers)

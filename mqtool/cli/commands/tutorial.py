@@ -153,8 +153,6 @@ def _add(
     restarts_it: bool = False,
     on_cluster: bool = False,
 ) -> None:
-    """Add the command of a drill."""
-
     @drill.command(f"mqtool drill {name}", name=name, about=about, without=["url" if on_cluster else "image"])
     def command(
         kind: Annotated[Kind, Option(help="Kind of broker to start")] = Kind.AUTO,

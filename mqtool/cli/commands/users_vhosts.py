@@ -48,11 +48,7 @@ def _user(api: Management, name: str) -> Json:
 
 
 def _is_there(api: Management, kind: str, name: str, *, if_not_exists: bool, hint: str) -> bool:
-    """True if a user or vhost already exists, which is only reported with --if-not-exists.
-
-    Raises:
-        MqtoolError: the user or vhost exists, and --if-not-exists is not given.
-    """
+    """True if a user or vhost already exists. Raises MqtoolError without --if-not-exists."""
     if _found(api, f"{kind}s", name) is None:
         return False
     if not if_not_exists:
@@ -62,7 +58,6 @@ def _is_there(api: Management, kind: str, name: str, *, if_not_exists: bool, hin
 
 
 def _delete(access: Access, kind: str, name: str, what: str, yes: Yes = False, *, if_exists: bool) -> None:
-    """Delete a user or vhost after confirmation."""
     api = access.management()
     if _found(api, f"{kind}s", name) is not None:
         ask(f"delete {what}", access, yes=yes)

@@ -30,23 +30,14 @@ class BatchedOutput:
         self._failure: BaseException | None = None
 
     def add(self, data: bytes) -> None:
-        """Add data to the batch, and write the batch if it is large.
-
-        Raises:
-            ReaderGone, MqtoolError: as for flush().
-        """
+        """Add data to the batch, and write the batch if it is large."""
         self._batch.append(data)
         self._size += len(data)
         if self._size >= _BATCH_BYTES:
             self.flush()
 
     def flush(self) -> None:
-        """Write the batch.
-
-        Raises:
-            ReaderGone: the program that reads the output has ended.
-            MqtoolError: the data cannot be written; every later call fails in the same way.
-        """
+        """Write the batch. Once a write has failed, every later call raises its error."""
         if self._failure is not None:  # the messages in that batch were not written, and must not be acknowledged
             raise self._failure
         if self._batch:
@@ -61,22 +52,11 @@ class BatchedOutput:
 class DeliveryWriter:
     """Renders deliveries and writes them to stdout: one at a time when called, or in batches with add() and flush().
 
-    Attributes:
-        batched: the output that add() collects and flush() writes.
-        render: returns the bytes to write for a delivery.
-
     Args:
         line: the default format: a function that returns the text before the body; or a whole line with placeholders
             {key}, {queue}, {offset} and {body}; {body!r} quotes text, and {body!b} is a Python bytes literal.
-        raw: write bodies only, one to a line.
-        as_json: write NDJSON.
-        template: the template of --format; TEMPLATE_PLACES lists its placeholders.
-        pretty: indent bodies that are JSON.
         wait_for_reader: if stdout is a pipe, return only when its reader has read the delivery, so that no message is
             acknowledged before it was read.
-
-    Raises:
-        UsageError: the template has an unknown placeholder, or the options contradict each other.
     """
 
     def __init__(
@@ -152,13 +132,11 @@ class DeliveryWriter:
 
 
 def _style_of(routing_key: str) -> str | None:
-    """The style of a log message, which depends on the last word in its routing key that names a severity."""
     found = [_STYLES[word] for word in routing_key.lower().split(".") if word in _STYLES]
     return found[-1] if found else None
 
 
 def _indented(body: bytes) -> bytes:
-    """Indent a body that is JSON; return any other body unchanged."""
     import json
 
     try:
@@ -168,7 +146,6 @@ def _indented(body: bytes) -> bytes:
 
 
 def _filled(text: str) -> Callable[[Delivery], str]:
-    """Return a function that fills the placeholders in a part of a line."""
     if "{" not in text:
         return lambda _: text
     return lambda delivery: text.format(key=delivery.routing_key, queue=delivery.queue, offset=delivery.delivery_tag)
@@ -216,14 +193,7 @@ TEMPLATE_PLACES = {letter: meaning for letter, (meaning, _) in _PLACES.items()}
 
 
 def parse_template(template: str, *, escape: bool = False) -> list[Callable[[Delivery], bytes]]:
-    """Split a --format template into parts, each a function that returns the part for a delivery.
-
-    Args:
-        escape: escape control characters, as for a terminal.
-
-    Raises:
-        UsageError: the template has an unknown placeholder.
-    """
+    """Split a --format template into parts. Raises UsageError for an unknown placeholder."""
     parts: list[Callable[[Delivery], bytes]] = []
     for piece in re.findall(r"%.?|\\[nt\\]|[^%\\]+|\\", template, re.DOTALL):
         if piece.startswith("%"):
@@ -247,9 +217,6 @@ def append_to(path: Path) -> None:
     On SIGHUP the file is opened again, so that logrotate can rename it:
 
         mqtool receive -o app.log ── mv app.log app.log.1; kill -HUP ──> app.log.1 ends with a whole line
-
-    Raises:
-        UsageError: the file cannot be opened.
     """
     try:
         cut_off = _remove_fragment(path)
@@ -277,7 +244,6 @@ def start_new_line() -> None:
 
 
 def _remove_fragment(path: Path) -> int:
-    """Remove an incomplete last line from the end of a file; return the number of bytes removed."""
     if not path.is_file():
         return 0
     with path.open("rb+") as file:

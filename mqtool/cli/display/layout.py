@@ -44,17 +44,11 @@ def show_rows(rows: Iterable[Row], columns: Sequence[str], *, as_json: bool = Fa
 
 
 def _tabbed(value: Any) -> str:
-    """Format a value for a pipe, with tabs and newlines escaped."""
     return _BETWEEN.sub(lambda match: _WRITTEN[match[0]], as_text(value))
 
 
 def table(rows: Sequence[Row], columns: Sequence[str], warning: str | None = None, *, folded: bool = True) -> "Table":
-    """Make a table. Values are escaped, and never interpreted as markup.
-
-    Args:
-        warning: the column to show in red.
-        folded: wrap values that do not fit; otherwise shorten the values of the widest columns.
-    """
+    """Make a table, with one column in red. Values that do not fit are wrapped, or else shortened."""
     from rich.table import Table
     from rich.text import Text
 
@@ -83,7 +77,6 @@ def table(rows: Sequence[Row], columns: Sequence[str], warning: str | None = Non
 
 
 def _draw_many(rows: Sequence[Row], columns: Sequence[str]) -> None:
-    """Draw a table of many rows without rich, which would take seconds."""
     cells = [[_cell_text(row[name]) for name in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     right = [_is_number(rows[0][name]) for name in columns]
@@ -135,11 +128,7 @@ def escaped_lines(console: "Console", what: "RenderableType") -> "list[list[Segm
 
 
 def show_wrapped(text: str, indent: str = "", *, style: str = "") -> None:
-    """Print a sentence on stdout; on a terminal, broken between words, with further lines indented.
-
-    Args:
-        style: an SGR code of ECMA-48, used if stdout may have colours.
-    """
+    """Print a sentence on stdout; on a terminal, broken between words, with further lines indented."""
     lines = [text]
     if output.is_terminal(1):
         width = terminal().width
@@ -219,11 +208,7 @@ def rich_text(line: Line) -> "Text":
 
 
 def show_lines(lines: Iterable[Line]) -> None:
-    """Print lines on stdout, fitted to the width of a terminal.
-
-    Raises:
-        ReaderGone: the program that reads stdout has ended.
-    """
+    """Print lines on stdout, fitted to the width of a terminal."""
     if not output.is_terminal(1):
         for line in lines:
             output.show(plain(line))

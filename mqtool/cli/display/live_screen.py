@@ -105,11 +105,7 @@ class Live:
         self._wanted, self._got = 1, 0
 
     def run(self) -> None:
-        """Show frames in place, or one after the other on a terminal that cannot redraw.
-
-        Raises:
-            MqtoolError: the broker cannot be reached at the start, or refuses a request.
-        """
+        """Show frames in place, or one after the other on a terminal that cannot redraw."""
         from rich.live import Live as Screen
 
         console, stop = layout.terminal(), threading.Event()
@@ -171,7 +167,6 @@ class Live:
             self._changed.notify_all()
 
     def _fetch_now(self) -> None:
-        """Request a new frame, and wait briefly for it."""
         with self._changed:
             self._wanted += 1
             self._changed.notify_all()
@@ -246,7 +241,6 @@ class Live:
 
 
 def _keys_within(seconds: float, stop: threading.Event) -> str:
-    """Wait for key presses; return "" if the time is up or the event is set first."""
     end = time.monotonic() + seconds
     while not stop.is_set() and (left := end - time.monotonic()) > 0:
         if not output.is_terminal(0):
@@ -274,12 +268,10 @@ PATIENCE, _BETWEEN_UPDATES = 1.0, 0.1
 
 
 class Progress:
-    """Counts things, and shows the count on a terminal.
+    """Counts things, and shows the count on a terminal after some seconds.
 
     Args:
         done: the word after the count, such as "confirmed".
-        is_wanted: False to show nothing.
-        patience: seconds before progress is shown.
         fraction: returns the fraction done so far, from 0 to 1; None if the total is unknown.
     """
 

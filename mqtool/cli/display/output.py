@@ -47,10 +47,7 @@ class ReaderGone(MqtoolError):
 
 
 def take_standard_streams() -> None:
-    """Open /dev/null as each descriptor from 0 to 2 that the parent closed, so that no socket gets its number.
-
-    Reading from such a descriptor returns end of file, and writing to it fails.
-    """
+    """Open /dev/null as each descriptor from 0 to 2 that the parent closed, so that no socket gets its number."""
     for descriptor, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         try:
             os.fstat(descriptor)
@@ -103,11 +100,7 @@ def error(what: str, hint: str | None = None, pointer: Pointer | None = None) ->
 
 
 def show(text: str, *, style: str = "") -> None:
-    """Print lines of data on stdout; on a terminal, with control characters escaped.
-
-    Args:
-        style: an SGR code of ECMA-48, used if stdout may have colours.
-    """
+    """Print lines of data on stdout, in a style (SGR); on a terminal, with control characters escaped."""
     text = visible(text) if is_terminal(STDOUT) else text
     write(encoded(styled(text, style, STDOUT) if style else text))
 
@@ -223,7 +216,6 @@ def continue_in(descriptor: int, name: str) -> None:
 
 
 def _cut_back(fragment: int) -> bool:
-    """Remove an incomplete write of this many bytes from the end of stdout; return False if it cannot be removed."""
     try:
         found = os.fstat(STDOUT)
         if not fragment or not stat.S_ISREG(found.st_mode) or os.lseek(STDOUT, 0, os.SEEK_CUR) != found.st_size:
@@ -236,13 +228,10 @@ def _cut_back(fragment: int) -> bool:
 
 
 def wait_until_taken() -> None:
-    """If stdout is a pipe, wait until its reader has read everything that was written.
+    """If stdout is a pipe, wait until its reader has read everything, or raise ReaderGone.
 
     Otherwise `mqtool receive | head -n 3` would lose messages: those written to the pipe and acknowledged after head
     read its third line.
-
-    Raises:
-        ReaderGone: the reader ended without reading everything.
     """
     if not is_pipe():
         return
@@ -274,11 +263,7 @@ def is_pipe() -> bool:
 
 
 class Reader:
-    """Notices when the program that reads stdout ends, even while there is nothing to write.
-
-    Args:
-        on_gone: called on another thread when the reader ends.
-    """
+    """Calls a function, on another thread, when the program that reads stdout ends."""
 
     def __init__(self, on_gone: Callable[[], None]) -> None:
         self._gone = False
@@ -287,11 +272,7 @@ class Reader:
             threading.Thread(target=self._watch, name="mqtool-reader", daemon=True).start()
 
     def check(self) -> None:
-        """Raise ReaderGone if the reader has ended.
-
-        Raises:
-            ReaderGone: the reader has ended.
-        """
+        """Raise ReaderGone if the reader has ended."""
         if self._gone:
             raise ReaderGone("nobody reads the output any more")
 
@@ -304,11 +285,7 @@ class Reader:
 
 
 def create_ready_file(path: Path | None) -> None:
-    """Create the file given by --ready-file, which signals that the command is consuming.
-
-    Raises:
-        UsageError: the file cannot be created.
-    """
+    """Create the file given by --ready-file, which signals that the command is consuming."""
     if path is not None:
         try:
             # Symbolic links are not followed: in a directory that others can write to, one may point anywhere.

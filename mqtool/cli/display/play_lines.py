@@ -24,11 +24,7 @@ _BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
 def chart(values: Sequence[float], width: int, height: int) -> list[str]:
-    """Draw a bar chart; return its rows from the top. The largest value fills the height.
-
-    Args:
-        width, height: in characters. If there are more values than columns, a column shows the largest of several.
-    """
+    """Draw a bar chart; return its rows from the top. A column shows the largest of several values if necessary."""
     greatest = max(values, default=0.0)
     # Even a small value is visible.
     eighths = [max(1, round(value / greatest * height * 8)) if value > 0 else 0 for value in _fitted(values, width)]
@@ -60,12 +56,7 @@ _ENOUGH = (b"\n", b"\r", b" ")
 
 
 class Pace:
-    """Waits between the steps of a play.
-
-    Args:
-        auto: continue without Enter, after enough time to read.
-        watched: True if a person is watching; by default, if stdout is a terminal.
-    """
+    """Waits between the steps of a play: for Enter, or long enough to read. Raises typer.Exit if the user quits."""
 
     def __init__(self, *, auto: bool, watched: bool | None = None) -> None:
         self._watched = output.is_terminal(1) if watched is None else watched
@@ -73,20 +64,12 @@ class Pace:
         self._keys = self._watched and output.is_terminal(0)
 
     def forget_keys(self) -> None:
-        """Discard the keys pressed so far, before a text is shown.
-
-        Raises:
-            typer.Exit: the user quits.
-        """
+        """Discard the keys pressed so far, before a text is shown."""
         while self._key(0):
             pass
 
     def wait(self, text: str) -> None:
-        """Wait for Enter, or for as long as it takes to read a text.
-
-        Raises:
-            typer.Exit: the user quits.
-        """
+        """Wait for Enter, or for as long as it takes to read a text."""
         if not self._watched:
             return
         limit = None if self.asks else time.monotonic() + max(_SHORTEST, len(text) / _READ_PER_SECOND)
@@ -98,11 +81,7 @@ class Pace:
                 return
 
     def _key(self, seconds: float | None) -> bytes:
-        """Wait up to this many seconds for a key; return b"" if none is pressed.
-
-        Raises:
-            typer.Exit: the key is q.
-        """
+        """Wait up to this many seconds for a key; return b"" if none is pressed."""
         if not self._keys or not select.select([0], [], [], seconds)[0]:
             return b""
         key = os.read(0, 1)
@@ -129,12 +108,7 @@ _CHART_WIDTH, _CHART_HEIGHT = 64, 4
 
 
 class Lines:
-    """Shows a play or drill line by line; safe to call from the threads of its terminals.
-
-    Args:
-        aside: print on stderr; an error there does not end the play.
-        quiet: print nothing.
-    """
+    """Shows a play or drill line by line; safe to call from the threads of its terminals."""
 
     def __init__(self, pace: Pace, *, aside: bool = False, quiet: bool = False) -> None:
         for stream in (sys.stdout, sys.stderr):
@@ -225,7 +199,6 @@ class Lines:
         self.blank()
 
     def _behind(self, terminal: str, line: Text) -> None:
-        """Print a line after its terminal's name; on a screen, wrapped."""
         label = self._labels.get(terminal) or Text(terminal)
         pieces = [line]
         width = max(self._console.width - len(label) - len(_EDGE), _NARROWEST)
@@ -236,11 +209,7 @@ class Lines:
             self._print(Text.assemble(label, (_EDGE, "dim"), piece))
 
     def _print(self, what: RenderableType) -> None:
-        """Print. If nobody reads the output any more, the next call from the main thread ends the play.
-
-        Raises:
-            ReaderGone: the program that reads the output has ended.
-        """
+        """Print. If nobody reads the output any more, the next call from the main thread raises ReaderGone."""
         with self._lock:
             if not self._reader_gone:
                 try:

@@ -157,7 +157,6 @@ class Panes:
         return Rule(Text(title, "bold"), align="left", style="dim")
 
     def _footer(self, width: int) -> list[Text]:
-        """The checks that have passed, the explanation, and the keys."""
         checks = [Text.assemble(("✓ ", "green"), check) for check in self._checks]
         narration = Text(self._narration, "" if self._waiting else "dim")
         keys = "Enter: continue · q: quit" if self._pace.asks else "Enter: skip ahead · q: quit"
@@ -165,7 +164,6 @@ class Panes:
         return [Text(" ") + line for text in texts for line in _wrapped(text, self._console, width)]
 
     def _rows(self, width: int) -> list[list[str]]:
-        """The names of the terminals in each row."""
         names = list(self._panes)
         columns = max(1, min(len(names), width // _PANE_WIDTH))
         # If the rows cannot be equal, the first one, with the main terminal, has fewer.
@@ -236,7 +234,6 @@ class Panes:
 
 
 def _queue_column(queues: Sequence[QueueDepth], height: int) -> Text:
-    """The queues, between a sender on the left and receivers on the right."""
     lines = [Text("─" * (_QUEUES_WIDTH - 2) + ">", "dim")]
     for queue in queues:
         name = Text(shortened(output.one_line(queue.name), _QUEUES_WIDTH - 2), "bold")
@@ -246,7 +243,6 @@ def _queue_column(queues: Sequence[QueueDepth], height: int) -> Text:
 
 
 def _queue_line(queues: Sequence[QueueDepth]) -> Text:
-    """The queues, between a sender above and receivers below."""
     line = Text(" ", no_wrap=True, overflow="ellipsis")
     for queue in queues:
         line.append(shortened(output.one_line(queue.name), 24), "bold").append(f" {_bar(queue, 10)}", "yellow")

@@ -22,11 +22,7 @@ _RATES = {"publish_rate": "published", "deliver_rate": "delivered", "ack_rate": 
 
 
 def explained_queue(queue: QueueDetails, columns: int | None, rows: int | None) -> Iterator[Line]:
-    """Yield the lines that describe a queue, for one screen of the terminal.
-
-    Args:
-        columns, rows: size of the terminal; None for no limit. Long lists are shortened to fit.
-    """
+    """Yield the lines that describe a queue. Long lists are shortened to fit on the screen."""
     facts = [*_facts(queue, columns)]
     yield [("queue ", DIM), (shown(queue.row["name"]), NAME), (" in vhost ", DIM), shown(queue.row["vhost"])]
     yield from facts
@@ -84,7 +80,6 @@ def _facts(queue: QueueDetails, columns: int | None) -> Iterator[Line]:
 
 
 def _fact(name: str, value: str, columns: int | None, style: str = "") -> Iterator[Line]:
-    """Yield the line of a property; a long value continues on further lines."""
     width = len(value) + 1 if columns is None else max(columns - _INDENT, 20)
     for number, piece in enumerate(textwrap.wrap(value, width, break_on_hyphens=False)):
         yield [("" if number else f"  {name}").ljust(_INDENT), (piece, style)]

@@ -37,13 +37,7 @@ class _Branch:
 
 
 def tree(wiring: Wiring, *, rates: bool = False, limit: int | None = None, width: int | None = None) -> Iterator[Line]:
-    """Yield the lines of the tree.
-
-    Args:
-        rates: also show messages per second.
-        limit: number of exchanges to show; None for all.
-        width: columns of the terminal; None for no limit.
-    """
+    """Yield the lines of the tree: up to `limit` exchanges, with messages per second if `rates`."""
     root = _Branch([("vhost ", DIM), (shown(wiring.vhost), NAME)])
     told: set[str] = set()
     for number, node in enumerate(wiring.exchanges.values()):
@@ -117,7 +111,6 @@ def _link(link: Link, kind: str, wiring: Wiring, told: set[str], *, rates: bool,
 
 
 def _first_of(keys: list[str], room: int) -> list[str]:
-    """The first keys that fit, at least one."""
     ends = accumulate(len(key) + 2 for key in keys)
     return keys[: max(1, sum(end - 2 <= room for end in ends))]
 

@@ -43,12 +43,7 @@ _ECHOED = 10_000
 
 
 class PublishingChannel(Protocol):
-    """The attributes of an AMQP or stream channel that are needed to report receipts.
-
-    Attributes:
-        refused: True if the broker closed the channel because of an error in a request.
-        unconfirmed: messages published and not yet confirmed.
-    """
+    """The attributes of an AMQP or stream channel that are needed to report receipts."""
 
     @property
     def refused(self) -> bool: ...
@@ -68,7 +63,7 @@ def publishing_channel(
     adapt: Callable[[Message], Message] | None = None,
     source: Input | None = None,
 ) -> "Iterator[tuple[Channel, Outgoing]]":
-    """Open a channel, and read the messages that the command line asks to publish.
+    """Open a channel, and read the messages that the command line asks to publish. Yields both.
 
     Args:
         to: where the command sends messages that do not name an exchange or a routing key themselves.
@@ -77,13 +72,6 @@ def publishing_channel(
         default: the body if there are neither message words nor input.
         adapt: applied to each message of the input.
         source: the messages, instead of those that the command line names.
-
-    Yields:
-        The channel, and the messages to publish on it.
-
-    Raises:
-        UsageError: options contradict each other, or the input cannot be read.
-        PluginMissing: `--via plugin` was given, and the broker does not have the plugin.
     """
     options = asked.options
     for name in addressing:
@@ -109,19 +97,7 @@ def publishing_stream_channel(
     routing_key: str | None,
     default: bytes,
 ) -> "Iterator[tuple[StreamChannel, Outgoing]]":
-    """Open a stream channel, and read the messages that the command line asks to publish.
-
-    Args:
-        opened: opens the channel.
-        routing_key: chooses the partition of a super stream.
-        default: the body if there are neither message words nor input.
-
-    Yields:
-        The channel, and the messages to publish on it.
-
-    Raises:
-        UsageError: options contradict each other, or the input cannot be read.
-    """
+    """Open a stream channel, and read the messages that the command line asks to publish. Yields both."""
     source = read_messages(asked, Addressing(None, routing_key), default=default, with_ids=False)
     with opened(asked.broker.access()) as channel:
         yield channel, Outgoing(asked.options, channel, source, source)
@@ -157,8 +133,7 @@ class Outgoing:
             line: what to print for a confirmed message; a string may contain the placeholders {key} and {body}.
 
         Raises:
-            NotConfirmed: the broker confirmed none of the messages.
-            SomeFailed: the broker did not confirm some of the messages.
+            NotConfirmed, SomeFailed: the broker confirmed none, or not all, of the messages.
             SystemExit: a signal ended the input early; all messages read before it are confirmed.
         """
         text_of = _filled(line) if isinstance(line, str) else line
@@ -221,7 +196,6 @@ class Outgoing:
         return SomeFailed(f"{failed:,} of the messages sent were not confirmed: {error}", error.hint)
 
     def _finish(self) -> None:
-        """Print the totals, and complete the file of --failed-to."""
         unconfirmed = self._channel.unconfirmed
         nothing_but_an_error = not self._total and not unconfirmed and sys.exc_info()[0] is not None
         if (self._is_piped and not nothing_but_an_error) or self._total > 1:
@@ -247,12 +221,6 @@ class FailedMessages:
     """The file of --failed-to: messages that were not confirmed, or not published, so that they can be sent again.
 
     The file has a temporary name until it is complete, since the input may be a file of the same name.
-
-    Args:
-        addressed: returns a message with the exchange and the routing key that it was published with.
-
-    Raises:
-        UsageError: the file cannot be written.
     """
 
     def __init__(self, path: Path, addressed: Callable[[Message], Message]) -> None:

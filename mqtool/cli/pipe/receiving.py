@@ -53,19 +53,7 @@ def receiving_channel(
     waiting: str = WAITING_FOR_MESSAGES,
     queue_is_private: bool = False,
 ) -> "Iterator[tuple[Any, Incoming]]":
-    """Open a channel to consume on, and the output for its deliveries.
-
-    Args:
-        line, queue_is_private: as for delivery_writer().
-        opened: opens the channel, of AMQP or of streams.
-        waiting: the line that says that the command is consuming.
-
-    Yields:
-        The channel, and the printer of its deliveries.
-
-    Raises:
-        UsageError: an option is not valid, or the file of --output cannot be opened.
-    """
+    """Open a channel to consume on, of AMQP or of streams. Yields it, and the printer of its deliveries."""
     receiving.printing.redirect()
     write = delivery_writer(receiving, line, queue_is_private=queue_is_private)
     access = broker.access()
@@ -74,11 +62,7 @@ def receiving_channel(
 
 
 class Incoming:
-    """Prints the deliveries of a receiving command.
-
-    Attributes:
-        access: how to reach the broker.
-    """
+    """Prints the deliveries of a receiving command."""
 
     def __init__(
         self, access: Access, receiving: Receiving, channel: ReceivingChannel, write: DeliveryWriter, waiting: str
@@ -94,11 +78,7 @@ class Incoming:
         return settings._replace(before_acknowledging=self._write.flush)
 
     def print_all(self, deliveries: Iterator[Delivery]) -> None:
-        """Print deliveries until there are no more. Asking for the next one acknowledges the one that was printed.
-
-        Raises:
-            ReaderGone: the program that reads the output has ended.
-        """
+        """Print deliveries until there are no more. Asking for the next one acknowledges the one that was printed."""
         # With output into a file, nothing else shows that messages arrive.
         progress = Progress("received", is_wanted=output.is_file(output.STDOUT), patience=0)
         with consuming(self._ready_file, self._channel, self._waiting):
@@ -118,11 +98,7 @@ def delivery_writer(
 
     Args:
         line: as for DeliveryWriter.
-        queue_is_private: the queue is deleted when the command ends, and unread messages are lost in any case, so the
-            writer does not wait until the reader of a pipe has read each message.
-
-    Raises:
-        UsageError: options contradict each other, or the ready file cannot be created.
+        queue_is_private: unread messages are lost in any case, so do not wait until a pipe's reader has read each one.
     """
     ready = receiving.ready_file
     if ready is not None and not ready.parent.is_dir():
@@ -132,12 +108,9 @@ def delivery_writer(
 
 @contextmanager
 def consuming(ready_file: Path | None, channel: ReceivingChannel, waiting: str) -> Iterator[None]:
-    """Announce that the command is consuming: print a line, and create the ready file, if any.
+    """Print the line `waiting`, and create the ready file, if any.
 
-    Within the block, the channel stops when the program that reads the output ends.
-
-    Raises:
-        ReaderGone: that program has ended.
+    Within the block, the channel stops when the program that reads the output ends; ReaderGone is then raised.
     """
     output.status(waiting)
     output.create_ready_file(ready_file)
@@ -148,11 +121,7 @@ def consuming(ready_file: Path | None, channel: ReceivingChannel, waiting: str) 
 
 @contextmanager
 def announcing_unfinished_work(in_hand: Callable[[], int]) -> Iterator[None]:
-    """Within the block, the first Ctrl-C prints that the command waits for unfinished work.
-
-    Args:
-        in_hand: returns the number of messages being processed.
-    """
+    """Within the block, the first Ctrl-C prints how many messages are still being processed."""
 
     def say() -> None:
         if (count := in_hand()) and stopping.requested() == signal.SIGINT:
@@ -169,16 +138,13 @@ _PATIENCE = (0.3, 1.0)
 def checked(
     queue: Queue, options: UsedQueueOptions, channel: Channel, broker: Broker, access: Access | None = None
 ) -> Queue:
-    """Return the queue if it exists or may be declared; on a terminal, print a notice if it is new.
+    """Return the queue if it exists or may be declared, else raise NotFound; on a terminal, say if the queue is new.
 
     A new queue's name may be mistyped. If it is a tutorial's queue, scripts that declare the queue with other settings
     will fail with 406 PRECONDITION_FAILED, so the notice says which dialect such scripts need.
 
     Args:
         access: given by receiving commands, which declare a queue only if it is a tutorial's or an option requires it.
-
-    Raises:
-        NotFound: the queue does not exist and must not be declared.
     """
     is_tutorials = queue.name in {each.name for each in broker.names}
     if not (is_tutorials or options.has_settings or broker.strict):
@@ -221,12 +187,8 @@ _MOST = 65_535
 class Matching(NamedTuple):
     """The messages to receive: those that match `--where`, up to `--count`.
 
-    In a private queue, and in a stream, a message that does not match is skipped. In any other queue it is held
+    In a private queue, and in a stream (`skips`), a message that does not match is skipped. In another queue it is held
     unacknowledged until the command ends, and then requeued; requeued earlier, it would be delivered again at once.
-
-    Attributes:
-        where: the condition; None for all messages.
-        skips: True if messages that do not match need not be kept.
     """
 
     receiving: Receiving
@@ -234,11 +196,7 @@ class Matching(NamedTuple):
     skips: bool = False
 
     def settings(self) -> Settings:
-        """Return the settings for consuming.
-
-        Raises:
-            UsageError: --auto-ack is given, so messages that do not match would be lost.
-        """
+        """The settings for consuming. Raises UsageError if --auto-ack would lose messages that do not match."""
         settings = self.receiving.settings()
         if self.where is None:
             return settings
@@ -249,11 +207,7 @@ class Matching(NamedTuple):
         return settings._replace(count=None, acknowledge=False, prefetch=self.receiving.prefetch or _MOST)
 
     def of(self, channel: Channel, deliveries: Iterator[Delivery], settings: Settings) -> Iterator[Delivery]:
-        """Yield the deliveries that match, up to the count. Asking for the next one acknowledges the last one.
-
-        Args:
-            settings: the settings with which the deliveries were consumed.
-        """
+        """Yield the deliveries that match, up to the count. Asking for the next one acknowledges the last one."""
         if self.where is None:
             return deliveries
         return self._chosen(channel, deliveries, settings, self.where)
@@ -291,11 +245,7 @@ _SUMS = {"done": "done", "retry": "retries", "dead": "dead"}
 
 
 def work(command: str, options: ProgramOptions, named: UsedQueueOptions, receiving: Receiving, broker: Broker) -> None:
-    """Run a program for each message (`worker --exec`), until a signal or a limit ends the command.
-
-    Raises:
-        UsageError: the program does not exist, or options contradict each other.
-    """
+    """Run a program for each message (`worker --exec`), until a signal or a limit ends the command."""
     if receiving.printing.has_form or receiving.auto_ack:
         raise UsageError(
             "--exec cannot be combined with output or acknowledgement options",
@@ -334,11 +284,7 @@ def work(command: str, options: ProgramOptions, named: UsedQueueOptions, receivi
 
 
 def handled_messages(dedup: DedupOptions) -> "HandledMessages | None":
-    """Open the store of handled messages; return None without --deduplicate.
-
-    Raises:
-        UsageError: the store cannot be used, or is named without --deduplicate.
-    """
+    """Open the store of handled messages; return None without --deduplicate."""
     if not dedup.deduplicate:
         if dedup.store is not None:
             raise UsageError("--dedup-store has no effect without --deduplicate", "add --deduplicate")

@@ -19,15 +19,7 @@ _NEAR = 256 * 1024
 
 
 class Recording:
-    """The messages of recordings, one file after the other.
-
-    Args:
-        paths: the files; "-" is stdin, which is also read if there are none.
-        times: how many times to play all files.
-
-    Raises:
-        UsageError: a file cannot be read, or is a pipe that cannot be read again.
-    """
+    """The messages of recordings, one file after the other; without files, those of stdin."""
 
     def __init__(self, paths: Sequence[Path], selection: Selection, changes: Changes, times: int = 1) -> None:
         if not paths and output.is_terminal(STDIN):
@@ -43,14 +35,7 @@ class Recording:
             raise UsageError("--loop needs files, as a pipe can be read only once", "save the recording first")
 
     def messages(self, *, to_the_end: bool = False) -> Iterator[Recorded | None]:
-        """Yield the messages, and None while a pipe has none.
-
-        Args:
-            to_the_end: read files to the end even after a signal to stop.
-
-        Raises:
-            BadData: a line is not a message.
-        """
+        """Yield the messages, and None while a pipe has none; even after a signal to stop, with `to_the_end`."""
         for _ in range(self._times):
             for descriptor, size in zip(self._descriptors, self._sizes, strict=True):
                 if size is not None and self._times > 1:
@@ -62,11 +47,7 @@ class Recording:
             self._passes += 1
 
     def fraction(self, pace: Pace) -> Callable[[], float] | None:
-        """Return a function that returns the fraction played so far, from 0 to 1; None if the size is unknown.
-
-        Args:
-            pace: when each message is due.
-        """
+        """Return a function that returns the fraction played so far, from 0 to 1; None if the size is unknown."""
         sizes = [size for size in self._sizes if size is not None]
         total = sum(sizes) * self._times
         if len(sizes) < len(self._sizes) or not total:
@@ -104,11 +85,7 @@ def _moment(line: bytes) -> float | None:
 
 
 class Replayed(Input):
-    """Yields the messages of a recording when they are due.
-
-    Args:
-        keeps_rest: as for Input.
-    """
+    """Yields the messages of a recording when they are due."""
 
     def __init__(self, recording: Recording, pace: Pace, *, keeps_rest: bool) -> None:
         super().__init__(

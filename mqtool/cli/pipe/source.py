@@ -32,11 +32,7 @@ def has_input(descriptor: int) -> bool:
 
 
 def opened(path: Path | None) -> int:
-    """Open a file and return its descriptor; stdin for None and for "-".
-
-    Raises:
-        UsageError: the file cannot be read.
-    """
+    """Open a file and return its descriptor; stdin for None and for "-"."""
     if path is None or str(path) == "-":
         return STDIN
     try:
@@ -143,11 +139,7 @@ _LOT = 256
 
 
 class Addressing(NamedTuple):
-    """Exchange and routing key given by the user, which override those of a message; None if not given.
-
-    Attributes:
-        routing_key: may contain {group} placeholders, which --key-pattern fills.
-    """
+    """The exchange and routing key given by the user, if any. The key may have {group} places for --key-pattern."""
 
     exchange: str | None = None
     routing_key: str | None = None
@@ -235,10 +227,6 @@ def read_messages(
         default: the body if there are neither message words nor input.
         adapt: applied to each message of the input.
         with_ids: give a message ID to each message that has none.
-
-    Raises:
-        UsageError: options contradict each other, or the file cannot be read.
-        BadData: a line of the input is not valid; raised while reading.
     """
     words, options = asked.words, asked.options
     if sum([options.lines, options.null, options.as_json, options.delimiter is not None]) > 1:
@@ -297,8 +285,6 @@ def _from_input(
 
 
 class _Making:
-    """Makes messages from bodies, with headers, properties and routing keys from the options."""
-
     def __init__(
         self, options: MessageOptions, addressing: Addressing, delays: DelayOptions, *, with_ids: bool
     ) -> None:
@@ -358,7 +344,6 @@ class _Making:
             yield [message]
 
     def _overrule(self, message: Message, *, has_properties: bool) -> None:
-        """Let options override the message's own routing key, exchange, properties and delay."""
         if self._pattern is not None:
             message.routing_key = self._key(message.body)
         elif self._routing_key is not None:

@@ -44,11 +44,7 @@ _STANDSTILL = 2.0
 
 @dataclass(frozen=True)
 class Source:
-    """A broker to tap.
-
-    Attributes:
-        start: starts a tap on the given channel with the given settings.
-    """
+    """A broker to tap, and a function that starts a tap with the given settings."""
 
     access: Access
     start: Callable[[Channel, Settings], Tap]
@@ -61,7 +57,6 @@ class Printing:
     Attributes:
         line: as for DeliveryWriter.
         buffer: deliveries kept per broker for a slow reader; more are dropped.
-        where: print only matching copies; None for all.
     """
 
     receiving: Receiving
@@ -71,12 +66,7 @@ class Printing:
 
 
 def print_taps(sources: Sequence[Source], printing: Printing) -> None:
-    """Print copies from all brokers at once; with several, each line starts with its broker's name.
-
-    Raises:
-        ReaderGone: the program that reads the output has ended.
-        MqtoolError: a tap failed, which ends all of them.
-    """
+    """Print copies from all brokers at once; with several, each line starts with its broker's name."""
     printing.receiving.printing.redirect()
     writers = [_labelled(printing, source, among=sources) for source in sources]
     with ExitStack() as stack:
@@ -116,11 +106,7 @@ def print_taps(sources: Sequence[Source], printing: Printing) -> None:
 
 
 class _Wanted:
-    """Chooses the deliveries to print: those that match, up to a count over all brokers.
-
-    Attributes:
-        found: number of deliveries chosen so far.
-    """
+    """Chooses the deliveries to print: those that match, up to a count over all brokers."""
 
     def __init__(self, count: int | None, where: Where | None, stop: Callable[[], None]) -> None:
         self.found = 0
@@ -155,11 +141,7 @@ class _Wanted:
 
 
 class _Run(threading.Thread):
-    """A thread that prints the copies from one broker.
-
-    Attributes:
-        failure: the error that ended it, if any.
-    """
+    """A thread that prints the copies from one broker. Its attribute `failure` is the error that ended it, if any."""
 
     def __init__(self, write: DeliveryWriter, deliveries: Iterator[Delivery], stop: Callable[[], None]) -> None:
         super().__init__(name="mqtool-tap", daemon=True)
@@ -232,11 +214,7 @@ _PAUSE, _ATTEMPTS = 0.5, 60
 
 
 def switch_off(access: Access) -> None:
-    """Switch the firehose off, even if mqtool did not switch it on.
-
-    Raises:
-        MqtoolError: the management API refuses, or does not answer.
-    """
+    """Switch the firehose off, even if mqtool did not switch it on."""
     switch_firehose(access.management(), access.vhost, on=False)
     with _one_at_a_time():
         _state_file(access).unlink(missing_ok=True)
@@ -263,14 +241,7 @@ def check_left_on(access: Access) -> None:
 
 @contextmanager
 def switched_on(access: Access, channel: Channel) -> Iterator[None]:
-    """Switch the firehose on within the block, and off afterwards if it was off before.
-
-    Args:
-        channel: when it reopens, the firehose is switched on again, since a restart of the broker switches it off.
-
-    Raises:
-        MqtoolError: the management API refuses, or does not answer.
-    """
+    """Switch the firehose on within the block, also after a restart of the broker; then off if it was off before."""
     api, file = access.management(), _state_file(access)
     with _one_at_a_time():
         if not file.exists() and firehose_is_on(api, access.vhost):
@@ -304,8 +275,6 @@ def _let_go(access: Access, held: IO[str]) -> None:
 
 
 class _Again(ChannelListener):
-    """Switches the firehose on again when a lost connection was reopened."""
-
     def __init__(self, access: Access) -> None:
         self._access = access
 
@@ -326,7 +295,6 @@ class _Again(ChannelListener):
 
 
 def _is_alone(file: IO[str]) -> bool:
-    """Lock the file for this command; return False if another command holds the lock."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -335,7 +303,6 @@ def _is_alone(file: IO[str]) -> bool:
 
 
 def _state_file(access: Access) -> Path:
-    """The file that records that mqtool switched on the firehose of this virtual host."""
     address = access.address
     host = "localhost" if address.host in ("127.0.0.1", "::1") else address.host
     name = hashlib.sha256(f"{host}:{address.port}/{address.virtual_host}".encode()).hexdigest()[:16]
