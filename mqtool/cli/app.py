@@ -5,8 +5,7 @@ import sys
 from importlib import import_module
 from typing import Any, NoReturn
 
-import typer
-from typer.core import TyperCommand, TyperOption
+import click
 
 from mqtool.cli import contexts, stopping, usage
 from mqtool.cli.command_line import Commands, Group
@@ -68,18 +67,20 @@ class _Root(Group):
     """The `mqtool` command. Imports the module of a subcommand only when it is called."""
 
     def __init__(self) -> None:
-        version = TyperOption(
-            param_decls=["--version"],
+        version = usage.HelpedOption(
+            ["--version"],
             is_flag=True,
+            default=False,
             expose_value=False,
             is_eager=True,
             callback=_show_version,
             help="Show the version",
         )
-        context = TyperOption(
-            param_decls=["--context", "-C"],
+        context = usage.HelpedOption(
+            ["--context", "-C"],
             metavar="NAME",
-            autocompletion=lambda _ctx, _words, typed: [name for name in contexts.names() if name.startswith(typed)],
+            default=None,
+            shell_complete=lambda _ctx, _option, typed: [name for name in contexts.names() if name.startswith(typed)],
             help="Broker, by the name of a context",
         )
         about = "Learn, script and operate RabbitMQ from the command line."
@@ -92,7 +93,7 @@ class _Root(Group):
             from mqtool.cli.help import page
 
             output.show(page.start_page())
-            raise typer.Exit
+            raise click.exceptions.Exit
         return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -108,9 +109,9 @@ class _Root(Group):
             return None
         module, panel = COMMANDS[cmd_name]
         if self._completing:
-            return TyperCommand(cmd_name, help=panel)
+            return click.Command(cmd_name, help=panel)
         command = import_module(f"mqtool.cli.commands.{module}").app.makers[cmd_name]()
-        command.rich_help_panel = panel
+        command.panel = panel
         return command
 
     def shell_complete(self, ctx: Any, incomplete: str) -> Any:
@@ -124,21 +125,18 @@ def _show_version(_context: Any, _option: Any, wanted: bool) -> None:
         from mqtool import __version__
 
         output.show(f"mqtool {__version__}")
-        raise typer.Exit
+        raise click.exceptions.Exit
 
-
-#: Set in the environment when a completion script asks for proposals.
-COMPLETE = "_MQTOOL_COMPLETE"
 
 app = _Root()
+#: A completion script puts the line to complete in this environment variable.
+_COMPLETE = "_MQTOOL_COMPLETE"
 
 
 def run() -> NoReturn:
     """Run mqtool on the process's arguments and exit."""
     output.take_standard_streams()
     stopping.install()
-    if COMPLETE in os.environ:
-        _complete()
     try:
         with running(Invocation()):
             code = _exit_code()
@@ -151,7 +149,16 @@ def _exit_code() -> int:
     """Run the command. Print an error, if any, on stderr and return the exit code."""
     code: int
     try:
-        code = app.main(standalone_mode=False, prog_name="mqtool") or ExitCode.OK
+        if _COMPLETE in os.environ:
+            from mqtool.cli import completion  # only for completion, because it takes long to import
+
+            output.write("".join(f"{line}\n" for line in completion.proposals(app, os.environ[_COMPLETE])).encode())
+            return ExitCode.OK
+        with app.make_context("mqtool", sys.argv[1:]) as context:
+            app.invoke(context)
+        code = ExitCode.OK
+    except click.exceptions.Exit as ended:
+        code = ended.exit_code
     except output.ReaderGone as gone:
         code = gone.exit_code
     except BadExpression as error:
@@ -160,10 +167,10 @@ def _exit_code() -> int:
     except MqtoolError as error:
         output.error(str(error), error.hint)
         code = error.exit_code
-    except typer.TyperException as error:
+    except click.ClickException as error:
         output.error(*usage.explain(error))
         code = ExitCode.USAGE
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, click.Abort):
         code = 128 + (stopping.requested() or 2)
     except Exception as error:
         if current().debug:
@@ -172,16 +179,7 @@ def _exit_code() -> int:
             f"unexpected error: {type(error).__name__}: {error}", "this is a bug in mqtool; --debug shows where"
         )
         code = ExitCode.FAILED
-    if code == 130 and stopping.requested():  # typer exits with 130 on any KeyboardInterrupt
-        code = 128 + (stopping.requested() or 0)
     return code
-
-
-def _complete() -> None:
-    """Set up typer to reply to the completion scripts in completion.py."""
-    from typer.completion import completion_init  # type: ignore[attr-defined]  # not in typer's __all__
-
-    completion_init()
 
 
 def _leave(code: int) -> NoReturn:

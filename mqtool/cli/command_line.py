@@ -1,27 +1,26 @@
 """Commands, groups of options, and parsers for values on the command line.
 
-A command is a function. Each of its parameters is an option or argument, annotated as for typer, or a group of options:
-a frozen dataclass whose fields are options or further groups. The class attribute PANEL names the section of the help
+A command is a function. Each of its parameters is an Option or Argument in an annotation, or a group of options: a
+frozen dataclass whose fields are options or further groups. The class attribute PANEL names the section of the help
 that shows the group's options.
 """
 
-import copy
 import functools
 import inspect
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from types import MappingProxyType, NoneType
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar, dataclass_transform, get_args, get_origin
+from enum import Enum
+from pathlib import Path
+from types import MappingProxyType, NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin
 
-from typer import BadParameter, Context, Option
-from typer.core import TyperCommand, TyperGroup
-from typer.main import get_click_param
-from typer.models import ArgumentInfo, OptionInfo, ParamMeta
+import click
+from click import Context
 
 from mqtool.cli.contexts import Effect, effect_of
-from mqtool.cli.usage import help_options, show_help
+from mqtool.cli.usage import HelpedArgument, HelpedOption, help_options, show_help
 from mqtool.duration import parse_duration
 from mqtool.errors import UsageError
 
@@ -55,56 +54,39 @@ class Call:
 #: The Call of options that do not come from a command line, for example in tests.
 NOT_CALLED = Call()
 
-
-_Completion = Callable[[Context, str], list[str]]
-
-
-def _names_of(kind: str) -> _Completion:
-    def complete(ctx: Context, incomplete: str) -> list[str]:
-        from mqtool.cli import completion  # only for completion, because it takes long to import
-
-        return completion.on_broker(*given(ctx), kind, incomplete)
-
-    return complete
+#: Returns the values that the shell proposes, given the command line so far and the start of the value.
+_Completion = Callable[[Context, str], Iterable[str]]
 
 
-#: Functions that complete an option's value, by the name of the value in the help.
-_COMPLETED = {
-    "QUEUE": _names_of("queues"),
-    "STREAM": _names_of("queues"),
-    "EXCHANGE": _names_of("exchanges"),
-    "VHOST": _names_of("vhosts"),
-}
+class Option:
+    """An option, in an annotation such as Annotated[int, Option("-c", min=1, help="Stop after N messages")].
 
-
-class _Leaf(NamedTuple):
-    """An option or argument: typer's parameter, and a function that converts its value to the annotated type."""
-
-    parameter: Any
-    convert: Callable[[Any], Any] | None
-
-
-def _leaf(name: str, annotation: Any, default: Any, panel: str | None) -> _Leaf:
-    """Make typer's parameter for an annotation such as Annotated[int, Option(...)].
-
-    An option is named after its field. A switch that is off by default has no --no- form.
+    Args:
+        flags: by default, the name of the parameter or field. A switch that is off by default has no --no- form.
+        settings: help, metavar, envvar and show_default, as in click; and
+            parser: a function that turns the text into the value, or raises ValueError;
+            min, max: limits of a number;
+            complete: a _Completion; by default, names on the broker for a queue, exchange or virtual host;
+            panel: the section of the help, if not that of the group;
+            resolve_path: True to make a path absolute.
     """
-    kind, info = get_args(annotation)
-    info = copy.copy(info)
-    if isinstance(info, OptionInfo):
-        # In an annotation, Option() keeps the first flag as its default.
-        flags = [flag for flag in (info.default, *(info.param_decls or ())) if isinstance(flag, str)]
-        if (flags or default is False) and not any(flag.startswith("--") for flag in flags):
-            flags.insert(0, f"--{name.replace('_', '-')}")
-        info.param_decls = flags
-    is_required = default is MISSING or (isinstance(info, ArgumentInfo) and default is inspect.Parameter.empty)
-    info.default = ... if is_required else default
-    info.rich_help_panel = info.rich_help_panel or panel
-    if info.parser is not None:
-        info.parser = _telling_errors(info.parser)
-    if info.autocompletion is None:
-        info.autocompletion = _COMPLETED.get((info.metavar or name.upper().rpartition("_")[2]).strip("[]."))
-    return _Leaf(*get_click_param(ParamMeta(name=name, default=info, annotation=kind)))
+
+    def __init__(self, *flags: str, **settings: Any) -> None:
+        self.flags, self.settings = flags, settings
+
+
+class Argument(Option):
+    """A positional argument, in an annotation."""
+
+
+#: What the broker is asked for to complete a value, by the name of the value in the help.
+_ON_BROKER = {"QUEUE": "queues", "STREAM": "queues", "EXCHANGE": "exchanges", "VHOST": "vhosts"}
+
+
+def _names(kind: str, ctx: Context, incomplete: str) -> Iterable[str]:
+    from mqtool.cli import completion  # only for completion, because it takes long to import
+
+    return completion.on_broker(*given(ctx), kind, incomplete)
 
 
 def _telling_errors(parse: Callable[[str], Any]) -> Callable[[Any], Any]:
@@ -115,12 +97,69 @@ def _telling_errors(parse: Callable[[str], Any]) -> Callable[[Any], Any]:
         try:
             return parse(value) if isinstance(value, str) else value
         except ValueError as error:
-            raise BadParameter(str(error)) from error
+            raise click.BadParameter(str(error)) from error
 
     return parsed
 
 
-def _leaves(group: Any, without: Collection[str], instead: Mapping[str, Any]) -> Iterator[_Leaf]:
+class _Member(click.Choice[str]):
+    """A member of an Enum, given by its value."""
+
+    def __init__(self, enum: type[Enum]) -> None:
+        super().__init__([str(each.value) for each in enum])
+        self._enum = enum
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return the member with this value."""
+        return value if isinstance(value, self._enum) else self._enum(super().convert(value, param, ctx))
+
+
+def _click_type(kind: Any, settings: dict[str, Any]) -> Any:
+    """Remove what belongs to the type from the settings of an option, and return its click type."""
+    parser, limits = settings.pop("parser", None), (settings.pop("min", None), settings.pop("max", None))
+    if parser is not None:
+        return _telling_errors(parser)
+    if limits != (None, None):
+        return click.IntRange(*limits) if kind is int else click.FloatRange(*limits)
+    if kind is Path:
+        return click.Path(path_type=Path, resolve_path=settings.pop("resolve_path", False))
+    if get_origin(kind) is Literal:
+        return click.Choice(get_args(kind))
+    return _Member(kind) if issubclass(kind, Enum) else kind
+
+
+def _leaf(name: str, annotation: Any, default: Any, panel: str | None) -> click.Parameter:
+    """Make click's parameter for an annotation such as Annotated[int, Option(...)]."""
+    kind, info = get_args(annotation)
+    is_optional = get_origin(kind) in (Union, UnionType)
+    if is_optional:
+        kind = next(each for each in get_args(kind) if each is not NoneType)
+    is_list = get_origin(kind) is list
+    if is_list:
+        (kind,) = get_args(kind)
+    settings = {"panel": panel, **info.settings}
+    settings["type"] = _click_type(kind, settings)
+    if default is MISSING or (default is None and not is_optional):
+        settings["required"] = True
+    else:
+        settings["default"] = default
+    on_broker = _ON_BROKER.get((settings.get("metavar") or name.upper().rpartition("_")[2]).strip("[]."))
+    if complete := settings.pop("complete", on_broker and functools.partial(_names, on_broker)):
+        settings["shell_complete"] = lambda ctx, _parameter, typed: [
+            each for each in complete(ctx, typed) if each.startswith(typed)
+        ]
+    if isinstance(info, Argument):
+        return HelpedArgument([name], nargs=-1 if is_list else 1, **settings)
+    flags = [*info.flags]
+    if not any(flag.startswith("--") for flag in flags):
+        long = name.replace("_", "-")
+        flags.insert(0, f"--{long}/--no-{long}" if default is True else f"--{long}")
+    if kind is bool:
+        settings["is_flag"] = True
+    return HelpedOption([name, *flags], multiple=is_list, show_envvar=True, **settings)
+
+
+def _leaves(group: Any, without: Collection[str], instead: Mapping[str, Any]) -> Iterator[click.Parameter]:
     """The options of a group, including those of nested groups."""
     for each in fields(group):
         annotation = instead.get(each.name, each.type)
@@ -128,13 +167,7 @@ def _leaves(group: Any, without: Collection[str], instead: Mapping[str, Any]) ->
             yield from _leaves(annotation, without, instead)
         elif each.name not in without and get_origin(annotation) is Annotated:
             panel = None if each.name in instead else getattr(group, "PANEL", None)
-            yield _leaf(each.name, annotation, _default(annotation, each.default), panel)
-
-
-def _default(annotation: Any, default: Any) -> Any:
-    """The default of an option or argument. An argument is required unless its type allows None."""
-    kind, info = get_args(annotation)
-    return MISSING if isinstance(info, ArgumentInfo) and default is None and NoneType not in get_args(kind) else default
+            yield _leaf(each.name, annotation, each.default, panel)
 
 
 def _made(group: Any, values: Mapping[str, Any], call: Call) -> Any:
@@ -150,7 +183,7 @@ def _made(group: Any, values: Mapping[str, Any], call: Call) -> Any:
     return group(**made)
 
 
-class Command(TyperCommand):
+class Command(click.Command):
     """A command: calls a function with the options and groups of options that it takes.
 
     Args:
@@ -170,24 +203,18 @@ class Command(TyperCommand):
     ) -> None:
         self._function = function
         self._parameters = inspect.signature(function).parameters
-        leaves: list[_Leaf] = []
+        parameters: list[click.Parameter] = []
         for each in self._parameters.values():
             annotation = instead.get(each.name, each.annotation)
             if is_dataclass(annotation) and annotation is not Call:
-                leaves += _leaves(annotation, without, instead)
+                parameters += _leaves(annotation, without, instead)
             elif each.name not in without and get_origin(annotation) is Annotated:
                 default = MISSING if each.default is each.empty else each.default
-                leaves.append(_leaf(each.name, annotation, default, None))
-        self._converters = {leaf.parameter.name: leaf.convert for leaf in leaves if leaf.convert is not None}
-        parameters = [*(leaf.parameter for leaf in leaves), *help_options()]
+                parameters.append(_leaf(each.name, annotation, default, None))
         super().__init__(
-            name,
-            params=parameters,
-            help=about,
-            epilog="\n".join(examples),
-            add_help_option=False,
-            rich_markup_mode=None,
+            name, params=[*parameters, *help_options()], help=about, epilog="\n".join(examples), add_help_option=False
         )
+        self.panel = ""
 
     def invoke(self, ctx: Any) -> None:
         """Call the function.
@@ -200,16 +227,14 @@ class Command(TyperCommand):
             raise UsageError(f"'{command}' does not take a context", "omit -C: it uses a broker of its own")
         values, typed = given(ctx)
         call = Call(command, typed, must_ask=effect is Effect.CHANGES and "yes" not in values)
-        converters = self._converters
-        converted = {name: converters[name](value) if name in converters else value for name, value in values.items()}
         arguments: dict[str, Any] = {}
         for name, parameter in self._parameters.items():
             if parameter.annotation is Context:
                 arguments[name] = ctx
             elif is_dataclass(parameter.annotation):
-                arguments[name] = _made(parameter.annotation, converted, call)
-            elif name in converted:
-                arguments[name] = converted[name]
+                arguments[name] = _made(parameter.annotation, values, call)
+            elif name in values:
+                arguments[name] = values[name]
         self._function(**arguments)
 
 
@@ -218,7 +243,7 @@ def given(ctx: Context) -> tuple[dict[str, Any], frozenset[str]]:
 
     -C before the command (mqtool -C prod list queues) counts like -C after it.
     """
-    values: dict[str, Any] = dict(ctx.params)
+    values = {name: [*value] or None if type(value) is tuple else value for name, value in ctx.params.items()}
     typed = {name for name in values if _is_typed(ctx, name)}
     first = ctx.find_root().params.get("context")
     if first is not None and "context" in values and "context" not in typed:
@@ -236,7 +261,7 @@ class Commands:
     """The commands of a module or of a group such as `queue`. Each is built when it is first used."""
 
     def __init__(self) -> None:
-        self.makers: dict[str, Callable[[], TyperCommand | TyperGroup]] = {}
+        self.makers: dict[str, Callable[[], click.Command]] = {}
 
     def group(self, name: str, about: str) -> "Commands":
         """Add a group of commands."""
@@ -268,7 +293,7 @@ class Commands:
         return decorate
 
 
-class Group(TyperGroup):
+class Group(click.Group):
     """A group of commands, such as `queue`. Without a subcommand, it shows its help."""
 
     def __init__(self, name: str, about: str, commands: Commands, **settings: Any) -> None:
@@ -277,10 +302,9 @@ class Group(TyperGroup):
             help=about,
             params=[*settings.pop("params", ()), *help_options()],
             add_help_option=False,
-            suggest_commands=False,
-            rich_markup_mode=None,
             **settings,
         )
+        self.panel = ""
         self._makers = commands.makers
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -367,26 +391,9 @@ def _offset(text: str) -> Any:
     return parse_offset(text)
 
 
-def _condition(text: str) -> Any:
-    from mqtool.where import parse  # only with --where, because it takes a few milliseconds to import
-
-    return parse(text)
-
-
-#: --where; the value is a mqtool.where.Where.
-Where = Annotated[
-    Any | None,
-    Option("--where", parser=_condition, metavar="CONDITION", help="Only messages that match (mqtool help where)"),
-]
 #: Settings of an option that takes an offset in a stream.
 OFFSET = dict[str, Any](parser=_offset, metavar="OFFSET")
 #: Settings of an option that takes a duration; TIME_LIMIT does not allow 0.
 DURATION = dict[str, Any](parser=duration_or_seconds, metavar="DURATION")
 TIME_LIMIT = dict[str, Any](parser=time_limit, metavar="DURATION")
 RATE = dict[str, Any](parser=rate, metavar="RATE")
-
-ConfirmTimeout = Annotated[
-    float, Option(rich_help_panel="Messages", help="Give up (exit 75) after this long without confirms", **TIME_LIMIT)
-]
-#: The default of --confirm-timeout, in seconds.
-CONFIRM_TIMEOUT = 20.0

@@ -1,8 +1,8 @@
 """Shell completion: a script for each shell, and the names of queues, exchanges and vhosts from the broker.
 
-PowerShell uses typer's script. The scripts for bash, zsh and fish are mqtool's own: names from a broker may contain
-anything, so the scripts quote them and never evaluate them. The scripts use the protocol of typer's fish script: one
-proposal per line, with its description after a tab. Without proposals, the shell completes file names.
+The scripts are mqtool's own, not click's: names from a broker may contain anything, so the scripts quote them and never
+evaluate them. A script runs mqtool with the line typed so far in _MQTOOL_COMPLETE. mqtool prints one proposal per line,
+with its description after a tab. Without proposals, the shell completes file names.
 
 If the broker does not respond within a third of a second (MQTOOL_COMPLETION_TIMEOUT), no names are proposed, and no
 error is shown. Names with line breaks or control characters are left out.
@@ -13,6 +13,9 @@ import re
 import threading
 from collections.abc import Collection, Mapping
 from typing import Any, Literal
+
+import click
+from click.shell_completion import ShellComplete, split_arg_string
 
 from mqtool.amqp import TlsFiles
 from mqtool.cli.access import MANAGEMENT_VARIABLE, Access, choose, resolve_addresses
@@ -35,8 +38,7 @@ _mqtool() {
             [\"\']*) COMPREPLY+=("$proposal") ;;
             *) COMPREPLY+=("$(printf '%q' "$proposal")") ;;
         esac
-    done < <(_MQTOOL_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=get-args \
-        _TYPER_COMPLETE_ARGS=$line "$1" 2> /dev/null < /dev/null)
+    done < <(_MQTOOL_COMPLETE=$line "$1" 2> /dev/null < /dev/null)
 }
 complete -o default -F _mqtool mqtool
 """
@@ -56,8 +58,7 @@ _mqtool() {
         else
             descriptions+=("$proposal  -- $description")
         fi
-    done < <(_MQTOOL_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=get-args \
-        _TYPER_COMPLETE_ARGS="${(j: :)words[1,CURRENT-1]} $PREFIX" "${words[1]}" 2> /dev/null < /dev/null)
+    done < <(_MQTOOL_COMPLETE="${(j: :)words[1,CURRENT-1]} $PREFIX" "${words[1]}" 2> /dev/null < /dev/null)
     if (( $#proposals )); then
         compadd -l -d descriptions -a proposals
     else
@@ -74,8 +75,7 @@ fi
 _FISH = r"""
 function __mqtool_complete
     set -l words (commandline -opc)
-    set -l found (env _MQTOOL_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=get-args \
-        _TYPER_COMPLETE_ARGS=(commandline -cp | string collect) $words[1] 2> /dev/null < /dev/null \
+    set -l found (env _MQTOOL_COMPLETE=(commandline -cp | string collect) $words[1] 2> /dev/null < /dev/null \
         | string match -r '.+')
     if test (count $found) -gt 0
         printf '%s\n' $found
@@ -86,7 +86,21 @@ end
 complete --command mqtool --no-files --arguments '(__mqtool_complete)'
 """
 
-_SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
+_POWERSHELL = r"""
+Register-ArgumentCompleter -Native -CommandName mqtool -ScriptBlock {
+    param($word, $command, $cursor)
+    $length = $cursor - $command.Extent.StartOffset
+    $env:_MQTOOL_COMPLETE = $command.ToString().PadRight($length).Substring(0, $length)
+    mqtool | ForEach-Object {
+        $value, $description = $_ -split "`t", 2
+        if (-not $description) { $description = $value }
+        [System.Management.Automation.CompletionResult]::new($value, $value, 'ParameterValue', $description)
+    }
+    Remove-Item Env:_MQTOOL_COMPLETE
+}
+"""
+
+_SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH, "powershell": _POWERSHELL}
 
 _PATIENCE = 0.3
 _MOST = 200
@@ -145,9 +159,17 @@ def _ask(values: Mapping[str, Any], typed: Collection[str], kind: str, incomplet
 
 def script(shell: Shell) -> str:
     """The completion script of a shell."""
-    if shell in _SCRIPTS:
-        return _SCRIPTS[shell].strip()
+    return _SCRIPTS[shell].strip()
 
-    from typer.completion import get_completion_script  # type: ignore[attr-defined]  # not in typer's __all__
 
-    return get_completion_script(prog_name="mqtool", complete_var="_MQTOOL_COMPLETE", shell=shell)
+def proposals(command: click.Command, line: str) -> list[str]:
+    """Complete a command line: each proposal with its description, if any, after a tab.
+
+    Args:
+        command: the root of the command tree.
+        line: the line up to the cursor.
+    """
+    words = split_arg_string(line)
+    typed = "" if line[-1:].isspace() else words.pop()
+    found = ShellComplete(command, {}, "mqtool", "").get_completions(words[1:], typed)
+    return [f"{item.value}\t{item.help}" if item.help else item.value for item in found if item.type == "plain"]

@@ -6,9 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-import typer
-from typer import Context
-from typer.core import TyperOption
+import click
+from click import Context
 
 from mqtool.cli.display import output
 from mqtool.spelling import did_you_mean
@@ -30,7 +29,7 @@ ALIASES: dict[tuple[str, ...], tuple[str, ...]] = {
 }
 
 
-_NOT_A_NUMBER = re.compile(r" is not a valid (?:int|float|integer)(?: range)?")
+_NOT_A_NUMBER = re.compile(r" is not a valid (?:integer|float)(?: range)?")
 #: Options that other tools have, and what to use instead.
 _OTHER_OPTIONS = {
     "--filter": "--where, such as --where 'messages_ready>0'",
@@ -51,7 +50,28 @@ def without_aliases(words: Sequence[str]) -> list[str]:
     return list(words)
 
 
-def help_options() -> list[TyperOption]:
+class HelpedOption(click.Option):
+    """An option, and the section of the help that shows it."""
+
+    def __init__(self, flags: Sequence[str], **settings: Any) -> None:
+        self.panel = settings.pop("panel", None)
+        super().__init__(flags, **settings)
+
+
+class HelpedArgument(click.Argument):
+    """An argument with a text for the help, which click's own arguments have only since 8.5."""
+
+    def __init__(self, names: Sequence[str], **settings: Any) -> None:
+        self.text, self.show_default = settings.pop("help", ""), settings.pop("show_default", "")
+        self.panel = settings.pop("panel", None)
+        super().__init__(names, **settings)
+
+    def get_error_hint(self, ctx: Context | None) -> str:  # noqa: ARG002
+        """The name of the argument in error messages."""
+        return f"'{self.metavar or self.name}'"
+
+
+def help_options() -> list[click.Parameter]:
     """The options --help and --help-all."""
 
     def show(ctx: Any, option: Any, wanted: bool) -> None:
@@ -59,14 +79,15 @@ def help_options() -> list[TyperOption]:
             show_help(ctx, everything=option.name == "help_all")
 
     return [
-        TyperOption(
-            param_decls=list(flags),
+        HelpedOption(
+            flags,
+            panel="Help",
             is_flag=True,
+            default=False,
             expose_value=False,
             is_eager=True,
             callback=show,
             help=text,
-            rich_help_panel="Help",
         )
         for flags, text in ((("-h", "--help"), "Show this help"), (("--help-all",), "Show all options"))
     ]
@@ -86,7 +107,7 @@ def show_help(ctx: Context, *, everything: bool = False) -> NoReturn:
         output.show(page.command_page(described, page.width(), everything=everything))
     else:
         output.show(page.overview_page(described, page.width()))
-    raise typer.Exit
+    raise click.exceptions.Exit
 
 
 def _equivalent(name: str) -> str | None:
@@ -99,8 +120,8 @@ def _equivalent(name: str) -> str | None:
     return line
 
 
-def explain(error: typer.TyperException) -> tuple[str, str | None]:
-    """Turn typer's usage error into a sentence and a hint."""
+def explain(error: click.ClickException) -> tuple[str, str | None]:
+    """Turn click's usage error into a sentence and a hint."""
     context: Any = getattr(error, "ctx", None)
     path = context.command_path if context else "mqtool"
     example = (context.command.epilog or "").partition("\n")[0] if context else ""

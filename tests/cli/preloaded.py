@@ -201,7 +201,7 @@ def _load_all() -> None:
         "rich.table",
         "rich.console",
         "rich.live",
-        "typer.rich_utils",
+        "click.shell_completion",
         "sqlite3",
         *filter(None, _MODULES.values()),
     ):

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import click
 import pytest
-import typer
 
 from docs.generate import DIALECTS, MANUAL, REFERENCE, dialects, manual, reference
 from mqtool.cli.app import app
@@ -100,7 +100,7 @@ def test_a_documented_command_line_is_one_that_mqtool_takes() -> None:
         for arguments in invocations(line):
             try:
                 parse(arguments)
-            except typer.Exit:  # a group of commands alone shows its help
+            except click.exceptions.Exit:  # a group of commands alone shows its help
                 continue
             except Exception as error:
                 refused[line] = repr(error)

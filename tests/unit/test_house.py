@@ -22,7 +22,7 @@ FILES, FILE_LINES, FUNCTION_LINES, METHODS = 250, 400, 60, 25
 #: Names that two files may share.
 SHARED_NAMES = {"__init__.py", "__main__.py", "recording.py", "replaying.py", "routes.py", "routing.py"}
 #: Libraries whose modules and classes are never changed.
-LIBRARIES = ("pika", "rstream", "typer", "click", "rich", "pamqp")
+LIBRARIES = ("pika", "rstream", "click", "rich", "pamqp")
 #: Phrases that readers have stumbled over.
 UNCLEAR = re.compile(
     r"\b(so many|so long|so often|shall|would bite|told by|be it only|by which they are told"

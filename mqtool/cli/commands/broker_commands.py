@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from typer import Argument, Option
-
 from mqtool.amqp import parse_addresses
 from mqtool.broker import background, rabbitmq_plugins, readiness, state
 from mqtool.broker.choice import starter_of
@@ -16,6 +14,7 @@ from mqtool.broker.readiness import connect_within
 from mqtool.broker.state import DEFAULT_NAME, Started
 from mqtool.cli import stopping
 from mqtool.cli.access import MANAGEMENT_VARIABLE
+from mqtool.cli.command_line import Argument, Option
 from mqtool.cli.commands.broker_up import Name, app, broker, known, told
 from mqtool.cli.display import layout, output
 from mqtool.cli.options import DURATION, Broker, ManagedBroker, Yes, ask

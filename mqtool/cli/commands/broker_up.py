@@ -5,8 +5,7 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-from typer import Option
+import click
 
 from mqtool.amqp import Address, Connection, parse_addresses
 from mqtool.broker import choice, readiness, state
@@ -20,6 +19,7 @@ from mqtool.broker.starter import Starter
 from mqtool.broker.state import DEFAULT_NAME, Started, Wanted
 from mqtool.cli import stopping
 from mqtool.cli.access import Access, Choice, choose, is_same_node, read_password
+from mqtool.cli.command_line import Option
 from mqtool.cli.display import output
 from mqtool.cli.options import Broker, Commands
 from mqtool.errors import Unavailable, UsageError
@@ -297,7 +297,7 @@ def serve(
         guest_from_anywhere=guest_from_anywhere,
         recording=recording,
     )
-    raise typer.Exit(run(settings, ready_file=ready_file, print_url=print_url))
+    raise click.exceptions.Exit(run(settings, ready_file=ready_file, print_url=print_url))
 
 
 @broker.command("mqtool broker restart", "mqtool broker restart --name second")

@@ -9,12 +9,10 @@ import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
-from typer import Argument, Option
-
 from mqtool.amqp import parse_addresses
 from mqtool.amqp.address import without_passwords
 from mqtool.cli import contexts, stopping
-from mqtool.cli.command_line import Commands
+from mqtool.cli.command_line import Argument, Commands, Option
 from mqtool.cli.contexts import Context, Contexts
 from mqtool.cli.display import layout, output
 from mqtool.errors import MqtoolError, UsageError
@@ -23,7 +21,7 @@ from mqtool.spelling import pasteable
 app = Commands()
 context = app.group("context", "Name brokers, and choose the one to use.")
 
-Name = Annotated[str, Argument(metavar="NAME", autocompletion=contexts.names)]
+Name = Annotated[str, Argument(metavar="NAME", complete=lambda *_: contexts.names())]
 AsJson = Annotated[bool, Option("--json", help="Print JSON")]
 _COMMENTS_AT_THE_END = re.compile(r"(?:^[ \t]*(?:#.*)?\n)*\Z", re.MULTILINE)
 _COLUMNS = ("name", "url", "management", "protected", "in_use")
@@ -75,7 +73,7 @@ def ls(as_json: AsJson = False) -> None:
 
 @context.command("mqtool context use staging", "mqtool context use --none")
 def use(
-    name: Annotated[str | None, Argument(autocompletion=contexts.names)] = None,
+    name: Annotated[str | None, Argument(complete=lambda *_: contexts.names())] = None,
     none: Annotated[bool, Option(help="Use no context")] = False,
 ) -> None:
     """Make a context the default of all commands."""
@@ -92,7 +90,7 @@ def use(
 @context.command("mqtool context show", "mqtool context show prod --json")
 def show(
     name: Annotated[
-        str | None, Argument(help="Context", show_default="the one in use", autocompletion=contexts.names)
+        str | None, Argument(help="Context", show_default="the one in use", complete=lambda *_: contexts.names())
     ] = None,
     as_json: AsJson = False,
 ) -> None:

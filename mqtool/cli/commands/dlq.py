@@ -7,14 +7,12 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Annotated, Any
 
-from typer import Argument, Option
-
 from mqtool import ndjson
 from mqtool import where as conditions
 from mqtool.amqp import Channel
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
-from mqtool.cli.command_line import option_group
+from mqtool.cli.command_line import Argument, Option, option_group
 from mqtool.cli.display import layout, output
 from mqtool.cli.display.live_screen import Progress
 from mqtool.cli.invocation import current

@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from typer import Option
-
 from mqtool.amqp import Address, Connection
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
+from mqtool.cli.command_line import Option
 from mqtool.cli.display import output, reports
 from mqtool.cli.options import TIME_LIMIT, Commands, ManagedBroker
 from mqtool.cli.options.queue_options import StreamPort

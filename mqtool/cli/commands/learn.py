@@ -3,10 +3,9 @@
 from importlib import resources
 from typing import Annotated, Any
 
-import typer
-from typer import Argument
+import click
 
-from mqtool.cli.command_line import Commands
+from mqtool.cli.command_line import Argument, Commands
 from mqtool.cli.completion import Shell
 from mqtool.cli.completion import script as completion_script
 from mqtool.cli.display import output
@@ -22,7 +21,7 @@ app = Commands()
 
 @app.command("mqtool help worker", "mqtool help queue declare", "mqtool help connection", name="help")
 def show_help(
-    context: typer.Context,
+    context: click.Context,
     words: Annotated[
         list[str] | None, Argument(metavar="[COMMAND|TOPIC]...", help="Command or topic", show_default="all")
     ] = None,
@@ -61,7 +60,7 @@ def recipes() -> dict[str, str]:
 @app.command("mqtool cheat", "mqtool cheat pipes")
 def cheat(
     topic: Annotated[
-        str | None, Argument(help="Topic", show_default="list the topics", autocompletion=lambda: [*recipes()])
+        str | None, Argument(help="Topic", show_default="list the topics", complete=lambda *_: [*recipes()])
     ] = None,
 ) -> None:
     """Show recipes to copy, one screen per topic."""

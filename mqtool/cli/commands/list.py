@@ -7,12 +7,11 @@ from functools import cache
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-from typer import Argument, Option
+import click
 
 from mqtool.amqp import administration
 from mqtool.cli import stopping
-from mqtool.cli.command_line import option_group
+from mqtool.cli.command_line import Argument, Option, option_group
 from mqtool.cli.display import layout, output
 from mqtool.cli.display.live_screen import Frame, Live, head_line
 from mqtool.cli.options import TIME_LIMIT, Commands, ManagedBroker
@@ -53,7 +52,7 @@ app = Commands()
 list_app = app.group("list", "List queues, exchanges, bindings, consumers and more.")
 
 
-def _columns(ctx: typer.Context) -> list[str]:
+def _columns(ctx: click.Context, _typed: str) -> list[str]:
     return [*LISTINGS[str(ctx.info_name)].columns]
 
 
@@ -64,9 +63,7 @@ class Choosing:
     where: Annotated[str | None, Option(metavar="CONDITION", help="Only rows that match (mqtool help where)")] = None
     order: Annotated[
         list[str] | None,
-        Option(
-            "--sort", metavar="COLUMN", help="Sort by COLUMN; -COLUMN puts the greatest first", autocompletion=_columns
-        ),
+        Option("--sort", metavar="COLUMN", help="Sort by COLUMN; -COLUMN puts the greatest first", complete=_columns),
     ] = None
     watch: Annotated[float | None, Option(help="Repeat at this interval", **TIME_LIMIT)] = None
     as_json: Annotated[bool, Option("--json", help="Print one JSON object per line")] = False
@@ -290,7 +287,7 @@ def _watch(view: View, pause: float, *, live: bool) -> None:
                 output.warning(f"reconnecting: {problem}")
 
 
-Columns = Annotated[list[str] | None, Argument(metavar="[COLUMN]...", help="Columns to show", autocompletion=_columns)]
+Columns = Annotated[list[str] | None, Argument(metavar="[COLUMN]...", help="Columns to show", complete=_columns)]
 
 
 def _only(flag: str) -> Any:

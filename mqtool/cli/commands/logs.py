@@ -5,9 +5,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
 
-from typer import Argument
-
-from mqtool.cli.command_line import Where, option_group
+from mqtool.cli.command_line import Argument, option_group
 from mqtool.cli.display.output import WAITING_FOR_LOGS
 from mqtool.cli.options import (
     Broker,
@@ -17,6 +15,7 @@ from mqtool.cli.options import (
     Match,
     Publishing,
     Receiving,
+    Where,
     header,
     header_option,
 )

@@ -5,14 +5,12 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from typing import Annotated, Any
 
-from typer import Argument, Option
-
 from mqtool import where as conditions
 from mqtool.amqp import Channel, administration
 from mqtool.amqp import Receiving as Settings
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
-from mqtool.cli.command_line import Where, option_group
+from mqtool.cli.command_line import Argument, Option, option_group
 from mqtool.cli.display import output
 from mqtool.cli.display.live_screen import Progress
 from mqtool.cli.invocation import current
@@ -27,6 +25,7 @@ from mqtool.cli.options import (
     Match,
     Printing,
     Receiving,
+    Where,
     Yes,
     ask,
     exchange_option,

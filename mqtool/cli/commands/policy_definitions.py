@@ -6,8 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from typer import Argument, Option
-
+from mqtool.cli.command_line import Argument, Option
 from mqtool.cli.display import layout, output
 from mqtool.cli.display.layout import BAD, DIM, GOOD, KEY, NAME, Line, bound_by, shown
 from mqtool.cli.options import Commands, ManagedBroker, Yes, ask

@@ -5,10 +5,8 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Annotated, Any
 
-from typer import Argument, Option
-
 from mqtool.amqp import Channel, administration
-from mqtool.cli.command_line import option_group
+from mqtool.cli.command_line import Argument, Option, option_group
 from mqtool.cli.display import output
 from mqtool.cli.options import (
     Broker,

@@ -7,13 +7,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-from typer import Argument, Option
-
 from mqtool import ndjson
 from mqtool.cli import stopping
-from mqtool.cli.command_line import RATE, Commands, Where, option_group
+from mqtool.cli.command_line import RATE, Argument, Commands, Option, option_group
 from mqtool.cli.display import output
-from mqtool.cli.options import CONFIRM_TIMEOUT, Broker, ConfirmTimeout, DelayOptions, MessageOptions, Publishing, header
+from mqtool.cli.options import (
+    CONFIRM_TIMEOUT,
+    Broker,
+    ConfirmTimeout,
+    DelayOptions,
+    MessageOptions,
+    Publishing,
+    Where,
+    header,
+)
 from mqtool.cli.pipe.publishing import publishing_channel
 from mqtool.cli.pipe.replaying import Recording, Replayed
 from mqtool.cli.pipe.source import STDIN, Addressing, delimited, opened, whole

@@ -5,13 +5,11 @@ import re
 from dataclasses import replace
 from typing import Annotated, Literal
 
-from typer import Argument, Option
-
 from mqtool.amqp import CONFIRM_TIMEOUT, Channel, administration
 from mqtool.amqp import Receiving as ReceivingSettings
 from mqtool.amqp import Receiving as Settings
 from mqtool.cli import stopping
-from mqtool.cli.command_line import size
+from mqtool.cli.command_line import Argument, Option, size
 from mqtool.cli.display import output
 from mqtool.cli.display.delivery_writer import BatchedOutput
 from mqtool.cli.invocation import current
@@ -42,7 +40,7 @@ MaxOutput = Annotated[
         metavar="SIZE",
         show_default="128MiB",
         help="Kill a program that prints more; its reply is an error",
-        rich_help_panel="Programs",
+        panel="Programs",
     ),
 ]
 FunctionOption = Annotated[Function, Option(help="fib, or add100: n + 100 after two seconds")]

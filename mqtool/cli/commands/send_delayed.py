@@ -7,14 +7,12 @@ from datetime import datetime
 from functools import partial
 from typing import Annotated, Any
 
-from typer import Argument, Option
-
 from mqtool import ndjson
 from mqtool import where as conditions
 from mqtool.amqp import Channel
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
-from mqtool.cli.command_line import Where
+from mqtool.cli.command_line import Argument, Option
 from mqtool.cli.display import layout, output
 from mqtool.cli.options import (
     Broker,
@@ -24,6 +22,7 @@ from mqtool.cli.options import (
     Publishing,
     Receiving,
     UsedQueueOptions,
+    Where,
     Yes,
     ask,
     exchange_option,
@@ -47,10 +46,8 @@ DEFAULT_DELAY = 5.0
 X_DELAY = "x-delay"
 #: The argument of a delayed exchange that names its routing type.
 TYPE_INSIDE = "x-delayed-type"
-KeepDelay = Annotated[
-    bool, Option("--keep-delay", help="Delay copies of delayed messages again", rich_help_panel="Delay")
-]
-RoutingKey = Annotated[str | None, Option("--routing-key", "-r", help="Routing key", rich_help_panel="Topology")]
+KeepDelay = Annotated[bool, Option("--keep-delay", help="Delay copies of delayed messages again", panel="Delay")]
+RoutingKey = Annotated[str | None, Option("--routing-key", "-r", help="Routing key", panel="Topology")]
 
 
 @app.command("mqtool send-delayed --delay 5s 'Hello World!'", "mqtool send-delayed --json < messages.ndjson")

@@ -5,11 +5,10 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from typer import Argument, Option
-
 from mqtool.amqp import Channel
 from mqtool.amqp import Receiving as ReceivingSettings
 from mqtool.cli import stopping
+from mqtool.cli.command_line import Argument, Option
 from mqtool.cli.display import output
 from mqtool.cli.display.live_screen import Progress
 from mqtool.cli.display.output import WAITING_FOR_MESSAGES
@@ -53,7 +52,7 @@ def send(
     publishing: Publishing,
     exchange: Annotated[str | None, exchange_option("Publish to this exchange, and declare nothing")] = None,
     routing_key: Annotated[
-        str | None, Option("-r", help="Routing key (default: the queue's name)", rich_help_panel="Topology")
+        str | None, Option("-r", help="Routing key (default: the queue's name)", panel="Topology")
     ] = None,
 ) -> None:
     """Send messages to a queue (tutorial 1)."""
@@ -77,9 +76,7 @@ def receive(
     queue: UsedQueueOptions,
     receiving: Receiving,
     broker: Broker,
-    offset: Annotated[
-        Any | None, Option(help="Where to start in a stream", rich_help_panel="Receiving", **OFFSET)
-    ] = None,
+    offset: Annotated[Any | None, Option(help="Where to start in a stream", panel="Receiving", **OFFSET)] = None,
     where: Where = None,
 ) -> None:
     """Receive messages from a queue (tutorial 1).
@@ -116,7 +113,7 @@ def worker(
     broker: Broker,
     programs: ProgramOptions,
     forget_ack: Annotated[
-        bool, Option(help="Never acknowledge: the classic mistake, to watch", rich_help_panel="Receiving")
+        bool, Option(help="Never acknowledge: the classic mistake, to watch", panel="Receiving")
     ] = False,
 ) -> None:
     """Do tasks, or run a program for each (tutorial 2)."""

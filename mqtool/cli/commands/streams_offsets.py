@@ -4,10 +4,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from typer import Argument, Option
-
 from mqtool.cli.access import Access
-from mqtool.cli.command_line import option_group
+from mqtool.cli.command_line import Argument, Option, option_group
 from mqtool.cli.display import output
 from mqtool.cli.options import OFFSET, Broker, Commands, Publishing, Receiving
 from mqtool.cli.options.queue_options import DialectOfStreams, StreamOptions, StreamPort, dialect_of

@@ -6,9 +6,8 @@ from functools import partial
 from itertools import islice
 from typing import Annotated, Any, NamedTuple
 
-from typer import Option
-
 from mqtool import management as api
+from mqtool.cli.command_line import Option
 from mqtool.cli.display import layout, output
 from mqtool.cli.display.live_screen import Frame, Live, head_line
 from mqtool.cli.options import TIME_LIMIT, Commands, ManagedBroker

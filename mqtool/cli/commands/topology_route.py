@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from typer import Argument, Option
-
+from mqtool.cli.command_line import Argument, Option
 from mqtool.cli.display import layout, output, topology_text
 from mqtool.cli.display.layout import terminal
 from mqtool.cli.display.live_screen import Frame, Live, head_line

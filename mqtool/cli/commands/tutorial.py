@@ -4,12 +4,10 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
-from typer import Argument, Option
-
 from mqtool import plays
 from mqtool.broker.choice import Kind
 from mqtool.cli import stopping
-from mqtool.cli.command_line import Commands
+from mqtool.cli.command_line import Argument, Commands, Option
 from mqtool.cli.display import layout, output, play_lines
 from mqtool.cli.display.play_lines import Lines, Pace
 from mqtool.cli.invocation import current
@@ -62,7 +60,7 @@ def _named(name: str) -> str:
 
 @tutorial.command("mqtool tutorial show routing", "mqtool tutorial show hello-world --plain > hello.py")
 def show(
-    name: Annotated[str, Argument(help="Name of the tutorial", autocompletion=lambda: [*pages.NAMES])],
+    name: Annotated[str, Argument(help="Name of the tutorial", complete=lambda *_: [*pages.NAMES])],
     plain: Annotated[
         bool, Option("--plain", "--plain-pika", help="Print a script that does the same without mqtool")
     ] = False,
@@ -83,7 +81,7 @@ def show(
 @tutorial.command("mqtool tutorial run hello-world", "mqtool tutorial run why-queues --auto")
 def run(
     names: Annotated[
-        list[str] | None, Argument(metavar="[NAME]...", help="Tutorials to run", autocompletion=lambda: [*plays.PLAYS])
+        list[str] | None, Argument(metavar="[NAME]...", help="Tutorials to run", complete=lambda *_: [*plays.PLAYS])
     ] = None,
     auto: Annotated[bool, Option(help="Go on by itself, at reading pace")] = False,
     no_pause: Annotated[bool, Option(help="Do not pause at all: a check rather than a lesson")] = False,

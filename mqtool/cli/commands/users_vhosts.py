@@ -5,9 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from typer import Argument, Option
-
 from mqtool.cli.access import Access
+from mqtool.cli.command_line import Argument, Option
 from mqtool.cli.display import output
 from mqtool.cli.options import Commands, ManagedBroker, Yes, ask, ask_password
 from mqtool.cli.options.broker_options import IfExists, missing
@@ -23,9 +22,7 @@ permission_app = app.group("permission", "Set and clear what users may do.")
 UserName = Annotated[str, Argument(metavar="USER")]
 Tags = Annotated[list[str] | None, Argument(metavar="[TAG]...", help="New tags (default: none, which removes all)")]
 IfNotExists = Annotated[bool, Option("--if-not-exists", help="Succeed if it exists, and leave it as it is")]
-LoginPassword = Annotated[
-    Path | None, Option(help="Read the password to log in with from FILE", rich_help_panel="Broker")
-]
+LoginPassword = Annotated[Path | None, Option(help="Read the password to log in with from FILE", panel="Broker")]
 #: --password-file for the new password; --login-password-file is for the login.
 _NEW_PASSWORD = Annotated[Path | None, Option("--password-file", help="Read the user's password from FILE; - is stdin")]
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import pairwise
 
-import typer
+import click
 from rich.console import RenderableType
 from rich.rule import Rule
 from rich.text import Text
@@ -56,7 +56,7 @@ _ENOUGH = (b"\n", b"\r", b" ")
 
 
 class Pace:
-    """Waits between the steps of a play: for Enter, or long enough to read. Raises typer.Exit if the user quits."""
+    """Waits between the steps of a play: for Enter, or long enough to read. Raises Exit if the user quits."""
 
     def __init__(self, *, auto: bool, watched: bool | None = None) -> None:
         self._watched = output.is_terminal(1) if watched is None else watched
@@ -88,7 +88,7 @@ class Pace:
         if not key:  # end of input
             self.asks = self._keys = False
         if key in (b"q", b"Q"):
-            raise typer.Exit
+            raise click.exceptions.Exit
         return key
 
     def listening(self) -> AbstractContextManager[None]:

@@ -150,7 +150,7 @@ def describe(command: Any, words: tuple[str, ...] = ()) -> CommandHelp:
     below = command.list_commands(None) if hasattr(command, "list_commands") else ()
     return CommandHelp(
         words,
-        getattr(command, "rich_help_panel", None) or "",
+        command.panel,
         " ".join(text[0].split()).removesuffix("."),
         tuple(" ".join(paragraph.split()) for paragraph in text[1:]),
         tuple(line.strip() for line in (command.epilog or "").splitlines()),
@@ -183,8 +183,8 @@ def _argument(parameter: Any) -> ArgumentHelp:
     if parameter.nargs != 1:
         singular = f"{name[:-3]}Y" if name.endswith("IES") else name.removesuffix("S")
         name = f"{singular}..."
-    default = parameter.show_default if isinstance(parameter.show_default, str) else ""
-    text = f"{parameter.help or ''}{f' (default: {default})' if default else ''}".strip()
+    default = parameter.show_default
+    text = f"{parameter.text}{f' (default: {default})' if default else ''}".strip()
     return ArgumentHelp(name if parameter.required else f"[{name}]", text)
 
 
@@ -194,7 +194,7 @@ def _options(parameters: Any, words: tuple[str, ...]) -> Iterator[OptionHelp]:
             continue
         if "--dialect" in parameter.opts and words[:1] not in _WITH_DIALECT:
             continue
-        topic, common = PANELS.get(parameter.rich_help_panel, ("", None))
+        topic, common = PANELS.get(parameter.panel, ("", None))
         flags = (
             *sorted((flag for flag in parameter.opts if flag not in _UNLISTED), key=len),
             *parameter.secondary_opts,
@@ -231,7 +231,7 @@ def _default(parameter: Any, words: tuple[str, ...]) -> str:
     if isinstance(parameter.show_default, str):
         return str(parameter.show_default)
     default = parameter.default
-    if default is None or callable(default) or default in ("", ()):
+    if parameter.required or default is None or callable(default) or default in ("", ()):
         return ""
     if isinstance(default, bool):
         return "on" if default and parameter.secondary_opts else ""

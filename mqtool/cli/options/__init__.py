@@ -1,22 +1,28 @@
 """Options that several commands share, in groups. A command takes a group as one parameter."""
 
 from mqtool.cli.command_line import (
-    CONFIRM_TIMEOUT,
     DURATION,
     OFFSET,
     RATE,
     TIME_LIMIT,
     Commands,
-    ConfirmTimeout,
     Match,
-    Where,
     argument_option,
     header,
     header_option,
     size,
 )
 from mqtool.cli.options.broker_options import Broker, ContextName, ManagedBroker, Url, Yes, ask, ask_password
-from mqtool.cli.options.message_options import DelayOptions, MessageOptions, Printing, Publishing, Receiving
+from mqtool.cli.options.message_options import (
+    CONFIRM_TIMEOUT,
+    ConfirmTimeout,
+    DelayOptions,
+    MessageOptions,
+    Printing,
+    Publishing,
+    Receiving,
+    Where,
+)
 from mqtool.cli.options.queue_options import (
     ExchangeOptions,
     LogQueueOptions,

@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-import typer
-from typer import Option
+import click
 
 from mqtool.amqp import Backoff, TlsFiles
 from mqtool.cli import contexts
@@ -18,7 +17,7 @@ from mqtool.cli.access import (
     read_password,
     resolve_addresses,
 )
-from mqtool.cli.command_line import DURATION, NOT_CALLED, Call, option_group
+from mqtool.cli.command_line import DURATION, NOT_CALLED, Call, Option, option_group
 from mqtool.cli.display import output
 from mqtool.cli.invocation import current
 from mqtool.errors import MqtoolError, NotFound, UsageError
@@ -26,12 +25,7 @@ from mqtool.spelling import quoted
 from mqtool.tutorials.dialects import LINES, NAMES, Dialect, Lines, Names
 
 URL = Option(
-    "--url",
-    "-u",
-    help="Broker: amqp://user:password@host:5672/vhost",
-    envvar=list(URL_VARIABLES),
-    show_envvar=True,
-    rich_help_panel="Broker",
+    "--url", "-u", help="Broker: amqp://user:password@host:5672/vhost", envvar=list(URL_VARIABLES), panel="Broker"
 )
 Url = Annotated[str | None, URL]
 ContextName = Annotated[
@@ -42,8 +36,8 @@ ContextName = Annotated[
         metavar="NAME",
         help="Broker, by the name of a context",
         envvar=contexts.VARIABLE,
-        autocompletion=contexts.names,
-        rich_help_panel="Broker",
+        complete=lambda *_: contexts.names(),
+        panel="Broker",
     ),
 ]
 
@@ -78,7 +72,7 @@ def ask(
         what, hint = f"{what} in the protected context {protected!r}", f"pass --confirm {quoted(protected)}"
     if not output.is_terminal(0):
         raise UsageError(f"this would {what}", hint)
-    if not typer.confirm(output.visible(f"{what}?"), err=True):
+    if not click.confirm(output.visible(f"{what}?"), err=True):
         raise MqtoolError("nothing was changed")
 
 
@@ -123,16 +117,14 @@ class Broker:
             help="Which tutorials' names, settings and lines to use",
             show_default=str(Dialect.PYTHON),
             envvar="MQTOOL_DIALECT",
-            rich_help_panel="Topology",
+            panel="Topology",
         ),
     ] = None
-    strict: Annotated[bool, Option(help="Fail if it exists with other settings", rich_help_panel="Topology")] = False
-    quiet: Annotated[bool, Option(help="Print data and errors only", rich_help_panel="Printing")] = False
-    verbose: Annotated[bool, Option("-v", help="Print a line for each message sent", rich_help_panel="Printing")] = (
-        False
-    )
-    no_color: Annotated[bool, Option(help="Do not use colour", rich_help_panel="Printing")] = False
-    debug: Annotated[bool, Option(help="Show tracebacks and the client's log", rich_help_panel="Printing")] = False
+    strict: Annotated[bool, Option(help="Fail if it exists with other settings", panel="Topology")] = False
+    quiet: Annotated[bool, Option(help="Print data and errors only", panel="Printing")] = False
+    verbose: Annotated[bool, Option("-v", help="Print a line for each message sent", panel="Printing")] = False
+    no_color: Annotated[bool, Option(help="Do not use colour", panel="Printing")] = False
+    debug: Annotated[bool, Option(help="Show tracebacks and the client's log", panel="Printing")] = False
     call: Call = NOT_CALLED
 
     @property
@@ -209,7 +201,7 @@ class Destination:
     to_url: Annotated[str | None, Option(help="Broker of that queue, if it is another one")] = None
     to_context: Annotated[
         str | None,
-        Option(metavar="NAME", help="Broker of that queue, by a context's name", autocompletion=contexts.names),
+        Option(metavar="NAME", help="Broker of that queue, by a context's name", complete=lambda *_: contexts.names()),
     ] = None
 
     def access(self, source: Access) -> Access | None:
@@ -263,7 +255,7 @@ def ask_password(of: str, path: Path | None) -> str:
         password = read_password(path)
     elif output.is_terminal(0):
         prompt = output.visible(f"Password of {of}")
-        password = typer.prompt(prompt, hide_input=True, confirmation_prompt=True, err=True)
+        password = click.prompt(prompt, hide_input=True, confirmation_prompt=True, err=True)
     else:
         raise UsageError(
             f"there is no password for {of}, and no terminal to ask on",

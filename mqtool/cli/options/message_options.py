@@ -7,12 +7,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-import typer
-from typer import Argument, Option
-
 from mqtool.amqp import STREAMING
 from mqtool.amqp import Receiving as ReceivingSettings
-from mqtool.cli.command_line import CONFIRM_TIMEOUT, DURATION, TIME_LIMIT, ConfirmTimeout, header_option, option_group
+from mqtool.cli.command_line import DURATION, TIME_LIMIT, Argument, Option, header_option, option_group
 from mqtool.cli.display.delivery_writer import DeliveryWriter, append_to, start_new_line
 from mqtool.cli.options.broker_options import Broker
 from mqtool.delays import LONGEST, Via
@@ -44,6 +41,25 @@ def _moment(text: str) -> float:
     if ahead * 1000 > LONGEST:
         raise ValueError(f"{text!r} is too far away: at most {LONGEST} ms (2^32 - 1), 49 days")
     return moment
+
+
+def _condition(text: str) -> Any:
+    from mqtool.where import parse  # only with --where, because it takes a few milliseconds to import
+
+    return parse(text)
+
+
+#: --where; the value is a mqtool.where.Where.
+Where = Annotated[
+    Any | None,
+    Option("--where", parser=_condition, metavar="CONDITION", help="Only messages that match (mqtool help where)"),
+]
+
+ConfirmTimeout = Annotated[
+    float, Option(panel="Messages", help="Give up (exit 75) after this long without confirms", **TIME_LIMIT)
+]
+#: The default of --confirm-timeout, in seconds.
+CONFIRM_TIMEOUT = 20.0
 
 
 @option_group
@@ -264,11 +280,10 @@ class ExecOptions:
     PANEL: ClassVar = "Programs"
 
     command: Annotated[
-        str | None,
-        typer.Option("--exec", metavar="COMMAND", help="Run COMMAND for each message (mqtool help programs)"),
+        str | None, Option("--exec", metavar="COMMAND", help="Run COMMAND for each message (mqtool help programs)")
     ] = None
-    shell: Annotated[bool, typer.Option("--shell", help="Run COMMAND with sh")] = False
-    pass_url: Annotated[bool, typer.Option("--pass-url", help="Leave passwords in MQTOOL_URL for COMMAND")] = False
+    shell: Annotated[bool, Option("--shell", help="Run COMMAND with sh")] = False
+    pass_url: Annotated[bool, Option("--pass-url", help="Leave passwords in MQTOOL_URL for COMMAND")] = False
 
 
 @option_group
@@ -277,10 +292,10 @@ class RetryOptions:
 
     PANEL: ClassVar = "Retries"
 
-    retries: Annotated[int, typer.Option(min=0, help="Retry up to N times, then dead-letter")] = 5
-    backoff: Annotated[float, typer.Option(show_default="1s", help="Wait before the first retry", **DURATION)] = 1.0
-    backoff_factor: Annotated[float, typer.Option(min=1.0, help="Multiply the wait by N for each further retry")] = 2.0
-    backoff_max: Annotated[float, typer.Option(show_default="5m", help="Longest wait", **DURATION)] = 300.0
+    retries: Annotated[int, Option(min=0, help="Retry up to N times, then dead-letter")] = 5
+    backoff: Annotated[float, Option(show_default="1s", help="Wait before the first retry", **DURATION)] = 1.0
+    backoff_factor: Annotated[float, Option(min=1.0, help="Multiply the wait by N for each further retry")] = 2.0
+    backoff_max: Annotated[float, Option(show_default="5m", help="Longest wait", **DURATION)] = 300.0
 
     @property
     def policy(self) -> RetryPolicy:
@@ -294,12 +309,12 @@ class DedupOptions:
 
     PANEL: ClassVar = "Duplicates"
 
-    deduplicate: Annotated[
-        bool, typer.Option("--deduplicate", help="Skip messages whose message_id was handled before")
-    ] = False
+    deduplicate: Annotated[bool, Option("--deduplicate", help="Skip messages whose message_id was handled before")] = (
+        False
+    )
     store: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             "--dedup-store",
             metavar="FILE",
             show_default="in the state directory",
@@ -307,7 +322,7 @@ class DedupOptions:
         ),
     ] = None
     window: Annotated[
-        float, typer.Option("--dedup-window", show_default="24h", help="How long to remember an id", **TIME_LIMIT)
+        float, Option("--dedup-window", show_default="24h", help="How long to remember an id", **TIME_LIMIT)
     ] = 86_400.0
 
 
@@ -320,7 +335,7 @@ class ProgramOptions:
     exec: ExecOptions
     retries: RetryOptions
     dedup: DedupOptions
-    concurrency: Annotated[int, typer.Option(min=1, max=1000, help="Run up to N at once")] = 1
+    concurrency: Annotated[int, Option(min=1, max=1000, help="Run up to N at once")] = 1
 
     @property
     def need_a_program(self) -> bool:

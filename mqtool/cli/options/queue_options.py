@@ -2,9 +2,7 @@
 
 from typing import Annotated, Any, ClassVar
 
-from typer import Option
-
-from mqtool.cli.command_line import argument_option, option_group
+from mqtool.cli.command_line import Option, argument_option, option_group
 from mqtool.cli.options.broker_options import Broker
 from mqtool.duration import parse_duration
 from mqtool.errors import UsageError
@@ -14,12 +12,12 @@ from mqtool.tutorials.dialects import StreamDialect
 
 def queue_option(about: str) -> Any:
     """The option --queue."""
-    return Option("--queue", "-q", metavar="QUEUE", help=about, rich_help_panel="Topology")
+    return Option("--queue", "-q", metavar="QUEUE", help=about, panel="Topology")
 
 
 def exchange_option(about: str) -> Any:
     """The option --exchange."""
-    return Option("--exchange", "-e", metavar="EXCHANGE", help=about, rich_help_panel="Topology")
+    return Option("--exchange", "-e", metavar="EXCHANGE", help=about, panel="Topology")
 
 
 _Durable = Annotated[
@@ -37,7 +35,7 @@ class QueueOptions:
     queue: Annotated[str | None, queue_option("Queue")] = None
     durable: _Durable = None
     queue_type: Annotated[
-        str | None, Option(help="classic, quorum or stream", autocompletion=lambda: ["classic", "quorum", "stream"])
+        str | None, Option(help="classic, quorum or stream", complete=lambda *_: ["classic", "quorum", "stream"])
     ] = None
     arguments: _Arguments = None
 
@@ -170,8 +168,8 @@ DialectOfStreams = Annotated[
         help="Whose tutorial: python, go, java, dotnet, javascript, rust",
         show_default=str(StreamDialect.PYTHON),
         envvar="MQTOOL_DIALECT",
-        rich_help_panel="Topology",
-        autocompletion=lambda: [*StreamDialect],
+        panel="Topology",
+        complete=lambda *_: [*StreamDialect],
     ),
 ]
 StreamPort = Annotated[
@@ -183,7 +181,7 @@ StreamPort = Annotated[
         help="The broker's port for streams",
         show_default="5552, with TLS 5551",
         envvar="MQTOOL_STREAM_PORT",
-        rich_help_panel="Broker",
+        panel="Broker",
     ),
 ]
 
