@@ -171,7 +171,7 @@ class Where:
 
     Attributes:
         text: the condition as written.
-        fields: the first names of the fields that the condition uses (`headers` of `headers.x`).
+        fields: the names with which the fields of the condition begin (`headers` for `headers.x`).
     """
 
     def __init__(self, text: str, fields: Set[str], test: Test) -> None:
@@ -263,7 +263,7 @@ class _Parser:
     """A recursive-descent parser of conditions.
 
     Attributes:
-        used: the first names of the fields parsed so far.
+        used: the names with which the fields parsed so far begin (`headers` for `headers.x`).
     """
 
     def __init__(self, text: str, fields: Set[str] | None) -> None:

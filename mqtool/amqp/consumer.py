@@ -163,7 +163,6 @@ class Consumer(ChannelListener):
         self._flush(leaving=True)
 
     def _next(self, taken: int, started: float) -> Delivery | None:
-        """Return the next delivery; None at the end."""
         while True:
             if not self._batch and not self._next_batch(taken, started):
                 return None

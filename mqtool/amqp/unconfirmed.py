@@ -284,12 +284,12 @@ class Unconfirmed:
             self._changed.notify_all()
 
     def on_ack(self, tag: int, *, multiple: bool) -> None:
-        """Handle basic.ack from the broker. On the I/O thread."""
+        """Handle basic.ack from the broker. Called on the I/O thread."""
         with self._changed:
             self._answer(tag, multiple=multiple)
 
     def on_nack(self, tag: int, *, multiple: bool) -> None:
-        """Handle basic.nack from the broker. On the I/O thread."""
+        """Handle basic.nack from the broker. Called on the I/O thread."""
         with self._changed:
             self._nack([*range(self._answered + 1, tag), tag] if multiple else [tag])
             self._answer(tag, multiple=multiple)
@@ -323,7 +323,7 @@ class Unconfirmed:
                 self._refuse(tag, Confirmation.NACKED, "the broker refused it")
 
     def on_return(self, message_id: str | None, routing_key: str, body: bytes, reason: str) -> None:
-        """Handle basic.return: a mandatory message is unroutable. Its confirm follows. On the I/O thread.
+        """Handle basic.return: a mandatory message is unroutable. Its confirm follows. Called on the I/O thread.
 
         basic.return has no delivery tag, so the message is found by its content.
         """

@@ -128,7 +128,6 @@ class Delaying:
 
 
 def _now() -> int:
-    """Return the current time in milliseconds since 1970."""
     return int(time.time() * 1000)
 
 

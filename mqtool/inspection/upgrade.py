@@ -1,4 +1,4 @@
-"""`doctor --upgrade-to`: find objects that a newer RabbitMQ refuses or treats differently.
+"""`doctor --upgrade`: find objects that a newer RabbitMQ refuses or treats differently.
 
 From RabbitMQ's release notes of 3.12, 4.0 and 4.3: https://www.rabbitmq.com/release-information
 """

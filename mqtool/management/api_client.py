@@ -77,7 +77,6 @@ def _said(answer: "Response") -> str:
 
 
 def _missing(url: str) -> str:
-    """Describe the object that a path names."""
     kind, *names = (unquote(part) for part in urlsplit(url).path.partition("/api/")[2].split("/"))
     match kind, names:
         case "vhosts", [vhost, *_]:

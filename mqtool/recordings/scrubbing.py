@@ -157,7 +157,6 @@ def _is_in(path: str, fields: Collection[str]) -> bool:
 
 
 def _text(token: str) -> str:
-    """Return the text of a JSON string token."""
     return json.loads(token) if "\\" in token else token[1:-1]
 
 

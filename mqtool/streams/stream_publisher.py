@@ -232,7 +232,6 @@ class Publisher:
             self._recover()
 
     def _recover(self) -> None:
-        """Reconnect, and publish unconfirmed messages again."""
 
         def go_on() -> None:
             self._start()

@@ -182,7 +182,7 @@ class Hello(NamedTuple):
     """Names and lines of stream tutorial 1.
 
     Attributes:
-        stores_bodies: True if it stores only the body, not an AMQP 1.0 message.
+        stores_bodies: True if the tutorial stores only the body of a message, without AMQP 1.0 sections.
         received: the line for a received message; may contain {body}, {queue} and {offset}.
     """
 

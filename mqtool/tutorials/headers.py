@@ -5,7 +5,7 @@
                                └─ any: format=pdf, type=log ────> [amq.gen-2]
 
 A headers exchange ignores the routing key. It compares a binding's arguments with the message's headers; the argument
-x-match says whether all of them must be equal, or any one is enough.
+x-match determines whether all of them must be equal, or any one is enough.
 
 https://www.rabbitmq.com/tutorials/amqp-concepts#exchange-headers
 """

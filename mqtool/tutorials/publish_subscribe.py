@@ -4,9 +4,9 @@
     emit-log ──> (logs)┤
                        └──> [amq.gen-2] ──> receive-log
 
-The publisher knows only the exchange. Each receiver binds a queue of its own to it: the broker makes up its name, and
-deletes it when the receiver leaves. A fanout exchange copies each message to every queue bound to it. If none is, the
-message is dropped.
+The publisher knows only the exchange. Each receiver binds its own queue to the exchange. The broker chooses the
+queue's name, and deletes the queue when the receiver disconnects. A fanout exchange copies each message to every queue
+that is bound to it. If no queue is bound, the message is dropped.
 
 https://www.rabbitmq.com/tutorials/tutorial-three-python
 """

@@ -1,13 +1,13 @@
-"""Publisher confirms: knowing that the broker has taken a message, in three ways, and what each costs.
+"""Publisher confirms: three ways to wait until the broker has a message, and the cost of each.
 
     individually     publish, wait, publish, wait, …    a round trip for each
     in batches       publish × 100, wait for all, …     one for a hundred
     asynchronously   publish 1, 2, 3, 4, 5, 6, 7, …     no waiting: answers
                              ack 1, ack 2-6, nack 7 …   come when they come
 
-The broker acks a message once it is safe: in its queues, and there on disk or on most replicas, or consumed. It nacks
-one that it could not take. Messages on a channel are numbered from 1, and an answer names such a sequence number; with
-the flag "multiple" it is for all messages up to that one. Here, publish() yields one receipt for each message.
+The broker acks a message once it is safe: consumed, or stored in its queues, on disk or on most replicas. It nacks a
+message that it could not store. Messages on a channel are numbered from 1. An ack or nack contains such a number; with
+the flag "multiple", it is for all messages up to this number. Here, publish() yields one receipt for each message.
 
 https://www.rabbitmq.com/tutorials/tutorial-seven-java
 """

@@ -6,7 +6,7 @@
 
 The client has a queue of its own for replies, and names it in each request. Replies may come in any order, so each one
 carries the correlation id of its request; a reply with an unknown id is ignored. The server acknowledges a request
-after it has replied: if it dies before, another server answers, and the client may get two replies.
+after it has replied. If it dies before that, another server gets the request, and the client may get two replies.
 
 https://www.rabbitmq.com/tutorials/tutorial-six-python
 """

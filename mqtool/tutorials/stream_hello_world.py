@@ -1,11 +1,11 @@
-"""Hello World, in a stream: a log that keeps messages after they were read, so that everybody can read all of it.
+"""Hello World, in a stream: a log that keeps messages after they are read, so that every reader can read all of them.
 
     send-stream ──> [0|1|2|3| hello-python-stream ──> receive-stream
                      └ messages stay, numbered by their offset
 
-A queue forgets a message once it is acknowledged. A stream keeps it until the stream is longer than its settings allow,
+A queue removes a message once it is acknowledged. A stream keeps it until the stream is longer than its settings allow,
 so each reader chooses where to start: at the first message left, at the next one to arrive, or in between. Both
-sides create the stream, so either may start first. RabbitMQ has a protocol of its own for streams, on port 5552.
+sides create the stream, so either may start first. RabbitMQ has a separate protocol for streams, on port 5552.
 
 https://www.rabbitmq.com/tutorials/tutorial-one-python-stream
 """

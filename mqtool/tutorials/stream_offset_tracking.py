@@ -1,11 +1,11 @@
-"""Offset tracking: the broker remembers how far a reader has read, so that it can continue from there.
+"""Offset tracking: the broker stores how far a reader has read, so that the reader can continue from there.
 
     send ──> [0|1|2| … |98|99] ──> receive
                      └ subscriber_1: 42
 
-A reader has a name, and stores under it the offset of the last message that it is done with. It does so now and then
-rather than each time, since an offset is a small message in the stream. After a crash, a few messages come twice; none
-is skipped. The last message of each run is a marker, at which the reader stops.
+A reader stores, under its name, the offset of the last message that it has handled. It does this only now and then,
+because each stored offset is written to the stream. After a crash, a few messages are read twice, but none is
+skipped. The last message of each run is a marker, at which the reader stops.
 
 https://www.rabbitmq.com/tutorials/tutorial-two-python-stream
 """

@@ -5,8 +5,9 @@
                              └──> worker 2
 
 Three things together keep a task from getting lost: the queue is durable, the message is persistent, and a worker
-acknowledges a task only when it is done. With a prefetch of 1 a busy worker is sent nothing more, so the next task goes
-to an idle one. Without a limit the broker sends tasks to the workers in turn, however long each takes.
+acknowledges a task only when it is done. With a prefetch of 1, a busy worker gets no further task, so the
+next task goes to an idle worker. Without a limit, the broker sends tasks to the workers in turn, however long each
+takes.
 
 https://www.rabbitmq.com/tutorials/tutorial-two-python
 """

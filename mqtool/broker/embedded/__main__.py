@@ -95,7 +95,9 @@ class _Memory:
         return pages * os.sysconf("SC_PAGE_SIZE") - self._ledger.held_bytes
 
     def check(self) -> None:
-        """Check now and every two seconds. Not more often, since returning memory takes some milliseconds."""
+        """Return freed memory if there is much of it. Repeat this only every two seconds: it takes some
+        milliseconds.
+        """
         asyncio.get_running_loop().call_later(_CHECK_SECONDS, self.check)
         held, rest = self._ledger.held_bytes, self._without_messages()
         self._most_held = max(self._most_held, held)

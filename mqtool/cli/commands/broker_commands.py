@@ -71,7 +71,7 @@ def _state_of(started: Started) -> str:
 
 @broker.command("mqtool broker ls", "mqtool broker ls --json")
 def ls(as_json: Annotated[bool, Option("--json", help="Print one JSON object per line")] = False) -> None:
-    """List the brokers that 'broker up' started, with stopped ones."""
+    """List the brokers that 'broker up' started, also stopped ones."""
     rows = []
     for name in state.names():
         found = (started := state.load(name)) or state.load_stopped(name)
@@ -179,13 +179,13 @@ Plugins = Annotated[list[str], Argument(metavar="PLUGIN...")]
 
 @plugin_app.command("mqtool plugin enable rabbitmq_shovel")
 def enable(plugin: Plugins, name: Name = DEFAULT_NAME) -> None:
-    """Enable plugins and those they need, now and at every start."""
+    """Enable plugins and their dependencies, now and at every start."""
     _change(_started(name), "enable", plugin)
 
 
 @plugin_app.command("mqtool plugin disable rabbitmq_shovel --yes")
 def disable(plugin: Plugins, yes: Yes = False, name: Name = DEFAULT_NAME) -> None:
-    """Disable plugins and those that need them."""
+    """Disable plugins and the plugins that depend on them."""
     started = _started(name)
     ask(f"disable {', '.join(plugin)}", yes=yes)
     _change(started, "disable", plugin)

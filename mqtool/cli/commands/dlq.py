@@ -148,8 +148,8 @@ def redrive(
 ) -> None:
     """Move dead letters back to where they came from.
 
-    Each is confirmed there before it is removed here. A redrive that is killed loses nothing, but can leave up to
-    100 messages in both queues; run it again to finish.
+    Each dead letter is removed once the broker has confirmed the moved message. If the command is killed, no message is
+    lost, but up to 100 may be in both queues. Run it again to continue.
     """
     source, moved, left = which.queue(queue), 0, 0
 

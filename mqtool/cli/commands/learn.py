@@ -78,7 +78,8 @@ def cheat(
 def completion(shell: Annotated[Shell, Argument(help="Your shell")]) -> None:
     """Print the completion script for your shell.
 
-    Put this into ~/.bashrc, or into ~/.zshrc after compinit (with zsh): eval "$(mqtool completion bash)". It completes
-    commands, options, and names on the broker, such as those of queues.
+    Add this line to ~/.bashrc: eval "$(mqtool completion bash)". For zsh, write zsh instead of bash, and add the line
+    to ~/.zshrc, after compinit. The script completes commands, options, and the names of queues and exchanges on the
+    broker.
     """
     output.show(completion_script(shell))

@@ -130,7 +130,7 @@ class View:
         return in_order(rows, self._order) if self._order else rows
 
     def _without_wait_queues(self, rows: Iterable[Row]) -> Iterator[Row]:
-        """Yield the rows of the user's own objects, and keep the others for _sum()."""
+        """Yield all rows except those of mqtool's wait queues, which _sum() counts."""
         self._left_out = []
         for row in rows:
             if row.get("source_name") == "" or any(is_wait_queue(row[name]) for name in self._name_columns):

@@ -203,7 +203,7 @@ def tap(
     urls: Urls = None,
     broker: ManagedBroker,
 ) -> None:
-    """Show copies of messages as they pass, and take none."""
+    """Show copies of messages as they are published."""
     each_url: list[str | None] = [*urls] if urls else [None]
     if len(each_url) > 1 and str(broker.options.password_file) == "-":
         raise UsageError("stdin has one password, and there are several brokers", "put each in its URL, or in a file")
@@ -255,8 +255,8 @@ def move(
 ) -> None:
     """Move messages to another queue, here or on another broker.
 
-    Each is confirmed there before it is removed here. A move that is killed or loses its connection (exit 69) loses
-    nothing, but can leave up to 100 messages in both queues; run it again to finish.
+    Each message is removed from its queue once it is confirmed in the other one. If the command is killed or loses a
+    connection (exit 69), no message is lost, but up to 100 may be in both queues. Run it again to continue.
     """
     access = broker.access(reconnects=False)
     other = destination.access(access)

@@ -131,8 +131,8 @@ def export(broker: ManagedBroker) -> None:
 def diff(file: Definitions, broker: ManagedBroker, as_json: AsJson = False) -> None:
     """Show how the broker differs from a file.
 
-    + would be added by an import, ~ would be changed, ! cannot be changed, - is only on the broker. Exits 3 if there
-    are differences.
+    Exits with 3 if there are differences. An import would add lines with + and change lines with ~, but cannot change
+    lines with !. Lines with - are only on the broker.
     """
     access = broker.access()
     wanted = _read(file, access.vhost)

@@ -118,7 +118,7 @@ def rpc_client(
     raw: Annotated[bool, Option(help="Print results only, one per line")] = False,
     any_text: Annotated[bool, Option("--text", help="Send any text, not only integers")] = False,
 ) -> None:
-    """Ask the RPC server (tutorial 6)."""
+    """Send requests to the RPC server (tutorial 6)."""
     asked = requests or ["30"]
     failed = answered = status = 0
     if not any_text and queue in (None, broker.names.rpc_queue.name):
@@ -167,7 +167,9 @@ def _tell_if_nobody_serves(channel: Channel, queue: Queue, timeout: float) -> No
 
 
 def _check_integers(requests: list[str], function: Function) -> None:
-    """Check requests before sending. A request that is no integer crashes a tutorial's server, again at each start."""
+    """Check requests before sending. A request that is not an integer would crash a tutorial's server, again after each
+    restart.
+    """
     for request in requests:
         if not re.fullmatch("[0-9]+" if function == "fib" else "[+-]?[0-9]+", request):
             kind = "a whole number from 0" if function == "fib" else "an integer"

@@ -80,9 +80,9 @@ def receive_delayed(
     routing_key: RoutingKey = None,
     where: Where = None,
 ) -> None:
-    """Receive delayed messages; show how late each came.
+    """Receive delayed messages; show how late each one arrived.
 
-    With --where, what does not match stays in the queue, as with 'mqtool receive'.
+    With --where, messages that do not match stay in the queue, as with 'mqtool receive'.
     """
     matching = Matching(receiving, where)
     target = queue.of(broker.names.delay_queue)
@@ -154,7 +154,7 @@ def _waiting(access: Access) -> Iterator[WaitingMessages]:
 
 @delayed.command("mqtool delayed ls", "mqtool delayed ls --json")
 def ls(broker: ManagedBroker, as_json: AsJson = False) -> None:
-    """List how many messages wait, for what, and how long."""
+    """Count waiting messages, by destination and delay."""
     rows: list[dict[str, Any]] = []
     with _waiting(broker.access(reconnects=False)) as waiting:
         for queue, count in waiting.queues():
@@ -174,9 +174,10 @@ def show(
     where: Where = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the messages that wait, and when each is due.
+    """Show waiting messages, and when each is due.
 
-    They stay. Looking costs what it costs with 'mqtool peek'. What the plugin holds, nobody can look at.
+    The messages stay where they are. Showing them has the side effects of 'mqtool peek'. Messages held by the plugin
+    cannot be shown.
     """
     shown = 0
     with _waiting(broker.access(reconnects=False)) as waiting, closing(waiting.messages(to)) as messages:
@@ -213,9 +214,9 @@ def _say_what_is_hidden(waiting: WaitingMessages) -> None:
 
 @delayed.command("mqtool delayed cancel 5f0c…", "mqtool delayed cancel --where 'headers.tenant=a' --yes")
 def cancel(broker: ManagedBroker, yes: Yes = False, ids: Ids = None, where: Where = None) -> None:
-    """Delete messages that wait, for good.
+    """Delete waiting messages for good.
 
-    Those of the plugin cannot be cancelled.
+    Messages held by the plugin cannot be cancelled.
     """
     _check(ids, where)
     access = broker.access(reconnects=False)
@@ -225,10 +226,11 @@ def cancel(broker: ManagedBroker, yes: Yes = False, ids: Ids = None, where: Wher
 
 @delayed.command("mqtool delayed now 5f0c…", "mqtool delayed now --where 'routing_key=jobs'")
 def now(broker: ManagedBroker, yes: Yes = False, ids: Ids = None, where: Where = None) -> None:
-    """Deliver messages that wait at once.
+    """Deliver waiting messages now.
 
-    Each is confirmed where it goes before it is removed here: none is lost, and if the command is killed, those that it
-    has delivered come again when they are due. Those of the plugin cannot be delivered early.
+    Each message is removed from its wait queue once the broker has confirmed it at its destination. If the command is
+    killed, no message is lost, but messages that were already delivered may be delivered again when they are due.
+    Messages held by the plugin cannot be delivered early.
     """
     _check(ids, where)
     access = broker.access(reconnects=False)

@@ -116,7 +116,7 @@ def worker(
         bool, Option(help="Never acknowledge: the classic mistake, to watch", panel="Receiving")
     ] = False,
 ) -> None:
-    """Do tasks, or run a program for each (tutorial 2)."""
+    """Do tasks, or run a program for each task (tutorial 2)."""
     if programs.exec.command is not None:
         work(programs.exec.command, programs, queue, receiving, broker)
         return

@@ -161,7 +161,7 @@ def set_(
 
 @offset.command("mqtool offset reset app reports", without=("dialect", "strict"))
 def reset(stream: StreamName, name: ReaderName, broker: Broker, port: StreamPort = None) -> None:
-    """Let a reader start again, where its --offset says."""
+    """Have a reader start over, at its --offset."""
     with broker.access().stream_channel(port) as channel:
         for each in channel.streams_of(stream):
             channel.forget_offset(each, name)

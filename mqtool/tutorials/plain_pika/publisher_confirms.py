@@ -1,4 +1,4 @@
-"""Publisher confirms: knowing that the broker has taken a message, in three ways, and what each costs.
+"""Publisher confirms: three ways to wait until the broker has a message, and the cost of each.
 
 python confirms.py 50000
 """

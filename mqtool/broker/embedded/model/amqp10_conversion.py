@@ -99,7 +99,6 @@ def _section(code: int, value: bytes) -> bytes:
 
 
 def _head(raw: bytes, exchange: str, routing_key: str) -> bytes:
-    """Encode the sections before the body."""
     properties = Properties(raw)
     fields = properties.fields()
 
