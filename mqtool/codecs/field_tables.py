@@ -141,7 +141,7 @@ class FieldTables:
     _fixed = _FIXED
     #: True to decode a damaged table inside another one to Undecoded, instead of rejecting the outer table.
     _keeps_damage = False
-    #: The number of levels of tables and arrays that may be encoded. The broker decodes a table before it encodes it.
+    #: The maximum depth of a table that is encoded. The broker needs none: it encodes what it has decoded before.
     _deepest: float = math.inf
 
     def decode_table(self, data: bytes, offset: int = 0, max_depth: int = MAX_DEPTH) -> tuple[dict[str, Any], int]:
@@ -282,8 +282,9 @@ _CLIENT_FIXED: _Fixed = {
 
 
 class _ClientTables(FieldTables):
-    """The codec of the client: decodes to Python types without errors. A damaged part becomes Undecoded; a damaged
-    table becomes a table with the encoded bytes under the key UNREADABLE.
+    """The codec of the client: decodes to Python types, without errors.
+
+    A damaged part becomes Undecoded. A damaged table becomes a table with its encoded bytes under the key UNREADABLE.
     """
 
     _fixed = _CLIENT_FIXED

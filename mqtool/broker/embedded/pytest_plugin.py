@@ -9,7 +9,8 @@ The broker is started once per session (per worker of pytest-xdist), in memory, 
     @pytest.mark.amqp_recording("incident.ndjson")
     def test_incident(amqp_vhost): ...
 
-plays a recording into the broker while the test runs. The marker takes the same arguments as replay() in replaying.py.
+replays a recording into the broker while the test runs. The marker takes the arguments of
+`mqtool.broker.embedded.replay()`, but for the broker.
 """
 
 from collections.abc import Iterator
@@ -85,7 +86,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.fixture
 def _amqp_recording(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Play the recording that the marker names, once all other fixtures are set up."""
+    """Replay the recording that the marker names, once all other fixtures are set up."""
     from mqtool.broker.embedded.testing.replay import replaying
     from mqtool.errors import MqtoolError
 

@@ -100,7 +100,7 @@ class PacedSocket(asyncio.Protocol, ABC):
         self.handle(data)
 
     def handle(self, data: bytes) -> None:
-        """Handle the complete frames; keep the rest, which is an incomplete frame unless the output is backed up."""
+        """Handle the complete frames, and keep the rest: an incomplete frame, or all frames after `is_backed_up`."""
         if len(data) >= self._need:
             try:
                 data = data[self.take_bytes(data) :]
@@ -231,7 +231,7 @@ class ClientSocket(PacedSocket):
     vhost: VirtualHost
     rights: Rights
 
-    # Any: all members of the set are of one subclass.
+    # Any: each subclass has a set of its own type.
     def __init__(self, broker: Broker, connections: Connections[Any], state: str, need: int) -> None:
         super().__init__(state, need)
         self.broker = broker

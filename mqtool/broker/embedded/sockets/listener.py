@@ -237,7 +237,7 @@ def _reason(error: ssl.SSLError) -> str:
 
 
 def stranger_limit() -> int:
-    """Return how many connections one address may have before login: a quarter of the file descriptors, 64 to 1000."""
+    """Return the limit of connections from one address before login: a quarter of all descriptors, from 64 to 1000."""
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return min(max(descriptors // 4, 64), 1000)
 
@@ -255,7 +255,7 @@ C = TypeVar("C", bound=Abortable)
 
 
 class Connections(set[C], Generic[C]):
-    """The open connections of one protocol. Limits how many of each address have not logged in."""
+    """The open connections of one protocol. Limits the number from each address that have not logged in."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -315,5 +315,5 @@ class Repetitions(logging.Filter):
 
 
 def caused_by(cause: str, seconds: float = 1.0) -> dict[str, Any]:
-    """Return the `extra` argument of a log call that writes at most one line in `seconds` for each `cause`."""
+    """Return the `extra` argument that limits a log call to one line in `seconds` for each `cause`."""
     return {"cause": cause, "seconds": seconds}

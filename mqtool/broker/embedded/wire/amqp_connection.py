@@ -357,7 +357,7 @@ def _flow_ok(channel: Channel, method: Frame) -> None:
     """Ignore channel.flow-ok: the broker never sends channel.flow."""
 
 
-# Any: each handler takes only the method class that it is the value of.
+# Any: each handler takes only methods of its own class.
 _HANDLERS: dict[type[Frame], Callable[[Channel, Any], None]] = {
     commands.Channel.Open: _open,
     commands.Channel.Close: _close,

@@ -279,7 +279,7 @@ def _counted(entry: Entry, session: Session) -> Message:
 
 _MAX_KEY = 255
 _NOTHING = Properties(b"\0\0")
-# Stands for a message of a stream, which need not be kept.
+# Takes the place of an unacknowledged message of a stream, so that the message need not stay in memory.
 _FORGOTTEN = Entry(Message(encode_address("", ""), ContentHeader.of(_NOTHING, 0), b""), 0)
 
 
