@@ -14,7 +14,7 @@ from tests.protocol.hostile_inputs import AmqpInputs, Inputs, StreamInputs
 from tests.protocol.hostile_requests import LOGIN, Sender
 from tests.siege import Beside, throw
 
-INPUTS = 10_000 if IN_CI else 2_500
+INPUTS = 10_000 if IN_CI else 1_000
 
 
 @pytest.mark.parametrize("inputs", [AmqpInputs(seed=91), StreamInputs(seed=92)], ids=["amqp", "stream"])
