@@ -34,6 +34,7 @@ class StreamChannel:
         nodes: the addresses of the broker's nodes, with their stream ports.
         backoff: the delays between attempts to reconnect; None never reconnects.
         strict: fail if a stream exists with other settings.
+        any_settings: use a stream with other settings without a notice.
         encode: converts a message to the bytes to store: in AMQP 1.0, except in some tutorials.
         filters: values for RabbitMQ's stream filters (3.13 and later). Messages are published with the first one. Only
             chunks with one of the values are consumed; they may contain other messages, too.
@@ -54,6 +55,7 @@ class StreamChannel:
         *,
         backoff: Backoff | None = None,
         strict: bool = False,
+        any_settings: bool = False,
         confirm_timeout: float = CONFIRM_TIMEOUT,
         encode: Callable[[Message], bytes] = encode,
         filters: Sequence[str] = (),
@@ -67,6 +69,7 @@ class StreamChannel:
         self._context = context
         self._backoff = backoff
         self._strict = strict
+        self._any_settings = any_settings
         self._confirm_timeout = confirm_timeout
         self._encode = encode
         self._filters = filters
@@ -123,7 +126,8 @@ class StreamChannel:
             )
         if self._strict:
             raise DeclaredDifferently(f"stream {stream.name!r} has other settings", "leave out --strict to use it")
-        self.notice(f"stream {stream.name!r} has other settings; using the one that is there")
+        if not self._any_settings:
+            self.notice(f"stream {stream.name!r} exists with other settings, and is used as it is")
         return stream
 
     def _as_it_is(self, stream: Stream, partitions: Sequence[str]) -> Stream:

@@ -13,7 +13,7 @@ from typing import IO
 import pytest
 
 from mqtool.broker.embedded.in_process import Vhost
-from tests.brokers import TestBroker
+from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.terminal import on_terminal
 from tests.cli.test_exec import depth
@@ -310,3 +310,32 @@ def test_rpc_client_says_at_once_that_nobody_serves(shell: Shell) -> None:
     shell.start("mqtool", "rpc-server", "-q", "numbers").wait_until_ready()
     assert client.wait().stdout == " [.] Got 8\n"
     assert "no server" not in shell.run("mqtool", "rpc-client", "6", "-q", "numbers").stderr
+
+
+@on_any_broker
+def test_an_rpc_server_makes_no_queue_by_a_mistyped_name(shell: Shell, broker: TestBroker) -> None:
+    """It names the nearest one; --declare makes it."""
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    shell.run("mqtool", "queue", "declare", "numbers")
+    refused = shell.run("mqtool", "rpc-server", "-q", "nubmers", "--idle-timeout", "10ms")
+    assert (refused.code, "did you mean 'numbers'?" in refused.stderr) == (69, True)
+    assert shell.run("mqtool", "rpc-server", "-q", "nubmers", "--declare", "--idle-timeout", "10ms").code == 0
+
+
+def test_a_receiver_of_logs_tells_of_a_near_name(shell: Shell, broker: TestBroker) -> None:
+    """It makes the queue that is named; on a terminal, a similar one is told."""
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    shell.run("mqtool", "queue", "declare", "audit")
+    receive = ("mqtool", "receive-log", "fanout", "--idle-timeout", "10ms", "-q")
+    assert "queue 'auditt' is new; did you mean 'audit'?" in on_terminal(shell, *receive, "auditt").stdout
+    assert "did you mean" not in on_terminal(shell, *receive, "audit").stdout
+
+
+def test_publisher_confirms_say_what_the_figures_mean(shell: Shell) -> None:
+    """In the last line: whether not waiting at all has gained anything over waiting for each batch."""
+    shown = shell.run("mqtool", "publisher-confirms", "all", "-c", "500", "--batch-size", "10")
+    batch, unwaited = (int(line.rpartition(" in ")[2][:-3].replace(",", "")) for line in shown.stdout.splitlines()[1:])
+    said = shown.stderr.splitlines()[-1]
+    assert "'batch' for 50, and 'async' for none." in said
+    if abs(unwaited / batch - 0.9) > 0.05:
+        assert ("take about as long" in said) is (unwaited > batch * 0.9)

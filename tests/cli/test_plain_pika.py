@@ -44,6 +44,7 @@ class Room:
         result = self.shell.run("mqtool", *words)
         assert result.code == 0
         assert "using the one that is there" not in result.stderr, "the script has declared it otherwise"
+        assert "is used as it is" not in result.stderr
         return result
 
 

@@ -376,3 +376,12 @@ def test_bare_bytes_that_amqp_cannot_deliver_name_receive_stream(shell: Shell, b
             assert result.code == 69
         else:
             assert result.stdout.splitlines()[-1] == "bare bytes"
+
+
+@on_any_broker
+def test_a_stream_with_other_settings_is_used_without_a_word(shell: Shell) -> None:
+    """Unless a setting was asked for; then a sentence says so."""
+    assert shell.run("mqtool", "send-stream", "-q", "s", "--argument", "max-age=1D", "x").code == 0
+    assert shell.run("mqtool", "send-stream", "-q", "s", "y").stderr == " [x] y message sent\n"
+    other = shell.run("mqtool", "send-stream", "-q", "s", "--argument", "max-age=2D", "z")
+    assert other.stderr.splitlines()[0] == "stream 's' exists with other settings, and is used as it is"

@@ -20,7 +20,7 @@ from mqtool.cli.options import (
     header_option,
 )
 from mqtool.cli.pipe.publishing import publishing_channel, text
-from mqtool.cli.pipe.receiving import Matching, receiving_channel
+from mqtool.cli.pipe.receiving import Matching, receiving_channel, tell_of_near_names
 from mqtool.cli.pipe.source import Addressing
 from mqtool.errors import UsageError
 from mqtool.message import Delivery, Message, Receipt
@@ -88,6 +88,8 @@ def _receive(asked: ReceivingLogs, exchange: Exchange, lesson: Callable[..., Ite
     with receiving_channel(
         asked.receiving, asked.broker, line, waiting=WAITING_FOR_LOGS, queue_is_private=is_private
     ) as (channel, incoming):
+        if not is_private:
+            tell_of_near_names(queue.name, incoming.access)
         settings = incoming.printed(settings)
         deliveries = lesson(channel, asked.exchange.of(exchange), queue=queue, receiving=settings)
         incoming.print_all(matching.of(channel, deliveries, settings))

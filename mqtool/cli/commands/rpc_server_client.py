@@ -82,7 +82,8 @@ def rpc_server(
         else:
             write.batched.add(output.encoded(answering.format(n=output.one_line(request.text))))
 
-    with broker.access().channel() as channel:
+    access = broker.access()
+    with access.channel() as channel:
         if handled is not None:
             compute = rpc_functions.answering_once(compute, handled, channel.connection.cluster, output.notice)
         answered = rpc_functions.answering_errors(compute)
@@ -97,7 +98,7 @@ def rpc_server(
             (_MANY if is_quick else rpc.ONE_AT_A_TIME)._replace(before_acknowledging=write.flush)
         )
         waiting = broker.lines.awaiting_add100 if name == "add100" else broker.lines.awaiting_requests
-        answers = rpc.serve(channel, checked(target, queue, channel, broker), answer_visibly, settings)
+        answers = rpc.serve(channel, checked(target, queue, channel, broker, access), answer_visibly, settings)
         with consuming(receiving.ready_file, channel, waiting):
             for _, reply in answers:
                 if reply.properties.get("type") == ERROR:

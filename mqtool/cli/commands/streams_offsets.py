@@ -10,7 +10,7 @@ from mqtool.cli.display import output
 from mqtool.cli.options import OFFSET, Broker, Commands, Publishing, Receiving
 from mqtool.cli.options.queue_options import DialectOfStreams, StreamOptions, StreamPort, dialect_of
 from mqtool.cli.pipe.publishing import publishing_stream_channel
-from mqtool.cli.pipe.receiving import consuming, receiving_channel
+from mqtool.cli.pipe.receiving import consuming, receiving_channel, tell_of_near_names
 from mqtool.errors import MqtoolError, NotConfirmed, UsageError
 from mqtool.inspection.listing import counted
 from mqtool.inspection.queue_details import ReaderOffsets
@@ -93,6 +93,8 @@ def receive_stream(stream: StreamOptions, receiving: Receiving, broker: Broker, 
         channel,
         incoming,
     ):
+        if stream.queue is not None:
+            tell_of_near_names(stream.queue, incoming.access)
         target, settings = stream.of(tutorial.stream), incoming.printed(receiving.settings())
         incoming.print_all(stream_hello_world.receive(channel, target, reading.offset, settings, reading.track))
 
@@ -100,7 +102,8 @@ def receive_stream(stream: StreamOptions, receiving: Receiving, broker: Broker, 
 def _opened(
     stream: StreamOptions, filters: list[str], **settings: Any
 ) -> Callable[[Access], "AbstractContextManager[StreamChannel]"]:
-    return lambda access: access.stream_channel(stream.port, filters=filters, **settings)
+    any_settings = stream.queue is not None and not stream.arguments
+    return lambda access: access.stream_channel(stream.port, filters=filters, any_settings=any_settings, **settings)
 
 
 def _body_alone(message: Message) -> bytes:

@@ -168,16 +168,26 @@ def checked(
     return queue
 
 
+def tell_of_near_names(name: str, access: Access) -> None:
+    """On a terminal, say if a queue or stream is new although one with a similar name exists."""
+    if output.is_terminal(2) and not current().quiet:
+        names = _queue_names(access)
+        if name not in names and (meant := nearest(name, names)):
+            output.notice(f"queue {name!r} is new; did you mean {meant!r}?")
+
+
 def _near(name: str, access: Access | None, hint: str) -> str:
     """A hint that suggests an existing queue with a similar name, if the management API lists one."""
-    from mqtool.management import queues  # only for this error
-
-    names: list[str] = []
-    with suppress(MqtoolError):
-        if access is not None:
-            names = [each["name"] for each in queues(access.management(_PATIENCE), access.vhost, ["name"])]
-    meant = nearest(name, names)
+    meant = None if access is None else nearest(name, _queue_names(access))
     return hint if meant is None else f"did you mean {meant!r}? Otherwise, {hint}"
+
+
+def _queue_names(access: Access) -> list[str]:
+    from mqtool.management import queues  # only for mistyped names
+
+    with suppress(MqtoolError):
+        return [each["name"] for each in queues(access.management(_PATIENCE), access.vhost, ["name"])]
+    return []
 
 
 #: The largest prefetch in AMQP: the maximum number of unacknowledged messages of one consumer.
