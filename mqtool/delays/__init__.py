@@ -8,13 +8,12 @@ In both ways, a due message reaches its exchange with its own routing key and he
 published message. Its header mqtool-due contains the due time, so receivers can compute how late the message is. After
 a lost connection, a message that is published again waits its whole delay again: it may be late, but never early.
 
-Each wait queue has one TTL for all its messages, so no message waits behind one with a longer delay. A queue for every
-delay would be too many, so a delay that is not round is split into two, such as 5 s and 325 ms:
+All messages in a wait queue have the same TTL, so none waits behind one with a longer delay. A delay that is not round
+is divided into two waits, such as 5 s and 325 ms, because a queue for every delay would be too many:
 
     publisher ──> [hello.delay.5s.more] ···5 s···> (hello.delay) ──> [hello.delay.325ms] ···325 ms···> [hello]
 
-The exchange (hello.delay) selects the second queue by the header mqtool-then. Delays are rounded up to 25 ms. Above one
-minute, this step and the delays of the first queues grow, so that no range of delays needs more than 160 queues.
+The header mqtool-then selects the second queue. Delays of up to a minute are rounded up to 25 ms.
 
 Messages for a quorum queue, or for a durable exchange, which may route to a quorum queue, wait in quorum queues, which
 keep a message until its target has confirmed it. (After a restart, messages may arrive twice. If the target was not yet

@@ -1,13 +1,13 @@
-"""The destinations of delayed messages, the interface of both ways to delay messages, and their shared functions."""
+"""The destinations of delayed messages, and functions that both ways to delay messages share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from mqtool.amqp import Channel, administration
 from mqtool.errors import AccessRefused, BadData, DeclaredDifferently
 from mqtool.message import Message
-from mqtool.topology import DEFAULT_EXCHANGE, DELAYED, Exchange, Queue
+from mqtool.topology import DEFAULT_EXCHANGE, Exchange, Queue
 
 #: AMQP's limit for names, in bytes.
 _LONGEST_NAME = 255
@@ -33,11 +33,6 @@ class Destination:
     def queue(self) -> Queue | None:
         """The queue in which messages arrive, if known."""
         return self.to if isinstance(self.to, Queue) else self.leads_to
-
-    @property
-    def is_delayed_exchange(self) -> bool:
-        """True if the destination is an exchange of type x-delayed-message."""
-        return isinstance(self.to, Exchange) and self.to.type == DELAYED
 
     def look(self, channel: Channel) -> None:
         """Set `is_classic`; asks the broker at the first call only."""
@@ -109,20 +104,6 @@ class Place(NamedTuple):
     exchange: str
     routing_key: str | None
     properties: dict[str, Any]
-
-
-class Way(Protocol):
-    """The interface of both ways to delay messages."""
-
-    def place(self, message: Message, milliseconds: Callable[[], int]) -> Place:
-        """Declare the queues and exchanges that delay a message; return how to publish it.
-
-        Args:
-            milliseconds: returns the delay; the time until a due time is shorter after declarations than before.
-
-        Raises:
-            BadData: the delay is longer than the maximum of the plugin or of wait queues.
-        """
 
 
 def expect(channel: Channel, target: Exchange | Queue) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from mqtool.amqp import Channel
 from mqtool.delays import LONGEST, Via
 from mqtool.delays.delay_plugin import PluginMissing, ThroughPlugin, can_delay, has_plugin
-from mqtool.delays.destinations import Destination, Place, Warn, Way
+from mqtool.delays.destinations import Destination, Place, Warn
 from mqtool.delays.wait_queues import SHORTEST_STEP, ThroughQueues, step_of
 from mqtool.duration import compact_duration
 from mqtool.errors import BadData
@@ -17,6 +17,8 @@ from mqtool.topology import DELAYED, Exchange, Queue
 #: The maximum of unconfirmed messages with the shortest delays: time in a buffer on the way to the broker makes them
 #: late.
 _IN_FLIGHT = 100
+#: The two ways to delay messages.
+Way = ThroughPlugin | ThroughQueues
 
 
 @dataclass(slots=True)
@@ -113,8 +115,9 @@ class Delaying:
         broker, exchange = self._channel.connection.broker_to_show, self._through_plugin.exchange
         if self._via is Via.TTL:
             return self._through_queues
-        behind = self._destination.is_delayed_exchange and self._destination.is_classic
-        if self._via is Via.AUTO and needs_care and not behind:
+        # In front of a classic queue, an exchange of type x-delayed-message loses nothing.
+        is_safe = exchange == self._destination.to and self._destination.is_classic
+        if self._via is Via.AUTO and needs_care and not is_safe:
             self._notice("messages wait in queues, which lose nothing on the way to a quorum queue")
             return self._through_queues
         asks = has_plugin if self._via is Via.PLUGIN else can_delay

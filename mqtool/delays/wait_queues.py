@@ -2,9 +2,6 @@
 
     publisher ──> [jobs.wait.5s] ···5 s···> [jobs]
 
-Each delay has its own wait queue, because messages expire only at the head of a queue: behind a message with a TTL of
-five minutes, a message with a TTL of one second would also wait for five minutes.
-
 An unused wait queue expires. Declaring a queue counts as use, but publishing to it does not. So a wait queue is
 declared repeatedly while messages are published, and it expires later than any message in it.
 
@@ -17,12 +14,13 @@ https://www.rabbitmq.com/docs/ttl, https://www.rabbitmq.com/docs/quorum-queues#d
 import re
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from mqtool.amqp import Channel
 from mqtool.delays import LONGEST
 from mqtool.delays.destinations import Destination, Place, Warn, expect, name_for
-from mqtool.duration import compact_duration
+from mqtool.duration import compact_duration, parse_duration
 from mqtool.errors import BadData, DeclaredDifferently, UsageError
 from mqtool.message import DUE, Delivery, Message
 from mqtool.spelling import pasteable
@@ -48,19 +46,17 @@ def is_wait_queue(name: str) -> bool:
     return name.endswith(".nowhere") or _SUFFIX.search(name) is not None
 
 
-def wait_queue(
-    name: str, milliseconds: int, exchange: str, routing_key: str | None = None, *, unused: int | None = None
-) -> Queue:
+def wait_queue(name: str, milliseconds: int, exchange: str, routing_key: str | None = None, unused: int = 0) -> Queue:
     """Return a queue that dead-letters its messages to an exchange after this many milliseconds.
 
     Args:
         routing_key: the routing key of the dead letters; None keeps each message's own.
-        unused: milliseconds that the queue must exist without being used; None for `milliseconds`.
+        unused: milliseconds that the queue must exist without being used, if longer.
     """
     arguments: dict[str, Any] = {
         "x-message-ttl": milliseconds,
         "x-dead-letter-exchange": exchange,
-        "x-expires": (milliseconds if unused is None else unused) + GRACE,
+        "x-expires": max(milliseconds, unused) + GRACE,
     }
     if routing_key is not None:
         arguments["x-dead-letter-routing-key"] = routing_key
@@ -85,18 +81,13 @@ class AtLeastOnce:
         Raises:
             DeclaredDifferently: the queue exists with other arguments, so messages might never leave it.
         """
-        if self._can:
-            try:
-                safe = queue._replace(arguments={**queue.arguments, **_AT_LEAST_ONCE})
-                return declare_exactly(self._channel, safe, remember=remember)
-            except UsageError:
-                declared = declare_exactly(self._channel, queue, remember=remember)
-            self._can = False
-            self._warn(
-                "this broker's queues cannot dead-letter at least once: a broker restart may lose waiting messages"
-            )
-            return declared
-        return declare_exactly(self._channel, queue, remember=remember)
+        safe = queue._replace(arguments={**queue.arguments, **_AT_LEAST_ONCE})
+        with suppress(UsageError):
+            return declare_exactly(self._channel, safe if self._can else queue, remember=remember)
+        self._can = False
+        declared = declare_exactly(self._channel, queue, remember=remember)
+        self._warn("this broker's queues cannot dead-letter at least once: a broker restart may lose waiting messages")
+        return declared
 
 
 def declare_exactly(channel: Channel, queue: Queue, *, remember: bool) -> Queue:
@@ -110,38 +101,21 @@ def declare_exactly(channel: Channel, queue: Queue, *, remember: bool) -> Queue:
 
 #: The longest delay in a wait queue, in milliseconds: the queue must outlive its messages.
 LONGEST_IN_QUEUES = LONGEST - GRACE
-#: The longest delay of each range, in milliseconds, and the unit of the first waits in it. Delays are rounded up to a
-#: step, of which a unit has this many.
-_SECOND, _MINUTE, _HOUR, _DAY = 1000, 60_000, 3_600_000, 86_400_000
-_RANGES = (
-    (_MINUTE, _SECOND),
-    (5 * _MINUTE, 5 * _SECOND),
-    (30 * _MINUTE, 30 * _SECOND),
-    (2 * _HOUR, 2 * _MINUTE),
-    (12 * _HOUR, 10 * _MINUTE),
-    (2 * _DAY, _HOUR),
-    (8 * _DAY, 4 * _HOUR),
-    (LONGEST_IN_QUEUES, _DAY),
-)
+#: For delays of up to each key, the unit of the first wait. Delays are rounded up to a step, 40 of which are a unit.
+_UNITS = {"1m": "1s", "5m": "5s", "30m": "30s", "2h": "2m", "12h": "10m", "2d": "1h", "8d": "4h", "50d": "1d"}
+_RANGES = [[round(parse_duration(text) * 1000) for text in each] for each in _UNITS.items()]
 _STEPS = 40
-SHORTEST_STEP = _SECOND // _STEPS
+SHORTEST_STEP = 1000 // _STEPS
 #: The header that selects the second wait queue.
 _THEN = "mqtool-then"
+#: Brokers drop messages whose x-death shows a cycle. With x-delay, the target exchange might delay a message again.
 _NOT_KEPT = ("x-death", "x-delay")
-#: The number of quorum wait queues after which a command warns: RabbitMQ needs about 20 ms to declare each.
-_MANY_QUORUM = 200
 #: Seconds after which a wait queue is declared again, so that it does not expire.
 _LEASE = 60.0
 
 
 class Wait(NamedTuple):
-    """A wait in one queue.
-
-    Attributes:
-        suffix: the end of the queue's name.
-        milliseconds: the TTL of its messages.
-        unused: milliseconds that the queue must exist without being used.
-    """
+    """A wait in a queue whose name ends with `suffix`, and which exists for `unused` milliseconds without use."""
 
     suffix: str
     milliseconds: int
@@ -159,9 +133,16 @@ class ThroughQueues:
         #: For each exchange, and each queue with its number among a message's waits: when it must be declared again.
         self._leases: dict[tuple[str, int], float] = {}
         self._said_expiration = False
-        self._quorum_queues = 0
 
     def place(self, message: Message, milliseconds: Callable[[], int]) -> Place:
+        """Declare the queues and exchanges that delay a message; return how to publish it.
+
+        Args:
+            milliseconds: returns the delay; a due time is nearer after declarations than before.
+
+        Raises:
+            BadData: the delay is too long for a wait queue.
+        """
         if milliseconds() > LONGEST_IN_QUEUES:
             raise BadData(
                 f"a delay of {compact_duration(milliseconds() / 1000)} is too long for a wait queue",
@@ -170,65 +151,45 @@ class ThroughQueues:
         if message.properties.get("expiration") is not None and not self._said_expiration:
             self._said_expiration = True
             self._warn("messages lose their property expiration in a wait queue")
-        target = self._destination.of(message)
-        # Declarations take time, after which the delay until a due time may need other queues.
-        while self._has_declared(target, waits := waits_for(milliseconds())):
-            pass
-        headers = {**(message.properties.get("headers") or {})}
-        for name in _NOT_KEPT:  # brokers drop messages whose x-death shows a cycle; x-delay might delay them again
-            headers.pop(name, None)
-        if len(waits) > 1:
-            headers[_THEN] = waits[1].suffix
+        target, missing = self._destination.of(message), [0]
+        while missing:
+            waits = waits_for(milliseconds())
+            names = [self._name(target, wait.suffix) for wait in waits]
+            missing = [number for number, name in enumerate(names) if self._is_stale(name, number)]
+            if missing and target is not self._destination.to:
+                expect(self._channel, target)
+            for number in missing:
+                self._declare(target, names[number], waits[number], number, is_last=number == len(waits) - 1)
         properties = {name: value for name, value in message.properties.items() if name != "expiration"}
-        name = self._name(target, waits[0].suffix)
-        properties["headers"] = headers
-        return Place(name, None, properties) if isinstance(target, Exchange) else Place("", name, properties)
+        headers = properties.get("headers") or {}
+        properties["headers"] = {name: value for name, value in headers.items() if name not in _NOT_KEPT}
+        if len(waits) > 1:
+            properties["headers"][_THEN] = waits[1].suffix
+        return Place(names[0], None, properties) if isinstance(target, Exchange) else Place("", names[0], properties)
 
-    def _name(self, target: Exchange | Queue, suffix: str = "") -> str:
+    def _name(self, target: Exchange | Queue, *suffix: str) -> str:
         """Return the name of a wait queue, or of the exchange between wait queues if there is no suffix.
 
         Queues with other arguments have other names.
         """
-        parts = ["exchange"] if isinstance(target, Exchange) else []
-        parts += ["delay", suffix] if suffix else ["delay"]
-        return name_for(target, ".".join(parts if self._is_safe(target) else [*parts, "classic"]))
-
-    def _is_safe(self, target: Exchange | Queue) -> bool:
-        return self._destination.may_lead_to_quorum_queue(target)
+        kind = [] if self._destination.may_lead_to_quorum_queue(target) else ["classic"]
+        return name_for(target, ".".join([*["exchange"] * isinstance(target, Exchange), "delay", *suffix, *kind]))
 
     def _is_stale(self, name: str, number: int = 0) -> bool:
         return time.monotonic() > self._leases.get((name, number), 0.0)
 
-    def _has_declared(self, target: Exchange | Queue, waits: list[Wait]) -> bool:
-        """Declare the queues that are missing, or were declared long ago; return False if there are none."""
-        stale = [number for number, wait in enumerate(waits) if self._is_stale(self._name(target, wait.suffix), number)]
-        if stale and target is not self._destination.to:
-            expect(self._channel, target)
-        for number in stale:
-            self._declare(target, waits, number)
-        return bool(stale)
-
-    def _declare(self, target: Exchange | Queue, waits: list[Wait], number: int) -> None:
+    def _declare(self, target: Exchange | Queue, name: str, wait: Wait, number: int, *, is_last: bool) -> None:
         """Declare a wait queue, and the exchange in front of it."""
-        wait, name = waits[number], self._name(target, waits[number].suffix)
-        is_safe, remember = self._is_safe(target), (name, number) not in self._leases
+        is_safe, remember = self._destination.may_lead_to_quorum_queue(target), (name, number) not in self._leases
         router = Exchange(self._name(target), "headers", durable=True, auto_delete=True)
-        if wait is not waits[-1]:
+        key, exchange = (target.name, "") if isinstance(target, Queue) else (None, target.name)
+        if not is_last:
             exchange = router.name
-        elif isinstance(target, Queue):
-            exchange = ""
-        else:
-            exchange = (self._due_exchange(target) if is_safe else target).name
-        key = target.name if isinstance(target, Queue) else None
-        queue = wait_queue(name, wait.milliseconds, exchange, key, unused=wait.unused)
+        elif isinstance(target, Exchange) and is_safe:
+            exchange = self._due_exchange(target).name
+        queue = wait_queue(name, wait.milliseconds, exchange, key, wait.unused)
         if is_safe:
             queue = self._at_least_once.declare(queue, remember=remember)
-            self._quorum_queues += remember
-            if remember and self._quorum_queues == _MANY_QUORUM:
-                self._warn(
-                    f"{_MANY_QUORUM} quorum wait queues so far: RabbitMQ takes long to declare them; messages may be "
-                    "late; delays of up to a minute, rounded delays or a classic queue avoid that"
-                )
         else:
             declare_exactly(self._channel, queue, remember=remember)
         if number:
@@ -262,24 +223,21 @@ class ThroughQueues:
 
 def step_of(milliseconds: int) -> int:
     """Return the step to which delays of this length are rounded up, in milliseconds."""
-    return _range_of(milliseconds)[1] // _STEPS
-
-
-def _range_of(milliseconds: int) -> tuple[int, int]:
-    return next((each for each in _RANGES if milliseconds <= each[0]), _RANGES[-1])
+    return next(unit // _STEPS for longest, unit in _RANGES if milliseconds <= longest)
 
 
 def waits_for(milliseconds: int) -> list[Wait]:
     """Divide a delay into one or two waits: 5 s; or 5 s, then 325 ms."""
-    longest, unit = _range_of(milliseconds)
-    step = unit // _STEPS
+    step = step_of(milliseconds)
+    longest, unit = next(each for each in _RANGES if milliseconds <= each[0])
     delay = min(-(-milliseconds // step) * step, LONGEST_IN_QUEUES)
-    first, rest = delay // unit * unit, delay % unit
+    rest = delay % unit
+    first = delay - rest
     if not rest:
         return [Wait(compact_duration(delay / 1000), delay, delay)]
     # The second queue must outlive all first queues of its range, so each range has its own.
-    of_range = "" if unit == _SECOND else f".{compact_duration(longest / 1000)}"
-    last = Wait(compact_duration(rest / 1000) + of_range, rest, longest)
+    of_range = "" if step == SHORTEST_STEP else f".{compact_duration(longest / 1000)}"
+    last = Wait(compact_duration(rest / 1000) + of_range, rest, min(longest, LONGEST_IN_QUEUES))
     return [Wait(f"{compact_duration(first / 1000)}.more", first, first), last] if first else [last]
 
 

@@ -485,11 +485,3 @@ def test_a_message_that_cannot_be_delayed_is_kept(shell: Shell) -> None:
     assert refused.code == 65
     assert "cannot be delayed" in refused.stderr
     assert json.loads((shell.directory / "failed").read_text())["body"] == "not me"
-
-
-@on_any_broker
-def test_very_many_quorum_wait_queues_are_said(shell: Shell) -> None:
-    """Each takes RabbitMQ as long as a hundred messages; while they are declared, messages come late."""
-    lines = "".join(json.dumps({"body": f"{n}", "delay": f"{n * 1025}ms"}) + "\n" for n in range(1, 350))
-    result = shell.run("mqtool", "send", "-q", "jobs", "--queue-type", "quorum", "--via", "ttl", "--json", stdin=lines)
-    assert result.stderr.count("200 quorum wait queues so far") == 1
