@@ -7,6 +7,8 @@ import logging
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -15,7 +17,7 @@ import pika
 import pytest
 
 from mqtool.broker.embedded import EmbeddedBroker
-from mqtool.broker.embedded.http import http_server
+from mqtool.broker.embedded.http import http_server, route_table
 from mqtool.broker.embedded.http.http_server import MAX_CONNECTIONS
 from tests.protocol.broker_process import BrokerProcess
 from tests.protocol.conftest import Api
@@ -256,3 +258,39 @@ def test_a_pattern_that_is_not_supported_is_refused(api: Api, pattern: str) -> N
     assert "invalid regular expression" in error["reason"]
     status, error = api("GET", f"queues?page=1&name={quote(pattern)}&use_regex=true")
     assert status == 400
+
+
+def test_a_long_list_does_not_stall_other_clients(tmp_path: Path) -> None:
+    """While 5,000 queues are listed, requests on another connection are answered, many times a second."""
+    with BrokerProcess(tmp_path, "--management-port", "0") as broker, ThreadPoolExecutor() as pool:
+        queues = [{"name": f"queue-{number}", "vhost": "/", "durable": False} for number in range(5_000)]
+        assert Api(broker.management_url)("POST", "definitions", {"queues": queues})[0] == 204
+        where = urlsplit(broker.management_url).netloc
+        headers = {"authorization": f"Basic {GUEST}"}
+        lists, others = HTTPConnection(where, timeout=30), HTTPConnection(where, timeout=30)
+        lists.request("GET", "/api/queues?sort=name", headers=headers)
+        listed, answered = pool.submit(lists.getresponse), 0
+        while not listed.done():
+            others.request("GET", "/api/whoami", headers=headers)
+            assert json.loads(others.getresponse().read())["name"] == "guest"
+            answered += 1
+        assert len(json.loads(listed.result().read())) == 5_000
+    assert answered >= 10
+
+
+def test_repeated_internal_errors_are_logged_once_a_second(
+    api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With a count: a client that repeats a request must not fill the log."""
+    caplog.set_level(logging.WARNING)
+
+    def fail(call: object) -> None:
+        raise ArithmeticError(call)
+
+    monkeypatch.setitem(route_table._ROUTES["whoami"], "GET", route_table.Route(route_table.anyone, fail))
+    started = time.monotonic()
+    while not any("more like this" in record.getMessage() for record in caplog.records):
+        assert api("GET", "whoami")[0] == 500
+        assert time.monotonic() - started < 30
+    lines = [record for record in caplog.records if record.getMessage().startswith("management: ")]
+    assert 2 <= len(lines) <= time.monotonic() - started + 1

@@ -1,5 +1,6 @@
 """Lists of the management API, in pages."""
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,6 @@ def test_only_the_page_is_converted() -> None:
         return {"name": queue.name, "messages": 1, "type": "classic"}
 
     query = {"page": "2", "page_size": "3", "name": "q1", "columns": "name"}
-    page = _listed(Listed(queues, view), query)
+    page = asyncio.run(_listed(Listed(queues, view), query))
     assert [item["name"] for item in page["items"]] == described == ["q103", "q104", "q105"]
     assert (page["total_count"], page["filtered_count"], page["page_count"]) == (1000, 100, 34)

@@ -5,7 +5,7 @@ never `store/`.
 """
 
 import struct
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,15 @@ from mqtool.broker.embedded.http import (
     queue_routes,
     user_routes,
 )
-from mqtool.broker.embedded.http.http_server import Answer, HttpError, HttpServer, Request, bad_request, check_origin
+from mqtool.broker.embedded.http.http_server import (
+    Answer,
+    HttpError,
+    HttpServer,
+    Request,
+    bad_request,
+    check_origin,
+    in_slices,
+)
 from mqtool.broker.embedded.http.route_table import (
     TAGS,
     AnyConnection,
@@ -81,7 +89,7 @@ class Management:
         """Wait until the changes that requests have made are on disk."""
         await self._api.broker.ledger.stored()
 
-    def answer(self, request: Request) -> Answer:
+    async def answer(self, request: Request) -> Answer:
         """Handle a request and return the response; raise HttpError for any status that is an error."""
         user = self._login(request)
         if request.path in ([], ["api"]):
@@ -99,8 +107,12 @@ class Management:
             if error.code == RESOURCE_ERROR:
                 raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, "disk", reason) from error
             raise (refused if error.code == ACCESS_REFUSED else bad_request)(reason) from error
-        if isinstance(found.value, list | Listed) and request.method in ("GET", "HEAD") and request.path[1] != "mqtool":
-            found.value = _listed(found.value, request.query)
+        if (
+            isinstance(found.value, list | Listed | Iterator)
+            and request.method in ("GET", "HEAD")
+            and request.path[1] != "mqtool"
+        ):
+            found.value = await _listed(found.value, request.query)
         return found
 
     def _counting(self) -> Iterator[Counting]:
@@ -113,15 +125,17 @@ class Management:
                 yield from connection.channels.values()
 
 
-def _listed(listed: list[Json] | Listed, query: dict[str, str]) -> Any:
+async def _listed(listed: Iterable[Json] | Listed, query: dict[str, str]) -> Any:
     """Sort a list, then return the page and the columns that the query string asks for."""
     columns = query["columns"].split(",") if "columns" in query else []
-    items, view = listed if isinstance(listed, Listed) else (listed, dict)
+    items, view = listed if isinstance(listed, Listed) else (await in_slices(listed), dict)
     items.sort(key=_place)
     if "sort" in query:
-        items.sort(key=lambda item: _rank(view(item), query["sort"]), reverse=query.get("sort_reverse") == "true")
+        ranked = await in_slices((_rank(view(item), query["sort"]), item) for item in items)
+        ranked.sort(key=lambda pair: pair[0], reverse=query.get("sort_reverse") == "true")
+        items = [item for _, item in ranked]
     if "page" not in query:
-        return [_columns(view(item), columns) for item in items]
+        return (_columns(view(item), columns) for item in items)
     total = len(items)
     if query.get("name"):
         if query.get("use_regex") == "true":
@@ -136,7 +150,7 @@ def _listed(listed: list[Json] | Listed, query: dict[str, str]) -> Any:
     pages = max(-(-len(items) // size), 1) if size > 0 else 0
     if not 1 <= page <= pages:
         raise bad_request(f"page out of range: page {page} of {pages}")
-    shown = [_columns(view(item), columns) for item in items[(page - 1) * size : page * size]]
+    shown = await in_slices(_columns(view(item), columns) for item in items[(page - 1) * size : page * size])
     return {
         "items": shown,
         "item_count": len(shown),

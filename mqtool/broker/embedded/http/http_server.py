@@ -12,11 +12,12 @@ import json
 import logging
 import math
 import socket
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from mqtool.broker.embedded.sockets.listener import caused_by
@@ -36,6 +37,9 @@ _ASK_AGAIN_SECONDS = 0.01
 _IDLE_SECONDS = 60.0
 _BODY_SECONDS = 10.0
 _ANSWER_SECONDS = 30.0
+_SLICE_SECONDS = 0.005
+
+Item = TypeVar("Item")
 
 
 class HttpError(Exception):
@@ -93,7 +97,7 @@ class Answer:
 
     Attributes:
         status: the HTTP status.
-        value: the JSON value of the body; None for no body.
+        value: the JSON value of the body; None for no body. An iterator is sent as a list.
         location: the Location header: the address of the new object.
         allow: the Allow header: the methods of the path.
         patience: for how many seconds after the request the server calls the handler again, for a better response,
@@ -116,7 +120,7 @@ class Handler(Protocol):
     async def stored(self) -> None:
         """Wait until the changes that requests have made are on disk."""
 
-    def answer(self, request: Request) -> Answer:
+    async def answer(self, request: Request) -> Answer:
         """Handle a request and return the response."""
 
 
@@ -201,17 +205,18 @@ class HttpServer:
         """Call the handler until its response is to be sent (see Answer.patience), and return this response."""
         loop = asyncio.get_running_loop()
         asked = loop.time()
-        while (answer := self._answer(request)).patience > loop.time() - asked:
+        while (answer := await self._answer(request)).patience > loop.time() - asked:
             await asyncio.sleep(_ASK_AGAIN_SECONDS)
         return answer
 
-    def _answer(self, request: Request) -> Answer:
+    async def _answer(self, request: Request) -> Answer:
         try:
-            return self._handler.answer(request)
+            return await self._handler.answer(request)
         except HttpError as error:
             return _refusal(error)
-        except Exception:
-            log.exception("management: %a", [request.method, *request.path])
+        except Exception as error:
+            cause = f"HTTP {type(error).__name__}"
+            log.exception("management: %a", [request.method, *request.path], extra=caused_by(cause))
             return Answer(HTTPStatus.INTERNAL_SERVER_ERROR, {"error": "internal_error", "reason": "see the log"})
 
 
@@ -357,8 +362,26 @@ def _credentials(authorization: str) -> tuple[str, str] | None:
     return name, password
 
 
+async def in_slices(items: Iterable[Item]) -> list[Item]:
+    """Collect the items of a generator. Let the event loop serve other clients every few milliseconds."""
+    found: list[Item] = []
+    until = time.monotonic() + _SLICE_SECONDS
+    for item in items:
+        found.append(item)
+        if time.monotonic() > until:
+            await asyncio.sleep(0)
+            until = time.monotonic() + _SLICE_SECONDS
+    return found
+
+
+async def _encode(value: Any) -> bytes:
+    if isinstance(value, list | Iterator):
+        return b"[" + b", ".join(await in_slices(json.dumps(item).encode() for item in value)) + b"]"
+    return b"" if value is None else json.dumps(value).encode()
+
+
 async def _write(writer: asyncio.StreamWriter, answer: Answer, *, stay: bool, head_only: bool = False) -> None:
-    body = b"" if answer.value is None else json.dumps(answer.value).encode()
+    body = await _encode(answer.value)
     lines = [f"HTTP/1.1 {answer.status.value} {answer.status.phrase}", f"content-length: {len(body)}"]
     lines.append(f"connection: {'keep-alive' if stay else 'close'}")
     if body:

@@ -1,5 +1,6 @@
 """The routes /api/queues, /api/exchanges and /api/bindings."""
 
+from collections.abc import Iterator
 from http import HTTPStatus
 from urllib.parse import quote
 
@@ -267,14 +268,14 @@ def delete_exchange(call: Call, vhost: str, name: str) -> None:
 
 @route(READ, "bindings", anyone)
 @route(READ, "bindings/VHOST", visitor)
-def bindings(call: Call, vhost: str | None = None) -> list[Json]:
+def bindings(call: Call, vhost: str | None = None) -> Iterator[Json]:
     """Return bindings, with the implicit binding of each queue to the default exchange."""
-    found: list[Json] = []
+    found: list[tuple[str, Binding]] = []
     for each in call.vhosts(vhost):
         default = each.exchanges[""]
-        found += [binding_view(each.name, Binding(default, queue, queue.name, {})) for queue in each.queues.values()]
-        found += [binding_view(each.name, binding) for binding in each.bindings()]
-    return found
+        found += [(each.name, Binding(default, queue, queue.name, {})) for queue in each.queues.values()]
+        found += [(each.name, binding) for binding in each.bindings()]
+    return (binding_view(*pair) for pair in found)
 
 
 @route(READ, "queues/VHOST/QUEUE/bindings", visitor)

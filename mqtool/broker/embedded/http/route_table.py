@@ -61,7 +61,7 @@ class Rates:
         self._counting = counting
         #: The previous and the latest sample of each object: a time, and the counters at that time.
         self._samples: WeakKeyDictionary[Counting, tuple[_Sample, _Sample]] = WeakKeyDictionary()
-        asyncio.get_running_loop().call_later(_SAMPLE_SECONDS, self._sample)
+        self._sampling = asyncio.get_running_loop().create_task(self._sample())
 
     def of(self, counting: Counting) -> dict[str, int | dict[str, float]]:
         """Return the counters of an object with their rates, as in `message_stats`."""
@@ -85,13 +85,15 @@ class Rates:
                     counts[name] = counts.get(name, 0) + value
         return {**counts, **{name: {"rate": round(rate, 1)} for name, rate in rates.items()}}
 
-    def _sample(self) -> None:
-        now = time.monotonic()
-        for counting in self._counting():
-            latest = now, counting.counts()
-            _, earlier = self._samples.get(counting, (latest, latest))
-            self._samples[counting] = earlier, latest
-        asyncio.get_running_loop().call_later(_SAMPLE_SECONDS, self._sample)
+    async def _sample(self) -> None:
+        while True:
+            await asyncio.sleep(_SAMPLE_SECONDS)
+            for number, counting in enumerate([*self._counting()]):
+                if number % 500 == 0:
+                    await asyncio.sleep(0)  # lets the event loop serve clients
+                latest = time.monotonic(), counting.counts()
+                _, earlier = self._samples.get(counting, (latest, latest))
+                self._samples[counting] = earlier, latest
 
 
 @dataclass
