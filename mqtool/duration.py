@@ -10,11 +10,7 @@ _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 
 
 def parse_duration(text: str) -> float:
-    """Parse a duration; return seconds.
-
-    Raises:
-        ValueError: the text is not one or more numbers, each with a unit.
-    """
+    """Parse a duration such as 1m30s; return seconds. Raises ValueError if that is not possible."""
     parts = _PART.findall(text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
         raise ValueError(f"{text!r} is not a duration such as 300ms, 5s, 2m or 1h30m")

@@ -24,12 +24,8 @@ from mqtool.message import END_OF_TIME, MAX_DEPTH, PROPERTIES, Delivery, Message
 OF_A_DELIVERY = frozenset(
     {"timestamp", "exchange", "routing_key", "queue", "redelivered", "headers", "properties", "body"}
 )
-_KNOWN = OF_A_DELIVERY | {
-    "broker",  # 'mqtool tap' adds it with several brokers; it is not part of the message
-    "delay",
-    "at",
-    "body_base64",
-}
+#: With several brokers, 'mqtool tap' adds "broker", which is not part of the message.
+_KNOWN = OF_A_DELIVERY | {"broker", "delay", "at", "body_base64"}
 _TEXT = frozenset(PROPERTIES) - {"headers", "delivery_mode", "priority", "timestamp"}
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
@@ -94,14 +90,7 @@ def escaped(text: str) -> str:
 
 
 def to_message(line: bytes, where: str) -> Message:
-    """Parse a line. Only a body is required; a missing exchange or routing key becomes None.
-
-    Args:
-        where: the line's name in errors, such as "line 3".
-
-    Raises:
-        BadData: the line is not a message.
-    """
+    """Parse a line. Only a body is required. `where` is the line's name in errors, such as "line 3"."""
     return message_of(to_object(line, where), where)
 
 
@@ -122,16 +111,11 @@ def message_of(value: Mapping[str, Any], where: str) -> Message:
     if unknown := sorted(set(value) - _KNOWN):
         raise BadData(f"{where} has an unknown key {unknown[0]!r}", f"one of {', '.join(sorted(_KNOWN))}")
     properties = _properties(value, where)
-    return Message(
-        body=_body(value, where),
-        routing_key=_text(value, "routing_key", where),
-        exchange=_text(value, "exchange", where),
-        message_id=properties.pop("message_id", None),
-        properties=properties,
-        delay=_delay(value, where),
-        due=_due(value, where),
-        received="redelivered" in value,
-    )
+    message_id = properties.pop("message_id", None)
+    routing_key, exchange = _text(value, "routing_key", where), _text(value, "exchange", where)
+    delay, due = _delay(value, where), _due(value, where)
+    body, received = _body(value, where), "redelivered" in value
+    return Message(body, routing_key, exchange, properties, message_id, delay, due, received)
 
 
 def _body(value: Mapping[str, Any], where: str) -> bytes:

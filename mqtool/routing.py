@@ -33,11 +33,7 @@ class RoutingTable(Protocol[Item]):
         """Bind an item."""
 
     def remove(self, key: str, arguments: Mapping[str, Value], item: Item) -> None:
-        """Unbind an item that was bound with the same key and arguments.
-
-        Raises:
-            KeyError: there is no such binding.
-        """
+        """Unbind an item that was bound with the same key and arguments; raise KeyError if it was not."""
 
     def match(self, key: str, headers: Mapping[str, Value]) -> Collection[Item]:
         """Return the items that a message is routed to, without duplicates."""

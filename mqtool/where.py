@@ -167,12 +167,7 @@ Test = Callable[[_Subject], bool]
 
 
 class Where:
-    """A parsed condition.
-
-    Attributes:
-        text: the condition as written.
-        fields: the names with which the fields of the condition begin (`headers` for `headers.x`).
-    """
+    """A parsed condition, its text, and the names with which its fields begin (`headers` for `headers.x`)."""
 
     def __init__(self, text: str, fields: Set[str], test: Test) -> None:
         self.text = text
@@ -260,11 +255,7 @@ def parse(text: str, fields: Set[str] | None = FIELDS) -> Where:
 
 
 class _Parser:
-    """A recursive-descent parser of conditions.
-
-    Attributes:
-        used: the names with which the fields parsed so far begin (`headers` for `headers.x`).
-    """
+    """A recursive-descent parser of conditions. `used` has the names with which the parsed fields begin."""
 
     def __init__(self, text: str, fields: Set[str] | None) -> None:
         self._text = text

@@ -56,11 +56,7 @@ def is_running(process: Process) -> bool:
 
 
 def terminate(processes: Iterable[Process], patience: float) -> None:
-    """Send SIGTERM to the processes that are running, and wait until they have ended.
-
-    Raises:
-        MqtoolError: a process did not end within `patience` seconds.
-    """
+    """Send SIGTERM to the running processes; raise MqtoolError if one has not ended after `patience` seconds."""
     running = [each for each in processes if is_running(each)]
     for process in running:
         os.kill(process.pid, signal.SIGTERM)

@@ -219,11 +219,7 @@ def _volumes(started: Started) -> list[dict[str, str]]:
 
 
 def _make_room(daemon: "DockerClient", container: str, directory: str) -> None:
-    """Remove a container of this name if an earlier start left one behind.
-
-    Raises:
-        Unavailable: a container of this name exists that mqtool did not start.
-    """
+    """Remove the container that an earlier start left behind; raise Unavailable if mqtool did not start it."""
     from docker.errors import NotFound
 
     try:

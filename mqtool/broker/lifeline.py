@@ -18,11 +18,7 @@ _PATIENCE = 5.0
 
 
 def stop_with_this_process(name: str) -> int:
-    """Arrange that the broker with this name is stopped when this process ends. Call this before starting the broker.
-
-    Returns:
-        The file descriptor to pass to holds().
-    """
+    """Stop the broker that is started next when this process ends; return a file descriptor for holds()."""
     # The write end of the pipe stays open until this process ends.
     reading, writing = os.pipe()
     command = [sys.executable, "-m", "mqtool.broker.lifeline", name]

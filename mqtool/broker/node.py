@@ -146,11 +146,7 @@ def stop_epmd(port: int) -> None:
 
 
 def environment(node: Node, *, for_tools: bool = False) -> dict[str, str]:
-    """Return the environment variables for a node.
-
-    Args:
-        for_tools: True for rabbitmqctl and rabbitmq-plugins, which are Erlang nodes too and need a different port.
-    """
+    """Return the environment of a node, or of rabbitmqctl and rabbitmq-plugins, which need another port."""
     directory = Path(node.directory)
     ours = {
         "HOME": node.home,
@@ -305,11 +301,7 @@ def _settings(own: Node, first: Node) -> list[str]:
 
 
 def _wait_for(first: Node, process: Process) -> None:
-    """Wait until the first node accepts connections. A node that cannot reach the first forms a cluster of its own.
-
-    Raises:
-        MqtoolError: the first node has ended, or does not start in time.
-    """
+    """Wait until the first node accepts connections. A node that cannot reach it forms a cluster of its own."""
     deadline = time.monotonic() + _FIRST_PATIENCE
     while ports.is_free(first.port):
         if not background.is_running(process) or time.monotonic() > deadline:

@@ -45,11 +45,7 @@ def change(started: Started, what: Literal["enable", "disable"], names: Sequence
 
 
 def wait_until_shown(started: Started, what: Literal["enable", "disable"], names: Sequence[str]) -> bool:
-    """Wait until the management API shows that plugins are enabled or disabled, which takes some seconds.
-
-    Returns:
-        False if the API does not show the change in time; True if it does, or if there is no management API.
-    """
+    """Wait until the management API shows the change; return False if it does not within 15 seconds."""
     deadline = time.monotonic() + _UNTIL_SHOWN
     try:
         while not _shows(started.management, what, names):

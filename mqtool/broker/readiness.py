@@ -89,11 +89,7 @@ def where_log_is(started: Started) -> str:
 
 
 def read_definitions(file: Path) -> Json:
-    """Read a file of definitions: https://www.rabbitmq.com/docs/definitions.
-
-    Raises:
-        UsageError: the file cannot be read, or does not contain definitions.
-    """
+    """Read a file of definitions; raise UsageError if it cannot be read or contains none."""
     try:
         document = json.loads(file.read_text())
     except (OSError, ValueError) as error:
@@ -162,14 +158,7 @@ def check_listen(address: str) -> None:
 
 
 def admit_remote(started: Started) -> Started:
-    """Add the user for connections from other machines. Repeated calls keep the password.
-
-    Returns:
-        The broker with the URL for other machines in its details.
-
-    Raises:
-        TimedOut: the management API does not respond in time.
-    """
+    """Add the user for other machines if needed; return the broker with that user's URL in its details."""
     own = parse_addresses(started.url)[0]
     listen = started.details["listen"]
     password = parse_addresses(url)[0].password if (url := remote_url(started)) else secrets.token_urlsafe(15)

@@ -148,11 +148,7 @@ def made_directory(name: str) -> Path:
 
 
 def load(name: str = DEFAULT_NAME) -> Started | None:
-    """Return the broker with this name; None if it was never started or has been stopped.
-
-    Raises:
-        MqtoolError: the broker's state file is damaged.
-    """
+    """Return the broker with this name; None if it was never started or has been stopped."""
     return _read(directory(name) / _STARTED)
 
 

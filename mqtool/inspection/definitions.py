@@ -131,14 +131,10 @@ def bindings_to(api: Management, vhost: str, queue: str) -> Iterator[Binding]:
 
 
 def _binding(view: Json) -> Binding:
-    return Binding(
-        view["source"],
-        view["destination"],
-        view["routing_key"],
-        # RabbitMQ's API writes a missing value as "undefined".
-        {name: None if value == "undefined" else value for name, value in (view.get("arguments") or {}).items()},
-        view["destination_type"] == "exchange",
-    )
+    # RabbitMQ's API writes a missing value as "undefined".
+    arguments = {name: None if value == "undefined" else value for name, value in (view.get("arguments") or {}).items()}
+    to_exchange = view["destination_type"] == "exchange"
+    return Binding(view["source"], view["destination"], view["routing_key"], arguments, to_exchange)
 
 
 #: The kinds of objects in the order in which they can be imported, each with its singular.
@@ -181,13 +177,12 @@ def export(api: Management, vhost: str) -> Contents:
     queues = [view for view in listed if not view["exclusive"] and _is_named_by_client(view)]
     names = {view["name"] for view in queues}
     found_bindings = [as_json(binding) for binding in bindings(api, vhost)]
+    kept = [each for each in found_bindings if each["destination_type"] != "queue" or each["destination"] in names]
     found = {
         "policies": [*management.policies(api, vhost)],
         "exchanges": [view for view in exchanges if _is_named_by_client(view)],
         "queues": queues,
-        "bindings": [
-            each for each in found_bindings if each["destination_type"] != "queue" or each["destination"] in names
-        ],
+        "bindings": kept,
     }
     return {kind: sorted((_plain(kind, item) for item in found[kind]), key=json.dumps) for kind in KINDS}
 

@@ -41,11 +41,7 @@ class Finding:
 
     @classmethod
     def of(cls, kind: str, view: Mapping[str, Any], check: str, what: str, hint: str) -> Self:
-        """Create a finding for an object, from the management API's description of it.
-
-        Args:
-            kind: "queue", "exchange" …
-        """
+        """Create a finding for an object of the management API; `kind` is "queue", "exchange" or the like."""
         return cls(check, f"{kind} {view['name']!r}", what, hint, view["vhost"])
 
     @property

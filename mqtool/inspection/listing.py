@@ -37,11 +37,7 @@ class Listing:
     of_vhost: bool = True
 
     def check(self, names: Iterable[str]) -> None:
-        """Check the names of columns.
-
-        Raises:
-            UsageError: there is no column of that name; the hint suggests the nearest one.
-        """
+        """Check the names of columns; raise UsageError, with the nearest name as a hint, if one is unknown."""
         for name in names:
             if name not in self.columns:
                 columns = f"columns: {', '.join(sorted(self.columns))}"
@@ -83,11 +79,7 @@ _AT_ONCE = {*COUNTS, "name", "vhost", "type", "durable", "auto_delete", "argumen
 def _queues(
     api: Management, vhost: str | None, columns: Sequence[str], names: Iterable[str] = ()
 ) -> Iterator[Mapping[str, Any]]:
-    """Yield queues. Their message counts are current, not from statistics, except for streams.
-
-    Args:
-        names: the names of the queues to list; empty for all.
-    """
+    """Yield queues, all or those with these names. Their message counts are current, except for streams."""
     pattern = f"^({'|'.join(map(re.escape, sorted(names)))})$" if names else ""
     wanted, now = {*columns}, {}
     if wanted <= _AT_ONCE or not wanted.isdisjoint(COUNTS):
@@ -129,15 +121,9 @@ def _plugins(api: Management, _vhost: str | None, _columns: Sequence[str]) -> It
         applications: dict[str, Any] = {each["name"]: each for each in node.get("applications", ())}
         running = {name for name in applications if name.startswith("rabbitmq_")} - {"rabbitmq_prelaunch"}
         for name in sorted(enabled | running):
-            told = applications.get(name, {})
-            yield {
-                "name": name,
-                "version": told.get("version"),
-                "description": told.get("description"),
-                "enabled": name in enabled,
-                "running": name in applications,
-                "node": node.get("name"),
-            }
+            row = {key: applications.get(name, {}).get(key) for key in ("version", "description")}
+            state = {"enabled": name in enabled, "running": name in applications}
+            yield {"name": name, **row, **state, "node": node.get("name")}
 
 
 QUEUES = Listing(

@@ -26,11 +26,7 @@ _SIMILAR = 0.6
 
 @dataclass(frozen=True, slots=True)
 class NearMiss:
-    """A binding that almost matched.
-
-    Attributes:
-        reason: the difference, as a clause: "word 2 is 'info', not 'critical'".
-    """
+    """A binding that almost matched, and the difference: "word 2 is 'info', not 'critical'"."""
 
     binding: Binding
     reason: str

@@ -55,11 +55,7 @@ def name_of(consumer: Json) -> str | None:
 
 
 def reader_offsets(channel: "StreamChannel", stream: str, consumers: Iterable[Json]) -> ReaderOffsets:
-    """Look up a stream's offsets, and the offsets stored by its named readers.
-
-    Args:
-        consumers: the stream's consumers, as the management API describes them.
-    """
+    """Look up a stream's offsets, and those stored by its named readers, who are among `consumers`."""
     offsets = channel.offsets_of(stream)
     names = sorted({name for each in consumers if (name := name_of(each)) is not None})
     return ReaderOffsets(offsets, {name: channel.stored_offset(stream, name) for name in names})
@@ -141,11 +137,7 @@ class QueueDetails:
 
 
 def queue_details(api: Management, vhost: str, name: str) -> QueueDetails:
-    """Read the details of a queue from the management API.
-
-    Raises:
-        NotFound: there is no such queue.
-    """
+    """Read the details of a queue from the management API; raise NotFound if there is no such queue."""
     try:
         view = api.get(path("queues", vhost, name))
     except NotFound as error:

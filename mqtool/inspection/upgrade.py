@@ -22,11 +22,7 @@ class Version(NamedTuple):
 
     @classmethod
     def of(cls, text: str) -> "Version":
-        """Parse a version such as 4.3 or 4.3.1.
-
-        Raises:
-            ValueError: the text is not a version.
-        """
+        """Parse a version such as 4.3 or 4.3.1; raise ValueError if the text is not a version."""
         numbers = [int(number) for number in text.split(".")[:2]]
         return cls(numbers[0], numbers[1] if len(numbers) > 1 else 0)
 
@@ -64,11 +60,7 @@ _CHANNEL_COLUMNS = ("name", "vhost", "global_prefetch_count")
 
 
 def findings(api: Management, vhost: str | None, wanted: Version) -> Iterator[Finding]:
-    """Find objects that version `wanted` treats differently, in one virtual host or in all.
-
-    Raises:
-        UsageError: the broker already has this version or a later one.
-    """
+    """Find objects that version `wanted` treats differently, in one virtual host or in all."""
     present = running(api)
     if wanted <= present:
         raise UsageError(f"the broker is RabbitMQ {present} already", "name a later version")

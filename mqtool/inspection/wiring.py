@@ -71,12 +71,7 @@ class Consumer:
 
 @dataclass(slots=True)
 class Node:
-    """An exchange with its bindings.
-
-    Attributes:
-        links: the destinations that are shown.
-        more: the number of bindings that are not shown.
-    """
+    """An exchange with the destinations that are shown (`links`); `more` is the number of other bindings."""
 
     exchange: Exchange
     published: Counter = Counter()
@@ -85,11 +80,7 @@ class Node:
     more: int = 0
 
     def add(self, binding: Binding, keep: int | None) -> bool:
-        """Store a binding, or only count it if there are too many; return True if its destination is shown.
-
-        Args:
-            keep: the maximum number of destinations to show; None for no limit.
-        """
+        """Add a binding, or only count it if there are `keep` destinations; return True if it is shown."""
         place = (binding.destination, binding.to_exchange)
         link = self.links.get(place)
         if link is None:
@@ -185,11 +176,7 @@ def _default_last(item: tuple[str, Exchange]) -> tuple[bool, str]:
 
 
 def exchanges_of(api: Management, vhost: str, only: Collection[str]) -> dict[str, Exchange]:
-    """Return the exchanges named in `only`, and those to which they route; if `only` is empty, all exchanges.
-
-    Raises:
-        NotFound: there is no such exchange.
-    """
+    """Return the exchanges named in `only`, and those to which they route; if `only` is empty, all exchanges."""
     exchanges = {exchange.name: exchange for exchange in definitions.exchanges(api, vhost)}
     if not only:
         return exchanges

@@ -17,11 +17,7 @@ if TYPE_CHECKING:
 
 
 def objects(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """Decode the objects of a JSON array, each as soon as it has arrived.
-
-    Raises:
-        ValueError: the data is not a JSON array, or is incomplete.
-    """
+    """Decode the objects of a JSON array as they arrive; raise ValueError if the data is not a whole array."""
     decoder, utf8 = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8")()
     text, start, begun = "", 0, False
     for chunk in chunks:
@@ -161,12 +157,7 @@ class Management:
         return self._decoded(self._request("GET", path, query))
 
     def put(self, path: str, body: Json) -> bool:
-        """Create or change an object; return True if it is new.
-
-        Raises:
-            DeclaredDifferently: the object exists, and cannot be changed.
-            UsageError: the broker does not accept the body.
-        """
+        """Create or change an object; return True if it is new. Raises DeclaredDifferently if it cannot change."""
         return self._request("PUT", path, body=body).status_code == HTTPStatus.CREATED
 
     def post(self, path: str, body: Json) -> Any:
@@ -257,11 +248,7 @@ class Management:
 
 
 def path(*names: str) -> str:
-    """Join names to a path below /api/. Names are escaped.
-
-    Raises:
-        UsageError: a name cannot be part of a URL's path.
-    """
+    """Join names to a path below /api/, escaped. Raises UsageError for "", "." and ".."."""
     for name in names:
         if name in ("", ".", ".."):  # clients remove these from a URL's path
             raise UsageError(f"the management API does not accept the name {name!r}")

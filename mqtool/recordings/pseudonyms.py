@@ -65,11 +65,7 @@ _HEX = {character: _Alphabet(ord(letters[0]), 6) for letters in ("abcdef", "ABCD
 
 
 class Pseudonyms:
-    """Replaces words, numbers, dates and bytes.
-
-    Args:
-        seed: must stay secret: anybody who has the seed can find the original words by trying.
-    """
+    """Replaces words, numbers, dates and bytes. Keep `seed` secret: with it, the originals can be found."""
 
     def __init__(self, seed: bytes) -> None:
         self._key = hashlib.blake2b(seed, digest_size=32, person=b"mqtool scrub").digest()

@@ -66,11 +66,7 @@ class Moment(NamedTuple):
 
 
 def parse_moment(text: str) -> Moment:
-    """Parse a duration since the recording's start, or a time, which is local unless it has a zone.
-
-    Raises:
-        ValueError: the text is neither a duration nor a time.
-    """
+    """Parse a duration since the recording's start, or a time (local without a zone). Raises ValueError."""
     try:
         return Moment(parse_duration(text), is_offset=True)
     except ValueError:
@@ -103,11 +99,7 @@ class Selection:
         return self.where is None or self.where.matches(line)
 
     def between(self, first: float | None, last: float | None) -> tuple[float | None, float | None]:
-        """Return the start and the end of the selected part of a file, in seconds since 1970.
-
-        Args:
-            first, last: when the file's first and last messages were recorded.
-        """
+        """Return the start and the end of the selected part of a file, whose messages span `first` to `last`."""
         start = self._start if self._start is not None else first
         if first is None or last is None or start is None:
             return first, last

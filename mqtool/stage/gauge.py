@@ -60,11 +60,7 @@ class Shop:
 
 
 class Gauge:
-    """Reads values repeatedly on one thread, and shows them as charts.
-
-    Args:
-        readings: for each chart its title, its unit, and a function that reads a value.
-    """
+    """Reads values repeatedly on one thread, and shows a chart for each title, unit and function in `readings`."""
 
     def __init__(self, stage: Stage, *readings: tuple[str, str, Callable[[], float]]) -> None:
         self._audience = stage.audience

@@ -67,11 +67,7 @@ class Stage:
         return self.place.directory / name
 
     def expect(self, what: str, got: object, expected: object) -> None:
-        """Check that two values are equal. `what` is a sentence that is true if they are.
-
-        Raises:
-            CheckFailed: the values differ.
-        """
+        """Check that two values are equal; raise CheckFailed if not. `what` is a sentence that is true if they are."""
         if got != expected:
             raise CheckFailed(f"check failed: {what}\n  expected: {_shown(expected)}\n  got:      {_shown(got)}")
         self.checks += 1

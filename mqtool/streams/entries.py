@@ -12,17 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from mqtool.codecs.amqp10_values import (
-    DROPPED,
-    NULL,
-    Span,
-    compound,
-    decode_value,
-    encode_value,
-    find,
-    spans_in,
-    variable,
-)
+from mqtool.codecs import amqp10_values
+from mqtool.codecs.amqp10_values import DROPPED, NULL, Span, compound, decode_value, spans_in, variable
 from mqtool.codecs.field_tables import UInt8
 from mqtool.errors import BadData, UsageError
 from mqtool.message import END_OF_TIME, Message
@@ -131,7 +122,7 @@ def _value(value: Any) -> bytes | None:
             return b"\x83" + struct.pack(">q", round(value.timestamp() * 1000))
         case int() if not -(1 << 63) <= value < 1 << 63:
             return None
-    return encode_value(value)
+    return amqp10_values.encode_value(value)
 
 
 def _utf8(text: str) -> bytes:
@@ -163,7 +154,7 @@ def _decode(data: bytes) -> Entry:
     while at < len(data):
         if data[at : at + 2] != _SECTION or not _HEADER <= data[at + 2] <= _LAST:
             raise ValueError("not a section")
-        kind, span = data[at + 2], find(data, at + 3)
+        kind, span = data[at + 2], amqp10_values.find(data, at + 3)
         if kind in (_SEQUENCE, _VALUE):
             parts, at = [data[at:]], len(data)
             break
@@ -257,11 +248,7 @@ class Chunk(NamedTuple):
 
 
 def parse_chunk(frame: bytes) -> Chunk:
-    """Decode the chunk in a Deliver frame.
-
-    Raises:
-        BadData: the chunk's length or checksum is wrong, or its type is unknown.
-    """
+    """Decode the chunk in a Deliver frame; raise BadData if its length, checksum or type is wrong."""
     *_, kind, entries, records, _time, _epoch, first, crc, length, _trailer, _reserved = _HEAD.unpack_from(frame)
     data = frame[_HEAD.size :]
     if kind or length != len(data) or zlib.crc32(data) != crc:

@@ -141,11 +141,7 @@ class Session:
         self.client = StreamClient(address.host, address.port, context, heartbeat, self._inbox.put, self._ended)
 
     def open(self) -> None:
-        """Connect and log in.
-
-        Raises:
-            Unavailable, AccessRefused: the connection or the login failed.
-        """
+        """Connect and log in; raise Unavailable or AccessRefused if that fails."""
         try:
             self._call(self._opened(), 3 * self.address.connection_timeout)
         except Exception as error:
@@ -159,22 +155,14 @@ class Session:
         await asyncio.wait_for(login, 2 * patience)
 
     def ask(self, request: Coroutine[Any, Any, _T], stream: str) -> _T:
-        """Send a request about a stream, and return the response.
-
-        Raises:
-            MqtoolError: the broker refuses the request, or the connection is lost.
-        """
+        """Send a request about a stream; return the response, or raise MqtoolError if there is none."""
         try:
             return self._call(request, _PATIENCE)
         except Exception as error:
             raise answered(error, stream) from error
 
     def create(self, stream: str, arguments: Mapping[str, Any]) -> bool:
-        """Create a stream, unless it exists with these arguments.
-
-        Returns:
-            False if the name belongs to a stream with other arguments or to a queue of another type.
-        """
+        """Create a stream unless it exists; return False if the name belongs to something else."""
 
         async def request() -> bool:
             try:

@@ -151,11 +151,7 @@ class StreamChannel:
         return [name]
 
     def stored_offset(self, stream: str, name: str) -> int | None:
-        """The offset stored under a reader's name; None if there is none.
-
-        Raises:
-            NotFound: there is no such stream.
-        """
+        """Return the offset stored under a reader's name; None if there is none."""
         _check_name(name, "name")
         return self.session.stored_offset(stream, name)
 
@@ -217,15 +213,7 @@ class StreamChannel:
         """
         if self._is_single_active and track is None:
             raise UsageError("a single active consumer needs a name", "give one: --track NAME")
-        self._consumer = Consumer(
-            self,
-            stream.partitions or [stream.name],
-            receiving,
-            super_stream=stream.name if stream.partitions else "",
-            track=track,
-            filters=self._filters,
-            single_active=self._is_single_active,
-        )
+        self._consumer = Consumer(self, stream, receiving, track, self._filters, single_active=self._is_single_active)
         self._consumer.start(offset)
         return self._consumer.deliveries()
 
@@ -236,11 +224,7 @@ class StreamChannel:
         self.inbox.put(None)
 
     def sessions_for(self, streams: Sequence[str], *, to_publish: bool) -> list[Session]:
-        """Connect to the nodes that host the streams, and close other connections; return each stream's session.
-
-        Args:
-            to_publish: connect to the leaders only, not to replicas.
-        """
+        """Return a session for each stream: with its leader or, unless `to_publish`, also with a replica."""
         found = [self._session_for(stream, to_publish=to_publish) for stream in streams]
         for unused in set(self._sessions).difference(found):
             unused.close()
@@ -271,11 +255,7 @@ class StreamChannel:
         return any(session.lost is not None for session in self._sessions)
 
     def reopen(self, go_on: Callable[[], None]) -> bool:
-        """Reconnect, and call `go_on` to resume; return False if stop() was called meanwhile.
-
-        Raises:
-            MqtoolError: all attempts failed, or the channel does not reconnect.
-        """
+        """Reconnect, and call `go_on` to resume; return False if stop() was called meanwhile."""
         lost = next((session for session in self._sessions if session.lost is not None), self.session)
         why, where, lost_at = lost.lost, lost.address, time.monotonic()
         at = f"{where.host}:{where.port}"

@@ -16,6 +16,7 @@ from mqtool.offsets import FIRST, Offset, Start
 from mqtool.streams.entries import Chunk, Skipped, body_alone, chunk_entries, decode, parse_chunk
 from mqtool.streams.session import Owner, Session
 from mqtool.streams.wire import CONSUMER_UPDATE, DELIVER, METADATA_UPDATE
+from mqtool.topology import Stream
 
 #: The number of chunks that the broker may send in advance.
 _CREDIT = 10
@@ -58,11 +59,7 @@ class Reading:
         session.ask(session.client.subscribe(self.stream, self._number, place, _CREDIT, self._properties), self.stream)
 
     def go_on(self, correlation: bytes, stored: int | None) -> int | None:
-        """Reply to the broker, which has made this consumer active: start after the stored offset or the last message.
-
-        Returns:
-            The offset to start at; None if that is a position such as "first".
-        """
+        """Reply to the broker, which has made this consumer active; return the offset to start at, if known."""
         at = self._behind()
         if stored is not None and (not self._has_received or stored >= self.next):
             at = Offset(Start.OFFSET, stored + 1)
@@ -75,11 +72,7 @@ class Reading:
         self._answer(correlation, None)
 
     def take(self, chunk: Chunk, warn: Callable[[str], None]) -> Iterator[Delivery]:
-        """Yield the messages of a chunk. Messages before the wanted offset are dropped: the broker sends whole chunks.
-
-        Args:
-            warn: called with a sentence about messages that are skipped because they cannot be read.
-        """
+        """Yield a chunk's messages from the wanted offset on; call `warn` with a sentence about unreadable ones."""
         self.session.send(_CREDIT_FRAME.pack(_CREDIT_FRAME.size - 4, _KEY_CREDIT, 1, self._number, 1))
         wanted, stream, offset = self.next, self.stream, chunk.first_offset - 1
         for record in chunk_entries(chunk):
@@ -129,8 +122,6 @@ class Consumer:
     """Consumes one stream, or the partitions of a super stream.
 
     Args:
-        streams: one stream, or the partitions in order.
-        super_stream: the name of the partitions' super stream; "" for one stream.
         track: see StreamChannel.consume().
         filters, single_active: see StreamChannel.
     """
@@ -138,12 +129,11 @@ class Consumer:
     def __init__(
         self,
         channel: Owner,
-        streams: Sequence[str],
+        stream: Stream,
         receiving: Receiving,
-        *,
-        super_stream: str,
         track: str | None,
         filters: Sequence[str],
+        *,
         single_active: bool,
     ) -> None:
         self._channel = channel
@@ -156,8 +146,9 @@ class Consumer:
             properties["name"] = track  # the management API shows it
         if single_active:
             properties["single-active-consumer"] = "true"
-            properties |= {"super-stream": super_stream} if super_stream else {}
-        self._readings = [Reading(stream, number, properties) for number, stream in enumerate(streams)]
+            properties |= {"super-stream": stream.name} if stream.partitions else {}
+        streams = stream.partitions or [stream.name]
+        self._readings = [Reading(name, number, properties) for number, name in enumerate(streams)]
         self._reading = self._readings[0]  # the stream of the current batch
         self._is_stuck = False
         self._batch: deque[Delivery] = deque()

@@ -30,11 +30,7 @@ def partition_of(key: str, partitions: int) -> int:
 
 
 def create_super_stream(channel: Channel, stream: Stream) -> None:
-    """Create a super stream over AMQP 0-9-1, as `rabbitmq-streams add_super_stream` does. All versions support it.
-
-    Raises:
-        DeclaredDifferently: the exchange or a partition exists with other settings.
-    """
+    """Create a super stream over AMQP 0-9-1, which all versions of RabbitMQ support."""
     exchange = Exchange(stream.name, durable=True, arguments={"x-super-stream": True})
     arguments = {"x-queue-type": "stream", **{f"x-{name}": value for name, value in stream.arguments.items()}}
     # Declare the queues first: if one fails, there must be no exchange that looks like a smaller super stream.

@@ -84,12 +84,7 @@ class Handled:
 
 
 class HandledMessages:
-    """The store of handled messages. Thread-safe; several processes can use the same file.
-
-    Args:
-        path: the SQLite file; created if missing.
-        window: seconds to remember a message.
-    """
+    """Stores handled messages in a SQLite file for `window` seconds. Threads and processes can share the file."""
 
     def __init__(self, path: Path, window: float) -> None:
         self._path = path
@@ -152,11 +147,7 @@ class HandledMessages:
         self._store_handled(key, None if reply is None else reply.decode(), None)
 
     def dead_lettered(self, key: MessageKey, returns: int) -> None:
-        """Store that a message was dead-lettered. Call this before acknowledging the message.
-
-        Args:
-            returns: how often the message had been moved back from a dead-letter queue.
-        """
+        """Store that a message was dead-lettered after `returns` redrives. Call this before acknowledging."""
         self._store_handled(key, None, returns)
 
     def failed(self, key: MessageKey) -> None:

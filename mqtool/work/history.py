@@ -111,21 +111,14 @@ def death_of(delivery: Delivery) -> Death:
     deaths = headers.get("x-death")
     entries = [entry for entry in deaths if isinstance(entry, dict)] if isinstance(deaths, list) else []
     if entries:
+        newest = entries[0]
         times = [entry["time"] for entry in entries if isinstance(entry.get("time"), datetime)]
-        return Death(
-            str(entries[0].get("reason", "unknown")),
-            _name(entries[0].get("queue")),
-            sum(_count(entry.get("count", 1)) for entry in entries if entry.get("reason") == "rejected"),
-            min((time.replace(tzinfo=time.tzinfo or UTC) for time in times), default=None),
-            by_broker=True,
-        )
+        first = min((time.replace(tzinfo=time.tzinfo or UTC) for time in times), default=None)
+        attempts = sum(_count(entry.get("count", 1)) for entry in entries if entry.get("reason") == "rejected")
+        reason, queue = str(newest.get("reason", "unknown")), _name(newest.get("queue"))
+        return Death(reason, queue, attempts, first, by_broker=True)
     if REASON not in headers:
         return Death("unknown")
-    first = headers.get(FIRST_FAILURE)
-    return Death(
-        str(headers[REASON]),
-        _name(headers.get(QUEUE)),
-        failures_of(delivery),
-        first if isinstance(first, datetime) else None,
-        str(headers.get(LAST_ERROR) or "") or None,
-    )
+    first, error = headers.get(FIRST_FAILURE), str(headers.get(LAST_ERROR) or "") or None
+    first = first if isinstance(first, datetime) else None
+    return Death(str(headers[REASON]), _name(headers.get(QUEUE)), failures_of(delivery), first, error)

@@ -54,11 +54,7 @@ class How(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """How to read a queue, and its delivery limit.
-
-    Attributes:
-        limit: the queue drops a message that is requeued more often than this; None for no limit.
-    """
+    """How to read a queue; and its delivery limit, beyond which it drops requeued messages, if any."""
 
     how: How
     limit: int | None = None
@@ -168,11 +164,7 @@ def looking(channel: Channel, queue: str, kind: Kind) -> Iterator["Look"]:
 
 
 class Look:
-    """Reads the messages of a queue in batches. Each batch is held by a consumer on its own channel.
-
-    Attributes:
-        count: messages yielded so far.
-    """
+    """Reads a queue in batches, each held by a consumer on its own channel. `count` messages were read so far."""
 
     def __init__(self, channel: Channel, queue: str, kind: Kind) -> None:
         self.count = 0

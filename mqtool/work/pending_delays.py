@@ -27,11 +27,7 @@ Choice = Callable[[Waiting], bool]
 
 
 class WaitingMessages:
-    """The waiting messages of a virtual host.
-
-    Args:
-        channel: must not reconnect, since the broker would then deliver the unacknowledged messages again.
-    """
+    """The waiting messages of a virtual host. `channel` must not reconnect: that would requeue them."""
 
     def __init__(self, channel: Channel, api: Management, vhost: str) -> None:
         self._channel = channel
@@ -53,11 +49,7 @@ class WaitingMessages:
                 yield view["name"], count
 
     def messages(self, to: str | None = None) -> Generator[Waiting]:
-        """Yield the messages in wait queues, the shortest delay first. Close the generator to requeue the messages.
-
-        Args:
-            to: only messages for this queue or exchange.
-        """
+        """Yield the messages in wait queues, shortest delay first. Closing the generator requeues them."""
         for queue in self._queues_for(to):
             with closing(peeking.peek(self._channel, queue.name, self._kind(queue))) as deliveries:
                 for delivery in deliveries:

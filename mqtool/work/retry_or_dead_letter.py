@@ -106,11 +106,7 @@ class Retrying:
         return self.retry(delivery, ending.reason)
 
     def retry(self, delivery: Delivery, error: str) -> bool:
-        """Move a message to the wait queue for its next attempt; after the last attempt, to the dead-letter queue.
-
-        Returns:
-            True if there will be another attempt.
-        """
+        """Move a message to the wait queue for its next attempt, or dead-letter it; return False in that case."""
         failures = history.attempt_of(delivery)
         delay = self._policy.delay(failures)
         if delay is None:

@@ -33,11 +33,7 @@ _fibonacci = [0, 1]
 
 
 def fib(n: int) -> int:
-    """Return the n-th Fibonacci number. Earlier results are cached.
-
-    Raises:
-        BadData: n is not between 0 and 20,000.
-    """
+    """Return the n-th Fibonacci number. Raises BadData unless n is between 0 and 20,000."""
     if not 0 <= n <= _FIB_MAX:
         raise BadData(f"fib({str(n)[:40]}): n must be from 0 to {_FIB_MAX}")
     while len(_fibonacci) <= n:
@@ -68,11 +64,7 @@ def of_integer(compute: Callable[[int], int]) -> Function:
 
 
 def of_program(command: ExecCommand) -> Function:
-    """Return a function that runs a program for each request and replies with the program's stdout.
-
-    Args:
-        command: must capture stdout. If the program prints more than its limit, the function raises BadData.
-    """
+    """Return a function that replies with the stdout of a program, which `command` must capture."""
 
     def answer(request: Delivery) -> Message:
         ending = command.run(request)

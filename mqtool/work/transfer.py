@@ -62,11 +62,7 @@ class Until(NamedTuple):
 
 
 def move(channel: Channel, delivery: Delivery, message: Message) -> None:
-    """Publish a message that replaces a delivery. The delivery can be acknowledged once this returns.
-
-    Raises:
-        NotMoved: the broker returned or rejected the message.
-    """
+    """Publish a message that replaces a delivery, which can then be acknowledged. Raises NotMoved."""
     for receipt in channel.publish([message], mandatory=True):
         if receipt.confirmation is not Confirmation.CONFIRMED:
             raise not_taken(delivery, receipt)
@@ -111,11 +107,7 @@ def redriven(delivery: Delivery, to: str) -> Message:
 
 
 def elsewhere(delivery: Delivery, to: str, user: str) -> Message:
-    """Return the message to publish to the queue `to`, with all properties set by its publisher, and its x-death.
-
-    Args:
-        user: mqtool's user name at that queue's broker, which rejects messages with the user_id of another user.
-    """
+    """Return the message to publish to the queue `to` of a broker on which mqtool logs in as `user`."""
     properties = _without(delivery.properties, {"message_id"})
     if headers := delivery.properties.get("headers"):
         properties["headers"] = _without(headers, _COUNTS | _COPIES)
