@@ -41,12 +41,7 @@ class UsageError(MqtoolError):
 
 
 class BadExpression(UsageError):
-    """A condition that cannot be parsed.
-
-    Attributes:
-        text: the whole condition.
-        column: the position of the error, from 1.
-    """
+    """A condition that cannot be parsed. `column` is the position of the error in `text`, from 1."""
 
     def __init__(self, what: str, text: str, column: int, hint: str | None = None) -> None:
         super().__init__(what, hint)

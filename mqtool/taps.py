@@ -35,10 +35,6 @@ class Tap:
     Args:
         bindings: the queue's bindings; their destinations are ignored.
         receiving: how to consume; must have a buffer.
-
-    Raises:
-        NotFound: an exchange does not exist.
-        AccessRefused: the user may not declare or read the queue, or may not read from an exchange.
     """
 
     def __init__(self, channel: Channel, bindings: Iterable[Binding], receiving: Receiving) -> None:
@@ -128,12 +124,7 @@ def to_exchange(
 
 
 def like_queue(api: Management, vhost: str, queue: str) -> Bound:
-    """Return the bindings of a queue, for the tap's private queue.
-
-    Raises:
-        NotFound: there is no such queue.
-        UsageError: the queue is bound only to the default exchange, or to an exchange whose type makes no copies.
-    """
+    """Return a queue's bindings, for the tap's queue. Raises UsageError if none of them leads to copies."""
     api.get(path("queues", vhost, queue), columns="name")  # for a missing queue, the list of bindings would be empty
     found = [each for each in api.items(path("queues", vhost, queue, "bindings"), _COLUMNS) if each["source"]]
     if not found:

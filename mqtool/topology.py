@@ -37,11 +37,7 @@ class Queue(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Binding:
-    """A binding from a source exchange to a queue or another exchange. Compared by identity.
-
-    Attributes:
-        to_exchange: True if the destination is an exchange (RabbitMQ's exchange.bind).
-    """
+    """A binding from an exchange to a queue or, with `to_exchange`, to another exchange. Compared by identity."""
 
     source: str
     destination: str

@@ -39,12 +39,7 @@ def starter_of(started: Started) -> Starter:
 
 
 def candidates(kind: Kind, *, cluster: bool = False) -> list[Starter]:
-    """Return the starter of a kind; for AUTO, all starters that this machine can run, best first.
-
-    Raises:
-        UsageError: `cluster` is True and the kind is the embedded broker, which cannot be a cluster.
-        Unavailable: a cluster needs Docker or RabbitMQ, and neither is installed.
-    """
+    """Return the starter of a kind; for AUTO, all starters that this machine can run, best first."""
     starters = CLUSTERS if cluster else STARTERS
     if kind is not Kind.AUTO:
         if kind not in starters:

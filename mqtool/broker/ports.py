@@ -36,9 +36,6 @@ def choose(wanted: int | None, usual: Iterable[int] = (), listen: str | None = N
 
     Args:
         listen: another address on which the port must be free, besides loopback.
-
-    Raises:
-        Unavailable: the wanted port is in use.
     """
     for host in addresses(listen):
         if wanted is not None and not is_free(wanted, host):
@@ -82,9 +79,6 @@ def stream_url(wanted: int | None, before: "Started | None", listen: str | None 
         wanted: the port; 0 for any free port; None for the stopped broker's port, else 5552, else any free port.
         before: the stopped broker with the same name, if any.
         listen: another address on which the port must be free, besides loopback.
-
-    Raises:
-        Unavailable: the wanted port is in use.
     """
     usual = () if wanted == 0 else _usual(before, "streams", STREAMS)
     return {"streams": f"rabbitmq-stream://{HOST}:{choose(wanted or None, usual, listen)}"}

@@ -23,13 +23,7 @@ _UNTIL_SHOWN, _PAUSE = 15.0, 0.1
 
 
 def change(started: Started, what: Literal["enable", "disable"], names: Sequence[str]) -> None:
-    """Enable or disable plugins. The change persists across restarts. Safe to repeat.
-
-    Raises:
-        Unavailable: rabbitmq-plugins is not installed, or does not finish.
-        UsageError: a plugin does not exist, or is built into the embedded broker and cannot be disabled.
-        MqtoolError: rabbitmq-plugins fails.
-    """
+    """Enable or disable plugins. The change persists across restarts. Safe to repeat."""
     if started.kind == "embedded":
         _check_built_in(what, names)
         return

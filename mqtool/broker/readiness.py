@@ -36,12 +36,7 @@ _PAUSE = 0.1
 
 
 def connect_within(seconds: float, connect: Callable[[], T]) -> T:
-    """Call a function that connects until it succeeds, and return its result.
-
-    Raises:
-        TimedOut: the function did not succeed in time; the error includes the last reason.
-        AccessRefused: the broker refuses the login, so waiting does not help.
-    """
+    """Call a function that connects until it succeeds; raise TimedOut, with the last reason, after `seconds`."""
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -57,10 +52,6 @@ def wait_until_up(starter: Starter, started: Started) -> Started:
 
     Nodes of a cluster that start at the same time may fail (RabbitMQ 3.10: incompatible_feature_flags; 4.0: Mnesia in
     a wrong directory). Such nodes are started again.
-
-    Raises:
-        MqtoolError: the broker ended while starting.
-        Unavailable: the broker does not accept connections in time.
     """
     revivals = _REVIVALS if started.nodes > 1 else 0
 
@@ -113,9 +104,6 @@ def load_definitions(started: Started) -> None:
     """Load a broker's definitions file, if it has one, through its management API. The broker must be running.
 
     Existing exchanges and queues are kept; users, permissions and policies are overwritten.
-
-    Raises:
-        UsageError: the file cannot be read, the broker rejects the definitions, or its management API does not respond.
     """
     file = started.details.get("definitions")
     if file is None:
@@ -136,12 +124,7 @@ def _names_vhosts(document: Json) -> bool:
 
 
 def check_listen(address: str) -> None:
-    """Check that a broker can listen on an address.
-
-    Raises:
-        UsageError: the address is not an IPv4 address, or is 127.0.0.1, where every broker listens anyway.
-        Unavailable: the address is not one of this machine's.
-    """
+    """Check that a broker can listen on an address: an IPv4 address of this machine other than 127.0.0.1."""
     try:
         ipaddress.IPv4Address(address)
     except ValueError:

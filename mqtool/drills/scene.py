@@ -80,7 +80,6 @@ class Scene:
     """Context manager for a drill: starts a broker, and provides a directory and terminals.
 
     Args:
-        kind: kind of broker to start.
         url: use this broker instead of starting one.
         cluster: start three nodes.
         image: the RabbitMQ image to build on, with Docker.

@@ -188,14 +188,7 @@ def export(api: Management, vhost: str) -> Contents:
 
 
 def parse_file(text: str, where: str, vhost: str) -> tuple[Contents, list[str]]:
-    """Parse a definitions file; return the definitions of one virtual host, and the names of ignored sections.
-
-    Args:
-        where: the file's name, for errors.
-
-    Raises:
-        BadData: the text is not a definitions file, or has no definitions of this virtual host.
-    """
+    """Parse a file named `where`; return the definitions of a virtual host, and the names of ignored sections."""
     try:
         told = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -140,9 +140,6 @@ def records(api: Management, vhost: str, *, only: Collection[str] = ()) -> Itera
 
     Args:
         only: include only these exchanges, and the exchanges and queues to which they route; empty for all.
-
-    Raises:
-        NotFound: there is no such exchange or virtual host.
     """
     wiring = Wiring(vhost, {name: Node(exchange) for name, exchange in exchanges_of(api, vhost, only).items()})
     add_publishers(api, wiring)

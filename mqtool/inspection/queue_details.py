@@ -27,12 +27,7 @@ _MANY = 10_000
 
 
 class ReaderOffsets(NamedTuple):
-    """A stream's offsets, and the offsets that its named readers have stored.
-
-    Attributes:
-        offsets: the offsets of the messages in the stream.
-        stored: the last stored offset of each reader, by the reader's name; None if it has stored none.
-    """
+    """A stream's offsets, and the last offset that each named reader has stored; None if it has stored none."""
 
     offsets: range
     stored: Mapping[str, int | None]

@@ -21,11 +21,7 @@ from mqtool.topology import DELAYED, Binding, Exchange
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """One step of a message's path.
-
-    Attributes:
-        binding: the binding that matched; None if the step is from the default exchange or to an alternate exchange.
-    """
+    """A step of a message's path. From the default exchange, or to an alternate exchange, it has no binding."""
 
     source: str
     destination: str

@@ -137,9 +137,6 @@ def look(
         only: include only these exchanges, and the exchanges and queues to which they route; empty for all. (With all,
             the default exchange has only the queues that are bound to no other exchange.)
         rates: include the rates of queues, which are the slowest to compute for the broker.
-
-    Raises:
-        NotFound: there is no such exchange, or no such virtual host.
     """
     exchanges = exchanges_of(api, vhost, only)
     wiring = Wiring(vhost, {name: Node(exchange) for name, exchange in sorted(exchanges.items(), key=_default_last)})

@@ -18,12 +18,7 @@ from mqtool.errors import MqtoolError
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """Values of a quantity that is measured ten times a second.
-
-    Attributes:
-        unit: unit of the values; "" for a count.
-        values: the values since the measurement began.
-    """
+    """The values of a measurement so far, ten per second, and their unit; "" for a count."""
 
     title: str
     unit: str
@@ -74,15 +69,7 @@ class CheckFailed(MqtoolError):
 
 
 def wait_until(condition: Callable[[], object], what: str | Callable[[], str], patience: float = PATIENCE) -> None:
-    """Wait until a condition is true.
-
-    Args:
-        what: the condition in words, for the error message, or a function that returns it with the current state.
-        patience: seconds to wait.
-
-    Raises:
-        CheckFailed: the condition did not become true in time.
-    """
+    """Wait for a condition, which `what` puts into words; raise CheckFailed after `patience` seconds."""
     deadline = time.monotonic() + patience
     while not condition():
         if time.monotonic() > deadline:

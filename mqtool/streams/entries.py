@@ -41,11 +41,7 @@ _LONG_DATA_START = bytes((0, 0x53, _DATA, 0xB0))
 
 
 class Entry(NamedTuple):
-    """A decoded message of a stream.
-
-    Attributes:
-        routing_key: None if the message has none, because it was published over the stream protocol.
-    """
+    """A decoded message of a stream. If it was published over the stream protocol, it has no routing key."""
 
     body: bytes
     properties: dict[str, Any]
@@ -257,23 +253,14 @@ def parse_chunk(frame: bytes) -> Chunk:
 
 
 class Skipped(NamedTuple):
-    """Messages of a chunk that cannot be read.
-
-    Attributes:
-        messages: the number of messages; each still has an offset.
-        reason: why the messages cannot be read, as a clause for a warning.
-    """
+    """The number of messages of a chunk that cannot be read, and the reason, as a clause for a warning."""
 
     messages: int
     reason: str
 
 
 def chunk_entries(chunk: Chunk) -> Iterator[bytes | Skipped]:
-    """Yield the encoded messages of a chunk, and a Skipped for messages that cannot be read.
-
-    Raises:
-        UsageError: messages are compressed, and the library to decompress them is not installed.
-    """
+    """Yield the encoded messages of a chunk, and a Skipped for messages that cannot be read."""
     data, at, seen = chunk.data, 0, 0
     size_at = _SIZE.unpack_from
     for _ in range(chunk.entries):

@@ -103,11 +103,6 @@ class StreamChannel:
 
         Returns:
             The stream; a super stream with its actual partitions.
-
-        Raises:
-            DeclaredDifferently: the name belongs to a queue that is not a stream; or the stream has other settings,
-                and the channel is strict.
-            AccessRefused: the user lacks the permission.
         """
         _check_name(stream.name)
         if stream.partitions or not self.exists(stream.name):
@@ -207,9 +202,6 @@ class StreamChannel:
             offset: where to start.
             track: a name under which to store the offset of the last message that the caller has handled, regularly
                 and at the end. If an offset is already stored under this name, start after it.
-
-        Raises:
-            NotFound: there is no such stream.
         """
         if self._is_single_active and track is None:
             raise UsageError("a single active consumer needs a name", "give one: --track NAME")

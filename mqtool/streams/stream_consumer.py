@@ -27,11 +27,7 @@ _OK, _NOWHERE = 1, 0
 
 
 class Reading:
-    """The state of one consumed stream.
-
-    Args:
-        number: the id of the subscription.
-        properties: the properties of the subscription.
+    """The state of one consumed stream. `number` is the id of its subscription.
 
     Attributes:
         next: the offset after the last message received.
@@ -179,12 +175,7 @@ class Consumer:
         return place
 
     def deliveries(self) -> Iterator[Delivery]:
-        """Yield messages until a limit is reached or stop() is called.
-
-        Raises:
-            TimedOut: a time limit has passed.
-            NotFound, Unavailable: the stream was deleted, or the connection was lost for good.
-        """
+        """Yield messages until a limit is reached or stop() is called. Raises TimedOut after a time limit."""
         count, taken, started = self._limits.count, 0, time.monotonic()
         batch, channel, tracks = self._batch, self._channel, self._track is not None
         try:

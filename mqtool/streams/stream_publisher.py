@@ -61,13 +61,7 @@ _WINDOW, _WINDOW_SIZE = 20_000, 1 << 25
 
 
 class _Partition:
-    """One of the streams to publish to, with the messages collected for its next frame.
-
-    Attributes:
-        number: the id of the publisher.
-        batch: the encoded parts of the collected messages.
-        size: the size of the collected messages, in bytes.
-    """
+    """A stream to publish to. `batch` has the encoded parts of the messages for its next frame, `size` bytes."""
 
     def __init__(self, stream: str, number: int, session: Session) -> None:
         self.stream = stream

@@ -72,12 +72,7 @@ class MessageKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Handled:
-    """A message that was handled before.
-
-    Attributes:
-        reply: the stored reply, if the message is an RPC request.
-        dead: True if the message was dead-lettered instead of done.
-    """
+    """A message that was handled before, with the reply if it is an RPC request. `dead`: it was dead-lettered."""
 
     reply: bytes | None
     dead: bool

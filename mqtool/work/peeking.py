@@ -65,9 +65,6 @@ def kind_of(channel: Channel, queue: str, api: Management | None, vhost: str) ->
 
     Args:
         api: the management API. If it is None or not available, find out by AMQP and assume the default delivery limit.
-
-    Raises:
-        NotFound: there is no such queue.
     """
     channel.depth_of(queue)
     default = _DEFAULT_LIMIT if re.match(r"RabbitMQ (?!3\.)", channel.connection.broker) else None

@@ -66,11 +66,7 @@ class WaitingMessages:
                         yield waiting
 
     def deliver(self, chosen: Choice) -> Generator[Waiting]:
-        """Publish the chosen messages to their destinations now, delete them from their wait queues, and yield each.
-
-        Raises:
-            NotMoved: the broker returned or rejected a message, which stays in its wait queue.
-        """
+        """Publish the chosen messages to their destinations now, delete them from their wait queues, and yield each."""
         yield from self.cancel(lambda waiting: chosen(waiting) and self._delivered(waiting))
 
     def _delivered(self, waiting: Waiting) -> bool:
