@@ -18,7 +18,7 @@ _PATIENCE = 5.0
 
 
 def stop_with_this_process(name: str) -> int:
-    """Stop the broker that is started next when this process ends; return a file descriptor for holds()."""
+    """When this process ends, stop the broker that it starts next. Returns a file descriptor for holds()."""
     # The write end of the pipe stays open until this process ends.
     reading, writing = os.pipe()
     command = [sys.executable, "-m", "mqtool.broker.lifeline", name]

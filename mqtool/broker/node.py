@@ -76,7 +76,7 @@ def find_server() -> Path | None:
 
 
 def _has_streams() -> bool:
-    """Return True if the installed RabbitMQ includes the stream plugin, as versions since 3.9 do."""
+    """True if the installed RabbitMQ includes the stream plugin, as versions since 3.9 do."""
     server = find_server()
     plugins = server and server.resolve().parent.parent / "plugins"
     return not plugins or not plugins.is_dir() or any(plugins.glob(f"{_STREAMS}-*"))

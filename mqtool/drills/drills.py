@@ -98,7 +98,7 @@ def drop_connection(scene: Scene, count: int = STREAM_MESSAGES) -> Verdict:
 
 
 def _flow(scene: Scene, url: str, count: int, breaks: dict[int, Callable[[], None]]) -> Verdict:
-    """Send and receive messages in four parts; `breaks` maps numbers of parts, from 0, to functions to call before."""
+    """Send and receive messages in four parts. `breaks` maps numbers of parts, from 0, to functions called before."""
     got = scene.directory / "got"
     receiver, sender = scene.terminals("receiver", "sender", url=url)
     receiver.start(f"mqtool receive --declare --json -q {scene.queue} > got")

@@ -270,7 +270,8 @@ def stands_still(queue: Json, earlier: Json | None = None) -> bool:
         return _count(queue, "ack") == 0
     if any(_count(queue, name) != _count(earlier, name) for name in ("ack", "deliver_get")):
         return False
-    shorter = queue["messages_ready"] < (earlier.get("messages_ready") or 0)  # updated more often than the others
+    # messages_ready is updated more often than the other counts.
+    shorter = queue["messages_ready"] < (earlier.get("messages_ready") or 0)
     return not shorter and _is_full(earlier, consumers) and not _moves(earlier)
 
 

@@ -50,7 +50,7 @@ def name_of(consumer: Json) -> str | None:
 
 
 def reader_offsets(channel: "StreamChannel", stream: str, consumers: Iterable[Json]) -> ReaderOffsets:
-    """Look up a stream's offsets, and those stored by its named readers, who are among `consumers`."""
+    """Look up a stream's offsets, and those stored by the named readers among its `consumers`."""
     offsets = channel.offsets_of(stream)
     names = sorted({name for each in consumers if (name := name_of(each)) is not None})
     return ReaderOffsets(offsets, {name: channel.stored_offset(stream, name) for name in names})

@@ -21,7 +21,7 @@ from mqtool.topology import DELAYED, Binding, Exchange
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """A step of a message's path. From the default exchange, or to an alternate exchange, it has no binding."""
+    """A step of a message's path. `binding` is None from the default exchange, and to an alternate exchange."""
 
     source: str
     destination: str

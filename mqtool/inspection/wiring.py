@@ -80,7 +80,7 @@ class Node:
     more: int = 0
 
     def add(self, binding: Binding, keep: int | None) -> bool:
-        """Add a binding, or only count it if there are `keep` destinations; return True if it is shown."""
+        """Add a binding, or only count it if there are `keep` destinations; return True if it was added."""
         place = (binding.destination, binding.to_exchange)
         link = self.links.get(place)
         if link is None:

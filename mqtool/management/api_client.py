@@ -157,7 +157,7 @@ class Management:
         return self._decoded(self._request("GET", path, query))
 
     def put(self, path: str, body: Json) -> bool:
-        """Create or change an object; return True if it is new. Raises DeclaredDifferently if it cannot change."""
+        """Create or change an object; return True if it is new. Raises DeclaredDifferently if changing fails."""
         return self._request("PUT", path, body=body).status_code == HTTPStatus.CREATED
 
     def post(self, path: str, body: Json) -> Any:

@@ -34,7 +34,7 @@ _IS_HEX = re.compile("(?=.*[0-9])(?=.*[a-fA-F])[0-9a-fA-F]{4,}")
 _IS_DATE = re.compile(r"(.{10})(.?)([0-9:]*)\.?([0-9]*)(.*)")
 #: The first day, and the number of days (a product), of the 202 years from which dates are replaced.
 _FIRST_DAY, _DAYS = date(1900, 1, 1), (288, 256)
-#: Letters by script and case. Other characters are replaced within their block of 64, which have equal UTF-8 lengths.
+#: Ranges of letters. Another character is replaced within its block of 64, whose characters have equal UTF-8 lengths.
 _SCRIPTS = (
     (0x30, 0x39), (0x41, 0x5A), (0x61, 0x7A), (0xC0, 0xD6), (0xD8, 0xDE), (0xDF, 0xF6), (0xF8, 0xFF),
     (0x391, 0x3A1), (0x3B1, 0x3C9), (0x410, 0x42F), (0x430, 0x44F), (0x4E00, 0x9FFF), (0xAC00, 0xD7A3),

@@ -86,7 +86,7 @@ class Selection:
     _start: float | None = None
 
     def takes(self, line: Mapping[str, Any], moment: float | None, place: str) -> bool:
-        """True if the selection includes a line. Raises BadData if that depends on the time, which is unknown."""
+        """True if the selection includes a line. Raises BadData if that depends on an unknown time."""
         if self._start is None:
             self._start = moment
         if self.since is not None or self.until is not None:

@@ -115,6 +115,6 @@ def times(terminal: Terminal, text: str) -> list[float]:
 
 
 def rate(moments: Sequence[float]) -> float:
-    """Number of times (`time.monotonic()`) that are within the last second."""
+    """Count the moments, as returned by `time.monotonic()`, that are within the last second."""
     now = time.monotonic()
     return float(sum(now - moment < 1 for moment in moments))

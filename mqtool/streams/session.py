@@ -162,7 +162,7 @@ class Session:
             raise answered(error, stream) from error
 
     def create(self, stream: str, arguments: Mapping[str, Any]) -> bool:
-        """Create a stream unless it exists; return False if the name belongs to something else."""
+        """Create a stream; return False if its name belongs to a different stream or queue."""
 
         async def request() -> bool:
             try:

@@ -72,7 +72,7 @@ class MessageKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Handled:
-    """A message that was handled before, with the reply if it is an RPC request. `dead`: it was dead-lettered."""
+    """A message that was dead-lettered (`dead`) or done; `reply` is the stored reply to an RPC request."""
 
     reply: bytes | None
     dead: bool

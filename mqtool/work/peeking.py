@@ -54,7 +54,7 @@ class How(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """How to read a queue; and its delivery limit, beyond which it drops requeued messages, if any."""
+    """How to read a queue. Beyond `limit` requeues, the queue drops a message; None is no limit."""
 
     how: How
     limit: int | None = None
@@ -206,7 +206,7 @@ class Look:
         size = max(1, min(most, self._ready - self.count, fits, AT_ONCE))
         channel, last = self._channel.connection.channel(), self.count + size
         self._held[channel] = 0
-        # One more than will come: the consumer would be cancelled at the count.
+        # Count one more than will come, because the consumer is cancelled at the count.
         receiving = Receiving(size, acknowledge=False, count=size + 1, idle_timeout=_PATIENCE)
         self._on_their_way = islice(channel.consume(Queue(self._queue), receiving), size)
         yield from self._rest()
