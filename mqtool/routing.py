@@ -11,7 +11,7 @@ uses names.
 
 import math
 import re
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
 from mqtool.codecs.field_tables import Decimal, Timestamp, Value, encode_table, is_integer
@@ -21,6 +21,8 @@ MAX_DELAY = 2**32 - 1
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 
 Item = TypeVar("Item", bound=Hashable)
+#: Headers that a binding to a headers exchange compares, with the required values.
+_Wanted = list[tuple[str, Value]]
 
 
 class RoutingTable(Protocol[Item]):
@@ -187,38 +189,32 @@ class HeadersTable(Generic[Item]):
     """
 
     def __init__(self) -> None:
-        self._bindings: dict[bytes, tuple[Mapping[str, Value], _Counted[Item]]] = {}
+        #: For each binding, how many of the wanted headers must match (all or any), these headers, and the items.
+        self._bindings: dict[bytes, tuple[Callable[[Iterable[bool]], bool], _Wanted, _Counted[Item]]] = {}
         self.strict_numbers = False
 
     def add(self, key: str, arguments: Mapping[str, Value], item: Item) -> None:  # noqa: ARG002
-        _, items = self._bindings.setdefault(canonical(arguments), (arguments, _Counted()))
-        items.add(item)
+        any_or_all = any if arguments.get("x-match") in ("any", "any-with-x") else all
+        binding = (any_or_all, wanted_headers(arguments), _Counted[Item]())
+        self._bindings.setdefault(canonical(arguments), binding)[-1].add(item)
 
     def remove(self, key: str, arguments: Mapping[str, Value], item: Item) -> None:  # noqa: ARG002
         identity = canonical(arguments)
-        items = self._bindings[identity][1]
+        items = self._bindings[identity][-1]
         items.discard_one(item)
         if not items:
             del self._bindings[identity]
 
     def match(self, key: str, headers: Mapping[str, Value]) -> Collection[Item]:  # noqa: ARG002
         found: dict[Item, None] = {}
-        for arguments, items in self._bindings.values():
-            if headers_match(arguments, headers, strict_numbers=self.strict_numbers):
+        strict = self.strict_numbers
+        for any_or_all, wanted, items in self._bindings.values():
+            if any_or_all(header_matches(headers, name, value, strict_numbers=strict) for name, value in wanted):
                 found.update(dict.fromkeys(items))
         return found
 
 
-def headers_match(
-    arguments: Mapping[str, Value], headers: Mapping[str, Value], *, strict_numbers: bool = False
-) -> bool:
-    """True if a message's headers satisfy the arguments of a binding to a headers exchange."""
-    wanted = wanted_headers(arguments)
-    matches = (header_matches(headers, name, value, strict_numbers=strict_numbers) for name, value in wanted)
-    return any(matches) if arguments.get("x-match") in ("any", "any-with-x") else all(matches)
-
-
-def wanted_headers(arguments: Mapping[str, Value]) -> list[tuple[str, Value]]:
+def wanted_headers(arguments: Mapping[str, Value]) -> _Wanted:
     """Return the headers that a binding to a headers exchange compares, with the required values."""
     with_x = arguments.get("x-match") in ("all-with-x", "any-with-x")
     return [
@@ -239,8 +235,10 @@ def header_matches(headers: Mapping[str, Value], name: str, wanted: Value, *, st
     """
     if name not in headers:
         return False
-    strict = strict_numbers
-    return wanted is None or _comparable(headers[name], strict=strict) == _comparable(wanted, strict=strict)
+    value, strict = headers[name], strict_numbers
+    if isinstance(value, str) and isinstance(wanted, str):
+        return value == wanted
+    return wanted is None or _comparable(value, strict=strict) == _comparable(wanted, strict=strict)
 
 
 def _comparable(value: Value, *, strict: bool) -> tuple[str, object]:

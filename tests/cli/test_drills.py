@@ -43,8 +43,9 @@ def test_drop_connection(lonely_shell: Shell, broker: TestBroker) -> None:
 @on_any_broker
 def test_poison(lonely_shell: Shell, broker: TestBroker) -> None:
     """One that always fails and one that is bad end as dead letters; the others are done, once."""
-    verdict = _drill(lonely_shell, broker, "poison")
-    assert (verdict["done"], verdict["dead"], verdict["redelivered"]) == (198, 2, 0)
+    result = lonely_shell.run("mqtool", "drill", "poison", "-u", broker.url)
+    verdict = _verdict(result)
+    assert (verdict["done"], verdict["dead"], verdict["redelivered"]) == (198, 2, 0), result.stderr
 
 
 @on_any_broker

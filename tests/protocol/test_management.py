@@ -52,7 +52,7 @@ def test_a_reader_of_a_stream_is_a_consumer(api: Api, vhost: str, client: RawStr
         "prefetch_count": 0,
     }
     assert wanted.items() <= consumer.items()
-    assert list(view["readers"].values()) == [1]
+    assert list(view["readers"].values()) == [1], view
 
 
 def test_declaring(api: Api, vhost: str, channel: BlockingChannel) -> None:
