@@ -115,7 +115,7 @@ class _Member(click.Choice[str]):
 
 
 def _click_type(kind: Any, settings: dict[str, Any]) -> Any:
-    """Remove what belongs to the type from the settings of an option, and return its click type."""
+    """Return the click type of an option. Removes the settings that this type contains, such as `min` and `max`."""
     parser, limits = settings.pop("parser", None), (settings.pop("min", None), settings.pop("max", None))
     if parser is not None:
         return _telling_errors(parser)

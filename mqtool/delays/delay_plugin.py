@@ -110,7 +110,7 @@ class ThroughPlugin:
         self._has_warned = False
 
     def place(self, message: Message, milliseconds: Callable[[], int]) -> Place:
-        """Declare what delays a message, as ThroughQueues.place() does."""
+        """Declare the exchange that delays a message; see ThroughQueues.place()."""
         self._count += 1
         if self._count == _TOO_MANY:
             self._warn(

@@ -138,7 +138,7 @@ class ThroughQueues:
         """Declare the queues and exchanges that delay a message; return how to publish it.
 
         Args:
-            milliseconds: returns the delay; a due time is nearer after declarations than before.
+            milliseconds: returns the delay from now, which is shorter after declarations that took time.
 
         Raises:
             BadData: the delay is too long for a wait queue.

@@ -69,9 +69,9 @@ def _counting(management: str, audience: Audience) -> Iterator[None]:
 
 @contextmanager
 def embedded_broker(directory: Path, guard: Guard, stream_port: int | None = None) -> Iterator[tuple[str, str]]:
-    """Run an embedded broker in memory. Yields its URL and its management API's.
+    """Run an embedded broker in memory. Yields its URL and the URL of its management API.
 
-    The broker is a process of its own, since plays measure time.
+    The broker runs in its own process, since plays measure time.
     """
     directory.mkdir()
     broker = embedded_starter.launch(directory, Settings(port=0, management_port=0, stream_port=stream_port))
@@ -88,7 +88,7 @@ def embedded_broker(directory: Path, guard: Guard, stream_port: int | None = Non
 
 @contextmanager
 def _cleared(play: Play, url: str) -> Iterator[tuple[str, str]]:
-    """Delete the play's queues and exchanges, before and after. Yields the URL, and "": the API's is unknown."""
+    """Delete the play's queues and exchanges, before and after. Yields the URL, and "" for no management API."""
     _remove(play, url)
     try:
         yield url, ""

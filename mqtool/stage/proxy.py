@@ -46,7 +46,7 @@ class Proxy:
                 self.join(client, server)
 
     def join(self, client: socket.socket, server: socket.socket) -> None:
-        """Forward between two connections from now on."""
+        """Forward data between two connections from now on."""
         self._open += [client, server]
         for ends in ((client, server), (server, client)):
             threading.Thread(target=self._forward, args=ends, daemon=True).start()

@@ -87,7 +87,7 @@ def kind_of(channel: Channel, queue: str, api: Management | None, vhost: str) ->
 
 
 def _limit(said: Sequence[object], default: int | None) -> int | None:
-    """Return the lowest limit in `said`, or `default` if `said` has none. None, or a negative number, is no limit."""
+    """Return the lowest limit in `said`, or `default` if there is none. None and negative numbers mean no limit."""
     limits = [limit for limit in said if isinstance(limit, int)] or ([] if default is None else [default])
     return None if not limits or min(limits) < 0 else min(limits)
 
@@ -225,7 +225,7 @@ class Look:
         """Check that the queue will not drop the message at its head if the message is requeued now and once more.
 
         Raises:
-            MqtoolError: the queue would. If requeuing the message now would drop it, the message has been published
+            MqtoolError: the queue would drop it. If requeueing the message now would drop it, the message has been published
                 again to the end of the queue.
         """
         count = times_back(head)

@@ -95,9 +95,7 @@ class _Memory:
         return pages * os.sysconf("SC_PAGE_SIZE") - self._ledger.held_bytes
 
     def check(self) -> None:
-        """Return freed memory if there is much of it. Repeat this only every two seconds: it takes some
-        milliseconds.
-        """
+        """Return freed memory to the system if there is much of it. Called every two seconds."""
         asyncio.get_running_loop().call_later(_CHECK_SECONDS, self.check)
         held, rest = self._ledger.held_bytes, self._without_messages()
         self._most_held = max(self._most_held, held)

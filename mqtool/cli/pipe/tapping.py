@@ -241,7 +241,7 @@ def check_left_on(access: Access) -> None:
 
 @contextmanager
 def switched_on(access: Access, channel: Channel) -> Iterator[None]:
-    """Switch the firehose on within the block, also after a restart of the broker; then off if it was off before."""
+    """Switch the firehose on within the block, and again after a broker restart; then restore its former state."""
     api, file = access.management(), _state_file(access)
     with _one_at_a_time():
         if not file.exists() and firehose_is_on(api, access.vhost):
