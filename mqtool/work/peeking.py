@@ -225,8 +225,7 @@ class Look:
         """Check that the queue will not drop the message at its head if the message is requeued now and once more.
 
         Raises:
-            MqtoolError: the queue would drop it. If requeueing the message now would drop it, the message has been published
-                again to the end of the queue.
+            MqtoolError: the queue would drop it. If requeueing it now would drop it, it has been published again.
         """
         count = times_back(head)
         if count < limit - 1:
