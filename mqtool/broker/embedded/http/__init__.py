@@ -129,7 +129,7 @@ async def _listed(listed: Iterable[Json] | Listed, query: dict[str, str]) -> Any
     """Sort a list, then return the page and the columns that the query string asks for."""
     columns = query["columns"].split(",") if "columns" in query else []
     items, view = listed if isinstance(listed, Listed) else (await in_slices(listed), dict)
-    items.sort(key=_place)
+    items.sort(key=_sort_key)
     if "sort" in query:
         ranked = await in_slices((_rank(view(item), query["sort"]), item) for item in items)
         ranked.sort(key=lambda pair: pair[0], reverse=query.get("sort_reverse") == "true")
@@ -140,9 +140,9 @@ async def _listed(listed: Iterable[Json] | Listed, query: dict[str, str]) -> Any
     if query.get("name"):
         if query.get("use_regex") == "true":
             check_regular_expression(query["name"])
-            items = [item for item in items if found(query["name"], str(_place(item)[1]))]
+            items = [item for item in items if found(query["name"], str(_sort_key(item)[1]))]
         else:
-            items = [item for item in items if query["name"].lower() in str(_place(item)[1]).lower()]
+            items = [item for item in items if query["name"].lower() in str(_sort_key(item)[1]).lower()]
     try:
         page, size = int(query["page"]), int(query.get("page_size", 100))
     except ValueError as error:
@@ -162,8 +162,8 @@ async def _listed(listed: Iterable[Json] | Listed, query: dict[str, str]) -> Any
     }
 
 
-def _place(item: Any) -> tuple[str, str]:
-    """Return the virtual host and the name of an item, the keys by which lists are sorted."""
+def _sort_key(item: Any) -> tuple[str, str]:
+    """Return the virtual host and the name of an item, by which lists are sorted."""
     return (item.get("vhost", ""), item.get("name", "")) if isinstance(item, dict) else (item.vhost, item.name)
 
 

@@ -61,6 +61,7 @@ class Rates:
         self._counting = counting
         #: The previous and the latest sample of each object: a time, and the counters at that time.
         self._samples: WeakKeyDictionary[Counting, tuple[_Sample, _Sample]] = WeakKeyDictionary()
+        # Python can garbage-collect a task that nothing refers to.
         self._sampling = asyncio.get_running_loop().create_task(self._sample())
 
     def of(self, counting: Counting) -> dict[str, int | dict[str, float]]:
