@@ -27,6 +27,17 @@ from tests.cli.shell import Shell
 
 #: The server of preloaded commands, which ends when this does.
 _SERVER = pytest.StashKey["subprocess.Popen[bytes]"]()
+#: They take longest, and come first: if one of them began last, all would wait for it.
+_LONGEST = {
+    "test_rabbitmqctl_tells_the_same",
+    "test_a_command_loads_by_itself",
+    "test_an_incident_is_played_again_on_a_broker_of_its_own",
+    "test_an_interrupted_run_and_a_second_one_send_each_line",
+    "test_drop_connection",
+    "test_dead_letters_of_others",
+    "test_answers_that_are_not_read",
+    "test_hostile_rows",
+}
 
 
 @pytest.fixture(scope="session")
@@ -67,7 +78,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what `once_on_rabbitmq` says."""
+    """Leave out what `once_on_rabbitmq` says, and begin with the tests that take longest."""
     kept: list[pytest.Item] = []
     left_out: list[pytest.Item] = []
     tried = set()
@@ -79,7 +90,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             tried.add(test)
         else:
             kept.append(item)
-    items[:] = kept
+    items[:] = sorted(kept, key=lambda item: item.name.partition("[")[0] not in _LONGEST)
     config.hook.pytest_deselected(items=left_out)
 
 
