@@ -251,7 +251,7 @@ def test_watching_on_a_terminal(shell: Shell, broker: TestBroker) -> None:
         [f"odd-{number}" for number in (10, 12, 14, 16, 18)], [f"odd-{number}" for number in (18, 16, 14, 12, 10)]
     ]  # fmt: skip
     shell.environment["TERM"] = "dumb"
-    dumb = shell.start("script", "-qec", " ".join(command), "/dev/null", ready=False)
+    dumb = shell.start("/usr/bin/script", "-qec", " ".join(command), "/dev/null", ready=False)
     dumb.wait_for_stdout("even-29").interrupt()
     assert "\x1b" not in dumb.wait().stdout
 
