@@ -1,8 +1,7 @@
 """Commands, groups of options, and parsers for values on the command line.
 
-A command is a function. Each of its parameters is an Option or Argument in an annotation, or a group of options: a
-frozen dataclass whose fields are options or further groups. The class attribute PANEL names the section of the help
-that shows the group's options.
+A command is a function. Each of its parameters is an Option or Argument in an annotation, or an OptionGroup, whose
+class attribute PANEL names the section of the help that shows its options.
 """
 
 import functools
@@ -10,11 +9,11 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass
 from enum import Enum
 from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, Union, dataclass_transform, get_args, get_origin
 
 import click
 from click import Context
@@ -23,17 +22,6 @@ from mqtool.cli.contexts import Effect, effect_of
 from mqtool.cli.usage import HelpedArgument, HelpedOption, help_options, show_help
 from mqtool.duration import parse_duration
 from mqtool.errors import UsageError
-
-_Group = TypeVar("_Group")
-
-
-@dataclass_transform(frozen_default=True)
-def option_group(group: type[_Group]) -> type[_Group]:
-    """Make a class a group of options: a frozen dataclass.
-
-    It has no methods for comparison and printing, which would make `mqtool send` start 10% more slowly.
-    """
-    return dataclass(frozen=True, eq=False, repr=False, match_args=False)(group)
 
 
 @dataclass(frozen=True)
@@ -77,6 +65,23 @@ class Option:
 
 class Argument(Option):
     """A positional argument, in an annotation."""
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+class OptionGroup:
+    """A group of options. Its fields are options or further groups.
+
+    It is like a frozen dataclass; to make real ones of all groups would take a tenth of the time of `mqtool send`.
+    """
+
+    PANEL: ClassVar[str | None] = None
+
+    def __init__(self, **values: Any) -> None:
+        vars(self).update(values)
+
+    def changed(self, **values: Any) -> Self:
+        """Return a copy with other values of these fields."""
+        return type(self)(**{**vars(self), **values})
 
 
 #: What the broker is asked for to complete a value, by the name of the value in the help.
@@ -159,27 +164,33 @@ def _leaf(name: str, annotation: Any, default: Any, panel: str | None) -> click.
     return HelpedOption([name, *flags], multiple=is_list, show_envvar=True, **settings)
 
 
-def _leaves(group: Any, without: Collection[str], instead: Mapping[str, Any]) -> Iterator[click.Parameter]:
+def _is_group(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, OptionGroup)
+
+
+def _leaves(
+    group: type[OptionGroup], without: Collection[str], instead: Mapping[str, Any]
+) -> Iterator[click.Parameter]:
     """The options of a group, including those of nested groups."""
-    for each in fields(group):
-        annotation = instead.get(each.name, each.type)
-        if is_dataclass(annotation):
+    for name, kind in group.__annotations__.items():
+        annotation = instead.get(name, kind)
+        if _is_group(annotation):
             yield from _leaves(annotation, without, instead)
-        elif each.name not in without and get_origin(annotation) is Annotated:
-            panel = None if each.name in instead else getattr(group, "PANEL", None)
-            yield _leaf(each.name, annotation, each.default, panel)
+        elif name not in without and get_origin(annotation) is Annotated:
+            panel = None if name in instead else group.PANEL
+            yield _leaf(name, annotation, getattr(group, name, MISSING), panel)
 
 
-def _made(group: Any, values: Mapping[str, Any], call: Call) -> Any:
+def _made(group: type[OptionGroup], values: Mapping[str, Any], call: Call) -> OptionGroup:
     """Fill a group of options. Options that the command does not take keep their defaults."""
-    made = {}
-    for each in fields(group):
-        if each.type is Call:
-            made[each.name] = call
-        elif is_dataclass(each.type):
-            made[each.name] = _made(each.type, values, call)
-        elif each.name in values:
-            made[each.name] = values[each.name]
+    made: dict[str, Any] = {}
+    for name, kind in group.__annotations__.items():
+        if kind is Call:
+            made[name] = call
+        elif _is_group(kind):
+            made[name] = _made(kind, values, call)
+        elif name in values:
+            made[name] = values[name]
     return group(**made)
 
 
@@ -206,7 +217,7 @@ class Command(click.Command):
         parameters: list[click.Parameter] = []
         for each in self._parameters.values():
             annotation = instead.get(each.name, each.annotation)
-            if is_dataclass(annotation) and annotation is not Call:
+            if _is_group(annotation):
                 parameters += _leaves(annotation, without, instead)
             elif each.name not in without and get_origin(annotation) is Annotated:
                 default = MISSING if each.default is each.empty else each.default
@@ -231,7 +242,7 @@ class Command(click.Command):
         for name, parameter in self._parameters.items():
             if parameter.annotation is Context:
                 arguments[name] = ctx
-            elif is_dataclass(parameter.annotation):
+            elif _is_group(parameter.annotation):
                 arguments[name] = _made(parameter.annotation, values, call)
             elif name in values:
                 arguments[name] = values[name]
@@ -336,14 +347,6 @@ def duration_or_seconds(text: str) -> float:
     return float(text) if re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII) else parse_duration(text)
 
 
-def rate(text: str) -> float:
-    """Parse a rate such as 500, 500/s or 10/m into messages per second."""
-    parts = re.fullmatch(r"(\d+(?:\.\d+)?)(?:/(s|m|h))?", text, re.ASCII)
-    if parts is None or not float(parts[1]):
-        raise ValueError(f"{text!r} is not a rate such as 500/s")
-    return float(parts[1]) / {"s": 1, "m": 60, "h": 3600}[parts[2] or "s"]
-
-
 def size(text: str) -> int:
     """Parse a size such as 64KiB or 128MiB into bytes."""
     parts = re.fullmatch(r"(\d+)\s*(?:([KMG])(?:iB)?|B)?", text, re.IGNORECASE)
@@ -371,10 +374,6 @@ def argument(text: str) -> tuple[str, Any]:
     return key, int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
-#: --match: whether a message must have all or any of the headers.
-Match = Annotated[Literal["all", "any"], Option(help="Match all of the headers, or any of them")]
-
-
 def header_option(about: str) -> Any:
     """The option --header, repeatable."""
     return Option("--header", "-H", parser=header, metavar="KEY=VALUE", help=about)
@@ -396,4 +395,3 @@ OFFSET = dict[str, Any](parser=_offset, metavar="OFFSET")
 #: Settings of an option that takes a duration; TIME_LIMIT does not allow 0.
 DURATION = dict[str, Any](parser=duration_or_seconds, metavar="DURATION")
 TIME_LIMIT = dict[str, Any](parser=time_limit, metavar="DURATION")
-RATE = dict[str, Any](parser=rate, metavar="RATE")

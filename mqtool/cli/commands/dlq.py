@@ -12,7 +12,7 @@ from mqtool import where as conditions
 from mqtool.amqp import Channel
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
-from mqtool.cli.command_line import Argument, Option, option_group
+from mqtool.cli.command_line import Argument, Option, OptionGroup
 from mqtool.cli.display import layout, output
 from mqtool.cli.display.live_screen import Progress
 from mqtool.cli.invocation import current
@@ -35,8 +35,7 @@ _SAID = 10
 QueueArgument = Annotated[str, Argument(help="Work queue; its dead letters are in QUEUE.dlq")]
 
 
-@option_group
-class Which:
+class Which(OptionGroup):
     """Options that select dead letters."""
 
     source: Annotated[

@@ -11,7 +11,7 @@ import click
 
 from mqtool.amqp import administration
 from mqtool.cli import stopping
-from mqtool.cli.command_line import Argument, Option, option_group
+from mqtool.cli.command_line import Argument, Option, OptionGroup
 from mqtool.cli.display import layout, output
 from mqtool.cli.display.live_screen import Frame, Live, head_line
 from mqtool.cli.options import TIME_LIMIT, Commands, ManagedBroker
@@ -56,8 +56,7 @@ def _columns(ctx: click.Context, _typed: str) -> list[str]:
     return [*LISTINGS[str(ctx.info_name)].columns]
 
 
-@option_group
-class Choosing:
+class Choosing(OptionGroup):
     """Which rows to list, in which order, and how to print them."""
 
     where: Annotated[str | None, Option(metavar="CONDITION", help="Only rows that match (mqtool help where)")] = None

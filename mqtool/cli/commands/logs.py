@@ -1,11 +1,10 @@
 """mqtool emit-log, mqtool receive-log: publish/subscribe, routing, topics, headers."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
 
-from mqtool.cli.command_line import Argument, option_group
+from mqtool.cli.command_line import Argument, OptionGroup
 from mqtool.cli.display.output import WAITING_FOR_LOGS
 from mqtool.cli.options import (
     Broker,
@@ -33,8 +32,7 @@ emit_log = app.group("emit-log", "Publish logs to an exchange (tutorials 3, 4 an
 receive_log = app.group("receive-log", "Receive logs from an exchange (tutorials 3, 4 and 5).")
 
 
-@option_group
-class ReceivingLogs:
+class ReceivingLogs(OptionGroup):
     """Options of all `receive-log` commands."""
 
     exchange: ExchangeOptions
@@ -77,7 +75,7 @@ def _with_key_in_body(publishing: Publishing, key: str | None) -> Publishing:
     options = publishing.options
     if key is None or not publishing.broker.lines.key_in_body or options.is_stream or options.file:
         return publishing
-    return replace(publishing, words=[key, *(publishing.words or [])])
+    return publishing.changed(words=[key, *(publishing.words or [])])
 
 
 def _receive(asked: ReceivingLogs, exchange: Exchange, lesson: Callable[..., Iterator[Delivery]], line: str) -> None:

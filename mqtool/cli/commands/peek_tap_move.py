@@ -10,7 +10,7 @@ from mqtool.amqp import Channel, administration
 from mqtool.amqp import Receiving as Settings
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
-from mqtool.cli.command_line import Argument, Option, option_group
+from mqtool.cli.command_line import Argument, Option, OptionGroup
 from mqtool.cli.display import output
 from mqtool.cli.display.live_screen import Progress
 from mqtool.cli.invocation import current
@@ -120,8 +120,7 @@ Urls = Annotated[list[str] | None, URL]
 _HINT = "mqtool tap amq.topic 'kern.*' taps an exchange, mqtool tap -q jobs a queue"
 
 
-@option_group
-class What:
+class What(OptionGroup):
     """Options of `tap` that select messages."""
 
     exchange: Annotated[str | None, Argument(help="Exchange")] = None
@@ -210,7 +209,7 @@ def tap(
     call = broker.options.call
     if urls and "urls" in call.typed:
         call = replace(call, typed=call.typed | {"url"})
-    brokers = [replace(broker, options=replace(broker.options, url=url, call=call)).access() for url in each_url]
+    brokers = [broker.changed(options=broker.options.changed(url=url, call=call)).access() for url in each_url]
     if off:
         for access in brokers:
             switch_off(access)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Annotated, Any
 
 from mqtool.amqp import Channel, administration
-from mqtool.cli.command_line import Argument, Option, option_group
+from mqtool.cli.command_line import Argument, Option, OptionGroup
 from mqtool.cli.display import output
 from mqtool.cli.options import (
     Broker,
@@ -105,7 +105,7 @@ def show_queue(
 
 
 def _declare(broker: Broker, thing: Exchange | Queue, *, if_not_exists: bool) -> None:
-    with replace(broker, strict=True).access().channel() as channel:  # an explicit declaration must not be ignored
+    with broker.changed(strict=True).access().channel() as channel:  # an explicit declaration must not be ignored
         exists = administration.exists(channel, thing)
         if not (exists and if_not_exists):
             try:
@@ -195,8 +195,7 @@ def delete_exchange(
             output.status(f"deleted exchange {name!r}")
 
 
-@option_group
-class Bindings:
+class Bindings(OptionGroup):
     """Options that describe bindings, one for each key."""
 
     exchange: ExchangeName

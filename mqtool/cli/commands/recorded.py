@@ -9,10 +9,11 @@ from typing import Annotated, Any
 
 from mqtool import ndjson
 from mqtool.cli import stopping
-from mqtool.cli.command_line import RATE, Argument, Commands, Option, option_group
+from mqtool.cli.command_line import Argument, Commands, Option, OptionGroup
 from mqtool.cli.display import output
 from mqtool.cli.options import (
     CONFIRM_TIMEOUT,
+    RATE,
     Broker,
     ConfirmTimeout,
     DelayOptions,
@@ -53,8 +54,7 @@ def _speed(text: str) -> float:
 _MOMENT = dict[str, Any](parser=parse_moment, metavar="TIME")
 
 
-@option_group
-class Playing:
+class Playing(OptionGroup):
     """Options that select a part of a recording, and its pace."""
 
     speed: Annotated[
@@ -73,8 +73,7 @@ class Playing:
         return Pace(self.speed or 1.0, self.rate)
 
 
-@option_group
-class Changing:
+class Changing(OptionGroup):
     """Options that change exchange, routing key and headers."""
 
     to_exchange: Annotated[str | None, Option(help="Publish all to this exchange")] = None
@@ -129,7 +128,7 @@ def replay(
     )
 
     source = Replayed(played, pace, keeps_rest=failed_to is not None)
-    asked = Publishing(options, DelayOptions(), broker)
+    asked = Publishing(options=options, delays=DelayOptions(), broker=broker)
     with publishing_channel(asked, _DEFAULT_EXCHANGE, Addressing(), source=source) as (channel, outgoing):
         receipts = channel.publish(outgoing.messages, exchange=_DEFAULT_EXCHANGE)
         outgoing.report(receipts, lambda message: f" [x] Replayed {len(message.body):,} bytes to {_place(message)}")

@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-from dataclasses import replace
 from typing import Annotated, Literal
 
 from mqtool.amqp import CONFIRM_TIMEOUT, Channel, administration
@@ -94,7 +93,7 @@ def rpc_server(
                 write.flush()  # show the request while it is being computed
             return answered(request)
 
-        settings = replace(receiving, timeout=None if programs.command else receiving.timeout).settings(
+        settings = receiving.changed(timeout=None if programs.command else receiving.timeout).settings(
             (_MANY if is_quick else rpc.ONE_AT_A_TIME)._replace(before_acknowledging=write.flush)
         )
         waiting = broker.lines.awaiting_add100 if name == "add100" else broker.lines.awaiting_requests

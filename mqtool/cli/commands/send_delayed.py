@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Annotated, Any
@@ -63,9 +62,9 @@ def send_delayed(
     is_tutorials = target.name == names.delay_exchange.name and routing_key is None
     queue = names.delay_queue if is_tutorials else None
     if not delays.are_given and not publishing.options.as_json:
-        delays = replace(delays, delay=DEFAULT_DELAY)
+        delays = delays.changed(delay=DEFAULT_DELAY)
     adapt = None if delays.are_given else partial(_delayed_as_it_says, keep_delay=keep_delay)
-    asked, addressing = replace(publishing, delays=delays), Addressing(target.name, routing_key)
+    asked, addressing = publishing.changed(delays=delays), Addressing(target.name, routing_key)
     with publishing_channel(asked, target, addressing, leads_to=queue, adapt=adapt) as (channel, outgoing):
         known, key = _as_known(channel, target), names.delay_queue.name
         outgoing.report(delayed_messages.send(channel, known, key, outgoing.messages, queue), _sent)
@@ -86,7 +85,7 @@ def receive_delayed(
     """
     matching = Matching(receiving, where)
     target = queue.of(broker.names.delay_queue)
-    delaying = ExchangeOptions(exchange).of(broker.names.delay_exchange)
+    delaying = ExchangeOptions(exchange=exchange).of(broker.names.delay_exchange)
     key = broker.names.delay_queue.name if routing_key is None else routing_key
 
     with receiving_channel(receiving, broker, _received) as (channel, incoming):

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from mqtool.cli.access import Access
-from mqtool.cli.command_line import Argument, Option, option_group
+from mqtool.cli.command_line import Argument, Option, OptionGroup
 from mqtool.cli.display import output
 from mqtool.cli.options import OFFSET, Broker, Commands, Publishing, Receiving
 from mqtool.cli.options.queue_options import DialectOfStreams, StreamOptions, StreamPort, dialect_of
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 app = Commands()
 
 
-@option_group
-class Appending:
+class Appending(OptionGroup):
     """Options of `send-stream`."""
 
     PANEL: ClassVar = "Messages"
@@ -38,8 +37,7 @@ class Appending:
     ] = None
 
 
-@option_group
-class Reading:
+class Reading(OptionGroup):
     """Options of `receive-stream`: where to start, and which messages."""
 
     PANEL: ClassVar = "Receiving"

@@ -1,7 +1,6 @@
 """mqtool user add, delete, password, tags; vhost add, delete; permission set, clear."""
 
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,7 +28,7 @@ _NEW_PASSWORD = Annotated[Path | None, Option("--password-file", help="Read the 
 
 def _login(broker: ManagedBroker, password_file: Path | None) -> Management:
     """The management API, for commands whose --password-file is for the new password, not the login."""
-    return replace(broker, options=replace(broker.options, password_file=password_file)).access().management()
+    return broker.changed(options=broker.options.changed(password_file=password_file)).access().management()
 
 
 def _found(api: Management, *names: str) -> Json | None:

@@ -1,22 +1,13 @@
 """Options that several commands share, in groups. A command takes a group as one parameter."""
 
-from mqtool.cli.command_line import (
-    DURATION,
-    OFFSET,
-    RATE,
-    TIME_LIMIT,
-    Commands,
-    Match,
-    argument_option,
-    header,
-    header_option,
-    size,
-)
+from mqtool.cli.command_line import DURATION, OFFSET, TIME_LIMIT, Commands, argument_option, header, header_option, size
 from mqtool.cli.options.broker_options import Broker, ContextName, ManagedBroker, Url, Yes, ask, ask_password
 from mqtool.cli.options.message_options import (
     CONFIRM_TIMEOUT,
+    RATE,
     ConfirmTimeout,
     DelayOptions,
+    Match,
     MessageOptions,
     Printing,
     Publishing,

@@ -17,7 +17,7 @@ from mqtool.cli.access import (
     read_password,
     resolve_addresses,
 )
-from mqtool.cli.command_line import DURATION, NOT_CALLED, Call, Option, option_group
+from mqtool.cli.command_line import DURATION, NOT_CALLED, Call, Option, OptionGroup
 from mqtool.cli.display import output
 from mqtool.cli.invocation import current
 from mqtool.errors import MqtoolError, NotFound, UsageError
@@ -76,8 +76,7 @@ def ask(
         raise MqtoolError("nothing was changed")
 
 
-@option_group
-class WhichBroker:
+class WhichBroker(OptionGroup):
     """Options that name a broker, for commands that do not connect to it."""
 
     PANEL: ClassVar = "Broker"
@@ -91,8 +90,7 @@ class WhichBroker:
         return choose(self.url, self.context, self.call.typed)
 
 
-@option_group
-class Broker:
+class Broker(OptionGroup):
     """Options of every command that connects to a broker."""
 
     PANEL: ClassVar = "Broker"
@@ -177,8 +175,7 @@ class Broker:
         return access
 
 
-@option_group
-class ManagedBroker:
+class ManagedBroker(OptionGroup):
     """Options of commands that use the management API."""
 
     PANEL: ClassVar = "Broker"
@@ -193,8 +190,7 @@ class ManagedBroker:
         return self.options.access(self.management, reconnects=reconnects)
 
 
-@option_group
-class Destination:
+class Destination(OptionGroup):
     """Options that name a queue to move messages to, on this broker or another one."""
 
     to: Annotated[str, Option(metavar="QUEUE", help="Queue to move them to; it must exist")]

@@ -5,11 +5,11 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from mqtool.amqp import STREAMING
 from mqtool.amqp import Receiving as ReceivingSettings
-from mqtool.cli.command_line import DURATION, TIME_LIMIT, Argument, Option, header_option, option_group
+from mqtool.cli.command_line import DURATION, TIME_LIMIT, Argument, Option, OptionGroup, header_option
 from mqtool.cli.display.delivery_writer import DeliveryWriter, append_to, start_new_line
 from mqtool.cli.options.broker_options import Broker
 from mqtool.delays import LONGEST, Via
@@ -43,6 +43,19 @@ def _moment(text: str) -> float:
     return moment
 
 
+def rate(text: str) -> float:
+    """Parse a rate such as 500, 500/s or 10/m into messages per second."""
+    parts = re.fullmatch(r"(\d+(?:\.\d+)?)(?:/(s|m|h))?", text, re.ASCII)
+    if parts is None or not float(parts[1]):
+        raise ValueError(f"{text!r} is not a rate such as 500/s")
+    return float(parts[1]) / {"s": 1, "m": 60, "h": 3600}[parts[2] or "s"]
+
+
+RATE = dict[str, Any](parser=rate, metavar="RATE")
+#: --match: whether a message must have all or any of the headers.
+Match = Annotated[Literal["all", "any"], Option(help="Match all of the headers, or any of them")]
+
+
 def _condition(text: str) -> Any:
     from mqtool.where import parse  # only with --where, because it takes a few milliseconds to import
 
@@ -62,8 +75,7 @@ ConfirmTimeout = Annotated[
 CONFIRM_TIMEOUT = 20.0
 
 
-@option_group
-class DelayOptions:
+class DelayOptions(OptionGroup):
     """Options that delay messages."""
 
     PANEL: ClassVar = "Delay"
@@ -152,8 +164,7 @@ def _key_pattern(text: str) -> re.Pattern[str]:
         raise ValueError(f"not a valid regular expression: {error}") from error
 
 
-@option_group
-class MessageOptions:
+class MessageOptions(OptionGroup):
     """Options of publishing commands: where messages come from, their properties, and confirms."""
 
     PANEL: ClassVar = "Messages"
@@ -190,8 +201,7 @@ class MessageOptions:
 Words = Annotated[list[str] | None, Argument(help="Message words (default: stdin, or 'Hello World!')")]
 
 
-@option_group
-class Publishing:
+class Publishing(OptionGroup):
     """All options of a publishing command."""
 
     options: MessageOptions
@@ -200,8 +210,7 @@ class Publishing:
     words: Words = None
 
 
-@option_group
-class Printing:
+class Printing(OptionGroup):
     """Options for printing messages."""
 
     PANEL: ClassVar = "Printing"
@@ -246,8 +255,7 @@ class Printing:
         )
 
 
-@option_group
-class Receiving:
+class Receiving(OptionGroup):
     """Options of receiving commands."""
 
     PANEL: ClassVar = "Receiving"
@@ -273,8 +281,7 @@ class Receiving:
         )
 
 
-@option_group
-class ExecOptions:
+class ExecOptions(OptionGroup):
     """Options that run a program for each message."""
 
     PANEL: ClassVar = "Programs"
@@ -286,8 +293,7 @@ class ExecOptions:
     pass_url: Annotated[bool, Option("--pass-url", help="Leave passwords in MQTOOL_URL for COMMAND")] = False
 
 
-@option_group
-class RetryOptions:
+class RetryOptions(OptionGroup):
     """Options for retrying messages whose program failed."""
 
     PANEL: ClassVar = "Retries"
@@ -303,8 +309,7 @@ class RetryOptions:
         return RetryPolicy(self.retries, self.backoff, self.backoff_factor, self.backoff_max)
 
 
-@option_group
-class DedupOptions:
+class DedupOptions(OptionGroup):
     """Options for skipping messages that were handled before."""
 
     PANEL: ClassVar = "Duplicates"
@@ -326,8 +331,7 @@ class DedupOptions:
     ] = 86_400.0
 
 
-@option_group
-class ProgramOptions:
+class ProgramOptions(OptionGroup):
     """Options of `worker`: program, retries, deduplication."""
 
     PANEL: ClassVar = "Programs"

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, ClassVar
 
-from mqtool.cli.command_line import Option, argument_option, option_group
+from mqtool.cli.command_line import Option, OptionGroup, argument_option
 from mqtool.cli.options.broker_options import Broker
 from mqtool.duration import parse_duration
 from mqtool.errors import UsageError
@@ -26,8 +26,7 @@ _Durable = Annotated[
 _Arguments = Annotated[list[Any] | None, argument_option("Argument to declare it with; KEY:=JSON for a typed value")]
 
 
-@option_group
-class QueueOptions:
+class QueueOptions(OptionGroup):
     """Options that name a queue and its settings."""
 
     PANEL: ClassVar = "Topology"
@@ -86,8 +85,7 @@ class QueueOptions:
         return default._replace(name=name, durable=durable, exclusive=exclusive, arguments=arguments)
 
 
-@option_group
-class UsedQueueOptions:
+class UsedQueueOptions(OptionGroup):
     """Options of commands that send to a queue or receive from it."""
 
     PANEL: ClassVar = "Topology"
@@ -117,8 +115,7 @@ class UsedQueueOptions:
         return self.options.of(default)
 
 
-@option_group
-class LogQueueOptions:
+class LogQueueOptions(OptionGroup):
     """The queue of `receive-log`."""
 
     PANEL: ClassVar = "Topology"
@@ -132,8 +129,7 @@ class LogQueueOptions:
         return Queue(self.queue, durable=True, arguments={"x-queue-type": "quorum"})
 
 
-@option_group
-class ExchangeOptions:
+class ExchangeOptions(OptionGroup):
     """Options that name an exchange and its settings."""
 
     PANEL: ClassVar = "Topology"
@@ -192,8 +188,7 @@ def dialect_of(broker: Broker) -> StreamDialect:
     return dialect or StreamDialect.PYTHON
 
 
-@option_group
-class StreamOptions:
+class StreamOptions(OptionGroup):
     """Options that name a stream, its settings, and the port."""
 
     PANEL: ClassVar = "Topology"

@@ -6,7 +6,6 @@ amqp ── consume() ──> tutorials/X ── deliveries ──> commands/X �
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -270,7 +269,7 @@ def work(command: str, options: ProgramOptions, named: UsedQueueOptions, receivi
         pass_url=options.exec.pass_url,
     )
     handled = handled_messages(options.dedup)
-    settings = replace(receiving, timeout=None).settings(ONE_EACH)
+    settings = receiving.changed(timeout=None).settings(ONE_EACH)
     access = broker.access()
     with access.connect() as connection:
         channel = connection.channel(strict=access.strict)
