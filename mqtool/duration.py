@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_PART = r"(\d+(?:\.\d+)?)(ms|s|m|h|d)"
 
 
 def parse_duration(text: str) -> float:
     """Parse a duration such as 1m30s; return seconds. Raises ValueError if that is not possible."""
-    parts = _PART.findall(text)
+    parts = re.findall(_PART, text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
         raise ValueError(f"{text!r} is not a duration such as 300ms, 5s, 2m or 1h30m")
     return sum(float(number) * _SECONDS[unit] for number, unit in parts)

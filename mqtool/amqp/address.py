@@ -11,10 +11,10 @@ from mqtool.errors import UsageError
 _EXAMPLE = "a URL looks like amqp://user:password@host:5672/vhost"
 _ESCAPE = "in a user, a password or a vhost, write # as %23, / as %2F, ? as %3F, @ as %40"
 #: A comma that separates two URLs; a comma within a password does not.
-_BETWEEN_URLS = re.compile(r",(?=\s*(?:\w+://|,|$))")
-_SECRET_PARAMETER = re.compile(r"([?&][^=&#]*(?:pass|pw|secret|token)[^=&#]*=)[^&#]*", re.IGNORECASE)
+_BETWEEN_URLS = r",(?=\s*(?:\w+://|,|$))"
+_HIDDEN_PARAMETER = r"(?i)([?&][^=&#]*(?:pass|pw|secret|token)[^=&#]*=)[^&#]*"
 #: An amqp:// URL without its scheme: [user:password@]host[:port][/vhost].
-_WITHOUT_SCHEME = re.compile(r"(?:[^/?#\s]+@)?(?:\[[\da-f:.]+\]|[\w.-]+)(?::\d+)?(?:[/?].*)?", re.IGNORECASE | re.ASCII)
+_WITHOUT_SCHEME = r"(?ia)(?:[^/?#\s]+@)?(?:\[[\da-f:.]+\]|[\w.-]+)(?::\d+)?(?:[/?].*)?"
 #: A heartbeat is negotiated in 16 bits.
 _HEARTBEAT_MAX = 65_535
 
@@ -86,7 +86,7 @@ def parse_addresses(urls: str) -> list[Address]:
         UsageError: one of them is not an AMQP URL. The error shows the URL without its password.
     """
     each = (
-        _BETWEEN_URLS.split(urls) if "://" in urls or "@" in urls else urls.split(",")
+        re.split(_BETWEEN_URLS, urls) if "://" in urls or "@" in urls else urls.split(",")
     )  # no password has a comma then
     addresses = [parse_address(url.strip()) for url in each if url.strip()]
     if not addresses:
@@ -100,7 +100,7 @@ def parse_address(url: str) -> Address:
     Raises:
         UsageError: this is not an AMQP URL.
     """
-    if "://" not in url and _WITHOUT_SCHEME.fullmatch(url):
+    if "://" not in url and re.fullmatch(_WITHOUT_SCHEME, url):
         url = f"amqp://{url}"
     scheme, separator, _ = url.partition("://")
     if not separator or not scheme.isalnum():  # what stands there then may be a password
@@ -168,12 +168,12 @@ def _bad(url: str, what: str, hint: str | None = None) -> UsageError:
 
 def without_passwords(urls: str) -> str:
     """Remove the passwords from comma-separated URLs of a broker or its management API."""
-    return ",".join(_without_password(url, mark="") for url in _BETWEEN_URLS.split(urls))
+    return ",".join(_without_password(url, mark="") for url in re.split(_BETWEEN_URLS, urls))
 
 
 def _without_password(url: str, mark: str = ":***") -> str:
     """Replace anything in a URL that may be a password, even if the URL cannot be parsed."""
-    url = _SECRET_PARAMETER.sub(rf"\1{mark[1:]}", url)
+    url = re.sub(_HIDDEN_PARAMETER, rf"\1{mark[1:]}", url)
     scheme, separator, rest = url.partition("://")
     if not separator or not scheme.isalnum():  # there is none, or only within a password
         scheme, separator, rest = "", "", url

@@ -33,10 +33,10 @@ NOT_ALLOWED = 530
 COMMAND_INVALID = 503
 
 #: Matches the repr of pika's ConnectionClosedByBroker.
-_TOLD_BY_BROKER = re.compile(r"\((?P<code>\d{3})\) (?P<quote>['\"])(?P<text>.*)(?P=quote)$")
+_TOLD_BY_BROKER = r"\((?P<code>\d{3})\) (?P<quote>['\"])(?P<text>.*)(?P=quote)$"
 
 #: Matches the repr of an OSError in pika's StreamLostError.
-_ERROR_IN_REPR = re.compile(r"Error\(\d+, '(?P<text>[^'\[]*)'\)")
+_ERROR_IN_REPR = r"Error\(\d+, '(?P<text>[^'\[]*)'\)"
 
 _START_A_BROKER = "start one with 'mqtool broker up', or name another with --url"
 
@@ -128,7 +128,7 @@ def _plain(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror[0].lower() + error.strerror[1:]
     if isinstance(error, exceptions.StreamLostError):  # in pika's words: "Transport indicated EOF", or a repr
-        told = _ERROR_IN_REPR.search(str(error))
+        told = re.search(_ERROR_IN_REPR, str(error))
         if told:
             return told["text"].lower()
         return "closed by the other end" if "EOF" in str(error) else "it broke"
@@ -160,7 +160,7 @@ def _login_refused(address: Address, reply_text: str) -> MqtoolError:
 
 def _open_refused(address: Address, error: BaseException) -> MqtoolError:
     code, text = getattr(error, "reply_code", 0), getattr(error, "reply_text", "") or str(error)
-    if told := _TOLD_BY_BROKER.search(text):  # all that pika leaves of a close while a vhost is opened
+    if told := re.search(_TOLD_BY_BROKER, text):  # all that pika leaves of a close while a vhost is opened
         code, text = int(told["code"]), told["text"]
     text = _in_short(text)
     if code == ACCESS_REFUSED and "login was refused" in text.lower():

@@ -31,7 +31,7 @@ _STREAM, _STREAM_TLS = 5552, 5551
 #: The management port is usually this much higher than the AMQP port.
 _APART = _PORT - _AMQP_PORT
 #: RabbitMQ's error message for a queue or exchange that exists with other settings.
-_DIFFERS = re.compile(
+_DIFFERS = (
     r"inequivalent arg '(.*?)' for ((?:queue|exchange) '.*?') in vhost .*: "
     r"received (?:the value )?'?([^']*?)'?(?: of type '\w+')? "
     r"but current is (?:the value )?'?([^']*?)'?(?: of type '\w+')?$"
@@ -226,7 +226,7 @@ class Access(NamedTuple):
 def _notice(text: str) -> None:
     """Print a notice. For a queue or exchange with other settings, add the --dialect that matches those settings."""
     like = declaring_like(text)
-    if differs := _DIFFERS.search(text):
+    if differs := re.search(_DIFFERS, text):
         setting, thing, ours, theirs = differs.groups()
         text = f"{thing} exists with {setting} {theirs} instead of {ours}, and is used as it is"
     output.notice(f"{text}; --dialect {' or '.join(like)} declares it like that" if like else text)

@@ -22,7 +22,7 @@ COMMANDS = {
     "send": ("send_receive", _TUTORIALS),
     "receive": ("send_receive", _TUTORIALS),
     "new-task": ("send_receive", _TUTORIALS),
-    "worker": ("send_receive", _TUTORIALS),
+    "worker": ("worker_command", _TUTORIALS),
     "emit-log": ("logs", _TUTORIALS),
     "receive-log": ("logs", _TUTORIALS),
     "rpc-server": ("rpc_server_client", _TUTORIALS),

@@ -29,7 +29,7 @@ ALIASES: dict[tuple[str, ...], tuple[str, ...]] = {
 }
 
 
-_NOT_A_NUMBER = re.compile(r" is not a valid (?:integer|float)(?: range)?")
+_NOT_A_NUMBER = r" is not a valid (?:integer|float)(?: range)?"
 #: Options that other tools have, and what to use instead.
 _OTHER_OPTIONS = {
     "--filter": "--where, such as --where 'messages_ready>0'",
@@ -141,7 +141,7 @@ def explain(error: click.ClickException) -> tuple[str, str | None]:
     what = error.format_message().rstrip(".")
     if path in ("mqtool user add", "mqtool user password") and "unexpected extra argument" in what:
         return "a password does not belong on the command line", "--password-file FILE, or - to read it from stdin"
-    what = _NOT_A_NUMBER.sub(" is not a number", what)
+    what = re.sub(_NOT_A_NUMBER, " is not a number", what)
     if option == "--yes" and "does not take a value" in what:
         return what, "--confirm NAME names a protected context"
     wrong, _, choices = what.rpartition(" is not one of ")

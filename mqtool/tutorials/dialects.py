@@ -136,7 +136,7 @@ LINES = {
 
 
 #: RabbitMQ's error message about the first difference between a declaration and the existing queue or exchange.
-_DIFFERS = re.compile(
+_DIFFERS = (
     r"inequivalent arg '(?P<setting>durable|x-queue-type)' for (queue|exchange) '(?P<name>.*)' in vhost "
     r".* but current is (none|(the value )?'(?P<current>[^']*)')"
 )
@@ -144,7 +144,7 @@ _DIFFERS = re.compile(
 
 def declaring_like(refusal: str) -> list[Dialect]:
     """The dialects that match an existing queue or exchange, according to the broker's refusal of a declaration."""
-    told = _DIFFERS.search(refusal)
+    told = re.search(_DIFFERS, refusal)
 
     def is_like(thing: Queue | Exchange) -> bool:
         if told is None or thing.name != told["name"]:

@@ -9,12 +9,12 @@ from mqtool.amqp import Receiving as ReceivingSettings
 from mqtool.amqp import Receiving as Settings
 from mqtool.cli import stopping
 from mqtool.cli.command_line import Argument, Option, size
+from mqtool.cli.commands.worker_command import DedupOptions, ExecOptions
 from mqtool.cli.display import output
 from mqtool.cli.display.delivery_writer import BatchedOutput
 from mqtool.cli.invocation import current
 from mqtool.cli.options import TIME_LIMIT, Broker, Commands, QueueOptions, Receiving, UsedQueueOptions, queue_option
-from mqtool.cli.options.message_options import DedupOptions, ExecOptions
-from mqtool.cli.pipe.receiving import checked, consuming, delivery_writer, handled_messages
+from mqtool.cli.pipe.receiving import checked, consuming, delivery_writer
 from mqtool.duration import compact_duration
 from mqtool.errors import AccessRefused, BadData, DeclaredDifferently, ExitCode, NotFound, SomeFailed, UsageError
 from mqtool.message import Delivery, Message
@@ -72,7 +72,7 @@ def rpc_server(
             )
         )
     target = queue.of(broker.names.rpc_queue)
-    handled = handled_messages(dedup)
+    handled = dedup.opened()
     answering = broker.lines.answering_add100 if name == "add100" else f" [.] {name}({{n}})"
 
     def show(request: Delivery) -> None:

@@ -1,4 +1,4 @@
-"""mqtool send, receive; new-task, worker; publisher-confirms."""
+"""mqtool send, receive; new-task; publisher-confirms."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -6,12 +6,10 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 from mqtool.amqp import Channel
-from mqtool.amqp import Receiving as ReceivingSettings
 from mqtool.cli import stopping
 from mqtool.cli.command_line import Argument, Option
 from mqtool.cli.display import output
 from mqtool.cli.display.live_screen import Progress
-from mqtool.cli.display.output import WAITING_FOR_MESSAGES
 from mqtool.cli.options import (
     CONFIRM_TIMEOUT,
     OFFSET,
@@ -25,20 +23,11 @@ from mqtool.cli.options import (
     Where,
     exchange_option,
 )
-from mqtool.cli.options.message_options import ProgramOptions
 from mqtool.cli.pipe.publishing import publishing_channel
-from mqtool.cli.pipe.receiving import (
-    Matching,
-    announcing_unfinished_work,
-    checked,
-    consuming,
-    delivery_writer,
-    receiving_channel,
-    work,
-)
+from mqtool.cli.pipe.receiving import Matching, checked, receiving_channel
 from mqtool.cli.pipe.source import Addressing
-from mqtool.errors import NotConfirmed, UsageError
-from mqtool.message import Confirmation, Delivery, Message, Receipt, new_message_id
+from mqtool.errors import NotConfirmed
+from mqtool.message import Confirmation, Message, Receipt, new_message_id
 from mqtool.topology import PRIVATE_QUEUE, Exchange, Queue
 from mqtool.tutorials import hello_world, work_queues
 from mqtool.tutorials import publisher_confirms as tutorial
@@ -102,71 +91,6 @@ def new_task(queue: UsedQueueOptions, publishing: Publishing) -> None:
     with publishing_channel(publishing, target, addressing, default=lines.task) as (channel, outgoing):
         target = checked(target, queue, channel, publishing.broker)
         outgoing.report(work_queues.new_tasks(channel, target, outgoing.messages), lines.sent_task)
-
-
-@app.command(
-    "mqtool worker", "mqtool worker --prefetch 0", "mqtool worker --exec './resize {message_id}'", without=("into",)
-)
-def worker(
-    queue: UsedQueueOptions,
-    receiving: Receiving,
-    broker: Broker,
-    programs: ProgramOptions,
-    forget_ack: Annotated[
-        bool, Option(help="Never acknowledge: the classic mistake, to watch", panel="Receiving")
-    ] = False,
-) -> None:
-    """Do tasks, or run a program for each task (tutorial 2)."""
-    if programs.exec.command is not None:
-        work(programs.exec.command, programs, queue, receiving, broker)
-        return
-    if programs.need_a_program:
-        raise UsageError(
-            "--shell, --concurrency, --deduplicate and the retry options need --exec", "add --exec COMMAND"
-        )
-    write = delivery_writer(receiving, broker.lines.received)
-
-    def do(task: Delivery) -> None:
-        write(task)
-        with announcing_unfinished_work(lambda: 1):
-            time.sleep(work_queues.seconds_of_work(task))
-        output.status(broker.lines.done)
-
-    settings = receiving.settings(work_queues.FAIR_DISPATCH)
-    work_through = _work_and_forget if forget_ack else work_queues.work
-    done = redelivered = 0
-    access = broker.access()
-    with access.channel() as channel:
-        target = checked(queue.of(broker.names.task_queue), queue, channel, broker, access)
-        tasks = work_through(channel, target, do, settings)
-        with consuming(receiving.ready_file, channel, WAITING_FOR_MESSAGES):
-            for task in tasks:
-                done += 1
-                redelivered += task.redelivered
-                if forget_ack and done == settings.prefetch:
-                    output.warning(
-                        f"{done} done and not acknowledged: that is the prefetch limit, so no more will come. "
-                        "The broker counts them as unacknowledged; --prefetch 0 would take more of its memory"
-                    )
-    if forget_ack:
-        output.warning(
-            f"{done} done, none acknowledged, {redelivered} redelivered: when this worker ends, "
-            "the broker redelivers all of them"
-        )
-
-
-def _work_and_forget(
-    channel: Channel, queue: Queue, do: Callable[[Delivery], None], receiving: ReceivingSettings
-) -> Iterator[Delivery]:
-    """Work like the tutorial's worker, but without acknowledging."""
-    tasks = channel.consume(channel.declare(queue), receiving._replace(acknowledge=False))
-
-    def done() -> Iterator[Delivery]:
-        for task in tasks:
-            do(task)
-            yield task
-
-    return done()
 
 
 Strategy = Literal["individual", "batch", "async", "all"]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _MANY = 500
 #: The minimum width of a column whose values are shortened.
 _NARROWEST = 8
-_BETWEEN = re.compile(r"[\t\n\r\\]")
+_BETWEEN = r"[\t\n\r\\]"
 _WRITTEN = {"\t": r"\t", "\n": r"\n", "\r": r"\r", "\\": r"\\"}
 
 
@@ -44,7 +44,7 @@ def show_rows(rows: Iterable[Row], columns: Sequence[str], *, as_json: bool = Fa
 
 
 def _tabbed(value: Any) -> str:
-    return _BETWEEN.sub(lambda match: _WRITTEN[match[0]], as_text(value))
+    return re.sub(_BETWEEN, lambda match: _WRITTEN[match[0]], as_text(value))
 
 
 def table(rows: Sequence[Row], columns: Sequence[str], warning: str | None = None, *, folded: bool = True) -> "Table":

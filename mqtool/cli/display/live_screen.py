@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _QUIT = ("q", "\x04")
 #: One key press; arrows and the like are control sequences of ECMA-48.
-_KEY = re.compile(r"\x1b[\[O][0-9;]*[A-Za-z~]|.", re.DOTALL)
+_KEY = r"(?s)\x1b[\[O][0-9;]*[A-Za-z~]|."
 _ENTER, _ERASE, _ESCAPE, _ERASE_ALL = ("\r", "\n"), ("\x7f", "\x08"), "\x1b", "\x15"
 #: The distance that each key scrolls: an int counts lines, a float counts pages.
 _MOVES = {"\x1b[A": -1, "\x1bOA": -1, "\x1b[B": 1, "\x1bOB": 1, "\x1b[5~": -1.0, "\x1b[6~": 1.0}
@@ -175,7 +175,7 @@ class Live:
     def _obey(self, keys: str) -> bool:
         """Handle key presses; return True to quit."""
         needs_data = False
-        for key in _KEY.findall(keys):
+        for key in re.findall(_KEY, keys):
             if self._is_typing:
                 self._type(key)
             elif key in _QUIT:

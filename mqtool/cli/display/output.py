@@ -24,14 +24,14 @@ from mqtool.errors import ExitCode, MqtoolError, UsageError
 STDOUT = 1
 #: Control characters except tab and newline; characters that change the text direction or start a line; invisible
 #: characters (zero-width, byte order mark, tags); bytes that are not UTF-8.
-_CONTROL = re.compile(
+_CONTROL = (
     "[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb"
     "\U000e0000-\U000e007f]"
 )
 #: The number of characters of a body that are shown on a terminal.
 _EXCERPT = 200
 #: Surrogates that `surrogateescape` cannot turn into bytes.
-_NO_TEXT = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+_NO_TEXT = "[\ud800-\udc7f\udd00-\udfff]"
 
 WAITING_FOR_MESSAGES = " [*] Waiting for messages. To exit press CTRL+C"
 WAITING_FOR_LOGS = " [*] Waiting for logs. To exit press CTRL+C"
@@ -123,7 +123,10 @@ def show_bytes(data: bytes) -> None:
 
 def encoded(text: str) -> bytes:
     """Encode a line of text for stdout."""
-    return _NO_TEXT.sub("\ufffd", text).encode("utf-8", "surrogateescape") + b"\n"
+    try:
+        return text.encode("utf-8", "surrogateescape") + b"\n"
+    except UnicodeEncodeError:
+        return re.sub(_NO_TEXT, "\ufffd", text).encode("utf-8", "surrogateescape") + b"\n"
 
 
 def is_terminal(descriptor: int) -> bool:
@@ -144,12 +147,12 @@ def is_file(descriptor: int) -> bool:
 
 def visible(text: str) -> str:
     """Replace control characters by escapes such as \\x1b, so that a terminal does not interpret them."""
-    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    return re.sub(_CONTROL, lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def visible_json(line: str) -> str:
     """Escape control characters in a line of JSON without changing its value."""
-    return _CONTROL.sub(lambda match: json.dumps(match[0])[1:-1] if match[0] != "\x7f" else r"\u007f", line)
+    return re.sub(_CONTROL, lambda match: json.dumps(match[0])[1:-1] if match[0] != "\x7f" else r"\u007f", line)
 
 
 def one_line(text: str) -> str:

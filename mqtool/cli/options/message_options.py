@@ -16,7 +16,6 @@ from mqtool.delays import LONGEST, Via
 from mqtool.duration import compact_duration, parse_duration
 from mqtool.errors import UsageError
 from mqtool.message import PROPERTIES, Delivery
-from mqtool.work.retry_or_dead_letter import RetryPolicy
 
 
 def _delay(text: str) -> float:
@@ -279,70 +278,3 @@ class Receiving(OptionGroup):
             idle_timeout=self.idle_timeout,
             timeout=self.timeout,
         )
-
-
-class ExecOptions(OptionGroup):
-    """Options that run a program for each message."""
-
-    PANEL: ClassVar = "Programs"
-
-    command: Annotated[
-        str | None, Option("--exec", metavar="COMMAND", help="Run COMMAND for each message (mqtool help programs)")
-    ] = None
-    shell: Annotated[bool, Option("--shell", help="Run COMMAND with sh")] = False
-    pass_url: Annotated[bool, Option("--pass-url", help="Leave passwords in MQTOOL_URL for COMMAND")] = False
-
-
-class RetryOptions(OptionGroup):
-    """Options for retrying messages whose program failed."""
-
-    PANEL: ClassVar = "Retries"
-
-    retries: Annotated[int, Option(min=0, help="Retry up to N times, then dead-letter")] = 5
-    backoff: Annotated[float, Option(show_default="1s", help="Wait before the first retry", **DURATION)] = 1.0
-    backoff_factor: Annotated[float, Option(min=1.0, help="Multiply the wait by N for each further retry")] = 2.0
-    backoff_max: Annotated[float, Option(show_default="5m", help="Longest wait", **DURATION)] = 300.0
-
-    @property
-    def policy(self) -> RetryPolicy:
-        """The options as a RetryPolicy."""
-        return RetryPolicy(self.retries, self.backoff, self.backoff_factor, self.backoff_max)
-
-
-class DedupOptions(OptionGroup):
-    """Options for skipping messages that were handled before."""
-
-    PANEL: ClassVar = "Duplicates"
-
-    deduplicate: Annotated[bool, Option("--deduplicate", help="Skip messages whose message_id was handled before")] = (
-        False
-    )
-    store: Annotated[
-        Path | None,
-        Option(
-            "--dedup-store",
-            metavar="FILE",
-            show_default="in the state directory",
-            help="Where handled ids are kept (SQLite)",
-        ),
-    ] = None
-    window: Annotated[
-        float, Option("--dedup-window", show_default="24h", help="How long to remember an id", **TIME_LIMIT)
-    ] = 86_400.0
-
-
-class ProgramOptions(OptionGroup):
-    """Options of `worker`: program, retries, deduplication."""
-
-    PANEL: ClassVar = "Programs"
-
-    exec: ExecOptions
-    retries: RetryOptions
-    dedup: DedupOptions
-    concurrency: Annotated[int, Option(min=1, max=1000, help="Run up to N at once")] = 1
-
-    @property
-    def need_a_program(self) -> bool:
-        """True if an option was given that has no effect without --exec."""
-        retries = self.retries.policy != RetryPolicy()
-        return self.exec.shell or self.concurrency > 1 or retries or self.dedup.deduplicate

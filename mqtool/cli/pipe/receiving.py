@@ -19,21 +19,14 @@ from mqtool.cli.display.live_screen import Progress
 from mqtool.cli.display.output import WAITING_FOR_MESSAGES
 from mqtool.cli.invocation import current
 from mqtool.cli.options import Broker, Receiving, UsedQueueOptions
-from mqtool.cli.options.message_options import DedupOptions, ProgramOptions
-from mqtool.duration import compact_duration
-from mqtool.errors import AccessRefused, MqtoolError, NotFound, SomeFailed, TimedOut, Unavailable, UsageError
-from mqtool.inspection.listing import counted
+from mqtool.errors import MqtoolError, NotFound, TimedOut, UsageError
 from mqtool.message import Delivery
-from mqtool.spelling import nearest, pasteable
+from mqtool.spelling import nearest
 from mqtool.topology import Queue
 from mqtool.tutorials.dialects import declaring_otherwise
-from mqtool.work.exec_command import ExecCommand
-from mqtool.work.retry_or_dead_letter import Retrying
-from mqtool.work.worker import ONE_EACH, Worker
 
 if TYPE_CHECKING:
     from mqtool.where import Where
-    from mqtool.work.deduplication import HandledMessages
 
 
 class ReceivingChannel(Protocol):
@@ -245,79 +238,3 @@ class Matching(NamedTuple):
                     )
         if limit is not None and self.receiving.idle_timeout is not None and not channel.stopping:
             raise TimedOut(f"nothing came for {self.receiving.idle_timeout:g} s, with {found:,} of {limit:,} received")
-
-
-#: RabbitMQ's default, in seconds. https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout
-DEFAULT_CONSUMER_TIMEOUT = 30 * 60.0
-
-_SUMS = {"done": "done", "retry": "retries", "dead": "dead"}
-
-
-def work(command: str, options: ProgramOptions, named: UsedQueueOptions, receiving: Receiving, broker: Broker) -> None:
-    """Run a program for each message (`worker --exec`), until a signal or a limit ends the command."""
-    if receiving.printing.has_form or receiving.auto_ack:
-        raise UsageError(
-            "--exec cannot be combined with output or acknowledgement options",
-            "leave out --raw, --json, --format and --auto-ack",
-        )
-    concurrency, queue = options.concurrency, named.of(broker.names.task_queue)
-    program = ExecCommand(
-        command,
-        shell=options.exec.shell,
-        timeout=receiving.timeout,
-        concurrency=concurrency,
-        pass_url=options.exec.pass_url,
-    )
-    handled = handled_messages(options.dedup)
-    settings = receiving.changed(timeout=None).settings(ONE_EACH)
-    access = broker.access()
-    with access.connect() as connection:
-        channel = connection.channel(strict=access.strict)
-        retrying = Retrying(connection.channel(), options.retries.policy, output.notice)
-        worker = Worker(channel, program, retrying, concurrency, output.notice, handled)
-        if receiving.timeout is not None:
-            _warn_of_consumer_timeout(access, queue.name, receiving.timeout)
-        with stopping.calling(channel.stop), announcing_unfinished_work(lambda: worker.in_hand):
-            queue = channel.declare(checked(queue, named, channel, broker, access))
-            work_through = worker.start_consuming(queue, settings)
-            try:
-                with consuming(receiving.ready_file, channel, WAITING_FOR_MESSAGES):
-                    work_through()
-            finally:
-                sums = _SUMS | ({"suppressed": "suppressed"} if handled else {})
-                output.status(", ".join(f"{worker.counts[what]:,} {said}" for what, said in sums.items()))
-    if (dead := worker.counts["dead"]) and stopping.requested() is None:
-        raise SomeFailed(
-            f"{counted(dead, 'message')} failed for good", f"to see them: {pasteable('dlq show', queue.name)}"
-        )
-
-
-def handled_messages(dedup: DedupOptions) -> "HandledMessages | None":
-    """Open the store of handled messages; return None without --deduplicate."""
-    if not dedup.deduplicate:
-        if dedup.store is not None:
-            raise UsageError("--dedup-store has no effect without --deduplicate", "add --deduplicate")
-        return None
-    from mqtool.broker import state
-    from mqtool.work.deduplication import HandledMessages
-
-    default: Path = state.directory().parents[1] / "handled.sqlite"
-    return HandledMessages(dedup.store or default, dedup.window)
-
-
-def _warn_of_consumer_timeout(access: Access, queue: str, timeout: float) -> None:
-    """Warn if the broker would requeue a message while its program may still run."""
-    from mqtool.management import consumer_timeout
-
-    try:
-        limit = consumer_timeout(access.management((1.0, 1.0)), access.vhost, queue)
-    except (Unavailable, AccessRefused):  # the limit only matters for the warning
-        limit = None
-    whose = f"that of queue {queue!r}"
-    if limit is None:
-        limit, whose = DEFAULT_CONSUMER_TIMEOUT, "RabbitMQ's, unless it is configured otherwise,"
-    if timeout > limit:
-        output.warning(
-            f"--timeout of {compact_duration(timeout)} is longer than the consumer timeout; {whose} is "
-            f"{compact_duration(limit)}, after which the broker requeues the message"
-        )

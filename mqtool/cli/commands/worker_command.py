@@ -1,0 +1,238 @@
+"""mqtool worker."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from mqtool.amqp import Channel
+from mqtool.amqp import Receiving as ReceivingSettings
+from mqtool.cli import stopping
+from mqtool.cli.access import Access
+from mqtool.cli.command_line import DURATION, TIME_LIMIT, Option, OptionGroup
+from mqtool.cli.display import output
+from mqtool.cli.display.output import WAITING_FOR_MESSAGES
+from mqtool.cli.options import Broker, Commands, Receiving, UsedQueueOptions
+from mqtool.cli.pipe.receiving import announcing_unfinished_work, checked, consuming, delivery_writer
+from mqtool.duration import compact_duration
+from mqtool.errors import AccessRefused, SomeFailed, Unavailable, UsageError
+from mqtool.inspection.listing import counted
+from mqtool.message import Delivery
+from mqtool.spelling import pasteable
+from mqtool.topology import Queue
+from mqtool.tutorials import work_queues
+from mqtool.work.exec_command import ExecCommand
+from mqtool.work.retry_or_dead_letter import Retrying, RetryPolicy
+from mqtool.work.worker import ONE_EACH, Worker
+
+if TYPE_CHECKING:  # this module imports SQLite
+    from mqtool.work.deduplication import HandledMessages
+
+app = Commands()
+
+
+class ExecOptions(OptionGroup):
+    """Options that run a program for each message."""
+
+    PANEL: ClassVar = "Programs"
+
+    command: Annotated[
+        str | None, Option("--exec", metavar="COMMAND", help="Run COMMAND for each message (mqtool help programs)")
+    ] = None
+    shell: Annotated[bool, Option("--shell", help="Run COMMAND with sh")] = False
+    pass_url: Annotated[bool, Option("--pass-url", help="Leave passwords in MQTOOL_URL for COMMAND")] = False
+
+
+class RetryOptions(OptionGroup):
+    """Options for retrying messages whose program failed."""
+
+    PANEL: ClassVar = "Retries"
+
+    retries: Annotated[int, Option(min=0, help="Retry up to N times, then dead-letter")] = 5
+    backoff: Annotated[float, Option(show_default="1s", help="Wait before the first retry", **DURATION)] = 1.0
+    backoff_factor: Annotated[float, Option(min=1.0, help="Multiply the wait by N for each further retry")] = 2.0
+    backoff_max: Annotated[float, Option(show_default="5m", help="Longest wait", **DURATION)] = 300.0
+
+    @property
+    def policy(self) -> RetryPolicy:
+        """The options as a RetryPolicy."""
+        return RetryPolicy(self.retries, self.backoff, self.backoff_factor, self.backoff_max)
+
+
+class DedupOptions(OptionGroup):
+    """Options for skipping messages that were handled before."""
+
+    PANEL: ClassVar = "Duplicates"
+
+    deduplicate: Annotated[bool, Option("--deduplicate", help="Skip messages whose message_id was handled before")] = (
+        False
+    )
+    store: Annotated[
+        Path | None,
+        Option(
+            "--dedup-store",
+            metavar="FILE",
+            show_default="in the state directory",
+            help="Where handled ids are kept (SQLite)",
+        ),
+    ] = None
+    window: Annotated[
+        float, Option("--dedup-window", show_default="24h", help="How long to remember an id", **TIME_LIMIT)
+    ] = 86_400.0
+
+    def opened(self) -> "HandledMessages | None":
+        """Open the store of handled messages; return None without --deduplicate."""
+        if not self.deduplicate:
+            if self.store is not None:
+                raise UsageError("--dedup-store has no effect without --deduplicate", "add --deduplicate")
+            return None
+        from mqtool.broker import state
+        from mqtool.work.deduplication import HandledMessages
+
+        default: Path = state.directory().parents[1] / "handled.sqlite"
+        return HandledMessages(self.store or default, self.window)
+
+
+class ProgramOptions(OptionGroup):
+    """Options of `worker`: program, retries, deduplication."""
+
+    PANEL: ClassVar = "Programs"
+
+    exec: ExecOptions
+    retries: RetryOptions
+    dedup: DedupOptions
+    concurrency: Annotated[int, Option(min=1, max=1000, help="Run up to N at once")] = 1
+
+    @property
+    def need_a_program(self) -> bool:
+        """True if an option was given that has no effect without --exec."""
+        retries = self.retries.policy != RetryPolicy()
+        return self.exec.shell or self.concurrency > 1 or retries or self.dedup.deduplicate
+
+
+@app.command(
+    "mqtool worker", "mqtool worker --prefetch 0", "mqtool worker --exec './resize {message_id}'", without=("into",)
+)
+def worker(
+    queue: UsedQueueOptions,
+    receiving: Receiving,
+    broker: Broker,
+    programs: ProgramOptions,
+    forget_ack: Annotated[
+        bool, Option(help="Never acknowledge: the classic mistake, to watch", panel="Receiving")
+    ] = False,
+) -> None:
+    """Do tasks, or run a program for each task (tutorial 2)."""
+    if programs.exec.command is not None:
+        _work(programs.exec.command, programs, queue, receiving, broker)
+        return
+    if programs.need_a_program:
+        raise UsageError(
+            "--shell, --concurrency, --deduplicate and the retry options need --exec", "add --exec COMMAND"
+        )
+    write = delivery_writer(receiving, broker.lines.received)
+
+    def do(task: Delivery) -> None:
+        write(task)
+        with announcing_unfinished_work(lambda: 1):
+            time.sleep(work_queues.seconds_of_work(task))
+        output.status(broker.lines.done)
+
+    settings = receiving.settings(work_queues.FAIR_DISPATCH)
+    work_through = _work_and_forget if forget_ack else work_queues.work
+    done = redelivered = 0
+    access = broker.access()
+    with access.channel() as channel:
+        target = checked(queue.of(broker.names.task_queue), queue, channel, broker, access)
+        tasks = work_through(channel, target, do, settings)
+        with consuming(receiving.ready_file, channel, WAITING_FOR_MESSAGES):
+            for task in tasks:
+                done += 1
+                redelivered += task.redelivered
+                if forget_ack and done == settings.prefetch:
+                    output.warning(
+                        f"{done} done and not acknowledged: that is the prefetch limit, so no more will come. "
+                        "The broker counts them as unacknowledged; --prefetch 0 would take more of its memory"
+                    )
+    if forget_ack:
+        output.warning(
+            f"{done} done, none acknowledged, {redelivered} redelivered: when this worker ends, "
+            "the broker redelivers all of them"
+        )
+
+
+def _work_and_forget(
+    channel: Channel, queue: Queue, do: Callable[[Delivery], None], receiving: ReceivingSettings
+) -> Iterator[Delivery]:
+    """Work like the tutorial's worker, but without acknowledging."""
+    tasks = channel.consume(channel.declare(queue), receiving._replace(acknowledge=False))
+
+    def done() -> Iterator[Delivery]:
+        for task in tasks:
+            do(task)
+            yield task
+
+    return done()
+
+
+#: RabbitMQ's default, in seconds. https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout
+DEFAULT_CONSUMER_TIMEOUT = 30 * 60.0
+
+_SUMS = {"done": "done", "retry": "retries", "dead": "dead"}
+
+
+def _work(command: str, options: ProgramOptions, named: UsedQueueOptions, receiving: Receiving, broker: Broker) -> None:
+    """Run a program for each message (`worker --exec`), until a signal or a limit ends the command."""
+    if receiving.printing.has_form or receiving.auto_ack:
+        raise UsageError(
+            "--exec cannot be combined with output or acknowledgement options",
+            "leave out --raw, --json, --format and --auto-ack",
+        )
+    concurrency, queue = options.concurrency, named.of(broker.names.task_queue)
+    program = ExecCommand(
+        command,
+        shell=options.exec.shell,
+        timeout=receiving.timeout,
+        concurrency=concurrency,
+        pass_url=options.exec.pass_url,
+    )
+    handled = options.dedup.opened()
+    settings = receiving.changed(timeout=None).settings(ONE_EACH)
+    access = broker.access()
+    with access.connect() as connection:
+        channel = connection.channel(strict=access.strict)
+        retrying = Retrying(connection.channel(), options.retries.policy, output.notice)
+        worker = Worker(channel, program, retrying, concurrency, output.notice, handled)
+        if receiving.timeout is not None:
+            _warn_of_consumer_timeout(access, queue.name, receiving.timeout)
+        with stopping.calling(channel.stop), announcing_unfinished_work(lambda: worker.in_hand):
+            queue = channel.declare(checked(queue, named, channel, broker, access))
+            work_through = worker.start_consuming(queue, settings)
+            try:
+                with consuming(receiving.ready_file, channel, WAITING_FOR_MESSAGES):
+                    work_through()
+            finally:
+                sums = _SUMS | ({"suppressed": "suppressed"} if handled else {})
+                output.status(", ".join(f"{worker.counts[what]:,} {said}" for what, said in sums.items()))
+    if (dead := worker.counts["dead"]) and stopping.requested() is None:
+        raise SomeFailed(
+            f"{counted(dead, 'message')} failed for good", f"to see them: {pasteable('dlq show', queue.name)}"
+        )
+
+
+def _warn_of_consumer_timeout(access: Access, queue: str, timeout: float) -> None:
+    """Warn if the broker would requeue a message while its program may still run."""
+    from mqtool.management import consumer_timeout
+
+    try:
+        limit = consumer_timeout(access.management((1.0, 1.0)), access.vhost, queue)
+    except (Unavailable, AccessRefused):  # the limit only matters for the warning
+        limit = None
+    whose = f"that of queue {queue!r}"
+    if limit is None:
+        limit, whose = DEFAULT_CONSUMER_TIMEOUT, "RabbitMQ's, unless it is configured otherwise,"
+    if timeout > limit:
+        output.warning(
+            f"--timeout of {compact_duration(timeout)} is longer than the consumer timeout; {whose} is "
+            f"{compact_duration(limit)}, after which the broker requeues the message"
+        )
