@@ -62,7 +62,7 @@ class PacedSocket(asyncio.Protocol, ABC):
         self._out_bytes = 0
         self._flushing = False
         self._paused = False
-        self._held_answers = 0
+        self._output_pauses = 0
         self._hanging_up = False
         self._heard_at = self._sent_at = 0.0
 
@@ -155,7 +155,7 @@ class PacedSocket(asyncio.Protocol, ABC):
 
     def _flush(self) -> None:
         self._flushing = False
-        if self._held_answers:
+        if self._output_pauses:
             return
         self.before_flush()
         if self._out and not self.transport.is_closing():
@@ -170,14 +170,14 @@ class PacedSocket(asyncio.Protocol, ABC):
         if self._hanging_up:
             self.transport.close()
 
-    def hold_answers(self) -> None:
-        """Send nothing until release_answers() has been called as many times as hold_answers()."""
-        self._held_answers += 1
+    def pause_output(self) -> None:
+        """Send nothing until resume_output() has been called as often as pause_output()."""
+        self._output_pauses += 1
 
-    def release_answers(self) -> None:
-        """Undo one hold_answers(). After the last, send the data that was held back."""
-        self._held_answers -= 1
-        if not self._held_answers:
+    def resume_output(self) -> None:
+        """Undo one pause_output(). After the last, send everything written meanwhile."""
+        self._output_pauses -= 1
+        if not self._output_pauses:
             self.flush_soon()
 
     def pause_writing(self) -> None:
@@ -198,7 +198,7 @@ class PacedSocket(asyncio.Protocol, ABC):
             self.may_send()
 
     def heard(self) -> None:
-        """Record that the client sent something, for the heartbeat check."""
+        """Record the time at which the client sent something, for the heartbeat check."""
         self._heard_at = self._loop.time()
 
     def hang_up(self) -> None:
@@ -351,8 +351,8 @@ class ClientSocket(PacedSocket):
         saved = ledger.definitions_saved
         super().handle(data)
         if ledger.definitions_saved != saved:
-            self.hold_answers()
-            ledger.after_commit(self.release_answers)
+            self.pause_output()
+            ledger.after_commit(self.resume_output)
 
     def set_deadline(self, seconds: float | None) -> None:
         """Close the socket after this many seconds; None for never. Replaces the previous deadline."""
