@@ -114,32 +114,33 @@ def test_a_reader_goes_on_where_it_stopped(shell: Shell) -> None:
     assert shell.run(*read, "-c", "1").stdout == "0\n"
 
 
-def test_a_reader_that_is_killed_skips_nothing(shell: Shell) -> None:
-    """Every message is in one of the files at least; none comes more often than it was killed."""
+def test_a_reader_that_is_killed_skips_nothing(shell: Shell, broker: TestBroker) -> None:
+    """Every message is in the file; only those come again whose offset was not stored: about a thousand at most.
+
+    RabbitMQ drops what a killed reader has sent and it has not read yet, so there they may be more on a busy machine.
+    """
     shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin=numbers(1, 20_000))
     output = shell.directory / "out"
+    read = ("mqtool", "receive-stream", "-q", "s", "--raw", "--track", "me", "-o", str(output))
+    not_stored = 0
 
     def lines() -> int:
         return output.read_text().count("\n") if output.exists() else 0
 
-    def stored() -> int:
-        return int(shell.run("mqtool", "offset", "show", "s", "me").stdout or -1)
-
     for _ in range(4):
         before = lines()
-        reader = shell.start("mqtool", "receive-stream", "-q", "s", "--raw", "--track", "me", "-o", str(output))
+        reader = shell.start(*read)
         wait_until(lambda before=before: lines() > before, "a line")
         reader.process.send_signal(signal.SIGKILL)
         reader.process.wait()
-        printed = int(output.read_text().split()[-2:][0])  # the last line may be cut
-        # RabbitMQ stores offsets without a reply: the last one may be stored milliseconds after its reader has died.
-        wait_until(lambda printed=printed: stored() >= printed - 1_100, "the offset to be stored")
-    shell.run(
-        "mqtool", "receive-stream", "-q", "s", "--raw", "--track", "me", "-o", str(output), "--idle-timeout", "1s"
-    )
-    read = output.read_text().split()
-    assert {int(each) for each in read if each.isdecimal()} >= set(range(1, 20_001))
-    assert len(read) <= 20_000 + 4 * 1_100
+        newest = int(output.read_text().rpartition("\n")[0].rpartition("\n")[2])
+        stored = int(shell.run("mqtool", "offset", "show", "s", "me").stdout or -1)
+        not_stored += newest - (stored + 1)
+        assert newest - (stored + 1) <= 1_100 or broker.kind == "rabbitmq"
+    shell.run(*read, "--idle-timeout", "1s")
+    numbers_read = output.read_text().split()
+    assert {int(each) for each in numbers_read if each.isdecimal()} >= set(range(1, 20_001))
+    assert len(numbers_read) <= 20_000 + not_stored + 4
 
 
 def test_filters(shell: Shell, broker: TestBroker) -> None:
