@@ -154,10 +154,11 @@ class PacedSocket(asyncio.Protocol, ABC):
         """Write data that was deferred until the next flush. Called before each flush."""
 
     def _flush(self) -> None:
-        self._flushing = False
         if self._output_pauses:
+            self._flushing = False
             return
         self.before_flush()
+        self._flushing = False  # only now, so that before_flush() does not schedule another flush
         if self._out and not self.transport.is_closing():
             self._sent_at = self._loop.time()
             self.sent_bytes += self._out_bytes
