@@ -25,18 +25,28 @@ from mqtool.errors import MqtoolError
 Shell = Literal["bash", "zsh", "fish", "powershell"]
 _BASH = r"""
 _mqtool() {
-    local line=${COMP_LINE:0:COMP_POINT} typed before proposal
-    typed=${line##*[[:space:]]}
+    local line=${COMP_LINE:0:COMP_POINT} typed before proposal character quote= i=0 start=0
+    while (( i < ${#line} )); do
+        character=${line:i++:1}
+        if [[ -n $quote && $character == "$quote" ]]; then quote=
+        elif [[ $character == \\ && $quote != \' ]]; then (( i++ ))
+        elif [[ -z $quote && $character == [\'\"] ]]; then quote=$character
+        elif [[ -z $quote && $character == [[:space:]] ]]; then start=$i
+        fi
+    done
+    typed=${line:start}
     # bash also splits words at colons and equals signs, and replaces only the part after the last one.
     before=${typed%"${typed##*[$COMP_WORDBREAKS]}"}
     case $before in *[:=]) ;; *) before= ;; esac
     COMPREPLY=()
     while IFS=$'\t' read -r proposal _; do
         [[ -n $proposal ]] || continue
-        proposal=${proposal#"$before"}
-        case $typed in
-            [\"\']*) COMPREPLY+=("$proposal") ;;
-            *) COMPREPLY+=("$(printf '%q' "$proposal")") ;;
+        # Within quotes, bash replaces the part after the quote, and closes the quote unless a quote is at the end.
+        [[ -n $quote && $typed == --*=* ]] && proposal=${proposal#*=}
+        case $quote in
+            \') COMPREPLY+=("$(sed "s/'/'\\\\''/g; s/'$/''/" <<< "$proposal")") ;;
+            \") COMPREPLY+=("$(sed 's/[\\$`"]/\\&/g; s/!/"'"'!'"'"/g; s/"$/""/' <<< "$proposal")") ;;
+            *) COMPREPLY+=("$(printf '%q' "${proposal#"$before"}")") ;;
         esac
     done < <(_MQTOOL_COMPLETE=$line "$1" 2> /dev/null < /dev/null)
 }
@@ -107,7 +117,7 @@ _MOST = 200
 
 
 def on_broker(values: Mapping[str, Any], typed: Collection[str], kind: str, incomplete: str) -> list[str]:
-    """Names of queues, exchanges or vhosts on the broker that start with the text typed so far.
+    """Names of queues, exchanges, vhosts, users or policies on the broker that start with the text typed so far.
 
     Args:
         values: the values of the command's options so far.
@@ -147,8 +157,9 @@ def _ask(values: Mapping[str, Any], typed: Collection[str], kind: str, incomplet
             choice.management(url, is_typed="management" in typed),
         )
         api = access.management((_patience(), _patience()))
-        if kind == "vhosts":
-            return [view["name"] for view in api.get(kind, columns="name")]
+        if kind in ("vhosts", "users", "policies"):
+            where = path(kind, access.vhost) if kind == "policies" else kind
+            return [view["name"] for view in api.get(where, columns="name")]
         where = path(kind, access.vhost)
         query = {"page": "1", "page_size": str(_MOST), "columns": "name"}
         answer = api.get(where, **query, name=f"^{re.escape(incomplete)}", use_regex="true")
@@ -172,4 +183,6 @@ def proposals(command: click.Command, line: str) -> list[str]:
     words = split_arg_string(line)
     typed = "" if line[-1:].isspace() else words.pop()
     found = ShellComplete(command, {}, "mqtool", "").get_completions(words[1:], typed)
-    return [f"{item.value}\t{item.help}" if item.help else item.value for item in found if item.type == "plain"]
+    option = f"{typed.partition('=')[0]}=" if typed.startswith("--") and "=" in typed else ""
+    values = [(option + item.value, item.help) for item in found if item.type == "plain"]
+    return [f"{value}\t{text}" if text else value for value, text in values]

@@ -27,6 +27,8 @@ HOSTILE = {
     "back\\$(touch pwned)`touch pwned`;touch pwned": "ba",
     'quote\'d ("grün") * [a]': "quo",
     "colon:one=two": "colon:o",
+    "dollar$x two words!": "dol",
+    "amp&pipe|<>#~?{a,b}^%": "am",
 }
 
 
@@ -98,7 +100,10 @@ def test_tab(broker: TestBroker, terminal: Terminal, shell: Shell) -> None:
     assert terminal.complete("mqtool dlq show jo") == ["dlq", "show", "jobs"]
     assert terminal.complete(f"mqtool send -u {broker.url} -q jo")[-1] == "jobs"
     for name, start in HOSTILE.items():
-        assert terminal.complete(f"mqtool send -q {start}") == ["send", "-q", name]
+        for quote in ("", "'", '"'):
+            assert terminal.complete(f"mqtool send -q {quote}{start}") == ["send", "-q", name]
+        assert terminal.complete(f"mqtool send --queue={start}") == ["send", f"--queue={name}"]
+    assert terminal.complete('mqtool send --queue="dol') == ["send", "--queue=dollar$x two words!"]
     assert not (shell.directory / "pwned").exists()
 
 
@@ -135,6 +140,12 @@ def ask(shell: Shell, line: str) -> tuple[str, str, int]:
         ("mqtool list queues --sort messages_u", "messages_unacknowledged"),
         ("mqtool list bindings source_k", "source_kind"),
         ("mqtool tutorial run hello-w", "hello-world"),
+        ("mqtool help recei", "receive"),
+        ("mqtool help dur", "durations"),
+        ("mqtool help queue dec", "declare"),
+        ("mqtool plugin enable rabbitmq_sh", "rabbitmq_shovel"),
+        ("mqtool broker fault nack", "nack-publishes"),
+        ("mqtool fault nack", "nack-publishes"),
     ],
 )
 def test_words_that_no_broker_is_asked_for(lonely_shell: Shell, line: str, word: str) -> None:
@@ -165,10 +176,25 @@ def test_names_come_from_the_broker_that_the_line_names(broker: TestBroker, lone
     lonely_shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     assert ask(lonely_shell, f"mqtool send -u {broker.url} -q j") == ("jobs", "", 0)
     assert ask(lonely_shell, f"mqtool route -u {broker.url} ord") == ("orders", "", 0)
-    assert ask(lonely_shell, f"mqtool send --url={url} --vhost {vhost} --queue=") == ("jobs", "", 0)
+    assert ask(lonely_shell, f"mqtool send --url={url} --vhost {vhost} --queue=") == ("--queue=jobs", "", 0)
     assert ask(lonely_shell, f"mqtool send -u {url} --vhost {vhost[:9]}")[0].split() == [vhost]
     assert ask(lonely_shell, f"mqtool send -u {broker.url} --user nobody -q j") == ("", "", 0)
     assert ask(lonely_shell, f"mqtool send -u {broker.url} --password-file - -q j") == ("jobs", "", 0)
+
+
+def test_users_policies_and_brokers_of_ones_own_are_completed(broker: TestBroker, lonely_shell: Shell) -> None:
+    """As names of queues are: from the broker, and from the state directory."""
+    lonely_shell.environment |= {"MQTOOL_COMPLETION_TIMEOUT": "20s", "MQTOOL_MANAGEMENT_URL": broker.management}
+    lonely_shell.environment["MQTOOL_URL"] = broker.url
+    limits = ("--pattern", "^jobs", "--definition", '{"max-length": 9}')
+    assert lonely_shell.run("mqtool", "policy", "set", "limits", *limits).code == 0
+    assert ask(lonely_shell, "mqtool user delete gue") == ("guest", "", 0)
+    assert ask(lonely_shell, "mqtool policy clear lim") == ("limits", "", 0)
+    directory = lonely_shell.directory / "state" / "mqtool" / "brokers" / "mine"
+    directory.mkdir(parents=True)
+    (directory / "broker.json").touch()
+    lonely_shell.environment["XDG_STATE_HOME"] = str(lonely_shell.directory / "state")
+    assert ask(lonely_shell, "mqtool broker rm --name mi") == ("mine", "", 0)
 
 
 LIVE = {"--context", "--queue", "--exchange", "--vhost", "--dead-letter-exchange"}

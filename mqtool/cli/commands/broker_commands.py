@@ -174,7 +174,19 @@ def wait(
 
 plugin_app = app.group("plugin", "Enable and disable plugins of your broker.")
 
-Plugins = Annotated[list[str], Argument(metavar="PLUGIN...")]
+#: Plugins of RabbitMQ that people enable, for completion in a shell.
+_PLUGINS = [
+    *("rabbitmq_auth_backend_ldap", "rabbitmq_consistent_hash_exchange", "rabbitmq_delayed_message_exchange"),
+    *("rabbitmq_federation", "rabbitmq_federation_management", "rabbitmq_management", "rabbitmq_mqtt"),
+    *("rabbitmq_prometheus", "rabbitmq_sharding", "rabbitmq_shovel", "rabbitmq_shovel_management", "rabbitmq_stomp"),
+    *("rabbitmq_stream", "rabbitmq_stream_management", "rabbitmq_tracing", "rabbitmq_web_mqtt", "rabbitmq_web_stomp"),
+]
+Plugins = Annotated[list[str], Argument(metavar="PLUGIN...", complete=lambda *_: _PLUGINS)]
+_FAULTS = [
+    *("cut-connections", "refuse-connections", "go-silent", "slow-down", "block-publishers", "close-connections"),
+    *("close-channels", "restart", "nack-publishes", "return-unroutable", "delay-confirms", "lose-acks"),
+    *("cancel-consumers", "ls", "clear"),
+]
 
 
 @plugin_app.command("mqtool plugin enable rabbitmq_shovel")
@@ -216,7 +228,7 @@ def _started(name: str) -> Started:
     "mqtool broker fault clear",
 )
 def fault(
-    name: Annotated[str, Argument(metavar="FAULT", help="The fault; or ls, or clear")],
+    name: Annotated[str, Argument(metavar="FAULT", help="The fault; or ls, or clear", complete=lambda *_: _FAULTS)],
     broker: ManagedBroker,
     yes: Yes = False,
     arguments: Annotated[list[str] | None, Argument(help="NAME=VALUE; of clear, an id")] = None,

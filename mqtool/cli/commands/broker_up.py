@@ -30,7 +30,7 @@ broker = app.group("broker", "Start a broker for yourself, and stop it.")
 
 _PAUSE = 0.2
 
-Name = Annotated[str, Option(help="Name of the broker")]
+Name = Annotated[str, Option(help="Name of the broker", complete=lambda *_: state.names())]
 Definitions = Annotated[Path | None, Option(metavar="FILE", resolve_path=True, help=help_of("definitions"))]
 
 

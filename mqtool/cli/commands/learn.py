@@ -19,11 +19,19 @@ from mqtool.spelling import did_you_mean
 app = Commands()
 
 
+def _commands(ctx: Any, _typed: str) -> list[str]:
+    command, words = ctx.find_root().command, ctx.params.get("words") or ()
+    for word in words:
+        command = getattr(command, "get_command", lambda *_: None)(ctx, word)
+    return [*getattr(command, "list_commands", lambda _: ())(ctx), *(() if words else TOPICS)]
+
+
 @app.command("mqtool help worker", "mqtool help queue declare", "mqtool help connection", name="help")
 def show_help(
     context: click.Context,
     words: Annotated[
-        list[str] | None, Argument(metavar="[COMMAND|TOPIC]...", help="Command or topic", show_default="all")
+        list[str] | None,
+        Argument(metavar="[COMMAND|TOPIC]...", help="Command or topic", show_default="all", complete=_commands),
     ] = None,
 ) -> None:
     """Show the help of a command or topic."""

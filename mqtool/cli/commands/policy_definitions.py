@@ -37,7 +37,7 @@ def definition(text: str) -> dict[str, Any]:
     return found
 
 
-PolicyName = Annotated[str, Argument(metavar="NAME")]
+PolicyName = Annotated[str, Argument(metavar="POLICY")]
 Operator = Annotated[bool, Option("--operator", help="Operator policies: limits on queues that users cannot raise")]
 
 
