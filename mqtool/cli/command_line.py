@@ -85,14 +85,8 @@ class OptionGroup:
 
 
 #: What the broker is asked for to complete a value, by the name of the value in the help.
-_ON_BROKER = {
-    "QUEUE": "queues",
-    "STREAM": "queues",
-    "EXCHANGE": "exchanges",
-    "VHOST": "vhosts",
-    "USER": "users",
-    "POLICY": "policies",
-}
+_ON_BROKER = {"QUEUE": "queues", "STREAM": "queues", "EXCHANGE": "exchanges", "VHOST": "vhosts"}
+_ON_BROKER |= {"USER": "users", "POLICY": "policies"}
 
 
 def _names(kind: str, ctx: Context, incomplete: str) -> Iterable[str]:
