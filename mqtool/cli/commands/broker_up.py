@@ -123,7 +123,6 @@ def _login(options: Broker) -> tuple[str, str | None] | None:
 
 
 def _tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> tuple[Path, ...]:
-    """Check the TLS files of a broker and return their absolute paths; empty without TLS."""
     if (cert, key, client_ca) == (None, None, None):
         return ()
     if cert is None or key is None:
@@ -180,7 +179,6 @@ def _prepared(kind: Kind, wanted: Wanted) -> Starter:
 
 
 def _start(starter: Starter, wanted: Wanted, *, foreground: bool) -> Started:
-    """Start a broker and wait until it is ready. If that fails, stop the broker."""
     output.status(f"starting {starter.describe} …")
     lifeline = stop_with_this_process(wanted.name) if foreground else None
     with stopping.calling(lambda: None):  # no Ctrl-C before the started broker is recorded

@@ -153,7 +153,6 @@ def rm(name: Name) -> None:
 
 
 def _using(text: str, name: str | None) -> str:
-    """Change the file's text so that this context is in use; None for no context."""
     lines = text.splitlines(keepends=True)
     end = next((number for number, line in enumerate(lines) if line.lstrip().startswith("[")), len(lines))
     head = [line for line in lines[:end] if not re.match(r"\s*use\s*=", line)]
@@ -162,7 +161,6 @@ def _using(text: str, name: str | None) -> str:
 
 
 def _without(text: str, name: str) -> str:
-    """Remove a context from the file's text. Comments above the next context stay."""
     header = re.compile(rf"[ \t]*\[\s*contexts\s*\.\s*([\"']?){re.escape(name)}\1\s*\]")
     blocks = re.split(r"^(?=[ \t]*\[)", text, flags=re.MULTILINE)
     return "".join(_COMMENTS_AT_THE_END.findall(block)[0] if header.match(block) else block for block in blocks)

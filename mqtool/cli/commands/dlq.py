@@ -90,7 +90,6 @@ def ls(broker: ManagedBroker, as_json: AsJson = False) -> None:
 
 
 def _counted(access: Access, queue: str, *, as_json: bool) -> dict[str, Any] | None:
-    """Count a queue's dead letters by their reasons; None if there are none."""
     with _channel(access) as channel:
         count = channel.depth_of(queue)
         with closing(peeking.peek(channel, queue)) as letters:

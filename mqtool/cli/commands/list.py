@@ -173,7 +173,6 @@ class View:
         return self._fresh(told) if self._counts else told
 
     def _fresh(self, rows: Iterator[Row]) -> Iterator[Row]:
-        """Update the counts of queues over AMQP, unless there are too many queues."""
         first = list(islice(rows, _ASKED + 1))
         if len(first) > _ASKED or not self._refreshed(first):
             self._age = "counts of messages and consumers can be up to 5 s old"
@@ -272,7 +271,6 @@ def _usual(names: Names, things: str) -> list[str]:
 
 
 def _watch(view: View, pause: float, *, live: bool) -> None:
-    """Refresh a list until Ctrl-C or TERM: redraw it in place on a terminal, otherwise print it each time."""
     if live:
         Live(lambda _, wanted: view.frame(wanted), pause, view.press).run()
         return

@@ -180,7 +180,6 @@ def import_definitions(
 
 
 def _import(api: Management, vhost: str, changes: Sequence[Change]) -> int:
-    """Apply changes to the broker; return the number of changes that it refused."""
     refused = 0
     for change in changes:
         try:

@@ -191,5 +191,4 @@ def _show_remote(reply: Delivery, *, raw: bool) -> int:
 
 
 def _alone(reply: Delivery) -> bytes:
-    """The body of a reply, escaped if stdout is a terminal."""
     return output.visible(reply.text).encode() if output.is_terminal(1) else reply.body

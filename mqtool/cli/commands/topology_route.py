@@ -151,7 +151,6 @@ def _expectation(words: list[str]) -> _Expectation:
 
 
 def _compare(lines: list[_Expectation], explain: Callable[[str, str, dict[str, Any]], Route], *, as_json: bool) -> None:
-    """Print each line's route next to the expected queues. Raises SomeFailed if any differ."""
     failed = 0
     for line in lines:
         found = explain(line.exchange, line.routing_key, line.headers)

@@ -141,7 +141,6 @@ class Live:
                 self._frame = None
 
     def _fetch_until(self, stop: threading.Event) -> None:
-        """Fetch frames on a separate thread, so that keys work even if the broker does not respond."""
         while not stop.is_set():
             wanted = self._wanted
             try:
@@ -232,7 +231,6 @@ class Live:
         return Group(*above, shown, below)
 
     def _state(self) -> str:
-        """The age of outdated data and the reason why there is no newer data; an empty text for current data."""
         age = time.monotonic() - self._fetched
         if self._problem is not None:
             state = "" if isinstance(self._problem, NotFound) else "reconnecting: "

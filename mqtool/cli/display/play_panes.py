@@ -187,7 +187,6 @@ class Panes:
         return whole
 
     def _side_by_side(self, names: list[str], width: int, height: int) -> Iterator[Layout]:
-        """The panes of a row, with the queues after the first one."""
         each = (width - _QUEUES_WIDTH) // len(names)
         for name in names:
             yield Layout(self._pane(name, each - 4, height - 2))
@@ -220,7 +219,6 @@ class Panes:
         return lines
 
     def _pane(self, name: str, width: int, height: int) -> Panel:
-        """A terminal: its command, and the last lines that fit."""
         lines: list[Text] = []
         for line in reversed(self._panes[name]):
             pieces = _wrapped(line, self._console, width)
@@ -271,7 +269,6 @@ def _drawn_charts(charts: Sequence[Chart], width: int) -> RenderableType:
 
 
 def _bar(queue: QueueDepth, width: int) -> str:
-    """A block for each message in a queue, hollow if it is unacknowledged."""
     blocks = "■" * queue.ready + "□" * queue.unacknowledged
     return blocks if len(blocks) <= width else f"{blocks[: width - 1]}…"
 

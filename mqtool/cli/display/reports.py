@@ -190,7 +190,6 @@ def _line(finding: Finding) -> str:
 
 
 def _without_bars(line: str) -> str:
-    """Replace the character "|", which starts performance data."""
     return output.one_line(line).replace("|", "¦")
 
 

@@ -64,7 +64,6 @@ def _lines(branches: list[_Branch], indent: str, width: int | None) -> Iterator[
 
 
 def _within(line: Line, indent: str, width: int | None) -> list[Line]:
-    """Split a line of the tree that is too wide; continuation lines are indented further."""
     if width is None or len(indent) + len(plain(line)) <= width:
         return [line]
     return fitted(line, width - len(indent) - 3)
@@ -87,7 +86,6 @@ def _exchange(node: Node, wiring: Wiring, told: set[str], *, rates: bool, width:
 
 
 def _link(link: Link, kind: str, wiring: Wiring, told: set[str], *, rates: bool, width: int | None) -> _Branch:
-    """A destination, with its binding keys if the exchange type uses them."""
     told_by_key = [bound_by(binding) for binding in link.bindings if binding.source and kind != "fanout"]
     keys = told_by_key if width is None else _first_of(told_by_key, width // 2)
     hidden = link.more + len(told_by_key) - len(keys)

@@ -321,7 +321,6 @@ def _open_state(path: Path) -> IO[str]:
 
 @contextmanager
 def _one_at_a_time() -> Iterator[None]:
-    """Keep other commands from using the state files within the block."""
     with _open_state(state.home() / "firehose" / "lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
