@@ -1,8 +1,9 @@
-"""Text for hints: suggestions for misspelled names, and command lines that are safe to paste."""
+"""Text for hints and tables: suggestions for misspelled names, command lines that are safe to paste, values."""
 
 import difflib
 import shlex
 from collections.abc import Iterable
+from typing import Any
 
 #: Words that other tools use, and mqtool's words for the same thing.
 _SYNONYMS = {
@@ -64,3 +65,18 @@ def did_you_mean(word: str, names: Iterable[str], otherwise: str | None = None) 
     """Return the hint "did you mean …?" with the nearest name; `otherwise` if no name is similar."""
     meant = nearest(word, names)
     return otherwise if meant is None else f"did you mean {meant!r}?"
+
+
+def as_text(value: Any) -> str:
+    """Format a value for a table or a pipe."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return ",".join(value)
+    if isinstance(value, dict | list):
+        import json
+
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True) if value else ""
+    return str(value)

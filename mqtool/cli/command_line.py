@@ -9,11 +9,11 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING
 from enum import Enum
 from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
-from typing import Annotated, Any, ClassVar, Literal, Self, Union, dataclass_transform, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, Union, dataclass_transform, get_args, get_origin
 
 import click
 from click import Context
@@ -24,8 +24,7 @@ from mqtool.duration import parse_duration
 from mqtool.errors import UsageError
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """How a command was called. mqtool fills in each field of this type in a group of options.
 
     Attributes:

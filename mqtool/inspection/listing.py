@@ -12,7 +12,7 @@ from typing import Any
 from mqtool import management
 from mqtool.errors import UsageError
 from mqtool.management import Management
-from mqtool.spelling import did_you_mean
+from mqtool.spelling import as_text, did_you_mean
 
 Row = dict[str, Any]
 #: Yields objects of the management API with the given columns. The vhost None means all virtual hosts.
@@ -241,18 +241,3 @@ def _rank(value: Any) -> tuple[int, float, str]:
 def counted(number: int, noun: str = "message") -> str:
     """Format a number with its noun: "1 message", "2,000 messages"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def as_text(value: Any) -> str:
-    """Format a value for a table or a pipe."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return ",".join(value)
-    if isinstance(value, dict | list):
-        import json
-
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True) if value else ""
-    return str(value)

@@ -25,12 +25,12 @@ from mqtool.inspection.listing import (
     QUEUES,
     Listing,
     Row,
-    as_text,
     counted,
     in_order,
     queues_named,
     refresh,
 )
+from mqtool.spelling import as_text
 from mqtool.topology import Binding, Exchange, Queue
 from mqtool.tutorials.dialects import Names
 

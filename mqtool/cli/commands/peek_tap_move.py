@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import replace
 from typing import Annotated, Any
 
 from mqtool import where as conditions
@@ -208,7 +207,7 @@ def tap(
         raise UsageError("stdin has one password, and there are several brokers", "put each in its URL, or in a file")
     call = broker.options.call
     if urls and "urls" in call.typed:
-        call = replace(call, typed=call.typed | {"url"})
+        call = call._replace(typed=call.typed | {"url"})
     brokers = [broker.changed(options=broker.options.changed(url=url, call=call)).access() for url in each_url]
     if off:
         for access in brokers:

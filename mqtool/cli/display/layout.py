@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mqtool.cli.display import output
-from mqtool.inspection.listing import Row, as_text
+from mqtool.spelling import as_text
 from mqtool.topology import Binding
 
 if TYPE_CHECKING:
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from rich.segment import Segment
     from rich.table import Table
     from rich.text import Text
+
+    from mqtool.inspection.listing import Row
 
 #: Tables with more rows are drawn without rich, which would take seconds.
 _MANY = 500
@@ -24,7 +26,7 @@ _BETWEEN = r"[\t\n\r\\]"
 _WRITTEN = {"\t": r"\t", "\n": r"\n", "\r": r"\r", "\\": r"\\"}
 
 
-def show_rows(rows: Iterable[Row], columns: Sequence[str], *, as_json: bool = False) -> int:
+def show_rows(rows: "Iterable[Row]", columns: Sequence[str], *, as_json: bool = False) -> int:
     """Print rows on stdout; return their number. In a pipe, each row is written at once."""
     count = 0
     if not as_json and output.is_terminal(1):
@@ -47,7 +49,7 @@ def _tabbed(value: Any) -> str:
     return re.sub(_BETWEEN, lambda match: _WRITTEN[match[0]], as_text(value))
 
 
-def table(rows: Sequence[Row], columns: Sequence[str], warning: str | None = None, *, folded: bool = True) -> "Table":
+def table(rows: "Sequence[Row]", columns: Sequence[str], warning: str | None = None, *, folded: bool = True) -> "Table":
     """Make a table, with one column in red. Values that do not fit are wrapped, or else shortened."""
     from rich.table import Table
     from rich.text import Text
@@ -76,7 +78,7 @@ def table(rows: Sequence[Row], columns: Sequence[str], warning: str | None = Non
     return drawn
 
 
-def _draw_many(rows: Sequence[Row], columns: Sequence[str]) -> None:
+def _draw_many(rows: "Sequence[Row]", columns: Sequence[str]) -> None:
     cells = [[_cell_text(row[name]) for name in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     right = [_is_number(rows[0][name]) for name in columns]

@@ -147,6 +147,8 @@ def is_file(descriptor: int) -> bool:
 
 def visible(text: str) -> str:
     """Replace control characters by escapes such as \\x1b, so that a terminal does not interpret them."""
+    if text.isprintable():
+        return text
     return re.sub(_CONTROL, lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
