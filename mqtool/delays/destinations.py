@@ -94,12 +94,7 @@ def _is_classic(channel: Channel, queue: Queue) -> bool:
 
 
 class Place(NamedTuple):
-    """How to publish a message so that it is delayed.
-
-    Attributes:
-        routing_key: None keeps the message's own.
-        properties: the message's properties, changed so that the broker delays it.
-    """
+    """Where to publish a message, and with which properties. The routing key None keeps the message's own."""
 
     exchange: str
     routing_key: str | None
