@@ -60,8 +60,8 @@ def dialects() -> str:
     parts = [
         "# Dialects",
         "A dialect is the names, settings and output of one set of tutorials. Choose it with `--dialect` or "
-        "`MQTOOL_DIALECT`; the default is `python`. [If you follow another tutorial](../how-to/older-tutorials.md) "
-        "says which one to use.",
+        "`MQTOOL_DIALECT`; the default is `python`. To find the right one, see "
+        "[If you follow another tutorial](../how-to/older-tutorials.md).",
         "## Queues and exchanges",
     ]
     declared = ("hello", "task_queue", "rpc_queue", "fanout", "direct", "topic")

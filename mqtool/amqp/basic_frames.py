@@ -268,7 +268,7 @@ class ConsumerFrames:
     def is_incomplete(self, data: bytes, position: int) -> bool:
         """True if the delivery at this position must wait until the rest of its bytes has arrived.
 
-        Deliveries with a large body, or one of several frames, are left to pika.
+        False if the body is large or has several frames: pika decodes such deliveries.
         """
         shape = self._shape_at(data, position)
         if shape is None:
@@ -277,7 +277,7 @@ class ConsumerFrames:
         return size <= _LARGE and (len(data) < body + 7 or _FRAME.unpack_from(data, body)[2] == size)
 
     def _shape_at(self, data: bytes, position: int) -> _Shape | None:
-        """The shape of the message at this position; None if two frames of this consumer are not complete."""
+        """The shape of the message at this position; None unless its method and header frames have fully arrived."""
         if len(data) < position + 7:
             return None
         kind, number, method = _FRAME.unpack_from(data, position)
@@ -308,7 +308,7 @@ class FrameReader:
         confirmed: the function to call with each confirm (delivery tag, and `multiple`), by channel number.
 
     Args:
-        other: called with each other frame, still encoded.
+        other: called with each frame that is not a delivery or a confirm, still encoded.
     """
 
     def __init__(self, other: Callable[[bytes], None]) -> None:
@@ -326,7 +326,7 @@ class FrameReader:
         self._consumers.pop((channel, _start(consumer_tag.encode())), None)
 
     def receive(self, data: bytes) -> int:
-        """Handle received bytes; return how many of them were not passed to pika."""
+        """Process received bytes; return how many of them were deliveries or confirms that pika does not get."""
         if self._rest:
             data, self._rest = self._rest + data, b""
         position, end, taken = 0, len(data), 0
@@ -380,7 +380,7 @@ _METHODS: dict[bytes, tuple[Callable[..., Any], str]] = {
 
 
 def decode_frame(data: bytes) -> "frame.Method[Any] | frame.Header | None":
-    """Decode a frame with properties or names, as mqtool's codec does; return None for one that pika can decode."""
+    """Decode a frame with properties or names by mqtool's codec; return None for others, which pika can decode."""
     kind, channel, _ = _FRAME.unpack_from(data)
     if kind == spec.FRAME_HEADER:
         (size,) = struct.unpack_from(">Q", data, 11)

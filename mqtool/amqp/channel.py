@@ -154,7 +154,7 @@ class Channel(ChannelListener):
             messages: None means that there is no message right now: receipts are yielded meanwhile.
             exchange: for messages without one; None is the default exchange.
             routing_key: for messages without one.
-            persistent: delivery mode 2, for messages without one.
+            persistent: use delivery mode 2 for messages without a delivery mode.
             mandatory: have the broker return unroutable messages; None is the channel's setting.
             window: the number of messages that may be unconfirmed; 1 waits for each before the next is sent.
 

@@ -61,7 +61,7 @@ class Connection:
         addresses: the nodes of one broker, tried in turn.
         tls: files for amqps addresses.
         name: the connection's name in the broker's own lists.
-        backoff: the delays between attempts to reconnect; None never reconnects. They start again after progress.
+        backoff: the delays between attempts to reconnect; None never reconnects. Progress resets them.
 
     Raises:
         Unavailable: no node can be reached.
@@ -191,7 +191,7 @@ class Connection:
 
     @property
     def hopeless(self) -> str | None:
-        """The reason why the broker cannot reply, if the command must stop; else None."""
+        """Why a stopping command should not wait for the broker ("the connection is lost"); None if it may wait."""
         if not self.stopping:
             return None
         if self._state is State.LOST:

@@ -101,7 +101,7 @@ _OFTEN = 15
 
 
 def _do_nothing() -> None:
-    """Do nothing: the caller does not collect its output."""
+    """Do nothing: the default of Receiving.before_acknowledging."""
 
 
 class Receiving(NamedTuple):
@@ -181,28 +181,28 @@ class Policy:
         self.auto_ack = auto_ack
 
     def opened(self) -> None:
-        """Handle that the channel was reopened: unacknowledged deliveries are redelivered."""
+        """Called when the channel was reopened; the broker redelivers unacknowledged deliveries."""
 
     def taken(self, delivery: Delivery) -> Step:  # noqa: ARG002
-        """Handle that a delivery is about to be yielded."""
+        """Called before a delivery is yielded."""
         return Step.GO_ON
 
     def done(self, delivery: Delivery, now: float) -> bool:  # noqa: ARG002
-        """Handle that the caller is done with a delivery; return True to call release() and acknowledge now."""
+        """Called when the caller is done with a delivery. Return True to call release() and acknowledge now."""
         return False
 
     def acknowledged(self, tag: int, received: int, *, is_current: bool) -> Step:  # noqa: ARG002
-        """Handle that the caller acknowledges a delivery.
+        """Called when the caller acknowledges a delivery.
 
         Args:
             tag: the delivery tag.
             received: the number of deliveries since the channel was opened.
-            is_current: True if the delivery is one of them.
+            is_current: True if the delivery arrived since the channel was opened.
         """
         return Step.GO_ON
 
     def wants_more(self, received: int, through: int) -> bool:  # noqa: ARG002
-        """Return True to consume again, after Step.RESUBSCRIBE has cancelled the subscription.
+        """Return True to consume again. Called after Step.RESUBSCRIBE has cancelled the subscription.
 
         Args:
             received: the number of deliveries since the channel was opened.
@@ -224,7 +224,7 @@ class Policy:
         return False
 
     def silence(self) -> Step:
-        """Handle that no delivery has arrived for a while, and acknowledgements are held back."""
+        """Called when no delivery has arrived for a while, and acknowledgements are held back."""
         return Step.GO_ON
 
 
@@ -273,7 +273,7 @@ class Streaming(Policy):
 
 
 class Cautious(Streaming):
-    """Takes one delivery at a time while messages have been requeued often; then works like Streaming."""
+    """Takes one delivery at a time, until it gets a message that was not requeued often; then works like Streaming."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -290,7 +290,7 @@ class ExactCount(Streaming):
     """Takes exactly N deliveries: one by one for small counts, else with a large prefetch.
 
     With a large prefetch, the last acknowledgements are held back: they would let the broker send more than the count.
-    auto_ack is off, since the prefetch does not limit deliveries with it.
+    auto_ack is off, since with auto_ack the prefetch would not limit deliveries.
     """
 
     def __init__(self, count: int, prefetch: int = PREFETCH) -> None:

@@ -107,7 +107,7 @@ class Consumer(ChannelListener):
                 self._on_end(self)
 
     def acknowledging(self, delivery: Delivery) -> None:
-        """Prepare for an acknowledgement by the caller: stop consuming if it would bring one delivery too many."""
+        """Called before the caller acknowledges: stop consuming if the broker would then send one delivery too many."""
         with self._subscribing:
             if self._stopping:
                 self._subscription.cancel()

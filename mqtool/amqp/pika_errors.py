@@ -106,8 +106,8 @@ def _meanings() -> Iterator[tuple[type[BaseException], str, str]]:
 def is_cut_off(error: BaseException) -> bool:
     """True if a connection was closed during the handshake, without a reason from the broker.
 
-    pika reports this as a refused login, as with brokers from before 2012. If the login has worked before, the cause is
-    a network failure.
+    pika reports this as a refused login, because brokers from before 2012 refused logins in this way. If the login has
+    worked before, the cause is a network failure.
     """
     cause = _root_cause(error)
     guessed = isinstance(cause, exceptions.ProbableAuthenticationError | exceptions.ProbableAccessDeniedError)

@@ -120,7 +120,7 @@ class _ExactMethod:
 
 
 def _exact(method: Any) -> Any:
-    """Return the method so that mqtool's codec encodes its arguments, and names that are not UTF-8."""
+    """Prepare a method for sending: mqtool's codec encodes its arguments, and its names need not be UTF-8."""
     for name, value in vars(method).items():
         if isinstance(value, str) and not value.isascii():
             setattr(method, name, value.encode("utf-8", "surrogateescape"))
@@ -210,7 +210,7 @@ def take_deliveries(pika: PikaChannel, frames: ConsumerFrames) -> None:
 
 
 def leave_deliveries(pika: PikaChannel, consumer_tag: str) -> None:
-    """Leave the deliveries to a cancelled consumer to pika, which requeues any that still arrive.
+    """From now on, let pika handle deliveries to a cancelled consumer: it requeues those that still arrive.
 
     Call it on the I/O thread.
     """

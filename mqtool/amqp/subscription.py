@@ -24,7 +24,7 @@ _MOMENT = 0.002
 class StreamPosition:
     """The position of a stream consumer: where to start, and where to resume after a reconnection.
 
-    Over AMQP 0-9-1, the broker does not store it.
+    Over AMQP 0-9-1, the broker does not store this position.
 
     Args:
         offset: where to start; None for messages published from now on.
@@ -105,7 +105,7 @@ class AcknowledgedTags:
 
 
 class Subscription:
-    """The broker's side of a consumer: starts it, resumes it on a new channel, and cancels it.
+    """Starts a consumer on the broker, resumes it on a new channel, and cancels it.
 
     Attributes:
         received: the number of deliveries since the channel was opened.
@@ -130,7 +130,7 @@ class Subscription:
 
     @property
     def is_active(self) -> bool:
-        """True if the broker sends deliveries."""
+        """True if the consumer exists on the broker."""
         return self._consumer_tag is not None
 
     def has(self, consumer_tag: str) -> bool:

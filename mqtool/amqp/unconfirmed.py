@@ -83,7 +83,7 @@ class Unconfirmed:
         run: runs a function on the I/O thread.
         run_later: runs a function on the I/O thread after a number of seconds.
         reopen: starts to open another channel; restart() is called once it is open.
-        hopeless: returns why the broker cannot reply, if the command must stop; else None.
+        hopeless: returns why a stopping command should not wait for the broker; None if it may wait.
     """
 
     def __init__(

@@ -121,7 +121,7 @@ class Access(NamedTuple):
         """Open a channel of the stream protocol for a `with` block. Ctrl-C and TERM stop its consumer.
 
         Args:
-            port: the broker's stream port; None to use the one that mqtool started, or else the default port.
+            port: the broker's stream port; None for the port of a broker started by mqtool, otherwise the default port.
             settings: further arguments of StreamChannel.
         """
         from mqtool.streams import StreamChannel
@@ -161,7 +161,7 @@ class Access(NamedTuple):
         )
 
     def management(self, patience: tuple[float, float] | None = None) -> "Management":
-        """Find the management API: at the given URL, that of a broker started by mqtool, or on the broker's host.
+        """Find the management API: by the given URL, by the URL of a broker started by mqtool, or on the broker's host.
 
         On the broker's host, mqtool tries port 15672 and the AMQP port + 10000.
 
@@ -196,7 +196,7 @@ class Access(NamedTuple):
         return self._of_this_broker([beside, usual])
 
     def _of_this_broker(self, guesses: Sequence["Management"]) -> "Management":
-        """Return the first API that belongs to this broker, since a machine may run several brokers."""
+        """Return the first guess that is the API of this broker, since a machine may run several brokers."""
         from mqtool.management import HOW_TO_ENABLE, listens_on
 
         failure: MqtoolError | None = None
@@ -224,7 +224,7 @@ class Access(NamedTuple):
 
 
 def _notice(text: str) -> None:
-    """Print a notice. For a queue or exchange with other settings, add the --dialect that matches those settings."""
+    """Print a notice. If it is about a queue or exchange with other settings, suggest a --dialect that has them."""
     like = declaring_like(text)
     if differs := re.search(_DIFFERS, text):
         setting, thing, ours, theirs = differs.groups()
@@ -241,7 +241,7 @@ class Choice(NamedTuple):
         context: the context that the URL comes from, if any.
         variable: the environment variable that the URL comes from, if any.
         is_typed: the broker was named by an option.
-        is_named: the user named the broker in some way; False for `broker up` and the default.
+        is_named: the user named the broker in some way; False for a broker found by default or started by `broker up`.
     """
 
     url: str
@@ -257,7 +257,7 @@ class Choice(NamedTuple):
         return self.context.name if self.context and self.context.protected else None
 
     def management(self, given: str | None, *, is_typed: bool = True) -> str | None:
-        """The URL of the management API: the given one, or else the context's.
+        """The URL of the management API: the given one if any, otherwise the context's.
 
         A URL from the environment is ignored if the context was named on the command line.
         """
@@ -266,7 +266,7 @@ class Choice(NamedTuple):
         return self.context.management
 
     def tls(self, given: TlsFiles) -> TlsFiles:
-        """The TLS files: the given ones, or else the context's."""
+        """The TLS files: the given ones if any, otherwise the context's."""
         if self.context is None:
             return given
         of = self.context
@@ -288,7 +288,7 @@ class Choice(NamedTuple):
 
 
 def choose(url: str | None = None, context: str | None = None, typed: Collection[str] = ()) -> Choice:
-    """Choose the broker: by option, environment, the context in use, `broker up`, in this order; else localhost.
+    """Choose the broker: from an option, the environment, the context in use, `broker up`, or localhost, in this order.
 
     Args:
         url, context: from an option or from the environment.
@@ -375,7 +375,7 @@ def _parsed(url: str) -> SplitResult:
 
 
 def _started_with(address: Address, what: str = "management") -> str | None:
-    """The URL of the management API or the stream port of a broker started by mqtool; None for other brokers."""
+    """The URL of a broker's management API or stream port (`what`), if mqtool started the broker; otherwise None."""
     from mqtool.broker import state
 
     for started in state.load_all():

@@ -25,7 +25,7 @@ from mqtool.errors import UsageError
 
 
 class Call(NamedTuple):
-    """How a command was called. mqtool fills in each field of this type in a group of options.
+    """How a command was called. If an OptionGroup has a field of type Call, mqtool sets the field.
 
     Attributes:
         command: such as "queue purge".
@@ -54,7 +54,7 @@ class Option:
             parser: a function that turns the text into the value, or raises ValueError;
             min, max: limits of a number;
             complete: a _Completion; by default, names on the broker for a queue, exchange or virtual host;
-            panel: the section of the help, if not that of the group;
+            panel: the section of the help; by default, that of the group;
             resolve_path: True to make a path absolute.
     """
 
@@ -70,7 +70,7 @@ class Argument(Option):
 class OptionGroup:
     """A group of options. Its fields are options or further groups.
 
-    It is like a frozen dataclass; to make real ones of all groups would take a tenth of the time of `mqtool send`.
+    Works like a frozen dataclass. Real dataclasses for all groups would add a tenth to the run time of `mqtool send`.
     """
 
     PANEL: ClassVar[str | None] = None
@@ -79,7 +79,7 @@ class OptionGroup:
         vars(self).update(values)
 
     def changed(self, **values: Any) -> Self:
-        """Return a copy with other values of these fields."""
+        """Return a copy with new values for the fields named."""
         return type(self)(**{**vars(self), **values})
 
 
@@ -95,7 +95,7 @@ def _names(kind: str, ctx: Context, incomplete: str) -> Iterable[str]:
 
 
 def _telling_errors(parse: Callable[[str], Any]) -> Callable[[Any], Any]:
-    """Wrap a parser so that its ValueError becomes a usage error. Defaults are not parsed."""
+    """Wrap a parser so that its ValueError becomes a usage error. Values that are not strings are left unchanged."""
 
     @functools.wraps(parse)
     def parsed(value: Any) -> Any:
@@ -108,14 +108,14 @@ def _telling_errors(parse: Callable[[str], Any]) -> Callable[[Any], Any]:
 
 
 class _Member(click.Choice[str]):
-    """A member of an Enum, given by its value."""
+    """The click type of an option whose values are those of an Enum."""
 
     def __init__(self, enum: type[Enum]) -> None:
         super().__init__([str(each.value) for each in enum])
         self._enum = enum
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        """Return the member with this value."""
+        """Return the Enum member with this value."""
         return value if isinstance(value, self._enum) else self._enum(super().convert(value, param, ctx))
 
 
@@ -182,7 +182,7 @@ def _leaves(
 
 
 def _made(group: type[OptionGroup], values: Mapping[str, Any], call: Call) -> OptionGroup:
-    """Fill a group of options. Options that the command does not take keep their defaults."""
+    """Create a group of options from values. Options that the command does not take keep their defaults."""
     made: dict[str, Any] = {}
     for name, kind in group.__annotations__.items():
         if kind is Call:

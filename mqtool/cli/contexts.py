@@ -70,11 +70,7 @@ EFFECTS = {
 
 
 def effect_of(command: str) -> Effect:
-    """The effect of a command, from the table.
-
-    Args:
-        command: such as "queue purge".
-    """
+    """The effect of a command, such as "queue purge"."""
     return next(effect for effect, names in EFFECTS.items() if command in re.split(r",\s+", names.strip()))
 
 
@@ -145,7 +141,7 @@ class Contexts(NamedTuple):
         """The context with this name.
 
         Args:
-            said_by: where the name comes from, for the error message, unless it was typed.
+            said_by: where the name comes from, for the error message; None if the user typed the name.
 
         Raises:
             UsageError: there is no such context.

@@ -16,7 +16,7 @@ class Invocation:
         no_color: never use colours, not even on a terminal.
         signal: the number of the signal that asked the command to stop, if one did.
         on_stop: functions that the first signal calls; if there are none, the signal raises KeyboardInterrupt.
-        is_writing: True while the main thread writes to stdout, or waits until the reader of a pipe has taken it.
+        is_writing: True while the main thread writes to stdout, or waits until a pipe's reader has read the output.
         output_name: the name of standard output in error messages, such as the file given by `--output`.
     """
 

@@ -98,7 +98,7 @@ def drop_connection(scene: Scene, count: int = STREAM_MESSAGES) -> Verdict:
 
 
 def _flow(scene: Scene, url: str, count: int, breaks: dict[int, Callable[[], None]]) -> Verdict:
-    """Send and receive messages in four parts. `breaks` maps numbers of parts, from 0, to functions called before."""
+    """Send and receive messages in four parts, numbered from 0. Before part N, call the function breaks[N], if any."""
     got = scene.directory / "got"
     receiver, sender = scene.terminals("receiver", "sender", url=url)
     receiver.start(f"mqtool receive --declare --json -q {scene.queue} > got")
@@ -166,7 +166,7 @@ def kill_worker(scene: Scene, count: int = WORKER_MESSAGES) -> Verdict:
 
 
 def poison(scene: Scene, count: int = WORKER_MESSAGES) -> Verdict:
-    """Two messages cannot be handled: one always fails, one is bad data. Neither delays the other messages."""
+    """Publish two messages that cannot be handled: one always fails, one is bad data. Neither delays the others."""
     scene.say(
         f"Two of {count} messages cannot be handled: the program always fails for one, and calls the other bad data "
         f"(exit status 65). Watch the worker retry the first {_RETRIES} times, and the second not at all. Both become "
@@ -187,7 +187,7 @@ def poison(scene: Scene, count: int = WORKER_MESSAGES) -> Verdict:
 
 
 def duplicate(scene: Scene, count: int = WORKER_MESSAGES) -> Verdict:
-    """Every tenth message is published twice, as after a lost confirm; each takes effect once."""
+    """Publish every tenth message twice, as after a lost confirm; the worker handles each message once."""
     scene.say(
         f"Every tenth of {count} messages is published twice, as by a sender that never got its confirm. Watch the "
         "worker with --deduplicate recognise each copy by its message ID, and not run its program again."

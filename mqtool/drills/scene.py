@@ -165,7 +165,7 @@ class Scene:
         return number_of(terminal, "confirmed")
 
     def wait_until_still(self, complete: Callable[[], bool], progress: Callable[[], int]) -> None:
-        """Wait until complete() is true, or until progress() no longer changes because messages are lost."""
+        """Wait until complete() is true, or until progress() stops changing, which means that messages are lost."""
         before, still_since = progress(), time.monotonic()
         while not complete():
             if (now := progress()) != before:

@@ -60,7 +60,7 @@ class Shop:
 
 
 class Gauge:
-    """Reads values repeatedly on one thread, and shows a chart for each title, unit and function in `readings`."""
+    """Reads values repeatedly on its own thread, and shows a chart for each reading (title, unit and function)."""
 
     def __init__(self, stage: Stage, *readings: tuple[str, str, Callable[[], float]]) -> None:
         self._audience = stage.audience
@@ -82,7 +82,7 @@ class Gauge:
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """Take readings only while the block runs, not while the user reads an explanation."""
+        """Take readings only within the block, so that charts omit the time in which the user reads an explanation."""
         self._measuring.set()
         try:
             yield

@@ -69,7 +69,7 @@ class CheckFailed(MqtoolError):
 
 
 def wait_until(condition: Callable[[], object], what: str | Callable[[], str], patience: float = PATIENCE) -> None:
-    """Wait for a condition, which `what` puts into words; raise CheckFailed after `patience` seconds."""
+    """Wait for a condition; raise CheckFailed after `patience` seconds. `what` describes the condition in the error."""
     deadline = time.monotonic() + patience
     while not condition():
         if time.monotonic() > deadline:
@@ -223,7 +223,7 @@ class Terminal:
             raise self._ended_early() from error
 
     def finish(self, patience: float = PATIENCE) -> None:
-        """Close the command's input, and wait until it ends."""
+        """Close the command's input, and wait until the command ends."""
         assert self._process is not None
         assert self._process.stdin is not None
         self._process.stdin.close()

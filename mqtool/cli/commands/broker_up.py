@@ -145,7 +145,7 @@ def _check(wanted: Wanted, kind: Kind, client_ca: Path | None) -> None:
 
 
 def _is_up_again(kind: Kind, wanted: Wanted, *, foreground: bool) -> bool:
-    """Return True if a broker with this name and these options is running. Restart a cluster's stopped nodes."""
+    """If a broker with this name is running, check its options, start its stopped nodes, and return True."""
     started = state.load(wanted.name)
     if started is None or not (running := starter_of(started).running(started)):
         return False

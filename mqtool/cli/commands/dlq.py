@@ -60,7 +60,7 @@ class Which(OptionGroup):
         return "all" if self.is_all else "the chosen ones of"
 
     def choice(self) -> Choice:
-        """The selection as a function that is called with a dead letter."""
+        """Return a function that tells if a dead letter is selected."""
         chosen, where = redriving.choice(self.ids or (), self.reason, self.error, self.older), self.where
         if where is None:
             return chosen

@@ -129,7 +129,7 @@ class View:
         return in_order(rows, self._order) if self._order else rows
 
     def _without_wait_queues(self, rows: Iterable[Row]) -> Iterator[Row]:
-        """Yield all rows except those of mqtool's wait queues, which _sum() counts."""
+        """Yield all rows except those of mqtool's wait queues, which are only counted."""
         self._left_out = []
         for row in rows:
             if row.get("source_name") == "" or any(is_wait_queue(row[name]) for name in self._name_columns):
@@ -197,7 +197,7 @@ class View:
         return False
 
     def _by_amqp(self) -> Iterator[Row]:
-        """Query queues or exchanges by name over AMQP, which cannot list them."""
+        """Query queues or exchanges over AMQP by name, since AMQP cannot list them."""
         for name in sorted(self._only) or self._usual:
             row: Row = dict.fromkeys([*self._fetched, *self.columns]) | {"name": name}
             with suppress(NotFound):
@@ -208,7 +208,7 @@ class View:
                     yield row
 
     def frame(self, wanted: str) -> Frame:
-        """The rows that contain a text, as one frame of the live view."""
+        """The rows that contain the wanted text, as one frame of the live view."""
         self._is_live = True
         rows = [
             row for row in self.rows() if any(wanted.lower() in as_text(row[column]).lower() for column in self.columns)
@@ -228,7 +228,7 @@ class View:
             self._order = [f"-{column}" if self._order == [column] else column]
 
     def show(self) -> None:
-        """Print the list once. Raises SomeFailed if AMQP, without the management API, provides only a part of it."""
+        """Print the list once. Raises SomeFailed if there is no management API and the list is therefore incomplete."""
         rows, things = self.rows(), self._listing.things
         if self._as_lines:
             found = [*map(_binding, rows)]
@@ -262,7 +262,7 @@ def _binding(row: Row) -> layout.Line:
 
 
 def _usual(names: Names, things: str) -> list[str]:
-    """The tutorials' queues or exchanges, to query over AMQP."""
+    """The names of the tutorials' queues or exchanges, which can be queried over AMQP."""
     known: dict[str, list[Queue | Exchange]] = {
         QUEUES.things: [names.hello, names.task_queue, names.rpc_queue],
         EXCHANGES.things: [names.fanout, names.direct, names.topic, names.headers],
@@ -293,7 +293,7 @@ def _only(flag: str) -> Any:
 
 
 def _add(things: str, what: str, *examples: str, only: Any = None) -> None:
-    """Add a `list` command, with an option that limits the list to some names if AMQP can query them."""
+    """Add a `list` command. `only` is an option that limits the list to some names, for things that AMQP can query."""
     listing = LISTINGS[things]
     text = f"{what}\n\nColumns: {', '.join(listing.columns)}."
 

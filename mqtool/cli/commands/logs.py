@@ -51,7 +51,7 @@ def _emit(
     default: bytes | None = None,
     key: str | None = None,
 ) -> None:
-    """Publish with a tutorial's emit(). Without `line` and `default`, print and send what the dialect's scripts do."""
+    """Publish with a tutorial's emit(). By default, print and send the same texts as the dialect's scripts."""
     lines, addressing = publishing.broker.lines, Addressing(exchange.name, key)
     with publishing_channel(publishing, exchange, addressing, default=default or lines.routed) as (channel, outgoing):
         receipts = lesson(channel, exchange, messages=outgoing.messages)
@@ -61,7 +61,7 @@ def _emit(
 def _emit_with_key(
     publishing: Publishing, exchange: Exchange, lesson: Callable[..., Iterator[Receipt]], key: str | None, usual: str
 ) -> None:
-    """Publish with the user's routing key, or with the usual one."""
+    """Publish with the routing key `key`, or with `usual` if `key` is None."""
     line = publishing.broker.lines.sent_log_with_key
 
     def sent(message: Message) -> str:

@@ -153,7 +153,7 @@ class What(OptionGroup):
             )
 
     def bound(self, access: Access) -> Iterator[Bound]:
-        """The bindings that route copies to a private queue. Raises the errors of the functions in `bindings`."""
+        """The bindings that route copies to a private queue."""
         if self.by_firehose:
             exchanges = ["#"] if self.everything else self.names
             of_queue = [firehose_of_queue(self.queue)] if self.queue else []

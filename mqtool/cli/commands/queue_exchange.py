@@ -116,7 +116,7 @@ def _declare(broker: Broker, thing: Exchange | Queue, *, if_not_exists: bool) ->
 
 
 def _existing(channel: Channel, things: Iterable[Exchange | Queue], *, if_exists: bool) -> Iterator[str]:
-    """Yield the names that exist. Report the others with --if-exists, and otherwise raise NotFound."""
+    """Yield the names that exist. For a missing one, print a message if `if_exists`; otherwise raise NotFound."""
     for thing in things:
         if administration.exists(channel, thing):
             yield thing.name

@@ -76,13 +76,13 @@ class Screen:
         return self.found
 
     def press(self, key: str) -> None:
-        """Sort by the column of a key; reverse the order if the key is pressed again."""
+        """Sort by the column that this key selects; if the key is pressed again, reverse the order."""
         if key in _ORDERS:
             self.descending = not self.descending if key == self.order else key != "n"
             self.order = key
 
     def queues(self, limit: int | None, name: str = "") -> list[Json]:
-        """The first queues, in the chosen order, whose names contain this text; equal values are sorted by name."""
+        """Fetch up to `limit` queues whose names contain this text, in the chosen order; ties are sorted by name."""
         path = _ORDERS[self.order].path
         if limit is None or self.count(name) <= _ALL_AT_ONCE:
             found = list(api.queues(self.api, self.vhost, COLUMNS, name=name))

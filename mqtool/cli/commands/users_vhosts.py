@@ -44,7 +44,7 @@ def _user(api: Management, name: str) -> Json:
 
 
 def _is_there(api: Management, kind: str, name: str, *, if_not_exists: bool, hint: str) -> bool:
-    """True if a user or vhost already exists. Raises MqtoolError without --if-not-exists."""
+    """Return True if a user or vhost exists; without `if_not_exists`, raise MqtoolError instead."""
     if _found(api, f"{kind}s", name) is None:
         return False
     if not if_not_exists:

@@ -50,7 +50,7 @@ def _tabbed(value: Any) -> str:
 
 
 def table(rows: "Sequence[Row]", columns: Sequence[str], warning: str | None = None, *, folded: bool = True) -> "Table":
-    """Make a table, with one column in red. Values that do not fit are wrapped, or else shortened."""
+    """Make a table; the column `warning` (if any) is red. Long values are wrapped if `folded`, otherwise shortened."""
     from rich.table import Table
     from rich.text import Text
 
@@ -98,7 +98,7 @@ def heads(drawn: "Table") -> int:
 
 
 def shortened(text: str, length: int) -> str:
-    """Shorten a name in its middle: names often differ only in their last letters."""
+    """Shorten a name in the middle, since names often differ only in their last letters."""
     if len(text) <= length:
         return text
     after = (length - 1) // 2
@@ -116,7 +116,7 @@ def _cell_text(value: Any) -> str:
 
 
 def terminal(*, on_stderr: bool = False, quiet: bool = False) -> "Console":
-    """A rich console for stdout, with colours if wanted. It never interprets text as markup."""
+    """Make a rich console for stdout or stderr, with colours if wanted. It never interprets text as markup."""
     from rich.console import Console
 
     colours: Any = "auto" if output.is_coloured(2 if on_stderr else 1) else None

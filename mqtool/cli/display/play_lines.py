@@ -156,7 +156,7 @@ class Lines:
             self._behind(terminal, Text("…"))
 
     def counted(self, queues: Sequence[QueueDepth]) -> None:
-        """Print nothing: lines show what happens, not how many messages wait at each moment."""
+        """Print nothing: line by line, the changing numbers of messages would be too much."""
 
     def say(self, text: str) -> None:
         self._pace.forget_keys()

@@ -45,7 +45,7 @@ def receiving_channel(
     waiting: str = WAITING_FOR_MESSAGES,
     queue_is_private: bool = False,
 ) -> "Iterator[tuple[Any, Incoming]]":
-    """Open a channel to consume on, of AMQP or of streams. Yields it, and the printer of its deliveries."""
+    """Open an AMQP or stream channel to consume on. Yields the channel, and an Incoming that prints its deliveries."""
     receiving.printing.redirect()
     write = delivery_writer(receiving, line, queue_is_private=queue_is_private)
     access = broker.access()
@@ -189,8 +189,8 @@ _MOST = 65_535
 class Matching(NamedTuple):
     """The messages to receive: those that match `--where`, up to `--count`.
 
-    In a private queue, and in a stream (`skips`), a message that does not match is skipped. In another queue it is held
-    unacknowledged until the command ends, and then requeued; requeued earlier, it would be delivered again at once.
+    In a private queue, and in a stream (`skips`), a message that does not match is skipped. In any other queue it is
+    held unacknowledged until the command ends, and then requeued; earlier, it would be redelivered at once.
     """
 
     receiving: Receiving

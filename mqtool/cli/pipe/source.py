@@ -139,7 +139,7 @@ _LOT = 256
 
 
 class Addressing(NamedTuple):
-    """The exchange and routing key given by the user, if any. The key may have {group} places for --key-pattern."""
+    """The exchange and routing key given by the user, if any. The key may contain {group} for --key-pattern."""
 
     exchange: str | None = None
     routing_key: str | None = None
@@ -176,7 +176,7 @@ class Input:
         return _until_stopped(self._read)
 
     def give_back(self, message: Message) -> None:
-        """Take back a message that could not be published: rest() yields it."""
+        """Keep a message that could not be published, so that rest() yields it."""
         self._given_back.append(message)
 
     def rest(self) -> Iterator[Message]:

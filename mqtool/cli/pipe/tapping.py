@@ -56,7 +56,7 @@ class Printing:
 
     Attributes:
         line: as for DeliveryWriter.
-        buffer: deliveries kept per broker for a slow reader; more are dropped.
+        buffer: the number of deliveries kept per broker for a slow reader; above it, the oldest are dropped.
     """
 
     receiving: Receiving
@@ -162,7 +162,7 @@ class _Run(threading.Thread):
 
 
 def _labelled(printing: Printing, source: Source, *, among: Sequence[Source]) -> DeliveryWriter:
-    """Return a writer whose lines name the broker if there are several; not for --raw and --format."""
+    """Return a writer. With several brokers, its lines name the broker, except with --raw or --format."""
     receiving = printing.receiving
     write = delivery_writer(receiving, printing.line, queue_is_private=True)
     if len(among) > 1 and (receiving.printing.as_json or not receiving.printing.has_form):
