@@ -293,7 +293,7 @@ class Channel(ChannelListener):
 
 
 def _settled(deliveries: Sequence[Delivery], consumers: Sequence[Consumer]) -> list[Delivery]:
-    """Mark deliveries as acknowledged; return the ones that were not marked yet."""
+    """Mark deliveries as acknowledged, and tell the consumers. Return the deliveries that were not marked yet."""
     unsettled = [delivery for delivery in deliveries if not delivery.settled]
     for delivery in unsettled:
         delivery.settled = True

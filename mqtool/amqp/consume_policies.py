@@ -287,7 +287,7 @@ class Cautious(Streaming):
 
 
 class ExactCount(Streaming):
-    """Takes exactly N deliveries: one by one for small counts, else with a large prefetch.
+    """Takes exactly N deliveries: one by one for small counts, otherwise with a large prefetch.
 
     With a large prefetch, the last acknowledgements are held back: they would let the broker send more than the count.
     auto_ack is off, since with auto_ack the prefetch would not limit deliveries.
@@ -328,7 +328,7 @@ class ExactCount(Streaming):
 
 
 class CallerSettles(Policy):
-    """The caller acknowledges. With a count, the broker never sends more: the last few are taken one by one."""
+    """The caller acknowledges. With a count, the last few deliveries come one by one: the broker never sends more."""
 
     def __init__(self, receiving: Receiving) -> None:
         count, prefetch = receiving.count, receiving.prefetch

@@ -241,7 +241,7 @@ class Consumer(ChannelListener):
         self._channel.requests.send(epoch, lambda pika: pika.basic_nack(tag, multiple=True, requeue=True))
 
     def _flush(self, *, leaving: bool = False) -> None:
-        """Acknowledge handled deliveries, unless this would bring more deliveries than wanted."""
+        """Have the output written, then acknowledge handled deliveries unless the broker would then send too many."""
         if self._is_stuck:
             return
         self._is_stuck = True  # if the output cannot be written, the deliveries are never acknowledged

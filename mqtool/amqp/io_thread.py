@@ -91,7 +91,7 @@ class IoThread:
 
 
 class Requests:
-    """Makes requests on one channel, one at a time, for any thread.
+    """Makes requests on one channel, one at a time, for threads other than the I/O thread.
 
     Attributes:
         pika: the current pika channel, which is replaced after a loss; None while there is none.

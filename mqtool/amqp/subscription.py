@@ -84,7 +84,7 @@ class Acknowledgements:
 
 
 class AcknowledgedTags:
-    """The delivery tags acknowledged on one pika channel, to acknowledge many with one basic.ack where possible."""
+    """Tracks the acknowledged delivery tags of one pika channel, so that one basic.ack can acknowledge many of them."""
 
     def __init__(self) -> None:
         self._through = 0

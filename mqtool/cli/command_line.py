@@ -1,7 +1,7 @@
 """Commands, groups of options, and parsers for values on the command line.
 
-A command is a function. Each of its parameters is an Option or Argument in an annotation, or an OptionGroup, whose
-class attribute PANEL names the section of the help that shows its options.
+A command is a function. Each of its parameters is annotated with an Option or an Argument, or is an OptionGroup, whose
+class attribute PANEL names the section of the help that shows the group's options.
 """
 
 import functools
@@ -228,7 +228,7 @@ class Command(click.Command):
         self.panel = ""
 
     def invoke(self, ctx: Any) -> None:
-        """Call the function.
+        """Call the command's function.
 
         Raises:
             UsageError: -C is given, but the command uses a broker that mqtool starts.

@@ -300,7 +300,7 @@ def _expect(target: Channel, queue: str) -> None:
 
 
 def _check_limit(access: Access, source: Channel, queue: str) -> None:
-    """Raise MqtoolError if messages cannot be requeued without exceeding the queue's delivery limit."""
+    """Receive and requeue the first message; raise MqtoolError if that would exceed the queue's delivery limit."""
     api: Management | None = None
     with suppress(Unavailable):
         api = access.management(_LIMIT_PATIENCE)

@@ -134,7 +134,7 @@ class Lines:
             yield
 
     def ended(self, next_step: str) -> None:
-        """Suggest the next step after a play has passed."""
+        """Print what to do next, after all checks of a play have passed."""
         self.blank()
         self.note(next_step)
 
@@ -156,7 +156,7 @@ class Lines:
             self._behind(terminal, Text("…"))
 
     def counted(self, queues: Sequence[QueueDepth]) -> None:
-        """Print nothing: line by line, the changing numbers of messages would be too much."""
+        """Print nothing: the numbers of messages change too often to print each of them as a line."""
 
     def say(self, text: str) -> None:
         self._pace.forget_keys()

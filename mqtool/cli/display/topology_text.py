@@ -153,7 +153,7 @@ def _publisher(publisher: Publisher, *, rates: bool) -> _Branch:
 
 
 def _client(channel: str, user: str) -> str:
-    """Name a client by its own address: the channel name '127.0.0.1:1234 -> 127.0.0.1:5672 (1)' has both ends."""
+    """Name a client by its own address, the first one in a channel name: '127.0.0.1:1234 -> 127.0.0.1:5672 (1)'."""
     ours, arrow, theirs = channel.partition(" -> ")
     number = f" {theirs[theirs.rindex('(') :]}" if arrow and "(" in theirs else ""
     return f"{shown(ours + number)}  {shown(user)}" if user else shown(ours + number)

@@ -63,7 +63,7 @@ class QueueOptions(OptionGroup):
         return limits
 
     def of(self, default: Queue) -> Queue:
-        """Apply the options to the tutorial's queue.
+        """Return the tutorial's queue, with the options applied.
 
         Raises:
             UsageError: the name is empty, or the options cannot be combined.
@@ -139,7 +139,7 @@ class ExchangeOptions(OptionGroup):
     arguments: _Arguments = None
 
     def of(self, default: Exchange) -> Exchange:
-        """Apply the options to the tutorial's exchange."""
+        """Return the tutorial's exchange, with the options applied."""
         return default._replace(
             name=default.name if self.exchange is None else self.exchange,
             durable=default.durable if self.durable is None else self.durable,
@@ -201,7 +201,7 @@ class StreamOptions(OptionGroup):
     port: StreamPort = None
 
     def of(self, default: Stream) -> Stream:
-        """Apply the options to the tutorial's stream."""
+        """Return the tutorial's stream, with the options applied."""
         if self.queue == "":
             raise UsageError("the stream's name is empty", "leave --queue out to use the tutorial's")
         given = {name.removeprefix("x-"): value for name, value in self.arguments or []}

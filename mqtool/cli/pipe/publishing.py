@@ -63,7 +63,7 @@ def publishing_channel(
     adapt: Callable[[Message], Message] | None = None,
     source: Input | None = None,
 ) -> "Iterator[tuple[Channel, Outgoing]]":
-    """Open a channel, and read the messages that the command line asks to publish. Yields both.
+    """Open a channel, and read the messages to publish. Yields the channel and an Outgoing with the messages.
 
     Args:
         to: where the command sends messages that do not name an exchange or a routing key themselves.
@@ -97,7 +97,7 @@ def publishing_stream_channel(
     routing_key: str | None,
     default: bytes,
 ) -> "Iterator[tuple[StreamChannel, Outgoing]]":
-    """Open a stream channel, and read the messages that the command line asks to publish. Yields both."""
+    """Open a stream channel, and read the messages to publish. Yields the channel and an Outgoing with the messages."""
     source = read_messages(asked, Addressing(None, routing_key), default=default, with_ids=False)
     with opened(asked.broker.access()) as channel:
         yield channel, Outgoing(asked.options, channel, source, source)
@@ -253,7 +253,7 @@ class FailedMessages:
 
 
 def text(message: Message) -> str:
-    """The first line of a message's body, shortened if it is long; on a terminal, to a few words."""
+    """The first line of a message's body, shortened if it is long; on a terminal, only the start of the body."""
     if output.is_terminal(2):
         body, rest = output.excerpt(message.body)
         return body.decode("utf-8", "backslashreplace") + rest

@@ -130,7 +130,7 @@ _PATIENCE = (0.3, 1.0)
 def checked(
     queue: Queue, options: UsedQueueOptions, channel: Channel, broker: Broker, access: Access | None = None
 ) -> Queue:
-    """Return the queue if it exists or may be declared, else raise NotFound; on a terminal, say if the queue is new.
+    """Return the queue if it exists or may be declared, otherwise raise NotFound. On a terminal, say if the queue is new.
 
     A new queue's name may be mistyped. If it is a tutorial's queue, scripts that declare the queue with other settings
     will fail with 406 PRECONDITION_FAILED, so the notice says which dialect such scripts need.
@@ -190,7 +190,7 @@ class Matching(NamedTuple):
     """The messages to receive: those that match `--where`, up to `--count`.
 
     In a private queue, and in a stream (`skips`), a message that does not match is skipped. In any other queue it is
-    held unacknowledged until the command ends, and then requeued; earlier, it would be redelivered at once.
+    held unacknowledged until the command ends, because a message that is requeued is redelivered at once.
     """
 
     receiving: Receiving
