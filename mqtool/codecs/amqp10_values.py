@@ -32,7 +32,7 @@ class Symbol(str):
 
 
 class Dropped:
-    """A value that a message of AMQP 0-9-1 cannot have: a list, map, array, decimal or character."""
+    """Stands for a value that AMQP 0-9-1 cannot have: a list, map, array, decimal or character."""
 
 
 AnyValue: TypeAlias = "Value | uuid.UUID | Dropped"
@@ -115,7 +115,7 @@ def encode_value(value: Value) -> bytes | None:
 
 
 class Span(NamedTuple):
-    """The position of a value's bytes, after its constructor and size; `described` if it has a descriptor."""
+    """The position of a value's bytes, after its constructor and size. `described` is True if it has a descriptor."""
 
     code: int
     start: int

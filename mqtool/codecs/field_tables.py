@@ -377,7 +377,7 @@ def encode_property(name: str, value: Any) -> bytes:
 
 
 def decode_properties(data: bytes) -> dict[str, Any]:
-    """Decode a message's flags and properties with the client's codec. If damaged, all are in the header UNREADABLE."""
+    """Decode a message's flags and properties with the client's codec. If damaged, return only a header UNREADABLE."""
     properties: dict[str, Any] = {}
     try:
         (flags,) = struct.unpack_from(">H", data)

@@ -188,7 +188,7 @@ class StreamChannel:
         return [] if self._publisher is None else self._publisher.unconfirmed
 
     def addressed(self, message: Message) -> Message:
-        """Return the message unchanged, where amqp.Channel adds the exchange and the routing key."""
+        """Return the message unchanged. (amqp.Channel adds the exchange and the routing key.)"""
         return message
 
     def consume(

@@ -1,4 +1,4 @@
-"""Consume a stream, or the partitions of a super stream. Requesting a message marks the one before as handled."""
+"""Consume a stream, or the partitions of a super stream. Requesting a message marks the previous one as handled."""
 
 import queue as queues
 import struct
@@ -32,7 +32,7 @@ class Reading:
     Attributes:
         next: the offset after the last message received.
         printed: the offset of the last message that the caller has handled.
-        stored: the offset stored at the broker.
+        stored: the offset stored on the broker.
         since_stored: the number of messages handled since `stored` was stored.
     """
 
@@ -64,7 +64,7 @@ class Reading:
         return at.value if at.start is Start.OFFSET else None
 
     def stand_by(self, correlation: bytes) -> None:
-        """Reply to the broker, which has made this consumer inactive. Store the offset first."""
+        """Reply to the broker, which has made this consumer inactive. The caller must store the offset first."""
         self._answer(correlation, None)
 
     def take(self, chunk: Chunk, warn: Callable[[str], None]) -> Iterator[Delivery]:
@@ -165,7 +165,7 @@ class Consumer:
         return self._channel.sessions_for([each.stream for each in self._readings], to_publish=False)
 
     def _place(self, reading: Reading, session: Session, offset: Offset) -> Offset:
-        """Return where to start: after the stored offset, if any, else at `offset`. Warn if that is beyond the end."""
+        """Return where to start: after the stored offset, if any; otherwise at `offset`. Warn if it is past the end."""
         stream = reading.stream
         stored = None if self._track is None else session.stored_offset(stream, self._track)
         place = offset if stored is None else Offset(Start.OFFSET, stored + 1)
@@ -213,7 +213,7 @@ class Consumer:
                 reading.stored, reading.since_stored = reading.printed, 0
 
     def _next_chunk(self, taken: int, started: float) -> bool:
-        """Take a chunk from the inbox; return False at the end."""
+        """Wait for the next chunk; return False if a limit is reached or stop() is called."""
         idle_since = time.monotonic()
         is_flushed = False
         while not self._batch:

@@ -37,7 +37,7 @@ class ClosedByBroker(Exception):
 
 
 class _Wire(Connection):
-    """A connection that decodes responses, and calls `take` with each other frame."""
+    """A connection that decodes responses, and passes all other frames to `take`."""
 
     def __init__(self, host: str, port: int, context: ssl.SSLContext | None, take: Callable[[bytes], None]) -> None:
         super().__init__(host, port, context)

@@ -107,7 +107,7 @@ class EmbeddedBroker(Questions):
         return urlsplit(self.urls.get("stream", "")).port
 
     def under_test(self, ask: Callable[[BrokerUnderTest], T]) -> T:
-        """Call a function on the broker's event loop, and return the function's result. Safe from any thread."""
+        """Call a function on the broker's event loop, and return its result. Can be called from any thread."""
         server, loop = self._server, self._loop
         assert server is not None, "the broker has not been started"
         assert loop is not None

@@ -10,7 +10,7 @@ The broker is started once per session (per worker of pytest-xdist), in memory, 
     def test_incident(amqp_vhost): ...
 
 replays a recording into the broker while the test runs. The marker takes the arguments of
-`mqtool.broker.embedded.replay()`, but for the broker.
+`mqtool.broker.embedded.replay()`, except `broker`.
 """
 
 from collections.abc import Iterator

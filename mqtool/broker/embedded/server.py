@@ -114,7 +114,7 @@ class Server:
         hosts: Sequence[str],
         port: int,
     ) -> None:
-        """Listen on a port without TLS and, if TLS is on, on the port below with TLS, as 5671 and 5672 in RabbitMQ."""
+        """Listen on a port without TLS and, if TLS is on, on the next lower port with TLS (like 5672 and 5671)."""
         added = [(protocol, Listener(new_connection), port)]
         if self._tls is not None:
             added.append((_WITH_TLS[protocol], Listener(new_connection, self._tls), port and port - 1))
@@ -234,7 +234,7 @@ class Server:
             listener.close()
 
     def _redelivered(self) -> list[Entry]:
-        """Return the stored messages that were delivered before, so that they are so marked after a restart."""
+        """Return the stored messages that were delivered before, to be marked as redelivered after a restart."""
         return [
             entry
             for vhost in self.broker.vhosts.values()

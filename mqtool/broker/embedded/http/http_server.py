@@ -1,8 +1,8 @@
 """A small HTTP/1.1 server for the management API: JSON bodies, basic authentication and limits.
 
-It refuses requests from web pages open in a browser on this machine. A page of another site sends its `Origin` header.
-A page whose host name resolves to this machine (DNS rebinding) sends its name in `Host`, so only names that nobody else
-can own are accepted.
+It refuses requests from web pages open in a browser on this machine. A request from another site's page has an `Origin`
+header. A request from a page whose host name resolves to this machine (DNS rebinding) has this name in `Host`, so only
+names that nobody else can own are accepted.
 """
 
 import asyncio
@@ -100,8 +100,8 @@ class Answer:
         value: the JSON value of the body; None for no body. An iterator is sent as a list.
         location: the Location header: the address of the new object.
         allow: the Allow header: the methods of the path.
-        patience: for how many seconds after the request the server calls the handler again, for a better response,
-            before it sends this one; 0 to send it at once.
+        patience: until this many seconds after the request, the server calls the handler again instead of sending this
+            response; 0 to send it immediately.
     """
 
     status: HTTPStatus
@@ -112,7 +112,7 @@ class Answer:
 
 
 class Handler(Protocol):
-    """Checks and answers the requests of an HttpServer. Refuses them with HttpError."""
+    """Checks and answers the requests of an HttpServer. Raises HttpError to refuse a request."""
 
     def check(self, request: Request) -> None:
         """Check the credentials, before the body is read."""
@@ -127,8 +127,8 @@ class Handler(Protocol):
 class HttpServer:
     """Serves HTTP connections. Pass `talk` to asyncio.start_server with `limit=MAX_HEAD`.
 
-    At the limit of connections, a new one replaces one that has not logged in: the oldest from the address that has
-    most of these, so that a client that opens many connections keeps no other client out.
+    At the limit of connections, each new connection replaces one that has not logged in: the oldest from the address
+    with the most connections of this kind. So a client that opens many connections cannot keep other clients out.
     """
 
     def __init__(self, handler: Handler) -> None:

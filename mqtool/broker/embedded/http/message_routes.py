@@ -222,7 +222,7 @@ _SETTLING: dict[str, Callable[[Broker, Queue, list[Entry]], None]] = {
 @route(READ, "consumers", anyone)
 @route(READ, "consumers/VHOST", visitor)
 def consumers(call: Call, vhost: str | None = None) -> list[Json]:
-    """Return the consumers of queues, and those of the stream protocol."""
+    """Return the consumers of queues and the subscriptions of the stream protocol."""
     seen = {each.name for each in call.vhosts(vhost)}
     found: list[Json] = []
     for connection in call.opened():
@@ -318,13 +318,13 @@ def reset(call: Call) -> None:
 @route("GET", "mqtool/published/VHOST", administrator)
 @route("GET", "mqtool/unrouted/VHOST", administrator)
 def published(call: Call, vhost: str) -> Answer:
-    """Return the messages that clients have published, or only those that no queue received."""
+    """Return the published messages or, if the path contains `unrouted`, only those that no queue received."""
     return _recorded(call, call.request.path[2], vhost)
 
 
 @route("GET", "mqtool/queues/VHOST/QUEUE/WHAT", administrator)
 def in_queue(call: Call, vhost: str, queue: str, what: str) -> Answer:
-    """Return the ready messages of a queue (WHAT is `messages`), or those `acked`, `rejected` or `requeued` there."""
+    """Return the ready messages of a queue (`what` is `messages`), or those `acked`, `rejected` or `requeued` there."""
     if what == "messages":
         return _enough(call, list(call.api.under_test().ready(vhost, queue)))
     if what not in _SETTLED:
@@ -342,7 +342,7 @@ def _recorded(call: Call, what: str, vhost: str, **names: str) -> Answer:
 
 
 def _enough(call: Call, messages: "list[Recorded]") -> Answer:
-    """Return these messages. If they are fewer than the query's `count`, wait for more for up to `timeout` seconds."""
+    """Return these messages. If the query asks for more (`count`), the server repeats the call until `timeout`."""
     query = call.request.query
     try:
         count, timeout = int(query.get("count", 0)), min(float(query.get("timeout", _TIMEOUT)), _MAX_TIMEOUT)

@@ -131,7 +131,7 @@ def do_nothing(call: Call, *names: str) -> None:
 
 @route(READ, "extensions", anyone)
 def extensions(call: Call) -> list[Json]:  # noqa: ARG001
-    """Return the extensions of the management page: none."""
+    """Return the extensions of the management UI; there are none."""
     return []
 
 

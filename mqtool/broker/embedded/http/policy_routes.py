@@ -137,7 +137,7 @@ def policy(call: Call, vhost: str, name: str) -> Json:
 
 
 def policy_views(vhosts: Iterable[VirtualHost], kind: str) -> list[Json]:
-    """Return the policies of a kind (user or operator) in the form of /api/policies."""
+    """Return the policies of a kind (user or operator) in the format of /api/policies."""
     return [
         {
             "vhost": vhost.name,
@@ -181,7 +181,7 @@ def parameter(call: Call, component: str, vhost: str, name: str) -> Json:
 
 
 def parameter_views(vhosts: Iterable[VirtualHost], component: str | None = None) -> list[Json]:
-    """Return limits and operator policies in the form of /api/parameters, which does not contain policies."""
+    """Return limits and operator policies in the format of /api/parameters, which does not contain policies."""
     found: list[Json] = []
     for vhost in vhosts:
         if vhost.limits:
@@ -232,7 +232,7 @@ def global_parameter(call: Call, name: str) -> Json:
 
 
 def global_parameter_views(broker: Broker) -> list[Json]:
-    """Return the global parameters in the form of /api/global-parameters."""
+    """Return the global parameters in the format of /api/global-parameters."""
     return [{"name": name, "value": json.loads(text)} for name, text in broker.global_parameters.items()]
 
 

@@ -64,7 +64,7 @@ def queue(call: Call, vhost: str, name: str) -> Json:
 
 
 def queue_definition(queue: Queue) -> Json:
-    """Return a queue in the form of /api/definitions."""
+    """Return a queue in the format of /api/definitions."""
     return {
         "name": queue.name,
         "vhost": queue.vhost,
@@ -75,7 +75,7 @@ def queue_definition(queue: Queue) -> Json:
 
 
 def queue_view(queue: Queue, rates: Rates) -> Json:
-    """Return a queue in the form of /api/queues."""
+    """Return a queue in the format of /api/queues."""
     ready, unacked = len(queue), queue.unacked
     consumers = list(queue.consumers)
     view: Json = {
@@ -196,7 +196,7 @@ def exchange(call: Call, vhost: str, name: str) -> Json:
 
 
 def exchange_definition(vhost: VirtualHost, exchange: Exchange) -> Json:
-    """Return an exchange in the form of /api/definitions."""
+    """Return an exchange in the format of /api/definitions."""
     return {
         "name": exchange.name,
         "vhost": vhost.name,
@@ -209,7 +209,7 @@ def exchange_definition(vhost: VirtualHost, exchange: Exchange) -> Json:
 
 
 def exchange_view(vhost: VirtualHost, exchange: Exchange, rates: Rates) -> Json:
-    """Return an exchange in the form of /api/exchanges."""
+    """Return an exchange in the format of /api/exchanges."""
     return {
         **exchange_definition(vhost, exchange),
         "policy": exchange.policy.policy,
@@ -269,7 +269,7 @@ def delete_exchange(call: Call, vhost: str, name: str) -> None:
 @route(READ, "bindings", anyone)
 @route(READ, "bindings/VHOST", visitor)
 def bindings(call: Call, vhost: str | None = None) -> Iterator[Json]:
-    """Return bindings, with the implicit binding of each queue to the default exchange."""
+    """Return bindings, including the implicit binding of each queue to the default exchange."""
     found: list[tuple[str, Binding]] = []
     for each in call.vhosts(vhost):
         default = each.exchanges[""]
@@ -294,7 +294,7 @@ def bindings_to_exchange(call: Call, vhost: str, name: str) -> list[Json]:
 
 
 def binding_view(vhost: str, binding: Binding) -> Json:
-    """Return a binding in the form of /api/bindings."""
+    """Return a binding in the format of /api/bindings."""
     return {
         "source": binding.source.name,
         "vhost": vhost,
@@ -308,7 +308,7 @@ def binding_view(vhost: str, binding: Binding) -> Json:
 
 @route(READ, "bindings/VHOST/e/EXCHANGE/TYPE/DESTINATION", visitor)
 def bindings_between(call: Call, vhost: str, source: str, kind: str, destination: str) -> list[Json]:
-    """Return the bindings between an exchange and a queue (TYPE is `q`) or another exchange (`e`)."""
+    """Return the bindings between an exchange and a queue (`kind` is `q`) or another exchange (`e`)."""
     to = {"q": "queue", "e": "exchange"}.get(kind) or missing()
     source = exchange_name(source)
     return where(bindings(call, vhost), source=source, destination=destination, destination_type=to)

@@ -121,7 +121,7 @@ class Api:
 
 @dataclass
 class Call:
-    """A request as handlers get it, with the broker and the logged-in user. Methods raise 404 for missing objects.
+    """A request to a handler, with the broker and the logged-in user. Methods raise HttpError 404 for missing objects.
 
     Attributes:
         api: the parts of the broker that handlers use.
@@ -191,7 +191,7 @@ class Call:
 
 
 class Listed(NamedTuple):
-    """The response of a long list: objects with a name and a vhost. Only the requested page is converted, by `view`."""
+    """A long list to return in pages: objects with a name and a vhost. `view` converts those on the page to JSON."""
 
     items: list[Any]
     view: Callable[[Any], Json]

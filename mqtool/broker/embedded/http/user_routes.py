@@ -50,7 +50,7 @@ def user(call: Call, name: str) -> Json:
 
 
 def user_view(user: User) -> Json:
-    """Return a user in the form of /api/users."""
+    """Return a user in the format of /api/users."""
     return {
         "name": user.name,
         "password_hash": base64.b64encode(user.password_hash or b"").decode(),
@@ -127,7 +127,7 @@ def permission(call: Call, vhost: str, name: str) -> Json:
 
 
 def permission_views(users: Iterable[User]) -> list[Json]:
-    """Return the permissions of users in the form of /api/permissions."""
+    """Return the permissions of users in the format of /api/permissions."""
     return [
         {"user": user.name, "vhost": name, "configure": rights.configure, "write": rights.write, "read": rights.read}
         for user in users
@@ -179,7 +179,7 @@ def topic_permission(call: Call, vhost: str, name: str, *exchange: str) -> list[
 
 
 def topic_permission_views(users: Iterable[User]) -> list[Json]:
-    """Return the topic permissions of users in the form of /api/topic-permissions."""
+    """Return the topic permissions of users in the format of /api/topic-permissions."""
     return [
         {"user": user.name, "vhost": vhost, "exchange": exchange, "write": rights.write, "read": rights.read}
         for user in users

@@ -169,7 +169,7 @@ _PLAIN = Properties(b"\x00\x00")
 
 
 def _descriptor(data: bytes, offset: int) -> Span:
-    """Return the code of the section at `offset`, and the position of its value as both start and end.
+    """Return a span with the code of the section at `offset`. Its start and end are both the position of the value.
 
     Raises:
         ValueError: there is no section of a message at `offset`.

@@ -161,7 +161,7 @@ class Properties:
     def replace(
         self, *, headers: Table | None = None, reply_to: str | None = None, expires: bool = True
     ) -> "Properties":
-        """Return a copy with other headers or reply-to, or without its expiration (`expires=False`)."""
+        """Return a copy with new headers or reply-to, or without its expiration (`expires=False`)."""
         fields = self.fields()
         if headers is not None:
             fields["headers"] = encode_table(headers)
@@ -303,7 +303,7 @@ class Message:
         address: tuple[str, str] | None = None,
         expires: bool = True,
     ) -> Self:
-        """Return a copy with other headers, reply-to or address, or without its expiration (`expires=False`)."""
+        """Return a copy with new headers, reply-to or address, or without its expiration (`expires=False`)."""
         properties = self.properties.replace(headers=headers, reply_to=reply_to, expires=expires)
         return type(self)(
             self.address if address is None else encode_address(*address),

@@ -40,17 +40,17 @@ class Pages(Protocol):
     """The methods of the ledger that a backlog uses to keep the messages of long queues only on disk."""
 
     def page_out(self, entry: Entry) -> bool:
-        """Return True if the backlog may keep only the row of a stored, unchanged message in memory."""
+        """Page out a stored message if memory is needed. Returns True if the backlog must now keep only its row."""
 
     def page_in(self, rows: Sequence[int]) -> list[Entry]:
-        """Read stored messages back from disk, in this order. If they are large, return only the first ones."""
+        """Read stored messages back, in the order of `rows`. If they are large, return only the first ones."""
 
 
 class Backlog:
     """A first-in, first-out backlog. Requeued messages return to their original position.
 
-    Only the row of a paged-out message is in memory. The message is read back, with those behind it, when it is next to
-    be delivered.
+    Only the row of a paged-out message is in memory. Once the message is at the head, it is read back together with
+    those behind it.
     Requeued messages are kept in a heap, so requeueing is as fast in a long queue as in a short one.
 
     Attributes:
@@ -153,7 +153,7 @@ class QuorumBacklog(Backlog):
 
 
 class PriorityBacklog(Backlog):
-    """A backlog that returns messages of higher priority first, and those of one priority in order."""
+    """A backlog that returns messages of higher priority first, and messages of equal priority in order."""
 
     _kind: ClassVar[type[Backlog]] = Backlog
     _default: ClassVar[int] = 0

@@ -41,7 +41,7 @@ _ALARM_CLEARED = 0.8
 
 
 class Client(Protocol):
-    """The interface of a client connection that the broker uses. `user` and `vhost` are set once it is open."""
+    """A client connection, as the broker sees it. `user` and `vhost` are set once the connection is open."""
 
     user: User
     vhost: VirtualHost
@@ -296,7 +296,7 @@ class Hooks(Protocol):
         """Handle a new connection, before the client has sent anything."""
 
     def enqueue(self, vhost: VirtualHost, routing: Routing) -> Publication:
-        """Add a published message to its queues, or not, and return the outcome to report to the publisher."""
+        """Add a message to its queues, unless a test prevents it; return the outcome to report to the publisher."""
 
     def acknowledge(self, queue: Queue, entry: Entry) -> bool:
         """Return True if a message is to be acknowledged, False to ignore the client's acknowledgement."""

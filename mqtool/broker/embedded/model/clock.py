@@ -96,7 +96,7 @@ class Timetable(Generic[Item]):
 
     Args:
         clock: the source of the time and of timers.
-        due: called with each item when it is due; items due at the same time come in the order of adding.
+        due: called with each item when it is due; items due at the same time in the order in which they were added.
         done: called after `due` has been called with all items that were due.
     """
 

@@ -10,7 +10,7 @@ from mqtool.codecs.field_tables import Table
 
 
 class Consumer(Protocol):
-    """The interface of a consumer that a queue uses."""
+    """A consumer, as its queue sees it."""
 
     tag: str
     priority: int
@@ -88,7 +88,7 @@ class Consumers:
         return gone
 
     def next_ready(self) -> Consumer | None:
-        """Return the consumer to deliver the next message to; None if no consumer can take one now."""
+        """Choose the consumer for the next message, in turn; return None if no consumer can take one now."""
         if self._single_active:
             return self.active if self.active is not None and self.active.ready() else None
         if len(self._all) == 1:

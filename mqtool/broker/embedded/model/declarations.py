@@ -81,7 +81,7 @@ def check_queue(declared: QueueDeclaration, vhost: str, profile: Profile) -> Non
 
 
 def _check_by_version(kind: str, where: str, profile: Profile, arguments: Table) -> None:
-    """Check arguments that only some versions check. No version checks the values for delayed retries."""
+    """Check arguments that only some versions of RabbitMQ check. The values of `x-delayed-retry-…` are not checked."""
     version = arguments.get("x-queue-version")
     if isinstance(version, int) and version < profile.oldest_queue_version:
         what = f"unsupported queue version '{version}'"

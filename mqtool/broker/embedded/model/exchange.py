@@ -86,7 +86,7 @@ def _short_hash(data: bytes) -> str:
 
 
 class ExchangeDeclaration(NamedTuple):
-    """The properties of an exchange in a declaration, possibly not valid."""
+    """The properties of an exchange in a declaration. They may be invalid."""
 
     name: str
     kind: str
@@ -202,7 +202,7 @@ def negate_delay(message: Message, milliseconds: int) -> Message:
 class DelayedMessages:
     """The messages that the x-delayed-message exchanges of a virtual host hold back.
 
-    A message belongs to an exchange by its name, so it is also released if the exchange was deleted and declared again.
+    A message belongs to the name of an exchange. It is released even if the exchange was deleted and redeclared.
 
     Args:
         release: called with the name of the exchange and a message when the message is due.

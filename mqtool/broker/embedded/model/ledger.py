@@ -45,7 +45,7 @@ class SegmentData(Protocol):
         """Return the number of bytes."""
 
     def write(self, position: int, data: bytes) -> None:
-        """Write bytes at this position, over any left by a failed attempt."""
+        """Write bytes at this position, and overwrite any that a failed attempt has left there."""
 
     def sync(self) -> None:
         """Block until all bytes are on disk."""
@@ -121,11 +121,11 @@ class MemorySegments:
         return MemorySegment(self._hold)
 
     def delete(self) -> None:
-        """Do nothing: each segment is deleted by itself."""
+        """Do nothing: deleting a MemorySegment frees its memory."""
 
 
 class Log(Protocol):
-    """The interface of a stream's log that a ledger uses."""
+    """The log of a stream, as the ledger sees it."""
 
     @property
     def is_watched(self) -> bool:
@@ -243,7 +243,7 @@ class Ledger:
         self.removed(row)
 
     def page_out(self, entry: Entry) -> bool:
-        """Return True if the caller must keep only the row of a stored, unchanged message in memory."""
+        """Page out a stored message if memory is needed. Returns True if the caller must now keep only its row."""
         # A dead letter would be read back as an ordinary Message.
         if self.held_bytes - self._paged_out_bytes <= _ROOMY or isinstance(entry.message, Dead):
             return False
@@ -252,7 +252,7 @@ class Ledger:
         return True
 
     def page_in(self, rows: Sequence[int]) -> list[Entry]:
-        """Read paged-out messages back from disk, in this order. If they are large, return only the first ones."""
+        """Read paged-out messages back, in the order of `rows`. If they are large, return only the first ones."""
         entries = self.read(rows)
         self.held_bytes += sum(len(entry.message.body) + _ENTRY_OVERHEAD for entry in entries)
         self._page(-_PAGED_OUT * len(entries))
@@ -311,7 +311,7 @@ class Ledger:
         """Delete a stored message."""
 
     def read(self, rows: Sequence[int]) -> list[Entry]:  # noqa: ARG002
-        """Read up to BATCH messages from disk, in this order. If they are large, return only the first ones."""
+        """Read up to BATCH messages, in the order of `rows`. If they are large, return only the first ones."""
         return []
 
     def delivering(self, holder: int) -> None:

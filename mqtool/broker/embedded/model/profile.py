@@ -8,7 +8,7 @@ from mqtool import __version__
 
 
 class Like(StrEnum):
-    """The names of the profiles. 4.3 means 4.3.6; 4.3.5 means any earlier 4.3, which refuses transient queues."""
+    """The names of the profiles. 4.3 means 4.3.6; 4.3.5 means the releases before it, which refuse transient queues."""
 
     V3_10 = "3.10"
     V4_0 = "4.0"
@@ -51,7 +51,7 @@ class Profile(NamedTuple):
         times_out: True if the consumer timeout applies to all queues, False if only to quorum queues.
         returns_replies: True if a mandatory direct reply to a client that is gone is returned to its publisher.
         lost_commit: what the broker closes if a queue is deleted before a message for it is committed (tx.commit).
-        exact_body: True if a body that is longer than its content header says causes an error of its own.
+        exact_body: True if a body that is longer than its content header says causes a separate error.
         mirrors: True if policies can mirror queues. Policies then accept only the settings of 3.10.
         delayed_exchanges: True if the delayed message plugin is available for this version.
         hides_vhosts: True if the management API returns 404 for virtual hosts that a user has no access to.

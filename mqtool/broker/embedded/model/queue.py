@@ -41,7 +41,7 @@ DeadLetter = Callable[["Queue", Message, str, Settled], None]
 
 
 class QueueDeclaration(NamedTuple):
-    """The properties of a queue in a declaration, possibly not valid.
+    """The properties of a queue in a declaration. They may be invalid.
 
     Attributes:
         owner: the connection that declares an exclusive queue; None for a shared queue.
@@ -62,7 +62,7 @@ class Queue:
 
     Attributes:
         dead_letter: called with each message to dead-letter, if there is a dead-letter exchange.
-        when_unused: called when the queue must be deleted: an auto-delete queue, or one whose `x-expires` is over.
+        when_unused: called when the queue must be deleted, because of auto-delete or `x-expires`.
         owner: the connection that an exclusive queue belongs to; None for a shared queue.
         key: the number of the queue in the data directory.
         kind: `classic`, `quorum` or `stream`.
@@ -338,7 +338,7 @@ class Queue:
             self._expiry.set_by(expires_at)
 
     def touch(self) -> None:
-        """Restart the time after which an unused queue is deleted (`x-expires`)."""
+        """Restart the timer that deletes an unused queue (`x-expires`), or stop it if there are consumers."""
         expires = self.options.expires
         if expires is None or self.deleted:
             return

@@ -159,7 +159,7 @@ class StreamLog:
         return len(self._segments)
 
     def offset_at(self, timestamp: int) -> int:
-        """Return the offset of the first chunk at or after `timestamp` (ms since 1970), or `end` if all are older."""
+        """Return the offset of the first chunk at or after `timestamp` (ms since 1970), or `end` if there is none."""
         first = 0
         for index, segment in enumerate(self._segments):
             begun = segment.first_timestamp
@@ -295,7 +295,7 @@ class StreamLog:
         self._wake()
 
     def _forget_old(self) -> None:
-        """Delete the oldest segments beyond the retention limits. Like RabbitMQ, called only for a new segment."""
+        """Delete the oldest segments beyond the retention limits. Called only after a new segment, as in RabbitMQ."""
         limits = self.retention
         while len(self._segments) > 1:
             first = self._segments[0]
@@ -353,7 +353,7 @@ class StreamLog:
         return self._segments[max(index - 1, 0)]
 
     def segment_after(self, segment: Segment) -> Segment | None:
-        """Return the segment that follows a segment, which may have been deleted; None after the last one."""
+        """Return the segment that follows `segment`, even if `segment` has been deleted; None after the last one."""
         index = bisect_right(self._segments, segment.base, key=lambda each: each.base)
         return self._segments[index] if index < len(self._segments) else None
 

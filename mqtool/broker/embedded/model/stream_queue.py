@@ -173,21 +173,21 @@ class Stream(Queue):
         self.traffic.acknowledged += 1
 
     def requeue(self, entries: Iterable[Entry], why: Why = Why.RETURNED) -> None:
-        """Do nothing for the deliveries of a closed channel; otherwise raise ConnectionException 540."""
+        """Do nothing if the deliveries are those of a closed channel; otherwise raise ConnectionException 540."""
         if why is not Why.LOST:
             for entry in entries:
                 self.reject(entry)
 
     def reject(self, entry: Entry) -> None:  # noqa: ARG002
-        """Raise ConnectionException 540, which is RabbitMQ's error for a stream."""
+        """Raise ConnectionException 540: a stream does not support basic.nack and basic.reject."""
         raise self._not_supported("basic.nack and basic.reject")
 
     def get(self, *, no_ack: bool) -> Entry | None:  # noqa: ARG002
-        """Raise ConnectionException 540, which is RabbitMQ's error for a stream."""
+        """Raise ConnectionException 540: a stream does not support basic.get."""
         raise self._not_supported("basic.get")
 
     def purge(self) -> int:
-        """Raise ConnectionException 540, which is RabbitMQ's error for a stream."""
+        """Raise ConnectionException 540: a stream does not support queue.purge."""
         raise self._not_supported("queue.purge")
 
     def clear(self) -> None:
@@ -286,7 +286,7 @@ class _Shape:
             self._between, self._after = parts[0] + name[:1], parts[1]
 
     def add_head(self, data: bytes, body: bytes) -> bool:
-        """Add the start of the message's entry to the template. Returns False if AMQP 0-9-1 cannot have written it."""
+        """Add the start of an entry to the template. Returns False if the entry was not written over AMQP 0-9-1."""
         mark = _mark(len(body))
         start = len(data) - len(body) - len(mark)
         if start < 0 or not data.startswith(mark, start) or not data.endswith(body):

@@ -238,7 +238,7 @@ class VirtualHost:
             is_due: True if the delay of the message is over.
 
         Raises:
-            ConnectionException: 541, there is such an exchange, but the delay of the message is not a number.
+            ConnectionException: 541, an x-delayed-message exchange is on the way, and `x-delay` is not a number.
         """
         headers = message.headers
         keys = [message.routing_key]
@@ -314,7 +314,7 @@ class VirtualHost:
         return self._delayed.count(exchange.name)
 
     def _release(self, name: str, entry: Entry) -> None:
-        """Publish a message whose delay is over. If publishing fails, the message is set aside."""
+        """Publish a message whose delay is over. If publishing fails, set it aside (see Ledger.set_aside)."""
         exchange = self.exchanges.get(name)
         try:
             if exchange is not None:

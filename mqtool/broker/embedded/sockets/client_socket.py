@@ -100,7 +100,7 @@ class PacedSocket(asyncio.Protocol, ABC):
         self.handle(data)
 
     def handle(self, data: bytes) -> None:
-        """Handle the complete frames, and keep the rest: an incomplete frame, or all frames after `is_backed_up`."""
+        """Handle the complete frames, and keep the rest: an incomplete frame or, if `is_backed_up`, all others."""
         if len(data) >= self._need:
             try:
                 data = data[self.take_bytes(data) :]
@@ -136,7 +136,7 @@ class PacedSocket(asyncio.Protocol, ABC):
             self.handle(b"".join(self._chunks))
 
     def write(self, data: bytes) -> None:
-        """Send bytes at the end of this event loop iteration, in one write with all others."""
+        """Send bytes at the end of this event loop iteration, in one write with everything else."""
         self._out.append(data)
         self._out_bytes += len(data)
         if self._out_bytes > self.enough_out:
@@ -176,7 +176,7 @@ class PacedSocket(asyncio.Protocol, ABC):
         self._output_pauses += 1
 
     def resume_output(self) -> None:
-        """Undo one pause_output(). After the last, send everything written meanwhile."""
+        """Undo one pause_output(). Once every one is undone, send everything written meanwhile."""
         self._output_pauses -= 1
         if not self._output_pauses:
             self.flush_soon()
@@ -298,7 +298,7 @@ class ClientSocket(PacedSocket):
         return ipaddress.ip_address(self.peer[0].partition("%")[0]).is_loopback
 
     def set_user(self, user: User) -> None:
-        """Set the user after a successful login; the connection no longer counts as one without a login."""
+        """Set the user after a successful login; the connection no longer counts towards the limit before login."""
         self.user = user
         self._connections.allow(self)
 

@@ -75,7 +75,7 @@ class Listener:
         self._bound = [_bound_socket(family, address) for family, address in addresses]
 
     def open(self) -> None:
-        """Undo one shut(). After the last, accept connections again."""
+        """Undo one shut(). Accept connections again once every shut() is undone."""
         self._shut -= 1
         if self._shut:
             return

@@ -77,7 +77,7 @@ class LogCheck:
         return f"the log was damaged: {gone} in it could not be read. The files as they were are in {kept}"
 
     def discard(self) -> None:
-        """Delete the copy of the log, for when the database cannot be opened."""
+        """Delete the copy of the log. Called if the database cannot be opened."""
         self._copy.unlink(missing_ok=True)
 
 

@@ -21,7 +21,7 @@ log = logging.getLogger("mqtool.broker.embedded")
 
 
 def recover(broker: Broker, storage: Storage) -> None:
-    """Restore everything stored into the broker. If the data directory is new, create the defaults instead."""
+    """Restore the broker from its data directory. If the directory is new, create the defaults instead."""
     if storage.database.is_new:
         # In one transaction, in case the broker is killed meanwhile.
         with storage.database.db as db:

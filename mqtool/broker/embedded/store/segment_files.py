@@ -59,7 +59,7 @@ class SegmentFile:
         return 0 if self._is_new else self._path.stat().st_size
 
     def write(self, position: int, data: bytes) -> None:
-        """Write bytes at this position, over any that a failed attempt has left there."""
+        """Write bytes at this position, and overwrite any that a failed attempt has left there."""
         if self._file is None:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -124,7 +124,7 @@ class SegmentDirectory:
         self._directory = directory
 
     def existing(self) -> Iterable[tuple[int, SegmentData]]:
-        """Return the segments that already exist at a start, in order, each with its first offset."""
+        """Return the segments that exist when the broker starts, in order, each with its first offset."""
         found = sorted(path for path in self._directory.glob(f"*{_SUFFIX}") if _NAME.fullmatch(path.name))
         return [(int(path.stem), SegmentFile(path)) for path in found]
 

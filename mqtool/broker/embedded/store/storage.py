@@ -232,7 +232,7 @@ class Storage(Ledger):
             self._schedule()
 
     def discard_log(self, log: Log) -> None:
-        """Delete the files of a stream on the writer thread, which may be writing to them."""
+        """Schedule the deletion of a stream's files on the writer thread, which may be writing to them now."""
         self._next.discarded.append(log)
         self._schedule()
 
@@ -349,7 +349,7 @@ class Storage(Ledger):
 
 
 def _finish(group: Group) -> None:
-    """Let readers have the stream data that is now on disk, and call the waiting functions."""
+    """Make the stream data that is now on disk available to readers, and call the waiting functions."""
     for stream in group.logs:
         stream.commit()
     for what in group.waiting:

@@ -173,7 +173,7 @@ class StreamConnection(Session):
         """Do nothing: stream consumers do not acknowledge deliveries, so none can time out."""
 
     def _wrong(self, code: Code, reason: str) -> None:
-        """Close the connection because of an invalid frame. Before it is open, do not send the reason to the client."""
+        """Close the connection because of an invalid frame. Before the handshake is done, do not send the reason."""
         if self.state == "open":
             self._close(code, reason)
         else:

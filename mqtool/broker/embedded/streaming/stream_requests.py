@@ -59,7 +59,7 @@ def _queue_arguments(arguments: Mapping[str, str]) -> Table:
 
 
 def _add_stream(vhost: VirtualHost, name: str, arguments: Table) -> None:
-    """Create a stream. Refused if the queue exists, an argument is not valid, or the disk is full."""
+    """Create a stream. Raises Refused if the queue exists, an argument is not valid, or the disk is full."""
     queue, declared = vhost.queues.get(name), QueueDeclaration(name, arguments)
     try:
         if queue is not None:
@@ -93,7 +93,7 @@ def delete(session: Session, fields: Fields, correlation: int) -> None:
 
 
 def _delete_stream(vhost: VirtualHost, name: str) -> None:
-    """Delete an existing stream. Refused if the disk is full."""
+    """Delete an existing stream. Raises Refused if the disk is full."""
     try:
         vhost.delete_queue(vhost.queues[name])
     except ConnectionException as error:
@@ -158,7 +158,7 @@ def _order(binding: Binding) -> int:
 
 
 def _partitions(vhost: VirtualHost, super_stream: str) -> list[str]:
-    """Return the names of a super stream's partitions, in order. Refused if the exchange does not exist."""
+    """Return the names of a super stream's partitions, in order. Raises Refused if the exchange does not exist."""
     exchange = vhost.exchanges.get(super_stream)
     if exchange is None:
         raise Refused(Code.STREAM_DOES_NOT_EXIST, u32(0))

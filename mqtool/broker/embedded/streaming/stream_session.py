@@ -1,4 +1,4 @@
-"""Base class of a stream connection, which publishers, subscriptions and requests use; and the handshake."""
+"""The base class of a stream connection, with what publishers, subscriptions and requests need; and the handshake."""
 
 from abc import abstractmethod
 from typing import Any
@@ -50,7 +50,7 @@ class Session(ClientSocket):
 
     @abstractmethod
     def watch(self, stream: str, log: StreamLog) -> None:
-        """From now on, send new chunks of a stream to its subscribers, and notify the client if it is deleted."""
+        """Start to send a stream's new chunks to its subscribers; notify the client if the stream is deleted."""
 
 
 class Refused(Exception):

@@ -35,7 +35,7 @@ class _From(IntEnum):
 
 
 class Group:
-    """Single active consumers of one stream with the same name, as in RabbitMQ 3.11. Only one of them gets messages.
+    """The single active consumers of a stream that share a name (RabbitMQ 3.11). Only one of them gets messages.
 
     Args:
         partition: the index of the stream in its super stream, so that the partitions are spread over the consumers.

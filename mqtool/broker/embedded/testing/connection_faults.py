@@ -83,7 +83,7 @@ class Frozen(Layer):
 
 
 class Slow(Layer):
-    """A transport that sends everything some seconds later."""
+    """A transport that delays everything it sends by some seconds."""
 
     def __init__(self, inner: asyncio.Transport, seconds: float) -> None:
         super().__init__(inner)
@@ -303,7 +303,8 @@ class BlockPublishers(Fault):
 class Restart(Fault):
     """Stops the broker, and listens on the same ports again after a number of seconds.
 
-    Closes connections as at a shutdown. Transient queues, exchanges and messages are lost unless `keep_transient`.
+    Closes connections as if the broker were shut down. Transient queues, exchanges and messages are lost unless
+    `keep_transient` is set.
     """
 
     seconds: float = 0.0

@@ -90,11 +90,11 @@ class Fault:
         """Apply the fault to a new connection."""
 
     def publishing(self, routing: Routing) -> bool:  # noqa: ARG002
-        """Return True to answer a publish with a nack. May change `routing.queues`, which get the message."""
+        """Return True to answer a publish with a nack. May change `routing.queues`, the queues that get it."""
         return False
 
     def acknowledging(self, queue: Queue) -> bool:  # noqa: ARG002
-        """Return True to lose an acknowledgement of a message in this queue."""
+        """Return True to ignore a client's acknowledgement of a message in this queue."""
         return False
 
     def confirming(self, data: bytes, send: Callable[[bytes], None]) -> bool:  # noqa: ARG002

@@ -73,9 +73,9 @@ class QueueQuestions:
 
 
 class Questions(ABC):
-    """Queries about a virtual host of a broker that was started with `recording`.
+    """Queries about a virtual host of a broker. The broker must have been started with the setting `recording`.
 
-    On an event loop, queries return at once without waiting: use `await until(...)` there.
+    On an event loop, queries do not wait for messages: use `await until(...)` there.
     """
 
     _waiting = False
@@ -253,11 +253,11 @@ class Faults:
         return self.begin(CloseChannels(code, text, name)).met
 
     def refuse_connections(self, seconds: float | None = None) -> BegunFault:
-        """Refuse new connections for this many seconds; None until undone."""
+        """Refuse new connections for this many seconds; None means until undone."""
         return self.begin(RefuseConnections(seconds))
 
     def go_silent(self, seconds: float | None = None) -> BegunFault:
-        """Neither read nor send anything, not even heartbeats, for this many seconds; None until undone."""
+        """Make the broker hang for this many seconds: it reads and sends nothing. None means until undone."""
         return self.begin(GoSilent(seconds))
 
     def slow_down(self, seconds: float = 0.1) -> BegunFault:
@@ -265,7 +265,7 @@ class Faults:
         return self.begin(SlowDown(seconds))
 
     def block_publishers(self, reason: str = "low on memory", seconds: float | None = None) -> BegunFault:
-        """Block connections that publish (connection.blocked) for this many seconds; None until undone."""
+        """Block connections that publish (connection.blocked) for this many seconds; None means until undone."""
         return self.begin(BlockPublishers(reason, seconds))
 
     def restart(self, seconds: float = 0.0, *, keep_transient: bool = False) -> BegunFault:

@@ -161,7 +161,7 @@ class _Replay:
                 raise Unavailable(f"a message of {self._path} went nowhere: {why}")
 
     def _missing(self, exchange: str, connection: "Connection") -> str | None:
-        """Return the reason why an exchange cannot be published to; None if it exists."""
+        """Return an error if an exchange does not exist; otherwise None."""
         from mqtool.amqp import administration
         from mqtool.topology import Exchange
 

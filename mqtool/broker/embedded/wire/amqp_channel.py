@@ -134,7 +134,7 @@ class Channel:
             raise locked_queue(queue.name, queue.vhost)
 
     def queue_name(self, name: str) -> str:
-        """Return the name; if it is empty, the name of the queue declared last on this channel. Raises 404 if none."""
+        """Return `name` or, if it is empty, the name of the queue declared last. Raises 404 if none was declared."""
         if name:
             return name
         if self.last_queue is None:

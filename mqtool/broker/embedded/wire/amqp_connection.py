@@ -236,7 +236,7 @@ class Connection(Session):
                 )
 
     def _close_received(self) -> None:
-        """Send connection.close-ok. The client closes the socket: some clients report a failure if the broker does."""
+        """Send connection.close-ok. Let the client close the socket: some report a failure if the broker does."""
         self.shut()
         self.send(commands.Connection.CloseOk)
         self.state = "closed"
@@ -279,7 +279,7 @@ class Connection(Session):
 
 
 def _publish_index(error: ConnectionException) -> int:
-    """Return the index of the method that connection.close names after a failed publish: only 540 names one."""
+    """Return the method index to send in connection.close after a failed publish: 0, except for error 540."""
     return commands.Basic.Publish.index if error.code == NOT_IMPLEMENTED else 0
 
 

@@ -126,7 +126,7 @@ def malformed(code: int, kind: int, payload: bytes, what: str = "") -> Connectio
 
 
 def _erlang(data: bytes) -> str:
-    """Format bytes as Erlang prints a binary: as text if all bytes are printable, else as numbers."""
+    """Format bytes as Erlang prints a binary: as text if all bytes are printable, otherwise as numbers."""
     text = data.decode("latin-1")
     if data and all(letter.isprintable() for letter in text) and '"' not in text:
         return f'<<"{text}">>'

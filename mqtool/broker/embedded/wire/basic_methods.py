@@ -69,7 +69,7 @@ def _count(channel: Channel, exchange: Exchange) -> None:
 
 
 def _checked_routing(channel: Channel, message: Message) -> Routing | None:
-    """Check that a message may be published, and route it. Transactions, too, do this before the commit.
+    """Check that a message may be published, and route it. In a transaction, this is not delayed until the commit.
 
     Returns:
         The message and its queues; None for a direct reply.
@@ -131,7 +131,7 @@ def _check_expiration(expiration: str) -> None:
 
 
 def perform(channel: Channel, message: Message, routing: Routing | None, *, mandatory: bool) -> Publication:
-    """Enqueue a message. If it was routed to no queue, send it back with basic.return if mandatory, else drop it."""
+    """Enqueue a message. If no queue gets it, return it to the publisher if `mandatory`, otherwise drop it."""
     hooks = channel.session.broker.hooks
     if routing is None:
         publication = _reply(channel, message)
