@@ -130,7 +130,7 @@ _PATIENCE = (0.3, 1.0)
 def checked(
     queue: Queue, options: UsedQueueOptions, channel: Channel, broker: Broker, access: Access | None = None
 ) -> Queue:
-    """Return the queue if it exists or may be declared, otherwise raise NotFound. On a terminal, say if the queue is new.
+    """Return the queue if it exists or may be declared, otherwise raise NotFound. On a terminal, say if it is new.
 
     A new queue's name may be mistyped. If it is a tutorial's queue, scripts that declare the queue with other settings
     will fail with 406 PRECONDITION_FAILED, so the notice says which dialect such scripts need.
