@@ -1,6 +1,6 @@
 """Convert messages to and from JSON, one object per line. A delivery's line can be published again unchanged.
 
-A header whose AMQP type JSON lacks is written as an object with one key: {"$bytes": base64}, {"$decimal": "1.5"},
+JSON lacks some AMQP types. A header of such a type is an object with one key: {"$bytes": base64}, {"$decimal": "1.5"},
 {"$double": "NaN", "Infinity" or "-Infinity"}, {"$timestamp": seconds since 1970, UTC}, or {"$encoded": base64} for
 a value left in AMQP's encoding. A table that looks like one of these is written as {"$table": table}. In text, bytes
 that are not UTF-8 are written as the escapes \\udc80 to \\udcff.

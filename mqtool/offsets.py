@@ -1,4 +1,4 @@
-"""Offsets in a stream, and parsing them: first, last, next, a number, a time, or an age."""
+"""Offsets in a stream, and a function to parse them: first, last, next, a number, a time, or an age."""
 
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple

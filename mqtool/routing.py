@@ -225,13 +225,13 @@ def wanted_headers(arguments: Mapping[str, Value]) -> _Wanted:
 
 
 def header_matches(headers: Mapping[str, Value], name: str, wanted: Value, *, strict_numbers: bool = False) -> bool:
-    """True if a header exists and has the value that a binding requires; None requires no value.
+    """True if a header exists and has the value that a binding requires; None accepts any value.
 
-    As in RabbitMQ, numbers are compared by value, whatever their AMQP type, and text equals the same bytes. The items
-    of lists and tables must also have the same AMQP type and order.
+    As in RabbitMQ, numbers are compared by value, whatever their AMQP type, and a text equals its UTF-8 bytes. The
+    items of lists and tables must also have the same AMQP type and order.
 
     Args:
-        strict_numbers: an integer, a float and a time are never equal to each other, as since RabbitMQ 4.0.
+        strict_numbers: an integer, a float and a timestamp are never equal to each other, as since RabbitMQ 4.0.
     """
     if name not in headers:
         return False

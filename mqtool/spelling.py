@@ -28,7 +28,7 @@ def pasteable(own: str, *words: str) -> str:
     """Return a command line of mqtool that the user can paste: its arguments are quoted for the shell.
 
     Args:
-        own: the command and its options, such as "queue delete"; if it ends in "=", the next word is an option's value.
+        own: the command and its options, such as "queue delete". If it ends in "=", words[0] is that option's value.
         words: the arguments, such as names of queues. If any starts with a dash, "--" is put in front of them.
     """
     if own.endswith("="):

@@ -34,7 +34,7 @@ class Tap:
 
     Args:
         bindings: the queue's bindings; their destinations are ignored.
-        receiving: how to consume; must have a buffer.
+        receiving: how to consume; its `buffer` must be set.
     """
 
     def __init__(self, channel: Channel, bindings: Iterable[Binding], receiving: Receiving) -> None:
@@ -51,7 +51,7 @@ class Tap:
             raise AccessRefused(str(error), _permissions_for(str(error))) from error
 
     def has_backlog(self) -> bool:
-        """True if the broker may have dropped messages because too many were waiting. Call it from another thread."""
+        """True if the broker may have dropped messages because too many were waiting. Safe to call from any thread."""
         try:
             name = self._channel.reopening.journal.current_name(self._queue.name)
             return self._beside.depth_of(name) > _MAX_LENGTH * _NEARLY_FULL
@@ -124,7 +124,7 @@ def to_exchange(
 
 
 def like_queue(api: Management, vhost: str, queue: str) -> Bound:
-    """Return a queue's bindings, for the tap's queue. Raises UsageError if none of them leads to copies."""
+    """Return a queue's bindings, for the tap's queue. Raises UsageError if it has none, or one that makes no copies."""
     api.get(path("queues", vhost, queue), columns="name")  # for a missing queue, the list of bindings would be empty
     found = [each for each in api.items(path("queues", vhost, queue, "bindings"), _COLUMNS) if each["source"]]
     if not found:
@@ -180,12 +180,12 @@ def firehose_is_on(api: Management, vhost: str) -> bool:
 
 
 def switch_firehose(api: Management, vhost: str, *, on: bool) -> None:
-    """Switch the firehose of a virtual host on or off. Only an administrator may. A broker restart switches it off."""
+    """Switch the firehose of a virtual host on, until the broker restarts, or off. Requires an administrator."""
     api.put(path("vhosts", vhost), {"tracing": on})
 
 
 def original_of(copy: Delivery) -> Delivery:
-    """Return the original of a message that the firehose copied."""
+    """Convert the firehose's copy of a message back to the original message."""
     told, queue = copy.headers, ""
     if copy.routing_key.startswith(_DELIVERED):
         queue = copy.routing_key.removeprefix(_DELIVERED)

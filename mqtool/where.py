@@ -76,7 +76,7 @@ def _parsed(text: str) -> float:
 
 
 def _seconds(text: str) -> float | None:
-    """Parse a time, which is local without a UTC offset; return seconds since 1970, or None if it is not a time."""
+    """Parse a time (local if it has no UTC offset); return seconds since 1970, or None if it is not a time."""
     try:
         return datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError, OSError):
@@ -175,7 +175,7 @@ class Where:
         self._test = test
 
     def matches(self, record: Record) -> bool:
-        """True if a record matches: a mapping with the keys of NDJSON, or with the `fields` passed to parse()."""
+        """True if a record, a mapping with the keys of NDJSON or the `fields` passed to parse(), matches."""
         return self._test(_Subject(record))
 
 
@@ -194,7 +194,7 @@ def of_delivery(delivery: Delivery) -> Record:
 
 
 def of_message(message: Message) -> Record:
-    """Convert a message to a record without a timestamp and a queue."""
+    """Convert a message to a record without a timestamp or a queue."""
     return {
         "exchange": message.exchange or "",
         "routing_key": message.routing_key or "",
@@ -245,7 +245,7 @@ def parse(text: str, fields: Set[str] | None = FIELDS) -> Where:
         fields: the field names that a condition may start with (`headers` in `headers.x`); None for any.
 
     Raises:
-        BadExpression: the condition is not valid; the error has the column.
+        BadExpression: the condition is not valid; the error contains the column.
     """
     parser = _Parser(text, fields)
     test = parser.either(_DEEPEST)
@@ -269,7 +269,7 @@ class _Parser:
         return self._at == len(self._text)
 
     def error(self, what: str, at: int | None = None, hint: str | None = None) -> BadExpression:
-        """Return an error with its column, for the position `at` or the current one."""
+        """Return an error at the position `at`, by default the current one."""
         column = (self._at if at is None else at) + 1
         return BadExpression(what, self._text, column, hint or "'mqtool help where' shows how to write it")
 

@@ -1,4 +1,4 @@
-"""Functions for background processes: check if they run, stop them, and read and write their log files."""
+"""Functions for background processes: check whether they are running, stop them, and access their logs."""
 
 import contextlib
 import os
@@ -69,7 +69,7 @@ def terminate(processes: Iterable[Process], patience: float) -> None:
 
 
 def append_to_log(path: Path) -> BinaryIO:
-    """Open a log file for appending, and write a line that marks a new start. A long log is renamed to log.1 first."""
+    """Open a broker's log for appending, and add a line that marks its start. A long log is renamed to log.1 first."""
     if path.exists() and path.stat().st_size > _LONG_LOG:
         path.replace(path.with_name("log.1"))
     log = path.open("ab", buffering=0)

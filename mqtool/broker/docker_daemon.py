@@ -32,7 +32,7 @@ _PROGRESS_PAUSE = 5.0
 
 @contextmanager
 def daemon_of_this_machine() -> Iterator["DockerClient"]:
-    """Connect to the Docker daemon. Inside the block, its errors are raised as mqtool's.
+    """Connect to the Docker daemon. Inside the `with` block, Docker's errors are translated into mqtool's.
 
     Raises:
         Unavailable: the daemon does not respond or is on another machine, or a port is in use.
@@ -95,7 +95,7 @@ def _build_arguments(base: str) -> dict[str, str]:
 
 
 def image_tag(base_id: str) -> str:
-    """Return the name of mqtool's image on a base image. Changing one of IMAGE_FILES changes the name."""
+    """Return the name of the image that mqtool builds on a base image. Changing one of IMAGE_FILES changes the name."""
     key = hashlib.sha256(base_id.encode())
     for path in sorted(path for path in IMAGE_FILES.iterdir() if path.is_file()):
         key.update(path.name.encode() + path.read_bytes())

@@ -59,8 +59,8 @@ class Embedded(Starter):
         """Run a broker in this process until it is stopped by Ctrl-C, SIGTERM or `broker down`.
 
         Args:
-            when_up: called in a thread once the broker listens. If it raises an error, the broker is stopped, and
-                the error is raised.
+            when_up: called in a thread once the broker is listening. If it raises an error, the broker is stopped,
+                and the error is raised again.
         """
         from mqtool.broker.embedded.__main__ import run  # not at the top: other commands need no broker
         from mqtool.broker.embedded.server import Server
@@ -105,7 +105,7 @@ class Embedded(Starter):
 
 
 def _settings(started: Started) -> Settings:
-    """Return the embedded broker's settings for a broker as mqtool saves it."""
+    """Convert the saved description of a broker to the settings of the embedded broker."""
     from mqtool.broker.embedded.sockets.listener import Tls  # not at the top: importing asyncio is slow
 
     details = started.details
@@ -135,7 +135,7 @@ def _run(started: Started) -> Started:
 
 
 def _listening(started: Started, pid: int, tls: str | None, damage: str | None) -> Started:
-    """Return a broker with the details that are known once it listens: its process, TLS URL and any damage."""
+    """Return a broker with its process, its TLS URL, and the damage to its stored data, if any."""
     details = {key: value for key, value in started.details.items() if key not in ("damage", "tls")}
     if tls:
         details["tls"] = f"amqps://{ports.HOST}:{_port_of(tls)}"
@@ -163,7 +163,9 @@ def launch(directory: Path, settings: Settings) -> "subprocess.Popen[bytes]":
 
 
 def wait_until_ready(broker: "subprocess.Popen[bytes]", directory: Path) -> list[str]:
-    """Wait until a launched broker accepts connections; return the lines of its ready file: its URLs, and any damage.
+    """Wait until a launched broker accepts connections; return the lines of its ready file.
+
+    These are its URLs and, if its stored data is damaged, a description of the damage.
 
     Raises:
         MqtoolError: the broker ends, or does not start in time.

@@ -122,7 +122,7 @@ def _enable_plugins(file: Path, node: Node) -> str:
 def _stream_settings(node: Node) -> list[str]:
     """Return lines for rabbitmq.conf that set the stream port and the address that the node advertises to clients.
 
-    A node without a stream port gets the usual one, since by default the plugin would listen on all addresses.
+    If the node has no stream port, they set the usual one, since by default the plugin listens on all addresses.
     """
     port = node.stream_port or ports.STREAMS
     # Other machines cannot reach loopback, but this machine can reach its external address.
@@ -146,7 +146,7 @@ def stop_epmd(port: int) -> None:
 
 
 def environment(node: Node, *, for_tools: bool = False) -> dict[str, str]:
-    """Return the environment of a node, or of rabbitmqctl and rabbitmq-plugins, which need another port."""
+    """Return the environment variables of a node or, with `for_tools`, those of rabbitmqctl and rabbitmq-plugins."""
     directory = Path(node.directory)
     ours = {
         "HOME": node.home,
@@ -301,7 +301,7 @@ def _settings(own: Node, first: Node) -> list[str]:
 
 
 def _wait_for(first: Node, process: Process) -> None:
-    """Wait until the first node accepts connections. A node that cannot reach it forms a cluster of its own."""
+    """Wait until the first node accepts connections. A node started earlier would form a cluster of its own."""
     deadline = time.monotonic() + _FIRST_PATIENCE
     while ports.is_free(first.port):
         if not background.is_running(process) or time.monotonic() > deadline:

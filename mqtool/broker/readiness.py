@@ -36,7 +36,7 @@ _PAUSE = 0.1
 
 
 def connect_within(seconds: float, connect: Callable[[], T]) -> T:
-    """Call a function that connects until it succeeds; raise TimedOut, with the last reason, after `seconds`."""
+    """Call `connect` again and again until it succeeds; after `seconds`, raise TimedOut with the last error."""
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -50,8 +50,8 @@ def connect_within(seconds: float, connect: Callable[[], T]) -> T:
 def wait_until_up(starter: Starter, started: Started) -> Started:
     """Wait until a broker accepts connections, and return it with its current process ids.
 
-    Nodes of a cluster that start at the same time may fail (RabbitMQ 3.10: incompatible_feature_flags; 4.0: Mnesia in
-    a wrong directory). Such nodes are started again.
+    Nodes of a cluster that start at the same time may fail to start (RabbitMQ 3.10: incompatible_feature_flags; 4.0:
+    Mnesia in a wrong directory). Such nodes are started again.
     """
     revivals = _REVIVALS if started.nodes > 1 else 0
 
@@ -92,7 +92,7 @@ def read_definitions(file: Path) -> Json:
 
 
 def remember_definitions(started: Started, file: Path | None) -> Started:
-    """Save the path of the definitions file, if any, that a broker loads at each start. Returns the changed broker."""
+    """Save the path of the definitions file, if any, to load at each start of a broker. Returns the changed broker."""
     if file is None:
         return started
     started = replace(started, details={**started.details, "definitions": str(file)})
@@ -117,14 +117,14 @@ def load_definitions(started: Started) -> None:
 
 
 def _names_vhosts(document: Json) -> bool:
-    """True if definitions are those of a whole broker. Those of a single virtual host do not contain its name."""
+    """True if the definitions are of a whole broker; those of a single virtual host do not name virtual hosts."""
     return "vhosts" in document or any(
         "vhost" in item for items in document.values() if isinstance(items, list) for item in items
     )
 
 
 def check_listen(address: str) -> None:
-    """Check that a broker can listen on an address: an IPv4 address of this machine other than 127.0.0.1."""
+    """Raise an error unless the address is an IPv4 address of this machine other than 127.0.0.1."""
     try:
         ipaddress.IPv4Address(address)
     except ValueError:
@@ -141,7 +141,7 @@ def check_listen(address: str) -> None:
 
 
 def admit_remote(started: Started) -> Started:
-    """Add the user for other machines if needed; return the broker with that user's URL in its details."""
+    """Add the user for connections from other machines; return the broker with that user's URL in its details."""
     own = parse_addresses(started.url)[0]
     listen = started.details["listen"]
     password = parse_addresses(url)[0].password if (url := remote_url(started)) else secrets.token_urlsafe(15)

@@ -1,4 +1,4 @@
-"""The destinations of delayed messages, and functions that both ways to delay messages share."""
+"""The destinations of delayed messages, and functions for both ways of delaying messages."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Destination:
         return self.to if isinstance(self.to, Queue) else self.leads_to
 
     def look(self, channel: Channel) -> None:
-        """Set `is_classic`; asks the broker at the first call only."""
+        """Set `is_classic`. Asks the broker on the first call only."""
         if self.is_classic is None:
             self.is_classic = self.queue is not None and _is_classic(channel, self.queue)
 
@@ -71,7 +71,7 @@ class Destination:
 def _is_classic(channel: Channel, queue: Queue) -> bool:
     """Declare a queue; return True if it is certainly a classic queue.
 
-    AMQP cannot query a queue's type, but the broker rejects a declaration with another type, and closes the channel.
+    AMQP has no query for a queue's type, but the broker rejects a declaration with another type.
     """
     if queue.arguments.get("x-queue-type", "classic") != "classic":
         return False
@@ -102,7 +102,7 @@ class Place(NamedTuple):
 
 
 def expect(channel: Channel, target: Exchange | Queue) -> None:
-    """Check that a destination exists. Uses a new channel, because the broker closes the channel otherwise.
+    """Check that a destination exists. Uses a new channel, because the broker closes it if there is an error.
 
     Raises:
         NotFound: the destination does not exist.
@@ -113,12 +113,12 @@ def expect(channel: Channel, target: Exchange | Queue) -> None:
 
 
 def name_for(target: Exchange | Queue, suffix: str) -> str:
-    """Return the name of a helper queue or exchange for a target. The name must not start with "amq."."""
+    """Return the name of a helper queue or exchange for a target. A prefix avoids the reserved names amq.…"""
     return derived_name(f"mqtool.{target.name}" if target.name.startswith("amq.") else target.name, suffix)
 
 
 def derived_name(name: str, suffix: str) -> str:
-    """Return NAME.SUFFIX. If that exceeds AMQP's 255 bytes, NAME is cut and its checksum added."""
+    """Return NAME.SUFFIX. If that is longer than AMQP's 255 bytes, NAME is cut, and a checksum of it is added."""
     data = name.encode("utf-8", "surrogateescape")
     room = _LONGEST_NAME - len(suffix) - 1
     if len(data) <= room:

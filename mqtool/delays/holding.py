@@ -1,4 +1,4 @@
-"""Choose the way to delay messages, and rewrite each delayed message so that it waits at the broker."""
+"""Choose how to delay messages, and rewrite each delayed message so that it waits on the broker."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -33,7 +33,7 @@ class Held(Message):
 
 
 class Delaying:
-    """Rewrites messages with a delay so that they wait at the broker.
+    """Rewrites messages with a delay so that they wait on the broker.
 
     Attributes:
         at_fault: after hold() has raised an error, the message that cannot be delayed.
@@ -99,7 +99,7 @@ class Delaying:
         return held
 
     def choose(self, target: Exchange | Queue | None = None) -> Way:
-        """Choose the way to delay messages for a target; notify the user at the first choice.
+        """Return the way to delay messages for a target. Tells the user about a new choice.
 
         Raises:
             PluginMissing: the user chose the plugin, and the broker does not have it.
@@ -135,12 +135,12 @@ def _now() -> int:
 
 
 def _milliseconds(message: Message) -> int:
-    """Return the delay of a message in milliseconds, from now."""
+    """Return the milliseconds from now until a message is due."""
     if message.due is not None:
         return round(message.due * 1000) - _now()
     return round((message.delay or 0) * 1000)
 
 
 def _may_be_in_flight(message: Message) -> int:
-    """Return the maximum number of unconfirmed messages, which grows with the delay."""
+    """Return how many messages may be unconfirmed: more if the next message has a longer delay."""
     return _IN_FLIGHT * step_of(_milliseconds(message)) // SHORTEST_STEP

@@ -42,7 +42,7 @@ _SUFFIX = re.compile(r"(?P<exchange>\.exchange)?\.(?P<kind>delay|wait)(\.(\d+(ms
 
 
 def is_wait_queue(name: str) -> bool:
-    """True if mqtool gives such a name to wait queues, their exchanges, and the queue of length 0 beside them."""
+    """True for the names that mqtool gives to wait queues, their exchanges, and the queue of length 0 beside them."""
     return name.endswith(".nowhere") or _SUFFIX.search(name) is not None
 
 
@@ -51,7 +51,7 @@ def wait_queue(name: str, milliseconds: int, exchange: str, routing_key: str | N
 
     Args:
         routing_key: the routing key of the dead letters; None keeps each message's own.
-        unused: milliseconds that the queue must exist without being used, if longer.
+        unused: if longer, the milliseconds for which the queue must exist without being used.
     """
     arguments: dict[str, Any] = {
         "x-message-ttl": milliseconds,
@@ -64,7 +64,7 @@ def wait_queue(name: str, milliseconds: int, exchange: str, routing_key: str | N
 
 
 class AtLeastOnce:
-    """Declares wait queues that dead-letter at least once, or plain ones if the broker (before 3.10) cannot.
+    """Declares wait queues that dead-letter at least once, or ordinary ones on brokers before 3.10.
 
     Args:
         warn: called once if the broker does not support at-least-once dead-lettering.
@@ -76,7 +76,7 @@ class AtLeastOnce:
         self._can = True
 
     def declare(self, queue: Queue, *, remember: bool = False) -> Queue:
-        """Declare a wait queue; `remember` declares it again after a reconnection.
+        """Declare a wait queue; with `remember`, it is declared again after a reconnection.
 
         Raises:
             DeclaredDifferently: the queue exists with other arguments, so messages might never leave it.
@@ -115,7 +115,7 @@ _LEASE = 60.0
 
 
 class Wait(NamedTuple):
-    """A wait in a queue whose name ends with `suffix`, and which exists for `unused` milliseconds without use."""
+    """A wait in a queue whose name ends with `suffix`. The queue lasts at least `unused` milliseconds without use."""
 
     suffix: str
     milliseconds: int
@@ -138,7 +138,7 @@ class ThroughQueues:
         """Declare the queues and exchanges that delay a message; return how to publish it.
 
         Args:
-            milliseconds: returns the delay from now, which is shorter after declarations that took time.
+            milliseconds: returns the remaining delay. Called again after declarations, which take time.
 
         Raises:
             BadData: the delay is too long for a wait queue.
@@ -168,9 +168,9 @@ class ThroughQueues:
         return Place(names[0], None, properties) if isinstance(target, Exchange) else Place("", names[0], properties)
 
     def _name(self, target: Exchange | Queue, *suffix: str) -> str:
-        """Return the name of a wait queue, or of the exchange between wait queues if there is no suffix.
+        """Return the name of a wait queue or, without a suffix, of the exchange between wait queues.
 
-        Queues with other arguments have other names.
+        Classic and quorum queues have different names, since a queue cannot be declared again with another type.
         """
         kind = [] if self._destination.may_lead_to_quorum_queue(target) else ["classic"]
         return name_for(target, ".".join([*["exchange"] * isinstance(target, Exchange), "delay", *suffix, *kind]))
@@ -179,7 +179,7 @@ class ThroughQueues:
         return time.monotonic() > self._leases.get((name, number), 0.0)
 
     def _declare(self, target: Exchange | Queue, name: str, wait: Wait, number: int, *, is_last: bool) -> None:
-        """Declare a wait queue, and the exchange in front of it."""
+        """Declare a wait queue and, if it needs one, the exchange in front of it."""
         is_safe, remember = self._destination.may_lead_to_quorum_queue(target), (name, number) not in self._leases
         router = Exchange(self._name(target), "headers", durable=True, auto_delete=True)
         key, exchange = (target.name, "") if isinstance(target, Queue) else (None, target.name)
@@ -203,9 +203,9 @@ class ThroughQueues:
         self._leases[name, number] = time.monotonic() + _LEASE
 
     def _due_exchange(self, exchange: Exchange) -> Exchange:
-        """Declare the exchange between a wait queue and its target, which is also bound to a queue of length 0.
+        """Declare the exchange between a wait queue and its target. It is also bound to a queue of length 0.
 
-        Without that queue, a message that the target routes to no queue would never be confirmed.
+        Without the queue of length 0, a message that the target cannot route would never be confirmed.
         """
         due = Exchange(name_for(exchange, "due"), "fanout", durable=True, auto_delete=True)
         if self._is_stale(due.name):
@@ -227,7 +227,7 @@ def step_of(milliseconds: int) -> int:
 
 
 def waits_for(milliseconds: int) -> list[Wait]:
-    """Divide a delay into one or two waits: 5 s; or 5 s, then 325 ms."""
+    """Divide a delay into one or two waits: 5 s is one wait, 5.325 s is a wait of 5 s and one of 325 ms."""
     step = step_of(milliseconds)
     longest, unit = next(each for each in _RANGES if milliseconds <= each[0])
     delay = min(-(-milliseconds // step) * step, LONGEST_IN_QUEUES)

@@ -88,7 +88,7 @@ def _queues(api: Management, vhost: str) -> Iterator[Queue]:
 
 
 def queue_arguments(api: Management, vhost: str) -> Callable[[Json], dict[str, Any]]:
-    """Return a function that returns a queue's arguments with those of its policy.
+    """Return a function that returns a queue's arguments, including those that its policy adds.
 
     The function takes a queue of management.queue_totals(), which contains only the policy's name. Operator policies,
     which can only set limits, are left out.
@@ -188,7 +188,7 @@ def export(api: Management, vhost: str) -> Contents:
 
 
 def parse_file(text: str, where: str, vhost: str) -> tuple[Contents, list[str]]:
-    """Parse a file named `where`; return the definitions of a virtual host, and the names of ignored sections."""
+    """Parse a file named `where`; return the definitions of the virtual host, and the names of ignored sections."""
     try:
         told = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -210,7 +210,7 @@ def parse_file(text: str, where: str, vhost: str) -> tuple[Contents, list[str]]:
 
 
 def compare(broker: Contents, file: Contents) -> list[Change]:
-    """List the differences in the order in which they can be imported. Objects that only the broker has come last."""
+    """List the differences, in an order in which they can be imported. Objects that the file lacks come last."""
     found: list[Change] = []
     extra: list[Change] = []
     for kind, singular in KINDS.items():

@@ -1,4 +1,4 @@
-"""The checks of `doctor`: problems of queues, from two snapshots, and exchanges that route nowhere or in cycles."""
+"""The checks of `doctor`: problems with queues, from two snapshots, and exchanges that route nowhere or in cycles."""
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -151,7 +151,7 @@ class _Place(NamedTuple):
 def _circles(leads: Mapping[Node, Iterable[Node]]) -> Iterator[list[Node]]:
     """Yield cycles in a graph, each from a node to itself.
 
-    At least one cycle is found in each group of connected nodes; the number of all cycles may be exponential.
+    Does not find all cycles, which could take forever, but at least one in each group of nodes that reach each other.
     """
     done: set[Node] = set()
     closing: set[Node] = set()
@@ -232,7 +232,7 @@ def alarms(api: Management) -> str:
 
 
 def has_no_consumer(queue: Json) -> bool:
-    """True if a queue has messages and no consumer. Dead-letter queues and wait queues do not count."""
+    """True if a queue has messages and no consumer, and is not a stream, a dead-letter queue or a wait queue."""
     if queue.get("type") == "stream" or queue["name"].endswith(".dlq"):
         return False
     return not expires(queue) and not queue.get("consumers") and bool(queue.get("messages_ready"))
@@ -254,9 +254,9 @@ def forgets_to_acknowledge(queue: Json, earlier: Json | None = None) -> bool:
 
 
 def stands_still(queue: Json, earlier: Json | None = None) -> bool:
-    """True if messages wait, and each consumer has a delivery, does not acknowledge it, and receives no other one.
+    """True if messages wait, and each consumer has a delivery, does not acknowledge it, and receives no other.
 
-    The cause is a long task, or a consumer with a prefetch limit that forgets to acknowledge; this cannot be detected.
+    The cause is a long task, or a consumer with a prefetch limit that forgets to acknowledge; they look the same.
 
     Args:
         earlier: a snapshot of the queue from some seconds ago; None returns True only if it has no acknowledgements.
@@ -301,7 +301,7 @@ def _count(queue: Json, name: str) -> int:
 
 
 def findings(api: Management, vhost: str | None, wait: Callable[[], object]) -> Iterator[Finding]:
-    """Find the problems of one virtual host, or of all. Calls `wait` between the two snapshots of the queues."""
+    """Find the problems in one virtual host, or in all. Calls `wait` between the two snapshots of the queues."""
     before = {(queue["vhost"], queue["name"]): queue for queue in management.queues(api, vhost, COLUMNS)}
     wait()
     names = {(each["vhost"], each["name"]) for each in management.exchanges(api, vhost, ("vhost", "name"))}

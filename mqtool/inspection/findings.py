@@ -56,7 +56,7 @@ class Finding:
 
 
 def worst_first(findings: Iterable[Finding]) -> list[Finding]:
-    """Sort findings: the worst checks first, and the same problem of different objects together."""
+    """Sort findings: the most severe first, and the same problem of different objects together."""
     ranks = {check: rank for rank, check in enumerate(_WORST_FIRST)}
     return sorted(findings, key=lambda each: (ranks.get(each.check, len(ranks)), *_kind(each)))
 
@@ -73,9 +73,9 @@ def grouped(findings: Sequence[Finding]) -> Iterator[Sequence[Finding]]:
 
 
 def said(group: Sequence[Finding], named: int = 3) -> Iterator[str]:
-    """Describe a group of findings in a sentence each, since details, such as counts, may differ.
+    """Describe each finding of a group in a sentence, since details, such as counts, may differ.
 
-    Of more than three findings, only the first is described, with the names of `named` others.
+    If there are more than three, describe only the first, and add the names of up to `named` others.
     """
     if len(group) <= _APART:
         yield from (f"{each.where} {each.what}" for each in group)

@@ -101,7 +101,7 @@ def queues_named(names: Iterable[str]) -> Listing:
 def refresh(row: Row, ready: int, consumers: int) -> bool:
     """Update a queue's row with the counts from AMQP; return True if the API's counts are outdated.
 
-    The API's counts of classic queues are always current.
+    For classic queues, whose counts in the API are always current, it returns False.
     """
     is_old: bool = row["messages_ready"] != ready and row["type"] != "classic"
     row |= {"messages_ready": ready, "messages": ready + (row["messages_unacknowledged"] or 0), "consumers": consumers}
@@ -225,7 +225,7 @@ LISTINGS = {
 
 
 def in_order(rows: Iterable[Row], columns: Sequence[str]) -> list[Row]:
-    """Sort rows by the first column, then the next. `-messages` sorts in descending order. Missing values come last."""
+    """Sort rows by the given columns. `-messages` sorts in descending order. Missing values come last."""
     found = list(rows)
     for column in reversed(columns):
         name = column.removeprefix("-")

@@ -21,7 +21,7 @@ from mqtool.topology import DELAYED, Binding, Exchange
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """A step of a message's path. `binding` is None from the default exchange, and to an alternate exchange."""
+    """A step of a message's path. `binding` is None if it is from the default exchange or to an alternate exchange."""
 
     source: str
     destination: str
@@ -39,7 +39,7 @@ class DeadLetters:
 
     Attributes:
         exchange, routing_key: the dead letter is published with these.
-        queues: the queues that receive the dead letter; None if the exchange does not exist. Without a queue, the
+        queues: the queues that receive the dead letter; None if the exchange does not exist. If None or empty, the
             message is lost.
         circular: True if further dead-lettering can bring the message back to this queue. RabbitMQ then drops the
             message, unless a consumer has rejected it on the way: https://www.rabbitmq.com/docs/dlx
@@ -59,8 +59,8 @@ class Route:
     Attributes:
         queues: each queue that receives the message, with all paths to the queue.
         near_misses: bindings of the exchanges on the path that did not match, the nearest first.
-        dead_letters: one entry for each queue on the path, or reached by dead-lettering, with a dead-letter exchange.
-        delay: milliseconds for which an x-delayed-message exchange delays the message first.
+        dead_letters: for each queue that has a dead-letter exchange, among `queues` and those reached from them.
+        delay: milliseconds for which an x-delayed-message exchange delays the message before it routes it.
         unknown: exchanges on the path with a type that only the broker knows how to route.
     """
 
@@ -170,7 +170,7 @@ class Router:
                     yield routed_as, binding
 
     def _dead_letters(self, found: _Progress) -> list[DeadLetters]:
-        """Follow a dead-lettered message from queue to queue, visiting each queue once."""
+        """Follow a dead-lettered message from queue to queue. Visits each queue once per routing key."""
         dead: dict[tuple[str, str], DeadLetters] = {}
         todo = [(queue, found) for queue in sorted(found.queues)]
         for queue, message in todo:  # the loop appends to it

@@ -192,7 +192,7 @@ def exchanges_of(api: Management, vhost: str, only: Collection[str]) -> dict[str
 
 
 def _is_used(node: Node) -> bool:
-    """True unless the exchange is predeclared, and has no bindings and no publishers."""
+    """False if the exchange is predeclared, and nothing is bound to it or published to it."""
     predeclared = not node.exchange.name or node.exchange.name.startswith("amq.")
     return not predeclared or bool(node.links or node.publishers or node.published.count)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def objects(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """Decode the objects of a JSON array as they arrive; raise ValueError if the data is not a whole array."""
+    """Decode the objects of a JSON array as they arrive; raise ValueError if the array is not complete."""
     decoder, utf8 = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8")()
     text, start, begun = "", 0, False
     for chunk in chunks:
@@ -45,7 +45,7 @@ HOW_TO_ENABLE = (
 
 
 def refusal(answer: "Response", url: str, user: str) -> MqtoolError:
-    """Translate an error response to a request of this user to the API at this URL."""
+    """Translate an error response of the API at this URL, which logged in this user, into an exception."""
     reason = _said(answer)
     match answer.status_code:
         case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
@@ -157,11 +157,11 @@ class Management:
         return self._decoded(self._request("GET", path, query))
 
     def put(self, path: str, body: Json) -> bool:
-        """Create or change an object; return True if it is new. Raises DeclaredDifferently if changing fails."""
+        """Create or change an object; return True if it is new. Raises DeclaredDifferently if it cannot be changed."""
         return self._request("PUT", path, body=body).status_code == HTTPStatus.CREATED
 
     def post(self, path: str, body: Json) -> Any:
-        """Create an object without a name; return the decoded response body, if any."""
+        """Create an object that has no name, such as a binding; return the decoded response body, if any."""
         answer = self._request("POST", path, body=body)
         return self._decoded(answer) if answer.content else None
 

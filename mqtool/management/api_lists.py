@@ -20,8 +20,8 @@ def queues(
 def queue_totals(api: Management, vhost: str | None, columns: Sequence[str], pattern: str = "") -> Iterator[Json]:
     """Queues with message counts but no other statistics, which is far less work for RabbitMQ than queues().
 
-    Counts of classic queues are current, those of quorum queues up to five seconds old; streams have none. All queues
-    are in one response, since the broker sorts the list again for each page. Only a name pattern requires paging.
+    Counts of classic queues are current, those of quorum queues up to five seconds old; streams have none. The list is
+    read in pages only if there is a name pattern: the broker sorts it again for each page.
     """
     where = _in("queues", vhost)
     if pattern:
@@ -128,9 +128,9 @@ def bound_to(management: Management, vhost: str, exchange: str) -> set[str]:
 
 
 def consumer_timeout(management: Management, vhost: str, queue: str) -> float | None:
-    """Return how many seconds a delivery may stay unacknowledged by the queue's arguments and policies; None if unset.
+    """Return the consumer timeout, in seconds, that a queue's arguments and policies set; None if they set none.
 
-    The broker's own limit is unknown. https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout
+    The API does not report the broker's own timeout. https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout
     """
     milliseconds = effective_arguments(management.get(path("queues", vhost, queue))).get("x-consumer-timeout")
     return None if milliseconds is None else milliseconds / 1000

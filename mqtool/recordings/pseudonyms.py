@@ -1,4 +1,4 @@
-"""Pseudonyms: replace words, numbers and dates with others of the same kind and length, always in the same way.
+"""Pseudonyms: replace words, numbers and dates, consistently, with others of the same kind and length.
 
 The replacement is a permutation of all words of the same shape, keyed by a seed: two different words never become the
 same, and no word stays the same. It is a Feistel network over the characters of a word, like the format-preserving
@@ -124,7 +124,7 @@ class Pseudonyms:
         return found.upper() if text.isupper() else found.lower()
 
     def _date(self, text: str) -> str:
-        """Return another date and time of day. If the text is not a valid date in the range, replace its digits."""
+        """Return another date and time of day. If the date is not valid, or is out of range, replace its digits."""
         parts = _IS_DATE.fullmatch(text)
         assert parts is not None
         clock, limits = [int(part) for part in parts[3].split(":") if part], [24, 60, 60]
@@ -142,7 +142,7 @@ class Pseudonyms:
         return f"{day_text}{parts[2]}{clock_text}{'.' * bool(fraction)}{fraction}{parts[5]}"
 
     def _permuted(self, values: list[int], sizes: list[int]) -> list[int]:
-        """Permute values; each is less than its entry in `sizes`, and stays so."""
+        """Replace a list of values with another one. In both, each value is less than its entry in `sizes`."""
         if len(values) > _SHORT:
             return _added(values, self._stream(b"long", values), sizes, 1)
         if len(values) < 2:
@@ -182,7 +182,7 @@ def _added(values: list[int], stream: Sequence[int], sizes: Sequence[int], sign:
 
 
 def _kind(word: str) -> str:
-    """Classify a word, as hexadecimal or by how many bits a number needs. Its replacement has the same kind."""
+    """Classify a word: a number of a certain size, hexadecimal, or other. Its replacement has the same kind."""
     if word.isascii() and word.isdigit():
         if len(word) == 1:
             return "digit"

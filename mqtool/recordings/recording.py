@@ -86,7 +86,7 @@ class Selection:
     _start: float | None = None
 
     def takes(self, line: Mapping[str, Any], moment: float | None, place: str) -> bool:
-        """True if the selection includes a line. Raises BadData if that depends on an unknown time."""
+        """True if a line is selected. Raises BadData if its time is unknown, and `since` or `until` is set."""
         if self._start is None:
             self._start = moment
         if self.since is not None or self.until is not None:
@@ -111,10 +111,10 @@ class Selection:
 def recorded(
     lines: Iterable[bytes | None], selection: Selection, changes: Changes, name: str | None = None
 ) -> Iterator[Recorded | None]:
-    """Yield the selected messages of one file, changed. A message without an exchange goes to its original queue.
+    """Yield the selected messages of one file, with `changes` applied.
 
-    A line without a timestamp gets the timestamp of the previous line. The property user_id is removed, since a broker
-    accepts only the name of the user who publishes.
+    A message without an exchange goes to its original queue. A line without a timestamp gets the timestamp of the
+    previous line. The property user_id is removed, since a broker accepts only the name of the user who publishes.
 
     Args:
         lines: lines of the file. None means that no line is available right now; a None is then yielded.
@@ -194,7 +194,7 @@ class Pace:
         self._latest = 0.0
 
     def due(self, message: Recorded) -> float:
-        """Return the time, on `clock`, at which the next message is due."""
+        """Return the time, on `clock`, at which a message is due. Call it once for each message, in order."""
         if self._is_first:
             self._is_first = False
             self._start = self._due = self._clock()

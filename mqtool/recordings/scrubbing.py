@@ -61,7 +61,7 @@ class Scrubber:
     """Replaces the values in a recording's lines.
 
     Args:
-        keep: fields (from parse_fields()) that are not replaced, nor anything inside them.
+        keep: fields, as returned by parse_fields(), that are kept, with everything inside them.
         only: replace only these fields; empty for all.
     """
 
@@ -100,7 +100,7 @@ class Scrubber:
         return self._decimal if path.endswith(".$decimal") else self._pseudonyms.text
 
     def _walked(self, text: str, root: str, key: _Treatment = None) -> str:
-        """Replace the values in a JSON text, whose path within the line is `root`. `key` replaces the routing key."""
+        """Replace the values in a JSON text, whose path in the line is `root`. `key` is used for the routing key."""
         around: list[str] = []
         path = root
         treatment, is_replaced, number = self._treatment, self._is_replaced, self._pseudonyms.number

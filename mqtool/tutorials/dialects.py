@@ -143,7 +143,7 @@ _DIFFERS = (
 
 
 def declaring_like(refusal: str) -> list[Dialect]:
-    """The dialects that match an existing queue or exchange, according to the broker's refusal of a declaration."""
+    """Return the dialects whose settings match an existing queue or exchange, according to the broker's error."""
     told = re.search(_DIFFERS, refusal)
 
     def is_like(thing: Queue | Exchange) -> bool:
@@ -158,7 +158,7 @@ def declaring_like(refusal: str) -> list[Dialect]:
 
 
 def declaring_otherwise(queue: Queue) -> list[Dialect]:
-    """The first dialect of each language that declares a tutorial's queue with other settings."""
+    """Return the first dialect of each language that declares a queue of this name with other settings."""
     languages: dict[str, Dialect] = {}
     for dialect, names in NAMES.items():
         if any(thing.name == queue.name and thing != queue for thing in names):

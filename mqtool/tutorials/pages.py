@@ -104,7 +104,7 @@ def page(name: str) -> Page:
 
 
 def no_such_tutorial(name: str, names: tuple[str, ...]) -> UsageError:
-    """Make the error for an unknown name, which suggests a similar one."""
+    """Return the error for an unknown tutorial, with a similar name as its hint."""
     return UsageError(f"there is no tutorial {name!r}", did_you_mean(name, names, f"tutorials: {', '.join(names)}"))
 
 

@@ -57,7 +57,7 @@ WHERE broker = ? AND queue = ? AND client = ? AND message_id = ?
 
 
 class MessageKey(NamedTuple):
-    """Identifies a message: its id is unique only within a queue, and an RPC request's id only within its client."""
+    """Identifies a message. A message id is unique only within its queue; that of an RPC request, within its client."""
 
     broker: str
     queue: str
@@ -110,7 +110,7 @@ class HandledMessages:
                 this number has grown since it was last dead-lettered.
 
         Returns:
-            None if the caller must handle the message now.
+            How the message was handled before; None if the caller must handle it now.
 
         Raises:
             Interrupted: give_up() returned True.

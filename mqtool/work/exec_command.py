@@ -1,4 +1,4 @@
-"""The command of --exec: gets the body on stdin and the rest in the environment; its exit status is the result.
+"""The command of --exec: it gets the body on stdin, the properties as variables; its exit status is the result.
 
     message ──> MQ_ROUTING_KEY=… MQ_HEADER_TENANT=… program < body ──> 0, 65, 75, …
 
@@ -42,7 +42,7 @@ class ExecCommand:
         command: words as in a shell, with placeholders such as {routing_key}; or, if `shell`, a script for sh.
         shell: run the command with sh. Placeholders are then an error: a routing key must never be run as shell code.
         timeout: seconds after which the program's process group is killed; None for no limit.
-        capture: return the program's stdout, up to this many bytes; None lets it write to mqtool's stdout.
+        capture: return the program's stdout, limited to this many bytes; None lets it write to mqtool's stdout.
         concurrency: the maximum number of programs that run at once.
         pass_url: keep the passwords in the URLs that the program inherits in its environment.
 
@@ -126,7 +126,7 @@ def _find(name: str) -> str:
 
 
 def _inherited(*, pass_url: bool) -> dict[bytes, bytes]:
-    """Return mqtool's environment without the passwords in URLs, since crash reports and `ps e` show it."""
+    """Return mqtool's environment without the passwords in URLs, since crash reports and `ps e` show an environment."""
     inherited = dict(os.environb)
     for name in () if pass_url else _URLS:
         if name in inherited:

@@ -52,7 +52,7 @@ def failures_of(delivery: Delivery) -> int:
 def returns_of(delivery: Delivery) -> int:
     """Return how often the message was moved back from a dead-letter queue.
 
-    REASON is still set if `mqtool move`, which keeps all headers, moved it; that counts as one more return.
+    `mqtool move` keeps all headers. So REASON is still set after it moved a dead letter, which counts as a return, too.
     """
     return _count(delivery.headers.get(RETURNS)) + (REASON in delivery.headers)
 

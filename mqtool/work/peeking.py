@@ -64,7 +64,7 @@ def kind_of(channel: Channel, queue: str, api: Management | None, vhost: str) ->
     """Find out how to read a queue.
 
     Args:
-        api: the management API. If it is None or not available, find out by AMQP and assume the default delivery limit.
+        api: the management API. If None or not available, use AMQP, and assume the default delivery limit.
     """
     channel.depth_of(queue)
     default = _DEFAULT_LIMIT if re.match(r"RabbitMQ (?!3\.)", channel.connection.broker) else None
@@ -93,7 +93,7 @@ def _limit(said: Sequence[object], default: int | None) -> int | None:
 
 
 def _probed(channel: Channel, queue: str) -> How:
-    """Find out how to read a queue by AMQP: declare it as a durable queue, and read the broker's error.
+    """Use AMQP to find out how to read a queue: declare it as a durable queue, and read the broker's error.
 
     The error names one differing argument at a time, not always the type, so that argument is added and the
     declaration repeated.
@@ -128,8 +128,8 @@ def peek(
     Close the generator to requeue the messages.
 
     Args:
-        kind: how to read the queue; None finds it out by AMQP.
-        offset: where to start in a stream, which ends when no more messages arrive for a moment.
+        kind: how to read the queue; None detects it over AMQP.
+        offset: where to start in a stream. A stream is read until no more messages arrive for a moment.
 
     Raises:
         NotFound: there is no such queue.
@@ -161,7 +161,7 @@ def looking(channel: Channel, queue: str, kind: Kind) -> Iterator["Look"]:
 
 
 class Look:
-    """Reads a queue in batches, each held by a consumer on its own channel. `count` messages were read so far."""
+    """Reads a queue in batches, each held by a consumer on its own channel. `count` is the number read so far."""
 
     def __init__(self, channel: Channel, queue: str, kind: Kind) -> None:
         self.count = 0
@@ -192,7 +192,7 @@ class Look:
             )
 
     def remove(self, delivery: Delivery) -> None:
-        """Remove the latest delivery at the end, instead of requeueing it."""
+        """Mark the latest delivery, so that give_back() removes it instead of requeueing it."""
         self._removed.append((self._newest_channel, delivery))
         self._held[self._newest_channel] -= 1
 
@@ -201,7 +201,7 @@ class Look:
         return next(reversed(self._held))
 
     def _take(self, most: int) -> Iterator[Delivery]:
-        """Yield one more batch, of at most this many messages."""
+        """Yield one more batch, of at most `most` messages."""
         fits = _BATCH // (self._bytes // self.count) if self.count else _FIRST
         size = max(1, min(most, self._ready - self.count, fits, AT_ONCE))
         channel, last = self._channel.connection.channel(), self.count + size
@@ -225,7 +225,7 @@ class Look:
         """Check that the queue will not drop the message at its head if the message is requeued now and once more.
 
         Raises:
-            MqtoolError: the queue would drop it. If requeueing it now would drop it, it has been published again.
+            MqtoolError: the queue would drop it. If already at the first requeue, it has been published again instead.
         """
         count = times_back(head)
         if count < limit - 1:
@@ -248,7 +248,7 @@ class Look:
         )
 
     def finish_line(self) -> None:
-        """Read the remaining messages that were requeued earlier, which the queue would deliver before this batch."""
+        """Read the remaining messages that were requeued earlier: the queue would deliver them before this batch."""
         with suppress(MqtoolError):  # the connection is lost
             batch = self._rest()
             while self._newest is not None and self._newest.redelivered:

@@ -1,4 +1,4 @@
-"""Delayed messages and retries that wait at the broker: list, cancel, or deliver them now (`mqtool delayed`)."""
+"""Delayed messages and retries that wait on the broker: list, cancel, or deliver them now (`mqtool delayed`)."""
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
@@ -56,7 +56,7 @@ class WaitingMessages:
                     yield Waiting(queue, delivery, queue.original(delivery))
 
     def cancel(self, chosen: Choice) -> Generator[Waiting]:
-        """Yield the chosen messages. Each is deleted once its queue has been read to its end."""
+        """Delete the chosen messages, and yield each. They are deleted when their queue has been read to its end."""
         for queue in self._queues_for(None):
             with peeking.looking(self._channel, queue.name, self._kind(queue)) as look:
                 for delivery in look.messages():

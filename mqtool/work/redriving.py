@@ -94,7 +94,7 @@ def redrive(
 
 
 def drop(channel: Channel, source: str, chosen: Choice) -> Iterator[Delivery]:
-    """Delete dead letters; yield each."""
+    """Delete the chosen dead letters, and yield each."""
 
     def message_for(delivery: Delivery) -> Message | None:
         return Message(b"") if chosen(delivery) else None

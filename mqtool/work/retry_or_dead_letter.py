@@ -11,7 +11,7 @@
                  │
                  └── failed for the last time, or exit status 65 ──> [jobs.dlq]
 
-Messages wait at the broker, so no retry is lost if a worker dies. There is one wait queue for each delay
+Messages wait on the broker, so no retry is lost if a worker dies. There is one wait queue for each delay
 (wait_queues.py); it keeps a message until the work queue has confirmed it. A worker that dies after it moved a message
 and before it acknowledged the delivery leaves the message in both queues; --deduplicate suppresses the duplicate.
 
@@ -106,7 +106,7 @@ class Retrying:
         return self.retry(delivery, ending.reason)
 
     def retry(self, delivery: Delivery, error: str) -> bool:
-        """Move a message to the wait queue for its next attempt, or dead-letter it; return False in that case."""
+        """Move a message to the wait queue for its next attempt. If none is left, dead-letter it and return False."""
         failures = history.attempt_of(delivery)
         delay = self._policy.delay(failures)
         if delay is None:

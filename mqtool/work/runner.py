@@ -125,7 +125,7 @@ class Runner:
 
 
 def _serve(worker: "Connection", environment: Mapping[bytes, bytes]) -> None:
-    """Run programs until the worker ends. This function, and all that follow, run in the runner's process."""
+    """Run programs until the worker ends. This function, and all code below it, runs in the runner's process."""
     os.setpgid(0, 0)  # Ctrl-C on the terminal is for the worker alone
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
@@ -254,7 +254,7 @@ class _Run:
         return poll
 
     def _feed(self) -> None:
-        """Write as much to the program's stdin as fits; close the pipe at the end, or if the program closed it."""
+        """Write as much to the program's stdin as fits. Close the pipe once all is written, or if the program did."""
         try:
             self._body = self._body[os.write(self._stdin, self._body) :]
         except BlockingIOError:
@@ -280,7 +280,7 @@ class _Run:
         return len(data)
 
     def _read_rest(self) -> None:
-        """Read the rest of the program's output, but nothing that processes left behind write from now on."""
+        """Read the rest of the program's output, but not what processes that it left behind write from now on."""
         rest = _readable(self._stderr_end)
         while rest > 0:
             rest -= self._read_stderr(rest)
@@ -326,7 +326,7 @@ class _Stderr:
         return len(self.waiting) >= _PIPE_SIZE
 
     def write(self, data: bytes = b"") -> None:
-        """Write as much as possible without blocking."""
+        """Write the waiting data, then `data`, as far as possible without blocking; the rest waits."""
         self.waiting += data
         try:
             if self._socket is not None:
@@ -340,7 +340,7 @@ class _Stderr:
             self.waiting.clear()
 
     def finish(self) -> None:
-        """Write the remaining data, unless nobody reads it."""
+        """Write the waiting data; give up if nobody reads it."""
         poll = select.poll()
         poll.register(self.descriptor, select.POLLOUT)
         while self.waiting and poll.poll(_PATIENCE):

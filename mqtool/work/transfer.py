@@ -44,7 +44,7 @@ _OURS = {history.ATTEMPTS, history.LAST_ERROR, history.REASON, history.FIRST_FAI
 
 
 class NotMoved(NotConfirmed):
-    """The broker returned or rejected a message for the other queue."""
+    """The broker returned or rejected a message for the destination queue."""
 
 
 class Until(NamedTuple):
@@ -139,7 +139,7 @@ def _dropped(messages: Iterable[Message | None]) -> Iterator[Receipt]:
 
 
 def wait_for(channel: Channel, queue: str, ready: int, patience: float = _REQUEUED) -> None:
-    """Wait until a queue has `ready` messages; at most `patience` seconds, since consumers may take some of them."""
+    """Wait until a queue has `ready` messages, but at most `patience` seconds: consumers may receive some of them."""
     deadline = time.monotonic() + patience
     while channel.depth_of(queue) < ready and time.monotonic() < deadline:
         time.sleep(_LOOK / 10)
@@ -309,7 +309,7 @@ class Transfer:
             self._refusal = error
 
     def _give_back(self) -> None:
-        """Requeue the held messages in order, a few batches at a time, since a quorum queue may mix up more."""
+        """Requeue the held messages in order, a few batches at a time: a quorum queue may reorder more than that."""
         for start in range(0, len(self._batches) if self._source.is_open else 0, _BATCHES):
             self._consumer.give_back(())
             before, batches = self._source.depth_of(self._queue), self._batches[start : start + _BATCHES]
