@@ -174,7 +174,7 @@ def script(shell: Shell) -> str:
 
 
 def proposals(command: click.Command, line: str) -> list[str]:
-    """Complete a command line: each proposal with its description, if any, after a tab.
+    """Return the proposals to complete a command line, each followed by a tab and its description, if any.
 
     Args:
         command: the root of the command tree.

@@ -51,7 +51,7 @@ class Stage:
         return f" -q {self.name(name)}" if self.place.apart else ""
 
     def declared_queue(self, name: str) -> str:
-        """The options of a command that receives from a queue and declares it."""
+        """The options to receive from a queue and declare it; "" if the tutorial's default name can be used."""
         return f"{self.queue(name)} --declare" if self.place.apart else ""
 
     def exchange(self, name: str) -> str:

@@ -81,7 +81,7 @@ class Live:
     Args:
         frame: fetches a frame. Called with the number of lines wanted, and a text that each line must contain.
         interval: seconds between two frames.
-        press: called with each key that is not handled by all live views.
+        press: called with each key that Live does not handle itself.
     """
 
     def __init__(

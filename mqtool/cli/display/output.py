@@ -200,7 +200,7 @@ def write(data: bytes) -> None:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """Within the block, a signal to stop soon interrupts a blocked write to stdout (see stopping.py)."""
+    """Within the block, a write to stdout that blocks is interrupted soon after a signal to stop (see stopping.py)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -290,7 +290,7 @@ class Reader:
 
 
 def create_ready_file(path: Path | None) -> None:
-    """Create the file given by --ready-file, which signals that the command is consuming."""
+    """Create the file given by --ready-file, if any, to signal that the command is consuming."""
     if path is not None:
         try:
             # Symbolic links are not followed: in a directory that others can write to, one may point anywhere.

@@ -108,7 +108,7 @@ _CHART_WIDTH, _CHART_HEIGHT = 64, 4
 
 
 class Lines:
-    """Shows a play or drill line by line; safe to call from the threads of its terminals."""
+    """Shows a play or drill line by line. The terminals call its methods from their own threads."""
 
     def __init__(self, pace: Pace, *, aside: bool = False, quiet: bool = False) -> None:
         for stream in (sys.stdout, sys.stderr):

@@ -136,7 +136,7 @@ class Broker(OptionGroup):
         return LINES[self.dialect or Dialect.PYTHON]
 
     def set_up_printing(self) -> None:
-        """Apply --quiet, --verbose, --no-color and --debug. access() calls this; other commands do it themselves."""
+        """Apply --quiet, --verbose, --no-color and --debug. Commands that call access() need not call this, too."""
         run = current()
         run.quiet, run.verbose, run.no_color, run.debug = self.quiet, self.verbose, self.no_color, self.debug
         if self.debug:

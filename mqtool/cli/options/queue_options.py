@@ -183,7 +183,7 @@ StreamPort = Annotated[
 
 
 def dialect_of(broker: Broker) -> StreamDialect:
-    """The dialect of a command that takes DialectOfStreams."""
+    """The dialect chosen by the command's --dialect option (see DialectOfStreams); by default, Python's."""
     dialect: Any = broker.dialect
     return dialect or StreamDialect.PYTHON
 

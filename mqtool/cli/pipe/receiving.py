@@ -89,8 +89,11 @@ def delivery_writer(
     """Return a writer that prints deliveries in the format of the options, by default in the command's own lines.
 
     Args:
-        line: as for DeliveryWriter.
+        line: the format of the command's own lines; see DeliveryWriter.
         queue_is_private: unread messages are lost in any case, so do not wait until a pipe's reader has read each one.
+
+    Raises:
+        UsageError: the directory of --ready-file does not exist, or the options contradict each other.
     """
     ready = receiving.ready_file
     if ready is not None and not ready.parent.is_dir():

@@ -55,7 +55,7 @@ class Printing:
     """Which copies to print, and how.
 
     Attributes:
-        line: as for DeliveryWriter.
+        line: the default format of a copy; see DeliveryWriter.
         buffer: the number of deliveries kept per broker for a slow reader; above it, the oldest are dropped.
     """
 
