@@ -128,7 +128,7 @@ def is_integer(value: Value) -> bool:
 
 
 def text(raw: bytes) -> str | bytes:
-    """Decode UTF-8; return anything else unchanged."""
+    """Decode UTF-8; return bytes that are not valid UTF-8 unchanged."""
     try:
         return raw.decode()
     except UnicodeDecodeError:

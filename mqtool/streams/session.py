@@ -155,7 +155,7 @@ class Session:
         await asyncio.wait_for(login, 2 * patience)
 
     def ask(self, request: Coroutine[Any, Any, _T], stream: str) -> _T:
-        """Send a request about a stream; return the response, or raise MqtoolError if there is none."""
+        """Send a request about a stream; return the response. Raises MqtoolError on an error or a timeout."""
         try:
             return self._call(request, _PATIENCE)
         except Exception as error:
@@ -207,7 +207,7 @@ class Session:
         return range(first.first_offset, self.end_of(stream)) if first else range(0)
 
     def _chunk_at(self, place: OffsetType, stream: str) -> Chunk | None:
-        """Return the first or last chunk of a stream; None if the stream is empty."""
+        """Fetch the first or last chunk of a stream; return None if the stream is empty."""
         self.ask(self.client.subscribe(stream, _LOOK, OffsetSpec.from_params(place, None), 1, {}), stream)
         self.ask(self.client.unsubscribe(_LOOK), stream)  # its response arrives after the chunk, if any
         found: Chunk | None = None

@@ -33,8 +33,8 @@ class StreamChannel:
     Args:
         nodes: the addresses of the broker's nodes, with their stream ports.
         backoff: the delays between attempts to reconnect; None never reconnects.
-        strict: fail if a stream exists with other settings.
-        any_settings: use a stream with other settings without a notice.
+        strict: fail if a stream exists with different settings.
+        any_settings: use a stream with different settings without a notice.
         encode: converts a message to the bytes to store: in AMQP 1.0, except in some tutorials.
         filters: values for RabbitMQ's stream filters (3.13 and later). Messages are published with the first one. Only
             chunks with one of the values are consumed; they may contain other messages, too.
@@ -99,7 +99,7 @@ class StreamChannel:
         return (self.session.client.server_properties or {}).get("cluster_name")
 
     def declare(self, stream: Stream) -> Stream:
-        """Create a stream. An existing one with other arguments is used as it is, unless the channel is strict.
+        """Create a stream. An existing one with different arguments is used as it is, unless the channel is strict.
 
         Returns:
             The stream; a super stream with its actual partitions.
@@ -216,7 +216,7 @@ class StreamChannel:
         self.inbox.put(None)
 
     def sessions_for(self, streams: Sequence[str], *, to_publish: bool) -> list[Session]:
-        """Return a session for each stream: with its leader or, unless `to_publish`, with any of its replicas."""
+        """Return a session with each stream's leader or, unless `to_publish`, any replica; close all other sessions."""
         found = [self._session_for(stream, to_publish=to_publish) for stream in streams]
         for unused in set(self._sessions).difference(found):
             unused.close()

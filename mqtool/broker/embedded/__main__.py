@@ -34,10 +34,10 @@ def run(
 
     Args:
         settings: the broker's settings.
-        ready_file: written once the broker listens: its URLs and any damage, one per line. Removed at the end.
+        ready_file: written once the broker is listening: its URLs and any damage, one per line. Removed at the end.
         log_file: the log file; None for stderr.
-        print_url: print the URLs once the broker listens.
-        when_ready: called on the event loop once the broker listens.
+        print_url: print the URLs once the broker is listening.
+        when_ready: called on the event loop once the broker is listening.
     """
     logging.basicConfig(filename=log_file, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
 

@@ -271,7 +271,7 @@ def serve(settings: Settings, when_ready: Callable[[Server], None] = lambda _: N
 
     Args:
         settings: the broker's settings.
-        when_ready: called on the event loop once the broker listens.
+        when_ready: called on the event loop once the broker is listening.
 
     Raises:
         OSError: a port is in use, the data directory cannot be used, or the definitions cannot be loaded.

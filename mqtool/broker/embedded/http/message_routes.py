@@ -310,7 +310,7 @@ def undo_fault(call: Call, number: str) -> None:
 
 @route("POST", "mqtool/reset", administrator)
 def reset(call: Call) -> None:
-    """Undo all faults, purge the queues and clear the recording."""
+    """Undo all faults; purge the queues and clear the recording of one virtual host, or of all."""
     vhost = call.body.get("vhost")
     call.api.under_test().reset(vhost if vhost is None else call.vhost(str(vhost)).name)
 

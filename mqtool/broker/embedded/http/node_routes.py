@@ -302,7 +302,7 @@ def close_connection(call: Call, name: str) -> None:
 
 
 def _close(call: Call, found: list[AnyConnection]) -> None:
-    """Close connections. Only administrators may close those of other users."""
+    """Close connections. Only administrators may close other users' connections."""
     for each in found:
         if each.user.name != call.user.name:
             administrator(call)

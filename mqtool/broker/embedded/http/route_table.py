@@ -44,7 +44,7 @@ _Sample = tuple[float, dict[str, int]]
 
 
 class Counting(Protocol):
-    """Something with counters: a queue, an exchange or a channel."""
+    """An object with counters: a queue, an exchange or a channel."""
 
     def counts(self) -> dict[str, int]:
         """Return the counters, by RabbitMQ's names."""

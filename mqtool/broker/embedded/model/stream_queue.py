@@ -49,7 +49,7 @@ class Reader:
         self._position = self._segment.position_of(self.offset)
 
     def read(self) -> list[Chunk]:
-        """Return the next chunk of messages, or several if they are small; an empty list at the end of the log."""
+        """Read the next chunk of messages, or several small ones. Returns an empty list at the end of the log."""
         while not self._stream.deleted:
             chunks = self._read_segment()
             if chunks:
@@ -225,7 +225,7 @@ class Cursor:
         self._shape: _Shape | None = None
 
     def next_entry(self) -> Entry | None:
-        """Return the next message; None at the end of the stream."""
+        """Read the next message; return None at the end of the stream."""
         while True:
             for offset, data in self._messages:
                 if offset >= self._wanted:

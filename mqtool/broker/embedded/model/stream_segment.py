@@ -81,7 +81,7 @@ class Header(NamedTuple):
 
 
 class Tracking(NamedTuple):
-    """The data in a chunk besides its messages.
+    """The data in a chunk other than its messages.
 
     Attributes:
         publishing_ids: the last publishing id of each producer.
@@ -305,7 +305,7 @@ class Segment:
         return next((header.offset for _, header in _headers(self.data, position, self.size)), None)
 
     def _find(self, noted: int, wanted: Callable[[Header], bool]) -> int:
-        """Return the position of the first wanted chunk, starting at the one before number `noted` in the index."""
+        """Return the position of the first wanted chunk from index entry `noted` - 1 on; `size` if there is none."""
         start = self._positions[noted - 1] if noted else 0
         headers = _headers(self.data, start, self.size)
         return next((position for position, header in headers if wanted(header)), self.size)
@@ -334,7 +334,7 @@ def _headers(data: SegmentData, position: int, end: int) -> Iterator[tuple[int, 
 
 
 def read_block(data: SegmentData, position: int, end: int | None = None) -> bytes:
-    """Read a block that contains the whole chunk at this position; a small chunk is read with those behind it."""
+    """Read a block that contains the whole chunk at this position; a small chunk is read with the ones after it."""
     block = data.read(position, _BLOCK if end is None else min(_BLOCK, end - position))
     header = parse_header(block)
     return block if header is None or header.length <= len(block) else data.read(position, header.length)

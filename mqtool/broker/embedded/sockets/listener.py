@@ -108,7 +108,7 @@ class Listener:
 
 
 def _bound(hosts: Sequence[str], port: int) -> list[socket.socket]:
-    """Return sockets that are bound to all addresses of these hosts, on one port."""
+    """Bind sockets to all addresses of these hosts, on one port, and return them."""
     for attempt in range(_ATTEMPTS):
         bound: list[socket.socket] = []
         try:
@@ -125,7 +125,7 @@ def _bound(hosts: Sequence[str], port: int) -> list[socket.socket]:
 
 
 def _bound_to(host: str, port: int) -> list[socket.socket]:
-    """Return sockets bound to the addresses of a host. Skips IPv6 or IPv4 addresses if the machine lacks support."""
+    """Bind sockets to the addresses of a host, and return them. Skips IPv6 or IPv4 if the machine lacks support."""
     found = {}
     for name in _EVERYWHERE.get(host, (host,)):
         try:

@@ -56,7 +56,7 @@ class LogCheck:
         self._commits = list(_commits(data))
 
     def damage(self, db: sqlite3.Connection) -> str | None:
-        """Describe the damage to the log once SQLite has opened it, or return None. A damaged log is kept."""
+        """Describe any damage to the log once SQLite has opened it; None if undamaged. A damaged log is kept."""
         if not self._copy.exists():
             return None
         read = db.execute("PRAGMA wal_checkpoint").fetchone()[1]

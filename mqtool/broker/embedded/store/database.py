@@ -234,7 +234,7 @@ def write_entries(db: sqlite3.Connection, added: Collection[tuple[object, ...]],
 def note_redeliveries(
     db: sqlite3.Connection, returned: Iterable[Entry], seen: Collection[int], last_recovered: int
 ) -> None:
-    """Mark, at a clean stop, the messages that have been delivered before.
+    """When the broker stops normally, mark the messages that have been delivered before.
 
     Args:
         db: the database.

@@ -16,7 +16,7 @@ _NAME = re.compile(r"[0-9]{20}\.segment")
 
 
 class _SpareDescriptor:
-    """Reserves a file descriptor, so that a file can be read even if clients use up all others."""
+    """Reserves a file descriptor, so that a file can be read even if clients use up all other descriptors."""
 
     def __init__(self) -> None:
         self._reserve: int | None = None

@@ -82,7 +82,7 @@ class MalformedFrame(ValueError):
 
 
 class Fields:
-    """Reads the fields of a frame one after the other. Every method raises MalformedFrame if the frame is too short."""
+    """Reads the fields of a frame in order. Every method raises MalformedFrame if the frame is too short."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data

@@ -59,7 +59,7 @@ def _queue_arguments(arguments: Mapping[str, str]) -> Table:
 
 
 def _add_stream(vhost: VirtualHost, name: str, arguments: Table) -> None:
-    """Create a stream. Raises Refused if the queue exists, an argument is not valid, or the disk is full."""
+    """Create a stream. Raises Refused if the queue exists, an argument is not valid, or it cannot be stored."""
     queue, declared = vhost.queues.get(name), QueueDeclaration(name, arguments)
     try:
         if queue is not None:
@@ -93,7 +93,7 @@ def delete(session: Session, fields: Fields, correlation: int) -> None:
 
 
 def _delete_stream(vhost: VirtualHost, name: str) -> None:
-    """Delete an existing stream. Raises Refused if the disk is full."""
+    """Delete an existing stream. Raises Refused if this cannot be written to disk."""
     try:
         vhost.delete_queue(vhost.queues[name])
     except ConnectionException as error:

@@ -199,7 +199,7 @@ class Confirms:
             group: the number of the commit group that the message is in, from 1; 0 if the message is not stored.
 
         Returns:
-            True if it is the first in its group. The caller must call committed_group() once that group is on disk.
+            True if it is the first in its group. The caller must then call committed_group() once the group is on disk.
         """
         self._published += 1
         if not accepted:
