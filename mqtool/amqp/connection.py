@@ -61,7 +61,8 @@ class Connection:
         addresses: the nodes of one broker, tried in turn.
         tls: files for amqps addresses.
         name: the connection's name in the broker's own lists.
-        backoff: the delays between attempts to reconnect; None never reconnects. Progress resets them.
+        backoff: the delays between attempts to reconnect, which start again after a confirm or an acknowledgement;
+            None never reconnects.
 
     Raises:
         Unavailable: no node can be reached.

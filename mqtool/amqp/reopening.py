@@ -316,7 +316,7 @@ class ReopeningChannel:
     def _open_after_refusal(self) -> None:
         """Open the channel again after the broker has closed it.
 
-        Declares the journal's entries only for a consumer: a queue may have been deleted with its last consumer.
+        Queues and exchanges are declared again only if there is a consumer, whose queue may have been deleted with it.
         """
         if self._opener == threading.get_ident():
             self.requests.open()

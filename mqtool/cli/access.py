@@ -224,7 +224,7 @@ class Access(NamedTuple):
 
 
 def _notice(text: str) -> None:
-    """Print a notice. If it is about a queue or exchange with other settings, suggest a --dialect that has them."""
+    """Print a notice. For a queue or exchange with other settings, suggest a --dialect that has these settings."""
     like = declaring_like(text)
     if differs := re.search(_DIFFERS, text):
         setting, thing, ours, theirs = differs.groups()

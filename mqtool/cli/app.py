@@ -104,7 +104,7 @@ class _Root(Group):
         return super().resolve_command(ctx, usage.without_aliases(args))
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The subcommand with this name, or None. While names are completed, a placeholder that needs no import."""
+        """Return the subcommand with this name, or None; during completion, a placeholder that needs no import."""
         if cmd_name not in COMMANDS:
             return None
         module, panel = COMMANDS[cmd_name]

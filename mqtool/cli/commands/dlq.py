@@ -60,7 +60,7 @@ class Which(OptionGroup):
         return "all" if self.is_all else "the chosen ones of"
 
     def choice(self) -> Choice:
-        """Return a function that tells if a dead letter is selected."""
+        """Return a function that returns True for the selected dead letters."""
         chosen, where = redriving.choice(self.ids or (), self.reason, self.error, self.older), self.where
         if where is None:
             return chosen

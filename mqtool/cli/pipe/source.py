@@ -139,7 +139,7 @@ _LOT = 256
 
 
 class Addressing(NamedTuple):
-    """The exchange and routing key given by the user, if any. The key may contain {group} for --key-pattern."""
+    """The exchange and routing key given by the user, if any. The key may contain placeholders for --key-pattern."""
 
     exchange: str | None = None
     routing_key: str | None = None
