@@ -51,7 +51,7 @@ class Tap:
             raise AccessRefused(str(error), _permissions_for(str(error))) from error
 
     def has_backlog(self) -> bool:
-        """True if the broker may have dropped messages because too many were waiting. Safe to call from any thread."""
+        """True if so many messages are waiting that the broker may have dropped some. Safe to call while consuming."""
         try:
             name = self._channel.reopening.journal.current_name(self._queue.name)
             return self._beside.depth_of(name) > _MAX_LENGTH * _NEARLY_FULL
@@ -180,7 +180,7 @@ def firehose_is_on(api: Management, vhost: str) -> bool:
 
 
 def switch_firehose(api: Management, vhost: str, *, on: bool) -> None:
-    """Switch the firehose of a virtual host on, until the broker restarts, or off. Requires an administrator."""
+    """Switch the firehose of a virtual host on or off. Requires an administrator. A broker restart switches it off."""
     api.put(path("vhosts", vhost), {"tracing": on})
 
 

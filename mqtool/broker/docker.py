@@ -184,7 +184,7 @@ def execute(started: Started, command: list[str]) -> list[tuple[int, str]]:
 
 
 def _run(daemon: "DockerClient", started: Started, number: int, *, network: str) -> None:
-    """Start the container of the node with this number, from 0."""
+    """Start the container of the node with this number, counted from 0."""
     names = started.details["containers"]
     environment = {"MQTOOL_PUBLISHED_ON": ports.HOST}
     published = {ports.AMQP: urlsplit(started.url.split(",")[number]).port}

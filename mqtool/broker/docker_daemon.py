@@ -88,7 +88,7 @@ def base_image(wanted: str | None) -> str:
 
 
 def _build_arguments(base: str) -> dict[str, str]:
-    """Return the build arguments. Only images of _PLUGIN_VERSION get the delayed-message plugin."""
+    """Return Docker's build arguments. Only RabbitMQ _PLUGIN_VERSION gets the delayed-message plugin."""
     version = re.match(r"\d+\.\d+", base.rpartition(":")[2])
     plugin = {} if version and version[0] == _PLUGIN_VERSION else {"PLUGIN_URL": ""}
     return {"BASE_IMAGE": base, **plugin}

@@ -124,7 +124,7 @@ def _names_vhosts(document: Json) -> bool:
 
 
 def check_listen(address: str) -> None:
-    """Raise an error unless the address is an IPv4 address of this machine other than 127.0.0.1."""
+    """Raise an error unless a broker can listen on the address. It must be an IPv4 address other than 127.0.0.1."""
     try:
         ipaddress.IPv4Address(address)
     except ValueError:

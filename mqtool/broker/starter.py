@@ -19,7 +19,7 @@ class Starter(ABC):
         MqtoolError: a node does not start, or does not stop.
 
     Args:
-        describe: the name of the kind in a sentence, such as "the embedded broker".
+        describe: the name of this kind of broker for use in sentences, such as "the embedded broker".
 
     Attributes:
         kind: the kind of broker: "docker", "node" or "embedded" (a value of choice.Kind).

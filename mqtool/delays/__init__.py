@@ -1,4 +1,4 @@
-"""Delayed messages wait at the broker until they are due, in one of two ways. No client process keeps a timer.
+"""Delayed messages wait on the broker until they are due, in one of two ways. No client process keeps a timer.
 
     plugin   publisher ──> (logs.delayed) ···5 s···> (logs) ──> …      an exchange of type x-delayed-message holds them
     ttl      publisher ──> [hello.delay.5s] ···5 s···> [hello]         wait queues hold them (wait_queues.py)

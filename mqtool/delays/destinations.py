@@ -22,7 +22,7 @@ class Destination:
     Attributes:
         to: the exchange or queue that the command declares.
         leads_to: the queue bound to an exchange of type x-delayed-message, if the command declares this queue.
-        is_classic: True if the queue is known to be a classic one; None before look().
+        is_classic: True if the queue is known to be a classic queue; None until look() is called.
     """
 
     to: Exchange | Queue = DEFAULT_EXCHANGE
@@ -113,7 +113,7 @@ def expect(channel: Channel, target: Exchange | Queue) -> None:
 
 
 def name_for(target: Exchange | Queue, suffix: str) -> str:
-    """Return the name of a helper queue or exchange for a target. A prefix avoids the reserved names amq.…"""
+    """Return the name of a helper queue or exchange for a target, with a prefix if the target's starts with "amq."."""
     return derived_name(f"mqtool.{target.name}" if target.name.startswith("amq.") else target.name, suffix)
 
 

@@ -23,7 +23,7 @@ Way = ThroughPlugin | ThroughQueues
 
 @dataclass(slots=True)
 class Held(Message):
-    """A rewritten message, as it is published in order to wait.
+    """A delayed message, rewritten so that it waits on the broker.
 
     Attributes:
         original: the message as the publisher wrote it, with its due time.
@@ -99,7 +99,7 @@ class Delaying:
         return held
 
     def choose(self, target: Exchange | Queue | None = None) -> Way:
-        """Return the way to delay messages for a target. Tells the user about a new choice.
+        """Choose how to delay messages for a target; tell the user about each new choice.
 
         Raises:
             PluginMissing: the user chose the plugin, and the broker does not have it.
@@ -142,5 +142,5 @@ def _milliseconds(message: Message) -> int:
 
 
 def _may_be_in_flight(message: Message) -> int:
-    """Return how many messages may be unconfirmed: more if the next message has a longer delay."""
+    """Return the maximum number of unconfirmed messages. It is larger if the next message has a longer delay."""
     return _IN_FLIGHT * step_of(_milliseconds(message)) // SHORTEST_STEP

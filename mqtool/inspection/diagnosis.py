@@ -151,7 +151,7 @@ class _Place(NamedTuple):
 def _circles(leads: Mapping[Node, Iterable[Node]]) -> Iterator[list[Node]]:
     """Yield cycles in a graph, each from a node to itself.
 
-    Does not find all cycles, which could take forever, but at least one in each group of nodes that reach each other.
+    Finds at least one cycle in each group of nodes that can reach each other; finding all could take exponential time.
     """
     done: set[Node] = set()
     closing: set[Node] = set()
@@ -242,7 +242,7 @@ def forgets_to_acknowledge(queue: Json, earlier: Json | None = None) -> bool:
     """True if the queue's consumers seem never to acknowledge.
 
     Args:
-        earlier: a snapshot of the queue from some seconds ago; None returns True only if it has no acknowledgements.
+        earlier: a snapshot of the queue from some seconds ago. Without it, any acknowledgement makes this False.
     """
     unacked, acks = queue.get("messages_unacknowledged") or 0, _count(queue, "ack")
     # One unacknowledged delivery per consumer may be a long task.
@@ -256,10 +256,10 @@ def forgets_to_acknowledge(queue: Json, earlier: Json | None = None) -> bool:
 def stands_still(queue: Json, earlier: Json | None = None) -> bool:
     """True if messages wait, and each consumer has a delivery, does not acknowledge it, and receives no other.
 
-    The cause is a long task, or a consumer with a prefetch limit that forgets to acknowledge; they look the same.
+    The cause is a long task, or a consumer with a prefetch limit that forgets to acknowledge; these look the same.
 
     Args:
-        earlier: a snapshot of the queue from some seconds ago; None returns True only if it has no acknowledgements.
+        earlier: a snapshot of the queue from some seconds ago. Without it, any acknowledgement makes this False.
     """
     consumers = queue.get("consumers") or 0
     if (queue.get("arguments") or {}).get("x-single-active-consumer"):

@@ -99,7 +99,7 @@ def queues_named(names: Iterable[str]) -> Listing:
 
 
 def refresh(row: Row, ready: int, consumers: int) -> bool:
-    """Update a queue's row with the counts from AMQP; return True if the API's counts are outdated.
+    """Update a queue's row with the counts from AMQP; return True if the API's counts were outdated.
 
     For classic queues, whose counts in the API are always current, it returns False.
     """

@@ -83,7 +83,7 @@ def all_reader_offsets(
 def reader_findings(
     before: Mapping[tuple[str, str], ReaderOffsets], now: Mapping[tuple[str, str], ReaderOffsets]
 ) -> Iterator[Finding]:
-    """Compare two snapshots; report readers that fall further behind, or whose unread messages were dropped."""
+    """Compare two snapshots; report readers that have fallen further behind, or whose unread messages were dropped."""
     for (vhost, stream), seen in now.items():
         for name in seen.stored:
             if missed := seen.missed(name):

@@ -21,7 +21,7 @@ from mqtool.topology import DELAYED, Binding, Exchange
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """A step of a message's path. `binding` is None if it is from the default exchange or to an alternate exchange."""
+    """A step of a message's path. `binding` is None for steps from the default exchange or to an alternate exchange."""
 
     source: str
     destination: str
@@ -59,7 +59,7 @@ class Route:
     Attributes:
         queues: each queue that receives the message, with all paths to the queue.
         near_misses: bindings of the exchanges on the path that did not match, the nearest first.
-        dead_letters: for each queue that has a dead-letter exchange, among `queues` and those reached from them.
+        dead_letters: one for each queue that has a dead-letter exchange, among `queues` and those reached from them.
         delay: milliseconds for which an x-delayed-message exchange delays the message before it routes it.
         unknown: exchanges on the path with a type that only the broker knows how to route.
     """

@@ -134,8 +134,8 @@ def look(
 
     Args:
         keep: the maximum number of destinations of each exchange, and of consumers of each queue; None for all.
-        only: include only these exchanges, and the exchanges and queues to which they route; empty for all. (With all,
-            the default exchange has only the queues that are bound to no other exchange.)
+        only: include only these exchanges, and the exchanges and queues to which they route; empty for all. (In that
+            case, the default exchange is shown with only the queues that are bound to no other exchange.)
         rates: include the rates of queues, which are the slowest to compute for the broker.
     """
     exchanges = exchanges_of(api, vhost, only)

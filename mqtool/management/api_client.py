@@ -45,7 +45,7 @@ HOW_TO_ENABLE = (
 
 
 def refusal(answer: "Response", url: str, user: str) -> MqtoolError:
-    """Translate an error response of the API at this URL, which logged in this user, into an exception."""
+    """Translate an error response of the API into an exception, whose text may contain the URL and the user."""
     reason = _said(answer)
     match answer.status_code:
         case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:

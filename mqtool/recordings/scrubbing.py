@@ -100,7 +100,7 @@ class Scrubber:
         return self._decimal if path.endswith(".$decimal") else self._pseudonyms.text
 
     def _walked(self, text: str, root: str, key: _Treatment = None) -> str:
-        """Replace the values in a JSON text, whose path in the line is `root`. `key` is used for the routing key."""
+        """Replace the values in a JSON text, whose path in the line is `root`. `key` is applied to the routing key."""
         around: list[str] = []
         path = root
         treatment, is_replaced, number = self._treatment, self._is_replaced, self._pseudonyms.number

@@ -49,7 +49,7 @@ class Lines(NamedTuple):
 
     Attributes:
         received, log, log_with_key: lines printed for a received message; each one ends with the body.
-        key_in_body: True if emit-log direct and topic also publish the words of the routing key.
+        key_in_body: True if emit-log direct and topic put the routing key in front of the body.
     """
 
     sent: str = " [x] Sent '{body}'"
@@ -195,7 +195,7 @@ class Hello(NamedTuple):
 
 
 class Tracking(NamedTuple):
-    """Stream tutorial 2: names, bodies of the messages and of the last one, and lines in the order of printing.
+    """Stream tutorial 2: names, message bodies (`marker` is the last one), and lines in the order of printing.
 
     Attributes:
         body, marker: may contain {number}.

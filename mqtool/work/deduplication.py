@@ -57,7 +57,7 @@ WHERE broker = ? AND queue = ? AND client = ? AND message_id = ?
 
 
 class MessageKey(NamedTuple):
-    """Identifies a message. A message id is unique only within its queue; that of an RPC request, within its client."""
+    """Identifies a message. An id is unique only within a queue; the id of an RPC request, only within its client."""
 
     broker: str
     queue: str

@@ -1,4 +1,4 @@
-"""The command of --exec: it gets the body on stdin, the properties as variables; its exit status is the result.
+"""The command of --exec gets the body on stdin, and the rest in environment variables. Its exit status is the result.
 
     message ──> MQ_ROUTING_KEY=… MQ_HEADER_TENANT=… program < body ──> 0, 65, 75, …
 
@@ -126,7 +126,7 @@ def _find(name: str) -> str:
 
 
 def _inherited(*, pass_url: bool) -> dict[bytes, bytes]:
-    """Return mqtool's environment without the passwords in URLs, since crash reports and `ps e` show an environment."""
+    """Return mqtool's environment without the passwords in URLs, since crash reports and `ps e` would show them."""
     inherited = dict(os.environb)
     for name in () if pass_url else _URLS:
         if name in inherited:

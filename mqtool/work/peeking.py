@@ -54,7 +54,7 @@ class How(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """How to read a queue. Beyond `limit` requeues, the queue drops a message; None is no limit."""
+    """How to read a queue. Beyond `limit` requeues, the queue drops a message; None means no limit."""
 
     how: How
     limit: int | None = None
@@ -225,7 +225,7 @@ class Look:
         """Check that the queue will not drop the message at its head if the message is requeued now and once more.
 
         Raises:
-            MqtoolError: the queue would drop it. If already at the first requeue, it has been published again instead.
+            MqtoolError: the queue would drop it. If it would do so now, the message has been published again instead.
         """
         count = times_back(head)
         if count < limit - 1:

@@ -1,4 +1,4 @@
-"""Handle a message whose program failed: retry it with exponential backoff, or dead-letter it.
+"""Handle a message for which the program failed: retry it with exponential backoff, or dead-letter it.
 
                      done
                  ┌──────────────> acknowledged

@@ -1,4 +1,4 @@
-"""RPC: functions that compute a server's replies (the tutorials', or a program), and one that sorts replies by request.
+"""RPC: functions that compute a server's replies, and a function that puts replies in the order of their requests.
 
 A program's stdout becomes the body of the reply; its exit status and the end of its stderr become headers.
 """
@@ -141,7 +141,7 @@ def in_order(replies: Iterable[tuple[int, Delivery]], channel: Channel, queue: Q
 
     Raises:
         Unavailable: the time limit has passed, and no server consumes the requests.
-        TimedOut: the time limit has passed, although a server consumes them.
+        TimedOut: the time limit has passed for another reason.
     """
     early: dict[int, Delivery] = {}
     came = due = 0

@@ -102,7 +102,7 @@ class Worker:
         return work
 
     def _work(self, deliveries: Iterator[Delivery]) -> None:
-        """The loop of one thread. If receiving fails, the worker ends at once; after another error, programs finish."""
+        """The loop of one thread. If receiving fails, the worker ends at once; after other errors, programs finish."""
         lost = None
         try:
             while (delivery := self._take(deliveries)) is not None:
