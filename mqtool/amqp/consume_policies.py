@@ -1,6 +1,6 @@
 """How to consume: limits (Receiving), a buffer for slow callers (Buffer), and policies for when to acknowledge.
 
-    Streaming       up to the prefetch at a time; acknowledgements are grouped
+    Streaming       up to `prefetch` deliveries at a time; acknowledgements are grouped
     Cautious        one by one at first, where the broker drops messages that were redelivered too often
     ExactCount      exactly N deliveries: the broker never sends more
     CallerSettles   the caller acknowledges, from any thread and in any order
@@ -184,7 +184,7 @@ class Policy:
         """Called when the channel was reopened; the broker redelivers unacknowledged deliveries."""
 
     def taken(self, delivery: Delivery) -> Step:  # noqa: ARG002
-        """Called before a delivery is yielded."""
+        """Called before a delivery is yielded. Return what to do with the subscription."""
         return Step.GO_ON
 
     def done(self, delivery: Delivery, now: float) -> bool:  # noqa: ARG002
@@ -249,7 +249,7 @@ def policy_for(receiving: Receiving, *, limits_deliveries: bool, is_stream: bool
 
 
 class Streaming(Policy):
-    """Takes up to the prefetch at a time; one basic.ack acknowledges a group of deliveries."""
+    """Takes up to `prefetch` deliveries at a time; one basic.ack acknowledges a group of deliveries."""
 
     def __init__(self, prefetch: int = PREFETCH, *, auto_ack: bool = False) -> None:
         super().__init__(prefetch, auto_ack=auto_ack)

@@ -1,4 +1,4 @@
-"""A stage: the terminals, files and checks of a play, which types a tutorial's commands and checks their output."""
+"""A play types a tutorial's commands and checks their output. Its stage has the terminals, the files and the checks."""
 
 import contextlib
 import signal

@@ -305,7 +305,7 @@ class Terminal:
         return self._process is None or self._process.poll() is not None
 
     def wait(self, patience: float = PATIENCE, code: int = 0) -> None:
-        """Wait until the command ends."""
+        """Wait until the command ends. Raises CheckFailed if its exit code is not `code`."""
         process = self._process
         assert process is not None
         wait_until(lambda: self.has_ended, f"the end of {self._command}", patience)

@@ -86,7 +86,7 @@ class WhichBroker(OptionGroup):
     call: Call = NOT_CALLED
 
     def choice(self) -> Choice:
-        """Choose the broker. Raises the errors of choose()."""
+        """Choose the broker; see access.choose()."""
         return choose(self.url, self.context, self.call.typed)
 
 

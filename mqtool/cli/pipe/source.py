@@ -104,7 +104,7 @@ def flat(batches: Iterable[Sequence[Thing]]) -> Iterator[Thing | None]:
 
 
 def delimited_lots(chunks: Iterator[bytes | None], delimiter: bytes) -> Iterator[list[bytes]]:
-    """Yield one list per chunk of the pieces between delimiters; an empty list while no input is available."""
+    """Split chunks at the delimiter. Yields lists of complete pieces, and an empty list while no input is available."""
     rest: list[bytes] = []
     size = 0
     for chunk in chunks:
