@@ -224,7 +224,7 @@ class Session:
         return found
 
     def check_version(self, wanted: tuple[int, int], what: str) -> None:
-        """Check that the broker is new enough for a feature. `what` names the feature in the plural."""
+        """Raise UsageError if the broker is too old for a feature. `what` names the feature in the plural."""
         version = (self.client.server_properties or {}).get("version", "")
         if tuple(int(number) for number in re.findall(r"\d+", version)[:2]) < wanted:
             raise UsageError(

@@ -293,6 +293,6 @@ class StreamChannel:
 
 
 def _check_name(name: str, what: str = "stream's name") -> None:
-    """Check a name. Only ASCII is allowed: rstream sends the number of characters where the protocol needs bytes."""
+    """Raise UsageError unless a name is valid. Only ASCII is allowed: rstream counts characters instead of bytes."""
     if not name or not name.isascii() or len(name) > 255:
         raise UsageError(f"the {what} {name!r} cannot be used", "use 1 to 255 ASCII characters")

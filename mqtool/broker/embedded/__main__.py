@@ -1,4 +1,4 @@
-"""Runs the embedded broker as a process of its own: `python -m mqtool.broker.embedded` and `mqtool broker serve`."""
+"""Runs the embedded broker as a separate process: `python -m mqtool.broker.embedded` and `mqtool broker serve`."""
 
 import argparse
 import asyncio

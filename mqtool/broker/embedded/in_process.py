@@ -1,4 +1,4 @@
-"""Runs the embedded broker inside another Python program: in a thread of its own, or on the running event loop."""
+"""Runs the embedded broker inside another Python program: in a separate thread, or on the running event loop."""
 
 import asyncio
 import threading

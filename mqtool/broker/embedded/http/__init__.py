@@ -183,7 +183,7 @@ def _columns(item: Json, columns: list[str]) -> Json:
 
 
 def _value(item: Json, names: list[str]) -> Any:
-    """Return the value of a field of an item; None if it is missing. The names lead to a field of a nested object."""
+    """Return the value of a field, or of a field of a nested object (several names); None if it is missing."""
     value: Any = item
     for name in names:
         value = value.get(name) if isinstance(value, dict) else None

@@ -151,7 +151,7 @@ def unsupported(document: Json) -> Iterator[str]:
 
 
 class _Loading:
-    """Loads a document into a broker.
+    """Loads a definitions document into a broker.
 
     Args:
         broker: the broker.

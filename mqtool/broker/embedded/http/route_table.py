@@ -4,7 +4,7 @@
     def put_vhost(call: Call, name: str) -> Answer: ...
 
 Upper-case words in a path are placeholders; the handler gets their values. docs/reference/embedded-broker.md lists the
-routes for users; https://www.rabbitmq.com/docs/management#permissions explains the rights.
+routes for users; https://www.rabbitmq.com/docs/management#permissions explains permissions.
 """
 
 import asyncio

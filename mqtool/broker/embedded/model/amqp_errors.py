@@ -92,7 +92,7 @@ def locked_queue(name: str, vhost: str) -> ChannelException:
 
 
 def precondition_failed(what: str) -> ChannelException:
-    """Return error 406, such as for a declaration that differs from the existing queue."""
+    """Return error 406, for example for a declaration that differs from the existing queue."""
     return ChannelException(PRECONDITION_FAILED, what)
 
 

@@ -234,7 +234,7 @@ class Ledger:
         self.when_changed(self.held_bytes)
 
     def set_aside(self, entry: Entry) -> None:
-        """Stop counting the memory of a message that cannot be processed. On disk it is kept for the next start."""
+        """Stop counting the memory of a message that cannot be processed. It is kept on disk for the next start."""
         self._hold(-len(entry.message.body) - _ENTRY_OVERHEAD)
 
     def drop_paged_out(self, row: int) -> None:

@@ -276,7 +276,7 @@ class Segment:
         self.last_timestamp = header.timestamp
 
     def build_index(self) -> None:
-        """Build the index of a segment that existed when the broker started, unless this has been done."""
+        """Build the index of a segment that existed when the broker started, unless it is already built."""
         if not self._is_known:
             self._is_known = True
             for position, header in _headers(self.data, 0, self.size):

@@ -298,7 +298,7 @@ class ClientSocket(PacedSocket):
         return ipaddress.ip_address(self.peer[0].partition("%")[0]).is_loopback
 
     def set_user(self, user: User) -> None:
-        """Set the user after a successful login; the connection no longer counts towards the limit before login."""
+        """Set the user after a successful login. The connection then no longer counts as one without a login."""
         self.user = user
         self._connections.allow(self)
 

@@ -255,7 +255,7 @@ C = TypeVar("C", bound=Abortable)
 
 
 class Connections(set[C], Generic[C]):
-    """The open connections of one protocol. Limits how many from one address may not have logged in yet."""
+    """The open connections of one protocol. Limits the connections from one address that have not logged in."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Subscriptions of a stream connection, which send chunks as the client's credit allows; single active consumers."""
+"""Stream subscriptions, which send chunks as the client's credit allows, and groups of single active consumers."""
 
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -177,7 +177,7 @@ class Subscription:
         self._send_update()
 
     def step_down(self) -> None:
-        """Stop sending, and tell the client to store its offset. Its reply leads to Group.stepped_down()."""
+        """Stop sending, and tell the client to store its offset. On its reply, Group.stepped_down() is called."""
         self.is_active = False
         self._reader = None
         self.drop_chunks()
@@ -256,7 +256,7 @@ class Subscriptions:
         subscription.pump()
 
     def updated(self, fields: Fields) -> None:
-        """Handle the client's reply to ConsumerUpdate: start at its offset, or activate the next consumer."""
+        """Handle the client's reply to ConsumerUpdate: start at the offset in it, or activate the next consumer."""
         correlation, _code, start = fields.number(4), fields.number(2), _Start.read(fields)
         subscription = self._subscriptions.get(correlation >> 16)
         if subscription is None or subscription.group is None or not subscription.awaits(correlation):

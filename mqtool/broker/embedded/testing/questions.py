@@ -187,7 +187,7 @@ class AskBroker(Protocol):
 
 
 class BegunFault:
-    """A fault that was started. The fault ends with the `with` block, with undo(), after its time, or with the test.
+    """A fault that was started. It ends with the `with` block, by undo(), when its time is up, or when the test ends.
 
     Attributes:
         met: how many connections, channels or consumers the fault affected.

@@ -98,7 +98,7 @@ def _checked_routing(channel: Channel, message: Message) -> Routing | None:
 
 
 def check_message(message: Message, exchange: Exchange, vhost: str, user: User) -> None:
-    """Raise 403 or 406 if a user may not publish a message to an exchange. The order of the checks is RabbitMQ's."""
+    """Raise 403 or 406 if a user may not publish a message to an exchange. The order of checks is RabbitMQ's."""
     if exchange.internal:
         raise access_refused(f"cannot publish to internal exchange '{exchange.name}' in vhost '{vhost}'")
     properties = message.header.properties

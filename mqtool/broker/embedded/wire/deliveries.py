@@ -48,7 +48,7 @@ class Subscription:
         self._session = deliveries.session
 
     def ready(self) -> bool:
-        """True if no prefetch limit is reached and the connection is writable; if it is not, retry once it is."""
+        """True if the consumer can take a message now. Adds the queue to `starving` if output must wait."""
         session = self._session
         if not session.writable:
             session.starving[self.queue] = None
