@@ -51,7 +51,7 @@ class Tap:
             raise AccessRefused(str(error), _permissions_for(str(error))) from error
 
     def has_backlog(self) -> bool:
-        """True if so many messages are waiting that the broker may have dropped some. Safe to call while consuming."""
+        """True if the broker may have dropped messages because too many are waiting. Safe to call while consuming."""
         try:
             name = self._channel.reopening.journal.current_name(self._queue.name)
             return self._beside.depth_of(name) > _MAX_LENGTH * _NEARLY_FULL
