@@ -202,7 +202,7 @@ class HttpServer:
         return stay
 
     async def _last_answer(self, request: Request) -> Answer:
-        """Call the handler until its response is to be sent (see Answer.patience), and return this response."""
+        """Call the handler until the patience of its response is over (see Answer), and return the last response."""
         loop = asyncio.get_running_loop()
         asked = loop.time()
         while (answer := await self._answer(request)).patience > loop.time() - asked:

@@ -37,7 +37,7 @@ class Route(NamedTuple):
 
 
 class ReplyConsumer(NamedTuple):
-    """A direct reply-to consumer: its tag, and the token that the broker adds to `reply-to` of its requests."""
+    """A direct reply-to consumer: its tag, and the token that the broker adds to `reply-to` in requests."""
 
     tag: str
     token: str
