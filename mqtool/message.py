@@ -63,7 +63,7 @@ class Message:
 
 
 class InBatches:
-    """A source of messages for publish(), which reads them in batches instead of one by one."""
+    """A source of messages that publish() reads in batches instead of one by one."""
 
     def batches(self) -> Iterator[list[Message]]:
         """Yield the available messages in batches; an empty batch if no message is available right now.

@@ -68,7 +68,7 @@ def did_you_mean(word: str, names: Iterable[str], otherwise: str | None = None) 
 
 
 def as_text(value: Any) -> str:
-    """Format a value for a table or a pipe."""
+    """Format a value for output in a table or to a pipe."""
     if value is None:
         return ""
     if isinstance(value, bool):

@@ -122,7 +122,7 @@ def _enable_plugins(file: Path, node: Node) -> str:
 def _stream_settings(node: Node) -> list[str]:
     """Return lines for rabbitmq.conf that set the stream port and the address that the node advertises to clients.
 
-    If the node has no stream port, they set the usual one, since by default the plugin listens on all addresses.
+    A port is set even if the node has none, because by default the plugin would listen on all addresses.
     """
     port = node.stream_port or ports.STREAMS
     # Other machines cannot reach loopback, but this machine can reach its external address.

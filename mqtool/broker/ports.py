@@ -103,7 +103,7 @@ def is_free(port: int, host: str = HOST) -> bool:
 def free_port() -> int:
     """Return a free port. The port below it is free as well, for TLS.
 
-    Stays below the ports of outgoing connections (usually from 32768), so that none of these takes it during a restart.
+    Stays below the ports of outgoing connections (usually from 32768), so that no such connection takes it.
     """
     while not (is_free(port := random.randint(20_000, 32_000)) and is_free(port - 1)):
         pass

@@ -1,4 +1,4 @@
-"""The base class of the starters: the classes that start, stop, restart and remove brokers of one kind."""
+"""The base class of starters. A starter starts, stops, restarts and removes brokers of one kind."""
 
 import shutil
 from abc import ABC, abstractmethod

@@ -33,7 +33,7 @@ _answers: WeakKeyDictionary[Owner, bool] = WeakKeyDictionary()
 
 
 class PluginMissing(DeclaredDifferently):
-    """The user chose the plugin, and the broker does not have it.
+    """The user chose the plugin, but the broker does not have it.
 
     Args:
         broker: the broker's name and version.

@@ -61,7 +61,7 @@ class Destination:
     def may_lead_to_quorum_queue(self, target: Exchange | Queue) -> bool:
         """True if messages for a target may arrive in a quorum queue.
 
-        False for a non-durable exchange: its bindings do not survive a restart anyway.
+        False for a non-durable exchange, since its bindings, even to a quorum queue, do not survive a restart.
         """
         if target is not self.to:
             return True

@@ -61,7 +61,7 @@ class Delaying:
         """Yield the messages to publish; messages with a delay are rewritten.
 
         Raises:
-            PluginMissing: the user chose the plugin, and the broker does not have it.
+            PluginMissing: the user chose the plugin, but the broker does not have it.
             BadData: a message cannot be delayed.
         """
         for message in messages:
@@ -102,7 +102,7 @@ class Delaying:
         """Choose how to delay messages for a target; tell the user about each new choice.
 
         Raises:
-            PluginMissing: the user chose the plugin, and the broker does not have it.
+            PluginMissing: the user chose the plugin, but the broker does not have it.
         """
         self._destination.look(self._channel)
         needs_care = self._destination.may_lead_to_quorum_queue(target or self._destination.to)

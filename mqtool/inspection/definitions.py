@@ -117,7 +117,7 @@ def queue_arguments(api: Management, vhost: str) -> Callable[[Json], dict[str, A
 
 
 def bindings(api: Management, vhost: str, *sources: str) -> Iterator[Binding]:
-    """Yield the bindings of the given exchanges; without any, those of all exchanges except the default one."""
+    """Yield the bindings of the given exchanges; if none are given, those of all except the default exchange."""
     found: Iterable[Json] = (view for view in management.bindings(api, vhost, _BINDING_COLUMNS) if view["source"])
     if sources:
         found = chain.from_iterable(management.bindings_from(api, vhost, each, _BINDING_COLUMNS) for each in sources)

@@ -38,7 +38,7 @@ def nearest(
     """Return the bindings that almost matched, the nearest first, with the reasons.
 
     Args:
-        bindings: pairs of an exchange type (that of routing_type()) and a binding.
+        bindings: pairs of an exchange type, as returned by routing_type(), and a binding.
         keys: the message's routing key, then those of its headers CC and BCC.
     """
     ranked = []

@@ -31,7 +31,7 @@ class Version(NamedTuple):
 
 
 class Change(NamedTuple):
-    """A finding about an object that RabbitMQ treats differently from version `since` on."""
+    """A finding about an object that RabbitMQ treats differently as of version `since`."""
 
     since: Version
     finding: Finding

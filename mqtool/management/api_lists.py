@@ -13,12 +13,12 @@ from mqtool.management.api_client import PAGE_SIZE, Json, Management, exchange_p
 def queues(
     api: Management, vhost: str | None, columns: Sequence[str] = (), *, page_size: int = PAGE_SIZE, **query: str
 ) -> Iterator[Json]:
-    """Queues. Their counts are from statistics, which are up to five seconds old."""
+    """Return queues. Their counts are from statistics, which are up to five seconds old."""
     return api.pages(_in("queues", vhost), columns, page_size=page_size, **query)
 
 
 def queue_totals(api: Management, vhost: str | None, columns: Sequence[str], pattern: str = "") -> Iterator[Json]:
-    """Queues with message counts but no other statistics, which is far less work for RabbitMQ than queues().
+    """Return queues with message counts but no other statistics. This is far less work for RabbitMQ than queues().
 
     Counts of classic queues are current, those of quorum queues up to five seconds old; streams have none. The list is
     read in pages only if there is a name pattern: the broker sorts it again for each page.
@@ -36,7 +36,7 @@ def exchanges(api: Management, vhost: str | None, columns: Sequence[str] = ()) -
 
 
 def bindings(api: Management, vhost: str | None, columns: Sequence[str] = ()) -> Iterator[Json]:
-    """Bindings, including those to the default exchange. Makes one request per vhost, to keep responses small."""
+    """Yield bindings, including those to the default exchange. Makes one request per vhost, to keep responses small."""
     names = [vhost] if vhost is not None else [view["name"] for view in vhosts(api, ("name",))]
     for name in names:
         try:
@@ -63,22 +63,22 @@ def channels(api: Management, vhost: str | None, columns: Sequence[str] = ()) ->
 
 
 def vhosts(api: Management, columns: Collection[str] = ()) -> Iterator[Json]:
-    """Virtual hosts that the user may see."""
+    """Return the virtual hosts that the user may see."""
     return api.items("vhosts", columns)
 
 
 def users(api: Management) -> Iterator[Json]:
-    """Users, without their password hashes. Only an administrator may list them."""
+    """Return users, without their password hashes. Only an administrator may list them."""
     return api.items("users", ("name", "tags"))
 
 
 def permissions(api: Management, vhost: str | None) -> Iterator[Json]:
-    """Permissions. Only an administrator may list them."""
+    """Return permissions. Only an administrator may list them."""
     return api.items(_below(vhost, "permissions"))
 
 
 def nodes(api: Management) -> Iterator[Json]:
-    """The nodes of the cluster, with alarms and enabled plugins. The user needs the tag 'monitoring'."""
+    """Return the nodes of the cluster, with alarms and enabled plugins. The user needs the tag 'monitoring'."""
     return api.items("nodes")
 
 

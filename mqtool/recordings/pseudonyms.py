@@ -83,7 +83,7 @@ class Pseudonyms:
         return _DIGITS.sub(lambda match: self._piece(match[0]), mantissa) + letter + exponent
 
     def data(self, data: bytes) -> bytes:
-        """Replace bytes with the same number of other bytes, which are not UTF-8 if the original is not."""
+        """Replace bytes with the same number of other bytes. If they are not UTF-8, neither is the replacement."""
         found, attempt = data, 0
         while data and (found == data or (_is_text(found) and not _is_text(data))):
             found = hashlib.shake_256(self._key + bytes([attempt & 255]) + data).digest(len(data))

@@ -52,7 +52,7 @@ def failures_of(delivery: Delivery) -> int:
 def returns_of(delivery: Delivery) -> int:
     """Return how often the message was moved back from a dead-letter queue.
 
-    `mqtool move` keeps all headers. So REASON is still set after it moved a dead letter, which counts as a return, too.
+    `mqtool move` keeps all headers. If it moved the message, REASON is still set, and counts as one more return.
     """
     return _count(delivery.headers.get(RETURNS)) + (REASON in delivery.headers)
 

@@ -99,7 +99,7 @@ class Retrying:
         self._failure: NotConfirmed | None = None
 
     def retry_or_dead_letter(self, delivery: Delivery, ending: Ending) -> bool:
-        """Dead-letter a message after exit status 65; otherwise call retry(). True if it will be retried."""
+        """Dead-letter a message after exit status 65; otherwise call retry(). Returns True if it will be retried."""
         if ending.status == EX_DATAERR:
             self.dead_letter(delivery, ending.reason)
             return False

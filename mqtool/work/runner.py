@@ -94,7 +94,7 @@ class Ending(NamedTuple):
 
 
 class Runner:
-    """Starts a runner process and sends it requests. Start all runners before any threads, because they are forked.
+    """Starts a runner process and sends it requests. Start all runners before any threads, since this calls fork().
 
     Args:
         others: the runners that were started before. The new process closes their pipes, which it inherits.

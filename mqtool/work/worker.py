@@ -102,7 +102,10 @@ class Worker:
         return work
 
     def _work(self, deliveries: Iterator[Delivery]) -> None:
-        """The loop of one thread. If receiving fails, the worker ends at once; after other errors, programs finish."""
+        """The loop of one thread. If receiving fails, the worker stops at once.
+
+        After any other error, programs that are already running finish first.
+        """
         lost = None
         try:
             while (delivery := self._take(deliveries)) is not None:
