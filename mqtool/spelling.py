@@ -1,4 +1,4 @@
-"""Text for hints and tables: suggestions for misspelled names, command lines that are safe to paste, values."""
+"""Text for hints and tables: suggestions for misspelled names, command lines that are safe to paste, values as text."""
 
 import difflib
 import shlex

@@ -291,7 +291,7 @@ def rate(view: Json, name: str) -> float:
 
 
 def dropped(queue: Json) -> int:
-    """Return the number of messages that were published to a queue, not acknowledged, and are no longer in it."""
+    """Return the number of messages that were published to a queue and not acknowledged, but are no longer in it."""
     settled = sum(_count(queue, name) for name in ("ack", "deliver_no_ack", "get_no_ack"))
     return max(0, _count(queue, "publish") - settled - (queue.get("messages") or 0))
 

@@ -79,7 +79,7 @@ _AT_ONCE = {*COUNTS, "name", "vhost", "type", "durable", "auto_delete", "argumen
 def _queues(
     api: Management, vhost: str | None, columns: Sequence[str], names: Iterable[str] = ()
 ) -> Iterator[Mapping[str, Any]]:
-    """Yield queues, all or those with these names. Their message counts are current, except for streams."""
+    """Yield queues: all, or those with these names. Their message counts are the latest that the API has."""
     pattern = f"^({'|'.join(map(re.escape, sorted(names)))})$" if names else ""
     wanted, now = {*columns}, {}
     if wanted <= _AT_ONCE or not wanted.isdisjoint(COUNTS):

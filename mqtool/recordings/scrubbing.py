@@ -138,7 +138,7 @@ class Scrubber:
         return self._walked(text, "body")
 
     def _decimal(self, text: str) -> str:
-        """Replace a decimal with one that has as many digits, and fits into AMQP's 31 bits if the original does."""
+        """Replace a decimal with one of as many digits. If the original fits into AMQP's 31 bits, so does the other."""
         found = self._pseudonyms.number(text)
         while _digits(found) > _INT32 >= _digits(text):
             found = self._pseudonyms.number(found)

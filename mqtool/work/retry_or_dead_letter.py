@@ -106,7 +106,7 @@ class Retrying:
         return self.retry(delivery, ending.reason)
 
     def retry(self, delivery: Delivery, error: str) -> bool:
-        """Move a message to the wait queue for its next attempt. If none is left, dead-letter it and return False."""
+        """Move a message to the wait queue for its next attempt. If there is none, dead-letter it and return False."""
         failures = history.attempt_of(delivery)
         delay = self._policy.delay(failures)
         if delay is None:

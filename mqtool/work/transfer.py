@@ -309,7 +309,7 @@ class Transfer:
             self._refusal = error
 
     def _give_back(self) -> None:
-        """Requeue the held messages in order, a few batches at a time: a quorum queue may reorder more than that."""
+        """Requeue the held messages in order, a few batches at a time: a quorum queue may mix up larger numbers."""
         for start in range(0, len(self._batches) if self._source.is_open else 0, _BATCHES):
             self._consumer.give_back(())
             before, batches = self._source.depth_of(self._queue), self._batches[start : start + _BATCHES]

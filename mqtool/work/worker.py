@@ -76,16 +76,17 @@ class Worker:
         self._error: BaseException | None = None
 
     def start_consuming(self, queue: Queue, receiving: Receiving) -> Callable[[], None]:
-        """Start to consume; return a function that runs the programs until there are no more deliveries.
+        """Start consuming; return a function that runs the programs until there are no more deliveries.
 
-        Before that function returns, it waits for the running programs. If the channel is lost, it raises an error at
-        once, because the messages of these programs can no longer be acknowledged.
+        Before the returned function returns, it waits for the running programs. If the channel is lost, it does not
+        wait but raises an error, because the messages of these programs can no longer be acknowledged.
 
         Raises:
             Unavailable: the queue does not exist. The returned function raises this if the queue is deleted.
-            CommandBroken: by the returned function: the program cannot be run. Its message is not acknowledged.
-            NotConfirmed: by the returned function: a message could not be moved to its wait queue or dead-letter
-                queue. This message is not acknowledged.
+            CommandBroken: raised by the returned function if the program cannot be run. The message is not
+                acknowledged.
+            NotConfirmed: raised by the returned function if a message could not be moved to its wait queue or
+                dead-letter queue. The message is not acknowledged.
         """
         prefetch = self._concurrency * (2 if receiving.count is not None else 1)
         deliveries = self._channel.consume(queue, receiving._replace(acknowledge=False, prefetch=prefetch))
