@@ -271,7 +271,7 @@ class WaitQueue(NamedTuple):
         return None if self.is_retry or not isinstance(due, int) else due / 1000
 
     def original(self, delivery: Delivery) -> Message:
-        """Return the message as it will arrive at its destination."""
+        """Return the message as it will be delivered to its destination."""
         properties = {
             name: value for name, value in delivery.properties.items() if name not in ("expiration", "user_id")
         }

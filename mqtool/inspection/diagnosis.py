@@ -366,7 +366,7 @@ _OF_NODES = (
 
 
 def of_nodes(api: Management) -> Iterator[Finding]:
-    """Report alarms and problems of the cluster. The user needs the tag 'monitoring'."""
+    """Report alarms and problems in the cluster. The user needs the tag 'monitoring'."""
     for node in management.nodes(api):
         thing = f"node {node['name']}"
         if not node.get("running", True):

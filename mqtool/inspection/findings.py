@@ -1,4 +1,4 @@
-"""Findings of `doctor`: problems of a broker, how severe they are, and how they are grouped."""
+"""Findings of `doctor`: problems with a broker, how severe they are, and how they are grouped."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -107,7 +107,7 @@ def redriven(delivery: Delivery, to: str) -> Message:
 
 
 def elsewhere(delivery: Delivery, to: str, user: str) -> Message:
-    """Return the message to publish to the queue `to` of a broker on which mqtool logs in as `user`."""
+    """Return the message to publish to the queue `to` of a broker where mqtool is logged in as `user`."""
     properties = _without(delivery.properties, {"message_id"})
     if headers := delivery.properties.get("headers"):
         properties["headers"] = _without(headers, _COUNTS | _COPIES)
