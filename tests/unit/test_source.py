@@ -74,7 +74,7 @@ def test_headers(text: str, key_and_value: tuple[str, object]) -> None:
 
 
 def asked(words: list[str], options: MessageOptions) -> Publishing:
-    return Publishing(options, DelayOptions(), Broker(), words)
+    return Publishing(options=options, delays=DelayOptions(), broker=Broker(), words=words)
 
 
 def only(words: list[str], options: MessageOptions, addressing: Addressing | None = None) -> Message:
