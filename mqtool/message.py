@@ -32,7 +32,7 @@ class Undecoded(bytes):
 
 
 class Timestamp(int):
-    """A time after END_OF_TIME, which datetime cannot represent, in seconds since 1970."""
+    """A time that is too late for datetime (after END_OF_TIME), in seconds since 1970."""
 
 
 _NO_PROPERTIES: Mapping[str, Any] = {}

@@ -318,7 +318,7 @@ class FrameReader:
         self._rest = b""
 
     def add(self, consumer: ConsumerFrames) -> None:
-        """Start to decode the deliveries to a consumer."""
+        """Start decoding the deliveries to a consumer."""
         self._consumers[consumer.channel, consumer.start] = consumer
 
     def remove(self, channel: int, consumer_tag: str) -> None:

@@ -200,7 +200,7 @@ class Connection:
         return "the broker blocks publishers" if self._is_blocked else None
 
     def open_pika_channel(self, on_open: Callable[[PikaChannel], None]) -> PikaChannel:
-        """Start to open a channel. Call it on the I/O thread.
+        """Start opening a channel. Call it on the I/O thread.
 
         Raises:
             pika.exceptions.AMQPError: the connection is not open.

@@ -18,7 +18,7 @@ _PATIENCE = 5.0
 
 
 def stop_with_this_process(name: str) -> int:
-    """Start a process that stops the broker `name` when this process ends. Returns a file descriptor for holds()."""
+    """Start a process that stops the broker `name` when this process ends. Returns the file descriptor for holds()."""
     # The write end of the pipe stays open until this process ends.
     reading, writing = os.pipe()
     command = [sys.executable, "-m", "mqtool.broker.lifeline", name]

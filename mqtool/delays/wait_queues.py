@@ -42,7 +42,7 @@ _SUFFIX = re.compile(r"(?P<exchange>\.exchange)?\.(?P<kind>delay|wait)(\.(\d+(ms
 
 
 def is_wait_queue(name: str) -> bool:
-    """True for the names that mqtool gives to wait queues, their exchanges, and the queue of length 0 beside them."""
+    """True if mqtool gives this name to a wait queue or its exchange, or to the queue that drops unroutable ones."""
     return name.endswith(".nowhere") or _SUFFIX.search(name) is not None
 
 

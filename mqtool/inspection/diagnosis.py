@@ -110,7 +110,7 @@ class Paths:
                 yield Finding("dead-letter-cycle", f"queue {names[0]!r}", what, hint, self.vhost)
 
     def _expiries(self) -> dict["_Place", list["_Place"]]:
-        """Return where expired messages go, for each queue and each routing key that can occur in it."""
+        """Return where expired messages go, for each queue and each routing key that its messages can have."""
         # Alternate exchanges are left out: not all of their bindings are known.
         exchanges = [
             Exchange(name, view["type"], arguments={**(view.get("arguments") or {}), "alternate-exchange": None})

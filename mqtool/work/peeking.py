@@ -248,7 +248,7 @@ class Look:
         )
 
     def finish_line(self) -> None:
-        """Read the remaining messages that were requeued earlier: the queue would deliver them before this batch."""
+        """Read the remaining messages that were requeued earlier, which would otherwise stay in front of this batch."""
         with suppress(MqtoolError):  # the connection is lost
             batch = self._rest()
             while self._newest is not None and self._newest.redelivered:

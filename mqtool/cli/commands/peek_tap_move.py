@@ -300,7 +300,7 @@ def _expect(target: Channel, queue: str) -> None:
 
 
 def _check_limit(access: Access, source: Channel, queue: str) -> None:
-    """Receive and requeue the first message; raise MqtoolError if that would exceed the queue's delivery limit."""
+    """Raise MqtoolError if requeuing the first message would exceed the delivery limit. Receives and requeues it."""
     api: Management | None = None
     with suppress(Unavailable):
         api = access.management(_LIMIT_PATIENCE)

@@ -54,7 +54,7 @@ def _row(name: str) -> dict[str, str]:
 
 
 def _named(name: str) -> str:
-    """A tutorial's name, which may be given by its number in RabbitMQ's list of tutorials."""
+    """Return a tutorial's name, given that name or the tutorial's number in RabbitMQ's list."""
     return _NUMBERED[int(name) - 1] if name in map(str, range(1, len(_NUMBERED) + 1)) else name
 
 

@@ -201,7 +201,7 @@ def _units(piece: str, style: str, longest: int, width: int) -> Iterator[str]:
 
 
 def rich_text(line: Line) -> "Text":
-    """A line as rich text, without markup."""
+    """Return a line as a rich.text.Text. Square brackets in it are not markup."""
     from rich.text import Text
 
     pieces = [(piece, "") if isinstance(piece, str) else piece for piece in line]

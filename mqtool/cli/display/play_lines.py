@@ -254,7 +254,7 @@ def show_page(page: Page) -> None:
 
 
 def show_source(source: str) -> None:
-    """Print a program; with colours on a terminal."""
+    """Print a program, in colour if stdout is a terminal."""
     if not output.is_terminal(1):
         output.write(source.encode())
         return

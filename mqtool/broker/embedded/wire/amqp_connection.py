@@ -279,7 +279,7 @@ class Connection(Session):
 
 
 def _publish_index(error: ConnectionException) -> int:
-    """Return the method index to send in connection.close after a failed publish: 0, except for error 540."""
+    """Return the method id to send in connection.close after a failed publish: 0, unless the error is 540."""
     return commands.Basic.Publish.index if error.code == NOT_IMPLEMENTED else 0
 
 
