@@ -101,8 +101,8 @@ the queue while a slow worker handles them at its own speed:
 - With `mqtool worker --prefetch 0`, two workers get tasks in turn, however long each task takes.
 - `mqtool worker --forget-ack` shows what happens if a worker does not acknowledge its messages; `mqtool top` counts the
   unacknowledged ones.
-- `mqtool receive-log fanout -q all` uses a durable queue, which also collects messages while no receiver is running.
-  Without `-q`, the queue is deleted when the receiver ends.
+- `mqtool receive-log fanout -q all --declare` declares and uses a durable queue, which also collects messages while no
+  receiver is running. Without `-q`, the queue is deleted when the receiver ends.
 """
 
 

@@ -27,7 +27,8 @@ def _decoupling(stage: Stage) -> None:
     shop_terminal, stock, mail = stage.terminals("shop", "stock", "mail")
     orders = stage.name("orders")
     consume = {
-        terminal: f"mqtool receive-log fanout -e {orders} -q {stage.name(terminal.name)}" for terminal in (stock, mail)
+        terminal: f"mqtool receive-log fanout -e {orders} -q {stage.name(terminal.name)} --declare"
+        for terminal in (stock, mail)
     }
     before, meanwhile, after = 15, 25, 10
     total = before + meanwhile + after

@@ -428,8 +428,8 @@ _LOGS = ["-e", "lasting", "--durable"]
     [
         ("plugin", ["send-delayed"], ["receive-delayed"]),
         ("ttl", ["send"], ["receive"]),
-        ("plugin", ["emit-log", "topic", *_LOGS], ["receive-log", "topic", *_LOGS, "-q", "kept", "#"]),
-        ("ttl", ["emit-log", "topic", *_LOGS], ["receive-log", "topic", *_LOGS, "-q", "kept", "#"]),
+        ("plugin", ["emit-log", "topic", *_LOGS], ["receive-log", "topic", *_LOGS, "-q", "kept", "--declare", "#"]),
+        ("ttl", ["emit-log", "topic", *_LOGS], ["receive-log", "topic", *_LOGS, "-q", "kept", "--declare", "#"]),
     ],
     ids=["plugin-send-delayed", "ttl-send", "plugin-emit-log", "ttl-emit-log"],
 )

@@ -322,15 +322,35 @@ def test_an_rpc_server_makes_no_queue_by_a_mistyped_name(shell: Shell, broker: T
     assert shell.run("mqtool", "rpc-server", "-q", "nubmers", "--declare", "--idle-timeout", "10ms").code == 0
 
 
-def test_a_receiver_of_logs_tells_of_a_near_name(shell: Shell, broker: TestBroker) -> None:
-    """It makes the queue that is named; on a terminal, a similar one is told."""
+def test_a_receiver_of_logs_makes_no_queue_by_a_mistyped_name(shell: Shell, broker: TestBroker) -> None:
+    """It names the nearest one; --declare makes it."""
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     shell.run("mqtool", "queue", "declare", "audit")
     receive = ("mqtool", "receive-log", "fanout", "--idle-timeout", "10ms", "-q")
     # The command asks the management API for a second at most: a busy RabbitMQ may take longer.
-    told = (on_terminal(shell, *receive, name).stdout for name in ("auditt", "audiit", "audti"))
-    assert any("is new; did you mean 'audit'?" in each for each in told)
-    assert "did you mean" not in on_terminal(shell, *receive, "audit").stdout
+    refused = [shell.run(*receive, name) for name in ("auditt", "audiit", "audti")]
+    assert {each.code for each in refused} == {69}
+    assert any("did you mean 'audit'? Otherwise, --declare declares it" in each.stderr for each in refused)
+    assert shell.run("mqtool", "queue", "show", "auditt").code == 69
+    for words in (["audit"], ["auditt", "--declare"], ["auditt"]):
+        assert shell.run(*receive, *words).code == 0
+
+
+def test_a_reader_makes_no_stream_by_a_mistyped_name(shell: Shell, broker: TestBroker) -> None:
+    """Unless --declare or a setting is given; the tutorials' own streams are made."""
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    shell.run("mqtool", "send-stream", "-q", "events", "x")
+    shell.run("mqtool", "send-stream", "-q", "orders", "--partitions", "2", "x")
+    shell.run("mqtool", "queue", "declare", "classic")
+    limit = ("--idle-timeout", "10ms")
+    refused = [shell.run("mqtool", "receive-stream", *limit, "-q", name) for name in ("evnets", "eventss", "event")]
+    assert {each.code for each in refused} == {69}
+    assert "there is no stream 'evnets'" in refused[0].stderr
+    assert any("did you mean 'events'? Otherwise, --declare declares it" in each.stderr for each in refused)
+    assert shell.run("mqtool", "offset", "receive", "-q", "evnets", *limit).code == 69
+    assert shell.run("mqtool", "receive-stream", *limit, "-q", "classic").code in (69, 78)
+    for words in ([], ["-q", "orders"], ["-q", "a", "--declare"], ["-q", "b", "--argument", "max-age=1h"]):
+        assert shell.run("mqtool", "receive-stream", *limit, *words).code == 0
 
 
 def test_publisher_confirms_say_what_the_figures_mean(shell: Shell) -> None:

@@ -172,7 +172,7 @@ def test_a_terminal_sees_how_bad_it_is(shell: Shell) -> None:
                        "\x1b[33m [x] web.warning.slow:x\x1b[0m", " [x] db.info:x"]),
         (["-c", "4", "--no-color"], [f" [x] {key}:x" for key in keys]),
     ):  # fmt: skip
-        logs = ("mqtool", "receive-log", "topic", "#", "-q", "logs", "--durable")
+        logs = ("mqtool", "receive-log", "topic", "#", "-q", "logs", "--durable", "--declare")
         shell.run(*logs, "--idle-timeout", "1ms")
         shell.run(
             "mqtool",

@@ -268,7 +268,9 @@ def test_a_lost_connection_is_made_good(shell: Shell, broker: TestBroker) -> Non
     target = urlsplit(broker.streams)
     with Proxy(target.port or 0) as proxy:
         shell.environment["MQTOOL_STREAM_PORT"] = str(proxy.port)
-        reader = shell.start("mqtool", "receive-stream", "-q", "s", "--raw", "--track", "me").wait_until_ready()
+        reader = shell.start(
+            "mqtool", "receive-stream", "-q", "s", "--declare", "--raw", "--track", "me"
+        ).wait_until_ready()
         sender = shell.start("mqtool", "send-stream", "-l", "-q", "s", stdin=subprocess.PIPE)
         assert sender.process.stdin is not None
         for number in range(4):
@@ -317,7 +319,7 @@ def test_over_amqp_a_lost_connection_is_made_good(shell: Shell, broker: TestBrok
 
 def test_a_stream_that_is_deleted_ends_its_readers(shell: Shell) -> None:
     """And its senders; neither makes another of the same name."""
-    reader = shell.start("mqtool", "receive-stream", "-q", "s", "--raw").wait_until_ready()
+    reader = shell.start("mqtool", "receive-stream", "-q", "s", "--declare", "--raw").wait_until_ready()
     sender = shell.start("mqtool", "send-stream", "-l", "-q", "s", stdin=subprocess.PIPE)
     assert sender.process.stdin is not None
     sender.process.stdin.write(b"one\n")

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Annotated, Any
 
+from mqtool.amqp import administration
 from mqtool.cli.command_line import Argument, OptionGroup
 from mqtool.cli.display.output import WAITING_FOR_LOGS
 from mqtool.cli.options import (
@@ -19,7 +20,7 @@ from mqtool.cli.options import (
     header_option,
 )
 from mqtool.cli.pipe.publishing import publishing_channel, text
-from mqtool.cli.pipe.receiving import Matching, receiving_channel, tell_of_near_names
+from mqtool.cli.pipe.receiving import Matching, receiving_channel, refuse
 from mqtool.cli.pipe.source import Addressing
 from mqtool.errors import UsageError
 from mqtool.message import Delivery, Message, Receipt
@@ -86,8 +87,8 @@ def _receive(asked: ReceivingLogs, exchange: Exchange, lesson: Callable[..., Ite
     with receiving_channel(
         asked.receiving, asked.broker, line, waiting=WAITING_FOR_LOGS, queue_is_private=is_private
     ) as (channel, incoming):
-        if not is_private:
-            tell_of_near_names(queue.name, incoming.access)
+        if not (is_private or asked.queue.declare or administration.exists(channel, queue)):
+            refuse(queue.name, incoming.access)
         settings = incoming.printed(settings)
         deliveries = lesson(channel, asked.exchange.of(exchange), queue=queue, receiving=settings)
         incoming.print_all(matching.of(channel, deliveries, settings))

@@ -10,11 +10,12 @@ from mqtool.cli.display import output
 from mqtool.cli.options import OFFSET, Broker, Commands, Publishing, Receiving
 from mqtool.cli.options.queue_options import DialectOfStreams, StreamOptions, StreamPort, dialect_of
 from mqtool.cli.pipe.publishing import publishing_stream_channel
-from mqtool.cli.pipe.receiving import consuming, receiving_channel, tell_of_near_names
+from mqtool.cli.pipe.receiving import consuming, receiving_channel, refuse
 from mqtool.errors import MqtoolError, NotConfirmed, UsageError
 from mqtool.inspection.listing import counted
 from mqtool.inspection.queue_details import ReaderOffsets
 from mqtool.message import Confirmation, Message
+from mqtool.topology import Stream
 from mqtool.tutorials.dialects import HELLO, TRACKING
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Reading(OptionGroup):
     "mqtool send-stream 'Hello, World!'",
     "tail -f app.log | mqtool send-stream -l -q app",
     "mqtool send-stream -q orders --partitions 3 -r ann 'two books'",
-    without=("delay", "at", "via", "mandatory", "persistent"),
+    without=("delay", "at", "via", "mandatory", "persistent", "declare"),
     instead={"dialect": DialectOfStreams},
 )
 def send_stream(stream: StreamOptions, publishing: Publishing, appending: Appending) -> None:
@@ -91,10 +92,18 @@ def receive_stream(stream: StreamOptions, receiving: Receiving, broker: Broker, 
         channel,
         incoming,
     ):
-        if stream.queue is not None:
-            tell_of_near_names(stream.queue, incoming.access)
-        target, settings = stream.of(tutorial.stream), incoming.printed(receiving.settings())
+        target = _checked(stream, tutorial.stream, channel, incoming.access)
+        settings = incoming.printed(receiving.settings())
         incoming.print_all(stream_hello_world.receive(channel, target, reading.offset, settings, reading.track))
+
+
+def _checked(options: StreamOptions, default: Stream, channel: "StreamChannel", access: Access) -> Stream:
+    """Return the stream to read. Raises NotFound if it is new, and neither the tutorial's nor to be declared."""
+    stream = options.of(default)
+    creates = options.declare or options.arguments or options.partitions or stream.name == default.name
+    if not (creates or channel.exists(stream.name) or channel.streams_of(stream.name) != [stream.name]):
+        refuse(stream.name, access, kind="stream")
+    return stream
 
 
 def _opened(
@@ -169,7 +178,7 @@ def reset(stream: StreamName, name: ReaderName, broker: Broker, port: StreamPort
     output.status(f"{name!r} starts again in stream {stream!r}")
 
 
-@offset.command("mqtool offset send", without=("partitions",), instead={"dialect": DialectOfStreams})
+@offset.command("mqtool offset send", without=("partitions", "declare"), instead={"dialect": DialectOfStreams})
 def send(stream: StreamOptions, broker: Broker) -> None:
     """Append 100 messages, the last of which is the marker."""
     from mqtool.tutorials import stream_offset_tracking as lesson
@@ -198,8 +207,9 @@ def receive(stream: StreamOptions, receiving: Receiving, broker: Broker) -> None
 
     tutorial = TRACKING[dialect_of(broker)]
     offsets: list[int] = []
-    with broker.access().stream_channel(stream.port) as channel:
-        target = channel.declare(stream.of(tutorial.stream))
+    access = broker.access()
+    with access.stream_channel(stream.port) as channel:
+        target = channel.declare(_checked(stream, tutorial.stream, channel, access))
         start = lesson.next_offset(channel, target, tutorial.subscriber)
         deliveries = lesson.receive(channel, target, tutorial.subscriber, start, receiving.settings())
         with consuming(receiving.ready_file, channel, tutorial.started):

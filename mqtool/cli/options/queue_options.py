@@ -23,6 +23,7 @@ def exchange_option(about: str) -> Any:
 _Durable = Annotated[
     bool | None, Option("--durable/--transient", help="Declare it to survive a broker restart, or not")
 ]
+_Declare = Annotated[bool, Option(help="Declare it if it does not exist")]
 _Arguments = Annotated[list[Any] | None, argument_option("Argument to declare it with; KEY:=JSON for a typed value")]
 
 
@@ -121,6 +122,7 @@ class LogQueueOptions(OptionGroup):
     PANEL: ClassVar = "Topology"
 
     queue: Annotated[str | None, queue_option("Durable queue that also collects between runs")] = None
+    declare: _Declare = False
 
     def declared(self) -> Queue:
         """The queue given by --queue, or the tutorial's private queue."""
@@ -198,6 +200,7 @@ class StreamOptions(OptionGroup):
     partitions: Annotated[
         int | None, Option(min=1, max=255, metavar="N", help="Create it as a super stream of N partitions")
     ] = None
+    declare: _Declare = False
     port: StreamPort = None
 
     def of(self, default: Stream) -> Stream:

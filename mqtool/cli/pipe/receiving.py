@@ -128,6 +128,7 @@ def announcing_unfinished_work(in_hand: Callable[[], int]) -> Iterator[None]:
 
 #: Seconds to wait for a connection to the management API and for its response, which only provides similar names.
 _PATIENCE = (0.3, 1.0)
+DECLARE = "--declare declares it"
 
 
 def checked(
@@ -151,8 +152,8 @@ def checked(
     if (declares and not is_watched) or administration.exists(channel, queue):
         return queue
     if not declares:
-        hint = "leave out --no-declare to declare it" if options.declare is False else "--declare declares it"
-        raise NotFound(f"there is no queue {queue.name!r}", _near(queue.name, access, hint))
+        hint = "leave out --no-declare to declare it" if options.declare is False else DECLARE
+        refuse(queue.name, access, hint)
     if queue not in tuple(broker.names):
         output.notice(f"queue {queue.name!r} is new")
     elif broker.dialect is None and declaring_otherwise(queue):
@@ -163,18 +164,17 @@ def checked(
     return queue
 
 
-def tell_of_near_names(name: str, access: Access) -> None:
-    """On a terminal, say if a queue or stream is new although one with a similar name exists."""
-    if output.is_terminal(2) and not current().quiet:
-        names = _queue_names(access)
-        if name not in names and (meant := nearest(name, names)):
-            output.notice(f"queue {name!r} is new; did you mean {meant!r}?")
+def refuse(name: str, access: Access | None, hint: str = DECLARE, kind: str = "queue") -> None:
+    """Raise NotFound for a queue that does not exist; the hint suggests a similar name that the management API lists.
 
-
-def _near(name: str, access: Access | None, hint: str) -> str:
-    """A hint that suggests an existing queue with a similar name, if the management API lists one."""
-    meant = None if access is None else nearest(name, _queue_names(access))
-    return hint if meant is None else f"did you mean {meant!r}? Otherwise, {hint}"
+    If the API lists a queue of this very name, return: it exists, but is not of the kind, as declaring it will tell.
+    """
+    names = [] if access is None else _queue_names(access)
+    if name not in names:
+        meant = nearest(name, names)
+        raise NotFound(
+            f"there is no {kind} {name!r}", hint if meant is None else f"did you mean {meant!r}? Otherwise, {hint}"
+        )
 
 
 def _queue_names(access: Access) -> list[str]:
