@@ -94,7 +94,7 @@ class ExecCommand:
             path = self._path or _find(words[0])
         except UsageError as error:  # the name comes from a placeholder, so the message is at fault
             return Ending(EX_DATAERR, str(error).encode("utf-8", "replace"))
-        environment = {_encoded(name): _encoded(value) for name, value in variables.items()}
+        environment = {name.encode(): _encoded(value) for name, value in variables.items()}
         return Request(path, [*map(_encoded, words)], environment, delivery.body, self._timeout, self._capture)
 
 

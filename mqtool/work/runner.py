@@ -4,9 +4,9 @@
            <── Ending ───        <── stderr, status ─────
 
 Python stops all its threads while it starts a program, so the worker starts programs in other processes. If the worker
-dies, even by kill -9, the pipe to its runner closes. The runner then kills the program's process group, since the
-broker delivers the message to another worker. To notice the closed pipe, a runner never blocks, not even if its stderr
-is a pipe that nobody reads.
+dies, even by kill -9, the socket to its runner closes. The runner then kills the program's process group, since the
+broker delivers the message to another worker. To notice the closed socket, a runner never blocks, not even if its
+stderr is a pipe that nobody reads.
 """
 
 import array
@@ -14,6 +14,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import pickle
 import select
 import signal
 import socket
@@ -21,10 +22,7 @@ import stat
 import termios
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
+from typing import NamedTuple
 
 #: The exit status for invalid input (sysexits.h).
 EX_DATAERR = 65
@@ -37,6 +35,8 @@ _TAIL = 2000
 _LOOK = 0.01
 _PIPE_SIZE = 65536
 _STDERR = 2
+#: Raised if the process at the other end of a socket has ended, perhaps while it sent.
+_CLOSED = (EOFError, ConnectionError, pickle.UnpicklingError)
 #: Milliseconds to wait for a reader of mqtool's stderr before giving up.
 _PATIENCE = 1000
 
@@ -97,17 +97,17 @@ class Runner:
     """Starts a runner process and sends it requests. Start all runners before any threads, since this calls fork().
 
     Args:
-        others: the runners that were started before. The new process closes their pipes, which it inherits.
+        others: the runners that were started before. The new process closes their sockets, which it inherits.
         environment: the environment that the programs inherit.
     """
 
     def __init__(self, others: Sequence["Runner"], environment: Mapping[bytes, bytes]) -> None:
-        from multiprocessing.connection import Pipe  # takes long to import, and only workers need it
-
-        self._pipe, theirs = Pipe()
+        self._socket, theirs = socket.socketpair()
+        self._endings = self._socket.makefile("rb")
         if os.fork() == 0:
-            for inherited in (self._pipe, *(other._pipe for other in others)):
-                inherited.close()
+            for inherited in (self, *others):
+                inherited._endings.close()
+                inherited._socket.close()
             try:
                 _serve(theirs, environment)
             finally:
@@ -117,24 +117,24 @@ class Runner:
     def run(self, request: Request) -> Ending:
         """Run a program, and wait until it ends."""
         try:
-            self._pipe.send(request)
-            ending: Ending = self._pipe.recv()
-        except (EOFError, ConnectionError):
+            self._socket.sendall(pickle.dumps(request))
+            ending: Ending = pickle.load(self._endings)  # noqa: S301 - from a process that this one forked
+        except _CLOSED:
             return Ending(CANNOT_RUN, b"the process that runs programs was killed")
         return ending
 
 
-def _serve(worker: "Connection", environment: Mapping[bytes, bytes]) -> None:
+def _serve(worker: socket.socket, environment: Mapping[bytes, bytes]) -> None:
     """Run programs until the worker ends. This function, and all code below it, runs in the runner's process."""
     os.setpgid(0, 0)  # Ctrl-C on the terminal is for the worker alone
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
-    stderr = _Stderr()
+    stderr, requests = _Stderr(), worker.makefile("rb")
     while True:
         stderr.write_until_readable(worker.fileno())
         try:
-            request = worker.recv()
-        except (EOFError, ConnectionError):
+            request = pickle.load(requests)  # noqa: S301 - from the process that forked this one
+        except _CLOSED:
             stderr.finish()
             return
         stderr.write_until_readable(worker.fileno(), keep=_PIPE_SIZE)  # else it grows with each program
@@ -142,8 +142,8 @@ def _serve(worker: "Connection", environment: Mapping[bytes, bytes]) -> None:
             ending = _Run(request, environment, worker, stderr).finish()
         except OSError as error:
             ending = _not_started(error)
-        with contextlib.suppress(ConnectionError):  # the worker has ended: the next recv() raises EOFError
-            worker.send(ending)
+        with contextlib.suppress(ConnectionError):  # the worker has ended: the next load() raises EOFError
+            worker.sendall(pickle.dumps(ending))
 
 
 def _not_started(error: OSError) -> Ending:
@@ -160,7 +160,7 @@ class _Run:
     """
 
     def __init__(
-        self, request: Request, environment: Mapping[bytes, bytes], worker: "Connection", our_stderr: "_Stderr"
+        self, request: Request, environment: Mapping[bytes, bytes], worker: socket.socket, our_stderr: "_Stderr"
     ) -> None:
         self._request = request
         self._worker = worker
