@@ -55,21 +55,19 @@ def test_doctor_finds_what_would_bite(watcher: Shell, broker: TestBroker) -> Non
         "Received 3"
     )
     broker.api("PUT", f"queues/{broker.vhost}/short", {"arguments": {"x-max-length": 1}, "durable": True})
-    watcher.run(
-        "mqtool", "send", "-q", "short", "--queue-type", "classic", "--max-length", "1", "-l", stdin="a\nb\nc\n"
-    )
     wanted = {"no-consumer", "transient", "dead-letter-exchange", "leads-nowhere", "no-acks", "no-dead-letter-exchange"}
 
     found: dict[str, dict[str, Any]] = {}
 
     def all_found() -> bool:
-        watcher.run("mqtool", "emit-log", "fanout", "lost")  # again: statistics of so short a connection may get lost
+        # Again each time: RabbitMQ may lose the statistics of so short a connection.
+        watcher.run("mqtool", "emit-log", "fanout", "lost")
+        watcher.run("mqtool", "send", "-q", "short", "--max-length", "1", "-l", stdin="a\nb\nc\n")
         found.clear()
         found.update(findings(watcher, broker))
-        # The counters of what was published, and of what is there, may be of different moments.
-        return wanted <= found.keys() and "has lost 2 messages" in found["no-dead-letter-exchange"]["what"]
+        return wanted <= found.keys() and "has lost" in found["no-dead-letter-exchange"]["what"]
 
-    wait_until(all_found, "all of them, once the statistics are there")
+    wait_until(all_found, lambda: f"{wanted}; found {found}")
 
     assert found["no-acks"]["thing"] == "queue 'task_queue'"
     assert found["transient"]["thing"] == "queue 'old'"
