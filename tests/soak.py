@@ -261,7 +261,7 @@ def _depth(connection: Connection, queue: str) -> int:
 def small_disk(directory: Path) -> Iterator[None]:
     """A file system of its own for the broker's data, which can be full without harm to anybody (Linux, as root)."""
     (directory / "data").mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "soak", directory / "data"], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256m", "soak", directory / "data"], check=True)
     try:
         yield
     finally:

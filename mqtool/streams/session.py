@@ -74,6 +74,10 @@ def answered(error: BaseException, stream: str) -> MqtoolError:
         return AccessRefused(f"the user may not use stream {stream!r}", "see 'mqtool list permissions'")
     if isinstance(error, exceptions.StreamNotAvailable | exceptions.LeaderNotAvailable):
         return Unavailable(f"stream {stream!r} has no leader right now")
+    if isinstance(error, exceptions.PreconditionFailed):
+        return Unavailable(
+            f"stream {stream!r}: the broker refused; it may be low on memory or disk", "send again later"
+        )
     if isinstance(error, LOST):
         return Unavailable(f"the connection was lost: {in_words(error)}")
     return MqtoolError(f"stream {stream!r}: the broker refused: {type(error).__name__}")

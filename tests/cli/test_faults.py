@@ -15,7 +15,7 @@ from tests.cli.shell import Shell, wait_until
 @pytest.fixture
 def own() -> Iterator[EmbeddedBroker]:
     """A broker that nobody else is disturbed with."""
-    with EmbeddedBroker(management_port=0) as broker:
+    with EmbeddedBroker(management_port=0, stream_port=0) as broker:
         yield broker
 
 
@@ -60,6 +60,16 @@ def test_a_fault_from_the_shell(tester: Shell, own: EmbeddedBroker) -> None:
 def test_what_is_no_fault(tester: Shell, words: list[str], said: str) -> None:
     refused = tester.run("mqtool", "fault", *words)
     assert (refused.code, said in refused.stderr) == (2, True), refused.stderr
+
+
+def test_a_broker_in_alarm_takes_no_publisher_of_a_stream(tester: Shell, own: EmbeddedBroker) -> None:
+    """The cause is said, and the exit code is that of a broker that is not available."""
+    streams = ("send-stream", "--stream-port", str(own.stream_port), "x")
+    tester.run("mqtool", "fault", "block-publishers")
+    refused = tester.run("mqtool", *streams)
+    assert (refused.code, "it may be low on memory or disk" in refused.stderr) == (69, True)
+    tester.run("mqtool", "fault", "clear")
+    assert tester.run("mqtool", *streams).code == 0
 
 
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)

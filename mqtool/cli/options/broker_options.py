@@ -1,5 +1,6 @@
 """Options that name a broker and the login; confirmation before something is changed or deleted."""
 
+import os
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -150,7 +151,7 @@ class Broker(OptionGroup):
         In a protected context, this asks for confirmation if the command changes the broker and does not ask itself.
 
         Args:
-            management: the URL of the management API, if the command takes one.
+            management: the URL of the management API; by default, that in the environment. Hints need it, too.
             reconnects: False for commands that hold messages, since a reconnect would redeliver the messages.
 
         Raises:
@@ -162,7 +163,9 @@ class Broker(OptionGroup):
         access = Access(
             resolve_addresses(choice, user=self.user, vhost=self.vhost, password_file=self.password_file),
             choice.tls(TlsFiles(self.tls_ca, self.tls_cert, self.tls_key)),
-            choice.management(management, is_typed="management" in self.call.typed),
+            choice.management(
+                management or os.environ.get(MANAGEMENT_VARIABLE), is_typed="management" in self.call.typed
+            ),
             self.wait,
             Backoff(attempts=self.max_retries) if self.reconnect and reconnects else None,
             self.strict,

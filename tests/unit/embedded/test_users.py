@@ -6,7 +6,22 @@ import pytest
 
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.ledger import Ledger
+from mqtool.broker.embedded.model.rights import Rights
 from mqtool.broker.embedded.model.users import Permissions, User
+
+
+def test_the_cache_of_permissions_is_bounded() -> None:
+    """A client that uses new names all the time cannot fill the memory."""
+
+    async def known() -> int:
+        broker = Broker(Ledger())
+        broker.create_defaults()
+        rights = Rights(broker, "guest", "/")
+        for number in range(3000):
+            rights.check("write", "exchange", f"e{number}")
+        return len(rights._known)
+
+    assert asyncio.run(known()) <= 1000
 
 
 def authenticate(name: str, password: str, from_loopback: bool) -> bool:
