@@ -273,7 +273,7 @@ class Streaming(Policy):
 
 
 class Cautious(Streaming):
-    """Takes one delivery at a time, until it gets a message that was not requeued often; then works like Streaming."""
+    """Takes one delivery at a time while messages have been requeued many times; after that, works like Streaming."""
 
     def __init__(self) -> None:
         super().__init__()

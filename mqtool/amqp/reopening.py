@@ -185,7 +185,7 @@ class ReopeningChannel:
 
         Args:
             connection_is_new: the connection itself was reopened.
-            set_up_topology: also declare the entries of the journal.
+            set_up_topology: also declare again what was declared before (the journal).
 
         Raises:
             pika.exceptions.AMQPError: the connection is lost.

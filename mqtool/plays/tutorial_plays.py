@@ -1,4 +1,4 @@
-"""The plays of the tutorials on AMQP 0-9-1."""
+"""The plays of the AMQP 0-9-1 tutorials: the steps that `mqtool tutorial run` performs."""
 
 import shlex
 

@@ -1,1 +1,1 @@
-"""The environment of plays and drills: terminals, checks, measurements, and a proxy whose connections can be cut."""
+"""What `tutorial run` and `drill` run commands with: terminals, checks, measurements, and a proxy."""

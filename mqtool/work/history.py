@@ -52,7 +52,7 @@ def failures_of(delivery: Delivery) -> int:
 def returns_of(delivery: Delivery) -> int:
     """Return how often the message was moved back from a dead-letter queue.
 
-    `mqtool move` keeps all headers. If it moved the message, REASON is still set, and counts as one more return.
+    `mqtool move` keeps the headers of a dead letter, so a message that still has REASON was moved back once more.
     """
     return _count(delivery.headers.get(RETURNS)) + (REASON in delivery.headers)
 

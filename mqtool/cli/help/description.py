@@ -169,7 +169,7 @@ def leaves(command: CommandHelp) -> Iterator[CommandHelp]:
 
 
 def topic_options(command: CommandHelp, topic: str) -> list[OptionHelp]:
-    """The options of all commands that belong to a topic, each once."""
+    """Return the options that belong to a help topic, from a command and all its subcommands, without duplicates."""
     found: dict[str, OptionHelp] = {}
     for leaf in leaves(command):
         for option in leaf.options:
