@@ -222,7 +222,7 @@ def test_however_it_is_ended_nothing_goes_on_running(lonely_shell: Shell, number
     lonely_shell.environment["TUTORIAL_MARK"] = mark = f"mark-{os.getpid()}-{time.monotonic_ns()}"
     running = lonely_shell.start("mqtool", "tutorial", "run", "work-queues", "--auto", ready=False)
     running.wait_for_stdout("Received long..")
-    assert len(processes_with(mark)) >= 4
+    assert len(processes_with(mark)) >= 3  # the play, its broker and a worker; the second one may have ended
 
     running.process.send_signal(number)
 
