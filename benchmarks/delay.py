@@ -61,6 +61,8 @@ def measure(url: str, count: int, longest: int, queue_type: str, via: str) -> st
             receiver = subprocess.Popen([MQTOOL, "receive", *queue, *shown], stdout=file)
         try:
             while not ready.exists():
+                if receiver.poll() is not None:
+                    raise SystemExit("mqtool receive ended before it had started to consume")
                 time.sleep(0.01)
             began = time.perf_counter()
             with lines.open("rb") as file:
