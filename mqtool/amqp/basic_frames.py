@@ -121,7 +121,7 @@ class PublishEncoder:
         return _remember(self._surroundings, (method, size, id_size), (method + header + before, after, end))
 
     def _divided(self, body: bytes) -> Iterator[bytes | memoryview]:
-        """Divide a body into several frames, without the start of the first frame and the end of the last."""
+        """Divide a body into several frames. The caller adds the start of the first frame and the end of the last."""
         view = memoryview(body)  # a large body is not copied for its pieces
         yield view[: self._body_max]
         for start in range(self._body_max, len(body), self._body_max):
@@ -326,7 +326,7 @@ class FrameReader:
         self._consumers.pop((channel, _start(consumer_tag.encode())), None)
 
     def receive(self, data: bytes) -> int:
-        """Process received bytes; return how many of them were deliveries or confirms that pika does not get."""
+        """Process received bytes; return how many belonged to deliveries and confirms, which pika does not get."""
         if self._rest:
             data, self._rest = self._rest + data, b""
         position, end, taken = 0, len(data), 0

@@ -183,7 +183,7 @@ class Channel(ChannelListener):
     # Consuming.
 
     def consume(self, queue: Queue, receiving: Receiving = STREAMING) -> Generator[Delivery]:
-        """Start to consume at once; return a generator of the deliveries.
+        """Start consuming immediately; return a generator of the deliveries.
 
         A delivery is acknowledged when the caller requests the next one, unless the caller acknowledged it before.
 
@@ -194,7 +194,7 @@ class Channel(ChannelListener):
         return self.consumer(queue, receiving).deliveries()
 
     def consumer(self, queue: Queue, receiving: Receiving = STREAMING) -> Consumer:
-        """Start to consume, as consume() does; return the Consumer, which can also wait with a timeout."""
+        """Start consuming, as consume() does; return the Consumer, which can also wait with a timeout."""
         is_stream = receiving.offset is not None or queue.arguments.get("x-queue-type") == "stream"
         limits = _limits_deliveries(queue, self.connection.broker)
         policy = policy_for(receiving, limits_deliveries=limits, is_stream=is_stream)
@@ -228,8 +228,8 @@ class Channel(ChannelListener):
     def answer(self, delivery: Delivery, reply: Message) -> None:
         """Publish the reply to a delivery, then acknowledge the delivery, in one write.
 
-        If more deliveries have arrived, the write waits two milliseconds for their replies. The broker handles both in
-        order, so the reply to an acknowledged request is in a queue. Use wait_for_confirms() to wait for its confirm.
+        If more deliveries have arrived, the write waits two milliseconds for their replies. The broker gets the reply
+        first, so no delivery is acknowledged without its reply. Use wait_for_confirms() to wait for the confirms.
 
         Raises:
             NotConfirmed: the broker did not confirm earlier replies in time.
@@ -293,7 +293,7 @@ class Channel(ChannelListener):
 
 
 def _settled(deliveries: Sequence[Delivery], consumers: Sequence[Consumer]) -> list[Delivery]:
-    """Mark deliveries as acknowledged, and tell the consumers. Return the deliveries that were not marked yet."""
+    """Mark deliveries as acknowledged, and tell the consumers. Return the deliveries that were not marked before."""
     unsettled = [delivery for delivery in deliveries if not delivery.settled]
     for delivery in unsettled:
         delivery.settled = True

@@ -289,8 +289,8 @@ class Cautious(Streaming):
 class ExactCount(Streaming):
     """Takes exactly N deliveries: one by one for small counts, otherwise with a large prefetch.
 
-    With a large prefetch, the last acknowledgements are held back: they would let the broker send more than the count.
-    auto_ack is off, since with auto_ack the prefetch would not limit deliveries.
+    With a large prefetch, the last acknowledgements are held back, so that the broker does not send more than N.
+    auto_ack is off, because it disables the prefetch limit.
     """
 
     def __init__(self, count: int, prefetch: int = PREFETCH) -> None:
@@ -328,7 +328,7 @@ class ExactCount(Streaming):
 
 
 class CallerSettles(Policy):
-    """The caller acknowledges. With a count, the last few deliveries come one by one: the broker never sends more."""
+    """The caller acknowledges. The last few deliveries of a count come one by one, so that no more are sent."""
 
     def __init__(self, receiving: Receiving) -> None:
         count, prefetch = receiving.count, receiving.prefetch

@@ -63,7 +63,7 @@ class Consumer(ChannelListener):
     # For the caller.
 
     def start(self) -> None:
-        """Start to consume. Blocks until the broker confirms.
+        """Start consuming. Blocks until the broker replies with basic.consume-ok.
 
         Raises:
             MqtoolError: the broker refuses to start the consumer.
@@ -107,7 +107,7 @@ class Consumer(ChannelListener):
                 self._on_end(self)
 
     def acknowledging(self, delivery: Delivery) -> None:
-        """Called before the caller acknowledges: stop consuming if the broker would then send one delivery too many."""
+        """Called before an acknowledgement: stop consuming if the broker would otherwise send too many deliveries."""
         with self._subscribing:
             if self._stopping:
                 self._subscription.cancel()
@@ -174,7 +174,7 @@ class Consumer(ChannelListener):
             # else it arrived before the connection was lost, and the broker redelivers it
 
     def _next_batch(self, taken: int, started: float) -> bool:
-        """Take deliveries out of the inbox; return False at the end."""
+        """Wait for deliveries, and move them from the inbox to `_batch`; return False when consuming ends."""
         while not self._batch:
             try:
                 batch = self._inbox.get_nowait()
@@ -241,7 +241,7 @@ class Consumer(ChannelListener):
         self._channel.requests.send(epoch, lambda pika: pika.basic_nack(tag, multiple=True, requeue=True))
 
     def _flush(self, *, leaving: bool = False) -> None:
-        """Have the output written, then acknowledge handled deliveries unless the broker would then send too many."""
+        """Have the output written, then acknowledge handled deliveries, except those that the policy holds back."""
         if self._is_stuck:
             return
         self._is_stuck = True  # if the output cannot be written, the deliveries are never acknowledged

@@ -162,7 +162,7 @@ class ReopeningChannel:
         return self._is_set_up and self.requests.pika is not None
 
     def listen(self, listener: ChannelListener) -> None:
-        """Start to pass events to a listener."""
+        """Start passing events to a listener."""
         self._listeners[listener] = None
 
     def progress(self) -> None:
@@ -301,7 +301,7 @@ class ReopeningChannel:
     # Opening it again.
 
     def open_another(self) -> None:
-        """Start to replace the pika channel with a new one. Safe to call from any thread."""
+        """Start replacing the pika channel with a new one. Safe to call from any thread."""
 
         def leave() -> None:
             left = self.requests.leave()

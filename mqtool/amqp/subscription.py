@@ -138,7 +138,7 @@ class Subscription:
         return consumer_tag == self._consumer_tag
 
     def start(self, prefetch: int, *, auto_ack: bool) -> None:
-        """Start to consume.
+        """Start consuming.
 
         Raises:
             MqtoolError: the broker refuses to start the consumer.

@@ -84,7 +84,7 @@ def last_words(log: bytes) -> str:
 
 
 def kept_logs(directory: Path) -> dict[str, Path]:
-    """Return the log files in a broker's directory, by node name. Stopping a broker keeps them."""
+    """Return the log files in a broker's directory, by node name. Stopping a broker does not delete them."""
     found = sorted(directory.glob("log")) or sorted(directory.glob("node-*/log"))
     return {"" if path.parent == directory else path.parent.name: path for path in found}
 

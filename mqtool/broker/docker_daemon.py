@@ -88,7 +88,7 @@ def base_image(wanted: str | None) -> str:
 
 
 def _build_arguments(base: str) -> dict[str, str]:
-    """Return Docker's build arguments. Only RabbitMQ _PLUGIN_VERSION gets the delayed-message plugin."""
+    """Return Docker's build arguments. The delayed-message plugin is added only to RabbitMQ _PLUGIN_VERSION."""
     version = re.match(r"\d+\.\d+", base.rpartition(":")[2])
     plugin = {} if version and version[0] == _PLUGIN_VERSION else {"PLUGIN_URL": ""}
     return {"BASE_IMAGE": base, **plugin}

@@ -18,7 +18,7 @@ _PATIENCE = 5.0
 
 
 def stop_with_this_process(name: str) -> int:
-    """Start a process that stops the broker `name` when this process ends. Returns the file descriptor for holds()."""
+    """Start a process that stops the broker `name` when this process ends. Returns a descriptor to pass to holds()."""
     # The write end of the pipe stays open until this process ends.
     reading, writing = os.pipe()
     command = [sys.executable, "-m", "mqtool.broker.lifeline", name]
@@ -29,7 +29,7 @@ def stop_with_this_process(name: str) -> int:
 
 
 def holds(writing: int, started: Started) -> None:
-    """Tell the waiting process which broker to stop, so that it does not stop a later one with the same name."""
+    """Tell the process at the other end of the pipe which broker to stop: not a later one with the same name."""
     os.write(writing, f"{started.pid} {started.born}".encode())
 
 

@@ -122,7 +122,7 @@ def _enable_plugins(file: Path, node: Node) -> str:
 def _stream_settings(node: Node) -> list[str]:
     """Return lines for rabbitmq.conf that set the stream port and the address that the node advertises to clients.
 
-    A port is set even if the node has none, because by default the plugin would listen on all addresses.
+    A port is set even if `stream_port` is None: without one, the stream plugin would listen on all addresses.
     """
     port = node.stream_port or ports.STREAMS
     # Other machines cannot reach loopback, but this machine can reach its external address.
@@ -301,7 +301,7 @@ def _settings(own: Node, first: Node) -> list[str]:
 
 
 def _wait_for(first: Node, process: Process) -> None:
-    """Wait until the first node accepts connections. Another node started earlier would form a cluster of its own."""
+    """Wait until the first node accepts connections. A node started before that would form a cluster of its own."""
     deadline = time.monotonic() + _FIRST_PATIENCE
     while ports.is_free(first.port):
         if not background.is_running(process) or time.monotonic() > deadline:

@@ -117,7 +117,7 @@ def load_definitions(started: Started) -> None:
 
 
 def _names_vhosts(document: Json) -> bool:
-    """True if the definitions are of a whole broker; those of a single virtual host do not name virtual hosts."""
+    """True if definitions name virtual hosts: those of a broker do, those of a single virtual host do not."""
     return "vhosts" in document or any(
         "vhost" in item for items in document.values() if isinstance(items, list) for item in items
     )

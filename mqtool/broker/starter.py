@@ -44,7 +44,7 @@ class Starter(ABC):
         """Start a broker. It may not be ready when this returns."""
 
     def is_ready(self, started: Started) -> bool:  # noqa: ARG002
-        """True unless the broker is known not to accept connections yet."""
+        """Return False if the broker cannot accept connections yet. True does not guarantee that it can."""
         return True
 
     @abstractmethod

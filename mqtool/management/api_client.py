@@ -268,7 +268,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _later_pages(page: Callable[[int], Json], count: int) -> Iterator[Json]:
-    """Yield the items of all pages but the first. Two requests run at a time, since the broker sorts for each page."""
+    """Yield the items of all pages but the first. Makes two requests at a time, as each takes the broker long."""
     from concurrent.futures import Future, ThreadPoolExecutor
 
     threads = ThreadPoolExecutor(_PAGES_AT_A_TIME)

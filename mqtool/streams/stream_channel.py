@@ -194,7 +194,7 @@ class StreamChannel:
     def consume(
         self, stream: Stream, offset: Offset = FIRST, receiving: Receiving = STREAMING, track: str | None = None
     ) -> Iterator[Delivery]:
-        """Start to consume; return an iterator of the messages. A message's delivery tag is its offset.
+        """Start consuming; return an iterator of the messages. A message's delivery tag is its offset.
 
         After a reconnection, consuming resumes after the last message received.
 

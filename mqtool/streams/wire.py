@@ -29,7 +29,7 @@ _GOODBYE = 1.0
 
 
 class NotStreams(Exception):
-    """The server speaks another protocol."""
+    """The server speaks a different protocol."""
 
 
 class ClosedByBroker(Exception):

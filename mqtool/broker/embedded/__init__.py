@@ -30,7 +30,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name when it is first used. Keeps pytest fast: it imports this package if mqtool is installed."""
+    """Import a name when it is first used, so that pytest, which loads the plugin in this package, starts quickly."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -34,7 +34,8 @@ def run(
 
     Args:
         settings: the broker's settings.
-        ready_file: written once the broker is listening: its URLs and any damage, one per line. Removed at the end.
+        ready_file: written once the broker is listening, and removed at the end. Contains the URLs and any damage to
+            the stored data, one per line.
         log_file: the log file; None for stderr.
         print_url: print the URLs once the broker is listening.
         when_ready: called on the event loop once the broker is listening.

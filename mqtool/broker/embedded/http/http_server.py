@@ -100,8 +100,8 @@ class Answer:
         value: the JSON value of the body; None for no body. An iterator is sent as a list.
         location: the Location header: the address of the new object.
         allow: the Allow header: the methods of the path.
-        patience: until this many seconds after the request, the server calls the handler again instead of sending this
-            response; 0 to send it immediately.
+        patience: for this many seconds after the request, the server does not send this response, but keeps calling the
+            handler for a new one; 0 to send it immediately.
     """
 
     status: HTTPStatus
@@ -127,8 +127,8 @@ class Handler(Protocol):
 class HttpServer:
     """Serves HTTP connections. Pass `talk` to asyncio.start_server with `limit=MAX_HEAD`.
 
-    At the limit of connections, each new connection replaces one that has not logged in: the oldest from the address
-    with the most connections of this kind. So a client that opens many connections cannot keep other clients out.
+    At the limit of connections, the server accepts a new one and closes one that has not logged in: the oldest from
+    the address with the most of these. So a client that opens many connections cannot keep other clients out.
     """
 
     def __init__(self, handler: Handler) -> None:
@@ -202,7 +202,7 @@ class HttpServer:
         return stay
 
     async def _last_answer(self, request: Request) -> Answer:
-        """Call the handler until the patience of its response is over (see Answer), and return the last response."""
+        """Call the handler until its response need not wait any longer (see Answer.patience); return that response."""
         loop = asyncio.get_running_loop()
         asked = loop.time()
         while (answer := await self._answer(request)).patience > loop.time() - asked:

@@ -202,7 +202,7 @@ Right = Callable[..., None]
 
 
 class Route(NamedTuple):
-    """One method of a path.
+    """An HTTP method of a path.
 
     Attributes:
         right: takes the handler's arguments and raises HttpError 401 if the user lacks the permission.

@@ -142,7 +142,7 @@ _cached_head = lru_cache(maxsize=1024)(_head)
 
 @lru_cache(maxsize=1024)
 def _around_id(before: bytes, after: bytes, size: int, exchange: str, routing_key: str) -> tuple[bytes, bytes]:
-    """Return the encoded sections before the message id and after it. Cached: often only the id differs."""
+    """Return the encoded sections before the message id and after it. Cached, since often only the id differs."""
     heads = [_head(before + letter * size + after, exchange, routing_key) for letter in (b"a", b"b")]
     start = next((index for index, (one, other) in enumerate(zip(*heads, strict=True)) if one != other), len(heads[0]))
     return heads[0][:start], heads[0][start + size :]
@@ -169,7 +169,7 @@ _PLAIN = Properties(b"\x00\x00")
 
 
 def _descriptor(data: bytes, offset: int) -> Span:
-    """Return a span with the code of the section at `offset`. Its start and end are both the position of the value.
+    """Return the code of the section at `offset`, in a Span whose start and end are both the position of its value.
 
     Raises:
         ValueError: there is no section of a message at `offset`.

@@ -218,7 +218,7 @@ _parse_small_header = lru_cache(maxsize=2048)(ContentHeader)
 
 
 class HeaderReader:
-    """Decodes content headers: ten times as fast if only the message id differs from the previous header."""
+    """Decodes content headers, ten times as fast if a header differs from the previous one only in the message id."""
 
     def __init__(self, max_depth: int = MAX_DEPTH) -> None:
         self._max_depth = max_depth

@@ -40,7 +40,7 @@ class Pages(Protocol):
     """The methods of the ledger that a backlog uses to keep the messages of long queues only on disk."""
 
     def page_out(self, entry: Entry) -> bool:
-        """Page out a stored message if memory is needed. Returns True if the backlog must now keep only its row."""
+        """Page out a stored message if memory is short. If True is returned, the backlog must keep only `entry.row`."""
 
     def page_in(self, rows: Sequence[int]) -> list[Entry]:
         """Read stored messages back, in the order of `rows`. If they are large, return only the first ones."""

@@ -1,4 +1,4 @@
-"""Clocks and timers for queues. Changes of the system time do not affect them."""
+"""Clocks and timers for queues. Changes to the system time do not affect them."""
 
 import asyncio
 import time
@@ -26,7 +26,7 @@ class Clock(Protocol):
     """A source of the time and of timers, which tests can replace."""
 
     def now(self) -> int:
-        """Return milliseconds since 1970, unaffected by changes of the system time."""
+        """Return milliseconds since 1970, unaffected by changes to the system time."""
 
     def wall(self) -> int:
         """Return the current system time in milliseconds since 1970."""

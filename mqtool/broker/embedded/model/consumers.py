@@ -57,7 +57,7 @@ class Consumers:
         return any(consumer.exclusive for consumer in self._all)
 
     def is_active(self, consumer: Consumer) -> bool:
-        """Return False if another consumer is the single active consumer, so that this one gets no messages."""
+        """Return True if a consumer may get messages: with a single active consumer, only that one."""
         return not self._single_active or consumer is self.active
 
     def add(self, consumer: Consumer) -> None:

@@ -130,7 +130,7 @@ def deaths(message: Message) -> list[Table]:
 
 
 def would_cycle(message: Message, queue: str) -> bool:
-    """Return True if this queue dead-lettered the message before, and it was rejected neither then nor since.
+    """Return True if this queue dead-lettered the message before, and no consumer has rejected it then or since.
 
     Such a message would be dead-lettered in a cycle forever, so the queue must not get it again.
     """

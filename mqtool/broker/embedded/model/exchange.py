@@ -202,7 +202,7 @@ def negate_delay(message: Message, milliseconds: int) -> Message:
 class DelayedMessages:
     """The messages that the x-delayed-message exchanges of a virtual host hold back.
 
-    A message belongs to the name of an exchange. It is released even if the exchange was deleted and redeclared.
+    A message is held under the name of its exchange, and released even if the exchange was deleted and redeclared.
 
     Args:
         release: called with the name of the exchange and a message when the message is due.
@@ -235,7 +235,7 @@ class DelayedMessages:
 
 
 def save_exchange(ledger: Ledger, vhost: str, exchange: Exchange) -> None:
-    """Store a new durable exchange, and set its key."""
+    """Store a new durable exchange, and set `exchange.key`."""
     exchange.key = ledger.new_key()
     ledger.save(
         "exchange",

@@ -243,7 +243,7 @@ class Ledger:
         self.removed(row)
 
     def page_out(self, entry: Entry) -> bool:
-        """Page out a stored message if memory is needed. Returns True if the caller must now keep only its row."""
+        """Page out a stored message if memory is short. If True is returned, the caller must keep only `entry.row`."""
         # A dead letter would be read back as an ordinary Message.
         if self.held_bytes - self._paged_out_bytes <= _ROOMY or isinstance(entry.message, Dead):
             return False
@@ -299,7 +299,7 @@ class Ledger:
     # A ledger with a disk overrides the following methods.
 
     def close(self, returned: Iterable[Entry] = ()) -> None:
-        """Finish writing. `returned` are requeued messages that were delivered before."""
+        """Finish writing. `returned` are requeued messages, to be marked as redelivered after a restart."""
 
     def write_log(self, log: Log) -> None:
         """Write the new data of a stream with the next group of changes."""

@@ -8,7 +8,7 @@ from mqtool import __version__
 
 
 class Like(StrEnum):
-    """The names of the profiles. 4.3 means 4.3.6; 4.3.5 means the releases before it, which refuse transient queues."""
+    """The names of the profiles. 4.3 means 4.3.6; 4.3.5 means 4.3.0 to 4.3.5, which refuse transient queues."""
 
     V3_10 = "3.10"
     V4_0 = "4.0"

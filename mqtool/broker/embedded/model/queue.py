@@ -327,7 +327,7 @@ class Queue:
         self._expiring = False
 
     def _expire(self) -> None:
-        """Drop a batch of expired messages. The alarm drops the next batch later, so that clients are served first."""
+        """Dead-letter or drop a batch of expired messages; set the alarm for the next. This lets clients get a turn."""
         self._drop_expired(_EXPIRED_AT_ONCE)
         self._arm_expiry()
 

@@ -137,7 +137,7 @@ def _retry(which: Value, least: int | None, most: int | None) -> Retry | None:
 
 
 def _delivery_limit(argument: Value, policy: Value, profile: Profile) -> int | None:
-    """Return the smaller limit, or the default if neither is set. If there is a default, negative means no limit."""
+    """Return the smaller limit; the default if neither is set. If there is a default, negative means unlimited."""
     limits = [int(value) for value in (argument, policy) if isinstance(value, int)]
     if not limits:
         return profile.delivery_limit

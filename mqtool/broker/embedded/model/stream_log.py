@@ -295,7 +295,7 @@ class StreamLog:
         self._wake()
 
     def _forget_old(self) -> None:
-        """Delete the oldest segments beyond the retention limits. Called only after a new segment, as in RabbitMQ."""
+        """Delete the oldest segments beyond the retention limits. Called only after adding one, as in RabbitMQ."""
         limits = self.retention
         while len(self._segments) > 1:
             first = self._segments[0]

@@ -173,7 +173,7 @@ class Stream(Queue):
         self.traffic.acknowledged += 1
 
     def requeue(self, entries: Iterable[Entry], why: Why = Why.RETURNED) -> None:
-        """Do nothing if the deliveries are those of a closed channel; otherwise raise ConnectionException 540."""
+        """Raise ConnectionException 540: a stream does not support basic.nack. For a closed channel, do nothing."""
         if why is not Why.LOST:
             for entry in entries:
                 self.reject(entry)

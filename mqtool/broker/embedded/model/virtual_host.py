@@ -334,7 +334,7 @@ def _stream_type() -> type[Queue]:
 
 
 def _save_queue(ledger: Ledger, queue: Queue) -> None:
-    """Store a new durable queue, and set its key."""
+    """Store a new durable queue, and set `queue.key`."""
     queue.key = ledger.new_key()
     ledger.save(
         "queue",

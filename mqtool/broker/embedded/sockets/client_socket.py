@@ -100,7 +100,7 @@ class PacedSocket(asyncio.Protocol, ABC):
         self.handle(data)
 
     def handle(self, data: bytes) -> None:
-        """Handle the complete frames, and keep the rest: an incomplete frame or, if `is_backed_up`, all others."""
+        """Handle complete frames until `is_backed_up` becomes true, and keep the rest of the data for later."""
         if len(data) >= self._need:
             try:
                 data = data[self.take_bytes(data) :]
@@ -347,7 +347,7 @@ class ClientSocket(PacedSocket):
         self.add_held_bytes(-self.held_bytes)
 
     def handle(self, data: bytes) -> None:
-        """Handle the complete frames. If they change durable definitions, send the replies once these are on disk."""
+        """Handle complete frames. If they change durable definitions, send the replies once the changes are on disk."""
         ledger = self.broker.ledger
         saved = ledger.definitions_saved
         super().handle(data)

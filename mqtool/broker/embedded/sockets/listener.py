@@ -237,7 +237,7 @@ def _reason(error: ssl.SSLError) -> str:
 
 
 def stranger_limit() -> int:
-    """Return the limit of connections from one address before login: a quarter of all descriptors, from 64 to 1000."""
+    """Return how many connections an address may have before login: RLIMIT_NOFILE / 4, but from 64 to 1000."""
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return min(max(descriptors // 4, 64), 1000)
 
@@ -248,7 +248,7 @@ class Abortable(Protocol):
     peer: tuple[str, int]
 
     def abort(self) -> None:
-        """Close the socket at once, without sending what is still to be sent."""
+        """Close the socket immediately. Data that has not been sent yet is lost."""
 
 
 C = TypeVar("C", bound=Abortable)

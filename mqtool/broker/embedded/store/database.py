@@ -234,7 +234,7 @@ def write_entries(db: sqlite3.Connection, added: Collection[tuple[object, ...]],
 def note_redeliveries(
     db: sqlite3.Connection, returned: Iterable[Entry], seen: Collection[int], last_recovered: int
 ) -> None:
-    """When the broker stops normally, mark the messages that have been delivered before.
+    """On a normal stop, mark the messages that have been delivered before, and forget which queues were delivering.
 
     Args:
         db: the database.

@@ -311,7 +311,7 @@ class Storage(Ledger):
             self._schedule()
 
     def _keep(self, group: Group, error: BaseException) -> None:
-        """Keep a group that could not be written for the next attempt."""
+        """Merge a group that could not be written into the next one, report the error, and schedule another attempt."""
         self._next = group.then(self._next)
         self._failed(error)
 

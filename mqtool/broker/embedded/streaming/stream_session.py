@@ -50,7 +50,7 @@ class Session(ClientSocket):
 
     @abstractmethod
     def watch(self, stream: str, log: StreamLog) -> None:
-        """Start to send a stream's new chunks to its subscribers; notify the client if the stream is deleted."""
+        """Start sending a stream's new chunks to its subscribers; notify the client if the stream is deleted."""
 
 
 class Refused(Exception):

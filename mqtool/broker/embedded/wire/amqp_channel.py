@@ -93,7 +93,7 @@ class Channel:
             self.deliveries.deliver_unlisted(short_string(self.replies.tag), message)
 
     def settle_publish(self, confirms: Confirms, *, accepted: bool, stored: bool) -> None:
-        """Confirm the latest publish, or nack it if not `accepted`; if `stored`, wait until it is on disk."""
+        """Confirm the latest publish, or nack it if not `accepted`; if `stored`, only once the message is on disk."""
         if not stored:
             confirms.published_one(accepted=accepted)
             self.session.confirm_soon(self.write_confirms)

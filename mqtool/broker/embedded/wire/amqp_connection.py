@@ -279,7 +279,7 @@ class Connection(Session):
 
 
 def _publish_index(error: ConnectionException) -> int:
-    """Return the method id to send in connection.close after a failed publish: 0, unless the error is 540."""
+    """Return the method id for connection.close after a failed publish: basic.publish's for error 540, otherwise 0."""
     return commands.Basic.Publish.index if error.code == NOT_IMPLEMENTED else 0
 
 

@@ -204,7 +204,7 @@ def _decode_field(kind: str, payload: bytes, offset: int) -> tuple[Any, int]:
 
 
 def table(value: object) -> Table:
-    """Return a table field of a decoded method. Its type in pamqp is not the one that decode_method() returns."""
+    """Return a table field of a decoded method as a Table: pamqp declares a different type for it."""
     return value if isinstance(value, dict) else {}
 
 

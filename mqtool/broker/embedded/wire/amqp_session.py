@@ -143,7 +143,7 @@ def _start_ok(connection: Session, method: ConnectionClass.StartOk) -> None:
 
 
 def _refuse(connection: Session, mechanism: str) -> None:
-    """Refuse a login: raise ConnectionException if the client supports this, otherwise close the socket."""
+    """Refuse a login: raise ConnectionException if the client's capabilities allow it, otherwise close the socket."""
     if connection.capability("authentication_failure_close"):
         raise ConnectionException(
             ACCESS_REFUSED,

@@ -69,7 +69,7 @@ def _count(channel: Channel, exchange: Exchange) -> None:
 
 
 def _checked_routing(channel: Channel, message: Message) -> Routing | None:
-    """Check that a message may be published, and route it. In a transaction, this is not delayed until the commit.
+    """Check that a message may be published, and route it. In a transaction, this happens before the commit.
 
     Returns:
         The message and its queues; None for a direct reply.
@@ -117,7 +117,7 @@ def check_message(message: Message, exchange: Exchange, vhost: str, user: User) 
 
 
 def _check_expiration(expiration: str) -> None:
-    """Raise 406 if an expiration is not a valid number. As in RabbitMQ, the texts are those of Erlang's to_integer."""
+    """Raise 406 if an expiration is not a valid number. Like RabbitMQ, quotes the errors of Erlang's to_integer."""
     number = _INTEGER.match(expiration)
     wrong: str | None
     if number is None:
