@@ -19,7 +19,7 @@ import click
 from click import Context
 
 from mqtool.cli.contexts import Effect, effect_of
-from mqtool.cli.usage import HelpedArgument, HelpedOption, help_options, show_help
+from mqtool.cli.usage import HelpedArgument, HelpedOption, help_options, naming_command, show_help
 from mqtool.duration import parse_duration
 from mqtool.errors import UsageError
 
@@ -227,6 +227,11 @@ class Command(click.Command):
         )
         self.panel = ""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the command line."""
+        with naming_command(ctx):
+            return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> None:
         """Call the command's function.
 
@@ -255,17 +260,12 @@ def given(ctx: Context) -> tuple[dict[str, Any], frozenset[str]]:
     -C before the command (mqtool -C prod list queues) counts like -C after it.
     """
     values = {name: [*value] or None if type(value) is tuple else value for name, value in ctx.params.items()}
-    typed = {name for name in values if _is_typed(ctx, name)}
+    typed = {name for name in values if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
     first = ctx.find_root().params.get("context")
     if first is not None and "context" in values and "context" not in typed:
         values["context"] = first
         typed.add("context")
     return values, frozenset(typed)
-
-
-def _is_typed(ctx: Context, name: str) -> bool:
-    source = ctx.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 class Commands:
@@ -322,7 +322,8 @@ class Group(click.Group):
         """Parse the options before the subcommand. Without any arguments, show the help."""
         if not args and not ctx.resilient_parsing:
             show_help(ctx)
-        return super().parse_args(ctx, args)
+        with naming_command(ctx):
+            return super().parse_args(ctx, args)
 
     def list_commands(self, _ctx: Any) -> list[str]:
         """The names of the subcommands."""

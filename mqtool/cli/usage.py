@@ -3,7 +3,8 @@
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import click
@@ -38,6 +39,7 @@ _OTHER_OPTIONS = {
     "--port": "--url, such as localhost:5673",
     "-p": "--vhost VHOST",
     "--limit": "--count N",
+    "--max-retries": "--retries N for programs, --max-reconnects N for connections",
     "--password": "--password-file FILE, or - to read it from stdin",
 }
 
@@ -93,6 +95,17 @@ def help_options() -> list[click.Parameter]:
     ]
 
 
+@contextmanager
+def naming_command(ctx: Context) -> Iterator[None]:
+    """Add the context to errors that click raises without it, such as that of an option whose value is missing."""
+    try:
+        yield
+    except click.BadOptionUsage as error:
+        if error.ctx is not None:
+            raise
+        raise click.BadOptionUsage(error.option_name, error.message, ctx) from None
+
+
 def show_help(ctx: Context, *, everything: bool = False) -> NoReturn:
     """Print the help of a command and exit.
 
@@ -120,6 +133,13 @@ def _equivalent(name: str) -> str | None:
     return line
 
 
+def _value_of(command: Any, flag: str) -> str:
+    """The name of an option's value in the help, such as DURATION."""
+    from mqtool.cli.help import description
+
+    return next((each.value for each in description.describe(command).options if flag in each.flags), "")
+
+
 def explain(error: click.ClickException) -> tuple[str, str | None]:
     """Turn click's usage error into a sentence and a hint."""
     context: Any = getattr(error, "ctx", None)
@@ -133,7 +153,7 @@ def explain(error: click.ClickException) -> tuple[str, str | None]:
         if path == "mqtool" and (line := _equivalent(unknown[1])):
             hint = line
         return f"there is no command '{path} {unknown[1]}'", hint
-    option = getattr(error, "option_name", None)
+    option: Any = getattr(error, "option_name", None)
     if option is not None and text.startswith("No such option"):
         flags = [flag for parameter in context.command.params for flag in (*parameter.opts, *parameter.secondary_opts)]
         hint = did_you_mean(option, flags, f"'{path} --help-all' lists the options")
@@ -142,6 +162,8 @@ def explain(error: click.ClickException) -> tuple[str, str | None]:
     if path in ("mqtool user add", "mqtool user password") and "unexpected extra argument" in what:
         return "a password does not belong on the command line", "--password-file FILE, or - to read it from stdin"
     what = re.sub(_NOT_A_NUMBER, " is not a number", what)
+    if "requires an argument" in what and (value := _value_of(context.command, option)):
+        return what, f"{path} {option} {value}"
     if option == "--yes" and "does not take a value" in what:
         return what, "--confirm NAME names a protected context"
     wrong, _, choices = what.rpartition(" is not one of ")

@@ -44,14 +44,12 @@ class RetryPolicy:
 
     Attributes:
         retries: the number of attempts after the first.
-        backoff: seconds before the first retry.
-        factor: each delay is this many times the previous one.
+        backoff: seconds before the first retry; each further delay is twice as long.
         longest: the maximum delay in seconds.
     """
 
     retries: int = 5
     backoff: float = 1.0
-    factor: float = 2.0
     longest: float = 300.0
 
     def delay(self, failures: int) -> float | None:
@@ -59,7 +57,7 @@ class RetryPolicy:
         if failures > self.retries:
             return None
         try:
-            delay = self.backoff * self.factor ** (failures - 1)
+            delay = self.backoff * 2.0 ** (failures - 1)
         except OverflowError:
             delay = self.longest
         return max(0.001, round(min(delay, self.longest), 3))

@@ -139,7 +139,9 @@ COMMAND_LINE = [
     Case("sned x", 2, "there is no command 'mqtool sned'", "did you mean 'send'?"),
     Case("emit-log fanut x", 2, "there is no command 'mqtool emit-log fanut'", "did you mean 'fanout'?"),
     Case("send --quee hello x", 2, "there is no option --quee", "did you mean '--queue'?"),
-    Case("send -q", 2, "Option '-q' requires an argument"),
+    Case("send -q", 2, "Option '-q' requires an argument", "hint: mqtool send -q QUEUE"),
+    Case("list queues --watch", 2, "Option '--watch' requires an argument", "mqtool list queues --watch DURATION"),
+    Case("receive --max-retries 3", 2, "there is no option --max-retries", "--max-reconnects N for connections"),
     Case("send x --dialect cobol", 2, "'cobol' is not one of 'python', 'go', 'python-classic', 'go-classic'"),
     Case("send x", 2, "'cobol' is not one of 'python'", environment={"MQTOOL_DIALECT": "cobol"}),
 ]

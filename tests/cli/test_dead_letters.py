@@ -183,13 +183,3 @@ def test_what_expires_or_is_too_much_becomes_a_dead_letter(shell: Shell, queue_t
     for body in ("first", "second", "third"):
         assert shell.run("mqtool", "send", "-q", "q", "--queue-type", queue_type, *limits, body).code == 0
     assert dead.wait().stdout.split() == ["first", "second", "third"]
-
-
-def test_lazy_declares_a_classic_queue_that_keeps_to_the_disk(shell: Shell, broker: TestBroker) -> None:
-    """The dialect's quorum queue gives way to it; one that is asked for does not."""
-    shell.run("mqtool", "send", "-q", "q", "--lazy", "x")
-    queue = broker.api("GET", f"queues/{broker.vhost}/q")
-    assert (queue["type"], queue["arguments"]["x-queue-mode"]) == ("classic", "lazy")
-    refused = shell.run("mqtool", "send", "-q", "r", "--lazy", "--queue-type", "quorum", "x")
-    assert refused.code == 2
-    assert "--lazy is for classic queues" in refused.stderr

@@ -2,11 +2,14 @@
 
 import re
 
+import click
 import pytest
 
 from docs.generate import described
+from mqtool.cli.app import app
 from mqtool.cli.help.description import CommandHelp, leaves, topic_options
 from mqtool.cli.help.page import TOPICS, command_page, overview_page, topic_page, topic_text
+from mqtool.cli.usage import explain
 from tests.cli.shell import Shell
 
 #: Two screens of a terminal, and what a narrow one may take.
@@ -166,6 +169,32 @@ def test_an_option_of_another_tool_leads_to_ours(lonely_shell: Shell, typed: str
     result = lonely_shell.run("mqtool", *typed.split())
     assert (result.code, result.stdout) == (2, "")
     assert f"hint: {hint}" in result.stderr
+
+
+def test_hints_about_options_name_the_command() -> None:
+    """For each option of each command: a missing value, a value that is too much, and an option that does not exist."""
+    for command in leaves(described()):
+        for option in command.options:
+            flag = option.flags[-1]
+            for typed in ([flag] if option.value else [f"{flag}=x"] if flag.startswith("--") else [], [f"{flag}-not"]):
+                with pytest.raises(click.ClickException) as raised:
+                    app.invoke(app.make_context("mqtool", [*command.words, *typed]))
+                hint = explain(raised.value)[1]
+                assert hint is not None
+                assert command.path in hint or hint.startswith(("did you mean", "--")), (command.words, typed, hint)
+
+
+def test_options_are_shown_where_they_make_a_difference() -> None:
+    """--dialect, --strict and --verbose belong to the tutorials' commands."""
+    shown = {
+        " ".join(each.words): {flag for option in each.options for flag in option.flags} for each in leaves(described())
+    }
+    special = {"--dialect", "--strict", "--verbose"}
+    assert shown["send"] >= special
+    assert shown["worker"] & special == {"--dialect", "--strict"}
+    assert shown["queue declare"] & special == {"--dialect"}
+    for name in ("queue show", "queue delete", "queue purge", "user add", "list queues", "top", "dlq drop"):
+        assert not shown[name] & special
 
 
 def test_a_group_alone_shows_its_help(lonely_shell: Shell) -> None:

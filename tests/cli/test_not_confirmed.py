@@ -167,8 +167,8 @@ def _declared(broker: TestBroker, queue: str) -> bool:
 
 
 def test_attempts_to_reconnect_end(own_shell: Shell, amqp_vhost: Vhost) -> None:
-    """--max-retries 2: two lines that a person can read, then exit 69; what was not sent is kept."""
-    sender = own_shell.start("mqtool", "send", "-l", "-v", "--max-retries", "2", "--failed-to", "failed", stdin=PIPE)
+    """--max-reconnects 2: two lines that a person can read, then exit 69; what was not sent is kept."""
+    sender = own_shell.start("mqtool", "send", "-l", "-v", "--max-reconnects", "2", "--failed-to", "failed", stdin=PIPE)
     assert sender.process.stdin is not None
     sender.process.stdin.write(b"first\n")
     sender.process.stdin.flush()
@@ -187,8 +187,8 @@ def test_attempts_to_reconnect_end(own_shell: Shell, amqp_vhost: Vhost) -> None:
 def test_a_line_that_breaks_again_and_again_has_not_come_back(
     own_shell: Shell, amqp_vhost: Vhost, *, progress: bool
 ) -> None:
-    """--max-retries counts the attempts since the last confirm, however many of them got through."""
-    sender = own_shell.start("mqtool", "send", "-l", "-v", "--max-retries", "2", stdin=PIPE)
+    """--max-reconnects counts the attempts since the last confirm, however many of them got through."""
+    sender = own_shell.start("mqtool", "send", "-l", "-v", "--max-reconnects", "2", stdin=PIPE)
     assert sender.process.stdin is not None
     for number in range(3):
         if progress or not number:

@@ -49,14 +49,15 @@ class RetryOptions(OptionGroup):
     PANEL: ClassVar = "Retries"
 
     retries: Annotated[int, Option(min=0, help="Retry up to N times, then dead-letter")] = 5
-    backoff: Annotated[float, Option(show_default="1s", help="Wait before the first retry", **DURATION)] = 1.0
-    backoff_factor: Annotated[float, Option(min=1.0, help="Multiply the wait by N for each further retry")] = 2.0
+    backoff: Annotated[
+        float, Option(show_default="1s", help="Wait before the first retry; doubles each time", **DURATION)
+    ] = 1.0
     backoff_max: Annotated[float, Option(show_default="5m", help="Longest wait", **DURATION)] = 300.0
 
     @property
     def policy(self) -> RetryPolicy:
         """The options as a RetryPolicy."""
-        return RetryPolicy(self.retries, self.backoff, self.backoff_factor, self.backoff_max)
+        return RetryPolicy(self.retries, self.backoff, self.backoff_max)
 
 
 class DedupOptions(OptionGroup):

@@ -30,13 +30,13 @@ PANELS = {
 }
 #: Flags that are accepted for users of other tools, but not shown in the help.
 _UNLISTED = {"-n"}
-#: Commands whose help shows --dialect; for all others it makes no difference.
-_WITH_DIALECT = {
-    (name,)
-    for name in (
-        *("send", "receive", "new-task", "worker", "emit-log", "receive-log", "rpc-server", "rpc-client"),
-        *("send-delayed", "receive-delayed", "send-stream", "receive-stream", "offset", "queue"),
-    )
+_PUBLISHING = {"send", "new-task", "emit-log", "rpc-client", "send-delayed", "send-stream", "offset send"}
+_DECLARING = {"receive", "worker", "receive-log", "rpc-server", "receive-delayed", "receive-stream", "offset receive"}
+#: Options that every command accepts, and the commands whose help shows them; for all others they make no difference.
+_SHOWN_BY = {
+    "--dialect": {*_PUBLISHING, *_DECLARING, "queue declare"},
+    "--strict": {*_PUBLISHING, *_DECLARING, "publisher-confirms"},
+    "--verbose": {*_PUBLISHING, "recording replay", "move", "dlq redrive"},
 }
 #: The order of sections in the help; the command's own options come first.
 _ORDER = ("", *(topic for topic, _ in PANELS.values()))
@@ -192,7 +192,8 @@ def _options(parameters: Any, words: tuple[str, ...]) -> Iterator[OptionHelp]:
     for parameter in parameters:
         if parameter.param_type_name != "option" or parameter.hidden:
             continue
-        if "--dialect" in parameter.opts and words[:1] not in _WITH_DIALECT:
+        shown_by = next((_SHOWN_BY[flag] for flag in parameter.opts if flag in _SHOWN_BY), None)
+        if shown_by is not None and shown_by.isdisjoint({words[0], " ".join(words)} if words else ()):
             continue
         topic, common = PANELS.get(parameter.panel, ("", None))
         flags = (

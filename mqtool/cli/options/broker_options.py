@@ -109,7 +109,7 @@ class Broker(OptionGroup):
     tls_key: Annotated[Path | None, Option(help="Key of the client certificate (PEM)")] = None
     wait: Annotated[float | None, Option(help="Wait up to this long for the broker", **DURATION)] = None
     reconnect: Annotated[bool, Option(help="Reconnect when the connection is lost")] = True
-    max_retries: Annotated[int | None, Option(min=1, help="Give up after N reconnects without progress")] = None
+    max_reconnects: Annotated[int | None, Option(min=1, help="Give up after N reconnects without progress")] = None
     dialect: Annotated[
         Dialect | None,
         Option(
@@ -167,7 +167,7 @@ class Broker(OptionGroup):
                 management or os.environ.get(MANAGEMENT_VARIABLE), is_typed="management" in self.call.typed
             ),
             self.wait,
-            Backoff(attempts=self.max_retries) if self.reconnect and reconnects else None,
+            Backoff(attempts=self.max_reconnects) if self.reconnect and reconnects else None,
             self.strict,
             choice.protected,
             self.confirm or (),

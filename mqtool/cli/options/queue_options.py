@@ -46,7 +46,6 @@ class QueueOptions(OptionGroup):
         float | None, Option(help="Expire messages after this long", parser=parse_duration, metavar="DURATION")
     ] = None
     max_length: Annotated[int | None, Option(min=0, help="Keep up to N messages; drop the oldest")] = None
-    lazy: Annotated[bool, Option(help="Keep a classic queue's messages on disk")] = False
 
     def _limits(self, name: str) -> dict[str, Any]:
         """The queue arguments set by dedicated options such as --ttl."""
@@ -59,8 +58,6 @@ class QueueOptions(OptionGroup):
             limits["x-message-ttl"] = round(self.ttl * 1000)
         if self.max_length is not None:
             limits["x-max-length"] = self.max_length
-        if self.lazy:
-            limits["x-queue-mode"] = "lazy"
         return limits
 
     def of(self, default: Queue) -> Queue:
@@ -78,10 +75,6 @@ class QueueOptions(OptionGroup):
             del arguments["x-queue-type"]  # quorum queues are always durable
         if self.queue == "":
             raise UsageError("the queue's name is empty", "leave --queue out to use the tutorial's")
-        if self.lazy and self.queue_type == "quorum":
-            raise UsageError("--lazy is for classic queues", "a quorum queue keeps its messages on disk anyway")
-        if self.lazy and arguments.get("x-queue-type") == "quorum":
-            del arguments["x-queue-type"]  # quorum queues keep their messages on disk anyway, and refuse the argument
         exclusive = default.exclusive and self.queue is None
         return default._replace(name=name, durable=durable, exclusive=exclusive, arguments=arguments)
 
@@ -100,11 +93,8 @@ class UsedQueueOptions(OptionGroup):
     def has_settings(self) -> bool:
         """True if an option specifies a setting of the queue."""
         given = self.options
-        return (
-            given.lazy
-            or {given.durable, given.queue_type, given.dead_letter_exchange, given.ttl} != {None}
-            or bool(given.arguments or given.max_length is not None)
-        )
+        settings = {given.durable, given.queue_type, given.dead_letter_exchange, given.ttl, given.max_length}
+        return settings != {None} or bool(given.arguments)
 
     @property
     def queue(self) -> str | None:
