@@ -192,7 +192,7 @@ class Connection:
 
     @property
     def hopeless(self) -> str | None:
-        """Why a stopping command should not wait for the broker ("the connection is lost"); None if it may wait."""
+        """The reason if the command must stop without waiting for the broker ("the connection is lost"), or None."""
         if not self.stopping:
             return None
         if self._state is State.LOST:

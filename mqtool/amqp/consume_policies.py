@@ -134,7 +134,7 @@ class Receiving(NamedTuple):
     before_acknowledging: Callable[[], None] = _do_nothing
 
     def left(self, taken: int, lasted: float, silent: float) -> float | None:
-        """Return the seconds until the next time limit; None if there is none, 0 if the idle timeout has passed.
+        """Return the seconds until the next time limit; None if there is none, 0 to stop after the idle timeout.
 
         Args:
             taken: the number of deliveries so far.
@@ -142,7 +142,7 @@ class Receiving(NamedTuple):
             silent: seconds since the last delivery.
 
         Raises:
-            TimedOut: a time limit has passed.
+            TimedOut: the timeout has passed, or the idle timeout before `count` deliveries.
         """
         if self.timeout is not None and lasted >= self.timeout:
             raise TimedOut(f"timed out after {self.timeout:g} s, with {taken:,} received")
@@ -273,7 +273,7 @@ class Streaming(Policy):
 
 
 class Cautious(Streaming):
-    """Takes one delivery at a time while messages have been requeued many times; after that, works like Streaming."""
+    """Takes one delivery at a time until one arrives that was not requeued often; then works like Streaming."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -328,7 +328,7 @@ class ExactCount(Streaming):
 
 
 class CallerSettles(Policy):
-    """The caller acknowledges. The last few deliveries of a count come one by one, so that no more are sent."""
+    """Lets the caller acknowledge. Takes the last few of `count` deliveries one by one, so that no more are sent."""
 
     def __init__(self, receiving: Receiving) -> None:
         count, prefetch = receiving.count, receiving.prefetch

@@ -98,7 +98,7 @@ class Requests:
         epoch: the number of times the channel was opened. Delivery tags of an earlier epoch are no longer valid.
 
     Args:
-        hopeless: returns why a stopping command should not wait for the broker; None if it may wait.
+        hopeless: returns the reason if the command must stop without waiting for the broker; otherwise None.
         on_refused: called on the I/O thread when the broker closes the channel while no request is pending.
         on_cancelled: called on the I/O thread with the tag of a consumer that the broker has cancelled.
     """

@@ -76,7 +76,7 @@ class ChannelConnection(Protocol):
     Attributes:
         has_progressed: True if a message was confirmed or a delivery acknowledged since the connection was opened.
         comes_back: True if the connection is reopened after a loss.
-        hopeless: why a stopping command should not wait for the broker; None if it may wait.
+        hopeless: the reason if the command must stop without waiting for the broker; otherwise None.
     """
 
     has_progressed: bool
@@ -98,7 +98,7 @@ class ChannelListener:
     """Receives the events of a channel. Its methods are called on the I/O thread, unless stated otherwise.
 
     Attributes:
-        consumes: True for a consumer: a queue that is deleted with its last consumer must be declared again for it.
+        consumes: True for a consumer. Its queue may be deleted when it ends, and must then be declared again.
     """
 
     consumes = False
@@ -316,7 +316,7 @@ class ReopeningChannel:
     def _open_after_refusal(self) -> None:
         """Open the channel again after the broker has closed it.
 
-        Queues and exchanges are declared again only if there is a consumer, whose queue may have been deleted with it.
+        Queues and exchanges are declared again only if there is a consumer: its queue may have been deleted with it.
         """
         if self._opener == threading.get_ident():
             self.requests.open()

@@ -82,8 +82,8 @@ class Unconfirmed:
     Args:
         run: runs a function on the I/O thread.
         run_later: runs a function on the I/O thread after a number of seconds.
-        reopen: starts to open another channel; restart() is called once it is open.
-        hopeless: returns why a stopping command should not wait for the broker; None if it may wait.
+        reopen: starts opening another channel; restart() is called once it is open.
+        hopeless: returns the reason if the command must stop without waiting for the broker; otherwise None.
     """
 
     def __init__(

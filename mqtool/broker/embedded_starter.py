@@ -105,7 +105,6 @@ class Embedded(Starter):
 
 
 def _settings(started: Started) -> Settings:
-    """Convert the saved description of a broker to the settings of the embedded broker."""
     from mqtool.broker.embedded.sockets.listener import Tls  # not at the top: importing asyncio is slow
 
     details = started.details

@@ -282,7 +282,7 @@ _CLIENT_FIXED: _Fixed = {
 
 
 class _ClientTables(FieldTables):
-    """The codec of the client: decodes to Python types, without errors.
+    """The codec of the client: decodes to Python types, and accepts damaged data.
 
     A damaged part becomes Undecoded. A damaged table becomes a table with its encoded bytes under the key UNREADABLE.
     """

@@ -268,7 +268,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _later_pages(page: Callable[[int], Json], count: int) -> Iterator[Json]:
-    """Yield the items of all pages but the first. Makes two requests at a time, as each takes the broker long."""
+    """Yield the items of all pages but the first. Requests two pages at a time, because each one is slow."""
     from concurrent.futures import Future, ThreadPoolExecutor
 
     threads = ThreadPoolExecutor(_PAGES_AT_A_TIME)

@@ -194,7 +194,7 @@ def _open_descriptors(limit: int) -> int:
 @route(READ, "health/checks/virtual-hosts", anyone)
 @route(READ, "health/checks/certificate-expiration/NUMBER/UNIT", anyone)
 def healthy(call: Call, *names: str) -> Json:  # noqa: ARG001
-    """Report success: these checks cannot fail in this broker."""
+    """Report success for the health checks that cannot fail in this broker."""
     return _OK
 
 

@@ -39,7 +39,7 @@ class Profile(NamedTuple):
         lists_type: True if every queue has the argument `x-queue-type`, even if it was declared without one.
         checks_queue_mode: True if `x-queue-mode` must be `lazy` or `default`. The mode has no effect in this broker.
         oldest_queue_version: the lowest `x-queue-version` accepted.
-        unknown_type_closes: what the broker closes when a client declares an exchange of an unknown type.
+        unknown_type_closes: what is closed if a client declares an exchange of unknown type: `channel` or `connection`.
         names_access: True if an error names the permission that is missing: configure, write or read.
         passive_configures: True if a passive declaration needs the configure permission.
         trusts_deaths: True if dead-lettering keeps an `x-death` header sent by a client; if False, it is replaced, and
@@ -51,7 +51,7 @@ class Profile(NamedTuple):
         times_out: True if the consumer timeout applies to all queues, False if only to quorum queues.
         returns_replies: True if a mandatory direct reply to a client that is gone is returned to its publisher.
         lost_commit: what the broker closes if a queue is deleted before a message for it is committed (tx.commit).
-        exact_body: True if a body that is longer than its content header says causes a separate error.
+        exact_body: True if a body that is longer than its content header says has an error of its own.
         mirrors: True if policies can mirror queues. Policies then accept only the settings of 3.10.
         delayed_exchanges: True if the delayed message plugin is available for this version.
         hides_vhosts: True if the management API returns 404 for virtual hosts that a user has no access to.

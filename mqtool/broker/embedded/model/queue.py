@@ -122,7 +122,7 @@ class Queue:
         """Add a message, unless the queue is full and rejects it.
 
         Returns:
-            Two flags: True if the queue accepted the message; True if the message is being written to disk.
+            Whether the queue accepted the message, and whether the message is being written to disk.
         """
         options, backlog = self.options, self.backlog
         self.traffic.published += 1
@@ -327,7 +327,7 @@ class Queue:
         self._expiring = False
 
     def _expire(self) -> None:
-        """Dead-letter or drop a batch of expired messages; set the alarm for the next. This lets clients get a turn."""
+        """Dead-letter or drop a batch of expired messages; set the alarm for the next, so that clients get a turn."""
         self._drop_expired(_EXPIRED_AT_ONCE)
         self._arm_expiry()
 

@@ -125,7 +125,6 @@ class Stream(Queue):
             self.log.retention = self._retention()
 
     def __len__(self) -> int:
-        """Return the number of messages."""
         return self.log.end - self.log.first_offset
 
     def publish(self, message: Message) -> tuple[bool, bool]:

@@ -298,7 +298,7 @@ class ClientSocket(PacedSocket):
         return ipaddress.ip_address(self.peer[0].partition("%")[0]).is_loopback
 
     def set_user(self, user: User) -> None:
-        """Set the user after a successful login. The connection then no longer counts as one without a login."""
+        """Set the user after a successful login. Connections without a login are limited: this one no longer counts."""
         self.user = user
         self._connections.allow(self)
 

@@ -254,7 +254,7 @@ def note_redeliveries(
 
 
 def _ranges(rows: list[int]) -> Iterator[tuple[int, int]]:
-    """Yield the first and last number of each run of consecutive rows. Deleting whole runs is twice as fast."""
+    """Yield the first and last number of each run of consecutive rows. Deleting by runs is twice as fast."""
     rows.sort()
     first = last = rows[0]
     for row in rows:

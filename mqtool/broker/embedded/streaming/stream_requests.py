@@ -34,7 +34,7 @@ _LOCATORS = ("client-local", "balanced", "random", "least-leaders")
 
 
 def _correct_name(name: str) -> str:
-    """Remove line breaks from a name, as RabbitMQ does. Refuse a name that is empty, reserved or too long."""
+    """Remove line breaks from a name, as RabbitMQ does. Raises Refused if it is empty, reserved or too long."""
     name = name.replace("\r", "").replace("\n", "")
     if not name or name.startswith("amq.") or len(name.encode(errors="surrogateescape")) > 255:
         raise Refused(Code.PRECONDITION_FAILED)

@@ -38,7 +38,7 @@ class Group:
     """The single active consumers of a stream that share a name (RabbitMQ 3.11). Only one of them gets messages.
 
     Args:
-        partition: the index of the stream in its super stream, so that the partitions are spread over the consumers.
+        partition: the index of the stream in its super stream, by which partitions are spread over the consumers.
             None for any other stream, where the first consumer is the active one.
 
     Attributes:

@@ -236,7 +236,7 @@ class Connection(Session):
                 )
 
     def _close_received(self) -> None:
-        """Send connection.close-ok. Let the client close the socket: some report a failure if the broker does."""
+        """Send connection.close-ok. Let the client close the socket: some clients report a failure otherwise."""
         self.shut()
         self.send(commands.Connection.CloseOk)
         self.state = "closed"

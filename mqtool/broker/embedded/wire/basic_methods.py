@@ -69,7 +69,7 @@ def _count(channel: Channel, exchange: Exchange) -> None:
 
 
 def _checked_routing(channel: Channel, message: Message) -> Routing | None:
-    """Check that a message may be published, and route it. In a transaction, this happens before the commit.
+    """Check that a message may be published, and route it. In a transaction, this does not wait for the commit.
 
     Returns:
         The message and its queues; None for a direct reply.
