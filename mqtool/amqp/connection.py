@@ -212,7 +212,7 @@ class Connection:
     # Opening.
 
     def _open(self) -> None:
-        """Connect to the first node that accepts the connection; raise the error of the last node if none does."""
+        """Connect to the first node that accepts, and try it first from now on; if none does, raise the last error."""
         failure: MqtoolError | None = None
         for address in self._addresses:
             try:

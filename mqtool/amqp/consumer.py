@@ -71,12 +71,12 @@ class Consumer(ChannelListener):
         self._channel.retrying(lambda: self._subscription.start(self._policy.prefetch, auto_ack=self._policy.auto_ack))
 
     def stop(self) -> None:
-        """End deliveries() after the current delivery. Safe to call from any thread or a signal handler."""
+        """End deliveries() early. Safe to call from any thread or a signal handler."""
         self._stopping = True
         self._inbox.put(None)
 
     def deliveries(self) -> Generator[Delivery]:
-        """Yield deliveries until a limit, stop(), or the end of the channel.
+        """Yield deliveries until a limit, stop(), or the end of the channel. With auto_ack, yields all received ones.
 
         Raises:
             TimedOut: a time limit has passed.

@@ -152,7 +152,7 @@ class Broker:
         vhost.description, vhost.limits = description, limits
 
     def delete_vhost(self, name: str) -> None:
-        """Delete a virtual host with everything in it, and close its connections."""
+        """Delete a virtual host with everything in it and all permissions for it, and close its connections."""
         vhost = self.vhosts.pop(name)
         self._close_clients(f"vhost '{name}' is down", lambda client: client.is_open and client.vhost is vhost)
         vhost.delete_contents()
@@ -299,7 +299,7 @@ class Hooks(Protocol):
         """Add a message to its queues, unless a test prevents it; return the outcome to report to the publisher."""
 
     def acknowledge(self, queue: Queue, entry: Entry) -> bool:
-        """Return True if a message is to be acknowledged, False to ignore the client's acknowledgement."""
+        """Return True if a message is to be acknowledged, False to requeue it instead."""
 
     def rejected(self, queue: Queue, entry: Entry, *, requeue: bool) -> None:
         """Handle a message that a client has rejected."""

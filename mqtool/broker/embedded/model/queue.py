@@ -206,7 +206,7 @@ class Queue:
             self._dead_letter(entry, reason)
 
     def pump(self) -> None:
-        """Deliver ready messages to the consumers that can take them."""
+        """Remove expired messages, and deliver ready ones to the consumers that can take them."""
         backlog, consumers = self.backlog, self.consumers
         if not len(consumers):
             if self._expiring:
@@ -283,7 +283,7 @@ class Queue:
         self.unacked_bytes -= len(entry.message.body)
 
     def requeue(self, entries: Iterable[Entry], why: Why = Why.RETURNED) -> None:
-        """Requeue unacknowledged messages."""
+        """Requeue unacknowledged messages, and mark them as redelivered. Drops them if the queue is deleted."""
         for entry in entries:
             self._settled(entry)
             entry.redelivered = True
@@ -363,7 +363,7 @@ class Queue:
             self.pump()
 
     def purge(self) -> int:
-        """Drop the ready messages and return how many there were."""
+        """Drop the messages that are ready or wait for a delayed retry; return how many there were."""
         dropped = [*self.backlog.clear(), *self._retries.clear()]
         for each in dropped:
             if isinstance(each, int):

@@ -206,7 +206,7 @@ class Subscriptions:
         return iter(self._subscriptions.values())
 
     def subscribe(self, fields: Fields, correlation: int) -> None:
-        """Handle Subscribe: add a subscription, and start sending chunks."""
+        """Handle Subscribe: add a subscription; start sending chunks now or, if single active, once it is active."""
         number, stream = fields.number(1), fields.string()
         start, credit = _Start.read(fields), fields.number(2)
         properties = {} if fields.is_done else fields.table()

@@ -184,7 +184,7 @@ class CloseConnections(Fault):
 
 @dataclass
 class CloseChannels(Fault):
-    """Closes all channels with a reply code and text."""
+    """Closes all channels of the matching connections with a reply code and text."""
 
     lasts: ClassVar[bool] = False
     code: int = 406
@@ -301,7 +301,7 @@ class BlockPublishers(Fault):
 
 @dataclass
 class Restart(Fault):
-    """Stops the broker, and listens on the same ports again after a number of seconds.
+    """Simulates a restart of the broker, which listens on the same ports again after a number of seconds.
 
     Closes connections as if the broker were shut down. Transient queues, exchanges and messages are lost unless
     `keep_transient` is set.

@@ -94,7 +94,7 @@ class Fault:
         return False
 
     def acknowledging(self, queue: Queue) -> bool:  # noqa: ARG002
-        """Return True to ignore a client's acknowledgement of a message in this queue."""
+        """Return True to requeue a message of this queue instead of acknowledging it."""
         return False
 
     def confirming(self, data: bytes, send: Callable[[bytes], None]) -> bool:  # noqa: ARG002

@@ -73,7 +73,7 @@ class _Hooks:
         return publication
 
     def acknowledge(self, queue: Queue, entry: Entry) -> bool:
-        """Record an acknowledgement and return True; return False if an injected fault discards it."""
+        """Record an acknowledgement and return True; return False if a fault has the message requeued instead."""
         if any(fault.acknowledging(queue) for fault in self.faults):
             self._drop_used_up()
             return False
