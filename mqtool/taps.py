@@ -4,7 +4,7 @@
                              └─> [amq.gen-1] ─> tap
 
 A tap burdens its broker as little as possible. It consumes without acknowledgements and receives messages as fast as
-they arrive. If its reader is too slow, the tap drops messages itself, so it can count them. Messages pile up at the
+they arrive. If its reader is too slow, the tap drops messages itself, so it can count them. Messages pile up on the
 broker only while the tap receives nothing at all; the broker then drops the oldest.
 
 The firehose is RabbitMQ's own message tracing: the exchange amq.rabbitmq.trace gets a copy of every message that is
@@ -124,7 +124,7 @@ def to_exchange(
 
 
 def like_queue(api: Management, vhost: str, queue: str) -> Bound:
-    """Return a queue's bindings, for the tap's queue. Raises UsageError if it has none, or one that makes no copies."""
+    """Return a queue's bindings, for a tap. Raises UsageError if it has none, or an exchange makes no copies."""
     api.get(path("queues", vhost, queue), columns="name")  # for a missing queue, the list of bindings would be empty
     found = [each for each in api.items(path("queues", vhost, queue, "bindings"), _COLUMNS) if each["source"]]
     if not found:

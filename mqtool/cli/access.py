@@ -196,7 +196,7 @@ class Access(NamedTuple):
         return self._of_this_broker([beside, usual])
 
     def _of_this_broker(self, guesses: Sequence["Management"]) -> "Management":
-        """Return the first guess that is the API of this broker, since a machine may run several brokers."""
+        """Return the first guess that is this broker's API, not another broker's; raise an error if none is."""
         from mqtool.management import HOW_TO_ENABLE, listens_on
 
         failure: MqtoolError | None = None
@@ -215,7 +215,6 @@ class Access(NamedTuple):
         raise failure
 
     def _check_reachable(self) -> None:
-        """Raise Unavailable if the broker itself cannot be reached."""
         address = self.address
         try:
             socket.create_connection((address.host, address.port), _LOOK).close()
@@ -224,7 +223,7 @@ class Access(NamedTuple):
 
 
 def _notice(text: str) -> None:
-    """Print a notice. For a queue or exchange with other settings, suggest a --dialect that has these settings."""
+    """Print a notice. If a queue or exchange exists with other settings, suggest a --dialect that declares it so."""
     like = declaring_like(text)
     if differs := re.search(_DIFFERS, text):
         setting, thing, ours, theirs = differs.groups()
@@ -375,7 +374,7 @@ def _parsed(url: str) -> SplitResult:
 
 
 def _started_with(address: Address, what: str = "management") -> str | None:
-    """The URL of a broker's management API or stream port (`what`), if mqtool started the broker; otherwise None."""
+    """The URL of the "management" API or the "streams" port of a broker; None if mqtool did not start the broker."""
     from mqtool.broker import state
 
     for started in state.load_all():

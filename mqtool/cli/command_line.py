@@ -115,7 +115,6 @@ class _Member(click.Choice[str]):
         self._enum = enum
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        """Return the Enum member with this value."""
         return value if isinstance(value, self._enum) else self._enum(super().convert(value, param, ctx))
 
 
@@ -257,7 +256,7 @@ class Command(click.Command):
 def given(ctx: Context) -> tuple[dict[str, Any], frozenset[str]]:
     """The values of a command's parameters, and the names of those given on the command line.
 
-    -C before the command (mqtool -C prod list queues) counts like -C after it.
+    -C before the command (mqtool -C prod list queues) has the same effect as -C after it.
     """
     values = {name: [*value] or None if type(value) is tuple else value for name, value in ctx.params.items()}
     typed = {name for name in values if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
@@ -275,7 +274,7 @@ class Commands:
         self.makers: dict[str, Callable[[], click.Command]] = {}
 
     def group(self, name: str, about: str) -> "Commands":
-        """Add a group of commands."""
+        """Add a group of commands, such as `queue`. Returns the group, so that commands can be added to it."""
         below = Commands()
         self.makers[name] = functools.cache(lambda: Group(name, about, below))
         return below
@@ -288,7 +287,7 @@ class Commands:
         without: Collection[str] = (),
         instead: Mapping[str, Any] = MappingProxyType({}),
     ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-        """Make a function a command.
+        """Return a decorator that makes a function a command.
 
         Args:
             examples, without, instead: see Command.
@@ -344,7 +343,7 @@ def time_limit(text: str) -> float:
 
 
 def duration_or_seconds(text: str) -> float:
-    """Parse a duration, or a number of seconds. Delays and TTLs need a unit: RabbitMQ counts them in milliseconds."""
+    """Parse a duration, or a number of seconds. Not for delays and TTLs, which RabbitMQ counts in milliseconds."""
     return float(text) if re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII) else parse_duration(text)
 
 

@@ -1,7 +1,7 @@
 """Ctrl-C and TERM: the first one ends the command cleanly, a second one kills it.
 
 Python runs signal handlers on the main thread, between two instructions. Waiting for a lock is one instruction and may
-delay a handler, so the main thread uses a time-out wherever it may wait long.
+delay a handler, so the main thread uses a time-out wherever it may wait for long.
 """
 
 import os
@@ -29,7 +29,7 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """Stop the timer: when Python exits, it removes the handler, and then SIGALRM would kill the process."""
+    """Stop the timer. Call this before Python exits and removes the signal handlers: SIGALRM would kill the process."""
     signal.setitimer(signal.ITIMER_REAL, 0)
 
 

@@ -113,7 +113,7 @@ def expect(channel: Channel, target: Exchange | Queue) -> None:
 
 
 def name_for(target: Exchange | Queue, suffix: str) -> str:
-    """Return the name of a helper queue or exchange for a target, with a prefix if the target's starts with "amq."."""
+    """Return the name of a helper queue or exchange for a target, prefixed if the target's name starts with "amq."."""
     return derived_name(f"mqtool.{target.name}" if target.name.startswith("amq.") else target.name, suffix)
 
 

@@ -40,7 +40,7 @@ class Delaying:
 
     Args:
         channel: publishes the messages.
-        notice: called with a sentence about the chosen way, and why.
+        notice: called with a sentence that says which way of delaying was chosen, and why.
         warn: called with a sentence about the risks of the chosen way.
     """
 
@@ -111,7 +111,7 @@ class Delaying:
         return self._ways[needs_care]
 
     def _chosen(self, *, needs_care: bool) -> Way:
-        """Choose the plugin if available, but not for quorum queues: during a restart it can lose their messages."""
+        """Choose the plugin if available, but not if `needs_care` (a quorum queue): a restart can lose messages."""
         broker, exchange = self._channel.connection.broker_to_show, self._through_plugin.exchange
         if self._via is Via.TTL:
             return self._through_queues

@@ -42,7 +42,7 @@ _SUFFIX = re.compile(r"(?P<exchange>\.exchange)?\.(?P<kind>delay|wait)(\.(\d+(ms
 
 
 def is_wait_queue(name: str) -> bool:
-    """True if mqtool gives this name to a wait queue or its exchange, or to the queue that drops unroutable ones."""
+    """True if mqtool gives such a name to a wait queue, its exchange, or the queue that drops unroutable messages."""
     return name.endswith(".nowhere") or _SUFFIX.search(name) is not None
 
 
@@ -51,7 +51,7 @@ def wait_queue(name: str, milliseconds: int, exchange: str, routing_key: str | N
 
     Args:
         routing_key: the routing key of the dead letters; None keeps each message's own.
-        unused: if longer, the milliseconds for which the queue must exist without being used.
+        unused: keep the unused queue for at least this many milliseconds; it always lasts longer than its messages.
     """
     arguments: dict[str, Any] = {
         "x-message-ttl": milliseconds,
@@ -138,7 +138,7 @@ class ThroughQueues:
         """Declare the queues and exchanges that delay a message; return how to publish it.
 
         Args:
-            milliseconds: returns the remaining delay. Called again after declarations, which take time.
+            milliseconds: returns the remaining delay. Called again after declarations, since they take time.
 
         Raises:
             BadData: the delay is too long for a wait queue.

@@ -29,7 +29,7 @@ class Finding:
     Attributes:
         check: the name of the check.
         thing: the object with the problem, such as "queue 'jobs'".
-        what: what is wrong, as a clause whose subject is the object.
+        what: what is wrong, such as "is not running"; it is printed after the object.
         hint: what to do.
     """
 
@@ -75,7 +75,7 @@ def grouped(findings: Sequence[Finding]) -> Iterator[Sequence[Finding]]:
 def said(group: Sequence[Finding], named: int = 3) -> Iterator[str]:
     """Describe each finding of a group in a sentence, since details, such as counts, may differ.
 
-    If there are more than three, describe only the first, and add the names of up to `named` others.
+    If the group has more than three, describe only the first, and add the names of up to `named` others.
     """
     if len(group) <= _APART:
         yield from (f"{each.where} {each.what}" for each in group)

@@ -117,7 +117,7 @@ def _unlike(part: str, word: str) -> float:
 
 
 def _topic_distance(pattern: str, key: str) -> float | None:
-    """Return how many words of a key differ from a pattern, less if the two look alike; None if too many differ."""
+    """Return how many words of a key differ from a pattern, reduced if they are spelled alike; None if too many do."""
     parts, words = words_of(pattern), words_of(key)
     distance = _costs(parts, words)[-1][-1]
     if round(distance) > max(1, len(words) // 2):
@@ -130,7 +130,6 @@ def _topic_distance(pattern: str, key: str) -> float | None:
 
 
 def _topic_differences(pattern: str, key: str) -> list[str]:
-    """Describe the words in which a key differs from a pattern."""
     parts, words = words_of(pattern), words_of(key)
     costs = _costs(parts, words)
     row, column = len(parts), len(words)

@@ -117,7 +117,7 @@ class Wiring:
         exchanges: exchanges by name, the default exchange last; predeclared exchanges only if they are used.
         queues: the queues to which one of the exchanges routes, by name.
         consumers: the first few consumers of each queue, by the queue's name.
-        publishers: channels for which the broker does not report an exchange.
+        publishers: publishing channels whose exchange is not known.
     """
 
     vhost: str

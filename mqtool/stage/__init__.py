@@ -1,1 +1,1 @@
-"""What `tutorial run` and `drill` run commands with: terminals, checks, measurements, and a proxy."""
+"""Run commands for `tutorial run` and `drill`: terminals, checks, measurements, and a proxy."""

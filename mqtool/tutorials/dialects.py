@@ -199,7 +199,7 @@ class Tracking(NamedTuple):
 
     Attributes:
         body, marker: may contain {number}.
-        done: contains {first} and {last}.
+        done: the last line; contains {first} and {last}, the first and the last offset.
         stores_bodies: as for Hello.
     """
 

@@ -26,7 +26,7 @@ def send(channel: Channel, queue: Queue, messages: Iterable[Message | None]) -> 
 
 
 def receive(channel: Channel, queue: Queue, receiving: Receiving = STREAMING) -> Iterator[Delivery]:
-    """Consume from a queue. Asking for the next message acknowledges the last one.
+    """Consume from a queue. Asking for the next message acknowledges the previous one.
 
     Args:
         receiving: the prefetch, and when to stop; STREAMING never stops.

@@ -72,7 +72,7 @@ class MessageKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Handled:
-    """A message that was dead-lettered (`dead`) or done; `reply` is the stored reply to an RPC request."""
+    """The stored outcome of a message: dead-lettered (`dead`) or done; `reply` is the reply to an RPC request."""
 
     reply: bytes | None
     dead: bool

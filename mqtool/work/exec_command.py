@@ -1,4 +1,6 @@
-"""The command of --exec gets the body on stdin, and the rest in environment variables. Its exit status is the result.
+"""The command of --exec gets the body of a message on stdin, and its other fields in environment variables.
+
+The exit status of the command is the result.
 
     message ──> MQ_ROUTING_KEY=… MQ_HEADER_TENANT=… program < body ──> 0, 65, 75, …
 

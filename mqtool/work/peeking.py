@@ -150,7 +150,7 @@ def peek(
 
 @contextmanager
 def looking(channel: Channel, queue: str, kind: Kind) -> Iterator["Look"]:
-    """Read a queue, and optionally remove messages. On exit, requeue the remaining messages."""
+    """Yield a Look, to read a queue and optionally remove messages. On exit, requeue the remaining messages."""
     look = Look(channel, queue, kind)
     try:
         yield look
@@ -225,7 +225,8 @@ class Look:
         """Check that the queue will not drop the message at its head if the message is requeued now and once more.
 
         Raises:
-            MqtoolError: the queue would drop it. If it would do so now, the message has been published again instead.
+            MqtoolError: the queue would drop it. If the first requeue would already drop it, the message has been
+                published again instead.
         """
         count = times_back(head)
         if count < limit - 1:

@@ -104,7 +104,10 @@ class Retrying:
         return self.retry(delivery, ending.reason)
 
     def retry(self, delivery: Delivery, error: str) -> bool:
-        """Move a message to the wait queue for its next attempt. If there is none, dead-letter it and return False."""
+        """Move a message to the wait queue for its next attempt. Returns False if it was dead-lettered instead.
+
+        That happens after the last attempt, and if the message is too large to add its history.
+        """
         failures = history.attempt_of(delivery)
         delay = self._policy.delay(failures)
         if delay is None:

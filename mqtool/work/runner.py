@@ -254,7 +254,7 @@ class _Run:
         return poll
 
     def _feed(self) -> None:
-        """Write as much to the program's stdin as fits. Close the pipe once all is written, or if the program did."""
+        """Write as much to the program's stdin as fits. Close the pipe when all is written or the program closed it."""
         try:
             self._body = self._body[os.write(self._stdin, self._body) :]
         except BlockingIOError:
@@ -280,7 +280,7 @@ class _Run:
         return len(data)
 
     def _read_rest(self) -> None:
-        """Read the rest of the program's output, but not what processes that it left behind write from now on."""
+        """Read what the pipes contain now. Later output can only come from processes that the program left behind."""
         rest = _readable(self._stderr_end)
         while rest > 0:
             rest -= self._read_stderr(rest)

@@ -62,7 +62,7 @@ class Until(NamedTuple):
 
 
 def move(channel: Channel, delivery: Delivery, message: Message) -> None:
-    """Publish a message that replaces a delivery, which can then be acknowledged. Raises NotMoved."""
+    """Publish a message that replaces a delivery. Raises NotMoved if it is not confirmed; do not acknowledge then."""
     for receipt in channel.publish([message], mandatory=True):
         if receipt.confirmation is not Confirmation.CONFIRMED:
             raise not_taken(delivery, receipt)
@@ -128,7 +128,7 @@ def _without(table: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
 
 
 def name_of(delivery: Delivery) -> str:
-    """Return a message's name for notices and errors."""
+    """Return a message's id or, without an id, the start of its body, for notices and errors."""
     body = delivery.body[:120].decode("utf-8", "replace")[:30]  # the rest may be megabytes
     return f"message {delivery.message_id}" if delivery.message_id else f"a message without id ({body!r})"
 
@@ -283,7 +283,10 @@ class Transfer:
                 return
 
     def _is_over(self, silence: float) -> bool:
-        """Wait briefly for a delivery, after `silence` seconds without one; return True if the transfer is over."""
+        """Wait briefly for a delivery, after `silence` seconds without one; return True if the transfer is over.
+
+        Raises Unavailable if the queue has messages, but the broker has delivered none for some time.
+        """
         if self._until.idle is not None:
             patience = self._until.idle - silence
             return patience <= 0 or not self._consumer.arrives(patience)
@@ -309,7 +312,7 @@ class Transfer:
             self._refusal = error
 
     def _give_back(self) -> None:
-        """Requeue the held messages in order, a few batches at a time: a quorum queue may mix up larger numbers."""
+        """Requeue the held messages in order, a few batches at a time: a quorum queue may reorder larger numbers."""
         for start in range(0, len(self._batches) if self._source.is_open else 0, _BATCHES):
             self._consumer.give_back(())
             before, batches = self._source.depth_of(self._queue), self._batches[start : start + _BATCHES]

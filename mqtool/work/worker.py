@@ -168,7 +168,10 @@ class Worker:
             self._channel.acknowledge(delivery)
 
     def _is_lost(self, delivery: Delivery, ending: Ending) -> bool:
-        """True if the delivery can no longer be acknowledged. Raises CommandBroken if the program cannot be run."""
+        """If the delivery can no longer be acknowledged, print a notice and return True.
+
+        Raises CommandBroken if the program cannot be run.
+        """
         if ending.status in (CANNOT_RUN, NOT_FOUND) and ending.timed_out is None:
             raise CommandBroken(
                 f"the program cannot be run: {ending.reason}", "the message is still in its queue; correct --exec"

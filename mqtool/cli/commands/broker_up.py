@@ -116,7 +116,7 @@ def _say_new(started: Started) -> None:
 
 
 def _login(options: Broker) -> tuple[str, str | None] | None:
-    """The user and password to create on a broker in Docker instead of guest."""
+    """The user, and the password if given, to create on a broker in Docker; None to keep guest."""
     if options.user is None:
         return None
     return options.user, None if options.password_file is None else read_password(options.password_file)

@@ -129,7 +129,7 @@ class View:
         return in_order(rows, self._order) if self._order else rows
 
     def _without_wait_queues(self, rows: Iterable[Row]) -> Iterator[Row]:
-        """Yield all rows except those of mqtool's wait queues, which are only counted."""
+        """Yield all rows except those of mqtool's wait queues, of which only the number is shown."""
         self._left_out = []
         for row in rows:
             if row.get("source_name") == "" or any(is_wait_queue(row[name]) for name in self._name_columns):
@@ -262,7 +262,7 @@ def _binding(row: Row) -> layout.Line:
 
 
 def _usual(names: Names, things: str) -> list[str]:
-    """The names of the tutorials' queues or exchanges, which can be queried over AMQP."""
+    """The names of the tutorials' queues or exchanges, to query over AMQP if no names are given."""
     known: dict[str, list[Queue | Exchange]] = {
         QUEUES.things: [names.hello, names.task_queue, names.rpc_queue],
         EXCHANGES.things: [names.fanout, names.direct, names.topic, names.headers],

@@ -132,8 +132,8 @@ def export(broker: ManagedBroker) -> None:
 def diff(file: Definitions, broker: ManagedBroker, as_json: AsJson = False) -> None:
     """Show how the broker differs from a file.
 
-    Exits with 3 if there are differences. An import would add lines with + and change lines with ~, but cannot change
-    lines with !. Lines with - are only on the broker.
+    Exits with 3 if there are differences. + marks what an import would add, ~ what it would change, ! what it cannot
+    change, and - what only the broker has.
     """
     access = broker.access()
     wanted = _read(file, access.vhost)

@@ -167,7 +167,7 @@ def _tell_if_nobody_serves(channel: Channel, queue: Queue, timeout: float) -> No
 
 
 def _check_integers(requests: list[str], function: Function) -> None:
-    """Raise UsageError if a request is not an integer: it would crash a tutorial's server, again after each restart."""
+    """Raise UsageError if a request is not an integer. It would crash each tutorial server that receives it."""
     for request in requests:
         if not re.fullmatch("[0-9]+" if function == "fib" else "[+-]?[0-9]+", request):
             kind = "a whole number from 0" if function == "fib" else "an integer"

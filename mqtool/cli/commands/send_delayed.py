@@ -99,7 +99,7 @@ def receive_delayed(
 
 
 def _as_known(channel: Channel, exchange: Exchange) -> Exchange:
-    """The delayed exchange or, without the plugin, an ordinary exchange that routes in the same way."""
+    """Return the delayed exchange; on a broker without the plugin, an ordinary exchange that routes in the same way."""
     if can_delay(channel, exchange):
         return exchange
     arguments = {name: value for name, value in exchange.arguments.items() if name != TYPE_INSIDE}

@@ -98,7 +98,7 @@ def receive_stream(stream: StreamOptions, receiving: Receiving, broker: Broker, 
 
 
 def _checked(options: StreamOptions, default: Stream, channel: "StreamChannel", access: Access) -> Stream:
-    """Return the stream to read. Raises NotFound if it is new, and neither the tutorial's nor to be declared."""
+    """Return the stream to read. Raises NotFound if it does not exist, unless options or the tutorial declare it."""
     stream = options.of(default)
     creates = options.declare or options.arguments or options.partitions or stream.name == default.name
     if not (creates or channel.exists(stream.name) or channel.streams_of(stream.name) != [stream.name]):

@@ -27,7 +27,7 @@ _WRITTEN = {"\t": r"\t", "\n": r"\n", "\r": r"\r", "\\": r"\\"}
 
 
 def show_rows(rows: "Iterable[Row]", columns: Sequence[str], *, as_json: bool = False) -> int:
-    """Print rows on stdout; return their number. In a pipe, each row is written at once."""
+    """Print rows on stdout; return their number. In a pipe, each row is written as soon as it is read."""
     count = 0
     if not as_json and output.is_terminal(1):
         found = list(rows)
@@ -116,7 +116,7 @@ def _cell_text(value: Any) -> str:
 
 
 def terminal(*, on_stderr: bool = False, quiet: bool = False) -> "Console":
-    """Make a rich console for stdout or stderr, with colours if wanted. It never interprets text as markup."""
+    """Make a rich console for stdout or stderr, in colour if is_coloured(). It never interprets text as markup."""
     from rich.console import Console
 
     colours: Any = "auto" if output.is_coloured(2 if on_stderr else 1) else None

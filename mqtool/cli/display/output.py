@@ -158,7 +158,7 @@ def visible_json(line: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Escape newlines and tabs too, so that nothing in the text looks like another line or column."""
+    """Escape control characters, including newlines and tabs, so that the text stays in one line and one column."""
     return visible(text).replace("\n", r"\n").replace("\t", r"\t")
 
 
@@ -235,8 +235,8 @@ def _cut_back(fragment: int) -> bool:
 def wait_until_taken() -> None:
     """If stdout is a pipe, wait until its reader has read everything, or raise ReaderGone.
 
-    Otherwise `mqtool receive | head -n 3` would lose messages: those written to the pipe and acknowledged after head
-    read its third line.
+    Without this wait, `mqtool receive | head -n 3` would lose messages: those that are written to the pipe and
+    acknowledged after head has read its third line.
     """
     if not is_pipe():
         return

@@ -24,7 +24,7 @@ _BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
 def chart(values: Sequence[float], width: int, height: int) -> list[str]:
-    """Draw a bar chart; return its rows from the top. A column shows the largest of several values if necessary."""
+    """Draw a bar chart; return its rows from the top. If a column stands for several values, it shows the largest."""
     greatest = max(values, default=0.0)
     # Even a small value is visible.
     eighths = [max(1, round(value / greatest * height * 8)) if value > 0 else 0 for value in _fitted(values, width)]

@@ -131,7 +131,7 @@ def overview_page(mqtool: CommandHelp, columns: int) -> str:
 
 
 def _together(commands: Sequence[CommandHelp]) -> Iterator[tuple[str, str]]:
-    """Yield one row for each command, or for several commands that share a row."""
+    """Yield rows of names and text. Related commands, such as send and receive, share a row."""
     names = [command.words[0] for command in commands]
     for command in commands:
         name = command.words[0]
@@ -166,7 +166,7 @@ def _command_lines(command: CommandHelp, columns: int, *, everything: bool) -> I
 
 
 def _hidden(command: CommandHelp, columns: int) -> Iterator[str]:
-    """Yield a line for each section with hidden options, which says how to show these options."""
+    """Yield lines that say how to show the options that are not common: a line for each section, and one for all."""
     hidden = [option for option in command.options if not option.is_common]
     rows = []
     for topic in dict.fromkeys(option.topic for option in hidden):

@@ -137,7 +137,7 @@ class Broker(OptionGroup):
         return LINES[self.dialect or Dialect.PYTHON]
 
     def set_up_printing(self) -> None:
-        """Apply --quiet, --verbose, --no-color and --debug. Commands that call access() need not call this, too."""
+        """Apply --quiet, --verbose, --no-color and --debug. access() does this as well."""
         run = current()
         run.quiet, run.verbose, run.no_color, run.debug = self.quiet, self.verbose, self.no_color, self.debug
         if self.debug:
@@ -151,7 +151,7 @@ class Broker(OptionGroup):
         In a protected context, this asks for confirmation if the command changes the broker and does not ask itself.
 
         Args:
-            management: the URL of the management API; by default, that in the environment. Hints need it, too.
+            management: the URL of the management API, also used to find hints; by default, the one in the environment.
             reconnects: False for commands that hold messages, since a reconnect would redeliver the messages.
 
         Raises:

@@ -68,7 +68,7 @@ def publishing_channel(
     Args:
         to: where the command sends messages that do not name an exchange or a routing key themselves.
         addressing: exchange and routing key that the user named.
-        leads_to: the queue bound to that exchange, if the command declares one.
+        leads_to: the queue bound to `to`, if `to` is an exchange and the command declares such a queue.
         default: the body if there are neither message words nor input.
         adapt: applied to each message of the input.
         source: the messages, instead of those that the command line names.
@@ -253,7 +253,7 @@ class FailedMessages:
 
 
 def text(message: Message) -> str:
-    """The first line of a message's body, shortened if it is long; on a terminal, only the start of the body."""
+    """The first line of a message's body or, if stderr is a terminal, all lines; shortened if it is long."""
     if output.is_terminal(2):
         body, rest = output.excerpt(message.body)
         return body.decode("utf-8", "backslashreplace") + rest

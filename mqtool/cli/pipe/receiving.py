@@ -66,11 +66,11 @@ class Incoming:
         self._waiting = waiting
 
     def printed(self, settings: Settings) -> Settings:
-        """Return settings that write the output before deliveries are acknowledged."""
+        """Return a copy of the settings with which the output is flushed before deliveries are acknowledged."""
         return settings._replace(before_acknowledging=self._write.flush)
 
     def print_all(self, deliveries: Iterator[Delivery]) -> None:
-        """Print deliveries until there are no more. Asking for the next one acknowledges the one that was printed."""
+        """Print deliveries until there are no more. Each one is acknowledged after it has been printed."""
         # With output into a file, nothing else shows that messages arrive.
         progress = Progress("received", is_wanted=output.is_file(output.STDOUT), patience=0)
         with consuming(self._ready_file, self._channel, self._waiting):
@@ -167,7 +167,7 @@ def checked(
 def refuse(name: str, access: Access | None, hint: str = DECLARE, kind: str = "queue") -> None:
     """Raise NotFound for a queue that does not exist; the hint suggests a similar name that the management API lists.
 
-    If the API lists a queue of this very name, return: it exists, but is not of the kind, as declaring it will tell.
+    Does nothing if the API lists the name, as for a queue that is not a stream: using it then fails with a clear error.
     """
     names = [] if access is None else _queue_names(access)
     if name not in names:
@@ -212,7 +212,7 @@ class Matching(NamedTuple):
         return settings._replace(count=None, acknowledge=False, prefetch=self.receiving.prefetch or _MOST)
 
     def of(self, channel: Channel, deliveries: Iterator[Delivery], settings: Settings) -> Iterator[Delivery]:
-        """Yield the deliveries that match, up to the count. Asking for the next one acknowledges the last one."""
+        """Yield the deliveries that match, up to the count. Asking for the next one acknowledges the previous one."""
         if self.where is None:
             return deliveries
         return self._chosen(channel, deliveries, settings, self.where)

@@ -68,7 +68,7 @@ def fraction(descriptor: int) -> Callable[[], float] | None:
 
 
 def whole(descriptor: int) -> Iterator[bytes | None]:
-    """Yield the chunks of a file to its end, even after a signal to stop; Input then decides what to publish."""
+    """Yield the chunks of a file to its end, even after a signal to stop."""
     while chunk := os.read(descriptor, _CHUNK):
         yield chunk
 
@@ -94,7 +94,7 @@ def chunks(descriptor: int) -> Iterator[bytes | None]:
 
 
 def delimited(chunks: Iterator[bytes | None], delimiter: bytes) -> Iterator[bytes | None]:
-    """Yield the pieces between delimiters. The last one needs no delimiter, unless a signal to stop cut it off."""
+    """Yield the pieces between delimiters. After a signal to stop, an unfinished last piece is left out."""
     return flat(delimited_lots(chunks, delimiter))
 
 
@@ -104,7 +104,7 @@ def flat(batches: Iterable[Sequence[Thing]]) -> Iterator[Thing | None]:
 
 
 def delimited_lots(chunks: Iterator[bytes | None], delimiter: bytes) -> Iterator[list[bytes]]:
-    """Split chunks at the delimiter. Yields lists of complete pieces, and an empty list while no input is available."""
+    """Split chunks at the delimiter. Yields lists of complete pieces, and empty lists while no input is available."""
     rest: list[bytes] = []
     size = 0
     for chunk in chunks:

@@ -121,7 +121,6 @@ class _Wanted:
         return self._count is not None and self.found < self._count
 
     def of(self, deliveries: Iterator[Delivery]) -> Iterator[Delivery]:
-        """Yield the deliveries to print."""
         where = self._where
         for delivery in deliveries:
             if where is not None and not where.matches(conditions.of_delivery(delivery)):
