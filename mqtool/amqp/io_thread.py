@@ -76,7 +76,7 @@ class IoThread:
         self.run(start)
 
     def stop(self) -> None:
-        """End the thread."""
+        """Stop the event loop, and wait for the thread to end."""
         self.run(self.loop.stop)
         self._thread.join(_PATIENCE)
         if not self._thread.is_alive():

@@ -166,7 +166,7 @@ class Publisher(ChannelListener):
 
 
 def _batches(messages: Iterable[Message | None], window: int) -> Iterator[list[Message]]:
-    """Split messages into batches of the messages available so far, or of one message if the window is small."""
+    """Split messages into batches: of one message if the window is small or the input is a plain iterator."""
     if isinstance(messages, InBatches) and window == WINDOW:
         return messages.batches()
     if isinstance(messages, list) and window == WINDOW:

@@ -288,7 +288,7 @@ def _processes(started: Started) -> list[Process]:
 
 
 def _settings(own: Node, first: Node) -> list[str]:
-    """Return lines for rabbitmq.conf that make a new node join the first node's cluster."""
+    """Return lines for the rabbitmq.conf of a node in a cluster. A new node joins the first node."""
     settings = ["cluster_partition_handling = pause_minority"]
     if own.name == first.name:
         return settings

@@ -27,12 +27,12 @@ _claims: list[int] = []
 
 
 def addresses(listen: str | None) -> list[str]:
-    """Return the addresses to listen on: loopback and the address in `listen`, if any."""
+    """Return the addresses to listen on: loopback and `listen`, if any; or only EVERY, which includes loopback."""
     return [listen] if listen == EVERY else [HOST, *([listen] if listen else [])]
 
 
 def choose(wanted: int | None, usual: Iterable[int] = (), listen: str | None = None) -> int:
-    """Return the wanted port; if None, the first of the usual ports that is free, otherwise any free port.
+    """Return the wanted port (raise Unavailable if taken); for None, the first free usual port or any free port.
 
     Args:
         listen: another address on which the port must be free, besides loopback.

@@ -39,7 +39,7 @@ def change(started: Started, what: Literal["enable", "disable"], names: Sequence
 
 
 def wait_until_shown(started: Started, what: Literal["enable", "disable"], names: Sequence[str]) -> bool:
-    """Wait until the management API shows plugins as enabled or disabled; return False if it takes too long."""
+    """Wait until the management API, if any, shows plugins as enabled or disabled; return False after 15 s."""
     deadline = time.monotonic() + _UNTIL_SHOWN
     try:
         while not _shows(started.management, what, names):

@@ -66,7 +66,7 @@ def definitions(call: Call) -> Json:
 
 @route(READ, "definitions/VHOST", administrator)
 def definitions_of_vhost(call: Call, vhost: str) -> Json:
-    """Return the definitions of a virtual host, without its name, so that another virtual host can load them."""
+    """Return the definitions of a virtual host. Exchanges, queues and bindings do not contain its name."""
     found = _topology(call.vhosts(vhost))
     for kind in ("queues", "exchanges", "bindings"):
         found[kind] = [{name: value for name, value in item.items() if name != "vhost"} for item in found[kind]]

@@ -84,7 +84,7 @@ def plain(value: Value) -> Any:
 
 @route("POST", "exchanges/VHOST/EXCHANGE/publish", member)
 def publish(call: Call, vhost_name: str, name: str) -> Json:
-    """Publish a message. `routed` in the response is true if a queue accepted it."""
+    """Publish a message. `routed` in the response is true if a queue accepted it and none refused it."""
     vhost, exchange, body, broker = call.vhost(vhost_name), call.exchange(vhost_name, name), call.body, call.broker
     for each in ("properties", "routing_key", "payload", "payload_encoding"):
         required(body, each)

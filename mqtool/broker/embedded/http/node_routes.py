@@ -117,7 +117,7 @@ def feature_flags(call: Call) -> list[Json]:  # noqa: ARG001
 
 @route("PUT", "feature-flags/FLAG/enable", administrator)
 def enable_feature_flag(call: Call, name: str) -> None:  # noqa: ARG001
-    """Enable a feature flag. All are enabled already."""
+    """Do nothing: all feature flags are enabled already. Raise 400 if there is no such flag."""
     if name not in _FEATURE_FLAGS:
         raise bad_request("unsupported")
 

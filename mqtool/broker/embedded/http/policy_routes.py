@@ -315,7 +315,7 @@ def _check_settings(kind: str, definition: Json, profile: Profile) -> None:
 
 
 def _check_retries(definition: Json) -> None:
-    """Raise HttpError 400 if delayed-retry-min is missing or greater than delayed-retry-max."""
+    """Raise HttpError 400 if delayed-retry-min is required but missing, or greater than delayed-retry-max."""
     kind, least, most = (definition.get(name) for name in _RETRIES)
     if kind not in (None, "disabled") and least is None:
         raise _invalid(f"delayed-retry-min is required when delayed-retry-type is {kind}")

@@ -153,7 +153,7 @@ class _Recovery:
         source.add(Binding(source, destination, stored["routing_key"], stored["arguments"]))
 
     def _check_stream_files(self) -> None:
-        """Delete files left over from deleted streams, and log a warning about files that are not the broker's."""
+        """Delete files of deleted streams, unless data is damaged; warn about files that are not the broker's."""
         directory = self._storage.directory / STREAMS
         foreign = []
         for path in sorted(directory.iterdir()) if directory.exists() else []:
