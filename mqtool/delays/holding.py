@@ -14,8 +14,8 @@ from mqtool.errors import BadData
 from mqtool.message import DUE, PERSISTENT, Message
 from mqtool.topology import DELAYED, Exchange, Queue
 
-#: The maximum of unconfirmed messages with the shortest delays: time in a buffer on the way to the broker makes them
-#: late.
+#: The maximum number of unconfirmed messages with the shortest delays: more would wait in buffers on the way to the
+#: broker, and be late.
 _IN_FLIGHT = 100
 #: The two ways to delay messages.
 Way = ThroughPlugin | ThroughQueues
@@ -142,5 +142,5 @@ def _milliseconds(message: Message) -> int:
 
 
 def _may_be_in_flight(message: Message) -> int:
-    """Return the maximum number of unconfirmed messages. It is larger if the next message has a longer delay."""
+    """Return the maximum number of unconfirmed messages. It is larger if `message`, the next one, has a long delay."""
     return _IN_FLIGHT * step_of(_milliseconds(message)) // SHORTEST_STEP

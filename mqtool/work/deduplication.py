@@ -193,7 +193,7 @@ def _storable(text: str) -> str | bytes:
 
 
 def _process_name(pid: int) -> str | None:
-    """Return a process's id and start time, since ids are reused; None if the process has ended."""
+    """Return text that identifies a process: its id and start time, since ids are reused. None if it has ended."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -71,7 +71,7 @@ def _state_of(started: Started) -> str:
 
 @broker.command("mqtool broker ls", "mqtool broker ls --json")
 def ls(as_json: Annotated[bool, Option("--json", help="Print one JSON object per line")] = False) -> None:
-    """List the brokers that 'broker up' started, also stopped ones."""
+    """List the brokers of 'broker up', running and stopped."""
     rows = []
     for name in state.names():
         found = (started := state.load(name)) or state.load_stopped(name)
@@ -87,7 +87,7 @@ def ls(as_json: Annotated[bool, Option("--json", help="Print one JSON object per
 def rm(
     yes: Yes = False, name: Name = DEFAULT_NAME, purge: Annotated[bool, Option(help="Remove its messages too")] = False
 ) -> None:
-    """Remove a stopped broker; its messages stay without --purge."""
+    """Remove a stopped broker; --purge removes its messages too."""
     _stopped(name)
     if purge:
         ask(f"remove broker {name!r} with all its messages", yes=yes)
@@ -243,7 +243,7 @@ def fault(
     Messages: nack-publishes queue= [count=], return-unroutable [count=], delay-confirms [seconds=],
     lose-acks [count= queue=], cancel-consumers queue=.
 
-    'ls' lists the faults in force. They end with their time or count, or with 'clear'.
+    'ls' lists the faults in force. A fault ends after its time or count, or with 'clear'.
     """
     access = broker.access()
     api = access.management()

@@ -45,7 +45,7 @@ def add(
     password_command: Annotated[str | None, Option(help="Command that prints the password")] = None,
     protected: Annotated[bool, Option(help="Ask before anything is destroyed, even with --yes")] = False,
 ) -> None:
-    """Add a context: a broker by name."""
+    """Add a context: a name for a broker."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise UsageError(f"{name!r} is not a valid context name", "use letters, digits, - and _")
     parse_addresses(url)

@@ -161,7 +161,7 @@ def set_(
     broker: Broker,
     port: StreamPort = None,
 ) -> None:
-    """Let a reader continue after an offset."""
+    """Make a reader continue after an offset."""
     with broker.access().stream_channel(port) as channel:
         if (partitions := channel.streams_of(stream)) != [stream]:
             raise UsageError(f"{stream!r} is a super stream", f"name one of its partitions, such as {partitions[0]}")

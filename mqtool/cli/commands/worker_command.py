@@ -222,7 +222,7 @@ def _work(command: str, options: ProgramOptions, named: UsedQueueOptions, receiv
 
 
 def _warn_of_consumer_timeout(access: Access, queue: str, timeout: float) -> None:
-    """Warn if the broker would requeue a message while its program may still run."""
+    """Warn if the broker's consumer timeout for the queue is shorter than `timeout`, the programs' time limit."""
     from mqtool.management import consumer_timeout
 
     try:

@@ -37,7 +37,7 @@ class BatchedOutput:
             self.flush()
 
     def flush(self) -> None:
-        """Write the batch. Once a write has failed, every later call raises its error."""
+        """Write the batch. Once a write has failed, every later call raises the same error."""
         if self._failure is not None:  # the messages in that batch were not written, and must not be acknowledged
             raise self._failure
         if self._batch:
@@ -193,7 +193,7 @@ TEMPLATE_PLACES = {letter: meaning for letter, (meaning, _) in _PLACES.items()}
 
 
 def parse_template(template: str, *, escape: bool = False) -> list[Callable[[Delivery], bytes]]:
-    """Split a --format template into parts. Raises UsageError for an unknown placeholder."""
+    """Convert a --format template to functions, one for each part. Raises UsageError for an unknown placeholder."""
     parts: list[Callable[[Delivery], bytes]] = []
     for piece in re.findall(r"%.?|\\[nt\\]|[^%\\]+|\\", template, re.DOTALL):
         if piece.startswith("%"):

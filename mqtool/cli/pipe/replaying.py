@@ -63,7 +63,7 @@ class Recording:
         return fraction
 
     def _seconds(self, pace: Pace) -> float:
-        """Estimate how many seconds the files take at their own pace; 0 with --rate, or if it is unknown."""
+        """Estimate how many seconds it takes to replay the files; 0 if unknown, or if `pace` has a fixed rate."""
         if pace.rate is not None:
             return 0.0
         played, due = Pace(pace.speed, clock=lambda: 0.0), 0.0

@@ -361,7 +361,7 @@ class _Making:
             message.delay, message.due = self._delay, self._due
 
     def _key(self, body: bytes) -> str:
-        """Fill the routing key's placeholders. A line that does not match is also sent, with "unknown" in its key."""
+        """Fill the routing key's placeholders from the body; with "unknown" if --key-pattern does not match it."""
         assert self._pattern is not None
         match = self._pattern.search(body.decode("utf-8", "replace"))
         groups = match.groupdict() if match else {}
