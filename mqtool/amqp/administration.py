@@ -139,9 +139,5 @@ def bind(channel: Asks, binding: Binding) -> None:
 
 
 def unbind(channel: Asks, binding: Binding) -> None:
-    """Remove a binding, matched by key and arguments. Safe to repeat.
-
-    Raises:
-        NotFound: the source or the destination does not exist.
-    """
+    """Remove a binding, matched by key and arguments. Does nothing if there is no such binding."""
     channel.ask(binding_request(binding, verb="unbind"))

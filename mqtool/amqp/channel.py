@@ -255,7 +255,7 @@ class Channel(ChannelListener):
         return self.reopening.requests.pika is not None and delivery.epoch == self._epoch
 
     def stop(self) -> None:
-        """End all consumers, as Consumer.stop() does. Safe to call from any thread or a signal handler."""
+        """End all consumers; stop waiting for a broker that cannot reply. Safe from any thread or signal handler."""
         self.stopping = self.connection.stopping = True
         for consumer in self._consumers:
             consumer.stop()

@@ -328,7 +328,7 @@ class ExactCount(Streaming):
 
 
 class CallerSettles(Policy):
-    """Lets the caller acknowledge. Takes the last few of `count` deliveries one by one, so that no more are sent."""
+    """Lets the caller acknowledge. With a count, lowers the prefetch towards the end, so that no more are sent."""
 
     def __init__(self, receiving: Receiving) -> None:
         count, prefetch = receiving.count, receiving.prefetch

@@ -95,7 +95,7 @@ def _below(vhost: str | None, kind: str) -> str:
 
 
 def listens_on(management: Management, port: int) -> bool:
-    """True if the API's broker accepts AMQP connections on this port."""
+    """True if the API's broker has a listener on this port."""
     listeners = management.get("overview").get("listeners") or []
     return any(listener.get("port") == port for listener in listeners)
 

@@ -115,7 +115,7 @@ class Chunk(NamedTuple):
     timestamp: int
 
     def messages(self) -> Iterator[tuple[int, bytes]]:
-        """Yield the messages with their offsets. Batches with a compression other than gzip are skipped."""
+        """Yield the messages with their offsets. Batches that are compressed, but not with gzip, are skipped."""
         data, position, offset = self.raw, HEADER_SIZE, self.offset
         for _ in range(self.entries):
             if not data[position] & _IS_BATCH:
