@@ -27,7 +27,7 @@ _claims: list[int] = []
 
 
 def addresses(listen: str | None) -> list[str]:
-    """Return the addresses to listen on: loopback and `listen`, if any; or only EVERY, which includes loopback."""
+    """Return the addresses to listen on: loopback and `listen`, if any; only `listen` if it is 0.0.0.0."""
     return [listen] if listen == EVERY else [HOST, *([listen] if listen else [])]
 
 

@@ -245,7 +245,7 @@ class Server:
 
 
 def _log_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Log an exception of the event loop. asyncio reports "too many open files" very often: log it once a minute."""
+    """Log an exception of the event loop; "too many open files", which asyncio reports very often, once a minute."""
     error = context.get("exception")
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         no_files = "no file descriptors are left: new connections have to wait (see ulimit -n)"

@@ -293,7 +293,7 @@ def _take_properties(fields: dict[str, bytes], headers: Table, values: dict[str,
 
 
 def _take_id(fields: dict[str, bytes], headers: Table, name: str, value: AnyValue) -> None:
-    """Convert a message or correlation id. If it is not a string, add a header with its type."""
+    """Convert a message or correlation id; if too long, to a header. Unless a string, add a header with its type."""
     header = f"x-{name.replace('_', '-')}"
     match value:
         case uuid.UUID():

@@ -228,8 +228,8 @@ class PriorityQuorumBacklog(PriorityBacklog):
 class TwoLevelBacklog(PriorityBacklog):
     """The backlog of a quorum queue from RabbitMQ 4.0 to 4.2, with two priorities.
 
-    Two messages of priority 5 or more are returned for each message of lower priority. Requeued messages come first,
-    whatever their priority.
+    Two messages of priority 5 or more are returned for each older message of lower priority. Requeued messages come
+    first, whatever their priority.
     """
 
     _kind = QuorumBacklog

@@ -298,7 +298,7 @@ class ClientSocket(PacedSocket):
         return ipaddress.ip_address(self.peer[0].partition("%")[0]).is_loopback
 
     def set_user(self, user: User) -> None:
-        """Set the user after a successful login. Connections without a login are limited: this one no longer counts."""
+        """Set the logged-in user. The connection no longer counts towards the limit of connections without a login."""
         self.user = user
         self._connections.allow(self)
 
