@@ -30,7 +30,7 @@ _AMQP_PORT, _PORT, _TLS_PORT = 5672, 15672, 15671
 _STREAM, _STREAM_TLS = 5552, 5551
 #: The management port is usually this much higher than the AMQP port.
 _APART = _PORT - _AMQP_PORT
-#: RabbitMQ's error message for a queue or exchange that exists with other settings.
+#: RabbitMQ's error message for a queue or exchange that exists with different settings.
 _DIFFERS = (
     r"inequivalent arg '(.*?)' for ((?:queue|exchange) '.*?') in vhost .*: "
     r"received (?:the value )?'?([^']*?)'?(?: of type '\w+')? "
@@ -48,7 +48,7 @@ class Access(NamedTuple):
         management_url: the URL of the management API; None means that mqtool looks for it.
         wait: seconds to wait for the broker to accept connections; None to fail at once.
         backoff: pauses between attempts to reconnect; None to give up when the connection is lost.
-        strict: fail if a queue or exchange exists with other settings.
+        strict: fail if a queue or exchange exists with settings that differ from the declared ones.
         protected: the name of the broker's context, if that context is protected.
         confirmed: protected contexts that may be changed without asking.
         context: the name of the broker's context, if any.
@@ -223,7 +223,7 @@ class Access(NamedTuple):
 
 
 def _notice(text: str) -> None:
-    """Print a notice. If a queue or exchange exists with other settings, suggest a --dialect that declares it so."""
+    """Print a notice. If an existing queue or exchange has different settings, suggest a --dialect with the same."""
     like = declaring_like(text)
     if differs := re.search(_DIFFERS, text):
         setting, thing, ours, theirs = differs.groups()

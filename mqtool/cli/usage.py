@@ -97,7 +97,7 @@ def help_options() -> list[click.Parameter]:
 
 @contextmanager
 def naming_command(ctx: Context) -> Iterator[None]:
-    """Add the context to errors that click raises without it, such as that of an option whose value is missing."""
+    """Within the block, add `ctx` to errors that click raises without one, as when an option's value is missing."""
     try:
         yield
     except click.BadOptionUsage as error:

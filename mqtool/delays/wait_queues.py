@@ -79,7 +79,7 @@ class AtLeastOnce:
         """Declare a wait queue; with `remember`, it is declared again after a reconnection.
 
         Raises:
-            DeclaredDifferently: the queue exists with other arguments, so messages might never leave it.
+            DeclaredDifferently: the queue exists with different arguments, so messages might never leave it.
         """
         safe = queue._replace(arguments={**queue.arguments, **_AT_LEAST_ONCE})
         with suppress(UsageError):
@@ -91,7 +91,7 @@ class AtLeastOnce:
 
 
 def declare_exactly(channel: Channel, queue: Queue, *, remember: bool) -> Queue:
-    """Declare a wait queue; raise an error if it exists with other arguments, since messages might never leave it."""
+    """Declare a wait queue. Raises DeclaredDifferently, with a hint, if it exists with different arguments."""
     try:
         return channel.declare(queue, remember=remember, exactly=True)
     except DeclaredDifferently as error:

@@ -60,7 +60,7 @@ _CHANNEL_COLUMNS = ("name", "vhost", "global_prefetch_count")
 
 
 def findings(api: Management, vhost: str | None, wanted: Version) -> Iterator[Finding]:
-    """Find objects that version `wanted` treats differently from the present one, in one virtual host or in all."""
+    """Find objects that version `wanted` refuses or treats differently, in one virtual host or in all."""
     present = running(api)
     if wanted <= present:
         raise UsageError(f"the broker is RabbitMQ {present} already", "name a later version")

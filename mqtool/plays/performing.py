@@ -71,7 +71,7 @@ def _counting(management: str, audience: Audience) -> Iterator[None]:
 def embedded_broker(directory: Path, guard: Guard, stream_port: int | None = None) -> Iterator[tuple[str, str]]:
     """Run an embedded broker in memory. Yields its URL and the URL of its management API.
 
-    The broker runs in its own process, since plays measure time.
+    The broker runs in its own process, so that it does not affect the times that plays measure.
     """
     directory.mkdir()
     broker = embedded_starter.launch(directory, Settings(port=0, management_port=0, stream_port=stream_port))

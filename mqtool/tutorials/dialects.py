@@ -1,8 +1,8 @@
 """The declarations, messages and output of each generation of the official tutorials, in each language.
 
 The tutorials' names and settings differ between languages, and have changed over the years. The broker refuses to
-declare a queue again with other settings (406 PRECONDITION_FAILED), so a command that shares a broker with a tutorial's
-script must use the script's settings. https://www.rabbitmq.com/tutorials
+declare a queue again with different settings (406 PRECONDITION_FAILED), so a command that shares a broker with the
+script of a tutorial must use the script's settings. https://www.rabbitmq.com/tutorials
 """
 
 import re
@@ -158,7 +158,7 @@ def declaring_like(refusal: str) -> list[Dialect]:
 
 
 def declaring_otherwise(queue: Queue) -> list[Dialect]:
-    """Return the first dialect of each language that declares a queue of this name with other settings."""
+    """Return the first dialect of each language that declares a queue of this name, but with different settings."""
     languages: dict[str, Dialect] = {}
     for dialect, names in NAMES.items():
         if any(thing.name == queue.name and thing != queue for thing in names):

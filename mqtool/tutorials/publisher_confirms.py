@@ -2,8 +2,8 @@
 
     individually     publish, wait, publish, wait, …    a round trip for each
     in batches       publish × 100, wait for all, …     one for a hundred
-    asynchronously   publish 1, 2, 3, 4, 5, 6, 7, …     no waiting: answers
-                             ack 1, ack 2-6, nack 7 …   come when they come
+    asynchronously   publish 1, 2, 3, 4, 5, 6, 7, …     no waiting: confirms
+                             ack 1, ack 2-6, nack 7 …   arrive meanwhile
 
 The broker acks a message once it is safe: consumed, or stored in its queues, on disk or on most replicas. It nacks a
 message that it could not store. Messages on a channel are numbered from 1. An ack or nack contains such a number; with

@@ -52,7 +52,7 @@ def failures_of(delivery: Delivery) -> int:
 def returns_of(delivery: Delivery) -> int:
     """Return how often the message was moved back from a dead-letter queue.
 
-    A redrive counts itself in a header. `mqtool move` does not, but it keeps the header REASON, which adds one here.
+    A redrive increments a header. `mqtool move` does not, but it keeps the header REASON, which counts as one more.
     """
     return _count(delivery.headers.get(RETURNS)) + (REASON in delivery.headers)
 

@@ -172,7 +172,7 @@ def _value(value: Any) -> str:
 
 
 def _write(text: str, names: set[str], in_use: str | None) -> None:
-    """Replace the file atomically. Raise MqtoolError if the new text would not define these contexts."""
+    """Replace the file atomically. Raise MqtoolError unless `text` defines exactly `names` and `in_use`."""
     after = contexts.parse(text)
     path = contexts.path().resolve()
     if set(after.known) != names or after.in_use != in_use:

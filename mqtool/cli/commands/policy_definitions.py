@@ -156,7 +156,7 @@ def import_definitions(
 ) -> None:
     """Import definitions that are missing, and changed policies.
 
-    Nothing is deleted. Queues, exchanges and bindings that exist with other settings are not changed; the exit code is
+    Nothing is deleted. Queues, exchanges and bindings with different settings are not changed; the exit code is
     then 3.
     """
     access = broker.access()

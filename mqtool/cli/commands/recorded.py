@@ -111,7 +111,7 @@ def replay(
     ] = None,
     confirm_timeout: ConfirmTimeout = CONFIRM_TIMEOUT,
 ) -> None:
-    """Publish the messages of a recording, at their original times.
+    """Publish the messages of a recording, at their original pace.
 
     A recording is NDJSON, as 'receive --json' and 'tap --json' print it. Each message goes to its own exchange with its
     own routing key, and fails if no queue receives it.

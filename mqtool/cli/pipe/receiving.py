@@ -136,7 +136,7 @@ def checked(
 ) -> Queue:
     """Return the queue if it exists or may be declared, otherwise raise NotFound. On a terminal, say if it is new.
 
-    A new queue's name may be mistyped. If it is a tutorial's queue, scripts that declare the queue with other settings
+    A new queue's name may be mistyped. If it is a tutorial's queue, scripts that declare it with different settings
     will fail with 406 PRECONDITION_FAILED, so the notice says which dialect such scripts need.
 
     Args:
