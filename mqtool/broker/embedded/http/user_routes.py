@@ -86,7 +86,8 @@ def save_user(broker: Broker, name: str, body: Json) -> bool:
     else:
         raise bad_request("must provide password or password_hash")
     if existed is not None:
-        user.permissions, user.limits = existed.permissions, existed.limits
+        user.permissions, user.topic_permissions = existed.permissions, existed.topic_permissions
+        user.limits = existed.limits
     if "limits" in body:
         user.limits = checked_limits(body["limits"], OF_USERS, "user-limits")
     broker.save_user(user)
