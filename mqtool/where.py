@@ -175,7 +175,7 @@ class Where:
         self._test = test
 
     def matches(self, record: Record) -> bool:
-        """True if a record matches: a mapping with the keys of NDJSON, or with the `fields` passed to parse()."""
+        """True if a record matches. A record is a mapping with the keys of NDJSON, or with the `fields` of parse()."""
         return self._test(_Subject(record))
 
 

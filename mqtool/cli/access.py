@@ -223,7 +223,7 @@ class Access(NamedTuple):
 
 
 def _notice(text: str) -> None:
-    """Print a notice. If an existing queue or exchange has different settings, suggest a --dialect with the same."""
+    """Print a notice. If an existing queue or exchange has different settings, suggest a --dialect that has them."""
     like = declaring_like(text)
     if differs := re.search(_DIFFERS, text):
         setting, thing, ours, theirs = differs.groups()
@@ -239,8 +239,8 @@ class Choice(NamedTuple):
         reason: where the URL comes from, for `broker status`: "from --url".
         context: the context that the URL comes from, if any.
         variable: the environment variable that the URL comes from, if any.
-        is_typed: the broker was named by an option.
-        is_named: the user named the broker in some way; False for a broker found by default or started by `broker up`.
+        is_typed: True if an option named the broker.
+        is_named: True if the user named the broker; False if it is the default or was started by `broker up`.
     """
 
     url: str

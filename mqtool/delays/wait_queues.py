@@ -222,7 +222,7 @@ class ThroughQueues:
 
 
 def step_of(milliseconds: int) -> int:
-    """Return the step to which delays of this length are rounded up, in milliseconds."""
+    """Return a number of milliseconds: delays of this length are rounded up to a multiple of it."""
     return next(unit // _STEPS for longest, unit in _RANGES if milliseconds <= longest)
 
 

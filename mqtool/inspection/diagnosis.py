@@ -149,7 +149,7 @@ class _Place(NamedTuple):
 
 
 def _circles(leads: Mapping[Node, Iterable[Node]]) -> Iterator[list[Node]]:
-    """Yield cycles in a graph, each from a node to itself.
+    """Yield cycles in a graph, each as a list of nodes that starts and ends with the same node.
 
     Finds at least one cycle in each group of nodes that can reach each other; finding all could take exponential time.
     """
@@ -180,7 +180,7 @@ def expires(queue: Json) -> bool:
 def dead_end_findings(
     api: Management, vhost: str | None, policies: Iterable[Json], expiring: Iterable[Json]
 ) -> Iterator[Finding]:
-    """Find the dead ends and cycles of a virtual host; None for all virtual hosts.
+    """Find dead ends and cycles in one virtual host, or in all if `vhost` is None.
 
     Args:
         policies: the policies that the user may list.

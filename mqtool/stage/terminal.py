@@ -164,7 +164,7 @@ class Place:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment variables of the commands: those of mqtool, with its own directory first in PATH."""
+        """The environment variables of the commands: those of mqtool, with mqtool's own directory first in PATH."""
         inherited = {name: value for name, value in os.environ.items() if name != "MQTOOL_DIALECT"}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
         streams = {} if self.stream_port is None else {"MQTOOL_STREAM_PORT": str(self.stream_port)}

@@ -150,7 +150,7 @@ def peek(
 
 @contextmanager
 def looking(channel: Channel, queue: str, kind: Kind) -> Iterator["Look"]:
-    """Yield a Look, to read a queue and optionally remove messages. On exit, requeue the remaining messages."""
+    """Yield a Look, which reads a queue and can remove messages. On exit, requeue the remaining messages."""
     look = Look(channel, queue, kind)
     try:
         yield look

@@ -62,7 +62,10 @@ class Until(NamedTuple):
 
 
 def move(channel: Channel, delivery: Delivery, message: Message) -> None:
-    """Publish a message that replaces a delivery. Raises NotMoved if it is not confirmed; do not acknowledge then."""
+    """Publish a message that replaces a delivery. The caller then acknowledges the delivery.
+
+    Raises NotMoved if the message is not confirmed; the delivery must then not be acknowledged.
+    """
     for receipt in channel.publish([message], mandatory=True):
         if receipt.confirmation is not Confirmation.CONFIRMED:
             raise not_taken(delivery, receipt)

@@ -55,8 +55,8 @@ class DeliveryWriter:
     Args:
         line: the default format: a function that returns the text before the body; or a whole line with placeholders
             {key}, {queue}, {offset} and {body}; {body!r} quotes text, and {body!b} is a Python bytes literal.
-        wait_for_reader: if stdout is a pipe, return only when its reader has read the delivery, so that no message is
-            acknowledged before it was read.
+        wait_for_reader: if stdout is a pipe, calls return only after its reader has read the delivery, so that no
+            message is acknowledged before it has been read.
     """
 
     def __init__(

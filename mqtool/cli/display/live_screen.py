@@ -266,7 +266,7 @@ PATIENCE, _BETWEEN_UPDATES = 1.0, 0.1
 
 
 class Progress:
-    """Counts items, and shows the count on a terminal if that takes more than a few seconds.
+    """Counts items, and shows the count on a terminal if the work takes more than a few seconds.
 
     Args:
         done: the word after the count, such as "confirmed".
