@@ -64,7 +64,7 @@ def wait_queue(name: str, milliseconds: int, exchange: str, routing_key: str | N
 
 
 class AtLeastOnce:
-    """Declares wait queues that dead-letter at least once, or ordinary ones on brokers before 3.10.
+    """Declares wait queues that dead-letter at least once, or ordinary ones on RabbitMQ before 3.10.
 
     Args:
         warn: called once if the broker does not support at-least-once dead-lettering.

@@ -35,7 +35,7 @@ Way = tuple[Hop, ...]
 
 @dataclass(frozen=True, slots=True)
 class DeadLetters:
-    """The exchange and queues to which a queue would dead-letter a message.
+    """The exchange and queues that a message reaches if a queue dead-letters it.
 
     Attributes:
         exchange, routing_key: the dead letter is published with these.
@@ -54,7 +54,7 @@ class DeadLetters:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The queues to which a message would be routed, and the explanation.
+    """The queues that receive a message if it is published, and the explanation.
 
     Attributes:
         queues: each queue that receives the message, with all paths to the queue.
@@ -96,7 +96,7 @@ class Router:
     def route(
         self, exchange: str, routing_key: str, headers: Mapping[str, Any] | None = None, *, near_misses: int = 5
     ) -> Route:
-        """Explain where a message would go.
+        """Explain where a message goes if it is published.
 
         Args:
             headers: the message's headers as Python values. CC and BCC, if they are lists, are additional routing keys.
