@@ -1,6 +1,5 @@
 """Parse and format durations (300ms, 5s, 2m, 1h30m, 1d); exponential backoff between attempts."""
 
-import random
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -44,6 +43,8 @@ class Backoff(NamedTuple):
 
     def delays(self) -> Iterator[float]:
         """Yield the seconds to wait before each attempt: a random share, 50 to 100 %, of the exponential delay."""
+        import random
+
         delay, attempt = self.first, 0
         while self.attempts is None or attempt < self.attempts:
             yield delay * random.uniform(0.5, 1.0)

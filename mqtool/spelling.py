@@ -1,7 +1,5 @@
 """Text for hints and tables: suggestions for misspelled names, command lines that are safe to paste, values as text."""
 
-import difflib
-import shlex
 from collections.abc import Iterable
 from typing import Any
 
@@ -40,6 +38,8 @@ def pasteable(own: str, *words: str) -> str:
 
 def quoted(word: str) -> str:
     """Quote a word for bash and zsh. Control characters and bytes that are not text become escapes in $'…'."""
+    import shlex
+
     if word.isprintable():
         return shlex.quote(word)
     try:
@@ -52,6 +52,8 @@ def quoted(word: str) -> str:
 
 def nearest(word: str, names: Iterable[str]) -> str | None:
     """Return the name that the user probably meant by `word`; None if no name is similar."""
+    import difflib
+
     known = list(names)
     for meant in _SYNONYMS.get(word, ()):
         if meant in known:

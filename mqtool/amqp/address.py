@@ -85,9 +85,8 @@ def parse_addresses(urls: str) -> list[Address]:
     Raises:
         UsageError: one of them is not an AMQP URL. The error shows the URL without its password.
     """
-    each = (
-        re.split(_BETWEEN_URLS, urls) if "://" in urls or "@" in urls else urls.split(",")
-    )  # no password has a comma then
+    may_have_password = "://" in urls or "@" in urls  # a password may contain a comma
+    each = re.split(_BETWEEN_URLS, urls) if "," in urls and may_have_password else urls.split(",")
     addresses = [parse_address(url.strip()) for url in each if url.strip()]
     if not addresses:
         raise UsageError("the broker's URL is empty", _EXAMPLE)

@@ -6,7 +6,6 @@ class attribute PANEL names the section of the help that shows the group's optio
 
 import functools
 import inspect
-import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import MISSING
@@ -362,6 +361,8 @@ def header(text: str) -> tuple[str, Any]:
         raise ValueError(f"{text!r} is not a header: write key=text, or key:=json for a typed value")
     if not key.endswith(":"):
         return key, value
+    import json
+
     try:
         return key[:-1], json.loads(value)
     except (ValueError, RecursionError) as error:

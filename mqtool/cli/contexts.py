@@ -24,7 +24,7 @@ from mqtool.spelling import did_you_mean
 VARIABLE = "MQTOOL_CONTEXT"
 
 #: A password command with one of these characters is run by a shell.
-_FOR_A_SHELL = re.compile(r"[|&;<>()$`*?~]")
+_FOR_A_SHELL = r"[|&;<>()$`*?~]"
 
 
 class Effect(Enum):
@@ -71,7 +71,7 @@ EFFECTS = {
 
 def effect_of(command: str) -> Effect:
     """The effect of a command, such as "queue purge"."""
-    return next(effect for effect, names in EFFECTS.items() if command in re.split(r",\s+", names.strip()))
+    return next(effect for effect, names in EFFECTS.items() if command in map(str.strip, names.split(",")))
 
 
 class Context(NamedTuple):
@@ -254,7 +254,7 @@ def _context(name: str, table: Mapping[str, Any]) -> Context:
 
 
 def _words(command: str) -> list[str]:
-    if _FOR_A_SHELL.search(command):
+    if re.search(_FOR_A_SHELL, command):
         return ["/bin/sh", "-c", command]
     import shlex
 

@@ -1,7 +1,6 @@
 """Aliases of commands, --help, and explanations of usage errors."""
 
 import re
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ import click
 from click import Context
 
 from mqtool.cli.display import output
-from mqtool.spelling import did_you_mean
+from mqtool.spelling import did_you_mean, quoted
 
 _OF_BROKER = ("vhosts", "users", "permissions", "plugins")
 _LISTED = ("queues", "exchanges", "bindings", "consumers", "connections", "channels", *_OF_BROKER)
@@ -129,7 +128,7 @@ def _equivalent(name: str) -> str | None:
 
     line = equivalent(name)
     if line is not None and "-p" in sys.argv[:-1]:
-        line += f" --vhost {shlex.quote(sys.argv[sys.argv.index('-p') + 1])}"
+        line += f" --vhost {quoted(sys.argv[sys.argv.index('-p') + 1])}"
     return line
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from demo import diagrams, pictures
 from mqtool.tutorials import pages
-from mqtool.tutorials.dialects import HELLO, NAMES, TRACKING, Dialect, StreamDialect
+from mqtool.tutorials.dialects import NAMES, Dialect, StreamDialect
+from mqtool.tutorials.stream_dialects import HELLO, TRACKING
 
 ROOT = Path(__file__).parents[2]
 

@@ -208,7 +208,7 @@ def test_a_file_that_fills_is_counted_on_the_terminal(shell: Shell) -> None:
 def test_how_far_it_is(shell: Shell) -> None:
     """Where the end is known: percent, the time left, and the rate."""
     script = """
-from mqtool.cli.display.live_screen import Progress
+from mqtool.cli.display.progress import Progress
 progress = Progress("confirmed", patience=0, fraction=lambda: 0.5)
 for number in progress.of(range(2)):
     pass

@@ -13,7 +13,11 @@ from mqtool.cli.app import COMMANDS
 from tests.brokers import on_any_broker
 from tests.cli.shell import Shell
 
-HEAVY = {"requests", "urllib3", "rich", "sqlite3", "hashlib", "tomllib", "docker", "rstream"}
+HEAVY = {
+    *("requests", "urllib3", "rich", "sqlite3", "hashlib", "tomllib", "docker", "rstream"),
+    *("json", "shlex", "random"),
+    *("mqtool.cli.display.live_screen", "mqtool.tutorials.stream_dialects"),
+}
 
 #: Starts as mqtool does, and forks for the --help of each command: its exit code, and what it prints on either stream.
 _EACH_BY_ITSELF = """

@@ -14,7 +14,7 @@ from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.command_line import Argument, Option, OptionGroup
 from mqtool.cli.display import layout, output
-from mqtool.cli.display.live_screen import Progress
+from mqtool.cli.display.progress import Progress
 from mqtool.cli.invocation import current
 from mqtool.cli.options import DURATION, Broker, Commands, ManagedBroker, Where, Yes, ask
 from mqtool.errors import SomeFailed, Unavailable

@@ -11,7 +11,7 @@ from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.command_line import Argument, Option, OptionGroup
 from mqtool.cli.display import output
-from mqtool.cli.display.live_screen import Progress
+from mqtool.cli.display.progress import Progress
 from mqtool.cli.invocation import current
 from mqtool.cli.options import (
     CONFIRM_TIMEOUT,

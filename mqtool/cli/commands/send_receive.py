@@ -9,7 +9,7 @@ from mqtool.amqp import Channel
 from mqtool.cli import stopping
 from mqtool.cli.command_line import Argument, Option
 from mqtool.cli.display import output
-from mqtool.cli.display.live_screen import Progress
+from mqtool.cli.display.progress import Progress
 from mqtool.cli.options import (
     CONFIRM_TIMEOUT,
     OFFSET,

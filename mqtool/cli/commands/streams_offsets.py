@@ -16,7 +16,7 @@ from mqtool.inspection.listing import counted
 from mqtool.inspection.queue_details import ReaderOffsets
 from mqtool.message import Confirmation, Message
 from mqtool.topology import Stream
-from mqtool.tutorials.dialects import HELLO, TRACKING
+from mqtool.tutorials.stream_dialects import HELLO, TRACKING
 
 if TYPE_CHECKING:
     from mqtool.streams import StreamChannel

@@ -1,4 +1,4 @@
-"""Live views, which all use the same keys to scroll and filter, and a progress line on stderr."""
+"""Live views, which all use the same keys to scroll and filter."""
 
 import os
 import re
@@ -7,19 +7,17 @@ import termios
 import threading
 import time
 import tty
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from mqtool.cli import stopping
 from mqtool.cli.display import layout, output
-from mqtool.cli.invocation import current
 from mqtool.errors import NotFound, Unavailable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
-    from rich.progress import Progress as Bar
     from rich.text import Text
 
 _QUIT = ("q", "\x04")
@@ -257,90 +255,3 @@ def single_keys() -> Iterator[None]:
         yield
     finally:
         termios.tcsetattr(0, termios.TCSAFLUSH, before)
-
-
-Thing = TypeVar("Thing")
-
-#: Seconds of silence before progress is shown, and seconds between two updates.
-PATIENCE, _BETWEEN_UPDATES = 1.0, 0.1
-
-
-class Progress:
-    """Counts items, and shows the count on a terminal if the work takes more than a few seconds.
-
-    Args:
-        done: the word after the count, such as "confirmed".
-        fraction: returns the fraction done so far, from 0 to 1; None if the total is unknown.
-    """
-
-    def __init__(
-        self,
-        done: str,
-        *,
-        is_wanted: bool = True,
-        patience: float = PATIENCE,
-        fraction: Callable[[], float] | None = None,
-    ) -> None:
-        self.count = 0
-        self._done = done
-        self._is_wanted = is_wanted and output.is_terminal(2) and not current().quiet
-        self._fraction = fraction
-        self._started = time.monotonic()
-        self._due = self._started + patience
-        self._bar: Bar | None = None
-
-    def of(self, things: Iterable[Thing]) -> Iterable[Thing]:
-        """Yield the things, and count them."""
-        return self._counted(things) if self._is_wanted else things
-
-    def _counted(self, things: Iterable[Thing]) -> Iterable[Thing]:
-        for thing in things:
-            self.count += 1
-            if (now := time.monotonic()) >= self._due:
-                self._due = now + _BETWEEN_UPDATES
-                self._show()
-            yield thing
-
-    @property
-    def sum(self) -> str:
-        """The count, the time and the rate, as text."""
-        seconds = time.monotonic() - self._started
-        return f"{self.count:,} {self._done} in {seconds:.1f} s ({self.count / max(seconds, 0.001):,.0f}/s)"
-
-    def stop(self) -> None:
-        """Remove the line from the terminal."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-
-    def _show(self) -> None:
-        if self._bar is None:
-            self._bar = self._opened()
-        if self._fraction is not None:
-            self._bar.update(self._bar.task_ids[0], completed=self._fraction())
-
-    def _opened(self) -> "Bar":
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            ProgressColumn,
-            SpinnerColumn,
-            Task,
-            TaskProgressColumn,
-            TimeRemainingColumn,
-        )
-        from rich.progress import Progress as Bar
-        from rich.text import Text
-
-        progress = self
-
-        class Sum(ProgressColumn):
-            def render(self, task: Task) -> Text:  # noqa: ARG002
-                return Text(progress.sum)
-
-        known = self._fraction is not None
-        columns = [BarColumn(20), TaskProgressColumn(), TimeRemainingColumn()] if known else [SpinnerColumn()]
-        bar = Bar(*columns, Sum(), console=Console(stderr=True), transient=True)
-        bar.add_task("", total=1.0 if known else None)
-        bar.start()
-        return bar

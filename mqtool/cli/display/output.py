@@ -4,7 +4,6 @@ import contextlib
 import errno
 import fcntl
 import functools
-import json
 import os
 import re
 import select
@@ -107,6 +106,8 @@ def show(text: str, *, style: str = "") -> None:
 
 def show_json(value: Any, *, indent: int | None = None) -> None:
     """Print a value as JSON on stdout; on a terminal, with control characters escaped as JSON."""
+    import json
+
     line = json.dumps(value, indent=indent, ensure_ascii=False)
     write(encoded(visible_json(line) if is_terminal(STDOUT) else line))
 
@@ -154,6 +155,8 @@ def visible(text: str) -> str:
 
 def visible_json(line: str) -> str:
     """Escape control characters in a line of JSON without changing its value."""
+    import json
+
     return re.sub(_CONTROL, lambda match: json.dumps(match[0])[1:-1] if match[0] != "\x7f" else r"\u007f", line)
 
 

@@ -17,7 +17,7 @@ from mqtool.amqp.administration import check_utf_8
 from mqtool.cli import stopping
 from mqtool.cli.access import MANAGEMENT_VARIABLE, Access
 from mqtool.cli.display import output
-from mqtool.cli.display.live_screen import Progress
+from mqtool.cli.display.progress import Progress
 from mqtool.cli.invocation import current
 from mqtool.cli.options import MessageOptions, Publishing
 from mqtool.cli.options.message_options import mandatory_with_delay

@@ -15,8 +15,8 @@ from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.display import output
 from mqtool.cli.display.delivery_writer import DeliveryWriter
-from mqtool.cli.display.live_screen import Progress
 from mqtool.cli.display.output import WAITING_FOR_MESSAGES
+from mqtool.cli.display.progress import Progress
 from mqtool.cli.invocation import current
 from mqtool.cli.options import Broker, Receiving, UsedQueueOptions
 from mqtool.errors import MqtoolError, NotFound, TimedOut, UsageError

@@ -133,7 +133,7 @@ def delimited_lots(chunks: Iterator[bytes | None], delimiter: bytes) -> Iterator
 LARGEST = 512 << 20
 #: Replaces a placeholder of a routing key if its group did not match.
 UNKNOWN = "unknown"
-_PLACE = re.compile(r"\{(\w+)\}")
+_PLACE = r"\{(\w+)\}"
 #: Maximum number of lines in a batch. Small batches let the broker process one while the next one is prepared.
 _LOT = 256
 
@@ -292,7 +292,7 @@ class _Making:
         self._pattern: re.Pattern[str] | None = options.key_pattern
         self._exchange = addressing.exchange
         self._routing_key = addressing.routing_key
-        self._places = _PLACE.findall(addressing.routing_key or "")
+        self._places = re.findall(_PLACE, addressing.routing_key) if addressing.routing_key else []
         self._unmatched = 0
         if self._pattern is None and self._places and options.is_stream and not options.as_json:
             raise UsageError(
@@ -367,7 +367,7 @@ class _Making:
         groups = match.groupdict() if match else {}
         if match is None:
             self._unmatched += 1
-        key = _PLACE.sub(lambda place: groups.get(place[1]) or UNKNOWN, self._routing_key or "")
+        key = re.sub(_PLACE, lambda place: groups.get(place[1]) or UNKNOWN, self._routing_key or "")
         return key.encode()[:255].decode("utf-8", "ignore")
 
     def report_unmatched(self) -> None:
