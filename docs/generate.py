@@ -10,8 +10,8 @@ from mqtool.cli.app import app
 from mqtool.cli.help.description import PANELS, CommandHelp, OptionHelp, describe, leaves, topic_options
 from mqtool.cli.help.page import TOPICS, topic_text
 from mqtool.topology import Exchange, Stream
-from mqtool.tutorials.dialects import LINES, NAMES, Dialect, Lines, StreamDialect
-from mqtool.tutorials.stream_dialects import HELLO, TRACKING
+from mqtool.tutorials.dialects import LINES, NAMES, Dialect, Lines
+from mqtool.tutorials.stream_dialects import HELLO, TRACKING, StreamDialect
 
 REFERENCE = Path(__file__).parent / "reference" / "commands.md"
 DIALECTS = REFERENCE.with_name("dialects.md")

@@ -3,5 +3,5 @@
 from mqtool.amqp.address import Address, TlsFiles, parse_addresses
 from mqtool.amqp.channel import CONFIRM_TIMEOUT, Channel, Owner
 from mqtool.amqp.connection import Connection
-from mqtool.amqp.consume_policies import STREAMING, Receiving
+from mqtool.amqp.receive_settings import STREAMING, Receiving
 from mqtool.duration import Backoff

@@ -1,11 +1,13 @@
-"""Declare, inspect, purge, delete, bind and unbind exchanges and queues."""
+"""Declare, inspect, purge, delete, bind and unbind exchanges and queues; get one message."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+from pika import spec
 from pika.channel import Channel as PikaChannel
 
 from mqtool.errors import NotFound, UsageError
+from mqtool.message import Delivery
 from mqtool.topology import Binding, Exchange, Queue
 
 #: A function that sends a method on a pika channel and registers a callback for the broker's reply.
@@ -141,3 +143,19 @@ def bind(channel: Asks, binding: Binding) -> None:
 def unbind(channel: Asks, binding: Binding) -> None:
     """Remove a binding, matched by key and arguments. Does nothing if there is no such binding."""
     channel.ask(binding_request(binding, verb="unbind"))
+
+
+def delivery_from(
+    method: spec.Basic.Deliver | spec.Basic.GetOk, properties: spec.BasicProperties, body: bytes, queue: str, epoch: int
+) -> Delivery:
+    """Convert a delivery that pika has decoded to a Delivery."""
+    return Delivery(
+        body,
+        method.exchange,
+        method.routing_key,
+        queue,
+        method.redelivered,
+        vars(properties),
+        method.delivery_tag,
+        epoch,
+    )

@@ -9,18 +9,19 @@ To consume:   socket ─> pika_private ─ basic_frames ─ subscription ─ con
 import re
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mqtool.amqp import administration
-from mqtool.amqp.administration import Request
-from mqtool.amqp.consume_policies import STREAMING, Receiving, policy_for
-from mqtool.amqp.consumer import Consumer
-from mqtool.amqp.publisher import Publisher
+from mqtool.amqp.administration import Request, delivery_from
+from mqtool.amqp.publisher import AcknowledgedTags, Acknowledgements, Publisher
+from mqtool.amqp.receive_settings import STREAMING, Receiving
 from mqtool.amqp.reopening import ChannelConnection, ChannelListener, ReopeningChannel, Thing
-from mqtool.amqp.subscription import AcknowledgedTags, Acknowledgements, StreamPosition, delivery_from
 from mqtool.amqp.unconfirmed import WINDOW, Route, addressed
 from mqtool.message import Delivery, Message, Receipt
 from mqtool.topology import Binding, Exchange, Queue
+
+if TYPE_CHECKING:
+    from mqtool.amqp.consumer import Consumer
 
 #: Seconds to wait for confirms. A cluster may need ten to detect a lost node and elect a new leader for a queue.
 CONFIRM_TIMEOUT = 20.0
@@ -193,8 +194,13 @@ class Channel(ChannelListener):
         """
         return self.consumer(queue, receiving).deliveries()
 
-    def consumer(self, queue: Queue, receiving: Receiving = STREAMING) -> Consumer:
+    def consumer(self, queue: Queue, receiving: Receiving = STREAMING) -> "Consumer":
         """Start consuming, as consume() does; return the Consumer, which can also wait with a timeout."""
+        # Most publishers never consume, and these modules are 2 % of the time to start `mqtool send`.
+        from mqtool.amqp.consume_policies import policy_for
+        from mqtool.amqp.consumer import Consumer
+        from mqtool.amqp.subscription import StreamPosition
+
         is_stream = receiving.offset is not None or queue.arguments.get("x-queue-type") == "stream"
         limits = _limits_deliveries(queue, self.connection.broker)
         policy = policy_for(receiving, limits_deliveries=limits, is_stream=is_stream)
@@ -286,13 +292,13 @@ class Channel(ChannelListener):
             self.reopening.progress()
         self._publisher.acknowledge(acks)
 
-    def _forget(self, consumer: Consumer) -> None:
+    def _forget(self, consumer: "Consumer") -> None:
         self.reopening.forget(consumer)
         if consumer in self._consumers:
             self._consumers.remove(consumer)
 
 
-def _settled(deliveries: Sequence[Delivery], consumers: Sequence[Consumer]) -> list[Delivery]:
+def _settled(deliveries: Sequence[Delivery], consumers: Sequence["Consumer"]) -> list[Delivery]:
     """Mark deliveries as acknowledged, and tell the consumers. Return the deliveries that were not marked before."""
     unsettled = [delivery for delivery in deliveries if not delivery.settled]
     for delivery in unsettled:

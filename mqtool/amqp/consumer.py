@@ -11,8 +11,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 
-from mqtool.amqp.consume_policies import Buffer, Policy, Receiving, Step
+from mqtool.amqp.consume_policies import Policy, Step
 from mqtool.amqp.io_thread import CHECK_INTERVAL
+from mqtool.amqp.receive_settings import Buffer, Receiving
 from mqtool.amqp.reopening import ChannelListener, ReopeningChannel
 from mqtool.amqp.subscription import StreamPosition, Subscription
 from mqtool.errors import MqtoolError, Unavailable

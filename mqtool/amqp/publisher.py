@@ -1,20 +1,26 @@
-"""Publisher: publishes messages on a channel with publisher confirms, and continues after reconnections."""
+"""Publisher: publishes messages on a channel with confirms, and continues after reconnections; Acknowledgements."""
 
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
 
 from pika import exceptions, frame, spec
 from pika.channel import Channel as PikaChannel
 
 from mqtool.amqp import pika_private
+from mqtool.amqp.io_thread import IoThread
 from mqtool.amqp.reopening import ChannelConnection, ChannelListener, ReopeningChannel
 from mqtool.amqp.unconfirmed import WINDOW, MessageWriter, Route, Unconfirmed
 from mqtool.errors import MqtoolError
-from mqtool.message import InBatches, Message, Receipt
+from mqtool.message import Delivery, InBatches, Message, Receipt
 
 #: Messages of a list that are published together: the broker handles some while the next ones are encoded.
 _BATCH_SIZE = 256
+#: The maximum number of out-of-order acknowledgements to remember.
+_EARLY = 1000
+#: Seconds that an acknowledgement waits for others that follow immediately.
+_MOMENT = 0.002
 
 
 class Publisher(ChannelListener):
@@ -173,3 +179,63 @@ def _batches(messages: Iterable[Message | None], window: int) -> Iterator[list[M
         batches = (messages[start : start + _BATCH_SIZE] for start in range(0, len(messages), _BATCH_SIZE))
         return ([message for message in batch if message is not None] for batch in batches)
     return ([] if message is None else [message] for message in messages)
+
+
+class Acknowledgements:
+    """Collects the acknowledgements of one channel, to send many in one write.
+
+    Args:
+        send: called with deliveries on the I/O thread, to send their acknowledgements.
+    """
+
+    def __init__(self, io: IoThread, send: Callable[[Sequence[Delivery]], None]) -> None:
+        self._io = io
+        self._send = send
+        self._waiting: deque[Delivery] = deque()
+        self._is_due = self._is_due_now = False
+
+    def add(self, deliveries: Sequence[Delivery], *, more_follow: bool = False) -> None:
+        """Acknowledge deliveries. Safe to call from any thread.
+
+        Args:
+            more_follow: wait two milliseconds for further acknowledgements, since more deliveries have arrived.
+                A quorum queue writes each basic.ack to disk, so one for many deliveries saves time.
+        """
+        self._waiting.extend(deliveries)
+        if not more_follow:
+            self.flush()
+        elif not self._is_due:
+            self._is_due = True
+            self._io.run_later(_MOMENT, self._send_all)
+
+    def flush(self) -> None:
+        """Send pending acknowledgements now. Safe to call from any thread."""
+        if self._waiting and not self._is_due_now:
+            self._is_due = self._is_due_now = True
+            self._io.run(self._send_all)
+
+    def _send_all(self) -> None:
+        # Before the deque is read: a delivery that is added from here on is sent by another call.
+        self._is_due = self._is_due_now = False
+        self._send([self._waiting.popleft() for _ in range(len(self._waiting))])
+
+
+class AcknowledgedTags:
+    """Tracks the acknowledged delivery tags of one pika channel, so that one basic.ack can acknowledge many of them."""
+
+    def __init__(self) -> None:
+        self._through = 0
+        self._early: set[int] = set()
+
+    def acknowledge(self, tags: Sequence[int]) -> Iterator[tuple[int, bool]]:
+        """Acknowledge delivery tags; yield the tags to send. `multiple` is True if a tag includes all earlier ones."""
+        self._early.update(tags)
+        while self._through + 1 in self._early:
+            self._through += 1
+            self._early.discard(self._through)
+        # Every tag up to self._through was acknowledged before, or is among `tags`.
+        if together := [tag for tag in tags if tag <= self._through]:
+            yield max(together), len(together) > 1
+        yield from ((tag, False) for tag in tags if tag > self._through)
+        if len(self._early) > _EARLY:  # an early delivery is still unacknowledged: send each tag from now on
+            self._early.clear()

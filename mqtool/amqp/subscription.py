@@ -1,24 +1,19 @@
-"""A consumer's subscription (basic.consume, basic.cancel), its acknowledgements, and its position in a stream."""
+"""A consumer's subscription (basic.consume, basic.cancel), and its position in a stream."""
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from pika import exceptions, spec
+from pika import exceptions
 from pika.channel import Channel as PikaChannel
 
 from mqtool.amqp import pika_private
+from mqtool.amqp.administration import delivery_from
 from mqtool.amqp.basic_frames import ConsumerFrames, TakeBatch
-from mqtool.amqp.io_thread import CONNECTION_LOST, IoThread
+from mqtool.amqp.io_thread import CONNECTION_LOST
 from mqtool.amqp.reopening import ReopeningChannel
 from mqtool.message import Delivery
 from mqtool.offsets import Offset, Start
 from mqtool.topology import Queue
-
-#: The maximum number of out-of-order acknowledgements to remember.
-_EARLY = 1000
-#: Seconds that an acknowledgement waits for others that follow immediately.
-_MOMENT = 0.002
 
 
 class StreamPosition:
@@ -42,66 +37,6 @@ class StreamPosition:
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of basic.consume for this position."""
         return {} if self._offset is None else {"x-stream-offset": self._offset.as_argument()}
-
-
-class Acknowledgements:
-    """Collects the acknowledgements of one channel, to send many in one write.
-
-    Args:
-        send: called with deliveries on the I/O thread, to send their acknowledgements.
-    """
-
-    def __init__(self, io: IoThread, send: Callable[[Sequence[Delivery]], None]) -> None:
-        self._io = io
-        self._send = send
-        self._waiting: deque[Delivery] = deque()
-        self._is_due = self._is_due_now = False
-
-    def add(self, deliveries: Sequence[Delivery], *, more_follow: bool = False) -> None:
-        """Acknowledge deliveries. Safe to call from any thread.
-
-        Args:
-            more_follow: wait two milliseconds for further acknowledgements, since more deliveries have arrived.
-                A quorum queue writes each basic.ack to disk, so one for many deliveries saves time.
-        """
-        self._waiting.extend(deliveries)
-        if not more_follow:
-            self.flush()
-        elif not self._is_due:
-            self._is_due = True
-            self._io.run_later(_MOMENT, self._send_all)
-
-    def flush(self) -> None:
-        """Send pending acknowledgements now. Safe to call from any thread."""
-        if self._waiting and not self._is_due_now:
-            self._is_due = self._is_due_now = True
-            self._io.run(self._send_all)
-
-    def _send_all(self) -> None:
-        # Before the deque is read: a delivery that is added from here on is sent by another call.
-        self._is_due = self._is_due_now = False
-        self._send([self._waiting.popleft() for _ in range(len(self._waiting))])
-
-
-class AcknowledgedTags:
-    """Tracks the acknowledged delivery tags of one pika channel, so that one basic.ack can acknowledge many of them."""
-
-    def __init__(self) -> None:
-        self._through = 0
-        self._early: set[int] = set()
-
-    def acknowledge(self, tags: Sequence[int]) -> Iterator[tuple[int, bool]]:
-        """Acknowledge delivery tags; yield the tags to send. `multiple` is True if a tag includes all earlier ones."""
-        self._early.update(tags)
-        while self._through + 1 in self._early:
-            self._through += 1
-            self._early.discard(self._through)
-        # Every tag up to self._through was acknowledged before, or is among `tags`.
-        if together := [tag for tag in tags if tag <= self._through]:
-            yield max(together), len(together) > 1
-        yield from ((tag, False) for tag in tags if tag > self._through)
-        if len(self._early) > _EARLY:  # an early delivery is still unacknowledged: send each tag from now on
-            self._early.clear()
 
 
 class Subscription:
@@ -201,19 +136,3 @@ class Subscription:
             self._channel.requests.make(cancel)
         except CONNECTION_LOST:
             return  # which has cancelled it, too
-
-
-def delivery_from(
-    method: spec.Basic.Deliver | spec.Basic.GetOk, properties: spec.BasicProperties, body: bytes, queue: str, epoch: int
-) -> Delivery:
-    """Convert a delivery that pika has decoded to a Delivery."""
-    return Delivery(
-        body,
-        method.exchange,
-        method.routing_key,
-        queue,
-        method.redelivered,
-        vars(properties),
-        method.delivery_tag,
-        epoch,
-    )

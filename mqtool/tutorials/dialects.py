@@ -164,15 +164,3 @@ def declaring_otherwise(queue: Queue) -> list[Dialect]:
         if any(thing.name == queue.name and thing != queue for thing in names):
             languages.setdefault(dialect.partition("-")[0], dialect)
     return [*languages.values()]
-
-
-class StreamDialect(StrEnum):
-    """A set of stream tutorials. It determines the names, settings and lines that commands use."""
-
-    PYTHON = "python"
-    GO = "go"
-    JAVA = "java"
-    DOTNET = "dotnet"
-    JAVASCRIPT = "javascript"
-    RUST = "rust"
-    ELIXIR = "elixir"

@@ -1,9 +1,21 @@
 """The streams, messages and output of the official stream tutorials, in each language."""
 
+from enum import StrEnum
 from typing import NamedTuple
 
 from mqtool.topology import Stream
-from mqtool.tutorials.dialects import StreamDialect
+
+
+class StreamDialect(StrEnum):
+    """A set of stream tutorials. It determines the names, settings and lines that commands use."""
+
+    PYTHON = "python"
+    GO = "go"
+    JAVA = "java"
+    DOTNET = "dotnet"
+    JAVASCRIPT = "javascript"
+    RUST = "rust"
+    ELIXIR = "elixir"
 
 
 class Hello(NamedTuple):

@@ -7,8 +7,8 @@ import pytest
 
 from demo import diagrams, pictures
 from mqtool.tutorials import pages
-from mqtool.tutorials.dialects import NAMES, Dialect, StreamDialect
-from mqtool.tutorials.stream_dialects import HELLO, TRACKING
+from mqtool.tutorials.dialects import NAMES, Dialect
+from mqtool.tutorials.stream_dialects import HELLO, TRACKING, StreamDialect
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,8 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from mqtool.tutorials.dialects import StreamDialect
-from mqtool.tutorials.stream_dialects import HELLO
+from mqtool.tutorials.stream_dialects import HELLO, StreamDialect
 from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import Shell, wait_until
 from tests.protocol.raw_stream import OPEN, PUBLISH, RawStream, string

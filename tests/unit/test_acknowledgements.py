@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from mqtool.amqp.subscription import AcknowledgedTags, Acknowledgements
+from mqtool.amqp.publisher import AcknowledgedTags, Acknowledgements
 from mqtool.message import Delivery
 
 

@@ -1,16 +1,7 @@
 """How the consuming policies decide, with deliveries that no broker sent."""
 
-from mqtool.amqp.consume_policies import (
-    PREFETCH,
-    CallerSettles,
-    Cautious,
-    ExactCount,
-    Policy,
-    Receiving,
-    Step,
-    Streaming,
-    policy_for,
-)
+from mqtool.amqp.consume_policies import CallerSettles, Cautious, ExactCount, Policy, Step, Streaming, policy_for
+from mqtool.amqp.receive_settings import PREFETCH, Receiving
 from mqtool.message import Delivery
 
 SOON, LATER = 0.01, 1.0

@@ -5,10 +5,10 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from mqtool.cli.access import Access
-from mqtool.cli.command_line import Argument, Option, OptionGroup
+from mqtool.cli.command_line import Argument, Option, OptionGroup, argument_option
 from mqtool.cli.display import output
 from mqtool.cli.options import OFFSET, Broker, Commands, Publishing, Receiving
-from mqtool.cli.options.queue_options import DialectOfStreams, StreamOptions, StreamPort, dialect_of
+from mqtool.cli.options.queue_options import StreamPort
 from mqtool.cli.pipe.publishing import publishing_stream_channel
 from mqtool.cli.pipe.receiving import consuming, receiving_channel, refuse
 from mqtool.errors import MqtoolError, NotConfirmed, UsageError
@@ -16,13 +16,66 @@ from mqtool.inspection.listing import counted
 from mqtool.inspection.queue_details import ReaderOffsets
 from mqtool.message import Confirmation, Message
 from mqtool.topology import Stream
-from mqtool.tutorials.stream_dialects import HELLO, TRACKING
+from mqtool.tutorials.stream_dialects import HELLO, TRACKING, StreamDialect
 
 if TYPE_CHECKING:
     from mqtool.streams import StreamChannel
 
 
 app = Commands()
+
+
+def _dialect(text: str) -> StreamDialect:
+    """Parse a stream dialect. MQTOOL_DIALECT may be a dialect such as go-classic; only its language is used."""
+    try:
+        return StreamDialect(text.partition("-")[0])
+    except ValueError:
+        raise ValueError(f"{text!r} is not one of {', '.join(StreamDialect)}") from None
+
+
+DialectOfStreams = Annotated[
+    Any | None,
+    Option(
+        "--dialect",
+        parser=_dialect,
+        metavar="LANGUAGE",
+        help="Whose tutorial: python, go, java, dotnet, javascript, rust",
+        show_default=str(StreamDialect.PYTHON),
+        envvar="MQTOOL_DIALECT",
+        panel="Topology",
+        complete=lambda *_: [*StreamDialect],
+    ),
+]
+
+
+def dialect_of(broker: Broker) -> StreamDialect:
+    """The dialect chosen by the command's --dialect option (see DialectOfStreams); by default, Python's."""
+    dialect: Any = broker.dialect
+    return dialect or StreamDialect.PYTHON
+
+
+class StreamOptions(OptionGroup):
+    """Options that name a stream, its settings, and the port."""
+
+    PANEL: ClassVar = "Topology"
+
+    queue: Annotated[str | None, Option("-q", help="Stream", show_default="the tutorial's")] = None
+    arguments: Annotated[list[Any] | None, argument_option("Setting to create it with, such as max-age=7D")] = None
+    partitions: Annotated[
+        int | None, Option(min=1, max=255, metavar="N", help="Create it as a super stream of N partitions")
+    ] = None
+    declare: Annotated[bool, Option(help="Declare it if it does not exist")] = False
+    port: StreamPort = None
+
+    def of(self, default: Stream) -> Stream:
+        """Return the tutorial's stream, with the options applied."""
+        if self.queue == "":
+            raise UsageError("the stream's name is empty", "leave --queue out to use the tutorial's")
+        given = {name.removeprefix("x-"): value for name, value in self.arguments or []}
+        name = self.queue or default.name
+        # As `rabbitmq-streams add_super_stream` names them.
+        partitions = [f"{name}-{number}" for number in range(self.partitions or 0)]
+        return Stream(name, {**default.arguments, **given}, partitions)
 
 
 class Appending(OptionGroup):

@@ -3,11 +3,9 @@
 from typing import Annotated, Any, ClassVar
 
 from mqtool.cli.command_line import Option, OptionGroup, argument_option
-from mqtool.cli.options.broker_options import Broker
 from mqtool.duration import parse_duration
 from mqtool.errors import UsageError
-from mqtool.topology import PRIVATE_QUEUE, Exchange, Queue, Stream
-from mqtool.tutorials.dialects import StreamDialect
+from mqtool.topology import PRIVATE_QUEUE, Exchange, Queue
 
 
 def queue_option(about: str) -> Any:
@@ -23,7 +21,6 @@ def exchange_option(about: str) -> Any:
 _Durable = Annotated[
     bool | None, Option("--durable/--transient", help="Declare it to survive a broker restart, or not")
 ]
-_Declare = Annotated[bool, Option(help="Declare it if it does not exist")]
 _Arguments = Annotated[list[Any] | None, argument_option("Argument to declare it with; KEY:=JSON for a typed value")]
 
 
@@ -112,7 +109,7 @@ class LogQueueOptions(OptionGroup):
     PANEL: ClassVar = "Topology"
 
     queue: Annotated[str | None, queue_option("Durable queue that also collects between runs")] = None
-    declare: _Declare = False
+    declare: Annotated[bool, Option(help="Declare it if it does not exist")] = False
 
     def declared(self) -> Queue:
         """The queue given by --queue, or the tutorial's private queue."""
@@ -139,27 +136,6 @@ class ExchangeOptions(OptionGroup):
         )
 
 
-def _dialect(text: str) -> StreamDialect:
-    """Parse a stream dialect. MQTOOL_DIALECT may be a dialect such as go-classic; only its language is used."""
-    try:
-        return StreamDialect(text.partition("-")[0])
-    except ValueError:
-        raise ValueError(f"{text!r} is not one of {', '.join(StreamDialect)}") from None
-
-
-DialectOfStreams = Annotated[
-    Any | None,
-    Option(
-        "--dialect",
-        parser=_dialect,
-        metavar="LANGUAGE",
-        help="Whose tutorial: python, go, java, dotnet, javascript, rust",
-        show_default=str(StreamDialect.PYTHON),
-        envvar="MQTOOL_DIALECT",
-        panel="Topology",
-        complete=lambda *_: [*StreamDialect],
-    ),
-]
 StreamPort = Annotated[
     int | None,
     Option(
@@ -172,33 +148,3 @@ StreamPort = Annotated[
         panel="Broker",
     ),
 ]
-
-
-def dialect_of(broker: Broker) -> StreamDialect:
-    """The dialect chosen by the command's --dialect option (see DialectOfStreams); by default, Python's."""
-    dialect: Any = broker.dialect
-    return dialect or StreamDialect.PYTHON
-
-
-class StreamOptions(OptionGroup):
-    """Options that name a stream, its settings, and the port."""
-
-    PANEL: ClassVar = "Topology"
-
-    queue: Annotated[str | None, Option("-q", help="Stream", show_default="the tutorial's")] = None
-    arguments: Annotated[list[Any] | None, argument_option("Setting to create it with, such as max-age=7D")] = None
-    partitions: Annotated[
-        int | None, Option(min=1, max=255, metavar="N", help="Create it as a super stream of N partitions")
-    ] = None
-    declare: _Declare = False
-    port: StreamPort = None
-
-    def of(self, default: Stream) -> Stream:
-        """Return the tutorial's stream, with the options applied."""
-        if self.queue == "":
-            raise UsageError("the stream's name is empty", "leave --queue out to use the tutorial's")
-        given = {name.removeprefix("x-"): value for name, value in self.arguments or []}
-        name = self.queue or default.name
-        # As `rabbitmq-streams add_super_stream` names them.
-        partitions = [f"{name}-{number}" for number in range(self.partitions or 0)]
-        return Stream(name, {**default.arguments, **given}, partitions)

@@ -21,7 +21,7 @@ import click
 from mqtool import where as conditions
 from mqtool.amqp import Channel
 from mqtool.amqp import Receiving as Settings
-from mqtool.amqp.consume_policies import Buffer
+from mqtool.amqp.receive_settings import Buffer
 from mqtool.amqp.reopening import ChannelListener
 from mqtool.broker import state
 from mqtool.cli.access import Access
