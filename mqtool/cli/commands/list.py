@@ -1,22 +1,22 @@
 """mqtool list queues, exchanges, bindings, consumers, connections, channels, vhosts, users, permissions, plugins."""
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from functools import cache
+from functools import cache, partial
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import click
 
-from mqtool.amqp import administration
+from mqtool.amqp import Channel, administration
 from mqtool.cli import stopping
 from mqtool.cli.command_line import Argument, Option, OptionGroup
 from mqtool.cli.display import layout, output
 from mqtool.cli.display.live_screen import Frame, Live, head_line
 from mqtool.cli.options import TIME_LIMIT, Commands, ManagedBroker
 from mqtool.delays.wait_queues import is_wait_queue
-from mqtool.errors import MqtoolError, NotFound, SomeFailed, Unavailable
+from mqtool.errors import AccessRefused, DeclaredDifferently, MqtoolError, NotFound, SomeFailed, Unavailable
 from mqtool.inspection.diagnosis import alarms
 from mqtool.inspection.listing import (
     COUNTS,
@@ -37,6 +37,7 @@ from mqtool.tutorials.dialects import Names
 if TYPE_CHECKING:
     from mqtool.where import Where
 
+_T = TypeVar("_T")
 #: For up to this many queues, counts are also queried over AMQP, one by one, because they are more current.
 _ASKED = 200
 #: Lists that leave out mqtool's wait queues on a terminal: the columns with names, and a noun for the rows left out.
@@ -84,7 +85,9 @@ class View:
     ) -> None:
         self._listing = queues_named(only) if only and listing is QUEUES else listing
         self._choosing = choosing
-        self._access = broker.access()
+        # A live view connects again for its next frame, and meanwhile says that it does.
+        self._access = broker.access(reconnects=choosing.watch is None)
+        self._stack = stack
         self._channel = cache(lambda: stack.enter_context(self._access.connect()).channel())
         self._notice_once = cache(output.notice)
         self._only = frozenset(only or ())
@@ -182,17 +185,19 @@ class View:
     def _refreshed(self, rows: Sequence[Row]) -> bool:
         """Update the counts of queues in place over AMQP. Return False if AMQP is not available."""
         with suppress(MqtoolError):
+            self._ask(lambda _: None)
             for row in rows:
-                channel = self._channel()
                 if row["vhost"] != self._access.vhost or row["type"] == "stream":
                     # AMQP is limited to one vhost and reports no stream lengths; the API is current for classic queues.
                     if row["type"] != "classic":
                         self._age = "counts of streams and of other vhosts can be up to 5 s old"
                     continue
-                with suppress(MqtoolError):  # the queue is exclusive to another connection, or deleted
-                    depth = administration.depth(channel, row["name"])
-                    if refresh(row, depth.ready, depth.consumers):
-                        self._age = "counts of unacknowledged messages are up to 5 s old"
+                try:
+                    depth = self._ask(partial(administration.depth, queue=row["name"]))
+                except (NotFound, AccessRefused, DeclaredDifferently):  # deleted, or exclusive to another connection
+                    continue
+                if refresh(row, depth.ready, depth.consumers):
+                    self._age = "counts of unacknowledged messages are up to 5 s old"
             return True
         return False
 
@@ -202,10 +207,21 @@ class View:
             row: Row = dict.fromkeys([*self._fetched, *self.columns]) | {"name": name}
             with suppress(NotFound):
                 if self._listing.things == QUEUES.things:
-                    depth = administration.depth(self._channel(), name)
+                    depth = self._ask(partial(administration.depth, queue=name))
                     yield row | {"messages_ready": depth.ready, "consumers": depth.consumers}
-                elif administration.exists(self._channel(), Exchange(name)):
+                elif self._ask(partial(administration.exists, thing=Exchange(name))):
                     yield row
+
+    def _ask(self, what: Callable[[Channel], _T]) -> _T:
+        """Ask the broker over AMQP. If the connection is lost, the next call opens another one."""
+        try:
+            return what(self._channel())
+        except NotFound:
+            raise
+        except Unavailable:
+            self._stack.close()
+            self._channel.cache_clear()
+            raise
 
     def frame(self, wanted: str) -> Frame:
         """The rows that contain the wanted text, as one frame of the live view."""

@@ -46,17 +46,21 @@ def topology(
     form = "json" if as_json else form
     if live and (form != "tree" or not output.is_terminal(1)):
         raise UsageError("--live shows a tree, on a terminal", "leave --live out, or --format")
-    api, vhost = access.management(), access.vhost
     only = ["" if name == "amq.default" else name for name in exchanges or ()]
     if form == "json":
-        for record in records(api, vhost, only=only):
+        for record in records(access.management(), access.vhost, only=only):
             output.show_json(record)
         return
-    look = functools.partial(wiring.look, api, vhost, keep=limit or None, only=only)
+    look = functools.partial(wiring.look, vhost=access.vhost, keep=limit or None, only=only)
     if live:
-        Live(lambda _, wanted: _frame(look(rates=True), access.title, alarms(api), wanted), interval or 1.0).run()
+
+        def frame(_: int, wanted: str) -> Frame:
+            api = access.management()  # where a broker that has restarted may have it
+            return _frame(look(api, rates=True), access.title, alarms(api), wanted)
+
+        Live(frame, interval or 1.0).run()
         return
-    seen = look()
+    seen = look(access.management())
     if form == "tree":
         width = terminal().width if output.is_terminal(1) else None
         layout.show_lines(tree(seen, limit=limit * 10 or None, width=width))

@@ -231,8 +231,8 @@ class Live:
     def _state(self) -> str:
         age = time.monotonic() - self._fetched
         if self._problem is not None:
-            state = "" if isinstance(self._problem, NotFound) else "reconnecting: "
-            return f"{state}{self._problem}; this is {age:.0f} s old"
+            state = "" if isinstance(self._problem, NotFound) else "reconnecting; "
+            return f"{state}this is {age:.0f} s old: {self._problem}"  # narrow terminals cut the end
         return f"waiting for the broker; this is {age:.0f} s old" if age > max(_FRESH, 2 * self._interval) else ""
 
 
