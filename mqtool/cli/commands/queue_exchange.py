@@ -19,7 +19,7 @@ from mqtool.cli.options import (
 )
 from mqtool.cli.options.broker_options import IfExists, Yes, ask, missing
 from mqtool.cli.options.queue_options import StreamPort
-from mqtool.errors import BadData, DeclaredDifferently, MqtoolError, NotFound, UsageError
+from mqtool.errors import BadData, DeclaredDifferently, MqtoolError, UsageError
 from mqtool.inspection.listing import counted, refresh
 from mqtool.spelling import nearest, pasteable
 from mqtool.topology import Binding, Exchange, Queue
@@ -234,28 +234,15 @@ def bind(bindings: Bindings, broker: Broker) -> None:
             output.status(f"bound {bindings.to} to exchange {bindings.exchange!r}{_by(key)}")
 
 
-@exchange_app.command(
-    "mqtool exchange unbind topic_logs audit 'kern.*'", "mqtool exchange unbind logs audit --if-exists"
-)
-def unbind(
-    bindings: Bindings,
-    broker: Broker,
-    yes: Yes = False,
-    if_exists: Annotated[bool, Option(help="Succeed if the exchange or queue does not exist")] = False,
-) -> None:
-    """Remove bindings, matched by key and arguments."""
+@exchange_app.command("mqtool exchange unbind topic_logs audit 'kern.*'")
+def unbind(bindings: Bindings, broker: Broker, yes: Yes = False) -> None:
+    """Remove bindings, matched by key and arguments; succeeds if they do not exist."""
     access = broker.access()
     with access.channel() as channel:
         for key in bindings.keys or [""]:
             what = f"unbind {bindings.to} from exchange {bindings.exchange!r}{_by(key)}"
             ask(what, access, yes=yes, is_safe=True)
-            try:
-                administration.unbind(channel, bindings.by(key))
-            except NotFound as error:
-                if not if_exists:
-                    raise
-                output.status(str(error))
-                return
+            administration.unbind(channel, bindings.by(key))
             output.status(f"{bindings.to} is no longer bound to exchange {bindings.exchange!r}{_by(key)}")
 
 
