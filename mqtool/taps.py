@@ -129,14 +129,12 @@ def like_queue(api: Management, vhost: str, queue: str) -> Bound:
     found = [each for each in api.items(path("queues", vhost, queue, "bindings"), _COLUMNS) if each["source"]]
     if not found:
         raise UsageError(
-            f"nothing but the default exchange leads to queue {queue!r}, and that has no copies to give",
+            f"only the default exchange routes to queue {queue!r}, and a tap cannot bind to it",
             _FIREHOSE.format(pasteable("tap --firehose --queue=", queue)),
         )
     for exchange in {each["source"] for each in found}:
         _check_copies(exchange, _PREDECLARED.get(exchange) or _type_of(api, vhost, exchange))
-    note = (
-        f"not shown: what comes to {queue!r} by the default exchange or as a dead letter there; --firehose shows that"
-    )
+    note = f"not shown: messages that reach {queue!r} through the default exchange; --firehose shows them"
     bindings = (Binding(each["source"], "", each["routing_key"], each.get("arguments") or {}) for each in found)
     return Bound(tuple(bindings), (note,))
 

@@ -94,7 +94,7 @@ def parse_addresses(urls: str) -> list[Address]:
 
 
 def parse_address(url: str) -> Address:
-    """Parse one URL. The default scheme is amqp. No path, "/" and "/%2F" all mean the virtual host "/".
+    """Parse one URL. The default scheme is amqp. An empty path, "/" and "/%2F" all mean the virtual host "/".
 
     Raises:
         UsageError: this is not an AMQP URL.

@@ -76,15 +76,15 @@ class Channel(ChannelListener):
     def declare(self, thing: Thing, *, remember: bool = True, exactly: bool = False) -> Thing:
         """Declare an exchange or a queue; return it with the name that it has on the broker.
 
-        If it exists with other settings (durability, arguments), it is used as it is, with a notice, unless the channel
-        is strict.
+        If it exists with different settings (durability, arguments), it is used as it is, with a notice, unless the
+        channel is strict.
 
         Args:
             remember: declare it again after a reconnection.
-            exactly: reject other settings, as if the channel were strict.
+            exactly: reject different settings, as if the channel were strict.
 
         Raises:
-            DeclaredDifferently: it exists with another type; or with other settings, and the channel is strict.
+            DeclaredDifferently: it exists with another type; or with different settings, and the channel is strict.
             AccessRefused: the user lacks the permission, or the name is reserved.
         """
         declared: Thing = self.reopening.retrying(lambda: self.reopening.declare(thing, exactly=exactly))

@@ -51,7 +51,7 @@ class Connection:
     """A connection to a broker, kept open until it is closed, and reopened after broker restarts and network failures.
 
     Attributes:
-        notice: called with a sentence for the user, such as about a lost connection.
+        notice: called with a sentence for the user, for example when the connection is lost.
         io: the I/O thread.
         has_progressed: True if a message was confirmed or a delivery acknowledged since the connection was opened.
         cluster: identifies the broker and the virtual host.

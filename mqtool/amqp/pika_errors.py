@@ -262,7 +262,7 @@ def is_mended_by_reopening(error: BaseException, exchanges: Iterable[str]) -> bo
 
 
 def is_harmless_difference(error: BaseException) -> bool:
-    """True if a declaration failed because the queue or exchange has other settings, but the same type."""
+    """True if a declaration failed because the queue or exchange has different settings, but the same type."""
     text = getattr(error, "reply_text", "")
     return (
         getattr(error, "reply_code", 0) == PRECONDITION_FAILED

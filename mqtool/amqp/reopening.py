@@ -50,11 +50,11 @@ class Journal:
         return replace(binding, destination=self._names[binding.destination])
 
     def differs(self, thing: Exchange | Queue) -> bool:
-        """True if a queue or exchange is known to have other settings on the broker, and is used as it is."""
+        """True if a queue or exchange is known to have different settings on the broker, and is used as it is."""
         return (type(thing), thing.name) in self._differing
 
     def set_differs(self, thing: Exchange | Queue) -> None:
-        """Remember that a queue or exchange exists with other settings: declaring it would close the channel."""
+        """Remember that a queue or exchange exists with different settings: declaring it would close the channel."""
         self._differing.add((type(thing), thing.name))
 
     def unset_differs(self, thing: Exchange | Queue) -> None:

@@ -92,7 +92,7 @@ def read_definitions(file: Path) -> Json:
 
 
 def remember_definitions(started: Started, file: Path | None) -> Started:
-    """Save the path of the definitions file, if any, to load at each start of a broker. Returns the changed broker."""
+    """Save the path of a definitions file, to be loaded each time the broker starts. Returns the updated broker."""
     if file is None:
         return started
     started = replace(started, details={**started.details, "definitions": str(file)})

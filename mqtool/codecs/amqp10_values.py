@@ -26,7 +26,7 @@ class ULong(int):
 
 
 class Symbol(str):
-    """A symbol: ASCII text with a separate type in AMQP 1.0."""
+    """A symbol: ASCII text with a type of its own in AMQP 1.0."""
 
     __slots__ = ()
 

@@ -329,7 +329,7 @@ def _sized(raw: bytes) -> bytes:
 
 
 def _packed_decimal(value: decimal.Decimal) -> bytes:
-    """Encode a decimal as a scale of one byte and a number of 32 bits. Raises an error if it is too large or NaN."""
+    """Encode a decimal as a one-byte scale and a 32-bit integer. Raises an error if it is too large or NaN."""
     sign, digits, exponent = value.as_tuple()
     if not isinstance(exponent, int):
         raise ValueError(f"AMQP has no decimal {value}")

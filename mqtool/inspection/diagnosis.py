@@ -329,7 +329,7 @@ def _of_queue(queue: Json, earlier: Json | None, exchanges: set[tuple[str, str]]
     elif earlier is not None and stands_still(queue, earlier):
         waiting = counted(queue["messages_ready"])
         what = f"has {waiting} waiting, and nothing moves: a long task, or a forgotten basic.ack"
-        hint = "look at its consumers: each has a delivery, and acknowledged nothing between the two looks"
+        hint = "look at its consumers: each holds a delivery, and none acknowledged anything between the two samples"
         yield finding("stands-still", what, hint)
     arguments = management.effective_arguments(queue)
     if queue.get("type") == "stream" and arguments.keys().isdisjoint({"x-max-length-bytes", "x-max-age"}):

@@ -56,7 +56,7 @@ class Finding:
 
 
 def worst_first(findings: Iterable[Finding]) -> list[Finding]:
-    """Sort findings: the most severe first, and the same problem of different objects together."""
+    """Sort findings by severity, worst first, and put findings of the same problem next to each other."""
     ranks = {check: rank for rank, check in enumerate(_WORST_FIRST)}
     return sorted(findings, key=lambda each: (ranks.get(each.check, len(ranks)), *_kind(each)))
 

@@ -158,7 +158,7 @@ class Router:
         return [Hop(name, binding.destination, binding.to_exchange, binding) for binding in matched]
 
     def _missed(self, found: _Progress) -> Iterator[tuple[str, Binding]]:
-        """Yield exchange type and binding for the bindings that did not match, if their destination was not reached."""
+        """Yield (exchange type, binding) for each binding that did not match and whose destination was not reached."""
         for name in found.came:
             bindings: Iterable[Binding] = self.definitions.bindings.get(name, ())
             if not name and found.queues.keys().isdisjoint(found.keys):

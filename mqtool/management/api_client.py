@@ -53,7 +53,7 @@ def refusal(answer: "Response", url: str, user: str) -> MqtoolError:
         case HTTPStatus.NOT_FOUND if "application/json" in answer.headers.get("content-type", ""):
             return NotFound(f"the broker has no {_missing(answer.url)}")
         case HTTPStatus.BAD_REQUEST if "inequivalent" in reason:
-            return DeclaredDifferently(f"it exists with other settings: {reason}")
+            return DeclaredDifferently(f"it exists with different settings: {reason}")
         case HTTPStatus.BAD_REQUEST if "invalid_regexp" in reason or "regular expression" in reason:
             return UsageError("one of the patterns is not a valid regular expression", "'.*' matches everything")
         case HTTPStatus.BAD_REQUEST:

@@ -40,7 +40,7 @@ class StreamChannel:
             chunks with one of the values are consumed; they may contain other messages, too.
         single_active: of all consumers that track under the same name, only one gets messages (RabbitMQ 3.11).
         by_amqp: opens an AMQP 0-9-1 channel, to create super streams, for which some brokers have no stream command.
-        notice: called with a sentence for the user, such as about a lost connection.
+        notice: called with a sentence for the user, for example when the connection is lost.
 
     Attributes:
         stopping: True once stop() was called.
@@ -120,9 +120,9 @@ class StreamChannel:
                 f"queue {stream.name!r} is not a stream", "name another with -q, or delete it: mqtool queue delete"
             )
         if self._strict:
-            raise DeclaredDifferently(f"stream {stream.name!r} has other settings", "leave out --strict to use it")
+            raise DeclaredDifferently(f"stream {stream.name!r} has different settings", "leave out --strict to use it")
         if not self._any_settings:
-            self.notice(f"stream {stream.name!r} exists with other settings, and is used as it is")
+            self.notice(f"stream {stream.name!r} exists with different settings, and is used as it is")
         return stream
 
     def _as_it_is(self, stream: Stream, partitions: Sequence[str]) -> Stream:

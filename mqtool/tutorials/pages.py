@@ -56,7 +56,7 @@ class Page:
     """A tutorial to read.
 
     Attributes:
-        summary: what the tutorial shows, in half a sentence.
+        summary: what the tutorial shows, as a phrase.
         picture: lines of text, at most 78 columns wide.
         story: the paragraphs, each without line breaks.
         terminals: each terminal's name, and the commands to type in it.

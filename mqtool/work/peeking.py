@@ -235,8 +235,8 @@ class Look:
         hint = f"receive the messages, or move them: {pasteable('move --to QUEUE', self._queue)}"
         if count < limit:
             raise MqtoolError(
-                f"{name_of(head)} has come back {count} times; beyond {limit}, {self._queue!r} drops it: "
-                "it is left alone, as the next look would be the last",
+                f"{name_of(head)} has been requeued {count} times, and {self._queue!r} drops it after {limit}: "
+                "peek leaves it, because one more look would be the last",
                 hint,
             )
         move(self._channel, head, _anew(head, self._queue))

@@ -73,7 +73,7 @@ def move(channel: Channel, delivery: Delivery, message: Message) -> None:
 
 def not_taken(delivery: Delivery, receipt: Receipt) -> NotMoved:
     return NotMoved(
-        f"{name_of(delivery)} was not taken by {receipt.message.routing_key!r}: {receipt.reason}",
+        f"{receipt.message.routing_key!r} did not take {name_of(delivery)}: {receipt.reason}",
         f"it is still in {delivery.queue}",
     )
 
@@ -199,8 +199,8 @@ class Transfer:
         """Move the messages.
 
         Raises:
-            NotMoved: the broker did not accept a message, and goes_on() returned False. All messages that were
-                published after it were confirmed or stay in the queue.
+            NotMoved: the broker did not accept a message, and goes_on() returned False. Every message
+                published after it was either confirmed or stays in the queue.
             MqtoolError: a connection was lost, or the queue was deleted.
         """
         try:

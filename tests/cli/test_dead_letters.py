@@ -51,7 +51,7 @@ def test_ls_finds_them_with_their_reasons(dead: Shell, broker: TestBroker) -> No
 
     back = dead.run("mqtool", "dlq", "redrive", "any", "--from", "buried", "--to", "elsewhere")
     assert back.code == 75
-    assert "was not taken by 'elsewhere': NO_ROUTE" in back.stderr
+    assert "'elsewhere' did not take " in back.stderr
     assert dead.run("mqtool", "dlq", "redrive", "any", "--from", "buried", "--to", "jobs").code == 0
 
     nowhere = dead.run("mqtool", "dlq", "ls", "--management", "http://localhost:1")

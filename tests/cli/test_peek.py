@@ -98,7 +98,7 @@ def test_a_message_at_its_delivery_limit_is_not_lost(shell: Shell, broker: TestB
         assert f"come back up to {times} times: beyond 3, 'jobs' drops them" in shown.stderr
     stopped = shell.run(*command)
     assert (stopped.code, stopped.stdout) == (1, "")
-    assert "has come back 2 times; beyond 3, 'jobs' drops it" in stopped.stderr
+    assert "has been requeued 2 times, and 'jobs' drops it after 3" in stopped.stderr
     for _ in range(6):
         assert shell.run(*command).code in (0, 1)
         wait_until(lambda: depth(broker, "jobs") == len(ids), "all of them back", 10)

@@ -223,7 +223,7 @@ def test_what_can_go_wrong(shell: Shell, broker: TestBroker) -> None:
     shell.run("mqtool", "queue", "declare", "classic", "--queue-type", "classic")
     assert "queue 'classic' is not a stream" in fails(78, "send-stream", "-q", "classic", "x")
     shell.run("mqtool", "send-stream", "-q", "s", "x")
-    assert "other settings" in fails(78, "send-stream", "-q", "s", "--strict", "--argument", "max-age=1D", "x")
+    assert "different settings" in fails(78, "send-stream", "-q", "s", "--strict", "--argument", "max-age=1D", "x")
     assert "has no offset under 'me'" in fails(1, "offset", "show", "s", "me")
     assert "is not an offset" in fails(2, "receive-stream", "--offset", "soon")
 
@@ -393,4 +393,4 @@ def test_a_stream_with_other_settings_is_used_without_a_word(shell: Shell) -> No
     assert shell.run("mqtool", "send-stream", "-q", "s", "--argument", "max-age=1D", "x").code == 0
     assert shell.run("mqtool", "send-stream", "-q", "s", "y").stderr == " [x] y message sent\n"
     other = shell.run("mqtool", "send-stream", "-q", "s", "--argument", "max-age=2D", "z")
-    assert other.stderr.splitlines()[0] == "stream 's' exists with other settings, and is used as it is"
+    assert other.stderr.splitlines()[0] == "stream 's' exists with different settings, and is used as it is"

@@ -80,7 +80,7 @@ def test_what_a_queue_gets(shell: Shell, broker: TestBroker, connection: Connect
     channel.bind(jobs, Exchange("amq.topic"), "order.*")
     channel.bind(jobs, Exchange("amq.headers"), arguments={"x-match": "all", "format": "pdf"})
     tap = shell.start("mqtool", "tap", "-q", "jobs", "--where", "body!=order.no", "-F", "%e %r", "-c", "2")
-    tap.wait_until_ready().wait_for_stderr("not shown: what comes to 'jobs' by the default exchange")
+    tap.wait_until_ready().wait_for_stderr("not shown: messages that reach 'jobs' through the default exchange")
     publish(broker, "amq.topic", "order.no", "order.new", "kern.info")
     publish(broker, "", "jobs")
     publish(broker, "amq.headers", "report", headers={"format": "pdf"})
@@ -91,7 +91,7 @@ def test_what_a_queue_gets(shell: Shell, broker: TestBroker, connection: Connect
     channel.declare(Queue("alone", durable=True))
     alone = shell.run("mqtool", "tap", "-q", "alone")
     assert alone.code == 2
-    assert "nothing but the default exchange leads to queue 'alone'" in alone.stderr
+    assert "only the default exchange routes to queue 'alone'" in alone.stderr
 
 
 @pytest.mark.usefixtures("api")

@@ -50,7 +50,7 @@ def test_a_wait_queue_that_has_just_expired_is_declared_again() -> None:
     channel = FakeChannel(Confirmation.RETURNED, Confirmation.CONFIRMED)
     assert retrying(channel).retry(JOB, "failed")
     assert channel.declared == ["jobs.wait.1s"] * 2
-    with pytest.raises(NotConfirmed, match=r"message a was not taken by 'jobs\.wait\.1s': NO_ROUTE"):
+    with pytest.raises(NotConfirmed, match=r"'jobs\.wait\.1s' did not take message a: NO_ROUTE"):
         retrying(FakeChannel(*[Confirmation.RETURNED] * 3)).retry(JOB, "failed")
 
 

@@ -42,7 +42,7 @@ def _version(text: str) -> Version:
 @app.command("mqtool doctor", "mqtool doctor --vhost staging --json", "mqtool doctor --upgrade 4.3")
 def doctor(
     broker: ManagedBroker,
-    between: Annotated[float, Option(help="Time between the two looks", **TIME_LIMIT)] = 3.0,
+    between: Annotated[float, Option(help="Time between the two samples", **TIME_LIMIT)] = 3.0,
     upgrade_to: Annotated[
         Version | None,
         Option("--upgrade", parser=_version, metavar="VERSION", help="Report what RabbitMQ VERSION refuses or changes"),

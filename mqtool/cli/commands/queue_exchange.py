@@ -236,7 +236,7 @@ def bind(bindings: Bindings, broker: Broker) -> None:
 
 @exchange_app.command("mqtool exchange unbind topic_logs audit 'kern.*'")
 def unbind(bindings: Bindings, broker: Broker, yes: Yes = False) -> None:
-    """Remove bindings, matched by key and arguments; succeeds if they do not exist."""
+    """Remove bindings, if they exist; matched by key and arguments."""
     access = broker.access()
     with access.channel() as channel:
         for key in bindings.keys or [""]:

@@ -133,7 +133,7 @@ def top(
     sort: Annotated[str, Option(metavar="COLUMN", help="Sort by name, ready, unacked, consumers, in, out or ack")] = (
         "ready"
     ),
-    interval: Annotated[float, Option(help="Time between two looks", **TIME_LIMIT)] = 1.0,
+    interval: Annotated[float, Option(help="Time between two samples", **TIME_LIMIT)] = 1.0,
     once: Annotated[bool, Option(help="Print it once and exit, as in a pipe")] = False,
     all_vhosts: Annotated[bool, Option(help="Include all virtual hosts")] = False,
 ) -> None:

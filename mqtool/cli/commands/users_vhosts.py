@@ -80,7 +80,7 @@ def add(
     if_not_exists: IfNotExists = False,
     login_password_file: LoginPassword = None,
 ) -> None:
-    """Add a user, who needs 'mqtool permission set' to do anything."""
+    """Add a user; 'mqtool permission set' then grants permissions."""
     api = _login(broker, login_password_file)
     hint = "change it with 'mqtool user password' or 'mqtool user tags'"
     if _is_there(api, "user", name, if_not_exists=if_not_exists, hint=hint):

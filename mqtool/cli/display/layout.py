@@ -27,7 +27,7 @@ _WRITTEN = {"\t": r"\t", "\n": r"\n", "\r": r"\r", "\\": r"\\"}
 
 
 def show_rows(rows: "Iterable[Row]", columns: Sequence[str], *, as_json: bool = False) -> int:
-    """Print rows on stdout; return their number. In a pipe, each row is written as soon as it is read."""
+    """Print rows on stdout; return how many. In a pipe, each row is written as soon as it is read."""
     count = 0
     if not as_json and output.is_terminal(1):
         found = list(rows)

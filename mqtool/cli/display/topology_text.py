@@ -46,7 +46,7 @@ def tree(wiring: Wiring, *, rates: bool = False, limit: int | None = None, width
             break
         root.branches.append(_exchange(node, wiring, told, rates=rates, width=width))
     if wiring.publishers:
-        to = "publishers (where to, this broker tells only with management.rates_mode = detailed)"
+        to = "publishers (to see their exchanges, set management.rates_mode = detailed)"
         root.branches.append(_Branch([(to, DIM)], [_publisher(each, rates=rates) for each in wiring.publishers]))
     yield root.line
     yield from _lines(root.branches, "", width)

@@ -119,7 +119,7 @@ class Broker(OptionGroup):
             panel="Topology",
         ),
     ] = None
-    strict: Annotated[bool, Option(help="Fail if it exists with other settings", panel="Topology")] = False
+    strict: Annotated[bool, Option(help="Fail if it exists with different settings", panel="Topology")] = False
     quiet: Annotated[bool, Option(help="Print data and errors only", panel="Printing")] = False
     verbose: Annotated[bool, Option("-v", help="Print a line for each message sent", panel="Printing")] = False
     no_color: Annotated[bool, Option(help="Do not use colour", panel="Printing")] = False

@@ -224,7 +224,7 @@ class Printing(OptionGroup):
 
     @property
     def has_form(self) -> bool:
-        """True if an option selects a format other than the command's own lines."""
+        """True if an option selects a format other than the command's default output."""
         return self.raw or self.as_json or self.template is not None
 
     def redirect(self) -> None:

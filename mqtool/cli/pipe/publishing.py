@@ -287,7 +287,7 @@ def _warn_of(receipt: Receipt, number: int) -> None:
 
 
 def _show_neighbour(access: Access, exchange: Exchange) -> None:
-    """Suggest an exchange with a similar name that has bindings, if the management API knows one."""
+    """Suggest an exchange with a similar name that has bindings, if the management API lists one."""
     from mqtool.inspection.listing import counted
     from mqtool.inspection.near_misses import bound_neighbour
 

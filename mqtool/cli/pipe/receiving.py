@@ -86,7 +86,7 @@ class Incoming:
 def delivery_writer(
     receiving: Receiving, line: Callable[[Delivery], str] | str, *, queue_is_private: bool = False
 ) -> DeliveryWriter:
-    """Return a writer that prints deliveries in the format of the options, by default in the command's own lines.
+    """Return a writer that prints deliveries in the format of the options, by default as the command's own lines.
 
     Args:
         line: the format of the command's own lines; see DeliveryWriter.

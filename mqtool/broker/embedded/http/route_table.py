@@ -191,7 +191,7 @@ class Call:
 
 
 class Listed(NamedTuple):
-    """A long list to return in pages: objects with a name and a vhost. `view` converts those on the page to JSON."""
+    """A long list to return in pages: objects with a name and a vhost. `view` converts a page of them to JSON."""
 
     items: list[Any]
     view: Callable[[Any], Json]

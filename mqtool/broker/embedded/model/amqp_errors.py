@@ -1,4 +1,4 @@
-"""AMQP errors, each of which closes a channel or a connection. The texts are those of RabbitMQ 3.10."""
+"""AMQP errors, each of which closes a channel or a connection. The messages are the same as in RabbitMQ 3.10."""
 
 import logging
 

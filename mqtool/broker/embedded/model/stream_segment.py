@@ -305,7 +305,7 @@ class Segment:
         return next((header.offset for _, header in _headers(self.data, position, self.size)), None)
 
     def _find(self, noted: int, wanted: Callable[[Header], bool]) -> int:
-        """Return the position of the first wanted chunk from the `noted`-th index entry on; `size` if there is none."""
+        """Return the position of the first wanted chunk after `noted` index entries; `size` if there is none."""
         start = self._positions[noted - 1] if noted else 0
         headers = _headers(self.data, start, self.size)
         return next((position for position, header in headers if wanted(header)), self.size)
