@@ -29,6 +29,10 @@ HOSTILE = {
     "colon:one=two": "colon:o",
     "dollar$x two words!": "dol",
     "amp&pipe|<>#~?{a,b}^%": "am",
+    "ends with a quote'": "en",
+    'finishes with two"': "fin",
+    "it's \"": "it",
+    "last\\": "la",
 }
 
 
