@@ -38,6 +38,31 @@ _LONGEST = {
     "test_answers_that_are_not_read",
     "test_hostile_rows",
 }
+#: Modules and tests in tests/cli about loss, order, recovery and other clients: they run on both brokers everywhere.
+#: The others run on RabbitMQ only in CI; the brokers' replies are compared in tests/protocol and tests/integration.
+_ON_RABBITMQ_EVERYWHERE = {
+    "test_consumer_timeout",
+    "test_dead_letters",
+    "test_definitions",
+    "test_drills",
+    "test_duplicates",
+    "test_exec",
+    "test_interop",
+    "test_move",
+    "test_not_confirmed",
+    "test_peek",
+    "test_pipes",
+    "test_plain_pika",
+    "test_replay",
+    "test_stopping",
+    "test_streams",
+    "test_super_streams",
+    "test_where",
+    "test_the_tutorial",
+    "test_auto_takes_what_there_is_and_says_why",
+    "test_what_could_not_be_delayed_is_kept",
+    "test_a_wait_queue_that_differs_takes_no_message",
+}
 
 
 @pytest.fixture(scope="session")
@@ -77,21 +102,33 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.pop(name, None)
 
 
+@pytest.hookimpl(trylast=True)  # after -k, which may have left RabbitMQ's cases alone
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what `once_on_rabbitmq` says, and begin with the tests that take longest."""
+    """Leave out what RabbitMQ has no need to run, and begin with the tests that take longest."""
     kept: list[pytest.Item] = []
     left_out: list[pytest.Item] = []
     tried = set()
+    ids = {item.nodeid for item in items}
     for item in items:
+        test, _, case = item.nodeid.partition("[")
         mark = item.get_closest_marker("once_on_rabbitmq")
-        if mark and (case := item.callspec.params)["broker"] == "rabbitmq":  # type: ignore[attr-defined]
-            test = item.nodeid.partition("[")[0], *(case[name] for name in mark.args)
-            (left_out if test in tried else kept).append(item)
-            tried.add(test)
+        if "rabbitmq" in case and f"{test}[{case.replace('rabbitmq', 'embedded')}" in ids and _only_in_ci(item):
+            left_out.append(item)
+        elif mark and (params := item.callspec.params)["broker"] == "rabbitmq":  # type: ignore[attr-defined]
+            this = test, *(params[name] for name in mark.args)
+            (left_out if this in tried else kept).append(item)
+            tried.add(this)
         else:
             kept.append(item)
     items[:] = sorted(kept, key=lambda item: item.name.partition("[")[0] not in _LONGEST)
     config.hook.pytest_deselected(items=left_out)
+
+
+def _only_in_ci(item: pytest.Item) -> bool:
+    """Whether a test of tests/cli runs on RabbitMQ only where CI is set, or where a RabbitMQ is given."""
+    names = {item.path.stem, item.name.partition("[")[0]}
+    is_everywhere = IN_CI or from_environment() is not None or names & _ON_RABBITMQ_EVERYWHERE
+    return item.path.parent.name == "cli" and not is_everywhere
 
 
 def pytest_collection_finish() -> None:
