@@ -104,7 +104,7 @@ class Delivery:
         redelivered: True if the message was delivered before, and not acknowledged.
         properties: AMQP properties by name (see PROPERTIES). A property that is not set is None or missing.
         delivery_tag: the broker's number for this delivery on its channel.
-        epoch: how often the channel had been opened when this arrived. Delivery tags of an earlier epoch are not valid.
+        epoch: how many times the channel had been opened when this arrived. A delivery tag is valid only in its epoch.
         settled: True if this delivery has been acknowledged.
     """
 

@@ -227,7 +227,7 @@ def wanted_headers(arguments: Mapping[str, Value]) -> _Wanted:
 def header_matches(headers: Mapping[str, Value], name: str, wanted: Value, *, strict_numbers: bool = False) -> bool:
     """True if a header exists and has the value that a binding requires; None accepts any value.
 
-    As in RabbitMQ, numbers are compared by value, whatever their AMQP type, and a text equals its UTF-8 bytes. The
+    As in RabbitMQ, numbers are compared by value, whatever their AMQP type, and a string equals its UTF-8 bytes. The
     items of lists and tables must also have the same AMQP type and order.
 
     Args:
@@ -279,7 +279,7 @@ def delay_of(value: Value) -> int:
     """Return the delay in milliseconds that a value of the header x-delay requests; 0 for no delay.
 
     Raises:
-        ValueError: the value is a text, a float or a decimal that makes the plugin fail and close the connection.
+        ValueError: the plugin would fail on this string, float or decimal, and close the connection.
     """
     if isinstance(value, str) and _INTEGER.fullmatch(value):
         return _if_possible(float(value))  # int() limits the number of digits

@@ -380,7 +380,7 @@ _METHODS: dict[bytes, tuple[Callable[..., Any], str]] = {
 
 
 def decode_frame(data: bytes) -> "frame.Method[Any] | frame.Header | None":
-    """Decode a frame with properties or names by mqtool's codec; return None for others, which pika can decode."""
+    """Decode a frame that has message properties or names in it; return None for others, which pika decodes."""
     kind, channel, _ = _FRAME.unpack_from(data)
     if kind == spec.FRAME_HEADER:
         (size,) = struct.unpack_from(">Q", data, 11)

@@ -1,6 +1,7 @@
 """Makes a started broker ready for use.
 
-Waits until the broker accepts connections, loads its definitions and adds the user for other machines.
+Waits until the broker accepts connections, then loads its definitions, and adds the user that clients on other
+machines log in with.
 """
 
 import ipaddress

@@ -225,7 +225,7 @@ def _check(text: str, name: str, table: Mapping[str, Any]) -> None:
             meant = did_you_mean(key, _KEYS, f"there are {', '.join(_KEYS)}")
             raise _bad(_line_of(text, key, name), f"context {name!r} has an unknown key {key!r}", meant)
         if not isinstance(value, _KEYS[key]):
-            should = "true or false" if _KEYS[key] is bool else "a text in quotes"
+            should = "true or false" if _KEYS[key] is bool else "a string in quotes"
             raise _bad(_line_of(text, key, name), f"{key!r} of context {name!r} is not {should}")
     if "url" not in table:
         raise _bad(_line_of(text, "contexts", name), f"context {name!r} has no url")

@@ -44,7 +44,7 @@ _OTHER_OPTIONS = {
 
 
 def without_aliases(words: Sequence[str]) -> list[str]:
-    """Replace an alias at the start of a command line, such as `publish`, by the command's name."""
+    """Replace an alias at the start of a command line, such as `publish`, with the command's name."""
     for typed, meant in ALIASES.items():
         if tuple(words[: len(typed)]) == typed:
             return [*meant, *words[len(typed) :]]
@@ -60,7 +60,7 @@ class HelpedOption(click.Option):
 
 
 class HelpedArgument(click.Argument):
-    """An argument with a text for the help, which click's own arguments have only since 8.5."""
+    """An argument with a help text, which click's own arguments have only since 8.5."""
 
     def __init__(self, names: Sequence[str], **settings: Any) -> None:
         self.text, self.show_default = settings.pop("help", ""), settings.pop("show_default", "")

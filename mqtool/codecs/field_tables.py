@@ -23,7 +23,7 @@ Table: TypeAlias = dict[str, Value]
 
 
 class NameTooLong(ValueError):
-    """A name or a text property is longer than 255 bytes. The exception's argument is the encoded name."""
+    """A name or a string property is longer than 255 bytes. The exception's argument is the encoded name."""
 
 
 class NoFieldType(TypeError):
@@ -350,7 +350,7 @@ def decode_short_string(data: bytes, offset: int) -> tuple[str, int]:
 
 
 def encode_short_string(name: str | bytes) -> bytes:
-    """Encode a name or a text property, preceded by its length.
+    """Encode a name or a string property, preceded by its length.
 
     Raises:
         NameTooLong: the name is longer than 255 bytes.

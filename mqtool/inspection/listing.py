@@ -110,7 +110,7 @@ def refresh(row: Row, ready: int, consumers: int) -> bool:
 
 def _users(api: Management, _vhost: str | None, _columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
     for user in sorted(management.users(api), key=lambda user: user["name"]):
-        tags = user.get("tags", [])  # before 3.9, a text separated by commas
+        tags = user.get("tags", [])  # before 3.9, a string separated by commas
         yield {**user, "tags": [tag for tag in tags.split(",") if tag] if isinstance(tags, str) else tags}
 
 

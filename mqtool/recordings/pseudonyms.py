@@ -74,7 +74,7 @@ class Pseudonyms:
         self._cycle: Callable[[int], dict[int, int]] = lru_cache(64)(self._made_cycle)
 
     def text(self, text: str) -> str:
-        """Replace the words, dates and UUIDs in a text. Spaces and punctuation stay."""
+        """Replace the words, dates and UUIDs in `text`. Spaces and punctuation stay."""
         return _PIECE.sub(lambda match: self._piece(match[0]), text)
 
     def number(self, number: str) -> str:

@@ -106,7 +106,7 @@ class HandledMessages:
 
         Args:
             give_up: returns True to stop waiting.
-            returns: how often the message was moved back from a dead-letter queue. The message is handled again if
+            returns: how many times the message was moved back from a dead-letter queue. The message is handled again if
                 this number has grown since it was last dead-lettered.
 
         Returns:

@@ -1,4 +1,4 @@
-"""Headers that record a failed message's history: how often it failed, why, and which queue it came from.
+"""Headers that record a failed message's history: how many times it failed, why, and which queue it came from.
 
 mqtool publishes a failed message to another queue, with additional headers. RabbitMQ's x-death has fewer details, and
 differs between versions. https://www.rabbitmq.com/docs/dlx#effects
@@ -50,7 +50,7 @@ def failures_of(delivery: Delivery) -> int:
 
 
 def returns_of(delivery: Delivery) -> int:
-    """Return how often the message was moved back from a dead-letter queue.
+    """Return how many times the message was moved back from a dead-letter queue.
 
     A redrive increments a header. `mqtool move` does not, but it keeps the header REASON, which counts as one more.
     """

@@ -9,8 +9,8 @@ How a queue requeues depends on its type, as measured on RabbitMQ 3.10:
     stream   keeps messages after they are consumed, so nothing is requeued.
 
 A queue that is deleted with its last consumer is read with basic.get, which is slower, but safe. A quorum queue counts
-how often a message was requeued, and drops the message beyond its delivery limit. So if there is a limit, the message
-at the head is received alone and checked before any other.
+how many times a message was requeued, and drops the message beyond its delivery limit. So if there is a limit, the
+message at the head is received alone and checked before any other.
 """
 
 import re
@@ -271,7 +271,7 @@ class Look:
 
 
 def times_back(delivery: Delivery) -> int:
-    """Return how often a quorum queue has requeued a message."""
+    """Return how many times a quorum queue has requeued a message."""
     told = delivery.headers.get("x-delivery-count", 0)
     return told if isinstance(told, int) else 0
 

@@ -181,7 +181,7 @@ def _write(text: str, names: set[str], in_use: str | None) -> None:
 
 
 def _draft(path: Path, text: str) -> Path:
-    """Write a text to a temporary file in the directory of `path`. The caller renames that file to `path`."""
+    """Write text to a temporary file in the directory of `path`. The caller renames that file to `path`."""
     path.parent.mkdir(0o700, parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(".toml", "new-", path.parent)  # 0600
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:

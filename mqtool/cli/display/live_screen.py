@@ -77,7 +77,7 @@ class Live:
     While the broker cannot be reached, the last frame stays on the screen, with its age and the reason.
 
     Args:
-        frame: fetches a frame. Called with the number of lines wanted, and a text that each line must contain.
+        frame: fetches a frame. Called with the number of lines wanted, and a string that each line must contain.
         interval: seconds between two frames.
         press: called with each key that Live does not handle itself.
     """

@@ -82,7 +82,7 @@ def warning(text: str) -> None:
 
 
 class Pointer(NamedTuple):
-    """A position in a text; the first column is 1."""
+    """A position in a line; the first column is 1."""
 
     text: str
     column: int
@@ -147,7 +147,7 @@ def is_file(descriptor: int) -> bool:
 
 
 def visible(text: str) -> str:
-    """Replace control characters by escapes such as \\x1b, so that a terminal does not interpret them."""
+    """Replace control characters with escapes such as \\x1b, so that a terminal does not interpret them."""
     if text.isprintable():
         return text
     return re.sub(_CONTROL, lambda match: match[0].encode("unicode_escape").decode(), text)
@@ -312,7 +312,7 @@ def is_coloured(descriptor: int) -> bool:
 
 
 def styled(text: str, code: str, descriptor: int = 2) -> str:
-    """Add a style (an SGR code of ECMA-48) to a text, if the descriptor may have colours."""
+    """Add a style (an SGR code of ECMA-48) to text, if the descriptor may have colours."""
     return f"\x1b[{code}m{text}\x1b[0m" if is_coloured(descriptor) else text
 
 

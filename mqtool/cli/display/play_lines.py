@@ -64,12 +64,12 @@ class Pace:
         self._keys = self._watched and output.is_terminal(0)
 
     def forget_keys(self) -> None:
-        """Discard the keys pressed so far, before a text is shown."""
+        """Discard the keys pressed so far, before text is shown."""
         while self._key(0):
             pass
 
     def wait(self, text: str) -> None:
-        """Wait for Enter, or for as long as it takes to read a text."""
+        """Wait for Enter, or for as long as it takes to read the text."""
         if not self._watched:
             return
         limit = None if self.asks else time.monotonic() + max(_SHORTEST, len(text) / _READ_PER_SECOND)

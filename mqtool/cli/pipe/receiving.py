@@ -167,7 +167,8 @@ def checked(
 def refuse(name: str, access: Access | None, hint: str = DECLARE, kind: str = "queue") -> None:
     """Raise NotFound for a queue that does not exist; the hint suggests a similar name that the management API lists.
 
-    Does nothing if the API lists the name, as for a queue that is not a stream: using it then fails with a clear error.
+    Does nothing if the API lists the name, for example because it is a queue but a stream is wanted: using it then
+    fails with a clear error.
     """
     names = [] if access is None else _queue_names(access)
     if name not in names:

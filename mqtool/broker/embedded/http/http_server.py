@@ -273,7 +273,7 @@ def required(body: dict[str, Any], name: str) -> Any:
 
 
 def text(body: dict[str, Any], name: str, default: str = "") -> str:
-    """Return a text field of a body; raise HttpError 400 if it has another type.
+    """Return a string field of a body; raise HttpError 400 if it has another type.
 
     Numbers are accepted too: rabbitmqadmin sends a name such as "1" as a number.
     """

@@ -34,7 +34,7 @@ def check_pattern(pattern: str) -> None:
 
 
 def found(pattern: str, text: str) -> bool:
-    """Return True if a valid regular expression matches anywhere in a text.
+    """Return True if a valid regular expression matches anywhere in `text`.
 
     RE2 takes linear time, so that no user's pattern can block the broker. It has no lookaround and no backreferences.
     """

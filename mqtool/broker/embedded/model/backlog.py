@@ -18,7 +18,7 @@ class Entry:
     Attributes:
         position: the order of arrival, assigned by `Ledger.enter`; older messages have smaller numbers.
         redelivered: True if the message was delivered before.
-        acquired_count: how often the message has been requeued (quorum queues).
+        acquired_count: how many times the message has been requeued (quorum queues).
         delivery_count: how many of these requeues count against the delivery limit.
         expires_at: when the message expires, in milliseconds since 1970; None for never.
         row: `position` if the message is stored on disk, 0 if it is only in memory.

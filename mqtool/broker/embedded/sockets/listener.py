@@ -263,7 +263,7 @@ class Connections(set[C], Generic[C]):
         self._strangers: dict[str, dict[C, None]] = {}
 
     def add(self, connection: C) -> None:
-        """Add a new connection. If its address has too many without a login, close the oldest of these."""
+        """Add a new connection. If its address has too many that have not logged in, close the oldest of them."""
         super().add(connection)
         strangers = self._strangers.setdefault(connection.peer[0], {})
         strangers[connection] = None
