@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.pairs import MQTOOL, QUEUE, URL, Run, compare, fresh_queue, run, write_lines
 
-COUNT = 3_000
+COUNT = 10_000
 #: Seconds without a message after which the worker ends; they are not counted.
 IDLE = 2
 
@@ -28,7 +28,8 @@ def main() -> None:
             return run(["xargs", "-n1", "-d", "\n", "-P", concurrency, "true"], stdin=lines)
 
         for concurrency in ("1", "2", "4"):
-            for title, end in (("", ["--idle-timeout", f"{IDLE}s"]), (" -c", ["-c", str(COUNT)])):
+            idle, ahead = ["--idle-timeout", f"{IDLE}s"], ["--prefetch", str(2 * int(concurrency))]
+            for title, end in (("", idle), (" -c", ["-c", str(COUNT)]), (" --prefetch", [*idle, *ahead])):
                 compare(
                     f"worker --exec{title}, {concurrency} at once",
                     partial(worker, concurrency, end),

@@ -82,3 +82,8 @@ def as_text(value: Any) -> str:
 
         return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True) if value else ""
     return str(value)
+
+
+def counted(number: int, noun: str = "message") -> str:
+    """Format a number with its noun: "1 message", "2,000 messages"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

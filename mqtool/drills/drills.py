@@ -30,7 +30,7 @@ from typing import Any
 from mqtool.amqp import Connection, parse_addresses
 from mqtool.drills.scene import PATIENCE, Scene, Verdict, message, number_of, received
 from mqtool.errors import ExitCode
-from mqtool.inspection.listing import counted
+from mqtool.spelling import counted
 from mqtool.stage.proxy import Proxy
 from mqtool.stage.stage import lines_of
 from mqtool.stage.terminal import LineCount, Terminal, wait_until

@@ -10,11 +10,10 @@ from mqtool.errors import AccessRefused
 from mqtool.inspection import upgrade
 from mqtool.inspection.definitions import Definitions
 from mqtool.inspection.findings import Finding
-from mqtool.inspection.listing import counted
 from mqtool.inspection.routes import Router
 from mqtool.management import Management
 from mqtool.management.api_client import Json
-from mqtool.spelling import pasteable
+from mqtool.spelling import counted, pasteable
 from mqtool.topology import Binding, Exchange, Queue
 
 Node = TypeVar("Node", bound=Hashable)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Self
 
-from mqtool.inspection.listing import counted
+from mqtool.spelling import counted
 
 #: Checks, the worst first. Blocked publishers, lost nodes and open access are critical; the others are warnings.
 CRITICAL = ("node-down", "partition", "alarm", "guest")

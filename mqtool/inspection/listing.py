@@ -236,8 +236,3 @@ def in_order(rows: Iterable[Row], columns: Sequence[str]) -> list[Row]:
 
 def _rank(value: Any) -> tuple[int, float, str]:
     return (0, float(value), "") if isinstance(value, int | float) else (1, 0.0, as_text(value))
-
-
-def counted(number: int, noun: str = "message") -> str:
-    """Format a number with its noun: "1 message", "2,000 messages"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -10,10 +10,11 @@ from mqtool.errors import NotFound
 from mqtool.inspection import definitions, wiring
 from mqtool.inspection.definitions import Definitions
 from mqtool.inspection.findings import Finding
-from mqtool.inspection.listing import QUEUES, counted
+from mqtool.inspection.listing import QUEUES
 from mqtool.inspection.routes import Router, routing_type
 from mqtool.management import Management, path
 from mqtool.management.api_client import Json
+from mqtool.spelling import counted
 from mqtool.topology import Binding, Queue
 
 if TYPE_CHECKING:

@@ -26,9 +26,6 @@ from mqtool.work.runner import CANNOT_RUN, NOT_FOUND, Ending
 if TYPE_CHECKING:  # this module imports SQLite
     from mqtool.work.deduplication import HandledMessages
 
-#: One unacknowledged delivery for each program that may run at once.
-ONE_EACH = Receiving(prefetch=1)
-
 
 class CommandBroken(MqtoolError):
     """The program of --exec cannot be run at all."""
@@ -37,8 +34,9 @@ class CommandBroken(MqtoolError):
 class Worker:
     """Runs a program for each message.
 
-    Each thread takes one delivery, and acknowledges it when its program has ended. So no message waits behind a long
-    one while another worker is idle, and after kill -9 only the messages whose programs were running are handled again.
+    Each thread takes one delivery, and acknowledges it when its program has ended. So after kill -9 only the messages
+    whose programs were running are handled again. With a prefetch of `concurrency`, which the command uses by default,
+    no message waits behind a long one while another worker is idle.
 
     Attributes:
         counts: the number of messages that are "done", will be retried ("retry"), were dead-lettered ("dead"), or were
@@ -88,8 +86,7 @@ class Worker:
             NotConfirmed: raised by the returned function if a message could not be moved to its wait queue or
                 dead-letter queue. The message is not acknowledged.
         """
-        prefetch = self._concurrency * (2 if receiving.count is not None else 1)
-        deliveries = self._channel.consume(queue, receiving._replace(acknowledge=False, prefetch=prefetch))
+        deliveries = self._channel.consume(queue, receiving._replace(acknowledge=False))
 
         def work() -> None:
             for _ in range(self._concurrency):

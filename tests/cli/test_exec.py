@@ -202,6 +202,23 @@ def test_quick_ones_go_on_beside_slow_ones(shell: Shell, broker: TestBroker) -> 
     assert depth(broker, "task_queue") == 0
 
 
+@on_any_broker
+@pytest.mark.parametrize(("options", "left"), [((), 4), (("-c", "6"), 4), (("--prefetch", "5"), 1)], ids=str)
+def test_a_worker_holds_one_message_for_each_program_or_as_many_as_prefetch_says(
+    shell: Shell, broker: TestBroker, options: tuple[str, ...], left: int
+) -> None:
+    """All others stay in the queue for other workers, also with a count."""
+    shell.run("mqtool", "new-task", "-l", stdin="task\n" * 6)
+    program = "echo started; while ! [ -e go ]; do sleep 0.1; done"
+    worker = shell.start("mqtool", "worker", "--concurrency", "2", *options, "--shell", "--exec", program)
+    wait_until(lambda: worker.stdout.count("started") == 2, "two programs")
+    wait_until(lambda: depth(broker, "task_queue") == left, f"{left} messages in the queue")
+    (shell.directory / "go").touch()
+    wait_until(lambda: worker.stdout.count("started") == 6, "the others")
+    assert "6 done" in (worker if "-c" in options else worker.interrupt()).wait().stderr
+    assert depth(broker, "task_queue") == 0
+
+
 def test_a_command_that_breaks_among_quick_ones_keeps_what_comes_after(shell: Shell) -> None:
     """Nothing is run after it, and nothing acknowledged that was not run."""
     shell.run("mqtool", "new-task", "-l", stdin="good\n" * 70 + "bad\n" + "good\n" * 9)

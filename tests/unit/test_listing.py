@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mqtool.errors import UsageError
-from mqtool.inspection.listing import BINDINGS, QUEUES, counted, in_order
+from mqtool.inspection.listing import BINDINGS, QUEUES, in_order
 from mqtool.management import path
 from mqtool.management.api_client import objects
-from mqtool.spelling import as_text
+from mqtool.spelling import as_text, counted
 from mqtool.where import parse
 
 ROW = {"name": "logs.eu", "messages": 5, "durable": True, "state": None}

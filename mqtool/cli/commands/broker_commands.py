@@ -20,9 +20,8 @@ from mqtool.cli.display import layout, output
 from mqtool.cli.options import DURATION, Broker, ManagedBroker, Yes, ask
 from mqtool.cli.options.broker_options import WhichBroker
 from mqtool.errors import NotFound, Unavailable, UsageError
-from mqtool.inspection.listing import counted
 from mqtool.management import Management, path
-from mqtool.spelling import pasteable
+from mqtool.spelling import counted, pasteable
 
 _LOG_PAUSE = 0.2
 

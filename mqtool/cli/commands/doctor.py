@@ -16,9 +16,9 @@ from mqtool.cli.options.queue_options import StreamPort
 from mqtool.errors import AccessRefused, MqtoolError, NotFound, SomeFailed, Unavailable
 from mqtool.inspection import diagnosis, queue_details, upgrade
 from mqtool.inspection.findings import Finding, worst_first
-from mqtool.inspection.listing import counted
 from mqtool.inspection.upgrade import Version
 from mqtool.management import Management
+from mqtool.spelling import counted
 
 if TYPE_CHECKING:
     from mqtool.streams import StreamChannel

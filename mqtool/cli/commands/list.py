@@ -18,19 +18,8 @@ from mqtool.cli.options import TIME_LIMIT, Commands, ManagedBroker
 from mqtool.delays.wait_queues import is_wait_queue
 from mqtool.errors import AccessRefused, DeclaredDifferently, MqtoolError, NotFound, SomeFailed, Unavailable
 from mqtool.inspection.diagnosis import alarms
-from mqtool.inspection.listing import (
-    COUNTS,
-    EXCHANGES,
-    LISTINGS,
-    QUEUES,
-    Listing,
-    Row,
-    counted,
-    in_order,
-    queues_named,
-    refresh,
-)
-from mqtool.spelling import as_text
+from mqtool.inspection.listing import COUNTS, EXCHANGES, LISTINGS, QUEUES, Listing, Row, in_order, queues_named, refresh
+from mqtool.spelling import as_text, counted
 from mqtool.topology import Binding, Exchange, Queue
 from mqtool.tutorials.dialects import Names
 

@@ -15,9 +15,8 @@ from mqtool.cli.pipe.source import text_of
 from mqtool.errors import AccessRefused, DeclaredDifferently, NotFound, SomeFailed, UsageError
 from mqtool.inspection import definitions
 from mqtool.inspection.definitions import Change, Contents
-from mqtool.inspection.listing import counted
 from mqtool.management import Management, path
-from mqtool.spelling import as_text
+from mqtool.spelling import as_text, counted
 from mqtool.topology import Binding
 
 app = Commands()

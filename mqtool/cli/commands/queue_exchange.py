@@ -20,8 +20,8 @@ from mqtool.cli.options import (
 from mqtool.cli.options.broker_options import IfExists, Yes, ask, missing
 from mqtool.cli.options.queue_options import StreamPort
 from mqtool.errors import BadData, DeclaredDifferently, MqtoolError, UsageError
-from mqtool.inspection.listing import counted, refresh
-from mqtool.spelling import nearest, pasteable
+from mqtool.inspection.listing import refresh
+from mqtool.spelling import counted, nearest, pasteable
 from mqtool.topology import Binding, Exchange, Queue
 from mqtool.work import peeking
 

@@ -26,12 +26,12 @@ from mqtool.cli.pipe.publishing import publishing_channel
 from mqtool.cli.pipe.replaying import Recording, Replayed
 from mqtool.cli.pipe.source import STDIN, Addressing, delimited, opened, whole
 from mqtool.errors import BadData, SomeFailed, UsageError
-from mqtool.inspection.listing import counted
 from mqtool.message import Message
 from mqtool.recordings.pseudonyms import Pseudonyms
 from mqtool.recordings.recording import Changes, Pace, Reconciliation, Selection, parse_moment
 from mqtool.recordings.recording import reconcile as compare
 from mqtool.recordings.scrubbing import Scrubber, parse_fields
+from mqtool.spelling import counted
 from mqtool.topology import Exchange
 
 app = Commands()

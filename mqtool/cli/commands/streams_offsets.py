@@ -12,9 +12,9 @@ from mqtool.cli.options.queue_options import StreamPort
 from mqtool.cli.pipe.publishing import publishing_stream_channel
 from mqtool.cli.pipe.receiving import consuming, receiving_channel, refuse
 from mqtool.errors import MqtoolError, NotConfirmed, UsageError
-from mqtool.inspection.listing import counted
 from mqtool.inspection.queue_details import ReaderOffsets
 from mqtool.message import Confirmation, Message
+from mqtool.spelling import counted
 from mqtool.topology import Stream
 from mqtool.tutorials.stream_dialects import HELLO, TRACKING, StreamDialect
 

@@ -13,10 +13,10 @@ from mqtool.cli.display.live_screen import Frame, Live, head_line
 from mqtool.cli.options import TIME_LIMIT, Commands, ManagedBroker
 from mqtool.errors import Unavailable, UsageError
 from mqtool.inspection.diagnosis import COLUMNS, alarms, forgets_to_acknowledge, has_no_consumer, rate, stands_still
-from mqtool.inspection.listing import Row, counted
+from mqtool.inspection.listing import Row
 from mqtool.management import Management
 from mqtool.management.api_client import Json
-from mqtool.spelling import did_you_mean
+from mqtool.spelling import counted, did_you_mean
 
 app = Commands()
 

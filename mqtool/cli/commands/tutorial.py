@@ -14,7 +14,7 @@ from mqtool.cli.invocation import current
 from mqtool.drills import drills
 from mqtool.drills.scene import Scene, Verdict
 from mqtool.errors import SomeFailed, UsageError
-from mqtool.inspection.listing import counted
+from mqtool.spelling import counted
 from mqtool.tutorials import pages
 
 if TYPE_CHECKING:

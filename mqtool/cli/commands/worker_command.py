@@ -16,14 +16,13 @@ from mqtool.cli.options import Broker, Commands, Receiving, UsedQueueOptions
 from mqtool.cli.pipe.receiving import announcing_unfinished_work, checked, consuming, delivery_writer
 from mqtool.duration import compact_duration
 from mqtool.errors import AccessRefused, SomeFailed, Unavailable, UsageError
-from mqtool.inspection.listing import counted
 from mqtool.message import Delivery
-from mqtool.spelling import pasteable
+from mqtool.spelling import counted, pasteable
 from mqtool.topology import Queue
 from mqtool.tutorials import work_queues
 from mqtool.work.exec_command import ExecCommand
 from mqtool.work.retry_or_dead_letter import Retrying, RetryPolicy
-from mqtool.work.worker import ONE_EACH, Worker
+from mqtool.work.worker import Worker
 
 if TYPE_CHECKING:  # this module imports SQLite
     from mqtool.work.deduplication import HandledMessages
@@ -198,7 +197,7 @@ def _work(command: str, options: ProgramOptions, named: UsedQueueOptions, receiv
         pass_url=options.exec.pass_url,
     )
     handled = options.dedup.opened()
-    settings = receiving.changed(timeout=None).settings(ONE_EACH)
+    settings = receiving.changed(timeout=None).settings(ReceivingSettings(prefetch=concurrency))
     access = broker.access()
     with access.connect() as connection:
         channel = connection.channel(strict=access.strict)

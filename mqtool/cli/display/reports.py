@@ -11,8 +11,8 @@ from mqtool.cli.display import layout, output
 from mqtool.cli.display.layout import BAD, DIM, KEY, NAME, Line, bound_by, fields, shown
 from mqtool.inspection import definitions
 from mqtool.inspection.findings import Finding, grouped, said
-from mqtool.inspection.listing import counted
 from mqtool.inspection.queue_details import DeadLetterTarget, QueueDetails, ReaderOffsets, name_of
+from mqtool.spelling import counted
 
 _INDENT = 18
 #: The number of objects with the same problem that `doctor` names as text.

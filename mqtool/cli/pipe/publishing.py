@@ -288,8 +288,8 @@ def _warn_of(receipt: Receipt, number: int) -> None:
 
 def _show_neighbour(access: Access, exchange: Exchange) -> None:
     """Suggest an exchange with a similar name that has bindings, if the management API lists one."""
-    from mqtool.inspection.listing import counted
     from mqtool.inspection.near_misses import bound_neighbour
+    from mqtool.spelling import counted
 
     with suppress(MqtoolError):
         if (near := bound_neighbour(access.management(_HINT_PATIENCE), access.vhost, exchange)) is not None:
