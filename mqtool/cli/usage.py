@@ -161,8 +161,9 @@ def explain(error: click.ClickException) -> tuple[str, str | None]:
     if path in ("mqtool user add", "mqtool user password") and "unexpected extra argument" in what:
         return "a password does not belong on the command line", "--password-file FILE, or - to read it from stdin"
     what = re.sub(_NOT_A_NUMBER, " is not a number", what)
-    if "requires an argument" in what and (value := _value_of(context.command, option)):
-        return what, f"{path} {option} {value}"
+    wrong_option = option or max(getattr(getattr(error, "param", None), "opts", ()), key=len, default="")
+    if context and wrong_option not in how and (value := _value_of(context.command, wrong_option)):
+        how = f"{path} {wrong_option} {value}"
     if option == "--yes" and "does not take a value" in what:
         return what, "--confirm NAME names a protected context"
     wrong, _, choices = what.rpartition(" is not one of ")

@@ -90,10 +90,12 @@ COMMAND_LINE = [
     Case("send x -u amqps://localhost --tls-key key", 2, "needs its certificate", "--tls-cert"),
     Case("send x -u amqp://localhost --tls-ca ca.pem", 2, "the broker's URL is without TLS", "amqps://"),
     # Headers and properties.
-    Case("send x -H nothing", 2, "'nothing' is not a header", "for example: mqtool send"),
+    Case("send x -H nothing", 2, "'nothing' is not a header", "hint: mqtool send --header KEY=VALUE"),
     Case("send x -H =value", 2, "'=value' is not a header"),
     Case("send x -H key:=nojson", 2, "the value of 'key' is not JSON"),
-    Case("send x --property colour=red", 2, "'colour=red' is not a property", "for example: mqtool send"),
+    Case(
+        "send x --property colour=red", 2, "'colour=red' is not a property", "hint: mqtool send --property NAME=VALUE"
+    ),
     Case("send x --property headers=x", 2, "'headers=x' is not a property"),
     Case("send x --property priority=256", 2, "priority must be a number from 0 to 255, not '256'"),
     Case("send x --property delivery-mode=3", 2, "delivery-mode must be a number from 1 to 2, not '3'"),
@@ -112,7 +114,7 @@ COMMAND_LINE = [
     Case("emit-log topic {app} -l --key-pattern (?P<level>x)", 2, "a place {app}", "write (?P<app>…)"),
     Case("emit-log topic app -l --key-pattern (?P<app>x)", 2, "needs a routing key with {group} places"),
     # What to receive, and how.
-    Case("receive -c 0", 2, "Invalid value for '--count' / '-c' / '-n': 0", "for example: mqtool receive"),
+    Case("receive -c 0", 2, "Invalid value for '--count' / '-c' / '-n': 0", "hint: mqtool receive --count N"),
     Case("receive -c many", 2, "Invalid value for '--count' / '-c' / '-n': 'many'"),
     Case("send x --ttl 5000", 2, "'5000' is not a duration such as 300ms"),
     Case("receive --timeout -5s", 2, "'-5s' is not a duration"),
@@ -141,6 +143,7 @@ COMMAND_LINE = [
     Case("send --quee hello x", 2, "there is no option --quee", "did you mean '--queue'?"),
     Case("send -q", 2, "Option '-q' requires an argument", "hint: mqtool send -q QUEUE"),
     Case("list queues --watch", 2, "Option '--watch' requires an argument", "mqtool list queues --watch DURATION"),
+    Case("receive -c abc", 2, "'abc' is not a number", "hint: mqtool receive --count N"),
     Case("receive --max-retries 3", 2, "there is no option --max-retries", "--max-reconnects N for connections"),
     Case("send x --dialect cobol", 2, "'cobol' is not one of 'python', 'go', 'python-classic', 'go-classic'"),
     Case("send x", 2, "'cobol' is not one of 'python'", environment={"MQTOOL_DIALECT": "cobol"}),

@@ -12,6 +12,7 @@ from typing import IO
 
 import pytest
 
+from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.in_process import Vhost
 from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import Shell, wait_until
@@ -320,6 +321,16 @@ def test_an_rpc_server_makes_no_queue_by_a_mistyped_name(shell: Shell, broker: T
     refused = shell.run("mqtool", "rpc-server", "-q", "nubmers", "--idle-timeout", "10ms")
     assert (refused.code, "did you mean 'numbers'?" in refused.stderr) == (69, True)
     assert shell.run("mqtool", "rpc-server", "-q", "nubmers", "--declare", "--idle-timeout", "10ms").code == 0
+
+
+def test_near_names_come_from_a_management_api_at_any_port(lonely_shell: Shell) -> None:
+    """MQTOOL_MANAGEMENT_URL counts for commands without --management, too."""
+    with EmbeddedBroker(management_port=0) as broker:
+        lonely_shell.environment |= {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": str(broker.management_url)}
+        lonely_shell.run("mqtool", "queue", "declare", "jobs")
+        for command in ("receive", "worker", "rpc-server", "receive-delayed", "receive-log fanout"):
+            refused = lonely_shell.run("mqtool", *command.split(), "-q", "jbos")
+            assert (refused.code, "hint: did you mean 'jobs'?" in refused.stderr) == (69, True), refused.stderr
 
 
 def test_a_receiver_of_logs_makes_no_queue_by_a_mistyped_name(shell: Shell, broker: TestBroker) -> None:

@@ -39,7 +39,7 @@ DialectOfStreams = Annotated[
         "--dialect",
         parser=_dialect,
         metavar="LANGUAGE",
-        help="Whose tutorial: python, go, java, dotnet, javascript, rust",
+        help="Whose: python, go, java, dotnet, javascript, rust, elixir",
         show_default=str(StreamDialect.PYTHON),
         envvar="MQTOOL_DIALECT",
         panel="Topology",
