@@ -1,4 +1,4 @@
-"""Move messages from a queue to another one, with at-least-once delivery.
+"""Move messages from one queue to another, with at-least-once delivery.
 
     [a] ── up to 100 unacknowledged ──> chosen? ── yes ──> published to [b], confirmed ──> acknowledged in [a]
                                            │

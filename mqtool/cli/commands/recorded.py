@@ -170,7 +170,7 @@ def scrub(
 ) -> None:
     """Replace the values in a recording, so that it can be shared.
 
-    Letters are replaced by letters and digits by digits, in the same way throughout: equal words stay equal. Routing
+    Letters are replaced with letters and digits with digits, in the same way throughout: equal words stay equal. Routing
     keys, headers, ids and bodies are replaced. These are kept: exchange, queue, times, content type, the names of
     headers, the keys of JSON bodies, true, false, null, and what RabbitMQ sets itself, such as x-death.
     """
