@@ -36,7 +36,10 @@ _LONGEST = {
     "test_drop_connection",
     "test_dead_letters_of_others",
     "test_answers_that_are_not_read",
+    "test_hints_about_options_name_the_command",
     "test_hostile_rows",
+    "test_restart_broker",
+    "test_however_it_is_ended_nothing_goes_on_running",
 }
 #: Modules and tests in tests/cli about loss, order, recovery and other clients: they run on both brokers everywhere.
 #: The others run on RabbitMQ only in CI; the brokers' replies are compared in tests/protocol and tests/integration.

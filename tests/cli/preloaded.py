@@ -4,7 +4,7 @@ A run of the suite has one server, which forks a child for each command that a `
 `where()` comes first on the PATH of tests: its `mqtool` is for scripts, and asks the server too. It passes signals on,
 and ends as the command ends. If whoever asked is killed, so is the command. The server ends with pytest, since that
 holds its standard input, and kills what still runs. What else a process inherits (ignored signals, limits) comes from
-the server: tests of that use `Shell.start_cold()`.
+the server: tests of that use `Shell.start_cold()`. What a preloaded command starts is preloaded, too.
 """
 
 import atexit
@@ -31,7 +31,10 @@ _MOST = 200_000
 _MODULES = {"mqtool": "mqtool.__main__", "embedded-broker": "mqtool.broker.embedded.__main__", "script": ""}
 #: Commands that the server runs itself, _WARMING times: Python makes code quicker that runs often, and a child writes
 #: to less of what it shares with the server, and so copies less. A command then takes three quarters of the CPU time.
-_COMMON = ("send -q q x", "receive -q q -c 1", "queue declare q", "list queues", "queue delete q --yes")
+_COMMON = (
+    *("queue declare q", "send -q q x", "peek q", "receive -q q -c 1", "list queues", "queue delete q --yes"),
+    *("new-task x", "worker -c 1", "emit-log fanout x"),
+)
 _WARMING = 10
 #: Before that, this many commands run: a developer who runs a single test does not wait for it.
 _BEFORE_WARMING = 40
@@ -72,7 +75,10 @@ def start_server() -> "subprocess.Popen[bytes]":
     mqtool = str(Path(sys.executable).with_name("mqtool"))
     client = directory / "mqtool"
     client.write_text(_CLIENT.format(python=sys.executable, most=_MOST, mqtool=mqtool, door=str(directory / "door")))
-    client.chmod(0o755)
+    python = directory / "python3"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    for each in (client, python):
+        each.chmod(0o755)
     started = subprocess.Popen([sys.executable, __file__, directory], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert started.stdout is not None
     started.stdout.readline()  # it listens
@@ -263,6 +269,7 @@ def _become(message: bytes, streams: list[int]) -> NoReturn:
     buffering = 1 if "PYTHONUNBUFFERED" in os.environ else -1
     sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", buffering, closefd=False)  # noqa: SIM115
     words = [os.fsdecode(word) for word in words]
+    sys.executable = str(Path(sys.argv[1]) / "python3")  # plays and drills type the mqtool that is beside it
     sys.argv = words if name == "script" else [name, *words]
     code: object = None
     try:
