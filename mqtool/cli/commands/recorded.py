@@ -170,9 +170,9 @@ def scrub(
 ) -> None:
     """Replace the values in a recording, so that it can be shared.
 
-    Letters are replaced with letters and digits with digits, in the same way throughout: equal words stay equal. Routing
-    keys, headers, ids and bodies are replaced. These are kept: exchange, queue, times, content type, the names of
-    headers, the keys of JSON bodies, true, false, null, and what RabbitMQ sets itself, such as x-death.
+    Letters are replaced with letters and digits with digits, in the same way throughout: equal words stay equal.
+    Routing keys, headers, ids and bodies are replaced. These are kept: exchange, queue, times, content type, the names
+    of headers, the keys of JSON bodies, true, false, null, and what RabbitMQ sets itself, such as x-death.
     """
     if file is None and output.is_terminal(STDIN):
         raise UsageError("there is no recording to scrub", "name a file, or pipe one in")
