@@ -84,7 +84,7 @@ class AccessRefused(MqtoolError):
 
 
 class DeclaredDifferently(MqtoolError):
-    """A queue or exchange of this name exists with different settings (406 PRECONDITION_FAILED)."""
+    """A queue or exchange with this name exists with different settings (406 PRECONDITION_FAILED)."""
 
     exit_code = ExitCode.DECLARED_DIFFERENTLY
 

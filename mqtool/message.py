@@ -45,7 +45,7 @@ class Message:
     Attributes:
         routing_key: None uses the routing key passed to publish().
         exchange: None uses the exchange passed to publish(); "" is the default exchange.
-        properties: AMQP properties by name (see PROPERTIES), with the headers. Messages may share one mapping.
+        properties: AMQP properties by name (see PROPERTIES), including the headers. Messages may share one mapping.
         message_id: the property message_id, which is separate because it differs from message to message.
         delay: seconds to delay the message after it is published.
         due: instead of `delay`, the time at which to deliver the message, in seconds since 1970.
@@ -86,7 +86,7 @@ class Receipt(NamedTuple):
 
     Attributes:
         reason: why the broker rejected or returned the message.
-        sequence: the message's number within one call of publish(), from 1.
+        sequence: the message's number within one call to publish(), from 1.
     """
 
     message: Message

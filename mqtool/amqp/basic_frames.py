@@ -167,7 +167,7 @@ def encode_names(exchange: str, routing_key: str) -> bytes:
 
 
 def acknowledgements(channel_number: int, tags: Iterable[tuple[int, bool]]) -> list[bytes]:
-    """Encode basic.ack for pairs of a delivery tag and `multiple`: True also acknowledges all earlier deliveries."""
+    """Encode basic.ack for (delivery tag, multiple) pairs; `multiple` acknowledges all earlier deliveries, too."""
     start = (spec.FRAME_METHOD, channel_number, 13, _BASIC_ACK)
     return [_ACK_FRAME.pack(*start, tag, multiple, spec.FRAME_END) for tag, multiple in tags]
 

@@ -178,7 +178,7 @@ class Channel(ChannelListener):
         return self._publisher.unconfirmed.in_flight
 
     def addressed(self, message: Message) -> Message:
-        """Copy a message, with the exchange and the routing key of the latest publish() unless it has its own."""
+        """Copy a message; if it has no exchange or no routing key, use that of the latest publish()."""
         return addressed(message, self._publisher.route)
 
     # Consuming.
@@ -216,7 +216,7 @@ class Channel(ChannelListener):
         return consumer
 
     def get(self, queue: str) -> Delivery | None:
-        """Get one message, unacknowledged, by basic.get; None if the queue is empty.
+        """Get one message, unacknowledged, with basic.get; None if the queue is empty.
 
         Raises:
             NotFound: the queue does not exist.

@@ -61,8 +61,8 @@ class Connection:
         addresses: the nodes of one broker, tried in turn.
         tls: files for amqps addresses.
         name: the connection's name in the broker's own lists.
-        backoff: the delays between attempts to reconnect, which start again after a confirm or an acknowledgement;
-            None never reconnects.
+        backoff: the delays between attempts to reconnect. They start over after a confirm, an acknowledgement or a
+            stable minute. None never reconnects.
 
     Raises:
         Unavailable: no node can be reached.
@@ -119,7 +119,7 @@ class Connection:
         Args:
             strict: reject any difference between what is declared and what exists.
             mandatory: have the broker return unroutable messages.
-            confirm_timeout: seconds without any confirm after which publishing gives up. The time without a
+            confirm_timeout: publishing gives up after this many seconds without any confirm. Time without a
                 connection, or while the broker blocks publishers, does not count.
 
         Raises:
@@ -140,7 +140,7 @@ class Connection:
         return channel
 
     def beside(self) -> "Connection":
-        """Open another connection to the same broker, which does not reconnect: for requests that may close it."""
+        """Open a separate connection, without reconnection, for requests that may make the broker close it."""
         return Connection(self._addresses, tls=self._tls, name=self._name)
 
     @property
@@ -305,7 +305,7 @@ class Connection:
                 self._recovery.start()  # within the lock: close() may join it
 
     def _recover(self, error: BaseException, backoff: Backoff) -> None:
-        """Try to reopen the connection and its channels, until it works or attempts run out. Runs on its own thread."""
+        """Try to reopen the connection and its channels until the attempts run out. Runs on its own thread."""
         lost_at = time.monotonic()
         where, lost = str(self._addresses[0]), self._addresses[0]
         why = str(pika_errors.closed_by_broker(error)).removeprefix("the connection was lost: ")

@@ -137,7 +137,7 @@ class Streaming(Policy):
 
 
 class Cautious(Streaming):
-    """Takes one delivery at a time until one arrives that was not requeued often; then works like Streaming."""
+    """Takes one delivery at a time until one was requeued fewer than _OFTEN times; then works like Streaming."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -192,7 +192,7 @@ class ExactCount(Streaming):
 
 
 class CallerSettles(Policy):
-    """Lets the caller acknowledge. With a count, lowers the prefetch towards the end, so that no more are sent."""
+    """Lets the caller acknowledge. With a count, lowers the prefetch towards the end, so as not to exceed it."""
 
     def __init__(self, receiving: Receiving) -> None:
         count, prefetch = receiving.count, receiving.prefetch

@@ -77,7 +77,9 @@ class Consumer(ChannelListener):
         self._inbox.put(None)
 
     def deliveries(self) -> Generator[Delivery]:
-        """Yield deliveries until a limit, stop(), or the end of the channel. With auto_ack, yields all received ones.
+        """Yield deliveries until a limit, stop(), or the end of the channel.
+
+        With auto_ack and without a buffer, deliveries that arrived before stop() took effect are still yielded.
 
         Raises:
             TimedOut: a time limit has passed.

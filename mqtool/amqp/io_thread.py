@@ -1,4 +1,4 @@
-"""IoThread runs pika's event loop; Requests makes requests to the broker on it, for other threads."""
+"""IoThread runs pika's event loop; Requests uses it to send requests to the broker for other threads."""
 
 import logging
 import threading
@@ -37,7 +37,7 @@ class Answer(Future[T]):
     """
 
     def give(self, value: T) -> None:
-        """Set the reply, unless there already is a result."""
+        """Set the reply as the result, unless there already is one."""
         if not self.done():
             self.set_result(value)
 
@@ -54,7 +54,7 @@ class IoThread:
         loop: pika's event loop.
 
     Args:
-        on_death: called with the exception of a callback, which has ended the thread. That is a bug in mqtool.
+        on_death: called with the exception that a callback raised, which has ended the thread: a bug in mqtool.
     """
 
     def __init__(self, on_death: Callable[[Exception], None]) -> None:

@@ -1,4 +1,4 @@
-"""Publisher: publishes messages on a channel with confirms, and continues after reconnections; Acknowledgements."""
+"""Publisher publishes messages with confirms, across reconnections; Acknowledgements collects acknowledgements."""
 
 import threading
 from collections import deque
@@ -28,7 +28,7 @@ class Publisher(ChannelListener):
 
     Attributes:
         unconfirmed: the messages that the broker has not confirmed or rejected yet.
-        route: the route given to the latest receipts().
+        route: the route passed to the latest receipts().
     """
 
     def __init__(self, channel: ReopeningChannel, connection: ChannelConnection, confirm_timeout: float) -> None:
@@ -104,7 +104,7 @@ class Publisher(ChannelListener):
         return count
 
     def acknowledge(self, acks: Iterable[tuple[int, bool]]) -> None:
-        """Send the messages of add(), then basic.ack for pairs of tag and `multiple`. Call it on the I/O thread."""
+        """Send the messages passed to add(), then basic.ack for (tag, multiple) pairs. Call it on the I/O thread."""
         pika = self._channel.requests.pika
         if pika is not None and pika is self._confirming:
             self.unconfirmed.drain(acks)

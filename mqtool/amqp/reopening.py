@@ -16,7 +16,7 @@ from mqtool.topology import Binding, Exchange, Queue
 
 
 class Journal:
-    """The exchanges, queues and bindings to set up again when a channel is reopened, in order. Does no I/O."""
+    """The exchanges, queues and bindings to set up again, in order, when a channel is reopened. Does no I/O."""
 
     def __init__(self) -> None:
         self._entries: list[Exchange | Queue | Binding] = []
@@ -44,7 +44,7 @@ class Journal:
         return self._names.get(queue, queue)
 
     def current(self, binding: Binding) -> Binding:
-        """Copy a binding, with the present name of its queue."""
+        """Copy a binding, with the current name of its queue."""
         if binding.to_exchange or binding.destination not in self._names:
             return binding
         return replace(binding, destination=self._names[binding.destination])
@@ -185,7 +185,7 @@ class ReopeningChannel:
 
         Args:
             connection_is_new: the connection itself was reopened.
-            set_up_topology: also declare again what was declared before (the journal).
+            set_up_topology: also redeclare what was declared before (the journal).
 
         Raises:
             pika.exceptions.AMQPError: the connection is lost.

@@ -40,7 +40,7 @@ class Route(NamedTuple):
 
 
 def addressed(message: Message, route: Route) -> Message:
-    """Copy a message, with the route's exchange and routing key unless it has its own."""
+    """Copy a message; if it has no exchange or no routing key, use the route's."""
     return replace(
         message,
         exchange=route.exchange if message.exchange is None else message.exchange,

@@ -219,7 +219,7 @@ def _volumes(started: Started) -> list[dict[str, str]]:
 
 
 def _make_room(daemon: "DockerClient", container: str, directory: str) -> None:
-    """Remove the container of this name, if any; raise Unavailable if mqtool did not start it."""
+    """Remove the container with this name, if any; raise Unavailable if mqtool did not start it."""
     from docker.errors import NotFound
 
     try:

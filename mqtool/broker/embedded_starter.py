@@ -134,7 +134,7 @@ def _run(started: Started) -> Started:
 
 
 def _listening(started: Started, pid: int, tls: str | None, damage: str | None) -> Started:
-    """Add a broker's process, its TLS URL and the damage to its stored data, if any; return the changed broker."""
+    """Return the broker with its process, TLS URL and, if its stored data is damaged, a description of the damage."""
     details = {key: value for key, value in started.details.items() if key not in ("damage", "tls")}
     if tls:
         details["tls"] = f"amqps://{ports.HOST}:{_port_of(tls)}"

@@ -29,7 +29,7 @@ def stop_with_this_process(name: str) -> int:
 
 
 def holds(writing: int, started: Started) -> None:
-    """Tell the process at the other end of the pipe which broker to stop: not a later one with the same name."""
+    """Tell the process at the other end of the pipe to stop exactly this broker, not a later one with the same name."""
     os.write(writing, f"{started.pid} {started.born}".encode())
 
 

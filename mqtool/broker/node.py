@@ -301,7 +301,7 @@ def _settings(own: Node, first: Node) -> list[str]:
 
 
 def _wait_for(first: Node, process: Process) -> None:
-    """Wait until the first node accepts connections. A node started before that would form a cluster of its own."""
+    """Wait until the first node accepts connections. A node that starts earlier would form a cluster of its own."""
     deadline = time.monotonic() + _FIRST_PATIENCE
     while ports.is_free(first.port):
         if not background.is_running(process) or time.monotonic() > deadline:

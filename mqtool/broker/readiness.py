@@ -37,7 +37,7 @@ _PAUSE = 0.1
 
 
 def connect_within(seconds: float, connect: Callable[[], T]) -> T:
-    """Call `connect` again and again until it succeeds; after `seconds`, raise TimedOut with the last error."""
+    """Call `connect` repeatedly until it succeeds; after `seconds`, raise TimedOut with the last error."""
     deadline = time.monotonic() + seconds
     while True:
         try:

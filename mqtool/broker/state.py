@@ -26,7 +26,7 @@ _STARTED, _STOPPED = "broker.json", "stopped.json"
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The options of a broker that is to be started.
+    """The options of a broker to start.
 
     Attributes:
         port: the AMQP port; None for 5672 if it is free, otherwise any free port.
@@ -38,8 +38,7 @@ class Wanted:
         image: the RabbitMQ image to build on (Docker only); None for the image that mqtool is tested with.
         listen: an address to listen on for AMQP and streams, besides loopback.
         definitions: a file of definitions to load when the broker starts.
-        tls: the files of the certificate, of its key and, to require client certificates, of their CA (embedded
-            broker only).
+        tls: files with the certificate, its key and, to require client certificates, their CA (embedded broker only).
         like: the RabbitMQ version that the embedded broker behaves like.
         login: user and password instead of guest's (Docker only). Without a password, the stopped broker's password
             is used again, or a random one.

@@ -17,7 +17,7 @@ class Invocation:
         signal: the number of the signal that asked the command to stop, if one did.
         on_stop: functions that the first signal calls; if there are none, the signal raises KeyboardInterrupt.
         is_writing: True while the main thread writes to stdout, or waits until a pipe's reader has read the output.
-        output_name: the name of standard output in error messages, such as the file given by `--output`.
+        output_name: what error messages call standard output, such as the file given with `--output`.
     """
 
     quiet: bool = False

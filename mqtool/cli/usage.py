@@ -60,7 +60,7 @@ class HelpedOption(click.Option):
 
 
 class HelpedArgument(click.Argument):
-    """An argument with a help text, which click's own arguments have only since 8.5."""
+    """An argument with help text, which click's own arguments support only since 8.5."""
 
     def __init__(self, names: Sequence[str], **settings: Any) -> None:
         self.text, self.show_default = settings.pop("help", ""), settings.pop("show_default", "")
@@ -123,7 +123,7 @@ def show_help(ctx: Context, *, everything: bool = False) -> NoReturn:
 
 
 def _equivalent(name: str) -> str | None:
-    """The mqtool command line that replaces a rabbitmqctl command or a tutorial's script; keeps the vhost of -p."""
+    """The mqtool equivalent of a rabbitmqctl command or a tutorial's script; keeps the vhost given with -p."""
     from mqtool.cli.help.page import equivalent
 
     line = equivalent(name)

@@ -18,7 +18,8 @@ The header mqtool-then selects the second queue. Delays of up to a minute are ro
 Messages for a quorum queue, or for a durable exchange, which may route to a quorum queue, wait in quorum queues, which
 keep a message until its target has confirmed it. (After a restart, messages may arrive twice. If the target was not yet
 available, RabbitMQ tries again after three minutes.) A message that its exchange cannot route would never be confirmed.
-So messages go through another exchange, (logs.due), which is also bound to a queue of length 0, which drops its copies.
+So messages go through another exchange, (logs.due), which is also bound to a queue of maximum length 0, which drops its
+copies.
 All other messages wait in classic queues, which cost the broker less.
 
 https://github.com/rabbitmq/rabbitmq-delayed-message-exchange, https://www.rabbitmq.com/docs/ttl

@@ -42,7 +42,7 @@ _SUFFIX = re.compile(r"(?P<exchange>\.exchange)?\.(?P<kind>delay|wait)(\.(\d+(ms
 
 
 def is_wait_queue(name: str) -> bool:
-    """True if mqtool gives such a name to a wait queue, its exchange, or the queue that drops unroutable messages."""
+    """True if mqtool gives names like this to wait queues, their exchanges, or queues that drop unroutable messages."""
     return name.endswith(".nowhere") or _SUFFIX.search(name) is not None
 
 
@@ -203,9 +203,9 @@ class ThroughQueues:
         self._leases[name, number] = time.monotonic() + _LEASE
 
     def _due_exchange(self, exchange: Exchange) -> Exchange:
-        """Declare the exchange between a wait queue and its target. It is also bound to a queue of length 0.
+        """Declare the exchange between a wait queue and its target. It is also bound to a queue of maximum length 0.
 
-        Without the queue of length 0, a message that the target cannot route would never be confirmed.
+        Without that queue, a message that the target cannot route would never be confirmed.
         """
         due = Exchange(name_for(exchange, "due"), "fanout", durable=True, auto_delete=True)
         if self._is_stale(due.name):
@@ -222,7 +222,7 @@ class ThroughQueues:
 
 
 def step_of(milliseconds: int) -> int:
-    """Return a number of milliseconds: delays of this length are rounded up to a multiple of it."""
+    """Return the step for a delay, both in milliseconds: the delay is rounded up to a multiple of the step."""
     return next(unit // _STEPS for longest, unit in _RANGES if milliseconds <= longest)
 
 

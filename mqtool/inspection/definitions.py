@@ -90,7 +90,7 @@ def _queues(api: Management, vhost: str) -> Iterator[Queue]:
 def queue_arguments(api: Management, vhost: str) -> Callable[[Json], dict[str, Any]]:
     """Return a function that returns a queue's arguments, including those that its policy adds.
 
-    The function takes a queue of management.queue_totals(), which contains only the policy's name. Operator policies,
+    The function takes a queue as management.queue_totals() returns it, with only the policy's name. Operator policies,
     which can only set limits, are left out.
     """
 

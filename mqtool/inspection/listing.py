@@ -27,7 +27,7 @@ class Listing:
         things: the name of the objects, in the plural.
         columns: for each column, its path in the API's objects; dots separate nested names, "=TEXT" is a constant.
         shown: the default columns.
-        of_vhost: True if only one vhost is listed by default, as with rabbitmqctl.
+        of_vhost: True if only one vhost's objects are listed by default, as with rabbitmqctl.
     """
 
     things: str

@@ -174,7 +174,7 @@ class Neighbour(NamedTuple):
 
 
 def bound_neighbour(api: Management, vhost: str, exchange: Exchange) -> Neighbour | None:
-    """Return the exchange of the same type, with bindings, whose name is the most similar; None if there is none."""
+    """Return the most similarly named exchange of the same type that has bindings; None if there is none."""
     by_words: dict[str, list[str]] = {}
     for view in management.exchanges(api, vhost, ("name", "type")):
         if view["type"] == exchange.type and view["name"] not in ("", exchange.name):

@@ -136,7 +136,7 @@ def look(
         keep: the maximum number of destinations of each exchange, and of consumers of each queue; None for all.
         only: include only these exchanges, and the exchanges and queues to which they route; empty for all. (In that
             case, the default exchange is shown with only the queues that are bound to no other exchange.)
-        rates: include the rates of queues, which are the slowest to compute for the broker.
+        rates: include the rates of queues, which take the broker the longest to compute.
     """
     exchanges = exchanges_of(api, vhost, only)
     wiring = Wiring(vhost, {name: Node(exchange) for name, exchange in sorted(exchanges.items(), key=_default_last)})

@@ -66,7 +66,7 @@ class Moment(NamedTuple):
 
 
 def parse_moment(text: str) -> Moment:
-    """Parse a duration since the recording's start, or a time (local without a zone). Raises ValueError otherwise."""
+    """Parse a duration since the recording's start, or a time (local by default). Raises ValueError otherwise."""
     try:
         return Moment(parse_duration(text), is_offset=True)
     except ValueError:

@@ -47,7 +47,7 @@ class Shop:
 
     @property
     def answers(self) -> list[float]:
-        """Response times in milliseconds, without that of the first order."""
+        """Response times in milliseconds, except that of the first order."""
         pairs = [*zip(times(self._terminal, self._answer), self.asked, strict=False)][1:]
         return [(answered - asked) * 1000 for answered, asked in pairs]
 

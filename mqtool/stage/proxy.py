@@ -1,4 +1,4 @@
-"""A TCP proxy in front of a broker, whose connections can be cut."""
+"""A TCP proxy in front of a broker; it can cut the connections that it forwards."""
 
 import contextlib
 import socket
@@ -7,7 +7,7 @@ from typing import Self
 
 
 class Proxy:
-    """Context manager that forwards connections from its own port to another port of this machine."""
+    """Context manager that forwards connections from its own port to another port on this machine."""
 
     def __init__(self, target_port: int) -> None:
         self._target_port = target_port

@@ -18,7 +18,7 @@ from mqtool.errors import MqtoolError
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """The values of a measurement so far, ten per second, and their unit; "" for a count."""
+    """The values measured so far, ten per second, and their unit ("" for counts)."""
 
     title: str
     unit: str
@@ -174,8 +174,8 @@ class Place:
 class Terminal:
     """Runs one command at a time in a shell, exactly as shown to the audience.
 
-    Methods raise CheckFailed if a command ends too early, too late or with another exit code, or does not print what a
-    method waits for.
+    A method raises CheckFailed if the command ends too early, too late or with an unexpected exit code, or does not
+    print what the method waits for.
     """
 
     def __init__(self, audience: Audience, name: str, place: Place) -> None:

@@ -38,7 +38,7 @@ class StreamChannel:
         encode: converts a message to the bytes to store: in AMQP 1.0, except in some tutorials.
         filters: values for RabbitMQ's stream filters (3.13 and later). Messages are published with the first one. Only
             chunks with one of the values are consumed; they may contain other messages, too.
-        single_active: of all consumers that track under the same name, only one gets messages (RabbitMQ 3.11).
+        single_active: of all consumers that store offsets under the same name, only one gets messages (RabbitMQ 3.11).
         by_amqp: opens an AMQP 0-9-1 channel, to create super streams, for which some brokers have no stream command.
         notice: called with a sentence for the user, for example when the connection is lost.
 

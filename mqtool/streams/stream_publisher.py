@@ -20,7 +20,7 @@ _SEED = 104_729
 
 
 def is_super_stream(name: str, streams: Sequence[str]) -> bool:
-    """True if an exchange looks like a super stream, by its streams' names. The protocol has no query for this."""
+    """True if an exchange's streams are named like those of a super stream. The protocol has no query for this."""
     return bool(streams) and all(stream.startswith(f"{name}-") for stream in streams)
 
 

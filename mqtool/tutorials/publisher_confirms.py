@@ -7,7 +7,7 @@
 
 The broker acks a message once it is safe: consumed, or stored in its queues, on disk or on most replicas. It nacks a
 message that it could not store. Messages on a channel are numbered from 1. An ack or nack contains such a number; with
-the flag "multiple", it is for all messages up to this number. Here, publish() yields one receipt for each message.
+the flag "multiple", it applies to all messages up to this number. Here, publish() yields one receipt for each message.
 
 https://www.rabbitmq.com/tutorials/tutorial-seven-java
 """

@@ -1,1 +1,1 @@
-"""Workers that run programs for messages, retries, dead-lettering, deduplication, peeking, and moving messages."""
+"""Workers, which run a program for each message; retries, dead-lettering, deduplication, peeking, moving messages."""

@@ -41,9 +41,9 @@ _DEFAULT_LIMIT = 20
 
 
 class How(Enum):
-    """How to read a queue: with basic.get, with a consumer, as a stream, or, if it may be a quorum queue, in batches.
+    """How to read a queue: with basic.get, with a consumer, or as a stream.
 
-    IN_TURN also reads all messages that were requeued earlier, so that they keep their order.
+    IN_TURN is for possible quorum queues: a consumer also reads all messages requeued earlier, to keep the order.
     """
 
     GET = auto()
@@ -54,7 +54,7 @@ class How(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """How to read a queue. Beyond `limit` requeues, the queue drops a message; None means no limit."""
+    """How to read a queue. It drops a message that is requeued more than `limit` times; None means no limit."""
 
     how: How
     limit: int | None = None
@@ -134,7 +134,7 @@ def peek(
     Raises:
         NotFound: there is no such queue.
         Unavailable: the queue has messages, but the broker delivers none.
-        MqtoolError: the queue would drop the message at its head if it were requeued once or twice more.
+        MqtoolError: one or two more requeues would make the queue drop the message at its head.
     """
     kind = kind or kind_of(channel, queue, None, vhost="")
     if kind.how is How.STREAM:
@@ -225,8 +225,8 @@ class Look:
         """Check that the queue will not drop the message at its head if the message is requeued now and once more.
 
         Raises:
-            MqtoolError: the queue would drop it. If the first requeue would already drop it, the message has been
-                published again instead.
+            MqtoolError: the queue would drop it. If requeueing it now would do so, the message has been published again
+                instead.
         """
         count = times_back(head)
         if count < limit - 1:

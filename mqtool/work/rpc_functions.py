@@ -135,7 +135,7 @@ def in_order(replies: Iterable[tuple[int, Delivery]], channel: Channel, queue: Q
     """Yield replies in the order of their requests.
 
     Args:
-        replies: pairs of a request's number, from 0, and its reply.
+        replies: (request number, reply) pairs; the numbers start at 0.
         queue: the queue to which the requests were published.
         count: the number of requests sent.
 

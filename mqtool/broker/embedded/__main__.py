@@ -81,7 +81,7 @@ def _write(ready_file: Path, server: Server) -> None:
 
 
 class _Memory:
-    """Returns freed memory to the system after queues have been emptied. glibc keeps such memory otherwise."""
+    """Returns freed memory to the system after queues have been emptied; otherwise glibc would keep it."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -96,7 +96,7 @@ class _Memory:
         return pages * os.sysconf("SC_PAGE_SIZE") - self._ledger.held_bytes
 
     def check(self) -> None:
-        """Return freed memory to the system if there is much of it. Called every two seconds."""
+        """Return freed memory to the system if there is a lot of it. Called every two seconds."""
         asyncio.get_running_loop().call_later(_CHECK_SECONDS, self.check)
         held, rest = self._ledger.held_bytes, self._without_messages()
         self._most_held = max(self._most_held, held)

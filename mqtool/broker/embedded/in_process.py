@@ -98,12 +98,12 @@ class EmbeddedBroker(Questions):
 
     @property
     def management_url(self) -> str | None:
-        """The URL of the management API; None without `management_port`."""
+        """The URL of the management API; None without the setting `management_port`."""
         return self.urls.get("http")
 
     @property
     def stream_port(self) -> int | None:
-        """The port of the stream protocol; None without `stream_port`."""
+        """The port of the stream protocol; None without the setting `stream_port`."""
         return urlsplit(self.urls.get("stream", "")).port
 
     def under_test(self, ask: Callable[[BrokerUnderTest], T]) -> T:

@@ -55,7 +55,7 @@ _MOMENT = dict[str, Any](parser=parse_moment, metavar="TIME")
 
 
 class Playing(OptionGroup):
-    """Options that select a part of a recording, and its pace."""
+    """Options that select a part of a recording, and set its pace."""
 
     speed: Annotated[
         float | None, Option(parser=_speed, metavar="N", help="N times as fast as recorded, or max", show_default="1")

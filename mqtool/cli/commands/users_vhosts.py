@@ -64,7 +64,7 @@ def _delete(access: Access, kind: str, name: str, what: str, yes: Yes = False, *
 
 
 def _tags(tags: Any) -> str:
-    """Format tags as a list with commas, which every version of RabbitMQ accepts."""
+    """Format tags as a comma-separated list, which every version of RabbitMQ accepts."""
     return tags if isinstance(tags, str) else ",".join(tags)
 
 

@@ -235,7 +235,7 @@ def append_to(path: Path) -> None:
 
 
 def start_new_line() -> None:
-    """Write a newline if stdout appends to a file that ends in the middle of a line, as after a kill."""
+    """Write a newline if stdout appends to a file that ends in mid-line, as a killed command may have left it."""
     with contextlib.suppress(OSError):  # the file cannot be read
         if output.is_file(output.STDOUT) and fcntl.fcntl(output.STDOUT, fcntl.F_GETFL) & os.O_APPEND:
             with Path(f"/dev/fd/{output.STDOUT}").open("rb") as file:

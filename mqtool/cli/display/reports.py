@@ -1,4 +1,4 @@
-"""Reports: one queue (`queue show`), and the findings of `doctor` as text, NDJSON, or for Nagios and Prometheus."""
+"""Reports: one queue (`queue show`), and the findings of `doctor` as text, as NDJSON, for Nagios or for Prometheus."""
 
 import textwrap
 import time

@@ -150,7 +150,7 @@ class _Run(threading.Thread):
         self._stop_all = stop
 
     def run(self) -> None:
-        """Print until there are no more copies; an error stops the other taps, too."""
+        """Print this tap's copies until there are no more; an error stops the other taps, too."""
         try:
             for delivery in self._deliveries:
                 self._write.add(delivery)

@@ -183,7 +183,7 @@ def _columns(item: Json, columns: list[str]) -> Json:
 
 
 def _value(item: Json, names: list[str]) -> Any:
-    """Return the value of a field, or of a field of a nested object (several names); None if it is missing."""
+    """Return the value of a field or, with several names, of a nested field; None if it is missing."""
     value: Any = item
     for name in names:
         value = value.get(name) if isinstance(value, dict) else None

@@ -202,7 +202,7 @@ class HttpServer:
         return stay
 
     async def _last_answer(self, request: Request) -> Answer:
-        """Call the handler until its response need not wait any longer (see Answer.patience); return that response."""
+        """Call the handler until the patience of its response (see Answer) has run out; return that response."""
         loop = asyncio.get_running_loop()
         asked = loop.time()
         while (answer := await self._answer(request)).patience > loop.time() - asked:
@@ -286,7 +286,7 @@ def text(body: dict[str, Any], name: str, default: str = "") -> str:
 def boolean(body: dict[str, Any], name: str) -> bool:
     """Return a boolean field of a body, False if it is missing; raise HttpError 400 if it has another type.
 
-    The texts "true" and "false" are accepted too: rabbitmqadmin sends booleans as text.
+    The strings "true" and "false" are accepted, too: rabbitmqadmin sends booleans as strings.
     """
     value = body.get(name, False)
     if isinstance(value, bool):

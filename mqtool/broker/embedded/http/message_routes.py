@@ -342,7 +342,7 @@ def _recorded(call: Call, what: str, vhost: str, **names: str) -> Answer:
 
 
 def _enough(call: Call, messages: "list[Recorded]") -> Answer:
-    """Return these messages. If they are fewer than `count` in the query, the server tries again until `timeout`."""
+    """Return these messages. If there are fewer than `count` (in the query), the server tries again until `timeout`."""
     query = call.request.query
     try:
         count, timeout = int(query.get("count", 0)), min(float(query.get("timeout", _TIMEOUT)), _MAX_TIMEOUT)

@@ -23,7 +23,7 @@ class Timer(Protocol):
 
 
 class Clock(Protocol):
-    """A source of the time and of timers, which tests can replace."""
+    """Provides the time and timers. Tests can replace it."""
 
     def now(self) -> int:
         """Return milliseconds since 1970, unaffected by changes to the system time."""

@@ -175,7 +175,7 @@ def _with_names(value: Value) -> Value:
 
 
 def default_memory_limit(control_groups: Sequence[str] = _CONTROL_GROUPS) -> int:
-    """Return RabbitMQ's default memory limit: 40 % of the machine's or container's memory, in bytes."""
+    """Return RabbitMQ's default memory limit: 40% of the machine's or container's memory, in bytes."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for path in control_groups:
         with contextlib.suppress(OSError, ValueError):  # no such file, or "max": no limit

@@ -21,7 +21,7 @@ _BITS = 127
 
 
 def bits_of(value: bytes) -> int:
-    """Return the bits that a filter value sets in a Bloom filter of 128 bits."""
+    """Return the bits that a filter value sets in a 128-bit Bloom filter."""
     if not value:
         return UNFILTERED
     number = zlib.crc32(value)

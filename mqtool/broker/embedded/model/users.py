@@ -38,7 +38,7 @@ class Permissions:
 class TopicPermissions:
     """The permissions of a user for a topic exchange: regular expressions for routing keys.
 
-    `{username}` and `{vhost}` in an expression are replaced by the names.
+    `{username}` and `{vhost}` in an expression stand for the names of the user and the virtual host.
     """
 
     write: str = ".*"

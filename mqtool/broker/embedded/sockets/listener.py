@@ -237,7 +237,7 @@ def _reason(error: ssl.SSLError) -> str:
 
 
 def stranger_limit() -> int:
-    """Return how many connections an address may have before login: RLIMIT_NOFILE / 4, but from 64 to 1000."""
+    """Return how many connections an address may have before login: RLIMIT_NOFILE / 4, at least 64, at most 1000."""
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return min(max(descriptors // 4, 64), 1000)
 

@@ -115,7 +115,7 @@ def _is_torn(data: bytes, read: int, commit: int) -> bool:
 
 
 def _commits(data: bytes) -> Iterator[int]:
-    """Yield the number of each page in a log that ends a transaction, counted from 1."""
+    """Yield the numbers of those pages of a log that end a transaction, counted from 1."""
     _, _, page_size, _, *salts, _, _ = _HEADER.unpack_from(data)
     size = _FRAME.size + page_size
     for number, start in enumerate(range(_HEADER.size, len(data) - size + 1, size), 1):

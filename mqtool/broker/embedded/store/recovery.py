@@ -200,6 +200,6 @@ def _limits(stored: Any) -> dict[str, int]:
 
 
 def _described(kind: str, value: Table | None) -> str:
-    """Describe a definition for a message: its kind, and its name if that could be read."""
+    """Describe a definition in words: its kind, and its name if that could be read."""
     name = None if value is None else value.get("name")
     return f"a {kind.replace('_', ' ')}" if name is None else f"{kind.replace('_', ' ')} {name!a}"

@@ -83,7 +83,7 @@ class StreamConnection(Session):
         return position
 
     def _largest(self, key: int) -> int:
-        """Return the maximum size in bytes of a frame with this key, in the connection's present state."""
+        """Return the maximum size in bytes of a frame with this key, in the connection's current state."""
         if self.state != "open":
             return _LARGEST_BEFORE_LOGIN
         return self.broker.profile.largest_publish if key == Key.PUBLISH else FRAME_MAX
@@ -96,7 +96,7 @@ class StreamConnection(Session):
             self._wrong(Code.INTERNAL_ERROR, "internal error")
 
     def receive(self, key: int, version: int, body: bytes) -> None:
-        """Handle a frame; raise MalformedFrame if it is malformed, unknown, or not expected now."""
+        """Handle a frame; raise MalformedFrame if it is malformed, of an unknown kind, or not expected now."""
         if key == Key.HEARTBEAT:
             return
         if self.state == "open":

@@ -78,7 +78,7 @@ class Code(IntEnum):
 
 
 class MalformedFrame(ValueError):
-    """A frame is too short or too long for its fields, unknown, or not expected now."""
+    """A frame is too short or too long for its fields, of an unknown kind, or not expected at this point."""
 
 
 class Fields:

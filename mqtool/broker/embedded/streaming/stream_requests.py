@@ -59,7 +59,7 @@ def _queue_arguments(arguments: Mapping[str, str]) -> Table:
 
 
 def _add_stream(vhost: VirtualHost, name: str, arguments: Table) -> None:
-    """Create a stream. Raises Refused if the queue exists, an argument is not valid, or it cannot be stored."""
+    """Create a stream. Raises Refused if the queue exists, an argument is not valid, or the stream cannot be stored."""
     queue, declared = vhost.queues.get(name), QueueDeclaration(name, arguments)
     try:
         if queue is not None:

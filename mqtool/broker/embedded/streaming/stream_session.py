@@ -1,4 +1,4 @@
-"""The base class of a stream connection, with what publishers, subscriptions and requests need; and the handshake."""
+"""Session, the base of a stream connection, which publishers, subscriptions and requests use; and the handshake."""
 
 from abc import abstractmethod
 from typing import Any

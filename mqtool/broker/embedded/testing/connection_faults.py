@@ -1,4 +1,4 @@
-"""Faults that affect connections: cut, refuse, hang, delay or close them, block publishers, restart the broker."""
+"""Faults that affect connections: cut, refuse, freeze, delay or close them, block publishers, restart the broker."""
 
 import asyncio
 import fnmatch

@@ -143,7 +143,7 @@ class Questions(ABC):
         return result
 
     async def until(self, condition: Callable[[], T], timeout: float = TIMEOUT) -> T:
-        """Do the same as wait_for(), without blocking the event loop.
+        """Wait like wait_for(), but without blocking the event loop.
 
         Raises:
             AssertionError: the timeout expired; the error says what happened instead.

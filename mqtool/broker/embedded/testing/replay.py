@@ -50,7 +50,7 @@ def replay(
         path: the recording.
         speed: the speed as a multiple of the recorded speed; "max" publishes without pauses.
         where: a condition as for `--where`; only matching messages are published.
-        patience: how many seconds to wait until a message can be routed, since the program may still be starting.
+        patience: how many seconds to wait until a message can be routed: the tested program may still be starting.
 
     Returns:
         The number of messages.

@@ -196,7 +196,7 @@ def tx_commit(channel: Channel, method: Tx.Commit) -> None:  # noqa: ARG001
 
 
 def _deleted_queue(publish: UncommittedPublish) -> Queue | None:
-    """Return the first queue of an uncommitted publish that has been deleted meanwhile, if any."""
+    """Return the first queue, if any, that was deleted after this publish was routed to it."""
     queues = () if publish.routing is None else publish.routing.queues
     return next((queue for queue in queues if queue.deleted), None)
 

@@ -54,7 +54,7 @@ class Content:
             data: bytes from the client; `data[start:end]` is the payload of the basic.publish.
             start, end: see `data`.
             number: the channel number.
-            longest: the largest payload of a frame.
+            longest: the maximum payload size of a frame.
 
         Returns:
             The message and the offset after its last frame; None if the publish must be handled frame by frame.
