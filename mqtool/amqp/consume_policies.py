@@ -137,7 +137,7 @@ class Streaming(Policy):
 
 
 class Cautious(Streaming):
-    """Takes one delivery at a time until one was requeued fewer than _OFTEN times; then works like Streaming."""
+    """Takes deliveries one at a time until one has been requeued fewer than _OFTEN times; then works like Streaming."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -249,7 +249,7 @@ class WaitQueue(NamedTuple):
     """A wait queue for a delay or a retry.
 
     Attributes:
-        exchange, routing_key: used to publish due messages; the routing key None keeps each message's own.
+        exchange, routing_key: used to publish due messages; a routing key of None keeps each message's own.
         seconds: the delay.
         is_retry: True if the messages failed and wait for their next attempt.
     """

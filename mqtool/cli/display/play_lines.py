@@ -32,7 +32,7 @@ def chart(values: Sequence[float], width: int, height: int) -> list[str]:
 
 
 def figures(measured: Chart) -> tuple[str, str]:
-    """The latest and the largest value as text, with the unit."""
+    """The latest and largest values as text, with the unit."""
     return _said(measured.values[-1:], measured.unit), _said(measured.values, measured.unit)
 
 

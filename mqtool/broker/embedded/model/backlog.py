@@ -50,8 +50,7 @@ class Backlog:
     """A first-in, first-out backlog. Requeued messages return to their original position.
 
     Only the row of a paged-out message is in memory. Once the message is at the head, it is read back together with
-    those behind it.
-    Requeued messages are kept in a heap, so requeueing is as fast in a long queue as in a short one.
+    those behind it. Requeued messages are kept in a heap, so requeueing is as fast in a long queue as in a short one.
 
     Attributes:
         body_bytes: the total size of the message bodies.

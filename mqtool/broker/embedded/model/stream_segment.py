@@ -289,7 +289,7 @@ class Segment:
         return None if header is None else header.timestamp
 
     def position_of(self, offset: int) -> int:
-        """Return the position of the chunk that contains an offset, or of the next one; `size` if there is neither."""
+        """Return the position of the chunk that contains an offset, or of the next chunk; `size` if there is none."""
         if offset <= self.base:
             return 0
         self.build_index()
