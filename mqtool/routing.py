@@ -231,7 +231,7 @@ def header_matches(headers: Mapping[str, Value], name: str, wanted: Value, *, st
     items of lists and tables must also have the same AMQP type and order.
 
     Args:
-        strict_numbers: an integer, a float and a timestamp are never equal to each other, as since RabbitMQ 4.0.
+        strict_numbers: integers, floats and timestamps are never equal to each other, as in RabbitMQ 4.0 and later.
     """
     if name not in headers:
         return False

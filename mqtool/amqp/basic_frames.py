@@ -1,4 +1,4 @@
-"""Fast codecs for the frames of messages: basic.publish, basic.deliver and basic.ack. AMQP 0-9-1, section 4.2.
+"""Fast codecs for message frames: basic.publish, basic.deliver and basic.ack. AMQP 0-9-1, section 4.2.
 
 pika needs some forty Python calls to encode a message and sixty to decode one. Most messages of a channel share their
 exchange, routing key, properties and sizes, so this module caches the repeating parts and needs one join or one unpack
@@ -236,8 +236,8 @@ class ConsumerFrames:
     def take_from(self, data: bytes, position: int) -> int:
         """Decode consecutive deliveries from a position on, pass them to `take`, and return the position after them.
 
-        Stops at a frame that is not for this consumer, has not arrived completely, or belongs to a message with a body
-        of several frames.
+        Stops at a frame that is not for this consumer, has not arrived completely, or belongs to a message whose
+        body spans several frames.
         """
         batch: list[Delivery] = []
         channel, start, queue, epoch = self.channel, self.start, self._queue, self._epoch
@@ -366,7 +366,7 @@ def _start(consumer_tag: bytes) -> bytes:
     return _BASIC_DELIVER + bytes((len(consumer_tag),)) + consumer_tag
 
 
-#: The fields of methods with names or texts from other clients, which may not be UTF-8. "s" is a short string.
+#: The fields of methods that contain strings from other clients, which may not be UTF-8. "s" is a short string.
 _METHODS: dict[bytes, tuple[Callable[..., Any], str]] = {
     Struct(">I").pack(method.INDEX): (method, fields)
     for method, fields in (
@@ -380,7 +380,7 @@ _METHODS: dict[bytes, tuple[Callable[..., Any], str]] = {
 
 
 def decode_frame(data: bytes) -> "frame.Method[Any] | frame.Header | None":
-    """Decode a frame that has message properties or names in it; return None for others, which pika decodes."""
+    """Decode a content header, or a method with strings from other clients; return None for frames left to pika."""
     kind, channel, _ = _FRAME.unpack_from(data)
     if kind == spec.FRAME_HEADER:
         (size,) = struct.unpack_from(">Q", data, 11)

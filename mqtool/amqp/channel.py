@@ -309,6 +309,6 @@ def _settled(deliveries: Sequence[Delivery], consumers: Sequence["Consumer"]) ->
 
 
 def _limits_deliveries(queue: Queue, broker: str) -> bool:
-    """True if a queue drops or dead-letters messages that were delivered too often."""
+    """True if a queue drops or dead-letters messages that were delivered too many times."""
     is_quorum = queue.arguments.get("x-queue-type") == "quorum"
     return is_quorum and ("x-delivery-limit" in queue.arguments or re.match(r"RabbitMQ (?!3\.)", broker) is not None)

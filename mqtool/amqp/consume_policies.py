@@ -1,7 +1,7 @@
 """Policies for when to acknowledge.
 
     Streaming       up to `prefetch` deliveries at a time; acknowledgements are grouped
-    Cautious        one by one at first, where the broker drops messages that were redelivered too often
+    Cautious        one by one at first, where the broker drops messages that were redelivered too many times
     ExactCount      exactly N deliveries: the broker never sends more
     CallerSettles   the caller acknowledges, from any thread and in any order
 
@@ -96,7 +96,7 @@ def policy_for(receiving: Receiving, *, limits_deliveries: bool, is_stream: bool
     """Choose a policy.
 
     Args:
-        limits_deliveries: True if the queue drops messages that were delivered too often.
+        limits_deliveries: True if the queue drops messages that were delivered too many times.
         is_stream: True for a stream, whose messages stay, so that prefetching more than the count does no harm.
     """
     if not receiving.acknowledge:

@@ -30,7 +30,7 @@ class Consumer(ChannelListener):
     """Receives the deliveries of one queue. Its policy decides how many at a time, and when to acknowledge them.
 
     Args:
-        position: where to start in a stream; None for other queues.
+        position: where to start in a stream; None if the queue is not a stream.
         on_end: called when deliveries() ends.
     """
 

@@ -94,8 +94,8 @@ class Requests:
     """Makes requests on one channel, one at a time, for threads other than the I/O thread.
 
     Attributes:
-        pika: the current pika channel, which is replaced after a loss; None while there is none.
-        epoch: the number of times the channel was opened. Delivery tags of an earlier epoch are no longer valid.
+        pika: the current pika channel; None while there is none. Reopening replaces it.
+        epoch: the number of times the channel was opened. Delivery tags from an earlier epoch are no longer valid.
 
     Args:
         hopeless: returns the reason if the command must stop without waiting for the broker; otherwise None.
@@ -125,7 +125,7 @@ class Requests:
         self._asked: PikaChannel | None = None
 
     def open(self) -> None:
-        """Open a channel on the present connection.
+        """Open a channel on the current connection.
 
         Raises:
             pika.exceptions.AMQPError: the connection is lost.
@@ -136,7 +136,7 @@ class Requests:
             opened.result()
 
     def leave(self) -> PikaChannel | None:
-        """Stop using the present pika channel; return it."""
+        """Stop using the current pika channel; return it."""
         left, self.pika = self.pika, None
         return left
 

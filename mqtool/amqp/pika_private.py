@@ -57,7 +57,7 @@ def is_as_expected() -> bool:
 
 
 class FastConnection(SelectConnection):
-    """A connection that reads and writes the frames of messages itself, with mqtool's codec.
+    """A connection that reads and writes message frames itself, with mqtool's codec.
 
     Attributes:
         reader: splits received bytes into frames, and decodes deliveries and confirms.

@@ -228,7 +228,7 @@ class AcknowledgedTags:
         self._early: set[int] = set()
 
     def acknowledge(self, tags: Sequence[int]) -> Iterator[tuple[int, bool]]:
-        """Acknowledge delivery tags; yield the tags to send. `multiple` is True if a tag includes all earlier ones."""
+        """Record acknowledged tags; yield each tag to send, and whether it includes all earlier ones (`multiple`)."""
         self._early.update(tags)
         while self._through + 1 in self._early:
             self._through += 1

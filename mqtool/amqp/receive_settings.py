@@ -126,7 +126,7 @@ class Receiving(NamedTuple):
             silent: seconds since the last delivery.
 
         Raises:
-            TimedOut: the timeout has passed, or the idle timeout before `count` deliveries.
+            TimedOut: the timeout has passed, or the idle timeout has and `count` was not reached.
         """
         if self.timeout is not None and lasted >= self.timeout:
             raise TimedOut(f"timed out after {self.timeout:g} s, with {taken:,} received")

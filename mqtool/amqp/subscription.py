@@ -48,7 +48,7 @@ class Subscription:
 
     Args:
         take: called with batches of deliveries, on the I/O thread.
-        position: where to start in a stream; None for other queues.
+        position: where to start in a stream; None if the queue is not a stream.
     """
 
     def __init__(

@@ -130,7 +130,7 @@ class Unconfirmed:
 
         Args:
             sequence: the number of the first message, for its receipt.
-            waits: write the messages with the next call of drain(), not before.
+            waits: leave the messages to a later call of drain().
 
         Raises:
             UsageError, BadData: a message cannot be encoded. None was sent.

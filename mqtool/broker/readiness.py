@@ -52,7 +52,7 @@ def wait_until_up(starter: Starter, started: Started) -> Started:
     """Wait until a broker accepts connections, and return it with its current process ids.
 
     Nodes of a cluster that start at the same time may fail to start (RabbitMQ 3.10: incompatible_feature_flags; 4.0:
-    Mnesia in a wrong directory). Such nodes are started again.
+    Mnesia in the wrong directory). Such nodes are started again.
     """
     revivals = _REVIVALS if started.nodes > 1 else 0
 

@@ -100,7 +100,7 @@ class _Root(Group):
         return list(COMMANDS)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Find the subcommand, also by an alias such as `publish`."""
+        """Find the subcommand by its name or an alias such as `publish`."""
         return super().resolve_command(ctx, usage.without_aliases(args))
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:

@@ -96,7 +96,7 @@ def help_options() -> list[click.Parameter]:
 
 @contextmanager
 def naming_command(ctx: Context) -> Iterator[None]:
-    """Within the block, add `ctx` to errors that click raises without one, as when an option's value is missing."""
+    """Within the block, add `ctx` to errors that click raises without one, for example if an option lacks its value."""
     try:
         yield
     except click.BadOptionUsage as error:

@@ -32,7 +32,7 @@ class Symbol(str):
 
 
 class Dropped:
-    """Stands for a value that AMQP 0-9-1 cannot have: a list, map, array, decimal or character."""
+    """Stands for a value that AMQP 0-9-1 cannot represent: a list, map, array, decimal or character."""
 
 
 AnyValue: TypeAlias = "Value | uuid.UUID | Dropped"

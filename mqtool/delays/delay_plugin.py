@@ -86,7 +86,7 @@ def _is_known(connection: Owner, exchange: Exchange) -> bool:
 
 
 def can_delay(channel: Channel, exchange: Exchange) -> bool:
-    """Like has_plugin(), but return False if the exchange exists with another type."""
+    """Like has_plugin(), but return False if the exchange exists with a different type."""
     try:
         return has_plugin(channel, exchange)
     except DeclaredDifferently:

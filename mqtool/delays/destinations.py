@@ -43,7 +43,7 @@ class Destination:
         """Return a message's destination: its exchange or, for the default exchange, the queue of its routing key.
 
         Raises:
-            BadData: the destination is a queue, and the header CC or BCC names more queues.
+            BadData: the destination is a queue, and the message has a CC or BCC header.
         """
         ours = self.to.name if isinstance(self.to, Exchange) else ""
         exchange = ours if message.exchange is None else message.exchange
@@ -94,7 +94,7 @@ def _is_classic(channel: Channel, queue: Queue) -> bool:
 
 
 class Place(NamedTuple):
-    """Where to publish a message, and with which properties. The routing key None keeps the message's own."""
+    """Where to publish a message, and with which properties. A routing key of None keeps the message's own."""
 
     exchange: str
     routing_key: str | None

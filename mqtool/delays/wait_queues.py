@@ -115,7 +115,7 @@ _LEASE = 60.0
 
 
 class Wait(NamedTuple):
-    """A wait in a queue whose name ends with `suffix`. The queue lasts at least `unused` milliseconds without use."""
+    """A wait in a queue whose name ends with `suffix`. If unused, the queue is kept for at least `unused` ms."""
 
     suffix: str
     milliseconds: int

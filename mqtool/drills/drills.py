@@ -187,7 +187,7 @@ def poison(scene: Scene, count: int = WORKER_MESSAGES) -> Verdict:
 
 
 def duplicate(scene: Scene, count: int = WORKER_MESSAGES) -> Verdict:
-    """Publish every tenth message twice, as after a lost confirm; the worker handles each message once."""
+    """Publish every tenth message twice, as if its confirm had been lost; the worker handles each message once."""
     scene.say(
         f"Every tenth of {count} messages is published twice, as by a sender that never got its confirm. Watch the "
         "worker with --deduplicate recognise each copy by its message ID, and not run its program again."

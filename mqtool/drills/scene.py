@@ -82,7 +82,7 @@ class Scene:
     Args:
         url: use this broker instead of starting one.
         cluster: start three nodes.
-        image: the RabbitMQ image to build on, with Docker.
+        image: the RabbitMQ image to build on; implies Docker.
     """
 
     def __init__(

@@ -210,7 +210,7 @@ def parse_file(text: str, where: str, vhost: str) -> tuple[Contents, list[str]]:
 
 
 def compare(broker: Contents, file: Contents) -> list[Change]:
-    """List the differences, in an order in which they can be imported. Objects that the file lacks come last."""
+    """List the differences in an order in which they can be applied. Objects that the file lacks come last."""
     found: list[Change] = []
     extra: list[Change] = []
     for kind, singular in KINDS.items():

@@ -220,7 +220,7 @@ _LATE = 10.0
 
 
 def alarms(api: Management) -> str:
-    """Describe the memory and disk alarms of the broker's nodes; "" without alarms, or if the user may not see them."""
+    """Describe the memory and disk alarms of the broker's nodes; "" if there are none, or the user may not see them."""
     try:
         told = list(api.items("nodes", ("name", "mem_alarm", "disk_free_alarm")))
     except AccessRefused:

@@ -62,12 +62,12 @@ def worst_first(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def _kind(finding: Finding) -> tuple[str, str, str]:
-    """Return a sort key that is equal for findings that report the same problem of different objects."""
+    """Return a sort key that is equal for findings that report the same problem in different objects."""
     return finding.check, finding.vhost or "", finding.hint
 
 
 def grouped(findings: Sequence[Finding]) -> Iterator[Sequence[Finding]]:
-    """Group sorted findings that report the same problem of different objects."""
+    """Group sorted findings that report the same problem in different objects."""
     for _, same in groupby(findings, key=_kind):
         yield list(same)
 

@@ -1,6 +1,6 @@
 """`route`: explain where a message would go, by the broker's rules, without publishing it.
 
-    exchange ── bindings ──> queues                         each queue once, by any number of paths
+    exchange ── bindings ──> queues                         each queue once, however many paths lead to it
         │   └── bindings ──> exchanges ── and so on         each exchange once, so that cycles end
         └── nothing matched ──> alternate exchange
 

@@ -1,6 +1,6 @@
 """`doctor --upgrade`: find objects that a newer RabbitMQ refuses or treats differently.
 
-From RabbitMQ's release notes of 3.12, 4.0 and 4.3: https://www.rabbitmq.com/release-information
+Based on the release notes for RabbitMQ 3.12, 4.0 and 4.3: https://www.rabbitmq.com/release-information
 """
 
 from collections.abc import Callable, Iterable, Iterator

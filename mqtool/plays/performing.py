@@ -88,7 +88,7 @@ def embedded_broker(directory: Path, guard: Guard, stream_port: int | None = Non
 
 @contextmanager
 def _cleared(play: Play, url: str) -> Iterator[tuple[str, str]]:
-    """Delete the play's queues and exchanges before and after the block. Yields the URL, and no management URL ("")."""
+    """Delete the play's queues and exchanges before and after the block. Yields the URL, and "" as management URL."""
     _remove(play, url)
     try:
         yield url, ""

@@ -43,7 +43,7 @@ _SCRIPTS = (
 
 
 class _Alphabet(NamedTuple):
-    """A range of character codes. A character is replaced by another one in its range."""
+    """A range of character codes. Each character is replaced with another from the same range."""
 
     first: int
     size: int

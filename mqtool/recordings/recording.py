@@ -226,9 +226,9 @@ class Reconciliation:
     Attributes:
         sent: the number of messages sent.
         got: the number of messages received, including duplicates.
-        missing: messages that were sent and did not arrive.
+        missing: messages that were sent but did not arrive.
         doubled: messages that arrived more than once.
-        unexpected: messages that arrived and were not sent.
+        unexpected: messages that arrived but were not sent.
         reordered: messages that arrived after a message that was sent later.
     """
 

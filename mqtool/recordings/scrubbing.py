@@ -138,7 +138,7 @@ class Scrubber:
         return self._walked(text, "body")
 
     def _decimal(self, text: str) -> str:
-        """Replace a decimal with one of as many digits. If the digits fit into AMQP's 31 bits, so do the new ones."""
+        """Replace the digits of a decimal. If the old ones fit into AMQP's 31 bits, so do the new ones."""
         found = self._pseudonyms.number(text)
         while _digits(found) > _INT32 >= _digits(text):
             found = self._pseudonyms.number(found)

@@ -82,7 +82,7 @@ class Gauge:
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """Take readings only within the block, so that charts omit the time in which the user reads an explanation."""
+        """Take readings only within the block, so that charts omit the time that the user spends reading."""
         self._measuring.set()
         try:
             yield

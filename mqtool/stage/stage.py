@@ -67,7 +67,7 @@ class Stage:
         return self.place.directory / name
 
     def expect(self, what: str, got: object, expected: object) -> None:
-        """Check that two values are equal; raise CheckFailed if not. `what` is a sentence that is true if they are."""
+        """Check that two values are equal; raise CheckFailed if not. `what` states the expectation as a fact."""
         if got != expected:
             raise CheckFailed(f"check failed: {what}\n  expected: {_shown(expected)}\n  got:      {_shown(got)}")
         self.checks += 1
@@ -86,7 +86,7 @@ class Play:
     Attributes:
         story: what the tutorial shows, in a sentence.
         play: runs the commands and checks the results.
-        queues, exchanges: names that its commands declare, without prefix; `queues` includes streams.
+        queues, exchanges: the names that its commands declare, without the prefix; `queues` includes streams.
         has_streams: True if the play needs a broker with a stream port.
     """
 

@@ -253,7 +253,7 @@ def parse_chunk(frame: bytes) -> Chunk:
 
 
 class Skipped(NamedTuple):
-    """The number of messages of a chunk that cannot be read, and the reason, as a clause for a warning."""
+    """How many messages in a chunk cannot be read, and why, as a clause for a warning."""
 
     messages: int
     reason: str

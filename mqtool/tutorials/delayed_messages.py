@@ -3,10 +3,10 @@
     plugin      send ─> (delay_exchange) ··5 s··> [delay_queue] ─> receive
     no plugin   send ─> [delay_queue.wait] ··5 s··> [delay_queue] ─> receive
 
-The exchange has the type x-delayed-message, which a plugin of RabbitMQ adds. It holds each message for
-as many milliseconds as the message's header x-delay says, then routes it by the exchange type in x-delayed-type.
-Messages arrive in the order of their due times. Up to RabbitMQ 3.12, receivers see x-delay as it was sent; from 3.13
-on, and after dead-lettering, it is negative. So a receiver cannot tell from x-delay whether the delay is over.
+The exchange has the type x-delayed-message, which a RabbitMQ plugin adds. It holds each message for the number of
+milliseconds in the header x-delay, then routes it as an exchange of the type in the argument x-delayed-type would.
+Messages arrive in the order in which they become due. Up to RabbitMQ 3.12, receivers see x-delay as it was sent; from
+3.13 on, and after dead-lettering, it is negative. So a receiver cannot tell from x-delay whether the delay is over.
 
 Without the plugin, dead-lettering does the same: a message expires in a queue that nobody consumes from, and the broker
 dead-letters it. `mqtool send-delayed` chooses one of the two; mqtool/delays/ does so for any exchange and queue.

@@ -35,13 +35,12 @@ class Hello(NamedTuple):
 
 
 class Tracking(NamedTuple):
-    """Stream tutorial 2: names, message bodies (`marker` is the last one), and lines in the order of printing.
+    """Stream tutorial 2: names, message bodies (`marker` is the last), and lines in the order they are printed.
 
     Attributes:
         body, marker: may contain {number}.
         done: the last line; contains {first} and {last}, the first and the last offset.
-        stores_bodies: as for Hello.
-        stores_bodies: as for Hello.
+        stores_bodies: see Hello.
     """
 
     stream: Stream

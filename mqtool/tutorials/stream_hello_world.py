@@ -4,7 +4,7 @@
                      └ messages stay, numbered by their offset
 
 A queue removes a message once it is acknowledged. A stream keeps it until the stream is longer than its settings allow,
-so each reader chooses where to start: at the first message left, at the next one to arrive, or in between. Both
+so each reader chooses where to start: at the first message that is left, at the next to arrive, or in between. Both
 sides create the stream, so either may start first. RabbitMQ has a separate protocol for streams, on port 5552.
 
 https://www.rabbitmq.com/tutorials/tutorial-one-python-stream

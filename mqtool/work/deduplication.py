@@ -4,12 +4,12 @@
     message id ──< being handled ──> wait for the other worker
                    handled ─────────> acknowledge, with a notice
 
-A message counts as handled once its program has succeeded, or once it was dead-lettered. A dead letter that is moved
-back to its queue is handled again.
+A message counts as handled once its program has succeeded, or once it has been dead-lettered. A dead letter that is
+moved back to its queue is handled again.
 
-The store is a SQLite file that the workers of one machine can share. It survives kill -9. If a worker is killed after
-its program succeeded but before that is stored, the program runs again for the message. Only a program that writes its
-result and the message id in one transaction can prevent that.
+The store is a SQLite file that the workers of one machine can share. It survives kill -9. If a worker is killed
+after its program has succeeded but before the store is updated, the program runs again for the same message. Only a
+program that writes its result and the message id in one transaction can prevent that.
 """
 
 import contextlib

@@ -137,7 +137,7 @@ def _inherited(*, pass_url: bool) -> dict[bytes, bytes]:
 
 
 def environment_of(delivery: Delivery) -> dict[str, str]:
-    """Return the variables for a message: MQ_ROUTING_KEY, MQ_HEADER_… and so on. Values other than text are JSON."""
+    """Return the variables for a message: MQ_ROUTING_KEY, MQ_HEADER_… and so on. Non-text values are in JSON."""
     origin = origin_of(delivery)
     environment = {
         "MQ_ROUTING_KEY": _as_text(origin.routing_key),

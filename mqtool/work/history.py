@@ -20,7 +20,7 @@ LAST_ERROR = "mqtool-last-error"
 REASON = "mqtool-reason"
 #: Time of the first failure.
 FIRST_FAILURE = "mqtool-first-failure"
-#: How often the message was moved back from a dead-letter queue.
+#: How many times the message was moved back from a dead-letter queue.
 RETURNS = "mqtool-redrives"
 #: The queue that the message was consumed from when it failed; its original exchange and routing key.
 QUEUE, EXCHANGE, ROUTING_KEY = "mqtool-queue", "mqtool-exchange", "mqtool-routing-key"
@@ -89,7 +89,7 @@ class Death:
     """Why and where a message was dead-lettered.
 
     Attributes:
-        reason: EXHAUSTED, REJECTED or a reason of RabbitMQ: rejected, expired, maxlen, delivery_limit.
+        reason: EXHAUSTED, REJECTED or one of RabbitMQ's reasons: rejected, expired, maxlen, delivery_limit.
         queue: the queue from which the message was dead-lettered; None if unknown.
         attempts: number of failed attempts; 0 if unknown.
         first: time of the first failure or dead-lettering.

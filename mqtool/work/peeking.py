@@ -4,12 +4,12 @@ How a queue requeues depends on its type, as measured on RabbitMQ 3.10:
 
     classic  always returns each message to its position.
     quorum   appends requeued messages to a list of returned messages, which it delivers before all others.
-             A channel's messages are requeued in order when it closes, unless basic.cancel comes before. So peeking
+             A channel's messages are requeued in order when it closes, unless basic.cancel comes first. So peeking
              reads the whole list of returned messages if it has read part of it, and requeues batch by batch, in order.
     stream   keeps messages after they are consumed, so nothing is requeued.
 
 A queue that is deleted with its last consumer is read with basic.get, which is slower, but safe. A quorum queue counts
-how many times a message was requeued, and drops the message beyond its delivery limit. So if there is a limit, the
+how many times a message was requeued, and drops a message that exceeds its delivery limit. So if there is a limit, the
 message at the head is received alone and checked before any other.
 """
 

@@ -40,7 +40,7 @@ _TRIES = 3
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often, and after which delays, to retry a message.
+    """How many times, and after what delays, to retry a message.
 
     Attributes:
         retries: the number of attempts after the first.

@@ -100,13 +100,13 @@ def answering_errors(function: Function) -> Function:
 def answering_once(
     function: Function, handled: "HandledMessages", cluster: str, notice: Callable[[str], None]
 ) -> Function:
-    """Wrap a function so that a request that arrives again gets the stored reply, without being computed again.
+    """Wrap a function so that a repeated request gets the stored reply, and the function is not called again.
 
     Requests are identified by id, user and reply queue, so a client never gets the stored reply of another client that
     uses the same ids.
 
     Args:
-        cluster: the cluster name and virtual host of the requests' broker (Connection.cluster).
+        cluster: the cluster name and virtual host that the requests come from (Connection.cluster).
     """
     from mqtool.work.deduplication import MessageKey  # this module imports SQLite
 

@@ -97,7 +97,7 @@ class Runner:
     """Starts a runner process and sends it requests. Start all runners before any threads, since this calls fork().
 
     Args:
-        others: the runners that were started before. The new process closes their sockets, which it inherits.
+        others: the runners started earlier. The new process inherits their sockets, and closes them.
         environment: the environment that the programs inherit.
     """
 
@@ -254,7 +254,7 @@ class _Run:
         return poll
 
     def _feed(self) -> None:
-        """Write as much to the program's stdin as fits. Close the pipe when all is written or the program closed it."""
+        """Write as much to the program's stdin as fits. Close it when all is written or the program has closed it."""
         try:
             self._body = self._body[os.write(self._stdin, self._body) :]
         except BlockingIOError:

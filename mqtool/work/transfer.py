@@ -152,7 +152,7 @@ class Transfer:
     """Moves messages out of a queue. Iterating yields each delivery once its message has been confirmed.
 
     Attributes:
-        kept: the number of messages received and not chosen.
+        kept: the number of messages received but not chosen.
 
     Args:
         source: consumes from the queue; must not reconnect, since the held messages would then be delivered again.
@@ -200,7 +200,7 @@ class Transfer:
 
         Raises:
             NotMoved: the broker did not accept a message, and goes_on() returned False. Every message
-                published after it was either confirmed or stays in the queue.
+                published after it was either confirmed or left in the queue.
             MqtoolError: a connection was lost, or the queue was deleted.
         """
         try:
@@ -315,7 +315,7 @@ class Transfer:
             self._refusal = error
 
     def _give_back(self) -> None:
-        """Requeue the held messages in order, a few batches at a time: a quorum queue may reorder larger numbers."""
+        """Requeue the held messages in order, a few batches at a time: a quorum queue may reorder more at once."""
         for start in range(0, len(self._batches) if self._source.is_open else 0, _BATCHES):
             self._consumer.give_back(())
             before, batches = self._source.depth_of(self._queue), self._batches[start : start + _BATCHES]

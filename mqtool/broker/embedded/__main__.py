@@ -89,7 +89,7 @@ class _Memory:
         self._most_held = 0
 
     def _without_messages(self) -> int:
-        """Return the memory of the process in bytes, without that of the messages; 0 if there is no /proc."""
+        """Return the process's memory in bytes, not counting that of the messages; 0 if there is no /proc."""
         if not _STATM.exists():
             return 0
         pages = int(_STATM.read_text().split()[1])

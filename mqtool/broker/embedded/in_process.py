@@ -93,7 +93,7 @@ class EmbeddedBroker(Questions):
 
     @property
     def tls_url(self) -> str | None:
-        """The AMQP URL with TLS; None without `tls`."""
+        """The AMQP URL with TLS; None without TLS."""
         return self.urls.get("amqp/ssl")
 
     @property

@@ -3,7 +3,7 @@
     def test_something(amqp_vhost):
         connection = pika.BlockingConnection(pika.URLParameters(amqp_vhost.url))
 
-The broker is started once per session (per worker of pytest-xdist), in memory, on a free port. It behaves like RabbitMQ
+The broker is started once per session (per pytest-xdist worker), in memory, on a free port. It behaves like RabbitMQ
 3.10; to change that, set `amqp_broker_like = 4.3` in pytest's configuration.
 
     @pytest.mark.amqp_recording("incident.ndjson")

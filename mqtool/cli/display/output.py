@@ -312,7 +312,7 @@ def is_coloured(descriptor: int) -> bool:
 
 
 def styled(text: str, code: str, descriptor: int = 2) -> str:
-    """Add a style (an SGR code of ECMA-48) to text, if the descriptor may have colours."""
+    """Add a style (an SGR code of ECMA-48) to text, if output to the descriptor is coloured."""
     return f"\x1b[{code}m{text}\x1b[0m" if is_coloured(descriptor) else text
 
 

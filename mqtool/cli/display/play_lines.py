@@ -56,7 +56,7 @@ _ENOUGH = (b"\n", b"\r", b" ")
 
 
 class Pace:
-    """Waits between the steps of a play: for Enter, or long enough to read. Raises Exit if the user quits."""
+    """Waits between the steps of a play: for Enter, or long enough to read the text. Raises Exit if the user quits."""
 
     def __init__(self, *, auto: bool, watched: bool | None = None) -> None:
         self._watched = output.is_terminal(1) if watched is None else watched

@@ -171,7 +171,7 @@ def nagios_state(found: Sequence[Finding]) -> int:
 
 
 def nagios(found: Sequence[Finding], where: str) -> Iterator[str]:
-    """Yield a summary with performance data, then a line for each finding, or for all findings of the same problem."""
+    """Yield a summary with performance data, then a line for each finding; many with the same problem share a line."""
     counts = Counter(finding.severity for finding in found)
     summary = f"{counted(len(found), 'problem')} at {where}: {_line(found[0])}" if found else f"no problems at {where}"
     figures = " ".join(f"{severity}={counts[severity]}" for severity in ("critical", "warning"))

@@ -81,7 +81,7 @@ def command_page(command: CommandHelp, columns: int, *, everything: bool = False
     """The help of a command or a group.
 
     Args:
-        columns: the width of lines.
+        columns: the line width.
         everything: show all options, not only the common ones.
     """
     return "\n".join(_command_lines(command, columns, everything=everything)).rstrip()

@@ -35,7 +35,7 @@ class Recording:
             raise UsageError("--loop needs files, as a pipe can be read only once", "save the recording first")
 
     def messages(self, *, to_the_end: bool = False) -> Iterator[Recorded | None]:
-        """Yield the messages; None while a pipe is empty. With `to_the_end`, a signal to stop does not end a file."""
+        """Yield the messages; None while a pipe is empty. With `to_the_end`, a stop does not cut a file short."""
         for _ in range(self._times):
             for descriptor, size in zip(self._descriptors, self._sizes, strict=True):
                 if size is not None and self._times > 1:

@@ -180,7 +180,7 @@ class Input:
         self._given_back.append(message)
 
     def rest(self) -> Iterator[Message]:
-        """Yield unpublished messages: the rest of a file, or the present content of a pipe (which may never end)."""
+        """Yield unpublished messages: the rest of a file, or what is in a pipe now (a pipe may never end)."""
         yield from self._given_back
         for message in self._read:
             if message is None:
@@ -223,7 +223,7 @@ def read_messages(
     """Read the messages that the command line asks to publish.
 
     Args:
-        addressing: exchange and routing key that the user named.
+        addressing: the exchange and the routing key that the user gave.
         default: the body if there are neither message words nor input.
         adapt: applied to each message of the input.
         with_ids: give a message ID to each message that has none.
@@ -361,7 +361,7 @@ class _Making:
             message.delay, message.due = self._delay, self._due
 
     def _key(self, body: bytes) -> str:
-        """Fill the routing key's placeholders from the body; with "unknown" if --key-pattern does not match it."""
+        """Fill in the routing key's placeholders from the body, with "unknown" where --key-pattern finds nothing."""
         assert self._pattern is not None
         match = self._pattern.search(body.decode("utf-8", "replace"))
         groups = match.groupdict() if match else {}

@@ -66,7 +66,7 @@ class Printing:
 
 
 def print_taps(sources: Sequence[Source], printing: Printing) -> None:
-    """Print copies from all brokers at once; with several, each line starts with its broker's name."""
+    """Print copies from all brokers at once; if there are several, each line starts with its broker's name."""
     printing.receiving.printing.redirect()
     writers = [_labelled(printing, source, among=sources) for source in sources]
     with ExitStack() as stack:
@@ -106,7 +106,7 @@ def print_taps(sources: Sequence[Source], printing: Printing) -> None:
 
 
 class _Wanted:
-    """Chooses the deliveries to print: those that match, up to a count over all brokers."""
+    """Chooses the deliveries to print: those that match, up to a total count for all brokers."""
 
     def __init__(self, count: int | None, where: Where | None, stop: Callable[[], None]) -> None:
         self.found = 0

@@ -242,7 +242,7 @@ def put_global_parameter(call: Call, name: str) -> Answer:
 
 
 def save_global_parameter(broker: Broker, name: str, body: Json) -> bool:
-    """Set a global parameter to the `value` of a body. Returns True if it existed."""
+    """Set a global parameter to the `value` in a request body. Returns True if the parameter already existed."""
     existed = name in broker.global_parameters
     broker.set_global_parameter(name, json.dumps(required(body, "value")))
     return existed
@@ -267,7 +267,7 @@ def checked_limits(value: Any, known: Sequence[str], of: str) -> dict[str, int]:
 
 
 def policy_of(kind: str, name: str, body: Json, profile: Profile) -> Policy:
-    """Return the policy that a request body describes; raise 400 with RabbitMQ's text if it is not valid."""
+    """Return the policy that a request body describes; raise 400 with RabbitMQ's error message if it is not valid."""
     pattern, definition = required(body, "pattern"), field_table(required(body, "definition"))
     priority, apply_to = body.get("priority", 0), body.get("apply-to", "all")
     if not isinstance(priority, int | float) or isinstance(priority, bool):

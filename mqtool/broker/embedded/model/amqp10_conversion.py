@@ -149,7 +149,7 @@ def _around_id(before: bytes, after: bytes, size: int, exchange: str, routing_ke
 
 
 def decode(data: bytes) -> Decoded:
-    """Decode an entry of a stream. The bytes of an entry that is not AMQP 1.0 become the message's body.
+    """Decode a stream entry. If it is not AMQP 1.0, all its bytes become the message's body.
 
     A body that is an AMQP 1.0 value or sequence is left encoded, and the message's `type` is set to `amqp-1.0`.
     """
@@ -293,7 +293,10 @@ def _take_properties(fields: dict[str, bytes], headers: Table, values: dict[str,
 
 
 def _take_id(fields: dict[str, bytes], headers: Table, name: str, value: AnyValue) -> None:
-    """Convert a message or correlation id; if too long, to a header. Unless a string, add a header with its type."""
+    """Convert a message or correlation id to a field, and add a header with its type if it is not text.
+
+    An id that is too long becomes a header instead.
+    """
     header = f"x-{name.replace('_', '-')}"
     match value:
         case uuid.UUID():

@@ -43,7 +43,7 @@ class Pages(Protocol):
         """Page out a stored message if memory is short. If True is returned, the backlog must keep only `entry.row`."""
 
     def page_in(self, rows: Sequence[int]) -> list[Entry]:
-        """Read stored messages back, in the order of `rows`. If they are large, return only the first ones."""
+        """Read stored messages back, in the order of `rows`. If they are large, return only the first few."""
 
 
 class Backlog:
@@ -227,8 +227,8 @@ class PriorityQuorumBacklog(PriorityBacklog):
 class TwoLevelBacklog(PriorityBacklog):
     """The backlog of a quorum queue from RabbitMQ 4.0 to 4.2, with two priorities.
 
-    Two messages of priority 5 or more are returned for each older message of lower priority. Requeued messages come
-    first, whatever their priority.
+    Messages of priority 5 or more come first, but every third message is one of lower priority, if that one is older.
+    Requeued messages come before all others.
     """
 
     _kind = QuorumBacklog

@@ -81,9 +81,9 @@ class Broker:
     Args:
         ledger: stores messages and durable definitions.
         clients: the open connections; the server adds and removes them.
-        memory_limit: the bytes of memory for messages and clients above which publishers are blocked; None for
+        memory_limit: block publishers once messages and clients use more bytes of memory than this; None for
             RabbitMQ's default.
-        disk_free_limit: the free bytes on the disk below which publishers are blocked.
+        disk_free_limit: block publishers once fewer bytes than this are free on the disk.
         consumer_timeout: how long a delivery may stay unacknowledged, in seconds.
         profile: the version of RabbitMQ that the broker behaves like.
 
@@ -94,7 +94,7 @@ class Broker:
         listeners: the host and port of each listener, by protocol.
         permissions_version: incremented each time a user is added or changed.
         loopback_users: users who may log in only from this machine.
-        hooks: callbacks of a test; otherwise None.
+        hooks: called while a test records messages or injects faults; None at other times.
     """
 
     def __init__(
@@ -313,7 +313,7 @@ OF_VHOSTS, OF_USERS = ("max-connections", "max-queues"), ("max-connections", "ma
 
 
 def check_connections(broker: Broker, vhost: VirtualHost, user: str) -> None:
-    """Raise ConnectionException 530 if a virtual host or a user may have no more connections."""
+    """Raise ConnectionException 530 if a virtual host or a user has reached its connection limit."""
     limit = limit_of(vhost.limits, "max-connections")
     if limit is not None and sum(each.is_open and each.vhost is vhost for each in broker.clients()) >= limit:
         refused = f"access to vhost '{vhost.name}' refused for user '{user}'"

@@ -252,7 +252,7 @@ class Ledger:
         return True
 
     def page_in(self, rows: Sequence[int]) -> list[Entry]:
-        """Read paged-out messages back, in the order of `rows`. If they are large, return only the first ones."""
+        """Read paged-out messages back, in the order of `rows`. If they are large, return only the first few."""
         entries = self.read(rows)
         self.held_bytes += sum(len(entry.message.body) + _ENTRY_OVERHEAD for entry in entries)
         self._page(-_PAGED_OUT * len(entries))
@@ -272,7 +272,7 @@ class Ledger:
         Args:
             kind: the kind of definition, such as `queue`.
             names: identify the definition among those of its kind; the virtual host first, if it belongs to one.
-            value: the content, as decode_definition() returns it at the next start.
+            value: the content, as decode_definition() will return it when the broker is restarted.
 
         Raises:
             AmqpException: 406, the definition could not be read back; 506, it cannot be written.
@@ -311,11 +311,11 @@ class Ledger:
         """Delete a stored message."""
 
     def read(self, rows: Sequence[int]) -> list[Entry]:  # noqa: ARG002
-        """Read up to BATCH messages, in the order of `rows`. If they are large, return only the first ones."""
+        """Read up to BATCH messages, in the order of `rows`. If they are large, return only the first few."""
         return []
 
     def delivering(self, holder: int) -> None:
-        """Record that the queue with this key delivers a message for the first time since the start."""
+        """Record that the queue with this key is making its first delivery since the broker started."""
 
     def new_key(self) -> int:
         """Return an unused key for a new durable queue or exchange."""

@@ -117,7 +117,7 @@ class Options:
         return self.max_length is not None or self.max_length_bytes is not None
 
     def exceeded(self, messages: int, size: int) -> bool:
-        """Return True if a number of ready messages, or the size of their bodies, exceeds the maximum length."""
+        """Return True if the number of ready messages, or the size of their bodies, exceeds the maximum length."""
         return (self.max_length is not None and messages > self.max_length) or (
             self.max_length_bytes is not None and size > self.max_length_bytes
         )
@@ -163,7 +163,7 @@ def check_expiry(value: int) -> str | None:
 
 
 def _number(wrong: Callable[[int], str | None] = lambda _: None) -> Check:
-    """Return a check for non-negative integers. `wrong` returns an error for an integer that is not valid, or None."""
+    """Return a check for non-negative integers. `wrong` gets the integer, and returns an error or None."""
 
     def check(value: Value, _: Table) -> str | None:
         if not is_integer(value):
@@ -175,7 +175,7 @@ def _number(wrong: Callable[[int], str | None] = lambda _: None) -> Check:
 
 
 def _text(wrong: Callable[[str, Table], str | None]) -> Check:
-    """Return a check for texts. `wrong` gets the text and all arguments, and returns an error or None."""
+    """Return a check for strings. `wrong` gets the string and all arguments, and returns an error or None."""
 
     def check(value: Value, table: Table) -> str | None:
         return wrong(value, table) if isinstance(value, str) else f"{{unacceptable_type,{type_name(value)}}}"

@@ -59,7 +59,7 @@ class Rights:
         self._check_declaration("exchange", name, None if exists else arguments.get("alternate-exchange"))
 
     def _check_declaration(self, kind: str, name: str, leads_to: Value) -> None:
-        """Check `configure`. If `leads_to` names an exchange, also check `read`, and `write` for that exchange."""
+        """Check `configure`; if `leads_to` is an exchange, also `read` for the object and `write` for that exchange."""
         self.check("configure", kind, name)
         if isinstance(leads_to, str):
             self.check("read", kind, name)

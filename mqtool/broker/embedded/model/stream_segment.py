@@ -29,7 +29,7 @@ def bits_of(value: bytes) -> int:
 
 
 def has_one_of(chunk: int, wanted: Iterable[int]) -> bool:
-    """Return True if a chunk may have messages with any of the wanted filter values, given the bits of both."""
+    """Return True if a chunk with these filter bits may contain a filter value whose bits are in `wanted`."""
     return any(chunk & bits == bits for bits in wanted)
 
 

@@ -1,4 +1,4 @@
-"""Listening sockets, with TLS or without, and limits for clients that have not logged in."""
+"""Listening sockets, with or without TLS, and limits for clients that have not logged in."""
 
 import asyncio
 import errno
@@ -315,5 +315,5 @@ class Repetitions(logging.Filter):
 
 
 def caused_by(cause: str, seconds: float = 1.0) -> dict[str, Any]:
-    """Return the `extra` argument that limits a log call to one line in `seconds` for each `cause`."""
+    """Return the `extra` argument that limits a log call to one line every `seconds` seconds for each `cause`."""
     return {"cause": cause, "seconds": seconds}

@@ -208,7 +208,7 @@ def all_entries(db: sqlite3.Connection) -> Iterator[StoredEntry]:
 
 
 def entries_in(db: sqlite3.Connection, rows: Sequence[int]) -> list[StoredEntry]:
-    """Return up to BATCH messages in the order of `rows`; if they are large, only the first ones."""
+    """Return up to BATCH messages in the order of `rows`; if they are large, only the first few."""
     found: list[StoredEntry] = []
     size = 0
     cursor = db.execute(_BY_ROWS, [*rows, *[0] * (BATCH - len(rows))])

@@ -143,7 +143,7 @@ def _named(scene: Scene, pattern: str | None) -> Iterator[Client]:
 
 @dataclass
 class CutConnections(Fault):
-    """Closes sockets without connection.close, with a RST or a FIN."""
+    """Closes sockets without connection.close, with an RST or a FIN."""
 
     lasts: ClassVar[bool] = False
     name: str | None = None

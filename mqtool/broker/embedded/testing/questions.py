@@ -46,7 +46,7 @@ class QueueQuestions:
 
         Args:
             count: wait until there are this many messages.
-            timeout: maximum wait in seconds; then returns the messages found so far.
+            timeout: maximum wait in seconds, after which the messages found so far are returned.
         """
         return self._questions.wait_for_count(lambda broker, vhost: broker.ready(vhost, self.name), count, timeout)
 

@@ -112,7 +112,7 @@ def frame_error(what: str) -> ConnectionException:
 
 
 def malformed(code: int, kind: int, payload: bytes, what: str = "") -> ConnectionException:
-    """Return the error for a frame that is not valid, with RabbitMQ's text, which contains Erlang terms.
+    """Return the error for an invalid frame, with RabbitMQ's error message, which contains Erlang terms.
 
     Args:
         code: the reply code.

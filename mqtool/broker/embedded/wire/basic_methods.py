@@ -228,7 +228,7 @@ def _end_transaction(channel: Channel) -> Transaction:
 
 
 def qos(channel: Channel, method: Basic.Qos) -> None:
-    """Set the prefetch limit for each new consumer, or with `global` for the whole channel, as RabbitMQ does."""
+    """Set the prefetch limit for each new consumer or, with `global`, for the whole channel, as RabbitMQ does."""
     if method.prefetch_size:
         raise ConnectionException(NOT_IMPLEMENTED, f"prefetch_size!=0 ({method.prefetch_size})")
     if method.global_ and channel.vhost.profile.global_prefetch:
