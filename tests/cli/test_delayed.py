@@ -17,6 +17,7 @@ from mqtool.delays.delay_plugin import has_plugin
 from mqtool.tutorials.dialects import DELAY_EXCHANGE
 from tests.brokers import Restartable, TestBroker, on_any_broker, own_broker
 from tests.cli.shell import Shell, wait_until
+from tests.cli.terminal import on_terminal
 from tests.cli.test_exec import depth
 
 WAITING = " [*] Waiting for messages. To exit press CTRL+C\n"
@@ -48,6 +49,21 @@ def test_the_tutorial(shell: Shell, plugin: bool) -> None:
     assert re.fullmatch(r" \[x\] Sent 'Hello later', due at \d\d:\d\d:\d\d", line)
     assert re.fullmatch(r" \[x\] Received, [\d,]+ ms late: Hello later\n", received.stdout)
     assert (received.stderr, received.code, sent.code) == (WAITING, 0, 0)
+
+
+@on_any_broker
+def test_keys_that_do_not_meet_are_said(shell: Shell, broker: TestBroker) -> None:
+    """The receiver says by which key it binds; on a terminal, the sender says if no queue is bound by its key."""
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    receiver = shell.start("mqtool", "receive-delayed", "-e", "reminders", "-c", "1").wait_until_ready()
+    assert (
+        "queue 'delay_queue' is bound to exchange 'reminders' by 'delay_queue'; -r binds another key" in receiver.stderr
+    )
+    send = ("mqtool", "send-delayed", "-e", "reminders", "--delay", "50ms", "x")
+    unbound = " ".join(on_terminal(shell, *send, "-r", "key").stdout.split())
+    assert "no queue is bound to exchange 'reminders' by 'key' now: the broker drops messages" in unbound
+    assert "no queue" not in on_terminal(shell, *send).stdout
+    assert receiver.wait().code == 0
 
 
 def test_either_side_may_start_first(shell: Shell, via: str) -> None:

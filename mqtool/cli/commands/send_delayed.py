@@ -46,7 +46,9 @@ X_DELAY = "x-delay"
 #: The argument of a delayed exchange that names its routing type.
 TYPE_INSIDE = "x-delayed-type"
 KeepDelay = Annotated[bool, Option("--keep-delay", help="Delay copies of delayed messages again", panel="Delay")]
-RoutingKey = Annotated[str | None, Option("--routing-key", "-r", help="Routing key", panel="Topology")]
+RoutingKey = Annotated[
+    str | None, Option("--routing-key", "-r", help="Routing key", show_default="delay_queue", panel="Topology")
+]
 
 
 @app.command("mqtool send-delayed --delay 5s 'Hello World!'", "mqtool send-delayed --json < messages.ndjson")
@@ -65,8 +67,12 @@ def send_delayed(
         delays = delays.changed(delay=DEFAULT_DELAY)
     adapt = None if delays.are_given else partial(_delayed_as_it_says, keep_delay=keep_delay)
     asked, addressing = publishing.changed(delays=delays), Addressing(target.name, routing_key)
-    with publishing_channel(asked, target, addressing, leads_to=queue, adapt=adapt) as (channel, outgoing):
-        known, key = _as_known(channel, target), names.delay_queue.name
+    key = names.delay_queue.name
+    with publishing_channel(asked, target, addressing, leads_to=queue, adapt=adapt, default_key=key) as (
+        channel,
+        outgoing,
+    ):
+        known = _as_known(channel, target)
         outgoing.report(delayed_messages.send(channel, known, key, outgoing.messages, queue), _sent)
 
 
@@ -93,6 +99,8 @@ def receive_delayed(
         if known.type == DELAYED and target.arguments.get("x-queue-type") == "quorum":
             output.warning(LOSES)
         target = checked(target, queue, channel, broker, incoming.access)
+        if exchange is not None and routing_key is None:
+            output.notice(f"queue {target.name!r} is bound to exchange {exchange!r} by {key!r}; -r binds another key")
         settings = incoming.printed(matching.settings())
         deliveries = delayed_messages.receive(channel, known, key, target, settings)
         incoming.print_all(matching.of(channel, deliveries, settings))

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mqtool.amqp import Channel
 from mqtool.amqp.administration import check_utf_8
@@ -62,6 +62,7 @@ def publishing_channel(
     default: bytes = b"Hello World!",
     adapt: Callable[[Message], Message] | None = None,
     source: Input | None = None,
+    default_key: str = "",
 ) -> "Iterator[tuple[Channel, Outgoing]]":
     """Open a channel, and read the messages to publish. Yields the channel and an Outgoing with the messages.
 
@@ -72,6 +73,7 @@ def publishing_channel(
         default: the body if there are neither message words nor input.
         adapt: applied to each message of the input.
         source: the messages, instead of those that the command line names.
+        default_key: the routing key if the user names none.
     """
     options = asked.options
     for name in addressing:
@@ -85,8 +87,12 @@ def publishing_channel(
     with access.channel(mandatory=mandatory, confirm_timeout=options.confirm_timeout) as channel:
         outgoing = Outgoing(options, channel, source, _delayed(source, asked, channel, to, leads_to))
         yield channel, outgoing
-    if outgoing.is_unreceived and isinstance(to, Exchange) and output.is_terminal(2) and not current().quiet:
-        _show_neighbour(access, to)
+    if isinstance(to, Exchange) and output.is_terminal(2) and not current().quiet:
+        if outgoing.is_unreceived:
+            _show_neighbour(access, to)
+        elif is_delayed and leads_to is None and options.key_pattern is None and not options.as_json:
+            key = default_key if addressing.routing_key is None else addressing.routing_key
+            _tell_if_unbound(access, to, key, dict(options.headers or []))
 
 
 @contextmanager
@@ -295,6 +301,20 @@ def _show_neighbour(access: Access, exchange: Exchange) -> None:
         if (near := bound_neighbour(access.management(_HINT_PATIENCE), access.vhost, exchange)) is not None:
             has = counted(near.bindings, "binding")
             output.notice(f"exchange {near.name!r} has {has}; to publish there: --exchange={quoted(near.name)}")
+
+
+def _tell_if_unbound(access: Access, exchange: Exchange, key: str, headers: dict[str, Any]) -> None:
+    """Say so if delayed messages would be dropped if they were due now, as far as the management API knows."""
+    from mqtool.inspection.definitions import read
+    from mqtool.inspection.routes import Router
+
+    with suppress(MqtoolError, KeyError):
+        found = Router(read(access.management(_HINT_PATIENCE), access.vhost)).route(exchange.name, key, headers)
+        if not found.queues and not found.unknown:
+            output.notice(
+                f"no queue is bound to exchange {exchange.name!r} by {key!r} now: the broker drops messages that are "
+                "due before one is"
+            )
 
 
 def _delayed(
