@@ -1,11 +1,11 @@
 """Messages to publish, the broker's confirmations, and deliveries received."""
 
+import copy
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 #: The properties of a message (AMQP 0-9-1, class basic), with underscores.
 PROPERTIES = (
@@ -38,8 +38,32 @@ class Timestamp(int):
 _NO_PROPERTIES: Mapping[str, Any] = {}
 
 
-@dataclass(slots=True)
-class Message:
+class _Record:
+    """What a dataclass would provide. To create two dataclasses takes longer than to send a message."""
+
+    __slots__: tuple[str, ...] = ()
+
+    def changed(self, **values: Any) -> Self:
+        """Return a copy with new values for the attributes named."""
+        changed = copy.copy(self)
+        for name, value in values.items():
+            setattr(changed, name, value)
+        return changed
+
+    def _values(self) -> dict[str, Any]:
+        names = (name for each in type(self).__mro__ for name in getattr(each, "__slots__", ()))
+        return {name: getattr(self, name) for name in names}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Record) and type(other) is type(self) and other._values() == self._values()
+
+    __hash__ = None  # type: ignore[assignment]  # as they can be changed
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self._values().items())})"
+
+
+class Message(_Record):
     """A message to publish.
 
     Attributes:
@@ -52,14 +76,27 @@ class Message:
         received: True if the message was read from the NDJSON of a delivery.
     """
 
-    body: bytes
-    routing_key: str | None = None
-    exchange: str | None = None
-    properties: Mapping[str, Any] = field(default_factory=lambda: _NO_PROPERTIES)
-    message_id: str | None = None
-    delay: float | None = None
-    due: float | None = None
-    received: bool = False
+    __slots__ = ("body", "delay", "due", "exchange", "message_id", "properties", "received", "routing_key")
+
+    def __init__(
+        self,
+        body: bytes,
+        routing_key: str | None = None,
+        exchange: str | None = None,
+        properties: Mapping[str, Any] = _NO_PROPERTIES,
+        message_id: str | None = None,
+        delay: float | None = None,
+        due: float | None = None,
+        received: bool = False,
+    ) -> None:
+        self.body = body
+        self.routing_key = routing_key
+        self.exchange = exchange
+        self.properties = properties
+        self.message_id = message_id
+        self.delay = delay
+        self.due = due
+        self.received = received
 
 
 class InBatches:
@@ -95,8 +132,7 @@ class Receipt(NamedTuple):
     sequence: int = 0
 
 
-@dataclass(slots=True)
-class Delivery:
+class Delivery(_Record):
     """A message as a consumer receives it.
 
     Attributes:
@@ -108,15 +144,32 @@ class Delivery:
         settled: True if this delivery has been acknowledged.
     """
 
-    body: bytes
-    exchange: str
-    routing_key: str
-    queue: str
-    redelivered: bool
-    properties: Mapping[str, Any]
-    delivery_tag: int
-    epoch: int = 0
-    settled: bool = False
+    __slots__ = (
+        *("body", "delivery_tag", "epoch", "exchange", "properties", "queue", "redelivered", "routing_key"),
+        "settled",
+    )
+
+    def __init__(
+        self,
+        body: bytes,
+        exchange: str,
+        routing_key: str,
+        queue: str,
+        redelivered: bool,
+        properties: Mapping[str, Any],
+        delivery_tag: int,
+        epoch: int = 0,
+        settled: bool = False,
+    ) -> None:
+        self.body = body
+        self.exchange = exchange
+        self.routing_key = routing_key
+        self.queue = queue
+        self.redelivered = redelivered
+        self.properties = properties
+        self.delivery_tag = delivery_tag
+        self.epoch = epoch
+        self.settled = settled
 
     @property
     def headers(self) -> Mapping[str, Any]:

@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from pika import exceptions
@@ -47,7 +46,8 @@ class Journal:
         """Copy a binding, with the current name of its queue."""
         if binding.to_exchange or binding.destination not in self._names:
             return binding
-        return replace(binding, destination=self._names[binding.destination])
+        name = self._names[binding.destination]
+        return Binding(binding.source, name, binding.routing_key, binding.arguments)
 
     def differs(self, thing: Exchange | Queue) -> bool:
         """True if a queue or exchange is known to have different settings on the broker, and is used as is."""

@@ -8,8 +8,8 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import MISSING
 from enum import Enum
+from inspect import Parameter
 from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, Union, dataclass_transform, get_args, get_origin
@@ -142,7 +142,7 @@ def _leaf(name: str, annotation: Any, default: Any, panel: str | None) -> click.
         (kind,) = get_args(kind)
     settings = {"panel": panel, **info.settings}
     settings["type"] = _click_type(kind, settings)
-    if default is MISSING or (default is None and not is_optional):
+    if default is Parameter.empty or (default is None and not is_optional):
         settings["required"] = True
     else:
         settings["default"] = default
@@ -176,7 +176,7 @@ def _leaves(
             yield from _leaves(annotation, without, instead)
         elif name not in without and get_origin(annotation) is Annotated:
             panel = None if name in instead else group.PANEL
-            yield _leaf(name, annotation, getattr(group, name, MISSING), panel)
+            yield _leaf(name, annotation, getattr(group, name, Parameter.empty), panel)
 
 
 def _made(group: type[OptionGroup], values: Mapping[str, Any], call: Call) -> OptionGroup:
@@ -218,8 +218,7 @@ class Command(click.Command):
             if _is_group(annotation):
                 parameters += _leaves(annotation, without, instead)
             elif each.name not in without and get_origin(annotation) is Annotated:
-                default = MISSING if each.default is each.empty else each.default
-                parameters.append(_leaf(each.name, annotation, default, None))
+                parameters.append(_leaf(each.name, annotation, each.default, None))
         super().__init__(
             name, params=[*parameters, *help_options()], help=about, epilog="\n".join(examples), add_help_option=False
         )

@@ -2,10 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 
-@dataclass
 class Invocation:
     """State shared within one run of mqtool. `app.run()` creates it; a test can create its own.
 
@@ -20,14 +18,13 @@ class Invocation:
         output_name: what error messages call standard output, such as the file given with `--output`.
     """
 
-    quiet: bool = False
-    verbose: bool = False
-    debug: bool = False
-    no_color: bool = False
-    signal: int | None = None
-    on_stop: list[Callable[[], None]] = field(default_factory=list)
-    is_writing: bool = False
-    output_name: str = "standard output"
+    def __init__(self, *, quiet: bool = False, output_name: str = "standard output") -> None:
+        self.quiet = quiet
+        self.verbose = self.debug = self.no_color = False
+        self.signal: int | None = None
+        self.on_stop: list[Callable[[], None]] = []
+        self.is_writing = False
+        self.output_name = output_name
 
 
 _current = [Invocation()]

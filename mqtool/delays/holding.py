@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
 
 from mqtool.amqp import Channel
 from mqtool.delays import LONGEST, Via
@@ -21,7 +20,6 @@ _IN_FLIGHT = 100
 Way = ThroughPlugin | ThroughQueues
 
 
-@dataclass(slots=True)
 class Held(Message):
     """A delayed message, rewritten so that it waits on the broker.
 
@@ -29,7 +27,8 @@ class Held(Message):
         original: the message as the publisher wrote it, with its due time.
     """
 
-    original: Message = field(default_factory=lambda: Message(b""))
+    __slots__ = ("original",)
+    original: Message
 
 
 class Delaying:
@@ -92,7 +91,7 @@ class Delaying:
         properties = message.properties if place is None else {"delivery_mode": PERSISTENT, **place.properties}
         headers = {**(properties.get("headers") or {}), DUE: due}
         held = Held(message.body, message.routing_key, message.exchange, {**properties, "headers": headers})
-        held.message_id, held.original = message.message_id, replace(message, delay=None, due=due / 1000)
+        held.message_id, held.original = message.message_id, message.changed(delay=None, due=due / 1000)
         if place is not None:
             held.exchange = place.exchange
             held.routing_key = message.routing_key if place.routing_key is None else place.routing_key

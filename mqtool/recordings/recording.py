@@ -41,7 +41,6 @@ class Changes:
             message.properties = {**message.properties, "headers": {**headers, **self.headers}}
 
 
-@dataclass(slots=True)
 class Recorded(Message):
     """A message of a recording.
 
@@ -50,8 +49,12 @@ class Recorded(Message):
         opens: True for the first message of its file.
     """
 
-    moment: float | None = None
-    opens: bool = False
+    __slots__ = ("moment", "opens")
+
+    def __init__(self, body: bytes, *others: Any, moment: float | None = None, opens: bool = False) -> None:
+        super().__init__(body, *others)
+        self.moment = moment
+        self.opens = opens
 
 
 class Moment(NamedTuple):
@@ -148,7 +151,7 @@ def recorded(
             message.properties = {key: value for key, value in message.properties.items() if key != "user_id"}
         yield Recorded(
             message.body, message.routing_key, message.exchange, message.properties, message.message_id,
-            message.delay, message.due, message.received, moment, opens,
+            message.delay, message.due, message.received, moment=moment, opens=opens,
         )  # fmt: skip
         opens = False
 

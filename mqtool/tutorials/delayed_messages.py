@@ -15,7 +15,6 @@ https://github.com/rabbitmq/rabbitmq-delayed-message-exchange
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 
 from mqtool.amqp import STREAMING, Channel, Receiving
 from mqtool.message import Delivery, Message, Receipt
@@ -42,7 +41,7 @@ def with_x_delay(message: Message) -> Message:
     if message.delay is None:
         return message
     headers = {**(message.properties.get("headers") or {}), "x-delay": round(message.delay * 1000)}
-    return replace(message, delay=None, properties={**message.properties, "headers": headers})
+    return message.changed(delay=None, properties={**message.properties, "headers": headers})
 
 
 def send_by_dead_lettering(

@@ -7,7 +7,7 @@ Do not trust these headers: any publisher can set them. Only the newest entry of
 broker, and only if the broker has dead-lettered the message.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from mqtool.message import Delivery
@@ -81,7 +81,7 @@ def without_headers(delivery: Delivery) -> Delivery:
     origin, first = origin_of(delivery), delivery.headers.get(FIRST_FAILURE)
     headers = {ATTEMPTS: failures_of(delivery), EXCHANGE: origin.exchange, ROUTING_KEY: origin.routing_key}
     headers |= {FIRST_FAILURE: first} if isinstance(first, datetime) else {}
-    return replace(delivery, properties={**delivery.properties, "headers": headers})
+    return delivery.changed(properties={**delivery.properties, "headers": headers})
 
 
 @dataclass(frozen=True, slots=True)
