@@ -42,7 +42,7 @@ class Backoff(NamedTuple):
     attempts: int | None = None
 
     def delays(self) -> Iterator[float]:
-        """Yield the seconds to wait before each attempt: a random share, 50 to 100 %, of the exponential delay."""
+        """Yield the seconds to wait before each attempt: a random share, 50 to 100%, of the exponential delay."""
         import random
 
         delay, attempt = self.first, 0

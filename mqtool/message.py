@@ -140,7 +140,8 @@ class Delivery(_Record):
         redelivered: True if the message was delivered before, and not acknowledged.
         properties: AMQP properties by name (see PROPERTIES). A property that is not set is None or missing.
         delivery_tag: the broker's number for this delivery on its channel.
-        epoch: how many times the channel had been opened when this arrived. A delivery tag is valid only in its epoch.
+        epoch: how many times the channel had been opened when this message arrived. A delivery tag is valid only in its
+            epoch.
         settled: True if this delivery has been acknowledged.
     """
 

@@ -90,7 +90,7 @@ def escaped(text: str) -> str:
 
 
 def to_message(line: bytes, where: str) -> Message:
-    """Parse a message's line. Only a body is required. `where` is the line's name in errors, such as "line 3"."""
+    """Parse a line as a message. Only a body is required. `where` is the line's name in errors, such as "line 3"."""
     return message_of(to_object(line, where), where)
 
 

@@ -99,7 +99,7 @@ def number_of(value: Any, literal: Literal) -> float | None:
 
 
 def text_of(value: Any) -> str:
-    """Format a field's value as in mqtool's NDJSON, but strings without quotes."""
+    """Format a field's value as in mqtool's NDJSON, but without quotes around strings."""
     if isinstance(value, str):
         return value
     if isinstance(value, bytes | bytearray):
@@ -180,7 +180,7 @@ class Where:
 
 
 def of_delivery(delivery: Delivery) -> Record:
-    """Convert a delivery to a record, with the present time as its timestamp."""
+    """Convert a delivery to a record, with the current time as its timestamp."""
     return {
         "timestamp": datetime.now(UTC),
         "exchange": delivery.exchange,

@@ -1,4 +1,4 @@
-"""Channel: declare, bind, publish, consume and acknowledge by blocking calls that resume after a reconnection.
+"""Channel: declare, bind, publish, consume and acknowledge with blocking calls that resume after a reconnection.
 
 Exchanges, queues, bindings and consumers are remembered, and set up again when the channel is reopened.
 
@@ -47,7 +47,7 @@ class Channel(ChannelListener):
     Attributes:
         connection: the connection of the channel.
         reopening: opens the channel again after a loss.
-        stopping: True once stop() was called.
+        stopping: True once stop() has been called.
     """
 
     def __init__(self, connection: Owner, *, strict: bool, mandatory: bool, confirm_timeout: float) -> None:
@@ -186,7 +186,7 @@ class Channel(ChannelListener):
     def consume(self, queue: Queue, receiving: Receiving = STREAMING) -> Generator[Delivery]:
         """Start consuming immediately; return a generator of the deliveries.
 
-        A delivery is acknowledged when the caller requests the next one, unless the caller acknowledged it before.
+        A delivery is acknowledged when the caller requests the next one, unless the caller has already acknowledged it.
 
         Raises:
             NotFound: the queue does not exist.
@@ -196,7 +196,7 @@ class Channel(ChannelListener):
 
     def consumer(self, queue: Queue, receiving: Receiving = STREAMING) -> "Consumer":
         """Start consuming, as consume() does; return the Consumer, which can also wait with a timeout."""
-        # Most publishers never consume, and these modules are 2 % of the time to start `mqtool send`.
+        # Most publishers never consume, and these modules take 2% of the time to start `mqtool send`.
         from mqtool.amqp.consume_policies import policy_for
         from mqtool.amqp.consumer import Consumer
         from mqtool.amqp.subscription import StreamPosition

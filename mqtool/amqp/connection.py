@@ -192,7 +192,7 @@ class Connection:
 
     @property
     def hopeless(self) -> str | None:
-        """The reason if the command must stop without waiting for the broker ("the connection is lost"), or None."""
+        """Why the command must stop without waiting for the broker ("the connection is lost"); None if it need not."""
         if not self.stopping:
             return None
         if self._state is State.LOST:

@@ -1,7 +1,7 @@
 """Policies for when to acknowledge.
 
     Streaming       up to `prefetch` deliveries at a time; acknowledgements are grouped
-    Cautious        one by one at first, where the broker drops messages that were redelivered too many times
+    Cautious        one by one at first, for a queue that drops messages after too many redeliveries
     ExactCount      exactly N deliveries: the broker never sends more
     CallerSettles   the caller acknowledges, from any thread and in any order
 
@@ -18,7 +18,7 @@ _MANY, _EARLY = 250, 50
 #: Seconds that an acknowledgement may wait for others, to be sent as one basic.ack.
 _ACK_TOGETHER = 0.05
 #: From RabbitMQ 4.0 on, a quorum queue drops messages that were returned 20 times, even if they were only prefetched.
-#: Messages that were returned this often are taken one by one.
+#: Messages that were returned this many times are taken one by one.
 _OFTEN = 15
 
 

@@ -172,7 +172,7 @@ class Requests:
             return answer.result()
 
     def send(self, epoch: int, method: Callable[[PikaChannel], None]) -> None:
-        """Send a method that has no reply, unless the channel was reopened after `epoch`. Safe from any thread."""
+        """Send a method that has no reply, unless the channel was reopened after `epoch`. Any thread may call it."""
 
         def start() -> None:
             if epoch == self.epoch and self.pika is not None and self.pika.is_open:

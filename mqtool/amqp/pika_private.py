@@ -94,7 +94,7 @@ class FastConnection(SelectConnection):
         super()._send_method(channel_number, _exact(method), content)
 
     def _adapter_emit_data(self, data: bytes) -> None:
-        """Send as much as the socket accepts right away. pika polls first, which takes 14 % more CPU time."""
+        """Send as much as the socket accepts right away. pika polls first, which takes 14% more CPU time."""
         transport: Any = self._transport
         sent = 0
         if self._socket is not None and transport.get_write_buffer_size() == 0:
@@ -145,7 +145,7 @@ class _FrameWriter:
 
 
 class _PublicWriter:
-    """Sends messages and acknowledgements one by one, by pika's public methods."""
+    """Sends messages and acknowledgements one by one, through pika's public methods."""
 
     def __init__(self, pika: PikaChannel) -> None:
         self._pika = pika
@@ -204,7 +204,7 @@ def take_confirms(pika: PikaChannel, on_ack: Callable[..., None]) -> None:
 
 
 def take_deliveries(pika: PikaChannel, frames: ConsumerFrames) -> None:
-    """With a FastConnection, let mqtool decode deliveries to a consumer (else pika). Call it on the I/O thread."""
+    """With a FastConnection, let mqtool, not pika, decode deliveries to a consumer. Call it on the I/O thread."""
     if isinstance(pika.connection, FastConnection):
         pika.connection.reader.add(frames)
 

@@ -98,7 +98,7 @@ class ChannelListener:
     """Receives the events of a channel. Its methods are called on the I/O thread, unless stated otherwise.
 
     Attributes:
-        consumes: True for a consumer. Its queue may be deleted when it ends, and must then be declared again.
+        consumes: True for a consumer. When the consumer ends, its queue may be deleted and need to be declared again.
     """
 
     consumes = False
@@ -123,9 +123,10 @@ class ChannelListener:
 
 
 class ReopeningChannel:
-    """A channel that is reopened after the connection was lost, or after the broker has closed the channel.
+    """A channel that is reopened after the connection is lost, or after the broker closes the channel.
 
-    After a loss, the connection reopens it. After an error, which closes a channel in AMQP, the channel reopens itself.
+    After a loss, the connection reopens its channels. After an error, which in AMQP closes the channel, a channel
+    reopens itself.
 
     Attributes:
         failure: the error that closed the channel for good, if any.
@@ -158,7 +159,7 @@ class ReopeningChannel:
 
     @property
     def is_ready(self) -> bool:
-        """True if the channel is open, and set up as before."""
+        """True if the channel is open and everything on it is set up."""
         return self._is_set_up and self.requests.pika is not None
 
     def listen(self, listener: ChannelListener) -> None:
@@ -250,7 +251,7 @@ class ReopeningChannel:
             raise self.failure
 
     def checked(self, request: Request) -> Any:
-        """Make a request. If the broker refuses it and closes the channel, reopen the channel; raise the reason.
+        """Make a request. If the broker refuses it and closes the channel, reopen the channel and raise the error.
 
         Raises:
             MqtoolError: the broker refuses the request.
@@ -316,7 +317,7 @@ class ReopeningChannel:
     def _open_after_refusal(self) -> None:
         """Open the channel again after the broker has closed it.
 
-        Queues and exchanges are declared again only if there is a consumer: its queue may have been deleted with it.
+        Queues and exchanges are declared again only if there are consumers: queues may be deleted when consumers end.
         """
         if self._opener == threading.get_ident():
             self.requests.open()

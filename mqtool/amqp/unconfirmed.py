@@ -1,7 +1,7 @@
 """The unconfirmed messages of a channel: kept until the broker confirms them, and published again after a reconnection.
 
 Three threads use them: the caller adds messages and collects receipts, the I/O thread writes messages and receives
-confirms, and the thread that reconnects starts again on a new channel. One lock guards all of it.
+confirms, and the thread that reconnects has them published again on a new channel. One lock guards them all.
 https://www.rabbitmq.com/docs/confirms#publisher-confirms
 """
 
@@ -174,7 +174,7 @@ class Unconfirmed:
         return len(self._outstanding) + len(self._later) >= window or self._bytes >= WINDOW_BYTES
 
     def collect(self) -> list[Receipt]:
-        """Return the receipts of messages confirmed or rejected since the last call, in the order of publishing."""
+        """Return the receipts of messages confirmed or rejected since the last call, in publishing order."""
         with self._changed:
             receipts, self._done = self._done + self._take_answered(), []
         return receipts

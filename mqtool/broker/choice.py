@@ -54,6 +54,6 @@ def candidates(kind: Kind, *, cluster: bool = False) -> list[Starter]:
 
 
 def choose_quick(kind: Kind, *, cluster: bool = False) -> Starter:
-    """Return the first of candidates() that has nothing to download or build; the first of all if there is none."""
+    """Return the first of candidates() that has nothing to download or build; if none has, the first one."""
     found = candidates(kind, cluster=cluster)
     return next((starter for starter in found if starter.is_quick), found[0])

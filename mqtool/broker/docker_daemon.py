@@ -103,7 +103,7 @@ def image_tag(base_id: str) -> str:
 
 
 def image_upon(daemon: "DockerClient", base: str, say: Callable[[str], None]) -> None:
-    """Build mqtool's image on a base image, unless already done. Calls `say` with each line of progress."""
+    """Build mqtool's image on top of a base image, unless it exists. Calls `say` with each line of progress."""
     tag = tag_upon(daemon, base, say)
     if not daemon.images.list(tag):
         say(f"building an image on {base} …")

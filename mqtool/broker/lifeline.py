@@ -1,7 +1,7 @@
-"""Stops a broker when its `mqtool broker up --foreground` process ends, even by kill -9.
+"""Stops a broker when its `mqtool broker up --foreground` process ends, even with kill -9.
 
 `python -m mqtool.broker.lifeline NAME` reads a pipe whose only writer is the foreground process. When the pipe closes,
-it stops the broker like `mqtool broker down`. Not needed for the embedded broker, which runs in that process itself.
+it stops the broker as `mqtool broker down` does. Not needed for the embedded broker, which runs in that process itself.
 """
 
 import os

@@ -118,7 +118,7 @@ def load_definitions(started: Started) -> None:
 
 
 def _names_vhosts(document: Json) -> bool:
-    """True if definitions name virtual hosts: those of a broker do, those of a single virtual host do not."""
+    """True if definitions name virtual hosts, as those of a whole broker do, but not those of a single virtual host."""
     return "vhosts" in document or any(
         "vhost" in item for items in document.values() if isinstance(items, list) for item in items
     )

@@ -178,7 +178,7 @@ def load_all() -> list[Started]:
 
 
 def save(started: Started) -> None:
-    """Save a broker to its state file. Only its owner can read the file, since the URL may contain a password."""
+    """Save a broker to its state file. Only the file's owner can read it, since the URL may contain a password."""
     path = Path(started.directory) / _STARTED
     path.touch(mode=0o600)
     path.chmod(0o600)  # touch() does not change an existing file's mode

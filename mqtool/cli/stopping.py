@@ -99,6 +99,6 @@ def _stop(number: int, _frame: FrameType | None) -> None:
 
 
 def _give_up_writing(_number: int, _frame: FrameType | None) -> None:
-    """Interrupt a write to a pipe that nobody reads, or to a terminal after Ctrl-S, which would block forever."""
+    """Interrupt a write that would block forever: to a pipe that nobody reads, or to a terminal after Ctrl-S."""
     if current().is_writing:
         raise KeyboardInterrupt

@@ -202,7 +202,7 @@ class FieldTables:
         return b"l" + struct.pack(">q", value)
 
     def _bytes(self, value: bytes) -> bytes:
-        """Encode bytes as text, unless they are a ByteArray. (Text that is not UTF-8 is decoded to bytes.)"""
+        """Encode bytes as a string, unless they are a ByteArray. (Strings that are not UTF-8 are decoded to bytes.)"""
         return (b"x" if isinstance(value, ByteArray) else b"S") + _sized(value)
 
     def _other(self, value: Any) -> bytes:

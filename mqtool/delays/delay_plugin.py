@@ -58,7 +58,7 @@ class PluginMissing(DeclaredDifferently):
 def has_plugin(channel: Channel, exchange: Exchange) -> bool:
     """Declare an exchange of type x-delayed-message; return False if the broker does not know the type.
 
-    The first declaration uses a separate connection, because RabbitMQ closes it if it does not know the type.
+    The first declaration uses a separate connection, because RabbitMQ closes the connection if the type is unknown.
 
     Raises:
         DeclaredDifferently: the exchange exists with another type.

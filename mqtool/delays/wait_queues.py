@@ -1,9 +1,9 @@
-"""Wait queues: a message waits in one until it expires, and the broker dead-letters it to its destination.
+"""Wait queues: when a message in a wait queue expires, the broker dead-letters the message to its destination.
 
     publisher ──> [jobs.wait.5s] ···5 s···> [jobs]
 
 An unused wait queue expires. Declaring a queue counts as use, but publishing to it does not. So a wait queue is
-declared repeatedly while messages are published, and it expires later than any message in it.
+declared repeatedly while messages are published, and all its messages expire before the queue does.
 
 A quorum queue can dead-letter at least once: it keeps a message until the destination has confirmed it. A classic queue
 does not wait for that, and a quorum queue that is electing its leader after a restart drops the messages it receives.
@@ -266,7 +266,7 @@ class WaitQueue(NamedTuple):
         return self.exchange or self.routing_key or ""
 
     def due_of(self, delivery: Delivery) -> float | None:
-        """Return a message's due time, in seconds since 1970; None for a retry, since it is unknown."""
+        """Return a message's due time, in seconds since 1970; None for a retry, whose due time is unknown."""
         due = delivery.headers.get(DUE)
         return None if self.is_retry or not isinstance(due, int) else due / 1000
 

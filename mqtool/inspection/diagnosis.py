@@ -241,7 +241,7 @@ def forgets_to_acknowledge(queue: Json, earlier: Json | None = None) -> bool:
     """True if the queue's consumers seem never to acknowledge.
 
     Args:
-        earlier: a snapshot of the queue from some seconds ago. Without it, any acknowledgement makes this False.
+        earlier: a snapshot of the queue from a few seconds ago. Without it, any acknowledgement makes this False.
     """
     unacked, acks = queue.get("messages_unacknowledged") or 0, _count(queue, "ack")
     # One unacknowledged delivery per consumer may be a long task.
@@ -253,12 +253,12 @@ def forgets_to_acknowledge(queue: Json, earlier: Json | None = None) -> bool:
 
 
 def stands_still(queue: Json, earlier: Json | None = None) -> bool:
-    """True if messages wait, and each consumer has a delivery, does not acknowledge it, and receives no other.
+    """True if messages wait, and each consumer has a delivery but neither acknowledges it nor receives another.
 
-    The cause is a long task, or a consumer with a prefetch limit that forgets to acknowledge; these look the same.
+    The cause is a long task, or a consumer with a prefetch limit that forgets to acknowledge; the two look the same.
 
     Args:
-        earlier: a snapshot of the queue from some seconds ago. Without it, any acknowledgement makes this False.
+        earlier: a snapshot of the queue from a few seconds ago. Without it, any acknowledgement makes this False.
     """
     consumers = queue.get("consumers") or 0
     if (queue.get("arguments") or {}).get("x-single-active-consumer"):

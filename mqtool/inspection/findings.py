@@ -41,7 +41,7 @@ class Finding:
 
     @classmethod
     def of(cls, kind: str, view: Mapping[str, Any], check: str, what: str, hint: str) -> Self:
-        """Create a finding for an object of the management API; `kind` is "queue", "exchange" or the like."""
+        """Create a finding for an object from the management API; `kind` is a word such as "queue" or "exchange"."""
         return cls(check, f"{kind} {view['name']!r}", what, hint, view["vhost"])
 
     @property
@@ -75,7 +75,7 @@ def grouped(findings: Sequence[Finding]) -> Iterator[Sequence[Finding]]:
 def said(group: Sequence[Finding], named: int = 3) -> Iterator[str]:
     """Describe each finding of a group in a sentence, since details, such as counts, may differ.
 
-    If the group has more than three, describe only the first, and add the names of up to `named` others.
+    If there are more than three findings, describe only the first, and add the names of up to `named` others.
     """
     if len(group) <= _APART:
         yield from (f"{each.where} {each.what}" for each in group)

@@ -96,7 +96,7 @@ def _fits(pattern: str, word: str) -> bool:
 
 
 def _costs(pattern: Sequence[str], words: Sequence[str]) -> list[list[float]]:
-    """Return edit distances: costs[i][j] is the one from the pattern's first i parts to the key's first j words."""
+    """Return edit distances: costs[i][j] is for the pattern's first i parts and the key's first j words."""
     costs = [[float(column) for column in range(len(words) + 1)]]
     for part in pattern:
         above = costs[-1]
@@ -117,7 +117,7 @@ def _unlike(part: str, word: str) -> float:
 
 
 def _topic_distance(pattern: str, key: str) -> float | None:
-    """Return how many words of a key differ from a pattern, reduced if they are spelled alike; None if too many do."""
+    """Return how many words of a key differ from a pattern, minus up to 0.5 for similarity; None if too many differ."""
     parts, words = words_of(pattern), words_of(key)
     distance = _costs(parts, words)[-1][-1]
     if round(distance) > max(1, len(words) // 2):

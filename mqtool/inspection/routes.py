@@ -60,7 +60,7 @@ class Route:
         queues: each queue that receives the message, with all paths to the queue.
         near_misses: bindings of the exchanges on the path that did not match, the nearest first.
         dead_letters: one for each queue that has a dead-letter exchange, among `queues` and those reached from them.
-        delay: milliseconds for which an x-delayed-message exchange delays the message before it routes it.
+        delay: milliseconds for which an x-delayed-message exchange delays the message before routing it.
         unknown: exchanges on the path with a type that only the broker knows how to route.
     """
 

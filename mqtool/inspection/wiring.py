@@ -3,8 +3,8 @@
     publishers ──> exchange ── keys ──> queue ──> consumers
                        └────── keys ──> exchange
 
-A broker may have tens of thousands of bindings, too many to show. So an object of class Wiring contains the first few
-bindings of each exchange, and the number of the others.
+A broker may have tens of thousands of bindings, too many to show. So a Wiring object contains the first few bindings of
+each exchange, and the number of remaining ones.
 """
 
 from collections.abc import Collection, Mapping

@@ -248,7 +248,7 @@ class Management:
 
 
 def path(*names: str) -> str:
-    """Join names to a path below /api/, escaped. Raises UsageError for "", "." and ".."."""
+    """Join names into a path below /api/, escaped. Raises UsageError for "", "." and ".."."""
     for name in names:
         if name in ("", ".", ".."):  # clients remove these from a URL's path
             raise UsageError(f"the management API does not accept the name {name!r}")

@@ -22,7 +22,7 @@ def perform(play: Play, audience: Audience, guard: Guard, url: str | None = None
     """Perform a play, and delete the queues and exchanges it declared; return the number of checks passed.
 
     Args:
-        guard: kills the processes of the play if mqtool is killed.
+        guard: kills the play's processes if mqtool is killed.
         url: URL of the broker; None for a new embedded one.
         directory: working directory of the commands; None for a temporary one.
     """
@@ -45,7 +45,7 @@ def perform(play: Play, audience: Audience, guard: Guard, url: str | None = None
 
 @contextmanager
 def _counting(management: str, audience: Audience) -> Iterator[None]:
-    """Within the block, tell the audience how many messages are in the broker's queues, if its API is known."""
+    """Within the block, tell the audience how many messages the broker's queues have, unless `management` is empty."""
     over = threading.Event()
 
     def count() -> None:

@@ -142,7 +142,7 @@ class Pseudonyms:
         return f"{day_text}{parts[2]}{clock_text}{'.' * bool(fraction)}{fraction}{parts[5]}"
 
     def _permuted(self, values: list[int], sizes: list[int]) -> list[int]:
-        """Replace a list of values with another one. In both, each value is less than its entry in `sizes`."""
+        """Return a replacement for each value; both are less than the value's entry in `sizes`."""
         if len(values) > _SHORT:
             return _added(values, self._stream(b"long", values), sizes, 1)
         if len(values) < 2:

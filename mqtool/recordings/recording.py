@@ -42,11 +42,11 @@ class Changes:
 
 
 class Recorded(Message):
-    """A message of a recording.
+    """A message in a recording.
 
     Attributes:
         moment: when the message was recorded, in seconds since 1970; None if no timestamp has been read so far.
-        opens: True for the first message of its file.
+        opens: True for the first message in its file.
     """
 
     __slots__ = ("moment", "opens")
@@ -64,7 +64,7 @@ class Moment(NamedTuple):
     is_offset: bool
 
     def after(self, start: float) -> float:
-        """Convert to seconds since 1970, for a recording that starts at `start`, in seconds since 1970."""
+        """Convert to seconds since 1970. `start` is when the recording starts, in the same unit."""
         return start + self.seconds if self.is_offset else self.seconds
 
 
@@ -244,7 +244,7 @@ class Reconciliation:
 
 
 def reconcile(sent: Iterable[str], got: Iterable[str]) -> Reconciliation:
-    """Compare sent with received message ids. For the order, only the first arrival of a duplicate counts."""
+    """Compare the ids of sent and received messages. For the order, only the first arrival of each message counts."""
     positions = {message_id: position for position, message_id in enumerate(sent)}
     times: Counter[str] = Counter()
     reordered, latest = [], -1

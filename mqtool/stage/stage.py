@@ -59,7 +59,7 @@ class Stage:
         return f" -e {self.name(name)}" if self.place.apart else ""
 
     def name(self, name: str) -> str:
-        """The name of a queue or exchange on this broker, with a prefix if others use the broker."""
+        """The name of a queue or exchange on this broker, with a prefix if others use the broker too."""
         return APART + name if self.place.apart else name
 
     def file(self, name: str) -> Path:

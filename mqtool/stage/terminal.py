@@ -1,4 +1,4 @@
-"""Terminals that run commands for tutorials and drills, the Audience that shows them, the Guard that ends them."""
+"""Terminals for the commands of tutorials and drills, the Audience that shows them, and the Guard that kills them."""
 
 import contextlib
 import os
@@ -78,7 +78,7 @@ def wait_until(condition: Callable[[], object], what: str | Callable[[], str], p
 
 
 class LineCount:
-    """Counts the lines of a growing file. Each call reads only what was appended since the last one."""
+    """Counts the lines of a growing file. Each call reads only what was appended since the previous call."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

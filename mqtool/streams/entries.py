@@ -50,7 +50,7 @@ class Entry(NamedTuple):
 
 
 def encode(message: Message, exchange: str = "") -> bytes:
-    """Encode a message. Headers that are tables or arrays are left out, as RabbitMQ does.
+    """Encode a message. Headers that are tables or arrays are left out, as in RabbitMQ.
 
     Args:
         exchange: the super stream's exchange, to be stored with the routing key as if it had routed the message.

@@ -1,4 +1,4 @@
-"""Session: a connection to one node, on an I/O thread, with blocking requests; and the translation of its errors."""
+"""Session: a connection to one node, on an I/O thread, with blocking requests and translated errors."""
 
 import asyncio
 import contextlib

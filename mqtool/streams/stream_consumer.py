@@ -165,7 +165,7 @@ class Consumer:
         return self._channel.sessions_for([each.stream for each in self._readings], to_publish=False)
 
     def _place(self, reading: Reading, session: Session, offset: Offset) -> Offset:
-        """Return where to start: after the stored offset, if any, or at `offset`. Warn if that is past the end."""
+        """Return where to start: after the stored offset, if any, else at `offset`. Warn of a start past the end."""
         stream = reading.stream
         stored = None if self._track is None else session.stored_offset(stream, self._track)
         place = offset if stored is None else Offset(Start.OFFSET, stored + 1)

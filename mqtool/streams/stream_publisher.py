@@ -61,7 +61,7 @@ _WINDOW, _WINDOW_SIZE = 20_000, 1 << 25
 
 
 class _Partition:
-    """A stream to publish to. `batch` has the encoded parts of the messages for its next frame; `size` is in bytes."""
+    """A stream to publish to. `batch` has the encoded parts of the messages for its next frame, `size` bytes."""
 
     def __init__(self, stream: str, number: int, session: Session) -> None:
         self.stream = stream

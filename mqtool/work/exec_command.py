@@ -161,7 +161,7 @@ def _variable(name: str) -> str:
 
 
 def _as_text(value: Any) -> str:
-    """Format a value for an environment variable or argument: without NUL, cut to the length that Linux allows."""
+    """Format a value for an environment variable or an argument: without NULs, cut to the length that Linux allows."""
     text = value if isinstance(value, str) else str(value) if type(value) is int else as_json(value)
     return text.replace("\0", "")[:_LONGEST_VALUE]
 

@@ -95,8 +95,8 @@ def _limit(said: Sequence[object], default: int | None) -> int | None:
 def _probed(channel: Channel, queue: str) -> How:
     """Use AMQP to find out how to read a queue: declare it as a durable queue, and read the broker's error.
 
-    The error names one differing argument at a time, not always the type. So the declaration is repeated with that
-    argument added.
+    The error names only one argument that differs, not always the type. So add the named argument, and declare the
+    queue again.
     """
     asking = channel.connection.channel()
     known: dict[str, int | str] = {}

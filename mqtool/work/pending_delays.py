@@ -56,7 +56,7 @@ class WaitingMessages:
                     yield Waiting(queue, delivery, queue.original(delivery))
 
     def cancel(self, chosen: Choice) -> Generator[Waiting]:
-        """Delete the chosen messages, and yield each. They are deleted when their queue has been read to its end."""
+        """Yield the chosen messages; delete them once all messages in their queue have been read."""
         for queue in self._queues_for(None):
             with peeking.looking(self._channel, queue.name, self._kind(queue)) as look:
                 for delivery in look.messages():

@@ -106,7 +106,7 @@ class Retrying:
     def retry(self, delivery: Delivery, error: str) -> bool:
         """Move a message to the wait queue for its next attempt. Returns False if it was dead-lettered instead.
 
-        That happens after the last attempt, and if the message is too large to add its history.
+        That happens after the last attempt, and if the message is too large for a history to be added.
         """
         failures = history.attempt_of(delivery)
         delay = self._policy.delay(failures)

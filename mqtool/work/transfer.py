@@ -142,7 +142,7 @@ def _dropped(messages: Iterable[Message | None]) -> Iterator[Receipt]:
 
 
 def wait_for(channel: Channel, queue: str, ready: int, patience: float = _REQUEUED) -> None:
-    """Wait until a queue has `ready` messages, but at most `patience` seconds: consumers may receive some of them."""
+    """Wait until a queue has `ready` messages; give up after `patience` seconds, since consumers may take some."""
     deadline = time.monotonic() + patience
     while channel.depth_of(queue) < ready and time.monotonic() < deadline:
         time.sleep(_LOOK / 10)

@@ -75,7 +75,7 @@ class EmbeddedBroker(Questions):
 
     @property
     def urls(self) -> dict[str, str]:
-        """The URLs by protocol: amqp, http, stream; with `tls` also amqp/ssl, https, stream/ssl."""
+        """The URLs by protocol: amqp, http and stream; if `tls` is set, amqp/ssl, https and stream/ssl too."""
         assert self._server is not None, "the broker has not been started"
         return self._server.urls()
 

@@ -166,7 +166,7 @@ def one_line(text: str) -> str:
 
 
 def excerpt(body: bytes) -> tuple[bytes, str]:
-    """Shorten a body for a person; return its beginning, and its size as text if it was shortened."""
+    """Shorten a body for display; return its beginning, and its size as text if it was shortened."""
     start = body[: _EXCERPT * 4]  # a character has at most four bytes
     text = start.decode("utf-8", "surrogateescape")
     if len(text) <= _EXCERPT and start == body:

@@ -37,7 +37,7 @@ def topic_text(name: str) -> tuple[str, str]:
     return title, text.strip().replace("{places}", places)
 
 
-#: The column at which the texts of options start, on a terminal that is wide enough.
+#: The column at which the descriptions of options start, on a terminal that is wide enough.
 _INDENT = 26
 _NARROW = 70
 #: A heading of `mqtool --help` under which only names are listed.
@@ -166,7 +166,7 @@ def _command_lines(command: CommandHelp, columns: int, *, everything: bool) -> I
 
 
 def _hidden(command: CommandHelp, columns: int) -> Iterator[str]:
-    """Yield lines that say how to show the options that are not common: a line for each section, and one for all."""
+    """Yield lines that say how to show the less common options: a line for each section, and one for all sections."""
     hidden = [option for option in command.options if not option.is_common]
     rows = []
     for topic in dict.fromkeys(option.topic for option in hidden):
@@ -200,7 +200,7 @@ def _rows(rows: Iterable[tuple[str, str]], columns: int, indent: int = _INDENT) 
 
 
 def _table(paragraph: str, columns: int) -> Iterator[str]:
-    """Lay out a table of a topic, whose columns are two or more spaces apart."""
+    """Lay out a table in a help topic, where two or more spaces separate the columns."""
     for line in paragraph.splitlines():
         name, _, text = line.strip().partition("  ")
         yield from _rows([(name, text.strip())], columns, indent=20) if text else [line]

@@ -1,4 +1,4 @@
-"""Reads the messages to publish: command-line words, stdin and files, which are split into lines or NDJSON."""
+"""Reads the messages to publish: command-line words, or stdin and files, as lines or as NDJSON."""
 
 import os
 import re
@@ -24,7 +24,7 @@ LOOK_UP = 0.25
 
 
 def has_input(descriptor: int) -> bool:
-    """True if a pipe or file is the input, not a terminal and not /dev/null."""
+    """True if the input is a pipe or a file, not a terminal or /dev/null."""
     try:
         return not stat.S_ISCHR(os.fstat(descriptor).st_mode)
     except OSError:
@@ -74,7 +74,7 @@ def whole(descriptor: int) -> Iterator[bytes | None]:
 
 
 def chunks(descriptor: int) -> Iterator[bytes | None]:
-    """Yield chunks of the input as they arrive, until its end or a signal to stop; yield None while there is none."""
+    """Yield chunks of input as they arrive, until the end or a signal to stop; yield None while there is no input."""
     while stopping.requested() is None:
         if not select.select([descriptor], [], [], 0)[0]:
             yield None

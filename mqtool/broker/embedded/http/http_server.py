@@ -127,8 +127,8 @@ class Handler(Protocol):
 class HttpServer:
     """Serves HTTP connections. Pass `talk` to asyncio.start_server with `limit=MAX_HEAD`.
 
-    At the limit of connections, the server accepts a new one and closes one that has not logged in: the oldest from
-    the address with the most of these. So a client that opens many connections cannot keep other clients out.
+    At the connection limit, a new connection replaces one without a login: the oldest from the address with the most
+    such connections. So a client that opens many connections cannot keep other clients out.
     """
 
     def __init__(self, handler: Handler) -> None:

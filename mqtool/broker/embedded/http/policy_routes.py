@@ -255,7 +255,7 @@ def delete_global_parameter(call: Call, name: str) -> None:
 
 
 def checked_limits(value: Any, known: Sequence[str], of: str) -> dict[str, int]:
-    """Return limits that a client has sent; raise 400 with RabbitMQ's text if they are not valid."""
+    """Return the limits that a client has sent; raise 400 with RabbitMQ's error message if they are not valid."""
     if not isinstance(value, dict):
         raise bad_request(f"{of} must be an object")
     for name, limit in value.items():

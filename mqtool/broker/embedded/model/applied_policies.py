@@ -95,7 +95,7 @@ class Policy(NamedTuple):
     apply_to: str = "all"
 
     def matches(self, name: str, kind: str) -> bool:
-        """Return True if the policy applies to an object of this name and kind: a type of queue, or `exchange`."""
+        """Return True if the policy applies to an object with this name; `kind` is a queue type or `exchange`."""
         return (
             self.apply_to in _TO[kind] and _UNSUPPORTED[kind].isdisjoint(self.definition) and found(self.pattern, name)
         )
@@ -150,7 +150,7 @@ class Policies:
         self._when_changed()
 
     def applied_to(self, name: str, kind: str) -> Applied:
-        """Return the policies that apply to an object of this name and kind: a type of queue, or `exchange`."""
+        """Return the policies that apply to an object with this name; `kind` is a queue type or `exchange`."""
         users, operators = self.by_kind[USER], self.by_kind[OPERATOR]
         if not users and not operators:
             return NOTHING

@@ -37,7 +37,7 @@ class Entry:
 
 
 class Pages(Protocol):
-    """The methods of the ledger that a backlog uses to keep the messages of long queues only on disk."""
+    """The methods of the ledger that a backlog uses to move the messages of long queues out of memory."""
 
     def page_out(self, entry: Entry) -> bool:
         """Page out a stored message if memory is short. If True is returned, the backlog must keep only `entry.row`."""

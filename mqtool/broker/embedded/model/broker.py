@@ -204,7 +204,7 @@ class Broker:
 
     @property
     def cluster_name(self) -> str:
-        """The name set with PUT /api/cluster-name; by default, a name with the AMQP port, unique on this machine."""
+        """The name set with PUT /api/cluster-name; by default, one that the AMQP port makes unique on this machine."""
         given = self.global_parameters.get("cluster_name")
         _, port = self.listeners.get("amqp", ("", 0))
         return f"embedded-{port}@localhost" if given is None else str(json.loads(given))
@@ -256,7 +256,7 @@ class Broker:
 
     @property
     def alarm_reason(self) -> str:
-        """The reasons of all alarms, as one text for blocked publishers."""
+        """The reasons for all alarms, as one string for blocked publishers."""
         return " & ".join(sorted(set(self.alarms.values()))).replace(" & low on ", " & ")
 
     def clear_alarm(self, name: str) -> None:

@@ -195,7 +195,7 @@ class Ledger:
     Attributes:
         held_bytes: the memory that messages and clients take, in bytes.
         when_changed: called with held_bytes after each change.
-        group: the number of the next group of changes. All changes of a group are written to disk together.
+        group: the number of the next group of changes. All changes in a group are written to disk together.
         definitions_saved: the number of definitions saved or deleted so far, including those in the next group.
         on_disk: True if the ledger writes to disk.
         directory: the data directory; if there is none, the directory whose free disk space is checked.

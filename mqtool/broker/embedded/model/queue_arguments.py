@@ -31,10 +31,10 @@ def interval(text: str) -> int | None:
 
 
 class Retry(NamedTuple):
-    """The delayed retries of a quorum queue since RabbitMQ 4.3 (`x-delayed-retry-type`).
+    """The delayed retries of a quorum queue, from RabbitMQ 4.3 on (`x-delayed-retry-type`).
 
     Attributes:
-        which: the requeued messages that are delayed: `all`, `failed` (those counted against the delivery limit), or
+        which: which requeued messages are delayed: `all`, `failed` (those counted against the delivery limit), or
             `returned` (the others).
         least, most: the first and the longest delay, in milliseconds.
     """
@@ -137,7 +137,7 @@ def _retry(which: Value, least: int | None, most: int | None) -> Retry | None:
 
 
 def _delivery_limit(argument: Value, policy: Value, profile: Profile) -> int | None:
-    """Return the smaller limit; the default if neither is set. If there is a default, negative means unlimited."""
+    """Return the lower limit; the default if neither is set. With a default, a negative limit means unlimited."""
     limits = [int(value) for value in (argument, policy) if isinstance(value, int)]
     if not limits:
         return profile.delivery_limit

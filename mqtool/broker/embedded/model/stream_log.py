@@ -48,7 +48,7 @@ class Retention:
 
 @dataclass
 class _Draft:
-    """A chunk that is not written yet, to which new messages are added."""
+    """A chunk that has not been written yet; new messages are added to it."""
 
     offset: int
     timestamp: int

@@ -81,7 +81,7 @@ class Header(NamedTuple):
 
 
 class Tracking(NamedTuple):
-    """The data in a chunk other than its messages.
+    """What a chunk contains besides its messages.
 
     Attributes:
         publishing_ids: the last publishing id of each producer.

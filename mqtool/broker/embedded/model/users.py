@@ -57,10 +57,10 @@ class User:
     Attributes:
         password_hash: a salt of four bytes, then the digest of salt and password, as in RabbitMQ; None if the user
             cannot log in.
-        tags: such as `administrator`.
+        tags: the user's tags, such as `administrator`.
         permissions: the permissions in each virtual host, by its name.
         topic_permissions: by virtual host and exchange; without an entry, every routing key is allowed.
-        limits: the limits of the user, by the names in `broker.OF_USERS`.
+        limits: the user's limits, by the names in `broker.OF_USERS`.
     """
 
     name: str

@@ -64,7 +64,7 @@ class _Messages(NamedTuple):
 
 
 def _messages(data: bytes, position: int, *, with_filter: bool) -> _Messages:
-    """Decode the messages and batches of a publish command, which are in `data` from `position` on."""
+    """Decode the messages and batches of a publish command, which start at `position` in `data`."""
     found = ids, entries, records, filters = _Messages([], [], {}, [])
     size_at, end = _SIZE.unpack_from, len(data)
     try:

@@ -25,7 +25,7 @@ class Layer(asyncio.Transport):
         self.inner = inner
 
     def release(self) -> None:
-        """Send everything that the layer has kept back. Called when the fault ends."""
+        """Send everything that the layer has held back. Called when the fault ends."""
 
     def get_extra_info(self, name: str, default: object = None) -> object:
         return self.inner.get_extra_info(name, default)
@@ -83,7 +83,7 @@ class Frozen(Layer):
 
 
 class Slow(Layer):
-    """A transport that delays everything it sends by some seconds."""
+    """A transport that delays everything it sends by a number of seconds."""
 
     def __init__(self, inner: asyncio.Transport, seconds: float) -> None:
         super().__init__(inner)

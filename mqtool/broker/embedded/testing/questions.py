@@ -290,7 +290,7 @@ class Faults:
         return self.begin(DelayConfirms(seconds))
 
     def lose_acks(self, count: int = 1, queue: str | None = None) -> BegunFault:
-        """Lose the next `count` acknowledgements, of one queue or (None) of any: the messages are redelivered."""
+        """Lose the next `count` acknowledgements, for any queue if `queue` is None: the messages are redelivered."""
         return self.begin(LoseAcks(count, queue))
 
     def cancel_consumers(self, queue: str) -> int:

@@ -1,4 +1,4 @@
-"""Replays a recording into the broker of a test.
+"""Replays a recording into a test's broker.
 
     def test_incident(amqp_vhost):
         app.start(amqp_vhost.url)                 # declares its exchanges and queues

@@ -122,7 +122,7 @@ class Recording:
         return Messages(found, self.describe(vhost) if not found else "")
 
     def describe(self, vhost: str | None) -> str:
-        """Describe the latest events in one line, for messages of failed assertions."""
+        """Describe the latest events in one line, for assertion errors."""
         events = [event for event in self._events if vhost in (None, event.vhost)]
         if not events:
             return "nothing was published"

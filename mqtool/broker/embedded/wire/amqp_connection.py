@@ -247,7 +247,7 @@ class Connection(Session):
         self.close(ConnectionException(CONNECTION_FORCED, reason))
 
     def close(self, error: ConnectionException, index: int = 0) -> None:
-        """Send connection.close, and give the client some seconds to send connection.close-ok.
+        """Send connection.close, and give the client a few seconds to send connection.close-ok.
 
         Args:
             error: the reply code and text.

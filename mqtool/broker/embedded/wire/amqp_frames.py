@@ -107,7 +107,7 @@ def nack(channel: int, delivery_tag: int) -> bytes:
 
 
 def frame_error(what: str) -> ConnectionException:
-    """Return the error 501 for a frame or method that is not valid. `what` is the error text."""
+    """Return error 501 for a frame or method that is not valid. `what` is the error text."""
     return ConnectionException(FRAME_ERROR, what)
 
 

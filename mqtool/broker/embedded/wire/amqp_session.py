@@ -153,7 +153,7 @@ def _refuse(connection: Session, mechanism: str) -> None:
 
 
 def _plain(response: bytes) -> tuple[str, str]:
-    """Decode user and password of a PLAIN login (RFC 4616). An authorization identity is ignored."""
+    """Decode the user and the password of a PLAIN login (RFC 4616). An authorization identity is ignored."""
     parts = response.split(b"\0")
     if len(parts) != 3:
         raise ConnectionException(SYNTAX_ERROR, "response to PLAIN is not two strings behind zero octets")
@@ -161,7 +161,7 @@ def _plain(response: bytes) -> tuple[str, str]:
 
 
 def _amqplain(response: bytes) -> tuple[str, str]:
-    """Decode user and password of an AMQPLAIN login: a field table without its length."""
+    """Decode the user and the password of an AMQPLAIN login: a field table without its length."""
     try:
         table = decode_table(len(response).to_bytes(4) + response)[0]
     except ValueError as error:

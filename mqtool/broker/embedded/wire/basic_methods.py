@@ -117,7 +117,7 @@ def check_message(message: Message, exchange: Exchange, vhost: str, user: User) 
 
 
 def _check_expiration(expiration: str) -> None:
-    """Raise 406 if an expiration is not a valid number. Like RabbitMQ, quotes the errors of Erlang's to_integer."""
+    """Raise 406 if an expiration is not a valid number, with the error of Erlang's to_integer, as in RabbitMQ."""
     number = _INTEGER.match(expiration)
     wrong: str | None
     if number is None:
@@ -296,7 +296,7 @@ def cancel(channel: Channel, method: Basic.Cancel) -> None:
 
 
 def get(channel: Channel, method: Basic.Get) -> None:
-    """Handle basic.get: send one message of a queue, or basic.get-empty."""
+    """Handle basic.get: send one message from a queue, or basic.get-empty."""
     name = channel.queue_name(method.queue)
     channel.session.rights.check("read", "queue", name)
     queue = channel.queue(name)
