@@ -97,7 +97,7 @@ def test_now(waiting: Waiting) -> None:
 def test_what_is_not_taken_goes_on_waiting(waiting: Waiting) -> None:
     """Its queue is gone: it is not lost with an early delivery."""
     waiting.shell.run("mqtool", "queue", "delete", "jobs", "--yes")
-    assert "was not taken" in waiting.run("now", "m-1", code=75).stderr
+    assert "'jobs' did not take message m-1" in waiting.run("now", "m-1", code=75).stderr
     assert waiting.shown("jobs") == ["m-1", "m-2", "m-3"]
 
 
