@@ -123,7 +123,7 @@ class Delaying:
         return self._ways[needs_care]
 
     def _chosen(self, *, needs_care: bool) -> Way:
-        """Choose the plugin if available, unless `needs_care` (a quorum queue): it can lose messages in a restart."""
+        """Choose the plugin if available. It can lose messages in a restart, so not if `needs_care` (quorum queue)."""
         broker, exchange = self._channel.connection.broker_to_show, self._through_plugin.exchange
         if self._via is Via.TTL:
             return self._through_queues

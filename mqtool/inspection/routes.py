@@ -59,7 +59,7 @@ class Route:
     Attributes:
         queues: each queue that receives the message, with all paths to the queue.
         near_misses: bindings of the exchanges on the path that did not match, the nearest first.
-        dead_letters: one for each queue that has a dead-letter exchange, among `queues` and those reached from them.
+        dead_letters: for each queue with a dead-letter exchange, among `queues` and the queues reached from those.
         delay: milliseconds for which an x-delayed-message exchange delays the message before routing it.
         unknown: exchanges on the path with a type that only the broker knows how to route.
     """

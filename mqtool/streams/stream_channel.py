@@ -216,7 +216,7 @@ class StreamChannel:
         self.inbox.put(None)
 
     def sessions_for(self, streams: Sequence[str], *, to_publish: bool) -> list[Session]:
-        """Return a session for each stream: with its leader or, unless `to_publish`, any replica. Closes all others."""
+        """Return a session for each stream: with its leader or, unless `to_publish`, a replica. Closes the others."""
         found = [self._session_for(stream, to_publish=to_publish) for stream in streams]
         for unused in set(self._sessions).difference(found):
             unused.close()

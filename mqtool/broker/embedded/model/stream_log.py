@@ -94,7 +94,7 @@ class StreamLog:
         deleted: True if the stream has been deleted.
         publishing_ids: the last publishing id of each producer.
         offsets: the stored offset of each consumer, by name.
-        subscriptions: the number of subscriptions with the stream protocol.
+        subscriptions: the number of subscriptions over the stream protocol.
         lost: the number of bytes at the end that could not be read after a restart.
     """
 

@@ -117,7 +117,7 @@ def check_message(message: Message, exchange: Exchange, vhost: str, user: User) 
 
 
 def _check_expiration(expiration: str) -> None:
-    """Raise 406 if an expiration is not a valid number, with the error of Erlang's to_integer, as in RabbitMQ."""
+    """Raise 406 if an expiration is not a valid number, with an error from Erlang's to_integer, as in RabbitMQ."""
     number = _INTEGER.match(expiration)
     wrong: str | None
     if number is None:
