@@ -94,7 +94,7 @@ def test_a_long_delay_in_front_holds_up_nothing(channel: Channel, publish: Publi
 def test_a_time_of_arrival(channel: Channel, publish: Publish) -> None:
     """None comes before it, however long before it was sent; what is due already is sent at once."""
     queue = channel.declare(CLASSIC)
-    due = time.time() + 0.3
+    due = time.time() + 2  # longer than publishing both takes
     publish([Message(b"due", due=due), Message(b"overdue", due=time.time() - 5)], queue)
 
     first, second = received(channel, queue, 2)
