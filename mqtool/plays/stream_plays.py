@@ -35,7 +35,7 @@ def _stream_hello_world(stage: Stage) -> None:
 
 STREAM_HELLO_WORLD = Play(
     "Hello World, in a stream",
-    "A stream keeps messages after they were read, so each reader starts where it wants to.",
+    "A stream keeps messages after they have been read, so each reader can start where it wants.",
     _stream_hello_world,
     queues=(_HELLO_STREAM,),
     has_streams=True,
@@ -70,7 +70,7 @@ def _stream_offset_tracking(stage: Stage) -> None:
 
 STREAM_OFFSET_TRACKING = Play(
     "Offset tracking",
-    "The broker remembers how far a reader of a stream came, so that the next one goes on from there.",
+    "The broker remembers how far a reader of a stream has come, so that the next reader continues there.",
     _stream_offset_tracking,
     queues=(_NAME,),
     has_streams=True,

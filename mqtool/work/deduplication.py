@@ -38,7 +38,7 @@ CREATE TABLE IF NOT EXISTS handled_messages (
     handled_at REAL,          -- seconds since 1970; NULL while it is being handled
     owner TEXT,               -- the worker that handles it
     reply TEXT,               -- the reply to an RPC request, as mqtool.ndjson writes it
-    returns INTEGER,          -- of a dead letter: how often it had been brought back before; NULL if it is done
+    returns INTEGER,          -- of a dead letter: how many times it had been moved back before; NULL if it is done
     PRIMARY KEY (broker, queue, client, message_id)
 ) WITHOUT ROWID
 """
