@@ -21,8 +21,8 @@ def declare_request(thing: Exchange | Queue, *, passive: bool = False) -> Reques
         passive: only check that the exchange or queue exists.
 
     Raises:
-        UsageError: the name has a line break, which RabbitMQ would drop, so that pika would wait for the full name
-            forever; or the name is not UTF-8, which would break the lists of the management API.
+        UsageError: the name has a line break, which RabbitMQ drops (pika would wait forever for a reply with the full
+            name), or it is not UTF-8 (the management API could no longer list it).
     """
     check_utf_8(thing.name)
     if "\n" in thing.name or "\r" in thing.name:

@@ -42,7 +42,7 @@ class Shop:
             time.sleep(max(0.0, due - time.monotonic()))
 
     def finish(self) -> None:
-        """Close the command's input, and wait until the command has replied to all orders and ended."""
+        """Close the command's input, and wait until the command has answered every order and exited."""
         self._terminal.finish()
 
     @property
