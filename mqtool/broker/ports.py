@@ -100,11 +100,17 @@ def is_free(port: int, host: str = HOST) -> bool:
     return True
 
 
+#: The ports that free_port() has returned in this process, and the ports below them.
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    """Return a free port. The port below it is free as well, for TLS.
+    """Return a free port that was not returned before. The port below it is free as well, for TLS.
 
     Stays below the ports of outgoing connections (usually from 32768), so that no such connection takes it.
     """
-    while not (is_free(port := random.randint(20_000, 32_000)) and is_free(port - 1)):
-        pass
-    return port
+    while True:
+        ports = {port := random.randint(20_000, 32_000), port - 1}
+        if ports.isdisjoint(_given) and all(map(is_free, ports)):
+            _given.update(ports)
+            return port
