@@ -16,8 +16,6 @@ from mqtool.topology import DELAYED, Exchange, Queue
 #: The maximum number of unconfirmed messages with the shortest delays: more would wait in buffers on the way to the
 #: broker, and be late.
 _IN_FLIGHT = 100
-#: The number of messages in quorum wait queues above which the user is told how many RabbitMQ can move in time.
-_MANY = 1_000
 #: The two ways to delay messages.
 Way = ThroughPlugin | ThroughQueues
 
@@ -41,7 +39,7 @@ class Delaying:
 
     Args:
         channel: publishes the messages.
-        notice: called with a sentence that says which way of delaying was chosen, and why, or what its limits are.
+        notice: called with a sentence that says which way of delaying was chosen, and why.
         warn: called with a sentence about the risks of the chosen way.
     """
 
@@ -56,7 +54,7 @@ class Delaying:
         self._through_queues = ThroughQueues(channel, destination, warn)
         self._ways: dict[bool, Way] = {}
         self.at_fault: Message | None = None
-        self._overdue = self._in_quorum_queues = 0
+        self._overdue = 0
 
     def hold(self, messages: Iterable[Message | None]) -> Iterator[Message | None]:
         """Yield the messages to publish; messages with a delay are rewritten.
@@ -84,20 +82,9 @@ class Delaying:
             return self._as_held(message, 0, None)
         if delay > LONGEST:
             raise BadData(f"a delay of {compact_duration(delay / 1000)} is too long", "at most 2^32 - 1 ms, 49 days")
-        target = self._destination.of(message)
-        way = self.choose(target)
-        if way is self._through_queues and self._destination.may_lead_to_quorum_queue(target):
-            self._count_in_quorum_queues()
+        way = self.choose(self._destination.of(message))
         place = way.place(message, lambda: max(1, _milliseconds(message)))
         return self._as_held(message, delay, place)
-
-    def _count_in_quorum_queues(self) -> None:
-        self._in_quorum_queues += 1
-        if self._in_quorum_queues == _MANY:
-            self._notice(
-                "many messages for quorum wait queues: RabbitMQ moves about 1,000 a second, and messages that are "
-                "due faster arrive late ('mqtool help delays')"
-            )
 
     def _as_held(self, message: Message, delay: int, place: Place | None) -> Held:
         due = _now() + delay if message.due is None else round(message.due * 1000)

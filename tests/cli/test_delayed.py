@@ -155,18 +155,6 @@ def test_auto_never_takes_the_plugin_to_a_quorum_queue(shell: Shell, plugin: boo
         assert ["warning: the plugin loses messages for a quorum queue" in text for text in told] == [True, False]
 
 
-def test_the_limit_of_quorum_wait_queues_is_said(shell: Shell) -> None:
-    """Once, with the thousandth message; not for a classic queue, or to somebody who sends a few."""
-    limit = "many messages for quorum wait queues"
-    for count, queue, said in ((999, "quorum", 0), (1_001, "quorum", 1), (1_001, "classic", 0)):
-        sent = shell.run(
-            "mqtool", "send", "-l", "--delay=1h", "--via=ttl", f"--queue={queue}", f"--queue-type={queue}", "--durable",
-            stdin="x\n" * count,
-        )  # fmt: skip
-        assert f"{count:,} confirmed" in sent.stderr
-        assert sent.stderr.count(limit) == said, queue
-
-
 @pytest.mark.parametrize(
     ("command", "queue"), [("send-delayed", "delay_queue"), ("send -q c --queue-type classic --durable", "c")]
 )
