@@ -16,6 +16,8 @@ from mqtool.topology import DELAYED, Exchange, Queue
 #: The maximum number of unconfirmed messages with the shortest delays: more would wait in buffers on the way to the
 #: broker, and be late.
 _IN_FLIGHT = 100
+#: The number of messages in wait queues at which the user is told how many a broker can move in time.
+_MANY = 10_000
 #: The two ways to delay messages.
 Way = ThroughPlugin | ThroughQueues
 
@@ -39,7 +41,7 @@ class Delaying:
 
     Args:
         channel: publishes the messages.
-        notice: called with a sentence that says which way of delaying was chosen, and why.
+        notice: called with a sentence that says which way of delaying was chosen, and why, or what its limits are.
         warn: called with a sentence about the risks of the chosen way.
     """
 
@@ -54,7 +56,7 @@ class Delaying:
         self._through_queues = ThroughQueues(channel, destination, warn)
         self._ways: dict[bool, Way] = {}
         self.at_fault: Message | None = None
-        self._overdue = 0
+        self._overdue = self._in_wait_queues = 0
 
     def hold(self, messages: Iterable[Message | None]) -> Iterator[Message | None]:
         """Yield the messages to publish; messages with a delay are rewritten.
@@ -83,8 +85,18 @@ class Delaying:
         if delay > LONGEST:
             raise BadData(f"a delay of {compact_duration(delay / 1000)} is too long", "at most 2^32 - 1 ms, 49 days")
         way = self.choose(self._destination.of(message))
+        if way is self._through_queues:
+            self._count_in_wait_queues()
         place = way.place(message, lambda: max(1, _milliseconds(message)))
         return self._as_held(message, delay, place)
+
+    def _count_in_wait_queues(self) -> None:
+        self._in_wait_queues += 1
+        if self._in_wait_queues == _MANY:
+            self._notice(
+                "many messages for wait queues: a broker moves some 2,000 a second, and messages that are due faster "
+                "arrive late ('mqtool help delays')"
+            )
 
     def _as_held(self, message: Message, delay: int, place: Place | None) -> Held:
         due = _now() + delay if message.due is None else round(message.due * 1000)

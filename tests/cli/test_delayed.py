@@ -155,6 +155,16 @@ def test_auto_never_takes_the_plugin_to_a_quorum_queue(shell: Shell, plugin: boo
         assert ["warning: the plugin loses messages for a quorum queue" in text for text in told] == [True, False]
 
 
+def test_many_delayed_messages_may_be_more_than_the_broker_can_move(shell: Shell) -> None:
+    """Said once, and not to somebody who sends a few."""
+    for count, said in ((100, 0), (10_001, 1)):
+        sent = shell.run(
+            "mqtool", "send", "-l", "--delay=1h", "--via=ttl", "--queue=c", "--queue-type=classic", stdin="x\n" * count
+        )
+        assert f"{count:,} confirmed" in sent.stderr
+        assert sent.stderr.count("many messages for wait queues") == said, count
+
+
 @pytest.mark.parametrize(
     ("command", "queue"), [("send-delayed", "delay_queue"), ("send -q c --queue-type classic --durable", "c")]
 )
