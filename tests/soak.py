@@ -30,8 +30,8 @@ from mqtool.broker import ports
 from mqtool.broker.choice import STARTERS, Kind
 from mqtool.broker.readiness import connect_within
 from mqtool.broker.state import Started, Wanted
+from mqtool.drills.scene import Proxy
 from mqtool.errors import MqtoolError, NotFound, Unavailable
-from mqtool.stage.proxy import Proxy
 from tests.brokers import rabbitmqctl
 
 MQTOOL = [sys.executable, "-m", "mqtool"]

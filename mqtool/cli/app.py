@@ -19,15 +19,15 @@ _SEE, _MANAGE, _MESSAGES = "See", "Manage", "Messages"
 #: Each command's module and its heading in the help. Modules are imported only when their command is called, to
 #: keep start-up fast.
 COMMANDS = {
-    "send": ("send_receive", _TUTORIALS),
-    "receive": ("send_receive", _TUTORIALS),
-    "new-task": ("send_receive", _TUTORIALS),
+    "send": ("send", _TUTORIALS),
+    "receive": ("receive", _TUTORIALS),
+    "new-task": ("send", _TUTORIALS),
     "worker": ("worker_command", _TUTORIALS),
     "emit-log": ("logs", _TUTORIALS),
     "receive-log": ("logs", _TUTORIALS),
     "rpc-server": ("rpc_server_client", _TUTORIALS),
     "rpc-client": ("rpc_server_client", _TUTORIALS),
-    "publisher-confirms": ("send_receive", _TUTORIALS),
+    "publisher-confirms": ("send", _TUTORIALS),
     "send-delayed": ("send_delayed", _TUTORIALS),
     "receive-delayed": ("send_delayed", _TUTORIALS),
     "send-stream": ("streams_offsets", _TUTORIALS),

@@ -28,10 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from mqtool.amqp import Connection, parse_addresses
-from mqtool.drills.scene import PATIENCE, Scene, Verdict, message, number_of, received
+from mqtool.drills.scene import PATIENCE, Proxy, Scene, Verdict, message, number_of, received
 from mqtool.errors import ExitCode
 from mqtool.spelling import counted
-from mqtool.stage.proxy import Proxy
 from mqtool.stage.stage import lines_of
 from mqtool.stage.terminal import LineCount, Terminal, wait_until
 from mqtool.work import peeking

@@ -1,9 +1,12 @@
-"""The environment of a drill (a broker, and commands in terminals) and its result (counts of messages)."""
+"""The environment of a drill (a broker, commands in terminals, a proxy) and its result (counts of messages)."""
 
+import contextlib
 import json
 import os
 import re
+import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -189,3 +192,56 @@ def message(number: int, body: str | None = None) -> str:
 def received(path: Path) -> list[dict[str, Any]]:
     """The messages that `receive --json` has written to a file."""
     return [json.loads(line) for line in lines_of(path)]
+
+
+class Proxy:
+    """A TCP proxy: forwards connections from its own port to another port on this machine, and can cut them."""
+
+    def __init__(self, target_port: int) -> None:
+        self._target_port = target_port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self._open: list[socket.socket] = []
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with contextlib.suppress(OSError):  # already closed
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.cut()
+
+    def cut(self) -> int:
+        """Cut all connections without closing them properly; return the number of connections cut."""
+        ends, self._open = self._open, []
+        for end in ends:
+            with contextlib.suppress(OSError):  # already closed
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+        return len(ends) // 2
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # the listener was closed
+            while True:
+                client, _ = self._listener.accept()
+                try:
+                    server = socket.create_connection(("127.0.0.1", self._target_port))
+                except OSError:  # the broker is down
+                    client.close()
+                    continue
+                self.join(client, server)
+
+    def join(self, client: socket.socket, server: socket.socket) -> None:
+        """Forward data between two connections from now on."""
+        self._open += [client, server]
+        for ends in ((client, server), (server, client)):
+            threading.Thread(target=self._forward, args=ends, daemon=True).start()
+
+    def _forward(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # cut
+            while data := source.recv(65536):
+                target.sendall(data)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_WR)

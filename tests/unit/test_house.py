@@ -20,7 +20,7 @@ PROSE = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"
 ]
 FILES, FILE_LINES, FUNCTION_LINES, METHODS = 250, 400, 60, 25
 #: Names that two files may share.
-SHARED_NAMES = {"__init__.py", "__main__.py", "recording.py", "replaying.py", "routes.py", "routing.py"}
+SHARED_NAMES = {"__init__.py", "__main__.py", "recording.py", "routes.py", "routing.py"}
 #: Libraries whose modules and classes are never changed.
 LIBRARIES = ("pika", "rstream", "click", "rich", "pamqp")
 #: Phrases that readers have stumbled over.

@@ -16,7 +16,8 @@ from mqtool.cli.command_line import Argument, Option, OptionGroup
 from mqtool.cli.display import layout, output
 from mqtool.cli.display.progress import Progress
 from mqtool.cli.invocation import current
-from mqtool.cli.options import DURATION, Broker, Commands, ManagedBroker, Where, Yes, ask
+from mqtool.cli.options import DURATION, Broker, Commands, ManagedBroker, Yes, ask
+from mqtool.cli.options.receiving_options import Where
 from mqtool.errors import SomeFailed, Unavailable
 from mqtool.message import Delivery
 from mqtool.work import peeking, redriving

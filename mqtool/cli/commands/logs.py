@@ -7,20 +7,11 @@ from typing import Annotated, Any
 from mqtool.amqp import administration
 from mqtool.cli.command_line import Argument, OptionGroup
 from mqtool.cli.display.output import WAITING_FOR_LOGS
-from mqtool.cli.options import (
-    Broker,
-    Commands,
-    ExchangeOptions,
-    LogQueueOptions,
-    Match,
-    Publishing,
-    Receiving,
-    Where,
-    header,
-    header_option,
-)
+from mqtool.cli.options import Broker, Commands, ExchangeOptions, LogQueueOptions, Publishing, header, header_option
+from mqtool.cli.options.queue_options import refuse
+from mqtool.cli.options.receiving_options import Match, Receiving, Where
 from mqtool.cli.pipe.publishing import publishing_channel, text
-from mqtool.cli.pipe.receiving import Matching, receiving_channel, refuse
+from mqtool.cli.pipe.receiving import Matching, receiving_channel
 from mqtool.cli.pipe.source import Addressing
 from mqtool.errors import UsageError
 from mqtool.message import Delivery, Message, Receipt

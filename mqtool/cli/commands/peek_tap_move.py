@@ -21,10 +21,6 @@ from mqtool.cli.options import (
     Commands,
     ConfirmTimeout,
     ManagedBroker,
-    Match,
-    Printing,
-    Receiving,
-    Where,
     Yes,
     ask,
     exchange_option,
@@ -32,6 +28,7 @@ from mqtool.cli.options import (
     queue_option,
 )
 from mqtool.cli.options.broker_options import URL, Destination
+from mqtool.cli.options.receiving_options import Match, Printing, Receiving, Where
 from mqtool.cli.pipe.tapping import Printing as TapPrinting
 from mqtool.cli.pipe.tapping import Source, check_left_on, print_taps, switch_off, switched_on
 from mqtool.errors import NotConfirmed, NotFound, SomeFailed, Unavailable, UsageError

@@ -13,8 +13,10 @@ from mqtool.cli.commands.worker_command import DedupOptions, ExecOptions
 from mqtool.cli.display import output
 from mqtool.cli.display.delivery_writer import BatchedOutput
 from mqtool.cli.invocation import current
-from mqtool.cli.options import TIME_LIMIT, Broker, Commands, QueueOptions, Receiving, UsedQueueOptions, queue_option
-from mqtool.cli.pipe.receiving import checked, consuming, delivery_writer
+from mqtool.cli.options import TIME_LIMIT, Broker, Commands, QueueOptions, UsedQueueOptions, queue_option
+from mqtool.cli.options.queue_options import checked
+from mqtool.cli.options.receiving_options import Receiving
+from mqtool.cli.pipe.receiving import consuming, delivery_writer
 from mqtool.duration import compact_duration
 from mqtool.errors import AccessRefused, BadData, DeclaredDifferently, ExitCode, NotFound, SomeFailed, UsageError
 from mqtool.message import Delivery, Message

@@ -19,15 +19,15 @@ from mqtool.cli.options import (
     ExchangeOptions,
     ManagedBroker,
     Publishing,
-    Receiving,
     UsedQueueOptions,
-    Where,
     Yes,
     ask,
     exchange_option,
 )
+from mqtool.cli.options.queue_options import checked
+from mqtool.cli.options.receiving_options import Receiving, Where
 from mqtool.cli.pipe.publishing import publishing_channel, text
-from mqtool.cli.pipe.receiving import Matching, checked, receiving_channel
+from mqtool.cli.pipe.receiving import Matching, receiving_channel
 from mqtool.cli.pipe.source import Addressing
 from mqtool.delays.delay_plugin import LOSES, can_delay
 from mqtool.duration import compact_duration

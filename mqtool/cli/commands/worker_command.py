@@ -12,8 +12,10 @@ from mqtool.cli.access import Access
 from mqtool.cli.command_line import DURATION, TIME_LIMIT, Option, OptionGroup
 from mqtool.cli.display import output
 from mqtool.cli.display.output import WAITING_FOR_MESSAGES
-from mqtool.cli.options import Broker, Commands, Receiving, UsedQueueOptions
-from mqtool.cli.pipe.receiving import announcing_unfinished_work, checked, consuming, delivery_writer
+from mqtool.cli.options import Broker, Commands, UsedQueueOptions
+from mqtool.cli.options.queue_options import checked
+from mqtool.cli.options.receiving_options import Receiving
+from mqtool.cli.pipe.receiving import announcing_unfinished_work, consuming, delivery_writer
 from mqtool.duration import compact_duration
 from mqtool.errors import AccessRefused, SomeFailed, Unavailable, UsageError
 from mqtool.message import Delivery

@@ -1,4 +1,7 @@
-"""Options that several commands share, in groups. A command takes a group as one parameter."""
+"""Options that several commands share, in groups. A command takes a group as one parameter.
+
+Those for receiving are imported from `receiving_options`, so that `mqtool send` starts without them.
+"""
 
 from mqtool.cli.command_line import DURATION, OFFSET, TIME_LIMIT, Commands, argument_option, header, header_option, size
 from mqtool.cli.options.broker_options import Broker, ContextName, ManagedBroker, Url, Yes, ask, ask_password
@@ -7,12 +10,8 @@ from mqtool.cli.options.message_options import (
     RATE,
     ConfirmTimeout,
     DelayOptions,
-    Match,
     MessageOptions,
-    Printing,
     Publishing,
-    Receiving,
-    Where,
 )
 from mqtool.cli.options.queue_options import (
     ExchangeOptions,

@@ -1,11 +1,19 @@
-"""Options that name a queue, exchange or stream, and its settings."""
+"""Options that name a queue, exchange or stream, and its settings; checks that a queue exists, or may be declared."""
 
+from contextlib import suppress
 from typing import Annotated, Any, ClassVar
 
+from mqtool.amqp import Channel, administration
+from mqtool.cli.access import Access
 from mqtool.cli.command_line import Option, OptionGroup, argument_option
+from mqtool.cli.display import output
+from mqtool.cli.invocation import current
+from mqtool.cli.options.broker_options import Broker
 from mqtool.duration import parse_duration
-from mqtool.errors import UsageError
+from mqtool.errors import MqtoolError, NotFound, UsageError
+from mqtool.spelling import nearest
 from mqtool.topology import PRIVATE_QUEUE, Exchange, Queue
+from mqtool.tutorials.dialects import declaring_otherwise
 
 
 def queue_option(about: str) -> Any:
@@ -148,3 +156,63 @@ StreamPort = Annotated[
         panel="Broker",
     ),
 ]
+
+
+#: Seconds to wait for a connection to the management API and for its response, which only provides similar names.
+_PATIENCE = (0.3, 1.0)
+DECLARE = "--declare declares it"
+
+
+def checked(
+    queue: Queue, options: UsedQueueOptions, channel: Channel, broker: Broker, access: Access | None = None
+) -> Queue:
+    """Return the queue if it exists or may be declared, otherwise raise NotFound. On a terminal, say if it is new.
+
+    A new queue's name may be mistyped. If it is a tutorial's queue, scripts that declare it with different settings
+    will fail with 406 PRECONDITION_FAILED, so the notice says which dialect such scripts need.
+
+    Args:
+        access: given by receiving commands, which declare a queue only if it is a tutorial's or an option requires it.
+    """
+    is_tutorials = queue.name in {each.name for each in broker.names}
+    if not (is_tutorials or options.has_settings or broker.strict):
+        channel.accept_settings(queue)
+    declares = options.declare
+    if declares is None:
+        declares = access is None or is_tutorials or options.has_settings
+    is_watched = output.is_terminal(2) and not current().quiet
+    if (declares and not is_watched) or administration.exists(channel, queue):
+        return queue
+    if not declares:
+        hint = "leave out --no-declare to declare it" if options.declare is False else DECLARE
+        refuse(queue.name, access, hint)
+    if queue not in tuple(broker.names):
+        output.notice(f"queue {queue.name!r} is new")
+    elif broker.dialect is None and declaring_otherwise(queue):
+        others = [f"{dialect} ({dialect.partition('-')[0].title()})" for dialect in declaring_otherwise(queue)]
+        output.notice(
+            f"{queue.name!r} is a new quorum queue; scripts of older tutorials need --dialect {' or '.join(others)}"
+        )
+    return queue
+
+
+def refuse(name: str, access: Access | None, hint: str = DECLARE, kind: str = "queue") -> None:
+    """Raise NotFound for a queue that does not exist; the hint suggests a similar name that the management API lists.
+
+    Does nothing if the API lists the name, for example because it is a queue but a stream is wanted: using it then
+    fails with a clear error.
+    """
+    names = [] if access is None else _queue_names(access)
+    if name not in names:
+        meant = nearest(name, names)
+        raise NotFound(
+            f"there is no {kind} {name!r}", hint if meant is None else f"did you mean {meant!r}? Otherwise, {hint}"
+        )
+
+
+def _queue_names(access: Access) -> list[str]:
+    from mqtool.management import queues  # only for mistyped names
+
+    with suppress(MqtoolError):
+        return [each["name"] for each in queues(access.management(_PATIENCE), access.vhost, ["name"])]
+    return []

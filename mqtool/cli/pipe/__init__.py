@@ -1,1 +1,1 @@
-"""Message input and output of commands: reading, publishing, receiving, tapping and replaying."""
+"""Message input and output of commands: reading, publishing, receiving and tapping."""

@@ -5,11 +5,11 @@ amqp ── consume() ──> tutorials/X ── deliveries ──> commands/X �
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from mqtool.amqp import Channel, administration
+from mqtool.amqp import Channel
 from mqtool.amqp import Receiving as Settings
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
@@ -17,13 +17,10 @@ from mqtool.cli.display import output
 from mqtool.cli.display.delivery_writer import DeliveryWriter
 from mqtool.cli.display.output import WAITING_FOR_MESSAGES
 from mqtool.cli.display.progress import Progress
-from mqtool.cli.invocation import current
-from mqtool.cli.options import Broker, Receiving, UsedQueueOptions
-from mqtool.errors import MqtoolError, NotFound, TimedOut, UsageError
+from mqtool.cli.options import Broker
+from mqtool.cli.options.receiving_options import Receiving
+from mqtool.errors import TimedOut, UsageError
 from mqtool.message import Delivery
-from mqtool.spelling import nearest
-from mqtool.topology import Queue
-from mqtool.tutorials.dialects import declaring_otherwise
 
 if TYPE_CHECKING:
     from mqtool.where import Where
@@ -124,66 +121,6 @@ def announcing_unfinished_work(in_hand: Callable[[], int]) -> Iterator[None]:
 
     with stopping.calling(say):
         yield
-
-
-#: Seconds to wait for a connection to the management API and for its response, which only provides similar names.
-_PATIENCE = (0.3, 1.0)
-DECLARE = "--declare declares it"
-
-
-def checked(
-    queue: Queue, options: UsedQueueOptions, channel: Channel, broker: Broker, access: Access | None = None
-) -> Queue:
-    """Return the queue if it exists or may be declared, otherwise raise NotFound. On a terminal, say if it is new.
-
-    A new queue's name may be mistyped. If it is a tutorial's queue, scripts that declare it with different settings
-    will fail with 406 PRECONDITION_FAILED, so the notice says which dialect such scripts need.
-
-    Args:
-        access: given by receiving commands, which declare a queue only if it is a tutorial's or an option requires it.
-    """
-    is_tutorials = queue.name in {each.name for each in broker.names}
-    if not (is_tutorials or options.has_settings or broker.strict):
-        channel.accept_settings(queue)
-    declares = options.declare
-    if declares is None:
-        declares = access is None or is_tutorials or options.has_settings
-    is_watched = output.is_terminal(2) and not current().quiet
-    if (declares and not is_watched) or administration.exists(channel, queue):
-        return queue
-    if not declares:
-        hint = "leave out --no-declare to declare it" if options.declare is False else DECLARE
-        refuse(queue.name, access, hint)
-    if queue not in tuple(broker.names):
-        output.notice(f"queue {queue.name!r} is new")
-    elif broker.dialect is None and declaring_otherwise(queue):
-        others = [f"{dialect} ({dialect.partition('-')[0].title()})" for dialect in declaring_otherwise(queue)]
-        output.notice(
-            f"{queue.name!r} is a new quorum queue; scripts of older tutorials need --dialect {' or '.join(others)}"
-        )
-    return queue
-
-
-def refuse(name: str, access: Access | None, hint: str = DECLARE, kind: str = "queue") -> None:
-    """Raise NotFound for a queue that does not exist; the hint suggests a similar name that the management API lists.
-
-    Does nothing if the API lists the name, for example because it is a queue but a stream is wanted: using it then
-    fails with a clear error.
-    """
-    names = [] if access is None else _queue_names(access)
-    if name not in names:
-        meant = nearest(name, names)
-        raise NotFound(
-            f"there is no {kind} {name!r}", hint if meant is None else f"did you mean {meant!r}? Otherwise, {hint}"
-        )
-
-
-def _queue_names(access: Access) -> list[str]:
-    from mqtool.management import queues  # only for mistyped names
-
-    with suppress(MqtoolError):
-        return [each["name"] for each in queues(access.management(_PATIENCE), access.vhost, ["name"])]
-    return []
 
 
 #: The largest prefetch in AMQP: the maximum number of unacknowledged messages of one consumer.

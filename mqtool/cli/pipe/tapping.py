@@ -28,7 +28,7 @@ from mqtool.cli.access import Access
 from mqtool.cli.display import output
 from mqtool.cli.display.delivery_writer import DeliveryWriter
 from mqtool.cli.display.output import WAITING_FOR_MESSAGES
-from mqtool.cli.options import Receiving
+from mqtool.cli.options.receiving_options import Receiving
 from mqtool.cli.pipe.receiving import delivery_writer
 from mqtool.errors import MqtoolError, TimedOut
 from mqtool.message import Delivery

@@ -1,9 +1,9 @@
-"""mqtool send, receive; new-task; publisher-confirms."""
+"""mqtool send; new-task; publisher-confirms."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from mqtool.amqp import Channel
 from mqtool.cli import stopping
@@ -12,19 +12,16 @@ from mqtool.cli.display import output
 from mqtool.cli.display.progress import Progress
 from mqtool.cli.options import (
     CONFIRM_TIMEOUT,
-    OFFSET,
     Broker,
     Commands,
     ConfirmTimeout,
     Publishing,
     QueueOptions,
-    Receiving,
     UsedQueueOptions,
-    Where,
     exchange_option,
 )
+from mqtool.cli.options.queue_options import checked
 from mqtool.cli.pipe.publishing import publishing_channel
-from mqtool.cli.pipe.receiving import Matching, checked, receiving_channel
 from mqtool.cli.pipe.source import Addressing
 from mqtool.errors import NotConfirmed
 from mqtool.message import Confirmation, Message, Receipt, new_message_id
@@ -58,26 +55,6 @@ def send(
         else:
             receipts = channel.publish(outgoing.messages, exchange=target, routing_key=routing_key or "")
         outgoing.report(receipts, lines.sent)
-
-
-@app.command("mqtool receive", "mqtool receive --raw -o app.log", "mqtool receive --json | mqtool send --json -q b")
-def receive(
-    queue: UsedQueueOptions,
-    receiving: Receiving,
-    broker: Broker,
-    offset: Annotated[Any | None, Option(help="Where to start in a stream", panel="Receiving", **OFFSET)] = None,
-    where: Where = None,
-) -> None:
-    """Receive messages from a queue (tutorial 1).
-
-    With --where, messages that do not match stay in the queue. Until the command ends, no other consumer gets them.
-    """
-    matching = Matching(receiving, where, skips=offset is not None)
-    settings = matching.settings()._replace(offset=offset)
-    with receiving_channel(receiving, broker, broker.lines.received) as (channel, incoming):
-        target = checked(queue.of(broker.names.hello), queue, channel, broker, incoming.access)
-        settings = incoming.printed(settings)
-        incoming.print_all(matching.of(channel, hello_world.receive(channel, target, settings), settings))
 
 
 Tasks = Annotated[list[str] | None, Argument(help="Task; each dot is a second of work", show_default="Hello World!")]
