@@ -2,10 +2,10 @@
 
 import socket
 
-from mqtool.stage import proxy
+from mqtool.drills import scene
 
 
-class Proxy(proxy.Proxy):
+class Proxy(scene.Proxy):
     """See above.
 
     Attributes:
