@@ -1,6 +1,11 @@
-"""Writes docs/reference/{commands,dialects}.md and docs/mqtool.1 from the program itself: make docs."""
+"""Writes docs/reference/{commands,dialects,python}.md and docs/mqtool.1 from the program itself: make docs."""
 
 import functools
+import hashlib
+import importlib
+import inspect
+import re
+import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +20,7 @@ from mqtool.tutorials.stream_dialects import HELLO, TRACKING, StreamDialect
 
 REFERENCE = Path(__file__).parent / "reference" / "commands.md"
 DIALECTS = REFERENCE.with_name("dialects.md")
+PYTHON = REFERENCE.with_name("python.md")
 MANUAL = Path(__file__).parent / "mqtool.1"
 
 
@@ -160,7 +166,108 @@ def _roff(text: str) -> str:
     return f"\\&{text}" if text.startswith((".", "'")) else text
 
 
+#: The modules whose `__all__` is the public interface.
+PUBLIC = ("mqtool.testing", "mqtool.broker.embedded")
+_SECTIONS = {"Args:": "Arguments:", "Attributes:": "Attributes:", "Returns:": "Returns:", "Raises:": "Raises:"}
+_ABOUT_PYTHON = """\
+# Python interface
+
+Programs may import the names on this page from mqtool, and use the attributes and methods described here. From version
+1.0 on, these keep their meaning until the next major version. Before a name is removed, using it gives a
+`DeprecationWarning` in at least one minor version. CHANGELOG.md lists every change. Everything else in mqtool is
+private and may change in any release.
+
+The pytest fixtures `amqp_broker` (an `EmbeddedBroker`), `amqp_vhost` (a `Vhost`) and `amqp_tls` (an `Authority`), the
+marker `amqp_recording` and the setting `amqp_broker_like` are public too; see [testing](../how-to/testing.md)."""
+#: Classes that programs create themselves.
+_CREATED = {"EmbeddedBroker", "Settings", "Tls"}
+#: Methods of public classes that mqtool itself uses.
+_PRIVATE = {"arguments", "begin", "now", "under_test", "wait_for_count"}
+
+
+def interface() -> dict[str, list[str]]:
+    """The public names, each with its signature and those of its methods and properties."""
+    found = {}
+    for module in map(importlib.import_module, PUBLIC):
+        for name in module.__all__:
+            thing = getattr(module, name)
+            found[f"{module.__name__}.{name}"] = [_signature(name, thing), *(line for line, _ in _members(thing))]
+    return found
+
+
+def checksum() -> str:
+    """A short hash of interface(), which CHANGELOG.md has to name: nobody changes the interface without saying so."""
+    return hashlib.sha256(repr(interface()).encode()).hexdigest()[:8]
+
+
+def python() -> str:
+    """What Python programs may import, in Markdown."""
+    parts, seen = [_ABOUT_PYTHON, f"Checksum of this interface: `{checksum()}`."], set()
+    for module in map(importlib.import_module, PUBLIC):
+        parts += [f"## {module.__name__}", *_prose(module)]
+        for name in module.__all__:
+            thing = getattr(module, name)
+            if thing in seen:
+                parts.append(f"`{name}`: as in `{PUBLIC[0]}`.")
+                continue
+            seen.add(thing)
+            parts += [f"### {name}", f"```python\n{_signature(name, thing)}\n```", *_prose(thing)]
+            for line, member in _members(thing):
+                parts += [f"```python\n{line}\n```", *_prose(member)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _members(thing: Any) -> Iterator[tuple[str, Any]]:
+    """The signature of each public method and property of a class, and the object that has its docstring."""
+    if not inspect.isclass(thing):
+        return
+    for name in dict.fromkeys(
+        name for owner in thing.__mro__ if owner.__module__.startswith("mqtool.") for name in vars(owner)
+    ):
+        member = inspect.getattr_static(thing, name)
+        if name.startswith("_") or name in _PRIVATE:
+            continue
+        if isinstance(member, property):
+            returned = _plain(str(inspect.signature(member.fget))).partition(" -> ")[2]
+            yield f"{thing.__name__}.{name}: {returned}", member
+        elif inspect.isroutine(member):
+            prefix = "async " if inspect.iscoroutinefunction(member) else ""
+            yield f"{prefix}{thing.__name__}.{_signature(name, member)}", member
+
+
+def _signature(name: str, thing: Any) -> str:
+    if inspect.isclass(thing) and name not in _CREATED:
+        bases = ", ".join(base.__name__ for base in thing.__bases__ if issubclass(thing, list | Exception))
+        return f"class {name}({bases})" if bases else f"class {name}"
+    return name + _plain(str(inspect.signature(thing))).replace("(self, ", "(").replace("(self)", "()").removesuffix(
+        " -> None"
+    )
+
+
+def _plain(signature: str) -> str:
+    """A signature without the modules of its types, and without quotes around them."""
+    signature = re.sub(r"(: |-> |\[str, )'([^']+)'", r"\1\2", signature)
+    signature = re.sub(r"<function \S+ at \w+>", "…", signature)
+    return re.sub(r"~(?=[A-Z])|\b(?:[a-z_0-9]+\.)+(?=[A-Z])", "", signature)
+
+
+def _prose(thing: Any) -> Iterator[str]:
+    """The docstring of an object in Markdown, by paragraph."""
+    for block in (inspect.getdoc(thing) or "").split("\n\n"):
+        head, _, rest = block.partition("\n")
+        if head in _SECTIONS:
+            items = re.split(r"\n(?=\S)", textwrap.dedent(rest))
+            terms = (" ".join(item.split()).partition(": ") for item in items)
+            yield _SECTIONS[head]
+            yield "\n".join(f"- `{name}`: {text}" if text else f"- {name}" for name, _, text in terms)
+        elif block.startswith("    "):
+            yield f"```python\n{textwrap.dedent(block)}\n```"
+        elif block:
+            yield block
+
+
 if __name__ == "__main__":
     REFERENCE.write_text(reference())
     DIALECTS.write_text(dialects())
+    PYTHON.write_text(python())
     MANUAL.write_text(manual())

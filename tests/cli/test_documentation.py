@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import click
 import pytest
 
-from docs.generate import DIALECTS, MANUAL, REFERENCE, dialects, manual, reference
+from docs.generate import DIALECTS, MANUAL, PYTHON, REFERENCE, dialects, manual, python, reference
 from mqtool.cli.app import app
 from tests.brokers import on_any_broker
 from tests.cli.shell import Running, Shell, wait_until
@@ -112,6 +112,7 @@ def test_the_command_reference_is_what_the_commands_say() -> None:
     assert REFERENCE.read_text() == reference()
     assert MANUAL.read_text() == manual()
     assert DIALECTS.read_text() == dialects()
+    assert PYTHON.read_text() == python()
 
 
 def test_each_command_is_in_a_guide_or_the_readme() -> None:

@@ -11,18 +11,15 @@ routed.
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
-from mqtool.errors import MqtoolError, NotFound, Unavailable
-from mqtool.message import Confirmation
+from mqtool.broker.embedded.testing.replay_client import ReplayClient
+from mqtool.errors import MqtoolError, Unavailable
 from mqtool.recordings.recording import Changes, Pace, Recorded, Selection, recorded
 from mqtool.where import parse
-
-if TYPE_CHECKING:
-    from mqtool.amqp import Channel, Connection
 
 #: Seconds between two attempts to route a message.
 _LOOK = 0.02
@@ -110,28 +107,15 @@ class _Replay:
         #: Pairs of exchange and routing key that are known to reach a queue.
         self._routed: set[tuple[str | None, str | None]] = set()
         self._exchanges: set[str] = set()
+        self._count = 0
 
     def run(self) -> int:
-        # Not imported at the top: tests without recordings need no client.
-        from mqtool.amqp import Backoff, Connection, parse_addresses
-
-        count = 0
-        with Connection(parse_addresses(self._url), name="replay", backoff=Backoff(attempts=10)) as connection:
-            channel = connection.channel(mandatory=True)
+        with closing(ReplayClient(self._url, self.stopped)) as client:
             for is_routed, messages in groupby(self._due(), key=self._is_routed):
-                if not is_routed:
-                    for message in messages:
-                        self._publish(message, connection, channel)
-                        count += 1
-                    continue
-                receipts = list(channel.publish(messages))
-                count += len(receipts)
-                for receipt in receipts:
-                    if (
-                        receipt.confirmation is not Confirmation.CONFIRMED
-                    ):  # the queue was deleted, or is bound by headers
-                        self._publish(receipt.message, connection, channel)
-        return count
+                # What was routed before may not be now: the queue was deleted, or is bound by headers.
+                for message in client.publish(messages) if is_routed else messages:
+                    self._publish(message, client)
+        return self._count
 
     def _is_routed(self, message: Recorded) -> bool:
         return (message.exchange, message.routing_key) in self._routed
@@ -142,16 +126,16 @@ class _Replay:
                 left = self._pace.due(message) - time.monotonic()
                 if self.stopped.wait(left) if left > 0 else self.stopped.is_set():
                     return
+                self._count += 1
                 yield message
 
-    def _publish(self, message: Any, connection: "Connection", channel: "Channel") -> None:
+    def _publish(self, message: Any, client: ReplayClient) -> None:
         """Publish a message, and retry until it is routed. Later messages wait, so that the order is kept."""
         deadline = time.monotonic() + self._patience
         while True:
-            why = self._missing(message.exchange, connection)
+            why = self._missing(message.exchange, client)
             if why is None:
-                [receipt] = channel.publish([message])
-                if receipt.confirmation is Confirmation.CONFIRMED:
+                if not client.publish([message]):
                     self._routed.add((message.exchange, message.routing_key))
                     return
                 why = f"no queue gets routing key {message.routing_key!r} from exchange {message.exchange!r}"
@@ -160,15 +144,10 @@ class _Replay:
             if time.monotonic() > deadline or self.stopped.wait(_LOOK):
                 raise Unavailable(f"a message of {self._path} went nowhere: {why}")
 
-    def _missing(self, exchange: str, connection: "Connection") -> str | None:
+    def _missing(self, exchange: str, client: ReplayClient) -> str | None:
         """Return an error if an exchange does not exist; otherwise None."""
-        from mqtool.amqp import administration
-        from mqtool.topology import Exchange
-
         if exchange and exchange not in self._exchanges:
-            try:
-                administration.expect(connection.channel(), Exchange(exchange))
-            except NotFound:
+            if not client.has_exchange(exchange):
                 return f"there is no exchange {exchange!r}"
             self._exchanges.add(exchange)
         return None
