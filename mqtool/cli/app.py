@@ -45,6 +45,7 @@ COMMANDS = {
     "route": ("topology_route", _SEE),
     "top": ("top", _SEE),
     "doctor": ("doctor", _SEE),
+    "bench": ("bench", _SEE),
     "peek": ("peek_tap_move", _MESSAGES),
     "tap": ("peek_tap_move", _MESSAGES),
     "recording": ("recorded", _MESSAGES),

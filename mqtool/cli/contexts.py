@@ -44,7 +44,7 @@ EFFECTS = {
         move, delayed cancel, delayed now, dlq redrive, dlq drop, queue declare, queue delete, queue purge,
         exchange declare, exchange delete, exchange bind, exchange unbind, user add, user delete, user password,
         user tags, vhost add, vhost delete, permission set, permission clear, policy set, policy clear,
-        definitions import, broker fault
+        definitions import, broker fault, bench
     """,
     Effect.SENDS: """
         send, new-task, emit-log fanout, emit-log direct, emit-log topic, emit-log headers, rpc-client,

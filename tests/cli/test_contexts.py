@@ -290,6 +290,7 @@ def test_a_protected_context_is_named_before_anything_changes(staging: Shell, br
         "vhost add new",
         "permission set guest --read ^$",
         "broker fault restart",
+        "bench --yes",
         "queue purge jobs --yes",
         "queue delete jobs --if-unused --if-empty",
         "queue delete --yes jobs",

@@ -52,6 +52,13 @@ class Progress:
                 self._show()
             yield thing
 
+    def show(self, count: int) -> None:
+        """Show a new count."""
+        self.count = count
+        if self._is_wanted and (now := time.monotonic()) >= self._due:
+            self._due = now + _BETWEEN_UPDATES
+            self._show()
+
     @property
     def sum(self) -> str:
         """The count, the time and the rate, as text."""

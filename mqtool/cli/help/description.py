@@ -25,6 +25,20 @@ PANELS = {
     "Retries": ("retries", {"--retries"}),
     "Duplicates": ("duplicates", {"--deduplicate"}),
     "Printing": ("output", {"--raw", "--json", "--format", "--output"}),
+    "Load": (
+        "benchmarks",
+        {
+            "--rate",
+            "--duration",
+            "--messages",
+            "--size",
+            "--publishers",
+            "--consumers",
+            "--queue-type",
+            "--at",
+            "--vary",
+        },
+    ),
     "Broker": ("connection", {"--url", "--context"}),
     "Help": ("help", {"--help", "--help-all"}),
 }

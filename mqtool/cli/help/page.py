@@ -24,6 +24,7 @@ TOPICS = (
     "programs",
     "retries",
     "duplicates",
+    "benchmarks",
     "rabbitmqctl",
 )
 

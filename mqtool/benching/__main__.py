@@ -1,0 +1,6 @@
+"""A process of a run: `python -m mqtool.benching`. It reads its job from standard input."""
+
+from mqtool.benching.clients import main
+
+if __name__ == "__main__":
+    main()

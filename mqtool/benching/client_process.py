@@ -1,0 +1,185 @@
+"""What the processes of a run have in common: orders and reports, the connection, and the loop.
+
+Standard input brings the job, then {"start": TIME} once all processes are ready, then {"stop": true}. Standard output
+takes reports. Both are lines of JSON.
+"""
+
+import os
+import select
+import time
+from typing import Any
+
+from mqtool.benching.plain_connection import ConnectionLost, Wire
+from mqtool.benching.plan import Job, lines_in, told
+from mqtool.benching.tally import Latencies
+from mqtool.errors import MqtoolError
+
+SECOND = 1_000_000_000
+#: Seconds between two reports, and between two attempts to connect again.
+_REPORT, _RETRY = 0.25, 0.1
+
+
+class Orders:
+    """The pipe to the command that runs the benchmark."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._waiting: list[Any] = []
+        self.is_over = False
+
+    def fileno(self) -> int:
+        return 0
+
+    def next(self) -> Any:
+        """Wait for the next line; return it. If the command has ended, end this process, too."""
+        while not self._waiting:
+            self.read()
+        return self._waiting.pop(0)
+
+    def read(self) -> None:
+        """Read what the command says; it is over once it says so, or has ended."""
+        data = os.read(0, 1 << 16)
+        if not data:
+            raise SystemExit
+        lines, self._rest = lines_in(self._rest + data)
+        for line in lines:
+            self._waiting.append(line)
+            self.is_over = self.is_over or "stop" in line
+
+
+def tell(**values: Any) -> None:
+    """Report to the command."""
+    data = told(values)
+    while data:
+        data = data[os.write(1, data) :]
+
+
+class Client:
+    """What publishers and consumers have in common: the connection, the loop, reports, and the longest gap.
+
+    Attributes:
+        start, measured_from: when publishing starts, and when the warm-up ends.
+        latencies, measured: the latencies of the messages after the warm-up, and their number.
+        last_event: when the latest confirm or delivery arrived.
+    """
+
+    def __init__(self, job: Job, orders: Orders) -> None:
+        self.job = job
+        self.plan = job.plan
+        self.orders = orders
+        self.latencies = Latencies()
+        self.wire: Wire | None = None
+        self.start = self.measured_from = 0
+        self.measured = 0
+        self._reconnects = 0
+        self.last_event = 0
+        self._gap = (0, 0)
+
+    def run(self) -> None:
+        """Connect, wait for the start, and do the job."""
+        self.open(self.connected())
+        tell(ready=True)
+        if (order := self.orders.next()).get("start") is None:
+            return
+        self.start = int(order["start"])
+        self.measured_from = self.start + round(self.plan.warm_up * SECOND)
+        self.last_event, used = self.start, time.process_time()
+        ended = self._loop()
+        used, wall = time.process_time() - used, max(ended - self.start, 1) / SECOND
+        if self.wire is None:
+            self.happened(ended)  # the broker has not come back
+        else:
+            self.leave(self.wire)
+            self.wire = None
+        gap, at = self._gap
+        tell(
+            **self.report(),
+            done=True,
+            latencies=self.latencies.pairs(),
+            gap=gap / SECOND,
+            gap_at=(at - self.start) / SECOND,
+            cpu=used / wall,
+            reconnects=self._reconnects,
+        )
+
+    def connected(self) -> Wire:
+        """A new connection."""
+        return Wire(
+            self.job.addresses, self.job.tls, " ".join(("mqtool bench", self.job.role, str(self.job.number + 1)))
+        )
+
+    def _loop(self) -> int:
+        """Do the job, and report several times a second; return the time at which the job ended."""
+        report_at = time.monotonic_ns()
+        while True:
+            now = time.monotonic_ns()
+            if self.orders.is_over or self.is_done(now):
+                return now
+            try:
+                if now >= report_at:
+                    report_at = now + round(_REPORT * SECOND)
+                    tell(**self.report())
+                if self.wire is None:
+                    self._open_again()
+                else:
+                    self._step(self.wire, min(self.work(self.wire, now), report_at))
+            except ConnectionLost:
+                self._lose()
+
+    def _step(self, wire: Wire, until: int) -> None:
+        timeout = max(0, until - time.monotonic_ns()) / SECOND
+        sources: list[Wire | Orders] = [wire, self.orders]
+        readable, writable, _ = select.select(sources, [wire] if wire.unsent else [], [], timeout)
+        if wire in readable:
+            wire.receive()
+        if writable:
+            wire.flush()
+        if self.orders in readable:
+            self.orders.read()
+
+    def _open_again(self) -> None:
+        if select.select([self.orders], [], [], _RETRY)[0]:
+            self.orders.read()
+            return
+        try:
+            wire = self.connected()
+        except MqtoolError:  # the broker is not back yet
+            return
+        self.open(wire)
+        self._reconnects += 1
+
+    def _lose(self) -> None:
+        if self.wire is not None:
+            self.wire.close()
+        self.wire = None
+        self.lost()
+
+    def happened(self, at: int) -> None:
+        """Note that a confirm or a delivery has arrived, for the longest time without any."""
+        self._gap = max(self._gap, (at - self.last_event, self.last_event))
+        self.last_event = at
+
+    # For each role.
+
+    def open(self, wire: Wire) -> None:
+        """Set up a new connection."""
+        self.wire = wire
+
+    def lost(self) -> None:
+        """Forget what ended with the connection."""
+
+    def leave(self, wire: Wire) -> None:
+        """Close the connection at the end of the job."""
+        wire.close()
+
+    def work(self, wire: Wire, now: int) -> int:
+        """Do what can be done without waiting; return when there is more to do."""
+        raise NotImplementedError
+
+    def is_done(self, now: int) -> bool:
+        """True if the job is done."""
+        raise NotImplementedError
+
+    def report(self) -> dict[str, Any]:
+        """What has happened since the last report."""
+        raise NotImplementedError

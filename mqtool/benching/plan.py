@@ -1,0 +1,173 @@
+"""The settings of a run, the job of each of its processes, and the stamp that each message carries."""
+
+import json
+import os
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from struct import Struct
+from typing import Any, Self
+
+from mqtool.amqp import Address, TlsFiles
+from mqtool.errors import UsageError
+
+#: The first bytes of each body: the publisher, the message's number, and the time at which it should have been sent,
+#: in nanoseconds of the monotonic clock, which the processes of a machine share.
+STAMP = Struct(">HQq")
+#: The number of different bodies if their sizes vary.
+_BODIES = 512
+#: The default number of messages in flight, of each publisher.
+IN_FLIGHT, PREFETCH = 1000, 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The settings of a run.
+
+    Attributes:
+        rate: messages per second, of all publishers together; None publishes as fast as confirms allow.
+        duration: seconds to publish; None to publish until `messages` are published.
+        messages: how many messages to publish, by all publishers together; None for no limit.
+        sizes: the smallest and the largest body, in bytes.
+        bodies: a file with a body on each line, whose first bytes are overwritten; None for bodies of `sizes`.
+        in_flight: the maximum number of unconfirmed messages of each publisher.
+        acknowledge: acknowledge after this many messages; 0 if the broker does not expect acknowledgements.
+        exchange: the type of the exchange to publish to; None for the default exchange.
+        ttl: seconds after which messages expire; None for never.
+        warm_up: seconds at the start that are counted, but not measured.
+    """
+
+    rate: float | None = None
+    duration: float | None = 10.0
+    messages: int | None = None
+    sizes: tuple[int, int] = (100, 100)
+    bodies: Path | None = None
+    publishers: int = 1
+    consumers: int = 1
+    queue_type: str = "quorum"
+    prefetch: int = PREFETCH
+    in_flight: int = IN_FLIGHT
+    acknowledge: int = 1
+    exchange: str | None = None
+    persistent: bool = True
+    ttl: float | None = None
+    warm_up: float = 0.0
+
+    def checked(self) -> Self:
+        """Return the plan.
+
+        Raises:
+            UsageError: settings contradict each other.
+        """
+        if self.sizes[0] < STAMP.size:
+            raise UsageError(
+                f"a body of {self.sizes[0]} bytes is too small",
+                f"each message carries its number and its time, in {STAMP.size} bytes",
+            )
+        if self.duration is None and self.messages is None:
+            raise UsageError("the run would never end", "give --duration or --messages")
+        if self.duration is not None and self.warm_up >= self.duration:
+            raise UsageError("the warm-up takes the whole run", "make --warm-up shorter than --duration")
+        return self
+
+    def with_value(self, name: str, value: Any) -> Self:
+        """Return a copy with another value for one setting."""
+        return replace(self, **{name: value})
+
+    @property
+    def total(self) -> int | None:
+        """How many messages the run publishes; None if that depends on the broker's speed."""
+        if self.rate is None or self.duration is None:
+            return self.messages
+        intended = max(1, round(self.rate * self.duration))
+        return intended if self.messages is None else min(intended, self.messages)
+
+    def share(self, publisher: int) -> int | None:
+        """How many of the messages one publisher publishes."""
+        if self.total is None:
+            return None
+        return self.total // self.publishers + (publisher < self.total % self.publishers)
+
+    def in_words(self) -> str:
+        """The settings in a line."""
+        small, large = self.sizes
+        size = f"bodies from {self.bodies.name}" if self.bodies else f"{small} bytes" if small == large else ""
+        pace = f"{self.rate:,.0f}/s" if self.rate else f"up to {self.in_flight:,} in flight"
+        parts = [
+            f"{self.queue_type} queue",
+            _counted(self.publishers, "publisher"),
+            _counted(self.consumers, "consumer"),
+            size or f"{small} to {large} bytes",
+            "persistent" if self.persistent else "transient",
+            pace,
+        ]
+        return ", ".join(parts)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
+def bodies(plan: Plan) -> list[bytes]:
+    """The bodies to publish, one after another, over and over; each has room for the stamp.
+
+    Raises:
+        UsageError: the file of bodies cannot be read, or is empty.
+    """
+    if plan.bodies is not None:
+        try:
+            lines = plan.bodies.read_bytes().splitlines()[:_BODIES]
+        except OSError as error:
+            raise UsageError(f"cannot read {plan.bodies}: {error.strerror}") from error
+        if not lines:
+            raise UsageError(f"{plan.bodies} has no bodies", "write one on each line")
+        return [line.ljust(STAMP.size) for line in lines]
+    small, large = plan.sizes
+    if small == large:
+        return [bytes(small)]
+    sizes = random.Random(0)  # the same sizes in every run
+    return [bytes(sizes.randint(small, large)) for _ in range(_BODIES)]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What one process does.
+
+    Attributes:
+        role: "publisher" or "consumer".
+        number: the publisher's or consumer's number, from 0.
+    """
+
+    role: str
+    number: int
+    plan: Plan
+    addresses: Sequence[Address]
+    tls: TlsFiles
+    exchange: str
+    routing_key: str
+    queue: str
+
+    def as_told(self) -> dict[str, Any]:
+        """The job, for told(). It contains the password, so it goes through a pipe."""
+        return {**asdict(self), "addresses": [each._asdict() for each in self.addresses]}
+
+    @classmethod
+    def from_told(cls, values: Mapping[str, Any]) -> Self:
+        """The job as received from another process."""
+        plan = dict(values["plan"])
+        plan |= {"sizes": tuple(plan["sizes"]), "bodies": plan["bodies"] and Path(plan["bodies"])}
+        tls = TlsFiles(*(each and Path(each) for each in values["tls"]))
+        addresses = [Address(**each) for each in values["addresses"]]
+        return cls(**{**values, "plan": Plan(**plan), "tls": tls, "addresses": addresses})
+
+
+def told(values: Mapping[str, Any]) -> bytes:
+    """A message between the processes of a run, as a line of JSON."""
+    return json.dumps(values, separators=(",", ":"), default=os.fspath).encode() + b"\n"
+
+
+def lines_in(data: bytes) -> tuple[Iterable[Any], bytes]:
+    """Decode complete lines of JSON; return them, and the incomplete rest."""
+    *lines, rest = data.split(b"\n")
+    return map(json.loads, lines), rest

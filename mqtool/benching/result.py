@@ -1,0 +1,94 @@
+"""The result of a run, and its form as JSON."""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from mqtool.benching.plan import Plan
+from mqtool.benching.tally import PERCENTILES, Latencies
+
+#: A client that uses more of a CPU than this may be slower than the broker.
+BUSY = 0.9
+
+
+class Snapshot(NamedTuple):
+    """The totals at one moment of a run; `seconds` is the time since the start."""
+
+    seconds: float
+    published: int
+    confirmed: int
+    received: int
+
+
+@dataclass(slots=True)
+class Result:
+    """The result of a run.
+
+    Attributes:
+        confirm, deliver: latencies from the intended time to the confirm, and to the delivery.
+        rates: messages per second that were published, confirmed and received, after the warm-up.
+        lost: confirmed messages that did not arrive.
+        waiting: instead of `lost` if the run was interrupted: confirmed messages that had not arrived yet.
+        unconfirmed: messages without an answer from the broker, because the connection was lost or time was up.
+        unsent: messages that were due, but were not sent in time.
+        gap: the longest time in seconds without a confirm, and without a delivery.
+        busiest: the largest share of a CPU that a client used.
+        broker_cpu, broker_memory: CPUs and bytes that the broker used; None if unknown.
+        series: snapshots several times a second.
+        stopped: True if the run was interrupted.
+    """
+
+    plan: Plan
+    broker: str
+    seconds: float
+    confirm: Latencies
+    deliver: Latencies
+    rates: tuple[float, float, float]
+    published: int
+    confirmed: int
+    received: int
+    nacked: int
+    unconfirmed: int
+    unsent: int
+    lost: int
+    duplicated: int
+    redelivered: int
+    out_of_order: int
+    reconnects: int
+    gap: tuple[float, float]
+    busiest: float
+    waiting: int = 0
+    broker_cpu: float | None = None
+    broker_memory: int | None = None
+    series: list[Snapshot] = field(default_factory=list)
+    stopped: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """The result as a JSON object, whose latencies can be merged with others."""
+        plain = ("broker", "seconds", "published", "confirmed", "received", "nacked", "unconfirmed", "unsent", "lost")
+        more = (
+            "waiting",
+            "duplicated",
+            "redelivered",
+            "out_of_order",
+            "reconnects",
+            "broker_cpu",
+            "broker_memory",
+            "stopped",
+        )
+        return {
+            "run": self.plan.in_words(),
+            **{name: getattr(self, name) for name in (*plain, *more)},
+            "rates": dict(zip(("published", "confirmed", "received"), self.rates, strict=True)),
+            "confirm": latencies_as_json(self.confirm),
+            "deliver": latencies_as_json(self.deliver),
+            "gap": dict(zip(("confirm", "deliver"), self.gap, strict=True)),
+            "client_cpu": self.busiest,
+            "series": [list(each) for each in self.series],
+        }
+
+
+def latencies_as_json(latencies: Latencies) -> dict[str, Any]:
+    """Percentiles in milliseconds, and the whole histogram: pairs of microseconds and a count."""
+    points = {f"p{percentile:g}": percentile for percentile in PERCENTILES}
+    told_in_ms = {name: round(latencies.at(at) * 1000, 3) for name, at in points.items()}
+    return {**told_in_ms, "max": round(latencies.at(100) * 1000, 3), "histogram": latencies.pairs()}

@@ -1,0 +1,365 @@
+"""One run: declares a queue of its own, starts the processes, follows their reports, and returns the result."""
+
+import contextlib
+import os
+import selectors
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from mqtool.amqp import Address, Connection, TlsFiles, administration
+from mqtool.benching.plan import Job, Plan, lines_in, told
+from mqtool.benching.result import Result, Snapshot
+from mqtool.benching.tally import Latencies, Tally
+from mqtool.errors import ExitCode, MqtoolError, Unavailable
+from mqtool.management import Management
+from mqtool.message import new_message_id
+from mqtool.topology import Exchange, Queue
+
+_SECOND = 1_000_000_000
+#: Seconds between two looks at what has arrived, and from the order to start until the start.
+_LOOK, _LEAD = 0.1, 0.1
+#: Seconds to wait for the processes to be ready, for confirms and deliveries that still come, and for an end.
+_READY, _QUIET, _END = 30.0, 5.0, 10.0
+#: Seconds to wait for deliveries after the run was interrupted.
+_SHORTLY = 1.0
+#: Milliseconds after which the broker deletes the queue of a run that was killed.
+_EXPIRES = 600_000
+
+
+class Place(NamedTuple):
+    """The broker to measure.
+
+    Attributes:
+        find_api: finds the management API, for the broker's use of CPU and memory; None to do without.
+    """
+
+    addresses: Sequence[Address]
+    tls: TlsFiles = TlsFiles()
+    find_api: Callable[[], Management] | None = None
+
+
+class Timed(NamedTuple):
+    """A command to run in a shell, and when, in seconds after the start."""
+
+    at: float
+    command: str
+
+
+@dataclass(slots=True)
+class Client:
+    """A process of a run, and what it has told so far."""
+
+    role: str
+    number: int
+    process: "subprocess.Popen[bytes]"
+    rest: bytes = b""
+    told: dict[str, Any] = field(default_factory=dict)
+
+    def say(self, **values: Any) -> None:
+        """Tell the process something; it may have ended."""
+        with contextlib.suppress(BrokenPipeError):
+            assert self.process.stdin is not None
+            self.process.stdin.write(told(values))
+            self.process.stdin.flush()
+
+    @property
+    def is_done(self) -> bool:
+        return bool(self.told.get("done"))
+
+
+class BrokerUse:
+    """What the broker uses, as far as its management API and, on this machine, /proc tell."""
+
+    def __init__(self, find_api: Callable[[], Management] | None) -> None:
+        self._find_api = find_api
+        self._pid: int | None = None
+        self._cpu = 0.0
+        self._began = 0.0
+        self._api: Management | None = None
+
+    def begin(self) -> None:
+        """Start to measure, or find out that it is not possible."""
+        if self._find_api is None:
+            return
+        with contextlib.suppress(MqtoolError):
+            self._api = self._find_api()
+            [node] = self._nodes()
+            pid = int(node.get("os_pid") or 0)
+            command = Path(f"/proc/{pid}/cmdline")
+            # In a container, the broker has another number; the process of that number here is not the broker.
+            if pid and command.exists() and any(name in command.read_bytes() for name in (b"rabbit", b"mqtool")):
+                self._pid, self._cpu, self._began = pid, _cpu_time(pid), time.monotonic()
+
+    def end(self) -> tuple[float | None, int | None]:
+        """The CPUs used since begin(), and the memory used now; None for what is unknown."""
+        cpu: float | None = None
+        memory: int | None = None
+        with contextlib.suppress(MqtoolError, OSError, ValueError, KeyError):
+            if self._api is not None:
+                memory = sum(int(node["mem_used"]) for node in self._nodes()) or None
+            if self._pid is not None:
+                cpu = (_cpu_time(self._pid) - self._cpu) / (time.monotonic() - self._began)
+                pages = int(Path(f"/proc/{self._pid}/statm").read_text().split()[1])
+                memory = pages * os.sysconf("SC_PAGE_SIZE")
+        return cpu, memory
+
+    def _nodes(self) -> list[dict[str, Any]]:
+        assert self._api is not None
+        found: list[dict[str, Any]] = self._api.get("nodes", columns="os_pid,mem_used")
+        return found
+
+
+def _cpu_time(pid: int) -> float:
+    """The CPU time of a process of this machine, in seconds."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class Run:
+    """Context manager for one run: declares what it needs, and deletes it again.
+
+    Args:
+        commands: commands to run at some time after the start.
+        notice: called with a sentence for the user.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        place: Place,
+        *,
+        commands: Sequence[Timed] = (),
+        notice: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.plan = plan
+        self._place = place
+        self._commands = sorted(commands)
+        self._notice = notice
+        self._name = f"mqtool-bench-{new_message_id()[:8]}"
+        self._clients: list[Client] = []
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._selector = selectors.DefaultSelector()
+        self._tally = Tally(each_gets_all=plan.queue_type == "stream")
+        self._stopping = False
+        self._start = 0.0
+        self._series: list[Snapshot] = []
+
+    def __enter__(self) -> Self:
+        with Connection(self._place.addresses, tls=self._place.tls) as connection:
+            self.broker = connection.broker_to_show
+            channel = connection.channel()
+            arguments: dict[str, Any] = {"x-queue-type": self.plan.queue_type}
+            if self.plan.queue_type != "stream":
+                arguments["x-expires"] = _EXPIRES
+            queue = channel.declare(Queue(self._name, durable=True, arguments=arguments))
+            if self.plan.exchange is not None:
+                exchange = Exchange(self._name, self.plan.exchange, durable=True)
+                channel.declare(exchange)
+                channel.bind(queue, exchange, self._name)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for client in self._clients:
+            if client.process.poll() is None:
+                client.process.kill()
+            client.process.wait()
+        for command, process in self._running.items():
+            if process.poll() is None:
+                self._notice(f"still running: {command}")
+        self._selector.close()
+        try:
+            self._delete()
+        except MqtoolError as failure:
+            self._notice(f"queue {self._name!r} could not be deleted: {failure}")
+
+    def _delete(self) -> None:
+        from mqtool.broker.readiness import connect_within  # a fault may have stopped the broker
+
+        with connect_within(_END, lambda: Connection(self._place.addresses, tls=self._place.tls)) as connection:
+            channel = connection.channel()
+            administration.delete_queue(channel, self._name)
+            if self.plan.exchange is not None:
+                administration.delete_exchange(channel, self._name)
+
+    def stop(self) -> None:
+        """End the run early; perform() returns the result so far. Safe to call from a signal handler."""
+        self._stopping = True
+
+    def perform(self, progress: Callable[[Snapshot], None] = lambda _: None) -> Result:
+        """Publish and receive; return the result.
+
+        Args:
+            progress: called several times a second.
+
+        Raises:
+            MqtoolError: the broker refuses what the run needs, or a process has failed.
+        """
+        for number in range(self.plan.consumers):
+            self._launch("consumer", number)
+        for number in range(self.plan.publishers):
+            self._launch("publisher", number)
+        is_ready = self._follow(lambda: all(client.told.get("ready") for client in self._clients), _READY)
+        if self._stopping:
+            raise KeyboardInterrupt
+        if not is_ready:
+            raise Unavailable(f"the publishers and consumers were not ready within {_READY:g} s")
+        use = BrokerUse(self._place.find_api)
+        use.begin()
+        self._start = time.monotonic() + _LEAD
+        for client in self._clients:
+            client.say(start=round(self._start * _SECOND))
+        self._publish(progress)
+        self._drain(progress)
+        cpu, memory = use.end()
+        self._end("consumer")
+        return self._result(cpu, memory)
+
+    def _launch(self, role: str, number: int) -> None:
+        exchange, key = (self._name, self._name) if self.plan.exchange else ("", self._name)
+        job = Job(role, number, self.plan, self._place.addresses, self._place.tls, exchange, key, self._name)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mqtool.benching"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for the command, which then tells the processes to stop
+        )
+        client = Client(role, number, process)
+        self._clients.append(client)
+        self._selector.register(process.stdout, selectors.EVENT_READ, client)  # type: ignore[arg-type]
+        client.say(**job.as_told())
+
+    # Following the reports.
+
+    def _follow(self, condition: Callable[[], bool], patience: float) -> bool:
+        """Read reports until the condition is met, the run is stopped or time is up; return True if it was met."""
+        deadline = time.monotonic() + patience
+        while not condition():
+            if self._stopping or time.monotonic() > deadline:
+                return False
+            self._read()
+        return True
+
+    def _read(self) -> None:
+        for key, _ in self._selector.select(_LOOK):
+            client: Client = key.data
+            data = os.read(key.fd, 1 << 18)
+            if not data:
+                self._selector.unregister(key.fileobj)
+                if not client.is_done:
+                    raise Unavailable(f"{client.role} {client.number + 1} ended with code {client.process.wait()}")
+                continue
+            lines, client.rest = lines_in(client.rest + data)
+            for line in lines:
+                self._take(client, line)
+
+    def _take(self, client: Client, report: dict[str, Any]) -> None:
+        if "failed" in report:
+            error = MqtoolError(f"{client.role} {client.number + 1}: {report['failed']}", report["hint"])
+            error.exit_code = ExitCode(report["exit_code"])
+            raise error
+        self._tally.confirm(client.number, report.pop("confirmed", ()))
+        for publisher, runs in report.pop("runs", ()):
+            self._tally.receive(client.number, publisher, runs)
+        client.told |= report
+
+    def _of(self, role: str) -> list[Client]:
+        return [client for client in self._clients if client.role == role]
+
+    def _sum(self, role: str, what: str) -> int:
+        return sum(client.told.get(what, 0) for client in self._of(role))
+
+    def _snapshot(self) -> Snapshot:
+        published, received = self._sum("publisher", "published"), self._sum("consumer", "received")
+        return Snapshot(time.monotonic() - self._start, published, self._tally.confirmed, received)
+
+    def _look(self, progress: Callable[[Snapshot], None]) -> Snapshot:
+        self._read()
+        snapshot = self._snapshot()
+        while self._commands and snapshot.seconds >= self._commands[0].at:
+            command = self._commands.pop(0).command
+            self._notice(f"{snapshot.seconds:.1f} s: {command}")
+            self._running[command] = subprocess.Popen(["/bin/sh", "-c", command], stdin=subprocess.DEVNULL)
+        if not self._series or snapshot.seconds >= self._series[-1].seconds + _LOOK:
+            self._series.append(snapshot)
+        progress(snapshot)
+        return snapshot
+
+    def _publish(self, progress: Callable[[Snapshot], None]) -> None:
+        """Follow the publishers until all messages are confirmed, or none are any more."""
+        moved, moved_at = (0, 0, 0), time.monotonic()
+        while not all(client.is_done for client in self._of("publisher")):
+            snapshot = self._look(progress)
+            if snapshot[1:] != moved:
+                moved, moved_at = snapshot[1:], time.monotonic()
+            is_late = self.plan.duration is None or snapshot.seconds > self.plan.duration
+            if self._stopping or (is_late and time.monotonic() > moved_at + _QUIET):
+                break
+        self._end("publisher")
+
+    def _drain(self, progress: Callable[[Snapshot], None]) -> None:
+        """Follow the consumers until they have received all confirmed messages, or nothing arrives any more."""
+        wanted = self._tally.confirmed * (self.plan.consumers if self.plan.queue_type == "stream" else 1)
+        before, moved_at = -1, time.monotonic()
+        while self._tally.received < wanted:
+            received = self._look(progress).received
+            if received != before and not self._stopping:
+                before, moved_at = received, time.monotonic()
+            elif time.monotonic() > moved_at + (_SHORTLY if self._stopping else _QUIET):
+                return
+
+    def _end(self, role: str) -> None:
+        for client in self._of(role):
+            client.say(stop=True)
+        deadline = time.monotonic() + _END
+        while not all(client.is_done for client in self._of(role)) and time.monotonic() < deadline:
+            self._read()
+
+    def _result(self, cpu: float | None, memory: int | None) -> Result:
+        tally, told_by = self._tally, [client.told for client in self._clients]
+        merged = {role: Latencies() for role in ("publisher", "consumer")}
+        for client in self._clients:
+            if "latencies" in client.told:
+                merged[client.role].merge(client.told["latencies"])
+        snapshot = self._snapshot()
+        published = self._sum("publisher", "published")
+        nacked = self._sum("publisher", "nacked")
+        gaps = [max((client.told.get("gap", 0.0) for client in self._of(role)), default=0.0) for role in merged]
+        missing = tally.lost(self.plan.consumers)
+        unsent = 0 if self.plan.rate is None or self._stopping else max(0, (self.plan.total or 0) - published)
+        return Result(
+            plan=self.plan,
+            broker=self.broker,
+            seconds=snapshot.seconds,
+            confirm=merged["publisher"],
+            deliver=merged["consumer"],
+            rates=(self._rate("publisher", "sent"), self._rate("publisher"), self._rate("consumer")),
+            published=published,
+            confirmed=tally.confirmed,
+            received=tally.received,
+            nacked=nacked,
+            unconfirmed=published - tally.confirmed - nacked,
+            unsent=unsent,
+            lost=0 if self._stopping else missing,
+            waiting=missing if self._stopping else 0,
+            duplicated=tally.duplicated,
+            redelivered=tally.redelivered,
+            out_of_order=tally.out_of_order,
+            reconnects=sum(each.get("reconnects", 0) for each in told_by),
+            gap=(gaps[0], gaps[1]),
+            busiest=max((each.get("cpu", 0.0) for each in told_by), default=0.0),
+            broker_cpu=cpu,
+            broker_memory=memory,
+            series=self._series,
+            stopped=self._stopping,
+        )
+
+    def _rate(self, role: str, what: str = "measured") -> float:
+        """Messages per second, from the end of the warm-up until the last one."""
+        last = max((client.told.get(f"{what}_at", 0) for client in self._of(role)), default=0)
+        seconds = last / _SECOND - self._start - self.plan.warm_up
+        return self._sum(role, what) / seconds if seconds > 0 else 0.0

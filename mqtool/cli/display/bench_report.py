@@ -1,0 +1,238 @@
+"""The result of a benchmark as text: a table, a histogram, a line to quote, and remarks."""
+
+import csv
+import io
+import math
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mqtool.benching.comparison import Comparison
+from mqtool.benching.result import BUSY, Result
+from mqtool.benching.tally import PERCENTILES, Latencies
+from mqtool.cli.display import layout, output
+from mqtool.spelling import counted
+
+_WIDTH, _BAR, _BARS = 80, 40, 12
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+
+def show(result: Result) -> None:
+    """Print the result."""
+    for line in lines(result):
+        output.show(line)
+
+
+def lines(result: Result) -> Iterator[str]:
+    """The lines of the report, each at most 80 characters."""
+    yield from textwrap.wrap(f"{result.broker}: {result.plan.in_words()}", _WIDTH)
+    yield ""
+    yield f"{'':<12}{'messages':>14}{'per second':>14}"
+    totals = (result.published, result.confirmed, result.received)
+    for name, total, rate in zip(("published", "confirmed", "received"), totals, result.rates, strict=True):
+        yield f"{name:<12}{total:>14,}{rate:>14,.0f}"
+    yield ""
+    yield f"{'latency until':<14}" + "".join(f"{f'p{percentile:g}':>11}" for percentile in PERCENTILES) + f"{'max':>11}"
+    for name, latencies in (("confirmed", result.confirm), ("delivered", result.deliver)):
+        points = "".join(f"{duration(latencies.at(at)):>11}" for at in (*PERCENTILES, 100.0))
+        yield f"{name:<14}{points}"
+    if result.deliver.count:
+        yield ""
+        yield from histogram(result.deliver)
+    yield ""
+    yield counts(result)
+    if uses := broker_use(result):
+        yield uses
+    yield ""
+    yield quotable(result)
+
+
+def counts(result: Result) -> str:
+    """What was lost and what came twice, as a line."""
+    lost = "lost or expired" if result.plan.ttl is not None else "lost"
+    named = {lost: result.lost, "duplicated": result.duplicated, "out of order": result.out_of_order}
+    named |= {"redelivered": result.redelivered}
+    rare = {
+        "not received yet": result.waiting,
+        "rejected": result.nacked,
+        "unconfirmed": result.unconfirmed,
+        "not sent": result.unsent,
+    }
+    shown = {**named, **{name: count for name, count in rare.items() if count}}
+    return ", ".join(f"{name} {count:,}" for name, count in shown.items())
+
+
+def broker_use(result: Result) -> str:
+    """What the broker used, as a line; "" if that is unknown."""
+    uses = [] if result.broker_cpu is None else [f"{result.broker_cpu:.2f} CPUs"]
+    uses += [] if result.broker_memory is None else [f"{result.broker_memory / (1 << 20):,.0f} MiB of memory"]
+    return f"the broker used {' and '.join(uses)}" if uses else ""
+
+
+def quotable(result: Result) -> str:
+    """The result in one line."""
+    confirmed, delivered = result.rates[1], result.deliver
+    return (
+        f"{confirmed:,.0f} confirmed/s; delivered after p50 {duration(delivered.at(50))}, "
+        f"p99 {duration(delivered.at(99))}, max {duration(delivered.at(100))}; {result.lost:,} lost"
+    )
+
+
+def remarks(result: Result) -> Iterator[str]:
+    """What to know before the numbers are believed."""
+    plan = result.plan
+    if result.busiest > BUSY:
+        yield f"a client used {result.busiest:.0%} of a CPU: it may be slower than the broker; use more processes"
+    if result.unsent:
+        yield f"the broker did not keep up with {plan.rate:,.0f}/s: {counted(result.unsent, 'message')} not sent"
+    if result.reconnects or max(result.gap) > _NOTABLE_GAP:
+        confirm, deliver = (f"{each * 1000:,.0f} ms" for each in result.gap)
+        again = f"; {counted(result.reconnects, 'reconnect')}" if result.reconnects else ""
+        yield f"the longest time without a confirm was {confirm}, without a delivery {deliver}{again}"
+    backlog = result.confirm.at(99) * 10 < result.deliver.at(50)
+    if plan.rate is None and backlog:
+        yield "the consumers were slower than the publishers, so messages waited in the queue; --rate limits it"
+
+
+_NOTABLE_GAP = 0.5
+
+
+def duration(seconds: float) -> str:
+    """A latency with three digits: 0.123 ms, 12.3 ms, 1.23 s."""
+    value, unit = (seconds, "s") if seconds >= 1 else (seconds * 1000, "ms")
+    digits = 2 if value <= 0 else max(0, 2 - math.floor(math.log10(value)))
+    return f"{value:.{min(digits, 3)}f} {unit}"
+
+
+def histogram(latencies: Latencies) -> Iterator[str]:
+    """The latencies as bars, whose widths are in proportion to the number of messages."""
+    edges = _edges(max(latencies.at(0.1), 1e-6), latencies.at(100))
+    bars = latencies.bars(edges)
+    most = max(bars)
+    for low, high, count in zip(edges, edges[1:], bars, strict=False):
+        yield f"{duration(low):>9} – {duration(high):>9} {_bar(count, most):<{_BAR}} {count:>12,}".rstrip()
+
+
+def _edges(low: float, high: float) -> list[float]:
+    """The edges of the bars, in equal ratios; the last one is above all values."""
+    high = max(high * 1.001, low * 1.01)
+    ratio = (high / low) ** (1 / _BARS)
+    return [0.0, *(low * ratio**number for number in range(1, _BARS)), high]
+
+
+def _bar(count: int, most: int) -> str:
+    eighths = math.ceil(count / most * _BAR * 8) if most else 0
+    return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
+
+
+def show_csv(results: Sequence[Result]) -> None:
+    """Print results as CSV, with a line of names."""
+    text = io.StringIO()
+    rows = [_flat(result.as_json()) for result in results]
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    output.show(text.getvalue().removesuffix("\n"))
+
+
+def _flat(told: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """An object with names such as confirm_p50 for values of inner objects, without lists and histograms."""
+    flat: dict[str, Any] = {}
+    for name, value in told.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{before}{name}_")
+        elif not isinstance(value, list) and name != "histogram":
+            flat[before + name] = round(value, 6) if isinstance(value, float) else value
+    return flat
+
+
+def show_steps(name: str, values: Sequence[str], results: Sequence[Result]) -> None:
+    """Print a table of the runs of --vary, and where more load brings nothing more."""
+    rows = []
+    for value, result in zip(values, results, strict=False):
+        confirm, deliver = result.confirm, result.deliver
+        rows.append({
+            name: value,
+            "confirmed/s": round(result.rates[1]),
+            "confirm p50": duration(confirm.at(50)),
+            "confirm p99": duration(confirm.at(99)),
+            "deliver p50": duration(deliver.at(50)),
+            "deliver p99": duration(deliver.at(99)),
+            "lost": result.lost,
+        })  # fmt: skip
+    layout.show_rows(rows, [*rows[0]] if rows else [])
+    if len(rows) > 1:
+        output.status(_knee(name, values, results))
+
+
+def _knee(name: str, values: Sequence[str], results: Sequence[Result]) -> str:
+    """Up to where the broker keeps up with a rate, or from where on another setting brings nothing more."""
+    if name == "rate":
+        calm = min(result.deliver.at(99) for result in results)
+        kept = [
+            value
+            for value, result in zip(values, results, strict=False)
+            if _kept_up(result) and result.deliver.at(99) <= 10 * calm
+        ]
+        if len(kept) == len(results):
+            return "the broker kept up with all these rates"
+        return f"the broker kept up with {kept[-1]}/s" if kept else "the broker did not keep up with any of these rates"
+    best = max(result.rates[1] for result in results)
+    enough = next(value for value, result in zip(values, results, strict=False) if result.rates[1] > 0.95 * best)
+    return f"{name} {enough} comes within 5% of the highest throughput"
+
+
+def _kept_up(result: Result) -> bool:
+    """True if all messages that were due have been sent, and were confirmed soon."""
+    duration_of_all = result.plan.duration or 0.0
+    return not result.unsent and result.confirm.at(100) < max(1.0, duration_of_all / 10)
+
+
+def show_comparison(
+    names: tuple[str, str],
+    compared: Sequence[Comparison],
+    runs: Sequence[Sequence[Mapping[str, Any]]],
+    *,
+    as_json: bool,
+    as_csv: bool,
+) -> None:
+    """Print a comparison: medians with their spread, and the ratio with its confidence interval."""
+    rows = [
+        {
+            "measure": each.name,
+            "a": each.medians[0],
+            "b": each.medians[1],
+            "ratio": each.ratio,
+            "interval": each.interval,
+            "differs": each.differs,
+        }
+        for each in compared
+    ]
+    if as_json:
+        output.show_json({"a": names[0], "b": names[1], "measures": rows, "runs": dict(zip("ab", runs, strict=True))})
+        return
+    if as_csv:
+        for row in ([*rows[0]], *(row.values() for row in rows)) if rows else ():
+            output.show(",".join(str(value) for value in row))
+        return
+    output.show(f"A: {names[0]}, B: {names[1]}, {counted(len(runs[0]), 'run')} and {counted(len(runs[1]), 'run')}")
+    output.show("")
+    output.show(f"{'':<16}{'A':>10} {'':<21}{'B':>10}")
+    for each in compared:
+        cells = [f"{_figure(median):>10} {_spread(values):<21}" for median, values in _both(each)]
+        output.show(f"{each.name:<16}{''.join(cells)}".rstrip())
+    output.show("")
+    for each in compared:
+        output.show(f"{each.name}: {each.verdict(('A', 'B'))}")
+
+
+def _both(each: Comparison) -> Iterator[tuple[float, Sequence[float]]]:
+    yield from zip(each.medians, (each.a, each.b), strict=True)
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"({_figure(min(values))} to {_figure(max(values))})"

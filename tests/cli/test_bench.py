@@ -1,0 +1,175 @@
+"""mqtool bench: totals that agree with the broker's, latency from the intended time, and every loss seen."""
+
+import contextlib
+import json
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from mqtool.benching.tally import Latencies
+from mqtool.broker.embedded import EmbeddedBroker
+from mqtool.drills.scene import Proxy
+from tests.brokers import TestBroker, on_any_broker
+from tests.cli.shell import PATIENCE, Shell, wait_until
+
+BENCH = ("mqtool", "bench", "--yes")
+#: How the payload of basic.deliver begins.
+_DELIVER = b"\0\x3c\0\x3c"
+
+
+@pytest.fixture
+def own() -> Iterator[EmbeddedBroker]:
+    """A broker that nobody else is disturbed with."""
+    with EmbeddedBroker(management_port=0, recording=True) as broker:
+        yield broker
+
+
+@pytest.fixture
+def tester(lonely_shell: Shell, own: EmbeddedBroker) -> Shell:
+    assert own.management_url is not None
+    lonely_shell.environment |= {"MQTOOL_URL": own.url, "MQTOOL_MANAGEMENT_URL": own.management_url}
+    return lonely_shell
+
+
+def _result(shell: Shell, *options: str, code: int = 0) -> dict[str, Any]:
+    done = shell.run(*BENCH, "--json", *options)
+    assert done.code == code, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize("queue_type", ["classic", "quorum", "stream"])
+def test_totals_and_nothing_left_behind(shell: Shell, broker: TestBroker, queue_type: str) -> None:
+    """All that was published is confirmed and received once; the queue is gone afterwards."""
+    found = _result(shell, "-c", "500", "--publishers", "2", "--queue-type", queue_type)
+    assert [found[name] for name in ("published", "confirmed", "received")] == [500, 500, 500]
+    assert [found[name] for name in ("lost", "duplicated", "out_of_order", "redelivered")] == [0, 0, 0, 0]
+    assert Latencies(found["deliver"]["histogram"]).count == Latencies(found["confirm"]["histogram"]).count == 500
+    assert shell.run("mqtool", "list", "queues").stdout == ""
+
+
+@on_any_broker
+def test_the_report_fits_a_terminal(shell: Shell, broker: TestBroker) -> None:
+    """A table, a histogram, and a line to quote, in 80 columns."""
+    done = shell.run(
+        *BENCH, "--rate", "500", "-c", "300", "--consumers", "2", "--exchange", "topic", "--size", "50-2KiB"
+    )
+    assert done.code == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "quorum queue, 1 publisher, 2 consumers" in " ".join(lines[:2])
+    assert any("█" in line for line in lines)
+    assert "lost 0, duplicated 0, out of order 0, redelivered 0" in lines
+    assert lines[-1].endswith("; 0 lost")
+
+
+def test_a_broker_of_others_is_asked_about(tester: Shell, own: EmbeddedBroker) -> None:
+    """No command of mqtool has started it; there is no terminal to ask on."""
+    done = tester.run("mqtool", "bench", "-c", "1")
+    assert (done.code, "this would put load on" in done.stderr) == (2, True), done.stderr
+
+
+def _once_it_runs(tester: Shell, own: EmbeddedBroker, *options: str, then: Callable[[], object]) -> dict[str, Any]:
+    """Start a run, do something to the broker once a hundred messages are published, and return the result."""
+    own.reset()
+    bench = tester.start(*BENCH, "--json", *options)
+    own.published(count=100, timeout=PATIENCE)
+    then()
+    done = bench.wait()
+    assert done.code == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_a_stall_is_in_the_percentiles_of_an_open_loop(tester: Shell, own: EmbeddedBroker) -> None:
+    """While the broker stands still, messages are due as before, and wait. A closed loop meets the stall once."""
+
+    def stall() -> None:
+        own.faults.go_silent(1.0)
+
+    found = _once_it_runs(tester, own, "--rate", "1000", "--duration", "3s", then=stall)
+    late = [0.5, 3600]
+    assert found["published"] + found["unsent"] == 3000
+    assert found["deliver"]["p99"] >= 900
+    assert Latencies(found["deliver"]["histogram"]).bars(late)[0] >= 400
+    assert Latencies(found["confirm"]["histogram"]).bars(late)[0] >= 400
+    closed = _once_it_runs(tester, own, "--confirms", "1", "--duration", "3s", then=stall)
+    slow = Latencies(closed["confirm"]["histogram"])
+    assert closed["confirm"]["max"] >= 900
+    assert 1 <= slow.bars([0.9, 3600])[0] <= 3
+    assert slow.count > 100
+
+
+@on_any_broker
+def test_a_command_at_a_time_of_the_run(shell: Shell, broker: TestBroker) -> None:
+    """--at and --during run commands in a shell."""
+    done = shell.run(*BENCH, "--duration", "1s", "--rate", "50", "--at", "0s", "touch begun", "--during", "touch third")
+    assert done.code == 0, done.stderr
+    wait_until(lambda: {"begun", "third"} <= {path.name for path in shell.directory.iterdir()}, "both")
+
+
+class Meddler(Proxy):
+    """A proxy that drops the third of each ten deliveries, doubles the fifth, and swaps the seventh and the eighth."""
+
+    def __init__(self, target_port: int) -> None:
+        super().__init__(target_port)
+        self.deliveries = 0
+
+    def _forward(self, source: socket.socket, target: socket.socket) -> None:
+        if source.getpeername()[1] != self._target_port:
+            super()._forward(source, target)
+            return
+        data, pieces, held = b"", [], b""
+        with contextlib.suppress(OSError):  # the client has ended
+            while more := source.recv(65536):
+                data += more
+                while len(data) >= 7 and len(data) >= (size := 8 + int.from_bytes(data[3:7], "big")):
+                    frame, data = data[:size], data[size:]
+                    pieces.append(frame)
+                    is_delivery = pieces[0][7:11] == _DELIVER
+                    if is_delivery and len(pieces) < 3:  # its method; then come its header and its body
+                        continue
+                    whole, pieces = b"".join(pieces), []
+                    if is_delivery:
+                        whole, held = self._changed(whole, held)
+                    target.sendall(whole)
+
+    def _changed(self, delivery: bytes, held: bytes) -> tuple[bytes, bytes]:
+        self.deliveries += 1
+        match self.deliveries % 10:
+            case 3:
+                return b"", b""
+            case 5:
+                return delivery * 2, b""
+            case 7:
+                return b"", delivery
+        return delivery + held, b""
+
+
+def test_what_a_proxy_drops_doubles_and_swaps_is_counted_exactly(tester: Shell, own: EmbeddedBroker) -> None:
+    """The broker has done its part, but not everything has arrived as it should: the exit code is 1."""
+    with Meddler(own.port) as proxy:
+        tester.environment["MQTOOL_URL"] = own.url.replace(f":{own.port}", f":{proxy.port}")
+        found = _result(tester, "-c", "1000", "--ack", "auto", code=1)
+    assert [found[name] for name in ("confirmed", "received")] == [1000, 900]
+    assert [found[name] for name in ("lost", "duplicated", "out_of_order", "redelivered")] == [100, 100, 100, 0]
+
+
+def test_a_cut_connection(tester: Shell, own: EmbeddedBroker) -> None:
+    """Both sides connect again; no confirmed message is lost."""
+    load = ("--rate", "1000", "--duration", "3s", "--ack", "100")
+    found = _once_it_runs(tester, own, *load, then=own.faults.cut_connections)
+    assert (found["reconnects"], found["lost"]) == (2, 0)
+    assert found["confirmed"] + found["unconfirmed"] == found["published"]
+
+
+def test_ctrl_c_shows_what_there_is(tester: Shell, own: EmbeddedBroker) -> None:
+    """The result so far, and nothing is left behind."""
+    bench = tester.start(*BENCH, "--rate", "500", "--duration", "1h")
+    own.published(timeout=PATIENCE)
+    done = bench.interrupt().wait()
+    assert done.code == 130, done.stderr
+    assert "confirmed/s" in done.stdout
+    assert tester.run("mqtool", "list", "queues").stdout == ""

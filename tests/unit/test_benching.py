@@ -1,0 +1,97 @@
+"""Counting each message of a benchmark, and its latencies: exact, in little memory."""
+
+import random
+import sys
+
+import pytest
+
+from mqtool.benching.tally import Latencies, Numbers, Tally, add_to_runs
+
+
+def _receive(tally: Tally, numbers: list[int], *, consumer: int = 0, redelivered: bool = False) -> None:
+    runs: list[list[int]] = []
+    for number in numbers:
+        add_to_runs(runs, number, redelivered)
+    tally.receive(consumer, 0, [(first, count, bool(marked)) for first, count, marked in runs])
+
+
+def test_what_is_lost_doubled_or_late_is_counted_exactly() -> None:
+    """One consumer; losses, duplicates and late messages at random places, reported in pieces of random sizes."""
+    chance = random.Random(28)
+    count = 50_000
+    lost = set(chance.sample(range(count), 300))
+    arrived = [number for number in range(count) if number not in lost]
+    late = 0
+    for place in sorted(chance.sample(range(0, len(arrived) - 1, 2), 200)):
+        arrived[place], arrived[place + 1] = arrived[place + 1], arrived[place]
+        late += 1
+    doubles = sorted(chance.sample(range(len(arrived)), 100), reverse=True)
+    for place in doubles:
+        arrived.insert(place + 1, arrived[place])
+    tally = Tally()
+    tally.confirm(0, [(0, count)])
+    while arrived:
+        size = chance.randint(1, 3000)
+        _receive(tally, arrived[:size])
+        del arrived[:size]
+    assert (tally.lost(1), tally.duplicated, tally.out_of_order) == (300, 100, late)
+    assert (tally.confirmed, tally.received) == (count, count - 300)
+
+
+def test_what_was_not_confirmed_is_not_lost() -> None:
+    """Such messages may have arrived or not."""
+    tally = Tally()
+    tally.confirm(0, [(0, 10), (20, 10)])
+    _receive(tally, [*range(9), *range(12, 15), *range(20, 30)])
+    assert (tally.lost(1), tally.confirmed, tally.received) == (1, 20, 22)
+
+
+def test_competing_consumers_share_the_messages() -> None:
+    """Each has its own order; a message that both have got is a duplicate."""
+    tally = Tally()
+    tally.confirm(0, [(0, 10_000)])
+    _receive(tally, [*range(0, 10_000, 2)], consumer=0)
+    _receive(tally, [*range(1, 10_000, 2)], consumer=1)
+    _receive(tally, [9_998], consumer=1)
+    assert (tally.lost(2), tally.duplicated, tally.out_of_order) == (0, 1, 0)
+
+
+def test_redelivered_messages_are_not_out_of_order() -> None:
+    """The broker promises no order for them."""
+    tally = Tally()
+    _receive(tally, [0, 1, 5, 6])
+    _receive(tally, [2, 3], redelivered=True)
+    _receive(tally, [4, 7])
+    assert (tally.redelivered, tally.out_of_order, tally.duplicated) == (2, 1, 0)
+
+
+def test_each_consumer_of_a_stream_gets_all() -> None:
+    """What one of them has missed is lost, though the other one has it."""
+    tally = Tally(each_gets_all=True)
+    tally.confirm(0, [(0, 100)])
+    _receive(tally, [*range(100)], consumer=0)
+    _receive(tally, [*range(99)], consumer=1)
+    assert (tally.lost(2), tally.duplicated) == (1, 0)
+
+
+def test_counting_takes_little_memory() -> None:
+    """Ten million messages, of which a few are missing, take less than a megabyte."""
+    numbers = Numbers()
+    for first in range(0, 10_000_000, 10_000):
+        assert numbers.add(first, 9_999 if first % 1_000_000 == 0 else 10_000)
+    assert sum(map(sys.getsizeof, numbers._chunks.values())) < 1_000_000
+    everything = Numbers()
+    everything.add(0, 10_000_000)
+    assert everything.missing_from(numbers) == 10
+
+
+def test_latencies_merge() -> None:
+    """Two histograms, one of which comes from another process, are as one; values keep three digits."""
+    one, other = Latencies(), Latencies()
+    one.record([1_000_000] * 99)
+    other.record([2_000_000_000])
+    one.merge(other.pairs())
+    assert one.count == 100
+    assert one.at(50) == one.at(99) == pytest.approx(0.001, rel=0.001)
+    assert one.at(99.1) == one.at(100) == pytest.approx(2.0, rel=0.001)
+    assert one.bars([0, 0.01, 10]) == [99, 1]
