@@ -11,7 +11,7 @@ TUTORIALS := hello-world work-queues publish-subscribe routing topics headers rp
 	stream-hello-world stream-offset-tracking \
 	incident
 
-.PHONY: setup demo demo-cluster $(TUTORIALS:%=demo-%) demo-real-log test soak lint docs bench pictures up down clean
+.PHONY: setup demo demo-cluster $(TUTORIALS:%=demo-%) demo-real-log test test-all soak lint docs bench pictures up down clean
 .DEFAULT_GOAL := help
 
 # Where Python keeps no bytecode, as in many containers, each worker would compile all tests again, and each command mqtool.
@@ -46,8 +46,11 @@ demo-real-log: .venv/installed
 demo-cluster: .venv/installed  ## three RabbitMQ nodes, one of which is killed while messages flow
 	@$(BIN)/mqtool drill kill-node
 
-test: .venv/installed-dev  ## run the test suite (on every broker that is there)
-	$(PYTEST) -n $(WORKERS) --dist worksteal -q --durations=12
+test: .venv/installed-dev  ## run every test; on RabbitMQ, if it is there, those of mqtool's client
+	$(PYTEST) -n $(WORKERS) --dist worksteal -q --durations=12 $(TEST_OPTIONS)
+
+test-all: TEST_OPTIONS := --on-both-brokers
+test-all: test  ## run every test, on every broker that is there
 
 lint: .venv/installed-dev  ## check style, types and the arrows between packages
 	$(BIN)/ruff check .

@@ -8,7 +8,7 @@ import shutil
 import signal
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -41,31 +41,6 @@ _LONGEST = {
     "test_restart_broker",
     "test_however_it_is_ended_nothing_goes_on_running",
 }
-#: Modules and tests in tests/cli about loss, order, recovery and other clients: they run on both brokers everywhere.
-#: The others run on RabbitMQ only in CI; the brokers' replies are compared in tests/protocol and tests/integration.
-_ON_RABBITMQ_EVERYWHERE = {
-    "test_consumer_timeout",
-    "test_dead_letters",
-    "test_definitions",
-    "test_drills",
-    "test_duplicates",
-    "test_exec",
-    "test_interop",
-    "test_move",
-    "test_not_confirmed",
-    "test_peek",
-    "test_pipes",
-    "test_plain_pika",
-    "test_replay",
-    "test_stopping",
-    "test_streams",
-    "test_super_streams",
-    "test_where",
-    "test_the_tutorial",
-    "test_auto_takes_what_there_is_and_says_why",
-    "test_what_could_not_be_delayed_is_kept",
-    "test_a_wait_queue_that_differs_takes_no_message",
-}
 
 
 @pytest.fixture(scope="session")
@@ -73,6 +48,10 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory that all workers of this run see."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--on-both-brokers", action="store_true", help="run every test on RabbitMQ as well")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -87,6 +66,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
         "once_on_rabbitmq(*names): its cases differ by what mqtool does: RabbitMQ gets one for each value of these",
+    )
+    config.addinivalue_line(
+        "markers", "keeps_messages: about loss, order or recovery; `make test` runs it on RabbitMQ too"
     )
     config.addinivalue_line("markers", "own_vhost(why): no other test had the vhost before, or has it after")
     # What a shell (in the background) or nohup ignores, all commands would inherit; a handler is not inherited.
@@ -105,6 +87,19 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.pop(name, None)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Have the first worker collect the tests before the others do: in a fresh clone it compiles them for all."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        first = Path(os.environ["MQTOOL_SUITE_STATE"]) / "first-collects"
+        with first.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not first.exists():
+                first.touch()
+                return (yield)
+    return (yield)
+
+
 @pytest.hookimpl(trylast=True)  # after -k, which may have left RabbitMQ's cases alone
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what RabbitMQ has no need to run, and begin with the tests that take longest."""
@@ -115,7 +110,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         test, _, case = item.nodeid.partition("[")
         mark = item.get_closest_marker("once_on_rabbitmq")
-        if "rabbitmq" in case and f"{test}[{case.replace('rabbitmq', 'embedded')}" in ids and _only_in_ci(item):
+        is_ours = item.path.parent.name == "integration" or item.get_closest_marker("keeps_messages")
+        embedded = f"{test}[{case.replace('rabbitmq', 'embedded')}"
+        if not is_ours and "rabbitmq" in case and embedded in ids and not config.getoption("on_both_brokers"):
             left_out.append(item)
         elif mark and (params := item.callspec.params)["broker"] == "rabbitmq":  # type: ignore[attr-defined]
             this = test, *(params[name] for name in mark.args)
@@ -125,13 +122,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             kept.append(item)
     items[:] = sorted(kept, key=lambda item: item.name.partition("[")[0] not in _LONGEST)
     config.hook.pytest_deselected(items=left_out)
-
-
-def _only_in_ci(item: pytest.Item) -> bool:
-    """Whether a test of tests/cli runs on RabbitMQ only where CI is set, or where a RabbitMQ is given."""
-    names = {item.path.stem, item.name.partition("[")[0]}
-    is_everywhere = IN_CI or from_environment() is not None or names & _ON_RABBITMQ_EVERYWHERE
-    return item.path.parent.name == "cli" and not is_everywhere
 
 
 def pytest_collection_finish() -> None:

@@ -32,6 +32,7 @@ def impatient(request: pytest.FixtureRequest) -> Iterator[str]:
         broker.stop()
 
 
+@pytest.mark.keeps_messages
 def test_it_is_said_for_what_it_is_and_the_worker_goes_on(impatient: str, lonely_shell: Shell) -> None:
     """The message comes again, and is done; what the first run of the program did is not acknowledged to anybody."""
     shell = lonely_shell

@@ -23,6 +23,7 @@ def dead(shell: Shell) -> Shell:
     return shell
 
 
+@pytest.mark.keeps_messages
 def test_show_takes_nothing_and_keeps_the_order(dead: Shell) -> None:
     """Twice the same: id, reason, attempts, error, body, from the oldest."""
     for _ in range(2):
@@ -70,6 +71,7 @@ def test_an_error_is_broken_between_words(shell: Shell) -> None:
     assert error in shell.run("mqtool", "dlq", "show", "jobs").stdout
 
 
+@pytest.mark.keeps_messages
 def test_redrive_brings_one_back_and_nothing_else_moves(dead: Shell, broker: TestBroker) -> None:
     """By id: it is as it was before it failed, and tried as often again; the others keep their order."""
     result = dead.run("mqtool", "dlq", "redrive", "jobs", "--id", "m-two")
@@ -106,6 +108,7 @@ def test_drop_asks_first(dead: Shell, broker: TestBroker) -> None:
     assert depth(broker, "jobs.dlq") == 2
 
 
+@pytest.mark.keeps_messages
 def test_what_is_not_dropped_keeps_its_order(shell: Shell) -> None:
     """Also in a quorum queue, where what comes back does not go to its old place."""
     lines = "".join(json.dumps({"body": str(n), "properties": {"message_id": str(n)}}) + "\n" for n in range(300))
@@ -115,6 +118,7 @@ def test_what_is_not_dropped_keeps_its_order(shell: Shell) -> None:
     assert left.split() == [str(n) for n in range(300) if n != 7]
 
 
+@pytest.mark.keeps_messages
 def test_a_redrive_that_is_killed_loses_nothing(shell: Shell, broker: TestBroker) -> None:
     """kill -9 half-way; a second run finishes. Each is back at least once, up to 100 twice, with the same id."""
     count = 3_000
@@ -175,6 +179,7 @@ def test_another_brokers_management_api_is_not_asked(dead: Shell, broker: TestBr
     assert "management API" in listed.stderr
 
 
+@pytest.mark.keeps_messages
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
 def test_what_expires_or_is_too_much_becomes_a_dead_letter(shell: Shell, queue_type: str) -> None:
     """--ttl, --max-length and --dead-letter-exchange, as the queue is declared."""

@@ -394,6 +394,7 @@ def test_an_expiration_is_lost_in_a_wait_queue_and_that_is_said(shell: Shell) ->
     assert min(int(got[1]), int(got[3])) >= 0
 
 
+@pytest.mark.keeps_messages
 def test_what_could_not_be_delayed_is_kept(shell: Shell, via: str) -> None:
     """--failed-to: a message for a queue that is not there, and all that come after it; a second run sends them."""
     shell.run("mqtool", "receive", "--idle-timeout", "1ms")
@@ -428,6 +429,7 @@ def test_send_delayed_keeps_the_rest_with_its_delays(shell: Shell) -> None:
     ]
 
 
+@pytest.mark.keeps_messages
 def test_a_wait_queue_that_differs_takes_no_message(shell: Shell, broker: TestBroker) -> None:
     """Without a TTL, messages would never leave it: exit 78 before any is published, and --failed-to keeps them."""
     broker.api("PUT", f"queues/{broker.vhost}/hello.delay.1m", {"durable": True})

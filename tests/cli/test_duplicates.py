@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.test_exec import depth
@@ -43,6 +45,7 @@ def test_the_same_id_on_another_vhost_is_another_message(shell: Shell, broker: T
         broker.api("DELETE", f"vhosts/{other}")
 
 
+@pytest.mark.keeps_messages
 def test_a_poison_message_that_comes_twice_is_dead_lettered_once_and_a_redrive_is_done(
     shell: Shell, broker: TestBroker
 ) -> None:
@@ -73,6 +76,7 @@ def test_what_has_failed_is_tried_again_and_what_is_forgotten_too(shell: Shell) 
     assert again.stdout == "again\n"
 
 
+@pytest.mark.keeps_messages
 def test_a_worker_that_is_killed_leaves_its_message_to_be_done_once(shell: Shell) -> None:
     """kill -9 while the program runs: it has had no effect, since it died too; the next worker's has, once."""
     shell.run("mqtool", "new-task", "--json", stdin=_message("a"))

@@ -43,6 +43,7 @@ def test_a_large_body_reaches_a_program_that_reads_it_and_does_not_hold_up_one_t
     assert shell.run("mqtool", "worker", "-c", "1", "--exec", "true").code == 0
 
 
+@pytest.mark.keeps_messages
 def test_several_run_at_once_and_each_is_acknowledged_on_its_own(shell: Shell, broker: TestBroker) -> None:
     """--concurrency 3: a slow one does not hold up the acknowledgement of the quick ones."""
     shell.run("mqtool", "new-task", "-l", stdin="slow\n" + "quick\n" * 5)
@@ -167,6 +168,7 @@ def test_what_a_program_says_last_is_said(shell: Shell) -> None:
     assert shell.run("bash", "-c", command).stdout == "40000\n"
 
 
+@pytest.mark.keeps_messages
 def test_quick_ones_are_acknowledged_whatever_comes_after_them(shell: Shell, broker: TestBroker) -> None:
     """Each is acknowledged when its program has ended, not when the slow one or the worker ends."""
     shell.run("mqtool", "new-task", "-l", stdin="quick\n" * 150 + "slow\n" + "quick\n" * 20)
@@ -219,6 +221,7 @@ def test_a_worker_holds_one_message_for_each_program_or_as_many_as_prefetch_says
     assert depth(broker, "task_queue") == 0
 
 
+@pytest.mark.keeps_messages
 def test_a_command_that_breaks_among_quick_ones_keeps_what_comes_after(shell: Shell) -> None:
     """Nothing is run after it, and nothing acknowledged that was not run."""
     shell.run("mqtool", "new-task", "-l", stdin="good\n" * 70 + "bad\n" + "good\n" * 9)
@@ -230,6 +233,7 @@ def test_a_command_that_breaks_among_quick_ones_keeps_what_comes_after(shell: Sh
     assert shell.run("mqtool", "receive", "-q", "task_queue", "-c", "10", "--raw").stdout.split().count("good") == 9
 
 
+@pytest.mark.keeps_messages
 def test_many_quick_ones_are_done_up_to_the_count(shell: Shell, broker: TestBroker) -> None:
     """-c takes as many as it says, and leaves the others."""
     shell.run("mqtool", "new-task", "-l", stdin="".join(f"{number}\n" for number in range(170)))
@@ -239,6 +243,7 @@ def test_many_quick_ones_are_done_up_to_the_count(shell: Shell, broker: TestBrok
     assert sorted(worked.stdout.split() + left.stdout.split(), key=int) == [str(number) for number in range(170)]
 
 
+@pytest.mark.keeps_messages
 def test_a_killed_worker_takes_its_program_with_it(shell: Shell) -> None:
     """kill -9 of a worker: its program ends too, so that it and another worker's do not both go on."""
     shell.run("mqtool", "new-task")
@@ -251,6 +256,7 @@ def test_a_killed_worker_takes_its_program_with_it(shell: Shell) -> None:
     assert again.stdout == "1\n"
 
 
+@pytest.mark.keeps_messages
 def test_term_lets_the_programs_finish_and_gives_the_rest_back(shell: Shell) -> None:
     """What `docker stop` sends: those in hand are done and acknowledged, the others are left for another worker."""
     for body in "abcd":
@@ -304,6 +310,7 @@ def test_a_killed_runner_ends_the_worker_and_keeps_the_message(shell: Shell) -> 
     assert shell.run("mqtool", "receive", "-q", "jobs", "-c", "1", "--raw").stdout == "kept\n"
 
 
+@pytest.mark.keeps_messages
 def test_a_killed_runner_costs_at_most_the_program_that_it_ran(shell: Shell) -> None:
     """Many quick programs in two threads: what was done is acknowledged, so only the killed runner's runs again."""
     shell.run("sh", "-c", "seq 200 | mqtool send -l -q jobs")
@@ -339,6 +346,7 @@ def _is_alive(pid: int) -> bool:
     return state != "Z"
 
 
+@pytest.mark.keeps_messages
 def test_a_message_that_always_fails_is_tried_exactly_so_often_at_the_promised_times(
     shell: Shell, broker: TestBroker
 ) -> None:
@@ -372,6 +380,7 @@ def test_a_message_that_always_fails_is_tried_exactly_so_often_at_the_promised_t
     assert headers["k"] == "v"
 
 
+@pytest.mark.keeps_messages
 def test_each_exit_status_does_what_it_says(shell: Shell, broker: TestBroker) -> None:
     """65 is dead at once, 75 and others wait; one that succeeds the second time is done."""
     shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="65\n75\n9\n0\n")
@@ -385,6 +394,7 @@ def test_each_exit_status_does_what_it_says(shell: Shell, broker: TestBroker) ->
     assert (depth(broker, "jobs"), depth(broker, "jobs.dlq")) == (0, 1)
 
 
+@pytest.mark.keeps_messages
 def test_waiting_messages_do_not_wait_for_each_other(shell: Shell) -> None:
     """A message that waits long does not hold up one that waits shortly: each delay has a queue of its own."""
     shell.run("mqtool", "send", "-q", "jobs", "first")
@@ -397,6 +407,7 @@ def test_waiting_messages_do_not_wait_for_each_other(shell: Shell) -> None:
     assert result.stdout == "secondsecond"
 
 
+@pytest.mark.keeps_messages
 def test_a_retry_queue_that_differs_takes_no_message(shell: Shell, broker: TestBroker) -> None:
     """Without a TTL, a retry would wait forever: the worker stops before the message leaves its queue."""
     broker.api("PUT", f"queues/{broker.vhost}/jobs.wait.1s", {"durable": True})

@@ -80,6 +80,7 @@ def test_a_message_stays_as_its_publisher_made_it(shell: Shell, broker: TestBrok
     assert depth(broker, "a") == depth(other, "b") == 0
 
 
+@pytest.mark.keeps_messages
 @pytest.mark.parametrize(("queue_type", "count"), [("classic", 450), ("quorum", 5_000)])
 def test_what_does_not_match_stays_in_its_place(shell: Shell, broker: TestBroker, queue_type: str, count: int) -> None:
     """More than the broker delivers at a time, of both kinds; both are in order in the end.
@@ -97,6 +98,7 @@ def test_what_does_not_match_stays_in_its_place(shell: Shell, broker: TestBroker
     assert left == [number for number in range(count) if number % 10 not in (3, 6)]
 
 
+@pytest.mark.keeps_messages
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
 def test_the_order_stays_when_a_move_ends_early(shell: Shell, broker: TestBroker, queue_type: str) -> None:
     """Among messages that have come back before: a quorum queue has a line of its own for them."""
@@ -109,6 +111,7 @@ def test_the_order_stays_when_a_move_ends_early(shell: Shell, broker: TestBroker
     assert bodies(taken(broker, "a", 449)) == [number for number in range(450) if number != 150]
 
 
+@pytest.mark.keeps_messages
 def test_what_stays_is_not_dropped_for_coming_back_too_often(shell: Shell, broker: TestBroker) -> None:
     """A quorum queue with a delivery limit: near it, a move that would leave messages ends before it begins."""
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
@@ -131,6 +134,7 @@ def test_a_count_takes_no_more(shell: Shell, broker: TestBroker) -> None:
     assert not any(delivery.redelivered for delivery in left)
 
 
+@pytest.mark.keeps_messages
 def test_a_move_that_is_killed_loses_nothing(shell: Shell, broker: TestBroker, other: TestBroker) -> None:
     """kill -9, three times, and a run to the end: each has arrived, and each kill has doubled 100 at most."""
     count, kills = 3_000, 3
@@ -153,6 +157,7 @@ def test_a_move_that_is_killed_loses_nothing(shell: Shell, broker: TestBroker, o
     assert len(came) - count <= 100 * kills
 
 
+@pytest.mark.keeps_messages
 def test_what_the_other_queue_refuses_stays(shell: Shell, broker: TestBroker) -> None:
     """A full queue: those that it takes are moved, the next stay in order; exit 3, or 75 if it took none."""
     full = Queue("b", arguments={"x-max-length": 3, "x-overflow": "reject-publish"})

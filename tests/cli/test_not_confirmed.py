@@ -28,6 +28,7 @@ def _numbers(count: int) -> str:
     return "".join(f"{number}\n" for number in range(count))
 
 
+@pytest.mark.keeps_messages
 def test_unroutable_messages_are_kept_and_a_second_run_sends_them(shell: Shell) -> None:
     """--mandatory --failed-to: exit 75, all there with id and address; once the queue is there, they arrive."""
     first = shell.run("mqtool", "send", "-r", "later", "-e", "", "--mandatory", "-l", "--failed-to", "failed",
@@ -67,6 +68,7 @@ def test_nobody_receives_what_was_typed(shell: Shell, command: str, line: str) -
     assert ("no queue received 2 of them" in piped.stderr) is ("no queue" in line)
 
 
+@pytest.mark.keeps_messages
 @pytest.mark.parametrize("command", ["send -q gone", "new-task -q gone", "send -e  -r gone"])
 def test_a_queue_that_is_deleted_while_lines_are_sent(shell: Shell, broker: TestBroker, command: str) -> None:
     """What it did not get counts as failed, and is kept; --no-mandatory is for those who do not care."""
@@ -107,6 +109,7 @@ def test_an_exchange_of_a_similar_name_has_receivers(shell: Shell, broker: TestB
     assert on_terminal(shell, *send).stdout == " [x] Sent error:x, no queue received it\r\n"
 
 
+@pytest.mark.keeps_messages
 def test_a_full_queue_that_refuses(shell: Shell, broker: TestBroker) -> None:
     """reject-publish: some are confirmed, exit 3, and --failed-to holds exactly the others."""
     full = ["-q", "full", "--queue-type", "classic", "--max-length", "5", "--argument", "x-overflow=reject-publish"]
@@ -118,6 +121,7 @@ def test_a_full_queue_that_refuses(shell: Shell, broker: TestBroker) -> None:
     assert sorted(arrived + _bodies(shell, "failed"), key=int) == _numbers(200).split()
 
 
+@pytest.mark.keeps_messages
 def test_an_exchange_that_is_deleted_in_mid_stream(shell: Shell, broker: TestBroker) -> None:
     """Exit 3 with the broker's words; what is confirmed has arrived, and the rest, read or not, is kept."""
     broker.api("PUT", f"exchanges/{broker.vhost}/fleeting", {"type": "fanout"})
@@ -147,6 +151,7 @@ def own_shell(lonely_shell: Shell, amqp_vhost: Vhost) -> Shell:
     return lonely_shell
 
 
+@pytest.mark.keeps_messages
 def test_an_interrupted_run_and_a_second_one_send_each_line(shell: Shell, broker: TestBroker) -> None:
     """Ctrl-C in the middle of a file: what was confirmed and what was kept are together the whole file."""
     (shell.directory / "lines").write_text(_numbers(100_000))
@@ -273,6 +278,7 @@ def test_a_worker_that_waits_to_retry_stops_at_once(
     assert amqp_vhost.queue("task_queue").messages().bodies == [b"task"]
 
 
+@pytest.mark.keeps_messages
 def test_an_exchange_of_ours_that_is_deleted_is_declared_again(shell: Shell, broker: TestBroker) -> None:
     """emit-log in mid-stream: the broker closes the channel; it is opened again, said so, and all is confirmed."""
     sender = shell.start("mqtool", "emit-log", "fanout", "-l", "-v", stdin=PIPE)

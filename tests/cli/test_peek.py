@@ -36,6 +36,7 @@ QUEUES = {
 }
 
 
+@pytest.mark.keeps_messages
 @pytest.mark.parametrize("kind", QUEUES)
 def test_a_deep_queue_stays_as_it_was(shell: Shell, broker: TestBroker, kind: str) -> None:
     """In its order, whatever was looked at before: a part, all, those that match, as many as `head` takes."""
@@ -51,6 +52,7 @@ def test_a_deep_queue_stays_as_it_was(shell: Shell, broker: TestBroker, kind: st
     assert peeked(shell, broker, "--quiet") == ids
 
 
+@pytest.mark.keeps_messages
 def test_without_the_management_api(shell: Shell, broker: TestBroker) -> None:
     """AMQP tells enough to keep the order, and a queue that is deleted with its last consumer."""
     for settings in QUEUES["quorum"], QUEUES["auto-delete"]:
@@ -88,6 +90,7 @@ def test_what_it_says(shell: Shell, broker: TestBroker) -> None:
     assert wrong.stderr.splitlines()[:3] == ["mqtool: expected 'and' or 'or'", "  body=7 & queue=x", "         ^"]
 
 
+@pytest.mark.keeps_messages
 def test_a_message_at_its_delivery_limit_is_not_lost(shell: Shell, broker: TestBroker) -> None:
     """It warns before, stops one short, and keeps a message that the queue would have dropped."""
     ids = filled(shell, 3, "--queue-type", "quorum", "--argument", "x-delivery-limit=3")

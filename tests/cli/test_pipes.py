@@ -15,6 +15,7 @@ from tests.cli.shell import Shell, wait_until
 from tests.cli.terminal import on_terminal
 
 
+@pytest.mark.keeps_messages
 def test_head_takes_its_lines_and_leaves_the_rest(shell: Shell) -> None:
     """`receive | head -n 3` ends by itself, prints three, and all the others are still in the queue, in order."""
     shell.run("mqtool", "send", "-l", stdin="".join(f"line {number}\n" for number in range(10)))
@@ -75,6 +76,7 @@ def log_lines() -> bytes:
     return b"".join(line + b"\n" for line in lines)
 
 
+@pytest.mark.keeps_messages
 def test_ten_thousand_ugly_lines_come_through_byte_for_byte(shell: Shell) -> None:
     """Non-UTF-8, empty lines, a megabyte in a line, markup, escapes: what goes in comes out."""
     lines = log_lines()
@@ -124,6 +126,7 @@ def test_lines_are_sent_as_they_arrive(shell: Shell) -> None:
     assert "2 confirmed" in sender.stderr
 
 
+@pytest.mark.keeps_messages
 def test_json_copies_a_queue_exactly(shell: Shell) -> None:
     """`receive --json | send --json`: bodies, headers with their types, and properties are the same afterwards."""
     # The first has a priority above 4, that of messages without one: since 4.3, quorum queues deliver by priority.
@@ -274,6 +277,7 @@ def test_a_full_disk_is_an_error_and_the_message_stays(shell: Shell) -> None:
     assert shell.run("mqtool", "receive", "-c", "1").stdout == " [x] Received Hello World!\n"
 
 
+@pytest.mark.keeps_messages
 def test_receivers_that_share_a_queue_lose_nothing_when_some_are_killed(shell: Shell) -> None:
     """kill -9 in mid-stream: the others get what was in its hands. Every line is there, at least once."""
     receivers = [shell.start("mqtool", "receive", "--raw", "--prefetch", "20").wait_until_ready() for _ in range(3)]

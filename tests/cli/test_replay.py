@@ -5,6 +5,8 @@ import time
 from collections.abc import Iterable
 from subprocess import PIPE
 
+import pytest
+
 from mqtool.amqp import Connection
 from mqtool.message import Message
 from mqtool.topology import Exchange, Queue
@@ -40,6 +42,7 @@ def received(shell: Shell, *options: str) -> list[dict[str, object]]:
     return [{key: value for key, value in line.items() if key != "timestamp"} for line in lines]
 
 
+@pytest.mark.keeps_messages
 def test_what_was_recorded_comes_again(shell: Shell, connection: Connection) -> None:
     """By their own exchanges and keys, in order, byte for byte, with headers and properties; all of it confirmed."""
     channel = connection.channel()
@@ -62,6 +65,7 @@ def test_what_was_recorded_comes_again(shell: Shell, connection: Connection) -> 
     assert [{**line, "timestamp": ""} for line in received(shell)] == before
 
 
+@pytest.mark.keeps_messages
 def test_what_no_queue_gets_has_failed(shell: Shell) -> None:
     """Exit 3, counted, and kept for a second run; and of an exchange that is not there, its name."""
     name = recording(shell, {}, {"routing_key": "nobody"}, {})

@@ -37,6 +37,7 @@ def test_a_signal_is_heard_wherever_it_comes_in(shell: Shell) -> None:
     assert receiver.wait().code == 0
 
 
+@pytest.mark.keeps_messages
 def test_a_worker_finishes_the_task_in_hand_and_gives_the_rest_back(shell: Shell) -> None:
     """Ctrl-C in the middle of a task: it is done and acknowledged; the next ones are left."""
     for task in ("first.", "second."):
@@ -79,6 +80,7 @@ def test_a_busy_worker_says_what_it_waits_for(shell: Shell, doing: tuple[str, ..
     assert shell.run("mqtool", "receive", "-q", "task_queue", "-c", "1", "-F", "%R").stdout == "1\n"
 
 
+@pytest.mark.keeps_messages
 def test_an_interrupted_publisher_confirms_what_it_has_read(shell: Shell) -> None:
     """Ctrl-C on `send -l`: what was read is confirmed and counted, and the exit code says that it was cut short."""
     sender = shell.start("mqtool", "send", "-l", "-v", stdin=PIPE)
@@ -128,6 +130,7 @@ def _unread(pid: int) -> int:
     return count[0]
 
 
+@pytest.mark.keeps_messages
 def test_a_killed_worker_loses_no_task(shell: Shell) -> None:
     """kill -9 in the middle of a task: another worker does it, and sees that it was delivered before."""
     shell.run("mqtool", "new-task", "precious" + "." * 600)
@@ -138,6 +141,7 @@ def test_a_killed_worker_loses_no_task(shell: Shell) -> None:
     assert shell.run("mqtool", "receive", "-q", "task_queue", "-c", "1", "-F", "%R").stdout == "1\n"
 
 
+@pytest.mark.keeps_messages
 def test_a_queue_that_vanishes_ends_the_receiver_with_an_error(shell: Shell, broker: TestBroker) -> None:
     """A deleted queue is exit 69 and a sentence that names it, never a silent exit 0."""
     receiver = shell.start("mqtool", "receive", "--declare", "-q", "gone").wait_until_ready()

@@ -97,6 +97,7 @@ def test_over_amqp(shell: Shell) -> None:
     assert shell.run(*read, "499", "--raw", "--idle-timeout", "500ms").stdout == "499\n"
 
 
+@pytest.mark.keeps_messages
 def test_a_reader_goes_on_where_it_stopped(shell: Shell) -> None:
     """After a count, Ctrl-C, and head; nothing twice, nothing skipped."""
     shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin=numbers(0, 2999))
@@ -114,6 +115,7 @@ def test_a_reader_goes_on_where_it_stopped(shell: Shell) -> None:
     assert shell.run(*read, "-c", "1").stdout == "0\n"
 
 
+@pytest.mark.keeps_messages
 def test_a_reader_that_is_killed_skips_nothing(shell: Shell, broker: TestBroker) -> None:
     """Every message is in the file; only those come again whose offset was not stored: about a thousand at most.
 
@@ -253,6 +255,7 @@ def test_a_stream_on_a_node_that_cannot_be_reached(shell: Shell, broker: TestBro
             assert "stream.advertised_host" in failed.stderr
 
 
+@pytest.mark.keeps_messages
 def test_a_message_that_is_too_large_is_kept(shell: Shell) -> None:
     """The others are confirmed."""
     large = "x" * (2 << 20)
@@ -263,6 +266,7 @@ def test_a_message_that_is_too_large_is_kept(shell: Shell) -> None:
     assert shell.run("mqtool", "receive-stream", "-q", "s", "--raw", "-c", "2").stdout == "one\nthree\n"
 
 
+@pytest.mark.keeps_messages
 def test_a_lost_connection_is_made_good(shell: Shell, broker: TestBroker) -> None:
     """A reader continues after the last message; a sender publishes again what is not confirmed."""
     target = urlsplit(broker.streams)
@@ -299,6 +303,7 @@ def test_what_cannot_be_written_is_not_stored_as_read(shell: Shell) -> None:
     assert shell.run("mqtool", "offset", "show", "s", "me").code == 1
 
 
+@pytest.mark.keeps_messages
 def test_over_amqp_a_lost_connection_is_made_good(shell: Shell, broker: TestBroker) -> None:
     """A reader continues after what it has printed: nothing twice, nothing missing."""
     sent = ("mqtool", "send-stream", "-l", "-q", "s")

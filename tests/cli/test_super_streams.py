@@ -34,6 +34,7 @@ def by_partition(ndjson: str) -> dict[str, list[str]]:
     return found
 
 
+@pytest.mark.keeps_messages
 def test_a_key_leads_to_its_partition(shell: Shell, broker: TestBroker) -> None:
     """The one that it leads to in other clients, too; each message says its partition and its key."""
     lines = "".join(f"hello{number} {each}\n" for each in ("a", "b") for number in range(1, 7))
@@ -113,6 +114,7 @@ def test_a_lost_connection_to_partitions(shell: Shell, broker: TestBroker) -> No
         assert set(reader.interrupt().wait().stdout.split()) == {"1", "2", "3", "4"}
 
 
+@pytest.mark.keeps_messages
 def test_one_reader_is_active(shell: Shell, broker: TestBroker) -> None:
     """The next goes on after a kill -9; two of them share the partitions of a super stream."""
     shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin="1\n2\n")
@@ -134,6 +136,7 @@ def test_one_reader_is_active(shell: Shell, broker: TestBroker) -> None:
     assert second.wait_for_stdout("4\n").interrupt().wait().stdout == "4\n"
 
 
+@pytest.mark.keeps_messages
 def test_readers_share_the_partitions(shell: Shell, broker: TestBroker) -> None:
     """Each message goes to one of them; once one has left, the other reads all."""
     if broker.kind == "rabbitmq" and broker.version.startswith("3.10"):

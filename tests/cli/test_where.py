@@ -15,6 +15,7 @@ def sent(shell: Shell, count: int) -> None:
     assert shell.run("mqtool", "send", "-r", "jobs", "--json", stdin=lines).code == 0
 
 
+@pytest.mark.keeps_messages
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
 def test_what_does_not_match_stays(shell: Shell, broker: TestBroker, queue_type: str) -> None:
     """In its place; the count is of those that match, and a time-out says how many did."""

@@ -61,10 +61,12 @@ def test_a_longer_delay_never_waits_shorter(one: int, other: int) -> None:
     assert (one > other) <= (waited(one) >= waited(other))
 
 
-@pytest.mark.parametrize(("longest", "queues"), [(10_000, 58), (60_000, 158), (300_000, 293)])
-def test_there_are_few_of_them(longest: int, queues: int) -> None:
+def test_there_are_few_of_them() -> None:
     """Whatever the delays."""
-    assert len({wait.suffix for delay in range(1, longest + 1) for wait in waits_for(delay)}) == queues
+    queues, expected = set(), {10_000: 58, 60_000: 158, 300_000: 293}
+    for delay in range(1, max(expected) + 1):
+        queues.update(wait.suffix for wait in waits_for(delay))
+        assert len(queues) == expected.get(delay, len(queues))
 
 
 @pytest.mark.parametrize("version", ["3.10.8", "4.0.5", "4.2.7"])
