@@ -3,6 +3,7 @@
 import struct
 import uuid
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from typing import Any, NamedTuple, TypeAlias
 
 from mqtool.codecs.field_tables import (
@@ -55,6 +56,11 @@ def compound(code: int, items: list[bytes]) -> bytes:
     if len(items) < 255 and len(data) < 255:
         return bytes((code, len(data) + 1, len(items))) + data
     return bytes((code + 0x10,)) + struct.pack(">II", len(data) + 4, len(items)) + data
+
+
+def section(code: int, value: bytes) -> bytes:
+    """Encode a section of a message: the code as its descriptor, and its encoded value."""
+    return bytes((0x00, 0x53, code)) + value
 
 
 _FIXED: dict[int, tuple[struct.Struct, Callable[[Any], AnyValue]]] = {
@@ -112,6 +118,18 @@ def encode_value(value: Value) -> bytes | None:
         case bytes():
             return variable(0xA1, value)
     return None
+
+
+def encode_header(value: Any) -> bytes | None:
+    """Encode the value of a header as Python has it; return None for one that RabbitMQ does not store."""
+    match value:
+        case bytes():
+            return variable(0xA0, value)
+        case datetime():
+            return b"\x83" + struct.pack(">q", round(value.timestamp() * 1000))
+        case int() if not -(1 << 63) <= value < 1 << 63:
+            return None
+    return encode_value(value)
 
 
 class Span(NamedTuple):

@@ -12,8 +12,18 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from mqtool.codecs import amqp10_values
-from mqtool.codecs.amqp10_values import DROPPED, NULL, Span, compound, decode_value, spans_in, variable
+from mqtool.codecs.amqp10_values import (
+    DROPPED,
+    NULL,
+    Span,
+    compound,
+    decode_value,
+    encode_header,
+    find,
+    section,
+    spans_in,
+    variable,
+)
 from mqtool.codecs.field_tables import UInt8
 from mqtool.errors import BadData, UsageError
 from mqtool.message import END_OF_TIME, Message
@@ -79,16 +89,12 @@ def _before_body(message: Message, routed: Mapping[str, str]) -> bytes:
     fields = [_field(name, properties.get(name)) for name in _FIELDS]
     sections = []
     if annotations:
-        sections.append(_section(_ANNOTATIONS, _map(annotations, key=0xA3)))
+        sections.append(section(_ANNOTATIONS, _map(annotations, key=0xA3)))
     if any(field != NULL for field in fields):
-        sections.append(_section(_PROPERTIES, compound(0xC0, fields)))
+        sections.append(section(_PROPERTIES, compound(0xC0, fields)))
     if headers:
-        sections.append(_section(_HEADERS, _map(headers, key=0xA1)))
+        sections.append(section(_HEADERS, _map(headers, key=0xA1)))
     return b"".join(sections)
-
-
-def _section(code: int, value: bytes) -> bytes:
-    return bytes((0, 0x53, code)) + value
 
 
 def _field(name: str, value: Any) -> bytes:
@@ -103,22 +109,10 @@ def _field(name: str, value: Any) -> bytes:
 def _map(values: Mapping[str, Any], *, key: int) -> bytes:
     items = []
     for name, value in values.items():
-        encoded = _value(value)
+        encoded = encode_header(value)
         if encoded is not None:
             items += [variable(key, _utf8(name)), encoded]
     return compound(0xC1, items)
-
-
-def _value(value: Any) -> bytes | None:
-    """Encode the value of a header; None if a stream cannot store it."""
-    match value:
-        case bytes():
-            return variable(0xA0, value)
-        case datetime():
-            return b"\x83" + struct.pack(">q", round(value.timestamp() * 1000))
-        case int() if not -(1 << 63) <= value < 1 << 63:
-            return None
-    return amqp10_values.encode_value(value)
 
 
 def _utf8(text: str) -> bytes:
@@ -150,7 +144,7 @@ def _decode(data: bytes) -> Entry:
     while at < len(data):
         if data[at : at + 2] != _SECTION or not _HEADER <= data[at + 2] <= _LAST:
             raise ValueError("not a section")
-        kind, span = data[at + 2], amqp10_values.find(data, at + 3)
+        kind, span = data[at + 2], find(data, at + 3)
         if kind in (_SEQUENCE, _VALUE):
             parts, at = [data[at:]], len(data)
             break

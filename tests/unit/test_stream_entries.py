@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from mqtool.codecs.amqp10_values import section
 from mqtool.errors import BadData
 from mqtool.message import Message
 from mqtool.offsets import FIRST, Offset, Start, parse_offset
@@ -55,7 +56,7 @@ def test_anything_else_is_the_body(data: bytes) -> None:
 def test_what_came_by_amqp_has_its_exchange_and_key() -> None:
     """As RabbitMQ writes it; tables and arrays have no place in a stream."""
     annotations = {"x-exchange": "logs", "x-routing-key": "kern.error"}
-    stored = entries._section(0x72, entries._map(annotations, key=0xA3)) + entries.encode(Message(b"body"))
+    stored = section(0x72, entries._map(annotations, key=0xA3)) + entries.encode(Message(b"body"))
     entry = entries.decode(stored)
     assert (entry.exchange, entry.routing_key, entry.body) == ("logs", "kern.error", b"body")
     with_table = entries.decode(entries.encode(Message(b"", properties={"headers": {"a": {"b": 1}, "c": 2}})))

@@ -1,0 +1,219 @@
+"""AMQP 1.0 messages: their sections, decoded, except for the body; and the transfer frames that carry them.
+
+See section 3.2 of the specification. https://docs.oasis-open.org/amqp/core/v1.0/amqp-core-messaging-v1.0.html
+"""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from mqtool.codecs.amqp10_types import Any10, Described, Map, decode, encode
+from mqtool.codecs.amqp10_values import Symbol, ULong, section, variable
+from mqtool.codecs.field_tables import UInt8, UInt32
+
+HEADER, DELIVERY_ANNOTATIONS, MESSAGE_ANNOTATIONS, PROPERTIES, APPLICATION_PROPERTIES = range(0x70, 0x75)
+DATA, SEQUENCE, VALUE, FOOTER = range(0x75, 0x79)
+
+_CODES = {
+    "amqp:header:list": HEADER,
+    "amqp:delivery-annotations:map": DELIVERY_ANNOTATIONS,
+    "amqp:message-annotations:map": MESSAGE_ANNOTATIONS,
+    "amqp:properties:list": PROPERTIES,
+    "amqp:application-properties:map": APPLICATION_PROPERTIES,
+    "amqp:data:binary": DATA,
+    "amqp:amqp-sequence:list": SEQUENCE,
+    "amqp:amqp-value:*": VALUE,
+    "amqp:footer:map": FOOTER,
+}
+
+
+class Header(NamedTuple):
+    """The header section. None stands for a field that is not set. `ttl` is in milliseconds."""
+
+    durable: bool | None = None
+    priority: UInt8 | None = None
+    ttl: UInt32 | None = None
+    first_acquirer: bool | None = None
+    delivery_count: UInt32 | None = None
+
+
+class BareProperties(NamedTuple):
+    """The properties section. None stands for a field that is not set.
+
+    `message_id` and `correlation_id` are an ULong, a UUID, bytes or a str. The times are Milliseconds.
+    """
+
+    message_id: Any = None
+    user_id: bytes | None = None
+    to: str | None = None
+    subject: str | None = None
+    reply_to: str | None = None
+    correlation_id: Any = None
+    content_type: Symbol | None = None
+    content_encoding: Symbol | None = None
+    absolute_expiry_time: Any = None
+    creation_time: Any = None
+    group_id: str | None = None
+    group_sequence: UInt32 | None = None
+    reply_to_group_id: str | None = None
+
+
+_NO_HEADER, _NO_PROPERTIES = Header(), BareProperties()
+
+
+@dataclass(slots=True)
+class Amqp10Message:
+    """A message.
+
+    Attributes:
+        body: the encoded body: data, sequence or value sections.
+    """
+
+    header: Header = _NO_HEADER
+    delivery_annotations: Map = field(default_factory=dict)
+    message_annotations: Map = field(default_factory=dict)
+    properties: BareProperties = _NO_PROPERTIES
+    application_properties: Map = field(default_factory=dict)
+    body: bytes = b""
+    footer: Map = field(default_factory=dict)
+
+    @classmethod
+    def decode(cls, data: bytes) -> "Amqp10Message":
+        """Decode a message. Raises ValueError if it is malformed."""
+        message = cls()
+        position = start = end = 0
+        while position < len(data):
+            code, at = section_at(data, position)
+            if code in (DATA, SEQUENCE, VALUE):
+                start, position = start if end else position, _skip(data, at)
+                end = position
+                continue
+            value, position = decode(data, at)
+            message._take(code, value)
+        message.body = data[start:end]
+        return message
+
+    def _take(self, code: int, value: Any10) -> None:
+        if code in (HEADER, PROPERTIES):
+            if not isinstance(value, list):
+                raise ValueError("section is not a list")
+            if code == HEADER:
+                self.header = Header(*value[:5])
+            else:
+                self.properties = BareProperties(*value[:13])
+            return
+        if not isinstance(value, dict):
+            raise ValueError("section is not a map")
+        match code:
+            case 0x71:
+                self.delivery_annotations = value
+            case 0x72:
+                self.message_annotations = value
+            case 0x74:
+                self.application_properties = value
+            case 0x78:
+                self.footer = value
+
+    def encode(self) -> bytes:
+        """Encode the message. Sections without fields are left out."""
+        return b"".join(
+            (
+                _fields(HEADER, self.header),
+                _map(DELIVERY_ANNOTATIONS, self.delivery_annotations),
+                _map(MESSAGE_ANNOTATIONS, self.message_annotations),
+                _fields(PROPERTIES, self.properties),
+                _map(APPLICATION_PROPERTIES, self.application_properties),
+                self.body,
+                _map(FOOTER, self.footer),
+            )
+        )
+
+
+def section_at(data: bytes, position: int) -> tuple[int, int]:
+    """Return the code of the section at a position, and the position of its value."""
+    if data.startswith(b"\x00\x53", position) and len(data) > position + 3:
+        code, position = data[position + 2], position + 3
+    elif data[position]:
+        raise ValueError("not a section")
+    else:
+        descriptor, position = decode(data, position + 1)
+        code = int(descriptor) if isinstance(descriptor, ULong) else _CODES.get(str(descriptor), 0)
+    if not HEADER <= code <= FOOTER:
+        raise ValueError("not a section of a message")
+    return code, position
+
+
+def _skip(data: bytes, position: int) -> int:
+    """Return the position after a value of the body; raise ValueError if the value is malformed."""
+    code = data[position] if position < len(data) else 0
+    if code == 0xA0 and position + 1 < len(data):
+        end = position + 2 + data[position + 1]
+    elif code == 0xB0:
+        end = position + 5 + int.from_bytes(data[position + 1 : position + 5])
+    else:
+        end = decode(data, position)[1]
+    if end > len(data):
+        raise ValueError("body cut short")
+    return end
+
+
+def _fields(code: int, values: Sequence[Any10]) -> bytes:
+    size = len(values)
+    while size and values[size - 1] is None:
+        size -= 1
+    return section(code, encode(list(values[:size]))) if size else b""
+
+
+def _map(code: int, values: Map) -> bytes:
+    return section(code, encode(values)) if values else b""
+
+
+def data_section(body: bytes) -> bytes:
+    """Encode a body of bytes as one data section."""
+    return section(DATA, variable(0xA0, body))
+
+
+def value_section(value: Any10) -> bytes:
+    """Encode a body that is one value."""
+    return section(VALUE, encode(value))
+
+
+def sections(body: bytes) -> list[Described]:
+    """Decode the sections of a body. Each descriptor is DATA, SEQUENCE or VALUE."""
+    found, position = [], 0
+    while position < len(body):
+        code, position = section_at(body, position)
+        value, position = decode(body, position)
+        found.append(Described(code, value))
+    return found
+
+
+def body_bytes(body: bytes) -> bytes | None:
+    """Return the bytes of a body of data sections; None if it consists of values or sequences."""
+    found = sections(body)
+    if any(each.descriptor != DATA or not isinstance(each.value, bytes) for each in found):
+        return None
+    return b"".join(each.value for each in found)
+
+
+#: The start of a transfer frame: size, data offset, type, channel; descriptor; a list of six fields: handle, delivery
+#: id, delivery tag, message format 0, settled, more.
+_TRANSFER = struct.Struct(">IBBH3sBBBBIBIBBIBBB")
+_DESCRIPTOR, _LIST8, _UINT, _VBIN8, _TRUE, _FALSE, _ZERO = b"\x00\x53\x14", 0xC0, 0x70, 0xA0, 0x41, 0x42, 0x43
+
+
+def transfer_frames(
+    channel: int, handle: int, delivery_id: int, tag: int, payload: bytes, limit: int, *, settled: bool
+) -> list[bytes]:
+    """Encode a delivery as transfer frames of up to `limit` bytes."""
+    room, mode = limit - _TRANSFER.size, _TRUE if settled else _FALSE
+    head = (_DESCRIPTOR, _LIST8, 20, 6, _UINT, handle, _UINT, delivery_id, _VBIN8, 4, tag, _ZERO, mode)
+    if len(payload) <= room:
+        return [_TRANSFER.pack(_TRANSFER.size + len(payload), 2, 0, channel, *head, _FALSE) + payload]
+    frames = []
+    for start in range(0, len(payload), room):
+        piece = payload[start : start + room]
+        more = _TRUE if start + room < len(payload) else _FALSE
+        frames.append(_TRANSFER.pack(_TRANSFER.size + len(piece), 2, 0, channel, *head, more) + piece)
+    return frames

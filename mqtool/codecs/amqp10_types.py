@@ -1,0 +1,300 @@
+"""Encode and decode any AMQP 1.0 value. Each value keeps its type, so it is encoded again as it was decoded.
+
+The types are those of `field_tables` where AMQP 0-9-1 has them too: `UInt32` is `uint`, `Int64` is `long`, and so on.
+`int` is encoded as `long`, `float` as `double`, `str` as `string`, and `bytes` as `binary`.
+"""
+
+import struct
+import uuid
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeAlias
+
+from mqtool.codecs.amqp10_values import NULL, Symbol, ULong, compound, variable
+from mqtool.codecs.field_tables import Float32, Int8, Int16, Int32, Int64, UInt8, UInt16, UInt32
+from mqtool.message import MAX_DEPTH
+
+#: A decoded value. Any, because a type of nested values cannot be written down usefully.
+Any10: TypeAlias = Any
+Map: TypeAlias = dict[Any10, Any10]
+
+
+class Milliseconds(int):
+    """A timestamp: milliseconds since 1970."""
+
+
+class Char(str):
+    """One character."""
+
+    __slots__ = ()
+
+
+class RawDecimal(bytes):
+    """A decimal of 4, 8 or 16 bytes, left encoded."""
+
+
+class Array(list[Any10]):
+    """An array: a list whose items have one type."""
+
+
+class Described(NamedTuple):
+    """A value with a descriptor, which is an ULong or a Symbol."""
+
+    descriptor: Any10
+    value: Any10
+
+
+_Decoder = Callable[[Any], Any10]
+_FIXED: dict[int, tuple[struct.Struct, _Decoder]] = {
+    0x50: (struct.Struct(">B"), UInt8),
+    0x51: (struct.Struct(">b"), Int8),
+    0x52: (struct.Struct(">B"), UInt32),
+    0x53: (struct.Struct(">B"), ULong),
+    0x54: (struct.Struct(">b"), Int32),
+    0x55: (struct.Struct(">b"), Int64),
+    0x56: (struct.Struct(">?"), bool),
+    0x60: (struct.Struct(">H"), UInt16),
+    0x61: (struct.Struct(">h"), Int16),
+    0x70: (struct.Struct(">I"), UInt32),
+    0x71: (struct.Struct(">i"), Int32),
+    0x72: (struct.Struct(">f"), Float32),
+    0x73: (struct.Struct(">I"), lambda point: Char(chr(point))),
+    0x74: (struct.Struct(">4s"), RawDecimal),
+    0x80: (struct.Struct(">Q"), ULong),
+    0x81: (struct.Struct(">q"), Int64),
+    0x82: (struct.Struct(">d"), float),
+    0x83: (struct.Struct(">q"), Milliseconds),
+    0x84: (struct.Struct(">8s"), RawDecimal),
+    0x94: (struct.Struct(">16s"), RawDecimal),
+    0x98: (struct.Struct(">16s"), lambda raw: uuid.UUID(bytes=raw)),
+}
+_CONSTANTS: dict[int, Any10] = {0x40: None, 0x41: True, 0x42: False, 0x43: UInt32(0), 0x44: ULong(0)}
+_TEXTS: dict[int, _Decoder] = {
+    0xA0: bytes,
+    0xA1: lambda raw: raw.decode(errors="surrogateescape"),
+    0xA3: lambda raw: Symbol(raw.decode(errors="surrogateescape")),
+}
+_SIZE = struct.Struct(">I")
+_SIZES = struct.Struct(">II")
+
+#: The maximum number of array items that take no bytes, such as `true`.
+_MOST_EMPTY = 4096
+
+
+def decode(data: bytes, offset: int = 0, depth: int = MAX_DEPTH) -> tuple[Any10, int]:
+    """Decode the value at an offset.
+
+    Returns:
+        The value, and the offset after it.
+
+    Raises:
+        ValueError: the value is cut short, malformed, or nested more than `depth` levels deep.
+    """
+    try:
+        return _decode(data, offset, depth)
+    except (IndexError, OverflowError, struct.error) as error:
+        raise ValueError("value cut short") from error
+
+
+def decode_all(data: bytes, offset: int = 0) -> list[Any10]:
+    """Decode all values from an offset to the end. Raises ValueError as decode() does."""
+    values = []
+    while offset < len(data):
+        value, offset = decode(data, offset)
+        values.append(value)
+    return values
+
+
+def _decode(data: bytes, offset: int, depth: int) -> tuple[Any10, int]:
+    code = data[offset]
+    if code:
+        return _decode_as(code, data, offset + 1, depth)
+    if not depth:
+        raise ValueError("values are nested too deeply")
+    descriptor, offset = _decode(data, offset + 1, depth - 1)
+    value, offset = _decode(data, offset, depth - 1)
+    return Described(descriptor, value), offset
+
+
+def _decode_as(code: int, data: bytes, start: int, depth: int) -> tuple[Any10, int]:
+    """Decode a value after its constructor."""
+    if code in _CONSTANTS:
+        return _CONSTANTS[code], start
+    if code in _FIXED:
+        packing, kind = _FIXED[code]
+        return kind(packing.unpack_from(data, start)[0]), start + packing.size
+    if code == 0x45:
+        return [], start
+    kind_code, is_wide = code & 0xEF, code & 0x10
+    if is_wide:
+        size, start = _SIZE.unpack_from(data, start)[0], start + 4
+    else:
+        size, start = data[start], start + 1
+    end = start + size
+    if end > len(data):
+        raise ValueError("value cut short")
+    if kind_code in _TEXTS:
+        return _TEXTS[kind_code](data[start:end]), end
+    if kind_code not in (0xC0, 0xC1, 0xE0):
+        raise ValueError(f"unknown constructor 0x{code:02x}")
+    if not depth:
+        raise ValueError("values are nested too deeply")
+    if is_wide:
+        count, start = _SIZE.unpack_from(data, start)[0], start + 4
+    else:
+        count, start = data[start], start + 1
+    items = (_array if kind_code == 0xE0 else _items)(data, start, end, count, depth - 1)
+    return _map(items) if kind_code == 0xC1 else items, end
+
+
+def _items(data: bytes, start: int, end: int, count: int, depth: int) -> list[Any10]:
+    values = []
+    while start < end:
+        value, start = _decode(data, start, depth)
+        values.append(value)
+    if start != end or len(values) != count:
+        raise ValueError("wrong number of items")
+    return values
+
+
+def _map(items: list[Any10]) -> Map:
+    if len(items) % 2:
+        raise ValueError("a map has a key without a value")
+    try:
+        return dict(zip(items[::2], items[1::2], strict=True))
+    except TypeError as error:
+        raise ValueError("a key of a map is a list or a map") from error
+
+
+def _array(data: bytes, start: int, end: int, count: int, depth: int) -> Array:
+    values = Array()
+    if not count and start >= end:
+        return values
+    code, descriptor, is_described = data[start], None, False
+    start += 1
+    if not code:
+        is_described = True
+        descriptor, start = _decode(data, start, depth)
+        code, start = data[start], start + 1
+    if count > max(end - start, _MOST_EMPTY):
+        raise ValueError("wrong number of items")
+    for _ in range(count):
+        value, start = _decode_as(code, data, start, depth)
+        values.append(Described(descriptor, value) if is_described else value)
+    if start != end:
+        raise ValueError("wrong number of items")
+    return values
+
+
+# The code and packing of each type of fixed width. The wide forms come last in _FIXED, so they are the ones used.
+_WIDE: dict[type, tuple[int, struct.Struct]] = {
+    kind: (code, packing) for code, (packing, kind) in _FIXED.items() if isinstance(kind, type)
+}
+_WIDE[int] = _WIDE[Int64]
+_DECIMALS = {4: b"\x74", 8: b"\x84", 16: b"\x94"}
+
+
+def encode(value: Any10) -> bytes:
+    """Encode a value in its shortest form. Raises ValueError for a type that AMQP 1.0 does not have."""
+    encoder = _ENCODERS.get(type(value))
+    return _encode_fixed(value) if encoder is None else encoder(value)
+
+
+@lru_cache(maxsize=1024)
+def _symbol(value: Symbol) -> bytes:
+    return variable(0xA3, value.encode(errors="surrogateescape"))
+
+
+def _unsigned(value: int, code: int, zero: int) -> bytes:
+    if 0 <= value < 256:
+        return bytes((code, value)) if value else bytes((zero,))
+    return _encode_fixed(value)
+
+
+def _signed(value: int, code: int) -> bytes:
+    return bytes((code, value & 0xFF)) if -128 <= value <= 127 else _encode_fixed(value)
+
+
+def _encode_list(items: Sequence[Any10]) -> bytes:
+    return compound(0xC0, [encode(item) for item in items]) if items else b"\x45"
+
+
+def _encode_fixed(value: Any10) -> bytes:
+    found = _WIDE.get(type(value))
+    if found is None:
+        raise ValueError(f"AMQP 1.0 has no type for {type(value).__name__}")
+    code, packing = found
+    try:
+        return bytes((code,)) + packing.pack(value)
+    except struct.error as error:
+        raise ValueError(f"{value} is out of range") from error
+
+
+def _encode_array(items: Array) -> bytes:
+    wide = [_encode_wide(item) for item in items]
+    prefix = _prefix(items[0], wide[0]) if wide else NULL
+    if any(not each.startswith(prefix) for each in wide):
+        raise ValueError("the items of an array have different types")
+    data = prefix + b"".join(each[len(prefix) :] for each in wide)
+    if len(items) < 256 and len(data) < 255:
+        return bytes((0xE0, len(data) + 1, len(items))) + data
+    return b"\xf0" + _SIZES.pack(len(data) + 4, len(items)) + data
+
+
+def _prefix(item: Any10, encoded: bytes) -> bytes:
+    """Return the constructor of an encoded item of an array."""
+    described = len(encode(item.descriptor)) + 1 if isinstance(item, Described) else 0
+    return encoded[: described + 1]
+
+
+def _encode_wide(value: Any10) -> bytes:
+    """Encode an item of an array: all items have the same constructor, so the short forms cannot be used."""
+    match value:
+        case None:
+            return NULL
+        case bool():
+            return b"\x56" + bytes((value,))
+        case Described():
+            return b"\0" + encode(value.descriptor) + _encode_wide(value.value)
+        case Char() | RawDecimal() | uuid.UUID():
+            return encode(value)
+        case str() | bytes():
+            raw = value if isinstance(value, bytes) else value.encode(errors="surrogateescape")
+            code = 0xB3 if isinstance(value, Symbol) else 0xB0 if isinstance(value, bytes) else 0xB1
+            return bytes((code,)) + _SIZE.pack(len(raw)) + raw
+        case Array() | list() | tuple() | dict():
+            return _widened(encode(value), len(value) * (2 if isinstance(value, dict) else 1))
+    return _encode_fixed(value)
+
+
+def _widened(encoded: bytes, count: int) -> bytes:
+    """Return the wide form of an encoded list, map or array."""
+    code = encoded[0]
+    if code == 0x45:
+        return b"\xd0" + _SIZES.pack(4, 0)
+    if code & 0x10:
+        return encoded
+    data = encoded[3:]
+    return bytes((code + 0x10,)) + _SIZES.pack(len(data) + 4, count) + data
+
+
+_ENCODERS: dict[type, Callable[[Any], bytes]] = {
+    type(None): lambda _: NULL,
+    bool: lambda value: b"\x41" if value else b"\x42",
+    Symbol: _symbol,
+    Char: lambda value: b"\x73" + _SIZE.pack(ord(value)),
+    str: lambda value: variable(0xA1, value.encode(errors="surrogateescape")),
+    RawDecimal: lambda value: _DECIMALS[len(value)] + value,
+    bytes: lambda value: variable(0xA0, value),
+    Described: lambda value: b"\0" + encode(value.descriptor) + encode(value.value),
+    Array: _encode_array,
+    list: _encode_list,
+    tuple: _encode_list,
+    dict: lambda value: compound(0xC1, [encode(part) for pair in value.items() for part in pair]),
+    uuid.UUID: lambda value: b"\x98" + value.bytes,
+    UInt32: lambda value: _unsigned(value, 0x52, 0x43),
+    ULong: lambda value: _unsigned(value, 0x53, 0x44),
+    Int32: lambda value: _signed(value, 0x54),
+    Int64: lambda value: _signed(value, 0x55),
+    int: lambda value: _signed(value, 0x55),
+}
