@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import time
 import urllib.error
@@ -165,6 +166,20 @@ def skip_or_fail(reason: str) -> None:
     if IN_CI:
         pytest.fail(f"{reason}; CI must have it")
     pytest.skip(reason)
+
+
+def speaks_amqp10(broker: TestBroker) -> bool:
+    """True unless the broker answers the AMQP 1.0 header with that of another protocol."""
+    header = b"AMQP\x03\x01\x00\x00"
+    with socket.create_connection(("127.0.0.1", broker.port), 10) as connection:
+        connection.sendall(header)
+        return connection.recv(len(header)) == header
+
+
+def skip_without_amqp10(broker: TestBroker) -> None:
+    """Skip the test on a broker that does not speak AMQP 1.0."""
+    if not speaks_amqp10(broker):
+        pytest.skip(f"{broker.kind} {broker.version} does not speak AMQP 1.0")
 
 
 def rabbitmqctl(started: Started, *words: str) -> str:

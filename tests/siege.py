@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import pika
 
+from tests.protocol.hostile_amqp10 import Amqp10Inputs
 from tests.protocol.hostile_inputs import AmqpInputs, Inputs, StreamInputs
 from tests.protocol.raw_stream import OPEN, RawStream, string
 
@@ -37,15 +38,15 @@ def throw(port: int, data: bytes, *, reads: bool = True) -> None:
                 time.sleep(0.5)
             while reads and client.recv(65_536):
                 pass
-        except ConnectionError:
-            # The broker was the first to go.
-            return
         except TimeoutError:
             assert not reads, "the broker neither answers nor hangs up"
+        except OSError:
+            # The broker was the first to go.
+            return
 
 
 class Beside:
-    """Well-behaved clients of both protocols.
+    """Well-behaved clients of AMQP 0-9-1 and of the stream protocol.
 
     Attributes:
         ports: the broker's port for each kind of inputs.
@@ -63,7 +64,8 @@ class Beside:
         assert self._stream.create("well-behaved-stream") == 1
         self._stream.declare_publisher(1, "well-behaved-stream")
         self._published = 0
-        self.ports: dict[type[Inputs], int] = {AmqpInputs: pika.URLParameters(url).port, StreamInputs: stream_port}
+        port = pika.URLParameters(url).port
+        self.ports: dict[type[Inputs], int] = {AmqpInputs: port, Amqp10Inputs: port, StreamInputs: stream_port}
 
     def check(self) -> None:
         """Publish a message with both, and get one back."""
@@ -90,7 +92,8 @@ def besiege(seconds: float, seed: int, directory: Path) -> Counter[str]:
     log, counts = directory / "log", Counter[str]()
     command = [sys.executable, "-m", "mqtool.broker.embedded", "--port", "0", "--stream-port", "0", "--print-url"]
     command += ["--memory-limit", str(MEMORY_LIMIT), "--log-file", str(log)]
-    draw, kinds = random.Random(seed), [AmqpInputs(seed, large=True), StreamInputs(seed, large=True)]
+    command += ["--like", "4.3" if seed % 2 else "3.10"]
+    draw, kinds = random.Random(seed), [kind(seed, large=True) for kind in (AmqpInputs, StreamInputs, Amqp10Inputs)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as broker:
         try:
             assert broker.stdout is not None

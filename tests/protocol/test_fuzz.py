@@ -10,6 +10,7 @@ import pytest
 from tests.brokers import IN_CI
 from tests.protocol.broker_process import BrokerProcess
 from tests.protocol.conftest import Api
+from tests.protocol.hostile_amqp10 import Amqp10Inputs
 from tests.protocol.hostile_inputs import AmqpInputs, Inputs, StreamInputs
 from tests.protocol.hostile_requests import LOGIN, Sender
 from tests.siege import Beside, throw
@@ -17,10 +18,14 @@ from tests.siege import Beside, throw
 INPUTS = 10_000 if IN_CI else 1_000
 
 
-@pytest.mark.parametrize("inputs", [AmqpInputs(seed=91), StreamInputs(seed=92)], ids=["amqp", "stream"])
+@pytest.mark.parametrize(
+    "inputs", [AmqpInputs(seed=91), StreamInputs(seed=92), Amqp10Inputs(seed=93)], ids=["amqp", "stream", "amqp10"]
+)
 def test_malformed_inputs(tmp_path: Path, inputs: Inputs) -> None:
     """The seeds are fixed, so that a failure can be had again."""
-    with BrokerProcess(tmp_path, "--in-memory", "--management-port", "0", "--stream-port", "0") as process:
+    like = "4.3" if isinstance(inputs, Amqp10Inputs) else "3.10"
+    options = ("--in-memory", "--management-port", "0", "--stream-port", "0", "--like", like)
+    with BrokerProcess(tmp_path, *options) as process:
         beside = Beside(process.url, process.stream_url)
         port = beside.ports[type(inputs)]
         for number in range(INPUTS):

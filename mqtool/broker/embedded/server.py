@@ -17,11 +17,15 @@ from mqtool.broker.embedded.sockets.listener import Connections, Listener, cause
 from mqtool.broker.embedded.wire.amqp_connection import Connection
 
 if TYPE_CHECKING:
+    from mqtool.broker.embedded.amqp10.amqp10_connection import Connection10
     from mqtool.broker.embedded.store.database import DiskSpace
     from mqtool.broker.embedded.streaming.stream_connection import StreamConnection
     from mqtool.broker.embedded.testing.under_test import BrokerUnderTest
 
 log = logging.getLogger("mqtool.broker.embedded")
+
+#: The bytes that an AMQP 1.0 client sends first.
+AMQP10_HEADER = b"AMQP\x03\x01\x00\x00"
 
 _CHECK_CONSUMERS_SECONDS = 60.0
 
@@ -54,6 +58,7 @@ class Server:
         self._under_test: BrokerUnderTest | None = None
         self._connections: Connections[Connection] = Connections()
         self._stream_connections: Connections[StreamConnection] = Connections()
+        self._amqp10_connections: Connections[Connection10] = Connections()
         self._checking: asyncio.TimerHandle | None = None
         self._disk_space: DiskSpace | None = None
         self.damage: str | None = None
@@ -92,8 +97,9 @@ class Server:
         if settings.recording:
             self.under_test()
         hosts = settings.listen or [settings.host]
+        others = {AMQP10_HEADER: self._amqp10} if self.broker.profile.speaks_amqp10 else {}
         await self._listen_on(
-            self._listeners, "amqp", lambda: Connection(self.broker, self._connections), hosts, settings.port
+            self._listeners, "amqp", lambda: Connection(self.broker, self._connections, others), hosts, settings.port
         )
         if settings.management_port is not None:
             await self._listen_on(
@@ -129,6 +135,12 @@ class Server:
         ports = {protocol: port for protocol, (_, port) in self.broker.listeners.items()}
         return {name: url.format(f"{host}:{ports[name]}") for name, url in _URLS.items() if name in ports}
 
+    def _amqp10(self) -> "Connection10":
+        # Not imported at the top: most clients speak AMQP 0-9-1.
+        from mqtool.broker.embedded.amqp10.amqp10_connection import Connection10
+
+        return Connection10(self.broker, self._amqp10_connections)
+
     def _management(self) -> Callable[[], asyncio.Protocol]:
         # Not imported at the top: without HTTP and JSON, a broker without a management port starts faster.
         from mqtool.broker.embedded.http import HttpServer, Management
@@ -139,6 +151,7 @@ class Server:
                 self.broker,
                 self._connections,
                 self._stream_connections,
+                self._amqp10_connections,
                 listening_on=self._settings.host,
                 under_test=self.under_test,
             )
@@ -161,7 +174,7 @@ class Server:
             # Not imported at the top: most brokers are used without recording and faults.
             from mqtool.broker.embedded.testing.under_test import BrokerUnderTest
 
-            connections = (self._connections, self._stream_connections)
+            connections = (self._connections, self._stream_connections, self._amqp10_connections)
             self._under_test = BrokerUnderTest(
                 self.broker, connections, self._listeners, recording=self._settings.recording
             )
@@ -201,6 +214,7 @@ class Server:
             consumer_timeout=settings.consumer_timeout,
             profile=profile(settings.like),
         )
+        broker.add_clients(self._amqp10_connections)
         if settings.guest_from_anywhere:
             broker.loopback_users.clear()
         return broker
@@ -218,11 +232,11 @@ class Server:
         if self._disk_space is not None:
             self._disk_space.stop()
         self.broker.close_connections("broker forced connection closure with reason 'shutdown'")
-        for connection in list(self._connections):
+        for connection in (*self._connections, *self._amqp10_connections):
             connection.hang_up()
         await asyncio.sleep(0)
         # With TLS, a close waits for the client, so abort instead.
-        for each in (self._connections, self._stream_connections):
+        for each in (self._connections, self._stream_connections, self._amqp10_connections):
             for transport in [connection.transport for connection in each]:
                 transport.abort()
         await asyncio.sleep(0)

@@ -15,6 +15,7 @@ from mqtool.broker.embedded.http import (
     node_routes,
     policy_routes,
     queue_routes,
+    session_routes,
     user_routes,
 )
 from mqtool.broker.embedded.http.http_server import (

@@ -22,6 +22,7 @@ from mqtool.broker.embedded.http.route_table import (
     route,
     visitor,
 )
+from mqtool.broker.embedded.http.session_routes import link_consumers
 from mqtool.broker.embedded.model.amqp_errors import AmqpException
 from mqtool.broker.embedded.model.amqp_message import ContentHeader, Message, Properties, encode_address, encode_short
 from mqtool.broker.embedded.model.backlog import Entry
@@ -222,7 +223,7 @@ _SETTLING: dict[str, Callable[[Broker, Queue, list[Entry]], None]] = {
 @route(READ, "consumers", anyone)
 @route(READ, "consumers/VHOST", visitor)
 def consumers(call: Call, vhost: str | None = None) -> list[Json]:
-    """Return the consumers of queues and the subscriptions of the stream protocol."""
+    """Return the consumers of queues, in all protocols."""
     seen = {each.name for each in call.vhosts(vhost)}
     found: list[Json] = []
     for connection in call.opened():
@@ -231,6 +232,7 @@ def consumers(call: Call, vhost: str | None = None) -> list[Json]:
             found += [_consumer_view(channel, each) for each in subscriptions if each.queue.vhost in seen]
         if connection.vhost.name in seen:
             found += [_stream_consumer_view(connection, each) for each in connection.subscriptions]
+            found += link_consumers(connection)
     return found
 
 

@@ -26,6 +26,7 @@ from mqtool.broker.embedded.http.route_table import (
     visitor,
     where,
 )
+from mqtool.broker.embedded.http.session_routes import details_of
 from mqtool.broker.embedded.model.broker import LOW_ON_DISK, LOW_ON_MEMORY, NODE, Broker
 from mqtool.broker.embedded.model.exchange import types_of
 from mqtool.broker.embedded.wire.amqp_channel import Channel
@@ -288,6 +289,7 @@ def _connection_view(connection: AnyConnection) -> Json:
         **({"user_provided_name": name} if isinstance(name, str) else {}),
         "recv_oct": connection.received_bytes,
         "send_oct": connection.sent_bytes,
+        **details_of(connection),
     }
 
 

@@ -27,11 +27,13 @@ from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.wire.amqp_connection import Connection
 
 if TYPE_CHECKING:
+    from mqtool.broker.embedded.amqp10.amqp10_connection import Connection10
+
     # For type checkers only: most brokers serve no streams and no tests, and start faster without these.
     from mqtool.broker.embedded.streaming.stream_connection import StreamConnection
     from mqtool.broker.embedded.testing.under_test import BrokerUnderTest
 
-AnyConnection: TypeAlias = "Connection | StreamConnection"
+AnyConnection: TypeAlias = "Connection | StreamConnection | Connection10"
 Json = dict[str, Any]
 
 #: The user tags that allow a login, and those that let a user see all virtual hosts and connections.

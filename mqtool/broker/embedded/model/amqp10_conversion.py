@@ -12,6 +12,17 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from mqtool.broker.embedded.model.amqp_message import Properties, encode_short
+from mqtool.codecs.amqp10_message import (
+    APPLICATION_PROPERTIES,
+    DATA,
+    HEADER,
+    MESSAGE_ANNOTATIONS,
+    PROPERTIES,
+    SEQUENCE,
+    VALUE,
+    BareProperties,
+    section_at,
+)
 from mqtool.codecs.amqp10_values import (
     DROPPED,
     NULL,
@@ -24,6 +35,7 @@ from mqtool.codecs.amqp10_values import (
     decode_value,
     encode_value,
     find,
+    section,
     spans_in,
     variable,
 )
@@ -45,34 +57,6 @@ class Decoded(NamedTuple):
     routing_key: str | None
 
 
-_HEADER, _ANNOTATIONS, _PROPERTIES, _APPLICATION = 0x70, 0x72, 0x73, 0x74
-_DATA, _SEQUENCE, _AMQP_VALUE = 0x75, 0x76, 0x77
-_SECTIONS = {
-    "amqp:header:list": _HEADER,
-    "amqp:delivery-annotations:map": 0x71,
-    "amqp:message-annotations:map": _ANNOTATIONS,
-    "amqp:properties:list": _PROPERTIES,
-    "amqp:application-properties:map": _APPLICATION,
-    "amqp:data:binary": _DATA,
-    "amqp:amqp-sequence:list": _SEQUENCE,
-    "amqp:amqp-value:*": _AMQP_VALUE,
-    "amqp:footer:map": 0x78,
-}
-_PROPERTY_NAMES = (
-    "message_id",
-    "user_id",
-    "to",
-    "subject",
-    "reply_to",
-    "correlation_id",
-    "content_type",
-    "content_encoding",
-    "absolute_expiry_time",
-    "creation_time",
-    "group_id",
-    "group_sequence",
-    "reply_to_group_id",
-)
 _STRINGS = {"message_id": 0xA1, "user_id": 0xA0, "reply_to": 0xA1, "correlation_id": 0xA1}
 _SYMBOLS = {"content_type": 0xA3, "content_encoding": 0xA3}
 
@@ -91,11 +75,7 @@ def encode(properties: Properties, body: bytes, exchange: str, routing_key: str)
         message_id = raw[span.start : span.stop]
         before, after = _around_id(raw[: span.start], raw[span.stop :], len(message_id), exchange, routing_key)
         head = before + message_id + after
-    return head + _section(_DATA, variable(0xA0, body))
-
-
-def _section(code: int, value: bytes) -> bytes:
-    return bytes((0x00, 0x53, code)) + value
+    return head + section(DATA, variable(0xA0, body))
 
 
 def _head(raw: bytes, exchange: str, routing_key: str) -> bytes:
@@ -129,11 +109,11 @@ def _head(raw: bytes, exchange: str, routing_key: str) -> bytes:
         if encoded is not None:
             application += [variable(0xA1, key.encode(errors="surrogateescape")), encoded]
     symbols = [part for key, value in annotations.items() for part in (variable(0xA3, key.encode()), value)]
-    head = _section(_ANNOTATIONS, compound(0xC1, symbols))
+    head = section(MESSAGE_ANNOTATIONS, compound(0xC1, symbols))
     if listed:
-        head += _section(_PROPERTIES, compound(0xC0, [listed.get(name, NULL) for name in _PROPERTY_NAMES]))
+        head += section(PROPERTIES, compound(0xC0, [listed.get(name, NULL) for name in BareProperties._fields]))
     if application:
-        head += _section(_APPLICATION, compound(0xC1, application))
+        head += section(APPLICATION_PROPERTIES, compound(0xC1, application))
     return head
 
 
@@ -168,40 +148,24 @@ def decode(data: bytes) -> Decoded:
 _PLAIN = Properties(b"\x00\x00")
 
 
-def _descriptor(data: bytes, offset: int) -> Span:
-    """Return the code of the section at `offset`, in a Span whose start and end are both the position of its value.
-
-    Raises:
-        ValueError: there is no section of a message at `offset`.
-    """
-    if data[offset]:
-        raise ValueError("not described")
-    span = find(data, offset + 1)
-    value = decode_value(data, span)
-    code = int(value) if isinstance(value, ULong) else _SECTIONS.get(value, 0) if isinstance(value, str) else 0
-    if not _HEADER <= code <= 0x78:
-        raise ValueError("not a section")
-    return Span(code, span.end, span.end)
-
-
 def _body_start(data: bytes) -> int:
     position = 0
     while True:
-        section = _descriptor(data, position)
-        if _DATA <= section.code <= _AMQP_VALUE:
+        code, value = section_at(data, position)
+        if DATA <= code <= VALUE:
             return position
-        position = find(data, section.start).end
+        position = find(data, value).end
 
 
 def _body(data: bytes, start: int) -> bytes | None:
     """Return the bytes of the data sections; None if the body is a value or a sequence."""
     parts = []
     while start < len(data):
-        section = _descriptor(data, start)
-        if section.code in (_SEQUENCE, _AMQP_VALUE):
+        code, value = section_at(data, start)
+        if code in (SEQUENCE, VALUE):
             return None
-        span = find(data, section.start)
-        if section.code == _DATA:
+        span = find(data, value)
+        if code == DATA:
             if span.code not in (0xA0, 0xB0):
                 raise ValueError("data is not binary")
             parts.append(data[span.start : span.end])
@@ -216,20 +180,20 @@ def _parts(head: bytes) -> Decoded:
     exchange, routing_key = "", None
     position = 0
     while position < len(head):
-        section = _descriptor(head, position)
-        span = find(head, section.start)
-        if section.code == _HEADER:
+        code, value = section_at(head, position)
+        span = find(head, value)
+        if code == HEADER:
             _take_header(fields, list(_items(head, span)))
-        elif section.code == _ANNOTATIONS:
+        elif code == MESSAGE_ANNOTATIONS:
             annotations = dict(_pairs(head, span))
             exchange = _name(annotations.get("x-exchange")) or ""
             routing_key = _name(annotations.get("x-routing-key"))
             for name in ("priority", "delivery_mode"):
                 _take_byte(fields, name, annotations.get(f"x-basic-{name.replace('_', '-')}"))
             _take_string(fields, "expiration", annotations.get("x-basic-expiration"))
-        elif section.code == _PROPERTIES:
-            _take_properties(fields, headers, dict(zip(_PROPERTY_NAMES, _items(head, span), strict=False)))
-        elif section.code == _APPLICATION:
+        elif code == PROPERTIES:
+            _take_properties(fields, headers, dict(zip(BareProperties._fields, _items(head, span), strict=False)))
+        elif code == APPLICATION_PROPERTIES:
             _take_application(fields, headers, _pairs(head, span))
         position = span.end
     if headers:

@@ -46,11 +46,12 @@ class AmqpException(Exception):
     Attributes:
         code: the AMQP reply code.
         text: the reply text, starting with the name of the code.
+        what: the reply text without the name of the code.
     """
 
     def __init__(self, code: int, what: str = "") -> None:
         name = REPLY_NAMES[code]
-        self.code = code
+        self.code, self.what = code, what
         self.text = f"{name} - {what}" if what else name
         super().__init__(self.text)
 

@@ -264,6 +264,16 @@ def encode_address(exchange: str, routing_key: str) -> bytes:
     return b"".join(encode_short(part.encode(errors="surrogateescape")) for part in (exchange, routing_key))
 
 
+#: In the data directory, follows the address of a message whose body is a whole AMQP 1.0 message.
+SECTIONED = b"\x0a"
+
+
+def is_sectioned(address: bytes) -> bool:
+    """Return True if SECTIONED follows an address."""
+    split = 1 + address[0]
+    return len(address) == split + 2 + address[split] and address.endswith(SECTIONED)
+
+
 class Message:
     """A published message: immutable, and shared by the queues that it was routed to.
 
@@ -305,11 +315,21 @@ class Message:
     ) -> Self:
         """Return a copy with new headers, reply-to or address, or without its expiration (`expires=False`)."""
         properties = self.properties.replace(headers=headers, reply_to=reply_to, expires=expires)
-        return type(self)(
-            self.address if address is None else encode_address(*address),
-            ContentHeader.of(properties, len(self.body)),
-            self.body,
+        return self.copy(
+            self.address if address is None else encode_address(*address), ContentHeader.of(properties, len(self.body))
         )
+
+    def copy(self, address: bytes, header: ContentHeader) -> Self:
+        """Return a copy with another address and header."""
+        return type(self)(address, header, self.body)
+
+    def dead(self) -> "Dead":
+        """Return a copy that counts as dead-lettered."""
+        return Dead(self.address, self.header, self.body)
+
+    def stored(self) -> tuple[bytes, bytes, bytes]:
+        """Return the address, the header and the body as the data directory stores them."""
+        return self.address, self.header.raw, self.body
 
 
 def carbon_copies(headers: Table) -> list[str]:
@@ -322,7 +342,3 @@ class Dead(Message):
     """A dead-lettered message whose `x-death` header the broker wrote. After a restart it is an ordinary Message."""
 
     __slots__ = ()
-
-    @classmethod
-    def of(cls, message: Message) -> Self:
-        return cls(message.address, message.header, message.body)

@@ -23,6 +23,9 @@ log = logging.getLogger("mqtool.broker.embedded")
 #: The name of the broker as the only node of its cluster.
 NODE = "embedded@localhost"
 
+#: The pseudo-queue of direct reply-to. A reply's routing key is this, a dot and a token.
+DIRECT_REPLY_TO = "amq.rabbitmq.reply-to"
+
 #: The default limit on how long a delivery may stay unacknowledged, in seconds.
 CONSUMER_TIMEOUT = 1800.0
 

@@ -1,22 +1,29 @@
 """The consumers of a queue, the choice of the one that gets the next message, and the queue's message counts."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from mqtool.broker.embedded.model.backlog import Entry
-from mqtool.codecs.field_tables import Table
+from mqtool.broker.embedded.model.profile import Profile
+from mqtool.codecs.field_tables import Int64, Table
 
 
 class Consumer(Protocol):
-    """A consumer, as its queue sees it."""
+    """A consumer, as its queue sees it.
+
+    Attributes:
+        selector: for an AMQP 1.0 consumer, chooses the messages of a stream; given its Sections. None for an
+            AMQP 0-9-1 consumer.
+    """
 
     tag: str
     priority: int
     exclusive: bool
     no_ack: bool
     arguments: Table
+    selector: Callable[[Any], bool] | None
 
     def ready(self) -> bool:
         """Return True if the consumer can take a message now. If not, the consumer calls `Queue.pump` once it can."""
@@ -26,6 +33,16 @@ class Consumer(Protocol):
 
     def cancelled(self) -> None:
         """Notify the consumer that the queue was deleted."""
+
+
+def delivery_counts(entry: Entry, profile: Profile) -> Table:
+    """Return the headers or annotations that count how often a message of a quorum queue was delivered before."""
+    counts: Table = {}
+    if entry.delivery_count or profile.nack_counts:
+        counts["x-delivery-count"] = Int64(entry.delivery_count)
+    if not profile.nack_counts:
+        counts["x-acquired-count"] = Int64(entry.acquired_count)
+    return counts
 
 
 class Consumers:
@@ -79,6 +96,8 @@ class Consumers:
             self._descending = sorted(self._turns, reverse=True)
         if self.active is consumer:
             self.active = self._all[0] if self._all else None
+            if self.active is not None:
+                self.active.ready()  # a consumer that has become the active one may tell its client
         return True
 
     def clear(self) -> list[Consumer]:

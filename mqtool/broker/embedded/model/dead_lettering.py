@@ -95,7 +95,7 @@ def dead_letter(
         headers.pop("CC", None)
     headers.pop("BCC", None)
     key = message.routing_key if routing_key is None else routing_key
-    return Dead.of(message.replace(headers=headers, address=(exchange, key), expires=False))
+    return message.replace(headers=headers, address=(exchange, key), expires=False).dead()
 
 
 def _deaths(message: Message, queue: str, reason: str, now: int) -> list[Value]:

@@ -213,14 +213,20 @@ CONSUMER_ARGUMENTS: dict[str, Check] = {
     "x-cancel-on-ha-failover": boolean,
 }
 
-_CONSUMERS_HAVE = {"classic": ("x-priority", "x-cancel-on-ha-failover"), "quorum": ("x-priority",), "stream": (OFFSET,)}
+_FILTERS = ("x-stream-filter", "x-stream-match-unfiltered")
+_CONSUMERS_HAVE = {
+    "classic": ("x-priority", "x-cancel-on-ha-failover"),
+    "quorum": ("x-priority",),
+    "stream": (OFFSET, *_FILTERS),
+}
 
 
 def check_consumer(queue: Queue, arguments: Table, *, prefetch: int, no_ack: bool) -> None:
     """Check the arguments of a basic.consume. Raises AmqpException if they are not valid for this type of queue."""
     where = f"queue '{queue.name}' in vhost '{queue.vhost}'"
     is_stream = queue.kind == "stream"
-    for argument in (*CONSUMER_ARGUMENTS, OFFSET):
+    known = (*CONSUMER_ARGUMENTS, OFFSET, *(_FILTERS if queue.profile.speaks_amqp10 else ()))
+    for argument in known:
         if argument in arguments and argument not in _CONSUMERS_HAVE[queue.kind]:
             raise precondition_failed(f"invalid arg '{argument}' for {where} of queue type rabbit_{queue.kind}_queue")
     for argument, check in CONSUMER_ARGUMENTS.items():

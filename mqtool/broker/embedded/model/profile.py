@@ -55,6 +55,12 @@ class Profile(NamedTuple):
         mirrors: True if policies can mirror queues. Policies then accept only the settings of 3.10.
         delayed_exchanges: True if the delayed message plugin is available for this version.
         hides_vhosts: True if the management API returns 404 for virtual hosts that a user has no access to.
+        speaks_amqp10: True if clients may use AMQP 1.0, and streams store messages by the tables of RabbitMQ 4.
+        detaches_links: True if an error of an AMQP 1.0 link detaches it, and sources can be dynamic; False if the error
+            ends the session.
+        tells_active: True if AMQP 1.0 consumers of quorum queues are told whether they are the active ones.
+        filters_messages: True if AMQP 1.0 consumers of streams can choose messages by properties or by SQL.
+        addresses_replies: True if reply-to is converted between a queue's name and its AMQP 1.0 address.
     """
 
     version: str = "3.10.8"
@@ -89,6 +95,11 @@ class Profile(NamedTuple):
     mirrors: bool = True
     delayed_exchanges: bool = True
     hides_vhosts: bool = False
+    speaks_amqp10: bool = False
+    detaches_links: bool = False
+    tells_active: bool = False
+    filters_messages: bool = False
+    addresses_replies: bool = False
 
 
 # The stream listener has the commands of 3.13, and clients choose commands by the version.
@@ -108,13 +119,22 @@ _4_0 = Profile(
     streams_take_nacks=True,
     lost_commit="channel",
     mirrors=False,
+    speaks_amqp10=True,
 )
 _4_2 = _4_0._replace(
-    version="4.2.9", smallest_frame=8192, returns_replies=False, lost_commit="connection", exact_body=True
+    version="4.2.9",
+    smallest_frame=8192,
+    returns_replies=False,
+    lost_commit="connection",
+    exact_body=True,
+    detaches_links=True,
+    filters_messages=True,
+    addresses_replies=True,
 )
 _4_3 = _4_2._replace(
     version="4.3.6",
     largest_publish=1_048_576,
+    tells_active=True,
     nack_counts=False,
     unlimited_last=False,
     quorum_priorities="all",

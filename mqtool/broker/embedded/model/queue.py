@@ -25,9 +25,12 @@ _EXPIRED_AT_ONCE = 200
 
 
 class Why(Enum):
-    """The reason for requeueing a message: basic.nack or basic.recover; basic.reject; or the end of a channel."""
+    """The reason for requeueing a message: basic.nack or basic.recover; basic.reject; or the end of a channel.
 
-    RETURNED, REJECTED, LOST = range(3)
+    With AMQP 1.0: a released message, a failed delivery, or the end of a session.
+    """
+
+    RETURNED, REJECTED, LOST, RELEASED = range(4)
 
 
 class Outcome(Enum):
@@ -71,6 +74,7 @@ class Queue:
         backlog: the ready messages.
         dead_letters: messages that were dead-lettered but not accepted by any queue yet, with the reasons. After a
             restart they are ready messages again.
+        publishers: called when the queue is deleted: AMQP 1.0 links that publish to it are then detached.
         unacked, unacked_bytes: the number of unacknowledged messages, and the size of their bodies.
     """
 
@@ -94,6 +98,7 @@ class Queue:
         self.policy = NOTHING
         self.kind = str(self.arguments.get("x-queue-type", "classic"))
         self.inbound: set[Binding] = set()
+        self.publishers: set[Callable[[], object]] = set()
         self.unacked = 0
         self.unacked_bytes = 0
         self.deleted = False
@@ -301,7 +306,7 @@ class Queue:
     def _requeue_in_quorum(self, entry: Entry, why: Why) -> None:
         """Requeue a message, now or after a delay, or dead-letter it if the delivery limit is exceeded."""
         entry.acquired_count += 1
-        failed = why is not Why.RETURNED or self.profile.nack_counts
+        failed = why in (Why.REJECTED, Why.LOST) or (why is Why.RETURNED and self.profile.nack_counts)
         entry.delivery_count += failed
         limit, retry = self.options.delivery_limit, self.options.retry
         if limit is not None and entry.delivery_count > limit:
@@ -382,6 +387,13 @@ class Queue:
         for entry, _ in self.dead_letters:
             self.ledger.drop(entry)
         self.dead_letters.clear()
-        for consumer in self.consumers.clear():
-            consumer.cancelled()
+        cancel_links(self)
         return count
+
+
+def cancel_links(queue: Queue) -> None:
+    """Cancel the consumers of a deleted queue, and tell its publishers."""
+    for consumer in queue.consumers.clear():
+        consumer.cancelled()
+    for tell in list(queue.publishers):
+        tell()

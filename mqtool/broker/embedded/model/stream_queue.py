@@ -1,23 +1,28 @@
 """Queues of type stream, and readers of their logs. Each consumer has an offset; reading deletes no messages."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
+from typing import TypeAlias
 
-from mqtool.broker.embedded.model.amqp10_conversion import decode, encode
+from mqtool.broker.embedded.model import sectioned
+from mqtool.broker.embedded.model.amqp10_conversion import Decoded, decode, encode
 from mqtool.broker.embedded.model.amqp_errors import NOT_IMPLEMENTED, ConnectionException
 from mqtool.broker.embedded.model.amqp_message import ContentHeader, Message, Properties, encode_address
 from mqtool.broker.embedded.model.applied_policies import Applied
 from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.consumers import Consumer
-from mqtool.broker.embedded.model.queue import Queue, Why
+from mqtool.broker.embedded.model.queue import Queue, Why, cancel_links
 from mqtool.broker.embedded.model.queue_arguments import OFFSET, Options, interval
+from mqtool.broker.embedded.model.sectioned import Sectioned, Sections
 from mqtool.broker.embedded.model.stream_log import SEGMENT_BYTES, Retention, StreamLog
 from mqtool.broker.embedded.model.stream_segment import (
     HEADER_SIZE,
+    UNFILTERED,
     USER,
     Chunk,
     Header,
+    bits_of,
     has_one_of,
     is_sound,
     parse_header,
@@ -25,9 +30,19 @@ from mqtool.broker.embedded.model.stream_segment import (
     simple_entry,
     tracking_in,
 )
-from mqtool.codecs.field_tables import Int64, Timestamp, encode_table
+from mqtool.codecs.field_tables import Int64, Table, Timestamp, encode_table
 
 log = logging.getLogger("mqtool.broker.embedded")
+
+
+#: Chooses the messages that an AMQP 1.0 consumer gets.
+Selector: TypeAlias = Callable[[Sections], bool]
+
+#: The header or annotation with the filter value of a message.
+_FILTER_VALUE = "x-stream-filter-value"
+
+#: A consumer that chooses messages lets others have their turn after this many messages that it did not choose.
+_PASSED_AT_ONCE = 500
 
 
 class Reader:
@@ -130,15 +145,22 @@ class Stream(Queue):
     def publish(self, message: Message) -> tuple[bool, bool]:
         """Append a message. Returns the same flags as Queue.publish(); a stream accepts every message."""
         self.traffic.published += 1
-        self.log.append(
-            simple_entry(encode(message.header.properties, message.body, message.exchange, message.routing_key))
-        )
+        if self.profile.speaks_amqp10:
+            data = sectioned.encode(message, self.profile)
+        else:
+            data = encode(message.header.properties, message.body, message.exchange, message.routing_key)
+        value = message.headers.get(_FILTER_VALUE)
+        bits = bits_of(value.encode(errors="surrogateescape")) if isinstance(value, str) else UNFILTERED
+        self.log.append(simple_entry(data), filter_bits=bits)
         return True, self.ledger.on_disk
 
     def add_consumer(self, consumer: Consumer) -> None:
         """Add a consumer, starting at its `x-stream-offset`."""
         super().add_consumer(consumer)
-        self._cursors[consumer] = Cursor(self, self._first_offset(consumer.arguments.get(OFFSET)))
+        offset = self._first_offset(consumer.arguments.get(OFFSET))
+        filters = wanted_filters(consumer.arguments) if self.profile.speaks_amqp10 else None
+        reader = Reader(self.log, offset, filters)
+        self._cursors[consumer] = Cursor(self, offset, reader, consumer.selector)
 
     def _first_offset(self, offset: object) -> int:
         """Convert an `x-stream-offset` to the offset of the first message to deliver."""
@@ -166,6 +188,8 @@ class Stream(Queue):
             while consumer.ready() and (entry := cursor.next_entry()) is not None:
                 self.traffic.delivered += 1
                 consumer.take(entry)
+            if cursor.is_tired:
+                self.clock.call_later(0, self.pump)
 
     def acknowledge(self, entry: Entry) -> None:  # noqa: ARG002
         """Count an acknowledgement. The message stays in the stream."""
@@ -204,8 +228,7 @@ class Stream(Queue):
         self.deleted = True
         self._cursors.clear()
         self.log.delete()
-        for consumer in self.consumers.clear():
-            consumer.cancelled()
+        cancel_links(self)
         return 0
 
 
@@ -214,37 +237,75 @@ class Cursor:
 
     Args:
         offset: the offset of the first message; it may be beyond the end.
+        reader: reads the chunks; by default, all of them.
+        selector: for an AMQP 1.0 consumer, chooses the messages, which are then returned as Sectioned, without the
+            header x-stream-offset. None for an AMQP 0-9-1 consumer, which gets all messages.
+
+    Attributes:
+        is_tired: True if next_entry() has returned None because many messages in succession were not chosen.
     """
 
-    def __init__(self, stream: Stream, offset: int) -> None:
+    def __init__(
+        self, stream: Stream, offset: int, reader: Reader | None = None, selector: Selector | None = None
+    ) -> None:
         self._stream = stream
         self._wanted = offset
-        self._reader = Reader(stream.log, offset)
+        self._reader = reader or Reader(stream.log, offset)
+        self._selector = selector
         self._messages: Iterator[tuple[int, bytes]] = iter(())
         self._shape: _Shape | None = None
+        self.is_tired = False
 
     def next_entry(self) -> Entry | None:
         """Read the next message; return None at the end of the stream."""
+        passed, self.is_tired = 0, False
         while True:
             for offset, data in self._messages:
-                if offset >= self._wanted:
+                if offset < self._wanted:
+                    continue
+                if self._selector is None:
                     return Entry(self._message(offset, data), offset)
+                if (chosen := self._chosen(data, self._selector)) is not None:
+                    return Entry(chosen, offset)
+                passed += 1
+                if passed == _PASSED_AT_ONCE:
+                    self.is_tired = True
+                    return None
             chunks = self._reader.read()
             if not chunks:
                 return None
             self._messages = _messages(chunks)
+
+    def _chosen(self, data: bytes, selector: Selector) -> Sectioned | None:
+        message = sectioned.parse_stored(data, self._stream.name, self._stream.profile)
+        return message if selector(message.sections) else None
 
     def _message(self, offset: int, data: bytes) -> Message:
         """Return the message to deliver, with its offset in the header `x-stream-offset`."""
         shape = self._shape
         if shape is not None and (message := shape.message(offset, data)) is not None:
             return message
-        decoded = decode(data)
-        key = self._stream.name if decoded.routing_key is None else decoded.routing_key
+        stream = self._stream
+        decoded: Decoded | Sectioned
+        if stream.profile.speaks_amqp10:
+            decoded = sectioned.parse_stored(data, stream.name, stream.profile)
+        else:
+            decoded = decode(data)
+        key = stream.name if decoded.routing_key is None else decoded.routing_key
         shape = _Shape(decoded.properties, encode_address(decoded.exchange, key))
         if shape.add_head(data, decoded.body):
             self._shape = shape
         return shape.delivered(offset, shape.message_id, decoded.body)
+
+
+def wanted_filters(arguments: Table) -> list[int] | None:
+    """Return the bits of the filter values in the arguments of a consumer; None if there are no such arguments."""
+    wanted = arguments.get("x-stream-filter")
+    values = [each for each in (wanted if isinstance(wanted, list) else [wanted]) if isinstance(each, str)]
+    bits = [bits_of(each.encode(errors="surrogateescape")) for each in values]
+    if bits and arguments.get("x-stream-match-unfiltered") is True:
+        bits.append(UNFILTERED)
+    return bits or None
 
 
 def _messages(chunks: list[Chunk]) -> Iterator[tuple[int, bytes]]:

@@ -321,7 +321,7 @@ class ClientSocket(PacedSocket):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Set up a new connection and wait for its handshake."""
         assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = self._socket = transport
         transport.set_write_buffer_limits(high=self.enough_out)
         peer = transport.get_extra_info("peername")
         # A socket that is already closed has no addresses.
@@ -332,6 +332,16 @@ class ClientSocket(PacedSocket):
         self.set_deadline(_HANDSHAKE_SECONDS)
         if self.broker.hooks is not None:
             self.broker.hooks.connected(self)
+
+    def hand_over(self, successor: "ClientSocket", data: bytes) -> None:
+        """Let a connection of another protocol take over the socket: the first bytes, `data`, are in that protocol."""
+        self.set_deadline(None)
+        self.state = "closed"
+        self._connections.remove(self)
+        self.add_held_bytes(-self.held_bytes)
+        self._socket.set_protocol(successor)
+        successor.connection_made(self._socket)
+        successor.data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Clean up after the socket has closed."""

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mqtool.broker.embedded.model.amqp_message import HeaderReader, Message
+from mqtool.broker.embedded.model.amqp_message import HeaderReader, Message, is_sectioned
 from mqtool.broker.embedded.model.backlog import BATCH, Entry
 from mqtool.broker.embedded.model.broker import LOW_ON_DISK, Broker
 from mqtool.broker.embedded.model.ledger import decode_definition, disk_free
@@ -195,7 +195,15 @@ class StoredEntry(NamedTuple):
 
     def entry(self, headers: HeaderReader) -> Entry:
         """Decode the stored message. Raises ValueError or TypeError if the row is damaged."""
-        entry = Entry(Message(self.address, headers.read(self.header), self.body), self.row, self.due)
+        header = headers.read(self.header)
+        if is_sectioned(self.address):
+            # Imported here: most brokers have no AMQP 1.0 messages.
+            from mqtool.broker.embedded.model.sectioned import restored
+
+            message: Message = restored(self.address, header, self.body)
+        else:
+            message = Message(self.address, header, self.body)
+        entry = Entry(message, self.row, self.due)
         entry.row = self.row
         entry.acquired_count = entry.delivery_count = self.delivery_count
         entry.redelivered = bool(self.redelivered)

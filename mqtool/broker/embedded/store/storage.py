@@ -192,16 +192,7 @@ class Storage(Ledger):
     def added(self, holder: int, entry: Entry) -> None:
         entry.row = row = entry.position
         message = entry.message
-        self._next.added[row] = (
-            row,
-            holder,
-            entry.expires_at,
-            entry.delivery_count,
-            0,
-            message.address,
-            message.header.raw,
-            message.body,
-        )
+        self._next.added[row] = (row, holder, entry.expires_at, entry.delivery_count, 0, *message.stored())
         self._log_bytes += len(message.body)
         if self._scheduled is None:
             self._schedule()

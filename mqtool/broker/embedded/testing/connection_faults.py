@@ -7,11 +7,14 @@ import struct
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from mqtool.broker.embedded.model.amqp_errors import REPLY_NAMES, ChannelException, ConnectionException
 from mqtool.broker.embedded.model.broker import LOW_ON_MEMORY
 from mqtool.broker.embedded.testing.fault import Client, Fault, Scene
+
+if TYPE_CHECKING:
+    from mqtool.broker.embedded.amqp10.amqp10_connection import Connection10
 
 #: SO_LINGER of 0 seconds: closing the socket sends a RST.
 _SEND_RST = struct.pack("ii", 1, 0)
@@ -184,7 +187,10 @@ class CloseConnections(Fault):
 
 @dataclass
 class CloseChannels(Fault):
-    """Closes all channels of the matching connections with a reply code and text."""
+    """Closes all channels of the matching connections with a reply code and text.
+
+    AMQP 1.0 sessions end with the corresponding error.
+    """
 
     lasts: ClassVar[bool] = False
     code: int = 406
@@ -205,7 +211,15 @@ class CloseChannels(Fault):
         error.text = self.text
         for channel in opened:
             channel.close(error, 0)
-        return len(opened)
+        sessions = [
+            session
+            for connection in _named(scene, self.name)
+            if connection.protocol == "AMQP 1-0"
+            for session in list(cast("Connection10", connection).sessions.values())
+        ]
+        for session in sessions:
+            session.close(error)
+        return len(opened) + len(sessions)
 
 
 def _check_code(code: int) -> None:

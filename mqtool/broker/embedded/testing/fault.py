@@ -18,10 +18,12 @@ from mqtool.broker.embedded.wire.amqp_connection import Connection
 from mqtool.duration import parse_duration
 
 if TYPE_CHECKING:
+    from mqtool.broker.embedded.amqp10.amqp10_connection import Connection10
+
     # For type checkers only: most brokers serve no streams, and start faster without this.
     from mqtool.broker.embedded.streaming.stream_connection import StreamConnection
 
-Client: TypeAlias = "Connection | StreamConnection"
+Client: TypeAlias = "Connection | StreamConnection | Connection10"
 
 #: The classes of faults, by names such as `cut_connections`.
 KINDS: dict[str, "type[Fault]"] = {}

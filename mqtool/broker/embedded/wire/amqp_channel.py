@@ -7,10 +7,11 @@ from typing import NamedTuple
 from pamqp import commands
 from pamqp.base import Frame
 
-from mqtool.broker.embedded.model.amqp_errors import ChannelException, locked_queue, no_such_exchange, no_such_queue
+from mqtool.broker.embedded.model.amqp_errors import ChannelException
 from mqtool.broker.embedded.model.amqp_message import Message
 from mqtool.broker.embedded.model.exchange import Exchange
 from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.topology_operations import check_owner, exchange_of, queue_of
 from mqtool.broker.embedded.model.virtual_host import Routing, VirtualHost
 from mqtool.broker.embedded.wire import amqp_frames as frames
 from mqtool.broker.embedded.wire.amqp_frames import encode_method, short_string
@@ -122,16 +123,11 @@ class Channel:
 
     def queue(self, name: str) -> Queue:
         """Return the queue of this name. Raises 404 if it does not exist, 405 if another connection owns it."""
-        found = self.vhost.queues.get(name)
-        if found is None:
-            raise no_such_queue(name, self.vhost.name)
-        self.check_owner(found)
-        return found
+        return queue_of(self.vhost, name, self.session)
 
     def check_owner(self, queue: Queue) -> None:
         """Raise 405 if a queue is exclusive to another connection."""
-        if queue.owner is not None and queue.owner is not self.session:
-            raise locked_queue(queue.name, queue.vhost)
+        check_owner(queue, self.session)
 
     def queue_name(self, name: str) -> str:
         """Return `name` or, if it is empty, the name of the queue declared last. Raises 404 if none was declared."""
@@ -143,10 +139,7 @@ class Channel:
 
     def exchange(self, name: str) -> Exchange:
         """Return the exchange of this name; raise 404 if it does not exist."""
-        found = self.vhost.exchanges.get(name)
-        if found is None:
-            raise no_such_exchange(name, self.vhost.name)
-        return found
+        return exchange_of(self.vhost, name)
 
     def stop_replies(self) -> None:
         """End the direct reply-to consumer, if any."""

@@ -1,7 +1,7 @@
 """One AMQP 0-9-1 connection: dispatches frames to its channels, and closes a channel or the connection on errors."""
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from pamqp import commands
@@ -21,6 +21,7 @@ from mqtool.broker.embedded.model.amqp_errors import (
     precondition_failed,
 )
 from mqtool.broker.embedded.model.broker import Broker, check_channels
+from mqtool.broker.embedded.sockets.client_socket import ClientSocket
 from mqtool.broker.embedded.sockets.listener import Connections
 from mqtool.broker.embedded.wire import amqp_frames as frames
 from mqtool.broker.embedded.wire import basic_methods, topology_methods
@@ -38,8 +39,14 @@ _CLOSED_SECONDS = 30.0
 _FRAME_HEAD = 7
 
 
+Others = Mapping[bytes, Callable[[], ClientSocket]]
+
+
 class Connection(Session):
     """The connection of one AMQP 0-9-1 client.
+
+    Args:
+        others: creates a connection of another protocol on the same port, by the first bytes that its clients send.
 
     Attributes:
         subscriptions: always empty. Only stream connections have subscriptions, which the management API lists.
@@ -48,8 +55,9 @@ class Connection(Session):
     protocol = "AMQP 0-9-1"
     subscriptions: Collection[Any] = ()
 
-    def __init__(self, broker: Broker, connections: Connections["Connection"]) -> None:
+    def __init__(self, broker: Broker, connections: Connections["Connection"], others: Others) -> None:
         super().__init__(broker, connections)
+        self._others = others
         self.channel_max = CHANNEL_MAX
         self.channels: dict[int, Channel] = {}
 
@@ -91,6 +99,9 @@ class Connection(Session):
 
         See section 4.2.2 of the specification. Returns the number of bytes handled.
         """
+        if data[:8] in self._others:
+            self.hand_over(self._others[data[:8]](), data)
+            return len(data)
         if data[:8] != frames.PROTOCOL_HEADER:
             self.write(self.broker.profile.first_choice)
             self.hang_up()

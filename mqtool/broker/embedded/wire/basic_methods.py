@@ -14,8 +14,10 @@ from mqtool.broker.embedded.model.amqp_errors import (
     precondition_failed,
 )
 from mqtool.broker.embedded.model.amqp_message import Message
+from mqtool.broker.embedded.model.broker import DIRECT_REPLY_TO
 from mqtool.broker.embedded.model.declarations import check_consumer
 from mqtool.broker.embedded.model.exchange import Exchange
+from mqtool.broker.embedded.model.firehose import trace_published
 from mqtool.broker.embedded.model.profile import Profile
 from mqtool.broker.embedded.model.queue import Queue, Why
 from mqtool.broker.embedded.model.queue_arguments import check_expiry
@@ -23,12 +25,9 @@ from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.model.virtual_host import Publication, Routing
 from mqtool.broker.embedded.wire.amqp_channel import Channel, ReplyConsumer, Route, Transaction, UncommittedPublish
 from mqtool.broker.embedded.wire.amqp_frames import table
-from mqtool.broker.embedded.wire.deliveries import Subscription, trace_published
+from mqtool.broker.embedded.wire.deliveries import Subscription
 from mqtool.broker.embedded.wire.incoming_publishes import Confirms
 from mqtool.codecs.field_tables import type_name
-
-#: The pseudo-queue of direct reply-to. A reply's routing key is this, a dot and a token.
-DIRECT_REPLY_TO = "amq.rabbitmq.reply-to"
 
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 

@@ -1,25 +1,21 @@
-"""A channel's consumers and unacknowledged deliveries; and the firehose (message tracing).
+"""A channel's consumers and unacknowledged deliveries."""
 
-The firehose publishes a copy of each published and delivered message to the exchange amq.rabbitmq.trace, with the
-routing key publish.EXCHANGE or deliver.QUEUE. https://www.rabbitmq.com/docs/firehose
-"""
-
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from time import monotonic
+from typing import Any
 
 from pamqp import commands
 
 from mqtool.broker.embedded.model.amqp_errors import precondition_failed
-from mqtool.broker.embedded.model.amqp_message import ContentHeader, Message, Properties, carbon_copies, encode_address
+from mqtool.broker.embedded.model.amqp_message import ContentHeader, Message, Properties, encode_address
 from mqtool.broker.embedded.model.backlog import Entry
-from mqtool.broker.embedded.model.broker import NODE
-from mqtool.broker.embedded.model.exchange import TRACE_EXCHANGE
+from mqtool.broker.embedded.model.consumers import delivery_counts
+from mqtool.broker.embedded.model.firehose import trace_delivered
 from mqtool.broker.embedded.model.queue import Queue, Why
-from mqtool.broker.embedded.model.virtual_host import Routing
 from mqtool.broker.embedded.wire import amqp_frames as frames
 from mqtool.broker.embedded.wire.amqp_frames import encode_method, short_string
 from mqtool.broker.embedded.wire.amqp_session import Session
-from mqtool.codecs.field_tables import Int32, Int64, Table, Value
+from mqtool.codecs.field_tables import Table
 
 
 class Subscription:
@@ -29,7 +25,10 @@ class Subscription:
         tag: the consumer tag.
         prefetch: the maximum number of unacknowledged messages; 0 for no limit.
         unacked: the number of unacknowledged messages.
+        selector: see Consumer.
     """
+
+    selector: Callable[[Any], bool] | None = None
 
     def __init__(
         self, deliveries: "Deliveries", queue: Queue, tag: str, *, no_ack: bool, exclusive: bool, arguments: Table
@@ -269,73 +268,9 @@ class Deliveries:
 
 def _counted(entry: Entry, session: Session) -> Message:
     """Return a copy of a quorum queue's message with the headers that count its deliveries."""
-    counts: Table = {}
-    if not session.broker.profile.nack_counts:
-        counts["x-acquired-count"] = Int64(entry.acquired_count)
-    if entry.delivery_count or session.broker.profile.nack_counts:
-        counts["x-delivery-count"] = Int64(entry.delivery_count)
+    counts = delivery_counts(entry, session.broker.profile)
     return entry.message.replace(headers={**counts, **entry.message.headers})
 
 
-_MAX_KEY = 255
-_NOTHING = Properties(b"\0\0")
 # Takes the place of an unacknowledged message of a stream, so that the message need not stay in memory.
-_FORGOTTEN = Entry(Message(encode_address("", ""), ContentHeader.of(_NOTHING, 0), b""), 0)
-
-
-def trace_published(session: Session, number: int, message: Message, routing: Routing | None) -> None:
-    """Publish a copy of a published message to the firehose.
-
-    Args:
-        session, number: the publisher's connection and channel number.
-        message: the message.
-        routing: the queues that get the message; None for a direct reply.
-    """
-    keys, names = [message.routing_key, *carbon_copies(message.headers)], set[str]()
-    if routing is not None:
-        # For the default exchange RabbitMQ lists the routing keys, whether or not such queues exist.
-        names = {queue.name for queue in routing.queues} if message.exchange else {*keys}
-        message = routing.message
-    _copy(session, number, f"publish.{message.exchange}", message, keys, {}, {"routed_queues": [*sorted(names)]})
-
-
-def trace_delivered(session: Session, number: int, queue: Queue, message: Message, *, redelivered: bool) -> None:
-    """Publish a copy of a delivered message to the firehose, unless the message itself came from the firehose."""
-    if message.exchange != TRACE_EXCHANGE:
-        keys = [message.routing_key, *carbon_copies(message.headers)]
-        _copy(session, number, f"deliver.{queue.name}", message, keys, {"redelivered": Int32(redelivered)}, {})
-
-
-def _copy(
-    session: Session, number: int, key: str, message: Message, keys: list[str], before: Table, after: Table
-) -> None:
-    if len(key.encode(errors="surrogateescape")) > _MAX_KEY:
-        return  # a name of 255 bytes leaves no room for the prefix in a routing key
-    properties = {name: _property(value) for name, value in reversed(message.properties.named().items())}
-    headers: Table = {
-        "exchange_name": message.exchange,
-        "routing_keys": [*keys],
-        "properties": properties,
-        "node": NODE,
-        **before,
-        "vhost": session.vhost.name,
-        "connection": session.name,
-        "channel": Int32(number),
-        "user": session.user.name,
-        **after,
-    }
-    try:
-        properties_of_copy = _NOTHING.replace(headers=headers)
-    except ValueError:
-        # The copy nests the message's headers one table deeper, which may exceed the limit: leave them out then.
-        named = {name: value for name, value in properties.items() if name != "headers"}
-        properties_of_copy = _NOTHING.replace(headers={**headers, "properties": named})
-    header = ContentHeader.of(properties_of_copy, len(message.body))
-    copy = Message(encode_address(TRACE_EXCHANGE, key), header, message.body)
-    vhost = session.vhost
-    vhost.enqueue(vhost.route(vhost.exchanges[TRACE_EXCHANGE], copy))
-
-
-def _property(value: Value) -> Value:
-    """Convert a property to a header value of the firehose's copy. Like RabbitMQ, truncate numbers to 32 bits."""
-    return Int32((value + (1 << 31)) % (1 << 32) - (1 << 31)) if isinstance(value, int) else value
+_FORGOTTEN = Entry(Message(encode_address("", ""), ContentHeader.of(Properties(b"\0\0"), 0), b""), 0)

@@ -7,21 +7,15 @@ from mqtool.broker.embedded.model.amqp_errors import (
     NOT_IMPLEMENTED,
     ConnectionException,
     access_refused,
-    locked_queue,
     precondition_failed,
 )
-from mqtool.broker.embedded.model.declarations import (
-    check_equivalent_exchange,
-    check_equivalent_queue,
-    check_exchange,
-    check_exchange_type,
-    check_queue,
-)
-from mqtool.broker.embedded.model.exchange import Exchange, ExchangeDeclaration
+from mqtool.broker.embedded.model.broker import DIRECT_REPLY_TO
+from mqtool.broker.embedded.model.declarations import check_exchange_type
+from mqtool.broker.embedded.model.exchange import ExchangeDeclaration
 from mqtool.broker.embedded.model.queue import Queue, QueueDeclaration
+from mqtool.broker.embedded.model.topology_operations import declare_exchange, declare_queue
 from mqtool.broker.embedded.wire.amqp_channel import Channel
 from mqtool.broker.embedded.wire.amqp_frames import table
-from mqtool.broker.embedded.wire.basic_methods import DIRECT_REPLY_TO
 
 
 def without_line_ends(name: str) -> str:
@@ -60,20 +54,12 @@ def _declare_queue(channel: Channel, method: QueueClass.Declare, name: str) -> Q
         raise access_refused(f"queue name '{name}' contains reserved prefix 'amq.*'")
     server_named = not name
     name = name or vhost.new_queue_name()
-    queue = vhost.queues.get(name)
-    channel.session.rights.check_queue_declaration(name, arguments, exists=queue is not None)
+    channel.session.rights.check_queue_declaration(name, arguments, exists=name in vhost.queues)
     # Exclusive queues are deleted with their connection, durable or not.
     owner = channel.session if method.exclusive else None
     declared = QueueDeclaration(name, arguments, method.durable, method.auto_delete, owner, server_named)
-    if queue is not None:
-        if queue.owner is not owner:
-            raise locked_queue(name, vhost.name)
-        check_equivalent_queue(queue, declared)
-        return queue
-    vhost.check_queue_limit(name)
-    check_queue(declared, vhost.name, vhost.profile)
-    queue = vhost.add_queue(declared)
-    if owner is not None:
+    queue, is_new = declare_queue(vhost, declared)
+    if is_new and owner is not None:
         channel.session.exclusive_queues.add(queue)
     return queue
 
@@ -171,16 +157,13 @@ def _declare_exchange(channel: Channel, method: ExchangeClass.Declare, name: str
     vhost, kind, arguments = channel.vhost, method.exchange_type, table(method.arguments)
     check_exchange_type(kind, vhost.profile)
     _not_default(name)
-    exchange = vhost.exchanges.get(name)
-    channel.session.rights.check_exchange_declaration(name, arguments, exists=exchange is not None)
-    declared = ExchangeDeclaration(name, kind, method.durable, method.auto_delete, method.internal, arguments)
-    if exchange is None:
-        if name.startswith("amq."):
-            raise access_refused(f"exchange name '{name}' contains reserved prefix 'amq.*'")
-        check_exchange(declared, vhost.name, vhost.profile)
-        vhost.add_exchange(Exchange(*declared))
-    else:
-        check_equivalent_exchange(exchange, declared, vhost.name)
+    exists = name in vhost.exchanges
+    channel.session.rights.check_exchange_declaration(name, arguments, exists=exists)
+    if not exists and name.startswith("amq."):
+        raise access_refused(f"exchange name '{name}' contains reserved prefix 'amq.*'")
+    declare_exchange(
+        vhost, ExchangeDeclaration(name, kind, method.durable, method.auto_delete, method.internal, arguments)
+    )
 
 
 def exchange_delete(channel: Channel, method: ExchangeClass.Delete) -> None:

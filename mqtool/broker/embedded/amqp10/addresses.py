@@ -1,0 +1,72 @@
+"""AMQP 1.0 addresses, version 2: https://www.rabbitmq.com/docs/amqp#address-v2. Version 1 is refused, as in RabbitMQ 4.
+
+Names in addresses are percent-encoded UTF-8.
+"""
+
+import re
+from typing import NamedTuple
+from urllib.parse import unquote
+
+from mqtool.broker.embedded.model.conversion import quoted
+
+_QUEUES, _EXCHANGES = "/queues/", "/exchanges/"
+_BAD_ESCAPE = re.compile("%(?![0-9A-Fa-f]{2})")
+
+
+class Target(NamedTuple):
+    """Where a message goes.
+
+    Attributes:
+        queue: the name of the queue, if the address is that of a queue.
+    """
+
+    exchange: str
+    routing_key: str
+    queue: str | None = None
+
+    @property
+    def address(self) -> str:
+        """The address of the target."""
+        if self.queue is not None:
+            return queue_address(self.queue)
+        key = f"/{quoted(self.routing_key)}" if self.routing_key else ""
+        return f"{_EXCHANGES}{quoted(self.exchange)}{key}"
+
+
+def decoded(name: str) -> str:
+    """Decode a name in an address. Raises ValueError if an escape is malformed or it is not UTF-8."""
+    if _BAD_ESCAPE.search(name):
+        raise ValueError("a percent sign does not start an escape")
+    return unquote(name, errors="strict")
+
+
+def is_version_2(address: str) -> bool:
+    """Return True if an address is one of a queue or an exchange in version 2."""
+    return address.startswith((_QUEUES, _EXCHANGES))
+
+
+def parse_target(address: str) -> Target:
+    """Parse the address of a queue, or of an exchange with or without a routing key. Raises ValueError if it is bad."""
+    if address.startswith(_QUEUES):
+        name = decoded(address.removeprefix(_QUEUES))
+        if not name:
+            raise ValueError("the name of the queue is empty")
+        return Target("", name, name)
+    if not address.startswith(_EXCHANGES):
+        raise ValueError("not an address")
+    exchange, *key = address.removeprefix(_EXCHANGES).split("/")
+    if exchange in ("", "amq.default") or len(key) > 1:
+        raise ValueError("not the address of an exchange")
+    return Target(decoded(exchange), decoded(key[0]) if key else "")
+
+
+def parse_source(address: str) -> str:
+    """Return the name of the queue in an address. Raises ValueError if it is not the address of a queue."""
+    if not address.startswith(_QUEUES):
+        raise ValueError("not the address of a queue")
+    return decoded(address.removeprefix(_QUEUES))
+
+
+def queue_address(name: str) -> str:
+    """Return the address of a queue."""
+    return _QUEUES + quoted(name)

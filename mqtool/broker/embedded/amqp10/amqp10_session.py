@@ -1,0 +1,305 @@
+"""One session: attaches and detaches links, and hands frames to them. An error detaches a link or ends the session."""
+
+from collections.abc import Iterable
+from time import monotonic
+from typing import Any
+
+from mqtool.broker.embedded.amqp10.amqp10_socket import Amqp10Socket
+from mqtool.broker.embedded.amqp10.attaching import attach_incoming, attach_outgoing, check_attach
+from mqtool.broker.embedded.amqp10.errors10 import (
+    FRAMING_ERROR,
+    HANDLE_IN_USE,
+    INTERNAL_ERROR,
+    INVALID_FIELD,
+    UNATTACHED,
+    DetachError,
+    LinkError,
+    SessionError,
+    condition_of,
+)
+from mqtool.broker.embedded.amqp10.incoming_link import IncomingLink
+from mqtool.broker.embedded.amqp10.management_pair import ManagementLinks
+from mqtool.broker.embedded.amqp10.outgoing_link import OutgoingLink, ReplyLink
+from mqtool.broker.embedded.amqp10.performatives import (
+    RECEIVER,
+    SENDER,
+    Accepted,
+    Attach,
+    Begin,
+    Detach,
+    Disposition,
+    End,
+    Error,
+    Flow,
+    Modified,
+    Rejected,
+    Released,
+    Transfer,
+)
+from mqtool.broker.embedded.amqp10.session_state import Delivery, SessionState, after
+from mqtool.broker.embedded.model.amqp_errors import AmqpException
+from mqtool.broker.embedded.model.backlog import Entry
+from mqtool.broker.embedded.model.queue import Queue, Why
+from mqtool.codecs.field_tables import UInt32
+
+#: The highest handle: RabbitMQ allows 256 links on a session.
+HANDLE_MAX = 255
+
+
+class Session(SessionState):
+    """A session of a connection.
+
+    Attributes:
+        incoming, outgoing: the links on which the client publishes and receives, by handle.
+        management: the links to the management node.
+    """
+
+    def __init__(self, connection: Amqp10Socket, number: int, begin: Begin) -> None:
+        super().__init__(connection, number, begin)
+        self.incoming: dict[int, IncomingLink] = {}
+        self.outgoing: dict[int, OutgoingLink | ReplyLink] = {}
+        self.management = ManagementLinks(self)
+        self._handle_max = HANDLE_MAX if begin.handle_max is None else min(begin.handle_max, HANDLE_MAX)
+        self.send_begin(self._handle_max)
+
+    def receive(self, performative: Any, payload: bytes) -> None:
+        """Handle a frame. On an error, detach the link or end the session."""
+        try:
+            self._receive(performative, payload)
+        except LinkError as error:
+            if isinstance(error, DetachError) or self.vhost.profile.detaches_links:
+                self.detach(performative.handle, error.error)
+            else:
+                self.end(error.error)
+        except SessionError as error:
+            self.end(error.error)
+        except AmqpException as error:
+            self.end(SessionError(*condition_of(error)).error)
+
+    def _receive(self, performative: Any, payload: bytes) -> None:
+        match performative:
+            case Transfer():
+                self._transfer(performative, payload)
+            case Disposition():
+                self._dispose(performative)
+            case Flow():
+                self._flow(performative)
+            case Attach():
+                self._attach(performative)
+            case Detach():
+                self._detach(performative)
+            case End():
+                self.end(None)
+            case _:
+                raise SessionError(INTERNAL_ERROR, f"Unexpected frame {type(performative).__name__.lower()}")
+
+    def _transfer(self, transfer: Transfer, payload: bytes) -> None:
+        self.count_transfer()
+        link = self.incoming.get(transfer.handle)
+        if link is None:
+            self.management.transfer(transfer, payload)
+            return
+        link.transfer(transfer, payload)
+
+    def _flow(self, flow: Flow) -> None:
+        was_open = self.may_transfer
+        self.receive_windows(flow)
+        if not was_open and self.may_transfer:
+            starving, self.starving = self.starving, {}
+            for queue in starving:
+                if not queue.deleted:
+                    queue.pump()
+            self.finish_drains()
+        if flow.handle is None:
+            if flow.echo:
+                self.flow()
+        elif flow.handle in self.outgoing:
+            self.outgoing[flow.handle].receive_flow(flow)
+        elif not self.management.flow(flow) and flow.handle not in self.incoming:
+            raise SessionError(UNATTACHED, f"Unattached link handle: {flow.handle}")
+
+    def finish_drains(self) -> None:
+        """End the drains of links, if all messages that the client asked for have been sent."""
+        for link in self.outgoing.values():
+            link.finish_drain()
+
+    def _dispose(self, disposition: Disposition) -> None:
+        """Settle deliveries with the client's outcome."""
+        if disposition.role != RECEIVER:
+            raise SessionError(INTERNAL_ERROR, "Unexpected frame disposition")
+        first = disposition.first
+        last = first if disposition.last is None else disposition.last
+        if not self.unsettled:
+            return
+        count = after(last, first) + 1
+        if count <= len(self.unsettled):
+            ids: Iterable[int] = ((first + each) & 0xFFFFFFFF for each in range(count))
+        else:
+            ids = [each for each in self.unsettled if 0 <= after(each, first) < count]
+        settled = [self.unsettled.pop(each) for each in ids if each in self.unsettled]
+        self._settle(settled, disposition.state)
+        if not disposition.settled:
+            self.send(disposition._replace(role=SENDER, settled=True))
+
+    def _settle(self, deliveries: list[Delivery], state: Any) -> None:
+        match state:
+            case Accepted():
+                self._accept(deliveries)
+            case Rejected():
+                self._reject(deliveries)
+            case Released():
+                self._requeue(deliveries, Why.RELEASED)
+            case Modified():
+                for each in deliveries:
+                    each.modify(state.message_annotations or {})
+                if state.undeliverable_here:
+                    self._reject(deliveries)
+                else:
+                    self._requeue(deliveries, Why.REJECTED if state.delivery_failed else Why.RELEASED)
+            case _:
+                shown = "undefined" if state is None else type(state).__name__.lower()
+                raise SessionError(INVALID_FIELD, f"Unrecognised state: {shown} in DISPOSITION")
+
+    def _accept(self, deliveries: Iterable[Delivery]) -> None:
+        hooks = self.connection.broker.hooks
+        lost = []
+        for each in deliveries:
+            if hooks is None or hooks.acknowledge(each.queue, each.entry):
+                each.queue.acknowledge(each.entry)
+            else:
+                lost.append(each)
+        self._requeue(lost, Why.RELEASED)
+
+    def _reject(self, deliveries: Iterable[Delivery]) -> None:
+        hooks = self.connection.broker.hooks
+        for each in deliveries:
+            if hooks is not None:
+                hooks.rejected(each.queue, each.entry, requeue=False)
+            # A stream keeps its messages, whatever becomes of a delivery.
+            if each.queue.kind != "stream":
+                each.queue.reject(each.entry)
+
+    def _requeue(self, deliveries: Iterable[Delivery], why: Why) -> None:
+        hooks = self.connection.broker.hooks
+        returned: dict[Queue, list[Entry]] = {}
+        for each in deliveries:
+            if hooks is not None and why is not Why.LOST:
+                hooks.rejected(each.queue, each.entry, requeue=True)
+            if each.queue.kind != "stream":
+                returned.setdefault(each.queue, []).append(each.entry)
+        for queue, entries in returned.items():
+            queue.requeue(entries, why)
+
+    def _attach(self, attach: Attach) -> None:
+        handle = attach.handle
+        if handle > self._handle_max:
+            raise SessionError(
+                FRAMING_ERROR, f"link handle value ({handle}) exceeds maximum link handle value ({self._handle_max})"
+            )
+        if handle in self.incoming or handle in self.outgoing or handle in self.management:
+            raise SessionError(HANDLE_IN_USE, f"handle {handle} is already associated with a link")
+        try:
+            check_attach(attach)
+            if self.management.attach(attach):
+                return
+            if attach.role == SENDER:
+                incoming, answer = attach_incoming(self, attach)
+                self.incoming[handle] = incoming
+                self.send(answer)
+                incoming.start()
+            else:
+                outgoing, answer = attach_outgoing(self, attach)
+                self.outgoing[handle] = outgoing
+                self.send(answer)
+                outgoing.start()
+        except LinkError as error:
+            if not self.vhost.profile.detaches_links:
+                raise
+            self._refuse(attach, error.error)
+
+    def _refuse(self, attach: Attach, error: Error) -> None:
+        """Answer with a link without a terminus, then detach it with the error."""
+        is_publisher = attach.role == SENDER
+        answer = Attach(
+            attach.name,
+            attach.handle,
+            not attach.role,
+            attach.snd_settle_mode,
+            attach.rcv_settle_mode,
+            source=attach.source if is_publisher else None,
+            target=None if is_publisher else attach.target,
+            initial_delivery_count=None if is_publisher else UInt32(0),
+        )
+        self.send(answer)
+        self.send(Detach(attach.handle, closed=True, error=error))
+
+    def _detach(self, detach: Detach) -> None:
+        """Handle the client's detach frame."""
+        is_known = self._remove(detach.handle)
+        if is_known:
+            self.send(Detach(detach.handle, closed=detach.closed))
+
+    def detach(self, handle: int, error: Error) -> None:
+        """Detach a link because of an error."""
+        if self._remove(handle):
+            self.send(Detach(UInt32(handle), closed=True, error=error))
+
+    def _remove(self, handle: int) -> bool:
+        """Remove a link; return False if there is none. Its unsettled deliveries are requeued."""
+        incoming = self.incoming.pop(handle, None)
+        if incoming is not None:
+            incoming.stop()
+            return True
+        outgoing = self.outgoing.pop(handle, None)
+        if outgoing is None:
+            return self.management.detach(handle)
+        outgoing.stop()
+        ids = [number for number, each in self.unsettled.items() if each.link is outgoing]
+        deliveries = [self.unsettled.pop(number) for number in ids]
+        self._requeue([each for each in deliveries if not each.queue.deleted], Why.RELEASED)
+        return True
+
+    def check_overdue(self, timeout: float) -> None:
+        """Release the deliveries of quorum queues that have been unsettled for longer than `timeout` seconds.
+
+        Before 4.3, RabbitMQ has no such limit for AMQP 1.0.
+        """
+        if self.vhost.profile.times_out:
+            return
+        limit = monotonic() - timeout
+        overdue = {
+            number: each for number, each in self.unsettled.items() if each.at < limit and each.queue.kind == "quorum"
+        }
+        for number in overdue:
+            del self.unsettled[number]
+            self.send(Disposition(SENDER, UInt32(number), settled=False, state=Released()))
+        self._requeue(overdue.values(), Why.LOST)
+
+    def fail(self, error: SessionError) -> None:
+        self.connection.call_soon(self.end, error.error)
+
+    def close(self, error: AmqpException) -> None:
+        """End the session with the error of an injected fault."""
+        self.end(SessionError(*condition_of(error)).error)
+
+    def end(self, error: Error | None) -> None:
+        """End the session, and tell the client."""
+        if self.is_open:
+            self.write_dispositions()
+            self.shut()
+            self.send(End(error))
+            self.connection.forget_session(self.number)
+
+    def shut(self) -> None:
+        """End all links and requeue the unsettled deliveries."""
+        self.is_open = False
+        outgoing, self.outgoing = list(self.outgoing.values()), {}
+        for each in outgoing:
+            each.stop()
+        for link in self.incoming.values():
+            link.stop()
+        self.incoming.clear()
+        deliveries, self.unsettled = self.unsettled, {}
+        self._requeue(deliveries.values(), Why.LOST)
+        self.connection.add_held_bytes(-sum(map(len, self.backlog)))
+        self.backlog.clear()

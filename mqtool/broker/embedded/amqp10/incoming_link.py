@@ -1,0 +1,283 @@
+"""A link on which a client publishes: puts transfers together, routes messages, and settles them."""
+
+from mqtool.broker.embedded.amqp10.addresses import Target, parse_target
+from mqtool.broker.embedded.amqp10.errors10 import (
+    DECODE_ERROR,
+    DELETED,
+    FAILED,
+    INVALID_FIELD,
+    LIMIT_EXCEEDED,
+    MISSING,
+    TOO_LARGE,
+    TRANSFER_LIMIT,
+    UNAUTHORIZED,
+    UNSUPPORTED,
+    DetachError,
+    LinkError,
+    SessionError,
+)
+from mqtool.broker.embedded.amqp10.performatives import (
+    SECOND,
+    SETTLED,
+    UNSETTLED,
+    Accepted,
+    Attach,
+    Disposition,
+    Error,
+    Rejected,
+    Released,
+    Transfer,
+)
+from mqtool.broker.embedded.amqp10.session_state import SessionState, Settlement, add
+from mqtool.broker.embedded.model.amqp_message import Message
+from mqtool.broker.embedded.model.broker import DIRECT_REPLY_TO
+from mqtool.broker.embedded.model.exchange import Exchange
+from mqtool.broker.embedded.model.firehose import trace_published
+from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.sectioned import BadCarbonCopies, NotAMessage, Sections, parse
+from mqtool.broker.embedded.model.virtual_host import Publication
+from mqtool.codecs.amqp10_values import Symbol
+from mqtool.codecs.field_tables import UInt32
+
+#: The credit that a publisher gets. It is topped up at half of this, unless as many messages are unsettled.
+LINK_CREDIT = 170
+
+_ACCEPTED, _RELEASED = Accepted(), Released()
+
+_DELIVERED = Publication(routed=True, accepted=True, stored=False)
+_UNROUTED = Publication(routed=False, accepted=True, stored=False)
+
+
+class _Partial:
+    """The transfers of a message that have been received so far."""
+
+    def __init__(self, delivery_id: int, *, settled: bool) -> None:
+        self.delivery_id = delivery_id
+        self.settled = settled
+        self.parts: list[bytes] = []
+        self.size = 0
+
+
+class _Undeliverable(Exception):
+    """A message that cannot be published: its exchange does not exist, or its address is not valid."""
+
+    def __init__(self, condition: str, description: str) -> None:
+        super().__init__(description)
+        self.error = Error(Symbol(condition), description)
+
+
+class IncomingLink:
+    """A link on which a client publishes.
+
+    Attributes:
+        handle, name: the link's number and name.
+        target: where messages go; None if each message has its own address.
+        unsettled: the number of messages whose outcome is not known yet.
+    """
+
+    def __init__(self, session: SessionState, attach: Attach, target: Target | None) -> None:
+        self.session = session
+        self.handle: int = attach.handle
+        self.name = attach.name
+        self.target = target
+        self.unsettled = 0
+        self._mode = attach.snd_settle_mode
+        self._delivery_count: int = attach.initial_delivery_count or 0
+        self._credit = LINK_CREDIT
+        self._partial: _Partial | None = None
+        self._queue: Queue | None = None
+
+    def start(self) -> None:
+        """Give the client its first credit."""
+        if self.target is not None and self.target.queue is not None:
+            self._queue = self.session.vhost.queues[self.target.queue]
+            self._queue.publishers.add(self._queue_deleted)
+        self._send_credit()
+
+    def stop(self) -> None:
+        """Forget a message that is not complete, and the queue."""
+        self._drop()
+        if self._queue is not None:
+            self._queue.publishers.discard(self._queue_deleted)
+
+    def _queue_deleted(self) -> None:
+        self.session.detach(self.handle, DetachError(DELETED).error)
+
+    def _send_credit(self) -> None:
+        self.session.flow(
+            handle=UInt32(self.handle), delivery_count=UInt32(self._delivery_count), link_credit=UInt32(self._credit)
+        )
+
+    def settled(self, count: int) -> None:
+        """Note that the outcome of messages was sent; give more credit if that is due."""
+        self.unsettled -= count
+        self._top_up()
+
+    def _top_up(self) -> None:
+        if self._credit <= LINK_CREDIT // 2 and self.unsettled < LINK_CREDIT and self.session.is_open:
+            self._credit = LINK_CREDIT
+            self._send_credit()
+
+    def transfer(self, transfer: Transfer, payload: bytes) -> None:
+        """Handle a transfer. Raises LinkError or SessionError if it is not valid or its message cannot be published."""
+        partial = self._partial
+        if partial is None:
+            if transfer.delivery_id is None:
+                raise LinkError(INVALID_FIELD, "the first transfer of a delivery has no delivery-id")
+            partial = self._partial = _Partial(transfer.delivery_id, settled=bool(transfer.settled))
+        else:
+            _check_continuation(transfer, partial)
+        partial.size += len(payload)
+        limit = self.session.vhost.profile.largest_message
+        if partial.size > limit:
+            self._drop()
+            raise SessionError(TOO_LARGE, f"message size ({partial.size} bytes) > maximum message size ({limit} bytes)")
+        if transfer.aborted:
+            self._drop()
+            return
+        if transfer.more:
+            partial.parts.append(payload)
+            self.session.connection.add_held_bytes(len(payload))
+            return
+        if self._credit <= 0:
+            raise DetachError(TRANSFER_LIMIT)
+        whole = b"".join([*partial.parts, payload]) if partial.parts else payload
+        self._drop()
+        self._check_modes(transfer, settled=partial.settled)
+        self._publish(partial, whole, transfer.delivery_tag or b"")
+
+    def _drop(self) -> None:
+        """Forget a message that is not complete."""
+        if self._partial is not None:
+            self.session.connection.add_held_bytes(-sum(map(len, self._partial.parts)))
+            self._partial = None
+
+    def _check_modes(self, transfer: Transfer, *, settled: bool) -> None:
+        if (self._mode, settled) in ((UNSETTLED, True), (SETTLED, False)):
+            mode = "settled" if self._mode else "unsettled"
+            raise LinkError(
+                INVALID_FIELD,
+                f"sender settle mode is '{mode}' but transfer settled flag is interpreted as being "
+                f"'{str(settled).lower()}'",
+            )
+        if transfer.rcv_settle_mode == SECOND and not settled:
+            raise LinkError(UNSUPPORTED, "rcv-settle-mode second not supported")
+
+    def _publish(self, partial: _Partial, payload: bytes, tag: bytes) -> None:
+        try:
+            sections = parse(payload)
+        except NotAMessage as error:
+            raise LinkError(DECODE_ERROR, f"failed to parse message: {error}") from error
+        self._delivery_count = add(self._delivery_count, 1)
+        self._credit -= 1
+        try:
+            message, exchange = self._message(sections)
+        except _Undeliverable as refused:
+            self._refuse(refused.error, partial, tag)
+            return
+        publication = self._enqueue(message, exchange)
+        if not publication.routed:
+            self.session.connection.broker.dropped_unroutable += 1
+        state = _RELEASED if not publication.routed else _ACCEPTED if publication.accepted else self._rejected(message)
+        self.unsettled += 1
+        settlement = Settlement(self, partial.delivery_id, None if partial.settled else state)
+        self.session.settle(settlement, stored=publication.stored)
+        self._top_up()
+
+    def _refuse(self, error: Error, partial: _Partial, tag: bytes) -> None:
+        """Reject or release a message that cannot be published; detach the link if that is the only way to tell."""
+        is_anonymous = self.target is None
+        if not partial.settled:
+            state = Rejected(error) if is_anonymous else _RELEASED
+            number = UInt32(partial.delivery_id)
+            self.session.send(Disposition(True, number, settled=True, state=state))
+        if not is_anonymous:
+            raise DetachError(error.condition, error.description)
+        if partial.settled:
+            raise DetachError(error.condition, error.description, {Symbol("delivery-tag"): tag})
+        self._top_up()
+
+    def _message(self, sections: Sections) -> tuple[Message, Exchange]:
+        """Return a message with its address, and its exchange; check that the user may publish it."""
+        name, key = self._address(sections)
+        session = self.session
+        rights, vhost = session.connection.rights, session.vhost
+        rights.check("write", "exchange", name)
+        exchange = vhost.exchanges.get(name)
+        if exchange is None:
+            raise _Undeliverable(MISSING, f"no exchange '{name}' in vhost '{vhost.name}'")
+        check_internal(exchange, vhost.name)
+        try:
+            keys = [key, *sections.carbon_copies()]
+        except BadCarbonCopies as error:
+            raise _Undeliverable(INVALID_FIELD, str(error)) from error
+        try:
+            message = sections.to(name, key, vhost.profile)
+        except NotAMessage as error:
+            raise LinkError(DECODE_ERROR, f"failed to parse message: {error}") from error
+        self._check_user(message)
+        if rights.has_topics:
+            for each in keys:
+                rights.check_topic("write", exchange, each)
+        return message, exchange
+
+    def _address(self, sections: Sections) -> tuple[str, str]:
+        """Return the exchange and the routing key for a message."""
+        if self.target is not None:
+            return self.target.exchange, self.target.routing_key
+        to = sections.head.properties.to
+        if not isinstance(to, str):
+            raise _Undeliverable(FAILED, "anonymous terminus requires 'to' address to be set")
+        try:
+            target = parse_target(to)
+        except ValueError as error:
+            raise _Undeliverable(FAILED, f"bad 'to' address string: {to}") from error
+        return target.exchange, target.routing_key
+
+    def _check_user(self, message: Message) -> None:
+        claimed, user = message.properties.user_id, self.session.connection.user
+        if claimed is not None and claimed != user.name and "impersonator" not in user.tags:
+            raise LinkError(
+                UNAUTHORIZED, f"user_id property set to '{claimed}' but authenticated user was '{user.name}'"
+            )
+
+    def _enqueue(self, message: Message, exchange: Exchange) -> Publication:
+        session = self.session
+        broker, vhost = session.connection.broker, session.vhost
+        exchange.published_in += 1
+        if not exchange.name and message.routing_key.startswith(DIRECT_REPLY_TO):
+            asking = broker.reply_consumers.get(message.routing_key.removeprefix(f"{DIRECT_REPLY_TO}."))
+            if asking is not None:
+                asking.deliver_reply(message)
+            return _UNROUTED if asking is None else _DELIVERED
+        routing = vhost.route(exchange, message)
+        if vhost.tracing:
+            trace_published(session.connection, session.number, message, routing)
+        return vhost.enqueue(routing) if broker.hooks is None else broker.hooks.enqueue(vhost, routing)
+
+    def _rejected(self, message: Message) -> Rejected:
+        """Return the state for a message that a queue rejected because it is full."""
+        queue = (self.target and self.target.queue) or message.routing_key
+        info = {Symbol("queue"): queue, Symbol("reason"): Symbol("maxlen")}
+        return Rejected(Error(Symbol(LIMIT_EXCEEDED), f"queue '{queue}' exceeded maximum length", info))
+
+
+def check_internal(exchange: Exchange, vhost: str) -> None:
+    """Raise LinkError if an exchange is internal."""
+    if exchange.internal:
+        raise LinkError(UNAUTHORIZED, f"forbidden to publish to internal exchange '{exchange.name}' in vhost '{vhost}'")
+
+
+def _check_continuation(transfer: Transfer, partial: _Partial) -> None:
+    if transfer.delivery_id not in (None, partial.delivery_id):
+        raise LinkError(
+            INVALID_FIELD,
+            f"delivery-id of continuation transfer ({{uint,{transfer.delivery_id}}}) differs from delivery-id on first "
+            f"transfer ({partial.delivery_id})",
+        )
+    if transfer.settled not in (None, partial.settled):
+        raise LinkError(
+            INVALID_FIELD,
+            f"field 'settled' of continuation transfer ({str(transfer.settled).lower()}) differs from (interpreted) "
+            f"field 'settled' on first transfer ({str(partial.settled).lower()})",
+        )

@@ -1,0 +1,141 @@
+"""The pairs of links between a client and the management node: one for requests, one for responses.
+
+https://docs.oasis-open.org/amqp/linkpair/v1.0/cs01/linkpair-v1.0-cs01.html
+"""
+
+from typing import NamedTuple
+
+from mqtool.broker.embedded.amqp10.errors10 import (
+    DECODE_ERROR,
+    FAILED,
+    INTERNAL_ERROR,
+    INVALID_FIELD,
+    TOO_LARGE,
+    TRANSFER_LIMIT,
+    UNATTACHED,
+    UNSUPPORTED,
+    LinkError,
+    SessionError,
+)
+from mqtool.broker.embedded.amqp10.management import UnknownRequest, handle
+from mqtool.broker.embedded.amqp10.outgoing_link import Credit, send_delivery
+from mqtool.broker.embedded.amqp10.performatives import FIRST, SENDER, SETTLED, Attach, Flow, Source, Target, Transfer
+from mqtool.broker.embedded.amqp10.session_state import SessionState, add
+from mqtool.codecs.amqp10_values import Symbol, ULong
+from mqtool.codecs.field_tables import UInt32
+
+MANAGEMENT_NODE = "/management"
+
+#: How many requests a client may send before the broker gives it credit again, at half of this.
+_CREDIT = 8
+
+
+class _Requests:
+    """The link on which a client sends requests."""
+
+    def __init__(self, attach: Attach) -> None:
+        self.name = attach.name
+        self.delivery_count: int = attach.initial_delivery_count or 0
+        self.credit = _CREDIT
+
+
+class _Responses(NamedTuple):
+    """The link on which a client receives responses. `largest` is in bytes, 0 for no limit."""
+
+    name: str
+    flow: Credit
+    largest: int
+
+
+class ManagementLinks:
+    """The links of a session to the management node. The two links of a pair have the same name."""
+
+    def __init__(self, session: SessionState) -> None:
+        self._session = session
+        self._requests: dict[int, _Requests] = {}
+        self._responses: dict[int, _Responses] = {}
+
+    def __contains__(self, handle: int) -> bool:
+        return handle in self._requests or handle in self._responses
+
+    def attach(self, attach: Attach) -> bool:
+        """Attach a link if its terminus is the management node; return False if it is another one."""
+        terminus = attach.target if attach.role == SENDER else attach.source
+        if not isinstance(terminus, Source | Target) or terminus.address != MANAGEMENT_NODE:
+            return False
+        if attach.role == SENDER and attach.snd_settle_mode != SETTLED:
+            return False
+        if (attach.properties or {}).get(Symbol("paired")) is not True:
+            raise LinkError(INVALID_FIELD, "Link property 'paired' is not set to boolean value 'true'")
+        half = self._requests if attach.role == SENDER else self._responses
+        if any(each.name == attach.name for each in half.values()):
+            raise LinkError(FAILED, f"received invalid attach for management link pair {attach.name}")
+        session, largest = self._session, ULong(self._session.vhost.profile.largest_message)
+        answer = attach._replace(role=not attach.role, snd_settle_mode=SETTLED, unsettled=None)
+        if attach.role == SENDER:
+            self._requests[attach.handle] = requests = _Requests(attach)
+            session.send(answer._replace(rcv_settle_mode=FIRST, initial_delivery_count=None, max_message_size=largest))
+            self._send_credit(attach.handle, requests)
+        else:
+            limit = attach.max_message_size or 0
+            self._responses[attach.handle] = _Responses(attach.name, Credit(session, attach.handle), limit)
+            session.send(answer._replace(initial_delivery_count=UInt32(0)))
+        return True
+
+    def _send_credit(self, handle: int, requests: _Requests) -> None:
+        self._session.flow(
+            handle=UInt32(handle), delivery_count=UInt32(requests.delivery_count), link_credit=UInt32(requests.credit)
+        )
+
+    def detach(self, handle: int) -> bool:
+        """Remove a link; return False if there is none with this handle."""
+        return (self._requests.pop(handle, None) or self._responses.pop(handle, None)) is not None
+
+    def flow(self, flow: Flow) -> bool:
+        """Handle a flow frame for a link; return False if none of the links has its handle."""
+        if flow.handle not in self._responses:
+            return flow.handle in self._requests
+        credit = self._responses[flow.handle].flow
+        credit.receive(flow)
+        if credit.draining:
+            credit.finish_drain(0)
+        elif flow.echo:
+            credit.send(0)
+        return True
+
+    def transfer(self, transfer: Transfer, payload: bytes) -> None:
+        """Handle a request, and send the response. Raises SessionError if the client breaks the rules of a pair."""
+        requests = self._requests.get(transfer.handle)
+        if requests is None:
+            raise SessionError(UNATTACHED, f"Unknown link handle: {transfer.handle}")
+        if not transfer.settled or transfer.more:
+            raise SessionError(UNSUPPORTED, "management requests must be settled and in one transfer")
+        if requests.credit <= 0:
+            text = f"insufficient credit ({requests.credit}) for management link from client to RabbitMQ"
+            raise SessionError(TRANSFER_LIMIT, text)
+        found = next((item for item in self._responses.items() if item[1].name == requests.name), None)
+        if found is None:
+            raise SessionError(FAILED, "received transfer on half open management link pair")
+        number, responses = found
+        if responses.flow.credit <= 0:
+            text = f"insufficient credit ({responses.flow.credit}) for management link from RabbitMQ to client"
+            raise SessionError(FAILED, text)
+        requests.credit -= 1
+        requests.delivery_count = add(requests.delivery_count, 1)
+        session = self._session
+        try:
+            response = handle(session.connection, payload)
+        except ValueError as error:
+            raise SessionError(DECODE_ERROR, f"failed to parse message: {error}") from error
+        except UnknownRequest as error:
+            raise SessionError(INTERNAL_ERROR, str(error)) from error
+        if responses.largest and len(response) > responses.largest:
+            text = f"message size ({len(response)} bytes) > maximum message size ({responses.largest} bytes)"
+            raise SessionError(TOO_LARGE, text)
+        if requests.credit <= _CREDIT // 2:
+            requests.credit = _CREDIT
+            self._send_credit(transfer.handle, requests)
+        delivery_id, session.delivered = session.delivered, add(session.delivered, 1)
+        count = responses.flow.delivery_count
+        responses.flow.use()
+        send_delivery(session, number, delivery_id, count, response, settled=True)

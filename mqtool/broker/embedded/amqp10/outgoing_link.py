@@ -1,0 +1,258 @@
+"""A link on which a client receives: a consumer of a queue with link credit."""
+
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+from mqtool.broker.embedded.amqp10.errors10 import DELETED, TOO_LARGE, LinkError, SessionError
+from mqtool.broker.embedded.amqp10.performatives import Attach, Flow
+from mqtool.broker.embedded.amqp10.session_state import Delivery, SessionState, add, after
+from mqtool.broker.embedded.model.amqp_message import ContentHeader, Message, Properties, encode_address
+from mqtool.broker.embedded.model.backlog import Entry
+from mqtool.broker.embedded.model.broker import DIRECT_REPLY_TO
+from mqtool.broker.embedded.model.consumers import delivery_counts
+from mqtool.broker.embedded.model.firehose import trace_delivered
+from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.sectioned import encode
+from mqtool.codecs.amqp10_message import transfer_frames
+from mqtool.codecs.amqp10_types import Map
+from mqtool.codecs.amqp10_values import Symbol
+from mqtool.codecs.field_tables import Int64, Table, UInt32
+
+# Takes the place of an unsettled message of a stream, so that the message need not stay in memory.
+_FORGOTTEN = Entry(Message(encode_address("", ""), ContentHeader.of(Properties(b"\0\0"), 0), b""), 0)
+
+
+class Credit:
+    """The flow state of a link on which the broker sends.
+
+    Attributes:
+        credit: how many messages the client accepts now.
+        delivery_count: the number of messages sent, as a serial number; advanced without a message by draining.
+        draining: True if the client wants its credit to be used up, or to be taken back.
+    """
+
+    def __init__(self, session: SessionState, handle: int) -> None:
+        self.session = session
+        self.handle = handle
+        self.credit = 0
+        self.delivery_count = 0
+        self.draining = False
+
+    def receive(self, flow: Flow) -> None:
+        """Take the client's credit from a flow frame."""
+        seen = 0 if flow.delivery_count is None else int(flow.delivery_count)
+        self.credit = max(after(add(seen, flow.link_credit or 0), self.delivery_count), 0)
+        self.draining = bool(flow.drain)
+
+    def use(self) -> None:
+        """Count a message that is sent."""
+        self.credit -= 1
+        self.delivery_count = add(self.delivery_count, 1)
+
+    def send(self, available: int, properties: Map | None = None) -> None:
+        """Send the flow state to the client."""
+        self.session.flow(
+            handle=UInt32(self.handle),
+            delivery_count=UInt32(self.delivery_count),
+            link_credit=UInt32(self.credit),
+            available=UInt32(available),
+            drain=self.draining,
+            echo=False,
+            properties=properties,
+        )
+
+    def finish_drain(self, available: int, properties: Map | None = None) -> None:
+        """Take the rest of the credit back, and tell the client."""
+        self.delivery_count = add(self.delivery_count, self.credit)
+        self.credit = 0
+        self.send(available, properties)
+        self.draining = False
+
+
+class OutgoingLink:
+    """A link on which a client receives, as a consumer of its queue.
+
+    Attributes:
+        name: the name of the link.
+        queue: the queue.
+        tag: the consumer tag: the link's handle.
+        no_ack: True if messages are sent settled.
+        dynamic: True if the queue was created for this link and is deleted with it.
+        selector: chooses the messages of a stream.
+        flow: the link's credit.
+    """
+
+    def __init__(self, session: SessionState, attach: Attach, queue: Queue, *, settled: bool, arguments: Table) -> None:
+        self.session = session
+        self.handle: int = attach.handle
+        self.name = attach.name
+        self.queue = queue
+        self.tag = str(int(attach.handle))
+        self.no_ack = settled
+        self.exclusive = False
+        self.arguments = arguments
+        priority = arguments.get("x-priority", 0)
+        self.priority = priority if isinstance(priority, int) else 0
+        self.dynamic = False
+        self.selector: Callable[[Any], bool] | None = lambda _: True
+        # Whether the client is to be told that this is the active consumer: not before it has given credit.
+        self._may_tell = queue.kind == "quorum" and session.vhost.profile.tells_active
+        self._owes_news = False
+        self.flow = Credit(session, attach.handle)
+        self._largest = attach.max_message_size or 0
+        self._sent = 0
+
+    def start(self) -> None:
+        """Add the consumer to its queue."""
+        self.queue.add_consumer(self)
+
+    def ready(self) -> bool:
+        """True if the client accepts a message now. If output must wait, the queue is delivered from again later."""
+        if self._owes_news:
+            self.session.connection.call_soon(self._tell_active)
+        if self.flow.credit <= 0:
+            return False
+        session = self.session
+        if not session.connection.writable:
+            session.connection.starving[self.queue] = None
+            return False
+        if not session.may_transfer:
+            session.starving[self.queue] = None
+            return False
+        return True
+
+    def take(self, entry: Entry) -> None:
+        """Send a message to the client."""
+        session, hooks = self.session, self.session.connection.broker.hooks
+        profile, added = session.vhost.profile, _annotations(self.queue, entry)
+        payload = encode(entry.message, profile, added, entry.delivery_count, redelivered=entry.redelivered)
+        delivery_id, session.delivered = session.delivered, add(session.delivered, 1)
+        if not self.no_ack:
+            # A stream keeps its messages, so unsettled ones need not be held in memory as well.
+            is_kept = self.queue.kind == "stream" and hooks is None
+            session.unsettled[delivery_id] = Delivery(self, self.queue, _FORGOTTEN if is_kept else entry)
+        elif hooks is not None:
+            hooks.acknowledge(self.queue, entry)
+        self.flow.use()
+        if self._largest and len(payload) > self._largest:
+            wrong = f"message size ({len(payload)} bytes) > maximum message size ({self._largest} bytes)"
+            session.fail(SessionError(TOO_LARGE, wrong))
+            return
+        self.send(delivery_id, payload)
+        if session.vhost.tracing:
+            connection, redelivered = session.connection, entry.redelivered
+            trace_delivered(connection, session.number, self.queue, entry.message, redelivered=redelivered)
+
+    def send(self, delivery_id: int, payload: bytes) -> None:
+        """Send a message that has been encoded."""
+        send_delivery(self.session, self.handle, delivery_id, self._sent, payload, settled=self.no_ack)
+        self._sent = add(self._sent, 1)
+
+    def receive_flow(self, flow: Flow) -> None:
+        """Handle the client's flow frame for this link: deliver as much as it now accepts."""
+        self.flow.receive(flow)
+        self._owes_news, self._may_tell = self._owes_news or self._may_tell, False
+        if not self.queue.deleted:
+            self.queue.pump()
+        if not self.flow.draining:
+            self._tell_active()
+        if self.flow.draining:
+            self.finish_drain()
+        elif flow.echo:
+            self.flow.send(len(self.queue))
+
+    def finish_drain(self) -> None:
+        """End a drain, unless messages wait until the client reads or opens its window."""
+        if not self.flow.draining:
+            return
+        session = self.session
+        is_held_up = not session.connection.writable or not session.may_transfer
+        if self.flow.credit and is_held_up and len(self.queue):
+            return
+        if session.backlog:
+            return
+        self.flow.finish_drain(len(self.queue) if self.queue.kind != "stream" else 0, self._news())
+
+    def _tell_active(self) -> None:
+        """Tell the client that this is the active consumer of its queue, unless it knows."""
+        if (news := self._news()) is not None:
+            self.flow.send(len(self.queue), news)
+
+    def _news(self) -> Map | None:
+        """Return the properties of a flow frame that say that this is the active consumer; None if the client knows."""
+        if not self._owes_news or not self.session.is_open or not self.queue.consumers.is_active(self):
+            return None
+        self._owes_news = False
+        return {Symbol("rabbitmq:active"): True}
+
+    def stop(self) -> None:
+        """End the consumer, and delete the queue if it was created for this link."""
+        self.queue.remove_consumer(self)
+        if self.dynamic:
+            self.session.vhost.delete_queue(self.queue)
+
+    def cancelled(self) -> None:
+        """Detach the link because its queue was deleted."""
+        self.session.detach(self.handle, LinkError(DELETED).error)
+
+
+class ReplyLink:
+    """A link on which a client receives direct replies: they are in no queue, and are sent settled.
+
+    Attributes:
+        tag: the routing key of replies.
+    """
+
+    def __init__(self, session: SessionState, attach: Attach) -> None:
+        self.session = session
+        self.flow = Credit(session, attach.handle)
+        self._token = secrets.token_urlsafe(18)
+        self.tag = f"{DIRECT_REPLY_TO}.{self._token}"
+
+    def start(self) -> None:
+        """Begin to receive replies."""
+        self.session.connection.broker.reply_consumers[self._token] = self
+
+    def deliver_reply(self, message: Message) -> None:
+        """Send a reply. As in RabbitMQ, it is dropped if the client has given no credit."""
+        session = self.session
+        if self.flow.credit > 0 and session.connection.takes_replies:
+            delivery_id, session.delivered = session.delivered, add(session.delivered, 1)
+            payload = encode(message, session.vhost.profile)
+            number = self.flow.delivery_count
+            self.flow.use()
+            send_delivery(session, self.flow.handle, delivery_id, number, payload, settled=True)
+
+    def receive_flow(self, flow: Flow) -> None:
+        """Handle the client's flow frame for this link."""
+        self.flow.receive(flow)
+        self.finish_drain()
+        if flow.echo and not flow.drain:
+            self.flow.send(0)
+
+    def finish_drain(self) -> None:
+        """Take the credit back if the client wants that: no reply is waiting."""
+        if self.flow.draining:
+            self.flow.finish_drain(0)
+
+    def stop(self) -> None:
+        """Receive no more replies."""
+        self.session.connection.broker.reply_consumers.pop(self._token, None)
+
+
+def _annotations(queue: Queue, entry: Entry) -> Map:
+    """Return the annotations of a delivery: its offset in a stream, or how often it was delivered before."""
+    if queue.kind == "stream":
+        return {Symbol("x-stream-offset"): Int64(entry.position)}
+    if not entry.acquired_count:
+        return {}
+    return {Symbol(name): count for name, count in delivery_counts(entry, queue.profile).items()}
+
+
+def send_delivery(
+    session: SessionState, handle: int, delivery_id: int, tag: int, payload: bytes, *, settled: bool
+) -> None:
+    """Send a message in as many transfers as it needs."""
+    limit = session.connection.frame_max
+    session.transfer(transfer_frames(session.number, handle, delivery_id, tag, payload, limit, settled=settled))

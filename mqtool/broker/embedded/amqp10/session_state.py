@@ -1,0 +1,262 @@
+"""The state of a session that its links use: its windows, its unsettled deliveries, and the dispositions to be sent."""
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterable
+from time import monotonic
+from typing import Any, NamedTuple, Protocol
+
+from mqtool.broker.embedded.amqp10.amqp10_socket import Amqp10Socket
+from mqtool.broker.embedded.amqp10.errors10 import WINDOW_VIOLATION, SessionError
+from mqtool.broker.embedded.amqp10.performatives import (
+    RECEIVER,
+    Begin,
+    Disposition,
+    Error,
+    Flow,
+    encode_composite,
+    frame,
+)
+from mqtool.broker.embedded.model.backlog import Entry
+from mqtool.broker.embedded.model.conversion import table_to_091
+from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.virtual_host import VirtualHost
+from mqtool.codecs.amqp10_types import Map
+from mqtool.codecs.field_tables import UInt16, UInt32
+
+#: How many transfers the broker lets a client send before it opens the window again, at half of this.
+INCOMING_WINDOW = 400
+
+_SERIAL = 0xFFFFFFFF
+#: The outgoing window: deliveries are limited by the client's incoming window and by link credit, not by this.
+_UNLIMITED = UInt32(_SERIAL)
+
+
+def after(one: int, other: int) -> int:
+    """Return how far a serial number is after another one; negative if it is before it (RFC 1982)."""
+    distance = (one - other) & _SERIAL
+    return distance if distance < 1 << 31 else distance - (1 << 32)
+
+
+def add(number: int, count: int) -> int:
+    """Add to a serial number of 32 bits."""
+    return (number + count) & _SERIAL
+
+
+class Publisher(Protocol):
+    """The link on which a message was published, as the session sees it."""
+
+    def settled(self, count: int) -> None:
+        """Note that messages have been settled: the link may get more credit."""
+
+
+class Delivery:
+    """An unsettled message that was sent to the client.
+
+    Attributes:
+        link: the link on which it was sent.
+        at: the time of the delivery (`time.monotonic()`).
+    """
+
+    __slots__ = ("at", "entry", "link", "queue")
+
+    def __init__(self, link: object, queue: Queue, entry: Entry) -> None:
+        self.link = link
+        self.queue = queue
+        self.entry = entry
+        self.at = monotonic()
+
+    def modify(self, annotations: Map) -> None:
+        """Add annotations to the message. Only quorum queues keep them."""
+        if annotations and self.queue.kind == "quorum":
+            message = self.entry.message
+            self.entry.message = message.replace(headers={**message.headers, **table_to_091(annotations.items())})
+
+
+class Settlement(NamedTuple):
+    """A published message whose outcome is known: its delivery id and state; None if the client has settled it."""
+
+    link: Publisher
+    delivery_id: int
+    state: Any
+
+
+class SessionState(ABC):
+    """A session, without its links.
+
+    Attributes:
+        number: the channel number, which the broker uses as well.
+        unsettled: the unsettled deliveries by delivery id, oldest first.
+        starving: queues whose deliveries wait until the client opens its window.
+        backlog: encoded transfers that wait until the client opens its window.
+        delivered: the number of deliveries, settled or not.
+        is_open: True until either side ends the session.
+    """
+
+    def __init__(self, connection: Amqp10Socket, number: int, begin: Begin) -> None:
+        self.connection = connection
+        self.number = number
+        self.vhost: VirtualHost = connection.vhost
+        self.unsettled: dict[int, Delivery] = {}
+        self.starving: dict[Queue, None] = {}
+        self.backlog: deque[bytes] = deque()
+        self.delivered = 0
+        self.is_open = True
+        self._next_incoming: int = begin.next_outgoing_id
+        self._next_outgoing = 0
+        self._remote_window: int = begin.incoming_window
+        self._is_shut = bool(connection.broker.alarms)
+        self._window = 0 if self._is_shut else INCOMING_WINDOW
+        # What the disk has, and what it does not have yet, in groups that are committed together.
+        self._settled: list[Settlement] = []
+        self._stored: deque[list[Settlement]] = deque()
+        self._group = 0
+
+    @abstractmethod
+    def detach(self, handle: int, error: Error) -> None:
+        """Detach a link because of an error."""
+
+    @abstractmethod
+    def fail(self, error: SessionError) -> None:
+        """End the session because of an error, once what is being done is done."""
+
+    @property
+    def may_transfer(self) -> bool:
+        """True if the client's window is open."""
+        return self._remote_window > 0 and not self.backlog
+
+    def send(self, performative: Any) -> None:
+        """Send a performative on this session's channel."""
+        self.connection.send(self.number, performative)
+
+    def send_begin(self, handle_max: int) -> None:
+        """Answer the client's begin frame."""
+        number = UInt16(self.number)
+        self.send(Begin(number, UInt32(0), UInt32(self._window), _UNLIMITED, UInt32(handle_max)))
+
+    def flow(self, **fields: Any) -> None:
+        """Send a flow frame with the session's windows, and with the state of a link if `fields` have it."""
+        self.send(
+            Flow(
+                UInt32(self._next_incoming),
+                UInt32(max(self._window, 0)),
+                UInt32(self._next_outgoing),
+                _UNLIMITED,
+                **fields,
+            )
+        )
+
+    def count_transfer(self) -> None:
+        """Count a transfer from the client, and open the window again if half of it is used.
+
+        Raises:
+            SessionError: the client has sent more than its window allows.
+        """
+        if self.connection.broker.alarms and not self._is_shut:
+            # Transfers that are on their way are tolerated: up to another window.
+            self._is_shut, self._window = True, 0
+            self.flow()
+        self._window -= 1
+        self._next_incoming = add(self._next_incoming, 1)
+        margin = INCOMING_WINDOW if self._is_shut else 0
+        if self._window < -margin:
+            raise SessionError(WINDOW_VIOLATION, f"incoming window violation (tolerated excess tranfers: {margin})")
+        if self._window <= INCOMING_WINDOW // 2 and not self._is_shut:
+            self._window = INCOMING_WINDOW
+            self.flow()
+
+    def reopen_window(self) -> None:
+        """Open the window again after an alarm."""
+        if self._is_shut:
+            self._is_shut, self._window = False, INCOMING_WINDOW
+            self.flow()
+
+    def receive_windows(self, flow: Flow) -> None:
+        """Take the client's windows from a flow frame, and send the transfers that waited for them.
+
+        Raises:
+            SessionError: the client claims to have received more transfers than were sent.
+        """
+        seen = 0 if flow.next_incoming_id is None else int(flow.next_incoming_id)
+        if after(seen, self._next_outgoing) > 0:
+            raise SessionError(
+                WINDOW_VIOLATION, f"next-incoming-id from FLOW ({seen}) leads next-outgoing-id ({self._next_outgoing})"
+            )
+        self._next_incoming = flow.next_outgoing_id
+        self._remote_window = max(after(add(seen, flow.incoming_window), self._next_outgoing), 0)
+        while self.backlog and self._remote_window:
+            waiting = self.backlog.popleft()
+            self.connection.add_held_bytes(-len(waiting))
+            self._write_transfer(waiting)
+
+    def transfer(self, frames: Iterable[bytes]) -> None:
+        """Send transfer frames, or keep them until the client opens its window."""
+        for each in frames:
+            if self.may_transfer:
+                self._write_transfer(each)
+            else:
+                self.connection.add_held_bytes(len(each))
+                self.backlog.append(each)
+
+    def _write_transfer(self, data: bytes) -> None:
+        self._remote_window -= 1
+        self._next_outgoing = add(self._next_outgoing, 1)
+        self.connection.write(data)
+
+    def settle(self, settlement: Settlement, *, stored: bool) -> None:
+        """Send the outcome of a published message; if `stored`, once the message is on disk."""
+        if not stored:
+            self._settled.append(settlement)
+            self.connection.settle_soon(self.write_dispositions)
+            return
+        ledger = self.connection.broker.ledger
+        if ledger.group == self._group and self._stored:
+            self._stored[-1].append(settlement)
+            return
+        self._group = ledger.group
+        self._stored.append([settlement])
+        ledger.after_commit(self._committed)
+
+    def _committed(self) -> None:
+        self._settled += self._stored.popleft()
+        self.connection.settle_soon(self.write_dispositions)
+
+    def write_dispositions(self) -> None:
+        """Send the outcomes that are due, consecutive ones with the same state in one frame."""
+        settled, self._settled = self._settled, []
+        if not settled or not self.is_open:
+            return
+        counts: dict[Publisher, int] = {}
+        frames: list[bytes] = []
+        first = last = None
+        state: Any = None
+        for each in settled:
+            counts[each.link] = counts.get(each.link, 0) + 1
+            if each.state is None:
+                continue
+            if last is not None and each.delivery_id == add(last, 1) and each.state == state:
+                last = each.delivery_id
+                continue
+            if first is not None and last is not None:
+                frames.append(self._disposition(first, last, state))
+            first = last = each.delivery_id
+            state = each.state
+        if first is not None and last is not None:
+            frames.append(self._disposition(first, last, state))
+        hooks = self.connection.broker.hooks
+        if hooks is None or not frames:
+            self.connection.write(b"".join(frames))
+        else:
+            hooks.confirm(b"".join(frames), self._send_late)
+        for link, count in counts.items():
+            link.settled(count)
+
+    def _send_late(self, frames: bytes) -> None:
+        if self.is_open:
+            self.connection.write(frames)
+
+    def _disposition(self, first: int, last: int, state: Any) -> bytes:
+        until = None if first == last else UInt32(last)
+        return frame(
+            self.number, encode_composite(Disposition(RECEIVER, UInt32(first), until, settled=True, state=state))
+        )

@@ -1,0 +1,87 @@
+"""AMQP 1.0 connections in the management API: their sessions and links, and the consumers that links are."""
+
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import quote
+
+from mqtool.broker.embedded.http.route_table import READ, AnyConnection, Call, Json, anyone, missing, route
+from mqtool.broker.embedded.model.queue import Queue
+
+if TYPE_CHECKING:
+    # For type checkers only: most brokers have no AMQP 1.0 clients.
+    from mqtool.broker.embedded.amqp10.amqp10_connection import Connection10
+    from mqtool.broker.embedded.amqp10.amqp10_session import Session
+
+_PROTOCOL = "AMQP 1-0"
+
+
+def sessions_of(connection: AnyConnection) -> list["Session"]:
+    """Return the sessions of an AMQP 1.0 connection; an empty list for other protocols."""
+    return list(cast("Connection10", connection).sessions.values()) if connection.protocol == _PROTOCOL else []
+
+
+def details_of(connection: AnyConnection) -> Json:
+    """Return what the view of a connection has only for AMQP 1.0. Sessions count as channels."""
+    if connection.protocol != _PROTOCOL:
+        return {}
+    return {"channels": len(sessions_of(connection)), "container_id": cast("Connection10", connection).container}
+
+
+def link_consumers(connection: AnyConnection) -> list[Json]:
+    """Return the views of an AMQP 1.0 connection's consumers. As in RabbitMQ, their channel details are empty."""
+    return [_consumer_view(link, queue) for session in sessions_of(connection) for link, queue in _consumers(session)]
+
+
+def _consumers(session: "Session") -> list[tuple[Any, Queue]]:
+    """Return the links that consume from a queue, each with its queue; links for direct replies have none."""
+    links = [(link, getattr(link, "queue", None)) for link in session.outgoing.values()]
+    return [(link, queue) for link, queue in links if queue is not None and not queue.deleted]
+
+
+def _consumer_view(link: Any, queue: Queue) -> Json:
+    is_active = queue.consumers.is_active(link)
+    return {
+        "consumer_tag": link.tag,
+        "queue": {"name": queue.name, "vhost": queue.vhost},
+        "channel_details": {},
+        "ack_required": not link.no_ack,
+        "exclusive": link.exclusive,
+        "prefetch_count": 0,
+        "active": is_active,
+        "activity_status": "single_active" if queue.consumers.active is link else "up" if is_active else "waiting",
+        "arguments": {name: value for name, value in link.arguments.items() if not isinstance(value, bytes)},
+    }
+
+
+@route(READ, "connections/CONNECTION/sessions", anyone)
+def sessions(call: Call, name: str) -> list[Json]:
+    """Return the sessions of an AMQP 1.0 connection with their links."""
+    found = [each for each in call.connections() if each.name == name] or missing()
+    return [_session_view(each) for each in sessions_of(found[0])]
+
+
+def _session_view(session: "Session") -> Json:
+    return {
+        "channel_number": session.number,
+        "outgoing_unsettled_deliveries": len(session.unsettled),
+        "incoming_links": [
+            {
+                "handle": link.handle,
+                "link_name": link.name,
+                "target_address": None if link.target is None else link.target.address,
+                "unconfirmed_messages": link.unsettled,
+            }
+            for link in session.incoming.values()
+        ],
+        "outgoing_links": [
+            {
+                "handle": link.handle,
+                "link_name": link.name,
+                "source_address": f"/queues/{quote(queue.name.encode(errors='surrogateescape'), safe='')}",
+                "queue_name": queue.name,
+                "send_settled": link.no_ack,
+                "delivery_count": link.flow.delivery_count,
+                "credit": link.flow.credit,
+            }
+            for link, queue in _consumers(session)
+        ],
+    }

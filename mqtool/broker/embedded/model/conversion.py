@@ -1,0 +1,349 @@
+"""Conversion of messages between AMQP 0-9-1 and AMQP 1.0, by the tables of RabbitMQ 4.
+
+https://www.rabbitmq.com/docs/conversions. Values that RabbitMQ 4.3 fails on are converted to text (UUIDs, characters)
+or dropped (decimals).
+"""
+
+import math
+import re
+import uuid
+from collections.abc import Iterable, Mapping
+from urllib.parse import quote, unquote
+
+from mqtool.broker.embedded.model.amqp_message import Properties, encode_short
+from mqtool.broker.embedded.model.profile import Profile
+from mqtool.codecs.amqp10_message import BareProperties, Header
+from mqtool.codecs.amqp10_types import Any10, Array, Char, Described, Map, Milliseconds, RawDecimal
+from mqtool.codecs.amqp10_values import DROPPED, Dropped, Symbol, ULong
+from mqtool.codecs.field_tables import (
+    ByteArray,
+    Decimal,
+    Int64,
+    Table,
+    Timestamp,
+    UInt8,
+    UInt32,
+    Value,
+    encode_table,
+    text,
+)
+
+#: The `type` of a message whose body is encoded as AMQP 1.0, because it is a value or a sequence.
+ENCODED_BODY = "amqp-1.0"
+
+#: Texts shorter than this fit into a short string of AMQP 0-9-1.
+_SHORT = 256
+
+#: Longer header values become binary: RabbitMQ does not check whether they are UTF-8.
+_LONGEST_TEXT = 4096
+
+_UINT64 = (1 << 64) - 1
+_URN = re.compile(r"urn:uuid:([0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})")
+_QUEUES = "/queues/"
+
+_DEATHS, _X_DEATHS = "x-death", Symbol("x-opt-deaths")
+_RECEIVED, _X_RECEIVED = "timestamp_in_ms", Symbol("x-opt-rabbitmq-received-time")
+_CC, _X_CC = "CC", Symbol("x-cc")
+_X_TYPE = Symbol("x-basic-type")
+_DEATH_FIELDS = ("queue", "reason", "count", "time", "exchange", "routing-keys")
+
+
+def text_of(raw: str | bytes) -> str:
+    """Return bytes as text; bytes that are not UTF-8 become surrogates."""
+    return raw if isinstance(raw, str) else raw.decode(errors="surrogateescape")
+
+
+def quoted(name: str) -> str:
+    """Percent-encode a name for an address."""
+    return quote(name.encode(errors="surrogateescape"), safe="")
+
+
+def unquoted(name: str) -> str:
+    """Decode a percent-encoded name. Raises UnicodeDecodeError if it is not UTF-8."""
+    return unquote(name, errors="strict")
+
+
+def value_to_091(value: Any10) -> "Value | Dropped":
+    """Convert a value to one of a header; return DROPPED if AMQP 0-9-1 has no such type."""
+    match value:
+        case Milliseconds():
+            return Timestamp(_seconds(value))
+        case ULong():
+            return Int64(value if value < 1 << 63 else value - (1 << 64))
+        case Symbol() | Char():
+            return str(value)
+        case float():
+            return value if math.isfinite(value) else DROPPED
+        case RawDecimal() | Described():
+            return DROPPED
+        case bytes():
+            return text(value)
+        case uuid.UUID():
+            return str(value)
+        case list():
+            return [each for item in value if not isinstance(each := value_to_091(item), Dropped)]
+        case dict():
+            return table_to_091(value.items())
+    return value  # type: ignore[no-any-return]
+
+
+def _seconds(milliseconds: int) -> int:
+    """Convert a time, rounding towards 1970; negative numbers become large ones."""
+    return (milliseconds // 1000 if milliseconds >= 0 else -(-milliseconds // 1000)) & _UINT64
+
+
+def table_to_091(pairs: Iterable[tuple[Any10, Any10]]) -> Table:
+    """Convert the entries of a map to a table, except entries that a table cannot have."""
+    table: Table = {}
+    for key, value in pairs:
+        name = str(key)
+        if len(name.encode(errors="surrogateescape")) < _SHORT and not isinstance(each := value_to_091(value), Dropped):
+            table[name] = each
+    return table
+
+
+def value_from_091(value: Value) -> Any10 | Dropped:
+    """Convert the value of a header; return DROPPED for a decimal."""
+    match value:
+        case Timestamp():
+            return Milliseconds(value * 1000)
+        case str():
+            raw = value.encode(errors="surrogateescape")
+            is_text = len(raw) <= _LONGEST_TEXT and b"\0" not in raw and isinstance(text(raw), str)
+            return value if is_text else raw
+        case Decimal():
+            return DROPPED
+        case ByteArray():
+            return bytes(value)
+        case list():
+            return [each for item in value if not isinstance(each := value_from_091(item), Dropped)]
+        case dict():
+            return map_from_091(value, Symbol)
+    return value
+
+
+def map_from_091(table: Mapping[str, Value], key: type[str] = str) -> Map:
+    """Convert a table to a map whose keys have this type."""
+    pairs = ((key(name), value_from_091(value)) for name, value in table.items())
+    return {name: value for name, value in pairs if not isinstance(value, Dropped)}
+
+
+def _short(value: Any10) -> bytes | None:
+    """Return a text as bytes; None if it is not a text or does not fit into a short string."""
+    raw = value.encode(errors="surrogateescape") if isinstance(value, str) else value
+    return raw if isinstance(raw, bytes) and len(raw) < _SHORT else None
+
+
+def properties_to_091(
+    header: Header, annotations: Map, properties: BareProperties, application: Map, profile: Profile, *, encoded: bool
+) -> Properties:
+    """Convert the sections of a message to AMQP 0-9-1 properties.
+
+    Args:
+        encoded: True if the body is a value or a sequence, which stays encoded.
+    """
+    found: dict[str, bytes | None] = {
+        "content_type": _short(properties.content_type),
+        "content_encoding": _short(properties.content_encoding),
+        "reply_to": _reply_to_091(properties.reply_to, profile),
+        "expiration": _short(annotations.get(Symbol("x-basic-expiration"))),
+        "type": ENCODED_BODY.encode() if encoded else _short(annotations.get(_X_TYPE)),
+        "user_id": _user_id(properties.user_id),
+        "app_id": _short(properties.group_id),
+    }
+    ids, _ = _ids_to_091(properties)
+    headers = headers_to_091(annotations, properties, application)
+    if header.ttl is not None:
+        found["expiration"] = str(int(header.ttl)).encode()
+    fields = {name: encode_short(raw) for name, raw in (found | ids).items() if raw is not None}
+    fields |= _numbers_to_091(header, annotations, properties)
+    if headers:
+        fields["headers"] = encode_table(headers)
+    return Properties.of(fields)
+
+
+def headers_to_091(annotations: Map, properties: BareProperties, application: Map) -> Table:
+    """Convert application properties and annotations to headers, sorted by name."""
+    headers = _ids_to_091(properties)[1]
+    headers |= table_to_091((key, value) for key, value in application.items() if isinstance(key, str))
+    headers |= _annotations_to_091(annotations)
+    return dict(sorted(headers.items()))
+
+
+def _ids_to_091(properties: BareProperties) -> tuple[dict[str, bytes], Table]:
+    """Convert the ids that can be properties to properties, and the others to headers."""
+    found: dict[str, bytes] = {}
+    headers: Table = {}
+    for name, value in (("message_id", properties.message_id), ("correlation_id", properties.correlation_id)):
+        match value:
+            case uuid.UUID():
+                found[name] = value.urn.encode()
+            case ULong():
+                found[name] = str(int(value)).encode()
+            case bytes():
+                headers[f"x-{name.replace('_', '-')}"] = ByteArray(value)
+            case str():
+                if (raw := _short(value)) is not None:
+                    found[name] = raw
+                else:
+                    headers[f"x-{name.replace('_', '-')}"] = str(value)
+    return found, headers
+
+
+def _numbers_to_091(header: Header, annotations: Map, properties: BareProperties) -> dict[str, bytes]:
+    fields = {}
+    mode = annotations.get(Symbol("x-basic-delivery-mode")) if header.durable is None else 1 + header.durable
+    priority = annotations.get(Symbol("x-basic-priority")) if header.priority is None else header.priority
+    for name, value in (("delivery_mode", mode), ("priority", priority)):
+        if isinstance(value, int) and 0 <= value < 256:
+            fields[name] = bytes((value,))
+    if isinstance(properties.creation_time, int):
+        fields["timestamp"] = _seconds(properties.creation_time).to_bytes(8)
+    return fields
+
+
+def _reply_to_091(value: Any10, profile: Profile) -> bytes | None:
+    """Return the name of the queue in an address, from RabbitMQ 4.2; other texts are kept."""
+    raw = _short(value)
+    if raw is not None and profile.addresses_replies and raw.startswith(_QUEUES.encode()):
+        return _short(unquote(text_of(raw).removeprefix(_QUEUES), errors="surrogateescape"))
+    return raw
+
+
+def _user_id(value: Any10) -> bytes | None:
+    raw = _short(value)
+    return raw if raw is not None and b"\0" not in raw and isinstance(text(raw), str) else None
+
+
+def _annotations_to_091(annotations: Map) -> Table:
+    headers: Table = {}
+    for key, value in annotations.items():
+        if key == _X_CC:
+            headers |= table_to_091([(_CC, value)])
+        elif key == _X_RECEIVED:
+            headers[_RECEIVED] = Int64(value)
+        elif key == _X_DEATHS:
+            if (deaths := _deaths_to_091(value)) is not None:
+                headers[_DEATHS] = deaths
+        elif isinstance(key, Symbol) and key.startswith("x-") and not _is_internal(key):
+            headers |= table_to_091([(key, value)])
+    return headers
+
+
+def _is_internal(name: str) -> bool:
+    return name.startswith("x-basic-") or name in ("x-routing-key", "x-exchange", _DEATHS)
+
+
+def _deaths_to_091(value: Any10) -> list[Value] | None:
+    """Convert the annotation x-opt-deaths to a header x-death; None if it was not written by a broker."""
+    deaths: list[Value] = []
+    for death in value if isinstance(value, list) else ():
+        try:
+            table: Table = {} if death.get("ttl") is None else {"original-expiration": str(int(death["ttl"]))}
+            table |= {
+                "count": Int64(death["count"]),
+                "reason": str(death["reason"]),
+                "queue": str(death["queue"]),
+                "time": Timestamp(death["first-time"] // 1000),
+                "exchange": str(death["exchange"]),
+                "routing-keys": [str(key) for key in death["routing-keys"]],
+            }
+        except (AttributeError, KeyError, TypeError, ValueError):
+            return None
+        deaths.append(table)
+    return deaths or None
+
+
+def deaths_from_091(value: Value) -> Array | None:
+    """Convert a header x-death to the annotation x-opt-deaths; None if it was not written by a broker.
+
+    The header has only the time of the first death, which is used for both times.
+    """
+    deaths = Array()
+    for death in value if isinstance(value, list) else ():
+        if not isinstance(death, dict) or any(name not in death for name in _DEATH_FIELDS):
+            return None
+        queue, reason, count, time, exchange, keys = (death[name] for name in _DEATH_FIELDS)
+        if not (isinstance(count, int) and isinstance(time, int) and isinstance(keys, list)):
+            return None
+        ttl = str(death.get("original-expiration", ""))
+        deaths.append(
+            ({Symbol("ttl"): UInt32(ttl)} if ttl.isdigit() else {})
+            | {
+                Symbol("queue"): queue,
+                Symbol("reason"): Symbol(reason),
+                Symbol("count"): ULong(count),
+                Symbol("first-time"): Milliseconds(time * 1000),
+                Symbol("last-time"): Milliseconds(time * 1000),
+                Symbol("exchange"): exchange,
+                Symbol("routing-keys"): Array(text_of(key) for key in keys if isinstance(key, str | bytes)),
+            }
+        )
+    return deaths or None
+
+
+def header_from_091(properties: Properties) -> Header:
+    """Return the header section for a message with these properties."""
+    ttl = properties.expiration
+    return Header(
+        durable=properties.delivery_mode == 2,
+        priority=None if properties.priority is None else UInt8(properties.priority),
+        ttl=UInt32(ttl) if ttl is not None and ttl.isdecimal() and int(ttl) < 1 << 32 else None,
+    )
+
+
+def annotations_from_091(headers: Table) -> Map:
+    """Return the message annotations for the headers that start with `x-`, and for CC."""
+    annotations: Map = {}
+    for name, value in headers.items():
+        if name == _DEATHS and (deaths := deaths_from_091(value)) is not None:
+            annotations[_X_DEATHS] = deaths
+        elif name.startswith("x-") or (name == _CC and isinstance(value, list)):
+            converted = value_from_091(value)
+            if not isinstance(converted, Dropped):
+                annotations[_X_CC if name == _CC else Symbol(name)] = converted
+    return annotations
+
+
+def sections_from_091(properties: Properties, profile: Profile) -> tuple[Map, BareProperties, Map, bool]:
+    """Convert AMQP 0-9-1 properties to sections.
+
+    Returns:
+        The annotations, the properties, the application properties, and True if the body is encoded as AMQP 1.0.
+    """
+    named = {name: value for name, value in properties.named().items() if isinstance(value, str)}
+    annotations = annotations_from_091(properties.headers)
+    if "type" in named:
+        annotations = {_X_TYPE: named["type"]} | annotations
+    stamp = properties.fields().get("timestamp")
+    bare = BareProperties(
+        message_id=_id_from_091(named.get("message_id")),
+        user_id=named["user_id"].encode(errors="surrogateescape") if "user_id" in named else None,
+        reply_to=_reply_to_from_091(named.get("reply_to"), profile),
+        correlation_id=_id_from_091(named.get("correlation_id")),
+        content_type=Symbol(named["content_type"]) if "content_type" in named else None,
+        content_encoding=Symbol(named["content_encoding"]) if "content_encoding" in named else None,
+        creation_time=None if stamp is None else _milliseconds(int.from_bytes(stamp)),
+        group_id=named.get("app_id"),
+    )
+    plain = {
+        name: value
+        for name, value in properties.headers.items()
+        if not name.startswith("x-") and not isinstance(value, list | dict)
+    }
+    return annotations, bare, map_from_091(plain), named.get("type") == ENCODED_BODY
+
+
+def _milliseconds(seconds: int) -> Milliseconds:
+    value = seconds * 1000 & _UINT64
+    return Milliseconds(value if value < 1 << 63 else value - (1 << 64))
+
+
+def _reply_to_from_091(value: str | None, profile: Profile) -> str | None:
+    return value if value is None or not profile.addresses_replies else _QUEUES + quoted(value)
+
+
+def _id_from_091(value: str | None) -> uuid.UUID | str | None:
+    if value is not None and (found := _URN.fullmatch(value)) is not None:
+        return uuid.UUID(found[1])
+    return value

@@ -1,0 +1,350 @@
+"""Messages published with AMQP 1.0: parsing them, and encoding any message for AMQP 1.0 consumers and streams."""
+
+from functools import lru_cache
+from typing import NamedTuple, Self
+
+from mqtool.broker.embedded.model.amqp_message import (
+    SECTIONED,
+    ContentHeader,
+    Dead,
+    Message,
+    Properties,
+    encode_address,
+)
+from mqtool.broker.embedded.model.conversion import (
+    annotations_from_091,
+    header_from_091,
+    headers_to_091,
+    properties_to_091,
+    sections_from_091,
+)
+from mqtool.broker.embedded.model.profile import Profile
+from mqtool.codecs.amqp10_message import (
+    DATA,
+    DELIVERY_ANNOTATIONS,
+    FOOTER,
+    HEADER,
+    MESSAGE_ANNOTATIONS,
+    Amqp10Message,
+    BareProperties,
+    Header,
+    data_section,
+    section_at,
+)
+from mqtool.codecs.amqp10_types import Map
+from mqtool.codecs.amqp10_values import Symbol, ULong, find
+from mqtool.codecs.field_tables import UInt32
+
+_EXCHANGE, _KEY, _CC = Symbol("x-exchange"), Symbol("x-routing-key"), Symbol("x-cc")
+
+#: Sections before the body that are shorter than this are cached: publishers repeat them.
+_CACHED = 512
+_MOST_CACHED = 1024
+
+
+class NotAMessage(ValueError):
+    """A message cannot be decoded. The text is RabbitMQ's reason."""
+
+
+class BadCarbonCopies(ValueError):
+    """The annotation x-cc is not a list of texts."""
+
+
+class Head(NamedTuple):
+    """The sections of a message between its header and its body.
+
+    Attributes:
+        raw: the encoded sections, without the message annotations.
+        key: the encoded sections, with the message annotations.
+    """
+
+    annotations: Map
+    properties: BareProperties
+    application: Map
+    raw: bytes
+    key: bytes
+
+
+def _name(value: object) -> str | None:
+    """Return a value as the name of an exchange or as a routing key; None if it cannot be one."""
+    return value if isinstance(value, str) and len(value.encode(errors="surrogateescape")) < 256 else None
+
+
+class Sections(NamedTuple):
+    """A message as a publisher has sent it, without an address.
+
+    Attributes:
+        header: the encoded header section, if any.
+        opening: the bytes between the head and `body`: the descriptor and the size of a single data section.
+        body: the body as AMQP 0-9-1 has it: the bytes of data sections, or other sections and the footer, encoded.
+        closing: the sections after the body; None if `opening` contains all body sections.
+        encoded: True if the body is a value or a sequence.
+    """
+
+    header: bytes
+    head: Head
+    opening: bytes
+    body: bytes
+    closing: bytes | None
+    encoded: bool
+
+    def carbon_copies(self) -> list[str]:
+        """Return the additional routing keys in the annotation x-cc; raise BadCarbonCopies if it is not valid."""
+        keys = self.head.annotations.get(_CC, [])
+        if not isinstance(keys, list) or any(type(key) is not str for key in keys):
+            raise BadCarbonCopies(f"bad value for 'x-cc' message-annotation: {keys}")
+        return keys
+
+    def stored_address(self) -> tuple[str, str | None]:
+        """Return the exchange and the routing key of a message in a stream; None if it has no key."""
+        exchange, key = (_name(self.head.annotations.get(name)) for name in (_EXCHANGE, _KEY))
+        return exchange or "", key
+
+    def to(self, exchange: str, routing_key: str, profile: Profile) -> "Sectioned":
+        """Return the message with an address. Raises NotAMessage if a field has the wrong type."""
+        key = (self.header, self.head.key, profile.addresses_replies, self.encoded)
+        properties = _known.get(key)
+        if properties is None:
+            properties = self._for_091(profile)
+            if len(self.header) + len(self.head.key) < _CACHED:
+                if len(_known) >= _MOST_CACHED:
+                    _known.clear()
+                _known[key] = properties
+        header = ContentHeader.of(properties, len(self.body))
+        return Sectioned(self, encode_address(exchange, routing_key), header, is_changed=False)
+
+    def _for_091(self, profile: Profile) -> Properties:
+        head = self.head
+        try:
+            header = Amqp10Message.decode(self.header).header
+            return properties_to_091(
+                header, head.annotations, head.properties, head.application, profile, encoded=self.encoded
+            )
+        except (ValueError, TypeError, OverflowError) as error:
+            raise NotAMessage(str(error)) from error
+
+
+#: The properties for AMQP 0-9-1 of short sections, by the sections that they were converted from.
+_known: dict[tuple[bytes, bytes, bool, bool], Properties] = {}
+
+
+def parse(payload: bytes, *, strict: bool = True) -> Sections:
+    """Parse a message from an AMQP 1.0 publisher, or from a stream.
+
+    Args:
+        strict: True if annotations must have names that begin with `x-`.
+
+    Raises:
+        NotAMessage: the message is malformed or has no body.
+    """
+    try:
+        return _parse(payload, strict=strict)
+    except NotAMessage:
+        raise
+    except (ValueError, IndexError, TypeError) as error:
+        raise NotAMessage(str(error)) from error
+
+
+_PLAIN = Sections(b"", Head({}, BareProperties(), {}, b"", b""), b"", b"", b"", encoded=False)
+
+
+def parse_stored(data: bytes, stream: str, profile: Profile) -> "Sectioned":
+    """Return a message in a stream. The bytes of one that is not AMQP 1.0 become the body.
+
+    A message without a routing key was published with the stream protocol, and gets the name of the stream as its key.
+    """
+    try:
+        sections = parse(data, strict=False)
+        exchange, key = sections.stored_address()
+        return sections.to(exchange, stream if key is None else key, profile)
+    except NotAMessage:
+        section = data_section(data)
+        return _PLAIN._replace(opening=section.removesuffix(data), body=data).to("", stream, profile)
+
+
+def _parse(payload: bytes, *, strict: bool) -> Sections:
+    position, last, header = 0, 0, b""
+    starts: dict[int, int] = {}
+    while position < len(payload):
+        code, value = section_at(payload, position)
+        if code <= last:
+            raise NotAMessage("sections in the wrong order")
+        last = code
+        if code in range(DATA, FOOTER):
+            break
+        starts[code] = position
+        position = find(payload, value).end
+        if code == HEADER:
+            header = payload[starts[code] : position]
+        elif code == DELIVERY_ANNOTATIONS and strict:
+            _check(Amqp10Message.decode(payload[starts[code] : position]).delivery_annotations)
+    else:
+        raise NotAMessage("missing_amqp_message_body")
+    start = min((at for code, at in starts.items() if code >= MESSAGE_ANNOTATIONS), default=position)
+    raw = payload[start:position]
+    head = (_cached_head if len(raw) < _CACHED else _head)(raw)
+    if strict:
+        _check(head.annotations)
+    return Sections(header, head, *_body(payload, position))
+
+
+def _head(raw: bytes) -> Head:
+    """Decode the sections between the header and the body."""
+    decoded = Amqp10Message.decode(raw)
+    bare = raw
+    if raw and section_at(raw, 0)[0] == MESSAGE_ANNOTATIONS:
+        bare = raw[find(raw, section_at(raw, 0)[1]).end :]
+    return Head(decoded.message_annotations, decoded.properties, decoded.application_properties, bare, raw)
+
+
+_cached_head = lru_cache(maxsize=_MOST_CACHED)(_head)
+
+
+def _check(annotations: Map) -> None:
+    """Raise NotAMessage if the name of an annotation does not begin with `x-`: other names are reserved."""
+    for key in annotations:
+        if not (isinstance(key, Symbol) and key.startswith("x-")):
+            shown = f'{{symbol,<<"{key}">>}}' if isinstance(key, Symbol) else f"{{ulong,{key}}}"
+            raise NotAMessage(f"{{reserved_annotation_key,{shown if isinstance(key, Symbol | ULong) else key}}}")
+
+
+def _body(payload: bytes, start: int) -> tuple[bytes, bytes, bytes | None, bool]:
+    """Return the last four fields of Sections; the body starts at this position."""
+    parts, position, first = [], start, (0, 0)
+    while position < len(payload):
+        code, value = section_at(payload, position)
+        if code == FOOTER:
+            break
+        if code != DATA:
+            return b"", payload[start:], b"", True
+        span = find(payload, value)
+        if span.code not in (0xA0, 0xB0):
+            raise NotAMessage("data is not binary")
+        parts.append(payload[span.start : span.end])
+        first = first if len(parts) > 1 else (span.start, span.end)
+        position = span.end
+    if len(parts) == 1:
+        return payload[start : first[0]], parts[0], payload[first[1] :], False
+    return payload[start:], b"".join(parts), None, False
+
+
+class Sectioned(Message):
+    """A message published with AMQP 1.0. Its address, header and body are what AMQP 0-9-1 consumers get.
+
+    Attributes:
+        sections: the message as the publisher has sent it.
+        is_changed: True if the broker may have added headers, so they differ from those that the sections convert to.
+    """
+
+    __slots__ = ("is_changed", "sections")
+
+    def __init__(self, sections: Sections, address: bytes, header: ContentHeader, *, is_changed: bool = True) -> None:
+        super().__init__(address, header, sections.body)
+        self.sections = sections
+        self.is_changed = is_changed
+
+    def copy(self, address: bytes, header: ContentHeader) -> Self:
+        return type(self)(self.sections, address, header)
+
+    def dead(self) -> Dead:
+        return DeadSectioned(self.sections, self.address, self.header)
+
+    def stored(self) -> tuple[bytes, bytes, bytes]:
+        annotations = Amqp10Message(message_annotations=self.sections.head.annotations).encode()
+        return self.address + SECTIONED, self.header.raw, annotations + self.bare()
+
+    def annotations(self) -> Map:
+        """Return the publisher's annotations, changed and extended by those that the broker has added as headers."""
+        head = self.sections.head
+        if not self.is_changed:
+            return head.annotations
+        sent = headers_to_091(head.annotations, head.properties, head.application)
+        changed = {name: value for name, value in self.headers.items() if name not in sent or sent[name] != value}
+        return {**head.annotations, **annotations_from_091(changed)}
+
+    def bare(self) -> bytes:
+        """Return the bare message, as the publisher has encoded it, and the footer."""
+        head, sections = self.sections.head, self.sections
+        if sections.closing is None:
+            return head.raw + sections.opening
+        return b"".join((head.raw, sections.opening, sections.body, sections.closing))
+
+
+def restored(address: bytes, header: ContentHeader, body: bytes) -> Sectioned:
+    """Return a message that was stored. Raises ValueError if it is damaged."""
+    return Sectioned(parse(body, strict=False), address.removesuffix(SECTIONED), header)
+
+
+class DeadSectioned(Dead, Sectioned):
+    """A dead-lettered message that was published with AMQP 1.0."""
+
+    __slots__ = ()
+
+
+def encode(
+    message: Message, profile: Profile, added: Map | None = None, deliveries: int = 0, *, redelivered: bool = False
+) -> bytes:
+    """Encode a message for an AMQP 1.0 consumer, or for a stream.
+
+    Args:
+        added: annotations of this delivery, such as x-stream-offset.
+        deliveries: how often the message was delivered before, without success.
+        redelivered: True if the message was delivered before.
+    """
+    header = header_from_091(message.properties)
+    first = not (redelivered or deliveries) and not isinstance(message, Dead)
+    header = header._replace(first_acquirer=first, delivery_count=UInt32(deliveries))
+    if isinstance(message, Sectioned):
+        annotations, bare = message.annotations(), message.bare()
+    else:
+        annotations, bare = _bare_from_091(message, profile)
+    if added or annotations:
+        own = {**(added or {}), _KEY: message.routing_key, _EXCHANGE: message.exchange}
+        kept = {name: value for name, value in annotations.items() if name not in own}
+        address = Amqp10Message(message_annotations=own | kept).encode()
+    else:
+        address = _address(message.exchange, message.routing_key)
+    return b"".join((_header(header), address, bare))
+
+
+@lru_cache(maxsize=_MOST_CACHED)
+def _address(exchange: str, routing_key: str) -> bytes:
+    """Encode the annotations of a message that has no others."""
+    return Amqp10Message(message_annotations={_KEY: routing_key, _EXCHANGE: exchange}).encode()
+
+
+@lru_cache(maxsize=_MOST_CACHED)
+def _header(header: Header) -> bytes:
+    return Amqp10Message(header=header).encode()
+
+
+def _bare_from_091(message: Message, profile: Profile) -> tuple[Map, bytes]:
+    raw = message.properties.encode()
+    head = (_cached_from_091 if len(raw) < _CACHED else _from_091)(raw, profile)
+    body = message.body if head.encoded and _is_body(message.body) else data_section(message.body)
+    return head.annotations, head.bare + body
+
+
+class _Converted(NamedTuple):
+    """The annotations, and the encoded sections before the body, of a message published with AMQP 0-9-1."""
+
+    annotations: Map
+    bare: bytes
+    encoded: bool
+
+
+def _from_091(raw: bytes, profile: Profile) -> _Converted:
+    annotations, properties, application, encoded = sections_from_091(Properties(raw), profile)
+    bare = Amqp10Message(properties=properties, application_properties=application).encode()
+    return _Converted(annotations, bare, encoded)
+
+
+_cached_from_091 = lru_cache(maxsize=_MOST_CACHED)(_from_091)
+
+
+def _is_body(body: bytes) -> bool:
+    """Return True if the bytes are the sections of a body."""
+    try:
+        return DATA <= section_at(body, 0)[0] < FOOTER
+    except ValueError:
+        return False

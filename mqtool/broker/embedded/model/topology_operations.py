@@ -1,0 +1,66 @@
+"""Operations on queues and exchanges that the protocols share. Permissions are checked by their callers."""
+
+from mqtool.broker.embedded.model.amqp_errors import locked_queue, no_such_exchange, no_such_queue
+from mqtool.broker.embedded.model.declarations import (
+    check_equivalent_exchange,
+    check_equivalent_queue,
+    check_exchange,
+    check_queue,
+)
+from mqtool.broker.embedded.model.exchange import Exchange, ExchangeDeclaration
+from mqtool.broker.embedded.model.queue import Queue, QueueDeclaration
+from mqtool.broker.embedded.model.virtual_host import VirtualHost
+
+
+def declare_queue(vhost: VirtualHost, declared: QueueDeclaration) -> tuple[Queue, bool]:
+    """Create a queue, or check that the existing queue has the declared settings.
+
+    Returns:
+        The queue, and True if it is new.
+
+    Raises:
+        AmqpException: 405, the queue is exclusive to another connection, or only one of queue and declaration is
+            exclusive; 406, the declaration is not valid or differs from the queue; 541, a feature is refused.
+    """
+    queue = vhost.queues.get(declared.name)
+    if queue is not None:
+        if queue.owner is not declared.owner:
+            raise locked_queue(declared.name, vhost.name)
+        check_equivalent_queue(queue, declared)
+        return queue, False
+    vhost.check_queue_limit(declared.name)
+    check_queue(declared, vhost.name, vhost.profile)
+    return vhost.add_queue(declared), True
+
+
+def declare_exchange(vhost: VirtualHost, declared: ExchangeDeclaration) -> None:
+    """Create an exchange, or check that the existing exchange has the declared settings. Raises AmqpException."""
+    exchange = vhost.exchanges.get(declared.name)
+    if exchange is None:
+        check_exchange(declared, vhost.name, vhost.profile)
+        vhost.add_exchange(Exchange(*declared))
+    else:
+        check_equivalent_exchange(exchange, declared, vhost.name)
+
+
+def queue_of(vhost: VirtualHost, name: str, client: object) -> Queue:
+    """Return the queue of this name. Raises 404 if it does not exist, 405 if another connection owns it."""
+    queue = vhost.queues.get(name)
+    if queue is None:
+        raise no_such_queue(name, vhost.name)
+    check_owner(queue, client)
+    return queue
+
+
+def check_owner(queue: Queue, client: object) -> None:
+    """Raise 405 if a queue is exclusive to another connection."""
+    if queue.owner is not None and queue.owner is not client:
+        raise locked_queue(queue.name, queue.vhost)
+
+
+def exchange_of(vhost: VirtualHost, name: str) -> Exchange:
+    """Return the exchange of this name; raise 404 if it does not exist."""
+    exchange = vhost.exchanges.get(name)
+    if exchange is None:
+        raise no_such_exchange(name, vhost.name)
+    return exchange

@@ -1,0 +1,216 @@
+"""AMQP 1.0 in the embedded broker: crashes, alarms and faults."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import pika
+import pytest
+
+from mqtool.broker.embedded import EmbeddedBroker
+from mqtool.broker.embedded.testing.authority import Authority
+from mqtool.codecs.amqp10_values import Symbol
+from mqtool.codecs.field_tables import UInt32
+from tests.protocol.broker_process import BrokerProcess
+from tests.protocol.conftest import Api
+from tests.protocol.raw_amqp10 import (
+    ACCEPTED,
+    AMQP_HEADER,
+    CLOSE,
+    DISPOSITION,
+    FLOW,
+    INIT,
+    MECHANISMS,
+    OPEN,
+    OUTCOME,
+    RELEASED,
+    SASL_HEADER,
+    SENDER,
+    TRANSFER,
+    RawAmqp10,
+    described,
+    message,
+)
+
+
+@pytest.fixture
+def broker() -> Iterator[EmbeddedBroker]:
+    with EmbeddedBroker(like="4.3", management_port=0) as broker:
+        yield broker
+
+
+@pytest.fixture
+def queue(broker: EmbeddedBroker) -> str:
+    """The address of a queue named `q`."""
+    with contextlib.closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
+        connection.channel().queue_declare("q", durable=True)
+    return "/queues/q"
+
+
+def test_a_broker_like_310_does_not_know_the_header() -> None:
+    with EmbeddedBroker() as broker:
+        client = RawAmqp10(broker.url, opened=False)
+        client.socket.sendall(SASL_HEADER)
+        assert client.read(8) == b"AMQP\x00\x00\x09\x01"
+        assert client.closed()
+
+
+def test_what_was_accepted_is_there_after_a_crash(tmp_path: Path) -> None:
+    """Killed while a client publishes: no accepted message is lost."""
+    with BrokerProcess(tmp_path, "--data-dir", str(tmp_path / "data"), "--like", "4.3") as process:
+        with contextlib.closing(pika.BlockingConnection(pika.URLParameters(process.url))) as connection:
+            connection.channel().queue_declare("q", durable=True, arguments={"x-queue-type": "quorum"})
+        client = RawAmqp10(process.url)
+        client.attach_sender("/queues/q")
+        accepted: set[int] = set()
+        number = 0
+        while len(accepted) < 200:
+            for _ in range(20):
+                client.publish(number, message(b"%d" % number))
+                number += 1
+            until = len(accepted) + 20
+            while len(accepted) < until:
+                got = client.receive()
+                if got.code == DISPOSITION:
+                    assert got.field(4).descriptor == ACCEPTED
+                    last = got.field(1) if got.field(2) is None else got.field(2)
+                    accepted |= set(range(got.field(1), last + 1))
+        process.kill()
+        process.start()
+        client = RawAmqp10(process.url)
+        client.attach_receiver("/queues/q", credit=1000)
+        there: set[int] = set()
+        while not accepted <= there:
+            got = client.expect(TRANSFER)
+            there.add(int(got.body or b""))
+
+
+def test_an_alarm_closes_the_window_but_not_the_connection(broker: EmbeddedBroker, queue: str) -> None:
+    client = RawAmqp10(broker.url)
+    client.attach_sender(queue)
+    with broker.faults.block_publishers():
+        client.publish(0)
+        assert client.expect(FLOW).field(1) == 0
+        assert client.expect(DISPOSITION).field(4).descriptor == ACCEPTED
+        client.attach_receiver(queue, handle=1)
+        assert client.expect(TRANSFER).body == b"hello"
+    flow = client.expect(FLOW)
+    assert (flow.field(1), flow.field(4)) == (400, None)
+
+
+def test_more_than_a_window_during_an_alarm_ends_the_session(broker: EmbeddedBroker, queue: str) -> None:
+    client = RawAmqp10(broker.url)
+    client.attach_sender(queue, handle=0)
+    with broker.faults.block_publishers():
+        for number in range(402):
+            client.publish(number, settled=True, more=number > 160)
+        got = client.receive()
+        while got.code == FLOW:
+            got = client.receive()
+        assert got.error is not None
+
+
+def test_faults_reach_these_connections(broker: EmbeddedBroker, queue: str) -> None:
+    client = RawAmqp10(broker.url)
+    client.attach_sender(queue)
+    broker.faults.close_connections()
+    condition, text = client.expect(CLOSE).error or ("", "")
+    assert condition == "amqp:internal-error"
+    assert "Closed by a test" in str(text)
+    client = RawAmqp10(broker.url)
+    assert broker.faults.close_channels() == 1
+    assert client.ended() == ("amqp:precondition-failed", "Closed by a test")
+    broker.faults.cut_connections()
+    with pytest.raises((EOFError, ConnectionError)):
+        client.receive()
+
+
+def test_a_lost_acknowledgement(broker: EmbeddedBroker, queue: str) -> None:
+    """The fault makes the broker ignore a settlement, and send the message again."""
+    client = RawAmqp10(broker.url)
+    client.attach_sender(queue, handle=1)
+    assert client.published(0, handle=1).descriptor == ACCEPTED
+    client.attach_receiver(queue)
+    client.expect(TRANSFER)
+    with broker.faults.lose_acks():
+        client.settle(0, described(ACCEPTED))
+        again = client.expect(TRANSFER)
+    assert (again.body, again.message.header.first_acquirer) == (b"hello", False)
+
+
+def test_a_consumer_that_does_not_settle_in_time() -> None:
+    """Its messages are released, and it may go on; what it says of them later is ignored."""
+    with EmbeddedBroker(like="4.3", consumer_timeout=0.3) as broker:
+        with contextlib.closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
+            connection.channel().queue_declare("qq", durable=True, arguments={"x-queue-type": "quorum"})
+        client = RawAmqp10(broker.url)
+        client.attach_sender("/queues/qq", handle=1)
+        client.published(0, handle=1)
+        client.attach_receiver("/queues/qq", credit=1)
+        client.expect(TRANSFER)
+        released = client.expect(DISPOSITION)
+        assert (released.field(0), released.field(1), released.field(3)) == (SENDER, 0, False)
+        assert released.field(4).descriptor == RELEASED
+        client.settle(0, described(ACCEPTED))
+        client.flow(0, 1, count=1, seen=1)
+        again = client.expect(TRANSFER)
+        assert (again.body, again.message.header.delivery_count) == (b"hello", 1)
+
+
+def test_the_management_api_closes_a_connection(broker: EmbeddedBroker, queue: str) -> None:
+    client = RawAmqp10(broker.url)
+    api = Api(str(broker.management_url))
+    (found,) = api("GET", "connections")[1]
+    assert found["protocol"] == "AMQP 1-0"
+    api("DELETE", f"connections/{found['name'].replace(' ', '%20')}")
+    assert client.expect(CLOSE).error == ("amqp:internal-error", 'Connection forced: "Closed via management plugin"')
+
+
+def test_an_unfinished_message_counts_and_is_forgotten(broker: EmbeddedBroker, queue: str) -> None:
+    client = RawAmqp10(broker.url)
+    client.attach_sender(queue)
+    client.publish(0, bytes(50_000), more=True)
+    client.send(TRANSFER, UInt32(0), None, None, None, None, False, None, None, None, True)  # aborted
+    assert client.published(1).descriptor == ACCEPTED
+
+
+@pytest.mark.parametrize("user", ["CN=client", "CN=somebody"])
+def test_a_certificate_instead_of_a_password(amqp_tls: Authority, user: str) -> None:
+    """The user is the subject of the certificate, as RabbitMQ's plugin has it by default."""
+    with EmbeddedBroker(like="4.3", management_port=0, tls=amqp_tls.tls(client_certificates=True)) as broker:
+        api = Api(str(broker.management_url))
+        api("PUT", f"users/{quote(user)}", {"password": "secret", "tags": ""})
+        api("PUT", f"permissions/%2F/{quote(user)}", {"configure": ".*", "write": ".*", "read": ".*"})
+        assert broker.tls_url is not None
+        client = RawAmqp10(broker.tls_url, opened=False)
+        context = amqp_tls.context(client_certificate=True)
+        client.socket = context.wrap_socket(client.socket, server_hostname="localhost")
+        client.socket.sendall(SASL_HEADER)
+        client.read(8)
+        assert "EXTERNAL" in client.expect(MECHANISMS).fields[0]
+        client.send(INIT, Symbol("EXTERNAL"), b"", kind=1)
+        assert client.expect(OUTCOME).fields[0] == (0 if user == "CN=client" else 1)
+        if user == "CN=client":
+            client.socket.sendall(AMQP_HEADER)
+            client.read(8)
+            client.send(OPEN, "c")
+            client.expect(OPEN)
+            assert [each["user"] for each in api("GET", "connections")[1]] == [user]
+
+
+def test_the_firehose(broker: EmbeddedBroker, queue: str) -> None:
+    """What is published and delivered here is copied as well."""
+    Api(str(broker.management_url))("PUT", "vhosts/%2F", {"tracing": True})
+    with contextlib.closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
+        channel = connection.channel()
+        channel.queue_declare("traced", exclusive=True)
+        channel.queue_bind("traced", "amq.rabbitmq.trace", "#")
+        client = RawAmqp10(broker.url)
+        client.attach_sender(queue)
+        assert client.published(0).descriptor == ACCEPTED
+        client.attach_receiver(queue, handle=1)
+        client.expect(TRANSFER)
+        copies = [channel.basic_get("traced", auto_ack=True) for _ in range(2)]
+        assert [(copy[0].routing_key, copy[2]) for copy in copies] == [("publish.", b"hello"), ("deliver.q", b"hello")]
+        assert copies[0][1].headers["user"] == "guest"

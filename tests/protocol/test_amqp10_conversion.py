@@ -1,0 +1,448 @@
+"""Messages that cross between AMQP 0-9-1, AMQP 1.0 and the stream protocol: the embedded broker beside RabbitMQ 4.0
+and later."""
+
+import contextlib
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
+
+import pika
+import pytest
+from pika.adapters.blocking_connection import BlockingChannel
+
+from mqtool.broker.embedded import EmbeddedBroker
+from mqtool.codecs.amqp10_message import Amqp10Message, BareProperties, Header, body_bytes, data_section, value_section
+from mqtool.codecs.amqp10_types import Described, Milliseconds
+from mqtool.codecs.amqp10_types import encode as encode_value
+from mqtool.codecs.amqp10_values import Symbol, ULong
+from mqtool.codecs.field_tables import Int32, Int64, UInt8, UInt32
+from tests.brokers import TestBroker, skip_or_fail
+from tests.protocol.broker_process import BrokerProcess
+from tests.protocol.conftest import Api, Take
+from tests.protocol.raw_amqp10 import ACCEPTED, CLOSE, RECEIVER, RawAmqp10, described
+from tests.protocol.raw_stream import RawStream, string
+
+_ACCEPT = described(ACCEPTED)
+_ID = uuid.UUID("00112233-4455-6677-8899-aabbccddeeff")
+_TIME = datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
+_HEADERS: dict[str, Any] = {"text": "é", "number": Int32(5), "big": Int64(1 << 40), "true": True, "void": None}
+_ANNOTATIONS: dict[str, Any] = {"x-mine": "kept", "x-list": ["a", Int32(1)]}
+
+#: What a message says in every protocol.
+_SAID: dict[str, Any] = {
+    "message_id": _ID.urn,
+    "correlation_id": "cid",
+    "content_type": "text/plain",
+    "content_encoding": "gzip",
+    "user_id": "guest",
+    "reply_to": "back to",
+    "time": int(_TIME.timestamp()),
+    "app_id": "app",
+    "type": "kind",
+    "durable": True,
+    "priority": 3,
+    "ttl": 100_000,
+    "headers": _HEADERS,
+    "annotations": _ANNOTATIONS,
+    "body": b"body",
+}
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Iterator[Callable[[str], TestBroker]]:
+    """Starts an embedded broker for each version, once."""
+    started: dict[str, EmbeddedBroker] = {}
+
+    def of(like: str) -> TestBroker:
+        if like not in started:
+            started[like] = EmbeddedBroker(like=like, management_port=0, stream_port=0).start()
+        broker = started[like]
+        streams = f"rabbitmq-stream://127.0.0.1:{broker.stream_port}"
+        url = broker.url.removesuffix("/%2F")
+        return TestBroker("embedded", url, str(broker.management_url), like, streams)
+
+    yield of
+    for each in started.values():
+        each.stop()
+
+
+@pytest.fixture(params=["4.0", "4.3", "rabbitmq"], ids=lambda like: like if like == "rabbitmq" else f"embedded-{like}")
+def broker(request: pytest.FixtureRequest, embedded: Callable[[str], TestBroker]) -> Iterator[TestBroker]:
+    """The embedded broker as two versions, and RabbitMQ if it is new enough, in place of the suite's two brokers."""
+    is_real = request.param == "rabbitmq"
+    found = request.getfixturevalue("rabbitmq") if is_real else embedded(request.param)
+    if found is None:
+        skip_or_fail("no rabbitmq-server is installed, and MQTOOL_TEST_URL names none")
+    fresh = found.with_fresh_vhost(f"test-{uuid.uuid4().hex[:12]}")
+    try:
+        if not fresh.differs_since("4.0", "AMQP 1.0 is part of the broker"):
+            pytest.skip("RabbitMQ 3.10 speaks AMQP 1.0 only with a plugin, and differently")
+        yield fresh
+    finally:
+        fresh.drop_vhost()
+
+
+@pytest.fixture
+def stream(broker: TestBroker) -> Iterator[RawStream]:
+    """A client of the stream protocol."""
+    if not broker.streams:
+        pytest.skip("MQTOOL_TEST_STREAMS names no stream port of this RabbitMQ")
+    where = urlsplit(broker.streams)
+    client = RawStream(str(where.hostname), int(where.port or 0))
+    client.log_in()
+    assert client.request(21, string(broker.vhost)).code == 1
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def client(amqp_url: str) -> Iterator[RawAmqp10]:
+    with RawAmqp10(amqp_url) as client:
+        yield client
+
+
+def _sections() -> Amqp10Message:
+    """The message in AMQP 1.0."""
+    return Amqp10Message(
+        Header(True, UInt8(3), UInt32(100_000)),
+        message_annotations={Symbol(name): value for name, value in (_ANNOTATIONS | {"x-basic-type": "kind"}).items()},
+        properties=BareProperties(
+            message_id=_ID,
+            user_id=b"guest",
+            reply_to="/queues/back%20to",
+            correlation_id="cid",
+            content_type=Symbol("text/plain"),
+            content_encoding=Symbol("gzip"),
+            creation_time=Milliseconds(int(_TIME.timestamp()) * 1000),
+            group_id="app",
+        ),
+        application_properties=_HEADERS,
+        body=data_section(b"body"),
+    )
+
+
+def _publish_091(channel: BlockingChannel, queue: str) -> None:
+    properties = pika.BasicProperties(
+        content_type="text/plain",
+        content_encoding="gzip",
+        headers=_HEADERS | _ANNOTATIONS,
+        delivery_mode=2,
+        priority=3,
+        correlation_id="cid",
+        reply_to="back to",
+        expiration="100000",
+        message_id=_ID.urn,
+        timestamp=int(_TIME.timestamp()),
+        type="kind",
+        user_id="guest",
+        app_id="app",
+    )
+    channel.confirm_delivery()
+    channel.basic_publish("", queue, b"body", properties, mandatory=True)
+
+
+def _publish_10(client: RawAmqp10, queue: str, message: Amqp10Message) -> None:
+    client.attach_sender(f"/queues/{queue}", handle=5)
+    assert client.published(0, message.encode(), handle=5) == _ACCEPT
+
+
+def _publish_stream(stream: RawStream, queue: str) -> None:
+    assert stream.declare_publisher(1, queue) == 1
+    stream.publish(1, 0, _sections().encode())
+    assert stream.confirmed(1) == [0]
+
+
+def _read_091(take: Take, channel: BlockingChannel, queue: str, *, is_stream: bool) -> tuple[Any, bytes]:
+    """The properties and the body of the first message in a queue."""
+    if not is_stream:
+        _, properties, body = take.one(queue)
+        return properties, body
+    got: list[Any] = []
+    channel.basic_qos(prefetch_count=10)
+    channel.basic_consume(queue, lambda *given: got.append(given[2:]), arguments={"x-stream-offset": "first"})
+    take.until(lambda: got)
+    return got[0]  # type: ignore[no-any-return]
+
+
+def _said_091(properties: Any, body: bytes) -> dict[str, Any]:
+    headers = dict(properties.headers or {})
+    headers.pop("x-stream-offset", None)
+    return {
+        "message_id": properties.message_id,
+        "correlation_id": properties.correlation_id,
+        "content_type": properties.content_type,
+        "content_encoding": properties.content_encoding,
+        "user_id": properties.user_id,
+        "reply_to": None if properties.reply_to is None else unquote(properties.reply_to.removeprefix("/queues/")),
+        "time": properties.timestamp,
+        "app_id": properties.app_id,
+        "type": properties.type,
+        "durable": properties.delivery_mode == 2,
+        "priority": properties.priority,
+        "ttl": int(properties.expiration),
+        "headers": {name: value for name, value in headers.items() if not name.startswith("x-")},
+        "annotations": {name: value for name, value in headers.items() if name.startswith("x-")},
+        "body": body,
+    }
+
+
+def _read_10(client: RawAmqp10, queue: str, *, is_stream: bool) -> Amqp10Message:
+    """The first message in a queue."""
+    spec = Symbol("rabbitmq:stream-offset-spec")
+    source = (None, None, None, None, None, None, {spec: Described(spec, "first")}) if is_stream else ()
+    client.attach(RECEIVER, f"/queues/{queue}", handle=6, source=source)
+    client.expect(0x12)
+    client.flow(6, 10)
+    return client.expect(0x14).message
+
+
+def _said_10(message: Amqp10Message) -> dict[str, Any]:
+    bare, annotations = message.properties, {str(name): each for name, each in message.message_annotations.items()}
+    for name in ("x-exchange", "x-routing-key", "x-stream-offset"):
+        annotations.pop(name, None)
+    return {
+        "message_id": bare.message_id.urn if isinstance(bare.message_id, uuid.UUID) else bare.message_id,
+        "correlation_id": bare.correlation_id,
+        "content_type": bare.content_type,
+        "content_encoding": bare.content_encoding,
+        "user_id": None if bare.user_id is None else bare.user_id.decode(),
+        "reply_to": None if bare.reply_to is None else unquote(bare.reply_to.removeprefix("/queues/")),
+        "time": None if bare.creation_time is None else bare.creation_time // 1000,
+        "app_id": bare.group_id,
+        "type": annotations.pop("x-basic-type", None),
+        "durable": message.header.durable,
+        "priority": message.header.priority,
+        "ttl": message.header.ttl,
+        "headers": message.application_properties,
+        "annotations": annotations,
+        "body": body_bytes(message.body),
+    }
+
+
+_PATHS = [
+    (sender, kind, reader)
+    for kind in ("classic", "quorum", "stream")
+    for sender in ("0-9-1", "1.0", *(["stream"] if kind == "stream" else []))
+    for reader in ("0-9-1", "1.0", *(["stream"] if kind == "stream" else []))
+]
+
+
+@pytest.mark.parametrize(("sender", "kind", "reader"), _PATHS)
+def test_a_message_crosses_with_all_that_it_says(
+    channel: BlockingChannel,
+    take: Take,
+    client: RawAmqp10,
+    request: pytest.FixtureRequest,
+    sender: str,
+    kind: str,
+    reader: str,
+) -> None:
+    channel.queue_declare("q", durable=True, arguments={"x-queue-type": kind})
+    match sender:
+        case "0-9-1":
+            _publish_091(channel, "q")
+        case "1.0":
+            _publish_10(client, "q", _sections())
+        case _:
+            _publish_stream(request.getfixturevalue("stream"), "q")
+    match reader:
+        case "0-9-1":
+            said = _said_091(*_read_091(take, channel, "q", is_stream=kind == "stream"))
+        case "1.0":
+            said = _said_10(_read_10(client, "q", is_stream=kind == "stream"))
+        case _:
+            subscriber = request.getfixturevalue("stream")
+            assert subscriber.subscribe(1, "q") == 1
+            said = _said_10(Amqp10Message.decode(subscriber.entries(1)[0]))
+    assert said == _SAID
+
+
+@pytest.mark.parametrize("kind", ["classic", "quorum", "stream"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        data_section(b"one") + data_section(b"two"),
+        value_section("text"),
+        value_section({"a": [Int64(1), None]}),
+        b"\x00Sv" + encode_value([Int64(1)]) + b"\x00Sv" + encode_value(["b"]),
+    ],
+    ids=["data", "value", "map", "sequences"],
+)
+def test_what_only_amqp_10_has_arrives_over_amqp_10(
+    channel: BlockingChannel, client: RawAmqp10, kind: str, body: bytes
+) -> None:
+    channel.queue_declare("q", durable=True, arguments={"x-queue-type": kind})
+    sent = Amqp10Message(
+        Header(True),
+        properties=BareProperties(
+            ULong(5), to="/queues/elsewhere", subject="subject", reply_to="anything", correlation_id=b"\0\xff",
+            absolute_expiry_time=Milliseconds(1), group_sequence=UInt32(7), reply_to_group_id="group",
+        ),
+        application_properties={"id": _ID},
+        body=body,
+        footer={Symbol("x-sum"): Int64(1)},
+    )  # fmt: skip
+    _publish_10(client, "q", sent)
+    got = _read_10(client, "q", is_stream=kind == "stream")
+    assert (got.properties, got.application_properties) == (sent.properties, sent.application_properties)
+    assert (got.body, got.footer) == (sent.body, sent.footer)
+
+
+def test_a_body_that_is_a_value_crosses_amqp_091_encoded(
+    channel: BlockingChannel, take: Take, client: RawAmqp10
+) -> None:
+    channel.queue_declare("q", durable=True)
+    _publish_10(client, "q", Amqp10Message(body=value_section(["a", True])))
+    _, properties, body = take.one("q")
+    assert (properties.type, body) == ("amqp-1.0", value_section(["a", True]))
+    channel.basic_publish("", "q", body, properties)
+    assert _read_10(client, "q", is_stream=False).body == body
+
+
+@pytest.mark.parametrize("reader", ["0-9-1", "1.0"])
+@pytest.mark.parametrize("sender", ["0-9-1", "1.0"])
+def test_a_dead_letter_says_why_in_each_protocol(
+    channel: BlockingChannel, take: Take, client: RawAmqp10, sender: str, reader: str
+) -> None:
+    channel.queue_declare("dead", durable=True)
+    arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead", "x-message-ttl": 1}
+    channel.queue_declare("q", durable=True, arguments=arguments)
+    before = int(time.time())
+    if sender == "1.0":
+        _publish_10(client, "q", Amqp10Message(body=data_section(b"body")))
+    else:
+        channel.basic_publish("", "q", b"body")
+    marks = {f"x-{which}-death-{name}": value for which in ("first", "last")
+             for name, value in (("reason", "expired"), ("queue", "q"), ("exchange", ""))}  # fmt: skip
+    if reader == "0-9-1":
+        headers = take.one("dead")[1].headers
+        (death,) = headers.pop("x-death")
+        assert (death["queue"], death["reason"], death["count"], death["routing-keys"]) == ("q", "expired", 1, ["q"])
+        assert headers == marks
+        return
+    got = _read_10(client, "dead", is_stream=False)
+    annotations = {str(name): value for name, value in got.message_annotations.items()}
+    (death,) = annotations.pop("x-opt-deaths")
+    assert {str(name): value for name, value in death.items() if not name.endswith("-time")} == {
+        "queue": "q", "reason": "expired", "count": 1, "exchange": "", "routing-keys": ["q"],
+    }  # fmt: skip
+    assert before - 5 <= death[Symbol("first-time")] // 1000
+    assert annotations == {"x-exchange": "", "x-routing-key": "dead"} | marks
+    assert got.header.first_acquirer is False
+    assert got.body == data_section(b"body")
+
+
+def test_carbon_copies_cross(broker: TestBroker, channel: BlockingChannel, take: Take, client: RawAmqp10) -> None:
+    if not broker.differs_since("4.2", "x-cc is a list of routing keys"):
+        pytest.skip("RabbitMQ 4.0 does not route by x-cc")
+    for queue in ("q", "copy"):
+        channel.queue_declare(queue, durable=True)
+    _publish_10(client, "q", Amqp10Message(message_annotations={Symbol("x-cc"): ["copy"]}, body=data_section(b"")))
+    for queue in ("q", "copy"):
+        method, properties, _ = take.one(queue)
+        assert (method.routing_key, properties.headers) == ("q", {"CC": ["copy"]})
+    channel.basic_publish("", "q", b"", pika.BasicProperties(headers={"CC": ["copy"], "BCC": ["none"]}))
+    got = _read_10(client, "copy", is_stream=False)
+    assert got.message_annotations == {"x-exchange": "", "x-routing-key": "q", "x-cc": ["copy"]}
+
+
+@pytest.mark.parametrize(
+    ("filter_", "chosen"),
+    [
+        (Described(Symbol("amqp:sql-filter"), "colour = 'red' AND size > 2"), [b"3"]),
+        (Described(Symbol("amqp:properties-filter"), {Symbol("subject"): "&p:ord"}), [b"1", b"3"]),
+        (Described(Symbol("amqp:application-properties-filter"), {"colour": "red", "size": 1}), [b"1"]),
+    ],
+    ids=["sql", "properties", "application-properties"],
+)
+def test_a_stream_is_filtered(
+    broker: TestBroker, channel: BlockingChannel, client: RawAmqp10, filter_: Described, chosen: list[bytes]
+) -> None:
+    if not broker.differs_since("4.2", "messages are filtered"):
+        pytest.skip("RabbitMQ 4.0 filters no messages")
+    channel.queue_declare("s", durable=True, arguments={"x-queue-type": "stream"})
+    client.attach_sender("/queues/s", handle=5)
+    for number, colour in enumerate(("none", "red", "blue", "red")):
+        properties = BareProperties(subject="orders" if colour == "red" else "others")
+        message = Amqp10Message(
+            properties=properties,
+            application_properties={"colour": colour, "size": Int32(number)},
+            body=data_section(str(number).encode()),
+        )
+        assert client.published(number, message.encode(), handle=5) == _ACCEPT
+    spec = Symbol("rabbitmq:stream-offset-spec")
+    name = Symbol("sql-filter")
+    wanted = {spec: Described(spec, "first"), name: filter_}
+    if filter_.descriptor != "amqp:sql-filter":
+        wanted = {spec: Described(spec, "first"), Symbol("any"): filter_}
+    client.attach(RECEIVER, "/queues/s", handle=6, source=(None, None, None, None, None, None, wanted))
+    answer = client.expect(0x12)
+    assert answer.field(5).value[7] == wanted
+    client.flow(6, 10)
+    assert [client.expect(0x14).body for _ in chosen] == chosen
+
+
+def test_the_management_api_shows_connections_sessions_and_consumers(
+    broker: TestBroker, api: Api, channel: BlockingChannel, take: Take, client: RawAmqp10
+) -> None:
+    channel.queue_declare("q", durable=True)
+    client.attach_sender("/queues/q", handle=5)
+    client.attach_receiver("/queues/q", handle=6, credit=3)
+
+    def views(path: str) -> Any:
+        return api("GET", f"vhosts/{broker.vhost}/{path}")[1]
+
+    shows_sessions = broker.differs_since("4.2", "sessions are shown")
+
+    def shown() -> list[Any]:
+        found = [each for each in views("connections") if each.get("protocol") == "AMQP 1-0"]
+        return [each for each in found if each["channels"] or not shows_sessions]
+
+    take.until(shown, timeout=60)
+    (found,) = shown()
+    assert (found["user"], found["vhost"], found["state"]) == ("guest", broker.vhost, "running")
+    if not shows_sessions:
+        return
+    assert (found["container_id"], found["channels"]) == ("raw", 1)
+    (session,) = api("GET", f"connections/{quote(found['name'], safe='')}/sessions")[1]
+    assert session["channel_number"] == 0
+    (sender,), (receiver,) = session["incoming_links"], session["outgoing_links"]
+    assert (sender["handle"], sender["link_name"], sender["target_address"]) == (5, "link-5", "/queues/q")
+    assert (receiver["handle"], receiver["source_address"], receiver["queue_name"]) == (6, "/queues/q", "q")
+    assert (receiver["credit"], receiver["send_settled"]) == (3, False)
+    (consumer,) = [each for each in api("GET", "consumers")[1] if each["queue"]["vhost"] == broker.vhost]
+    assert (consumer["queue"]["name"], consumer["channel_details"], consumer["ack_required"]) == ("q", {}, True)
+    api("DELETE", f"connections/{quote(found['name'], safe='')}")
+    error = client.expect(CLOSE).error
+    assert error is not None
+    assert error[0] in ("amqp:internal-error", "amqp:connection:forced")
+
+
+def test_a_message_is_the_same_after_a_crash(tmp_path: Path) -> None:
+    sent = Amqp10Message(
+        Header(True, UInt8(3)),
+        message_annotations={Symbol("x-a"): Symbol("b")},
+        properties=BareProperties(_ID, subject="subject", group_sequence=UInt32(7)),
+        application_properties={"id": _ID},
+        body=value_section(["a", None]),
+        footer={Symbol("x-f"): Int64(1)},
+    )
+    with BrokerProcess(tmp_path, "--data-dir", str(tmp_path / "data"), "--like", "4.3") as process:
+        with contextlib.closing(pika.BlockingConnection(pika.URLParameters(process.url))) as connection:
+            connection.channel().queue_declare("q", durable=True)
+        with RawAmqp10(process.url) as client:
+            _publish_10(client, "q", sent)
+            before = _read_10(client, "q", is_stream=False)
+        process.kill()
+        process.start()
+        with RawAmqp10(process.url) as client:
+            after = _read_10(client, "q", is_stream=False)
+        assert (before.properties, before.application_properties) == (sent.properties, sent.application_properties)
+        assert (after.header.durable, after.header.priority) == (True, 3)
+        assert (after.message_annotations, after.properties) == (before.message_annotations, before.properties)
+        assert (after.application_properties, after.body) == (before.application_properties, before.body)
+        assert after.footer == sent.footer

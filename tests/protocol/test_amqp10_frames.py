@@ -1,0 +1,795 @@
+"""AMQP 1.0, frame by frame: the embedded broker beside RabbitMQ 4.0 and later."""
+
+import struct
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from pika.adapters.blocking_connection import BlockingChannel
+
+from mqtool.broker.embedded import EmbeddedBroker
+from mqtool.codecs.amqp10_message import Amqp10Message
+from mqtool.codecs.amqp10_types import Array
+from mqtool.codecs.amqp10_values import Symbol, ULong
+from mqtool.codecs.field_tables import Int32, UInt8, UInt16, UInt32
+from tests.brokers import TestBroker, skip_or_fail
+from tests.protocol.conftest import Api
+from tests.protocol.raw_amqp10 import (
+    ACCEPTED,
+    AMQP_HEADER,
+    ATTACH,
+    BEGIN,
+    CLOSE,
+    COORDINATOR,
+    DETACH,
+    DISPOSITION,
+    END,
+    FLOW,
+    INIT,
+    MECHANISMS,
+    MODIFIED,
+    OPEN,
+    OUTCOME,
+    RECEIVED,
+    RECEIVER,
+    REJECTED,
+    RELEASED,
+    SASL_HEADER,
+    SENDER,
+    SETTLED,
+    SOURCE,
+    TARGET,
+    TRANSFER,
+    UNSETTLED,
+    RawAmqp10,
+    described,
+    message,
+    raw_frame,
+)
+
+ACCEPT, RELEASE, REJECT = described(ACCEPTED), described(RELEASED), described(REJECTED)
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Iterator[Callable[[str], TestBroker]]:
+    """Starts an embedded broker for each version, once."""
+    started: dict[str, EmbeddedBroker] = {}
+
+    def of(like: str) -> TestBroker:
+        if like not in started:
+            started[like] = EmbeddedBroker(like=like, management_port=0).start()
+        broker = started[like]
+        return TestBroker("embedded", broker.url.removesuffix("/%2F"), str(broker.management_url))
+
+    yield of
+    for each in started.values():
+        each.stop()
+
+
+@pytest.fixture(params=["4.0", "4.3", "rabbitmq"], ids=lambda like: like if like == "rabbitmq" else f"embedded-{like}")
+def broker(request: pytest.FixtureRequest, embedded: Callable[[str], TestBroker]) -> Iterator[TestBroker]:
+    """The embedded broker as two versions, and RabbitMQ if it is new enough, in place of the suite's two brokers."""
+    is_real = request.param == "rabbitmq"
+    found = request.getfixturevalue("rabbitmq") if is_real else embedded(request.param)
+    if found is None:
+        skip_or_fail("no rabbitmq-server is installed, and MQTOOL_TEST_URL names none")
+    fresh = found.with_fresh_vhost(f"test-{uuid.uuid4().hex[:12]}")
+    try:
+        if not fresh.differs_since("4.0", "AMQP 1.0 is part of the broker"):
+            pytest.skip("RabbitMQ 3.10 speaks AMQP 1.0 only with a plugin, and differently")
+        yield fresh
+    finally:
+        fresh.drop_vhost()
+
+
+@pytest.fixture
+def client(amqp_url: str) -> Iterator[RawAmqp10]:
+    """A client with a session."""
+    with RawAmqp10(amqp_url) as client:
+        yield client
+
+
+@pytest.fixture
+def queue(channel: BlockingChannel) -> str:
+    """A classic queue named `q`."""
+    channel.queue_declare("q", durable=True)
+    return "/queues/q"
+
+
+@pytest.fixture
+def quorum(channel: BlockingChannel) -> str:
+    """A quorum queue named `qq`, with a queue `dead` for its dead letters."""
+    channel.queue_declare("dead", durable=True)
+    arguments = {"x-queue-type": "quorum", "x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
+    channel.queue_declare("qq", durable=True, arguments=arguments)
+    return "/queues/qq"
+
+
+def test_the_way_into_a_connection(amqp_url: str) -> None:
+    client = RawAmqp10(amqp_url, opened=False)
+    client.log_in()
+    assert {"PLAIN", "ANONYMOUS"} <= set(client.mechanisms)
+    client.send(OPEN, "me", f"vhost:{client.vhost}")
+    opened = client.expect(OPEN)
+    assert [opened.field(number) for number in (2, 3, 4)] == [131_072, 63, 30_000]
+    assert {"LINK_PAIR_V1_0", "ANONYMOUS-RELAY"} <= set(opened.field(7))
+    assert opened.field(9)["product"] == "RabbitMQ"
+    begun = client.begin(channel=5)
+    assert (begun.channel, begun.field(0), begun.field(4)) == (5, 5, 255)
+    client.send(END, channel=5)
+    assert client.ended() is None
+    client.send(CLOSE)
+    assert client.expect(CLOSE).error is None
+
+
+@pytest.mark.parametrize("header", [AMQP_HEADER, b"AMQP\x02\x01\x00\x00", b"AMQP\x00\x02\x00\x00"])
+def test_another_header_is_answered_with_that_of_sasl(amqp_url: str, header: bytes) -> None:
+    client = RawAmqp10(amqp_url, opened=False)
+    client.socket.sendall(header)
+    assert client.read(8) == SASL_HEADER
+    assert client.closed()
+
+
+def test_anonymous_is_guest(amqp_url: str, vhost: str) -> None:
+    client = RawAmqp10(amqp_url, opened=False)
+    client.socket.sendall(SASL_HEADER)
+    client.read(8)
+    client.expect(MECHANISMS)
+    client.send(INIT, Symbol("ANONYMOUS"), kind=1)
+    assert client.expect(OUTCOME).fields[0] == 0
+    client.socket.sendall(AMQP_HEADER)
+    client.read(8)
+    client.send(OPEN, "me", f"vhost:{vhost}")
+    client.expect(OPEN)
+
+
+@pytest.mark.parametrize(("mechanism", "response"), [("PLAIN", b"\0guest\0wrong"), ("PLAIN", b"\0nobody\0guest")])
+def test_a_wrong_password(amqp_url: str, mechanism: str, response: bytes) -> None:
+    client = RawAmqp10(amqp_url, opened=False)
+    client.socket.sendall(SASL_HEADER)
+    client.read(8)
+    client.expect(MECHANISMS)
+    client.send(INIT, Symbol(mechanism), response, kind=1)
+    assert client.expect(OUTCOME).fields[0] == 1
+    assert client.closed()
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "response"), [("PLAIN", b"guest"), ("PLAIN", b""), ("CRAM-MD5", b"x"), ("", b"")]
+)
+def test_a_login_that_is_none(amqp_url: str, mechanism: str, response: bytes) -> None:
+    client = RawAmqp10(amqp_url, opened=False)
+    client.socket.sendall(SASL_HEADER)
+    client.read(8)
+    client.expect(MECHANISMS)
+    client.send(INIT, Symbol(mechanism), response, kind=1)
+    assert client.closed()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [("me", "vhost:none-of-this-name"), ("me", None, UInt32(511)), ("me", None, None, None, UInt32(999))],
+    ids=["vhost", "frame size", "idle time-out"],
+)
+def test_an_open_that_is_refused_ends_without_a_word(amqp_url: str, fields: tuple[Any, ...]) -> None:
+    client = RawAmqp10(amqp_url, opened=False)
+    client.log_in()
+    client.send(OPEN, *fields)
+    assert client.closed()
+
+
+def test_a_user_without_the_vhost(broker: TestBroker, ann: str) -> None:
+    parts = broker.url.split("@")[-1]
+    client = RawAmqp10(f"amqp://{ann}:secret@{parts}", opened=False)
+    client.log_in()
+    client.send(OPEN, "me", f"vhost:{client.vhost}")
+    assert client.closed()
+
+
+def test_limits_that_the_client_names(amqp_url: str) -> None:
+    client = RawAmqp10(amqp_url, opening=(UInt32(512), UInt16(3), UInt32(0)))
+    assert client.opened.field(3) == 3
+    client.send(BEGIN, None, UInt32(0), UInt32(1), UInt32(1), channel=4)
+    assert client.expect(CLOSE).error == (
+        "amqp:connection:framing-error",
+        "channel number (4) exceeds maximum channel number (3)",
+    )
+
+
+def test_a_client_that_wants_heartbeats_gets_them(amqp_url: str) -> None:
+    client = RawAmqp10(amqp_url, opening=(None, None, UInt32(1000)))
+    assert client.read(8) == b"\0\0\0\x08\x02\0\0\0"
+
+
+FRAMES = {
+    "too large": (
+        struct.pack(">IBBH", 131_073, 2, 0, 0),
+        "frame size (131073 bytes) > maximum frame size (131072 bytes)",
+    ),
+    "too small": (struct.pack(">IBBH", 7, 2, 0, 0), "frame size (7 bytes) < minimum frame size (8 bytes)"),
+    "offset too small": (struct.pack(">IBBH", 8, 1, 0, 0), "data offset (1) < minimum data offset (2)"),
+    "offset too large": (struct.pack(">IBBH", 8, 3, 0, 0), "data offset (12 bytes) > frame size (8 bytes)"),
+    "of another type": (raw_frame(b"", kind=1), "unexpected frame type 1 in amqp mode (expected 0)"),
+}
+
+
+@pytest.mark.parametrize("case", FRAMES)
+def test_malformed_frames(broker: TestBroker, client: RawAmqp10, case: str) -> None:
+    """Up to 4.1, RabbitMQ closes the socket after most of them without saying why."""
+    if broker.kind == "rabbitmq" and not broker.differs_since("4.2", "the error is sent"):
+        pytest.skip("closes the socket")
+    data, text = FRAMES[case]
+    client.socket.sendall(data)
+    assert client.expect(CLOSE).error == ("amqp:connection:framing-error", text)
+
+
+@pytest.mark.parametrize("body", [b"\x00", b"\x00\x53\x99\x45"])
+def test_what_is_no_performative_closes_the_connection(amqp_url: str, body: bytes) -> None:
+    """The words are those of Erlang in RabbitMQ, so they are not compared."""
+    client = RawAmqp10(amqp_url)
+    client.send(END)
+    client.expect(END)
+    client.socket.sendall(raw_frame(body, channel=7))
+    error = client.expect(CLOSE).error
+    assert error is not None
+
+
+# Sessions
+
+
+@pytest.mark.parametrize(
+    ("frame", "error"),
+    [
+        ((FLOW, None, UInt32(9), UInt32(0), UInt32(9), UInt32(7)),
+         ("amqp:session:unattached-handle", "Unattached link handle: 7")),
+        ((ATTACH, "x", UInt32(256), SENDER),
+         ("amqp:connection:framing-error", "link handle value (256) exceeds maximum link handle value (255)")),
+        ((TRANSFER, UInt32(3), UInt32(0), b"", None, True),
+         ("amqp:session:unattached-handle", "Unknown link handle: 3")),
+    ],
+)  # fmt: skip
+def test_errors_that_end_the_session(client: RawAmqp10, frame: tuple[Any, ...], error: tuple[str, str]) -> None:
+    client.send(*frame)
+    assert client.ended() == error
+    client.begin()
+
+
+def test_more_transfers_than_were_sent(client: RawAmqp10) -> None:
+    client.flow(seen=1)
+    assert (client.ended() or ("",))[0] == "amqp:session:window-violation"
+
+
+def test_a_handle_in_use(broker: TestBroker, client: RawAmqp10, queue: str) -> None:
+    if broker.kind == "rabbitmq" and not broker.differs_since("4.2", "it is checked"):
+        pytest.skip("replaces the link")
+    client.attach_sender(queue)
+    client.attach(SENDER, queue, name="other")
+    assert client.ended() == ("amqp:session:handle-in-use", "handle 0 is already associated with a link")
+
+
+def test_the_window_opens_again_at_half(client: RawAmqp10, queue: str) -> None:
+    client.attach_sender(queue)
+    for number in range(200):
+        client.publish(number, settled=True)
+    flows = []
+    while not any(flow.field(4) is None for flow in flows):
+        flows.append(client.expect(FLOW))
+    assert (flows[-1].fields[:2], flows[0].field(6)) == ([200, 400], 170)
+
+
+def test_a_second_begin_on_a_channel_ends_the_session(client: RawAmqp10) -> None:
+    client.send(BEGIN, None, UInt32(0), UInt32(1), UInt32(1))
+    condition, _ = client.ended() or ("", "")
+    assert condition == "amqp:internal-error"
+
+
+# Attaching
+
+
+def ends_session(broker: TestBroker) -> bool:
+    """Whether an error of a link ends the session, and not just the link."""
+    return not broker.differs_since("4.2", "links are refused and detached one by one")
+
+
+def link_error(broker: TestBroker, client: RawAmqp10) -> tuple[str, str | None] | None:
+    """The error with which a link is detached, or the session ended, depending on the version."""
+    return client.ended() if ends_session(broker) else client.detached()
+
+
+REFUSED = {
+    "no queue": (SENDER, "/queues/none", "amqp:not-found", "no queue 'none' in vhost '{vhost}'"),
+    "no exchange": (SENDER, "/exchanges/none", "amqp:not-found", "no exchange 'none' in vhost '{vhost}'"),
+    "no source": (RECEIVER, "/queues/none", "amqp:not-found", "no queue 'none' in vhost '{vhost}'"),
+    "default exchange": (SENDER, "/exchanges/amq.default/k", "amqp:invalid-field", "bad_address_string"),
+    "empty exchange": (SENDER, "/exchanges/", "amqp:invalid-field", "bad_address_string"),
+    "empty queue": (SENDER, "/queues/", "amqp:invalid-field", "bad_address_string"),
+    "three segments": (SENDER, "/exchanges/a/b/c", "amqp:invalid-field", "bad_address_string"),
+    "bad percent": (SENDER, "/queues/%zz", "amqp:invalid-field", "bad_address_string"),
+    "internal": (SENDER, "/exchanges/amq.rabbitmq.trace/k", "amqp:unauthorized-access",
+                 "forbidden to publish to internal exchange 'amq.rabbitmq.trace' in vhost '{vhost}'"),
+    "null source": (RECEIVER, None, "amqp:invalid-field", "{{bad_address,undefined}}"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_links_that_are_refused(broker: TestBroker, client: RawAmqp10, vhost: str, case: str) -> None:
+    """With an attach frame that has no terminus, and a detach frame with the error; the session goes on."""
+    role, address, condition, text = REFUSED[case]
+    client.attach(role, address)
+    if ends_session(broker):
+        found = client.ended()
+        assert found is not None
+        assert (found[0], text.format(vhost=vhost) in str(found[1])) == (condition, True), found
+        return
+    answer = client.expect(ATTACH)
+    assert answer.fields[:3] == ["link-0", 0, not role]
+    assert answer.field(6 if role is SENDER else 5) is None
+    detach = client.expect(DETACH)
+    assert detach.fields[:2] == [0, True]
+    found = detach.error
+    assert found is not None
+    assert (found[0], text.format(vhost=vhost) in str(found[1])) == (condition, True), found
+    client.attach(role, address)
+    client.expect(ATTACH)
+
+
+V1 = ["q", "/queue/q", "/topic/t", "/amq/queue/q"]
+
+
+@pytest.mark.parametrize("address", V1)
+@pytest.mark.parametrize("role", [SENDER, RECEIVER], ids=["target", "source"])
+def test_addresses_of_version_1_are_refused(
+    request: pytest.FixtureRequest, broker: TestBroker, client: RawAmqp10, address: str, role: bool
+) -> None:
+    """Before 4.3, RabbitMQ permits them unless it is told not to; the embedded broker never does."""
+    if broker.kind == "rabbitmq" and not broker.differs_since("4.3", ""):
+        pytest.skip("permitted here")
+    client.attach(role, address)
+    if not ends_session(broker):
+        client.expect(ATTACH)
+    condition, text = link_error(broker, client) or ("", "")
+    assert condition == "amqp:invalid-field"
+    assert f'{{amqp_address_v1_not_permitted,{{utf8,<<"{address}">>}}}}' in str(text)
+
+
+UNSUPPORTED = {
+    "transactions": ((None, None), {"target": described(COORDINATOR)}, "Transactions not supported"),
+    "resumption": ((None, None), {"unsettled": {b"1": ACCEPT}}, "Link recovery not supported"),
+    "second": ((UNSETTLED, UInt8(1)), {}, "rcv-settle-mode second not supported"),
+    "outcomes": ((None, None), {"outcomes": Array([Symbol("amqp:other:list")])},
+                 'Outcomes not supported: [{symbol,<<"amqp:other:list">>}]'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNSUPPORTED)
+def test_what_rabbitmq_does_not_have(broker: TestBroker, client: RawAmqp10, queue: str, case: str) -> None:
+    (sending, receiving), given, text = UNSUPPORTED[case]
+    source = described(SOURCE, *[None] * 9, given["outcomes"]) if "outcomes" in given else described(SOURCE)
+    target = given.get("target", described(TARGET, queue))
+    unsettled = given.get("unsettled")
+    client.send(ATTACH, "x", UInt32(0), SENDER, sending, receiving, source, target, unsettled, None, UInt32(0))
+    if not ends_session(broker):
+        client.expect(ATTACH)
+    assert link_error(broker, client) == ("amqp:not-implemented", text)
+
+
+def test_a_link_may_be_detached_and_attached_again(client: RawAmqp10, queue: str) -> None:
+    for closed in (True, False):
+        client.attach_sender(queue)
+        client.send(DETACH, UInt32(0), closed)
+        assert client.expect(DETACH).fields[:2] == [0, closed]
+
+
+# Publishing
+
+
+def test_a_message_is_accepted(client: RawAmqp10, queue: str, channel: BlockingChannel, take: Any) -> None:
+    flow = client.attach_sender(queue)
+    assert (flow.field(5), flow.field(6)) == (0, 170)
+    assert client.published(0) == ACCEPT
+    assert take.one("q")[2] == b"hello"
+
+
+def test_accepted_in_ranges(client: RawAmqp10, queue: str) -> None:
+    client.attach_sender(queue)
+    for number in range(80):
+        client.publish(number)
+    settled: set[int] = set()
+    while len(settled) < 80:
+        outcome = client.expect(DISPOSITION)
+        last = outcome.field(1) if outcome.field(2) is None else outcome.field(2)
+        settled |= set(range(outcome.field(1), last + 1))
+        assert outcome.field(4) == ACCEPT
+    assert settled == set(range(80))
+
+
+def test_an_unroutable_message_is_released(client: RawAmqp10) -> None:
+    client.attach_sender("/exchanges/amq.direct/nowhere")
+    assert client.published(0) == RELEASE
+
+
+def test_a_full_queue_rejects(client: RawAmqp10, channel: BlockingChannel) -> None:
+    channel.queue_declare("full", arguments={"x-max-length": 1, "x-overflow": "reject-publish"}, durable=True)
+    client.attach_sender("/queues/full")
+    assert client.published(0) == ACCEPT
+    state = client.published(1)
+    assert state.descriptor == REJECTED
+    if any(state.value):  # since 4.2
+        condition, text, info = state.value[0].value
+        assert (condition, text) == ("amqp:resource-limit-exceeded", "queue 'full' exceeded maximum length")
+        assert info == {"queue": "full", "reason": "maxlen"}
+
+
+def test_a_message_in_many_transfers(client: RawAmqp10, queue: str, take: Any) -> None:
+    client.attach_sender(queue)
+    payload = message(b"0123456789" * 20_000)
+    parts = [payload[at : at + 60_000] for at in range(0, len(payload), 60_000)]
+    for part in parts:
+        client.publish(0, part, more=part is not parts[-1])
+    assert client.expect(DISPOSITION).field(4) == ACCEPT
+    assert take.one("q")[2] == b"0123456789" * 20_000
+
+
+def test_a_last_transfer_without_a_payload(client: RawAmqp10, queue: str, take: Any) -> None:
+    client.attach_sender(queue)
+    client.publish(0, more=True)
+    client.send(TRANSFER, UInt32(0))
+    assert client.expect(DISPOSITION).field(4) == ACCEPT
+    assert take.one("q")[2] == b"hello"
+
+
+#: The fields of a transfer, from the handle on.
+START, ON_ZERO = (UInt32(0), UInt32(0), b"", None), (UInt32(0), None, None, None)
+LINK_ERRORS: dict[str, tuple[UInt8 | None, list[tuple[Any, ...]], str, str]] = {
+    "another id": (
+        None,
+        [(*START, False, True), (UInt32(0), UInt32(1), b"", None, False, False)],
+        "amqp:invalid-field",
+        "delivery-id of continuation transfer ({uint,1}) differs from delivery-id on first transfer (0)",
+    ),
+    "settled later": (
+        None,
+        [(*START, False, True), (*ON_ZERO, True, False)],
+        "amqp:invalid-field",
+        "field 'settled' of continuation transfer (true) differs from (interpreted) field 'settled' on first transfer "
+        "(false)",
+    ),
+    "settled on an unsettled link": (
+        UNSETTLED,
+        [(*START, True)],
+        "amqp:invalid-field",
+        "sender settle mode is 'unsettled' but transfer settled flag is interpreted as being 'true'",
+    ),
+    "unsettled on a settled link": (
+        SETTLED,
+        [(*START, False)],
+        "amqp:invalid-field",
+        "sender settle mode is 'settled' but transfer settled flag is interpreted as being 'false'",
+    ),
+    "second": (
+        None,
+        [(*START, False, False, UInt8(1))],
+        "amqp:not-implemented",
+        "rcv-settle-mode second not supported",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LINK_ERRORS)
+def test_transfers_that_detach_the_link(broker: TestBroker, client: RawAmqp10, queue: str, case: str) -> None:
+    mode, transfers, condition, text = LINK_ERRORS[case]
+    client.attach_sender(queue, mode=mode)
+    for fields in transfers:
+        client.send(TRANSFER, *fields, payload=message())
+    found = link_error(broker, client)
+    assert found is not None
+    assert found[1] == text
+    assert found[0] == condition or ends_session(broker)
+
+
+def test_more_than_the_credit_detaches_the_link(client: RawAmqp10, channel: BlockingChannel, queue: str) -> None:
+    """Credit is not topped up while messages are not settled; a message that is never complete is not."""
+    client.attach_sender(queue)
+    frames = b"".join(
+        raw_frame(b"\x00\x53\x14\xc0\x0b\x05\x43\x70" + struct.pack(">I", number) + b"\xa0\x00\x43\x42" + message())
+        for number in range(171)
+    )
+    client.socket.sendall(frames)
+    got = client.receive()
+    while got.code in (DISPOSITION, FLOW):
+        got = client.receive()
+        if got.code == DISPOSITION and (got.field(2) or got.field(1)) == 170:
+            return  # the broker was quick enough to give more
+    assert got.error == ("amqp:link:transfer-limit-exceeded", None)
+
+
+@pytest.mark.parametrize("payload", [b"", b"\x00", b"garbage", b"\x00\x53\x70\xc0\x01", b"\x00\x53\x99\x40"])
+def test_a_message_that_is_none(client: RawAmqp10, queue: str, payload: bytes) -> None:
+    client.attach_sender(queue)
+    client.publish(0, payload)
+    got = client.receive()
+    assert got.code in (DETACH, END)
+    assert got.error is not None
+
+
+def test_the_anonymous_terminus(client: RawAmqp10, queue: str, channel: BlockingChannel, vhost: str) -> None:
+    """Each message has its address; a bad one rejects the message, and the link goes on."""
+    channel.queue_bind("q", "amq.direct", "a/b ä")
+    client.attach_sender(None)
+    key = quote("a/b ä", safe="")
+    assert client.published(0, message(to="/queues/q")) == ACCEPT
+    assert client.published(1, message(to=f"/exchanges/amq.direct/{key}")) == ACCEPT
+    assert client.published(2, message(to="/exchanges/amq.direct/x")) == RELEASE
+    assert client.published(3, message(to="/queues/none")) == RELEASE
+    refused = {
+        4: (message(), "amqp:precondition-failed", "anonymous terminus requires 'to' address to be set"),
+        5: (message(to="/what"), "amqp:precondition-failed", "bad 'to' address string: /what"),
+        6: (message(to="/exchanges/none/k"), "amqp:not-found", f"no exchange 'none' in vhost '{vhost}'"),
+    }
+    for number, (payload, condition, text) in refused.items():
+        state = client.published(number, payload)
+        assert state.descriptor == REJECTED
+        assert state.value[0].value[:2] == [condition, text]
+    assert client.published(7, message(to="/queues/q")) == ACCEPT
+
+
+def test_a_settled_message_with_a_bad_address_detaches_the_link(client: RawAmqp10) -> None:
+    client.attach_sender(None)
+    client.publish(0, message(to="/what"), settled=True)
+    assert client.detached() == ("amqp:precondition-failed", "bad 'to' address string: /what")
+
+
+def test_an_exchange_that_is_deleted(client: RawAmqp10, channel: BlockingChannel, vhost: str) -> None:
+    channel.exchange_declare("x", "fanout")
+    client.attach_sender("/exchanges/x")
+    channel.exchange_delete("x")
+    client.publish(0)
+    assert client.expect(DISPOSITION).field(4) == RELEASE
+    assert client.detached() == ("amqp:not-found", f"no exchange 'x' in vhost '{vhost}'")
+
+
+# Receiving
+
+
+def test_credit_and_settlement(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
+    for body in (b"1", b"2", b"3"):
+        channel.basic_publish("", "q", body)
+    answer = client.attach_receiver(queue, credit=2)
+    assert (answer.field(2), answer.field(3), answer.field(9)) == (SENDER, UNSETTLED, 0)
+    source = answer.field(5).value
+    assert (source[0], source[8], list(source[9])) == (
+        queue,
+        RELEASE,
+        [f"amqp:{name}:list" for name in ("accepted", "rejected", "released", "modified")],
+    )
+    first, second = client.expect(TRANSFER), client.expect(TRANSFER)
+    assert [first.body, second.body] == [b"1", b"2"]
+    assert [first.field(1), second.field(1), first.field(4)] == [0, 1, False]
+    assert first.field(2) != second.field(2)
+    client.settle(0, ACCEPT, 1)
+    client.flow(0, 1, count=2, seen=2)
+    assert client.expect(TRANSFER).body == b"3"
+
+
+def test_messages_sent_settled(client: RawAmqp10, queue: str, channel: BlockingChannel, api: Api, vhost: str) -> None:
+    channel.basic_publish("", "q", b"1")
+    assert client.attach_receiver(queue, mode=SETTLED).field(3) == SETTLED
+    got = client.expect(TRANSFER)
+    assert (got.field(4), got.body) == (True, b"1")
+    assert channel.queue_declare("q", passive=True).method.message_count == 0
+
+
+def test_a_disposition_that_is_not_settled_is_answered(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
+    channel.basic_publish("", "q", b"1")
+    client.attach_receiver(queue)
+    client.expect(TRANSFER)
+    client.settle(0, ACCEPT, settled=False)
+    answer = client.expect(DISPOSITION)
+    assert (answer.field(0), answer.field(1), answer.field(3), answer.field(4)) == (SENDER, 0, True, ACCEPT)
+
+
+def test_released_comes_again(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
+    channel.basic_publish("", "q", b"1")
+    client.attach_receiver(queue)
+    first = client.expect(TRANSFER).message.header
+    client.settle(0, RELEASE)
+    second = client.expect(TRANSFER).message.header
+    assert (first.first_acquirer, second.first_acquirer) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("state", "dead"),
+    [
+        (REJECT, True),
+        (described(MODIFIED, False, True), True),
+        (described(MODIFIED, True, True), True),
+        (RELEASE, False),
+        (described(MODIFIED), False),
+    ],
+    ids=["rejected", "undeliverable here", "failed and undeliverable", "released", "modified"],
+)
+def test_what_becomes_of_a_delivery(client: RawAmqp10, quorum: str, state: Any, dead: bool) -> None:
+    client.attach_sender(quorum, handle=1)
+    assert client.published(0, handle=1) == ACCEPT
+    client.attach_receiver(quorum, credit=1)
+    client.expect(TRANSFER)
+    client.settle(0, state)
+    client.attach_receiver("/queues/dead" if dead else quorum, handle=2)
+    if not dead:
+        client.flow(0, 0, count=1, seen=1)
+    assert client.expect(TRANSFER).body == b"hello"
+
+
+def counts(client: RawAmqp10, quorum: str, state: Any) -> list[Any]:
+    """The delivery counts of a message that is settled twice with a state, and of its third delivery."""
+    client.attach_sender(quorum, handle=1)
+    client.published(0, handle=1)
+    client.attach_receiver(quorum)
+    found = []
+    for number in range(3):
+        got = client.expect(TRANSFER).message
+        found.append((got.header.delivery_count, got.header.first_acquirer))
+        if number < 2:
+            client.settle(number, state)
+    return found
+
+
+@pytest.mark.parametrize("case", ["released", "failed", "not failed"])
+def test_delivery_counts(client: RawAmqp10, quorum: str, case: str) -> None:
+    state = {"released": RELEASE, "failed": described(MODIFIED, True), "not failed": described(MODIFIED, False)}[case]
+    expected = [(0, True), (1, False), (2, False)] if case == "failed" else [(0, True), (0, False), (0, False)]
+    assert counts(client, quorum, state) == expected
+
+
+def test_annotations_of_modified_stay_with_the_message(client: RawAmqp10, quorum: str) -> None:
+    client.attach_sender(quorum, handle=1)
+    client.published(0, handle=1)
+    client.attach_receiver(quorum)
+    client.expect(TRANSFER)
+    client.settle(0, described(MODIFIED, True, False, {Symbol("x-opt-why"): "busy"}))
+    assert client.expect(TRANSFER).message.message_annotations[Symbol("x-opt-why")] == "busy"
+
+
+@pytest.mark.parametrize("state", [None, described(RECEIVED, UInt32(0), ULong(0))], ids=["none", "received"])
+def test_a_state_that_settles_nothing(client: RawAmqp10, queue: str, channel: BlockingChannel, state: Any) -> None:
+    channel.basic_publish("", "q", b"1")
+    client.attach_receiver(queue)
+    client.expect(TRANSFER)
+    client.settle(0, state)
+    condition, text = client.ended() or ("", "")
+    assert condition == "amqp:invalid-field"
+    assert str(text).startswith("Unrecognised state: ")
+
+
+def test_drain(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
+    channel.basic_publish("", "q", b"1")
+    client.attach_receiver(queue, credit=0)
+    client.flow(0, 5, drain=True)
+    assert client.expect(TRANSFER).body == b"1"
+    flow = client.expect(FLOW)
+    assert [flow.field(number) for number in (4, 5, 6, 7, 8)] == [0, 5, 0, 0, True]
+    channel.basic_publish("", "q", b"2")
+    client.flow(0, 1, count=5, seen=1)
+    assert client.expect(TRANSFER).body == b"2"
+
+
+def test_echo(client: RawAmqp10, queue: str) -> None:
+    client.attach_receiver(queue, credit=0)
+    client.flow(0, 7, echo=True)
+    flow = client.expect(FLOW)
+    assert [flow.field(number) for number in (4, 5, 6, 7)] == [0, 0, 7, 0]
+
+
+def test_the_session_window_holds_deliveries_back(amqp_url: str, queue: str, channel: BlockingChannel) -> None:
+    client = RawAmqp10(amqp_url, opened=False)
+    client.log_in()
+    client.send(OPEN, "me", f"vhost:{client.vhost}", UInt32(600))
+    client.expect(OPEN)
+    client.begin(window=2)
+    channel.basic_publish("", "q", b"x" * 1500)
+    channel.basic_publish("", "q", b"last")
+    client.attach(RECEIVER, queue)
+    client.expect(ATTACH)
+    client.flow(0, 10, window=2)
+    parts = [client.expect(TRANSFER), client.expect(TRANSFER)]
+    client.flow(seen=2, window=1)
+    parts.append(client.expect(TRANSFER))
+    client.flow(seen=3, window=100)
+    while parts[-1].field(5):
+        parts.append(client.expect(TRANSFER))
+    whole = Amqp10Message.decode(b"".join(part.payload for part in parts))
+    assert len(whole.body) > 1500
+    assert client.expect(TRANSFER).body == b"last"
+
+
+def test_a_message_larger_than_the_client_takes(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
+    channel.basic_publish("", "q", b"x" * 1000)
+    client.attach_receiver(queue, rest=(ULong(500),))
+    condition, text = client.ended() or ("", "")
+    assert condition == "amqp:link:message-size-exceeded"
+    assert str(text).endswith("> maximum message size (500 bytes)")
+
+
+def test_a_queue_that_is_deleted(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
+    client.attach_receiver(queue)
+    client.flow(echo=True)
+    channel.queue_delete("q")
+    assert client.detached() == ("amqp:resource-deleted", None)
+
+
+def test_unsettled_messages_come_back_when_the_link_goes(
+    client: RawAmqp10, queue: str, channel: BlockingChannel, take: Any
+) -> None:
+    channel.basic_publish("", "q", b"1")
+    client.attach_receiver(queue)
+    client.expect(TRANSFER)
+    client.send(DETACH, UInt32(0), True)
+    client.expect(DETACH)
+    method, _, body = take.one("q")
+    assert (body, method.redelivered) == (b"1", True)
+
+
+@pytest.mark.parametrize("how", ["end", "close", "cut"])
+def test_unsettled_messages_come_back_when_the_client_goes(
+    client: RawAmqp10, queue: str, channel: BlockingChannel, take: Any, how: str
+) -> None:
+    channel.basic_publish("", "q", b"1")
+    client.attach_receiver(queue)
+    client.expect(TRANSFER)
+    if how == "cut":
+        client.socket.close()
+    else:
+        client.send(END if how == "end" else CLOSE)
+        client.receive()
+        if how == "close":
+            client.socket.close()
+    assert take.one("q")[2] == b"1"
+
+
+def test_priority_of_a_receiver(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
+    client.attach_receiver(queue)
+    client.attach_receiver(queue, handle=1, rest=(None, None, None, {Symbol("rabbitmq:priority"): Int32(5)}))
+    client.flow(echo=True)
+    for body in (b"1", b"2"):
+        channel.basic_publish("", "q", body)
+    assert [client.expect(TRANSFER).field(0) for _ in range(2)] == [1, 1]
+
+
+# Permissions
+
+
+@pytest.fixture
+def restricted(broker: TestBroker, api: Api, ann: str) -> Iterator[RawAmqp10]:
+    """A client of a user who may write to `amq.direct` and read `r`."""
+    vhost = quote(broker.vhost, safe="")
+    permissions = {"configure": "", "write": "^(amq.direct|amq.topic)$", "read": "^r$"}
+    api("PUT", f"permissions/{vhost}/{ann}", permissions)
+    with RawAmqp10(f"amqp://{ann}:secret@{broker.url.split('@')[-1]}") as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("role", "address", "text"),
+    [
+        (SENDER, "/exchanges/amq.fanout", "write access to exchange 'amq.fanout'"),
+        (SENDER, "/queues/q", "write access to exchange 'amq.default'"),
+        (RECEIVER, "/queues/q", "read access to queue 'q'"),
+    ],
+)
+def test_permissions_are_checked_when_a_link_is_attached(
+    restricted: RawAmqp10, queue: str, vhost: str, ann: str, role: bool, address: str, text: str
+) -> None:
+    restricted.attach(role, address)
+    refused = f"{text} in vhost '{vhost}' refused for user '{ann}'"
+    assert restricted.ended() == ("amqp:unauthorized-access", refused)
+
+
+def test_a_user_id_that_is_not_the_user(broker: TestBroker, client: RawAmqp10, queue: str) -> None:
+    client.attach_sender(queue)
+    client.publish(0, message(user_id=b"somebody"))
+    assert link_error(broker, client) == (
+        "amqp:unauthorized-access",
+        "user_id property set to 'somebody' but authenticated user was 'guest'",
+    )

@@ -1,0 +1,147 @@
+"""Dynamic sources of AMQP 1.0, and what becomes of links when queues and consumers change, frame by frame."""
+
+import pytest
+from pika.adapters.blocking_connection import BlockingChannel
+
+from mqtool.codecs.amqp10_types import Array
+from mqtool.codecs.amqp10_values import Symbol
+from mqtool.codecs.field_tables import UInt32
+from tests.brokers import TestBroker
+from tests.protocol.raw_amqp10 import (
+    ACCEPTED,
+    ATTACH,
+    DETACH,
+    DISPOSITION,
+    FLOW,
+    RECEIVER,
+    SETTLED,
+    SOURCE,
+    TARGET,
+    TRANSFER,
+    Frame,
+    RawAmqp10,
+    described,
+    message,
+)
+from tests.protocol.test_amqp10_frames import broker, client, embedded, ends_session, queue, quorum
+
+__all__ = ["broker", "client", "embedded", "queue", "quorum"]
+
+DETACHES = Symbol("link-detach")
+
+
+def attach_dynamic(client: RawAmqp10, capability: str, *, handle: int = 0) -> Frame:
+    """Attach a receiver with a dynamic source; return the broker's attach frame."""
+    fields = (None, DETACHES, UInt32(0), True, None, None, None, None, None, Array([Symbol(capability)]))
+    source = described(SOURCE, None, *fields)
+    client.receiving.add(handle)
+    client.send(ATTACH, f"dynamic-{handle}", UInt32(handle), RECEIVER, SETTLED, None, source, described(TARGET))
+    return client.expect(ATTACH)
+
+
+@pytest.fixture(autouse=True)
+def _is_there(broker: TestBroker) -> None:
+    if ends_session(broker):
+        pytest.skip("RabbitMQ has dynamic sources from 4.2 on")
+
+
+def test_a_temporary_queue_lives_as_long_as_its_link(client: RawAmqp10) -> None:
+    source = attach_dynamic(client, "temporary-queue").field(5).value
+    address = source[0]
+    assert address.startswith("/queues/amq.dyn-raw-dynamic-0")
+    assert (source[2], source[4]) == (DETACHES, True)
+    client.flow(0, 10)
+    client.attach_sender(address, handle=1)
+    client.publish(0, handle=1)
+    frames = {frame.code: frame for frame in (client.receive(), client.receive())}
+    assert frames[TRANSFER].body == b"hello"
+    assert frames[DISPOSITION].field(4).descriptor == ACCEPTED
+    client.send(DETACH, UInt32(0), True)
+    errors = {frame.field(0): frame.error for frame in (client.expect(DETACH), client.expect(DETACH))}
+    assert errors == {0: None, 1: ("amqp:resource-deleted", None)}
+    client.attach(RECEIVER, address, handle=2)
+    client.expect(ATTACH)
+    condition, _ = client.detached() or ("", "")
+    assert condition == "amqp:not-found"
+
+
+def test_direct_replies(amqp_url: str, client: RawAmqp10) -> None:
+    source = attach_dynamic(client, "rabbitmq:volatile-queue").field(5).value
+    address = source[0]
+    assert address.startswith("/queues/amq.rabbitmq.reply-to.")
+    assert (source[2], source[4]) == (DETACHES, True)
+    client.flow(0, 10, echo=True)
+    client.expect(FLOW)
+    other = RawAmqp10(amqp_url)
+    other.attach_sender(None)
+    assert other.published(0, message(b"reply", to=address)).descriptor == ACCEPTED
+    got = client.expect(TRANSFER)
+    assert (got.body, got.field(4)) == (b"reply", True)
+
+
+def test_a_reply_to_a_client_of_amqp_091(client: RawAmqp10, channel: BlockingChannel) -> None:
+    replies = []
+    channel.basic_consume("amq.rabbitmq.reply-to", lambda *given: replies.append(given[3]), auto_ack=True)
+    channel.queue_declare("rpc")
+    channel.basic_publish("", "rpc", b"q", channel_properties())
+    client.attach_receiver("/queues/rpc")
+    asked = client.expect(TRANSFER).message.properties
+    client.attach_sender(None, handle=1)
+    assert client.published(0, message(b"answer", to=asked.reply_to), handle=1).descriptor == ACCEPTED
+    channel.connection.process_data_events(time_limit=5)
+    assert replies == [b"answer"]
+
+
+def channel_properties() -> object:
+    from pika import BasicProperties
+
+    return BasicProperties(reply_to="amq.rabbitmq.reply-to")
+
+
+def test_which_consumer_is_active(broker: TestBroker, client: RawAmqp10, channel: BlockingChannel) -> None:
+    if not broker.differs_since("4.3", "consumers of quorum queues are told"):
+        pytest.skip("from 4.3 on")
+    channel.queue_declare("sac", durable=True, arguments={"x-queue-type": "quorum", "x-single-active-consumer": True})
+    client.attach_receiver("/queues/sac")
+    assert client.receive().field(10) == {"rabbitmq:active": True}
+    client.attach_receiver("/queues/sac", handle=1, credit=0)
+    client.flow(1, 5, echo=True)
+    assert client.receive().field(10) in (None, {"rabbitmq:active": False})
+    client.send(DETACH, UInt32(0), True)
+    frames = [client.receive(), client.receive()]
+    assert {frame.code for frame in frames} == {DETACH, FLOW}
+    assert next(frame for frame in frames if frame.code == FLOW).field(10) == {"rabbitmq:active": True}
+
+
+def test_the_target_of_a_publisher_is_deleted(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
+    client.attach_sender(queue)
+    assert client.published(0).descriptor == ACCEPTED
+    channel.queue_delete("q")
+    assert client.detached() == ("amqp:resource-deleted", None)
+
+
+def test_a_rejected_message_is_dead_lettered_with_its_deaths(client: RawAmqp10, quorum: str) -> None:
+    client.attach_sender(quorum, handle=1)
+    client.published(0, handle=1)
+    client.attach_receiver(quorum)
+    client.expect(TRANSFER)
+    client.settle(0, described(0x25))
+    client.attach_receiver("/queues/dead", handle=2)
+    got = client.expect(TRANSFER).message
+    assert got.message_annotations[Symbol("x-last-death-queue")] == "qq"
+    (death,) = got.message_annotations[Symbol("x-opt-deaths")]
+    assert (death["queue"], death["reason"], death["count"]) == ("qq", "rejected", 1)
+
+
+def test_dispositions_of_what_is_not_there_are_ignored(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
+    channel.basic_publish("", "q", b"1")
+    client.attach_receiver(queue)
+    first = client.expect(TRANSFER).field(1)
+    client.settle(first + 5, described(ACCEPTED), first + 9)
+    client.settle(first, described(ACCEPTED), first + 100)
+    client.settle(first, described(ACCEPTED), settled=False)
+    channel.basic_publish("", "q", b"2")
+    got = client.receive()
+    if got.code == DISPOSITION:
+        got = client.receive()
+    assert got.body == b"2"

@@ -1,0 +1,163 @@
+"""Filters of AMQP 1.0 consumers of streams: property filters and SQL, as in RabbitMQ 4.3."""
+
+import uuid
+
+import pytest
+
+from mqtool.broker.embedded.amqp10.filters import Filters, parse_filters
+from mqtool.broker.embedded.amqp10.sql_filter import compile_sql
+from mqtool.broker.embedded.model.profile import PROFILES, Like
+from mqtool.broker.embedded.model.sectioned import parse
+from mqtool.codecs.amqp10_message import Amqp10Message, BareProperties, Header, data_section
+from mqtool.codecs.amqp10_types import Any10, Described, Map, Milliseconds
+from mqtool.codecs.amqp10_values import Symbol, ULong
+from mqtool.codecs.field_tables import Int32, Timestamp, UInt8, UInt32
+
+_ID = uuid.UUID("00112233-4455-6677-8899-aabbccddeeff")
+_PROPERTIES = BareProperties(
+    "mid", b"guest", "/queues/q", "orders.new", "/queues/r", _ID, Symbol("text/plain"), Symbol("gzip"),
+    Milliseconds(2_000), Milliseconds(1_000), "group", UInt32(7), "others",
+)  # fmt: skip
+_APPLICATION: Map = {
+    "colour": "red", "size": Int32(5), "price": 2.5, "urgent": True, "nothing": None, "id": _ID, "raw": b"\xff",
+    "a b": "spaced", "list": [1], "at": Milliseconds(1_000), "é": "ü",
+}  # fmt: skip
+_MESSAGE = parse(
+    Amqp10Message(
+        Header(True, UInt8(6)), properties=_PROPERTIES, application_properties=_APPLICATION, body=data_section(b"")
+    ).encode()
+)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "colour = 'red'", 'colour = "red"', "colour <> 'blue'", "colour != 'blue'", "NOT colour = 'blue'",
+        "size = 5", "size = 5.0", "size > 4 AND size < 6", "size >= 5 AND size <= 5", "size + 1 = 6", "size * -2 = -10",
+        "size - 1 - 1 = 3", "size / 2 = 2.5", "size % 3 = 2", "-size % 3 = -2", "2 + 3 * 2 = 8", "(2 + 3) * 2 = 10",
+        "price > 2", "price = 25.0E-1", "urgent", "urgent = TRUE", "NOT urgent = FALSE", "TRUE", "NOT FALSE",
+        "colour IN ('blue', 'red')", "size NOT IN (1, 2)", "colour LIKE 'r%'", "colour LIKE '_e_'",
+        "colour NOT LIKE 'b%'", "colour LIKE '%e%'", "'50%' LIKE '50!%' ESCAPE '!'", "'it''s' = \"it's\"",
+        "nothing IS NULL", "missing IS NULL", "colour IS NOT NULL", "list IS NULL",
+        "missing = 1 OR size = 5", "NOT (missing = 1 AND size = 6)", "[a b] = 'spaced'", "[é] = 'ü'",
+        "p.subject = 'orders.new'", "properties.subject LIKE 'orders.%'", "p.group_sequence = 7", "h.priority = 6",
+        "header.priority > 4", "p.user_id = 'guest'", "p.correlation_id = 0x00112233445566778899AABBCCDDEEFF",
+        "a.size = 5", "application_properties.colour = 'red'", "raw = 0xFF", "at = 1000", "p.creation_time < UTC()",
+        "at <> 1001", "colour <> 5", "FALSE OR TRUE AND TRUE", "'a' < 'b'",
+    ],
+)  # fmt: skip
+def test_expressions_that_choose_the_message(expression: str) -> None:
+    assert compile_sql(expression)(_MESSAGE)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "colour = 'blue'", "missing = 1", "NOT missing = 1", "missing <> 1", "missing LIKE 'a%'", "missing IN (1)",
+        "NOT (missing IN (1))", "colour > 5", "colour = 5", "urgent = 1", "size", "colour", "size / 0 = 1",
+        "size % 2.5 = 0", "colour + 1 = 2", "raw LIKE '%'", "raw NOT LIKE 'a%'", "size LIKE '5'", "price % 1 = 0",
+        "missing AND TRUE", "missing OR FALSE", "urgent > FALSE",
+    ],
+)  # fmt: skip
+def test_expressions_that_do_not(expression: str) -> None:
+    assert not compile_sql(expression)(_MESSAGE)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "", "colour =", "= 5", "size = 5 = 5", "colour and size", "colour LIKE size", "colour LIKE 'a' ESCAPE 'bc'",
+        "colour LIKE 'a!' ESCAPE '!'", "IS NULL", "5 IS NULL", "(size) IS NULL", "size NOT 5", "size IN ()", "UTC",
+        "lower(colour) = 'red'", "p.nothing = 1", "h.durable = TRUE", "x.colour = 1", "size = 5;", "'open", "[open",
+        "- - 5 = 5", "(size = 5", "size = 5)", "5.", "colour LIKE 'a\tb'", "a" * 4097, " OR ".join(["TRUE"] * 150),
+        "(" * 150 + "TRUE" + ")" * 150, "size = 0xabc",
+    ],
+)  # fmt: skip
+def test_expressions_that_are_not_valid(expression: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - the texts are for logs
+        compile_sql(expression)
+
+
+_FIELDS, _APPLICATION_FIELDS = Symbol("amqp:properties-filter"), Symbol("amqp:application-properties-filter")
+
+
+def _parsed(wanted: Map, like: Like = Like.V4_3) -> Filters:
+    return parse_filters(wanted, PROFILES[like])
+
+
+@pytest.mark.parametrize(
+    ("descriptor", "wanted", "chosen"),
+    [
+        (_FIELDS, {Symbol("subject"): "orders.new"}, True),
+        (ULong(0x173), {Symbol("subject"): "&p:orders."}, True),
+        (_FIELDS, {Symbol("subject"): "&s:.new", Symbol("message-id"): "mid"}, True),
+        (_FIELDS, {Symbol("subject"): "&s:.old"}, False),
+        (_FIELDS, {Symbol("subject"): "&&s:.new"}, False),
+        (_FIELDS, {Symbol("correlation-id"): _ID, Symbol("user-id"): b"guest"}, True),
+        (_FIELDS, {Symbol("content-type"): Symbol("text/plain"), Symbol("group-sequence"): UInt32(7)}, True),
+        (_FIELDS, {Symbol("creation-time"): Milliseconds(1_000)}, True),
+        (_FIELDS, {Symbol("to"): "elsewhere"}, False),
+        (_APPLICATION_FIELDS, {"colour": "red", "size": 5.0, "urgent": True, "nothing": None}, True),
+        (ULong(0x174), {"colour": "&p:r"}, True),
+        (_APPLICATION_FIELDS, {"urgent": Int32(1)}, False),
+        (_APPLICATION_FIELDS, {"missing": None}, False),
+    ],
+)
+def test_property_filters(descriptor: Any10, wanted: Map, chosen: bool) -> None:
+    filters = _parsed({Symbol("any"): Described(descriptor, wanted)})
+    assert filters.effective == {"any": Described(descriptor, wanted)}
+    assert filters.selector(_MESSAGE) is chosen
+
+
+@pytest.mark.parametrize(
+    "filter_",
+    [
+        Described(_FIELDS, {}),
+        Described(_FIELDS, {Symbol("subject"): 5}),
+        Described(_FIELDS, {Symbol("subject"): "&x:"}),
+        Described(_FIELDS, {Symbol("what"): "a"}),
+        Described(_FIELDS, {"subject": "a"}),
+        Described(_APPLICATION_FIELDS, {Symbol("colour"): "red"}),
+        Described(_APPLICATION_FIELDS, {str(number): 1 for number in range(17)}),
+        Described(_APPLICATION_FIELDS, "text"),
+        Described(Symbol("rabbitmq:stream-offset-spec"), -1),
+        Described(Symbol("rabbitmq:stream-match-unfiltered"), "true"),
+        Described(Symbol("elsewhere"), "x"),
+        "text",
+    ],
+)
+def test_filters_that_are_not_in_place(filter_: Any10) -> None:
+    filters = _parsed({Symbol("any"): filter_, Symbol("sql-filter"): Described(Symbol("amqp:sql-filter"), "oops =")})
+    assert (filters.effective, filters.arguments, filters.selector(_MESSAGE)) == ({}, {}, True)
+
+
+def test_filters_of_streams_become_consumer_arguments() -> None:
+    wanted: Map = {
+        Symbol("a"): Described(Symbol("rabbitmq:stream-offset-spec"), Milliseconds(5_999)),
+        Symbol("b"): Described(Symbol("rabbitmq:stream-filter"), ["x", "y", Symbol("not a text")]),
+        Symbol("c"): Described(Symbol("rabbitmq:stream-match-unfiltered"), True),
+    }
+    filters = _parsed(wanted)
+    assert filters.effective == wanted
+    assert filters.arguments == {
+        "x-stream-offset": Timestamp(5), "x-stream-filter": ["x", "y"], "x-stream-match-unfiltered": True,
+    }  # fmt: skip
+    assert type(filters.arguments["x-stream-offset"]) is Timestamp
+
+
+def test_sql_and_property_filters_exclude_each_other() -> None:
+    sql = Described(Symbol("amqp:sql-filter"), "size = 5")
+    fields = Described(_FIELDS, {Symbol("subject"): "x"})
+    assert _parsed({Symbol("sql-filter"): sql, Symbol("p"): fields}).effective == {"p": fields}
+    assert _parsed({Symbol("p"): fields, Symbol("sql-filter"): sql}).effective == {"sql-filter": sql}
+    both: Map = {Symbol("p"): fields, Symbol("a"): Described(_APPLICATION_FIELDS, {"size": 5})}
+    assert _parsed(both).effective == both
+
+
+def test_4_0_has_only_the_filters_of_streams() -> None:
+    wanted: Map = {
+        Symbol("sql-filter"): Described(Symbol("amqp:sql-filter"), "FALSE"),
+        Symbol("o"): Described(Symbol("rabbitmq:stream-offset-spec"), "first"),
+    }
+    filters = _parsed(wanted, Like.V4_0)
+    assert (list(filters.effective or {}), filters.selector(_MESSAGE)) == (["o"], True)

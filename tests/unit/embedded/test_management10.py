@@ -1,0 +1,260 @@
+"""The management node of AMQP 1.0: status codes and texts are those of RabbitMQ 4.3.6."""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from mqtool.broker.embedded.amqp10.management import UnknownRequest, handle
+from mqtool.broker.embedded.model.amqp_errors import ChannelException
+from mqtool.broker.embedded.model.broker import Broker
+from mqtool.broker.embedded.model.ledger import Ledger
+from mqtool.broker.embedded.model.profile import PROFILES, Like
+from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.rights import Rights
+from mqtool.broker.embedded.model.users import Permissions
+from mqtool.broker.embedded.model.virtual_host import VirtualHost
+from mqtool.codecs.amqp10_message import Amqp10Message, BareProperties, sections, value_section
+from mqtool.codecs.amqp10_types import Any10
+from mqtool.codecs.amqp10_values import Symbol, ULong
+from mqtool.codecs.field_tables import Int32, UInt32
+
+
+@dataclass
+class _Client:
+    """A connection, as the management node sees it."""
+
+    broker: Broker
+    vhost: VirtualHost
+    rights: Rights
+    exclusive_queues: set[Queue] = field(default_factory=set)
+
+    def __call__(self, method: str, target: str, body: Any10 = None) -> tuple[int, Any10]:
+        """Send a request; return the status and the body of the response."""
+        properties = BareProperties(ULong(7), None, target, method, "$me")
+        request = Amqp10Message(properties=properties, body=value_section(body))
+        response = Amqp10Message.decode(handle(self, request.encode()))
+        assert response.properties.correlation_id == 7
+        assert response.application_properties == {"http:response": "1.1"}
+        return int(response.properties.subject or 0), sections(response.body)[0].value
+
+
+async def _client(like: Like = Like.V4_3) -> _Client:
+    broker = Broker(Ledger(), profile=PROFILES[like])
+    broker.create_defaults()
+    return _Client(broker, broker.vhosts["/"], Rights(broker, "guest", "/"))
+
+
+@pytest.fixture
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture
+def client(loop: asyncio.AbstractEventLoop) -> _Client:
+    return loop.run_until_complete(_client())
+
+
+_QUEUE = {
+    "leader": "embedded@localhost", "message_count": 0, "consumer_count": 0, "name": "q", "vhost": "/",
+    "durable": True, "auto_delete": False, "exclusive": False, "type": "classic",
+    "arguments": {"x-queue-type": "classic"}, "replicas": ["embedded@localhost"],
+}  # fmt: skip
+
+
+def test_a_queue_is_declared_read_purged_and_deleted(client: _Client) -> None:
+    assert client("PUT", "/queues/q", {}) == (201, _QUEUE)
+    assert client("PUT", "/queues/q", {"durable": True, "arguments": {}}) == (200, _QUEUE)
+    assert client("GET", "/queues/q") == (200, _QUEUE)
+    assert client("DELETE", "/queues/q/messages") == (200, {"message_count": 0})
+    assert client("DELETE", "/queues/q") == (200, {"message_count": 0})
+    assert client("DELETE", "/queues/q") == (200, {"message_count": 0})
+    assert client("GET", "/queues/q") == (404, "queue 'q' in vhost '/' not found")
+    assert client("DELETE", "/queues/q/messages") == (404, "no queue 'q' in vhost '/'")
+
+
+def test_the_type_and_the_arguments_of_a_queue_are_kept(client: _Client) -> None:
+    arguments = {"x-queue-type": "quorum", Symbol("x-max-length"): UInt32(5)}
+    _, queue = client("PUT", "/queues/a%2Fb%20%C3%A9", {"arguments": arguments})
+    assert (queue["name"], queue["type"]) == ("a/b é", "quorum")
+    assert queue["arguments"] == {"x-queue-type": "quorum", "x-max-length": 5}
+    assert type(queue["arguments"]["x-max-length"]) is UInt32
+
+
+def test_an_exclusive_queue_belongs_to_the_connection(client: _Client) -> None:
+    other = _Client(client.broker, client.vhost, client.rights)
+    assert client("PUT", "/queues/q", {"exclusive": True})[1]["exclusive"]
+    assert {queue.name for queue in client.exclusive_queues} == {"q"}
+    locked = "cannot obtain exclusive access to locked queue 'q' in vhost '/'"
+    for request in (
+        ("PUT", "/queues/q", {"exclusive": True}),
+        ("DELETE", "/queues/q"),
+        ("DELETE", "/queues/q/messages"),
+        ("POST", "/bindings", {"source": "amq.topic", "destination_queue": "q", "binding_key": "", "arguments": {}}),
+    ):
+        status, text = other(*request)
+        assert (status, text[: len(locked)]) == (400, locked)
+    assert client("DELETE", "/queues/q")[0] == 200
+
+
+_NOT_EMPTY = ("PUT", "/queues/q", {})
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "body", "status", "text"),
+    [
+        ("PUT", "/queues/q", {"durable": False}, 409,
+         "inequivalent arg 'durable' for queue 'q' in vhost '/': received 'false' but current is 'true'"),
+        ("PUT", "/queues/q", {"arguments": {"x-queue-type": "quorum"}}, 409,
+         "inequivalent arg 'x-queue-type' for queue 'q' in vhost '/': received 'quorum' but current is 'classic'"),
+        ("PUT", "/queues/q", {"foo": "bar"}, 400, 'bad queue property {{utf8,<<"foo">>},{utf8,<<"bar">>}}'),
+        ("PUT", "/queues/q", {"durable": UInt32(5)}, 400, 'bad queue property {{utf8,<<"durable">>},{uint,5}}'),
+        ("PUT", "/queues/q", {"arguments": {UInt32(1): "x"}}, 400, 'unsupported argument {{uint,1},{utf8,<<"x">>}}'),
+        ("PUT", "/queues/", {}, 400, "declare queue with empty name not allowed"),
+        ("PUT", "/queues/a%0Ab", {}, 400, "Bad name 'a\nb': line feed and carriage return characters not allowed"),
+        ("PUT", "/queues/amq.x", {}, 403, "queue 'amq.x' in vhost '/' starts with reserved prefix 'amq.'"),
+        ("PUT", "/queues/n", {"arguments": {"x-dead-letter-exchange": Int32(5)}}, 400,
+         "invalid type 'signedint' for arg 'x-dead-letter-exchange'"),
+        ("PUT", "/queues/n", {"arguments": {"x-max-length": "a"}}, 409,
+         "invalid arg 'x-max-length' for queue 'n' in vhost '/': \"expected integer, got longstr\""),
+        ("PUT", "/queues/n", {"arguments": {"x-queue-type": "nope"}}, 409,
+         "invalid arg 'x-queue-type' for queue 'n' in vhost '/': \"unsupported queue type 'nope'\""),
+        ("PUT", "/queues/n", {"durable": False, "arguments": {"x-queue-type": "quorum"}}, 400,
+         "invalid property 'non-durable' for queue 'n' in vhost '/'"),
+        ("PUT", "/queues/%zz", {}, 400,
+         "failed to normalize URI '/queues/%zz': invalid_percent_encoding <<\"%zz\">>"),
+        ("PUT", "/exchanges/x", {"type": "nope"}, 400, "unknown exchange type 'nope'"),
+        ("PUT", "/exchanges/", {"type": "direct"}, 403, "operation not permitted on the default exchange"),
+        ("PUT", "/exchanges/x", {"arguments": {"alternate-exchange": Int32(5)}}, 400,
+         "invalid type 'signedint' for arg 'alternate-exchange'"),
+        ("PUT", "/exchanges/amq.foo", {"type": "topic"}, 403,
+         "exchange 'amq.foo' in vhost '/' starts with reserved prefix 'amq.'"),
+        ("PUT", "/exchanges/amq.topic", {"type": "topic"}, 204, None),
+        ("PUT", "/exchanges/amq.topic", {"type": "direct"}, 409,
+         "inequivalent arg 'type' for exchange 'amq.topic' in vhost '/': received 'direct' but current is 'topic'"),
+        ("PUT", "/exchanges/x%0D", {}, 400, "Bad name 'x\r': line feed and carriage return characters not allowed"),
+        ("PUT", "/exchanges/x", {"what": Int32(5)}, 400, 'bad exchange property {{utf8,<<"what">>},{int,5}}'),
+        ("DELETE", "/exchanges/", None, 403, "operation not permitted on the default exchange"),
+        ("DELETE", "/exchanges/amq.topic", None, 403,
+         "exchange 'amq.topic' in vhost '/' starts with reserved prefix 'amq.'"),
+        ("DELETE", "/exchanges/none", None, 204, None),
+        ("DELETE", "/bindings/foo", None, 400, "bad binding path segment 'foo'"),
+        ("DELETE", "/bindings/src=amq.topic;dstq=none;key=k;args=", None, 204, None),
+        ("GET", "/bindings?src=amq.topic&key=k", None, 400,
+         'missing \'dste\' or \'dstq\' in query: #{<<"key">> => <<"k">>,<<"src">> => <<"amq.topic">>}'),
+        ("PUT", "/auth/tokens", b"token", 204, None),
+        ("GET", "/queues/q?x=y", None, 200, _QUEUE),
+    ],
+)  # fmt: skip
+def test_answers(client: _Client, method: str, target: str, body: Any10, status: int, text: Any10) -> None:
+    client(*_NOT_EMPTY)
+    assert client(method, target, body) == (status, text)
+
+
+def test_a_stream_is_not_purged(client: _Client) -> None:
+    client("PUT", "/queues/s", {"arguments": {"x-queue-type": "stream"}})
+    assert client("DELETE", "/queues/s/messages") == (400, "purge not supported by queue 's' in vhost '/'")
+
+
+def test_the_limit_of_a_virtual_host_holds(client: _Client) -> None:
+    client.broker.limit_vhost(client.vhost, {"max-queues": 0})
+    assert client("PUT", "/queues/q", {}) == (
+        403, "cannot declare queue 'q': queue limit in vhost '/' (0) is reached",
+    )  # fmt: skip
+
+
+def test_bindings_are_made_listed_and_removed(client: _Client) -> None:
+    client("PUT", "/queues/q", {})
+    assert client("PUT", "/exchanges/x%2F", {"type": "headers"}) == (204, None)
+    binding = {"source": "x/", "destination_queue": "q", "binding_key": "k y", "arguments": {}}
+    with_arguments = {**binding, "arguments": {"x-match": "any", "n": Int32(1)}}
+    to_exchange = {"source": "x/", "destination_exchange": "amq.topic", "binding_key": "", "arguments": {}}
+    for each in (binding, with_arguments, to_exchange, binding):
+        assert client("POST", "/bindings", each) == (204, None)
+    status, listed = client("GET", "/bindings?src=x%2F&dstq=q&key=k%20y")
+    assert status == 200
+    assert [{name: each[name] for name in each if name != "location"} for each in listed] == [binding, with_arguments]
+    assert listed[0]["location"] == "/bindings/src=x%2F;dstq=q;key=k%20y;args="
+    assert client("GET", "/bindings?src=x%2F&dste=amq.topic&key=")[1][0]["destination_exchange"] == "amq.topic"
+    for each in listed[::-1]:
+        assert client("DELETE", each["location"]) == (204, None)
+    assert client("GET", "/bindings?src=x/&dstq=q&key=k+y") == (200, [])
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "text"),
+    [
+        ({"source": "none"}, 400, "no exchange 'none' in vhost '/'"),
+        ({"destination_queue": "none"}, 400, "no queue 'none' in vhost '/'"),
+        ({"source": ""}, 403, "operation not permitted on the default exchange"),
+        ({"foo": Int32(1)}, 400, 'bad binding field {{utf8,<<"foo">>},{int,1}}'),
+    ],
+)
+def test_bindings_that_are_refused(client: _Client, change: Any10, status: int, text: str) -> None:
+    client(*_NOT_EMPTY)
+    binding = {"source": "amq.topic", "destination_queue": "q", "binding_key": "k", "arguments": {}}
+    assert client("POST", "/bindings", binding | change) == (status, text)
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "body"),
+    [
+        ("GET", "/nothing", None),
+        ("POST", "/queues/q", {}),
+        ("PUT", "/queues/q", None),
+        ("PUT", "queues/q", {}),
+        ("GET", "/queues/q", {}),
+        ("PUT", "/queues/q/x", {}),
+        ("GET", "/bindings?src=x", None),
+        ("POST", "/bindings", {"source": "x"}),
+        ("PUT", "/auth/tokens", "text"),
+        ("GET", "", None),
+    ],
+)
+def test_requests_that_rabbitmq_does_not_know_end_the_session(
+    client: _Client, method: str, target: str, body: Any10
+) -> None:
+    with pytest.raises(UnknownRequest):
+        client(method, target, body)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "request_", "missing"),
+    [
+        (Permissions("^$", ".*", ".*"), ("PUT", "/queues/n", {}), "configure access to queue 'n'"),
+        (Permissions(".*", "^$", ".*"), ("PUT", "/queues/n", {"arguments": {"x-dead-letter-exchange": "d"}}),
+         "write access to exchange 'd'"),
+        (Permissions(".*", ".*", "^$"), ("PUT", "/exchanges/x", {"arguments": {"alternate-exchange": "d"}}),
+         "read access to exchange 'x'"),
+        (Permissions(".*", ".*", "^$"), ("DELETE", "/queues/q/messages"), "read access to queue 'q'"),
+        (Permissions("^$", "^$", "^$"), ("GET", "/queues/q"), "configure access to queue 'q'"),
+        (Permissions("^$", ".*", ".*"), ("DELETE", "/exchanges/x"), "configure access to exchange 'x'"),
+        (Permissions(".*", "^$", ".*"), ("GET", "/bindings?src=amq.topic&dstq=q&key=k"), "write access to queue 'q'"),
+        (Permissions(".*", ".*", "^$"), ("DELETE", "/bindings/src=amq.topic;dstq=q;key=k;args="),
+         "read access to exchange 'amq.topic'"),
+    ],
+)  # fmt: skip
+def test_a_missing_permission_ends_the_session(
+    client: _Client, allowed: Permissions, request_: tuple[Any10, ...], missing: str
+) -> None:
+    client(*_NOT_EMPTY)
+    client.broker.set_permissions("guest", "/", allowed)
+    with pytest.raises(ChannelException) as refused:
+        client(*request_)
+    assert (refused.value.code, refused.value.what) == (403, f"{missing} in vhost '/' refused for user 'guest'")
+
+
+def test_a_queue_is_shown_to_whoever_may_do_anything_with_it(client: _Client) -> None:
+    client(*_NOT_EMPTY)
+    client.broker.set_permissions("guest", "/", Permissions("^$", "^$", "q"))
+    assert client("GET", "/queues/q")[0] == 200
+
+
+def test_4_0_shows_queues_to_everybody(loop: asyncio.AbstractEventLoop) -> None:
+    client = loop.run_until_complete(_client(Like.V4_0))
+    client(*_NOT_EMPTY)
+    client.broker.set_permissions("guest", "/", Permissions("^$", "^$", "^$"))
+    assert client("GET", "/queues/q")[0] == 200

@@ -1,0 +1,389 @@
+"""Messages that cross between AMQP 1.0 and AMQP 0-9-1: what RabbitMQ 4.3.6 made of the same messages."""
+
+import uuid
+
+import pytest
+
+from mqtool.broker.embedded.model.amqp_message import (
+    ContentHeader,
+    HeaderReader,
+    Message,
+    Properties,
+    encode_address,
+    encode_short,
+)
+from mqtool.broker.embedded.model.dead_lettering import dead_letter
+from mqtool.broker.embedded.model.ledger import Ledger
+from mqtool.broker.embedded.model.profile import PROFILES, Like, Profile
+from mqtool.broker.embedded.model.sectioned import BadCarbonCopies, NotAMessage, Sectioned, encode, parse
+from mqtool.broker.embedded.model.stream_queue import Cursor, Reader, Stream, wanted_filters
+from mqtool.broker.embedded.model.stream_segment import simple_entry
+from mqtool.broker.embedded.store.database import StoredEntry
+from mqtool.codecs.amqp10_message import Amqp10Message, BareProperties, Header, data_section, section_at, value_section
+from mqtool.codecs.amqp10_types import Any10, Array, Char, Map, Milliseconds, RawDecimal
+from mqtool.codecs.amqp10_types import encode as encode_value
+from mqtool.codecs.amqp10_values import Symbol, ULong
+from mqtool.codecs.field_tables import (
+    ByteArray,
+    Decimal,
+    Float32,
+    Int8,
+    Int16,
+    Int32,
+    Int64,
+    Table,
+    Timestamp,
+    UInt8,
+    UInt16,
+    UInt32,
+    encode_table,
+)
+from tests.unit.embedded.test_stream_log import HandClock
+
+_LIKE = PROFILES[Like.V4_3]
+_ID = uuid.UUID("00112233-4455-6677-8899-aabbccddeeff")
+_WIDE = BareProperties(
+    "mid",
+    b"guest",
+    "/queues/zz",
+    "subject",
+    "/queues/r%20q",
+    "cid",
+    Symbol("text/plain"),
+    Symbol("gzip"),
+    Milliseconds(1800000000000),
+    Milliseconds(1700000000123),
+    "group",
+    UInt32(7),
+    "reply-group",
+)
+
+
+def _published(message: Amqp10Message) -> Sectioned:
+    return parse(message.encode()).to("logs", "key", _LIKE)
+
+
+def _delivered(message: Message, **how: Any10) -> Amqp10Message:
+    return Amqp10Message.decode(encode(message, _LIKE, **how))
+
+
+def _from_091(fields: dict[str, bytes], body: bytes = b"body") -> Message:
+    return Message(encode_address("logs", "key"), ContentHeader.of(Properties.of(fields), len(body)), body)
+
+
+def test_properties_of_amqp_10_arrive_over_amqp_091() -> None:
+    message = _published(
+        Amqp10Message(Header(True, UInt8(5), UInt32(100000)), properties=_WIDE, body=data_section(b"body"))
+    )
+    assert message.properties.named() == {
+        "content_type": "text/plain",
+        "content_encoding": "gzip",
+        "delivery_mode": 2,
+        "priority": 5,
+        "correlation_id": "cid",
+        "reply_to": "r q",
+        "expiration": "100000",
+        "message_id": "mid",
+        "timestamp": 1700000000,
+        "user_id": "guest",
+        "app_id": "group",
+    }
+    assert (message.exchange, message.routing_key, message.body) == ("logs", "key", b"body")
+
+
+@pytest.mark.parametrize(
+    ("sent", "property_", "header"),
+    [
+        (_ID, "urn:uuid:00112233-4455-6677-8899-aabbccddeeff", None),
+        (ULong(2**64 - 1), "18446744073709551615", None),
+        (b"\x01\xff", None, ByteArray(b"\x01\xff")),
+        ("m" * 255, "m" * 255, None),
+        ("m" * 256, None, "m" * 256),
+    ],
+)
+def test_ids_of_every_type(sent: Any10, property_: str | None, header: object) -> None:
+    message = _published(Amqp10Message(properties=BareProperties(sent, correlation_id=sent), body=data_section(b"")))
+    for name in ("message_id", "correlation_id"):
+        assert message.properties.named().get(name) == property_
+        assert message.headers.get(f"x-{name.replace('_', '-')}") == header
+
+
+def test_application_properties_become_headers_of_the_same_type() -> None:
+    application: Map = {
+        "text": "é", "symbol": Symbol("s"), "null": None, "true": True, "ubyte": UInt8(1), "ushort": UInt16(2),
+        "uint": UInt32(3), "ulong": ULong(2**63 + 5), "byte": Int8(-1), "short": Int16(-2), "int": Int32(-3),
+        "long": Int64(-4), "float": Float32(1.5), "double": 2.5, "time": Milliseconds(1700000000123),
+        "bytes": b"\x00\xff", "uuid": _ID, "char": Char("x"), "decimal": RawDecimal(b"1234"), "nan": float("nan"),
+        "x-app": "kept", "x" * 256: "too long",
+    }  # fmt: skip
+    headers = _published(Amqp10Message(application_properties=application, body=data_section(b""))).headers
+    assert headers == {
+        "text": "é", "symbol": "s", "null": None, "true": True, "ubyte": 1, "ushort": 2, "uint": 3,
+        "ulong": -(2**63) + 5, "byte": -1, "short": -2, "int": -3, "long": -4, "float": 1.5, "double": 2.5,
+        "time": 1700000000, "bytes": b"\x00\xff", "uuid": str(_ID), "char": "x", "x-app": "kept",
+    }  # fmt: skip
+    assert [type(headers[name]) for name in ("ubyte", "ulong", "short", "float", "time")] == [
+        UInt8, Int64, Int16, Float32, Timestamp,
+    ]  # fmt: skip
+
+
+def test_annotations_become_headers_except_those_of_the_broker() -> None:
+    annotations: Map = {
+        Symbol("x-text"): "v", Symbol("x-list"): [Int64(1), "two", Symbol("3"), None, True],
+        Symbol("x-map"): {"a": UInt32(1), Symbol("b"): b"z"}, Symbol("x-array"): Array(["p", "q"]),
+        Symbol("x-basic-type"): "kind", Symbol("x-exchange"): "forged", Symbol("x-routing-key"): "forged",
+        Symbol("x-cc"): ["other"],
+    }  # fmt: skip
+    sections = parse(Amqp10Message(message_annotations=annotations, body=data_section(b"")).encode())
+    message = sections.to("logs", "key", _LIKE)
+    assert sections.carbon_copies() == ["other"]
+    assert message.properties.named()["type"] == "kind"
+    assert message.headers == {
+        "CC": ["other"], "x-array": ["p", "q"], "x-list": [1, "two", "3", None, True], "x-map": {"a": 1, "b": "z"},
+        "x-text": "v",
+    }  # fmt: skip
+    kept = {name: value for name, value in annotations.items() if name not in ("x-exchange", "x-routing-key")}
+    assert _delivered(message).message_annotations == {"x-routing-key": "key", "x-exchange": "logs"} | kept
+
+
+@pytest.mark.parametrize("footer", [{}, {Symbol("x-sum"): Int64(1)}])
+@pytest.mark.parametrize(
+    ("body", "body_091"),
+    [
+        (data_section(b"one"), b"one"),
+        (data_section(b""), b""),
+        (data_section(b"l" * 300), b"l" * 300),
+        (data_section(b"one") + data_section(b"two"), b"onetwo"),
+        (value_section("text"), None),
+        (value_section({"a": [Int64(1), None]}), None),
+        (b"\x00Sv" + encode_value([1]) + b"\x00Sv" + encode_value([2]), None),
+    ],
+)
+def test_every_kind_of_body_arrives_unchanged_over_amqp_10(body: bytes, body_091: bytes | None, footer: Map) -> None:
+    sent = Amqp10Message(
+        Header(True, UInt8(9), UInt32(5)), {Symbol("x-hop"): 1}, {}, _WIDE, {"uuid": _ID}, body, footer
+    )
+    message = _published(sent)
+    encoded = sent.encode()
+    bare = encoded[encoded.index(b"\x00Ss") :]
+    assert encode(message, _LIKE).endswith(bare)
+    assert _delivered(message).header == Header(True, UInt8(9), UInt32(5), True, UInt32(0))
+    if body_091 is None:
+        assert (message.properties.named()["type"], message.body) == ("amqp-1.0", bare[bare.index(body) :])
+    else:
+        assert (message.properties.named().get("type"), message.body) == (None, body_091)
+
+
+def test_a_body_that_is_encoded_crosses_to_amqp_091_and_back() -> None:
+    message = _published(Amqp10Message(body=value_section(["a", None])))
+    back = _delivered(_from_091(message.properties.fields(), message.body))
+    assert back.body == value_section(["a", None])
+
+
+def test_properties_of_amqp_091_arrive_over_amqp_10() -> None:
+    headers: Table = {
+        "text": "é", "long text": "l" * 5000, "nul": "a\0b", "bytes": ByteArray(b"b"), "u8": UInt8(1), "i": Int32(2),
+        "l": Int64(3), "f": Float32(1.5), "d": 2.5, "t": Timestamp(1700000000), "true": True, "void": None,
+        "decimal": Decimal(1, 5), "list": ["dropped"], "table": {"dropped": 1},
+        "x-text": "a", "x-list": ["a", Int64(1)], "x-table": {"k": Int64(5)}, "CC": ["other"],
+    }  # fmt: skip
+    message = _from_091(
+        {
+            "content_type": encode_short(b"text/plain"),
+            "content_encoding": encode_short(b"gzip"),
+            "headers": encode_table(headers),
+            "delivery_mode": b"\x02",
+            "priority": b"\x07",
+            "correlation_id": encode_short(_ID.urn.encode()),
+            "reply_to": encode_short("back to/é".encode()),
+            "expiration": encode_short(b"60000"),
+            "message_id": encode_short(b"mid"),
+            "timestamp": (1700000001).to_bytes(8),
+            "type": encode_short(b"kind"),
+            "user_id": encode_short(b"guest"),
+            "app_id": encode_short(b"app"),
+        }
+    )
+    found = _delivered(message, deliveries=2)
+    assert found.header == Header(True, UInt8(7), UInt32(60000), False, UInt32(2))
+    assert found.properties == BareProperties(
+        "mid", b"guest", None, None, "/queues/back%20to%2F%C3%A9", _ID, Symbol("text/plain"), Symbol("gzip"), None,
+        Milliseconds(1700000001000), "app",
+    )  # fmt: skip
+    assert found.application_properties == {
+        "text": "é", "long text": b"l" * 5000, "nul": b"a\0b", "bytes": b"b", "u8": 1, "i": 2, "l": 3, "f": 1.5,
+        "d": 2.5, "t": 1700000000000, "true": True, "void": None,
+    }  # fmt: skip
+    assert found.message_annotations == {
+        "x-routing-key": "key", "x-exchange": "logs", "x-basic-type": "kind", "x-text": "a", "x-list": ["a", 1],
+        "x-table": {"k": 5}, "x-cc": ["other"],
+    }  # fmt: skip
+    assert found.body == data_section(b"body")
+
+
+def test_reply_to_is_an_address_only_from_4_2() -> None:
+    old = PROFILES[Like.V4_0]
+    sent = Amqp10Message(properties=BareProperties(reply_to="/queues/q"), body=data_section(b""))
+    assert parse(sent.encode()).to("", "q", old).properties.reply_to == "/queues/q"
+    delivered = Amqp10Message.decode(encode(_from_091({"reply_to": encode_short(b"q")}), old))
+    assert delivered.properties.reply_to == "q"
+
+
+@pytest.mark.parametrize("is_native", [True, False])
+def test_the_history_of_a_dead_letter_is_an_annotation(is_native: bool) -> None:
+    annotations: Map = {Symbol("x-a"): Symbol("b")}
+    message = (
+        _published(Amqp10Message(Header(ttl=UInt32(5)), {}, annotations, body=data_section(b"d")))
+        if is_native
+        else _from_091({"expiration": encode_short(b"5"), "headers": encode_table({"x-a": "b"})}, b"d")
+    )
+    dead = dead_letter(message, "work", "expired", "dlx", "dead", 1700000000, trusts_deaths=False)
+    found = _delivered(dead)
+    assert found.header == Header(False, None, None, False, UInt32(0))
+    assert found.body == data_section(b"d")
+    (death,) = found.message_annotations.pop(Symbol("x-opt-deaths"))
+    assert death == {
+        "ttl": 5, "queue": "work", "reason": "expired", "count": 1, "first-time": 1700000000000,
+        "last-time": 1700000000000, "exchange": "logs", "routing-keys": ["key"],
+    }  # fmt: skip
+    assert found.message_annotations == {
+        "x-routing-key": "dead", "x-exchange": "dlx", "x-a": "b",
+        "x-first-death-reason": "expired", "x-first-death-queue": "work", "x-first-death-exchange": "logs",
+        "x-last-death-reason": "expired", "x-last-death-queue": "work", "x-last-death-exchange": "logs",
+    }  # fmt: skip
+
+
+def test_a_stored_message_is_the_same_when_read_back() -> None:
+    sent = Amqp10Message(
+        Header(True), {}, {Symbol("x-a"): Symbol("b")}, _WIDE, {"u": _ID}, value_section("v"), {Symbol("x-f"): 1}
+    )
+    for message in (_published(sent), dead_letter(_published(sent), "q", "rejected", "", "k", 0, trusts_deaths=False)):
+        row = StoredEntry(1, 1, None, 0, 0, *message.stored())
+        restored = row.entry(HeaderReader()).message
+        assert (restored.address, restored.header.raw, restored.body) == (
+            message.address,
+            message.header.raw,
+            message.body,
+        )
+        assert _delivered(restored).message_annotations == _delivered(message).message_annotations
+        assert encode(restored, _LIKE)[-60:] == encode(message, _LIKE)[-60:]
+
+
+@pytest.mark.parametrize(
+    ("payload", "reason"),
+    [
+        (b"", "missing_amqp_message_body"),
+        (Amqp10Message(properties=_WIDE).encode(), "missing_amqp_message_body"),
+        (b"hello", ""),
+        (b"\x00Ss\xc0", ""),
+        (b"\x00Su\xa0\xff12", ""),
+        (b"\x00Su\xa1\x01a", "data is not binary"),
+        (data_section(b"a")[:-1], ""),
+        (b"\x00Ss\xc0\x01\x00" * 2 + data_section(b"a"), "sections in the wrong order"),
+        (b"\x00Sp\xc0\x03\x01\xa1\x00" + data_section(b"a"), ""),
+        (Amqp10Message(message_annotations={Symbol("a"): 1}, body=data_section(b"")).encode(),
+         '{reserved_annotation_key,{symbol,<<"a">>}}'),
+        (Amqp10Message(delivery_annotations={ULong(5): 1}, body=data_section(b"")).encode(),
+         "{reserved_annotation_key,{ulong,5}}"),
+    ],
+)  # fmt: skip
+def test_a_malformed_message_is_refused(payload: bytes, reason: str) -> None:
+    with pytest.raises(NotAMessage) as refused:
+        parse(payload).to("", "q", _LIKE)
+    assert reason in str(refused.value)
+
+
+def test_carbon_copies_must_be_a_list_of_texts() -> None:
+    sections = parse(
+        Amqp10Message(message_annotations={Symbol("x-cc"): [Symbol("a")]}, body=data_section(b"")).encode()
+    )
+    with pytest.raises(BadCarbonCopies, match="bad value for 'x-cc' message-annotation"):
+        sections.carbon_copies()
+
+
+def _stream(like: Profile = _LIKE) -> tuple[Stream, HandClock]:
+    clock = HandClock()
+    arguments: Table = {"x-queue-type": "stream"}
+    return Stream("s", "/", clock, Ledger(), lambda *_: None, lambda _: None, arguments=arguments, profile=like), clock
+
+
+def test_messages_cross_a_stream_in_every_direction() -> None:
+    stream, clock = _stream()
+    sent = Amqp10Message(Header(True, UInt8(3)), {}, {Symbol("x-a"): 1}, _WIDE, {"u": _ID}, data_section(b"10"))
+    fields = {"message_id": encode_short(_ID.urn.encode()), "headers": encode_table({"h": Int32(5), "x-h": "a"})}
+    for message in (_published(sent), _from_091(fields, b"091")):
+        stream.publish(message)
+    clock.turn()
+    by_091, by_10 = Cursor(stream, 0), Cursor(stream, 0, selector=lambda _: True)
+    for offset, body in enumerate((b"10", b"091")):
+        entry = by_091.next_entry()
+        assert entry is not None
+        assert (entry.message.exchange, entry.message.routing_key, entry.message.body) == ("logs", "key", body)
+        assert entry.message.headers["x-stream-offset"] == offset
+        if offset:
+            assert entry.message.headers == {"h": 5, "x-h": "a", "x-stream-offset": 1}
+            assert entry.message.properties.named()["message_id"] == _ID.urn
+        else:
+            assert entry.message.headers == {"u": str(_ID), "x-a": 1, "x-stream-offset": 0}
+            assert entry.message.properties.named()["app_id"] == "group"
+    for offset, properties in enumerate((_WIDE, BareProperties(_ID))):
+        entry = by_10.next_entry()
+        assert entry is not None
+        found = _delivered(entry.message, added={Symbol("x-stream-offset"): Int64(entry.position)})
+        assert found.properties == properties
+        assert found.message_annotations == {
+            "x-stream-offset": offset,
+            "x-routing-key": "key",
+            "x-exchange": "logs",
+            **({"x-h": "a"} if offset else {"x-a": 1}),
+        }
+    assert by_10.next_entry() is None
+
+
+@pytest.mark.parametrize("entry", [b"hello", b"\x00Sp\xc0\x03\x01\xa1\x00" + data_section(b"a"), b"\x00Su\xa0\xff"])
+def test_an_entry_that_is_no_message_is_delivered_as_a_body(entry: bytes) -> None:
+    stream, clock = _stream()
+    stream.log.append(simple_entry(entry))
+    clock.turn()
+    for cursor in (Cursor(stream, 0), Cursor(stream, 0, selector=lambda _: True)):
+        delivered = cursor.next_entry()
+        assert delivered is not None
+        assert (delivered.message.body, delivered.message.routing_key) == (entry, "s")
+        assert _delivered(delivered.message).body == data_section(entry)
+
+
+def test_a_selector_that_chooses_nothing_lets_others_have_their_turn() -> None:
+    stream, clock = _stream()
+    for _ in range(700):
+        stream.publish(_from_091({}))
+    clock.turn()
+    cursor = Cursor(stream, 0, selector=lambda _: False)
+    assert (cursor.next_entry(), cursor.is_tired) == (None, True)
+    assert (cursor.next_entry(), cursor.is_tired) == (None, False)
+
+
+def test_chunks_are_filtered_by_the_values_of_their_messages() -> None:
+    stream, clock = _stream()
+    for value in ("a", "b", None):
+        annotations: Map = {} if value is None else {Symbol("x-stream-filter-value"): value}
+        stream.publish(_published(Amqp10Message(message_annotations=annotations, body=data_section(b"body"))))
+        clock.turn()
+
+    def offsets(**arguments: Any10) -> list[int]:
+        wanted: Table = {f"x-stream-{name.replace('_', '-')}": value for name, value in arguments.items()}
+        cursor = Cursor(stream, 0, Reader(stream.log, 0, wanted_filters(wanted)))
+        return [entry.position for entry in iter(cursor.next_entry, None) if entry is not None]
+
+    assert offsets() == [0, 1, 2]
+    assert offsets(filter="a") == [0]
+    assert offsets(filter=["a", "b"]) == [0, 1]
+    assert offsets(filter="b", match_unfiltered=True) == [1, 2]
+
+
+def test_the_sections_are_encoded_as_rabbitmq_encodes_them() -> None:
+    message = _published(Amqp10Message(properties=BareProperties("x"), body=data_section(b"hi")))
+    assert encode(message, _LIKE) == (
+        b"\x00Sp\xc0\x06\x05B@@AC\x00Sr\xc1'\x04\xa3\rx-routing-key\xa1\x03key\xa3\nx-exchange\xa1\x04logs"
+        b"\x00Ss\xc0\x04\x01\xa1\x01x\x00Su\xa0\x02hi"
+    )
+    assert section_at(encode(message, _LIKE), 0)[0] == 0x70
