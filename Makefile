@@ -9,6 +9,7 @@ PYTEST ?= $(BIN)/pytest
 
 TUTORIALS := hello-world work-queues publish-subscribe routing topics headers rpc publisher-confirms delayed-messages \
 	stream-hello-world stream-offset-tracking \
+	amqp10-hello-world amqp10-work-queues amqp10-publish-subscribe amqp10-routing amqp10-topics amqp10-rpc \
 	incident
 
 .PHONY: setup demo demo-cluster $(TUTORIALS:%=demo-%) demo-real-log test test-all soak lint docs bench pictures up down clean

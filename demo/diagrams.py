@@ -6,6 +6,8 @@ from mqtool.tutorials import pages
 from mqtool.tutorials.pages import Page
 
 _PRIVATE = 'q1[("amq.gen-1")]', 'q2[("amq.gen-2")]'
+#: Over AMQP 1.0, the client names the queue.
+_OWN = 'q1[("mqtool.gen-1")]', 'q2[("mqtool.gen-2")]'
 
 #: Mermaid's lines. https://mermaid.js.org/syntax/flowchart.html
 DIAGRAMS: Mapping[str, tuple[str, ...]] = {
@@ -50,6 +52,36 @@ DIAGRAMS: Mapping[str, tuple[str, ...]] = {
         's(["sender"]) --> q[("stream-offset-tracking-python")] --> r(["receiver"])',
         'r -.->|"subscriber_1: 42"| q',
     ),
+    "amqp10-hello-world": (
+        's(["send"]) -->|"/queues/hello"| q[("hello")] -->|"/queues/hello"| r(["receive"])',
+        "q -.->|accepted| s",
+        "r -.->|accepted| q",
+    ),
+    "amqp10-work-queues": (
+        'b(["new-task"]) -->|"/queues/task_queue"| q[("task_queue")]',
+        'q -->|"credit 1"| w1(["worker 1"])',
+        'q -->|"credit 1"| w2(["worker 2"])',
+    ),
+    "amqp10-publish-subscribe": (
+        'e(["emit-log"]) -->|"/exchanges/logs"| x{{"logs, fanout"}}',
+        f'x --> {_OWN[0]} --> r1(["disk"])',
+        f'x --> {_OWN[1]} --> r2(["screen"])',
+    ),
+    "amqp10-routing": (
+        'e(["emit-log"]) -->|"/exchanges/direct_logs/error"| x{{"direct_logs, direct"}}',
+        f'x -->|error| {_OWN[0]} --> r1(["disk"])',
+        f'x -->|"info, warning, error"| {_OWN[1]} --> r2(["screen"])',
+    ),
+    "amqp10-topics": (
+        'e(["emit-log"]) -->|"/exchanges/topic_logs/kern.critical"| x{{"topic_logs, topic"}}',
+        f'x -->|"kern.*"| {_OWN[0]} --> r1(["kernel"])',
+        f'x -->|"kern.*, *.critical"| {_OWN[1]} --> r2(["critical"])',
+        'x -->|"#35;"| q3[("mqtool.gen-3")] --> r3(["all"])',
+    ),
+    "amqp10-rpc": (
+        'c(["rpc-client"]) -->|"/queues/rpc_queue"| q[("rpc_queue")] --> s(["rpc-server"])',
+        's -->|"/queues/mqtool.gen-1"| r[("mqtool.gen-1")] --> c',
+    ),
 }
 LEGEND = "rounded boxes are programs, hexagons are exchanges, and cylinders are queues."
 #: What the commands that run until Ctrl-C start with.
@@ -88,6 +120,19 @@ tutorial](how-to/older-tutorials.md).
 
 In the diagrams, {LEGEND}
 """
+_OVER_AMQP10 = """\
+## Over AMQP 1.0
+
+Tutorials 1 to 6 also exist over AMQP 1.0, for RabbitMQ 4. The commands are the same, with `--protocol amqp1.0`, or with
+this in each terminal:
+
+```sh
+export MQTOOL_PROTOCOL=amqp1.0
+```
+
+Messages flow over links, each between a program and an address, which the diagrams show. [AMQP 1.0](how-to/amqp10.md)
+compares the two protocols.
+"""
 _TAIL = """\
 ## Why queues?
 
@@ -108,19 +153,32 @@ the queue while a slow worker handles them at its own speed:
 
 def document() -> str:
     """Return the whole page."""
-    return "\n".join([_HEAD, *(_section(pages.page(name)) for name in pages.NAMES), _TAIL])
+    first = [name for name in pages.NAMES if not name.startswith(pages.AMQP10)]
+    over_amqp10 = [name for name in pages.NAMES if name.startswith(pages.AMQP10)]
+    return "\n".join([_HEAD, *map(_section, first), _OVER_AMQP10, *map(_section_over_amqp10, over_amqp10), _TAIL])
 
 
-def _section(page: Page) -> str:
-    """Return the section of a tutorial: a sentence, links, a diagram, and one block for each terminal."""
-    diagram = "\n".join(f"    {line}" for line in DIAGRAMS[page.name])
-    script = f"mqtool/tutorials/plain_{page.library}/{page.name.replace('-', '_')}.py"
+def _section_over_amqp10(name: str) -> str:
+    """Return the section of a tutorial whose commands are in another one's section."""
+    page = pages.page(name)
+    return f"### {page.title.partition(',')[0]}\n\n{_introduction(page)}"
+
+
+def _section(name: str) -> str:
+    """Return the section of a tutorial, with one block for each terminal."""
+    page = pages.page(name)
     blocks = "\n\n".join(_terminal(number, *terminal) for number, terminal in enumerate(page.terminals, 1))
+    return f"## {page.title}\n\n{_introduction(page)}\n{blocks}\n"
+
+
+def _introduction(page: Page) -> str:
+    """Return what a tutorial shows in a sentence, links, and its diagram."""
+    diagram = "\n".join(f"    {line}" for line in DIAGRAMS[page.name])
     return (
-        f"## {page.title}\n\n{page.summary[0].upper()}{page.summary[1:]} "
-        f"[Source](../{page.file}), [the same with {page.library} alone](../{script}), "
+        f"{page.summary[0].upper()}{page.summary[1:]} "
+        f"[Source](../{page.file}), [the same with {page.library} alone](../mqtool/tutorials/{page.script}), "
         f"[official tutorial]({page.link}).\n\n"
-        f"```mermaid\nflowchart LR\n{diagram}\n```\n\n{blocks}\n"
+        f"```mermaid\nflowchart LR\n{diagram}\n```\n"
     )
 
 

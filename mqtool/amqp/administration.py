@@ -1,7 +1,7 @@
 """Declare, inspect, purge, delete, bind and unbind exchanges and queues; get one message."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from pika import spec
 from pika.channel import Channel as PikaChannel
@@ -65,6 +65,15 @@ class Asks(Protocol):
     def ask(self, request: Request, /) -> Any: ...
 
 
+@runtime_checkable
+class LooksUp(Protocol):
+    """A channel of another protocol, which looks up queues by requests of its own."""
+
+    def exists(self, queue: Any, /) -> bool: ...
+    def depth(self, queue: str, /) -> "Depth": ...
+    def purge(self, queue: str, /) -> int: ...
+
+
 class Depth(NamedTuple):
     """The numbers of ready messages and consumers of a queue."""
 
@@ -72,18 +81,22 @@ class Depth(NamedTuple):
     consumers: int
 
 
-def depth(channel: Asks, queue: str) -> Depth:
+def depth(channel: Asks | LooksUp, queue: str) -> Depth:
     """Count a queue's ready messages and consumers.
 
     Raises:
         NotFound: the queue does not exist.
     """
+    if isinstance(channel, LooksUp):
+        return channel.depth(queue)
     told = channel.ask(declare_request(Queue(queue), passive=True)).method
     return Depth(int(told.message_count), int(told.consumer_count))
 
 
-def exists(channel: Asks, thing: Exchange | Queue) -> bool:
+def exists(channel: Asks | LooksUp, thing: Exchange | Queue) -> bool:
     """True if the broker has an exchange or a queue of this name."""
+    if isinstance(channel, LooksUp):
+        return channel.exists(thing)
     try:
         expect(channel, thing)
     except NotFound:
@@ -112,12 +125,14 @@ def delete_queue(channel: Asks, name: str, *, if_unused: bool = False, if_empty:
     return int(answer.method.message_count)
 
 
-def purge(channel: Asks, queue: str) -> int:
+def purge(channel: Asks | LooksUp, queue: str) -> int:
     """Remove the ready messages of a queue; return how many there were.
 
     Raises:
         NotFound: the queue does not exist.
     """
+    if isinstance(channel, LooksUp):
+        return channel.purge(queue)
     return int(channel.ask(lambda pika, done: pika.queue_purge(queue, callback=done)).method.message_count)
 
 

@@ -67,7 +67,7 @@ def connecting(error: BaseException, address: Address) -> MqtoolError:
         if isinstance(cause, kind):
             return Unavailable(what.format(where=where, host=address.host, cause=_plain(cause)), hint)
     if isinstance(cause, exceptions.ProbableAuthenticationError):
-        return _login_refused(address, getattr(cause, "reply_text", ""))
+        return login_refused(address, getattr(cause, "reply_text", ""))
     if isinstance(cause, exceptions.ProbableAccessDeniedError | exceptions.ConnectionClosedByBroker):
         return _open_refused(address, cause)
     if isinstance(cause, exceptions.IncompatibleProtocolError | exceptions.AMQPConnectionError):
@@ -144,7 +144,7 @@ def _not_amqp(address: Address) -> MqtoolError:
     )
 
 
-def _login_refused(address: Address, reply_text: str) -> MqtoolError:
+def login_refused(address: Address, reply_text: str) -> MqtoolError:
     said = f": {_in_short(reply_text)}" if reply_text else ""
     if address.user == "guest" and address.host not in ("localhost", "127.0.0.1", "::1"):
         return AccessRefused(
@@ -164,7 +164,7 @@ def _open_refused(address: Address, error: BaseException) -> MqtoolError:
         code, text = int(told["code"]), told["text"]
     text = _in_short(text)
     if code == ACCESS_REFUSED and "login was refused" in text.lower():
-        return _login_refused(address, text)
+        return login_refused(address, text)
     vhost = address.virtual_host
     if "not found" in text:
         hint = f"the broker has no vhost {vhost!r}: check the URL's path; leave it out, or write /%2F, for vhost '/'"

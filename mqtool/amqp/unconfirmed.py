@@ -20,7 +20,7 @@ WINDOW, WINDOW_BYTES = 10_000, 16 * 1024 * 1024
 #: Seconds after a reconnection in which a nack may only mean that the queue has no leader yet, because the cluster has
 #: lost a node. Such messages are published again after a pause, on another channel: in RabbitMQ 3.10, a channel that
 #: has met a queue without a leader may nack everything from then on.
-_LEADERLESS, _PAUSE = 20.0, 0.25
+LEADERLESS, _PAUSE = 20.0, 0.25
 #: Seconds between two checks whether to stop, while there is no connection or the broker blocks publishers.
 _CHECK_INTERVAL = 0.1
 #: While messages are unconfirmed, the next ones are collected up to this many bytes, or for this many seconds, and
@@ -246,7 +246,7 @@ class Unconfirmed:
             self._outstanding.extendleft(reversed(self._later))
             self._later.clear()
             if connection_is_new:
-                self._leaderless_until = time.monotonic() + _LEADERLESS
+                self._leaderless_until = time.monotonic() + LEADERLESS
             self._is_reopening = False
             self._writer = writer
             self._collected = self._answered = 0

@@ -1,31 +1,30 @@
 """How to reach a broker: addresses, credentials and management API, resolved once per command."""
 
-import os
 import re
 import socket
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from mqtool.amqp import CONFIRM_TIMEOUT, Address, Backoff, Channel, Connection, TlsFiles, parse_addresses
 from mqtool.amqp.address import without_passwords
 from mqtool.amqp.pika_errors import connecting
-from mqtool.cli import contexts, stopping
-from mqtool.cli.contexts import Context
+from mqtool.cli import stopping
+from mqtool.cli.chosen_broker import is_same_node
+from mqtool.cli.contexts import Protocol
 from mqtool.cli.display import output
 from mqtool.errors import MqtoolError, Unavailable, UsageError
-from mqtool.tutorials.dialects import declaring_like
+from mqtool.tutorials.dialects import OVER_AMQP10, declaring_like
 
 if TYPE_CHECKING:
+    from mqtool.amqp10 import LinkSession
     from mqtool.management import Management
     from mqtool.streams import StreamChannel
 
 _T = TypeVar("_T")
-URL_VARIABLES = ("MQTOOL_URL", "AMQP_URL")
 MANAGEMENT_VARIABLE = "MQTOOL_MANAGEMENT_URL"
-_DEFAULT_URL = "amqp://localhost"
 _AMQP_PORT, _PORT, _TLS_PORT = 5672, 15672, 15671
 _STREAM, _STREAM_TLS = 5552, 5551
 #: The management port is usually this much higher than the AMQP port.
@@ -40,6 +39,14 @@ _DIFFERS = (
 _LOOK = 2.0
 
 
+def taught(lesson: Any, channel: object) -> Any:
+    """The lesson for the channel's protocol: the module itself, or the one on AMQP 1.0 if there is one."""
+    name = lesson.__name__.rpartition(".")[2]
+    if isinstance(channel, Channel) or name.replace("_", "-") not in OVER_AMQP10:
+        return lesson
+    return import_module(f"mqtool.tutorials.amqp10_{name}")
+
+
 class Access(NamedTuple):
     """How to reach a broker. Make one per command: a password on stdin can be read only once.
 
@@ -52,6 +59,7 @@ class Access(NamedTuple):
         protected: the name of the broker's context, if that context is protected.
         confirmed: protected contexts that may be changed without asking.
         context: the name of the broker's context, if any.
+        protocol: for channel() and channels().
     """
 
     addresses: Sequence[Address]
@@ -63,6 +71,7 @@ class Access(NamedTuple):
     protected: str | None = None
     confirmed: Sequence[str] = ()
     context: str | None = None
+    protocol: Protocol = Protocol.AMQP_0_9_1
 
     @property
     def address(self) -> Address:
@@ -109,12 +118,60 @@ class Access(NamedTuple):
         return connect_within(self.wait, connect)
 
     @contextmanager
-    def channel(self, *, mandatory: bool = False, confirm_timeout: float = CONFIRM_TIMEOUT) -> Iterator[Channel]:
-        """Open a connection and a channel for a `with` block. Ctrl-C and TERM stop the channel's consumers."""
+    def channel(
+        self,
+        *,
+        mandatory: bool = False,
+        confirm_timeout: float = CONFIRM_TIMEOUT,
+        values: Sequence[str] | None = None,
+        sql: str | None = None,
+    ) -> Iterator[Channel]:
+        """Open a connection and a channel for a `with` block. Ctrl-C and TERM stop the channel's consumers.
+
+        Over AMQP 1.0, it is a LinkSession, which has those methods of a channel that the commands for both use.
+
+        Args:
+            values, sql: filters of a stream, which only AMQP 1.0 has.
+
+        Raises:
+            UsageError: filters are given, and the protocol is another one.
+        """
+        if self.protocol is Protocol.AMQP_1_0:
+            with self._link_session(confirm_timeout=confirm_timeout, values=values or (), sql=sql) as session:
+                yield cast("Channel", session)
+            return
+        if values or sql is not None:
+            raise UsageError("--filter and --sql need AMQP 1.0", "add --protocol amqp1.0")
         with self.connect() as connection:
             channel = connection.channel(strict=self.strict, mandatory=mandatory, confirm_timeout=confirm_timeout)
             with stopping.calling(channel.stop):
                 yield channel
+
+    @contextmanager
+    def channels(self) -> Iterator[tuple[Channel, Channel]]:
+        """Open a connection and two channels for a `with` block: to consume, and to publish meanwhile."""
+        if self.protocol is Protocol.AMQP_1_0:
+            with self.channel() as channel:
+                yield channel, channel
+            return
+        with self.connect() as connection:
+            channel = connection.channel(strict=self.strict)
+            with stopping.calling(channel.stop):
+                yield channel, connection.channel()
+
+    @contextmanager
+    def _link_session(self, **settings: Any) -> "Iterator[LinkSession]":
+        from mqtool.amqp10 import LinkSession
+
+        self._check_tls()
+
+        def connect() -> LinkSession:
+            return LinkSession(
+                self.addresses, tls=self.tls, backoff=self.backoff, strict=self.strict, notice=_notice, **settings
+            )
+
+        with self._within(connect) as session, stopping.calling(session.stop):
+            yield session
 
     @contextmanager
     def stream_channel(self, port: int | None, **settings: Any) -> "Iterator[StreamChannel]":
@@ -229,134 +286,6 @@ def _notice(text: str) -> None:
         setting, thing, ours, theirs = differs.groups()
         text = f"{thing} exists with {setting} {theirs} instead of {ours}, and is used as it is"
     output.notice(f"{text}; --dialect {' or '.join(like)} declares it like that" if like else text)
-
-
-class Choice(NamedTuple):
-    """The broker that a command uses, and how it was chosen.
-
-    Attributes:
-        url: the broker's URL, which may contain a password.
-        reason: where the URL comes from, for `broker status`: "from --url".
-        context: the context that the URL comes from, if any.
-        variable: the environment variable that the URL comes from, if any.
-        is_typed: True if an option named the broker.
-        is_named: True if the user named the broker; False if it is the default or was started by `broker up`.
-    """
-
-    url: str
-    reason: str
-    context: Context | None = None
-    variable: str | None = None
-    is_typed: bool = False
-    is_named: bool = True
-
-    @property
-    def protected(self) -> str | None:
-        """The name of the broker's context, if that context is protected."""
-        return self.context.name if self.context and self.context.protected else None
-
-    def management(self, given: str | None, *, is_typed: bool = True) -> str | None:
-        """The URL of the management API: the given one if any, otherwise the context's.
-
-        A URL from the environment is ignored if the context was named on the command line.
-        """
-        if self.context is None or not self.is_typed or is_typed:
-            return given or (self.context.management if self.context else None)
-        return self.context.management
-
-    def tls(self, given: TlsFiles) -> TlsFiles:
-        """The TLS files: the given ones if any, otherwise the context's."""
-        if self.context is None:
-            return given
-        of = self.context
-        return TlsFiles(given.ca or of.tls_ca, given.cert or of.tls_cert, given.key or of.tls_key)
-
-    def addresses(self) -> list[Address]:
-        """The broker's nodes as in the URL: without --user or --vhost, and without running a password command.
-
-        Raises:
-            UsageError: the URL is not valid.
-        """
-        try:
-            return parse_addresses(self.url)
-        except UsageError as error:
-            source = self.variable or (f"context {self.context.name!r}" if self.context else None)
-            if source is None:
-                raise
-            raise UsageError(f"{source}: {error}", error.hint) from error
-
-
-def choose(url: str | None = None, context: str | None = None, typed: Collection[str] = ()) -> Choice:
-    """Choose the broker: from an option, the environment, the context in use, `broker up`, or localhost, in this order.
-
-    Args:
-        url, context: from an option or from the environment.
-        typed: names of the options that were typed: "url", "context".
-
-    Raises:
-        UsageError: there is no such context.
-    """
-    if url is not None and "url" in typed:
-        return Choice(url, "from --url", is_typed=True)
-    if context is not None and "context" in typed:
-        found = contexts.load().named(context)
-        return Choice(found.url, f"from --context {found.name}", found, is_typed=True)
-    if (variable := next((name for name in URL_VARIABLES if os.environ.get(name)), None)) is not None:
-        return Choice(os.environ[variable], f"from {variable}", variable=variable)
-    if name := os.environ.get(contexts.VARIABLE):
-        found = contexts.load().named(name, contexts.VARIABLE)
-        return Choice(found.url, f"from {contexts.VARIABLE}={name}", found)
-    known = contexts.load()
-    if known.in_use is not None:
-        found = known.named(known.in_use, str(contexts.path()))
-        return Choice(found.url, f"from context {found.name!r}, which is in use", found)
-    from mqtool.broker import state
-
-    if (started := state.load()) is not None:
-        return Choice(started.url, "from 'mqtool broker up'", is_named=False)
-    return Choice(_DEFAULT_URL, "the default", is_named=False)
-
-
-def resolve_addresses(
-    choice: Choice, *, user: str | None = None, vhost: str | None = None, password_file: Path | None = None
-) -> list[Address]:
-    """The broker's nodes, with the login from options, a password file or the context's password command.
-
-    Raises:
-        UsageError: the URL, the user or the vhost is not valid, or the password file cannot be read.
-        MqtoolError: the password command failed.
-    """
-    addresses = choice.addresses()
-    for what, name in (("vhost", vhost), ("user", user)):
-        if name is not None and not 0 < len(os.fsencode(name)) <= 255:
-            raise UsageError(f"the {what} has {len(os.fsencode(name))} bytes", "use 1 to 255 bytes")
-    if password_file is not None:
-        password: str | None = read_password(password_file)
-    else:
-        password = choice.context.password() if choice.context else None
-    given: dict[str, Any] = {"user": user, "virtual_host": vhost, "password": password}
-    changes = {name: value for name, value in given.items() if value is not None}
-    return [address._replace(**changes) for address in addresses]
-
-
-def is_same_node(one: Address, other: Address) -> bool:
-    """True if two addresses lead to the same node."""
-    hosts = {one.host, other.host}
-    return one.port == other.port and (len(hosts) == 1 or hosts <= {"localhost", "127.0.0.1"})
-
-
-def read_password(path: Path) -> str:
-    """Read a password from a file, or from stdin if the path is `-`.
-
-    Raises:
-        UsageError: the file or stdin cannot be read.
-    """
-    try:
-        text = os.read(0, 4096).decode() if str(path) == "-" else path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise UsageError(f"cannot read the password file {path}: {reason}") from error
-    return text.rstrip("\r\n")
 
 
 def _parsed(url: str) -> SplitResult:

@@ -24,17 +24,18 @@ from mqtool.errors import UsageError
 
 
 class Call(NamedTuple):
-    """How a command was called. If an OptionGroup has a field of type Call, mqtool sets the field.
+    """How a command was called. mqtool sets a field of this type in an OptionGroup.
 
     Attributes:
         command: such as "queue purge".
-        typed: names of the parameters given on the command line, not by a default or the environment.
+        typed: names of the parameters (`options`) given on the command line, not by a default or the environment.
         must_ask: True if the command changes the broker and does not ask for confirmation itself.
     """
 
     command: str = ""
     typed: frozenset[str] = frozenset()
     must_ask: bool = False
+    options: Collection[str] = ()
 
 
 #: The Call of options that do not come from a command line, for example in tests.
@@ -239,7 +240,7 @@ class Command(click.Command):
         if (effect := effect_of(command)) is Effect.OWN and ctx.find_root().params.get("context") is not None:
             raise UsageError(f"'{command}' does not take a context", "omit -C: it uses a broker of its own")
         values, typed = given(ctx)
-        call = Call(command, typed, must_ask=effect is Effect.CHANGES and "yes" not in values)
+        call = Call(command, typed, effect is Effect.CHANGES and "yes" not in values, values.keys())
         arguments: dict[str, Any] = {}
         for name, parameter in self._parameters.items():
             if parameter.annotation is Context:
@@ -283,19 +284,22 @@ class Commands:
         name: str | None = None,
         about: str | None = None,
         without: Collection[str] = (),
+        also: Collection[str] = (),
         instead: Mapping[str, Any] = MappingProxyType({}),
     ) -> Callable[[Callable[..., None]], Callable[..., None]]:
         """Return a decorator that makes a function a command.
 
         Args:
             examples, without, instead: see Command.
+            also: names of options that few commands have; so far, protocol.
             name, about: the command's name and help; by default the function's name and docstring.
         """
 
         def decorate(function: Callable[..., None]) -> Callable[..., None]:
             called = name or function.__name__.replace("_", "-")
             text = about or inspect.getdoc(function) or ""
-            self.makers[called] = functools.cache(lambda: Command(called, function, text, examples, without, instead))
+            left_out = {*without, *{"protocol"}.difference(also)}
+            self.makers[called] = functools.cache(lambda: Command(called, function, text, examples, left_out, instead))
             return function
 
         return decorate
@@ -334,10 +338,9 @@ class Group(click.Group):
 
 def time_limit(text: str) -> float:
     """Parse a duration greater than 0 into seconds."""
-    seconds = duration_or_seconds(text)
-    if not seconds:
-        raise ValueError(f"{text!r} must be longer than 0")
-    return seconds
+    if seconds := duration_or_seconds(text):
+        return seconds
+    raise ValueError(f"{text!r} must be longer than 0")
 
 
 def duration_or_seconds(text: str) -> float:

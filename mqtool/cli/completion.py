@@ -18,7 +18,8 @@ import click
 from click.shell_completion import ShellComplete, split_arg_string
 
 from mqtool.amqp import TlsFiles
-from mqtool.cli.access import MANAGEMENT_VARIABLE, Access, choose, resolve_addresses
+from mqtool.cli.access import MANAGEMENT_VARIABLE, Access
+from mqtool.cli.chosen_broker import choose, resolve_addresses
 from mqtool.duration import parse_duration
 from mqtool.errors import MqtoolError
 

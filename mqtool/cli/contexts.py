@@ -14,7 +14,7 @@ change only the lines concerned and keep comments.
 import os
 import re
 from collections.abc import Mapping
-from enum import Enum, auto
+from enum import Enum, StrEnum, auto
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,6 +74,13 @@ def effect_of(command: str) -> Effect:
     return next(effect for effect, names in EFFECTS.items() if command in map(str.strip, names.split(",")))
 
 
+class Protocol(StrEnum):
+    """A protocol to send and receive messages by."""
+
+    AMQP_0_9_1 = "amqp0.9.1"
+    AMQP_1_0 = "amqp1.0"
+
+
 class Context(NamedTuple):
     """A broker with a name.
 
@@ -82,6 +89,7 @@ class Context(NamedTuple):
         management: the URL of its management API.
         password_command: a command that prints the password; used instead of a password in the URL.
         protected: ask before a command changes anything there, even with --yes.
+        protocol: for the commands that take --protocol.
     """
 
     name: str
@@ -92,6 +100,7 @@ class Context(NamedTuple):
     tls_key: Path | None = None
     password_command: str | None = None
     protected: bool = False
+    protocol: str | None = None
 
     def __repr__(self) -> str:
         return f"Context({self.name!r})"  # without the URL's password
@@ -227,6 +236,8 @@ def _check(text: str, name: str, table: Mapping[str, Any]) -> None:
         if not isinstance(value, _KEYS[key]):
             should = "true or false" if _KEYS[key] is bool else "a string in quotes"
             raise _bad(_line_of(text, key, name), f"{key!r} of context {name!r} is not {should}")
+    if (protocol := table.get("protocol")) is not None and protocol not in [*Protocol]:
+        raise _bad(_line_of(text, "protocol", name), f"'protocol' of context {name!r} is not {' or '.join(Protocol)}")
     if "url" not in table:
         raise _bad(_line_of(text, "contexts", name), f"context {name!r} has no url")
 

@@ -4,8 +4,12 @@ play ── commands ──> Stage ──> Terminal ── subprocess ──> mq
                        └── commands, output, explanations and charts ──> Audience (implemented in mqtool/cli)
 """
 
+from dataclasses import replace
+
 from mqtool.plays import incident, stream_plays, tutorial_plays, why_queues
 from mqtool.stage.stage import Play
+from mqtool.tutorials.dialects import OVER_AMQP10
+from mqtool.tutorials.pages import AMQP10
 from mqtool.tutorials.pages import NAMES as NAMES
 
 #: All plays, in the recommended order. Plays whose names are not in NAMES have no page to read.
@@ -22,5 +26,10 @@ PLAYS: dict[str, Play] = {
     "delayed-messages": tutorial_plays.DELAYED_MESSAGES,
     "stream-hello-world": stream_plays.STREAM_HELLO_WORLD,
     "stream-offset-tracking": stream_plays.STREAM_OFFSET_TRACKING,
-    "incident": incident.INCIDENT,
 }
+#: The same plays over AMQP 1.0.
+PLAYS |= {
+    f"{AMQP10}{name}": replace(PLAYS[name], title=f"{PLAYS[name].title}, over AMQP 1.0", protocol="amqp1.0")
+    for name in OVER_AMQP10
+}
+PLAYS["incident"] = incident.INCIDENT

@@ -5,10 +5,12 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from mqtool.amqp import Connection, administration, parse_addresses
 from mqtool.broker import embedded_starter, ports
+from mqtool.broker.embedded.model.profile import DEFAULT
 from mqtool.broker.embedded.settings import Settings
 from mqtool.errors import MqtoolError
 from mqtool.stage.stage import APART, Play, Stage, undisturbed
@@ -16,6 +18,8 @@ from mqtool.stage.terminal import Audience, Guard, Place, QueueDepth
 
 #: Seconds between two counts of the messages in queues.
 _BETWEEN_COUNTS = 0.2
+#: The version of RabbitMQ that the embedded broker behaves like for plays over AMQP 1.0.
+_AMQP_1_0 = "4.3"
 
 
 def perform(play: Play, audience: Audience, guard: Guard, url: str | None = None, directory: Path | None = None) -> int:
@@ -31,13 +35,13 @@ def perform(play: Play, audience: Audience, guard: Guard, url: str | None = None
         home = directory or scratch / "home"
         home.mkdir(exist_ok=True)
         stream_port = ports.free_port() if play.has_streams and url is None else None
+        place = Place(home, scratch, "", url is not None, guard, stream_port, play.protocol)
+        like = _AMQP_1_0 if play.protocol else DEFAULT
+        own = embedded_broker(scratch / "broker", guard, stream_port, str(like))
         with (
-            embedded_broker(scratch / "broker", guard, stream_port) if url is None else _cleared(play, url) as (
-                broker_url,
-                management,
-            ),
+            own if url is None else _cleared(play, url) as (broker_url, management),
             _counting(management, audience),
-            Stage(audience, Place(home, scratch, broker_url, url is not None, guard, stream_port)) as stage,
+            Stage(audience, replace(place, url=broker_url)) as stage,
         ):
             play.play(stage)
         return stage.checks
@@ -68,13 +72,15 @@ def _counting(management: str, audience: Audience) -> Iterator[None]:
 
 
 @contextmanager
-def embedded_broker(directory: Path, guard: Guard, stream_port: int | None = None) -> Iterator[tuple[str, str]]:
+def embedded_broker(
+    directory: Path, guard: Guard, stream_port: int | None = None, like: str = str(DEFAULT)
+) -> Iterator[tuple[str, str]]:
     """Run an embedded broker in memory. Yields its URL and the URL of its management API.
 
     The broker runs in its own process, so that it does not affect the times that plays measure.
     """
     directory.mkdir()
-    broker = embedded_starter.launch(directory, Settings(port=0, management_port=0, stream_port=stream_port))
+    broker = embedded_starter.launch(directory, Settings(port=0, management_port=0, stream_port=stream_port, like=like))
     guard.started(broker.pid)
     try:
         url, management, *_ = embedded_starter.wait_until_ready(broker, directory)

@@ -88,6 +88,7 @@ class Play:
         play: runs the commands and checks the results.
         queues, exchanges: the names that its commands declare, without the prefix; `queues` includes streams.
         has_streams: True if the play needs a broker with a stream port.
+        protocol: of its commands, instead of AMQP 0-9-1; for MQTOOL_PROTOCOL.
     """
 
     title: str
@@ -96,6 +97,7 @@ class Play:
     queues: tuple[str, ...] = ()
     exchanges: tuple[str, ...] = ()
     has_streams: bool = False
+    protocol: str = ""
 
 
 def lines_of(path: Path) -> list[str]:

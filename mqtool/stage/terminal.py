@@ -142,6 +142,9 @@ def _watch(reading: int) -> None:
 _LAST_WORDS = 5.0
 
 
+_NOT_INHERITED = ("MQTOOL_DIALECT", "MQTOOL_PROTOCOL")
+
+
 @dataclass(frozen=True)
 class Place:
     """The environment in which commands run.
@@ -153,6 +156,7 @@ class Place:
         apart: True if others also use the broker, so that queues and exchanges need a prefix.
         guard: kills the commands if mqtool is killed.
         stream_port: the broker's stream port; None if the commands find the port themselves.
+        protocol: for MQTOOL_PROTOCOL; empty for the default.
     """
 
     directory: Path
@@ -161,14 +165,16 @@ class Place:
     apart: bool
     guard: Guard
     stream_port: int | None = None
+    protocol: str = ""
 
     @property
     def environment(self) -> dict[str, str]:
         """The environment variables of the commands: those of mqtool, with mqtool's own directory first in PATH."""
-        inherited = {name: value for name, value in os.environ.items() if name != "MQTOOL_DIALECT"}
+        inherited = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
         streams = {} if self.stream_port is None else {"MQTOOL_STREAM_PORT": str(self.stream_port)}
-        return {**inherited, **streams, "PATH": path, "MQTOOL_URL": self.url}
+        protocol = {"MQTOOL_PROTOCOL": self.protocol} if self.protocol else {}
+        return {**inherited, **streams, **protocol, "PATH": path, "MQTOOL_URL": self.url}
 
 
 class Terminal:

@@ -11,6 +11,9 @@ from typing import NamedTuple
 
 from mqtool.topology import DELAYED, Exchange, Queue
 
+#: The tutorials that have a lesson on AMQP 1.0, too.
+OVER_AMQP10 = ("hello-world", "work-queues", "publish-subscribe", "routing", "topics", "rpc")
+
 
 class Dialect(StrEnum):
     """A set of tutorials. It determines the names and settings that commands use."""
@@ -20,6 +23,9 @@ class Dialect(StrEnum):
     PYTHON_CLASSIC = "python-classic"
     GO_CLASSIC = "go-classic"
     GO_ARTICLE = "go-article"
+    JAVA_AMQP = "java-amqp"
+    GO_AMQP = "go-amqp"
+    DOTNET_AMQP = "dotnet-amqp"
 
 
 def _quorum(name: str) -> Queue:
@@ -49,7 +55,10 @@ class Lines(NamedTuple):
 
     Attributes:
         received, log, log_with_key: lines printed for a received message; each one ends with the body.
+        received_task: the line of a worker, if it is not that of a receiver.
+        got: the line for a reply.
         key_in_body: True if emit-log direct and topic put the routing key in front of the body.
+        purges_requests: True if the RPC server purges its queue when it starts.
     """
 
     sent: str = " [x] Sent '{body}'"
@@ -57,9 +66,11 @@ class Lines(NamedTuple):
     sent_log: str = " [x] Sent {body}"
     sent_log_with_key: str = " [x] Sent {key}:{body}"
     received: str = " [x] Received {body}"
+    received_task: str = ""
     log: str = " [x] {body}"
     log_with_key: str = " [x] {key}:{body}"
     done: str = " [x] Done"
+    got: str = " [.] Got {body}"
     awaiting_requests: str = " [x] Awaiting RPC requests"
     awaiting_add100: str = " [x] Awaiting RPC requests"
     answering_add100: str = " [.] add100({n})"
@@ -70,6 +81,7 @@ class Lines(NamedTuple):
     routed: bytes = b"Hello World!"
     topic: str = "anonymous.info"
     key_in_body: bool = False
+    purges_requests: bool = False
 
 
 _PYTHON = Names(
@@ -91,12 +103,24 @@ _GO_CLASSIC = _PYTHON_CLASSIC._replace(
     direct=Exchange("logs_direct", "direct", durable=True),
     topic=Exchange("logs_topic", "topic", durable=True),
 )
+_JAVA_AMQP = _PYTHON._replace(
+    fanout=Exchange("logs", "fanout", durable=True),
+    direct=Exchange("direct_logs", "direct", durable=True),
+    topic=Exchange("topic_logs", "topic", durable=True),
+    headers=Exchange("headers_logs", "headers", durable=True),
+)
+#: For AMQP 1.0 without a dialect: its clients declare durable exchanges only.
+AMQP10_NAMES = _JAVA_AMQP
+_GO_AMQP = _JAVA_AMQP._replace(direct=_GO_CLASSIC.direct, topic=_GO_CLASSIC.topic)
 NAMES = {
     Dialect.PYTHON: _PYTHON,
     Dialect.GO: _PYTHON._replace(direct=Exchange("logs_direct", "direct"), topic=Exchange("logs_topic", "topic")),
     Dialect.PYTHON_CLASSIC: _PYTHON_CLASSIC,
     Dialect.GO_CLASSIC: _GO_CLASSIC,
     Dialect.GO_ARTICLE: _GO_CLASSIC,
+    Dialect.JAVA_AMQP: _JAVA_AMQP,
+    Dialect.GO_AMQP: _GO_AMQP,
+    Dialect.DOTNET_AMQP: _GO_AMQP,
 }
 
 _GO_LINES = Lines(
@@ -112,6 +136,17 @@ _GO_LINES = Lines(
     task=b"hello",
     fanout=b"hello",
     routed=b"hello",
+)
+_JAVA_AMQP_LINES = Lines(
+    sent_task=" [x] Sent '{body}'",
+    sent_log=" [x] Sent '{body}'",
+    sent_log_with_key=" [x] Sent '{key}':'{body}'",
+    received=" [x] Received '{body}'",
+    log=" [x] Received '{body}'",
+    log_with_key=" [x] Received '{key}':'{body}'",
+    got=" [.] Got '{body}'",
+    task=b"",
+    purges_requests=True,
 )
 LINES = {
     Dialect.PYTHON: Lines(),
@@ -132,6 +167,14 @@ LINES = {
         topic="nil.nil",
         key_in_body=True,
     ),
+    Dialect.JAVA_AMQP: _JAVA_AMQP_LINES,
+    Dialect.GO_AMQP: _GO_LINES._replace(purges_requests=True),
+    Dialect.DOTNET_AMQP: _JAVA_AMQP_LINES._replace(
+        sent=" [x] Sent {body}",
+        received="Received a message: {body}",
+        received_task=" [x] Received '{body}'",
+        task=b"Hello World!",
+    ),
 }
 
 
@@ -143,7 +186,10 @@ _DIFFERS = (
 
 
 def declaring_like(refusal: str) -> list[Dialect]:
-    """Return the dialects whose settings match an existing queue or exchange, according to the broker's error."""
+    """Return the dialects whose settings match an existing queue or exchange, according to the broker's error.
+
+    Those of AMQP 1.0 tutorials are left out if others match, too.
+    """
     told = re.search(_DIFFERS, refusal)
 
     def is_like(thing: Queue | Exchange) -> bool:
@@ -154,7 +200,8 @@ def declaring_like(refusal: str) -> list[Dialect]:
         # The broker compares durability first. A queue declared without a type has "none"; from 4.0 on, "classic".
         return thing.durable and thing.arguments.get("x-queue-type", "classic") == (told["current"] or "classic")
 
-    return [dialect for dialect, names in NAMES.items() if any(is_like(thing) for thing in names)]
+    found = [dialect for dialect, names in NAMES.items() if any(is_like(thing) for thing in names)]
+    return [dialect for dialect in found if not dialect.endswith("-amqp")] or found
 
 
 def declaring_otherwise(queue: Queue) -> list[Dialect]:

@@ -9,6 +9,7 @@ from importlib import resources
 
 from mqtool.errors import UsageError
 from mqtool.spelling import did_you_mean
+from mqtool.tutorials.dialects import OVER_AMQP10
 
 #: The terminals of each tutorial and the commands to type in them; the tutorials are in the recommended order.
 _TERMINALS = {
@@ -48,6 +49,11 @@ _TERMINALS = {
     "stream-hello-world": (("receiver", "mqtool receive-stream"), ("sender", "mqtool send-stream")),
     "stream-offset-tracking": (("sender", "mqtool offset send"), ("receiver", "mqtool offset receive")),
 }
+#: What the names of tutorials over AMQP 1.0 begin with.
+AMQP10 = "amqp10-"
+_TERMINALS |= {
+    f"{AMQP10}{name}": (("all of them", "export MQTOOL_PROTOCOL=amqp1.0"), *_TERMINALS[name]) for name in OVER_AMQP10
+}
 NAMES = tuple(_TERMINALS)
 
 
@@ -76,12 +82,20 @@ class Page:
     @property
     def library(self) -> str:
         """The name of the client library that the plain script uses."""
+        if self.name.startswith(AMQP10):
+            return "rabbitmq_amqp_python_client"
         return "rstream" if self.name.startswith("stream-") else "pika"
 
     @property
+    def script(self) -> str:
+        """The path of a script that does the same with only a client library, within this package."""
+        directory = "plain_amqp10" if self.name.startswith(AMQP10) else f"plain_{self.library}"
+        return f"{directory}/{self.name.replace('-', '_')}.py"
+
+    @property
     def plain(self) -> str:
-        """The source of a script that does the same with only a client library."""
-        return _read(f"plain_{self.library}/{self.name.replace('-', '_')}.py")
+        """The source of that script."""
+        return _read(self.script)
 
 
 def page(name: str) -> Page:

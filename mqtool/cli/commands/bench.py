@@ -11,7 +11,8 @@ from mqtool.benching.plan import IN_FLIGHT, PREFETCH, Plan
 from mqtool.benching.result import Result, Snapshot
 from mqtool.benching.run import Place, Run, Timed
 from mqtool.cli import contexts, stopping
-from mqtool.cli.access import Access, is_same_node
+from mqtool.cli.access import Access
+from mqtool.cli.chosen_broker import is_same_node
 from mqtool.cli.command_line import Argument, Call, Option, OptionGroup, duration_or_seconds, size
 from mqtool.cli.display import bench_report, output
 from mqtool.cli.display.progress import Progress

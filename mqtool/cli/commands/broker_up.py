@@ -18,7 +18,8 @@ from mqtool.broker.readiness import wait_until_up, where_log_is
 from mqtool.broker.starter import Starter
 from mqtool.broker.state import DEFAULT_NAME, Started, Wanted
 from mqtool.cli import stopping
-from mqtool.cli.access import Access, Choice, choose, is_same_node, read_password
+from mqtool.cli.access import Access
+from mqtool.cli.chosen_broker import Choice, choose, is_same_node, read_password
 from mqtool.cli.command_line import Option
 from mqtool.cli.display import output
 from mqtool.cli.options import Broker, Commands

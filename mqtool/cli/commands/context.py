@@ -13,7 +13,7 @@ from mqtool.amqp import parse_addresses
 from mqtool.amqp.address import without_passwords
 from mqtool.cli import contexts, stopping
 from mqtool.cli.command_line import Argument, Commands, Option
-from mqtool.cli.contexts import Context, Contexts
+from mqtool.cli.contexts import Context, Contexts, Protocol
 from mqtool.cli.display import layout, output
 from mqtool.errors import MqtoolError, UsageError
 from mqtool.spelling import pasteable
@@ -34,6 +34,7 @@ def _pem(what: str) -> Any:
 @context.command(
     "mqtool context add staging --url amqp://ann@staging.example.com/shop",
     "mqtool context add prod --url amqps://ann@mq.example.com --password-command 'pass show mq' --protected",
+    also=("protocol",),
 )
 def add(
     name: Annotated[str, Argument()],
@@ -44,6 +45,7 @@ def add(
     tls_key: Annotated[Path | None, _pem("Key of the client certificate")] = None,
     password_command: Annotated[str | None, Option(help="Command that prints the password")] = None,
     protected: Annotated[bool, Option(help="Ask before anything is destroyed, even with --yes")] = False,
+    protocol: Annotated[Protocol | None, Option(help="Protocol to use: amqp0.9.1, or amqp1.0 (RabbitMQ 4)")] = None,
 ) -> None:
     """Add a context: a name for a broker."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
@@ -55,6 +57,7 @@ def add(
         raise UsageError(f"context {name!r} exists", "change it with 'mqtool context edit'")
     given: dict[str, Any] = {"url": url, "management": management, "tls-ca": tls_ca, "tls-cert": tls_cert}
     given |= {"tls-key": tls_key, "password-command": password_command, "protected": protected or None}
+    given["protocol"] = protocol
     lines = [f"{key} = {_value(value)}" for key, value in given.items() if value is not None]
     before = f"{text.rstrip()}\n\n" if text.strip() else ""
     _write("\n".join((f"{before}[contexts.{name}]", *lines, "")), {*known.known, name}, known.in_use)

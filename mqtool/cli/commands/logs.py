@@ -1,20 +1,29 @@
 """mqtool emit-log, mqtool receive-log: publish/subscribe, routing, topics, headers."""
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from mqtool.amqp import administration
+from mqtool.cli.access import taught
 from mqtool.cli.command_line import Argument, OptionGroup
 from mqtool.cli.display.output import WAITING_FOR_LOGS
-from mqtool.cli.options import Broker, Commands, ExchangeOptions, LogQueueOptions, Publishing, header, header_option
+from mqtool.cli.options import (
+    PROTOCOL,
+    Broker,
+    Commands,
+    ExchangeOptions,
+    LogQueueOptions,
+    Publishing,
+    header,
+    header_option,
+)
 from mqtool.cli.options.queue_options import refuse
 from mqtool.cli.options.receiving_options import Match, Receiving, Where
 from mqtool.cli.pipe.publishing import publishing_channel, text
 from mqtool.cli.pipe.receiving import Matching, receiving_channel
 from mqtool.cli.pipe.source import Addressing
 from mqtool.errors import UsageError
-from mqtool.message import Delivery, Message, Receipt
+from mqtool.message import Message
 from mqtool.topology import Exchange
 from mqtool.tutorials import headers as headers_tutorial
 from mqtool.tutorials import publish_subscribe, routing, topics
@@ -37,29 +46,31 @@ class ReceivingLogs(OptionGroup):
 def _emit(
     publishing: Publishing,
     exchange: Exchange,
-    lesson: Callable[..., Iterator[Receipt]],
-    *,
+    lesson: Any,
+    *before: str,
     line: Callable[[Message], str] | None = None,
     default: bytes | None = None,
     key: str | None = None,
 ) -> None:
-    """Publish with a tutorial's emit(). By default, print and send the same texts as the dialect's scripts."""
+    """Publish with the emit() of a tutorial. By default, print and send the same texts as the dialect's scripts.
+
+    Args:
+        before: what emit() takes before the messages.
+    """
     lines, addressing = publishing.broker.lines, Addressing(exchange.name, key)
     with publishing_channel(publishing, exchange, addressing, default=default or lines.routed) as (channel, outgoing):
-        receipts = lesson(channel, exchange, messages=outgoing.messages)
+        receipts = taught(lesson, channel).emit(channel, exchange, *before, outgoing.messages)
         outgoing.report(receipts, line or lines.sent_log)
 
 
-def _emit_with_key(
-    publishing: Publishing, exchange: Exchange, lesson: Callable[..., Iterator[Receipt]], key: str | None, usual: str
-) -> None:
+def _emit_with_key(publishing: Publishing, exchange: Exchange, lesson: Any, key: str | None, usual: str) -> None:
     """Publish with the routing key `key`, or with `usual` if `key` is None."""
     line = publishing.broker.lines.sent_log_with_key
 
     def sent(message: Message) -> str:
         return line.format(key=usual if message.routing_key is None else message.routing_key, body=text(message))
 
-    _emit(publishing, exchange, lambda channel, to, messages: lesson(channel, to, usual, messages), line=sent, key=key)
+    _emit(publishing, exchange, lesson, usual, line=sent, key=key)
 
 
 def _with_key_in_body(publishing: Publishing, key: str | None) -> Publishing:
@@ -70,8 +81,12 @@ def _with_key_in_body(publishing: Publishing, key: str | None) -> Publishing:
     return publishing.changed(words=[key, *(publishing.words or [])])
 
 
-def _receive(asked: ReceivingLogs, exchange: Exchange, lesson: Callable[..., Iterator[Delivery]], line: str) -> None:
-    """Print the deliveries of a tutorial's receive() function, from the --queue given or a private queue."""
+def _receive(asked: ReceivingLogs, exchange: Exchange, lesson: Any, line: str, **chosen: Any) -> None:
+    """Print the deliveries of a tutorial's receive(), from the --queue given or a private queue.
+
+    Args:
+        chosen: further arguments of receive(), which choose messages.
+    """
     queue, is_private = asked.queue.declared(), asked.queue.queue is None
     matching = Matching(asked.receiving, asked.where, skips=is_private)
     settings = matching.settings()
@@ -81,18 +96,21 @@ def _receive(asked: ReceivingLogs, exchange: Exchange, lesson: Callable[..., Ite
         if not (is_private or asked.queue.declare or administration.exists(channel, queue)):
             refuse(queue.name, incoming.access)
         settings = incoming.printed(settings)
-        deliveries = lesson(channel, asked.exchange.of(exchange), queue=queue, receiving=settings)
+        receive = taught(lesson, channel).receive
+        deliveries = receive(channel, asked.exchange.of(exchange), queue=queue, receiving=settings, **chosen)
         incoming.print_all(matching.of(channel, deliveries, settings))
 
 
-@emit_log.command("mqtool emit-log fanout 'info: ready'", "tail -f app.log | mqtool emit-log fanout -l", name="fanout")
+@emit_log.command(
+    "mqtool emit-log fanout 'info: ready'", "tail -f app.log | mqtool emit-log fanout -l", name="fanout", also=PROTOCOL
+)
 def emit_fanout(exchange: ExchangeOptions, publishing: Publishing) -> None:
     """Publish to every receiver (tutorial 3)."""
     to = exchange.of(publishing.broker.names.fanout)
-    _emit(publishing, to, publish_subscribe.emit, default=publishing.broker.lines.fanout)
+    _emit(publishing, to, publish_subscribe, default=publishing.broker.lines.fanout)
 
 
-@emit_log.command("mqtool emit-log direct error 'Run. Run. Or it will explode.'", name="direct")
+@emit_log.command("mqtool emit-log direct error 'Run. Run. Or it will explode.'", name="direct", also=PROTOCOL)
 def emit_direct(
     *,
     exchange: ExchangeOptions,
@@ -101,13 +119,14 @@ def emit_direct(
 ) -> None:
     """Publish with a severity (tutorial 4)."""
     to = exchange.of(publishing.broker.names.direct)
-    _emit_with_key(_with_key_in_body(publishing, severity), to, routing.emit, severity, "info")
+    _emit_with_key(_with_key_in_body(publishing, severity), to, routing, severity, "info")
 
 
 @emit_log.command(
     "mqtool emit-log topic kern.critical 'A critical kernel error'",
     r"mqtool emit-log topic '{app}.{level}' -l --key-pattern '(?P<app>\w+)\[\d+\]: (?P<level>\w+)' < app.log",
     name="topic",
+    also=PROTOCOL,
 )
 def emit_topic(
     *,
@@ -122,42 +141,44 @@ def emit_topic(
     asked = _with_key_in_body(publishing, routing_key)
     if asked is not publishing:  # "kern", "critical" and a text: the key is kern.critical
         routing_key = ".".join(asked.words[:2]) if asked.words and len(asked.words) > 2 else None
-    _emit_with_key(asked, to, topics.emit, routing_key, usual)
+    _emit_with_key(asked, to, topics, routing_key, usual)
 
 
-@emit_log.command("mqtool emit-log headers -H format=pdf -H type=report 'A report'", name="headers")
+@emit_log.command("mqtool emit-log headers -H format=pdf -H type=report 'A report'", name="headers", also=PROTOCOL)
 def emit_headers(exchange: ExchangeOptions, publishing: Publishing) -> None:
     """Publish with headers to route by."""
-    _emit(publishing, exchange.of(publishing.broker.names.headers), headers_tutorial.emit)
+    _emit(publishing, exchange.of(publishing.broker.names.headers), headers_tutorial)
 
 
-@receive_log.command("mqtool receive-log fanout", "mqtool receive-log fanout --raw -o all.log", name="fanout")
+@receive_log.command(
+    "mqtool receive-log fanout", "mqtool receive-log fanout --raw -o all.log", name="fanout", also=PROTOCOL
+)
 def receive_fanout(logs: ReceivingLogs) -> None:
     """Receive everything published from now on (tutorial 3)."""
-    _receive(logs, logs.broker.names.fanout, publish_subscribe.receive, logs.broker.lines.log)
+    _receive(logs, logs.broker.names.fanout, publish_subscribe, logs.broker.lines.log)
 
 
-@receive_log.command("mqtool receive-log direct info warning error", name="direct")
+@receive_log.command("mqtool receive-log direct info warning error", name="direct", also=PROTOCOL)
 def receive_direct(
     logs: ReceivingLogs,
     severities: Annotated[list[str], Argument(help="Severities to receive, such as info warning error")],
 ) -> None:
     """Receive some severities (tutorial 4)."""
-    _receive(
-        logs, logs.broker.names.direct, partial(routing.receive, severities=severities), logs.broker.lines.log_with_key
-    )
+    _receive(logs, logs.broker.names.direct, routing, logs.broker.lines.log_with_key, severities=severities)
 
 
-@receive_log.command("mqtool receive-log topic 'kern.*' '*.critical'", "mqtool receive-log topic '#'", name="topic")
+@receive_log.command(
+    "mqtool receive-log topic 'kern.*' '*.critical'", "mqtool receive-log topic '#'", name="topic", also=PROTOCOL
+)
 def receive_topic(
     logs: ReceivingLogs,
     patterns: Annotated[list[str], Argument(help="Binding keys: * is one word, # any number of words")],
 ) -> None:
     """Receive topics that match a pattern (tutorial 5)."""
-    _receive(logs, logs.broker.names.topic, partial(topics.receive, patterns=patterns), logs.broker.lines.log_with_key)
+    _receive(logs, logs.broker.names.topic, topics, logs.broker.lines.log_with_key, patterns=patterns)
 
 
-@receive_log.command("mqtool receive-log headers --match any format=pdf type=log", name="headers")
+@receive_log.command("mqtool receive-log headers --match any format=pdf type=log", name="headers", also=PROTOCOL)
 def receive_headers(
     logs: ReceivingLogs,
     wanted: Annotated[
@@ -171,5 +192,4 @@ def receive_headers(
     headers = dict([*(wanted or []), *(also_wanted or [])])
     if not headers:
         raise UsageError("receive-log headers needs a header", "name one: mqtool receive-log headers format=pdf")
-    lesson = partial(headers_tutorial.receive, headers=headers, match=match)
-    _receive(logs, logs.broker.names.headers, lesson, logs.broker.lines.log)
+    _receive(logs, logs.broker.names.headers, headers_tutorial, logs.broker.lines.log, headers=headers, match=match)

@@ -1,9 +1,11 @@
 """mqtool receive."""
 
+from functools import partial
 from typing import Annotated, Any
 
+from mqtool.cli.access import Access, taught
 from mqtool.cli.command_line import Option
-from mqtool.cli.options import OFFSET, Broker, Commands, UsedQueueOptions
+from mqtool.cli.options import OFFSET, PROTOCOL, Broker, Commands, UsedQueueOptions
 from mqtool.cli.options.queue_options import checked
 from mqtool.cli.options.receiving_options import Receiving, Where
 from mqtool.cli.pipe.receiving import Matching, receiving_channel
@@ -12,12 +14,24 @@ from mqtool.tutorials import hello_world
 app = Commands()
 
 
-@app.command("mqtool receive", "mqtool receive --raw -o app.log", "mqtool receive --json | mqtool send --json -q b")
+@app.command(
+    "mqtool receive",
+    "mqtool receive --raw -o app.log",
+    "mqtool receive --json | mqtool send --json -q b",
+    also=PROTOCOL,
+)
 def receive(
     queue: UsedQueueOptions,
     receiving: Receiving,
     broker: Broker,
     offset: Annotated[Any | None, Option(help="Where to start in a stream", panel="Receiving", **OFFSET)] = None,
+    filters: Annotated[
+        list[str] | None,
+        Option("--filter", metavar="VALUE", help="Only a stream's chunks with VALUE (AMQP 1.0)", panel="Receiving"),
+    ] = None,
+    sql: Annotated[
+        str | None, Option(metavar="CONDITION", help="Filter of a stream in SQL (RabbitMQ 4.2)", panel="Receiving")
+    ] = None,
     where: Where = None,
 ) -> None:
     """Receive messages from a queue (tutorial 1).
@@ -26,7 +40,9 @@ def receive(
     """
     matching = Matching(receiving, where, skips=offset is not None)
     settings = matching.settings()._replace(offset=offset)
-    with receiving_channel(receiving, broker, broker.lines.received) as (channel, incoming):
+    opened = partial(Access.channel, values=filters, sql=sql)
+    with receiving_channel(receiving, broker, broker.lines.received, opened=opened) as (channel, incoming):
         target = checked(queue.of(broker.names.hello), queue, channel, broker, incoming.access)
         settings = incoming.printed(settings)
-        incoming.print_all(matching.of(channel, hello_world.receive(channel, target, settings), settings))
+        deliveries = taught(hello_world, channel).receive(channel, target, settings)
+        incoming.print_all(matching.of(channel, deliveries, settings))

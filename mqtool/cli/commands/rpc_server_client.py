@@ -8,12 +8,13 @@ from mqtool.amqp import CONFIRM_TIMEOUT, Channel, administration
 from mqtool.amqp import Receiving as ReceivingSettings
 from mqtool.amqp import Receiving as Settings
 from mqtool.cli import stopping
+from mqtool.cli.access import taught
 from mqtool.cli.command_line import Argument, Option, size
 from mqtool.cli.commands.worker_command import DedupOptions, ExecOptions
 from mqtool.cli.display import output
 from mqtool.cli.display.delivery_writer import BatchedOutput
 from mqtool.cli.invocation import current
-from mqtool.cli.options import TIME_LIMIT, Broker, Commands, QueueOptions, UsedQueueOptions, queue_option
+from mqtool.cli.options import PROTOCOL, TIME_LIMIT, Broker, Commands, QueueOptions, UsedQueueOptions, queue_option
 from mqtool.cli.options.queue_options import checked
 from mqtool.cli.options.receiving_options import Receiving
 from mqtool.cli.pipe.receiving import consuming, delivery_writer
@@ -47,7 +48,7 @@ MaxOutput = Annotated[
 FunctionOption = Annotated[Function, Option(help="fib, or add100: n + 100 after two seconds")]
 
 
-@app.command("mqtool rpc-server", "mqtool rpc-server --function add100", without=("into",))
+@app.command("mqtool rpc-server", "mqtool rpc-server --function add100", without=("into",), also=PROTOCOL)
 def rpc_server(
     queue: UsedQueueOptions,
     receiving: Receiving,
@@ -98,8 +99,11 @@ def rpc_server(
         settings = receiving.changed(timeout=None if programs.command else receiving.timeout).settings(
             (_MANY if is_quick else rpc.ONE_AT_A_TIME)._replace(before_acknowledging=write.flush)
         )
+        known = checked(target, queue, channel, broker, access)
+        if broker.lines.purges_requests and administration.exists(channel, known):
+            administration.purge(channel, known.name)
         waiting = broker.lines.awaiting_add100 if name == "add100" else broker.lines.awaiting_requests
-        answers = rpc.serve(channel, checked(target, queue, channel, broker, access), answer_visibly, settings)
+        answers = taught(rpc, channel).serve(channel, known, answer_visibly, settings)
         with consuming(receiving.ready_file, channel, waiting):
             for _, reply in answers:
                 if reply.properties.get("type") == ERROR:
@@ -107,7 +111,7 @@ def rpc_server(
                 rpc_functions.stop_if_broken(reply)
 
 
-@app.command("mqtool rpc-client 30", "mqtool rpc-client 1 2 3 --function add100 --timeout 10s")
+@app.command("mqtool rpc-client 30", "mqtool rpc-client 1 2 3 --function add100 --timeout 10s", also=PROTOCOL)
 def rpc_client(
     broker: Broker,
     requests: Annotated[
@@ -135,7 +139,7 @@ def rpc_client(
         _tell_if_nobody_serves(channel, target, timeout)
         results = BatchedOutput()
         settings = Settings(timeout=timeout, before_acknowledging=results.flush)
-        answers = rpc.call(channel, target, bodies, settings, reply_queue)
+        answers = taught(rpc, channel).call(channel, target, bodies, settings, reply_queue)
         for reply in rpc_functions.in_order(answers, channel, target, len(bodies)):
             answered += 1
             if rpc_functions.EXIT_STATUS in reply.headers:
@@ -146,7 +150,7 @@ def rpc_client(
                 results.flush()
                 output.warning(f"the server answered with an error: {reply.text}")
             else:
-                got = output.encoded(f" [.] Got {output.visible(reply.text)}")
+                got = output.encoded(broker.lines.got.format(body=output.visible(reply.text)))
                 results.add(_alone(reply) + b"\n" if raw else got)
         results.flush()
     if answered < len(asked):

@@ -7,11 +7,13 @@ from typing import Annotated, Literal
 
 from mqtool.amqp import Channel
 from mqtool.cli import stopping
+from mqtool.cli.access import taught
 from mqtool.cli.command_line import Argument, Option
 from mqtool.cli.display import output
 from mqtool.cli.display.progress import Progress
 from mqtool.cli.options import (
     CONFIRM_TIMEOUT,
+    PROTOCOL,
     Broker,
     Commands,
     ConfirmTimeout,
@@ -32,7 +34,9 @@ from mqtool.tutorials import publisher_confirms as tutorial
 app = Commands()
 
 
-@app.command("mqtool send 'Hello World!'", "tail -f app.log | mqtool send -l -q app", "mqtool send --json < saved")
+@app.command(
+    "mqtool send 'Hello World!'", "tail -f app.log | mqtool send -l -q app", "mqtool send --json < saved", also=PROTOCOL
+)
 def send(
     queue: UsedQueueOptions,
     publishing: Publishing,
@@ -51,7 +55,7 @@ def send(
     with publishing_channel(publishing, target, addressing, default=lines.hello) as (channel, outgoing):
         if isinstance(target, Queue):
             target = checked(target, queue, channel, publishing.broker)
-            receipts = hello_world.send(channel, target, outgoing.messages)
+            receipts = taught(hello_world, channel).send(channel, target, outgoing.messages)
         else:
             receipts = channel.publish(outgoing.messages, exchange=target, routing_key=routing_key or "")
         outgoing.report(receipts, lines.sent)
@@ -60,14 +64,19 @@ def send(
 Tasks = Annotated[list[str] | None, Argument(help="Task; each dot is a second of work", show_default="Hello World!")]
 
 
-@app.command("mqtool new-task 'A task of three seconds...'", "seq 100 | mqtool new-task -l", instead={"words": Tasks})
+@app.command(
+    "mqtool new-task 'A task of three seconds...'",
+    "seq 100 | mqtool new-task -l",
+    also=PROTOCOL,
+    instead={"words": Tasks},
+)
 def new_task(queue: UsedQueueOptions, publishing: Publishing) -> None:
     """Send tasks to the workers' queue (tutorial 2)."""
     target, lines = queue.of(publishing.broker.names.task_queue), publishing.broker.lines
     addressing = Addressing(queue.queue and "", queue.queue)
     with publishing_channel(publishing, target, addressing, default=lines.task) as (channel, outgoing):
         target = checked(target, queue, channel, publishing.broker)
-        outgoing.report(work_queues.new_tasks(channel, target, outgoing.messages), lines.sent_task)
+        outgoing.report(taught(work_queues, channel).new_tasks(channel, target, outgoing.messages), lines.sent_task)
 
 
 Strategy = Literal["individual", "batch", "async", "all"]
@@ -77,7 +86,9 @@ _CLEARLY = 0.9
 _SAYS = {"individual": "individually in", "batch": "in batch in", "async": "and handled confirms asynchronously in"}
 
 
-@app.command("mqtool publisher-confirms all", "mqtool publisher-confirms async -c 100000 -q confirmed --durable")
+@app.command(
+    "mqtool publisher-confirms all", "mqtool publisher-confirms async -c 100000 -q confirmed --durable", also=PROTOCOL
+)
 def publisher_confirms(
     queue: QueueOptions,
     broker: Broker,

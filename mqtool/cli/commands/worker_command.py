@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from mqtool.amqp import Channel
 from mqtool.amqp import Receiving as ReceivingSettings
 from mqtool.cli import stopping
-from mqtool.cli.access import Access
+from mqtool.cli.access import Access, taught
 from mqtool.cli.command_line import DURATION, TIME_LIMIT, Option, OptionGroup
 from mqtool.cli.display import output
 from mqtool.cli.display.output import WAITING_FOR_MESSAGES
-from mqtool.cli.options import Broker, Commands, UsedQueueOptions
+from mqtool.cli.options import PROTOCOL, Broker, Commands, UsedQueueOptions
 from mqtool.cli.options.queue_options import checked
 from mqtool.cli.options.receiving_options import Receiving
 from mqtool.cli.pipe.receiving import announcing_unfinished_work, consuming, delivery_writer
@@ -113,7 +113,11 @@ class ProgramOptions(OptionGroup):
 
 
 @app.command(
-    "mqtool worker", "mqtool worker --prefetch 0", "mqtool worker --exec './resize {message_id}'", without=("into",)
+    "mqtool worker",
+    "mqtool worker --prefetch 0",
+    "mqtool worker --exec './resize {message_id}'",
+    without=("into",),
+    also=PROTOCOL,
 )
 def worker(
     queue: UsedQueueOptions,
@@ -132,7 +136,7 @@ def worker(
         raise UsageError(
             "--shell, --concurrency, --deduplicate and the retry options need --exec", "add --exec COMMAND"
         )
-    write = delivery_writer(receiving, broker.lines.received)
+    write = delivery_writer(receiving, broker.lines.received_task or broker.lines.received)
 
     def do(task: Delivery) -> None:
         write(task)
@@ -141,11 +145,11 @@ def worker(
         output.status(broker.lines.done)
 
     settings = receiving.settings(work_queues.FAIR_DISPATCH)
-    work_through = _work_and_forget if forget_ack else work_queues.work
     done = redelivered = 0
     access = broker.access()
     with access.channel() as channel:
         target = checked(queue.of(broker.names.task_queue), queue, channel, broker, access)
+        work_through = _work_and_forget if forget_ack else taught(work_queues, channel).work
         tasks = work_through(channel, target, do, settings)
         with consuming(receiving.ready_file, channel, WAITING_FOR_MESSAGES):
             for task in tasks:
@@ -201,13 +205,12 @@ def _work(command: str, options: ProgramOptions, named: UsedQueueOptions, receiv
     handled = options.dedup.opened()
     settings = receiving.changed(timeout=None).settings(ReceivingSettings(prefetch=concurrency))
     access = broker.access()
-    with access.connect() as connection:
-        channel = connection.channel(strict=access.strict)
-        retrying = Retrying(connection.channel(), options.retries.policy, output.notice)
+    with access.channels() as (channel, other):
+        retrying = Retrying(other, options.retries.policy, output.notice)
         worker = Worker(channel, program, retrying, concurrency, output.notice, handled)
         if receiving.timeout is not None:
             _warn_of_consumer_timeout(access, queue.name, receiving.timeout)
-        with stopping.calling(channel.stop), announcing_unfinished_work(lambda: worker.in_hand):
+        with announcing_unfinished_work(lambda: worker.in_hand):
             queue = channel.declare(checked(queue, named, channel, broker, access))
             work_through = worker.start_consuming(queue, settings)
             try:

@@ -4,7 +4,7 @@ Those for receiving are imported from `receiving_options`, so that `mqtool send`
 """
 
 from mqtool.cli.command_line import DURATION, OFFSET, TIME_LIMIT, Commands, argument_option, header, header_option, size
-from mqtool.cli.options.broker_options import Broker, ContextName, ManagedBroker, Url, Yes, ask, ask_password
+from mqtool.cli.options.broker_options import PROTOCOL, Broker, ContextName, ManagedBroker, Url, Yes, ask, ask_password
 from mqtool.cli.options.message_options import (
     CONFIRM_TIMEOUT,
     RATE,

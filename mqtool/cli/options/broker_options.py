@@ -1,5 +1,6 @@
 """Options that name a broker and the login; confirmation before something is changed or deleted."""
 
+import functools
 import os
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -8,22 +9,14 @@ import click
 
 from mqtool.amqp import Backoff, TlsFiles
 from mqtool.cli import contexts
-from mqtool.cli.access import (
-    MANAGEMENT_VARIABLE,
-    URL_VARIABLES,
-    Access,
-    Choice,
-    choose,
-    is_same_node,
-    read_password,
-    resolve_addresses,
-)
+from mqtool.cli.access import MANAGEMENT_VARIABLE, Access
+from mqtool.cli.chosen_broker import URL_VARIABLES, Choice, choose, is_same_node, read_password, resolve_addresses
 from mqtool.cli.command_line import DURATION, NOT_CALLED, Call, Option, OptionGroup
 from mqtool.cli.display import output
 from mqtool.cli.invocation import current
 from mqtool.errors import MqtoolError, NotFound, UsageError
 from mqtool.spelling import quoted
-from mqtool.tutorials.dialects import LINES, NAMES, Dialect, Lines, Names
+from mqtool.tutorials.dialects import AMQP10_NAMES, LINES, NAMES, Dialect, Lines, Names
 
 URL = Option(
     "--url", "-u", help="Broker: amqp://user:password@host:5672/vhost", envvar=list(URL_VARIABLES), panel="Broker"
@@ -77,6 +70,10 @@ def ask(
         raise MqtoolError("nothing was changed")
 
 
+#: The option --protocol, which few commands have.
+PROTOCOL = ("protocol",)
+
+
 class WhichBroker(OptionGroup):
     """Options that name a broker, for commands that do not connect to it."""
 
@@ -87,7 +84,7 @@ class WhichBroker(OptionGroup):
     call: Call = NOT_CALLED
 
     def choice(self) -> Choice:
-        """Choose the broker; see access.choose()."""
+        """Choose the broker; see chosen_broker.choose()."""
         return choose(self.url, self.context, self.call.typed)
 
 
@@ -119,6 +116,14 @@ class Broker(OptionGroup):
             panel="Topology",
         ),
     ] = None
+    protocol: Annotated[
+        contexts.Protocol | None,
+        Option(
+            help="Protocol to use: amqp0.9.1, or amqp1.0 (RabbitMQ 4)",
+            show_default=str(contexts.Protocol.AMQP_0_9_1),
+            envvar="MQTOOL_PROTOCOL",
+        ),
+    ] = None
     strict: Annotated[bool, Option(help="Fail if it exists with different settings", panel="Topology")] = False
     quiet: Annotated[bool, Option(help="Print data and errors only", panel="Printing")] = False
     verbose: Annotated[bool, Option("-v", help="Print a line for each message sent", panel="Printing")] = False
@@ -126,9 +131,22 @@ class Broker(OptionGroup):
     debug: Annotated[bool, Option(help="Show tracebacks and the client's log", panel="Printing")] = False
     call: Call = NOT_CALLED
 
+    @functools.cached_property
+    def _choice(self) -> Choice:
+        return choose(self.url, self.context, self.call.typed)
+
+    @property
+    def protocol_in_use(self) -> contexts.Protocol:
+        """The protocol to send and receive by."""
+        if "protocol" not in self.call.options:
+            return contexts.Protocol.AMQP_0_9_1
+        return self.protocol or self._choice.protocol(None)
+
     @property
     def names(self) -> Names:
         """Names and settings of queues and exchanges in the chosen dialect."""
+        if self.dialect is None and self.protocol_in_use is contexts.Protocol.AMQP_1_0:
+            return AMQP10_NAMES
         return NAMES[self.dialect or Dialect.PYTHON]
 
     @property
@@ -159,7 +177,7 @@ class Broker(OptionGroup):
             MqtoolError: the user declined.
         """
         self.set_up_printing()
-        choice = choose(self.url, self.context, self.call.typed)
+        choice = self._choice
         access = Access(
             resolve_addresses(choice, user=self.user, vhost=self.vhost, password_file=self.password_file),
             choice.tls(TlsFiles(self.tls_ca, self.tls_cert, self.tls_key)),
@@ -172,6 +190,7 @@ class Broker(OptionGroup):
             choice.protected,
             self.confirm or (),
             choice.context and choice.context.name,
+            self.protocol_in_use,
         )
         if self.call.must_ask:
             ask(f"run {self.call.command!r}", access, is_safe=True)

@@ -324,6 +324,10 @@ def _delayed(
     delays, options = asked.delays, asked.options
     if not delays.are_given and not options.as_json:
         return source
+    if not isinstance(channel, Channel):
+        if delays.are_given:
+            raise _not_over_amqp10()
+        return map(_not_delayed_by_amqp10, source)
     if options.mandatory:
         return map(_not_delayed, source)
     from mqtool.delays.destinations import Destination
@@ -342,6 +346,16 @@ def _hold(source: Input, delaying: "Delaying") -> Iterator[Message | None]:
         if delaying.at_fault is not None:  # it was not published, so --failed-to has to keep it
             source.give_back(delaying.at_fault)
         raise
+
+
+def _not_delayed_by_amqp10(message: Message | None) -> Message | None:
+    if message is not None and (message.delay is not None or message.due is not None):
+        raise _not_over_amqp10()
+    return message
+
+
+def _not_over_amqp10() -> UsageError:
+    return UsageError("mqtool cannot delay messages over AMQP 1.0", "leave out the delay, or --protocol amqp1.0")
 
 
 def _not_delayed(message: Message | None) -> Message | None:

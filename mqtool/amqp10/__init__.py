@@ -1,0 +1,10 @@
+"""An AMQP 1.0 client for RabbitMQ 4 with blocking calls. The only package that imports rabbitmq-amqp-python-client.
+
+It uses that library's codec for frames, and has sessions and links of its own: the library waits for the outcome of
+each message, publishes nothing again after a reconnection, and takes ten times as long for a message.
+
+https://www.rabbitmq.com/docs/amqp
+"""
+
+from mqtool.amqp10.link_session import LinkSession
+from mqtool.amqp10.sections import exchange_address, queue_address

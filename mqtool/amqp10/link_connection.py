@@ -1,0 +1,364 @@
+"""LinkConnection: one session on a connection that reopens, and its links.
+
+After a reconnection, it declares again what was declared, attaches the links again, and publishes again the messages
+that have no outcome. https://www.rabbitmq.com/docs/amqp
+"""
+
+import os
+import ssl
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Protocol
+
+from rabbitmq_amqp_python_client import wire
+
+from mqtool.amqp import Address, Backoff
+from mqtool.amqp.unconfirmed import LEADERLESS
+from mqtool.amqp10.link_receiver import Receiver, ranges
+from mqtool.amqp10.link_sender import Outgoing, SendingLink, is_unavailable
+from mqtool.amqp10.refusals import ClosedByBroker, Lost
+from mqtool.amqp10.reopening_transport import ReopeningTransport
+from mqtool.amqp10.transport import DISPOSITION, IDS, TRANSFER, disposition, frame, parse_disposition, parse_transfer
+from mqtool.codecs.amqp10_message import transfer_frames
+from mqtool.errors import MqtoolError
+from mqtool.message import Confirmation, Delivery
+
+_HANDLES = 256
+#: The number of transfer frames that the broker may send before it is told that there is room for more.
+_WINDOW = 5000
+#: Seconds until messages are published again that a queue without a leader has rejected.
+_PAUSE = 0.25
+#: Seconds to wait until a receiver's credit is taken back.
+_STOPPED = 2.0
+
+
+class Link(Protocol):
+    """A link of the session. Its methods are called under the session's lock.
+
+    Attributes:
+        is_kept: attach it again after a reconnection.
+    """
+
+    name: str
+    handle: int
+    is_attached: bool
+
+    @property
+    def is_kept(self) -> bool: ...
+    def is_for(self, role: bool, /) -> bool: ...
+    def attach(self, handle: int, /) -> wire.Attach: ...
+    def attached(self, answer: wire.Attach, /) -> bool: ...
+    def flow(self, flow: wire.Flow, /) -> None: ...
+    def take(self, delivery_id: int | None, payload: bytes, /, *, settled: bool, more: bool) -> None: ...
+
+
+class LinkConnection(ReopeningTransport):
+    """A session and its links. Safe to use from any thread.
+
+    Attributes:
+        unsettled: the receivers of deliveries that are not settled, by delivery id.
+        set_up: called on the I/O thread after a reconnection, to declare again what was declared.
+        confirm_timeout: seconds without any outcome after which publishing gives up.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[Address],
+        context: ssl.SSLContext | None,
+        *,
+        backoff: Backoff | None,
+        confirm_timeout: float,
+        notice: Callable[[str], None],
+    ) -> None:
+        self.confirm_timeout = confirm_timeout
+        self.unsettled: dict[int, Receiver] = {}
+        self.set_up: Callable[[], None] = lambda: None
+        self._links: dict[int, Link] = {}  # by our handles
+        self._incoming: dict[int, Link] = {}  # by the broker's
+        self._refusals: dict[int, ClosedByBroker] = {}
+        self._senders: dict[str | None, SendingLink] = {}  # by address
+        self._sent: dict[int, Outgoing] = {}  # without an outcome, by delivery id
+        self._refused: list[Outgoing] = []  # by a queue that may have no leader yet: to be published again
+        self._leaderless_until = 0.0
+        self._next_id = self._next_out = self._next_in = self._room = self._broker_window = 0
+        self._has_begun = False
+        self._last_outcome = time.monotonic()
+        super().__init__(addresses, context, backoff, notice)
+
+    @property
+    def hopeless(self) -> str | None:
+        """Why a stopping command should not wait for the broker; None if it may wait."""
+        if self.stopping and not self.is_lost and not self._sent and self._broker_window <= 0:
+            return "the broker takes no messages"
+        return super().hopeless
+
+    # Links.
+
+    def begin(self) -> None:
+        self._next_id = self._next_out = self._next_in = 0
+        self._room, self._has_begun = _WINDOW, False
+        self._links.clear()
+        self._incoming.clear()
+        self._refusals.clear()
+        self.transport.send([frame(wire.Begin(0, _WINDOW, _WINDOW, handle_max=_HANDLES - 1))])
+        self.until(lambda: self._has_begun)
+
+    def sending_link(self, address: str | None) -> SendingLink:
+        """Return the link to an address; attach it if there is none. Raises MqtoolError if the broker refuses it."""
+        if (link := self._senders.get(address)) is None:
+            link = new = SendingLink(new_name(), address)
+            self.retrying(lambda: self.attach(new))
+            self._senders[address] = link
+        return link
+
+    def attach(self, link: Link) -> None:
+        """Attach a link; if the connection is lost meanwhile, raise Lost.
+
+        Raises:
+            ClosedByBroker: the broker refuses the link.
+        """
+        with self.changed:
+            handle = next(number for number in range(_HANDLES) if number not in self._links)
+            self._links[handle] = link
+            self.transport.send([frame(link.attach(handle))])
+        self.until(lambda: link.is_attached or handle in self._refusals)
+        with self.changed:
+            if (refusal := self._refusals.pop(handle, None)) is not None:
+                raise refusal
+
+    def patience(self) -> float:
+        """Seconds left for the next outcome. Time without a connection, or while the broker takes nothing, is free."""
+        if self.is_lost or not self._sent:
+            self._last_outcome = time.monotonic()
+        return self._last_outcome + self.confirm_timeout - time.monotonic()
+
+    # Sending.
+
+    def transfers(self, handle: int, outgoing: Outgoing) -> list[bytes] | None:
+        """Encode the frames of a message; None if the broker has no room for them. Called under the lock."""
+        number = self._next_id
+        frames = self._frames(handle, outgoing.data)
+        if frames is not None:
+            if not self._sent:
+                self._last_outcome = time.monotonic()
+            self._sent[number] = outgoing
+        return frames
+
+    def _frames(self, handle: int, data: bytes, *, settled: bool = False) -> list[bytes] | None:
+        frames = transfer_frames(
+            0, handle, self._next_id, self._next_id, data, self.transport.frame_max, settled=settled
+        )
+        if len(frames) > self._broker_window and not settled:
+            return None
+        self._next_id = (self._next_id + 1) & IDS
+        self._next_out = (self._next_out + len(frames)) & IDS
+        self._broker_window -= len(frames)
+        return frames
+
+    def pump(self) -> None:
+        """Send the messages that the broker has given credit for."""
+        with self.changed:
+            if self.is_lost:
+                return
+            frames = [
+                each for link in self._links.values() if isinstance(link, SendingLink) for each in link.pump(self)
+            ]
+            if frames:
+                self.transport.send(frames)
+
+    def send_request(self, handle: int, data: bytes) -> None:
+        """Send a settled message on a link, at once."""
+        with self.changed:
+            if self.is_lost and not self.reads_here:
+                raise Lost
+            self.transport.send(self._frames(handle, data, settled=True) or [])
+
+    # Receiving.
+
+    def give_credit(self, receiver: Receiver) -> None:
+        """Let the broker send as many deliveries as the receiver takes."""
+        with self.changed:
+            if not self.is_lost and (credit := receiver.wanted_credit()) is not None:
+                self.send_flow(receiver.handle, receiver.delivery_count, credit)
+
+    def send_flow(
+        self,
+        handle: int | None = None,
+        delivery_count: int | None = None,
+        credit: int | None = None,
+        *,
+        echo: bool = False,
+    ) -> None:
+        """Tell the broker how much the session takes and, with a handle, a link. `echo` asks for an answer."""
+        with self.changed:
+            self._room = _WINDOW
+            flow = wire.Flow(_WINDOW, self._next_out, _WINDOW, self._next_in, handle, delivery_count, credit, echo=echo)
+            self.transport.send([frame(flow)])
+
+    def settle(self, deliveries: Sequence[Delivery], state: Any) -> None:
+        """Tell the broker the outcome of deliveries. Those of an earlier epoch, or settled before, are left out."""
+        with self.changed:
+            ids = [each.delivery_tag for each in deliveries if not each.settled and self.is_current(each)]
+            for each in deliveries:
+                each.settled = True
+            self._settle_ids(ids, state)
+
+    def _settle_ids(self, ids: Sequence[int], state: Any) -> None:
+        receivers = {}
+        for number in ids:
+            receiver = self.unsettled.pop(number)
+            receivers[id(receiver)] = receiver
+            receiver.settled(1)
+        if ids:
+            self.has_progressed = True
+            self.transport.send([disposition(first, last, state) for first, last in ranges(ids)])
+        for receiver in receivers.values():
+            self.give_credit(receiver)
+
+    def is_current(self, delivery: Delivery) -> bool:
+        """True if a delivery can still be settled. If not, the broker delivers it again."""
+        return not self.is_lost and delivery.epoch == self.epoch and delivery.delivery_tag in self.unsettled
+
+    def end_receiver(self, receiver: Receiver, *, stays: bool) -> None:
+        """Take the credit back, release what the caller has not taken, and detach.
+
+        Args:
+            stays: only take the credit back, because the caller still settles deliveries; release_all() does the rest.
+        """
+        if not self.is_lost and receiver.stop():
+            self.send_flow(receiver.handle, receiver.delivery_count, 0, echo=True)
+            with suppress(Lost, MqtoolError):  # deliveries that are on their way come before the answer
+                self.until(lambda: receiver.has_stopped, _STOPPED)
+        with self.changed:
+            rest = receiver.rest()
+            if not (stays or self.is_lost or self.failure):
+                self._settle_ids([number for number in rest if number in self.unsettled], wire.Released())
+                self.transport.send([frame(wire.Detach(receiver.handle, closed=True))])
+                receiver.is_attached = False
+
+    def release_all(self) -> None:
+        """Return all deliveries that are not settled, so that they do not count as failed; receive no more."""
+        for link in [*self._links.values()]:
+            if isinstance(link, Receiver):
+                self.end_receiver(link, stays=True)
+        with self.changed:
+            if not (self.is_lost or self.failure):
+                self._settle_ids([*self.unsettled], wire.Released())
+
+    # What the broker sends.
+
+    def take(self, body: bytes) -> None:
+        kind = body[2] if body[:2] == b"\x00\x53" else 0
+        if kind == TRANSFER:
+            self._take_transfer(body)
+        elif kind == DISPOSITION:
+            self._take_disposition(body)
+        else:
+            self._take_other(wire.decode_performative(body))
+
+    def _take_transfer(self, body: bytes) -> None:
+        told = parse_transfer(body)
+        self._next_in = (self._next_in + 1) & IDS
+        self._room -= 1
+        link = self._incoming.get(told.handle)
+        if link is not None and not told.is_aborted:
+            link.take(told.delivery_id, told.payload, settled=told.settled, more=told.more)
+        if self._room < _WINDOW // 2:
+            self.send_flow()
+
+    def _take_disposition(self, body: bytes) -> None:
+        told, now = parse_disposition(body), time.monotonic()
+        for distance in range(((told.last - told.first) & IDS) + 1):
+            number = (told.first + distance) & IDS
+            if not told.by_receiver:  # the consumer timeout: the broker has requeued the delivery
+                if (receiver := self.unsettled.pop(number, None)) is not None:
+                    receiver.settled(1)
+            elif (outgoing := self._sent.pop(number, None)) is not None:
+                if is_unavailable(told.state) and now < self._leaderless_until:
+                    self._refused.append(outgoing)
+                    self.due_at = now + _PAUSE
+                    continue
+                outgoing.decide(told.state)
+                self.has_progressed |= outgoing.confirmation is Confirmation.CONFIRMED
+        self._last_outcome = now
+
+    def _take_other(self, told: Any) -> None:
+        match told:
+            case wire.Begin():
+                self._has_begun = True
+                self._next_in, self._broker_window = told.next_outgoing_id, told.incoming_window
+            case wire.Attach():
+                link = next(
+                    (each for each in self._links.values() if each.name == told.name and each.is_for(told.role)), None
+                )
+                if link is None:
+                    raise ValueError("a link was attached that nobody asked for")
+                self._incoming[told.handle] = link
+                link.attached(told)
+            case wire.Flow():
+                if told.next_incoming_id is not None:
+                    self._broker_window = told.incoming_window - ((self._next_out - told.next_incoming_id) & IDS)
+                if (known := self._incoming.get(told.handle if told.handle is not None else -1)) is not None:
+                    known.flow(told)
+                if told.echo:
+                    self.send_flow()
+            case wire.Detach():
+                self._take_detach(told)
+            case wire.End() | wire.Close():
+                raise ClosedByBroker.from_error(told.error)
+
+    def _take_detach(self, told: wire.Detach) -> None:
+        link = self._incoming.pop(told.handle, None)
+        if link is None:
+            return
+        was_attached, link.is_attached = link.is_attached, False
+        self._links.pop(link.handle, None)
+        if told.error is None:
+            return  # the answer to ours
+        self.transport.send([frame(wire.Detach(link.handle, closed=True))])
+        if was_attached:
+            raise ClosedByBroker.from_error(told.error)
+        self._refusals[link.handle] = ClosedByBroker.from_error(told.error)
+
+    def taken(self) -> None:
+        if self.due_at is not None and time.monotonic() >= self.due_at:
+            self.due_at = None
+            _requeue(self._refused, self._senders)
+            self._refused.clear()
+        self.pump()
+
+    def reopened(self) -> None:
+        self._last_outcome = time.monotonic()
+        self._leaderless_until = self._last_outcome + LEADERLESS
+        for link in self._links.values():
+            if isinstance(link, Receiver):
+                self.give_credit(link)
+
+    def lost(self) -> Callable[[], None]:
+        kept = [link for link in self._links.values() if link.is_kept]
+        for link in self._links.values():
+            link.is_attached = False
+        self.due_at = None
+        _requeue([*self._refused, *self._sent.values()], self._senders)
+        self._refused.clear()
+        self._sent.clear()
+        self.unsettled.clear()
+
+        def resume() -> None:
+            self.set_up()
+            for link in kept:
+                self.attach(link)
+
+        return resume
+
+
+def new_name() -> str:
+    """Make a name for a link."""
+    return f"mqtool-{os.urandom(6).hex()}"
+
+
+def _requeue(sent: Sequence[Outgoing], senders: Mapping[str | None, SendingLink]) -> None:
+    """Put messages that were sent in front of those that wait for credit."""
+    for each in reversed(sent):
+        senders[each.address].waiting.appendleft(each)

@@ -1,0 +1,272 @@
+"""Receiver: gets deliveries over a link, as many at a time as it gives credit for, and accepts each once it is handled.
+
+If the caller dies or stops while it handles a delivery, the broker requeues it for another receiver.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any, Protocol
+
+from rabbitmq_amqp_python_client import wire
+
+from mqtool.amqp import Receiving
+from mqtool.amqp10 import sections
+from mqtool.message import Delivery
+from mqtool.offsets import Offset, Start
+
+#: The credit for a prefetch of 0: AMQP 1.0 has no "no limit".
+_MANY = 65_535
+#: Seconds that acceptances may wait for others, to be sent together.
+_TOGETHER = 0.05
+OFFSET = "rabbitmq:stream-offset-spec"
+_VALUES, _SQL = "rabbitmq:stream-filter", "sql-filter"
+#: Names of sources that the broker makes for this link, for replies. https://www.rabbitmq.com/docs/direct-reply-to
+_VOLATILE = "rabbitmq:volatile-queue"
+
+
+def offset_filter(offset: Offset) -> wire.Described:
+    """Encode where to start in a stream."""
+    value: Any = offset.start.name.lower()
+    if offset.start is Start.OFFSET:
+        value = wire.Long(offset.value or 0)
+    elif offset.start is Start.TIMESTAMP:
+        value = wire.Timestamp(offset.value or 0)
+    return wire.Described(OFFSET, value)
+
+
+def stream_filters(values: Sequence[str], sql: str | None) -> dict[str, wire.Described]:
+    """Encode filters of a stream, by their names."""
+    filters = {_VALUES: wire.Described(_VALUES, [*values])} if values else {}
+    return filters | ({_SQL: wire.Described(f"amqp:{_SQL}", sql)} if sql is not None else {})
+
+
+class Owner(Protocol):
+    """The part of LinkConnection that receivers use."""
+
+    changed: threading.Condition
+    epoch: int
+    stopping: bool
+    is_lost: bool
+    unsettled: dict[int, "Receiver"]
+
+    def check(self) -> None: ...
+    def wait(self, done: Callable[[], bool], timeout: float | None, /) -> None: ...
+    def give_credit(self, receiver: "Receiver", /) -> None: ...
+    def settle(self, deliveries: Sequence[Delivery], state: Any, /) -> None: ...
+    def end_receiver(self, receiver: "Receiver", /, *, stays: bool) -> None: ...
+
+
+class Receiver:
+    """A link from a queue, and its deliveries.
+
+    Attributes:
+        address: the queue's address; of replies, the one that the broker has chosen.
+        has_stopped: True once the broker has given back the credit.
+        ignored_filters: the names of filters that the broker does not know.
+
+    Args:
+        address: None asks the broker for an address for replies.
+        filters: for a stream; by name, as the broker knows them.
+    """
+
+    def __init__(
+        self, session: Owner, name: str, address: str | None, receiving: Receiving, filters: Mapping[str, Any]
+    ) -> None:
+        self.name = name
+        self.address = address
+        self.handle = 0
+        self.is_attached = False
+        self.ignored_filters: list[str] = []
+        self._is_dynamic = address is None
+        self._session = session
+        self._limits = receiving
+        self._filters = filters
+        self._queue = sections.exchange_and_key(address)[1]
+        self._prefetch = receiving.prefetch or _MANY
+        self._settles = receiving.acknowledge and not receiving.auto_ack
+        # From the broker and not taken yet: payload, delivery id, epoch.
+        self._inbox: deque[tuple[bytes, int, int]] = deque()
+        self._partial: list[bytes] = []
+        self._partial_id = 0
+        self._received = self._limit = 0  # deliveries on this link, and up to how many the broker may send
+        self._unsettled = self._taken = self._initial_count = 0
+        self._handled: list[Delivery] = []
+        self._settled_at = 0.0
+        self._next_offset: int | None = None
+        self._is_stuck = self._is_over = self.has_stopped = False
+
+    # For the session, under its lock.
+
+    def attach(self, handle: int) -> wire.Attach:
+        """Return the performative that attaches the link, from the start."""
+        self.handle, self.is_attached = handle, False
+        self._received = self._limit = self._unsettled = 0
+        self._partial.clear()
+        if not self._limits.auto_ack:
+            self._inbox.clear()  # the broker sends them again
+        source = wire.Source(None if self._is_dynamic else self.address)
+        if self._is_dynamic:
+            source = wire.Source(dynamic=True, expiry_policy="link-detach", capabilities=[_VOLATILE])
+        filters = {wire.Symbol(name): value for name, value in self._filters.items()}
+        if self._next_offset is not None:
+            filters[wire.Symbol(OFFSET)] = offset_filter(Offset(Start.OFFSET, self._next_offset))
+        source.filter = filters or None
+        is_settled = self._limits.auto_ack or self._is_dynamic
+        mode = wire.SND_SETTLE_MODE_SETTLED if is_settled else wire.SND_SETTLE_MODE_UNSETTLED
+        return wire.Attach(self.name, handle, True, snd_settle_mode=mode, source=source, target=wire.Target())
+
+    def attached(self, answer: wire.Attach) -> bool:
+        """Take the broker's answer; return False if it refuses the link."""
+        self.is_attached = answer.source is not None
+        self._initial_count = answer.initial_delivery_count or 0
+        known = {str(name) for name in (answer.source.filter or {})} if answer.source else set()
+        self.ignored_filters = [name for name in self._filters if name not in known]
+        if self._is_dynamic and answer.source is not None:
+            self.address = answer.source.address
+            self._queue = sections.exchange_and_key(self.address)[1]
+        return self.is_attached
+
+    is_kept = True
+
+    def is_for(self, role: bool) -> bool:
+        """True for the broker's end, which sends."""
+        return not role
+
+    def flow(self, flow: wire.Flow) -> None:
+        """Take the broker's view of the link."""
+        self.has_stopped |= self._is_over and flow.link_credit == 0
+
+    def stop(self) -> bool:
+        """Give no more credit; return True if the broker still has some."""
+        self._is_over = True
+        return self.is_attached and not self.has_stopped and self._limit > self._received
+
+    def take(self, delivery_id: int | None, payload: bytes, *, settled: bool, more: bool) -> None:
+        """Take the payload of a transfer."""
+        if delivery_id is not None:
+            self._partial_id = delivery_id
+        if more or self._partial:
+            self._partial.append(payload)
+            if more:
+                return
+            payload = b"".join(self._partial)
+            self._partial.clear()
+        self._received += 1
+        if not settled:
+            self._session.unsettled[self._partial_id] = self
+            self._unsettled += 1
+        self._inbox.append((payload, self._partial_id, self._session.epoch))
+
+    def settled(self, count: int) -> None:
+        """Deliveries have been settled: there is room for others."""
+        self._unsettled -= count
+
+    def wanted_credit(self) -> int | None:
+        """The credit to give now; None if what the broker has is enough."""
+        held = len(self._inbox) if self._limits.auto_ack or self._is_dynamic else self._unsettled
+        credit = self._prefetch - held
+        if self._limits.count is not None:
+            credit = min(credit, self._limits.count - self._taken - len(self._inbox))
+        has = self._limit - self._received
+        credit = max(0, credit)
+        if self._is_over or not self.is_attached or credit <= has or (has and credit - has < self._prefetch // 2):
+            return None
+        self._limit = self._received + credit
+        return credit
+
+    @property
+    def delivery_count(self) -> int:
+        """The number of deliveries on this link, from where the broker counts."""
+        return (self._initial_count + self._received) & 0xFFFF_FFFF
+
+    # For the caller.
+
+    def deliveries(self) -> Generator[Delivery]:
+        """Yield deliveries until a limit, or stop(). Asking for the next one accepts the last one.
+
+        Raises:
+            TimedOut: a time limit has passed.
+            MqtoolError: the broker has detached the link, or the connection is lost for good.
+        """
+        session, count, started = self._session, self._limits.count, time.monotonic()
+        try:
+            while self._taken != count:
+                if (delivery := self._next(started)) is None:
+                    return
+                self._taken += 1
+                yield delivery
+                if self._settles and not delivery.settled:
+                    self._handled.append(delivery)
+                    if len(self._handled) * 4 >= self._prefetch or time.monotonic() - self._settled_at > _TOGETHER:
+                        self._settle()
+        finally:
+            try:
+                self._settle()
+            finally:
+                session.end_receiver(self, stays=not self._limits.acknowledge)
+
+    def rest(self) -> list[int]:
+        """Drop the deliveries that the caller has not taken; return their ids."""
+        rest = [delivery_id for _, delivery_id, epoch in self._inbox if epoch == self._session.epoch]
+        self._inbox.clear()
+        return [] if self._limits.auto_ack or self._is_dynamic else rest
+
+    def _next(self, started: float) -> Delivery | None:
+        session, idle_since = self._session, time.monotonic()
+        is_flushed = False
+        while True:
+            if session.stopping and not self._limits.auto_ack:
+                return None
+            if self._inbox:
+                payload, delivery_id, epoch = self._inbox.popleft()
+                if epoch == session.epoch or self._limits.auto_ack:
+                    return self._decoded(payload, delivery_id, epoch)
+                continue
+            if session.stopping:
+                return None
+            session.check()
+            if not is_flushed:
+                self._settle()
+                is_flushed = True
+            session.give_credit(self)
+            now = time.monotonic()
+            if session.is_lost:
+                idle_since = now
+            left = self._limits.left(self._taken, now - started, now - idle_since)
+            if left == 0:
+                return None
+            session.wait(lambda: bool(self._inbox) or session.stopping, 1.0 if left is None else left)
+
+    def _decoded(self, payload: bytes, delivery_id: int, epoch: int) -> Delivery:
+        is_settled = self._limits.auto_ack or self._is_dynamic
+        delivery = sections.decode(payload, self._queue, delivery_id, epoch, settled=is_settled)
+        if isinstance(offset := delivery.headers.get("x-stream-offset"), int):
+            self._next_offset = offset + 1
+        return delivery
+
+    def _settle(self) -> None:
+        """Have the output written, then accept what was handled."""
+        if self._is_stuck:
+            return
+        self._is_stuck = True  # if the output cannot be written, the deliveries are never accepted
+        self._limits.before_acknowledging()
+        self._is_stuck = False
+        handled, self._handled = self._handled, []
+        self._settled_at = time.monotonic()
+        if handled:
+            self._session.settle(handled, wire.Accepted())
+        elif self._limits.auto_ack or self._is_dynamic:
+            self._session.give_credit(self)
+
+
+def ranges(ids: Sequence[int]) -> list[tuple[int, int]]:
+    """Join delivery ids to ranges: first and last."""
+    found: list[tuple[int, int]] = []
+    for number in sorted(ids):
+        if found and number == found[-1][1] + 1:
+            found[-1] = (found[-1][0], number)
+        else:
+            found.append((number, number))
+    return found

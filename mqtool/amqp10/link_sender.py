@@ -1,0 +1,336 @@
+"""Sender: publishes messages over a link, and yields the broker's outcome for each.
+
+Outcomes: accepted (confirmed), released (no queue received it), rejected (a queue refused it), modified.
+https://www.rabbitmq.com/docs/amqp#outcomes
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any, Protocol
+
+from rabbitmq_amqp_python_client import wire
+
+from mqtool.amqp10 import sections
+from mqtool.errors import BadData, MqtoolError, NotConfirmed
+from mqtool.message import Confirmation, InBatches, Message, Receipt
+
+#: The most messages, and bytes of bodies, that may wait for credit or for their outcome.
+WINDOW, WINDOW_BYTES = 10_000, 16 * 1024 * 1024
+_BATCH_SIZE = 256
+_FATE = "they may or may not have arrived"
+
+
+class Outgoing:
+    """A message on its way: encoded, and with its outcome once the broker has told it.
+
+    Attributes:
+        to: where it goes.
+        address: that of its link; None for a link without one.
+    """
+
+    __slots__ = ("address", "confirmation", "data", "message", "reason", "sequence", "to")
+
+    def __init__(self, message: Message, data: bytes, to: str, sequence: int, address: str | None) -> None:
+        self.message, self.data, self.to, self.sequence, self.address = message, data, to, sequence, address
+        self.confirmation: Confirmation | None = None
+        self.reason = ""
+
+    def decide(self, state: Any) -> None:
+        """Record the outcome."""
+        if isinstance(state, wire.Accepted):
+            self.confirmation = Confirmation.CONFIRMED
+        elif isinstance(state, wire.Released):
+            self.confirmation, self.reason = Confirmation.RETURNED, "no queue is bound for it (released)"
+        elif isinstance(state, wire.Rejected):
+            self.confirmation, self.reason = Confirmation.NACKED, _why(state.error)
+        else:
+            self.confirmation, self.reason = Confirmation.NACKED, "the broker did not take it (modified)"
+
+    def receipt(self) -> Receipt:
+        message = self.message
+        if self.confirmation is not Confirmation.CONFIRMED:
+            message = addressed(message, self.to)
+        return Receipt(message, self.confirmation or Confirmation.NACKED, self.reason, self.sequence)
+
+
+def is_unavailable(state: Any) -> bool:
+    """True if a message was rejected because its queue has no leader, or for a reason that the broker did not tell."""
+    if not isinstance(state, wire.Rejected):
+        return False
+    return state.error is None or _details(state.error).get("reason") == "unavailable"
+
+
+def _details(error: Any) -> dict[str, Any]:
+    return {str(key): value for key, value in (error.info or {}).items()}
+
+
+def _why(error: Any) -> str:
+    """Describe why a queue rejected a message. RabbitMQ 4.3 says which queue, and its limit."""
+    if error is None:
+        return "the broker refused it (rejected)"
+    info = _details(error)
+    if "queue" in info:
+        return f"queue {info['queue']!r} refused it: {info.get('reason', 'rejected')}"
+    return str(error.description or error.condition)
+
+
+def addressed(message: Message, to: str) -> Message:
+    """Copy a message, with the exchange and the routing key of an address unless it has its own."""
+    exchange, key = sections.exchange_and_key(to)
+    return message.changed(
+        exchange=exchange if message.exchange is None else message.exchange,
+        routing_key=key if message.routing_key is None else message.routing_key,
+    )
+
+
+class Owner(Protocol):
+    """The part of LinkConnection that senders use."""
+
+    changed: threading.Condition
+    failure: MqtoolError | None
+    stopping: bool
+    confirm_timeout: float
+
+    @property
+    def hopeless(self) -> str | None: ...
+    def sending_link(self, address: str | None, /) -> "SendingLink": ...
+    def transfers(self, handle: int, outgoing: Outgoing, /) -> list[bytes] | None: ...
+    def pump(self) -> None: ...
+    def check(self) -> None: ...
+    def patience(self) -> float: ...
+    def wait(self, done: Callable[[], bool], timeout: float | None, /) -> None: ...
+
+
+class SendingLink:
+    """A link to one address or, without one, to that of each message. Used under the session's lock.
+
+    Attributes:
+        waiting: the messages that wait for credit.
+        credit: the number of messages that the broker takes now.
+        largest: the maximum size of a message in bytes; 0 if the broker told none.
+    """
+
+    def __init__(self, name: str, address: str | None) -> None:
+        self.name = name
+        self.address = address
+        self.handle = 0
+        self.is_attached = False
+        self.waiting: deque[Outgoing] = deque()
+        self.credit = self.largest = 0
+        self._sent = 0
+
+    def attach(self, handle: int) -> wire.Attach:
+        """Return the performative that attaches the link, from the start."""
+        self.handle, self.is_attached, self.credit, self._sent = handle, False, 0, 0
+        return wire.Attach(
+            self.name,
+            handle,
+            False,
+            snd_settle_mode=wire.SND_SETTLE_MODE_UNSETTLED,
+            source=wire.Source(),
+            target=wire.Target(self.address),
+            initial_delivery_count=0,
+        )
+
+    def attached(self, answer: wire.Attach) -> bool:
+        """Take the broker's answer; return False if it refuses the link."""
+        self.largest = answer.max_message_size or 0
+        self.is_attached = answer.target is not None
+        return self.is_attached
+
+    is_kept = True
+
+    def is_for(self, role: bool) -> bool:
+        """True for the broker's end, which receives."""
+        return role
+
+    def take(self, _delivery_id: int | None, _payload: bytes, *, settled: bool, more: bool) -> None:
+        """Never called: nothing is received on this link."""
+
+    def flow(self, flow: wire.Flow) -> None:
+        """Take new credit."""
+        self.credit = (flow.delivery_count or 0) + (flow.link_credit or 0) - self._sent
+
+    def pump(self, session: Owner) -> list[bytes]:
+        """Return the frames of all messages that may be sent now."""
+        frames: list[bytes] = []
+        while self.waiting and self.credit > 0 and self.is_attached:
+            transfers = session.transfers(self.handle, self.waiting[0])
+            if transfers is None:
+                break
+            self.waiting.popleft()
+            frames += transfers
+            self.credit -= 1
+            self._sent += 1
+        return frames
+
+
+class Sender:
+    """Publishes to one address. Messages with an exchange or a routing key of their own go there instead.
+
+    Attributes:
+        address: where messages go that name no other place.
+    """
+
+    def __init__(self, session: Owner, address: str | None, *, persistent: bool) -> None:
+        self.address = address
+        self._session = session
+        self._persistent = persistent
+        self._outstanding: deque[Outgoing] = deque()
+        self._bytes = 0
+        self._bad_input: MqtoolError | None = None
+        self._exchange, self._key = sections.exchange_and_key(address)
+
+    @property
+    def unconfirmed(self) -> list[Message]:
+        """The messages without an outcome, oldest first."""
+        with self._session.changed:
+            return [addressed(each.message, each.to) for each in self._outstanding if each.confirmation is None]
+
+    def addressed(self, message: Message) -> Message:
+        """Copy a message, with the address's exchange and routing key unless it has its own."""
+        return addressed(message, self.address or "")
+
+    def send(self, messages: Iterable[Message | None], window: int = WINDOW) -> Generator[Receipt]:
+        """Publish messages; yield each one's receipt, in order, once the broker has told its outcome.
+
+        Publishing continues while outcomes are outstanding. After a reconnection, messages without an outcome are
+        published again.
+
+        Args:
+            messages: None means that there is no message right now: receipts are yielded meanwhile.
+            window: the number of messages without an outcome; 1 waits for each before the next is sent.
+
+        Raises:
+            NotConfirmed: the broker did not tell an outcome in time.
+            MqtoolError: the broker has detached the link, or the connection is lost for good.
+        """
+        try:
+            yield from self._sent(_batches(messages, window), window)
+            while self._outstanding:
+                self._wait()
+                yield from self._collected()
+        except MqtoolError:
+            yield from self._collected()  # what was told before the error
+            raise
+        if (bad_input := self._bad_input) is not None:
+            self._bad_input = None
+            raise bad_input
+
+    def _sent(self, source: Iterator[list[Message]], window: int) -> Iterator[Receipt]:
+        """Send messages, and yield the receipts that have come; the input ends where it is bad."""
+        sequence = 0
+        while True:
+            try:
+                if (batch := next(source, None)) is None:
+                    return
+                before = sequence
+                while batch:
+                    self.add(batch[0], sequence + 1)
+                    del batch[0]
+                    sequence += 1
+                    if self._is_full(window):
+                        self._wait()
+                        yield from self._collected()
+            except MqtoolError as error:
+                if self._session.failure is not None or isinstance(error, NotConfirmed):
+                    raise
+                self._bad_input = error  # the messages before it still get their outcomes
+                return
+            self._session.pump()
+            if sequence == before:  # there is no input right now
+                self._wait(at_most=0.05)
+            yield from self._collected()
+
+    def add(self, message: Message, sequence: int = 0) -> None:
+        """Encode a message, and queue it for sending."""
+        key, exchange = message.routing_key, message.exchange
+        own = (key is not None and key != self._key) or (exchange is not None and exchange != self._exchange)
+        to = self.address or ""
+        if own or self.address is None:
+            to = sections.exchange_address(exchange or "", key or "")
+            if exchange is None and self._exchange:
+                to = sections.exchange_address(self._exchange, key or "")
+        link = self._session.sending_link(None if own else self.address)
+        data = sections.encode(message, to=to if link.address is None else None, persistent=self._persistent)
+        if 0 < link.largest < len(data):
+            raise BadData(
+                f"the message is {len(data):,} bytes long; the broker takes up to {link.largest:,}",
+                "its limit is max_message_size in rabbitmq.conf",
+            )
+        outgoing = Outgoing(message, data, to, sequence, link.address)
+        with self._session.changed:
+            self._outstanding.append(outgoing)
+            self._bytes += len(message.body)
+            link.waiting.append(outgoing)
+
+    def flush(self) -> None:
+        """Send what was added, and wait until the broker has taken it off our hands. Outcomes may be outstanding."""
+        self._session.pump()
+        links = [self._session.sending_link(address) for address in {each.address for each in self._outstanding}]
+        self._session.wait(lambda: not any(link.waiting for link in links), None)
+        with self._session.changed:
+            while self._outstanding and self._outstanding[0].confirmation is not None:
+                self._drop()
+
+    def settle(self) -> None:
+        """Wait until all messages have an outcome."""
+        while self._outstanding:
+            self._wait()
+            for _ in self._collected():
+                pass
+
+    def _is_full(self, window: int) -> bool:
+        return len(self._outstanding) >= window or self._bytes >= WINDOW_BYTES
+
+    def _has_outcome(self) -> bool:
+        return bool(self._outstanding) and self._outstanding[0].confirmation is not None
+
+    def _collected(self) -> Iterator[Receipt]:
+        ready = []
+        with self._session.changed:
+            while self._has_outcome():
+                ready.append(self._drop())
+        yield from (each.receipt() for each in ready)
+
+    def _drop(self) -> Outgoing:
+        outgoing = self._outstanding.popleft()
+        self._bytes -= len(outgoing.message.body)
+        return outgoing
+
+    def _wait(self, at_most: float | None = None) -> None:
+        """Wait until the oldest message has an outcome, or for `at_most` seconds."""
+        session, deadline = self._session, None if at_most is None else time.monotonic() + at_most
+        session.pump()
+        while self._outstanding and not self._has_outcome():
+            session.check()
+            if why := session.hopeless:
+                raise NotConfirmed(f"stopped with {self._count()} unconfirmed: {why}", _FATE)
+            patience = session.patience()
+            if patience <= 0:
+                raise NotConfirmed(
+                    f"the broker did not confirm {self._count()} within {session.confirm_timeout:g} s",
+                    f"{_FATE}; --confirm-timeout waits longer",
+                )
+            left = patience if deadline is None else min(patience, deadline - time.monotonic())
+            if left <= 0:
+                return
+            session.wait(self._has_outcome, left)
+        if not self._outstanding and at_most is not None:
+            session.wait(lambda: session.stopping, at_most)
+
+    def _count(self) -> str:
+        count = len(self.unconfirmed)
+        return "1 message" if count == 1 else f"{count:,} messages"
+
+
+def _batches(messages: Iterable[Message | None], window: int) -> Iterator[list[Message]]:
+    """Split messages into batches of those available so far, or of one message if the window is small."""
+    if isinstance(messages, InBatches) and window == WINDOW:
+        return messages.batches()
+    if isinstance(messages, list) and window == WINDOW:
+        batches = (messages[start : start + _BATCH_SIZE] for start in range(0, len(messages), _BATCH_SIZE))
+        return ([message for message in batch if message is not None] for batch in batches)
+    return ([] if message is None else [message] for message in messages)

@@ -1,0 +1,195 @@
+"""LinkSession: declare, send and receive over AMQP 1.0 by blocking calls that resume after a reconnection.
+
+To send:      LinkSession.sender ─ link_sender ─ link_connection ─ transport ─> socket
+To receive:   socket ─> transport ─ link_connection ─ link_receiver ─ LinkSession.receiver
+
+It also has those methods of amqp.Channel that the commands for both protocols use.
+"""
+
+import re
+import threading
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import Self, TypeVar
+
+from rabbitmq_amqp_python_client import wire
+
+from mqtool.amqp import CONFIRM_TIMEOUT, STREAMING, Address, Backoff, Receiving, TlsFiles
+from mqtool.amqp10.link_connection import LinkConnection, new_name
+from mqtool.amqp10.link_receiver import OFFSET, Receiver, offset_filter, stream_filters
+from mqtool.amqp10.link_sender import WINDOW, Sender
+from mqtool.amqp10.management_node import ManagedTopology
+from mqtool.amqp10.sections import exchange_address, queue_address
+from mqtool.errors import UsageError
+from mqtool.message import Delivery, Message, Receipt
+from mqtool.topology import Exchange, Queue
+
+Thing = TypeVar("Thing", bound=Exchange | Queue)
+
+
+#: The version of RabbitMQ that brings SQL filters. Earlier ones ignore them, and do not say so.
+_SQL_SINCE = [4, 2]
+
+
+class LinkSession(ManagedTopology):
+    """A session with RabbitMQ, for one thread at a time; acknowledge() and publish() may be called from any.
+
+    Args:
+        addresses: the nodes of one broker, tried in turn.
+        backoff: the delays between attempts to reconnect; None never reconnects.
+        strict: fail if a queue or exchange exists with other settings.
+        values: of a stream, read only chunks with one of these filter values; they may contain other messages, too.
+        sql: of a stream, read only messages that match this condition. https://www.rabbitmq.com/docs/stream-filtering
+        notice: called with a sentence for the user, such as about a lost connection.
+
+    Raises:
+        Unavailable: no node can be reached, or none speaks AMQP 1.0.
+        AccessRefused: the broker rejects the user or the vhost.
+        UsageError: the broker has no SQL filters.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[Address],
+        *,
+        tls: TlsFiles | None = None,
+        backoff: Backoff | None = None,
+        strict: bool = False,
+        confirm_timeout: float = CONFIRM_TIMEOUT,
+        values: Sequence[str] = (),
+        sql: str | None = None,
+        notice: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        context = (tls or TlsFiles()).context() if any(address.tls for address in addresses) else None
+        self._links = LinkConnection(
+            addresses, context, backoff=backoff, confirm_timeout=confirm_timeout, notice=notice
+        )
+        version = str(self._links.transport.properties.get("version", ""))
+        if sql is not None and [int(number) for number in re.findall(r"\d+", version)[:2]] < _SQL_SINCE:
+            self._links.close()
+            raise UsageError(f"the broker (RabbitMQ {version}) has no SQL filters", "RabbitMQ 4.2 brings them")
+        super().__init__(self._links, strict=strict, notice=notice)
+        self._filters = stream_filters(values, sql)
+        self._sender: Sender | None = None
+        self._replies: Sender | None = None
+        self._publishing = threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._links.release_all()
+        self._links.close()
+
+    @property
+    def connection(self) -> Self:
+        """The session itself, which has the attributes of amqp.Connection that commands use."""
+        return self
+
+    @property
+    def cluster(self) -> str:
+        """Identifies the broker and the virtual host."""
+        return self._links.address.cluster(self._links.transport.properties.get("cluster_name"))
+
+    @property
+    def stopping(self) -> bool:
+        """True once stop() was called."""
+        return self._links.stopping
+
+    @property
+    def refused(self) -> bool:
+        """True if the broker ended the session because of an error, while the connection was open."""
+        return self._links.refused
+
+    # Links.
+
+    def sender(self, address: str | None, *, persistent: bool = False) -> Sender:
+        """Attach a link to an address: queue_address() or exchange_address(). The latest one is that of `unconfirmed`.
+
+        Args:
+            address: None for a link without one: each message names its exchange or queue.
+            persistent: for messages without a delivery mode.
+
+        Raises:
+            NotFound: the queue or exchange does not exist.
+            AccessRefused: the user lacks the permission.
+        """
+        self._links.sending_link(address)
+        self._sender = Sender(self._links, address, persistent=persistent)
+        return self._sender
+
+    def receiver(self, address: str | None, receiving: Receiving = STREAMING) -> Receiver:
+        """Attach a link from a queue, by queue_address(). Deliveries come as soon as deliveries() is iterated.
+
+        Args:
+            address: None asks the broker for an address for replies, which is then Receiver.address.
+
+        Raises:
+            NotFound: the queue does not exist.
+            DeclaredDifferently: the queue is exclusive to another connection.
+        """
+        filters = dict(self._filters)
+        if receiving.offset is not None:
+            filters[OFFSET] = offset_filter(receiving.offset)
+        receiver = Receiver(self._links, new_name(), address, receiving, filters)
+        self._links.retrying(lambda: self._links.attach(receiver))
+        self._links.give_credit(receiver)
+        for name in receiver.ignored_filters:
+            self._notice(f"the broker ignores the filter {name}: it has none, or not for this queue")
+        return receiver
+
+    def acknowledge(self, *deliveries: Delivery) -> None:
+        """Accept deliveries. Safe to repeat, and to call from any thread."""
+        self._links.settle(deliveries, wire.Accepted())
+
+    def is_current(self, delivery: Delivery) -> bool:
+        """True if a delivery can still be accepted. If not, the broker redelivers it."""
+        return self._links.is_current(delivery)
+
+    # As amqp.Channel has them.
+
+    def publish(
+        self,
+        messages: Iterable[Message | None],
+        *,
+        exchange: Exchange | None = None,
+        routing_key: str = "",
+        persistent: bool = False,
+        mandatory: bool | None = None,  # noqa: ARG002  # over AMQP 1.0, the broker tells it in any case
+        window: int = WINDOW,
+    ) -> Generator[Receipt]:
+        """Publish messages; yield their receipts in order. See amqp.Channel.publish()."""
+        address = exchange_address(exchange.name if exchange else "", routing_key)
+        is_fixed = bool(routing_key or (exchange and exchange.name))
+        return self.sender(address if is_fixed else None, persistent=persistent).send(messages, window)
+
+    def consume(self, queue: Queue, receiving: Receiving = STREAMING) -> Generator[Delivery]:
+        """Start to consume; return a generator of the deliveries. See amqp.Channel.consume()."""
+        return self.receiver(queue_address(queue.name), receiving).deliveries()
+
+    @property
+    def unconfirmed(self) -> list[Message]:
+        """The messages without an outcome, oldest first."""
+        return [] if self._sender is None else self._sender.unconfirmed
+
+    def addressed(self, message: Message) -> Message:
+        """Copy a message, with the exchange and the routing key of the latest sender unless it has its own."""
+        return message if self._sender is None else self._sender.addressed(message)
+
+    def answer(self, delivery: Delivery, reply: Message) -> None:
+        """Send the reply to a delivery, then accept the delivery."""
+        with self._publishing:
+            if self._replies is None:
+                self._links.sending_link(None)
+                self._replies = Sender(self._links, None, persistent=False)
+            self._replies.add(reply)
+            self._replies.flush()
+        self.acknowledge(delivery)
+
+    def wait_for_confirms(self) -> None:
+        """Wait until the broker has told the outcome of all replies."""
+        if self._replies is not None:
+            self._replies.settle()
+
+    def stop(self) -> None:
+        """End all receivers after their current delivery. Safe to call from any thread or a signal handler."""
+        self._links.stop()

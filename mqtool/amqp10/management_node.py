@@ -1,0 +1,225 @@
+"""The management node: declare, bind and look up by requests over a pair of links, and again after a reconnection.
+
+A request is a message with a method and a path, its response has a status: HTTP over AMQP.
+https://www.rabbitmq.com/client-libraries/amqp-client-libraries#topology-management
+"""
+
+import threading
+from collections.abc import Callable, Mapping
+from itertools import count
+from typing import Any, TypeVar
+
+from rabbitmq_amqp_python_client import wire
+
+from mqtool.amqp.administration import Depth, declare_request
+from mqtool.amqp10.link_connection import LinkConnection, new_name
+from mqtool.amqp10.refusals import ClosedByBroker
+from mqtool.amqp10.sections import exchange_address, queue_address
+from mqtool.errors import NotFound
+from mqtool.topology import Binding, Exchange, Queue
+
+Thing = TypeVar("Thing", bound=Exchange | Queue)
+
+_NODE = "/management"
+_NAME = "mqtool-management"
+#: The most responses that the broker may send in advance.
+_CREDIT = 100
+
+
+class _Half:
+    """One link of the pair. Not attached again by the connection, but by the first request after a reconnection."""
+
+    is_kept = False
+
+    def __init__(self, pair: "ManagementLink", *, receives: bool) -> None:
+        self.name, self.handle, self.is_attached = _NAME, 0, False
+        self._receives = receives
+        self._pair = pair
+        self._parts: list[bytes] = []
+        self.delivery_count = 0
+
+    def is_for(self, role: bool) -> bool:
+        return role is not self._receives
+
+    def attach(self, handle: int) -> wire.Attach:
+        self.handle, self.is_attached = handle, False
+        return wire.Attach(
+            _NAME,
+            handle,
+            self._receives,
+            snd_settle_mode=wire.SND_SETTLE_MODE_SETTLED,
+            source=wire.Source(_NODE, expiry_policy="link-detach"),
+            target=wire.Target(_NODE),
+            initial_delivery_count=None if self._receives else 0,
+            properties={"paired": True},
+        )
+
+    def attached(self, answer: wire.Attach) -> bool:
+        self.is_attached = answer.source is not None and answer.target is not None
+        self.delivery_count = answer.initial_delivery_count or 0
+        return self.is_attached
+
+    def flow(self, flow: wire.Flow) -> None:
+        """Requests are sent one by one, which the broker's credit always allows."""
+
+    def take(self, _delivery_id: int | None, payload: bytes, *, settled: bool, more: bool) -> None:  # noqa: ARG002
+        self._parts.append(payload)
+        if not more:
+            self.delivery_count = (self.delivery_count + 1) & 0xFFFF_FFFF
+            self._pair.answered(wire.Message.decode(b"".join(self._parts)))
+            self._parts.clear()
+
+
+class ManagementLink:
+    """Makes requests, from any thread, one at a time."""
+
+    def __init__(self, links: LinkConnection) -> None:
+        self._links = links
+        self._halves = (_Half(self, receives=False), _Half(self, receives=True))
+        self._one = threading.RLock()
+        self._numbers = count(1)
+        self._waits_for = ""
+        self._response: wire.Message | None = None
+
+    def request(self, method: str, path: str, body: Any = None) -> Any:
+        """Make a request; return the body of the response.
+
+        Raises:
+            ClosedByBroker: the broker refuses it.
+            Lost: the connection was lost before the response came.
+        """
+        with self._one:
+            sender, receiver = self._halves
+            if not (sender.is_attached and receiver.is_attached):
+                for half in self._halves:
+                    self._links.attach(half)
+                self._links.send_flow(receiver.handle, receiver.delivery_count, _CREDIT)
+            number = f"{next(self._numbers)}"
+            self._waits_for, self._response = number, None
+            properties = wire.Properties(message_id=number, to=path, subject=method, reply_to="$me")
+            data = wire.Message(wire.AmqpValue(body), properties=properties).encode()
+            self._links.send_request(sender.handle, data)
+            self._links.until(lambda: self._response is not None)
+            if int(number) % (_CREDIT // 2) == 0:
+                self._links.send_flow(receiver.handle, receiver.delivery_count, _CREDIT)
+            return _checked(self._response)
+
+    def answered(self, response: wire.Message) -> None:
+        """Take a response, on the I/O thread. Those to requests that nobody waits for any more are dropped."""
+        properties = response.properties or wire.Properties()
+        if str(properties.correlation_id) == self._waits_for:
+            self._response = response
+
+
+def _checked(response: wire.Message | None) -> Any:
+    assert response is not None
+    status = int((response.properties or wire.Properties()).subject or 0)
+    body = response.body.value if isinstance(response.body, wire.AmqpValue) else None
+    if not 200 <= status < 300:
+        raise ClosedByBroker.from_response(status, body)
+    return body
+
+
+class ManagedTopology:
+    """The queues, exchanges and bindings of a session.
+
+    Args:
+        strict: fail if a queue or exchange exists with other settings.
+        notice: called with a sentence about one that is used as it is.
+    """
+
+    def __init__(self, links: LinkConnection, *, strict: bool, notice: Callable[[str], None]) -> None:
+        self._links = links
+        self._links.set_up = self._set_up_again
+        self._management = ManagementLink(links)
+        self._notice = notice
+        self._strict = strict
+        self._accepted: set[tuple[str, str]] = set()
+        self._declared: dict[tuple[str, str], Queue | Exchange] = {}
+        self._bound: list[Binding] = []
+
+    def declare(self, thing: Thing, *, remember: bool = True, exactly: bool = False) -> Thing:
+        """Declare an exchange or a queue; return it with its name. See amqp.Channel.declare().
+
+        A queue without a name gets one here, since the broker makes none over AMQP 1.0.
+        """
+        declare_request(thing)  # which checks the name
+        if isinstance(thing, Queue) and not thing.name:
+            thing = thing._replace(name=new_name().replace("mqtool-", "mqtool.gen-"))
+        self._links.retrying(lambda: self._declare(thing, exactly=exactly))
+        if remember:
+            self._declared[_kind_and_name(thing)] = thing
+        return thing
+
+    def _declare(self, thing: Queue | Exchange, *, exactly: bool = False) -> None:
+        settings = {"durable": thing.durable, "auto_delete": thing.auto_delete, "arguments": dict(thing.arguments)}
+        if isinstance(thing, Queue):
+            path, settings["exclusive"] = queue_address(thing.name), thing.exclusive
+        else:
+            path = exchange_address(thing.name)
+            settings |= {"type": thing.type, "internal": thing.internal}
+        try:
+            self._management.request("PUT", path, settings)
+        except ClosedByBroker as refusal:
+            if not refusal.is_harmless_difference or self._strict or exactly:
+                raise
+            if _kind_and_name(thing) not in self._accepted:
+                self.accept_settings(thing)
+                self._notice(str(refusal))
+
+    def accept_settings(self, thing: Queue | Exchange) -> None:
+        """Accept any settings of an existing queue or exchange: declare() uses it as it is, without a notice."""
+        self._accepted.add(_kind_and_name(thing))
+
+    def bind(
+        self,
+        to: Queue | Exchange,
+        exchange: Exchange,
+        routing_key: str = "",
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        remember: bool = True,
+    ) -> None:
+        """Bind a queue or an exchange to an exchange. Raises NotFound if one of them does not exist."""
+        binding = Binding(exchange.name, to.name, routing_key, arguments or {}, to_exchange=isinstance(to, Exchange))
+        self._links.retrying(lambda: self._bind(binding))
+        if remember:
+            self._bound.append(binding)
+
+    def _bind(self, binding: Binding) -> None:
+        kind = "destination_exchange" if binding.to_exchange else "destination_queue"
+        body = {"source": binding.source, kind: binding.destination, "binding_key": binding.routing_key}
+        self._management.request("POST", "/bindings", body | {"arguments": dict(binding.arguments)})
+
+    def _set_up_again(self) -> None:
+        for thing in tuple(self._declared.values()):
+            self._declare(thing)
+        for binding in tuple(self._bound):
+            self._bind(binding)
+
+    def depth(self, queue: str) -> Depth:
+        """Count a queue's ready messages and consumers. Raises NotFound if it does not exist."""
+        told = self._links.retrying(lambda: self._management.request("GET", queue_address(queue)))
+        return Depth(int(told["message_count"]), int(told["consumer_count"]))
+
+    def depth_of(self, queue: str) -> int:
+        """The number of ready messages in a queue. Raises NotFound if it does not exist."""
+        return self.depth(queue).ready
+
+    def exists(self, queue: Queue) -> bool:
+        """True if the broker has a queue of this name."""
+        declare_request(queue)  # which checks the name
+        try:
+            self.depth(queue.name)
+        except NotFound:
+            return False
+        return True
+
+    def purge(self, queue: str) -> int:
+        """Remove the ready messages of a queue; return how many there were."""
+        told = self._links.retrying(lambda: self._management.request("DELETE", f"{queue_address(queue)}/messages"))
+        return int(told["message_count"])
+
+
+def _kind_and_name(thing: Queue | Exchange) -> tuple[str, str]:
+    return type(thing).__name__, thing.name

@@ -1,0 +1,94 @@
+"""Translate AMQP 1.0 errors, which have a condition and a description, to mqtool's."""
+
+from typing import Any
+
+from mqtool.amqp import Address, pika_errors
+from mqtool.errors import AccessRefused, BadData, MqtoolError, Unavailable
+
+#: Conditions, and the reply codes of AMQP 0-9-1 that mean the same. RabbitMQ's descriptions are the same in both.
+_CODES = {
+    "amqp:not-found": pika_errors.NOT_FOUND,
+    "amqp:unauthorized-access": pika_errors.ACCESS_REFUSED,
+    "amqp:resource-locked": pika_errors.RESOURCE_LOCKED,
+    "amqp:precondition-failed": pika_errors.PRECONDITION_FAILED,
+    "amqp:resource-limit-exceeded": pika_errors.PRECONDITION_FAILED,
+}
+#: Status codes of management responses, likewise.
+_STATUS = {400: pika_errors.PRECONDITION_FAILED, 401: 403, 403: 403, 404: 404, 409: pika_errors.PRECONDITION_FAILED}
+#: Conditions with which a broker that stops, or an operator, closes connections.
+_FORCED = ("amqp:connection:forced", "amqp:internal-error")
+
+
+class Lost(Exception):
+    """The connection was lost before the broker answered."""
+
+
+class ClosedByBroker(Exception):
+    """The broker has closed the connection, the session or a link, or has refused a request.
+
+    Attributes:
+        condition: such as "amqp:not-found"; empty for a management response.
+        reply_code, reply_text: as in AMQP 0-9-1, for pika_errors.
+    """
+
+    def __init__(self, condition: str, reply_text: str, reply_code: int = 0) -> None:
+        super().__init__(reply_text or condition)
+        self.condition = condition
+        self.reply_text = reply_text or condition
+        self.reply_code = reply_code or _CODES.get(condition, 0)
+
+    @classmethod
+    def from_error(cls, error: Any) -> "ClosedByBroker":
+        """Convert the error of a Close, End or Detach, which may be None."""
+        if error is None:
+            return cls("", "the broker gave no reason")
+        return cls(str(error.condition), str(error.description or ""))
+
+    @classmethod
+    def from_response(cls, status: int, body: object) -> "ClosedByBroker":
+        """Convert the response to a management request that the broker refuses."""
+        return cls("", str(body or f"status {status}"), _STATUS.get(status, 0))
+
+    @property
+    def is_temporary(self) -> bool:
+        """True if a new connection may work."""
+        return self.condition in _FORCED or not self.condition
+
+    @property
+    def is_harmless_difference(self) -> bool:
+        """True if a declaration failed because the queue or exchange has other settings, but the same type."""
+        return pika_errors.is_harmless_difference(self)
+
+    def translated(self) -> MqtoolError:
+        """Return the error to raise."""
+        if self.condition == "amqp:link:message-size-exceeded":
+            return BadData(f"the broker refused the message: {self}", "its limit is max_message_size in rabbitmq.conf")
+        if self.condition == "amqp:resource-deleted":
+            return Unavailable(f"the queue or exchange is gone: {self}")
+        if self.reply_code:
+            return pika_errors.closed_by_broker(self)
+        return Unavailable(f"the broker closed the connection: {self}" if self.condition else str(self))
+
+
+def not_amqp10(address: Address) -> MqtoolError:
+    """The error for a server that does not answer in AMQP 1.0."""
+    return Unavailable(
+        f"{address.host}:{address.port} does not speak AMQP 1.0",
+        "RabbitMQ does from 4.0 on; for AMQP 0-9-1, leave out --protocol",
+    )
+
+
+def too_old(version: str) -> MqtoolError:
+    """The error for a broker that speaks AMQP 1.0 by a plugin, with other addresses and without management."""
+    return Unavailable(
+        f"AMQP 1.0 needs RabbitMQ 4.0, but the broker is RabbitMQ {version}", "for AMQP 0-9-1, leave out --protocol"
+    )
+
+
+def vhost_refused(address: Address) -> MqtoolError:
+    """The error for a connection that ends after the login, as RabbitMQ does to refuse the vhost, without a word."""
+    vhost = address.virtual_host
+    return AccessRefused(
+        f"cannot open vhost {vhost!r}: it does not exist, or user {address.user!r} may not use it",
+        "check the URL's path; leave it out, or write /%2F, for vhost '/'",
+    )

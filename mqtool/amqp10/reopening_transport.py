@@ -1,0 +1,287 @@
+"""ReopeningTransport: a transport on an I/O thread, which reads all frames, and reconnects after a loss.
+
+A subclass takes the frames, and resumes what it did after a reconnection. One lock guards all its state.
+"""
+
+import contextlib
+import ssl
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from rabbitmq_amqp_python_client.exceptions import AMQPError
+
+from mqtool.amqp import Address, Backoff
+from mqtool.amqp10.refusals import ClosedByBroker, Lost, too_old
+from mqtool.amqp10.transport import Transport
+from mqtool.errors import MqtoolError, Unavailable
+
+#: Seconds to wait for the broker's answer.
+_PATIENCE = 20.0
+#: Seconds between two checks for signals: Python runs signal handlers only between two steps of the main thread.
+_TICK = 0.2
+#: Seconds to wait for frames while something is due.
+_BRIEFLY = 0.1
+#: Errors that mean that the connection is lost, or that the broker has sent something that cannot be read.
+_LOST = (OSError, EOFError, AMQPError, ValueError, LookupError, TypeError, AttributeError, struct.error)
+#: Seconds after which a connection counts as stable, so that the next loss starts with a short delay again.
+_STEADY = 60.0
+
+
+class ReopeningTransport:
+    """A connection that is reopened until it is closed.
+
+    Attributes:
+        changed: the lock, and the condition that is notified of everything that has happened.
+        epoch: how often the connection was opened again.
+        failure: the error that ended it for good, if any.
+        refused: True if the broker ended it because of an error, while the connection was open.
+        stopping: True if the command must stop.
+        is_lost: True until a lost connection is open again.
+        has_progressed: True if an outcome was told or a delivery settled since it was opened.
+        due_at: when taken() has something to do (`time.monotonic()`), though no frame comes; None if it has not.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[Address],
+        context: ssl.SSLContext | None,
+        backoff: Backoff | None,
+        notice: Callable[[str], None],
+    ) -> None:
+        self.changed = threading.Condition()
+        self.epoch = 0
+        self.failure: MqtoolError | None = None
+        self.refused = self.stopping = self.is_lost = False
+        self.has_progressed = True
+        self.due_at: float | None = None
+        self._addresses, self._context, self._backoff, self._notice = list(addresses), context, backoff, notice
+        self._attempts: Iterator[tuple[int, float]] = iter(())
+        self._closing = threading.Event()
+        self._opened_at = time.monotonic()
+        self._reader: int | None = threading.get_ident()  # the thread that reads
+        self.transport = self._opened(again=False)
+        try:
+            self.begin()
+        except (ClosedByBroker, *_LOST) as error:
+            self.transport.close(politely=False)
+            if isinstance(error, ClosedByBroker):
+                raise error.translated() from error
+            raise Unavailable(f"lost the connection to {self.address}: {_in_words(error)}") from error
+        self._reader = None
+        self._thread = threading.Thread(target=self._read, name="mqtool-amqp10", daemon=True)
+        self._thread.start()
+
+    # For subclasses. All are called on the thread that reads.
+
+    def begin(self) -> None:
+        """Begin to use a transport that was just opened."""
+        raise NotImplementedError
+
+    def take(self, body: bytes) -> None:
+        """Take the body of a frame, under the lock."""
+        raise NotImplementedError
+
+    def taken(self) -> None:
+        """Called under the lock, after the frames of one read."""
+        raise NotImplementedError
+
+    def lost(self) -> Callable[[], None]:
+        """Take back what has no outcome, under the lock. Return what to do once the connection is open again."""
+        raise NotImplementedError
+
+    def reopened(self) -> None:
+        """Called under the lock, once the connection is open again."""
+        raise NotImplementedError
+
+    @property
+    def reads_here(self) -> bool:
+        """True on the thread that reads."""
+        return self._reader == threading.get_ident()
+
+    @property
+    def address(self) -> Address:
+        """The node that it is connected to."""
+        return self._addresses[0]
+
+    @property
+    def hopeless(self) -> str | None:
+        """Why a stopping command should not wait for the broker; None if it may wait."""
+        return "the connection is lost" if self.stopping and self.is_lost else None
+
+    def _opened(self, *, again: bool) -> Transport:
+        """Connect to the first node that accepts the connection."""
+        failure: MqtoolError | None = None
+        for address in self._addresses:
+            try:
+                transport = Transport(address, self._context, "mqtool", logged_in_before=again)
+            except MqtoolError as error:
+                failure = error
+                continue
+            if (version := str(transport.properties.get("version", ""))).startswith("3."):
+                transport.close()
+                raise too_old(version)
+            self._addresses.remove(address)
+            self._addresses.insert(0, address)
+            return transport
+        raise failure or Unavailable("no address to connect to")
+
+    def retrying(self, request: Callable[[], Any]) -> Any:
+        """Make a request. If the connection is lost in the meantime, repeat it after reconnecting."""
+        while True:
+            self.wait(lambda: not self.is_lost, None)
+            try:
+                return request()
+            except Lost:
+                if self.reads_here:
+                    raise
+            except ClosedByBroker as error:
+                raise error.translated() from error
+
+    # Waiting.
+
+    def until(self, done: Callable[[], bool], patience: float = _PATIENCE) -> None:
+        """Wait for the broker's answer. Raises Lost if the connection is lost meanwhile."""
+        deadline = time.monotonic() + patience
+        if self.reads_here:  # the I/O thread itself, or the one that opens the connection
+            while not done():
+                if time.monotonic() > deadline:
+                    raise TimeoutError(0, "the broker does not answer")
+                self._handle(self.transport.read(_TICK))
+            return
+        epoch = self.epoch
+        while True:
+            self.wait(lambda: done() or self.is_lost or self.epoch != epoch, _TICK)
+            if self.is_lost or self.epoch != epoch:
+                raise Lost
+            if done():
+                return
+            if time.monotonic() > deadline:
+                raise Unavailable(f"the broker did not answer within {patience:g} s")
+
+    def wait(self, done: Callable[[], bool], timeout: float | None) -> None:
+        """Wait until something is true, or for a number of seconds. Raises the failure that ended the session."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self.changed:
+            while not done():
+                self.check()
+                if timeout is None and (why := self.hopeless):
+                    raise Unavailable(f"stopped: {why}")
+                left = _TICK if deadline is None else min(_TICK, deadline - time.monotonic())
+                if left <= 0:
+                    return
+                self.changed.wait(left)
+
+    def check(self) -> None:
+        """Raise the failure that ended the session, if any."""
+        if self.failure is not None and not self.reads_here:
+            raise self.failure
+
+    # The I/O thread.
+
+    def _read(self) -> None:
+        self._reader = threading.get_ident()
+        while not self._closing.is_set():
+            try:
+                self._handle(self.transport.read(1.0 if self.due_at is None else _BRIEFLY))
+            except ClosedByBroker as error:
+                if not error.is_temporary:
+                    self._fail(error.translated(), refused=True)
+                    return
+                if not self._reopened(error):
+                    return
+            except _LOST as error:
+                if self._closing.is_set() or not self._reopened(error):
+                    return
+
+    def _handle(self, bodies: list[bytes]) -> None:
+        if not bodies and not self.stopping and self.due_at is None:
+            return
+        with self.changed:
+            try:
+                for body in bodies:
+                    self.take(body)
+            finally:
+                self.changed.notify_all()
+            self.taken()
+
+    # Reconnecting.
+
+    def _reopened(self, error: BaseException) -> bool:
+        """Try to reconnect, until it works, attempts run out, or the session is closed."""
+        where = self._addresses[0]
+        words, lost_at = _in_words(error), time.monotonic()
+        with self.changed:
+            self.is_lost = True
+            resume = self.lost()
+            self.changed.notify_all()
+        if self._backoff is None:
+            self._fail(Unavailable(f"the connection was lost: {words}"))
+            return False
+        self._notice(f"lost the connection to {where}: {words}")
+        if self.has_progressed or lost_at - self._opened_at > _STEADY:
+            self._attempts, self.has_progressed = enumerate(self._backoff.delays(), 1), False
+        for attempt, delay in self._attempts:
+            if self._closing.wait(delay):
+                return False
+            try:
+                self._open_again(resume)
+            except (Unavailable, Lost, *_LOST) as failure:
+                self._notice(f"attempt {attempt} to reconnect failed: {_in_words(failure)}")
+            except (ClosedByBroker, MqtoolError) as failure:
+                told = failure.translated() if isinstance(failure, ClosedByBroker) else failure
+                self._fail(told)
+                return False
+            else:
+                self._opened_at = time.monotonic()
+                self._notice(f"connected again to {self._addresses[0]} after {self._opened_at - lost_at:.1f} s")
+                return True
+        self._fail(Unavailable(f"gave up reconnecting to {where} after {self._backoff.attempts} attempts"))
+        return False
+
+    def _open_again(self, resume: Callable[[], None]) -> None:
+        self.transport.close(politely=False)
+        self.transport = self._opened(again=True)
+        self.begin()
+        resume()
+        with self.changed:
+            self.epoch += 1
+            self.is_lost = False
+            self.reopened()
+            self.taken()
+            self.changed.notify_all()
+
+    def _fail(self, failure: MqtoolError, *, refused: bool = False) -> None:
+        with self.changed:
+            self.failure, self.refused = failure, refused
+            self.changed.notify_all()
+
+    def stop(self) -> None:
+        """Have waiting calls look whether to stop. Safe to call from a signal handler."""
+        self.stopping = True
+        self.transport.wake()
+
+    def close(self) -> None:
+        """Close the connection. Unsettled deliveries are requeued."""
+        if self._closing.is_set():
+            return
+        self._closing.set()
+        self.transport.wake()
+        self._thread.join(2.0)
+        with contextlib.suppress(OSError):
+            self.transport.close(politely=not (self.is_lost or self.hopeless))
+        if self.failure is None:
+            self._fail(Unavailable("the connection is closed"))
+
+
+def _in_words(error: BaseException) -> str:
+    """Describe why a connection was lost."""
+    if isinstance(error, MqtoolError | ClosedByBroker):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror[0].lower() + error.strerror[1:]
+    if isinstance(error, EOFError | Lost):
+        return "closed by the other end"
+    return "the broker sent something unreadable"

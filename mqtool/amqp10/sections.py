@@ -1,0 +1,360 @@
+"""Encode and decode messages as AMQP 1.0 sections, with RabbitMQ's mapping of AMQP 0-9-1's properties and headers.
+
+https://www.rabbitmq.com/docs/conversions
+"""
+
+import struct
+import uuid
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+from urllib.parse import quote, unquote
+
+from rabbitmq_amqp_python_client import wire
+from rabbitmq_amqp_python_client.exceptions import AMQPError
+
+from mqtool.amqp.administration import check_utf_8
+from mqtool.codecs.amqp10_message import (
+    APPLICATION_PROPERTIES,
+    DATA,
+    HEADER,
+    MESSAGE_ANNOTATIONS,
+    PROPERTIES,
+    SEQUENCE,
+    VALUE,
+)
+from mqtool.codecs.amqp10_values import (
+    DROPPED,
+    NULL,
+    Span,
+    compound,
+    decode_value,
+    encode_header,
+    find,
+    section,
+    spans_in,
+    variable,
+)
+from mqtool.errors import BadData
+from mqtool.message import END_OF_TIME, PERSISTENT, Delivery, Message
+
+_T = TypeVar("_T")
+#: The fields of the properties section, in order; "" for a field that AMQP 0-9-1 does not have.
+_FIELDS = (
+    *("message_id", "user_id", "", "", "reply_to", "correlation_id"),
+    *("content_type", "content_encoding", "", "timestamp", "app_id"),
+)
+_TO = 2
+_SYMBOLS = ("content_type", "content_encoding")
+_IN_HEADER = ("delivery_mode", "priority", "expiration")
+_EXCHANGE, _KEY, _TYPE = "x-exchange", "x-routing-key", "x-basic-type"
+_RECEIVED, _DEATHS, _COPIES = "x-opt-rabbitmq-received-time", "x-opt-deaths", "x-cc"
+#: The type of a message whose body is an AMQP 1.0 value instead of bytes; RabbitMQ's name for it.
+_TYPE_OF_VALUES = "amqp-1.0"
+_QUEUES, _EXCHANGES = "/queues/", "/exchanges/"
+_DURABLE = b"\x00\x53\x70\xc0\x02\x01\x41"
+_SECTION = b"\x00\x53"
+_CACHED = 256
+
+
+def queue_address(queue: str) -> str:
+    """The address of a queue: /queues/ and its name, percent-encoded."""
+    return _QUEUES + quote(queue, safe="", errors="surrogateescape")
+
+
+def exchange_address(exchange: str, routing_key: str = "") -> str:
+    """The address of an exchange, with a routing key; of the default exchange ("") that of the queue it routes to.
+
+    A routing key on the default exchange that is itself an address, from reply-to, stays as it is.
+    """
+    if not exchange:
+        return routing_key if routing_key.startswith(_EXCHANGES) else queue_address(routing_key)
+    key = f"/{quote(routing_key, safe='', errors='surrogateescape')}" if routing_key else ""
+    return f"{_EXCHANGES}{quote(exchange, safe='', errors='surrogateescape')}{key}"
+
+
+def exchange_and_key(address: str | None) -> tuple[str, str]:
+    """The exchange and the routing key that an address stands for."""
+    parts = [unquote(part, errors="surrogateescape") for part in (address or "").split("/")[2:]]
+    if (address or "").startswith(_QUEUES):
+        return "", parts[0]
+    return (parts[0], parts[1] if len(parts) > 1 else "") if parts else ("", "")
+
+
+def encode(message: Message, *, to: str | None = None, persistent: bool = False) -> bytes:
+    """Encode a message.
+
+    Args:
+        to: the address, for a link without one.
+        persistent: for a message without a delivery mode.
+
+    Raises:
+        BadData: AMQP 1.0 has no such property or value.
+    """
+    body, size = message.body, len(message.body)
+    data = section(DATA, b"\xa0" + bytes((size,)) if size < 256 else b"\xb0" + struct.pack(">I", size)) + body
+    given = message.properties
+    if not given:
+        before = _DURABLE if persistent else b""
+        if message.message_id is not None or to is not None:
+            before += section(PROPERTIES, compound(0xC0, _fields({}, message.message_id, to)))
+        return before + data
+    headers = given.get("headers") or {}
+    annotations = [part for name, value in headers.items() if _is_annotation(name) for part in _annotation(name, value)]
+    if given.get("type") is not None and given["type"] != _TYPE_OF_VALUES:
+        annotations += [variable(0xA3, _TYPE.encode()), _text(given["type"])]
+    application = [part for name, value in headers.items() if not _is_annotation(name) for part in _header(name, value)]
+    fields = _fields(given, message.message_id, to)
+    return b"".join(
+        (
+            _header_section(given, persistent=persistent),
+            section(MESSAGE_ANNOTATIONS, compound(0xC1, annotations)) if annotations else b"",
+            section(PROPERTIES, compound(0xC0, fields)) if fields else b"",
+            section(APPLICATION_PROPERTIES, compound(0xC1, application)) if application else b"",
+            body if given.get("type") == _TYPE_OF_VALUES else data,
+        )
+    )
+
+
+def _text(value: object) -> bytes:
+    return variable(0xA1, str(value).encode("utf-8", "surrogateescape"))
+
+
+def _is_annotation(name: str) -> bool:
+    """True for headers that RabbitMQ keeps as annotations, which may hold lists and maps."""
+    return name.startswith("x-") or name == "CC"
+
+
+def _header_section(given: Mapping[str, Any], *, persistent: bool) -> bytes:
+    mode, priority, expiration = (given.get(name) for name in _IN_HEADER)
+    durable = persistent if mode is None else mode == PERSISTENT
+    if not durable and priority is None and expiration is None:
+        return b""
+    try:
+        lasts = NULL if expiration is None else b"\x70" + struct.pack(">I", int(expiration))
+        rank = NULL if priority is None else b"\x50" + struct.pack(">B", priority)
+    except (ValueError, struct.error) as error:
+        raise BadData(
+            f"expiration {expiration!r} or priority {priority!r} is too large, or not a number",
+            "an expiration is in milliseconds, up to 4294967295; a priority up to 255",
+        ) from error
+    return section(HEADER, compound(0xC0, [b"\x41" if durable else b"\x42", rank, lasts]))
+
+
+def _fields(given: Mapping[str, Any], message_id: str | None, to: str | None) -> list[bytes]:
+    if given.get("cluster_id") is not None:
+        raise BadData("AMQP 1.0 has no property cluster-id", "send it as a header: -H cluster-id=VALUE")
+    fields = [_field(name, given.get(name)) for name in _FIELDS] if given else [NULL] * (_TO + 1)
+    if message_id is not None:
+        fields[0] = variable(0xA1, message_id.encode("utf-8", "surrogateescape"))
+    if to is not None:
+        fields[_TO] = _text(to)
+    while fields and fields[-1] is NULL:
+        fields.pop()
+    return fields
+
+
+def _field(name: str, value: Any) -> bytes:
+    if value is None or not name:
+        return NULL
+    if name == "timestamp":
+        return b"\x83" + struct.pack(">q", int(value) * 1000)
+    if name == "reply_to":
+        return _text(value if str(value).startswith("/") else queue_address(str(value)))
+    text = str(value).encode("utf-8", "surrogateescape")
+    return variable(0xA0 if name == "user_id" else 0xA3 if name in _SYMBOLS else 0xA1, text)
+
+
+def _annotation(name: str, value: Any) -> tuple[bytes, bytes]:
+    key = variable(0xA3, (_COPIES if name == "CC" else name).encode("ascii", "replace"))
+    try:
+        return key, encode_header(value) or wire.encode_value(value)
+    except (AMQPError, ValueError, TypeError) as error:
+        raise _unfit(name, value) from error
+
+
+def _header(name: str, value: Any) -> tuple[bytes, bytes]:
+    encoded = encode_header(value)
+    if encoded is None:
+        raise _unfit(name, value)
+    check_utf_8(name)
+    return _text(name), encoded
+
+
+def _unfit(name: str, value: object) -> BadData:
+    what = (
+        "list" if isinstance(value, list | tuple) else "object" if isinstance(value, Mapping) else "number this large"
+    )
+    hint = "put it into the body; headers that start with x- may be lists and objects"
+    return BadData(f"the header {name!r} is a{'n' * (what[0] == 'o')} {what}, which AMQP 1.0 does not allow", hint)
+
+
+# Decoding.
+
+#: Decoded headers and annotations by their bytes: those of a queue's messages are usually all the same.
+_headers_cache: dict[bytes, tuple[dict[str, Any], bool]] = {}
+_annotations_cache: dict[bytes, dict[str, Any]] = {}
+#: The start and the end of sections, by their codes.
+_Sections = dict[int, tuple[int, int]]
+_NOWHERE = 0, 0
+#: Types with a size of one byte, in which almost all sections are encoded.
+_SHORT = (0xA0, 0xC0, 0xC1)
+
+
+def decode(data: bytes, queue: str, tag: int, epoch: int, *, settled: bool = False) -> Delivery:
+    """Decode a delivery's message. A body that is an AMQP 1.0 value other than text or bytes stays encoded."""
+    try:
+        sections, body, body_type = _split(data)
+        annotations = _annotations(data, *sections.get(MESSAGE_ANNOTATIONS, _NOWHERE))
+        from_header, is_first = _header_fields(data, *sections.get(HEADER, _NOWHERE))
+        properties = {**from_header, **_properties(data, *sections.get(PROPERTIES, _NOWHERE))}
+        headers = annotations["headers"]
+        if (found := sections.get(APPLICATION_PROPERTIES)) is not None:
+            headers = _pairs(data, find(data, found[0] + 3)) | headers
+    except (ValueError, IndexError, struct.error, RecursionError, AMQPError):
+        return Delivery(data, "", queue, queue, False, {}, tag, epoch, settled)
+    if headers:
+        properties["headers"] = headers
+    if (kind := body_type or annotations["type"]) is not None:
+        properties["type"] = kind
+    exchange, key = annotations["exchange"], annotations["key"]
+    return Delivery(body, exchange, queue if key is None else key, queue, not is_first, properties, tag, epoch, settled)
+
+
+def _split(data: bytes) -> tuple[_Sections, bytes, str | None]:
+    """Find the sections before the body, the body, and the type of a message whose body is not bytes."""
+    sections: _Sections = {}
+    parts: list[bytes] = []
+    at, size = 0, len(data)
+    while at < size:
+        kind, code = data[at + 2], data[at + 3]
+        if data[at : at + 2] != _SECTION:
+            raise ValueError("not a section")
+        if code in _SHORT:
+            start = at + 5
+            end = start + data[at + 4]
+        else:
+            _, start, end, _ = find(data, at + 3)
+        if end > size:
+            raise ValueError("cut short")
+        if kind == DATA:
+            parts.append(data[start:end])
+        elif kind == VALUE and code in (0xA0, 0xB0, 0xA1, 0xB1):
+            return sections, data[start:end], None
+        elif kind in (SEQUENCE, VALUE):
+            return sections, data[at:], _TYPE_OF_VALUES
+        else:
+            sections[kind] = at, end
+        at = end
+    return sections, parts[0] if len(parts) == 1 else b"".join(parts), None
+
+
+def _header_fields(data: bytes, at: int, end: int) -> tuple[dict[str, Any], bool]:
+    """Decode the header, and whether this is the first delivery."""
+    raw = data[at:end]
+    if (known := _headers_cache.get(raw)) is not None:
+        return known
+    values = [*_items(data, find(data, at + 3))] if raw else []
+    durable, priority, ttl, is_first, failures = [*values, None, None, None, None, None][:5]
+    properties: dict[str, Any] = {"delivery_mode": PERSISTENT} if durable else {}
+    if priority is not None:
+        properties["priority"] = int(priority)
+    if ttl is not None:
+        properties["expiration"] = str(ttl)
+    return _kept(_headers_cache, raw, (properties, bool(is_first) or (not failures and is_first is None)))
+
+
+def _kept(cache: dict[bytes, _T], raw: bytes, decoded: _T) -> _T:
+    if len(cache) >= _CACHED:
+        cache.clear()
+    cache[raw] = decoded
+    return decoded
+
+
+def _annotations(data: bytes, at: int, end: int) -> dict[str, Any]:
+    raw = data[at:end]
+    if (known := _annotations_cache.get(raw)) is not None:
+        return known
+    pairs = _pairs(data, find(data, at + 3)) if raw else {}
+    decoded = {"exchange": str(pairs.pop(_EXCHANGE, None) or ""), "key": pairs.pop(_KEY, None)}
+    decoded["type"] = pairs.pop(_TYPE, None)
+    if (deaths := pairs.pop(_DEATHS, None)) is not None:
+        pairs["x-death"] = [_death(each) for each in deaths if isinstance(each, dict)]
+    if isinstance(received := pairs.pop(_RECEIVED, None), datetime):
+        pairs["timestamp_in_ms"] = round(received.timestamp() * 1000)
+    if (copies := pairs.pop(_COPIES, None)) is not None:
+        pairs["CC"] = copies
+    decoded["headers"] = {name: value for name, value in pairs.items() if _is_annotation(name) or name[0] == "t"}
+    return _kept(_annotations_cache, raw, decoded)
+
+
+def _death(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert one entry of x-opt-deaths to one of x-death."""
+    named = {"first-time": "time", "ttl": "original-expiration"}
+    return {named.get(name, name): value for name, value in entry.items() if name != "last-time"}
+
+
+def _properties(data: bytes, at: int, end: int) -> dict[str, Any]:
+    if at == end:
+        return {}
+    if data[at + 5] == 1 and data[at + 3] == 0xC0 and data[at + 6] == 0xA1:  # a message id alone
+        return {"message_id": data[at + 8 : end].decode("utf-8", "surrogateescape")}
+    found: dict[str, Any] = {}
+    for name, value in zip(_FIELDS, _items(data, find(data, at + 3)), strict=False):
+        if not name or value is None:
+            continue
+        if name == "timestamp":
+            value = int(value.timestamp()) if isinstance(value, datetime) else None
+        elif isinstance(value, bytes):
+            value = value.decode("utf-8", "surrogateescape")
+        elif name == "reply_to":
+            value = unquote(str(value).removeprefix(_QUEUES), errors="surrogateescape")
+        else:
+            value = str(value)
+        found[name] = value
+    return found
+
+
+def _pairs(data: bytes, span: Span) -> dict[str, Any]:
+    items = list(_items(data, span))
+    return {str(key): value for key, value in zip(items[::2], items[1::2], strict=True)}
+
+
+def _items(data: bytes, span: Span) -> Iterator[Any]:
+    return (_decoded(data, each) for each in spans_in(data, span))
+
+
+def _decoded(data: bytes, span: Span) -> Any:
+    raw = data[span.start : span.end]
+    match span.code:
+        case 0x40:
+            return None
+        case 0xA0 | 0xB0:
+            return raw
+        case 0xA1 | 0xB1 | 0xA3 | 0xB3:
+            return raw.decode("utf-8", "surrogateescape")
+        case 0x83:
+            seconds = struct.unpack(">q", raw)[0] / 1000
+            return datetime.fromtimestamp(seconds, UTC) if 0 <= seconds <= END_OF_TIME else None
+        case 0x98:
+            return str(uuid.UUID(bytes=raw))
+        case 0xC0 | 0xC1 | 0xD0 | 0xD1 | 0xE0 | 0xF0 | 0x45:
+            prefix = 4 if span.code >= 0xD0 and span.code != 0xE0 else 0 if span.code == 0x45 else 1
+            return _plain(wire.decode_value(data[span.start - prefix - 1 : span.end]))
+    value = decode_value(data, span)
+    return raw if value is DROPPED else value
+
+
+def _plain(value: Any) -> Any:
+    """Convert what the library decodes to the types of headers."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, wire.Timestamp):
+        return datetime.fromtimestamp(value / 1000, UTC) if 0 <= value / 1000 <= END_OF_TIME else None
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, uuid.UUID):
+        return str(value)
+    if isinstance(value, list | wire.Array):
+        return [_plain(each) for each in (value if isinstance(value, list) else value.values)]
+    return value

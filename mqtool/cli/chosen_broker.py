@@ -1,0 +1,147 @@
+"""Which broker a command uses: the one that an option, the environment, a context or `broker up` names."""
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mqtool.amqp import Address, TlsFiles, parse_addresses
+from mqtool.cli import contexts
+from mqtool.cli.contexts import Context, Protocol
+from mqtool.errors import UsageError
+
+URL_VARIABLES = ("MQTOOL_URL", "AMQP_URL")
+_DEFAULT_URL = "amqp://localhost"
+
+
+class Choice(NamedTuple):
+    """The broker that a command uses, and how it was chosen.
+
+    Attributes:
+        url: the broker's URL, which may contain a password.
+        reason: where the URL comes from, for `broker status`: "from --url".
+        context: the context that the URL comes from, if any.
+        variable: the environment variable that the URL comes from, if any.
+        is_typed: True if an option named the broker.
+        is_named: True if the user named the broker; False if it is the default or was started by `broker up`.
+    """
+
+    url: str
+    reason: str
+    context: Context | None = None
+    variable: str | None = None
+    is_typed: bool = False
+    is_named: bool = True
+
+    @property
+    def protected(self) -> str | None:
+        """The name of the broker's context, if that context is protected."""
+        return self.context.name if self.context and self.context.protected else None
+
+    def management(self, given: str | None, *, is_typed: bool = True) -> str | None:
+        """The URL of the management API: the given one if any, otherwise the context's.
+
+        A URL from the environment is ignored if the context was named on the command line.
+        """
+        if self.context is None or not self.is_typed or is_typed:
+            return given or (self.context.management if self.context else None)
+        return self.context.management
+
+    def tls(self, given: TlsFiles) -> TlsFiles:
+        """The TLS files: the given ones if any, otherwise the context's."""
+        if self.context is None:
+            return given
+        of = self.context
+        return TlsFiles(given.ca or of.tls_ca, given.cert or of.tls_cert, given.key or of.tls_key)
+
+    def protocol(self, given: Protocol | None) -> Protocol:
+        """The protocol: the given one if any, otherwise the context's, or AMQP 0-9-1."""
+        of_context = self.context.protocol if self.context else None
+        return given or Protocol(of_context or Protocol.AMQP_0_9_1)
+
+    def addresses(self) -> list[Address]:
+        """The broker's nodes as in the URL: without --user or --vhost, and without running a password command.
+
+        Raises:
+            UsageError: the URL is not valid.
+        """
+        try:
+            return parse_addresses(self.url)
+        except UsageError as error:
+            source = self.variable or (f"context {self.context.name!r}" if self.context else None)
+            if source is None:
+                raise
+            raise UsageError(f"{source}: {error}", error.hint) from error
+
+
+def choose(url: str | None = None, context: str | None = None, typed: Collection[str] = ()) -> Choice:
+    """Choose the broker: from an option, the environment, the context in use, `broker up`, or localhost, in this order.
+
+    Args:
+        url, context: from an option or from the environment.
+        typed: names of the options that were typed: "url", "context".
+
+    Raises:
+        UsageError: there is no such context.
+    """
+    if url is not None and "url" in typed:
+        return Choice(url, "from --url", is_typed=True)
+    if context is not None and "context" in typed:
+        found = contexts.load().named(context)
+        return Choice(found.url, f"from --context {found.name}", found, is_typed=True)
+    if (variable := next((name for name in URL_VARIABLES if os.environ.get(name)), None)) is not None:
+        return Choice(os.environ[variable], f"from {variable}", variable=variable)
+    if name := os.environ.get(contexts.VARIABLE):
+        found = contexts.load().named(name, contexts.VARIABLE)
+        return Choice(found.url, f"from {contexts.VARIABLE}={name}", found)
+    known = contexts.load()
+    if known.in_use is not None:
+        found = known.named(known.in_use, str(contexts.path()))
+        return Choice(found.url, f"from context {found.name!r}, which is in use", found)
+    from mqtool.broker import state
+
+    if (started := state.load()) is not None:
+        return Choice(started.url, "from 'mqtool broker up'", is_named=False)
+    return Choice(_DEFAULT_URL, "the default", is_named=False)
+
+
+def resolve_addresses(
+    choice: Choice, *, user: str | None = None, vhost: str | None = None, password_file: Path | None = None
+) -> list[Address]:
+    """The broker's nodes, with the login from options, a password file or the context's password command.
+
+    Raises:
+        UsageError: the URL, the user or the vhost is not valid, or the password file cannot be read.
+        MqtoolError: the password command failed.
+    """
+    addresses = choice.addresses()
+    for what, name in (("vhost", vhost), ("user", user)):
+        if name is not None and not 0 < len(os.fsencode(name)) <= 255:
+            raise UsageError(f"the {what} has {len(os.fsencode(name))} bytes", "use 1 to 255 bytes")
+    if password_file is not None:
+        password: str | None = read_password(password_file)
+    else:
+        password = choice.context.password() if choice.context else None
+    given: dict[str, Any] = {"user": user, "virtual_host": vhost, "password": password}
+    changes = {name: value for name, value in given.items() if value is not None}
+    return [address._replace(**changes) for address in addresses]
+
+
+def is_same_node(one: Address, other: Address) -> bool:
+    """True if two addresses lead to the same node."""
+    hosts = {one.host, other.host}
+    return one.port == other.port and (len(hosts) == 1 or hosts <= {"localhost", "127.0.0.1"})
+
+
+def read_password(path: Path) -> str:
+    """Read a password from a file, or from stdin if the path is `-`.
+
+    Raises:
+        UsageError: the file or stdin cannot be read.
+    """
+    try:
+        text = os.read(0, 4096).decode() if str(path) == "-" else path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise UsageError(f"cannot read the password file {path}: {reason}") from error
+    return text.rstrip("\r\n")

@@ -1,0 +1,38 @@
+"""Hello World, over AMQP 1.0: one program sends, another receives, and a queue keeps the message until it is fetched.
+
+    send ──(sender)──> /queues/hello ──(receiver)──> receive
+
+Messages flow over links, each between a program and an address. AMQP 1.0 has no commands to declare queues; RabbitMQ
+takes these as requests on another pair of links. The broker tells the outcome of each message: accepted, released if
+no queue takes it, or rejected. The receiver gives credit, and tells the outcome of each delivery in turn. The same
+queue can be used by AMQP 0-9-1, where the default exchange and the routing key stand for the address.
+
+https://www.rabbitmq.com/tutorials/tutorial-one-go-amqp10
+"""
+
+from collections.abc import Iterable, Iterator
+
+from mqtool.amqp import STREAMING, Receiving
+from mqtool.amqp10 import LinkSession, queue_address
+from mqtool.message import Delivery, Message, Receipt
+from mqtool.topology import Queue
+
+
+def send(session: LinkSession, queue: Queue, messages: Iterable[Message | None]) -> Iterator[Receipt]:
+    """Send messages to a queue; yield each one's receipt once the broker has told its outcome.
+
+    Args:
+        messages: None in the input means that there is no message yet, for example while the user is typing.
+    """
+    queue = session.declare(queue)
+    return session.sender(queue_address(queue.name)).send(messages)
+
+
+def receive(session: LinkSession, queue: Queue, receiving: Receiving = STREAMING) -> Iterator[Delivery]:
+    """Receive from a queue. Asking for the next message accepts the last one.
+
+    Args:
+        receiving: the credit to give, and when to stop; STREAMING never stops.
+    """
+    queue = session.declare(queue)
+    return session.receiver(queue_address(queue.name), receiving).deliveries()

@@ -1,0 +1,70 @@
+"""RPC, over AMQP 1.0: a request over one link, its reply over another.
+
+    rpc-client ── reply-to, correlation-id: 42 ──> [rpc_queue] ──> rpc-server
+        ^                                                              │
+        └──────────────────────── correlation-id: 42 ──────────────────┘
+
+The client has a queue of its own for replies, and gives its address in each request. The reply's correlation-id is that
+of the request or, if it has none, its message-id. The server needs one link for all replies: it has no address, and
+each reply names its own. It accepts a request after it has replied. With direct replies, there is no queue: the broker
+gives the client's receiver an address for as long as the link lasts.
+
+https://www.rabbitmq.com/tutorials/tutorial-six-go-amqp10
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from mqtool.amqp import Receiving
+from mqtool.amqp10 import LinkSession, queue_address
+from mqtool.errors import NotFound, Unavailable
+from mqtool.message import Delivery, Message, new_message_id
+from mqtool.spelling import pasteable
+from mqtool.topology import PRIVATE_QUEUE, Queue
+
+#: A server gets one request at a time; other servers get the rest.
+ONE_AT_A_TIME = Receiving(prefetch=1)
+
+
+def serve(
+    session: LinkSession, queue: Queue, function: Callable[[Delivery], Message], receiving: Receiving = ONE_AT_A_TIME
+) -> Iterator[tuple[Delivery, Message]]:
+    """Reply to requests; yield each request with its reply."""
+    queue = session.declare(queue)
+    return _answered(session, session.receiver(queue_address(queue.name), receiving).deliveries(), function)
+
+
+def _answered(
+    session: LinkSession, requests: Iterable[Delivery], function: Callable[[Delivery], Message]
+) -> Iterator[tuple[Delivery, Message]]:
+    for request in requests:
+        answer, asked = function(request), request.properties
+        properties = {"correlation_id": asked.get("correlation_id") or request.message_id, **answer.properties}
+        reply = Message(answer.body, asked.get("reply_to"), "", properties, new_message_id())
+        if reply.routing_key:
+            session.answer(request, reply)  # the reply first, then the acceptance
+        yield request, reply
+    session.wait_for_confirms()
+
+
+def call(
+    session: LinkSession, queue: Queue, requests: Sequence[bytes], receiving: Receiving, replies: Queue = PRIVATE_QUEUE
+) -> Iterator[tuple[int, Delivery]]:
+    """Send all requests; yield each reply with the index of its request. DIRECT_REPLY_TO gets them without a queue."""
+    address = None if replies.name else queue_address(session.declare(replies).name)
+    receiver = session.receiver(address, receiving._replace(auto_ack=True))  # nobody else can use them
+    waiting = {new_message_id(): number for number, _ in enumerate(requests)}
+    messages = [
+        Message(body, None, None, {"reply_to": receiver.address, "correlation_id": correlation_id}, correlation_id)
+        for correlation_id, body in zip(waiting, requests, strict=True)
+    ]
+    try:
+        list(session.sender(queue_address(queue.name)).send(messages))
+    except NotFound as error:
+        hint = f"start one: {pasteable('rpc-server --queue=', queue.name)}"
+        raise Unavailable(f"no RPC server: there is no queue {queue.name!r}", hint) from error
+    for reply in receiver.deliveries():
+        number = waiting.pop(str(reply.properties.get("correlation_id")), None)
+        if number is not None:
+            yield number, reply
+        if not waiting:
+            return

@@ -1,0 +1,308 @@
+"""What a person sees of --protocol amqp1.0, on every broker that speaks AMQP 1.0."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from subprocess import PIPE
+
+import pytest
+
+from mqtool.broker.embedded import EmbeddedBroker
+from tests.brokers import TestBroker, skip_without_amqp10
+from tests.cli.shell import Shell, wait_until
+from tests.proxy import Proxy
+
+OVER_1_0 = ("--protocol", "amqp1.0")
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Iterator[TestBroker]:
+    """The embedded broker like RabbitMQ 4.3, in place of the suite's."""
+    with EmbeddedBroker(like="4.3", management_port=0) as broker:
+        yield TestBroker("embedded", broker.url.removesuffix("/%2F"), str(broker.management_url))
+
+
+@pytest.fixture(autouse=True)
+def _amqp10(broker: TestBroker, shell: Shell) -> None:
+    skip_without_amqp10(broker)
+    shell.environment["MQTOOL_PROTOCOL"] = "amqp1.0"
+
+
+@pytest.fixture
+def proxy(broker: TestBroker) -> Iterator[Proxy]:
+    with Proxy(broker.port) as proxy:
+        yield proxy
+
+
+def through(proxy: Proxy, broker: TestBroker) -> str:
+    return broker.url.replace(f":{broker.port}", f":{proxy.port}")
+
+
+def skip_before_4_2(broker: TestBroker, what: str) -> None:
+    if broker.differs_since("4.0", what) and not broker.differs_since("4.2", what):
+        pytest.skip(f"{what} from RabbitMQ 4.2 on")
+
+
+def test_a_message_goes_from_send_to_receive(shell: Shell) -> None:
+    """The lines are those of the other protocol; the option and the variable mean the same."""
+    sent = shell.run("mqtool", "send", *OVER_1_0)
+    received = shell.run("mqtool", "receive", "-c", "1")
+    assert (sent.stdout, sent.stderr, sent.code) == ("", " [x] Sent 'Hello World!'\n", 0)
+    assert (received.stdout, received.code) == (" [x] Received Hello World!\n", 0)
+    assert received.stderr == " [*] Waiting for messages. To exit press CTRL+C\n"
+
+
+@pytest.mark.parametrize(("there", "back"), [("amqp0.9.1", "amqp1.0"), ("amqp1.0", "amqp0.9.1"), ("amqp1.0",) * 2])
+def test_a_message_crosses_with_all_it_has(shell: Shell, broker: TestBroker, there: str, back: str) -> None:
+    """Properties and headers are the same, whichever protocol carries them in and out."""
+    if there != back:
+        skip_before_4_2(broker, "reply-to is converted between a queue and its address")
+    properties = {"content_type": "text/plain", "correlation_id": "c-1", "reply_to": "a queue", "type": "order",
+                  "app_id": "me", "expiration": "60000", "timestamp": 1700000000, "delivery_mode": 2}  # fmt: skip
+    headers = {"a": "b", "n": 5, "yes": True, "x-list": [1, "two"]}
+    given = [f"--property={name}={value}" for name, value in properties.items()]
+    given += [f"--header={name}:={json.dumps(value)}" for name, value in headers.items()]
+    assert shell.run("mqtool", "send", *given, "häé", "--protocol", there).code == 0
+    received = json.loads(shell.run("mqtool", "receive", "-c", "1", "--json", "--protocol", back).stdout)
+    assert received["body"] == "häé"
+    assert {name: received["headers"][name] for name in headers} == headers
+    assert properties.items() <= received["properties"].items()
+    assert (received["exchange"], received["routing_key"], received["redelivered"]) == ("", "hello", False)
+
+
+def test_large_bodies_and_any_bytes(shell: Shell, tmp_path: Path) -> None:
+    """A message of many frames; a body that is no text."""
+    body = bytes(range(256)) * 2000
+    (tmp_path / "body").write_bytes(body)
+    assert shell.run("mqtool", "send", "-f", str(tmp_path / "body")).code == 0
+    assert shell.run("mqtool", "receive", "-c", "1", "--raw").stdout_bytes == body + b"\n"
+
+
+@pytest.mark.parametrize("prefetch", [[], ["--prefetch", "1"], ["--prefetch", "0"], ["--auto-ack"]])
+def test_each_line_once_and_in_order(shell: Shell, prefetch: list[str]) -> None:
+    lines = "".join(f"{number}\n" for number in range(1500))
+    assert shell.run("mqtool", "send", "-l", stdin=lines).code == 0
+    assert shell.run("mqtool", "receive", "--raw", "-c", "1500", *prefetch).stdout == lines
+
+
+def test_what_is_not_taken_stays(shell: Shell, broker: TestBroker) -> None:
+    """A count takes exactly as many; a condition holds the others only until the end."""
+    shell.run("mqtool", "send", "-l", stdin="1\n2\n3\n4\n")
+    assert shell.run("mqtool", "receive", "-c", "1", "--raw").stdout == "1\n"
+    assert shell.run("mqtool", "receive", "-c", "1", "--raw", "--where", "body == '3'").stdout == "3\n"
+    rest = shell.run("mqtool", "receive", "--json", "--idle-timeout", "1s").stdout.splitlines()
+    assert sorted(json.loads(line)["body"] for line in rest) == ["2", "4"]
+    if broker.differs_since("4.3", "what is released does not count as delivered in vain"):
+        assert not any("x-delivery-count" in (json.loads(line)["headers"] or {}) for line in rest)
+
+
+def test_outcomes(shell: Shell) -> None:
+    """Released is what is called returned, rejected is nacked; both say why."""
+    shell.run("mqtool", "queue", "declare", "full", "--max-length", "1", "--argument", "x-overflow=reject-publish",
+              "--queue-type", "quorum")  # fmt: skip
+    shell.run("mqtool", "send", "-q", "full", "-l", stdin="1\n2\n3\n")  # the queue refuses those that come later
+    refused = shell.run("mqtool", "send", "-q", "full", "x")
+    assert (refused.code, refused.stderr.startswith("mqtool: the message was nacked: ")) == (75, True)
+    unroutable = shell.run("mqtool", "send", "-e", "amq.direct", "-r", "nowhere", "--mandatory", "x")
+    assert (unroutable.code, unroutable.stderr.splitlines()[0]) == (
+        75,
+        "mqtool: the message was returned: no queue is bound for it (released)",
+    )
+    assert shell.run("mqtool", "send", "-e", "amq.direct", "-r", "nowhere", "x").stderr == (
+        " [x] Sent 'x', no queue received it\n"
+    )
+    kept = shell.run("mqtool", "send", "-q", "full", "-l", "--failed-to", "failed", stdin="6\n7\n")
+    assert (kept.code, "warning: nacked: '6': " in kept.stderr) == (75, True)
+    assert '"routing_key":"full"' in (shell.directory / "failed").read_text()
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "says"),
+    [
+        (["send", "--delay", "5s", "x"], 2, "mqtool cannot delay messages over AMQP 1.0"),
+        (["send", "-H", "l:=[1]", "x"], 65, "the header 'l' is a list, which AMQP 1.0 does not allow"),
+        (["send", "--property", "cluster-id=a", "x"], 65, "AMQP 1.0 has no property cluster-id"),
+        (["send", "-e", "nope", "x"], 69, "no exchange 'nope' in vhost"),
+        (["receive", "-q", "jbos"], 69, "there is no queue 'jbos'"),
+        (["send", "--user", "nobody", "x"], 77, "refused the login of user 'nobody'"),
+        (["send", "--vhost", "nope", "x"], 77, "cannot open vhost 'nope'"),
+        (["send", "--protocol", "amqp3", "x"], 2, "'amqp3' is not one of 'amqp0.9.1', 'amqp1.0'"),
+    ],
+)
+def test_refused_in_one_sentence(shell: Shell, command: list[str], code: int, says: str) -> None:
+    told = shell.run("mqtool", *command)
+    assert (told.code, told.stdout) == (code, "")
+    assert says in told.stderr
+    assert "Traceback" not in told.stderr
+
+
+def test_a_delay_within_the_input_is_refused(shell: Shell) -> None:
+    """The messages before it are sent, and it is kept by --failed-to."""
+    sent = shell.run("mqtool", "send", "--json", stdin='{"body":"a"}\n{"body":"b","delay":"5s"}\n')
+    assert (sent.code, "cannot delay messages over AMQP 1.0" in sent.stderr) == (2, True)
+    assert shell.run("mqtool", "receive", "-c", "1", "--raw").stdout == "a\n"
+
+
+@pytest.mark.parametrize("kind", ["direct", "topic"])
+def test_logs(shell: Shell, kind: str) -> None:
+    receiver = shell.start("mqtool", "receive-log", kind, "error", "-c", "2").wait_until_ready()
+    for key, text in (("info", "no"), ("error", "one"), ("error", "two")):
+        assert shell.run("mqtool", "emit-log", kind, key, text).code == 0
+    assert receiver.wait().stdout == " [x] error:one\n [x] error:two\n"
+
+
+def test_logs_to_all_and_by_headers(shell: Shell) -> None:
+    everything = shell.start("mqtool", "receive-log", "fanout", "-c", "1", "--raw").wait_until_ready()
+    pdf = shell.start("mqtool", "receive-log", "headers", "format=pdf", "-c", "1", "--raw").wait_until_ready()
+    assert shell.run("mqtool", "emit-log", "fanout", "to all").code == 0
+    assert shell.run("mqtool", "emit-log", "headers", "-H", "format=zip", "no").code == 0
+    assert shell.run("mqtool", "emit-log", "headers", "-H", "format=pdf", "yes").code == 0
+    assert (everything.wait().stdout, pdf.wait().stdout) == ("to all\n", "yes\n")
+
+
+def test_a_worker_does_its_tasks(shell: Shell) -> None:
+    worker = shell.start("mqtool", "worker", "-c", "2").wait_until_ready()
+    assert shell.run("mqtool", "new-task", "-l", stdin="a\nb\n").code == 0
+    done = worker.wait()
+    assert (done.code, done.stdout, done.stderr.count(" [x] Done")) == (0, " [x] Received a\n [x] Received b\n", 2)
+
+
+def test_programs_are_retried_and_dead_lettered(shell: Shell) -> None:
+    shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="1\n2\n3\n")
+    worker = shell.run("mqtool", "worker", "-q", "jobs", "--shell", "--exec", 'read n; test "$n" != 2', "-c", "4",
+                       "--retries", "1", "--backoff", "50ms", "--concurrency", "2")  # fmt: skip
+    assert (worker.code, "2 done, 1 retries, 1 dead" in worker.stderr) == (3, True)
+    dead = json.loads(shell.run("mqtool", "receive", "-q", "jobs.dlq", "-c", "1", "--json", "--declare").stdout)
+    assert (dead["body"], dead["headers"]["mqtool-attempts"]) == ("2", 2)
+
+
+@pytest.mark.parametrize("client", ["amqp1.0", "amqp0.9.1"])
+@pytest.mark.parametrize("server", ["amqp1.0", "amqp0.9.1"])
+def test_requests_and_replies(shell: Shell, broker: TestBroker, client: str, server: str) -> None:
+    """Each side may speak either protocol."""
+    if client != server:
+        skip_before_4_2(broker, "reply-to is converted between a queue and its address")
+    serving = shell.start("mqtool", "rpc-server", "-c", "2", "--protocol", server).wait_until_ready()
+    asked = shell.run("mqtool", "rpc-client", "10", "12", "--raw", "--protocol", client)
+    assert (asked.code, asked.stdout) == (0, "55\n144\n")
+    assert serving.wait().stdout == " [.] fib(10)\n [.] fib(12)\n"
+
+
+def test_direct_replies(shell: Shell, broker: TestBroker) -> None:
+    skip_before_4_2(broker, "direct replies work over AMQP 1.0")
+    shell.start("mqtool", "rpc-server", "-c", "1").wait_until_ready()
+    assert shell.run("mqtool", "rpc-client", "10", "--direct-reply-to", "--raw").stdout == "55\n"
+
+
+def test_nobody_serves(shell: Shell) -> None:
+    asked = shell.run("mqtool", "rpc-client", "1", "--timeout", "5s")
+    assert (asked.code, "there is no queue 'rpc_queue'" in asked.stderr) == (69, True)
+
+
+def test_publisher_confirms(shell: Shell) -> None:
+    told = shell.run("mqtool", "publisher-confirms", "all", "-c", "300")
+    assert (told.code, told.stdout.count("Published 300 messages")) == (0, 3)
+
+
+@pytest.mark.parametrize(("offset", "expected"), [("first", "1\n2\n3\n"), ("2", "3\n4\n5\n"), ("1h", "1\n2\n3\n")])
+def test_streams_from_an_offset(shell: Shell, offset: str, expected: str) -> None:
+    shell.run("mqtool", "queue", "declare", "log", "--queue-type", "stream")
+    assert shell.run("mqtool", "send", "-q", "log", "-l", stdin="1\n2\n3\n4\n5\n").code == 0
+    read = shell.run("mqtool", "receive", "-q", "log", "--offset", offset, "-c", "3", "--raw")
+    assert (read.code, read.stdout) == (0, expected)
+
+
+def test_filters_of_streams(shell: Shell, broker: TestBroker) -> None:
+    """The broker chooses, by values or by a condition."""
+    shell.run("mqtool", "queue", "declare", "log", "--queue-type", "stream")
+    for country, level in (("NL", 1), ("NL", 5), ("BE", 7)):
+        given = (f"-Hx-stream-filter-value={country}", f"-Hcountry={country}", f"-Hlevel:={level}")
+        assert shell.run("mqtool", "send", "-q", "log", *given, f"{country}{level}").code == 0
+    read = ("mqtool", "receive", "-q", "log", "--offset", "first", "--raw", "--idle-timeout", "1s")
+    assert shell.run(*read, "--filter", "NL").stdout == "NL1\nNL5\n"
+    refused = shell.run(*read, "--filter", "NL", "--protocol", "amqp0.9.1")
+    assert (refused.code, "--filter and --sql need AMQP 1.0" in refused.stderr) == (2, True)
+    told = shell.run(*read, "--sql", "country = 'NL' AND level > 3")
+    if broker.differs_since("4.2", "it has SQL filters"):
+        assert told.stdout == "NL5\n"
+    else:
+        assert (told.code, told.stdout, "has no SQL filters" in told.stderr) == (2, "", True)
+
+
+def test_both_resume_after_a_lost_connection(shell: Shell, broker: TestBroker, proxy: Proxy) -> None:
+    """What had no outcome is sent again; the receiver gets each message at least once."""
+    url = through(proxy, broker)
+    receiver = shell.start("mqtool", "receive", "--raw", "-u", url).wait_until_ready()
+    sender = shell.start("mqtool", "send", "-l", "-u", url, stdin=PIPE)
+    assert sender.process.stdin is not None
+    for start in (0, 200, 400):
+        sender.process.stdin.write(b"".join(b"%d\n" % number for number in range(start, start + 200)))
+        sender.process.stdin.flush()
+        receiver.wait_for_stdout(f"{start}\n")
+        proxy.cut()
+    sender.process.stdin.close()
+    assert sender.wait().code == 0
+    wait_until(lambda: len({*receiver.stdout.split()}) == 600, "all of them")
+    received = receiver.interrupt().wait()
+    assert {*range(600)} == {int(line) for line in received.stdout.split()}
+    assert "connected again" in received.stderr
+
+
+def test_nothing_is_lost_with_who_is_killed(shell: Shell) -> None:
+    """kill -9 of the sender: what was confirmed is there. Of the receiver: what it had not handled comes again."""
+    sender = shell.start("mqtool", "send", "-l", "-v", stdin=PIPE)
+    assert sender.process.stdin is not None
+    sender.process.stdin.write(b"".join(b"%d\n" % number for number in range(3000)))
+    sender.process.stdin.flush()
+    sender.wait_for_stderr("[x] Sent '500'")
+    sender.process.kill()
+    sender.process.wait()
+    sender.process.stdin.close()
+    confirmed = {line.split("'")[1] for line in sender.stderr.splitlines() if line.endswith("'")}
+    first = shell.start("mqtool", "receive", "--raw").wait_until_ready().wait_for_stdout("100\n")
+    first.process.kill()
+    first.process.wait()
+    rest = shell.run("mqtool", "receive", "--raw", "--idle-timeout", "2s")
+    assert rest.code == 0
+    assert confirmed <= {*first.stdout.split("\n"), *rest.stdout.split()}
+
+
+def test_a_context_names_the_protocol(shell: Shell, broker: TestBroker) -> None:
+    shell.environment.pop("MQTOOL_PROTOCOL")
+    shell.environment.pop("MQTOOL_URL")
+    shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
+    assert shell.run("mqtool", "context", "add", "one", "--url", broker.url, *OVER_1_0).code == 0
+    assert "cluster-id" in shell.run("mqtool", "-C", "one", "send", "--property", "cluster-id=a", "x").stderr
+    other = ("--protocol", "amqp0.9.1", "x")
+    assert shell.run("mqtool", "-C", "one", "send", "--property", "cluster-id=a", *other).code == 0
+
+
+@pytest.mark.parametrize("tutorial", ["hello-world", "work-queues", "publish-subscribe", "routing", "topics", "rpc"])
+def test_plain_scripts_talk_with_the_commands(shell: Shell, broker: TestBroker, tutorial: str) -> None:
+    """What `tutorial show --plain` prints runs as it is, and declares what the commands declare."""
+    shell.environment |= {"AMQP_URL": broker.url, "PYTHONUNBUFFERED": "1"}
+    (shell.directory / "script.py").write_bytes(
+        shell.run("mqtool", "tutorial", "show", f"amqp10-{tutorial}", "--plain").stdout_bytes
+    )
+    receives, sends, received = {
+        "hello-world": (["receive"], ["send"], " [x] Received Hello World!"),
+        "work-queues": (["worker"], ["new-task"], " [x] Received Hello World!"),
+        "publish-subscribe": (["receive"], ["emit"], " [x] info: Hello World!"),
+        "routing": (["receive", "info"], ["emit"], " [x] info:Hello World!"),
+        "topics": (["receive", "*.info"], ["emit"], " [x] anonymous.info:Hello World!"),
+        "rpc": (["server"], ["client", "30"], " [.] fib(30)"),
+    }[tutorial]
+    script = shell.start(sys.executable, "script.py", *receives, ready=False).wait_for_stdout("\n")
+    kind = [] if tutorial not in COMMANDS else [COMMANDS[tutorial]]
+    command = {"hello-world": "send", "work-queues": "new-task", "rpc": "rpc-client"}.get(tutorial, "emit-log")
+    told = shell.run("mqtool", command, *kind)
+    assert (told.code, "is used as it is" in told.stderr) == (0, False)
+    script.wait_for_stdout(received + "\n")
+    assert shell.run(sys.executable, "script.py", *sends).code == 0
+    wait_until(lambda: script.stdout.count(received) == 2, "the script's own message")
+    ended = script.interrupt().wait()
+    assert (ended.code, ended.stderr) == (0, "")
+
+
+COMMANDS = {"publish-subscribe": "fanout", "routing": "direct", "topics": "topic"}
