@@ -42,8 +42,8 @@ EFFECTS = {
     Effect.CHANGES: """
         receive, worker, rpc-server, receive-delayed, offset receive, offset set, offset reset, recording replay,
         move, delayed cancel, delayed now, dlq redrive, dlq drop, queue declare, queue delete, queue purge,
-        exchange declare, exchange delete, exchange bind, exchange unbind, user add, user delete, user password,
-        user tags, vhost add, vhost delete, permission set, permission clear, policy set, policy clear,
+        queue convert, exchange declare, exchange delete, exchange bind, exchange unbind, user add, user delete,
+        user password, user tags, vhost add, vhost delete, permission set, permission clear, policy set, policy clear,
         definitions import, broker fault, bench
     """,
     Effect.SENDS: """

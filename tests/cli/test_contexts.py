@@ -291,6 +291,7 @@ def test_a_protected_context_is_named_before_anything_changes(staging: Shell, br
         "permission set guest --read ^$",
         "broker fault restart",
         "bench --yes",
+        "queue convert jobs --to classic --yes",
         "queue purge jobs --yes",
         "queue delete jobs --if-unused --if-empty",
         "queue delete --yes jobs",

@@ -1,4 +1,4 @@
-"""mqtool queue declare, show, delete, purge; exchange declare, delete, bind, unbind."""
+"""mqtool queue declare, show, delete, purge (and convert, see convert.py); exchange declare, delete, bind, unbind."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from mqtool.amqp import Channel, administration
 from mqtool.cli.command_line import Argument, Option, OptionGroup
+from mqtool.cli.commands import convert
 from mqtool.cli.display import output
 from mqtool.cli.options import (
     Broker,
@@ -26,7 +27,8 @@ from mqtool.topology import Binding, Exchange, Queue
 from mqtool.work import peeking
 
 app = Commands()
-queue_app = app.group("queue", "Declare, show, delete and purge queues.")
+queue_app = app.group("queue", "Declare, show, convert, delete and purge queues.")
+queue_app.makers.update(convert.app.makers)
 exchange_app = app.group("exchange", "Declare, bind, unbind and delete exchanges.")
 
 #: The exchange types that every broker has.

@@ -1,0 +1,124 @@
+"""Transactions (tx.select): move messages from a queue to another, in batches that move completely or not at all.
+
+The broker publishes the messages of a transaction, and acknowledges the deliveries in it, when it handles tx.commit. So
+if the client is killed at any moment, no message is lost and none is in both queues. If the broker itself is killed
+while it commits, the messages of that batch may be in both.
+https://www.rabbitmq.com/docs/semantics#tx
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from pika.channel import Channel as PikaChannel
+
+from mqtool.amqp import pika_private
+from mqtool.amqp.channel import Channel
+from mqtool.amqp.consumer import Consumer
+from mqtool.amqp.receive_settings import Receiving
+from mqtool.amqp.unconfirmed import Route
+from mqtool.errors import NotConfirmed, Unavailable
+from mqtool.message import Delivery, Message
+from mqtool.spelling import counted
+from mqtool.topology import Queue
+
+#: Seconds to wait for a delivery before asking the broker whether the queue is empty; and to wait for messages that the
+#: queue has but does not deliver.
+_MOMENT, _STALLED = 0.05, 15.0
+#: The maximum size of the bodies in one transaction, in bytes.
+_MAX_SIZE = 16 << 20
+
+
+class Mover:
+    """Moves the messages of a queue, in order, until the queue is empty. Uses the channel for itself.
+
+    Args:
+        at_once: the most messages in one transaction, and half of the prefetch.
+    """
+
+    def __init__(self, channel: Channel, queue: str, at_once: int, message_for: Callable[[Delivery], Message]) -> None:
+        self._channel = channel
+        self._queue = queue
+        self._at_once = at_once
+        self._message_for = message_for
+        self._returned: list[str] = []
+        channel.ask(lambda pika, done: pika.tx_select(done))
+        channel.ask(self._listen_for_returns)
+        pika = channel.reopening.requests.pika
+        if pika is None:
+            raise Unavailable("the connection was lost")
+        self._writer = pika_private.writer(pika, channel.connection.frame_max)
+
+    def batches(self) -> Iterator[int]:
+        """Move the messages; yield the size of each batch once it is moved.
+
+        Ends when the queue is empty. While messages keep coming in, the last few of them may be left.
+
+        Raises:
+            NotConfirmed: no queue took a message of a batch. The messages of this batch are at the end of their queue.
+            MqtoolError: the connection was lost, or a queue was deleted.
+        """
+        consumer = self._channel.consumer(Queue(self._queue), Receiving(2 * self._at_once, acknowledge=False))
+        deliveries, silence = consumer.deliveries(), 0.0
+        expected = left = self._channel.depth_of(self._queue) + 2 * self._at_once
+        while not self._channel.stopping:
+            batch = self._batch(consumer, deliveries)
+            if batch:
+                silence = 0.0
+                self._move(batch)
+                yield len(batch)
+                left -= len(batch)
+                if left < 0:
+                    left = self._channel.depth_of(self._queue)  # what has come in meanwhile
+                    if not left or left > expected // 2:
+                        return
+                    expected = left
+            elif not (ready := self._channel.depth_of(self._queue)):  # what was sent before this reply has arrived
+                if not consumer.arrives(0):
+                    return
+            elif (silence := silence + _MOMENT) > _STALLED:
+                raise Unavailable(
+                    f"{self._queue!r} has {ready:,} more, but the broker delivers none",
+                    "another consumer has a higher priority, or is the single active one",
+                )
+
+    def _batch(self, consumer: Consumer, deliveries: Iterator[Delivery]) -> list[Delivery]:
+        batch: list[Delivery] = []
+        size = 0
+        while len(batch) < self._at_once and size < _MAX_SIZE and consumer.arrives(0 if batch else _MOMENT):
+            delivery = next(deliveries, None)
+            if delivery is None:
+                break
+            batch.append(delivery)
+            size += len(delivery.body)
+        return batch
+
+    def _move(self, batch: Sequence[Delivery]) -> None:
+        self._commit([self._message_for(delivery) for delivery in batch], batch[-1])
+        if self._returned:
+            reason, self._returned = self._returned[0], []
+            self._commit([_as_it_was(delivery) for delivery in batch])
+            raise NotConfirmed(
+                f"no queue took messages from {self._queue!r}: {reason}",
+                f"{counted(len(batch))} went back to the end of {self._queue!r}",
+            )
+
+    def _commit(self, messages: Sequence[Message], through: Delivery | None = None) -> None:
+        encoded = self._writer.encode(messages, Route(mandatory=True))
+
+        def commit(pika: PikaChannel, done: Callable[[Any], None]) -> None:
+            self._writer.write([encoded], [] if through is None else [(through.delivery_tag, True)])
+            pika.tx_commit(done)
+
+        self._channel.ask(commit)
+
+    def _listen_for_returns(self, pika: PikaChannel, done: Callable[[Any], None]) -> None:
+        def on_return(_channel: PikaChannel, method: Any, _properties: Any, _body: bytes) -> None:
+            self._returned.append(str(method.reply_text))
+
+        pika.add_on_return_callback(on_return)
+        done(None)
+
+
+def _as_it_was(delivery: Delivery) -> Message:
+    properties = {name: value for name, value in delivery.properties.items() if name not in ("message_id", "user_id")}
+    return Message(delivery.body, delivery.queue, "", properties, delivery.message_id)

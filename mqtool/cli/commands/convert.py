@@ -1,0 +1,252 @@
+"""mqtool queue convert."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
+
+from mqtool import management
+from mqtool.amqp import administration
+from mqtool.cli import stopping
+from mqtool.cli.access import Access
+from mqtool.cli.command_line import Argument, Option, argument_option
+from mqtool.cli.display import output
+from mqtool.cli.display.layout import fields
+from mqtool.cli.display.progress import Progress
+from mqtool.cli.options import Commands, ManagedBroker, Yes, ask
+from mqtool.duration import compact_duration
+from mqtool.errors import MqtoolError, SomeFailed, Unavailable, UsageError
+from mqtool.management import Management
+from mqtool.management.api_client import Json
+from mqtool.spelling import counted, pasteable
+from mqtool.topology import Exchange
+from mqtool.work import conversion_plan
+from mqtool.work.conversion_plan import Names, Plan, Prospect
+from mqtool.work.queue_conversion import Conversion, Stopped
+
+app = Commands()
+
+#: The columns of queues that --where can use.
+_COLUMNS = ("name", "type", "durable", "exclusive", "auto_delete", "arguments", "policy", "messages", "consumers")
+
+
+def _condition(text: str) -> Any:
+    from mqtool.where import parse
+
+    return parse(text, set(_COLUMNS))
+
+
+@app.command(
+    "mqtool queue convert jobs --dry-run",
+    "mqtool queue convert jobs --to quorum",
+    "mqtool queue convert --where 'type = classic and durable' --dry-run",
+    "mqtool queue convert jobs --resume",
+)
+def convert(
+    broker: ManagedBroker,
+    queue: Annotated[list[str] | None, Argument(metavar="[QUEUE]...")] = None,
+    yes: Yes = False,
+    to: Annotated[Literal["quorum", "classic", "stream"] | None, Option(help="New type", show_default="quorum")] = None,
+    arguments: Annotated[
+        list[Any] | None, argument_option("New argument; KEY:=JSON for a typed value, null for none")
+    ] = None,
+    where: Annotated[
+        Any | None, Option(parser=_condition, metavar="CONDITION", help="Queues that match (mqtool help where)")
+    ] = None,
+    dry_run: Annotated[bool, Option(help="Only show what it would do")] = False,
+    resume: Annotated[bool, Option(help="Go on with conversions that were interrupted")] = False,
+    undo: Annotated[bool, Option(help="Bring the queue back as it was")] = False,
+    force: Annotated[bool, Option(help="Cancel the queue's consumers")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print one JSON object per queue")] = False,
+) -> None:
+    """Give a queue another type or other arguments.
+
+    Its name, bindings and messages stay. The messages move to another queue and back, in order. Publishers to
+    exchanges can go on. If the command is killed, no message is lost: --resume goes on, on any machine, and --undo
+    goes back.
+    """
+    access = broker.access(reconnects=False)
+    api = access.management()
+    if resume or undo:
+        if to or arguments or where or dry_run or (resume and undo):
+            raise UsageError("--resume and --undo take only names of queues", "the broker has the plan")
+        _continue(access, api, queue, undo=undo, yes=yes, force=force, as_json=as_json)
+        return
+    names = _chosen(api, access.vhost, queue, where)
+    changes = dict(arguments or [])
+    if to is None and "x-queue-type" in changes:
+        raise UsageError("the type is not an argument here", "use --to")
+    to = to or ("quorum" if not changes else None)
+    found = [conversion_plan.prospect(api, access.vhost, name, to, changes) for name in names]
+    possible = [each for each in found if not _refusals(each, force=force)]
+    for each in found:
+        _show(each, force=force, as_json=as_json and dry_run)
+    if len(possible) < len(found) and where is None:
+        raise UsageError(f"{counted(len(found) - len(possible), 'queue')} cannot be converted", "nothing was changed")
+    if dry_run:
+        output.status("nothing was changed: --dry-run")
+    elif possible:
+        _check_none_under_way(api, access.vhost, possible)
+        ask(f"convert {', '.join(repr(each.plan.queue) for each in possible)}", access, yes=yes)
+        for each in possible:
+            _carry_out(access, api, each.plan, each.messages, is_new=True, force=force, as_json=as_json)
+    if len(possible) < len(found):
+        raise SomeFailed(f"{counted(len(found) - len(possible), 'queue')} of {len(found)} cannot be converted")
+
+
+def _chosen(api: Management, vhost: str, names: Sequence[str] | None, where: Any) -> list[str]:
+    if bool(names) == (where is not None):
+        raise UsageError("name the queues, or choose them with --where", "'mqtool list queues' shows them")
+    if names:
+        return list(dict.fromkeys(names))
+    views = management.queues(api, vhost, _COLUMNS)
+    found = [view["name"] for view in views if where.matches(view) and not conversion_plan.plan_is_ours(view)]
+    if not found:
+        raise Unavailable(f"no queue in vhost {vhost!r} matches {where.text}", "'mqtool list queues' shows them")
+    return found
+
+
+def _check_none_under_way(api: Management, vhost: str, found: Sequence[Prospect]) -> None:
+    busy = {plan.queue for plan in conversion_plan.under_way(api, vhost)}
+    for each in found:
+        if each.plan.queue in busy:
+            raise MqtoolError(
+                f"a conversion of {each.plan.queue!r} is under way",
+                f"{pasteable('queue convert --resume', each.plan.queue)} goes on, --undo goes back",
+            )
+
+
+def _refusals(found: Prospect, *, force: bool) -> list[conversion_plan.Refusal]:
+    return [each for each in found.refusals if each.is_final or not force]
+
+
+def _show(found: Prospect, *, force: bool, as_json: bool) -> None:
+    plan, refusals = found.plan, _refusals(found, force=force)
+    if as_json:
+        output.show_json(_as_json(found, refusals))
+        return
+    sources = sorted({each["source"] for each in found.bindings})
+    bound = f"{counted(len(found.bindings), 'binding')} of {', '.join(sources)}" if sources else "no bindings"
+    output.status(f"{plan.queue}: {_named(plan.source)} -> {_named(plan.target)}; {counted(found.messages)}, {bound}")
+    for remark in found.remarks:
+        output.status(f"  {remark}")
+    for refusal in refusals:
+        output.warning(f"{plan.queue!r} cannot be converted: {refusal.what} ({refusal.hint})")
+
+
+def _as_json(found: Prospect, refusals: Sequence[conversion_plan.Refusal]) -> Json:
+    plan = found.plan
+    return {
+        "queue": plan.queue,
+        "from": plan.source._asdict(),
+        "to": plan.target._asdict(),
+        "messages": found.messages,
+        "bindings": len(found.bindings),
+        "remarks": found.remarks,
+        "refusals": [each.what for each in refusals],
+    }
+
+
+def _named(definition: conversion_plan.Definition) -> str:
+    settings = ", ".join(fields(definition.arguments))
+    return f"{definition.type} ({settings})" if settings else definition.type
+
+
+def _continue(
+    access: Access, api: Management, names: Sequence[str] | None, *, undo: bool, yes: bool, force: bool, as_json: bool
+) -> None:
+    plans = {plan.queue: plan for plan in conversion_plan.under_way(api, access.vhost)}
+    if not names and undo:
+        raise UsageError("name the queues to bring back", "mqtool queue convert --undo QUEUE")
+    for name in names or plans:
+        if name not in plans:
+            _remove_leftovers(access, name)
+            output.status(f"no conversion of {name!r} is under way")
+    chosen = [plans[name] for name in names or plans if name in plans]
+    if not names and not chosen:
+        output.status(f"no conversion is under way in vhost {access.vhost!r}")
+    for plan in chosen:
+        ask(f"{'undo' if undo else 'go on with'} the conversion of {plan.queue!r}", access, yes=yes, is_safe=not undo)
+        _carry_out(access, api, plan, 0, is_new=False, undo=undo, force=force, as_json=as_json)
+
+
+def _remove_leftovers(access: Access, name: str) -> None:
+    """Remove what a conversion leaves if it is killed between its very last requests."""
+    with access.channel() as channel:
+        for exchange in (Names.of(name).through, Names.of(name).meanwhile, Names.of(name).back):
+            if administration.exists(channel, Exchange(exchange)):
+                administration.delete_exchange(channel, exchange)
+
+
+def _carry_out(
+    access: Access,
+    api: Management,
+    plan: Plan,
+    expected: int,
+    *,
+    is_new: bool,
+    force: bool,
+    as_json: bool,
+    undo: bool = False,
+) -> None:
+    keeps_user = "impersonator" in str(api.get("whoami").get("tags"))
+    with access.connect() as connection:
+        conversion = Conversion(
+            connection, api, access.vhost, plan, user=access.address.user, keeps_user=keeps_user, force=force
+        )
+        try:
+            with stopping.calling(conversion.stop):
+                if is_new:
+                    conversion.begin()
+                else:
+                    conversion.lock()
+                    expected = conversion.remaining()
+                is_too_late = undo and conversion.is_replaced()
+                _advance(conversion.run(undo=undo and not is_too_late), expected)
+        except Stopped:
+            output.status(f"stopped; to go on: {pasteable('queue convert --resume', plan.queue)}")
+            stopping.exit_if_requested()
+            raise
+        except MqtoolError as error:
+            if conversion.has_begun:
+                error.hint = f"no message is lost; to go on: {pasteable('queue convert --resume', plan.queue)}" + (
+                    f" ({error.hint})" if error.hint else ""
+                )
+            raise
+    if is_too_late:
+        output.status(f"{plan.queue!r} was replaced already: converting it back")
+        back = Plan(plan.queue, plan.target, plan.source, plan.at_once)
+        _report(conversion, plan, as_json=False)
+        _carry_out(access, api, back, conversion.tally.total, is_new=True, force=force, as_json=as_json)
+        return
+    _report(conversion, plan, as_json=as_json, undo=undo)
+
+
+def _advance(steps: Iterator[int], expected: int) -> None:
+    moved = 0
+    progress = Progress("moved", fraction=lambda: min(1.0, moved / max(1, expected)))
+    try:
+        for count in steps:
+            moved += count
+            progress.show(moved)
+    finally:
+        progress.stop()
+
+
+def _report(conversion: Conversion, plan: Plan, *, as_json: bool, undo: bool = False) -> None:
+    tally, definition = conversion.tally, plan.source if undo else plan.target
+    if as_json:
+        output.show_json({"queue": plan.queue, "type": definition.type, **asdict(tally)})
+    absence = "" if tally.absence is None else f"; it did not exist for up to {compact_duration(tally.absence)}"
+    came = f", {tally.meanwhile:,} of them published meanwhile" if tally.meanwhile else ""
+    output.status(f"{plan.queue} is a {definition.type} queue: {counted(tally.total)} moved{came}{absence}")
+    if tally.overtaken:
+        output.notice(f"{counted(tally.overtaken)} published at the end may be behind newer ones")
+    if conversion.messages.users:
+        output.notice(
+            f"{counted(conversion.messages.users)} lost the property user_id: the tag 'impersonator' would keep it"
+        )
+    if tally.deleted:
+        raise SomeFailed(
+            f"{counted(tally.deleted)} came by the default exchange while {plan.queue!r} was deleted, and are lost",
+            "stop such publishers next time",
+        )

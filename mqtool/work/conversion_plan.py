@@ -1,0 +1,397 @@
+"""What a conversion of a queue does: the new type and arguments, what changes with them, and what prevents it.
+
+Functions that take a Management raise the errors of Management.get().
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from mqtool import management
+from mqtool.delays.destinations import derived_name
+from mqtool.errors import AccessRefused, BadData, NotFound
+from mqtool.management import Management, exchange_path, path
+from mqtool.management.api_client import Json
+from mqtool.spelling import counted, pasteable
+from mqtool.topology import DELAYED, Queue
+
+#: The queue argument that holds the plan of a conversion, as JSON.
+PLAN = "x-mqtool-convert"
+QueueType = Literal["classic", "quorum", "stream"]
+
+_ALL: frozenset[str] = frozenset({"classic", "quorum", "stream"})
+#: The queue types that have an argument. Other arguments are kept with any type.
+_OF_TYPE = {
+    "x-queue-mode": {"classic"},
+    "x-queue-version": {"classic"},
+    "x-queue-master-locator": {"classic"},
+    "x-max-priority": {"classic"},
+    "x-message-ttl": {"classic", "quorum"},
+    "x-expires": {"classic", "quorum"},
+    "x-max-length": {"classic", "quorum"},
+    "x-overflow": {"classic", "quorum"},
+    "x-dead-letter-exchange": {"classic", "quorum"},
+    "x-dead-letter-routing-key": {"classic", "quorum"},
+    "x-single-active-consumer": {"classic", "quorum"},
+    "x-dead-letter-strategy": {"quorum"},
+    "x-delivery-limit": {"quorum"},
+    "x-max-in-memory-length": {"quorum"},
+    "x-max-in-memory-bytes": {"quorum"},
+    "x-quorum-initial-group-size": {"quorum"},
+    "x-delayed-retry-type": {"quorum"},
+    "x-delayed-retry-min": {"quorum"},
+    "x-delayed-retry-max": {"quorum"},
+    "x-max-age": {"stream"},
+    "x-stream-max-segment-size-bytes": {"stream"},
+    "x-initial-cluster-size": {"stream"},
+}
+#: Arguments without which a queue behaves differently: leaving one out takes an explicit --argument NAME:=null.
+_MATTERS = {
+    "x-max-priority": "its messages have priorities, which {to} queues do not have",
+    "x-message-ttl": "its messages expire, which those of a {to} do not",
+    "x-dead-letter-exchange": "it has dead letters, which a {to} does not",
+    "x-max-length": "its length is limited in messages, which that of a {to} is not",
+    "x-single-active-consumer": "it has a single active consumer, which a {to} does not",
+    "x-expires": "it expires, which a {to} does not",
+    "x-max-age": "its messages expire by age, which those of {to} queues do not",
+}
+#: Keys of policies that would remove messages from the queues that hold them during a conversion.
+_LIMITS = {"message-ttl", "expires", "max-length", "max-length-bytes", "delivery-limit"}
+#: Exchange types for which one more binding does not change where messages go.
+_PLAIN_TYPES = ("direct", "fanout", "topic", "headers", DELAYED)
+#: The most messages of one transaction, and the bytes that may be on their way to mqtool.
+_AT_ONCE, _BYTES = 500, 32 << 20
+
+
+class Definition(NamedTuple):
+    """The type of a queue, whether it is durable, and its arguments without x-queue-type."""
+
+    type: str
+    durable: bool
+    arguments: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, view: Json) -> "Definition":
+        """Read a queue of the management API."""
+        arguments = {name: value for name, value in (view.get("arguments") or {}).items() if name != "x-queue-type"}
+        return cls(view.get("type") or "classic", bool(view.get("durable")), arguments)
+
+    def named(self, name: str) -> Queue:
+        """The queue to declare."""
+        return Queue(name, self.durable, arguments={**self.arguments, "x-queue-type": self.type})
+
+
+class Names(NamedTuple):
+    """The queues and exchanges that a conversion declares.
+
+    Attributes:
+        held: the queue with the messages of the converted queue, and with the plan.
+        meanwhile: the queue, and its exchange, for messages that are published to exchanges meanwhile.
+        through: the exchange through which messages reach the converted queue; bound as the queue was.
+        back: the exchange by which messages return, with their routing keys.
+        lock: a queue that only one connection can declare.
+        trial: a queue to find out whether the broker accepts the new arguments.
+    """
+
+    held: str
+    meanwhile: str
+    through: str
+    back: str
+    lock: str
+    trial: str
+
+    @classmethod
+    def of(cls, queue: str) -> "Names":
+        words = ("", ".meanwhile", ".through", ".back", ".lock", ".trial")
+        return cls(*(derived_name(queue, f"mqtool-convert{word}") for word in words))
+
+
+class Refusal(NamedTuple):
+    """Why a queue cannot be converted, and what to do about it.
+
+    Attributes:
+        is_final: True if --force does not help.
+    """
+
+    what: str
+    hint: str
+    is_final: bool = True
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A conversion.
+
+    Attributes:
+        queue: the name of the queue.
+        source, target: its definition before and after.
+        at_once: the number of messages in one transaction. The same for all runs: see queue_conversion.py.
+    """
+
+    queue: str
+    source: Definition
+    target: Definition
+    at_once: int = _AT_ONCE
+
+    @property
+    def names(self) -> Names:
+        return Names.of(self.queue)
+
+    def as_text(self) -> str:
+        """The plan as the value of a queue argument."""
+        return json.dumps(asdict(self) | {"source": self.source._asdict(), "target": self.target._asdict()})
+
+    @classmethod
+    def parsed(cls, text: str) -> "Plan":
+        """Raises BadData if the text is not a plan."""
+        try:
+            said = json.loads(text)
+            definitions = {name: Definition(**said[name]) for name in ("source", "target")}
+            return cls(str(said["queue"]), **definitions, at_once=int(said["at_once"]))
+        except (ValueError, TypeError, KeyError) as error:
+            raise BadData(
+                f"the plan of a conversion cannot be read: {text!r}", "was it written by a newer mqtool?"
+            ) from error
+
+
+@dataclass
+class Prospect:
+    """A plan, and what is to be known before it is carried out.
+
+    Attributes:
+        refusals: why it cannot be carried out.
+        remarks: what changes for clients.
+        bindings: the bindings of the queue, as the API describes them.
+        messages: the number of ready messages.
+    """
+
+    plan: Plan
+    refusals: list[Refusal] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    bindings: list[Json] = field(default_factory=list)
+    messages: int = 0
+
+
+def view_of(api: Management, vhost: str, name: str) -> Json | None:
+    """The queue as the API describes it; None if there is no such queue."""
+    try:
+        view: Json = api.get(path("queues", vhost, name))
+    except NotFound:
+        return None
+    return view
+
+
+def bindings_of(api: Management, vhost: str, name: str, *, exchange: bool = False) -> list[Json]:
+    """The bindings of a queue or an exchange, as the API describes them, except the one to the default exchange."""
+    where = (
+        exchange_path(vhost, name, "bindings", "destination") if exchange else path("queues", vhost, name, "bindings")
+    )
+    try:
+        return [each for each in api.items(where) if each["source"]]
+    except NotFound:
+        return []
+
+
+def under_way(api: Management, vhost: str) -> Iterator[Plan]:
+    """Yield the plans of the conversions that have begun and not ended."""
+    for view in management.queues(api, vhost, ("name", "arguments")):
+        text = (view.get("arguments") or {}).get(PLAN)
+        if isinstance(text, str):
+            yield Plan.parsed(text)
+
+
+def plan_under_way(api: Management, vhost: str, queue: str) -> Plan | None:
+    """The plan of the conversion of a queue that has begun and not ended, if any."""
+    view = view_of(api, vhost, Names.of(queue).held)
+    text = ((view or {}).get("arguments") or {}).get(PLAN)
+    return Plan.parsed(text) if isinstance(text, str) else None
+
+
+def prospect(api: Management, vhost: str, queue: str, to: str | None, changes: Mapping[str, Any]) -> Prospect:
+    """Find out what a conversion would do, without doing anything.
+
+    Args:
+        to: the new type; None keeps it.
+        changes: arguments to set; those that are None are left out.
+
+    Raises:
+        NotFound: there is no such queue.
+    """
+    view = view_of(api, vhost, queue)
+    if view is None:
+        raise NotFound(f"there is no queue {queue!r} in vhost {vhost!r}", "'mqtool list queues' shows them")
+    source = Definition.of(view)
+    wanted = to or source.type
+    kept, dropped = {}, []
+    for name, value in source.arguments.items():
+        if wanted in _OF_TYPE.get(name, _ALL):
+            kept[name] = value
+        elif name not in changes:
+            dropped.append(name)
+    arguments = {name: value for name, value in {**kept, **changes}.items() if value is not None}
+    target = Definition(wanted, source.durable or wanted != "classic", arguments)
+    size = (view.get("message_bytes") or 0) // max(1, view.get("messages") or 0)
+    plan = Plan(queue, source, target, max(1, min(_AT_ONCE, _BYTES // max(1, size))))
+    found = Prospect(plan, messages=view.get("messages_ready") or 0, bindings=bindings_of(api, vhost, queue))
+    found.refusals += _of_queue(view, plan, dropped)
+    found.refusals += _of_bindings(api, vhost, queue, found.bindings)
+    found.refusals += _of_consumers(view)
+    found.refusals += _of_channels(api, vhost, view, wanted)
+    found.refusals += _of_policies(api, vhost, plan)
+    found.remarks += _remarks(api, vhost, view, plan, dropped)
+    return found
+
+
+def _of_queue(view: Json, plan: Plan, dropped: list[str]) -> Iterator[Refusal]:
+    name, to = plan.queue, plan.target.type
+    if plan.source == plan.target:
+        yield Refusal(
+            f"it is a {to} queue with these arguments already",
+            "name another type with --to, or arguments with --argument",
+        )
+    if view.get("exclusive"):
+        yield Refusal("it is exclusive: it goes when its connection closes", "change the client that declares it")
+    if view.get("auto_delete"):
+        yield Refusal("it is auto-delete: it goes with its last consumer", "change the client that declares it")
+    if plan.source.type == "stream":
+        yield Refusal(
+            "it is a stream: its messages stay when they are read",
+            f"copy what you need: {pasteable('receive-stream --offset first --json -q', name)} | mqtool send …",
+        )
+    if name.startswith("amq."):
+        yield Refusal("names that start with 'amq.' are reserved for the broker", "clients cannot declare it anew")
+    for argument in dropped:
+        if argument in _MATTERS:
+            why = _MATTERS[argument].format(to=to)
+            yield Refusal(f"it has {argument}: {why}", f"to leave it out: --argument {argument}:=null")
+
+
+def _of_bindings(api: Management, vhost: str, queue: str, bindings: list[Json]) -> Iterator[Refusal]:
+    for name in sorted({each["source"] for each in bindings}):
+        kind = api.get(exchange_path(vhost, name), columns="type")["type"]
+        if kind not in _PLAIN_TYPES:
+            yield Refusal(
+                f"it is bound to {name!r}, an exchange of type {kind}: one more binding changes where messages go",
+                f"unbind it first, and bind it again afterwards: {pasteable('exchange unbind', name, queue)}",
+            )
+
+
+def _of_consumers(view: Json) -> Iterator[Refusal]:
+    consumers = view.get("consumer_details") or []
+    if consumers:
+        named = [_client(each) for each in consumers[:5]]
+        more = f" and {counted(len(consumers) - 5, 'other')}" if len(consumers) > 5 else ""
+        yield Refusal(
+            f"{counted(len(consumers), 'consumer')} would be cancelled: {', '.join(named)}{more}",
+            "stop them, or cancel them with --force",
+            is_final=False,
+        )
+    elif count := view.get("consumers"):
+        yield Refusal(f"{counted(count, 'consumer')} would be cancelled", "stop them, or say --force", is_final=False)
+    elif (count := view.get("messages_unacknowledged")) and not plan_is_ours(view):
+        yield Refusal(
+            f"{counted(count)} are unacknowledged, and would be lost",
+            "wait until their clients have acknowledged them, or stop the clients",
+        )
+
+
+def plan_is_ours(view: Json) -> bool:
+    """True if a queue is one that a conversion has declared."""
+    return PLAN in (view.get("arguments") or {})
+
+
+def _client(consumer: Json) -> str:
+    channel = consumer.get("channel_details") or {}
+    return f"{consumer.get('consumer_tag')} of {channel.get('user', 'a user')} at {channel.get('connection_name', '?')}"
+
+
+def _of_channels(api: Management, vhost: str, view: Json, to: str) -> Iterator[Refusal]:
+    """Quorum queues and streams refuse consumers on channels with a prefetch limit for the whole channel."""
+    if to == "classic" or not view.get("consumer_details"):
+        return
+    shared = {each["name"] for each in management.channels(api, vhost, ("name", "global_prefetch_count"))
+              if each.get("global_prefetch_count")}  # fmt: skip
+    for each in view["consumer_details"]:
+        if (each.get("channel_details") or {}).get("name") in shared:
+            yield Refusal(
+                f"consumer {_client(each)} uses a prefetch limit for its whole channel, which {to} queues refuse",
+                "have it call basic.qos with global=false",
+            )
+
+
+def _of_policies(api: Management, vhost: str, plan: Plan) -> Iterator[Refusal]:
+    """Policies that would remove messages from the queues that hold them."""
+    for policy in _policies(api, vhost):
+        limits = sorted(_LIMITS & (policy.get("definition") or {}).keys())
+        if limits and any(_matches(policy, name, "quorum") for name in (plan.names.held, plan.names.meanwhile)):
+            yield Refusal(
+                f"policy {policy['name']!r} ({', '.join(limits)}) would apply to {plan.names.held!r}, which holds the "
+                "messages meanwhile",
+                f"give it a pattern that does not match this name, such as '^{plan.queue}$'",
+            )
+
+
+def _policies(api: Management, vhost: str) -> list[Json]:
+    found: list[Json] = []
+    for kind in ("policies", "operator-policies"):
+        try:
+            found += api.items(path(kind, vhost))
+        except (AccessRefused, NotFound):  # the user lacks the tag 'policymaker'
+            continue
+    return found
+
+
+def _matches(policy: Json, name: str, kind: str) -> bool:
+    """True if a policy applies to a queue of this name and type, as far as the name is concerned."""
+    if policy.get("apply-to", "all") not in ("all", "queues", f"{kind}_queues", f"{kind}s"):
+        return False
+    try:
+        return re.search(policy["pattern"], name) is not None
+    except re.error:  # of Erlang's syntax only
+        return True
+
+
+def _remarks(api: Management, vhost: str, view: Json, plan: Plan, dropped: list[str]) -> Iterator[str]:
+    name, to = plan.queue, plan.target.type
+    for argument in dropped:
+        if argument not in _MATTERS:
+            yield f"{argument} is left out: {to} queues do not have it"
+    if plan.target.durable != plan.source.durable:
+        yield "it becomes durable"
+    yield from _of_policy(api, vhost, plan)
+    rate = _default_exchange_rate(view)
+    if rate is not None:
+        yield (
+            f"messages are published to it through the default exchange, {rate:g}/s: those published in the moment "
+            "in which the queue does not exist are returned if they are mandatory, and lost otherwise"
+        )
+    yield f"clients that declare {name!r} with the old type or arguments get 406 PRECONDITION_FAILED"
+
+
+def _of_policy(api: Management, vhost: str, plan: Plan) -> Iterator[str]:
+    """What happens to the settings that policies add."""
+    for policy in _policies(api, vhost):
+        before, after = (_matches(policy, plan.queue, each.type) for each in (plan.source, plan.target))
+        if before and not after:
+            yield f"policy {policy['name']!r} no longer applies: it is for {policy.get('apply-to')}"
+        elif after and not before:
+            yield f"policy {policy['name']!r} now applies: {json.dumps(policy.get('definition') or {})}"
+        elif after:
+            without = [key for key in policy.get("definition") or {} if not _has_key(plan.target.type, key)]
+            if without:
+                yield f"policy {policy['name']!r} loses {', '.join(without)}: {plan.target.type} queues do not have it"
+
+
+def _has_key(kind: str, key: str) -> bool:
+    return not (key.startswith("ha-") and kind != "classic") and kind in _OF_TYPE.get(f"x-{key}", _ALL)
+
+
+def _default_exchange_rate(view: Json) -> float | None:
+    """Messages per second through the default exchange, as the API knows; None if there were none lately."""
+    for each in view.get("incoming") or []:
+        if (each.get("exchange") or {}).get("name") == "":
+            stats = each.get("stats") or {}
+            return float((stats.get("publish_details") or {}).get("rate") or 0)
+    return None

@@ -1,0 +1,66 @@
+"""The messages of a queue that is converted: how they are held in another queue, and returned as they were."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mqtool.message import Delivery, Message
+
+#: The header of a held message with what its move would change: exchange, routing key, expiration, CC and BCC.
+_HEADER = "mqtool-convert"
+#: Headers that request copies in more queues. The broker made these copies when the message was first published.
+_COPIES = ("CC", "BCC")
+#: Headers that the broker adds to a delivery.
+_COUNTS = ("x-delivery-count", "x-acquired-count")
+
+
+class HeldMessages:
+    """Turns deliveries into the messages to publish.
+
+    Attributes:
+        users: the number of messages whose property user_id was removed.
+
+    Args:
+        queue: the queue that is converted.
+        holder: the queue that holds its messages.
+        back: the exchange that leads to the queue.
+        user: the user to publish as, who may not set user_id to another name; None if the user may.
+    """
+
+    def __init__(self, queue: str, holder: str, back: str, user: str | None) -> None:
+        self.users = 0
+        self._queue = queue
+        self._holder = holder
+        self._back = back
+        self._user = user
+
+    def held(self, delivery: Delivery) -> Message:
+        """Return the message that holds a delivery: it does not expire, and makes no copies."""
+        headers = {name: value for name, value in delivery.headers.items() if name not in _COUNTS}
+        kept: dict[str, Any] = {"exchange": delivery.exchange, "routing_key": delivery.routing_key}
+        kept |= {name: headers.pop(name) for name in _COPIES if name in headers}
+        if (expiration := delivery.properties.get("expiration")) is not None:
+            kept["expiration"] = expiration
+        return self._message(delivery, self._holder, "", {**headers, _HEADER: kept})
+
+    def returned(self, delivery: Delivery) -> Message:
+        """Return the message for the converted queue, from a held one or from one that was published meanwhile."""
+        headers = {name: value for name, value in delivery.headers.items() if name not in _COUNTS}
+        kept = headers.pop(_HEADER, None)
+        if not isinstance(kept, dict):
+            kept = {"exchange": delivery.exchange, "routing_key": delivery.routing_key}
+            kept |= {"expiration": delivery.properties.get("expiration")}
+        headers |= {name: kept[name] for name in _COPIES if name in kept}
+        key = kept["routing_key"]
+        # By the default exchange, the message is exactly as it was. Elsewhere, another exchange keeps its routing key.
+        is_direct = kept["exchange"] == "" and key == self._queue and not any(name in headers for name in _COPIES)
+        return self._message(delivery, key, "" if is_direct else self._back, headers, kept.get("expiration"))
+
+    def _message(
+        self, delivery: Delivery, key: str, exchange: str, headers: Mapping[str, Any], expiration: str | None = None
+    ) -> Message:
+        properties = {name: value for name, value in delivery.properties.items() if name != "message_id"}
+        properties |= {"headers": headers or None, "expiration": expiration}
+        if self._user is not None and properties.get("user_id") not in (None, self._user):
+            properties["user_id"] = None
+            self.users += 1
+        return Message(delivery.body, key, exchange, properties, delivery.message_id)

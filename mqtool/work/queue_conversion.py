@@ -1,0 +1,367 @@
+"""Convert a queue: the same name, bindings and messages, with another type or other arguments.
+
+RabbitMQ cannot change a queue in place, so the messages move to another queue and back:
+
+    1  publishers ──> (exchange) ──> (through) ──> [jobs] ──> [held]        `through` takes over the bindings
+    2  publishers ──> (exchange) ──> (through) ──> [meanwhile]              a single unbinding diverts what comes now
+    3                                              [jobs] is deleted and declared anew
+    4                                              [held], then [meanwhile] ──> (back) ──> [jobs]
+    5  publishers ──> (exchange) ──> [jobs]                                 the bindings are as before
+
+`through` has an alternate exchange that leads to `meanwhile`, so no message is unroutable, or routed twice, at any
+moment: a queue gets a message once, even by two ways, and unbinding `through` from the queue is one step.
+
+A conversion can be killed at any moment and continued by any client, because its state is what the broker has:
+
+    held exists                       the conversion is under way; its argument x-mqtool-convert has the plan
+    exchanges lead to `through`, but
+    `through` does not lead to jobs   step 2: messages are diverted
+    `back` leads to jobs              step 4: jobs has its new definition, and messages return
+
+Each step can be repeated. A batch of messages moves in a transaction: see amqp/transactions.py. Every run uses the same
+prefetch: a quorum queue then delivers all messages of a run that was killed, in order, before any other.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mqtool.amqp import Channel, Connection, administration
+from mqtool.amqp.transactions import Mover
+from mqtool.errors import BadData, DeclaredDifferently, NotFound, Unavailable
+from mqtool.management import Management, path
+from mqtool.management.api_client import Json
+from mqtool.spelling import counted, pasteable
+from mqtool.topology import Binding, Exchange, Queue
+from mqtool.work.conversion_plan import PLAN, Definition, Plan, bindings_of, view_of
+from mqtool.work.held_messages import HeldMessages
+
+#: Seconds to wait until the clients of a queue are gone: a broker needs a moment to notice that one was killed.
+_PATIENCE, _LOOK = 20.0, 0.05
+#: How often to empty and delete the queue again if messages or other declarations come in between.
+_TRIES = 200
+
+
+class Stopped(Exception):
+    """The user asked to stop."""
+
+
+@dataclass
+class Tally:
+    """What a run did.
+
+    Attributes:
+        held, returned: the numbers of messages moved out of the queue, and back into it.
+        meanwhile: the number of messages moved into it that were published to exchanges meanwhile.
+        absence: seconds, at most, in which the queue did not exist; None if this run did not replace it.
+        overtaken: the number of returned messages that newer ones may have overtaken.
+        deleted: the number of messages that were deleted with a quorum queue, since they came too late.
+    """
+
+    held: int = 0
+    returned: int = 0
+    meanwhile: int = 0
+    absence: float | None = None
+    overtaken: int = 0
+    deleted: int = 0
+
+    @property
+    def total(self) -> int:
+        """The number of messages put into the queue."""
+        return self.returned + self.meanwhile
+
+
+class Conversion:
+    """One conversion, new or to be continued. The connection must not reconnect.
+
+    Attributes:
+        tally: what this run has done so far.
+        messages: turns deliveries into the messages to publish.
+        has_begun: True once the broker has the plan, so that any client can continue.
+
+    Args:
+        user: the name that the connection is logged in as.
+        keeps_user: True if the user may publish messages of other users.
+        force: cancel consumers instead of refusing to go on.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        api: Management,
+        vhost: str,
+        plan: Plan,
+        *,
+        user: str,
+        keeps_user: bool = False,
+        force: bool = False,
+    ) -> None:
+        self.tally = Tally()
+        self.has_begun = False
+        self._moving: Channel | None = None
+        self._connection = connection
+        self._channel = connection.channel(strict=True)
+        self._api = api
+        self._vhost = vhost
+        self._plan = plan
+        self._names = plan.names
+        self.messages = HeldMessages(plan.queue, self._names.held, self._names.back, None if keeps_user else user)
+        self._force = force
+        self._is_modern = not connection.broker.startswith("RabbitMQ 3.")
+
+    # The steps.
+
+    def begin(self) -> None:
+        """Try the new definition, and make the plan known to the broker.
+
+        Raises:
+            MqtoolError: the broker refuses the new definition, or the user lacks a permission. Nothing was changed.
+        """
+        self.lock()
+        trial = self._plan.target.named(self._names.trial)
+        administration.delete_queue(self._channel, trial.name)
+        self._channel.declare(trial)
+        administration.delete_queue(self._channel, trial.name)
+        self._channel.declare(self._holder(self._names.held, {PLAN: self._plan.as_text()}))
+        self.has_begun = True
+
+    def lock(self) -> None:
+        """Make sure that nobody else continues this conversion.
+
+        Raises:
+            Unavailable: another connection does.
+        """
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                self._channel.declare(Queue(self._names.lock, exclusive=True))
+            except DeclaredDifferently as error:
+                if time.monotonic() > deadline:
+                    raise Unavailable(
+                        f"another mqtool converts {self._plan.queue!r}",
+                        "if it was killed, the broker notices within a minute or two: try again then",
+                    ) from error
+                time.sleep(_LOOK * 10)
+            else:
+                return
+
+    def stop(self) -> None:
+        """Have run() raise Stopped soon. Safe to call from a signal handler."""
+        self._connection.stopping = True
+        if self._moving is not None:
+            self._moving.stop()
+
+    def remaining(self) -> int:
+        """The number of moves that are left: each message moves twice."""
+        names, name = self._names, self._plan.queue
+        left = [self._depth(names.held), self._depth(names.meanwhile)]
+        return sum(left) if self.is_returning() else sum(left) + 2 * self._depth(name)
+
+    def _depth(self, queue: str) -> int:
+        return self._channel.depth_of(queue) if administration.exists(self._channel, Queue(queue)) else 0
+
+    def run(self, *, undo: bool = False) -> Iterator[int]:
+        """Carry out the remaining steps; yield the number of messages moved, again and again.
+
+        Args:
+            undo: bring the messages back into the queue as it was. Only if the queue has not been replaced yet.
+
+        Raises:
+            MqtoolError: the conversion cannot continue now. Run it again: nothing is lost.
+        """
+        self.has_begun = True
+        self._set_up()
+        if not self.is_returning():
+            yield from self._take_out(undo=undo)
+        yield from self._bring_back()
+        self._clean_up()
+
+    def is_returning(self) -> bool:
+        """True if the messages are on their way back."""
+        return self._leads(self._names.back) or self.is_replaced()
+
+    def _set_up(self) -> None:
+        names, channel = self._names, self._channel
+        channel.declare(Exchange(names.meanwhile, "fanout", durable=True))
+        channel.declare(self._holder(names.meanwhile, _dead_letters(self._plan.source)))
+        channel.bind(Queue(names.meanwhile), Exchange(names.meanwhile))
+        alternate = {"alternate-exchange": names.meanwhile}
+        channel.declare(Exchange(names.through, "fanout", durable=True, arguments=alternate))
+        channel.declare(Exchange(names.back, "fanout", durable=True))
+
+    def _take_out(self, *, undo: bool) -> Iterator[int]:
+        """Move all messages to the holding queue, and replace the queue by one with the new definition."""
+        name, wanted = self._plan.queue, self._plan.source if undo else self._plan.target
+        for _ in range(_TRIES):
+            view = view_of(self._api, self._vhost, name)
+            if view is not None:
+                yield from self._empty(name)
+            if self._replace(wanted, view, undo=undo):
+                self._channel.bind(Queue(name), Exchange(self._names.back))
+                return
+        raise Unavailable(
+            f"{name!r} gets messages faster than they can be moved: they come through the default exchange",
+            f"stop their publishers, then: {pasteable('queue convert --resume', name)}",
+        )
+
+    def _empty(self, name: str) -> Iterator[int]:
+        self._lead_through()
+        if not self._is_diverted():
+            yield from self._drain(name, self.messages.held, "held")
+            administration.unbind(self._channel, Binding(self._names.through, name))
+        yield from self._drain(name, self.messages.held, "held")
+        self._check_clients(name)
+
+    def _lead_through(self) -> None:
+        """Put the exchange `through` in between, so that one unbinding diverts all messages."""
+        name, through = self._plan.queue, self._names.through
+        direct = [each for each in bindings_of(self._api, self._vhost, name) if each["source"] != through]
+        if direct and not self._is_diverted():
+            self._channel.bind(Queue(name), Exchange(through))
+        for binding in direct:
+            self._rebind(binding, "e", through)
+
+    def _is_diverted(self) -> bool:
+        """True if messages for the queue go to `meanwhile`."""
+        through = self._names.through
+        return not self._leads(through) and bool(bindings_of(self._api, self._vhost, through, exchange=True))
+
+    def is_replaced(self) -> bool:
+        """True if the queue has its new definition: a later undo is a conversion of its own."""
+        view = view_of(self._api, self._vhost, self._plan.queue)
+        return view is not None and Definition.of(view) == self._plan.target
+
+    def _replace(self, wanted: Definition, view: Json | None, *, undo: bool) -> bool:
+        """Delete the queue and declare it anew; return False if messages or another declaration came in between."""
+        name, is_quorum = self._plan.queue, view is not None and view.get("type") == "quorum"
+        if undo and view is not None:
+            return True
+        declare = administration.declare_request(wanted.named(name))
+
+        def replace(pika: Any, done: Any) -> None:
+            if not is_quorum:
+                pika.queue_delete(name, if_empty=True)  # without a reply: the next request follows at once
+                declare(pika, done)
+                return
+
+            def deleted(answer: Any) -> None:
+                self.tally.deleted += int(answer.method.message_count)
+                declare(pika, done)
+
+            pika.queue_delete(name, callback=deleted)  # quorum queues do not know if_empty
+
+        began = time.monotonic()
+        try:
+            self._channel.ask(replace)
+        except (BadData, DeclaredDifferently):
+            return False
+        self.tally.absence = time.monotonic() - began
+        return True
+
+    def _bring_back(self) -> Iterator[int]:
+        name, names = self._plan.queue, self._names
+        if not self._leads(names.back):
+            self._channel.bind(Queue(name), Exchange(names.back))
+        if not self._leads(names.through):
+            yield from self._drain(names.held, self.messages.returned, "returned")
+            yield from self._drain(names.meanwhile, self.messages.returned, "meanwhile")
+            self._channel.bind(Queue(name), Exchange(names.through))
+        yield from self._drain(names.held, self.messages.returned, "returned")
+        before = self.tally.meanwhile
+        yield from self._drain(names.meanwhile, self.messages.returned, "meanwhile")
+        self.tally.overtaken += self.tally.meanwhile - before
+
+    def _clean_up(self) -> None:
+        name, names, channel = self._plan.queue, self._names, self._channel
+        for binding in bindings_of(self._api, self._vhost, names.through, exchange=True):
+            self._rebind(binding, "q", name)
+        administration.delete_exchange(channel, names.through)
+        administration.delete_exchange(channel, names.meanwhile)
+        for _ in self._drain(names.meanwhile, self.messages.returned, "meanwhile"):
+            pass
+        administration.delete_queue(channel, names.meanwhile)
+        administration.delete_queue(channel, names.held)  # with the plan
+        # The last one: it says that an undone conversion has brought the messages back.
+        administration.delete_exchange(channel, names.back)
+        administration.delete_queue(channel, names.lock)
+
+    # Parts of steps.
+
+    def _holder(self, name: str, arguments: Mapping[str, Any]) -> Queue:
+        unlimited = {"x-delivery-limit": -1} if self._is_modern else {}
+        return Queue(name, durable=True, arguments={**arguments, **unlimited, "x-queue-type": "quorum"})
+
+    def _leads(self, exchange: str) -> bool:
+        """True if one of our exchanges is bound to the queue."""
+        return any(each["source"] == exchange for each in bindings_of(self._api, self._vhost, self._plan.queue))
+
+    def _rebind(self, binding: Json, kind: str, name: str) -> None:
+        """Bind the source of a binding to something else in the same way, then remove the binding."""
+        to = path("bindings", self._vhost, "e", binding["source"], kind, name)
+        self._api.post(to, {"routing_key": binding["routing_key"], "arguments": binding["arguments"]})
+        was = "e" if binding["destination_type"] == "exchange" else "q"
+        ends = (binding["source"], was, binding["destination"], binding["properties_key"])
+        try:
+            self._api.delete(path("bindings", self._vhost, "e", *ends))
+        except NotFound:  # its queue was deleted meanwhile
+            return
+
+    def _drain(self, source: str, message_for: Any, counts: str) -> Iterator[int]:
+        """Move all messages of a queue; yield the size of each batch."""
+        if not self._channel.depth_of(source) and not _consumers(self._channel, source):
+            return
+        self._wait_for_clients(source)
+        self._moving = channel = self._connection.channel()
+        try:
+            for size in Mover(channel, source, self._plan.at_once, message_for).batches():
+                setattr(self.tally, counts, getattr(self.tally, counts) + size)
+                yield size
+        finally:
+            if channel.is_open:
+                channel.close()
+        if self._connection.stopping:
+            raise Stopped
+
+    def _wait_for_clients(self, queue: str) -> None:
+        """Wait until no client consumes from a queue: the unacknowledged messages of one that was killed are then back.
+
+        Raises:
+            Unavailable: there are consumers.
+        """
+        deadline = time.monotonic() + _PATIENCE
+        while count := _consumers(self._channel, queue):
+            if self._force and queue == self._plan.queue:
+                return
+            if time.monotonic() > deadline:
+                raise Unavailable(
+                    f"{queue!r} has {counted(count, 'consumer')}",
+                    f"stop them, then: {pasteable('queue convert --resume', self._plan.queue)}",
+                )
+            time.sleep(_LOOK)
+
+    def _check_clients(self, queue: str) -> None:
+        """Check that deleting a queue loses nothing: no client has unacknowledged messages of it."""
+        self._wait_for_clients(queue)
+        deadline = time.monotonic() + _PATIENCE
+        while count := self._unacknowledged(queue):
+            if time.monotonic() > deadline:
+                raise Unavailable(
+                    f"{counted(count)} of {queue!r} are unacknowledged, and would be lost",
+                    f"stop the clients, then: {pasteable('queue convert --resume', queue)}",
+                )
+            time.sleep(_LOOK * 10)
+
+    def _unacknowledged(self, queue: str) -> int:
+        view = self._api.get(path("queues", self._vhost, queue), disable_stats="true", enable_queue_totals="true")
+        return int(view.get("messages_unacknowledged") or 0)
+
+
+def _consumers(channel: Channel, queue: str) -> int:
+    return administration.depth(channel, queue).consumers
+
+
+def _dead_letters(source: Definition) -> dict[str, Any]:
+    """The arguments with which messages that expire meanwhile become dead letters, as they would have."""
+    names = ("x-dead-letter-exchange", "x-dead-letter-routing-key")
+    return {name: source.arguments[name] for name in names if name in source.arguments}

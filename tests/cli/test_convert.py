@@ -1,0 +1,316 @@
+"""A queue gets another type: under its name, with its bindings and all messages, however often mqtool is killed."""
+
+import dataclasses
+import json
+import socket
+import struct
+import threading
+import uuid
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from mqtool.amqp import Connection, Receiving, administration, parse_addresses
+from mqtool.broker.choice import Kind
+from mqtool.drills.scene import Proxy
+from mqtool.errors import MqtoolError, Unavailable
+from mqtool.management import Management
+from mqtool.message import Delivery, Message
+from mqtool.topology import Exchange, Queue
+from mqtool.work import conversion_plan
+from mqtool.work.queue_conversion import Conversion, Tally
+from tests.brokers import Restartable, TestBroker, own_broker
+from tests.cli.shell import Shell, wait_until
+from tests.cli.test_move import taken
+
+pytestmark = pytest.mark.keeps_messages
+
+COUNT = 20
+
+
+class Killer(Proxy):
+    """A proxy that cuts all connections instead of forwarding the n-th frame of a client."""
+
+    def __init__(self, target_port: int, at: int | None) -> None:
+        super().__init__(target_port)
+        self.seen = 0
+        self.at = at
+        self.has_cut = False
+
+    def count(self) -> None:
+        """Count a frame or a request to the API; raise ConnectionError if the client is dead."""
+        self.seen += 1
+        if self.has_cut or self.seen == self.at:
+            self.has_cut = True
+            self.cut()
+            raise ConnectionError
+
+    def _forward(self, source: socket.socket, target: socket.socket) -> None:
+        try:
+            is_from_client = target.getpeername()[1] == self._target_port
+        except OSError:  # cut
+            return
+        if is_from_client:
+            self._forward_frames(source, target)
+        else:
+            super()._forward(source, target)
+
+    def _forward_frames(self, source: socket.socket, target: socket.socket) -> None:
+        data, is_first = b"", True
+        try:
+            while more := source.recv(65536):
+                data += more
+                while len(data) >= 8:
+                    size = (
+                        8 if is_first else 8 + struct.unpack_from("!L", data, 3)[0]
+                    )  # the protocol header comes first
+                    if len(data) < size:
+                        break
+                    self.count()
+                    target.sendall(data[:size])
+                    data, is_first = data[size:], False
+        except OSError:
+            return
+
+
+class Api(Management):
+    """The management API of a client that may be dead."""
+
+    def __init__(self, broker: TestBroker, killer: Killer) -> None:
+        super().__init__(broker.management, "guest", "guest")
+        self._killer = killer
+
+    def _request(self, *arguments: Any, **options: Any) -> Any:
+        try:
+            self._killer.count()
+        except ConnectionError as error:
+            raise Unavailable("killed") from error
+        return super()._request(*arguments, **options)
+
+
+def convert(
+    broker: TestBroker, kill_at: int | None = None, *, undo: bool = False, to: str = "quorum", at_once: int = 3
+) -> Tally | None:
+    """Begin or continue the conversion of `jobs`; None if it was killed at the n-th frame or request."""
+    if kill_at is None:
+        api = Management(broker.management, "guest", "guest")
+        with Connection(parse_addresses(broker.url)) as connection:
+            return run(connection, api, broker.vhost, undo=undo, to=to, at_once=at_once)
+    with Killer(broker.port, kill_at) as killer:
+        api = Api(broker, killer)
+        address = parse_addresses(broker.url)[0]._replace(host="127.0.0.1", port=killer.port)
+        try:
+            with Connection([address]) as connection:
+                return run(connection, api, broker.vhost, undo=undo, to=to, at_once=at_once)
+        except MqtoolError:
+            if not killer.has_cut:
+                raise
+            return None
+
+
+def run(connection: Connection, api: Management, vhost: str, *, undo: bool, to: str, at_once: int) -> Tally:
+    plan = conversion_plan.plan_under_way(api, vhost, "jobs")
+    is_new = plan is None
+    if plan is None:
+        found = conversion_plan.prospect(api, vhost, "jobs", to, {})
+        if found.plan.source == found.plan.target:
+            return Tally()  # it was killed after its last request
+        plan = dataclasses.replace(found.plan, at_once=at_once)
+    conversion = Conversion(connection, api, vhost, plan, user="guest")
+    conversion.begin() if is_new else conversion.lock()
+    for _ in conversion.run(undo=undo):
+        pass
+    return conversion.tally
+
+
+def messages() -> list[Message]:
+    """As different as messages can be; even numbers go to the queue by an exchange, odd ones by its name."""
+    found = []
+    for number in range(COUNT):
+        properties: dict[str, Any] = {"delivery_mode": 2 - (number % 3 == 0)}
+        if number % 4:
+            properties["headers"] = {"n": number, "deep": {"list": [1, "two", None]}}
+        if number % 5 == 0:
+            properties |= {"expiration": "3600000", "priority": 3, "reply_to": "me", "content_type": "text/plain"}
+        exchange, key = ("logs", f"kern.{number}") if number % 2 == 0 else ("", "jobs")
+        identity = f"m-{number}" if number % 3 else None
+        found.append(Message(str(number).encode(), key, exchange, properties, identity))
+    return found
+
+
+BINDINGS = [("logs", "kern.#", {}), ("logs", "*.critical", {}), ("files", "", {"x-match": "all", "format": "pdf"})]
+
+
+def fill(broker: TestBroker, kind: str = "classic", count: int = COUNT) -> None:
+    """Declare `jobs`, bound to two exchanges, with messages in it."""
+    with Connection(parse_addresses(broker.url)) as connection:
+        channel = connection.channel()
+        arguments = {"x-queue-type": kind} if kind != "classic" else {}
+        channel.declare(Queue("jobs", durable=True, arguments=arguments))
+        channel.declare(Exchange("logs", "topic", durable=True))
+        channel.declare(Exchange("files", "headers", durable=True))
+        for exchange, key, matched in BINDINGS:
+            channel.bind(Queue("jobs"), Exchange(exchange), key, matched)
+        assert len(list(channel.publish(messages()[:count]))) == count
+
+
+def definitions(broker: TestBroker) -> tuple[set[str], set[str], list[Any]]:
+    """The queues, exchanges and bindings of the vhost."""
+    told: Any = broker.api("GET", f"definitions/{quote(broker.vhost, safe='')}")
+    bindings = [
+        (each["source"], each["destination"], each["routing_key"], each["arguments"]) for each in told["bindings"]
+    ]
+    return (
+        {each["name"] for each in told["queues"]},
+        {each["name"] for each in told["exchanges"]},
+        sorted(bindings, key=json.dumps),
+    )
+
+
+def kind_of(broker: TestBroker) -> str:
+    view: Any = broker.api("GET", f"queues/{quote(broker.vhost, safe='')}/jobs")
+    return str(view["type"])
+
+
+def check_all_is_there(broker: TestBroker, count: int = COUNT) -> None:
+    """All messages are there once, in order, as they were published; the bindings are as before."""
+    found = taken(broker, "jobs", count)
+    assert [int(delivery.body) for delivery in found] == list(range(count))
+    for delivery, message in zip(found, messages(), strict=False):
+        assert delivery.message_id == message.message_id
+        assert delivery.routing_key == message.routing_key
+        assert as_published(delivery) == message.properties
+        assert delivery.exchange == "" or message.exchange
+    queues, exchanges, bindings = definitions(broker)
+    assert queues == {"jobs"}
+    assert {name for name in exchanges if not name.startswith("amq.")} <= {"logs", "files", "jobs.mqtool-convert.back"}
+    expected = [(source, "jobs", key, matched) for source, key, matched in BINDINGS]
+    assert bindings == sorted(expected, key=json.dumps)
+
+
+def as_published(delivery: Delivery) -> dict[str, Any]:
+    kept = {name: value for name, value in delivery.properties.items() if value is not None and name != "message_id"}
+    headers = {name: value for name, value in delivery.headers.items() if not name.startswith("x-")}
+    kept.pop("headers", None)
+    return kept | ({"headers": headers} if headers else {})
+
+
+@pytest.mark.parametrize(("before", "after"), [("classic", "quorum"), ("quorum", "classic"), ("classic", "stream")])
+def test_a_queue_gets_another_type(broker: TestBroker, before: str, after: str) -> None:
+    """Its messages stay in order, as they were; only the exchange of those published to exchanges differs."""
+    fill(broker, before)
+    tally = convert(broker, to=after)
+    assert tally is not None
+    assert (tally.held, tally.returned, tally.meanwhile, tally.deleted) == (COUNT, COUNT, 0, 0)
+    assert tally.absence is not None
+    assert kind_of(broker) == after
+    if after != "stream":
+        check_all_is_there(broker)
+
+
+@pytest.mark.parametrize(("before", "after"), [("classic", "quorum"), ("quorum", "classic")])
+def test_killed_again_and_again(broker: TestBroker, before: str, after: str) -> None:
+    """Each run is killed one frame or request later than the one before, until one comes to its end."""
+    fill(broker, before)
+    kill_at = 1
+    while convert(broker, kill_at, to=after) is None:
+        kill_at += 1
+    assert kind_of(broker) == after
+    check_all_is_there(broker)
+
+
+@pytest.mark.parametrize("kill_at", range(20, 260, 40))
+def test_killed_once(broker: TestBroker, kill_at: int) -> None:
+    fill(broker)
+    if convert(broker, kill_at) is None:
+        assert convert(broker) is not None
+    assert kind_of(broker) == "quorum"
+    check_all_is_there(broker)
+
+
+@pytest.mark.parametrize("kill_at", range(30, 260, 60))
+def test_undone(broker: TestBroker, kill_at: int) -> None:
+    """It is killed, brought back, killed again, and brought back again."""
+    fill(broker)
+    if convert(broker, kill_at) is None and "jobs.mqtool-convert" in definitions(broker)[0]:
+        with Connection(parse_addresses(broker.url)) as connection:
+            api = Management(broker.management, "guest", "guest")
+            plan = conversion_plan.plan_under_way(api, broker.vhost, "jobs")
+            assert plan is not None
+            is_replaced = Conversion(connection, api, broker.vhost, plan, user="guest").is_replaced()
+        if not is_replaced:
+            if convert(broker, kill_at, undo=True) is None and "jobs.mqtool-convert" in definitions(broker)[0]:
+                convert(broker, undo=True)
+            assert kind_of(broker) == "classic"
+    else:
+        convert(broker)
+    if "jobs.mqtool-convert" in definitions(broker)[0]:
+        convert(broker)
+    check_all_is_there(broker)
+
+
+def test_publishers_go_on(broker: TestBroker) -> None:
+    """Messages published to an exchange meanwhile arrive once each, and none is returned."""
+    fill(broker, count=COUNT)
+    stop, published = threading.Event(), COUNT
+
+    def publish() -> None:
+        nonlocal published
+        with Connection(parse_addresses(broker.url)) as connection:
+            channel = connection.channel()
+            while not stop.wait(0.002):
+                message = Message(str(published).encode(), "kern.later", "logs")
+                (receipt,) = channel.publish([message], mandatory=True)
+                assert receipt.confirmation == "confirmed"
+                published += 1
+
+    publisher = threading.Thread(target=publish)
+    publisher.start()
+    try:
+        tally = convert(broker, at_once=100)
+    finally:
+        stop.set()
+        publisher.join()
+    assert tally is not None
+    numbers = [int(delivery.body) for delivery in taken(broker, "jobs", published)]
+    assert sorted(numbers) == list(range(published))
+    assert tally.overtaken or numbers == sorted(numbers)
+
+
+@pytest.mark.parametrize("kind", [Kind.EMBEDDED, Kind.NODE])
+def test_the_broker_is_killed(lonely_shell: Shell, kind: Kind) -> None:
+    """The command fails with a hint; once the broker is back, --resume goes on. At most one batch arrives twice."""
+    own_broker(kind)
+    restartable, count = Restartable(kind, f"convert-{uuid.uuid4().hex[:8]}"), 20_000
+    lonely_shell.environment["MQTOOL_URL"] = restartable.url
+    try:
+        lines = "".join(f"{number}\n" for number in range(count))
+        declared = lonely_shell.run("mqtool", "queue", "declare", "jobs", "--queue-type", "classic")
+        assert declared.code == 0, declared.stderr
+        sent = lonely_shell.run("mqtool", "send", "-q", "jobs", "-l", "--persistent", stdin=lines)
+        assert sent.code == 0, sent.stderr
+        converting = lonely_shell.start("mqtool", "queue", "convert", "jobs", "--yes")
+        wait_until(lambda: has_held(restartable.url), "messages that are held")
+        restartable.kill()
+        killed = converting.wait()
+        assert killed.code != 0
+        assert "--resume" in killed.stderr
+        restartable.start()
+        resumed = lonely_shell.run("mqtool", "queue", "convert", "--resume")
+        assert resumed.code == 0, resumed.stderr
+        with Connection(parse_addresses(restartable.url)) as connection:
+            channel = connection.channel()
+            there = channel.depth_of("jobs")
+            numbers = [int(each.body) for each in channel.consume(Queue("jobs"), Receiving(count=there))]
+    finally:
+        restartable.stop()
+    assert set(numbers) == set(range(count))
+    assert len(numbers) <= count + 500
+
+
+def has_held(url: str) -> bool:
+    with Connection(parse_addresses(url)) as connection:
+        channel = connection.channel()
+        held = Queue("jobs.mqtool-convert")
+        return administration.exists(channel, held) and channel.depth_of(held.name) > 0
