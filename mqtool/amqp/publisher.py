@@ -1,11 +1,10 @@
 """Publisher publishes messages with confirms, across reconnections; Acknowledgements collects acknowledgements."""
 
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
 
-from pika import exceptions, frame, spec
+from pika import frame, spec
 from pika.channel import Channel as PikaChannel
 
 from mqtool.amqp import pika_private
@@ -134,12 +133,15 @@ class Publisher(ChannelListener):
 
     def _confirm(self, *, connection_is_new: bool) -> None:
         """Put the channel into confirm mode, and publish again the messages unconfirmed on the previous channel."""
-        pika = self._channel.requests.pika
-        if pika is None:
-            raise exceptions.ConnectionWrongStateError
-        if pika is self._confirming:
-            return
 
+        def start(pika: PikaChannel, done: Callable[[None], None]) -> None:
+            self._select(pika, connection_is_new=connection_is_new)
+            done(None)
+
+        if self._confirming is None or self._confirming is not self._channel.requests.pika:
+            self._channel.checked(start)
+
+    def _select(self, pika: PikaChannel, *, connection_is_new: bool) -> None:
         def heard(answer: Callable[..., None], tag: int, *, multiple: bool) -> None:
             if self._channel.requests.pika is pika:  # not if it was replaced meanwhile
                 self._channel.progress()
@@ -151,17 +153,10 @@ class Publisher(ChannelListener):
             on = on_ack if isinstance(answer.method, spec.Basic.Ack) else on_nack
             on(answer.method.delivery_tag, multiple=answer.method.multiple)
 
-        self._channel.checked(lambda pika, done: pika.confirm_delivery(on_answer, callback=done))
+        pika.confirm_delivery(on_answer)  # without a callback, the broker sends no reply to wait for
         pika.add_on_return_callback(self._on_return)
-        restarted = threading.Event()
-
-        def restart() -> None:
-            pika_private.take_confirms(pika, on_ack)
-            self.unconfirmed.restart(self._writer_of(pika), connection_is_new=connection_is_new)
-            restarted.set()
-
-        self._connection.io.run(restart)
-        restarted.wait()
+        pika_private.take_confirms(pika, on_ack)
+        self.unconfirmed.restart(self._writer_of(pika), connection_is_new=connection_is_new)
         self._confirming = pika
 
     def _on_return(
