@@ -50,8 +50,9 @@ demo-cluster: .venv/installed  ## three RabbitMQ nodes, one of which is killed w
 test: .venv/installed-dev  ## run every test; on RabbitMQ, if it is there, those of mqtool's client
 	$(PYTEST) -n $(WORKERS) --dist worksteal -q --durations=12 $(TEST_OPTIONS)
 
+test-all: export CI := 1
 test-all: TEST_OPTIONS := --on-both-brokers
-test-all: test  ## run every test, on every broker that is there
+test-all: test  ## run every test on both brokers, as CI does
 
 lint: .venv/installed-dev  ## check style, types and the arrows between packages
 	$(BIN)/ruff check .

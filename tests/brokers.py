@@ -26,6 +26,8 @@ from mqtool.broker.state import Started, Wanted
 IN_CI = bool(os.environ.get("CI"))
 #: For tests of what mqtool itself does, and of no reply of the broker.
 on_any_broker = pytest.mark.parametrize("broker", ["embedded"], indirect=True)
+#: For tests with tens of megabytes, or thousands of messages.
+large = pytest.mark.skipif(not IN_CI, reason="it takes seconds of computing: only where CI is set")
 
 
 @dataclass(frozen=True)

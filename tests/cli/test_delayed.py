@@ -15,7 +15,7 @@ from mqtool.amqp import Connection, parse_addresses
 from mqtool.broker.choice import Kind
 from mqtool.delays.delay_plugin import has_plugin
 from mqtool.tutorials.dialects import DELAY_EXCHANGE
-from tests.brokers import Restartable, TestBroker, on_any_broker, own_broker
+from tests.brokers import Restartable, TestBroker, large, on_any_broker, own_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.terminal import on_terminal
 from tests.cli.test_exec import depth
@@ -493,6 +493,7 @@ def test_what_waits_outlives_a_broker_restart(
     assert min(map(int, got[1::2])) >= 0
 
 
+@large
 def test_thousands_from_one_command(shell: Shell, broker: TestBroker, via: str) -> None:
     """Delays from 0 to 2 s, mixed: none early, none lost, none twice."""
     count = 4_000 if broker.kind == "embedded" else 2_000  # which take RabbitMQ two seconds of computing

@@ -25,7 +25,6 @@ def _drill(shell: Shell, broker: TestBroker, name: str) -> dict[str, int]:
     return _verdict(shell.run("mqtool", "drill", name, "-u", broker.url))
 
 
-@pytest.mark.keeps_messages
 def test_kill_worker(lonely_shell: Shell, broker: TestBroker) -> None:
     """What the killed worker had in hand is done by the other one, marked redelivered; nothing twice."""
     verdict = _drill(lonely_shell, broker, "kill-worker")
@@ -34,7 +33,6 @@ def test_kill_worker(lonely_shell: Shell, broker: TestBroker) -> None:
     assert "twice" not in verdict
 
 
-@pytest.mark.keeps_messages
 def test_drop_connection(lonely_shell: Shell, broker: TestBroker) -> None:
     """Ten thousand messages, three cuts: all confirmed, all there."""
     verdict = _drill(lonely_shell, broker, "drop-connection")

@@ -150,7 +150,6 @@ def test_a_terminal_is_not_controlled(shell: Shell) -> None:
         assert r"b\x1b[31m" in shown.splitlines(), shown
 
 
-@pytest.mark.keeps_messages
 def test_dead_letters(shell: Shell, play: Any) -> None:
     """What fails is retried, then a dead letter; it can be brought back, and dropped."""
     count = left = play("q")

@@ -4,11 +4,12 @@ import json
 import sys
 from pathlib import Path
 
-from tests.brokers import on_any_broker
+from tests.brokers import large, on_any_broker
 from tests.cli.shell import Shell
 
 LINES = 80_000
 LIMIT = 80 * 1024  # KiB
+pytestmark = large
 
 #: Runs a command with our stdin and stdout, and writes its peak memory, in KiB, to a file.
 MEASURE = """

@@ -151,7 +151,6 @@ def own_shell(lonely_shell: Shell, amqp_vhost: Vhost) -> Shell:
     return lonely_shell
 
 
-@pytest.mark.keeps_messages
 def test_an_interrupted_run_and_a_second_one_send_each_line(shell: Shell, broker: TestBroker) -> None:
     """Ctrl-C in the middle of a file: what was confirmed and what was kept are together the whole file."""
     (shell.directory / "lines").write_text(_numbers(100_000))

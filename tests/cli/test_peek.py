@@ -36,7 +36,6 @@ QUEUES = {
 }
 
 
-@pytest.mark.keeps_messages
 @pytest.mark.parametrize("kind", QUEUES)
 def test_a_deep_queue_stays_as_it_was(shell: Shell, broker: TestBroker, kind: str) -> None:
     """In its order, whatever was looked at before: a part, all, those that match, as many as `head` takes."""

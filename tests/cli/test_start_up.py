@@ -10,7 +10,7 @@ import pytest
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.testing.authority import Authority, new_authority
 from mqtool.cli.app import COMMANDS
-from tests.brokers import on_any_broker
+from tests.brokers import large, on_any_broker
 from tests.cli.shell import Shell
 
 HEAVY = {
@@ -55,6 +55,7 @@ def test_a_plain_command_loads_little(shell: Shell, command: list[str]) -> None:
     assert not {name for name in loaded if name.startswith("mqtool.broker.embedded.")}
 
 
+@large
 def test_a_command_loads_by_itself(lonely_shell: Shell) -> None:
     """From what every command has loaded: what an earlier one has imported hides an import that is broken."""
     told = lonely_shell.run(

@@ -16,10 +16,12 @@ import pytest
 from pamqp import commands, frame, header
 
 from mqtool.broker.embedded import EmbeddedBroker
+from tests.brokers import large
 from tests.protocol.raw_client import RawClient, raw_frame
 from tests.protocol.raw_stream import OPEN, PUBLISH, RawStream, string
 
 LIMIT = 60_000_000
+pytestmark = large
 
 
 class MeasuredBroker:

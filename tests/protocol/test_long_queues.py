@@ -11,12 +11,14 @@ from pamqp import commands
 from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel
 
+from tests.brokers import large
 from tests.cli.shell import wait_until
 from tests.protocol.broker_process import BrokerProcess
 from tests.protocol.conftest import Take
 from tests.protocol.raw_client import RawClient, raw_frame
 
 MANY = 1200
+pytestmark = large
 KINDS = [{}, {"x-queue-type": "quorum"}, {"x-max-priority": 2}]
 
 
