@@ -196,8 +196,9 @@ def rabbitmqctl(started: Started, *words: str) -> str:
 class Restartable:
     """A broker of a test's own, to stop, kill and start again on the same port with the same data."""
 
-    def __init__(self, kind: Kind, name: str) -> None:
+    def __init__(self, kind: Kind, name: str, like: str | None = None) -> None:
         self.kind = kind
+        self._like = like
         self._starter = STARTERS[kind]
         self._name = name
         self._launch(ports.free_port())
@@ -215,5 +216,5 @@ class Restartable:
         os.waitpid(self._started.pid, 0)
 
     def _launch(self, port: int | None) -> None:
-        self._started = self._starter.start(Wanted(self._name, port))
+        self._started = self._starter.start(Wanted(self._name, port, like=self._like))
         connect_within(90, lambda: Connection(parse_addresses(self._started.url))).close()

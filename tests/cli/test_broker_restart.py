@@ -31,7 +31,20 @@ def test_a_stream_lives_through_a_restart(
 
     Both end well; every line that was sent is received at least once.
     """
-    shell = lonely_shell
+    lives_through_it(restartable, lonely_shell, how, queue)
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_so_does_a_stream_over_amqp_1_0(lonely_shell: Shell, how: str) -> None:
+    broker = Restartable(Kind.EMBEDDED, f"restart-{uuid.uuid4().hex[:8]}", like="4.3")
+    lonely_shell.environment["MQTOOL_PROTOCOL"] = "amqp1.0"
+    try:
+        lives_through_it(broker, lonely_shell, how, [])
+    finally:
+        broker.stop()
+
+
+def lives_through_it(restartable: Restartable, shell: Shell, how: str, queue: list[str]) -> None:
     shell.environment["MQTOOL_URL"] = restartable.url
     receiver = shell.start("mqtool", "receive", "--raw", *queue).wait_until_ready()
     sender = shell.start("mqtool", "send", "-l", "--persistent", *queue, stdin=PIPE)

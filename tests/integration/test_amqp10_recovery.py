@@ -1,0 +1,49 @@
+"""AMQP 1.0: what the client does with messages that a queue rejects after a reconnection."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from mqtool.amqp import Backoff, parse_addresses
+from mqtool.amqp10 import LinkSession, queue_address
+from mqtool.broker.embedded import EmbeddedBroker
+from mqtool.broker.embedded.amqp10.incoming_link import IncomingLink
+from mqtool.broker.embedded.amqp10.performatives import Error, Rejected
+from mqtool.codecs.amqp10_values import Symbol
+from mqtool.message import Confirmation, Message
+from mqtool.topology import Queue
+from tests.cli.shell import wait_until
+
+FULL = Queue("q", durable=True, arguments={"x-queue-type": "quorum", "x-max-length": 1, "x-overflow": "reject-publish"})
+
+
+@pytest.mark.parametrize(("reason", "again"), [("unavailable", True), ("maxlen", False)])
+def test_after_a_reconnection(monkeypatch: pytest.MonkeyPatch, reason: str, *, again: bool) -> None:
+    """A queue without a leader rejects messages: they are published again. A full queue means it."""
+    rejected, notices = 0, list[str]()
+
+    def reject(*_: object) -> Rejected:
+        nonlocal rejected
+        rejected += 1
+        info = {Symbol("queue"): "q", Symbol("reason"): Symbol(reason)}
+        return Rejected(Error(Symbol("amqp:precondition-failed"), f"queue 'q': {reason}", info))
+
+    monkeypatch.setattr(IncomingLink, "_rejected", reject)
+    backoff = Backoff(first=0.01, longest=0.2)
+    with (
+        EmbeddedBroker(like="4.3") as broker,
+        LinkSession(parse_addresses(broker.url), backoff=backoff, notice=notices.append) as session,
+        ThreadPoolExecutor() as pool,
+    ):
+        session.declare(FULL)
+        fill = [Message(b"%d" % number) for number in range(3)]
+        assert [each.confirmation for each in session.sender(queue_address("q")).send(fill)][-1] is Confirmation.NACKED
+        broker.faults.cut_connections()
+        wait_until(lambda: any("connected again" in notice for notice in notices), "the connection is back")
+        before = rejected
+        sending = pool.submit(lambda: [*session.sender(queue_address("q")).send([Message(b"last")])])
+        wait_until(lambda: rejected > before, "the queue rejects the message")
+        if again:
+            session.purge("q")
+        [receipt] = sending.result()
+        assert receipt.confirmation is (Confirmation.CONFIRMED if again else Confirmation.NACKED)
