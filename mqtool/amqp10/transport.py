@@ -151,6 +151,8 @@ class Transport:
             raise
         except (OSError, *_LIBRARY_ERRORS) as error:
             self._socket.close()
+            if isinstance(error, ssl.SSLError):  # with TLS 1.3, a broker refuses a certificate after the handshake
+                raise pika_errors.connecting(error, address) from error
             if logged_in_before:
                 raise Unavailable(f"{address.host}:{address.port} broke off before the connection was open") from error
             raise (vhost_refused if self._is_past_login else not_amqp10)(address) from error

@@ -414,6 +414,9 @@ def test_the_management_api_shows_connections_sessions_and_consumers(
     assert (sender["handle"], sender["link_name"], sender["target_address"]) == (5, "link-5", "/queues/q")
     assert (receiver["handle"], receiver["source_address"], receiver["queue_name"]) == (6, "/queues/q", "q")
     assert (receiver["credit"], receiver["send_settled"]) == (3, False)
+    assert (session["handle_max"], sender["delivery_count"], receiver["delivery_count"]) == (255, 0, 0)
+    assert {"incoming_window", "next_incoming_id", "next_outgoing_id", "remote_incoming_window"} <= {*session}
+    assert {"snd_settle_mode", "max_message_size", "credit"} <= {*sender}
     (consumer,) = [each for each in api("GET", "consumers")[1] if each["queue"]["vhost"] == broker.vhost]
     assert (consumer["queue"]["name"], consumer["channel_details"], consumer["ack_required"]) == ("q", {}, True)
     api("DELETE", f"connections/{quote(found['name'], safe='')}")

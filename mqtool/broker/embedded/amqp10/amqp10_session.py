@@ -52,6 +52,7 @@ class Session(SessionState):
     Attributes:
         incoming, outgoing: the links on which the client publishes and receives, by handle.
         management: the links to the management node.
+        handle_max: the highest handle that a link may have.
     """
 
     def __init__(self, connection: Amqp10Socket, number: int, begin: Begin) -> None:
@@ -59,8 +60,8 @@ class Session(SessionState):
         self.incoming: dict[int, IncomingLink] = {}
         self.outgoing: dict[int, OutgoingLink | ReplyLink] = {}
         self.management = ManagementLinks(self)
-        self._handle_max = HANDLE_MAX if begin.handle_max is None else min(begin.handle_max, HANDLE_MAX)
-        self.send_begin(self._handle_max)
+        self.handle_max = HANDLE_MAX if begin.handle_max is None else min(begin.handle_max, HANDLE_MAX)
+        self.send_begin(self.handle_max)
 
     def receive(self, performative: Any, payload: bytes) -> None:
         """Handle a frame. On an error, detach the link or end the session."""
@@ -192,9 +193,9 @@ class Session(SessionState):
 
     def _attach(self, attach: Attach) -> None:
         handle = attach.handle
-        if handle > self._handle_max:
+        if handle > self.handle_max:
             raise SessionError(
-                FRAMING_ERROR, f"link handle value ({handle}) exceeds maximum link handle value ({self._handle_max})"
+                FRAMING_ERROR, f"link handle value ({handle}) exceeds maximum link handle value ({self.handle_max})"
             )
         if handle in self.incoming or handle in self.outgoing or handle in self.management:
             raise SessionError(HANDLE_IN_USE, f"handle {handle} is already associated with a link")

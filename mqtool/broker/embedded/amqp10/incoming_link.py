@@ -73,6 +73,9 @@ class IncomingLink:
         handle, name: the link's number and name.
         target: where messages go; None if each message has its own address.
         unsettled: the number of messages whose outcome is not known yet.
+        mode: the settle mode that the client has chosen; None if it has not.
+        delivery_count: the number of messages received, as a serial number.
+        credit: how many messages the client may send now.
     """
 
     def __init__(self, session: SessionState, attach: Attach, target: Target | None) -> None:
@@ -81,9 +84,9 @@ class IncomingLink:
         self.name = attach.name
         self.target = target
         self.unsettled = 0
-        self._mode = attach.snd_settle_mode
-        self._delivery_count: int = attach.initial_delivery_count or 0
-        self._credit = LINK_CREDIT
+        self.mode = attach.snd_settle_mode
+        self.delivery_count: int = attach.initial_delivery_count or 0
+        self.credit = LINK_CREDIT
         self._partial: _Partial | None = None
         self._queue: Queue | None = None
 
@@ -105,7 +108,7 @@ class IncomingLink:
 
     def _send_credit(self) -> None:
         self.session.flow(
-            handle=UInt32(self.handle), delivery_count=UInt32(self._delivery_count), link_credit=UInt32(self._credit)
+            handle=UInt32(self.handle), delivery_count=UInt32(self.delivery_count), link_credit=UInt32(self.credit)
         )
 
     def settled(self, count: int) -> None:
@@ -114,8 +117,8 @@ class IncomingLink:
         self._top_up()
 
     def _top_up(self) -> None:
-        if self._credit <= LINK_CREDIT // 2 and self.unsettled < LINK_CREDIT and self.session.is_open:
-            self._credit = LINK_CREDIT
+        if self.credit <= LINK_CREDIT // 2 and self.unsettled < LINK_CREDIT and self.session.is_open:
+            self.credit = LINK_CREDIT
             self._send_credit()
 
     def transfer(self, transfer: Transfer, payload: bytes) -> None:
@@ -139,7 +142,7 @@ class IncomingLink:
             partial.parts.append(payload)
             self.session.connection.add_held_bytes(len(payload))
             return
-        if self._credit <= 0:
+        if self.credit <= 0:
             raise DetachError(TRANSFER_LIMIT)
         whole = b"".join([*partial.parts, payload]) if partial.parts else payload
         self._drop()
@@ -153,8 +156,8 @@ class IncomingLink:
             self._partial = None
 
     def _check_modes(self, transfer: Transfer, *, settled: bool) -> None:
-        if (self._mode, settled) in ((UNSETTLED, True), (SETTLED, False)):
-            mode = "settled" if self._mode else "unsettled"
+        if (self.mode, settled) in ((UNSETTLED, True), (SETTLED, False)):
+            mode = "settled" if self.mode else "unsettled"
             raise LinkError(
                 INVALID_FIELD,
                 f"sender settle mode is '{mode}' but transfer settled flag is interpreted as being "
@@ -168,8 +171,8 @@ class IncomingLink:
             sections = parse(payload)
         except NotAMessage as error:
             raise LinkError(DECODE_ERROR, f"failed to parse message: {error}") from error
-        self._delivery_count = add(self._delivery_count, 1)
-        self._credit -= 1
+        self.delivery_count = add(self.delivery_count, 1)
+        self.credit -= 1
         try:
             message, exchange = self._message(sections)
         except _Undeliverable as refused:

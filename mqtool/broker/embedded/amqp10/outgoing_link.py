@@ -81,6 +81,7 @@ class OutgoingLink:
         dynamic: True if the queue was created for this link and is deleted with it.
         selector: chooses the messages of a stream.
         flow: the link's credit.
+        largest: the maximum size of a message, in bytes, that the client accepts; 0 for no limit.
     """
 
     def __init__(self, session: SessionState, attach: Attach, queue: Queue, *, settled: bool, arguments: Table) -> None:
@@ -100,7 +101,7 @@ class OutgoingLink:
         self._may_tell = queue.kind == "quorum" and session.vhost.profile.tells_active
         self._owes_news = False
         self.flow = Credit(session, attach.handle)
-        self._largest = attach.max_message_size or 0
+        self.largest = attach.max_message_size or 0
         self._sent = 0
 
     def start(self) -> None:
@@ -135,8 +136,8 @@ class OutgoingLink:
         elif hooks is not None:
             hooks.acknowledge(self.queue, entry)
         self.flow.use()
-        if self._largest and len(payload) > self._largest:
-            wrong = f"message size ({len(payload)} bytes) > maximum message size ({self._largest} bytes)"
+        if self.largest and len(payload) > self.largest:
+            wrong = f"message size ({len(payload)} bytes) > maximum message size ({self.largest} bytes)"
             session.fail(SessionError(TOO_LARGE, wrong))
             return
         self.send(delivery_id, payload)

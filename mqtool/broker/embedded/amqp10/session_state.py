@@ -105,6 +105,7 @@ class SessionState(ABC):
         self._next_incoming: int = begin.next_outgoing_id
         self._next_outgoing = 0
         self._remote_window: int = begin.incoming_window
+        self._remote_outgoing_window: int = begin.outgoing_window
         self._is_shut = bool(connection.broker.alarms)
         self._window = 0 if self._is_shut else INCOMING_WINDOW
         # What the disk has, and what it does not have yet, in groups that are committed together.
@@ -124,6 +125,17 @@ class SessionState(ABC):
     def may_transfer(self) -> bool:
         """True if the client's window is open."""
         return self._remote_window > 0 and not self.backlog
+
+    @property
+    def windows(self) -> dict[str, int]:
+        """The windows and the ids of the next transfers, named as in the management API."""
+        return {
+            "next_incoming_id": self._next_incoming,
+            "incoming_window": max(self._window, 0),
+            "next_outgoing_id": self._next_outgoing,
+            "remote_incoming_window": self._remote_window,
+            "remote_outgoing_window": self._remote_outgoing_window,
+        }
 
     def send(self, performative: Any) -> None:
         """Send a performative on this session's channel."""
@@ -182,7 +194,7 @@ class SessionState(ABC):
             raise SessionError(
                 WINDOW_VIOLATION, f"next-incoming-id from FLOW ({seen}) leads next-outgoing-id ({self._next_outgoing})"
             )
-        self._next_incoming = flow.next_outgoing_id
+        self._next_incoming, self._remote_outgoing_window = flow.next_outgoing_id, flow.outgoing_window
         self._remote_window = max(after(add(seen, flow.incoming_window), self._next_outgoing), 0)
         while self.backlog and self._remote_window:
             waiting = self.backlog.popleft()

@@ -1,9 +1,9 @@
 """AMQP 1.0 connections in the management API: their sessions and links, and the consumers that links are."""
 
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import quote
 
 from mqtool.broker.embedded.http.route_table import READ, AnyConnection, Call, Json, anyone, missing, route
+from mqtool.broker.embedded.model.conversion import quoted
 from mqtool.broker.embedded.model.queue import Queue
 
 if TYPE_CHECKING:
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from mqtool.broker.embedded.amqp10.amqp10_session import Session
 
 _PROTOCOL = "AMQP 1-0"
+#: The names of settle modes.
+_MODES: dict[int | None, str] = {0: "unsettled", 1: "settled", 2: "mixed"}
 
 
 def sessions_of(connection: AnyConnection) -> list["Session"]:
@@ -62,12 +64,18 @@ def sessions(call: Call, name: str) -> list[Json]:
 def _session_view(session: "Session") -> Json:
     return {
         "channel_number": session.number,
+        "handle_max": session.handle_max,
+        **session.windows,
         "outgoing_unsettled_deliveries": len(session.unsettled),
         "incoming_links": [
             {
                 "handle": link.handle,
                 "link_name": link.name,
+                "snd_settle_mode": _MODES.get(link.mode, "mixed"),
                 "target_address": None if link.target is None else link.target.address,
+                "max_message_size": session.vhost.profile.largest_message,
+                "delivery_count": link.delivery_count,
+                "credit": link.credit,
                 "unconfirmed_messages": link.unsettled,
             }
             for link in session.incoming.values()
@@ -76,9 +84,10 @@ def _session_view(session: "Session") -> Json:
             {
                 "handle": link.handle,
                 "link_name": link.name,
-                "source_address": f"/queues/{quote(queue.name.encode(errors='surrogateescape'), safe='')}",
+                "source_address": f"/queues/{quoted(queue.name)}",
                 "queue_name": queue.name,
                 "send_settled": link.no_ack,
+                "max_message_size": link.largest or "unlimited",
                 "delivery_count": link.flow.delivery_count,
                 "credit": link.flow.credit,
             }
