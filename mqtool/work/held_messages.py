@@ -5,8 +5,10 @@ from typing import Any
 
 from mqtool.message import Delivery, Message
 
-#: The header of a held message with what its move would change: exchange, routing key, expiration, CC and BCC.
+#: The header of a held message with what would change its way: exchange, routing key, expiration, priority, CC and BCC.
 _HEADER = "mqtool-convert"
+#: Properties that a held message must not have: it would expire, or overtake others.
+_SETTINGS = ("expiration", "priority")
 #: Headers that request copies in more queues. The broker made these copies when the message was first published.
 _COPIES = ("CC", "BCC")
 #: Headers that the broker adds to a delivery.
@@ -34,13 +36,12 @@ class HeldMessages:
         self._user = user
 
     def held(self, delivery: Delivery) -> Message:
-        """Return the message that holds a delivery: it does not expire, and makes no copies."""
+        """Return the message that holds a delivery: it does not expire, overtakes no other, and makes no copies."""
         headers = {name: value for name, value in delivery.headers.items() if name not in _COUNTS}
         kept: dict[str, Any] = {"exchange": delivery.exchange, "routing_key": delivery.routing_key}
         kept |= {name: headers.pop(name) for name in _COPIES if name in headers}
-        if (expiration := delivery.properties.get("expiration")) is not None:
-            kept["expiration"] = expiration
-        return self._message(delivery, self._holder, "", {**headers, _HEADER: kept})
+        kept |= {name: value for name in _SETTINGS if (value := delivery.properties.get(name)) is not None}
+        return self._message(delivery, self._holder, "", {**headers, _HEADER: kept}, {})
 
     def returned(self, delivery: Delivery) -> Message:
         """Return the message for the converted queue, from a held one or from one that was published meanwhile."""
@@ -48,18 +49,18 @@ class HeldMessages:
         kept = headers.pop(_HEADER, None)
         if not isinstance(kept, dict):
             kept = {"exchange": delivery.exchange, "routing_key": delivery.routing_key}
-            kept |= {"expiration": delivery.properties.get("expiration")}
+            kept |= {name: delivery.properties.get(name) for name in _SETTINGS}
         headers |= {name: kept[name] for name in _COPIES if name in kept}
         key = kept["routing_key"]
         # By the default exchange, the message is exactly as it was. Elsewhere, another exchange keeps its routing key.
         is_direct = kept["exchange"] == "" and key == self._queue and not any(name in headers for name in _COPIES)
-        return self._message(delivery, key, "" if is_direct else self._back, headers, kept.get("expiration"))
+        return self._message(delivery, key, "" if is_direct else self._back, headers, kept)
 
     def _message(
-        self, delivery: Delivery, key: str, exchange: str, headers: Mapping[str, Any], expiration: str | None = None
+        self, delivery: Delivery, key: str, exchange: str, headers: Mapping[str, Any], settings: Mapping[str, Any]
     ) -> Message:
         properties = {name: value for name, value in delivery.properties.items() if name != "message_id"}
-        properties |= {"headers": headers or None, "expiration": expiration}
+        properties |= {"headers": headers or None, **{name: settings.get(name) for name in _SETTINGS}}
         if self._user is not None and properties.get("user_id") not in (None, self._user):
             properties["user_id"] = None
             self.users += 1

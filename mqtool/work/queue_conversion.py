@@ -184,7 +184,8 @@ class Conversion:
     def _set_up(self) -> None:
         names, channel = self._names, self._channel
         channel.declare(Exchange(names.meanwhile, "fanout", durable=True))
-        channel.declare(self._holder(names.meanwhile, _dead_letters(self._plan.source)))
+        source = self._plan.source
+        channel.declare(self._holder(names.meanwhile, _dead_letters(source), source.type))  # with the same order
         channel.bind(Queue(names.meanwhile), Exchange(names.meanwhile))
         alternate = {"alternate-exchange": names.meanwhile}
         channel.declare(Exchange(names.through, "fanout", durable=True, arguments=alternate))
@@ -288,9 +289,9 @@ class Conversion:
 
     # Parts of steps.
 
-    def _holder(self, name: str, arguments: Mapping[str, Any]) -> Queue:
-        unlimited = {"x-delivery-limit": -1} if self._is_modern else {}
-        return Queue(name, durable=True, arguments={**arguments, **unlimited, "x-queue-type": "quorum"})
+    def _holder(self, name: str, arguments: Mapping[str, Any], kind: str = "quorum") -> Queue:
+        unlimited = {"x-delivery-limit": -1} if self._is_modern and kind == "quorum" else {}
+        return Queue(name, durable=True, arguments={**arguments, **unlimited, "x-queue-type": kind})
 
     def _leads(self, exchange: str) -> bool:
         """True if one of our exchanges is bound to the queue."""

@@ -132,7 +132,7 @@ def messages() -> list[Message]:
         if number % 4:
             properties["headers"] = {"n": number, "deep": {"list": [1, "two", None]}}
         if number % 5 == 0:
-            properties |= {"expiration": "3600000", "priority": 3, "reply_to": "me", "content_type": "text/plain"}
+            properties |= {"expiration": "3600000", "priority": 4, "reply_to": "me", "content_type": "text/plain"}
         exchange, key = ("logs", f"kern.{number}") if number % 2 == 0 else ("", "jobs")
         identity = f"m-{number}" if number % 3 else None
         found.append(Message(str(number).encode(), key, exchange, properties, identity))
