@@ -106,13 +106,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     kept: list[pytest.Item] = []
     left_out: list[pytest.Item] = []
     tried = set()
-    ids = {item.nodeid for item in items}
+    on_embedded = {test for test, _, case in (item.nodeid.partition("[") for item in items) if "embedded" in case}
     for item in items:
         test, _, case = item.nodeid.partition("[")
         mark = item.get_closest_marker("once_on_rabbitmq")
         is_ours = item.path.parent.name == "integration" or item.get_closest_marker("keeps_messages")
-        embedded = f"{test}[{case.replace('rabbitmq', 'embedded')}"
-        if not is_ours and "rabbitmq" in case and embedded in ids and not config.getoption("on_both_brokers"):
+        if not (is_ours or config.getoption("on_both_brokers")) and "rabbitmq" in case and test in on_embedded:
             left_out.append(item)
         elif mark and (params := item.callspec.params)["broker"] == "rabbitmq":  # type: ignore[attr-defined]
             this = test, *(params[name] for name in mark.args)
