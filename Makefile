@@ -12,7 +12,8 @@ TUTORIALS := hello-world work-queues publish-subscribe routing topics headers rp
 	amqp10-hello-world amqp10-work-queues amqp10-publish-subscribe amqp10-routing amqp10-topics amqp10-rpc \
 	incident
 
-.PHONY: setup demo demo-cluster $(TUTORIALS:%=demo-%) demo-real-log test test-all soak lint docs bench pictures up down clean
+.PHONY: setup demo demo-cluster $(TUTORIALS:%=demo-%) demo-real-log test test-all test-embedded test-rabbitmq soak lint docs bench \
+	pictures up down clean
 .DEFAULT_GOAL := help
 
 # Where Python keeps no bytecode, as in many containers, each worker would compile all tests again, and each command mqtool.
@@ -63,6 +64,16 @@ lint: .venv/installed-dev  ## check style, types and the arrows between packages
 .venv/installed-docs: .venv/installed
 	@$(PIP) --editable '.[docs]'
 	@touch $@
+
+.venv/installed-release: .venv/installed
+	@$(PIP) --editable '.[release]'
+	@touch $@
+
+test-embedded: .venv/installed-dev  ## run the tests that need no RabbitMQ
+	$(PYTEST) -n $(WORKERS) --dist worksteal -q -k 'not rabbitmq'
+
+test-rabbitmq: .venv/installed-dev  ## run the tests of the protocols on the RabbitMQ at MQTOOL_TEST_URL
+	$(PYTEST) -n $(WORKERS) --dist worksteal -q -k rabbitmq tests/protocol tests/integration
 
 docs: .venv/installed-dev .venv/installed-docs  ## write the reference and the man page, and build the site: docs/_build
 	$(BIN)/python -m docs.generate

@@ -1,8 +1,15 @@
 """What is installed, and what Python programs may import from it."""
 
 import ast
+import re
+import subprocess
+import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
+
+import pytest
+from packaging.version import Version
 
 from docs.generate import checksum
 
@@ -54,3 +61,62 @@ def test_the_public_interface_changes_only_with_the_changelog() -> None:
     assert f"interface `{checksum()}`" in top, (
         f"the public interface has changed: say how in CHANGELOG.md, with 'interface `{checksum()}`'"
     )
+
+
+@pytest.mark.parametrize(
+    ("program", "refusal"),
+    [
+        ("runpy.run_module('mqtool')", "mqtool: the command line does not run on Windows\nhint: "),
+        ("runpy.run_module('mqtool.broker.embedded')", "embedded broker: does not run on Windows"),
+        ("import mqtool.testing", "ImportError: the embedded broker does not run on Windows"),
+        ("import mqtool.broker.embedded.pytest_plugin; sys.exit('imported')", "imported"),
+    ],
+)
+def test_windows_is_refused_in_a_sentence(program: str, refusal: str) -> None:
+    """Neither the command line nor the broker runs there. pytest does, in a project that has mqtool installed."""
+    # The standard library is imported as on this system.
+    imports = "import argparse, asyncio, logging, pathlib, pytest, runpy, subprocess, sys, threading"
+    typed = [sys.executable, "-c", f"{imports}; sys.platform = 'win32'; {program}"]
+    done = subprocess.run(typed, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert refusal in done.stderr
+    assert ("Traceback" in done.stderr) == refusal.startswith("ImportError")
+
+
+def constraints() -> dict[str, str]:
+    """The versions in constraints.txt, by normalized name."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pairs = (line.split("==") for line in lines if not line.startswith("#"))
+    return {normalized(name): version for name, version in pairs}
+
+
+def normalized(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def needed(name: str, seen: set[str]) -> set[str]:
+    """The installed distributions that a distribution needs, itself included; without extras."""
+    if normalized(name) not in seen:
+        seen.add(normalized(name))
+        for line in metadata.requires(name) or ():
+            other = re.split(r"[^\w.-]", line, maxsplit=1)[0]
+            if "extra ==" not in line and is_installed(other):
+                needed(other, seen)
+    return seen
+
+
+def is_installed(name: str) -> bool:
+    return any(metadata.distributions(name=name))
+
+
+def test_the_pinned_versions_are_those_in_use() -> None:
+    """Every library that mqtool and its tests need is pinned in constraints.txt, and is installed in that version."""
+    extras = PROJECT["optional-dependencies"]["dev"]
+    roots = [re.split(r"[<>=]", line)[0] for line in (*PROJECT["dependencies"], *extras)]
+    seen: set[str] = set()
+    for root in filter(is_installed, roots):
+        needed(root, seen)
+    pinned = constraints()
+    assert {name: Version(metadata.version(name)) for name in seen} == {
+        name: Version(pinned.get(name, "0")) for name in seen
+    }

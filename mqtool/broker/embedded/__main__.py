@@ -10,6 +10,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+if sys.platform == "win32":
+    sys.exit("embedded broker: does not run on Windows: use WSL or a container")
+
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.profile import Like
 from mqtool.broker.embedded.server import Server, serve

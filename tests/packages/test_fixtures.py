@@ -1,0 +1,61 @@
+"""Tests on the test broker alone: .ci/packages runs them with several versions of pika, and without pika."""
+
+import asyncio
+import importlib.util
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from mqtool.testing import EmbeddedBroker, Vhost, replay
+
+LINES = [{"exchange": "", "routing_key": "jobs", "headers": {"n": n}, "body": f"job {n}"} for n in range(200)]
+
+
+def test_there_is_a_broker(amqp_vhost: Vhost) -> None:
+    """It answers a client that does not speak AMQP with the version that it speaks."""
+    port = int(amqp_vhost.url.rpartition(":")[2].partition("/")[0])
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(b"AMQP\x01\x01\x00\x09")
+        assert client.recv(8) == b"AMQP\x00\x00\x09\x01"
+
+
+def test_a_recording_is_replayed(tmp_path: Path) -> None:
+    """Into queues from a definitions file, in order."""
+    definitions = tmp_path / "definitions.json"
+    queue = {"name": "jobs", "vhost": "/", "durable": True, "auto_delete": False, "arguments": {}}
+    definitions.write_text(json.dumps({"vhosts": [{"name": "/"}], "queues": [queue]}))
+    path = tmp_path / "jobs.ndjson"
+    path.write_text("".join(json.dumps(line) + "\n" for line in LINES))
+    with EmbeddedBroker(definitions=definitions, recording=True) as broker:
+        assert replay(broker, path) == 200
+        assert [message.headers["n"] for message in broker.queue("jobs").messages(200)] == list(range(200))
+
+
+def test_the_broker_runs_on_an_event_loop() -> None:
+    """Beside the program under test."""
+
+    async def run() -> str:
+        async with EmbeddedBroker() as broker:
+            return broker.url
+
+    assert asyncio.run(run()).startswith("amqp://guest:guest@127.0.0.1:")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pika") is None, reason="there is no pika")
+def test_pika_publishes_and_consumes(amqp_vhost: Vhost) -> None:
+    """A message goes through, a fault is noticed, and the broker says what happened."""
+    import pika
+    from pika.exceptions import NackError
+
+    with pika.BlockingConnection(pika.URLParameters(amqp_vhost.url)) as connection:
+        channel = connection.channel()
+        channel.queue_declare("jobs")
+        channel.confirm_delivery()
+        channel.basic_publish("", "jobs", b"one")
+        method, _, body = channel.basic_get("jobs", auto_ack=True)
+        assert (method.routing_key, body) == ("jobs", b"one")
+        with amqp_vhost.faults.nack_publishes("jobs"), pytest.raises(NackError):
+            channel.basic_publish("", "jobs", b"two")
+    assert amqp_vhost.published(routing_key="jobs").bodies[0] == b"one"
