@@ -53,6 +53,8 @@ def test_a_plain_command_loads_little(shell: Shell, command: list[str]) -> None:
     assert "mqtool.amqp.channel" in loaded
     assert loaded & HEAVY == set()
     assert not {name for name in loaded if name.startswith("mqtool.broker.embedded.")}
+    if command[0] == "send":
+        assert not {name for name in loaded if "receiving" in name}
 
 
 @large
