@@ -20,7 +20,7 @@ from mqtool.message import Delivery, Message
 from mqtool.topology import Exchange, Queue
 from mqtool.work import conversion_plan
 from mqtool.work.queue_conversion import Conversion, Tally
-from tests.brokers import Restartable, TestBroker, own_broker
+from tests.brokers import Restartable, TestBroker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.test_move import taken
 
@@ -278,11 +278,9 @@ def test_publishers_go_on(broker: TestBroker) -> None:
     assert tally.overtaken or numbers == sorted(numbers)
 
 
-@pytest.mark.parametrize("kind", [Kind.EMBEDDED, Kind.NODE])
-def test_the_broker_is_killed(lonely_shell: Shell, kind: Kind) -> None:
+def test_the_broker_is_killed(lonely_shell: Shell) -> None:
     """The command fails with a hint; once the broker is back, --resume goes on. At most one batch arrives twice."""
-    own_broker(kind)
-    restartable, count = Restartable(kind, f"convert-{uuid.uuid4().hex[:8]}"), 20_000
+    restartable, count = Restartable(Kind.EMBEDDED, f"convert-{uuid.uuid4().hex[:8]}"), 5_000
     lonely_shell.environment["MQTOOL_URL"] = restartable.url
     try:
         lines = "".join(f"{number}\n" for number in range(count))
