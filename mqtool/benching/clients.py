@@ -8,18 +8,26 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
+from pamqp import commands
+
 from mqtool.amqp.unconfirmed import Route
 from mqtool.benching.client_process import SECOND, Client, Orders, tell
 from mqtool.benching.plain_connection import ConnectionLost, Wire
 from mqtool.benching.plan import STAMP, Job, bodies
-from mqtool.benching.tally import add_to_runs
+from mqtool.benching.tally import Latencies, add_to_runs
 from mqtool.errors import MqtoolError
 from mqtool.message import Delivery, Message
 
 #: Seconds after the end of the run in which messages that were due before are still sent.
 _GRACE = 2.0
+#: Where replies go to the publisher of a request: https://www.rabbitmq.com/docs/direct-reply-to
+_REPLIES = "amq.rabbitmq.reply-to"
 #: The maximum number of messages that are written together, and of bytes that wait for the socket.
 _BATCH, _UNSENT = 256, 1 << 18
+
+
+#: The properties of a reply: one mapping for all of them, so that they are encoded once.
+_REPLY: dict[str, Any] = {}
 
 
 class Publisher(Client):
@@ -43,12 +51,18 @@ class Publisher(Client):
 
     def open(self, wire: Wire) -> None:
         super().open(wire)
-        wire.on_confirm, wire.on_nack = partial(self._on_confirm, wire), self._on_nack
-        wire.confirm()
         self._base, self._lowest = 1 - self._next, 1
-        properties = {} if self.plan.ttl is None else {"expiration": str(round(self.plan.ttl * 1000))}
+        properties: dict[str, Any] = {}
+        if self.plan.rpc:
+            wire.consume(_REPLIES, 0, partial(self._on_replies, wire), {}, auto=True)
+            properties["reply_to"] = _REPLIES
+        else:
+            wire.on_confirm, wire.on_nack = partial(self._on_confirm, wire), self._on_nack
+            wire.confirm()
+        if self.plan.ttl is not None:
+            properties["expiration"] = str(round(self.plan.ttl * 1000))
         route = Route(self.job.exchange, self.job.routing_key, persistent=self.plan.persistent)
-        encoder = wire.encoder()
+        encoder = wire.encoder
         self._templates = [
             _around_stamp(encoder.encode([Message(each, properties=properties)], route)) for each in self._bodies
         ]
@@ -93,11 +107,11 @@ class Publisher(Client):
         return self._intended(self._next)
 
     def _publish(self, wire: Wire, intended: list[int]) -> None:
-        templates, publisher = self._templates, self.job.number
+        templates, publisher, delay = self._templates, self.job.number, round(self.plan.delay * SECOND)
         pieces: list[bytes] = []
         for number, at in enumerate(intended, self._next):
             before, after = templates[number % len(templates)]
-            pieces += (before, STAMP.pack(publisher, number, at), after)
+            pieces += (before, STAMP.pack(publisher, number, at + delay), after)
             self._pending[number + self._base] = at
         self._next += len(intended)
         wire.send(b"".join(pieces))
@@ -126,6 +140,10 @@ class Publisher(Client):
         self.measured += len(measured)
         self.latencies.record(measured)
         self.happened(now)
+
+    def _on_replies(self, wire: Wire, batch: list[Delivery]) -> None:
+        for delivery in batch:
+            self._on_confirm(wire, STAMP.unpack_from(delivery.body)[1] + self._base, multiple=False)
 
     def _on_nack(self, tag: int, *, multiple: bool) -> None:
         self._nacked += len(list(self._settled(tag, multiple=multiple)))
@@ -174,7 +192,10 @@ class Consumer(Client):
         return False  # until the command says so, because it knows what was published
 
     def _take(self, wire: Wire, batch: list[Delivery]) -> None:
-        now, measured_from, runs, latencies = wire.now, self.measured_from, self._runs, []
+        if self.plan.rpc:
+            self._reply(wire, batch)
+        now, runs, latencies = wire.now, self._runs, []
+        measured_from = self.measured_from + round(self.plan.delay * SECOND)
         for delivery in batch:
             publisher, number, intended = STAMP.unpack_from(delivery.body)
             add_to_runs(runs[publisher], number, delivery.redelivered)
@@ -192,6 +213,13 @@ class Consumer(Client):
             elif self._unacknowledged >= each:
                 self._acknowledge_all(wire)
         self.happened(now)
+
+    def _reply(self, wire: Wire, batch: list[Delivery]) -> None:
+        """Send the bodies back to their publishers."""
+        replies = [
+            Message(delivery.body, str(delivery.properties["reply_to"]), properties=_REPLY) for delivery in batch
+        ]
+        wire.send(wire.encoder.encode(replies, Route()))
 
     def _acknowledge_all(self, wire: Wire) -> None:
         if self._unacknowledged:
@@ -218,13 +246,95 @@ class Consumer(Client):
         }
 
 
+class Churner(Publisher):
+    """Creates connections, channels, queues or bindings, one after another, and removes each at once.
+
+    What it creates is counted as confirmed, and what it removes as received.
+    """
+
+    def __init__(self, job: Job, orders: Orders) -> None:
+        super().__init__(job, orders)
+        self._removed = Latencies()
+        self._name = f"{job.queue}-{job.number}"
+
+    def open(self, wire: Wire) -> None:
+        Client.open(self, wire)
+        if self.plan.churn == "bindings":
+            wire.call(_exclusive_queue(self._name), commands.Queue.DeclareOk)
+
+    def is_done(self, now: int) -> bool:
+        return self._is_over(now)
+
+    def work(self, wire: Wire, now: int) -> int:
+        due = self._intended(self._next) if self._interval else max(now, self.start)
+        if due > now:
+            return due
+        self._next += 1
+        self._sent, self._sent_at = self._next, now
+        {"connections": self._connection, "channels": self._channel, "queues": self._queue, "bindings": self._binding}[
+            self.plan.churn or ""
+        ](wire, due)
+        return self._intended(self._next) if self._interval else now
+
+    def _connection(self, _wire: Wire, due: int) -> None:
+        other = self.connected()
+        removed_from = self._created(due)
+        other.close()
+        self._is_removed(removed_from)
+
+    def _channel(self, wire: Wire, due: int) -> None:
+        number = 2  # the first one stays open
+        wire.call(commands.Channel.Open(), commands.Channel.OpenOk, channel=number)
+        removed_from = self._created(due)
+        wire.call(commands.Channel.Close(200, "", 0, 0), commands.Channel.CloseOk, channel=number)
+        self._is_removed(removed_from)
+
+    def _queue(self, wire: Wire, due: int) -> None:
+        wire.call(_exclusive_queue(self._name), commands.Queue.DeclareOk)
+        removed_from = self._created(due)
+        wire.call(commands.Queue.Delete(queue=self._name), commands.Queue.DeleteOk)
+        self._is_removed(removed_from)
+
+    def _binding(self, wire: Wire, due: int) -> None:
+        exchange, key = "amq.direct", f"{self._name}-{self._next}"
+        bind = commands.Queue.Bind(queue=self._name, exchange=exchange, routing_key=key)
+        wire.call(bind, commands.Queue.BindOk)
+        removed_from = self._created(due)
+        unbind = commands.Queue.Unbind(queue=self._name, exchange=exchange, routing_key=key)
+        wire.call(unbind, commands.Queue.UnbindOk)
+        self._is_removed(removed_from)
+
+    def _created(self, due: int) -> int:
+        """Count what was created; return the time."""
+        now = time.monotonic_ns()
+        self._confirmed.append([self._next - 1, 1])
+        if due >= self.measured_from:
+            self.measured += 1
+            self.latencies.record([now - due])
+        self.happened(now)
+        return now
+
+    def _is_removed(self, since: int) -> None:
+        now = time.monotonic_ns()
+        if since >= self.measured_from:
+            self._removed.record([now - since])
+
+    def report(self) -> dict[str, Any]:
+        return {**super().report(), "removed": self._removed.pairs()}
+
+
+def _exclusive_queue(name: str) -> commands.Queue.Declare:
+    return commands.Queue.Declare(queue=name, exclusive=True)
+
+
 def main() -> None:
     """Do the job that is on standard input."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command handles Ctrl-C, and says when to stop
     orders = Orders()
     job = Job.from_told(orders.next())
     try:
-        (Publisher if job.role == "publisher" else Consumer)(job, orders).run()
+        publisher = Publisher if job.plan.churn is None else Churner
+        (publisher if job.role == "publisher" else Consumer)(job, orders).run()
     except MqtoolError as error:
         tell(failed=str(error), hint=error.hint, exit_code=int(error.exit_code))
     except ConnectionLost as error:

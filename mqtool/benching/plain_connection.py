@@ -43,7 +43,7 @@ class Wire:
         now: when the data that is being processed arrived, in nanoseconds of the monotonic clock.
         on_confirm: called with the delivery tag of each confirm, and `multiple`.
         on_nack: the same for basic.nack.
-        frame_max: the maximum size of a frame, in bytes.
+        encoder: encodes messages to publish on this connection.
 
     Args:
         addresses: the nodes of the broker, tried in turn.
@@ -56,7 +56,6 @@ class Wire:
         self.now = time.monotonic_ns()
         self.on_confirm: Callable[..., None] = _ignore
         self.on_nack: Callable[..., None] = _ignore
-        self.frame_max = _FRAME_MAX
         self._reader = FrameReader(self._on_other)
         self._reader.confirmed[_CHANNEL] = lambda tag, *, multiple: self.on_confirm(tag, multiple=multiple)
         self._replies: deque[Frame] = deque()
@@ -72,6 +71,7 @@ class Wire:
             except (OSError, ConnectionLost) as error:
                 failure = connecting(error, address)
             else:
+                self.encoder = PublishEncoder(_CHANNEL, self._frame_max)
                 return
         raise failure or Unavailable("no address to connect to")
 
@@ -120,9 +120,9 @@ class Wire:
             tune = self.call(start_ok, commands.Connection.Tune, channel=0)
         except ConnectionLost as error:
             raise AccessRefused(f"the broker refuses the login of {address.user!r}") from error
-        self.frame_max = min(tune.frame_max or _FRAME_MAX, _FRAME_MAX)
+        self._frame_max = min(tune.frame_max or _FRAME_MAX, _FRAME_MAX)
         # Without heartbeats: a run has an end of its own.
-        self.send(frame.marshal(commands.Connection.TuneOk(tune.channel_max, self.frame_max, 0), 0))
+        self.send(frame.marshal(commands.Connection.TuneOk(tune.channel_max, self._frame_max, 0), 0))
         self.call(commands.Connection.Open(address.virtual_host), commands.Connection.OpenOk, channel=0)
         self.call(commands.Channel.Open(), commands.Channel.OpenOk)
 
@@ -168,14 +168,10 @@ class Wire:
         self._take = take
         if not auto:
             self.call(commands.Basic.Qos(prefetch_count=prefetch), commands.Basic.QosOk)
-        tag = "bench"
+        tag = "bench"  # of the only consumer of this connection
         self._reader.add(ConsumerFrames(_CHANNEL, tag, queue, 0, take))
         consume = commands.Basic.Consume(queue=queue, consumer_tag=tag, no_ack=auto, arguments=arguments)
         self.call(consume, commands.Basic.ConsumeOk)
-
-    def encoder(self) -> PublishEncoder:
-        """An encoder of messages for this connection."""
-        return PublishEncoder(_CHANNEL, self.frame_max)
 
     # Sending and receiving.
 

@@ -36,6 +36,9 @@ class Plan:
         exchange: the type of the exchange to publish to; None for the default exchange.
         ttl: seconds after which messages expire; None for never.
         warm_up: seconds at the start that are counted, but not measured.
+        delay: seconds that messages wait in a wait queue before they reach the consumers.
+        rpc: consumers reply to each message; latencies until the confirm become latencies until the reply.
+        churn: instead of publishing, create and remove "connections", "channels", "queues" or "bindings".
     """
 
     rate: float | None = None
@@ -53,6 +56,9 @@ class Plan:
     persistent: bool = True
     ttl: float | None = None
     warm_up: float = 0.0
+    delay: float = 0.0
+    rpc: bool = False
+    churn: str | None = None
 
     def checked(self) -> Self:
         """Return the plan.
@@ -67,6 +73,10 @@ class Plan:
             )
         if self.duration is None and self.messages is None:
             raise UsageError("the run would never end", "give --duration or --messages")
+        if self.rpc and (self.queue_type == "stream" or self.exchange is not None or self.delay):
+            raise UsageError("--rpc needs a classic or quorum queue, without an exchange or a delay", "leave them out")
+        if self.delay and self.queue_type == "stream":
+            raise UsageError("messages to a stream cannot wait in a wait queue", "use a classic or quorum queue")
         if self.duration is not None and self.warm_up >= self.duration:
             raise UsageError("the warm-up takes the whole run", "make --warm-up shorter than --duration")
         return self
@@ -91,6 +101,9 @@ class Plan:
 
     def in_words(self) -> str:
         """The settings in a line."""
+        if self.churn is not None:
+            pace = f"{self.rate:,.0f}/s" if self.rate else "one after another"
+            return f"creating and removing {self.churn}, {_counted(self.publishers, 'client')}, {pace}"
         small, large = self.sizes
         size = f"bodies from {self.bodies.name}" if self.bodies else f"{small} bytes" if small == large else ""
         pace = f"{self.rate:,.0f}/s" if self.rate else f"up to {self.in_flight:,} in flight"
@@ -100,6 +113,8 @@ class Plan:
             _counted(self.consumers, "consumer"),
             size or f"{small} to {large} bytes",
             "persistent" if self.persistent else "transient",
+            *(["with replies"] if self.rpc else []),
+            *([f"delayed by {self.delay:g} s"] if self.delay else []),
             pace,
         ]
         return ", ".join(parts)

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from mqtool.amqp import Address, Connection, TlsFiles, administration
+from mqtool.amqp import Address, Channel, Connection, TlsFiles, administration
 from mqtool.benching.plan import Job, Plan, lines_in, told
 from mqtool.benching.result import Result, Snapshot
 from mqtool.benching.tally import Latencies, Tally
+from mqtool.delays import wait_queues
 from mqtool.errors import ExitCode, MqtoolError, Unavailable
 from mqtool.management import Management
 from mqtool.message import new_message_id
@@ -141,6 +142,8 @@ class Run:
         self._commands = sorted(commands)
         self._notice = notice
         self._name = f"mqtool-bench-{new_message_id()[:8]}"
+        self._declared: list[Queue | Exchange] = []
+        self._routing_key = ""
         self._clients: list[Client] = []
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._selector = selectors.DefaultSelector()
@@ -152,16 +155,32 @@ class Run:
     def __enter__(self) -> Self:
         with Connection(self._place.addresses, tls=self._place.tls) as connection:
             self.broker = connection.broker_to_show
+            if self.plan.churn is not None:
+                return self
             channel = connection.channel()
             arguments: dict[str, Any] = {"x-queue-type": self.plan.queue_type}
             if self.plan.queue_type != "stream":
                 arguments["x-expires"] = _EXPIRES
-            queue = channel.declare(Queue(self._name, durable=True, arguments=arguments))
+            first = channel.declare(Queue(self._name, durable=True, arguments=arguments))
+            self._declared.append(first)
+            if self.plan.delay:
+                first = self._declare_wait_queue(channel)
+            self._routing_key = first.name
             if self.plan.exchange is not None:
                 exchange = Exchange(self._name, self.plan.exchange, durable=True)
-                channel.declare(exchange)
-                channel.bind(queue, exchange, self._name)
+                self._declared.append(channel.declare(exchange))
+                channel.bind(first, exchange, first.name)
         return self
+
+    def _declare_wait_queue(self, channel: Channel) -> Queue:
+        """Declare a queue that passes messages on to the consumers' queue after the delay."""
+        queue = wait_queues.wait_queue(f"{self._name}.wait", round(self.plan.delay * 1000), "", self._name)
+        if self.plan.queue_type == "quorum":
+            queue = wait_queues.AtLeastOnce(channel, self._notice).declare(queue)
+        else:
+            channel.declare(queue)
+        self._declared.append(queue)
+        return queue
 
     def __exit__(self, *error: object) -> None:
         for client in self._clients:
@@ -172,6 +191,8 @@ class Run:
             if process.poll() is None:
                 self._notice(f"still running: {command}")
         self._selector.close()
+        if not self._declared:
+            return
         try:
             self._delete()
         except MqtoolError as failure:
@@ -182,9 +203,11 @@ class Run:
 
         with connect_within(_END, lambda: Connection(self._place.addresses, tls=self._place.tls)) as connection:
             channel = connection.channel()
-            administration.delete_queue(channel, self._name)
-            if self.plan.exchange is not None:
-                administration.delete_exchange(channel, self._name)
+            for thing in self._declared:
+                if isinstance(thing, Queue):
+                    administration.delete_queue(channel, thing.name)
+                else:
+                    administration.delete_exchange(channel, thing.name)
 
     def stop(self) -> None:
         """End the run early; perform() returns the result so far. Safe to call from a signal handler."""
@@ -199,7 +222,7 @@ class Run:
         Raises:
             MqtoolError: the broker refuses what the run needs, or a process has failed.
         """
-        for number in range(self.plan.consumers):
+        for number in range(self.plan.consumers if self.plan.churn is None else 0):
             self._launch("consumer", number)
         for number in range(self.plan.publishers):
             self._launch("publisher", number)
@@ -214,14 +237,15 @@ class Run:
         for client in self._clients:
             client.say(start=round(self._start * _SECOND))
         self._publish(progress)
-        self._drain(progress)
+        if self.plan.churn is None:
+            self._drain(progress)
         cpu, memory = use.end()
         self._end("consumer")
         return self._result(cpu, memory)
 
     def _launch(self, role: str, number: int) -> None:
-        exchange, key = (self._name, self._name) if self.plan.exchange else ("", self._name)
-        job = Job(role, number, self.plan, self._place.addresses, self._place.tls, exchange, key, self._name)
+        place, exchange = self._place, self._name if self.plan.exchange else ""
+        job = Job(role, number, self.plan, place.addresses, place.tls, exchange, self._routing_key, self._name)
         process = subprocess.Popen(
             [sys.executable, "-m", "mqtool.benching"],
             stdin=subprocess.PIPE,
@@ -309,7 +333,7 @@ class Run:
             received = self._look(progress).received
             if received != before and not self._stopping:
                 before, moved_at = received, time.monotonic()
-            elif time.monotonic() > moved_at + (_SHORTLY if self._stopping else _QUIET):
+            elif time.monotonic() > moved_at + (_SHORTLY if self._stopping else _QUIET + self.plan.delay):
                 return
 
     def _end(self, role: str) -> None:
@@ -323,13 +347,13 @@ class Run:
         tally, told_by = self._tally, [client.told for client in self._clients]
         merged = {role: Latencies() for role in ("publisher", "consumer")}
         for client in self._clients:
-            if "latencies" in client.told:
-                merged[client.role].merge(client.told["latencies"])
+            merged[client.role].merge(client.told.get("latencies", ()))
+            merged["consumer"].merge(client.told.get("removed", ()))
         snapshot = self._snapshot()
         published = self._sum("publisher", "published")
         nacked = self._sum("publisher", "nacked")
         gaps = [max((client.told.get("gap", 0.0) for client in self._of(role)), default=0.0) for role in merged]
-        missing = tally.lost(self.plan.consumers)
+        missing = tally.lost(self.plan.consumers) if self.plan.churn is None else 0
         unsent = 0 if self.plan.rate is None or self._stopping else max(0, (self.plan.total or 0) - published)
         return Result(
             plan=self.plan,
@@ -361,5 +385,6 @@ class Run:
     def _rate(self, role: str, what: str = "measured") -> float:
         """Messages per second, from the end of the warm-up until the last one."""
         last = max((client.told.get(f"{what}_at", 0) for client in self._of(role)), default=0)
-        seconds = last / _SECOND - self._start - self.plan.warm_up
+        waited = self.plan.delay if role == "consumer" else 0.0
+        seconds = last / _SECOND - self._start - self.plan.warm_up - waited
         return self._sum(role, what) / seconds if seconds > 0 else 0.0

@@ -79,8 +79,8 @@ class OptionGroup:
         vars(self).update(values)
 
     def changed(self, **values: Any) -> Self:
-        """Return a copy with new values for the fields named."""
-        return type(self)(**{**vars(self), **values})
+        """Return a copy with new values for the fields named, and without what this group has cached."""
+        return type(self)(**{name: value for name, value in vars(self).items() if name[0] != "_"} | values)
 
 
 #: What the broker is asked for to complete a value, by the name of the value in the help.

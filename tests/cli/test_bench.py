@@ -110,6 +110,71 @@ def test_a_command_at_a_time_of_the_run(shell: Shell, broker: TestBroker) -> Non
     wait_until(lambda: {"begun", "third"} <= {path.name for path in shell.directory.iterdir()}, "both")
 
 
+@pytest.mark.parametrize(
+    ("options", "totals"),
+    [
+        ("--rpc --consumers 2", (200, 200)),
+        ("--rpc --rate 400 --transient --queue-type classic", (200, 200)),
+        ("--delay 500ms", (200, 200)),
+        ("--exchange topic --ack auto --bodies bodies --rate 500 --warm-up 100ms", (200, 200)),
+        ("--churn connections", (200, 0)),
+        ("--churn channels --rate 400", (200, 0)),
+        ("--churn queues --publishers 2", (200, 0)),
+        ("--churn bindings", (200, 0)),
+    ],
+)
+def test_kinds_of_load(shell: Shell, broker: TestBroker, options: str, totals: tuple[int, int]) -> None:
+    """Requests with replies, delayed messages, and what is created and removed at once; nothing is left behind."""
+    (shell.directory / "bodies").write_text("short\n" + "long" * 40_000 + "\n")
+    found = _result(shell, "-c", "200", *options.split())
+    assert (found["confirmed"], found["received"], found["lost"]) == (*totals, 0)
+    assert Latencies(found["deliver"]["histogram"]).count > 0
+    assert Latencies(found["confirm"]["histogram"]).count > 0
+    assert shell.run("mqtool", "list", "queues", "--all").stdout == ""
+
+
+@on_any_broker
+def test_several_runs(shell: Shell, broker: TestBroker) -> None:
+    """--vary prints a row for each value, compare a verdict for each measure; files of results can be compared, too."""
+    varied = shell.run(*BENCH, "--vary", "size=50,1KiB", "-c", "100", "--csv")
+    assert (varied.code, len(varied.stdout.splitlines())) == (0, 3), varied.stderr
+    stepped = shell.run(*BENCH, "--vary", "rate=500,1000", "-c", "100", "--plot", "chart.html")
+    assert [line.split()[0] for line in stepped.stdout.splitlines()] == ["500", "1000"]
+    assert "kept up" in stepped.stderr or "did not keep up" in stepped.stderr
+    assert "<svg" in (shell.directory / "chart.html").read_text()
+    compared = shell.run(*BENCH, "compare", "classic", "quorum", "-c", "100", "--rounds", "2")
+    assert compared.code == 0, compared.stderr
+    assert "A: classic, B: quorum, 2 runs and 2 runs" in compared.stdout
+    assert "confirmed/s: " in compared.stdout
+    for name in ("old", "new"):
+        made = shell.script(f"mqtool bench --yes -c 100 --json > {name}; mqtool bench --yes -c 100 --json >> {name}")
+        assert made.code == 0, made.stderr
+    assert "A: old, B: new, 2 runs and 2 runs" in shell.run("mqtool", "bench", "compare", "old", "new").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--size", "5"], "a body of 5 bytes is too small"),
+        (["--size", "9-5"], "is not a range of sizes"),
+        (["--ack", "some"], "is not each, auto or a number of messages"),
+        (["--vary", "queue=a,b"], "does not begin with one of rate, size"),
+        (["--at", "soon", "true"], "--at: 'soon' is not a duration"),
+        (["--json", "--csv"], "--json and --csv cannot be combined"),
+        (["--plot", "x.png"], "its name must end with .svg or .html"),
+        (["--rpc", "--queue-type", "stream"], "--rpc needs a classic or quorum queue"),
+        (["--duration", "1s", "--warm-up", "2s"], "the warm-up takes the whole run"),
+        (["--bodies", "nothing"], "cannot read nothing"),
+        (["comapre", "classic", "quorum"], "did you mean 'compare'?"),
+        (["compare", "classic", "nothing"], "there is no context 'nothing'"),
+    ],
+)
+def test_mistakes(tester: Shell, words: list[str], said: str) -> None:
+    """One sentence and a hint, before anything is declared."""
+    done = tester.run(*BENCH, *words)
+    assert (done.code, said in done.stderr) == (2, True), done.stderr
+
+
 class Meddler(Proxy):
     """A proxy that drops the third of each ten deliveries, doubles the fifth, and swaps the seventh and the eighth."""
 

@@ -13,10 +13,11 @@ from mqtool.benching.run import Place, Run, Timed
 from mqtool.cli import contexts, stopping
 from mqtool.cli.access import Access
 from mqtool.cli.chosen_broker import is_same_node
-from mqtool.cli.command_line import Argument, Call, Option, OptionGroup, duration_or_seconds, size
+from mqtool.cli.command_line import Argument, Option, OptionGroup, duration_or_seconds, size
 from mqtool.cli.display import bench_report, output
 from mqtool.cli.display.progress import Progress
 from mqtool.cli.options import DURATION, RATE, TIME_LIMIT, Commands, ManagedBroker, Yes, ask
+from mqtool.duration import parse_duration
 from mqtool.errors import BadData, MqtoolError, UsageError
 from mqtool.spelling import counted, did_you_mean
 
@@ -104,6 +105,14 @@ class Load(OptionGroup):
     ] = None
     persistent: Annotated[bool, Option("--persistent/--transient", help="Delivery mode 2, or 1")] = True
     ttl: Annotated[float | None, Option(help="Expire messages after this long", **DURATION)] = None
+    delay: Annotated[
+        float, Option(help="Delay messages, in a wait queue", parser=parse_duration, metavar="DURATION")
+    ] = 0.0
+    rpc: Annotated[bool, Option(help="Consumers reply; measure the round trip")] = False
+    churn: Annotated[
+        Literal["connections", "channels", "queues", "bindings"] | None,
+        Option(help="Create and remove these instead of publishing"),
+    ] = None
     warm_up: Annotated[float, Option(help="Do not measure the first part of a run", **DURATION)] = 0.0
 
     def plan(self, default: float) -> Plan:
@@ -131,6 +140,9 @@ class Load(OptionGroup):
             persistent=self.persistent,
             ttl=self.ttl,
             warm_up=self.warm_up,
+            delay=self.delay,
+            rpc=self.rpc,
+            churn=self.churn,
         ).checked()
 
 
@@ -362,7 +374,7 @@ def _side(word: str, broker: ManagedBroker, plan: Plan) -> Side:
         return Side(Path(word).name, None, plan, _results_in(Path(word)))
     options, call = broker.options, broker.options.call
     is_url = "://" in word
-    named = Call(call.command, call.typed | {"url" if is_url else "context"} - {"context" if is_url else "url"})
+    named = call._replace(typed=call.typed - {"url", "context"} | {"url" if is_url else "context"})
     chosen = {"url": word, "context": None} if is_url else {"url": None, "context": word}
     access = broker.changed(options=options.changed(**chosen, call=named), management=None).access()
     return Side(access.context or str(access.address), access, plan)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mqtool.benching.comparison import Comparison
+from mqtool.benching.plan import Plan
 from mqtool.benching.result import BUSY, Result
 from mqtool.benching.tally import PERCENTILES, Latencies
 from mqtool.cli.display import layout, output
@@ -29,11 +30,15 @@ def lines(result: Result) -> Iterator[str]:
     yield ""
     yield f"{'':<12}{'messages':>14}{'per second':>14}"
     totals = (result.published, result.confirmed, result.received)
-    for name, total, rate in zip(("published", "confirmed", "received"), totals, result.rates, strict=True):
+    names = _names(result.plan)
+    for name, total, rate in zip(names, totals, result.rates, strict=False):
         yield f"{name:<12}{total:>14,}{rate:>14,.0f}"
     yield ""
     yield f"{'latency until':<14}" + "".join(f"{f'p{percentile:g}':>11}" for percentile in PERCENTILES) + f"{'max':>11}"
-    for name, latencies in (("confirmed", result.confirm), ("delivered", result.deliver)):
+    for name, latencies in (
+        (names[1], result.confirm),
+        ("removed" if result.plan.churn else "delivered", result.deliver),
+    ):
         points = "".join(f"{duration(latencies.at(at)):>11}" for at in (*PERCENTILES, 100.0))
         yield f"{name:<14}{points}"
     if result.deliver.count:
@@ -47,8 +52,17 @@ def lines(result: Result) -> Iterator[str]:
     yield quotable(result)
 
 
+def _names(plan: Plan) -> tuple[str, ...]:
+    """The names of the rows of a report."""
+    if plan.churn is not None:
+        return ("begun", "created")
+    return ("published", "replied" if plan.rpc else "confirmed", "received")
+
+
 def counts(result: Result) -> str:
     """What was lost and what came twice, as a line."""
+    if result.plan.churn is not None:
+        return f"failed {result.unconfirmed:,}"
     lost = "lost or expired" if result.plan.ttl is not None else "lost"
     named = {lost: result.lost, "duplicated": result.duplicated, "out of order": result.out_of_order}
     named |= {"redelivered": result.redelivered}
@@ -71,11 +85,17 @@ def broker_use(result: Result) -> str:
 
 def quotable(result: Result) -> str:
     """The result in one line."""
-    confirmed, delivered = result.rates[1], result.deliver
-    return (
-        f"{confirmed:,.0f} confirmed/s; delivered after p50 {duration(delivered.at(50))}, "
-        f"p99 {duration(delivered.at(99))}, max {duration(delivered.at(100))}; {result.lost:,} lost"
-    )
+    plan, rate = result.plan, f"{result.rates[1]:,.0f}"
+    if plan.churn is not None:
+        return f"{rate} {plan.churn}/s created; {_points(result.confirm)}"
+    if plan.rpc:
+        return f"{rate} replies/s; after {_points(result.confirm)}; {result.unconfirmed:,} without a reply"
+    return f"{rate} confirmed/s; delivered after {_points(result.deliver)}; {result.lost:,} lost"
+
+
+def _points(latencies: Latencies) -> str:
+    at = {"p50": 50.0, "p99": 99.0, "max": 100.0}
+    return ", ".join(f"{name} {duration(latencies.at(percentile))}" for name, percentile in at.items())
 
 
 def remarks(result: Result) -> Iterator[str]:
@@ -85,7 +105,7 @@ def remarks(result: Result) -> Iterator[str]:
         yield f"a client used {result.busiest:.0%} of a CPU: it may be slower than the broker; use more processes"
     if result.unsent:
         yield f"the broker did not keep up with {plan.rate:,.0f}/s: {counted(result.unsent, 'message')} not sent"
-    if result.reconnects or max(result.gap) > _NOTABLE_GAP:
+    if result.reconnects or max(result.gap) > _NOTABLE_GAP + plan.delay:
         confirm, deliver = (f"{each * 1000:,.0f} ms" for each in result.gap)
         again = f"; {counted(result.reconnects, 'reconnect')}" if result.reconnects else ""
         yield f"the longest time without a confirm was {confirm}, without a delivery {deliver}{again}"
