@@ -247,7 +247,7 @@ def _signature(name: str, thing: Any) -> str:
 def _plain(signature: str) -> str:
     """A signature without the modules of its types, and without quotes around them."""
     signature = re.sub(r"(: |-> |\[str, )'([^']+)'", r"\1\2", signature)
-    signature = re.sub(r"<function \S+ at \w+>", "…", signature)
+    signature = re.sub(r"<function \S+ at \w+>", "...", signature)
     return re.sub(r"~(?=[A-Z])|\b(?:[a-z_0-9]+\.)+(?=[A-Z])", "", signature)
 
 
