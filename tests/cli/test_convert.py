@@ -24,8 +24,6 @@ from tests.brokers import Restartable, TestBroker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.test_move import taken
 
-pytestmark = pytest.mark.keeps_messages
-
 COUNT = 20
 
 
@@ -196,6 +194,7 @@ def as_published(delivery: Delivery) -> dict[str, Any]:
     return kept | ({"headers": headers} if headers else {})
 
 
+@pytest.mark.keeps_messages
 @pytest.mark.parametrize(("before", "after"), [("classic", "quorum"), ("quorum", "classic"), ("classic", "stream")])
 def test_a_queue_gets_another_type(broker: TestBroker, before: str, after: str) -> None:
     """Its messages stay in order, as they were; only the exchange of those published to exchanges differs."""
@@ -250,6 +249,7 @@ def test_undone(broker: TestBroker, kill_at: int) -> None:
     check_all_is_there(broker)
 
 
+@pytest.mark.keeps_messages
 def test_publishers_go_on(broker: TestBroker) -> None:
     """Messages published to an exchange meanwhile arrive once each, and none is returned."""
     fill(broker, count=COUNT)

@@ -111,7 +111,7 @@ def test_a_signal_ends_a_receiver_whose_reader_does_not_read(shell: Shell, broke
     shell.run("mqtool", "send", "-l", stdin=("x" * 10_000 + "\n") * 100)
     shell.start_cold()
     receiver = f"mqtool receive {options} --ready-file ready"
-    script = f"{{ {receiver} & echo $! > pid; wait $!; echo $? > code; }} | sleep 600"
+    script = f"{{ {receiver} & echo $! > pid; wait $!; echo $? > code; }} | sh -c 'echo $$ > reader; exec sleep 600'"
     pipeline = shell.start("sh", "-c", script)
     wait_until((shell.directory / "ready").exists, "it is consuming")
     pid = int((shell.directory / "pid").read_text())
@@ -119,7 +119,8 @@ def test_a_signal_ends_a_receiver_whose_reader_does_not_read(shell: Shell, broke
     os.kill(pid, signal.SIGTERM)
     wait_until(lambda: (shell.directory / "code").exists() and (shell.directory / "code").read_text(), "it has ended")
     assert (shell.directory / "code").read_text() == "143\n"
-    pipeline.process.kill()
+    os.kill(int((shell.directory / "reader").read_text()), signal.SIGKILL)
+    pipeline.wait()
 
 
 def _unread(pid: int) -> int:
