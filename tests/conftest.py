@@ -40,6 +40,11 @@ _LONGEST = {
     "test_hostile_rows",
     "test_restart_broker",
     "test_however_it_is_ended_nothing_goes_on_running",
+    "test_so_does_a_stream_over_amqp_1_0",
+    "test_views_go_on_after_a_restart",
+    "test_a_page_can_be_pasted",
+    "test_several_runs",
+    "test_recipes_work_and_fit_on_a_screen",
 }
 
 

@@ -104,6 +104,7 @@ def test_a_broker_for_other_machines(home: Shell, kind: Kind, at_port: str) -> N
     """It listens on one more address; a user made for them has a password, which is shown once, and on request."""
     own_broker(kind)
     up = home.run("mqtool", "broker", "up", f"--kind={kind}", "--name=mine", "--listen=127.0.0.2", at_port)
+    assert up.code == 0, up.stderr
     (url,) = re.findall(r"export AMQP_URL=(amqp://remote:\S+@127\.0\.0\.2:\d+)", up.stderr)
     assert home.run("mqtool", "new-task", "from elsewhere", "-u", url).code == 0
     assert home.run("mqtool", "broker", "env", "--name", "mine", "--remote").stdout.startswith(

@@ -39,19 +39,19 @@ def test_so_does_a_stream_over_amqp_1_0(lonely_shell: Shell, how: str) -> None:
     broker = Restartable(Kind.EMBEDDED, f"restart-{uuid.uuid4().hex[:8]}", like="4.3")
     lonely_shell.environment["MQTOOL_PROTOCOL"] = "amqp1.0"
     try:
-        lives_through_it(broker, lonely_shell, how, [])
+        lives_through_it(broker, lonely_shell, how, [], lines=10_000)
     finally:
         broker.stop()
 
 
-def lives_through_it(restartable: Restartable, shell: Shell, how: str, queue: list[str]) -> None:
+def lives_through_it(restartable: Restartable, shell: Shell, how: str, queue: list[str], lines: int = LINES) -> None:
     shell.environment["MQTOOL_URL"] = restartable.url
     receiver = shell.start("mqtool", "receive", "--raw", *queue).wait_until_ready()
     sender = shell.start("mqtool", "send", "-l", "--persistent", *queue, stdin=PIPE)
     assert sender.process.stdin is not None
-    for number in range(LINES):
+    for number in range(lines):
         sender.process.stdin.write(b"%d\n" % number)
-        if number == LINES // 2:
+        if number == lines // 2:
             sender.process.stdin.flush()
             wait_until(lambda: receiver.stdout.count("\n") > 100, "the stream flows")
             getattr(restartable, how)()
@@ -62,10 +62,10 @@ def lives_through_it(restartable: Restartable, shell: Shell, how: str, queue: li
     sent = sender.wait()
     assert sent.code == 0, sent.stderr
     assert "connected again" in sent.stderr
-    assert f"{LINES:,} confirmed in " in sent.stderr
+    assert f"{lines:,} confirmed in " in sent.stderr
 
     def missing() -> list[int]:
-        return sorted({*range(LINES)} - {int(line) for line in receiver.stdout.split("\n")[:-1]})
+        return sorted({*range(lines)} - {int(line) for line in receiver.stdout.split("\n")[:-1]})
 
     wait_until(lambda: not missing(), lambda: f"every line is received: {receiver.stderr}, without {missing()[:20]}")
     assert receiver.interrupt().wait().code == 0
