@@ -400,7 +400,7 @@ def test_the_management_api_shows_connections_sessions_and_consumers(
 
     def shown() -> list[Any]:
         found = [each for each in views("connections") if each.get("protocol") == "AMQP 1-0"]
-        return [each for each in found if each["channels"] or not shows_sessions]
+        return [each for each in found if each.get("channels") or not shows_sessions]
 
     take.until(shown, timeout=60)
     (found,) = shown()

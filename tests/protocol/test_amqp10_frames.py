@@ -751,7 +751,8 @@ def test_unsettled_messages_come_back_when_the_client_goes(
 def test_priority_of_a_receiver(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
     client.attach_receiver(queue)
     client.attach_receiver(queue, handle=1, rest=(None, None, None, {Symbol("rabbitmq:priority"): Int32(5)}))
-    client.flow(echo=True)
+    client.flow(1, 100, echo=True)
+    client.expect(FLOW)  # the queue has the credit of both
     for body in (b"1", b"2"):
         channel.basic_publish("", "q", body)
     assert [client.expect(TRANSFER).field(0) for _ in range(2)] == [1, 1]
