@@ -3,6 +3,7 @@
 import functools
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -112,7 +113,8 @@ def test_the_command_reference_is_what_the_commands_say() -> None:
     assert REFERENCE.read_text() == reference()
     assert MANUAL.read_text() == manual()
     assert DIALECTS.read_text() == dialects()
-    assert PYTHON.read_text() == python()
+    if sys.version_info < (3, 14):  # which writes the types of signatures differently
+        assert PYTHON.read_text() == python()
 
 
 def test_each_command_is_in_a_guide_or_the_readme() -> None:

@@ -250,10 +250,13 @@ def test_what_is_no_performative_closes_the_connection(amqp_url: str, body: byte
          ("amqp:session:unattached-handle", "Unknown link handle: 3")),
     ],
 )  # fmt: skip
-def test_errors_that_end_the_session(client: RawAmqp10, frame: tuple[Any, ...], error: tuple[str, str]) -> None:
+def test_errors_that_end_the_session(
+    broker: TestBroker, client: RawAmqp10, frame: tuple[Any, ...], error: tuple[str, str]
+) -> None:
     client.send(*frame)
     assert client.ended() == error
-    client.begin()
+    if broker.kind != "rabbitmq" or broker.differs_since("4.2", "until then, its channel may not be free yet"):
+        client.begin()
 
 
 def test_more_transfers_than_were_sent(client: RawAmqp10) -> None:
@@ -664,6 +667,7 @@ def test_a_state_that_settles_nothing(client: RawAmqp10, queue: str, channel: Bl
 
 
 def test_drain(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
+    channel.confirm_delivery()
     channel.basic_publish("", "q", b"1")
     client.attach_receiver(queue, credit=0)
     client.flow(0, 5, drain=True)

@@ -55,6 +55,7 @@ def test_the_test_broker_is_described_as_mqtool_is() -> None:
         assert theirs[key] == PROJECT[key], key
 
 
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="Python 3.14 writes the types of signatures differently")
 def test_the_public_interface_changes_only_with_the_changelog() -> None:
     """A new, removed or different name needs a line in CHANGELOG.md, which names the interface by its checksum."""
     top = (ROOT / "CHANGELOG.md").read_text().split("\n## ")[1]
