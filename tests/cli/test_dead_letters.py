@@ -137,7 +137,8 @@ def test_a_redrive_that_is_killed_loses_nothing(shell: Shell, broker: TestBroker
 
     assert second.code == 0, second.stderr
     assert depth(broker, "jobs.dlq") == 0
-    came = shell.run("mqtool", "receive", "-q", "jobs", "--idle-timeout", "500ms", "-F", "%b %i").stdout.splitlines()
+    back = str(depth(broker, "jobs"))
+    came = shell.run("mqtool", "receive", "-q", "jobs", "-c", back, "-F", "%b %i").stdout.splitlines()
     assert {line.split()[0] for line in came} == {str(number) for number in range(count)}
     assert len(set(came)) == count
     assert len(came) - count <= 100
