@@ -4,7 +4,7 @@ and later."""
 import contextlib
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,19 @@ import pika
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
-from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.codecs.amqp10_message import Amqp10Message, BareProperties, Header, body_bytes, data_section, value_section
 from mqtool.codecs.amqp10_types import Described, Milliseconds
 from mqtool.codecs.amqp10_types import encode as encode_value
 from mqtool.codecs.amqp10_values import Symbol, ULong
 from mqtool.codecs.field_tables import Int32, Int64, UInt8, UInt32
-from tests.brokers import TestBroker, skip_or_fail
+from tests.brokers import TestBroker
 from tests.protocol.broker_process import BrokerProcess
 from tests.protocol.conftest import Api, Take
 from tests.protocol.raw_amqp10 import ACCEPTED, CLOSE, RECEIVER, RawAmqp10, described
 from tests.protocol.raw_stream import RawStream, string
+from tests.protocol.test_amqp10_frames import broker, client, embedded
+
+__all__ = ["broker", "client", "embedded"]
 
 _ACCEPT = described(ACCEPTED)
 _ID = uuid.UUID("00112233-4455-6677-8899-aabbccddeeff")
@@ -52,40 +54,6 @@ _SAID: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module")
-def embedded() -> Iterator[Callable[[str], TestBroker]]:
-    """Starts an embedded broker for each version, once."""
-    started: dict[str, EmbeddedBroker] = {}
-
-    def of(like: str) -> TestBroker:
-        if like not in started:
-            started[like] = EmbeddedBroker(like=like, management_port=0, stream_port=0).start()
-        broker = started[like]
-        streams = f"rabbitmq-stream://127.0.0.1:{broker.stream_port}"
-        url = broker.url.removesuffix("/%2F")
-        return TestBroker("embedded", url, str(broker.management_url), like, streams)
-
-    yield of
-    for each in started.values():
-        each.stop()
-
-
-@pytest.fixture(params=["4.0", "4.3", "rabbitmq"], ids=lambda like: like if like == "rabbitmq" else f"embedded-{like}")
-def broker(request: pytest.FixtureRequest, embedded: Callable[[str], TestBroker]) -> Iterator[TestBroker]:
-    """The embedded broker as two versions, and RabbitMQ if it is new enough, in place of the suite's two brokers."""
-    is_real = request.param == "rabbitmq"
-    found = request.getfixturevalue("rabbitmq") if is_real else embedded(request.param)
-    if found is None:
-        skip_or_fail("no rabbitmq-server is installed, and MQTOOL_TEST_URL names none")
-    fresh = found.with_fresh_vhost(f"test-{uuid.uuid4().hex[:12]}")
-    try:
-        if not fresh.differs_since("4.0", "AMQP 1.0 is part of the broker"):
-            pytest.skip("RabbitMQ 3.10 speaks AMQP 1.0 only with a plugin, and differently")
-        yield fresh
-    finally:
-        fresh.drop_vhost()
-
-
 @pytest.fixture
 def stream(broker: TestBroker) -> Iterator[RawStream]:
     """A client of the stream protocol."""
@@ -97,12 +65,6 @@ def stream(broker: TestBroker) -> Iterator[RawStream]:
     assert client.request(21, string(broker.vhost)).code == 1
     yield client
     client.close()
-
-
-@pytest.fixture
-def client(amqp_url: str) -> Iterator[RawAmqp10]:
-    with RawAmqp10(amqp_url) as client:
-        yield client
 
 
 def _sections() -> Amqp10Message:

@@ -59,9 +59,10 @@ def embedded() -> Iterator[Callable[[str], TestBroker]]:
 
     def of(like: str) -> TestBroker:
         if like not in started:
-            started[like] = EmbeddedBroker(like=like, management_port=0).start()
+            started[like] = EmbeddedBroker(like=like, management_port=0, stream_port=0).start()
         broker = started[like]
-        return TestBroker("embedded", broker.url.removesuffix("/%2F"), str(broker.management_url))
+        streams = f"rabbitmq-stream://127.0.0.1:{broker.stream_port}"
+        return TestBroker("embedded", broker.url.removesuffix("/%2F"), str(broker.management_url), streams=streams)
 
     yield of
     for each in started.values():
