@@ -92,6 +92,7 @@ bench: .venv/installed-dev up  ## measure beside peers, in the same run
 	$(BIN)/python -m benchmarks.embedded_peer
 	$(BIN)/python -m benchmarks.growth
 	$(BIN)/python -m benchmarks.tap
+	$(BIN)/python -m benchmarks.ui
 
 soak: .venv/installed-dev  ## random faults on queues, delays and streams, then malformed connections, requests and data directories (SEED=1 repeats a run; Linux, as root)
 	$(BIN)/python -m tests.soak --seconds $(or $(SOAK_SECONDS),300) $(if $(SEED),--seed $(SEED))

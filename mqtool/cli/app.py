@@ -44,6 +44,7 @@ COMMANDS = {
     "topology": ("topology_route", _SEE),
     "route": ("topology_route", _SEE),
     "top": ("top", _SEE),
+    "ui": ("ui", _SEE),
     "doctor": ("doctor", _SEE),
     "bench": ("bench", _SEE),
     "peek": ("peek_tap_move", _MESSAGES),

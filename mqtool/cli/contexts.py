@@ -54,7 +54,7 @@ EFFECTS = {
         receive-log fanout, receive-log direct, receive-log topic, receive-log headers, receive-stream, offset show,
         peek, tap, delayed ls, delayed show, dlq ls, dlq show, queue show, policy ls, definitions export,
         definitions diff, list queues, list exchanges, list bindings, list consumers, list connections, list channels,
-        list vhosts, list users, list permissions, list plugins, topology, route, top, doctor, wait, broker up,
+        list vhosts, list users, list permissions, list plugins, topology, route, top, ui, doctor, wait, broker up,
         broker status, broker env
     """,
     Effect.OWN: """

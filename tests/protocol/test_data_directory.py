@@ -27,7 +27,7 @@ from mqtool.broker.embedded.model.amqp_errors import AmqpException
 from mqtool.broker.embedded.model.applied_policies import USER, Policy
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.exchange import Exchange
-from mqtool.broker.embedded.model.queue import QueueDeclaration
+from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.broker.embedded.model.users import Permissions, User
 from mqtool.broker.embedded.store.database import Database
 from mqtool.broker.embedded.store.recovery import recover

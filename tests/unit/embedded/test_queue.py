@@ -15,7 +15,8 @@ from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.exchange import Exchange
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES
-from mqtool.broker.embedded.model.queue import RETRY_DEAD_LETTERS, Queue, QueueDeclaration
+from mqtool.broker.embedded.model.queue import RETRY_DEAD_LETTERS, Queue
+from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.codecs.field_tables import Int32, Table
 

@@ -36,7 +36,8 @@ from mqtool.broker.embedded.amqp10.performatives import (
 from mqtool.broker.embedded.amqp10.session_state import SessionState
 from mqtool.broker.embedded.model.amqp_errors import AmqpException, access_refused
 from mqtool.broker.embedded.model.declarations import check_consumer
-from mqtool.broker.embedded.model.queue import Queue, QueueDeclaration
+from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.codecs.amqp10_types import Any10, Array, Map
 from mqtool.codecs.amqp10_values import Symbol, ULong
 from mqtool.codecs.field_tables import Int32, Table, UInt32

@@ -256,7 +256,11 @@ class IncomingLink:
         routing = vhost.route(exchange, message)
         if vhost.tracing:
             trace_published(session.connection, session.number, message, routing)
-        return vhost.enqueue(routing) if broker.hooks is None else broker.hooks.enqueue(vhost, routing)
+        routing.source = session.connection
+        publication = vhost.enqueue(routing) if broker.hooks is None else broker.hooks.enqueue(vhost, routing)
+        if not publication.routed and vhost.watcher is not None:
+            vhost.watcher.unroutable(message, returned=True)
+        return publication
 
     def _rejected(self, message: Message) -> Rejected:
         """Return the state for a message that a queue rejected because it is full."""

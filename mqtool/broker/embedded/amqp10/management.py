@@ -17,7 +17,8 @@ from mqtool.broker.embedded.model.broker import NODE
 from mqtool.broker.embedded.model.conversion import map_from_091, quoted, table_to_091, unquoted
 from mqtool.broker.embedded.model.declarations import check_exchange_type
 from mqtool.broker.embedded.model.exchange import Binding, Destination, ExchangeDeclaration
-from mqtool.broker.embedded.model.queue import Queue, QueueDeclaration
+from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.broker.embedded.model.rights import Rights
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.codecs.amqp10_message import VALUE, Amqp10Message, BareProperties, sections, value_section

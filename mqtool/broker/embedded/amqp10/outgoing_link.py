@@ -135,6 +135,9 @@ class OutgoingLink:
             session.unsettled[delivery_id] = Delivery(self, self.queue, _FORGOTTEN if is_kept else entry)
         elif hooks is not None:
             hooks.acknowledge(self.queue, entry)
+        watcher = self.queue.watcher
+        if watcher is not None and (entry.position in watcher.shown or self.queue.kind == "stream"):
+            watcher.delivered(self.queue, entry, self, no_ack=self.no_ack)
         self.flow.use()
         if self.largest and len(payload) > self.largest:
             wrong = f"message size ({len(payload)} bytes) > maximum message size ({self.largest} bytes)"

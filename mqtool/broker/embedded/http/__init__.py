@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mqtool.broker.embedded.http import (
     definition_routes,
+    event_routes,
     message_routes,
     node_routes,
     policy_routes,

@@ -109,6 +109,8 @@ def publish(call: Call, vhost_name: str, name: str) -> Json:
     publication = vhost.enqueue(routing) if broker.hooks is None else broker.hooks.enqueue(vhost, routing)
     if not publication.routed:
         broker.dropped_unroutable += 1
+        if vhost.watcher is not None:
+            vhost.watcher.unroutable(message, returned=False)
     return {"routed": publication.routed and publication.accepted}
 
 

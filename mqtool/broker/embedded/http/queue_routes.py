@@ -34,7 +34,8 @@ from mqtool.broker.embedded.model.declarations import (
     check_queue,
 )
 from mqtool.broker.embedded.model.exchange import Binding, Exchange, ExchangeDeclaration
-from mqtool.broker.embedded.model.queue import Queue, QueueDeclaration
+from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.broker.embedded.model.stream_queue import Stream
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.wire.amqp_connection import Connection

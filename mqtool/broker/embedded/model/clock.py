@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
-from heapq import heappop, heappush
+from heapq import heappop, heappush, nsmallest
 from typing import Generic, Protocol, TypeVar
 
 #: The longest timer of an alarm, in milliseconds. While the machine sleeps, timers stop but the clock does not, so an
@@ -113,6 +113,10 @@ class Timetable(Generic[Item]):
         self._turn += 1
         heappush(self._heap, (due, self._turn, item))
         self._alarm.set_by(due)
+
+    def first(self, count: int) -> list[Item]:
+        """Return the items that are due first, in order."""
+        return [item for _, _, item in nsmallest(count, self._heap)]
 
     def clear(self) -> list[Item]:
         """Remove all items and return them."""

@@ -1,10 +1,11 @@
-"""The consumers of a queue, the choice of the one that gets the next message, and the queue's message counts."""
+"""The consumers of a queue, the choice of the one that gets the next message, message counts, and Watcher."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from mqtool.broker.embedded.model.amqp_message import Message
 from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.profile import Profile
 from mqtool.codecs.field_tables import Int64, Table
@@ -146,3 +147,53 @@ class Traffic:
             "ack": self.acknowledged,
             "redeliver": self.redelivered,
         }
+
+
+class Watcher(Protocol):
+    """Is called with what happens to the messages of a virtual host that it shows. Changes nothing.
+
+    Queues and exchanges are of type Any here, because they import this module.
+
+    Attributes:
+        shown: the positions of the messages that it shows; see Entry.
+        publishing: the latest messages that it shows, by id().
+    """
+
+    shown: dict[int, Any]
+    publishing: dict[int, Any]
+
+    def published(self, routing: Any) -> None:
+        """Handle a message that is about to be added to the queues it is routed to, and decide whether to show it."""
+
+    def unroutable(self, message: Message, *, returned: bool) -> None:
+        """Handle a published message that was routed to no queue."""
+
+    def refused(self, queue: Any, message: Message) -> None:
+        """Handle a published message that a full queue has refused."""
+
+    def entered(self, queue: Any, message: Message, position: int) -> None:
+        """Handle a published message that a queue has accepted."""
+
+    def delivered(self, queue: Any, entry: Entry, consumer: Consumer | None, *, no_ack: bool) -> None:
+        """Handle a delivery; `consumer` is None for basic.get."""
+
+    def acknowledged(self, queue: Any, entry: Entry) -> None:
+        """Handle an acknowledgement."""
+
+    def requeued(self, queue: Any, entry: Entry, why: str) -> None:
+        """Handle a message that is returned to its queue."""
+
+    def ended(self, queue: Any, entry: Entry, reason: str, exchange: str | None) -> None:
+        """Handle a message that is dead-lettered to an exchange, or dropped if there is none."""
+
+    def emptied(self, queue: Any) -> None:
+        """Handle that all ready messages of a queue were dropped."""
+
+    def delayed(self, exchange: Any, entry: Entry) -> None:
+        """Handle a message that an x-delayed-message exchange holds back."""
+
+    def replied(self, source: object, message: Message, to: object) -> None:
+        """Handle a direct reply from one channel to another."""
+
+    def changed(self) -> None:
+        """Handle a new or deleted exchange, queue, binding or consumer."""

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 from mqtool.broker.embedded.model.amqp_errors import FailureLog
 from mqtool.broker.embedded.model.amqp_message import Dead, Message
@@ -17,18 +18,31 @@ _DEATH_HEADERS = {"x-death"} | {
 }
 
 
+class DeadLettered(NamedTuple):
+    """The source of a dead letter: a queue, the message as it was there, and the reason."""
+
+    queue: Queue
+    message: Message
+    reason: str
+
+
 class DeadLetters:
     """Dead-letters messages of a virtual host's queues, one after another.
 
     Args:
-        publish: called with a message and the reason; publishes the message to the exchange in its address, and
+        publish: called with a message and its source; publishes the message to the exchange in its address, and
             returns True if a queue accepted it.
         failures: logs messages that cannot be published.
         trusts_deaths: see Profile.trusts_deaths.
     """
 
     def __init__(
-        self, publish: Callable[[Message, str], bool], clock: Clock, failures: FailureLog, *, trusts_deaths: bool
+        self,
+        publish: Callable[[Message, DeadLettered], bool],
+        clock: Clock,
+        failures: FailureLog,
+        *,
+        trusts_deaths: bool,
     ) -> None:
         self._publish = publish
         self._clock = clock
@@ -60,7 +74,8 @@ class DeadLetters:
         now = self._clock.wall() // 1000
         try:
             dead = dead_letter(message, queue.name, reason, exchange, key, now, trusts_deaths=self._trusts_deaths)
-            return Outcome.TAKEN if self._publish(dead, reason) else Outcome.NOT_TAKEN
+            taken = self._publish(dead, DeadLettered(queue, message, reason))
+            return Outcome.TAKEN if taken else Outcome.NOT_TAKEN
         except Exception as error:
             # A failure must not stop the other messages from being dead-lettered, or close a client's connection.
             self._failures.report(f"a message of queue '{queue.name}' cannot be dead-lettered", error)

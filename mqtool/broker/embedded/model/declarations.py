@@ -9,12 +9,13 @@ from mqtool.broker.embedded.model.amqp_errors import (
 )
 from mqtool.broker.embedded.model.exchange import DELAYED, Exchange, ExchangeDeclaration, types_of
 from mqtool.broker.embedded.model.profile import Profile
-from mqtool.broker.embedded.model.queue import Queue, QueueDeclaration
+from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.queue_arguments import (
     OFFSET,
     QUEUE_ARGUMENTS,
     SUPPORTED,
     Check,
+    QueueDeclaration,
     boolean,
     integer,
     interval,

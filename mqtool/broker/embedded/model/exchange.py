@@ -223,6 +223,10 @@ class DelayedMessages:
         self._counts[exchange] += 1
         self._waiting.add(entry.expires_at, (exchange, entry))
 
+    def first(self, count: int) -> list[tuple[str, Entry]]:
+        """Return the messages that are due first, each with the name of its exchange."""
+        return self._waiting.first(count)
+
     def _due(self, item: tuple[str, Entry]) -> None:
         exchange, entry = item
         self._counts[exchange] -= 1

@@ -4,13 +4,13 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 from mqtool.broker.embedded.model.amqp_message import Message
 from mqtool.broker.embedded.model.applied_policies import NOTHING, Applied
 from mqtool.broker.embedded.model.backlog import Entry, new_backlog
 from mqtool.broker.embedded.model.clock import Alarm, Clock, Timetable
-from mqtool.broker.embedded.model.consumers import Consumer, Consumers, Traffic
+from mqtool.broker.embedded.model.consumers import Consumer, Consumers, Traffic, Watcher
 from mqtool.broker.embedded.model.exchange import Binding
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Profile
@@ -43,22 +43,6 @@ Settled = Callable[[Outcome], object]
 DeadLetter = Callable[["Queue", Message, str, Settled], None]
 
 
-class QueueDeclaration(NamedTuple):
-    """The properties of a queue in a declaration. They may be invalid.
-
-    Attributes:
-        owner: the connection that declares an exclusive queue; None for a shared queue.
-        server_named: True if the broker chose the name.
-    """
-
-    name: str
-    arguments: Table
-    durable: bool = True
-    auto_delete: bool = False
-    owner: object | None = None
-    server_named: bool = False
-
-
 @dataclass(eq=False)
 class Queue:
     """A classic or quorum queue of a virtual host.
@@ -70,7 +54,7 @@ class Queue:
         key: the number of the queue in the data directory.
         kind: `classic`, `quorum` or `stream`.
         stored: True if the queue and its persistent messages survive a restart.
-        policy: the policies that apply.
+        policy, watcher: the policies that apply, and VirtualHost.watcher.
         backlog: the ready messages.
         dead_letters: messages that were dead-lettered but not accepted by any queue yet, with the reasons. After a
             restart they are ready messages again.
@@ -96,6 +80,7 @@ class Queue:
     def __post_init__(self) -> None:
         self.options = Options.of(self.arguments, profile=self.profile)
         self.policy = NOTHING
+        self.watcher: Watcher | None = None
         self.kind = str(self.arguments.get("x-queue-type", "classic"))
         self.inbound: set[Binding] = set()
         self.publishers: set[Callable[[], object]] = set()
@@ -139,6 +124,8 @@ class Queue:
             return False, False
         ttl = options.time_to_live(message.properties.expiration)
         entry = self.ledger.enter(message, None if ttl is None else self.clock.now() + ttl)
+        if self.watcher is not None and id(message) in self.watcher.publishing:
+            self.watcher.entered(self, message, entry.position)
         if self.stored and (message.persistent or self.kind == "quorum"):
             self.ledger.added(self.key, entry)
         # Read the row now: delivery to a consumer with automatic acknowledgement deletes the message.
@@ -200,6 +187,8 @@ class Queue:
                 self.dead_letters.append((entry, reason))
                 self._retry.set_by(self.clock.now() + RETRY_DEAD_LETTERS)
 
+        if self.watcher is not None and entry.position in self.watcher.shown:
+            self.watcher.ended(self, entry, reason, self.options.dead_letter_exchange)
         if self.options.dead_letter_exchange is None:
             self.ledger.drop(entry)
         else:
@@ -256,6 +245,8 @@ class Queue:
         entry = self.backlog.take()
         if self._expiring:
             self._arm_expiry()
+        if self.watcher is not None and entry.position in self.watcher.shown:
+            self.watcher.delivered(self, entry, None, no_ack=no_ack)
         self.traffic.delivered += 1
         if not self._delivered:
             self._delivered = True
@@ -274,6 +265,8 @@ class Queue:
         self.unacked_bytes -= len(entry.message.body)
         self.traffic.acknowledged += 1
         self.ledger.drop(entry)
+        if self.watcher is not None and entry.position in self.watcher.shown:
+            self.watcher.acknowledged(self, entry)
 
     def reject(self, entry: Entry) -> None:
         """Dead-letter or drop a message that was rejected without requeueing."""
@@ -292,6 +285,8 @@ class Queue:
         for entry in entries:
             self._settled(entry)
             entry.redelivered = True
+            if self.watcher is not None and entry.position in self.watcher.shown:
+                self.watcher.requeued(self, entry, why.name.lower())
             self._expiring = self._expiring or entry.expires_at is not None
             if self.deleted:
                 self.ledger.drop(entry)
@@ -356,11 +351,15 @@ class Queue:
         """Add a consumer. The caller must call `pump` after sending basic.consume-ok."""
         self.consumers.add(consumer)
         self._unused.cancel()
+        if self.watcher is not None:
+            self.watcher.changed()
 
     def remove_consumer(self, consumer: Consumer) -> None:
         """Remove a consumer. An auto-delete queue is deleted with its last consumer."""
         if not self.consumers.remove(consumer):
             return
+        if self.watcher is not None:
+            self.watcher.changed()
         self.touch()
         if self.auto_delete and not len(self.consumers):
             self.when_unused(self)
@@ -375,6 +374,8 @@ class Queue:
                 self.ledger.drop_paged_out(each)
             else:
                 self.ledger.drop(each)
+        if self.watcher is not None:
+            self.watcher.emptied(self)
         return len(dropped)
 
     def delete(self) -> int:

@@ -276,3 +276,19 @@ SUPPORTED = {
         "x-queue-leader-locator",
     ),
 }
+
+
+class QueueDeclaration(NamedTuple):
+    """The properties of a queue in a declaration. They may be invalid.
+
+    Attributes:
+        owner: the connection that declares an exclusive queue; None for a shared queue.
+        server_named: True if the broker chose the name.
+    """
+
+    name: str
+    arguments: Table
+    durable: bool = True
+    auto_delete: bool = False
+    owner: object | None = None
+    server_named: bool = False

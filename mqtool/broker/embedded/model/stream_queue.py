@@ -145,6 +145,8 @@ class Stream(Queue):
     def publish(self, message: Message) -> tuple[bool, bool]:
         """Append a message. Returns the same flags as Queue.publish(); a stream accepts every message."""
         self.traffic.published += 1
+        if self.watcher is not None and id(message) in self.watcher.publishing:
+            self.watcher.entered(self, message, self.log.next_offset)
         if self.profile.speaks_amqp10:
             data = sectioned.encode(message, self.profile)
         else:

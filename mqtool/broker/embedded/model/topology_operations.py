@@ -8,7 +8,8 @@ from mqtool.broker.embedded.model.declarations import (
     check_queue,
 )
 from mqtool.broker.embedded.model.exchange import Exchange, ExchangeDeclaration
-from mqtool.broker.embedded.model.queue import Queue, QueueDeclaration
+from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 
 

@@ -10,7 +10,8 @@ from mqtool.broker.embedded.model.amqp_message import Message, carbon_copies
 from mqtool.broker.embedded.model.applied_policies import Policies
 from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.clock import Clock
-from mqtool.broker.embedded.model.dead_lettering import DeadLetters, would_cycle
+from mqtool.broker.embedded.model.consumers import Watcher
+from mqtool.broker.embedded.model.dead_lettering import DeadLettered, DeadLetters, would_cycle
 from mqtool.broker.embedded.model.declarations import check_headers_binding
 from mqtool.broker.embedded.model.exchange import (
     PREDECLARED,
@@ -27,7 +28,8 @@ from mqtool.broker.embedded.model.exchange import (
 )
 from mqtool.broker.embedded.model.ledger import Ledger, encode_definition
 from mqtool.broker.embedded.model.profile import Profile
-from mqtool.broker.embedded.model.queue import Queue, QueueDeclaration
+from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.codecs.field_tables import Table
 
 
@@ -38,11 +40,20 @@ class Routing:
     Attributes:
         queues: the queues that get the message now, without duplicates.
         stored: True if the message is being written to disk because an x-delayed-message exchange holds it back.
+        source: where the message comes from, for a watcher: a channel or connection, DeadLettered, Released, or None.
     """
 
     message: Message
     queues: Collection[Queue]
     stored: bool = False
+    source: object = None
+
+
+class Released(NamedTuple):
+    """The source of a message whose delay is over: the delayed exchange, and the message's position there."""
+
+    exchange: str
+    position: int
 
 
 class Publication(NamedTuple):
@@ -69,6 +80,7 @@ class VirtualHost:
         limits: the limits, by the names in `broker.OF_VHOSTS`.
         tracing: True if the firehose (message tracing) is on.
         failures: logs failures to process a message.
+        watcher: called with everything that happens to messages; None if nobody watches. Set by watch().
     """
 
     def __init__(self, name: str, clock: Clock, ledger: Ledger, profile: Profile) -> None:
@@ -77,6 +89,7 @@ class VirtualHost:
         self.description = ""
         self.limits: dict[str, int] = {}
         self.tracing = False
+        self.watcher: Watcher | None = None
         self.failures = FailureLog()
         self._clock = clock
         self._ledger = ledger
@@ -91,6 +104,16 @@ class VirtualHost:
         self._delayed = DelayedMessages(clock, self._release)
         self._dead_letters = DeadLetters(self._publish_dead, clock, self.failures, trusts_deaths=profile.trusts_deaths)
 
+    def watch(self, watcher: Watcher | None) -> None:
+        """Call a watcher with everything that happens to messages from now on; None stops this."""
+        self.watcher = watcher
+        for queue in self.queues.values():
+            queue.watcher = watcher
+
+    def _changed(self) -> None:
+        if self.watcher is not None:
+            self.watcher.changed()
+
     def add_exchange(self, exchange: Exchange) -> None:
         """Add an exchange whose declaration is valid. Raises AmqpException if it cannot be stored."""
         encode_definition(exchange.arguments)
@@ -99,10 +122,12 @@ class VirtualHost:
         exchange.follow(self.profile)
         exchange.apply(self.policies.applied_to(exchange.name, "exchange"))
         self.exchanges[exchange.name] = exchange
+        self._changed()
 
     def delete_exchange(self, exchange: Exchange) -> None:
         """Delete an exchange and its bindings. Its delayed messages stay, for a later exchange of the same name."""
         del self.exchanges[exchange.name]
+        self._changed()
         for binding in [*exchange.bindings, *exchange.inbound]:
             self._unbind(binding)
         if exchange.durable:
@@ -149,11 +174,14 @@ class VirtualHost:
         if queue.stored and not key:
             _save_queue(self._ledger, queue)
         self.queues[name] = queue
+        queue.watcher = self.watcher
+        self._changed()
         queue.apply(self.policies.applied_to(name, queue.kind))
         queue.touch()
         return queue
 
     def _apply_policies(self) -> None:
+        self._changed()
         for exchange in self.exchanges.values():
             exchange.apply(self.policies.applied_to(exchange.name, "exchange"))
         # A new limit may dead-letter messages to other queues of this virtual host.
@@ -165,6 +193,7 @@ class VirtualHost:
         if queue.deleted:
             return 0
         del self.queues[queue.name]
+        self._changed()
         for binding in list(queue.inbound):
             self._unbind(binding)
         if queue.stored:
@@ -188,6 +217,7 @@ class VirtualHost:
         if binding.stored:
             save_binding(self._ledger, self.name, binding)
         source.add(binding)
+        self._changed()
 
     def unbind(self, source: Exchange, destination: Destination, routing_key: str, arguments: Table) -> None:
         """Remove a binding, if it exists."""
@@ -201,6 +231,7 @@ class VirtualHost:
         # If an exchange that is bound to itself is deleted, this is called twice with that binding.
         if not source.remove(binding):
             return
+        self._changed()
         if binding.stored:
             self._ledger.forget("binding", binding_names(self.name, binding))
         if source.auto_delete and not source.in_use and source.name in self.exchanges:
@@ -221,10 +252,14 @@ class VirtualHost:
     def enqueue(self, routing: Routing) -> Publication:
         """Add a message to the queues that it was routed to, except queues deleted since."""
         routed, accepted, stored = False, True, routing.stored
+        if self.watcher is not None:
+            self.watcher.published(routing)
         for queue in routing.queues:
             if not queue.deleted:
                 routed = True
                 taken, written = queue.publish(routing.message)
+                if not taken and self.watcher is not None:
+                    self.watcher.refused(queue, routing.message)
                 accepted, stored = accepted and taken, stored or written
         return Publication(routed, accepted, stored)
 
@@ -277,7 +312,7 @@ class VirtualHost:
             return () if queue is None else (queue,)
         return exchange.match(key, message.headers)
 
-    def _publish_dead(self, message: Message, reason: str) -> bool:
+    def _publish_dead(self, message: Message, source: DeadLettered) -> bool:
         """Publish a dead letter. Returns True if at least one queue accepted it and none refused it."""
         exchange = self.exchanges.get(message.exchange)
         if exchange is None:
@@ -286,7 +321,8 @@ class VirtualHost:
             routing = self.route(exchange, message, is_changed=True)
         except ConnectionException:  # the delay cannot be read: publish without it
             routing = self.route(exchange, message, is_changed=True, is_due=True)
-        if reason != "rejected":
+        routing.source = source
+        if source.reason != "rejected":
             routing.queues = [target for target in routing.queues if not would_cycle(message, target.name)]
         publication = self.enqueue(routing)
         return publication.routed and publication.accepted
@@ -302,6 +338,8 @@ class VirtualHost:
         if exchange.durable:
             self._ledger.added(exchange.key, entry)
         self._delayed.hold(exchange.name, entry)
+        if self.watcher is not None:
+            self.watcher.delayed(exchange, entry)
         return entry.row != 0
 
     def hold_again(self, exchange: Exchange, entry: Entry) -> None:
@@ -313,12 +351,18 @@ class VirtualHost:
         """Return the number of messages that an x-delayed-message exchange holds back."""
         return self._delayed.count(exchange.name)
 
+    def first_held(self, count: int) -> list[tuple[str, Entry]]:
+        """Return the delayed messages that are due first, each with the name of its exchange."""
+        return self._delayed.first(count)
+
     def _release(self, name: str, entry: Entry) -> None:
         """Publish a message whose delay is over. If publishing fails, set it aside (see Ledger.set_aside)."""
         exchange = self.exchanges.get(name)
         try:
             if exchange is not None:
-                self.enqueue(self.route(exchange, entry.message, is_due=True))
+                routing = self.route(exchange, entry.message, is_due=True)
+                routing.source = Released(name, entry.position)
+                self.enqueue(routing)
         except Exception as error:
             self.failures.report(f"a delayed message of exchange '{name}' cannot be published", error)
             self._ledger.set_aside(entry)

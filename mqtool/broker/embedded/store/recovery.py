@@ -9,7 +9,8 @@ from mqtool.broker.embedded.model.amqp_message import DEEPEST, HeaderReader
 from mqtool.broker.embedded.model.applied_policies import OPERATOR, USER, Policy
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.exchange import Binding, Exchange
-from mqtool.broker.embedded.model.queue import Queue, QueueDeclaration
+from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.broker.embedded.model.users import Permissions, TopicPermissions, User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.store.database import definitions_of

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from mqtool.broker.embedded.model.amqp_errors import AmqpException, ChannelException, ConnectionException
 from mqtool.broker.embedded.model.declarations import check_equivalent_queue, check_queue
 from mqtool.broker.embedded.model.exchange import Binding, Exchange
-from mqtool.broker.embedded.model.queue import QueueDeclaration
+from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.broker.embedded.model.stream_queue import Stream
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.streaming.stream_frames import (

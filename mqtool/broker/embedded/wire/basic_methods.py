@@ -131,7 +131,9 @@ def _check_expiration(expiration: str) -> None:
 
 def perform(channel: Channel, message: Message, routing: Routing | None, *, mandatory: bool) -> Publication:
     """Enqueue a message. If no queue gets it, return it to the publisher if `mandatory`, otherwise drop it."""
-    hooks = channel.session.broker.hooks
+    hooks, watcher = channel.session.broker.hooks, channel.vhost.watcher
+    if watcher is not None and routing is not None:
+        routing.source = channel
     if routing is None:
         publication = _reply(channel, message)
     elif hooks is None:
@@ -139,6 +141,8 @@ def perform(channel: Channel, message: Message, routing: Routing | None, *, mand
     else:
         publication = hooks.enqueue(channel.vhost, routing)
     if not publication.routed:
+        if watcher is not None:
+            watcher.unroutable(message, returned=mandatory)
         if mandatory:
             channel.send_return(message)
         else:
@@ -151,6 +155,8 @@ def _reply(channel: Channel, message: Message) -> Publication:
     token = message.routing_key.removeprefix(DIRECT_REPLY_TO + ".")
     asking = channel.session.broker.reply_consumers.get(token)
     if asking is not None:
+        if channel.vhost.watcher is not None:
+            channel.vhost.watcher.replied(channel, message, asking)
         asking.deliver_reply(message)
     is_routed = asking is not None or not channel.vhost.profile.returns_replies
     return Publication(routed=is_routed, accepted=True, stored=False)

@@ -46,6 +46,11 @@ class Subscription:
         self._deliveries = deliveries
         self._session = deliveries.session
 
+    @property
+    def name(self) -> str:
+        """A name that is unique among all consumers: of the connection, the number of the channel, and the tag."""
+        return f"{self._session.name} ({self._deliveries.number})/{self.tag}"
+
     def ready(self) -> bool:
         """True if the consumer can take a message now. Adds the queue to `starving` if output must wait."""
         session = self._session
@@ -71,6 +76,9 @@ class Subscription:
             channel.global_unacked += 1
         elif session.broker.hooks is not None:
             session.broker.hooks.acknowledge(self.queue, entry)
+        watcher = self.queue.watcher
+        if watcher is not None and (entry.position in watcher.shown or self.queue.kind == "stream"):
+            watcher.delivered(self.queue, entry, self, no_ack=self.no_ack)
         message = _counted(entry, session) if entry.acquired_count else entry.message
         session.write(
             frames.deliver(

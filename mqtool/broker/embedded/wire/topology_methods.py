@@ -12,7 +12,8 @@ from mqtool.broker.embedded.model.amqp_errors import (
 from mqtool.broker.embedded.model.broker import DIRECT_REPLY_TO
 from mqtool.broker.embedded.model.declarations import check_exchange_type
 from mqtool.broker.embedded.model.exchange import ExchangeDeclaration
-from mqtool.broker.embedded.model.queue import Queue, QueueDeclaration
+from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.broker.embedded.model.topology_operations import declare_exchange, declare_queue
 from mqtool.broker.embedded.wire.amqp_channel import Channel
 from mqtool.broker.embedded.wire.amqp_frames import table

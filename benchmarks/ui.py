@@ -1,0 +1,58 @@
+"""The embedded broker without and with a page of `mqtool ui` open: python -m benchmarks.ui
+
+Messages are published and consumed as fast as the broker can. The page's reader runs on this machine as well: where its
+cores are busy, that slows the broker down, so the broker's processor time is told, too.
+"""
+
+import statistics
+import subprocess
+import sys
+
+from benchmarks.embedded import Process, Throughput, throughput
+from benchmarks.tap import processor_time
+from mqtool.management import Management
+from mqtool.ui.records import records
+
+COUNT, PAIRS = 100_000, 7
+
+
+def read(management: str) -> None:
+    """Read what a page would show, until this process is ended."""
+    for record in records(lambda: Management(management, "guest", "guest"), "/", ""):
+        if record["kind"] == "snapshot":
+            print("reading", flush=True)
+
+
+def measured(broker: Process) -> tuple[Throughput, float]:
+    """Messages a second, and microseconds of the broker's processor time for each message."""
+    computed = processor_time(broker.process.pid)
+    found = throughput(broker.url, COUNT)
+    return found, (processor_time(broker.process.pid) - computed) / COUNT * 1e6
+
+
+def main() -> None:
+    with Process("--management-port", "0") as alone, Process("--management-port", "0") as watched:
+        management = watched.ready.read_text().splitlines()[1]
+        reader = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.ui", "read", management], stdout=subprocess.PIPE, text=True
+        )
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "reading\n"
+        found = [(measured(alone), measured(watched)) for _ in range(PAIRS)]
+        reader.terminate()
+        reader.communicate()
+    for word, name in (("published", "published"), ("consumed", "consumed")):
+        rates = [[getattr(each[0], name) for each in side] for side in zip(*found, strict=True)]
+        ratio = statistics.median(with_page / without for without, with_page in zip(*rates, strict=True))
+        without, with_page = map(statistics.median, rates)
+        print(f"{word}: {without:,.0f}/s; with a page open {with_page:,.0f}/s: {ratio:.0%}")
+    costs = [statistics.median(each[1] for each in side) for side in zip(*found, strict=True)]
+    print(f"the broker computes {costs[0]:.1f} µs for a message; with a page open {costs[1]:.1f} µs")
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["read", management]:
+            read(management)
+        case _:
+            main()

@@ -1,0 +1,180 @@
+// The page: reads the broker's events, and handles keys, buttons and clicks.
+
+import { details, fillTables } from "./details.js";
+import { FATES } from "./fates.js";
+import { Picture, SVG } from "./picture.js";
+import { Player } from "./player.js";
+
+const SPEEDS = [0.1, 0.25, 0.5, 1];
+
+const byId = (id) => document.getElementById(id);
+const player = new Player();
+const picture = new Picture(byId("picture"), choose);
+/** What the panel shows. */
+let chosen = null;
+
+function choose(what) {
+  chosen = what;
+  byId("details").hidden = false;
+  details(byId("facts"), player.state, what);
+  byId("close").focus();
+}
+
+function closeDetails() {
+  const node = chosen && chosen.node;
+  chosen = null;
+  byId("details").hidden = true;
+  const drawn = node && picture.drawnNodes.get(node);
+  if (drawn) drawn.group.focus();
+}
+
+// Reading records
+
+function take(record) {
+  if (record.kind === "problem") {
+    byId("state").textContent = record.text;
+    return;
+  }
+  if (record.kind === "now") {
+    byId("state").textContent = "";
+    player.reported(record.t, performance.now());
+    return;
+  }
+  player.add(record);
+}
+
+async function read() {
+  const secret = location.hash.slice(1);
+  for (;;) {
+    try {
+      const answer = await fetch("events", { headers: { Authorization: `Bearer ${secret}` }, cache: "no-store" });
+      if (answer.status === 401) {
+        byId("state").textContent = "This address lacks the secret: open the one that mqtool ui has printed.";
+        return;
+      }
+      if (!answer.ok) throw new Error(await answer.text());
+      const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+      let rest = "";
+      for (;;) {
+        const { value, done } = await reader.read();
+        if (done) break;
+        const lines = (rest + value).split("\n");
+        rest = lines.pop();
+        for (const line of lines) take(JSON.parse(line));
+      }
+      byId("state").textContent = "mqtool ui has ended.";
+    } catch (error) {
+      byId("state").textContent = `mqtool ui does not answer: ${error.message}`;
+    }
+    await new Promise((resolve) => setTimeout(resolve, 1000));
+  }
+}
+
+// Controls
+
+const ACTIONS = {
+  pause: () => (player.isPaused ? player.play() : player.pause()),
+  step: () => player.step(),
+  back: () => player.back(),
+  slower: () => changeSpeed(-1),
+  faster: () => changeSpeed(1),
+  live: () => player.live(),
+  table: () => {
+    byId("tables").hidden = !byId("tables").hidden;
+    byId("table").setAttribute("aria-expanded", String(!byId("tables").hidden));
+  },
+};
+const KEYS = { " ": "pause", ".": "step", ",": "back", "-": "slower", "+": "faster", l: "live", t: "table" };
+
+function changeSpeed(by) {
+  const index = Math.min(SPEEDS.length - 1, Math.max(0, SPEEDS.indexOf(player.speed) + by));
+  player.speed = SPEEDS[index];
+  if (player.speed < 1) player.isLive = false;
+}
+
+for (const [id, act] of Object.entries(ACTIONS)) byId(id).addEventListener("click", act);
+byId("close").addEventListener("click", closeDetails);
+byId("search").addEventListener("input", (event) => {
+  picture.found = event.target.value.trim().toLowerCase();
+});
+byId("time").addEventListener("input", (event) => {
+  player.pause();
+  player.seek(player.first + (Number(event.target.value) / 1000) * (player.last - player.first));
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape") {
+    byId("search").value = picture.found = "";
+    closeDetails();
+  } else if (event.target instanceof HTMLInputElement || event.ctrlKey || event.altKey || event.metaKey) {
+    return;
+  } else if (event.key === "/") {
+    byId("search").focus();
+    event.preventDefault();
+  } else if (event.key in KEYS && !(event.key === " " && event.target instanceof HTMLButtonElement)) {
+    ACTIONS[KEYS[event.key]]();
+    event.preventDefault();
+  }
+});
+
+// Drawing
+
+let before = performance.now();
+let shownAt = 0;
+let told = 0;
+
+function frame(mine) {
+  // In a background tab, frames are seconds apart.
+  player.advance(Math.min(mine - before, 1000), mine);
+  before = mine;
+  const isReduced = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  if (!isReduced || mine - shownAt > 1000) {
+    shownAt = mine;
+    picture.draw(player.state, player.now);
+  }
+  if (mine - told > 250) {
+    told = mine;
+    tell();
+  }
+  requestAnimationFrame(frame);
+}
+
+/** Update what changes less often: the state of the controls, the tables and the details. */
+function tell() {
+  const { state } = player;
+  byId("pause").textContent = player.isPaused ? "Play" : "Pause";
+  byId("live").setAttribute("aria-pressed", String(player.isLive));
+  const speed = player.speed === 1 ? "" : `${player.speed}× speed`;
+  const late = player.isLive ? "live" : `${Math.max(0, (player.last - player.now) / 1000).toFixed(1)} s ago`;
+  byId("where").textContent = [player.isPaused ? "paused" : "", speed, late].filter(Boolean).join(", ");
+  byId("broker").textContent = state.about.title || "";
+  byId("note").textContent = state.about.note || "";
+  const length = player.last - player.first;
+  if (document.activeElement !== byId("time")) byId("time").value = String(length > 0 ? ((player.now - player.first) / length) * 1000 : 1000);
+  byId("empty").hidden = state.exchanges.size + state.queues.size > 0 || !state.about.title;
+  fillTables(byId("tables"), state);
+  if (chosen) details(byId("facts"), state, chosen);
+}
+
+function showLegend() {
+  for (const [name, fate] of Object.entries(FATES)) {
+    const item = document.createElement("li");
+    const svg = document.createElementNS(SVG, "svg");
+    svg.setAttribute("viewBox", "-8 -8 16 16");
+    svg.setAttribute("class", `dot ${name}`);
+    svg.setAttribute("aria-hidden", "true");
+    svg.appendChild(document.createElementNS(SVG, "path")).setAttribute("d", fate.shape);
+    item.append(svg, fate.means);
+    byId("legend").append(item);
+  }
+}
+
+showLegend();
+const recorded = byId("recording");
+if (recorded) {
+  for (const record of JSON.parse(recorded.textContent)) take(record);
+  player.isLive = false;
+  byId("live").hidden = true;
+} else {
+  read();
+}
+requestAnimationFrame(frame);

@@ -1,0 +1,148 @@
+// Keeps the records of the last minutes, and gives the state of the picture at any moment among them.
+
+import { apply, emptyState, HOP } from "./model.js";
+
+/** How much is kept: milliseconds, and records. */
+const KEPT = 5 * 60_000;
+const KEPT_RECORDS = 60_000;
+/** A copy of the state is kept for each of these milliseconds, to go back to. */
+const KEYFRAME = 10_000;
+/** Live, the picture is this far behind the broker, so that what happens next is known. */
+const BEHIND = 250;
+
+/** The playhead: a moment, how fast it advances, and the records before and after it. */
+export class Player {
+  constructor() {
+    /** @type {any[]} */
+    this.records = [];
+    /** @type {{t: number, index: number, state: any}[]} */
+    this.keyframes = [];
+    this.state = emptyState();
+    /** The index of the first record that has not been applied. */
+    this.applied = 0;
+    this.now = 0;
+    this.speed = 1;
+    this.isPaused = false;
+    this.isLive = true;
+    /** Stop there. */
+    this.until = Infinity;
+    /** The next event is applied by step() only. */
+    this.isStepping = false;
+    /** The clock of the records minus that of this page. */
+    this.skew = null;
+  }
+
+  get first() {
+    return this.keyframes.length ? this.keyframes[0].t : 0;
+  }
+
+  get last() {
+    return this.records.length ? this.records[this.records.length - 1].t : 0;
+  }
+
+  /** Add a record. Its time is the broker's. */
+  add(record) {
+    // Times never go backwards, even if a clock is set.
+    record.t = Math.max(record.t, this.last);
+    if (!this.keyframes.length) {
+      this.keyframes.push({ t: record.t, index: 0, state: emptyState() });
+      this.now = record.t;
+    }
+    this.records.push(record);
+    if (this.records.length > KEPT_RECORDS || this.first < record.t - KEPT - KEYFRAME) this.forget();
+  }
+
+  /** Take note of the broker's time, as reported now. */
+  reported(time, mine) {
+    this.skew = this.skew === null ? time - mine : Math.max(this.skew, time - mine);
+  }
+
+  forget() {
+    if (this.keyframes.length < 2) return;
+    const dropped = this.keyframes[1].index;
+    if (dropped > this.applied) return; // the playhead is there
+    this.records.splice(0, dropped);
+    this.keyframes.shift();
+    for (const keyframe of this.keyframes) keyframe.index -= dropped;
+    this.applied -= dropped;
+  }
+
+  /** Advance by this many milliseconds of the page's clock. */
+  advance(elapsed, mine) {
+    if (!this.isPaused) {
+      // A recording ends when its last motions do; what is live has not begun until the broker's time is known.
+      const end = this.skew !== null ? mine + this.skew - BEHIND : this.last + (this.isLive ? 0 : 2000);
+      if (this.isLive && this.speed === 1) this.now = Math.max(this.now, end);
+      else this.now = Math.min(this.now + elapsed * this.speed, Math.max(end, this.now));
+      if (this.now >= this.until) {
+        this.now = this.until;
+        this.pause();
+      }
+    }
+    if (!this.isStepping) this.applyUntil(this.now);
+  }
+
+  applyUntil(time) {
+    while (this.applied < this.records.length && this.records[this.applied].t <= time) {
+      const latest = this.keyframes[this.keyframes.length - 1];
+      const record = this.records[this.applied];
+      if (record.t - latest.t > KEYFRAME) {
+        this.keyframes.push({ t: record.t, index: this.applied, state: structuredClone(this.state) });
+      }
+      apply(this.state, record);
+      this.applied += 1;
+    }
+  }
+
+  pause() {
+    this.isPaused = true;
+    this.isLive = false;
+    this.until = Infinity;
+  }
+
+  play() {
+    Object.assign(this, { isPaused: false, isStepping: false });
+  }
+
+  /** Show what happens now, as it happens. */
+  live() {
+    Object.assign(this, { isPaused: false, isLive: true, isStepping: false, speed: 1, until: Infinity });
+  }
+
+  /** Go to a moment. */
+  seek(time) {
+    const to = Math.min(Math.max(time, this.first), this.last + HOP);
+    this.isLive = this.isStepping = false;
+    if (to < this.now) {
+      let keyframe = this.keyframes[0];
+      for (const each of this.keyframes) if (each.t <= to) keyframe = each;
+      this.state = structuredClone(keyframe.state);
+      this.applied = keyframe.index;
+    }
+    this.now = to;
+    this.applyUntil(to);
+  }
+
+  /** Play the next event to the end of its motion, and nothing that happened meanwhile; then pause. */
+  step() {
+    const next = this.records.findIndex((each, index) => index >= this.applied && each.kind === "event");
+    if (next < 0) return;
+    for (const record of this.records.slice(this.applied, next)) apply(this.state, record);
+    const event = this.records[next];
+    this.now = Math.max(this.now, event.t);
+    apply(this.state, { ...event, t: this.now });
+    this.applied = next + 1;
+    this.until = Math.max(this.now + HOP, ...this.state.motions.map((motion) => motion.t1)) - 1;
+    Object.assign(this, { isLive: false, isPaused: false, isStepping: true });
+  }
+
+  /** Go back to the moment before the latest event. */
+  back() {
+    let index = this.applied - 1;
+    while (index > 0 && this.records[index].kind !== "event") index -= 1;
+    if (index < 0) return;
+    this.seek(this.records[index].t - 1);
+    this.pause();
+    this.isStepping = true;
+  }
+}

@@ -1,0 +1,206 @@
+"""The web server of `mqtool ui`: serves the page, and the records that the page shows, on this machine only.
+
+It is Python's own http.server: a thread for each open page is all that is needed, and a framework would take longer to
+import than the page takes to appear.
+
+Other pages in the same browser can send requests here. They cannot read the records: those need a secret, which is
+in the part of the page's address that browsers do not send. Unknown `Host` and `Origin` headers are refused, so that
+a page whose host name resolves to this machine (DNS rebinding) gets nothing at all.
+"""
+
+import base64
+import hashlib
+import hmac
+import json
+import re
+import secrets
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from mqtool.errors import Unavailable
+
+#: The files of the page, with their media types. Nothing else is served.
+_PAGE = Path(__file__).parent / "page"
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+}
+
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
+#: How many pages can be open at the same time.
+_MAX_PAGES = 16
+_HOST = "127.0.0.1"
+
+#: One record of the page's, such as an event. docs/reference/events.md describes them.
+Json = dict[str, Any]
+
+
+class PageServer:
+    """Serves the page in threads of its own until close() is called.
+
+    Args:
+        records: yields the records for one open page; it is closed when the page is.
+        port: the port to listen on; 0 for any free one.
+
+    Attributes:
+        secret: a page needs it to read the records.
+
+    Raises:
+        Unavailable: the port is in use.
+    """
+
+    def __init__(self, records: Callable[[], Iterator[Json]], port: int = 0) -> None:
+        self.secret = secrets.token_urlsafe(24)
+        handler = type("Handler", (_Handler,), {"secret": self.secret, "records": staticmethod(records)})
+        try:
+            self._server = _Server((_HOST, port), handler)
+        except OSError as error:
+            raise Unavailable(f"cannot listen on {_HOST}:{port}: {error.strerror}", "choose another --port") from error
+        threading.Thread(target=self._server.serve_forever, name="mqtool-ui", daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        """The page's address with the secret."""
+        return f"http://{_HOST}:{self._server.server_port}/#{self.secret}"
+
+    def close(self) -> None:
+        """Stop listening. Open pages end when the process does."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        super().__init__(address, handler)
+        self.pages = threading.Semaphore(_MAX_PAGES)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing: a page was closed, or sent something that is not HTTP."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Answers the requests of one connection."""
+
+    protocol_version = "HTTP/1.1"
+    server_version, sys_version = "mqtool", ""
+    timeout = 30
+    secret: str
+    records: Callable[[], Iterator[Json]]
+    server: _Server
+
+    def do_GET(self) -> None:  # http.server's name
+        if not self._is_from_own_page():
+            self._refuse(HTTPStatus.FORBIDDEN, "requests from other sites are not accepted")
+        elif (path := self.path.partition("?")[0]) == "/events":
+            self._events()
+        elif (file := _PAGE / (path[1:] or "index.html")) in _files():
+            self._answer(HTTPStatus.OK, file.read_bytes(), f"{_TYPES[file.suffix]}; charset=utf-8")
+        else:
+            self._refuse(HTTPStatus.NOT_FOUND, "there is no such file")
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # http.server's name
+        """Print nothing."""
+
+    def _is_from_own_page(self) -> bool:
+        port = self.server.server_port
+        own = {f"{host}:{port}" for host in (_HOST, "localhost")}
+        origin = self.headers.get("Origin")
+        site = self.headers.get("Sec-Fetch-Site", "none")
+        return (
+            self.headers.get("Host", "") in own
+            and (origin is None or origin in {f"http://{host}" for host in own})
+            and (site in ("none", "same-origin") or self.headers.get("Sec-Fetch-Mode") == "navigate")
+        )
+
+    def _events(self) -> None:
+        given = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if not hmac.compare_digest(given.encode(), self.secret.encode()):
+            self._refuse(HTTPStatus.UNAUTHORIZED, "the secret is missing or wrong")
+        elif not self.server.pages.acquire(blocking=False):
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, f"more than {_MAX_PAGES} pages are open")
+        else:
+            try:
+                self._send_records()
+            finally:
+                self.server.pages.release()
+
+    def _send_records(self) -> None:
+        self.close_connection = True
+        self._send_headers(HTTPStatus.OK, {"Content-Type": "application/x-ndjson", "Connection": "close"})
+        records = self.records()
+        try:
+            for record in records:
+                # A page that does not read blocks this thread only; the broker forgets what it has missed.
+                self.wfile.write(json.dumps(record).encode() + b"\n")
+        finally:
+            if hasattr(records, "close"):
+                records.close()
+
+    def _refuse(self, status: HTTPStatus, why: str) -> None:
+        self._answer(status, f"{why}\n".encode(), "text/plain; charset=utf-8")
+
+    def _answer(self, status: HTTPStatus, body: bytes, media_type: str) -> None:
+        self._send_headers(status, {"Content-Type": media_type, "Content-Length": str(len(body))})
+        self.wfile.write(body)
+
+    def _send_headers(self, status: HTTPStatus, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {**_HEADERS, **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+
+def _files() -> set[Path]:
+    return set(_PAGE.iterdir())
+
+
+#: The page's modules, each after those that it imports.
+_MODULES = ("fates", "layout", "model", "picture", "player", "details", "main")
+
+
+def single_file(records: Iterable[Json]) -> bytes:
+    """Return the page as one HTML file that plays these records, without mqtool and without a network."""
+    code = "\n".join((_PAGE / f"{name}.js").read_text() for name in _MODULES)
+    code = re.sub(r"^import .*;\n", "", re.sub(r"^export ", "", code, flags=re.MULTILINE), flags=re.MULTILINE)
+    style = (_PAGE / "style.css").read_text()
+    # No "<" can end the element early.
+    data = "[\n" + ",\n".join(json.dumps(record).replace("<", "\\u003c") for record in records) + "\n]"
+    policy = (
+        f"default-src 'none'; script-src '{_hash(code)}'; style-src '{_hash(style)}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    inlined = {
+        '<link rel="stylesheet" href="style.css">': f"<style>{style}</style>",
+        '<script type="module" src="main.js"></script>': (
+            f'<script type="application/json" id="recording">{data}</script>\n<script type="module">{code}</script>'
+        ),
+        '<meta charset="utf-8">': (
+            f'<meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        ),
+    }
+    page = (_PAGE / "index.html").read_text()
+    for tag, instead in inlined.items():
+        page = page.replace(tag, instead)
+    return page.encode()
+
+
+def _hash(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -1,0 +1,227 @@
+"""The records that the page of `mqtool ui` shows: topology, messages that are there, and what happens to them.
+
+The embedded broker reports what happens to single messages. RabbitMQ has no such report: there, the records have the
+topology, the counts and the rates of the management API. docs/reference/events.md describes the records.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from mqtool import management
+from mqtool.errors import AccessRefused, MqtoolError, NotFound
+from mqtool.inspection.wiring import Link, Wiring, look
+from mqtool.management import Management, path
+from mqtool.management.api_client import Json
+from mqtool.topology import Binding
+
+#: Seconds between two requests for events, between two for the counts of RabbitMQ, and after an error.
+_BETWEEN_EVENTS, _BETWEEN_COUNTS, _AFTER_ERROR = 0.05, 1.5, 1.0
+#: Seconds between two records with counts.
+_BETWEEN_MOVES = 0.25
+#: The topology is not read more often than this, and for at most a fifth of the time.
+_BETWEEN_LOOKS, _SHARE_OF_LOOKS = 0.3, 5
+#: How many destinations of an exchange, and consumers of a queue, the page shows; and keys of an arrow.
+_KEPT, _KEYS = 40, 4
+
+_COUNTS_ONLY = (
+    "RabbitMQ reports counts and rates, not single messages. To see those, use mqtool's embedded broker, "
+    "or 'mqtool tap' in a terminal."
+)
+_NO_PERMISSION = "Single messages are shown only to users with the tag 'administrator'; these are counts and rates."
+
+
+def records(find: Callable[[], Management], vhost: str, title: str) -> Iterator[Json]:
+    """Yield records until the iterator is closed. If the broker goes away, wait until it is back.
+
+    Args:
+        find: finds the management API; called again after an error, since a restarted broker may use another port.
+        title: the broker's name and address, for the page's head.
+    """
+    while True:
+        try:
+            yield from _of_broker(find(), vhost, title)
+        except MqtoolError as error:
+            yield {"kind": "problem", "text": str(error)}
+        time.sleep(_AFTER_ERROR)
+
+
+def _of_broker(api: Management, vhost: str, title: str) -> Iterator[Json]:
+    events, about = path("mqtool", "events", vhost), {"kind": "about", "title": title, "vhost": vhost}
+    try:
+        first = api.get(events)
+    except (NotFound, AccessRefused) as error:
+        note = _NO_PERMISSION if isinstance(error, AccessRefused) else _COUNTS_ONLY
+        yield {**about, "t": _now(), "note": note}
+        yield from _counts(api, vhost)
+    else:
+        yield {**about, "t": first["t"], "note": ""}
+        yield from _events(api, vhost, events, first)
+
+
+def _events(api: Management, vhost: str, events: str, first: Json) -> Iterator[Json]:
+    """Yield what the embedded broker reports, starting with a snapshot."""
+    topology, counts = _Topology(api, vhost), _Counts()
+    number = None
+    while True:
+        if number is None:
+            yield topology.read(first)
+            yield {"kind": "snapshot", "t": first["t"], "waiting": first["waiting"]}
+            number = first["number"]
+        found = api.get(events, after=str(number), timeout="1")
+        yield {"kind": "now", "t": found["t"]}
+        if found.get("lost"):
+            first, number = api.get(events), None
+            continue
+        number = found["number"]
+        if topology.is_due(found["changes"]):
+            yield topology.read(found)
+        for event in found["events"]:
+            yield {"kind": "event", **event}
+        if not found["events"]:
+            # Nothing that is shown has happened: still, messages may have moved.
+            found = {**found, **api.get(events, after=str(number), timeout="0")}
+        if "queues" in found and counts.is_due():
+            yield counts.moved(found)
+        time.sleep(_BETWEEN_EVENTS)
+
+
+class _Counts:
+    """Counts of messages: of queues, only those that have changed."""
+
+    def __init__(self) -> None:
+        self._queues: dict[str, list[int]] = {}
+        self._not_before = 0.0
+
+    def is_due(self) -> bool:
+        return time.monotonic() >= self._not_before
+
+    def moved(self, found: Json) -> Json:
+        self._not_before = time.monotonic() + _BETWEEN_MOVES
+        before, self._queues = self._queues, found["queues"]
+        changed = {name: counts for name, counts in self._queues.items() if before.get(name) != counts}
+        other = {name: found[name] for name in ("taken", "published")}
+        return {"kind": "moved", "t": found["t"], "queues": changed, **other}
+
+
+class _Topology:
+    """Reads a virtual host's topology after changes, with pauses that keep the load of the broker low."""
+
+    def __init__(self, api: Management, vhost: str) -> None:
+        self._api = api
+        self._vhost = vhost
+        self._changes: int | None = None
+        self._not_before = 0.0
+
+    def is_due(self, changes: int) -> bool:
+        return changes != self._changes and time.monotonic() >= self._not_before
+
+    def read(self, found: Json) -> Json:
+        started = time.monotonic()
+        wiring = look(self._api, self._vhost, keep=_KEPT)
+        names = _connection_names(self._api, self._vhost)
+        self._changes = found["changes"]
+        done = time.monotonic()
+        self._not_before = done + max(_BETWEEN_LOOKS, _SHARE_OF_LOOKS * (done - started))
+        return {"kind": "topology", "t": found["t"], **_as_json(wiring, names)}
+
+
+def _counts(api: Management, vhost: str) -> Iterator[Json]:
+    """Yield the topology and what the management API counts, every few seconds."""
+    while True:
+        wiring = look(api, vhost, keep=_KEPT, rates=True)
+        now = _now()
+        yield {"kind": "now", "t": now}
+        names = _connection_names(api, vhost)
+        publishers = [
+            {"client": names.get(_connection(each.channel), each.user), "exchange": name, "count": each.published.count}
+            for name, node in wiring.exchanges.items()
+            for each in node.publishers
+        ]
+        yield {"kind": "topology", "t": now, **_as_json(wiring, names), "publishers": publishers}
+        yield {"kind": "moved", "t": now, **_moved(wiring, publishers)}
+        time.sleep(_BETWEEN_COUNTS)
+
+
+def _moved(wiring: Wiring, publishers: list[Json]) -> Json:
+    """Return how many messages there are, and how many have moved so far. Of several consumers, this is not known."""
+    consumers = {name: each[0] for name, each in wiring.consumers.items() if len(each) == 1}
+    return {
+        "queues": {name: [queue.ready, queue.unacked, queue.published.count] for name, queue in wiring.queues.items()},
+        "taken": [
+            [f"{consumer.channel}/{consumer.tag}", wiring.queues[name].delivered.count]
+            for name, consumer in consumers.items()
+            if name in wiring.queues
+        ],
+        "published": [[each["client"], each["exchange"], each["count"]] for each in publishers],
+    }
+
+
+def _as_json(wiring: Wiring, names: Mapping[str, str]) -> Json:
+    return {
+        "exchanges": [
+            {
+                "name": name,
+                "type": node.exchange.type,
+                "alternate": _text(node.exchange.arguments, "alternate-exchange"),
+            }
+            for name, node in wiring.exchanges.items()
+        ],
+        "links": [
+            {"from": name, "to": link.destination, "toExchange": link.to_exchange, **_keys(name, link)}
+            for name, node in wiring.exchanges.items()
+            for link in node.links.values()
+        ],
+        "queues": [
+            {
+                "name": name,
+                "type": queue.type,
+                "ready": queue.ready,
+                "unacked": queue.unacked,
+                "deadLetterExchange": _text(queue.arguments, "x-dead-letter-exchange"),
+                "deadLetterKey": _text(queue.arguments, "x-dead-letter-routing-key"),
+                "arguments": dict(queue.arguments),
+            }
+            for name, queue in wiring.queues.items()
+        ],
+        "consumers": [
+            {
+                "name": f"{consumer.channel or queue}/{consumer.tag}",
+                "label": names.get(_connection(consumer.channel), consumer.tag),
+                "queue": queue,
+                "prefetch": consumer.prefetch,
+            }
+            for queue, consumers in wiring.consumers.items()
+            for consumer in consumers
+        ],
+    }
+
+
+def _keys(source: str, link: Link) -> Json:
+    """Return an arrow's keys. The default exchange has none: each queue's is its own name."""
+    keys = [] if source == "" else [_key(binding) for binding in link.bindings]
+    return {"keys": keys[:_KEYS], "more": max(0, len(keys) - _KEYS) + link.more}
+
+
+def _key(binding: Binding) -> str:
+    return " ".join(f"{name}={value}" for name, value in binding.arguments.items()) or binding.routing_key
+
+
+def _text(arguments: Mapping[str, Any], name: str) -> str | None:
+    value = arguments.get(name)
+    return value if isinstance(value, str) else None
+
+
+def _connection(channel: str) -> str:
+    """Return the name of a channel's connection."""
+    return channel.rpartition(" (")[0]
+
+
+def _connection_names(api: Management, vhost: str) -> dict[str, str]:
+    """Return the names that clients have given to their connections, by the broker's names for them."""
+    found = management.connections(api, vhost, ("name", "user_provided_name"))
+    return {each["name"]: each["user_provided_name"] for each in found if each.get("user_provided_name")}
+
+
+def _now() -> int:
+    return round(time.time() * 1000)

@@ -1,0 +1,353 @@
+"""mqtool ui: what somebody sees in a browser, and what other pages in the browser do not get."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import hostile
+from tests.brokers import TestBroker, on_any_broker, skip_or_fail
+from tests.cli.shell import Running, Shell, wait_until
+
+#: Debian's packages chromium and chromium-driver.
+_BROWSER, _DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """One browser for all tests of this worker: to start it takes seconds."""
+    if _BROWSER is None or _DRIVER is None:
+        skip_or_fail("no chromium and chromedriver are installed (Debian: chromium, chromium-driver)")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = _BROWSER
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--no-first-run"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(_DRIVER))
+    yield driver
+    driver.quit()
+
+
+class Page:
+    """The page in the browser, as somebody sees and uses it."""
+
+    def __init__(self, driver: Any, url: str) -> None:
+        self.driver = driver
+        self.url = url
+        self.resize(1280)
+        driver.get("about:blank")
+        driver.get_log("browser")
+        driver.get(url)
+
+    def resize(self, width: int) -> None:
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+    def find(self, selector: str) -> list[Any]:
+        return list(self.driver.find_elements("css selector", selector))
+
+    def ask(self, script: str, *arguments: object) -> Any:
+        return self.driver.execute_script(script, *arguments)
+
+    def nodes(self) -> dict[str, str]:
+        """What the boxes say, by role and name."""
+        found = self.ask(
+            "return [...document.querySelectorAll('.node')].map(e => [e.dataset.role, e.dataset.name, e.ariaLabel])"
+        )
+        return {f"{role} {name}": label.partition(": ")[2] for role, name, label in found}
+
+    def dots(self, how: str = "resting") -> list[tuple[str, str]]:
+        """The fates of the messages that rest (or move), each with its box, but only those within the box."""
+        return [
+            (fate, node)
+            for fate, node in self.ask(
+                """
+                const box = id => [...document.querySelectorAll('.node')].find(e => e.dataset.id === id);
+                return [...document.querySelectorAll('.dot.' + arguments[0])].filter(dot => {
+                  if (arguments[0] === 'moving') return true;
+                  const inner = dot.getBoundingClientRect(), outer = box(dot.dataset.node).getBoundingClientRect();
+                  return outer.left < inner.left && inner.right < outer.right && outer.top < inner.top
+                    && inner.bottom <= outer.bottom + 4;
+                }).map(dot => [dot.dataset.fate, dot.dataset.node]);
+                """,
+                how,
+            )
+        ]
+
+    def until(self, condition: Callable[[], object], what: str) -> None:
+        wait_until(condition, lambda: f"{what}: {self.nodes()} {self.dots()} {self.text('#state')}", 30)
+
+    def text(self, selector: str) -> str:
+        return str(
+            self.ask("const e = document.querySelector(arguments[0]); return e.innerText ?? e.textContent", selector)
+        )
+
+    def said(self) -> str:
+        """The sentences about events in the table, which it opens."""
+        self.ask("if (document.querySelector('#tables').hidden) document.querySelector('#table').click()")
+        return self.text("#happened tbody")
+
+    def press(self, keys: str) -> None:
+        self.driver.switch_to.active_element.send_keys(keys)
+
+    def complaints(self) -> list[str]:
+        """What the browser has logged: errors, and what the content security policy has stopped."""
+        return [each["message"] for each in self.driver.get_log("browser")]
+
+
+def do(shell: Shell, command: str) -> None:
+    """Run a command, which has to succeed."""
+    done = shell.run("mqtool", *shlex.split(command))
+    assert done.code == 0, done.stderr
+
+
+@pytest.fixture
+def ui(shell: Shell, broker: TestBroker) -> Running:
+    """mqtool ui, which has printed its address."""
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    return shell.start("mqtool", "ui", ready=False).wait_for_stdout("\n")
+
+
+@pytest.fixture
+def page(ui: Running, chromium: Any, request: pytest.FixtureRequest) -> Iterator[Page]:
+    found = Page(chromium, ui.stdout.strip())
+    failed = request.session.testsfailed
+    yield found
+    if request.session.testsfailed > failed:
+        where = Path(os.environ.get("TMPDIR", "/tmp")) / f"mqtool-ui-{request.node.name}.png"
+        chromium.save_screenshot(str(where))
+        print(f"what the page looked like: {where}")
+    chromium.get("about:blank")
+
+
+@on_any_broker
+def test_a_message_is_a_dot_in_its_queue_and_at_its_consumer(shell: Shell, broker: TestBroker, page: Page) -> None:
+    """Ready in the queue, unacknowledged at the worker; rejected, it goes where the arrow says."""
+    do(shell, "queue declare dead")
+    do(shell, "queue declare jobs --dead-letter-exchange '' --argument x-dead-letter-routing-key=dead")
+    do(shell, "send -q jobs 'resize 17'")
+    page.until(lambda: page.dots() == [("ready", "q:jobs")], "a message in the queue")
+    page.until(lambda: page.nodes().get("quorum queue jobs") == "1 ready · 0 unacked", "one ready")
+    assert len(page.find('.arrow.dead[data-from="q:jobs"][data-to="x:"]')) == 1
+    page.find(".dot.resting")[0].click()
+    page.until(lambda: "resize 17" in page.text("#facts"), "the body")
+    worker = shell.start("mqtool", "worker", "-q", "jobs", "--forget-ack").wait_until_ready()
+    page.until(lambda: [fate for fate, _ in page.dots()] == ["unacknowledged"], "a message at its consumer")
+    page.until(lambda: page.nodes()["quorum queue jobs"] == "0 ready · 1 unacked", "one unacked")
+    worker.interrupt().wait()
+    page.until(lambda: page.dots() == [("requeued", "q:jobs")], "the message in its queue again")
+    page.until(lambda: not [name for name in page.nodes() if name.startswith("consumer")], "no consumer any more")
+    get = {"count": 1, "ackmode": "reject_requeue_false", "encoding": "auto"}
+    broker.api("POST", f"queues/{broker.vhost}/jobs/get", get)
+    page.until(lambda: page.dots() == [("ready", "q:dead")], "the dead letter in its queue")
+    assert page.complaints() == []
+
+
+@on_any_broker
+def test_each_fate_has_its_own_shape(shell: Shell, page: Page) -> None:
+    """Returned and delayed messages, and one in a stream; the legend has them all."""
+    shapes = page.ask("return [...document.querySelectorAll('#legend path')].map(e => e.getAttribute('d'))")
+    assert len(shapes) == len(set(shapes)) > 8
+    assert shell.run("mqtool", "send", "-e", "amq.direct", "-r", "nowhere", "--mandatory", "x").code == 75
+    page.until(lambda: "is returned" in page.said(), "a returned message")
+    do(shell, "exchange declare late x-delayed-message --argument x-delayed-type=fanout")
+    do(shell, "send -e late -H x-delay:=600000 x")
+    page.until(lambda: page.dots() == [("delayed", "x:late")], "a delayed message")
+    left = int(page.text(".dot.delayed text").removesuffix(" s"))
+    assert 500 < left <= 600
+    do(shell, "queue declare log --queue-type stream")
+    do(shell, "send -q log x")
+    page.until(lambda: ("stream", "q:log") in page.dots(), "a message in a stream")
+
+
+@on_any_broker
+def test_paused_stays_paused(shell: Shell, page: Page) -> None:
+    """What happens meanwhile is shown when one goes on, step by step; and what was, when one goes back."""
+    do(shell, "send -q jobs one")
+    page.until(lambda: page.dots() == [("ready", "q:jobs")], "a message in the queue")
+    page.press(" ")
+    page.until(lambda: page.text("#where").startswith("paused"), "paused")
+    do(shell, "receive -q jobs -c 1")
+    do(shell, "send -q jobs two")
+    page.until(lambda: "paused, 0.0" not in page.text("#where"), "later events")
+    assert page.dots() == [("ready", "q:jobs")]
+    page.press(".")
+    page.until(lambda: "is delivered" in page.said(), "the next event")
+    page.until(lambda: page.text("#where").startswith("paused"), "paused again")
+    assert "is acknowledged" not in page.said()
+    page.press(",")
+    page.until(lambda: "is delivered" not in page.said(), "the moment before")
+    page.press("l")
+    page.until(lambda: page.text("#where") == "live" and "“jobs” is acknowledged" in page.said(), "live")
+    page.until(lambda: page.dots() == [("ready", "q:jobs")], "the second message")
+
+
+@on_any_broker
+def test_all_by_keyboard_and_as_tables(shell: Shell, page: Page) -> None:
+    """Tab to a box, Enter for its facts, Escape to close; a table with the same facts; a name is found."""
+    do(shell, "emit-log topic kern.critical 'A critical kernel error'")
+    receiver = shell.start("mqtool", "receive-log", "topic", "kern.*").wait_until_ready()
+    page.until(lambda: any(name.startswith("consumer") for name in page.nodes()), "a consumer")
+    page.ask("document.querySelector('#table').focus()")
+    reached = set()
+    for _ in page.nodes():
+        page.press("\ue004")
+        reached.add(page.ask("return document.activeElement.dataset.role + ' ' + document.activeElement.dataset.name"))
+        if "exchange topic_logs" in reached:
+            break
+    page.press("\ue007")
+    page.until(lambda: "kern.*" in page.text("#facts"), "the bindings")
+    page.press("\ue00c")
+    page.until(lambda: not page.find("#details:not([hidden])"), "closed")
+    assert page.ask("return document.activeElement.dataset.name") == "topic_logs"
+    page.press("t")
+    page.until(lambda: "topic_logs" in page.text("#exchanges"), "the table of exchanges")
+    rows = [row.text for row in page.find("#queues tbody tr")]
+    assert len(rows) == 1
+    assert rows[0].endswith("classic 0 0 1")
+    page.press("/")
+    page.press("TOPIC_L")
+    page.until(
+        lambda: [each.get_attribute("data-name") for each in page.find(".node.found")] == ["topic_logs"], "found"
+    )
+    receiver.interrupt().wait()
+
+
+@on_any_broker
+def test_hostile_names_and_bodies_are_shown_as_text(shell: Shell, broker: TestBroker, page: Page) -> None:
+    """Markup and scripts in names, keys, headers and bodies do nothing; the browser has no complaint."""
+    markup = "<img src=x onerror=alert(1)><script>alert(2)</script>"
+    hostile.name_everything(broker.url)
+    sent = shell.run("mqtool", "send", "-q", markup, "-H", f"{markup}={markup}", "--property", f"type={markup}", markup)
+    assert sent.code == 0, sent.stderr
+    queues = shell.run("mqtool", "list", "queues", "--json", "--management", broker.management).stdout.split("\n")[:-1]
+    page.until(lambda: sum("queue" in name for name in page.nodes()) == len(queues), "all queues")
+    page.until(lambda: page.dots() == [("ready", f"q:{markup}")], "the message")
+    page.ask("document.querySelector('.dot.resting').dispatchEvent(new MouseEvent('click'))")
+    page.until(lambda: page.text("#facts").count(markup) >= 3, "the facts")
+    page.press("t")
+    page.until(lambda: markup in page.text("#queues"), "the table")
+    assert page.find("img, script:not([src])") == []
+    assert page.complaints() == []
+
+
+@on_any_broker
+def test_small_and_dark_screens(shell: Shell, page: Page) -> None:
+    """At 390 pixels nothing is cut off but the picture, which scrolls; text has contrast on light and on dark."""
+    do(shell, "send -q jobs one")
+    page.until(lambda: page.dots() == [("ready", "q:jobs")], "a message in the queue")
+    for width in (1280, 390):
+        page.resize(width)
+        page.until(lambda: page.dots() == [("ready", "q:jobs")], "the message still in its box")
+        assert page.ask("return document.documentElement.scrollWidth <= innerWidth"), width
+    for scheme in ("light", "dark"):
+        page.driver.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        )
+        text, back = page.ask("const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]")
+        assert contrast(text, back) > 7
+        dot, box = page.ask(
+            "return [['.dot path', '.dot.resting path'], ['.node .box', '.node .box']]"
+            ".map(([, selector]) => getComputedStyle(document.querySelector(selector)).fill)"
+        )
+        assert contrast(dot, box) > 3
+
+
+def contrast(one: str, other: str) -> float:
+    """The contrast of two colours, as the Web Content Accessibility Guidelines define it."""
+
+    def luminance(colour: str) -> float:
+        channels = [int(number) / 255 for number in re.findall(r"\d+", colour)[:3]]
+        red, green, blue = (each / 12.92 if each <= 0.03928 else ((each + 0.055) / 1.055) ** 2.4 for each in channels)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    darker, lighter = sorted((luminance(one), luminance(other)))
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def test_it_says_what_a_broker_cannot_show(shell: Shell, broker: TestBroker, page: Page) -> None:
+    """The same topology on each broker; on RabbitMQ counts instead of single messages, and the page says so."""
+    do(shell, "emit-log fanout lost")
+    do(shell, "queue declare kept")
+    do(shell, "exchange bind logs kept")
+    do(shell, "emit-log fanout kept")
+    page.until(lambda: page.find('.arrow.binding[data-from="x:logs"][data-to="q:kept"]'), "the binding")
+    page.until(lambda: page.nodes().get("quorum queue kept") == "1 ready · 0 unacked", "one ready")
+    assert ("not single messages" in page.text("#note")) is (broker.kind == "rabbitmq")
+    assert broker.vhost in page.text("#broker")
+
+
+def fetch(url: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
+    request = urllib.request.Request(url, headers={name.replace("_", "-"): value for name, value in headers.items()})
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status, dict(answer.headers), answer.readline()
+    except urllib.error.HTTPError as error:
+        return error.code, dict(error.headers), error.read()
+
+
+@on_any_broker
+def test_other_sites_get_nothing(ui: Running) -> None:
+    """Records need the secret; a page of another site, or behind another name, gets no file either."""
+    url, _, secret = ui.stdout.strip().partition("#")
+    assert url.startswith("http://127.0.0.1:")
+    status, headers, _ = fetch(url)
+    assert status == 200
+    assert "script-src 'self'" in headers["Content-Security-Policy"]
+    assert "unsafe" not in headers["Content-Security-Policy"]
+    status, _, line = fetch(f"{url}events", Authorization=f"Bearer {secret}")
+    assert status == 200
+    assert json.loads(line)["kind"] == "about"
+    assert fetch(f"{url}events")[0] == fetch(f"{url}events", Authorization="Bearer x")[0] == 401
+    for headers_of_others in (
+        {"Host": "evil.example"}, {"Origin": "http://evil.example"}, {"Origin": "null"},
+        {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "cors"},
+    ):  # fmt: skip
+        assert fetch(f"{url}events", Authorization=f"Bearer {secret}", **headers_of_others)[0] == 403
+        assert fetch(url, **headers_of_others)[0] == 403
+    for path in ("../records.py", "%2e%2e/records.py", "page_server.py", "//etc/passwd", "."):
+        assert fetch(url + path)[0] == 404
+    request = urllib.request.Request(url, method="POST", data=b"x")
+    with pytest.raises(urllib.error.HTTPError, match="501"):
+        urllib.request.urlopen(request, timeout=10)
+
+
+@on_any_broker
+def test_it_ends_with_ctrl_c_and_tells_what_is_wrong(shell: Shell, ui: Running) -> None:
+    """A port that is in use, a broker that is not there; and 130 after Ctrl-C, as everywhere."""
+    port = re.findall(r":(\d+)/", ui.stdout)[0]
+    taken = shell.run("mqtool", "ui", "--port", port)
+    assert taken.code == 69
+    assert "in use" in taken.stderr
+    assert shell.run("mqtool", "ui", environment={"MQTOOL_MANAGEMENT_URL": "http://127.0.0.1:9"}).code == 69
+    assert ui.interrupt().wait().code == 0
+
+
+@on_any_broker
+def test_a_recording_plays_without_mqtool(shell: Shell, chromium: Any) -> None:
+    """One file, which a browser opens from the disk: it shows what happened, and loads nothing else."""
+    do(shell, "send -q jobs before")
+    ui = shell.start("mqtool", "ui", "--record", "seen <1>.html", ready=False).wait_for_stdout("\n")
+    page = Page(chromium, ui.stdout.strip())
+    page.until(lambda: page.dots() == [("ready", "q:jobs")], "a message in the queue")
+    do(shell, "send -q jobs '</script><b>after'")
+    page.until(lambda: page.dots() == [("ready", "q:jobs")] * 2, "another message")
+    assert ui.interrupt().wait().code == 0
+    assert "2 events written" in ui.stderr
+    recorded = Page(chromium, (shell.directory / "seen <1>.html").as_uri())
+    recorded.until(lambda: recorded.dots() == [("ready", "q:jobs")] * 2, "both messages")
+    assert recorded.find("b") == []
+    recorded.press(",")
+    recorded.press(",")
+    recorded.until(lambda: recorded.dots() == [("ready", "q:jobs")], "the one that was there before")
+    assert recorded.ask("return performance.getEntriesByType('resource').length") == 0
+    assert recorded.complaints() == []

@@ -1,0 +1,252 @@
+"""GET /api/mqtool/events: each thing that can happen to a message, as `mqtool ui` draws it."""
+
+import base64
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import pika
+import pytest
+from pika.adapters.blocking_connection import BlockingChannel
+
+from mqtool.broker.embedded import EmbeddedBroker
+from tests.cli.shell import wait_until
+
+Event = dict[str, Any]
+
+
+class Events:
+    """Reads the events of a broker, as a page does."""
+
+    def __init__(self, broker: EmbeddedBroker) -> None:
+        self._broker = broker
+        self.snapshot = self.get()
+        self._number = self.snapshot["number"]
+        self._seen: list[Event] = []
+
+    def get(self, credentials: str = "guest:guest", **query: object) -> Any:
+        text = "&".join(f"{name}={value}" for name, value in query.items())
+        encoded = base64.b64encode(credentials.encode()).decode()
+        request = urllib.request.Request(
+            f"{self._broker.urls['http']}/api/mqtool/events/%2F?{text}", headers={"Authorization": f"Basic {encoded}"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+    def until(self, *wanted: str) -> list[Event]:
+        """The events since the last call, once the last of them are these."""
+
+        def arrived() -> bool:
+            found = self.get(after=self._number, timeout=0)
+            self._number = found["number"]
+            self._seen += found["events"]
+            return [each["what"] for each in self._seen][-len(wanted) :] == list(wanted)
+
+        wait_until(arrived, lambda: f"{wanted} in {[each['what'] for each in self._seen]}", 10)
+        found, self._seen = self._seen, []
+        assert [each["what"] for each in found] == list(wanted)
+        return found
+
+
+@pytest.fixture
+def broker() -> Iterator[EmbeddedBroker]:
+    with EmbeddedBroker(management_port=0) as broker:
+        yield broker
+
+
+@pytest.fixture
+def channel(broker: EmbeddedBroker) -> Iterator[BlockingChannel]:
+    with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
+        yield connection.channel()
+
+
+def test_a_message_is_published_delivered_and_acknowledged(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
+    """The events name the same message, and say what it contains."""
+    channel.queue_declare("q")
+    events = Events(broker)
+    channel.basic_publish("", "q", b"hello", pika.BasicProperties(message_id="m1", headers={"n": 1}))
+    published, ready = events.until("published", "ready")
+    assert published["paths"] == [["", "q"]]
+    assert published["details"] == {
+        "exchange": "", "routing_key": "q", "headers": {"n": 1}, "properties": {"message_id": "m1"}, "size": 5,
+        "body": "hello",
+    }  # fmt: skip
+    assert published["message"] == ready["message"]
+    method, _, _ = channel.basic_get("q")
+    (delivered,) = events.until("delivered")
+    assert (delivered["queue"], delivered["copy"], delivered["consumer"]) == ("q", ready["copy"], None)
+    channel.basic_nack(method.delivery_tag)
+    (requeued,) = events.until("requeued")
+    assert (requeued["copy"], requeued["why"]) == (ready["copy"], "returned")
+    method, _, _ = channel.basic_get("q")
+    (delivered,) = events.until("delivered")
+    assert delivered["redelivered"]
+    channel.basic_ack(method.delivery_tag)
+    (acknowledged,) = events.until("acknowledged")
+    assert acknowledged["copy"] == ready["copy"]
+
+
+def test_a_consumer_is_named_as_in_the_management_api(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
+    """A page draws its dots at the consumer that the topology shows."""
+    channel.queue_declare("q")
+    events = Events(broker)
+    channel.basic_consume("q", lambda *_: None, auto_ack=True, consumer_tag="me")
+    channel.basic_publish("", "q", b"x")
+    *_, delivered = events.until("published", "ready", "delivered")
+    assert delivered["no_ack"]
+    assert delivered["consumer"].endswith(" (1)/me")
+
+
+def test_exchanges_on_the_way_are_named(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
+    """A message passes from exchange to exchange, and to the alternate exchange if nothing else takes it."""
+    channel.exchange_declare("rest", "fanout")
+    channel.exchange_declare("first", "direct", arguments={"alternate-exchange": "rest"})
+    channel.exchange_declare("second", "fanout")
+    channel.exchange_bind("second", "first", "k")
+    for queue, exchange, key in (("a", "first", "k"), ("b", "second", ""), ("c", "rest", "")):
+        channel.queue_declare(queue)
+        channel.queue_bind(queue, exchange, key)
+    events = Events(broker)
+    channel.basic_publish("first", "k", b"x")
+    published, *_ = events.until("published", "ready", "ready")
+    assert sorted(published["paths"]) == [["first", "a"], ["first", "second", "b"]]
+    channel.basic_publish("first", "other", b"x")
+    published, _ = events.until("published", "ready")
+    assert published["paths"] == [["first", "rest", "c"]]
+
+
+def test_what_no_queue_takes_is_returned_or_dropped(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
+    """Unroutable messages, and one that a full queue refuses."""
+    channel.queue_declare("full", arguments={"x-max-length": 0, "x-overflow": "reject-publish"})
+    events = Events(broker)
+    channel.basic_publish("", "nowhere", b"x")
+    events.until("published", "dropped")
+    channel.basic_publish("", "nowhere", b"x", mandatory=True)
+    events.until("published", "returned")
+    channel.basic_publish("", "full", b"x")
+    events.until("published", "refused")
+
+
+@pytest.mark.parametrize(("arguments", "reason"), [({"x-message-ttl": 1}, "expired"), ({"x-max-length": 0}, "maxlen")])
+def test_a_dead_letter_is_followed_to_its_queue(
+    broker: EmbeddedBroker, channel: BlockingChannel, arguments: dict[str, int], reason: str
+) -> None:
+    """From the queue that it leaves, with the reason, through the dead-letter exchange."""
+    channel.queue_declare("dead")
+    to_dead = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
+    channel.queue_declare("q", arguments={**arguments, **to_dead})
+    events = Events(broker)
+    channel.basic_publish("", "q", b"x")
+    _, ready, died, published, _ = events.until("published", "ready", "dead-lettered", "published", "ready")
+    assert (died["copy"], died["reason"], died["exchange"]) == (ready["copy"], reason, "")
+    assert published["from"] == {"queue": "q", "reason": reason}
+    assert published["paths"] == [["", "dead"]]
+
+
+def test_rejected_without_an_exchange_for_dead_letters(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
+    """It is discarded; and what is purged is gone at once."""
+    channel.queue_declare("q")
+    channel.basic_publish("", "q", b"x")
+    channel.basic_publish("", "q", b"y")
+    method, _, _ = channel.basic_get("q")
+    events = Events(broker)
+    # What is there already is shown as well: with its consumer, once it has one.
+    assert [(each["queue"], "consumer" in each, each["details"]["body"]) for each in events.snapshot["waiting"]] == [
+        ("q", True, "x"),
+        ("q", False, "y"),
+    ]
+    channel.basic_reject(method.delivery_tag, requeue=False)
+    (discarded,) = events.until("discarded")
+    assert discarded["reason"] == "rejected"
+    channel.queue_purge("q")
+    (purged,) = events.until("purged")
+    assert purged["queue"] == "q"
+
+
+def test_a_delayed_message_waits_at_its_exchange(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
+    """The event says until when; a snapshot has it too."""
+    channel.exchange_declare("late", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
+    channel.queue_declare("q")
+    channel.queue_bind("q", "late")
+    events = Events(broker)
+    channel.basic_publish("late", "", b"x", pika.BasicProperties(headers={"x-delay": 400}))
+    published, delayed = events.until("published", "delayed")
+    assert 0 < delayed["until"] - published["t"] <= 500
+    assert [each["exchange"] for each in events.get()["waiting"]] == ["late"]
+    released, _ = events.until("published", "ready")
+    assert released["from"] == {"exchange": "late", "copy": delayed["copy"]}
+
+
+def test_messages_stay_in_a_stream(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
+    """Each reader gets a copy of the message at an offset."""
+    channel.queue_declare("s", durable=True, arguments={"x-queue-type": "stream"})
+    channel.basic_qos(prefetch_count=10)
+    events = Events(broker)
+    channel.basic_consume(
+        "s", lambda _, method, *__: channel.basic_ack(method.delivery_tag), arguments={"x-stream-offset": "first"}
+    )
+    channel.basic_publish("", "s", b"x")
+    _, appended, read = events.until("published", "appended", "read")
+    assert appended["copy"] == read["copy"] == 0
+    channel.connection.process_data_events(10)  # acknowledges it, which changes nothing
+
+
+def test_many_messages_are_counted_and_some_are_shown(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
+    """Those that are shown are shown to their end; a page that is slow starts again."""
+    channel.queue_declare("q")
+    events = Events(broker)
+    number, shown, found = events.snapshot["number"], 0, {}
+    for _ in range(10):
+        for _ in range(300):
+            channel.basic_publish("", "q", b"x")
+        channel.queue_purge("q")  # the answer comes after all of them have
+        found = events.get(after=number, timeout=0)
+        number, shown = found["number"], shown + sum(each["what"] == "ready" for each in found["events"])
+    assert found["queues"] == {"q": [0, 0, 3000]}
+    assert [count for *_, count in found["published"]] == [3000]
+    assert 0 < shown < 1000
+    assert events.get(after=1, timeout=0)["lost"]
+
+
+def test_a_deleted_queue_leaves_nothing_behind(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
+    """Neither its ready messages nor those that a consumer has are shown any more."""
+    channel.queue_declare("q")
+    events = Events(broker)
+    for body in (b"x", b"y"):
+        channel.basic_publish("", "q", body)
+    channel.basic_get("q")
+    events.until("published", "ready", "published", "ready", "delivered")
+    assert len(watcher_of(broker).shown) == 2
+    channel.queue_delete("q")
+    events.until("purged")
+    channel.close()
+    assert watcher_of(broker).shown == {}
+
+
+def watcher_of(broker: EmbeddedBroker) -> Any:
+    """What records the events, None if nobody watches."""
+    return broker.under_test(lambda under_test: under_test._scene.broker.vhosts["/"].watcher)
+
+
+def test_nobody_watches_after_a_while(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
+    """Then the broker does no work for it."""
+    assert channel.is_open
+    assert watcher_of(broker) is None
+    Events(broker)
+    assert watcher_of(broker) is not None
+    wait_until(lambda: watcher_of(broker) is None, "no watcher", 30)
+
+
+def test_only_administrators_may_read_messages(broker: EmbeddedBroker) -> None:
+    """Events contain bodies."""
+    api = f"{broker.urls['http']}/api/users/looker"
+    body = json.dumps({"password": "x", "tags": "monitoring"}).encode()
+    login = {"Authorization": "Basic " + base64.b64encode(b"guest:guest").decode()}
+    urllib.request.urlopen(urllib.request.Request(api, body, login, method="PUT")).close()
+    events = Events(broker)
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        events.get("looker:x")
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        events.get(after="x")
