@@ -1,5 +1,7 @@
 """Convert messages to and from JSON, one object per line. A delivery's line can be published again unchanged.
 
+Each line names the version of this format; a line without it, such as one written by hand, is of version 1.
+
 JSON lacks some AMQP types. A header of such a type is an object with one key: {"$bytes": base64}, {"$decimal": "1.5"},
 {"$double": "NaN", "Infinity" or "-Infinity"}, {"$timestamp": seconds since 1970, UTC}, or {"$encoded": base64} for
 a value left in AMQP's encoding. A table that looks like one of these is written as {"$table": table}. In text, bytes
@@ -20,12 +22,14 @@ from mqtool.duration import compact_duration, parse_duration
 from mqtool.errors import BadData
 from mqtool.message import END_OF_TIME, MAX_DEPTH, PROPERTIES, Delivery, Message, Timestamp, Undecoded
 
+#: The version that is written, and the newest that can be read.
+VERSION = 1
 #: The keys of a delivery's line.
 OF_A_DELIVERY = frozenset(
     {"timestamp", "exchange", "routing_key", "queue", "redelivered", "headers", "properties", "body"}
 )
 #: With several brokers, 'mqtool tap' adds "broker", which is not part of the message.
-_KNOWN = OF_A_DELIVERY | {"broker", "delay", "at", "body_base64"}
+_KNOWN = OF_A_DELIVERY | {"version", "broker", "delay", "at", "body_base64"}
 _TEXT = frozenset(PROPERTIES) - {"headers", "delivery_mode", "priority", "timestamp"}
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
@@ -35,6 +39,7 @@ _WHOLE_NUMBERS = {"delivery_mode": 255, "priority": 255, "timestamp": 2**64 - 1}
 def from_delivery(delivery: Delivery, received_at: datetime) -> bytes:
     """Format a delivery as a line that ends with a newline. `received_at` becomes the line's "timestamp"."""
     line: dict[str, Any] = {
+        "version": VERSION,
         "timestamp": received_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "exchange": delivery.exchange,
         "routing_key": delivery.routing_key,
@@ -47,7 +52,7 @@ def from_delivery(delivery: Delivery, received_at: datetime) -> bytes:
 def from_message(message: Message) -> bytes:
     """Format a message as a line that ends with a newline; to_message() converts it back to an equal message."""
     properties = {**message.properties, "message_id": message.message_id}
-    line: dict[str, Any] = {"exchange": message.exchange, "routing_key": message.routing_key}
+    line: dict[str, Any] = {"version": VERSION, "exchange": message.exchange, "routing_key": message.routing_key}
     if message.delay is not None:
         line["delay"] = compact_duration(message.delay)
     if message.due is not None:
@@ -95,14 +100,22 @@ def to_message(line: bytes, where: str) -> Message:
 
 
 def to_object(line: bytes, where: str) -> dict[str, Any]:
-    """Parse the JSON of a line, for message_of(). Raises BadData if the line is not a JSON object."""
+    """Parse the JSON of a line, for message_of(). Raises BadData if it is not an object, or of a newer version."""
     example = 'a message looks like {"body": "Hello"}'
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise BadData(f"{where} is not JSON: {error}", example) from error
     if not isinstance(value, dict):
-        raise BadData(f"{where} is a JSON {type(value).__name__}, not an object", example)
+        raise BadData(f"{where} is not a JSON object", example)
+    version = value.get("version", VERSION)
+    if type(version) is not int or version < 1:
+        raise BadData(f'{where} has a "version" that is not a number from 1: {version!r}')
+    if version > VERSION:
+        raise BadData(
+            f"{where} is in version {version} of the NDJSON format, and this mqtool reads up to version {VERSION}",
+            "upgrade mqtool",
+        )
     return value
 
 

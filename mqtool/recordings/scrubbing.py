@@ -20,7 +20,7 @@ from mqtool.spelling import did_you_mean
 
 #: Fields that are never replaced, because they control how and when a message is sent.
 _ALWAYS = frozenset(
-    {"timestamp", "redelivered", "delay", "at"}
+    {"version", "timestamp", "redelivered", "delay", "at"}
     | {f"properties.{name}" for name in ("content_type", "content_encoding", "delivery_mode", "priority", "expiration")}
     | {"properties.timestamp"}
 )
@@ -93,9 +93,11 @@ class Scrubber:
         """Return the function that replaces a string at this path; None keeps the string."""
         if path == "body":
             return self._body if self._looks_inside else None
+        if path == "body_base64":
+            return self._base64 if self._is_replaced("body") else None
         if not self._is_replaced(path) or path.endswith(".$double"):
             return None
-        if path == "body_base64" or (path.startswith("headers.") and path.endswith(_BYTES)):
+        if path.startswith("headers.") and path.endswith(_BYTES):
             return self._base64
         return self._decimal if path.endswith(".$decimal") else self._pseudonyms.text
 

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from subprocess import PIPE
 
 import pytest
@@ -63,6 +64,50 @@ def test_what_was_recorded_comes_again(shell: Shell, connection: Connection) -> 
     assert result.code == 0, result.stderr
     assert "200 confirmed in " in result.stderr
     assert [{**line, "timestamp": ""} for line in received(shell)] == before
+
+
+#: Written before lines had a version, by tap and by receive.
+UNVERSIONED = Path(__file__).parents[1] / "recordings" / "unversioned.ndjson"
+
+
+def test_a_recording_from_before_versions_is_replayed(shell: Shell, connection: Connection) -> None:
+    """With the bodies, headers and properties that it had, whether it is replayed, scrubbed or sent."""
+    channel = connection.channel()
+    queue = channel.declare(Queue("jobs"))
+    channel.bind(queue, channel.declare(Exchange("shop", "topic", durable=True)), "#")
+    lines = UNVERSIONED.read_text()
+    recorded = [json.loads(line) for line in lines.splitlines()]
+    kept = ("exchange", "routing_key", "headers", "properties", "body", "body_base64")
+
+    assert shell.run("mqtool", "replay", "--speed", "max", stdin=lines).code == 0
+
+    got = {line["routing_key"]: line for line in received(shell)}
+    for line in recorded:
+        assert [got[line["routing_key"]].get(key) for key in kept] == [line.get(key) for key in kept]
+    assert {line["version"] for line in got.values()} == {1}
+    everything = "body,headers,properties,routing_key"
+    assert shell.run("mqtool", "scrub", "--keep", everything, stdin=lines).stdout == lines
+    assert shell.run("mqtool", "send", "--json", stdin=lines).code == 0
+    assert len(received(shell)) == 4
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "mqtool recording replay newer.ndjson",
+        "mqtool recording scrub newer.ndjson",
+        "mqtool recording reconcile newer.ndjson newer.ndjson",
+        "mqtool send --json -f newer.ndjson",
+    ],
+)
+@on_any_broker
+def test_a_newer_format_is_refused(shell: Shell, command: str) -> None:
+    """In one sentence, before anything is sent, whatever else the line has."""
+    (shell.directory / "newer.ndjson").write_text('{"version": 2, "content": ["Hello"], "route": "jobs"}\n')
+    result = shell.script(command)
+    assert (result.code, result.stdout) == (65, "")
+    assert "is in version 2 of the NDJSON format, and this mqtool reads up to version 1" in result.stderr
+    assert result.stderr.splitlines()[-1] == "hint: upgrade mqtool"
 
 
 @pytest.mark.keeps_messages

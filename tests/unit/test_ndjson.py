@@ -80,7 +80,7 @@ def test_the_shape_is_as_documented() -> None:
     delivery = Delivery("é".encode(), "e", "k", "q", False, {"priority": 5, "type": None}, 1)
 
     assert ndjson.from_delivery(delivery, NOW).decode() == (
-        '{"timestamp":"2026-01-31T12:00:00.123Z","exchange":"e","routing_key":"k","queue":"q","redelivered":false,'
+        '{"version":1,"timestamp":"2026-01-31T12:00:00.123Z","exchange":"e","routing_key":"k","queue":"q","redelivered":false,'
         '"headers":null,"properties":{"priority":5},"body":"é"}\n'
     )
 
@@ -141,7 +141,7 @@ def test_only_a_body_is_needed() -> None:
         ("", "line 7 is not JSON"),
         ("{", "line 7 is not JSON"),
         (b"\xff", "line 7 is not JSON"),
-        ("null", "line 7 is a JSON NoneType"),
+        ("null", "line 7 is not a JSON object"),
         ("{}", 'needs either "body" or "body_base64"'),
         ('{"body": null}', '"body" that is not text'),
         ('{"body_base64": "a"}', "not base64"),
@@ -162,6 +162,10 @@ def test_only_a_body_is_needed() -> None:
         ('{"body": "", "headers": {"a": {"$encoded": "%"}}}', "bad $encoded"),
         ('{"body": "", "headers": {"a": ' + "[" * 65 + "]" * 65 + "}}", "nested too deeply"),
         ("[" * 100_000, "line 7 is not JSON"),
+        ('{"version": 2, "shape": []}', "line 7 is in version 2 of the NDJSON format"),
+        ('{"version": "1", "body": ""}', "\"version\" that is not a number from 1: '1'"),
+        ('{"version": true, "body": ""}', '"version" that is not a number from 1: True'),
+        ('{"version": 0, "body": ""}', '"version" that is not a number from 1: 0'),
     ],
 )
 def test_what_is_no_message(line: str | bytes, says: str) -> None:
