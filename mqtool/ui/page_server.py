@@ -14,14 +14,16 @@ import hmac
 import json
 import re
 import secrets
+import select
+import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from mqtool.errors import Unavailable
+from mqtool.errors import MqtoolError, Unavailable
 
 #: The files of the page, with their media types. Nothing else is served.
 _PAGE = Path(__file__).parent / "page"
@@ -42,12 +44,16 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
 }
-#: How many pages can be open at the same time.
-_MAX_PAGES = 16
+#: How many pages can be open, and how many of their requests are answered, at the same time.
+_MAX_PAGES, _MAX_ANSWERS = 16, 32
+#: How many bytes a page may send.
+_MAX_REQUEST = 64 << 10
 _HOST = "127.0.0.1"
 
 #: One record of the page's, such as an event. docs/reference/events.md describes them.
 Json = dict[str, Any]
+#: Answers what a page sends with zero or more records; None while there is nothing new. Closed when the page goes away.
+Answerer = Callable[[Json], Iterator[Json | None]]
 
 
 class PageServer:
@@ -56,6 +62,7 @@ class PageServer:
     Args:
         records: yields the records for one open page; it is closed when the page is.
         port: the port to listen on; 0 for any free one.
+        answers: what answers the requests that a page posts, by path, such as "/run". A page needs the secret.
 
     Attributes:
         secret: a page needs it to read the records.
@@ -64,9 +71,12 @@ class PageServer:
         Unavailable: the port is in use.
     """
 
-    def __init__(self, records: Callable[[], Iterator[Json]], port: int = 0) -> None:
+    def __init__(
+        self, records: Callable[[], Iterator[Json]], port: int = 0, answers: Mapping[str, Answerer] | None = None
+    ) -> None:
         self.secret = secrets.token_urlsafe(24)
-        handler = type("Handler", (_Handler,), {"secret": self.secret, "records": staticmethod(records)})
+        own = {"secret": self.secret, "records": staticmethod(records), "answers": answers or {}}
+        handler = type("Handler", (_Handler,), own)
         try:
             self._server = _Server((_HOST, port), handler)
         except OSError as error:
@@ -90,7 +100,7 @@ class _Server(ThreadingHTTPServer):
 
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
         super().__init__(address, handler)
-        self.pages = threading.Semaphore(_MAX_PAGES)
+        self.pages, self.answering = threading.Semaphore(_MAX_PAGES), threading.Semaphore(_MAX_ANSWERS)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing: a page was closed, or sent something that is not HTTP."""
@@ -104,6 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 30
     secret: str
     records: Callable[[], Iterator[Json]]
+    answers: Mapping[str, Answerer]
     server: _Server
 
     def do_GET(self) -> None:  # http.server's name
@@ -130,29 +141,60 @@ class _Handler(BaseHTTPRequestHandler):
             and (site in ("none", "same-origin") or self.headers.get("Sec-Fetch-Mode") == "navigate")
         )
 
-    def _events(self) -> None:
-        given = self.headers.get("Authorization", "").removeprefix("Bearer ")
-        if not hmac.compare_digest(given.encode(), self.secret.encode()):
+    def do_POST(self) -> None:  # http.server's name
+        self.close_connection = True
+        size = self.headers.get("Content-Length", "")
+        if not self._is_from_own_page():
+            self._refuse(HTTPStatus.FORBIDDEN, "requests from other sites are not accepted")
+        elif not self._has_secret():
             self._refuse(HTTPStatus.UNAUTHORIZED, "the secret is missing or wrong")
-        elif not self.server.pages.acquire(blocking=False):
-            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, f"more than {_MAX_PAGES} pages are open")
+        elif (answer := self.answers.get(self.path)) is None:
+            self._refuse(HTTPStatus.NOT_FOUND, "there is nothing to do here")
+        elif not size.isdecimal() or int(size) > _MAX_REQUEST:
+            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a request has a length of up to {_MAX_REQUEST:,} bytes")
         else:
             try:
-                self._send_records()
-            finally:
-                self.server.pages.release()
+                wanted = json.loads(self.rfile.read(int(size)))
+            except ValueError:
+                wanted = None
+            if isinstance(wanted, dict):
+                self._send_from(self.server.answering, lambda: answer(wanted))
+            else:
+                self._refuse(HTTPStatus.BAD_REQUEST, "a request is a JSON object")
 
-    def _send_records(self) -> None:
-        self.close_connection = True
-        self._send_headers(HTTPStatus.OK, {"Content-Type": "application/x-ndjson", "Connection": "close"})
-        records = self.records()
+    def _has_secret(self) -> bool:
+        given = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        return hmac.compare_digest(given.encode(), self.secret.encode())
+
+    def _events(self) -> None:
+        if self._has_secret():
+            self._send_from(self.server.pages, self.records)
+        else:
+            self._refuse(HTTPStatus.UNAUTHORIZED, "the secret is missing or wrong")
+
+    def _send_from(self, free: threading.Semaphore, start: Callable[[], Iterator[Json | None]]) -> None:
+        """Send what `start` yields, until the page goes away."""
+        if not free.acquire(blocking=False):
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many pages are open")
+            return
+        records = start()
         try:
-            for record in records:
-                # A page that does not read blocks this thread only; the broker forgets what it has missed.
-                self.wfile.write(json.dumps(record).encode() + b"\n")
+            self.close_connection = True
+            self._send_headers(HTTPStatus.OK, {"Content-Type": "application/x-ndjson", "Connection": "close"})
+            for record in _with_errors(records):
+                if record is not None:
+                    # A page that does not read blocks this thread only; the broker forgets what it has missed.
+                    self.wfile.write(json.dumps(record).encode() + b"\n")
+                elif self._is_gone():
+                    break
         finally:
             if hasattr(records, "close"):
                 records.close()
+            free.release()
+
+    def _is_gone(self) -> bool:
+        readable, _, _ = select.select([self.connection], [], [], 0)
+        return bool(readable) and not self.connection.recv(1, socket.MSG_PEEK)
 
     def _refuse(self, status: HTTPStatus, why: str) -> None:
         self._answer(status, f"{why}\n".encode(), "text/plain; charset=utf-8")
@@ -168,12 +210,20 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
 
+def _with_errors(records: Iterator[Json | None]) -> Iterator[Json | None]:
+    """Yield the records; if they end with an error, yield its message, too."""
+    try:
+        yield from records
+    except MqtoolError as error:
+        yield {"error": str(error), "hint": error.hint or ""}
+
+
 def _files() -> set[Path]:
     return set(_PAGE.iterdir())
 
 
 #: The page's modules, each after those that it imports.
-_MODULES = ("fates", "layout", "model", "picture", "player", "details", "main")
+_MODULES = ("fates", "layout", "model", "picture", "player", "details", "actions", "main")
 
 
 def single_file(records: Iterable[Json]) -> bytes:

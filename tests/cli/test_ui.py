@@ -99,6 +99,15 @@ class Page:
     def press(self, keys: str) -> None:
         self.driver.switch_to.active_element.send_keys(keys)
 
+    def act(self, action: str, **fields: str) -> None:
+        """Fill the form of an action, and run it."""
+        fill = "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event(arguments[2], {bubbles: true}))"
+        self.until(lambda: self.find(f"#action option[value={action}]"), "the action")
+        self.ask(fill, self.find("#action")[0], action, "change")
+        for name, value in fields.items():
+            self.ask(fill, self.find(f"#fields [name={name}]")[0], value, "input")
+        self.ask("document.querySelector('#run').click()")
+
     def complaints(self) -> list[str]:
         """What the browser has logged: errors, and what the content security policy has stopped."""
         return [each["message"] for each in self.driver.get_log("browser")]
@@ -274,6 +283,28 @@ def contrast(one: str, other: str) -> float:
     return (lighter + 0.05) / (darker + 0.05)
 
 
+@on_any_broker
+def test_do_it_yourself(shell: Shell, page: Page) -> None:
+    """Each action shows its command; a consumer runs until it is stopped; a message says why it is here."""
+    do(shell, "exchange declare orders topic")
+    do(shell, "queue declare jobs")
+    do(shell, "exchange bind orders jobs 'eu.*'")
+    page.until(lambda: page.find('.arrow.binding[data-to="q:jobs"]'), "the binding")
+    page.press("d")
+    page.act("publish", exchange="orders", key="eu.paid", body="-v <b>", headers="n:=3\na=1")
+    page.until(lambda: page.dots() == [("ready", "q:jobs")], "a message in the queue")
+    assert "mqtool send --mandatory -e orders -r eu.paid -H n:=3 -H a=1 -- '-v <b>'" in page.text("#runs")
+    page.find(".dot.resting")[0].click()
+    page.until(lambda: page.find("#asks button"), "a question")
+    page.find("#asks button")[0].click()
+    page.until(lambda: "── 'eu.*' ──> jobs" in page.text("#answer"), "why here")
+    page.act("consume", queue="jobs", seconds="600")
+    page.until(lambda: [fate for fate, _ in page.dots()] == ["unacknowledged"], "a message at its consumer")
+    page.find(".run[data-action=consume] button:not([hidden])")[-1].click()
+    page.until(lambda: page.dots() == [("requeued", "q:jobs")], "the message in its queue again")
+    assert page.find("#runs b") == []
+
+
 def test_it_says_what_a_broker_cannot_show(shell: Shell, broker: TestBroker, page: Page) -> None:
     """The same topology on each broker; on RabbitMQ counts instead of single messages, and the page says so."""
     do(shell, "emit-log fanout lost")
@@ -284,10 +315,16 @@ def test_it_says_what_a_broker_cannot_show(shell: Shell, broker: TestBroker, pag
     page.until(lambda: page.nodes().get("quorum queue kept") == "1 ready · 0 unacked", "one ready")
     assert ("not single messages" in page.text("#note")) is (broker.kind == "rabbitmq")
     assert broker.vhost in page.text("#broker")
+    # RabbitMQ of somebody else's is only looked at.
+    page.until(lambda: page.find("#action option"), "the actions")
+    actions = [each.get_attribute("value") for each in page.find("#action option")]
+    assert (actions == ["route", "peek"]) is (broker.kind == "rabbitmq")
 
 
-def fetch(url: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
-    request = urllib.request.Request(url, headers={name.replace("_", "-"): value for name, value in headers.items()})
+def fetch(url: str, data: bytes | None = None, **headers: str) -> tuple[int, dict[str, str], bytes]:
+    request = urllib.request.Request(
+        url, data, headers={name.replace("_", "-"): value for name, value in headers.items()}
+    )
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
             return answer.status, dict(answer.headers), answer.readline()
@@ -296,7 +333,7 @@ def fetch(url: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
 
 
 @on_any_broker
-def test_other_sites_get_nothing(ui: Running) -> None:
+def test_other_sites_get_nothing(ui: Running, broker: TestBroker) -> None:
     """Records need the secret; a page of another site, or behind another name, gets no file either."""
     url, _, secret = ui.stdout.strip().partition("#")
     assert url.startswith("http://127.0.0.1:")
@@ -316,9 +353,21 @@ def test_other_sites_get_nothing(ui: Running) -> None:
         assert fetch(url, **headers_of_others)[0] == 403
     for path in ("../records.py", "%2e%2e/records.py", "page_server.py", "//etc/passwd", "."):
         assert fetch(url + path)[0] == 404
-    request = urllib.request.Request(url, method="POST", data=b"x")
-    with pytest.raises(urllib.error.HTTPError, match="501"):
-        urllib.request.urlopen(request, timeout=10)
+    run = json.dumps({"action": "declare-queue", "fields": {"name": "x", "type": "classic"}}).encode()
+    assert fetch(f"{url}run", run)[0] == fetch(f"{url}run", run, Authorization="Bearer x")[0] == 401
+    for headers_of_others in ({"Host": "evil.example"}, {"Origin": "http://evil.example"}, {"Origin": "null"}):
+        assert fetch(f"{url}run", run, Authorization=f"Bearer {secret}", **headers_of_others)[0] == 403
+    for sent, code in ((b"x", 400), (b"[]", 400), (b" " * 70_000, 413)):
+        assert fetch(f"{url}run", sent, Authorization=f"Bearer {secret}")[0] == code
+    assert fetch(f"{url}exec", run, Authorization=f"Bearer {secret}")[0] == 404
+    for action, fields in (
+        ("exec", {}),
+        ("declare-queue", {"name": "x", "type": "--evil"}),
+        ("peek", {"queue": "a\0"}),
+    ):
+        wanted = json.dumps({"action": action, "fields": fields}).encode()
+        assert b'"error"' in fetch(f"{url}run", wanted, Authorization=f"Bearer {secret}")[2]
+    assert broker.api("GET", f"queues/{broker.vhost}") == []
 
 
 @on_any_broker

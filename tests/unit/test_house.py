@@ -18,8 +18,9 @@ SOURCES = sorted((ROOT / "mqtool").rglob("*.py"))
 PROSE = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "ARCHITECTURE.md")] + [
     page for page in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in page.parts
 ]
-#: 45 files more than without AMQP 1.0: its client, its part of the embedded broker, and its tutorials; 5 more for the page of `mqtool ui`.
-FILES, FILE_LINES, FUNCTION_LINES, METHODS = 320, 400, 60, 25
+#: 45 files more than without AMQP 1.0: its client, its part of the embedded broker, and its tutorials;
+#: 6 more for the page of `mqtool ui`.
+FILES, FILE_LINES, FUNCTION_LINES, METHODS = 321, 400, 60, 25
 #: Names that two files may share.
 SHARED_NAMES = {"__init__.py", "__main__.py", "recording.py", "routes.py", "routing.py"}
 #: Libraries whose modules and classes are never changed.

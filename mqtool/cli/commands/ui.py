@@ -5,13 +5,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from mqtool.amqp import parse_addresses
+from mqtool.amqp.address import without_passwords
+from mqtool.broker import state
 from mqtool.cli import stopping
+from mqtool.cli.access import MANAGEMENT_VARIABLE, Access
+from mqtool.cli.chosen_broker import is_same_node
 from mqtool.cli.command_line import Option
 from mqtool.cli.display import output
-from mqtool.cli.options import Commands, ManagedBroker
-from mqtool.errors import UsageError
+from mqtool.cli.options import Commands, ManagedBroker, ask
+from mqtool.errors import AccessRefused, NotFound, UsageError
 
 if TYPE_CHECKING:
+    from mqtool.management import Management
+    from mqtool.ui.actions import Actions
     from mqtool.ui.page_server import Json
 
 app = Commands()
@@ -28,24 +35,32 @@ def ui(
     record: Annotated[
         Path | None, Option(metavar="FILE", help="Write an HTML file that plays what has happened")
     ] = None,
+    allow_changes: Annotated[bool, Option("--allow-changes", help="Let the page change any broker")] = False,
 ) -> None:
     """Watch messages move through the topology, in a browser.
 
     Serves a page on this machine until Ctrl-C. The printed address contains a secret: whoever has it can read
-    messages. On the embedded broker, the page shows single messages, on RabbitMQ counts and rates.
+    messages, and change the broker. The page changes a broker only if mqtool started it, or with --allow-changes. On
+    the embedded broker, the page shows single messages, on RabbitMQ counts and rates.
     """
+    access = broker.access()
+    api = access.management()
+    api.get("whoami")  # if the broker cannot be reached, say so here rather than in the page
+    if allow_changes:
+        ask("let a page change the broker", access, is_safe=True)
+    actions = _actions(broker, access, api, allow_changes=allow_changes)
+
     from mqtool.ui.page_server import PageServer
     from mqtool.ui.records import records
 
-    access = broker.access()
-    access.management().get("whoami")  # if the broker cannot be reached, say so here rather than in the page
     if record is not None:
         _write(record, b"")
 
     def start() -> "Iterator[Json]":
         return records(access.management, access.vhost, access.title)
 
-    server, stop = PageServer(start, port), threading.Event()
+    answers = {"/actions": actions.listed, "/preview": actions.preview, "/run": actions.run}
+    server, stop = PageServer(start, port, answers), threading.Event()
     with stopping.calling(stop.set):
         output.show(server.url)
         if open_page:
@@ -58,6 +73,43 @@ def ui(
         while not stop.wait(1.0):
             pass
     server.close()
+
+
+#: The options that choose a broker, and need no secret.
+_CHOOSING = ("context", "vhost", "user", "password_file", "tls_ca", "tls_cert", "tls_key")
+
+
+def _actions(broker: ManagedBroker, access: Access, api: "Management", *, allow_changes: bool) -> "Actions":
+    """Return what can be done from the page."""
+    from mqtool.ui.actions import Actions
+
+    started = next((each for each in state.load_all() if _is_at(each, access)), None)
+    kinds = set()
+    if started is not None:
+        kinds |= {"own"}
+    try:
+        api.get("mqtool/faults")
+        kinds |= {"embedded"}
+    except (NotFound, AccessRefused):
+        pass
+    if allow_changes or (kinds and access.protected is None):
+        kinds |= {"change"}
+    options, environment, url = broker.options, {}, ""
+    typed = [
+        word
+        for name in _CHOOSING
+        if name in options.call.typed
+        for word in (f"--{name.replace('_', '-')}", str(getattr(options, name)))
+    ]
+    if options.url is not None and "url" in options.call.typed:
+        environment["MQTOOL_URL"], url = options.url, without_passwords(options.url)
+    if broker.management is not None:
+        environment[MANAGEMENT_VARIABLE] = broker.management
+    return Actions(typed, kinds, url=url, environment=environment, name=started.name if started else "")
+
+
+def _is_at(started: state.Started, access: Access) -> bool:
+    return any(is_same_node(each, access.address) for each in parse_addresses(started.url))
 
 
 def _record(path: Path, start: "Callable[[], Iterator[Json]]", stop: threading.Event) -> None:

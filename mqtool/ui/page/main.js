@@ -1,5 +1,6 @@
 // The page: reads the broker's events, and handles keys, buttons and clicks.
 
+import { Doing, recordsOf } from "./actions.js";
 import { details, fillTables } from "./details.js";
 import { FATES } from "./fates.js";
 import { Picture, SVG } from "./picture.js";
@@ -12,10 +13,13 @@ const player = new Player();
 const picture = new Picture(byId("picture"), choose);
 /** What the panel shows. */
 let chosen = null;
+/** What can be done; a recording has none. */
+const doing = new Doing();
 
 function choose(what) {
   chosen = what;
   byId("details").hidden = false;
+  doing.asks(what, player.state);
   details(byId("facts"), player.state, what);
   byId("close").focus();
 }
@@ -53,15 +57,7 @@ async function read() {
         return;
       }
       if (!answer.ok) throw new Error(await answer.text());
-      const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-      let rest = "";
-      for (;;) {
-        const { value, done } = await reader.read();
-        if (done) break;
-        const lines = (rest + value).split("\n");
-        rest = lines.pop();
-        for (const line of lines) take(JSON.parse(line));
-      }
+      for await (const record of recordsOf(answer)) take(record);
       byId("state").textContent = "mqtool ui has ended.";
     } catch (error) {
       byId("state").textContent = `mqtool ui does not answer: ${error.message}`;
@@ -79,12 +75,20 @@ const ACTIONS = {
   slower: () => changeSpeed(-1),
   faster: () => changeSpeed(1),
   live: () => player.live(),
-  table: () => {
-    byId("tables").hidden = !byId("tables").hidden;
-    byId("table").setAttribute("aria-expanded", String(!byId("tables").hidden));
-  },
+  table: () => toggle("table", "tables"),
+  do: () => toggle("do", "doing"),
 };
-const KEYS = { " ": "pause", ".": "step", ",": "back", "-": "slower", "+": "faster", l: "live", t: "table" };
+const KEYS = { d: "do", " ": "pause", ".": "step", ",": "back", "-": "slower", "+": "faster", l: "live", t: "table" };
+
+const isTyping = (element) =>
+  element instanceof HTMLInputElement || element instanceof HTMLTextAreaElement || element instanceof HTMLSelectElement;
+
+/** Show or hide what a button controls. */
+function toggle(button, controlled) {
+  if (byId(button).hidden) return;
+  byId(controlled).hidden = !byId(controlled).hidden;
+  byId(button).setAttribute("aria-expanded", String(!byId(controlled).hidden));
+}
 
 function changeSpeed(by) {
   const index = Math.min(SPEEDS.length - 1, Math.max(0, SPEEDS.indexOf(player.speed) + by));
@@ -105,7 +109,7 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") {
     byId("search").value = picture.found = "";
     closeDetails();
-  } else if (event.target instanceof HTMLInputElement || event.ctrlKey || event.altKey || event.metaKey) {
+  } else if (isTyping(event.target) || event.ctrlKey || event.altKey || event.metaKey) {
     return;
   } else if (event.key === "/") {
     byId("search").focus();
@@ -152,6 +156,7 @@ function tell() {
   if (document.activeElement !== byId("time")) byId("time").value = String(length > 0 ? ((player.now - player.first) / length) * 1000 : 1000);
   byId("empty").hidden = state.exchanges.size + state.queues.size > 0 || !state.about.title;
   fillTables(byId("tables"), state);
+  doing.suggest(state);
   if (chosen) details(byId("facts"), state, chosen);
 }
 
@@ -176,5 +181,6 @@ if (recorded) {
   byId("live").hidden = true;
 } else {
   read();
+  doing.load();
 }
 requestAnimationFrame(frame);
