@@ -81,8 +81,8 @@ def dialects() -> str:
         "with the time; mqtool does not. `!r` means that the value is quoted, as by Python's `repr()`. The rows from "
         "`hello` to `topic` are messages or keys that commands use if you give none.",
     ]
-    spoken = [(name, *(_shown(getattr(LINES[dialect], name)) for dialect in Dialect)) for name in Lines._fields]
-    parts.append(_rows(spoken))
+    spoken = [name for name in vars(Lines) if not name.startswith("_")]
+    parts.append(_rows([(name, *(_shown(getattr(LINES[dialect], name)) for dialect in Dialect)) for name in spoken]))
     parts += [
         "## Streams",
         "`send-stream`, `receive-stream`, `offset send` and `offset receive` have these dialects. If the command "

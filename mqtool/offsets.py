@@ -1,10 +1,13 @@
 """Offsets in a stream, and a function to parse them: first, last, next, a number, a time, or an age."""
 
+import re
+import time
+from datetime import UTC, datetime
 from enum import IntEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from datetime import datetime
+from mqtool.duration import parse_duration
+from mqtool.message import END_OF_TIME
 
 
 class Start(IntEnum):
@@ -27,10 +30,8 @@ class Offset(NamedTuple):
     start: Start
     value: int | None = None
 
-    def as_argument(self) -> "int | str | datetime":
+    def as_argument(self) -> int | str | datetime:
         """Return this offset as the value of AMQP 0-9-1's consumer argument x-stream-offset."""
-        from datetime import UTC, datetime
-
         if self.value is None:
             return self.start.name.lower()
         return datetime.fromtimestamp(self.value / 1000, UTC) if self.start is Start.TIMESTAMP else self.value
@@ -43,13 +44,6 @@ _NAMED = {"first": FIRST, "last": LAST, "next": NEXT}
 
 def parse_offset(text: str) -> Offset:
     """Parse the value of --offset. Raises ValueError if the text is not an offset."""
-    import re
-    import time
-    from datetime import datetime
-
-    from mqtool.duration import parse_duration
-    from mqtool.message import END_OF_TIME
-
     if text in _NAMED:
         return _NAMED[text]
     if re.fullmatch(r"\d{1,19}", text, re.ASCII):

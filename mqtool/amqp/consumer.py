@@ -13,9 +13,9 @@ from collections.abc import Callable, Generator, Iterable
 
 from mqtool.amqp.consume_policies import Policy, Step
 from mqtool.amqp.io_thread import CHECK_INTERVAL
-from mqtool.amqp.receive_settings import Buffer, Receiving
+from mqtool.amqp.receive_settings import Receiving
 from mqtool.amqp.reopening import ChannelListener, ReopeningChannel
-from mqtool.amqp.subscription import StreamPosition, Subscription
+from mqtool.amqp.subscription import Buffer, StreamPosition, Subscription
 from mqtool.errors import MqtoolError, Unavailable
 from mqtool.message import Delivery
 from mqtool.spelling import pasteable

@@ -27,7 +27,7 @@ COMMANDS = {
     "receive-log": ("logs", _TUTORIALS),
     "rpc-server": ("rpc_server_client", _TUTORIALS),
     "rpc-client": ("rpc_server_client", _TUTORIALS),
-    "publisher-confirms": ("send", _TUTORIALS),
+    "publisher-confirms": ("confirms", _TUTORIALS),
     "send-delayed": ("send_delayed", _TUTORIALS),
     "receive-delayed": ("send_delayed", _TUTORIALS),
     "send-stream": ("streams_offsets", _TUTORIALS),
@@ -164,7 +164,7 @@ def _exit_code() -> int:
     except output.ReaderGone as gone:
         code = gone.exit_code
     except BadExpression as error:
-        output.error(str(error), error.hint, output.Pointer(error.text, error.column))
+        output.error(str(error), error.hint, text=error.text, column=error.column)
         code = error.exit_code
     except MqtoolError as error:
         output.error(str(error), error.hint)

@@ -94,17 +94,19 @@ def _names(kind: str, ctx: Context, incomplete: str) -> Iterable[str]:
     return completion.on_broker(*given(ctx), kind, incomplete)
 
 
-def _telling_errors(parse: Callable[[str], Any]) -> Callable[[Any], Any]:
-    """Wrap a parser so that its ValueError becomes a usage error. Values that are not strings are left unchanged."""
+class _Parsed(click.ParamType[Any]):
+    """The click type of an option whose values a function parses. Its ValueError becomes a usage error."""
 
-    @functools.wraps(parse)
-    def parsed(value: Any) -> Any:
+    name = "text"
+
+    def __init__(self, parse: Callable[[str], Any]) -> None:
+        self._parse = parse
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         try:
-            return parse(value) if isinstance(value, str) else value
+            return self._parse(value) if isinstance(value, str) else value
         except ValueError as error:
-            raise click.BadParameter(str(error)) from error
-
-    return parsed
+            raise click.BadParameter(str(error), ctx, param) from error
 
 
 class _Member(click.Choice[str]):
@@ -118,15 +120,19 @@ class _Member(click.Choice[str]):
         return value if isinstance(value, self._enum) else self._enum(super().convert(value, param, ctx))
 
 
+#: One for all options: for each new one, click looks for a translation of "path" on the disk.
+_PATH = click.Path(path_type=Path)
+
+
 def _click_type(kind: Any, settings: dict[str, Any]) -> Any:
     """Return the click type of an option. Removes the settings that this type contains, such as `min` and `max`."""
     parser, limits = settings.pop("parser", None), (settings.pop("min", None), settings.pop("max", None))
     if parser is not None:
-        return _telling_errors(parser)
+        return _Parsed(parser)
     if limits != (None, None):
         return click.IntRange(*limits) if kind is int else click.FloatRange(*limits)
     if kind is Path:
-        return click.Path(path_type=Path, resolve_path=settings.pop("resolve_path", False))
+        return click.Path(path_type=Path, resolve_path=True) if settings.pop("resolve_path", False) else _PATH
     if get_origin(kind) is Literal:
         return click.Choice(get_args(kind))
     return _Member(kind) if issubclass(kind, Enum) else kind
@@ -387,14 +393,6 @@ def argument_option(about: str) -> Any:
     return Option("--argument", parser=argument, metavar="KEY=VALUE", help=about)
 
 
-def _offset(text: str) -> Any:
-    from mqtool.offsets import parse_offset
-
-    return parse_offset(text)
-
-
-#: Settings of an option that takes an offset in a stream.
-OFFSET = dict[str, Any](parser=_offset, metavar="OFFSET")
 #: Settings of an option that takes a duration; TIME_LIMIT does not allow 0.
 DURATION = dict[str, Any](parser=duration_or_seconds, metavar="DURATION")
 TIME_LIMIT = dict[str, Any](parser=time_limit, metavar="DURATION")

@@ -135,7 +135,7 @@ _EDIT = "'mqtool context edit' opens the file"
 _KEYS = {each.replace("_", "-"): bool if each == "protected" else str for each in Context._fields[1:]}
 
 
-class Contexts(NamedTuple):
+class Contexts:
     """The contents of the configuration file.
 
     Attributes:
@@ -143,8 +143,9 @@ class Contexts(NamedTuple):
         known: all contexts by name.
     """
 
-    in_use: str | None
-    known: Mapping[str, Context]
+    def __init__(self, in_use: str | None, known: Mapping[str, Context]) -> None:
+        self.in_use = in_use
+        self.known = known
 
     def named(self, name: str, said_by: str | None = None) -> Context:
         """The context with this name.

@@ -50,8 +50,8 @@ class Names(NamedTuple):
     delay_queue: Queue
 
 
-class Lines(NamedTuple):
-    """The lines that a tutorial's scripts print, and the messages that they send by default.
+class Lines:
+    """The lines that a tutorial's scripts print, and the messages that they send by default; a subclass per dialect.
 
     Attributes:
         received, log, log_with_key: lines printed for a received message; each one ends with the body.
@@ -61,27 +61,27 @@ class Lines(NamedTuple):
         purges_requests: True if the RPC server purges its queue when it starts.
     """
 
-    sent: str = " [x] Sent '{body}'"
-    sent_task: str = " [x] Sent {body}"
-    sent_log: str = " [x] Sent {body}"
-    sent_log_with_key: str = " [x] Sent {key}:{body}"
-    received: str = " [x] Received {body}"
-    received_task: str = ""
-    log: str = " [x] {body}"
-    log_with_key: str = " [x] {key}:{body}"
-    done: str = " [x] Done"
-    got: str = " [.] Got {body}"
-    awaiting_requests: str = " [x] Awaiting RPC requests"
-    awaiting_add100: str = " [x] Awaiting RPC requests"
-    answering_add100: str = " [.] add100({n})"
-    requesting_add100: str = " [x] Requesting add100({n})"
-    hello: bytes = b"Hello World!"
-    task: bytes = b"Hello World!"
-    fanout: bytes = b"info: Hello World!"
-    routed: bytes = b"Hello World!"
-    topic: str = "anonymous.info"
-    key_in_body: bool = False
-    purges_requests: bool = False
+    sent = " [x] Sent '{body}'"
+    sent_task = " [x] Sent {body}"
+    sent_log = " [x] Sent {body}"
+    sent_log_with_key = " [x] Sent {key}:{body}"
+    received = " [x] Received {body}"
+    received_task = ""
+    log = " [x] {body}"
+    log_with_key = " [x] {key}:{body}"
+    done = " [x] Done"
+    got = " [.] Got {body}"
+    awaiting_requests = " [x] Awaiting RPC requests"
+    awaiting_add100 = " [x] Awaiting RPC requests"
+    answering_add100 = " [.] add100({n})"
+    requesting_add100 = " [x] Requesting add100({n})"
+    hello = b"Hello World!"
+    task = b"Hello World!"
+    fanout = b"info: Hello World!"
+    routed = b"Hello World!"
+    topic = "anonymous.info"
+    key_in_body = False
+    purges_requests = False
 
 
 _PYTHON = Names(
@@ -123,58 +123,65 @@ NAMES = {
     Dialect.DOTNET_AMQP: _GO_AMQP,
 }
 
-_GO_LINES = Lines(
-    sent=" [x] Sent {body}",
-    sent_log_with_key=" [x] Sent {body}",
-    received="Received a message: {body}",
-    log_with_key=" [x] {body}",
-    done="Done",
-    awaiting_requests=" [*] Awaiting RPC requests",
-    awaiting_add100=" [*] Awaiting RPC req",
-    answering_add100=" [.] rpcFunc({n})\nserver rpc run...",
-    requesting_add100="body== {n}",
-    task=b"hello",
-    fanout=b"hello",
-    routed=b"hello",
-)
-_JAVA_AMQP_LINES = Lines(
-    sent_task=" [x] Sent '{body}'",
-    sent_log=" [x] Sent '{body}'",
-    sent_log_with_key=" [x] Sent '{key}':'{body}'",
-    received=" [x] Received '{body}'",
-    log=" [x] Received '{body}'",
-    log_with_key=" [x] Received '{key}':'{body}'",
-    got=" [.] Got '{body}'",
-    task=b"",
-    purges_requests=True,
-)
-LINES = {
+
+class _GoLines(Lines):
+    sent = " [x] Sent {body}"
+    sent_log_with_key = " [x] Sent {body}"
+    received = "Received a message: {body}"
+    log_with_key = " [x] {body}"
+    done = "Done"
+    awaiting_requests = " [*] Awaiting RPC requests"
+    awaiting_add100 = " [*] Awaiting RPC req"
+    answering_add100 = " [.] rpcFunc({n})\nserver rpc run..."
+    requesting_add100 = "body== {n}"
+    task = fanout = routed = b"hello"
+
+
+class _PythonClassicLines(Lines):
+    sent_task = sent_log = " [x] Sent {body!r}"
+    sent_log_with_key = " [x] Sent {key!r}:{body!r}"
+    received = " [x] Received {body!r}"
+    log = " [x] {body!r}"
+    log_with_key = " [x] {key!r}:{body!r}"
+
+
+class _GoArticleLines(_GoLines):
+    sent_log = sent_log_with_key = " [x] sent {body}"
+    hello = b"Hello, RabbitMQ!"
+    topic = "nil.nil"
+    key_in_body = True
+
+
+class _JavaAmqpLines(Lines):
+    sent_task = sent_log = " [x] Sent '{body}'"
+    sent_log_with_key = " [x] Sent '{key}':'{body}'"
+    received = log = " [x] Received '{body}'"
+    log_with_key = " [x] Received '{key}':'{body}'"
+    got = " [.] Got '{body}'"
+    task = b""
+    purges_requests = True
+
+
+class _GoAmqpLines(_GoLines):
+    purges_requests = True
+
+
+class _DotnetAmqpLines(_JavaAmqpLines):
+    sent = " [x] Sent {body}"
+    received = "Received a message: {body}"
+    received_task = " [x] Received '{body}'"
+    task = b"Hello World!"
+
+
+LINES: dict[Dialect, Lines] = {
     Dialect.PYTHON: Lines(),
-    Dialect.GO: _GO_LINES,
-    Dialect.PYTHON_CLASSIC: Lines(
-        sent_task=" [x] Sent {body!r}",
-        sent_log=" [x] Sent {body!r}",
-        sent_log_with_key=" [x] Sent {key!r}:{body!r}",
-        received=" [x] Received {body!r}",
-        log=" [x] {body!r}",
-        log_with_key=" [x] {key!r}:{body!r}",
-    ),
-    Dialect.GO_CLASSIC: _GO_LINES,
-    Dialect.GO_ARTICLE: _GO_LINES._replace(
-        sent_log=" [x] sent {body}",
-        sent_log_with_key=" [x] sent {body}",
-        hello=b"Hello, RabbitMQ!",
-        topic="nil.nil",
-        key_in_body=True,
-    ),
-    Dialect.JAVA_AMQP: _JAVA_AMQP_LINES,
-    Dialect.GO_AMQP: _GO_LINES._replace(purges_requests=True),
-    Dialect.DOTNET_AMQP: _JAVA_AMQP_LINES._replace(
-        sent=" [x] Sent {body}",
-        received="Received a message: {body}",
-        received_task=" [x] Received '{body}'",
-        task=b"Hello World!",
-    ),
+    Dialect.GO: _GoLines(),
+    Dialect.PYTHON_CLASSIC: _PythonClassicLines(),
+    Dialect.GO_CLASSIC: _GoLines(),
+    Dialect.GO_ARTICLE: _GoArticleLines(),
+    Dialect.JAVA_AMQP: _JavaAmqpLines(),
+    Dialect.GO_AMQP: _GoAmqpLines(),
+    Dialect.DOTNET_AMQP: _DotnetAmqpLines(),
 }
 
 

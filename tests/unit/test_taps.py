@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from mqtool.amqp.receive_settings import Buffer
+from mqtool.amqp.subscription import Buffer
 from mqtool.errors import UsageError
 from mqtool.message import Delivery
 from mqtool.taps import to_exchange

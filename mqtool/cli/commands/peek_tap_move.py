@@ -16,7 +16,6 @@ from mqtool.cli.invocation import current
 from mqtool.cli.options import (
     CONFIRM_TIMEOUT,
     DURATION,
-    OFFSET,
     RATE,
     Commands,
     ConfirmTimeout,
@@ -28,7 +27,7 @@ from mqtool.cli.options import (
     queue_option,
 )
 from mqtool.cli.options.broker_options import URL, Destination
-from mqtool.cli.options.receiving_options import Match, Printing, Receiving, Where
+from mqtool.cli.options.receiving_options import OFFSET, Match, Printing, Receiving, Where
 from mqtool.cli.pipe.tapping import Printing as TapPrinting
 from mqtool.cli.pipe.tapping import Source, check_left_on, print_taps, switch_off, switched_on
 from mqtool.errors import NotConfirmed, NotFound, SomeFailed, Unavailable, UsageError

@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 from mqtool.cli.access import Access, taught
 from mqtool.cli.command_line import Option
-from mqtool.cli.options import OFFSET, PROTOCOL, Broker, Commands, UsedQueueOptions
+from mqtool.cli.options import PROTOCOL, Broker, Commands, UsedQueueOptions
 from mqtool.cli.options.queue_options import checked
-from mqtool.cli.options.receiving_options import Receiving, Where
+from mqtool.cli.options.receiving_options import OFFSET, Receiving, Where
 from mqtool.cli.pipe.receiving import Matching, receiving_channel
 from mqtool.tutorials import hello_world
 

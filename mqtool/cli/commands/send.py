@@ -1,35 +1,15 @@
-"""mqtool send; new-task; publisher-confirms."""
+"""mqtool send; new-task."""
 
-import time
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated
 
-from mqtool.amqp import Channel
-from mqtool.cli import stopping
 from mqtool.cli.access import taught
 from mqtool.cli.command_line import Argument, Option
-from mqtool.cli.display import output
-from mqtool.cli.display.progress import Progress
-from mqtool.cli.options import (
-    CONFIRM_TIMEOUT,
-    PROTOCOL,
-    Broker,
-    Commands,
-    ConfirmTimeout,
-    Publishing,
-    QueueOptions,
-    UsedQueueOptions,
-    exchange_option,
-)
+from mqtool.cli.options import PROTOCOL, Commands, Publishing, UsedQueueOptions, exchange_option
 from mqtool.cli.options.queue_options import checked
 from mqtool.cli.pipe.publishing import publishing_channel
 from mqtool.cli.pipe.source import Addressing
-from mqtool.errors import NotConfirmed
-from mqtool.message import Confirmation, Message, Receipt, new_message_id
-from mqtool.topology import PRIVATE_QUEUE, Exchange, Queue
+from mqtool.topology import Exchange, Queue
 from mqtool.tutorials import hello_world, work_queues
-from mqtool.tutorials import publisher_confirms as tutorial
 
 app = Commands()
 
@@ -77,73 +57,3 @@ def new_task(queue: UsedQueueOptions, publishing: Publishing) -> None:
     with publishing_channel(publishing, target, addressing, default=lines.task) as (channel, outgoing):
         target = checked(target, queue, channel, publishing.broker)
         outgoing.report(taught(work_queues, channel).new_tasks(channel, target, outgoing.messages), lines.sent_task)
-
-
-Strategy = Literal["individual", "batch", "async", "all"]
-#: 'async' is called faster than 'batch' if it takes less than this share of its time.
-_CLEARLY = 0.9
-#: How the tutorial's output describes each strategy.
-_SAYS = {"individual": "individually in", "batch": "in batch in", "async": "and handled confirms asynchronously in"}
-
-
-@app.command(
-    "mqtool publisher-confirms all", "mqtool publisher-confirms async -c 100000 -q confirmed --durable", also=PROTOCOL
-)
-def publisher_confirms(
-    queue: QueueOptions,
-    broker: Broker,
-    strategy: Annotated[Strategy, Argument(help="When to wait for confirms")] = "all",
-    count: Annotated[int, Option("-c", "-n", min=1, help="Messages to publish")] = 50_000,
-    batch_size: Annotated[int, Option(min=1, help="Messages in a batch")] = 100,
-    confirm_timeout: ConfirmTimeout = CONFIRM_TIMEOUT,
-) -> None:
-    """Publish with confirms, in three ways (tutorial 7)."""
-    ways: dict[Strategy, Callable[[Channel, Queue, Iterable[Message]], Iterator[Receipt]]] = {
-        "individual": tutorial.individually,
-        "batch": partial(tutorial.in_batches, size=batch_size),
-        "async": partial(tutorial.asynchronously, refused=[]),
-    }
-    chosen = list(ways) if strategy == "all" else [strategy]
-    seconds: dict[Strategy, float] = {}
-    for way in chosen:
-        # One connection for each strategy, so that each starts with an empty private queue.
-        with broker.access().channel(mandatory=True, confirm_timeout=confirm_timeout) as channel:
-            target = channel.declare(queue.of(PRIVATE_QUEUE))
-            messages = (Message(str(number).encode(), message_id=new_message_id()) for number in range(count))
-            started = time.perf_counter()
-            confirmed = _confirmed(ways[way](channel, target, stopping.until_requested(messages)), count)
-            seconds[way] = time.perf_counter() - started
-        if stopping.requested() is not None:
-            output.status(f"stopped: {confirmed:,} of {count:,} messages confirmed ({way})")
-            stopping.exit_if_requested()
-        output.show(f"Published {count:,} messages {_SAYS[way]} {seconds[way] * 1000:,.0f} ms")
-        if confirmed < count:
-            raise NotConfirmed(f"the broker refused or returned {count - confirmed:,} of {count:,} messages")
-    if len(chosen) > 1:
-        slowest = max(seconds.values())
-        output.status("")
-        for way in chosen:
-            rate = count / seconds[way]
-            output.status(f"  {way:<10} {rate:>10,.0f} messages/s  {slowest / seconds[way]:>6.1f} ×")
-        milliseconds = seconds["individual"] / count * 1000
-        output.status("")
-        output.status(
-            f"A confirm came back after {milliseconds:.1f} ms. 'individual' waited for {count:,} of them one by one, "
-            f"'batch' for {-(-count // batch_size):,}, and 'async' for none. " + _remark(seconds)
-        )
-
-
-def _remark(seconds: dict[Strategy, float]) -> str:
-    if seconds["async"] < seconds["batch"] * _CLEARLY:
-        return "On a slower network, the difference is greater."
-    return (
-        "Here, waits are so short that 'batch' and 'async' take about as long; on a slower network, 'async' gains more."
-    )
-
-
-def _confirmed(receipts: Iterable[Receipt], count: int) -> int:
-    progress = Progress("confirmed", fraction=lambda: progress.count / count)
-    try:
-        return sum(receipt.confirmation is Confirmation.CONFIRMED for receipt in progress.of(receipts))
-    finally:
-        progress.stop()

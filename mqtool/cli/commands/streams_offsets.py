@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from mqtool.cli.access import Access
 from mqtool.cli.command_line import Argument, Option, OptionGroup, argument_option
 from mqtool.cli.display import output
-from mqtool.cli.options import OFFSET, Broker, Commands, Publishing
+from mqtool.cli.options import Broker, Commands, Publishing
 from mqtool.cli.options.queue_options import StreamPort, refuse
-from mqtool.cli.options.receiving_options import Receiving
+from mqtool.cli.options.receiving_options import OFFSET, Receiving
 from mqtool.cli.pipe.publishing import publishing_stream_channel
 from mqtool.cli.pipe.receiving import consuming, receiving_channel
 from mqtool.errors import MqtoolError, NotConfirmed, UsageError

@@ -4,13 +4,18 @@ import contextlib
 import fcntl
 import os
 import re
+import select
 import signal
+import termios
 import threading
+import time
+from array import array
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 from mqtool.cli.display import output
+from mqtool.cli.display.output import STDOUT
 from mqtool.errors import UsageError
 from mqtool.message import Delivery
 
@@ -77,7 +82,7 @@ class DeliveryWriter:
         self._line = _filled(before) if isinstance(line, str) else line
         self._quote, _, after = after.partition("}")
         self._after = _filled(after) if after else None
-        self._escape = output.is_terminal(output.STDOUT)
+        self._escape = output.is_terminal(STDOUT)
         self._has_styles = self._escape and isinstance(line, str) and "{key" in line
         self._pretty = pretty
         self._wait_for_reader = wait_for_reader and output.is_pipe()
@@ -95,7 +100,7 @@ class DeliveryWriter:
     def __call__(self, delivery: Delivery) -> None:
         output.write(self.render(delivery))
         if self._wait_for_reader:
-            output.wait_until_taken()
+            _wait_until_taken()
 
     def add(self, delivery: Delivery) -> None:
         """Write a delivery: immediately if output waits for the pipe's reader, otherwise in a batch."""
@@ -119,7 +124,7 @@ class DeliveryWriter:
         if self._after is not None:
             after = self._after(delivery)
             text += (output.visible(after) if self._escape else after).encode("utf-8", "surrogateescape")
-        if self._has_styles and output.is_coloured(output.STDOUT) and (style := _style_of(delivery.routing_key)):
+        if self._has_styles and output.is_coloured(STDOUT) and (style := _style_of(delivery.routing_key)):
             text = f"\x1b[{style}m".encode() + text + b"\x1b[0m"
         return text + b"\n"
 
@@ -237,8 +242,8 @@ def append_to(path: Path) -> None:
 def start_new_line() -> None:
     """Write a newline if stdout appends to a file that ends in mid-line, as a killed command may have left it."""
     with contextlib.suppress(OSError):  # the file cannot be read
-        if output.is_file(output.STDOUT) and fcntl.fcntl(output.STDOUT, fcntl.F_GETFL) & os.O_APPEND:
-            with Path(f"/dev/fd/{output.STDOUT}").open("rb") as file:
+        if output.is_file(STDOUT) and fcntl.fcntl(STDOUT, fcntl.F_GETFL) & os.O_APPEND:
+            with Path(f"/dev/fd/{STDOUT}").open("rb") as file:
                 if file.seek(0, os.SEEK_END) and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
                     output.write(b"\n")
 
@@ -270,3 +275,29 @@ def _reopen_on_hup(path: Path, had_terminal: bool) -> None:
             _append_in(path)
         except OSError as error:
             output.warning(f"cannot open {path} again, so the old file is still in use: {error.strerror}")
+
+
+def _wait_until_taken() -> None:
+    """If stdout is a pipe, wait until its reader has read everything, or raise ReaderGone.
+
+    Without this wait, `mqtool receive | head -n 3` would lose messages: those that are written to the pipe and
+    acknowledged after head has read its third line.
+    """
+    if not output.is_pipe():
+        return
+    unread = array("i", [0])
+    poll = select.poll()
+    poll.register(STDOUT, 0)
+    pause = 0.0
+    with output.interruptible():
+        while True:
+            fcntl.ioctl(STDOUT, termios.FIONREAD, unread)
+            if not unread[0]:
+                return
+            if poll.poll(0):
+                fcntl.ioctl(STDOUT, termios.FIONREAD, unread)  # the reader may have read everything before it ended
+                if unread[0]:
+                    raise output.ReaderGone("the reader of the output has left")
+                return
+            time.sleep(pause)  # the first pause of 0 only lets the reader run
+            pause = min(pause + 0.00001, 0.005)

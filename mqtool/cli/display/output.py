@@ -2,20 +2,16 @@
 
 import contextlib
 import errno
-import fcntl
 import functools
 import os
 import re
 import select
 import stat
 import sys
-import termios
 import threading
-import time
-from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from mqtool.cli.invocation import current
 from mqtool.errors import ExitCode, MqtoolError, UsageError
@@ -81,19 +77,12 @@ def warning(text: str) -> None:
         _to_stderr(text, styled("warning: ", "33"))
 
 
-class Pointer(NamedTuple):
-    """A position in a line; the first column is 1."""
-
-    text: str
-    column: int
-
-
-def error(what: str, hint: str | None = None, pointer: Pointer | None = None) -> None:
-    """Print why the command failed, where in the input, and how to fix it."""
+def error(what: str, hint: str | None = None, *, text: str = "", column: int = 1) -> None:
+    """Print why the command failed and how to fix it; and below `text`, if given, a mark at a column of it, from 1."""
     _to_stderr(what, styled("mqtool: ", "1;31"))
-    if pointer:
-        _to_stderr(pointer.text, "  ")
-        _to_stderr("^", " " * (2 + len(one_line(pointer.text[: pointer.column - 1]))))
+    if text:
+        _to_stderr(text, "  ")
+        _to_stderr("^", " " * (2 + len(one_line(text[: column - 1]))))
     if hint:
         _to_stderr(hint, styled("hint: ", "36"))
 
@@ -185,7 +174,7 @@ def write(data: bytes) -> None:
         MqtoolError: the data cannot be written, for example because the disk is full.
     """
     length = len(data)
-    with _writing, _interruptible():
+    with _writing, interruptible():
         while data:
             try:
                 data = data[os.write(STDOUT, data) :]
@@ -202,7 +191,7 @@ def write(data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """Within the block, a write to stdout that blocks is interrupted soon after a signal to stop (see stopping.py)."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -233,32 +222,6 @@ def _cut_back(fragment: int) -> bool:
     except OSError:
         return False  # the write error is reported in any case
     return True
-
-
-def wait_until_taken() -> None:
-    """If stdout is a pipe, wait until its reader has read everything, or raise ReaderGone.
-
-    Without this wait, `mqtool receive | head -n 3` would lose messages: those that are written to the pipe and
-    acknowledged after head has read its third line.
-    """
-    if not is_pipe():
-        return
-    unread = array("i", [0])
-    poll = select.poll()
-    poll.register(STDOUT, 0)
-    pause = 0.0
-    with _interruptible():
-        while True:
-            fcntl.ioctl(STDOUT, termios.FIONREAD, unread)
-            if not unread[0]:
-                return
-            if poll.poll(0):
-                fcntl.ioctl(STDOUT, termios.FIONREAD, unread)  # the reader may have read everything before it ended
-                if unread[0]:
-                    raise ReaderGone("the reader of the output has left")
-                return
-            time.sleep(pause)  # the first pause of 0 only lets the reader run
-            pause = min(pause + 0.00001, 0.005)
 
 
 @functools.cache

@@ -3,7 +3,7 @@
 Those for receiving are imported from `receiving_options`, so that `mqtool send` starts without them.
 """
 
-from mqtool.cli.command_line import DURATION, OFFSET, TIME_LIMIT, Commands, argument_option, header, header_option, size
+from mqtool.cli.command_line import DURATION, TIME_LIMIT, Commands, argument_option, header, header_option, size
 from mqtool.cli.options.broker_options import PROTOCOL, Broker, ContextName, ManagedBroker, Url, Yes, ask, ask_password
 from mqtool.cli.options.message_options import (
     CONFIRM_TIMEOUT,

@@ -9,7 +9,10 @@ from mqtool.amqp import Receiving as ReceivingSettings
 from mqtool.cli.command_line import DURATION, Option, OptionGroup
 from mqtool.cli.display.delivery_writer import DeliveryWriter, append_to, start_new_line
 from mqtool.message import Delivery
+from mqtool.offsets import parse_offset
 
+#: Settings of an option that takes an offset in a stream.
+OFFSET = dict[str, Any](parser=parse_offset, metavar="OFFSET")
 #: --match: whether a message must have all or any of the headers.
 Match = Annotated[Literal["all", "any"], Option(help="Match all of the headers, or any of them")]
 

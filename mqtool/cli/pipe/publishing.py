@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from mqtool.amqp import Channel
 from mqtool.amqp.administration import check_utf_8
@@ -40,16 +40,6 @@ _HINT_PATIENCE = 0.3, 1.0
 
 #: The maximum number of bytes to print of a confirmed message's body.
 _ECHOED = 10_000
-
-
-class PublishingChannel(Protocol):
-    """The attributes of an AMQP or stream channel that are needed to report receipts."""
-
-    @property
-    def refused(self) -> bool: ...
-    @property
-    def unconfirmed(self) -> list[Message]: ...
-    def addressed(self, message: Message) -> Message: ...
 
 
 @contextmanager
@@ -118,7 +108,11 @@ class Outgoing:
     """
 
     def __init__(
-        self, options: MessageOptions, channel: PublishingChannel, source: Input, messages: Iterable[Message | None]
+        self,
+        options: MessageOptions,
+        channel: "Channel | StreamChannel",
+        source: Input,
+        messages: Iterable[Message | None],
     ) -> None:
         self.messages = messages
         self.is_unreceived = False

@@ -21,8 +21,8 @@ import click
 from mqtool import where as conditions
 from mqtool.amqp import Channel
 from mqtool.amqp import Receiving as Settings
-from mqtool.amqp.receive_settings import Buffer
 from mqtool.amqp.reopening import ChannelListener
+from mqtool.amqp.subscription import Buffer
 from mqtool.broker import state
 from mqtool.cli.access import Access
 from mqtool.cli.display import output
