@@ -1,7 +1,7 @@
-"""An AMQP 1.0 client for RabbitMQ 4 with blocking calls. The only package that imports rabbitmq-amqp-python-client.
+"""An AMQP 1.0 client for RabbitMQ 4 with blocking calls.
 
-It uses that library's codec for frames, and has sessions and links of its own: the library waits for the outcome of
-each message, publishes nothing again after a reconnection, and takes ten times as long for a message.
+It does not use rabbitmq-amqp-python-client: that library waits for the outcome of each message, publishes nothing again
+after a reconnection, and takes ten times as long for a message.
 
 https://www.rabbitmq.com/docs/amqp
 """

@@ -11,20 +11,32 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
-from rabbitmq_amqp_python_client import wire
-
 from mqtool.amqp import Address, Backoff
 from mqtool.amqp.unconfirmed import LEADERLESS
 from mqtool.amqp10.link_receiver import Receiver, ranges
 from mqtool.amqp10.link_sender import Outgoing, SendingLink, is_unavailable
 from mqtool.amqp10.refusals import ClosedByBroker, Lost
 from mqtool.amqp10.reopening_transport import ReopeningTransport
-from mqtool.amqp10.transport import DISPOSITION, IDS, TRANSFER, disposition, frame, parse_disposition, parse_transfer
-from mqtool.codecs.amqp10_message import transfer_frames
+from mqtool.codecs.amqp10_frames import (
+    SENDER,
+    Attach,
+    Begin,
+    Close,
+    Detach,
+    Disposition,
+    End,
+    Flow,
+    Released,
+    Transfer,
+    decode_performative,
+    frame,
+    transfer_frames,
+)
 from mqtool.errors import MqtoolError
 from mqtool.message import Confirmation, Delivery
 
 _HANDLES = 256
+_IDS = 0xFFFF_FFFF
 #: The number of transfer frames that the broker may send before it is told that there is room for more.
 _WINDOW = 5000
 #: Seconds until messages are published again that a queue without a leader has rejected.
@@ -47,9 +59,9 @@ class Link(Protocol):
     @property
     def is_kept(self) -> bool: ...
     def is_for(self, role: bool, /) -> bool: ...
-    def attach(self, handle: int, /) -> wire.Attach: ...
-    def attached(self, answer: wire.Attach, /) -> bool: ...
-    def flow(self, flow: wire.Flow, /) -> None: ...
+    def attach(self, handle: int, /) -> Attach: ...
+    def attached(self, answer: Attach, /) -> bool: ...
+    def flow(self, flow: Flow, /) -> None: ...
     def take(self, delivery_id: int | None, payload: bytes, /, *, settled: bool, more: bool) -> None: ...
 
 
@@ -101,7 +113,7 @@ class LinkConnection(ReopeningTransport):
         self._links.clear()
         self._incoming.clear()
         self._refusals.clear()
-        self.transport.send([frame(wire.Begin(0, _WINDOW, _WINDOW, handle_max=_HANDLES - 1))])
+        self.transport.send([frame(0, Begin(None, 0, _WINDOW, _WINDOW, handle_max=_HANDLES - 1))])
         self.until(lambda: self._has_begun)
 
     def sending_link(self, address: str | None) -> SendingLink:
@@ -121,7 +133,7 @@ class LinkConnection(ReopeningTransport):
         with self.changed:
             handle = next(number for number in range(_HANDLES) if number not in self._links)
             self._links[handle] = link
-            self.transport.send([frame(link.attach(handle))])
+            self.transport.send([frame(0, link.attach(handle))])
         self.until(lambda: link.is_attached or handle in self._refusals)
         with self.changed:
             if (refusal := self._refusals.pop(handle, None)) is not None:
@@ -151,8 +163,8 @@ class LinkConnection(ReopeningTransport):
         )
         if len(frames) > self._broker_window and not settled:
             return None
-        self._next_id = (self._next_id + 1) & IDS
-        self._next_out = (self._next_out + len(frames)) & IDS
+        self._next_id = (self._next_id + 1) & _IDS
+        self._next_out = (self._next_out + len(frames)) & _IDS
         self._broker_window -= len(frames)
         return frames
 
@@ -193,8 +205,8 @@ class LinkConnection(ReopeningTransport):
         """Tell the broker how much the session takes and, with a handle, a link. `echo` asks for an answer."""
         with self.changed:
             self._room = _WINDOW
-            flow = wire.Flow(_WINDOW, self._next_out, _WINDOW, self._next_in, handle, delivery_count, credit, echo=echo)
-            self.transport.send([frame(flow)])
+            flow = Flow(self._next_in, _WINDOW, self._next_out, _WINDOW, handle, delivery_count, credit, echo=echo)
+            self.transport.send([frame(0, flow)])
 
     def settle(self, deliveries: Sequence[Delivery], state: Any) -> None:
         """Tell the broker the outcome of deliveries. Those of an earlier epoch, or settled before, are left out."""
@@ -212,7 +224,9 @@ class LinkConnection(ReopeningTransport):
             receiver.settled(1)
         if ids:
             self.has_progressed = True
-            self.transport.send([disposition(first, last, state) for first, last in ranges(ids)])
+            self.transport.send(
+                [frame(0, Disposition(True, first, last, settled=True, state=state)) for first, last in ranges(ids)]
+            )
         for receiver in receivers.values():
             self.give_credit(receiver)
 
@@ -233,8 +247,8 @@ class LinkConnection(ReopeningTransport):
         with self.changed:
             rest = receiver.rest()
             if not (stays or self.is_lost or self.failure):
-                self._settle_ids([number for number in rest if number in self.unsettled], wire.Released())
-                self.transport.send([frame(wire.Detach(receiver.handle, closed=True))])
+                self._settle_ids([number for number in rest if number in self.unsettled], Released())
+                self.transport.send([frame(0, Detach(receiver.handle, closed=True))])
                 receiver.is_attached = False
 
     def release_all(self) -> None:
@@ -244,34 +258,33 @@ class LinkConnection(ReopeningTransport):
                 self.end_receiver(link, stays=True)
         with self.changed:
             if not (self.is_lost or self.failure):
-                self._settle_ids([*self.unsettled], wire.Released())
+                self._settle_ids([*self.unsettled], Released())
 
     # What the broker sends.
 
     def take(self, body: bytes) -> None:
-        kind = body[2] if body[:2] == b"\x00\x53" else 0
-        if kind == TRANSFER:
-            self._take_transfer(body)
-        elif kind == DISPOSITION:
-            self._take_disposition(body)
+        told, end = decode_performative(body)
+        if isinstance(told, Transfer):
+            self._take_transfer(told, body[end:])
+        elif isinstance(told, Disposition):
+            self._take_disposition(told)
         else:
-            self._take_other(wire.decode_performative(body))
+            self._take_other(told)
 
-    def _take_transfer(self, body: bytes) -> None:
-        told = parse_transfer(body)
-        self._next_in = (self._next_in + 1) & IDS
+    def _take_transfer(self, told: Transfer, payload: bytes) -> None:
+        self._next_in = (self._next_in + 1) & _IDS
         self._room -= 1
         link = self._incoming.get(told.handle)
-        if link is not None and not told.is_aborted:
-            link.take(told.delivery_id, told.payload, settled=told.settled, more=told.more)
+        if link is not None and not told.aborted:
+            link.take(told.delivery_id, payload, settled=bool(told.settled), more=bool(told.more))
         if self._room < _WINDOW // 2:
             self.send_flow()
 
-    def _take_disposition(self, body: bytes) -> None:
-        told, now = parse_disposition(body), time.monotonic()
-        for distance in range(((told.last - told.first) & IDS) + 1):
-            number = (told.first + distance) & IDS
-            if not told.by_receiver:  # the consumer timeout: the broker has requeued the delivery
+    def _take_disposition(self, told: Disposition) -> None:
+        now, last = time.monotonic(), told.first if told.last is None else told.last
+        for distance in range(((last - told.first) & _IDS) + 1):
+            number = (told.first + distance) & _IDS
+            if told.role == SENDER:  # the consumer timeout: the broker has requeued the delivery
                 if (receiver := self.unsettled.pop(number, None)) is not None:
                     receiver.settled(1)
             elif (outgoing := self._sent.pop(number, None)) is not None:
@@ -285,10 +298,10 @@ class LinkConnection(ReopeningTransport):
 
     def _take_other(self, told: Any) -> None:
         match told:
-            case wire.Begin():
+            case Begin():
                 self._has_begun = True
                 self._next_in, self._broker_window = told.next_outgoing_id, told.incoming_window
-            case wire.Attach():
+            case Attach():
                 link = next(
                     (each for each in self._links.values() if each.name == told.name and each.is_for(told.role)), None
                 )
@@ -296,19 +309,19 @@ class LinkConnection(ReopeningTransport):
                     raise ValueError("a link was attached that nobody asked for")
                 self._incoming[told.handle] = link
                 link.attached(told)
-            case wire.Flow():
+            case Flow():
                 if told.next_incoming_id is not None:
-                    self._broker_window = told.incoming_window - ((self._next_out - told.next_incoming_id) & IDS)
+                    self._broker_window = told.incoming_window - ((self._next_out - told.next_incoming_id) & _IDS)
                 if (known := self._incoming.get(told.handle if told.handle is not None else -1)) is not None:
                     known.flow(told)
                 if told.echo:
                     self.send_flow()
-            case wire.Detach():
+            case Detach():
                 self._take_detach(told)
-            case wire.End() | wire.Close():
+            case End() | Close():
                 raise ClosedByBroker.from_error(told.error)
 
-    def _take_detach(self, told: wire.Detach) -> None:
+    def _take_detach(self, told: Detach) -> None:
         link = self._incoming.pop(told.handle, None)
         if link is None:
             return
@@ -316,7 +329,7 @@ class LinkConnection(ReopeningTransport):
         self._links.pop(link.handle, None)
         if told.error is None:
             return  # the answer to ours
-        self.transport.send([frame(wire.Detach(link.handle, closed=True))])
+        self.transport.send([frame(0, Detach(link.handle, closed=True))])
         if was_attached:
             raise ClosedByBroker.from_error(told.error)
         self._refusals[link.handle] = ClosedByBroker.from_error(told.error)

@@ -9,10 +9,10 @@ from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Protocol
 
-from rabbitmq_amqp_python_client import wire
-
 from mqtool.amqp import Receiving
 from mqtool.amqp10 import sections
+from mqtool.codecs.amqp10_frames import SETTLED, UNSETTLED, Accepted, Attach, Flow, Source, Target
+from mqtool.codecs.amqp10_values import Array, Described, Milliseconds, Symbol
 from mqtool.message import Delivery
 from mqtool.offsets import Offset, Start
 
@@ -26,20 +26,20 @@ _VALUES, _SQL = "rabbitmq:stream-filter", "sql-filter"
 _VOLATILE = "rabbitmq:volatile-queue"
 
 
-def offset_filter(offset: Offset) -> wire.Described:
+def offset_filter(offset: Offset) -> Described:
     """Encode where to start in a stream."""
     value: Any = offset.start.name.lower()
     if offset.start is Start.OFFSET:
-        value = wire.Long(offset.value or 0)
+        value = offset.value or 0
     elif offset.start is Start.TIMESTAMP:
-        value = wire.Timestamp(offset.value or 0)
-    return wire.Described(OFFSET, value)
+        value = Milliseconds(offset.value or 0)
+    return Described(Symbol(OFFSET), value)
 
 
-def stream_filters(values: Sequence[str], sql: str | None) -> dict[str, wire.Described]:
+def stream_filters(values: Sequence[str], sql: str | None) -> dict[str, Described]:
     """Encode filters of a stream, by their names."""
-    filters = {_VALUES: wire.Described(_VALUES, [*values])} if values else {}
-    return filters | ({_SQL: wire.Described(f"amqp:{_SQL}", sql)} if sql is not None else {})
+    filters = {_VALUES: Described(Symbol(_VALUES), [*values])} if values else {}
+    return filters | ({_SQL: Described(Symbol(f"amqp:{_SQL}"), sql)} if sql is not None else {})
 
 
 class Owner(Protocol):
@@ -99,25 +99,24 @@ class Receiver:
 
     # For the session, under its lock.
 
-    def attach(self, handle: int) -> wire.Attach:
+    def attach(self, handle: int) -> Attach:
         """Return the performative that attaches the link, from the start."""
         self.handle, self.is_attached = handle, False
         self._received = self._limit = self._unsettled = 0
         self._partial.clear()
         if not self._limits.auto_ack:
             self._inbox.clear()  # the broker sends them again
-        source = wire.Source(None if self._is_dynamic else self.address)
-        if self._is_dynamic:
-            source = wire.Source(dynamic=True, expiry_policy="link-detach", capabilities=[_VOLATILE])
-        filters = {wire.Symbol(name): value for name, value in self._filters.items()}
+        filters = {Symbol(name): value for name, value in self._filters.items()}
         if self._next_offset is not None:
-            filters[wire.Symbol(OFFSET)] = offset_filter(Offset(Start.OFFSET, self._next_offset))
-        source.filter = filters or None
+            filters[Symbol(OFFSET)] = offset_filter(Offset(Start.OFFSET, self._next_offset))
+        source = Source(self.address, filter=filters or None)
+        if self._is_dynamic:
+            source = Source(dynamic=True, expiry_policy="link-detach", capabilities=Array([Symbol(_VOLATILE)]))
         is_settled = self._limits.auto_ack or self._is_dynamic
-        mode = wire.SND_SETTLE_MODE_SETTLED if is_settled else wire.SND_SETTLE_MODE_UNSETTLED
-        return wire.Attach(self.name, handle, True, snd_settle_mode=mode, source=source, target=wire.Target())
+        mode = SETTLED if is_settled else UNSETTLED
+        return Attach(self.name, handle, True, snd_settle_mode=mode, source=source, target=Target())
 
-    def attached(self, answer: wire.Attach) -> bool:
+    def attached(self, answer: Attach) -> bool:
         """Take the broker's answer; return False if it refuses the link."""
         self.is_attached = answer.source is not None
         self._initial_count = answer.initial_delivery_count or 0
@@ -134,7 +133,7 @@ class Receiver:
         """True for the broker's end, which sends."""
         return not role
 
-    def flow(self, flow: wire.Flow) -> None:
+    def flow(self, flow: Flow) -> None:
         """Take the broker's view of the link."""
         self.has_stopped |= self._is_over and flow.link_credit == 0
 
@@ -256,7 +255,7 @@ class Receiver:
         handled, self._handled = self._handled, []
         self._settled_at = time.monotonic()
         if handled:
-            self._session.settle(handled, wire.Accepted())
+            self._session.settle(handled, Accepted())
         elif self._limits.auto_ack or self._is_dynamic:
             self._session.give_credit(self)
 

@@ -10,9 +10,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Protocol
 
-from rabbitmq_amqp_python_client import wire
-
 from mqtool.amqp10 import sections
+from mqtool.codecs.amqp10_frames import UNSETTLED, Accepted, Attach, Flow, Rejected, Released, Source, Target
 from mqtool.errors import BadData, MqtoolError, NotConfirmed
 from mqtool.message import Confirmation, InBatches, Message, Receipt
 
@@ -39,11 +38,11 @@ class Outgoing:
 
     def decide(self, state: Any) -> None:
         """Record the outcome."""
-        if isinstance(state, wire.Accepted):
+        if isinstance(state, Accepted):
             self.confirmation = Confirmation.CONFIRMED
-        elif isinstance(state, wire.Released):
+        elif isinstance(state, Released):
             self.confirmation, self.reason = Confirmation.RETURNED, "no queue is bound for it (released)"
-        elif isinstance(state, wire.Rejected):
+        elif isinstance(state, Rejected):
             self.confirmation, self.reason = Confirmation.NACKED, _why(state.error)
         else:
             self.confirmation, self.reason = Confirmation.NACKED, "the broker did not take it (modified)"
@@ -57,7 +56,7 @@ class Outgoing:
 
 def is_unavailable(state: Any) -> bool:
     """True if a message was rejected because its queue has no leader, or for a reason that the broker did not tell."""
-    if not isinstance(state, wire.Rejected):
+    if not isinstance(state, Rejected):
         return False
     return state.error is None or _details(state.error).get("reason") == "unavailable"
 
@@ -121,20 +120,20 @@ class SendingLink:
         self.credit = self.largest = 0
         self._sent = 0
 
-    def attach(self, handle: int) -> wire.Attach:
+    def attach(self, handle: int) -> Attach:
         """Return the performative that attaches the link, from the start."""
         self.handle, self.is_attached, self.credit, self._sent = handle, False, 0, 0
-        return wire.Attach(
+        return Attach(
             self.name,
             handle,
             False,
-            snd_settle_mode=wire.SND_SETTLE_MODE_UNSETTLED,
-            source=wire.Source(),
-            target=wire.Target(self.address),
+            snd_settle_mode=UNSETTLED,
+            source=Source(),
+            target=Target(self.address),
             initial_delivery_count=0,
         )
 
-    def attached(self, answer: wire.Attach) -> bool:
+    def attached(self, answer: Attach) -> bool:
         """Take the broker's answer; return False if it refuses the link."""
         self.largest = answer.max_message_size or 0
         self.is_attached = answer.target is not None
@@ -149,7 +148,7 @@ class SendingLink:
     def take(self, _delivery_id: int | None, _payload: bytes, *, settled: bool, more: bool) -> None:
         """Never called: nothing is received on this link."""
 
-    def flow(self, flow: wire.Flow) -> None:
+    def flow(self, flow: Flow) -> None:
         """Take new credit."""
         self.credit = (flow.delivery_count or 0) + (flow.link_credit or 0) - self._sent
 

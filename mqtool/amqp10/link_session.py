@@ -11,14 +11,13 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Self, TypeVar
 
-from rabbitmq_amqp_python_client import wire
-
 from mqtool.amqp import CONFIRM_TIMEOUT, STREAMING, Address, Backoff, Receiving, TlsFiles
 from mqtool.amqp10.link_connection import LinkConnection, new_name
 from mqtool.amqp10.link_receiver import OFFSET, Receiver, offset_filter, stream_filters
 from mqtool.amqp10.link_sender import WINDOW, Sender
 from mqtool.amqp10.management_node import ManagedTopology
 from mqtool.amqp10.sections import exchange_address, queue_address
+from mqtool.codecs.amqp10_frames import Accepted
 from mqtool.errors import UsageError
 from mqtool.message import Delivery, Message, Receipt
 from mqtool.topology import Exchange, Queue
@@ -139,7 +138,7 @@ class LinkSession(ManagedTopology):
 
     def acknowledge(self, *deliveries: Delivery) -> None:
         """Accept deliveries. Safe to repeat, and to call from any thread."""
-        self._links.settle(deliveries, wire.Accepted())
+        self._links.settle(deliveries, Accepted())
 
     def is_current(self, delivery: Delivery) -> bool:
         """True if a delivery can still be accepted. If not, the broker redelivers it."""

@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Any, TypeVar
 
-from rabbitmq_amqp_python_client import wire
-
 from mqtool.amqp.administration import Depth, declare_request
 from mqtool.amqp10.link_connection import LinkConnection, new_name
 from mqtool.amqp10.refusals import ClosedByBroker
 from mqtool.amqp10.sections import exchange_address, queue_address
+from mqtool.codecs.amqp10_frames import SETTLED, Attach, Flow, Source, Target
+from mqtool.codecs.amqp10_message import VALUE, Amqp10Message, BareProperties, sections, value_section
+from mqtool.codecs.amqp10_values import Symbol
 from mqtool.errors import NotFound
 from mqtool.topology import Binding, Exchange, Queue
 
@@ -41,32 +42,32 @@ class _Half:
     def is_for(self, role: bool) -> bool:
         return role is not self._receives
 
-    def attach(self, handle: int) -> wire.Attach:
+    def attach(self, handle: int) -> Attach:
         self.handle, self.is_attached = handle, False
-        return wire.Attach(
+        return Attach(
             _NAME,
             handle,
             self._receives,
-            snd_settle_mode=wire.SND_SETTLE_MODE_SETTLED,
-            source=wire.Source(_NODE, expiry_policy="link-detach"),
-            target=wire.Target(_NODE),
+            snd_settle_mode=SETTLED,
+            source=Source(_NODE, expiry_policy="link-detach"),
+            target=Target(_NODE),
             initial_delivery_count=None if self._receives else 0,
-            properties={"paired": True},
+            properties={Symbol("paired"): True},
         )
 
-    def attached(self, answer: wire.Attach) -> bool:
+    def attached(self, answer: Attach) -> bool:
         self.is_attached = answer.source is not None and answer.target is not None
         self.delivery_count = answer.initial_delivery_count or 0
         return self.is_attached
 
-    def flow(self, flow: wire.Flow) -> None:
+    def flow(self, flow: Flow) -> None:
         """Requests are sent one by one, which the broker's credit always allows."""
 
     def take(self, _delivery_id: int | None, payload: bytes, *, settled: bool, more: bool) -> None:  # noqa: ARG002
         self._parts.append(payload)
         if not more:
             self.delivery_count = (self.delivery_count + 1) & 0xFFFF_FFFF
-            self._pair.answered(wire.Message.decode(b"".join(self._parts)))
+            self._pair.answered(Amqp10Message.decode(b"".join(self._parts)))
             self._parts.clear()
 
 
@@ -79,7 +80,7 @@ class ManagementLink:
         self._one = threading.RLock()
         self._numbers = count(1)
         self._waits_for = ""
-        self._response: wire.Message | None = None
+        self._response: Amqp10Message | None = None
 
     def request(self, method: str, path: str, body: Any = None) -> Any:
         """Make a request; return the body of the response.
@@ -96,25 +97,24 @@ class ManagementLink:
                 self._links.send_flow(receiver.handle, receiver.delivery_count, _CREDIT)
             number = f"{next(self._numbers)}"
             self._waits_for, self._response = number, None
-            properties = wire.Properties(message_id=number, to=path, subject=method, reply_to="$me")
-            data = wire.Message(wire.AmqpValue(body), properties=properties).encode()
-            self._links.send_request(sender.handle, data)
+            properties = BareProperties(message_id=number, to=path, subject=method, reply_to="$me")
+            request = Amqp10Message(properties=properties, body=value_section(body))
+            self._links.send_request(sender.handle, request.encode())
             self._links.until(lambda: self._response is not None)
             if int(number) % (_CREDIT // 2) == 0:
                 self._links.send_flow(receiver.handle, receiver.delivery_count, _CREDIT)
             return _checked(self._response)
 
-    def answered(self, response: wire.Message) -> None:
+    def answered(self, response: Amqp10Message) -> None:
         """Take a response, on the I/O thread. Those to requests that nobody waits for any more are dropped."""
-        properties = response.properties or wire.Properties()
-        if str(properties.correlation_id) == self._waits_for:
+        if str(response.properties.correlation_id) == self._waits_for:
             self._response = response
 
 
-def _checked(response: wire.Message | None) -> Any:
+def _checked(response: Amqp10Message | None) -> Any:
     assert response is not None
-    status = int((response.properties or wire.Properties()).subject or 0)
-    body = response.body.value if isinstance(response.body, wire.AmqpValue) else None
+    status, found = int(response.properties.subject or 0), sections(response.body)
+    body = found[0].value if found and found[0].descriptor == VALUE else None
     if not 200 <= status < 300:
         raise ClosedByBroker.from_response(status, body)
     return body

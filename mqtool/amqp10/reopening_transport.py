@@ -11,8 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from rabbitmq_amqp_python_client.exceptions import AMQPError
-
 from mqtool.amqp import Address, Backoff
 from mqtool.amqp10.refusals import ClosedByBroker, Lost, too_old
 from mqtool.amqp10.transport import Transport
@@ -25,7 +23,7 @@ _TICK = 0.2
 #: Seconds to wait for frames while something is due.
 _BRIEFLY = 0.1
 #: Errors that mean that the connection is lost, or that the broker has sent something that cannot be read.
-_LOST = (OSError, EOFError, AMQPError, ValueError, LookupError, TypeError, AttributeError, struct.error)
+_LOST = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, struct.error)
 #: Seconds after which a connection counts as stable, so that the next loss starts with a short delay again.
 _STEADY = 60.0
 

@@ -4,14 +4,10 @@ https://www.rabbitmq.com/docs/conversions
 """
 
 import struct
-import uuid
-from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote
-
-from rabbitmq_amqp_python_client import wire
-from rabbitmq_amqp_python_client.exceptions import AMQPError
 
 from mqtool.amqp.administration import check_utf_8
 from mqtool.codecs.amqp10_message import (
@@ -22,21 +18,14 @@ from mqtool.codecs.amqp10_message import (
     PROPERTIES,
     SEQUENCE,
     VALUE,
-)
-from mqtool.codecs.amqp10_values import (
-    DROPPED,
-    NULL,
-    Span,
-    compound,
-    decode_value,
     encode_header,
-    find,
-    section,
-    spans_in,
-    variable,
+    plain_list,
+    plain_map,
 )
+from mqtool.codecs.amqp10_values import NULL, compound, find, section, variable
+from mqtool.codecs.amqp10_values import encode as encode_any
 from mqtool.errors import BadData
-from mqtool.message import END_OF_TIME, PERSISTENT, Delivery, Message
+from mqtool.message import PERSISTENT, Delivery, Message
 
 _T = TypeVar("_T")
 #: The fields of the properties section, in order; "" for a field that AMQP 0-9-1 does not have.
@@ -168,8 +157,8 @@ def _field(name: str, value: Any) -> bytes:
 def _annotation(name: str, value: Any) -> tuple[bytes, bytes]:
     key = variable(0xA3, (_COPIES if name == "CC" else name).encode("ascii", "replace"))
     try:
-        return key, encode_header(value) or wire.encode_value(value)
-    except (AMQPError, ValueError, TypeError) as error:
+        return key, encode_any(value)
+    except ValueError as error:
         raise _unfit(name, value) from error
 
 
@@ -210,8 +199,8 @@ def decode(data: bytes, queue: str, tag: int, epoch: int, *, settled: bool = Fal
         properties = {**from_header, **_properties(data, *sections.get(PROPERTIES, _NOWHERE))}
         headers = annotations["headers"]
         if (found := sections.get(APPLICATION_PROPERTIES)) is not None:
-            headers = _pairs(data, find(data, found[0] + 3)) | headers
-    except (ValueError, IndexError, struct.error, RecursionError, AMQPError):
+            headers = plain_map(data, found[0] + 3) | headers
+    except (ValueError, IndexError):
         return Delivery(data, "", queue, queue, False, {}, tag, epoch, settled)
     if headers:
         properties["headers"] = headers
@@ -234,7 +223,7 @@ def _split(data: bytes) -> tuple[_Sections, bytes, str | None]:
             start = at + 5
             end = start + data[at + 4]
         else:
-            _, start, end, _ = find(data, at + 3)
+            _, start, end = find(data, at + 3)
         if end > size:
             raise ValueError("cut short")
         if kind == DATA:
@@ -254,7 +243,7 @@ def _header_fields(data: bytes, at: int, end: int) -> tuple[dict[str, Any], bool
     raw = data[at:end]
     if (known := _headers_cache.get(raw)) is not None:
         return known
-    values = [*_items(data, find(data, at + 3))] if raw else []
+    values = plain_list(data, at + 3) if raw else []
     durable, priority, ttl, is_first, failures = [*values, None, None, None, None, None][:5]
     properties: dict[str, Any] = {"delivery_mode": PERSISTENT} if durable else {}
     if priority is not None:
@@ -275,7 +264,7 @@ def _annotations(data: bytes, at: int, end: int) -> dict[str, Any]:
     raw = data[at:end]
     if (known := _annotations_cache.get(raw)) is not None:
         return known
-    pairs = _pairs(data, find(data, at + 3)) if raw else {}
+    pairs = plain_map(data, at + 3) if raw else {}
     decoded = {"exchange": str(pairs.pop(_EXCHANGE, None) or ""), "key": pairs.pop(_KEY, None)}
     decoded["type"] = pairs.pop(_TYPE, None)
     if (deaths := pairs.pop(_DEATHS, None)) is not None:
@@ -300,7 +289,7 @@ def _properties(data: bytes, at: int, end: int) -> dict[str, Any]:
     if data[at + 5] == 1 and data[at + 3] == 0xC0 and data[at + 6] == 0xA1:  # a message id alone
         return {"message_id": data[at + 8 : end].decode("utf-8", "surrogateescape")}
     found: dict[str, Any] = {}
-    for name, value in zip(_FIELDS, _items(data, find(data, at + 3)), strict=False):
+    for name, value in zip(_FIELDS, plain_list(data, at + 3), strict=False):
         if not name or value is None:
             continue
         if name == "timestamp":
@@ -313,48 +302,3 @@ def _properties(data: bytes, at: int, end: int) -> dict[str, Any]:
             value = str(value)
         found[name] = value
     return found
-
-
-def _pairs(data: bytes, span: Span) -> dict[str, Any]:
-    items = list(_items(data, span))
-    return {str(key): value for key, value in zip(items[::2], items[1::2], strict=True)}
-
-
-def _items(data: bytes, span: Span) -> Iterator[Any]:
-    return (_decoded(data, each) for each in spans_in(data, span))
-
-
-def _decoded(data: bytes, span: Span) -> Any:
-    raw = data[span.start : span.end]
-    match span.code:
-        case 0x40:
-            return None
-        case 0xA0 | 0xB0:
-            return raw
-        case 0xA1 | 0xB1 | 0xA3 | 0xB3:
-            return raw.decode("utf-8", "surrogateescape")
-        case 0x83:
-            seconds = struct.unpack(">q", raw)[0] / 1000
-            return datetime.fromtimestamp(seconds, UTC) if 0 <= seconds <= END_OF_TIME else None
-        case 0x98:
-            return str(uuid.UUID(bytes=raw))
-        case 0xC0 | 0xC1 | 0xD0 | 0xD1 | 0xE0 | 0xF0 | 0x45:
-            prefix = 4 if span.code >= 0xD0 and span.code != 0xE0 else 0 if span.code == 0x45 else 1
-            return _plain(wire.decode_value(data[span.start - prefix - 1 : span.end]))
-    value = decode_value(data, span)
-    return raw if value is DROPPED else value
-
-
-def _plain(value: Any) -> Any:
-    """Convert what the library decodes to the types of headers."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, wire.Timestamp):
-        return datetime.fromtimestamp(value / 1000, UTC) if 0 <= value / 1000 <= END_OF_TIME else None
-    if isinstance(value, str):
-        return str(value)
-    if isinstance(value, uuid.UUID):
-        return str(value)
-    if isinstance(value, list | wire.Array):
-        return [_plain(each) for each in (value if isinstance(value, list) else value.values)]
-    return value

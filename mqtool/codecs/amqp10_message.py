@@ -1,16 +1,30 @@
-"""AMQP 1.0 messages: their sections, decoded, except for the body; and the transfer frames that carry them.
+"""AMQP 1.0 messages: their sections, decoded, except for the body; and header values as Python programs have them.
 
 See section 3.2 of the specification. https://docs.oasis-open.org/amqp/core/v1.0/amqp-core-messaging-v1.0.html
 """
 
-import struct
-from collections.abc import Sequence
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from mqtool.codecs.amqp10_types import Any10, Described, Map, decode, encode
-from mqtool.codecs.amqp10_values import Symbol, ULong, section, variable
+from mqtool.codecs.amqp10_values import (
+    Any10,
+    Array,
+    Char,
+    Described,
+    Map,
+    Milliseconds,
+    Symbol,
+    ULong,
+    decode,
+    encode,
+    section,
+    variable,
+)
 from mqtool.codecs.field_tables import UInt8, UInt32
+from mqtool.message import END_OF_TIME
 
 HEADER, DELIVERY_ANNOTATIONS, MESSAGE_ANNOTATIONS, PROPERTIES, APPLICATION_PROPERTIES = range(0x70, 0x75)
 DATA, SEQUENCE, VALUE, FOOTER = range(0x75, 0x79)
@@ -197,23 +211,51 @@ def body_bytes(body: bytes) -> bytes | None:
     return b"".join(each.value for each in found)
 
 
-#: The start of a transfer frame: size, data offset, type, channel; descriptor; a list of six fields: handle, delivery
-#: id, delivery tag, message format 0, settled, more.
-_TRANSFER = struct.Struct(">IBBH3sBBBBIBIBBIBBB")
-_DESCRIPTOR, _LIST8, _UINT, _VBIN8, _TRUE, _FALSE, _ZERO = b"\x00\x53\x14", 0xC0, 0x70, 0xA0, 0x41, 0x42, 0x43
+def encode_header(value: Any) -> bytes | None:
+    """Encode the value of a header; None for a type that no header can have: a list, a map or a decimal."""
+    if isinstance(value, list | tuple | Mapping):
+        return None
+    try:
+        return encode(value)
+    except ValueError:
+        return None
 
 
-def transfer_frames(
-    channel: int, handle: int, delivery_id: int, tag: int, payload: bytes, limit: int, *, settled: bool
-) -> list[bytes]:
-    """Encode a delivery as transfer frames of up to `limit` bytes."""
-    room, mode = limit - _TRANSFER.size, _TRUE if settled else _FALSE
-    head = (_DESCRIPTOR, _LIST8, 20, 6, _UINT, handle, _UINT, delivery_id, _VBIN8, 4, tag, _ZERO, mode)
-    if len(payload) <= room:
-        return [_TRANSFER.pack(_TRANSFER.size + len(payload), 2, 0, channel, *head, _FALSE) + payload]
-    frames = []
-    for start in range(0, len(payload), room):
-        piece = payload[start : start + room]
-        more = _TRUE if start + room < len(payload) else _FALSE
-        frames.append(_TRANSFER.pack(_TRANSFER.size + len(piece), 2, 0, channel, *head, more) + piece)
-    return frames
+def plain(value: Any10) -> Any:
+    """Convert a decoded value to Python's own types. A time out of datetime's range becomes None."""
+    convert = _PLAIN.get(type(value))
+    return value if convert is None else convert(value)
+
+
+def plain_map(data: bytes, offset: int) -> dict[str, Any]:
+    """Decode the map at an offset as plain() does. Raises ValueError if it is malformed, or not a map."""
+    value = decode(data, offset)[0]
+    if not isinstance(value, dict):
+        raise ValueError("not a map")
+    return _plain_items(value)
+
+
+def plain_list(data: bytes, offset: int) -> list[Any]:
+    """Decode the list at an offset as plain() does. Raises ValueError if it is malformed, or not a list."""
+    value = decode(data, offset)[0]
+    if not isinstance(value, list):
+        raise ValueError("not a list")
+    return [plain(each) for each in value]
+
+
+def _plain_items(value: Map) -> dict[str, Any]:
+    return {str(key): plain(each) for key, each in value.items()}
+
+
+def _plain_time(value: Milliseconds) -> datetime | None:
+    return datetime.fromtimestamp(value / 1000, UTC) if 0 <= value / 1000 <= END_OF_TIME else None
+
+
+_PLAIN: dict[type, Callable[[Any], Any]] = {
+    dict: _plain_items,
+    list: lambda value: [plain(each) for each in value],
+    Array: lambda value: [plain(each) for each in value],
+    Milliseconds: _plain_time,
+    Described: lambda value: plain(value.value),
+    **dict.fromkeys((Symbol, Char, uuid.UUID), str),
+}

@@ -1,25 +1,23 @@
-"""Encode and decode the AMQP 1.0 values that an AMQP 0-9-1 header can have. Other values decode to DROPPED."""
+"""Encode and decode AMQP 1.0 values. A decoded value keeps its type, so it is encoded again as it was.
+
+The types are those of `field_tables` where AMQP 0-9-1 has them too: `UInt32` is `uint`, `Int64` is `long`, and so on.
+Python's own types are encoded as well: `int` as `long`, `float` as `double`, `str` as `string`, `bytes` as `binary`,
+`datetime` as `timestamp`. https://docs.oasis-open.org/amqp/core/v1.0/amqp-core-types-v1.0.html
+"""
 
 import struct
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
-from mqtool.codecs.field_tables import (
-    ByteArray,
-    Float32,
-    Int8,
-    Int16,
-    Int32,
-    Int64,
-    Timestamp,
-    UInt8,
-    UInt16,
-    UInt32,
-    Value,
-    text,
-)
+from mqtool.codecs.field_tables import ByteArray, Float32, Int8, Int16, Int32, Int64, Timestamp, UInt8, UInt16, UInt32
+from mqtool.message import MAX_DEPTH
+
+#: A decoded value. Any, because a type of nested values cannot be written down usefully.
+Any10: TypeAlias = Any
+Map: TypeAlias = dict[Any10, Any10]
 
 
 class ULong(int):
@@ -27,43 +25,42 @@ class ULong(int):
 
 
 class Symbol(str):
-    """A symbol: ASCII text with a type of its own in AMQP 1.0."""
+    """A symbol: ASCII text with a type of its own."""
 
     __slots__ = ()
 
 
-class Dropped:
-    """Stands for a value that AMQP 0-9-1 cannot represent: a list, map, array, decimal or character."""
+class Milliseconds(int):
+    """A timestamp: milliseconds since 1970."""
 
 
-AnyValue: TypeAlias = "Value | uuid.UUID | Dropped"
+class Char(str):
+    """One character."""
 
-DROPPED = Dropped()
+    __slots__ = ()
+
+
+class RawDecimal(bytes):
+    """A decimal of 4, 8 or 16 bytes, left encoded."""
+
+
+class Array(list[Any10]):
+    """An array: a list whose items have one type."""
+
+
+class Described(NamedTuple):
+    """A value with a descriptor, which is an ULong or a Symbol."""
+
+    descriptor: Any10
+    value: Any10
+
+
 NULL = b"\x40"
 UINT64 = (1 << 64) - 1
 
-
-def variable(code: int, raw: bytes) -> bytes:
-    """Encode bytes or text; `code` is the type's short form, e.g. 0xa1 for a string."""
-    if len(raw) < 255:
-        return bytes((code, len(raw))) + raw
-    return bytes((code + 0x10,)) + struct.pack(">I", len(raw)) + raw
-
-
-def compound(code: int, items: list[bytes]) -> bytes:
-    """Encode a list (0xc0) or map (0xc1)."""
-    data = b"".join(items)
-    if len(items) < 255 and len(data) < 255:
-        return bytes((code, len(data) + 1, len(items))) + data
-    return bytes((code + 0x10,)) + struct.pack(">II", len(data) + 4, len(items)) + data
-
-
-def section(code: int, value: bytes) -> bytes:
-    """Encode a section of a message: the code as its descriptor, and its encoded value."""
-    return bytes((0x00, 0x53, code)) + value
-
-
-_FIXED: dict[int, tuple[struct.Struct, Callable[[Any], AnyValue]]] = {
+_Decoder: TypeAlias = Callable[[Any], Any10]
+_Encoder: TypeAlias = Callable[[Any], bytes]
+_FIXED: dict[int, tuple[struct.Struct, _Decoder]] = {
     0x50: (struct.Struct(">B"), UInt8),
     0x51: (struct.Struct(">b"), Int8),
     0x52: (struct.Struct(">B"), UInt32),
@@ -76,69 +73,283 @@ _FIXED: dict[int, tuple[struct.Struct, Callable[[Any], AnyValue]]] = {
     0x70: (struct.Struct(">I"), UInt32),
     0x71: (struct.Struct(">i"), Int32),
     0x72: (struct.Struct(">f"), Float32),
+    0x73: (struct.Struct(">I"), lambda point: Char(chr(point))),
+    0x74: (struct.Struct(">4s"), RawDecimal),
     0x80: (struct.Struct(">Q"), ULong),
     0x81: (struct.Struct(">q"), Int64),
     0x82: (struct.Struct(">d"), float),
-    0x83: (struct.Struct(">q"), lambda milliseconds: Timestamp(milliseconds // 1000 & UINT64)),
+    0x83: (struct.Struct(">q"), Milliseconds),
+    0x84: (struct.Struct(">8s"), RawDecimal),
+    0x94: (struct.Struct(">16s"), RawDecimal),
+    0x98: (struct.Struct(">16s"), lambda raw: uuid.UUID(bytes=raw)),
 }
-_CONSTANTS: dict[int, AnyValue] = {0x40: None, 0x41: True, 0x42: False, 0x43: UInt32(0), 0x44: ULong(0)}
-# The wide forms come last, so they are the ones used for encoding.
-_CODES: dict[object, tuple[int, struct.Struct]] = {kind: (code, packing) for code, (packing, kind) in _FIXED.items()}
-_WIDTHS = {0x4: 0, 0x5: 1, 0x6: 2, 0x7: 4, 0x8: 8, 0x9: 16}
-_SIZES = {0xA: 1, 0xB: 4, 0xC: 1, 0xD: 4, 0xE: 1, 0xF: 4}
+_CONSTANTS: dict[int, Any10] = {0x40: None, 0x41: True, 0x42: False, 0x43: UInt32(0), 0x44: ULong(0)}
+_TEXTS: dict[int, _Decoder] = {
+    0xA0: bytes,
+    0xA1: lambda raw: raw.decode(errors="surrogateescape"),
+    0xA3: lambda raw: Symbol(raw.decode(errors="surrogateescape")),
+}
+_SIZE = struct.Struct(">I")
+_SIZES = struct.Struct(">II")
+
+#: The maximum number of array items that take no bytes, such as `true`.
+_MOST_EMPTY = 4096
 
 
-def _short_integer(value: Value) -> bytes | None:
-    """Encode a small integer in its short form; None if its type or value has none."""
-    if isinstance(value, Int32 | Int64) and -128 <= value <= 127:
-        return struct.pack(">Bb", 0x54 if isinstance(value, Int32) else 0x55, value)
-    if isinstance(value, UInt32) and value < 256:
-        return bytes((0x52, value)) if value else b"\x43"
-    return None
+def decode(data: bytes, offset: int = 0, depth: int = MAX_DEPTH) -> tuple[Any10, int]:
+    """Decode the value at an offset.
+
+    Returns:
+        The value, and the offset after it.
+
+    Raises:
+        ValueError: the value is cut short, malformed, or nested more than `depth` levels deep.
+    """
+    try:
+        return _decode(data, offset, depth)
+    except (IndexError, OverflowError, struct.error) as error:
+        raise ValueError("value cut short") from error
 
 
-def encode_value(value: Value) -> bytes | None:
-    """Encode the value of a header; return None for a type that RabbitMQ does not store."""
-    if isinstance(value, Timestamp):
-        return b"\x83" + struct.pack(">Q", value * 1000 & UINT64)
-    if type(value) in _CODES and not isinstance(value, bool):
-        code, packing = _CODES[type(value)]
-        return _short_integer(value) or bytes((code,)) + packing.pack(value)
+def _decode(data: bytes, offset: int, depth: int) -> tuple[Any10, int]:
+    code = data[offset]
+    if code:
+        return _decode_as(code, data, offset + 1, depth)
+    if not depth:
+        raise ValueError("values are nested too deeply")
+    descriptor, offset = _decode(data, offset + 1, depth - 1)
+    value, offset = _decode(data, offset, depth - 1)
+    return Described(descriptor, value), offset
+
+
+def _decode_as(code: int, data: bytes, start: int, depth: int) -> tuple[Any10, int]:
+    """Decode a value after its constructor."""
+    if code in _CONSTANTS:
+        return _CONSTANTS[code], start
+    if code in _FIXED:
+        packing, kind = _FIXED[code]
+        return kind(packing.unpack_from(data, start)[0]), start + packing.size
+    if code == 0x45:
+        return [], start
+    kind_code, is_wide = code & 0xEF, code & 0x10
+    if is_wide:
+        size, start = _SIZE.unpack_from(data, start)[0], start + 4
+    else:
+        size, start = data[start], start + 1
+    end = start + size
+    if end > len(data):
+        raise ValueError("value cut short")
+    if kind_code in _TEXTS:
+        return _TEXTS[kind_code](data[start:end]), end
+    if kind_code not in (0xC0, 0xC1, 0xE0):
+        raise ValueError(f"unknown constructor 0x{code:02x}")
+    if not depth:
+        raise ValueError("values are nested too deeply")
+    if is_wide:
+        count, start = _SIZE.unpack_from(data, start)[0], start + 4
+    else:
+        count, start = data[start], start + 1
+    items = (_array if kind_code == 0xE0 else _items)(data, start, end, count, depth - 1)
+    return _map(items) if kind_code == 0xC1 else items, end
+
+
+def _items(data: bytes, start: int, end: int, count: int, depth: int) -> list[Any10]:
+    values = []
+    while start < end:
+        value, start = _decode(data, start, depth)
+        values.append(value)
+    if start != end or len(values) != count:
+        raise ValueError("wrong number of items")
+    return values
+
+
+def _map(items: list[Any10]) -> Map:
+    if len(items) % 2:
+        raise ValueError("a map has a key without a value")
+    try:
+        return dict(zip(items[::2], items[1::2], strict=True))
+    except TypeError as error:
+        raise ValueError("a key of a map is a list or a map") from error
+
+
+def _array(data: bytes, start: int, end: int, count: int, depth: int) -> Array:
+    values = Array()
+    if not count and start >= end:
+        return values
+    code, descriptor, is_described = data[start], None, False
+    start += 1
+    if not code:
+        is_described = True
+        descriptor, start = _decode(data, start, depth)
+        code, start = data[start], start + 1
+    if count > max(end - start, _MOST_EMPTY):
+        raise ValueError("wrong number of items")
+    for _ in range(count):
+        value, start = _decode_as(code, data, start, depth)
+        values.append(Described(descriptor, value) if is_described else value)
+    if start != end:
+        raise ValueError("wrong number of items")
+    return values
+
+
+# Encoding.
+
+
+def encode(value: Any10) -> bytes:
+    """Encode a value in its shortest form. Raises ValueError for a type that AMQP 1.0 does not have."""
+    return encoder_of(type(value))(value)
+
+
+def encoder_of(kind: type) -> _Encoder:
+    """Return the function that encodes values of a type, or of a subclass that is not known. Raises ValueError."""
+    found = _ENCODERS.get(kind) or next((_ENCODERS[each] for each in kind.__mro__ if each in _ENCODERS), None)
+    if found is None:
+        raise ValueError(f"AMQP 1.0 has no type for {kind.__name__}")
+    return found
+
+
+def variable(code: int, raw: bytes) -> bytes:
+    """Encode bytes or text; `code` is the type's short form, e.g. 0xa1 for a string."""
+    if len(raw) < 256:
+        return bytes((code, len(raw))) + raw
+    return bytes((code + 0x10,)) + _SIZE.pack(len(raw)) + raw
+
+
+def compound(code: int, items: Sequence[bytes]) -> bytes:
+    """Encode a list (0xc0) or map (0xc1)."""
+    data = b"".join(items)
+    if len(items) < 256 and len(data) < 255:
+        return bytes((code, len(data) + 1, len(items))) + data
+    return bytes((code + 0x10,)) + _SIZES.pack(len(data) + 4, len(items)) + data
+
+
+def section(code: int, value: bytes) -> bytes:
+    """Encode a section of a message: the code as its descriptor, and its encoded value."""
+    return bytes((0x00, 0x53, code)) + value
+
+
+def _fixed(code: int, packing: struct.Struct) -> _Encoder:
+    start = bytes((code,))
+
+    def encoder(value: Any) -> bytes:
+        try:
+            return start + packing.pack(value)
+        except struct.error as error:
+            raise ValueError(f"{value} is out of range") from error
+
+    return encoder
+
+
+# The wide forms come last in _FIXED, so they are the ones used.
+_WIDE: dict[type, _Encoder] = {
+    kind: _fixed(code, packing) for code, (packing, kind) in _FIXED.items() if isinstance(kind, type)
+}
+_WIDE[int] = _WIDE[Int64]
+_DECIMALS = {4: b"\x74", 8: b"\x84", 16: b"\x94"}
+
+
+def _unsigned(kind: type, code: int, zero: bytes) -> _Encoder:
+    wide = _WIDE[kind]
+    return lambda value: (bytes((code, value)) if value else zero) if 0 <= value < 256 else wide(value)
+
+
+def _signed(kind: type, code: int) -> _Encoder:
+    wide = _WIDE[kind]
+    return lambda value: bytes((code, value & 0xFF)) if -128 <= value <= 127 else wide(value)
+
+
+@lru_cache(maxsize=1024)
+def _symbol(value: str) -> bytes:
+    return variable(0xA3, value.encode(errors="surrogateescape"))
+
+
+def _encode_list(items: Sequence[Any10]) -> bytes:
+    return compound(0xC0, [encode(item) for item in items]) if items else b"\x45"
+
+
+def _encode_array(items: Array) -> bytes:
+    wide = [_encode_wide(item) for item in items]
+    prefix = _prefix(items[0], wide[0]) if wide else NULL
+    if any(not each.startswith(prefix) for each in wide):
+        raise ValueError("the items of an array have different types")
+    data = prefix + b"".join(each[len(prefix) :] for each in wide)
+    if len(items) < 256 and len(data) < 255:
+        return bytes((0xE0, len(data) + 1, len(items))) + data
+    return b"\xf0" + _SIZES.pack(len(data) + 4, len(items)) + data
+
+
+def _prefix(item: Any10, encoded: bytes) -> bytes:
+    """Return the constructor of an encoded item of an array."""
+    described = len(encode(item.descriptor)) + 1 if isinstance(item, Described) else 0
+    return encoded[: described + 1]
+
+
+def _encode_wide(value: Any10) -> bytes:
+    """Encode an item of an array: all items have the same constructor, so the short forms cannot be used."""
     match value:
         case None:
             return NULL
         case bool():
-            return b"\x56\x01" if value else b"\x56\x00"
-        case int():
-            return _short_integer(Int64(value)) or b"\x81" + struct.pack(">q", value)
-        case str():
-            return variable(0xA1, value.encode(errors="surrogateescape"))
-        case ByteArray():
-            return variable(0xA0, value)
-        case bytes():
-            return variable(0xA1, value)
-    return None
+            return b"\x56" + bytes((value,))
+        case Described():
+            return b"\0" + encode(value.descriptor) + _encode_wide(value.value)
+        case Char() | RawDecimal() | uuid.UUID():
+            return encode(value)
+        case str() | bytes():
+            raw = value if isinstance(value, bytes) else value.encode(errors="surrogateescape")
+            code = 0xB3 if isinstance(value, Symbol) else 0xB0 if isinstance(value, bytes) else 0xB1
+            return bytes((code,)) + _SIZE.pack(len(raw)) + raw
+        case Array() | list() | tuple() | dict():
+            return _widened(encode(value), len(value) * (2 if isinstance(value, dict) else 1))
+    return _WIDE.get(type(value), encode)(value)
 
 
-def encode_header(value: Any) -> bytes | None:
-    """Encode the value of a header as Python has it; return None for one that RabbitMQ does not store."""
-    match value:
-        case bytes():
-            return variable(0xA0, value)
-        case datetime():
-            return b"\x83" + struct.pack(">q", round(value.timestamp() * 1000))
-        case int() if not -(1 << 63) <= value < 1 << 63:
-            return None
-    return encode_value(value)
+def _widened(encoded: bytes, count: int) -> bytes:
+    """Return the wide form of an encoded list, map or array."""
+    code = encoded[0]
+    if code == 0x45:
+        return b"\xd0" + _SIZES.pack(4, 0)
+    if code & 0x10:
+        return encoded
+    data = encoded[3:]
+    return bytes((code + 0x10,)) + _SIZES.pack(len(data) + 4, count) + data
+
+
+_ENCODERS: dict[type, _Encoder] = {
+    **_WIDE,
+    type(None): lambda _: NULL,
+    bool: lambda value: b"\x41" if value else b"\x42",
+    Symbol: _symbol,
+    Char: lambda value: b"\x73" + _SIZE.pack(ord(value)),
+    str: lambda value: variable(0xA1, value.encode(errors="surrogateescape")),
+    RawDecimal: lambda value: _DECIMALS[len(value)] + value,
+    **dict.fromkeys((bytes, ByteArray), lambda value: variable(0xA0, value)),
+    Described: lambda value: b"\0" + encode(value.descriptor) + encode(value.value),
+    Array: _encode_array,
+    **dict.fromkeys((list, tuple), _encode_list),
+    dict: lambda value: compound(0xC1, [encode(part) for pair in value.items() for part in pair]),
+    uuid.UUID: lambda value: b"\x98" + value.bytes,
+    datetime: lambda value: _WIDE[Milliseconds](round(value.timestamp() * 1000)),
+    Timestamp: lambda value: b"\x83" + struct.pack(">Q", value * 1000 & UINT64),
+    UInt32: _unsigned(UInt32, 0x52, b"\x43"),
+    ULong: _unsigned(ULong, 0x53, b"\x44"),
+    Int32: _signed(Int32, 0x54),
+    **dict.fromkeys((int, Int64), _signed(Int64, 0x55)),
+}
+
+
+# Skipping values.
+
+_WIDTHS = {0x4: 0, 0x5: 1, 0x6: 2, 0x7: 4, 0x8: 8, 0x9: 16}
+_PREFIXES = {0xA: 1, 0xB: 4, 0xC: 1, 0xD: 4, 0xE: 1, 0xF: 4}
 
 
 class Span(NamedTuple):
-    """The position of a value's bytes, after its constructor and size. `described` is True if it has a descriptor."""
+    """The position of a value's bytes, after its constructor and size."""
 
     code: int
     start: int
     end: int
-    described: bool = False
 
 
 def find(data: bytes, offset: int) -> Span:
@@ -152,7 +363,7 @@ def find(data: bytes, offset: int) -> Span:
     start = offset + 1
     width = _WIDTHS.get(code >> 4)
     if width is None:
-        prefix = _SIZES.get(code >> 4)
+        prefix = _PREFIXES.get(code >> 4)
         if prefix is None:
             raise ValueError("unknown constructor")
         start += prefix
@@ -160,43 +371,3 @@ def find(data: bytes, offset: int) -> Span:
     if start + width > len(data):
         raise ValueError("value cut short")
     return Span(code, start, start + width)
-
-
-def decode_value(data: bytes, span: Span) -> AnyValue:
-    """Decode a value; return DROPPED for a type that no header can have."""
-    code, start, end, _ = span
-    fixed = _FIXED.get(code)
-    if fixed is not None:
-        packing, kind = fixed
-        return kind(packing.unpack_from(data, start)[0])
-    if code in _CONSTANTS:
-        return _CONSTANTS[code]
-    raw = data[start:end]
-    match code:
-        case 0xA0 | 0xB0:
-            return ByteArray(raw)
-        case 0xA1 | 0xB1:
-            return text(raw)
-        case 0xA3 | 0xB3:
-            return Symbol(raw.decode(errors="surrogateescape"))
-        case 0x98:
-            return uuid.UUID(bytes=raw)
-    return DROPPED
-
-
-def spans_in(data: bytes, span: Span) -> Iterator[Span]:
-    """Yield the positions of the items of a list, or of the keys and values of a map in turn.
-
-    Raises:
-        ValueError: the value is neither a list nor a map, or an item is cut short.
-        IndexError: an item is cut short.
-    """
-    if span.code == 0x45:
-        return
-    if span.code not in (0xC0, 0xC1, 0xD0, 0xD1):
-        raise ValueError("neither list nor map")
-    position = span.start + (1 if span.code < 0xD0 else 4)
-    while position < span.end:
-        inner = find(data, position) if data[position] else find(data, find(data, position + 1).end)
-        yield inner if data[position] else inner._replace(described=True)
-        position = inner.end

@@ -6,30 +6,29 @@ annotations (exchange and routing key, if it was published over AMQP 0-9-1), pro
 """
 
 import struct
-import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, NamedTuple
 
-from mqtool.codecs.amqp10_values import (
-    DROPPED,
-    NULL,
-    Span,
-    compound,
-    decode_value,
+from mqtool.codecs.amqp10_message import (
+    APPLICATION_PROPERTIES,
+    DATA,
+    FOOTER,
+    HEADER,
+    MESSAGE_ANNOTATIONS,
+    PROPERTIES,
+    SEQUENCE,
+    VALUE,
     encode_header,
-    find,
-    section,
-    spans_in,
-    variable,
+    plain_list,
+    plain_map,
 )
+from mqtool.codecs.amqp10_values import NULL, compound, find, section, variable
 from mqtool.codecs.field_tables import UInt8
 from mqtool.errors import BadData, UsageError
-from mqtool.message import END_OF_TIME, Message
+from mqtool.message import Message
 
-_ANNOTATIONS, _PROPERTIES, _HEADERS, _DATA, _SEQUENCE, _VALUE = 0x72, 0x73, 0x74, 0x75, 0x76, 0x77
-_HEADER, _LAST = 0x70, 0x78
 #: The fields of the properties section, in order; "" for a field that does not exist in AMQP 0-9-1.
 _FIELDS = (
     *("message_id", "user_id", "", "", "reply_to", "correlation_id"),
@@ -46,8 +45,8 @@ _IN_ANNOTATIONS = {
 _SHORT = 256
 _SIZE = struct.Struct(">I")
 _SECTION = b"\x00\x53"
-_DATA_START = bytes((0, 0x53, _DATA, 0xA0))
-_LONG_DATA_START = bytes((0, 0x53, _DATA, 0xB0))
+_DATA_START = bytes((0, 0x53, DATA, 0xA0))
+_LONG_DATA_START = bytes((0, 0x53, DATA, 0xB0))
 
 
 class Entry(NamedTuple):
@@ -89,11 +88,11 @@ def _before_body(message: Message, routed: Mapping[str, str]) -> bytes:
     fields = [_field(name, properties.get(name)) for name in _FIELDS]
     sections = []
     if annotations:
-        sections.append(section(_ANNOTATIONS, _map(annotations, key=0xA3)))
+        sections.append(section(MESSAGE_ANNOTATIONS, _map(annotations, key=0xA3)))
     if any(field != NULL for field in fields):
-        sections.append(section(_PROPERTIES, compound(0xC0, fields)))
+        sections.append(section(PROPERTIES, compound(0xC0, fields)))
     if headers:
-        sections.append(section(_HEADERS, _map(headers, key=0xA1)))
+        sections.append(section(APPLICATION_PROPERTIES, _map(headers, key=0xA1)))
     return b"".join(sections)
 
 
@@ -138,39 +137,39 @@ def body_alone(data: bytes) -> bytes | None:
 
 
 def _decode(data: bytes) -> Entry:
-    sections: dict[int, Span] = {}
+    sections: dict[int, int] = {}
     parts: list[bytes] = []
     at = 0
     while at < len(data):
-        if data[at : at + 2] != _SECTION or not _HEADER <= data[at + 2] <= _LAST:
+        if data[at : at + 2] != _SECTION or not HEADER <= data[at + 2] <= FOOTER:
             raise ValueError("not a section")
         kind, span = data[at + 2], find(data, at + 3)
-        if kind in (_SEQUENCE, _VALUE):
+        if kind in (SEQUENCE, VALUE):
             parts, at = [data[at:]], len(data)
             break
-        if kind == _DATA:
+        if kind == DATA:
             parts.append(data[span.start : span.end])
-        sections[kind] = span
+        sections[kind] = at + 3
         at = span.end
     if not parts:
         raise ValueError("no body")
-    annotations = _pairs(data, sections.get(_ANNOTATIONS))
+    annotations = plain_map(data, sections[MESSAGE_ANNOTATIONS]) if MESSAGE_ANNOTATIONS in sections else {}
     properties = _properties(data, sections, annotations)
     key = annotations.get("x-routing-key")
     body = parts[0] if len(parts) == 1 else b"".join(parts)
     return Entry(body, properties, str(annotations.get("x-exchange") or ""), None if key is None else str(key))
 
 
-def _properties(data: bytes, sections: Mapping[int, Span], annotations: Mapping[str, Any]) -> dict[str, Any]:
+def _properties(data: bytes, sections: Mapping[int, int], annotations: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    if (span := sections.get(_PROPERTIES)) is not None:
-        for name, value in zip(_FIELDS, _items(data, span), strict=False):
+    if PROPERTIES in sections:
+        for name, value in zip(_FIELDS, plain_list(data, sections[PROPERTIES]), strict=False):
             if name and value is not None:
                 found[name] = _property(name, value)
     for name, where in _IN_ANNOTATIONS.items():
         if (value := annotations.get(where)) is not None:
             found[name] = value
-    headers = _pairs(data, sections.get(_HEADERS))
+    headers = plain_map(data, sections[APPLICATION_PROPERTIES]) if APPLICATION_PROPERTIES in sections else {}
     for name, where in _IN_HEADERS.items():
         if (value := headers.pop(where, None)) is not None:
             found[name] = str(value)
@@ -183,31 +182,6 @@ def _property(name: str, value: Any) -> Any:
     if name == "timestamp":
         return int(value.timestamp()) if isinstance(value, datetime) else None
     return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
-
-
-def _pairs(data: bytes, span: Span | None) -> dict[str, Any]:
-    if span is None:
-        return {}
-    items = list(_items(data, span))
-    return {str(key): value for key, value in zip(items[::2], items[1::2], strict=True)}
-
-
-def _items(data: bytes, span: Span) -> Iterator[Any]:
-    return (_decoded(data, each) for each in spans_in(data, span))
-
-
-def _decoded(data: bytes, span: Span) -> Any:
-    raw = data[span.start : span.end]
-    match span.code:
-        case 0xA1 | 0xB1 | 0xA3 | 0xB3:
-            return raw.decode("utf-8", "surrogateescape")
-        case 0x83:
-            seconds = struct.unpack(">q", raw)[0] / 1000
-            return datetime.fromtimestamp(seconds, UTC) if 0 <= seconds <= END_OF_TIME else None
-        case 0x98:
-            return str(uuid.UUID(bytes=raw))
-    value = decode_value(data, span)
-    return raw if value is DROPPED else value
 
 
 #: The start of a Deliver frame: key, version, subscription; then the chunk's magic, type, number of entries and of

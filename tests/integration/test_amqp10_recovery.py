@@ -8,7 +8,7 @@ from mqtool.amqp import Backoff, parse_addresses
 from mqtool.amqp10 import LinkSession, queue_address
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.amqp10.incoming_link import IncomingLink
-from mqtool.broker.embedded.amqp10.performatives import Error, Rejected
+from mqtool.codecs.amqp10_frames import Error, Rejected
 from mqtool.codecs.amqp10_values import Symbol
 from mqtool.message import Confirmation, Message
 from mqtool.topology import Queue

@@ -4,8 +4,7 @@ import struct
 from typing import Any
 
 from mqtool.codecs.amqp10_message import Amqp10Message, BareProperties, Header, data_section, value_section
-from mqtool.codecs.amqp10_types import Array, Milliseconds, encode
-from mqtool.codecs.amqp10_values import Symbol, ULong
+from mqtool.codecs.amqp10_values import Array, Milliseconds, Symbol, ULong, encode
 from mqtool.codecs.field_tables import Int64, UInt8, UInt16, UInt32
 from tests.protocol.hostile_inputs import Inputs
 from tests.protocol.raw_amqp10 import (

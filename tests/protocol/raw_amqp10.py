@@ -7,8 +7,7 @@ from typing import Any, NamedTuple, Self
 from urllib.parse import unquote, urlsplit
 
 from mqtool.codecs.amqp10_message import Amqp10Message, BareProperties, body_bytes, data_section
-from mqtool.codecs.amqp10_types import Array, Described, decode, encode
-from mqtool.codecs.amqp10_values import Symbol, ULong
+from mqtool.codecs.amqp10_values import Array, Described, Symbol, ULong, decode, encode
 from mqtool.codecs.field_tables import UInt8, UInt16, UInt32
 from tests.protocol.raw_client import read_exactly
 

@@ -15,9 +15,8 @@ import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
 from mqtool.codecs.amqp10_message import Amqp10Message, BareProperties, Header, body_bytes, data_section, value_section
-from mqtool.codecs.amqp10_types import Described, Milliseconds
-from mqtool.codecs.amqp10_types import encode as encode_value
-from mqtool.codecs.amqp10_values import Symbol, ULong
+from mqtool.codecs.amqp10_values import Described, Milliseconds, Symbol, ULong
+from mqtool.codecs.amqp10_values import encode as encode_value
 from mqtool.codecs.field_tables import Int32, Int64, UInt8, UInt32
 from tests.brokers import TestBroker
 from tests.protocol.broker_process import BrokerProcess

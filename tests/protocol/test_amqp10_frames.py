@@ -11,8 +11,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.codecs.amqp10_message import Amqp10Message
-from mqtool.codecs.amqp10_types import Array
-from mqtool.codecs.amqp10_values import Symbol, ULong
+from mqtool.codecs.amqp10_values import Array, Symbol, ULong, encode
 from mqtool.codecs.field_tables import Int32, UInt8, UInt16, UInt32
 from tests.brokers import TestBroker, skip_or_fail
 from tests.protocol.conftest import Api
@@ -407,6 +406,24 @@ def test_accepted_in_ranges(client: RawAmqp10, queue: str) -> None:
         settled |= set(range(outcome.field(1), last + 1))
         assert outcome.field(4) == ACCEPT
     assert settled == set(range(80))
+
+
+def test_outcomes_that_come_together_are_not_mixed_up(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
+    """Routable and unroutable messages in turn, sent at once: each has its own outcome."""
+    client.attach_sender(None)
+    frames = []
+    for number in range(20):
+        start = described(TRANSFER, UInt32(0), UInt32(number), bytes((number,)), UInt32(0), False, False)
+        to = queue if number % 2 else "/exchanges/amq.direct/nowhere"
+        frames.append(raw_frame(encode(start) + message(to=to)))
+    client.socket.sendall(b"".join(frames))
+    told: dict[int, int] = {}
+    while len(told) < 20:
+        outcome = client.expect(DISPOSITION)
+        last = outcome.field(1) if outcome.field(2) is None else outcome.field(2)
+        told |= dict.fromkeys(range(outcome.field(1), last + 1), outcome.field(4).descriptor)
+    assert told == {number: ACCEPTED if number % 2 else RELEASED for number in range(20)}
+    assert channel.queue_declare("q", passive=True).method.message_count == 10
 
 
 def test_an_unroutable_message_is_released(client: RawAmqp10) -> None:

@@ -3,8 +3,7 @@
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
-from mqtool.codecs.amqp10_types import Array
-from mqtool.codecs.amqp10_values import Symbol
+from mqtool.codecs.amqp10_values import Array, Symbol
 from mqtool.codecs.field_tables import UInt32
 from tests.brokers import TestBroker
 from tests.protocol.raw_amqp10 import (

@@ -6,8 +6,7 @@ import uuid
 import pytest
 
 from mqtool.codecs.amqp10_message import Amqp10Message, BareProperties, Header, body_bytes, data_section, value_section
-from mqtool.codecs.amqp10_types import Array, Char, Described, Milliseconds, RawDecimal, decode, encode
-from mqtool.codecs.amqp10_values import Symbol, ULong
+from mqtool.codecs.amqp10_values import Array, Char, Described, Milliseconds, RawDecimal, Symbol, ULong, decode, encode
 from mqtool.codecs.field_tables import Float32, Int8, Int16, Int32, Int64, UInt8, UInt16, UInt32
 
 VALUES = [

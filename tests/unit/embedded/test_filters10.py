@@ -9,8 +9,7 @@ from mqtool.broker.embedded.amqp10.sql_filter import compile_sql
 from mqtool.broker.embedded.model.profile import PROFILES, Like
 from mqtool.broker.embedded.model.sectioned import parse
 from mqtool.codecs.amqp10_message import Amqp10Message, BareProperties, Header, data_section
-from mqtool.codecs.amqp10_types import Any10, Described, Map, Milliseconds
-from mqtool.codecs.amqp10_values import Symbol, ULong
+from mqtool.codecs.amqp10_values import Any10, Described, Map, Milliseconds, Symbol, ULong
 from mqtool.codecs.field_tables import Int32, Timestamp, UInt8, UInt32
 
 _ID = uuid.UUID("00112233-4455-6677-8899-aabbccddeeff")

@@ -16,8 +16,7 @@ from mqtool.broker.embedded.model.rights import Rights
 from mqtool.broker.embedded.model.users import Permissions
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.codecs.amqp10_message import Amqp10Message, BareProperties, sections, value_section
-from mqtool.codecs.amqp10_types import Any10
-from mqtool.codecs.amqp10_values import Symbol, ULong
+from mqtool.codecs.amqp10_values import Any10, Symbol, ULong
 from mqtool.codecs.field_tables import Int32, UInt32
 
 

@@ -20,9 +20,8 @@ from mqtool.broker.embedded.model.stream_queue import Cursor, Reader, Stream, wa
 from mqtool.broker.embedded.model.stream_segment import simple_entry
 from mqtool.broker.embedded.store.database import StoredEntry
 from mqtool.codecs.amqp10_message import Amqp10Message, BareProperties, Header, data_section, section_at, value_section
-from mqtool.codecs.amqp10_types import Any10, Array, Char, Map, Milliseconds, RawDecimal
-from mqtool.codecs.amqp10_types import encode as encode_value
-from mqtool.codecs.amqp10_values import Symbol, ULong
+from mqtool.codecs.amqp10_values import Any10, Array, Char, Map, Milliseconds, RawDecimal, Symbol, ULong
+from mqtool.codecs.amqp10_values import encode as encode_value
 from mqtool.codecs.field_tables import (
     ByteArray,
     Decimal,

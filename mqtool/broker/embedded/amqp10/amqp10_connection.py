@@ -6,14 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 from mqtool.broker.embedded.amqp10.amqp10_session import Session
-from mqtool.broker.embedded.amqp10.amqp10_socket import (
-    AMQP_HEADER,
-    FRAME_MAX,
-    SASL_HEADER,
-    Amqp10Socket,
-    log_in,
-    offer_mechanisms,
-)
+from mqtool.broker.embedded.amqp10.amqp10_socket import FRAME_MAX, Amqp10Socket, log_in, offer_mechanisms
 from mqtool.broker.embedded.amqp10.errors10 import (
     DECODE_ERROR,
     FRAMING_ERROR,
@@ -26,26 +19,26 @@ from mqtool.broker.embedded.amqp10.errors10 import (
     ConnectionError10,
     condition_of,
 )
-from mqtool.broker.embedded.amqp10.performatives import (
-    AMQP,
-    FRAME_HEADER,
-    HEARTBEAT,
-    SASL,
-    Begin,
-    Close,
-    Error,
-    Open,
-    decode_performative,
-)
 from mqtool.broker.embedded.model.amqp_errors import AmqpException
 from mqtool.broker.embedded.model.broker import NODE, Broker, check_connections
 from mqtool.broker.embedded.model.conversion import table_to_091
 from mqtool.broker.embedded.model.profile import identity
 from mqtool.broker.embedded.model.rights import Rights
 from mqtool.broker.embedded.sockets.listener import Connections
-from mqtool.codecs.amqp10_types import Array
-from mqtool.codecs.amqp10_values import Symbol
-from mqtool.codecs.field_tables import UInt16, UInt32
+from mqtool.codecs.amqp10_frames import (
+    AMQP,
+    AMQP_HEADER,
+    FRAME_HEADER,
+    HEARTBEAT,
+    SASL,
+    SASL_HEADER,
+    Begin,
+    Close,
+    Error,
+    Open,
+    decode_performative,
+)
+from mqtool.codecs.amqp10_values import Array, Symbol
 
 log = logging.getLogger("mqtool.broker.embedded")
 
@@ -182,9 +175,9 @@ class Connection10(Amqp10Socket):
         self.start_heartbeats(idle // 1000)
         answer = Open(
             self.broker.cluster_name,
-            max_frame_size=UInt32(FRAME_MAX),
-            channel_max=UInt16(self.channel_max),
-            idle_time_out=UInt32(_IDLE_SECONDS * 500),
+            max_frame_size=FRAME_MAX,
+            channel_max=self.channel_max,
+            idle_time_out=_IDLE_SECONDS * 500,
             offered_capabilities=_CAPABILITIES,
             properties={
                 Symbol(name): value
@@ -230,7 +223,7 @@ class Connection10(Amqp10Socket):
         now = self._loop.time()
         if self.may_read and now - self._heard_at > _IDLE_SECONDS:
             error = "no frame received from client within idle timeout threshold"
-            self.close_with(Error(Symbol(LIMIT_EXCEEDED), error))
+            self.close_with(Error(LIMIT_EXCEEDED, error))
             return
         if self.heartbeat and now - self._sent_at >= self.heartbeat / 2:
             self.write(HEARTBEAT)
@@ -258,12 +251,12 @@ class Connection10(Amqp10Socket):
 
     def force_close(self, reason: str) -> None:
         """Close the connection on behalf of an operator."""
-        self.close_with(Error(Symbol(INTERNAL_ERROR), f'Connection forced: "{reason}"'))
+        self.close_with(Error(INTERNAL_ERROR, f'Connection forced: "{reason}"'))
 
     def close(self, error: AmqpException) -> None:
         """Close the connection with the error of an injected fault."""
         condition, description = condition_of(error)
-        self.close_with(Error(Symbol(condition), description))
+        self.close_with(Error(condition, description))
 
     def close_with(self, error: Error) -> None:
         """Send a close frame and wait for the client's. Before the connection is open, close the socket without one."""

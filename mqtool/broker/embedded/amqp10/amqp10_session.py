@@ -20,7 +20,11 @@ from mqtool.broker.embedded.amqp10.errors10 import (
 from mqtool.broker.embedded.amqp10.incoming_link import IncomingLink
 from mqtool.broker.embedded.amqp10.management_pair import ManagementLinks
 from mqtool.broker.embedded.amqp10.outgoing_link import OutgoingLink, ReplyLink
-from mqtool.broker.embedded.amqp10.performatives import (
+from mqtool.broker.embedded.amqp10.session_state import Delivery, SessionState, after
+from mqtool.broker.embedded.model.amqp_errors import AmqpException
+from mqtool.broker.embedded.model.backlog import Entry
+from mqtool.broker.embedded.model.queue import Queue, Why
+from mqtool.codecs.amqp10_frames import (
     RECEIVER,
     SENDER,
     Accepted,
@@ -36,11 +40,6 @@ from mqtool.broker.embedded.amqp10.performatives import (
     Released,
     Transfer,
 )
-from mqtool.broker.embedded.amqp10.session_state import Delivery, SessionState, after
-from mqtool.broker.embedded.model.amqp_errors import AmqpException
-from mqtool.broker.embedded.model.backlog import Entry
-from mqtool.broker.embedded.model.queue import Queue, Why
-from mqtool.codecs.field_tables import UInt32
 
 #: The highest handle: RabbitMQ allows 256 links on a session.
 HANDLE_MAX = 255
@@ -229,7 +228,7 @@ class Session(SessionState):
             attach.rcv_settle_mode,
             source=attach.source if is_publisher else None,
             target=None if is_publisher else attach.target,
-            initial_delivery_count=None if is_publisher else UInt32(0),
+            initial_delivery_count=None if is_publisher else 0,
         )
         self.send(answer)
         self.send(Detach(attach.handle, closed=True, error=error))
@@ -243,7 +242,7 @@ class Session(SessionState):
     def detach(self, handle: int, error: Error) -> None:
         """Detach a link because of an error."""
         if self._remove(handle):
-            self.send(Detach(UInt32(handle), closed=True, error=error))
+            self.send(Detach(handle, closed=True, error=error))
 
     def _remove(self, handle: int) -> bool:
         """Remove a link; return False if there is none. Its unsettled deliveries are requeued."""
@@ -273,7 +272,7 @@ class Session(SessionState):
         }
         for number in overdue:
             del self.unsettled[number]
-            self.send(Disposition(SENDER, UInt32(number), settled=False, state=Released()))
+            self.send(Disposition(SENDER, number, settled=False, state=Released()))
         self._requeue(overdue.values(), Why.LOST)
 
     def fail(self, error: SessionError) -> None:

@@ -8,25 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 from mqtool.broker.embedded.amqp10.errors10 import DECODE_ERROR, MISSING, NOT_ALLOWED, UNAUTHORIZED, ConnectionError10
-from mqtool.broker.embedded.amqp10.performatives import (
-    HEARTBEAT,
-    SASL,
-    SaslInit,
-    SaslMechanisms,
-    SaslOutcome,
-    encode_composite,
-    frame,
-)
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.users import DEFAULT_USER, User
 from mqtool.broker.embedded.sockets.client_socket import ClientSocket
 from mqtool.broker.embedded.sockets.listener import Connections
-from mqtool.codecs.amqp10_types import Array
-from mqtool.codecs.amqp10_values import Symbol
-from mqtool.codecs.field_tables import UInt8
-
-SASL_HEADER, AMQP_HEADER = b"AMQP\x03\x01\x00\x00", b"AMQP\x00\x01\x00\x00"
+from mqtool.codecs.amqp10_frames import HEARTBEAT, SASL, SASL_HEADER, SaslInit, SaslMechanisms, SaslOutcome, frame
+from mqtool.codecs.amqp10_values import Array, Symbol
 
 #: The largest frame, in bytes, that the broker accepts.
 FRAME_MAX = 131_072
@@ -56,7 +44,7 @@ class Amqp10Socket(ClientSocket):
 
     def send(self, channel: int, performative: Any) -> None:
         """Send a performative without a payload."""
-        self.write(frame(channel, encode_composite(performative)))
+        self.write(frame(channel, performative))
 
     @abstractmethod
     def forget_session(self, number: int) -> None:
@@ -77,7 +65,7 @@ class Amqp10Socket(ClientSocket):
         self._before_flush.clear()
 
 
-_OK, _AUTHENTICATION_FAILED = UInt8(0), UInt8(1)
+_OK, _AUTHENTICATION_FAILED = 0, 1
 _SHORT_NAMES = {
     "commonName": "CN",
     "organizationName": "O",
@@ -94,7 +82,7 @@ def offer_mechanisms(connection: ClientSocket) -> None:
     """Send the mechanisms that a client may use to log in."""
     names = ["PLAIN", "ANONYMOUS", *(["EXTERNAL"] if _subject(connection) else [])]
     offer = SaslMechanisms(Array(map(Symbol, names)))
-    connection.write(SASL_HEADER + frame(0, encode_composite(offer), SASL))
+    connection.write(SASL_HEADER + frame(0, offer, SASL))
     connection.state = "login"
 
 
@@ -104,7 +92,7 @@ def log_in(connection: ClientSocket, performative: Any) -> None:
         raise ConnectionError10(NOT_ALLOWED, f"unexpected {type(performative).__name__.lower()} frame")
     user = _user(connection, performative.mechanism, performative.initial_response or b"")
     outcome = SaslOutcome(_AUTHENTICATION_FAILED if user is None else _OK)
-    connection.write(frame(0, encode_composite(outcome), SASL))
+    connection.write(frame(0, outcome, SASL))
     if user is None:
         raise ConnectionError10(UNAUTHORIZED, f"{performative.mechanism} login refused")
     connection.set_user(user)

@@ -18,7 +18,12 @@ from mqtool.broker.embedded.amqp10.errors10 import (
 from mqtool.broker.embedded.amqp10.filters import parse_filters
 from mqtool.broker.embedded.amqp10.incoming_link import IncomingLink, check_internal
 from mqtool.broker.embedded.amqp10.outgoing_link import OutgoingLink, ReplyLink
-from mqtool.broker.embedded.amqp10.performatives import (
+from mqtool.broker.embedded.amqp10.session_state import SessionState
+from mqtool.broker.embedded.model.amqp_errors import AmqpException, access_refused
+from mqtool.broker.embedded.model.declarations import check_consumer
+from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
+from mqtool.codecs.amqp10_frames import (
     FIRST,
     RECEIVER,
     SECOND,
@@ -33,14 +38,8 @@ from mqtool.broker.embedded.amqp10.performatives import (
     Target,
     symbols,
 )
-from mqtool.broker.embedded.amqp10.session_state import SessionState
-from mqtool.broker.embedded.model.amqp_errors import AmqpException, access_refused
-from mqtool.broker.embedded.model.declarations import check_consumer
-from mqtool.broker.embedded.model.queue import Queue
-from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
-from mqtool.codecs.amqp10_types import Any10, Array, Map
-from mqtool.codecs.amqp10_values import Symbol, ULong
-from mqtool.codecs.field_tables import Int32, Table, UInt32
+from mqtool.codecs.amqp10_values import Any10, Array, Map, Symbol
+from mqtool.codecs.field_tables import Int32, Table
 
 _LINK_DETACH = Symbol("link-detach")
 _VOLATILE, _TEMPORARY = Symbol("rabbitmq:volatile-queue"), Symbol("temporary-queue")
@@ -73,7 +72,7 @@ def attach_incoming(session: SessionState, attach: Attach) -> tuple[IncomingLink
         FIRST,
         attach.source,
         target,
-        max_message_size=ULong(session.vhost.profile.largest_message),
+        max_message_size=session.vhost.profile.largest_message,
     )
     return IncomingLink(session, attach, node), answer
 
@@ -149,7 +148,7 @@ def attach_outgoing(session: SessionState, attach: Attach) -> tuple[OutgoingLink
         attach.rcv_settle_mode,
         source._replace(default_outcome=Released(), outcomes=outcomes, capabilities=None, filter=filters.effective),
         attach.target,
-        initial_delivery_count=UInt32(0),
+        initial_delivery_count=0,
         max_message_size=attach.max_message_size,
     )
     link = OutgoingLink(session, attach, queue, settled=is_settled, arguments=arguments)
@@ -176,19 +175,19 @@ def _attach_dynamic(session: SessionState, attach: Attach, source: Source) -> tu
         raise LinkError(UNSUPPORTED, "Dynamic source not supported")
     actual = Source(
         address,
-        UInt32(0),
+        0,
         _LINK_DETACH,
-        UInt32(0),
+        0,
         dynamic=True,
         dynamic_node_properties=_NODE_PROPERTIES,
-        distribution_mode=Symbol("move"),
+        distribution_mode="move",
         default_outcome=None if outcomes is None else Released(),
         outcomes=outcomes,
     )
     mode = SETTLED if is_settled else UNSETTLED
     answer = Attach(attach.name, attach.handle, SENDER, mode, attach.rcv_settle_mode, actual, attach.target)
     limit = attach.max_message_size
-    return link, answer._replace(initial_delivery_count=UInt32(0), max_message_size=limit)
+    return link, answer._replace(initial_delivery_count=0, max_message_size=limit)
 
 
 def _temporary_queue(session: SessionState, link: str) -> Queue:

@@ -5,7 +5,6 @@ The texts contain values as Erlang terms: term() and the functions after it form
 
 import uuid
 
-from mqtool.broker.embedded.amqp10.performatives import Error
 from mqtool.broker.embedded.model.amqp_errors import (
     ACCESS_REFUSED,
     CONNECTION_FORCED,
@@ -16,8 +15,8 @@ from mqtool.broker.embedded.model.amqp_errors import (
     RESOURCE_LOCKED,
     AmqpException,
 )
-from mqtool.codecs.amqp10_types import Any10, Array, Char, Described, Map, Milliseconds
-from mqtool.codecs.amqp10_values import Symbol, ULong
+from mqtool.codecs.amqp10_frames import Error
+from mqtool.codecs.amqp10_values import Any10, Array, Char, Described, Map, Milliseconds, Symbol, ULong
 from mqtool.codecs.field_tables import Float32, Int8, Int16, Int32, UInt8, UInt16, UInt32
 
 INTERNAL_ERROR = "amqp:internal-error"
@@ -59,7 +58,7 @@ class Amqp10Error(Exception):
 
     def __init__(self, condition: str, description: str | None = None, info: Map | None = None) -> None:
         super().__init__(description or condition)
-        self.error = Error(Symbol(condition), description, info)
+        self.error = Error(condition, description, info)
 
 
 class LinkError(Amqp10Error):

@@ -12,8 +12,7 @@ from mqtool.broker.embedded.amqp10.sql_filter import compile_sql, equal, field_o
 from mqtool.broker.embedded.model.profile import Profile
 from mqtool.broker.embedded.model.sectioned import Sections
 from mqtool.codecs.amqp10_message import BareProperties
-from mqtool.codecs.amqp10_types import Any10, Described, Map, Milliseconds
-from mqtool.codecs.amqp10_values import Symbol, ULong
+from mqtool.codecs.amqp10_values import Any10, Described, Map, Milliseconds, Symbol, ULong
 from mqtool.codecs.field_tables import Int64, Table, Timestamp, UInt32, Value
 
 _OFFSET, _VALUES, _UNFILTERED = (f"rabbitmq:stream-{name}" for name in ("offset-spec", "filter", "match-unfiltered"))

@@ -16,7 +16,15 @@ from mqtool.broker.embedded.amqp10.errors10 import (
     LinkError,
     SessionError,
 )
-from mqtool.broker.embedded.amqp10.performatives import (
+from mqtool.broker.embedded.amqp10.session_state import SessionState, Settlement, add
+from mqtool.broker.embedded.model.amqp_message import Message
+from mqtool.broker.embedded.model.broker import DIRECT_REPLY_TO
+from mqtool.broker.embedded.model.exchange import Exchange
+from mqtool.broker.embedded.model.firehose import trace_published
+from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.sectioned import BadCarbonCopies, NotAMessage, Sections, parse
+from mqtool.broker.embedded.model.virtual_host import Publication
+from mqtool.codecs.amqp10_frames import (
     SECOND,
     SETTLED,
     UNSETTLED,
@@ -28,16 +36,7 @@ from mqtool.broker.embedded.amqp10.performatives import (
     Released,
     Transfer,
 )
-from mqtool.broker.embedded.amqp10.session_state import SessionState, Settlement, add
-from mqtool.broker.embedded.model.amqp_message import Message
-from mqtool.broker.embedded.model.broker import DIRECT_REPLY_TO
-from mqtool.broker.embedded.model.exchange import Exchange
-from mqtool.broker.embedded.model.firehose import trace_published
-from mqtool.broker.embedded.model.queue import Queue
-from mqtool.broker.embedded.model.sectioned import BadCarbonCopies, NotAMessage, Sections, parse
-from mqtool.broker.embedded.model.virtual_host import Publication
 from mqtool.codecs.amqp10_values import Symbol
-from mqtool.codecs.field_tables import UInt32
 
 #: The credit that a publisher gets. It is topped up at half of this, unless as many messages are unsettled.
 LINK_CREDIT = 170
@@ -63,7 +62,7 @@ class _Undeliverable(Exception):
 
     def __init__(self, condition: str, description: str) -> None:
         super().__init__(description)
-        self.error = Error(Symbol(condition), description)
+        self.error = Error(condition, description)
 
 
 class IncomingLink:
@@ -107,9 +106,7 @@ class IncomingLink:
         self.session.detach(self.handle, DetachError(DELETED).error)
 
     def _send_credit(self) -> None:
-        self.session.flow(
-            handle=UInt32(self.handle), delivery_count=UInt32(self.delivery_count), link_credit=UInt32(self.credit)
-        )
+        self.session.flow(handle=self.handle, delivery_count=self.delivery_count, link_credit=self.credit)
 
     def settled(self, count: int) -> None:
         """Note that the outcome of messages was sent; give more credit if that is due."""
@@ -192,7 +189,7 @@ class IncomingLink:
         is_anonymous = self.target is None
         if not partial.settled:
             state = Rejected(error) if is_anonymous else _RELEASED
-            number = UInt32(partial.delivery_id)
+            number = partial.delivery_id
             self.session.send(Disposition(True, number, settled=True, state=state))
         if not is_anonymous:
             raise DetachError(error.condition, error.description)
@@ -266,7 +263,7 @@ class IncomingLink:
         """Return the state for a message that a queue rejected because it is full."""
         queue = (self.target and self.target.queue) or message.routing_key
         info = {Symbol("queue"): queue, Symbol("reason"): Symbol("maxlen")}
-        return Rejected(Error(Symbol(LIMIT_EXCEEDED), f"queue '{queue}' exceeded maximum length", info))
+        return Rejected(Error(LIMIT_EXCEEDED, f"queue '{queue}' exceeded maximum length", info))
 
 
 def check_internal(exchange: Exchange, vhost: str) -> None:

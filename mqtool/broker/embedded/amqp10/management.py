@@ -22,8 +22,7 @@ from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.broker.embedded.model.rights import Rights
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.codecs.amqp10_message import VALUE, Amqp10Message, BareProperties, sections, value_section
-from mqtool.codecs.amqp10_types import Any10, Array, Map
-from mqtool.codecs.amqp10_values import ULong
+from mqtool.codecs.amqp10_values import Any10, Array, Map, ULong
 from mqtool.codecs.field_tables import Table, UInt32, type_name
 
 _SEGMENT = re.compile(

@@ -19,10 +19,9 @@ from mqtool.broker.embedded.amqp10.errors10 import (
 )
 from mqtool.broker.embedded.amqp10.management import UnknownRequest, handle
 from mqtool.broker.embedded.amqp10.outgoing_link import Credit, send_delivery
-from mqtool.broker.embedded.amqp10.performatives import FIRST, SENDER, SETTLED, Attach, Flow, Source, Target, Transfer
 from mqtool.broker.embedded.amqp10.session_state import SessionState, add
-from mqtool.codecs.amqp10_values import Symbol, ULong
-from mqtool.codecs.field_tables import UInt32
+from mqtool.codecs.amqp10_frames import FIRST, SENDER, SETTLED, Attach, Flow, Source, Target, Transfer
+from mqtool.codecs.amqp10_values import Symbol
 
 MANAGEMENT_NODE = "/management"
 
@@ -70,7 +69,7 @@ class ManagementLinks:
         half = self._requests if attach.role == SENDER else self._responses
         if any(each.name == attach.name for each in half.values()):
             raise LinkError(FAILED, f"received invalid attach for management link pair {attach.name}")
-        session, largest = self._session, ULong(self._session.vhost.profile.largest_message)
+        session, largest = self._session, self._session.vhost.profile.largest_message
         answer = attach._replace(role=not attach.role, snd_settle_mode=SETTLED, unsettled=None)
         if attach.role == SENDER:
             self._requests[attach.handle] = requests = _Requests(attach)
@@ -79,13 +78,11 @@ class ManagementLinks:
         else:
             limit = attach.max_message_size or 0
             self._responses[attach.handle] = _Responses(attach.name, Credit(session, attach.handle), limit)
-            session.send(answer._replace(initial_delivery_count=UInt32(0)))
+            session.send(answer._replace(initial_delivery_count=0))
         return True
 
     def _send_credit(self, handle: int, requests: _Requests) -> None:
-        self._session.flow(
-            handle=UInt32(handle), delivery_count=UInt32(requests.delivery_count), link_credit=UInt32(requests.credit)
-        )
+        self._session.flow(handle=handle, delivery_count=requests.delivery_count, link_credit=requests.credit)
 
     def detach(self, handle: int) -> bool:
         """Remove a link; return False if there is none with this handle."""

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 from mqtool.broker.embedded.amqp10.errors10 import DELETED, TOO_LARGE, LinkError, SessionError
-from mqtool.broker.embedded.amqp10.performatives import Attach, Flow
 from mqtool.broker.embedded.amqp10.session_state import Delivery, SessionState, add, after
 from mqtool.broker.embedded.model.amqp_message import ContentHeader, Message, Properties, encode_address
 from mqtool.broker.embedded.model.backlog import Entry
@@ -14,10 +13,9 @@ from mqtool.broker.embedded.model.consumers import delivery_counts
 from mqtool.broker.embedded.model.firehose import trace_delivered
 from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.sectioned import encode
-from mqtool.codecs.amqp10_message import transfer_frames
-from mqtool.codecs.amqp10_types import Map
-from mqtool.codecs.amqp10_values import Symbol
-from mqtool.codecs.field_tables import Int64, Table, UInt32
+from mqtool.codecs.amqp10_frames import Attach, Flow, transfer_frames
+from mqtool.codecs.amqp10_values import Map, Symbol
+from mqtool.codecs.field_tables import Int64, Table
 
 # Takes the place of an unsettled message of a stream, so that the message need not stay in memory.
 _FORGOTTEN = Entry(Message(encode_address("", ""), ContentHeader.of(Properties(b"\0\0"), 0), b""), 0)
@@ -53,10 +51,10 @@ class Credit:
     def send(self, available: int, properties: Map | None = None) -> None:
         """Send the flow state to the client."""
         self.session.flow(
-            handle=UInt32(self.handle),
-            delivery_count=UInt32(self.delivery_count),
-            link_credit=UInt32(self.credit),
-            available=UInt32(available),
+            handle=self.handle,
+            delivery_count=self.delivery_count,
+            link_credit=self.credit,
+            available=available,
             drain=self.draining,
             echo=False,
             properties=properties,

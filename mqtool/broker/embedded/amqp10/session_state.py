@@ -8,28 +8,19 @@ from typing import Any, NamedTuple, Protocol
 
 from mqtool.broker.embedded.amqp10.amqp10_socket import Amqp10Socket
 from mqtool.broker.embedded.amqp10.errors10 import WINDOW_VIOLATION, SessionError
-from mqtool.broker.embedded.amqp10.performatives import (
-    RECEIVER,
-    Begin,
-    Disposition,
-    Error,
-    Flow,
-    encode_composite,
-    frame,
-)
 from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.conversion import table_to_091
 from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
-from mqtool.codecs.amqp10_types import Map
-from mqtool.codecs.field_tables import UInt16, UInt32
+from mqtool.codecs.amqp10_frames import RECEIVER, Begin, Disposition, Error, Flow, frame
+from mqtool.codecs.amqp10_values import Map
 
 #: How many transfers the broker lets a client send before it opens the window again, at half of this.
 INCOMING_WINDOW = 400
 
 _SERIAL = 0xFFFFFFFF
 #: The outgoing window: deliveries are limited by the client's incoming window and by link credit, not by this.
-_UNLIMITED = UInt32(_SERIAL)
+_UNLIMITED = _SERIAL
 
 
 def after(one: int, other: int) -> int:
@@ -143,20 +134,11 @@ class SessionState(ABC):
 
     def send_begin(self, handle_max: int) -> None:
         """Answer the client's begin frame."""
-        number = UInt16(self.number)
-        self.send(Begin(number, UInt32(0), UInt32(self._window), _UNLIMITED, UInt32(handle_max)))
+        self.send(Begin(self.number, 0, self._window, _UNLIMITED, handle_max))
 
     def flow(self, **fields: Any) -> None:
         """Send a flow frame with the session's windows, and with the state of a link if `fields` have it."""
-        self.send(
-            Flow(
-                UInt32(self._next_incoming),
-                UInt32(max(self._window, 0)),
-                UInt32(self._next_outgoing),
-                _UNLIMITED,
-                **fields,
-            )
-        )
+        self.send(Flow(self._next_incoming, max(self._window, 0), self._next_outgoing, _UNLIMITED, **fields))
 
     def count_transfer(self) -> None:
         """Count a transfer from the client, and open the window again if half of it is used.
@@ -246,7 +228,8 @@ class SessionState(ABC):
             counts[each.link] = counts.get(each.link, 0) + 1
             if each.state is None:
                 continue
-            if last is not None and each.delivery_id == add(last, 1) and each.state == state:
+            is_same = type(each.state) is type(state) and each.state == state  # Accepted() == Released(): both are ()
+            if last is not None and each.delivery_id == add(last, 1) and is_same:
                 last = each.delivery_id
                 continue
             if first is not None and last is not None:
@@ -268,7 +251,5 @@ class SessionState(ABC):
             self.connection.write(frames)
 
     def _disposition(self, first: int, last: int, state: Any) -> bytes:
-        until = None if first == last else UInt32(last)
-        return frame(
-            self.number, encode_composite(Disposition(RECEIVER, UInt32(first), until, settled=True, state=state))
-        )
+        until = None if first == last else last
+        return frame(self.number, Disposition(RECEIVER, first, until, settled=True, state=state))

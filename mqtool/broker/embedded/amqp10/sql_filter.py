@@ -15,7 +15,7 @@ import re2
 
 from mqtool.broker.embedded.model.sectioned import Sections
 from mqtool.codecs.amqp10_message import Amqp10Message, BareProperties
-from mqtool.codecs.amqp10_types import Any10
+from mqtool.codecs.amqp10_values import Any10
 
 _LONGEST, _MOST_TOKENS = 4096, 200
 _DEFAULT_PRIORITY = 4

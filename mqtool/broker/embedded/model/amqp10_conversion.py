@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from mqtool.broker.embedded.model.amqp_message import Properties, encode_short
+from mqtool.broker.embedded.model.conversion import DROPPED, Dropped
 from mqtool.codecs.amqp10_message import (
     APPLICATION_PROPERTIES,
     DATA,
@@ -21,25 +22,26 @@ from mqtool.codecs.amqp10_message import (
     SEQUENCE,
     VALUE,
     BareProperties,
+    encode_header,
     section_at,
 )
 from mqtool.codecs.amqp10_values import (
-    DROPPED,
     NULL,
     UINT64,
-    AnyValue,
-    Dropped,
-    Span,
+    Any10,
+    Char,
+    Described,
+    Map,
+    Milliseconds,
+    RawDecimal,
     ULong,
     compound,
-    decode_value,
-    encode_value,
     find,
     section,
-    spans_in,
     variable,
 )
-from mqtool.codecs.field_tables import ByteArray, Int64, Table, Timestamp, UInt8, UInt32, encode_table, text
+from mqtool.codecs.amqp10_values import decode as decode_value
+from mqtool.codecs.field_tables import ByteArray, Int64, Table, Timestamp, UInt8, UInt32, Value, encode_table, text
 
 
 class Decoded(NamedTuple):
@@ -105,7 +107,7 @@ def _head(raw: bytes, exchange: str, routing_key: str) -> bytes:
         for part in (variable(0xA1, code.encode()), string(name, 0xA1))
     ]
     for key, value in properties.headers.items():
-        encoded = encode_value(value)
+        encoded = _encode(value)
         if encoded is not None:
             application += [variable(0xA1, key.encode(errors="surrogateescape")), encoded]
     symbols = [part for key, value in annotations.items() for part in (variable(0xA3, key.encode()), value)]
@@ -115,6 +117,12 @@ def _head(raw: bytes, exchange: str, routing_key: str) -> bytes:
     if application:
         head += section(APPLICATION_PROPERTIES, compound(0xC1, application))
     return head
+
+
+def _encode(value: Value) -> bytes | None:
+    if isinstance(value, bool):
+        return b"\x56\x01" if value else b"\x56\x00"
+    return variable(0xA1, value) if type(value) is bytes else encode_header(value)
 
 
 _cached_head = lru_cache(maxsize=1024)(_head)
@@ -181,21 +189,22 @@ def _parts(head: bytes) -> Decoded:
     position = 0
     while position < len(head):
         code, value = section_at(head, position)
-        span = find(head, value)
+        found, position = decode_value(head, value)
+        if type(found) not in ((list,) if code in (HEADER, PROPERTIES) else (dict,)):
+            raise ValueError("section is not a list, or not a map")
         if code == HEADER:
-            _take_header(fields, list(_items(head, span)))
+            _take_header(fields, found)
         elif code == MESSAGE_ANNOTATIONS:
-            annotations = dict(_pairs(head, span))
+            annotations = dict(_pairs(found))
             exchange = _name(annotations.get("x-exchange")) or ""
             routing_key = _name(annotations.get("x-routing-key"))
             for name in ("priority", "delivery_mode"):
                 _take_byte(fields, name, annotations.get(f"x-basic-{name.replace('_', '-')}"))
             _take_string(fields, "expiration", annotations.get("x-basic-expiration"))
         elif code == PROPERTIES:
-            _take_properties(fields, headers, dict(zip(BareProperties._fields, _items(head, span), strict=False)))
+            _take_properties(fields, headers, dict(zip(BareProperties._fields, map(_value, found), strict=False)))
         elif code == APPLICATION_PROPERTIES:
-            _take_application(fields, headers, _pairs(head, span))
-        position = span.end
+            _take_application(fields, headers, _pairs(found))
     if headers:
         fields["headers"] = encode_table(headers)
     return Decoded(Properties.of(fields), b"", exchange, routing_key)
@@ -204,28 +213,38 @@ def _parts(head: bytes) -> Decoded:
 _cached_parts = lru_cache(maxsize=1024)(_parts)
 
 
-def _items(data: bytes, span: Span) -> Iterator[AnyValue]:
-    return (DROPPED if each.described else decode_value(data, each) for each in spans_in(data, span))
+def _value(value: Any10) -> Any10 | Dropped:
+    """Convert a value to one of a header, except for unsigned longs and UUIDs; DROPPED if RabbitMQ 3.10 has none."""
+    match value:
+        case Milliseconds():
+            return Timestamp(value // 1000 & UINT64)
+        case RawDecimal() | Described() | Char() | list() | dict():
+            return DROPPED
+        case bytes():
+            return ByteArray(value)
+        case str() if type(value) is str:
+            return text(value.encode(errors="surrogateescape"))
+    return value
 
 
-def _pairs(data: bytes, span: Span) -> Iterator[tuple[str, AnyValue]]:
-    items = _items(data, span)
-    return ((key, value) for key, value in zip(items, items, strict=True) if isinstance(key, str))
+def _pairs(found: Map) -> Iterator[tuple[str, Any10]]:
+    pairs = ((_value(key), _value(value)) for key, value in found.items())
+    return ((key, value) for key, value in pairs if isinstance(key, str))
 
 
-def _short(value: AnyValue) -> bytes | None:
+def _short(value: Any10) -> bytes | None:
     """Return a string as bytes; None for other values and for strings that do not fit into a short string."""
     raw = value.encode(errors="surrogateescape") if isinstance(value, str) else value
     return raw if isinstance(raw, bytes) and len(raw) < _SHORT else None
 
 
-def _name(value: AnyValue) -> str | None:
+def _name(value: Any10) -> str | None:
     """Return a value as the name of an exchange or as a routing key; None if it cannot be one."""
     raw = _short(value)
     return None if raw is None else raw.decode(errors="surrogateescape")
 
 
-def _take_header(fields: dict[str, bytes], items: list[AnyValue]) -> None:
+def _take_header(fields: dict[str, bytes], items: list[Any10]) -> None:
     """Convert the fields `durable`, `priority` and `ttl` of the AMQP 1.0 header section."""
     durable, priority, ttl = (*items[:3], None, None, None)[:3]
     if durable is True:
@@ -235,18 +254,18 @@ def _take_header(fields: dict[str, bytes], items: list[AnyValue]) -> None:
         fields["expiration"] = encode_short(str(int(ttl)).encode())
 
 
-def _take_byte(fields: dict[str, bytes], name: str, value: AnyValue) -> None:
+def _take_byte(fields: dict[str, bytes], name: str, value: Any10) -> None:
     if isinstance(value, UInt8):
         fields[name] = bytes((value,))
 
 
-def _take_string(fields: dict[str, bytes], name: str, value: AnyValue) -> None:
+def _take_string(fields: dict[str, bytes], name: str, value: Any10) -> None:
     """Convert a property to an AMQP 0-9-1 short string; drop it if this is not possible."""
     if (raw := _short(value)) is not None:
         fields[name] = encode_short(raw)
 
 
-def _take_properties(fields: dict[str, bytes], headers: Table, values: dict[str, AnyValue]) -> None:
+def _take_properties(fields: dict[str, bytes], headers: Table, values: dict[str, Any10]) -> None:
     for name in ("user_id", "reply_to", "content_type", "content_encoding"):
         _take_string(fields, name, values.get(name))
     for name in ("message_id", "correlation_id"):
@@ -256,7 +275,7 @@ def _take_properties(fields: dict[str, bytes], headers: Table, values: dict[str,
         fields["timestamp"] = created.to_bytes(8)
 
 
-def _take_id(fields: dict[str, bytes], headers: Table, name: str, value: AnyValue) -> None:
+def _take_id(fields: dict[str, bytes], headers: Table, name: str, value: Any10) -> None:
     """Convert a message or correlation id to a field, and add a header with its type if it is not text.
 
     An id that is too long becomes a header instead.
@@ -283,7 +302,7 @@ def _take_id(fields: dict[str, bytes], headers: Table, name: str, value: AnyValu
     fields[name] = encode_short(raw)
 
 
-def _take_application(fields: dict[str, bytes], headers: Table, pairs: Iterator[tuple[str, AnyValue]]) -> None:
+def _take_application(fields: dict[str, bytes], headers: Table, pairs: Iterator[tuple[str, Any10]]) -> None:
     """Convert application properties to headers, except those that hold the properties `type` and `app_id`."""
     for key, value in pairs:
         if key in ("x-basic-type", "x-basic-app-id"):

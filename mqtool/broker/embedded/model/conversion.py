@@ -13,8 +13,18 @@ from urllib.parse import quote, unquote
 from mqtool.broker.embedded.model.amqp_message import Properties, encode_short
 from mqtool.broker.embedded.model.profile import Profile
 from mqtool.codecs.amqp10_message import BareProperties, Header
-from mqtool.codecs.amqp10_types import Any10, Array, Char, Described, Map, Milliseconds, RawDecimal
-from mqtool.codecs.amqp10_values import DROPPED, Dropped, Symbol, ULong
+from mqtool.codecs.amqp10_values import (
+    UINT64,
+    Any10,
+    Array,
+    Char,
+    Described,
+    Map,
+    Milliseconds,
+    RawDecimal,
+    Symbol,
+    ULong,
+)
 from mqtool.codecs.field_tables import (
     ByteArray,
     Decimal,
@@ -37,7 +47,6 @@ _SHORT = 256
 #: Longer header values become binary: RabbitMQ does not check whether they are UTF-8.
 _LONGEST_TEXT = 4096
 
-_UINT64 = (1 << 64) - 1
 _URN = re.compile(r"urn:uuid:([0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})")
 _QUEUES = "/queues/"
 
@@ -46,6 +55,13 @@ _RECEIVED, _X_RECEIVED = "timestamp_in_ms", Symbol("x-opt-rabbitmq-received-time
 _CC, _X_CC = "CC", Symbol("x-cc")
 _X_TYPE = Symbol("x-basic-type")
 _DEATH_FIELDS = ("queue", "reason", "count", "time", "exchange", "routing-keys")
+
+
+class Dropped:
+    """Stands for a value that the other protocol does not have."""
+
+
+DROPPED = Dropped()
 
 
 def text_of(raw: str | bytes) -> str:
@@ -89,7 +105,7 @@ def value_to_091(value: Any10) -> "Value | Dropped":
 
 def _seconds(milliseconds: int) -> int:
     """Convert a time, rounding towards 1970; negative numbers become large ones."""
-    return (milliseconds // 1000 if milliseconds >= 0 else -(-milliseconds // 1000)) & _UINT64
+    return (milliseconds // 1000 if milliseconds >= 0 else -(-milliseconds // 1000)) & UINT64
 
 
 def table_to_091(pairs: Iterable[tuple[Any10, Any10]]) -> Table:
@@ -335,7 +351,7 @@ def sections_from_091(properties: Properties, profile: Profile) -> tuple[Map, Ba
 
 
 def _milliseconds(seconds: int) -> Milliseconds:
-    value = seconds * 1000 & _UINT64
+    value = seconds * 1000 & UINT64
     return Milliseconds(value if value < 1 << 63 else value - (1 << 64))
 
 

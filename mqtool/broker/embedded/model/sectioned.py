@@ -31,8 +31,7 @@ from mqtool.codecs.amqp10_message import (
     data_section,
     section_at,
 )
-from mqtool.codecs.amqp10_types import Map
-from mqtool.codecs.amqp10_values import Symbol, ULong, find
+from mqtool.codecs.amqp10_values import Map, Symbol, ULong, find
 from mqtool.codecs.field_tables import UInt32
 
 _EXCHANGE, _KEY, _CC = Symbol("x-exchange"), Symbol("x-routing-key"), Symbol("x-cc")
