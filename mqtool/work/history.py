@@ -1,7 +1,8 @@
 """Headers that record a failed message's history: how many times it failed, why, and which queue it came from.
 
 mqtool publishes a failed message to another queue, with additional headers. RabbitMQ's x-death has fewer details, and
-differs between versions. https://www.rabbitmq.com/docs/dlx#effects
+from version 4.0 on, it begins anew when a client publishes a dead letter again. So attempts and redrives are counted in
+headers of mqtool's own, and x-death tells only what the broker has done since. https://www.rabbitmq.com/docs/dlx#effects
 
 Do not trust these headers: any publisher can set them. Only the newest entry of x-death is certain to come from the
 broker, and only if the broker has dead-lettered the message.
@@ -92,6 +93,7 @@ class Death:
         reason: EXHAUSTED, REJECTED or one of RabbitMQ's reasons: rejected, expired, maxlen, delivery_limit.
         queue: the queue from which the message was dead-lettered; None if unknown.
         attempts: number of failed attempts; 0 if unknown.
+        redrives: how many times the message had been moved back from a dead-letter queue before.
         first: time of the first failure or dead-lettering.
         error: why the last attempt failed.
         by_broker: True if this comes from x-death, which the broker writes.
@@ -103,6 +105,7 @@ class Death:
     first: datetime | None = None
     error: str | None = None
     by_broker: bool = False
+    redrives: int = 0
 
 
 def death_of(delivery: Delivery) -> Death:
@@ -114,11 +117,13 @@ def death_of(delivery: Delivery) -> Death:
         newest = entries[0]
         times = [entry["time"] for entry in entries if isinstance(entry.get("time"), datetime)]
         first = min((time.replace(tzinfo=time.tzinfo or UTC) for time in times), default=None)
-        attempts = sum(_count(entry.get("count", 1)) for entry in entries if entry.get("reason") == "rejected")
+        rejected = sum(_count(entry.get("count", 1)) for entry in entries if entry.get("reason") == "rejected")
         reason, queue = str(newest.get("reason", "unknown")), _name(newest.get("queue"))
-        return Death(reason, queue, attempts, first, by_broker=True)
+        attempts = failures_of(delivery) + rejected
+        return Death(reason, queue, attempts, first, by_broker=True, redrives=returns_of(delivery))
     if REASON not in headers:
         return Death("unknown")
     first, error = headers.get(FIRST_FAILURE), str(headers.get(LAST_ERROR) or "") or None
     first = first if isinstance(first, datetime) else None
-    return Death(str(headers[REASON]), _name(headers.get(QUEUE)), failures_of(delivery), first, error)
+    redrives = _count(headers.get(RETURNS))
+    return Death(str(headers[REASON]), _name(headers.get(QUEUE)), failures_of(delivery), first, error, False, redrives)

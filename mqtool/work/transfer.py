@@ -103,9 +103,12 @@ def failed(delivery: Delivery, error: str, to: str, reason: str | None = None) -
 
 
 def redriven(delivery: Delivery, to: str) -> Message:
-    """Return the message to publish to the queue `to` as if it had never failed: attempts are counted from 1 again."""
+    """Return the message to publish to the queue `to` as if it had never failed: attempts are counted from 1 again.
+
+    Only a header counts how many times it was moved back.
+    """
     headers = _without(delivery.headers, _OURS | _BROKERS | _COUNTS | _COPIES)
-    headers |= {history.RETURNS: returns} if (returns := history.returns_of(delivery)) else {}
+    headers[history.RETURNS] = history.death_of(delivery).redrives + 1
     return _moved(delivery, headers, to)
 
 

@@ -3,9 +3,12 @@
 import json
 import re
 import signal
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from mqtool.broker.embedded import EmbeddedBroker
 from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.terminal import on_terminal
@@ -189,3 +192,27 @@ def test_what_expires_or_is_too_much_becomes_a_dead_letter(shell: Shell, queue_t
     for body in ("first", "second", "third"):
         assert shell.run("mqtool", "send", "-q", "q", "--queue-type", queue_type, *limits, body).code == 0
     assert dead.wait().stdout.split() == ["first", "second", "third"]
+
+
+@pytest.fixture(params=["3.10", "4.0", "4.3"])
+def like(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shell]:
+    """A shell with a broker that behaves like a version of RabbitMQ; 4.x ignores an x-death that clients publish."""
+    with EmbeddedBroker(like=request.param) as broker, Shell(tmp_path, {"MQTOOL_URL": broker.url}) as shell:
+        yield shell
+
+
+def test_redrives_are_counted_on_any_version(like: Shell) -> None:
+    """A message that the broker dead-letters again and again, and attempts of a worker: neither relies on x-death."""
+    like.run("mqtool", "queue", "declare", "jobs.dlq", "--queue-type", "classic")
+    like.run("mqtool", "queue", "declare", "jobs", "--dead-letter-exchange", "", "--ttl", "1ms")
+    like.run("mqtool", "send", "-q", "jobs", "--no-declare", "x")
+    for returned in ("", ", redriven 1 time", ", redriven 2 times"):
+        wait_until(lambda: like.run("mqtool", "dlq", "show", "jobs").stdout, "the dead letter")
+        shown = like.run("mqtool", "dlq", "show", "jobs").stdout
+        assert f": expired{returned}, first on " in shown
+        assert "1 moved back" in like.run("mqtool", "dlq", "redrive", "jobs", "--yes").stderr
+    failing = ("mqtool", "worker", "-q", "work", "-c", "3", "--retries", "2", "--backoff", "10ms", "--shell", "--exec")
+    for attempts in (3, 3):
+        like.run("mqtool", "send", "-q", "work", "x")
+        tried = like.run(*failing, "echo $MQ_ATTEMPT; exit 1").stdout.split()
+        assert tried == [str(number) for number in range(1, attempts + 1)]

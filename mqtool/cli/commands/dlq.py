@@ -20,6 +20,7 @@ from mqtool.cli.options import DURATION, Broker, Commands, ManagedBroker, Yes, a
 from mqtool.cli.options.receiving_options import Where
 from mqtool.errors import SomeFailed, Unavailable
 from mqtool.message import Delivery
+from mqtool.spelling import counted
 from mqtool.work import peeking, redriving
 from mqtool.work.history import death_of
 from mqtool.work.redriving import Choice
@@ -130,7 +131,9 @@ def _show(letter: Delivery) -> None:
     death = death_of(letter)
     first = f", first on {death.first:%Y-%m-%d %H:%M:%S} UTC" if death.first else ""
     attempts = f" after {death.attempts} attempt{'s' * (death.attempts > 1)}" if death.attempts else ""
-    what = f"{letter.message_id or '(no message id)'}: {death.reason}{attempts}{first}, from {death.queue or '?'}"
+    redriven = f", redriven {counted(death.redrives, 'time')}" if death.redrives else ""
+    history = f"{death.reason}{attempts}{redriven}{first}, from {death.queue or '?'}"
+    what = f"{letter.message_id or '(no message id)'}: {history}"
     layout.show_wrapped(output.one_line(what), "  ")
     if death.error:
         layout.show_wrapped(f"  error: {output.one_line(death.error)}", "         ")
