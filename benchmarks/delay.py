@@ -2,11 +2,16 @@
 
     python -m benchmarks.delay
 
-Measures wait queues (`--via ttl`) for classic and quorum queues, and the exchange type of the plugin, with 1,000,
-10,000 and 100,000 messages. Uses the embedded broker, and RabbitMQ if it is installed; both are started for this. Takes
-about eight minutes, on a machine that must do nothing else. The lateness is the time of arrival less mqtool-due.
+Measures wait queues (`--via ttl`) for classic and quorum queues, the exchange type of the plugin, and `delayed relay`,
+with 1,000, 10,000 and 100,000 messages. Uses the embedded broker, and RabbitMQ if it is installed; both are started for
+this. Takes about twelve minutes, on a machine that must do nothing else. The lateness is the time of arrival less
+mqtool-due; for the relay, which does not know when a message was published, less the time of publishing and the delay.
+The relay has had a message with each delay before, since the first one of each takes declarations.
+
+    python -m benchmarks.delay relay URL 10000 60    only the relay, at a broker: 10,000 messages in 60 s
 """
 
+import json
 import os
 import random
 import subprocess
@@ -15,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 from mqtool.amqp import Connection, parse_addresses
@@ -23,6 +29,8 @@ from mqtool.broker.choice import STARTERS, Kind
 from mqtool.broker.readiness import connect_within
 from mqtool.broker.state import Wanted
 from mqtool.delays.delay_plugin import has_plugin
+from mqtool.message import Message
+from mqtool.topology import Exchange, Queue
 from mqtool.tutorials.dialects import DELAY_EXCHANGE
 
 #: The number of messages, and their longest delay in seconds.
@@ -73,11 +81,61 @@ def measure(url: str, count: int, longest: int, queue_type: str, via: str) -> st
             receiver.kill()
             receiver.wait()
         arrived = [line.split() for line in out.read_text().splitlines()]
-    late = sorted(int(lateness) for lateness, _ in arrived)
+    return cells(count, lasted, [(int(lateness), body) for lateness, body in arrived])
+
+
+def cells(count: int, lasted: float, arrived: list[tuple[int, str]]) -> str:
+    """Return the cells of a row, for the lateness and the body of each message."""
+    late = sorted(lateness for lateness, _ in arrived)
     lost = count - len({body for _, body in arrived})
     early = sum(lateness < 0 for lateness in late)
     median, p99 = late[len(late) // 2], late[len(late) * 99 // 100]
     return f"{count / lasted:,.0f}/s | {early} | {lost} | {median:,} ms | {p99:,} ms | {late[-1]:,} ms"
+
+
+def measure_relay(url: str, count: int, longest: int) -> str:
+    """Publish messages to a relay, and receive them at the same time; return the cells of a row."""
+    name, due = f"relayed-{count}-{longest}", Exchange(f"relayed-{count}-{longest}.relayed", "direct", durable=True)
+    queue = Queue(name, durable=True, arguments={"x-queue-type": "quorum"})
+    delays = [max(1, longest * 1000 * number // (count - 1)) for number in range(count)]
+    random.Random(7).shuffle(delays)
+    dues: dict[str, float] = {}
+
+    def outgoing() -> Iterator[Message]:
+        for number, delay in enumerate(delays):
+            dues[str(number)] = time.time() * 1000 + delay
+            yield Message(str(number).encode(), name, name, {"headers": {"x-delay": delay}}, str(number))
+
+    with tempfile.TemporaryDirectory() as directory, Connection(parse_addresses(url)) as connection:
+        out, channel = Path(directory) / "out", connection.channel()
+        channel.declare(due)
+        channel.declare(queue)
+        channel.bind(queue, due, name)
+        words = {"relay": ["delayed", "relay", name], "receive": ["receive", "-q", name, "-c", str(count), "--json"]}
+        running = []
+        with out.open("wb") as file:
+            for what, command in words.items():
+                ready = Path(directory) / what
+                process = [MQTOOL, *command, "-u", url, "--quiet", "--ready-file", str(ready)]
+                running.append(subprocess.Popen(process, stdout=file))
+                while not ready.exists():
+                    time.sleep(0.01)
+        try:
+            steps = sorted({-(-delay // 25) * 25 for delay in delays})
+            warm = [Message(b"", "no queue is bound by this", name, {"headers": {"x-delay": step}}) for step in steps]
+            assert all(receipt.confirmation == "confirmed" for receipt in channel.publish(warm))
+            time.sleep(longest + 10)
+            began = time.perf_counter()
+            assert all(receipt.confirmation == "confirmed" for receipt in channel.publish(outgoing()))
+            lasted = time.perf_counter() - began
+            running[1].wait(LIMIT)
+        finally:
+            for process in running:
+                process.terminate()
+                process.wait()
+        lines = map(json.loads, out.read_text().splitlines())
+        arrived = [(line["body"], datetime.fromisoformat(line["timestamp"]).timestamp() * 1000) for line in lines]
+        return cells(count, lasted, [(round(came - dues[body]), body) for body, came in arrived])
 
 
 def main() -> None:
@@ -95,9 +153,14 @@ def main() -> None:
                 for count, longest in DEPTHS:
                     for queue_type, via in (("classic", "ttl"), ("quorum", "ttl"), *(("classic", v) for v in plugin)):
                         what = f"{queue_type}, `--via {via}`"
-                        cells = measure(url, count, longest, queue_type, via)
-                        print(f"| {name} | {what} | {count:,} | {longest} s | {cells} |", flush=True)
+                        row = measure(url, count, longest, queue_type, via)
+                        print(f"| {name} | {what} | {count:,} | {longest} s | {row} |", flush=True)
+                    row = measure_relay(url, count, longest)
+                    print(f"| {name} | quorum, `delayed relay` | {count:,} | {longest} s | {row} |", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["relay"]:
+        print(measure_relay(sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
+    else:
+        main()

@@ -40,11 +40,12 @@ class Effect(Enum):
 #: The commands by effect, each of them once. In a protected context, this decides which of them ask first.
 EFFECTS = {
     Effect.CHANGES: """
-        receive, worker, rpc-server, receive-delayed, offset receive, offset set, offset reset, recording replay,
-        move, delayed cancel, delayed now, dlq redrive, dlq drop, queue declare, queue delete, queue purge,
-        queue convert, exchange declare, exchange delete, exchange bind, exchange unbind, user add, user delete,
-        user password, user tags, vhost add, vhost delete, permission set, permission clear, policy set, policy clear,
-        definitions import, broker fault, bench
+        receive, worker, rpc-server, receive-delayed, offset receive, offset set, offset reset,
+        recording replay, move, delayed cancel, delayed now, delayed relay, delayed migrate, dlq redrive,
+        dlq drop, queue declare, queue delete, queue purge, queue convert, exchange declare, exchange delete,
+        exchange bind, exchange unbind, user add, user delete, user password, user tags, vhost add,
+        vhost delete, permission set, permission clear, policy set, policy clear, definitions import,
+        broker fault, bench
     """,
     Effect.SENDS: """
         send, new-task, emit-log fanout, emit-log direct, emit-log topic, emit-log headers, rpc-client,

@@ -15,7 +15,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from mqtool.amqp import Channel
 from mqtool.delays import LONGEST
@@ -110,8 +110,8 @@ SHORTEST_STEP = 1000 // _STEPS
 _THEN = "mqtool-then"
 #: Brokers drop messages whose x-death shows a cycle. With x-delay, the target exchange might delay a message again.
 _NOT_KEPT = ("x-death", "x-delay")
-#: Seconds after which a wait queue is declared again, so that it does not expire.
-_LEASE = 60.0
+#: Seconds after which a wait queue is declared again, so that it does not expire: a part of GRACE.
+_LEASE = 600.0
 
 
 class Wait(NamedTuple):
@@ -241,24 +241,26 @@ def waits_for(milliseconds: int) -> list[Wait]:
     return [Wait(f"{compact_duration(first / 1000)}.more", first, first), last] if first else [last]
 
 
+#: The argument of a relay's queue (work/delay_relay.py), with the name of the exchange for due messages.
+RELAY = "x-mqtool-relay"
 #: Headers that the broker or this module has added.
 _NOT_THEIRS = {"x-delivery-count", "x-acquired-count", _THEN}
 
 
 class WaitQueue(NamedTuple):
-    """A wait queue for a delay or a retry.
+    """A wait queue for a delay or a retry, or the queue of messages that a relay has not taken yet.
 
     Attributes:
         exchange, routing_key: used to publish due messages; a routing key of None keeps each message's own.
-        seconds: the delay.
-        is_retry: True if the messages failed and wait for their next attempt.
+        seconds: the delay; 0 for a relay's queue.
+        kind: "retry" if the messages failed and wait for their next attempt.
     """
 
     name: str
     exchange: str
     routing_key: str | None
     seconds: float
-    is_retry: bool
+    kind: Literal["delay", "retry", "relay"]
 
     @property
     def to(self) -> str:
@@ -266,9 +268,9 @@ class WaitQueue(NamedTuple):
         return self.exchange or self.routing_key or ""
 
     def due_of(self, delivery: Delivery) -> float | None:
-        """Return a message's due time, in seconds since 1970; None for a retry, whose due time is unknown."""
+        """Return a message's due time, in seconds since 1970; None if unknown, as for a retry."""
         due = delivery.headers.get(DUE)
-        return None if self.is_retry or not isinstance(due, int) else due / 1000
+        return due / 1000 if self.kind == "delay" and isinstance(due, int) else None
 
     def original(self, delivery: Delivery) -> Message:
         """Return the message as it will be delivered to its destination."""
@@ -283,6 +285,8 @@ class WaitQueue(NamedTuple):
 def wait_queue_of(view: Mapping[str, Any]) -> WaitQueue | None:
     """Convert the management API's description of a queue; return None if it is not a wait queue."""
     arguments, suffix = view.get("arguments") or {}, _SUFFIX.search(view["name"])
+    if isinstance(to := arguments.get(RELAY), str):
+        return WaitQueue(view["name"], to, None, 0.0, "relay")
     wait, expires, exchange = arguments.get("x-message-ttl"), arguments.get("x-expires"), ""
     if suffix is None or not isinstance(wait, int) or not isinstance(expires, int) or expires < wait + GRACE:
         return None
@@ -290,4 +294,4 @@ def wait_queue_of(view: Mapping[str, Any]) -> WaitQueue | None:
         target = view["name"][: suffix.start()]
         exchange = target.removeprefix("mqtool.") if target.startswith("mqtool.amq.") else target
     key = arguments.get("x-dead-letter-routing-key")
-    return WaitQueue(view["name"], exchange, key, wait / 1000, suffix["kind"] == "wait")
+    return WaitQueue(view["name"], exchange, key, wait / 1000, "retry" if suffix["kind"] == "wait" else "delay")

@@ -281,6 +281,8 @@ def test_a_protected_context_is_named_before_anything_changes(staging: Shell, br
         "move jobs --to events",
         "delayed cancel 1 --yes",
         "delayed now 1 --yes",
+        "delayed relay tasks",
+        "delayed migrate old --to tasks",
         "queue declare new",
         "exchange declare new fanout",
         "exchange bind logs jobs",

@@ -1,4 +1,4 @@
-"""mqtool send-delayed, receive-delayed; delayed ls, show, cancel, now."""
+"""mqtool send-delayed, receive-delayed; delayed ls, show, cancel, now (and relay, migrate: see delayed_relay.py)."""
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
@@ -12,6 +12,7 @@ from mqtool.amqp import Channel
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.command_line import Argument, Option
+from mqtool.cli.commands import delayed_relay
 from mqtool.cli.display import layout, output
 from mqtool.cli.options import (
     Broker,
@@ -146,7 +147,8 @@ def _received(delivery: Delivery) -> str:
     return " [x] Received " if late is None else f" [x] Received, {late:,} ms late: "
 
 
-delayed = app.group("delayed", "Show what waits until it is due; cancel or deliver it.")
+delayed = app.group("delayed", "Show what waits until it is due; cancel, deliver or relay it.")
+delayed.makers.update(delayed_relay.app.makers)
 
 AsJson = Annotated[bool, Option("--json", help="Print NDJSON")]
 Ids = Annotated[list[str] | None, Argument(metavar="[ID]...", help="Message ids")]
@@ -165,8 +167,8 @@ def ls(broker: ManagedBroker, as_json: AsJson = False) -> None:
     rows: list[dict[str, Any]] = []
     with _waiting(broker.access(reconnects=False)) as waiting:
         for queue, count in waiting.queues():
-            kind = "retry" if queue.is_retry else "delay"
-            row = (queue.to, kind, compact_duration(queue.seconds), count, queue.name)
+            wait = compact_duration(queue.seconds) if queue.seconds else None
+            row = (queue.to, queue.kind, wait, count, queue.name)
             rows.append(dict(zip(_COLUMNS, row, strict=True)))
         for exchange, count in waiting.exchanges():
             rows.append(dict(zip(_COLUMNS, (exchange, "plugin", None, count, exchange), strict=True)))
@@ -203,8 +205,10 @@ def _show(each: Waiting, *, as_json: bool) -> None:
         each.message.due = due
         output.show_json_lines(ndjson.from_message(each.message))
         return
-    wait = compact_duration(each.queue.seconds)
-    when = f"within {wait}" if due is None else f"at {datetime.fromtimestamp(due):%Y-%m-%d %H:%M:%S}"
+    if due is not None:
+        when = f"at {datetime.fromtimestamp(due):%Y-%m-%d %H:%M:%S}"
+    else:
+        when = f"within {compact_duration(each.queue.seconds)}" if each.queue.seconds else "for a relay to take it"
     what = f"{each.message.message_id or '(no message id)'}: {when}, to {each.queue.to}: "
     body, rest = output.excerpt(each.message.body)
     output.show(output.one_line(what + body.decode("utf-8", "backslashreplace") + rest))

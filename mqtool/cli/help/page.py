@@ -60,7 +60,7 @@ _TOGETHER = {
     ("drill",): "Break something, and count what is lost",
     ("list",): "List queues, consumers and more",
     ("move",): "Move messages to another queue",
-    ("delayed",): "Show, cancel or deliver delayed messages",
+    ("delayed",): "Show, cancel, deliver or relay delayed messages",
     ("dlq",): "Show, redrive or drop dead letters",
 }
 _WIDEST = 100

@@ -1,0 +1,145 @@
+"""mqtool delayed relay, delayed migrate."""
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+from mqtool import management
+from mqtool.amqp import Backoff
+from mqtool.cli import stopping
+from mqtool.cli.access import Access
+from mqtool.cli.command_line import Argument, Option
+from mqtool.cli.display import output
+from mqtool.cli.display.progress import Progress
+from mqtool.cli.options import Commands, ManagedBroker
+from mqtool.errors import AccessRefused, NotConfirmed, Unavailable, UsageError
+from mqtool.spelling import counted, pasteable
+from mqtool.work.delay_relay import Migration, Relay, RelayNames
+
+app = Commands()
+
+#: Seconds to wait for the management API, which is used for warnings only.
+_PATIENCE = 0.3, 1.0
+#: Seconds between two looks at the plugin's number of messages.
+_LOOK = 0.5
+
+
+@app.command(
+    "mqtool delayed relay tasks", "mqtool delayed relay tasks --type topic", "mqtool delayed relay later --to events"
+)
+def relay(
+    broker: ManagedBroker,
+    exchange: Annotated[str, Argument(help="Exchange that clients publish to with the header x-delay")],
+    kind: Annotated[
+        Literal["direct", "fanout", "topic", "headers"] | None,
+        Option("--type", help="Type of EXCHANGE.relayed", show_default="direct"),
+    ] = None,
+    to: Annotated[
+        str | None, Option(metavar="EXCHANGE", help="Exchange for due messages, instead of EXCHANGE.relayed")
+    ] = None,
+    ready_file: Annotated[
+        Path | None, Option("--ready-file", metavar="FILE", help="Create FILE once the relay consumes")
+    ] = None,
+) -> None:
+    """Delay messages of any client, as the delayed message plugin did.
+
+    Clients publish to EXCHANGE with the header x-delay, in milliseconds. Queues are bound to EXCHANGE.relayed, of the
+    type that --type names. Messages without a delay go on at once.
+
+    A message is acknowledged once the broker has confirmed it in a wait queue. If the relay or the broker is killed, no
+    message is lost, but some may arrive twice. Several relays may run for one exchange. Messages wait in EXCHANGE.relay
+    while none runs.
+    """
+    if kind is not None and to is not None:
+        raise UsageError("--type and --to cannot be combined", "the exchange that --to names has its own type")
+    access = broker.access()
+    names = RelayNames.of(exchange, kind or "direct", to)
+    once, counts = access._replace(backoff=None), Counter[str]()
+    delays: Iterator[float] = iter(())
+    relayed = -1
+    try:
+        while True:
+            try:
+                with once.channels() as (source, target):
+                    names.declare(target, keep_type=kind is None)
+                    relaying = Relay(source, target, names, access.address.user, output.warning, counts)
+                    if relayed < 0:
+                        _warn_of_bindings(access, names)
+                        output.status(f" [*] Relaying {exchange} to {names.out.name}. To exit press CTRL+C")
+                        output.create_ready_file(ready_file)
+                    else:
+                        output.notice(f"connected again to {access.address}")
+                    if counts.total() > relayed:
+                        relayed, delays = counts.total(), (access.backoff or Backoff(attempts=0)).delays()
+                    relaying.run()
+                return
+            except (Unavailable, NotConfirmed) as error:
+                delay = next(delays, None)
+                if stopping.requested() is None and delay is None:
+                    raise
+                if stopping.requested() is None:
+                    output.notice(f"{error}; trying again")
+                if _is_stopped_within(delay or 0):
+                    return
+    finally:
+        if relayed >= 0:
+            output.status(", ".join(f"{counts[what]:,} {what}" for what in ("delayed", "at once", "unroutable")))
+
+
+def _is_stopped_within(seconds: float) -> bool:
+    """Wait; return True at once if a signal asks the command to stop."""
+    stopped = threading.Event()
+    with stopping.calling(stopped.set):
+        return stopping.requested() is not None or stopped.wait(seconds)
+
+
+def _warn_of_bindings(access: Access, names: RelayNames) -> None:
+    """Warn if queues are bound where clients publish: they would get messages before these are due."""
+    try:
+        api = access.management(_PATIENCE)
+        bound = {each["destination"] for each in management.bindings_from(api, access.vhost, names.entrance.name)}
+    except (Unavailable, AccessRefused):  # the API is only needed for the warning
+        return
+    for name in sorted(bound - {names.intake.name}):
+        output.warning(
+            f"{name!r} is bound to {names.entrance.name!r}, and gets its messages at once: bind it to "
+            f"{names.out.name!r} instead"
+        )
+
+
+@app.command("mqtool delayed migrate tasks --to tasks.later")
+def migrate(
+    broker: ManagedBroker,
+    exchange: Annotated[str, Argument(help="Exchange of type x-delayed-message")],
+    to: Annotated[str, Option(metavar="EXCHANGE", help="Exchange of the relay, which clients publish to from now on")],
+) -> None:
+    """Leave the delayed message plugin for a relay, losing nothing.
+
+    Declares the exchanges of 'mqtool delayed relay', with the bindings of the old exchange; publishers can change over
+    one by one. Then waits until nothing is left in the old exchange. Nothing can bring messages out of the plugin
+    before they are due, so leave it running until then.
+    """
+    access = broker.access(reconnects=False)
+    api = access.management()
+    with access.channel() as channel:
+        migration = Migration(channel, api, access.vhost, exchange)
+        names, bindings = migration.begin(to)
+        count = most = migration.waiting()
+        output.status(f"{counted(bindings, 'binding')} of {exchange} taken over to {names.out.name}")
+        output.status(f"run {pasteable('delayed relay', to)}, and have clients publish to {to}")
+        output.status(f"{counted(count)} in {exchange}, which the plugin delivers when they are due")
+        progress = Progress("delivered", fraction=lambda: progress.count / max(1, most))
+        try:
+            while (count := migration.waiting()) and not _is_stopped_within(_LOOK):
+                most = max(most, count)
+                progress.show(most - count)
+        finally:
+            progress.stop()
+    if count:
+        output.status(f"{counted(count)} left in {exchange}; to wait for them, run this command again")
+        stopping.exit_if_requested()
+    output.status(
+        f"nothing is left in {exchange}; once nobody publishes to it: {pasteable('exchange delete', exchange)}"
+    )

@@ -1,0 +1,247 @@
+"""Delay the messages of any client in wait queues, as the delayed message plugin did (`mqtool delayed relay`).
+
+    publishers ──> (tasks) ──> [tasks.relay] ──> mqtool ── x-delay: 5000 ──> wait queues ···5 s···> (tasks.relayed)
+                                                    └───── no x-delay ────────────────────────────────────^
+
+Publishers use the exchange `tasks`, as they used that of the plugin. Queues are bound to `tasks.relayed`, which routes
+due messages. All queues in between are quorum queues (see delays/wait_queues.py), and a message is acknowledged in
+`tasks.relay` once the broker has confirmed it in the next queue. So it is in at least one queue at every moment, and
+relays can be killed and run side by side. A relay keeps up to _AT_ONCE messages in memory, all of them unacknowledged.
+
+A relay must not reconnect: its deliveries and their due times are of one connection. The command starts another one.
+"""
+
+import time
+from collections import Counter, deque
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from mqtool.amqp import Channel, Receiving, administration
+from mqtool.delays.delay_plugin import PluginMissing
+from mqtool.delays.destinations import Destination, Warn, name_for
+from mqtool.delays.wait_queues import LONGEST_IN_QUEUES, RELAY, ThroughQueues
+from mqtool.duration import compact_duration
+from mqtool.errors import BadData, DeclaredDifferently, NotFound, UsageError
+from mqtool.management import Management
+from mqtool.management.api_client import exchange_path
+from mqtool.message import DUE, Confirmation, Delivery, Message, Receipt
+from mqtool.routing import delay_of
+from mqtool.spelling import pasteable
+from mqtool.topology import DELAYED, Exchange, Queue
+from mqtool.work.transfer import name_of, not_taken
+
+#: The maximum number of messages that a relay has taken and not acknowledged.
+_AT_ONCE = 200
+#: Seconds to wait for the next delivery before looking whether the relay must stop.
+_LOOK = 1.0
+#: No message is dropped, however often relays are killed: RabbitMQ 4 drops messages after 20 deliveries by default.
+_INTAKE = {"x-queue-type": "quorum", "x-delivery-limit": 2**31 - 1}
+#: The plugin's header, in milliseconds; it is negative once the delay is over.
+_X_DELAY = "x-delay"
+#: Headers that the broker or mqtool has added to a message that waited before.
+_NOT_THEIRS = {"x-delivery-count", "x-acquired-count", DUE, "mqtool-then"}
+#: Milliseconds after which a message is tried again that a queue has rejected, for example because it is full.
+_AGAIN = 1000
+
+
+class RelayNames(NamedTuple):
+    """The exchanges and the queue of a relay.
+
+    Attributes:
+        entrance: the exchange that clients publish to.
+        intake: the queue of messages that no relay has taken yet.
+        out: the exchange that routes due messages.
+        is_ours: True if the relay declares the exchange `out`.
+    """
+
+    entrance: Exchange
+    intake: Queue
+    out: Exchange
+    is_ours: bool
+
+    @classmethod
+    def of(cls, name: str, kind: str = "direct", to: str | None = None) -> "RelayNames":
+        """The names for an exchange, and for the type or the name of the exchange for due messages."""
+        entrance = Exchange(name, "fanout", durable=True)
+        out = Exchange(name_for(entrance, "relayed") if to is None else to, kind, durable=True)
+        intake = Queue(name_for(entrance, "relay"), durable=True, arguments={**_INTAKE, RELAY: out.name})
+        return cls(entrance, intake, out, to is None)
+
+    def declare(self, channel: Channel, *, keep_type: bool) -> None:
+        """Declare them, and bind the queue.
+
+        Args:
+            keep_type: use the exchange for due messages as it is, if it exists.
+
+        Raises:
+            NotFound: the exchange for due messages does not exist, and is not ours.
+            DeclaredDifferently: one of them exists with other settings.
+        """
+        if not self.is_ours:
+            administration.expect(channel, self.out)
+        elif not (keep_type and administration.exists(channel, self.out)):
+            channel.declare(self.out, remember=False, exactly=True)
+        try:
+            channel.declare(self.entrance, remember=False, exactly=True)
+        except DeclaredDifferently as error:
+            raise DeclaredDifferently(
+                str(error),
+                "name another exchange, to which clients then publish; for one of the plugin, see 'mqtool delayed "
+                "migrate --help'",
+            ) from error
+        try:
+            channel.declare(self.intake, remember=False, exactly=True)
+        except DeclaredDifferently as error:
+            hint = f"does it relay to another exchange? Once it is empty: {pasteable('queue delete', self.intake.name)}"
+            raise DeclaredDifferently(str(error), hint) from error
+        channel.bind(self.intake, self.entrance, remember=False)
+
+
+class Relay:
+    """Moves messages from its queue into wait queues, or to the exchange for due messages.
+
+    Attributes:
+        counts: the numbers of messages that were "delayed", went on "at once", or were "unroutable".
+
+    Args:
+        source: consumes. Must not reconnect.
+        target: publishes. Must not reconnect.
+        user: the user that both are logged in as, who may not publish messages of other users.
+        counts: to go on counting.
+    """
+
+    def __init__(
+        self, source: Channel, target: Channel, names: RelayNames, user: str, warn: Warn, counts: Counter[str]
+    ) -> None:
+        self.counts = counts
+        self._source = source
+        self._target = target
+        self._names = names
+        self._user = user
+        self._warn = warn
+        self._through = ThroughQueues(target, Destination(to=names.out), warn)
+        self._consumer = source.consumer(names.intake, Receiving(_AT_ONCE, acknowledge=False))
+        self._deliveries = self._consumer.deliveries()
+        self._on_their_way: deque[Delivery] = deque()
+        self._again: deque[Delivery] = deque()
+        self._confirmed: list[Delivery] = []
+
+    def run(self) -> None:
+        """Relay messages until the channel is stopped.
+
+        Raises:
+            NotConfirmed: the broker did not accept a message, which stays in the relay's queue.
+            MqtoolError: the connection was lost, or the queue was deleted.
+        """
+        while True:
+            try:
+                for receipt in self._target.publish(self._messages(), mandatory=True, window=_AT_ONCE):
+                    self._settle(receipt)
+                self._acknowledge()
+                return
+            except (BadData, UsageError) as error:  # it cannot be encoded; those before it are confirmed
+                self._warn(f"{name_of(self._on_their_way.pop())} stays in {self._names.intake.name}: {error}")
+
+    def _messages(self) -> Iterator[Message | None]:
+        while True:
+            self._acknowledge()
+            if self._again:
+                yield self._message(self._again.popleft(), _AGAIN)
+            elif self._consumer.arrives(0 if self._on_their_way else _LOOK):
+                delivery = next(self._deliveries, None)
+                if delivery is None:
+                    return
+                yield self._message(delivery, self._delay(delivery))
+            else:
+                yield None
+
+    def _delay(self, delivery: Delivery) -> int:
+        """Return the milliseconds to delay a message; 0 with a warning if the plugin would close its connection."""
+        try:
+            delay = delay_of(delivery.headers.get(_X_DELAY))
+        except ValueError as error:
+            self._warn(f"{name_of(delivery)} is not delayed: {error}")
+            return 0
+        if delay > LONGEST_IN_QUEUES:
+            self._warn(f"{name_of(delivery)} is delayed by {compact_duration(LONGEST_IN_QUEUES / 1000)}, the most")
+        return min(delay, LONGEST_IN_QUEUES)
+
+    def _message(self, delivery: Delivery, delay: int) -> Message:
+        self._on_their_way.append(delivery)
+        headers = {name: value for name, value in delivery.headers.items() if name not in _NOT_THEIRS}
+        properties = {name: value for name, value in delivery.properties.items() if name != "message_id"}
+        if properties.get("user_id") != self._user:
+            properties["user_id"] = None
+        message = Message(delivery.body, delivery.routing_key, self._names.out.name, properties, delivery.message_id)
+        message.properties = {**properties, "headers": headers or None}
+        if not delay:
+            return message
+        due = int(time.time() * 1000) + delay
+        place = self._through.place(message, lambda: max(1, due - int(time.time() * 1000)))
+        told = {DUE: due, _X_DELAY: -delay} if _X_DELAY in headers else {DUE: due}
+        message.exchange = place.exchange
+        message.properties = {**place.properties, "headers": {**place.properties["headers"], **told}}
+        return message
+
+    def _settle(self, receipt: Receipt) -> None:
+        delivery, is_due = self._on_their_way.popleft(), receipt.message.exchange == self._names.out.name
+        if receipt.confirmation is Confirmation.CONFIRMED:
+            self.counts["at once" if is_due else "delayed"] += 1
+        elif is_due and receipt.confirmation is Confirmation.RETURNED:
+            self.counts["unroutable"] += 1
+        elif is_due:
+            self._again.append(delivery)
+            return
+        else:
+            raise not_taken(delivery, receipt)
+        self._confirmed.append(delivery)
+
+    def _acknowledge(self) -> None:
+        if self._confirmed:
+            self._source.acknowledge(*self._confirmed)
+            self._confirmed.clear()
+
+
+class Migration:
+    """Takes the bindings of an exchange of the plugin over to a relay, and counts what still waits in the exchange.
+
+    Nothing can bring messages out of the plugin before they are due: it shows them to no client. So they stay, and the
+    plugin routes each when it is due, by the bindings of its exchange, which stay as well.
+    """
+
+    def __init__(self, channel: Channel, api: Management, vhost: str, old: str) -> None:
+        self._channel = channel
+        self._api = api
+        self._vhost = vhost
+        self._old = old
+
+    def begin(self, new: str) -> tuple[RelayNames, int]:
+        """Declare what the relay needs, with the bindings of the old exchange; return its names and their number.
+
+        Raises:
+            NotFound: the old exchange does not exist.
+            DeclaredDifferently: it is not one of the plugin, or the new one has another type.
+            PluginMissing: the broker no longer has the plugin.
+        """
+        view = self._api.get(exchange_path(self._vhost, self._old))
+        if view["type"] != DELAYED:
+            raise DeclaredDifferently(
+                f"exchange {self._old!r} has the type {view['type']}", f"this is for exchanges of type {DELAYED}"
+            )
+        if "messages_delayed" not in view:
+            raise PluginMissing(self._channel.connection.broker)
+        names = RelayNames.of(new, str((view.get("arguments") or {}).get("x-delayed-type", "direct")))
+        names.declare(self._channel, keep_type=False)
+        count = 0
+        for each in self._api.items(exchange_path(self._vhost, self._old, "bindings", "source")):
+            to = Queue(each["destination"]) if each["destination_type"] == "queue" else Exchange(each["destination"])
+            self._channel.bind(to, names.out, each["routing_key"], each["arguments"], remember=False)
+            count += 1
+        return names, count
+
+    def waiting(self) -> int:
+        """The number of messages that wait in the old exchange; 0 if it was deleted."""
+        try:
+            return int(self._api.get(exchange_path(self._vhost, self._old)).get("messages_delayed") or 0)
+        except NotFound:
+            return 0

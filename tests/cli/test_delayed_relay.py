@@ -1,0 +1,205 @@
+"""Messages of any client are delayed without the plugin, and none is lost when relays or the broker are killed."""
+
+import json
+import signal
+import time
+import uuid
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from mqtool.amqp import Connection, parse_addresses
+from mqtool.broker.choice import Kind
+from mqtool.message import DUE, Confirmation, Message
+from mqtool.topology import DELAYED, Exchange, Queue
+from tests.brokers import Restartable, TestBroker, on_any_broker, own_broker
+from tests.cli.shell import Running, Shell, wait_until
+from tests.cli.test_exec import depth
+
+#: The number of messages that may arrive twice when a relay is killed.
+AT_ONCE = 200
+
+
+def relay(shell: Shell, *words: str) -> Running:
+    """Start a relay of the exchange `tasks`, and bind the queue `jobs` where it delivers."""
+    running = shell.start("mqtool", "delayed", "relay", "tasks", *words, ready=True).wait_until_ready()
+    assert shell.run("mqtool", "queue", "declare", "jobs").code == 0
+    assert shell.run("mqtool", "exchange", "bind", "tasks.relayed", "jobs", "jobs.#").code == 0
+    return running
+
+
+def publish(url: str, delays: list[object], exchange: str = "tasks", first: int = 0) -> None:
+    """Publish numbers as another client would, with these values of x-delay; None has no such header."""
+    messages = []
+    for number, delay in enumerate(delays, first):
+        headers = {"n": number} if delay is None else {"n": number, "x-delay": delay}
+        properties = {"headers": headers, "content_type": "text/plain"}
+        messages.append(Message(str(number).encode(), f"jobs.{number}", exchange, properties, f"m-{number}"))
+    with Connection(parse_addresses(url)) as connection:
+        receipts = list(connection.channel().publish(messages))
+    assert all(receipt.confirmation is Confirmation.CONFIRMED for receipt in receipts)
+
+
+def received(shell: Shell, count: int) -> list[Any]:
+    """Receive messages of the queue `jobs` until this many different ones have come; return the NDJSON of all."""
+    lines: list[Any] = []
+
+    def have_come() -> bool:
+        if missing := count - len({line["body"] for line in lines}):
+            some = shell.run("mqtool", "receive", "-q", "jobs", "-c", str(missing), "--json", "--idle-timeout", "5s")
+            lines.extend(map(json.loads, some.stdout.splitlines()))  # none yet while RabbitMQ elects a leader
+        return count == len({line["body"] for line in lines})
+
+    wait_until(have_come, f"{count} messages")
+    return lines
+
+
+@pytest.mark.keeps_messages
+def test_messages_of_any_client(shell: Shell, broker: TestBroker) -> None:
+    """As with the plugin: a delay in any type of number or as text; none, 0, less, or no number at all goes on at once.
+
+    They are routed by their keys when they are due, never early, with all that they had.
+    """
+    running = relay(shell, "--type", "topic")
+    receiver = shell.start("mqtool", "receive", "-q", "jobs", "-c", "8", "--json").wait_until_ready()
+    published, delays = time.time(), {0: 700, 4: 900, 6: 1325}
+    publish(broker.url, [700, None, 0, -300, "900", "soon", 1325.5, [1]])
+    came = {int(line["body"]): line for line in map(json.loads, receiver.wait().stdout.splitlines())}
+    assert sorted(came) == list(range(8))
+    for number, line in came.items():
+        assert line["routing_key"] == f"jobs.{number}"
+        assert line["properties"]["content_type"] == "text/plain"
+        assert line["properties"]["message_id"] == f"m-{number}"
+        assert line["headers"]["n"] == number
+        if number in delays:
+            assert line["headers"]["x-delay"] == -delays[number]
+            assert datetime.fromisoformat(line["timestamp"]).timestamp() >= published + delays[number] / 1000 - 0.002
+        else:
+            assert DUE not in line["headers"]
+    shell.run("mqtool", "send", "-e", "tasks", "-r", "nobody", "no queue is bound by this key")
+    wait_until(lambda: depth(broker, "tasks.relay") == 0, "it is taken")
+    running.process.send_signal(signal.SIGTERM)
+    ended = running.wait()
+    assert ended.code == 0
+    assert "warning: message m-5 is not delayed: x-delay is not a number of milliseconds: 'soon'" in ended.stderr
+    assert "3 delayed, 5 at once, 1 unroutable" in ended.stderr
+
+
+@pytest.mark.keeps_messages
+def test_relays_are_killed(shell: Shell, broker: TestBroker) -> None:
+    """Several run, each is killed in the middle of its work, and another one goes on: no message is lost."""
+    count = 600
+    first, second = relay(shell, "--type", "topic"), relay(shell)
+    publish(broker.url, [25 * (number % 20) for number in range(count)])
+    first.process.kill()
+    wait_until(lambda: depth(broker, "jobs") > 0, "messages that are due")
+    third = relay(shell)
+    second.process.kill()
+    publish(broker.url, [100, None], first=count)
+    lines = received(shell, count + 2)
+    assert {line["body"] for line in lines} == {str(number) for number in range(count + 2)}
+    assert len(lines) <= count + 2 + 2 * AT_ONCE
+    assert third.interrupt().wait().code == 0
+    assert depth(broker, "tasks.relay") == 0
+
+
+@pytest.mark.parametrize("kind", [Kind.EMBEDDED, Kind.NODE])
+def test_the_broker_is_killed(lonely_shell: Shell, kind: Kind) -> None:
+    """While messages are relayed: confirmed ones arrive, and the relay goes on by itself.
+
+    None is due while RabbitMQ is down or starting: it would try again after three minutes.
+    """
+    own_broker(kind)
+    shell, count, first = lonely_shell, 400, 1_000 if kind is Kind.EMBEDDED else 25_000
+    restartable = Restartable(kind, f"relay-{uuid.uuid4().hex[:8]}")
+    shell.environment["MQTOOL_URL"] = restartable.url
+    try:
+        running = relay(shell, "--type", "topic")
+        publish(restartable.url, [first + 1_000 * (number % 4) for number in range(count)])
+        restartable.kill()
+        running.wait_for_stderr("trying again")
+        restartable.start()
+        running.wait_for_stderr("connected again")
+        publish(restartable.url, [300, None], first=count)
+        lines = received(shell, count + 2)
+        assert running.interrupt().wait().code == 0
+    finally:
+        restartable.stop()
+    assert {line["body"] for line in lines} == {str(number) for number in range(count + 2)}
+
+
+def test_what_waits_is_known(shell: Shell, broker: TestBroker) -> None:
+    """`delayed` lists, cancels and delivers what waits for its time, and what waits for a relay."""
+    running = relay(shell, "--type", "topic")
+
+    def delayed(*words: str) -> str:
+        result = shell.run("mqtool", "delayed", *words, "--management", broker.management)
+        assert result.code == 0, result.stderr
+        return result.stdout
+
+    publish(broker.url, [3_600_000, 3_600_000, 7_260_000])
+    wait_until(lambda: delayed("ls").count("tasks.relayed\tdelay") == 2, "the wait queues")
+    assert running.interrupt().wait().code == 0
+    publish(broker.url, [3_600_000, 60_000], first=3)
+    rows = sorted(line.split("\t") for line in delayed("ls").splitlines())
+    assert [row[:4] for row in rows] == [
+        ["tasks.relayed", "delay", "1h", "2"],
+        ["tasks.relayed", "delay", "2h", "1"],
+        ["tasks.relayed", "relay", "", "2"],
+    ]
+    assert "m-3: for a relay to take it, to tasks.relayed: 3" in delayed("show", "tasks.relayed")
+    delayed("cancel", "m-0", "m-3", "--yes")
+    delayed("now", "m-2", "m-4")
+    assert {line["body"] for line in received(shell, 2)} == {"2", "4"}
+    left = delayed("show", "--json").splitlines()
+    assert [json.loads(line)["properties"]["message_id"] for line in left] == ["m-1"]
+
+
+@on_any_broker
+def test_another_exchange_for_due_messages(shell: Shell, broker: TestBroker) -> None:
+    """An exchange that exists keeps its bindings; queues that are bound before the relay are told."""
+    shell.run("mqtool", "queue", "declare", "jobs")
+    shell.run("mqtool", "exchange", "declare", "events", "topic")
+    shell.run("mqtool", "exchange", "bind", "events", "jobs", "jobs.#")
+    for words, code, said in (
+        (("later", "--to", "nothing"), 69, "no exchange 'nothing'"),
+        (("later", "--to", "events", "--type", "topic"), 2, "--type and --to cannot be combined"),
+        (("events",), 78, "inequivalent arg 'type' for exchange 'events'"),
+    ):
+        refused = shell.run("mqtool", "delayed", "relay", *words)
+        assert (refused.code, said in refused.stderr) == (code, True), refused.stderr
+    shell.run("mqtool", "exchange", "declare", "later", "fanout")
+    shell.run("mqtool", "queue", "declare", "early")
+    shell.run("mqtool", "exchange", "bind", "later", "early")
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    running = shell.start("mqtool", "delayed", "relay", "later", "--to", "events", ready=True).wait_until_ready()
+    assert "warning: 'early' is bound to 'later', and gets its messages at once" in running.stderr
+    publish(broker.url, [200, None], "later")
+    assert {line["routing_key"] for line in received(shell, 2)} == {"jobs.0", "jobs.1"}
+
+
+@on_any_broker
+def test_leave_the_plugin(shell: Shell, broker: TestBroker) -> None:
+    """The plugin delivers what it has, the relay what is published to its exchange: each message comes once."""
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    old = Exchange("old", DELAYED, durable=True, arguments={"x-delayed-type": "topic"})
+    with Connection(parse_addresses(broker.url)) as connection:
+        channel = connection.channel()
+        channel.declare(old)
+        channel.declare(Queue("jobs", durable=True, arguments={"x-queue-type": "quorum"}))
+        channel.bind(Queue("jobs"), old, "jobs.#")
+    refused = shell.run("mqtool", "delayed", "migrate", "amq.topic", "--to", "tasks")
+    assert (refused.code, "exchange 'amq.topic' has the type topic" in refused.stderr) == (78, True)
+    publish(broker.url, [3000 + number for number in range(20)], "old")
+    migrating = shell.start("mqtool", "delayed", "migrate", "old", "--to", "tasks")
+    migrating.wait_for_stderr(" in old, which the plugin delivers")
+    relay(shell)
+    publish(broker.url, [200] * 20, first=20)
+    ended = migrating.wait()
+    assert ended.code == 0
+    assert "1 binding of old taken over to tasks.relayed" in ended.stderr
+    assert "nothing is left in old; once nobody publishes to it: mqtool exchange delete old" in ended.stderr
+    lines = received(shell, 40)
+    assert sorted(int(line["body"]) for line in lines) == list(range(40))
+    assert depth(broker, "jobs") == 0
