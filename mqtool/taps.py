@@ -50,11 +50,15 @@ class Tap:
         except AccessRefused as error:
             raise AccessRefused(str(error), _permissions_for(str(error))) from error
 
+    @property
+    def queue(self) -> str:
+        """The name of the private queue. It changes when the connection is lost."""
+        return self._channel.reopening.journal.current_name(self._queue.name)
+
     def has_backlog(self) -> bool:
         """True if the broker may have dropped messages because too many are waiting. Safe to call while consuming."""
         try:
-            name = self._channel.reopening.journal.current_name(self._queue.name)
-            return self._beside.depth_of(name) > _MAX_LENGTH * _NEARLY_FULL
+            return self._beside.depth_of(self.queue) > _MAX_LENGTH * _NEARLY_FULL
         except MqtoolError:
             return False  # the connection was lost, which deleted the queue
 
@@ -158,18 +162,19 @@ def _shown(exchange: str, keys: list[str]) -> str:
     return f"exchange {exchange!r} is direct; tapping the keys that are bound to it now: {keys_now}"
 
 
-_FIREHOSE_EXCHANGE = "amq.rabbitmq.trace"
+#: The exchange that gets the firehose's copies.
+FIREHOSE_EXCHANGE = "amq.rabbitmq.trace"
 _PUBLISHED, _DELIVERED = "publish.", "deliver."
 
 
 def firehose_of_exchange(exchange: str) -> Binding:
     """Return a binding to the firehose's copies of messages published to an exchange; "#" means all exchanges."""
-    return Binding(_FIREHOSE_EXCHANGE, "", _PUBLISHED + exchange)
+    return Binding(FIREHOSE_EXCHANGE, "", _PUBLISHED + exchange)
 
 
 def firehose_of_queue(queue: str) -> Binding:
     """Return a binding to the firehose's copies of messages delivered from a queue."""
-    return Binding(_FIREHOSE_EXCHANGE, "", _DELIVERED + queue)
+    return Binding(FIREHOSE_EXCHANGE, "", _DELIVERED + queue)
 
 
 def firehose_is_on(api: Management, vhost: str) -> bool:

@@ -6,14 +6,19 @@ topology, the counts and the rates of the management API. docs/reference/events.
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from contextlib import ExitStack, closing
+from typing import TYPE_CHECKING, Any
 
 from mqtool import management
-from mqtool.errors import AccessRefused, MqtoolError, NotFound
+from mqtool.errors import AccessRefused, MqtoolError, NotFound, UsageError
 from mqtool.inspection.wiring import Link, Wiring, look
 from mqtool.management import Management, path
 from mqtool.management.api_client import Json
+from mqtool.taps import FIREHOSE_EXCHANGE
 from mqtool.topology import Binding
+
+if TYPE_CHECKING:
+    from mqtool.ui.copies import Copies
 
 #: Seconds between two requests for events, between two for the counts of RabbitMQ, and after an error.
 _BETWEEN_EVENTS, _BETWEEN_COUNTS, _AFTER_ERROR = 0.05, 1.5, 1.0
@@ -25,35 +30,50 @@ _BETWEEN_LOOKS, _SHARE_OF_LOOKS = 0.3, 5
 _KEPT, _KEYS = 40, 4
 
 _COUNTS_ONLY = (
-    "RabbitMQ reports counts and rates, not single messages. To see those, use mqtool's embedded broker, "
-    "or 'mqtool tap' in a terminal."
+    "RabbitMQ reports counts and rates, not single messages. To see copies of those: mqtool ui --tap, or --firehose."
+)
+_COPIES = (
+    "The shapes are copies of messages on their way to queues, from a private queue that mqtool has declared. Those of "
+    "the default exchange, and what happens in queues, are counts and rates. All messages: mqtool ui --firehose."
+)
+_FIREHOSE = (
+    "The shapes are copies of messages on their way to queues and consumers, from RabbitMQ's firehose, which mqtool "
+    "has switched on. What happens to messages afterwards is counted."
 )
 _NO_PERMISSION = "Single messages are shown only to users with the tag 'administrator'; these are counts and rates."
 
 
-def records(find: Callable[[], Management], vhost: str, title: str) -> Iterator[Json]:
+def records(
+    find: Callable[[], Management], vhost: str, title: str, copying: Callable[[], "Copies"] | None = None
+) -> Iterator[Json]:
     """Yield records until the iterator is closed. If the broker goes away, wait until it is back.
 
     Args:
         find: finds the management API; called again after an error, since a restarted broker may use another port.
         title: the broker's name and address, for the page's head.
+        copying: starts to copy single messages of RabbitMQ; None to show only counts and rates.
     """
     while True:
         try:
-            yield from _of_broker(find(), vhost, title)
+            yield from _of_broker(find(), vhost, title, copying)
         except MqtoolError as error:
             yield {"kind": "problem", "text": str(error)}
         time.sleep(_AFTER_ERROR)
 
 
-def _of_broker(api: Management, vhost: str, title: str) -> Iterator[Json]:
+def _of_broker(api: Management, vhost: str, title: str, copying: Callable[[], "Copies"] | None) -> Iterator[Json]:
     events, about = path("mqtool", "events", vhost), {"kind": "about", "title": title, "vhost": vhost}
     try:
         first = api.get(events)
-    except (NotFound, AccessRefused) as error:
+    except (NotFound, AccessRefused, UsageError) as error:  # RabbitMQ answers 400 to a path with the vhost "/"
         note = _NO_PERMISSION if isinstance(error, AccessRefused) else _COUNTS_ONLY
-        yield {**about, "t": _now(), "note": note}
-        yield from _counts(api, vhost)
+        with ExitStack() as until_closed:
+            copies = None
+            if copying is not None:
+                copies = until_closed.enter_context(closing(copying()))
+                note = _FIREHOSE if copies.is_firehose else _COPIES
+            yield {**about, "t": _now(), "note": note}
+            yield from _counts(api, vhost, copies)
     else:
         yield {**about, "t": first["t"], "note": ""}
         yield from _events(api, vhost, events, first)
@@ -126,13 +146,16 @@ class _Topology:
         return {"kind": "topology", "t": found["t"], **_as_json(wiring, names)}
 
 
-def _counts(api: Management, vhost: str) -> Iterator[Json]:
-    """Yield the topology and what the management API counts, every few seconds."""
+def _counts(api: Management, vhost: str, copies: "Copies | None") -> Iterator[Json]:
+    """Yield the topology and what the management API counts, every few seconds, and copies of messages meanwhile."""
     while True:
         wiring = look(api, vhost, keep=_KEPT, rates=True)
         now = _now()
         yield {"kind": "now", "t": now}
         names = _connection_names(api, vhost)
+        if copies is not None:
+            copies.follow(api, wiring, names)
+            _leave_out(wiring, copies.queue)
         publishers = [
             {"client": names.get(_connection(each.channel), each.user), "exchange": name, "count": each.published.count}
             for name, node in wiring.exchanges.items()
@@ -140,7 +163,21 @@ def _counts(api: Management, vhost: str) -> Iterator[Json]:
         ]
         yield {"kind": "topology", "t": now, **_as_json(wiring, names), "publishers": publishers}
         yield {"kind": "moved", "t": now, **_moved(wiring, publishers)}
-        time.sleep(_BETWEEN_COUNTS)
+        until = time.monotonic() + _BETWEEN_COUNTS
+        while time.monotonic() < until:
+            time.sleep(_BETWEEN_COUNTS if copies is None else _BETWEEN_EVENTS)
+            for event in () if copies is None else copies.events():
+                yield {"kind": "event", **event}
+            yield {"kind": "now", "t": _now()}
+
+
+def _leave_out(wiring: Wiring, queue: str) -> None:
+    """Remove a private queue of mqtool's from a topology."""
+    wiring.queues.pop(queue, None)
+    wiring.consumers.pop(queue, None)
+    for name, node in [*wiring.exchanges.items()]:
+        if node.links.pop((queue, False), None) is not None and name == FIREHOSE_EXCHANGE and not node.links:
+            del wiring.exchanges[name]
 
 
 def _moved(wiring: Wiring, publishers: list[Json]) -> Json:

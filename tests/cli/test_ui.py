@@ -315,10 +315,28 @@ def test_it_says_what_a_broker_cannot_show(shell: Shell, broker: TestBroker, pag
     page.until(lambda: page.nodes().get("quorum queue kept") == "1 ready · 0 unacked", "one ready")
     assert ("not single messages" in page.text("#note")) is (broker.kind == "rabbitmq")
     assert broker.vhost in page.text("#broker")
-    # RabbitMQ of somebody else's is only looked at.
-    page.until(lambda: page.find("#action option"), "the actions")
-    actions = [each.get_attribute("value") for each in page.find("#action option")]
-    assert (actions == ["route", "peek"]) is (broker.kind == "rabbitmq")
+
+
+@pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
+@pytest.mark.parametrize("how", ["--tap", "--firehose"])
+def test_copies_of_messages_on_rabbitmq(shell: Shell, broker: TestBroker, chromium: Any, how: str) -> None:
+    """Single messages move there, too; the private queue is not shown, and nothing is left behind."""
+    do(shell, "queue declare kept")
+    do(shell, "emit-log fanout before")
+    do(shell, "exchange bind logs kept")
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    ui = shell.start("mqtool", "ui", how, ready=False).wait_for_stdout("\n")
+    page = Page(chromium, ui.stdout.strip())
+    page.until(lambda: "copies of messages" in page.text("#note"), "what is shown")
+    page.until(lambda: page.find('.arrow.binding[data-from="x:logs"][data-to="q:kept"]'), "the binding")
+    do(shell, "emit-log fanout 'info: ready'")
+    page.until(lambda: "goes to queue “kept”" in page.said(), "the message")
+    assert not [name for name in page.nodes() if "amq." in name]
+    assert page.complaints() == []
+    assert ui.interrupt().wait().code == 0
+    queues = shell.run("mqtool", "list", "queues").stdout
+    assert [line.split("\t")[0] for line in queues.splitlines()] == ["kept"]
+    assert not broker.api("GET", f"vhosts/{broker.vhost}")["tracing"]  # type: ignore[index]
 
 
 def fetch(url: str, data: bytes | None = None, **headers: str) -> tuple[int, dict[str, str], bytes]:
@@ -368,6 +386,19 @@ def test_other_sites_get_nothing(ui: Running, broker: TestBroker) -> None:
         wanted = json.dumps({"action": action, "fields": fields}).encode()
         assert b'"error"' in fetch(f"{url}run", wanted, Authorization=f"Bearer {secret}")[2]
     assert broker.api("GET", f"queues/{broker.vhost}") == []
+
+
+def test_the_default_vhost(shell: Shell, broker: TestBroker) -> None:
+    """RabbitMQ refuses some requests with its name, /; the page works nevertheless. Somebody else's is only read."""
+    shell.environment |= {"MQTOOL_MANAGEMENT_URL": broker.management, "XDG_STATE_HOME": str(shell.directory / "none")}
+    ui = shell.start("mqtool", "ui", "--vhost", "/", ready=False).wait_for_stdout("\n")
+    url, _, secret = ui.stdout.strip().partition("#")
+    assert json.loads(fetch(f"{url}events", Authorization=f"Bearer {secret}")[2])["kind"] == "about"
+    request = urllib.request.Request(f"{url}actions", b"{}", {"Authorization": f"Bearer {secret}"})
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        actions = [json.loads(line)["name"] for line in answer]
+    assert (actions == ["route", "peek"]) is (broker.kind == "rabbitmq")
+    ui.interrupt().wait()
 
 
 @on_any_broker

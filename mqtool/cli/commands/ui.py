@@ -1,7 +1,9 @@
 """mqtool ui."""
 
+import functools
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +21,7 @@ from mqtool.errors import AccessRefused, NotFound, UsageError
 if TYPE_CHECKING:
     from mqtool.management import Management
     from mqtool.ui.actions import Actions
+    from mqtool.ui.copies import Copies
     from mqtool.ui.page_server import Json
 
 app = Commands()
@@ -35,13 +38,16 @@ def ui(
     record: Annotated[
         Path | None, Option(metavar="FILE", help="Write an HTML file that plays what has happened")
     ] = None,
+    tap: Annotated[bool, Option("--tap", help="Copy single messages of RabbitMQ to a private queue")] = False,
+    firehose: Annotated[bool, Option("--firehose", help="Copy all messages with RabbitMQ's firehose")] = False,
     allow_changes: Annotated[bool, Option("--allow-changes", help="Let the page change any broker")] = False,
 ) -> None:
     """Watch messages move through the topology, in a browser.
 
     Serves a page on this machine until Ctrl-C. The printed address contains a secret: whoever has it can read
     messages, and change the broker. The page changes a broker only if mqtool started it, or with --allow-changes. On
-    the embedded broker, the page shows single messages, on RabbitMQ counts and rates.
+    the embedded broker, the page shows single messages; on RabbitMQ counts and rates, and with --tap or --firehose
+    copies of single messages.
     """
     access = broker.access()
     api = access.management()
@@ -56,8 +62,19 @@ def ui(
     if record is not None:
         _write(record, b"")
 
+    ending = ExitStack()
+
+    def copies() -> "Copies":
+        from mqtool.cli.pipe.tapping import switched_on
+        from mqtool.ui.copies import Copies
+
+        switch = functools.partial(switched_on, access) if firehose else None
+        found = Copies(access.connect, access.vhost, switch)
+        ending.callback(found.close)
+        return found
+
     def start() -> "Iterator[Json]":
-        return records(access.management, access.vhost, access.title)
+        return records(access.management, access.vhost, access.title, copies if tap or firehose else None)
 
     answers = {"/actions": actions.listed, "/preview": actions.preview, "/run": actions.run}
     server, stop = PageServer(start, port, answers), threading.Event()
@@ -73,6 +90,7 @@ def ui(
         while not stop.wait(1.0):
             pass
     server.close()
+    ending.close()
 
 
 #: The options that choose a broker, and need no secret.

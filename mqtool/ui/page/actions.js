@@ -5,7 +5,7 @@ import { describe } from "./picture.js";
 const KEPT_LINES = 300;
 const KEPT_RUNS = 8;
 
-const byId = (id) => document.getElementById(id);
+export const byId = (id) => document.getElementById(id);
 
 function make(name, properties = {}, ...children) {
   const made = Object.assign(document.createElement(name), properties);

@@ -1,6 +1,6 @@
 // The page: reads the broker's events, and handles keys, buttons and clicks.
 
-import { Doing, recordsOf } from "./actions.js";
+import { byId, Doing, recordsOf } from "./actions.js";
 import { details, fillTables } from "./details.js";
 import { FATES } from "./fates.js";
 import { Picture, SVG } from "./picture.js";
@@ -8,7 +8,6 @@ import { Player } from "./player.js";
 
 const SPEEDS = [0.1, 0.25, 0.5, 1];
 
-const byId = (id) => document.getElementById(id);
 const player = new Player();
 const picture = new Picture(byId("picture"), choose);
 /** What the panel shows. */

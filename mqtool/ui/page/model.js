@@ -1,6 +1,8 @@
 // The state of the picture at a moment, made from records: the broker's topology, messages at rest, and messages that
 // move. Applying the same records always gives the same state, so that the page can go back in time.
 
+import { sentence } from "./sentences.js";
+
 /** Milliseconds that a message takes from one node to the next, and that its end is shown. */
 export const HOP = 450;
 const END = 700;
@@ -31,7 +33,7 @@ export function emptyState() {
   return {
     t: 0, about: {}, exchanges: new Map(), queues: new Map(), consumers: new Map(), publishers: new Map(),
     links: new Map(), copies: new Map(), messages: new Map(), motions: [], sentences: [], counts: new Map(),
-    rates: new Map(), seen: new Map(), lastDead: null, number: 0,
+    rates: new Map(), seen: new Map(), lastDead: null, lately: new Map(), number: 0,
   };
 }
 
@@ -246,6 +248,23 @@ const HANDLERS = {
     enter(state, message, queue, event, "ready");
   },
 
+  routed(state, event) {
+    const message = state.messages.get(event.message);
+    if (!message) return;
+    const queue = queueOf(state, event.queue);
+    const path = (message.paths.get(queue) || [message.details.exchange, event.queue]).slice(0, -1).map(exchangeId);
+    const arrives = move(state, `m${event.message} ${queue}`, [...path, queue], "ready", message.arrives, message.details);
+    state.lately.set(`${queue} ${bodyKey(message.details)}`, arrives);
+    if (state.lately.size > KEPT_MESSAGES) state.lately.delete(state.lately.keys().next().value);
+  },
+
+  taken(state, event) {
+    const queue = queueOf(state, event.queue);
+    const consumer = consumerOf(state, event.consumer, event.queue);
+    const start = Math.max(event.t, state.lately.get(`${queue} ${bodyKey(event.details)}`) || 0);
+    move(state, `${queue} ${event.t}`, [queue, consumer], "unacknowledged", start, event.details);
+  },
+
   appended(state, event) {
     const message = state.messages.get(event.message);
     const queue = queueOf(state, event.queue);
@@ -348,51 +367,11 @@ const HANDLERS = {
   },
 };
 
-const quote = (name) => (name === "" ? "the default exchange" : `“${name}”`);
-
-/** @returns {string} an event as a sentence */
-export function sentence(state, event) {
-  const copy = event.copy === undefined ? "" : ` ${event.copy}`;
-  switch (event.what) {
-    case "published": {
-      const { from, details } = event;
-      const by = from.client !== undefined ? from.client : from.queue !== undefined ? `queue ${quote(from.queue)}` : "its delay";
-      const verb = from.client !== undefined ? "published by" : from.queue !== undefined ? "dead-lettered by" : "released after";
-      return `message ${event.message} ${verb} ${by} to ${quote(details.exchange)} with key “${details.routing_key}”`;
-    }
-    case "ready":
-      return `message ${event.message} is ready in ${quote(event.queue)} as number${copy}`;
-    case "appended":
-      return `message ${event.message} is appended to stream ${quote(event.queue)} at offset${copy}`;
-    case "read":
-      return `offset${copy} of stream ${quote(event.queue)} is read`;
-    case "delayed":
-      return `message ${event.message} is delayed by exchange ${quote(event.exchange)}`;
-    case "returned":
-      return `message ${event.message} is returned: no queue gets it`;
-    case "dropped":
-      return `message ${event.message} is dropped: no queue gets it`;
-    case "refused":
-      return `message ${event.message} is refused by ${quote(event.queue)}, which is full`;
-    case "delivered":
-      return `number${copy} of ${quote(event.queue)} is delivered${event.redelivered ? " again" : ""}`;
-    case "requeued":
-      return `number${copy} of ${quote(event.queue)} is requeued: ${event.why}`;
-    case "dead-lettered":
-      return `number${copy} of ${quote(event.queue)} is dead-lettered to ${quote(event.exchange)}: ${event.reason}`;
-    case "discarded":
-      return `number${copy} of ${quote(event.queue)} is discarded: ${event.reason}`;
-    case "purged":
-      return `queue ${quote(event.queue)} is purged`;
-    case "replied":
-      return `message ${event.message} is a direct reply to ${event.to.client}`;
-    default:
-      return `number${copy} of ${quote(event.queue)} is ${event.what}`;
-  }
-}
+/** Tells copies of the same message from others, roughly: copies have no number. */
+const bodyKey = (details) => JSON.stringify([details.exchange, details.routing_key, details.body, details.properties.message_id]);
 
 function say(state, event) {
-  const text = sentence(state, event);
+  const text = sentence(event);
   state.sentences.push({ t: event.t, text });
   if (state.sentences.length > KEPT_SENTENCES) state.sentences.shift();
   const copy = event.copy === undefined || event.what === "published" ? null : copyOf(state, event);

@@ -1,0 +1,211 @@
+"""Single messages of RabbitMQ for the page of `mqtool ui`: copies from a private queue, as `mqtool tap` gets them.
+
+The private queue has the bindings of the other queues, so a message that no queue gets is still returned, or goes to
+the alternate exchange. The default exchange cannot be copied like this. RabbitMQ's firehose copies all messages, also
+those that are delivered; it costs the broker more. Neither says what happens to a message afterwards.
+"""
+
+import base64
+import codecs
+import json
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
+
+from mqtool import ndjson
+from mqtool.amqp import Channel, Connection, Receiving
+from mqtool.amqp.subscription import Buffer
+from mqtool.errors import MqtoolError
+from mqtool.inspection import definitions
+from mqtool.inspection.routes import Router, routing_type
+from mqtool.inspection.wiring import Wiring
+from mqtool.management import Management
+from mqtool.message import PROPERTIES, Delivery
+from mqtool.routing import TABLES
+from mqtool.taps import Tap, firehose_of_exchange, firehose_of_queue, original_of
+from mqtool.topology import Binding
+
+Json = dict[str, Any]
+Switch = Callable[[Channel], AbstractContextManager[None]]
+
+#: How many copies wait for the page; how many messages per second are shown, and with the same exchange and key.
+_WAITING, _PER_SECOND, _PER_SECOND_ON_ARROW = 2_000, 100, 20
+#: More bindings than this are not copied.
+_MAX_BINDINGS = 1_000
+_BODY_BYTES = 1_000
+_DELIVERED = "deliver."
+
+
+class Copies:
+    """Copies of messages, from a thread of its own. Close it in the end.
+
+    Args:
+        firehose: switches the firehose on within a `with` block; None to use bindings instead.
+    """
+
+    def __init__(self, connect: Callable[[], Connection], vhost: str, firehose: Switch | None = None) -> None:
+        self._vhost = vhost
+        self._firehose = firehose
+        self._connection = connect()
+        self._channel: Channel | None = None
+        self._switched = ExitStack()
+        self._events: deque[Json] = deque(maxlen=_WAITING)
+        self._tap: Tap | None = None
+        #: The bindings of the private queue: exchange, key and arguments of each.
+        self._bound: set[tuple[str, str, str]] | None = None
+        self._router = Router(definitions.Definitions.of([], [], []))
+        self._wiring = Wiring(vhost, {})
+        self._names: Mapping[str, str] = {}
+        self._messages = 0
+        self._second, self._in_second = 0, Counter[tuple[str, str]]()
+
+    def follow(self, api: Management, wiring: Wiring, names: Mapping[str, str]) -> None:
+        """Copy what is routed by the bindings that there are now.
+
+        Args:
+            names: the names that clients gave to their connections, by the broker's names.
+        """
+        found = definitions.read(api, self._vhost)
+        bindings = [firehose_of_exchange("#"), firehose_of_queue("#")] if self._firehose else self._all_of(found)
+        self._router, self._wiring, self._names = Router(found), wiring, names
+        bound = {(each.source, each.routing_key, ndjson.as_json(each.arguments)) for each in bindings}
+        if bound != self._bound and len(bound) <= _MAX_BINDINGS:
+            self._bound = bound
+            self._start(bindings)
+
+    def _all_of(self, found: definitions.Definitions) -> list[Binding]:
+        """Return the bindings of all queues, except to exchanges that divide messages among queues."""
+        return [
+            binding
+            for name, bindings in found.bindings.items()
+            if name in found.exchanges and routing_type(found.exchanges[name]) in TABLES
+            for binding in bindings
+            if not binding.to_exchange and binding.destination != self.queue
+        ]
+
+    @property
+    def is_firehose(self) -> bool:
+        """True if the copies come from the firehose."""
+        return self._firehose is not None
+
+    @property
+    def queue(self) -> str:
+        """The private queue's name, which the picture leaves out."""
+        return "" if self._tap is None else self._tap.queue
+
+    def events(self) -> Iterator[Json]:
+        """Yield what has happened since the last call."""
+        while self._events:
+            yield self._events.popleft()
+
+    def close(self) -> None:
+        """Delete the private queue, and switch the firehose off."""
+        self._switched.close()
+        self._connection.close()
+
+    def _start(self, bindings: Iterable[Binding]) -> None:
+        if self._channel is not None:
+            self._channel.stop()
+            self._channel.close()
+        self._channel = self._connection.channel()
+        settings = Receiving(auto_ack=True, buffer=Buffer(_WAITING))
+        tap = self._tap = Tap(self._channel, bindings, settings)
+        if self._firehose is not None:
+            self._switched.enter_context(self._firehose(self._channel))
+        threading.Thread(target=self._read, args=(tap.deliveries,), name="mqtool-copies", daemon=True).start()
+
+    def _read(self, copies: Iterator[Delivery]) -> None:
+        try:
+            for copy in copies:
+                if self._is_shown(copy):
+                    self._events += self._delivered(copy) if self._is_delivery(copy) else self._published(copy)
+        except MqtoolError:
+            self._bound = None  # the next follow() starts again, and reports what is wrong
+
+    def _is_delivery(self, copy: Delivery) -> bool:
+        return self._firehose is not None and copy.routing_key.startswith(_DELIVERED)
+
+    def _is_shown(self, copy: Delivery) -> bool:
+        if int(time.monotonic()) != self._second:
+            self._second = int(time.monotonic())
+            self._in_second.clear()
+        key = copy.exchange, copy.routing_key
+        self._in_second[key] += 1
+        return self._in_second[key] <= _PER_SECOND_ON_ARROW and self._in_second.total() <= _PER_SECOND
+
+    def _published(self, copy: Delivery) -> list[Json]:
+        message = copy if self._firehose is None else original_of(copy)
+        now = round(time.time() * 1000)
+        self._messages += 1
+        try:
+            ways = self._router.route(message.exchange, message.routing_key, message.headers, near_misses=0).queues
+        except (KeyError, MqtoolError):  # the exchange is newer than the definitions
+            ways = {}
+        paths = {
+            queue: [message.exchange, *(hop.destination for hop in way[0])]
+            for queue, way in ways.items()
+            if queue != self.queue
+        }
+        for queue in copy.headers.get("routed_queues", ()) if self._firehose is not None else ():
+            paths.setdefault(str(queue), [message.exchange, str(queue)])
+        event = {
+            "what": "published",
+            "t": now,
+            "message": self._messages,
+            "from": {"client": self._publisher(copy, message.exchange), "connection": ""},
+            "paths": [*paths.values()],
+            "details": details(message),
+        }
+        ends = [{"what": "routed", "t": now, "message": self._messages, "queue": queue} for queue in paths]
+        return [event, *(ends or [{"what": "dropped", "t": now, "message": self._messages}])]
+
+    def _publisher(self, copy: Delivery, exchange: str) -> str:
+        """Return the name of the client that published a message, as far as it is known."""
+        if self._firehose is not None:
+            connection = str(copy.headers.get("connection", ""))
+            return self._names.get(connection, str(copy.headers.get("user", "")))
+        node = self._wiring.exchanges.get(exchange)
+        known = {
+            self._names.get(each.channel.rpartition(" (")[0], each.user) for each in (node.publishers if node else ())
+        }
+        return known.pop() if len(known) == 1 else "some publisher"
+
+    def _delivered(self, copy: Delivery) -> list[Json]:
+        message, connection = original_of(copy), str(copy.headers.get("connection", ""))
+        if message.queue == self.queue:
+            return []
+        consumers = [
+            f"{each.channel}/{each.tag}"
+            for each in self._wiring.consumers.get(message.queue, ())
+            if each.channel.startswith(f"{connection} (")
+        ]
+        return [
+            {
+                "what": "taken",
+                "t": round(time.time() * 1000),
+                "queue": message.queue,
+                "consumer": consumers[0] if consumers else None,
+                "details": details(message),
+            }
+        ]
+
+
+def details(message: Delivery) -> Json:
+    """Describe a message, with the start of its body, as the embedded broker's events do."""
+    given = message.properties
+    properties = {name: given[name] for name in PROPERTIES if name != "headers" and given.get(name) is not None}
+    view = {
+        "exchange": message.exchange,
+        "routing_key": message.routing_key,
+        "headers": json.loads(ndjson.as_json(message.headers)),
+        "properties": json.loads(ndjson.as_json(properties)),
+        "size": len(message.body),
+    }
+    start = message.body[:_BODY_BYTES]
+    try:
+        return {**view, "body": codecs.utf_8_decode(start, "strict", len(start) == len(message.body))[0]}
+    except UnicodeDecodeError:
+        return {**view, "body_base64": base64.b64encode(start).decode()}

@@ -1,0 +1,48 @@
+// Events as sentences, for the table.
+
+const quote = (name) => (name === "" ? "the default exchange" : `“${name}”`);
+
+/** @returns {string} an event as a sentence */
+export function sentence(event) {
+  const copy = event.copy === undefined ? "" : ` ${event.copy}`;
+  switch (event.what) {
+    case "published": {
+      const { from, details } = event;
+      const by = from.client !== undefined ? from.client : from.queue !== undefined ? `queue ${quote(from.queue)}` : "its delay";
+      const verb = from.client !== undefined ? "published by" : from.queue !== undefined ? "dead-lettered by" : "released after";
+      return `message ${event.message} ${verb} ${by} to ${quote(details.exchange)} with key “${details.routing_key}”`;
+    }
+    case "ready":
+      return `message ${event.message} is ready in ${quote(event.queue)} as number${copy}`;
+    case "routed":
+      return `message ${event.message} goes to queue ${quote(event.queue)}`;
+    case "taken":
+      return `a message of queue ${quote(event.queue)} goes to a consumer`;
+    case "appended":
+      return `message ${event.message} is appended to stream ${quote(event.queue)} at offset${copy}`;
+    case "read":
+      return `offset${copy} of stream ${quote(event.queue)} is read`;
+    case "delayed":
+      return `message ${event.message} is delayed by exchange ${quote(event.exchange)}`;
+    case "returned":
+      return `message ${event.message} is returned: no queue gets it`;
+    case "dropped":
+      return `message ${event.message} is dropped: no queue gets it`;
+    case "refused":
+      return `message ${event.message} is refused by ${quote(event.queue)}, which is full`;
+    case "delivered":
+      return `number${copy} of ${quote(event.queue)} is delivered${event.redelivered ? " again" : ""}`;
+    case "requeued":
+      return `number${copy} of ${quote(event.queue)} is requeued: ${event.why}`;
+    case "dead-lettered":
+      return `number${copy} of ${quote(event.queue)} is dead-lettered to ${quote(event.exchange)}: ${event.reason}`;
+    case "discarded":
+      return `number${copy} of ${quote(event.queue)} is discarded: ${event.reason}`;
+    case "purged":
+      return `queue ${quote(event.queue)} is purged`;
+    case "replied":
+      return `message ${event.message} is a direct reply to ${event.to.client}`;
+    default:
+      return `number${copy} of ${quote(event.queue)} is ${event.what}`;
+  }
+}
