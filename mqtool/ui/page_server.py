@@ -122,8 +122,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.FORBIDDEN, "requests from other sites are not accepted")
         elif (path := self.path.partition("?")[0]) == "/events":
             self._events()
+        elif path == "/recording.html":
+            self._answer(HTTPStatus.OK, single_file([]), _TYPES[".html"])
         elif (file := _PAGE / (path[1:] or "index.html")) in _files():
-            self._answer(HTTPStatus.OK, file.read_bytes(), f"{_TYPES[file.suffix]}; charset=utf-8")
+            self._answer(HTTPStatus.OK, file.read_bytes(), _TYPES[file.suffix])
         else:
             self._refuse(HTTPStatus.NOT_FOUND, "there is no such file")
 

@@ -176,6 +176,9 @@ def test_each_fate_has_its_own_shape(shell: Shell, page: Page) -> None:
     do(shell, "queue declare log --queue-type stream")
     do(shell, "send -q log x")
     page.until(lambda: ("stream", "q:log") in page.dots(), "a message in a stream")
+    reader = shell.start("mqtool", "receive", "-q", "log", "--offset", "first").wait_for_stdout("x")
+    page.until(lambda: "at offset 0" in page.nodes().values(), "a reader at its offset")
+    reader.interrupt().wait()
 
 
 @on_any_broker
@@ -421,10 +424,15 @@ def test_a_recording_plays_without_mqtool(shell: Shell, chromium: Any) -> None:
     page.until(lambda: page.dots() == [("ready", "q:jobs")], "a message in the queue")
     do(shell, "send -q jobs '</script><b>after'")
     page.until(lambda: page.dots() == [("ready", "q:jobs")] * 2, "another message")
+    chromium.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(shell.directory)})
+    page.press("s")
+    saved = shell.directory / "mqtool-ui.html"
+    wait_until(saved.exists, lambda: "the saved recording", 30)
     assert ui.interrupt().wait().code == 0
     assert "2 events written" in ui.stderr
-    recorded = Page(chromium, (shell.directory / "seen <1>.html").as_uri())
-    recorded.until(lambda: recorded.dots() == [("ready", "q:jobs")] * 2, "both messages")
+    for file in (saved, shell.directory / "seen <1>.html"):
+        recorded = Page(chromium, file.as_uri())
+        recorded.until(lambda shown=recorded: shown.dots() == [("ready", "q:jobs")] * 2, "both messages")
     assert recorded.find("b") == []
     recorded.press(",")
     recorded.press(",")

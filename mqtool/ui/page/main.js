@@ -76,8 +76,9 @@ const ACTIONS = {
   live: () => player.live(),
   table: () => toggle("table", "tables"),
   do: () => toggle("do", "doing"),
+  save: () => save(),
 };
-const KEYS = { d: "do", " ": "pause", ".": "step", ",": "back", "-": "slower", "+": "faster", l: "live", t: "table" };
+const KEYS = { d: "do", s: "save", " ": "pause", ".": "step", ",": "back", "-": "slower", "+": "faster", l: "live", t: "table" };
 
 const isTyping = (element) =>
   element instanceof HTMLInputElement || element instanceof HTMLTextAreaElement || element instanceof HTMLSelectElement;
@@ -87,6 +88,19 @@ function toggle(button, controlled) {
   if (byId(button).hidden) return;
   byId(controlled).hidden = !byId(controlled).hidden;
   byId(button).setAttribute("aria-expanded", String(!byId(controlled).hidden));
+}
+
+/** Save what the page keeps as a file that plays it, as mqtool ui --record does. */
+async function save() {
+  if (byId("save").hidden) return;
+  const empty = await (await fetch("recording.html", { cache: "no-store" })).text();
+  const records = player.recorded().map((each) => JSON.stringify(each).replaceAll("<", "\\u003c"));
+  const page = empty.replace("[\n\n]", () => `[\n${records.join(",\n")}\n]`);
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([page], { type: "text/html" }));
+  link.download = "mqtool-ui.html";
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }
 
 function changeSpeed(by) {
@@ -177,7 +191,7 @@ const recorded = byId("recording");
 if (recorded) {
   for (const record of JSON.parse(recorded.textContent)) take(record);
   player.isLive = false;
-  byId("live").hidden = true;
+  byId("live").hidden = byId("save").hidden = true;
 } else {
   read();
   doing.load();

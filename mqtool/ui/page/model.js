@@ -33,7 +33,7 @@ export function emptyState() {
   return {
     t: 0, about: {}, exchanges: new Map(), queues: new Map(), consumers: new Map(), publishers: new Map(),
     links: new Map(), copies: new Map(), messages: new Map(), motions: [], sentences: [], counts: new Map(),
-    rates: new Map(), seen: new Map(), lastDead: null, lately: new Map(), number: 0,
+    rates: new Map(), seen: new Map(), lastDead: null, lately: new Map(), topology: null, number: 0,
   };
 }
 
@@ -44,6 +44,21 @@ export function apply(state, record) {
   if (handler) handler(state, record);
   if (record.kind === "event") say(state, record);
   prune(state);
+}
+
+/** Records that make this state, as far as it lasts: a recording that begins here begins with them. */
+export function beginning(state) {
+  const waiting = [...state.copies.values()].map((copy) => {
+    const place = copy.place.slice(2);
+    const isHeld = copy.node.startsWith("c:") && state.consumers.has(copy.node);
+    return {
+      ...(copy.place.startsWith("x:") ? { exchange: place, until: copy.until } : { queue: place }),
+      ...(isHeld ? { consumer: state.consumers.get(copy.node).name } : {}),
+      copy: copy.number, redelivered: copy.fate === "requeued", details: copy.details,
+    };
+  });
+  const at = (record) => ({ ...record, t: state.t });
+  return state.topology === null ? [] : [at(state.about), at(state.topology), at({ kind: "snapshot", waiting })];
 }
 
 function prune(state) {
@@ -147,6 +162,7 @@ const HANDLERS = {
   },
 
   topology(state, record) {
+    state.topology = record;
     const keep = (nodes, list, idOf, make) => {
       const found = new Map(list.map((each) => [idOf(each), each]));
       for (const id of [...nodes.keys()]) if (!found.has(id)) nodes.delete(id);
@@ -160,7 +176,8 @@ const HANDLERS = {
     }
     for (const each of record.consumers) {
       const id = consumerId(each.name, each.queue);
-      state.consumers.set(id, { id, ...each, queue: queueId(each.queue), gone: 0 });
+      const { offset } = state.consumers.get(id) || {};
+      state.consumers.set(id, { id, offset, ...each, queue: queueId(each.queue), gone: 0 });
     }
     for (const each of record.publishers || []) publisherOf(state, each.client, each.exchange);
     state.links = new Map();
@@ -183,7 +200,8 @@ const HANDLERS = {
         copy.until = each.until;
       } else {
         const queue = queueOf(state, each.queue);
-        const copy = addCopy(state, queue, each, each.details, each.redelivered ? "requeued" : "ready", 0);
+        const isStream = state.queues.get(queue).type === "stream";
+        const copy = addCopy(state, queue, each, each.details, isStream ? "stream" : each.redelivered ? "requeued" : "ready", 0);
         if (each.consumer !== undefined) {
           copy.node = consumerOf(state, each.consumer, each.queue);
           copy.fate = "unacknowledged";
@@ -208,6 +226,10 @@ const HANDLERS = {
       measure(queueId(name), count);
     }
     for (const [consumer, count] of record.taken) measure(consumerId(consumer), count);
+    for (const [name, offset] of record.read || []) {
+      const consumer = state.consumers.get(consumerId(name));
+      if (consumer) consumer.offset = offset;
+    }
     const published = new Map();
     for (const [client, exchange, count] of record.published) {
       const key = `${publisherOf(state, client, exchange)} ${exchangeId(exchange)}`;
@@ -261,6 +283,8 @@ const HANDLERS = {
   taken(state, event) {
     const queue = queueOf(state, event.queue);
     const consumer = consumerOf(state, event.consumer, event.queue);
+    const offset = event.details.headers["x-stream-offset"];
+    if (Number.isInteger(offset)) state.consumers.get(consumer).offset = offset;
     const start = Math.max(event.t, state.lately.get(`${queue} ${bodyKey(event.details)}`) || 0);
     move(state, `${queue} ${event.t}`, [queue, consumer], "unacknowledged", start, event.details);
   },
@@ -278,6 +302,7 @@ const HANDLERS = {
     const copy = copyOf(state, event);
     const consumer = consumerOf(state, event.consumer, event.queue);
     if (copy) {
+      state.consumers.get(consumer).offset = event.copy;
       const start = Math.max(event.t, copy.busyUntil);
       move(state, `${copy.key} ${consumer}`, [copy.place, consumer], "stream", start, copy.details);
     }

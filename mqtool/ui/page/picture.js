@@ -33,6 +33,7 @@ export function describe(state, id) {
   }
   if (kind === "c") {
     const consumer = state.consumers.get(id);
+    if (consumer.offset !== undefined) return { role: "consumer", name: consumer.label, line: `at offset ${number(consumer.offset)}` };
     const line = consumer.prefetch ? `prefetch ${number(consumer.prefetch)}` : "consumer";
     return { role: "consumer", name: consumer.label, line };
   }

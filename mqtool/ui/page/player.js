@@ -1,6 +1,6 @@
 // Keeps the records of the last minutes, and gives the state of the picture at any moment among them.
 
-import { apply, emptyState, HOP } from "./model.js";
+import { apply, beginning, emptyState, HOP } from "./model.js";
 
 /** How much is kept: milliseconds, and records. */
 const KEPT = 5 * 60_000;
@@ -65,6 +65,11 @@ export class Player {
     this.keyframes.shift();
     for (const keyframe of this.keyframes) keyframe.index -= dropped;
     this.applied -= dropped;
+  }
+
+  /** All that is kept, as records that play the same again. */
+  recorded() {
+    return this.keyframes.length ? [...beginning(this.keyframes[0].state), ...this.records] : [];
   }
 
   /** Advance by this many milliseconds of the page's clock. */

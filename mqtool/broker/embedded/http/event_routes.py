@@ -52,6 +52,7 @@ class MessageEvents:
         asked: the time of the latest request, in seconds.
         shown: the queue (or delayed exchange) of each message that is shown, and if it is ready there.
         publishing: the messages that were published since the latest request, and their numbers.
+        readers: the offset of the latest message that each consumer of a stream got.
     """
 
     def __init__(self, vhost: VirtualHost) -> None:
@@ -60,6 +61,7 @@ class MessageEvents:
         self.asked = time.monotonic()
         self.shown: dict[int, tuple[str, bool]] = {}
         self.publishing: dict[int, tuple[Message, int]] = {}
+        self.readers: dict[str | None, int] = {}
         self._vhost = vhost
         self._events: deque[tuple[int, float, Json, Message | None]] = deque()
         #: The number of the latest event that is no longer there.
@@ -127,6 +129,7 @@ class MessageEvents:
     def delivered(self, queue: Queue, entry: Entry, consumer: Consumer | None, *, no_ack: bool) -> None:
         fields = {"queue": queue.name, "copy": entry.position, "consumer": _name(consumer, queue), "no_ack": no_ack}
         if queue.kind == "stream":
+            self.readers[_name(consumer, queue)] = entry.position
             if (queue.name, entry.position) in self._in_streams:
                 self._add({"what": "read", **fields})
             return
@@ -172,6 +175,7 @@ class MessageEvents:
             self._add({"what": "replied", "message": self._messages, **ends}, message)
 
     def changed(self) -> None:
+        self.readers.clear()  # consumers may have gone
         self.number += 1
         self.changes += 1
 
@@ -357,11 +361,11 @@ def events(call: Call, name: str) -> Answer:
     happened = found.since(after)
     if happened is None:
         return Answer(HTTPStatus.OK, {**view, "lost": True})
-    return Answer(HTTPStatus.OK, {**view, "events": happened, **_counts(vhost, connections)})
+    return Answer(HTTPStatus.OK, {**view, "events": happened, **_counts(vhost, connections, found.readers)})
 
 
-def _counts(vhost: VirtualHost, connections: Iterable[AnyConnection]) -> Json:
-    """Return how many messages there are, and how many have moved so far."""
+def _counts(vhost: VirtualHost, connections: Iterable[AnyConnection], readers: dict[str | None, int]) -> Json:
+    """Return how many messages there are, how many have moved so far, and how far readers of streams are."""
     channels = [
         (connection, channel)
         for connection in connections
@@ -378,6 +382,12 @@ def _counts(vhost: VirtualHost, connections: Iterable[AnyConnection]) -> Json:
             for _, channel in channels
             for subscription in channel.deliveries.subscriptions.values()
             if len(channel.deliveries.subscriptions) == 1
+        ],
+        "read": [
+            [subscription.name, readers[subscription.name]]
+            for _, channel in channels
+            for subscription in channel.deliveries.subscriptions.values()
+            if subscription.name in readers
         ],
         "published": [
             [_client(connection), exchange, count]
