@@ -65,7 +65,7 @@ EFFECTS = {
     """,
     Effect.NONE: """
         tutorial list, tutorial show, cheat, help, completion, recording scrub, recording reconcile, context add,
-        context ls, context use, context show, context edit, context rm
+        context ls, context use, context show, context edit, context rm, definitions convert
     """,
 }
 

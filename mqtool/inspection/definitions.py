@@ -5,6 +5,7 @@ Functions that take a Management raise the errors of Management.get(). https://w
 
 import functools
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
@@ -187,18 +188,58 @@ def export(api: Management, vhost: str) -> Contents:
     return {kind: sorted((_plain(kind, item) for item in found[kind]), key=json.dumps) for kind in KINDS}
 
 
-def parse_file(text: str, where: str, vhost: str) -> tuple[Contents, list[str]]:
-    """Parse a file named `where`; return the definitions of the virtual host, and the names of ignored sections."""
+def read_document(text: str, where: str) -> Json:
+    """Parse a definitions file named `where`; raise BadData if it is not one. Return everything in it."""
     try:
         told = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise BadData(f"{where} is not JSON: {error}") from error
     if not isinstance(told, dict) or not any(kind in told for kind in KINDS):
         raise BadData(f"{where} has no definitions", "'mqtool definitions export' writes such a file")
+    for kind in KINDS:
+        for _ in _checked(told.get(kind) or [], kind, where):
+            pass
+    for kind in ("vhosts", "parameters"):
+        for item in _checked(told.get(kind) or [], kind, where):
+            value = item.get("value")
+            is_policy = isinstance(value, dict) and isinstance(value.get("definition"), dict)
+            if item.get("component") == "operator_policy" and not is_policy:
+                raise BadData(f"{where}: operator policy {item['name']!r} has no definition")
+    return told
+
+
+def lines_of(text: str) -> dict[tuple[str, int], int]:
+    """Return the line of each object in a valid definitions file, by its section and its position there, from 0."""
+    decode, blank = json.JSONDecoder().raw_decode, re.compile(r"[\s,:]*")
+
+    def next_token(place: int) -> int:
+        found = blank.match(text, place)
+        return place if found is None else found.end()
+
+    lines: dict[tuple[str, int], int] = {}
+    line, counted, place = 1, 0, next_token(text.index("{") + 1)
+    while text[place] != "}":
+        section, place = decode(text, place)
+        place = next_token(place)
+        if text[place] != "[":
+            place = next_token(decode(text, place)[1])
+            continue
+        place, number = next_token(place + 1), 0
+        while text[place] != "]":
+            line, counted = line + text.count("\n", counted, place), place
+            lines[section, number] = line
+            place, number = next_token(decode(text, place)[1]), number + 1
+        place = next_token(place + 1)
+    return lines
+
+
+def parse_file(text: str, where: str, vhost: str) -> tuple[Contents, list[str]]:
+    """Parse a file named `where`; return the definitions of the virtual host, and the names of ignored sections."""
+    told = read_document(text, where)
     contents: Contents = {kind: [] for kind in KINDS}
     others: set[str] = set()
     for kind, items in contents.items():
-        for item in _checked(told.get(kind) or [], kind, where):
+        for item in told.get(kind) or []:
             if item.get("vhost", vhost) == vhost:
                 items.append(_plain(kind, item))
             else:
@@ -248,6 +289,9 @@ def _checked(items: Any, kind: str, where: str) -> Iterator[Json]:
     for number, item in enumerate(items, 1):
         if not isinstance(item, dict) or not all(isinstance(item.get(name), str) for name in needed):
             raise BadData(f'{where}: number {number} of "{kind}" has no {" and ".join(needed)}')
+        for name in ("arguments", "definition"):
+            if item.get(name) and not isinstance(item[name], dict):
+                raise BadData(f'{where}: "{name}" of number {number} of "{kind}" is not an object')
         yield item
 
 

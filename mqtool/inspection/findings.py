@@ -16,7 +16,9 @@ _WORST_FIRST = (
     *("dead-letter-cycle", "exchange-cycle"),
     *("reader-misses", "reader-behind", "stream-limit"),
     "firehose",
-    *("delayed-exchange", "transient", "queue-argument", "global-prefetch", "mirrored", "delivery-limit", "lazy"),
+    *("small-frames", "amqp10-address", "transient-consumer", "global-prefetch"),
+    *("delayed-exchange", "transient", "queue-argument", "queue-type", "binding-key", "policy-setting", "mirrored"),
+    *("deprecated-feature", "delivery-count", "delivery-limit", "x-death", "lazy"),
 )
 #: Findings of the same problem that are described one by one.
 _APART = 3
@@ -31,6 +33,8 @@ class Finding:
         thing: the object with the problem, such as "queue 'jobs'".
         what: what is wrong, such as "is not running"; it is printed after the object.
         hint: what to do.
+        client: of a client: its connection, user, address, library and version.
+        line: where a definitions file defines the object.
     """
 
     check: str
@@ -38,6 +42,8 @@ class Finding:
     what: str
     hint: str
     vhost: str | None = None
+    client: Mapping[str, str] | None = None
+    line: int | None = None
 
     @classmethod
     def of(cls, kind: str, view: Mapping[str, Any], check: str, what: str, hint: str) -> Self:
@@ -51,8 +57,9 @@ class Finding:
 
     @property
     def where(self) -> str:
-        """The object, and its virtual host unless that is "/"."""
-        return self.thing if self.vhost in (None, "/") else f"{self.thing} in vhost {self.vhost!r}"
+        """The object, with its virtual host unless that is "/", and its line in a file."""
+        where = self.thing if self.vhost in (None, "/") else f"{self.thing} in vhost {self.vhost!r}"
+        return where if self.line is None else f"{where} (line {self.line:,})"
 
 
 def worst_first(findings: Iterable[Finding]) -> list[Finding]:

@@ -1,16 +1,21 @@
-"""`doctor --upgrade`: find objects that a newer RabbitMQ refuses or treats differently.
+"""`doctor --upgrade`: find objects that a newer RabbitMQ refuses or treats differently, on a broker or in a file.
 
-Based on the release notes for RabbitMQ 3.12, 4.0 and 4.3: https://www.rabbitmq.com/release-information
+Based on the release notes for RabbitMQ 3.12, 4.0, 4.1 and 4.3 (https://www.rabbitmq.com/release-information), and on
+what 4.0.5 and 4.3.6 do when they import such definitions. Functions that take a Management raise the errors of
+Management.get().
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from mqtool import management
 from mqtool.errors import AccessRefused, UsageError
 from mqtool.inspection.findings import Finding
 from mqtool.management import Management
 from mqtool.management.api_client import Json
+from mqtool.spelling import counted
 from mqtool.topology import DELAYED
 
 
@@ -23,18 +28,25 @@ class Version(NamedTuple):
     @classmethod
     def of(cls, text: str) -> "Version":
         """Parse a version such as 4.3 or 4.3.1; raise ValueError if the text is not a version."""
-        numbers = [int(number) for number in text.split(".")[:2]]
-        return cls(numbers[0], numbers[1] if len(numbers) > 1 else 0)
+        found = re.match(r"(\d{1,3})(?:\.(\d{1,3}))?(?![\w])", text)
+        if found is None:
+            raise ValueError(f"{text!r} is not a version such as 4.3")
+        return cls(int(found[1]), int(found[2] or 0))
 
     def __str__(self) -> str:
         return f"{self.major}.{self.minor}"
 
 
 class Change(NamedTuple):
-    """A finding about an object that RabbitMQ treats differently as of version `since`."""
+    """A finding about an object that RabbitMQ treats differently as of version `since`.
+
+    Attributes:
+        is_refused: True if that version refuses the object, or loses it when it imports a definitions file.
+    """
 
     since: Version
     finding: Finding
+    is_refused: bool = True
 
 
 class Note(NamedTuple):
@@ -44,19 +56,31 @@ class Note(NamedTuple):
     text: str
 
 
-_V3_12, _V4_0, _V4_3 = Version(3, 12), Version(4, 0), Version(4, 3)
+V3_12, V4_0, V4_1, V4_3 = Version(3, 12), Version(4, 0), Version(4, 1), Version(4, 3)
 #: The latest known version.
-KNOWN = _V4_3
+KNOWN = V4_3
 NOTES = (
-    Note(_V4_0, "only 3.13 can be upgraded to it, with all its feature flags enabled"),
-    Note(_V4_0, "messages of more than 16 MiB are refused unless max_message_size allows them; it was 128 MiB"),
-    Note(_V4_0, "x-death is not read when a client publishes a dead letter again: count retries in another header"),
-    Note(_V4_3, "only 4.2 can be upgraded to it, with all its feature flags enabled"),
-    Note(_V4_3, "the consumer timeout does not hold for classic queues and streams"),
+    Note(V4_0, "only 3.13 can be upgraded to it, with all its feature flags enabled"),
+    Note(V4_0, "messages of more than 16 MiB are refused unless max_message_size allows them; it was 128 MiB"),
+    Note(V4_0, "x-death is not read when a client publishes a dead letter again: count retries in another header"),
+    Note(V4_3, "only 4.2 can be upgraded to it, with all its feature flags enabled"),
+    Note(
+        V4_3, "each consumer gets the prefetch limit that a client sets for a channel; 4.0 to 4.2 do not show who does"
+    ),
+    Note(V4_3, "the consumer timeout does not hold for classic queues and streams"),
 )
 
 _QUEUE_COLUMNS = ("name", "vhost", "type", "durable", "exclusive", "arguments", "effective_policy_definition")
-_CHANNEL_COLUMNS = ("name", "vhost", "global_prefetch_count")
+_QUEUE_STATISTICS = ("message_stats.redeliver",)
+_BINDING_COLUMNS = ("vhost", "source", "destination", "destination_type", "routing_key")
+
+#: Arguments with which RabbitMQ 4.3 does not declare a classic queue, besides x-queue-version=1.
+REFUSED_ARGUMENTS = ("x-queue-master-locator", "x-consumer-timeout")
+#: The most `#` in the binding key of a topic exchange, from 4.3.5 on.
+MOST_WILDCARDS = 2
+#: The default delivery limit of quorum queues from 4.0 on, and the count from which on a message is close to it.
+_LIMIT, _CLOSE = 20, 15
+_CLASSIC = "classic"
 
 
 def findings(api: Management, vhost: str | None, wanted: Version) -> Iterator[Finding]:
@@ -64,15 +88,69 @@ def findings(api: Management, vhost: str | None, wanted: Version) -> Iterator[Fi
     present = running(api)
     if wanted <= present:
         raise UsageError(f"the broker is RabbitMQ {present} already", "name a later version")
+    topics = set()
+
+    def of_exchange(exchange: Json) -> Iterator[Change]:
+        if exchange["type"] == "topic":
+            topics.add((exchange["vhost"], exchange["name"]))
+        return _of_exchange(exchange)
+
+    def of_binding(binding: Json) -> Iterator[Change]:
+        return _of_binding(binding) if (binding["vhost"], binding["source"]) in topics else iter(())
+
+    def of_queue(queue: Json) -> Iterator[Change]:
+        return _of_queue(queue, queue.get("effective_policy_definition") or {})
+
     looks: tuple[tuple[Iterable[Json], Callable[[Json], Iterator[Change]]], ...] = (
-        (management.queues(api, vhost, _QUEUE_COLUMNS), _of_queue),
-        (management.exchanges(api, vhost, ("name", "vhost", "type")), _of_exchange),
+        (management.queues(api, vhost, (*_QUEUE_COLUMNS, *_QUEUE_STATISTICS)), of_queue),
+        (management.exchanges(api, vhost, ("name", "vhost", "type")), of_exchange),
         (visible_policies(api, vhost), _of_policy),
-        (management.channels(api, vhost, _CHANNEL_COLUMNS), _of_channel),
+        (visible_policies(api, vhost, operator=True), _of_policy),
+        (management.bindings(api, vhost, _BINDING_COLUMNS), of_binding),
     )
     for things, changes_of in looks:
         for thing in things:
             yield from (change.finding for change in changes_of(thing) if present < change.since <= wanted)
+
+
+def file_findings(document: Json, lines: Mapping[tuple[str, int], int], wanted: Version) -> Iterator[Finding]:
+    """Find definitions that version `wanted` refuses or treats differently.
+
+    What it refuses is found whatever version the file comes from; the rest, if that version is older.
+
+    Args:
+        document: a definitions file, as definitions.read_document() returns it.
+        lines: the line of each definition, as definitions.lines_of() returns them.
+    """
+    said = document.get("rabbitmq_version") or document.get("rabbit_version")
+    try:
+        present = Version.of(str(said))
+    except ValueError:
+        present = Version(0, 0)
+    topics = {(each.get("vhost"), each["name"]) for each in document.get("exchanges") or [] if is_topic(each)}
+    defaults = default_queue_types(document)
+
+    def of_queue(queue: Json) -> Iterator[Change]:
+        applied = applied_policy(document, "queues", queue) or {}
+        yield from _of_queue({"type": type_of(queue), **queue}, applied.get("definition") or {})
+        yield from _of_type(queue, defaults.get(queue.get("vhost")))
+
+    def of_binding(binding: Json) -> Iterator[Change]:
+        source = (binding.get("vhost"), binding["source"])
+        return _of_binding(binding) if source in topics or binding["source"] == "amq.topic" else iter(())
+
+    looks: tuple[tuple[str, Callable[[Json], Iterator[Change]]], ...] = (
+        ("queues", of_queue),
+        ("exchanges", _of_exchange),
+        ("policies", _of_policy),
+        ("parameters", _of_parameter),
+        ("bindings", of_binding),
+    )
+    for section, changes_of in looks:
+        for number, thing in enumerate(document.get(section) or []):
+            for change in changes_of({"vhost": None, **thing}):
+                if change.since <= wanted and (change.is_refused or present < change.since):
+                    yield replace(change.finding, line=lines.get((section, number)))
 
 
 def notes(api: Management, wanted: Version) -> Iterator[Note]:
@@ -86,18 +164,87 @@ def running(api: Management) -> Version:
     return Version.of(api.get("overview", columns="rabbitmq_version")["rabbitmq_version"])
 
 
-def visible_policies(api: Management, vhost: str | None) -> list[Json]:
-    """Return the policies; an empty list if the user may not list them."""
+def visible_policies(api: Management, vhost: str | None, *, operator: bool = False) -> list[Json]:
+    """Return the policies, or the operator policies; an empty list if the user may not list them."""
     try:
-        return list(management.policies(api, vhost))
+        return list(management.policies(api, vhost, operator=operator))
     except AccessRefused:  # the user lacks the tag 'policymaker'
         return []
 
 
+def message_findings(queue: Json, headers: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    """Find out what RabbitMQ 4.0 does differently with messages of a queue of an older version, from their headers."""
+    returned = max((_number(each.get("x-delivery-count")) for each in headers), default=0)
+    if returned >= _CLOSE:
+        what = f"has a message that was returned {returned} times: since RabbitMQ 4.0, the default limit is {_LIMIT}"
+        hint = "find out why it is returned, and set a delivery limit and a dead-letter exchange"
+        yield Finding.of("queue", queue, "delivery-count", what, hint)
+    deaths = max((_number(each["count"]) for message in headers for each in _deaths(message)), default=0)
+    if deaths > 1:
+        what = f"has a message whose x-death counts {deaths:,}: since RabbitMQ 4.0, it starts again at 1"
+        what += " when a client publishes the message again"
+        hint = "have clients that publish dead letters again count in a header of their own, or reject messages instead"
+        yield Finding.of("queue", queue, "x-death", what, hint)
+
+
+def _deaths(headers: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    deaths = headers.get("x-death")
+    yield from (
+        (each for each in deaths if isinstance(each, dict) and "count" in each) if isinstance(deaths, list) else ()
+    )
+
+
+def _number(value: object) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def type_of(queue: Json) -> str:
+    """Return the type of a queue in a definitions file."""
+    return str(queue.get("type") or (queue.get("arguments") or {}).get("x-queue-type") or _CLASSIC)
+
+
+def default_queue_types(document: Json) -> dict[str | None, str]:
+    """Return the default queue types of the virtual hosts in a definitions file that have one."""
+    found: dict[str | None, str] = {}
+    for vhost in document.get("vhosts") or []:
+        said = vhost.get("default_queue_type") or (vhost.get("metadata") or {}).get("default_queue_type")
+        if said and said != "undefined":
+            found[vhost["name"]] = said
+    return found
+
+
+def applied_policy(document: Json, section: str, item: Json) -> Json | None:
+    """Return the policy in a definitions file that applies to a queue or an exchange in it, if any."""
+    kinds = ["all", section]
+    if section == "queues":
+        kind = type_of(item)
+        kinds.append("streams" if kind == "stream" else f"{kind}_queues")
+    found: Json | None = None
+    for policy in document.get("policies") or []:
+        if policy.get("vhost") == item.get("vhost") and policy.get("apply-to", "all") in kinds:
+            is_higher = found is None or (policy.get("priority") or 0) > (found.get("priority") or 0)
+            if is_higher and matches(policy, item["name"]):
+                found = policy
+    return found
+
+
+def matches(policy: Json, name: str) -> bool:
+    """True if the pattern of a policy matches a name; patterns that only Erlang understands match none."""
+    try:
+        return re.search(policy.get("pattern") or "", name) is not None
+    except re.error:
+        return False
+
+
+def is_topic(exchange: Json) -> bool:
+    """True if an exchange in a definitions file is a topic exchange."""
+    return bool(exchange.get("type") == "topic")
+
+
 def transient(queue: Json) -> Iterator[Finding]:
     """Report a queue that is transient and not exclusive."""
-    if not queue.get("durable") and not queue.get("exclusive"):
-        what = "is transient and not exclusive, which RabbitMQ 4.3 refuses"
+    if not queue.get("durable", True) and not queue.get("exclusive"):
+        what = "is transient and not exclusive, which RabbitMQ 4.3.0 to 4.3.5 refuse"
         yield Finding.of("queue", queue, "transient", what, "declare it durable, or exclusive to its consumer")
 
 
@@ -108,48 +255,70 @@ def mirrored(policy: Json) -> Iterator[Finding]:
         yield Finding.of("policy", policy, "mirrored", what, "use quorum queues, and delete the policy")
 
 
-def _of_queue(queue: Json) -> Iterator[Change]:
-    yield from (Change(_V4_3, finding) for finding in transient(queue))
-    arguments = management.effective_arguments(queue)
+def refused_arguments(queue: Json) -> list[str]:
+    """Return the arguments of a queue with which RabbitMQ 4.3 does not declare it."""
+    arguments = queue.get("arguments") or {}
+    if type_of(queue) != _CLASSIC:
+        return []
+    found = ["x-queue-version=1"] if arguments.get("x-queue-version") == 1 else []
+    return found + [name for name in arguments if name in REFUSED_ARGUMENTS]
+
+
+def _of_queue(queue: Json, policy: Mapping[str, Any]) -> Iterator[Change]:
+    yield from (Change(V4_3, finding) for finding in transient(queue))
+    arguments = management.with_policy(queue.get("arguments") or {}, policy)
     if queue.get("type") == "quorum" and "x-delivery-limit" not in arguments:
         fate, hint = "becomes a dead letter", "set a delivery limit if 20 is too few"
         if "x-dead-letter-exchange" not in arguments:
             fate, hint = "is lost", "set a dead-letter exchange, or a delivery limit"
         what = f"has no delivery limit: since RabbitMQ 4.0 it is 20, and a message that is returned more often {fate}"
-        yield Change(_V4_0, Finding.of("queue", queue, "delivery-limit", what, hint))
-    if queue.get("type") != "classic":
-        return
-    if arguments.get("x-queue-mode") == "lazy":
+        if returned := (queue.get("message_stats") or {}).get("redeliver"):
+            what += f" ({counted(returned)} redelivered so far)"
+        yield Change(V4_0, Finding.of("queue", queue, "delivery-limit", what, hint), is_refused=False)
+    if queue.get("type") == _CLASSIC and arguments.get("x-queue-mode") == "lazy":
         what = "is lazy, which RabbitMQ ignores since 3.12: all classic queues keep messages on disk"
-        yield Change(_V3_12, Finding.of("queue", queue, "lazy", what, "leave the queue mode out"))
-    for name in _refused_arguments(queue.get("arguments") or {}):
+        finding = Finding.of("queue", queue, "lazy", what, "leave the queue mode out")
+        yield Change(V3_12, finding, is_refused=False)
+    for name in refused_arguments(queue):
         what = f"has the argument {name}, with which RabbitMQ 4.3 refuses to declare a classic queue"
         hint = "leave it out wherever the queue is declared"
-        yield Change(_V4_3, Finding.of("queue", queue, "queue-argument", what, hint))
+        yield Change(V4_3, Finding.of("queue", queue, "queue-argument", what, hint))
 
 
-#: Arguments with which RabbitMQ 4.3 refuses to declare a classic queue, besides x-queue-version=1.
-_REFUSED = ("x-queue-mode", "x-queue-master-locator", "x-consumer-timeout")
-
-
-def _refused_arguments(arguments: Json) -> list[str]:
-    found = ["x-queue-version=1"] if arguments.get("x-queue-version") == 1 else []
-    return found + [name for name in arguments if name in _REFUSED]
+def _of_type(queue: Json, default: str | None) -> Iterator[Change]:
+    """Report a queue of a file that is declared as a queue of another type, its virtual host's default."""
+    kind = type_of(queue)
+    if "x-queue-type" not in (queue.get("arguments") or {}) and kind != (default or _CLASSIC):
+        what = f"is a {kind} queue, and becomes a {default or _CLASSIC} queue when RabbitMQ imports the file"
+        hint = f'add "x-queue-type": "{kind}" to its arguments'
+        yield Change(V4_0, Finding.of("queue", queue, "queue-type", what, hint))
 
 
 def _of_exchange(exchange: Json) -> Iterator[Change]:
-    if exchange["type"] == DELAYED:
+    if exchange.get("type") == DELAYED:
         what = "needs the delayed message plugin, which has no release for RabbitMQ 4.3"
         hint = "let messages wait in queues, as mqtool does with --via ttl"
-        yield Change(_V4_3, Finding.of("exchange", exchange, "delayed-exchange", what, hint))
+        yield Change(V4_3, Finding.of("exchange", exchange, "delayed-exchange", what, hint))
 
 
 def _of_policy(policy: Json) -> Iterator[Change]:
-    return (Change(_V4_0, finding) for finding in mirrored(policy))
+    yield from (Change(V4_0, finding) for finding in mirrored(policy))
+    if "queue-master-locator" in (policy.get("definition") or {}):
+        what = "sets queue-master-locator, which RabbitMQ 4.3 refuses"
+        hint = "set queue-leader-locator to balanced or client-local"
+        yield Change(V4_3, Finding.of("policy", policy, "policy-setting", what, hint))
 
 
-def _of_channel(channel: Json) -> Iterator[Change]:
-    if channel.get("global_prefetch_count"):
-        what = "has one prefetch limit for all its consumers, which RabbitMQ 4.3 refuses"
-        hint = "use basic.qos with global=false: a limit for each consumer"
-        yield Change(_V4_3, Finding.of("channel", channel, "global-prefetch", what, hint))
+def _of_parameter(parameter: Json) -> Iterator[Change]:
+    """Report operator policies, which definitions files have among the parameters."""
+    if parameter.get("component") == "operator_policy":
+        yield from _of_policy({**parameter, **parameter["value"]})
+
+
+def _of_binding(binding: Json) -> Iterator[Change]:
+    count = (binding.get("routing_key") or "").split(".").count("#")
+    if count > MOST_WILDCARDS:
+        thing = f"binding {binding['routing_key']!r} from {binding['source']!r} to {binding['destination']!r}"
+        what = f"has {count} # in its key, and RabbitMQ 4.3.5 allows {MOST_WILDCARDS}"
+        finding = Finding("binding-key", thing, what, "bind with simpler keys", binding["vhost"])
+        yield Change(V4_3, finding)

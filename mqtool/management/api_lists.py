@@ -82,8 +82,8 @@ def nodes(api: Management) -> Iterator[Json]:
     return api.items("nodes")
 
 
-def policies(api: Management, vhost: str | None) -> Iterator[Json]:
-    return api.items(_in("policies", vhost))
+def policies(api: Management, vhost: str | None, *, operator: bool = False) -> Iterator[Json]:
+    return api.items(_in("operator-policies" if operator else "policies", vhost))
 
 
 def _in(kind: str, vhost: str | None) -> str:

@@ -1,11 +1,15 @@
 """mqtool top and doctor: what goes on, and what would bite."""
 
 import json
+import re
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pika
 import pytest
+from pika.adapters.blocking_connection import BlockingChannel
 
 from mqtool.amqp import parse_addresses
 from mqtool.amqp.address import TlsFiles
@@ -145,7 +149,7 @@ def test_doctor_says_once_what_is_true_of_many(watcher: Shell, broker: TestBroke
         broker.api("PUT", f"queues/{broker.vhost}/{name}", {"durable": False})
     looked = watcher.run("mqtool", "doctor", "--vhost", broker.vhost, "--between", "10ms")
     assert looked.stdout.splitlines()[0].endswith(
-        "is transient and not exclusive, which RabbitMQ 4.3 refuses (and 39 more: "
+        "is transient and not exclusive, which RabbitMQ 4.3.0 to 4.3.5 refuse (and 39 more: "
         + str(many[1:21])[1:-1]
         + " and 19 others)"
     )
@@ -171,6 +175,7 @@ def test_doctor_upgrade_reports_what_a_newer_rabbitmq_refuses(watcher: Shell, br
     queues: dict[str, Any] = {
         "old": {"durable": False},
         "lazy": {"arguments": {"x-queue-mode": "lazy"}},
+        "placed": {"arguments": {"x-queue-master-locator": "client-local"}},
         "quorum": {"arguments": {"x-queue-type": "quorum"}},
         "limited": {"arguments": {"x-queue-type": "quorum", "x-delivery-limit": 3}},
         "plain": {},
@@ -188,17 +193,45 @@ def test_doctor_upgrade_reports_what_a_newer_rabbitmq_refuses(watcher: Shell, br
         return {(finding["check"], finding["thing"]) for finding in map(json.loads, told.stdout.splitlines())}
 
     since_4_0 = {("lazy", "queue 'lazy'"), ("delivery-limit", "queue 'quorum'")}
-    since_4_3 = {("transient", "queue 'old'"), ("queue-argument", "queue 'lazy'"), ("global-prefetch", "channel")}
+    since_4_3 = {("transient", "queue 'old'"), ("queue-argument", "queue 'placed'"), ("global-prefetch", "client")}
     if delayed.code == 0:
         since_4_3.add(("delayed-exchange", "exchange 'later'"))
+    since_4_3 |= {("transient-consumer", "client"), ("small-frames", "client")}
     assert upgrading("4.0") == since_4_0
-    with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
-        connection.channel().basic_qos(prefetch_count=5, global_qos=True)
+    with held_connection(broker) as channel:
+        channel.basic_qos(prefetch_count=5, global_qos=True)
+        channel.basic_consume("old", lambda *_: None)
 
         def found() -> set[tuple[str, str]]:
-            return {(check, "channel" if check == "global-prefetch" else thing) for check, thing in upgrading("4.3")}
+            return {(check, "client" if thing.startswith("client") else thing) for check, thing in upgrading("4.3")}
 
-        wait_until(lambda: found() == since_4_0 | since_4_3, f"found: {found()}")
+        wait_until(lambda: found() == since_4_0 | since_4_3, lambda: f"found: {found()}")
+        said = watcher.run("mqtool", "doctor", "--vhost", broker.vhost, "--upgrade", "4.3").stdout
+    assert re.search(r"client 'billing' of user 'guest' at [\d.]+:\d+ \(amqplib 0.10.3\) in vhost", said)
+    assert "upgrade amqplib to 0.10.7 or later" in said
+
+
+@contextmanager
+def held_connection(broker: TestBroker) -> Iterator[BlockingChannel]:
+    """A channel of a client that says it is an old amqplib, and asks for small frames, as that does."""
+    settings = pika.URLParameters(broker.url)
+    settings.frame_max = 4096
+    settings.client_properties = {"product": "amqplib", "version": "0.10.3", "connection_name": "billing"}
+    with pika.BlockingConnection(settings) as connection:
+        yield connection.channel()
+
+
+@pytest.mark.differs_since("4.0", "it is 4.0 already")
+def test_doctor_upgrade_looks_at_messages_if_asked_to(watcher: Shell, broker: TestBroker) -> None:
+    """They stay; what RabbitMQ 4 counts in another way is told. Without --peek, no message is touched."""
+    death = json.dumps([{"count": 57, "queue": "jobs", "reason": "rejected", "exchange": ""}])
+    watcher.run("mqtool", "queue", "declare", "jobs", "--queue-type", "classic")
+    watcher.run("mqtool", "send", "-q", "jobs", "--no-declare", "-H", f"x-death:={death}", "x")
+    look = ("mqtool", "doctor", "--vhost", broker.vhost, "--upgrade", "4.3")
+    told = "queue 'jobs' in vhost " + repr(broker.vhost) + " has a message whose x-death counts 57"
+    wait_until(lambda: told in watcher.run(*look, "--peek", "3").stdout, "the count of messages")
+    assert watcher.run(*look).code == 0
+    assert watcher.run("mqtool", "peek", "jobs", "--raw").stdout == "x\n"
 
 
 @pytest.mark.differs_since("4.0", "it is 4.0 already")
@@ -225,7 +258,7 @@ def test_doctor_as_a_nagios_check(watcher: Shell, broker: TestBroker) -> None:
     assert first.startswith("RABBITMQ WARNING - 1 problem at amqp://")
     assert first.endswith(
         "'old¦queue' in vhost " + f"{broker.vhost!r} is transient and not exclusive, "
-        "which RabbitMQ 4.3 refuses | critical=0 warning=1"
+        "which RabbitMQ 4.3.0 to 4.3.5 refuse | critical=0 warning=1"
     )
     assert len(rest) == 1
     gone = watcher.run(*check, "--management", "http://127.0.0.1:1")

@@ -19,8 +19,9 @@ PROSE = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"
     page for page in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in page.parts
 ]
 #: 45 files more than without AMQP 1.0: its client, its part of the embedded broker, and its tutorials;
-#: 7 more for the page of `mqtool ui`, and 2 for `delayed relay`.
-FILES, FILE_LINES, FUNCTION_LINES, METHODS = 324, 400, 60, 25
+#: 7 more for the page of `mqtool ui`, and 2 for `delayed relay`;
+#: 2 for RabbitMQ 4: clients that it refuses, definitions that it imports.
+FILES, FILE_LINES, FUNCTION_LINES, METHODS = 326, 400, 60, 25
 #: Names that two files may share.
 SHARED_NAMES = {"__init__.py", "__main__.py", "recording.py", "routes.py", "routing.py"}
 #: Libraries whose modules and classes are never changed.

@@ -3,22 +3,26 @@
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from contextlib import AbstractContextManager, closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
+from mqtool import management
 from mqtool.amqp import Address, Connection
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
-from mqtool.cli.command_line import Option
+from mqtool.cli.command_line import Argument, Option
 from mqtool.cli.display import output, reports
 from mqtool.cli.options import TIME_LIMIT, Commands, ManagedBroker
 from mqtool.cli.options.queue_options import StreamPort
-from mqtool.errors import AccessRefused, MqtoolError, NotFound, SomeFailed, Unavailable
-from mqtool.inspection import diagnosis, queue_details, upgrade
+from mqtool.cli.pipe.source import text_of
+from mqtool.errors import AccessRefused, MqtoolError, NotFound, SomeFailed, Unavailable, UsageError
+from mqtool.inspection import connected_clients, definitions, diagnosis, queue_details, upgrade
 from mqtool.inspection.findings import Finding, worst_first
 from mqtool.inspection.upgrade import Version
 from mqtool.management import Management
 from mqtool.spelling import counted
+from mqtool.work import peeking
 
 if TYPE_CHECKING:
     from mqtool.streams import StreamChannel
@@ -29,38 +33,51 @@ _ALL_INTERFACES = ("0.0.0.0", "::")  # noqa: S104 - compared with, not listened 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 #: Seconds to wait for a connection from the network address.
 _PATIENCE = 5
-Format = Literal["text", "json", "nagios", "prometheus"]
+Format = Literal["text", "json", "nagios", "prometheus", "sarif"]
 
 
-def _version(text: str) -> Version:
-    try:
-        return Version.of(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is not a version such as 4.3") from None
-
-
-@app.command("mqtool doctor", "mqtool doctor --vhost staging --json", "mqtool doctor --upgrade 4.3")
+@app.command(
+    "mqtool doctor",
+    "mqtool doctor --vhost staging --json",
+    "mqtool doctor --upgrade 4.3 --peek 10",
+    "mqtool doctor definitions.json --upgrade 4.3 --format sarif",
+)
 def doctor(
     broker: ManagedBroker,
+    file: Annotated[
+        Path | None, Argument(metavar="[FILE]", help="Definitions to check instead of a broker; - is stdin")
+    ] = None,
     between: Annotated[float, Option(help="Time between the two samples", **TIME_LIMIT)] = 3.0,
     upgrade_to: Annotated[
         Version | None,
-        Option("--upgrade", parser=_version, metavar="VERSION", help="Report what RabbitMQ VERSION refuses or changes"),
+        Option(
+            "--upgrade", parser=Version.of, metavar="VERSION", help="Report what RabbitMQ VERSION refuses or changes"
+        ),
     ] = None,
-    form: Annotated[Format, Option("--format", help="Text, NDJSON, a Nagios check or metrics")] = "text",
+    peek: Annotated[int, Option(min=0, metavar="N", help="Look at N messages per queue too; a delivery each")] = 0,
+    form: Annotated[Format, Option("--format", help="Text, NDJSON, a Nagios check, metrics or SARIF")] = "text",
     as_json: Annotated[bool, Option("--json", help="Print NDJSON, as --format json does")] = False,
     stream_port: StreamPort = None,
 ) -> None:
-    """Check a broker and report problems.
+    """Check a broker, or a definitions file, and report problems.
 
     Exits 3 if there are problems. With --format nagios, exits 1, or 2 if a problem is critical; with --format
     prometheus, 0.
     """
     form = "json" if as_json else form
+    if (file is not None or peek) and upgrade_to is None:
+        raise UsageError(f"{'--peek' if peek else 'a file'} needs --upgrade", "mqtool doctor FILE --upgrade 4.3")
+    if file is not None:
+        found = worst_first(_of_file(file, broker.options.vhost, cast("Version", upgrade_to)))
+        _report(found, form, str(file), file)
+        return
     try:
         access = broker.access()
         say = output.status if form in ("text", "json") else lambda _: None
-        found = worst_first(_findings(access, broker.options.vhost, between, upgrade_to, say, stream_port))
+        if upgrade_to is not None:
+            found = worst_first(_of_upgrade(access, broker.options.vhost, upgrade_to, peek))
+        else:
+            found = worst_first(_findings(access, broker.options.vhost, between, say, stream_port))
     except MqtoolError as error:
         if form != "nagios":
             raise
@@ -72,41 +89,75 @@ def doctor(
     _report(found, form, str(access.address))
 
 
-def _report(found: list[Finding], form: Format, where: str) -> None:
+def _report(found: list[Finding], form: Format, where: str, file: Path | None = None) -> None:
     if form in ("text", "json"):
         reports.show_findings(found, as_json=form == "json")
+    elif form == "sarif":
+        output.show_json(reports.sarif(found, file), indent=2)
     else:
         for line in reports.nagios(found, where) if form == "nagios" else reports.prometheus(found):
             output.show(line)
     if form == "nagios":
         raise SystemExit(reports.nagios_state(found))
     if not found:
-        output.status(f"no problems found at {where}")
+        output.status(f"no problems found at {where}" if file is None else f"no problems found in {where}")
     elif form != "prometheus":
-        raise SomeFailed(f"{counted(len(found), 'finding')} at {where}")
+        hint = None if file is None else "'mqtool definitions convert' makes a file that a newer RabbitMQ imports"
+        raise SomeFailed(f"{counted(len(found), 'finding')} {'at' if file is None else 'in'} {where}", hint)
 
 
-def _of_upgrade(api: Management, vhost: str | None, wanted: Version) -> Iterator[Finding]:
-    yield from upgrade.findings(api, vhost, wanted)
-    for note in upgrade.notes(api, wanted):
-        output.status(f"RabbitMQ {note.since}: {note.text}")
+def _of_file(file: Path, vhost: str | None, wanted: Version) -> Iterator[Finding]:
+    text = text_of(file)
+    document = definitions.read_document(text, str(file))
+    for finding in upgrade.file_findings(document, definitions.lines_of(text), wanted):
+        if vhost is None or finding.vhost in (None, vhost):
+            yield finding
+    _warn_of_unknown(wanted)
+
+
+def _warn_of_unknown(wanted: Version) -> None:
     if wanted > upgrade.KNOWN:
         output.warning(f"changes are known up to RabbitMQ {upgrade.KNOWN} only")
 
 
+def _of_upgrade(access: Access, vhost: str | None, wanted: Version, peek: int) -> Iterator[Finding]:
+    api = access.management()
+    yield from upgrade.findings(api, vhost, wanted)
+    yield from connected_clients.findings(api, vhost, wanted)
+    if peek and upgrade.running(api) < upgrade.V4_0:
+        yield from _of_messages(access, api, vhost, peek)
+    elif peek:
+        output.notice("messages were not looked at: RabbitMQ treats them alike from 4.0 on")
+    for note in upgrade.notes(api, wanted):
+        output.status(f"RabbitMQ {note.since}: {note.text}")
+    _warn_of_unknown(wanted)
+
+
+def _of_messages(access: Access, api: Management, vhost: str | None, most: int) -> Iterator[Finding]:
+    """Look at the first messages of each queue: how often they were returned, and dead-lettered."""
+    for queue in management.queues(api, vhost, ("name", "vhost", "type", "exclusive", "messages_ready", "arguments")):
+        if not queue.get("messages_ready") or queue.get("exclusive") or queue.get("type") == "stream":
+            continue
+        try:
+            with _in_vhost(access, queue["vhost"])._replace(backoff=None).connect() as connection:
+                channel = connection.channel()
+                kind = peeking.kind_of(channel, queue["name"], api, queue["vhost"])
+                with closing(peeking.peek(channel, queue["name"], kind, most)) as deliveries:
+                    seen = [each.headers for each in stopping.until_requested(deliveries)]
+        except MqtoolError as error:
+            output.warning(f"messages of queue {queue['name']!r} were not looked at: {error}")
+        else:
+            yield from upgrade.message_findings(queue, seen)
+
+
+def _in_vhost(access: Access, vhost: str) -> Access:
+    return access._replace(addresses=[each._replace(virtual_host=vhost) for each in access.addresses])
+
+
 def _findings(
-    access: Access,
-    vhost: str | None,
-    between: float,
-    wanted: Version | None,
-    say: Callable[[str], None],
-    stream_port: int | None,
+    access: Access, vhost: str | None, between: float, say: Callable[[str], None], stream_port: int | None
 ) -> Iterator[Finding]:
     api, stop = access.management(), threading.Event()
-    if wanted is not None:
-        yield from _of_upgrade(api, vhost, wanted)
-        return
-
     say(f"looking twice, {between:g} s apart …")
 
     def wait() -> None:
@@ -132,8 +183,7 @@ def _readers(
     """Look up each named reader's stored offset; warn if the broker cannot report them."""
 
     def connect(vhost: str) -> AbstractContextManager["StreamChannel"]:
-        addresses = [each._replace(virtual_host=vhost) for each in access.addresses]
-        return access._replace(addresses=addresses).stream_channel(port)
+        return _in_vhost(access, vhost).stream_channel(port)
 
     try:
         return queue_details.all_reader_offsets(api, vhost, connect)

@@ -1,4 +1,4 @@
-"""mqtool policy set, ls, clear; definitions export, import, diff."""
+"""mqtool policy set, ls, clear; definitions export, import, diff, convert."""
 
 import json
 from collections.abc import Sequence
@@ -13,8 +13,10 @@ from mqtool.cli.options import Commands, ManagedBroker, Yes, ask
 from mqtool.cli.options.broker_options import IfExists, missing
 from mqtool.cli.pipe.source import text_of
 from mqtool.errors import AccessRefused, DeclaredDifferently, NotFound, SomeFailed, UsageError
-from mqtool.inspection import definitions
+from mqtool.inspection import converted_definitions, definitions
 from mqtool.inspection.definitions import Change, Contents
+from mqtool.inspection.findings import grouped, said, worst_first
+from mqtool.inspection.upgrade import KNOWN, Version
 from mqtool.management import Management, path
 from mqtool.spelling import as_text, counted
 from mqtool.topology import Binding
@@ -111,6 +113,8 @@ def _named(name: str, *, operator: bool) -> str:
 definitions_app = app.group("definitions", "Export, compare and import exchanges, queues, bindings, policies.")
 
 _SIGNS = {"add": ("+ ", GOOD), "change": ("~ ", KEY), "conflict": ("! ", BAD), "extra": ("- ", BAD)}
+#: The most objects with the same change that `convert` names.
+_NAMED = 20
 _REMARKS = {"conflict": "  an import cannot change it", "extra": "  only on the broker"}
 
 Definitions = Annotated[Path, Argument(metavar="FILE", help="Exported file; - is stdin")]
@@ -177,6 +181,42 @@ def import_definitions(
         raise SomeFailed(
             f"{counted(failed, 'difference')} cannot be imported" if dry_run else f"{failed:,} not imported"
         )
+
+
+@definitions_app.command(
+    "mqtool definitions convert old.json --to 4.3 > new.json",
+    "mqtool definitions convert old.json --to 4.3 --mirrored quorum --delayed leave-out > new.json",
+)
+def convert(
+    file: Definitions,
+    to: Annotated[Version, Option(parser=Version.of, metavar="VERSION", help="RabbitMQ that is to import it")],
+    mirrored: Annotated[
+        Literal["classic", "quorum"] | None,
+        Option(help="Type of queues that a policy mirrors", show_default="undecided"),
+    ] = None,
+    delayed: Annotated[
+        Literal["leave-out", "plain"] | None,
+        Option(help="x-delayed-message exchanges: none, or without delay", show_default="undecided"),
+    ] = None,
+) -> None:
+    """Print definitions of an older RabbitMQ for a newer one to import.
+
+    Says on stderr what has changed and why. Exits with 3 if something is lost and you have not decided what to do
+    about it: queues that were mirrored, exchanges of the delayed message plugin.
+    """
+    document = definitions.read_document(text_of(file), str(file))
+    converted = converted_definitions.convert(document, to, mirrored, delayed)
+    output.show_json(converted.document, indent=2)
+    if to > KNOWN:
+        output.warning(f"changes are known up to RabbitMQ {KNOWN} only")
+    for tell, found in ((output.notice, converted.changes), (output.warning, converted.losses)):
+        for same in grouped(worst_first(found)):
+            for line in said(same, named=_NAMED):
+                tell(line)
+            output.notice(f"  {same[0].hint}")
+    output.status(f"{counted(len(converted.changes), 'change')} for RabbitMQ {to}")
+    if converted.losses:
+        raise SomeFailed(f"{counted(len(converted.losses), 'open decision')}")
 
 
 def _import(api: Management, vhost: str, changes: Sequence[Change]) -> int:

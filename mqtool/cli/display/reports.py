@@ -5,8 +5,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+from mqtool import __version__
 from mqtool.cli.display import layout, output
 from mqtool.cli.display.layout import BAD, DIM, KEY, NAME, Line, bound_by, fields, shown
 from mqtool.inspection import definitions
@@ -207,3 +210,42 @@ def prometheus(found: Sequence[Finding]) -> Iterator[str]:
 
 def _label(text: str) -> str:
     return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+
+
+_SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
+_INFORMATION = "https://www.rabbitmq.com/docs/upgrade"
+#: SARIF's levels of the severities.
+_LEVELS = {"critical": "error", "warning": "warning"}
+
+
+def sarif(found: Sequence[Finding], file: Path | None) -> dict[str, Any]:
+    """Return a SARIF 2.1.0 log, for code scanning. https://docs.oasis-open.org/sarif/sarif/v2.1.0
+
+    Args:
+        file: the definitions file that was checked; None for a broker.
+    """
+    checks = {finding.check: finding for finding in found}
+    rules = [{"id": check, "help": {"text": first.hint}} for check, first in checks.items()]
+    driver = {"name": "mqtool doctor", "version": __version__, "informationUri": _INFORMATION, "rules": rules}
+    results = [
+        {
+            "ruleId": finding.check,
+            "ruleIndex": [*checks].index(finding.check),
+            "level": _LEVELS[finding.severity],
+            "message": {"text": f"{finding.where} {finding.what}: {finding.hint}"},
+            "locations": [_location(finding, file)],
+        }
+        for finding in found
+    ]
+    return {"$schema": _SARIF, "version": "2.1.0", "runs": [{"tool": {"driver": driver}, "results": results}]}
+
+
+def _location(finding: Finding, file: Path | None) -> dict[str, Any]:
+    name = finding.thing if finding.vhost is None else f"{finding.vhost}: {finding.thing}"
+    location: dict[str, Any] = {"logicalLocations": [{"name": finding.thing, "fullyQualifiedName": name}]}
+    if file is not None:
+        place: dict[str, Any] = {"artifactLocation": {"uri": quote(file.as_posix())}}
+        if finding.line is not None:
+            place["region"] = {"startLine": finding.line}
+        location["physicalLocation"] = place
+    return location

@@ -1,0 +1,282 @@
+"""`definitions convert`: make a definitions file of an older RabbitMQ one that a newer version imports.
+
+Changes what the newer version refuses, or silently leaves out when it imports the file, and nothing else. What it
+accepts and ignores (x-queue-mode) stays, because clients that still declare a queue with it would get 406 otherwise.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any, Literal
+
+from mqtool.inspection.findings import Finding
+from mqtool.inspection.upgrade import (
+    MOST_WILDCARDS,
+    V4_0,
+    V4_3,
+    Version,
+    applied_policy,
+    default_queue_types,
+    is_topic,
+    matches,
+    refused_arguments,
+    transient,
+    type_of,
+)
+from mqtool.management.api_client import Json
+from mqtool.topology import DELAYED
+
+Mirrored = Literal["classic", "quorum"]
+Delayed = Literal["leave-out", "plain"]
+
+#: Arguments that only classic queues have, and that a quorum queue does without.
+_CLASSIC_ONLY = ("x-queue-mode", "x-queue-version", "x-queue-master-locator")
+#: Arguments with which a classic queue does something that no quorum queue does.
+_NO_QUORUM = {"x-max-priority": None, "x-overflow": "reject-publish-dlx"}
+_LOCATORS = {"client-local": "client-local"}
+#: What holds the place of a policy that has no settings left: RabbitMQ ignores it, and refuses an empty definition.
+_NOTHING: Mapping[str, Any] = {"queue-mode": "default"}
+
+
+@dataclass
+class Converted:
+    """A converted file.
+
+    Attributes:
+        document: the file.
+        changes: what was changed (Finding.what), and why (Finding.hint).
+        losses: what the file does not do any more, since nobody has decided what to do instead, and how to decide.
+    """
+
+    document: Json
+    changes: list[Finding] = field(default_factory=list)
+    losses: list[Finding] = field(default_factory=list)
+
+
+def convert(document: Json, to: Version, mirrored: Mirrored | None = None, delayed: Delayed | None = None) -> Converted:
+    """Convert a definitions file.
+
+    Args:
+        document: the file, as definitions.read_document() returns it; it is not changed.
+        to: the version of RabbitMQ that is to import it.
+        mirrored: what mirrored queues become; None keeps them classic, which is a loss.
+        delayed: what becomes of x-delayed-message exchanges; None leaves them out, which is a loss.
+    """
+    found = Converted(copy.deepcopy(document))
+    if to >= V4_0:
+        _give_types(found)
+        _convert_mirrored(found, document, mirrored)
+        _convert_policies(found, document, to)
+    if to >= V4_3:
+        _convert_queues(found)
+        _convert_exchanges(found, delayed)
+        _convert_bindings(found)
+    return found
+
+
+def _items(document: Json, section: str) -> list[Json]:
+    items: list[Json] = document.get(section) or []
+    return items
+
+
+def _finding(kind: str, item: Json, check: str, what: str, why: str) -> Finding:
+    return Finding.of(kind, {"vhost": None, **item}, check, what, why)
+
+
+def _arguments(item: Json) -> Json:
+    if not item.get("arguments"):
+        item["arguments"] = {}
+    arguments: Json = item["arguments"]
+    return arguments
+
+
+def _give_types(found: Converted) -> None:
+    """Name the types of queues that would get another one, the default of their virtual host."""
+    defaults = default_queue_types(found.document)
+    for queue in _items(found.document, "queues"):
+        kind, default = type_of(queue), defaults.get(queue.get("vhost"), "classic")
+        if "x-queue-type" not in _arguments(queue) and kind != default:
+            queue["arguments"]["x-queue-type"] = kind
+            why = f"an import would make it a {default} queue, the default of its virtual host"
+            found.changes.append(_finding("queue", queue, "queue-type", f"names its type, {kind}", why))
+
+
+def _convert_mirrored(found: Converted, original: Json, mirrored: Mirrored | None) -> None:
+    for queue in _items(found.document, "queues"):
+        policy = applied_policy(original, "queues", queue) or {}
+        if type_of(queue) != "classic" or "ha-mode" not in (policy.get("definition") or {}):
+            continue
+        in_the_way = list(_not_for_quorum(queue, policy["definition"]))
+        if mirrored == "classic":
+            what, why = "is on one node only", f"policy {policy['name']!r} mirrored it, which RabbitMQ 4.0 does not do"
+            found.changes.append(_finding("queue", queue, "mirrored", what, why))
+        elif mirrored is None:
+            what = f"was mirrored by policy {policy['name']!r}, and is on one node only"
+            how = "--mirrored quorum makes it a quorum queue, --mirrored classic leaves it as it is"
+            found.losses.append(_finding("queue", queue, "mirrored", what, how))
+        elif in_the_way:
+            what = f"was mirrored, and stays a classic queue, on one node only: it {', and '.join(in_the_way)}"
+            how = "edit the file, if it can do without"
+            found.losses.append(_finding("queue", queue, "not-quorum", what, how))
+        else:
+            arguments = _arguments(queue)
+            dropped = [name for name in _CLASSIC_ONLY if arguments.pop(name, None) is not None]
+            arguments["x-queue-type"] = "quorum"
+            if "type" in queue:
+                queue["type"] = "quorum"
+            what = "is a quorum queue" + (f", without {', '.join(dropped)}" if dropped else "")
+            why = f"policy {policy['name']!r} mirrored it; clients must declare it with x-queue-type=quorum"
+            found.changes.append(_finding("queue", queue, "quorum", what, why))
+
+
+def _not_for_quorum(queue: Json, policy: Json) -> Iterator[str]:
+    """Say why a queue cannot be a quorum queue, or would behave differently as one."""
+    if not queue.get("durable", True):
+        yield "is transient"
+    if queue.get("auto_delete"):
+        yield "is auto-delete"
+    arguments = {**{f"x-{name}": value for name, value in policy.items()}, **(queue.get("arguments") or {})}
+    for name, value in _NO_QUORUM.items():
+        if name in arguments and value in (None, arguments[name]):
+            yield f"has {name}" + ("" if value is None else f"={value}")
+
+
+def _convert_policies(found: Converted, original: Json, to: Version) -> None:
+    kept = []
+    for policy in _items(found.document, "policies"):
+        changes = list(_settings_changes("policy", policy, policy.get("definition") or {}, to))
+        hidden = list(_hidden_by(policy, original)) if changes and not policy["definition"] else []
+        if hidden:
+            policy["definition"] = dict(_NOTHING)
+            what = f'has only "queue-mode": "default" left, which does nothing: it hides {", ".join(hidden)}'
+            changes = [replace(changes[-1], what=what)]
+        if policy.get("definition") or not changes:
+            kept.append(policy)
+        else:
+            changes = [replace(changes[-1], what="is left out")]
+        found.changes += changes
+    if "policies" in found.document:
+        found.document["policies"] = kept
+    parameters = []
+    for parameter in _items(found.document, "parameters"):
+        changes = []
+        if parameter.get("component") == "operator_policy":
+            changes = list(_settings_changes("operator policy", parameter, parameter["value"]["definition"], to))
+        if changes and not parameter["value"]["definition"]:
+            changes = [replace(changes[-1], what="is left out")]
+        else:
+            parameters.append(parameter)
+        found.changes += changes
+    if "parameters" in found.document:
+        found.document["parameters"] = parameters
+
+
+def _settings_changes(kind: str, policy: Json, definition: Json, to: Version) -> Iterator[Finding]:
+    """Change the settings of a policy, and yield what was changed. Nothing may be left."""
+    mirroring = [name for name in definition if name.startswith("ha-")]
+    for name in mirroring:
+        del definition[name]
+    if mirroring:
+        what, why = f"has lost {', '.join(mirroring)}", "RabbitMQ 4.0 has no mirrored queues, and refuses the policy"
+        yield _finding(kind, policy, "ha", what, why)
+    if to >= V4_3 and "queue-master-locator" in definition:
+        old = definition.pop("queue-master-locator")
+        new = definition.setdefault("queue-leader-locator", _LOCATORS.get(old, "balanced"))
+        what = f"sets queue-leader-locator to {new} instead of queue-master-locator to {old}"
+        yield _finding(kind, policy, "locator", what, "RabbitMQ 4.3 refuses queue-master-locator")
+
+
+def _hidden_by(policy: Json, original: Json) -> Iterator[str]:
+    """Name the other policies that would apply to queues and exchanges of the file if this one did not."""
+    others = [each for each in _items(original, "policies") if _name(each) != _name(policy)]
+    names: set[str] = set()
+    for section in ("queues", "exchanges"):
+        for item in _items(original, section):
+            if policy.get("vhost") == item.get("vhost") and matches(policy, item["name"]):
+                applied = applied_policy(original, section, item)
+                if applied is not None and _name(applied) == _name(policy):
+                    following = applied_policy({**original, "policies": others}, section, item)
+                    names |= {following["name"]} if following is not None else set()
+    yield from (f"policy {name!r}" for name in sorted(names))
+
+
+def _name(item: Json) -> tuple[Any, Any]:
+    return item.get("vhost"), item["name"]
+
+
+def _convert_queues(found: Converted) -> None:
+    for queue in _items(found.document, "queues"):
+        if any(transient({"vhost": None, **queue})):
+            queue["durable"] = True
+            why = "RabbitMQ 4.3.0 to 4.3.5 refuse transient queues; clients must declare it durable"
+            found.changes.append(_finding("queue", queue, "transient", "is durable", why))
+        for told in refused_arguments(queue):
+            del queue["arguments"][told.partition("=")[0]]
+            why = "RabbitMQ 4.3 refuses it; clients must declare the queue without it"
+            found.changes.append(_finding("queue", queue, f"argument-{told}", f"has lost the argument {told}", why))
+
+
+def _convert_exchanges(found: Converted, delayed: Delayed | None) -> None:
+    kept, gone = [], set()
+    for exchange in _items(found.document, "exchanges"):
+        if exchange.get("type") != DELAYED:
+            kept.append(exchange)
+        elif delayed == "plain":
+            exchange["type"] = _arguments(exchange).pop("x-delayed-type", "direct")
+            kept.append(exchange)
+            what = f"is a {exchange['type']} exchange, and delivers at once"
+            why = "the delayed message plugin has no release for RabbitMQ 4.3"
+            found.changes.append(_finding("exchange", exchange, "delayed", what, why))
+        else:
+            gone.add(_name(exchange))
+            found_in = found.losses if delayed is None else found.changes
+            what = f"is left out{_with_bindings(found.document, exchange)}"
+            how = "the delayed message plugin has no release for RabbitMQ 4.3"
+            if delayed is None:
+                how += (
+                    ": --delayed plain keeps the exchange without its delay, --delayed leave-out accepts that it goes"
+                )
+            found_in.append(_finding("exchange", exchange, "delayed", what, how))
+    if gone:
+        found.document["exchanges"] = kept
+        found.document["bindings"] = [
+            each for each in _items(found.document, "bindings") if not gone.intersection(_exchanges_of(each))
+        ]
+
+
+def _exchanges_of(binding: Json) -> Iterator[tuple[Any, Any]]:
+    yield binding.get("vhost"), binding["source"]
+    if binding.get("destination_type") == "exchange":
+        yield binding.get("vhost"), binding["destination"]
+
+
+def _with_bindings(document: Json, exchange: Json) -> str:
+    bound = [each for each in _items(document, "bindings") if _name(exchange) in _exchanges_of(each)]
+    told = (f"{each['source']!r} to {each['destination']!r} by {each.get('routing_key', '')!r}" for each in bound)
+    return f", with its bindings: {'; '.join(told)}" if bound else ""
+
+
+def _convert_bindings(found: Converted) -> None:
+    """Simplify the keys of topic bindings with too many wildcards; a key that stays too complex is left out."""
+    topics = {_name(each) for each in _items(found.document, "exchanges") if is_topic(each)}
+    kept = []
+    for binding in _items(found.document, "bindings"):
+        words = (binding.get("routing_key") or "").split(".")
+        is_of_topic = (binding.get("vhost"), binding["source"]) in topics or binding["source"] == "amq.topic"
+        if not is_of_topic or words.count("#") <= MOST_WILDCARDS:
+            kept.append(binding)
+            continue
+        simple = [word for word, following in pairwise([*words, ""]) if (word, following) != ("#", "#")]
+        thing = f"binding from {binding['source']!r} to {binding['destination']!r} by {binding['routing_key']!r}"
+        why = f"RabbitMQ 4.3.5 allows {MOST_WILDCARDS} # in a key"
+        if simple.count("#") <= MOST_WILDCARDS:
+            binding["routing_key"] = ".".join(simple)
+            kept.append(binding)
+            what = f"has the key {binding['routing_key']!r}, which means the same"
+            found.changes.append(Finding("binding-key", thing, what, why, binding.get("vhost")))
+        else:
+            how = f"{why}: bind with simpler keys"
+            found.losses.append(Finding("binding-left-out", thing, "is left out", how, binding.get("vhost")))
+    if "bindings" in found.document:
+        found.document["bindings"] = kept
