@@ -150,7 +150,16 @@ class Transport:
             data += piece
         return data
 
+    def fileno(self) -> int:
+        """The descriptor of the socket, for select()."""
+        return self._socket.fileno()
+
     # Writing.
+
+    @property
+    def unsent(self) -> int:
+        """The number of bytes that the socket has not accepted yet."""
+        return len(self._outbox)
 
     def send(self, frames: Iterable[bytes]) -> None:
         """Send encoded frames, without waiting. If the connection is lost, read() raises the error."""

@@ -7,12 +7,15 @@ takes reports. Both are lines of JSON.
 import os
 import select
 import time
+from collections.abc import Callable
 from typing import Any
 
-from mqtool.benching.plain_connection import ConnectionLost, Wire
-from mqtool.benching.plan import Job, lines_in, told
+from mqtool.amqp import Address, TlsFiles
+from mqtool.amqp.pika_errors import connecting
+from mqtool.benching.plain_connection import AmqpWire, Wire
+from mqtool.benching.plan import AMQP_1_0, STREAM, Job, lines_in, told
 from mqtool.benching.tally import Latencies
-from mqtool.errors import MqtoolError
+from mqtool.errors import MqtoolError, Unavailable
 
 SECOND = 1_000_000_000
 #: Seconds between two reports, and between two attempts to connect again.
@@ -52,6 +55,19 @@ def tell(**values: Any) -> None:
     data = told(values)
     while data:
         data = data[os.write(1, data) :]
+
+
+def wire_for(protocol: str) -> Callable[[Address, TlsFiles, str], Wire]:
+    """The kind of connection that speaks a protocol."""
+    if protocol == AMQP_1_0:
+        from mqtool.benching.amqp10_wire import Amqp10Wire
+
+        return Amqp10Wire
+    if protocol == STREAM:
+        from mqtool.benching.stream_wire import StreamWire
+
+        return StreamWire
+    return AmqpWire
 
 
 class Client:
@@ -103,10 +119,22 @@ class Client:
         )
 
     def connected(self) -> Wire:
-        """A new connection."""
-        return Wire(
-            self.job.addresses, self.job.tls, " ".join(("mqtool bench", self.job.role, str(self.job.number + 1)))
-        )
+        """Connect to the first node that accepts the connection.
+
+        Raises:
+            MqtoolError: no node does.
+        """
+        kind = wire_for(self.plan.protocol)
+        name = " ".join(("mqtool bench", self.job.role, str(self.job.number + 1)))
+        failure: MqtoolError | None = None
+        for address in self.job.addresses:
+            try:
+                return kind(address, self.job.tls, name)
+            except MqtoolError as error:
+                failure = error
+            except OSError as error:
+                failure = connecting(error, address)
+        raise failure or Unavailable("no address to connect to")
 
     def _loop(self) -> int:
         """Do the job, and report several times a second; return the time at which the job ended."""
@@ -123,7 +151,7 @@ class Client:
                     self._open_again()
                 else:
                     self._step(self.wire, min(self.work(self.wire, now), report_at))
-            except ConnectionLost:
+            except ConnectionError:
                 self._lose()
 
     def _step(self, wire: Wire, until: int) -> None:

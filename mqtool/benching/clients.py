@@ -4,15 +4,14 @@ import contextlib
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
 from pamqp import commands
 
-from mqtool.amqp.unconfirmed import Route
 from mqtool.benching.client_process import SECOND, Client, Orders, tell
-from mqtool.benching.plain_connection import ConnectionLost, Wire
+from mqtool.benching.plain_connection import AmqpWire, Wire
 from mqtool.benching.plan import STAMP, Job, bodies
 from mqtool.benching.tally import Latencies, add_to_runs
 from mqtool.errors import MqtoolError
@@ -42,29 +41,27 @@ class Publisher(Client):
         self._next = 0  # the number of the next message
         self._base = 1  # its number is this much smaller than its delivery tag
         self._pending: dict[int, int] = {}  # the intended times of messages in flight, by delivery tag
-        self._lowest = 1
         self._confirmed: list[list[int]] = []
         self._nacked = self._sent = self._sent_at = 0
-        self._templates: list[tuple[bytes, bytes]] = []
+        self._templates: list[Any] = []
         # Publishers take turns, so that the messages of all of them are evenly spaced.
         self._offset = self._interval * job.number / plan.publishers
 
     def open(self, wire: Wire) -> None:
         super().open(wire)
-        self._base, self._lowest = 1 - self._next, 1
+        self._base = 1 - self._next
         properties: dict[str, Any] = {}
+        wire.start_publishing(self.job.exchange, self.job.routing_key, confirms=not self.plan.rpc)
         if self.plan.rpc:
-            wire.consume(_REPLIES, 0, partial(self._on_replies, wire), {}, auto=True)
+            wire.consume(_REPLIES, 0, partial(self._on_replies, wire), auto=True, offset=None)
             properties["reply_to"] = _REPLIES
         else:
             wire.on_confirm, wire.on_nack = partial(self._on_confirm, wire), self._on_nack
-            wire.confirm()
         if self.plan.ttl is not None:
             properties["expiration"] = str(round(self.plan.ttl * 1000))
-        route = Route(self.job.exchange, self.job.routing_key, persistent=self.plan.persistent)
-        encoder = wire.encoder
         self._templates = [
-            _around_stamp(encoder.encode([Message(each, properties=properties)], route)) for each in self._bodies
+            wire.template(Message(each, properties=properties), STAMP.size, persistent=self.plan.persistent)
+            for each in self._bodies
         ]
 
     def lost(self) -> None:
@@ -91,7 +88,7 @@ class Publisher(Client):
             return now + SECOND
         if now < self.start:
             return self.start
-        room = min(self.plan.in_flight - len(self._pending), _BATCH) if wire.unsent < _UNSENT else 0
+        room = min(self.plan.in_flight - len(self._pending), wire.credit, _BATCH) if wire.unsent < _UNSENT else 0
         if self._quota is not None:
             room = min(room, self._quota - self._next)
         if room <= 0:
@@ -108,30 +105,26 @@ class Publisher(Client):
 
     def _publish(self, wire: Wire, intended: list[int]) -> None:
         templates, publisher, delay = self._templates, self.job.number, round(self.plan.delay * SECOND)
-        pieces: list[bytes] = []
+        messages: list[tuple[int, Any, bytes]] = []
         for number, at in enumerate(intended, self._next):
-            before, after = templates[number % len(templates)]
-            pieces += (before, STAMP.pack(publisher, number, at + delay), after)
+            stamp = STAMP.pack(publisher, number, at + delay)
+            messages.append((number + self._base, templates[number % len(templates)], stamp))
             self._pending[number + self._base] = at
         self._next += len(intended)
-        wire.send(b"".join(pieces))
+        wire.publish(messages)
         self._sent += sum(at >= self.measured_from for at in intended)
         self._sent_at = time.monotonic_ns()
 
-    def _settled(self, tag: int, *, multiple: bool) -> Iterable[tuple[int, int]]:
-        """The tags that a confirm is for, and the intended times of their messages."""
-        tags = range(self._lowest, tag + 1) if multiple else (tag,)
-        found = [(each, self._pending.pop(each)) for each in tags if each in self._pending]
-        newest = self._next + self._base
-        while self._lowest < newest and self._lowest not in self._pending:
-            self._lowest += 1
-        return found
+    def _settled(self, tags: Iterable[int]) -> Iterator[tuple[int, int]]:
+        """The numbers and the intended times of those messages that were in flight until now."""
+        for tag in tags:
+            if (intended := self._pending.pop(tag, None)) is not None:
+                yield tag - self._base, intended
 
-    def _on_confirm(self, wire: Wire, tag: int, *, multiple: bool) -> None:
-        settled = self._settled(tag, multiple=multiple)
-        now, runs, base = wire.now, self._confirmed, self._base
-        for each, _ in settled:
-            number = each - base
+    def _on_confirm(self, wire: Wire, tags: Iterable[int]) -> None:
+        settled = [*self._settled(tags)]
+        now, runs = wire.now, self._confirmed
+        for number, _ in settled:
             if runs and runs[-1][0] + runs[-1][1] == number:
                 runs[-1][1] += 1
             else:
@@ -142,11 +135,10 @@ class Publisher(Client):
         self.happened(now)
 
     def _on_replies(self, wire: Wire, batch: list[Delivery]) -> None:
-        for delivery in batch:
-            self._on_confirm(wire, STAMP.unpack_from(delivery.body)[1] + self._base, multiple=False)
+        self._on_confirm(wire, [STAMP.unpack_from(delivery.body)[1] + self._base for delivery in batch])
 
-    def _on_nack(self, tag: int, *, multiple: bool) -> None:
-        self._nacked += len(list(self._settled(tag, multiple=multiple)))
+    def _on_nack(self, tags: Iterable[int]) -> None:
+        self._nacked += len([*self._settled(tags)])
 
     def report(self) -> dict[str, Any]:
         confirmed, self._confirmed = self._confirmed, []
@@ -161,15 +153,6 @@ class Publisher(Client):
         }
 
 
-def _around_stamp(frames: bytes) -> tuple[bytes, bytes]:
-    """Cut the frames of a message into what is before the stamp, and what is after it."""
-    position = 0
-    for _ in ("method", "header"):
-        position += 8 + int.from_bytes(frames[position + 3 : position + 7], "big")
-    body = position + 7
-    return frames[:body], frames[body + STAMP.size :]
-
-
 class Consumer(Client):
     """Receives messages, and acknowledges them."""
 
@@ -178,22 +161,22 @@ class Consumer(Client):
         self._runs: defaultdict[int, list[list[int]]] = defaultdict(list)
         self._unacknowledged = 0
         self._last_tag = self._received = 0
+        self._next_offset = 0 if self.plan.queue_type == "stream" else None
 
     def open(self, wire: Wire) -> None:
         super().open(wire)
         self._unacknowledged = 0
-        is_stream = self.plan.queue_type == "stream"
-        arguments = {"x-stream-offset": "first"} if is_stream else {}
-        auto = not self.plan.acknowledge and not is_stream
-        take = partial(self._take, wire)
-        wire.consume(self.job.queue, self.plan.prefetch, take, arguments, auto=auto)
+        take, auto = partial(self._take, wire), not self.plan.acknowledge
+        wire.consume(self.job.queue, self.plan.prefetch, take, auto=auto, offset=self._next_offset)
 
     def is_done(self, now: int) -> bool:  # noqa: ARG002
         return False  # until the command says so, because it knows what was published
 
     def _take(self, wire: Wire, batch: list[Delivery]) -> None:
         if self.plan.rpc:
-            self._reply(wire, batch)
+            assert isinstance(wire, AmqpWire)
+            replies = [Message(each.body, str(each.properties["reply_to"]), properties=_REPLY) for each in batch]
+            wire.reply(replies)
         now, runs, latencies = wire.now, self._runs, []
         measured_from = self.measured_from + round(self.plan.delay * SECOND)
         for delivery in batch:
@@ -205,6 +188,8 @@ class Consumer(Client):
         self.measured += len(latencies)
         self.latencies.record(latencies)
         self._last_tag = batch[-1].delivery_tag
+        if self._next_offset is not None:
+            self._next_offset = wire.offset_of(batch[-1]) + 1  # a new connection goes on from there
         if each := self.plan.acknowledge:
             self._unacknowledged += len(batch)
             if each == 1:
@@ -214,20 +199,13 @@ class Consumer(Client):
                 self._acknowledge_all(wire)
         self.happened(now)
 
-    def _reply(self, wire: Wire, batch: list[Delivery]) -> None:
-        """Send the bodies back to their publishers."""
-        replies = [
-            Message(delivery.body, str(delivery.properties["reply_to"]), properties=_REPLY) for delivery in batch
-        ]
-        wire.send(wire.encoder.encode(replies, Route()))
-
     def _acknowledge_all(self, wire: Wire) -> None:
         if self._unacknowledged:
             wire.acknowledge([(self._last_tag, True)])
             self._unacknowledged = 0
 
     def leave(self, wire: Wire) -> None:
-        with contextlib.suppress(ConnectionLost):
+        with contextlib.suppress(ConnectionError):
             self._acknowledge_all(wire)
         super().leave(wire)
 
@@ -260,6 +238,7 @@ class Churner(Publisher):
     def open(self, wire: Wire) -> None:
         Client.open(self, wire)
         if self.plan.churn == "bindings":
+            assert isinstance(wire, AmqpWire)
             wire.call(_exclusive_queue(self._name), commands.Queue.DeclareOk)
 
     def is_done(self, now: int) -> bool:
@@ -269,6 +248,7 @@ class Churner(Publisher):
         due = self._intended(self._next) if self._interval else max(now, self.start)
         if due > now:
             return due
+        assert isinstance(wire, AmqpWire)
         self._next += 1
         self._sent, self._sent_at = self._next, now
         {"connections": self._connection, "channels": self._channel, "queues": self._queue, "bindings": self._binding}[
@@ -276,26 +256,26 @@ class Churner(Publisher):
         ](wire, due)
         return self._intended(self._next) if self._interval else now
 
-    def _connection(self, _wire: Wire, due: int) -> None:
+    def _connection(self, _wire: AmqpWire, due: int) -> None:
         other = self.connected()
         removed_from = self._created(due)
         other.close()
         self._is_removed(removed_from)
 
-    def _channel(self, wire: Wire, due: int) -> None:
+    def _channel(self, wire: AmqpWire, due: int) -> None:
         number = 2  # the first one stays open
         wire.call(commands.Channel.Open(), commands.Channel.OpenOk, channel=number)
         removed_from = self._created(due)
         wire.call(commands.Channel.Close(200, "", 0, 0), commands.Channel.CloseOk, channel=number)
         self._is_removed(removed_from)
 
-    def _queue(self, wire: Wire, due: int) -> None:
+    def _queue(self, wire: AmqpWire, due: int) -> None:
         wire.call(_exclusive_queue(self._name), commands.Queue.DeclareOk)
         removed_from = self._created(due)
         wire.call(commands.Queue.Delete(queue=self._name), commands.Queue.DeleteOk)
         self._is_removed(removed_from)
 
-    def _binding(self, wire: Wire, due: int) -> None:
+    def _binding(self, wire: AmqpWire, due: int) -> None:
         exchange, key = "amq.direct", f"{self._name}-{self._next}"
         bind = commands.Queue.Bind(queue=self._name, exchange=exchange, routing_key=key)
         wire.call(bind, commands.Queue.BindOk)
@@ -337,5 +317,5 @@ def main() -> None:
         (publisher if job.role == "publisher" else Consumer)(job, orders).run()
     except MqtoolError as error:
         tell(failed=str(error), hint=error.hint, exit_code=int(error.exit_code))
-    except ConnectionLost as error:
+    except ConnectionError as error:
         tell(failed=str(error), hint=None, exit_code=69)

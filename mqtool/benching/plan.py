@@ -1,20 +1,23 @@
-"""The settings of a run, the job of each of its processes, and the stamp that each message carries."""
+"""What a run needs: its settings, the broker, the job of each process, and the stamp that each message carries."""
 
 import json
 import os
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from struct import Struct
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
-from mqtool.amqp import Address, TlsFiles
+from mqtool.amqp import Address, Connection, TlsFiles
 from mqtool.errors import UsageError
+from mqtool.management import Management
 
 #: The first bytes of each body: the publisher, the message's number, and the time at which it should have been sent,
 #: in nanoseconds of the monotonic clock, which the processes of a machine share.
 STAMP = Struct(">HQq")
+#: Protocols by their names in options.
+AMQP_0_9_1, AMQP_1_0, STREAM = PROTOCOLS = ("amqp0.9.1", "amqp1.0", "stream")
 #: The number of different bodies if their sizes vary.
 _BODIES = 512
 #: The default number of messages in flight, of each publisher.
@@ -39,6 +42,7 @@ class Plan:
         delay: seconds that messages wait in a wait queue before they reach the consumers.
         rpc: consumers reply to each message; latencies until the confirm become latencies until the reply.
         churn: instead of publishing, create and remove "connections", "channels", "queues" or "bindings".
+        protocol: one of PROTOCOLS; publishers and consumers speak it.
     """
 
     rate: float | None = None
@@ -59,6 +63,7 @@ class Plan:
     delay: float = 0.0
     rpc: bool = False
     churn: str | None = None
+    protocol: str = AMQP_0_9_1
 
     def checked(self) -> Self:
         """Return the plan.
@@ -77,9 +82,33 @@ class Plan:
             raise UsageError("--rpc needs a classic or quorum queue, without an exchange or a delay", "leave them out")
         if self.delay and self.queue_type == "stream":
             raise UsageError("messages to a stream cannot wait in a wait queue", "use a classic or quorum queue")
+        if self.queue_type == "stream" and not self.acknowledge and self.protocol == AMQP_0_9_1:
+            raise UsageError("a stream's consumers must acknowledge", "leave out --ack auto")
+        if 0 < self.prefetch < self.acknowledge:
+            raise UsageError(
+                f"--ack {self.acknowledge} waits for more messages than --prefetch {self.prefetch} allows",
+                "make --ack smaller, or --prefetch larger",
+            )
+        self._check_protocol()
         if self.duration is not None and self.warm_up >= self.duration:
             raise UsageError("the warm-up takes the whole run", "make --warm-up shorter than --duration")
         return self
+
+    def _check_protocol(self) -> None:
+        """Raise UsageError if the settings ask for what the protocol does not have."""
+        if self.protocol == AMQP_0_9_1:
+            return
+        found = {"--rpc": self.rpc, "--churn": self.churn is not None}
+        if self.protocol == STREAM:
+            if self.queue_type != "stream":
+                raise UsageError(
+                    f"the stream protocol cannot reach a {self.queue_type} queue", f"leave out --protocol {STREAM}"
+                )
+            found |= {"--exchange": self.exchange is not None, "--ttl": self.ttl is not None}
+            found |= {"--transient": not self.persistent, "--ack": self.acknowledge != 1}
+            found |= {"--prefetch": self.prefetch != PREFETCH}
+        if unfit := [name for name, is_given in found.items() if is_given]:
+            raise UsageError(f"{unfit[0]} cannot be combined with --protocol {self.protocol}", "leave one of them out")
 
     def with_value(self, name: str, value: Any) -> Self:
         """Return a copy with another value for one setting."""
@@ -108,7 +137,12 @@ class Plan:
         size = f"bodies from {self.bodies.name}" if self.bodies else f"{small} bytes" if small == large else ""
         pace = f"{self.rate:,.0f}/s" if self.rate else f"up to {self.in_flight:,} in flight"
         parts = [
-            f"{self.queue_type} queue",
+            "stream" if self.queue_type == "stream" else f"{self.queue_type} queue",
+            *(
+                []
+                if self.protocol == AMQP_0_9_1
+                else ["over AMQP 1.0" if self.protocol == AMQP_1_0 else "by its protocol"]
+            ),
             _counted(self.publishers, "publisher"),
             _counted(self.consumers, "consumer"),
             size or f"{small} to {large} bytes",
@@ -143,6 +177,29 @@ def bodies(plan: Plan) -> list[bytes]:
         return [bytes(small)]
     sizes = random.Random(0)  # the same sizes in every run
     return [bytes(sizes.randint(small, large)) for _ in range(_BODIES)]
+
+
+class Place(NamedTuple):
+    """The broker to measure.
+
+    Attributes:
+        connect: opens an AMQP 0-9-1 connection, to declare what a run needs.
+        find_api: finds the management API, for the broker's use of CPU and memory.
+        find_leader: finds the node to use for a stream, and its stream port.
+    """
+
+    addresses: Sequence[Address]
+    tls: TlsFiles
+    connect: Callable[[], Connection]
+    find_api: Callable[[], Management]
+    find_leader: Callable[[str], Address]
+
+
+class Timed(NamedTuple):
+    """A command to run in a shell, and when, in seconds after the start."""
+
+    at: float
+    command: str
 
 
 @dataclass(frozen=True, slots=True)

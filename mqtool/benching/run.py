@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self, TypeVar
 
-from mqtool.amqp import Address, Channel, Connection, TlsFiles, administration
-from mqtool.benching.plan import Job, Plan, lines_in, told
+from mqtool.amqp import Channel, Connection, administration
+from mqtool.benching.plan import STREAM, Job, Place, Plan, Timed, lines_in, told
 from mqtool.benching.result import Result, Snapshot
 from mqtool.benching.tally import Latencies, Tally
 from mqtool.delays import wait_queues
@@ -30,25 +30,6 @@ _READY, _QUIET, _END = 30.0, 5.0, 10.0
 _SHORTLY = 1.0
 #: Milliseconds after which the broker deletes the queue of a run that was killed.
 _EXPIRES = 600_000
-
-
-class Place(NamedTuple):
-    """The broker to measure.
-
-    Attributes:
-        find_api: finds the management API, for the broker's use of CPU and memory; None to do without.
-    """
-
-    addresses: Sequence[Address]
-    tls: TlsFiles = TlsFiles()
-    find_api: Callable[[], Management] | None = None
-
-
-class Timed(NamedTuple):
-    """A command to run in a shell, and when, in seconds after the start."""
-
-    at: float
-    command: str
 
 
 @dataclass(slots=True)
@@ -76,7 +57,7 @@ class Client:
 class BrokerUse:
     """What the broker uses, as far as its management API and, on this machine, /proc tell."""
 
-    def __init__(self, find_api: Callable[[], Management] | None) -> None:
+    def __init__(self, find_api: Callable[[], Management]) -> None:
         self._find_api = find_api
         self._pid: int | None = None
         self._cpu = 0.0
@@ -85,8 +66,6 @@ class BrokerUse:
 
     def begin(self) -> None:
         """Start to measure, or find out that it is not possible."""
-        if self._find_api is None:
-            return
         with contextlib.suppress(MqtoolError):
             self._api = self._find_api()
             [node] = self._nodes()
@@ -121,6 +100,9 @@ def _cpu_time(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+_Thing = TypeVar("_Thing", Queue, Exchange)
+
+
 class Run:
     """Context manager for one run: declares what it needs, and deletes it again.
 
@@ -142,8 +124,9 @@ class Run:
         self._commands = sorted(commands)
         self._notice = notice
         self._name = f"mqtool-bench-{new_message_id()[:8]}"
-        self._declared: list[Queue | Exchange] = []
+        self._things: list[Queue | Exchange] = []
         self._routing_key = ""
+        self._addresses = place.addresses
         self._clients: list[Client] = []
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._selector = selectors.DefaultSelector()
@@ -153,34 +136,46 @@ class Run:
         self._series: list[Snapshot] = []
 
     def __enter__(self) -> Self:
-        with Connection(self._place.addresses, tls=self._place.tls) as connection:
+        try:
+            self._declare()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _declare(self) -> None:
+        with self._place.connect() as connection:
             self.broker = connection.broker_to_show
             if self.plan.churn is not None:
-                return self
+                return
             channel = connection.channel()
             arguments: dict[str, Any] = {"x-queue-type": self.plan.queue_type}
             if self.plan.queue_type != "stream":
                 arguments["x-expires"] = _EXPIRES
-            first = channel.declare(Queue(self._name, durable=True, arguments=arguments))
-            self._declared.append(first)
+            first = self._declared(Queue(self._name, durable=True, arguments=arguments))
+            channel.declare(first)
             if self.plan.delay:
                 first = self._declare_wait_queue(channel)
             self._routing_key = first.name
             if self.plan.exchange is not None:
-                exchange = Exchange(self._name, self.plan.exchange, durable=True)
-                self._declared.append(channel.declare(exchange))
-                channel.bind(first, exchange, first.name)
-        return self
+                # If this command is killed, the queue expires, and the exchange goes with it.
+                exchange = self._declared(Exchange(self._name, self.plan.exchange, durable=True, auto_delete=True))
+                channel.bind(first, channel.declare(exchange), first.name)
+        if self.plan.protocol == STREAM:
+            self._addresses = [self._place.find_leader(self._name)]
+
+    def _declared(self, thing: _Thing) -> _Thing:
+        """Remember what is about to be declared, to delete it at the end."""
+        self._things.append(thing)
+        return thing
 
     def _declare_wait_queue(self, channel: Channel) -> Queue:
         """Declare a queue that passes messages on to the consumers' queue after the delay."""
-        queue = wait_queues.wait_queue(f"{self._name}.wait", round(self.plan.delay * 1000), "", self._name)
+        wait_for = round(self.plan.delay * 1000)
+        queue = self._declared(wait_queues.wait_queue(f"{self._name}.wait", wait_for, "", self._name))
         if self.plan.queue_type == "quorum":
-            queue = wait_queues.AtLeastOnce(channel, self._notice).declare(queue)
-        else:
-            channel.declare(queue)
-        self._declared.append(queue)
-        return queue
+            return wait_queues.AtLeastOnce(channel, self._notice).declare(queue)
+        return channel.declare(queue)
 
     def __exit__(self, *error: object) -> None:
         for client in self._clients:
@@ -191,7 +186,7 @@ class Run:
             if process.poll() is None:
                 self._notice(f"still running: {command}")
         self._selector.close()
-        if not self._declared:
+        if not self._things:
             return
         try:
             self._delete()
@@ -203,15 +198,21 @@ class Run:
 
         with connect_within(_END, lambda: Connection(self._place.addresses, tls=self._place.tls)) as connection:
             channel = connection.channel()
-            for thing in self._declared:
+            for thing in self._things:
                 if isinstance(thing, Queue):
                     administration.delete_queue(channel, thing.name)
                 else:
                     administration.delete_exchange(channel, thing.name)
 
     def stop(self) -> None:
-        """End the run early; perform() returns the result so far. Safe to call from a signal handler."""
+        """End the run early; perform() returns the result so far. For a signal handler of the main thread.
+
+        Raises:
+            KeyboardInterrupt: nothing has been declared yet, so that there is nothing to wait for.
+        """
         self._stopping = True
+        if not (self._things or self._clients):
+            raise KeyboardInterrupt
 
     def perform(self, progress: Callable[[Snapshot], None] = lambda _: None) -> Result:
         """Publish and receive; return the result.
@@ -245,7 +246,7 @@ class Run:
 
     def _launch(self, role: str, number: int) -> None:
         place, exchange = self._place, self._name if self.plan.exchange else ""
-        job = Job(role, number, self.plan, place.addresses, place.tls, exchange, self._routing_key, self._name)
+        job = Job(role, number, self.plan, self._addresses, place.tls, exchange, self._routing_key, self._name)
         process = subprocess.Popen(
             [sys.executable, "-m", "mqtool.benching"],
             stdin=subprocess.PIPE,
@@ -283,7 +284,8 @@ class Run:
 
     def _take(self, client: Client, report: dict[str, Any]) -> None:
         if "failed" in report:
-            error = MqtoolError(f"{client.role} {client.number + 1}: {report['failed']}", report["hint"])
+            where = f"{client.role} {client.number + 1}: " if client.told.get("ready") else ""
+            error = MqtoolError(where + report["failed"], report["hint"])
             error.exit_code = ExitCode(report["exit_code"])
             raise error
         self._tally.confirm(client.number, report.pop("confirmed", ()))

@@ -200,6 +200,17 @@ def test_nobody_serves(shell: Shell) -> None:
     assert (asked.code, "there is no queue 'rpc_queue'" in asked.stderr) == (69, True)
 
 
+@pytest.mark.parametrize("options", ["", "--queue-type stream", "--size 100-200KiB --exchange topic --ack auto"])
+def test_bench(shell: Shell, options: str) -> None:
+    """All that was published is confirmed and received once; the queue is gone afterwards."""
+    bench = ("mqtool", "bench", "--yes", "--json", "-c", "300", *options.split())
+    done = shell.run(*bench, "--protocol", "amqp1.0")
+    assert done.code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [found[name] for name in ("published", "confirmed", "received", "lost", "duplicated")] == [300] * 3 + [0] * 2
+    assert shell.run("mqtool", "list", "queues").stdout == ""
+
+
 def test_publisher_confirms(shell: Shell) -> None:
     told = shell.run("mqtool", "publisher-confirms", "all", "-c", "300")
     assert (told.code, told.stdout.count("Published 300 messages")) == (0, 3)

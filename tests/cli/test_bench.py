@@ -3,7 +3,7 @@
 import contextlib
 import json
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ from mqtool.benching.tally import Latencies
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.drills.scene import Proxy
 from tests.brokers import TestBroker, on_any_broker
-from tests.cli.shell import PATIENCE, Shell, wait_until
+from tests.cli.shell import Shell, wait_until
 
 BENCH = ("mqtool", "bench", "--yes")
 #: How the payload of basic.deliver begins.
@@ -22,7 +22,7 @@ _DELIVER = b"\0\x3c\0\x3c"
 @pytest.fixture
 def own() -> Iterator[EmbeddedBroker]:
     """A broker that nobody else is disturbed with."""
-    with EmbeddedBroker(management_port=0, recording=True) as broker:
+    with EmbeddedBroker(management_port=0, stream_port=0, recording=True, like="4.3") as broker:
         yield broker
 
 
@@ -30,6 +30,7 @@ def own() -> Iterator[EmbeddedBroker]:
 def tester(lonely_shell: Shell, own: EmbeddedBroker) -> Shell:
     assert own.management_url is not None
     lonely_shell.environment |= {"MQTOOL_URL": own.url, "MQTOOL_MANAGEMENT_URL": own.management_url}
+    lonely_shell.environment["MQTOOL_STREAM_PORT"] = str(own.stream_port)
     return lonely_shell
 
 
@@ -40,14 +41,26 @@ def _result(shell: Shell, *options: str, code: int = 0) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("queue_type", ["classic", "quorum", "stream"])
+@pytest.mark.parametrize("queue_type", ["classic", "quorum", "stream", "stream by its protocol"])
+@pytest.mark.own_vhost("the totals are those of its vhost")
 def test_totals_and_nothing_left_behind(shell: Shell, broker: TestBroker, queue_type: str) -> None:
-    """All that was published is confirmed and received once; the queue is gone afterwards."""
-    found = _result(shell, "-c", "500", "--publishers", "2", "--queue-type", queue_type)
+    """All that was published is confirmed and received once, as the API counts it; the queue is gone afterwards."""
+    options = ("--protocol", "stream") if queue_type.endswith("protocol") else ("--queue-type", queue_type)
+    found = _result(shell, "-c", "500", "--publishers", "2", *options)
     assert [found[name] for name in ("published", "confirmed", "received")] == [500, 500, 500]
     assert [found[name] for name in ("lost", "duplicated", "out_of_order", "redelivered")] == [0, 0, 0, 0]
     assert Latencies(found["deliver"]["histogram"]).count == Latencies(found["confirm"]["histogram"]).count == 500
     assert shell.run("mqtool", "list", "queues").stdout == ""
+    if "protocol" in queue_type:
+        return  # RabbitMQ's API does not count these
+    told = ("publish", "deliver", "ack") if broker.kind == "embedded" else ("publish", "confirm", "deliver", "ack")
+    wait_until(lambda: _counted_by(broker, told) == [500] * len(told), f"500 of each of {told}")
+
+
+def _counted_by(broker: TestBroker, names: Sequence[str]) -> list[int]:
+    """The totals that the management API tells for the test's vhost."""
+    vhost: Any = broker.api("GET", f"vhosts/{broker.vhost}")
+    return [vhost.get("message_stats", {}).get(name, 0) for name in names]
 
 
 @on_any_broker
@@ -71,11 +84,22 @@ def test_a_broker_of_others_is_asked_about(tester: Shell, own: EmbeddedBroker) -
     assert (done.code, "this would put load on" in done.stderr) == (2, True), done.stderr
 
 
+def _wait_for_messages(own: EmbeddedBroker, count: int) -> None:
+    """Wait until a run has published this many messages."""
+    api = TestBroker("embedded", own.url, own.management_url or "")
+
+    def published() -> bool:
+        queues: Any = api.api("GET", "queues")
+        # The statistics do not include the stream protocol.
+        return any(max(each["messages"], each["message_stats"].get("publish", 0)) >= count for each in queues)
+
+    wait_until(published, f"{count} messages in the queue")
+
+
 def _once_it_runs(tester: Shell, own: EmbeddedBroker, *options: str, then: Callable[[], object]) -> dict[str, Any]:
     """Start a run, do something to the broker once a hundred messages are published, and return the result."""
-    own.reset()
     bench = tester.start(*BENCH, "--json", *options)
-    own.published(count=100, timeout=PATIENCE)
+    _wait_for_messages(own, 100)
     then()
     done = bench.wait()
     assert done.code == 0, done.stderr
@@ -163,6 +187,11 @@ def test_several_runs(shell: Shell, broker: TestBroker) -> None:
         (["--json", "--csv"], "--json and --csv cannot be combined"),
         (["--plot", "x.png"], "its name must end with .svg or .html"),
         (["--rpc", "--queue-type", "stream"], "--rpc needs a classic or quorum queue"),
+        (["--queue-type", "stream", "--ack", "auto"], "a stream's consumers must acknowledge"),
+        (["--ack", "20", "--prefetch", "10"], "--ack 20 waits for more messages than --prefetch 10 allows"),
+        (["--protocol", "stream", "--queue-type", "quorum"], "the stream protocol cannot reach a quorum queue"),
+        (["--protocol", "stream", "--ttl", "1s"], "--ttl cannot be combined with --protocol stream"),
+        (["--protocol", "amqp1.0", "--churn", "queues"], "--churn cannot be combined with --protocol amqp1.0"),
         (["--duration", "1s", "--warm-up", "2s"], "the warm-up takes the whole run"),
         (["--bodies", "nothing"], "cannot read nothing"),
         (["comapre", "classic", "quorum"], "did you mean 'compare'?"),
@@ -222,18 +251,25 @@ def test_what_a_proxy_drops_doubles_and_swaps_is_counted_exactly(tester: Shell, 
     assert [found[name] for name in ("lost", "duplicated", "out_of_order", "redelivered")] == [100, 100, 100, 0]
 
 
-def test_a_cut_connection(tester: Shell, own: EmbeddedBroker) -> None:
-    """Both sides connect again; no confirmed message is lost."""
-    load = ("--rate", "1000", "--duration", "3s", "--ack", "100")
-    found = _once_it_runs(tester, own, *load, then=own.faults.cut_connections)
+@pytest.mark.parametrize(
+    "options", ["--ack 100", "--queue-type stream", "--protocol stream", "--protocol amqp1.0 --ack 100"]
+)
+def test_a_cut_connection(tester: Shell, own: EmbeddedBroker, options: str) -> None:
+    """Both sides connect again; no confirmed message is lost. In a stream, the consumer goes on where it was."""
+    load = ("--rate", "1000", "--duration", "2s", *options.split())
+    name, port = ("STREAM_PORT", own.stream_port) if "protocol stream" in options else ("URL", own.port)
+    with Proxy(port or 0) as proxy:
+        tester.environment[f"MQTOOL_{name}"] = tester.environment[f"MQTOOL_{name}"].replace(str(port), str(proxy.port))
+        found = _once_it_runs(tester, own, *load, then=proxy.cut)
     assert (found["reconnects"], found["lost"]) == (2, 0)
+    assert "stream" not in options or found["duplicated"] == 0
     assert found["confirmed"] + found["unconfirmed"] == found["published"]
 
 
 def test_ctrl_c_shows_what_there_is(tester: Shell, own: EmbeddedBroker) -> None:
     """The result so far, and nothing is left behind."""
     bench = tester.start(*BENCH, "--rate", "500", "--duration", "1h")
-    own.published(timeout=PATIENCE)
+    _wait_for_messages(own, 1)
     done = bench.interrupt().wait()
     assert done.code == 130, done.stderr
     assert "confirmed/s" in done.stdout

@@ -80,7 +80,12 @@ def overview(call: Call) -> Json:
             "queues": len(queues),
         },
         "queue_totals": {"messages": ready + unacked, "messages_ready": ready, "messages_unacknowledged": unacked},
-        "message_stats": {**rates.total(each.traffic for each in queues), "drop_unroutable": broker.dropped_unroutable},
+        "message_stats": {
+            **rates.total(
+                [*(vhost.deleted_traffic for vhost in broker.vhosts.values()), *(each.traffic for each in queues)]
+            ),
+            "drop_unroutable": broker.dropped_unroutable,
+        },
         "user": call.user.name,
     }
 

@@ -236,7 +236,7 @@ def _vhost_view(vhost: VirtualHost, rates: Rates) -> Json:
     ready = sum(len(queue) for queue in vhost.queues.values())
     unacked = sum(queue.unacked for queue in vhost.queues.values())
     return {
-        "message_stats": rates.total(queue.traffic for queue in vhost.queues.values()),
+        "message_stats": rates.total([vhost.deleted_traffic, *(queue.traffic for queue in vhost.queues.values())]),
         "name": vhost.name,
         "description": vhost.description,
         "tags": [],

@@ -135,6 +135,11 @@ class Traffic:
     got: int = 0
     got_no_ack: int = 0
 
+    def add(self, other: "Traffic") -> None:
+        """Add the numbers of another queue."""
+        for name in self.__dict__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
     def counts(self) -> dict[str, int]:
         """Return the numbers by their field names in the management API."""
         return {

@@ -10,7 +10,7 @@ from mqtool.broker.embedded.model.amqp_message import Message, carbon_copies
 from mqtool.broker.embedded.model.applied_policies import Policies
 from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.clock import Clock
-from mqtool.broker.embedded.model.consumers import Watcher
+from mqtool.broker.embedded.model.consumers import Traffic, Watcher
 from mqtool.broker.embedded.model.dead_lettering import DeadLettered, DeadLetters, would_cycle
 from mqtool.broker.embedded.model.declarations import check_headers_binding
 from mqtool.broker.embedded.model.exchange import (
@@ -81,6 +81,7 @@ class VirtualHost:
         tracing: True if the firehose (message tracing) is on.
         failures: logs failures to process a message.
         watcher: called with everything that happens to messages; None if nobody watches. Set by watch().
+        deleted_traffic: the message counts of queues that have been deleted, which the totals include.
     """
 
     def __init__(self, name: str, clock: Clock, ledger: Ledger, profile: Profile) -> None:
@@ -91,13 +92,12 @@ class VirtualHost:
         self.tracing = False
         self.watcher: Watcher | None = None
         self.failures = FailureLog()
+        self.deleted_traffic = Traffic()
         self._clock = clock
         self._ledger = ledger
         self.queues: dict[str, Queue] = {}
         self.policies = Policies(name, ledger, self._apply_policies)
-        self.exchanges = {
-            exchange: Exchange(exchange, kind, predeclared=True) for exchange, kind in PREDECLARED.items()
-        }
+        self.exchanges = {name: Exchange(name, kind, predeclared=True) for name, kind in PREDECLARED.items()}
         self.exchanges[TRACE_EXCHANGE] = Exchange(TRACE_EXCHANGE, "topic", internal=True, predeclared=True)
         for exchange in self.exchanges.values():
             exchange.follow(profile)
@@ -194,6 +194,7 @@ class VirtualHost:
             return 0
         del self.queues[queue.name]
         self._changed()
+        self.deleted_traffic.add(queue.traffic)
         for binding in list(queue.inbound):
             self._unbind(binding)
         if queue.stored:

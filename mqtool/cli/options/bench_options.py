@@ -1,0 +1,187 @@
+"""Options of bench: the load, and what happens in a run."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+from mqtool.amqp import Address
+from mqtool.benching.plan import IN_FLIGHT, PREFETCH, PROTOCOLS, STREAM, Place, Plan, Timed
+from mqtool.cli.access import Access
+from mqtool.cli.command_line import Option, OptionGroup, duration_or_seconds, size
+from mqtool.cli.options import DURATION, RATE, TIME_LIMIT
+from mqtool.cli.options.queue_options import StreamPort
+from mqtool.duration import parse_duration
+from mqtool.errors import UsageError
+
+#: Seconds to publish in a run, and in each run of a comparison or of --vary.
+LONG, SHORT = 10.0, 5.0
+BenchProtocol = Annotated[
+    Literal["amqp0.9.1", "amqp1.0", "stream"] | None,
+    Option(
+        help="Protocol of publishers and consumers", show_default=PROTOCOLS[0], envvar="MQTOOL_PROTOCOL", panel="Load"
+    ),
+]
+
+
+def _sizes(text: str) -> tuple[int, int]:
+    """Parse a size, or a range of sizes such as 100-4KiB."""
+    small, dash, large = text.partition("-")
+    sizes = size(small), size(large) if dash else size(small)
+    if sizes[0] > sizes[1]:
+        raise ValueError(f"{text!r} is not a range of sizes: the first one is larger")
+    return sizes
+
+
+def _acknowledgements(text: str) -> int:
+    """Parse --ack; return how many messages to acknowledge at once, 0 for none."""
+    if text in ("each", "auto"):
+        return int(text == "each")
+    return _number(text, "each, auto or a number of messages")
+
+
+def _number(text: str, what: str = "a number from 1") -> int:
+    if not re.fullmatch(r"[1-9]\d{0,8}", text, re.ASCII):
+        raise ValueError(f"{text!r} is not {what}")
+    return int(text)
+
+
+#: What --vary can change: the setting of the plan, and the parser of its values.
+_VARIABLE: dict[str, tuple[str, Any]] = {
+    "rate": ("rate", RATE["parser"]),
+    "size": ("sizes", _sizes),
+    "publishers": ("publishers", _number),
+    "consumers": ("consumers", _number),
+    "confirms": ("in_flight", _number),
+    "prefetch": ("prefetch", _number),
+    "ack": ("acknowledge", _acknowledgements),
+}
+
+
+class Variation(NamedTuple):
+    """What --vary changes from run to run: its name, the setting of the plan, and pairs of text and value."""
+
+    name: str
+    setting: str
+    steps: Sequence[tuple[str, Any]]
+
+
+def _variation(text: str) -> Variation:
+    name, equals, values = text.partition("=")
+    if not equals or name not in _VARIABLE:
+        raise ValueError(f"{text!r} does not begin with one of {', '.join(_VARIABLE)}, and =")
+    setting, parse = _VARIABLE[name]
+    return Variation(name, setting, [(each, parse(each)) for each in values.split(",")])
+
+
+class Load(OptionGroup):
+    """Options that set the load."""
+
+    PANEL: ClassVar = "Load"
+
+    rate: Annotated[float | None, Option(help="Messages per second (default: as confirmed)", **RATE)] = None
+    duration: Annotated[
+        float | None,
+        Option(help="Publish for this long", show_default="10s, or 5s for each of several runs", **TIME_LIMIT),
+    ] = None
+    messages: Annotated[int | None, Option("-c", "-n", min=1, help="Publish N messages")] = None
+    sizes: Annotated[
+        Any, Option("--size", parser=_sizes, metavar="SIZE", help="Bytes of a body, or a range: 100-4KiB")
+    ] = (100, 100)
+    bodies: Annotated[Path | None, Option(metavar="FILE", help="Take the bodies from the lines of FILE")] = None
+    publishers: Annotated[int, Option(min=1, max=100, help="Publishers, a process each")] = 1
+    consumers: Annotated[int, Option(min=1, max=100, help="Consumers, a process each")] = 1
+    queue_type: Annotated[
+        Literal["classic", "quorum", "stream"] | None, Option(help="Type of the queue", show_default="quorum")
+    ] = None
+    confirms: Annotated[int, Option(min=1, help="Messages in flight of each publisher")] = IN_FLIGHT
+    ack: Annotated[
+        Any, Option(parser=_acknowledgements, metavar="each|N|auto", help="Acknowledge each message, every N, or none")
+    ] = 1
+    prefetch: Annotated[int, Option(min=0, max=65535, help="Deliveries to hold unacknowledged")] = PREFETCH
+    exchange: Annotated[
+        Literal["direct", "fanout", "topic", "headers"] | None, Option(help="Publish through an exchange of this type")
+    ] = None
+    persistent: Annotated[bool, Option("--persistent/--transient", help="Delivery mode 2, or 1")] = True
+    ttl: Annotated[float | None, Option(help="Expire messages after this long", **DURATION)] = None
+    delay: Annotated[
+        float, Option(help="Delay messages, in a wait queue", parser=parse_duration, metavar="DURATION")
+    ] = 0.0
+    rpc: Annotated[bool, Option(help="Consumers reply; measure the round trip")] = False
+    churn: Annotated[
+        Literal["connections", "channels", "queues", "bindings"] | None,
+        Option(help="Create and remove these instead of publishing"),
+    ] = None
+    warm_up: Annotated[float, Option(help="Do not measure the first part of a run", **DURATION)] = 0.0
+
+    def plan(self, default: float, protocol: str) -> Plan:
+        """The plan of a run.
+
+        Args:
+            default: the duration in seconds, unless an option limits the run.
+            protocol: the protocol of publishers and consumers.
+
+        Raises:
+            UsageError: options contradict each other.
+        """
+        return Plan(
+            rate=self.rate,
+            duration=default if self.duration is None and self.messages is None else self.duration,
+            messages=self.messages,
+            sizes=self.sizes,
+            bodies=self.bodies,
+            publishers=self.publishers,
+            consumers=self.consumers,
+            queue_type=self.queue_type or ("stream" if protocol == STREAM else "quorum"),
+            prefetch=self.prefetch,
+            in_flight=self.confirms,
+            acknowledge=self.ack,
+            exchange=self.exchange,
+            persistent=self.persistent,
+            ttl=self.ttl,
+            warm_up=self.warm_up,
+            delay=self.delay,
+            rpc=self.rpc,
+            churn=self.churn,
+            protocol=protocol,
+        ).checked()
+
+
+class Runs(OptionGroup):
+    """Options for what happens during a run, and for several runs."""
+
+    PANEL: ClassVar = "Load"
+
+    at: Annotated[
+        list[Any] | None,
+        Option(nargs=2, parser=str, metavar="TIME COMMAND", help="Run a shell command at a time of the run"),
+    ] = None
+    during: Annotated[str | None, Option(metavar="COMMAND", help="Run a shell command after a third of the run")] = None
+    vary: Annotated[
+        Any | None, Option(parser=_variation, metavar="NAME=A,B,C", help="A run for each value, such as rate=500,1000")
+    ] = None
+    rounds: Annotated[int, Option(min=2, max=100, help="With compare: runs of each")] = 5
+    stream_port: StreamPort = None
+
+    def place(self, access: Access) -> Place:
+        """What a run needs to know of the broker."""
+
+        def find_leader(stream: str) -> Address:
+            with access.stream_channel(self.stream_port) as channel:
+                return channel.sessions_for([stream], to_publish=True)[0].address
+
+        return Place(access.addresses, access.tls, access.connect, access.management, find_leader)
+
+    def commands(self, plan: Plan) -> list[Timed]:
+        """The commands to run, and when.
+
+        Raises:
+            UsageError: a time is not valid.
+        """
+        found = [Timed((plan.duration or SHORT) / 3, self.during)] if self.during is not None else []
+        for at, command in self.at or ():
+            try:
+                found.append(Timed(duration_or_seconds(at), command))
+            except ValueError as error:
+                raise UsageError(f"--at: {error}", "write it like this: --at 5s 'COMMAND'") from error
+        return found
