@@ -18,8 +18,10 @@ from mqtool.management import Management
 STAMP = Struct(">HQq")
 #: Protocols by their names in options.
 AMQP_0_9_1, AMQP_1_0, STREAM = PROTOCOLS = ("amqp0.9.1", "amqp1.0", "stream")
-#: The number of different bodies if their sizes vary.
-_BODIES = 512
+#: The number of different bodies if their sizes vary, and about how many bytes they have together.
+_BODIES, _BODIES_SIZE = 512, 1 << 26
+#: The default size of bodies, and the maximum: RabbitMQ's highest limit.
+SIZES, _LARGEST = (100, 100), 512 << 20
 #: The default number of messages in flight, of each publisher.
 IN_FLIGHT, PREFETCH = 1000, 1000
 
@@ -48,7 +50,7 @@ class Plan:
     rate: float | None = None
     duration: float | None = 10.0
     messages: int | None = None
-    sizes: tuple[int, int] = (100, 100)
+    sizes: tuple[int, int] = SIZES
     bodies: Path | None = None
     publishers: int = 1
     consumers: int = 1
@@ -71,28 +73,46 @@ class Plan:
         Raises:
             UsageError: settings contradict each other.
         """
-        if self.sizes[0] < STAMP.size:
-            raise UsageError(
-                f"a body of {self.sizes[0]} bytes is too small",
-                f"each message carries its number and its time, in {STAMP.size} bytes",
-            )
+        self._check_sizes()
+        self._check_kind()
+        self._check_protocol()
         if self.duration is None and self.messages is None:
             raise UsageError("the run would never end", "give --duration or --messages")
-        if self.rpc and (self.queue_type == "stream" or self.exchange is not None or self.delay):
-            raise UsageError("--rpc needs a classic or quorum queue, without an exchange or a delay", "leave them out")
-        if self.delay and self.queue_type == "stream":
-            raise UsageError("messages to a stream cannot wait in a wait queue", "use a classic or quorum queue")
-        if self.queue_type == "stream" and not self.acknowledge and self.protocol == AMQP_0_9_1:
-            raise UsageError("a stream's consumers must acknowledge", "leave out --ack auto")
+        if self.duration is not None and self.warm_up >= self.duration:
+            raise UsageError("the warm-up takes the whole run", "make --warm-up shorter than --duration")
         if 0 < self.prefetch < self.acknowledge:
             raise UsageError(
                 f"--ack {self.acknowledge} waits for more messages than --prefetch {self.prefetch} allows",
                 "make --ack smaller, or --prefetch larger",
             )
-        self._check_protocol()
-        if self.duration is not None and self.warm_up >= self.duration:
-            raise UsageError("the warm-up takes the whole run", "make --warm-up shorter than --duration")
         return self
+
+    def _check_sizes(self) -> None:
+        small, large = self.sizes
+        if small < STAMP.size:
+            raise UsageError(
+                f"a body of {small} bytes is too small",
+                f"each message carries its number and its time, in {STAMP.size} bytes",
+            )
+        if large > _LARGEST:
+            raise UsageError(f"a body of {large:,} bytes is too large", f"brokers take up to {_LARGEST:,} bytes")
+        if self.bodies is not None and self.sizes != SIZES:
+            raise UsageError("--bodies gives the sizes, too", "leave out --bodies, or the size")
+
+    def _check_kind(self) -> None:
+        """Raise UsageError if the settings ask for two kinds of work that exclude each other."""
+        is_stream = self.queue_type == "stream"
+        if self.churn is not None and (self.rpc or self.delay or self.exchange is not None or self.ttl is not None):
+            raise UsageError(
+                f"--churn {self.churn} publishes nothing", "leave out --rpc, --delay, --exchange and --ttl"
+            )
+        if self.rpc and (is_stream or self.exchange is not None or self.delay):
+            raise UsageError("--rpc needs a classic or quorum queue, without an exchange or a delay", "leave them out")
+        if self.delay and is_stream:
+            raise UsageError("messages to a stream cannot wait in a wait queue", "use a classic or quorum queue")
+        if is_stream and self.protocol == AMQP_0_9_1 and not (self.acknowledge and self.prefetch):
+            unfit = "--prefetch 0" if self.acknowledge else "--ack auto"
+            raise UsageError("a stream's consumers must acknowledge, with a limited prefetch", f"leave out {unfit}")
 
     def _check_protocol(self) -> None:
         """Raise UsageError if the settings ask for what the protocol does not have."""
@@ -176,7 +196,8 @@ def bodies(plan: Plan) -> list[bytes]:
     if small == large:
         return [bytes(small)]
     sizes = random.Random(0)  # the same sizes in every run
-    return [bytes(sizes.randint(small, large)) for _ in range(_BODIES)]
+    count = max(2, min(_BODIES, _BODIES_SIZE // large))
+    return [bytes(sizes.randint(small, large)) for _ in range(count)]
 
 
 class Place(NamedTuple):

@@ -182,6 +182,8 @@ class Run:
             if client.process.poll() is None:
                 client.process.kill()
             client.process.wait()
+        for timed in self._commands if self._start else ():
+            self._notice(f"the run was over before {timed.at:g} s, so this did not run: {timed.command}")
         for command, process in self._running.items():
             if process.poll() is None:
                 self._notice(f"still running: {command}")
@@ -309,7 +311,11 @@ class Run:
         while self._commands and snapshot.seconds >= self._commands[0].at:
             command = self._commands.pop(0).command
             self._notice(f"{snapshot.seconds:.1f} s: {command}")
-            self._running[command] = subprocess.Popen(["/bin/sh", "-c", command], stdin=subprocess.DEVNULL)
+            self._running[command] = subprocess.Popen(
+                ["/bin/sh", "-c", command],
+                stdin=subprocess.DEVNULL,
+                stdout=sys.stderr.fileno(),  # standard output is for the result
+            )
         if not self._series or snapshot.seconds >= self._series[-1].seconds + _LOOK:
             self._series.append(snapshot)
         progress(snapshot)

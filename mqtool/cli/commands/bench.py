@@ -1,6 +1,7 @@
 """mqtool bench."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -41,6 +42,8 @@ class Report(OptionGroup):
             raise UsageError("--json and --csv cannot be combined", "use only one of them")
         if self.plot is not None and self.plot.suffix not in (".svg", ".html"):
             raise UsageError(f"unknown kind of chart {self.plot.name!r}", "its name must end with .svg or .html")
+        if self.plot is not None and not os.access(self.plot if self.plot.exists() else self.plot.parent, os.W_OK):
+            raise UsageError(f"cannot write {self.plot}", "check its directory and permissions")
 
     def show(self, result: Result) -> None:
         """Print the result of one run, and draw the chart."""
@@ -98,6 +101,7 @@ def bench(
     which a message was due. All messages are numbered: if a confirmed one is lost, the exit code is 1.
     """
     report.check()
+    stopping.end_with_terminal()
     several = bool(words) or runs.vary is not None
     plan = load.plan(SHORT if several else LONG, str(broker.options.protocol_in_use))
     if words:
@@ -161,17 +165,16 @@ def _check(results: Sequence[Result]) -> None:
 def _vary(access: Access, plan: Plan, runs: Runs, variation: Variation, report: Report) -> None:
     """Perform a run for each value of a setting."""
     name, results = variation.name, []
-    for text, value in stopping.until_requested(variation.steps):
-        plan_of_step = plan.with_value(variation.setting, value).checked()
+    steps = [(text, plan.with_value(variation.setting, value).checked()) for text, value in variation.steps]
+    for text, plan_of_step in stopping.until_requested(steps):
         result = _run(runs.place(access), plan_of_step, runs.commands(plan_of_step), f", {name} {text}")
         results.append(result)
         if report.as_json:
             output.show_json({"step": f"{name}={text}", **result.as_json()})
-    steps = [text for text, _ in variation.steps]
     if report.as_csv:
         bench_report.show_csv(results)
     elif not report.as_json:
-        bench_report.show_steps(name, steps, results)
+        bench_report.show_steps(name, [text for text, _ in steps], results)
     if results:
         report.draw(results[-1])
         _check(results)
@@ -188,8 +191,12 @@ class Side(NamedTuple):
 
 def _compare(words: Sequence[str], broker: ManagedBroker, plan: Plan, runs: Runs, report: Report, *, yes: bool) -> None:
     if words[0] != "compare" or len(words) != 3:
-        hint = did_you_mean(words[0], ["compare"], "mqtool bench compare classic quorum")
+        example = "mqtool bench compare classic quorum"
+        hint = example if words[0] == "compare" else did_you_mean(words[0], ["compare"], example)
         raise UsageError("bench takes either no words, or compare and two names", hint)
+    given = {"--plot": report.plot, "--vary": runs.vary, "--at": runs.at, "--during": runs.during}
+    if unfit := [option for option, value in given.items() if value is not None]:
+        raise UsageError(f"compare does not take {unfit[0]}", "leave it out")
     sides = [_side(word, broker, plan) for word in words[1:]]
     found: list[list[dict[str, Any]]] = [[*side.results] for side in sides]
     live = [side for side in sides if side.access is not None]
@@ -198,18 +205,21 @@ def _compare(words: Sequence[str], broker: ManagedBroker, plan: Plan, runs: Runs
     results = []
     for side in live:
         _ask(side.access, side.plan, yes=yes)  # type: ignore[arg-type]
-    for number in stopping.until_requested(range(runs.rounds) if live else ()):
-        for index in (0, 1) if number % 2 == 0 else (1, 0):  # in turns, so that neither is always the first
-            side = live[index]
-            label = f", {side.name}, round {number + 1} of {runs.rounds}"
-            result = _run(runs.place(side.access), side.plan, label=label)  # type: ignore[arg-type]
-            if not result.stopped:
-                found[index].append(result.as_json())
-                results.append(result)
+    # In turns, so that neither is always the first: A, B, B, A, …
+    turns = [(number // 2, (number + 1) // 2 % 2) for number in range(2 * runs.rounds if live else 0)]
+    for number, index in stopping.until_requested(turns):
+        side = live[index]
+        label = f", {side.name}, round {number + 1} of {runs.rounds}"
+        result = _run(runs.place(side.access), side.plan, label=label)  # type: ignore[arg-type]
+        if not result.stopped:
+            found[index].append(result.as_json())
+            results.append(result)
     complete = min(map(len, found))
     pairs = [each[:complete] for each in found] if live else found
     names = (sides[0].name, sides[1].name)
-    if complete:
+    if not complete:
+        output.warning("there is nothing to compare yet: each needs at least one complete run")
+    else:
         compared = comparison.compare(*pairs, paired=bool(live))
         bench_report.show_comparison(names, compared, pairs, as_json=report.as_json, as_csv=report.as_csv)
     if results:

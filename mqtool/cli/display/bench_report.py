@@ -103,6 +103,8 @@ def remarks(result: Result) -> Iterator[str]:
     plan = result.plan
     if result.busiest > BUSY:
         yield f"a client used {result.busiest:.0%} of a CPU: it may be slower than the broker; use more processes"
+    if plan.warm_up and result.confirmed and not result.confirm.count:
+        yield "the run was over before its --warm-up, so that no latencies were measured"
     if result.unsent:
         yield f"the broker did not keep up with {plan.rate:,.0f}/s: {counted(result.unsent, 'message')} not sent"
     if result.reconnects or max(result.gap) > _NOTABLE_GAP + plan.delay:
@@ -147,6 +149,8 @@ def _bar(count: int, most: int) -> str:
 
 def show_csv(results: Sequence[Result]) -> None:
     """Print results as CSV, with a line of names."""
+    if not results:
+        return
     text = io.StringIO()
     rows = [_flat(result.as_json()) for result in results]
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")

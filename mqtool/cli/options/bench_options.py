@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from mqtool.amqp import Address
-from mqtool.benching.plan import IN_FLIGHT, PREFETCH, PROTOCOLS, STREAM, Place, Plan, Timed
+from mqtool.benching.plan import IN_FLIGHT, PREFETCH, PROTOCOLS, SIZES, STREAM, Place, Plan, Timed
 from mqtool.cli.access import Access
 from mqtool.cli.command_line import Option, OptionGroup, duration_or_seconds, size
 from mqtool.cli.options import DURATION, RATE, TIME_LIMIT
@@ -26,7 +26,7 @@ BenchProtocol = Annotated[
 
 def _sizes(text: str) -> tuple[int, int]:
     """Parse a size, or a range of sizes such as 100-4KiB."""
-    small, dash, large = text.partition("-")
+    small, dash, large = text.partition("-") if not text.startswith("-") else (text, "", "")
     sizes = size(small), size(large) if dash else size(small)
     if sizes[0] > sizes[1]:
         raise ValueError(f"{text!r} is not a range of sizes: the first one is larger")
@@ -87,7 +87,7 @@ class Load(OptionGroup):
     messages: Annotated[int | None, Option("-c", "-n", min=1, help="Publish N messages")] = None
     sizes: Annotated[
         Any, Option("--size", parser=_sizes, metavar="SIZE", help="Bytes of a body, or a range: 100-4KiB")
-    ] = (100, 100)
+    ] = SIZES
     bodies: Annotated[Path | None, Option(metavar="FILE", help="Take the bodies from the lines of FILE")] = None
     publishers: Annotated[int, Option(min=1, max=100, help="Publishers, a process each")] = 1
     consumers: Annotated[int, Option(min=1, max=100, help="Consumers, a process each")] = 1
@@ -128,7 +128,7 @@ class Load(OptionGroup):
             rate=self.rate,
             duration=default if self.duration is None and self.messages is None else self.duration,
             messages=self.messages,
-            sizes=self.sizes,
+            sizes=tuple(self.sizes),
             bodies=self.bodies,
             publishers=self.publishers,
             consumers=self.consumers,
