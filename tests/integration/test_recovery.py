@@ -4,11 +4,13 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
 
 from mqtool.amqp import Backoff, Channel, Connection, Receiving, administration, parse_addresses
 from mqtool.broker.embedded.in_process import Vhost
+from mqtool.broker.embedded.testing.replay_client import ReplayClient
 from mqtool.errors import MqtoolError, Unavailable
 from mqtool.message import Confirmation, Message
 from mqtool.topology import PRIVATE_QUEUE, Exchange, Queue
@@ -65,6 +67,34 @@ def test_a_publisher_lives_through_cut_connections(
     assert proxy.accepted >= 2
     assert any("lost the connection" in notice for notice in notices)
     assert any("connected again" in notice for notice in notices)
+
+
+def test_a_replay_into_a_test_lives_through_cut_connections(broker: TestBroker, proxy: Proxy) -> None:
+    """The client of mqtool.testing.replay(), which needs no pika: all arrives, in order; the rest of a window twice."""
+    count, stopped = 3_000, threading.Event()
+
+    def source() -> Iterator[Message]:
+        for number in range(count):
+            if number in (500, 2_000):
+                proxy.break_early = number // 2_000
+                proxy.cut()
+            yield Message(b"%d" % number, "q", "", {"headers": {"n": number}}, str(number))
+
+    with Connection(parse_addresses(broker.url)) as connection:
+        channel = connection.channel()
+        channel.declare(QUORUM)
+        with closing(ReplayClient(broker.url.replace(f":{broker.port}", f":{proxy.port}"), stopped)) as client:
+            assert client.publish(source()) == []
+            proxy.cut()
+            assert client.has_exchange("amq.topic")
+            assert not client.has_exchange("missing")
+        arrived: dict[str, int] = {}
+        for delivery in channel.consume(QUORUM, Receiving(timeout=60)):
+            arrived.setdefault(delivery.properties["message_id"], delivery.headers["n"])
+            if len(arrived) == count:
+                break
+    assert list(arrived.values()) == list(range(count))
+    assert proxy.accepted == 4
 
 
 def test_what_is_nacked_after_a_reconnection_is_published_again(
