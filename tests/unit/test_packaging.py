@@ -84,11 +84,10 @@ def test_windows_is_refused_in_a_sentence(program: str, refusal: str) -> None:
     assert ("Traceback" in done.stderr) == refusal.startswith("ImportError")
 
 
-def constraints() -> dict[str, str]:
-    """The versions in constraints.txt, by normalized name."""
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
-    pairs = (line.split("==") for line in lines if not line.startswith("#"))
-    return {normalized(name): version for name, version in pairs}
+def pinned(path: Path) -> dict[str, str]:
+    """The versions in a file of requirements, by normalized name; without what only Windows needs."""
+    lines = re.findall(r"^([\w.-]+)==([\w.]++)(?! ; .*'(?:win32|nt)')", path.read_text(), re.MULTILINE)
+    return {normalized(name): version for name, version in lines}
 
 
 def normalized(name: str) -> str:
@@ -112,12 +111,27 @@ def is_installed(name: str) -> bool:
 
 def test_the_pinned_versions_are_those_in_use() -> None:
     """Every library that mqtool and its tests need is pinned in constraints.txt, and is installed in that version."""
-    extras = PROJECT["optional-dependencies"]["dev"]
-    roots = [re.split(r"[<>=]", line)[0] for line in (*PROJECT["dependencies"], *extras)]
-    seen: set[str] = set()
+    extras = [line for extra in ("dev", "test") for line in PROJECT["optional-dependencies"][extra]]
+    roots = [re.split(r"[<>=\[]", line)[0] for line in (*PROJECT["dependencies"], *extras)]
+    seen: set[str] = {"mqtool"}
     for root in filter(is_installed, roots):
         needed(root, seen)
-    pinned = constraints()
-    assert {name: Version(metadata.version(name)) for name in seen} == {
-        name: Version(pinned.get(name, "0")) for name in seen
+    constraints = pinned(ROOT / "constraints.txt")
+    assert {name: Version(metadata.version(name)) for name in seen - {"mqtool"}} == {
+        name: Version(constraints.get(name, "0")) for name in seen - {"mqtool"}
     }
+
+
+def test_what_ci_installs_has_hashes() -> None:
+    """In .ci/requirements, for every library of constraints.txt and of pyproject.toml; no file names an index."""
+    files = [ROOT / ".ci" / "requirements" / f"{name}.txt" for name in ("test", "dev", "release")]
+    found: dict[str, str] = {}
+    for path in files:
+        text = path.read_text()
+        assert "://" not in text
+        assert all("--hash=sha256:" in entry for entry in re.split(r"\n(?! )", text.strip())), path
+        found |= pinned(path)
+        direct = [PROJECT["dependencies"], PROJECT["optional-dependencies"][path.stem]]
+        names = {normalized(re.split(r"[<>=\[]", line)[0]) for lines in direct for line in lines}
+        assert names - {"mqtool"} <= set(pinned(path)), f"{path}: .ci/pin writes it again"
+    assert found == pinned(ROOT / "constraints.txt"), "after a change to constraints.txt, run .ci/pin"
