@@ -1,6 +1,7 @@
 """python -m demo.pictures [NAME...]: make docs/pictures/*.svg, from real runs, and docs/tutorials.md.
 
-Two kinds: a moment of a play, as its panes show it, and what a command prints on a terminal. Each picture has both
+Three kinds: a moment of a play, as its panes show it; what a command prints on a terminal; and a recording of
+`mqtool ui` with its still. Each picture has both
 colour schemes in it, and takes the one that its reader's system prefers. Nothing in it is fetched from elsewhere.
 """
 
@@ -8,11 +9,15 @@ import io
 import os
 import pty
 import re
+import shlex
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
@@ -149,6 +154,95 @@ def of_shop(columns: int, command: str, code: int = 0) -> Console:
             worker.wait()
 
 
+#: A shop at work, for two workers: the third order cannot be packed.
+_ORDERS = ["order 17", "order 18", "order 19, broken", "order 20", "order 21", "order 22", "order 23", "order 24"]
+_PACKING = "sleep 1.5; ! grep -q broken"
+
+
+def record(path: Path) -> None:
+    """Record what `mqtool ui` shows of a small shop at work."""
+    with EmbeddedBroker(management_port=0) as broker, tempfile.TemporaryDirectory() as directory, ExitStack() as ending:
+        place = {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.management_url or ""}
+        environment = {**os.environ, **place, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+        def start(command: str, **pipes: int) -> "subprocess.Popen[bytes]":
+            silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            process = subprocess.Popen(
+                ["mqtool", *shlex.split(command)], cwd=directory, env=environment, **{**silent, **pipes}
+            )
+            ending.callback(process.wait)
+            ending.callback(process.send_signal, signal.SIGINT)
+            return process
+
+        setup = [line for line in _SHOP.splitlines() if " declare " in line or " bind " in line]
+        subprocess.run(["sh", "-ec", "\n".join(setup)], env=environment, check=True, capture_output=True)
+        publisher = start("send -l -v -e orders -r order.paid", stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert publisher.stdin is not None
+        assert publisher.stderr is not None
+
+        def publish(order: str) -> None:
+            publisher.stdin.write(f"{order}\n".encode())
+            publisher.stdin.flush()
+            publisher.stderr.readline()
+
+        publish("order 16")
+        ready = [Path(directory, each) for each in ("one", "other", "invoices")]
+        for each in ready[:2]:
+            start(f"worker -q packing --retries 0 --shell --exec {shlex.quote(_PACKING)} --ready-file {each}")
+        start(f"receive -q invoices --ready-file {ready[2]}")
+        while not all(each.exists() for each in ready):
+            time.sleep(0.1)
+        page = start(f"ui --record {shlex.quote(str(path.absolute()))}", stdout=subprocess.PIPE)
+        assert page.stdout is not None
+        page.stdout.readline()
+        time.sleep(2)
+        for order in _ORDERS:
+            publish(order)
+            time.sleep(0.6)
+        time.sleep(4)
+        publisher.stdin.close()
+
+
+def still(recording: Path, path: Path, moment: float) -> None:
+    """Keep the picture of a recording at a moment: a fraction of its length. Needs chromium, chromedriver, selenium."""
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu"):
+        options.add_argument(argument)
+    options.binary_location = shutil.which("chromium") or ""
+    with webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver"))) as browser:
+        browser.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": 1280, "height": 900, "deviceScaleFactor": 1, "mobile": False},
+        )
+        browser.get(recording.absolute().as_uri())
+        browser.execute_script(_SEEK, moment)
+        time.sleep(0.5)
+        picture = browser.execute_script(_PICTURE)
+    path.write_text(picture + "\n")
+
+
+_SEEK = """
+const time = document.querySelector("#time");
+time.value = 1000 * arguments[0];
+time.dispatchEvent(new Event("input"));
+"""
+#: The picture with those rules of the page's style that it needs, in both colour schemes.
+_PICTURE = """
+const svg = document.querySelector("#picture").cloneNode(true);
+const rules = document.querySelector("style").textContent.split("\\n");
+const style = rules.filter((rule) => /^[: @}]|\\.(node|arrow|dot|rate|key)|#(picture|head)/.test(rule)).join("\\n");
+svg.insertAdjacentHTML("afterbegin", "<style></style>");
+svg.querySelector("style").textContent = style;
+svg.setAttribute("style", "background: var(--back)");
+for (const each of svg.querySelectorAll("[tabindex]")) each.removeAttribute("tabindex");
+for (const name of ["role", "aria-label"]) svg.removeAttribute(name);
+svg.setAttribute("xmlns", "http://www.w3.org/2000/svg");
+return new XMLSerializer().serializeToString(svg);
+"""
+
+
 def _read(terminal: int) -> bytes:
     try:
         return os.read(terminal, 65536)
@@ -212,13 +306,21 @@ PICTURES: dict[str, Callable[[Guard], Console]] = {
 }
 
 
+#: A recording of `mqtool ui`, and its still.
+_MOVING = "messages"
+
+
 def main() -> None:
     """Make those that the command line names, or all, and the page of the tutorials."""
     guard = Guard()
     DIRECTORY.mkdir(parents=True, exist_ok=True)
-    for name in sys.argv[1:] or PICTURES:
+    for name in sys.argv[1:] or [_MOVING, *PICTURES]:
         path = DIRECTORY / f"{name}.svg"
-        path.write_text(svg(PICTURES[name](guard)))
+        if name == _MOVING:
+            record(path.with_suffix(".html"))
+            still(path.with_suffix(".html"), path, 0.75)
+        else:
+            path.write_text(svg(PICTURES[name](guard)))
         print(f"{path}: {path.stat().st_size:,} bytes")
     PAGE.write_text(diagrams.document())
 

@@ -48,17 +48,21 @@ export class Layout {
     }
     layers.push([...state.queues.keys()], [...state.consumers.keys()]);
     for (const id of layers.flat()) this.rank(id, relativeOf(state, id));
-    for (const layer of layers) layer.sort((one, other) => this.order.get(one) - this.order.get(other));
+    // Consumers are beside their queues.
+    const before = (id) => (state.consumers.has(id) ? this.order.get(state.consumers.get(id).queue) || 0 : 0);
+    for (const layer of layers) {
+      layer.sort((one, other) => before(one) - before(other) || this.order.get(one) - this.order.get(other));
+    }
 
     const cross = (narrow ? size.width : size.height) + size.across;
     const main = (narrow ? size.height : size.width) + size.along;
     const most = Math.max(1, ...layers.map((layer) => layer.length));
     const places = new Map();
     layers.forEach((layer, index) => {
-      const before = ((most - layer.length) * cross) / 2;
+      const first = ((most - layer.length) * cross) / 2;
       layer.forEach((id, row) => {
         const along = MARGIN + index * main + (narrow ? size.height : size.width) / 2;
-        const across = MARGIN + before + row * cross + (narrow ? size.width : size.height) / 2;
+        const across = MARGIN + first + row * cross + (narrow ? size.width : size.height) / 2;
         places.set(id, narrow ? { x: across, y: along } : { x: along, y: across });
       });
     });
