@@ -5,7 +5,7 @@ accepts and ignores (x-queue-mode) stays, because clients that still declare a q
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal
@@ -25,10 +25,13 @@ from mqtool.inspection.upgrade import (
     type_of,
 )
 from mqtool.management.api_client import Json
-from mqtool.topology import DELAYED
+from mqtool.topology import DELAYED, Exchange, Queue
 
 Mirrored = Literal["classic", "quorum"]
-Delayed = Literal["leave-out", "plain"]
+Delayed = Literal["relay", "leave-out", "plain"]
+#: Returns what a relay of delayed messages consists of, for an exchange and its type: the exchange that clients publish
+#: to, the queue that the relay consumes from, the exchange that routes due messages, and whether the relay declares it.
+RelayParts = Callable[[str, str], tuple[Exchange, Queue, Exchange, bool]]
 
 #: Arguments that only classic queues have, and that a quorum queue does without.
 _CLASSIC_ONLY = ("x-queue-mode", "x-queue-version", "x-queue-master-locator")
@@ -54,14 +57,22 @@ class Converted:
     losses: list[Finding] = field(default_factory=list)
 
 
-def convert(document: Json, to: Version, mirrored: Mirrored | None = None, delayed: Delayed | None = None) -> Converted:
+def convert(
+    document: Json,
+    to: Version,
+    relay_parts: RelayParts,
+    mirrored: Mirrored | None = None,
+    delayed: Delayed | None = None,
+) -> Converted:
     """Convert a definitions file.
 
     Args:
         document: the file, as definitions.read_document() returns it; it is not changed.
         to: the version of RabbitMQ that is to import it.
+        relay_parts: what `mqtool delayed relay` declares.
         mirrored: what mirrored queues become; None keeps them classic, which is a loss.
-        delayed: what becomes of x-delayed-message exchanges; None leaves them out, which is a loss.
+        delayed: what becomes of x-delayed-message exchanges: exchanges of a relay, or without delay, or nothing; None
+            leaves them out, which is a loss.
     """
     found = Converted(copy.deepcopy(document))
     if to >= V4_0:
@@ -70,7 +81,7 @@ def convert(document: Json, to: Version, mirrored: Mirrored | None = None, delay
         _convert_policies(found, document, to)
     if to >= V4_3:
         _convert_queues(found)
-        _convert_exchanges(found, delayed)
+        _convert_exchanges(found, delayed, relay_parts)
         _convert_bindings(found)
     return found
 
@@ -217,32 +228,52 @@ def _convert_queues(found: Converted) -> None:
             found.changes.append(_finding("queue", queue, f"argument-{told}", f"has lost the argument {told}", why))
 
 
-def _convert_exchanges(found: Converted, delayed: Delayed | None) -> None:
-    kept, gone = [], set()
-    for exchange in _items(found.document, "exchanges"):
-        if exchange.get("type") != DELAYED:
-            kept.append(exchange)
-        elif delayed == "plain":
-            exchange["type"] = _arguments(exchange).pop("x-delayed-type", "direct")
-            kept.append(exchange)
-            what = f"is a {exchange['type']} exchange, and delivers at once"
-            why = "the delayed message plugin has no release for RabbitMQ 4.3"
-            found.changes.append(_finding("exchange", exchange, "delayed", what, why))
-        else:
+_NO_PLUGIN = "the delayed message plugin has no release for RabbitMQ 4.3"
+
+
+def _convert_exchanges(found: Converted, delayed: Delayed | None, relay_parts: RelayParts) -> None:
+    gone = set()
+    for exchange in [each for each in _items(found.document, "exchanges") if each.get("type") == DELAYED]:
+        if delayed is None or delayed == "leave-out":
             gone.add(_name(exchange))
-            found_in = found.losses if delayed is None else found.changes
-            what = f"is left out{_with_bindings(found.document, exchange)}"
-            how = "the delayed message plugin has no release for RabbitMQ 4.3"
+            what, why = f"is left out{_with_bindings(found.document, exchange)}", _NO_PLUGIN
             if delayed is None:
-                how += (
-                    ": --delayed plain keeps the exchange without its delay, --delayed leave-out accepts that it goes"
-                )
-            found_in.append(_finding("exchange", exchange, "delayed", what, how))
+                why += ": --delayed relay, plain or leave-out (mqtool help delays)"
+            told = found.losses if delayed is None else found.changes
+            told.append(_finding("exchange", exchange, "delayed", what, why))
+            continue
+        kind = _arguments(exchange).pop("x-delayed-type", "direct")
+        if delayed == "plain":
+            exchange["type"] = kind
+            found.changes.append(
+                _finding("exchange", exchange, "delayed", f"is a {kind} exchange, without delay", _NO_PLUGIN)
+            )
+        else:
+            out = _give_to_relay(found.document, exchange, relay_parts(exchange["name"], kind))
+            what = f"is a fanout exchange for 'mqtool delayed relay', and its bindings are those of {out!r}"
+            why = f"{_NO_PLUGIN}; clients must declare the exchange as fanout, or not at all"
+            found.changes.append(_finding("exchange", exchange, "delayed", what, why))
     if gone:
-        found.document["exchanges"] = kept
-        found.document["bindings"] = [
-            each for each in _items(found.document, "bindings") if not gone.intersection(_exchanges_of(each))
-        ]
+        left = [each for each in _items(found.document, "exchanges") if _name(each) not in gone]
+        bound = [each for each in _items(found.document, "bindings") if gone.isdisjoint(_exchanges_of(each))]
+        found.document |= {"exchanges": left, "bindings": bound}
+
+
+def _give_to_relay(document: Json, exchange: Json, parts: tuple[Exchange, Queue, Exchange, bool]) -> str:
+    """Make an exchange the entrance of a relay, and bind its queues to the relay's way out, whose name is returned."""
+    entrance, intake, out, _ = parts
+    where = {"vhost": exchange["vhost"]} if "vhost" in exchange else {}
+    for binding in _items(document, "bindings"):
+        if (binding.get("vhost"), binding["source"]) == _name(exchange):
+            binding["source"] = out.name
+    exchange |= {"type": entrance.type, "durable": True, "auto_delete": False, "internal": False, "arguments": {}}
+    document["exchanges"].append({**exchange, "name": out.name, "type": out.type})
+    document.setdefault("queues", []).append(
+        {**where, "name": intake.name, "durable": True, "auto_delete": False, "arguments": dict(intake.arguments)}
+    )
+    to_intake = {"source": entrance.name, "destination": intake.name, "destination_type": "queue", "routing_key": ""}
+    document.setdefault("bindings", []).append({**where, **to_intake, "arguments": {}})
+    return out.name
 
 
 def _exchanges_of(binding: Json) -> Iterator[tuple[Any, Any]]:

@@ -297,7 +297,7 @@ def _of_type(queue: Json, default: str | None) -> Iterator[Change]:
 def _of_exchange(exchange: Json) -> Iterator[Change]:
     if exchange.get("type") == DELAYED:
         what = "needs the delayed message plugin, which has no release for RabbitMQ 4.3"
-        hint = "let messages wait in queues, as mqtool does with --via ttl"
+        hint = "let messages wait in queues: mqtool delayed migrate, mqtool delayed relay"
         yield Change(V4_3, Finding.of("exchange", exchange, "delayed-exchange", what, hint))
 
 

@@ -3,6 +3,7 @@
 import base64
 import json
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -209,6 +210,18 @@ def test_definitions_are_converted_for_rabbitmq_4(old: Shell) -> None:
     only_to_4_0 = json.loads(run(old, "convert old.json --to 4.0 --mirrored classic").stdout)
     assert only_to_4_0["exchanges"] == OLD["exchanges"]
     assert by_name(only_to_4_0["queues"])["events"] == by_name(OLD["queues"])["events"]
+
+
+def test_delayed_exchanges_are_given_to_a_relay(old: Shell, tmp_path: Path) -> None:
+    """With the bindings that they had: a message that any client publishes with x-delay comes when it is due."""
+    (old.directory / "shop.json").write_text(json.dumps(of_shop(OLD)))  # as for one virtual host, without its name
+    (tmp_path / "new.json").write_text(run(old, "convert shop.json --to 4.3 --mirrored quorum --delayed relay").stdout)
+    with EmbeddedBroker(management_port=0, like="4.3", definitions=tmp_path / "new.json") as broker:
+        old.environment |= {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.urls["http"]}
+        old.start("mqtool", "delayed", "relay", "later").wait_for_stderr("Relaying")
+        old.run("mqtool", "send", "-e", "later", "-r", "remind", "-H", "x-delay:=100", "Ann")
+        received = old.run("mqtool", "receive", "-q", "ha.urgent", "-c", "1", "--raw", "--timeout", "30s")
+        assert (received.code, received.stdout) == (0, "Ann\n"), received.stderr
 
 
 @pytest.mark.parametrize("like", ["4.3", "4.3.5"])

@@ -20,6 +20,7 @@ from mqtool.inspection.upgrade import KNOWN, Version
 from mqtool.management import Management, path
 from mqtool.spelling import as_text, counted
 from mqtool.topology import Binding
+from mqtool.work.delay_relay import RelayNames
 
 app = Commands()
 policy_app = app.group("policy", "Set, list and clear policies of queues and exchanges.")
@@ -185,7 +186,7 @@ def import_definitions(
 
 @definitions_app.command(
     "mqtool definitions convert old.json --to 4.3 > new.json",
-    "mqtool definitions convert old.json --to 4.3 --mirrored quorum --delayed leave-out > new.json",
+    "mqtool definitions convert old.json --to 4.3 --mirrored quorum --delayed relay > new.json",
 )
 def convert(
     file: Definitions,
@@ -195,17 +196,18 @@ def convert(
         Option(help="Type of queues that a policy mirrors", show_default="undecided"),
     ] = None,
     delayed: Annotated[
-        Literal["leave-out", "plain"] | None,
-        Option(help="x-delayed-message exchanges: none, or without delay", show_default="undecided"),
+        Literal["relay", "leave-out", "plain"] | None,
+        Option(help="What becomes of x-delayed-message exchanges", show_default="undecided"),
     ] = None,
 ) -> None:
     """Print definitions of an older RabbitMQ for a newer one to import.
 
     Says on stderr what has changed and why. Exits with 3 if something is lost and you have not decided what to do
-    about it: queues that were mirrored, exchanges of the delayed message plugin.
+    about it. Queues that were mirrored can become quorum queues, or stay classic, on one node. Exchanges of the delayed
+    message plugin can become those of 'mqtool delayed relay', or plain ones, which do not delay, or be left out.
     """
     document = definitions.read_document(text_of(file), str(file))
-    converted = converted_definitions.convert(document, to, mirrored, delayed)
+    converted = converted_definitions.convert(document, to, RelayNames.of, mirrored, delayed)
     output.show_json(converted.document, indent=2)
     if to > KNOWN:
         output.warning(f"changes are known up to RabbitMQ {KNOWN} only")
