@@ -21,7 +21,7 @@ from mqtool.codecs.field_tables import Int32, Int64, UInt8, UInt32
 from tests.brokers import TestBroker
 from tests.protocol.broker_process import BrokerProcess
 from tests.protocol.conftest import Api, Take
-from tests.protocol.raw_amqp10 import ACCEPTED, CLOSE, RECEIVER, RawAmqp10, described
+from tests.protocol.raw_amqp10 import ACCEPTED, ATTACH, CLOSE, RECEIVER, SOURCE, TARGET, RawAmqp10, described
 from tests.protocol.raw_stream import RawStream, string
 from tests.protocol.test_amqp10_frames import broker, client, embedded
 
@@ -353,6 +353,14 @@ def test_the_management_api_shows_connections_sessions_and_consumers(
     channel.queue_declare("q", durable=True)
     client.attach_sender("/queues/q", handle=5)
     client.attach_receiver("/queues/q", handle=6, credit=3)
+    channel.queue_declare("s", durable=True, arguments={"x-queue-type": "stream"})
+    offset = "rabbitmq:stream-offset-spec"
+    source = (*[None] * 6, {Symbol(offset): Described(Symbol(offset), "first")})
+    client.attach_receiver("/queues/s", handle=7, credit=0, source=source)
+    ends = described(SOURCE, "/management"), described(TARGET, "/management")
+    paired = (*[None] * 6, {Symbol("paired"): True})
+    client.send(ATTACH, "pair", UInt32(8), RECEIVER, UInt8(1), None, *ends, *paired)
+    client.expect(ATTACH)
 
     def views(path: str) -> Any:
         return api("GET", f"vhosts/{broker.vhost}/{path}")[1]
@@ -371,14 +379,20 @@ def test_the_management_api_shows_connections_sessions_and_consumers(
     assert (found["state"], found["container_id"], found["channels"]) == ("running", "raw", 1)
     (session,) = api("GET", f"connections/{quote(found['name'], safe='')}/sessions")[1]
     assert session["channel_number"] == 0
-    (sender,), (receiver,) = session["incoming_links"], session["outgoing_links"]
+    (sender,) = session["incoming_links"]
+    links = {each["handle"]: each for each in session["outgoing_links"]}
+    receiver = links[6]
+    assert receiver["filter"] == []
+    assert links[7]["filter"] == [{"name": offset, "descriptor": offset, "value": "first"}]
+    assert (links[8]["source_address"], links[8]["queue_name"], links[8]["send_settled"]) == ("/management", "", True)
     assert (sender["handle"], sender["link_name"], sender["target_address"]) == (5, "link-5", "/queues/q")
     assert (receiver["handle"], receiver["source_address"], receiver["queue_name"]) == (6, "/queues/q", "q")
     assert (receiver["credit"], receiver["send_settled"]) == (3, False)
     assert (session["handle_max"], sender["delivery_count"], receiver["delivery_count"]) == (255, 0, 0)
     assert {"incoming_window", "next_incoming_id", "next_outgoing_id", "remote_incoming_window"} <= {*session}
     assert {"snd_settle_mode", "max_message_size", "credit"} <= {*sender}
-    (consumer,) = [each for each in api("GET", "consumers")[1] if each["queue"]["vhost"] == broker.vhost]
+    there = {"name": "q", "vhost": broker.vhost}
+    (consumer,) = [each for each in api("GET", "consumers")[1] if each["queue"] == there]
     assert (consumer["queue"]["name"], consumer["channel_details"], consumer["ack_required"]) == ("q", {}, True)
     api("DELETE", f"connections/{quote(found['name'], safe='')}")
     error = client.expect(CLOSE).error

@@ -3,7 +3,9 @@
 https://docs.oasis-open.org/amqp/linkpair/v1.0/cs01/linkpair-v1.0-cs01.html
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
 from mqtool.broker.embedded.amqp10.errors10 import (
     DECODE_ERROR,
@@ -29,8 +31,11 @@ MANAGEMENT_NODE = "/management"
 _CREDIT = 8
 
 
-class _Requests:
-    """The link on which a client sends requests."""
+class Requests:
+    """The link on which a client sends requests. Its attributes are those of an IncomingLink."""
+
+    target = Target(MANAGEMENT_NODE)
+    unsettled = 0
 
     def __init__(self, attach: Attach) -> None:
         self.name = attach.name
@@ -38,24 +43,32 @@ class _Requests:
         self.credit = _CREDIT
 
 
-class _Responses(NamedTuple):
-    """The link on which a client receives responses. `largest` is in bytes, 0 for no limit."""
+class Responses:
+    """The link on which a client receives responses. Its attributes are those of an OutgoingLink."""
 
-    name: str
-    flow: Credit
-    largest: int
+    address, queue_name, no_ack = MANAGEMENT_NODE, "", True
+    filters: Mapping[Any, Any] = MappingProxyType({})
+
+    def __init__(self, name: str, flow: Credit, largest: int) -> None:
+        self.name = name
+        self.flow = flow
+        self.largest = largest
 
 
 class ManagementLinks:
-    """The links of a session to the management node. The two links of a pair have the same name."""
+    """The links of a session to the management node. The two links of a pair have the same name.
+
+    Attributes:
+        requests, responses: the links on which the client sends and receives, by handle.
+    """
 
     def __init__(self, session: SessionState) -> None:
         self._session = session
-        self._requests: dict[int, _Requests] = {}
-        self._responses: dict[int, _Responses] = {}
+        self.requests: dict[int, Requests] = {}
+        self.responses: dict[int, Responses] = {}
 
     def __contains__(self, handle: int) -> bool:
-        return handle in self._requests or handle in self._responses
+        return handle in self.requests or handle in self.responses
 
     def attach(self, attach: Attach) -> bool:
         """Attach a link if its terminus is the management node; return False if it is another one."""
@@ -66,33 +79,33 @@ class ManagementLinks:
             return False
         if (attach.properties or {}).get(Symbol("paired")) is not True:
             raise LinkError(INVALID_FIELD, "Link property 'paired' is not set to boolean value 'true'")
-        half = self._requests if attach.role == SENDER else self._responses
+        half = self.requests if attach.role == SENDER else self.responses
         if any(each.name == attach.name for each in half.values()):
             raise LinkError(FAILED, f"received invalid attach for management link pair {attach.name}")
         session, largest = self._session, self._session.vhost.profile.largest_message
         answer = attach._replace(role=not attach.role, snd_settle_mode=SETTLED, unsettled=None)
         if attach.role == SENDER:
-            self._requests[attach.handle] = requests = _Requests(attach)
+            self.requests[attach.handle] = requests = Requests(attach)
             session.send(answer._replace(rcv_settle_mode=FIRST, initial_delivery_count=None, max_message_size=largest))
             self._send_credit(attach.handle, requests)
         else:
             limit = attach.max_message_size or 0
-            self._responses[attach.handle] = _Responses(attach.name, Credit(session, attach.handle), limit)
+            self.responses[attach.handle] = Responses(attach.name, Credit(session, attach.handle), limit)
             session.send(answer._replace(initial_delivery_count=0))
         return True
 
-    def _send_credit(self, handle: int, requests: _Requests) -> None:
+    def _send_credit(self, handle: int, requests: Requests) -> None:
         self._session.flow(handle=handle, delivery_count=requests.delivery_count, link_credit=requests.credit)
 
     def detach(self, handle: int) -> bool:
         """Remove a link; return False if there is none with this handle."""
-        return (self._requests.pop(handle, None) or self._responses.pop(handle, None)) is not None
+        return (self.requests.pop(handle, None) or self.responses.pop(handle, None)) is not None
 
     def flow(self, flow: Flow) -> bool:
         """Handle a flow frame for a link; return False if none of the links has its handle."""
-        if flow.handle not in self._responses:
-            return flow.handle in self._requests
-        credit = self._responses[flow.handle].flow
+        if flow.handle not in self.responses:
+            return flow.handle in self.requests
+        credit = self.responses[flow.handle].flow
         credit.receive(flow)
         if credit.draining:
             credit.finish_drain(0)
@@ -102,7 +115,7 @@ class ManagementLinks:
 
     def transfer(self, transfer: Transfer, payload: bytes) -> None:
         """Handle a request, and send the response. Raises SessionError if the client breaks the rules of a pair."""
-        requests = self._requests.get(transfer.handle)
+        requests = self.requests.get(transfer.handle)
         if requests is None:
             raise SessionError(UNATTACHED, f"Unknown link handle: {transfer.handle}")
         if not transfer.settled or transfer.more:
@@ -110,7 +123,7 @@ class ManagementLinks:
         if requests.credit <= 0:
             text = f"insufficient credit ({requests.credit}) for management link from client to RabbitMQ"
             raise SessionError(TRANSFER_LIMIT, text)
-        found = next((item for item in self._responses.items() if item[1].name == requests.name), None)
+        found = next((item for item in self.responses.items() if item[1].name == requests.name), None)
         if found is None:
             raise SessionError(FAILED, "received transfer on half open management link pair")
         number, responses = found

@@ -1,9 +1,11 @@
 """A link on which a client receives: a consumer of a queue with link credit."""
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
+from mqtool.broker.embedded.amqp10.addresses import queue_address
 from mqtool.broker.embedded.amqp10.errors10 import DELETED, TOO_LARGE, LinkError, SessionError
 from mqtool.broker.embedded.amqp10.session_state import Delivery, SessionState, add, after
 from mqtool.broker.embedded.model.amqp_message import ContentHeader, Message, Properties, encode_address
@@ -78,6 +80,7 @@ class OutgoingLink:
         no_ack: True if messages are sent settled.
         dynamic: True if the queue was created for this link and is deleted with it.
         selector: chooses the messages of a stream.
+        filters: the filters in place, by name, as the client has sent them.
         flow: the link's credit.
         largest: the maximum size of a message, in bytes, that the client accepts; 0 for no limit.
     """
@@ -95,12 +98,22 @@ class OutgoingLink:
         self.priority = priority if isinstance(priority, int) else 0
         self.dynamic = False
         self.selector: Callable[[Any], bool] | None = lambda _: True
+        self.filters: Map = {}
         # Whether the client is to be told that this is the active consumer: not before it has given credit.
         self._may_tell = queue.kind == "quorum" and session.vhost.profile.tells_active
         self._owes_news = False
         self.flow = Credit(session, attach.handle)
         self.largest = attach.max_message_size or 0
         self._sent = 0
+
+    @property
+    def queue_name(self) -> str:
+        return self.queue.name
+
+    @property
+    def address(self) -> str:
+        """The address of the queue."""
+        return queue_address(self.queue.name)
 
     def start(self) -> None:
         """Add the consumer to its queue."""
@@ -203,14 +216,19 @@ class ReplyLink:
     """A link on which a client receives direct replies: they are in no queue, and are sent settled.
 
     Attributes:
-        tag: the routing key of replies.
+        tag: the routing key of replies, which stands for the name of a queue.
     """
+
+    no_ack, largest = True, 0
+    filters: Mapping[Any, Any] = MappingProxyType({})
 
     def __init__(self, session: SessionState, attach: Attach) -> None:
         self.session = session
+        self.name = attach.name
         self.flow = Credit(session, attach.handle)
         self._token = secrets.token_urlsafe(18)
-        self.tag = f"{DIRECT_REPLY_TO}.{self._token}"
+        self.tag = self.queue_name = f"{DIRECT_REPLY_TO}.{self._token}"
+        self.address = queue_address(self.tag)
 
     def start(self) -> None:
         """Begin to receive replies."""

@@ -1,10 +1,11 @@
 """AMQP 1.0 connections in the management API: their sessions and links, and the consumers that links are."""
 
 from typing import TYPE_CHECKING, Any, cast
+from uuid import UUID
 
 from mqtool.broker.embedded.http.route_table import READ, AnyConnection, Call, Json, anyone, missing, route
-from mqtool.broker.embedded.model.conversion import quoted
 from mqtool.broker.embedded.model.queue import Queue
+from mqtool.codecs.amqp10_values import Any10
 
 if TYPE_CHECKING:
     # For type checkers only: most brokers have no AMQP 1.0 clients.
@@ -62,35 +63,61 @@ def sessions(call: Call, name: str) -> list[Json]:
 
 
 def _session_view(session: "Session") -> Json:
+    management = session.management
     return {
         "channel_number": session.number,
         "handle_max": session.handle_max,
         **session.windows,
         "outgoing_unsettled_deliveries": len(session.unsettled),
         "incoming_links": [
-            {
-                "handle": link.handle,
-                "link_name": link.name,
-                "snd_settle_mode": _MODES.get(link.mode, "mixed"),
-                "target_address": None if link.target is None else link.target.address,
-                "max_message_size": session.vhost.profile.largest_message,
-                "delivery_count": link.delivery_count,
-                "credit": link.credit,
-                "unconfirmed_messages": link.unsettled,
-            }
-            for link in session.incoming.values()
+            *(_incoming_view(session, handle, "settled", each) for handle, each in management.requests.items()),
+            *(
+                _incoming_view(session, link.handle, _MODES.get(link.mode, "mixed"), link)
+                for link in session.incoming.values()
+            ),
         ],
         "outgoing_links": [
-            {
-                "handle": link.handle,
-                "link_name": link.name,
-                "source_address": f"/queues/{quoted(queue.name)}",
-                "queue_name": queue.name,
-                "send_settled": link.no_ack,
-                "max_message_size": link.largest or "unlimited",
-                "delivery_count": link.flow.delivery_count,
-                "credit": link.flow.credit,
-            }
-            for link, queue in _consumers(session)
+            _outgoing_view(handle, each) for handle, each in [*management.responses.items(), *session.outgoing.items()]
         ],
     }
+
+
+def _incoming_view(session: "Session", handle: int, mode: str, link: Any) -> Json:
+    return {
+        "handle": handle,
+        "link_name": link.name,
+        "snd_settle_mode": mode,
+        "target_address": None if link.target is None else link.target.address,
+        "max_message_size": session.vhost.profile.largest_message,
+        "delivery_count": link.delivery_count,
+        "credit": link.credit,
+        "unconfirmed_messages": link.unsettled,
+    }
+
+
+def _outgoing_view(handle: int, link: Any) -> Json:
+    return {
+        "handle": handle,
+        "link_name": link.name,
+        "source_address": link.address,
+        "queue_name": link.queue_name,
+        "send_settled": link.no_ack,
+        "max_message_size": link.largest or "unlimited",
+        "filter": [
+            {"name": name, "descriptor": each.descriptor, "value": _json(each.value)}
+            for name, each in link.filters.items()
+        ],
+        "delivery_count": link.flow.delivery_count,
+        "credit": link.flow.credit,
+    }
+
+
+def _json(value: Any10) -> Any:
+    """Return the value of a filter as JSON has it."""
+    if isinstance(value, dict):
+        return [{"key": str(name), "value": _json(each)} for name, each in value.items()]
+    if isinstance(value, list):
+        return [_json(each) for each in value]
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return str(value) if isinstance(value, UUID) else value
