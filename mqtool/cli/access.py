@@ -35,6 +35,8 @@ _DIFFERS = (
     r"received (?:the value )?'?([^']*?)'?(?: of type '\w+')? "
     r"but current is (?:the value )?'?([^']*?)'?(?: of type '\w+')?$"
 )
+#: Seconds to wait for a connection to the management API and for its response, where these only add a hint.
+HINT_PATIENCE = (0.3, 1.0)
 #: Seconds to wait for a connection when checking whether a port is open.
 _LOOK = 2.0
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pika import BasicProperties
 from pika.exceptions import ChannelClosedByBroker, ConnectionClosedByBroker, NackError, UnroutableError
 
-from tests.brokers import TestBroker, skip_or_fail
+from tests.brokers import IN_CI, TestBroker, skip_or_fail
 
 QUEUES = ("a", "b", "c")
 EXCHANGES = ("x", "y")
@@ -309,7 +309,7 @@ def compare(sides: tuple[Side, Side], sequence: list[Operation], *, with_counts:
             assert time.monotonic() < deadline, (what, expected, theirs.state(with_counts=with_counts))
 
 
-SETTINGS = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+SETTINGS = settings(max_examples=25 if IN_CI else 10, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @SETTINGS
@@ -326,7 +326,7 @@ def test_quorum_queues(sides: tuple[Side, Side], sequence: list[Operation]) -> N
     compare(sides, [*QUORUM_START, *sequence])
 
 
-@settings(SETTINGS, max_examples=10)
+@settings(SETTINGS, max_examples=10 if IN_CI else 5)
 @given(sequence=STREAMING)
 def test_streams(sides: tuple[Side, Side], sequence: list[Operation]) -> None:
     """Readers at any offset get the same, and what is refused is refused alike."""

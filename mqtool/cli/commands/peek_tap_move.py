@@ -8,7 +8,7 @@ from mqtool import where as conditions
 from mqtool.amqp import Channel, administration
 from mqtool.amqp import Receiving as Settings
 from mqtool.cli import stopping
-from mqtool.cli.access import Access
+from mqtool.cli.access import HINT_PATIENCE, Access
 from mqtool.cli.command_line import Argument, Option, OptionGroup
 from mqtool.cli.display import output
 from mqtool.cli.display.progress import Progress
@@ -225,10 +225,6 @@ def _with_exchange(delivery: Delivery) -> str:
     return f" [x] {delivery.exchange or '(default)'} {delivery.routing_key}:"
 
 
-#: Seconds to wait for a connection to the management API and for its response, used only for the delivery limit.
-_LIMIT_PATIENCE = 0.3, 1.0
-
-
 @app.command(
     "mqtool move jobs --to jobs-old",
     "mqtool move jobs --to slow --where 'headers.tenant=acme' -c 100",
@@ -299,7 +295,7 @@ def _check_limit(access: Access, source: Channel, queue: str) -> None:
     """Raise MqtoolError if requeuing the first message would exceed the delivery limit. Receives and requeues it."""
     api: Management | None = None
     with suppress(Unavailable):
-        api = access.management(_LIMIT_PATIENCE)
+        api = access.management(HINT_PATIENCE)
     kind = peeking.kind_of(source, queue, api, access.vhost)
     if kind.limit is not None:
         ready = source.depth_of(queue)

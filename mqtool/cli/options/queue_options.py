@@ -4,7 +4,7 @@ from contextlib import suppress
 from typing import Annotated, Any, ClassVar
 
 from mqtool.amqp import Channel, administration
-from mqtool.cli.access import Access
+from mqtool.cli.access import HINT_PATIENCE, Access
 from mqtool.cli.command_line import Option, OptionGroup, argument_option
 from mqtool.cli.display import output
 from mqtool.cli.invocation import current
@@ -158,8 +158,6 @@ StreamPort = Annotated[
 ]
 
 
-#: Seconds to wait for a connection to the management API and for its response, which only provides similar names.
-_PATIENCE = (0.3, 1.0)
 DECLARE = "--declare declares it"
 
 
@@ -214,5 +212,5 @@ def _queue_names(access: Access) -> list[str]:
     from mqtool.management import queues  # only for mistyped names
 
     with suppress(MqtoolError):
-        return [each["name"] for each in queues(access.management(_PATIENCE), access.vhost, ["name"])]
+        return [each["name"] for each in queues(access.management(HINT_PATIENCE), access.vhost, ["name"])]
     return []

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mqtool.amqp import Channel
 from mqtool.amqp.administration import check_utf_8
 from mqtool.cli import stopping
-from mqtool.cli.access import MANAGEMENT_VARIABLE, Access
+from mqtool.cli.access import HINT_PATIENCE, MANAGEMENT_VARIABLE, Access
 from mqtool.cli.display import output
 from mqtool.cli.display.progress import Progress
 from mqtool.cli.invocation import current
@@ -34,10 +34,6 @@ if TYPE_CHECKING:
 
 #: Failures that are printed one by one; the rest are only counted.
 _REPORTED = 10
-#: Seconds to wait for a connection to the management API and for its response, where these only add a hint.
-_HINT_PATIENCE = 0.3, 1.0
-
-
 #: The maximum number of bytes to print of a confirmed message's body.
 _ECHOED = 10_000
 
@@ -292,7 +288,7 @@ def _show_neighbour(access: Access, exchange: Exchange) -> None:
     from mqtool.spelling import counted
 
     with suppress(MqtoolError):
-        if (near := bound_neighbour(access.management(_HINT_PATIENCE), access.vhost, exchange)) is not None:
+        if (near := bound_neighbour(access.management(HINT_PATIENCE), access.vhost, exchange)) is not None:
             has = counted(near.bindings, "binding")
             output.notice(f"exchange {near.name!r} has {has}; to publish there: --exchange={quoted(near.name)}")
 
@@ -303,7 +299,7 @@ def _tell_if_unbound(access: Access, exchange: Exchange, key: str, headers: dict
     from mqtool.inspection.routes import Router
 
     with suppress(MqtoolError, KeyError):
-        found = Router(read(access.management(_HINT_PATIENCE), access.vhost)).route(exchange.name, key, headers)
+        found = Router(read(access.management(HINT_PATIENCE), access.vhost)).route(exchange.name, key, headers)
         if not found.queues and not found.unknown:
             output.notice(
                 f"no queue is bound to exchange {exchange.name!r} by {key!r} now: the broker drops messages that are "
