@@ -60,6 +60,15 @@ lint: .venv/installed-dev  ## check style, types and the arrows between packages
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo --no-cache
+	@if [ -x $(TSC) ]; then $(TSC) $(TYPES) mqtool/ui/page/*.js && echo "the page: no type errors"; \
+	else echo "the page's JavaScript was not checked: make node_modules"; fi
+
+TSC = node_modules/.bin/tsc
+TYPES = --noEmit --allowJs --checkJs --strict false --target es2022 --module esnext --moduleResolution bundler \
+	--lib es2022,dom,dom.iterable,dom.asynciterable
+
+node_modules:  ## install what checks the page's JavaScript, if npm is there
+	npm install --no-save --ignore-scripts --silent typescript@7.0.2
 
 .venv/installed-docs: .venv/installed
 	@$(PIP) --editable '.[docs]'

@@ -5,6 +5,7 @@ import { describe } from "./picture.js";
 const KEPT_LINES = 300;
 const KEPT_RUNS = 8;
 
+/** @type {(id: string) => any} */
 export const byId = (id) => document.getElementById(id);
 
 function make(name, properties = {}, ...children) {
@@ -135,7 +136,7 @@ export class Doing {
   }
 
   values() {
-    return Object.fromEntries([...byId("fields").querySelectorAll("[name]")].map((each) => [each.name, each.value]));
+    return Object.fromEntries([...byId("fields").querySelectorAll("[name]")].map((/** @type {any} */ each) => [each.name, each.value]));
   }
 
   /** Show the command that the form makes. */
