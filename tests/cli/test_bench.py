@@ -128,9 +128,11 @@ def test_a_stall_is_in_the_percentiles_of_an_open_loop(tester: Shell, own: Embed
 
 @on_any_broker
 def test_a_command_at_a_time_of_the_run(shell: Shell, broker: TestBroker) -> None:
-    """--at and --during run commands in a shell."""
-    done = shell.run(*BENCH, "--duration", "1s", "--rate", "50", "--at", "0s", "touch begun", "--during", "touch third")
-    assert done.code == 0, done.stderr
+    """--at and --during run commands in a shell; what they print does not mix with the result."""
+    begun = ("--at", "0s", "touch begun; echo done", "--at", "1h", "touch late")
+    found = shell.run(*BENCH, "--json", "--duration", "1s", "--rate", "50", *begun, "--during", "touch third")
+    assert (found.code, json.loads(found.stdout)["confirmed"]) == (0, 50), found.stderr
+    assert "so this did not run: touch late" in found.stderr
     wait_until(lambda: {"begun", "third"} <= {path.name for path in shell.directory.iterdir()}, "both")
 
 
@@ -186,6 +188,10 @@ def test_several_runs(shell: Shell, broker: TestBroker) -> None:
         (["--at", "soon", "true"], "--at: 'soon' is not a duration"),
         (["--json", "--csv"], "--json and --csv cannot be combined"),
         (["--plot", "x.png"], "its name must end with .svg or .html"),
+        (["--plot", "nowhere/x.svg"], "cannot write nowhere/x.svg"),
+        (["--vary", "size=100,5"], "a body of 5 bytes is too small"),
+        (["--churn", "queues", "--rpc"], "--churn queues publishes nothing"),
+        (["compare", "classic", "quorum", "--during", "true"], "compare does not take --during"),
         (["--rpc", "--queue-type", "stream"], "--rpc needs a classic or quorum queue"),
         (["--queue-type", "stream", "--ack", "auto"], "a stream's consumers must acknowledge"),
         (["--ack", "20", "--prefetch", "10"], "--ack 20 waits for more messages than --prefetch 10 allows"),
@@ -202,6 +208,13 @@ def test_mistakes(tester: Shell, words: list[str], said: str) -> None:
     """One sentence and a hint, before anything is declared."""
     done = tester.run(*BENCH, *words)
     assert (done.code, said in done.stderr) == (2, True), done.stderr
+
+
+def test_what_fails_at_its_start_leaves_nothing_behind(tester: Shell, own: EmbeddedBroker) -> None:
+    """The queue is declared before the stream port turns out to be the wrong one."""
+    done = tester.run(*BENCH, "--protocol", "stream", "--stream-port", str(own.port))
+    assert (done.code, "does not speak RabbitMQ's stream protocol" in done.stderr) == (69, True), done.stderr
+    assert tester.run("mqtool", "list", "queues").stdout == ""
 
 
 class Meddler(Proxy):
