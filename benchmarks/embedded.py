@@ -1,11 +1,10 @@
-"""The embedded broker beside RabbitMQ, in one run: publishing with confirms, consuming, and what growth costs.
+"""What growth costs the embedded broker: of a queue, and of an exchange's bindings. `mqtool bench` measures the rest.
 
-    python benchmarks/embedded.py [--rabbitmq amqp://guest:guest@127.0.0.1:5672/] [--messages 50000]
+    python benchmarks/embedded.py
 
 The client writes and reads frames that are made beforehand, so that the broker is what is measured.
 """
 
-import argparse
 import socket
 import struct
 import subprocess
@@ -218,21 +217,8 @@ class Process:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rabbitmq", default="amqp://guest:guest@127.0.0.1:5672/")
-    parser.add_argument("--messages", type=int, default=50_000)
-    options = parser.parse_args()
-    with Process("--data-dir", "{}/data") as broker:
-        print(f"start to listening: {broker.started_in * 1000:.0f} ms")
-        ours = throughput(broker.url, options.messages)
-    try:
-        theirs = throughput(options.rabbitmq, options.messages)
-    except OSError as error:
-        print(f"no RabbitMQ to compare with: {error}")
-        theirs = Throughput(float("nan"), float("nan"))
-    for what, here, there in zip(("confirmed publish", "consume and ack"), ours, theirs, strict=True):
-        print(f"{what}: embedded {here:,.0f}/s, RabbitMQ {there:,.0f}/s, ratio {here / there:.2f}")
     with Process("--in-memory") as broker:
+        print(f"start to listening: {broker.started_in * 1000:.0f} ms")
         for ready in (100, 100_000):
             print(f"queue of {ready:,}: {by_length(broker.url, ready, 10_000):.1f} us for a message in and out")
         for kind in ("direct", "topic"):

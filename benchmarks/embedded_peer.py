@@ -7,14 +7,14 @@ confirmed, and of 100 bytes. The aims are twice RabbitMQ's speed, and at most 30
 """
 
 import filecmp
-import statistics
+import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pika
 
-from benchmarks.embedded import Client, Process, publish_confirmed, throughput
+from benchmarks.embedded import Client, Process, publish_confirmed
 from benchmarks.pairs import MQTOOL, QUEUE, URL, Run, compare, run, write_lines
 
 LINES = 20_000
@@ -48,7 +48,7 @@ def through(url: str, lines: Path, out: Path) -> Callable[[], Run]:
 
 
 def beside_rabbitmq() -> None:
-    """Speed as users see it, with the start of each command; and that of the brokers, by hand-made frames."""
+    """Speed as users see it, with the start of each command; and that of the brokers, as `mqtool bench` measures it."""
     if not is_rabbitmq(URL):
         print("no RabbitMQ at MQTOOL_URL: the embedded broker is not compared")
         return
@@ -57,12 +57,8 @@ def beside_rabbitmq() -> None:
         write_lines(lines, LINES)
         ours, theirs = through(broker.url, lines, out), through(URL, lines, out)
         compare("embedded: send, receive", ours, theirs, "through RabbitMQ", pairs=5)
-        measured = [(throughput(broker.url, LINES), throughput(URL, LINES)) for _ in range(3)]
-    for what, ratios in (
-        ("confirmed publish", [our.published / their.published for our, their in measured]),
-        ("consume and ack", [our.consumed / their.consumed for our, their in measured]),
-    ):
-        print(f"embedded: {what}, the broker alone   speed {statistics.median(ratios):4.2f} × RabbitMQ's")
+        load = ("--queue-type", "classic", "--ack", "500", "--rounds", "5", "--yes")
+        subprocess.run([MQTOOL, "bench", "compare", broker.url, URL, *load], check=True)
 
 
 def waiting() -> None:

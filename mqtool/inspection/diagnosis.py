@@ -21,6 +21,8 @@ Node = TypeVar("Node", bound=Hashable)
 _EXCHANGE_COLUMNS = ("name", "vhost", "type", "arguments", "policy", "message_stats.publish_in")
 #: The most paths of expired messages to follow, which limits the search if everything is bound to everything.
 _WAYS = 100_000
+#: How the names of the queues of `bench` begin.
+_OF_BENCH = "mqtool-bench-"
 _BINDING_COLUMNS = ("source", "vhost", "destination", "destination_type", "routing_key", "arguments")
 
 
@@ -318,6 +320,10 @@ def findings(api: Management, vhost: str | None, wait: Callable[[], object]) -> 
 
 def _of_queue(queue: Json, earlier: Json | None, exchanges: set[tuple[str, str]]) -> Iterator[Finding]:
     finding = partial(Finding.of, "queue", queue)
+    if queue["name"].startswith(_OF_BENCH) and not queue.get("consumers"):
+        what = "was left behind by a bench that was killed, unless one is running"
+        yield finding("left-over", what, pasteable("queue delete", queue["name"]))
+        return
     if has_no_consumer(queue):
         what = f"has {counted(queue['messages_ready'])} and no consumer"
         yield finding("no-consumer", what, "start one, or delete the queue if nobody needs it")

@@ -124,8 +124,9 @@ def test_doctor_finds_dead_ends_and_circles(watcher: Shell, broker: TestBroker) 
 
 @on_any_broker
 def test_doctor_finds_streams_without_limits_and_readers_that_miss_messages(watcher: Shell, broker: TestBroker) -> None:
-    """What was dropped before a connected reader was done with it; and what is never dropped."""
-    watcher.run("mqtool", "queue", "declare", "endless", "--queue-type", "stream")
+    """What was dropped before a connected reader was done with it; what is never dropped; what a killed bench left."""
+    for name in ("endless", "mqtool-bench-1"):
+        watcher.run("mqtool", "queue", "declare", name, "--queue-type", "stream")
     small = ("--argument", "max-length-bytes=2000", "--argument", "stream-max-segment-size-bytes=1000")
     send = ("mqtool", "send-stream", "-l", "-q", "short", *small)
     watcher.run(*send, stdin="one\n")
@@ -137,6 +138,7 @@ def test_doctor_finds_streams_without_limits_and_readers_that_miss_messages(watc
     found = findings(watcher, broker)
     reader.process.send_signal(signal.SIGCONT)
     assert found["stream-limit"]["thing"] == "queue 'endless'"
+    assert found["left-over"]["thing"] == "queue 'mqtool-bench-1'"
     assert found["reader-misses"]["thing"] == "stream 'short'"
     assert "reader 'me' had not read" in found["reader-misses"]["what"]
 
