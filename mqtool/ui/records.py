@@ -120,7 +120,7 @@ class _Counts:
         self._not_before = time.monotonic() + _BETWEEN_MOVES
         before, self._queues = self._queues, found["queues"]
         changed = {name: counts for name, counts in self._queues.items() if before.get(name) != counts}
-        other = {name: found[name] for name in ("taken", "published", "read")}
+        other = {name: found.get(name, []) for name in ("taken", "published", "read")}
         return {"kind": "moved", "t": found["t"], "queues": changed, **other}
 
 
