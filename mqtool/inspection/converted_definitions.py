@@ -37,7 +37,6 @@ RelayParts = Callable[[str, str], tuple[Exchange, Queue, Exchange, bool]]
 _CLASSIC_ONLY = ("x-queue-mode", "x-queue-version", "x-queue-master-locator")
 #: Arguments with which a classic queue does something that no quorum queue does.
 _NO_QUORUM = {"x-max-priority": None, "x-overflow": "reject-publish-dlx"}
-_LOCATORS = {"client-local": "client-local"}
 #: What holds the place of a policy that has no settings left: RabbitMQ ignores it, and refuses an empty definition.
 _NOTHING: Mapping[str, Any] = {"queue-mode": "default"}
 
@@ -193,7 +192,7 @@ def _settings_changes(kind: str, policy: Json, definition: Json, to: Version) ->
         yield _finding(kind, policy, "ha", what, why)
     if to >= V4_3 and "queue-master-locator" in definition:
         old = definition.pop("queue-master-locator")
-        new = definition.setdefault("queue-leader-locator", _LOCATORS.get(old, "balanced"))
+        new = definition.setdefault("queue-leader-locator", "client-local" if old == "client-local" else "balanced")
         what = f"sets queue-leader-locator to {new} instead of queue-master-locator to {old}"
         yield _finding(kind, policy, "locator", what, "RabbitMQ 4.3 refuses queue-master-locator")
 
@@ -242,7 +241,7 @@ def _convert_exchanges(found: Converted, delayed: Delayed | None, relay_parts: R
             told = found.losses if delayed is None else found.changes
             told.append(_finding("exchange", exchange, "delayed", what, why))
             continue
-        kind = _arguments(exchange).pop("x-delayed-type", "direct")
+        kind = str(_arguments(exchange).pop("x-delayed-type", "direct"))
         if delayed == "plain":
             exchange["type"] = kind
             found.changes.append(
@@ -267,12 +266,14 @@ def _give_to_relay(document: Json, exchange: Json, parts: tuple[Exchange, Queue,
         if (binding.get("vhost"), binding["source"]) == _name(exchange):
             binding["source"] = out.name
     exchange |= {"type": entrance.type, "durable": True, "auto_delete": False, "internal": False, "arguments": {}}
-    document["exchanges"].append({**exchange, "name": out.name, "type": out.type})
-    document.setdefault("queues", []).append(
-        {**where, "name": intake.name, "durable": True, "auto_delete": False, "arguments": dict(intake.arguments)}
-    )
     to_intake = {"source": entrance.name, "destination": intake.name, "destination_type": "queue", "routing_key": ""}
-    document.setdefault("bindings", []).append({**where, **to_intake, "arguments": {}})
+    queue = {"name": intake.name, "durable": True, "auto_delete": False, "arguments": dict(intake.arguments)}
+    for section, item in {
+        "exchanges": {**exchange, "name": out.name, "type": out.type},
+        "queues": {**where, **queue},
+        "bindings": {**where, **to_intake, "arguments": {}},
+    }.items():
+        document[section] = [*_items(document, section), item]
     return out.name
 
 

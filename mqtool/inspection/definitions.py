@@ -282,6 +282,15 @@ def _is_named_by_client(view: Json) -> bool:
     return bool(view["name"]) and not view["name"].startswith("amq.")
 
 
+_TEXT, _OBJECT = (str, "text"), (dict, "an object")
+#: Fields of definitions that must be of a certain kind, if they are present. Old versions write [] for an empty object.
+_FIELDS: dict[str, tuple[type | tuple[type, ...], str]] = {
+    **dict.fromkeys(("vhost", "type", "pattern", "apply-to", "routing_key", "destination_type"), _TEXT),
+    **dict.fromkeys(("arguments", "definition", "metadata"), _OBJECT),
+    "priority": ((int, float), "a number"),
+}
+
+
 def _checked(items: Any, kind: str, where: str) -> Iterator[Json]:
     if not isinstance(items, list):
         raise BadData(f'{where}: "{kind}" is not a list')
@@ -289,9 +298,10 @@ def _checked(items: Any, kind: str, where: str) -> Iterator[Json]:
     for number, item in enumerate(items, 1):
         if not isinstance(item, dict) or not all(isinstance(item.get(name), str) for name in needed):
             raise BadData(f'{where}: number {number} of "{kind}" has no {" and ".join(needed)}')
-        for name in ("arguments", "definition"):
-            if item.get(name) and not isinstance(item[name], dict):
-                raise BadData(f'{where}: "{name}" of number {number} of "{kind}" is not an object')
+        for name, (kinds, what) in _FIELDS.items():
+            value = None if kinds is dict and item.get(name) == [] else item.get(name)
+            if value is not None and not isinstance(value, kinds):
+                raise BadData(f'{where}: "{name}" of number {number} of "{kind}" is not {what}')
         yield item
 
 

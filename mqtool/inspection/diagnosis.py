@@ -6,6 +6,7 @@ from functools import cache, partial
 from typing import NamedTuple, TypeVar
 
 from mqtool import management
+from mqtool.delays.wait_queues import is_wait_queue
 from mqtool.errors import AccessRefused
 from mqtool.inspection import upgrade
 from mqtool.inspection.definitions import Definitions
@@ -344,7 +345,9 @@ def _of_queue(queue: Json, earlier: Json | None, exchanges: set[tuple[str, str]]
     if exchange is not None and (queue["vhost"], exchange) not in exchanges:
         what = f"has the dead-letter exchange {exchange!r}, which does not exist: its dead letters are lost"
         yield finding("dead-letter-exchange", what, _how_to_declare(exchange))
-    elif exchange is None and earlier is not None and queue.get("type") != "stream":
+    elif (
+        exchange is None and earlier is not None and queue.get("type") != "stream" and not is_wait_queue(queue["name"])
+    ):
         gone = min(dropped(queue), dropped(earlier))
         # The broker updates the counters at different times.
         if gone > rate(queue, "publish") * _LATE:

@@ -209,7 +209,7 @@ def default_queue_types(document: Json) -> dict[str | None, str]:
     for vhost in document.get("vhosts") or []:
         said = vhost.get("default_queue_type") or (vhost.get("metadata") or {}).get("default_queue_type")
         if said and said != "undefined":
-            found[vhost["name"]] = said
+            found[vhost["name"]] = str(said)
     return found
 
 

@@ -107,6 +107,11 @@ def test_the_format_is_rabbitmqs_own(admin: Shell, broker: TestBroker) -> None:
         ('{"rows": []}', "- has no definitions"),
         ('{"queues": 3}', '"queues" is not a list'),
         ('{"queues": [{"name": "a"}, {}]}', 'number 2 of "queues" has no name'),
+        ('{"queues": [{"name": "a", "arguments": 3}]}', '"arguments" of number 1 of "queues" is not an object'),
+        (
+            '{"queues": [], "policies": [{"name": "a", "priority": "1"}]}',
+            '"priority" of number 1 of "policies" is not a',
+        ),
         ('{"bindings": [{"source": "a"}]}', 'number 1 of "bindings" has no source and destination'),
         ('{"queues": [{"name": "a", "vhost": "b"}]}', "- has nothing for vhost '/', only for 'b'"),
     ],
