@@ -390,7 +390,7 @@ def header_option(about: str) -> Any:
 
 def argument_option(about: str) -> Any:
     """The option --argument, repeatable."""
-    return Option("--argument", parser=argument, metavar="KEY=VALUE", help=about)
+    return Option("--argument", "-a", parser=argument, metavar="KEY=VALUE", help=about)
 
 
 #: Settings of an option that takes a duration; TIME_LIMIT does not allow 0.
