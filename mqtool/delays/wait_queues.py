@@ -26,6 +26,8 @@ from mqtool.message import DUE, Delivery, Message
 from mqtool.spelling import pasteable
 from mqtool.topology import Exchange, Queue
 
+#: Seconds after its declaration in which a quorum queue is lost, with its messages, if the broker is killed.
+YOUNG = 1.0
 #: Milliseconds that a wait queue outlives its messages, so that its destination has time to become available again.
 GRACE = 60 * 60 * 1000
 
@@ -123,7 +125,11 @@ class Wait(NamedTuple):
 
 
 class ThroughQueues:
-    """Delays messages in wait queues (see the diagram in mqtool/delays/__init__.py)."""
+    """Delays messages in wait queues (see the diagram in mqtool/delays/__init__.py).
+
+    Attributes:
+        declared_at: when a wait queue was first declared here (time.monotonic()), the latest time.
+    """
 
     def __init__(self, channel: Channel, destination: Destination, warn: Warn) -> None:
         self._channel = channel
@@ -133,6 +139,7 @@ class ThroughQueues:
         #: For each exchange, and each queue with its number among a message's waits: when it must be declared again.
         self._leases: dict[tuple[str, int], float] = {}
         self._said_expiration = False
+        self.declared_at = 0.0
 
     def place(self, message: Message, milliseconds: Callable[[], int]) -> Place:
         """Declare the queues and exchanges that delay a message; return how to publish it.
@@ -200,7 +207,8 @@ class ThroughQueues:
             entrance = Exchange(name, "fanout", durable=True, auto_delete=True)
             self._channel.declare(entrance, remember=remember)
             self._channel.bind(queue, entrance, remember=remember)
-        self._leases[name, number] = time.monotonic() + _LEASE
+        now = time.monotonic()
+        self._leases[name, number], self.declared_at = now + _LEASE, now if remember else self.declared_at
 
     def _due_exchange(self, exchange: Exchange) -> Exchange:
         """Declare the exchange between a wait queue and its target. It is also bound to a queue of maximum length 0.

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from mqtool.amqp import Channel, Receiving, administration
 from mqtool.delays.delay_plugin import PluginMissing
 from mqtool.delays.destinations import Destination, Warn, name_for
-from mqtool.delays.wait_queues import LONGEST_IN_QUEUES, RELAY, ThroughQueues
+from mqtool.delays.wait_queues import LONGEST_IN_QUEUES, RELAY, YOUNG, ThroughQueues
 from mqtool.duration import compact_duration
 from mqtool.errors import BadData, DeclaredDifferently, NotFound, UsageError
 from mqtool.management import Management
@@ -125,6 +125,8 @@ class Relay:
         self._on_their_way: deque[Delivery] = deque()
         self._again: deque[Delivery] = deque()
         self._confirmed: list[Delivery] = []
+        # The embedded broker has a declaration on disk before it replies.
+        self._young = 0.0 if source.connection.broker_to_show == "the embedded broker" else YOUNG
 
     def run(self) -> None:
         """Relay messages until the channel is stopped.
@@ -137,6 +139,7 @@ class Relay:
             try:
                 for receipt in self._target.publish(self._messages(), mandatory=True, window=_AT_ONCE):
                     self._settle(receipt)
+                time.sleep(max(0.0, self._through.declared_at + self._young - time.monotonic()))
                 self._acknowledge()
                 return
             except (BadData, UsageError) as error:  # it cannot be encoded; those before it are confirmed
@@ -197,7 +200,8 @@ class Relay:
         self._confirmed.append(delivery)
 
     def _acknowledge(self) -> None:
-        if self._confirmed:
+        """Acknowledge confirmed messages, unless a wait queue is too young to survive a kill of the broker."""
+        if self._confirmed and time.monotonic() >= self._through.declared_at + self._young:
             self._source.acknowledge(*self._confirmed)
             self._confirmed.clear()
 

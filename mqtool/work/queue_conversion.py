@@ -29,6 +29,7 @@ from typing import Any
 
 from mqtool.amqp import Channel, Connection, administration
 from mqtool.amqp.transactions import Mover
+from mqtool.delays.wait_queues import YOUNG
 from mqtool.errors import BadData, DeclaredDifferently, NotFound, Unavailable
 from mqtool.management import Management, path
 from mqtool.management.api_client import Json
@@ -84,6 +85,8 @@ class Conversion:
         user: the name that the connection is logged in as.
         keeps_user: True if the user may publish messages of other users.
         force: cancel consumers instead of refusing to go on.
+        young: seconds to wait after a quorum queue is declared, before messages move there: if RabbitMQ is killed
+            earlier, the queue never gets a leader again.
     """
 
     def __init__(
@@ -96,6 +99,7 @@ class Conversion:
         user: str,
         keeps_user: bool = False,
         force: bool = False,
+        young: float = YOUNG,
     ) -> None:
         self.tally = Tally()
         self.has_begun = False
@@ -108,6 +112,7 @@ class Conversion:
         self._names = plan.names
         self.messages = HeldMessages(plan.queue, self._names.held, self._names.back, None if keeps_user else user)
         self._force = force
+        self._young = 0.0 if connection.broker_to_show == "the embedded broker" else young
         self._is_modern = not connection.broker.startswith("RabbitMQ 3.")
 
     # The steps.
@@ -190,6 +195,7 @@ class Conversion:
         alternate = {"alternate-exchange": names.meanwhile}
         channel.declare(Exchange(names.through, "fanout", durable=True, arguments=alternate))
         channel.declare(Exchange(names.back, "fanout", durable=True))
+        time.sleep(self._young)
 
     def _take_out(self, *, undo: bool) -> Iterator[int]:
         """Move all messages to the holding queue, and replace the queue by one with the new definition."""
@@ -200,6 +206,7 @@ class Conversion:
                 yield from self._empty(name)
             if self._replace(wanted, view, undo=undo):
                 self._channel.bind(Queue(name), Exchange(self._names.back))
+                time.sleep(self._young if wanted.type == "quorum" else 0.0)
                 return
         raise Unavailable(
             f"{name!r} gets messages faster than they can be moved: they come through the default exchange",

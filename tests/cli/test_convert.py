@@ -115,7 +115,7 @@ def run(connection: Connection, api: Management, vhost: str, *, undo: bool, to: 
         if found.plan.source == found.plan.target:
             return Tally()  # it was killed after its last request
         plan = dataclasses.replace(found.plan, at_once=at_once)
-    conversion = Conversion(connection, api, vhost, plan, user="guest")
+    conversion = Conversion(connection, api, vhost, plan, user="guest", young=0.0)
     conversion.begin() if is_new else conversion.lock()
     for _ in conversion.run(undo=undo):
         pass
