@@ -20,7 +20,7 @@ from mqtool.message import Delivery, Message
 from mqtool.topology import Exchange, Queue
 from mqtool.work import conversion_plan
 from mqtool.work.queue_conversion import Conversion, Tally
-from tests.brokers import Restartable, TestBroker, large, own_broker
+from tests.brokers import Restartable, TestBroker, large, on_any_broker, own_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.test_move import taken
 
@@ -287,6 +287,103 @@ def test_publishers_go_on(broker: TestBroker) -> None:
     numbers = [int(delivery.body) for delivery in taken(broker, "jobs", published)]
     assert sorted(numbers) == list(range(published))
     assert tally.overtaken or numbers == sorted(numbers)
+
+
+@pytest.fixture
+def managed(shell: Shell, broker: TestBroker) -> Shell:
+    """A shell that knows the management API."""
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    return shell
+
+
+@on_any_broker
+def test_several_queues_and_other_arguments(managed: Shell, broker: TestBroker) -> None:
+    """--where converts those that can be; -a sets arguments, and null leaves one out. Messages keep their order."""
+
+    def convert_queues(*words: str, code: int = 0) -> str:
+        result = managed.run("mqtool", "queue", "convert", *words)
+        assert result.code == code, result.stderr
+        return result.stderr
+
+    def view(name: str) -> tuple[str, dict[str, Any]]:
+        told: Any = broker.api("GET", f"queues/{broker.vhost}/{name}")
+        return told["type"], {key: value for key, value in told["arguments"].items() if key != "x-queue-type"}
+
+    for name in ("jobs", "mails"):
+        managed.run("mqtool", "queue", "declare", name, "--queue-type", "classic")
+        managed.run("mqtool", "send", "-q", name, "-l", "--no-declare", stdin="1\n2\n3\n")
+    managed.run("mqtool", "queue", "declare", "brief", "--queue-type", "classic", "--auto-delete")
+    chosen = ("--where", "type = classic and durable")
+    planned = convert_queues(*chosen, "--dry-run", code=3)
+    assert "nothing was changed: --dry-run" in planned
+    assert "'brief' cannot be converted: it is auto-delete" in planned
+    assert [view(name)[0] for name in ("jobs", "mails", "brief")] == ["classic"] * 3
+    convert_queues(*chosen, "--yes", code=3)
+    assert [view(name)[0] for name in ("jobs", "mails", "brief")] == ["quorum", "quorum", "classic"]
+    convert_queues("jobs", "-a", "x-delivery-limit:=50", "-a", "x-max-length:=9", "--yes")
+    assert view("jobs") == ("quorum", {"x-delivery-limit": 50, "x-max-length": 9})
+    convert_queues("jobs", "-a", "x-delivery-limit:=null", "--yes")
+    assert view("jobs") == ("quorum", {"x-max-length": 9})
+    for name in ("jobs", "mails"):
+        assert [delivery.body for delivery in taken(broker, name, 3)] == [b"1", b"2", b"3"]
+
+
+@on_any_broker
+def test_what_cannot_be_converted_is_told_before_anything_changes(managed: Shell, broker: TestBroker) -> None:
+    """Each with its reason, and with what to do about it."""
+    for name, words in (
+        ("done", ("--queue-type", "quorum")),
+        ("old", ("--queue-type", "classic", "--argument", "x-max-priority:=5")),
+        ("log", ("--queue-type", "stream")),
+        ("used", ("--queue-type", "classic")),
+        ("held", ("--queue-type", "classic")),
+        ("short", ("--queue-type", "classic")),
+    ):
+        assert managed.run("mqtool", "queue", "declare", name, *words).code == 0
+    managed.run("mqtool", "send", "-q", "held", "--no-declare", "x")
+    limit = ("--pattern", "^short", "--definition", '{"max-length": 5}')
+    assert managed.run("mqtool", "policy", "set", "limits", *limit).code == 0
+    before = definitions(broker)
+    with Connection(parse_addresses(broker.url)) as connection:
+        channel = connection.channel()
+        channel.declare(Queue("mine", exclusive=True))
+        channel.consumer(Queue("used"))
+        assert channel.get("held") is not None
+        for name, to, said in (
+            ("done", "quorum", "it is a quorum queue with these arguments already (name another type with --to"),
+            ("old", "quorum", "it has x-max-priority: its messages have priorities, which quorum queues do not have"),
+            ("log", "classic", "it is a stream: its messages stay when they are read"),
+            ("used", "quorum", "1 consumer would be cancelled"),
+            ("held", "quorum", "unacknowledged, and would be lost (wait until"),
+            ("short", "quorum", "policy 'limits' (max-length) would apply to 'short.mqtool-convert'"),
+            ("mine", "quorum", "it is exclusive: it goes when its connection closes"),
+        ):
+            refused = managed.run("mqtool", "queue", "convert", name, "--to", to, "--yes")
+            assert (refused.code, said in refused.stderr) == (2, True), refused.stderr
+            assert "nothing was changed" in refused.stderr
+    assert definitions(broker) == before
+    left_out = ("-a", "x-max-priority:=null", "--dry-run")
+    assert managed.run("mqtool", "queue", "convert", "old", "--to", "quorum", *left_out).code == 0
+
+
+@on_any_broker
+def test_undone_after_the_queue_was_replaced(managed: Shell, broker: TestBroker) -> None:
+    """The conversion is finished first, then the queue is converted back."""
+    fill(broker)
+
+    def is_replaced() -> bool:
+        queues: Any = broker.api("GET", f"queues/{quote(broker.vhost, safe='')}")
+        return any((each["name"], each["type"]) == ("jobs", "quorum") for each in queues)
+
+    kill_at = 1
+    while not is_replaced():
+        assert convert(broker, kill_at) is None
+        kill_at += 1
+    undone = managed.run("mqtool", "queue", "convert", "--undo", "jobs", "--yes")
+    assert undone.code == 0, undone.stderr
+    assert "'jobs' was replaced already: converting it back" in undone.stderr
+    assert kind_of(broker) == "classic"
+    check_all_is_there(broker)
 
 
 @pytest.mark.timeout(900)
