@@ -111,6 +111,7 @@ soak: .venv/installed-dev  ## random faults on queues, delays and streams, then 
 
 pictures: .venv/installed  ## make the pictures of the README and docs/, from real runs
 	@$(BIN)/python -m demo.pictures
+	@$(BIN)/python -m demo.screencast
 
 up: .venv/installed  ## start a broker, unless one is reachable
 	$(BIN)/mqtool broker up

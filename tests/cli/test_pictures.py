@@ -1,11 +1,12 @@
 """What `make pictures` has made is in the project, fits it, and needs nothing from elsewhere."""
 
+import html
 import re
 from pathlib import Path
 
 import pytest
 
-from demo import diagrams, pictures
+from demo import diagrams, pictures, screencast
 from mqtool.tutorials import pages
 from mqtool.tutorials.dialects import NAMES, Dialect
 from mqtool.tutorials.stream_dialects import HELLO, TRACKING, StreamDialect
@@ -34,10 +35,18 @@ def test_a_diagram_names_what_the_tutorial_declares(name: str) -> None:
 def test_a_picture_is_whole_by_itself(path: Path) -> None:
     """It is small, has both colour schemes, and fetches nothing."""
     svg = path.read_text()
-    assert len(svg) < 30_000
+    assert len(svg) < (80_000 if "@keyframes" in svg else 30_000)
+    assert ("@keyframes" in svg) == ("prefers-reduced-motion" in svg)
     assert "prefers-color-scheme: dark" in svg
-    assert re.findall(r"https?://[^\s\"']+", svg) == ["http://www.w3.org/2000/svg"]
+    assert set(re.findall(r"https?://[^\s\"':]+", svg)) <= {"http://www.w3.org/2000/svg", "http://127.0.0.1"}
     assert "@font-face" not in svg
+
+
+def test_the_recording_shows_its_script() -> None:
+    """The animated terminal in the README types the commands of demo/screencast.py."""
+    svg = (ROOT / pictures.DIRECTORY / "two-minutes.svg").read_text()
+    for command in screencast.SCRIPT.strip().splitlines():
+        assert html.escape(command) in svg, f"make pictures: {command}"
 
 
 def test_the_pictures_of_the_documents_are_there() -> None:

@@ -135,3 +135,15 @@ def test_what_ci_installs_has_hashes() -> None:
         names = {normalized(re.split(r"[<>=\[]", line)[0]) for lines in direct for line in lines}
         assert names - {"mqtool"} <= set(pinned(path)), f"{path}: .ci/pin writes it again"
     assert found == pinned(ROOT / "constraints.txt"), "after a change to constraints.txt, run .ci/pin"
+
+
+def test_the_licences_of_all_libraries_are_listed() -> None:
+    """The guide about installing names each library that comes with mqtool, and no other."""
+    table = (ROOT / "docs" / "how-to" / "installing.md").read_text().partition("## Libraries and their licences")[2]
+    listed = {
+        normalized(name) for row in re.findall(r"^\| .* \| (.*) \|$", table, re.MULTILINE) for name in row.split(", ")
+    }
+    seen: set[str] = set()
+    for line in PROJECT["dependencies"]:
+        needed(re.split(r"[<>=]", line)[0], seen)
+    assert listed - {"libraries"} == seen
