@@ -23,6 +23,7 @@ class Address(NamedTuple):
     """The address of one node of a broker, with credentials. Its str() and repr() never show the password.
 
     Attributes:
+        names_user: True if a user was given. If not, a client certificate may be the login (SASL EXTERNAL).
         heartbeat: heartbeat interval in seconds; None uses the broker's, 0 turns heartbeats off.
         connection_timeout: time limit in seconds for the TCP connection, and again for the AMQP handshake.
     """
@@ -35,6 +36,7 @@ class Address(NamedTuple):
     tls: bool = False
     heartbeat: int | None = None
     connection_timeout: float = 5.0
+    names_user: bool = False
 
     def __repr__(self) -> str:
         return f"Address({str(self)!r})"
@@ -59,6 +61,10 @@ class TlsFiles(NamedTuple):
     ca: Path | None = None
     cert: Path | None = None
     key: Path | None = None
+
+    def logs_in(self, address: Address) -> bool:
+        """True if the client's certificate is the login, with a broker that offers SASL EXTERNAL."""
+        return address.tls and self.cert is not None and not address.names_user
 
     def context(self) -> "ssl.SSLContext":
         """Create an SSL context that verifies the broker's certificate and host name.
@@ -135,6 +141,7 @@ def parse_address(url: str) -> Address:
         tls=tls,
         heartbeat=int(options["heartbeat"]) if "heartbeat" in options else None,
         connection_timeout=float(options.get("connection_timeout", 5000)) / 1000,
+        names_user=parts.username is not None,
     )
 
 

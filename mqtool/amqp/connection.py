@@ -20,7 +20,7 @@ from mqtool.amqp import pika_errors
 from mqtool.amqp.address import Address, TlsFiles
 from mqtool.amqp.channel import CONFIRM_TIMEOUT, Channel
 from mqtool.amqp.io_thread import Answer, IoThread
-from mqtool.amqp.pika_private import CONNECTION
+from mqtool.amqp.pika_private import CONNECTION, CertificateFirst
 from mqtool.duration import Backoff
 from mqtool.errors import MqtoolError, Unavailable
 
@@ -227,7 +227,7 @@ class Connection:
 
     def _open_to(self, address: Address) -> None:
         try:
-            parameters = _parameters(address, self._tls_context, self._name)
+            parameters = _parameters(address, self._tls_context, self._name, self._tls.logs_in(address))
         except ValueError as error:
             raise pika_errors.connecting(OverflowError(str(error)), address) from error
         opened: Answer[None] = Answer()
@@ -369,7 +369,9 @@ class Connection:
             channel.reopening.tell(lambda listener: listener.resumed())
 
 
-def _parameters(address: Address, tls: "ssl.SSLContext | None", name: str) -> ConnectionParameters:
+def _parameters(
+    address: Address, tls: "ssl.SSLContext | None", name: str, by_certificate: bool
+) -> ConnectionParameters:
     options: dict[str, Any] = {}
     if address.heartbeat is not None:
         options["heartbeat"] = address.heartbeat
@@ -379,7 +381,7 @@ def _parameters(address: Address, tls: "ssl.SSLContext | None", name: str) -> Co
         host=address.host,
         port=address.port,
         virtual_host=address.virtual_host,
-        credentials=PlainCredentials(address.user, address.password),
+        credentials=(CertificateFirst if by_certificate else PlainCredentials)(address.user, address.password),
         connection_attempts=1,
         socket_timeout=address.connection_timeout,
         stack_timeout=address.connection_timeout * 2,

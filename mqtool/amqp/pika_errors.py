@@ -146,6 +146,11 @@ def _not_amqp(address: Address) -> MqtoolError:
 
 def login_refused(address: Address, reply_text: str) -> MqtoolError:
     said = f": {_in_short(reply_text)}" if reply_text else ""
+    if not address.names_user and address.tls:
+        return AccessRefused(
+            f"{address.host}:{address.port} refused the login{said}",
+            "name a user in --url or with --user; without one, guest logs in, or the user of the client certificate",
+        )
     if address.user == "guest" and address.host not in ("localhost", "127.0.0.1", "::1"):
         return AccessRefused(
             f"{address.host}:{address.port} refused the login of user 'guest'{said}",

@@ -15,7 +15,7 @@ import socket
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from pika import BasicProperties, amqp_object, exceptions
+from pika import BasicProperties, PlainCredentials, amqp_object, exceptions
 from pika.adapters.select_connection import SelectConnection
 from pika.channel import Channel as PikaChannel
 
@@ -216,3 +216,12 @@ def leave_deliveries(pika: PikaChannel, consumer_tag: str) -> None:
     """
     if isinstance(pika.connection, FastConnection):
         pika.connection.reader.remove(pika.channel_number, consumer_tag)
+
+
+class CertificateFirst(PlainCredentials):
+    """Log in with the client's certificate if the broker offers EXTERNAL, otherwise with the default user."""
+
+    def response_for(self, start: Any) -> tuple[str | None, bytes | None]:
+        if b"EXTERNAL" in start.mechanisms.split():
+            return "EXTERNAL", b""
+        return super().response_for(start)

@@ -58,7 +58,9 @@ class LinkSession(ManagedTopology):
         sql: str | None = None,
         notice: Callable[[str], None] = lambda _: None,
     ) -> None:
-        context = (tls or TlsFiles()).context() if any(address.tls for address in addresses) else None
+        files = tls or TlsFiles()
+        context = files.context() if any(address.tls for address in addresses) else None
+        addresses = [address._replace(names_user=not files.logs_in(address)) for address in addresses]
         self._links = LinkConnection(
             addresses, context, backoff=backoff, confirm_timeout=confirm_timeout, notice=notice
         )

@@ -29,6 +29,7 @@ from mqtool.codecs.amqp10_frames import (
     SaslOutcome,
     decode_performative,
     frame,
+    symbols,
 )
 from mqtool.codecs.amqp10_values import Symbol
 from mqtool.errors import AccessRefused, MqtoolError, Unavailable
@@ -104,9 +105,11 @@ class Transport:
 
     def _log_in(self, address: Address, name: str) -> Open:
         self._exchange_headers(SASL_HEADER)
-        self._read_performative()  # the mechanisms; every broker that has users has PLAIN
-        login = f"\0{address.user}\0{address.password}".encode("utf-8", "surrogateescape")
-        self._socket.sendall(frame(0, SaslInit("PLAIN", login), SASL))
+        offer = self._read_performative()  # every broker that has users has PLAIN
+        login = SaslInit("PLAIN", f"\0{address.user}\0{address.password}".encode("utf-8", "surrogateescape"))
+        if not address.names_user and "EXTERNAL" in symbols(getattr(offer, "sasl_server_mechanisms", None)):
+            login = SaslInit("EXTERNAL", b"")
+        self._socket.sendall(frame(0, login, SASL))
         outcome = self._read_performative()
         if not isinstance(outcome, SaslOutcome) or outcome.code:
             raise pika_errors.login_refused(address, "")

@@ -124,6 +124,8 @@ def resolve_addresses(
         password = choice.context.password() if choice.context else None
     given: dict[str, Any] = {"user": user, "virtual_host": vhost, "password": password}
     changes = {name: value for name, value in given.items() if value is not None}
+    if user is not None or password is not None:
+        changes["names_user"] = True
     return [address._replace(**changes) for address in addresses]
 
 

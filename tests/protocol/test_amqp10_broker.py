@@ -8,10 +8,14 @@ from urllib.parse import quote
 import pika
 import pytest
 
+from mqtool.amqp import TlsFiles
+from mqtool.amqp.address import parse_address
+from mqtool.amqp10 import LinkSession
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.testing.authority import Authority
 from mqtool.codecs.amqp10_values import Symbol
 from mqtool.codecs.field_tables import UInt32
+from mqtool.errors import AccessRefused
 from tests.protocol.broker_process import BrokerProcess
 from tests.protocol.conftest import Api
 from tests.protocol.raw_amqp10 import (
@@ -197,6 +201,15 @@ def test_a_certificate_instead_of_a_password(amqp_tls: Authority, user: str) -> 
             client.send(OPEN, "c")
             client.expect(OPEN)
             assert [each["user"] for each in api("GET", "connections")[1]] == [user]
+        files = TlsFiles(amqp_tls.ca, amqp_tls.client_cert, amqp_tls.client_key)
+        without_user = parse_address(f"amqps://localhost:{broker.tls_url.rpartition(':')[2]}")
+        with contextlib.ExitStack() as stack:
+            if user != "CN=client":
+                stack.enter_context(pytest.raises(AccessRefused, match="refused the login"))
+            stack.enter_context(LinkSession([without_user], tls=files))
+            assert user in [each["user"] for each in api("GET", "connections")[1]]
+        with LinkSession([without_user._replace(names_user=True)], tls=files):
+            assert "guest" in [each["user"] for each in api("GET", "connections")[1]]
 
 
 def test_the_firehose(broker: EmbeddedBroker, queue: str) -> None:

@@ -6,8 +6,10 @@ from urllib.parse import quote
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from pika import spec
 
 from mqtool.amqp.address import Address, TlsFiles, parse_address, parse_addresses
+from mqtool.amqp.pika_private import CertificateFirst
 from mqtool.errors import UsageError
 
 
@@ -44,7 +46,8 @@ from mqtool.errors import UsageError
 )
 def test_a_url_names_a_node(url: str, address: Address) -> None:
     """No path, "/" and "/%2F" are the vhost "/"; what is not said is as on a fresh broker."""
-    assert parse_address(url) == address
+    found = parse_address(url)
+    assert found == address._replace(names_user="@" in url)
 
 
 @pytest.mark.parametrize(
@@ -110,3 +113,15 @@ def test_a_key_needs_its_certificate(tmp_path: Path) -> None:
     """It would be ignored otherwise, and the broker would refuse us for no visible reason."""
     with pytest.raises(UsageError, match="needs its certificate"):
         TlsFiles(key=tmp_path / "key.pem").context()
+
+
+def test_a_certificate_is_the_login_if_the_broker_offers_that_and_no_user_is_named() -> None:
+    """Otherwise the user is guest, or the one that was named."""
+    files = TlsFiles(cert=Path("cert.pem"))
+    assert files.logs_in(parse_address("amqps://host"))
+    assert not files.logs_in(parse_address("amqps://ann@host"))
+    assert not files.logs_in(parse_address("amqp://host"))
+    assert not TlsFiles().logs_in(parse_address("amqps://host"))
+    login = CertificateFirst("guest", "guest")
+    assert login.response_for(spec.Connection.Start(mechanisms=b"PLAIN EXTERNAL")) == ("EXTERNAL", b"")
+    assert login.response_for(spec.Connection.Start(mechanisms=b"AMQPLAIN PLAIN")) == ("PLAIN", b"\0guest\0guest")
