@@ -102,7 +102,11 @@ You can also watch a tutorial in one terminal, on a temporary broker. `run` expl
 
 ```bash
 mqtool tutorial run work-queues
+mqtool tutorial run work-queues --ui
 ```
+
+With `--ui`, it plays [in your browser](how-to/browser.md#play-a-tutorial-or-a-drill), with a picture of the messages as
+they move.
 
 `tutorial show` prints the diagram, the explanation, the commands and the source of a tutorial. With `--plain` it prints
 a script that does the same with a client library, without mqtool.

@@ -1,5 +1,6 @@
 """Parse AMQP URLs (https://www.rabbitmq.com/docs/uri-spec), hide their passwords, and load TLS files."""
 
+import os
 import re
 import ssl
 from pathlib import Path
@@ -17,6 +18,11 @@ _HIDDEN_PARAMETER = r"(?i)([?&][^=&#]*(?:pass|pw|secret|token)[^=&#]*=)[^&#]*"
 _WITHOUT_SCHEME = r"(?ia)(?:[^/?#\s]+@)?(?:\[[\da-f:.]+\]|[\w.-]+)(?::\d+)?(?:[/?].*)?"
 #: A heartbeat is negotiated in 16 bits.
 _HEARTBEAT_MAX = 65_535
+
+
+def connection_name() -> str:
+    """Return the name of a command's connections in the broker's lists."""
+    return os.environ.get("MQTOOL_CONNECTION_NAME") or "mqtool"
 
 
 class Address(NamedTuple):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from mqtool.amqp import Address, Backoff
+from mqtool.amqp.address import connection_name
 from mqtool.amqp10.refusals import ClosedByBroker, Lost, too_old
 from mqtool.amqp10.transport import Transport
 from mqtool.errors import MqtoolError, Unavailable
@@ -114,7 +115,7 @@ class ReopeningTransport:
         failure: MqtoolError | None = None
         for address in self._addresses:
             try:
-                transport = Transport(address, self._context, "mqtool", logged_in_before=again)
+                transport = Transport(address, self._context, connection_name(), logged_in_before=again)
             except MqtoolError as error:
                 failure = error
                 continue

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from mqtool.amqp import CONFIRM_TIMEOUT, Address, Backoff, Channel, Connection, TlsFiles, parse_addresses
-from mqtool.amqp.address import without_passwords
+from mqtool.amqp.address import connection_name, without_passwords
 from mqtool.amqp.pika_errors import connecting
 from mqtool.cli import stopping
 from mqtool.cli.chosen_broker import is_same_node
@@ -101,7 +101,9 @@ class Access(NamedTuple):
         self._check_tls()
 
         def connect() -> Connection:
-            return Connection(self.addresses, tls=self.tls, backoff=self.backoff, notice=_notice)
+            return Connection(
+                self.addresses, tls=self.tls, name=connection_name(), backoff=self.backoff, notice=_notice
+            )
 
         return self._within(connect)
 

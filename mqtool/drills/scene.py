@@ -12,16 +12,20 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from mqtool.amqp import parse_addresses
 from mqtool.broker import choice, ports, state
 from mqtool.broker.choice import Kind
 from mqtool.broker.readiness import wait_until_up
 from mqtool.broker.state import Started, Wanted
+from mqtool.errors import Unavailable
 from mqtool.message import new_message_id
 from mqtool.stage.stage import Stage, lines_of, undisturbed
 from mqtool.stage.terminal import Audience, Guard, Place, Terminal
+
+if TYPE_CHECKING:
+    from mqtool.management import Management
 
 #: Seconds to wait for a condition.
 PATIENCE = 60.0
@@ -66,6 +70,16 @@ class Verdict:
         what, lost = (f"{self.lost:,}", f" + {self.lost:,} lost") if self.lost else ("nothing", "")
         return f"{what} lost: {self.sent:,} sent = {self.done:,} done{dead}{lost}"
 
+    def rows(self) -> list[tuple[str, str]]:
+        """The counts with their names, for a table."""
+        rows = [
+            ("sent", self.sent), ("confirmed", self.confirmed), ("handled", self.done),
+            ("redelivered", self.redelivered), ("duplicates recognised", self.suppressed),
+            ("handled twice", self.twice), ("dead letters", self.dead), ("lost", self.lost),
+        ]  # fmt: skip
+        pause = [] if self.pause is None else [("longest pause", f"{self.pause:.1f} s")]
+        return [(name, f"{count:,}") for name, count in rows] + pause
+
     @property
     def lost(self) -> int:
         """Number of messages that were neither handled nor dead-lettered."""
@@ -84,28 +98,37 @@ class Scene:
 
     Args:
         url: use this broker instead of starting one.
+        guard: kills the commands if mqtool is killed.
         cluster: start three nodes.
         image: the RabbitMQ image to build on; implies Docker.
     """
 
     def __init__(
-        self, kind: Kind, url: str | None, audience: Audience, *, cluster: bool = False, image: str | None = None
+        self,
+        kind: Kind,
+        url: str | None,
+        audience: Audience,
+        guard: Guard,
+        *,
+        cluster: bool = False,
+        image: str | None = None,
     ) -> None:
         self.queue = f"drill-{new_message_id()[:8]}"
         self.say = audience.say
         self._audience = audience
+        self._guard = guard
         self._named_url = url
         self._starter = choice.choose_quick(Kind.DOCKER if image else kind, cluster=cluster)
         self._wanted = Wanted(f"drill-{os.getpid()}", ports.free_port(), cluster=cluster, image=image)
 
     def __enter__(self) -> Self:
-        guard = Guard()
         with ExitStack() as stack:
             self.directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mqtool-drill-")))
             if self._named_url is None:
                 stack.callback(self._discard_broker)
             self.url = self._named_url or self._start_broker()
-            place = Place(self.directory, self.directory, self.url, apart=False, guard=guard)
+            place = Place(self.directory, self.directory, self.url, apart=False, guard=self._guard)
+            stack.enter_context(self._audience.on_broker(None if self._named_url else self._management))
             self.terminals = stack.enter_context(Stage(self._audience, place)).terminals
             self._end = stack.pop_all()
         return self
@@ -139,6 +162,12 @@ class Scene:
             if (started := state.load(self._wanted.name)) is not None:
                 self._starter.stop(started)
                 self._starter.discard(started)
+
+    def _management(self) -> "Management":
+        started = state.load(self._wanted.name)
+        if started is None:
+            raise Unavailable("the broker is down")
+        return started.management
 
     def restart_broker(self) -> None:
         """Stop the broker and start it again; its messages are kept."""

@@ -2,7 +2,7 @@
 
 import json
 
-from mqtool.plays.performing import embedded_broker
+from mqtool.plays.performing import api_of, embedded_broker
 from mqtool.stage.stage import Play, Stage
 from mqtool.stage.terminal import Terminal
 
@@ -33,7 +33,10 @@ def play(stage: Stage) -> None:
     worker.start(work)
     said = _fails(stage, shop, worker, tap)
     _is_made_fit_to_share(stage, tap)
-    with embedded_broker(stage.place.scratch / "laptop", stage.place.guard) as (fresh, _):
+    with (
+        embedded_broker(stage.place.scratch / "laptop", stage.place.guard) as (fresh, management),
+        stage.audience.on_broker(api_of(management)),
+    ):
         laptop, again = stage.terminals("laptop", "worker on laptop", url=fresh)
         stage.say("On a laptop, with a broker of its own, the same worker gets the same messages: a case to work on.")
         again.start(work)

@@ -3,10 +3,11 @@
 import contextlib
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mqtool.amqp import Connection, administration, parse_addresses
 from mqtool.broker import embedded_starter, ports
@@ -15,6 +16,9 @@ from mqtool.broker.embedded.settings import Settings
 from mqtool.errors import MqtoolError
 from mqtool.stage.stage import APART, Play, Stage, undisturbed
 from mqtool.stage.terminal import Audience, Guard, Place, QueueDepth
+
+if TYPE_CHECKING:
+    from mqtool.management import Management
 
 #: Seconds between two counts of the messages in queues.
 _BETWEEN_COUNTS = 0.2
@@ -42,9 +46,21 @@ def perform(play: Play, audience: Audience, guard: Guard, url: str | None = None
             own if url is None else _cleared(play, url) as (broker_url, management),
             _counting(management, audience),
             Stage(audience, replace(place, url=broker_url)) as stage,
+            audience.on_broker(api_of(management) if management else None),
         ):
             play.play(stage)
         return stage.checks
+
+
+def api_of(management: str) -> "Callable[[], Management]":
+    """Return a function that returns an embedded broker's management API."""
+
+    def find() -> "Management":
+        from mqtool.management import Management
+
+        return Management(management, "guest", "guest")
+
+    return find
 
 
 @contextmanager
@@ -53,9 +69,9 @@ def _counting(management: str, audience: Audience) -> Iterator[None]:
     over = threading.Event()
 
     def count() -> None:
-        from mqtool.management import Management, queue_totals
+        from mqtool.management import queue_totals
 
-        api, columns = Management(management, "guest", "guest"), ("name", "messages_ready", "messages_unacknowledged")
+        api, columns = api_of(management)(), ("name", "messages_ready", "messages_unacknowledged")
         while management and not over.wait(_BETWEEN_COUNTS):
             with contextlib.suppress(MqtoolError):  # the broker is ending
                 audience.counted(

@@ -9,11 +9,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from mqtool.errors import MqtoolError
+
+if TYPE_CHECKING:
+    from mqtool.management import Management
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,9 @@ class QueueDepth(NamedTuple):
 
 class Audience(Protocol):
     """Shows a tutorial or a drill to the user. Terminals call its methods from their own threads."""
+
+    def on_broker(self, find: "Callable[[], Management] | None") -> AbstractContextManager[None]:
+        """Within the block, the commands use this broker. `find` returns its management API; None if it is unknown."""
 
     def opened(self, names: Sequence[str]) -> None:
         """New terminals were opened, which replace the previous ones."""
@@ -286,7 +293,7 @@ class Terminal:
         # One pipe for both streams keeps the order of their lines.
         self._process = subprocess.Popen(
             ["sh", "-c", script],
-            env=self._place.environment,
+            env={**self._place.environment, "MQTOOL_CONNECTION_NAME": self.name},
             cwd=self._place.directory,
             stdin=stdin,
             stdout=subprocess.PIPE,

@@ -17,6 +17,8 @@ from rstream.client import Client
 from rstream.connection import Connection
 from rstream.encoding import decode_frame
 
+from mqtool.amqp.address import connection_name
+
 #: Keys of the frames that the broker sends without a request.
 CONFIRM, ERROR, DELIVER, METADATA_UPDATE, CONSUMER_UPDATE = 3, 4, 8, 16, 26
 _UNASKED = frozenset((CONFIRM, ERROR, DELIVER, METADATA_UPDATE, CONSUMER_UPDATE))
@@ -84,7 +86,7 @@ class StreamClient(Client):
         take: Callable[[bytes], None],
         lost: Callable[[BaseException], None],
     ) -> None:
-        super().__init__(host, port, frame_max=_BUFFER, heartbeat=heartbeat, connection_name="mqtool")
+        super().__init__(host, port, frame_max=_BUFFER, heartbeat=heartbeat, connection_name=connection_name())
         self._wire = _Wire(host, port, context, self._taken)
         self._take = take
         self._lost = lost

@@ -225,7 +225,7 @@ def _files() -> set[Path]:
 
 
 #: The page's modules, each after those that it imports.
-_MODULES = ("fates", "layout", "sentences", "model", "picture", "player", "details", "actions", "main")
+_MODULES = ("fates", "layout", "sentences", "play", "model", "picture", "player", "details", "actions", "main")
 
 
 def single_file(records: Iterable[Json]) -> bytes:

@@ -1,13 +1,16 @@
 """mqtool tutorial list, show, run; drill."""
 
+import os
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from mqtool import plays
+from mqtool.amqp import TlsFiles, parse_addresses
 from mqtool.broker.choice import Kind
 from mqtool.cli import stopping
-from mqtool.cli.command_line import Argument, Commands, Option
+from mqtool.cli.access import MANAGEMENT_VARIABLE, Access
+from mqtool.cli.command_line import Argument, Commands, Option, OptionGroup
 from mqtool.cli.display import layout, output, play_lines
 from mqtool.cli.display.play_lines import Lines, Pace
 from mqtool.cli.invocation import current
@@ -15,11 +18,13 @@ from mqtool.drills import drills
 from mqtool.drills.scene import Scene, Verdict
 from mqtool.errors import SomeFailed, UsageError
 from mqtool.spelling import counted
+from mqtool.stage.terminal import Guard
 from mqtool.tutorials import pages
 
 if TYPE_CHECKING:
-    from mqtool.cli.display.play_lines import Lines
+    from mqtool.cli.display.play_page import PlayPage
     from mqtool.cli.display.play_panes import Panes
+    from mqtool.management import Management
 
 
 app = Commands()
@@ -27,6 +32,17 @@ tutorial = app.group("tutorial", "Learn RabbitMQ: read the tutorials, and see th
 
 #: The tutorials that have numbers at https://www.rabbitmq.com/tutorials.
 _NUMBERED = (*("hello-world", "work-queues", "publish-subscribe", "routing", "topics", "rpc", "publisher-confirms"),)
+
+
+class PageOptions(OptionGroup):
+    """Options of the page in the browser."""
+
+    PANEL: ClassVar = "Page"
+
+    ui: Annotated[bool, Option(help="Play it in a page in the browser")] = False
+    open_page: Annotated[bool, Option("--open", help="With --ui: open the page in a browser")] = False
+    port: Annotated[int, Option(min=0, max=65535, help="With --ui: port to listen on; 0 for any free one")] = 0
+
 
 NoColor = Annotated[bool, Option("--no-color", help="Do not use colour")]
 
@@ -78,7 +94,9 @@ def show(
         play_lines.show_page(page)
 
 
-@tutorial.command("mqtool tutorial run hello-world", "mqtool tutorial run why-queues --auto")
+@tutorial.command(
+    "mqtool tutorial run hello-world", "mqtool tutorial run --ui --open", "mqtool tutorial run why-queues --auto"
+)
 def run(
     names: Annotated[
         list[str] | None, Argument(metavar="[NAME]...", help="Tutorials to run", complete=lambda *_: [*plays.PLAYS])
@@ -90,8 +108,14 @@ def run(
         str | None, Option("-u", envvar=["MQTOOL_URL", "AMQP_URL"], help="Run on this broker, and leave nothing behind")
     ] = None,
     no_color: NoColor = False,
+    *,
+    page: PageOptions,
 ) -> None:
-    """Run tutorials step by step, in several terminals at once."""
+    """Run tutorials step by step, in several terminals at once.
+
+    With --ui, a page in the browser shows the terminals and, above them, the messages as they move. Without NAME, the
+    page lists the tutorials to choose from.
+    """
     current().no_color = no_color
     chosen = [*map(_named, names or plays.PLAYS)]
     for name in chosen:
@@ -99,9 +123,13 @@ def run(
             raise pages.no_such_tutorial(name, tuple(plays.PLAYS))
     stopping.let_children_be_interrupted()
     from mqtool.plays.performing import perform
-    from mqtool.stage.terminal import Guard
 
     guard = Guard()
+    if page.ui:
+        if no_pause or lines:
+            raise UsageError("--ui excludes --no-pause and --lines", "--auto goes on by itself")
+        _run_in_page(chosen if names else [], guard, url, page, auto=auto)
+        return
     audience = _audience(Pace(auto=auto or no_pause, watched=False if no_pause else None), lines=lines)
     started, checks = time.monotonic(), 0
     for number, name in enumerate(chosen, 1):
@@ -118,6 +146,40 @@ def run(
         audience.ended(
             f"{counted(len(chosen), 'tutorial')}, {counted(checks, 'check')} passed, {time.monotonic() - started:.0f} s"
         )
+
+
+def _run_in_page(names: list[str], guard: Guard, url: str | None, page: PageOptions, *, auto: bool) -> None:
+    """Play these tutorials, and then those that the reader chooses."""
+    from mqtool.cli.display.play_page import Left, PlayPage
+    from mqtool.plays.performing import perform
+
+    offered = [{"name": name, "title": play.title, "story": play.story} for name, play in plays.PLAYS.items()]
+    with PlayPage(offered, auto=auto, broker=_broker(url), port=page.port, open_page=page.open_page) as shown:
+        following = iter(names)
+        wanted = next(following, None) or shown.choice("hello-world")
+        while wanted is not None:
+            name, play = wanted, plays.PLAYS[wanted]
+            try:
+                with shown.watching(play.title, play.story, name):
+                    checks = perform(play, shown, guard, url)
+            except Left:
+                pass
+            except KeyboardInterrupt:
+                output.notice("interrupted; everything it started has been stopped")
+                raise
+            else:
+                shown.ended(f"That was {play.title}: {counted(checks, 'check')} passed.")
+            asked = next(following, None)
+            later = [*plays.PLAYS, None]
+            wanted = shown.choice(asked or later[later.index(name) + 1], starts=asked is not None)
+
+
+def _broker(url: str | None) -> "tuple[Callable[[], Management], str, str] | None":
+    """Return the broker that a URL names, as PlayPage takes it."""
+    if url is None:
+        return None
+    access = Access(parse_addresses(url), TlsFiles(), os.environ.get(MANAGEMENT_VARIABLE))
+    return access.management, access.vhost, access.title
 
 
 def _next_steps(name: str, *, is_last: bool) -> str:
@@ -158,21 +220,37 @@ def _add(
         image: Annotated[str | None, Option(help="RabbitMQ image to build on (Docker)")] = None,
         count: Annotated[int, Option("-c", "-n", min=20, help="Messages to send")] = messages,
         quiet: Annotated[bool, Option(help="Print the verdict only")] = False,
+        *,
+        page: PageOptions,
     ) -> None:
         if url is not None and restarts_it:
             raise UsageError(f"{name} only restarts a broker of its own", "omit --url")
         stopping.let_children_be_interrupted()
         current().quiet = quiet
-        audience = Lines(Pace(auto=True, watched=False), aside=True, quiet=quiet)
-        with audience.watching(f"drill {name}", about):
-            with Scene(kind, url, audience, cluster=on_cluster, image=image) as scene:
-                verdict = perform(scene, count)
-            audience.say(verdict.sums())
-            if verdict.twice:
-                audience.note(f"{verdict.twice:,} took effect twice")
-            (audience.note if verdict.lost else audience.right)(verdict.balance())
-            audience.blank()
-        output.show(f"{name}: {verdict}")
+        guard = Guard()
+
+        def shown_by(audience: "Lines | PlayPage", kind: Kind) -> Verdict:
+            with audience.watching(f"drill {name}", about):
+                with Scene(kind, url, audience, guard, cluster=on_cluster, image=image) as scene:
+                    verdict = perform(scene, count)
+                audience.say(verdict.sums())
+                if verdict.twice:
+                    audience.note(f"{verdict.twice:,} took effect twice")
+                (audience.note if verdict.lost else audience.right)(verdict.balance())
+                audience.blank()
+            output.show(f"{name}: {verdict}")
+            return verdict
+
+        if page.ui:
+            from mqtool.cli.display.play_page import PlayPage
+
+            # Of the brokers, only the embedded one can show single messages.
+            quick = Kind.EMBEDDED if kind is Kind.AUTO and image is None and not on_cluster else kind
+            with PlayPage([], broker=_broker(url), port=page.port, open_page=page.open_page) as shown:
+                verdict = shown_by(shown, quick)
+                shown.stay(verdict.rows())
+        else:
+            verdict = shown_by(Lines(Pace(auto=True, watched=False), aside=True, quiet=quiet), kind)
         if verdict.lost:
             raise SomeFailed(f"{verdict.lost:,} of {verdict.sent:,} messages are lost")
 

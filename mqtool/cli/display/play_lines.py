@@ -5,9 +5,10 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import RenderableType
@@ -19,6 +20,9 @@ from mqtool.cli.display.layout import terminal
 from mqtool.cli.display.live_screen import single_keys
 from mqtool.stage.terminal import Chart, QueueDepth
 from mqtool.tutorials.pages import Page
+
+if TYPE_CHECKING:
+    from mqtool.management import Management
 
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 
@@ -139,6 +143,11 @@ class Lines:
         self.note(next_step)
 
     # The methods of an Audience.
+
+    def on_broker(self, find: "Callable[[], Management] | None") -> AbstractContextManager[None]:
+        """Show nothing of the broker but what plays count."""
+        del find
+        return nullcontext()
 
     def opened(self, names: Sequence[str]) -> None:
         width = max(map(len, names))

@@ -3,8 +3,8 @@
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from rich.console import ConsoleDimensions, Group, RenderableType
@@ -21,6 +21,8 @@ from mqtool.stage.terminal import Chart, QueueDepth
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from mqtool.management import Management
 
 #: The smallest screen on which panes are used.
 SMALLEST = ConsoleDimensions(width=76, height=22)
@@ -84,6 +86,11 @@ class Panes:
         self._console.print(Text(next_step + "\n", "dim"))
 
     # The methods of an Audience.
+
+    def on_broker(self, find: "Callable[[], Management] | None") -> AbstractContextManager[None]:
+        """Show nothing of the broker but what plays count."""
+        del find
+        return nullcontext()
 
     def opened(self, names: Sequence[str]) -> None:
         with self._lock:

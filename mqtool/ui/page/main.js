@@ -1,15 +1,17 @@
 // The page: reads the broker's events, and handles keys, buttons and clicks.
 
-import { byId, Doing, recordsOf } from "./actions.js";
+import { byId, Doing, post, recordsOf } from "./actions.js";
 import { details, fillTables } from "./details.js";
 import { FATES } from "./fates.js";
 import { Picture, SVG } from "./picture.js";
+import { Play } from "./play.js";
 import { Player } from "./player.js";
 
 const SPEEDS = [0.1, 0.25, 0.5, 1];
 
 const player = new Player();
 const picture = new Picture(byId("picture"), choose);
+const play = new Play(player, post);
 /** What the panel shows. */
 let chosen = null;
 /** What can be done; a recording has none. */
@@ -43,7 +45,7 @@ function take(record) {
     player.reported(record.t, performance.now());
     return;
   }
-  player.add(record);
+  if (!play.takes(record)) player.add(record);
 }
 
 async function read() {
@@ -124,6 +126,8 @@ document.addEventListener("keydown", (event) => {
     closeDetails();
   } else if (isTyping(event.target) || event.ctrlKey || event.altKey || event.metaKey) {
     return;
+  } else if (play.keydown(event)) {
+    event.preventDefault();
   } else if (event.key === "/") {
     byId("search").focus();
     event.preventDefault();
@@ -148,6 +152,7 @@ function frame(mine) {
     shownAt = mine;
     picture.draw(player.state, player.now);
   }
+  play.draw(mine);
   if (mine - told > 250) {
     told = mine;
     tell();

@@ -1,6 +1,7 @@
 // The state of the picture at a moment, made from records: the broker's topology, messages at rest, and messages that
 // move. Applying the same records always gives the same state, so that the page can go back in time.
 
+import { PLAY_KINDS } from "./play.js";
 import { sentence } from "./sentences.js";
 
 /** Milliseconds that a message takes from one node to the next, and that its end is shown. */
@@ -33,7 +34,7 @@ export function emptyState() {
   return {
     t: 0, about: {}, exchanges: new Map(), queues: new Map(), consumers: new Map(), publishers: new Map(),
     links: new Map(), copies: new Map(), messages: new Map(), motions: [], sentences: [], counts: new Map(),
-    rates: new Map(), seen: new Map(), lastDead: null, lately: new Map(), topology: null, number: 0,
+    rates: new Map(), seen: new Map(), lastDead: null, lately: new Map(), topology: null, number: 0, play: null,
   };
 }
 
@@ -157,6 +158,8 @@ function enter(state, message, queue, event, fate) {
 }
 
 const HANDLERS = {
+  ...PLAY_KINDS,
+
   about(state, record) {
     state.about = record;
   },

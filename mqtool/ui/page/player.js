@@ -24,6 +24,8 @@ export class Player {
     this.speed = 1;
     this.isPaused = false;
     this.isLive = true;
+    /** Nothing is forgotten because of its age. */
+    this.keepsAll = false;
     /** Stop there. */
     this.until = Infinity;
     /** The next event is applied by step() only. */
@@ -49,7 +51,8 @@ export class Player {
       this.now = record.t;
     }
     this.records.push(record);
-    if (this.records.length > KEPT_RECORDS || this.first < record.t - KEPT - KEYFRAME) this.forget();
+    const isOld = !this.keepsAll && this.first < record.t - KEPT - KEYFRAME;
+    if (this.records.length > KEPT_RECORDS || isOld) this.forget();
   }
 
   /** Take note of the broker's time, as reported now. */

@@ -1,0 +1,360 @@
+// A tutorial or drill beside the picture: what it explains, its terminals, its checks. What happens in it are records, as
+// the broker's events are, so that the terminals and the picture always show the same moment. Names, commands and what
+// they print are only ever set as text.
+
+/** Lines kept of each terminal. */
+const KEPT_PRINTED = 200;
+/** Milliseconds that an earlier scene is shown after its last command, so that messages arrive. */
+const SETTLES = 2500;
+
+/** Change the state of the play. `rev` tells whether it has to be drawn again. */
+function playing(change) {
+  return (state, record) => {
+    if (!state.play) return;
+    state.play.rev += 1;
+    change(state.play, record);
+  };
+}
+
+function printLine(play, record, isCommand) {
+  const terminal = play.terminals.find((each) => each.name === record.terminal);
+  if (!terminal) return; // of an earlier scene, and still printing
+  terminal.rev += 1;
+  terminal.lines.push({ text: record.line, isCommand });
+  if (terminal.lines.length > KEPT_PRINTED) terminal.lines.shift();
+}
+
+/** What records of these kinds change in the state at a moment, as HANDLERS in model.js. */
+export const PLAY_KINDS = {
+  begins(state, record) {
+    // Its broker is another one, with other messages.
+    for (const part of Object.values(state)) if (part instanceof Map) part.clear();
+    const { n: id, name, title, story } = record;
+    const play = { id, rev: 1, name, title, story, scene: 0, text: "", terminals: [], checks: [], charts: [], counts: [] };
+    Object.assign(state, { motions: [], sentences: [], lastDead: null, topology: null, play });
+  },
+  scene: playing((play, record) => Object.assign(play, { scene: record.number, text: record.text })),
+  opened: playing((play, record) => {
+    play.terminals = record.names.map((name) => ({ name, rev: 0, lines: [] }));
+    play.charts = [];
+  }),
+  typed: playing((play, record) => printLine(play, record, true)),
+  printed: playing((play, record) => printLine(play, record, false)),
+  checked: playing((play, record) => play.checks.push({ what: record.what, ok: record.ok, scene: play.scene })),
+  counts: playing((play, record) => (play.counts = record.rows)),
+  measured: playing((play, record) => {
+    play.charts = record.charts.map((each, index) => {
+      const before = each.first && play.charts[index] ? play.charts[index].values.slice(0, each.first) : [];
+      return { title: each.title, unit: each.unit, values: [...before, ...each.values] };
+    });
+  }),
+  ends: playing((play, record) => (play.ended = record.text)),
+  failed: playing((play, record) => (play.failed = record.text)),
+  gone(state) {
+    state.about = { ...state.about, note: "The broker does not answer." };
+  },
+};
+
+function built(tag, text = undefined, attributes = {}) {
+  const made = document.createElement(tag);
+  if (text !== undefined) made.textContent = text;
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  return made;
+}
+
+function buttonFor(text, title, act) {
+  const button = built("button", text, { type: "button", title });
+  button.addEventListener("click", act);
+  return button;
+}
+
+/** The part of the page that shows a play. */
+export class Play {
+  /**
+   * @param {import("./player.js").Player} player
+   * @param {(path: string, body: object) => AsyncIterable<object>} post
+   */
+  constructor(player, post) {
+    this.player = player;
+    this.post = post;
+    /** The number of the latest record, so that those that come again after a lost connection are left out. */
+    this.latest = -1;
+    /** The current play, and its scenes so far: when they were explained, and when their commands began. */
+    this.id = null;
+    this.scenes = [];
+    /** The scene that is shown again, and its times. */
+    this.again = null;
+    this.plays = [];
+    /** What the reader can choose now, if anything. */
+    this.choosing = null;
+    this.isMenuOpen = false;
+    this.since = 0;
+    this.drawn = "";
+    this.isRecorded = document.getElementById("recording") !== null;
+    this.asked = "";
+  }
+
+  get isOn() {
+    return this.parts !== undefined;
+  }
+
+  /** Take a record that belongs to a play; returns false for any other record. */
+  takes(record) {
+    if (record.n === undefined) return false;
+    if (record.n <= this.latest) return true;
+    this.latest = record.n;
+    if (record.kind === "session") this.open(record);
+    this.player.add(record);
+    this.note(record);
+    return true;
+  }
+
+  note(record) {
+    const scene = this.scenes[this.scenes.length - 1];
+    if (record.kind === "begins") {
+      Object.assign(this, { id: record.n, scenes: [], again: null, choosing: null, isMenuOpen: false });
+      this.player.live();
+    } else if (record.kind === "scene") {
+      const { number, text, waits, pace, t } = record;
+      this.scenes.push({ number, text, waits, pace, said: t, from: null });
+      this.since = performance.now();
+    } else if (record.kind === "goes_on" && scene) {
+      scene.from = record.t;
+    } else if (record.kind === "choose") {
+      this.choosing = { proposed: record.proposed, pace: record.pace };
+      this.since = performance.now();
+      this.menuIsNew = true;
+    }
+  }
+
+  // What the reader does
+
+  async ask(what) {
+    const text = JSON.stringify(what);
+    if (this.asked === text) return; // it has not been answered yet
+    this.asked = text;
+    try {
+      for await (const _ of this.post("play", what));
+    } finally {
+      this.asked = "";
+    }
+  }
+
+  /** The index of the scene that is shown; -1 if it is none of the current play's. */
+  get shown() {
+    const { again, player } = this;
+    const { play } = player.state;
+    if (again && again.from <= player.now && player.now <= again.to) return again.index;
+    return play && play.id === this.id ? play.scene - 1 : -1;
+  }
+
+  next() {
+    const at = this.shown;
+    if (at < this.scenes.length - 1) {
+      this.show(at + 1);
+    } else if (!this.player.isLive && !this.isRecorded) {
+      this.again = null;
+      this.player.live();
+    } else if (this.choosing) {
+      if (this.choosing.proposed) this.choose(this.choosing.proposed);
+    } else if (this.scenes.length && this.scenes[at].from === null) {
+      this.ask({ do: "next", scene: this.scenes[at].number });
+    }
+  }
+
+  back() {
+    if (this.shown > 0) this.show(this.shown - 1);
+  }
+
+  choose(name) {
+    this.isMenuOpen = false;
+    this.ask({ do: "choose", name });
+  }
+
+  /** Show a scene again, from its first command until the messages have arrived. */
+  show(index) {
+    const { player, scenes } = this;
+    const scene = scenes[index];
+    const following = scenes[index + 1];
+    if (!following && (scene.from === null || !this.isRecorded)) {
+      this.again = null;
+      player.live();
+      return;
+    }
+    const from = scene.from === null ? scene.said : scene.from;
+    const settled = (following ? following.said : player.last) + SETTLES;
+    const to = following && following.from !== null ? Math.min(settled, following.from - 1) : settled;
+    this.again = { index, from, to };
+    player.seek(from);
+    player.play();
+    player.until = to;
+  }
+
+  toggleMenu() {
+    this.isMenuOpen = !this.isMenuOpen;
+    this.menuIsNew = this.isMenuOpen;
+  }
+
+  /** Handle a key; returns false for any other key. */
+  keydown(event) {
+    if (!this.isOn) return false;
+    const keys = { n: this.next, ArrowRight: this.next, b: this.back, ArrowLeft: this.back };
+    if (this.plays.length) keys.m = this.toggleMenu;
+    if (event.target === document.body) keys.Enter = this.next;
+    if (!(event.key in keys)) return false;
+    keys[event.key].call(this);
+    return true;
+  }
+
+  // What the page shows
+
+  open(record) {
+    this.plays = record.plays;
+    this.player.keepsAll = true;
+    const main = document.querySelector("main");
+    const part = (tag, attributes) => built(tag, undefined, attributes);
+    const story = part("section", { id: "story", "aria-label": "Explanation" });
+    this.parts = {
+      title: part("h2", { id: "play-title" }),
+      summary: part("p", { id: "summary" }),
+      scene: part("p", { id: "scene" }),
+      text: part("p", { id: "narration", role: "status" }),
+      checks: part("ul", { id: "checks", "aria-label": "Checks" }),
+      counts: part("table", { id: "counts" }),
+      buttons: part("div", { id: "buttons" }),
+      menu: part("ol", { id: "plays", "aria-label": "Tutorials" }),
+      terminals: part("section", { id: "terminals", "aria-label": "Terminals" }),
+      charts: part("section", { id: "charts", "aria-label": "Measurements" }),
+    };
+    const { title, summary, scene, text, checks, counts, buttons, menu, terminals, charts } = this.parts;
+    this.parts.back = buttonFor("Previous", "Show the scene before again (b, or the left arrow)", () => this.back());
+    this.parts.next = buttonFor("Next", "Go on (n, the right arrow, or Enter)", () => this.next());
+    this.parts.other = buttonFor("Tutorials", "Choose another tutorial (m)", () => this.toggleMenu());
+    this.parts.back.id = "earlier";
+    this.parts.next.id = "next";
+    buttons.append(this.parts.back, this.parts.next);
+    if (this.plays.length) buttons.append(this.parts.other);
+    story.append(title, scene, text, buttons, checks, counts, menu, summary);
+    main.prepend(story);
+    document.getElementById("frame").after(terminals, charts);
+    document.body.classList.add("playing");
+    for (const { name, title: called, story: what } of this.plays) {
+      const item = built("li");
+      const choice = buttonFor(called, name, () => this.choose(name));
+      choice.dataset.name = name;
+      item.append(choice, built("span", what));
+      menu.append(item);
+    }
+  }
+
+  /** Draw what has changed, and go on by itself if it is time. */
+  draw(mine) {
+    if (!this.isOn) return;
+    const { player } = this;
+    const at = this.shown;
+    const { play } = player.state;
+    const isCurrent = this.id === (play && play.id);
+    const isLatest = isCurrent && at === this.scenes.length - 1 && (player.isLive || this.isRecorded);
+    const waits = isLatest && at >= 0 && this.scenes[at].waits && this.scenes[at].from === null;
+    const isChoosing = isLatest && this.choosing !== null;
+    const pace = isChoosing ? this.choosing.pace : waits ? this.scenes[at].pace : null;
+    if (pace && mine - this.since > pace && !player.isPaused) this.next();
+    const drawn = [play && play.rev, play && play.id, at, isLatest, waits, isChoosing, this.isMenuOpen, this.scenes.length].join();
+    if (drawn === this.drawn) return;
+    this.drawn = drawn;
+    this.drawStory(play, at, { isLatest, waits, isChoosing });
+    this.drawTerminals(play ? play.terminals : []);
+    this.drawCharts(play ? play.charts : []);
+  }
+
+  drawStory(play, at, { isLatest, waits, isChoosing }) {
+    const { parts } = this;
+    const set = (part, text) => {
+      part.hidden = !text;
+      if (part.textContent !== text) part.textContent = text;
+    };
+    const scene = this.scenes[at];
+    const isShownAgain = scene && !isLatest;
+    set(parts.title, play ? play.title : "Choose a tutorial");
+    set(parts.summary, play ? play.story : "");
+    set(parts.scene, scene ? `Scene ${scene.number}${isShownAgain ? `, again (${this.scenes.length} so far)` : ""}` : "");
+    const end = isLatest && play ? play.failed || play.ended : "";
+    set(parts.text, end || (scene ? scene.text : play ? play.text : ""));
+    parts.text.classList.toggle("failed", Boolean(end && play.failed));
+    set(parts.checks, "");
+    const checks = play ? play.checks : [];
+    parts.checks.hidden = !checks.length;
+    for (const { what, ok } of checks) parts.checks.append(built("li", `${ok ? "✓" : "✗"} ${what}`, { class: ok ? "passed" : "failed" }));
+    set(parts.counts, "");
+    const counts = play && isLatest ? play.counts : [];
+    parts.counts.hidden = !counts.length;
+    if (counts.length) parts.counts.append(built("caption", "The count"));
+    for (const [name, value] of counts) {
+      const row = built("tr", undefined, { class: name === "lost" ? "lost" : "" });
+      row.append(built("th", name, { scope: "row" }), built("td", value));
+      parts.counts.append(row);
+    }
+    parts.back.disabled = at <= 0;
+    const proposed = isChoosing && this.choosing.proposed;
+    const title = proposed && this.plays.find((each) => each.name === proposed).title;
+    parts.next.textContent = proposed ? `${play ? "Next" : "Start"}: ${title}` : "Next";
+    parts.next.disabled = (isLatest || at < 0) && !waits && !proposed;
+    const isMenu = isChoosing || this.isMenuOpen;
+    document.body.classList.toggle("choosing", play === null);
+    parts.menu.hidden = !isMenu || !this.plays.length;
+    parts.other.setAttribute("aria-expanded", String(isMenu));
+    if (isMenu && this.menuIsNew) {
+      this.menuIsNew = false;
+      const first = proposed ? parts.next : parts.menu.querySelector("button");
+      if (first) first.focus();
+    }
+  }
+
+  drawTerminals(terminals) {
+    const parent = this.parts.terminals;
+    const names = JSON.stringify(terminals.map((each) => each.name));
+    if (parent.dataset.names !== names) {
+      parent.dataset.names = names;
+      parent.classList.toggle("many", terminals.length > 2);
+      parent.replaceChildren(
+        ...terminals.map(({ name }) => {
+          const made = built("section", undefined, { class: "terminal" });
+          made.append(built("h3", name), built("pre", undefined, { tabindex: "0", role: "region", "aria-label": `Terminal ${name}` }));
+          return made;
+        }),
+      );
+    }
+    terminals.forEach(({ lines, rev }, index) => {
+      const shown = parent.children[index].querySelector("pre");
+      if (shown.dataset.rev === String(rev)) return;
+      shown.dataset.rev = String(rev);
+      shown.replaceChildren(
+        ...lines.map(({ text, isCommand }) => built("span", `${isCommand ? "$ " : ""}${text}\n`, isCommand ? { class: "command" } : {})),
+      );
+      shown.scrollTop = shown.scrollHeight;
+    });
+  }
+
+  drawCharts(charts) {
+    const said = (value) => value.toLocaleString("en", { maximumFractionDigits: value >= 10 ? 0 : 1 });
+    const { namespaceURI } = document.getElementById("picture");
+    this.parts.charts.replaceChildren(
+      ...charts.map(({ title, unit, values }) => {
+        const most = Math.max(0, ...values);
+        const latest = values.length ? values[values.length - 1] : 0;
+        const figure = built("figure");
+        const words = `${title}: ${said(latest)} ${unit}`.trim();
+        figure.append(built("figcaption", `${words} (at most ${said(most)})`));
+        const svg = document.createElementNS(namespaceURI, "svg");
+        svg.setAttribute("viewBox", "0 0 300 60");
+        svg.setAttribute("preserveAspectRatio", "none");
+        svg.setAttribute("aria-hidden", "true");
+        const width = 300 / Math.max(50, values.length);
+        const steps = values.map((value, index) => `V${60 - (value / (most || 1)) * 58}H${((index + 1) * width).toFixed(1)}`);
+        svg.appendChild(document.createElementNS(namespaceURI, "path")).setAttribute("d", `M0 60${steps.join("")}V60Z`);
+        figure.append(svg);
+        return figure;
+      }),
+    );
+  }
+}

@@ -1,0 +1,108 @@
+"""tutorial run --ui and drill --ui: what a learner sees in the page, and does with keys."""
+
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.cli.shell import Running, Shell, wait_until
+from tests.cli.test_tutorial import processes_with
+from tests.cli.test_ui import Page, chromium
+
+__all__ = ["chromium"]
+
+
+@pytest.fixture
+def playing(lonely_shell: Shell, chromium: Any, request: pytest.FixtureRequest) -> Iterator[tuple[Running, Page]]:
+    """A command with --ui, and its page. The test ends the command, and then nothing that it started is left."""
+    lonely_shell.environment["TUTORIAL_MARK"] = mark = f"mark-{os.getpid()}-{time.monotonic_ns()}"
+    command = lonely_shell.start("mqtool", *request.param, "--ui", ready=False).wait_for_stdout("\n")
+    yield command, Page(chromium, command.stdout.split("\n")[0])
+    chromium.get("about:blank")
+    wait_until(lambda: not processes_with(mark), "all that was started to be gone")
+
+
+def shown(page: Page, selector: str) -> str:
+    """A text of the play; "" if it is not there."""
+    return str(page.ask("const e = document.querySelector(arguments[0]); return e ? e.innerText : ''", selector))
+
+
+def terminals(page: Page) -> dict[str, list[str]]:
+    """The lines in each terminal."""
+    found = page.ask(
+        "return [...document.querySelectorAll('.terminal')]"
+        ".map(e => [e.querySelector('h3').innerText, e.querySelector('pre').textContent])"
+    )
+    return {name: text.splitlines() for name, text in found}
+
+
+def go_on(page: Page, narration: str) -> None:
+    """Wait for an explanation, and press the key to continue."""
+    page.until(lambda: narration in shown(page, "#narration") and page.find("#next:enabled"), narration)
+    page.press("n")
+
+
+@pytest.mark.parametrize("playing", [("tutorial", "run")], indirect=True)
+def test_a_tutorial_plays_to_its_checks_and_back(playing: tuple[Running, Page]) -> None:
+    """By keys alone: chosen from the list, scene by scene, and the scenes before again."""
+    command, page = playing
+    page.until(lambda: "Start: Hello World" in shown(page, "#next"), "the list, with the first one proposed")
+    page.press("\ue007")
+    page.until(lambda: shown(page, "#scene") == "Scene 1", "the first scene")
+    assert "Send a message anyway" in shown(page, "#narration")
+    assert terminals(page) == {"sender": [], "receiver": []}
+    go_on(page, "Send a message anyway")
+    page.until(lambda: page.dots() == [("ready", "q:hello")], "the message in its queue")
+    go_on(page, "Now start a receiver")
+    page.until(lambda: "consumer receiver" in page.nodes(), "the consumer, by its terminal's name")
+    assert terminals(page)["sender"] == ["$ mqtool send", " [x] Sent 'Hello World!'"]
+    go_on(page, "With the receiver waiting")
+    page.until(lambda: "1 check passed" in shown(page, "#narration"), "the end")
+    assert shown(page, "#checks").startswith("✓ the receiver got both messages")
+    at_the_end = terminals(page)
+    assert " [x] Received Good morning!" in at_the_end["receiver"]
+
+    page.press("b")
+    page.press("b")
+    page.until(lambda: shown(page, "#scene").startswith("Scene 1, again"), "the first scene")
+    assert "Send a message anyway" in shown(page, "#narration")
+    page.until(lambda: page.dots() == [("ready", "q:hello")], "the message in its queue, again")
+    assert terminals(page)["receiver"] == []
+    for _ in range(2):
+        page.press("n")
+    page.until(lambda: terminals(page) == at_the_end, "the end again")
+    assert page.complaints() == []
+    assert command.interrupt().wait().code == 0
+
+
+@pytest.mark.parametrize("playing", [("drill", "duplicate", "-c", "20")], indirect=True)
+def test_a_drill_shows_the_count(playing: tuple[Running, Page]) -> None:
+    """It waits before it begins; then the fault, what came twice, and what is lost. It fits on a narrow screen."""
+    command, page = playing
+    page.resize(390)
+    go_on(page, "Every tenth of 20 messages is published twice")
+    page.until(lambda: shown(page, "#counts"), "the count")
+    rows = dict(line.split("\t") for line in shown(page, "#counts").splitlines()[1:])
+    assert (rows["sent"], rows["confirmed"], rows["duplicates recognised"], rows["lost"]) == ("20", "22", "2", "0")
+    assert shown(page, "#checks") == "✓ nothing lost: 20 sent = 20 done"
+    assert page.ask("return document.documentElement.scrollWidth <= innerWidth")
+    ended = command.interrupt().wait()
+    assert (ended.code, ended.stdout.splitlines()[1][:19]) == (0, "duplicate: sent 20,")
+
+
+@pytest.mark.parametrize("playing", [("tutorial", "run", "hello-world")], indirect=True)
+def test_a_closed_page_does_not_end_a_tutorial(playing: tuple[Running, Page], chromium: Any) -> None:
+    """The terminal says what it waits for; the page, opened again, is where it was. Ctrl-C ends everything."""
+    command, page = playing
+    go_on(page, "Send a message anyway")
+    page.until(lambda: "Now start a receiver" in shown(page, "#narration"), "the second scene")
+    chromium.get("about:blank")
+    command.wait_for_stderr("The page is closed. Open it again")
+    again = Page(chromium, page.url)
+    again.until(lambda: "Now start a receiver" in shown(again, "#narration"), "the same scene")
+    assert terminals(again)["sender"] == ["$ mqtool send", " [x] Sent 'Hello World!'"]
+    ended = command.interrupt().wait()
+    assert ended.code == 130
+    assert "everything it started has been stopped" in ended.stderr
