@@ -222,7 +222,7 @@ GOOD = '{"body": "first"}\n\n{"body": "second"}\n'
 NDJSON = [
     Case("send --json", 65, "line 4 is not JSON", 'looks like {"body": "Hello"}', "nonsense"),
     Case("send --json", 65, "line 4 is not JSON", 'looks like {"body": "Hello"}', '{"body": "cut off'),
-    Case("send --json", 65, "line 4 is a JSON list, not an object", 'looks like {"body": "Hello"}', "[1]"),
+    Case("send --json", 65, "line 4 is not a JSON object", 'looks like {"body": "Hello"}', "[1]"),
     Case("send --json", 65, 'line 4 needs either "body" or "body_base64"', "", "{}"),
     Case("send --json", 65, 'line 4 needs either "body" or "body_base64"', "", '{"body": "", "body_base64": ""}'),
     Case("send --json", 65, 'line 4 has a "body" that is not text: 5', "", '{"body": 5}'),
