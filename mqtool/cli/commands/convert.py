@@ -45,7 +45,7 @@ def convert(
     broker: ManagedBroker,
     queue: Annotated[list[str] | None, Argument(metavar="[QUEUE]...")] = None,
     yes: Yes = False,
-    to: Annotated[Literal["quorum", "classic", "stream"] | None, Option(help="New type", show_default="quorum")] = None,
+    to: Annotated[Literal["classic", "quorum", "stream"] | None, Option(help="New type", show_default="quorum")] = None,
     arguments: Annotated[
         list[Any] | None, argument_option("New argument; KEY:=JSON for a typed value, null for none")
     ] = None,
