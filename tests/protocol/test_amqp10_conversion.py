@@ -392,7 +392,12 @@ def test_the_management_api_shows_connections_sessions_and_consumers(
     assert {"incoming_window", "next_incoming_id", "next_outgoing_id", "remote_incoming_window"} <= {*session}
     assert {"snd_settle_mode", "max_message_size", "credit"} <= {*sender}
     there = {"name": "q", "vhost": broker.vhost}
-    (consumer,) = [each for each in api("GET", "consumers")[1] if each["queue"] == there]
+
+    def consumers() -> list[Any]:
+        return [each for each in api("GET", "consumers")[1] if each["queue"] == there]
+
+    take.until(consumers, timeout=60)
+    (consumer,) = consumers()
     assert (consumer["queue"]["name"], consumer["channel_details"], consumer["ack_required"]) == ("q", {}, True)
     api("DELETE", f"connections/{quote(found['name'], safe='')}")
     error = client.expect(CLOSE).error
