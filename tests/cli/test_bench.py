@@ -54,7 +54,10 @@ def test_totals_and_nothing_left_behind(shell: Shell, broker: TestBroker, queue_
     if "protocol" in queue_type:
         return  # RabbitMQ's API does not count these
     told = ("publish", "deliver", "ack") if broker.kind == "embedded" else ("publish", "confirm", "deliver", "ack")
-    wait_until(lambda: _counted_by(broker, told) == [500] * len(told), f"500 of each of {told}")
+    wait_until(
+        lambda: _counted_by(broker, told) == [500] * len(told),
+        lambda: f"500 of each of {told}, not {_counted_by(broker, told)}",
+    )
 
 
 def _counted_by(broker: TestBroker, names: Sequence[str]) -> list[int]:
