@@ -32,7 +32,7 @@ class Result:
         return self.stdout_bytes.decode("utf-8", "replace")
 
 
-def wait_until(condition: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
+def wait_until(condition: Callable[[], object], what: str | Callable[[], str], patience: float = PATIENCE) -> None:
     """Wait for a condition, not for a time."""
     terminal.wait_until(condition, what, patience)
 
