@@ -207,6 +207,15 @@ class Restartable:
     def start(self) -> None:
         self._launch(urlsplit(self.url).port)
 
+    @property
+    def data(self) -> str:
+        """The directory of its messages."""
+        return str(self._started.details["data"])
+
+    def queues(self) -> list[Any]:
+        """The queues of the virtual host /, as the management API lists them."""
+        return list(self._started.management.items("queues/%2F"))
+
     def stop(self) -> None:
         self._starter.stop(self._started)
 
