@@ -120,8 +120,6 @@ def history_of_this_project() -> Path:
     try:
         log = subprocess.run(["git", "-C", root, "log", "--format=%as %an: %s"], capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
-        raise CheckFailed(
-            "there is no log file on this machine, and no history of this project\n  LOG= names one"
-        ) from error
+        raise CheckFailed("no log file on this machine, and no history of this project\n  LOG= names one") from error
     path.write_bytes(log)
     return path

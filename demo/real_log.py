@@ -113,7 +113,7 @@ def _play(stage: Stage, path: Path, note: Callable[[str], None], table: Callable
 def _find(note: Callable[[str], None]) -> Path:
     if (found := log_formats.find()) is not None:
         return found
-    note("There is no log file here that we can read, so this is the project's own history.")
+    note("No readable log file on this machine: using the history of this project instead.")
     return log_formats.history_of_this_project()
 
 

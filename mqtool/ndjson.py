@@ -10,6 +10,7 @@ that are not UTF-8 are written as the escapes \\udc80 to \\udcff.
 
 import base64
 import binascii
+import codecs
 import json
 import math
 import re
@@ -32,6 +33,8 @@ OF_A_DELIVERY = frozenset(
 _KNOWN = OF_A_DELIVERY | {"version", "broker", "delay", "at", "body_base64"}
 _TEXT = frozenset(PROPERTIES) - {"headers", "delivery_mode", "priority", "timestamp"}
 _SURROGATE = re.compile("[\ud800-\udfff]")
+#: The number of bytes of a body that abridged() shows.
+_START = 1_000
 _NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 _WHOLE_NUMBERS = {"delivery_mode": 255, "priority": 255, "timestamp": 2**64 - 1}
 
@@ -70,6 +73,23 @@ def _line(line: dict[str, Any], given: Mapping[str, Any], body: bytes) -> bytes:
     except UnicodeDecodeError:
         line["body_base64"] = base64.b64encode(body).decode()
     return _dumped(line).encode() + b"\n"
+
+
+def abridged(exchange: str, routing_key: str, headers: Any, properties: Any, body: bytes) -> dict[str, Any]:
+    """Describe a message for people: its size, and only the start of its body. All other arguments are plain JSON."""
+    view = {
+        "exchange": exchange,
+        "routing_key": routing_key,
+        "headers": headers,
+        "properties": properties,
+        "size": len(body),
+    }
+    start = body[:_START]
+    try:
+        # The last character of the start may be cut.
+        return {**view, "body": codecs.utf_8_decode(start, "strict", len(start) == len(body))[0]}
+    except UnicodeDecodeError:
+        return {**view, "body_base64": base64.b64encode(start).decode()}
 
 
 def as_json(value: Any) -> str:

@@ -332,7 +332,7 @@ class _Parser:
         name = names[0].replace("-", "_")
         if name not in known:
             listed = f"one of {', '.join(sorted(known))}"
-            raise self.error(f"there is no field {names[0]!r}", start, did_you_mean(name, known, listed))
+            raise self.error(f"unknown field {names[0]!r}", start, did_you_mean(name, known, listed))
         return [*before, name, *names[1:]]
 
     def _name(self, expected: str) -> str:
@@ -356,7 +356,7 @@ class _Parser:
         if self._at == start:
             raise self.error("expected a value", hint="a value may be empty in quotes: ''")
         if self._text[start] in "=~<>!":
-            raise self.error("there is no such operator", start, "operators: = != ~ !~ < <= > >=; or quote the value")
+            raise self.error("unknown operator", start, "operators: = != ~ !~ < <= > >=; or quote the value")
         return bare(self._text[start : self._at])
 
     def _quoted(self) -> str | None:

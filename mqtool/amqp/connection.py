@@ -258,7 +258,7 @@ class Connection:
             raise
         except Exception as error:
             if self._state is not State.OPENING and pika_errors.is_cut_off(error):  # the login worked before
-                raise Unavailable(f"{address.host}:{address.port} broke off before the connection was open") from error
+                raise Unavailable(f"{address.host}:{address.port} closed the connection before it was open") from error
             raise pika_errors.connecting(error, address) from error
 
     def _close_pika(self) -> None:

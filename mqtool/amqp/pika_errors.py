@@ -175,7 +175,8 @@ def _open_refused(address: Address, error: BaseException) -> MqtoolError:
         hint = f"the broker has no vhost {vhost!r}: check the URL's path; leave it out, or write /%2F, for vhost '/'"
         return AccessRefused(f"cannot open vhost {vhost!r}: {text}", hint)
     if code in (ACCESS_REFUSED, NOT_ALLOWED):
-        hint = f"as an administrator: {pasteable('permission set --vhost=', vhost, address.user)}"
+        told = re.search("for user '(.*)'", text)  # a client certificate may belong to any user
+        hint = f"as an administrator: {pasteable('permission set --vhost=', vhost, told[1] if told else address.user)}"
         return AccessRefused(f"cannot open vhost {vhost!r}: {text}", hint)
     return Unavailable(f"{address.host}:{address.port} closed the connection: {text}")
 

@@ -61,7 +61,7 @@ class Receiving(NamedTuple):
             raise TimedOut(f"timed out after {self.timeout:g} s, with {taken:,} received")
         if self.idle_timeout is not None and silent >= self.idle_timeout:
             if self.count is not None:
-                raise TimedOut(f"nothing came for {self.idle_timeout:g} s, with {taken:,} of {self.count:,} received")
+                raise TimedOut(f"no message for {self.idle_timeout:g} s: {taken:,} of {self.count:,} received")
             return 0.0
         rest = [self.timeout - lasted] if self.timeout is not None else []
         rest += [self.idle_timeout - silent] if self.idle_timeout is not None else []

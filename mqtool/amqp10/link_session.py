@@ -67,7 +67,7 @@ class LinkSession(ManagedTopology):
         version = str(self._links.transport.properties.get("version", ""))
         if sql is not None and [int(number) for number in re.findall(r"\d+", version)[:2]] < _SQL_SINCE:
             self._links.close()
-            raise UsageError(f"the broker (RabbitMQ {version}) has no SQL filters", "RabbitMQ 4.2 brings them")
+            raise UsageError(f"the broker (RabbitMQ {version}) has no SQL filters", "they need RabbitMQ 4.2")
         super().__init__(self._links, strict=strict, notice=notice)
         self._filters = stream_filters(values, sql)
         self._sender: Sender | None = None

@@ -76,7 +76,7 @@ class Transport:
             if isinstance(error, ssl.SSLError):  # with TLS 1.3, a broker refuses a certificate after the handshake
                 raise pika_errors.connecting(error, address) from error
             if logged_in_before:
-                raise Unavailable(f"{address.host}:{address.port} broke off before the connection was open") from error
+                raise Unavailable(f"{address.host}:{address.port} closed the connection before it was open") from error
             raise (vhost_refused if self._is_past_login else not_amqp10)(address) from error
         self.frame_max = max(_FRAME_MIN, min(opened.max_frame_size or _FRAME_MAX, _FRAME_MAX))
         self.properties = {str(key): value for key, value in (opened.properties or {}).items()}

@@ -88,7 +88,7 @@ def read_definitions(file: Path) -> Json:
         reason = error.strerror if isinstance(error, OSError) else "it is not JSON"
         raise UsageError(f"cannot read {file}: {reason}") from error
     if not isinstance(document, dict):
-        raise UsageError(f"{file} does not hold definitions", "'mqtool definitions export' writes such a file")
+        raise UsageError(f"{file} contains no definitions", "'mqtool definitions export' writes such a file")
     return document
 
 

@@ -81,6 +81,11 @@ class Access(NamedTuple):
         return self.addresses[0]
 
     @property
+    def user(self) -> str:
+        """The user whom mqtool is logged in as; "" if the login is a certificate, whose user is not known."""
+        return "" if self.tls.logs_in(self.address) else self.address.user
+
+    @property
     def title(self) -> str:
         """The broker's description in the title of a live view: its context, if any, and its address."""
         return f"{self.context}: {self.address}" if self.context else str(self.address)

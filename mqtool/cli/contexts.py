@@ -161,7 +161,7 @@ class Contexts:
             return self.known[name]
         where = f"{said_by}: " if said_by else ""
         hint = did_you_mean(name, self.known, "'mqtool context ls' lists them, 'mqtool context add' adds one")
-        raise UsageError(f"{where}there is no context {name!r}", hint)
+        raise UsageError(f"{where}unknown context {name!r}", hint)
 
 
 def path() -> Path:
@@ -233,7 +233,7 @@ def parse(text: str) -> Contexts:
 def _check(text: str, name: str, table: Mapping[str, Any]) -> None:
     for key, value in table.items():
         if key not in _KEYS:
-            meant = did_you_mean(key, _KEYS, f"there are {', '.join(_KEYS)}")
+            meant = did_you_mean(key, _KEYS, f"one of {', '.join(_KEYS)}")
             raise _bad(_line_of(text, key, name), f"context {name!r} has an unknown key {key!r}", meant)
         if not isinstance(value, _KEYS[key]):
             should = "true or false" if _KEYS[key] is bool else "a string in quotes"

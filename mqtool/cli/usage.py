@@ -151,12 +151,12 @@ def explain(error: click.ClickException) -> tuple[str, str | None]:
         hint = did_you_mean(unknown[1], commands, f"'{path} --help' lists the commands")
         if path == "mqtool" and (line := _equivalent(unknown[1])):
             hint = line
-        return f"there is no command '{path} {unknown[1]}'", hint
+        return f"unknown command '{path} {unknown[1]}'", hint
     option: Any = getattr(error, "option_name", None)
     if option is not None and text.startswith("No such option"):
         flags = [flag for parameter in context.command.params for flag in (*parameter.opts, *parameter.secondary_opts)]
         hint = did_you_mean(option, flags, f"'{path} --help-all' lists the options")
-        return f"there is no option {option}", _OTHER_OPTIONS.get(option, hint)
+        return f"unknown option {option}", _OTHER_OPTIONS.get(option, hint)
     what = error.format_message().rstrip(".")
     if path in ("mqtool user add", "mqtool user password") and "unexpected extra argument" in what:
         return "a password does not belong on the command line", "--password-file FILE, or - to read it from stdin"

@@ -22,11 +22,13 @@ class Destination:
     Attributes:
         to: the exchange or queue that the command declares.
         leads_to: the queue bound to an exchange of type x-delayed-message, if the command declares this queue.
+        is_declared: True if the command declares `to`; with --exchange, `send` does not.
         is_classic: True if the queue is known to be a classic queue; None until look() is called.
     """
 
     to: Exchange | Queue = DEFAULT_EXCHANGE
     leads_to: Queue | None = None
+    is_declared: bool = True
     is_classic: bool | None = None
 
     @property

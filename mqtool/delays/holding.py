@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from mqtool.amqp import Channel
 from mqtool.delays import LONGEST, Via
 from mqtool.delays.delay_plugin import PluginMissing, ThroughPlugin, can_delay, has_plugin
-from mqtool.delays.destinations import Destination, Place, Warn
+from mqtool.delays.destinations import Destination, Place, Warn, expect
 from mqtool.delays.wait_queues import SHORTEST_STEP, ThroughQueues, step_of
 from mqtool.duration import compact_duration
 from mqtool.errors import BadData
@@ -55,6 +55,7 @@ class Delaying:
         self._through_plugin = ThroughPlugin(channel, destination, warn)
         self._through_queues = ThroughQueues(channel, destination, warn)
         self._ways: dict[bool, Way] = {}
+        self._known: set[str] = {""}
         self.at_fault: Message | None = None
         self._overdue = self._in_wait_queues = 0
 
@@ -113,10 +114,17 @@ class Delaying:
         """Choose how to delay messages for a target; tell the user about each new choice.
 
         Raises:
+            NotFound: the target is an exchange that does not exist. Nothing has been declared for it.
             PluginMissing: the user chose the plugin, but the broker does not have it.
         """
+        to = self._destination.to
+        target = target or to
+        if isinstance(target, Exchange) and target.name not in self._known:
+            if target is not to or not self._destination.is_declared:
+                expect(self._channel, target)
+            self._known.add(target.name)
         self._destination.look(self._channel)
-        needs_care = self._destination.may_lead_to_quorum_queue(target or self._destination.to)
+        needs_care = self._destination.may_lead_to_quorum_queue(target)
         if needs_care not in self._ways:
             self._ways[needs_care] = self._chosen(needs_care=needs_care)
         return self._ways[needs_care]

@@ -66,7 +66,7 @@ def exchanges(api: Management, vhost: str) -> list[Exchange]:
     try:
         views = list(management.exchanges(api, vhost, _EXCHANGE_COLUMNS))
     except NotFound as error:
-        raise NotFound(f"there is no virtual host {vhost!r}", "'mqtool list vhosts' shows them") from error
+        raise NotFound(f"vhost {vhost!r} does not exist", "'mqtool list vhosts' shows them") from error
     policies: dict[str, Json] = {}
     if any(view.get("policy") for view in views):  # the view contains only the policy's name
         policies = _policy_definitions(api, vhost)
@@ -195,7 +195,7 @@ def read_document(text: str, where: str) -> Json:
     except (ValueError, RecursionError) as error:
         raise BadData(f"{where} is not JSON: {error}") from error
     if not isinstance(told, dict) or not any(kind in told for kind in KINDS):
-        raise BadData(f"{where} has no definitions", "'mqtool definitions export' writes such a file")
+        raise BadData(f"{where} contains no definitions", "'mqtool definitions export' writes such a file")
     for kind in KINDS:
         for _ in _checked(told.get(kind) or [], kind, where):
             pass

@@ -137,7 +137,9 @@ def queue_details(api: Management, vhost: str, name: str) -> QueueDetails:
     try:
         view = api.get(path("queues", vhost, name))
     except NotFound as error:
-        raise NotFound(f"there is no queue {name!r} in vhost {vhost!r}", "'mqtool list queues' shows them") from error
+        raise NotFound(
+            f"queue {name!r} does not exist in vhost {vhost!r}", "'mqtool list queues' shows them"
+        ) from error
     row = QUEUES.row(view, QUEUES.columns)
     found = [*definitions.bindings_to(api, vhost, name)]
     return QueueDetails(row, view.get("consumer_details") or [], found, _dead_letters(api, vhost, view))

@@ -182,7 +182,7 @@ def exchanges_of(api: Management, vhost: str, only: Collection[str]) -> dict[str
     while todo:
         name = todo.pop()
         if name in only and name not in exchanges:
-            raise NotFound(f"there is no exchange {name!r}")
+            raise NotFound(f"exchange {name!r} does not exist")
         if name in exchanges and name not in found:
             found[name] = exchanges[name]
             todo += {binding.destination for binding in definitions.bindings(api, vhost, name) if binding.to_exchange}

@@ -51,7 +51,7 @@ def refusal(answer: "Response", url: str, user: str) -> MqtoolError:
         case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
             return _access_refused(url, user, reason)
         case HTTPStatus.NOT_FOUND if "application/json" in answer.headers.get("content-type", ""):
-            return NotFound(f"the broker has no {_missing(answer.url)}")
+            return NotFound(_missing(answer.url))
         case HTTPStatus.BAD_REQUEST if "inequivalent" in reason:
             return DeclaredDifferently(f"it exists with different settings: {reason}")
         case HTTPStatus.BAD_REQUEST if "invalid_regexp" in reason or "regular expression" in reason:
@@ -76,16 +76,16 @@ def _missing(url: str) -> str:
     kind, *names = (unquote(part) for part in urlsplit(url).path.partition("/api/")[2].split("/"))
     match kind, names:
         case "vhosts", [vhost, *_]:
-            return f"vhost {vhost!r}"
+            return f"vhost {vhost!r} does not exist"
         case "queues" | "exchanges" | "bindings" | "consumers" | "policies", [vhost]:
-            return f"vhost {vhost!r}"
+            return f"vhost {vhost!r} does not exist"
         case "queues" | "exchanges", [vhost, name, *_]:
-            return f"{kind[:-1]} {name!r} in vhost {vhost!r}, or no such vhost"
+            return f"{kind[:-1]} {name!r} or vhost {vhost!r} does not exist"
         case "policies" | "operator-policies", [vhost, name]:
-            return f"policy {name!r} in vhost {vhost!r}, or no such vhost"
+            return f"policy {name!r} or vhost {vhost!r} does not exist"
         case "users", [name, *_]:
-            return f"user {name!r}"
-    return " ".join([kind, *map(repr, names)])
+            return f"user {name!r} does not exist"
+    return " ".join([kind, *map(repr, names), "does not exist"])
 
 
 def _access_refused(url: str, user: str, reason: str) -> AccessRefused:
@@ -198,7 +198,7 @@ class Management:
             try:
                 yield from objects(answer.iter_content(_CHUNK))
             except (requests.RequestException, ValueError) as error:
-                raise Unavailable(f"the management API at {self.url} broke off its answer: {error}") from error
+                raise Unavailable(f"the management API at {self.url} ended its response early: {error}") from error
 
     def _session(self) -> "Session":
         if self._opened is None:

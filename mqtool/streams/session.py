@@ -69,7 +69,7 @@ def answered(error: BaseException, stream: str) -> MqtoolError:
     if isinstance(error, MqtoolError):
         return error
     if isinstance(error, exceptions.StreamDoesNotExist):
-        return NotFound(f"there is no stream {stream!r}", "'mqtool list queues' lists what there is")
+        return NotFound(f"stream {stream!r} does not exist", "'mqtool list queues' shows what exists")
     if isinstance(error, exceptions.AccessRefused):
         return AccessRefused(f"the user may not use stream {stream!r}", "see 'mqtool list permissions'")
     if isinstance(error, exceptions.StreamNotAvailable | exceptions.LeaderNotAvailable):
@@ -232,7 +232,7 @@ class Session:
         version = (self.client.server_properties or {}).get("version", "")
         if tuple(int(number) for number in re.findall(r"\d+", version)[:2]) < wanted:
             raise UsageError(
-                f"the broker (RabbitMQ {version}) has no {what}", "RabbitMQ {}.{} brings them".format(*wanted)
+                f"the broker (RabbitMQ {version}) has no {what}", "they need RabbitMQ {}.{}".format(*wanted)
             )
 
     def send(self, data: bytes) -> None:

@@ -61,7 +61,7 @@ def call(
         list(session.sender(queue_address(queue.name)).send(messages))
     except NotFound as error:
         hint = f"start one: {pasteable('rpc-server --queue=', queue.name)}"
-        raise Unavailable(f"no RPC server: there is no queue {queue.name!r}", hint) from error
+        raise Unavailable(f"no RPC server: queue {queue.name!r} does not exist", hint) from error
     for reply in receiver.deliveries():
         number = waiting.pop(str(reply.properties.get("correlation_id")), None)
         if number is not None:

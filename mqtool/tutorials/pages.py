@@ -119,7 +119,7 @@ def page(name: str) -> Page:
 
 def no_such_tutorial(name: str, names: tuple[str, ...]) -> UsageError:
     """Return the error for an unknown tutorial, with a similar name as its hint."""
-    return UsageError(f"there is no tutorial {name!r}", did_you_mean(name, names, f"tutorials: {', '.join(names)}"))
+    return UsageError(f"unknown tutorial {name!r}", did_you_mean(name, names, f"tutorials: {', '.join(names)}"))
 
 
 def _read(file: str) -> str:

@@ -60,7 +60,7 @@ def call(
     for receipt in channel.publish(messages, mandatory=True):
         if receipt.confirmation is not Confirmation.CONFIRMED:
             hint = f"start one: {pasteable('rpc-server --queue=', queue.name)}"
-            raise Unavailable(f"there is no queue {queue.name!r}: no RPC server has declared it", hint)
+            raise Unavailable(f"queue {queue.name!r} does not exist: no RPC server has declared it", hint)
     for reply in replies:
         number = waiting.pop(str(reply.properties.get("correlation_id")), None)
         if number is not None:

@@ -280,7 +280,7 @@ class Actions:
         action = self._allowed.get(str(wanted.get("action")))
         given = wanted.get("fields")
         if action is None or not isinstance(given, dict):
-            raise UsageError("there is no such action, or it is not allowed on this broker")
+            raise UsageError("unknown action, or not allowed on this broker")
         fields = {each.name: str(given.get(each.name, "")) for each in action.fields}
         for each in action.fields:
             text = fields[each.name]

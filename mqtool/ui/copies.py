@@ -5,8 +5,6 @@ the alternate exchange. The default exchange cannot be copied like this. RabbitM
 those that are delivered; it costs the broker more. Neither says what happens to a message afterwards.
 """
 
-import base64
-import codecs
 import json
 import threading
 import time
@@ -35,7 +33,6 @@ Switch = Callable[[Channel], AbstractContextManager[None]]
 _WAITING, _PER_SECOND, _PER_SECOND_ON_ARROW = 2_000, 100, 20
 #: More bindings than this are not copied.
 _MAX_BINDINGS = 1_000
-_BODY_BYTES = 1_000
 _DELIVERED = "deliver."
 
 
@@ -197,15 +194,5 @@ def details(message: Delivery) -> Json:
     """Describe a message, with the start of its body, as the embedded broker's events do."""
     given = message.properties
     properties = {name: given[name] for name in PROPERTIES if name != "headers" and given.get(name) is not None}
-    view = {
-        "exchange": message.exchange,
-        "routing_key": message.routing_key,
-        "headers": json.loads(ndjson.as_json(message.headers)),
-        "properties": json.loads(ndjson.as_json(properties)),
-        "size": len(message.body),
-    }
-    start = message.body[:_BODY_BYTES]
-    try:
-        return {**view, "body": codecs.utf_8_decode(start, "strict", len(start) == len(message.body))[0]}
-    except UnicodeDecodeError:
-        return {**view, "body_base64": base64.b64encode(start).decode()}
+    headers, properties = (json.loads(ndjson.as_json(each)) for each in (message.headers, properties))
+    return ndjson.abridged(message.exchange, message.routing_key, headers, properties, message.body)

@@ -127,7 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif (file := _PAGE / (path[1:] or "index.html")) in _files():
             self._answer(HTTPStatus.OK, file.read_bytes(), _TYPES[file.suffix])
         else:
-            self._refuse(HTTPStatus.NOT_FOUND, "there is no such file")
+            self._refuse(HTTPStatus.NOT_FOUND, "file not found")
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # http.server's name
         """Print nothing."""

@@ -221,7 +221,7 @@ def prospect(api: Management, vhost: str, queue: str, to: str | None, changes: M
     """
     view = view_of(api, vhost, queue)
     if view is None:
-        raise NotFound(f"there is no queue {queue!r} in vhost {vhost!r}", "'mqtool list queues' shows them")
+        raise NotFound(f"queue {queue!r} does not exist in vhost {vhost!r}", "'mqtool list queues' shows them")
     source = Definition.of(view)
     wanted = to or source.type
     kept, dropped = {}, []

@@ -134,7 +134,7 @@ class HandledMessages:
                     self._claims.add(key)
                     return None
             if give_up():
-                raise Interrupted(f"message {key.message_id} is being done by another worker")
+                raise Interrupted(f"message {key.message_id} is being handled by another worker")
             time.sleep(_LOOK)
 
     def done(self, key: MessageKey, reply: bytes | None = None) -> None:

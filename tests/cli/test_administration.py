@@ -1,11 +1,14 @@
 """Queues, exchanges, bindings, users, permissions, virtual hosts: made, changed and deleted."""
 
+import re
 import uuid
 from collections.abc import Iterator
 
 import pytest
 
+from mqtool.amqp import Connection
 from mqtool.broker.choice import Kind
+from mqtool.topology import Exchange, Queue
 from tests.brokers import TestBroker, on_any_broker, own_broker
 from tests.cli.shell import Result, Shell, wait_until
 from tests.cli.terminal import on_terminal
@@ -53,9 +56,40 @@ def test_a_queue(admin: Shell, broker: TestBroker) -> None:
     assert depth(broker, "jobs") == 2
     assert said(admin.run(*queue, "purge", "jobs", "--yes")) == (0, "removed 2 messages of queue 'jobs'")
     assert said(admin.run(*queue, "delete", "jobs", "--yes")) == (0, "deleted queue 'jobs', with 0 messages")
-    assert said(admin.run(*queue, "delete", "jobs", "--yes")) == (69, "mqtool: there is no queue 'jobs'")
+    assert said(admin.run(*queue, "delete", "jobs", "--yes")) == (
+        69,
+        f"mqtool: queue 'jobs' does not exist in vhost {broker.vhost!r}",
+    )
     assert admin.run(*queue, "delete", "jobs", "hello", "--if-exists", "--yes").code == 0
     assert admin.run(*queue, "purge", "jobs", "--if-exists", "--yes").code == 0
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "peek jbos",
+        "move jbos --to other",
+        "move other --to jbos",
+        "dlq show jbos",
+        "dlq drop jbos --yes",
+        "queue show jbos",
+        "queue delete jbos --yes",
+        "queue purge other jbos --yes",
+        "exchange delete jbos --yes",
+    ],
+)
+def test_the_nearest_name_is_proposed_for_one_that_does_not_exist(
+    admin: Shell, connection: Connection, command: str
+) -> None:
+    """Of a queue or an exchange; for dead letters, that of the work queue."""
+    channel = connection.channel()
+    for name in ("jobs", "jobs.dlq", "other"):
+        channel.declare(Queue(name, durable=True))
+    channel.declare(Exchange("jobs", "fanout"))
+    missing = admin.run("mqtool", *command.split())
+    assert (missing.code, missing.stdout) == (69, "")
+    assert re.search(r"(queue|exchange) 'jbos(\.dlq)?' does not exist", missing.stderr)
+    assert "hint: did you mean 'jobs'? Otherwise, " in missing.stderr
 
 
 @on_any_broker
@@ -177,7 +211,7 @@ def test_wrong_users_and_permissions_are_refused(admin: Shell, ann: str) -> None
     """Each with exit 2 and a sentence: no password, an empty one, no pattern, a broken one, no name."""
     (admin.directory / "empty").write_text("\n")
     for words, sentence in {
-        ("user", "add", "bob"): "there is no password for bob, and no terminal to ask on",
+        ("user", "add", "bob"): "no password for bob, and no terminal to ask for it",
         ("user", "add", "bob", "--password-file", "empty"): "the password is empty",
         ("user", "add", "bob", "--password-file", "none"): "cannot read the password file none",
         ("user", "add", "..", "--password-file", "secret"): "does not accept the name '..'",

@@ -55,7 +55,7 @@ COMMAND_LINE = [
     Case("send x -u http://localhost:15672", 2, "its scheme is 'http', not amqp or amqps", "AMQP's is 5672"),
     Case("send x -u localhost:port", 2, "'localhost:***': it has no scheme", "amqp://user:password@host"),
     Case("send x", 2, "AMQP_URL: bad broker URL 'foo://x'", "amqp://user", environment={"AMQP_URL": "foo://x"}),
-    Case("emit-log topic {app}.x -l", 2, "has a place {app}, but there is no --key-pattern", "(?P<app>"),
+    Case("emit-log topic {app}.x -l", 2, "contains {app}, but --key-pattern is missing", "(?P<app>"),
     Case("send x -u amqp:localhost", 2, "it has no scheme", "amqp://user:password@host"),
     Case("send x -u amqp://localhost:0", 2, "port must be between 1 and 65535"),
     Case("send x -u amqp://localhost:99999", 2, "port must be between 1 and 65535"),
@@ -138,13 +138,13 @@ COMMAND_LINE = [
     Case("publisher-confirms slowly", 2, "'slowly' is not one of 'individual', 'batch', 'async', 'all'"),
     Case("publisher-confirms batch --batch-size 0", 2, "Invalid value for '--batch-size': 0"),
     # What is it called?
-    Case("sned x", 2, "there is no command 'mqtool sned'", "did you mean 'send'?"),
-    Case("emit-log fanut x", 2, "there is no command 'mqtool emit-log fanut'", "did you mean 'fanout'?"),
-    Case("send --quee hello x", 2, "there is no option --quee", "did you mean '--queue'?"),
+    Case("sned x", 2, "unknown command 'mqtool sned'", "did you mean 'send'?"),
+    Case("emit-log fanut x", 2, "unknown command 'mqtool emit-log fanut'", "did you mean 'fanout'?"),
+    Case("send --quee hello x", 2, "unknown option --quee", "did you mean '--queue'?"),
     Case("send -q", 2, "Option '-q' requires an argument", "hint: mqtool send -q QUEUE"),
     Case("list queues --watch", 2, "Option '--watch' requires an argument", "mqtool list queues --watch DURATION"),
     Case("receive -c abc", 2, "'abc' is not a number", "hint: mqtool receive --count N"),
-    Case("receive --max-retries 3", 2, "there is no option --max-retries", "--max-reconnects N for connections"),
+    Case("receive --max-retries 3", 2, "unknown option --max-retries", "--max-reconnects N for connections"),
     Case("send x --dialect cobol", 2, "'cobol' is not one of 'python', 'go', 'python-classic', 'go-classic'"),
     Case("send x", 2, "'cobol' is not one of 'python'", environment={"MQTOOL_DIALECT": "cobol"}),
 ]
@@ -210,7 +210,7 @@ BROKER = [
     Case("send x -e nowhere", 69, "no exchange 'nowhere' in vhost", "check the name"),
     Case("send x -e amq.direct -r nobody --mandatory", 75, "the message was returned: NO_ROUTE", "no queue is bound"),
     *[
-        Case(f"rpc-client {what}", 69, f"there is no queue '{queue}'", "rpc-server", also=(rf".* fib\({body}\)",))
+        Case(f"rpc-client {what}", 69, f"queue '{queue}' does not exist", "rpc-server", also=(rf".* fib\({body}\)",))
         for what, queue, body in (("5", "rpc_queue", "5"), ("--text a", "rpc_queue", "a"), ("-q its a", "its", "a"))
     ],
 ]

@@ -204,7 +204,7 @@ def test_several_runs(shell: Shell, broker: TestBroker) -> None:
         (["--duration", "1s", "--warm-up", "2s"], "the warm-up takes the whole run"),
         (["--bodies", "nothing"], "cannot read nothing"),
         (["comapre", "classic", "quorum"], "did you mean 'compare'?"),
-        (["compare", "classic", "nothing"], "there is no context 'nothing'"),
+        (["compare", "classic", "nothing"], "unknown context 'nothing'"),
     ],
 )
 def test_mistakes(tester: Shell, words: list[str], said: str) -> None:

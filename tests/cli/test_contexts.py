@@ -141,7 +141,7 @@ def test_the_file(home: Shell) -> None:
          "line 3: 'protected' of context 'a' is not true or false"),
         ('[contexts.a]\nmanagement = "http://x"\n', "line 1: context 'a' has no url"),
         ('use = "a"\ncolor = 1\n', "line 2: unknown key 'color'"),
-        ('use = "a"\n', "there is no context 'a'"),
+        ('use = "a"\n', "unknown context 'a'"),
         ('contexts = 1', "line 1: a context is written as [contexts.NAME]"),
     ],
 )  # fmt: skip
@@ -160,11 +160,11 @@ def test_mistakes(home: Shell) -> None:
     """Each is a usage error that says what to do."""
     assert home.run("mqtool", "context", "add", "staging", "-u", "amqp://a").code == 0
     for words, said in {
-        "send x -C stagin": "there is no context 'stagin'\nhint: did you mean 'staging'?",
+        "send x -C stagin": "unknown context 'stagin'\nhint: did you mean 'staging'?",
         "-C staging tutorial run": "'tutorial run' does not take a context\nhint: omit -C: it uses",
         "-C staging drill poison": "'drill poison' does not take a context",
         "context use stagin": "did you mean 'staging'?",
-        "context rm nothing": "there is no context 'nothing'\nhint: 'mqtool context ls' lists them",
+        "context rm nothing": "unknown context 'nothing'\nhint: 'mqtool context ls' lists them",
         "context use": "name one context, or --none",
         "context show": "no context is in use",
         "context add staging -u amqp://b": "context 'staging' exists",
@@ -175,7 +175,7 @@ def test_mistakes(home: Shell) -> None:
         assert result.code == 2
         assert said in result.stderr
     exported = home.run("mqtool", "send", "x", environment={"MQTOOL_CONTEXT": "nothing"})
-    assert exported.stderr.startswith("mqtool: MQTOOL_CONTEXT: there is no context 'nothing'")
+    assert exported.stderr.startswith("mqtool: MQTOOL_CONTEXT: unknown context 'nothing'")
 
 
 def test_edit(home: Shell) -> None:
@@ -332,7 +332,7 @@ def test_a_confirmation_is_for_that_context_only(shell: Shell, broker: TestBroke
     assert (result.code, depth(broker, "jobs")) == (2, 1)
     assert "--confirm prod was given, but the broker is not a protected context" in result.stderr
     assert shell.run("mqtool", "send", "-q", "jobs", "--", "--yes=x").code == 0
-    assert "there is no option --yes\n" in shell.run("mqtool", "send", "x", "--yes=prod").stderr
+    assert "unknown option --yes\n" in shell.run("mqtool", "send", "x", "--yes=prod").stderr
     assert "hint: --confirm NAME" in shell.run("mqtool", "queue", "purge", "jobs", "--yes=prod").stderr
 
 

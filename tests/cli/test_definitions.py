@@ -87,7 +87,7 @@ def test_the_format_is_rabbitmqs_own(admin: Shell, broker: TestBroker) -> None:
     for name, path in (("one", f"definitions/{broker.vhost}"), ("all", "definitions")):
         (admin.directory / name).write_text(json.dumps(broker.api("GET", path)))
         assert run(admin, f"diff {name}").code == 0
-    assert "not looked at in all: users" in run(admin, "diff all").stderr
+    assert "ignored in all: users" in run(admin, "diff all").stderr
 
     admin.run(*policy, '{"max-length": 4}')
     assert "~ policy p  max-length 4 -> 5\n" in run(admin, "diff one").stdout
@@ -102,9 +102,9 @@ def test_the_format_is_rabbitmqs_own(admin: Shell, broker: TestBroker) -> None:
     ("text", "says"),
     [
         ("{", "- is not JSON"),
-        ("[]", "- has no definitions"),
+        ("[]", "- contains no definitions"),
         pytest.param('{"queues": ' + "[" * 100_000, "- is not JSON", id="nested without end"),
-        ('{"rows": []}', "- has no definitions"),
+        ('{"rows": []}', "- contains no definitions"),
         ('{"queues": 3}', '"queues" is not a list'),
         ('{"queues": [{"name": "a"}, {}]}', 'number 2 of "queues" has no name'),
         ('{"queues": [{"name": "a", "arguments": 3}]}', '"arguments" of number 1 of "queues" is not an object'),

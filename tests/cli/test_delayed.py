@@ -394,6 +394,16 @@ def test_an_expiration_is_lost_in_a_wait_queue_and_that_is_said(shell: Shell) ->
     assert min(int(got[1]), int(got[3])) >= 0
 
 
+def test_an_exchange_that_does_not_exist_leaves_nothing_behind(shell: Shell, via: str) -> None:
+    """It is refused before anything is declared for it, with --delay and with a delay of the message's own."""
+    exchanges = shell.run("mqtool", "list", "exchanges", "name").stdout
+    (shell.directory / "given").write_text('{"body": "x", "exchange": "nowhere", "delay": "1s"}\n')
+    for words in (["-e", "nowhere", "--delay", "1s", "x"], ["--json", "-f", "given"]):
+        refused = shell.run("mqtool", "send", *words, "--via", via)
+        assert (refused.code, "no exchange 'nowhere'" in refused.stderr) == (69, True)
+    assert shell.run("mqtool", "list", "exchanges", "name").stdout == exchanges
+
+
 @pytest.mark.keeps_messages
 def test_what_could_not_be_delayed_is_kept(shell: Shell, via: str) -> None:
     """--failed-to: a message for a queue that is not there, and all that come after it; a second run sends them."""

@@ -181,7 +181,7 @@ def test_nothing_is_taken_for_a_queue_that_does_not_exist(shell: Shell, broker: 
     fill(broker, Queue("a"), numbered(1))
     missing = shell.run("mqtool", "move", "a", "--to", "b")
     assert missing.code == 69
-    assert "no queue 'b'" in missing.stderr
+    assert "queue 'b' does not exist" in missing.stderr
     assert "hint: nothing was moved" in missing.stderr
     for more in ((), ("--to-url", broker.url)):
         same = shell.run("mqtool", "move", "a", "--to", "a", *more)

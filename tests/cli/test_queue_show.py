@@ -71,7 +71,7 @@ def test_a_queue_as_json(admin: Shell) -> None:
         ("", "dropped: the queue has no dead-letter exchange"),
         ("dead kern.err", "to exchange dead with routing key 'kern.err' ──> jobs.dlq"),
         ("dead mail.err", "routing key 'mail.err': lost, no queue gets them"),
-        ("nowhere", "lost, there is no such exchange"),
+        ("nowhere", "lost, the exchange does not exist"),
     ],
 )
 def test_where_dead_letters_go(admin: Shell, settings: str, goes: str) -> None:
@@ -114,7 +114,7 @@ def test_there_is_no_such_queue(admin: Shell) -> None:
     """One sentence, and where to look."""
     missing = admin.run("mqtool", "queue", "show", "nope")
     assert missing.code == 69
-    assert "there is no queue 'nope'" in missing.stderr
+    assert "queue 'nope' does not exist" in missing.stderr
     assert "mqtool list queues" in missing.stderr
 
 
@@ -136,5 +136,5 @@ def test_a_queue_whose_name_is_not_utf_8(admin: Shell, broker: TestBroker) -> No
         assert b"\nq\xff\t0\n" in listed.stdout_bytes
     else:
         hint = "hint: 'mqtool list queues' shows them\n"
-        assert shown.stderr == f"mqtool: there is no queue 'q\\udcff' in vhost {broker.vhost!r}\n{hint}"
+        assert shown.stderr == f"mqtool: queue 'q\\udcff' does not exist in vhost {broker.vhost!r}\n{hint}"
     assert (shown.code, listed.code) == (0 if broker.kind == "embedded" else 69, 0)

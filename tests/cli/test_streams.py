@@ -220,7 +220,7 @@ def test_what_can_go_wrong(shell: Shell, broker: TestBroker) -> None:
     assert "rabbitmq-plugins enable rabbitmq_stream" in nothing
     other = fails(69, "receive-stream", "--stream-port", str(broker.port))
     assert "does not speak RabbitMQ's stream protocol" in other
-    assert "there is no stream 'nope'" in fails(69, "offset", "show", "nope", "me")
+    assert "stream 'nope' does not exist" in fails(69, "offset", "show", "nope", "me")
     assert "has no vhost 'nope'" in fails(77, "receive-stream", "--vhost", "nope")
     shell.run("mqtool", "queue", "declare", "classic", "--queue-type", "classic")
     assert "queue 'classic' is not a stream" in fails(78, "send-stream", "-q", "classic", "x")

@@ -98,8 +98,8 @@ def test_what_a_queue_gets(shell: Shell, broker: TestBroker, connection: Connect
 def test_what_cannot_be_tapped(shell: Shell, broker: TestBroker) -> None:
     """A sentence, and the exit code that other commands have for it."""
     for words, code, said in (
-        (["nowhere", "key"], 69, "the broker has no exchange 'nowhere'"),
-        (["-q", "nowhere"], 69, "the broker has no queue 'nowhere'"),
+        (["nowhere", "key"], 69, "exchange 'nowhere' or vhost "),
+        (["-q", "nowhere"], 69, "queue 'nowhere' or vhost "),
         (["amq.direct"], 2, "nothing is bound to the direct exchange 'amq.direct'"),
         ([], 2, "name either an exchange or a queue"),
         (["amq.topic", "-q", "jobs"], 2, "name either an exchange or a queue"),

@@ -87,7 +87,7 @@ def test_an_exchange_and_what_it_leads_to(shell: Shell, channel: BlockingChannel
     assert "rest  fanout" in tree
     assert "idle" not in tree
     gone = shell.run("mqtool", "topology", "lost")
-    assert (gone.code, gone.stderr) == (69, "mqtool: there is no exchange 'lost'\n")
+    assert (gone.code, gone.stderr) == (69, "mqtool: exchange 'lost' does not exist\n")
 
 
 @pytest.mark.once_on_rabbitmq

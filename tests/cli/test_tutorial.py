@@ -146,7 +146,7 @@ def test_an_unknown_tutorial_is_a_usage_error_with_the_nearest_name(lonely_shell
     for command in ("show", "run"):
         refused = lonely_shell.run("mqtool", "tutorial", command, "heloworld")
         assert refused.code == 2
-        assert refused.stderr == "mqtool: there is no tutorial 'heloworld'\nhint: did you mean 'hello-world'?\n"
+        assert refused.stderr == "mqtool: unknown tutorial 'heloworld'\nhint: did you mean 'hello-world'?\n"
 
 
 def test_run_needs_no_broker_and_leaves_nothing(lonely_shell: Shell) -> None:

@@ -185,7 +185,7 @@ def test_a_line_that_breaks_while_we_log_in_is_no_refusal(proxy: Proxy, channel:
     proxy.break_early = 2
     proxy.cut()
     assert [receipt.confirmation for receipt in channel.publish([Message(b"x")], routing_key="q")] == ["confirmed"]
-    assert sum("broke off before the connection was open" in notice for notice in notices) == 2
+    assert sum("closed the connection before it was open" in notice for notice in notices) == 2
 
 
 def test_a_private_queue_and_its_bindings_come_back(broker: TestBroker, proxy: Proxy, channel: Channel) -> None:

@@ -107,7 +107,7 @@ def test_questions_wait(vhost: Vhost, channel: BlockingChannel) -> None:
         vhost.wait_for(lambda: vhost.queue("jobs").acked, timeout=0.01)
     assert told in repr(vhost.published("orders", timeout=0))
     assert repr(vhost.queue("jobs")) == "<queue 'jobs': 1 ready, 0 unacked, 0 consumers, 0 acked, 0 rejected>"
-    assert repr(vhost.queue("none").messages(timeout=0)) == "[] (there is no queue 'none')"
+    assert repr(vhost.queue("none").messages(timeout=0)) == "[] (queue 'none' does not exist)"
 
 
 def test_questions_on_a_loop() -> None:

@@ -7,9 +7,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from pika import spec
+from pika.exceptions import ConnectionClosedByBroker
 
+from mqtool.amqp import pika_errors
 from mqtool.amqp.address import Address, TlsFiles, parse_address, parse_addresses
 from mqtool.amqp.pika_private import CertificateFirst
+from mqtool.cli.access import Access
 from mqtool.errors import UsageError
 
 
@@ -125,3 +128,13 @@ def test_a_certificate_is_the_login_if_the_broker_offers_that_and_no_user_is_nam
     login = CertificateFirst("guest", "guest")
     assert login.response_for(spec.Connection.Start(mechanisms=b"PLAIN EXTERNAL")) == ("EXTERNAL", b"")
     assert login.response_for(spec.Connection.Start(mechanisms=b"AMQPLAIN PLAIN")) == ("PLAIN", b"\0guest\0guest")
+
+
+def test_the_user_of_a_certificate_is_the_one_whom_the_broker_names() -> None:
+    """Not guest: the hint would give permissions to somebody else, and messages would keep the wrong user_id."""
+    address = parse_address("amqps://host/shop")
+    refused = ConnectionClosedByBroker(530, "NOT_ALLOWED - access to vhost 'shop' refused for user 'orders'")
+    hint = pika_errors.connecting(refused, address).hint
+    assert hint == "as an administrator: mqtool permission set --vhost=shop orders"
+    assert Access([address], TlsFiles(cert=Path("cert.pem"))).user == ""
+    assert Access([address], TlsFiles()).user == "guest"

@@ -242,31 +242,31 @@ def fault(
     Messages: nack-publishes queue= [count=], return-unroutable [count=], delay-confirms [seconds=],
     lose-acks [count= queue=], cancel-consumers queue=.
 
-    'ls' lists the faults in force. A fault ends after its time or count, or with 'clear'.
+    'ls' lists the active faults. A fault ends after its time or count, or with 'clear'.
     """
     access = broker.access()
     api = access.management()
     words = arguments or []
     if name != "ls":
         ask(f"run 'fault {name}'", access, yes=yes, is_safe=True)
-    in_force = _in_force(api)
+    active = _active(api)
     if name == "ls":
-        rows = [{**each, "arguments": _told(each["arguments"])} if not as_json else each for each in in_force]
+        rows = [{**each, "arguments": _told(each["arguments"])} if not as_json else each for each in active]
         if not layout.show_rows(rows, ("id", "fault", "arguments"), as_json=as_json):
-            output.status("no faults are in force")
+            output.status("no active faults")
     elif name == "clear":
         for each in words or [""]:
             api.delete(path("mqtool", "faults", each) if each else "mqtool/faults")
-        output.status(f"ended {counted(len(words or in_force), 'fault')}")
+        output.status(f"ended {counted(len(words or active), 'fault')}")
     else:
         begun = api.post("mqtool/faults", {**_arguments(words), "fault": name.replace("-", "_")})
         if begun["id"] is not None:
-            output.status(f"{name} is in force; to end it: {pasteable('broker fault clear', str(begun['id']))}")
+            output.status(f"{name} is active; to end it: {pasteable('broker fault clear', str(begun['id']))}")
         else:
             output.status(f"{name}: met {begun['met']}")
 
 
-def _in_force(api: Management) -> Any:
+def _active(api: Management) -> Any:
     try:
         return api.get("mqtool/faults")
     except NotFound as error:

@@ -71,7 +71,7 @@ def ls(as_json: AsJson = False) -> None:
     """List the contexts."""
     known = contexts.load()
     if not layout.show_rows([_row(each, known) for each in known.known.values()], _COLUMNS, as_json=as_json):
-        output.status("there are no contexts; 'mqtool context add' adds one")
+        output.status("no contexts yet; 'mqtool context add' adds one")
 
 
 @context.command("mqtool context use staging", "mqtool context use --none")

@@ -191,7 +191,7 @@ def _carry_out(
     keeps_user = "impersonator" in str(api.get("whoami").get("tags"))
     with access.connect() as connection:
         conversion = Conversion(
-            connection, api, access.vhost, plan, user=access.address.user, keeps_user=keeps_user, force=force
+            connection, api, access.vhost, plan, user=access.user, keeps_user=keeps_user, force=force
         )
         try:
             with stopping.calling(conversion.stop):

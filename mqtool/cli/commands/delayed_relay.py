@@ -64,7 +64,7 @@ def relay(
             try:
                 with once.channels() as (source, target):
                     names.declare(target, keep_type=kind is None)
-                    relaying = Relay(source, target, names, access.address.user, output.warning, counts)
+                    relaying = Relay(source, target, names, access.user, output.warning, counts)
                     if relayed < 0:
                         _warn_of_bindings(access, names)
                         output.status(f" [*] Relaying {exchange} to {names.out.name}. To exit press CTRL+C")

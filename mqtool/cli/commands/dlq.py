@@ -17,6 +17,7 @@ from mqtool.cli.display import layout, output
 from mqtool.cli.display.progress import Progress
 from mqtool.cli.invocation import current
 from mqtool.cli.options import DURATION, Broker, Commands, ManagedBroker, Yes, ask
+from mqtool.cli.options.queue_options import require
 from mqtool.cli.options.receiving_options import Where
 from mqtool.errors import SomeFailed, Unavailable
 from mqtool.message import Delivery
@@ -69,8 +70,13 @@ class Which(OptionGroup):
         return lambda letter: where.matches(conditions.of_delivery(letter)) and chosen(letter)
 
     def queue(self, work_queue: str) -> str:
-        """The queue that holds the dead letters of a work queue."""
+        """The queue that has the dead letters of a work queue."""
         return self.source or dead_letter_queue(work_queue).name
+
+    def require(self, work_queue: str, channel: Channel, access: Access) -> None:
+        """Raise NotFound if that queue does not exist; the hint suggests a similar work queue."""
+        hint, suffix = "'mqtool dlq ls' lists the queues that have dead letters", dead_letter_queue("").name
+        require(self.queue(work_queue), channel, access, hint, suffix="" if self.source else suffix)
 
 
 AsJson = Annotated[bool, Option("--json", help="Print NDJSON")]
@@ -78,7 +84,7 @@ AsJson = Annotated[bool, Option("--json", help="Print NDJSON")]
 
 @dlq.command("mqtool dlq ls", "mqtool dlq ls --json")
 def ls(broker: ManagedBroker, as_json: AsJson = False) -> None:
-    """List the queues that hold dead letters."""
+    """List the queues that have dead letters."""
     access = broker.access(reconnects=False)
     try:
         queues = redriving.dead_letter_queues(access.management(), access.vhost)
@@ -88,7 +94,7 @@ def ls(broker: ManagedBroker, as_json: AsJson = False) -> None:
         ) from error
     rows = filter(None, (_counted(access, queue, as_json=as_json) for queue in queues))
     if not layout.show_rows(rows, ("queue", "messages", "reasons"), as_json=as_json):
-        output.status("no queue holds dead letters")
+        output.status("no queue has dead letters")
 
 
 def _counted(access: Access, queue: str, *, as_json: bool) -> dict[str, Any] | None:
@@ -116,13 +122,15 @@ def show(
 ) -> None:
     """Show dead letters, oldest first, and leave them in place."""
     shown, access = 0, broker.access(reconnects=False)
-    with _channel(access) as channel, closing(peeking.peek(channel, which.queue(queue))) as letters:
-        for letter in islice(filter(which.choice(), stopping.until_requested(letters)), limit):
-            shown += 1
-            if as_json:
-                output.show_json_lines(ndjson.from_delivery(letter, datetime.now(UTC)))
-            else:
-                _show(letter)
+    with _channel(access) as channel:
+        which.require(queue, channel, access)
+        with closing(peeking.peek(channel, which.queue(queue))) as letters:
+            for letter in islice(filter(which.choice(), stopping.until_requested(letters)), limit):
+                shown += 1
+                if as_json:
+                    output.show_json_lines(ndjson.from_delivery(letter, datetime.now(UTC)))
+                else:
+                    _show(letter)
     if not shown:
         output.status(f"{which.queue(queue)} has no such dead letter")
 
@@ -163,6 +171,7 @@ def redrive(
 
     access = broker.access(reconnects=False)
     with _channel(access) as channel:
+        which.require(queue, channel, access)
         there = channel.depth_of(source)
         # A redrive loses nothing, so a script does not need --yes.
         is_safe = not (which.is_all and output.is_terminal(0))
@@ -187,6 +196,7 @@ def drop(queue: QueueArgument, which: Which, broker: Broker, yes: Yes = False) -
     source, dropped = which.queue(queue), 0
     access = broker.access(reconnects=False)
     with _channel(access) as channel:
+        which.require(queue, channel, access)
         ask(
             f"drop {which.words} {channel.depth_of(source):,} messages of {source} for good",
             access,

@@ -127,7 +127,7 @@ def _of_upgrade(access: Access, vhost: str | None, wanted: Version, peek: int) -
     if peek and upgrade.running(api) < upgrade.V4_0:
         yield from _of_messages(access, api, vhost, peek)
     elif peek:
-        output.notice("messages were not looked at: RabbitMQ treats them alike from 4.0 on")
+        output.notice("messages were not checked: nothing changes for them from RabbitMQ 4.0 on")
     for note in upgrade.notes(api, wanted):
         output.status(f"RabbitMQ {note.since}: {note.text}")
     _warn_of_unknown(wanted)
@@ -145,7 +145,7 @@ def _of_messages(access: Access, api: Management, vhost: str | None, most: int) 
                 with closing(peeking.peek(channel, queue["name"], kind, most)) as deliveries:
                     seen = [each.headers for each in stopping.until_requested(deliveries)]
         except MqtoolError as error:
-            output.warning(f"messages of queue {queue['name']!r} were not looked at: {error}")
+            output.warning(f"messages of queue {queue['name']!r} were not checked: {error}")
         else:
             yield from upgrade.message_findings(queue, seen)
 
@@ -158,7 +158,7 @@ def _findings(
     access: Access, vhost: str | None, between: float, say: Callable[[str], None], stream_port: int | None
 ) -> Iterator[Finding]:
     api, stop = access.management(), threading.Event()
-    say(f"looking twice, {between:g} s apart …")
+    say(f"taking two samples, {between:g} s apart …")
 
     def wait() -> None:
         with stopping.calling(stop.set):

@@ -51,7 +51,7 @@ def _find(command: CommandHelp, words: list[str]) -> CommandHelp:
         if word not in below:
             names = [*below, *(TOPICS if not command.words else ())]
             raise UsageError(
-                f"there is no help on {' '.join(words)!r}",
+                f"unknown command or topic {' '.join(words)!r}",
                 did_you_mean(word, names, "'mqtool help' lists the commands and topics"),
             )
         command = below[word]
@@ -77,7 +77,7 @@ def cheat(
         for name, text in known.items():
             output.show(f"mqtool cheat {name:<10} {text.partition(chr(10))[0]}")
     elif topic not in known:
-        raise UsageError(f"there are no recipes on {topic!r}", did_you_mean(topic, known, "'mqtool cheat' lists them"))
+        raise UsageError(f"unknown topic {topic!r}", did_you_mean(topic, known, "'mqtool cheat' lists them"))
     else:
         output.show(f"# {known[topic]}")  # the title is a comment, so everything can be pasted
 

@@ -5,7 +5,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import Annotated, Any
 
 from mqtool import where as conditions
-from mqtool.amqp import Channel, administration
+from mqtool.amqp import Channel
 from mqtool.amqp import Receiving as Settings
 from mqtool.cli import stopping
 from mqtool.cli.access import HINT_PATIENCE, Access
@@ -27,16 +27,16 @@ from mqtool.cli.options import (
     queue_option,
 )
 from mqtool.cli.options.broker_options import URL, Destination
+from mqtool.cli.options.queue_options import require
 from mqtool.cli.options.receiving_options import OFFSET, Match, Printing, Receiving, Where
 from mqtool.cli.pipe.tapping import Printing as TapPrinting
 from mqtool.cli.pipe.tapping import Source, check_left_on, print_taps, switch_off, switched_on
-from mqtool.errors import NotConfirmed, NotFound, SomeFailed, Unavailable, UsageError
+from mqtool.errors import NotConfirmed, SomeFailed, Unavailable, UsageError
 from mqtool.management import Management
 from mqtool.message import Delivery, Message
 from mqtool.offsets import FIRST
 from mqtool.spelling import pasteable
 from mqtool.taps import Bound, Tap, firehose_of_exchange, firehose_of_queue, like_queue, original_of, to_exchange
-from mqtool.topology import Queue
 from mqtool.where import of_delivery
 from mqtool.work import peeking
 from mqtool.work.peeking import How, Kind
@@ -75,6 +75,7 @@ def peek(
     access, shown, often = broker.access(reconnects=False), 0, 0
     with access.connect() as connection, stopping.calling(lambda: None):
         channel = connection.channel()
+        require(queue, channel, access)
         kind = peeking.kind_of(channel, queue, _api(access), access.vhost)
         if offset is not None and kind.how is not How.STREAM:
             raise UsageError(f"{queue!r} is not a stream, so it has no offsets", "leave out --offset")
@@ -253,13 +254,15 @@ def move(
     if other is None and destination.to == queue:
         raise UsageError(f"--to names the same queue, {queue!r}", "move to another queue, or use --to-url")
     with access.channel(confirm_timeout=confirm_timeout) as source, _target(other, source, confirm_timeout) as target:
+        require(queue, source, access)
         there = source.depth_of(queue)
-        _expect(target, destination.to)
+        declare = f"nothing was moved; to declare it there: {pasteable('queue declare', destination.to)}"
+        require(destination.to, target, other or access, declare)
         what = f"move {f'up to {count:,}' if count else 'the'} messages of {queue} to {destination.to}"
         protected = [each for each in (access, other) if each is not None and each.protected]
         for each in protected or [access]:
             ask(what, each, yes=yes, is_safe=True)
-        user = (other or access).address.user
+        user = (other or access).user
         if where is not None:
             _check_limit(access, source, queue)
 
@@ -280,15 +283,6 @@ def _target(other: Access | None, source: Channel, confirm_timeout: float) -> It
         return
     with other.channel(confirm_timeout=confirm_timeout) as channel:
         yield channel
-
-
-def _expect(target: Channel, queue: str) -> None:
-    try:
-        administration.expect(target, Queue(queue))
-    except NotFound as error:
-        raise NotFound(
-            str(error), f"nothing was moved; check --to, or declare it there: {pasteable('queue declare', queue)}"
-        ) from error
 
 
 def _check_limit(access: Access, source: Channel, queue: str) -> None:

@@ -235,7 +235,7 @@ def _import(api: Management, vhost: str, changes: Sequence[Change]) -> int:
 def _read(file: Path, vhost: str) -> Contents:
     wanted, others = definitions.parse_file(text_of(file), str(file), vhost)
     if others:
-        output.notice(f"not looked at in {file}: {', '.join(others)}")
+        output.notice(f"ignored in {file}: {', '.join(others)}")
     return wanted
 
 

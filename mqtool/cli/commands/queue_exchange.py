@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Annotated, Any
 
 from mqtool.amqp import Channel, administration
+from mqtool.cli.access import Access
 from mqtool.cli.command_line import Argument, Option, OptionGroup
 from mqtool.cli.commands import convert
 from mqtool.cli.display import output
@@ -19,8 +20,8 @@ from mqtool.cli.options import (
     header_option,
 )
 from mqtool.cli.options.broker_options import IfExists, Yes, ask, missing
-from mqtool.cli.options.queue_options import StreamPort
-from mqtool.errors import BadData, DeclaredDifferently, MqtoolError, UsageError
+from mqtool.cli.options.queue_options import LISTED, StreamPort, refuse
+from mqtool.errors import BadData, DeclaredDifferently, MqtoolError, NotFound, UsageError
 from mqtool.inspection.listing import refresh
 from mqtool.spelling import counted, nearest, pasteable
 from mqtool.topology import Binding, Exchange, Queue
@@ -91,7 +92,11 @@ def show_queue(
     from mqtool.inspection.queue_details import queue_details, reader_offsets
 
     access = broker.access()
-    found = queue_details(access.management(), access.vhost, queue)
+    try:
+        found = queue_details(access.management(), access.vhost, queue)
+    except NotFound:
+        refuse(queue, access, LISTED)
+        raise
     if found.row["type"] == "stream":  # AMQP does not report the length of a stream
         try:
             with access.stream_channel(stream_port) as stream:
@@ -117,14 +122,19 @@ def _declare(broker: Broker, thing: Exchange | Queue, *, if_not_exists: bool) ->
     output.status(f"{_named(thing)} exists" if exists else f"declared {_named(thing)}")
 
 
-def _existing(channel: Channel, things: Iterable[Exchange | Queue], *, if_exists: bool) -> Iterator[str]:
+def _existing(
+    channel: Channel, things: Iterable[Exchange | Queue], access: Access, *, if_exists: bool
+) -> Iterator[str]:
     """Yield the names that exist. For a missing one, print a message if `if_exists`; otherwise raise NotFound."""
     for thing in things:
         if administration.exists(channel, thing):
             yield thing.name
         else:
-            kind = "queues" if isinstance(thing, Queue) else "exchanges"
-            missing(_named(thing), f"'mqtool list {kind}' shows them", is_fine=if_exists)
+            kind = "queue" if isinstance(thing, Queue) else "exchange"
+            hint = f"'mqtool list {kind}s' shows them"
+            if not if_exists:
+                refuse(thing.name, access, hint, kind)
+            missing(_named(thing), hint, is_fine=if_exists)
 
 
 @queue_app.command("mqtool queue delete jobs", "mqtool queue delete hello jobs --if-exists --yes", name="delete")
@@ -139,7 +149,7 @@ def delete_queue(
     """Delete queues and the messages in them."""
     access = broker.access()
     with access.channel() as channel:
-        for name in _existing(channel, map(Queue, queue), if_exists=if_exists):
+        for name in _existing(channel, map(Queue, queue), access, if_exists=if_exists):
             ready = administration.depth(channel, name).ready
             # RabbitMQ treats every stream as empty, and deletes it despite --if-empty and --if-unused.
             is_stream = _is_stream(channel, name, access.vhost)
@@ -166,7 +176,7 @@ def purge(queue: QueueNames, broker: Broker, yes: Yes = False, if_exists: IfExis
     """Remove the ready messages of queues."""
     access = broker.access()
     with access.channel() as channel:
-        for name in _existing(channel, map(Queue, queue), if_exists=if_exists):
+        for name in _existing(channel, map(Queue, queue), access, if_exists=if_exists):
             if _is_stream(channel, name, access.vhost):
                 raise MqtoolError(
                     f"queue {name!r} was not purged: it is a stream, and streams cannot be purged",
@@ -188,7 +198,7 @@ def delete_exchange(
     """Delete exchanges and their bindings."""
     access = broker.access()
     with access.channel() as channel:
-        for name in _existing(channel, map(Exchange, exchange), if_exists=if_exists):
+        for name in _existing(channel, map(Exchange, exchange), access, if_exists=if_exists):
             ask(f"delete exchange {name!r} with its bindings", access, yes=yes, is_safe=if_unused)
             try:
                 administration.delete_exchange(channel, name, if_unused=if_unused)

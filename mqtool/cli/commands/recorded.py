@@ -52,7 +52,7 @@ class Recording:
 
     def __init__(self, paths: Sequence[Path], selection: Selection, changes: Changes, times: int = 1) -> None:
         if not paths and output.is_terminal(STDIN):
-            raise UsageError("there is no recording to replay", "name a file, or pipe one in")
+            raise UsageError("no recording to replay", "name a file, or pipe one in")
         self._selection = selection
         self._changes = changes
         self._times = times
@@ -271,7 +271,7 @@ def scrub(
     of headers, the keys of JSON bodies, true, false, null, and what RabbitMQ sets itself, such as x-death.
     """
     if file is None and output.is_terminal(STDIN):
-        raise UsageError("there is no recording to scrub", "name a file, or pipe one in")
+        raise UsageError("no recording to scrub", "name a file, or pipe one in")
     pseudonyms = Pseudonyms(os.urandom(32) if seed is None else os.fsencode(seed))
     scrubber = Scrubber(pseudonyms, parse_fields(keep or ()), parse_fields(field or ()))
     descriptor = opened(file)

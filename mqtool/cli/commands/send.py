@@ -32,7 +32,11 @@ def send(
 
     lines = publishing.broker.lines
     addressing = Addressing("" if queue.queue is not None else exchange, queue.queue or routing_key)
-    with publishing_channel(publishing, target, addressing, default=lines.hello) as (channel, outgoing):
+    is_declared = isinstance(target, Queue)
+    with publishing_channel(publishing, target, addressing, is_declared=is_declared, default=lines.hello) as (
+        channel,
+        outgoing,
+    ):
         if isinstance(target, Queue):
             target = checked(target, queue, channel, publishing.broker)
             receipts = taught(hello_world, channel).send(channel, target, outgoing.messages)

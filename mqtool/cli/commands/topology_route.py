@@ -106,7 +106,7 @@ def route(
             return router.route(name, key, fields, near_misses=nearly)
         except KeyError as error:
             near = did_you_mean(name, router.definitions.exchanges)
-            raise NotFound(f"there is no exchange {name!r} in vhost {access.vhost!r}", near) from error
+            raise NotFound(f"exchange {name!r} does not exist in vhost {access.vhost!r}", near) from error
 
     if exchange is None:
         _compare(lines, explain, as_json=as_json)

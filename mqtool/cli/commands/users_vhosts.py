@@ -39,7 +39,7 @@ def _found(api: Management, *names: str) -> Json | None:
 
 def _user(api: Management, name: str) -> Json:
     if (found := _found(api, "users", name)) is None:
-        raise NotFound(f"there is no user {name!r}", "'mqtool list users' shows them")
+        raise NotFound(f"user {name!r} does not exist", "'mqtool list users' shows them")
     return found
 
 
@@ -201,7 +201,7 @@ def clear_permission(name: UserName, broker: ManagedBroker, yes: Yes = False, if
     before = _found(api, "permissions", vhost, name)
     if before is None:
         if not if_exists:
-            raise NotFound(f"in vhost {vhost!r} there are no permissions of user {name!r}")
+            raise NotFound(f"user {name!r} has no permissions in vhost {vhost!r}")
         output.status(f"in vhost {vhost!r} user {name!r} had none")
         return
     ask(f"remove the permissions of user {name!r} in vhost {vhost!r}", access, yes=yes, is_safe=True)

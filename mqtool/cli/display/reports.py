@@ -95,7 +95,7 @@ def _dead_letters(target: DeadLetterTarget | None) -> str:
     exchange = f"exchange {shown(target.exchange)}" if target.exchange else "the default exchange"
     where = f"to {exchange} with {key}"
     if target.queues is None:
-        return f"{where}: lost, there is no such exchange"
+        return f"{where}: lost, the exchange does not exist"
     if target.queues:
         return f"{where} ──> {', '.join(map(shown, target.queues))}"
     is_open = not target.exchange and target.routing_key is None

@@ -273,7 +273,7 @@ def _dead_lettering(death: DeadLetters) -> Line:
         (repr(death.routing_key), KEY),
     ]
     if death.queues is None:
-        return [*line, (": lost, there is no such exchange", BAD)]
+        return [*line, (": lost, the exchange does not exist", BAD)]
     if not death.queues:
         return [*line, (": lost, no queue gets it", BAD)]
     circle = "  in a circle" if death.circular else ""

@@ -255,8 +255,8 @@ def missing(what: str, hint: str, *, is_fine: bool) -> None:
         NotFound: is_fine is False.
     """
     if not is_fine:
-        raise NotFound(f"there is no {what}", hint)
-    output.status(f"there is no {what}")
+        raise NotFound(f"{what} does not exist", hint)
+    output.status(f"{what} does not exist")
 
 
 def ask_password(of: str, path: Path | None) -> str:
@@ -276,8 +276,7 @@ def ask_password(of: str, path: Path | None) -> str:
         password = click.prompt(prompt, hide_input=True, confirmation_prompt=True, err=True)
     else:
         raise UsageError(
-            f"there is no password for {of}, and no terminal to ask on",
-            "--password-file FILE, or - to read it from stdin",
+            f"no password for {of}, and no terminal to ask for it", "--password-file FILE, or - to read it from stdin"
         )
     if not password:
         raise UsageError("the password is empty", "give one that is not")

@@ -1,7 +1,7 @@
 """Options that name a queue, exchange or stream, and its settings; checks that a queue exists, or may be declared."""
 
 from contextlib import suppress
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from mqtool.amqp import Channel, administration
 from mqtool.cli.access import HINT_PATIENCE, Access
@@ -159,6 +159,7 @@ StreamPort = Annotated[
 
 
 DECLARE = "--declare declares it"
+LISTED = "'mqtool list queues' shows them"
 
 
 def checked(
@@ -194,23 +195,37 @@ def checked(
     return queue
 
 
-def refuse(name: str, access: Access | None, hint: str = DECLARE, kind: str = "queue") -> None:
+def require(name: str, channel: Channel, access: Access, hint: str = LISTED, *, suffix: str = "") -> None:
+    """Raise NotFound, as refuse() does, if a queue does not exist."""
+    if not administration.exists(channel, Queue(name)):
+        refuse(name, access, hint, suffix=suffix)
+
+
+def refuse(name: str, access: Access | None, hint: str = DECLARE, kind: str = "queue", *, suffix: str = "") -> None:
     """Raise NotFound for a queue that does not exist; the hint suggests a similar name that the management API lists.
 
     Does nothing if the API lists the name, for example because it is a queue but a stream is wanted: using it then
     fails with a clear error.
+
+    Args:
+        kind: "queue", "stream" or "exchange".
+        suffix: the part of the name that the user does not type, such as ".dlq".
     """
-    names = [] if access is None else _queue_names(access)
+    names = [] if access is None else _names(access, "exchanges" if kind == "exchange" else "queues")
     if name not in names:
-        meant = nearest(name, names)
+        typed = [each.removesuffix(suffix) for each in names if each.endswith(suffix)]
+        meant = nearest(name.removesuffix(suffix), typed)
+        where = f" in vhost {access.vhost!r}" if access is not None and access.vhost != "/" else ""
         raise NotFound(
-            f"there is no {kind} {name!r}", hint if meant is None else f"did you mean {meant!r}? Otherwise, {hint}"
+            f"{kind} {name!r} does not exist{where}",
+            hint if meant is None else f"did you mean {meant!r}? Otherwise, {hint}",
         )
 
 
-def _queue_names(access: Access) -> list[str]:
-    from mqtool.management import queues  # only for mistyped names
+def _names(access: Access, kind: Literal["queues", "exchanges"]) -> list[str]:
+    from mqtool import management  # only for mistyped names
 
+    listed = management.queues if kind == "queues" else management.exchanges
     with suppress(MqtoolError):
-        return [each["name"] for each in queues(access.management(HINT_PATIENCE), access.vhost, ["name"])]
+        return [each["name"] for each in listed(access.management(HINT_PATIENCE), access.vhost, ["name"])]
     return []

@@ -45,6 +45,7 @@ def publishing_channel(
     addressing: Addressing,
     *,
     leads_to: Queue | None = None,
+    is_declared: bool = True,
     default: bytes = b"Hello World!",
     adapt: Callable[[Message], Message] | None = None,
     source: Input | None = None,
@@ -56,6 +57,7 @@ def publishing_channel(
         to: where the command sends messages that do not name an exchange or a routing key themselves.
         addressing: exchange and routing key that the user named.
         leads_to: the queue bound to `to`, if `to` is an exchange and the command declares such a queue.
+        is_declared: True if the command declares `to`.
         default: the body if there are neither message words nor input.
         adapt: applied to each message of the input.
         source: the messages, instead of those that the command line names.
@@ -71,7 +73,8 @@ def publishing_channel(
     is_delayed = asked.delays.are_given or any(name == "x-delay" for name, _ in options.headers or ())
     mandatory = not is_delayed if options.mandatory is None else options.mandatory
     with access.channel(mandatory=mandatory, confirm_timeout=options.confirm_timeout) as channel:
-        outgoing = Outgoing(options, channel, source, _delayed(source, asked, channel, to, leads_to))
+        delayed = _delayed(source, asked, channel, to, leads_to, is_declared=is_declared)
+        outgoing = Outgoing(options, channel, source, delayed)
         yield channel, outgoing
     if isinstance(to, Exchange) and output.is_terminal(2) and not current().quiet:
         if outgoing.is_unreceived:
@@ -272,7 +275,7 @@ def _hint(receipt: Receipt) -> str | None:
         return None
     if receipt.message.exchange:
         return "no queue is bound to its exchange for its routing key or headers"
-    return f"there is no queue {receipt.message.routing_key!r}: 'mqtool list queues' shows what exists"
+    return f"queue {receipt.message.routing_key!r} does not exist: 'mqtool list queues' shows what exists"
 
 
 def _warn_of(receipt: Receipt, number: int) -> None:
@@ -308,7 +311,13 @@ def _tell_if_unbound(access: Access, exchange: Exchange, key: str, headers: dict
 
 
 def _delayed(
-    source: Input, asked: Publishing, channel: Channel, to: Exchange | Queue, leads_to: Queue | None
+    source: Input,
+    asked: Publishing,
+    channel: Channel,
+    to: Exchange | Queue,
+    leads_to: Queue | None,
+    *,
+    is_declared: bool,
 ) -> Iterable[Message | None]:
     """Redirect delayed messages to a queue or exchange that holds them until they are due; leave others unchanged."""
     delays, options = asked.delays, asked.options
@@ -323,7 +332,8 @@ def _delayed(
     from mqtool.delays.destinations import Destination
     from mqtool.delays.holding import Delaying
 
-    delaying = Delaying(channel, delays.via, Destination(to, leads_to), output.notice, output.warning)
+    destination = Destination(to, leads_to, is_declared)
+    delaying = Delaying(channel, delays.via, destination, output.notice, output.warning)
     if delays.are_given:
         delaying.choose()  # now, rather than when the first line arrives
     return _hold(source, delaying)

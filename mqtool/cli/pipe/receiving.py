@@ -178,4 +178,4 @@ class Matching(NamedTuple):
                         f"{held:,} messages that do not match are held: that is the prefetch, so no more come"
                     )
         if limit is not None and self.receiving.idle_timeout is not None and not channel.stopping:
-            raise TimedOut(f"nothing came for {self.receiving.idle_timeout:g} s, with {found:,} of {limit:,} received")
+            raise TimedOut(f"no message for {self.receiving.idle_timeout:g} s: {found:,} of {limit:,} received")

@@ -296,7 +296,7 @@ class _Making:
         self._unmatched = 0
         if self._pattern is None and self._places and options.is_stream and not options.as_json:
             raise UsageError(
-                f"the routing key has a place {{{self._places[0]}}}, but there is no --key-pattern to fill it",
+                f"the routing key contains {{{self._places[0]}}}, but --key-pattern is missing",
                 f"add --key-pattern '(?P<{self._places[0]}>\\w+)'; it is searched for in each line",
             )
         if self._pattern is not None:

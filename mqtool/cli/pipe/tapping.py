@@ -100,9 +100,7 @@ def print_taps(sources: Sequence[Source], printing: Printing) -> None:
                 raise run.failure
         if wanted.missing and not any(channel.stopping for channel in channels):
             idle = printing.receiving.idle_timeout or 0
-            raise TimedOut(
-                f"nothing came for {idle:g} s, with {wanted.found:,} of {printing.receiving.limit:,} received"
-            )
+            raise TimedOut(f"no message for {idle:g} s: {wanted.found:,} of {printing.receiving.limit:,} received")
 
 
 class _Wanted:

@@ -5,14 +5,13 @@ None again a few seconds after the last one. At high rates, only some messages a
 to its end; the others are counted.
 """
 
-import base64
-import codecs
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from http import HTTPStatus
 from itertools import islice, takewhile
 
+from mqtool import ndjson
 from mqtool.broker.embedded.http.http_server import Answer, bad_request
 from mqtool.broker.embedded.http.message_routes import plain
 from mqtool.broker.embedded.http.route_table import AnyConnection, Call, Json, administrator, route
@@ -36,8 +35,6 @@ _PER_SECOND, _AT_ONCE, _PER_SECOND_ON_ARROW = 100, 50, 20
 _COUNTED = 1_000
 #: How many messages a snapshot shows in each queue, consumer and delayed exchange, and altogether.
 _LISTED, _ALL_LISTED = 20, 1_000
-#: How many bytes of a body an event contains.
-_BODY_BYTES = 1_000
 _UNWATCHED_MILLISECONDS = 10_000
 #: How many seconds a request waits for an event by default, and at most.
 _TIMEOUT, _MAX_TIMEOUT = 10.0, 30.0
@@ -301,19 +298,8 @@ def details(message: Message) -> Json:
     """Describe a message, with the start of its body."""
     properties = message.properties.named()
     properties.pop("headers", None)
-    view = {
-        "exchange": message.exchange,
-        "routing_key": message.routing_key,
-        "headers": plain(message.headers),
-        "properties": plain(properties),
-        "size": len(message.body),
-    }
-    start = message.body[:_BODY_BYTES]
-    try:
-        # Not final: the last character may be cut.
-        return {**view, "body": codecs.utf_8_decode(start, "strict", len(start) == len(message.body))[0]}
-    except UnicodeDecodeError:
-        return {**view, "body_base64": base64.b64encode(start).decode()}
+    headers = plain(message.headers)
+    return ndjson.abridged(message.exchange, message.routing_key, headers, plain(properties), message.body)
 
 
 def _listed(entry: Entry, place: Json) -> Json:

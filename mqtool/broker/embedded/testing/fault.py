@@ -63,7 +63,7 @@ class Scene:
 class Fault:
     """The base class of faults. Subclasses are dataclasses; their fields are the arguments that a request can set.
 
-    The broker calls begin(), and then, for each event while the fault is in force, the method named after the event.
+    The broker calls begin(), and then, for each event while the fault is active, the method named after the event.
 
     Attributes:
         lasts: False if the fault is over after begin(); True if it ends when undone, timed out or used up.

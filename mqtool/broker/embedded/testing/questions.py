@@ -199,7 +199,7 @@ class BegunFault:
         self.met = met
 
     def undo(self) -> None:
-        """End the fault, if it is in force."""
+        """End the fault, if it is active."""
         self._faults.undo(self._number)
 
     def __enter__(self) -> Self:
@@ -219,7 +219,7 @@ class Faults:
         return BegunFault(self, *self._ask(lambda broker: broker.begin(fault)))
 
     def undo(self, number: int) -> None:
-        """End the fault with this number, if it is in force."""
+        """End the fault with this number, if it is active."""
         self._ask(lambda broker: broker.undo(number))
 
     def clear(self) -> None:
@@ -227,7 +227,7 @@ class Faults:
         self._ask(lambda broker: broker.clear())
 
     def in_force(self) -> list[dict[str, Any]]:
-        """Return the faults in force, with their ids, names and arguments."""
+        """Return the active faults, with their ids, names and arguments."""
         return self._ask(lambda broker: broker.faults())
 
     def cut_connections(self, name: str | None = None, *, reset: bool = True) -> int:

@@ -140,7 +140,7 @@ class _Replay:
                     return
                 why = f"no queue gets routing key {message.routing_key!r} from exchange {message.exchange!r}"
                 if not message.exchange:
-                    why = f"there is no queue {message.routing_key!r}"
+                    why = f"queue {message.routing_key!r} does not exist"
             if time.monotonic() > deadline or self.stopped.wait(_LOOK):
                 raise Unavailable(f"a message of {self._path} went nowhere: {why}")
 
@@ -148,6 +148,6 @@ class _Replay:
         """Return an error if an exchange does not exist; otherwise None."""
         if exchange and exchange not in self._exchanges:
             if not client.has_exchange(exchange):
-                return f"there is no exchange {exchange!r}"
+                return f"exchange {exchange!r} does not exist"
             self._exchanges.add(exchange)
         return None

@@ -1,4 +1,4 @@
-"""The broker's side of the test support: records what happens to messages and keeps the faults in force.
+"""The broker's side of the test support: records what happens to messages and keeps the active faults.
 
 Everything in this module runs on the broker's event loop.
 """
@@ -28,7 +28,7 @@ class _Hooks:
 
     Attributes:
         recording: the record of what happens to messages; None if recording is off.
-        faults: the faults in force, oldest first.
+        faults: the active faults, oldest first.
     """
 
     def __init__(self, broker: Broker, *, recording: bool) -> None:
@@ -134,7 +134,7 @@ class BrokerUnderTest:
         return number, met
 
     def undo(self, number: int) -> bool:
-        """End a fault. Returns True if the fault was in force."""
+        """End a fault. Returns True if the fault was active."""
         fault = self._in_force.pop(number, None)
         if fault is None:
             return False
@@ -147,7 +147,7 @@ class BrokerUnderTest:
             self.undo(number)
 
     def faults(self) -> list[dict[str, Any]]:
-        """Return the faults in force, with their ids, names and arguments."""
+        """Return the active faults, with their ids, names and arguments."""
         return [
             {
                 "id": number,
@@ -173,7 +173,7 @@ class BrokerUnderTest:
         """Return the messages that are ready in a queue. The order is exact unless messages were requeued."""
         found = self._queue(vhost, queue)
         if found is None:
-            return Messages([], f"there is no queue {queue!r}")
+            return Messages([], f"queue {queue!r} does not exist")
         if found.kind == "stream":
             waiting = _in_stream(found)
         else:
@@ -185,7 +185,7 @@ class BrokerUnderTest:
         """Describe in one line the contents of a queue and what has happened to its messages."""
         found = self._queue(vhost, queue)
         if found is None:
-            return f"there is no queue {queue!r}"
+            return f"queue {queue!r} does not exist"
         words = f"{len(found)} ready, {found.unacked} unacked, {len(found.consumers)} consumers"
         if self._hooks.recording is not None:
             done = [f"{len(self.recording.find(what, vhost, queue=queue))} {what}" for what in ("acked", "rejected")]
