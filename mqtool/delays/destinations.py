@@ -96,11 +96,16 @@ def _is_classic(channel: Channel, queue: Queue) -> bool:
 
 
 class Place(NamedTuple):
-    """Where to publish a message, and with which properties. A routing key of None keeps the message's own."""
+    """Where to publish a message, and with which properties. A routing key of None keeps the message's own.
+
+    Attributes:
+        since: when the youngest of its wait queues was first declared (time.monotonic()).
+    """
 
     exchange: str
     routing_key: str | None
     properties: dict[str, Any]
+    since: float = 0.0
 
 
 def expect(channel: Channel, target: Exchange | Queue) -> None:

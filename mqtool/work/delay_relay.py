@@ -17,17 +17,14 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from mqtool.amqp import Channel, Receiving, administration
-from mqtool.delays.delay_plugin import PluginMissing
 from mqtool.delays.destinations import Destination, Warn, name_for
 from mqtool.delays.wait_queues import LONGEST_IN_QUEUES, RELAY, YOUNG, ThroughQueues
 from mqtool.duration import compact_duration
-from mqtool.errors import BadData, DeclaredDifferently, NotFound, UsageError
-from mqtool.management import Management
-from mqtool.management.api_client import exchange_path
+from mqtool.errors import BadData, DeclaredDifferently, UsageError
 from mqtool.message import DUE, Confirmation, Delivery, Message, Receipt
 from mqtool.routing import delay_of
 from mqtool.spelling import pasteable
-from mqtool.topology import DELAYED, Exchange, Queue
+from mqtool.topology import Exchange, Queue
 from mqtool.work.transfer import name_of, not_taken
 
 #: The maximum number of messages that a relay has taken and not acknowledged.
@@ -122,9 +119,12 @@ class Relay:
         self._through = ThroughQueues(target, Destination(to=names.out), warn)
         self._consumer = source.consumer(names.intake, Receiving(_AT_ONCE, acknowledge=False))
         self._deliveries = self._consumer.deliveries()
-        self._on_their_way: deque[Delivery] = deque()
+        #: Published deliveries, and from when on each may be acknowledged once it is confirmed (time.monotonic()).
+        self._on_their_way: deque[tuple[Delivery, float]] = deque()
         self._again: deque[Delivery] = deque()
         self._confirmed: list[Delivery] = []
+        #: Confirmed deliveries whose wait queue is too young to survive a kill of the broker.
+        self._held_back: deque[tuple[Delivery, float]] = deque()
         # The embedded broker has a declaration on disk before it replies.
         self._young = 0.0 if source.connection.broker_to_show == "the embedded broker" else YOUNG
 
@@ -139,11 +139,11 @@ class Relay:
             try:
                 for receipt in self._target.publish(self._messages(), mandatory=True, window=_AT_ONCE):
                     self._settle(receipt)
-                time.sleep(max(0.0, self._through.declared_at + self._young - time.monotonic()))
+                time.sleep(max([0.0, *(safe - time.monotonic() for _, safe in self._held_back)]))
                 self._acknowledge()
                 return
             except (BadData, UsageError) as error:  # it cannot be encoded; those before it are confirmed
-                self._warn(f"{name_of(self._on_their_way.pop())} stays in {self._names.intake.name}: {error}")
+                self._warn(f"{name_of(self._on_their_way.pop()[0])} stays in {self._names.intake.name}: {error}")
 
     def _messages(self) -> Iterator[Message | None]:
         while True:
@@ -170,7 +170,7 @@ class Relay:
         return min(delay, LONGEST_IN_QUEUES)
 
     def _message(self, delivery: Delivery, delay: int) -> Message:
-        self._on_their_way.append(delivery)
+        self._on_their_way.append((delivery, 0.0))
         headers = {name: value for name, value in delivery.headers.items() if name not in _NOT_THEIRS}
         properties = {name: value for name, value in delivery.properties.items() if name != "message_id"}
         if properties.get("user_id") != self._user:
@@ -181,13 +181,14 @@ class Relay:
             return message
         due = int(time.time() * 1000) + delay
         place = self._through.place(message, lambda: max(1, due - int(time.time() * 1000)))
+        self._on_their_way[-1] = delivery, place.since + self._young
         told = {DUE: due, _X_DELAY: -delay} if _X_DELAY in headers else {DUE: due}
         message.exchange = place.exchange
         message.properties = {**place.properties, "headers": {**place.properties["headers"], **told}}
         return message
 
     def _settle(self, receipt: Receipt) -> None:
-        delivery, is_due = self._on_their_way.popleft(), receipt.message.exchange == self._names.out.name
+        (delivery, safe), is_due = self._on_their_way.popleft(), receipt.message.exchange == self._names.out.name
         if receipt.confirmation is Confirmation.CONFIRMED:
             self.counts["at once" if is_due else "delayed"] += 1
         elif is_due and receipt.confirmation is Confirmation.RETURNED:
@@ -197,55 +198,14 @@ class Relay:
             return
         else:
             raise not_taken(delivery, receipt)
-        self._confirmed.append(delivery)
+        if safe > time.monotonic():
+            self._held_back.append((delivery, safe))
+        else:
+            self._confirmed.append(delivery)
 
     def _acknowledge(self) -> None:
-        """Acknowledge confirmed messages, unless a wait queue is too young to survive a kill of the broker."""
-        if self._confirmed and time.monotonic() >= self._through.declared_at + self._young:
+        while self._held_back and self._held_back[0][1] <= time.monotonic():
+            self._confirmed.append(self._held_back.popleft()[0])
+        if self._confirmed:
             self._source.acknowledge(*self._confirmed)
             self._confirmed.clear()
-
-
-class Migration:
-    """Takes the bindings of an exchange of the plugin over to a relay, and counts what still waits in the exchange.
-
-    Nothing can bring messages out of the plugin before they are due: it shows them to no client. So they stay, and the
-    plugin routes each when it is due, by the bindings of its exchange, which stay as well.
-    """
-
-    def __init__(self, channel: Channel, api: Management, vhost: str, old: str) -> None:
-        self._channel = channel
-        self._api = api
-        self._vhost = vhost
-        self._old = old
-
-    def begin(self, new: str) -> tuple[RelayNames, int]:
-        """Declare what the relay needs, with the bindings of the old exchange; return its names and their number.
-
-        Raises:
-            NotFound: the old exchange does not exist.
-            DeclaredDifferently: it is not one of the plugin, or the new one has another type.
-            PluginMissing: the broker no longer has the plugin.
-        """
-        view = self._api.get(exchange_path(self._vhost, self._old))
-        if view["type"] != DELAYED:
-            raise DeclaredDifferently(
-                f"exchange {self._old!r} has the type {view['type']}", f"this is for exchanges of type {DELAYED}"
-            )
-        if "messages_delayed" not in view:
-            raise PluginMissing(self._channel.connection.broker)
-        names = RelayNames.of(new, str((view.get("arguments") or {}).get("x-delayed-type", "direct")))
-        names.declare(self._channel, keep_type=False)
-        count = 0
-        for each in self._api.items(exchange_path(self._vhost, self._old, "bindings", "source")):
-            to = Queue(each["destination"]) if each["destination_type"] == "queue" else Exchange(each["destination"])
-            self._channel.bind(to, names.out, each["routing_key"], each["arguments"], remember=False)
-            count += 1
-        return names, count
-
-    def waiting(self) -> int:
-        """The number of messages that wait in the old exchange; 0 if it was deleted."""
-        try:
-            return int(self._api.get(exchange_path(self._vhost, self._old)).get("messages_delayed") or 0)
-        except NotFound:
-            return 0

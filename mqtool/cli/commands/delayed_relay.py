@@ -7,16 +7,20 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from mqtool import management
-from mqtool.amqp import Backoff
+from mqtool.amqp import Backoff, Channel
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.command_line import Argument, Option
 from mqtool.cli.display import output
 from mqtool.cli.display.progress import Progress
 from mqtool.cli.options import Commands, ManagedBroker
-from mqtool.errors import AccessRefused, NotConfirmed, Unavailable, UsageError
+from mqtool.delays.delay_plugin import PluginMissing
+from mqtool.errors import AccessRefused, DeclaredDifferently, NotConfirmed, NotFound, Unavailable, UsageError
+from mqtool.management import Management
+from mqtool.management.api_client import exchange_path
 from mqtool.spelling import counted, pasteable
-from mqtool.work.delay_relay import Migration, Relay, RelayNames
+from mqtool.topology import DELAYED, Exchange, Queue
+from mqtool.work.delay_relay import Relay, RelayNames
 
 app = Commands()
 
@@ -109,6 +113,51 @@ def _warn_of_bindings(access: Access, names: RelayNames) -> None:
         )
 
 
+class _Migration:
+    """Takes the bindings of an exchange of the plugin over to a relay, and counts what still waits in the exchange.
+
+    Nothing can bring messages out of the plugin before they are due: it shows them to no client. So they stay, and the
+    plugin routes each when it is due, by the bindings of its exchange, which stay as well.
+    """
+
+    def __init__(self, channel: Channel, api: Management, vhost: str, old: str) -> None:
+        self._channel = channel
+        self._api = api
+        self._vhost = vhost
+        self._old = old
+
+    def begin(self, new: str) -> tuple[RelayNames, int]:
+        """Declare what the relay needs, with the bindings of the old exchange; return its names and their number.
+
+        Raises:
+            NotFound: the old exchange does not exist.
+            DeclaredDifferently: it is not one of the plugin, or the new one has another type.
+            PluginMissing: the broker no longer has the plugin.
+        """
+        view = self._api.get(exchange_path(self._vhost, self._old))
+        if view["type"] != DELAYED:
+            raise DeclaredDifferently(
+                f"exchange {self._old!r} has the type {view['type']}", f"this is for exchanges of type {DELAYED}"
+            )
+        if "messages_delayed" not in view:
+            raise PluginMissing(self._channel.connection.broker)
+        names = RelayNames.of(new, str((view.get("arguments") or {}).get("x-delayed-type", "direct")))
+        names.declare(self._channel, keep_type=False)
+        count = 0
+        for each in self._api.items(exchange_path(self._vhost, self._old, "bindings", "source")):
+            to = Queue(each["destination"]) if each["destination_type"] == "queue" else Exchange(each["destination"])
+            self._channel.bind(to, names.out, each["routing_key"], each["arguments"], remember=False)
+            count += 1
+        return names, count
+
+    def waiting(self) -> int:
+        """The number of messages that wait in the old exchange; 0 if it was deleted."""
+        try:
+            return int(self._api.get(exchange_path(self._vhost, self._old)).get("messages_delayed") or 0)
+        except NotFound:
+            return 0
+
+
 @app.command("mqtool delayed migrate tasks --to tasks.later")
 def migrate(
     broker: ManagedBroker,
@@ -124,7 +173,7 @@ def migrate(
     access = broker.access(reconnects=False)
     api = access.management()
     with access.channel() as channel:
-        migration = Migration(channel, api, access.vhost, exchange)
+        migration = _Migration(channel, api, access.vhost, exchange)
         names, bindings = migration.begin(to)
         count = most = migration.waiting()
         output.status(f"{counted(bindings, 'binding')} of {exchange} taken over to {names.out.name}")
