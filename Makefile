@@ -48,7 +48,7 @@ demo-real-log: .venv/installed
 demo-cluster: .venv/installed  ## three RabbitMQ nodes, one of which is killed while messages flow
 	@$(BIN)/mqtool drill kill-node
 
-test: .venv/installed-dev  ## run every test; on RabbitMQ, if it is there, those of mqtool's client
+test: .venv/installed-dev  ## run the tests, with samples of the long ones; on RabbitMQ, if it is there, those of the client
 	$(PYTEST) -n $(WORKERS) --dist worksteal -q --durations=12 $(TEST_OPTIONS)
 
 test-all: export CI := 1

@@ -1,5 +1,6 @@
 """Entry point of `python -m mqtool` and of the console script."""
 
+import signal
 import sys
 
 if sys.platform == "win32":
@@ -9,7 +10,18 @@ if sys.platform == "win32":
         "hint: install it in WSL (the Windows Subsystem for Linux), or run it in a container"
     )
 
-from mqtool.cli.app import run as main
+
+def main() -> None:
+    """Run mqtool on the process's arguments and exit.
+
+    While Python still imports mqtool, Ctrl-C ends the process as it ends any program: without a traceback.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # run() installs a handler of its own
+    from mqtool.cli.app import run
+
+    run()
+
 
 if __name__ == "__main__":
     main()

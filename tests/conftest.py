@@ -2,6 +2,7 @@
 
 import fcntl
 import gc
+import itertools
 import json
 import os
 import shutil
@@ -27,25 +28,20 @@ from tests.cli.shell import Shell
 
 #: The server of preloaded commands, which ends when this does.
 _SERVER = pytest.StashKey["subprocess.Popen[bytes]"]()
-#: They take longest, and come first: if one of them began last, all would wait for it.
-_LONGEST = {
-    "test_rabbitmqctl_tells_the_same",
-    "test_a_command_loads_by_itself",
-    "test_an_incident_is_played_again_on_a_broker_of_its_own",
-    "test_an_interrupted_run_and_a_second_one_send_each_line",
-    "test_drop_connection",
-    "test_dead_letters_of_others",
-    "test_answers_that_are_not_read",
-    "test_hints_about_options_name_the_command",
-    "test_hostile_rows",
-    "test_restart_broker",
-    "test_however_it_is_ended_nothing_goes_on_running",
-    "test_so_does_a_stream_over_amqp_1_0",
-    "test_views_go_on_after_a_restart",
-    "test_a_page_can_be_pasted",
-    "test_several_runs",
+#: They take longest, mostly in CI, and begin each worker's share: if one of them began last, all would wait for it.
+_LONGEST = (
+    *("test_kill_node", "test_malformed_inputs", "test_the_broker_is_killed", "test_rabbitmqctl_tells_the_same"),
+    *("test_every_play_on_a_broker_that_is_named", "test_a_command_loads_by_itself"),
+    *("test_a_plugin_is_shown_when_it_is_enabled", "test_an_incident_is_played_again_on_a_broker_of_its_own"),
+    *("test_a_broker_in_docker_from_up_to_down", "test_restart_broker", "test_answers_that_are_not_read"),
+    *("test_a_cluster_of_private_nodes_from_up_to_down", "test_hostile_rows", "test_drop_connection"),
+    *("test_a_user_of_its_own", "test_hostile_requests", "test_a_cluster_in_docker_loses_a_node"),
+    *("test_several_runs", "test_a_broker_from_up_to_down", "test_an_interrupted_run_and_a_second_one_send_each_line"),
+    *("test_what_waits_outlives_a_broker_restart", "test_hints_about_options_name_the_command"),
+    *("test_so_does_a_stream_over_amqp_1_0", "test_views_go_on_after_a_restart", "test_a_page_can_be_pasted"),
+    *("test_however_it_is_ended_nothing_goes_on_running", "test_dead_letters_of_others"),
     "test_recipes_work_and_fit_on_a_screen",
-}
+)
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +58,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     gc.disable()  # collecting tests makes no garbage, and what it makes is there for good: see below
     # A busy machine is no failure; and CI looks more often than somebody who waits.
-    hypothesis.settings.register_profile("no times", deadline=None, max_examples=100 if IN_CI else 25)
+    hypothesis.settings.register_profile("no times", deadline=None, max_examples=100 if IN_CI else 10)
     hypothesis.settings.load_profile("no times")
     config.addinivalue_line(
         "markers",
@@ -73,7 +69,10 @@ def pytest_configure(config: pytest.Config) -> None:
         "once_on_rabbitmq(*names): its cases differ by what mqtool does: RabbitMQ gets one for each value of these",
     )
     config.addinivalue_line(
-        "markers", "keeps_messages: about loss, order or recovery; `make test` runs it on RabbitMQ too"
+        "markers", "keeps_messages: about loss, order or recovery; `make test` runs a third of them on RabbitMQ too"
+    )
+    config.addinivalue_line(
+        "markers", "sampled(count): its cases are much alike; without CI, a run of the whole suite takes this many"
     )
     config.addinivalue_line("markers", "own_vhost(why): no other test had the vhost before, or has it after")
     # What a shell (in the background) or nohup ignores, all commands would inherit; a handler is not inherited.
@@ -107,16 +106,17 @@ def pytest_collection() -> Generator[None, object, object]:
 
 @pytest.hookimpl(trylast=True)  # after -k, which may have left RabbitMQ's cases alone
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what RabbitMQ has no need to run, and begin with the tests that take longest."""
+    """Leave out what RabbitMQ has no need to run, and many cases; begin with the tests that take longest."""
     kept: list[pytest.Item] = []
     left_out: list[pytest.Item] = []
     tried = set()
+    third = itertools.cycle((True, False, False))
     on_embedded = {test for test, _, case in (item.nodeid.partition("[") for item in items) if "embedded" in case}
     for item in items:
         test, _, case = item.nodeid.partition("[")
         mark = item.get_closest_marker("once_on_rabbitmq")
-        is_ours = item.path.parent.name == "integration" or item.get_closest_marker("keeps_messages")
-        if not (is_ours or config.getoption("on_both_brokers")) and "rabbitmq" in case and test in on_embedded:
+        is_ours = item.path.parent.name == "integration" or (item.get_closest_marker("keeps_messages") and next(third))
+        if not (config.getoption("on_both_brokers") or "rabbitmq" not in case or is_ours) and test in on_embedded:
             left_out.append(item)
         elif mark and (params := item.callspec.params)["broker"] == "rabbitmq":  # type: ignore[attr-defined]
             this = test, *(params[name] for name in mark.args)
@@ -124,8 +124,39 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             tried.add(this)
         else:
             kept.append(item)
-    items[:] = sorted(kept, key=lambda item: item.name.partition("[")[0] not in _LONGEST)
+    if not IN_CI and not all(".py" in named for named in config.args):
+        some = _sampled(kept)
+        left_out += [item for item in kept if item not in some]
+        kept = [item for item in kept if item in some]
+    items[:] = _longest_first(kept, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
     config.hook.pytest_deselected(items=left_out)
+
+
+def _sampled(items: list[pytest.Item]) -> set[pytest.Item]:
+    """These tests, but only some cases of those that are marked so: the first one, and others at the same distances."""
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    chosen = set()
+    for alike in cases.values():
+        mark = alike[0].get_closest_marker("sampled")
+        count = min(mark.args[0], len(alike)) if mark else len(alike)
+        chosen |= {alike[number * len(alike) // count] for number in range(count)}
+    return chosen
+
+
+def _longest_first(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
+    """The same tests, so that each worker begins with some that take long: xdist gives each of them an equal part."""
+    named = {name: place for place, name in enumerate(_LONGEST)}
+    places = [(named.get(item.name.partition("[")[0], len(named)), item) for item in items]
+    longest = sorted((each for each in places if each[0] < len(named)), key=lambda each: each[0])
+    others = iter([item for place, item in places if place == len(named)])
+    ordered: list[pytest.Item] = []
+    for worker in range(workers):
+        share = (len(items) - len(ordered)) // (workers - worker)
+        first = [item for _, item in longest[worker::workers]]
+        ordered += [*first, *itertools.islice(others, max(0, share - len(first)))]
+    return ordered
 
 
 def pytest_collection_finish() -> None:

@@ -13,10 +13,13 @@ from types import TracebackType
 from typing import IO, Self
 
 from mqtool.stage import terminal
+from tests.brokers import IN_CI
 from tests.cli import preloaded
 
 #: Seconds; on a busy machine, to restart RabbitMQ takes more than one minute.
 PATIENCE = 120.0
+#: For --idle-timeout, where all that is to come is there already: a busy RabbitMQ takes a while to deliver it.
+IDLE = "3s" if IN_CI else "1s"
 
 
 @dataclass(frozen=True)

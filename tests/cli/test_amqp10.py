@@ -10,7 +10,7 @@ import pytest
 
 from mqtool.broker.embedded import EmbeddedBroker
 from tests.brokers import TestBroker, skip_without_amqp10
-from tests.cli.shell import Shell, wait_until
+from tests.cli.shell import IDLE, Shell, wait_until
 from tests.proxy import Proxy
 
 OVER_1_0 = ("--protocol", "amqp1.0")
@@ -80,6 +80,7 @@ def test_large_bodies_and_any_bytes(shell: Shell, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("prefetch", [[], ["--prefetch", "1"], ["--prefetch", "0"], ["--auto-ack"]])
+@pytest.mark.sampled(1)
 def test_each_line_once_and_in_order(shell: Shell, prefetch: list[str]) -> None:
     lines = "".join(f"{number}\n" for number in range(1500))
     assert shell.run("mqtool", "send", "-l", stdin=lines).code == 0
@@ -91,7 +92,7 @@ def test_what_is_not_taken_stays(shell: Shell, broker: TestBroker) -> None:
     shell.run("mqtool", "send", "-l", stdin="1\n2\n3\n4\n")
     assert shell.run("mqtool", "receive", "-c", "1", "--raw").stdout == "1\n"
     assert shell.run("mqtool", "receive", "-c", "1", "--raw", "--where", "body == '3'").stdout == "3\n"
-    rest = shell.run("mqtool", "receive", "--json", "--idle-timeout", "1s").stdout.splitlines()
+    rest = shell.run("mqtool", "receive", "--json", "--idle-timeout", IDLE).stdout.splitlines()
     assert sorted(json.loads(line)["body"] for line in rest) == ["2", "4"]
     if broker.differs_since("4.3", "what is released does not count as delivered in vain"):
         assert not any("x-delivery-count" in (json.loads(line)["headers"] or {}) for line in rest)
@@ -201,6 +202,7 @@ def test_nobody_serves(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize("options", ["", "--queue-type stream", "--size 100-200KiB --exchange topic --ack auto"])
+@pytest.mark.sampled(1)
 def test_bench(shell: Shell, options: str) -> None:
     """All that was published is confirmed and received once; the queue is gone afterwards."""
     bench = ("mqtool", "bench", "--yes", "--json", "-c", "300", *options.split())
@@ -230,7 +232,7 @@ def test_filters_of_streams(shell: Shell, broker: TestBroker) -> None:
     for country, level in (("NL", 1), ("NL", 5), ("BE", 7)):
         given = (f"-Hx-stream-filter-value={country}", f"-Hcountry={country}", f"-Hlevel:={level}")
         assert shell.run("mqtool", "send", "-q", "log", *given, f"{country}{level}").code == 0
-    read = ("mqtool", "receive", "-q", "log", "--offset", "first", "--raw", "--idle-timeout", "1s")
+    read = ("mqtool", "receive", "-q", "log", "--offset", "first", "--raw", "--idle-timeout", IDLE)
     assert shell.run(*read, "--filter", "NL").stdout == "NL1\nNL5\n"
     refused = shell.run(*read, "--filter", "NL", "--protocol", "amqp0.9.1")
     assert (refused.code, "--filter and --sql need AMQP 1.0" in refused.stderr) == (2, True)
@@ -274,7 +276,7 @@ def test_nothing_is_lost_with_who_is_killed(shell: Shell) -> None:
     first = shell.start("mqtool", "receive", "--raw").wait_until_ready().wait_for_stdout("100\n")
     first.process.kill()
     first.process.wait()
-    rest = shell.run("mqtool", "receive", "--raw", "--idle-timeout", "2s")
+    rest = shell.run("mqtool", "receive", "--raw", "--idle-timeout", IDLE)
     assert rest.code == 0
     assert confirmed <= {*first.stdout.split("\n"), *rest.stdout.split()}
 
@@ -290,6 +292,7 @@ def test_a_context_names_the_protocol(shell: Shell, broker: TestBroker) -> None:
 
 
 @pytest.mark.parametrize("tutorial", ["hello-world", "work-queues", "publish-subscribe", "routing", "topics", "rpc"])
+@pytest.mark.sampled(2)
 def test_plain_scripts_talk_with_the_commands(shell: Shell, broker: TestBroker, tutorial: str) -> None:
     """What `tutorial show --plain` prints runs as it is, and declares what the commands declare."""
     shell.environment |= {"AMQP_URL": broker.url, "PYTHONUNBUFFERED": "1"}

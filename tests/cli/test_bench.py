@@ -11,7 +11,7 @@ import pytest
 from mqtool.benching.tally import Latencies
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.drills.scene import Proxy
-from tests.brokers import TestBroker, on_any_broker
+from tests.brokers import TestBroker, large, on_any_broker
 from tests.cli.shell import Shell, wait_until
 
 BENCH = ("mqtool", "bench", "--yes")
@@ -43,6 +43,7 @@ def _result(shell: Shell, *options: str, code: int = 0) -> dict[str, Any]:
 
 @pytest.mark.parametrize("queue_type", ["classic", "quorum", "stream", "stream by its protocol"])
 @pytest.mark.own_vhost("the totals are those of its vhost")
+@pytest.mark.sampled(1)
 def test_totals_and_nothing_left_behind(shell: Shell, broker: TestBroker, queue_type: str) -> None:
     """All that was published is confirmed and received once, as the API counts it; the queue is gone afterwards."""
     options = ("--protocol", "stream") if queue_type.endswith("protocol") else ("--queue-type", queue_type)
@@ -110,6 +111,7 @@ def _once_it_runs(tester: Shell, own: EmbeddedBroker, *options: str, then: Calla
     return found
 
 
+@large
 def test_a_stall_is_in_the_percentiles_of_an_open_loop(tester: Shell, own: EmbeddedBroker) -> None:
     """While the broker stands still, messages are due as before, and wait. A closed loop meets the stall once."""
 
@@ -152,6 +154,7 @@ def test_a_command_at_a_time_of_the_run(shell: Shell, broker: TestBroker) -> Non
         ("--churn bindings", (200, 0)),
     ],
 )
+@pytest.mark.sampled(2)
 def test_kinds_of_load(shell: Shell, broker: TestBroker, options: str, totals: tuple[int, int]) -> None:
     """Requests with replies, delayed messages, and what is created and removed at once; nothing is left behind."""
     (shell.directory / "bodies").write_text("short\n" + "long" * 40_000 + "\n")
@@ -163,6 +166,7 @@ def test_kinds_of_load(shell: Shell, broker: TestBroker, options: str, totals: t
 
 
 @on_any_broker
+@large
 def test_several_runs(shell: Shell, broker: TestBroker) -> None:
     """--vary prints a row for each value, compare a verdict for each measure; files of results can be compared, too."""
     varied = shell.run(*BENCH, "--vary", "size=50,1KiB", "-c", "100", "--csv")
@@ -270,6 +274,7 @@ def test_what_a_proxy_drops_doubles_and_swaps_is_counted_exactly(tester: Shell, 
 @pytest.mark.parametrize(
     "options", ["--ack 100", "--queue-type stream", "--protocol stream", "--protocol amqp1.0 --ack 100"]
 )
+@pytest.mark.sampled(1)
 def test_a_cut_connection(tester: Shell, own: EmbeddedBroker, options: str) -> None:
     """Both sides connect again; no confirmed message is lost. In a stream, the consumer goes on where it was."""
     load = ("--rate", "1000", "--duration", "2s", *options.split())

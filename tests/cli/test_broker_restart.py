@@ -7,10 +7,10 @@ from subprocess import PIPE
 import pytest
 
 from mqtool.broker.choice import Kind
-from tests.brokers import Restartable, own_broker
+from tests.brokers import IN_CI, Restartable, own_broker
 from tests.cli.shell import Shell, wait_until
 
-LINES = 40_000
+LINES = 40_000 if IN_CI else 10_000
 
 
 @pytest.fixture(params=[Kind.EMBEDDED, Kind.NODE])
@@ -24,6 +24,7 @@ def restartable(request: pytest.FixtureRequest) -> Iterator[Restartable]:
 # A quorum queue of RabbitMQ 3.10 that is killed moments after it was declared finds no leader ever after ("leader not
 # known"), whoever the client is; so the killed one is classic.
 @pytest.mark.parametrize(("how", "queue"), [("stop", []), ("kill", ["-q", "lines", "--queue-type", "classic"])])
+@pytest.mark.sampled(1)
 def test_a_stream_lives_through_a_restart(
     restartable: Restartable, lonely_shell: Shell, how: str, queue: list[str]
 ) -> None:
@@ -35,11 +36,12 @@ def test_a_stream_lives_through_a_restart(
 
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
+@pytest.mark.sampled(1)
 def test_so_does_a_stream_over_amqp_1_0(lonely_shell: Shell, how: str) -> None:
     broker = Restartable(Kind.EMBEDDED, f"restart-{uuid.uuid4().hex[:8]}", like="4.3")
     lonely_shell.environment["MQTOOL_PROTOCOL"] = "amqp1.0"
     try:
-        lives_through_it(broker, lonely_shell, how, [], lines=10_000)
+        lives_through_it(broker, lonely_shell, how, [], lines=LINES // 4)
     finally:
         broker.stop()
 

@@ -9,6 +9,7 @@ from tests.cli.shell import Shell
 
 @on_any_broker
 @pytest.mark.parametrize("topic", recipes())
+@pytest.mark.sampled(3)
 def test_recipes_work_and_fit_on_a_screen(shell: Shell, broker: TestBroker, topic: str) -> None:
     """Each command of a topic succeeds, one after the other; the topic is at most 24 lines of 80 columns."""
     shell.environment |= {"MQTOOL_MANAGEMENT_URL": broker.management, "XDG_CONFIG_HOME": str(shell.directory)}

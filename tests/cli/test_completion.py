@@ -69,7 +69,7 @@ class Terminal:
         os.write(self._master, keys.encode())
 
     def _wait_for(self, text: str) -> str:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while text not in self._seen:
             assert select.select([self._master], [], [], deadline - time.monotonic())[0], (
                 f"no {text!r} in {self._seen!r}"
@@ -96,6 +96,7 @@ def declare(broker: TestBroker, *queues: str) -> None:
 
 
 @on_any_broker
+@pytest.mark.sampled(1)
 def test_tab(broker: TestBroker, terminal: Terminal, shell: Shell) -> None:
     """Commands, options, and what the broker has, whatever its name: as one word, of which nothing is ever run."""
     declare(broker, "jobs", *HOSTILE)
@@ -112,6 +113,7 @@ def test_tab(broker: TestBroker, terminal: Terminal, shell: Shell) -> None:
 
 
 @on_any_broker
+@pytest.mark.sampled(1)
 def test_tab_where_mqtool_has_nothing_to_propose(terminal: Terminal, shell: Shell) -> None:
     """What was typed stays; files complete."""
     (shell.directory / "messages.ndjson").touch()

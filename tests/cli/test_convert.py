@@ -209,6 +209,7 @@ def test_a_queue_gets_another_type(broker: TestBroker, before: str, after: str) 
 
 
 @pytest.mark.parametrize(("before", "after"), [("classic", "quorum"), ("quorum", "classic")])
+@pytest.mark.sampled(1)
 def test_killed_again_and_again(broker: TestBroker, before: str, after: str) -> None:
     """Each run is killed one frame or request later than the one before, until one comes to its end."""
     fill(broker, before)
@@ -231,6 +232,7 @@ def test_many_messages_and_killed_again_and_again(broker: TestBroker) -> None:
 
 
 @pytest.mark.parametrize("kill_at", range(20, 260, 40))
+@pytest.mark.sampled(2)
 def test_killed_once(broker: TestBroker, kill_at: int) -> None:
     fill(broker)
     if convert(broker, kill_at) is None:
@@ -240,6 +242,7 @@ def test_killed_once(broker: TestBroker, kill_at: int) -> None:
 
 
 @pytest.mark.parametrize("kill_at", range(30, 260, 60))
+@pytest.mark.sampled(2)
 def test_undone(broker: TestBroker, kill_at: int) -> None:
     """It is killed, brought back, killed again, and brought back again."""
     fill(broker)

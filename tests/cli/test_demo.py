@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from tests.brokers import TestBroker, on_any_broker
+from tests.brokers import TestBroker, large, on_any_broker
 from tests.cli.shell import Result, Shell, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -24,6 +24,7 @@ def left_behind(broker: TestBroker) -> list[str]:
     return [name for name in names if name and not name.startswith("amq.")]
 
 
+@large
 def test_a_real_log_comes_out_whole_and_in_parts(shell: Shell, broker: TestBroker, tmp_path: Path) -> None:
     """The parts make up the whole, byte for byte, and nothing is left on the broker."""
     log = tmp_path / "dpkg.log"
@@ -78,6 +79,7 @@ def test_a_log_that_is_not_there_is_said_at_once(shell: Shell) -> None:
 
 
 @on_any_broker
+@large
 def test_a_wrong_result_fails_loudly(shell: Shell, broker: TestBroker, tmp_path: Path) -> None:
     """Here somebody overwrites the log once its receivers are chosen: it says what was expected and what came."""
     log = tmp_path / "app.log"

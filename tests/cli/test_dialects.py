@@ -71,6 +71,7 @@ RECEIVERS = {
 
 @on_any_broker
 @pytest.mark.parametrize(("dialect", "command"), SPOKEN)
+@pytest.mark.sampled(12)
 def test_lines(shell: Shell, dialect: str, command: str) -> None:
     """Of the sender and of the receiver."""
     sent, received = SPOKEN[dialect, command]
@@ -121,6 +122,7 @@ def test_the_rpc_of_an_article(shell: Shell) -> None:
     [("send x", "hello"), ("receive --idle-timeout 1ms", "hello"), ("new-task x", "task_queue"),
      ("worker --idle-timeout 1ms", "task_queue"), ("rpc-server --idle-timeout 1ms", "rpc_queue")],
 )  # fmt: skip
+@pytest.mark.sampled(2)
 def test_who_creates_a_queue_is_told_whose_it_is_not(shell: Shell, command: str, queue: str) -> None:
     """Scripts of older tutorials will fail with 406. Once, on a terminal, and unless the dialect was chosen."""
     told = f"'{queue}' is a new quorum queue; scripts of older tutorials need --dialect python-classic (Python) or "

@@ -140,6 +140,7 @@ def paste(shell: Shell, blocks: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.sampled(4)
 def test_a_page_can_be_pasted(lonely_shell: Shell, tmp_path: Path, page: Path) -> None:
     """The blocks of a page run in order, in an empty directory on a new broker, and print what is shown below them."""
     blocks = blocks_of(page.read_text())
@@ -165,6 +166,7 @@ SECTIONS = [text for text in TUTORIALS.read_text().split("\n## ") if "\nTerminal
 
 @on_any_broker
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda text: text.partition("\n")[0])
+@pytest.mark.sampled(3)
 def test_a_tutorial_can_be_pasted(shell: Shell, section: str) -> None:
     """Each block in a terminal of its own, in their order: the ones that run until Ctrl-C receive something."""
     blocks = re.findall(r"^Terminal \d+ \(.*?\)(; it runs until Ctrl-C)?:\n\n```sh\n(.*?)\n```", section, re.MULTILINE)

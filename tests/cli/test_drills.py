@@ -5,7 +5,7 @@ import re
 import pytest
 
 from mqtool.broker.choice import Kind
-from tests.brokers import TestBroker, on_any_broker, own_broker
+from tests.brokers import TestBroker, large, on_any_broker, own_broker
 from tests.cli.shell import Result, Shell
 
 
@@ -33,6 +33,7 @@ def test_kill_worker(lonely_shell: Shell, broker: TestBroker) -> None:
     assert "twice" not in verdict
 
 
+@large
 def test_drop_connection(lonely_shell: Shell, broker: TestBroker) -> None:
     """Ten thousand messages, three cuts: all confirmed, all there."""
     verdict = _drill(lonely_shell, broker, "drop-connection")
@@ -65,6 +66,7 @@ def test_duplicate(lonely_shell: Shell, broker: TestBroker) -> None:
 
 
 @pytest.mark.parametrize("kind", [Kind.EMBEDDED, Kind.NODE])
+@large
 def test_restart_broker(lonely_shell: Shell, kind: Kind) -> None:
     """Ten thousand messages on a broker of the drill's own, which is stopped and started again."""
     own_broker(kind)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.brokers import TestBroker, on_any_broker
-from tests.cli.shell import Shell, wait_until
+from tests.cli.shell import IDLE, Shell, wait_until
 
 
 def depth(broker: TestBroker, queue: str) -> int:
@@ -64,7 +64,7 @@ def test_a_count_is_exact_with_several_at_once(shell: Shell) -> None:
     """-c 10 --concurrency 4 does ten; the other ten are all there still."""
     shell.run("mqtool", "new-task", "-l", stdin="".join(f"{number}\n" for number in range(20)))
     result = shell.run("mqtool", "worker", "-c", "10", "--concurrency", "4", "--shell", "--exec", 'echo "$(cat)"')
-    rest = shell.run("mqtool", "receive", "-q", "task_queue", "--raw", "--idle-timeout", "500ms")
+    rest = shell.run("mqtool", "receive", "-q", "task_queue", "--raw", "--idle-timeout", IDLE)
     done, left = result.stdout.split(), rest.stdout.split()
     assert (len(done), len(left)) == (10, 10)
     assert sorted(done + left, key=int) == [str(number) for number in range(20)]
@@ -322,7 +322,9 @@ def test_a_killed_runner_costs_at_most_the_program_that_it_ran(shell: Shell) -> 
     children = Path(f"/proc/{pid}/task/{pid}/children")
     os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
     assert worker.wait().code == 1
-    shell.run("mqtool", "worker", "-q", "jobs", *program, "--idle-timeout", "1s")
+    other = shell.start("mqtool", "worker", "-q", "jobs", *program)
+    wait_until(lambda: len(set(finished.read_text().split())) == 200, "the other programs")
+    other.interrupt().wait()
     lines = finished.read_text().split()
     assert sorted(set(lines), key=int) == [str(number) for number in range(1, 201)]
     assert len(lines) <= 200 + 1

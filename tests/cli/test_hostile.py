@@ -109,6 +109,7 @@ def test_worker(shell: Shell, play: Any) -> None:
 
 @on_any_broker
 @pytest.mark.parametrize("how", ["exec", "shell", "deduplicate"])
+@pytest.mark.sampled(1)
 def test_worker_with_a_program(shell: Shell, play: Any, how: str) -> None:
     """Its places, arguments and environment take anything."""
     count = play("q")

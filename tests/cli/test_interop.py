@@ -13,7 +13,7 @@ from mqtool.topology import Exchange, Queue
 from mqtool.tutorials.dialects import DELAY_EXCHANGE, Dialect
 from tests.brokers import TestBroker
 from tests.cli import tutorial_scripts
-from tests.cli.shell import Result, Running, Shell, wait_until
+from tests.cli.shell import IDLE, Result, Running, Shell, wait_until
 
 WAITING = " [*] Waiting for messages. To exit press CTRL+C\n"
 WAITING_FOR_LOGS = " [*] Waiting for logs. To exit press CTRL+C\n"
@@ -307,7 +307,7 @@ def test_strict_neither_adds_to_a_queue_nor_takes_from_it(shell: Shell) -> None:
     shell.run("mqtool", "send", "ours", "--strict")
     shell.run("mqtool", "receive", "--strict", "-c", "1")
 
-    left = shell.run("mqtool", "receive", "--raw", "--idle-timeout", "300ms", "--dialect", "python-classic", "--strict")
+    left = shell.run("mqtool", "receive", "--raw", "--idle-timeout", IDLE, "--dialect", "python-classic", "--strict")
     assert (left.stdout, left.stderr, left.code) == ("theirs\n", WAITING, 0)
 
 

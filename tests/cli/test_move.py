@@ -82,6 +82,7 @@ def test_a_message_stays_as_its_publisher_made_it(shell: Shell, broker: TestBrok
 
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize(("queue_type", "count"), [("classic", 450), ("quorum", 5_000)])
+@pytest.mark.sampled(2)
 def test_what_does_not_match_stays_in_its_place(shell: Shell, broker: TestBroker, queue_type: str, count: int) -> None:
     """More than the broker delivers at a time, of both kinds; both are in order in the end.
 
@@ -194,7 +195,7 @@ def test_it_waits_for_more_if_asked_to(shell: Shell, broker: TestBroker) -> None
     """--idle-timeout: what comes later is moved, too; without it, an empty queue is the end."""
     fill(broker, Queue("a"), [], Queue("b"))
     assert shell.run("mqtool", "move", "a", "--to", "b").stderr == "0 moved from a to b\n"
-    running = shell.start("mqtool", "move", "a", "--to", "b", "--idle-timeout", "1s", "-v")
+    running = shell.start("mqtool", "move", "a", "--to", "b", "--idle-timeout", "3s", "-v")
     for expected in range(1, 3):
         fill(broker, Queue("a"), numbered(1))
         wait_until(lambda expected=expected: running.stderr.count("Moved") == expected, "it")

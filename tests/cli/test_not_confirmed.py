@@ -15,7 +15,7 @@ import pytest
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.in_process import Vhost
 from tests.brokers import TestBroker, on_any_broker
-from tests.cli.shell import Shell, wait_until
+from tests.cli.shell import IDLE, Shell, wait_until
 from tests.cli.terminal import on_terminal
 from tests.cli.test_exec import depth
 
@@ -117,7 +117,7 @@ def test_a_full_queue_that_refuses(shell: Shell, broker: TestBroker) -> None:
     assert result.code == 3, result.stderr
     confirmed = int(result.stderr.split(" confirmed")[0].split("\n")[-1])
     assert confirmed == depth(broker, "full")
-    arrived = shell.run("mqtool", "receive", *full, "--raw", "--idle-timeout", "300ms").stdout.split()
+    arrived = shell.run("mqtool", "receive", *full, "--raw", "--idle-timeout", IDLE).stdout.split()
     assert sorted(arrived + _bodies(shell, "failed"), key=int) == _numbers(200).split()
 
 
@@ -245,7 +245,7 @@ def test_a_publisher_that_waits_stops_at_once(
     wait_until(lambda: _unread(sender.process.stdin) == 0, "both lines are read")
     sender.process.send_signal(signal.SIGTERM)
 
-    result = sender.wait(patience=5)
+    result = sender.wait()
 
     assert result.code == 75, result.stderr
     assert re.search("stopped with [12] messages? unconfirmed: the ", result.stderr)
@@ -271,7 +271,7 @@ def test_a_worker_that_waits_to_retry_stops_at_once(
         worker.wait_for_stderr("blocks publishers (low)")
     worker.process.send_signal(signal.SIGTERM)
 
-    result = worker.wait(patience=5)
+    result = worker.wait()
 
     assert result.code in (0, 69, 75), result.stderr
     assert amqp_vhost.queue("task_queue").messages().bodies == [b"task"]

@@ -17,6 +17,7 @@ def lines_of(path: Path) -> list[str]:
 
 @on_any_broker
 @pytest.mark.parametrize("signals", ["", "trap '' HUP; "], ids=["plain", "under nohup"])
+@pytest.mark.sampled(1)
 def test_logrotate(shell: Shell, broker: TestBroker, signals: str) -> None:
     """Renamed and told, it goes on in a new file at once, even if no message comes; the old one is complete."""
     log, old = shell.directory / "app.log", shell.directory / "app.log.1"

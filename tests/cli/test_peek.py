@@ -37,6 +37,7 @@ QUEUES = {
 
 
 @pytest.mark.parametrize("kind", QUEUES)
+@pytest.mark.sampled(1)
 def test_a_deep_queue_stays_as_it_was(shell: Shell, broker: TestBroker, kind: str) -> None:
     """In its order, whatever was looked at before: a part, all, those that match, as many as `head` takes."""
     ids = filled(shell, 4_000 if kind == "quorum" else 700, *QUEUES[kind])

@@ -11,7 +11,7 @@ import pytest
 
 from mqtool.broker.embedded.in_process import Vhost
 from tests.brokers import on_any_broker
-from tests.cli.shell import Shell, wait_until
+from tests.cli.shell import IDLE, Shell, wait_until
 from tests.cli.terminal import on_terminal
 
 
@@ -24,7 +24,7 @@ def test_head_takes_its_lines_and_leaves_the_rest(shell: Shell) -> None:
 
     assert result.stdout.splitlines() == ["line 0", "line 1", "line 2"]
     assert result.code == 141
-    rest = shell.run("mqtool", "receive", "--raw", "--idle-timeout", "500ms").stdout.splitlines()
+    rest = shell.run("mqtool", "receive", "--raw", "--idle-timeout", IDLE).stdout.splitlines()
     assert rest == [f"line {number}" for number in range(3, 10)]
 
 
@@ -38,6 +38,7 @@ def test_a_reader_that_leaves_a_silent_stream_is_noticed(shell: Shell) -> None:
 
 @on_any_broker
 @pytest.mark.parametrize("redirect", [">", ">>", "-o"])
+@pytest.mark.sampled(1)
 def test_a_full_disk_leaves_no_fragment(shell: Shell, redirect: str) -> None:
     """What does not fit is cut off and stays in its queue; a later run that appends continues with it."""
     lines = [letter * 400 for letter in "abc"]

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
+from tests.brokers import large
 from tests.cli.shell import Running, Shell, wait_until
 from tests.cli.test_tutorial import processes_with
 from tests.cli.test_ui import Page, chromium
 
 __all__ = ["chromium"]
+pytestmark = large
 
 
 @pytest.fixture

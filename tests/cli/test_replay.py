@@ -12,7 +12,7 @@ from mqtool.amqp import Connection
 from mqtool.message import Message
 from mqtool.topology import Exchange, Queue
 from tests.brokers import TestBroker, on_any_broker
-from tests.cli.shell import Shell, wait_until
+from tests.cli.shell import IDLE, Shell, wait_until
 from tests.cli.test_exec import depth
 
 
@@ -38,7 +38,7 @@ def recording(shell: Shell, *messages: dict[str, object], name: str = "recording
 
 def received(shell: Shell, *options: str) -> list[dict[str, object]]:
     """What is in queue jobs, without what differs from one receiving to the next."""
-    printed = shell.run("mqtool", "receive", "-q", "jobs", "--json", "--idle-timeout", "300ms", *options).stdout
+    printed = shell.run("mqtool", "receive", "-q", "jobs", "--json", "--idle-timeout", IDLE, *options).stdout
     lines = [json.loads(line) for line in printed.splitlines()]
     return [{key: value for key, value in line.items() if key != "timestamp"} for line in lines]
 
@@ -153,7 +153,7 @@ def test_an_interrupted_replay_says_how_far_it_came(shell: Shell, connection: Co
     name = recording(shell, {}, {"timestamp": "2026-01-31T18:00:00Z"}, {"timestamp": "2026-01-31T18:00:01Z"})
 
     running = shell.start("mqtool", "replay", name, "-v", "--failed-to", "rest")
-    result = running.wait_for_stderr("[x] Replayed 6 bytes to queue jobs").interrupt().wait(20)
+    result = running.wait_for_stderr("[x] Replayed 6 bytes to queue jobs").interrupt().wait()
 
     assert result.code == 130
     assert "1 confirmed in " in result.stderr
@@ -173,7 +173,7 @@ def test_a_pipe_is_replayed_as_it_comes(shell: Shell, broker: TestBroker, connec
         running.process.stdin.flush()
         wait_until(lambda count=count: depth(broker, "jobs") == count, "the line has arrived")  # type: ignore[misc]
     running.process.stdin.close()
-    assert running.wait(20).code == 0
+    assert running.wait().code == 0
 
 
 def test_a_dry_run_needs_no_broker(lonely_shell: Shell) -> None:

@@ -34,7 +34,7 @@ def test_lines_come_out_as_they_come_in(lonely_shell: Shell) -> None:
     running.wait_for_stdout("mail ann").interrupt()
     running.process.stdin.write(second.encode())
     running.process.stdin.close()
-    result = running.wait(20)
+    result = running.wait()
     assert result.code == 0, result.stderr
     assert [json.loads(line)["body"] for line in result.stdout.splitlines()] == ["mail ann", "mail bob"]
 

@@ -32,6 +32,7 @@ COMMANDS = (
 
 
 @pytest.mark.parametrize("url", URLS)
+@pytest.mark.sampled(3)
 def test_no_error_shows_a_password(lonely_shell: Shell, url: str) -> None:
     """Wherever a URL with one is given, and whatever is wrong with it or with the broker."""
     for command in COMMANDS:

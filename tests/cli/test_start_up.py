@@ -24,6 +24,7 @@ HEAVY = {
 _EACH_BY_ITSELF = """
 import json, os, sys, tempfile
 from mqtool import __main__
+import mqtool.cli.app
 shown = {}
 for name in sys.argv[1:]:
     with tempfile.TemporaryFile() as printed:
@@ -69,6 +70,18 @@ def test_a_command_loads_by_itself(lonely_shell: Shell) -> None:
     for name, (code, page) in shown.items():
         assert (name, code) == (name, 0), page
         assert page.startswith(f"usage: mqtool {name}")
+
+
+def test_ctrl_c_while_python_imports_mqtool(lonely_shell: Shell) -> None:
+    """The command ends as by any signal, without a traceback; nohup and background jobs are not interrupted."""
+    stand_in = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit('it went on')\n"
+    (lonely_shell.directory / "click.py").write_text(stand_in)
+    lonely_shell.start_cold()
+    lonely_shell.environment["PYTHONPATH"] = str(lonely_shell.directory)
+    interrupted = lonely_shell.run("mqtool", "list", "queues")
+    assert (interrupted.stdout, interrupted.stderr, interrupted.code) == ("", "", 130)
+    ignoring = lonely_shell.script("trap '' INT; mqtool list queues")
+    assert (ignoring.stderr, ignoring.code) == ("it went on\n", 1)
 
 
 def test_tls_verifies_in_a_process_of_its_own(lonely_shell: Shell, amqp_tls: Authority, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from mqtool.tutorials.stream_dialects import HELLO, StreamDialect
 from tests.brokers import TestBroker, on_any_broker
-from tests.cli.shell import Shell, wait_until
+from tests.cli.shell import IDLE, Shell, wait_until
 from tests.protocol.raw_stream import OPEN, PUBLISH, RawStream, string
 from tests.proxy import Proxy
 
@@ -37,7 +37,7 @@ def test_the_tutorial(shell: Shell) -> None:
     assert (sent.stdout, sent.stderr, sent.code) == ("", " [x] Hello, World! message sent\n", 0)
     shell.run("mqtool", "send-stream", "Good", "morning!")
     for _ in range(2):
-        received = shell.run("mqtool", "receive-stream", "--idle-timeout", "1s")
+        received = shell.run("mqtool", "receive-stream", "--idle-timeout", IDLE)
         assert received.stderr.startswith("Press control + C to close\n")
         assert received.stdout == (
             "Got message: b'Hello, World!' from stream hello-python-stream\n"
@@ -53,7 +53,7 @@ def test_lines_in_lines_out(shell: Shell) -> None:
     sent = shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin=numbers(0, 4999))
     assert "5,000 confirmed in" in sent.stderr
     assert shell.run("mqtool", "receive-stream", "-q", "s", "--raw", "-c", "5000").stdout == numbers(0, 4999)
-    there = shell.run("mqtool", "receive-stream", "-q", "s", "--raw", "--offset", "4990", "--idle-timeout", "500ms")
+    there = shell.run("mqtool", "receive-stream", "-q", "s", "--raw", "--offset", "4990", "--idle-timeout", IDLE)
     assert there.stdout == numbers(4990, 4999)
     for offset in ("1h", "first", "2020-01-01T00:00Z"):
         first = shell.run("mqtool", "receive-stream", "-q", "s", "--offset", offset, "-c", "1", "-F", "%b")
@@ -94,7 +94,7 @@ def test_over_amqp(shell: Shell) -> None:
     one = json.loads(shell.run(*read, "42", "--json", "-c", "1").stdout)
     assert (one["body"], one["headers"]) == ("42", {"who": "ann", "x-stream-offset": 42})
     assert shell.run(*read, "1h", "-c", "1", "--raw").stdout == "0\n"
-    assert shell.run(*read, "499", "--raw", "--idle-timeout", "500ms").stdout == "499\n"
+    assert shell.run(*read, "499", "--raw", "--idle-timeout", IDLE).stdout == "499\n"
 
 
 @pytest.mark.keeps_messages
@@ -108,7 +108,7 @@ def test_a_reader_goes_on_where_it_stopped(shell: Shell) -> None:
     reader = shell.start(*read).wait_for_stdout("2999\n")
     assert reader.interrupt().wait().code == 0
     assert reader.stdout.split()[0] in ("1503", "1504"), "what head was sent beyond its third line is in no file"
-    assert shell.run(*read, "--idle-timeout", "300ms").stdout == ""
+    assert shell.run(*read, "--idle-timeout", IDLE).stdout == ""
     shell.run("mqtool", "offset", "set", "s", "me", "2997")
     assert shell.run(*read, "-c", "2").stdout == numbers(2998, 2999)
     shell.run("mqtool", "offset", "reset", "s", "me")
@@ -139,7 +139,7 @@ def test_a_reader_that_is_killed_skips_nothing(shell: Shell, broker: TestBroker)
         stored = int(shell.run("mqtool", "offset", "show", "s", "me").stdout or -1)
         not_stored += newest - (stored + 1)
         assert newest - (stored + 1) <= 1_100 or broker.kind == "rabbitmq"
-    shell.run(*read, "--idle-timeout", "1s")
+    shell.run(*read, "--idle-timeout", IDLE)
     numbers_read = output.read_text().split()
     assert {int(each) for each in numbers_read if each.isdecimal()} >= set(range(1, 20_001))
     assert len(numbers_read) <= 20_000 + not_stored + 4
@@ -154,7 +154,7 @@ def test_filters(shell: Shell, broker: TestBroker) -> None:
         return
     for filtered in (["--filter", "us", "two"], ["three"], ["--filter", "eu", "four"]):
         assert shell.run(*send, *filtered).code == 0
-    read = ("mqtool", "receive-stream", "-q", "s", "--raw", "--idle-timeout", "300ms", "--filter")
+    read = ("mqtool", "receive-stream", "-q", "s", "--raw", "--idle-timeout", IDLE, "--filter")
     assert shell.run(*read, "eu").stdout == "one\nfour\n"
     assert shell.run(*read, "us", "--filter", "asia").stdout == "two\n"
 

@@ -9,11 +9,11 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.brokers import TestBroker, on_any_broker
-from tests.cli.shell import Shell, wait_until
+from tests.cli.shell import IDLE, Shell, wait_until
 from tests.proxy import Proxy
 
 CREATED = ("-q", "orders", "--partitions", "3")
-READ = ("mqtool", "receive-stream", "-q", "orders", "--idle-timeout", "300ms")
+READ = ("mqtool", "receive-stream", "-q", "orders", "--idle-timeout", IDLE)
 
 
 @pytest.fixture

@@ -219,6 +219,7 @@ def test_no_broker_where_one_is_named(lonely_shell: Shell) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.sampled(1)
 def test_however_it_is_ended_nothing_goes_on_running(lonely_shell: Shell, number: signal.Signals) -> None:
     """In the middle of a long task: its commands and its broker end with it."""
     lonely_shell.start_cold()  # what is preloaded has the environment of its server

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests import hostile
-from tests.brokers import TestBroker, on_any_broker, skip_or_fail
+from tests.brokers import TestBroker, large, on_any_broker, skip_or_fail
 from tests.cli.shell import Running, Shell, wait_until
 
 #: Debian's packages chromium and chromium-driver.
@@ -162,6 +162,7 @@ def test_a_message_is_a_dot_in_its_queue_and_at_its_consumer(shell: Shell, broke
 
 
 @on_any_broker
+@large
 def test_each_fate_has_its_own_shape(shell: Shell, page: Page) -> None:
     """Returned and delayed messages, and one in a stream; the legend has them all."""
     shapes = page.ask("return [...document.querySelectorAll('#legend path')].map(e => e.getAttribute('d'))")
@@ -182,6 +183,7 @@ def test_each_fate_has_its_own_shape(shell: Shell, page: Page) -> None:
 
 
 @on_any_broker
+@large
 def test_paused_stays_paused(shell: Shell, page: Page) -> None:
     """What happens meanwhile is shown when one goes on, step by step; and what was, when one goes back."""
     do(shell, "send -q jobs one")
@@ -204,6 +206,7 @@ def test_paused_stays_paused(shell: Shell, page: Page) -> None:
 
 
 @on_any_broker
+@large
 def test_all_by_keyboard_and_as_tables(shell: Shell, page: Page) -> None:
     """Tab to a box, Enter for its facts, Escape to close; a table with the same facts; a name is found."""
     do(shell, "emit-log topic kern.critical 'A critical kernel error'")
@@ -235,6 +238,7 @@ def test_all_by_keyboard_and_as_tables(shell: Shell, page: Page) -> None:
 
 
 @on_any_broker
+@large
 def test_hostile_names_and_bodies_are_shown_as_text(shell: Shell, broker: TestBroker, page: Page) -> None:
     """Markup and scripts in names, keys, headers and bodies do nothing; the browser has no complaint."""
     markup = "<img src=x onerror=alert(1)><script>alert(2)</script>"
@@ -253,6 +257,7 @@ def test_hostile_names_and_bodies_are_shown_as_text(shell: Shell, broker: TestBr
 
 
 @on_any_broker
+@large
 def test_small_and_dark_screens(shell: Shell, page: Page) -> None:
     """At 390 pixels nothing is cut off but the picture, which scrolls; text has contrast on light and on dark."""
     do(shell, "send -q jobs one")
@@ -287,6 +292,7 @@ def contrast(one: str, other: str) -> float:
 
 
 @on_any_broker
+@large
 def test_do_it_yourself(shell: Shell, page: Page) -> None:
     """Each action shows its command; a consumer runs until it is stopped; a message says why it is here."""
     do(shell, "exchange declare orders topic")
@@ -308,6 +314,7 @@ def test_do_it_yourself(shell: Shell, page: Page) -> None:
     assert page.find("#runs b") == []
 
 
+@large
 def test_it_says_what_a_broker_cannot_show(shell: Shell, broker: TestBroker, page: Page) -> None:
     """The same topology on each broker; on RabbitMQ counts instead of single messages, and the page says so."""
     do(shell, "emit-log fanout lost")
@@ -322,6 +329,7 @@ def test_it_says_what_a_broker_cannot_show(shell: Shell, broker: TestBroker, pag
 
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 @pytest.mark.parametrize("how", ["--tap", "--firehose"])
+@large
 def test_copies_of_messages_on_rabbitmq(shell: Shell, broker: TestBroker, chromium: Any, how: str) -> None:
     """Single messages move there, too; the private queue is not shown, and nothing is left behind."""
     do(shell, "queue declare kept")
@@ -347,7 +355,7 @@ def fetch(url: str, data: bytes | None = None, **headers: str) -> tuple[int, dic
         url, data, headers={name.replace("_", "-"): value for name, value in headers.items()}
     )
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, dict(answer.headers), answer.readline()
     except urllib.error.HTTPError as error:
         return error.code, dict(error.headers), error.read()
@@ -398,7 +406,7 @@ def test_the_default_vhost(shell: Shell, broker: TestBroker) -> None:
     url, _, secret = ui.stdout.strip().partition("#")
     assert json.loads(fetch(f"{url}events", Authorization=f"Bearer {secret}")[2])["kind"] == "about"
     request = urllib.request.Request(f"{url}actions", b"{}", {"Authorization": f"Bearer {secret}"})
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         actions = [json.loads(line)["name"] for line in answer]
     assert (actions == ["route", "peek"]) is (broker.kind == "rabbitmq")
     ui.interrupt().wait()
@@ -416,6 +424,7 @@ def test_it_ends_with_ctrl_c_and_tells_what_is_wrong(shell: Shell, ui: Running) 
 
 
 @on_any_broker
+@large
 def test_a_recording_plays_without_mqtool(shell: Shell, chromium: Any) -> None:
     """One file, which a browser opens from the disk: it shows what happened, and loads nothing else."""
     do(shell, "send -q jobs before")

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.brokers import TestBroker, on_any_broker
-from tests.cli.shell import Shell, wait_until
+from tests.cli.shell import IDLE, Shell, wait_until
 from tests.cli.test_exec import depth
 
 
@@ -25,7 +25,7 @@ def test_what_does_not_match_stays(shell: Shell, broker: TestBroker, queue_type:
     came = shell.run(*receive, "headers.n=3 or headers.n=150", "-c", "2")
     assert (came.stdout, came.code) == ("3\n150\n", 0)
     wait_until(lambda: depth(broker, "jobs") == 198, "the others back")
-    late = shell.run(*receive, "headers.n<2", "-c", "3", "--idle-timeout", "500ms")
+    late = shell.run(*receive, "headers.n<2", "-c", "3", "--idle-timeout", IDLE)
     assert (late.stdout, late.code) == ("0\n1\n", 124)
     assert "with 2 of 3 received" in late.stderr
     wait_until(lambda: depth(broker, "jobs") == 196, "the others back")

@@ -53,7 +53,7 @@ class Api:
             request.data = json.dumps(body).encode()
             request.add_header("content-type", "application/json")
         try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
+            with urllib.request.urlopen(request, timeout=60) as answer:
                 content = answer.read()
                 return answer.status, json.loads(content) if content else None
         except urllib.error.HTTPError as error:
@@ -144,7 +144,7 @@ class Take:
     def __init__(self, channel: BlockingChannel) -> None:
         self.channel = channel
 
-    def one(self, queue: str, *, auto_ack: bool = True, timeout: float = 5.0) -> tuple[Any, Any, bytes]:
+    def one(self, queue: str, *, auto_ack: bool = True, timeout: float = 60.0) -> tuple[Any, Any, bytes]:
         """The next message, with basic.get; fails when none comes in time."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
@@ -158,7 +158,7 @@ class Take:
         """The bodies of the next messages."""
         return [self.one(queue)[2] for _ in range(count)]
 
-    def until(self, condition: Callable[[], object], timeout: float = 5.0) -> None:
+    def until(self, condition: Callable[[], object], timeout: float = 60.0) -> None:
         """Lets the connection work until something is true."""
         deadline = time.monotonic() + timeout
         while not condition():

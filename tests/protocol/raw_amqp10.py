@@ -80,7 +80,7 @@ class RawAmqp10:
         parts = urlsplit(url)
         self.first_transfer = self.first_count = 0
         self.receiving: set[int] = set()
-        self.socket = socket.create_connection((str(parts.hostname), parts.port or 5672), timeout=5)
+        self.socket = socket.create_connection((str(parts.hostname), parts.port or 5672), timeout=60)
         self.login = f"\0{unquote(str(parts.username))}\0{unquote(str(parts.password))}".encode()
         self.vhost = unquote(parts.path[1:]) or "/"
         if opened:

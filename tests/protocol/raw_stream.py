@@ -111,7 +111,7 @@ class RawStream:
     """A connection to a stream port."""
 
     def __init__(self, host: str, port: int) -> None:
-        self.socket = socket.create_connection((host, port), timeout=20)
+        self.socket = socket.create_connection((host, port), timeout=60)
         self._kept: list[Frame] = []
         self._last = 0
 

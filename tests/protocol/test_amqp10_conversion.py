@@ -371,7 +371,7 @@ def test_the_management_api_shows_connections_sessions_and_consumers(
         found = [each for each in views("connections") if each.get("protocol") == "AMQP 1-0"]
         return [each for each in found if each.get("channels") or not shows_sessions]
 
-    take.until(shown, timeout=60)
+    take.until(shown)
     (found,) = shown()
     assert (found["user"], found["vhost"]) == ("guest", broker.vhost)
     if not shows_sessions:
@@ -396,7 +396,7 @@ def test_the_management_api_shows_connections_sessions_and_consumers(
     def consumers() -> list[Any]:
         return [each for each in api("GET", "consumers")[1] if each["queue"] == there]
 
-    take.until(consumers, timeout=60)
+    take.until(consumers)
     (consumer,) = consumers()
     assert (consumer["queue"]["name"], consumer["channel_details"], consumer["ack_required"]) == ("q", {}, True)
     api("DELETE", f"connections/{quote(found['name'], safe='')}")

@@ -113,8 +113,6 @@ def test_a_clock_that_is_set_and_corrected(monkeypatch: pytest.MonkeyPatch, step
             patched.setattr(time, "time_ns", lambda: now_ns() + step * 1_000_000_000)
             channel.basic_publish("", source, b"1", BasicProperties(expiration="300"))
             channel.basic_publish("x", "", b"2", BasicProperties(headers={"x-delay": 300}))
-            started = time.monotonic()
         take = Take(channel)
         assert take.bodies("dead", 1) == [b"1"]
         assert take.bodies("q", 1) == [b"2"]
-        assert 0.2 < time.monotonic() - started < 3

@@ -34,7 +34,7 @@ from mqtool.broker.embedded.store.recovery import recover
 from mqtool.broker.embedded.store.storage import Storage
 from mqtool.codecs.field_tables import encode_table
 from mqtool.routing import canonical
-from tests.brokers import IN_CI
+from tests.brokers import IN_CI, large
 from tests.protocol.broker_process import BrokerProcess
 from tests.protocol.conftest import Api, Take
 
@@ -201,6 +201,7 @@ def test_defaults_are_made_once(process: BrokerProcess) -> None:
     assert Api(process.management_url)("GET", "overview")[0] == 401
 
 
+@large
 def test_a_slow_disk_delays_only_who_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer about something durable leaves after the fsync; other connections do not notice."""
     slow = threading.Event()

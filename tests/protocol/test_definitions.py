@@ -196,7 +196,7 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
         assert broker.stdout is not None
         assert broker.stdout.readline().startswith(b"amqp://")
         broker.terminate()
-        assert b"left out shovel 'away'" in broker.communicate(timeout=10)[1]
+        assert b"left out shovel 'away'" in broker.communicate(timeout=60)[1]
     file.write_text("[]")
-    failed = subprocess.run([*command, "--ready-file", ready], capture_output=True, timeout=20, check=False)
+    failed = subprocess.run([*command, "--ready-file", ready], capture_output=True, timeout=60, check=False)
     assert (failed.returncode, b"cannot load definitions from" in failed.stderr) == (1, True)

@@ -303,7 +303,7 @@ def compare(sides: tuple[Side, Side], sequence: list[Operation], *, with_counts:
     for what in sequence:
         assert ours.do(what) == theirs.do(what), what
         expected = ours.state(with_counts=with_counts)
-        deadline = time.monotonic() + 2
+        deadline = time.monotonic() + 20
         # RabbitMQ's queues deliver, and pass dead letters to each other, in their own time.
         while theirs.state(with_counts=with_counts) != expected:
             assert time.monotonic() < deadline, (what, expected, theirs.state(with_counts=with_counts))

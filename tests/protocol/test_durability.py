@@ -135,7 +135,7 @@ def test_names_cannot_forge_the_log(process: BrokerProcess) -> None:
     connection = connect(process)
     with pytest.raises(ConnectionClosedByBroker):
         connection.channel().exchange_declare("x", "no\n2026-01-01 \x1b[31mforged")
-    until = time.monotonic() + 5
+    until = time.monotonic() + 60
     while "forged" not in process.log:
         assert time.monotonic() < until
     assert "\\n2026-01-01 \\x1b[31mforged" in process.log
@@ -202,7 +202,7 @@ def test_kill_at_twenty_moments(process: BrokerProcess) -> None:
         publisher.join(seed.uniform(0.01, 0.15))
         process.kill()
         for worker in workers:
-            worker.join(10)
+            worker.join(60)
         number = publisher.number
         confirmed.update(publisher.confirmed)
         if consumer is not None:
@@ -228,5 +228,5 @@ def test_two_brokers_cannot_share_a_directory(process: BrokerProcess) -> None:
     with pytest.raises(AssertionError):
         second.start()
     assert second.process is not None
-    assert second.process.wait(5) == 1
+    assert second.process.wait(60) == 1
     connect(process).close()

@@ -93,7 +93,7 @@ def test_faults_of_stream_connections(vhost: Vhost, stream: RawStream) -> None:
         stream.socket.settimeout(0.2)
         with pytest.raises(TimeoutError):
             stream.next()
-    stream.socket.settimeout(5)
+    stream.socket.settimeout(60)
     assert stream.confirmed(1) == [0]
     with vhost.faults.refuse_connections(), pytest.raises(ConnectionRefusedError):
         RawStream(*stream.socket.getpeername())
@@ -193,6 +193,7 @@ def test_silence(vhost: Vhost) -> None:
             new.socket.sendall(b"AMQP\x00\x00\x09\x01")
             with pytest.raises(TimeoutError):
                 client.read(1)
+        client.socket.settimeout(60)
         client.expect(commands.Basic.QosOk)
         new.expect(commands.Connection.Start)
         assert client.read(8) == b"\x08\x00\x00\x00\x00\x00\x00\xce"
@@ -307,7 +308,7 @@ def test_lost_acks(vhost: Vhost, channel: BlockingChannel) -> None:
     channel.basic_publish("", "jobs", b"1")
     vhost.faults.lose_acks()
     seen = []
-    for method, _, _ in channel.consume("jobs", inactivity_timeout=5):
+    for method, _, _ in channel.consume("jobs", inactivity_timeout=60):
         seen.append(method.redelivered)
         channel.basic_ack(method.delivery_tag)
         if len(seen) == 2:

@@ -291,7 +291,7 @@ class Browser:
     """Asks, on a connection of its own or on the one before."""
 
     def __init__(self, url: str) -> None:
-        self._connection = http.client.HTTPConnection(url.partition("//")[2], timeout=20)
+        self._connection = http.client.HTTPConnection(url.partition("//")[2], timeout=60)
 
     def ask(self, method: str, path: str, body: object = None, *, on_same: bool = False) -> Answered:
         if not on_same:
@@ -365,7 +365,7 @@ def connected(broker: TestBroker, api: Api, names: dict[str, str]) -> pika.Block
         pika.URLParameters(f"amqp://{name}:secret@{parts.netloc.split('@')[1]}/{name}")
     )
     connection.channel()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         connection.process_data_events(0.01)
         channels, opened = api("GET", f"vhosts/{name}/channels")[1], api("GET", f"connections/username/{name}")[1]

@@ -285,6 +285,6 @@ def test_an_operator_can_close_a_connection(channel: BlockingChannel, api: Api, 
 
     with pytest.raises(pika.exceptions.ConnectionClosedByBroker) as closed:
         # RabbitMQ's management hears of a connection a little after its client does.
-        take.until(close_all, timeout=20)
+        take.until(close_all)
     text = "CONNECTION_FORCED - Closed via management plugin"
     assert (closed.value.reply_code, closed.value.reply_text) == (320, text)

@@ -31,7 +31,7 @@ def process(tmp_path: Path) -> Iterator[BrokerProcess]:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -94,7 +94,7 @@ def test_publishers_wait_until_there_is_room(process: BrokerProcess, kind: str) 
     until(lambda: disk_alarm(process))
     assert publishing.confirmed < 50
     free_disk(process)
-    publishing.join(15)
+    publishing.join(60)
     assert publishing.confirmed == 100
     assert not disk_alarm(process)
     assert depth(process, kind) == 100
@@ -148,7 +148,7 @@ def test_nothing_confirmed_is_lost_when_it_is_killed(process: BrokerProcess) -> 
     publishing = Publishing(process, 100)
     until(lambda: disk_alarm(process))
     process.kill()
-    publishing.join(15)
+    publishing.join(60)
     process.start()
     assert depth(process) == publishing.confirmed
 
@@ -164,7 +164,7 @@ def test_consumers_go_on(process: BrokerProcess) -> None:
         method, _, _ = consuming.basic_get("q")
         consuming.basic_ack(method.delivery_tag)
     free_disk(process)
-    publishing.join(15)
+    publishing.join(60)
     process.kill()
     process.start()
     assert 50 < depth(process) < 100

@@ -15,7 +15,7 @@ from tests.protocol.hostile_inputs import AmqpInputs, Inputs, StreamInputs
 from tests.protocol.hostile_requests import LOGIN, Sender
 from tests.siege import Beside, throw
 
-INPUTS = 10_000 if IN_CI else 1_000
+INPUTS = 10_000 if IN_CI else 300
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_malformed_inputs(tmp_path: Path, inputs: Inputs) -> None:
             if number % 500 == 0:
                 beside.check()
         api = Api(process.management_url)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while (totals := api("GET", "overview")[1]["object_totals"])["connections"] != 2:
             assert time.monotonic() < deadline, totals
         assert totals["channels"] == 1
@@ -60,7 +60,7 @@ def test_an_answer_to_head_has_no_body(tmp_path: Path, path: str) -> None:
     """Neither one that is an error."""
     with BrokerProcess(tmp_path, "--in-memory", "--management-port", "0") as process:
         address = urlsplit(process.management_url)
-        with socket.create_connection((address.hostname, address.port), timeout=10) as client:
+        with socket.create_connection((address.hostname, address.port), timeout=60) as client:
             login = "" if "login=no" in path else f"authorization: {LOGIN['authorization']}\r\n"
             client.sendall(f"HEAD /api/{path} HTTP/1.1\r\nconnection: close\r\n{login}\r\n".encode())
             answer = b"".join(iter(lambda: client.recv(65_536), b""))

@@ -177,7 +177,7 @@ def test_queues_list_what_applies(
         queue = api("GET", f"queues/{vhost}/jobs")[1]
         return {name: queue.get(name) for name in expected} == expected
 
-    take.until(listed, timeout=10)
+    take.until(listed)
     policy = {
         "vhost": vhost,
         "name": "jobs",

@@ -272,7 +272,7 @@ def test_listed(channel: BlockingChannel, take: Take, api: Api, vhost: str) -> N
     def listed() -> dict[str, Any]:
         return dict(api("GET", f"queues/{vhost}/s")[1])
 
-    take.until(lambda: listed().get("messages") == 3, timeout=15)
+    take.until(lambda: listed().get("messages") == 3)
     queue = listed()
     assert (queue["type"], queue["messages_ready"], queue["messages_unacknowledged"]) == ("stream", 3, 0)
 

@@ -68,11 +68,11 @@ def test_all_protocols(broker: EmbeddedBroker, amqp_tls: Authority) -> None:
 
 def test_a_client_without_tls(broker: EmbeddedBroker, amqp_tls: Authority, caplog: pytest.LogCaptureFixture) -> None:
     """It is refused with one line in the log, and nobody else is disturbed; so is one that does not trust us."""
-    with caplog.at_level(logging.WARNING), socket.create_connection(port_of(broker, "amqp/ssl"), timeout=5) as plain:
+    with caplog.at_level(logging.WARNING), socket.create_connection(port_of(broker, "amqp/ssl"), timeout=60) as plain:
         plain.sendall(b"AMQP\x00\x00\x09\x01")
         assert plain.recv(1) == b""
         with pytest.raises(OSError, match="CERTIFICATE_VERIFY_FAILED"):
-            urllib.request.urlopen(broker.urls["https"], timeout=5)
+            urllib.request.urlopen(broker.urls["https"], timeout=60)
         with connection(broker, amqp_tls):
             pass
     said = [record.getMessage() for record in caplog.records if record.name == "mqtool.broker.embedded"]
@@ -136,11 +136,11 @@ def test_both_families(host: str) -> None:
         for protocol in ("amqp", "http"):
             _, port = port_of(broker, protocol)
             for address in ("127.0.0.1", "::1"):
-                socket.create_connection((address, port), timeout=5).close()
+                socket.create_connection((address, port), timeout=60).close()
         with broker.faults.refuse_connections():
             for address in ("127.0.0.1", "::1"):
                 with pytest.raises(ConnectionRefusedError):
-                    socket.create_connection((address, broker.port), timeout=5)
+                    socket.create_connection((address, broker.port), timeout=60)
         with pika.BlockingConnection(pika.URLParameters(broker.url)):
             pass
         with pytest.raises(OSError, match="in use"):

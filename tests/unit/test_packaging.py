@@ -73,6 +73,7 @@ def test_the_public_interface_changes_only_with_the_changelog() -> None:
         ("import mqtool.broker.embedded.pytest_plugin; sys.exit('imported')", "imported"),
     ],
 )
+@pytest.mark.sampled(1)
 def test_windows_is_refused_in_a_sentence(program: str, refusal: str) -> None:
     """Neither the command line nor the broker runs there. pytest does, in a project that has mqtool installed."""
     # The standard library is imported as on this system.
