@@ -27,7 +27,7 @@ def test_what_does_not_match_stays(shell: Shell, broker: TestBroker, queue_type:
     wait_until(lambda: depth(broker, "jobs") == 198, "the others back")
     late = shell.run(*receive, "headers.n<2", "-c", "3", "--idle-timeout", IDLE)
     assert (late.stdout, late.code) == ("0\n1\n", 124)
-    assert "with 2 of 3 received" in late.stderr
+    assert ": 2 of 3 received" in late.stderr
     wait_until(lambda: depth(broker, "jobs") == 196, "the others back")
     rest = shell.run("mqtool", "receive", "-q", "jobs", "--queue-type", queue_type, "--raw", "-c", "196")
     assert rest.stdout.split() == [str(number) for number in range(200) if number not in (0, 1, 3, 150)]
