@@ -71,7 +71,7 @@ def connecting(error: BaseException, address: Address) -> MqtoolError:
     if isinstance(cause, exceptions.ProbableAccessDeniedError | exceptions.ConnectionClosedByBroker):
         return _open_refused(address, cause)
     if isinstance(cause, exceptions.IncompatibleProtocolError | exceptions.AMQPConnectionError):
-        return _not_amqp(address)
+        return not_amqp(address)
     return Unavailable(f"cannot connect to {where}: {_plain(cause)}", _START_A_BROKER)
 
 
@@ -135,9 +135,10 @@ def _plain(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _not_amqp(address: Address) -> MqtoolError:
+def not_amqp(address: Address, version: str = "0-9-1") -> MqtoolError:
+    """The error for a server of another protocol, such as HTTP."""
     return Unavailable(
-        f"{address.host}:{address.port} accepted the connection, but what answers there is not an AMQP 0-9-1 broker",
+        f"{address.host}:{address.port} accepted the connection, but is not an AMQP {version} broker",
         "use amqps:// if the port speaks TLS; 15672 is the management page's port, AMQP's is 5672"
         if not address.tls
         else "check the port: AMQP's with TLS is usually 5671",

@@ -135,7 +135,7 @@ class LinkSession(ManagedTopology):
         self._links.retrying(lambda: self._links.attach(receiver))
         self._links.give_credit(receiver)
         for name in receiver.ignored_filters:
-            self._notice(f"the broker ignores the filter {name}: it has none, or not for this queue")
+            self._notice(f"the broker ignores the filter {name}: it is not valid, or not for this queue")
         return receiver
 
     def acknowledge(self, *deliveries: Delivery) -> None:

@@ -77,7 +77,11 @@ class Transport:
                 raise pika_errors.connecting(error, address) from error
             if logged_in_before:
                 raise Unavailable(f"{address.host}:{address.port} closed the connection before it was open") from error
-            raise (vhost_refused if self._is_past_login else not_amqp10)(address) from error
+            if self._is_past_login:
+                raise vhost_refused(address) from error
+            if isinstance(error, ValueError):
+                raise not_amqp10(address) from error
+            raise pika_errors.not_amqp(address, "1.0") from error
         self.frame_max = max(_FRAME_MIN, min(opened.max_frame_size or _FRAME_MAX, _FRAME_MAX))
         self.properties = {str(key): value for key, value in (opened.properties or {}).items()}
         self._send_within = (opened.idle_time_out or 0) / 3000  # a third of the broker's limit, in seconds
@@ -135,8 +139,8 @@ class Transport:
 
     def _exchange_headers(self, header: bytes) -> None:
         self._socket.sendall(header)
-        if self._read_exactly(len(header)) != header:
-            raise ValueError("another protocol")
+        if (answer := self._read_exactly(len(header))) != header:
+            raise ValueError("another version") if answer.startswith(b"AMQP") else ConnectionError("another protocol")
 
     def _read_performative(self) -> Any:
         size, offset, _kind, _channel = FRAME_HEADER.unpack(self._read_exactly(FRAME_HEADER.size))

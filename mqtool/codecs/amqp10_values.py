@@ -92,8 +92,8 @@ _TEXTS: dict[int, _Decoder] = {
 _SIZE = struct.Struct(">I")
 _SIZES = struct.Struct(">II")
 
-#: The maximum number of array items that take no bytes, such as `true`.
-_MOST_EMPTY = 4096
+#: The maximum number of items in an array whose items take no bytes, such as `true`. A frame can contain many arrays.
+_MOST_EMPTY = 16
 
 
 def decode(data: bytes, offset: int = 0, depth: int = MAX_DEPTH) -> tuple[Any10, int]:

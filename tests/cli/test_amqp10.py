@@ -129,10 +129,12 @@ def test_outcomes(shell: Shell) -> None:
         (["send", "--user", "nobody", "x"], 77, "refused the login of user 'nobody'"),
         (["send", "--vhost", "nope", "x"], 77, "cannot open vhost 'nope'"),
         (["send", "--protocol", "amqp3", "x"], 2, "'amqp3' is not one of 'amqp0.9.1', 'amqp1.0'"),
+        (["send", "--url", "{management}", "x"], 69, "accepted the connection, but is not an AMQP 1.0 broker"),
     ],
 )
-def test_refused_in_one_sentence(shell: Shell, command: list[str], code: int, says: str) -> None:
-    told = shell.run("mqtool", *command)
+def test_refused_in_one_sentence(shell: Shell, broker: TestBroker, command: list[str], code: int, says: str) -> None:
+    management = broker.management.replace("http:", "amqp:")
+    told = shell.run("mqtool", *(each.format(management=management) for each in command))
     assert (told.code, told.stdout) == (code, "")
     assert says in told.stderr
     assert "Traceback" not in told.stderr

@@ -161,7 +161,7 @@ NO_BROKER = [
     Case("send x -u amqp://{closed},amqp://{closed}", 69, "no broker answers at {closed}", "mqtool broker up"),
     Case("send x -u amqp://{closed} --wait 200ms", 124, "no broker within 0.2 s", "mqtool broker up"),
     Case("wait -u amqp://{closed} --timeout 200ms", 124, "no broker within 0.2 s", "mqtool broker up"),
-    Case("send x -u amqp://{http}", 69, "{http} accepted the connection, but what answers there is not an AMQP"),
+    Case("send x -u amqp://{http}", 69, "{http} accepted the connection, but is not an AMQP 0-9-1 broker"),
     Case("send x -u amqp://{quiet}/?connection_timeout=500", 69, "{quiet} accepted the connection but did not answer"),
     Case("send x -u amqps://{quiet}/?connection_timeout=500", 69, "{quiet}"),
     Case("send x -u amqps://{http}", 69, "{http} does not speak TLS", "amqp:// for a plain port"),

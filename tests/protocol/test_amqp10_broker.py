@@ -22,6 +22,7 @@ from tests.protocol.raw_amqp10 import (
     ACCEPTED,
     AMQP_HEADER,
     CLOSE,
+    DETACH,
     DISPOSITION,
     FLOW,
     INIT,
@@ -210,6 +211,22 @@ def test_a_certificate_instead_of_a_password(amqp_tls: Authority, user: str) -> 
             assert user in [each["user"] for each in api("GET", "connections")[1]]
         with LinkSession([without_user._replace(names_user=True)], tls=files):
             assert "guest" in [each["user"] for each in api("GET", "connections")[1]]
+
+
+def test_long_names_of_links_count_as_memory() -> None:
+    """Until the links are detached. A client whose links take too much memory is closed like any other."""
+    with (
+        EmbeddedBroker(like="4.3", management_port=0, memory_limit=1_000_000) as broker,
+        RawAmqp10(broker.url) as client,
+    ):
+        api = Api(str(broker.management_url))
+        for handle in range(20):
+            client.attach_sender(None, handle=handle, name=f"{handle}{'x' * 60_000}")
+        assert api("GET", "nodes")[1][0]["mem_alarm"]
+        for handle in range(20):
+            client.send(DETACH, UInt32(handle), True)
+            client.expect(DETACH)
+        assert not api("GET", "nodes")[1][0]["mem_alarm"]
 
 
 def test_the_firehose(broker: EmbeddedBroker, queue: str) -> None:

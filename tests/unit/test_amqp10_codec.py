@@ -46,6 +46,7 @@ def test_damaged_values_are_value_errors():
         b"\x00",
         b"\xd0\xff\xff\xff\xff\x00\x00\x00\x01",
         b"\xf0\x00\x00\x00\x05\xff\xff\xff\xff\x41",  # four billion times true
+        b"\xf0\x00\x00\x00\x05\x00\x00\x10\x00\x45",  # 4096 lists in 10 bytes: a frame of them would be gigabytes
         b"\xc1\x02\x01\x40",
         b"\xc1\x03\x02\x45\x40",
         b"\x00" * 1000,

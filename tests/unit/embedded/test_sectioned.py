@@ -284,6 +284,8 @@ def test_a_stored_message_is_the_same_when_read_back() -> None:
          '{reserved_annotation_key,{symbol,<<"a">>}}'),
         (Amqp10Message(delivery_annotations={ULong(5): 1}, body=data_section(b"")).encode(),
          "{reserved_annotation_key,{ulong,5}}"),
+        (Amqp10Message(application_properties={"a": "x" * 2**20}, body=data_section(b"")).encode(),
+         "sections before the"),
     ],
 )  # fmt: skip
 def test_a_malformed_message_is_refused(payload: bytes, reason: str) -> None:

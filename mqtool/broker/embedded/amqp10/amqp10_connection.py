@@ -132,7 +132,7 @@ class Connection10(Amqp10Socket):
             raise ConnectionError10(DECODE_ERROR, f"cannot decode frame: {error}") from error
         session = self.sessions.get(channel)
         if self.state == "open" and session is not None and not isinstance(performative, Open | Close):
-            session.receive(performative, body[end:])
+            session.receive(performative, body[end:], end)
         elif isinstance(performative, Close) and self.state != "login":
             self._close_received()
         elif self.state == "open" and not isinstance(performative, Open):

@@ -59,13 +59,18 @@ class Session(SessionState):
         self.incoming: dict[int, IncomingLink] = {}
         self.outgoing: dict[int, OutgoingLink | ReplyLink] = {}
         self.management = ManagementLinks(self)
+        self._sizes: dict[int, int] = {}
         self.handle_max = HANDLE_MAX if begin.handle_max is None else min(begin.handle_max, HANDLE_MAX)
         self.send_begin(self.handle_max)
 
-    def receive(self, performative: Any, payload: bytes) -> None:
-        """Handle a frame. On an error, detach the link or end the session."""
+    def receive(self, performative: Any, payload: bytes, size: int) -> None:
+        """Handle a frame. On an error, detach the link or end the session.
+
+        Args:
+            size: the size of the encoded performative, in bytes.
+        """
         try:
-            self._receive(performative, payload)
+            self._receive(performative, payload, size)
         except LinkError as error:
             if isinstance(error, DetachError) or self.vhost.profile.detaches_links:
                 self.detach(performative.handle, error.error)
@@ -76,7 +81,7 @@ class Session(SessionState):
         except AmqpException as error:
             self.end(SessionError(*condition_of(error)).error)
 
-    def _receive(self, performative: Any, payload: bytes) -> None:
+    def _receive(self, performative: Any, payload: bytes, size: int) -> None:
         match performative:
             case Transfer():
                 self._transfer(performative, payload)
@@ -85,7 +90,7 @@ class Session(SessionState):
             case Flow():
                 self._flow(performative)
             case Attach():
-                self._attach(performative)
+                self._attach(performative, size)
             case Detach():
                 self._detach(performative)
             case End():
@@ -190,7 +195,8 @@ class Session(SessionState):
         for queue, entries in returned.items():
             queue.requeue(entries, why)
 
-    def _attach(self, attach: Attach) -> None:
+    def _attach(self, attach: Attach, size: int) -> None:
+        """Attach a link. It keeps its name and its filters, so the size of its frame counts as memory."""
         handle = attach.handle
         if handle > self.handle_max:
             raise SessionError(
@@ -200,6 +206,8 @@ class Session(SessionState):
             raise SessionError(HANDLE_IN_USE, f"handle {handle} is already associated with a link")
         try:
             check_attach(attach)
+            self._sizes[handle] = size
+            self.connection.add_held_bytes(size)
             if self.management.attach(attach):
                 return
             if attach.role == SENDER:
@@ -213,9 +221,13 @@ class Session(SessionState):
                 self.send(answer)
                 outgoing.start()
         except LinkError as error:
+            self._release(handle)
             if not self.vhost.profile.detaches_links:
                 raise
             self._refuse(attach, error.error)
+
+    def _release(self, handle: int) -> None:
+        self.connection.add_held_bytes(-self._sizes.pop(handle, 0))
 
     def _refuse(self, attach: Attach, error: Error) -> None:
         """Answer with a link without a terminus, then detach it with the error."""
@@ -246,6 +258,7 @@ class Session(SessionState):
 
     def _remove(self, handle: int) -> bool:
         """Remove a link; return False if there is none. Its unsettled deliveries are requeued."""
+        self._release(handle)
         incoming = self.incoming.pop(handle, None)
         if incoming is not None:
             incoming.stop()
@@ -301,5 +314,6 @@ class Session(SessionState):
         self.incoming.clear()
         deliveries, self.unsettled = self.unsettled, {}
         self._requeue(deliveries.values(), Why.LOST)
-        self.connection.add_held_bytes(-sum(map(len, self.backlog)))
+        self.connection.add_held_bytes(-sum(map(len, self.backlog)) - sum(self._sizes.values()))
         self.backlog.clear()
+        self._sizes.clear()

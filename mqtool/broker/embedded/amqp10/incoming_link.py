@@ -53,8 +53,7 @@ class _Partial:
     def __init__(self, delivery_id: int, *, settled: bool) -> None:
         self.delivery_id = delivery_id
         self.settled = settled
-        self.parts: list[bytes] = []
-        self.size = 0
+        self.data = bytearray()
 
 
 class _Undeliverable(Exception):
@@ -127,21 +126,20 @@ class IncomingLink:
             partial = self._partial = _Partial(transfer.delivery_id, settled=bool(transfer.settled))
         else:
             _check_continuation(transfer, partial)
-        partial.size += len(payload)
-        limit = self.session.vhost.profile.largest_message
-        if partial.size > limit:
+        size, limit = len(partial.data) + len(payload), self.session.vhost.profile.largest_message
+        if size > limit:
             self._drop()
-            raise SessionError(TOO_LARGE, f"message size ({partial.size} bytes) > maximum message size ({limit} bytes)")
+            raise SessionError(TOO_LARGE, f"message size ({size} bytes) > maximum message size ({limit} bytes)")
         if transfer.aborted:
             self._drop()
             return
         if transfer.more:
-            partial.parts.append(payload)
+            partial.data += payload
             self.session.connection.add_held_bytes(len(payload))
             return
         if self.credit <= 0:
             raise DetachError(TRANSFER_LIMIT)
-        whole = b"".join([*partial.parts, payload]) if partial.parts else payload
+        whole = bytes(partial.data + payload) if partial.data else payload
         self._drop()
         self._check_modes(transfer, settled=partial.settled)
         self._publish(partial, whole, transfer.delivery_tag or b"")
@@ -149,7 +147,7 @@ class IncomingLink:
     def _drop(self) -> None:
         """Forget a message that is not complete."""
         if self._partial is not None:
-            self.session.connection.add_held_bytes(-sum(map(len, self._partial.parts)))
+            self.session.connection.add_held_bytes(-len(self._partial.data))
             self._partial = None
 
     def _check_modes(self, transfer: Transfer, *, settled: bool) -> None:

@@ -36,6 +36,8 @@ from mqtool.codecs.field_tables import UInt32
 
 _EXCHANGE, _KEY, _CC = Symbol("x-exchange"), Symbol("x-routing-key"), Symbol("x-cc")
 
+#: The maximum size of the sections before the body, in bytes: decoding 16 MiB of them would take seconds.
+_LONGEST_HEAD = 1024 * 1024
 #: Sections before the body that are shorter than this are cached: publishers repeat them.
 _CACHED = 512
 _MOST_CACHED = 1024
@@ -173,6 +175,8 @@ def _parse(payload: bytes, *, strict: bool) -> Sections:
             break
         starts[code] = position
         position = find(payload, value).end
+        if position > _LONGEST_HEAD:
+            raise NotAMessage(f"sections before the body are longer than {_LONGEST_HEAD} bytes")
         if code == HEADER:
             header = payload[starts[code] : position]
         elif code == DELIVERY_ANNOTATIONS and strict:
