@@ -126,13 +126,17 @@ class Channel(ChannelListener):
         """
         return int(self.ask(administration.declare_request(Queue(queue), passive=True)).method.message_count)
 
-    def ask(self, request: Request) -> Any:
+    def ask(self, request: Request, within: float | None = None) -> Any:
         """Make any request, and return the broker's reply. The request is not repeated after a later reconnection.
 
+        Args:
+            within: the number of seconds to wait for the reply; None for any.
+
         Raises:
+            NotConfirmed: the broker has not replied in time.
             MqtoolError: the broker refuses the request.
         """
-        return self.reopening.retrying(lambda: self.reopening.checked(request))
+        return self.reopening.retrying(lambda: self.reopening.checked(request, within))
 
     # Publisher.
 
@@ -215,13 +219,18 @@ class Channel(ChannelListener):
             raise
         return consumer
 
-    def get(self, queue: str) -> Delivery | None:
+    def get(self, queue: str, within: float | None = None) -> Delivery | None:
         """Get one message, unacknowledged, with basic.get; None if the queue is empty.
+
+        Args:
+            within: see ask().
 
         Raises:
             NotFound: the queue does not exist.
         """
-        got = self.ask(lambda pika, done: pika.basic_get(queue, lambda _channel, *got: done((self._epoch, *got))))
+        got = self.ask(
+            lambda pika, done: pika.basic_get(queue, lambda _channel, *got: done((self._epoch, *got))), within
+        )
         if got is None:
             return None
         epoch, method, properties, body = got

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import Any, TypeVar
@@ -12,7 +13,7 @@ from pika.channel import Channel as PikaChannel
 
 from mqtool.amqp import pika_errors
 from mqtool.amqp.administration import Request
-from mqtool.errors import Unavailable
+from mqtool.errors import NotConfirmed, Unavailable
 
 T = TypeVar("T")
 
@@ -140,10 +141,14 @@ class Requests:
         left, self.pika = self.pika, None
         return left
 
-    def make(self, request: Request) -> Any:
+    def make(self, request: Request, within: float | None = None) -> Any:
         """Make a request, and return the broker's reply.
 
+        Args:
+            within: the number of seconds to wait for the reply; None for any.
+
         Raises:
+            NotConfirmed: the broker has not replied in time.
             pika.exceptions.AMQPError: the broker closed the channel because of the request, or the connection is lost.
             Unavailable: the command must stop, and the broker does not reply.
             MqtoolError: the request cannot be encoded.
@@ -166,7 +171,10 @@ class Requests:
 
         with self._one_at_a_time:
             self._io.run(start)
+            deadline = None if within is None else time.monotonic() + within
             while not wait([answer], CHECK_INTERVAL).done:
+                if deadline is not None and time.monotonic() > deadline:
+                    raise NotConfirmed(f"the broker did not reply within {within:g} s")
                 if why := self._hopeless():
                     raise Unavailable(f"stopped: {why}")
             return answer.result()

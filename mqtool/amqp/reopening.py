@@ -250,15 +250,18 @@ class ReopeningChannel:
         if self.failure is not None:
             raise self.failure
 
-    def checked(self, request: Request) -> Any:
+    def checked(self, request: Request, within: float | None = None) -> Any:
         """Make a request. If the broker refuses it and closes the channel, reopen the channel and raise the error.
+
+        Args:
+            within: see Requests.make().
 
         Raises:
             MqtoolError: the broker refuses the request.
             pika.exceptions.AMQPError: the connection is lost.
         """
         try:
-            return self.requests.make(request)
+            return self.requests.make(request, within)
         except exceptions.ChannelClosedByBroker as error:
             if self._opener != threading.get_ident():  # else open() is running, and fails
                 self._open_after_refusal()

@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from mqtool.amqp import Connection
+from mqtool.errors import NotConfirmed, Unavailable
 from mqtool.message import Delivery, Message
+from mqtool.spelling import pasteable
 
 #: The header of a held message with what would change its way: exchange, routing key, expiration, priority, CC and BCC.
 _HEADER = "mqtool-convert"
@@ -13,6 +16,8 @@ _SETTINGS = ("expiration", "priority")
 _COPIES = ("CC", "BCC")
 #: Headers that the broker adds to a delivery.
 _COUNTS = ("x-delivery-count", "x-acquired-count")
+#: Seconds to wait for the leader of a quorum queue.
+_LEADER = 15.0
 
 
 class HeldMessages:
@@ -65,3 +70,27 @@ class HeldMessages:
             properties["user_id"] = None
             self.users += 1
         return Message(delivery.body, key, exchange, properties, delivery.message_id)
+
+
+def check_leader(connection: Connection, queue: str, then: str) -> None:
+    """Check that a quorum queue answers. Without a leader, it does not, and confirms no message.
+
+    Args:
+        then: the command to go on with once the queue is deleted.
+
+    Raises:
+        Unavailable: it does not answer.
+    """
+    asking = connection.channel()
+    try:
+        if not asking.depth_of(queue):  # without a leader, it is 0
+            asking.get(queue, within=_LEADER)
+    except NotConfirmed as error:
+        raise Unavailable(
+            f"quorum queue {queue!r} has no leader",
+            "start the nodes that are down; or, if RabbitMQ was killed just after it had declared the queue, the queue "
+            f"is empty, and can only be deleted: {pasteable('queue delete', queue)}, then {then}",
+        ) from error
+    finally:
+        if asking.is_open:
+            asking.close()  # which requeues a message that has come meanwhile

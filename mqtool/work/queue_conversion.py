@@ -36,7 +36,7 @@ from mqtool.management.api_client import Json
 from mqtool.spelling import counted, pasteable
 from mqtool.topology import Binding, Exchange, Queue
 from mqtool.work.conversion_plan import PLAN, Definition, Plan, bindings_of, view_of
-from mqtool.work.held_messages import HeldMessages
+from mqtool.work.held_messages import HeldMessages, check_leader
 
 #: Seconds to wait until the clients of a queue are gone: a broker needs a moment to notice that one was killed.
 _PATIENCE, _LOOK = 20.0, 0.05
@@ -196,6 +196,8 @@ class Conversion:
         channel.declare(Exchange(names.through, "fanout", durable=True, arguments=alternate))
         channel.declare(Exchange(names.back, "fanout", durable=True))
         time.sleep(self._young)
+        for holder in (names.held, names.meanwhile):
+            self._check_leader(holder, "convert")
 
     def _take_out(self, *, undo: bool) -> Iterator[int]:
         """Move all messages to the holding queue, and replace the queue by one with the new definition."""
@@ -269,6 +271,7 @@ class Conversion:
 
     def _bring_back(self) -> Iterator[int]:
         name, names = self._plan.queue, self._names
+        self._check_leader(name, "convert --resume")
         if not self._leads(names.back):
             self._channel.bind(Queue(name), Exchange(names.back))
         if not self._leads(names.through):
@@ -330,6 +333,11 @@ class Conversion:
                 channel.close()
         if self._connection.stopping:
             raise Stopped
+
+    def _check_leader(self, queue: str, then: str) -> None:
+        view = view_of(self._api, self._vhost, queue)
+        if view is not None and view.get("type") == "quorum":
+            check_leader(self._connection, queue, pasteable(f"queue {then}", self._plan.queue))
 
     def _wait_for_clients(self, queue: str) -> None:
         """Wait until no client consumes from a queue: the unacknowledged messages of one that was killed are then back.

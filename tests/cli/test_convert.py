@@ -18,7 +18,7 @@ from mqtool.errors import MqtoolError, Unavailable
 from mqtool.management import Management
 from mqtool.message import Delivery, Message
 from mqtool.topology import Exchange, Queue
-from mqtool.work import conversion_plan
+from mqtool.work import conversion_plan, held_messages
 from mqtool.work.queue_conversion import Conversion, Tally
 from tests.brokers import Restartable, TestBroker, large, on_any_broker, own_broker
 from tests.cli.shell import Shell, wait_until
@@ -28,12 +28,17 @@ COUNT = 20
 
 
 class Killer(Proxy):
-    """A proxy that cuts all connections instead of forwarding the n-th frame of a client."""
+    """A proxy that cuts all connections instead of forwarding the n-th frame of a client.
+
+    Attributes:
+        dropped: methods that it does not forward.
+    """
 
     def __init__(self, target_port: int, at: int | None) -> None:
         super().__init__(target_port)
         self.seen = 0
         self.at = at
+        self.dropped: tuple[bytes, ...] = ()
         self.has_cut = False
 
     def count(self) -> None:
@@ -66,7 +71,8 @@ class Killer(Proxy):
                     if len(data) < size:
                         break
                     self.count()
-                    target.sendall(data[:size])
+                    if not data[:size].startswith(self.dropped, 7):
+                        target.sendall(data[:size])
                     data, is_first = data[size:], False
         except OSError:
             return
@@ -239,6 +245,22 @@ def test_killed_once(broker: TestBroker, kill_at: int) -> None:
         assert convert(broker) is not None
     assert kind_of(broker) == "quorum"
     check_all_is_there(broker)
+
+
+@on_any_broker
+def test_a_holding_queue_without_a_leader(broker: TestBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RabbitMQ was killed just after it had declared the queue: basic.get has no reply then. No message is moved."""
+    fill(broker)
+    monkeypatch.setattr(held_messages, "_LEADER", 0.3)
+    with Killer(broker.port, None) as killer:
+        killer.dropped = (struct.pack(">HH", 60, 70),)
+        address = parse_addresses(broker.url)[0]._replace(host="127.0.0.1", port=killer.port)
+        api = Management(broker.management, "guest", "guest")
+        with Connection([address]) as connection, pytest.raises(Unavailable, match="has no leader") as raised:
+            run(connection, api, broker.vhost, undo=False, to="quorum", at_once=3)
+    assert "mqtool queue delete jobs.mqtool-convert, then mqtool queue convert jobs" in str(raised.value.hint)
+    with Connection(parse_addresses(broker.url)) as connection:
+        assert connection.channel().depth_of("jobs") == COUNT
 
 
 @pytest.mark.parametrize("kill_at", range(30, 260, 60))
