@@ -237,6 +237,24 @@ def test_doctor_upgrade_looks_at_messages_if_asked_to(watcher: Shell, broker: Te
 
 
 @pytest.mark.differs_since("4.0", "it is 4.0 already")
+def test_doctor_upgrade_finds_messages_near_the_delivery_limit(watcher: Shell, broker: TestBroker) -> None:
+    """RabbitMQ 4.0 drops a message that is returned 20 times, unless the queue has a delivery limit."""
+    watcher.run("mqtool", "send", "-q", "jobs", "--queue-type", "quorum", "--durable", "x")
+    with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
+        channel = connection.channel()
+        for _ in range(15):
+            method = None
+            while method is None:  # a quorum queue has a returned message a moment later
+                method, _, _ = channel.basic_get("jobs")
+            channel.basic_nack(method.delivery_tag)
+    look = ("mqtool", "doctor", "--vhost", broker.vhost, "--upgrade", "4.3", "--peek", "1")
+    told = re.compile(
+        r"queue 'jobs' in vhost \S+ has a message that was returned 1\d times: since RabbitMQ 4.0, the de"
+    )
+    wait_until(lambda: told.search(watcher.run(*look).stdout) is not None, "the number of returns")
+
+
+@pytest.mark.differs_since("4.0", "it is 4.0 already")
 def test_doctor_upgrade_to_a_version_that_runs_already(watcher: Shell) -> None:
     """Nothing to report; and what is not a version is a usage error."""
     told = watcher.run("mqtool", "doctor", "--upgrade", "3.9")
