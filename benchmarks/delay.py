@@ -8,7 +8,9 @@ this. Takes about twelve minutes, on a machine that must do nothing else. The la
 mqtool-due; for the relay, which does not know when a message was published, less the time of publishing and the delay.
 The relay has had a message with each delay before, since the first one of each takes declarations.
 
-    python -m benchmarks.delay relay URL 10000 60    only the relay, at a broker: 10,000 messages in 60 s
+    python -m benchmarks.delay relay URL 10000 60      only the relay, at a broker: 10,000 messages with delays of up to
+                                                       60 s, as fast as they can be published
+    python -m benchmarks.delay relay URL 10000 30 500  500 messages a second, with delays of 20 to 30 s: 10,000 wait
 """
 
 import json
@@ -93,16 +95,26 @@ def cells(count: int, lasted: float, arrived: list[tuple[int, str]]) -> str:
     return f"{count / lasted:,.0f}/s | {early} | {lost} | {median:,} ms | {p99:,} ms | {late[-1]:,} ms"
 
 
-def measure_relay(url: str, count: int, longest: int) -> str:
-    """Publish messages to a relay, and receive them at the same time; return the cells of a row."""
+def measure_relay(url: str, count: int, longest: int, rate: int = 0) -> str:
+    """Publish messages to a relay, and receive them at the same time; return the cells of a row.
+
+    Args:
+        longest: the longest delay, in seconds.
+        rate: messages to publish in a second, whose delays are then at least two thirds of the longest; 0 for no limit.
+    """
     name, due = f"relayed-{count}-{longest}", Exchange(f"relayed-{count}-{longest}.relayed", "direct", durable=True)
     queue = Queue(name, durable=True, arguments={"x-queue-type": "quorum"})
-    delays = [max(1, longest * 1000 * number // (count - 1)) for number in range(count)]
+    least = longest * 1000 * 2 // 3 if rate else 0
+    delays = [max(1, least + (longest * 1000 - least) * number // (count - 1)) for number in range(count)]
     random.Random(7).shuffle(delays)
     dues: dict[str, float] = {}
 
-    def outgoing() -> Iterator[Message]:
+    def outgoing() -> Iterator[Message | None]:
+        began = time.time()
         for number, delay in enumerate(delays):
+            while rate and time.time() < began + number / rate:
+                yield None
+                time.sleep(0.001)  # a publisher that spins takes the processor from the broker
             dues[str(number)] = time.time() * 1000 + delay
             yield Message(str(number).encode(), name, name, {"headers": {"x-delay": delay}}, str(number))
 
@@ -161,6 +173,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["relay"]:
-        print(measure_relay(sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
+        print(measure_relay(sys.argv[2], *map(int, sys.argv[3:])))
     else:
         main()

@@ -35,6 +35,8 @@ _LOOK = 1.0
 _INTAKE = {"x-queue-type": "quorum", "x-delivery-limit": 2**31 - 1}
 #: The plugin's header, in milliseconds; it is negative once the delay is over.
 _X_DELAY = "x-delay"
+#: The header with the time of publication, in milliseconds since 1970, that RabbitMQ's interceptor sets.
+_PUBLISHED = "timestamp_in_ms"
 #: Headers that the broker or mqtool has added to a message that waited before.
 _NOT_THEIRS = {"x-delivery-count", "x-acquired-count", DUE, "mqtool-then"}
 #: Milliseconds after which a message is tried again that a queue has rejected, for example because it is full.
@@ -105,12 +107,22 @@ class Relay:
         target: publishes. Must not reconnect.
         user: the user that both are logged in as, who may not publish messages of other users.
         counts: to go on counting.
+        by_timestamps: delays begin at the time in the header timestamp_in_ms, if a message has it.
     """
 
     def __init__(
-        self, source: Channel, target: Channel, names: RelayNames, user: str, warn: Warn, counts: Counter[str]
+        self,
+        source: Channel,
+        target: Channel,
+        names: RelayNames,
+        user: str,
+        warn: Warn,
+        counts: Counter[str],
+        *,
+        by_timestamps: bool = False,
     ) -> None:
         self.counts = counts
+        self._by_timestamps = by_timestamps
         self._source = source
         self._target = target
         self._names = names
@@ -179,7 +191,10 @@ class Relay:
         message.properties = {**properties, "headers": headers or None}
         if not delay:
             return message
-        due = int(time.time() * 1000) + delay
+        began = now = int(time.time() * 1000)
+        if self._by_timestamps and isinstance(published := headers.get(_PUBLISHED), int):
+            began = min(published, now)
+        due = began + delay
         place = self._through.place(message, lambda: max(1, due - int(time.time() * 1000)))
         self._on_their_way[-1] = delivery, place.since + self._young
         told = {DUE: due, _X_DELAY: -delay} if _X_DELAY in headers else {DUE: due}

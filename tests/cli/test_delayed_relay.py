@@ -87,6 +87,24 @@ def test_messages_of_any_client(shell: Shell, broker: TestBroker) -> None:
     assert "3 delayed, 5 at once, 1 unroutable" in ended.stderr
 
 
+@on_any_broker
+def test_delays_begin_at_the_brokers_timestamp(shell: Shell, broker: TestBroker) -> None:
+    """A message that waited for a relay for an hour is not delayed by another hour; no timestamp, no difference."""
+    running = relay(shell, "--type", "topic", "--by-timestamps")
+    now = int(time.time() * 1000)
+    headers: list[dict[str, Any]] = [
+        {"x-delay": 3_600_000, "timestamp_in_ms": now - 3_600_000},
+        {"x-delay": 400, "timestamp_in_ms": now + 3_600_000},
+        {"x-delay": 400},
+    ]
+    messages = [Message(str(n).encode(), "jobs.x", "tasks", {"headers": each}) for n, each in enumerate(headers)]
+    with Connection(parse_addresses(broker.url)) as connection:
+        assert len(list(connection.channel().publish(messages))) == len(messages)
+    came = {line["body"]: datetime.fromisoformat(line["timestamp"]).timestamp() for line in received(shell, 3)}
+    assert min(came["1"], came["2"]) >= now / 1000 + 0.4
+    assert running.interrupt().wait().code == 0
+
+
 @pytest.mark.keeps_messages
 def test_relays_are_killed(shell: Shell, broker: TestBroker) -> None:
     """Several run, each is killed in the middle of its work, and another one goes on: no message is lost."""

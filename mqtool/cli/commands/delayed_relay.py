@@ -3,6 +3,7 @@
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -43,9 +44,8 @@ def relay(
     to: Annotated[
         str | None, Option(metavar="EXCHANGE", help="Exchange for due messages, instead of EXCHANGE.relayed")
     ] = None,
-    ready_file: Annotated[
-        Path | None, Option("--ready-file", metavar="FILE", help="Create FILE once the relay consumes")
-    ] = None,
+    by_timestamps: Annotated[bool, Option(help="Delays begin at the broker's timestamp_in_ms")] = False,
+    ready_file: Annotated[Path | None, Option(metavar="FILE", help="Create FILE once the relay consumes")] = None,
 ) -> None:
     """Delay messages of any client, as the delayed message plugin did.
 
@@ -55,6 +55,9 @@ def relay(
     A message is acknowledged once the broker has confirmed it in a wait queue. If the relay or the broker is killed, no
     message is lost, but some may arrive twice. Several relays may run for one exchange. Messages wait in EXCHANGE.relay
     while none runs.
+
+    A delay begins when the relay takes the message, or with --by-timestamps at the time in its header timestamp_in_ms,
+    which RabbitMQ 3.12 and later set if they are configured to (mqtool help delays).
     """
     if kind is not None and to is not None:
         raise UsageError("--type and --to cannot be combined", "the exchange that --to names has its own type")
@@ -62,17 +65,18 @@ def relay(
     names = RelayNames.of(exchange, kind or "direct", to)
     once, counts = access._replace(backoff=None), Counter[str]()
     delays: Iterator[float] = iter(())
+    new_relay = partial(
+        Relay, names=names, user=access.user, warn=output.warning, counts=counts, by_timestamps=by_timestamps
+    )
     relayed = -1
     try:
         while True:
             try:
                 with once.channels() as (source, target):
                     names.declare(target, keep_type=kind is None)
-                    relaying = Relay(source, target, names, access.user, output.warning, counts)
+                    relaying = new_relay(source, target)
                     if relayed < 0:
-                        _warn_of_bindings(access, names)
-                        output.status(f" [*] Relaying {exchange} to {names.out.name}. To exit press CTRL+C")
-                        output.create_ready_file(ready_file)
+                        _begin(access, names, ready_file)
                     else:
                         output.notice(f"connected again to {access.address}")
                     if counts.total() > relayed:
@@ -90,6 +94,12 @@ def relay(
     finally:
         if relayed >= 0:
             output.status(", ".join(f"{counts[what]:,} {what}" for what in ("delayed", "at once", "unroutable")))
+
+
+def _begin(access: Access, names: RelayNames, ready_file: Path | None) -> None:
+    _warn_of_bindings(access, names)
+    output.status(f" [*] Relaying {names.entrance.name} to {names.out.name}. To exit press CTRL+C")
+    output.create_ready_file(ready_file)
 
 
 def _is_stopped_within(seconds: float) -> bool:
