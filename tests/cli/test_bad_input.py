@@ -269,6 +269,7 @@ def run(case: Case, shell: Shell, places: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("case", COMMAND_LINE, ids=str)
+@pytest.mark.sampled(30)
 def test_a_bad_command_line(lonely_shell: Shell, case: Case) -> None:
     """It is said without asking a broker, as one sentence, with the usage error's code."""
     run(case, lonely_shell, {})
@@ -307,6 +308,7 @@ def places() -> Iterator[dict[str, str]]:
 
 
 @pytest.mark.parametrize("case", NO_BROKER, ids=str)
+@pytest.mark.sampled(5)
 def test_no_broker(lonely_shell: Shell, places: dict[str, str], case: Case) -> None:
     """It is said at once what is there instead of a broker."""
     run(case, lonely_shell, places)
@@ -320,6 +322,7 @@ def test_what_amqp_cannot_say(shell: Shell, broker: TestBroker, case: Case) -> N
 
 
 @pytest.mark.parametrize("case", BROKER, ids=str)
+@pytest.mark.sampled(8)
 def test_the_broker_refuses(shell: Shell, broker: TestBroker, connection: Connection, case: Case) -> None:
     """What the broker says reaches the user as one sentence with the documented code."""
     channel = connection.channel()

@@ -68,6 +68,7 @@ def _counted_by(broker: TestBroker, names: Sequence[str]) -> list[int]:
 
 
 @on_any_broker
+@large
 def test_the_report_fits_a_terminal(shell: Shell, broker: TestBroker) -> None:
     """A table, a histogram, and a line to quote, in 80 columns."""
     done = shell.run(
@@ -211,6 +212,7 @@ def test_several_runs(shell: Shell, broker: TestBroker) -> None:
         (["compare", "classic", "nothing"], "unknown context 'nothing'"),
     ],
 )
+@pytest.mark.sampled(8)
 def test_mistakes(tester: Shell, words: list[str], said: str) -> None:
     """One sentence and a hint, before anything is declared."""
     done = tester.run(*BENCH, *words)
@@ -262,6 +264,7 @@ class Meddler(Proxy):
         return delivery + held, b""
 
 
+@large
 def test_what_a_proxy_drops_doubles_and_swaps_is_counted_exactly(tester: Shell, own: EmbeddedBroker) -> None:
     """The broker has done its part, but not everything has arrived as it should: the exit code is 1."""
     with Meddler(own.port) as proxy:

@@ -215,7 +215,7 @@ def test_a_queue_gets_another_type(broker: TestBroker, before: str, after: str) 
 
 
 @pytest.mark.parametrize(("before", "after"), [("classic", "quorum"), ("quorum", "classic")])
-@pytest.mark.sampled(1)
+@large
 def test_killed_again_and_again(broker: TestBroker, before: str, after: str) -> None:
     """Each run is killed one frame or request later than the one before, until one comes to its end."""
     fill(broker, before)
@@ -392,6 +392,7 @@ def test_what_cannot_be_converted_is_told_before_anything_changes(managed: Shell
 
 
 @on_any_broker
+@large
 def test_undone_after_the_queue_was_replaced(managed: Shell, broker: TestBroker) -> None:
     """The conversion is finished first, then the queue is converted back."""
     fill(broker)

@@ -201,6 +201,7 @@ def like(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shell]:
         yield shell
 
 
+@pytest.mark.sampled(1)
 def test_redrives_are_counted_on_any_version(like: Shell) -> None:
     """A message that the broker dead-letters again and again, and attempts of a worker: neither relies on x-death."""
     like.run("mqtool", "queue", "declare", "jobs.dlq", "--queue-type", "classic")

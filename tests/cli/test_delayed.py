@@ -156,6 +156,7 @@ def test_auto_never_takes_the_plugin_to_a_quorum_queue(shell: Shell, plugin: boo
         assert ["warning: the plugin loses messages for a quorum queue" in text for text in told] == [True, False]
 
 
+@large
 def test_many_delayed_messages_may_be_more_than_the_broker_can_move(shell: Shell) -> None:
     """Said once, and not to somebody who sends a few."""
     for count, said in ((100, 0), (10_001, 1)):

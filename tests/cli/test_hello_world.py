@@ -29,6 +29,7 @@ def test_as_other_tools_call_it(shell: Shell, broker: TestBroker) -> None:
 @on_any_broker
 @pytest.mark.parametrize("command", ["send x", "receive -c 1", "new-task x", "worker -c 1", "worker -c 1 --exec true",
                                      "rpc-server -c 1", "receive-delayed -c 1"])  # fmt: skip
+@pytest.mark.sampled(2)
 def test_a_mistyped_queue_is_not_created(shell: Shell, command: str) -> None:
     """--no-declare: only queues that exist are used."""
     name, *rest = command.split()
@@ -41,6 +42,7 @@ def test_a_mistyped_queue_is_not_created(shell: Shell, command: str) -> None:
 
 @on_any_broker
 @pytest.mark.parametrize("command", ["receive -c 1", "worker -c 1", "worker -c 1 --exec true", "receive-delayed -c 1"])
+@pytest.mark.sampled(1)
 def test_receiving_creates_no_queue_by_a_mistyped_name(shell: Shell, broker: TestBroker, command: str) -> None:
     """It names the queue that was probably meant. With --declare, or a setting, the user wants a queue."""
     assert shell.run("mqtool", "send", "-q", "invoices", "x").code == 0

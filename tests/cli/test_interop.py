@@ -82,6 +82,7 @@ def leave(running: Running) -> None:
 @pytest.mark.once_on_rabbitmq("dialect")
 @every_dialect
 @whoever_is_first
+@pytest.mark.sampled(3)
 def test_send_and_receive(room: Room, first: str) -> None:
     """Tutorial 1: what is sent waits in the queue for a receiver of the other side, or finds it waiting."""
 
@@ -112,6 +113,7 @@ def test_send_and_receive(room: Room, first: str) -> None:
 
 
 @every_dialect_in_one_order
+@pytest.mark.sampled(2)
 def test_new_task_and_worker(room: Room, first: str) -> None:
     """Tutorial 2: tasks of either side, persistent, are done by workers of the other."""
 
@@ -147,6 +149,7 @@ def test_new_task_and_worker(room: Room, first: str) -> None:
 
 @pytest.mark.once_on_rabbitmq
 @every_dialect_in_one_order
+@pytest.mark.sampled(2)
 def test_fanout_logs(room: Room, first: str) -> None:
     """Tutorial 3: each receiver of either side gets the logs of both; one before anybody listens is lost."""
     emit = {"mqtool": lambda: room.mqtool("emit-log", "fanout"), "script": lambda: room.script("emit-fanout", "mine")}
@@ -168,6 +171,7 @@ def test_fanout_logs(room: Room, first: str) -> None:
 
 @pytest.mark.once_on_rabbitmq
 @every_dialect_in_one_order
+@pytest.mark.sampled(2)
 def test_direct_logs(room: Room, first: str) -> None:
     """Tutorial 4: each receiver gets the severities that it named, from both sides, and no other."""
     emit = {
@@ -195,6 +199,7 @@ def test_direct_logs(room: Room, first: str) -> None:
 
 @pytest.mark.once_on_rabbitmq
 @every_dialect_in_one_order
+@pytest.mark.sampled(2)
 def test_topic_logs(room: Room, first: str) -> None:
     """Tutorial 5: each receiver gets what matches its patterns, from both sides, once each, and nothing else."""
     emit = {
@@ -221,6 +226,7 @@ def test_topic_logs(room: Room, first: str) -> None:
 
 
 @every_dialect_in_one_order
+@pytest.mark.sampled(2)
 def test_rpc(room: Room, first: str) -> None:
     """Tutorial 6: a client of either side is answered by a server of the other, whichever declared the queue."""
 

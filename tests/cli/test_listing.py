@@ -12,7 +12,7 @@ from mqtool.broker import state
 from mqtool.inspection.listing import LISTINGS
 from mqtool.message import Message
 from mqtool.topology import Queue
-from tests.brokers import IN_CI, TestBroker, on_any_broker, rabbitmqctl
+from tests.brokers import IN_CI, TestBroker, large, on_any_broker, rabbitmqctl
 from tests.cli.shell import Running, Shell, wait_until
 from tests.cli.terminal import on_terminal
 
@@ -151,6 +151,7 @@ def test_columns_in_a_pipe(shell: Shell, listing: object) -> None:
     assert listed.stdout.splitlines() == ["true\t[/red]", "true\ta\\tb\\\\c"]
 
 
+@large
 def test_more_queues_than_a_page(
     connection: Connection, listing: Callable[..., list[dict[str, Any]]], shell: Shell
 ) -> None:
@@ -315,6 +316,7 @@ def test_who_may_not_is_told(kind: str, shell: Shell, listing: object) -> None:
         "worker --exec true --timeout 31m --idle-timeout 10ms",
     ],
 )
+@pytest.mark.sampled(6)
 def test_a_password_is_read_once(command: str, shell: Shell, broker: TestBroker, listing: object) -> None:
     """From stdin it can be read only once, however often the command has to log in."""
     (shell.directory / "saved").write_text("")

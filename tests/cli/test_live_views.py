@@ -54,6 +54,7 @@ class View:
         self.running.process.stdin.flush()
 
 
+@pytest.mark.sampled(1)
 def test_views_go_on_after_a_restart(restartable: Restartable, lonely_shell: Shell) -> None:
     """Meanwhile they show what they last knew, how old that is, and why. q ends them, and that is no failure."""
     shell = lonely_shell

@@ -14,7 +14,7 @@ import pytest
 
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.in_process import Vhost
-from tests.brokers import TestBroker, on_any_broker
+from tests.brokers import TestBroker, large, on_any_broker
 from tests.cli.shell import IDLE, Shell, wait_until
 from tests.cli.terminal import on_terminal
 from tests.cli.test_exec import depth
@@ -70,6 +70,7 @@ def test_nobody_receives_what_was_typed(shell: Shell, command: str, line: str) -
 
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize("command", ["send -q gone", "new-task -q gone", "send -e  -r gone"])
+@pytest.mark.sampled(2)
 def test_a_queue_that_is_deleted_while_lines_are_sent(shell: Shell, broker: TestBroker, command: str) -> None:
     """What it did not get counts as failed, and is kept; --no-mandatory is for those who do not care."""
     shell.run("mqtool", "queue", "declare", "gone")
@@ -151,6 +152,7 @@ def own_shell(lonely_shell: Shell, amqp_vhost: Vhost) -> Shell:
     return lonely_shell
 
 
+@large
 def test_an_interrupted_run_and_a_second_one_send_each_line(shell: Shell, broker: TestBroker) -> None:
     """Ctrl-C in the middle of a file: what was confirmed and what was kept are together the whole file."""
     (shell.directory / "lines").write_text(_numbers(100_000))

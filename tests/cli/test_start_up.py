@@ -84,6 +84,7 @@ def test_ctrl_c_while_python_imports_mqtool(lonely_shell: Shell) -> None:
     assert (ignoring.stderr, ignoring.code) == ("it went on\n", 1)
 
 
+@large
 def test_tls_verifies_in_a_process_of_its_own(lonely_shell: Shell, amqp_tls: Authority, tmp_path: Path) -> None:
     """A command verifies the broker's certificate, with no more than what a process of its own has loaded."""
     other = new_authority(tmp_path)

@@ -94,6 +94,7 @@ def test_an_interrupted_publisher_confirms_what_it_has_read(shell: Shell) -> Non
 
 
 @pytest.mark.parametrize("way", ["individual", "batch", "async"])
+@pytest.mark.sampled(1)
 def test_publisher_confirms_stop_at_the_first_signal(shell: Shell, way: str) -> None:
     """Ctrl-C ends the publishing; what was published is confirmed and counted."""
     count = ("-c", "10000000")

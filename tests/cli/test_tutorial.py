@@ -246,6 +246,7 @@ def test_an_interrupted_play_leaves_nothing_on_the_broker(shell: Shell, broker: 
 
 
 @pytest.mark.parametrize(("columns", "rows"), [(80, 24), (120, 40)])
+@pytest.mark.sampled(1)
 def test_panes_go_on_with_enter(lonely_shell: Shell, columns: int, rows: int) -> None:
     """On a terminal: nothing is typed before Enter, the screen from before comes back, and what was right stays."""
     watched = Watched(lonely_shell, columns, rows, "mqtool", "tutorial", "run", "hello-world")

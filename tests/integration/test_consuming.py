@@ -42,6 +42,7 @@ COUNTS = [
 
 
 @pytest.mark.parametrize(("count", "settings"), COUNTS, ids=str)
+@pytest.mark.sampled(6)
 def test_a_count_takes_exactly_so_many(broker: TestBroker, count: int, settings: dict[str, int]) -> None:
     """The messages after them were never delivered to us: not even a redelivered flag tells of us."""
     bodies = fill(broker, 700)

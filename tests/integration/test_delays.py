@@ -57,6 +57,7 @@ def received(channel: Channel, queue: Queue, count: int) -> list[Delivery]:
 
 
 @pytest.mark.parametrize("queue", [CLASSIC, QUORUM], ids=["classic", "quorum"])
+@pytest.mark.sampled(2)
 def test_none_early_and_none_lost(channel: Channel, publish: Publish, queue: Queue) -> None:
     """Many delays, sent in any order, all confirmed."""
     queue = channel.declare(queue)

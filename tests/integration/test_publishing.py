@@ -48,6 +48,7 @@ EVERY_PROPERTY: dict[str, Any] = {
 
 @pytest.mark.parametrize("size", [0, 1, 131_063, 131_064, 131_065, 1_000_000])
 @pytest.mark.parametrize("properties", [{}, EVERY_PROPERTY], ids=["bare", "every-property"])
+@pytest.mark.sampled(8)
 def test_our_frames_say_what_pikas_say(broker: TestBroker, size: int, properties: dict[str, Any]) -> None:
     """A message encoded by us arrives as the same one published through pika: body, properties, headers and types."""
     body = bytes(number % 251 for number in range(size))

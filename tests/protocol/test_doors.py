@@ -19,6 +19,7 @@ import pytest
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.http import http_server, route_table
 from mqtool.broker.embedded.http.http_server import MAX_CONNECTIONS
+from tests.brokers import large
 from tests.protocol.broker_process import BrokerProcess
 from tests.protocol.conftest import Api
 
@@ -258,6 +259,7 @@ def test_a_pattern_that_is_not_supported_is_refused(api: Api, pattern: str) -> N
     assert status == 400
 
 
+@large
 def test_a_long_list_does_not_stall_other_clients(tmp_path: Path) -> None:
     """While 5,000 queues are listed, requests on another connection are answered, many times a second."""
     with BrokerProcess(tmp_path, "--management-port", "0") as broker, ThreadPoolExecutor() as pool:
