@@ -28,20 +28,22 @@ from tests.cli.shell import Shell
 
 #: The server of preloaded commands, which ends when this does.
 _SERVER = pytest.StashKey["subprocess.Popen[bytes]"]()
-#: They take longest, mostly in CI, and begin each worker's share: if one of them began last, all would wait for it.
-_LONGEST = (
-    *("test_kill_node", "test_malformed_inputs", "test_the_broker_is_killed", "test_rabbitmqctl_tells_the_same"),
-    *("test_every_play_on_a_broker_that_is_named", "test_a_command_loads_by_itself"),
-    *("test_a_plugin_is_shown_when_it_is_enabled", "test_an_incident_is_played_again_on_a_broker_of_its_own"),
-    *("test_a_broker_in_docker_from_up_to_down", "test_restart_broker", "test_answers_that_are_not_read"),
-    *("test_a_cluster_of_private_nodes_from_up_to_down", "test_hostile_rows", "test_drop_connection"),
-    *("test_a_user_of_its_own", "test_hostile_requests", "test_a_cluster_in_docker_loses_a_node"),
-    *("test_several_runs", "test_a_broker_from_up_to_down", "test_an_interrupted_run_and_a_second_one_send_each_line"),
-    *("test_what_waits_outlives_a_broker_restart", "test_hints_about_options_name_the_command"),
+#: They start RabbitMQ nodes and take longest, in CI. The first worker begins with them: never two of them at a time.
+_WITH_NODES = {
+    *("test_kill_node", "test_the_broker_is_killed", "test_restart_broker", "test_a_broker_from_up_to_down"),
+    *("test_a_plugin_is_shown_when_it_is_enabled", "test_a_cluster_of_private_nodes_from_up_to_down"),
+    "test_a_broker_in_docker_from_up_to_down",
+}
+#: With them, the other workers begin: if one of them began last, all would wait for it.
+_LONGEST = {
+    *("test_malformed_inputs", "test_every_play_on_a_broker_that_is_named", "test_rabbitmqctl_tells_the_same"),
+    *("test_a_command_loads_by_itself", "test_an_incident_is_played_again_on_a_broker_of_its_own"),
+    *("test_answers_that_are_not_read", "test_hostile_rows", "test_drop_connection", "test_hostile_requests"),
+    *("test_several_runs", "test_an_interrupted_run_and_a_second_one_send_each_line"),
     *("test_so_does_a_stream_over_amqp_1_0", "test_views_go_on_after_a_restart", "test_a_page_can_be_pasted"),
     *("test_however_it_is_ended_nothing_goes_on_running", "test_dead_letters_of_others"),
-    "test_recipes_work_and_fit_on_a_screen",
-)
+    *("test_recipes_work_and_fit_on_a_screen", "test_hints_about_options_name_the_command"),
+}
 
 
 @pytest.fixture(scope="session")
@@ -147,15 +149,22 @@ def _sampled(items: list[pytest.Item]) -> set[pytest.Item]:
 
 def _longest_first(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
     """The same tests, so that each worker begins with some that take long: xdist gives each of them an equal part."""
-    named = {name: place for place, name in enumerate(_LONGEST)}
-    places = [(named.get(item.name.partition("[")[0], len(named)), item) for item in items]
-    longest = sorted((each for each in places if each[0] < len(named)), key=lambda each: each[0])
-    others = iter([item for place, item in places if place == len(named)])
-    ordered: list[pytest.Item] = []
-    for worker in range(workers):
+    first: list[list[pytest.Item]] = [[] for _ in range(workers)]
+    others = []
+    longest = 0
+    for item in items:
+        name = item.name.partition("[")[0]
+        if name in _WITH_NODES:
+            first[0].append(item)
+        elif name in _LONGEST:
+            first[-1 - longest % max(1, workers - 1)].append(item)
+            longest += 1
+        else:
+            others.append(item)
+    left, ordered = iter(others), list[pytest.Item]()
+    for worker, begins in enumerate(first):
         share = (len(items) - len(ordered)) // (workers - worker)
-        first = [item for _, item in longest[worker::workers]]
-        ordered += [*first, *itertools.islice(others, max(0, share - len(first)))]
+        ordered += [*begins, *itertools.islice(left, max(0, share - len(begins)))]
     return ordered
 
 
