@@ -88,7 +88,7 @@ def convert(
         _check_none_under_way(api, access.vhost, possible)
         ask(f"convert {', '.join(repr(each.plan.queue) for each in possible)}", access, yes=yes)
         for each in possible:
-            _carry_out(access, api, each.plan, each.messages, is_new=True, force=force, as_json=as_json)
+            _carry_out(access, api, each.plan, is_new=True, force=force, as_json=as_json)
     if len(possible) < len(found):
         raise SomeFailed(f"{counted(len(found) - len(possible), 'queue')} of {len(found)} cannot be converted")
 
@@ -166,7 +166,7 @@ def _continue(
         output.status(f"no conversion is under way in vhost {access.vhost!r}")
     for plan in chosen:
         ask(f"{'undo' if undo else 'go on with'} the conversion of {plan.queue!r}", access, yes=yes, is_safe=not undo)
-        _carry_out(access, api, plan, 0, is_new=False, undo=undo, force=force, as_json=as_json)
+        _carry_out(access, api, plan, is_new=False, undo=undo, force=force, as_json=as_json)
 
 
 def _remove_leftovers(access: Access, name: str) -> None:
@@ -178,15 +178,7 @@ def _remove_leftovers(access: Access, name: str) -> None:
 
 
 def _carry_out(
-    access: Access,
-    api: Management,
-    plan: Plan,
-    expected: int,
-    *,
-    is_new: bool,
-    force: bool,
-    as_json: bool,
-    undo: bool = False,
+    access: Access, api: Management, plan: Plan, *, is_new: bool, force: bool, as_json: bool, undo: bool = False
 ) -> None:
     keeps_user = "impersonator" in str(api.get("whoami").get("tags"))
     with access.connect() as connection:
@@ -199,7 +191,7 @@ def _carry_out(
                     conversion.begin()
                 else:
                     conversion.lock()
-                    expected = conversion.remaining()
+                expected = conversion.remaining()
                 is_too_late = undo and conversion.is_replaced()
                 _advance(conversion.run(undo=undo and not is_too_late), expected)
         except Stopped:
@@ -216,7 +208,7 @@ def _carry_out(
         output.status(f"{plan.queue!r} was replaced already: converting it back")
         back = Plan(plan.queue, plan.target, plan.source, plan.at_once)
         _report(conversion, plan, as_json=False)
-        _carry_out(access, api, back, conversion.tally.total, is_new=True, force=force, as_json=as_json)
+        _carry_out(access, api, back, is_new=True, force=force, as_json=as_json)
         return
     _report(conversion, plan, as_json=as_json, undo=undo)
 
