@@ -280,7 +280,7 @@ def test_what_a_proxy_drops_doubles_and_swaps_is_counted_exactly(tester: Shell, 
 @pytest.mark.sampled(1)
 def test_a_cut_connection(tester: Shell, own: EmbeddedBroker, options: str) -> None:
     """Both sides connect again; no confirmed message is lost. In a stream, the consumer goes on where it was."""
-    load = ("--rate", "1000", "--duration", "2s", *options.split())
+    load = ("--rate", "300", "--duration", "6s", *options.split())
     name, port = ("STREAM_PORT", own.stream_port) if "protocol stream" in options else ("URL", own.port)
     with Proxy(port or 0) as proxy:
         tester.environment[f"MQTOOL_{name}"] = tester.environment[f"MQTOOL_{name}"].replace(str(port), str(proxy.port))

@@ -97,7 +97,7 @@ def test_an_expiration_of_zero_is_for_whoever_waits(channel: BlockingChannel, ta
 
 def test_an_unused_queue_expires(channel: BlockingChannel, connection: pika.BlockingConnection, take: Take) -> None:
     """x-expires counts while it has no consumer and nobody asks for it."""
-    channel.queue_declare("q", arguments={"x-expires": 60})
+    channel.queue_declare("q", arguments={"x-expires": 1000})
 
     def gone() -> bool:
         try:
@@ -111,7 +111,7 @@ def test_an_unused_queue_expires(channel: BlockingChannel, connection: pika.Bloc
     consumer = connection.channel()
     consumer.basic_consume("q", print)
     consumer.close()
-    deadline = time.monotonic() + 0.5
+    deadline = time.monotonic() + 3
     take.until(lambda: time.monotonic() > deadline)
     assert gone()
 
