@@ -1,0 +1,35 @@
+"""The modules of the page of `mqtool ui` can be joined into one file, as recordings and Save do."""
+
+import re
+from collections import Counter
+
+from mqtool.ui import page_server
+
+SOURCES = {
+    path.stem: path.read_text()
+    for path in sorted(page_server._PAGE.glob("*.js"))  # what the joined file is made of
+}
+
+
+def test_no_two_modules_declare_the_same_name() -> None:
+    """In one file, all of them share one scope: a second declaration would be a syntax error, or a wrong function."""
+    declared = re.compile(
+        r"^(?:export )?(?:async )?(?:function\*?|class|const|let|var) (\w+|\{[^}]*\}|\[[^\]]*\])", re.M
+    )
+    names = Counter(name for source in SOURCES.values() for name in declared.findall(source))
+    assert len(names) > len(SOURCES)
+    assert {name for name, count in names.items() if count > 1} == set()
+
+
+def test_imports_can_be_left_out() -> None:
+    """Each is one line and renames nothing, each module is joined once, and after those that it imports."""
+    order = page_server._MODULES  # what the joined file is made of
+    assert sorted(order) == sorted(SOURCES)
+    for name, source in SOURCES.items():
+        for line in re.findall(r"^import.*", source, re.M):
+            found = re.fullmatch(r'import \{ [\w, ]+ \} from "\./(\w+)\.js";', line)
+            assert found, line
+            assert " as " not in line
+            assert order.index(found[1]) < order.index(name), line
+        assert "export default" not in source
+        assert not re.search(r"^export \{", source, re.M)
