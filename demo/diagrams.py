@@ -106,7 +106,8 @@ mqtool tutorial run work-queues --ui
 ```
 
 With `--ui`, it plays [in your browser](how-to/browser.md#play-a-tutorial-or-a-drill), with a picture of the messages as
-they move.
+they move. "Watch it", below each title, opens [a recording of that](pictures/tutorials.html). It is a single file that
+any browser plays, without mqtool and without a network.
 
 `tutorial show` prints the diagram, the explanation, the commands and the source of a tutorial. With `--plain` it prints
 a script that does the same with a client library, without mqtool.
@@ -140,10 +141,10 @@ compares the two protocols.
 _TAIL = """\
 ## Why queues?
 
-`mqtool tutorial run why-queues` shows three reasons to use a queue, and measures them. Here, a burst of orders waits in
-the queue while a slow worker handles them at its own speed:
+`mqtool tutorial run why-queues` shows three reasons to use a queue, and measures them. Here, each order goes to the
+stock and to the mail, each with a queue of its own:
 
-![Forty orders in a second, and a worker that can handle five a second](pictures/why-queues.svg)
+[![Orders on their way to two queues and their consumers](pictures/why-queues.svg)](pictures/tutorials.html#why-queues)
 
 ## Things to try
 
@@ -181,7 +182,7 @@ def _introduction(page: Page) -> str:
     return (
         f"{page.summary[0].upper()}{page.summary[1:]} "
         f"[Source](../{page.file}), [the same with {page.library} alone](../mqtool/tutorials/{page.script}), "
-        f"[official tutorial]({page.link}).\n\n"
+        f"[official tutorial]({page.link}). [Watch it](pictures/tutorials.html#{page.name}).\n\n"
         f"```mermaid\nflowchart LR\n{diagram}\n```\n"
     )
 

@@ -1,8 +1,8 @@
 """python -m demo.pictures [NAME...]: make docs/pictures/*.svg, from real runs, and docs/tutorials.md.
 
-Three kinds: a moment of a play, as its panes show it; what a command prints on a terminal; and a recording of
-`mqtool ui` with its still. Each picture has both
-colour schemes in it, and takes the one that its reader's system prefers. Nothing in it is fetched from elsewhere.
+Two kinds: what a command prints on a terminal; and recordings of `mqtool ui` and of the tutorials, with stills. Each
+picture has both colour schemes in it, and takes the one that its reader's system prefers. Nothing in it is fetched from
+elsewhere.
 """
 
 import io
@@ -16,9 +16,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.terminal_theme import TerminalTheme
@@ -27,10 +28,14 @@ from rich.text import Text
 from demo import diagrams
 from mqtool import plays
 from mqtool.broker.embedded import EmbeddedBroker
-from mqtool.cli.display.play_lines import Pace
-from mqtool.cli.display.play_panes import Panes
+from mqtool.cli.display.play_page import PlayPage
 from mqtool.plays.performing import perform
 from mqtool.stage.terminal import Guard
+from mqtool.tutorials import pages
+from mqtool.ui.page_server import single_file
+
+if TYPE_CHECKING:
+    from selenium.webdriver.remote.webdriver import WebDriver
 
 DIRECTORY = Path("docs/pictures")
 PAGE = Path("docs/tutorials.md")
@@ -56,42 +61,6 @@ _ID = "m"
 _CHARACTER = 20 * 0.61
 #: The height of what rich draws above the terminal, and we do not.
 _TITLE_BAR = 32
-
-
-class Photographer(Panes):
-    """Watches a play, and keeps what its panes show whenever the narrator speaks."""
-
-    def __init__(self, columns: int, rows: int) -> None:
-        self._size = (columns, rows)
-        pace = Pace(auto=True, watched=False)
-        pace.asks = True  # as if somebody was there to press Enter
-        super().__init__(pace, screen=_console(columns, rows))
-        self.moments: list[Console] = []
-
-    def say(self, text: str) -> None:
-        """Keep what there is to see at this moment, with these words."""
-        self.narrate(text)
-        self.keep()
-        super().say(text)
-
-    def keep(self) -> None:
-        """Keep what there is to see."""
-        moment = _console(*self._size)
-        moment.print(self.picture())
-        self.moments.append(moment)
-
-
-def of_play(guard: Guard, name: str, columns: int, rows: int, moment: int) -> Console:
-    """What panes show at a moment of a play.
-
-    Args:
-        moment: the narrator's words by their number; -1 is the last.
-    """
-    photographer = Photographer(columns, rows)
-    play = plays.PLAYS[name]
-    photographer.begin(play.title)
-    perform(play, photographer, guard)
-    return photographer.moments[moment]
 
 
 def of_command(columns: int, command: str, lines: int | None = None, code: int = 0, **variables: str) -> Console:
@@ -203,24 +172,72 @@ def record(path: Path) -> None:
         publisher.stdin.close()
 
 
-def still(recording: Path, path: Path, moment: float) -> None:
-    """Keep the picture of a recording at a moment: a fraction of its length. Needs chromium, chromedriver, selenium."""
+#: Seconds in which the page gets the topology after a change. The recording does not show this pause.
+_SETTLES = 2.5
+
+
+class PlaysRecorder(PlayPage):
+    """Records plays as the page shows them, for a reader who needs no time to read."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def say(self, text: str) -> None:
+        """Record an explanation, and go on once the picture shows what happened before it."""
+        time.sleep(_SETTLES)
+        self._continued = self._said + 1
+        super().say(text)
+
+    def file(self) -> bytes:
+        """Return the page that plays what was recorded."""
+        self._recording.complete()
+        return single_file(record for record in self._recording.follow() if record["kind"] != "now")
+
+
+def record_plays(path: Path, names: Iterable[str]) -> None:
+    """Record these plays; the page shows the one that its address names, or lets its reader choose."""
+    offered = [{"name": name, "title": plays.PLAYS[name].title, "story": plays.PLAYS[name].story} for name in names]
+    guard = Guard()
+    with PlaysRecorder(offered) as recorder:
+        for each in offered:
+            play = plays.PLAYS[each["name"]]
+            with recorder.watching(play.title, play.story, each["name"]):
+                perform(play, recorder, guard)
+        path.write_bytes(recorder.file())
+
+
+@contextmanager
+def browser() -> "Iterator[WebDriver]":
+    """A window of 1280 by 900 pixels. Needs chromium, chromedriver and selenium."""
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
     for argument in ("--headless=new", "--no-sandbox", "--disable-gpu"):
         options.add_argument(argument)
     options.binary_location = shutil.which("chromium") or ""
-    with webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver"))) as browser:
-        browser.execute_cdp_cmd(
+    with webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver"))) as window:
+        window.execute_cdp_cmd(
             "Emulation.setDeviceMetricsOverride",
             {"width": 1280, "height": 900, "deviceScaleFactor": 1, "mobile": False},
         )
-        browser.get(recording.absolute().as_uri())
-        browser.execute_script(_SEEK, moment)
-        time.sleep(0.5)
-        picture = browser.execute_script(_PICTURE)
-    path.write_text(picture + "\n")
+        yield window
+
+
+def still(window: "WebDriver", recording: str, path: Path, moment: float | None = None) -> None:
+    """Keep the picture of a recording at a moment: a fraction of its length, or when most messages are shown."""
+    window.get("about:blank")  # another fragment alone would not load the page again
+    window.get(recording)
+    if moment is None:
+        moment = max((number / 40 for number in range(1, 40)), key=lambda each: _seek(window, each))
+    _seek(window, moment)
+    path.write_text(window.execute_script(_PICTURE) + "\n")
+
+
+def _seek(window: "WebDriver", moment: float) -> int:
+    """Show a recording at a moment; return how many messages it shows."""
+    window.execute_script(_SEEK, moment)
+    time.sleep(0.2)
+    return int(window.execute_script("return document.querySelectorAll('.dot').length"))
 
 
 _SEEK = """
@@ -296,32 +313,36 @@ def _trimmed(match: re.Match[str]) -> str:
     return f'textLength="{(columns - len(match[3])) * _CHARACTER:g}">{match[2]}</text>'
 
 
-PICTURES: dict[str, Callable[[Guard], Console]] = {
-    "work-queues": lambda guard: of_play(guard, "work-queues", 100, 24, 1),
-    "why-queues": lambda guard: of_play(guard, "why-queues", 100, 24, -1),
-    "topology": lambda _: of_shop(84, "mqtool topology"),
-    "top": lambda _: of_shop(84, "mqtool top --once"),
-    "doctor": lambda _: of_shop(84, "mqtool doctor --between 1s", code=3),
-    "tutorial-show": lambda _: of_command(84, "mqtool tutorial show routing", 42),
+PICTURES: dict[str, Callable[[], Console]] = {
+    "topology": lambda: of_shop(84, "mqtool topology"),
+    "top": lambda: of_shop(84, "mqtool top --once"),
+    "doctor": lambda: of_shop(84, "mqtool doctor --between 1s", code=3),
+    "tutorial-show": lambda: of_command(84, "mqtool tutorial show routing", 42),
 }
 
 
-#: A recording of `mqtool ui`, and its still.
-_MOVING = "messages"
+#: A recording of `mqtool ui` with its still, and one of the tutorials, with stills of these.
+_SHOP_AT_WORK, _TUTORIALS, _STILLS = "messages", "tutorials", ("work-queues", "why-queues")
 
 
 def main() -> None:
     """Make those that the command line names, or all, and the page of the tutorials."""
-    guard = Guard()
     DIRECTORY.mkdir(parents=True, exist_ok=True)
-    for name in sys.argv[1:] or [_MOVING, *PICTURES]:
+    for name in sys.argv[1:] or [_SHOP_AT_WORK, _TUTORIALS, *PICTURES]:
         path = DIRECTORY / f"{name}.svg"
-        if name == _MOVING:
-            record(path.with_suffix(".html"))
-            still(path.with_suffix(".html"), path, 0.75)
+        recording = path.with_suffix(".html")
+        if name == _SHOP_AT_WORK:
+            record(recording)
+            with browser() as window:
+                still(window, recording.absolute().as_uri(), path, 0.75)
+        elif name == _TUTORIALS:
+            record_plays(recording, [*pages.NAMES, "why-queues"])
+            with browser() as window:
+                for each in _STILLS:
+                    still(window, f"{recording.absolute().as_uri()}#{each}", DIRECTORY / f"{each}.svg")
         else:
-            path.write_text(svg(PICTURES[name](guard)))
-        print(f"{path}: {path.stat().st_size:,} bytes")
+            path.write_text(svg(PICTURES[name]()))
+        print(recording if recording.exists() else path)
     PAGE.write_text(diagrams.document())
 
 

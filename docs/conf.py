@@ -1,6 +1,8 @@
 """Sphinx's settings: MyST's Markdown, furo's looks. `make docs` fails on a broken link."""
 
 import re
+import shutil
+from pathlib import Path
 from textwrap import dedent
 
 from sphinx.application import Sphinx
@@ -30,6 +32,8 @@ myst_heading_anchors = 3
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.connect("source-read", show_pictures)
+    app.connect("source-read", link_to_parts_of_recordings)
+    app.connect("build-finished", copy_recordings)
 
 
 def show_pictures(_app: Sphinx, document: str, source: list[str]) -> None:
@@ -38,3 +42,18 @@ def show_pictures(_app: Sphinx, document: str, source: list[str]) -> None:
         pictures = iter([dedent(pages.page(name).picture) for name in pages.NAMES])
         text = source[0].replace(LEGEND, "names in brackets are queues, and names in parentheses are exchanges.")
         source[0] = re.sub(r"```mermaid\n.*?```", lambda _: f"```text\n{next(pictures)}\n```", text, flags=re.DOTALL)
+
+
+def link_to_parts_of_recordings(_app: Sphinx, _document: str, source: list[str]) -> None:
+    """Make links such as pictures/tutorials.html#routing HTML: MyST copies such a file, and loses what follows #."""
+    link = r"\[(!\[[^]]*\]\([^)]*\)|[^][]*)\]\((\S+\.html#[^)]+)\)"
+    source[0] = re.sub(link, r'<a href="\2">\1</a>', source[0])
+
+
+def copy_recordings(app: Sphinx, error: Exception | None) -> None:
+    """Copy the recordings to where such links lead."""
+    if error is None:
+        directory = Path(app.outdir, "pictures")
+        directory.mkdir(exist_ok=True)
+        for recording in Path(app.srcdir, "pictures").glob("*.html"):
+            shutil.copy(recording, directory)

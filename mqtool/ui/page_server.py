@@ -233,8 +233,9 @@ def single_file(records: Iterable[Json]) -> bytes:
     code = "\n".join((_PAGE / f"{name}.js").read_text() for name in _MODULES)
     code = re.sub(r"^import .*;\n", "", re.sub(r"^export ", "", code, flags=re.MULTILINE), flags=re.MULTILINE)
     style = (_PAGE / "style.css").read_text()
+    lines = (json.dumps(record, separators=(",", ":")) for record in records)
     # No "<" can end the element early.
-    data = "[\n" + ",\n".join(json.dumps(record).replace("<", "\\u003c") for record in records) + "\n]"
+    data = "[\n" + ",\n".join(line.replace("<", "\\u003c") for line in lines) + "\n]"
     policy = (
         f"default-src 'none'; script-src '{_hash(code)}'; style-src '{_hash(style)}'; img-src data:; "
         "base-uri 'none'; form-action 'none'"

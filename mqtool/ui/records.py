@@ -224,7 +224,9 @@ def _as_json(wiring: Wiring, names: Mapping[str, str]) -> Json:
         "consumers": [
             {
                 "name": f"{consumer.channel or queue}/{consumer.tag}",
-                "label": names.get(_connection(consumer.channel), consumer.tag),
+                "label": names.get(_connection(consumer.channel), consumer.tag)
+                if consumer.channel
+                else f"AMQP 1.0 link {consumer.tag}",
                 "queue": queue,
                 "prefetch": consumer.prefetch,
             }

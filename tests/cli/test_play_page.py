@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,8 +48,8 @@ def go_on(page: Page, narration: str) -> None:
 
 
 @pytest.mark.parametrize("playing", [("tutorial", "run")], indirect=True)
-def test_a_tutorial_plays_to_its_checks_and_back(playing: tuple[Running, Page]) -> None:
-    """By keys alone: chosen from the list, scene by scene, and the scenes before again."""
+def test_a_tutorial_plays_to_its_checks_and_back(playing: tuple[Running, Page], tmp_path: Path) -> None:
+    """By keys alone: chosen from the list, scene by scene, and the scenes before again. A saved file plays it, too."""
     command, page = playing
     page.until(lambda: "Start: Hello World" in shown(page, "#next"), "the list, with the first one proposed")
     page.press("\ue007")
@@ -75,8 +76,19 @@ def test_a_tutorial_plays_to_its_checks_and_back(playing: tuple[Running, Page]) 
     for _ in range(2):
         page.press("n")
     page.until(lambda: terminals(page) == at_the_end, "the end again")
+    page.driver.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+    page.press("s")
+    saved = tmp_path / "mqtool-ui.html"
+    wait_until(saved.exists, "the saved recording")
     assert page.complaints() == []
     assert command.interrupt().wait().code == 0
+
+    saved_page = Page(page.driver, saved.as_uri())
+    saved_page.until(lambda: shown(saved_page, "#scene") == "Scene 1", "the first scene, without mqtool")
+    for _ in range(6):
+        saved_page.press("n")
+    saved_page.until(lambda: terminals(saved_page) == at_the_end, "its end")
+    assert saved_page.complaints() == []
 
 
 @pytest.mark.parametrize("playing", [("drill", "duplicate", "-c", "20")], indirect=True)

@@ -12,6 +12,8 @@ const SPEEDS = [0.1, 0.25, 0.5, 1];
 const player = new Player();
 const picture = new Picture(byId("picture"), choose);
 const play = new Play(player, post);
+/** The records, if this page is a recording. */
+const recorded = byId("recording");
 /** What the panel shows. */
 let chosen = null;
 /** What can be done; a recording has none. */
@@ -118,7 +120,7 @@ byId("search").addEventListener("input", (event) => {
 });
 byId("time").addEventListener("input", (event) => {
   player.pause();
-  player.seek(player.first + (Number(event.target.value) / 1000) * (player.last - player.first));
+  player.seek(player.start + (Number(event.target.value) / 1000) * (player.end - player.start));
 });
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") {
@@ -166,16 +168,23 @@ function tell() {
   byId("pause").textContent = player.isPaused ? "Play" : "Pause";
   byId("live").setAttribute("aria-pressed", String(player.isLive));
   const speed = player.speed === 1 ? "" : `${player.speed}× speed`;
-  const late = player.isLive ? "live" : `${Math.max(0, (player.last - player.now) / 1000).toFixed(1)} s ago`;
-  byId("where").textContent = [player.isPaused ? "paused" : "", speed, late].filter(Boolean).join(", ");
+  const length = player.end - player.start;
+  const late = player.isLive ? "live" : `${Math.max(0, (player.end - player.now) / 1000).toFixed(1)} s ago`;
+  const at = recorded ? `${clock(player.now - player.start)} of ${clock(length)}` : late;
+  byId("where").textContent = [player.isPaused ? "paused" : "", speed, at].filter(Boolean).join(", ");
   byId("broker").textContent = state.about.title || "";
   byId("note").textContent = state.about.note || "";
-  const length = player.last - player.first;
-  if (document.activeElement !== byId("time")) byId("time").value = String(length > 0 ? ((player.now - player.first) / length) * 1000 : 1000);
+  if (document.activeElement !== byId("time")) byId("time").value = String(length > 0 ? ((player.now - player.start) / length) * 1000 : 1000);
   byId("empty").hidden = state.exchanges.size + state.queues.size > 0 || !state.about.title;
   fillTables(byId("tables"), state);
   doing.suggest(state);
   if (chosen) details(byId("facts"), state, chosen);
+}
+
+/** Minutes and seconds. */
+function clock(milliseconds) {
+  const seconds = Math.max(0, Math.round(milliseconds / 1000));
+  return `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")}`;
 }
 
 function showLegend() {
@@ -192,11 +201,11 @@ function showLegend() {
 }
 
 showLegend();
-const recorded = byId("recording");
 if (recorded) {
   for (const record of JSON.parse(recorded.textContent)) take(record);
   player.isLive = false;
   byId("live").hidden = byId("save").hidden = true;
+  play.openRecording();
 } else {
   read();
   doing.load();

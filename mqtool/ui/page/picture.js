@@ -34,6 +34,7 @@ export function describe(state, id) {
   if (kind === "c") {
     const consumer = state.consumers.get(id);
     if (consumer.offset !== undefined) return { role: "consumer", name: consumer.label, line: `at offset ${number(consumer.offset)}` };
+    if (consumer.gone && consumer.name !== null) return { role: "consumer", name: consumer.label, line: "has gone" };
     const line = consumer.prefetch ? `prefetch ${number(consumer.prefetch)}` : "consumer";
     return { role: "consumer", name: consumer.label, line };
   }

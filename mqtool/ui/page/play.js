@@ -6,6 +6,9 @@
 const KEPT_PRINTED = 200;
 /** Milliseconds that an earlier scene is shown after its last command, so that messages arrive. */
 const SETTLES = 2500;
+/** In a recording, an explanation is shown for at least this long, and for as long as it takes to read it. */
+const SHORTEST = 2500;
+const PER_CHARACTER = 50;
 
 /** Change the state of the play. `rev` tells whether it has to be drawn again. */
 function playing(change) {
@@ -79,9 +82,8 @@ export class Play {
     this.post = post;
     /** The number of the latest record, so that those that come again after a lost connection are left out. */
     this.latest = -1;
-    /** The current play, and its scenes so far: when they were explained, and when their commands began. */
-    this.id = null;
-    this.scenes = [];
+    /** The plays so far, with their scenes: when they were explained, and when their commands began. */
+    this.acts = [];
     /** The scene that is shown again, and its times. */
     this.again = null;
     this.plays = [];
@@ -92,6 +94,28 @@ export class Play {
     this.drawn = "";
     this.isRecorded = document.getElementById("recording") !== null;
     this.asked = "";
+    /** In a recording, the scene whose explanation is being read, and until when. */
+    this.reading = null;
+    this.readUntil = 0;
+  }
+
+  /** The play that is shown: the latest, or in a recording the one of that moment. */
+  get act() {
+    const began = this.isRecorded ? this.acts.filter((act) => act.from <= this.player.now) : this.acts;
+    return began[began.length - 1] || { id: null, scenes: [] };
+  }
+
+  get scenes() {
+    return this.act.scenes;
+  }
+
+  /** What the reader can choose now, if anything: in a recording, at its end, what comes next. */
+  get offered() {
+    const { acts, act, player } = this;
+    if (!this.isRecorded) return this.choosing;
+    if (player.now < player.end) return null;
+    const next = acts[acts.indexOf(act) + 1];
+    return { proposed: next ? next.name : null, pace: null };
   }
 
   get isOn() {
@@ -110,13 +134,16 @@ export class Play {
   }
 
   note(record) {
-    const scene = this.scenes[this.scenes.length - 1];
+    const act = this.acts[this.acts.length - 1];
+    const scene = act && act.scenes[act.scenes.length - 1];
     if (record.kind === "begins") {
-      Object.assign(this, { id: record.n, scenes: [], again: null, choosing: null, isMenuOpen: false });
+      if (act) act.to = record.t - 1;
+      this.acts.push({ id: record.n, name: record.name, from: record.t, to: null, scenes: [] });
+      Object.assign(this, { again: null, choosing: null, isMenuOpen: false });
       this.player.live();
     } else if (record.kind === "scene") {
       const { number, text, waits, pace, t } = record;
-      this.scenes.push({ number, text, waits, pace, said: t, from: null });
+      act.scenes.push({ number, text, waits, pace, said: t, from: null });
       this.since = performance.now();
     } else if (record.kind === "goes_on" && scene) {
       scene.from = record.t;
@@ -145,18 +172,24 @@ export class Play {
     const { again, player } = this;
     const { play } = player.state;
     if (again && again.from <= player.now && player.now <= again.to) return again.index;
-    return play && play.id === this.id ? play.scene - 1 : -1;
+    return play && play.id === this.act.id ? play.scene - 1 : -1;
   }
 
   next() {
     const at = this.shown;
-    if (at < this.scenes.length - 1) {
+    const { offered } = this;
+    if (this.isRecorded && at >= 0 && this.player.now < this.scenes[at].from) {
+      this.player.seek(this.scenes[at].from);
+      this.player.play();
+    } else if (at < this.scenes.length - 1) {
       this.show(at + 1);
     } else if (!this.player.isLive && !this.isRecorded) {
       this.again = null;
       this.player.live();
-    } else if (this.choosing) {
-      if (this.choosing.proposed) this.choose(this.choosing.proposed);
+    } else if (offered) {
+      if (offered.proposed) this.choose(offered.proposed);
+    } else if (this.isRecorded) {
+      this.player.seek(this.player.end);
     } else if (this.scenes.length && this.scenes[at].from === null) {
       this.ask({ do: "next", scene: this.scenes[at].number });
     }
@@ -168,7 +201,38 @@ export class Play {
 
   choose(name) {
     this.isMenuOpen = false;
-    this.ask({ do: "choose", name });
+    if (!this.isRecorded) this.ask({ do: "choose", name });
+    else if (location.hash === `#${name}`) this.showRecorded();
+    else location.hash = name; // which shows it
+  }
+
+  /** Show the play of a recording that the address names, or the only one. */
+  showRecorded() {
+    const { acts, player } = this;
+    const act = acts.length === 1 ? acts[0] : acts.find((each) => `#${each.name}` === location.hash);
+    player.part = act ? { from: act.from, to: act.to } : { from: player.first, to: player.first };
+    this.reading = null;
+    this.menuIsNew = !act;
+    player.seek(player.part.from);
+    player.play();
+  }
+
+  /** All records of a recording have been read. */
+  openRecording() {
+    const { player } = this;
+    if (!this.isOn || !this.acts.length) {
+      // It ends when its last motions do.
+      player.part = { from: player.first, to: player.last + SETTLES };
+      return;
+    }
+    this.acts[this.acts.length - 1].to = player.last + SETTLES;
+    // Of a play that was begun again, only the last time is shown.
+    this.acts = this.acts.filter((act) => act.to !== null).filter((act, index, all) => !all.slice(index + 1).some((later) => later.name === act.name));
+    this.plays = this.plays.filter((each) => this.acts.some((act) => act.name === each.name));
+    if (this.plays.length < 2) this.plays = [];
+    this.fillMenu();
+    addEventListener("hashchange", () => this.showRecorded());
+    this.showRecorded();
   }
 
   /** Show a scene again, from its first command until the messages have arrived. */
@@ -176,14 +240,20 @@ export class Play {
     const { player, scenes } = this;
     const scene = scenes[index];
     const following = scenes[index + 1];
-    if (!following && (scene.from === null || !this.isRecorded)) {
+    if (this.isRecorded) {
+      this.reading = null;
+      player.seek(scene.said);
+      player.play();
+      return;
+    }
+    if (!following) {
       this.again = null;
       player.live();
       return;
     }
     const from = scene.from === null ? scene.said : scene.from;
-    const settled = (following ? following.said : player.last) + SETTLES;
-    const to = following && following.from !== null ? Math.min(settled, following.from - 1) : settled;
+    const settled = following.said + SETTLES;
+    const to = following.from !== null ? Math.min(settled, following.from - 1) : settled;
     this.again = { index, from, to };
     player.seek(from);
     player.play();
@@ -198,6 +268,7 @@ export class Play {
   /** Handle a key; returns false for any other key. */
   keydown(event) {
     if (!this.isOn) return false;
+    if (event.target instanceof HTMLInputElement) return false; // the time
     const keys = { n: this.next, ArrowRight: this.next, b: this.back, ArrowLeft: this.back };
     if (this.plays.length) keys.m = this.toggleMenu;
     if (event.target === document.body) keys.Enter = this.next;
@@ -227,24 +298,44 @@ export class Play {
       charts: part("section", { id: "charts", "aria-label": "Measurements" }),
     };
     const { title, summary, scene, text, checks, counts, buttons, menu, terminals, charts } = this.parts;
-    this.parts.back = buttonFor("Previous", "Show the scene before again (b, or the left arrow)", () => this.back());
+    this.parts.back = buttonFor("Previous scene", "Show the scene before again (b, or the left arrow)", () => this.back());
     this.parts.next = buttonFor("Next", "Go on (n, the right arrow, or Enter)", () => this.next());
     this.parts.other = buttonFor("Tutorials", "Choose another tutorial (m)", () => this.toggleMenu());
     this.parts.back.id = "earlier";
     this.parts.next.id = "next";
+    this.parts.other.id = "other";
     buttons.append(this.parts.back, this.parts.next);
     if (this.plays.length) buttons.append(this.parts.other);
     story.append(title, scene, text, buttons, checks, counts, menu, summary);
     main.prepend(story);
     document.getElementById("frame").after(terminals, charts);
     document.body.classList.add("playing");
-    for (const { name, title: called, story: what } of this.plays) {
+    this.fillMenu();
+  }
+
+  fillMenu() {
+    const items = this.plays.map(({ name, title, story }) => {
       const item = built("li");
-      const choice = buttonFor(called, name, () => this.choose(name));
+      const choice = buttonFor(title, name, () => this.choose(name));
       choice.dataset.name = name;
-      item.append(choice, built("span", what));
-      menu.append(item);
+      item.append(choice, built("span", story));
+      return item;
+    });
+    this.parts.menu.replaceChildren(...items);
+    this.parts.other.hidden = !items.length;
+  }
+
+  /** In a recording, wait until an explanation has been read; then skip what is left of the time that somebody else took. */
+  read(scene, mine) {
+    const { player } = this;
+    if (player.isPaused) return;
+    if (scene !== this.reading) {
+      this.reading = scene;
+      this.readUntil = mine + (scene ? Math.max(SHORTEST, scene.text.length * PER_CHARACTER) : 0);
     }
+    const isBefore = scene !== undefined && scene.waits && scene.from !== null && player.now < scene.from;
+    player.hold = isBefore && mine < this.readUntil ? scene.from - 1 : Infinity;
+    if (isBefore && mine >= this.readUntil) player.seek(scene.from);
   }
 
   /** Draw what has changed, and go on by itself if it is time. */
@@ -252,12 +343,14 @@ export class Play {
     if (!this.isOn) return;
     const { player } = this;
     const at = this.shown;
+    if (this.isRecorded) this.read(this.scenes[at], mine);
     const { play } = player.state;
-    const isCurrent = this.id === (play && play.id);
+    const { offered } = this;
+    const isCurrent = this.act.id === (play && play.id);
     const isLatest = isCurrent && at === this.scenes.length - 1 && (player.isLive || this.isRecorded);
     const waits = isLatest && at >= 0 && this.scenes[at].waits && this.scenes[at].from === null;
-    const isChoosing = isLatest && this.choosing !== null;
-    const pace = isChoosing ? this.choosing.pace : waits ? this.scenes[at].pace : null;
+    const isChoosing = isLatest && offered !== null;
+    const pace = isChoosing ? offered.pace : waits ? this.scenes[at].pace : null;
     if (pace && mine - this.since > pace && !player.isPaused) this.next();
     const drawn = [play && play.rev, play && play.id, at, isLatest, waits, isChoosing, this.isMenuOpen, this.scenes.length].join();
     if (drawn === this.drawn) return;
@@ -274,7 +367,7 @@ export class Play {
       if (part.textContent !== text) part.textContent = text;
     };
     const scene = this.scenes[at];
-    const isShownAgain = scene && !isLatest;
+    const isShownAgain = scene && !isLatest && !this.isRecorded;
     set(parts.title, play ? play.title : "Choose a tutorial");
     set(parts.summary, play ? play.story : "");
     set(parts.scene, scene ? `Scene ${scene.number}${isShownAgain ? `, again (${this.scenes.length} so far)` : ""}` : "");
@@ -295,10 +388,11 @@ export class Play {
       parts.counts.append(row);
     }
     parts.back.disabled = at <= 0;
-    const proposed = isChoosing && this.choosing.proposed;
+    const proposed = isChoosing && this.offered.proposed;
     const title = proposed && this.plays.find((each) => each.name === proposed).title;
     parts.next.textContent = proposed ? `${play ? "Next" : "Start"}: ${title}` : "Next";
-    parts.next.disabled = (isLatest || at < 0) && !waits && !proposed;
+    const isOver = this.isRecorded ? isChoosing : (isLatest || at < 0) && !waits;
+    parts.next.disabled = isOver && !proposed;
     const isMenu = isChoosing || this.isMenuOpen;
     document.body.classList.toggle("choosing", play === null);
     parts.menu.hidden = !isMenu || !this.plays.length;

@@ -28,10 +28,24 @@ export class Player {
     this.keepsAll = false;
     /** Stop there. */
     this.until = Infinity;
+    /** Wait there: what is before it has not been read yet. */
+    this.hold = Infinity;
+    /** Of a recording, the part that is shown: from, to. */
+    this.part = null;
     /** The next event is applied by step() only. */
     this.isStepping = false;
     /** The clock of the records minus that of this page. */
     this.skew = null;
+  }
+
+  /** Where the part that is shown begins. */
+  get start() {
+    return this.part ? this.part.from : this.first;
+  }
+
+  /** Where the part that is shown ends. */
+  get end() {
+    return this.part ? this.part.to : this.last;
   }
 
   get first() {
@@ -78,12 +92,14 @@ export class Player {
   /** Advance by this many milliseconds of the page's clock. */
   advance(elapsed, mine) {
     if (!this.isPaused) {
-      // A recording ends when its last motions do; what is live has not begun until the broker's time is known.
-      const end = this.skew !== null ? mine + this.skew - BEHIND : this.last + (this.isLive ? 0 : 2000);
+      // What is live has not begun until the broker's time is known.
+      const end = Math.min(this.hold, this.skew !== null ? mine + this.skew - BEHIND : this.end);
       if (this.isLive && this.speed === 1) this.now = Math.max(this.now, end);
       else this.now = Math.min(this.now + elapsed * this.speed, Math.max(end, this.now));
       if (this.now >= this.until) {
         this.now = this.until;
+        this.pause();
+      } else if (this.part && this.now >= this.part.to) {
         this.pause();
       }
     }
@@ -109,6 +125,7 @@ export class Player {
   }
 
   play() {
+    if (this.part && this.now >= this.part.to) this.seek(this.part.from);
     Object.assign(this, { isPaused: false, isStepping: false });
   }
 
@@ -119,7 +136,7 @@ export class Player {
 
   /** Go to a moment. */
   seek(time) {
-    const to = Math.min(Math.max(time, this.first), this.last + HOP);
+    const to = Math.min(Math.max(time, this.first), Math.max(this.end, this.last + HOP));
     this.isLive = this.isStepping = false;
     if (to < this.now) {
       let keyframe = this.keyframes[0];
@@ -134,7 +151,7 @@ export class Player {
   /** Play the next event to the end of its motion, and nothing that happened meanwhile; then pause. */
   step() {
     const next = this.records.findIndex((each, index) => index >= this.applied && each.kind === "event");
-    if (next < 0) return;
+    if (next < 0 || (this.part && this.records[next].t > this.part.to)) return;
     for (const record of this.records.slice(this.applied, next)) apply(this.state, record);
     const event = this.records[next];
     this.now = Math.max(this.now, event.t);
@@ -149,7 +166,7 @@ export class Player {
     let index = this.applied - 1;
     while (index > 0 && this.records[index].kind !== "event") index -= 1;
     if (index < 0) return;
-    this.seek(this.records[index].t - 1);
+    this.seek(Math.max(this.start, this.records[index].t - 1));
     this.pause();
     this.isStepping = true;
   }
