@@ -8,6 +8,8 @@ from mqtool.benching.tally import PERCENTILES, Latencies
 
 #: A client that uses more of a CPU than this may be slower than the broker.
 BUSY = 0.9
+#: Seconds to wait for confirms and deliveries that still come.
+QUIET = 10.0
 
 
 class Snapshot(NamedTuple):
@@ -29,7 +31,7 @@ class Result:
         lost: confirmed messages that did not arrive.
         waiting: instead of `lost` if the run was interrupted: confirmed messages that had not arrived yet.
         unconfirmed: messages without an answer from the broker, because the connection was lost or time was up.
-        unsent: messages that were due, but were not sent in time.
+        unsent: messages that were not sent, because the broker did not keep up or no longer answered.
         gap: the longest time in seconds without a confirm, and without a delivery.
         busiest: the largest share of a CPU that a client used.
         broker_cpu, broker_memory: CPUs and bytes that the broker used; None if unknown.

@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 
 from mqtool.amqp import Channel, Connection, administration
 from mqtool.benching.plan import STREAM, Job, Place, Plan, Timed, lines_in, told
-from mqtool.benching.result import Result, Snapshot
+from mqtool.benching.result import QUIET, Result, Snapshot
 from mqtool.benching.tally import Latencies, Tally
 from mqtool.delays import wait_queues
 from mqtool.errors import ExitCode, MqtoolError, Unavailable
@@ -24,8 +24,8 @@ from mqtool.topology import Exchange, Queue
 _SECOND = 1_000_000_000
 #: Seconds between two looks at what has arrived, and from the order to start until the start.
 _LOOK, _LEAD = 0.1, 0.1
-#: Seconds to wait for the processes to be ready, for confirms and deliveries that still come, and for an end.
-_READY, _QUIET, _END = 30.0, 5.0, 10.0
+#: Seconds to wait for the processes to be ready, and for an end.
+_READY, _END = 30.0, 10.0
 #: Seconds to wait for deliveries after the run was interrupted.
 _SHORTLY = 1.0
 #: Milliseconds after which the broker deletes the queue of a run that was killed.
@@ -329,7 +329,7 @@ class Run:
             if snapshot[1:] != moved:
                 moved, moved_at = snapshot[1:], time.monotonic()
             is_late = self.plan.duration is None or snapshot.seconds > self.plan.duration
-            if self._stopping or (is_late and time.monotonic() > moved_at + _QUIET):
+            if self._stopping or (is_late and time.monotonic() > moved_at + QUIET):
                 break
         self._end("publisher")
 
@@ -341,7 +341,7 @@ class Run:
             received = self._look(progress).received
             if received != before and not self._stopping:
                 before, moved_at = received, time.monotonic()
-            elif time.monotonic() > moved_at + (_SHORTLY if self._stopping else _QUIET + self.plan.delay):
+            elif time.monotonic() > moved_at + (_SHORTLY if self._stopping else QUIET + self.plan.delay):
                 return
 
     def _end(self, role: str) -> None:
@@ -362,7 +362,9 @@ class Run:
         nacked = self._sum("publisher", "nacked")
         gaps = [max((client.told.get("gap", 0.0) for client in self._of(role)), default=0.0) for role in merged]
         missing = tally.lost(self.plan.consumers) if self.plan.churn is None else 0
-        unsent = 0 if self.plan.rate is None or self._stopping else max(0, (self.plan.total or 0) - published)
+        # As fast as possible for a given time means as many as fit, and no more.
+        is_asked_for = self.plan.rate is not None or self.plan.duration is None
+        unsent = max(0, (self.plan.total or 0) - published) if is_asked_for and not self._stopping else 0
         return Result(
             plan=self.plan,
             broker=self.broker,

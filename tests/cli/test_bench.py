@@ -113,6 +113,16 @@ def _once_it_runs(tester: Shell, own: EmbeddedBroker, *options: str, then: Calla
 
 
 @large
+def test_a_run_that_stands_still_ends_and_says_so(tester: Shell, own: EmbeddedBroker) -> None:
+    """What was not sent is not missing without a word."""
+    own.faults.delay_confirms()
+    result = tester.run(*BENCH, "-c", "300", "--confirms", "50", "--json")
+    found = json.loads(result.stdout)
+    assert (found["published"], found["confirmed"], found["unconfirmed"], found["unsent"]) == (50, 0, 50, 250)
+    assert "ended early, as nothing was confirmed for 10 s: 250 messages of 300 missing" in result.stderr
+
+
+@large
 def test_a_stall_is_in_the_percentiles_of_an_open_loop(tester: Shell, own: EmbeddedBroker) -> None:
     """While the broker stands still, messages are due as before, and wait. A closed loop meets the stall once."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from mqtool.benching.comparison import Comparison
 from mqtool.benching.plan import Plan
-from mqtool.benching.result import BUSY, Result
+from mqtool.benching.result import BUSY, QUIET, Result
 from mqtool.benching.tally import PERCENTILES, Latencies
 from mqtool.cli.display import layout, output
 from mqtool.spelling import counted
@@ -106,7 +106,11 @@ def remarks(result: Result) -> Iterator[str]:
     if plan.warm_up and result.confirmed and not result.confirm.count:
         yield "the run was over before its --warm-up, so that no latencies were measured"
     if result.unsent:
-        yield f"the broker did not keep up with {plan.rate:,.0f}/s: {counted(result.unsent, 'message')} not sent"
+        of_it = counted(result.unsent, "message") if plan.churn is None else f"{result.unsent:,} {plan.churn}"
+        if plan.rate is None:
+            yield f"the run ended early, as nothing was confirmed for {QUIET:g} s: {of_it} of {plan.total:,} missing"
+        else:
+            yield f"the broker did not keep up with {plan.rate:,.0f}/s: {of_it} not sent"
     if result.reconnects or max(result.gap) > _NOTABLE_GAP + plan.delay:
         confirm, deliver = (f"{each * 1000:,.0f} ms" for each in result.gap)
         again = f"; {counted(result.reconnects, 'reconnect')}" if result.reconnects else ""
