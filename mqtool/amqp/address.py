@@ -58,7 +58,10 @@ class Address(NamedTuple):
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         vhost = "" if self.virtual_host == "/" else "/" + quote(self.virtual_host, safe="")
-        return f"{'amqps' if self.tls else 'amqp'}://{quote(self.user, safe='')}@{host}:{self.port}{vhost}"
+        # If no user was given, a client certificate may be the login.
+        is_default = self.user == "guest" and not self.names_user
+        user = "" if self.tls and is_default else f"{quote(self.user, safe='')}@"
+        return f"{'amqps' if self.tls else 'amqp'}://{user}{host}:{self.port}{vhost}"
 
 
 class TlsFiles(NamedTuple):

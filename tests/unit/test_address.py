@@ -109,6 +109,8 @@ def test_a_password_is_never_shown(scheme: str, rest: str) -> None:
 def test_an_address_prints_as_the_url_without_its_password() -> None:
     """What a notice about a lost connection shows can be used again."""
     assert str(Address("::1", 5673, "a/b", "m@e", "secret", tls=True)) == "amqps://m%40e@[::1]:5673/a%2Fb"
+    assert str(parse_address("amqps://guest:guest@one")) == "amqps://guest@one:5671"
+    assert str(parse_address("amqps://one")) == "amqps://one:5671"  # whoever the client's certificate is for
     assert str(Address()) == "amqp://guest@localhost:5672"
 
 
