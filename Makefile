@@ -12,7 +12,7 @@ TUTORIALS := hello-world work-queues publish-subscribe routing topics headers rp
 	amqp10-hello-world amqp10-work-queues amqp10-publish-subscribe amqp10-routing amqp10-topics amqp10-rpc \
 	incident
 
-.PHONY: setup demo demo-cluster $(TUTORIALS:%=demo-%) demo-real-log test test-all test-embedded test-rabbitmq soak lint docs bench \
+.PHONY: setup demo demo-cluster $(TUTORIALS:%=demo-%) demo-real-log test test-all test-embedded test-rabbitmq soak lint lint-page docs bench \
 	pictures up down clean
 .DEFAULT_GOAL := help
 
@@ -55,20 +55,30 @@ test-all: export CI := 1
 test-all: TEST_OPTIONS := --on-both-brokers
 test-all: test  ## run every test on both brokers, as CI does
 
-lint: .venv/installed-dev  ## check style, types and the arrows between packages
+lint: .venv/installed-dev  ## check style, types and the arrows between packages; with npm, the page of mqtool ui, too
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo --no-cache
-	@if [ -x $(TSC) ]; then $(TSC) $(TYPES) mqtool/ui/page/*.js && echo "the page: no type errors"; \
-	else echo "the page's JavaScript was not checked: make node_modules"; fi
+	@if ! command -v npm >/dev/null; then echo "the page of mqtool ui was not checked: npm is not installed"; \
+	elif ! $(MAKE) --no-print-directory node_modules/.installed; then \
+		echo "the page of mqtool ui was not checked: npm could not install what package.json lists"; \
+	else $(MAKE) --no-print-directory lint-page; fi
 
-TSC = node_modules/.bin/tsc
+PAGE = mqtool/ui/page
+
+lint-page: node_modules/.installed  ## check the style and the types of the page's JavaScript, CSS and HTML
+	node_modules/.bin/prettier --check --log-level warn $(PAGE) package.json eslint.config.mjs
+	node_modules/.bin/eslint --max-warnings 0 $(PAGE)
+	node_modules/.bin/tsc $(TYPES) $(PAGE)/*.js
+
 TYPES = --noEmit --allowJs --checkJs --strict false --target es2022 --module esnext --moduleResolution bundler \
 	--lib es2022,dom,dom.iterable,dom.asynciterable
 
-node_modules:  ## install what checks the page's JavaScript, if npm is there
-	npm install --no-save --ignore-scripts --silent typescript@7.0.2
+node_modules/.installed: package.json
+	@npm install --no-save --no-package-lock --ignore-scripts --no-audit --no-fund --silent --prefer-offline \
+		--fetch-retries 0 --fetch-timeout 20000
+	@touch $@
 
 .venv/installed-docs: .venv/installed
 	@$(PIP) --editable '.[docs]'

@@ -241,12 +241,12 @@ def single_file(records: Iterable[Json]) -> bytes:
         "base-uri 'none'; form-action 'none'"
     )
     inlined = {
-        '<link rel="stylesheet" href="style.css">': f"<style>{style}</style>",
+        '<link rel="stylesheet" href="style.css" />': f"<style>{style}</style>",
         '<script type="module" src="main.js"></script>': (
             f'<script type="application/json" id="recording">{data}</script>\n<script type="module">{code}</script>'
         ),
-        '<meta charset="utf-8">': (
-            f'<meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta charset="utf-8" />': (
+            f'<meta charset="utf-8" />\n<meta http-equiv="Content-Security-Policy" content="{policy}" />'
         ),
     }
     page = (_PAGE / "index.html").read_text()

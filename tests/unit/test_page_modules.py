@@ -33,3 +33,11 @@ def test_imports_can_be_left_out() -> None:
             assert order.index(found[1]) < order.index(name), line
         assert "export default" not in source
         assert not re.search(r"^export \{", source, re.M)
+
+
+def test_a_recording_is_one_file() -> None:
+    """It contains its style and its code, has a policy that forbids all else, and refers to no other file."""
+    page = page_server.single_file([{"kind": "about", "t": 0, "title": "</script><link>"}]).decode()
+    assert re.findall(r'(?:src|href)="([^"]*)"', page) == ["data:,"]
+    assert page.count("http-equiv") == page.count("<style>") == 1
+    assert page.count("</script>") == page.count("<script") == 2

@@ -53,7 +53,18 @@ export async function perform(action, fields, parent) {
   const state = make("span", { className: "ended" });
   const stop = make("button", { type: "button", textContent: "Stop" });
   stop.addEventListener("click", () => stopping.abort());
-  const run = make("article", { className: "run" }, command, " ", copyButton(() => command.textContent), " ", stop, " ", state, output);
+  const run = make(
+    "article",
+    { className: "run" },
+    command,
+    " ",
+    copyButton(() => command.textContent),
+    " ",
+    stop,
+    " ",
+    state,
+    output,
+  );
   run.dataset.action = action;
   parent.prepend(run);
   for (const old of [...parent.children].slice(KEPT_RUNS)) if (old.querySelector("button[hidden]")) old.remove();
@@ -96,7 +107,9 @@ export class Doing {
   /** Ask which actions there are. */
   async load() {
     for await (const each of post("actions", {})) this.actions.set(each.name, each);
-    const options = [...this.actions.values()].map((each) => make("option", { value: each.name, textContent: each.label }));
+    const options = [...this.actions.values()].map((each) =>
+      make("option", { value: each.name, textContent: each.label }),
+    );
     byId("action").replaceChildren(...options);
     byId("do").hidden = !this.actions.size;
     const canChange = [...this.actions.values()].some((each) => each.changes);
@@ -118,7 +131,9 @@ export class Doing {
   show() {
     const action = this.actions.get(byId("action").value);
     if (!action) return;
-    byId("fields").replaceChildren(...action.fields.map((field) => make("label", {}, `${field.label} `, this.input(field))));
+    byId("fields").replaceChildren(
+      ...action.fields.map((field) => make("label", {}, `${field.label} `, this.input(field))),
+    );
     byId("price").textContent = action.note;
     this.preview();
   }
@@ -126,7 +141,9 @@ export class Doing {
   input(field) {
     const value = this.typed.get(field.name) ?? field.value;
     if (field.kind === "choice") {
-      const options = field.choices.map((each) => make("option", { value: each, textContent: each, selected: each === value }));
+      const options = field.choices.map((each) =>
+        make("option", { value: each, textContent: each, selected: each === value }),
+      );
       return make("select", { name: field.name }, ...options);
     }
     if (field.kind === "lines") return make("textarea", { name: field.name, value, rows: 2 });
@@ -136,7 +153,9 @@ export class Doing {
   }
 
   values() {
-    return Object.fromEntries([...byId("fields").querySelectorAll("[name]")].map((/** @type {any} */ each) => [each.name, each.value]));
+    return Object.fromEntries(
+      [...byId("fields").querySelectorAll("[name]")].map((/** @type {any} */ each) => [each.name, each.value]),
+    );
   }
 
   /** Show the command that the form makes. */
@@ -152,7 +171,11 @@ export class Doing {
   /** Suggest the names of what the picture shows. */
   suggest(state) {
     if (byId("doing").hidden) return;
-    for (const [kind, nodes] of [["exchange", state.exchanges], ["queue", state.queues], ["client", state.publishers]]) {
+    for (const [kind, nodes] of [
+      ["exchange", state.exchanges],
+      ["queue", state.queues],
+      ["client", state.publishers],
+    ]) {
       const list = byId(`${kind}-names`);
       const names = [...nodes.values()].map((each) => each.name).filter(Boolean);
       if (list.dataset.names === JSON.stringify(names)) continue;
@@ -180,16 +203,25 @@ export class Doing {
     const { role } = describe(state, chosen.node);
     const name = chosen.node.slice(2);
     if (chosen.node.startsWith("x:")) {
-      const key = [...state.messages.values()].reverse().find((each) => each.details.exchange === name)?.details.routing_key ?? "";
+      const key =
+        [...state.messages.values()].reverse().find((each) => each.details.exchange === name)?.details.routing_key ??
+        "";
       const asked = [button("Explain a route…", () => this.open("route", { exchange: name, key, headers: "" }))];
-      if (this.actions.has("publish")) asked.push(button("Publish…", () => this.open("publish", { exchange: name, key })));
+      if (this.actions.has("publish"))
+        asked.push(button("Publish…", () => this.open("publish", { exchange: name, key })));
       return parent.replaceChildren(...asked);
     }
     if (chosen.node.startsWith("q:")) {
-      const price = make("p", { className: "price", textContent: role === "stream" ? "" : this.actions.get("peek").note });
-      const peek = button("Peek: what waits here?", () => perform("peek", { queue: name, count: "10" }, byId("answer")));
+      const price = make("p", {
+        className: "price",
+        textContent: role === "stream" ? "" : this.actions.get("peek").note,
+      });
+      const peek = button("Peek: what waits here?", () =>
+        perform("peek", { queue: name, count: "10" }, byId("answer")),
+      );
       const asked = [peek];
-      if (this.actions.has("consume")) asked.push(button("Consume slowly…", () => this.open("consume", { queue: name })));
+      if (this.actions.has("consume"))
+        asked.push(button("Consume slowly…", () => this.open("consume", { queue: name })));
       return parent.replaceChildren(...asked, price);
     }
     if (this.actions.has("cut") && chosen.node.startsWith("p:")) {

@@ -36,7 +36,10 @@ function ofMessage(state, message) {
 
 function ofNode(state, id) {
   const { role, name, line } = describe(state, id);
-  const pairs = [["name", name], ["now", line]];
+  const pairs = [
+    ["name", name],
+    ["now", line],
+  ];
   const links = [...state.links.values()];
   const named = (other) => other.slice(2) || "(default exchange)";
   const keys = (link) => (link.keys.length ? ` (${link.keys.join(", ")})` : "");
@@ -51,7 +54,10 @@ function ofNode(state, id) {
     pairs.push(["bound to", bound.join("\n") || "only the default exchange"]);
     if (hasAny(queue.arguments)) pairs.push(["arguments and policy", queue.arguments]);
     const consumers = [...state.consumers.values()].filter((each) => each.queue === id && !each.gone);
-    pairs.push(["consumers", consumers.map((each) => `${each.label}, prefetch ${each.prefetch || "unlimited"}`).join("\n") || "none"]);
+    pairs.push([
+      "consumers",
+      consumers.map((each) => `${each.label}, prefetch ${each.prefetch || "unlimited"}`).join("\n") || "none",
+    ]);
   } else if (id[0] === "c") {
     pairs.push(["queue", state.consumers.get(id).queue.slice(2)], ["connection", state.consumers.get(id).name || ""]);
   }
@@ -60,8 +66,12 @@ function ofNode(state, id) {
 
 /** Fill the panel. */
 export function details(parent, state, chosen) {
-  const isThere = chosen.message || state.exchanges.has(chosen.node) || state.queues.has(chosen.node) ||
-    state.consumers.has(chosen.node) || state.publishers.has(chosen.node);
+  const isThere =
+    chosen.message ||
+    state.exchanges.has(chosen.node) ||
+    state.queues.has(chosen.node) ||
+    state.consumers.has(chosen.node) ||
+    state.publishers.has(chosen.node);
   const { title, pairs } = !isThere
     ? { title: "Gone", pairs: [["name", chosen.node.slice(2)]] }
     : chosen.message

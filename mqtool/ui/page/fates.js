@@ -17,7 +17,8 @@ export const FATES = {
   requeued: { means: "requeued, and redelivered later", shape: "M0 -7L7 0L0 7L-7 0Z" },
   delayed: {
     means: "delayed by its exchange",
-    shape: "M6 0A6 6 0 1 1 -6 0A6 6 0 1 1 6 0ZM4.5 0A4.5 4.5 0 1 0 -4.5 0A4.5 4.5 0 1 0 4.5 0ZM-.8 -4H.8V-.8H3.5V.8H-.8Z",
+    shape:
+      "M6 0A6 6 0 1 1 -6 0A6 6 0 1 1 6 0ZM4.5 0A4.5 4.5 0 1 0 -4.5 0A4.5 4.5 0 1 0 4.5 0ZM-.8 -4H.8V-.8H3.5V.8H-.8Z",
   },
   returned: { means: "returned to the publisher: no queue gets it", shape: "M-7 0L0 -6V-2.5H6V2.5H0V6Z" },
   expired: { means: "expired", shape: "M-5 -6H5L1 0L5 6H-5L-1 0Z" },

@@ -75,7 +75,9 @@ export class Layout {
 /** How many exchanges come before each exchange. Circles end where they began. */
 function depthsOf(state) {
   const depths = new Map([...state.exchanges.keys()].map((id) => [id, 0]));
-  const arrows = [...state.links.values()].filter((link) => link.to.startsWith("x:")).map((link) => [link.from, link.to]);
+  const arrows = [...state.links.values()]
+    .filter((link) => link.to.startsWith("x:"))
+    .map((link) => [link.from, link.to]);
   for (const exchange of state.exchanges.values()) {
     if (exchange.alternate) arrows.push([exchange.id, `x:${exchange.alternate}`]);
   }
@@ -156,7 +158,12 @@ export function curveBetween(layout, from, to) {
   if (end[along] - start[along] > half) {
     const bend = (end[along] - start[along]) / 2;
     const [s, e] = [start[along] + half, end[along] - half];
-    return [point(s, start[across]), point(s + bend / 2, start[across]), point(e - bend / 2, end[across]), point(e, end[across])];
+    return [
+      point(s, start[across]),
+      point(s + bend / 2, start[across]),
+      point(e - bend / 2, end[across]),
+      point(e, end[across]),
+    ];
   }
   // Backwards, or within a layer: around the lower side, so that it crosses no node on the way.
   const [s, e] = [start[across] + side, end[across] + side];
@@ -168,6 +175,9 @@ export function curveBetween(layout, from, to) {
 export function pointOf([a, b, c, d], fraction) {
   const left = 1 - fraction;
   const mix = (axis) =>
-    left ** 3 * a[axis] + 3 * left ** 2 * fraction * b[axis] + 3 * left * fraction ** 2 * c[axis] + fraction ** 3 * d[axis];
+    left ** 3 * a[axis] +
+    3 * left ** 2 * fraction * b[axis] +
+    3 * left * fraction ** 2 * c[axis] +
+    fraction ** 3 * d[axis];
   return { x: mix("x"), y: mix("y") };
 }

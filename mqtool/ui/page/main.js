@@ -82,7 +82,17 @@ const ACTIONS = {
   do: () => toggle("do", "doing"),
   save: () => save(),
 };
-const KEYS = { d: "do", s: "save", " ": "pause", ".": "step", ",": "back", "-": "slower", "+": "faster", l: "live", t: "table" };
+const KEYS = {
+  d: "do",
+  s: "save",
+  " ": "pause",
+  ".": "step",
+  ",": "back",
+  "-": "slower",
+  "+": "faster",
+  l: "live",
+  t: "table",
+};
 
 const isTyping = (element) =>
   element instanceof HTMLInputElement || element instanceof HTMLTextAreaElement || element instanceof HTMLSelectElement;
@@ -174,7 +184,8 @@ function tell() {
   byId("where").textContent = [player.isPaused ? "paused" : "", speed, at].filter(Boolean).join(", ");
   byId("broker").textContent = state.about.title || "";
   byId("note").textContent = state.about.note || "";
-  if (document.activeElement !== byId("time")) byId("time").value = String(length > 0 ? ((player.now - player.start) / length) * 1000 : 1000);
+  if (document.activeElement !== byId("time"))
+    byId("time").value = String(length > 0 ? ((player.now - player.start) / length) * 1000 : 1000);
   byId("empty").hidden = state.exchanges.size + state.queues.size > 0 || !state.about.title;
   fillTables(byId("tables"), state);
   doing.suggest(state);

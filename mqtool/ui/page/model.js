@@ -32,9 +32,25 @@ const RATE_OVER = 1500;
 /** @returns {any} an empty state */
 export function emptyState() {
   return {
-    t: 0, about: {}, exchanges: new Map(), queues: new Map(), consumers: new Map(), publishers: new Map(),
-    links: new Map(), copies: new Map(), messages: new Map(), motions: [], sentences: [], counts: new Map(),
-    rates: new Map(), seen: new Map(), lastDead: null, lately: new Map(), topology: null, number: 0, play: null,
+    t: 0,
+    about: {},
+    exchanges: new Map(),
+    queues: new Map(),
+    consumers: new Map(),
+    publishers: new Map(),
+    links: new Map(),
+    copies: new Map(),
+    messages: new Map(),
+    motions: [],
+    sentences: [],
+    counts: new Map(),
+    rates: new Map(),
+    seen: new Map(),
+    lastDead: null,
+    lately: new Map(),
+    topology: null,
+    number: 0,
+    play: null,
   };
 }
 
@@ -55,7 +71,9 @@ export function beginning(state) {
     return {
       ...(copy.place.startsWith("x:") ? { exchange: place, until: copy.until } : { queue: place }),
       ...(isHeld ? { consumer: state.consumers.get(copy.node).name } : {}),
-      copy: copy.number, redelivered: copy.fate === "requeued", details: copy.details,
+      copy: copy.number,
+      redelivered: copy.fate === "requeued",
+      details: copy.details,
     };
   });
   const at = (record) => ({ ...record, t: state.t });
@@ -82,7 +100,8 @@ const consumerId = (name, queue) => (name === null ? `c:get ${queue}` : `c:${nam
 
 function exchangeOf(state, name) {
   const id = exchangeId(name);
-  if (!state.exchanges.has(id)) state.exchanges.set(id, { id, name, type: name === "" ? "direct" : "", alternate: null });
+  if (!state.exchanges.has(id))
+    state.exchanges.set(id, { id, name, type: name === "" ? "direct" : "", alternate: null });
   return id;
 }
 
@@ -120,7 +139,8 @@ function move(state, key, nodes, fate, start, details, last = HOP) {
 }
 
 function copyOf(state, event) {
-  const place = event.exchange !== undefined && event.queue === undefined ? exchangeId(event.exchange) : queueId(event.queue);
+  const place =
+    event.exchange !== undefined && event.queue === undefined ? exchangeId(event.exchange) : queueId(event.queue);
   return state.copies.get(`${place}/${event.copy}`);
 }
 
@@ -171,8 +191,18 @@ const HANDLERS = {
       for (const id of [...nodes.keys()]) if (!found.has(id)) nodes.delete(id);
       for (const [id, each] of found) nodes.set(id, { ...(nodes.get(id) || {}), ...make(id, each) });
     };
-    keep(state.exchanges, record.exchanges, (each) => exchangeId(each.name), (id, each) => ({ id, ...each }));
-    keep(state.queues, record.queues, (each) => queueId(each.name), (id, each) => ({ id, ...each }));
+    keep(
+      state.exchanges,
+      record.exchanges,
+      (each) => exchangeId(each.name),
+      (id, each) => ({ id, ...each }),
+    );
+    keep(
+      state.queues,
+      record.queues,
+      (each) => queueId(each.name),
+      (id, each) => ({ id, ...each }),
+    );
     const there = new Set(record.consumers.map((each) => consumerId(each.name, each.queue)));
     for (const [id, consumer] of state.consumers) {
       if (!there.has(id) && !consumer.gone) consumer.gone = state.t;
@@ -204,7 +234,14 @@ const HANDLERS = {
       } else {
         const queue = queueOf(state, each.queue);
         const isStream = state.queues.get(queue).type === "stream";
-        const copy = addCopy(state, queue, each, each.details, isStream ? "stream" : each.redelivered ? "requeued" : "ready", 0);
+        const copy = addCopy(
+          state,
+          queue,
+          each,
+          each.details,
+          isStream ? "stream" : each.redelivered ? "requeued" : "ready",
+          0,
+        );
         if (each.consumer !== undefined) {
           copy.node = consumerOf(state, each.consumer, each.queue);
           copy.fate = "unacknowledged";
@@ -278,7 +315,14 @@ const HANDLERS = {
     if (!message) return;
     const queue = queueOf(state, event.queue);
     const path = (message.paths.get(queue) || [message.details.exchange, event.queue]).slice(0, -1).map(exchangeId);
-    const arrives = move(state, `m${event.message} ${queue}`, [...path, queue], "ready", message.arrives, message.details);
+    const arrives = move(
+      state,
+      `m${event.message} ${queue}`,
+      [...path, queue],
+      "ready",
+      message.arrives,
+      message.details,
+    );
     state.lately.set(`${queue} ${bodyKey(message.details)}`, arrives);
     if (state.lately.size > KEPT_MESSAGES) state.lately.delete(state.lately.keys().next().value);
   },
@@ -321,7 +365,14 @@ const HANDLERS = {
   returned(state, event) {
     const message = state.messages.get(event.message);
     if (message && message.origin) {
-      move(state, `m${event.message}`, [message.exchange, message.origin], "returned", message.arrives, message.details);
+      move(
+        state,
+        `m${event.message}`,
+        [message.exchange, message.origin],
+        "returned",
+        message.arrives,
+        message.details,
+      );
     }
   },
 
@@ -370,7 +421,8 @@ const HANDLERS = {
     const copy = copyOf(state, event);
     if (!copy) return;
     let arrives = Math.max(event.t, copy.busyUntil);
-    if (copy.node !== copy.place) arrives = move(state, copy.key, [copy.node, copy.place], "dead", arrives, copy.details);
+    if (copy.node !== copy.place)
+      arrives = move(state, copy.key, [copy.node, copy.place], "dead", arrives, copy.details);
     state.lastDead = { queue: copy.place, arrives };
     state.copies.delete(copy.key);
   },
@@ -396,7 +448,8 @@ const HANDLERS = {
 };
 
 /** Tells copies of the same message from others, roughly: copies have no number. */
-const bodyKey = (details) => JSON.stringify([details.exchange, details.routing_key, details.body, details.properties.message_id]);
+const bodyKey = (details) =>
+  JSON.stringify([details.exchange, details.routing_key, details.body, details.properties.message_id]);
 
 function say(state, event) {
   const text = sentence(event);

@@ -28,12 +28,16 @@ export function describe(state, id) {
   }
   if (kind === "q") {
     const queue = state.queues.get(id);
-    const line = queue.type === "stream" ? `${number(queue.ready)} ${queue.ready === 1 ? "message" : "messages"}` : `${number(queue.ready)} ready · ${number(queue.unacked)} unacked`;
+    const line =
+      queue.type === "stream"
+        ? `${number(queue.ready)} ${queue.ready === 1 ? "message" : "messages"}`
+        : `${number(queue.ready)} ready · ${number(queue.unacked)} unacked`;
     return { role: queue.type === "stream" ? "stream" : `${queue.type} queue`.trim(), name: queue.name, line };
   }
   if (kind === "c") {
     const consumer = state.consumers.get(id);
-    if (consumer.offset !== undefined) return { role: "consumer", name: consumer.label, line: `at offset ${number(consumer.offset)}` };
+    if (consumer.offset !== undefined)
+      return { role: "consumer", name: consumer.label, line: `at offset ${number(consumer.offset)}` };
     if (consumer.gone && consumer.name !== null) return { role: "consumer", name: consumer.label, line: "has gone" };
     const line = consumer.prefetch ? `prefetch ${number(consumer.prefetch)}` : "consumer";
     return { role: "consumer", name: consumer.label, line };
@@ -68,8 +72,14 @@ export class Picture {
   draw(state, now) {
     const narrow = this.svg.parentElement.clientWidth < 640;
     const arrows = arrowsOf(state);
-    const signature = [narrow, ...state.exchanges.keys(), ...state.queues.keys(), ...state.consumers.keys(),
-      ...state.publishers.keys(), ...arrows.map((arrow) => arrow.key + arrow.label)].join("\n");
+    const signature = [
+      narrow,
+      ...state.exchanges.keys(),
+      ...state.queues.keys(),
+      ...state.consumers.keys(),
+      ...state.publishers.keys(),
+      ...arrows.map((arrow) => arrow.key + arrow.label),
+    ].join("\n");
     if (signature !== this.laidOut) {
       this.laidOut = signature;
       this.places = this.layout.of(state, narrow);
@@ -117,7 +127,10 @@ export class Picture {
       const [a, b, c, d] = points;
       drawn.path.setAttribute("d", `M${a.x} ${a.y}C${b.x} ${b.y} ${c.x} ${c.y} ${d.x} ${d.y}`);
       const middle = pointOf(points, 0.66);
-      for (const [text, shift] of [[drawn.label, -6], [drawn.rate, 14]]) {
+      for (const [text, shift] of [
+        [drawn.label, -6],
+        [drawn.rate, 14],
+      ]) {
         text.setAttribute("x", String(middle.x));
         text.setAttribute("y", String(middle.y + shift));
       }
@@ -226,7 +239,15 @@ export class Picture {
       shown.forEach((copy, index) => {
         const x = place.x + width / 2 - 14 - index * 15;
         seen.add(copy.key);
-        this.drawDot(copy.key, { x, y: place.y + height / 2 - 13 }, copy.fate, copy, node, "resting", leftOf(copy, now));
+        this.drawDot(
+          copy.key,
+          { x, y: place.y + height / 2 - 13 },
+          copy.fate,
+          copy,
+          node,
+          "resting",
+          leftOf(copy, now),
+        );
       });
     }
     for (const [key, drawn] of this.drawnDots) {

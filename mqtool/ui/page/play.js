@@ -33,7 +33,19 @@ export const PLAY_KINDS = {
     // Its broker is another one, with other messages.
     for (const part of Object.values(state)) if (part instanceof Map) part.clear();
     const { n: id, name, title, story } = record;
-    const play = { id, rev: 1, name, title, story, scene: 0, text: "", terminals: [], checks: [], charts: [], counts: [] };
+    const play = {
+      id,
+      rev: 1,
+      name,
+      title,
+      story,
+      scene: 0,
+      text: "",
+      terminals: [],
+      checks: [],
+      charts: [],
+      counts: [],
+    };
     Object.assign(state, { motions: [], sentences: [], lastDead: null, topology: null, play });
   },
   scene: playing((play, record) => Object.assign(play, { scene: record.number, text: record.text })),
@@ -227,7 +239,9 @@ export class Play {
     }
     this.acts[this.acts.length - 1].to = player.last + SETTLES;
     // Of a play that was begun again, only the last time is shown.
-    this.acts = this.acts.filter((act) => act.to !== null).filter((act, index, all) => !all.slice(index + 1).some((later) => later.name === act.name));
+    this.acts = this.acts
+      .filter((act) => act.to !== null)
+      .filter((act, index, all) => !all.slice(index + 1).some((later) => later.name === act.name));
     this.plays = this.plays.filter((each) => this.acts.some((act) => act.name === each.name));
     if (this.plays.length < 2) this.plays = [];
     this.fillMenu();
@@ -298,7 +312,9 @@ export class Play {
       charts: part("section", { id: "charts", "aria-label": "Measurements" }),
     };
     const { title, summary, scene, text, checks, counts, buttons, menu, terminals, charts } = this.parts;
-    this.parts.back = buttonFor("Previous scene", "Show the scene before again (b, or the left arrow)", () => this.back());
+    this.parts.back = buttonFor("Previous scene", "Show the scene before again (b, or the left arrow)", () =>
+      this.back(),
+    );
     this.parts.next = buttonFor("Next", "Go on (n, the right arrow, or Enter)", () => this.next());
     this.parts.other = buttonFor("Tutorials", "Choose another tutorial (m)", () => this.toggleMenu());
     this.parts.back.id = "earlier";
@@ -352,7 +368,16 @@ export class Play {
     const isChoosing = isLatest && offered !== null;
     const pace = isChoosing ? offered.pace : waits ? this.scenes[at].pace : null;
     if (pace && mine - this.since > pace && !player.isPaused) this.next();
-    const drawn = [play && play.rev, play && play.id, at, isLatest, waits, isChoosing, this.isMenuOpen, this.scenes.length].join();
+    const drawn = [
+      play && play.rev,
+      play && play.id,
+      at,
+      isLatest,
+      waits,
+      isChoosing,
+      this.isMenuOpen,
+      this.scenes.length,
+    ].join();
     if (drawn === this.drawn) return;
     this.drawn = drawn;
     this.drawStory(play, at, { isLatest, waits, isChoosing });
@@ -370,14 +395,18 @@ export class Play {
     const isShownAgain = scene && !isLatest && !this.isRecorded;
     set(parts.title, play ? play.title : "Choose a tutorial");
     set(parts.summary, play ? play.story : "");
-    set(parts.scene, scene ? `Scene ${scene.number}${isShownAgain ? `, again (${this.scenes.length} so far)` : ""}` : "");
+    set(
+      parts.scene,
+      scene ? `Scene ${scene.number}${isShownAgain ? `, again (${this.scenes.length} so far)` : ""}` : "",
+    );
     const end = isLatest && play ? play.failed || play.ended : "";
     set(parts.text, end || (scene ? scene.text : play ? play.text : ""));
     parts.text.classList.toggle("failed", Boolean(end && play.failed));
     set(parts.checks, "");
     const checks = play ? play.checks : [];
     parts.checks.hidden = !checks.length;
-    for (const { what, ok } of checks) parts.checks.append(built("li", `${ok ? "✓" : "✗"} ${what}`, { class: ok ? "passed" : "failed" }));
+    for (const { what, ok } of checks)
+      parts.checks.append(built("li", `${ok ? "✓" : "✗"} ${what}`, { class: ok ? "passed" : "failed" }));
     set(parts.counts, "");
     const counts = play && isLatest ? play.counts : [];
     parts.counts.hidden = !counts.length;
@@ -413,7 +442,10 @@ export class Play {
       parent.replaceChildren(
         ...terminals.map(({ name }) => {
           const made = built("section", undefined, { class: "terminal" });
-          made.append(built("h3", name), built("pre", undefined, { tabindex: "0", role: "region", "aria-label": `Terminal ${name}` }));
+          made.append(
+            built("h3", name),
+            built("pre", undefined, { tabindex: "0", role: "region", "aria-label": `Terminal ${name}` }),
+          );
           return made;
         }),
       );
@@ -423,7 +455,9 @@ export class Play {
       if (shown.dataset.rev === String(rev)) return;
       shown.dataset.rev = String(rev);
       shown.replaceChildren(
-        ...lines.map(({ text, isCommand }) => built("span", `${isCommand ? "$ " : ""}${text}\n`, isCommand ? { class: "command" } : {})),
+        ...lines.map(({ text, isCommand }) =>
+          built("span", `${isCommand ? "$ " : ""}${text}\n`, isCommand ? { class: "command" } : {}),
+        ),
       );
       shown.scrollTop = shown.scrollHeight;
     });
@@ -444,7 +478,9 @@ export class Play {
         svg.setAttribute("preserveAspectRatio", "none");
         svg.setAttribute("aria-hidden", "true");
         const width = 300 / Math.max(50, values.length);
-        const steps = values.map((value, index) => `V${60 - (value / (most || 1)) * 58}H${((index + 1) * width).toFixed(1)}`);
+        const steps = values.map(
+          (value, index) => `V${60 - (value / (most || 1)) * 58}H${((index + 1) * width).toFixed(1)}`,
+        );
         svg.appendChild(document.createElementNS(namespaceURI, "path")).setAttribute("d", `M0 60${steps.join("")}V60Z`);
         figure.append(svg);
         return figure;

@@ -8,8 +8,10 @@ export function sentence(event) {
   switch (event.what) {
     case "published": {
       const { from, details } = event;
-      const by = from.client !== undefined ? from.client : from.queue !== undefined ? `queue ${quote(from.queue)}` : "its delay";
-      const verb = from.client !== undefined ? "published by" : from.queue !== undefined ? "dead-lettered by" : "released after";
+      const by =
+        from.client !== undefined ? from.client : from.queue !== undefined ? `queue ${quote(from.queue)}` : "its delay";
+      const verb =
+        from.client !== undefined ? "published by" : from.queue !== undefined ? "dead-lettered by" : "released after";
       return `message ${event.message} ${verb} ${by} to ${quote(details.exchange)} with key “${details.routing_key}”`;
     }
     case "ready":
