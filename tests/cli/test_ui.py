@@ -208,7 +208,7 @@ def test_paused_stays_paused(shell: Shell, page: Page) -> None:
 @on_any_broker
 @large
 def test_all_by_keyboard_and_as_tables(shell: Shell, page: Page) -> None:
-    """Tab to a box, Enter for its facts, Escape to close; a table with the same facts; a name is found."""
+    """Tab to a box or a message, Enter for its facts, Escape to close; tables with the same facts; a name is found."""
     do(shell, "emit-log topic kern.critical 'A critical kernel error'")
     receiver = shell.start("mqtool", "receive-log", "topic", "kern.*").wait_until_ready()
     page.until(lambda: any(name.startswith("consumer") for name in page.nodes()), "a consumer")
@@ -228,7 +228,14 @@ def test_all_by_keyboard_and_as_tables(shell: Shell, page: Page) -> None:
     page.until(lambda: "topic_logs" in page.text("#exchanges"), "the table of exchanges")
     rows = [row.text for row in page.find("#queues tbody tr")]
     assert len(rows) == 1
-    assert rows[0].endswith("classic 0 0 1")
+    assert rows[0].endswith("classic 0 0 1 0")
+    assert "prefetch" in page.text("#clients tbody")
+    assert "message 1 published by mqtool to “topic_logs”" in page.said()
+    page.ask("[...document.querySelectorAll('#happened button')].at(-1).focus()")
+    page.press("\ue007")
+    page.until(lambda: "A critical kernel error" in page.text("#facts"), "the message of the event")
+    page.press("\ue00c")
+    assert page.ask("return document.activeElement.closest('table').id") == "happened"
     page.press("/")
     page.press("TOPIC_L")
     page.until(

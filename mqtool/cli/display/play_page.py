@@ -209,6 +209,7 @@ class PlayPage:
             kind, what = record["kind"], {key: value for key, value in record.items() if key != "t"}
             if kind == "problem":
                 self._recording.add("gone", text=output.visible(record["text"]))
+                latest.clear()  # once it answers again, its title says so
             elif kind == "event" or (kind != "now" and latest.get(kind) != what and what.get("queues") != {}):
                 if not self._recording.is_full:
                     self._recording.add_record(record)

@@ -121,6 +121,7 @@ export class Doing {
   open(action, fields = {}) {
     if (!this.actions.has(action)) return;
     for (const [name, value] of Object.entries(fields)) this.typed.set(name, value);
+    byId("details").hidden = true; // which could cover the form
     byId("doing").hidden = false;
     byId("do").setAttribute("aria-expanded", "true");
     byId("action").value = action;

@@ -3,6 +3,10 @@
 
 import { describe } from "./picture.js";
 
+const KEPT_MESSAGE_ROWS = 100;
+/** What waits in a queue is listed in the panel up to this number. */
+const LISTED = 10;
+
 /** Show a list of names and values. */
 function facts(parent, pairs) {
   const made = document.createElement("dl");
@@ -16,6 +20,15 @@ function facts(parent, pairs) {
   parent.append(made);
 }
 
+const titleOf = (id) => id.slice(2) || "(default exchange)";
+
+/** One end of an arrow, with the arrow's keys. */
+function routeTo(id, { keys, more }) {
+  const shown = keys.filter((key) => key !== "");
+  if (more) shown.push(`${more.toLocaleString("en")} more`);
+  return titleOf(id) + (shown.length ? ` (${shown.join(", ")})` : "");
+}
+
 const hasAny = (value) => value && Object.keys(value).length > 0;
 
 function ofMessage(state, message) {
@@ -24,14 +37,28 @@ function ofMessage(state, message) {
   const pairs = [
     ["exchange", details.exchange || "(default exchange)"],
     ["routing key", details.routing_key],
-    ["state", there ? there.fate : message.fate],
   ];
+  const fate = there ? there.fate : message.fate;
+  if (fate) pairs.push(["state", fate]);
   if (hasAny(details.properties)) pairs.push(["properties", details.properties]);
   if (hasAny(details.headers)) pairs.push(["headers", details.headers]);
   const body = details.body === undefined ? `Base64: ${details.body_base64}` : details.body;
   pairs.push([`body, ${details.size.toLocaleString("en")} ${details.size === 1 ? "byte" : "bytes"}`, body]);
   if (there && there.history.length) pairs.push(["so far", there.history.join("\n")]);
   return { title: "Message", pairs };
+}
+
+/** What somebody sees of a message in a list. */
+function titleOfMessage({ routing_key, body }) {
+  const start = body === undefined ? "(binary)" : body.slice(0, 60);
+  return routing_key ? `${routing_key}: ${start}` : start;
+}
+
+function listOf(copies) {
+  const shown = [...copies].sort((one, other) => one.number - other.number).slice(0, LISTED);
+  const more = copies.length - shown.length;
+  const lines = shown.map((copy) => `${titleOfMessage(copy.details)} (${copy.fate})`);
+  return [...lines, ...(more ? [`and ${more.toLocaleString("en")} more`] : [])].join("\n");
 }
 
 function ofNode(state, id) {
@@ -41,16 +68,14 @@ function ofNode(state, id) {
     ["now", line],
   ];
   const links = [...state.links.values()];
-  const named = (other) => other.slice(2) || "(default exchange)";
-  const keys = (link) => (link.keys.length ? ` (${link.keys.join(", ")})` : "");
   if (id[0] === "x") {
     const exchange = state.exchanges.get(id);
     if (exchange.alternate) pairs.push(["alternate exchange", exchange.alternate]);
-    const bound = links.filter((link) => link.from === id).map((link) => named(link.to) + keys(link));
+    const bound = links.filter((link) => link.from === id).map((link) => routeTo(link.to, link));
     pairs.push(["bindings", bound.join("\n") || "none"]);
   } else if (id[0] === "q") {
     const queue = state.queues.get(id);
-    const bound = links.filter((link) => link.to === id).map((link) => named(link.from) + keys(link));
+    const bound = links.filter((link) => link.to === id).map((link) => routeTo(link.from, link));
     pairs.push(["bound to", bound.join("\n") || "only the default exchange"]);
     if (hasAny(queue.arguments)) pairs.push(["arguments and policy", queue.arguments]);
     const consumers = [...state.consumers.values()].filter((each) => each.queue === id && !each.gone);
@@ -61,6 +86,8 @@ function ofNode(state, id) {
   } else if (id[0] === "c") {
     pairs.push(["queue", state.consumers.get(id).queue.slice(2)], ["connection", state.consumers.get(id).name || ""]);
   }
+  const inside = [...state.copies.values()].filter((each) => each.node === id);
+  if (inside.length) pairs.push(["messages", listOf(inside)]);
   return { title: role[0].toUpperCase() + role.slice(1), pairs };
 }
 
@@ -86,47 +113,124 @@ export function details(parent, state, chosen) {
   facts(parent, pairs);
 }
 
+/**
+ * @typedef {object} Row
+ * @property {string} key
+ * @property {any[]} cells
+ * @property {() => void} [open]  shows more about it; then its first cell is a button
+ */
+
+/** @param {Row} wanted */
+function newRow({ key, cells, open }) {
+  /** @type {any} */
+  const row = document.createElement("tr");
+  row.dataset.key = key;
+  cells.forEach((_, index) => {
+    const made = row.appendChild(document.createElement(index ? "td" : "th"));
+    if (!index) made.scope = "row";
+    if (index || !open) return;
+    const button = made.appendChild(document.createElement("button"));
+    button.type = "button";
+    button.addEventListener("click", () => row.open());
+  });
+  return row;
+}
+
+/**
+ * Show these rows. Those that are shown already stay, with the focus.
+ * @param {HTMLElement} body
+ * @param {Row[]} rows
+ */
 function fill(body, rows) {
   const text = JSON.stringify(rows);
   if (body.dataset.shown === text) return;
   body.dataset.shown = text;
-  body.replaceChildren(
-    ...rows.map((cells) => {
-      const row = document.createElement("tr");
-      cells.forEach((cell, index) => {
-        const made = document.createElement(index ? "td" : "th");
-        if (!index) made.scope = "row";
-        made.textContent = String(cell);
-        row.append(made);
-      });
-      return row;
-    }),
-  );
+  const before = new Map([...body.children].map((/** @type {any} */ row) => [row.dataset.key, row]));
+  const wanted = rows.map((each) => {
+    const row = before.get(each.key) ?? newRow(each);
+    row.open = each.open;
+    each.cells.forEach((cell, index) => {
+      const shown = row.children[index].firstElementChild ?? row.children[index];
+      if (shown.textContent !== String(cell)) shown.textContent = String(cell);
+    });
+    before.delete(each.key);
+    return row;
+  });
+  for (const row of before.values()) row.remove();
+  wanted.forEach((row, index) => {
+    if (body.children[index] !== row) body.insertBefore(row, body.children[index] ?? null);
+  });
 }
 
-/** Fill the tables and the list of events. */
-export function fillTables(parent, state) {
+function rowOfQueue(state, queue) {
+  const consumers = [...state.consumers.values()].filter((each) => each.queue === queue.id && !each.gone).length;
+  const { deadLetterExchange, deadLetterKey } = queue;
+  const key = deadLetterKey ? ` with key ${deadLetterKey}` : "";
+  const dead = deadLetterExchange === null ? "" : titleOf(`x:${deadLetterExchange}`) + key;
+  const rate = Math.round(state.rates.get(queue.id)?.rate ?? 0);
+  return [queue.name, queue.type, queue.ready, queue.unacked, consumers, rate, dead];
+}
+
+function rowOfExchange(state, exchange) {
+  const links = [...state.links.values()].filter((link) => link.from === exchange.id);
+  return [
+    titleOf(exchange.id),
+    exchange.type,
+    links.map((link) => routeTo(link.to, link)).join(", "),
+    exchange.alternate ?? "",
+  ];
+}
+
+function rowsOfClients(state) {
+  return [
+    ...[...state.publishers.values()].map(({ id, name, exchanges }) => ({
+      key: id,
+      cells: [name, "publisher", [...exchanges.keys()].map(titleOf).join(", "), ""],
+    })),
+    ...[...state.consumers.values()].map(({ id, queue }) => {
+      const { name, line } = describe(state, id);
+      return { key: id, cells: [name, "consumer", titleOf(queue), line === "consumer" ? "" : line] };
+    }),
+  ];
+}
+
+function rowsOfMessages(state, choose) {
+  const copies = [...state.copies.values()].sort((one, other) =>
+    one.place === other.place ? one.number - other.number : one.place < other.place ? -1 : 1,
+  );
+  return copies.slice(0, KEPT_MESSAGE_ROWS).map((copy) => {
+    const { details, fate, node, key, until } = copy;
+    const left = until === undefined ? "" : `, until ${new Date(until).toLocaleTimeString()}`;
+    const where = describe(state, node).name;
+    return {
+      key,
+      cells: [titleOfMessage(details), where, fate + left],
+      open: () => choose({ message: copy }),
+    };
+  });
+}
+
+/** Fill the tables and the list of events. `choose` shows a message. */
+export function fillTables(parent, state, choose) {
   if (parent.hidden) return;
-  const of = (nodes, cells) => [...nodes.values()].map(cells);
-  const consumersOf = (id) => [...state.consumers.values()].filter((each) => each.queue === id && !each.gone).length;
-  fill(
-    parent.querySelector("#queues tbody"),
-    of(state.queues, (each) => [each.name, each.type, each.ready, each.unacked, consumersOf(each.id)]),
-  );
-  fill(
-    parent.querySelector("#exchanges tbody"),
-    of(state.exchanges, (each) => [
-      each.name || "(default exchange)",
-      each.type,
-      [...state.links.values()]
-        .filter((link) => link.from === each.id)
-        .map((link) => link.to.slice(2))
-        .join(", "),
-    ]),
-  );
+  const show = (id, rows) => fill(parent.querySelector(`#${id} tbody`), rows);
+  const of = (nodes, cells) => [...nodes.values()].map((each) => ({ key: each.id, cells: cells(state, each) }));
+  show("queues", of(state.queues, rowOfQueue));
+  show("exchanges", of(state.exchanges, rowOfExchange));
+  show("clients", rowsOfClients(state));
+  const messages = rowsOfMessages(state, choose);
+  show("messages", messages);
+  const all = state.copies.size;
+  const cut = all > messages.length ? `, the first ${messages.length} of ${all.toLocaleString("en")}` : "";
+  parent.querySelector("#messages caption").textContent = `Messages in queues${cut}`;
+  parent.querySelector("#messages").hidden = !all;
   const said = state.sentences.slice(-50).reverse();
-  fill(
-    parent.querySelector("#happened tbody"),
-    said.map((each) => [new Date(each.t).toLocaleTimeString(), each.text]),
+  show(
+    "happened",
+    said.map(({ n, t, text, message }) => {
+      const known = state.messages.get(message);
+      const open = known && (() => choose({ message: known }));
+      return { key: String(n), cells: [text, new Date(t).toLocaleTimeString()], open };
+    }),
   );
 }

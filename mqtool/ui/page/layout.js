@@ -36,7 +36,8 @@ export class Layout {
   /**
    * @param {any} state
    * @param {boolean} narrow  layers from top to bottom instead of from left to right
-   * @returns {{places: Map<string, Place>, width: number, height: number, size: any, narrow: boolean}}
+   * @returns {{places: Map<string, Place>, width: number, height: number, size: any, narrow: boolean,
+   *   low: number}}  low: the lower side of all nodes (if narrow, the right one)
    */
   of(state, narrow) {
     const size = narrow ? SIZE.narrow : SIZE.wide;
@@ -68,7 +69,8 @@ export class Layout {
     });
     const length = 2 * MARGIN + layers.length * main - size.along;
     const breadth = 2 * MARGIN + most * cross;
-    return { places, narrow, size, width: narrow ? breadth : length, height: narrow ? length : breadth };
+    const low = breadth - MARGIN - size.across;
+    return { places, narrow, size, low, width: narrow ? breadth : length, height: narrow ? length : breadth };
   }
 }
 
@@ -165,7 +167,19 @@ export function curveBetween(layout, from, to) {
       point(e, end[across]),
     ];
   }
-  // Backwards, or within a layer: around the lower side, so that it crosses no node on the way.
+  const back = start[along] - end[along];
+  if (back > half) {
+    // Beside the arrows that lead forward; if there are nodes between, around the lower side of all.
+    const shift = side / 2;
+    const [s, e] = [start[along] - half, end[along] + half - (to.startsWith("x:") && !layout.narrow ? 6 : 0)];
+    const [first, last] = [start[across] + shift, end[across] + shift];
+    const isNear = back < 1.5 * (2 * half + layout.size.along);
+    const bend = isNear ? (s - e) / 2 : layout.size.along;
+    const low = (layout.low + layout.size.across - (first + last) / 8) / 0.75;
+    const [b, c] = isNear ? [first, last] : [low, low];
+    return [point(s, first), point(s - bend, b), point(e + bend, c), point(e, last)];
+  }
+  // Within a layer: around the lower side.
   const [s, e] = [start[across] + side, end[across] + side];
   const low = Math.max(s, e) + layout.size.across * 1.4;
   return [point(start[along], s), point(start[along], low), point(end[along], low), point(end[along], e)];

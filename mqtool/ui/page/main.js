@@ -14,12 +14,14 @@ const picture = new Picture(byId("picture"), choose);
 const play = new Play(player, post);
 /** The records, if this page is a recording. */
 const recorded = byId("recording");
-/** What the panel shows. */
+/** What the panel shows, and what had the focus before. */
 let chosen = null;
+let opener = null;
 /** What can be done; a recording has none. */
 const doing = new Doing();
 
 function choose(what) {
+  if (!byId("details").contains(document.activeElement)) opener = document.activeElement;
   chosen = what;
   byId("details").hidden = false;
   doing.asks(what, player.state);
@@ -33,6 +35,8 @@ function closeDetails() {
   byId("details").hidden = true;
   const drawn = node && picture.drawnNodes.get(node);
   if (drawn) drawn.group.focus();
+  else if (opener?.isConnected) opener.focus();
+  opener = null;
 }
 
 // Reading records
@@ -187,7 +191,7 @@ function tell() {
   if (document.activeElement !== byId("time"))
     byId("time").value = String(length > 0 ? ((player.now - player.start) / length) * 1000 : 1000);
   byId("empty").hidden = state.exchanges.size + state.queues.size > 0 || !state.about.title;
-  fillTables(byId("tables"), state);
+  fillTables(byId("tables"), state, choose);
   doing.suggest(state);
   if (chosen) details(byId("facts"), state, chosen);
 }

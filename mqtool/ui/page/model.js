@@ -453,7 +453,7 @@ const bodyKey = (details) =>
 
 function say(state, event) {
   const text = sentence(event);
-  state.sentences.push({ t: event.t, text });
+  state.sentences.push({ n: ++state.number, t: event.t, text, message: event.message });
   if (state.sentences.length > KEPT_SENTENCES) state.sentences.shift();
   const copy = event.copy === undefined || event.what === "published" ? null : copyOf(state, event);
   if (copy) copy.history.push(text);

@@ -229,15 +229,17 @@ export class Picture {
       resting.set(copy.node, there);
     }
     const { width, height } = this.places.size;
-    const most = Math.min(SHOWN_IN_NODE, Math.floor((width - 20) / 15));
     for (const [node, copies] of resting) {
       const place = this.places.places.get(node);
       if (!place) continue;
       copies.sort((one, other) => one.number - other.number);
       const isStream = copies[0].fate === "stream";
+      // Beside a delayed message is the time that is left.
+      const pitch = copies[0].until === undefined ? 15 : 44;
+      const most = Math.min(SHOWN_IN_NODE, Math.floor((width - 20) / pitch));
       const shown = isStream ? copies.slice(-most).reverse() : copies.slice(0, most);
       shown.forEach((copy, index) => {
-        const x = place.x + width / 2 - 14 - index * 15;
+        const x = place.x + width / 2 - 14 - index * pitch;
         seen.add(copy.key);
         this.drawDot(
           copy.key,
@@ -275,7 +277,7 @@ export class Picture {
     if (!drawn) {
       const group = this.dots.appendChild(element("g", {}));
       const shape = group.appendChild(element("path"));
-      const left = group.appendChild(element("text", { y: "-9" }));
+      const left = group.appendChild(element("text", { x: "-9", y: "3.5" }));
       drawn = { group, shape, left };
       group.addEventListener("click", () => this.choose({ message: drawn.message }));
       this.drawnDots.set(key, drawn);

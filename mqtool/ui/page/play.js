@@ -386,13 +386,13 @@ export class Play {
   }
 
   drawStory(play, at, { isLatest, waits, isChoosing }) {
-    const { parts } = this;
+    const { parts, player } = this;
     const set = (part, text) => {
       part.hidden = !text;
       if (part.textContent !== text) part.textContent = text;
     };
     const scene = this.scenes[at];
-    const isShownAgain = scene && !isLatest && !this.isRecorded;
+    const isShownAgain = scene && !isLatest && !this.isRecorded && !player.isLive;
     set(parts.title, play ? play.title : "Choose a tutorial");
     set(parts.summary, play ? play.story : "");
     set(
