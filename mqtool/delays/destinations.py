@@ -99,12 +99,16 @@ class Place(NamedTuple):
     """Where to publish a message, and with which properties. A routing key of None keeps the message's own.
 
     Attributes:
-        since: when the youngest of its wait queues was first declared (time.monotonic()).
+        queues: the wait queues of the message.
+        milliseconds: how long it waits in them.
+        since: when the youngest of them was first declared (time.monotonic()).
     """
 
     exchange: str
     routing_key: str | None
     properties: dict[str, Any]
+    queues: tuple[str, ...] = ()
+    milliseconds: int = 0
     since: float = 0.0
 
 

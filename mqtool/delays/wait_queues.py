@@ -14,17 +14,20 @@ https://www.rabbitmq.com/docs/ttl, https://www.rabbitmq.com/docs/quorum-queues#d
 import re
 import time
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
+from itertools import count
 from typing import Any, Literal, NamedTuple
 
 from mqtool.amqp import Channel
+from mqtool.amqp.administration import unbind
 from mqtool.delays import LONGEST
 from mqtool.delays.destinations import Destination, Place, Warn, expect, name_for
 from mqtool.duration import compact_duration, parse_duration
 from mqtool.errors import BadData, DeclaredDifferently, UsageError
 from mqtool.message import DUE, Delivery, Message
 from mqtool.spelling import pasteable
-from mqtool.topology import Exchange, Queue
+from mqtool.topology import Binding, Exchange, Queue
 
 #: Seconds after its declaration in which a quorum queue is lost, with its messages, if RabbitMQ is killed. Up to 4.3,
 #: it saves the file with the names of its quorum queues (names.dets, auto_save 500) a second after a change, and a
@@ -42,13 +45,21 @@ _AT_LEAST_ONCE = {
 }
 
 
-#: The end of the names of wait queues: NAME.wait.5s, NAME.delay.5s.more, NAME.exchange.delay.325ms.classic.
-_SUFFIX = re.compile(r"(?P<exchange>\.exchange)?\.(?P<kind>delay|wait)(\.(\d+(ms|[dhms]))+){1,2}(\.more)?(\.classic)?$")
+#: The end of the names of wait queues: NAME.wait.5s, NAME.delay.5s.more.2, NAME.exchange.delay.325ms.classic.
+_SUFFIX = re.compile(
+    r"(?P<exchange>\.exchange)?\.(?P<kind>delay|wait)(\.(\d+(ms|[dhms]))+){1,2}(\.more)?(?P<number>\.\d+)?(\.classic)?$"
+)
 
 
 def is_wait_queue(name: str) -> bool:
     """True if mqtool gives names like this to wait queues, their exchanges, or queues that drop unroutable messages."""
     return name.endswith(".nowhere") or _SUFFIX.search(name) is not None
+
+
+def is_numbered(name: str) -> bool:
+    """True if a wait queue is used instead of another one (ThroughQueues.avoided), as NAME.delay.5s.2 is."""
+    suffix = _SUFFIX.search(name)
+    return suffix is not None and suffix["number"] is not None
 
 
 def wait_queue(name: str, milliseconds: int, exchange: str, routing_key: str | None = None, unused: int = 0) -> Queue:
@@ -120,17 +131,29 @@ _LEASE = 600.0
 
 
 class Wait(NamedTuple):
-    """A wait in a queue whose name ends with `suffix`. If unused, the queue is kept for at least `unused` ms."""
+    """A wait in a queue whose name ends with `suffix`. If unused, the queue is kept for at least `unused` ms.
+
+    Attributes:
+        instead_of: the suffix of the queue that is avoided, if this one is used instead.
+    """
 
     suffix: str
     milliseconds: int
     unused: int
+    instead_of: str | None = None
 
 
 class ThroughQueues:
-    """Delays messages in wait queues (see the diagram in mqtool/delays/__init__.py)."""
+    """Delays messages in wait queues (see the diagram in mqtool/delays/__init__.py).
 
-    def __init__(self, channel: Channel, destination: Destination, warn: Warn) -> None:
+    Attributes:
+        avoided: the names of wait queues that have no leader. Others, such as NAME.delay.5s.2, are used instead.
+    """
+
+    def __init__(
+        self, channel: Channel, destination: Destination, warn: Warn, avoided: AbstractSet[str] = frozenset()
+    ) -> None:
+        self.avoided = avoided
         self._channel = channel
         self._destination = destination
         self._warn = warn
@@ -160,7 +183,7 @@ class ThroughQueues:
             self._warn("messages lose their property expiration in a wait queue")
         target, missing = self._destination.of(message), [0]
         while missing:
-            waits = waits_for(milliseconds())
+            waits = [self._usable(target, wait) for wait in waits_for(milliseconds())]
             names = [self._name(target, wait.suffix) for wait in waits]
             missing = [number for number, name in enumerate(names) if self._is_stale(name, number)]
             if missing and target is not self._destination.to:
@@ -173,9 +196,14 @@ class ThroughQueues:
         if len(waits) > 1:
             properties["headers"][_THEN] = waits[1].suffix
         since = max(self._declared[name] for name in names)
-        if isinstance(target, Exchange):
-            return Place(names[0], None, properties, since)
-        return Place("", names[0], properties, since)
+        exchange, key = (names[0], None) if isinstance(target, Exchange) else ("", names[0])
+        return Place(exchange, key, properties, tuple(names), sum(wait.milliseconds for wait in waits), since)
+
+    def _usable(self, target: Exchange | Queue, wait: Wait) -> Wait:
+        usable, numbers = wait, count(2)
+        while self.avoided and self._name(target, usable.suffix) in self.avoided:
+            usable = wait._replace(suffix=f"{wait.suffix}.{next(numbers)}", instead_of=wait.suffix)
+        return usable
 
     def _name(self, target: Exchange | Queue, *suffix: str) -> str:
         """Return the name of a wait queue or, without a suffix, of the exchange between wait queues.
@@ -204,7 +232,12 @@ class ThroughQueues:
             declare_exactly(self._channel, queue, remember=remember)
         if number:
             self._channel.declare(router, remember=remember)
-            self._channel.bind(queue, router, arguments={"x-match": "all", _THEN: wait.suffix}, remember=remember)
+            self._channel.bind(queue, router, arguments=_then(wait.suffix), remember=remember)
+            if wait.instead_of is not None and remember:
+                # Messages that the first queue cannot pass on to the one without a leader, and that would block it.
+                self._channel.bind(queue, router, arguments=_then(wait.instead_of), remember=False)
+                avoided = self._name(target, wait.instead_of)
+                unbind(self._channel, Binding(router.name, avoided, "", _then(wait.instead_of)))
         elif isinstance(target, Exchange):
             # The default exchange would replace the message's routing key. This one is deleted with the queue.
             entrance = Exchange(name, "fanout", durable=True, auto_delete=True)
@@ -231,6 +264,11 @@ class ThroughQueues:
             self._channel.bind(nowhere, due, remember=remember)
             self._leases[due.name, 0] = time.monotonic() + _LEASE
         return due
+
+
+def _then(suffix: str) -> dict[str, str]:
+    """Return the arguments of a binding for messages whose second wait queue has a name with this suffix."""
+    return {"x-match": "all", _THEN: suffix}
 
 
 def step_of(milliseconds: int) -> int:

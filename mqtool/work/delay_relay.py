@@ -8,29 +8,45 @@ due messages. All queues in between are quorum queues (see delays/wait_queues.py
 `tasks.relay` once the broker has confirmed it in the next queue. So it is in at least one queue at every moment, and
 relays can be killed and run side by side. A relay keeps up to _AT_ONCE messages in memory, all of them unacknowledged.
 
+A wait queue may have no leader: after RabbitMQ was killed just after it had declared the queue, or while a cluster
+elects one. It would confirm nothing, and block the channel. So before a relay publishes to a wait queue for the first
+time on a connection, a thread asks the queue for an answer, on a connection beside: RabbitMQ closes it after half a
+minute without a leader. Without an answer, messages wait in another queue.
+
 A relay must not reconnect: its deliveries and their due times are of one connection. The command starts another one.
 """
 
+import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import NamedTuple, Self
 
-from mqtool.amqp import Channel, Receiving, administration
+from mqtool.amqp import Channel, Owner, Receiving, administration
 from mqtool.delays.destinations import Destination, Warn, name_for
-from mqtool.delays.wait_queues import LONGEST_IN_QUEUES, RELAY, YOUNG, ThroughQueues
+from mqtool.delays.wait_queues import LONGEST_IN_QUEUES, RELAY, YOUNG, ThroughQueues, is_numbered
 from mqtool.duration import compact_duration
-from mqtool.errors import BadData, DeclaredDifferently, UsageError
+from mqtool.errors import BadData, DeclaredDifferently, NotFound, Unavailable, UsageError
 from mqtool.message import DUE, Confirmation, Delivery, Message, Receipt
 from mqtool.routing import delay_of
 from mqtool.spelling import pasteable
 from mqtool.topology import Exchange, Queue
+from mqtool.work.held_messages import has_leader
 from mqtool.work.transfer import name_of, not_taken
 
 #: The maximum number of messages that a relay has taken and not acknowledged.
 _AT_ONCE = 200
 #: Seconds to wait for the next delivery before looking whether the relay must stop.
 _LOOK = 1.0
+#: Seconds to wait for the next delivery while confirms, or answers of wait queues, are outstanding.
+_MOMENT = 0.005
+#: Seconds after which another wait queue is used instead of one that has not answered; and after which it counts as one
+#: that has no leader.
+_SLOW, _DEAD = 0.5, 5.0
+#: The maximum number of wait queues to ask at the same time.
+_ASKED = 200
 #: No message is dropped, however often relays are killed: RabbitMQ 4 drops messages after 20 deliveries by default.
 _INTAKE = {"x-queue-type": "quorum", "x-delivery-limit": 2**31 - 1}
 #: The plugin's header, in milliseconds; it is negative once the delay is over.
@@ -96,6 +112,119 @@ class RelayNames(NamedTuple):
         channel.bind(self.intake, self.entrance, remember=False)
 
 
+class Taken(NamedTuple):
+    """A delivery to relay.
+
+    Attributes:
+        delay: its delay in milliseconds; 0 if it goes on at once.
+        due: its due time, in milliseconds since 1970.
+        wait: the milliseconds to wait in wait queues, if these have been chosen.
+    """
+
+    delivery: Delivery
+    delay: int = 0
+    due: int = 0
+    wait: int | None = None
+
+
+class WaitQueueChecks:
+    """Finds out which wait queues have a leader, while messages for others are relayed.
+
+    Attributes:
+        avoided: the queues that do not answer.
+
+    Args:
+        connection: the checks use another connection to its broker.
+        dead: the queues that are known to have no leader. A queue that is found to have none is added.
+    """
+
+    def __init__(self, connection: Owner, dead: set[str], warn: Warn) -> None:
+        self.avoided = set(dead)
+        self._connection = connection
+        self._dead = dead
+        self._warn = warn
+        self._answered: set[str] = set()
+        #: For each queue that was asked, its answer, and when it was asked (time.monotonic()).
+        self._asked: dict[str, tuple[Future[bool], float]] = {}
+        self._threads = ThreadPoolExecutor(_ASKED)
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self._beside: Owner | None = None
+        self._to_close = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._is_closed = True
+        self._to_close.close()
+        self._threads.shutdown(wait=False)
+
+    @property
+    def are_outstanding(self) -> bool:
+        """True if some queues have not answered yet."""
+        return bool(self._asked)
+
+    def have_answered(self, queues: Sequence[str]) -> bool:
+        """Return True if all these queues have a leader. Ask those that have not been asked yet."""
+        unknown = [queue for queue in queues if queue not in self._answered]
+        for queue in unknown:
+            if queue not in self._asked:
+                answer = self._threads.submit(self._has_leader, queue)
+                self._asked[queue] = answer, time.monotonic()
+        return not unknown
+
+    def have_changed(self) -> bool:
+        """Return True if some queues have answered, or are avoided from now on, since the last call.
+
+        Raises:
+            MqtoolError: the connection was lost.
+        """
+        before = len(self._asked), len(self.avoided)
+        for queue, (answer, since) in list(self._asked.items()):
+            if answer.done():
+                del self._asked[queue]
+                self._hear(queue, has_leader=answer.result())
+            elif time.monotonic() > since + _SLOW and not is_numbered(queue):
+                self.avoided.add(queue)
+        return before != (len(self._asked), len(self.avoided))
+
+    def _has_leader(self, queue: str) -> bool:
+        """Ask a queue. Called on a thread."""
+        while True:
+            asked = self._connected()
+            try:
+                return has_leader(asked, queue, _DEAD)
+            except NotFound:
+                return True  # deleted meanwhile: the broker returns the message
+            except Unavailable:  # because of another queue, which has no leader
+                with self._lock:
+                    if self._beside is asked:
+                        self._beside = None
+
+    def _connected(self) -> Owner:
+        with self._lock:
+            if self._is_closed:
+                raise Unavailable("the connection is closed")
+            if self._beside is None:
+                self._to_close.close()
+                self._beside = self._to_close.enter_context(self._connection.beside())
+            return self._beside
+
+    def _hear(self, queue: str, *, has_leader: bool) -> None:
+        if has_leader:
+            self._answered.add(queue)
+            self.avoided.discard(queue)
+            return
+        self.avoided.add(queue)
+        self._dead.add(queue)
+        self._warn(
+            f"wait queue {queue!r} has no leader, so messages wait in another queue; if RabbitMQ was killed just after "
+            f"it had declared {queue!r}, it is empty, and can only be deleted: {pasteable('queue delete', queue)}"
+        )
+
+
 class Relay:
     """Moves messages from its queue into wait queues, or to the exchange for due messages.
 
@@ -107,6 +236,7 @@ class Relay:
         target: publishes. Must not reconnect.
         user: the user that both are logged in as, who may not publish messages of other users.
         counts: to go on counting.
+        dead: the wait queues that are known to have no leader, to go on avoiding them.
         by_timestamps: delays begin at the time in the header timestamp_in_ms, if a message has it.
     """
 
@@ -118,6 +248,7 @@ class Relay:
         user: str,
         warn: Warn,
         counts: Counter[str],
+        dead: set[str],
         *,
         by_timestamps: bool = False,
     ) -> None:
@@ -128,12 +259,15 @@ class Relay:
         self._names = names
         self._user = user
         self._warn = warn
-        self._through = ThroughQueues(target, Destination(to=names.out), warn)
+        self._checks = WaitQueueChecks(target.connection, dead, warn)
+        self._through = ThroughQueues(target, Destination(to=names.out), warn, self._checks.avoided)
         self._consumer = source.consumer(names.intake, Receiving(_AT_ONCE, acknowledge=False))
         self._deliveries = self._consumer.deliveries()
         #: Published deliveries, and from when on each may be acknowledged once it is confirmed (time.monotonic()).
         self._on_their_way: deque[tuple[Delivery, float]] = deque()
-        self._again: deque[Delivery] = deque()
+        #: Deliveries to publish next, and those whose wait queue has not answered yet.
+        self._next: deque[Taken] = deque()
+        self._parked: list[Taken] = []
         self._confirmed: list[Delivery] = []
         #: Confirmed deliveries whose wait queue is too young to survive a kill of the broker.
         self._held_back: deque[tuple[Delivery, float]] = deque()
@@ -147,6 +281,10 @@ class Relay:
             NotConfirmed: the broker did not accept a message, which stays in the relay's queue.
             MqtoolError: the connection was lost, or the queue was deleted.
         """
+        with self._checks:
+            self._run()
+
+    def _run(self) -> None:
         while True:
             try:
                 for receipt in self._target.publish(self._messages(), mandatory=True, window=_AT_ONCE):
@@ -160,15 +298,27 @@ class Relay:
     def _messages(self) -> Iterator[Message | None]:
         while True:
             self._acknowledge()
-            if self._again:
-                yield self._message(self._again.popleft(), _AGAIN)
-            elif self._consumer.arrives(0 if self._on_their_way else _LOOK):
+            if self._checks.have_changed():
+                self._next.extend(self._parked)
+                self._parked.clear()
+            if self._next:
+                yield self._message(self._next.popleft())
+            elif self._consumer.arrives(_MOMENT if self._on_their_way or self._checks.are_outstanding else _LOOK):
                 delivery = next(self._deliveries, None)
                 if delivery is None:
                     return
-                yield self._message(delivery, self._delay(delivery))
+                yield self._message(self._taken(delivery))
             else:
                 yield None
+
+    def _taken(self, delivery: Delivery) -> Taken:
+        delay = self._delay(delivery)
+        if not delay:
+            return Taken(delivery)
+        began = now = _now()
+        if self._by_timestamps and isinstance(published := delivery.headers.get(_PUBLISHED), int):
+            began = min(published, now)
+        return Taken(delivery, delay, began + delay)
 
     def _delay(self, delivery: Delivery) -> int:
         """Return the milliseconds to delay a message; 0 with a warning if the plugin would close its connection."""
@@ -181,7 +331,9 @@ class Relay:
             self._warn(f"{name_of(delivery)} is delayed by {compact_duration(LONGEST_IN_QUEUES / 1000)}, the most")
         return min(delay, LONGEST_IN_QUEUES)
 
-    def _message(self, delivery: Delivery, delay: int) -> Message:
+    def _message(self, taken: Taken) -> Message | None:
+        """Return the message to publish; None if its wait queue has not answered yet."""
+        delivery, delay, due, wait = taken
         self._on_their_way.append((delivery, 0.0))
         headers = {name: value for name, value in delivery.headers.items() if name not in _NOT_THEIRS}
         properties = {name: value for name, value in delivery.properties.items() if name != "message_id"}
@@ -191,11 +343,11 @@ class Relay:
         message.properties = {**properties, "headers": headers or None}
         if not delay:
             return message
-        began = now = int(time.time() * 1000)
-        if self._by_timestamps and isinstance(published := headers.get(_PUBLISHED), int):
-            began = min(published, now)
-        due = began + delay
-        place = self._through.place(message, lambda: max(1, due - int(time.time() * 1000)))
+        place = self._through.place(message, lambda: wait or max(1, due - _now()))
+        if not self._checks.have_answered(place.queues):
+            self._on_their_way.pop()
+            self._parked.append(taken._replace(wait=place.milliseconds))
+            return None
         self._on_their_way[-1] = delivery, place.since + self._young
         told = {DUE: due, _X_DELAY: -delay} if _X_DELAY in headers else {DUE: due}
         message.exchange = place.exchange
@@ -209,7 +361,7 @@ class Relay:
         elif is_due and receipt.confirmation is Confirmation.RETURNED:
             self.counts["unroutable"] += 1
         elif is_due:
-            self._again.append(delivery)
+            self._next.append(Taken(delivery, _AGAIN, _now() + _AGAIN))
             return
         else:
             raise not_taken(delivery, receipt)
@@ -224,3 +376,7 @@ class Relay:
         if self._confirmed:
             self._source.acknowledge(*self._confirmed)
             self._confirmed.clear()
+
+
+def _now() -> int:
+    return int(time.time() * 1000)

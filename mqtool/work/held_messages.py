@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mqtool.amqp import Connection
+from mqtool.amqp import Connection, Owner
 from mqtool.errors import NotConfirmed, Unavailable
 from mqtool.message import Delivery, Message
 from mqtool.spelling import pasteable
@@ -81,16 +81,23 @@ def check_leader(connection: Connection, queue: str, then: str) -> None:
     Raises:
         Unavailable: it does not answer.
     """
-    asking = connection.channel()
-    try:
-        if not asking.depth_of(queue):  # without a leader, it is 0
-            asking.get(queue, within=_LEADER)
-    except NotConfirmed as error:
+    if not has_leader(connection, queue, _LEADER):
         raise Unavailable(
             f"quorum queue {queue!r} has no leader",
             "start the nodes that are down; or, if RabbitMQ was killed just after it had declared the queue, the queue "
             f"is empty, and can only be deleted: {pasteable('queue delete', queue)}, then {then}",
-        ) from error
+        )
+
+
+def has_leader(connection: Owner, queue: str, within: float) -> bool:
+    """Return True if a queue answers within this many seconds. Safe to call from any thread."""
+    asking = connection.channel()
+    try:
+        if not asking.depth_of(queue):  # without a leader, it is 0
+            asking.get(queue, within)
+    except NotConfirmed:
+        return False
     finally:
         if asking.is_open:
             asking.close()  # which requeues a message that has come meanwhile
+    return True

@@ -1,9 +1,13 @@
 """Messages of any client are delayed without the plugin, and none is lost when relays or the broker are killed."""
 
 import json
+import re
 import signal
+import threading
 import time
 import uuid
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,8 @@ from mqtool.amqp import Connection, parse_addresses
 from mqtool.broker.choice import Kind
 from mqtool.message import DUE, Confirmation, Message
 from mqtool.topology import DELAYED, Exchange, Queue
+from mqtool.work import delay_relay
+from mqtool.work.delay_relay import Relay, RelayNames
 from tests.brokers import Restartable, TestBroker, on_any_broker, own_broker
 from tests.cli.shell import PATIENCE, Running, Shell, wait_until
 from tests.cli.test_exec import depth
@@ -165,6 +171,43 @@ def has_saved_its_queues(node: Restartable) -> bool:
     [file] = Path(node.data).rglob("quorum/*/names.dets")
     saved = file.read_bytes()
     return all(queue["name"].encode() in saved for queue in node.queues() if queue["type"] == "quorum")
+
+
+@on_any_broker
+def test_wait_queues_without_a_leader(broker: TestBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others are used instead, and nobody waits until it is known that they have none; it is said once for each."""
+    dead = re.compile(r"delay\.(\d\d|1\d\d|200)ms$")
+    known, warnings, counts, told = threading.Event(), list[str](), Counter[str](), set[str]()
+
+    def has_leader(_connection: Connection, queue: str, _within: float) -> bool:
+        if is_dead := dead.search(queue) is not None:
+            known.wait(PATIENCE)
+        return not is_dead
+
+    monkeypatch.setattr(delay_relay, "has_leader", has_leader)
+    names, address = RelayNames.of("tasks", "fanout"), parse_addresses(broker.url)
+    with Connection(address) as client:
+        channel = client.channel()
+        names.declare(channel, keep_type=False)
+        channel.bind(channel.declare(Queue("jobs", durable=True)), names.out)
+        deliveries = channel.consume(Queue("jobs"))
+        for some in (0, 10):
+            with Connection(address) as ours, ThreadPoolExecutor() as thread:
+                source = ours.channel()
+                relay = Relay(source, ours.channel(), names, "guest", warnings.append, counts, told)
+                running = thread.submit(relay.run)
+                publish(broker.url, [200, None, 1200, 700], first=some)
+                came = {next(deliveries).body.decode(): number for number in range(4)}
+                assert came.keys() == {str(some + number) for number in range(4)}
+                assert came[str(some + 1)] == 0
+                assert bool(warnings) is known.is_set()
+                known.set()
+                wait_until(lambda: bool(warnings), "a warning")
+                source.stop()
+                running.result(PATIENCE)
+    assert len(warnings) == len(set(warnings)) == len(told)
+    assert all(f"wait queue '{queue}' has no leader" in "".join(warnings) for queue in told)
+    assert all(depth(broker, queue) == 0 for queue in told)
 
 
 def test_what_waits_is_known(shell: Shell, broker: TestBroker) -> None:

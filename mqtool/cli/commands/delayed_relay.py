@@ -65,16 +65,14 @@ def relay(
     names = RelayNames.of(exchange, kind or "direct", to)
     once, counts = access._replace(backoff=None), Counter[str]()
     delays: Iterator[float] = iter(())
-    new_relay = partial(
-        Relay, names=names, user=access.user, warn=output.warning, counts=counts, by_timestamps=by_timestamps
-    )
+    new_relay = partial(Relay, names=names, user=access.user, warn=output.warning, counts=counts, dead=set())
     relayed = -1
     try:
         while True:
             try:
                 with once.channels() as (source, target):
                     names.declare(target, keep_type=kind is None)
-                    relaying = new_relay(source, target)
+                    relaying = new_relay(source, target, by_timestamps=by_timestamps)
                     if relayed < 0:
                         _begin(access, names, ready_file)
                     else:
