@@ -45,6 +45,7 @@ def test_a_real_log_comes_out_whole_and_in_parts(shell: Shell, broker: TestBroke
 
 
 @on_any_broker
+@large
 def test_an_incident_is_played_again_on_a_broker_of_its_own(shell: Shell, broker: TestBroker) -> None:
     """It fails where it happened, and again from a scrubbed recording; nothing is left behind."""
     result = shell.run(*TUTORIALS, "incident", timeout=PATIENCE)

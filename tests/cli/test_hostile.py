@@ -12,7 +12,7 @@ import pytest
 
 from mqtool import ndjson
 from tests import hostile
-from tests.brokers import TestBroker, on_any_broker, only_in_ci
+from tests.brokers import TestBroker, large, on_any_broker, only_in_ci
 from tests.cli.shell import Result, Shell
 from tests.cli.terminal import on_terminal
 
@@ -151,6 +151,7 @@ def test_a_terminal_is_not_controlled(shell: Shell) -> None:
         assert r"b\x1b[31m" in shown.splitlines(), shown
 
 
+@large
 def test_dead_letters(shell: Shell, play: Any) -> None:
     """What fails is retried, then a dead letter; it can be brought back, and dropped."""
     count = left = play("q")
