@@ -41,9 +41,16 @@ class Copies:
 
     Args:
         firehose: switches the firehose on within a `with` block; None to use bindings instead.
+        taps: those of all Copies of this process, which leave each other out.
     """
 
-    def __init__(self, connect: Callable[[], Connection], vhost: str, firehose: Switch | None = None) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], Connection],
+        vhost: str,
+        firehose: Switch | None = None,
+        taps: set[Tap] | None = None,
+    ) -> None:
         self._vhost = vhost
         self._firehose = firehose
         self._connection = connect()
@@ -51,6 +58,7 @@ class Copies:
         self._switched = ExitStack()
         self._events: deque[Json] = deque(maxlen=_WAITING)
         self._tap: Tap | None = None
+        self._taps = set() if taps is None else taps
         #: The bindings of the private queue: exchange, key and arguments of each.
         self._bound: set[tuple[str, str, str]] | None = None
         self._router = Router(definitions.Definitions.of([], [], []))
@@ -75,12 +83,13 @@ class Copies:
 
     def _all_of(self, found: definitions.Definitions) -> list[Binding]:
         """Return the bindings of all queues, except to exchanges that divide messages among queues."""
+        private = self.private
         return [
             binding
             for name, bindings in found.bindings.items()
             if name in found.exchanges and routing_type(found.exchanges[name]) in TABLES
             for binding in bindings
-            if not binding.to_exchange and binding.destination != self.queue
+            if not binding.to_exchange and binding.destination not in private
         ]
 
     @property
@@ -89,9 +98,9 @@ class Copies:
         return self._firehose is not None
 
     @property
-    def queue(self) -> str:
-        """The private queue's name, which the picture leaves out."""
-        return "" if self._tap is None else self._tap.queue
+    def private(self) -> frozenset[str]:
+        """The names of private queues, which the picture leaves out."""
+        return frozenset(tap.queue for tap in [*self._taps])
 
     def events(self) -> Iterator[Json]:
         """Yield what has happened since the last call."""
@@ -102,14 +111,21 @@ class Copies:
         """Delete the private queue, and switch the firehose off."""
         self._switched.close()
         self._connection.close()
+        self._forget()
+
+    def _forget(self) -> None:
+        if self._tap is not None:
+            self._taps.discard(self._tap)
 
     def _start(self, bindings: Iterable[Binding]) -> None:
         if self._channel is not None:
             self._channel.stop()
             self._channel.close()
+            self._forget()
         self._channel = self._connection.channel()
         settings = Receiving(auto_ack=True, buffer=Buffer(_WAITING))
         tap = self._tap = Tap(self._channel, bindings, settings)
+        self._taps.add(tap)
         if self._firehose is not None:
             self._switched.enter_context(self._firehose(self._channel))
         threading.Thread(target=self._read, args=(tap.deliveries,), name="mqtool-copies", daemon=True).start()
@@ -137,6 +153,7 @@ class Copies:
         message = copy if self._firehose is None else original_of(copy)
         now = round(time.time() * 1000)
         self._messages += 1
+        private = self.private
         try:
             ways = self._router.route(message.exchange, message.routing_key, message.headers, near_misses=0).queues
         except (KeyError, MqtoolError):  # the exchange is newer than the definitions
@@ -144,7 +161,7 @@ class Copies:
         paths = {
             queue: [message.exchange, *(hop.destination for hop in way[0])]
             for queue, way in ways.items()
-            if queue != self.queue
+            if queue not in private
         }
         for queue in copy.headers.get("routed_queues", ()) if self._firehose is not None else ():
             paths.setdefault(str(queue), [message.exchange, str(queue)])
@@ -172,7 +189,7 @@ class Copies:
 
     def _delivered(self, copy: Delivery) -> list[Json]:
         message, connection = original_of(copy), str(copy.headers.get("connection", ""))
-        if message.queue == self.queue:
+        if message.queue in self.private:
             return []
         consumers = [
             f"{each.channel}/{each.tag}"

@@ -33,7 +33,7 @@ _COUNTS_ONLY = (
     "RabbitMQ reports counts and rates, not single messages. To see copies of those: mqtool ui --tap, or --firehose."
 )
 _COPIES = (
-    "The shapes are copies of messages on their way to queues, from a private queue that mqtool has declared. Those of "
+    "The shapes are copies of messages on their way to queues, from a private queue of mqtool's (amq.gen-…). Those of "
     "the default exchange, and what happens in queues, are counts and rates. All messages: mqtool ui --firehose."
 )
 _FIREHOSE = (
@@ -130,6 +130,7 @@ class _Topology:
     def __init__(self, api: Management, vhost: str) -> None:
         self._api = api
         self._vhost = vhost
+        self._names = _Names(api, vhost)
         self._changes: int | None = None
         self._not_before = 0.0
 
@@ -139,7 +140,7 @@ class _Topology:
     def read(self, found: Json) -> Json:
         started = time.monotonic()
         wiring = look(self._api, self._vhost, keep=_KEPT)
-        names = _connection_names(self._api, self._vhost)
+        names = self._names.read()
         self._changes = found["changes"]
         done = time.monotonic()
         self._not_before = done + max(_BETWEEN_LOOKS, _SHARE_OF_LOOKS * (done - started))
@@ -148,14 +149,16 @@ class _Topology:
 
 def _counts(api: Management, vhost: str, copies: "Copies | None") -> Iterator[Json]:
     """Yield the topology and what the management API counts, every few seconds, and copies of messages meanwhile."""
+    known = _Names(api, vhost)
     while True:
         wiring = look(api, vhost, keep=_KEPT, rates=True)
         now = _now()
         yield {"kind": "now", "t": now}
-        names = _connection_names(api, vhost)
+        names = known.read()
         if copies is not None:
             copies.follow(api, wiring, names)
-            _leave_out(wiring, copies.queue)
+            for queue in copies.private:
+                _leave_out(wiring, queue)
         publishers = [
             {"client": names.get(_connection(each.channel), each.user), "exchange": name, "count": each.published.count}
             for name, node in wiring.exchanges.items()
@@ -256,10 +259,20 @@ def _connection(channel: str) -> str:
     return channel.rpartition(" (")[0]
 
 
-def _connection_names(api: Management, vhost: str) -> dict[str, str]:
-    """Return the names that clients have given to their connections, by the broker's names for them."""
-    found = management.connections(api, vhost, ("name", "user_provided_name"))
-    return {each["name"]: each["user_provided_name"] for each in found if each.get("user_provided_name")}
+class _Names:
+    """The names that clients have given to their connections, by the broker's names for them."""
+
+    def __init__(self, api: Management, vhost: str) -> None:
+        self._api = api
+        self._vhost = vhost
+        self._before: dict[str, str] = {}
+
+    def read(self) -> dict[str, str]:
+        """Return them, with those of the last call: a consumer may be listed after its connection has gone."""
+        found = management.connections(self._api, self._vhost, ("name", "user_provided_name"))
+        before = self._before
+        self._before = {each["name"]: each["user_provided_name"] for each in found if each.get("user_provided_name")}
+        return before | self._before
 
 
 def _now() -> int:

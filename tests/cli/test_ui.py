@@ -338,12 +338,12 @@ def test_it_says_what_a_broker_cannot_show(shell: Shell, broker: TestBroker, pag
 @pytest.mark.parametrize("how", ["--tap", "--firehose"])
 @large
 def test_copies_of_messages_on_rabbitmq(shell: Shell, broker: TestBroker, chromium: Any, how: str) -> None:
-    """Single messages move there, too; the private queue is not shown, and nothing is left behind."""
+    """Single messages move there, too; the private queues, also that of --record, are not shown, and nothing is left."""
     do(shell, "queue declare kept")
     do(shell, "emit-log fanout before")
     do(shell, "exchange bind logs kept")
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
-    ui = shell.start("mqtool", "ui", how, ready=False).wait_for_stdout("\n")
+    ui = shell.start("mqtool", "ui", how, "--record", "seen.html", ready=False).wait_for_stdout("\n")
     page = Page(chromium, ui.stdout.strip())
     page.until(lambda: "copies of messages" in page.text("#note"), "what is shown")
     page.until(lambda: page.find('.arrow.binding[data-from="x:logs"][data-to="q:kept"]'), "the binding")

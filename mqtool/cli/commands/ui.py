@@ -20,6 +20,7 @@ from mqtool.errors import AccessRefused, NotFound, UsageError
 
 if TYPE_CHECKING:
     from mqtool.management import Management
+    from mqtool.taps import Tap
     from mqtool.ui.actions import Actions
     from mqtool.ui.copies import Copies
     from mqtool.ui.page_server import Json
@@ -61,15 +62,15 @@ def ui(
 
     if record is not None:
         _write(record, b"")
-
     ending = ExitStack()
+    taps: set[Tap] = set()
 
     def copies() -> "Copies":
         from mqtool.cli.pipe.tapping import switched_on
         from mqtool.ui.copies import Copies
 
         switch = functools.partial(switched_on, access) if firehose else None
-        found = Copies(access.connect, access.vhost, switch)
+        found = Copies(access.connect, access.vhost, switch, taps)
         ending.callback(found.close)
         return found
 

@@ -86,9 +86,14 @@ function prune(state) {
     state.motions = state.motions.filter((each) => each.t1 >= state.t - 1000);
   }
   while (state.messages.size > KEPT_MESSAGES) state.messages.delete(state.messages.keys().next().value);
+  dropGone(state, state.t);
+}
+
+/** Drop publishers and consumers that had gone a while before this time. */
+export function dropGone(state, time) {
   for (const nodes of [state.publishers, state.consumers]) {
     for (const [id, node] of nodes) {
-      if (node.gone && node.gone < state.t - LINGERS) nodes.delete(id);
+      if (node.gone && node.gone < time - LINGERS) nodes.delete(id);
     }
   }
 }
@@ -116,9 +121,13 @@ function queueOf(state, name) {
 function consumerOf(state, name, queue) {
   const id = consumerId(name, queue);
   if (!state.consumers.has(id)) {
-    const label = name === null ? "basic.get" : name.slice(name.lastIndexOf("/") + 1);
-    state.consumers.set(id, { id, name, label, queue: queueId(queue), prefetch: 0, gone: name === null ? state.t : 0 });
+    const tag = name === null ? "basic.get" : name.slice(name.lastIndexOf("/") + 1);
+    const label = /^(amq\.)?ctag/.test(tag) ? "some consumer" : tag; // the client chose no tag
+    state.consumers.set(id, { id, name, label, queue: queueId(queue), prefetch: 0, isUnknown: true, gone: state.t });
   }
+  // Until the topology has it, it is shown only for a while: it may have gone already.
+  const consumer = state.consumers.get(id);
+  if (consumer.isUnknown) consumer.gone = state.t;
   return id;
 }
 

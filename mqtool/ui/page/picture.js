@@ -18,6 +18,14 @@ function element(name, attributes = {}, text = undefined) {
 
 const cut = (text, length) => (text.length > length ? `${text.slice(0, length - 1)}…` : text);
 
+/** Set a text, cut to a width. */
+function fit(drawn, text, width) {
+  drawn.textContent = cut(text, 30);
+  const needed = drawn.getComputedTextLength(); // 0 if the picture is hidden
+  if (needed > width) drawn.textContent = cut(text, Math.floor((drawn.textContent.length * width) / needed));
+  else if (!needed) drawn.textContent = cut(text, 15);
+}
+
 /** What a node is called, and its lines. */
 export function describe(state, id) {
   const number = (value) => value.toLocaleString("en");
@@ -38,7 +46,7 @@ export function describe(state, id) {
     const consumer = state.consumers.get(id);
     if (consumer.offset !== undefined)
       return { role: "consumer", name: consumer.label, line: `at offset ${number(consumer.offset)}` };
-    if (consumer.gone && consumer.name !== null) return { role: "consumer", name: consumer.label, line: "has gone" };
+    if (consumer.gone && !consumer.isUnknown) return { role: "consumer", name: consumer.label, line: "has gone" };
     const line = consumer.prefetch ? `prefetch ${number(consumer.prefetch)}` : "consumer";
     return { role: "consumer", name: consumer.label, line };
   }
@@ -156,12 +164,13 @@ export class Picture {
       if (drawn.where !== where || drawn.width !== width) {
         drawn.group.setAttribute("transform", where);
         drawn.box.setAttribute("d", outline(id[0], width, height));
-        for (const text of [drawn.name, drawn.line]) text.setAttribute("x", String(width / 2));
+        const middle = width / 2 + (id[0] === "q" ? 4 : 0);
+        for (const text of [drawn.name, drawn.line]) text.setAttribute("x", String(middle));
         Object.assign(drawn, { where, width });
       }
       if (drawn.words !== words || drawn.cut !== width) {
         drawn.cut = width;
-        drawn.name.textContent = cut(name, this.places.narrow ? 15 : 19);
+        fit(drawn.name, name, width - (id[0] === "q" ? 20 : id[0] === "x" ? 16 : 10));
         drawn.line.textContent = cut(line, this.places.narrow ? 21 : 25);
         drawn.title.textContent = words;
         drawn.group.setAttribute("aria-label", words);

@@ -1,6 +1,6 @@
 // Keeps the records of the last minutes, and gives the state of the picture at any moment among them.
 
-import { apply, beginning, emptyState, HOP } from "./model.js";
+import { apply, beginning, dropGone, emptyState, HOP } from "./model.js";
 
 /** How much is kept: milliseconds, and records. */
 const KEPT = 5 * 60_000;
@@ -116,6 +116,7 @@ export class Player {
       apply(this.state, record);
       this.applied += 1;
     }
+    dropGone(this.state, time);
   }
 
   pause() {
