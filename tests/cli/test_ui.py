@@ -338,7 +338,7 @@ def test_it_says_what_a_broker_cannot_show(shell: Shell, broker: TestBroker, pag
 @pytest.mark.parametrize("how", ["--tap", "--firehose"])
 @large
 def test_copies_of_messages_on_rabbitmq(shell: Shell, broker: TestBroker, chromium: Any, how: str) -> None:
-    """Single messages move there, too; the private queues, also that of --record, are not shown, and nothing is left."""
+    """Single messages move there, too; private queues, also that of --record, are not shown, and nothing is left."""
     do(shell, "queue declare kept")
     do(shell, "emit-log fanout before")
     do(shell, "exchange bind logs kept")
