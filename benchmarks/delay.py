@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -102,7 +103,8 @@ def measure_relay(url: str, count: int, longest: int, rate: int = 0) -> str:
         longest: the longest delay, in seconds.
         rate: messages to publish in a second, whose delays are then at least two thirds of the longest; 0 for no limit.
     """
-    name, due = f"relayed-{count}-{longest}", Exchange(f"relayed-{count}-{longest}.relayed", "direct", durable=True)
+    name = f"relayed-{uuid.uuid4().hex[:8]}"  # no messages of an earlier run count
+    due = Exchange(f"{name}.relayed", "direct", durable=True)
     queue = Queue(name, durable=True, arguments={"x-queue-type": "quorum"})
     least = longest * 1000 * 2 // 3 if rate else 0
     delays = [max(1, least + (longest * 1000 - least) * number // (count - 1)) for number in range(count)]

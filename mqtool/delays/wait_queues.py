@@ -183,7 +183,7 @@ class ThroughQueues:
             self._warn("messages lose their property expiration in a wait queue")
         target, missing = self._destination.of(message), [0]
         while missing:
-            waits = [self._usable(target, wait) for wait in waits_for(milliseconds())]
+            waits = self._usable(target, waits_for(milliseconds()))
             names = [self._name(target, wait.suffix) for wait in waits]
             missing = [number for number, name in enumerate(names) if self._is_stale(name, number)]
             if missing and target is not self._destination.to:
@@ -199,10 +199,21 @@ class ThroughQueues:
         exchange, key = (names[0], None) if isinstance(target, Exchange) else ("", names[0])
         return Place(exchange, key, properties, tuple(names), sum(wait.milliseconds for wait in waits), since)
 
-    def _usable(self, target: Exchange | Queue, wait: Wait) -> Wait:
-        usable, numbers = wait, count(2)
-        while self.avoided and self._name(target, usable.suffix) in self.avoided:
-            usable = wait._replace(suffix=f"{wait.suffix}.{next(numbers)}", instead_of=wait.suffix)
+    def _usable(self, target: Exchange | Queue, waits: list[Wait]) -> list[Wait]:
+        """Replace waits in queues that are avoided."""
+        if not self.avoided:
+            return waits
+        # Dead-lettering a message to a queue without a leader blocks a wait queue for half a minute (RabbitMQ 3.10).
+        is_blocked = any((name, 1) in self._leases for name in self.avoided)
+        usable = []
+        for wait in waits:
+            numbers = count(2)
+            chosen = wait
+            if is_blocked and wait is not waits[-1]:
+                chosen = _numbered(wait, next(numbers))
+            while self._name(target, chosen.suffix) in self.avoided:
+                chosen = _numbered(wait, next(numbers))
+            usable.append(chosen)
         return usable
 
     def _name(self, target: Exchange | Queue, *suffix: str) -> str:
@@ -264,6 +275,11 @@ class ThroughQueues:
             self._channel.bind(nowhere, due, remember=remember)
             self._leases[due.name, 0] = time.monotonic() + _LEASE
         return due
+
+
+def _numbered(wait: Wait, number: int) -> Wait:
+    """Return the wait in a queue that is used instead of that of another wait."""
+    return wait._replace(suffix=f"{wait.suffix}.{number}", instead_of=wait.suffix)
 
 
 def _then(suffix: str) -> dict[str, str]:

@@ -44,7 +44,7 @@ _LOOK = 1.0
 _MOMENT = 0.005
 #: Seconds after which another wait queue is used instead of one that has not answered; and after which it counts as one
 #: that has no leader.
-_SLOW, _DEAD = 0.5, 5.0
+_SLOW, _DEAD = 1.0, 5.0
 #: The maximum number of wait queues to ask at the same time.
 _ASKED = 200
 #: No message is dropped, however often relays are killed: RabbitMQ 4 drops messages after 20 deliveries by default.
