@@ -8,12 +8,13 @@ In both ways, a due message reaches its exchange with its own routing key and he
 published message. Its header mqtool-due contains the due time, so receivers can compute how late the message is. After
 a lost connection, a message that is published again waits its whole delay again: it may be late, but never early.
 
-All messages in a wait queue have the same TTL, so none waits behind one with a longer delay. A delay that is not round
-is divided into two waits, such as 5 s and 325 ms. This needs fewer queues than one for each possible delay:
+All messages in a wait queue have nearly the same delay, so none waits long behind one with a longer delay. A delay that
+is not round is divided into two waits. This needs fewer queues than one for each possible delay. For 5.31 s:
 
-    publisher ──> [hello.delay.5s.more] ···5 s···> (hello.delay) ──> [hello.delay.325ms] ···325 ms···> [hello]
+    publisher ──> [hello.delay.5s.more] ···4.985 s···> (hello.delay) ──> [hello.delay.325ms] ···325 ms···> [hello]
 
-The header mqtool-then selects the second queue. Delays of up to a minute are rounded up to multiples of 25 ms.
+The header mqtool-then selects the second queue. For delays of up to a minute, the time in the last queue is a multiple
+of 25 ms, and a message's expiration makes the time in the first one up to 25 ms shorter than the queue's TTL.
 
 Messages for a quorum queue, or for a durable exchange, which may route to a quorum queue, wait in quorum queues, which
 keep a message until its target has confirmed it. (After a restart, messages may arrive twice. If the target was not yet

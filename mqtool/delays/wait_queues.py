@@ -117,7 +117,8 @@ def declare_exactly(channel: Channel, queue: Queue, *, remember: bool) -> Queue:
 
 #: The longest delay in a wait queue, in milliseconds: the queue must outlive its messages.
 LONGEST_IN_QUEUES = LONGEST - GRACE
-#: For delays of up to each key, the unit of the first wait. Delays are rounded up to a step, 40 of which are a unit.
+#: For delays of up to each key, the unit of the first wait. Queues are for delays that are multiples of a step, 40 of
+#: which are a unit.
 _UNITS = {"1m": "1s", "5m": "5s", "30m": "30s", "2h": "2m", "12h": "10m", "2d": "1h", "8d": "4h", "50d": "1d"}
 _RANGES = [[round(parse_duration(text) * 1000) for text in each] for each in _UNITS.items()]
 _STEPS = 40
@@ -128,6 +129,10 @@ _THEN = "mqtool-then"
 _NOT_KEPT = ("x-death", "x-delay")
 #: Seconds after which a wait queue is declared again, so that it does not expire: a part of GRACE.
 _LEASE = 600.0
+
+
+#: Milliseconds to add to a message's expiration: the broker may cut off a part of one in each of two queues.
+_ROUNDING = 1
 
 
 class Wait(NamedTuple):
@@ -164,11 +169,12 @@ class ThroughQueues:
         self._declared: dict[str, float] = {}
         self._said_expiration = False
 
-    def place(self, message: Message, milliseconds: Callable[[], int]) -> Place:
+    def place(self, message: Message, milliseconds: Callable[[], int], wait: int | None = None) -> Place:
         """Declare the queues and exchanges that delay a message; return how to publish it.
 
         Args:
             milliseconds: returns the remaining delay. Called again after declarations, since they take time.
+            wait: choose the queues for this delay instead, in milliseconds.
 
         Raises:
             BadData: the delay is too long for a wait queue.
@@ -181,23 +187,25 @@ class ThroughQueues:
         if message.properties.get("expiration") is not None and not self._said_expiration:
             self._said_expiration = True
             self._warn("messages lose their property expiration in a wait queue")
-        target, missing = self._destination.of(message), [0]
-        while missing:
-            waits = self._usable(target, waits_for(milliseconds()))
-            names = [self._name(target, wait.suffix) for wait in waits]
-            missing = [number for number, name in enumerate(names) if self._is_stale(name, number)]
-            if missing and target is not self._destination.to:
-                expect(self._channel, target)
-            for number in missing:
-                self._declare(target, names[number], waits[number], number, is_last=number == len(waits) - 1)
-        properties = {name: value for name, value in message.properties.items() if name != "expiration"}
-        headers = properties.get("headers") or {}
-        properties["headers"] = {name: value for name, value in headers.items() if name not in _NOT_KEPT}
+        target = self._destination.of(message)
+        waits = self._usable(target, waits_for(wait or milliseconds()))
+        names = [self._name(target, each.suffix) for each in waits]
+        missing = [number for number, name in enumerate(names) if self._is_stale(name, number)]
+        if missing and target is not self._destination.to:
+            expect(self._channel, target)
+        for number in missing:
+            self._declare(target, names[number], waits[number], number, is_last=number == len(waits) - 1)
+        headers = message.properties.get("headers") or {}
+        headers = {name: value for name, value in headers.items() if name not in _NOT_KEPT}
         if len(waits) > 1:
-            properties["headers"][_THEN] = waits[1].suffix
+            headers[_THEN] = waits[1].suffix
+        total = sum(each.milliseconds for each in waits)
+        # The first queue's own time is at most a step longer.
+        left = max(1, milliseconds() + _ROUNDING - (total - waits[0].milliseconds))
+        properties = {**message.properties, "headers": headers, "expiration": str(left)}
         since = max(self._declared[name] for name in names)
         exchange, key = (names[0], None) if isinstance(target, Exchange) else ("", names[0])
-        return Place(exchange, key, properties, tuple(names), sum(wait.milliseconds for wait in waits), since)
+        return Place(exchange, key, properties, tuple(names), total, since)
 
     def _usable(self, target: Exchange | Queue, waits: list[Wait]) -> list[Wait]:
         """Replace waits in queues that are avoided."""
@@ -288,12 +296,12 @@ def _then(suffix: str) -> dict[str, str]:
 
 
 def step_of(milliseconds: int) -> int:
-    """Return the step for a delay, both in milliseconds: the delay is rounded up to a multiple of the step."""
+    """Return the step for a delay, both in milliseconds: its queues are for the next multiple of the step."""
     return next(unit // _STEPS for longest, unit in _RANGES if milliseconds <= longest)
 
 
 def waits_for(milliseconds: int) -> list[Wait]:
-    """Divide a delay into one or two waits: 5 s is one wait, 5.325 s is a wait of 5 s and one of 325 ms."""
+    """Divide a delay, rounded up to a step, into one or two waits: 5.31 s is a wait of 5 s and one of 325 ms."""
     step = step_of(milliseconds)
     longest, unit = next(each for each in _RANGES if milliseconds <= each[0])
     delay = min(-(-milliseconds // step) * step, LONGEST_IN_QUEUES)

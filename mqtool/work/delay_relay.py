@@ -40,8 +40,9 @@ from mqtool.work.transfer import name_of, not_taken
 _AT_ONCE = 200
 #: Seconds to wait for the next delivery before looking whether the relay must stop.
 _LOOK = 1.0
-#: Seconds to wait for the next delivery while confirms, or answers of wait queues, are outstanding.
-_MOMENT = 0.005
+#: Seconds to wait for the next delivery while wait queues have not answered, and while messages are unconfirmed. After
+#: this time, the relay waits for confirms, and takes no delivery meanwhile.
+_CHECK, _MOMENT = 0.005, 0.05
 #: Seconds after which another wait queue is used instead of one that has not answered; and after which it counts as one
 #: that has no leader.
 _SLOW, _DEAD = 1.0, 5.0
@@ -303,13 +304,19 @@ class Relay:
                 self._parked.clear()
             if self._next:
                 yield self._message(self._next.popleft())
-            elif self._consumer.arrives(_MOMENT if self._on_their_way or self._checks.are_outstanding else _LOOK):
+            elif self._consumer.arrives(self._patience):
                 delivery = next(self._deliveries, None)
                 if delivery is None:
                     return
                 yield self._message(self._taken(delivery))
             else:
                 yield None
+
+    @property
+    def _patience(self) -> float:
+        if self._checks.are_outstanding:
+            return _CHECK
+        return _MOMENT if self._on_their_way else _LOOK
 
     def _taken(self, delivery: Delivery) -> Taken:
         delay = self._delay(delivery)
@@ -343,7 +350,7 @@ class Relay:
         message.properties = {**properties, "headers": headers or None}
         if not delay:
             return message
-        place = self._through.place(message, lambda: wait or max(1, due - _now()))
+        place = self._through.place(message, lambda: max(1, due - _now()), wait)
         if not self._checks.have_answered(place.queues):
             self._on_their_way.pop()
             self._parked.append(taken._replace(wait=place.milliseconds))

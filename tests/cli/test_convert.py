@@ -6,6 +6,7 @@ import socket
 import struct
 import threading
 import uuid
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
@@ -13,6 +14,7 @@ import pytest
 
 from mqtool.amqp import Connection, Receiving, administration, parse_addresses
 from mqtool.broker.choice import Kind
+from mqtool.cli.commands import convert as convert_command
 from mqtool.drills.scene import Proxy
 from mqtool.errors import MqtoolError, Unavailable
 from mqtool.management import Management
@@ -245,6 +247,20 @@ def test_killed_once(broker: TestBroker, kill_at: int) -> None:
         assert convert(broker) is not None
     assert kind_of(broker) == "quorum"
     check_all_is_there(broker)
+
+
+def test_the_bar_is_not_full_before_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many messages are published while the queue is converted."""
+    shown = list[float]()
+
+    class Bar:
+        def __init__(self, _done: str, fraction: Callable[[], float]) -> None:
+            self.show = lambda _count: shown.append(fraction())
+            self.stop = lambda: None
+
+    monkeypatch.setattr(convert_command, "Progress", Bar)
+    convert_command.advance(iter([25, 50, 25, 30]), expected=100)
+    assert shown == [0.25, 0.75, 0.99, 0.99]
 
 
 @on_any_broker

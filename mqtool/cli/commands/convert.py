@@ -25,6 +25,9 @@ from mqtool.work.queue_conversion import Conversion, Stopped
 
 app = Commands()
 
+#: The largest fraction that the bar shows while messages are moved.
+_NEARLY_ALL = 0.99
+
 #: The columns of queues that --where can use.
 _COLUMNS = ("name", "type", "durable", "exclusive", "auto_delete", "arguments", "policy", "messages", "consumers")
 
@@ -193,7 +196,7 @@ def _carry_out(
                     conversion.lock()
                 expected = conversion.remaining()
                 is_too_late = undo and conversion.is_replaced()
-                _advance(conversion.run(undo=undo and not is_too_late), expected)
+                advance(conversion.run(undo=undo and not is_too_late), expected)
         except Stopped:
             output.status(f"stopped; to go on: {pasteable('queue convert --resume', plan.queue)}")
             stopping.exit_if_requested()
@@ -213,9 +216,11 @@ def _carry_out(
     _report(conversion, plan, as_json=as_json, undo=undo)
 
 
-def _advance(steps: Iterator[int], expected: int) -> None:
+def advance(steps: Iterator[int], expected: int) -> None:
+    """Carry out the steps of a conversion, with a bar that is not full before the end."""
     moved = 0
-    progress = Progress("moved", fraction=lambda: min(1.0, moved / max(1, expected)))
+    # More may have been published meanwhile. The bar is removed at the end.
+    progress = Progress("moved", fraction=lambda: min(_NEARLY_ALL, moved / max(1, expected)))
     try:
         for count in steps:
             moved += count
