@@ -259,6 +259,8 @@ def test_hostile_names_and_bodies_are_shown_as_text(shell: Shell, broker: TestBr
     page.until(lambda: page.text("#facts").count(markup) >= 3, "the facts")
     page.press("t")
     page.until(lambda: markup in page.text("#queues"), "the table")
+    assert "\\u202eevil" in page.text("#queues")
+    assert "\u202e" not in page.text("body") + "".join(page.nodes())
     assert page.find("img, script:not([src])") == []
     assert page.complaints() == []
 

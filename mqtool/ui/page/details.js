@@ -2,6 +2,7 @@
 // and bodies come from strangers: they are only ever set as text.
 
 import { describe } from "./picture.js";
+import { visible } from "./sentences.js";
 
 const KEPT_MESSAGE_ROWS = 100;
 /** What waits in a queue is listed in the panel up to this number. */
@@ -20,13 +21,13 @@ function facts(parent, pairs) {
   parent.append(made);
 }
 
-const titleOf = (id) => id.slice(2) || "(default exchange)";
+const titleOf = (id) => visible(id.slice(2)) || "(default exchange)";
 
 /** One end of an arrow, with the arrow's keys. */
 function routeTo(id, { keys, more }) {
   const shown = keys.filter((key) => key !== "");
   if (more) shown.push(`${more.toLocaleString("en")} more`);
-  return titleOf(id) + (shown.length ? ` (${shown.join(", ")})` : "");
+  return titleOf(id) + (shown.length ? ` (${visible(shown.join(", "))})` : "");
 }
 
 const hasAny = (value) => value && Object.keys(value).length > 0;
@@ -51,7 +52,7 @@ function ofMessage(state, message) {
 /** What somebody sees of a message in a list. */
 function titleOfMessage({ routing_key, body }) {
   const start = body === undefined ? "(binary)" : body.slice(0, 60);
-  return routing_key ? `${routing_key}: ${start}` : start;
+  return visible(routing_key ? `${routing_key}: ${start}` : start);
 }
 
 function listOf(copies) {
@@ -70,7 +71,7 @@ function ofNode(state, id) {
   const links = [...state.links.values()];
   if (id[0] === "x") {
     const exchange = state.exchanges.get(id);
-    if (exchange.alternate) pairs.push(["alternate exchange", exchange.alternate]);
+    if (exchange.alternate) pairs.push(["alternate exchange", visible(exchange.alternate)]);
     const bound = links.filter((link) => link.from === id).map((link) => routeTo(link.to, link));
     pairs.push(["bindings", bound.join("\n") || "none"]);
   } else if (id[0] === "q") {
@@ -165,10 +166,10 @@ function fill(body, rows) {
 function rowOfQueue(state, queue) {
   const consumers = [...state.consumers.values()].filter((each) => each.queue === queue.id && !each.gone).length;
   const { deadLetterExchange, deadLetterKey } = queue;
-  const key = deadLetterKey ? ` with key ${deadLetterKey}` : "";
+  const key = deadLetterKey ? ` with key ${visible(deadLetterKey)}` : "";
   const dead = deadLetterExchange === null ? "" : titleOf(`x:${deadLetterExchange}`) + key;
   const rate = Math.round(state.rates.get(queue.id)?.rate ?? 0);
-  return [queue.name, queue.type, queue.ready, queue.unacked, consumers, rate, dead];
+  return [visible(queue.name), queue.type, queue.ready, queue.unacked, consumers, rate, dead];
 }
 
 function rowOfExchange(state, exchange) {
@@ -177,7 +178,7 @@ function rowOfExchange(state, exchange) {
     titleOf(exchange.id),
     exchange.type,
     links.map((link) => routeTo(link.to, link)).join(", "),
-    exchange.alternate ?? "",
+    visible(exchange.alternate ?? ""),
   ];
 }
 
@@ -185,7 +186,7 @@ function rowsOfClients(state) {
   return [
     ...[...state.publishers.values()].map(({ id, name, exchanges }) => ({
       key: id,
-      cells: [name, "publisher", [...exchanges.keys()].map(titleOf).join(", "), ""],
+      cells: [visible(name), "publisher", [...exchanges.keys()].map(titleOf).join(", "), ""],
     })),
     ...[...state.consumers.values()].map(({ id, queue }) => {
       const { name, line } = describe(state, id);

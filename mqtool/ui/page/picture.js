@@ -3,6 +3,7 @@
 import { FATES } from "./fates.js";
 import { arrowsOf, curveBetween, Layout, pointOf } from "./layout.js";
 import { rateOf } from "./model.js";
+import { visible } from "./sentences.js";
 
 export const SVG = "http://www.w3.org/2000/svg";
 const SHOWN_IN_NODE = 10;
@@ -32,7 +33,7 @@ export function describe(state, id) {
   const kind = id[0];
   if (kind === "x") {
     const exchange = state.exchanges.get(id);
-    return { role: "exchange", name: exchange.name || "(default exchange)", line: exchange.type };
+    return { role: "exchange", name: visible(exchange.name) || "(default exchange)", line: exchange.type };
   }
   if (kind === "q") {
     const queue = state.queues.get(id);
@@ -40,17 +41,18 @@ export function describe(state, id) {
       queue.type === "stream"
         ? `${number(queue.ready)} ${queue.ready === 1 ? "message" : "messages"}`
         : `${number(queue.ready)} ready · ${number(queue.unacked)} unacked`;
-    return { role: queue.type === "stream" ? "stream" : `${queue.type} queue`.trim(), name: queue.name, line };
+    return { role: queue.type === "stream" ? "stream" : `${queue.type} queue`.trim(), name: visible(queue.name), line };
   }
   if (kind === "c") {
     const consumer = state.consumers.get(id);
     if (consumer.offset !== undefined)
-      return { role: "consumer", name: consumer.label, line: `at offset ${number(consumer.offset)}` };
-    if (consumer.gone && !consumer.isUnknown) return { role: "consumer", name: consumer.label, line: "has gone" };
+      return { role: "consumer", name: visible(consumer.label), line: `at offset ${number(consumer.offset)}` };
+    if (consumer.gone && !consumer.isUnknown)
+      return { role: "consumer", name: visible(consumer.label), line: "has gone" };
     const line = consumer.prefetch ? `prefetch ${number(consumer.prefetch)}` : "consumer";
-    return { role: "consumer", name: consumer.label, line };
+    return { role: "consumer", name: visible(consumer.label), line };
   }
-  return { role: "publisher", name: state.publishers.get(id).name, line: "publisher" };
+  return { role: "publisher", name: visible(state.publishers.get(id).name), line: "publisher" };
 }
 
 /** The picture. Calls `choose` with the id of a node, or the key of a message, that somebody clicks. */
@@ -142,7 +144,7 @@ export class Picture {
         text.setAttribute("x", String(middle.x));
         text.setAttribute("y", String(middle.y + shift));
       }
-      drawn.label.textContent = cut(arrow.label, this.places.narrow ? 14 : 22);
+      drawn.label.textContent = cut(visible(arrow.label), this.places.narrow ? 14 : 22);
     }
   }
 

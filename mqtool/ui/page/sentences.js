@@ -1,6 +1,13 @@
 // Events as sentences, for the table.
 
-const quote = (name) => (name === "" ? "the default exchange" : `“${name}”`);
+/** A name on one line, whose invisible characters show: those that control, or reverse what follows. */
+export const visible = (name) =>
+  name.replace(
+    /[\p{Cc}\p{Bidi_Control}\u2028\u2029]/gu,
+    (each) => `\\u${each.charCodeAt(0).toString(16).padStart(4, "0")}`,
+  );
+
+const quote = (name) => (name === "" ? "the default exchange" : `“${visible(name)}”`);
 
 /** @returns {string} an event as a sentence */
 export function sentence(event) {
