@@ -217,6 +217,7 @@ function showLegend() {
 
 showLegend();
 if (recorded) {
+  player.isLive = false;
   for (const record of JSON.parse(recorded.textContent)) take(record);
   player.isLive = false;
   byId("live").hidden = byId("save").hidden = true;

@@ -65,6 +65,8 @@ export class Player {
       this.now = record.t;
     }
     this.records.push(record);
+    // The first picture is shown at once.
+    if (this.isLive && record.kind === "topology" && this.state.topology === null) this.now = record.t;
     const isOld = !this.keepsAll && this.first < record.t - KEPT - KEYFRAME;
     if (this.records.length > KEPT_RECORDS || isOld) this.forget();
   }
