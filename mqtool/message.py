@@ -39,7 +39,7 @@ _NO_PROPERTIES: Mapping[str, Any] = {}
 
 
 class _Record:
-    """What a dataclass would provide. To create two dataclasses takes longer than to send a message."""
+    """The methods that a dataclass would have. Creating two dataclasses takes longer than sending a message."""
 
     __slots__: tuple[str, ...] = ()
 

@@ -67,7 +67,7 @@ class Asks(Protocol):
 
 @runtime_checkable
 class LooksUp(Protocol):
-    """A channel of another protocol, which looks up queues by requests of its own."""
+    """A channel of another protocol, with its own requests for looking up queues."""
 
     def exists(self, queue: Any, /) -> bool: ...
     def depth(self, queue: str, /) -> "Depth": ...

@@ -125,7 +125,7 @@ class ManagedTopology:
 
     Args:
         strict: fail if a queue or exchange exists with other settings.
-        notice: called with a sentence about one that is used as it is.
+        notice: called with a sentence if an existing queue or exchange is used although its settings differ.
     """
 
     def __init__(self, links: LinkConnection, *, strict: bool, notice: Callable[[str], None]) -> None:

@@ -258,7 +258,7 @@ class ReopeningTransport:
             self.changed.notify_all()
 
     def stop(self) -> None:
-        """Have waiting calls look whether to stop. Safe to call from a signal handler."""
+        """Make waiting calls check whether to stop. Safe to call from a signal handler."""
         self.stopping = True
         self.transport.wake()
 

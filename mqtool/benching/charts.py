@@ -32,7 +32,7 @@ class Axis(NamedTuple):
     marks: Sequence[tuple[float, str]]
 
     def place(self, value: float, start: float, end: float) -> float:
-        """The place of a value on a line from start to end."""
+        """The position of a value on a line from start to end."""
         share = (value - self.low) / ((self.high - self.low) or 1)
         return start + min(1.0, max(0.0, share)) * (end - start)
 
@@ -80,7 +80,7 @@ def _latency(result: Result) -> tuple[list[Series], Axis, Axis]:
 
 
 def _nines(percentile: float) -> float:
-    """The place of a percentile on an axis on which 90, 99 and 99.9 are equally far apart."""
+    """The position of a percentile on an axis on which 90, 99 and 99.9 are equally far apart."""
     return -math.log10(max(1 - percentile / 100, 1e-6))
 
 

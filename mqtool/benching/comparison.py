@@ -67,7 +67,7 @@ class Comparison:
         return fmean(map(math.log, self.a)) - fmean(map(math.log, self.b))
 
     def _error(self) -> float | None:
-        """Half the width of the interval of the ratio's logarithm: by Student's t, or if not paired, by Welch's."""
+        """Half the width of the log ratio's confidence interval: Student's t for paired runs, Welch's for others."""
         a, b = [*map(math.log, self.a)], [*map(math.log, self.b)]
         if min(len(a), len(b)) < 2:
             return None

@@ -42,7 +42,7 @@ class Numbers:
         return added
 
     def missing_from(self, other: "Numbers") -> int:
-        """How many numbers of this set the other one does not have."""
+        """The number of elements of this set that are missing from the other one."""
         both_full = min(self._through, other._through)
         chunks = {*range(both_full, self._newest + 1), *self._chunks, *other._chunks}
         return sum((self._chunk(chunk) & ~other._chunk(chunk)).bit_count() for chunk in chunks)
@@ -174,7 +174,7 @@ class Latencies:
         return 0.0
 
     def bars(self, edges: Sequence[float]) -> list[int]:
-        """How many latencies lie between each two edges, in seconds."""
+        """The number of latencies between each edge and the next; edges are in seconds."""
         pairs = self.pairs()
         return [sum(count for value, count in pairs if low <= value / 1e6 < high) for low, high in pairwise(edges)]
 

@@ -357,7 +357,7 @@ class WaitQueue(NamedTuple):
 
 
 def wait_queue_of(view: Mapping[str, Any]) -> WaitQueue | None:
-    """Convert the management API's description of a queue; return None if it is not a wait queue."""
+    """Convert the management API's description of a queue to a WaitQueue; return None if it is not one."""
     arguments, suffix = view.get("arguments") or {}, _SUFFIX.search(view["name"])
     if isinstance(to := arguments.get(RELAY), str):
         return WaitQueue(view["name"], to, None, 0.0, "relay")

@@ -286,7 +286,7 @@ def _of_queue(queue: Json, policy: Mapping[str, Any]) -> Iterator[Change]:
 
 
 def _of_type(queue: Json, default: str | None) -> Iterator[Change]:
-    """Report a queue of a file that is declared as a queue of another type, its virtual host's default."""
+    """Report a queue in a file whose type changes on import, to the default of its virtual host."""
     kind = type_of(queue)
     if "x-queue-type" not in (queue.get("arguments") or {}) and kind != (default or _CLASSIC):
         what = f"is a {kind} queue, and becomes a {default or _CLASSIC} queue when RabbitMQ imports the file"

@@ -68,7 +68,7 @@ class Copies:
         self._second, self._in_second = 0, Counter[tuple[str, str]]()
 
     def follow(self, api: Management, wiring: Wiring, names: Mapping[str, str]) -> None:
-        """Copy what is routed by the bindings that there are now.
+        """Copy the messages that are routed by the current bindings.
 
         Args:
             names: the names that clients gave to their connections, by the broker's names.

@@ -107,7 +107,7 @@ def _events(api: Management, vhost: str, events: str, first: Json) -> Iterator[J
 
 
 class _Counts:
-    """Counts of messages: of queues, only those that have changed."""
+    """Message counts. Only queues whose counts have changed are included."""
 
     def __init__(self) -> None:
         self._queues: dict[str, list[int]] = {}
@@ -184,7 +184,7 @@ def _leave_out(wiring: Wiring, queue: str) -> None:
 
 
 def _moved(wiring: Wiring, publishers: list[Json]) -> Json:
-    """Return how many messages there are, and how many have moved so far. Of several consumers, this is not known."""
+    """Return how many messages there are and how many have moved; for consumers, only if a queue has just one."""
     consumers = {name: each[0] for name, each in wiring.consumers.items() if len(each) == 1}
     return {
         "queues": {name: [queue.ready, queue.unacked, queue.published.count] for name, queue in wiring.queues.items()},
@@ -268,7 +268,7 @@ class _Names:
         self._before: dict[str, str] = {}
 
     def read(self) -> dict[str, str]:
-        """Return them, with those of the last call: a consumer may be listed after its connection has gone."""
+        """Return the names, and those of the last call: a consumer may be listed after its connection has gone."""
         found = management.connections(self._api, self._vhost, ("name", "user_provided_name"))
         before = self._before
         self._before = {each["name"]: each["user_provided_name"] for each in found if each.get("user_provided_name")}

@@ -340,7 +340,7 @@ class Conversion:
             check_leader(self._connection, queue, pasteable(f"queue {then}", self._plan.queue))
 
     def _wait_for_clients(self, queue: str) -> None:
-        """Wait until no client consumes from a queue: the unacknowledged messages of one that was killed are then back.
+        """Wait until a queue has no consumers. The broker has then requeued the messages of a client that was killed.
 
         Raises:
             Unavailable: there are consumers.

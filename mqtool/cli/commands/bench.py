@@ -30,7 +30,7 @@ class Report(OptionGroup):
 
     as_json: Annotated[bool, Option("--json", help="Print each result as a JSON object")] = False
     as_csv: Annotated[bool, Option("--csv", help="Print results as CSV, a line each")] = False
-    plot: Annotated[Path | None, Option(metavar="FILE", help="Draw charts into FILE.svg or FILE.html")] = None
+    plot: Annotated[Path | None, Option(metavar="FILE", help="Draw charts in FILE.svg or FILE.html")] = None
 
     def check(self) -> None:
         """Check that the options can be combined.

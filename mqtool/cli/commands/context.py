@@ -79,7 +79,7 @@ def use(
     name: Annotated[str | None, Argument(complete=lambda *_: contexts.names())] = None,
     none: Annotated[bool, Option(help="Use no context")] = False,
 ) -> None:
-    """Make a context the default of all commands."""
+    """Make a context the default for all commands."""
     if (name is None) != none:
         raise UsageError("name one context, or --none", "'mqtool context ls' lists them")
     text = contexts.read()

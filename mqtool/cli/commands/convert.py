@@ -63,9 +63,9 @@ def convert(
 ) -> None:
     """Give a queue another type or other arguments.
 
-    Its name, bindings and messages stay. The messages move to another queue and back, in order. Publishers to
-    exchanges can go on. If the command is killed, no message is lost: --resume goes on, on any machine, and --undo
-    goes back.
+    Its name, bindings and messages stay. The messages move to another queue and back, in order. Clients that publish
+    to exchanges can keep running. If the command is killed, no message is lost: --resume continues, on any machine,
+    and --undo goes back.
     """
     access = broker.access(reconnects=False)
     api = access.management()

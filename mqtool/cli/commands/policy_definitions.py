@@ -60,7 +60,7 @@ def set_policy(
     apply_to: Annotated[
         ApplyTo | None, Option(help="What it applies to", show_default="all; queues with --operator")
     ] = None,
-    priority: Annotated[int, Option(help="Of several that match, the greatest priority applies")] = 0,
+    priority: Annotated[int, Option(help="If several match, the highest priority applies")] = 0,
     operator: Operator = False,
 ) -> None:
     """Set a policy, or change it."""

@@ -86,13 +86,13 @@ def route(
     routing_key: Annotated[str, Argument(metavar="[KEY]", help="Routing key")] = "",
     headers: Annotated[list[Any] | None, header_option("Header; KEY:=JSON for a typed value")] = None,
     test: Annotated[Path | None, Option(metavar="FILE", help="Check a file of expected routes; - is stdin")] = None,
-    nearly: Annotated[int, Option(min=0, help="Bindings to show that nearly matched")] = 5,
+    nearly: Annotated[int, Option(min=0, help="Number of near misses to show")] = 5,
     as_json: Annotated[bool, Option("--json", help="Print NDJSON")] = False,
 ) -> None:
     """Explain where a message would go, and why.
 
     Shows the queues that get it, the bindings that match or nearly match, and where it goes if it is dead-lettered.
-    With --test, exits 3 if a message of the file would go elsewhere.
+    With --test, exits 3 if a message in the file would go elsewhere.
     """
     if (exchange is None) == (test is None):
         raise UsageError("give either EXCHANGE and KEY, or --test FILE", "mqtool route topic_logs kern.critical")

@@ -101,7 +101,7 @@ def run(
     names: Annotated[
         list[str] | None, Argument(metavar="[NAME]...", help="Tutorials to run", complete=lambda *_: [*plays.PLAYS])
     ] = None,
-    auto: Annotated[bool, Option(help="Go on by itself, at reading pace")] = False,
+    auto: Annotated[bool, Option(help="Continue by itself, at reading pace")] = False,
     no_pause: Annotated[bool, Option(help="Do not pause at all: a check rather than a lesson")] = False,
     lines: Annotated[bool, Option(help="Print line by line, without panes")] = False,
     url: Annotated[
@@ -216,7 +216,7 @@ def _add(
     @drill.command(f"mqtool drill {name}", name=name, about=about, without=["url" if on_cluster else "image"])
     def command(
         kind: Annotated[Kind, Option(help="Kind of broker to start")] = Kind.AUTO,
-        url: Annotated[str | None, Option("-u", help="Use this broker, with a queue of the drill's own")] = None,
+        url: Annotated[str | None, Option("-u", help="Use this broker, with a separate queue for the drill")] = None,
         image: Annotated[str | None, Option(help="RabbitMQ image to build on (Docker)")] = None,
         count: Annotated[int, Option("-c", "-n", min=20, help="Messages to send")] = messages,
         quiet: Annotated[bool, Option(help="Print the verdict only")] = False,

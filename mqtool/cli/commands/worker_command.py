@@ -125,7 +125,7 @@ def worker(
     broker: Broker,
     programs: ProgramOptions,
     forget_ack: Annotated[
-        bool, Option(help="Never acknowledge: the classic mistake, to watch", panel="Receiving")
+        bool, Option(help="Never acknowledge, to see the effect of this mistake", panel="Receiving")
     ] = False,
 ) -> None:
     """Do tasks, or run a program for each task (tutorial 2)."""

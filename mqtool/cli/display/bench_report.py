@@ -77,7 +77,7 @@ def counts(result: Result) -> str:
 
 
 def broker_use(result: Result) -> str:
-    """What the broker used, as a line; "" if that is unknown."""
+    """The CPU and memory that the broker used, as a line of text; "" if unknown."""
     uses = [] if result.broker_cpu is None else [f"{result.broker_cpu:.2f} CPUs"]
     uses += [] if result.broker_memory is None else [f"{result.broker_memory / (1 << 20):,.0f} MiB of memory"]
     return f"the broker used {' and '.join(uses)}" if uses else ""
@@ -152,7 +152,7 @@ def _bar(count: int, most: int) -> str:
 
 
 def show_csv(results: Sequence[Result]) -> None:
-    """Print results as CSV, with a line of names."""
+    """Print results as CSV, with a header line."""
     if not results:
         return
     text = io.StringIO()
@@ -175,7 +175,7 @@ def _flat(told: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 
 
 def show_steps(name: str, values: Sequence[str], results: Sequence[Result]) -> None:
-    """Print a table of the runs of --vary, and where more load brings nothing more."""
+    """Print a table of the runs of --vary, and the value from which throughput stops growing."""
     rows = []
     for value, result in zip(values, results, strict=False):
         confirm, deliver = result.confirm, result.deliver
@@ -194,7 +194,7 @@ def show_steps(name: str, values: Sequence[str], results: Sequence[Result]) -> N
 
 
 def _knee(name: str, values: Sequence[str], results: Sequence[Result]) -> str:
-    """Up to where the broker keeps up with a rate, or from where on another setting brings nothing more."""
+    """Up to which rate the broker keeps up, or from which value of another setting throughput stops growing."""
     if name == "rate":
         calm = min(result.deliver.at(99) for result in results)
         kept = [
@@ -211,7 +211,7 @@ def _knee(name: str, values: Sequence[str], results: Sequence[Result]) -> str:
 
 
 def _kept_up(result: Result) -> bool:
-    """True if all messages that were due have been sent, and were confirmed soon."""
+    """True if all messages were sent on time, and each was confirmed within a second or a tenth of the run."""
     duration_of_all = result.plan.duration or 0.0
     return not result.unsent and result.confirm.at(100) < max(1.0, duration_of_all / 10)
 

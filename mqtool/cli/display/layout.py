@@ -169,7 +169,7 @@ def plain(line: Line) -> str:
 
 
 def fitted(line: Line, width: int) -> list[Line]:
-    """Fit a line into a width: shorten long names, then continue on further lines."""
+    """Fit a line to a width: shorten long names first, then wrap."""
     pieces = [(piece, "") if isinstance(piece, str) else piece for piece in line]
     names = [len(piece) for piece, style in pieces if style in _NAMES]
     room = width - sum(len(piece) for piece, style in pieces if style not in _NAMES)

@@ -87,7 +87,7 @@ class Recording:
             self.changed.notify_all()
 
     def complete(self) -> None:
-        """Nothing follows. Wait until the open pages have got everything, but not for long."""
+        """Mark the play as complete, and wait briefly until the open pages have received everything."""
         with self.changed:
             self._is_complete = True
             self.changed.notify_all()

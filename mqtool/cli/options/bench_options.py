@@ -164,7 +164,7 @@ class Runs(OptionGroup):
     stream_port: StreamPort = None
 
     def place(self, access: Access) -> Place:
-        """What a run needs to know of the broker."""
+        """What a run needs to know about the broker."""
 
         def find_leader(stream: str) -> Address:
             with access.stream_channel(self.stream_port) as channel:

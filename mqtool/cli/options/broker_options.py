@@ -137,7 +137,7 @@ class Broker(OptionGroup):
 
     @property
     def protocol_in_use(self) -> contexts.Protocol:
-        """The protocol to send and receive by."""
+        """The protocol to send and receive with."""
         if "protocol" not in self.call.options:
             return contexts.Protocol.AMQP_0_9_1
         return self.protocol or self._choice.protocol(None)

@@ -297,7 +297,7 @@ def _show_neighbour(access: Access, exchange: Exchange) -> None:
 
 
 def _tell_if_unbound(access: Access, exchange: Exchange, key: str, headers: dict[str, Any]) -> None:
-    """Say so if delayed messages would be dropped if they were due now, as far as the management API knows."""
+    """Warn if delayed messages would be dropped if they were due now, as far as the management API knows."""
     from mqtool.inspection.definitions import read
     from mqtool.inspection.routes import Router
 

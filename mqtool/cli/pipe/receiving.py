@@ -63,7 +63,7 @@ class Incoming:
         self._waiting = waiting
 
     def printed(self, settings: Settings) -> Settings:
-        """Return a copy of the settings with which the output is flushed before deliveries are acknowledged."""
+        """Return a copy of the settings that flushes the output before deliveries are acknowledged."""
         return settings._replace(before_acknowledging=self._write.flush)
 
     def print_all(self, deliveries: Iterator[Delivery]) -> None:

@@ -48,7 +48,7 @@ class Refused(Exception):
 
 
 class UnknownRequest(Exception):
-    """No operation is meant by a request."""
+    """A request does not match any operation."""
 
 
 class Request(NamedTuple):

@@ -63,7 +63,7 @@ class Credit:
         )
 
     def finish_drain(self, available: int, properties: Map | None = None) -> None:
-        """Take the rest of the credit back, and tell the client."""
+        """Take back the rest of the credit, and tell the client."""
         self.delivery_count = add(self.delivery_count, self.credit)
         self.credit = 0
         self.send(available, properties)
@@ -252,7 +252,7 @@ class ReplyLink:
             self.flow.send(0)
 
     def finish_drain(self) -> None:
-        """Take the credit back if the client wants that: no reply is waiting."""
+        """End a drain, if the client has asked for one. Replies are never queued, so there is nothing to send first."""
         if self.flow.draining:
             self.flow.finish_drain(0)
 

@@ -200,7 +200,7 @@ class MessageEvents:
         return found[::-1]
 
     def waiting(self, connections: Iterable[AnyConnection]) -> list[Json]:
-        """Return messages that are in queues, at consumers and in delayed exchanges, and show them from now on."""
+        """Return messages in queues, at consumers and in delayed exchanges. Later events report these messages, too."""
         return [*islice(self._waiting(connections), _ALL_LISTED)]
 
     def _waiting(self, connections: Iterable[AnyConnection]) -> Iterator[Json]:
@@ -232,7 +232,7 @@ class MessageEvents:
 
 
 def _ready(queue: Queue) -> int:
-    """Return the number of ready messages; in a stream, of all, including those that are not readable yet."""
+    """Return the number of ready messages; for a stream, of all messages, even those that cannot be read yet."""
     if queue.kind != "stream":
         return len(queue)
     from mqtool.broker.embedded.model.stream_queue import Stream  # not at the top: most brokers have no streams
@@ -242,7 +242,7 @@ def _ready(queue: Queue) -> int:
 
 
 def _name(consumer: Consumer | None, queue: Queue) -> str | None:
-    """Return the name of a consumer: of its channel, or else its queue, and its tag; None for basic.get."""
+    """Return a consumer's name: its channel (in AMQP 1.0, its queue) and its tag. None for basic.get."""
     if consumer is None:
         return None
     # In AMQP 1.0, consumers have no channels.

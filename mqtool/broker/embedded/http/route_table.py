@@ -49,7 +49,7 @@ class Counting(Protocol):
     """An object with counters: a queue, an exchange or a channel."""
 
     def counts(self) -> dict[str, int]:
-        """Return the counters, by RabbitMQ's names."""
+        """Return the counters under the names that RabbitMQ uses."""
 
 
 class Rates:

@@ -231,7 +231,7 @@ class ReplayClient:
         return [message for tag, message in answered.items() if nacked or tag in self._returned]
 
     def _mark_returned(self, method: commands.Basic.Return, body: bytes) -> None:
-        """Mark the oldest unconfirmed message that basic.return may mean: it has no delivery tag."""
+        """Mark the oldest unconfirmed message that looks like the returned one: basic.return has no delivery tag."""
         for tag, message in self._unconfirmed.items():
             address = (message.exchange or "", message.routing_key or "")
             if tag not in self._returned and address == (method.exchange, method.routing_key) and message.body == body:
