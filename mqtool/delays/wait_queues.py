@@ -30,9 +30,9 @@ from mqtool.spelling import pasteable
 from mqtool.topology import Binding, Exchange, Queue
 
 #: Seconds after its declaration in which a quorum queue is lost, with its messages, if RabbitMQ is killed. Up to 4.3,
-#: it saves the file with the names of its quorum queues (names.dets, auto_save 500) a second after a change, and a
-#: queue whose name is missing never gets a leader. No reply and no API tells when the file is saved. On 3.10, on a busy
-#: machine, it was 0.84 to 1.12 s after the reply to the declaration.
+#: it saves the file with the names of its quorum queues (names.dets, auto_save 500) a second after a change. A queue
+#: whose name is missing, mostly the one declared last, never gets a leader (3.10, 4.0), or starts empty (4.3). No reply
+#: and no API tells when the file is saved. On 3.10, on a busy machine, it was 0.84 to 1.12 s after the reply.
 YOUNG = 1.5
 #: Milliseconds that a wait queue outlives its messages, so that its destination has time to become available again.
 GRACE = 60 * 60 * 1000

@@ -2,16 +2,20 @@
 
 import json
 import time
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mqtool import ndjson
+from mqtool.amqp import Channel
 from mqtool.delays.delay_plugin import PluginMissing
-from mqtool.delays.wait_queues import LONGEST_IN_QUEUES, SHORTEST_STEP, step_of, waits_for
+from mqtool.delays.destinations import Destination
+from mqtool.delays.wait_queues import LONGEST_IN_QUEUES, SHORTEST_STEP, ThroughQueues, step_of, waits_for
 from mqtool.duration import parse_duration
 from mqtool.message import Message
+from mqtool.topology import Exchange, Queue
 
 delays = st.integers(1, LONGEST_IN_QUEUES)
 
@@ -27,6 +31,27 @@ def test_wait_queues_wait_no_shorter_and_hardly_longer(delay: int) -> None:
     excess = waited(delay) - delay
     assert 0 <= excess < step_of(delay)
     assert step_of(delay) <= max(SHORTEST_STEP, delay / 300)
+
+
+class FakeChannel:
+    """Declares and binds nothing."""
+
+    def declare(self, thing: Queue, **_: bool) -> Queue:
+        return thing
+
+    def bind(self, *_: object, **__: object) -> None:
+        pass
+
+
+@given(delays)
+def test_a_message_expires_when_it_is_due(delay: int) -> None:
+    """Its queue waits longer by less than a step, and so does any message before it in the queue."""
+    through = ThroughQueues(cast(Channel, FakeChannel()), Destination(to=Exchange("logs", durable=True)), print)
+    place = through.place(Message(b"", "", "logs"), lambda: delay)
+    first, *then = waits_for(delay)
+    expiration = int(place.properties["expiration"])
+    assert min(first.milliseconds, expiration) + sum(wait.milliseconds for wait in then) in (delay, delay + 1)
+    assert expiration > first.milliseconds - step_of(delay)
 
 
 @given(delays)
