@@ -29,7 +29,7 @@ class Address(NamedTuple):
     """The address of one node of a broker, with credentials. Its str() and repr() never show the password.
 
     Attributes:
-        names_user: True if a user was given. If not, a client certificate may be the login (SASL EXTERNAL).
+        names_user: True if a user was given. If not, mqtool may log in with a client certificate (SASL EXTERNAL).
         heartbeat: heartbeat interval in seconds; None uses the broker's, 0 turns heartbeats off.
         connection_timeout: time limit in seconds for the TCP connection, and again for the AMQP handshake.
     """
@@ -58,7 +58,7 @@ class Address(NamedTuple):
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         vhost = "" if self.virtual_host == "/" else "/" + quote(self.virtual_host, safe="")
-        # If no user was given, a client certificate may be the login.
+        # If no user was given, mqtool may log in with a client certificate.
         is_default = self.user == "guest" and not self.names_user
         user = "" if self.tls and is_default else f"{quote(self.user, safe='')}@"
         return f"{'amqps' if self.tls else 'amqp'}://{user}{host}:{self.port}{vhost}"
@@ -72,7 +72,7 @@ class TlsFiles(NamedTuple):
     key: Path | None = None
 
     def logs_in(self, address: Address) -> bool:
-        """True if the client's certificate is the login, with a broker that offers SASL EXTERNAL."""
+        """True if mqtool logs in with the client's certificate, if the broker offers SASL EXTERNAL."""
         return address.tls and self.cert is not None and not address.names_user
 
     def context(self) -> "ssl.SSLContext":
