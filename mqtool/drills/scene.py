@@ -14,15 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from mqtool.amqp import parse_addresses
+from mqtool.amqp import Connection, administration, parse_addresses
 from mqtool.broker import choice, ports, state
 from mqtool.broker.choice import Kind
 from mqtool.broker.readiness import wait_until_up
 from mqtool.broker.state import Started, Wanted
-from mqtool.errors import Unavailable
+from mqtool.errors import MqtoolError, Unavailable
 from mqtool.message import new_message_id
 from mqtool.stage.stage import Stage, lines_of, undisturbed
 from mqtool.stage.terminal import Audience, Guard, Place, Terminal
+from mqtool.work.retry_or_dead_letter import dead_letter_queue
 
 if TYPE_CHECKING:
     from mqtool.management import Management
@@ -126,6 +127,8 @@ class Scene:
             self.directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mqtool-drill-")))
             if self._named_url is None:
                 stack.callback(self._discard_broker)
+            else:
+                stack.push(self._remove_queues)
             self.url = self._named_url or self._start_broker()
             place = Place(self.directory, self.directory, self.url, apart=False, guard=self._guard)
             stack.enter_context(self._audience.on_broker(None if self._named_url else self._management))
@@ -162,6 +165,17 @@ class Scene:
             if (started := state.load(self._wanted.name)) is not None:
                 self._starter.stop(started)
                 self._starter.discard(started)
+
+    def _remove_queues(self, failed: object, *_: object) -> None:
+        """Delete the drill's queues from a broker that others use. Wait queues of retries expire."""
+        with (
+            undisturbed(),
+            contextlib.suppress(*([MqtoolError] if failed else [])),  # report the first error
+            Connection(parse_addresses(self.url), name="mqtool drill") as connection,
+        ):
+            channel = connection.channel()
+            for queue in (self.queue, dead_letter_queue(self.queue).name):
+                administration.delete_queue(channel, queue)
 
     def _management(self) -> "Management":
         started = state.load(self._wanted.name)

@@ -43,10 +43,12 @@ def test_drop_connection(lonely_shell: Shell, broker: TestBroker) -> None:
 
 @on_any_broker
 def test_poison(lonely_shell: Shell, broker: TestBroker) -> None:
-    """One that always fails and one that is bad end as dead letters; the others are done, once."""
+    """One that always fails and one that is bad end as dead letters; the others are done, once. None is left."""
     result = lonely_shell.run("mqtool", "drill", "poison", "-u", broker.url)
     verdict = _verdict(result)
     assert (verdict["done"], verdict["dead"], verdict["redelivered"]) == (198, 2, 0), result.stderr
+    left = broker.api("GET", f"queues/{broker.vhost}")
+    assert [queue["name"] for queue in left if ".wait." not in queue["name"]] == []
 
 
 @on_any_broker

@@ -216,7 +216,7 @@ def _add(
     @drill.command(f"mqtool drill {name}", name=name, about=about, without=["url" if on_cluster else "image"])
     def command(
         kind: Annotated[Kind, Option(help="Kind of broker to start")] = Kind.AUTO,
-        url: Annotated[str | None, Option("-u", help="Use this broker, with a separate queue for the drill")] = None,
+        url: Annotated[str | None, Option("-u", help="Use this broker, and delete the drill's queues")] = None,
         image: Annotated[str | None, Option(help="RabbitMQ image to build on (Docker)")] = None,
         count: Annotated[int, Option("-c", "-n", min=20, help="Messages to send")] = messages,
         quiet: Annotated[bool, Option(help="Print the verdict only")] = False,
