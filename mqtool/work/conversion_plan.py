@@ -288,11 +288,11 @@ def _of_consumers(view: Json) -> Iterator[Refusal]:
             "stop them, or cancel them with --force",
             is_final=False,
         )
-    elif count := view.get("consumers"):
+    elif "consumer_details" not in view and (count := view.get("consumers")):  # which RabbitMQ counts now and then
         yield Refusal(f"{counted(count, 'consumer')} would be cancelled", "stop them, or say --force", is_final=False)
     elif (count := view.get("messages_unacknowledged")) and not plan_is_ours(view):
         yield Refusal(
-            f"{counted(count)} are unacknowledged, and would be lost",
+            f"{counted(count)} {'is' if count == 1 else 'are'} unacknowledged, and would be lost",
             "wait until their clients have acknowledged them, or stop the clients",
         )
 

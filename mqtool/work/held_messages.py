@@ -1,12 +1,14 @@
 """The messages of a queue that is converted: how they are held in another queue, and returned as they were."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mqtool.amqp import Connection, Owner
 from mqtool.errors import NotConfirmed, Unavailable
+from mqtool.management import Management, path
 from mqtool.message import Delivery, Message
-from mqtool.spelling import pasteable
+from mqtool.spelling import counted, pasteable
 
 #: The header of a held message with what would change its way: exchange, routing key, expiration, priority, CC and BCC.
 _HEADER = "mqtool-convert"
@@ -18,6 +20,8 @@ _COPIES = ("CC", "BCC")
 _COUNTS = ("x-delivery-count", "x-acquired-count")
 #: Seconds to wait for the leader of a quorum queue.
 _LEADER = 15.0
+#: Seconds to wait for a new count of unacknowledged messages, for any count at all, until it is 0, and between looks.
+_NEW, _ANY, _PATIENCE, _LOOK = 180.0, 30.0, 20.0, 0.25
 
 
 class HeldMessages:
@@ -44,18 +48,26 @@ class HeldMessages:
         """Return the message that holds a delivery: it does not expire, overtakes no other, and makes no copies."""
         headers = {name: value for name, value in delivery.headers.items() if name not in _COUNTS}
         kept: dict[str, Any] = {"exchange": delivery.exchange, "routing_key": delivery.routing_key}
-        kept |= {name: headers.pop(name) for name in _COPIES if name in headers}
+        kept |= {name: headers.pop(name) for name in (*_COPIES, _HEADER) if name in headers}
         kept |= {name: value for name in _SETTINGS if (value := delivery.properties.get(name)) is not None}
         return self._message(delivery, self._holder, "", {**headers, _HEADER: kept}, {})
 
     def returned(self, delivery: Delivery) -> Message:
-        """Return the message for the converted queue, from a held one or from one that was published meanwhile."""
+        """Return the message for the converted queue from a held one."""
+        kept = delivery.headers.get(_HEADER)
+        if not isinstance(kept, dict) or not {"exchange", "routing_key"} <= kept.keys():  # somebody else published it
+            return self.passed_on(delivery)
+        headers = {name: value for name, value in delivery.headers.items() if name not in (*_COUNTS, _HEADER)}
+        headers |= {name: kept[name] for name in (*_COPIES, _HEADER) if name in kept}
+        return self._back_to_queue(delivery, headers, kept)
+
+    def passed_on(self, delivery: Delivery) -> Message:
+        """Return the message for the converted queue from one that was published meanwhile."""
         headers = {name: value for name, value in delivery.headers.items() if name not in _COUNTS}
-        kept = headers.pop(_HEADER, None)
-        if not isinstance(kept, dict):
-            kept = {"exchange": delivery.exchange, "routing_key": delivery.routing_key}
-            kept |= {name: delivery.properties.get(name) for name in _SETTINGS}
-        headers |= {name: kept[name] for name in _COPIES if name in kept}
+        kept = {**delivery.properties, "exchange": delivery.exchange, "routing_key": delivery.routing_key}
+        return self._back_to_queue(delivery, headers, kept)
+
+    def _back_to_queue(self, delivery: Delivery, headers: Mapping[str, Any], kept: Mapping[str, Any]) -> Message:
         key = kept["routing_key"]
         # By the default exchange, the message is exactly as it was. Elsewhere, another exchange keeps its routing key.
         is_direct = kept["exchange"] == "" and key == self._queue and not any(name in headers for name in _COPIES)
@@ -101,3 +113,41 @@ def has_leader(connection: Owner, queue: str, within: float) -> bool:
         if asking.is_open:
             asking.close()  # which requeues a message that has come meanwhile
     return True
+
+
+def check_acknowledged(api: Management, vhost: str, queue: str, ask: Callable[[], object], then: str) -> None:
+    """Wait until no message of a queue is unacknowledged: if the queue is deleted, it would be lost.
+
+    RabbitMQ counts such messages every few seconds, and shows what it counted a moment later. With each count comes the
+    number of `reductions`, which grows whenever the queue has work. The second new number was counted since the call.
+
+    Args:
+        ask: asks the queue for something, so that it has work.
+        then: the command to go on with.
+
+    Raises:
+        Unavailable: some are unacknowledged, or the broker does not say whether any are.
+    """
+    began = time.monotonic()
+    seen: list[object] = []
+    while True:
+        ask()
+        view = api.get(path("queues", vhost, queue))
+        count, work = view.get("messages_unacknowledged"), view.get("reductions")
+        if not seen or work != seen[-1]:
+            seen.append(work)
+        is_new = count is not None and (work is None or len(seen) > 2)
+        if is_new and not count:
+            return
+        waited = time.monotonic() - began
+        if is_new and waited > _PATIENCE:
+            raise Unavailable(
+                f"{counted(count)} of {queue!r} {'is' if count == 1 else 'are'} unacknowledged, and would be lost",
+                f"stop the clients, then: {then}",
+            )
+        if waited > (_ANY if count is None else _NEW):
+            raise Unavailable(
+                f"the broker does not say how many messages of {queue!r} are unacknowledged, which would be lost",
+                "have its management plugin collect metrics",
+            )
+        time.sleep(_LOOK)

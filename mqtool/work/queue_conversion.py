@@ -36,7 +36,7 @@ from mqtool.management.api_client import Json
 from mqtool.spelling import counted, pasteable
 from mqtool.topology import Binding, Exchange, Queue
 from mqtool.work.conversion_plan import PLAN, Definition, Plan, bindings_of, view_of
-from mqtool.work.held_messages import HeldMessages, check_leader
+from mqtool.work.held_messages import HeldMessages, check_acknowledged, check_leader
 
 #: Seconds to wait until the clients of a queue are gone: a broker needs a moment to notice that one was killed.
 _PATIENCE, _LOOK = 20.0, 0.05
@@ -103,6 +103,7 @@ class Conversion:
     ) -> None:
         self.tally = Tally()
         self.has_begun = False
+        self._is_acknowledged = False
         self._moving: Channel | None = None
         self._connection = connection
         self._channel = connection.channel(strict=True)
@@ -221,7 +222,9 @@ class Conversion:
             yield from self._drain(name, self.messages.held, "held")
             administration.unbind(self._channel, Binding(self._names.through, name))
         yield from self._drain(name, self.messages.held, "held")
-        self._check_clients(name)
+        if not self._is_acknowledged:
+            self._check_clients(name)
+            yield from self._drain(name, self.messages.held, "held")  # what came, or came back, while it looked
 
     def _lead_through(self) -> None:
         """Put the exchange `through` in between, so that one unbinding diverts all messages."""
@@ -276,11 +279,11 @@ class Conversion:
             self._channel.bind(Queue(name), Exchange(names.back))
         if not self._leads(names.through):
             yield from self._drain(names.held, self.messages.returned, "returned")
-            yield from self._drain(names.meanwhile, self.messages.returned, "meanwhile")
+            yield from self._drain(names.meanwhile, self.messages.passed_on, "meanwhile")
             self._channel.bind(Queue(name), Exchange(names.through))
         yield from self._drain(names.held, self.messages.returned, "returned")
         before = self.tally.meanwhile
-        yield from self._drain(names.meanwhile, self.messages.returned, "meanwhile")
+        yield from self._drain(names.meanwhile, self.messages.passed_on, "meanwhile")
         self.tally.overtaken += self.tally.meanwhile - before
 
     def _clean_up(self) -> None:
@@ -289,7 +292,7 @@ class Conversion:
             self._rebind(binding, "q", name)
         administration.delete_exchange(channel, names.through)
         administration.delete_exchange(channel, names.meanwhile)
-        for _ in self._drain(names.meanwhile, self.messages.returned, "meanwhile"):
+        for _ in self._drain(names.meanwhile, self.messages.passed_on, "meanwhile"):
             pass
         administration.delete_queue(channel, names.meanwhile)
         administration.delete_queue(channel, names.held)  # with the plan
@@ -359,18 +362,9 @@ class Conversion:
     def _check_clients(self, queue: str) -> None:
         """Check that deleting a queue loses nothing: no client has unacknowledged messages of it."""
         self._wait_for_clients(queue)
-        deadline = time.monotonic() + _PATIENCE
-        while count := self._unacknowledged(queue):
-            if time.monotonic() > deadline:
-                raise Unavailable(
-                    f"{counted(count)} of {queue!r} are unacknowledged, and would be lost",
-                    f"stop the clients, then: {pasteable('queue convert --resume', queue)}",
-                )
-            time.sleep(_LOOK * 10)
-
-    def _unacknowledged(self, queue: str) -> int:
-        view = self._api.get(path("queues", self._vhost, queue), disable_stats="true", enable_queue_totals="true")
-        return int(view.get("messages_unacknowledged") or 0)
+        go_on = pasteable("queue convert --resume", queue)
+        check_acknowledged(self._api, self._vhost, queue, lambda: self._channel.depth_of(queue), go_on)
+        self._is_acknowledged = True
 
 
 def _consumers(channel: Channel, queue: str) -> int:

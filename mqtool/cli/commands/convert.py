@@ -203,8 +203,11 @@ def _carry_out(
             raise
         except MqtoolError as error:
             if conversion.has_begun:
-                error.hint = f"no message is lost; to go on: {pasteable('queue convert --resume', plan.queue)}" + (
-                    f" ({error.hint})" if error.hint else ""
+                go_on = pasteable("queue convert --resume", plan.queue)
+                error.hint = "no message is lost; " + (
+                    error.hint
+                    if error.hint and go_on in error.hint
+                    else f"to go on: {go_on}" + (f" ({error.hint})" if error.hint else "")
                 )
             raise
     if is_too_late:
