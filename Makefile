@@ -61,7 +61,7 @@ lint: .venv/installed-dev  ## check style, types and the arrows between packages
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo --no-cache
 	@if ! command -v npm >/dev/null; then echo "the page of mqtool ui was not checked: npm is not installed"; \
-	elif ! $(MAKE) --no-print-directory node_modules/.installed; then \
+	elif ! $(MAKE) --silent node_modules/.installed; then \
 		echo "the page of mqtool ui was not checked: npm could not install what package.json lists"; \
 	else $(MAKE) --no-print-directory lint-page; fi
 

@@ -1,4 +1,4 @@
-// What the picture's shapes mean. The legend, the dots and docs/reference/ui.md use the same table.
+// What the picture's shapes mean. The legend, the dots and docs/how-to/browser.md use the same table.
 
 /**
  * @typedef {object} Fate

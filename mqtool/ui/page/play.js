@@ -223,8 +223,7 @@ export class Play {
     const { acts, player } = this;
     const act = acts.length === 1 ? acts[0] : acts.find((each) => `#${each.name}` === location.hash);
     player.part = act ? { from: act.from, to: act.to } : { from: player.first, to: player.first };
-    this.reading = null;
-    this.menuIsNew = !act;
+    Object.assign(this, { reading: null, isMenuOpen: false, menuIsNew: !act });
     player.seek(player.part.from);
     player.play();
   }
