@@ -43,9 +43,9 @@ _LOOK = 1.0
 #: Seconds to wait for the next delivery while wait queues have not answered, and while messages are unconfirmed. After
 #: this time, the relay waits for confirms, and takes no delivery meanwhile.
 _CHECK, _MOMENT = 0.005, 0.05
-#: Seconds after which another wait queue is used instead of one that has not answered; and after which it counts as one
-#: that has no leader.
-_SLOW, _DEAD = 1.0, 5.0
+#: Seconds after which another wait queue is used instead of one that has not answered: in general, and if half of the
+#: messages that the relay may take wait for answers; and after which the queue counts as one that has no leader.
+_SLOW, _PRESSED, _DEAD = 3.0, 0.5, 10.0
 #: The maximum number of wait queues to ask at the same time.
 _ASKED = 200
 #: No message is dropped, however often relays are killed: RabbitMQ 4 drops messages after 20 deliveries by default.
@@ -176,18 +176,22 @@ class WaitQueueChecks:
                 self._asked[queue] = answer, time.monotonic()
         return not unknown
 
-    def have_changed(self) -> bool:
+    def have_changed(self, *, is_pressed: bool) -> bool:
         """Return True if some queues have answered, or are avoided from now on, since the last call.
+
+        Args:
+            is_pressed: many messages wait for answers.
 
         Raises:
             MqtoolError: the connection was lost.
         """
         before = len(self._asked), len(self.avoided)
+        latest = time.monotonic() - (_PRESSED if is_pressed else _SLOW)
         for queue, (answer, since) in list(self._asked.items()):
             if answer.done():
                 del self._asked[queue]
                 self._hear(queue, has_leader=answer.result())
-            elif time.monotonic() > since + _SLOW and not is_numbered(queue):
+            elif since < latest and not is_numbered(queue):
                 self.avoided.add(queue)
         return before != (len(self._asked), len(self.avoided))
 
@@ -299,7 +303,7 @@ class Relay:
     def _messages(self) -> Iterator[Message | None]:
         while True:
             self._acknowledge()
-            if self._checks.have_changed():
+            if self._checks.have_changed(is_pressed=len(self._parked) >= _AT_ONCE // 2):
                 self._next.extend(self._parked)
                 self._parked.clear()
             if self._next:

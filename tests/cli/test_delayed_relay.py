@@ -187,6 +187,7 @@ def test_wait_queues_without_a_leader(broker: TestBroker, monkeypatch: pytest.Mo
         return not is_dead
 
     monkeypatch.setattr(delay_relay, "has_leader", has_leader)
+    monkeypatch.setattr(delay_relay, "_SLOW", 0.5)
     names, address = RelayNames.of("tasks", "fanout"), parse_addresses(broker.url)
     with Connection(address) as client:
         channel = client.channel()
