@@ -76,7 +76,7 @@ TYPES = --noEmit --allowJs --checkJs --strict false --target es2022 --module esn
 	--lib es2022,dom,dom.iterable,dom.asynciterable
 
 node_modules/.installed: package.json
-	@npm install --no-save --no-package-lock --ignore-scripts --no-audit --no-fund --silent --prefer-offline \
+	@npm install --no-save --no-package-lock --ignore-scripts --engine-strict --no-audit --no-fund --silent --prefer-offline \
 		--fetch-retries 0 --fetch-timeout 20000
 	@touch $@
 
