@@ -27,7 +27,7 @@ _COUNTERS = ("message_stats.publish", "message_stats.publish_details.rate",
 QUEUE_COLUMNS = ("name", "type", "arguments", "policy", "messages_ready", "messages_unacknowledged")
 CONSUMER_COLUMNS = (
     *("consumer_tag", "queue.name", "prefetch_count", "ack_required"),
-    *("channel_details.name", "channel_details.user"),
+    *("channel_details.name", "channel_details.connection_name", "channel_details.user"),
 )
 
 
@@ -60,13 +60,14 @@ class Publisher:
 
 @dataclass(frozen=True, slots=True)
 class Consumer:
-    """A consumer, with the name of its channel and its user."""
+    """A consumer, with the name of its channel ("" for a link or a subscription, which have none) and its user."""
 
     tag: str
     channel: str
     user: str
     prefetch: int
     acknowledges: bool
+    connection: str = ""
 
 
 @dataclass(slots=True)
@@ -235,4 +236,5 @@ def consumer_of(view: Json) -> Consumer:
     """Convert the management API's description of a consumer."""
     details = view.get("channel_details") or {}
     channel, user = details.get("name", ""), details.get("user", "")
-    return Consumer(view["consumer_tag"], channel, user, view.get("prefetch_count", 0), view.get("ack_required", True))
+    acknowledges, connection = view.get("ack_required", True), details.get("connection_name", "")
+    return Consumer(view["consumer_tag"], channel, user, view.get("prefetch_count", 0), acknowledges, connection)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mqtool import management
 from mqtool.errors import AccessRefused, MqtoolError, NotFound, UsageError
-from mqtool.inspection.wiring import Link, Wiring, look
+from mqtool.inspection.wiring import Consumer, Link, Wiring, look
 from mqtool.management import Management, path
 from mqtool.management.api_client import Json
 from mqtool.taps import FIREHOSE_EXCHANGE
@@ -120,7 +120,7 @@ class _Counts:
         self._not_before = time.monotonic() + _BETWEEN_MOVES
         before, self._queues = self._queues, found["queues"]
         changed = {name: counts for name, counts in self._queues.items() if before.get(name) != counts}
-        other = {name: found.get(name, []) for name in ("taken", "published", "read")}
+        other = {name: found.get(name, []) for name in ("taken", "published", "appended", "read")}
         return {"kind": "moved", "t": found["t"], "queues": changed, **other}
 
 
@@ -226,9 +226,9 @@ def _as_json(wiring: Wiring, names: Mapping[str, str]) -> Json:
         ],
         "consumers": [
             {
-                "name": f"{consumer.channel or queue}/{consumer.tag}",
-                "label": names.get(_connection(consumer.channel), consumer.tag)
-                if consumer.channel
+                "name": f"{_client_of(consumer) or queue}/{consumer.tag}",
+                "label": names.get(consumer.connection, consumer.tag)
+                if _client_of(consumer)
                 else f"AMQP 1.0 link {consumer.tag}",
                 "queue": queue,
                 "prefetch": consumer.prefetch,
@@ -237,6 +237,11 @@ def _as_json(wiring: Wiring, names: Mapping[str, str]) -> Json:
             for consumer in consumers
         ],
     }
+
+
+def _client_of(consumer: Consumer) -> str:
+    """Return the name of a consumer's channel; with the stream protocol, of its connection; "" with AMQP 1.0."""
+    return consumer.channel or (consumer.connection if consumer.tag.startswith("stream.subid-") else "")
 
 
 def _keys(source: str, link: Link) -> Json:

@@ -3,8 +3,10 @@
 import base64
 import json
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pika
@@ -12,7 +14,9 @@ import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
 from mqtool.broker.embedded import EmbeddedBroker
+from mqtool.codecs.amqp10_message import data_section
 from tests.cli.shell import wait_until
+from tests.protocol.raw_stream import OPEN, RawStream, at, string
 
 Event = dict[str, Any]
 
@@ -52,7 +56,7 @@ class Events:
 
 @pytest.fixture
 def broker() -> Iterator[EmbeddedBroker]:
-    with EmbeddedBroker(management_port=0) as broker:
+    with EmbeddedBroker(management_port=0, stream_port=0) as broker:
         yield broker
 
 
@@ -191,6 +195,38 @@ def test_messages_stay_in_a_stream(broker: EmbeddedBroker, channel: BlockingChan
     _, appended, read = events.until("published", "appended", "read")
     assert appended["copy"] == read["copy"] == 0
     channel.connection.process_data_events(10)  # acknowledges it, which changes nothing
+
+
+def test_messages_of_the_stream_protocol_pass_no_exchange(broker: EmbeddedBroker) -> None:
+    """A publisher's messages go straight into the stream, from which a reader gets those after its offset."""
+    address = urllib.parse.urlsplit(broker.urls["stream"])
+    with closing(RawStream(address.hostname or "", address.port or 0)) as client:
+        client.log_in()
+        client.request(OPEN, string("/"))
+        client.create("s")
+        events = Events(broker)
+        client.declare_publisher(0, "s")
+        client.publish(0, 0, data_section(b"a"), data_section(b"b"))
+        client.confirmed(2)
+        published, appended, *_ = events.until("published", "appended", "published", "appended")
+        assert (published["paths"], published["message"]) == ([["s"]], appended["message"])
+        assert (published["details"]["routing_key"], published["details"]["body"]) == ("s", "a")
+        assert appended["copy"] == 0
+        client.subscribe(0, "s", at(1))  # the chunk that is sent begins at 0
+        (read,) = events.until("read")
+        counts = events.get(after=events.snapshot["number"], timeout=0)
+        assert read["copy"] == 1
+        assert read["consumer"].endswith("/stream.subid-0")
+        assert counts["read"] == [[read["consumer"], 1]]
+        assert [count for *_, count in counts["appended"]] == [2]
+        client.publish(0, 2, *(data_section(b"x") for _ in range(3000)))
+
+        def counted() -> bool:
+            counts.update(events.get(after=counts["number"], timeout=0))
+            return counts["queues"] == {"s": [3002, 0, 3002]} and counts["read"] == [[read["consumer"], 3001]]
+
+        wait_until(counted, lambda: str(counts), 10)
+        assert len(counts["events"]) < 200
 
 
 def test_many_messages_are_counted_and_some_are_shown(broker: EmbeddedBroker, channel: BlockingChannel) -> None:

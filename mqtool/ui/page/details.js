@@ -184,9 +184,9 @@ function rowOfExchange(state, exchange) {
 
 function rowsOfClients(state) {
   return [
-    ...[...state.publishers.values()].map(({ id, name, exchanges }) => ({
+    ...[...state.publishers.values()].map(({ id, name, targets }) => ({
       key: id,
-      cells: [visible(name), "publisher", [...exchanges.keys()].map(titleOf).join(", "), ""],
+      cells: [visible(name), "publisher", [...targets.keys()].map(titleOf).join(", "), ""],
     })),
     ...[...state.consumers.values()].map(({ id, queue }) => {
       const { name, line } = describe(state, id);

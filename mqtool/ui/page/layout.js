@@ -127,7 +127,7 @@ export function arrowsOf(state) {
     }
   }
   for (const publisher of state.publishers.values()) {
-    for (const exchange of publisher.exchanges.keys()) add(publisher.id, exchange, "publishes");
+    for (const target of publisher.targets.keys()) add(publisher.id, target, "publishes");
   }
   for (const consumer of state.consumers.values()) add(consumer.queue, consumer.id, "consumes");
   for (const message of state.messages.values()) {

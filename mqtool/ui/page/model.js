@@ -131,11 +131,12 @@ function consumerOf(state, name, queue) {
   return id;
 }
 
-function publisherOf(state, client, exchange) {
+/** @param {string | null} target  the id of an exchange; or of a stream, for the stream protocol */
+function publisherOf(state, client, target) {
   const id = publisherId(client);
-  const publisher = state.publishers.get(id) || { id, name: client, exchanges: new Map() };
+  const publisher = state.publishers.get(id) || { id, name: client, targets: new Map() };
   publisher.gone = state.t;
-  if (exchange !== null) publisher.exchanges.set(exchangeId(exchange), state.t);
+  if (target !== null) publisher.targets.set(target, state.t);
   state.publishers.set(id, publisher);
   return id;
 }
@@ -165,7 +166,7 @@ function addCopy(state, place, event, details, fate, busyUntil) {
  * @returns {{rate: number, t: number, isExact: boolean} | undefined}
  */
 export function rateOf(state, arrow) {
-  if (!arrow.to.startsWith("q:")) {
+  if (!arrow.to.startsWith("q:") || arrow.kind === "publishes") {
     const measured = state.rates.get(arrow.kind === "consumes" ? arrow.to : arrow.key);
     return measured && { ...measured, isExact: true };
   }
@@ -181,7 +182,10 @@ export function rateOf(state, arrow) {
 
 /** Let a published message go along its path to a queue or stream. */
 function enter(state, message, queue, event, fate) {
-  const path = (message.paths.get(queue) || [message.details.exchange, event.queue]).slice(0, -1).map(exchangeId);
+  const path =
+    message.exchange === null
+      ? [message.origin]
+      : (message.paths.get(queue) || [message.details.exchange, event.queue]).slice(0, -1).map(exchangeId);
   const arrives = move(state, `${queue}/${event.copy}`, [...path, queue], fate, message.arrives, message.details);
   addCopy(state, queue, event, message.details, fate, arrives);
 }
@@ -221,7 +225,7 @@ const HANDLERS = {
       const { offset } = state.consumers.get(id) || {};
       state.consumers.set(id, { id, offset, ...each, queue: queueId(each.queue), gone: 0 });
     }
-    for (const each of record.publishers || []) publisherOf(state, each.client, each.exchange);
+    for (const each of record.publishers || []) publisherOf(state, each.client, exchangeId(each.exchange));
     state.links = new Map();
     for (const each of record.links) {
       const from = exchangeId(each.from);
@@ -281,7 +285,11 @@ const HANDLERS = {
     }
     const published = new Map();
     for (const [client, exchange, count] of record.published) {
-      const key = `${publisherOf(state, client, exchange)} ${exchangeId(exchange)}`;
+      const key = `${publisherOf(state, client, exchangeId(exchange))} ${exchangeId(exchange)}`;
+      published.set(key, (published.get(key) || 0) + count);
+    }
+    for (const [client, stream, count] of record.appended || []) {
+      const key = `${publisherOf(state, client, queueId(stream))} ${queueId(stream)}`;
       published.set(key, (published.get(key) || 0) + count);
     }
     for (const [key, count] of published) measure(key, count);
@@ -290,11 +298,18 @@ const HANDLERS = {
 
   published(state, event) {
     const { from, paths, details } = event;
+    if (paths.length === 1 && paths[0].length === 1) {
+      // With the stream protocol, a message passes no exchange.
+      const stream = queueOf(state, paths[0][0]);
+      const origin = publisherOf(state, from.client, stream);
+      state.messages.set(event.message, { details, from, origin, exchange: null, arrives: event.t, paths: new Map() });
+      return;
+    }
     const exchange = exchangeOf(state, details.exchange);
     let arrives = event.t;
     let origin = null;
     if (from.client !== undefined) {
-      origin = publisherOf(state, from.client, details.exchange);
+      origin = publisherOf(state, from.client, exchange);
       arrives = move(state, `m${event.message}`, [origin, exchange], "ready", event.t, details);
     } else if (from.queue !== undefined) {
       origin = queueOf(state, from.queue);

@@ -19,6 +19,8 @@ export function sentence(event) {
         from.client !== undefined ? from.client : from.queue !== undefined ? `queue ${quote(from.queue)}` : "its delay";
       const verb =
         from.client !== undefined ? "published by" : from.queue !== undefined ? "dead-lettered by" : "released after";
+      if (event.paths.length === 1 && event.paths[0].length === 1)
+        return `message ${event.message} published by ${by} to stream ${quote(event.paths[0][0])}`;
       return `message ${event.message} ${verb} ${by} to ${quote(details.exchange)} with key “${details.routing_key}”`;
     }
     case "ready":

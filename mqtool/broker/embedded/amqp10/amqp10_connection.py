@@ -61,10 +61,11 @@ class Connection10(Amqp10Socket):
 
     Attributes:
         sessions: the open sessions by channel number.
-        channels, subscriptions: empty. The management API shows those of the other protocols.
+        channels, publishers, subscriptions: empty. The management API shows those of the other protocols.
     """
 
     channels: Mapping[int, Any] = MappingProxyType({})
+    publishers: Collection[Any] = ()
     subscriptions: Collection[Any] = ()
 
     def __init__(self, broker: Broker, connections: Connections["Connection10"]) -> None:

@@ -14,6 +14,7 @@ from itertools import islice, takewhile
 from mqtool import ndjson
 from mqtool.broker.embedded.http.http_server import Answer, bad_request
 from mqtool.broker.embedded.http.message_routes import plain
+from mqtool.broker.embedded.http.queue_routes import moved
 from mqtool.broker.embedded.http.route_table import AnyConnection, Call, Json, administrator, route
 from mqtool.broker.embedded.model.amqp_message import Message, carbon_copies
 from mqtool.broker.embedded.model.backlog import Entry
@@ -86,14 +87,9 @@ class MessageEvents:
             may_show = False
         if not may_show:
             # Most messages of a busy broker end here.
-            if (
-                self._left < 1
-                or self._in_second[message.address] >= _PER_SECOND_ON_ARROW
-                or len(self.shown) >= _MAX_SHOWN
-            ):
+            if not self._may_show(message.address):
                 return
-            self._left -= 1
-            self._in_second[message.address] += 1
+            self._take(message.address)
         self._messages += 1
         self.publishing[id(message)] = message, self._messages
         paths = [*_paths(self._vhost, message, routing.queues)]
@@ -104,6 +100,14 @@ class MessageEvents:
             self._show(entry, exchange)
             fields = {"exchange": exchange, "copy": entry.position, "until": entry.expires_at}
             self._add({"what": "delayed", "message": self._messages, **fields})
+
+    def _may_show(self, address: bytes) -> bool:
+        """Return True if one more new message may be shown."""
+        return self._left >= 1 and self._in_second[address] < _PER_SECOND_ON_ARROW and len(self.shown) < _MAX_SHOWN
+
+    def _take(self, address: bytes) -> None:
+        self._left -= 1
+        self._in_second[address] += 1
 
     def unroutable(self, message: Message, *, returned: bool) -> None:
         if (found := self.publishing.get(id(message))) is not None:
@@ -163,6 +167,22 @@ class MessageEvents:
 
     def delayed(self, exchange: Exchange, entry: Entry) -> None:
         self._held = exchange.name, entry
+
+    def streamed(self, source: object, stream: str, messages: Iterator[tuple[int, Message]]) -> None:
+        address = stream.encode(errors="surrogateescape")
+        while self._may_show(address) and (found := next(messages, None)) is not None:
+            self._take(address)
+            self._messages += 1
+            position, message = found
+            self._add(
+                {"what": "published", "message": self._messages, "from": _origin(source), "paths": [[stream]]}, message
+            )
+            self._in_streams.append((stream, position))
+            self._add({"what": "appended", "message": self._messages, "queue": stream, "copy": position})
+
+    def read(self, stream: str, offsets: range, consumer: str) -> None:
+        for position in sorted(at for name, at in self._in_streams if name == stream and at in offsets):
+            self._add({"what": "read", "queue": stream, "copy": position, "consumer": consumer, "no_ack": True})
 
     def replied(self, source: object, message: Message, to: object) -> None:
         if self._left >= 1:
@@ -229,16 +249,6 @@ class MessageEvents:
 
     def _show(self, entry: Entry, place: str, *, is_ready: bool = True) -> None:
         self.shown[entry.position] = place, is_ready
-
-
-def _ready(queue: Queue) -> int:
-    """Return the number of ready messages; for a stream, of all messages, even those that cannot be read yet."""
-    if queue.kind != "stream":
-        return len(queue)
-    from mqtool.broker.embedded.model.stream_queue import Stream  # not at the top: most brokers have no streams
-
-    assert isinstance(queue, Stream)
-    return queue.log.next_offset - queue.log.first_offset
 
 
 def _name(consumer: Consumer | None, queue: Queue) -> str | None:
@@ -358,11 +368,9 @@ def _counts(vhost: VirtualHost, connections: Iterable[AnyConnection], readers: d
         for channel in connection.channels.values()
         if isinstance(channel, Channel)
     ]
+    streaming = [each for each in connections if each.protocol == "stream"]
     return {
-        "queues": {
-            queue.name: [_ready(queue), queue.unacked, queue.traffic.published]
-            for queue in islice(vhost.queues.values(), _COUNTED)
-        },
+        "queues": {queue.name: moved(queue) for queue in islice(vhost.queues.values(), _COUNTED)},
         "taken": [
             [subscription.name, channel.deliveries.last_tag]
             for _, channel in channels
@@ -374,10 +382,18 @@ def _counts(vhost: VirtualHost, connections: Iterable[AnyConnection], readers: d
             for _, channel in channels
             for subscription in channel.deliveries.subscriptions.values()
             if subscription.name in readers
+        ]
+        + [
+            [reader.name, reader.sent] for each in streaming for reader in each.subscriptions if reader.sent is not None
         ],
         "published": [
             [_client(connection), exchange, count]
             for connection, channel in channels
             for exchange, count in channel.published.items()
+        ],
+        "appended": [
+            [_client(each), publisher.stream, publisher.published]
+            for each in streaming
+            for publisher in each.publishers
         ],
     }

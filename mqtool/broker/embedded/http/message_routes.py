@@ -257,7 +257,7 @@ def _consumer_view(channel: Channel, subscription: Subscription) -> Json:
 def _stream_consumer_view(connection: AnyConnection, subscription: "StreamSubscription") -> Json:
     waits = subscription.group is not None and not subscription.is_active
     return {
-        "consumer_tag": f"stream.subid-{subscription.number}",
+        "consumer_tag": subscription.tag,
         "queue": {"name": subscription.stream, "vhost": connection.vhost.name},
         "channel_details": channel_details(connection),
         "ack_required": False,

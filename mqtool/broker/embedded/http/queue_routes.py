@@ -364,3 +364,13 @@ def _ends(
     call.rights(vhost).check_binding(to, name, source, key)
     end: Queue | Exchange = call.shared_queue(vhost, name) if kind == "q" else call.exchange(vhost, name)
     return call.exchange(vhost, source), end
+
+
+def moved(queue: Queue) -> list[int]:
+    """Return the numbers of ready, unacknowledged and published messages.
+
+    Those of a stream, where all are ready, include those that are not readable yet.
+    """
+    if isinstance(queue, Stream):
+        return [queue.log.next_offset - queue.log.first_offset, queue.unacked, queue.log.next_offset]
+    return [len(queue), queue.unacked, queue.traffic.published]

@@ -197,6 +197,12 @@ class Watcher(Protocol):
     def delayed(self, exchange: Any, entry: Entry) -> None:
         """Handle a message that an x-delayed-message exchange holds back."""
 
+    def streamed(self, source: object, stream: str, messages: Iterator[tuple[int, Message]]) -> None:
+        """Handle messages, each with its offset, that are appended with the stream protocol."""
+
+    def read(self, stream: str, offsets: range, consumer: str) -> None:
+        """Handle messages that are sent to a consumer of the stream protocol."""
+
     def replied(self, source: object, message: Message, to: object) -> None:
         """Handle a direct reply from one channel to another."""
 

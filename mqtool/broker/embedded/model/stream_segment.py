@@ -116,20 +116,24 @@ class Chunk(NamedTuple):
 
     def messages(self) -> Iterator[tuple[int, bytes]]:
         """Yield the messages with their offsets. Batches that are compressed, but not with gzip, are skipped."""
-        data, position, offset = self.raw, HEADER_SIZE, self.offset
-        for _ in range(self.entries):
-            if not data[position] & _IS_BATCH:
-                start = position + 4
-                position = start + int.from_bytes(data[position:start])
-                yield offset, data[start:position]
-                offset += 1
-                continue
-            kind, records, plain_size, size = _BATCH.unpack_from(data, position)
-            start = position + _BATCH.size
-            position = start + size
-            for number, message in enumerate(_unpacked(kind, records, plain_size, data[start:position])):
-                yield offset + number, message
-            offset += records
+        return messages_in(self.raw, HEADER_SIZE, self.offset, self.entries)
+
+
+def messages_in(data: bytes, position: int, offset: int, entries: int) -> Iterator[tuple[int, bytes]]:
+    """Yield the messages of the entries that start at `position` in `data`, with their offsets; see Chunk.messages."""
+    for _ in range(entries):
+        if not data[position] & _IS_BATCH:
+            start = position + 4
+            position = start + int.from_bytes(data[position:start])
+            yield offset, data[start:position]
+            offset += 1
+            continue
+        kind, records, plain_size, size = _BATCH.unpack_from(data, position)
+        start = position + _BATCH.size
+        position = start + size
+        for number, message in enumerate(_unpacked(kind, records, plain_size, data[start:position])):
+            yield offset + number, message
+        offset += records
 
 
 def _unpacked(kind: int, records: int, plain_size: int, data: bytes) -> Iterator[bytes]:

@@ -7,8 +7,10 @@ from functools import reduce
 from operator import or_
 from typing import NamedTuple
 
+from mqtool.broker.embedded.model.amqp_message import Message
+from mqtool.broker.embedded.model.sectioned import parse_stored
 from mqtool.broker.embedded.model.stream_log import StreamLog
-from mqtool.broker.embedded.model.stream_segment import UNFILTERED, bits_of
+from mqtool.broker.embedded.model.stream_segment import UNFILTERED, bits_of, messages_in
 from mqtool.broker.embedded.streaming.stream_frames import Code, Fields, Key, MalformedFrame, frame, u16, u32, u64
 from mqtool.broker.embedded.streaming.stream_session import Refused, Session, check, check_name, find_log
 
@@ -26,19 +28,21 @@ _SIZE = struct.Struct(">I")
 _LENGTH = struct.Struct(">h")
 
 
-@dataclass(frozen=True)
-class _Publisher:
+@dataclass(eq=False)
+class Publisher:
     """A publisher declared by a client.
 
     Attributes:
         number: its id, chosen by the client.
         producer: the name for deduplication; "" for no deduplication.
+        published: the number of messages.
     """
 
     number: int
     stream: str
     producer: str
     log: StreamLog
+    published: int = 0
 
 
 class _Messages(NamedTuple):
@@ -117,9 +121,12 @@ class Publishers:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._publishers: dict[int, _Publisher] = {}
+        self._publishers: dict[int, Publisher] = {}
         self._unconfirmed = 0
         self.is_throttled = False
+
+    def __iter__(self) -> Iterator[Publisher]:
+        return iter(self._publishers.values())
 
     def declare(self, fields: Fields, correlation: int) -> None:
         """Handle DeclarePublisher."""
@@ -138,7 +145,7 @@ class Publishers:
         if number in self._publishers or any(same):
             raise Refused(Code.PRECONDITION_FAILED)
         log = find_log(session, stream)
-        self._publishers[number] = _Publisher(number, stream, producer, log)
+        self._publishers[number] = Publisher(number, stream, producer, log)
         session.watch(stream, log)
         session.answer(Key.DECLARE_PUBLISHER, correlation)
 
@@ -186,19 +193,28 @@ class Publishers:
             self._append(publisher, new)
         self._confirm_later(publisher, messages.ids)
 
-    @staticmethod
-    def _append(publisher: _Publisher, messages: _Messages) -> None:
+    def _append(self, publisher: Publisher, messages: _Messages) -> None:
+        watcher = self._session.vhost.watcher
         for ids, entries, records, filters in _chunks(messages):
-            publisher.log.append(
+            count = len(entries) - len(records) + sum(records.values())
+            publisher.published += count
+            offset = publisher.log.append(
                 b"".join(entries),
                 entries=len(entries),
-                records=len(entries) - len(records) + sum(records.values()),
+                records=count,
                 producer=publisher.producer or None,
                 publishing_id=int.from_bytes(ids[-1]),
                 filter_bits=reduce(or_, filters, 0) or UNFILTERED,
             )
+            if watcher is not None:
+                watcher.streamed(self._session, publisher.stream, self._decoded(publisher.stream, entries, offset))
 
-    def _confirm_later(self, publisher: _Publisher, ids: list[bytes]) -> None:
+    def _decoded(self, stream: str, entries: list[bytes], offset: int) -> Iterator[tuple[int, Message]]:
+        """Yield messages with their offsets. Each is decoded only when it is asked for."""
+        for each, data in messages_in(b"".join(entries), 0, offset, len(entries)):
+            yield each, parse_stored(data, stream, self._session.broker.profile)
+
+    def _confirm_later(self, publisher: Publisher, ids: list[bytes]) -> None:
         self._unconfirmed += len(ids)
         if self._unconfirmed > _TOO_MANY:
             self.is_throttled = True
@@ -220,7 +236,7 @@ class Publishers:
         self._session.write(frame(Key.PUBLISH_ERROR, bytes((number,)) + u32(len(ids)) + errors))
 
 
-def _new(publisher: _Publisher, messages: _Messages) -> _Messages:
+def _new(publisher: Publisher, messages: _Messages) -> _Messages:
     """Return the messages that are not duplicates: those whose publishing ids exceed the producer's last one."""
     known = publisher.log.publishing_ids.get(publisher.producer)
     last = b"" if known is None else u64(known)

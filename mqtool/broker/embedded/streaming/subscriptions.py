@@ -127,6 +127,8 @@ class Subscription:
         group: the key of a single active consumer's group; None for other consumers.
         filters: the Bloom filter bits of the wanted filter values; None to send all chunks.
         is_active: True if a single active consumer is the active one of its group.
+        first: the offset of the first message that the client wants. The chunk that is sent first may begin before it.
+        sent: the offset of the last message that was sent; None if there is none.
     """
 
     def __init__(self, session: Session, number: int, stream: str, log: StreamLog, start: _Start, credit: int) -> None:
@@ -143,12 +145,25 @@ class Subscription:
         self.filters: list[int] | None = None
         self.properties: Mapping[str, str] = {}
         self.is_active = False
+        self.first = 0
+        self.sent: int | None = None
+
+    @property
+    def tag(self) -> str:
+        """The consumer tag in the management API."""
+        return f"stream.subid-{self.number}"
+
+    @property
+    def name(self) -> str:
+        """The name in events: of its connection, and its tag."""
+        return f"{self._session.name}/{self.tag}"
 
     def begin(self, start: _Start) -> None:
         """Send chunks from `start` on; if its kind is NONE, from the offset of the Subscribe request."""
         self.drop_chunks()
         asked = self._start if start.kind == _From.NONE else start
-        self._reader = Reader(self.log, asked.offset_in(self.log), self.filters)
+        self.first = asked.offset_in(self.log)
+        self._reader = Reader(self.log, self.first, self.filters)
         self.pump()
 
     def pump(self) -> None:
@@ -165,6 +180,9 @@ class Subscription:
             session.add_held_bytes(-len(chunk.raw))
             head = bytes((self.number,)) + (u64(self.log.last_chunk) if session.deliver_version == 2 else b"")
             session.write(frame(Key.DELIVER, head + chunk.raw, session.deliver_version))
+            self.sent = chunk.end - 1
+            if session.vhost.watcher is not None:
+                session.vhost.watcher.read(self.stream, range(max(chunk.offset, self.first), chunk.end), self.name)
 
     def drop_chunks(self) -> None:
         """Drop chunks that were read from the log but not sent yet."""
@@ -225,6 +243,7 @@ class Subscriptions:
         self._subscriptions[number] = subscription
         log.subscriptions += 1
         session.watch(stream, log)
+        _changed(session)
         session.answer(Key.SUBSCRIBE, correlation)
         if subscription.group is None:
             subscription.begin(start)
@@ -287,12 +306,18 @@ class Subscriptions:
     def _drop(self, number: int) -> None:
         subscription = self._subscriptions.pop(number)
         subscription.log.subscriptions -= 1
+        _changed(self._session)
         subscription.drop_chunks()
         if subscription.group is not None:
             group = self._groups[subscription.group]
             group.remove(subscription)
             if not group.members:
                 del self._groups[subscription.group]
+
+
+def _changed(session: Session) -> None:
+    if session.vhost.watcher is not None:
+        session.vhost.watcher.changed()
 
 
 def _filters(properties: Mapping[str, str]) -> list[int] | None:

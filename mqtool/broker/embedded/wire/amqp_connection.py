@@ -49,10 +49,11 @@ class Connection(Session):
         others: creates a connection of another protocol on the same port, by the first bytes that its clients send.
 
     Attributes:
-        subscriptions: always empty. Only stream connections have subscriptions, which the management API lists.
+        publishers, subscriptions: always empty. Stream connections have some, which the management API lists.
     """
 
     protocol = "AMQP 0-9-1"
+    publishers: Collection[Any] = ()
     subscriptions: Collection[Any] = ()
 
     def __init__(self, broker: Broker, connections: Connections["Connection"], others: Others) -> None:
