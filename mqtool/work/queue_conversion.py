@@ -35,13 +35,28 @@ from mqtool.management import Management, path
 from mqtool.management.api_client import Json
 from mqtool.spelling import counted, pasteable
 from mqtool.topology import Binding, Exchange, Queue
-from mqtool.work.conversion_plan import PLAN, Definition, Plan, bindings_of, view_of
+from mqtool.work.conversion_plan import PLAN, Definition, Names, Plan, bindings_of, view_of
 from mqtool.work.held_messages import HeldMessages, check_acknowledged, check_leader
 
 #: Seconds to wait until the clients of a queue are gone: a broker needs a moment to notice that one was killed.
 _PATIENCE, _LOOK = 20.0, 0.05
 #: How often to empty and delete the queue again if messages or other declarations come in between.
 _TRIES = 200
+
+
+def left_behind(api: Management, vhost: str, queue: str) -> Plan | None:
+    """Return a plan to end a conversion whose holding queue somebody has deleted; None if there is no such conversion.
+
+    Raises:
+        NotFound: the queue was deleted, too.
+    """
+    names, view = Names.of(queue), view_of(api, vhost, queue)
+    meanwhile = view_of(api, vhost, names.meanwhile)
+    if meanwhile is None and not bindings_of(api, vhost, names.through, exchange=True):
+        return None
+    if view is None:
+        raise NotFound(f"queue {queue!r} does not exist", "declare it as you want it, then run this again")
+    return Plan(queue, Definition.of(meanwhile or view), Definition.of(view))
 
 
 class Stopped(Exception):
@@ -163,6 +178,10 @@ class Conversion:
         names, name = self._names, self._plan.queue
         left = [self._depth(names.held), self._depth(names.meanwhile)]
         return sum(left) if self.is_returning() else sum(left) + 2 * self._depth(name)
+
+    def is_robbed(self) -> bool:
+        """True if somebody has deleted the holding queue, with its messages and the plan."""
+        return view_of(self._api, self._vhost, self._names.held) is None
 
     def _depth(self, queue: str) -> int:
         return self._channel.depth_of(queue) if administration.exists(self._channel, Queue(queue)) else 0

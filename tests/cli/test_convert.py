@@ -441,6 +441,28 @@ def test_undone_after_the_queue_was_replaced(managed: Shell, broker: TestBroker)
     check_all_is_there(broker)
 
 
+@on_any_broker
+@pytest.mark.parametrize("kill_at", [120, 200])
+@pytest.mark.sampled(1)
+def test_the_holding_queue_is_deleted(managed: Shell, broker: TestBroker, kill_at: int) -> None:
+    """The messages in it are gone; --resume puts the bindings back, and what was published meanwhile."""
+    fill(broker)
+    assert convert(broker, kill_at) is None
+    with Connection(parse_addresses(broker.url)) as connection:
+        channel = connection.channel()
+        left = channel.depth_of("jobs")
+        administration.delete_queue(channel, "jobs.mqtool-convert")
+        assert len(list(channel.publish([Message(b"late", "kern.late", "logs")], mandatory=True))) == 1
+    resumed = managed.run("mqtool", "queue", "convert", "--resume", "jobs", "--yes")
+    assert resumed.code == 0, resumed.stderr
+    assert "the holding queue 'jobs.mqtool-convert' was deleted, with the messages in it" in resumed.stderr
+    queues, exchanges, bindings = definitions(broker)
+    assert queues == {"jobs"}
+    assert {name for name in exchanges if not name.startswith("amq.")} <= {"logs", "files"}
+    assert bindings == sorted(((source, "jobs", key, matched) for source, key, matched in BINDINGS), key=json.dumps)
+    assert [delivery.body for delivery in taken(broker, "jobs", left + 1)][-1] == b"late"
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", [Kind.EMBEDDED, Kind.NODE])
 def test_the_broker_is_killed(lonely_shell: Shell, kind: Kind) -> None:

@@ -1,6 +1,7 @@
 """mqtool queue convert."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
@@ -21,7 +22,7 @@ from mqtool.spelling import counted, pasteable
 from mqtool.topology import Exchange
 from mqtool.work import conversion_plan
 from mqtool.work.conversion_plan import Names, Plan, Prospect
-from mqtool.work.queue_conversion import Conversion, Stopped
+from mqtool.work.queue_conversion import Conversion, Stopped, left_behind
 
 app = Commands()
 
@@ -161,9 +162,15 @@ def _continue(
     if not names and undo:
         raise UsageError("name the queues to bring back", "mqtool queue convert --undo QUEUE")
     for name in names or plans:
-        if name not in plans:
-            _remove_leftovers(access, name)
-            output.status(f"no conversion of {name!r} is under way")
+        if name in plans:
+            continue
+        if (plan := left_behind(api, access.vhost, name)) is not None:
+            output.warning(f"the holding queue {plan.names.held!r} was deleted, with the messages in it")
+            ask(f"put the bindings of {name!r} back, and end its conversion", access, yes=yes, is_safe=True)
+            _carry_out(access, api, plan, is_new=True, force=force, as_json=as_json)
+            continue
+        _remove_leftovers(access, name)
+        output.status(f"no conversion of {name!r} is under way")
     chosen = [plans[name] for name in names or plans if name in plans]
     if not names and not chosen:
         output.status(f"no conversion is under way in vhost {access.vhost!r}")
@@ -203,12 +210,7 @@ def _carry_out(
             raise
         except MqtoolError as error:
             if conversion.has_begun:
-                go_on = pasteable("queue convert --resume", plan.queue)
-                error.hint = "no message is lost; " + (
-                    error.hint
-                    if error.hint and go_on in error.hint
-                    else f"to go on: {go_on}" + (f" ({error.hint})" if error.hint else "")
-                )
+                error.hint = _hint(conversion, plan, error.hint)
             raise
     if is_too_late:
         output.status(f"{plan.queue!r} was replaced already: converting it back")
@@ -217,6 +219,16 @@ def _carry_out(
         _carry_out(access, api, back, is_new=True, force=force, as_json=as_json)
         return
     _report(conversion, plan, as_json=as_json, undo=undo)
+
+
+def _hint(conversion: Conversion, plan: Plan, hint: str | None) -> str:
+    go_on = pasteable("queue convert --resume", plan.queue)
+    with suppress(MqtoolError):  # without the management API, it is not known
+        if conversion.is_robbed():
+            return f"somebody has deleted {plan.names.held!r}, with the messages in it; {go_on} puts the bindings back"
+    if hint and go_on in hint:
+        return f"no message is lost; {hint}"
+    return f"no message is lost; to go on: {go_on}" + (f" ({hint})" if hint else "")
 
 
 def advance(steps: Iterator[int], expected: int) -> None:
