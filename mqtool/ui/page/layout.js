@@ -121,10 +121,8 @@ export function arrowsOf(state) {
     if (exchange.alternate) add(exchange.id, `x:${exchange.alternate}`, "alternate", "alternate");
   }
   for (const queue of state.queues.values()) {
-    if (queue.deadLetterExchange !== null) {
-      const key = queue.deadLetterKey === null || queue.deadLetterKey === undefined ? "" : `: ${queue.deadLetterKey}`;
-      add(queue.id, `x:${queue.deadLetterExchange}`, "dead", `dead letters${key}`);
-    }
+    // Its key is in the table: there is not enough room for it here.
+    if (queue.deadLetterExchange !== null) add(queue.id, `x:${queue.deadLetterExchange}`, "dead", "dead letters");
   }
   for (const publisher of state.publishers.values()) {
     for (const target of publisher.targets.keys()) add(publisher.id, target, "publishes");

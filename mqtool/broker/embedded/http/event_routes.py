@@ -182,7 +182,8 @@ class MessageEvents:
 
     def read(self, stream: str, offsets: range, consumer: str) -> None:
         for position in sorted(at for name, at in self._in_streams if name == stream and at in offsets):
-            self._add({"what": "read", "queue": stream, "copy": position, "consumer": consumer, "no_ack": True})
+            fields = {"queue": stream, "copy": position, "consumer": consumer, "no_ack": True}
+            self._add({"what": "read", **fields, "offset": offsets[-1]})
 
     def replied(self, source: object, message: Message, to: object) -> None:
         if self._left >= 1:
