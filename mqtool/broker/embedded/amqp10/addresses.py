@@ -17,7 +17,7 @@ class Target(NamedTuple):
     """Where a message goes.
 
     Attributes:
-        queue: the name of the queue, if the address is that of a queue.
+        queue: the name of the queue; None if the address is an exchange's.
     """
 
     exchange: str
@@ -34,19 +34,19 @@ class Target(NamedTuple):
 
 
 def decoded(name: str) -> str:
-    """Decode a name in an address. Raises ValueError if an escape is malformed or it is not UTF-8."""
+    """Decode a name in an address. Raises ValueError if an escape is malformed or the result is not UTF-8."""
     if _BAD_ESCAPE.search(name):
         raise ValueError("a percent sign does not start an escape")
     return unquote(name, errors="strict")
 
 
 def is_version_2(address: str) -> bool:
-    """Return True if an address is one of a queue or an exchange in version 2."""
+    """Return True if an address is a version 2 address of a queue or an exchange."""
     return address.startswith((_QUEUES, _EXCHANGES))
 
 
 def parse_target(address: str) -> Target:
-    """Parse the address of a queue, or of an exchange with or without a routing key. Raises ValueError if it is bad."""
+    """Parse a queue's address, or an exchange's with or without a routing key. Raises ValueError if it is not valid."""
     if address.startswith(_QUEUES):
         name = decoded(address.removeprefix(_QUEUES))
         if not name:

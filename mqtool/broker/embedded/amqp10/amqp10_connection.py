@@ -49,7 +49,7 @@ _SMALLEST_FRAME_MAX = 512
 #: The highest channel number: RabbitMQ allows 64 sessions on a connection.
 CHANNEL_MAX = 63
 
-#: A client that sends nothing for this many seconds is disconnected. The broker announces half of it.
+#: A client that sends nothing for this many seconds is disconnected. The broker announces half this time.
 _IDLE_SECONDS = 60
 
 _CLOSING_SECONDS = 5.0
@@ -61,7 +61,7 @@ class Connection10(Amqp10Socket):
 
     Attributes:
         sessions: the open sessions by channel number.
-        channels, publishers, subscriptions: empty. The management API shows those of the other protocols.
+        channels, publishers, subscriptions: always empty. Only connections of other protocols have them.
     """
 
     channels: Mapping[int, Any] = MappingProxyType({})
@@ -97,7 +97,7 @@ class Connection10(Amqp10Socket):
         return offset
 
     def _take_protocol_header(self, header: bytes) -> None:
-        """Answer the header of SASL, or that of AMQP after a successful login; to any other, close the socket."""
+        """Answer the SASL header or, after a successful login, the AMQP header. On any other, close the socket."""
         if self.state == "header" and header == SASL_HEADER:
             offer_mechanisms(self)
         elif self.state == "waiting" and header == AMQP_HEADER:
@@ -108,7 +108,7 @@ class Connection10(Amqp10Socket):
             self.hang_up()
 
     def _check_frame(self, size: int, head: int, kind: int) -> None:
-        """Raise ConnectionError10 if the header of a frame is malformed, as RabbitMQ does."""
+        """Check a frame header as RabbitMQ does. Raises ConnectionError10 if it is malformed."""
         limit = _FIRST_FRAME_MAX if self.state in ("login", "opening") else FRAME_MAX
         expected, mode = (SASL, "sasl") if self.state == "login" else (AMQP, "amqp")
         wrong = None
@@ -146,7 +146,7 @@ class Connection10(Amqp10Socket):
             raise ConnectionError10(NOT_ALLOWED, f"unexpected {type(performative).__name__.lower()} frame")
 
     def _receive_outside_sessions(self, channel: int, performative: Any) -> None:
-        """Begin a session. Other frames may be on their way to a session that has ended: ignore them."""
+        """Begin a session. Ignore other frames: the client may have sent them before it knew that its session ended."""
         if channel > self.channel_max:
             raise ConnectionError10(
                 FRAMING_ERROR, f"channel number ({channel}) exceeds maximum channel number ({self.channel_max})"
@@ -215,7 +215,7 @@ class Connection10(Amqp10Socket):
             session.finish_drains()
 
     def start_heartbeats(self, seconds: int) -> None:
-        """Send heartbeats at this interval, 0 for none; and expect frames from the client at the broker's interval."""
+        """Send heartbeats at this interval (0 for none), and expect frames from the client at the broker's interval."""
         self.heartbeat = seconds
         self._heard_at = self._sent_at = self._loop.time()
         self._check_heartbeat()
@@ -231,16 +231,16 @@ class Connection10(Amqp10Socket):
         self._beat = self._loop.call_later((self.heartbeat or _IDLE_SECONDS) / 2, self._check_heartbeat)
 
     def block(self) -> None:
-        """Stop nothing: sessions close their windows during an alarm, so acknowledgements are still read."""
+        """Do nothing: during an alarm, sessions close their windows instead, and acknowledgements are still read."""
 
     def unblock(self) -> None:
-        """Open the windows of the sessions again: the last alarm is over."""
+        """Reopen the sessions' windows: the last alarm is over."""
         super().unblock()
         for session in self.sessions.values():
             session.reopen_window()
 
     def check_consumers(self, timeout: float) -> None:
-        """End the sessions with a delivery that has been unsettled for longer than `timeout` seconds."""
+        """Release deliveries that have been unsettled for longer than `timeout` seconds (Session.check_overdue)."""
         for session in list(self.sessions.values()):
             session.check_overdue(timeout)
 
@@ -255,7 +255,7 @@ class Connection10(Amqp10Socket):
         self.close_with(Error(INTERNAL_ERROR, f'Connection forced: "{reason}"'))
 
     def close(self, error: AmqpException) -> None:
-        """Close the connection with the error of an injected fault."""
+        """Close the connection with the error that an injected fault specifies."""
         condition, description = condition_of(error)
         self.close_with(Error(condition, description))
 

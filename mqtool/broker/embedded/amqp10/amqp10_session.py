@@ -1,4 +1,4 @@
-"""One session: attaches and detaches links, and hands frames to them. An error detaches a link or ends the session."""
+"""One session: attaches and detaches links, and passes frames to them. An error detaches a link or ends the session."""
 
 from collections.abc import Iterable
 from time import monotonic
@@ -124,12 +124,12 @@ class Session(SessionState):
             raise SessionError(UNATTACHED, f"Unattached link handle: {flow.handle}")
 
     def finish_drains(self) -> None:
-        """End the drains of links, if all messages that the client asked for have been sent."""
+        """End the drain of each link that has sent all the messages that the client asked for."""
         for link in self.outgoing.values():
             link.finish_drain()
 
     def _dispose(self, disposition: Disposition) -> None:
-        """Settle deliveries with the client's outcome."""
+        """Settle deliveries with the outcome that the client sent."""
         if disposition.role != RECEIVER:
             raise SessionError(INTERNAL_ERROR, "Unexpected frame disposition")
         first = disposition.first
@@ -180,7 +180,7 @@ class Session(SessionState):
         for each in deliveries:
             if hooks is not None:
                 hooks.rejected(each.queue, each.entry, requeue=False)
-            # A stream keeps its messages, whatever becomes of a delivery.
+            # A stream keeps its messages, whatever the outcome of a delivery.
             if each.queue.kind != "stream":
                 each.queue.reject(each.entry)
 
@@ -196,7 +196,7 @@ class Session(SessionState):
             queue.requeue(entries, why)
 
     def _attach(self, attach: Attach, size: int) -> None:
-        """Attach a link. It keeps its name and its filters, so the size of its frame counts as memory."""
+        """Attach a link. Count the size of its frame as memory, since the link keeps its name and filters."""
         handle = attach.handle
         if handle > self.handle_max:
             raise SessionError(
@@ -230,7 +230,7 @@ class Session(SessionState):
         self.connection.add_held_bytes(-self._sizes.pop(handle, 0))
 
     def _refuse(self, attach: Attach, error: Error) -> None:
-        """Answer with a link without a terminus, then detach it with the error."""
+        """Answer with an attach frame without a terminus, then detach the link with the error."""
         is_publisher = attach.role == SENDER
         answer = Attach(
             attach.name,
@@ -257,7 +257,7 @@ class Session(SessionState):
             self.send(Detach(handle, closed=True, error=error))
 
     def _remove(self, handle: int) -> bool:
-        """Remove a link; return False if there is none. Its unsettled deliveries are requeued."""
+        """Remove a link, and requeue its unsettled deliveries. Returns False if there is no such link."""
         self._release(handle)
         incoming = self.incoming.pop(handle, None)
         if incoming is not None:
@@ -273,9 +273,9 @@ class Session(SessionState):
         return True
 
     def check_overdue(self, timeout: float) -> None:
-        """Release the deliveries of quorum queues that have been unsettled for longer than `timeout` seconds.
+        """Release deliveries from quorum queues that have been unsettled for longer than `timeout` seconds.
 
-        Before 4.3, RabbitMQ has no such limit for AMQP 1.0.
+        RabbitMQ versions before 4.3 have no such limit for AMQP 1.0.
         """
         if self.vhost.profile.times_out:
             return
@@ -292,7 +292,7 @@ class Session(SessionState):
         self.connection.call_soon(self.end, error.error)
 
     def close(self, error: AmqpException) -> None:
-        """End the session with the error of an injected fault."""
+        """End the session with the error that an injected fault specifies."""
         self.end(SessionError(*condition_of(error)).error)
 
     def end(self, error: Error | None) -> None:

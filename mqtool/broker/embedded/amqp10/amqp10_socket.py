@@ -1,4 +1,4 @@
-"""Base class of an AMQP 1.0 connection, with everything that its sessions use; and the login.
+"""The base class of AMQP 1.0 connections, with everything that their sessions use; and the login.
 
 Clients log in with PLAIN, ANONYMOUS or, with the certificate of a TLS client, EXTERNAL.
 """
@@ -24,9 +24,9 @@ class Amqp10Socket(ClientSocket):
     """The part of a connection that its sessions use. The subclass `Connection10` receives frames.
 
     Attributes:
-        container: the container id of the client.
+        container: the client's container id.
         frame_max: the largest frame, in bytes, that the client accepts.
-        starving: queues whose deliveries wait until the client has read more.
+        starving: queues whose deliveries to this client are paused until it has read more.
         exclusive_queues: the queues that are deleted with the connection.
     """
 
@@ -48,14 +48,14 @@ class Amqp10Socket(ClientSocket):
 
     @abstractmethod
     def forget_session(self, number: int) -> None:
-        """Forget the session on a channel: it has ended."""
+        """Forget the session on a channel, which has ended."""
 
     def call_soon(self, what: Callable[..., object], *arguments: object) -> None:
-        """Call a function once the present event is handled."""
+        """Call a function once the current event has been handled."""
         self._loop.call_soon(what, *arguments)
 
     def settle_soon(self, write: Callable[[], None]) -> None:
-        """Call a function that sends dispositions at the end of this event loop iteration."""
+        """At the end of this event loop iteration, call a function that sends dispositions."""
         self._before_flush[write] = None
         self.flush_soon()
 
@@ -79,7 +79,7 @@ _SHORT_NAMES = {
 
 
 def offer_mechanisms(connection: ClientSocket) -> None:
-    """Send the mechanisms that a client may use to log in."""
+    """Send the list of SASL mechanisms with which a client may log in."""
     names = ["PLAIN", "ANONYMOUS", *(["EXTERNAL"] if _subject(connection) else [])]
     offer = SaslMechanisms(Array(map(Symbol, names)))
     connection.write(SASL_HEADER + frame(0, offer, SASL))
@@ -87,7 +87,7 @@ def offer_mechanisms(connection: ClientSocket) -> None:
 
 
 def log_in(connection: ClientSocket, performative: Any) -> None:
-    """Handle the client's choice of a mechanism: log in and wait for the AMQP header; or raise ConnectionError10."""
+    """Handle the client's choice of mechanism: log in and wait for the AMQP header, or raise ConnectionError10."""
     if not isinstance(performative, SaslInit):
         raise ConnectionError10(NOT_ALLOWED, f"unexpected {type(performative).__name__.lower()} frame")
     user = _user(connection, performative.mechanism, performative.initial_response or b"")

@@ -48,7 +48,7 @@ _OUTCOMES = Array(Symbol(f"amqp:{name}:list") for name in ("accepted", "rejected
 
 
 def check_attach(attach: Attach) -> None:
-    """Raise LinkError if an attach frame asks for something that RabbitMQ does not have."""
+    """Raise LinkError if an attach frame asks for something that RabbitMQ does not support."""
     if isinstance(attach.target, Coordinator):
         raise LinkError(UNSUPPORTED, "Transactions not supported")
     if attach.unsettled or attach.incomplete_unsettled:
@@ -78,7 +78,7 @@ def attach_incoming(session: SessionState, attach: Attach) -> tuple[IncomingLink
 
 
 def _target(session: SessionState, address: Any10) -> Node | None:
-    """Return what the address of a target names, None for the anonymous terminus; check that the user may use it."""
+    """Parse a target's address, and check that the user may publish to it. Returns None for the anonymous terminus."""
     if address is None:
         return None
     _check_version(address)
@@ -98,7 +98,7 @@ def _target(session: SessionState, address: Any10) -> Node | None:
 
 
 def _check_version(address: Any10) -> None:
-    """Raise LinkError for an address that is not one of version 2."""
+    """Raise LinkError if an address is not a version 2 address."""
     if not isinstance(address, str):
         raise _refused("bad_address", term(address))
     if not is_version_2(address):
@@ -110,7 +110,7 @@ def _refused(reason: str, value: str) -> LinkError:
 
 
 def _outcomes(source: Any) -> Array:
-    """Return the outcomes that a client asks for. Raises LinkError if the broker does not have one of them."""
+    """Return the outcomes that a client asks for. Raises LinkError if the broker does not support one of them."""
     wanted = source.outcomes if isinstance(source, Source) else None
     if wanted is None:
         return _OUTCOMES
@@ -157,7 +157,7 @@ def attach_outgoing(session: SessionState, attach: Attach) -> tuple[OutgoingLink
 
 
 def _attach_dynamic(session: SessionState, attach: Attach, source: Source) -> tuple[OutgoingLink | ReplyLink, Attach]:
-    """Return a link with a new queue that is deleted with it: an exclusive one, or none but for direct replies."""
+    """Return a link for direct replies, or one from a new exclusive queue that is deleted when the link is detached."""
     wanted, is_settled = symbols(source.capabilities), attach.snd_settle_mode == SETTLED
     link: OutgoingLink | ReplyLink
     outcomes: Array | None
@@ -191,7 +191,7 @@ def _attach_dynamic(session: SessionState, attach: Attach, source: Source) -> tu
 
 
 def _temporary_queue(session: SessionState, link: str) -> Queue:
-    """Create an exclusive queue for a link. Its name contains the client's names, unless they are long."""
+    """Create an exclusive queue for a link. Its name contains the container id and link name, unless they are long."""
     connection, token = session.connection, secrets.token_urlsafe(16)
     owner = f"{connection.container}-{link}"
     name = f"amq.dyn-{owner}-{token}" if len(owner.encode(errors="surrogateescape")) < 150 else f"amq.dyn.gen-{token}"
@@ -206,7 +206,7 @@ def _temporary_queue(session: SessionState, link: str) -> Queue:
 
 
 def _queue(session: SessionState, address: Any10) -> Queue:
-    """Return the queue that the address of a source names, if the user may consume from it."""
+    """Return the queue that a source's address names; check that it exists and that the user may consume from it."""
     if not isinstance(address, str):
         raise _refused("bad_address", "undefined" if address is None else term(address))
     _check_version(address)
@@ -226,6 +226,6 @@ def _queue(session: SessionState, address: Any10) -> Queue:
 
 
 def _arguments(properties: Map) -> Table:
-    """Return the consumer arguments in the properties of a link."""
+    """Return the consumer arguments in a link's properties."""
     priority = properties.get(Symbol("rabbitmq:priority"))
     return {"x-priority": priority} if isinstance(priority, Int32) else {}

@@ -1,6 +1,6 @@
-"""The errors of AMQP 1.0: each closes a link, a session or the connection. Conditions and texts are RabbitMQ's.
+"""The errors of AMQP 1.0: each closes a link, a session or the connection. Conditions and descriptions are RabbitMQ's.
 
-The texts contain values as Erlang terms: term() and the functions after it format them.
+Some descriptions contain values in Erlang's notation, formatted by term() and the functions below it.
 """
 
 import uuid
@@ -53,7 +53,7 @@ class Amqp10Error(Exception):
     """An error to be sent to the client.
 
     Attributes:
-        error: its condition, description and information.
+        error: the condition, description and additional information.
     """
 
     def __init__(self, condition: str, description: str | None = None, info: Map | None = None) -> None:
@@ -62,7 +62,7 @@ class Amqp10Error(Exception):
 
 
 class LinkError(Amqp10Error):
-    """An error that detaches a link, or that refuses to attach it. Before RabbitMQ 4.2 it ends the session."""
+    """An error that detaches a link, or that refuses to attach it. Before RabbitMQ 4.2, it ends the session."""
 
 
 class DetachError(LinkError):
@@ -78,7 +78,7 @@ class ConnectionError10(Amqp10Error):
 
 
 def condition_of(error: AmqpException) -> tuple[str, str]:
-    """Return the condition and the description for an error of the model."""
+    """Return the condition and the description for an error raised by the broker's model."""
     _, _, what = error.text.partition(" - ")
     return _CONDITIONS.get(error.code, INTERNAL_ERROR), what or error.text
 
@@ -98,7 +98,7 @@ _TAGS: dict[type, str] = {
 
 
 def term(value: Any10) -> str:  # noqa: C901 - one case per type
-    """Format a value, such as `{utf8,<<"text">>}`."""
+    """Format a value as an Erlang term, such as `{utf8,<<"text">>}`."""
     match value:
         case None:
             return "null"
@@ -127,12 +127,12 @@ def term(value: Any10) -> str:  # noqa: C901 - one case per type
 
 
 def pair(item: tuple[Any10, Any10]) -> str:
-    """Format an entry of a map."""
+    """Format a map entry as an Erlang tuple."""
     return f"{{{term(item[0])},{term(item[1])}}}"
 
 
 def binary(value: str | bytes) -> str:
-    """Format text, or bytes that are not printable ASCII as numbers."""
+    """Format a value as an Erlang binary: text in quotes, or numbers if some bytes are not printable ASCII."""
     if isinstance(value, str):
         return f'<<"{value}">>' if value.isascii() else f'<<"{value}"/utf8>>'
     shown = all(32 <= byte < 127 for byte in value)

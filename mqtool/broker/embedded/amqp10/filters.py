@@ -1,7 +1,7 @@
-"""The filters of a source: where a stream is read from, which chunks, and which messages.
+"""A source's filters, which select where to start reading a stream, which chunks to read, and which messages to send.
 
-https://www.rabbitmq.com/docs/stream-filtering. A filter that is not valid is not in place: the broker's answer to an
-attach frame contains only the filters that are.
+https://www.rabbitmq.com/docs/stream-filtering. Invalid filters are ignored: the broker's answer to an
+attach frame contains only the filters in effect.
 """
 
 import uuid
@@ -38,12 +38,12 @@ Test = Callable[[Sections], bool]
 
 
 class Filters(NamedTuple):
-    """The filters of a source.
+    """A source's filters.
 
     Attributes:
-        effective: those in place; None if the client asked for none.
-        arguments: the consumer arguments that they mean.
-        selector: chooses the messages.
+        effective: the filters in effect; None if the client asked for none.
+        arguments: the consumer arguments that some of the filters stand for.
+        selector: returns True for a message that the other filters select.
     """
 
     effective: Map | None
@@ -58,7 +58,7 @@ def parse_filters(wanted: Map | None, profile: Profile) -> Filters:
     effective: Map = {}
     arguments: Table = {}
     tests: dict[str, Test] = {}
-    # RabbitMQ begins with the last one, which matters only if two filters exclude each other.
+    # RabbitMQ starts with the last filter, which matters only if two filters exclude each other.
     for name, each in reversed(wanted.items()):
         if not isinstance(name, Symbol):
             continue
@@ -75,7 +75,7 @@ def parse_filters(wanted: Map | None, profile: Profile) -> Filters:
 
 
 def _argument(each: Any10) -> tuple[str, Value] | None:
-    """Return the consumer argument that a filter of RabbitMQ's means; None if it is not one, or not valid."""
+    """Convert one of RabbitMQ's own filters to a consumer argument; return None for any other or invalid filter."""
     if not isinstance(each, Described):
         return None
     value = each.value
@@ -101,9 +101,9 @@ def _offset(value: Any10) -> Timestamp | Int64 | str | None:
 
 
 def _add_test(tests: dict[str, Test], name: Symbol, each: Any10) -> bool:
-    """Add the test of an SQL or a property filter. Returns False if it is not valid or another excludes it.
+    """Add the test for an SQL or property filter. Returns False if it is not valid or another filter excludes it.
 
-    There can be one SQL filter, or one filter each for properties and application properties.
+    A source can have one SQL filter, or one filter each for properties and application properties.
     """
     if not isinstance(each, Described):
         return False
@@ -135,7 +135,7 @@ def _sql(each: Described) -> Test:
 
 
 def _fields(kind: str, wanted: Any10) -> Test:
-    """Return the test of a property filter. Raises ValueError if it is not valid."""
+    """Return the test for a property filter. Raises ValueError if it is not valid."""
     if not isinstance(wanted, dict) or not 0 < len(wanted) <= _MOST_FIELDS:
         raise ValueError("not a map with up to 16 fields")
     parse = _property if kind == "properties" else _application_property
@@ -163,7 +163,7 @@ def _application_property(name: Any10, wanted: Any10) -> Test:
 
 
 def _matcher(wanted: Any10) -> Callable[[Any], bool]:
-    """Return a comparison with a value. A text may start with `&s:` (suffix), `&p:` (prefix) or `&&` (an ampersand)."""
+    """Return a test for a value. Strings may start with `&s:` (suffix), `&p:` (prefix) or `&&` (a literal `&`)."""
     if wanted is None:
         return lambda _: True
     value = plain(wanted)

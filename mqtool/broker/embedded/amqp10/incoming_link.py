@@ -1,4 +1,4 @@
-"""A link on which a client publishes: puts transfers together, routes messages, and settles them."""
+"""A link on which a client publishes: assembles messages from transfers, routes them, and settles them."""
 
 from mqtool.broker.embedded.amqp10.addresses import Target, parse_target
 from mqtool.broker.embedded.amqp10.errors10 import (
@@ -38,7 +38,7 @@ from mqtool.codecs.amqp10_frames import (
 )
 from mqtool.codecs.amqp10_values import Symbol
 
-#: The credit that a publisher gets. It is topped up at half of this, unless as many messages are unsettled.
+#: A publisher's initial credit. It is topped up when half of it is left, unless this many messages are unsettled.
 LINK_CREDIT = 170
 
 _ACCEPTED, _RELEASED = Accepted(), Released()
@@ -71,7 +71,7 @@ class IncomingLink:
         handle, name: the link's number and name.
         target: where messages go; None if each message has its own address.
         unsettled: the number of messages whose outcome is not known yet.
-        mode: the settle mode that the client has chosen; None if it has not.
+        mode: the settle mode that the client has chosen, if any.
         delivery_count: the number of messages received, as a serial number.
         credit: how many messages the client may send now.
     """
@@ -89,14 +89,14 @@ class IncomingLink:
         self._queue: Queue | None = None
 
     def start(self) -> None:
-        """Give the client its first credit."""
+        """Give the client its initial credit."""
         if self.target is not None and self.target.queue is not None:
             self._queue = self.session.vhost.queues[self.target.queue]
             self._queue.publishers.add(self._queue_deleted)
         self._send_credit()
 
     def stop(self) -> None:
-        """Forget a message that is not complete, and the queue."""
+        """Discard an incomplete message, and stop watching the queue."""
         self._drop()
         if self._queue is not None:
             self._queue.publishers.discard(self._queue_deleted)
@@ -108,7 +108,7 @@ class IncomingLink:
         self.session.flow(handle=self.handle, delivery_count=self.delivery_count, link_credit=self.credit)
 
     def settled(self, count: int) -> None:
-        """Note that the outcome of messages was sent; give more credit if that is due."""
+        """Note that the outcomes of `count` messages have been sent; top up the credit if it is low."""
         self.unsettled -= count
         self._top_up()
 
@@ -145,7 +145,7 @@ class IncomingLink:
         self._publish(partial, whole, transfer.delivery_tag or b"")
 
     def _drop(self) -> None:
-        """Forget a message that is not complete."""
+        """Discard an incomplete message, if any."""
         if self._partial is not None:
             self.session.connection.add_held_bytes(-len(self._partial.data))
             self._partial = None
@@ -183,7 +183,7 @@ class IncomingLink:
         self._top_up()
 
     def _refuse(self, error: Error, partial: _Partial, tag: bytes) -> None:
-        """Reject or release a message that cannot be published; detach the link if that is the only way to tell."""
+        """Reject or release an undeliverable message. Detach the link if it has a target or the message is settled."""
         is_anonymous = self.target is None
         if not partial.settled:
             state = Rejected(error) if is_anonymous else _RELEASED
@@ -196,7 +196,7 @@ class IncomingLink:
         self._top_up()
 
     def _message(self, sections: Sections) -> tuple[Message, Exchange]:
-        """Return a message with its address, and its exchange; check that the user may publish it."""
+        """Return a message with its address set, and its exchange; check that the user may publish it."""
         name, key = self._address(sections)
         session = self.session
         rights, vhost = session.connection.rights, session.vhost
@@ -220,7 +220,7 @@ class IncomingLink:
         return message, exchange
 
     def _address(self, sections: Sections) -> tuple[str, str]:
-        """Return the exchange and the routing key for a message."""
+        """Return a message's exchange and routing key."""
         if self.target is not None:
             return self.target.exchange, self.target.routing_key
         to = sections.head.properties.to
@@ -258,7 +258,7 @@ class IncomingLink:
         return publication
 
     def _rejected(self, message: Message) -> Rejected:
-        """Return the state for a message that a queue rejected because it is full."""
+        """Return the outcome for a message that a queue rejected because it was full."""
         queue = (self.target and self.target.queue) or message.routing_key
         info = {Symbol("queue"): queue, Symbol("reason"): Symbol("maxlen")}
         return Rejected(Error(LIMIT_EXCEEDED, f"queue '{queue}' exceeded maximum length", info))

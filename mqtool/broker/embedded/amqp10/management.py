@@ -1,7 +1,7 @@
 """The management node: HTTP requests in AMQP 1.0 messages that declare, delete and list queues, exchanges and bindings.
 
-https://www.rabbitmq.com/docs/amqp#management. Status codes and texts are those of RabbitMQ 4.3. A missing permission
-ends the session, and so does a request that RabbitMQ does not know.
+https://www.rabbitmq.com/docs/amqp#management. Status codes and error texts are those of RabbitMQ 4.3. A missing
+permission ends the session, and so does a request that RabbitMQ does not know.
 """
 
 import re
@@ -40,7 +40,7 @@ class Client(Protocol):
 
 
 class Refused(Exception):
-    """A request fails; the client gets a status code and a text."""
+    """The request failed; the client gets a status code and an error text."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
@@ -48,11 +48,11 @@ class Refused(Exception):
 
 
 class UnknownRequest(Exception):
-    """A request does not match any operation."""
+    """The request does not match any operation."""
 
 
 class Request(NamedTuple):
-    """A request. `path` has the segments of the address, still percent-encoded; `body` is None if there is none."""
+    """A request. `path` has the address's segments, still percent-encoded; `body` is None if the request has none."""
 
     client: Client
     path: list[str]
@@ -77,8 +77,8 @@ def handle(client: Client, payload: bytes) -> bytes:
 
     Raises:
         ValueError: the request is not an AMQP 1.0 message.
-        UnknownRequest: RabbitMQ does not know the request, and ends the session with amqp:internal-error.
-        ChannelException: 403, a permission is missing; this ends the session as well.
+        UnknownRequest: the request is unknown to RabbitMQ, which ends the session with amqp:internal-error.
+        ChannelException: 403, because a permission is missing. This ends the session as well.
     """
     message = Amqp10Message.decode(payload)
     properties = message.properties
@@ -133,7 +133,7 @@ def _get_queue(request: Request) -> Answer:
 
 
 def _check_any(rights: Rights, name: str) -> None:
-    """Check that the user may read, write or configure a queue."""
+    """Check that the user has at least one of the permissions (read, write or configure) on a queue."""
     for what in ("read", "write"):
         try:
             rights.check(what, "queue", name)
@@ -160,7 +160,7 @@ def _described(queue: Queue) -> Map:
 
 
 def _settings(body: Map, kind: str, defaults: dict[str, Any10]) -> dict[str, Any10]:
-    """Return the fields of a declaration; raise Refused for a field that is unknown or has the wrong type."""
+    """Return the fields of a declaration, with defaults; raise Refused if a field is unknown or has the wrong type."""
     found = dict(defaults)
     for name, value in body.items():
         is_known = type(name) is str and name in defaults
@@ -217,7 +217,7 @@ def _refusals(statuses: Mapping[int, int]) -> Iterator[None]:
     try:
         yield
     except AmqpException as error:
-        # RabbitMQ reports a property that a type of queue cannot have as 400, and a wrong argument as 409.
+        # RabbitMQ returns 400 for a property that the queue type does not support, and 409 for a wrong argument.
         is_property = error.what.startswith("invalid property")
         raise Refused(400 if is_property else statuses.get(error.code, 400), error.what) from error
 
@@ -363,7 +363,7 @@ def _listed(binding: Binding) -> Map:
 
 
 def _hash(binding: Binding) -> str:
-    """Return a text that distinguishes bindings by their arguments; empty if there are none."""
+    """Return a hash of a binding's arguments, which distinguishes it from similar bindings; "" if it has none."""
     return binding.properties_key.rpartition("~")[2] if binding.arguments else ""
 
 

@@ -27,12 +27,12 @@ from mqtool.codecs.amqp10_values import Symbol
 
 MANAGEMENT_NODE = "/management"
 
-#: How many requests a client may send before the broker gives it credit again, at half of this.
+#: A client's initial credit for requests. The broker tops it up when half of it is left.
 _CREDIT = 8
 
 
 class Requests:
-    """The link on which a client sends requests. Its attributes are those of an IncomingLink."""
+    """The link on which a client sends requests. Its attributes are a subset of IncomingLink's."""
 
     target = Target(MANAGEMENT_NODE)
     unsettled = 0
@@ -44,7 +44,7 @@ class Requests:
 
 
 class Responses:
-    """The link on which a client receives responses. Its attributes are those of an OutgoingLink."""
+    """The link on which a client receives responses. Its attributes are a subset of OutgoingLink's."""
 
     address, queue_name, no_ack = MANAGEMENT_NODE, "", True
     filters: Mapping[Any, Any] = MappingProxyType({})
@@ -56,7 +56,7 @@ class Responses:
 
 
 class ManagementLinks:
-    """The links of a session to the management node. The two links of a pair have the same name.
+    """A session's links to the management node. The two links of a pair have the same name.
 
     Attributes:
         requests, responses: the links on which the client sends and receives, by handle.
@@ -71,7 +71,7 @@ class ManagementLinks:
         return handle in self.requests or handle in self.responses
 
     def attach(self, attach: Attach) -> bool:
-        """Attach a link if its terminus is the management node; return False if it is another one."""
+        """Attach a link if its terminus is the management node; return False if it is not."""
         terminus = attach.target if attach.role == SENDER else attach.source
         if not isinstance(terminus, Source | Target) or terminus.address != MANAGEMENT_NODE:
             return False
@@ -102,7 +102,7 @@ class ManagementLinks:
         return (self.requests.pop(handle, None) or self.responses.pop(handle, None)) is not None
 
     def flow(self, flow: Flow) -> bool:
-        """Handle a flow frame for a link; return False if none of the links has its handle."""
+        """Handle a flow frame for one of these links; return False if it is for another link."""
         if flow.handle not in self.responses:
             return flow.handle in self.requests
         credit = self.responses[flow.handle].flow
@@ -114,7 +114,7 @@ class ManagementLinks:
         return True
 
     def transfer(self, transfer: Transfer, payload: bytes) -> None:
-        """Handle a request, and send the response. Raises SessionError if the client breaks the rules of a pair."""
+        """Handle a request, and send the response. Raises SessionError if the client breaks the protocol."""
         requests = self.requests.get(transfer.handle)
         if requests is None:
             raise SessionError(UNATTACHED, f"Unknown link handle: {transfer.handle}")

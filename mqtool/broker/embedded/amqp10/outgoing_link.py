@@ -19,7 +19,7 @@ from mqtool.codecs.amqp10_frames import Attach, Flow, transfer_frames
 from mqtool.codecs.amqp10_values import Map, Symbol
 from mqtool.codecs.field_tables import Int64, Table
 
-# Takes the place of an unsettled message of a stream, so that the message need not stay in memory.
+# Stands in for an unsettled message from a stream, so that the message need not stay in memory.
 _FORGOTTEN = Entry(Message(encode_address("", ""), ContentHeader.of(Properties(b"\0\0"), 0), b""), 0)
 
 
@@ -28,8 +28,8 @@ class Credit:
 
     Attributes:
         credit: how many messages the client accepts now.
-        delivery_count: the number of messages sent, as a serial number; advanced without a message by draining.
-        draining: True if the client wants its credit to be used up, or to be taken back.
+        delivery_count: the number of messages sent, as a serial number. Draining advances it without sending messages.
+        draining: True if the client has asked the broker to use up its credit now and to take back the rest.
     """
 
     def __init__(self, session: SessionState, handle: int) -> None:
@@ -40,13 +40,13 @@ class Credit:
         self.draining = False
 
     def receive(self, flow: Flow) -> None:
-        """Take the client's credit from a flow frame."""
+        """Set the credit from the client's flow frame."""
         seen = 0 if flow.delivery_count is None else int(flow.delivery_count)
         self.credit = max(after(add(seen, flow.link_credit or 0), self.delivery_count), 0)
         self.draining = bool(flow.drain)
 
     def use(self) -> None:
-        """Count a message that is sent."""
+        """Count a message that has been sent."""
         self.credit -= 1
         self.delivery_count = add(self.delivery_count, 1)
 
@@ -76,11 +76,11 @@ class OutgoingLink:
     Attributes:
         name: the name of the link.
         queue: the queue.
-        tag: the consumer tag: the link's handle.
+        tag: the consumer tag, which is the link's handle.
         no_ack: True if messages are sent settled.
         dynamic: True if the queue was created for this link and is deleted with it.
-        selector: chooses the messages of a stream.
-        filters: the filters in place, by name, as the client has sent them.
+        selector: returns True for the messages of a stream that are to be sent.
+        filters: the filters in effect, by name, as the client sent them.
         flow: the link's credit.
         largest: the maximum size of a message, in bytes, that the client accepts; 0 for no limit.
     """
@@ -99,7 +99,7 @@ class OutgoingLink:
         self.dynamic = False
         self.selector: Callable[[Any], bool] | None = lambda _: True
         self.filters: Map = {}
-        # Whether the client is to be told that this is the active consumer: not before it has given credit.
+        # The client may be told that this is the active consumer, but only once it has given credit.
         self._may_tell = queue.kind == "quorum" and session.vhost.profile.tells_active
         self._owes_news = False
         self.flow = Credit(session, attach.handle)
@@ -120,7 +120,7 @@ class OutgoingLink:
         self.queue.add_consumer(self)
 
     def ready(self) -> bool:
-        """True if the client accepts a message now. If output must wait, the queue is delivered from again later."""
+        """True if the client accepts a message now. If output must wait, delivery from the queue resumes later."""
         if self._owes_news:
             self.session.connection.call_soon(self._tell_active)
         if self.flow.credit <= 0:
@@ -160,12 +160,12 @@ class OutgoingLink:
             trace_delivered(connection, session.number, self.queue, entry.message, redelivered=redelivered)
 
     def send(self, delivery_id: int, payload: bytes) -> None:
-        """Send a message that has been encoded."""
+        """Send an encoded message."""
         send_delivery(self.session, self.handle, delivery_id, self._sent, payload, settled=self.no_ack)
         self._sent = add(self._sent, 1)
 
     def receive_flow(self, flow: Flow) -> None:
-        """Handle the client's flow frame for this link: deliver as much as it now accepts."""
+        """Handle the client's flow frame for this link: deliver as many messages as it now accepts."""
         self.flow.receive(flow)
         self._owes_news, self._may_tell = self._owes_news or self._may_tell, False
         if not self.queue.deleted:
@@ -178,7 +178,7 @@ class OutgoingLink:
             self.flow.send(len(self.queue))
 
     def finish_drain(self) -> None:
-        """End a drain, unless messages wait until the client reads or opens its window."""
+        """End a drain, unless messages are waiting for the client to read or to open its window."""
         if not self.flow.draining:
             return
         session = self.session
@@ -190,12 +190,12 @@ class OutgoingLink:
         self.flow.finish_drain(len(self.queue) if self.queue.kind != "stream" else 0, self._news())
 
     def _tell_active(self) -> None:
-        """Tell the client that this is the active consumer of its queue, unless it knows."""
+        """Tell the client that this is the active consumer of its queue, unless it already knows."""
         if (news := self._news()) is not None:
             self.flow.send(len(self.queue), news)
 
     def _news(self) -> Map | None:
-        """Return the properties of a flow frame that say that this is the active consumer; None if the client knows."""
+        """Return the flow frame properties that announce the active consumer; None if there is nothing to announce."""
         if not self._owes_news or not self.session.is_open or not self.queue.consumers.is_active(self):
             return None
         self._owes_news = False
@@ -213,10 +213,10 @@ class OutgoingLink:
 
 
 class ReplyLink:
-    """A link on which a client receives direct replies: they are in no queue, and are sent settled.
+    """A link on which a client receives direct replies, which are never queued and are sent settled.
 
     Attributes:
-        tag: the routing key of replies, which stands for the name of a queue.
+        tag: the routing key of replies, used in place of a queue name.
     """
 
     no_ack, largest = True, 0
@@ -231,7 +231,7 @@ class ReplyLink:
         self.address = queue_address(self.tag)
 
     def start(self) -> None:
-        """Begin to receive replies."""
+        """Start receiving replies."""
         self.session.connection.broker.reply_consumers[self._token] = self
 
     def deliver_reply(self, message: Message) -> None:
@@ -257,12 +257,12 @@ class ReplyLink:
             self.flow.finish_drain(0)
 
     def stop(self) -> None:
-        """Receive no more replies."""
+        """Stop receiving replies."""
         self.session.connection.broker.reply_consumers.pop(self._token, None)
 
 
 def _annotations(queue: Queue, entry: Entry) -> Map:
-    """Return the annotations of a delivery: its offset in a stream, or how often it was delivered before."""
+    """Return a delivery's annotations: its offset in a stream, or how often the message was delivered before."""
     if queue.kind == "stream":
         return {Symbol("x-stream-offset"): Int64(entry.position)}
     if not entry.acquired_count:

@@ -1,4 +1,4 @@
-"""The state of a session that its links use: its windows, its unsettled deliveries, and the dispositions to be sent."""
+"""The part of a session that its links use: its windows, unsettled deliveries, and outcomes that are to be sent."""
 
 from abc import ABC, abstractmethod
 from collections import deque
@@ -15,22 +15,22 @@ from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.codecs.amqp10_frames import RECEIVER, Begin, Disposition, Error, Flow, frame
 from mqtool.codecs.amqp10_values import Map
 
-#: How many transfers the broker lets a client send before it opens the window again, at half of this.
+#: How many transfers the client may send at first. The broker reopens the window when half of it is left.
 INCOMING_WINDOW = 400
 
 _SERIAL = 0xFFFFFFFF
-#: The outgoing window: deliveries are limited by the client's incoming window and by link credit, not by this.
+#: The outgoing window. It limits nothing: deliveries are limited by the client's incoming window and by link credit.
 _UNLIMITED = _SERIAL
 
 
 def after(one: int, other: int) -> int:
-    """Return how far a serial number is after another one; negative if it is before it (RFC 1982)."""
+    """Return how far one serial number is ahead of another; negative if it is behind (RFC 1982)."""
     distance = (one - other) & _SERIAL
     return distance if distance < 1 << 31 else distance - (1 << 32)
 
 
 def add(number: int, count: int) -> int:
-    """Add to a serial number of 32 bits."""
+    """Add to a 32-bit serial number."""
     return (number + count) & _SERIAL
 
 
@@ -38,7 +38,7 @@ class Publisher(Protocol):
     """The link on which a message was published, as the session sees it."""
 
     def settled(self, count: int) -> None:
-        """Note that messages have been settled: the link may get more credit."""
+        """Note that `count` messages have been settled, so the link may need more credit."""
 
 
 class Delivery:
@@ -65,7 +65,7 @@ class Delivery:
 
 
 class Settlement(NamedTuple):
-    """A published message whose outcome is known: its delivery id and state; None if the client has settled it."""
+    """The outcome of a published message. `state` is None if the client sent the message settled."""
 
     link: Publisher
     delivery_id: int
@@ -73,12 +73,12 @@ class Settlement(NamedTuple):
 
 
 class SessionState(ABC):
-    """A session, without its links.
+    """A session without its links, which the subclass `Session` adds.
 
     Attributes:
-        number: the channel number, which the broker uses as well.
+        number: the channel number, used in both directions.
         unsettled: the unsettled deliveries by delivery id, oldest first.
-        starving: queues whose deliveries wait until the client opens its window.
+        starving: queues whose deliveries to this session are paused until the client opens its window.
         backlog: encoded transfers that wait until the client opens its window.
         delivered: the number of deliveries, settled or not.
         is_open: True until either side ends the session.
@@ -99,7 +99,7 @@ class SessionState(ABC):
         self._remote_outgoing_window: int = begin.outgoing_window
         self._is_shut = bool(connection.broker.alarms)
         self._window = 0 if self._is_shut else INCOMING_WINDOW
-        # What the disk has, and what it does not have yet, in groups that are committed together.
+        # Outcomes that can be sent now; and those whose messages are not on disk yet, one list per commit group.
         self._settled: list[Settlement] = []
         self._stored: deque[list[Settlement]] = deque()
         self._group = 0
@@ -110,7 +110,7 @@ class SessionState(ABC):
 
     @abstractmethod
     def fail(self, error: SessionError) -> None:
-        """End the session because of an error, once what is being done is done."""
+        """End the session because of an error, once the current event has been handled."""
 
     @property
     def may_transfer(self) -> bool:
@@ -137,17 +137,17 @@ class SessionState(ABC):
         self.send(Begin(self.number, 0, self._window, _UNLIMITED, handle_max))
 
     def flow(self, **fields: Any) -> None:
-        """Send a flow frame with the session's windows, and with the state of a link if `fields` have it."""
+        """Send a flow frame with the session's windows and, if given in `fields`, the state of a link."""
         self.send(Flow(self._next_incoming, max(self._window, 0), self._next_outgoing, _UNLIMITED, **fields))
 
     def count_transfer(self) -> None:
-        """Count a transfer from the client, and open the window again if half of it is used.
+        """Count a transfer from the client, and reopen the window once half of it has been used.
 
         Raises:
             SessionError: the client has sent more than its window allows.
         """
         if self.connection.broker.alarms and not self._is_shut:
-            # Transfers that are on their way are tolerated: up to another window.
+            # Tolerate transfers that the client sent before it learned of this: up to another full window.
             self._is_shut, self._window = True, 0
             self.flow()
         self._window -= 1
@@ -160,13 +160,13 @@ class SessionState(ABC):
             self.flow()
 
     def reopen_window(self) -> None:
-        """Open the window again after an alarm."""
+        """Reopen the window after an alarm."""
         if self._is_shut:
             self._is_shut, self._window = False, INCOMING_WINDOW
             self.flow()
 
     def receive_windows(self, flow: Flow) -> None:
-        """Take the client's windows from a flow frame, and send the transfers that waited for them.
+        """Set the client's windows from its flow frame, and send the transfers that were waiting for them.
 
         Raises:
             SessionError: the client claims to have received more transfers than were sent.
@@ -198,7 +198,7 @@ class SessionState(ABC):
         self.connection.write(data)
 
     def settle(self, settlement: Settlement, *, stored: bool) -> None:
-        """Send the outcome of a published message; if `stored`, once the message is on disk."""
+        """Send the outcome of a published message; if `stored`, wait until the message is on disk."""
         if not stored:
             self._settled.append(settlement)
             self.connection.settle_soon(self.write_dispositions)
@@ -216,7 +216,7 @@ class SessionState(ABC):
         self.connection.settle_soon(self.write_dispositions)
 
     def write_dispositions(self) -> None:
-        """Send the outcomes that are due, consecutive ones with the same state in one frame."""
+        """Send the outcomes that are due. Consecutive messages with the same outcome share a frame."""
         settled, self._settled = self._settled, []
         if not settled or not self.is_open:
             return

@@ -1,7 +1,7 @@
 """SQL filter expressions, which choose messages of a stream, as in RabbitMQ 4.2.
 
-https://docs.oasis-open.org/amqp/filtex/v1.0/csd01/filtex-v1.0-csd01.html#_Toc67929276. In an expression, texts and
-bytes are the same, and None stands for a value that is unknown.
+https://docs.oasis-open.org/amqp/filtex/v1.0/csd01/filtex-v1.0-csd01.html#_Toc67929276. In an expression, strings
+and bytes are the same type, and None stands for an unknown value.
 """
 
 import operator
@@ -51,7 +51,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def plain(value: Any10) -> Any:
-    """Return a value for comparisons: text, bytes and UUIDs as bytes, and None for lists and maps."""
+    """Convert a value for comparisons: strings and UUIDs become bytes; lists and maps become None."""
     match value:
         case str():
             return value.encode(errors="surrogateescape")
@@ -63,7 +63,7 @@ def plain(value: Any10) -> Any:
 
 
 def equal(left: Any, right: Any) -> bool:
-    """Compare two values. Numbers are equal if their values are; a truth value equals no number."""
+    """Compare two values. Numbers of different types can be equal; a boolean never equals a number."""
     return bool(left == right) and isinstance(left, bool) == isinstance(right, bool)
 
 
@@ -168,7 +168,7 @@ class _Parser:
         return expression
 
     def _take(self, *kinds: str) -> tuple[str, Any] | None:
-        """Return the next token and go on if it is one of these kinds."""
+        """Consume and return the next token if it is one of these kinds; otherwise return None."""
         token = self._tokens[self._at]
         if token[0] not in kinds:
             return None
@@ -262,7 +262,7 @@ class _Parser:
 
 
 def _either(left: Expression, right: Expression, *, decided_by: bool) -> Expression:
-    """Return OR (`decided_by=True`) or AND (`decided_by=False`) of two expressions, which may be unknown."""
+    """Combine two expressions with OR (`decided_by=True`) or AND (`decided_by=False`). Their values may be unknown."""
 
     def value(of: Sections) -> Any:
         first = left(of)
@@ -302,7 +302,7 @@ def _compared(sign: str, left: Expression, right: Expression) -> Expression:
 
 
 def _remainder(left: Any, right: Any) -> int:
-    """Return the remainder with the sign of `left`, as in Erlang; raise TypeError for floats."""
+    """Return the remainder, which has the sign of `left`, as in Erlang. Raises TypeError for floats."""
     if not (isinstance(left, int) and isinstance(right, int)):
         raise TypeError
     rest = abs(left) % abs(right)
@@ -340,7 +340,7 @@ def _among(left: Expression, items: list[Expression]) -> Expression:
 
 
 def _like(left: Expression, pattern: str, escape: str | None) -> Expression:
-    """Return LIKE: `%` stands for any characters, and `_` for one, unless they follow the escape character."""
+    """Compile a LIKE test. `%` matches any characters and `_` exactly one, except after the escape character."""
     if (escape is not None and len(escape) != 1) or _CONTROL.search(pattern):
         raise ValueError("not a pattern")
     parts, characters = [], iter(pattern)

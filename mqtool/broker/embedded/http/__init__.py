@@ -1,7 +1,7 @@
 """The parts of RabbitMQ's management HTTP API that tools use, and /api/mqtool for tests.
 
-The `*_routes.py` files define the routes, each with its permission check and its handler. Imports `wire/` and `model/`,
-never `store/`.
+The `*_routes.py` files define the routes, each with its permission check and its handler. This package imports `wire/`
+and `model/`, never `store/`.
 """
 
 import struct
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 
 class Management:
-    """The handler of an HttpServer: logs users in, finds the route, and filters and pages lists.
+    """The handler of an HttpServer: logs users in, finds the route, and filters, sorts and pages lists.
 
     Args:
         broker: the broker.
@@ -88,7 +88,7 @@ class Management:
         raise HttpError(HTTPStatus.UNAUTHORIZED, "not_authorized", reason)
 
     async def stored(self) -> None:
-        """Wait until the changes that requests have made are on disk."""
+        """Wait until all changes made by requests are on disk."""
         await self._api.broker.ledger.stored()
 
     async def answer(self, request: Request) -> Answer:
@@ -102,7 +102,7 @@ class Management:
             found = answer(Call(self._api, request, user))
         except (UnicodeError, struct.error) as error:
             raise bad_request(f"cannot be stored: {error}") from error
-        except RecursionError as error:  # since Python 3.14, json reads values that Python's own functions cannot walk
+        except RecursionError as error:  # since Python 3.14, json reads values nested too deeply for Python code
             raise bad_request("nested too deeply") from error
         except AmqpException as error:
             reason = error.text.partition(" - ")[2]
@@ -128,7 +128,7 @@ class Management:
 
 
 async def _listed(listed: Iterable[Json] | Listed, query: dict[str, str]) -> Any:
-    """Sort a list, then return the page and the columns that the query string asks for."""
+    """Sort a list, and return the page and columns that the query string asks for."""
     columns = query["columns"].split(",") if "columns" in query else []
     items, view = listed if isinstance(listed, Listed) else (await in_slices(listed), dict)
     items.sort(key=_sort_key)
@@ -165,7 +165,7 @@ async def _listed(listed: Iterable[Json] | Listed, query: dict[str, str]) -> Any
 
 
 def _sort_key(item: Any) -> tuple[str, str]:
-    """Return the virtual host and the name of an item, by which lists are sorted."""
+    """Return an item's virtual host and name, by which lists are sorted by default."""
     return (item.get("vhost", ""), item.get("name", "")) if isinstance(item, dict) else (item.vhost, item.name)
 
 

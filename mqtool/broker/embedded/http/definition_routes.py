@@ -165,7 +165,7 @@ class _Loading:
         self._default = default
 
     def run(self) -> None:
-        """Load everything in the order in which the definitions depend on each other, such as queues before bindings.
+        """Load all definitions in dependency order: for example, queues before bindings.
 
         Raises:
             HttpError: 400 if a definition is not valid. The definitions before it stay loaded.
@@ -246,7 +246,7 @@ class _Loading:
         ends = vhost.queues if item["destination_type"] == "queue" else vhost.exchanges
         source, destination = vhost.exchanges.get(_name(item, "source")), ends.get(_name(item, "destination"))
         if source is None or destination is None:
-            # RabbitMQ ignores such a binding too, without a warning.
+            # RabbitMQ also ignores such a binding without a warning.
             log.warning("definitions: no source or destination in vhost '%s': binding %s", vhost.name, json.dumps(item))
         else:
             vhost.bind(source, destination, *binding_declaration(item))

@@ -1,8 +1,8 @@
-"""GET /api/mqtool/events: what happens to single messages, for `mqtool ui`. docs/reference/events.md lists the events.
+"""GET /api/mqtool/events: what happens to individual messages, for `mqtool ui`. See docs/reference/events.md.
 
-A virtual host that nobody watches does none of this work: its `watcher` is None. The first request sets it, and it is
-None again a few seconds after the last one. At high rates, only some messages are shown, each of them from its exchange
-to its end; the others are counted.
+Nothing is recorded for a virtual host that nobody watches: its `watcher` is None. The first request sets it; a few
+seconds after the last request, it is reset to None. At high rates, only some messages are shown, each from its
+exchange until it leaves the broker; the others are only counted.
 """
 
 import time
@@ -28,13 +28,13 @@ from mqtool.broker.embedded.sockets.client_socket import ClientSocket
 from mqtool.broker.embedded.wire.amqp_channel import Channel
 from mqtool.broker.embedded.wire.deliveries import Subscription
 
-#: How many events are kept for slow readers, and how many messages are shown at the same time.
+#: The maximum number of events kept for slow readers, and of messages shown at the same time.
 _MAX_EVENTS, _MAX_SHOWN = 4_000, 2_000
-#: How many new messages are shown: per second, between two requests, and per second with the same exchange and key.
+#: The maximum number of new messages shown per second, between two requests, and per second for one exchange and key.
 _PER_SECOND, _AT_ONCE, _PER_SECOND_ON_ARROW = 100, 50, 20
-#: How many queues are counted.
+#: The maximum number of queues whose messages are counted.
 _COUNTED = 1_000
-#: How many messages a snapshot shows in each queue, consumer and delayed exchange, and altogether.
+#: The maximum number of messages in a snapshot: per queue, consumer or delayed exchange, and in total.
 _LISTED, _ALL_LISTED = 20, 1_000
 _UNWATCHED_MILLISECONDS = 10_000
 #: How many seconds a request waits for an event by default, and at most.
@@ -45,12 +45,12 @@ class MessageEvents:
     """Records what happens to the messages of a virtual host. Implements consumers.Watcher.
 
     Attributes:
-        number: incremented with each event and change. Numbers are not used again, even if the broker is restarted.
+        number: incremented with each event and change. Numbers are never reused, even after a restart of the broker.
         changes: incremented each time an exchange, queue, binding or consumer is added or removed.
         asked: the time of the latest request, in seconds.
-        shown: the queue (or delayed exchange) of each message that is shown, and if it is ready there.
+        shown: the queue (or delayed exchange) of each message that is shown, and whether it is ready there.
         publishing: the messages that were published since the latest request, and their numbers.
-        readers: the offset of the latest message that each consumer of a stream got.
+        readers: the offset of the latest message that each stream consumer received.
     """
 
     def __init__(self, vhost: VirtualHost) -> None:
@@ -62,9 +62,9 @@ class MessageEvents:
         self.readers: dict[str | None, int] = {}
         self._vhost = vhost
         self._events: deque[tuple[int, float, Json, Message | None]] = deque()
-        #: The number of the latest event that is no longer there.
+        #: The number of the latest event that has been dropped.
         self._forgotten = self.number
-        #: The latest messages of streams, by stream and offset.
+        #: The latest messages in streams, as pairs of stream and offset.
         self._in_streams: deque[tuple[str, int]] = deque(maxlen=_LISTED * 10)
         self._messages = 0
         self._held: tuple[str, Entry] | None = None
@@ -72,7 +72,7 @@ class MessageEvents:
         self._dead: deque[Message] = deque(maxlen=_LISTED)
         #: How many more messages may be shown until the next request.
         self._left = float(_AT_ONCE)
-        #: How many were shown in this second, by exchange and routing key.
+        #: How many have been shown in this second, by exchange and routing key.
         self._in_second: Counter[bytes] = Counter()
         self._second = 0
 
@@ -86,7 +86,7 @@ class MessageEvents:
         else:
             may_show = False
         if not may_show:
-            # Most messages of a busy broker end here.
+            # On a busy broker, most messages are not shown.
             if not self._may_show(message.address):
                 return
             self._take(message.address)
@@ -95,14 +95,14 @@ class MessageEvents:
         paths = [*_paths(self._vhost, message, routing.queues)]
         self._add({"what": "published", "message": self._messages, "from": _origin(source), "paths": paths}, message)
         if held is not None and held[1].message.address == message.address:
-            del self.publishing[id(message)]  # it is not lost, although no queue gets it
+            del self.publishing[id(message)]  # not lost, although no queue receives it
             exchange, entry = held
             self._show(entry, exchange)
             fields = {"exchange": exchange, "copy": entry.position, "until": entry.expires_at}
             self._add({"what": "delayed", "message": self._messages, **fields})
 
     def _may_show(self, address: bytes) -> bool:
-        """Return True if one more new message may be shown."""
+        """Return True if another new message may be shown."""
         return self._left >= 1 and self._in_second[address] < _PER_SECOND_ON_ARROW and len(self.shown) < _MAX_SHOWN
 
     def _take(self, address: bytes) -> None:
@@ -193,14 +193,14 @@ class MessageEvents:
             self._add({"what": "replied", "message": self._messages, **ends}, message)
 
     def changed(self) -> None:
-        self.readers.clear()  # consumers may have gone
+        self.readers.clear()  # some consumers may be gone
         self.number += 1
         self.changes += 1
 
-    # Requests call the following methods.
+    # The following methods are called by requests.
 
     def refill(self) -> None:
-        """Let new messages be shown: more if the latest request was some time ago."""
+        """Allow more messages to be shown, in proportion to the time since the latest request."""
         now = time.monotonic()
         self._left = min(self._left + (now - self.asked) * _PER_SECOND, _AT_ONCE)
         self.asked = now
@@ -210,7 +210,7 @@ class MessageEvents:
             self._in_second.clear()
 
     def since(self, number: int) -> list[Json] | None:
-        """Return the events after this one; None if some of them are no longer there."""
+        """Return the events after this one; None if some of them have been dropped."""
         if not self._forgotten <= number <= self.number:
             return None
         later = takewhile(lambda event: event[0] > number, reversed(self._events))
@@ -221,7 +221,7 @@ class MessageEvents:
         return found[::-1]
 
     def waiting(self, connections: Iterable[AnyConnection]) -> list[Json]:
-        """Return messages in queues, at consumers and in delayed exchanges. Later events report these messages, too."""
+        """Return messages in queues, with consumers and in delayed exchanges. Later events report them as well."""
         return [*islice(self._waiting(connections), _ALL_LISTED)]
 
     def _waiting(self, connections: Iterable[AnyConnection]) -> Iterator[Json]:
@@ -253,7 +253,7 @@ class MessageEvents:
 
 
 def _name(consumer: Consumer | None, queue: Queue) -> str | None:
-    """Return a consumer's name: its channel (in AMQP 1.0, its queue) and its tag. None for basic.get."""
+    """Return a consumer's name, made from its channel (in AMQP 1.0, its queue) and its tag; None for basic.get."""
     if consumer is None:
         return None
     # In AMQP 1.0, consumers have no channels.
@@ -267,7 +267,7 @@ def _client(connection: ClientSocket) -> str:
 
 
 def _origin(source: object) -> Json:
-    """Describe where a message comes from: a client, a queue that dead-letters it, or the end of its delay."""
+    """Describe where a message comes from: a client, a queue that dead-lettered it, or an exchange that delayed it."""
     match source:
         case Channel():
             return _origin(source.session)
@@ -281,7 +281,7 @@ def _origin(source: object) -> Json:
 
 
 def _paths(vhost: VirtualHost, message: Message, queues: Iterable[Queue]) -> Iterator[list[str]]:
-    """Return a path for each queue: the names of the exchanges that the message passes, then that of the queue."""
+    """Yield a path to each queue: the names of the exchanges that the message passes through, then the queue's name."""
     first = vhost.exchanges.get(message.exchange)
     keys = [message.routing_key, *carbon_copies(message.headers)]
     todo, paths = ([] if first is None else [first]), {first: [message.exchange]}
@@ -301,12 +301,12 @@ def _paths(vhost: VirtualHost, message: Message, queues: Iterable[Queue]) -> Ite
             elif isinstance(each, Exchange) and each not in paths:
                 paths[each] = [*paths[exchange], each.name]
                 todo.append(each)
-    for queue in wanted:  # a binding was removed before the transaction's commit
+    for queue in wanted:  # its binding was removed before the transaction was committed
         yield [message.exchange, queue.name]
 
 
 def details(message: Message) -> Json:
-    """Describe a message, with the start of its body."""
+    """Describe a message, including the start of its body."""
     properties = message.properties.named()
     properties.pop("headers", None)
     headers = plain(message.headers)
@@ -318,7 +318,7 @@ def _listed(entry: Entry, place: Json) -> Json:
 
 
 def _watched(broker: Broker, vhost: VirtualHost) -> MessageEvents:
-    """Return the events of a virtual host; record them from now on."""
+    """Return a virtual host's event recorder, starting it if necessary."""
     found = vhost.watcher
     if not isinstance(found, MessageEvents):
         found = MessageEvents(vhost)
@@ -329,7 +329,7 @@ def _watched(broker: Broker, vhost: VirtualHost) -> MessageEvents:
 
 
 def _look_again(broker: Broker, vhost: VirtualHost, found: MessageEvents) -> None:
-    """Stop recording events if nobody has asked for a while, otherwise look again later."""
+    """Stop recording events if there has been no request for a while; otherwise check again later."""
     if (time.monotonic() - found.asked) * 1000 > _UNWATCHED_MILLISECONDS:
         vhost.watch(None)
     else:
@@ -338,9 +338,9 @@ def _look_again(broker: Broker, vhost: VirtualHost, found: MessageEvents) -> Non
 
 @route("GET", "mqtool/events/VHOST", administrator)
 def events(call: Call, name: str) -> Answer:
-    """Return the events after the number `after`; without it, the messages that are there now.
+    """Return the events that follow number `after`; without `after`, the messages that are in the broker now.
 
-    If no events have happened since, the server tries again until `timeout`; then the response has no counts.
+    If there are none yet, the server waits up to `timeout` seconds for one; if none comes, the response has no counts.
     """
     query, vhost = call.request.query, call.vhost(name)
     found = _watched(call.broker, vhost)
@@ -362,7 +362,7 @@ def events(call: Call, name: str) -> Answer:
 
 
 def _counts(vhost: VirtualHost, connections: Iterable[AnyConnection], readers: dict[str | None, int]) -> Json:
-    """Return how many messages there are, how many have moved so far, and how far readers of streams are."""
+    """Return how many messages are in queues, how many were published and delivered, and stream readers' offsets."""
     channels = [
         (connection, channel)
         for connection in connections

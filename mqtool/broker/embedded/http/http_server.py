@@ -1,8 +1,8 @@
 """A small HTTP/1.1 server for the management API: JSON bodies, basic authentication and limits.
 
 It refuses requests from web pages open in a browser on this machine. A request from another site's page has an `Origin`
-header. A request from a page whose host name resolves to this machine (DNS rebinding) has this name in `Host`, so only
-names that nobody else can own are accepted.
+header. A request from a page whose host name resolves to this machine (DNS rebinding) has that name in `Host`, so only
+names that nobody else can own are accepted there.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ MAX_HEAD = 16 * 1024
 MAX_BODY = 1024 * 1024
 MAX_CONNECTIONS = 128
 
-#: The body of a refused request is read to its end up to this size, so that the client can read the response.
+#: Up to this size, the body of a refused request is read in full, so that the client can read the response.
 _SMALL_BODY = 16 * 1024
 
 _FIRST_SECONDS = 10.0
@@ -64,7 +64,7 @@ class Request:
     Attributes:
         method: GET, PUT and so on.
         path: the decoded segments of the path.
-        query: the query parameters; a repeated parameter has its last value.
+        query: the query parameters; if one is repeated, the last value counts.
         headers: the headers, with names in lower case.
         credentials: user and password; None without basic authentication.
         from_loopback: True if the client is on this machine.
@@ -83,7 +83,7 @@ class Request:
         """Parse the body as a JSON object; raise HttpError 400 if it is not one. An empty body is an empty object."""
         try:
             value = json.loads(self.body, parse_constant=_finite, parse_float=_finite) if self.body.strip() else {}
-            json.dumps(value, ensure_ascii=False).encode()  # no lone surrogates: they cannot be sent
+            json.dumps(value, ensure_ascii=False).encode()  # fails on lone surrogates, which cannot be sent
         except (ValueError, RecursionError) as error:
             raise bad_request("malformed json") from error
         if not isinstance(value, dict):
@@ -100,8 +100,8 @@ class Answer:
         value: the JSON value of the body; None for no body. An iterator is sent as a list.
         location: the Location header: the address of the new object.
         allow: the Allow header: the methods of the path.
-        patience: for this many seconds after the request, the server does not send this response, but keeps calling the
-            handler for a new one; 0 to send it immediately.
+        patience: for this many seconds after the request, the server keeps calling the handler for a new response
+            instead of sending this one; 0 to send it immediately.
     """
 
     status: HTTPStatus
@@ -118,7 +118,7 @@ class Handler(Protocol):
         """Check the credentials, before the body is read."""
 
     async def stored(self) -> None:
-        """Wait until the changes that requests have made are on disk."""
+        """Wait until all changes made by requests are on disk."""
 
     async def answer(self, request: Request) -> Answer:
         """Handle a request and return the response."""
@@ -127,8 +127,8 @@ class Handler(Protocol):
 class HttpServer:
     """Serves HTTP connections. Pass `talk` to asyncio.start_server with `limit=MAX_HEAD`.
 
-    At the connection limit, a new connection replaces one without a login: the oldest from the address with the most
-    such connections. So a client that opens many connections cannot keep other clients out.
+    At the connection limit, a new connection replaces one that has not logged in: the oldest from the address with the
+    most such connections. This way, a client that opens many connections cannot lock out other clients.
     """
 
     def __init__(self, handler: Handler) -> None:
@@ -156,7 +156,7 @@ class HttpServer:
             # Close at once, even if data is still waiting to be sent.
             writer.transport.abort()
         except asyncio.CancelledError:
-            log.debug("the broker stops")  # asyncio would log a task that ends by being cancelled
+            log.debug("the broker stops")  # if the task ended as cancelled, asyncio would log it
         finally:
             self._open -= 1
             self._strangers.pop(writer, None)
@@ -202,7 +202,7 @@ class HttpServer:
         return stay
 
     async def _last_answer(self, request: Request) -> Answer:
-        """Call the handler until the patience of its response (see Answer) has run out; return that response."""
+        """Call the handler until its response need not wait any longer (see Answer.patience); return that response."""
         loop = asyncio.get_running_loop()
         asked = loop.time()
         while (answer := await self._answer(request)).patience > loop.time() - asked:
@@ -221,7 +221,7 @@ class HttpServer:
 
 
 def check_origin(headers: Mapping[str, str], listening_on: str) -> None:
-    """Refuse a request that a web page sent: 403 for another site's Origin, 421 for an unknown Host.
+    """Refuse requests sent by web pages: 403 for another site's Origin, 421 for an unknown Host.
 
     Args:
         headers: the headers of the request.
@@ -239,7 +239,7 @@ def check_origin(headers: Mapping[str, str], listening_on: str) -> None:
 def _is_own_name(host: str, listening_on: str) -> bool:
     try:
         name = urlsplit(f"//{host}").hostname or ""
-        # Names without a dot, such as a container's, exist only on a local network; no web page can have one.
+        # Names without a dot, such as a container's, exist only on a local network; no web page's host can have one.
         if name and "." not in name.rstrip(".") and ":" not in name:
             return True
         if name and name in (listening_on.lower(), socket.gethostname().lower()):
@@ -363,7 +363,7 @@ def _credentials(authorization: str) -> tuple[str, str] | None:
 
 
 async def in_slices(items: Iterable[Item]) -> list[Item]:
-    """Collect the items of a generator. Let the event loop serve other clients every few milliseconds."""
+    """Collect a generator's items, letting the event loop serve other clients every few milliseconds."""
     found: list[Item] = []
     until = time.monotonic() + _SLICE_SECONDS
     for item in items:

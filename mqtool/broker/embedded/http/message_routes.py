@@ -35,7 +35,7 @@ from mqtool.broker.embedded.wire.deliveries import Subscription
 from mqtool.codecs.field_tables import Int64, Table, Value, decode_table, encode_table
 
 if TYPE_CHECKING:
-    # For type checkers only: most brokers serve no streams and no tests, and start faster without these.
+    # For type checkers only: most brokers serve neither streams nor tests, and start faster without these imports.
     from mqtool.broker.embedded.streaming.subscriptions import Subscription as StreamSubscription
     from mqtool.broker.embedded.testing.traffic import Recorded
 
@@ -73,7 +73,7 @@ def plain(value: Value) -> Any:
     """Convert a field value to a JSON value."""
     if isinstance(value, dict):
         return {name: plain(item) for name, item in value.items()}
-    # A Decimal is a tuple.
+    # The only tuples are AMQP decimals.
     if isinstance(value, tuple):
         return value.value / 10**value.scale
     if isinstance(value, float) and not math.isfinite(value):
@@ -85,7 +85,7 @@ def plain(value: Value) -> Any:
 
 @route("POST", "exchanges/VHOST/EXCHANGE/publish", member)
 def publish(call: Call, vhost_name: str, name: str) -> Json:
-    """Publish a message. `routed` in the response is true if a queue accepted it and none refused it."""
+    """Publish a message. `routed` in the response is true if at least one queue accepted it and none refused it."""
     vhost, exchange, body, broker = call.vhost(vhost_name), call.exchange(vhost_name, name), call.body, call.broker
     for each in ("properties", "routing_key", "payload", "payload_encoding"):
         required(body, each)
@@ -187,7 +187,7 @@ def _got_view(entry: Entry, left: int, truncate: int | None, *, is_base64: bool)
         "exchange": message.exchange,
         "routing_key": message.routing_key,
         "message_count": left,
-        # RabbitMQ returns [] for no properties: Erlang has one value for an empty list and an empty object.
+        # RabbitMQ returns [] if there are no properties: in Erlang, an empty list and an empty object are the same.
         "properties": plain(message.properties.named()) or [],
         **shown,
     }
@@ -225,7 +225,7 @@ _SETTLING: dict[str, Callable[[Broker, Queue, list[Entry]], None]] = {
 @route(READ, "consumers", anyone)
 @route(READ, "consumers/VHOST", visitor)
 def consumers(call: Call, vhost: str | None = None) -> list[Json]:
-    """Return the consumers of queues, in all protocols."""
+    """Return the consumers of queues, whatever their protocol."""
     seen = {each.name for each in call.vhosts(vhost)}
     found: list[Json] = []
     for connection in call.opened():
@@ -314,7 +314,7 @@ def undo_fault(call: Call, number: str) -> None:
 
 @route("POST", "mqtool/reset", administrator)
 def reset(call: Call) -> None:
-    """Undo all faults; purge the queues and clear the recording of one virtual host, or of all."""
+    """Undo all faults. In one virtual host or in all of them, purge the queues and clear the recording."""
     vhost = call.body.get("vhost")
     call.api.under_test().reset(vhost if vhost is None else call.vhost(str(vhost)).name)
 
@@ -328,7 +328,7 @@ def published(call: Call, vhost: str) -> Answer:
 
 @route("GET", "mqtool/queues/VHOST/QUEUE/WHAT", administrator)
 def in_queue(call: Call, vhost: str, queue: str, what: str) -> Answer:
-    """Return the ready messages of a queue (`what` is `messages`), or those `acked`, `rejected` or `requeued` there."""
+    """Return a queue's ready messages (if `what` is `messages`), or those `acked`, `rejected` or `requeued` there."""
     if what == "messages":
         return _enough(call, list(call.api.under_test().ready(vhost, queue)))
     if what not in _SETTLED:
@@ -346,7 +346,7 @@ def _recorded(call: Call, what: str, vhost: str, **names: str) -> Answer:
 
 
 def _enough(call: Call, messages: "list[Recorded]") -> Answer:
-    """Return these messages. If there are fewer than `count` (in the query), the server tries again until `timeout`."""
+    """Return these messages. If there are fewer than the query's `count`, the server tries again until `timeout`."""
     query = call.request.query
     try:
         count, timeout = int(query.get("count", 0)), min(float(query.get("timeout", _TIMEOUT)), _MAX_TIMEOUT)

@@ -35,7 +35,7 @@ _BUILT_IN = {
     "rabbitmq_delayed_message_exchange": "Delayed message exchange, built in",
     "rabbitmq_management": "Management API without its page, built in",
 }
-#: RabbitMQ 3.10's feature flags and the applications that provide them. The embedded broker has all these features.
+#: RabbitMQ 3.10's feature flags and the applications that provide them. The embedded broker supports all of them.
 _FEATURE_FLAGS = {
     "classic_mirrored_queue_version": "rabbit",
     "drop_unroutable_metric": "rabbitmq_management_agent",
@@ -47,7 +47,7 @@ _FEATURE_FLAGS = {
     "user_limits": "rabbit",
     "virtual_host_metadata": "rabbit",
 }
-#: RabbitMQ accepts several names for AMQP, with and without TLS.
+#: RabbitMQ accepts several names for AMQP with and without TLS.
 _PROTOCOLS = {"amqp091": "amqp", "amqp10": "amqp", "amqp0.9.1": "amqp", "amqp1.0": "amqp", "amqps": "amqp/ssl"}
 _OK = {"status": "ok"}
 
@@ -109,7 +109,7 @@ def put_cluster_name(call: Call) -> Answer:
 
 @route(READ, "auth", anyone)
 def auth(call: Call) -> Json:  # noqa: ARG001
-    """Return the OAuth 2 settings. The embedded broker has no OAuth 2."""
+    """Return the OAuth 2 settings. The embedded broker does not support OAuth 2."""
     return {"enable_uaa": False, "uaa_client_id": "", "uaa_location": ""}
 
 
@@ -132,7 +132,7 @@ def enable_feature_flag(call: Call, name: str) -> None:  # noqa: ARG001
 @route("DELETE", "reset/NODE", administrator)
 @route("POST", "rebalance/queues", administrator)
 def do_nothing(call: Call, *names: str) -> None:
-    """Accept requests to reset statistics or rebalance queues, without effect: there is one node and no history."""
+    """Accept requests to reset statistics or rebalance queues, but do nothing: there is one node and no history."""
 
 
 @route(READ, "extensions", anyone)
@@ -192,7 +192,7 @@ def _open_descriptors(limit: int) -> int:
     try:
         return len(list(Path("/dev/fd").iterdir()))
     except OSError:
-        return limit  # listing them needs a descriptor, so failing means that none is left
+        return limit  # listing them needs a descriptor, so a failure means that none are left
 
 
 @route(READ, "healthchecks/node", anyone)
@@ -214,14 +214,14 @@ def aliveness(call: Call, vhost: str) -> Json:
 @route(READ, "health/checks/node-is-quorum-critical", anyone)
 @route(READ, "health/checks/node-is-mirror-sync-critical", anyone)
 def node_is_critical(call: Call) -> Json:  # noqa: ARG001
-    """Report that no queue depends on this node: a single node never counts as critical."""
+    """Report that no queue depends on this node: a single node is never critical to a quorum."""
     return {"status": "ok", "reason": "single node cluster"}
 
 
 @route(READ, "health/checks/alarms", anyone)
 @route(READ, "health/checks/local-alarms", anyone)
 def alarms(call: Call) -> Answer:
-    """Return 503 if an alarm is in effect."""
+    """Check for alarms; return 503 if one is in effect."""
     shortages = [reason.removeprefix("low on ") for reason in sorted(set(call.broker.alarms.values()))]
     found = [{"node": NODE, "resource": each} for each in shortages]
     reason = "There are alarms in effect in the cluster"
@@ -230,7 +230,7 @@ def alarms(call: Call) -> Answer:
 
 @route(READ, "health/checks/port-listener/PORT", anyone)
 def port_listener(call: Call, port: str) -> Answer:
-    """Return 503 if the broker does not listen on a port."""
+    """Check that the broker listens on a port; return 503 if not."""
     if not (port.isdecimal() and len(port) <= 5):
         raise bad_request("Invalid port")
     ports = [number for _, number in call.broker.listeners.values()]
@@ -239,7 +239,7 @@ def port_listener(call: Call, port: str) -> Answer:
 
 @route(READ, "health/checks/protocol-listener/PROTOCOL", anyone)
 def protocol_listener(call: Call, name: str) -> Answer:
-    """Return 503 if the broker has no listener for a protocol."""
+    """Check that the broker has a listener for a protocol; return 503 if not."""
     listeners = call.broker.listeners
     protocol = _PROTOCOLS.get(name.lower(), name.lower())
     absent = None if protocol in listeners else {"missing": name, "protocols": list(listeners)}

@@ -48,7 +48,7 @@ def _in(*allowed: object) -> Callable[[Any], bool]:
     return lambda value: not isinstance(value, list | dict) and value in allowed
 
 
-#: Keys of policy definitions: a function that checks the value, and RabbitMQ's description of a valid value.
+#: Keys of policy definitions, each with a function that checks the value and RabbitMQ's description of a valid value.
 Settings = dict[str, tuple[Callable[[Any], bool], str]]
 
 _SETTINGS: Settings = {
@@ -64,7 +64,7 @@ _SETTINGS: Settings = {
     "message-ttl": (_from(0), "a valid message TTL"),
     "overflow": (_in("drop-head", "reject-publish", "reject-publish-dlx"), "a valid overflow value"),
     "stream-max-segment-size-bytes": (_from(0, _MAX_SEGMENT_BYTES), "a valid segment size"),
-    # The following have no effect: there is one node, which pages messages out to disk when necessary.
+    # The following keys have no effect: there is one node, which pages messages out to disk when necessary.
     "ha-mode": (_in("all", "exactly", "nodes"), "a valid ha-mode value"),
     "ha-params": (lambda _: True, "valid"),
     "ha-promote-on-failure": (_in("always", "when-synced"), "a valid ha-promote-on-failure value"),
@@ -83,7 +83,7 @@ _SETTINGS: Settings = {
     "queue-version": (_in(1, 2), "a valid queue-version value"),
 }
 
-#: The keys for mirrored queues, which RabbitMQ 4.0 does not have.
+#: The keys for mirrored queues, which were removed in RabbitMQ 4.0.
 _MIRRORS = {name for name in _SETTINGS if name.startswith("ha-")}
 _SINCE_4_0: Settings = {
     "consumer-timeout": (_from(0), "a valid consumer timeout"),
@@ -137,7 +137,7 @@ def policy(call: Call, vhost: str, name: str) -> Json:
 
 
 def policy_views(vhosts: Iterable[VirtualHost], kind: str) -> list[Json]:
-    """Return the policies of a kind (user or operator) in the format of /api/policies."""
+    """Return the policies of one kind (user or operator) in the format of /api/policies."""
     return [
         {
             "vhost": vhost.name,
@@ -181,7 +181,7 @@ def parameter(call: Call, component: str, vhost: str, name: str) -> Json:
 
 
 def parameter_views(vhosts: Iterable[VirtualHost], component: str | None = None) -> list[Json]:
-    """Return limits and operator policies in the format of /api/parameters, which does not contain policies."""
+    """Return limits and operator policies in the format of /api/parameters, which does not include user policies."""
     found: list[Json] = []
     for vhost in vhosts:
         if vhost.limits:
@@ -198,7 +198,7 @@ def put_parameter(call: Call, component: str, vhost: str, name: str) -> Answer:
 
 
 def save_parameter(broker: Broker, vhost: VirtualHost, component: str, name: str, body: Json) -> bool:
-    """Set a parameter; raise 400 if the component is unknown or the value not valid. Returns True if it existed."""
+    """Set a parameter; raise 400 if the component is unknown or the value is not valid. Returns True if it existed."""
     existed = any(each["name"] == name for each in parameter_views([vhost], component))
     value = required(body, "value")
     if component == OPERATOR and isinstance(value, dict):
@@ -255,7 +255,7 @@ def delete_global_parameter(call: Call, name: str) -> None:
 
 
 def checked_limits(value: Any, known: Sequence[str], of: str) -> dict[str, int]:
-    """Return the limits that a client has sent; raise 400 with RabbitMQ's error message if they are not valid."""
+    """Return the limits in a request; raise 400 with RabbitMQ's error message if they are not valid."""
     if not isinstance(value, dict):
         raise bad_request(f"{of} must be an object")
     for name, limit in value.items():
@@ -328,7 +328,7 @@ def _invalid(reason: str) -> Exception:
 
 
 def term(value: Any) -> str:
-    """Format a value as Erlang prints it."""
+    """Format a value the way Erlang prints it."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):

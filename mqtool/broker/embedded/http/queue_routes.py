@@ -45,7 +45,7 @@ _MAX_NAME = 255
 
 
 def _checked_name(kind: str, name: str) -> str:
-    """Return the name of an exchange or a queue, or a routing key; raise HttpError 400 if it is too long."""
+    """Return a name or a routing key unchanged; raise HttpError 400 if it is too long."""
     if len(name.encode(errors="surrogateescape")) > _MAX_NAME:
         raise bad_request(f"{kind} name is longer than {_MAX_NAME} bytes")
     return name
@@ -134,7 +134,7 @@ def declare_queue(vhost: VirtualHost, declared: QueueDeclaration) -> bool:
 
     Raises:
         HttpError: 401 if the name is reserved.
-        AmqpException: the declaration is not valid, or a different queue has the name.
+        AmqpException: the declaration is not valid, or the name is taken by a queue with other settings.
     """
     queue = vhost.queues.get(declared.name)
     if queue is not None:
@@ -170,7 +170,7 @@ def purge(call: Call, vhost: str, name: str) -> None:
 
 @route("POST", "queues/VHOST/QUEUE/actions", administrator)
 def queue_action(call: Call, vhost: str, name: str) -> None:
-    """Do nothing: the actions are for mirrored queues, which the embedded broker does not have."""
+    """Do nothing: these actions are for mirrored queues, which the embedded broker does not have."""
     call.queue(vhost, name)
     if (action := required(call.body, "action")) not in ("sync", "cancel_sync"):
         raise bad_request(f"unknown: {action}")
@@ -185,7 +185,7 @@ def exchanges(call: Call, vhost: str | None = None) -> list[Json]:
 
 @route(READ, "exchanges/VHOST/EXCHANGE", visitor)
 def exchange(call: Call, vhost: str, name: str) -> Json:
-    """Return an exchange with the channels that have published to it."""
+    """Return an exchange, including the channels that have published to it."""
     found = call.exchange(vhost, name)
     incoming = [
         {"channel_details": channel_details(connection, channel), "stats": {"publish": channel.published[found.name]}}
@@ -241,7 +241,7 @@ def declare_exchange(vhost: VirtualHost, declared: ExchangeDeclaration) -> bool:
 
     Raises:
         HttpError: 400 if the name is reserved.
-        AmqpException: the declaration is not valid, or a different exchange has the name.
+        AmqpException: the declaration is not valid, or the name is taken by an exchange with other settings.
     """
     check_exchange_type(declared.kind, vhost.profile)
     exchange = vhost.exchanges.get(declared.name)
@@ -367,9 +367,9 @@ def _ends(
 
 
 def moved(queue: Queue) -> list[int]:
-    """Return the numbers of ready, unacknowledged and published messages.
+    """Return the numbers of a queue's ready, unacknowledged and published messages.
 
-    Those of a stream, where all are ready, include those that are not readable yet.
+    In a stream, all messages count as ready, even those that cannot be read yet.
     """
     if isinstance(queue, Stream):
         return [queue.log.next_offset - queue.log.first_offset, queue.unacked, queue.log.next_offset]

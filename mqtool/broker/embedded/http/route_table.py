@@ -3,8 +3,8 @@
     @route("PUT", "vhosts/VHOST", administrator)
     def put_vhost(call: Call, name: str) -> Answer: ...
 
-Upper-case words in a path are placeholders; the handler gets their values. docs/reference/embedded-broker.md lists the
-routes for users; https://www.rabbitmq.com/docs/management#permissions explains permissions.
+Upper-case words in a path are placeholders, whose values are passed to the handler. The routes are listed for users in
+docs/reference/embedded-broker.md; https://www.rabbitmq.com/docs/management#permissions explains permissions.
 """
 
 import asyncio
@@ -29,14 +29,14 @@ from mqtool.broker.embedded.wire.amqp_connection import Connection
 if TYPE_CHECKING:
     from mqtool.broker.embedded.amqp10.amqp10_connection import Connection10
 
-    # For type checkers only: most brokers serve no streams and no tests, and start faster without these.
+    # For type checkers only: most brokers serve neither streams nor tests, and start faster without these imports.
     from mqtool.broker.embedded.streaming.stream_connection import StreamConnection
     from mqtool.broker.embedded.testing.under_test import BrokerUnderTest
 
 AnyConnection: TypeAlias = "Connection | StreamConnection | Connection10"
 Json = dict[str, Any]
 
-#: The user tags that allow a login, and those that let a user see all virtual hosts and connections.
+#: The user tags that allow users to log in, and those that let them see all virtual hosts and connections.
 TAGS = {"administrator", "monitoring", "policymaker", "management"}
 SEES_ALL = {"administrator", "monitoring"}
 
@@ -53,7 +53,7 @@ class Counting(Protocol):
 
 
 class Rates:
-    """Computes the rates of counters. Reads the counters every few seconds, so that even the first request gets rates.
+    """Computes how fast counters change. Reads them every few seconds, so that even the first request gets rates.
 
     Args:
         counting: returns all objects that have counters.
@@ -67,7 +67,7 @@ class Rates:
         self._sampling = asyncio.get_running_loop().create_task(self._sample())
 
     def of(self, counting: Counting) -> dict[str, int | dict[str, float]]:
-        """Return the counters of an object with their rates, as in `message_stats`."""
+        """Return an object's counters with their rates, as in `message_stats`."""
         now = time.monotonic()
         (at, earlier), _ = self._samples.get(counting, ((now, {}), None))
         stats: dict[str, int | dict[str, float]] = {}
@@ -162,13 +162,13 @@ class Call:
         return self.broker.vhosts.get(name) or missing()
 
     def vhosts(self, name: str | None = None) -> list[VirtualHost]:
-        """Return the virtual host of this name; for None, all that the user may see."""
+        """Return a list with the virtual host of this name; for None, with all that the user may see."""
         if name is not None:
             return [self.vhost(name)]
         return [each for each in self.broker.vhosts.values() if each.name in self.user.permissions or self.sees_all()]
 
     def users(self, name: str | None = None) -> list[User]:
-        """Return the user of this name; for None, all users."""
+        """Return a list with the user of this name; for None, with all users."""
         return [*self.broker.users.values()] if name is None else [self.broker.users.get(name) or missing()]
 
     def named_user(self, name: str) -> User:
@@ -193,7 +193,7 @@ class Call:
 
 
 class Listed(NamedTuple):
-    """A long list to return in pages: objects with a name and a vhost. `view` converts a page of them to JSON."""
+    """A long list to return in pages: objects with a name and a vhost. `view` converts one of them to JSON."""
 
     items: list[Any]
     view: Callable[[Any], Json]
@@ -204,10 +204,10 @@ Right = Callable[..., None]
 
 
 class Route(NamedTuple):
-    """An HTTP method of a path.
+    """One HTTP method on a path.
 
     Attributes:
-        right: takes the handler's arguments and raises HttpError 401 if the user lacks the permission.
+        right: raises HttpError 401 if the user lacks the permission; called with the handler's arguments.
         handler: handles the request and returns an Answer, a JSON value, or None for 204.
     """
 
@@ -236,13 +236,13 @@ def route(methods: str, path: str, right: Right) -> Callable[[Handler], Handler]
 
 
 def paths() -> dict[str, list[str]]:
-    """Return all paths below /api with their methods in a fixed order."""
+    """Return all paths below /api, each with its methods in a fixed order."""
     order = ("GET", "HEAD", "PUT", "POST", "DELETE")
     return {path: sorted(routes, key=order.index) for path, routes in _ROUTES.items()}
 
 
 def found(path: list[str]) -> tuple[dict[str, Route], list[str]]:
-    """Return the routes of a path below /api, by method, and the values of its placeholders, or raise 404."""
+    """Return a path's routes by method, and the values of its placeholders; raise 404 if there are none."""
     best: tuple[list[bool], dict[str, Route], list[str]] | None = None
     for pattern, routes in _ROUTES.items():
         words = pattern.split("/")
@@ -287,22 +287,22 @@ def put(*, existed: bool) -> Answer:
 
 
 def missing() -> NoReturn:
-    """Raise HttpError 404 with RabbitMQ's text."""
+    """Raise HttpError 404 with RabbitMQ's error text."""
     raise HttpError(HTTPStatus.NOT_FOUND, "Object Not Found", "Not Found")
 
 
 def refused(reason: str) -> HttpError:
-    """Return HttpError 401, which is RabbitMQ's status for a missing permission."""
+    """Return an HttpError with status 401, which RabbitMQ uses for a missing permission."""
     return HttpError(HTTPStatus.UNAUTHORIZED, "not_authorised", reason)
 
 
 def exchange_name(name: str) -> str:
-    """Convert the name of an exchange in a path: `amq.default` is the default exchange, whose name is empty."""
+    """Convert an exchange name in a path: `amq.default` stands for the default exchange, whose name is empty."""
     return "" if name == "amq.default" else name
 
 
 def check_regular_expression(pattern: str) -> None:
-    """Raise HttpError 400 if a regular expression that a client has sent is not valid."""
+    """Raise HttpError 400 if a client's regular expression is not valid."""
     try:
         check_pattern(pattern)
     except ValueError as error:
@@ -310,12 +310,12 @@ def check_regular_expression(pattern: str) -> None:
 
 
 def where(views: Iterable[Json], **wanted: str) -> list[Json]:
-    """Return the JSON objects whose fields have the wanted values."""
+    """Return the JSON objects whose fields have these values."""
     return [view for view in views if all(view[name] == value for name, value in wanted.items())]
 
 
 def first(views: Iterable[Json], **wanted: str) -> Json:
-    """Return the first JSON object whose fields have the wanted values; raise HttpError 404 if there is none."""
+    """Return the first JSON object whose fields have these values; raise HttpError 404 if there is none."""
     return (where(views, **wanted) or missing())[0]
 
 

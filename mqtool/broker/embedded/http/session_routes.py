@@ -1,4 +1,4 @@
-"""AMQP 1.0 connections in the management API: their sessions and links, and the consumers that links are."""
+"""AMQP 1.0 connections in the management API: their sessions and links, with links listed as consumers."""
 
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
@@ -23,7 +23,7 @@ def sessions_of(connection: AnyConnection) -> list["Session"]:
 
 
 def details_of(connection: AnyConnection) -> Json:
-    """Return what the view of a connection has only for AMQP 1.0. Sessions count as channels."""
+    """Return the fields that a connection's view has only for AMQP 1.0. Sessions count as channels."""
     if connection.protocol != _PROTOCOL:
         return {}
     return {"channels": len(sessions_of(connection)), "container_id": cast("Connection10", connection).container}
@@ -35,7 +35,7 @@ def link_consumers(connection: AnyConnection) -> list[Json]:
 
 
 def _consumers(session: "Session") -> list[tuple[Any, Queue]]:
-    """Return the links that consume from a queue, each with its queue; links for direct replies have none."""
+    """Return the links that consume from queues, each with its queue. Links for direct replies are left out."""
     links = [(link, getattr(link, "queue", None)) for link in session.outgoing.values()]
     return [(link, queue) for link, queue in links if queue is not None and not queue.deleted]
 
@@ -113,7 +113,7 @@ def _outgoing_view(handle: int, link: Any) -> Json:
 
 
 def _json(value: Any10) -> Any:
-    """Return the value of a filter as JSON has it."""
+    """Convert a filter's value to JSON."""
     if isinstance(value, dict):
         return [{"key": str(name), "value": _json(each)} for name, each in value.items()]
     if isinstance(value, list):

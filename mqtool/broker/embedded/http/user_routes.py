@@ -128,7 +128,7 @@ def permission(call: Call, vhost: str, name: str) -> Json:
 
 
 def permission_views(users: Iterable[User]) -> list[Json]:
-    """Return the permissions of users in the format of /api/permissions."""
+    """Return users' permissions in the format of /api/permissions."""
     return [
         {"user": user.name, "vhost": name, "configure": rights.configure, "write": rights.write, "read": rights.read}
         for user in users
@@ -142,14 +142,14 @@ def put_permission(call: Call, vhost: str, name: str) -> Answer:
 
 
 def save_permissions(broker: Broker, vhost: str, user: User, body: Json) -> bool:
-    """Set the permissions of a user in a virtual host. Returns True if the user already had permissions there."""
+    """Set a user's permissions in a virtual host. Returns True if the user already had permissions there."""
     existed = vhost in user.permissions
     broker.set_permissions(user.name, vhost, Permissions(*_patterns(body, "configure", "write", "read")))
     return existed
 
 
 def _patterns(body: Json, *names: str) -> list[str]:
-    """Return these fields of a body; raise 400 if they are not regular expressions."""
+    """Return these fields of a body; raise 400 if one of them is not a valid regular expression."""
     for name in names:
         if name not in body:
             raise bad_request(f"key_missing: {name}")
@@ -180,7 +180,7 @@ def topic_permission(call: Call, vhost: str, name: str, *exchange: str) -> list[
 
 
 def topic_permission_views(users: Iterable[User]) -> list[Json]:
-    """Return the topic permissions of users in the format of /api/topic-permissions."""
+    """Return users' topic permissions in the format of /api/topic-permissions."""
     return [
         {"user": user.name, "vhost": vhost, "exchange": exchange, "write": rights.write, "read": rights.read}
         for user in users
@@ -195,7 +195,7 @@ def put_topic_permission(call: Call, vhost: str, name: str, *exchange: str) -> A
 
 
 def save_topic_permissions(broker: Broker, vhost: str, user: User, body: Json) -> bool:
-    """Set the topic permissions of a user for an exchange, which need not exist.
+    """Set a user's topic permissions for an exchange, which need not exist.
 
     Returns True if the user already had topic permissions in the virtual host.
     """
@@ -211,7 +211,7 @@ def save_topic_permissions(broker: Broker, vhost: str, user: User, body: Json) -
 @route("DELETE", "topic-permissions/VHOST/USER", administrator)
 @route("DELETE", "topic-permissions/VHOST/USER/EXCHANGE", administrator)
 def delete_topic_permission(call: Call, vhost: str, name: str, *exchange: str) -> None:
-    """Delete the topic permissions of a user for an exchange, or for all exchanges of the virtual host."""
+    """Delete a user's topic permissions for an exchange, or for all exchanges in the virtual host."""
     topic_permission(call, vhost, name)  # raises 404 if there are none
     user = call.named_user(name)
     kept = {
@@ -303,7 +303,7 @@ def change_user_limit(call: Call, name: str, limit: str) -> Answer:
 
 
 def _changed(call: Call, limits: dict[str, int], name: str, known: tuple[str, ...], of: str) -> Any:
-    """Return the limits after the request: without the limit `name` (DELETE), or with its new value (PUT)."""
+    """Return the limits to set: without the limit `name` for DELETE, or with its new value for PUT."""
     others = {each: limit for each, limit in limits.items() if each != name}
     if call.request.method == "DELETE":
         return others

@@ -14,8 +14,8 @@ from mqtool.broker.embedded.model.stream_segment import UNFILTERED, bits_of, mes
 from mqtool.broker.embedded.streaming.stream_frames import Code, Fields, Key, MalformedFrame, frame, u16, u32, u64
 from mqtool.broker.embedded.streaming.stream_session import Refused, Session, check, check_name, find_log
 
-#: Reading stops while more than the first number of a connection's messages wait for the disk, and resumes once at most
-#: the second number do. The values are RabbitMQ's.
+#: Reading stops when more than the first number of a connection's messages are waiting for the disk, and resumes when
+#: no more than the second number are. The values are RabbitMQ's.
 _TOO_MANY, _FEW_ENOUGH = 50_000, 12_500
 
 #: The maximum number of entries, and of bytes, in one chunk.
@@ -33,9 +33,9 @@ class Publisher:
     """A publisher declared by a client.
 
     Attributes:
-        number: its id, chosen by the client.
-        producer: the name for deduplication; "" for no deduplication.
-        published: the number of messages.
+        number: the publisher's id, chosen by the client.
+        producer: the producer name for deduplication; "" for no deduplication.
+        published: the number of messages published.
     """
 
     number: int
@@ -46,7 +46,7 @@ class Publisher:
 
 
 class _Messages(NamedTuple):
-    """The messages of a publish command, in parallel lists, since there can be thousands.
+    """The messages of a publish command, stored as parallel lists because there can be thousands.
 
     Attributes:
         ids: the publishing ids as eight bytes each, which sort in numeric order.
@@ -97,7 +97,7 @@ def _messages(data: bytes, position: int, *, with_filter: bool) -> _Messages:
 
 
 def _chunks(messages: _Messages) -> Iterator[_Messages]:
-    """Split messages into parts that each fit into a chunk."""
+    """Split messages into groups, each of which fits into a chunk."""
     entries = messages.entries
     if len(entries) <= _CHUNK and sum(map(len, entries)) <= _CHUNK_BYTES:
         yield messages
@@ -115,8 +115,8 @@ class Publishers:
     """The publishers of a connection.
 
     Attributes:
-        is_throttled: True while the broker must not read from the connection, because too many messages wait for the
-            disk.
+        is_throttled: True while the broker must not read from the connection because too many messages are waiting for
+            the disk.
     """
 
     def __init__(self, session: Session) -> None:
@@ -210,7 +210,7 @@ class Publishers:
                 watcher.streamed(self._session, publisher.stream, self._decoded(publisher.stream, entries, offset))
 
     def _decoded(self, stream: str, entries: list[bytes], offset: int) -> Iterator[tuple[int, Message]]:
-        """Yield messages with their offsets. Each is decoded only when it is asked for."""
+        """Yield messages with their offsets, decoding each one lazily."""
         for each, data in messages_in(b"".join(entries), 0, offset, len(entries)):
             yield each, parse_stored(data, stream, self._session.broker.profile)
 

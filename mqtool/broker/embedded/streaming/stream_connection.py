@@ -42,7 +42,7 @@ class StreamConnection(Session):
 
     Args:
         broker: the broker.
-        connections: the set that contains this connection while its socket is open.
+        connections: a set to which this connection belongs while its socket is open.
         groups: the broker's groups of single active consumers.
 
     Attributes:
@@ -57,7 +57,7 @@ class StreamConnection(Session):
         super().__init__(broker, connections)
         self.publishers = Publishers(self)
         self.subscriptions = Subscriptions(self, groups)
-        # The log of each stream that the client uses, and the function that the log calls for new chunks.
+        # The log of each stream that the client uses, and the function that the log calls when it has new chunks.
         self._watches: dict[str, tuple[StreamLog, Callable[[], None]]] = {}
 
     def take_bytes(self, data: bytes) -> int:
@@ -96,7 +96,7 @@ class StreamConnection(Session):
             self._wrong(Code.INTERNAL_ERROR, "internal error")
 
     def receive(self, key: int, version: int, body: bytes) -> None:
-        """Handle a frame; raise MalformedFrame if it is malformed, of an unknown kind, or not expected now."""
+        """Handle a frame; raise MalformedFrame if it is malformed, of an unknown kind, or out of sequence."""
         if key == Key.HEARTBEAT:
             return
         if self.state == "open":
@@ -145,7 +145,7 @@ class StreamConnection(Session):
 
         def wake() -> None:
             if log.deleted:
-                # Later, so that the client that deletes a stream gets the response to its request first.
+                # Later, so that a client that deletes a stream gets the response to its request first.
                 self._loop.call_soon(self._stream_gone, stream, log)
             else:
                 self.subscriptions.pump(stream)
@@ -194,7 +194,7 @@ class StreamConnection(Session):
         self.set_deadline(_CLOSING_SECONDS)
 
     def close(self, error: ConnectionException) -> None:
-        """Close the connection with the code and text of an injected fault."""
+        """Close the connection with the code and text that an injected fault specifies."""
         self._close(error.code, error.text)
 
     def close_asked(self, fields: Fields, correlation: int) -> None:

@@ -78,7 +78,7 @@ class Code(IntEnum):
 
 
 class MalformedFrame(ValueError):
-    """A frame is too short or too long for its fields, of an unknown kind, or not expected at this point."""
+    """A frame is too short or too long for its fields, of an unknown kind, or out of sequence."""
 
 
 class Fields:
@@ -117,7 +117,7 @@ class Fields:
 
     def _count(self) -> int:
         count = self.number(4)
-        # Each item takes at least two bytes, so the count cannot make a loop longer than its frame.
+        # Each item takes at least two bytes, so a false count cannot make the loop run past the end of the frame.
         if count * 2 > len(self._data) - self._position:
             raise MalformedFrame
         return count

@@ -1,6 +1,6 @@
 """Handlers for requests about streams and super streams: create, delete, metadata, stats, offsets, partitions.
 
-A super stream is a direct exchange to which one stream for each partition is bound.
+A super stream is a direct exchange to which its partitions, which are streams, are bound.
 """
 
 from collections.abc import Mapping
@@ -59,7 +59,7 @@ def _queue_arguments(arguments: Mapping[str, str]) -> Table:
 
 
 def _add_stream(vhost: VirtualHost, name: str, arguments: Table) -> None:
-    """Create a stream. Raises Refused if the queue exists, an argument is not valid, or the stream cannot be stored."""
+    """Create a stream. Raises Refused if the name is taken, an argument is invalid, or the stream cannot be stored."""
     queue, declared = vhost.queues.get(name), QueueDeclaration(name, arguments)
     try:
         if queue is not None:
@@ -93,7 +93,7 @@ def delete(session: Session, fields: Fields, correlation: int) -> None:
 
 
 def _delete_stream(vhost: VirtualHost, name: str) -> None:
-    """Delete an existing stream. Raises Refused if this cannot be written to disk."""
+    """Delete an existing stream. Raises Refused if the deletion cannot be written to disk."""
     try:
         vhost.delete_queue(vhost.queues[name])
     except ConnectionException as error:
@@ -106,7 +106,7 @@ def metadata(session: Session, fields: Fields, correlation: int) -> None:
     fields.end()
     found = [name for name in names if isinstance(session.vhost.queues.get(name), Stream)]
     host, port = session.local
-    # RabbitMQ lists only brokers that host one of the streams.
+    # RabbitMQ lists only brokers that host one of the requested streams.
     brokers = u32(1) + u16(0) + string(host) + u32(port) if found else u32(0)
     located = (
         string(name) + (u16(Code.OK) + u16(0) if name in found else u16(Code.STREAM_DOES_NOT_EXIST) + u16(_NO_LEADER))
@@ -167,7 +167,7 @@ def _partitions(vhost: VirtualHost, super_stream: str) -> list[str]:
 
 
 def partition_of(vhost: VirtualHost, super_stream: str, stream: str) -> int | None:
-    """Return the index of a stream among the partitions of a super stream; None if it is not a partition."""
+    """Return a stream's index among the partitions of a super stream; None if it is not one of them."""
     if super_stream not in vhost.exchanges or not super_stream:
         return None
     partitions = _partitions(vhost, super_stream)

@@ -1,4 +1,4 @@
-"""Session, the base of a stream connection, which publishers, subscriptions and requests use; and the handshake."""
+"""Session, the base class of stream connections, used by publishers, subscriptions and requests; and the handshake."""
 
 from abc import abstractmethod
 from typing import Any
@@ -68,7 +68,7 @@ class Refused(Exception):
 
 
 def check(session: Session, what: str, kind: str, name: str, rest: bytes = b"") -> None:
-    """Raise Refused unless the user may `configure`, `write` or `read` a `queue` or an `exchange`."""
+    """Raise Refused unless the user has a permission (`configure`, `write` or `read`) on a `queue` or an `exchange`."""
     try:
         session.rights.check(what, kind, name)
     except ChannelException as error:
@@ -97,7 +97,7 @@ _TUNE_ANSWER = Key.TUNE | RESPONSE
 
 
 def receive_handshake(connection: Session, key: int, fields: Fields) -> None:
-    """Handle the next frame of a handshake; raise MalformedFrame if it is malformed or not expected now."""
+    """Handle the next frame of a handshake; raise MalformedFrame if it is malformed or out of sequence."""
     if key in (Key.TUNE, _TUNE_ANSWER):
         _tune(connection, fields)
         return
@@ -140,7 +140,7 @@ def _login(connection: Session, mechanism: str, secret: bytes) -> tuple[Code, Us
     if len(parts) != 3:
         return Code.SASL_ERROR, None
     name, password = (part.decode(errors="surrogateescape") for part in parts[1:])
-    # Check the password before the loopback restriction, so that only a client with valid credentials can learn of it.
+    # Check the password before the loopback restriction, so that only clients with valid credentials can detect it.
     user = connection.broker.authenticate(name, password, from_loopback=True)
     if user is None:
         return Code.AUTHENTICATION_FAILURE, None
@@ -155,7 +155,7 @@ def _tune(connection: Session, fields: Fields) -> None:
     if connection.state != "tune":
         raise MalformedFrame
     connection.state = "opening"
-    # The client's frame size is ignored: chunks are sent as they were stored, as in RabbitMQ.
+    # Like RabbitMQ, ignore the client's maximum frame size: chunks are sent as they were stored.
     connection.start_heartbeats(heartbeat)
 
 
@@ -198,7 +198,7 @@ _COMMANDS = (
 
 
 def exchange_versions(session: Session, fields: Fields, correlation: int) -> None:
-    """Handle ExchangeCommandVersions: note the client's version of Deliver, and reply with the broker's commands."""
+    """Handle ExchangeCommandVersions: note the client's Deliver version, and reply with the broker's commands."""
     for _ in range(fields.number(4)):
         key, _lowest, highest = fields.number(2), fields.number(2), fields.number(2)
         if key == Key.DELIVER and highest >= 2:

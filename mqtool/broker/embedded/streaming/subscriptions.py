@@ -35,11 +35,11 @@ class _From(IntEnum):
 
 
 class Group:
-    """The single active consumers of a stream that share a name (RabbitMQ 3.11). Only one of them gets messages.
+    """A stream's single active consumers with the same name (RabbitMQ 3.11). Only one of them receives messages.
 
     Args:
-        partition: the index of the stream in its super stream, by which partitions are spread over the consumers.
-            None for any other stream, where the first consumer is the active one.
+        partition: the stream's index in its super stream, which is used to spread partitions over the consumers.
+            None if the stream is not a partition; then the first consumer is the active one.
 
     Attributes:
         members: the consumers, in the order in which they subscribed.
@@ -67,7 +67,7 @@ class Group:
             self._balance()
 
     def stepped_down(self, member: "Subscription") -> None:
-        """Activate the next consumer, after the client of the previously active one has replied to step_down()."""
+        """Activate the next consumer, now that the previous one's client has replied to step_down()."""
         if member is self._finishing:
             self._activate()
 
@@ -91,7 +91,7 @@ Groups: TypeAlias = dict[tuple[str, str, str], Group]
 
 
 class _Start(NamedTuple):
-    """The offset at which a subscription starts. `value` is an offset, or a time in milliseconds since 1970."""
+    """Where a subscription starts. `value` is an offset, or a time in milliseconds since 1970."""
 
     kind: int
     value: int = 0
@@ -121,14 +121,14 @@ class Subscription:
     """A client's subscription to a stream.
 
     Attributes:
-        number: its id, chosen by the client.
+        number: the subscription's id, chosen by the client.
         log: the log of the stream.
         properties: properties set by the client, such as the name under which it stores offsets.
         group: the key of a single active consumer's group; None for other consumers.
         filters: the Bloom filter bits of the wanted filter values; None to send all chunks.
-        is_active: True if a single active consumer is the active one of its group.
-        first: the offset of the first message that the client wants. The chunk that is sent first may begin before it.
-        sent: the offset of the last message that was sent; None if there is none.
+        is_active: True for a single active consumer that is its group's active one.
+        first: the offset of the first message that the client wants. The first chunk that is sent may begin before it.
+        sent: the offset of the last message that was sent; None if none has been sent.
     """
 
     def __init__(self, session: Session, number: int, stream: str, log: StreamLog, start: _Start, credit: int) -> None:
@@ -155,11 +155,11 @@ class Subscription:
 
     @property
     def name(self) -> str:
-        """The name in events: of its connection, and its tag."""
+        """The consumer's name in events: the connection's name and the consumer tag."""
         return f"{self._session.name}/{self.tag}"
 
     def begin(self, start: _Start) -> None:
-        """Send chunks from `start` on; if its kind is NONE, from the offset of the Subscribe request."""
+        """Send chunks from `start` on; if its kind is NONE, from the start given in the Subscribe request."""
         self.drop_chunks()
         asked = self._start if start.kind == _From.NONE else start
         self.first = asked.offset_in(self.log)
@@ -185,7 +185,7 @@ class Subscription:
                 session.vhost.watcher.read(self.stream, range(max(chunk.offset, self.first), chunk.end), self.name)
 
     def drop_chunks(self) -> None:
-        """Drop chunks that were read from the log but not sent yet."""
+        """Drop chunks that have been read from the log but not sent."""
         self._session.add_held_bytes(-sum(len(chunk.raw) for chunk in self._read))
         self._read.clear()
 
@@ -202,7 +202,7 @@ class Subscription:
         self._send_update()
 
     def _send_update(self) -> None:
-        # Replies arrive in order, so a correlation id must only differ from recent ones.
+        # Replies arrive in order, so a correlation id need only differ from recent ones.
         self._correlation += 1
         body = u32(self.number << 16 | self._correlation & 0xFFFF)
         self._session.write(frame(Key.CONSUMER_UPDATE, body + bytes((self.number, self.is_active))))
@@ -224,7 +224,7 @@ class Subscriptions:
         return iter(self._subscriptions.values())
 
     def subscribe(self, fields: Fields, correlation: int) -> None:
-        """Handle Subscribe: add a subscription; start sending chunks now or, if single active, once it is active."""
+        """Handle Subscribe. Start sending chunks at once or, to a single active consumer, once it is active."""
         number, stream = fields.number(1), fields.string()
         start, credit = _Start.read(fields), fields.number(2)
         properties = {} if fields.is_done else fields.table()
@@ -261,12 +261,12 @@ class Subscriptions:
         self._drop(number)
 
     def give_credit(self, fields: Fields) -> None:
-        """Handle Credit: send as many more chunks as the client allows."""
+        """Handle Credit: send as many more chunks as the client now allows."""
         number, credit = fields.number(1), fields.number(2, signed=True)
         fields.end()
         subscription = self._subscriptions.get(number)
         if subscription is None:
-            # The only response without a correlation id.
+            # This is the only response without a correlation id.
             self._session.write(
                 frame(Key.CREDIT | RESPONSE, u16(Code.SUBSCRIPTION_ID_DOES_NOT_EXIST) + bytes((number,)))
             )

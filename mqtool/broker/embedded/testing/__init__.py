@@ -1,4 +1,4 @@
-"""Support for tests that use an embedded broker: queries about its messages, fault injection and a test CA for TLS.
+"""Support for tests with an embedded broker: queries about its messages, fault injection, and a test CA for TLS.
 
-A broker that is not under test does not import this package; the broker calls it only through `Broker.hooks`.
+A broker imports this package only when it is under test, and calls it only through `Broker.hooks`.
 """

@@ -43,7 +43,7 @@ class Authority(NamedTuple):
         """Return the `tls` setting for a broker: `EmbeddedBroker(tls=authority.tls())`.
 
         Args:
-            client_certificates: require client certificates of this authority.
+            client_certificates: require clients to present a certificate issued by this authority.
         """
         return Tls(self.cert, self.key, self.ca if client_certificates else None)
 
@@ -60,7 +60,7 @@ class Authority(NamedTuple):
 
 
 def new_authority(directory: Path) -> Authority:
-    """Create an authority and its certificates in a directory, with the `openssl` command.
+    """Create an authority and its certificates in a directory, using the `openssl` command.
 
     Raises:
         FileNotFoundError: openssl is not installed.

@@ -1,4 +1,4 @@
-"""Faults that affect connections: cut, refuse, freeze, delay or close them, block publishers, restart the broker."""
+"""Faults that cut, refuse, freeze, delay or close connections, block publishers, or restart the broker."""
 
 import asyncio
 import fnmatch
@@ -16,19 +16,19 @@ from mqtool.broker.embedded.testing.fault import Client, Fault, Scene
 if TYPE_CHECKING:
     from mqtool.broker.embedded.amqp10.amqp10_connection import Connection10
 
-#: SO_LINGER of 0 seconds: closing the socket sends a RST.
+#: SO_LINGER with 0 seconds, which makes closing the socket send an RST.
 _SEND_RST = struct.pack("ii", 1, 0)
 
 
 class Layer(asyncio.Transport):
-    """A transport that wraps another one and forwards every call to it. Subclasses change what is sent, or when."""
+    """A transport that wraps another and forwards every call to it. Subclasses change what is sent, or when."""
 
     def __init__(self, inner: asyncio.Transport) -> None:
         super().__init__()
         self.inner = inner
 
     def release(self) -> None:
-        """Send everything that the layer has held back. Called when the fault ends."""
+        """Send everything that this layer has held back. Called when the fault ends."""
 
     def get_extra_info(self, name: str, default: object = None) -> object:
         return self.inner.get_extra_info(name, default)
@@ -113,7 +113,7 @@ class Slow(Layer):
 
 
 def _innermost(connection: Client) -> asyncio.Transport:
-    """Return the transport of a connection's socket, inside the layers that faults have added."""
+    """Return the transport of a connection's socket, beneath any layers that faults have added."""
     transport = connection.transport
     while isinstance(transport, Layer):
         transport = transport.inner
@@ -121,7 +121,7 @@ def _innermost(connection: Client) -> asyncio.Transport:
 
 
 def _remove(layer: Layer, connection: Client) -> None:
-    """Remove a layer from a connection's transport. Other faults may have added layers around it."""
+    """Remove a layer from a connection's transport, even if other faults have added layers around it."""
     if connection.transport is layer:
         connection.transport = layer.inner
         return
@@ -134,7 +134,7 @@ def _remove(layer: Layer, connection: Client) -> None:
 
 
 def _named(scene: Scene, pattern: str | None) -> Iterator[Client]:
-    """Yield the connections whose name matches a pattern such as `orders-*`; None for all.
+    """Yield the connections with a name that matches a pattern such as `orders-*`; None matches all.
 
     A connection has two names: the one that the client chose, and `HOST:PORT -> HOST:PORT`.
     """
@@ -189,7 +189,7 @@ class CloseConnections(Fault):
 class CloseChannels(Fault):
     """Closes all channels of the matching connections with a reply code and text.
 
-    AMQP 1.0 sessions end with the corresponding error.
+    AMQP 1.0 sessions are ended with the corresponding error.
     """
 
     lasts: ClassVar[bool] = False
@@ -297,7 +297,7 @@ class SlowDown(_LayerFault):
 
 @dataclass
 class BlockPublishers(Fault):
-    """Raises an alarm, so that the broker blocks every connection that publishes."""
+    """Raises an alarm, which makes the broker block every connection that publishes."""
 
     reason: str = LOW_ON_MEMORY
     seconds: float | None = None
@@ -315,9 +315,9 @@ class BlockPublishers(Fault):
 
 @dataclass
 class Restart(Fault):
-    """Simulates a restart of the broker, which listens on the same ports again after a number of seconds.
+    """Simulates a restart: after a number of seconds, the broker listens on the same ports again.
 
-    Closes connections as if the broker were shut down. Transient queues, exchanges and messages are lost unless
+    Closes connections as if the broker were shutting down. Transient queues, exchanges and messages are lost unless
     `keep_transient` is set.
     """
 

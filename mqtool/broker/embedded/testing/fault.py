@@ -1,6 +1,6 @@
 """The base class of faults, the parser of fault requests, and the faults that affect messages and consumers.
 
-connection_faults.py has the faults that affect connections.
+The faults that affect connections are in connection_faults.py.
 """
 
 import dataclasses
@@ -20,12 +20,12 @@ from mqtool.duration import parse_duration
 if TYPE_CHECKING:
     from mqtool.broker.embedded.amqp10.amqp10_connection import Connection10
 
-    # For type checkers only: most brokers serve no streams, and start faster without this.
+    # For type checkers only: most brokers serve no streams, and start faster without this import.
     from mqtool.broker.embedded.streaming.stream_connection import StreamConnection
 
 Client: TypeAlias = "Connection | StreamConnection | Connection10"
 
-#: The classes of faults, by names such as `cut_connections`.
+#: The fault classes, by names such as `cut_connections`.
 KINDS: dict[str, "type[Fault]"] = {}
 
 
@@ -63,10 +63,10 @@ class Scene:
 class Fault:
     """The base class of faults. Subclasses are dataclasses; their fields are the arguments that a request can set.
 
-    The broker calls begin(), and then, for each event while the fault is active, the method named after the event.
+    The broker calls begin() and then, while the fault is active, the method named after each event that happens.
 
     Attributes:
-        lasts: False if the fault is over after begin(); True if it ends when undone, timed out or used up.
+        lasts: False if the fault is over after begin(); True if it lasts until it is undone, times out or is used up.
         used_up: True if the fault no longer affects anything.
     """
 
@@ -85,18 +85,18 @@ class Fault:
         """Undo the fault."""
 
     def duration(self) -> float | None:
-        """Return how many seconds the fault lasts; None if it lasts until undone."""
+        """Return how many seconds the fault lasts; None if it lasts until it is undone."""
         return None
 
     def connected(self, connection: Client) -> None:
         """Apply the fault to a new connection."""
 
     def publishing(self, routing: Routing) -> bool:  # noqa: ARG002
-        """Return True to answer a publish with a nack. May change `routing.queues`, the queues that get it."""
+        """Return True to answer a publish with a nack. May change `routing.queues`, the queues to which it goes."""
         return False
 
     def acknowledging(self, queue: Queue) -> bool:  # noqa: ARG002
-        """Return True to requeue a message of this queue instead of acknowledging it."""
+        """Return True to requeue a message from this queue instead of acknowledging it."""
         return False
 
     def confirming(self, data: bytes, send: Callable[[bytes], None]) -> bool:  # noqa: ARG002
@@ -105,7 +105,7 @@ class Fault:
 
 
 def name_of(kind: type[Fault]) -> str:
-    """Return the name of a fault class in requests, such as `cut_connections` for CutConnections."""
+    """Return the name by which requests refer to a fault class, such as `cut_connections` for CutConnections."""
     return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
 
 
@@ -115,10 +115,10 @@ def arguments_of(kind: Any) -> dict[str, Any]:
 
 
 def fault_of(name: str, arguments: Mapping[str, Any]) -> Fault:
-    """Create the fault that a request describes. Numbers and durations may be given as text.
+    """Create the fault that a request describes. Numbers and durations may be given as strings.
 
     Raises:
-        ValueError: the fault does not exist or does not take these arguments. The client gets the error's text.
+        ValueError: there is no such fault, or it does not take these arguments. The client gets the error message.
     """
     kind = KINDS.get(name.replace("-", "_"))
     if kind is None:
@@ -161,7 +161,7 @@ def _converted(name: str, value: Any, annotated: Any) -> Any:
 
 @dataclass
 class NackPublishes(Fault):
-    """Rejects the next messages to a queue: the publisher gets a nack, and the queue does not get the message."""
+    """Rejects the next messages to a queue: the publisher gets a nack, and the queue does not receive the message."""
 
     queue: str
     count: int = 1

@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 class QueueQuestions:
-    """Queries about one queue. Its `repr` describes the state of the queue."""
+    """Queries about one queue. The `repr` describes the queue's state."""
 
     def __init__(self, questions: "Questions", name: str) -> None:
         self._questions = questions
@@ -46,7 +46,7 @@ class QueueQuestions:
 
         Args:
             count: wait until there are this many messages.
-            timeout: maximum wait in seconds, after which the messages found so far are returned.
+            timeout: maximum wait in seconds, after which the messages found by then are returned.
         """
         return self._questions.wait_for_count(lambda broker, vhost: broker.ready(vhost, self.name), count, timeout)
 
@@ -60,7 +60,7 @@ class QueueQuestions:
 
     @property
     def rejected(self) -> Messages:
-        """The messages rejected so far without requeueing."""
+        """The messages rejected so far without being requeued."""
         return self._happened("rejected")
 
     @property
@@ -128,7 +128,7 @@ class Questions(ABC):
         return QueueQuestions(self, name)
 
     def wait_for(self, condition: Callable[[], T], timeout: float = TIMEOUT) -> T:
-        """Call a function until its result is true, and return the result. Queries inside the function do not wait.
+        """Call a function until its result is true, and return that result. Queries made by the function do not wait.
 
         Raises:
             AssertionError: the timeout expired; the error says what happened instead.
@@ -181,13 +181,13 @@ def _on_event_loop() -> bool:
 
 
 class AskBroker(Protocol):
-    """A function such as EmbeddedBroker.under_test(), which calls `ask` on the broker's event loop."""
+    """A function, such as EmbeddedBroker.under_test(), that calls `ask` on the broker's event loop."""
 
     def __call__(self, ask: Callable[[BrokerUnderTest], T], /) -> T: ...
 
 
 class BegunFault:
-    """A fault that was started. It ends with the `with` block, by undo(), when its time is up, or when the test ends.
+    """A fault that was started. It ends with the `with` block, on undo(), when its time is up, or when the test ends.
 
     Attributes:
         met: how many connections, channels or consumers the fault affected.
@@ -236,7 +236,7 @@ class Faults:
         Args:
             name: only connections whose name matches this pattern, such as `orders-*`; either the name that the
                 client chose or RabbitMQ's `HOST:PORT -> HOST:PORT`.
-            reset: send a RST; False for a FIN.
+            reset: send an RST; False for a FIN.
         """
         return self.begin(CutConnections(name, reset)).met
 
@@ -273,7 +273,7 @@ class Faults:
 
         Args:
             seconds: how long new connections are refused.
-            keep_transient: keep transient queues, exchanges and messages.
+            keep_transient: keep transient queues, exchanges and messages instead of losing them.
         """
         return self.begin(Restart(seconds, keep_transient))
 
@@ -290,7 +290,7 @@ class Faults:
         return self.begin(DelayConfirms(seconds))
 
     def lose_acks(self, count: int = 1, queue: str | None = None) -> BegunFault:
-        """Lose the next `count` acknowledgements, for any queue if `queue` is None: the messages are redelivered."""
+        """Lose the next `count` acknowledgements for a queue (None: any), so that the messages are redelivered."""
         return self.begin(LoseAcks(count, queue))
 
     def cancel_consumers(self, queue: str) -> int:

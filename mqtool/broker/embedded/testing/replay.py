@@ -1,11 +1,11 @@
-"""Replays a recording into a test's broker.
+"""Replays a recording to a test's broker.
 
     def test_incident(amqp_vhost):
         app.start(amqp_vhost.url)                 # declares its exchanges and queues
         replay(amqp_vhost, "incident.ndjson")     # sends the recorded messages
 
-replay() declares nothing: exchanges and queues are up to the program under test. Each message waits until it can be
-routed.
+replay() declares nothing: the program under test must declare exchanges and queues. Each message is held until it can
+be routed.
 """
 
 import threading
@@ -21,7 +21,7 @@ from mqtool.errors import MqtoolError, Unavailable
 from mqtool.recordings.recording import Changes, Pace, Recorded, Selection, recorded
 from mqtool.where import parse
 
-#: Seconds between two attempts to route a message.
+#: Seconds between attempts to route a message.
 _LOOK = 0.02
 
 
@@ -47,7 +47,7 @@ def replay(
         path: the recording.
         speed: the speed as a multiple of the recorded speed; "max" publishes without pauses.
         where: a condition as for `--where`; only matching messages are published.
-        patience: how many seconds to wait until a message can be routed: the tested program may still be starting.
+        patience: how many seconds to wait until a message can be routed, as the tested program may still be starting.
 
     Returns:
         The number of messages.
@@ -61,7 +61,7 @@ def replay(
 
 @contextmanager
 def replaying(broker: HasUrl | str, path: str | Path, **how: Any) -> Iterator[None]:
-    """Replay in a thread until the block ends. Takes the arguments of replay(), and raises its errors at the end."""
+    """Replay in a thread until the `with` block ends. Takes replay()'s arguments; raises its errors at the end."""
     going = _Replay(broker, Path(path), **how)
     failures: list[MqtoolError] = []
 
@@ -104,7 +104,7 @@ class _Replay:
         self._selection = Selection(where=None if where is None else parse(where))
         self._pace = Pace(float("inf") if speed == "max" else speed)
         self._patience = patience
-        #: Pairs of exchange and routing key that are known to reach a queue.
+        #: Pairs of exchange and routing key known to lead to a queue.
         self._routed: set[tuple[str | None, str | None]] = set()
         self._exchanges: set[str] = set()
         self._count = 0
@@ -112,7 +112,7 @@ class _Replay:
     def run(self) -> int:
         with closing(ReplayClient(self._url, self.stopped)) as client:
             for is_routed, messages in groupby(self._due(), key=self._is_routed):
-                # What was routed before may not be now: the queue was deleted, or is bound by headers.
+                # Even these may be unroutable now: a queue may have been deleted, or bound to a headers exchange.
                 for message in client.publish(messages) if is_routed else messages:
                     self._publish(message, client)
         return self._count
@@ -130,7 +130,7 @@ class _Replay:
                 yield message
 
     def _publish(self, message: Any, client: ReplayClient) -> None:
-        """Publish a message, and retry until it is routed. Later messages wait, so that the order is kept."""
+        """Publish a message, and retry until it is routed. Later messages wait, to keep the order."""
         deadline = time.monotonic() + self._patience
         while True:
             why = self._missing(message.exchange, client)
@@ -145,7 +145,7 @@ class _Replay:
                 raise Unavailable(f"a message of {self._path} went nowhere: {why}")
 
     def _missing(self, exchange: str, client: ReplayClient) -> str | None:
-        """Return an error if an exchange does not exist; otherwise None."""
+        """Return an error message if an exchange does not exist; otherwise None."""
         if exchange and exchange not in self._exchanges:
             if not client.has_exchange(exchange):
                 return f"exchange {exchange!r} does not exist"

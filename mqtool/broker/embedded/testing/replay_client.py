@@ -1,4 +1,4 @@
-"""A blocking AMQP client that only publishes: with it, replay() needs no client library in the project under test."""
+"""A blocking AMQP client that only publishes. It lets replay() work without a client library in the tested project."""
 
 import contextlib
 import socket
@@ -22,7 +22,7 @@ from mqtool.message import PROPERTIES, Message
 
 _ANSWER_SECONDS = 30.0
 _RECONNECTING = Backoff(first=0.05, longest=1.0, attempts=10)
-#: How many messages, and bytes in their bodies, may be published before their confirms are read.
+#: How many messages, and how many bytes in their bodies, may be published before their confirms are read.
 _WINDOW, _WINDOW_BYTES = 64, 1 << 16
 _FRAME_MAX = 131_072
 _CONTENT_HEADER = struct.Struct(">HHQH")
@@ -37,7 +37,7 @@ class _ChannelClosed(Exception):
 
 
 class ReplayClient:
-    """Publishes messages and waits for confirms. After a lost connection, it reconnects and publishes again.
+    """Publishes messages and waits for confirms. If the connection is lost, it reconnects and publishes them again.
 
     Args:
         url: an AMQP URL.
@@ -89,7 +89,7 @@ class ReplayClient:
         return True
 
     def publish(self, messages: Iterable[Message]) -> list[Message]:
-        """Publish messages, mandatory and in order. Return those that the broker did not accept, or could not route.
+        """Publish messages in order, with the mandatory flag. Return those that the broker nacked or could not route.
 
         Raises:
             BadData: a message cannot be encoded.
@@ -118,7 +118,7 @@ class ReplayClient:
         return sum(len(message.body) for message in self._unconfirmed.values())
 
     def _resuming(self, action: Callable[[], None]) -> None:
-        """Call a function. If the connection is lost, reconnect and publish all unconfirmed messages again instead."""
+        """Call a function. If the connection is lost, reconnect and republish all unconfirmed messages."""
         try:
             action()
         except TimeoutError as error:
@@ -219,7 +219,7 @@ class ReplayClient:
                 raise _ChannelClosed(method.reply_code, method.reply_text)
 
     def _take_answer(self) -> list[Message]:
-        """Wait for a confirm, and return the messages in it that were nacked or returned."""
+        """Wait for the broker's next answer. Return the messages that it settles as nacked or returned."""
         method = self._take(commands.Basic.Ack, commands.Basic.Nack, commands.Basic.Return)
         if isinstance(method, commands.Basic.Return):
             self._mark_returned(method, self._body())
@@ -231,7 +231,7 @@ class ReplayClient:
         return [message for tag, message in answered.items() if nacked or tag in self._returned]
 
     def _mark_returned(self, method: commands.Basic.Return, body: bytes) -> None:
-        """Mark the oldest unconfirmed message that looks like the returned one: basic.return has no delivery tag."""
+        """Mark the oldest unconfirmed message that matches the returned one, since basic.return has no delivery tag."""
         for tag, message in self._unconfirmed.items():
             address = (message.exchange or "", message.routing_key or "")
             if tag not in self._returned and address == (method.exchange, method.routing_key) and message.body == body:
@@ -249,7 +249,7 @@ class ReplayClient:
         return b"".join(parts)
 
     def _encoded(self, message: Message) -> bytes:
-        """Encode basic.publish with its content."""
+        """Encode basic.publish with its header and body."""
         given = {**message.properties, "message_id": message.message_id}
         names = [name for name in PROPERTIES if given.get(name) is not None]
         flags = sum(1 << (15 - PROPERTIES.index(name)) for name in names)

@@ -19,11 +19,11 @@ class Recorded:
 
     Attributes:
         what: `published`, `acked`, `rejected` or `requeued`; `ready` for a message that is in a queue.
-        vhost: the virtual host of the message.
-        queues: for `published`, the queues that the message was routed to; otherwise the queue it is or was in.
+        vhost: the message's virtual host.
+        queues: for `published`, the queues that the message was routed to; otherwise the queue that it is or was in.
         exchange: the exchange that the message was published to; empty for the default exchange.
         routing_key, body: as published.
-        redelivered: True if the message was delivered before.
+        redelivered: True if the message had been delivered before.
     """
 
     __slots__ = ("_message", "body", "exchange", "queues", "redelivered", "routing_key", "vhost", "what")
@@ -42,12 +42,12 @@ class Recorded:
 
     @property
     def headers(self) -> Table:
-        """The headers of the message; empty if it has none."""
+        """The message's headers; empty if it has none."""
         return self._message.headers
 
     @property
     def properties(self) -> Table:
-        """The properties that are set, such as `content_type` and `message_id`, without the headers."""
+        """The properties that are set, such as `content_type` and `message_id`, except for the headers."""
         properties = self._message.properties.named()
         properties.pop("headers", None)
         return properties
@@ -79,7 +79,7 @@ class Messages(list[Recorded]):
 
 
 class Recording:
-    """The latest events, oldest first: at most MAX_EVENTS, with at most MAX_BYTES in their bodies."""
+    """The latest events, oldest first: up to MAX_EVENTS of them, with up to MAX_BYTES of bodies in total."""
 
     def __init__(self) -> None:
         self._events: deque[Recorded] = deque()
@@ -87,7 +87,7 @@ class Recording:
         self._forgotten = 0
 
     def add(self, event: Recorded) -> None:
-        """Append an event, and drop the oldest ones beyond the limits."""
+        """Append an event; drop the oldest events if a limit is exceeded."""
         self._events.append(event)
         self._bytes += len(event.body)
         while len(self._events) > MAX_EVENTS or self._bytes > MAX_BYTES:
@@ -131,7 +131,7 @@ class Recording:
         return f"what happened: {f'{more} earlier, ' if more > 0 else ''}{shown}"
 
     def clear(self, vhost: str | None) -> None:
-        """Drop the events of a virtual host; None for all."""
+        """Drop a virtual host's events; None for all virtual hosts."""
         kept = [] if vhost is None else [event for event in self._events if event.vhost != vhost]
         self._events = deque(kept)
         self._bytes = sum(len(event.body) for event in kept)

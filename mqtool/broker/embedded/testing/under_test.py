@@ -27,7 +27,7 @@ class _Hooks:
     The broker calls these methods through `Broker.hooks`, which is set only while there is a recording or a fault.
 
     Attributes:
-        recording: the record of what happens to messages; None if recording is off.
+        recording: the record of what has happened to messages; None if recording is off.
         faults: the active faults, oldest first.
     """
 
@@ -59,7 +59,7 @@ class _Hooks:
             fault.connected(cast("Client", client))
 
     def enqueue(self, vhost: VirtualHost, routing: Routing) -> Publication:
-        """Add a message to its queues, unless a fault rejects the message or removes the queues."""
+        """Add a message to its queues, unless a fault rejects the message or makes it unroutable."""
         refused = False
         for fault in self.faults:
             refused = fault.publishing(routing) or refused
@@ -73,7 +73,7 @@ class _Hooks:
         return publication
 
     def acknowledge(self, queue: Queue, entry: Entry) -> bool:
-        """Record an acknowledgement and return True; return False if a fault has the message requeued instead."""
+        """Record an acknowledgement and return True; return False if a fault wants the message requeued instead."""
         if any(fault.acknowledging(queue) for fault in self.faults):
             self._drop_used_up()
             return False
@@ -114,8 +114,8 @@ class BrokerUnderTest:
         """Start a fault.
 
         Returns:
-            The number for undo(), 0 if the fault is already over; and how many connections, channels or consumers the
-            fault affected.
+            The number for undo(), 0 if the fault is already over; and the number of connections, channels or consumers
+            that the fault affected.
         """
         met = fault.begin(self._scene)
         if not fault.lasts:
@@ -170,7 +170,7 @@ class BrokerUnderTest:
         return self._hooks.recording
 
     def ready(self, vhost: str, queue: str) -> Messages:
-        """Return the messages that are ready in a queue. The order is exact unless messages were requeued."""
+        """Return a queue's ready messages in order of arrival. After a requeue, the order of delivery may differ."""
         found = self._queue(vhost, queue)
         if found is None:
             return Messages([], f"queue {queue!r} does not exist")
@@ -182,7 +182,7 @@ class BrokerUnderTest:
         return Messages(messages, self.state(vhost, queue))
 
     def state(self, vhost: str, queue: str) -> str:
-        """Describe in one line the contents of a queue and what has happened to its messages."""
+        """Describe a queue's contents, and what has happened to its messages, in one line."""
         found = self._queue(vhost, queue)
         if found is None:
             return f"queue {queue!r} does not exist"
@@ -199,7 +199,7 @@ class BrokerUnderTest:
     def reset(self, vhost: str | None) -> None:
         """Undo all faults, purge the queues of a virtual host and clear its recording; None for all virtual hosts.
 
-        Queues, exchanges, bindings and consumers stay. Offsets of streams are not reused.
+        Queues, exchanges, bindings and consumers stay. Stream offsets are not reused.
         """
         self.clear()
         for each in self._scene.broker.vhosts.values():

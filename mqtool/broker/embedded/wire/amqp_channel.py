@@ -1,4 +1,4 @@
-"""The broker's side of an AMQP 0-9-1 channel: its state, and the checks and replies that its methods share."""
+"""The broker's side of an AMQP 0-9-1 channel: its state, and the checks and replies that its method handlers share."""
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
@@ -24,9 +24,9 @@ from mqtool.codecs.field_tables import Table
 _UNCOMMITTED_OVERHEAD = 500
 
 
-# Without this cache, publishing takes 1.3 times as long.
+# Without this cache, publishing would take 1.3 times as long.
 class Route(NamedTuple):
-    """The queues of the latest plain message, cached for messages with the same address until `Session.turn` changes.
+    """The queues of the latest plain message, cached for messages to the same address until `Session.turn` changes.
 
     A message is plain if routing and permissions depend only on its address: its exchange and routing key.
     """
@@ -49,14 +49,14 @@ class Channel:
 
     Attributes:
         number: the channel number.
-        vhost: the virtual host of the connection.
+        vhost: the connection's virtual host.
         content: assembles a message that is being published from its frames.
         deliveries: the channel's consumers and unacknowledged messages.
         published: the number of messages published to each exchange.
         confirms: the unconfirmed publishes; None unless the client selected publisher confirms.
         transaction: publishes and acknowledgements waiting for tx.commit; None unless the client selected transactions.
         state: `open`, `closing` (the broker sent channel.close and waits for channel.close-ok) or `closed`.
-        last_queue: the name of the queue declared last.
+        last_queue: the name of the most recently declared queue.
         replies: the channel's direct reply-to consumer, if any.
         route: the cached queues of the latest plain message, if any.
     """
@@ -85,7 +85,7 @@ class Channel:
         self.session.write(frames.method_frame(self.number, encode_method(kind, **fields)))
 
     def send_return(self, message: Message) -> None:
-        """Send basic.return for a mandatory message that was routed to no queue."""
+        """Send basic.return for a mandatory message that was not routed to any queue."""
         self.session.write(frames.returned(self.number, 312, "NO_ROUTE", message, self.session.frame_max))
 
     def deliver_reply(self, message: Message) -> None:
@@ -130,7 +130,7 @@ class Channel:
         check_owner(queue, self.session)
 
     def queue_name(self, name: str) -> str:
-        """Return `name` or, if it is empty, the name of the queue declared last. Raises 404 if none was declared."""
+        """Return `name` or, if it is empty, the most recently declared queue's name. Raises 404 if there is none."""
         if name:
             return name
         if self.last_queue is None:
@@ -177,7 +177,7 @@ class Channel:
 
 
 class UncommittedPublish(NamedTuple):
-    """A publish that waits for tx.commit. `routing` is None for a direct reply."""
+    """A publish that is waiting for tx.commit. `routing` is None for a direct reply."""
 
     message: Message
     routing: Routing | None
@@ -186,7 +186,7 @@ class UncommittedPublish(NamedTuple):
 
 @dataclass
 class Transaction:
-    """Publishes and acknowledgements that wait for tx.commit. Deliveries are stored by delivery tag."""
+    """Publishes and acknowledgements that are waiting for tx.commit. Deliveries are stored by delivery tag."""
 
     publishes: list[UncommittedPublish] = field(default_factory=list)
     held_bytes: int = 0

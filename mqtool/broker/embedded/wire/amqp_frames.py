@@ -2,7 +2,7 @@
 
 pamqp defines the methods, their fields and the fields' types. The values are encoded and decoded here, because pamqp
 rejects names that RabbitMQ accepts (a queue called `my queue`) and loses integer widths. Methods that make up most of
-the traffic (basic.deliver, basic.get-ok, basic.ack) have their own encoders: the general one takes three times as long.
+the traffic (basic.deliver, basic.get-ok, basic.ack) have their own encoders; the general one takes three times as long.
 """
 
 import struct
@@ -20,7 +20,7 @@ HEADER = 2
 BODY = 3
 HEARTBEAT = 8
 FRAME_END = b"\xce"
-#: The bytes of a frame in addition to its payload: type, channel, size and end mark.
+#: The number of bytes in a frame in addition to its payload: type, channel, size and end mark.
 FRAME_OVERHEAD = 8
 
 PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
@@ -38,7 +38,7 @@ CONNECTION_CLOSE_OK = b"\x00\x0a\x00\x33"
 CHANNEL_CLOSE = b"\x00\x14\x00\x28"
 CHANNEL_CLOSE_OK = b"\x00\x14\x00\x29"
 ACK_SIZE = 13
-#: How much of a frame an error quotes, in bytes. A reply text is limited to 255 bytes anyway.
+#: How many bytes of a frame an error message quotes. Reply texts are limited to 255 bytes anyway.
 _QUOTED_BYTES = 260
 ACK_FIELDS = struct.Struct(">QB")
 _DELIVER = b"\x00\x3c\x00\x3c"
@@ -107,12 +107,12 @@ def nack(channel: int, delivery_tag: int) -> bytes:
 
 
 def frame_error(what: str) -> ConnectionException:
-    """Return error 501 for a frame or method that is not valid. `what` is the error text."""
+    """Return error 501 for an invalid frame or method. `what` is the error text."""
     return ConnectionException(FRAME_ERROR, what)
 
 
 def malformed(code: int, kind: int, payload: bytes, what: str = "") -> ConnectionException:
-    """Return the error for an invalid frame, with RabbitMQ's error message, which contains Erlang terms.
+    """Return the error for an invalid frame, with the same text as RabbitMQ's, which contains Erlang terms.
 
     Args:
         code: the reply code.
@@ -126,7 +126,7 @@ def malformed(code: int, kind: int, payload: bytes, what: str = "") -> Connectio
 
 
 def _erlang(data: bytes) -> str:
-    """Format bytes as Erlang prints a binary: as text if all bytes are printable, otherwise as numbers."""
+    """Format bytes the way Erlang prints a binary: as text if all bytes are printable, otherwise as numbers."""
     text = data.decode("latin-1")
     if data and all(letter.isprintable() for letter in text) and '"' not in text:
         return f'<<"{text}">>'
@@ -140,7 +140,7 @@ _FIXED = {
     "longlong": struct.Struct(">Q"),
 }
 _SIZE = struct.Struct(">I")
-# Any: pamqp annotates the values of its mapping as bare types.
+# `Any`, because pamqp annotates the values of its mapping as bare types.
 _METHODS: dict[int, Any] = dict(commands.INDEX_MAPPING)
 _FIELDS: dict[type[Frame], list[tuple[str, str]]] = {
     method: [(name, method.amqp_type(name)) for name in method.__slots__] for method in _METHODS.values()
@@ -204,7 +204,7 @@ def _decode_field(kind: str, payload: bytes, offset: int) -> tuple[Any, int]:
 
 
 def table(value: object) -> Table:
-    """Return a table field of a decoded method as a Table: pamqp declares a different type for it."""
+    """Return a table field of a decoded method, typed as Table: pamqp declares a different type for it."""
     return value if isinstance(value, dict) else {}
 
 

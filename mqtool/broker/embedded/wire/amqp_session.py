@@ -1,4 +1,4 @@
-"""Base class of an AMQP 0-9-1 connection, with everything that its channels use; and the handshake."""
+"""The base class of AMQP 0-9-1 connections, with everything that their channels use; and the handshake."""
 
 from collections.abc import Callable
 from typing import Any
@@ -33,10 +33,10 @@ class Session(ClientSocket):
     Attributes:
         frame_max: the largest frame in bytes, as negotiated.
         channel_max: the highest channel number, as negotiated.
-        channels: the channels by number: open ones, and those that wait for the client's channel.close-ok.
-        starving: queues whose deliveries wait until the client has read more.
+        channels: the channels by number: open ones, and those that are waiting for the client's channel.close-ok.
+        starving: queues whose deliveries to this client are paused until it has read more.
         exclusive_queues: the queues that are deleted with the connection.
-        turn: a counter of reads and of frames other than publishes. While it is unchanged, no binding has changed.
+        turn: a counter of reads and of frames other than publishes. As long as it does not change, neither do bindings.
     """
 
     enough_out = 256 * 1024
@@ -114,7 +114,7 @@ def send_start(connection: Session) -> None:
 
 
 def receive_handshake(connection: Session, method: Frame) -> None:
-    """Handle the next method of a handshake. Raises ConnectionException if it is refused or not expected now."""
+    """Handle the next method of a handshake. Raises ConnectionException if it is refused or out of sequence."""
     match connection.state, method:
         case "start", ConnectionClass.StartOk():
             _start_ok(connection, method)
@@ -153,7 +153,7 @@ def _refuse(connection: Session, mechanism: str) -> None:
 
 
 def _plain(response: bytes) -> tuple[str, str]:
-    """Decode the user and the password of a PLAIN login (RFC 4616). An authorization identity is ignored."""
+    """Decode the user name and password of a PLAIN login (RFC 4616). An authorization identity is ignored."""
     parts = response.split(b"\0")
     if len(parts) != 3:
         raise ConnectionException(SYNTAX_ERROR, "response to PLAIN is not two strings behind zero octets")
@@ -161,7 +161,7 @@ def _plain(response: bytes) -> tuple[str, str]:
 
 
 def _amqplain(response: bytes) -> tuple[str, str]:
-    """Decode the user and the password of an AMQPLAIN login: a field table without its length."""
+    """Decode the user name and password of an AMQPLAIN login, which is a field table without its length."""
     try:
         table = decode_table(len(response).to_bytes(4) + response)[0]
     except ValueError as error:

@@ -68,7 +68,7 @@ def _count(channel: Channel, exchange: Exchange) -> None:
 
 
 def _checked_routing(channel: Channel, message: Message) -> Routing | None:
-    """Check that a message may be published, and route it. In a transaction, this does not wait for the commit.
+    """Check that a message may be published, and route it. Even in a transaction, this is done before the commit.
 
     Returns:
         The message and its queues; None for a direct reply.
@@ -116,7 +116,7 @@ def check_message(message: Message, exchange: Exchange, vhost: str, user: User) 
 
 
 def _check_expiration(expiration: str) -> None:
-    """Raise 406 if an expiration is not a valid number, with an error from Erlang's to_integer, as in RabbitMQ."""
+    """Raise 406 if an expiration is not a valid number. As in RabbitMQ, the text is that of Erlang's to_integer."""
     number = _INTEGER.match(expiration)
     wrong: str | None
     if number is None:
@@ -130,7 +130,7 @@ def _check_expiration(expiration: str) -> None:
 
 
 def perform(channel: Channel, message: Message, routing: Routing | None, *, mandatory: bool) -> Publication:
-    """Enqueue a message. If no queue gets it, return it to the publisher if `mandatory`, otherwise drop it."""
+    """Enqueue a message. If no queue receives it, return it to the publisher if `mandatory`, otherwise drop it."""
     hooks, watcher = channel.session.broker.hooks, channel.vhost.watcher
     if watcher is not None and routing is not None:
         routing.source = channel
@@ -207,7 +207,7 @@ def _deleted_queue(publish: UncommittedPublish) -> Queue | None:
 
 
 def _report_lost(lost: Queue, profile: Profile) -> None:
-    """Raise the error that this RabbitMQ version reports for a commit to a deleted queue, if it reports one."""
+    """Raise the error that this RabbitMQ version reports for a commit to a deleted queue, if any."""
     if profile.lost_commit == "channel":
         raise precondition_failed("partial tx completion")
     if profile.lost_commit == "connection":
@@ -217,7 +217,7 @@ def _report_lost(lost: Queue, profile: Profile) -> None:
 
 
 def tx_rollback(channel: Channel, method: Tx.Rollback) -> None:  # noqa: ARG001
-    """Drop the publishes of the transaction, and make its deliveries unacknowledged again."""
+    """Drop the transaction's publishes, and mark its deliveries as unacknowledged again."""
     channel.deliveries.put_back(_end_transaction(channel).deliveries())
     channel.send(Tx.RollbackOk)
 
@@ -264,7 +264,7 @@ def consume(channel: Channel, method: Basic.Consume) -> None:
             NOT_IMPLEMENTED, f"queue '{queue.name}' in vhost '{queue.vhost}' does not support global qos"
         )
     in_use = queue.consumers.exclusive or (method.exclusive and len(queue.consumers))
-    # Each consumer of a stream reads at its own offset, so an exclusive consumer does not affect others.
+    # Each consumer of a stream reads at its own offset, so an exclusive consumer does not affect the others.
     if in_use and queue.kind != "stream":
         raise access_refused(f"queue '{queue.name}' in vhost '{queue.vhost}' in exclusive use")
     subscription = Subscription(
@@ -342,13 +342,13 @@ def _reject(channel: Channel, delivery_tag: int, why: Why, *, multiple: bool, re
 
 
 def recover(channel: Channel, method: Basic.Recover) -> None:
-    """Requeue all unacknowledged messages of the channel, then send basic.recover-ok."""
+    """Requeue all of the channel's unacknowledged messages, then send basic.recover-ok."""
     recover_async(channel, method)
     channel.send(Basic.RecoverOk)
 
 
 def recover_async(channel: Channel, method: Basic.Recover | Basic.RecoverAsync) -> None:
-    """Requeue all unacknowledged messages of the channel, without a reply."""
+    """Requeue all of the channel's unacknowledged messages, without a reply."""
     if not method.requeue:
         raise ConnectionException(NOT_IMPLEMENTED, "requeue=false")
     channel.deliveries.reject(channel.deliveries.take(0, multiple=True).values(), requeue=True)

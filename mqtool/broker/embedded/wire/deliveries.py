@@ -25,7 +25,7 @@ class Subscription:
         tag: the consumer tag.
         prefetch: the maximum number of unacknowledged messages; 0 for no limit.
         unacked: the number of unacknowledged messages.
-        selector: see Consumer.
+        selector: see `Consumer`.
     """
 
     selector: Callable[[Any], bool] | None = None
@@ -48,7 +48,7 @@ class Subscription:
 
     @property
     def name(self) -> str:
-        """A name that is unique among all consumers: of the connection, the number of the channel, and the tag."""
+        """A name that is unique among all consumers: the connection's name, the channel number and the consumer tag."""
         return f"{self._session.name} ({self._deliveries.number})/{self.tag}"
 
     def ready(self) -> bool:
@@ -136,7 +136,7 @@ class Deliveries:
         self.last_tag = 0
 
     def deliver_unlisted(self, encoded_tag: bytes, message: Message) -> None:
-        """Send a direct reply: a message that is in no queue and needs no acknowledgement."""
+        """Send a direct reply: a message that was never in a queue and needs no acknowledgement."""
         self.last_tag += 1
         session = self.session
         session.write(
@@ -151,8 +151,8 @@ class Deliveries:
         elif self.session.broker.hooks is not None:
             self.session.broker.hooks.acknowledge(queue, entry)
         session = self.session
-        # Up to 3.13, basic.get from a quorum queue has the header x-delivery-count even if it is 0; basic.deliver
-        # does not.
+        # Up to 3.13, messages that basic.get takes from a quorum queue have the header x-delivery-count even if it is
+        # 0; those sent by basic.deliver do not.
         is_counted = entry.acquired_count or (queue.kind == "quorum" and session.broker.profile.first_count)
         message = _counted(entry, session) if is_counted else entry.message
         session.write(
@@ -196,7 +196,7 @@ class Deliveries:
         return {each: self.unacked.pop(each) for each in tags}
 
     def put_back(self, taken: Mapping[int, Delivery]) -> None:
-        """Undo take(): make deliveries unacknowledged again."""
+        """Undo take(): mark deliveries as unacknowledged again."""
         self.unacked = dict(sorted({**self.unacked, **taken}.items()))
 
     def acknowledge(self, deliveries: Iterable[Delivery]) -> None:
@@ -250,7 +250,7 @@ class Deliveries:
             self.feed_all()
 
     def feed_all(self) -> None:
-        """Send more messages to all consumers, after the shared prefetch limit was changed or is no longer reached."""
+        """Send more messages to all consumers, after the shared prefetch limit has changed or is no longer reached."""
         for queue in {subscription.queue: None for subscription in self.subscriptions.values()}:
             queue.pump()
 
@@ -275,10 +275,10 @@ class Deliveries:
 
 
 def _counted(entry: Entry, session: Session) -> Message:
-    """Return a copy of a quorum queue's message with the headers that count its deliveries."""
+    """Return a copy of a quorum queue's message with headers that say how often it has been delivered."""
     counts = delivery_counts(entry, session.broker.profile)
     return entry.message.replace(headers={**counts, **entry.message.headers})
 
 
-# Takes the place of an unacknowledged message of a stream, so that the message need not stay in memory.
+# Stands in for an unacknowledged message from a stream, so that the message need not stay in memory.
 _FORGOTTEN = Entry(Message(encode_address("", ""), ContentHeader.of(Properties(b"\0\0"), 0), b""), 0)

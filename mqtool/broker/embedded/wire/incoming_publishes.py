@@ -1,4 +1,4 @@
-"""Incoming messages of a channel: `Content` assembles them from frames, `Confirms` tracks publisher confirms."""
+"""A channel's incoming messages: `Content` assembles them from frames, and `Confirms` tracks publisher confirms."""
 
 from collections import deque
 from collections.abc import Callable
@@ -25,8 +25,8 @@ class Content:
 
     Args:
         profile: the RabbitMQ version to behave like.
-        add_held_bytes: called with the number of bytes by which an incomplete body grows; with a negative number when
-            the body is complete or dropped.
+        add_held_bytes: called with the number of bytes by which an incomplete body grows, and with a negative number
+            when the body is complete or dropped.
 
     Attributes:
         mandatory, immediate: the flags of the latest complete publish.
@@ -44,7 +44,7 @@ class Content:
 
     @property
     def due(self) -> bool:
-        """True if a publish has begun and is not complete."""
+        """True if a publish has begun but is not complete."""
         return self._method is not None
 
     def whole(self, data: bytes, start: int, end: int, number: int, longest: int) -> tuple[Message, int] | None:
@@ -52,7 +52,7 @@ class Content:
 
         Args:
             data: bytes from the client; `data[start:end]` is the payload of the basic.publish.
-            start, end: see `data`.
+            start, end: the bounds of the payload in `data`.
             number: the channel number.
             longest: the maximum payload size of a frame.
 
@@ -83,7 +83,7 @@ class Content:
         return message, body_end + 1
 
     def begin(self, payload: bytes) -> None:
-        """Begin a message with the method frame of a basic.publish; raise 505 if the previous one is incomplete."""
+        """Begin a message with a basic.publish method frame; raise 505 if the previous message is incomplete."""
         self.check_complete()
         self._method = payload
 
@@ -173,7 +173,7 @@ class Confirms:
     """The publisher confirms of one channel. Publishes are numbered from 1.
 
     A confirm waits until all earlier publishes are settled, so that one frame can confirm many. The ledger writes
-    messages to disk in order and in groups, so no confirm waits for long.
+    messages to disk in order and in groups, so no confirm has to wait long.
 
     Attributes:
         settled: the number of publishes that have been confirmed or nacked.
@@ -182,7 +182,7 @@ class Confirms:
     def __init__(self) -> None:
         self._published = 0
         self.settled = 0
-        # The number of the first publish in each group that is not on disk yet.
+        # For each commit group that is not on disk yet, the number of its first publish.
         self._unstored: deque[int] = deque()
         self._group = 0
         self._refused: list[int] = []
@@ -199,7 +199,7 @@ class Confirms:
             group: the number of the commit group that the message is in, from 1; 0 if the message is not stored.
 
         Returns:
-            True if it is the first in its group. The caller must then call committed_group() once the group is on disk.
+            True if it is the first in its group: the caller must then call committed_group() once the group is on disk.
         """
         self._published += 1
         if not accepted:

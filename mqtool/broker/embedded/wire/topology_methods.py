@@ -56,7 +56,7 @@ def _declare_queue(channel: Channel, method: QueueClass.Declare, name: str) -> Q
     server_named = not name
     name = name or vhost.new_queue_name()
     channel.session.rights.check_queue_declaration(name, arguments, exists=name in vhost.queues)
-    # Exclusive queues are deleted with their connection, durable or not.
+    # Exclusive queues are deleted with their connection, even if they are durable.
     owner = channel.session if method.exclusive else None
     declared = QueueDeclaration(name, arguments, method.durable, method.auto_delete, owner, server_named)
     queue, is_new = declare_queue(vhost, declared)
@@ -68,7 +68,7 @@ def _declare_queue(channel: Channel, method: QueueClass.Declare, name: str) -> Q
 def _queue_binding(channel: Channel, method: QueueClass.Bind | QueueClass.Unbind) -> tuple[str, str, str]:
     """Return the names of the exchange and the queue, and the routing key. Check that the user may bind them."""
     queue, exchange = channel.queue_name(without_line_ends(method.queue)), without_line_ends(method.exchange)
-    # If neither queue nor key is given, the key is the name of the queue declared last.
+    # If neither queue nor key is given, the key is the most recently declared queue's name.
     key = method.routing_key if method.queue or method.routing_key else queue
     _not_default(exchange)
     channel.session.rights.check_binding("queue", queue, exchange, key)
@@ -95,7 +95,7 @@ def queue_unbind(channel: Channel, method: QueueClass.Unbind) -> None:
 
 
 def queue_purge(channel: Channel, method: QueueClass.Purge) -> None:
-    """Drop the ready messages of a queue."""
+    """Drop a queue's ready messages."""
     name = channel.queue_name(method.queue)
     channel.session.rights.check("read", "queue", name)
     count = channel.queue(name).purge()
@@ -199,7 +199,7 @@ def exchange_bind(channel: Channel, method: ExchangeClass.Bind) -> None:
 
 
 def exchange_unbind(channel: Channel, method: ExchangeClass.Unbind) -> None:
-    """Unbind an exchange from another one, if it is bound."""
+    """Unbind an exchange from another, if it is bound."""
     destination_name, source_name = without_line_ends(method.destination), without_line_ends(method.source)
     _check_exchange_binding(channel, destination_name, source_name, method.routing_key)
     source = channel.vhost.exchanges.get(source_name)
