@@ -39,7 +39,7 @@ from mqtool.work.retry_or_dead_letter import dead_letter_queue
 
 #: Default number of messages in a drill with a flow of messages.
 STREAM_MESSAGES = 10_000
-#: Default for kill-node: sending this many messages takes several seconds, so that the pause can be measured.
+#: Default for kill-node. Sending this many messages takes several seconds, long enough to measure the pause.
 NODE_MESSAGES = 40_000
 #: The explanation shown in each drill with a flow of messages.
 _AGAIN = (
@@ -83,7 +83,7 @@ def kill_node(scene: Scene, count: int = NODE_MESSAGES) -> Verdict:
 
 
 def drop_connection(scene: Scene, count: int = STREAM_MESSAGES) -> Verdict:
-    """Cut the connections of the publisher and the receiver, three times."""
+    """Cut the publisher's and the receiver's connections three times."""
     scene.say(
         f"{count:,} messages flow to a receiver. Three times, the connections of both sides are cut. Watch them "
         f"reconnect. {_AGAIN}"
@@ -97,7 +97,7 @@ def drop_connection(scene: Scene, count: int = STREAM_MESSAGES) -> Verdict:
 
 
 def _flow(scene: Scene, url: str, count: int, breaks: dict[int, Callable[[], None]]) -> Verdict:
-    """Send and receive messages in four parts, numbered from 0. Before part N, call the function breaks[N], if any."""
+    """Send and receive messages in four parts, numbered from 0. Before part N, call breaks[N], if it is defined."""
     got = scene.directory / "got"
     receiver, sender = scene.terminals("receiver", "sender", url=url)
     receiver.start(f"mqtool receive --declare --json -q {scene.queue} > got")
@@ -200,7 +200,7 @@ def duplicate(scene: Scene, count: int = WORKER_MESSAGES) -> Verdict:
 
 
 def _worker(scene: Scene, program: str, *options: str) -> str:
-    """The command line of a worker that ends when no more messages arrive."""
+    """The command line of a worker that exits when no more messages arrive."""
     return shlex.join([
         "mqtool", "worker", "--declare", "-q", scene.queue, "--concurrency", str(_AT_ONCE),
         "--deduplicate", "--dedup-store", "handled.sqlite", "--idle-timeout", "3s",

@@ -40,7 +40,7 @@ class Verdict:
     """The result of a drill: counts of its messages.
 
     Attributes:
-        sent: distinct messages given to the publisher.
+        sent: distinct messages passed to the publisher.
         confirmed: messages that the broker confirmed, including duplicates.
         done: distinct messages handled at least once.
         redelivered: deliveries marked redelivered.
@@ -167,7 +167,7 @@ class Scene:
                 self._starter.discard(started)
 
     def _remove_queues(self, failed: object, *_: object) -> None:
-        """Delete the drill's queues from a broker that others use. Wait queues of retries expire."""
+        """Delete the drill's queues from a broker that others also use. Wait queues for retries expire without this."""
         with (
             undisturbed(),
             contextlib.suppress(*([MqtoolError] if failed else [])),  # report the first error
@@ -228,7 +228,7 @@ def number_of(terminal: Terminal, what: str) -> int:
 
 
 def message(number: int, body: str | None = None) -> str:
-    """A message as a line for `send --json`."""
+    """A message as a line of input for `send --json`."""
     return json.dumps({"body": body or f"message {number}", "properties": {"message_id": f"m-{number}"}})
 
 

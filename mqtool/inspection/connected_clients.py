@@ -1,8 +1,8 @@
 """`doctor --upgrade`: find clients that a newer RabbitMQ refuses or treats differently.
 
-The management API shows what a client does (the size of its frames, its prefetch limits, the queues that it consumes
-from), and which library it says it is. Only the first is evidence: a setting can make an old library fit. So the table
-of libraries does not find anything; it says what to do about what was found.
+The management API shows what a client does (its frame size, its prefetch limits, the queues that it consumes from) and
+which library it claims to use. Findings are based only on what it does, because an old library can be configured to
+work with a newer broker. The table of libraries only provides hints for these findings.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,13 +18,13 @@ from mqtool.spelling import counted
 
 
 class Library(NamedTuple):
-    """What a client library is known to do, and what helps.
+    """A known problem of a client library, and how to fix it.
 
     Attributes:
-        product: its `product` among the client properties.
-        check: the finding that it is known for.
+        product: the library's name, as in the client property `product`.
+        check: the check that finds the problem.
         hint: what to do.
-        source: where this is from.
+        source: the URL of an issue or pull request about the problem.
     """
 
     product: str
@@ -68,11 +68,11 @@ LIBRARIES = (
 )
 _HINTS = {(each.product, each.check): f"{each.hint} ({each.source})" for each in LIBRARIES}
 
-#: The smallest frames, in bytes, that RabbitMQ 4.1 and later allow clients of AMQP 0-9-1 to ask for.
+#: The smallest frame size, in bytes, that AMQP 0-9-1 clients can request from RabbitMQ 4.1 and later.
 _SMALLEST_FRAME = 8192
 #: Deprecated features that no other check finds, and the version that refuses them.
 _DEPRECATED = {"amqp_address_v1": V4_3, "amqp_filter_set_bug": V4_3, "ram_node_type": V4_3}
-#: The most queues of a client that are named.
+#: The maximum number of a client's queues to name in a finding.
 _NAMED = 3
 
 _CONNECTION_COLUMNS = ("name", "vhost", "user", "peer_host", "peer_port", "protocol", "frame_max", "client_properties")
@@ -81,7 +81,7 @@ _CONSUMER_COLUMNS = ("queue.name", "queue.vhost", "channel_details.connection_na
 
 
 def findings(api: Management, vhost: str | None, wanted: Version) -> Iterator[Finding]:
-    """Find clients that are connected now, and deprecated features in use, in one virtual host or in all.
+    """Find problems with connected clients, and deprecated features in use, in one virtual host or in all.
 
     Raises the errors of Management.get().
     """
@@ -143,7 +143,7 @@ def _of_channel(channel: Json, owner: Json) -> Change:
 
 
 def _transient_queues(api: Management, vhost: str | None) -> Mapping[str, set[str]]:
-    """Return the transient queues that connections consume from, by the connection's name."""
+    """Return the transient queues that each connection consumes from, by the connection's name."""
     columns = ("name", "vhost", "durable", "exclusive")
     listed = management.queues(api, vhost, columns)
     names = {(queue["vhost"], queue["name"]) for queue in listed if any(transient(queue))}
@@ -156,7 +156,7 @@ def _transient_queues(api: Management, vhost: str | None) -> Mapping[str, set[st
 
 
 def client_of(connection: Json) -> dict[str, str]:
-    """Return who a client is: its connection, name, user, address, library and version; what it does not say is ""."""
+    """Return a client's connection, name, user, address, library and version; "" for each that is unknown."""
     said = connection.get("client_properties") or {}
     return {
         "connection": str(connection["name"]),

@@ -1,7 +1,7 @@
-"""`definitions convert`: make a definitions file of an older RabbitMQ one that a newer version imports.
+"""`definitions convert`: convert a definitions file from an older RabbitMQ so that a newer version can import it.
 
-Changes what the newer version refuses, or silently leaves out when it imports the file, and nothing else. What it
-accepts and ignores (x-queue-mode) stays, because clients that still declare a queue with it would get 406 otherwise.
+Changes only what the newer version refuses, or silently skips, when it imports the file. Settings that it accepts but
+ignores (x-queue-mode) stay; without them, clients that still declare a queue with them would get 406.
 """
 
 import copy
@@ -29,15 +29,16 @@ from mqtool.topology import DELAYED, Exchange, Queue
 
 Mirrored = Literal["classic", "quorum"]
 Delayed = Literal["relay", "leave-out", "plain"]
-#: Returns what a relay of delayed messages consists of, for an exchange and its type: the exchange that clients publish
-#: to, the queue that the relay consumes from, the exchange that routes due messages, and whether the relay declares it.
+#: Takes an exchange's name and type; returns the parts of its relay for delayed messages: the exchange that clients
+#: publish to, the queue that the relay consumes from, the exchange that routes due messages, and whether the relay
+#: declares that last exchange.
 RelayParts = Callable[[str, str], tuple[Exchange, Queue, Exchange, bool]]
 
-#: Arguments that only classic queues have, and that a quorum queue does without.
+#: Arguments that only classic queues have. They can be removed when a queue becomes a quorum queue.
 _CLASSIC_ONLY = ("x-queue-mode", "x-queue-version", "x-queue-master-locator")
-#: Arguments with which a classic queue does something that no quorum queue does.
+#: Arguments that give a classic queue a feature that quorum queues lack. None stands for any value.
 _NO_QUORUM = {"x-max-priority": None, "x-overflow": "reject-publish-dlx"}
-#: What holds the place of a policy that has no settings left: RabbitMQ ignores it, and refuses an empty definition.
+#: The definition of a policy that has no settings left. RabbitMQ ignores this one, but refuses an empty definition.
 _NOTHING: Mapping[str, Any] = {"queue-mode": "default"}
 
 
@@ -48,7 +49,7 @@ class Converted:
     Attributes:
         document: the file.
         changes: what was changed (Finding.what), and why (Finding.hint).
-        losses: what the file does not do any more, since nobody has decided what to do instead, and how to decide.
+        losses: features that the converted file lacks because no replacement was chosen, and how to choose one.
     """
 
     document: Json
@@ -69,9 +70,9 @@ def convert(
         document: the file, as definitions.read_document() returns it; it is not changed.
         to: the version of RabbitMQ that is to import it.
         relay_parts: what `mqtool delayed relay` declares.
-        mirrored: what mirrored queues become; None keeps them classic, which is a loss.
-        delayed: what becomes of x-delayed-message exchanges: exchanges of a relay, or without delay, or nothing; None
-            leaves them out, which is a loss.
+        mirrored: the type that mirrored queues get; None keeps them classic, and reports a loss.
+        delayed: how to convert x-delayed-message exchanges: for a relay ("relay"), without the delay ("plain"), or by
+            removing them ("leave-out"); None also removes them, and reports a loss.
     """
     found = Converted(copy.deepcopy(document))
     if to >= V4_0:
@@ -102,7 +103,7 @@ def _arguments(item: Json) -> Json:
 
 
 def _give_types(found: Converted) -> None:
-    """Name the types of queues that would get another one, the default of their virtual host."""
+    """State the types of queues that would otherwise be imported with their virtual host's default type."""
     defaults = default_queue_types(found.document)
     for queue in _items(found.document, "queues"):
         kind, default = type_of(queue), defaults.get(queue.get("vhost"), "classic")
@@ -183,7 +184,7 @@ def _convert_policies(found: Converted, original: Json, to: Version) -> None:
 
 
 def _settings_changes(kind: str, policy: Json, definition: Json, to: Version) -> Iterator[Finding]:
-    """Change the settings of a policy, and yield what was changed. Nothing may be left."""
+    """Change a policy's settings, and yield the changes. The policy may end up without settings."""
     mirroring = [name for name in definition if name.startswith("ha-")]
     for name in mirroring:
         del definition[name]
@@ -198,7 +199,7 @@ def _settings_changes(kind: str, policy: Json, definition: Json, to: Version) ->
 
 
 def _hidden_by(policy: Json, original: Json) -> Iterator[str]:
-    """Name the other policies that would apply to queues and exchanges of the file if this one did not."""
+    """Name the policies that would apply to queues and exchanges in the file if this policy did not exist."""
     others = [each for each in _items(original, "policies") if _name(each) != _name(policy)]
     names: set[str] = set()
     for section in ("queues", "exchanges"):
@@ -259,7 +260,7 @@ def _convert_exchanges(found: Converted, delayed: Delayed | None, relay_parts: R
 
 
 def _give_to_relay(document: Json, exchange: Json, parts: tuple[Exchange, Queue, Exchange, bool]) -> str:
-    """Make an exchange the entrance of a relay, and bind its queues to the relay's way out, whose name is returned."""
+    """Make an exchange a relay's input, and move its bindings to the relay's output exchange. Return the latter's name."""
     entrance, intake, out, _ = parts
     where = {"vhost": exchange["vhost"]} if "vhost" in exchange else {}
     for binding in _items(document, "bindings"):
@@ -290,7 +291,7 @@ def _with_bindings(document: Json, exchange: Json) -> str:
 
 
 def _convert_bindings(found: Converted) -> None:
-    """Simplify the keys of topic bindings with too many wildcards; a key that stays too complex is left out."""
+    """Simplify the keys of topic bindings with too many wildcards; remove bindings whose key remains too complex."""
     topics = {_name(each) for each in _items(found.document, "exchanges") if is_topic(each)}
     kept = []
     for binding in _items(found.document, "bindings"):

@@ -162,7 +162,7 @@ class Change:
     Attributes:
         kind: "policy", "exchange", "queue" or "binding".
         action: "add" the object; "change" it; "conflict" if it cannot be changed; "extra" if the file lacks it.
-        differences: for each setting that differs, the values on the broker and in the file; None for a missing value.
+        differences: for each setting that differs, its values on the broker and in the file; None if missing.
     """
 
     action: Action
@@ -189,7 +189,7 @@ def export(api: Management, vhost: str) -> Contents:
 
 
 def read_document(text: str, where: str) -> Json:
-    """Parse a definitions file named `where`; raise BadData if it is not one. Return everything in it."""
+    """Parse a definitions file named `where`, and return its whole contents; raise BadData if it is not valid."""
     try:
         told = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -209,7 +209,7 @@ def read_document(text: str, where: str) -> Json:
 
 
 def lines_of(text: str) -> dict[tuple[str, int], int]:
-    """Return the line of each object in a valid definitions file, by its section and its position there, from 0."""
+    """Return each object's line number in a valid definitions file, by its section and its position there, from 0."""
     decode, blank = json.JSONDecoder().raw_decode, re.compile(r"[\s,:]*")
 
     def next_token(place: int) -> int:
@@ -283,7 +283,7 @@ def _is_named_by_client(view: Json) -> bool:
 
 
 _TEXT, _OBJECT = (str, "text"), (dict, "an object")
-#: Fields of definitions that must be of a certain kind, if they are present. Old versions write [] for an empty object.
+#: Fields of definitions with a required type, if they are present. Old versions write [] for an empty object.
 _FIELDS: dict[str, tuple[type | tuple[type, ...], str]] = {
     **dict.fromkeys(("vhost", "type", "pattern", "apply-to", "routing_key", "destination_type"), _TEXT),
     **dict.fromkeys(("arguments", "definition", "metadata"), _OBJECT),

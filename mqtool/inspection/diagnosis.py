@@ -20,9 +20,9 @@ from mqtool.topology import Binding, Exchange, Queue
 Node = TypeVar("Node", bound=Hashable)
 
 _EXCHANGE_COLUMNS = ("name", "vhost", "type", "arguments", "policy", "message_stats.publish_in")
-#: The most paths of expired messages to follow, which limits the search if everything is bound to everything.
+#: The maximum number of paths of expired messages to follow. Keeps the search short if there are very many bindings.
 _WAYS = 100_000
-#: How the names of the queues of `bench` begin.
+#: Prefix of the names of queues that `bench` declares.
 _OF_BENCH = "mqtool-bench-"
 _BINDING_COLUMNS = ("source", "vhost", "destination", "destination_type", "routing_key", "arguments")
 
@@ -38,7 +38,7 @@ class Paths:
     Attributes:
         exchanges: all exchanges, as the management API describes them, by name.
         policies: the definition of each policy, by the policy's name.
-        expiring: queues with a message TTL and a dead-letter exchange, which messages can leave without a consumer.
+        expiring: queues with a message TTL and a dead-letter exchange, whose messages leave even without a consumer.
         bound: the names of exchanges that have bindings.
         bindings: bindings between exchanges, and those of the dead-letter exchanges of expiring queues.
     """
@@ -112,7 +112,7 @@ class Paths:
                 yield Finding("dead-letter-cycle", f"queue {names[0]!r}", what, hint, self.vhost)
 
     def _expiries(self) -> dict["_Place", list["_Place"]]:
-        """Return where expired messages go, for each queue and each routing key that its messages can have."""
+        """Return the queues that expired messages go to, for each queue and each routing key of its messages."""
         # Alternate exchanges are left out: not all of their bindings are known.
         exchanges = [
             Exchange(name, view["type"], arguments={**(view.get("arguments") or {}), "alternate-exchange": None})
@@ -213,12 +213,12 @@ def dead_end_findings(
         yield from paths.findings()
 
 
-#: The columns that the checks of queues need.
+#: The columns that the queue checks need.
 COLUMNS = (
     "name", "vhost", "type", "durable", "exclusive", "arguments", "effective_policy_definition", "consumers",
     "messages", "messages_ready", "messages_unacknowledged", "message_stats",
 )  # fmt: skip
-#: The greatest delay of statistics, in seconds.
+#: Statistics are at most this many seconds old.
 _LATE = 10.0
 
 
@@ -288,7 +288,7 @@ def _moves(queue: Json) -> bool:
 
 
 def rate(view: Json, name: str) -> float:
-    """Return the rate per second of a counter of a queue or a broker."""
+    """Return the rate per second of one of a queue's or broker's counters."""
     return float(((view.get("message_stats") or {}).get(f"{name}_details") or {}).get("rate") or 0.0)
 
 
@@ -357,7 +357,7 @@ def _of_queue(queue: Json, earlier: Json | None, exchanges: set[tuple[str, str]]
 
 
 def of_firehose(api: Management, vhost: str | None) -> Iterator[Finding]:
-    """Report virtual hosts with the firehose on, which somebody may have forgotten to switch off."""
+    """Report virtual hosts where the firehose is on, because somebody may have forgotten to switch it off."""
     for view in management.vhosts(api, ("name", "tracing")):
         if view.get("tracing") and vhost in (None, view["name"]):
             what = "has the firehose on: the broker copies each message, whether or not somebody looks"

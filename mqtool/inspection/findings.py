@@ -20,7 +20,7 @@ _WORST_FIRST = (
     *("delayed-exchange", "transient", "queue-argument", "queue-type", "binding-key", "policy-setting", "mirrored"),
     *("deprecated-feature", "delivery-count", "delivery-limit", "x-death", "lazy"),
 )
-#: Findings of the same problem that are described one by one.
+#: The maximum number of findings of the same problem to describe one by one.
 _APART = 3
 
 
@@ -33,7 +33,7 @@ class Finding:
         thing: the object with the problem, such as "queue 'jobs'".
         what: what is wrong, such as "is not running"; it is printed after the object.
         hint: what to do.
-        client: of a client: its connection, user, address, library and version.
+        client: if the problem is with a client, its connection, user, address, library and version.
         line: where a definitions file defines the object.
     """
 

@@ -15,7 +15,7 @@ from mqtool.management import Management
 from mqtool.spelling import as_text, did_you_mean
 
 Row = dict[str, Any]
-#: Yields objects of the management API with the given columns. The vhost None means all virtual hosts.
+#: Yields objects from the management API, with the given columns. If the vhost is None, lists all virtual hosts.
 Source = Callable[[Management, str | None, Sequence[str]], Iterable[Mapping[str, Any]]]
 
 
@@ -70,7 +70,7 @@ def _columns(text: str) -> dict[str, str]:
     return {name: path or name for name, _, path in words}
 
 
-#: The columns that count a queue's messages.
+#: The columns with a queue's message counts.
 COUNTS = ("messages", "messages_ready", "messages_unacknowledged")
 #: Columns that do not require the broker to compute statistics.
 _AT_ONCE = {*COUNTS, "name", "vhost", "type", "durable", "auto_delete", "arguments"}

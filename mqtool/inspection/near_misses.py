@@ -51,7 +51,7 @@ def nearest(
 
 
 def _distance(kind: str, binding: Binding, keys: Sequence[str], headers: Mapping[str, Any]) -> float | None:
-    """Return how many words or headers differ, a misspelling counting less than 1; None if too many differ."""
+    """Return how many words or headers differ, where a misspelling counts as less than 1; None if too many differ."""
     if kind == "topic":
         return min((far for far in (_topic_distance(binding.routing_key, key) for key in keys) if far), default=None)
     if kind == "direct":
@@ -96,7 +96,7 @@ def _fits(pattern: str, word: str) -> bool:
 
 
 def _costs(pattern: Sequence[str], words: Sequence[str]) -> list[list[float]]:
-    """Return edit distances: costs[i][j] is for the pattern's first i parts and the key's first j words."""
+    """Return edit distances: costs[i][j] is that between the pattern's first i parts and the key's first j words."""
     costs = [[float(column) for column in range(len(words) + 1)]]
     for part in pattern:
         above = costs[-1]

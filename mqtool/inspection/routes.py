@@ -38,7 +38,7 @@ class DeadLetters:
     """The exchange and queues that a message reaches if a queue dead-letters it.
 
     Attributes:
-        exchange, routing_key: the dead letter is published with these.
+        exchange, routing_key: those with which the dead letter is published.
         queues: the queues that receive the dead letter; None if the exchange does not exist. If None or empty, the
             message is lost.
         circular: True if further dead-lettering can bring the message back to this queue. RabbitMQ then drops the
@@ -60,8 +60,8 @@ class Route:
         queues: each queue that receives the message, with all paths to the queue.
         near_misses: bindings of the exchanges on the path that did not match, the nearest first.
         dead_letters: for each queue with a dead-letter exchange, among `queues` and the queues reached from those.
-        delay: milliseconds for which an x-delayed-message exchange delays the message before routing it.
-        unknown: exchanges on the path with a type that only the broker knows how to route.
+        delay: how long an x-delayed-message exchange delays the message before routing it, in milliseconds.
+        unknown: exchanges on the path whose type mqtool cannot route; only the broker can.
     """
 
     exchange: str
@@ -207,7 +207,7 @@ def _comes_back(queue: str, dead: Iterable[DeadLetters]) -> bool:
 
 
 def routing_type(exchange: Exchange) -> str:
-    """Return the type by which an exchange routes; for x-delayed-message, the argument x-delayed-type."""
+    """Return the type that determines how an exchange routes: for x-delayed-message, its argument x-delayed-type."""
     return str(exchange.arguments.get("x-delayed-type")) if exchange.type == DELAYED else exchange.type
 
 

@@ -74,11 +74,11 @@ _QUEUE_COLUMNS = ("name", "vhost", "type", "durable", "exclusive", "arguments", 
 _QUEUE_STATISTICS = ("message_stats.redeliver",)
 _BINDING_COLUMNS = ("vhost", "source", "destination", "destination_type", "routing_key")
 
-#: Arguments with which RabbitMQ 4.3 does not declare a classic queue, besides x-queue-version=1.
+#: Arguments that RabbitMQ 4.3 refuses for a classic queue, besides x-queue-version=1.
 REFUSED_ARGUMENTS = ("x-queue-master-locator", "x-consumer-timeout")
-#: The most `#` in the binding key of a topic exchange, from 4.3.5 on.
+#: The maximum number of `#` in a topic exchange's binding key, from 4.3.5 on.
 MOST_WILDCARDS = 2
-#: The default delivery limit of quorum queues from 4.0 on, and the count from which on a message is close to it.
+#: The default delivery limit of quorum queues from 4.0 on, and the delivery count that is close enough to report.
 _LIMIT, _CLOSE = 20, 15
 _CLASSIC = "classic"
 
@@ -116,7 +116,7 @@ def findings(api: Management, vhost: str | None, wanted: Version) -> Iterator[Fi
 def file_findings(document: Json, lines: Mapping[tuple[str, int], int], wanted: Version) -> Iterator[Finding]:
     """Find definitions that version `wanted` refuses or treats differently.
 
-    What it refuses is found whatever version the file comes from; the rest, if that version is older.
+    Refused definitions are always found; those treated differently, only if the file comes from an older version.
 
     Args:
         document: a definitions file, as definitions.read_document() returns it.
@@ -173,7 +173,7 @@ def visible_policies(api: Management, vhost: str | None, *, operator: bool = Fal
 
 
 def message_findings(queue: Json, headers: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
-    """Find out what RabbitMQ 4.0 does differently with messages of a queue of an older version, from their headers."""
+    """Check the headers of messages from a queue on an older version; report what RabbitMQ 4.0 does differently."""
     returned = max((_number(each.get("x-delivery-count")) for each in headers), default=0)
     if returned >= _CLOSE:
         what = f"has a message that was returned {returned} times: since RabbitMQ 4.0, the default limit is {_LIMIT}"
@@ -214,7 +214,7 @@ def default_queue_types(document: Json) -> dict[str | None, str]:
 
 
 def applied_policy(document: Json, section: str, item: Json) -> Json | None:
-    """Return the policy in a definitions file that applies to a queue or an exchange in it, if any."""
+    """Return the policy in a definitions file that applies to one of its queues or exchanges, if any."""
     kinds = ["all", section]
     if section == "queues":
         kind = type_of(item)
@@ -229,7 +229,7 @@ def applied_policy(document: Json, section: str, item: Json) -> Json | None:
 
 
 def matches(policy: Json, name: str) -> bool:
-    """True if the pattern of a policy matches a name; patterns that only Erlang understands match none."""
+    """True if a policy's pattern matches a name; False if it is a pattern that only Erlang can parse."""
     try:
         return re.search(policy.get("pattern") or "", name) is not None
     except re.error:
@@ -256,7 +256,7 @@ def mirrored(policy: Json) -> Iterator[Finding]:
 
 
 def refused_arguments(queue: Json) -> list[str]:
-    """Return the arguments of a queue with which RabbitMQ 4.3 does not declare it."""
+    """Return the arguments for which RabbitMQ 4.3 refuses to declare a queue."""
     arguments = queue.get("arguments") or {}
     if type_of(queue) != _CLASSIC:
         return []
@@ -286,7 +286,7 @@ def _of_queue(queue: Json, policy: Mapping[str, Any]) -> Iterator[Change]:
 
 
 def _of_type(queue: Json, default: str | None) -> Iterator[Change]:
-    """Report a queue in a file whose type changes on import, to the default of its virtual host."""
+    """Report a queue in a file if an import would change its type to its virtual host's default."""
     kind = type_of(queue)
     if "x-queue-type" not in (queue.get("arguments") or {}) and kind != (default or _CLASSIC):
         what = f"is a {kind} queue, and becomes a {default or _CLASSIC} queue when RabbitMQ imports the file"
@@ -310,7 +310,7 @@ def _of_policy(policy: Json) -> Iterator[Change]:
 
 
 def _of_parameter(parameter: Json) -> Iterator[Change]:
-    """Report operator policies, which definitions files have among the parameters."""
+    """Report operator policies, which definitions files list as parameters."""
     if parameter.get("component") == "operator_policy":
         yield from _of_policy({**parameter, **parameter["value"]})
 

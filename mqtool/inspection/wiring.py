@@ -18,7 +18,7 @@ from mqtool.management import Management, exchange_path
 from mqtool.management.api_client import Json
 from mqtool.topology import Binding, Exchange
 
-#: The maximum number of exchanges whose publishers are requested, with one request each.
+#: The maximum number of exchanges whose publishers are looked up. Each takes one request.
 _ASKED = 100
 _KEYS = 5
 
@@ -33,7 +33,7 @@ CONSUMER_COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Counter:
-    """A counter of the broker, and its rate per second."""
+    """One of the broker's counters, and its rate per second."""
 
     count: int = 0
     rate: float = 0.0
@@ -72,7 +72,7 @@ class Consumer:
 
 @dataclass(slots=True)
 class Node:
-    """An exchange with the destinations that are shown (`links`); `more` is the number of other bindings."""
+    """An exchange with the destinations to show (`links`); `more` is the number of other bindings."""
 
     exchange: Exchange
     published: Counter = Counter()
@@ -135,9 +135,9 @@ def look(
 
     Args:
         keep: the maximum number of destinations of each exchange, and of consumers of each queue; None for all.
-        only: include only these exchanges, and the exchanges and queues to which they route; empty for all. (In that
-            case, the default exchange is shown with only the queues that are bound to no other exchange.)
-        rates: include the rates of queues, which take the broker the longest to compute.
+        only: include only these exchanges, and the exchanges and queues to which they route; empty for all. (If all
+            are included, the default exchange is shown with only the queues that are bound to no other exchange.)
+        rates: include the queues' rates, which take the broker longest to compute.
     """
     exchanges = exchanges_of(api, vhost, only)
     wiring = Wiring(vhost, {name: Node(exchange) for name, exchange in sorted(exchanges.items(), key=_default_last)})

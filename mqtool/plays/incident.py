@@ -1,4 +1,4 @@
-"""The 'incident' play: a failure in production is recorded, pseudonymised, and replayed on another broker."""
+"""The 'incident' play: a production failure is recorded, pseudonymised, and replayed on another broker."""
 
 import json
 

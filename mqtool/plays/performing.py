@@ -20,7 +20,7 @@ from mqtool.stage.terminal import Audience, Guard, Place, QueueDepth
 if TYPE_CHECKING:
     from mqtool.management import Management
 
-#: Seconds between two counts of the messages in queues.
+#: Seconds between two readings of the queues' message counts.
 _BETWEEN_COUNTS = 0.2
 #: The version of RabbitMQ that the embedded broker behaves like for plays over AMQP 1.0.
 _AMQP_1_0 = "4.3"
@@ -53,7 +53,7 @@ def perform(play: Play, audience: Audience, guard: Guard, url: str | None = None
 
 
 def api_of(management: str) -> "Callable[[], Management]":
-    """Return a function that returns an embedded broker's management API."""
+    """Return a function that connects to an embedded broker's management API."""
 
     def find() -> "Management":
         from mqtool.management import Management
@@ -65,7 +65,7 @@ def api_of(management: str) -> "Callable[[], Management]":
 
 @contextmanager
 def _counting(management: str, audience: Audience) -> Iterator[None]:
-    """Within the block, tell the audience how many messages the broker's queues have, unless `management` is empty."""
+    """Context manager: report the queues' message counts to the audience. Does nothing if `management` is empty."""
     over = threading.Event()
 
     def count() -> None:
@@ -73,7 +73,7 @@ def _counting(management: str, audience: Audience) -> Iterator[None]:
 
         api, columns = api_of(management)(), ("name", "messages_ready", "messages_unacknowledged")
         while management and not over.wait(_BETWEEN_COUNTS):
-            with contextlib.suppress(MqtoolError):  # the broker is ending
+            with contextlib.suppress(MqtoolError):  # the broker is shutting down
                 audience.counted(
                     [QueueDepth(*(each[name] for name in columns)) for each in queue_totals(api, "/", columns)]
                 )
@@ -91,7 +91,7 @@ def _counting(management: str, audience: Audience) -> Iterator[None]:
 def embedded_broker(
     directory: Path, guard: Guard, stream_port: int | None = None, like: str = str(DEFAULT)
 ) -> Iterator[tuple[str, str]]:
-    """Run an embedded broker in memory. Yields its URL and the URL of its management API.
+    """Context manager: run an embedded broker in memory. Yields its URL and the URL of its management API.
 
     The broker runs in its own process, so that it does not affect the times that plays measure.
     """
@@ -110,7 +110,7 @@ def embedded_broker(
 
 @contextmanager
 def _cleared(play: Play, url: str) -> Iterator[tuple[str, str]]:
-    """Delete the play's queues and exchanges before and after the block. Yields the URL, and "" as management URL."""
+    """Context manager: delete the play's queues and exchanges on entry and exit. Yields the URL, and "" as API URL."""
     _remove(play, url)
     try:
         yield url, ""
@@ -123,7 +123,7 @@ def _cleared(play: Play, url: str) -> Iterator[tuple[str, str]]:
 
 
 def _remove(play: Play, url: str) -> None:
-    """Delete the queues and exchanges of a play, with their messages, from a broker that others use."""
+    """Delete a play's queues and exchanges, with their messages, from a broker that others also use."""
     with Connection(parse_addresses(url), name="mqtool tutorial") as connection:
         channel = connection.channel()
         try:

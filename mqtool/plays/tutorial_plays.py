@@ -36,7 +36,7 @@ HELLO_WORLD = Play(
 
 
 _QUICK_TASK = ["a", "b", "c", "d", "e"]
-#: Two dots are two seconds of work: meanwhile the other worker does all the quick tasks.
+#: Two dots are two seconds of work. In that time, the other worker handles all the quick tasks.
 _LONG_TASK = "long.."
 
 
@@ -336,7 +336,7 @@ PUBLISHER_CONFIRMS = Play(
 
 #: The second message must overtake the first, however long a busy machine takes to start its command.
 _DELAY_LONG, _DELAY_SHORT = 6, 1
-#: Names of the queues and exchanges that delay messages if the broker does not have the plugin.
+#: Names shared by the wait queues and their exchanges, which are used if the broker does not have the plugin.
 _DELAY_WAITING = (
     *(f"delay_exchange.exchange.delay.{seconds}s" for seconds in (_DELAY_LONG, _DELAY_SHORT)),
     "delayed_logs.exchange.delay.1s.classic",

@@ -165,7 +165,7 @@ def _peak_clipping(stage: Stage) -> None:
 
 
 class Shop:
-    """Sends orders to the command in a terminal, and measures the response time of each one.
+    """Sends orders to the command in a terminal, and measures the response time of each order.
 
     The first order is sent at once and not measured, since the program has to start first.
 
@@ -208,7 +208,7 @@ class Shop:
 
 
 class Gauge:
-    """Reads values repeatedly on its own thread, and shows a chart for each reading (title, unit and function)."""
+    """Measures values repeatedly on its own thread. Charts each reading: a title, a unit and a function to call."""
 
     def __init__(self, stage: Stage, *readings: tuple[str, str, Callable[[], float]]) -> None:
         self._audience = stage.audience
@@ -230,7 +230,7 @@ class Gauge:
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """Take readings only within the block, so that charts omit the time that the user spends reading."""
+        """Context manager: take readings until exit, so that charts omit the time that the user spends reading."""
         self._measuring.set()
         try:
             yield

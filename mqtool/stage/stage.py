@@ -1,4 +1,4 @@
-"""A play types a tutorial's commands and checks their output. Its stage has the terminals, the files and the checks."""
+"""Plays, which run a tutorial's commands and check their output, and stages, with the terminals and files they need."""
 
 import contextlib
 import signal
@@ -10,7 +10,7 @@ from typing import Self
 
 from mqtool.stage.terminal import Audience, CheckFailed, LineCount, Place, Terminal, wait_until
 
-#: Prefix of the play's queues and exchanges on a broker that others use too.
+#: Prefix of the play's queues and exchanges on a broker that others also use.
 APART = "demo."
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -47,19 +47,19 @@ class Stage:
         self.audience.say(" ".join(text.split()))
 
     def queue(self, name: str) -> str:
-        """The option that names a queue; "" if the tutorial's default name can be used."""
+        """The command-line option with a queue's name; "" if the tutorial's default name can be used."""
         return f" -q {self.name(name)}" if self.place.apart else ""
 
     def declared_queue(self, name: str) -> str:
-        """The options to receive from a queue and declare it; "" if the tutorial's default name can be used."""
+        """The options to declare a queue and receive from it; "" if the tutorial's default name can be used."""
         return f"{self.queue(name)} --declare" if self.place.apart else ""
 
     def exchange(self, name: str) -> str:
-        """The option that names an exchange; "" if the tutorial's default name can be used."""
+        """The command-line option with an exchange's name; "" if the tutorial's default name can be used."""
         return f" -e {self.name(name)}" if self.place.apart else ""
 
     def name(self, name: str) -> str:
-        """The name of a queue or exchange on this broker, with a prefix if others use the broker too."""
+        """The name of a queue or exchange on this broker, with a prefix if others also use the broker."""
         return APART + name if self.place.apart else name
 
     def file(self, name: str) -> Path:
@@ -88,7 +88,7 @@ class Play:
         play: runs the commands and checks the results.
         queues, exchanges: the names that its commands declare, without the prefix; `queues` includes streams.
         has_streams: True if the play needs a broker with a stream port.
-        protocol: of its commands, instead of AMQP 0-9-1; for MQTOOL_PROTOCOL.
+        protocol: the value of MQTOOL_PROTOCOL for its commands; empty for AMQP 0-9-1.
     """
 
     title: str
@@ -109,7 +109,7 @@ def lines_of(path: Path) -> list[str]:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Ignore signals within the block, so that they cannot interrupt a cleanup."""
+    """Context manager: ignore signals, so that they cannot interrupt a cleanup."""
     before = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
     try:
         yield

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """The values measured so far, ten per second, and their unit ("" for counts)."""
+    """A chart of the values measured so far, ten per second, and their unit ("" for counts)."""
 
     title: str
     unit: str
@@ -41,7 +41,7 @@ class Audience(Protocol):
     """Shows a tutorial or a drill to the user. Terminals call its methods from their own threads."""
 
     def on_broker(self, find: "Callable[[], Management] | None") -> AbstractContextManager[None]:
-        """Within the block, the commands use this broker. `find` returns its management API; None if it is unknown."""
+        """Context manager: the commands use this broker. `find` returns its management API; None if it is unknown."""
 
     def opened(self, names: Sequence[str]) -> None:
         """New terminals were opened, which replace the previous ones."""
@@ -132,7 +132,7 @@ class Guard:
 def _watch(reading: int) -> None:
     os.setsid()  # so that Ctrl-C does not reach the guard
     quiet = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):  # a reader of mqtool's output must not wait for the guard to end
+    for descriptor in (0, 1, 2):  # so that readers of mqtool's output see its end even while the guard runs
         os.dup2(quiet, descriptor)
     groups: set[int] = set()
     rest = b""
@@ -160,10 +160,10 @@ class Place:
         directory: the working directory of the commands.
         scratch: a directory for files that the user does not need to see.
         url: URL of the broker.
-        apart: True if others also use the broker, so that queues and exchanges need a prefix.
+        apart: True if others also use the broker; queues and exchanges then need a prefix.
         guard: kills the commands if mqtool is killed.
         stream_port: the broker's stream port; None if the commands find the port themselves.
-        protocol: for MQTOOL_PROTOCOL; empty for the default.
+        protocol: the value of MQTOOL_PROTOCOL; empty for the default.
     """
 
     directory: Path
@@ -176,7 +176,7 @@ class Place:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment variables of the commands: those of mqtool, with mqtool's own directory first in PATH."""
+        """The environment variables for the commands: those of mqtool, with mqtool's own directory first in PATH."""
         inherited = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
         streams = {} if self.stream_port is None else {"MQTOOL_STREAM_PORT": str(self.stream_port)}

@@ -32,7 +32,7 @@ def _quorum(name: str) -> Queue:
     return Queue(name, durable=True, arguments={"x-queue-type": "quorum"})
 
 
-#: The exchange that tutorials on the plugin for delayed messages declare.
+#: The exchange that tutorials about the delayed message plugin declare.
 DELAY_EXCHANGE = Exchange("delay_exchange", DELAYED, durable=True, arguments={"x-delayed-type": "direct"})
 
 
@@ -55,9 +55,9 @@ class Lines:
 
     Attributes:
         received, log, log_with_key: lines printed for a received message; each one ends with the body.
-        received_task: the line of a worker, if it is not that of a receiver.
+        received_task: the line that a worker prints, if it differs from a receiver's.
         got: the line for a reply.
-        key_in_body: True if emit-log direct and topic put the routing key in front of the body.
+        key_in_body: True if `emit-log direct` and `emit-log topic` put the routing key in front of the body.
         purges_requests: True if the RPC server purges its queue when it starts.
     """
 
@@ -109,7 +109,7 @@ _JAVA_AMQP = _PYTHON._replace(
     topic=Exchange("topic_logs", "topic", durable=True),
     headers=Exchange("headers_logs", "headers", durable=True),
 )
-#: For AMQP 1.0 without a dialect: its clients declare durable exchanges only.
+#: For AMQP 1.0 without a dialect, because clients can declare only durable exchanges over AMQP 1.0.
 AMQP10_NAMES = _JAVA_AMQP
 _GO_AMQP = _JAVA_AMQP._replace(direct=_GO_CLASSIC.direct, topic=_GO_CLASSIC.topic)
 NAMES = {
@@ -195,7 +195,7 @@ _DIFFERS = (
 def declaring_like(refusal: str) -> list[Dialect]:
     """Return the dialects whose settings match an existing queue or exchange, according to the broker's error.
 
-    Those of AMQP 1.0 tutorials are left out if others match, too.
+    Dialects of AMQP 1.0 tutorials are left out if others also match.
     """
     told = re.search(_DIFFERS, refusal)
 
@@ -212,7 +212,7 @@ def declaring_like(refusal: str) -> list[Dialect]:
 
 
 def declaring_otherwise(queue: Queue) -> list[Dialect]:
-    """Return the first dialect of each language that declares a queue of this name, but with different settings."""
+    """Return each language's first dialect that declares a queue of this name with different settings."""
     languages: dict[str, Dialect] = {}
     for dialect, names in NAMES.items():
         if any(thing.name == queue.name and thing != queue for thing in names):

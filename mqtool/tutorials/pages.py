@@ -49,7 +49,7 @@ _TERMINALS = {
     "stream-hello-world": (("receiver", "mqtool receive-stream"), ("sender", "mqtool send-stream")),
     "stream-offset-tracking": (("sender", "mqtool offset send"), ("receiver", "mqtool offset receive")),
 }
-#: What the names of tutorials over AMQP 1.0 begin with.
+#: Prefix of the names of tutorials over AMQP 1.0.
 AMQP10 = "amqp10-"
 _TERMINALS |= {
     f"{AMQP10}{name}": (("all of them", "export MQTOOL_PROTOCOL=amqp1.0"), *_TERMINALS[name]) for name in OVER_AMQP10

@@ -1,7 +1,7 @@
-"""What can be done from the page of `mqtool ui`. Each action is an mqtool command, which the page shows and can copy.
+"""The actions on the page of `mqtool ui`. Each one is an mqtool command, which the page shows and can copy.
 
-The page sends an action's name and the contents of its fields, never a command. The command runs as a process of its
-own, without a shell, for as long as the page reads its output.
+The page sends an action's name and the contents of its fields, never a command. The command runs in a process of its
+own, without a shell, and is stopped if the page stops reading its output.
 """
 
 import os
@@ -19,9 +19,9 @@ from mqtool.stage.terminal import Guard
 
 Json = dict[str, Any]
 
-#: How many commands run at the same time, and how many lines of output wait for a slow page.
+#: Limits: commands that run at the same time; lines of output that wait for a slow page; characters of each line.
 _AT_ONCE, _KEPT_LINES, _LINE_LENGTH = 8, 500, 2_000
-#: Seconds between two looks if the page is still there; and after TERM, until a command is killed.
+#: Seconds between two checks whether the page is still open; and from Ctrl-C (SIGINT) until a command is killed.
 _PAUSE, _LAST_WORDS = 0.2, 3.0
 _LONGEST = 4_000
 
@@ -37,12 +37,12 @@ class Field(NamedTuple):
 
 
 class Action(NamedTuple):
-    """An action: its form, and how to make the arguments of mqtool from the filled form.
+    """An action: its form, and a function that turns the completed form into mqtool's arguments.
 
     Attributes:
-        note: what it costs or does besides, for the page.
-        changes: False if it may be run on any broker.
-        only: "embedded" or "own" if only the embedded broker, or one that `broker up` started, can do it.
+        note: its cost or side effects, to show on the page.
+        changes: True if the broker must allow changes; False if any broker will do.
+        only: "embedded" if it needs the embedded broker; "own" if it needs one that `broker up` started.
     """
 
     label: str
@@ -54,7 +54,7 @@ class Action(NamedTuple):
 
 
 def _words(command: str, options: Iterable[tuple[str, str]], *arguments: str) -> list[str]:
-    """Return a command's arguments. Empty options are left out; nothing that was typed is taken for an option."""
+    """Return a command's arguments. Leaves out empty options; text that the user typed is never parsed as an option."""
     given = [
         word
         for name, value in options
@@ -89,7 +89,7 @@ _QUEUE = Field("queue", "Queue", "queue")
 _BODY = Field("body", "Body", value="hello")
 _HEADERS = Field("headers", "Headers: NAME=VALUE, one per line", "lines")
 
-#: By name. The page shows them in this order.
+#: The actions by name. The page shows them in this order.
 ACTIONS: Mapping[str, Action] = {
     "publish": Action(
         "Publish a message",
@@ -201,8 +201,8 @@ class Actions:
     """Runs the commands of actions.
 
     Args:
-        chosen: options of mqtool that choose the broker, as the user typed them, for each command.
-        url: the broker's URL without passwords, if the user typed it: shown in each command.
+        chosen: the options with which the user chose the broker; added to each command.
+        url: the broker's URL without passwords, if the user typed it; shown in each command.
         environment: variables for the commands, such as MQTOOL_URL.
         kinds: which of "change", "embedded" and "own" the broker allows.
         name: the broker's name in `broker restart`.
@@ -238,11 +238,11 @@ class Actions:
             }  # fmt: skip
 
     def preview(self, wanted: Json) -> Iterator[Json | None]:
-        """Yield the command of an action."""
+        """Yield the command that an action would run."""
         yield {"command": self._shown(self._words_of(wanted))}
 
     def run(self, wanted: Json) -> Iterator[Json | None]:
-        """Run an action; yield its command, what it prints, and its exit code. Close the iterator to end it."""
+        """Run an action; yield its command, its output and its exit code. Close the iterator to stop the command."""
         words = self._words_of(wanted)
         if not self._free.acquire(blocking=False):
             raise UsageError(f"{_AT_ONCE} commands are running", "stop one of them")
@@ -307,7 +307,7 @@ def _read(stream: Any, lines: deque[str]) -> None:
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End a command as Ctrl-C does, and what it has started."""
+    """Interrupt a command and its child processes, as Ctrl-C does; kill them if they do not exit."""
     for number in (signal.SIGINT, signal.SIGKILL):
         if process.poll() is not None:
             return

@@ -1,8 +1,8 @@
-"""Single messages of RabbitMQ for the page of `mqtool ui`: copies from a private queue, as `mqtool tap` gets them.
+"""Copies of single messages on RabbitMQ for the page of `mqtool ui`, from a private queue like that of `mqtool tap`.
 
-The private queue has the bindings of the other queues, so a message that no queue gets is still returned, or goes to
-the alternate exchange. The default exchange cannot be copied like this. RabbitMQ's firehose copies all messages, also
-those that are delivered; it costs the broker more. Neither says what happens to a message afterwards.
+The private queue has the same bindings as all other queues, so a message that no other queue receives is still
+returned, or goes to the alternate exchange. This does not work for the default exchange. RabbitMQ's firehose copies
+all messages that are published or delivered, but costs the broker more. Neither shows what happens to them afterwards.
 """
 
 import json
@@ -29,19 +29,19 @@ from mqtool.topology import Binding
 Json = dict[str, Any]
 Switch = Callable[[Channel], AbstractContextManager[None]]
 
-#: How many copies wait for the page; how many messages per second are shown, and with the same exchange and key.
+#: Limits: copies that wait for the page; messages shown per second; and those with the same exchange and key.
 _WAITING, _PER_SECOND, _PER_SECOND_ON_ARROW = 2_000, 100, 20
-#: More bindings than this are not copied.
+#: If the other queues have more bindings than this, they are not added to the private queue.
 _MAX_BINDINGS = 1_000
 _DELIVERED = "deliver."
 
 
 class Copies:
-    """Copies of messages, from a thread of its own. Close it in the end.
+    """Receives copies of messages on its own thread. Must be closed.
 
     Args:
         firehose: switches the firehose on within a `with` block; None to use bindings instead.
-        taps: those of all Copies of this process, which leave each other out.
+        taps: the taps of all Copies objects in this process, which ignore each other's queues.
     """
 
     def __init__(
@@ -68,10 +68,10 @@ class Copies:
         self._second, self._in_second = 0, Counter[tuple[str, str]]()
 
     def follow(self, api: Management, wiring: Wiring, names: Mapping[str, str]) -> None:
-        """Copy the messages that are routed by the current bindings.
+        """Start or continue to copy the messages that the current bindings route.
 
         Args:
-            names: the names that clients gave to their connections, by the broker's names.
+            names: the names that clients gave their connections, by the broker's names for these.
         """
         found = definitions.read(api, self._vhost)
         bindings = [firehose_of_exchange("#"), firehose_of_queue("#")] if self._firehose else self._all_of(found)
@@ -82,7 +82,7 @@ class Copies:
             self._start(bindings)
 
     def _all_of(self, found: definitions.Definitions) -> list[Binding]:
-        """Return the bindings of all queues, except to exchanges that divide messages among queues."""
+        """Return all bindings to queues, except those of exchange types whose routing mqtool does not know."""
         private = self.private
         return [
             binding
@@ -99,11 +99,11 @@ class Copies:
 
     @property
     def private(self) -> frozenset[str]:
-        """The names of private queues, which the picture leaves out."""
+        """The names of private queues, which are not shown on the page."""
         return frozenset(tap.queue for tap in [*self._taps])
 
     def events(self) -> Iterator[Json]:
-        """Yield what has happened since the last call."""
+        """Yield the events since the last call."""
         while self._events:
             yield self._events.popleft()
 
@@ -136,7 +136,7 @@ class Copies:
                 if self._is_shown(copy):
                     self._events += self._delivered(copy) if self._is_delivery(copy) else self._published(copy)
         except MqtoolError:
-            self._bound = None  # the next follow() starts again, and reports what is wrong
+            self._bound = None  # the next call of follow() tries again, and reports the error
 
     def _is_delivery(self, copy: Delivery) -> bool:
         return self._firehose is not None and copy.routing_key.startswith(_DELIVERED)
@@ -177,7 +177,7 @@ class Copies:
         return [event, *(ends or [{"what": "dropped", "t": now, "message": self._messages}])]
 
     def _publisher(self, copy: Delivery, exchange: str) -> str:
-        """Return the name of the client that published a message, as far as it is known."""
+        """Return the name of the client that published a message; if unknown, the user's name or "some publisher"."""
         if self._firehose is not None:
             connection = str(copy.headers.get("connection", ""))
             return self._names.get(connection, str(copy.headers.get("user", "")))
@@ -208,7 +208,7 @@ class Copies:
 
 
 def details(message: Delivery) -> Json:
-    """Describe a message, with the start of its body, as the embedded broker's events do."""
+    """Describe a message in the same format as the embedded broker's events, with the start of its body."""
     given = message.properties
     properties = {name: given[name] for name in PROPERTIES if name != "headers" and given.get(name) is not None}
     headers, properties = (json.loads(ndjson.as_json(each)) for each in (message.headers, properties))

@@ -1,11 +1,11 @@
 """The web server of `mqtool ui`: serves the page, and the records that the page shows, on this machine only.
 
-It is Python's own http.server: a thread for each open page is all that is needed, and a framework would take longer to
-import than the page takes to appear.
+It uses Python's own http.server. One thread per open page is enough, and importing a web framework would take longer
+than loading the page.
 
-Other pages in the same browser can send requests here. They cannot read the records: those need a secret, which is
-in the part of the page's address that browsers do not send. Unknown `Host` and `Origin` headers are refused, so that
-a page whose host name resolves to this machine (DNS rebinding) gets nothing at all.
+Other pages in the same browser can send requests to this server. They cannot read the records, because that takes a
+secret, which is in the part of the page's address that browsers do not send (the fragment). Requests with unknown
+`Host` or `Origin` headers are refused, so a page whose host name resolves to this machine (DNS rebinding) gets nothing.
 """
 
 import base64
@@ -44,28 +44,28 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
 }
-#: How many pages can be open, and how many of their requests are answered, at the same time.
+#: The maximum number of open pages, and of posted requests being answered at the same time.
 _MAX_PAGES, _MAX_ANSWERS = 16, 32
-#: How many bytes a page may send.
+#: The maximum size of a request's body, in bytes.
 _MAX_REQUEST = 64 << 10
 _HOST = "127.0.0.1"
 
-#: One record of the page's, such as an event. docs/reference/events.md describes them.
+#: A record for the page, such as an event. docs/reference/events.md describes the records.
 Json = dict[str, Any]
-#: Answers what a page sends with zero or more records; None while there is nothing new. Closed when the page goes away.
+#: Answers a page's request with records, and with None while there is nothing new. Closed when the page goes away.
 Answerer = Callable[[Json], Iterator[Json | None]]
 
 
 class PageServer:
-    """Serves the page in threads of its own until close() is called.
+    """Serves the page on its own threads until close() is called.
 
     Args:
-        records: yields the records for one open page; it is closed when the page is.
+        records: yields the records for one open page; closed when the page is closed.
         port: the port to listen on; 0 for any free one.
-        answers: what answers the requests that a page posts, by path, such as "/run". A page needs the secret.
+        answers: functions that answer a page's POST requests, by path, such as "/run". These require the secret.
 
     Attributes:
-        secret: a page needs it to read the records.
+        secret: a page must send it to read the records.
 
     Raises:
         Unavailable: the port is in use.
@@ -89,7 +89,7 @@ class PageServer:
         return f"http://{_HOST}:{self._server.server_port}/#{self.secret}"
 
     def close(self) -> None:
-        """Stop listening. Open pages end when the process does."""
+        """Stop listening. Connections of open pages last until the process exits."""
         self._server.shutdown()
         self._server.server_close()
 
@@ -103,11 +103,11 @@ class _Server(ThreadingHTTPServer):
         self.pages, self.answering = threading.Semaphore(_MAX_PAGES), threading.Semaphore(_MAX_ANSWERS)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: a page was closed, or sent something that is not HTTP."""
+        """Print nothing: a page was closed, or a client sent something that is not HTTP."""
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers the requests of one connection."""
+    """Answers the requests on one connection."""
 
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "mqtool", ""
@@ -185,7 +185,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_headers(HTTPStatus.OK, {"Content-Type": "application/x-ndjson", "Connection": "close"})
             for record in _with_errors(records):
                 if record is not None:
-                    # A page that does not read blocks this thread only; the broker forgets what it has missed.
+                    # A page that stops reading blocks only this thread; events that it misses are lost.
                     self.wfile.write(json.dumps(record).encode() + b"\n")
                 elif self._is_gone():
                     break

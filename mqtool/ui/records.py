@@ -1,7 +1,7 @@
-"""The records that the page of `mqtool ui` shows: topology, messages that are there, and what happens to them.
+"""The records that the page of `mqtool ui` shows: the topology, the waiting messages, and what happens to them.
 
-The embedded broker reports what happens to single messages. RabbitMQ has no such report: there, the records have the
-topology, the counts and the rates of the management API. docs/reference/events.md describes the records.
+The embedded broker reports what happens to single messages. RabbitMQ does not, so its records contain the topology, the
+counts and the rates from the management API. docs/reference/events.md describes the records.
 """
 
 import time
@@ -20,13 +20,13 @@ from mqtool.topology import Binding
 if TYPE_CHECKING:
     from mqtool.ui.copies import Copies
 
-#: Seconds between two requests for events, between two for the counts of RabbitMQ, and after an error.
+#: Seconds between two requests for events, between two requests for RabbitMQ's counts, and after an error.
 _BETWEEN_EVENTS, _BETWEEN_COUNTS, _AFTER_ERROR = 0.05, 1.5, 1.0
 #: Seconds between two records with counts.
 _BETWEEN_MOVES = 0.25
-#: The topology is not read more often than this, and for at most a fifth of the time.
+#: The minimum pause between two reads of the topology: in seconds, and as a multiple of the time that a read takes.
 _BETWEEN_LOOKS, _SHARE_OF_LOOKS = 0.3, 5
-#: How many destinations of an exchange, and consumers of a queue, the page shows; and keys of an arrow.
+#: The maximum number of an exchange's destinations and of a queue's consumers to show; and of an arrow's keys.
 _KEPT, _KEYS = 40, 4
 
 _COUNTS_ONLY = (
@@ -51,7 +51,7 @@ def records(
     Args:
         find: finds the management API; called again after an error, since a restarted broker may use another port.
         title: the broker's name and address, for the page's head.
-        copying: starts to copy single messages of RabbitMQ; None to show only counts and rates.
+        copying: starts copying single messages on RabbitMQ; None to show only counts and rates.
     """
     while True:
         try:
@@ -80,7 +80,7 @@ def _of_broker(api: Management, vhost: str, title: str, copying: Callable[[], "C
 
 
 def _events(api: Management, vhost: str, events: str, first: Json) -> Iterator[Json]:
-    """Yield what the embedded broker reports, starting with a snapshot."""
+    """Yield the embedded broker's topology, events and counts, starting with a snapshot."""
     topology, counts = _Topology(api, vhost), _Counts()
     number = None
     while True:
@@ -99,7 +99,7 @@ def _events(api: Management, vhost: str, events: str, first: Json) -> Iterator[J
         for event in found["events"]:
             yield {"kind": "event", **event}
         if not found["events"]:
-            # Nothing that is shown has happened: still, messages may have moved.
+            # There are no events to show, but the counts may have changed.
             found = {**found, **api.get(events, after=str(number), timeout="0")}
         if "queues" in found and counts.is_due():
             yield counts.moved(found)
@@ -125,7 +125,7 @@ class _Counts:
 
 
 class _Topology:
-    """Reads a virtual host's topology after changes, with pauses that keep the load of the broker low."""
+    """Reads a virtual host's topology when it has changed, with pauses that limit the load on the broker."""
 
     def __init__(self, api: Management, vhost: str) -> None:
         self._api = api
@@ -148,7 +148,7 @@ class _Topology:
 
 
 def _counts(api: Management, vhost: str, copies: "Copies | None") -> Iterator[Json]:
-    """Yield the topology and what the management API counts, every few seconds, and copies of messages meanwhile."""
+    """Yield the topology and the management API's counts every few seconds, and copies of messages in between."""
     known = _Names(api, vhost)
     while True:
         wiring = look(api, vhost, keep=_KEPT, rates=True)
@@ -175,7 +175,7 @@ def _counts(api: Management, vhost: str, copies: "Copies | None") -> Iterator[Js
 
 
 def _leave_out(wiring: Wiring, queue: str) -> None:
-    """Remove a private queue of mqtool's from a topology."""
+    """Remove one of mqtool's private queues from a topology."""
     wiring.queues.pop(queue, None)
     wiring.consumers.pop(queue, None)
     for name, node in [*wiring.exchanges.items()]:
@@ -184,7 +184,7 @@ def _leave_out(wiring: Wiring, queue: str) -> None:
 
 
 def _moved(wiring: Wiring, publishers: list[Json]) -> Json:
-    """Return how many messages there are and how many have moved; for consumers, only if a queue has just one."""
+    """Return the counts of queues, publishers and consumers; of consumers, only for queues that have exactly one."""
     consumers = {name: each[0] for name, each in wiring.consumers.items() if len(each) == 1}
     return {
         "queues": {name: [queue.ready, queue.unacked, queue.published.count] for name, queue in wiring.queues.items()},
@@ -245,7 +245,7 @@ def _client_of(consumer: Consumer) -> str:
 
 
 def _keys(source: str, link: Link) -> Json:
-    """Return an arrow's keys. The default exchange has none: each queue's is its own name."""
+    """Return an arrow's keys. None for the default exchange, where each queue's key is its own name."""
     keys = [] if source == "" else [_key(binding) for binding in link.bindings]
     return {"keys": keys[:_KEYS], "more": max(0, len(keys) - _KEYS) + link.more}
 
@@ -265,7 +265,7 @@ def _connection(channel: str) -> str:
 
 
 class _Names:
-    """The names that clients have given to their connections, by the broker's names for them."""
+    """The names that clients have given their connections, by the broker's names for these."""
 
     def __init__(self, api: Management, vhost: str) -> None:
         self._api = api
@@ -273,7 +273,7 @@ class _Names:
         self._before: dict[str, str] = {}
 
     def read(self) -> dict[str, str]:
-        """Return the names, and those of the last call: a consumer may be listed after its connection has gone."""
+        """Return the names, and those of the last call: a consumer may be listed after its connection was closed."""
         found = management.connections(self._api, self._vhost, ("name", "user_provided_name"))
         before = self._before
         self._before = {each["name"]: each["user_provided_name"] for each in found if each.get("user_provided_name")}
