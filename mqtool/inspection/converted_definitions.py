@@ -260,7 +260,7 @@ def _convert_exchanges(found: Converted, delayed: Delayed | None, relay_parts: R
 
 
 def _give_to_relay(document: Json, exchange: Json, parts: tuple[Exchange, Queue, Exchange, bool]) -> str:
-    """Make an exchange a relay's input, and move its bindings to the relay's output exchange. Return the latter's name."""
+    """Make an exchange the input of a relay, and move its bindings to the relay's output; return the output's name."""
     entrance, intake, out, _ = parts
     where = {"vhost": exchange["vhost"]} if "vhost" in exchange else {}
     for binding in _items(document, "bindings"):

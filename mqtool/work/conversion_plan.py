@@ -1,4 +1,4 @@
-"""What a conversion of a queue does: the new type and arguments, what changes with them, and what prevents it.
+"""Plans for queue conversions: the new type and arguments, their effects, and what prevents a conversion.
 
 Functions that take a Management raise the errors of Management.get().
 """
@@ -22,7 +22,7 @@ PLAN = "x-mqtool-convert"
 QueueType = Literal["classic", "quorum", "stream"]
 
 _ALL: frozenset[str] = frozenset({"classic", "quorum", "stream"})
-#: The queue types that have an argument. Other arguments are kept with any type.
+#: The queue types that support each argument. Arguments that are not listed are kept for any type.
 _OF_TYPE = {
     "x-queue-mode": {"classic"},
     "x-queue-version": {"classic"},
@@ -47,7 +47,7 @@ _OF_TYPE = {
     "x-stream-max-segment-size-bytes": {"stream"},
     "x-initial-cluster-size": {"stream"},
 }
-#: Arguments without which a queue behaves differently: leaving one out takes an explicit --argument NAME:=null.
+#: Arguments whose loss would change a queue's behaviour. Removing one requires an explicit --argument NAME:=null.
 _MATTERS = {
     "x-max-priority": "its messages have priorities, which {to} queues do not have",
     "x-message-ttl": "its messages expire, which those of a {to} do not",
@@ -57,16 +57,16 @@ _MATTERS = {
     "x-expires": "it expires, which a {to} does not",
     "x-max-age": "its messages expire by age, which those of {to} queues do not",
 }
-#: Keys of policies that would remove messages from the queues that hold them during a conversion.
+#: Policy keys that would remove messages from the queues that hold them during a conversion.
 _LIMITS = {"message-ttl", "expires", "max-length", "max-length-bytes", "delivery-limit"}
-#: Exchange types for which one more binding does not change where messages go.
+#: Exchange types for which an additional binding does not change where other bindings route messages.
 _PLAIN_TYPES = ("direct", "fanout", "topic", "headers", DELAYED)
-#: The most messages of one transaction, and the bytes that may be on their way to mqtool.
+#: The maximum number of messages in one transaction, and of bytes that the broker may be sending to mqtool.
 _AT_ONCE, _BYTES = 500, 32 << 20
 
 
 class Definition(NamedTuple):
-    """The type of a queue, whether it is durable, and its arguments without x-queue-type."""
+    """A queue's type, whether it is durable, and its arguments except x-queue-type."""
 
     type: str
     durable: bool
@@ -74,12 +74,12 @@ class Definition(NamedTuple):
 
     @classmethod
     def of(cls, view: Json) -> "Definition":
-        """Read a queue of the management API."""
+        """Read the definition from a queue as the management API describes it."""
         arguments = {name: value for name, value in (view.get("arguments") or {}).items() if name != "x-queue-type"}
         return cls(view.get("type") or "classic", bool(view.get("durable")), arguments)
 
     def named(self, name: str) -> Queue:
-        """The queue to declare."""
+        """Return the queue to declare under this name."""
         return Queue(name, self.durable, arguments={**self.arguments, "x-queue-type": self.type})
 
 
@@ -87,12 +87,12 @@ class Names(NamedTuple):
     """The queues and exchanges that a conversion declares.
 
     Attributes:
-        held: the queue with the messages of the converted queue, and with the plan.
-        meanwhile: the queue, and its exchange, for messages that are published to exchanges meanwhile.
-        through: the exchange through which messages reach the converted queue; bound as the queue was.
-        back: the exchange by which messages return, with their routing keys.
+        held: the queue that holds the converted queue's messages, and the plan.
+        meanwhile: a queue and its exchange, for messages that are published during the conversion.
+        through: the exchange through which messages reach the converted queue; it takes over the queue's bindings.
+        back: the exchange through which messages return with their routing keys.
         lock: a queue that only one connection can declare.
-        trial: a queue to find out whether the broker accepts the new arguments.
+        trial: a queue that tests whether the broker accepts the new arguments.
     """
 
     held: str
@@ -122,12 +122,12 @@ class Refusal(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """A conversion.
+    """The plan of a conversion.
 
     Attributes:
         queue: the name of the queue.
-        source, target: its definition before and after.
-        at_once: the number of messages in one transaction. The same for all runs: see queue_conversion.py.
+        source, target: the queue's definition before and after the conversion.
+        at_once: the number of messages in one transaction. It must be the same for all runs: see queue_conversion.py.
     """
 
     queue: str
@@ -140,12 +140,12 @@ class Plan:
         return Names.of(self.queue)
 
     def as_text(self) -> str:
-        """The plan as the value of a queue argument."""
+        """Return the plan as the value of a queue argument."""
         return json.dumps(asdict(self) | {"source": self.source._asdict(), "target": self.target._asdict()})
 
     @classmethod
     def parsed(cls, text: str) -> "Plan":
-        """Raises BadData if the text is not a plan."""
+        """Parse the value of a queue argument; raise BadData if it is not a plan."""
         try:
             said = json.loads(text)
             definitions = {name: Definition(**said[name]) for name in ("source", "target")}
@@ -158,11 +158,11 @@ class Plan:
 
 @dataclass
 class Prospect:
-    """A plan, and what is to be known before it is carried out.
+    """A plan, and what the user should know before it is carried out.
 
     Attributes:
-        refusals: why it cannot be carried out.
-        remarks: what changes for clients.
+        refusals: the reasons why it cannot be carried out.
+        remarks: the changes that affect clients.
         bindings: the bindings of the queue, as the API describes them.
         messages: the number of ready messages.
     """
@@ -175,7 +175,7 @@ class Prospect:
 
 
 def view_of(api: Management, vhost: str, name: str) -> Json | None:
-    """The queue as the API describes it; None if there is no such queue."""
+    """Return a queue as the API describes it; None if there is no such queue."""
     try:
         view: Json = api.get(path("queues", vhost, name))
     except NotFound:
@@ -184,7 +184,7 @@ def view_of(api: Management, vhost: str, name: str) -> Json | None:
 
 
 def bindings_of(api: Management, vhost: str, name: str, *, exchange: bool = False) -> list[Json]:
-    """The bindings of a queue or an exchange, as the API describes them, except the one to the default exchange."""
+    """Return a queue's or an exchange's bindings as the API describes them, except that to the default exchange."""
     where = (
         exchange_path(vhost, name, "bindings", "destination") if exchange else path("queues", vhost, name, "bindings")
     )
@@ -195,7 +195,7 @@ def bindings_of(api: Management, vhost: str, name: str, *, exchange: bool = Fals
 
 
 def under_way(api: Management, vhost: str) -> Iterator[Plan]:
-    """Yield the plans of the conversions that have begun and not ended."""
+    """Yield the plans of unfinished conversions."""
     for view in management.queues(api, vhost, ("name", "arguments")):
         text = (view.get("arguments") or {}).get(PLAN)
         if isinstance(text, str):
@@ -203,18 +203,18 @@ def under_way(api: Management, vhost: str) -> Iterator[Plan]:
 
 
 def plan_under_way(api: Management, vhost: str, queue: str) -> Plan | None:
-    """The plan of the conversion of a queue that has begun and not ended, if any."""
+    """Return the plan of a queue's unfinished conversion, if any."""
     view = view_of(api, vhost, Names.of(queue).held)
     text = ((view or {}).get("arguments") or {}).get(PLAN)
     return Plan.parsed(text) if isinstance(text, str) else None
 
 
 def prospect(api: Management, vhost: str, queue: str, to: str | None, changes: Mapping[str, Any]) -> Prospect:
-    """Find out what a conversion would do, without doing anything.
+    """Find out what a conversion would do, without changing anything.
 
     Args:
         to: the new type; None keeps it.
-        changes: arguments to set; those that are None are left out.
+        changes: arguments to set; a value of None removes the argument.
 
     Raises:
         NotFound: there is no such queue.
@@ -288,7 +288,7 @@ def _of_consumers(view: Json) -> Iterator[Refusal]:
             "stop them, or cancel them with --force",
             is_final=False,
         )
-    elif "consumer_details" not in view and (count := view.get("consumers")):  # which RabbitMQ counts now and then
+    elif "consumer_details" not in view and (count := view.get("consumers")):  # RabbitMQ updates it periodically
         yield Refusal(f"{counted(count, 'consumer')} would be cancelled", "stop them, or say --force", is_final=False)
     elif (count := view.get("messages_unacknowledged")) and not plan_is_ours(view):
         yield Refusal(
@@ -298,7 +298,7 @@ def _of_consumers(view: Json) -> Iterator[Refusal]:
 
 
 def plan_is_ours(view: Json) -> bool:
-    """True if a queue is one that a conversion has declared."""
+    """True if a queue was declared by a conversion."""
     return PLAN in (view.get("arguments") or {})
 
 
@@ -308,7 +308,7 @@ def _client(consumer: Json) -> str:
 
 
 def _of_channels(api: Management, vhost: str, view: Json, to: str) -> Iterator[Refusal]:
-    """Quorum queues and streams refuse consumers on channels with a prefetch limit for the whole channel."""
+    """Yield consumers whose channel has a channel-wide prefetch limit, which quorum queues and streams refuse."""
     if to == "classic" or not view.get("consumer_details"):
         return
     shared = {each["name"] for each in management.channels(api, vhost, ("name", "global_prefetch_count"))
@@ -322,7 +322,7 @@ def _of_channels(api: Management, vhost: str, view: Json, to: str) -> Iterator[R
 
 
 def _of_policies(api: Management, vhost: str, plan: Plan) -> Iterator[Refusal]:
-    """Policies that would remove messages from the queues that hold them."""
+    """Yield policies that would remove messages from the queues that hold them."""
     for policy in _policies(api, vhost):
         limits = sorted(_LIMITS & (policy.get("definition") or {}).keys())
         if limits and any(_matches(policy, name, "quorum") for name in (plan.names.held, plan.names.meanwhile)):
@@ -344,12 +344,12 @@ def _policies(api: Management, vhost: str) -> list[Json]:
 
 
 def _matches(policy: Json, name: str, kind: str) -> bool:
-    """True if a policy applies to a queue of this name and type, as far as the name is concerned."""
+    """True if a policy's pattern and queue type match; ignores other policies, which may have a higher priority."""
     if policy.get("apply-to", "all") not in ("all", "queues", f"{kind}_queues", f"{kind}s"):
         return False
     try:
         return re.search(policy["pattern"], name) is not None
-    except re.error:  # of Erlang's syntax only
+    except re.error:  # a pattern that only Erlang can parse
         return True
 
 
@@ -371,7 +371,7 @@ def _remarks(api: Management, vhost: str, view: Json, plan: Plan, dropped: list[
 
 
 def _of_policy(api: Management, vhost: str, plan: Plan) -> Iterator[str]:
-    """What happens to the settings that policies add."""
+    """Describe what happens to the settings that policies add."""
     for policy in _policies(api, vhost):
         before, after = (_matches(policy, plan.queue, each.type) for each in (plan.source, plan.target))
         if before and not after:
@@ -389,7 +389,7 @@ def _has_key(kind: str, key: str) -> bool:
 
 
 def _default_exchange_rate(view: Json) -> float | None:
-    """Messages per second through the default exchange, as the API knows; None if there were none lately."""
+    """Return the messages per second through the default exchange, according to the API; None if it shows no rate."""
     for each in view.get("incoming") or []:
         if (each.get("exchange") or {}).get("name") == "":
             stats = each.get("stats") or {}

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from mqtool.errors import MqtoolError, UsageError
 
-#: Seconds between two checks of another worker's claim, and to wait for SQLite's lock.
+#: Seconds between two checks of another worker's claim, and seconds to wait for SQLite's lock.
 _LOOK, _PATIENCE = 0.05, 30.0
 #: Seconds between two removals of messages that are older than the window.
 _SWEEP = 60.0
@@ -57,7 +57,7 @@ WHERE broker = ? AND queue = ? AND client = ? AND message_id = ?
 
 
 class MessageKey(NamedTuple):
-    """Identifies a message. An id is unique only within a queue; the id of an RPC request, only within its client."""
+    """Identifies a message. An id is unique only within a queue; the id of an RPC request, only for one client."""
 
     broker: str
     queue: str
@@ -90,7 +90,7 @@ class HandledMessages:
         self._swept = 0.0
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # It may hold replies. SQLite gives its other files the same mode.
+            # The store may contain replies. SQLite gives its other files the same mode.
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
             self._store = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
             self._store.execute("PRAGMA journal_mode = WAL")
@@ -138,11 +138,11 @@ class HandledMessages:
             time.sleep(_LOOK)
 
     def done(self, key: MessageKey, reply: bytes | None = None) -> None:
-        """Store that a message is done. Call this before acknowledging the message."""
+        """Record that a message is done. Call this before acknowledging the message."""
         self._store_handled(key, None if reply is None else reply.decode(), None)
 
     def dead_lettered(self, key: MessageKey, returns: int) -> None:
-        """Store that a message was dead-lettered after `returns` redrives. Call this before acknowledging."""
+        """Record that a message was dead-lettered after `returns` redrives. Call this before acknowledging."""
         self._store_handled(key, None, returns)
 
     def failed(self, key: MessageKey) -> None:

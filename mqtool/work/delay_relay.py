@@ -3,17 +3,17 @@
     publishers ──> (tasks) ──> [tasks.relay] ──> mqtool ── x-delay: 5000 ──> wait queues ···5 s···> (tasks.relayed)
                                                     └───── no x-delay ────────────────────────────────────^
 
-Publishers use the exchange `tasks`, as they used that of the plugin. Queues are bound to `tasks.relayed`, which routes
+Publishers use the exchange `tasks` in the same way as the plugin's. Queues are bound to `tasks.relayed`, which routes
 due messages. All queues in between are quorum queues (see delays/wait_queues.py), and a message is acknowledged in
-`tasks.relay` once the broker has confirmed it in the next queue. So it is in at least one queue at every moment, and
-relays can be killed and run side by side. A relay keeps up to _AT_ONCE messages in memory, all of them unacknowledged.
+`tasks.relay` once the broker has confirmed it in the next queue. So it is in at least one queue at any time, and relays
+can be killed, and can run in parallel. A relay keeps up to _AT_ONCE messages in memory, all of them unacknowledged.
 
-A wait queue may have no leader: after RabbitMQ was killed just after it had declared the queue, or while a cluster
-elects one. It would confirm nothing, and block the channel. So before a relay publishes to a wait queue for the first
-time on a connection, a thread asks the queue for an answer, on a connection beside: RabbitMQ closes it after half a
-minute without a leader. Without an answer, messages wait in another queue.
+A wait queue may have no leader: because RabbitMQ was killed just after it had declared the queue, or while a cluster
+elects one. Such a queue confirms nothing, and blocks the channel. So before a relay first publishes to a wait queue on
+a connection, a thread checks that the queue answers. It uses a separate connection, because RabbitMQ closes that after
+half a minute if there is no leader. If the queue does not answer, messages wait in another queue.
 
-A relay must not reconnect: its deliveries and their due times are of one connection. The command starts another one.
+A relay must not reconnect, since its deliveries are valid on one connection only. Instead, the command starts another.
 """
 
 import threading
@@ -36,27 +36,27 @@ from mqtool.topology import Exchange, Queue
 from mqtool.work.held_messages import has_leader
 from mqtool.work.transfer import name_of, not_taken
 
-#: The maximum number of messages that a relay has taken and not acknowledged.
+#: The maximum number of a relay's unacknowledged messages.
 _AT_ONCE = 200
-#: Seconds to wait for the next delivery before looking whether the relay must stop.
+#: Seconds to wait for the next delivery before checking whether the relay must stop.
 _LOOK = 1.0
 #: Seconds to wait for the next delivery while wait queues have not answered, and while messages are unconfirmed. After
-#: this time, the relay waits for confirms, and takes no delivery meanwhile.
+#: that, the relay waits for confirms without receiving more deliveries.
 _CHECK, _MOMENT = 0.005, 0.05
-#: Seconds after which another wait queue is used instead of one that has not answered: in general, and if half of the
-#: messages that the relay may take wait for answers; and after which the queue counts as one that has no leader.
+#: Seconds to wait for an answer from a wait queue before using another queue; the same if half of _AT_ONCE messages are
+#: waiting for answers; and before concluding that the queue has no leader.
 _SLOW, _PRESSED, _DEAD = 3.0, 0.5, 10.0
-#: The maximum number of wait queues to ask at the same time.
+#: The maximum number of wait queues to check at the same time.
 _ASKED = 200
-#: No message is dropped, however often relays are killed: RabbitMQ 4 drops messages after 20 deliveries by default.
+#: RabbitMQ 4 drops messages after 20 deliveries by default; this keeps them however often relays are killed.
 _INTAKE = {"x-queue-type": "quorum", "x-delivery-limit": 2**31 - 1}
 #: The plugin's header, in milliseconds; it is negative once the delay is over.
 _X_DELAY = "x-delay"
-#: The header with the time of publication, in milliseconds since 1970, that RabbitMQ's interceptor sets.
+#: The header in which RabbitMQ's interceptor stores the time of publication, in milliseconds since 1970.
 _PUBLISHED = "timestamp_in_ms"
-#: Headers that the broker or mqtool has added to a message that waited before.
+#: Headers that the broker or mqtool added if the message has been delayed before.
 _NOT_THEIRS = {"x-delivery-count", "x-acquired-count", DUE, "mqtool-then"}
-#: Milliseconds after which a message is tried again that a queue has rejected, for example because it is full.
+#: Milliseconds until a message is retried after a queue has rejected it, for example because the queue is full.
 _AGAIN = 1000
 
 
@@ -77,21 +77,21 @@ class RelayNames(NamedTuple):
 
     @classmethod
     def of(cls, name: str, kind: str = "direct", to: str | None = None) -> "RelayNames":
-        """The names for an exchange, and for the type or the name of the exchange for due messages."""
+        """Return the relay for an exchange. `kind` and `to` are the type and name of the exchange for due messages."""
         entrance = Exchange(name, "fanout", durable=True)
         out = Exchange(name_for(entrance, "relayed") if to is None else to, kind, durable=True)
         intake = Queue(name_for(entrance, "relay"), durable=True, arguments={**_INTAKE, RELAY: out.name})
         return cls(entrance, intake, out, to is None)
 
     def declare(self, channel: Channel, *, keep_type: bool) -> None:
-        """Declare them, and bind the queue.
+        """Declare the exchanges and the queue, and bind the queue.
 
         Args:
-            keep_type: use the exchange for due messages as it is, if it exists.
+            keep_type: if the exchange for due messages exists, use it whatever its type is.
 
         Raises:
-            NotFound: the exchange for due messages does not exist, and is not ours.
-            DeclaredDifferently: one of them exists with other settings.
+            NotFound: the exchange for due messages does not exist, and is not declared by the relay.
+            DeclaredDifferently: an exchange or the queue exists with other settings.
         """
         if not self.is_ours:
             administration.expect(channel, self.out)
@@ -117,9 +117,9 @@ class Taken(NamedTuple):
     """A delivery to relay.
 
     Attributes:
-        delay: its delay in milliseconds; 0 if it goes on at once.
+        delay: its delay in milliseconds; 0 to publish it at once.
         due: its due time, in milliseconds since 1970.
-        wait: the milliseconds to wait in wait queues, if these have been chosen.
+        wait: the milliseconds to wait in wait queues; None if the wait queues have not been chosen yet.
     """
 
     delivery: Delivery
@@ -129,14 +129,14 @@ class Taken(NamedTuple):
 
 
 class WaitQueueChecks:
-    """Finds out which wait queues have a leader, while messages for others are relayed.
+    """Checks in the background which wait queues have a leader, so that messages for other queues can be relayed.
 
     Attributes:
         avoided: the queues that do not answer.
 
     Args:
-        connection: the checks use another connection to its broker.
-        dead: the queues that are known to have no leader. A queue that is found to have none is added.
+        connection: the checks use a separate connection to the same broker.
+        dead: the queues that are known to have no leader; extended when another one is found.
     """
 
     def __init__(self, connection: Owner, dead: set[str], warn: Warn) -> None:
@@ -145,7 +145,7 @@ class WaitQueueChecks:
         self._dead = dead
         self._warn = warn
         self._answered: set[str] = set()
-        #: For each queue that was asked, its answer, and when it was asked (time.monotonic()).
+        #: For each unanswered check, by queue: its result, and the time when it started (time.monotonic()).
         self._asked: dict[str, tuple[Future[bool], float]] = {}
         self._threads = ThreadPoolExecutor(_ASKED)
         self._lock = threading.Lock()
@@ -168,7 +168,7 @@ class WaitQueueChecks:
         return bool(self._asked)
 
     def have_answered(self, queues: Sequence[str]) -> bool:
-        """Return True if all these queues have a leader. Ask those that have not been asked yet."""
+        """Return True if all these queues are known to have a leader. Start checking those that are not known."""
         unknown = [queue for queue in queues if queue not in self._answered]
         for queue in unknown:
             if queue not in self._asked:
@@ -177,7 +177,7 @@ class WaitQueueChecks:
         return not unknown
 
     def have_changed(self, *, is_pressed: bool) -> bool:
-        """Return True if some queues have answered, or are avoided from now on, since the last call.
+        """Return True if, since the last call, any queues have answered or have been added to `avoided`.
 
         Args:
             is_pressed: many messages wait for answers.
@@ -196,14 +196,14 @@ class WaitQueueChecks:
         return before != (len(self._asked), len(self.avoided))
 
     def _has_leader(self, queue: str) -> bool:
-        """Ask a queue. Called on a thread."""
+        """Check whether a queue has a leader. Runs on a thread of the pool."""
         while True:
             asked = self._connected()
             try:
                 return has_leader(asked, queue, _DEAD)
             except NotFound:
-                return True  # deleted meanwhile: the broker returns the message
-            except Unavailable:  # because of another queue, which has no leader
+                return True  # it has been deleted: the broker will return the message
+            except Unavailable:  # the connection was closed because another queue has no leader
                 with self._lock:
                     if self._beside is asked:
                         self._beside = None
@@ -234,15 +234,15 @@ class Relay:
     """Moves messages from its queue into wait queues, or to the exchange for due messages.
 
     Attributes:
-        counts: the numbers of messages that were "delayed", went on "at once", or were "unroutable".
+        counts: the number of messages that were "delayed", published "at once", or "unroutable".
 
     Args:
-        source: consumes. Must not reconnect.
-        target: publishes. Must not reconnect.
-        user: the user that both are logged in as, who may not publish messages of other users.
-        counts: to go on counting.
-        dead: the wait queues that are known to have no leader, to go on avoiding them.
-        by_timestamps: delays begin at the time in the header timestamp_in_ms, if a message has it.
+        source: the channel to consume from. Must not reconnect.
+        target: the channel to publish to. Must not reconnect.
+        user: the user that both channels are logged in as, who may not publish messages with other users' ids.
+        counts: the counts of earlier relays, to be continued.
+        dead: the wait queues that are known to have no leader, and are not used.
+        by_timestamps: delays start at the time in the header timestamp_in_ms, if a message has it.
     """
 
     def __init__(
@@ -268,15 +268,15 @@ class Relay:
         self._through = ThroughQueues(target, Destination(to=names.out), warn, self._checks.avoided)
         self._consumer = source.consumer(names.intake, Receiving(_AT_ONCE, acknowledge=False))
         self._deliveries = self._consumer.deliveries()
-        #: Published deliveries, and from when on each may be acknowledged once it is confirmed (time.monotonic()).
+        #: Published deliveries, each with the earliest time (time.monotonic()) to acknowledge it once it is confirmed.
         self._on_their_way: deque[tuple[Delivery, float]] = deque()
         #: Deliveries to publish next, and those whose wait queue has not answered yet.
         self._next: deque[Taken] = deque()
         self._parked: list[Taken] = []
         self._confirmed: list[Delivery] = []
-        #: Confirmed deliveries whose wait queue is too young to survive a kill of the broker.
+        #: Confirmed deliveries whose wait queue was declared too recently to survive a kill of the broker.
         self._held_back: deque[tuple[Delivery, float]] = deque()
-        # The embedded broker has a declaration on disk before it replies.
+        # The embedded broker writes a declaration to disk before it replies.
         self._young = 0.0 if source.connection.broker_to_show == "the embedded broker" else YOUNG
 
     def run(self) -> None:
@@ -297,7 +297,7 @@ class Relay:
                 time.sleep(max([0.0, *(safe - time.monotonic() for _, safe in self._held_back)]))
                 self._acknowledge()
                 return
-            except (BadData, UsageError) as error:  # it cannot be encoded; those before it are confirmed
+            except (BadData, UsageError) as error:  # the message cannot be encoded; earlier ones are confirmed
                 self._warn(f"{name_of(self._on_their_way.pop()[0])} stays in {self._names.intake.name}: {error}")
 
     def _messages(self) -> Iterator[Message | None]:
@@ -332,7 +332,7 @@ class Relay:
         return Taken(delivery, delay, began + delay)
 
     def _delay(self, delivery: Delivery) -> int:
-        """Return the milliseconds to delay a message; 0 with a warning if the plugin would close its connection."""
+        """Return a message's delay in milliseconds; 0, with a warning, if its x-delay is not valid."""
         try:
             delay = delay_of(delivery.headers.get(_X_DELAY))
         except ValueError as error:

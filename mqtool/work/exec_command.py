@@ -1,4 +1,4 @@
-"""The command of --exec gets the body of a message on stdin, and its other fields in environment variables.
+"""The command for --exec gets a message's body on stdin, and its other fields in environment variables.
 
 The exit status of the command is the result.
 
@@ -27,7 +27,7 @@ from mqtool.work.runner import EX_DATAERR, Ending, Request, Runner
 #: Maximum bytes of an environment variable's value: Linux's MAX_ARG_STRLEN, less room for its name.
 _LONGEST_VALUE = 120_000
 
-#: The {…} placeholders that a command may have. Each is replaced by the MQ_… variable of the same name.
+#: The {…} placeholders that a command may contain. Each is replaced with the value of the matching MQ_… variable.
 _PLACEHOLDERS = ("routing_key", "exchange", "queue", "message_id", "attempt", "redelivered")
 #: Environment variables that contain the URL of a broker.
 _URLS = (b"MQTOOL_URL", b"AMQP_URL", b"MQTOOL_MANAGEMENT_URL")
@@ -46,7 +46,7 @@ class ExecCommand:
         timeout: seconds after which the program's process group is killed; None for no limit.
         capture: return the program's stdout, limited to this many bytes; None lets it write to mqtool's stdout.
         concurrency: the maximum number of programs that run at once.
-        pass_url: keep the passwords in the URLs that the program inherits in its environment.
+        pass_url: keep passwords in URLs that the program inherits in its environment.
 
     Raises:
         UsageError: the command is not valid, or the program does not exist.
@@ -94,7 +94,7 @@ class ExecCommand:
             words = [_PLACEHOLDER.sub(lambda found: variables[f"MQ_{found[1].upper()}"], word) for word in words]
         try:
             path = self._path or _find(words[0])
-        except UsageError as error:  # the name comes from a placeholder, so the message is at fault
+        except UsageError as error:  # the program's name comes from a placeholder: the message is at fault
             return Ending(EX_DATAERR, str(error).encode("utf-8", "replace"))
         environment = {name.encode(): _encoded(value) for name, value in variables.items()}
         return Request(path, [*map(_encoded, words)], environment, delivery.body, self._timeout, self._capture)

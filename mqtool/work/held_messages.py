@@ -1,4 +1,4 @@
-"""The messages of a queue that is converted: how they are held in another queue, and returned as they were."""
+"""The messages of a queue under conversion: held in another queue, and then returned unchanged."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -10,9 +10,9 @@ from mqtool.management import Management, path
 from mqtool.message import Delivery, Message
 from mqtool.spelling import counted, pasteable
 
-#: The header of a held message with what would change its way: exchange, routing key, expiration, priority, CC and BCC.
+#: A held message's header for what would affect its delivery: exchange, routing key, expiration, priority, CC and BCC.
 _HEADER = "mqtool-convert"
-#: Properties that a held message must not have: it would expire, or overtake others.
+#: Properties that a held message must not have, because they would make it expire or overtake others.
 _SETTINGS = ("expiration", "priority")
 #: Headers that request copies in more queues. The broker made these copies when the message was first published.
 _COPIES = ("CC", "BCC")
@@ -20,21 +20,21 @@ _COPIES = ("CC", "BCC")
 _COUNTS = ("x-delivery-count", "x-acquired-count")
 #: Seconds to wait for the leader of a quorum queue.
 _LEADER = 15.0
-#: Seconds to wait for a new count of unacknowledged messages, for any count at all, until it is 0, and between looks.
+#: Seconds to wait for a new count of unacknowledged messages; for any count; for a count of 0; and between checks.
 _NEW, _ANY, _PATIENCE, _LOOK = 180.0, 30.0, 20.0, 0.25
 
 
 class HeldMessages:
-    """Turns deliveries into the messages to publish.
+    """Converts deliveries to the messages to publish.
 
     Attributes:
         users: the number of messages whose property user_id was removed.
 
     Args:
-        queue: the queue that is converted.
+        queue: the queue to convert.
         holder: the queue that holds its messages.
-        back: the exchange that leads to the queue.
-        user: the user to publish as, who may not set user_id to another name; None if the user may.
+        back: the exchange that is bound to the queue.
+        user: the user to publish as, if that user may not set user_id to another name; otherwise None.
     """
 
     def __init__(self, queue: str, holder: str, back: str, user: str | None) -> None:
@@ -45,7 +45,7 @@ class HeldMessages:
         self._user = user
 
     def held(self, delivery: Delivery) -> Message:
-        """Return the message that holds a delivery: it does not expire, overtakes no other, and makes no copies."""
+        """Return the message that holds a delivery. It does not expire, overtakes no others, and is not copied."""
         headers = {name: value for name, value in delivery.headers.items() if name not in _COUNTS}
         kept: dict[str, Any] = {"exchange": delivery.exchange, "routing_key": delivery.routing_key}
         kept |= {name: headers.pop(name) for name in (*_COPIES, _HEADER) if name in headers}
@@ -53,23 +53,23 @@ class HeldMessages:
         return self._message(delivery, self._holder, "", {**headers, _HEADER: kept}, {})
 
     def returned(self, delivery: Delivery) -> Message:
-        """Return the message for the converted queue from a held one."""
+        """Return a held message as it was, to publish to the converted queue."""
         kept = delivery.headers.get(_HEADER)
-        if not isinstance(kept, dict) or not {"exchange", "routing_key"} <= kept.keys():  # somebody else published it
+        if not isinstance(kept, dict) or not {"exchange", "routing_key"} <= kept.keys():  # published by another client
             return self.passed_on(delivery)
         headers = {name: value for name, value in delivery.headers.items() if name not in (*_COUNTS, _HEADER)}
         headers |= {name: kept[name] for name in (*_COPIES, _HEADER) if name in kept}
         return self._back_to_queue(delivery, headers, kept)
 
     def passed_on(self, delivery: Delivery) -> Message:
-        """Return the message for the converted queue from one that was published meanwhile."""
+        """Return a message that was published during the conversion, to publish it to the converted queue."""
         headers = {name: value for name, value in delivery.headers.items() if name not in _COUNTS}
         kept = {**delivery.properties, "exchange": delivery.exchange, "routing_key": delivery.routing_key}
         return self._back_to_queue(delivery, headers, kept)
 
     def _back_to_queue(self, delivery: Delivery, headers: Mapping[str, Any], kept: Mapping[str, Any]) -> Message:
         key = kept["routing_key"]
-        # By the default exchange, the message is exactly as it was. Elsewhere, another exchange keeps its routing key.
+        # Published to the default exchange, the message is exactly as it was; otherwise, `back` keeps its routing key.
         is_direct = kept["exchange"] == "" and key == self._queue and not any(name in headers for name in _COPIES)
         return self._message(delivery, key, "" if is_direct else self._back, headers, kept)
 
@@ -85,13 +85,13 @@ class HeldMessages:
 
 
 def check_leader(connection: Connection, queue: str, then: str) -> None:
-    """Check that a quorum queue answers. Without a leader, it does not, and confirms no message.
+    """Check that a quorum queue answers. If it has no leader, it neither answers nor confirms messages.
 
     Args:
-        then: the command to go on with once the queue is deleted.
+        then: the command with which to continue once the queue is deleted.
 
     Raises:
-        Unavailable: it does not answer.
+        Unavailable: the queue does not answer.
     """
     if not has_leader(connection, queue, _LEADER):
         raise Unavailable(
@@ -105,28 +105,28 @@ def has_leader(connection: Owner, queue: str, within: float) -> bool:
     """Return True if a queue answers within this many seconds. Safe to call from any thread."""
     asking = connection.channel()
     try:
-        if not asking.depth_of(queue):  # without a leader, it is 0
+        if not asking.depth_of(queue):  # it is 0 if there is no leader
             asking.get(queue, within)
     except NotConfirmed:
         return False
     finally:
         if asking.is_open:
-            asking.close()  # which requeues a message that has come meanwhile
+            asking.close()  # requeues a message that was received, if any
     return True
 
 
 def check_acknowledged(api: Management, vhost: str, queue: str, ask: Callable[[], object], then: str) -> None:
-    """Wait until no message of a queue is unacknowledged: if the queue is deleted, it would be lost.
+    """Wait until a queue has no unacknowledged messages, which would be lost if the queue were deleted.
 
-    RabbitMQ counts such messages every few seconds, and shows what it counted a moment later. With each count comes the
-    number of `reductions`, which grows whenever the queue has work. The second new number was counted since the call.
+    RabbitMQ counts them every few seconds, and shows each count a moment later. Each count comes with the number of
+    `reductions`, which grows whenever the queue does work. When this number has changed twice, the count is current.
 
     Args:
-        ask: asks the queue for something, so that it has work.
-        then: the command to go on with.
+        ask: sends a request to the queue, so that it does work.
+        then: the command with which to continue.
 
     Raises:
-        Unavailable: some are unacknowledged, or the broker does not say whether any are.
+        Unavailable: there are unacknowledged messages, or the broker does not report their number.
     """
     began = time.monotonic()
     seen: list[object] = []

@@ -1,8 +1,8 @@
 """Headers that record a failed message's history: how many times it failed, why, and which queue it came from.
 
 mqtool publishes a failed message to another queue, with additional headers. RabbitMQ's x-death has fewer details, and
-from version 4.0 on, it begins anew when a client publishes a dead letter again. So attempts and redrives are counted in
-headers of mqtool's own, and x-death tells only what the broker has done since. https://www.rabbitmq.com/docs/dlx#effects
+from version 4.0 on, it starts again when a client republishes a dead letter. So mqtool counts attempts and redrives in
+its own headers, and x-death shows only what the broker has done since. https://www.rabbitmq.com/docs/dlx#effects
 
 Do not trust these headers: any publisher can set them. Only the newest entry of x-death is certain to come from the
 broker, and only if the broker has dead-lettered the message.
@@ -23,7 +23,7 @@ REASON = "mqtool-reason"
 FIRST_FAILURE = "mqtool-first-failure"
 #: How many times the message was moved back from a dead-letter queue.
 RETURNS = "mqtool-redrives"
-#: The queue that the message was consumed from when it failed; its original exchange and routing key.
+#: The queue from which the message was consumed when it failed; the message's original exchange and routing key.
 QUEUE, EXCHANGE, ROUTING_KEY = "mqtool-queue", "mqtool-exchange", "mqtool-routing-key"
 
 #: Upper bound for counts in headers.
@@ -53,7 +53,7 @@ def failures_of(delivery: Delivery) -> int:
 def returns_of(delivery: Delivery) -> int:
     """Return how many times the message was moved back from a dead-letter queue.
 
-    A redrive increments a header. `mqtool move` does not, but it keeps the header REASON, which counts as one more.
+    A redrive increments a header. `mqtool move` does not, but keeps the header REASON, which adds one to the count.
     """
     return _count(delivery.headers.get(RETURNS)) + (REASON in delivery.headers)
 
@@ -78,7 +78,7 @@ def _count(value: object) -> int:
 
 
 def without_headers(delivery: Delivery) -> Delivery:
-    """Return a copy of the delivery without headers, except for the attempts, the origin and the first failure."""
+    """Return a copy of the delivery with only the headers for the attempts, the origin and the first failure."""
     origin, first = origin_of(delivery), delivery.headers.get(FIRST_FAILURE)
     headers = {ATTEMPTS: failures_of(delivery), EXCHANGE: origin.exchange, ROUTING_KEY: origin.routing_key}
     headers |= {FIRST_FAILURE: first} if isinstance(first, datetime) else {}

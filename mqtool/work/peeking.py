@@ -1,16 +1,16 @@
 """Peeking: receive the messages of a queue without acknowledging them, and requeue them in order.
 
-How a queue requeues depends on its type, as measured on RabbitMQ 3.10:
+How a queue requeues messages depends on its type, as measured on RabbitMQ 3.10:
 
     classic  always returns each message to its position.
     quorum   appends requeued messages to a list of returned messages, which it delivers before all others.
-             A channel's messages are requeued in order when it closes, unless basic.cancel comes first. So peeking
-             reads the whole list of returned messages if it has read part of it, and requeues batch by batch, in order.
+             A channel's messages are requeued in order when it closes, unless basic.cancel comes first. So if peeking
+             reads part of the list, it reads the rest, too, and requeues the messages in order, batch by batch.
     stream   keeps messages after they are consumed, so nothing is requeued.
 
 A queue that is deleted with its last consumer is read with basic.get, which is slower, but safe. A quorum queue counts
-how many times a message was requeued, and drops a message that exceeds its delivery limit. So if there is a limit, the
-message at the head is received alone and checked before any other.
+how many times a message was requeued, and drops a message that exceeds the delivery limit. So if there is a limit, the
+message at the head is received on its own, and checked before any others are received.
 """
 
 import re
@@ -31,10 +31,10 @@ from mqtool.topology import Queue
 from mqtool.work import history
 from mqtool.work.transfer import elsewhere, move, name_of, wait_for
 
-#: The most messages that one consumer can hold, AMQP's largest prefetch; the number of messages of the first batch; the
-#: bytes of later batches; the estimated overhead of a message in bytes.
+#: The maximum number of messages that a consumer can hold, AMQP's largest prefetch; the number of messages in the first
+#: batch; the size of later batches in bytes; the estimated overhead of a message in bytes.
 AT_ONCE, _FIRST, _BATCH, _OVERHEAD = 65_535, 100, 16 << 20, 1000
-#: Seconds without a delivery after which a queue, or a stream, counts as read to its end.
+#: Seconds without a delivery after which a queue is considered read to its end, and the same for a stream.
 _PATIENCE, _STREAM_PATIENCE = 2.0, 1.0
 #: The default delivery limit of a quorum queue from RabbitMQ 4.0 on.
 _DEFAULT_LIMIT = 20
@@ -43,7 +43,7 @@ _DEFAULT_LIMIT = 20
 class How(Enum):
     """How to read a queue: with basic.get, with a consumer, or as a stream.
 
-    IN_TURN is for possible quorum queues: a consumer also reads all messages requeued earlier, to keep the order.
+    IN_TURN is for queues that may be quorum queues: to keep the order, it also reads all messages requeued earlier.
     """
 
     GET = auto()
@@ -54,7 +54,7 @@ class How(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """How to read a queue. It drops a message that is requeued more than `limit` times; None means no limit."""
+    """How to read a queue, and how many times it requeues a message before dropping it (None for no limit)."""
 
     how: How
     limit: int | None = None
@@ -64,7 +64,7 @@ def kind_of(channel: Channel, queue: str, api: Management | None, vhost: str) ->
     """Find out how to read a queue.
 
     Args:
-        api: the management API. If None or not available, use AMQP, and assume the default delivery limit.
+        api: the management API. If it is None or unavailable, AMQP is used, and the default delivery limit assumed.
     """
     channel.depth_of(queue)
     default = _DEFAULT_LIMIT if re.match(r"RabbitMQ (?!3\.)", channel.connection.broker) else None
@@ -95,8 +95,8 @@ def _limit(said: Sequence[object], default: int | None) -> int | None:
 def _probed(channel: Channel, queue: str) -> How:
     """Use AMQP to find out how to read a queue: declare it as a durable queue, and read the broker's error.
 
-    The error names only one argument that differs, not always the type. So add the named argument, and declare the
-    queue again.
+    The error names only one argument that differs, which may not be the type. If so, that argument is added, and the
+    queue is declared again.
     """
     asking = channel.connection.channel()
     known: dict[str, int | str] = {}
@@ -201,12 +201,12 @@ class Look:
         return next(reversed(self._held))
 
     def _take(self, most: int) -> Iterator[Delivery]:
-        """Yield one more batch, of at most `most` messages."""
+        """Yield the next batch, of at most `most` messages."""
         fits = _BATCH // (self._bytes // self.count) if self.count else _FIRST
         size = max(1, min(most, self._ready - self.count, fits, AT_ONCE))
         channel, last = self._channel.connection.channel(), self.count + size
         self._held[channel] = 0
-        # Count one more than will come, because the consumer is cancelled at the count.
+        # Ask for one more than the queue has, because the consumer is cancelled when it has received this number.
         receiving = Receiving(size, acknowledge=False, count=size + 1, idle_timeout=_PATIENCE)
         self._on_their_way = islice(channel.consume(Queue(self._queue), receiving), size)
         yield from self._rest()
@@ -222,10 +222,10 @@ class Look:
                 yield delivery
 
     def _check_head(self, head: Delivery, limit: int) -> None:
-        """Check that the queue will not drop the message at its head if the message is requeued now and once more.
+        """Check that the queue will not drop the message at its head if that message is requeued twice, now and later.
 
         Raises:
-            MqtoolError: the queue would drop it. If requeueing it now would do so, the message has been published again
+            MqtoolError: the queue would drop it. If it would do so now, the message has been published again
                 instead.
         """
         count = times_back(head)
@@ -240,7 +240,7 @@ class Look:
                 hint,
             )
         move(self._channel, head, _anew(head, self._queue))
-        self._newest_channel.stop()  # else the broker delivers the next message, which may be as close to the limit
+        self._newest_channel.stop()  # else the broker delivers the next message, which may be near the limit, too
         self._newest_channel.acknowledge(head)
         raise MqtoolError(
             f"{name_of(head)} has come back {count} times, the limit of {self._queue!r}, which would have dropped it: "

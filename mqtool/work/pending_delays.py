@@ -1,4 +1,4 @@
-"""Delayed messages and retries that wait on the broker: list, cancel, or deliver them now (`mqtool delayed`)."""
+"""List and cancel delayed messages and retries that wait on the broker, or deliver them now (`mqtool delayed`)."""
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress

@@ -1,25 +1,25 @@
-"""Convert a queue: the same name, bindings and messages, with another type or other arguments.
+"""Convert a queue: change its type or arguments, and keep its name, bindings and messages.
 
 RabbitMQ cannot change a queue in place, so the messages move to another queue and back:
 
     1  publishers ──> (exchange) ──> (through) ──> [jobs] ──> [held]        `through` takes over the bindings
-    2  publishers ──> (exchange) ──> (through) ──> [meanwhile]              a single unbinding diverts what comes now
+    2  publishers ──> (exchange) ──> (through) ──> [meanwhile]              one unbinding diverts new messages
     3                                              [jobs] is deleted and declared anew
     4                                              [held], then [meanwhile] ──> (back) ──> [jobs]
     5  publishers ──> (exchange) ──> [jobs]                                 the bindings are as before
 
-`through` has an alternate exchange that leads to `meanwhile`, so no message is unroutable, or routed twice, at any
-moment: a queue gets a message once, even by two ways, and unbinding `through` from the queue is one step.
+`through` has an alternate exchange that leads to `meanwhile`. So no message is ever unroutable or routed twice: a queue
+gets a message only once, even along two paths, and unbinding `through` from the queue is a single step.
 
-A conversion can be killed at any moment and continued by any client, because its state is what the broker has:
+A conversion can be killed at any moment and continued by any client, because its state is on the broker:
 
-    held exists                       the conversion is under way; its argument x-mqtool-convert has the plan
+    held exists                       a conversion is under way; its plan is in the argument x-mqtool-convert
     exchanges lead to `through`, but
     `through` does not lead to jobs   step 2: messages are diverted
-    `back` leads to jobs              step 4: jobs has its new definition, and messages return
+    `back` leads to jobs              step 4: jobs has its new definition, and messages are returning
 
 Each step can be repeated. A batch of messages moves in a transaction: see amqp/transactions.py. Every run uses the same
-prefetch: a quorum queue then delivers all messages of a run that was killed, in order, before any other.
+prefetch, so a quorum queue delivers all messages that a killed run had received, in order, before any others.
 """
 
 import time
@@ -38,9 +38,9 @@ from mqtool.topology import Binding, Exchange, Queue
 from mqtool.work.conversion_plan import PLAN, Definition, Names, Plan, bindings_of, view_of
 from mqtool.work.held_messages import HeldMessages, check_acknowledged, check_leader
 
-#: Seconds to wait until the clients of a queue are gone: a broker needs a moment to notice that one was killed.
+#: Seconds to wait until a queue's consumers are gone, since a broker takes a moment to notice that a client was killed.
 _PATIENCE, _LOOK = 20.0, 0.05
-#: How often to empty and delete the queue again if messages or other declarations come in between.
+#: The maximum number of attempts to empty and replace the queue, in case messages or declarations interfere.
 _TRIES = 200
 
 
@@ -65,14 +65,14 @@ class Stopped(Exception):
 
 @dataclass
 class Tally:
-    """What a run did.
+    """The results of a run.
 
     Attributes:
-        held, returned: the numbers of messages moved out of the queue, and back into it.
-        meanwhile: the number of messages moved into it that were published to exchanges meanwhile.
-        absence: seconds, at most, in which the queue did not exist; None if this run did not replace it.
+        held, returned: the numbers of messages moved out of the queue and back into it.
+        meanwhile: the number of messages moved into the queue that were published during the conversion.
+        absence: an upper bound, in seconds, for how long the queue did not exist; None if it was not replaced.
         overtaken: the number of returned messages that newer ones may have overtaken.
-        deleted: the number of messages that were deleted with a quorum queue, since they came too late.
+        deleted: the number of messages that arrived too late to be moved, and were deleted with a quorum queue.
     """
 
     held: int = 0
@@ -84,23 +84,23 @@ class Tally:
 
     @property
     def total(self) -> int:
-        """The number of messages put into the queue."""
+        """The number of messages moved into the queue."""
         return self.returned + self.meanwhile
 
 
 class Conversion:
-    """One conversion, new or to be continued. The connection must not reconnect.
+    """A new or unfinished conversion of a queue. The connection must not reconnect.
 
     Attributes:
         tally: what this run has done so far.
-        messages: turns deliveries into the messages to publish.
-        has_begun: True once the broker has the plan, so that any client can continue.
+        messages: converts deliveries to the messages to publish.
+        has_begun: True once the plan is on the broker, so that any client can continue.
 
     Args:
-        user: the name that the connection is logged in as.
-        keeps_user: True if the user may publish messages of other users.
-        force: cancel consumers instead of refusing to go on.
-        young: seconds to wait after a quorum queue is declared, before messages move there: if RabbitMQ is killed
+        user: the name of the user that the connection is logged in as.
+        keeps_user: True if the user may publish messages with other users' ids.
+        force: cancel consumers instead of raising an error.
+        young: seconds to wait after declaring a quorum queue before moving messages into it. If RabbitMQ is killed
             earlier, the queue never gets a leader again.
     """
 
@@ -134,7 +134,7 @@ class Conversion:
     # The steps.
 
     def begin(self) -> None:
-        """Try the new definition, and make the plan known to the broker.
+        """Test whether the broker accepts the new definition, and store the plan on the broker.
 
         Raises:
             MqtoolError: the broker refuses the new definition, or the user lacks a permission. Nothing was changed.
@@ -148,10 +148,10 @@ class Conversion:
         self.has_begun = True
 
     def lock(self) -> None:
-        """Make sure that nobody else continues this conversion.
+        """Make sure that no other connection works on this conversion.
 
         Raises:
-            Unavailable: another connection does.
+            Unavailable: another connection works on it.
         """
         deadline = time.monotonic() + _PATIENCE
         while True:
@@ -168,13 +168,13 @@ class Conversion:
                 return
 
     def stop(self) -> None:
-        """Have run() raise Stopped soon. Safe to call from a signal handler."""
+        """Make run() raise Stopped soon. Safe to call from a signal handler."""
         self._connection.stopping = True
         if self._moving is not None:
             self._moving.stop()
 
     def remaining(self) -> int:
-        """The number of moves that are left: each message moves twice."""
+        """Return the number of moves that are left; each message in the queue needs two."""
         names, name = self._names, self._plan.queue
         left = [self._depth(names.held), self._depth(names.meanwhile)]
         return sum(left) if self.is_returning() else sum(left) + 2 * self._depth(name)
@@ -187,13 +187,13 @@ class Conversion:
         return self._channel.depth_of(queue) if administration.exists(self._channel, Queue(queue)) else 0
 
     def run(self, *, undo: bool = False) -> Iterator[int]:
-        """Carry out the remaining steps; yield the number of messages moved, again and again.
+        """Carry out the remaining steps; yield the size of each batch of messages when it has been moved.
 
         Args:
-            undo: bring the messages back into the queue as it was. Only if the queue has not been replaced yet.
+            undo: return the messages to the unchanged queue. Possible only until the queue is replaced.
 
         Raises:
-            MqtoolError: the conversion cannot continue now. Run it again: nothing is lost.
+            MqtoolError: the conversion cannot continue now. No messages are lost, and it can be run again.
         """
         self.has_begun = True
         self._set_up()
@@ -203,14 +203,14 @@ class Conversion:
         self._clean_up()
 
     def is_returning(self) -> bool:
-        """True if the messages are on their way back."""
+        """True if the messages are being moved back."""
         return self._leads(self._names.back) or self.is_replaced()
 
     def _set_up(self) -> None:
         names, channel = self._names, self._channel
         channel.declare(Exchange(names.meanwhile, "fanout", durable=True))
         source = self._plan.source
-        channel.declare(self._holder(names.meanwhile, _dead_letters(source), source.type))  # with the same order
+        channel.declare(self._holder(names.meanwhile, _dead_letters(source), source.type))  # keeps the same order
         channel.bind(Queue(names.meanwhile), Exchange(names.meanwhile))
         alternate = {"alternate-exchange": names.meanwhile}
         channel.declare(Exchange(names.through, "fanout", durable=True, arguments=alternate))
@@ -220,7 +220,7 @@ class Conversion:
             self._check_leader(holder, "convert")
 
     def _take_out(self, *, undo: bool) -> Iterator[int]:
-        """Move all messages to the holding queue, and replace the queue by one with the new definition."""
+        """Move all messages to the holding queue, and replace the queue with one that has the new definition."""
         name, wanted = self._plan.queue, self._plan.source if undo else self._plan.target
         for _ in range(_TRIES):
             view = view_of(self._api, self._vhost, name)
@@ -243,10 +243,10 @@ class Conversion:
         yield from self._drain(name, self.messages.held, "held")
         if not self._is_acknowledged:
             self._check_clients(name)
-            yield from self._drain(name, self.messages.held, "held")  # what came, or came back, while it looked
+            yield from self._drain(name, self.messages.held, "held")  # those that arrived or were requeued meanwhile
 
     def _lead_through(self) -> None:
-        """Put the exchange `through` in between, so that one unbinding diverts all messages."""
+        """Move the queue's bindings to the exchange `through`, so that a single unbinding diverts all messages."""
         name, through = self._plan.queue, self._names.through
         direct = [each for each in bindings_of(self._api, self._vhost, name) if each["source"] != through]
         if direct and not self._is_diverted():
@@ -255,17 +255,17 @@ class Conversion:
             self._rebind(binding, "e", through)
 
     def _is_diverted(self) -> bool:
-        """True if messages for the queue go to `meanwhile`."""
+        """True if messages for the queue are being diverted to `meanwhile`."""
         through = self._names.through
         return not self._leads(through) and bool(bindings_of(self._api, self._vhost, through, exchange=True))
 
     def is_replaced(self) -> bool:
-        """True if the queue has its new definition: a later undo is a conversion of its own."""
+        """True if the queue has its new definition. It can then be undone only by another conversion."""
         view = view_of(self._api, self._vhost, self._plan.queue)
         return view is not None and Definition.of(view) == self._plan.target
 
     def _replace(self, wanted: Definition, view: Json | None, *, undo: bool) -> bool:
-        """Delete the queue and declare it anew; return False if messages or another declaration came in between."""
+        """Delete the queue and declare it again; return False if messages or another declaration got in between."""
         name, is_quorum = self._plan.queue, view is not None and view.get("type") == "quorum"
         if undo and view is not None:
             return True
@@ -273,7 +273,7 @@ class Conversion:
 
         def replace(pika: Any, done: Any) -> None:
             if not is_quorum:
-                pika.queue_delete(name, if_empty=True)  # without a reply: the next request follows at once
+                pika.queue_delete(name, if_empty=True)  # does not wait: the next request follows at once
                 declare(pika, done)
                 return
 
@@ -281,7 +281,7 @@ class Conversion:
                 self.tally.deleted += int(answer.method.message_count)
                 declare(pika, done)
 
-            pika.queue_delete(name, callback=deleted)  # quorum queues do not know if_empty
+            pika.queue_delete(name, callback=deleted)  # quorum queues do not support if_empty
 
         began = time.monotonic()
         try:
@@ -315,7 +315,7 @@ class Conversion:
             pass
         administration.delete_queue(channel, names.meanwhile)
         administration.delete_queue(channel, names.held)  # with the plan
-        # The last one: it says that an undone conversion has brought the messages back.
+        # Deleted last, because its binding shows that messages are being returned, even in an undo.
         administration.delete_exchange(channel, names.back)
         administration.delete_queue(channel, names.lock)
 
@@ -326,22 +326,22 @@ class Conversion:
         return Queue(name, durable=True, arguments={**arguments, **unlimited, "x-queue-type": kind})
 
     def _leads(self, exchange: str) -> bool:
-        """True if one of our exchanges is bound to the queue."""
+        """True if `exchange`, one of the conversion's exchanges, is bound to the queue."""
         return any(each["source"] == exchange for each in bindings_of(self._api, self._vhost, self._plan.queue))
 
     def _rebind(self, binding: Json, kind: str, name: str) -> None:
-        """Bind the source of a binding to something else in the same way, then remove the binding."""
+        """Replace a binding with one from the same source, with the same key and arguments, to another destination."""
         to = path("bindings", self._vhost, "e", binding["source"], kind, name)
         self._api.post(to, {"routing_key": binding["routing_key"], "arguments": binding["arguments"]})
         was = "e" if binding["destination_type"] == "exchange" else "q"
         ends = (binding["source"], was, binding["destination"], binding["properties_key"])
         try:
             self._api.delete(path("bindings", self._vhost, "e", *ends))
-        except NotFound:  # its queue was deleted meanwhile
+        except NotFound:  # its queue has been deleted
             return
 
     def _drain(self, source: str, message_for: Any, counts: str) -> Iterator[int]:
-        """Move all messages of a queue; yield the size of each batch."""
+        """Move all messages out of a queue; yield the size of each batch."""
         if not self._channel.depth_of(source) and not _consumers(self._channel, source):
             return
         self._wait_for_clients(source)
@@ -362,10 +362,10 @@ class Conversion:
             check_leader(self._connection, queue, pasteable(f"queue {then}", self._plan.queue))
 
     def _wait_for_clients(self, queue: str) -> None:
-        """Wait until a queue has no consumers. The broker has then requeued the messages of a client that was killed.
+        """Wait until a queue has no consumers. By then, the broker has requeued the messages of killed clients.
 
         Raises:
-            Unavailable: there are consumers.
+            Unavailable: there are still consumers.
         """
         deadline = time.monotonic() + _PATIENCE
         while count := _consumers(self._channel, queue):
@@ -379,7 +379,7 @@ class Conversion:
             time.sleep(_LOOK)
 
     def _check_clients(self, queue: str) -> None:
-        """Check that deleting a queue loses nothing: no client has unacknowledged messages of it."""
+        """Check that deleting a queue would lose no messages, because none are unacknowledged."""
         self._wait_for_clients(queue)
         go_on = pasteable("queue convert --resume", queue)
         check_acknowledged(self._api, self._vhost, queue, lambda: self._channel.depth_of(queue), go_on)
@@ -391,6 +391,6 @@ def _consumers(channel: Channel, queue: str) -> int:
 
 
 def _dead_letters(source: Definition) -> dict[str, Any]:
-    """The arguments with which messages that expire meanwhile become dead letters, as they would have."""
+    """Return the arguments that dead-letter messages which expire during the conversion, as the queue would have."""
     names = ("x-dead-letter-exchange", "x-dead-letter-routing-key")
     return {name: source.arguments[name] for name in names if name in source.arguments}

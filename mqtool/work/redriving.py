@@ -1,7 +1,7 @@
 """Dead letters: select them, move them back to the queues that they came from (redrive), or delete them.
 
-A redrive that is killed loses nothing. It leaves at most 100 messages in both queues, with the same message_id. The
-next run continues with the remaining messages.
+A redrive that is killed loses nothing. At most 100 messages are then in both queues, with the same message_id. The next
+run continues with the remaining messages.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -55,8 +55,8 @@ def redrive(
 
     Args:
         source: the dead-letter queue.
-        left: called with a sentence about each chosen dead letter that stays: its original queue is unknown or cannot
-            be trusted, or that queue does not accept the message.
+        left: called with an explanation for each chosen dead letter that stays: its original queue is unknown or cannot
+            be trusted, or does not accept the message.
         to: the queue to move the messages to; None moves each to the queue that it came from.
 
     Raises:

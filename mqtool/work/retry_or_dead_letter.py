@@ -12,8 +12,8 @@
                  └── failed for the last time, or exit status 65 ──> [jobs.dlq]
 
 Messages wait on the broker, so no retry is lost if a worker dies. There is one wait queue for each delay
-(wait_queues.py); it keeps a message until the work queue has confirmed it. A worker that dies after it moved a message
-and before it acknowledged the delivery leaves the message in both queues; --deduplicate suppresses the duplicate.
+(wait_queues.py); it keeps a message until the work queue has confirmed it. If a worker dies after moving a message but
+before acknowledging the delivery, the message is in both queues; --deduplicate suppresses the duplicate.
 
 The dead-letter queue is a classic queue, because a quorum queue may count each `peek` as a delivery, and drop a message
 after twenty.
@@ -34,7 +34,7 @@ from mqtool.work import history
 from mqtool.work.runner import EX_DATAERR, Ending
 from mqtool.work.transfer import NotMoved, failed, move, name_of
 
-#: Attempts to move a message: its wait queue may expire between the declaration and the publishing.
+#: Attempts to move a message, since its wait queue may expire after it is declared and before the message arrives.
 _TRIES = 3
 
 
@@ -44,7 +44,7 @@ class RetryPolicy:
 
     Attributes:
         retries: the number of attempts after the first.
-        backoff: seconds before the first retry; each further delay is twice as long.
+        backoff: seconds before the first retry; each later delay is twice as long.
         longest: the maximum delay in seconds.
     """
 
@@ -97,7 +97,7 @@ class Retrying:
         self._failure: NotConfirmed | None = None
 
     def retry_or_dead_letter(self, delivery: Delivery, ending: Ending) -> bool:
-        """Dead-letter a message after exit status 65; otherwise call retry(). Returns True if it will be retried."""
+        """Dead-letter a message if the exit status is 65; otherwise call retry(). Return True if it will be retried."""
         if ending.status == EX_DATAERR:
             self.dead_letter(delivery, ending.reason)
             return False

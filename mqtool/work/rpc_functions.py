@@ -1,4 +1,4 @@
-"""RPC: functions that compute a server's replies, and a function that puts replies in the order of their requests.
+"""RPC: functions that compute a server's replies, and one that sorts replies into the order of their requests.
 
 A program's stdout becomes the body of the reply; its exit status and the end of its stderr become headers.
 """
@@ -102,8 +102,8 @@ def answering_once(
 ) -> Function:
     """Wrap a function so that a repeated request gets the stored reply, and the function is not called again.
 
-    Requests are identified by id, user and reply queue, so a client never gets the stored reply of another client that
-    uses the same ids.
+    Requests are identified by id, user and reply queue, so a client never gets the reply that was stored for another
+    client with the same ids.
 
     Args:
         cluster: the cluster name and virtual host that the requests come from (Connection.cluster).

@@ -5,8 +5,8 @@
 
 Python stops all its threads while it starts a program, so the worker starts programs in other processes. If the worker
 dies, even by kill -9, the socket to its runner closes. The runner then kills the program's process group, since the
-broker delivers the message to another worker. To notice the closed socket, a runner never blocks, not even if its
-stderr is a pipe that nobody reads.
+broker delivers the message to another worker. A runner never blocks, not even if its stderr is a pipe that nobody
+reads, so it always notices when the socket closes.
 """
 
 import array
@@ -31,11 +31,11 @@ CANNOT_RUN, NOT_FOUND = 126, 127
 
 #: Bytes to keep from the end of a program's stderr. All of its stderr is also written to mqtool's stderr.
 _TAIL = 2000
-#: Seconds between two checks whether a program has ended, on systems without pidfd_open().
+#: Seconds between checks whether a program has exited, on systems without pidfd_open().
 _LOOK = 0.01
 _PIPE_SIZE = 65536
 _STDERR = 2
-#: Raised if the process at the other end of a socket has ended, perhaps while it sent.
+#: Exceptions raised if the process at the other end of a socket has exited, perhaps while sending.
 _CLOSED = (EOFError, ConnectionError, pickle.UnpicklingError)
 #: Milliseconds to wait for a reader of mqtool's stderr before giving up.
 _PATIENCE = 1000
@@ -254,7 +254,7 @@ class _Run:
         return poll
 
     def _feed(self) -> None:
-        """Write as much to the program's stdin as fits. Close it when all is written or the program has closed it."""
+        """Write as much as possible to the program's stdin. Close it if all is written or the program has closed it."""
         try:
             self._body = self._body[os.write(self._stdin, self._body) :]
         except BlockingIOError:
@@ -322,11 +322,11 @@ class _Stderr:
 
     @property
     def is_full(self) -> bool:
-        """True if so much data is waiting that the program's stderr must not be read for now."""
+        """True if so much data is waiting that no more of the program's stderr should be read yet."""
         return len(self.waiting) >= _PIPE_SIZE
 
     def write(self, data: bytes = b"") -> None:
-        """Write the waiting data, then `data`, as far as possible without blocking; the rest waits."""
+        """Write as much as possible of the waiting data, then of `data`, without blocking; keep the rest."""
         self.waiting += data
         try:
             if self._socket is not None:
@@ -336,7 +336,7 @@ class _Stderr:
             del self.waiting[:taken]
         except BlockingIOError:
             return
-        except OSError:  # nobody reads stderr any more; the program continues
+        except OSError:  # nobody reads stderr; the program continues
             self.waiting.clear()
 
     def finish(self) -> None:

@@ -24,12 +24,12 @@ from mqtool.work import history
 
 #: The maximum number of messages being moved at a time; if the process is killed, they may be in both queues.
 AT_ONCE = 100
-#: Seconds without a delivery after which a queue that has messages counts as blocked.
+#: Seconds without a delivery after which a queue that has messages is considered blocked.
 _STALLED = 10.0
 #: Seconds between two checks of a queue that delivers nothing.
 _LOOK = 0.1
-#: The maximum seconds of one pause for the rate limit, so that acknowledgements are sent in between. Pauses shorter
-#: than the second number are added to the next pause.
+#: The longest pause for the rate limit, in seconds, so that acknowledgements are sent in between; and the shortest, as
+#: shorter pauses are added to the next one.
 _PAUSE, _SHORTEST_PAUSE = 0.05, 0.002
 #: The number of batches to requeue at once, and seconds to wait until the queue reports the messages as ready.
 _BATCHES, _REQUEUED = 16, 1.0
@@ -162,7 +162,7 @@ class Transfer:
         target: publishes the messages; None drops them.
         message_for: returns the message to publish for a delivery, or None to keep the delivery in the queue.
         until: when to end.
-        goes_on: called with the error and the message if a message was not accepted; returns True to continue.
+        goes_on: called with the error and the message if the broker did not accept it; returns True to continue.
         per_second: the maximum rate, in messages per second.
         chooses: False if message_for never returns None.
     """
@@ -282,7 +282,7 @@ class Transfer:
             elif self._held == (len(self._batches) + 1) * AT_ONCE and self._last_held is not None:
                 self._batches.append(self._last_held)
                 self._last_held = None
-                self._consumer.give_back(())  # held messages use up its prefetch, so no delivery is on its way
+                self._consumer.give_back(())  # held messages use up its prefetch, so the broker sends no more
                 self._consumer = self._consume()
                 deliveries = self._consumer.deliveries()
             elif self._is_over(time.monotonic() - last):
@@ -296,7 +296,7 @@ class Transfer:
         if self._until.idle is not None:
             patience = self._until.idle - silence
             return patience <= 0 or not self._consumer.arrives(patience)
-        ready = self._source.depth_of(self._queue)  # deliveries sent before this reply have arrived
+        ready = self._source.depth_of(self._queue)  # deliveries that were sent before this reply have arrived
         if not ready or self._consumer.arrives(_LOOK):
             return not self._consumer.arrives(0)
         if silence > _STALLED:

@@ -1,4 +1,4 @@
-"""The worker: runs a program for each message, several at once. The exit status decides what happens to the message.
+"""The worker: runs a program for each message, several at once. The exit status determines what becomes of a message.
 
 0         done: acknowledged
 65        the message is invalid, and a retry would not help: dead-lettered
