@@ -167,7 +167,7 @@ class Scene:
                 self._starter.discard(started)
 
     def _remove_queues(self, failed: object, *_: object) -> None:
-        """Delete the drill's queues from a broker that others also use. Wait queues for retries expire without this."""
+        """Delete the drill's queues from a broker that others also use. Wait queues expire and need not be deleted."""
         with (
             undisturbed(),
             contextlib.suppress(*([MqtoolError] if failed else [])),  # report the first error

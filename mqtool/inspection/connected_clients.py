@@ -83,7 +83,7 @@ _CONSUMER_COLUMNS = ("queue.name", "queue.vhost", "channel_details.connection_na
 def findings(api: Management, vhost: str | None, wanted: Version) -> Iterator[Finding]:
     """Find problems with connected clients, and deprecated features in use, in one virtual host or in all.
 
-    Raises the errors of Management.get().
+    Raises the same errors as Management.get().
     """
     present = running(api)
     for change in _changes(api, vhost, present):

@@ -1,7 +1,7 @@
 """`definitions convert`: convert a definitions file from an older RabbitMQ so that a newer version can import it.
 
 Changes only what the newer version refuses, or silently skips, when it imports the file. Settings that it accepts but
-ignores (x-queue-mode) stay; without them, clients that still declare a queue with them would get 406.
+ignores (x-queue-mode) stay, because clients may still declare queues with them, and would get 406 otherwise.
 """
 
 import copy

@@ -1,6 +1,6 @@
 """Definitions: read a virtual host's exchanges, queues and bindings; export, compare and import definitions files.
 
-Functions that take a Management raise the errors of Management.get(). https://www.rabbitmq.com/docs/definitions
+Functions that take a Management raise the same errors as Management.get(). https://www.rabbitmq.com/docs/definitions
 """
 
 import functools
@@ -103,7 +103,7 @@ def queue_arguments(api: Management, vhost: str) -> Callable[[Json], dict[str, A
             return None
 
     @functools.cache
-    def by_queue() -> dict[str, Json]:  # slow, but permitted to any user
+    def by_queue() -> dict[str, Json]:  # slow, but any user may do it
         views = management.queues(api, vhost, ("name", "effective_policy_definition"))
         return {view["name"]: view.get("effective_policy_definition") or {} for view in views}
 
@@ -138,7 +138,7 @@ def _binding(view: Json) -> Binding:
     return Binding(view["source"], view["destination"], view["routing_key"], arguments, to_exchange)
 
 
-#: The kinds of objects in the order in which they can be imported, each with its singular.
+#: The kinds of objects, in an order in which they can be imported, each with its name in the singular.
 KINDS = {"policies": "policy", "exchanges": "exchange", "queues": "queue", "bindings": "binding"}
 #: Fields that do not identify an object, with RabbitMQ's defaults.
 _SETTINGS: dict[str, Json] = {
@@ -150,7 +150,7 @@ _SETTINGS: dict[str, Json] = {
 _BINDING = {"source": "", "destination": "", "destination_type": "queue", "routing_key": "", "arguments": {}}
 _OTHERS = ("users", "permissions", "topic_permissions", "parameters", "global_parameters")
 
-#: The objects of each kind, as a definitions file contains them.
+#: The objects of each kind, as in a definitions file.
 Contents = dict[str, list[Json]]
 Action = Literal["add", "change", "conflict", "extra"]
 

@@ -20,7 +20,7 @@ from mqtool.topology import Binding, Exchange, Queue
 Node = TypeVar("Node", bound=Hashable)
 
 _EXCHANGE_COLUMNS = ("name", "vhost", "type", "arguments", "policy", "message_stats.publish_in")
-#: The maximum number of paths of expired messages to follow. Keeps the search short if there are very many bindings.
+#: The maximum number of expired messages' paths to follow, which limits the search if there are very many bindings.
 _WAYS = 100_000
 #: Prefix of the names of queues that `bench` declares.
 _OF_BENCH = "mqtool-bench-"

@@ -1,4 +1,4 @@
-"""Output formats of `topology`: Mermaid (rendered by GitHub and many editors), Graphviz's DOT, and JSON records.
+"""Output formats for `topology`: Mermaid (rendered by GitHub and many editors), Graphviz's DOT, and JSON records.
 
 Nodes have numbered ids. Names from the broker appear only in labels, quoted and escaped, so that a name cannot end its
 label or add anything to the diagram.

@@ -96,7 +96,7 @@ def _fits(pattern: str, word: str) -> bool:
 
 
 def _costs(pattern: Sequence[str], words: Sequence[str]) -> list[list[float]]:
-    """Return edit distances: costs[i][j] is that between the pattern's first i parts and the key's first j words."""
+    """Return edit distances; costs[i][j] compares the pattern's first i parts with the key's first j words."""
     costs = [[float(column) for column in range(len(words) + 1)]]
     for part in pattern:
         above = costs[-1]

@@ -1,10 +1,10 @@
-"""`route`: explain where a message would go, by the broker's rules, without publishing it.
+"""`route`: explain where a message would go according to the broker's rules, without publishing it.
 
     exchange ── bindings ──> queues                         each queue once, however many paths lead to it
         │   └── bindings ──> exchanges ── and so on         each exchange once, so that cycles end
         └── nothing matched ──> alternate exchange
 
-Bindings are matched with the routing tables of `mqtool.routing`, which tests compare with RabbitMQ.
+Bindings are matched with the routing tables of `mqtool.routing`, which are tested against RabbitMQ.
 This module does no I/O. https://www.rabbitmq.com/docs/exchanges, /docs/e2e, /docs/ae, /docs/dlx
 """
 

@@ -1,8 +1,8 @@
 """`doctor --upgrade`: find objects that a newer RabbitMQ refuses or treats differently, on a broker or in a file.
 
 Based on the release notes for RabbitMQ 3.12, 4.0, 4.1 and 4.3 (https://www.rabbitmq.com/release-information), and on
-what 4.0.5 and 4.3.6 do when they import such definitions. Functions that take a Management raise the errors of
-Management.get().
+what 4.0.5 and 4.3.6 do when they import such definitions. Functions that take a Management raise the same
+errors as Management.get().
 """
 
 import re
@@ -256,7 +256,7 @@ def mirrored(policy: Json) -> Iterator[Finding]:
 
 
 def refused_arguments(queue: Json) -> list[str]:
-    """Return the arguments for which RabbitMQ 4.3 refuses to declare a queue."""
+    """Return a queue's arguments that RabbitMQ 4.3 refuses."""
     arguments = queue.get("arguments") or {}
     if type_of(queue) != _CLASSIC:
         return []

@@ -20,7 +20,7 @@ from mqtool.stage.terminal import Audience, Guard, Place, QueueDepth
 if TYPE_CHECKING:
     from mqtool.management import Management
 
-#: Seconds between two readings of the queues' message counts.
+#: Seconds between readings of the queues' message counts.
 _BETWEEN_COUNTS = 0.2
 #: The version of RabbitMQ that the embedded broker behaves like for plays over AMQP 1.0.
 _AMQP_1_0 = "4.3"

@@ -208,7 +208,7 @@ class Shop:
 
 
 class Gauge:
-    """Measures values repeatedly on its own thread. Charts each reading: a title, a unit and a function to call."""
+    """Calls functions repeatedly on its own thread, and charts their values. A reading is (title, unit, function)."""
 
     def __init__(self, stage: Stage, *readings: tuple[str, str, Callable[[], float]]) -> None:
         self._audience = stage.audience
@@ -263,7 +263,7 @@ def times(terminal: Terminal, text: str) -> list[float]:
 
 
 def rate(moments: Sequence[float]) -> float:
-    """Count the moments, as returned by `time.monotonic()`, that are within the last second."""
+    """Return how many of the moments, as returned by `time.monotonic()`, are within the last second."""
     now = time.monotonic()
     return float(sum(now - moment < 1 for moment in moments))
 

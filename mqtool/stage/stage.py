@@ -63,7 +63,7 @@ class Stage:
         return APART + name if self.place.apart else name
 
     def file(self, name: str) -> Path:
-        """The path of a file in the working directory of the commands."""
+        """The path of a file in the commands' working directory."""
         return self.place.directory / name
 
     def expect(self, what: str, got: object, expected: object) -> None:

@@ -256,7 +256,7 @@ class Terminal:
         return sum(text in line for line in list(self.lines))
 
     def after(self, text: str) -> list[str]:
-        """For each line that contains the text, the part after the text."""
+        """Return the part after the text from each line that contains it."""
         return [line.partition(text)[2] for line in self.lines if text in line]
 
     def interrupt(self) -> None:

@@ -21,7 +21,7 @@ Json = dict[str, Any]
 
 #: Limits: commands that run at the same time; lines of output that wait for a slow page; characters of each line.
 _AT_ONCE, _KEPT_LINES, _LINE_LENGTH = 8, 500, 2_000
-#: Seconds between two checks whether the page is still open; and from Ctrl-C (SIGINT) until a command is killed.
+#: Seconds between checks that the page is still open, and from Ctrl-C (SIGINT) until a command is killed.
 _PAUSE, _LAST_WORDS = 0.2, 3.0
 _LONGEST = 4_000
 

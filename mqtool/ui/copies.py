@@ -68,10 +68,10 @@ class Copies:
         self._second, self._in_second = 0, Counter[tuple[str, str]]()
 
     def follow(self, api: Management, wiring: Wiring, names: Mapping[str, str]) -> None:
-        """Start or continue to copy the messages that the current bindings route.
+        """Read the current bindings, and copy the messages that they route from now on.
 
         Args:
-            names: the names that clients gave their connections, by the broker's names for these.
+            names: the names that clients gave their connections, by the broker's own names for the connections.
         """
         found = definitions.read(api, self._vhost)
         bindings = [firehose_of_exchange("#"), firehose_of_queue("#")] if self._firehose else self._all_of(found)
@@ -82,7 +82,7 @@ class Copies:
             self._start(bindings)
 
     def _all_of(self, found: definitions.Definitions) -> list[Binding]:
-        """Return all bindings to queues, except those of exchange types whose routing mqtool does not know."""
+        """Return all bindings to queues, except those from exchanges whose type mqtool cannot route."""
         private = self.private
         return [
             binding

@@ -20,11 +20,11 @@ from mqtool.topology import Binding
 if TYPE_CHECKING:
     from mqtool.ui.copies import Copies
 
-#: Seconds between two requests for events, between two requests for RabbitMQ's counts, and after an error.
+#: Seconds between requests for events, between requests for RabbitMQ's counts, and after an error.
 _BETWEEN_EVENTS, _BETWEEN_COUNTS, _AFTER_ERROR = 0.05, 1.5, 1.0
-#: Seconds between two records with counts.
+#: Seconds between records with counts.
 _BETWEEN_MOVES = 0.25
-#: The minimum pause between two reads of the topology: in seconds, and as a multiple of the time that a read takes.
+#: The minimum pause between reads of the topology: in seconds, and as a multiple of the time that a read takes.
 _BETWEEN_LOOKS, _SHARE_OF_LOOKS = 0.3, 5
 #: The maximum number of an exchange's destinations and of a queue's consumers to show; and of an arrow's keys.
 _KEPT, _KEYS = 40, 4
@@ -245,7 +245,7 @@ def _client_of(consumer: Consumer) -> str:
 
 
 def _keys(source: str, link: Link) -> Json:
-    """Return an arrow's keys. None for the default exchange, where each queue's key is its own name."""
+    """Return an arrow's keys; no keys for the default exchange, which routes by queue name."""
     keys = [] if source == "" else [_key(binding) for binding in link.bindings]
     return {"keys": keys[:_KEYS], "more": max(0, len(keys) - _KEYS) + link.more}
 
@@ -265,7 +265,7 @@ def _connection(channel: str) -> str:
 
 
 class _Names:
-    """The names that clients have given their connections, by the broker's names for these."""
+    """The names that clients have given their connections, by the broker's own names for the connections."""
 
     def __init__(self, api: Management, vhost: str) -> None:
         self._api = api
@@ -273,7 +273,7 @@ class _Names:
         self._before: dict[str, str] = {}
 
     def read(self) -> dict[str, str]:
-        """Return the names, and those of the last call: a consumer may be listed after its connection was closed."""
+        """Return the names, including the last call's: a consumer may be listed after its connection was closed."""
         found = management.connections(self._api, self._vhost, ("name", "user_provided_name"))
         before = self._before
         self._before = {each["name"]: each["user_provided_name"] for each in found if each.get("user_provided_name")}

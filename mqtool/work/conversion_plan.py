@@ -1,6 +1,6 @@
 """Plans for queue conversions: the new type and arguments, their effects, and what prevents a conversion.
 
-Functions that take a Management raise the errors of Management.get().
+Functions that take a Management raise the same errors as Management.get().
 """
 
 import json

@@ -24,9 +24,9 @@ from typing import NamedTuple
 
 from mqtool.errors import MqtoolError, UsageError
 
-#: Seconds between two checks of another worker's claim, and seconds to wait for SQLite's lock.
+#: Seconds between checks of another worker's claim, and seconds to wait for SQLite's lock.
 _LOOK, _PATIENCE = 0.05, 30.0
-#: Seconds between two removals of messages that are older than the window.
+#: Seconds between removals of messages that are older than the window.
 _SWEEP = 60.0
 
 _SCHEMA = """

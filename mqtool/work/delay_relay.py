@@ -13,7 +13,7 @@ elects one. Such a queue confirms nothing, and blocks the channel. So before a r
 a connection, a thread checks that the queue answers. It uses a separate connection, because RabbitMQ closes that after
 half a minute if there is no leader. If the queue does not answer, messages wait in another queue.
 
-A relay must not reconnect, since its deliveries are valid on one connection only. Instead, the command starts another.
+A relay must not reconnect, since its deliveries are valid only on one connection. The command starts another relay.
 """
 
 import threading

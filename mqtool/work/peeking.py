@@ -43,7 +43,7 @@ _DEFAULT_LIMIT = 20
 class How(Enum):
     """How to read a queue: with basic.get, with a consumer, or as a stream.
 
-    IN_TURN is for queues that may be quorum queues: to keep the order, it also reads all messages requeued earlier.
+    IN_TURN is for queues that may be quorum queues: it also reads all messages requeued earlier, to keep the order.
     """
 
     GET = auto()
@@ -95,8 +95,7 @@ def _limit(said: Sequence[object], default: int | None) -> int | None:
 def _probed(channel: Channel, queue: str) -> How:
     """Use AMQP to find out how to read a queue: declare it as a durable queue, and read the broker's error.
 
-    The error names only one argument that differs, which may not be the type. If so, that argument is added, and the
-    queue is declared again.
+    The error names only one differing argument. If it is not the type, add it, and declare the queue again.
     """
     asking = channel.connection.channel()
     known: dict[str, int | str] = {}
@@ -206,7 +205,7 @@ class Look:
         size = max(1, min(most, self._ready - self.count, fits, AT_ONCE))
         channel, last = self._channel.connection.channel(), self.count + size
         self._held[channel] = 0
-        # Ask for one more than the queue has, because the consumer is cancelled when it has received this number.
+        # The count is one more than will arrive, because the consumer would be cancelled when it is reached.
         receiving = Receiving(size, acknowledge=False, count=size + 1, idle_timeout=_PATIENCE)
         self._on_their_way = islice(channel.consume(Queue(self._queue), receiving), size)
         yield from self._rest()
@@ -225,8 +224,7 @@ class Look:
         """Check that the queue will not drop the message at its head if that message is requeued twice, now and later.
 
         Raises:
-            MqtoolError: the queue would drop it. If it would do so now, the message has been published again
-                instead.
+            MqtoolError: the queue would drop it. If it would do so now, the message is published again instead.
         """
         count = times_back(head)
         if count < limit - 1:

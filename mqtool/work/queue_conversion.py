@@ -70,7 +70,7 @@ class Tally:
     Attributes:
         held, returned: the numbers of messages moved out of the queue and back into it.
         meanwhile: the number of messages moved into the queue that were published during the conversion.
-        absence: an upper bound, in seconds, for how long the queue did not exist; None if it was not replaced.
+        absence: the maximum time in seconds that the queue did not exist; None if this run did not replace it.
         overtaken: the number of returned messages that newer ones may have overtaken.
         deleted: the number of messages that arrived too late to be moved, and were deleted with a quorum queue.
     """

@@ -31,7 +31,7 @@ CANNOT_RUN, NOT_FOUND = 126, 127
 
 #: Bytes to keep from the end of a program's stderr. All of its stderr is also written to mqtool's stderr.
 _TAIL = 2000
-#: Seconds between checks whether a program has exited, on systems without pidfd_open().
+#: How often to check whether a program has exited, in seconds, on systems without pidfd_open().
 _LOOK = 0.01
 _PIPE_SIZE = 65536
 _STDERR = 2

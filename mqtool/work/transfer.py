@@ -26,7 +26,7 @@ from mqtool.work import history
 AT_ONCE = 100
 #: Seconds without a delivery after which a queue that has messages is considered blocked.
 _STALLED = 10.0
-#: Seconds between two checks of a queue that delivers nothing.
+#: Seconds between checks of a queue that delivers nothing.
 _LOOK = 0.1
 #: The longest pause for the rate limit, in seconds, so that acknowledgements are sent in between; and the shortest, as
 #: shorter pauses are added to the next one.
@@ -105,7 +105,7 @@ def failed(delivery: Delivery, error: str, to: str, reason: str | None = None) -
 def redriven(delivery: Delivery, to: str) -> Message:
     """Return the message to publish to the queue `to` as if it had never failed: attempts are counted from 1 again.
 
-    Only a header counts how many times it was moved back.
+    A header counts how many times it has been moved back.
     """
     headers = _without(delivery.headers, _OURS | _BROKERS | _COUNTS | _COPIES)
     headers[history.RETURNS] = history.death_of(delivery).redrives + 1
