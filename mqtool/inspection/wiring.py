@@ -60,7 +60,7 @@ class Publisher:
 
 @dataclass(frozen=True, slots=True)
 class Consumer:
-    """A consumer, with the name of its channel ("" for a link or a subscription, which have none) and its user."""
+    """A consumer, with its user and the name of its channel ("" for an AMQP 1.0 link or a stream subscription)."""
 
     tag: str
     channel: str

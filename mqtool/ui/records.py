@@ -240,7 +240,7 @@ def _as_json(wiring: Wiring, names: Mapping[str, str]) -> Json:
 
 
 def _client_of(consumer: Consumer) -> str:
-    """Return the name of a consumer's channel; with the stream protocol, of its connection; "" with AMQP 1.0."""
+    """Return the name of a consumer's channel; of its connection for the stream protocol; "" for AMQP 1.0."""
     return consumer.channel or (consumer.connection if consumer.tag.startswith("stream.subid-") else "")
 
 

@@ -4,7 +4,7 @@ RabbitMQ cannot change a queue in place, so the messages move to another queue a
 
     1  publishers ──> (exchange) ──> (through) ──> [jobs] ──> [held]        `through` takes over the bindings
     2  publishers ──> (exchange) ──> (through) ──> [meanwhile]              one unbinding diverts new messages
-    3                                              [jobs] is deleted and declared anew
+    3                                              [jobs] is deleted and declared again
     4                                              [held], then [meanwhile] ──> (back) ──> [jobs]
     5  publishers ──> (exchange) ──> [jobs]                                 the bindings are as before
 
@@ -45,10 +45,10 @@ _TRIES = 200
 
 
 def left_behind(api: Management, vhost: str, queue: str) -> Plan | None:
-    """Return a plan to end a conversion whose holding queue somebody has deleted; None if there is no such conversion.
+    """Return a plan for finishing a conversion whose holding queue has been deleted; None if there is none.
 
     Raises:
-        NotFound: the queue was deleted, too.
+        NotFound: the queue itself has also been deleted.
     """
     names, view = Names.of(queue), view_of(api, vhost, queue)
     meanwhile = view_of(api, vhost, names.meanwhile)
@@ -180,7 +180,7 @@ class Conversion:
         return sum(left) if self.is_returning() else sum(left) + 2 * self._depth(name)
 
     def is_robbed(self) -> bool:
-        """True if somebody has deleted the holding queue, with its messages and the plan."""
+        """True if another client has deleted the holding queue, with its messages and the plan."""
         return view_of(self._api, self._vhost, self._names.held) is None
 
     def _depth(self, queue: str) -> int:
