@@ -42,11 +42,15 @@ export class Layout {
   of(state, narrow) {
     const size = narrow ? SIZE.narrow : SIZE.wide;
     const depths = depthsOf(state);
-    const layers = [[...state.publishers.keys()]];
+    // With the stream protocol, messages pass no exchange: such a publisher is in the layer next to the streams.
+    const isNextToStream = (publisher) => [...publisher.targets.keys()].some((id) => id.startsWith("q:"));
+    const publishers = [...state.publishers.values()];
+    const layers = [publishers.filter((each) => !isNextToStream(each)).map((each) => each.id)];
     const deepest = Math.max(0, ...depths.values());
     for (let depth = 0; depth <= deepest; depth += 1) {
       layers.push([...state.exchanges.keys()].filter((id) => depths.get(id) === depth));
     }
+    layers[layers.length - 1].push(...publishers.filter(isNextToStream).map((each) => each.id));
     layers.push([...state.queues.keys()], [...state.consumers.keys()]);
     for (const id of layers.flat()) this.rank(id, relativeOf(state, id));
     // Consumers are beside their queues.
