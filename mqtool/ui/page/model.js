@@ -175,7 +175,9 @@ export function rateOf(state, arrow) {
   let all = 0;
   for (const [key, count] of state.seen) if (key.endsWith(` ${arrow.to}`)) all += count;
   const links = [...state.links.values()].filter((link) => link.to === arrow.to).length;
-  if (!all) return links === 1 ? { ...measured, isExact: true } : undefined;
+  // With the stream protocol, messages come straight from their publishers.
+  const isDirect = [...state.publishers.values()].some((publisher) => publisher.targets.has(arrow.to));
+  if (!all) return links === 1 && !isDirect ? { ...measured, isExact: true } : undefined;
   const share = (state.seen.get(arrow.key) || 0) / all;
   return { rate: measured.rate * share, t: measured.t, isExact: share === 1 };
 }
