@@ -117,20 +117,20 @@ def parse_address(url: str) -> Address:
     if "://" not in url and re.fullmatch(_WITHOUT_SCHEME, url):
         url = f"amqp://{url}"
     scheme, separator, _ = url.partition("://")
-    if not separator or not scheme.isalnum():  # what stands there then may be a password
+    if not separator or not scheme.isalnum():  # the text before "://" may be part of a password
         raise _bad(url, "it has no scheme", _EXAMPLE)
     if scheme.lower() not in ("amqp", "amqps"):
         hint = "15672 is the management page's port; AMQP's is 5672" if url.rstrip("/").endswith(":15672") else _EXAMPLE
         raise _bad(url, f"its scheme is {scheme!r}, not amqp or amqps", hint)
     try:
         parts = urlsplit(url)
-    except ValueError as error:  # it is about brackets: an IPv6 address, or a password with a [ in it
+    except ValueError as error:  # bad brackets: in an IPv6 address, or in a password with a [
         raise _bad(url, str(error), _EXAMPLE) from error
     if "," in parts.netloc.rpartition("@")[2]:
         raise _bad(url, "its host contains a ','", "write a URL for each node: amqp://one,amqp://two")
     try:
         port = parts.port
-    except ValueError as error:  # whose text may be a piece of a password
+    except ValueError as error:  # the error's text may contain part of a password
         raise _bad(url, "port must be between 1 and 65535", _ESCAPE if "@" in url else _EXAMPLE) from error
     if port == 0:
         raise _bad(url, "port must be between 1 and 65535", _EXAMPLE)
@@ -190,10 +190,10 @@ def _without_password(url: str, mark: str = ":***") -> str:
     """Replace anything in a URL that may be a password, even if the URL cannot be parsed."""
     url = re.sub(_HIDDEN_PARAMETER, rf"\1{mark[1:]}", url)
     scheme, separator, rest = url.partition("://")
-    if not separator or not scheme.isalnum():  # there is none, or only within a password
+    if not separator or not scheme.isalnum():  # no scheme; any "://" is part of a password
         scheme, separator, rest = "", "", url
     credentials, at, place = rest.rpartition("@")
     user = credentials.partition(":")[0]
-    if not at:  # after the colon there should be a port; if not, it may be a password that lacks its host
+    if not at:  # if no port follows the colon, it may be a password without a host
         place = re.sub(r":(?!\d+(?:[/?#]|$)).*", mark, place)
     return f"{scheme}{separator}{user}{mark if ':' in credentials else ''}{at}{place}"

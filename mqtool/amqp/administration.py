@@ -75,7 +75,7 @@ class LooksUp(Protocol):
 
 
 class Depth(NamedTuple):
-    """The numbers of ready messages and consumers of a queue."""
+    """A queue's numbers of ready messages and consumers."""
 
     ready: int
     consumers: int
@@ -126,7 +126,7 @@ def delete_queue(channel: Asks, name: str, *, if_unused: bool = False, if_empty:
 
 
 def purge(channel: Asks | LooksUp, queue: str) -> int:
-    """Remove the ready messages of a queue; return how many there were.
+    """Remove a queue's ready messages; return how many there were.
 
     Raises:
         NotFound: the queue does not exist.

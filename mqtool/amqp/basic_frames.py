@@ -122,7 +122,7 @@ class PublishEncoder:
 
     def _divided(self, body: bytes) -> Iterator[bytes | memoryview]:
         """Divide a body into several frames. The caller adds the start of the first frame and the end of the last."""
-        view = memoryview(body)  # a large body is not copied for its pieces
+        view = memoryview(body)  # so that a large body is not copied
         yield view[: self._body_max]
         for start in range(self._body_max, len(body), self._body_max):
             piece = view[start : start + self._body_max]
@@ -322,11 +322,11 @@ class FrameReader:
         self._consumers[consumer.channel, consumer.start] = consumer
 
     def remove(self, channel: int, consumer_tag: str) -> None:
-        """Stop decoding the deliveries to a consumer; pika gets them from now on."""
+        """Stop decoding the deliveries to a consumer; from now on, pika gets them."""
         self._consumers.pop((channel, _start(consumer_tag.encode())), None)
 
     def receive(self, data: bytes) -> int:
-        """Process received bytes; return how many belonged to deliveries and confirms, which pika does not get."""
+        """Process received bytes; return how many belonged to deliveries and confirms, which are not passed to pika."""
         if self._rest:
             data, self._rest = self._rest + data, b""
         position, end, taken = 0, len(data), 0

@@ -130,7 +130,7 @@ class Channel(ChannelListener):
         """Make any request, and return the broker's reply. The request is not repeated after a later reconnection.
 
         Args:
-            within: the number of seconds to wait for the reply; None for any.
+            within: the number of seconds to wait for the reply; None for no limit.
 
         Raises:
             NotConfirmed: the broker has not replied in time.
@@ -156,7 +156,7 @@ class Channel(ChannelListener):
         again.
 
         Args:
-            messages: None means that there is no message right now: receipts are yielded meanwhile.
+            messages: None means that there is no message right now, so that receipts can be yielded.
             exchange: for messages without one; None is the default exchange.
             routing_key: for messages without one.
             persistent: use delivery mode 2 for messages without a delivery mode.

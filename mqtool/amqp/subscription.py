@@ -85,9 +85,9 @@ class Subscription:
         """
         if not (self._is_wanted and self._epoch == self._channel.requests.epoch):
             self._consume(prefetch, auto_ack=auto_ack)
-            self._is_wanted = True  # only now: a refusal reopens the channel, which resumes what is wanted
+            self._is_wanted = True  # not earlier: after a refusal, the reopened channel would resume it
         if self._epoch != self._channel.requests.epoch:
-            raise exceptions.ConnectionWrongStateError  # the channel was reopened meanwhile, and resumed nothing
+            raise exceptions.ConnectionWrongStateError  # the channel was reopened, without this consumer
 
     def resume(self, prefetch: int, *, auto_ack: bool) -> None:
         """Consume on a new channel, if start() was called on the previous one."""
@@ -95,7 +95,7 @@ class Subscription:
         self.received = self.last_tag = 0
         if self._is_wanted:
             self._consume(prefetch, auto_ack=auto_ack)
-            if not self._is_wanted:  # it was cancelled meanwhile
+            if not self._is_wanted:  # cancelled in the meantime
                 self.cancel()
 
     def cancel(self) -> None:
@@ -133,13 +133,13 @@ class Subscription:
             if consumer_tag in pika.consumer_tags:
                 pika.basic_cancel(consumer_tag, callback=done)
                 pika_private.leave_deliveries(pika, consumer_tag)
-            else:  # it belongs to an earlier channel, and pika would never answer
+            else:  # the consumer was on an earlier channel, so pika would never reply
                 done(None)
 
         try:
             self._channel.requests.make(cancel)
         except CONNECTION_LOST:
-            return  # which has cancelled it, too
+            return  # this has cancelled the consumer, too
 
 
 class Buffer:

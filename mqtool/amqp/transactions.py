@@ -1,4 +1,4 @@
-"""Transactions (tx.select): move messages from a queue to another, in batches that move completely or not at all.
+"""Transactions (tx.select): move messages from one queue to another, in batches that move completely or not at all.
 
 The broker publishes the messages of a transaction, and acknowledges the deliveries in it, when it handles tx.commit. So
 if the client is killed at any moment, no message is lost and none is in both queues. If the broker itself is killed
@@ -29,7 +29,7 @@ _MAX_SIZE = 16 << 20
 
 
 class Mover:
-    """Moves the messages of a queue, in order, until the queue is empty. Uses the channel for itself.
+    """Moves a queue's messages, in order, until the queue is empty. Needs a channel that nothing else uses.
 
     Args:
         at_once: the most messages in one transaction, and half of the prefetch.
@@ -68,11 +68,11 @@ class Mover:
                 yield len(batch)
                 left -= len(batch)
                 if left < 0:
-                    left = self._channel.depth_of(self._queue)  # what has come in meanwhile
+                    left = self._channel.depth_of(self._queue)  # messages that arrived in the meantime
                     if not left or left > expected // 2:
                         return
                     expected = left
-            elif not (ready := self._channel.depth_of(self._queue)):  # what was sent before this reply has arrived
+            elif not (ready := self._channel.depth_of(self._queue)):  # all earlier deliveries arrived before this reply
                 if not consumer.arrives(0):
                     return
             elif (silence := silence + _MOMENT) > _STALLED:

@@ -98,7 +98,7 @@ class Unconfirmed:
         self._is_reopening = False
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._wanted_below = 0  # wait() need not be woken while more are unconfirmed
+        self._wanted_below = 0  # wait() is not woken while more messages than this are unconfirmed
         self._outstanding: deque[_Published] = deque()
         self._bytes = 0
         self._writer: MessageWriter | None = None  # until restart(), which encodes everything outstanding
@@ -128,7 +128,7 @@ class Unconfirmed:
 
         Args:
             sequence: the number of the first message, for its receipt.
-            waits: leave the messages to a later call of drain().
+            waits: leave the messages for a later call to drain().
 
         Raises:
             UsageError, BadData: a message cannot be encoded. None was sent.
@@ -233,7 +233,7 @@ class Unconfirmed:
 
     @property
     def messages(self) -> list[Message]:
-        """The messages without a confirm, oldest first. After a failure, they may or may not have arrived."""
+        """The unconfirmed messages, oldest first. After a failure, the broker may or may not have received them."""
         with self._changed:
             return [addressed(message, route) for message, route, _ in (*self._outstanding, *self._later)]
 

@@ -1,7 +1,7 @@
 """LinkConnection: one session on a connection that reopens, and its links.
 
-After a reconnection, it declares again what was declared, attaches the links again, and publishes again the messages
-that have no outcome. https://www.rabbitmq.com/docs/amqp
+After a reconnection, it repeats the declarations, attaches the links again, and republishes the messages that have no
+outcome yet. https://www.rabbitmq.com/docs/amqp
 """
 
 import os
@@ -37,11 +37,11 @@ from mqtool.message import Confirmation, Delivery
 
 _HANDLES = 256
 _IDS = 0xFFFF_FFFF
-#: The number of transfer frames that the broker may send before it is told that there is room for more.
+#: The number of transfer frames that the broker may send before the session's window must be extended.
 _WINDOW = 5000
-#: Seconds until messages are published again that a queue without a leader has rejected.
+#: Seconds to wait before republishing messages that were rejected by a queue without a leader.
 _PAUSE = 0.25
-#: Seconds to wait until a receiver's credit is taken back.
+#: Seconds to wait for the broker to give back a receiver's credit.
 _STOPPED = 2.0
 
 
@@ -69,8 +69,8 @@ class LinkConnection(ReopeningTransport):
     """A session and its links. Safe to use from any thread.
 
     Attributes:
-        unsettled: the receivers of deliveries that are not settled, by delivery id.
-        set_up: called on the I/O thread after a reconnection, to declare again what was declared.
+        unsettled: the receiver of each unsettled delivery, by delivery id.
+        set_up: called on the I/O thread after a reconnection, to repeat the declarations.
         confirm_timeout: seconds without any outcome after which publishing gives up.
     """
 
@@ -86,12 +86,12 @@ class LinkConnection(ReopeningTransport):
         self.confirm_timeout = confirm_timeout
         self.unsettled: dict[int, Receiver] = {}
         self.set_up: Callable[[], None] = lambda: None
-        self._links: dict[int, Link] = {}  # by our handles
-        self._incoming: dict[int, Link] = {}  # by the broker's
+        self._links: dict[int, Link] = {}  # by mqtool's handles
+        self._incoming: dict[int, Link] = {}  # by the broker's handles
         self._refusals: dict[int, ClosedByBroker] = {}
         self._senders: dict[str | None, SendingLink] = {}  # by address
-        self._sent: dict[int, Outgoing] = {}  # without an outcome, by delivery id
-        self._refused: list[Outgoing] = []  # by a queue that may have no leader yet: to be published again
+        self._sent: dict[int, Outgoing] = {}  # messages without an outcome, by delivery id
+        self._refused: list[Outgoing] = []  # rejected by a queue that may have no leader yet; to be republished
         self._leaderless_until = 0.0
         self._next_id = self._next_out = self._next_in = self._room = self._broker_window = 0
         self._has_begun = False
@@ -117,7 +117,7 @@ class LinkConnection(ReopeningTransport):
         self.until(lambda: self._has_begun)
 
     def sending_link(self, address: str | None) -> SendingLink:
-        """Return the link to an address; attach it if there is none. Raises MqtoolError if the broker refuses it."""
+        """Return the link to an address; attach one if there is none. Raises MqtoolError if the broker refuses it."""
         if (link := self._senders.get(address)) is None:
             link = new = SendingLink(new_name(), address)
             self.retrying(lambda: self.attach(new))
@@ -125,9 +125,10 @@ class LinkConnection(ReopeningTransport):
         return link
 
     def attach(self, link: Link) -> None:
-        """Attach a link; if the connection is lost meanwhile, raise Lost.
+        """Attach a link.
 
         Raises:
+            Lost: the connection was lost before the broker replied.
             ClosedByBroker: the broker refuses the link.
         """
         with self.changed:
@@ -140,7 +141,7 @@ class LinkConnection(ReopeningTransport):
                 raise refusal
 
     def patience(self) -> float:
-        """Seconds left for the next outcome. Time without a connection, or while the broker takes nothing, is free."""
+        """Seconds left to wait for an outcome. The clock stops when offline or blocked by the broker."""
         if self.is_lost or not self._sent:
             self._last_outcome = time.monotonic()
         return self._last_outcome + self.confirm_timeout - time.monotonic()
@@ -189,7 +190,7 @@ class LinkConnection(ReopeningTransport):
     # Receiving.
 
     def give_credit(self, receiver: Receiver) -> None:
-        """Let the broker send as many deliveries as the receiver takes."""
+        """Give the broker credit for as many deliveries as the receiver can accept."""
         with self.changed:
             if not self.is_lost and (credit := receiver.wanted_credit()) is not None:
                 self.send_flow(receiver.handle, receiver.delivery_count, credit)
@@ -202,14 +203,14 @@ class LinkConnection(ReopeningTransport):
         *,
         echo: bool = False,
     ) -> None:
-        """Tell the broker how much the session takes and, with a handle, a link. `echo` asks for an answer."""
+        """Tell the broker how much the session, and the link of a handle, can accept. With `echo`, ask for a reply."""
         with self.changed:
             self._room = _WINDOW
             flow = Flow(self._next_in, _WINDOW, self._next_out, _WINDOW, handle, delivery_count, credit, echo=echo)
             self.transport.send([frame(0, flow)])
 
     def settle(self, deliveries: Sequence[Delivery], state: Any) -> None:
-        """Tell the broker the outcome of deliveries. Those of an earlier epoch, or settled before, are left out."""
+        """Tell the broker the outcome of deliveries. Skips any that are settled or from an earlier connection epoch."""
         with self.changed:
             ids = [each.delivery_tag for each in deliveries if not each.settled and self.is_current(each)]
             for each in deliveries:
@@ -235,14 +236,14 @@ class LinkConnection(ReopeningTransport):
         return not self.is_lost and delivery.epoch == self.epoch and delivery.delivery_tag in self.unsettled
 
     def end_receiver(self, receiver: Receiver, *, stays: bool) -> None:
-        """Take the credit back, release what the caller has not taken, and detach.
+        """Withdraw the credit, release the deliveries that the caller has not received, and detach.
 
         Args:
-            stays: only take the credit back, because the caller still settles deliveries; release_all() does the rest.
+            stays: only withdraw the credit, so that the caller can settle deliveries; release_all() does the rest.
         """
         if not self.is_lost and receiver.stop():
             self.send_flow(receiver.handle, receiver.delivery_count, 0, echo=True)
-            with suppress(Lost, MqtoolError):  # deliveries that are on their way come before the answer
+            with suppress(Lost, MqtoolError):  # deliveries in transit arrive before the reply
                 self.until(lambda: receiver.has_stopped, _STOPPED)
         with self.changed:
             rest = receiver.rest()
@@ -252,7 +253,7 @@ class LinkConnection(ReopeningTransport):
                 receiver.is_attached = False
 
     def release_all(self) -> None:
-        """Return all deliveries that are not settled, so that they do not count as failed; receive no more."""
+        """Stop receiving, and release all unsettled deliveries. They do not count as failed."""
         for link in [*self._links.values()]:
             if isinstance(link, Receiver):
                 self.end_receiver(link, stays=True)
@@ -260,7 +261,7 @@ class LinkConnection(ReopeningTransport):
             if not (self.is_lost or self.failure):
                 self._settle_ids([*self.unsettled], Released())
 
-    # What the broker sends.
+    # Frames from the broker.
 
     def take(self, body: bytes) -> None:
         told, end = decode_performative(body)
@@ -328,7 +329,7 @@ class LinkConnection(ReopeningTransport):
         was_attached, link.is_attached = link.is_attached, False
         self._links.pop(link.handle, None)
         if told.error is None:
-            return  # the answer to ours
+            return  # the reply to our own frame
         self.transport.send([frame(0, Detach(link.handle, closed=True))])
         if was_attached:
             raise ClosedByBroker.from_error(told.error)
@@ -372,6 +373,6 @@ def new_name() -> str:
 
 
 def _requeue(sent: Sequence[Outgoing], senders: Mapping[str | None, SendingLink]) -> None:
-    """Put messages that were sent in front of those that wait for credit."""
+    """Put messages that were already sent back at the front of the queues of messages waiting for credit."""
     for each in reversed(sent):
         senders[each.address].waiting.appendleft(each)

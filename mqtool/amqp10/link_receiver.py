@@ -1,6 +1,6 @@
-"""Receiver: gets deliveries over a link, as many at a time as it gives credit for, and accepts each once it is handled.
+"""Receiver: gets deliveries over a link, with a limited credit, and accepts each one once the caller has handled it.
 
-If the caller dies or stops while it handles a delivery, the broker requeues it for another receiver.
+If the caller dies or stops while handling a delivery, the broker requeues the message for another receiver.
 """
 
 import threading
@@ -16,18 +16,18 @@ from mqtool.codecs.amqp10_values import Array, Described, Milliseconds, Symbol
 from mqtool.message import Delivery
 from mqtool.offsets import Offset, Start
 
-#: The credit for a prefetch of 0: AMQP 1.0 has no "no limit".
+#: The credit for a prefetch of 0 (no limit): credit in AMQP 1.0 is always limited.
 _MANY = 65_535
-#: Seconds that acceptances may wait for others, to be sent together.
+#: The longest time, in seconds, for which acceptances are collected to be sent together.
 _TOGETHER = 0.05
 OFFSET = "rabbitmq:stream-offset-spec"
 _VALUES, _SQL = "rabbitmq:stream-filter", "sql-filter"
-#: Names of sources that the broker makes for this link, for replies. https://www.rabbitmq.com/docs/direct-reply-to
+#: Settings of a source that the broker creates for this link, for replies. https://www.rabbitmq.com/docs/direct-reply-to
 _VOLATILE = "rabbitmq:volatile-queue"
 
 
 def offset_filter(offset: Offset) -> Described:
-    """Encode where to start in a stream."""
+    """Encode a filter for the offset at which to start in a stream."""
     value: Any = offset.start.name.lower()
     if offset.start is Start.OFFSET:
         value = offset.value or 0
@@ -37,7 +37,7 @@ def offset_filter(offset: Offset) -> Described:
 
 
 def stream_filters(values: Sequence[str], sql: str | None) -> dict[str, Described]:
-    """Encode filters of a stream, by their names."""
+    """Encode the filters of a stream's messages; return them by name."""
     filters = {_VALUES: Described(Symbol(_VALUES), [*values])} if values else {}
     return filters | ({_SQL: Described(Symbol(f"amqp:{_SQL}"), sql)} if sql is not None else {})
 
@@ -59,16 +59,16 @@ class Owner(Protocol):
 
 
 class Receiver:
-    """A link from a queue, and its deliveries.
+    """A link that receives from a queue, and its deliveries.
 
     Attributes:
-        address: the queue's address; of replies, the one that the broker has chosen.
+        address: the queue's address; for replies, the address chosen by the broker.
         has_stopped: True once the broker has given back the credit.
         ignored_filters: the names of filters that the broker does not know.
 
     Args:
-        address: None asks the broker for an address for replies.
-        filters: for a stream; by name, as the broker knows them.
+        address: the queue's address; None asks the broker for a reply address.
+        filters: encoded filters of a stream, by the broker's names for them.
     """
 
     def __init__(
@@ -86,11 +86,11 @@ class Receiver:
         self._queue = sections.exchange_and_key(address)[1]
         self._prefetch = receiving.prefetch or _MANY
         self._settles = receiving.acknowledge and not receiving.auto_ack
-        # From the broker and not taken yet: payload, delivery id, epoch.
+        # Received but not yet passed to the caller: payload, delivery id, epoch.
         self._inbox: deque[tuple[bytes, int, int]] = deque()
         self._partial: list[bytes] = []
         self._partial_id = 0
-        self._received = self._limit = 0  # deliveries on this link, and up to how many the broker may send
+        self._received = self._limit = 0  # deliveries received on this link, and the most it may send
         self._unsettled = self._taken = self._initial_count = 0
         self._handled: list[Delivery] = []
         self._settled_at = 0.0
@@ -100,7 +100,7 @@ class Receiver:
     # For the session, under its lock.
 
     def attach(self, handle: int) -> Attach:
-        """Return the performative that attaches the link, from the start."""
+        """Reset the link's state, and return the performative that attaches it."""
         self.handle, self.is_attached = handle, False
         self._received = self._limit = self._unsettled = 0
         self._partial.clear()
@@ -117,7 +117,7 @@ class Receiver:
         return Attach(self.name, handle, True, snd_settle_mode=mode, source=source, target=Target())
 
     def attached(self, answer: Attach) -> bool:
-        """Take the broker's answer; return False if it refuses the link."""
+        """Process the broker's reply to attach; return False if the broker refuses the link."""
         self.is_attached = answer.source is not None
         self._initial_count = answer.initial_delivery_count or 0
         known = {str(name) for name in (answer.source.filter or {})} if answer.source else set()
@@ -130,11 +130,11 @@ class Receiver:
     is_kept = True
 
     def is_for(self, role: bool) -> bool:
-        """True for the broker's end, which sends."""
+        """True if `role` is the role of the broker's end of the link: sender."""
         return not role
 
     def flow(self, flow: Flow) -> None:
-        """Take the broker's view of the link."""
+        """Process a flow frame, which contains the broker's view of the link."""
         self.has_stopped |= self._is_over and flow.link_credit == 0
 
     def stop(self) -> bool:
@@ -143,7 +143,7 @@ class Receiver:
         return self.is_attached and not self.has_stopped and self._limit > self._received
 
     def take(self, delivery_id: int | None, payload: bytes, *, settled: bool, more: bool) -> None:
-        """Take the payload of a transfer."""
+        """Process the payload of a transfer frame."""
         if delivery_id is not None:
             self._partial_id = delivery_id
         if more or self._partial:
@@ -159,11 +159,11 @@ class Receiver:
         self._inbox.append((payload, self._partial_id, self._session.epoch))
 
     def settled(self, count: int) -> None:
-        """Deliveries have been settled: there is room for others."""
+        """Record that this many deliveries have been settled, which makes room for more."""
         self._unsettled -= count
 
     def wanted_credit(self) -> int | None:
-        """The credit to give now; None if what the broker has is enough."""
+        """The credit to give now; None if the broker still has enough."""
         held = len(self._inbox) if self._limits.auto_ack or self._is_dynamic else self._unsettled
         credit = self._prefetch - held
         if self._limits.count is not None:
@@ -177,13 +177,13 @@ class Receiver:
 
     @property
     def delivery_count(self) -> int:
-        """The number of deliveries on this link, from where the broker counts."""
+        """The link's delivery count, which starts from the broker's initial value."""
         return (self._initial_count + self._received) & 0xFFFF_FFFF
 
     # For the caller.
 
     def deliveries(self) -> Generator[Delivery]:
-        """Yield deliveries until a limit, or stop(). Asking for the next one accepts the last one.
+        """Yield deliveries until a limit is reached or stop() is called. Asking for the next one accepts the last one.
 
         Raises:
             TimedOut: a time limit has passed.
@@ -207,7 +207,7 @@ class Receiver:
                 session.end_receiver(self, stays=not self._limits.acknowledge)
 
     def rest(self) -> list[int]:
-        """Drop the deliveries that the caller has not taken; return their ids."""
+        """Drop the deliveries that the caller has not received; return their ids."""
         rest = [delivery_id for _, delivery_id, epoch in self._inbox if epoch == self._session.epoch]
         self._inbox.clear()
         return [] if self._limits.auto_ack or self._is_dynamic else rest
@@ -246,7 +246,7 @@ class Receiver:
         return delivery
 
     def _settle(self) -> None:
-        """Have the output written, then accept what was handled."""
+        """Flush the output, then accept the deliveries that were handled."""
         if self._is_stuck:
             return
         self._is_stuck = True  # if the output cannot be written, the deliveries are never accepted
@@ -261,7 +261,7 @@ class Receiver:
 
 
 def ranges(ids: Sequence[int]) -> list[tuple[int, int]]:
-    """Join delivery ids to ranges: first and last."""
+    """Merge delivery ids into ranges, each a pair of first and last id."""
     found: list[tuple[int, int]] = []
     for number in sorted(ids):
         if found and number == found[-1][1] + 1:

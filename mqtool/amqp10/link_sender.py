@@ -15,18 +15,18 @@ from mqtool.codecs.amqp10_frames import UNSETTLED, Accepted, Attach, Flow, Rejec
 from mqtool.errors import BadData, MqtoolError, NotConfirmed
 from mqtool.message import Confirmation, InBatches, Message, Receipt
 
-#: The most messages, and bytes of bodies, that may wait for credit or for their outcome.
+#: The most messages, and bytes of bodies, that may be waiting for credit or for an outcome.
 WINDOW, WINDOW_BYTES = 10_000, 16 * 1024 * 1024
 _BATCH_SIZE = 256
 _FATE = "they may or may not have arrived"
 
 
 class Outgoing:
-    """A message on its way: encoded, and with its outcome once the broker has told it.
+    """An encoded message that is being sent, and its outcome once the broker has reported it.
 
     Attributes:
-        to: where it goes.
-        address: that of its link; None for a link without one.
+        to: the address to which the message goes.
+        address: the address of its link; None for a link without an address.
     """
 
     __slots__ = ("address", "confirmation", "data", "message", "reason", "sequence", "to")
@@ -55,7 +55,7 @@ class Outgoing:
 
 
 def is_unavailable(state: Any) -> bool:
-    """True if a message was rejected because its queue has no leader, or for a reason that the broker did not tell."""
+    """True if a message was rejected because its queue has no leader, or if the broker gave no reason."""
     if not isinstance(state, Rejected):
         return False
     return state.error is None or _details(state.error).get("reason") == "unavailable"
@@ -66,7 +66,7 @@ def _details(error: Any) -> dict[str, Any]:
 
 
 def _why(error: Any) -> str:
-    """Describe why a queue rejected a message. RabbitMQ 4.3 says which queue, and its limit."""
+    """Describe why a queue rejected a message. RabbitMQ 4.3 names the queue and its limit."""
     if error is None:
         return "the broker refused it (rejected)"
     info = _details(error)
@@ -76,7 +76,7 @@ def _why(error: Any) -> str:
 
 
 def addressed(message: Message, to: str) -> Message:
-    """Copy a message, with the exchange and the routing key of an address unless it has its own."""
+    """Copy a message; if it has no exchange and routing key of its own, use those of an address."""
     exchange, key = sections.exchange_and_key(to)
     return message.changed(
         exchange=exchange if message.exchange is None else message.exchange,
@@ -103,12 +103,12 @@ class Owner(Protocol):
 
 
 class SendingLink:
-    """A link to one address or, without one, to that of each message. Used under the session's lock.
+    """A link to one address, or a link on which each message has its own. Used under the session's lock.
 
     Attributes:
-        waiting: the messages that wait for credit.
-        credit: the number of messages that the broker takes now.
-        largest: the maximum size of a message in bytes; 0 if the broker told none.
+        waiting: the messages that are waiting for credit.
+        credit: the number of messages that the broker currently accepts.
+        largest: the maximum size of a message in bytes; 0 if the broker set none.
     """
 
     def __init__(self, name: str, address: str | None) -> None:
@@ -121,7 +121,7 @@ class SendingLink:
         self._sent = 0
 
     def attach(self, handle: int) -> Attach:
-        """Return the performative that attaches the link, from the start."""
+        """Reset the link's state, and return the performative that attaches it."""
         self.handle, self.is_attached, self.credit, self._sent = handle, False, 0, 0
         return Attach(
             self.name,
@@ -134,7 +134,7 @@ class SendingLink:
         )
 
     def attached(self, answer: Attach) -> bool:
-        """Take the broker's answer; return False if it refuses the link."""
+        """Process the broker's reply to attach; return False if the broker refuses the link."""
         self.largest = answer.max_message_size or 0
         self.is_attached = answer.target is not None
         return self.is_attached
@@ -142,14 +142,14 @@ class SendingLink:
     is_kept = True
 
     def is_for(self, role: bool) -> bool:
-        """True for the broker's end, which receives."""
+        """True if `role` is the role of the broker's end of the link: receiver."""
         return role
 
     def take(self, _delivery_id: int | None, _payload: bytes, *, settled: bool, more: bool) -> None:
         """Never called: nothing is received on this link."""
 
     def flow(self, flow: Flow) -> None:
-        """Take new credit."""
+        """Process a flow frame, which contains new credit."""
         self.credit = (flow.delivery_count or 0) + (flow.link_credit or 0) - self._sent
 
     def pump(self, session: Owner) -> list[bytes]:
@@ -170,7 +170,7 @@ class Sender:
     """Publishes to one address. Messages with an exchange or a routing key of their own go there instead.
 
     Attributes:
-        address: where messages go that name no other place.
+        address: the address for messages that do not have their own.
     """
 
     def __init__(self, session: Owner, address: str | None, *, persistent: bool) -> None:
@@ -189,21 +189,21 @@ class Sender:
             return [addressed(each.message, each.to) for each in self._outstanding if each.confirmation is None]
 
     def addressed(self, message: Message) -> Message:
-        """Copy a message, with the address's exchange and routing key unless it has its own."""
+        """Copy a message; if it has no exchange and routing key of its own, use the sender's."""
         return addressed(message, self.address or "")
 
     def send(self, messages: Iterable[Message | None], window: int = WINDOW) -> Generator[Receipt]:
-        """Publish messages; yield each one's receipt, in order, once the broker has told its outcome.
+        """Publish messages; yield each one's receipt, in order, once the broker has reported its outcome.
 
         Publishing continues while outcomes are outstanding. After a reconnection, messages without an outcome are
         published again.
 
         Args:
-            messages: None means that there is no message right now: receipts are yielded meanwhile.
+            messages: None means that there is no message right now, so that receipts can be yielded.
             window: the number of messages without an outcome; 1 waits for each before the next is sent.
 
         Raises:
-            NotConfirmed: the broker did not tell an outcome in time.
+            NotConfirmed: the broker did not report an outcome in time.
             MqtoolError: the broker has detached the link, or the connection is lost for good.
         """
         try:
@@ -212,14 +212,14 @@ class Sender:
                 self._wait()
                 yield from self._collected()
         except MqtoolError:
-            yield from self._collected()  # what was told before the error
+            yield from self._collected()  # outcomes from before the error
             raise
         if (bad_input := self._bad_input) is not None:
             self._bad_input = None
             raise bad_input
 
     def _sent(self, source: Iterator[list[Message]], window: int) -> Iterator[Receipt]:
-        """Send messages, and yield the receipts that have come; the input ends where it is bad."""
+        """Send messages, and yield the receipts available so far. Stops reading the input at the first error in it."""
         sequence = 0
         while True:
             try:
@@ -266,7 +266,7 @@ class Sender:
             link.waiting.append(outgoing)
 
     def flush(self) -> None:
-        """Send what was added, and wait until the broker has taken it off our hands. Outcomes may be outstanding."""
+        """Send the added messages, and wait until all of them have been sent. Outcomes may be outstanding."""
         self._session.pump()
         links = [self._session.sending_link(address) for address in {each.address for each in self._outstanding}]
         self._session.wait(lambda: not any(link.waiting for link in links), None)

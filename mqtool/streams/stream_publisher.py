@@ -108,7 +108,7 @@ class Publisher:
         self._answers: dict[int, str] = {}
         self._sent = self._answered = 0
         self._partitions: list[_Partition] = []
-        self._is_due = False  # time to look for confirms
+        self._is_due = False  # True when it is time to check for confirms
         self._last_answer = time.monotonic()
         self._start()
 
