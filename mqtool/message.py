@@ -57,7 +57,7 @@ class _Record:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Record) and type(other) is type(self) and other._values() == self._values()
 
-    __hash__ = None  # type: ignore[assignment]  # as they can be changed
+    __hash__ = None  # type: ignore[assignment]  # not hashable, because instances can change
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self._values().items())})"

@@ -75,7 +75,7 @@ class DirectTable(Generic[Item]):
 
 
 class FanoutTable(Generic[Item]):
-    """Fanout exchange: every message goes to every item, whatever its routing key (section 3.1.3.2)."""
+    """Fanout exchange: every message goes to every item, regardless of its routing key (section 3.1.3.2)."""
 
     def __init__(self) -> None:
         self._items: _Counted[Item] = _Counted()
@@ -227,7 +227,7 @@ def wanted_headers(arguments: Mapping[str, Value]) -> _Wanted:
 def header_matches(headers: Mapping[str, Value], name: str, wanted: Value, *, strict_numbers: bool = False) -> bool:
     """True if a header exists and has the value that a binding requires; None accepts any value.
 
-    As in RabbitMQ, numbers are compared by value, whatever their AMQP type, and a string equals its UTF-8 bytes. The
+    As in RabbitMQ, numbers are compared by value, not by AMQP type, and a string equals its UTF-8 bytes. The
     items of lists and tables must also have the same AMQP type and order.
 
     Args:
@@ -262,7 +262,7 @@ def _kind_of_number(value: float) -> str:
 
 
 def canonical(arguments: Mapping[str, Value]) -> bytes:
-    """Encode a table so that equal tables give equal bytes, whatever the order of their keys."""
+    """Encode a table so that equal tables give equal bytes, regardless of the order of their keys."""
     return encode_table(dict(sorted(arguments.items())))
 
 

@@ -45,7 +45,7 @@ class Channel(ChannelListener):
     """One channel of a connection, for one thread at a time.
 
     Attributes:
-        connection: the connection of the channel.
+        connection: the channel's connection.
         reopening: opens the channel again after a loss.
         stopping: True once stop() has been called.
     """

@@ -41,7 +41,7 @@ class State(Enum):
 
     OPENING = auto()
     OPEN = auto()
-    LOST = auto()  # and being opened again
+    LOST = auto()  # and being reopened
     FAILED = auto()  # for good
     CLOSING = auto()
     CLOSED = auto()
@@ -212,7 +212,7 @@ class Connection:
     # Opening.
 
     def _open(self) -> None:
-        """Connect to the first node that accepts, and try it first from now on; if none does, raise the last error."""
+        """Connect to the first node that accepts, and try it first from then on. If none does, raise the last error."""
         failure: MqtoolError | None = None
         for address in self._addresses:
             try:

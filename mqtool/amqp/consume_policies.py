@@ -15,7 +15,7 @@ from mqtool.message import Delivery
 
 #: Up to a count of _MANY, deliveries are taken one by one. Above it, the prefetch is the count minus _EARLY.
 _MANY, _EARLY = 250, 50
-#: Seconds that an acknowledgement may wait for others, to be sent as one basic.ack.
+#: The longest time, in seconds, for which acknowledgements are collected to be sent as one basic.ack.
 _ACK_TOGETHER = 0.05
 #: From RabbitMQ 4.0 on, a quorum queue drops messages that were returned 20 times, even if they were only prefetched.
 #: Messages that were returned this many times are taken one by one.
@@ -203,7 +203,7 @@ class CallerSettles(Policy):
         self._left = count
         self._acknowledged = 0
         self._most = prefetch  # deliveries that the broker may have sent since the channel was opened
-        self._through = 0  # the last tag of an earlier subscription: acknowledging those brings no more deliveries
+        self._through = 0  # an earlier subscription's last tag: acknowledging up to it brings no deliveries
 
     def opened(self) -> None:
         if self._count is not None:
@@ -232,7 +232,7 @@ class CallerSettles(Policy):
         if self._limit is None:
             return True
         missing = self._limit - received
-        # Half of what is missing, the second time: else each acknowledgement would subscribe again.
+        # From the second time on, only half of the rest; otherwise each acknowledgement would subscribe again.
         self.prefetch = max(1, missing // 2) if self._through else missing
         self._through = through
         self._most = received + self.prefetch

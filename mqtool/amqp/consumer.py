@@ -1,6 +1,6 @@
-"""Consumer: receives the deliveries of a queue, and acknowledges each when the caller requests the next one.
+"""Consumer: receives a queue's deliveries, and acknowledges each when the caller requests the next one.
 
-If the caller dies or stops while it handles a delivery, the delivery is unacknowledged, and the broker requeues it for
+If the caller dies or stops while handling a delivery, the delivery is unacknowledged, and the broker requeues it for
 another consumer.
 https://www.rabbitmq.com/docs/confirms#consumer-acknowledgements
 """
@@ -52,7 +52,7 @@ class Consumer(ChannelListener):
         self._policy = policy
         self._on_end = on_end
         self._inbox: Buffer | queues.SimpleQueue[list[Delivery] | None] = receiving.buffer or queues.SimpleQueue()
-        self._batch: deque[Delivery] = deque()  # from the inbox, and not yielded yet
+        self._batch: deque[Delivery] = deque()  # taken from the inbox, but not yielded yet
         self._is_stuck = False
         # Acknowledged on delivery: what is not yielded before the end is lost.
         self._yields_all = policy.auto_ack and receiving.buffer is None
@@ -77,7 +77,7 @@ class Consumer(ChannelListener):
         self._inbox.put(None)
 
     def deliveries(self) -> Generator[Delivery]:
-        """Yield deliveries until a limit, stop(), or the end of the channel.
+        """Yield deliveries until a limit is reached, stop() is called, or the channel is closed.
 
         With auto_ack and without a buffer, deliveries that arrived before stop() took effect are still yielded.
 
@@ -127,7 +127,7 @@ class Consumer(ChannelListener):
             except queues.Empty:
                 return False
             if batch is None:
-                self._inbox.put(None)  # for deliveries(), which ends then
+                self._inbox.put(None)  # makes deliveries() end
                 return True
             self._batch.extend(batch)
         return True
@@ -244,7 +244,7 @@ class Consumer(ChannelListener):
         self._channel.requests.send(epoch, lambda pika: pika.basic_nack(tag, multiple=True, requeue=True))
 
     def _flush(self, *, leaving: bool = False) -> None:
-        """Have the output written, then acknowledge handled deliveries, except those that the policy holds back."""
+        """Flush the output, then acknowledge handled deliveries, except those that the policy holds back."""
         if self._is_stuck:
             return
         self._is_stuck = True  # if the output cannot be written, the deliveries are never acknowledged

@@ -145,7 +145,7 @@ class Requests:
         """Make a request, and return the broker's reply.
 
         Args:
-            within: the number of seconds to wait for the reply; None for any.
+            within: the number of seconds to wait for the reply; None for no limit.
 
         Raises:
             NotConfirmed: the broker has not replied in time.
@@ -190,7 +190,7 @@ class Requests:
 
     def _open(self, opened: Answer[PikaChannel]) -> None:
         def on_open(pika: PikaChannel) -> None:
-            self.epoch += 1  # before the channel is used: older delivery tags must not be taken for its own
+            self.epoch += 1  # before the channel is used, so that older delivery tags are not mistaken for its own
             self.pika = pika
             opened.give(pika)
 

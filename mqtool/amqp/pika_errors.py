@@ -97,7 +97,7 @@ def _meanings() -> Iterator[tuple[type[BaseException], str, str]]:
         "use amqp:// for a plain port (usually 5672), amqps:// for a TLS port (usually 5671)",
     )
     yield connection_workflow.AMQPConnectorStackTimeout, *_SILENT
-    yield exceptions.ConnectionOpenAborted, *_SILENT  # by pika's own time limit
+    yield exceptions.ConnectionOpenAborted, *_SILENT  # pika's own time limit has passed
     yield connection_workflow.AMQPConnectorAborted, "connecting to {where} was aborted", _START_A_BROKER
     yield TimeoutError, "{where} does not answer: timed out", "check the address, and whether a firewall blocks it"
     yield OverflowError, "{where} is not a valid address", "port must be between 1 and 65535"
@@ -136,7 +136,7 @@ def _plain(error: BaseException) -> str:
 
 
 def not_amqp(address: Address, version: str = "0-9-1") -> MqtoolError:
-    """The error for a server of another protocol, such as HTTP."""
+    """The error for a server that speaks another protocol, such as HTTP."""
     return Unavailable(
         f"{address.host}:{address.port} accepted the connection, but is not an AMQP {version} broker",
         "use amqps:// if the port speaks TLS; 15672 is the management page's port, AMQP's is 5672"
@@ -166,7 +166,7 @@ def login_refused(address: Address, reply_text: str) -> MqtoolError:
 
 def _open_refused(address: Address, error: BaseException) -> MqtoolError:
     code, text = getattr(error, "reply_code", 0), getattr(error, "reply_text", "") or str(error)
-    if told := re.search(_TOLD_BY_BROKER, text):  # all that pika leaves of a close while a vhost is opened
+    if told := re.search(_TOLD_BY_BROKER, text):  # all that pika reports if the broker refuses to open a vhost
         code, text = int(told["code"]), told["text"]
     text = _in_short(text)
     if code == ACCESS_REFUSED and "login was refused" in text.lower():
@@ -200,7 +200,7 @@ def closed_by_broker(error: BaseException) -> MqtoolError:
     if code == PRECONDITION_FAILED:
         return _precondition_failed(said, text)
     if "transient_nonexcl_queues" in text or ("deprecated" in text and "transient" in text):
-        first_line = said.partition("\n")[0]  # of a paragraph
+        first_line = said.partition("\n")[0]  # of a longer text
         return DeclaredDifferently(
             first_line, "this broker no longer accepts transient queues: use --dialect python, or --durable"
         )

@@ -74,7 +74,7 @@ class FastConnection(SelectConnection):
             transport._MAX_RECV_BYTES, transport._MAX_CONSUME_BYTES = (
                 _READ_SIZE,
                 1,
-            )  # of this object: one read each time
+            )  # set on this object: one read per call
         super()._proto_connection_made(transport)
 
     def _on_data_available(self, data_in: bytes) -> None:
@@ -116,7 +116,7 @@ class _ExactMethod:
 
     def encode(self) -> list[bytes]:
         pieces: list[bytes] = self._bare.encode()
-        return [*pieces[:-1], pieces[-1].removesuffix(_EMPTY_TABLE) + self._arguments]  # they are always the last field
+        return [*pieces[:-1], pieces[-1].removesuffix(_EMPTY_TABLE) + self._arguments]  # always the last field
 
 
 def _exact(method: Any) -> Any:

@@ -14,7 +14,7 @@ from mqtool.amqp.unconfirmed import WINDOW, MessageWriter, Route, Unconfirmed
 from mqtool.errors import MqtoolError
 from mqtool.message import Delivery, InBatches, Message, Receipt
 
-#: Messages of a list that are published together: the broker handles some while the next ones are encoded.
+#: The number of a list's messages to publish together: the broker handles them while the next ones are encoded.
 _BATCH_SIZE = 256
 #: The maximum number of out-of-order acknowledgements to remember.
 _EARLY = 1000
@@ -49,7 +49,7 @@ class Publisher(ChannelListener):
         try:
             yield from self._receipts(_batches(messages, window), route, window)
         except MqtoolError:
-            yield from self.unconfirmed.collect()  # for what was confirmed before the error
+            yield from self.unconfirmed.collect()  # for messages confirmed before the error
             raise
 
     def add(self, message: Message) -> None:
@@ -143,7 +143,7 @@ class Publisher(ChannelListener):
 
     def _select(self, pika: PikaChannel, *, connection_is_new: bool) -> None:
         def heard(answer: Callable[..., None], tag: int, *, multiple: bool) -> None:
-            if self._channel.requests.pika is pika:  # not if it was replaced meanwhile
+            if self._channel.requests.pika is pika:  # not if it has been replaced in the meantime
                 self._channel.progress()
                 answer(tag, multiple=multiple)
 
@@ -193,7 +193,7 @@ class Acknowledgements:
         """Acknowledge deliveries. Safe to call from any thread.
 
         Args:
-            more_follow: wait two milliseconds for further acknowledgements, since more deliveries have arrived.
+            more_follow: wait two milliseconds for more acknowledgements, since more deliveries have arrived.
                 A quorum queue writes each basic.ack to disk, so one for many deliveries saves time.
         """
         self._waiting.extend(deliveries)

@@ -39,7 +39,7 @@ class Receiving(NamedTuple):
     prefetch: int = PREFETCH
     auto_ack: bool = False
     acknowledge: bool = True
-    count: int | None = None  # type: ignore[assignment]  # in place of a method of tuples
+    count: int | None = None  # type: ignore[assignment]  # replaces a method of tuple
     idle_timeout: float | None = None
     timeout: float | None = None
     buffer: "Buffer | None" = None

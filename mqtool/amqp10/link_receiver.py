@@ -22,7 +22,7 @@ _MANY = 65_535
 _TOGETHER = 0.05
 OFFSET = "rabbitmq:stream-offset-spec"
 _VALUES, _SQL = "rabbitmq:stream-filter", "sql-filter"
-#: Settings of a source that the broker creates for this link, for replies. https://www.rabbitmq.com/docs/direct-reply-to
+#: Requests a source that the broker creates for this link, for replies. https://www.rabbitmq.com/docs/direct-reply-to
 _VOLATILE = "rabbitmq:volatile-queue"
 
 

@@ -1,9 +1,9 @@
-"""LinkSession: declare, send and receive over AMQP 1.0 by blocking calls that resume after a reconnection.
+"""LinkSession: declare, send and receive over AMQP 1.0 with blocking calls that resume after a reconnection.
 
 To send:      LinkSession.sender ─ link_sender ─ link_connection ─ transport ─> socket
 To receive:   socket ─> transport ─ link_connection ─ link_receiver ─ LinkSession.receiver
 
-It also has those methods of amqp.Channel that the commands for both protocols use.
+It also has the methods of amqp.Channel that commands use with both protocols.
 """
 
 import re
@@ -25,19 +25,19 @@ from mqtool.topology import Exchange, Queue
 Thing = TypeVar("Thing", bound=Exchange | Queue)
 
 
-#: The version of RabbitMQ that brings SQL filters. Earlier ones ignore them, and do not say so.
+#: The first version of RabbitMQ with SQL filters. Earlier versions silently ignore them.
 _SQL_SINCE = [4, 2]
 
 
 class LinkSession(ManagedTopology):
-    """A session with RabbitMQ, for one thread at a time; acknowledge() and publish() may be called from any.
+    """A session with RabbitMQ, for one thread at a time; any thread may call acknowledge() and publish().
 
     Args:
         addresses: the nodes of one broker, tried in turn.
         backoff: the delays between attempts to reconnect; None never reconnects.
         strict: fail if a queue or exchange exists with other settings.
-        values: of a stream, read only chunks with one of these filter values; they may contain other messages, too.
-        sql: of a stream, read only messages that match this condition. https://www.rabbitmq.com/docs/stream-filtering
+        values: from a stream, read only chunks with one of these filter values; they may contain other messages, too.
+        sql: from a stream, read only messages that match this condition. https://www.rabbitmq.com/docs/stream-filtering
         notice: called with a sentence for the user, such as about a lost connection.
 
     Raises:
@@ -93,22 +93,22 @@ class LinkSession(ManagedTopology):
 
     @property
     def stopping(self) -> bool:
-        """True once stop() was called."""
+        """True once stop() has been called."""
         return self._links.stopping
 
     @property
     def refused(self) -> bool:
-        """True if the broker ended the session because of an error, while the connection was open."""
+        """True if the broker ended the session because of an error, while the connection stayed open."""
         return self._links.refused
 
     # Links.
 
     def sender(self, address: str | None, *, persistent: bool = False) -> Sender:
-        """Attach a link to an address: queue_address() or exchange_address(). The latest one is that of `unconfirmed`.
+        """Attach a link that sends to an address. `unconfirmed` refers to the latest sender.
 
         Args:
-            address: None for a link without one: each message names its exchange or queue.
-            persistent: for messages without a delivery mode.
+            address: from queue_address() or exchange_address(); None if each message names its exchange or queue.
+            persistent: make messages without a delivery mode persistent.
 
         Raises:
             NotFound: the queue or exchange does not exist.
@@ -119,10 +119,10 @@ class LinkSession(ManagedTopology):
         return self._sender
 
     def receiver(self, address: str | None, receiving: Receiving = STREAMING) -> Receiver:
-        """Attach a link from a queue, by queue_address(). Deliveries come as soon as deliveries() is iterated.
+        """Attach a link that receives from a queue. Deliveries start when the caller iterates over deliveries().
 
         Args:
-            address: None asks the broker for an address for replies, which is then Receiver.address.
+            address: from queue_address(); None asks the broker for a reply address, stored in Receiver.address.
 
         Raises:
             NotFound: the queue does not exist.
@@ -146,7 +146,7 @@ class LinkSession(ManagedTopology):
         """True if a delivery can still be accepted. If not, the broker redelivers it."""
         return self._links.is_current(delivery)
 
-    # As amqp.Channel has them.
+    # Methods of amqp.Channel.
 
     def publish(
         self,
@@ -164,7 +164,7 @@ class LinkSession(ManagedTopology):
         return self.sender(address if is_fixed else None, persistent=persistent).send(messages, window)
 
     def consume(self, queue: Queue, receiving: Receiving = STREAMING) -> Generator[Delivery]:
-        """Start to consume; return a generator of the deliveries. See amqp.Channel.consume()."""
+        """Start consuming; return a generator of the deliveries. See amqp.Channel.consume()."""
         return self.receiver(queue_address(queue.name), receiving).deliveries()
 
     @property
@@ -173,7 +173,7 @@ class LinkSession(ManagedTopology):
         return [] if self._sender is None else self._sender.unconfirmed
 
     def addressed(self, message: Message) -> Message:
-        """Copy a message, with the exchange and the routing key of the latest sender unless it has its own."""
+        """Copy a message; if it has no exchange and routing key of its own, use the latest sender's."""
         return message if self._sender is None else self._sender.addressed(message)
 
     def answer(self, delivery: Delivery, reply: Message) -> None:
@@ -187,7 +187,7 @@ class LinkSession(ManagedTopology):
         self.acknowledge(delivery)
 
     def wait_for_confirms(self) -> None:
-        """Wait until the broker has told the outcome of all replies."""
+        """Wait until the broker has reported the outcomes of all replies."""
         if self._replies is not None:
             self._replies.settle()
 

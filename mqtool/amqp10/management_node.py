@@ -1,6 +1,6 @@
-"""The management node: declare, bind and look up by requests over a pair of links, and again after a reconnection.
+"""The management node: declare, bind and look up with requests over a pair of links, which resume after a reconnection.
 
-A request is a message with a method and a path, its response has a status: HTTP over AMQP.
+A request is a message with a method and a path, and its response has a status, as in HTTP.
 https://www.rabbitmq.com/client-libraries/amqp-client-libraries#topology-management
 """
 
@@ -28,7 +28,7 @@ _CREDIT = 100
 
 
 class _Half:
-    """One link of the pair. Not attached again by the connection, but by the first request after a reconnection."""
+    """One link of the pair. After a reconnection, the first request attaches it again, not the connection."""
 
     is_kept = False
 
@@ -86,8 +86,8 @@ class ManagementLink:
         """Make a request; return the body of the response.
 
         Raises:
-            ClosedByBroker: the broker refuses it.
-            Lost: the connection was lost before the response came.
+            ClosedByBroker: the broker refuses the request.
+            Lost: the connection was lost before the response arrived.
         """
         with self._one:
             sender, receiver = self._halves
@@ -106,7 +106,7 @@ class ManagementLink:
             return _checked(self._response)
 
     def answered(self, response: Amqp10Message) -> None:
-        """Take a response, on the I/O thread. Those to requests that nobody waits for any more are dropped."""
+        """Process a response, on the I/O thread. Drops it if nobody is waiting for it any longer."""
         if str(response.properties.correlation_id) == self._waits_for:
             self._response = response
 
@@ -141,9 +141,9 @@ class ManagedTopology:
     def declare(self, thing: Thing, *, remember: bool = True, exactly: bool = False) -> Thing:
         """Declare an exchange or a queue; return it with its name. See amqp.Channel.declare().
 
-        A queue without a name gets one here, since the broker makes none over AMQP 1.0.
+        A queue without a name gets one here, since the broker does not choose names over AMQP 1.0.
         """
-        declare_request(thing)  # which checks the name
+        declare_request(thing)  # to check the name
         if isinstance(thing, Queue) and not thing.name:
             thing = thing._replace(name=new_name().replace("mqtool-", "mqtool.gen-"))
         self._links.retrying(lambda: self._declare(thing, exactly=exactly))
@@ -208,7 +208,7 @@ class ManagedTopology:
 
     def exists(self, queue: Queue) -> bool:
         """True if the broker has a queue of this name."""
-        declare_request(queue)  # which checks the name
+        declare_request(queue)  # to check the name
         try:
             self.depth(queue.name)
         except NotFound:
@@ -216,7 +216,7 @@ class ManagedTopology:
         return True
 
     def purge(self, queue: str) -> int:
-        """Remove the ready messages of a queue; return how many there were."""
+        """Remove a queue's ready messages; return how many there were."""
         told = self._links.retrying(lambda: self._management.request("DELETE", f"{queue_address(queue)}/messages"))
         return int(told["message_count"])
 

@@ -1,4 +1,4 @@
-"""Translate AMQP 1.0 errors, which have a condition and a description, to mqtool's."""
+"""Translate AMQP 1.0 errors, which have a condition and a description, into mqtool's errors."""
 
 from typing import Any
 
@@ -13,14 +13,14 @@ _CODES = {
     "amqp:precondition-failed": pika_errors.PRECONDITION_FAILED,
     "amqp:resource-limit-exceeded": pika_errors.PRECONDITION_FAILED,
 }
-#: Status codes of management responses, likewise.
+#: Status codes of management responses, and the equivalent reply codes of AMQP 0-9-1.
 _STATUS = {400: pika_errors.PRECONDITION_FAILED, 401: 403, 403: 403, 404: 404, 409: pika_errors.PRECONDITION_FAILED}
-#: Conditions with which a broker that stops, or an operator, closes connections.
+#: Conditions with which connections are closed by an operator, or by a broker that is shutting down.
 _FORCED = ("amqp:connection:forced", "amqp:internal-error")
 
 
 class Lost(Exception):
-    """The connection was lost before the broker answered."""
+    """The connection was lost before the broker replied."""
 
 
 class ClosedByBroker(Exception):
@@ -46,7 +46,7 @@ class ClosedByBroker(Exception):
 
     @classmethod
     def from_response(cls, status: int, body: object) -> "ClosedByBroker":
-        """Convert the response to a management request that the broker refuses."""
+        """Convert the response to a management request that the broker refused."""
         return cls("", str(body or f"status {status}"), _STATUS.get(status, 0))
 
     @property
@@ -71,7 +71,7 @@ class ClosedByBroker(Exception):
 
 
 def not_amqp10(address: Address) -> MqtoolError:
-    """The error for a server that does not answer in AMQP 1.0."""
+    """The error for a server that does not speak AMQP 1.0."""
     return Unavailable(
         f"{address.host}:{address.port} does not speak AMQP 1.0",
         "RabbitMQ does from 4.0 on; for AMQP 0-9-1, leave out --protocol",
@@ -79,14 +79,14 @@ def not_amqp10(address: Address) -> MqtoolError:
 
 
 def too_old(version: str) -> MqtoolError:
-    """The error for a broker that speaks AMQP 1.0 by a plugin, with other addresses and without management."""
+    """The error for a broker that supports AMQP 1.0 with a plugin, which has other addresses and no management."""
     return Unavailable(
         f"AMQP 1.0 needs RabbitMQ 4.0, but the broker is RabbitMQ {version}", "for AMQP 0-9-1, leave out --protocol"
     )
 
 
 def vhost_refused(address: Address) -> MqtoolError:
-    """The error for a connection that ends after the login, as RabbitMQ does to refuse the vhost, without a word."""
+    """The error for a connection that RabbitMQ closes after the login, without a reason, to refuse the vhost."""
     vhost = address.virtual_host
     return AccessRefused(
         f"cannot open vhost {vhost!r}: it does not exist, or user {address.user!r} may not use it",

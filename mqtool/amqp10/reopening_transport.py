@@ -1,6 +1,6 @@
 """ReopeningTransport: a transport on an I/O thread, which reads all frames, and reconnects after a loss.
 
-A subclass takes the frames, and resumes what it did after a reconnection. One lock guards all its state.
+A subclass processes the frames, and resumes its work after a reconnection. One lock guards all its state.
 """
 
 import contextlib
@@ -17,13 +17,13 @@ from mqtool.amqp10.refusals import ClosedByBroker, Lost, too_old
 from mqtool.amqp10.transport import Transport
 from mqtool.errors import MqtoolError, Unavailable
 
-#: Seconds to wait for the broker's answer.
+#: Seconds to wait for the broker's reply.
 _PATIENCE = 20.0
 #: Seconds between two checks for signals: Python runs signal handlers only between two steps of the main thread.
 _TICK = 0.2
 #: Seconds to wait for frames while something is due.
 _BRIEFLY = 0.1
-#: Errors that mean that the connection is lost, or that the broker has sent something that cannot be read.
+#: Errors that mean that the connection is lost, or that the broker has sent data that cannot be decoded.
 _LOST = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, struct.error)
 #: Seconds after which a connection counts as stable, so that the next loss starts with a short delay again.
 _STEADY = 60.0
@@ -33,14 +33,14 @@ class ReopeningTransport:
     """A connection that is reopened until it is closed.
 
     Attributes:
-        changed: the lock, and the condition that is notified of everything that has happened.
-        epoch: how often the connection was opened again.
-        failure: the error that ended it for good, if any.
-        refused: True if the broker ended it because of an error, while the connection was open.
+        changed: the lock, and the condition that is notified of every change.
+        epoch: how many times the connection was reopened.
+        failure: the error that ended the connection for good, if any.
+        refused: True if the broker ended the session because of an error, while the connection stayed open.
         stopping: True if the command must stop.
         is_lost: True until a lost connection is open again.
-        has_progressed: True if an outcome was told or a delivery settled since it was opened.
-        due_at: when taken() has something to do (`time.monotonic()`), though no frame comes; None if it has not.
+        has_progressed: True if an outcome was received or a delivery settled since the connection was opened.
+        due_at: the time (`time.monotonic()`) at which to call taken() even if no frame has arrived; None for no time.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class ReopeningTransport:
         self._attempts: Iterator[tuple[int, float]] = iter(())
         self._closing = threading.Event()
         self._opened_at = time.monotonic()
-        self._reader: int | None = threading.get_ident()  # the thread that reads
+        self._reader: int | None = threading.get_ident()  # the thread that reads frames
         self.transport = self._opened(again=False)
         try:
             self.begin()
@@ -80,7 +80,7 @@ class ReopeningTransport:
         raise NotImplementedError
 
     def take(self, body: bytes) -> None:
-        """Take the body of a frame, under the lock."""
+        """Process the body of a frame. Called under the lock."""
         raise NotImplementedError
 
     def taken(self) -> None:
@@ -88,7 +88,7 @@ class ReopeningTransport:
         raise NotImplementedError
 
     def lost(self) -> Callable[[], None]:
-        """Take back what has no outcome, under the lock. Return what to do once the connection is open again."""
+        """Under the lock: prepare to resend messages without an outcome; return a function to call once reconnected."""
         raise NotImplementedError
 
     def reopened(self) -> None:
@@ -97,12 +97,12 @@ class ReopeningTransport:
 
     @property
     def reads_here(self) -> bool:
-        """True on the thread that reads."""
+        """True if called on the thread that reads frames."""
         return self._reader == threading.get_ident()
 
     @property
     def address(self) -> Address:
-        """The node that it is connected to."""
+        """The address of the node to which the transport is connected."""
         return self._addresses[0]
 
     @property
@@ -142,7 +142,7 @@ class ReopeningTransport:
     # Waiting.
 
     def until(self, done: Callable[[], bool], patience: float = _PATIENCE) -> None:
-        """Wait for the broker's answer. Raises Lost if the connection is lost meanwhile."""
+        """Wait for the broker's reply. Raises Lost if the connection is lost in the meantime."""
         deadline = time.monotonic() + patience
         if self.reads_here:  # the I/O thread itself, or the one that opens the connection
             while not done():
@@ -161,7 +161,7 @@ class ReopeningTransport:
                 raise Unavailable(f"the broker did not answer within {patience:g} s")
 
     def wait(self, done: Callable[[], bool], timeout: float | None) -> None:
-        """Wait until something is true, or for a number of seconds. Raises the failure that ended the session."""
+        """Wait until done() is true, or for a number of seconds. Raises the failure that ended the session."""
         deadline = None if timeout is None else time.monotonic() + timeout
         with self.changed:
             while not done():
@@ -209,7 +209,7 @@ class ReopeningTransport:
     # Reconnecting.
 
     def _reopened(self, error: BaseException) -> bool:
-        """Try to reconnect, until it works, attempts run out, or the session is closed."""
+        """Try to reconnect until an attempt succeeds, attempts run out, or the session is closed."""
         where = self._addresses[0]
         words, lost_at = _in_words(error), time.monotonic()
         with self.changed:

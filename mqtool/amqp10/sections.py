@@ -52,9 +52,9 @@ def queue_address(queue: str) -> str:
 
 
 def exchange_address(exchange: str, routing_key: str = "") -> str:
-    """The address of an exchange, with a routing key; of the default exchange ("") that of the queue it routes to.
+    """The address of an exchange, with a routing key; for the default exchange (""), the address of the queue.
 
-    A routing key on the default exchange that is itself an address, from reply-to, stays as it is.
+    On the default exchange, a routing key that is itself an address (taken from reply-to) is returned unchanged.
     """
     if not exchange:
         return routing_key if routing_key.startswith(_EXCHANGES) else queue_address(routing_key)
@@ -63,7 +63,7 @@ def exchange_address(exchange: str, routing_key: str = "") -> str:
 
 
 def exchange_and_key(address: str | None) -> tuple[str, str]:
-    """The exchange and the routing key that an address stands for."""
+    """The exchange and the routing key that an address refers to."""
     parts = [unquote(part, errors="surrogateescape") for part in (address or "").split("/")[2:]]
     if (address or "").startswith(_QUEUES):
         return "", parts[0]
@@ -74,8 +74,8 @@ def encode(message: Message, *, to: str | None = None, persistent: bool = False)
     """Encode a message.
 
     Args:
-        to: the address, for a link without one.
-        persistent: for a message without a delivery mode.
+        to: the message's address, for a link without an address.
+        persistent: make the message persistent if it has no delivery mode.
 
     Raises:
         BadData: AMQP 1.0 has no such property or value.
@@ -180,7 +180,7 @@ def _unfit(name: str, value: object) -> BadData:
 
 # Decoding.
 
-#: Decoded headers and annotations by their bytes: those of a queue's messages are usually all the same.
+#: Decoded headers and annotations by their bytes, which are usually the same for all messages of a queue.
 _headers_cache: dict[bytes, tuple[dict[str, Any], bool]] = {}
 _annotations_cache: dict[bytes, dict[str, Any]] = {}
 #: The start and the end of sections, by their codes.
@@ -286,7 +286,7 @@ def _death(entry: Mapping[str, Any]) -> dict[str, Any]:
 def _properties(data: bytes, at: int, end: int) -> dict[str, Any]:
     if at == end:
         return {}
-    if data[at + 5] == 1 and data[at + 3] == 0xC0 and data[at + 6] == 0xA1:  # a message id alone
+    if data[at + 5] == 1 and data[at + 3] == 0xC0 and data[at + 6] == 0xA1:  # only a message id
         return {"message_id": data[at + 8 : end].decode("utf-8", "surrogateescape")}
     found: dict[str, Any] = {}
     for name, value in zip(_FIELDS, plain_list(data, at + 3), strict=False):

@@ -38,7 +38,7 @@ from mqtool.errors import AccessRefused, MqtoolError, Unavailable
 _FRAME_MAX, _FRAME_MIN = 1 << 17, 512
 _READ = 1 << 18
 _HEARTBEAT = 60
-#: Seconds to wait for the broker's answer to Close.
+#: Seconds to wait for the broker's reply to Close.
 _GOODBYE = 1.0
 
 
@@ -47,7 +47,7 @@ class Transport:
 
     Attributes:
         frame_max: the maximum size of a frame that the broker accepts, in bytes.
-        properties: what the broker says about itself, such as its version.
+        properties: the broker's information about itself, such as its version.
 
     Args:
         logged_in_before: a connection that ends during the login is a network failure, not a refusal.
@@ -109,7 +109,7 @@ class Transport:
 
     def _log_in(self, address: Address, name: str) -> Open:
         self._exchange_headers(SASL_HEADER)
-        offer = self._read_performative()  # every broker that has users has PLAIN
+        offer = self._read_performative()  # every broker with users offers PLAIN
         login = SaslInit("PLAIN", f"\0{address.user}\0{address.password}".encode("utf-8", "surrogateescape"))
         if not address.names_user and "EXTERNAL" in symbols(getattr(offer, "sasl_server_mechanisms", None)):
             login = SaslInit("EXTERNAL", b"")
@@ -187,7 +187,7 @@ class Transport:
                 del self._outbox[:sent]
 
     def wake(self) -> None:
-        """Have read() return early. Safe to call from any thread or a signal handler."""
+        """Make read() return early. Safe to call from any thread or a signal handler."""
         with contextlib.suppress(OSError):
             self._waker.send(b"\0")
 
@@ -249,7 +249,7 @@ class Transport:
         return bodies
 
     def close(self, *, politely: bool = True) -> None:
-        """Send what is left and Close, if `politely`, wait for the broker's answer, and close the socket."""
+        """Close the socket. If `politely`, first send pending frames and Close, and wait for the broker's reply."""
         with contextlib.suppress(OSError, EOFError):
             if politely:
                 self.send([frame(0, Close())])

@@ -1,7 +1,7 @@
 """The frames of AMQP 1.0, the performatives in them, and the composite values that these contain.
 
-A composite value is a class whose annotations say how its fields are encoded, and which may be left out. Every field is
-None if it is not set. https://docs.oasis-open.org/amqp/core/v1.0/amqp-core-transport-v1.0.html
+A composite value is a class whose annotations specify how its fields are encoded, and which are optional. A field that
+is not set is None. https://docs.oasis-open.org/amqp/core/v1.0/amqp-core-transport-v1.0.html
 """
 
 import re

@@ -212,7 +212,7 @@ def body_bytes(body: bytes) -> bytes | None:
 
 
 def encode_header(value: Any) -> bytes | None:
-    """Encode the value of a header; None for a type that no header can have: a list, a map or a decimal."""
+    """Encode a header's value; return None for a type that headers cannot have: a list, a map or a decimal."""
     if isinstance(value, list | tuple | Mapping):
         return None
     try:

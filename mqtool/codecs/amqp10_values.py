@@ -1,4 +1,4 @@
-"""Encode and decode AMQP 1.0 values. A decoded value keeps its type, so it is encoded again as it was.
+"""Encode and decode AMQP 1.0 values. A decoded value keeps its type, so encoding it again does not change it.
 
 The types are those of `field_tables` where AMQP 0-9-1 has them too: `UInt32` is `uint`, `Int64` is `long`, and so on.
 Python's own types are encoded as well: `int` as `long`, `float` as `double`, `str` as `string`, `bytes` as `binary`,
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 from mqtool.codecs.field_tables import ByteArray, Float32, Int8, Int16, Int32, Int64, Timestamp, UInt8, UInt16, UInt32
 from mqtool.message import MAX_DEPTH
 
-#: A decoded value. Any, because a type of nested values cannot be written down usefully.
+#: A decoded value. It is Any, because a precise type for nested values would be of no use.
 Any10: TypeAlias = Any
 Map: TypeAlias = dict[Any10, Any10]
 
@@ -201,7 +201,7 @@ def encode(value: Any10) -> bytes:
 
 
 def encoder_of(kind: type) -> _Encoder:
-    """Return the function that encodes values of a type, or of a subclass that is not known. Raises ValueError."""
+    """Return the function that encodes values of a type, or of its nearest known base. Raises ValueError if none."""
     found = _ENCODERS.get(kind) or next((_ENCODERS[each] for each in kind.__mro__ if each in _ENCODERS), None)
     if found is None:
         raise ValueError(f"AMQP 1.0 has no type for {kind.__name__}")

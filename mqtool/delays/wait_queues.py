@@ -32,7 +32,7 @@ from mqtool.topology import Binding, Exchange, Queue
 #: Seconds after its declaration in which a quorum queue is lost, with its messages, if RabbitMQ is killed. Up to 4.3,
 #: it saves the file with the names of its quorum queues (names.dets, auto_save 500) a second after a change. A queue
 #: whose name is missing, mostly the one declared last, never gets a leader (3.10, 4.0), or starts empty (4.3). No reply
-#: and no API tells when the file is saved. On 3.10, on a busy machine, it was 0.84 to 1.12 s after the reply.
+#: and no API reports when the file is saved. On 3.10, on a busy machine, it was 0.84 to 1.12 s after the reply.
 YOUNG = 1.5
 #: Milliseconds that a wait queue outlives its messages, so that its destination has time to become available again.
 GRACE = 60 * 60 * 1000
@@ -253,7 +253,7 @@ class ThroughQueues:
             self._channel.declare(router, remember=remember)
             self._channel.bind(queue, router, arguments=_then(wait.suffix), remember=remember)
             if wait.instead_of is not None and remember:
-                # Messages that the first queue cannot pass on to the one without a leader, and that would block it.
+                # Redirects messages that would block the first queue, because their next queue has no leader.
                 self._channel.bind(queue, router, arguments=_then(wait.instead_of), remember=False)
                 avoided = self._name(target, wait.instead_of)
                 unbind(self._channel, Binding(router.name, avoided, "", _then(wait.instead_of)))
@@ -286,7 +286,7 @@ class ThroughQueues:
 
 
 def _numbered(wait: Wait, number: int) -> Wait:
-    """Return the wait in a queue that is used instead of that of another wait."""
+    """Return the wait in the queue that is used instead of another wait's queue."""
     return wait._replace(suffix=f"{wait.suffix}.{number}", instead_of=wait.suffix)
 
 
@@ -322,7 +322,7 @@ _NOT_THEIRS = {"x-delivery-count", "x-acquired-count", _THEN}
 
 
 class WaitQueue(NamedTuple):
-    """A wait queue for a delay or a retry, or the queue of messages that a relay has not taken yet.
+    """A wait queue for a delay or a retry, or a relay's queue of messages that it has not taken yet.
 
     Attributes:
         exchange, routing_key: used to publish due messages; a routing key of None keeps each message's own.
@@ -338,7 +338,7 @@ class WaitQueue(NamedTuple):
 
     @property
     def to(self) -> str:
-        """The name of the target queue or exchange of the messages."""
+        """The name of the messages' target queue or exchange."""
         return self.exchange or self.routing_key or ""
 
     def due_of(self, delivery: Delivery) -> float | None:

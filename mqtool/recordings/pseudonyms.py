@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 #: The longest word that is permuted, and the rounds of the Feistel network.
 _SHORT, _ROUNDS = 24, 4
-#: The number of replacements to cache, since most words occur again.
+#: The number of replacements to cache, since most words occur more than once.
 _REMEMBERED = 1 << 16
 _INT64, _UINT64 = 1 << 63, 1 << 64
 _NUMBERS = ("int64", "uint64", "large")

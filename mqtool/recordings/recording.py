@@ -19,7 +19,7 @@ class Changes:
     """Changes to recorded messages before they are published again.
 
     Attributes:
-        exchange, routing_key: replace those of the message; None keeps the message's own.
+        exchange, routing_key: replace the message's exchange and routing key; None keeps its own.
         dropped_headers: names of headers to remove, before `headers` are added.
     """
 

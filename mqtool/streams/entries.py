@@ -130,7 +130,7 @@ def decode(data: bytes) -> Entry:
 
 
 def body_alone(data: bytes) -> bytes | None:
-    """Return the body of an encoded message that has nothing but a body; None for other messages."""
+    """Return the body of an encoded message that consists only of a body; None for other messages."""
     if data[:2] != _SECTION:
         return data
     return data[5:] if data[:4] == _DATA_START and len(data) > 4 and len(data) == 5 + data[4] else None
@@ -312,7 +312,7 @@ def _unzstd(data: bytes, most: int) -> bytes:
     return bytes(zstandard.ZstdDecompressor(max_window_size=_LARGEST_BATCH).stream_reader(data).read(most))
 
 
-#: By their numbers in the protocol: the name, and a function that returns up to `most` decompressed bytes.
+#: Compression methods by protocol number: the name, and a function that returns up to `most` decompressed bytes.
 _COMPRESSIONS: tuple[tuple[str, Callable[[bytes, int], bytes]], ...] = (
     ("none", lambda data, most: data[:most]),
     ("gzip", _gunzip),

@@ -34,16 +34,16 @@ class StreamChannel:
         nodes: the addresses of the broker's nodes, with their stream ports.
         backoff: the delays between attempts to reconnect; None never reconnects.
         strict: fail if a stream exists with different settings.
-        any_settings: use a stream with different settings without a notice.
+        any_settings: give no notice when using a stream with different settings.
         encode: converts a message to the bytes to store: in AMQP 1.0, except in some tutorials.
         filters: values for RabbitMQ's stream filters (3.13 and later). Messages are published with the first one. Only
             chunks with one of the values are consumed; they may contain other messages, too.
-        single_active: of all consumers that store offsets under the same name, only one gets messages (RabbitMQ 3.11).
-        by_amqp: opens an AMQP 0-9-1 channel, to create super streams, for which some brokers have no stream command.
+        single_active: only one of the consumers with the same offset name gets messages (RabbitMQ 3.11 and later).
+        by_amqp: opens an AMQP 0-9-1 channel to create super streams, since some brokers have no stream command for it.
         notice: called with a sentence for the user, for example when the connection is lost.
 
     Attributes:
-        stopping: True once stop() was called.
+        stopping: True once stop() has been called.
     """
 
     refused = False
@@ -247,7 +247,7 @@ class StreamChannel:
         return any(session.lost is not None for session in self._sessions)
 
     def reopen(self, go_on: Callable[[], None]) -> bool:
-        """Reconnect, and call `go_on` to resume; return False if stop() was called meanwhile."""
+        """Reconnect, and call `go_on` to resume; return False if stop() was called in the meantime."""
         lost = next((session for session in self._sessions if session.lost is not None), self.session)
         why, where, lost_at = lost.lost, lost.address, time.monotonic()
         at = f"{where.host}:{where.port}"
