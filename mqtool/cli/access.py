@@ -35,14 +35,14 @@ _DIFFERS = (
     r"received (?:the value )?'?([^']*?)'?(?: of type '\w+')? "
     r"but current is (?:the value )?'?([^']*?)'?(?: of type '\w+')?$"
 )
-#: Seconds to wait for a connection to the management API and for its response, where these only add a hint.
+#: Seconds to wait for a connection to the management API and for its response, if the API is only used for a hint.
 HINT_PATIENCE = (0.3, 1.0)
 #: Seconds to wait for a connection when checking whether a port is open.
 _LOOK = 2.0
 
 
 def taught(lesson: Any, channel: object) -> Any:
-    """The lesson for the channel's protocol: the module itself, or the one on AMQP 1.0 if there is one."""
+    """Return the lesson for the channel's protocol: the given module, or its AMQP 1.0 counterpart if there is one."""
     name = lesson.__name__.rpartition(".")[2]
     if isinstance(channel, Channel) or name.replace("_", "-") not in OVER_AMQP10:
         return lesson
@@ -61,7 +61,7 @@ class Access(NamedTuple):
         protected: the name of the broker's context, if that context is protected.
         confirmed: protected contexts that may be changed without asking.
         context: the name of the broker's context, if any.
-        protocol: for channel() and channels().
+        protocol: the protocol that channel() and channels() use.
     """
 
     addresses: Sequence[Address]
@@ -82,12 +82,12 @@ class Access(NamedTuple):
 
     @property
     def user(self) -> str:
-        """The user whom mqtool is logged in as; "" if the login is a certificate, whose user is not known."""
+        """The user that mqtool logs in as; "" if it logs in with a certificate, since its user is unknown."""
         return "" if self.tls.logs_in(self.address) else self.address.user
 
     @property
     def title(self) -> str:
-        """The broker's description in the title of a live view: its context, if any, and its address."""
+        """The broker as shown in the title of a live view: its context, if any, and its address."""
         return f"{self.context}: {self.address}" if self.context else str(self.address)
 
     @property
@@ -101,7 +101,7 @@ class Access(NamedTuple):
         Raises:
             Unavailable: no node can be reached.
             AccessRefused: no node accepts the login.
-            UsageError: TLS files are given, but the URL is without TLS.
+            UsageError: TLS files are given, but the URL does not use TLS.
         """
         self._check_tls()
 
@@ -137,13 +137,13 @@ class Access(NamedTuple):
     ) -> Iterator[Channel]:
         """Open a connection and a channel for a `with` block. Ctrl-C and TERM stop the channel's consumers.
 
-        Over AMQP 1.0, it is a LinkSession, which has those methods of a channel that the commands for both use.
+        Over AMQP 1.0, this yields a LinkSession, which has the channel methods that commands for both protocols use.
 
         Args:
-            values, sql: filters of a stream, which only AMQP 1.0 has.
+            values, sql: stream filters, which only AMQP 1.0 supports.
 
         Raises:
-            UsageError: filters are given, and the protocol is another one.
+            UsageError: filters are given, but the protocol is not AMQP 1.0.
         """
         if self.protocol is Protocol.AMQP_1_0:
             with self._link_session(confirm_timeout=confirm_timeout, values=values or (), sql=sql) as session:
@@ -158,7 +158,7 @@ class Access(NamedTuple):
 
     @contextmanager
     def channels(self) -> Iterator[tuple[Channel, Channel]]:
-        """Open a connection and two channels for a `with` block: to consume, and to publish meanwhile."""
+        """Open a connection and two channels for a `with` block: one to consume, and one to publish."""
         if self.protocol is Protocol.AMQP_1_0:
             with self.channel() as channel:
                 yield channel, channel
@@ -188,7 +188,7 @@ class Access(NamedTuple):
 
         Args:
             port: the broker's stream port; None for the port of a broker started by mqtool, otherwise the default port.
-            settings: further arguments of StreamChannel.
+            settings: more arguments for StreamChannel.
         """
         from mqtool.streams import StreamChannel
 
@@ -211,7 +211,7 @@ class Access(NamedTuple):
             )
 
         with self._within(connect) as channel, stopping.calling(channel.stop):
-            # The usual port beside an unusual AMQP port may be that of another broker.
+            # If the AMQP port is not the default one, the default stream port may belong to another broker.
             if port is None and nodes[0].port in (_STREAM, _STREAM_TLS) and self.address.port not in (5672, 5671):
                 self._check_same_broker(channel)
             yield channel
@@ -262,7 +262,7 @@ class Access(NamedTuple):
         return self._of_this_broker([beside, usual])
 
     def _of_this_broker(self, guesses: Sequence["Management"]) -> "Management":
-        """Return the first guess that is this broker's API, not another broker's; raise an error if none is."""
+        """Return the first guess that belongs to this broker, not to another one; raise an error if there is none."""
         from mqtool.management import HOW_TO_ENABLE, listens_on
 
         failure: MqtoolError | None = None
@@ -289,7 +289,7 @@ class Access(NamedTuple):
 
 
 def _notice(text: str) -> None:
-    """Print a notice. If an existing queue or exchange has different settings, suggest a --dialect that has them."""
+    """Print a notice. If an existing queue or exchange has other settings, suggest a --dialect that matches them."""
     like = declaring_like(text)
     if differs := re.search(_DIFFERS, text):
         setting, thing, ours, theirs = differs.groups()

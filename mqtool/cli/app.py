@@ -117,7 +117,7 @@ class _Root(Group):
         return command
 
     def shell_complete(self, ctx: Any, incomplete: str) -> Any:
-        """The names of subcommands, for completion in a shell."""
+        """Return the names of subcommands for shell completion."""
         self._completing = True
         return super().shell_complete(ctx, incomplete)
 
@@ -131,12 +131,12 @@ def _show_version(_context: Any, _option: Any, wanted: bool) -> None:
 
 
 app = _Root()
-#: A completion script puts the line to complete in this environment variable.
+#: The environment variable in which a completion script passes the line to complete.
 _COMPLETE = "_MQTOOL_COMPLETE"
 
 
 def run() -> NoReturn:
-    """Run mqtool on the process's arguments and exit."""
+    """Run mqtool with the process's arguments, then exit."""
     output.take_standard_streams()
     stopping.install()
     try:
@@ -152,7 +152,7 @@ def _exit_code() -> int:
     code: int
     try:
         if _COMPLETE in os.environ:
-            from mqtool.cli import completion  # only for completion, because it takes long to import
+            from mqtool.cli import completion  # imported only for completion, because that is slow
 
             output.write("".join(f"{line}\n" for line in completion.proposals(app, os.environ[_COMPLETE])).encode())
             return ExitCode.OK
@@ -185,7 +185,7 @@ def _exit_code() -> int:
 
 
 def _leave(code: int) -> NoReturn:
-    """Flush and exit. If the reader of a pipe has gone, keep Python from reporting that on stderr."""
+    """Flush and exit. If the reader of a pipe is gone, keep Python from reporting that on stderr."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -1,4 +1,4 @@
-"""Which broker a command uses: the one that an option, the environment, a context or `broker up` names."""
+"""Choose the broker that a command uses: from an option, the environment, a context or `broker up`."""
 
 import os
 from collections.abc import Collection
@@ -19,7 +19,7 @@ class Choice(NamedTuple):
 
     Attributes:
         url: the broker's URL, which may contain a password.
-        reason: where the URL comes from, for `broker status`: "from --url".
+        reason: where the URL comes from, as `broker status` shows it, for example "from --url".
         context: the context that the URL comes from, if any.
         variable: the environment variable that the URL comes from, if any.
         is_typed: True if an option named the broker.
@@ -39,7 +39,7 @@ class Choice(NamedTuple):
         return self.context.name if self.context and self.context.protected else None
 
     def management(self, given: str | None, *, is_typed: bool = True) -> str | None:
-        """The URL of the management API: the given one if any, otherwise the context's.
+        """Return the URL of the management API: the given one if any, otherwise the context's.
 
         A URL from the environment is ignored if the context was named on the command line.
         """
@@ -48,19 +48,19 @@ class Choice(NamedTuple):
         return self.context.management
 
     def tls(self, given: TlsFiles) -> TlsFiles:
-        """The TLS files: the given ones if any, otherwise the context's."""
+        """Return the TLS files: the given ones if any, otherwise the context's."""
         if self.context is None:
             return given
         of = self.context
         return TlsFiles(given.ca or of.tls_ca, given.cert or of.tls_cert, given.key or of.tls_key)
 
     def protocol(self, given: Protocol | None) -> Protocol:
-        """The protocol: the given one if any, otherwise the context's, or AMQP 0-9-1."""
+        """Return the given protocol if any, otherwise the context's; the default is AMQP 0-9-1."""
         of_context = self.context.protocol if self.context else None
         return given or Protocol(of_context or Protocol.AMQP_0_9_1)
 
     def addresses(self) -> list[Address]:
-        """The broker's nodes as in the URL: without --user or --vhost, and without running a password command.
+        """The broker's nodes as the URL gives them. Ignores --user and --vhost, and does not run a password command.
 
         Raises:
             UsageError: the URL is not valid.
@@ -79,7 +79,7 @@ def choose(url: str | None = None, context: str | None = None, typed: Collection
 
     Args:
         url, context: from an option or from the environment.
-        typed: names of the options that were typed: "url", "context".
+        typed: names of the options given on the command line: "url", "context".
 
     Raises:
         UsageError: there is no such context.
@@ -108,7 +108,7 @@ def choose(url: str | None = None, context: str | None = None, typed: Collection
 def resolve_addresses(
     choice: Choice, *, user: str | None = None, vhost: str | None = None, password_file: Path | None = None
 ) -> list[Address]:
-    """The broker's nodes, with the login from options, a password file or the context's password command.
+    """Return the broker's nodes, with the login from options, a password file or the context's password command.
 
     Raises:
         UsageError: the URL, the user or the vhost is not valid, or the password file cannot be read.
@@ -130,7 +130,7 @@ def resolve_addresses(
 
 
 def is_same_node(one: Address, other: Address) -> bool:
-    """True if two addresses lead to the same node."""
+    """Return True if two addresses lead to the same node."""
     hosts = {one.host, other.host}
     return one.port == other.port and (len(hosts) == 1 or hosts <= {"localhost", "127.0.0.1"})
 

@@ -28,7 +28,7 @@ class Call(NamedTuple):
 
     Attributes:
         command: such as "queue purge".
-        typed: names of the parameters (`options`) given on the command line, not by a default or the environment.
+        typed: names of the parameters given on the command line (not set by a default or the environment).
         must_ask: True if the command changes the broker and does not ask for confirmation itself.
     """
 
@@ -38,10 +38,10 @@ class Call(NamedTuple):
     options: Collection[str] = ()
 
 
-#: The Call of options that do not come from a command line, for example in tests.
+#: The Call for options that do not come from a command line, for example in tests.
 NOT_CALLED = Call()
 
-#: Returns the values that the shell proposes, given the command line so far and the start of the value.
+#: Returns the completions for a value, given the command line so far and the start of the value.
 _Completion = Callable[[Context, str], Iterable[str]]
 
 
@@ -49,7 +49,7 @@ class Option:
     """An option, in an annotation such as Annotated[int, Option("-c", min=1, help="Stop after N messages")].
 
     Args:
-        flags: by default, the name of the parameter or field. A switch that is off by default has no --no- form.
+        flags: by default, named after the parameter or field. A switch that is off by default has no --no- form.
         settings: help, metavar, envvar and show_default, as in click; and
             parser: a function that turns the text into the value, or raises ValueError;
             min, max: limits of a number;
@@ -63,12 +63,12 @@ class Option:
 
 
 class Argument(Option):
-    """A positional argument, in an annotation."""
+    """A positional argument, for use in an annotation."""
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 class OptionGroup:
-    """A group of options. Its fields are options or further groups.
+    """A group of options. Its fields are options or other groups.
 
     Works like a frozen dataclass. Real dataclasses for all groups would add a tenth to the run time of `mqtool send`.
     """
@@ -79,23 +79,23 @@ class OptionGroup:
         vars(self).update(values)
 
     def changed(self, **values: Any) -> Self:
-        """Return a copy with new values for the fields named, and without what this group has cached."""
+        """Return a copy with new values for the given fields. Cached values are not copied."""
         return type(self)(**{name: value for name, value in vars(self).items() if name[0] != "_"} | values)
 
 
-#: What the broker is asked for to complete a value, by the name of the value in the help.
+#: The kind of names to get from the broker to complete a value, by the value's name in the help.
 _ON_BROKER = {"QUEUE": "queues", "STREAM": "queues", "EXCHANGE": "exchanges", "VHOST": "vhosts"}
 _ON_BROKER |= {"USER": "users", "POLICY": "policies"}
 
 
 def _names(kind: str, ctx: Context, incomplete: str) -> Iterable[str]:
-    from mqtool.cli import completion  # only for completion, because it takes long to import
+    from mqtool.cli import completion  # imported only for completion, because that is slow
 
     return completion.on_broker(*given(ctx), kind, incomplete)
 
 
 class _Parsed(click.ParamType[Any]):
-    """The click type of an option whose values a function parses. Its ValueError becomes a usage error."""
+    """The click type of an option whose values are parsed by a function. Its ValueError becomes a usage error."""
 
     name = "text"
 
@@ -110,7 +110,7 @@ class _Parsed(click.ParamType[Any]):
 
 
 class _Member(click.Choice[str]):
-    """The click type of an option whose values are those of an Enum."""
+    """The click type of an option whose values are the members of an Enum."""
 
     def __init__(self, enum: type[Enum]) -> None:
         super().__init__([str(each.value) for each in enum])
@@ -120,12 +120,12 @@ class _Member(click.Choice[str]):
         return value if isinstance(value, self._enum) else self._enum(super().convert(value, param, ctx))
 
 
-#: One for all options: for each new one, click looks for a translation of "path" on the disk.
+#: Shared by all options: each time one is created, click searches the disk for a translation of "path".
 _PATH = click.Path(path_type=Path)
 
 
 def _click_type(kind: Any, settings: dict[str, Any]) -> Any:
-    """Return the click type of an option. Removes the settings that this type contains, such as `min` and `max`."""
+    """Return an option's click type. Removes settings that the type already includes, such as `min`."""
     parser, limits = settings.pop("parser", None), (settings.pop("min", None), settings.pop("max", None))
     if parser is not None:
         return _Parsed(parser)
@@ -176,7 +176,7 @@ def _is_group(annotation: Any) -> bool:
 def _leaves(
     group: type[OptionGroup], without: Collection[str], instead: Mapping[str, Any]
 ) -> Iterator[click.Parameter]:
-    """The options of a group, including those of nested groups."""
+    """Yield the options of a group, including those of nested groups."""
     for name, kind in group.__annotations__.items():
         annotation = instead.get(name, kind)
         if _is_group(annotation):
@@ -187,7 +187,7 @@ def _leaves(
 
 
 def _made(group: type[OptionGroup], values: Mapping[str, Any], call: Call) -> OptionGroup:
-    """Create a group of options from values. Options that the command does not take keep their defaults."""
+    """Create an option group from values. Options that the command does not take keep their defaults."""
     made: dict[str, Any] = {}
     for name, kind in group.__annotations__.items():
         if kind is Call:
@@ -200,12 +200,12 @@ def _made(group: type[OptionGroup], values: Mapping[str, Any], call: Call) -> Op
 
 
 class Command(click.Command):
-    """A command: calls a function with the options and groups of options that it takes.
+    """A command. Calls a function with the options and option groups that the function takes.
 
     Args:
         examples: command lines that run exactly as written.
         without: names of options to leave out of the command's groups.
-        instead: annotations that replace those in the groups, for example to take a name as an argument.
+        instead: annotations that replace those in the groups, for example to turn an option into an argument.
     """
 
     def __init__(
@@ -259,7 +259,7 @@ class Command(click.Command):
 
 
 def given(ctx: Context) -> tuple[dict[str, Any], frozenset[str]]:
-    """The values of a command's parameters, and the names of those given on the command line.
+    """Return the values of a command's parameters, and the names of those given on the command line.
 
     -C before the command (mqtool -C prod list queues) has the same effect as -C after it.
     """
@@ -273,7 +273,7 @@ def given(ctx: Context) -> tuple[dict[str, Any], frozenset[str]]:
 
 
 class Commands:
-    """The commands of a module or of a group such as `queue`. Each is built when it is first used."""
+    """The commands of a module or of a group such as `queue`. A command is built when it is first used."""
 
     def __init__(self) -> None:
         self.makers: dict[str, Callable[[], click.Command]] = {}
@@ -297,7 +297,7 @@ class Commands:
 
         Args:
             examples, without, instead: see Command.
-            also: names of options that few commands have; so far, protocol.
+            also: names of options that only a few commands have; currently only protocol.
             name, about: the command's name and help; by default the function's name and docstring.
         """
 
@@ -333,11 +333,11 @@ class Group(click.Group):
             return super().parse_args(ctx, args)
 
     def list_commands(self, _ctx: Any) -> list[str]:
-        """The names of the subcommands."""
+        """Return the names of the subcommands."""
         return [*self._makers]
 
     def get_command(self, _ctx: Any, cmd_name: str) -> Any:
-        """The subcommand with this name, or None."""
+        """Return the subcommand with this name, or None."""
         make = self._makers.get(cmd_name)
         return None if make is None else make()
 
@@ -350,7 +350,7 @@ def time_limit(text: str) -> float:
 
 
 def duration_or_seconds(text: str) -> float:
-    """Parse a duration, or a bare number of seconds. (Not for delays and TTLs: RabbitMQ's are in milliseconds.)"""
+    """Parse a duration or a bare number of seconds. Not for delays and TTLs, which RabbitMQ gives in milliseconds."""
     return float(text) if re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII) else parse_duration(text)
 
 
@@ -384,12 +384,12 @@ def argument(text: str) -> tuple[str, Any]:
 
 
 def header_option(about: str) -> Any:
-    """The option --header, repeatable."""
+    """Return the option --header, which is repeatable."""
     return Option("--header", "-H", parser=header, metavar="KEY=VALUE", help=about)
 
 
 def argument_option(about: str) -> Any:
-    """The option --argument, repeatable."""
+    """Return the option --argument, which is repeatable."""
     return Option("--argument", "-a", parser=argument, metavar="KEY=VALUE", help=about)
 
 

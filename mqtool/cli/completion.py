@@ -118,11 +118,11 @@ _MOST = 200
 
 
 def on_broker(values: Mapping[str, Any], typed: Collection[str], kind: str, incomplete: str) -> list[str]:
-    """Names of queues, exchanges, vhosts, users or policies on the broker that start with the text typed so far.
+    """Return the broker's queues, exchanges, vhosts, users or policies whose names start with the text typed so far.
 
     Args:
         values: the values of the command's options so far.
-        typed: the names of the options that were typed.
+        typed: the names of the options given on the command line.
     """
     import requests  # noqa: F401 - import it before the time limit starts
 
@@ -170,12 +170,12 @@ def _ask(values: Mapping[str, Any], typed: Collection[str], kind: str, incomplet
 
 
 def script(shell: Shell) -> str:
-    """The completion script of a shell."""
+    """Return a shell's completion script."""
     return _SCRIPTS[shell].strip()
 
 
 def proposals(command: click.Command, line: str) -> list[str]:
-    """Return the proposals to complete a command line, each followed by a tab and its description, if any.
+    """Return the proposals to complete a command line, each followed by a tab and its description if it has one.
 
     Args:
         command: the root of the command tree.

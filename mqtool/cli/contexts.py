@@ -7,7 +7,7 @@
     password-command = "pass show mq/prod"
     protected = true
 
-The file is only read if neither an option nor the environment names a broker by URL. `context add`, `use` and `rm`
+The file is only read if neither an option nor the environment gives a broker's URL. `context add`, `use` and `rm`
 change only the lines concerned and keep comments.
 """
 
@@ -37,7 +37,7 @@ class Effect(Enum):
     NONE = auto()  #: uses no broker
 
 
-#: The commands by effect, each of them once. In a protected context, this decides which of them ask first.
+#: Every command, listed under its effect. In a protected context, the effect decides whether a command asks first.
 EFFECTS = {
     Effect.CHANGES: """
         receive, worker, rpc-server, receive-delayed, offset receive, offset set, offset reset,
@@ -71,26 +71,26 @@ EFFECTS = {
 
 
 def effect_of(command: str) -> Effect:
-    """The effect of a command, such as "queue purge"."""
+    """Return the effect of a command, such as "queue purge"."""
     return next(effect for effect, names in EFFECTS.items() if command in map(str.strip, names.split(",")))
 
 
 class Protocol(StrEnum):
-    """A protocol to send and receive messages by."""
+    """A protocol for sending and receiving messages."""
 
     AMQP_0_9_1 = "amqp0.9.1"
     AMQP_1_0 = "amqp1.0"
 
 
 class Context(NamedTuple):
-    """A broker with a name.
+    """A named broker.
 
     Attributes:
         url: the broker's URL.
         management: the URL of its management API.
         password_command: a command that prints the password; used instead of a password in the URL.
-        protected: ask before a command changes anything there, even with --yes.
-        protocol: for the commands that take --protocol.
+        protected: ask before a command changes anything on the broker, even with --yes.
+        protocol: the default of --protocol, for commands that take it.
     """
 
     name: str
@@ -149,7 +149,7 @@ class Contexts:
         self.known = known
 
     def named(self, name: str, said_by: str | None = None) -> Context:
-        """The context with this name.
+        """Return the context with this name.
 
         Args:
             said_by: where the name comes from, for the error message; None if the user typed the name.
@@ -165,7 +165,7 @@ class Contexts:
 
 
 def path() -> Path:
-    """The path of the configuration file, which may not exist yet."""
+    """Return the path of the configuration file, which may not exist yet."""
     home = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
     return Path(home) / "mqtool" / "config.toml"
 
@@ -195,7 +195,7 @@ def load() -> Contexts:
 
 
 def names() -> list[str]:
-    """The names of all contexts, for completion; empty if the file is not valid."""
+    """Return the names of all contexts, for completion; none if the file is not valid."""
     try:
         return [*load().known]
     except MqtoolError:
@@ -249,7 +249,7 @@ def _bad(line: int, what: str, hint: str | None = None) -> UsageError:
 
 
 def _line_of(text: str, key: str, table: str = "") -> int:
-    """The line number of a key, or of a table's header; 1 if it is not found."""
+    """Return the line number of a key, or of a table's header; 1 if it is not found."""
     header = ""
     for number, line in enumerate(text.splitlines(), 1):
         if line.lstrip().startswith("["):

@@ -36,7 +36,7 @@ class Report(OptionGroup):
         """Check that the options can be combined.
 
         Raises:
-            UsageError: they cannot, or the chart's format is unknown.
+            UsageError: the options cannot be combined, or the chart's format is unknown.
         """
         if self.as_json and self.as_csv:
             raise UsageError("--json and --csv cannot be combined", "use only one of them")
@@ -118,7 +118,7 @@ def bench(
 
 
 def _ask(access: Access, plan: Plan, *, yes: bool) -> None:
-    """Ask before a broker is loaded that mqtool has not started."""
+    """Ask for confirmation before putting load on a broker that mqtool did not start."""
     from mqtool.amqp import parse_addresses
     from mqtool.broker import state
 
@@ -129,7 +129,7 @@ def _ask(access: Access, plan: Plan, *, yes: bool) -> None:
 
 
 def _run(place: Place, plan: Plan, commands: Sequence[Timed] = (), label: str = "") -> Result:
-    """Perform a run, with a progress bar; Ctrl-C ends it early, with the result so far."""
+    """Perform a run with a progress bar. Ctrl-C ends the run early; the result so far is returned."""
     fraction = 0.0
     progress = Progress(f"confirmed{label}", fraction=lambda: fraction)
 
@@ -149,7 +149,7 @@ def _run(place: Place, plan: Plan, commands: Sequence[Timed] = (), label: str = 
 
 
 def _check(results: Sequence[Result]) -> None:
-    """Print remarks about results.
+    """Print remarks about the results.
 
     Raises:
         MqtoolError: confirmed messages were lost.
@@ -163,7 +163,7 @@ def _check(results: Sequence[Result]) -> None:
 
 
 def _vary(access: Access, plan: Plan, runs: Runs, variation: Variation, report: Report) -> None:
-    """Perform a run for each value of a setting."""
+    """Perform one run for each value of a setting."""
     name, results = variation.name, []
     steps = [(text, plan.with_value(variation.setting, value).checked()) for text, value in variation.steps]
     for text, plan_of_step in stopping.until_requested(steps):
@@ -205,7 +205,7 @@ def _compare(words: Sequence[str], broker: ManagedBroker, plan: Plan, runs: Runs
     results = []
     for side in live:
         _ask(side.access, side.plan, yes=yes)  # type: ignore[arg-type]
-    # In turns, so that neither is always the first: A, B, B, A, …
+    # Alternate the order, so that neither side always goes first: A, B, B, A, …
     turns = [(number // 2, (number + 1) // 2 % 2) for number in range(2 * runs.rounds if live else 0)]
     for number, index in stopping.until_requested(turns):
         side = live[index]
@@ -228,7 +228,7 @@ def _compare(words: Sequence[str], broker: ManagedBroker, plan: Plan, runs: Runs
 
 
 def _side(word: str, broker: ManagedBroker, plan: Plan) -> Side:
-    """What a word of compare stands for: a queue type, a file, a URL, or a context."""
+    """Return the side that a word on the command line names: a queue type, a file, a URL, or a context."""
     if word in _QUEUE_TYPES:
         return Side(word, broker.access(), plan.with_value("queue_type", word).checked())
     if word in PROTOCOLS:
@@ -246,10 +246,10 @@ def _side(word: str, broker: ManagedBroker, plan: Plan) -> Side:
 
 
 def _results_in(path: Path) -> list[dict[str, Any]]:
-    """The results in a file that `bench --json` has written.
+    """Read the results from a file written by `bench --json`.
 
     Raises:
-        BadData: the file has something else.
+        BadData: the file contains something else.
     """
     try:
         found = [json.loads(line) for line in path.read_text("utf-8").splitlines()]

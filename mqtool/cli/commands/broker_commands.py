@@ -173,7 +173,7 @@ def wait(
 
 plugin_app = app.group("plugin", "Enable and disable plugins of your broker.")
 
-#: Plugins of RabbitMQ that people enable, for completion in a shell.
+#: RabbitMQ plugins that people often enable, for shell completion.
 _PLUGINS = [
     *("rabbitmq_auth_backend_ldap", "rabbitmq_consistent_hash_exchange", "rabbitmq_delayed_message_exchange"),
     *("rabbitmq_federation", "rabbitmq_federation_management", "rabbitmq_management", "rabbitmq_mqtt"),

@@ -72,7 +72,7 @@ def up(
     definitions: Definitions = None,
 ) -> None:
     """Use a broker that is reachable, or start one."""
-    # For kinds other than embedded, the TLS options only apply to the check for a running broker.
+    # For kinds other than embedded, the TLS options are only used to check whether the broker is running.
     tls = _tls(options.tls_cert, options.tls_key, tls_client_ca) if kind is Kind.EMBEDDED else ()
     login = _login(options) if kind is Kind.DOCKER else None
     files = (tls, like, definitions)
@@ -81,7 +81,7 @@ def up(
     )
     _check(wanted, kind, tls_client_ca)
     with contextlib.ExitStack() as locked:
-        locked.enter_context(state.locked(name))  # a second `up` waits, and finds the broker running
+        locked.enter_context(state.locked(name))  # a second `up` waits for the lock, then finds the broker running
         if _is_up_again(kind, wanted, foreground=foreground):
             return
         if kind is Kind.AUTO and wanted == Wanted() and not foreground:
@@ -117,7 +117,7 @@ def _say_new(started: Started) -> None:
 
 
 def _login(options: Broker) -> tuple[str, str | None] | None:
-    """The user, and the password if given, to create on a broker in Docker; None to keep guest."""
+    """Return the user (and the password, if given) to create on a broker in Docker; None to keep guest."""
     if options.user is None:
         return None
     return options.user, None if options.password_file is None else read_password(options.password_file)
@@ -182,7 +182,7 @@ def _prepared(kind: Kind, wanted: Wanted) -> Starter:
 def _start(starter: Starter, wanted: Wanted, *, foreground: bool) -> Started:
     output.status(f"starting {starter.describe} …")
     lifeline = stop_with_this_process(wanted.name) if foreground else None
-    with stopping.calling(lambda: None):  # no Ctrl-C before the started broker is recorded
+    with stopping.calling(lambda: None):  # hold back Ctrl-C until the started broker is recorded
         started = readiness.remember_definitions(starter.start(wanted), wanted.definitions)
         if lifeline is not None:
             holds(lifeline, started)
@@ -204,7 +204,7 @@ def _ready(started: Started) -> Started:
 
 
 def _stay(started: Started) -> None:
-    """Wait for Ctrl-C or TERM, then stop the broker. Raise Unavailable if the broker ends by itself."""
+    """Wait for Ctrl-C or TERM, then stop the broker. Raise Unavailable if the broker exits on its own."""
     starter = starter_of(started)
     with stopping.calling(lambda: None):
         while stopping.requested() is None:
@@ -228,7 +228,7 @@ def _say_up(started: Started, what: str) -> None:
     if damage := started.details.get("damage"):
         output.notice(str(damage))
     if management := started.details.get("management"):
-        # The embedded broker has the API, but no web page.
+        # The embedded broker serves the API, but no web page.
         output.status(
             f"management {'API' if started.kind == Kind.EMBEDDED else 'page'}: {management} ({_login_hint(started)})"
         )
@@ -247,7 +247,7 @@ def _login_hint(started: Started) -> str:
 
 
 def known(name: str) -> Started:
-    """Find a broker that 'broker up' started. Raises Unavailable if there is none with this name."""
+    """Find the broker with this name that 'broker up' started. Raises Unavailable if there is none."""
     started = state.load(name)
     if started is None:
         raise Unavailable(f"no broker named {name!r} was started here", "start one with 'mqtool broker up'")
@@ -255,7 +255,7 @@ def known(name: str) -> Started:
 
 
 def told(choice: Choice) -> str:
-    """Describe the broker that commands use: its address, and where the address comes from."""
+    """Describe the broker that commands use: its address, and where that address comes from."""
     return f"{', '.join(map(str, choice.addresses()))}, {choice.reason}"
 
 
@@ -306,7 +306,7 @@ def restart(name: Name = DEFAULT_NAME) -> None:
     with state.locked(name):
         starter = starter_of(started := known(name))
         output.status(f"restarting {starter.describe} …")
-        with stopping.calling(lambda: None):  # no Ctrl-C between stop and start
+        with stopping.calling(lambda: None):  # hold back Ctrl-C between stop and start
             started = starter.restart(started)
         started = _ready(started)
     _say_up(started, f"{starter.describe} is up again")

@@ -19,7 +19,7 @@ from mqtool.tutorials import publisher_confirms as tutorial
 app = Commands()
 
 Strategy = Literal["individual", "batch", "async", "all"]
-#: 'async' is called faster than 'batch' if it takes less than this share of its time.
+#: 'async' is reported as faster than 'batch' if it takes less than this fraction of the time.
 _CLEARLY = 0.9
 #: How the tutorial's output describes each strategy.
 _SAYS = {"individual": "individually in", "batch": "in batch in", "async": "and handled confirms asynchronously in"}

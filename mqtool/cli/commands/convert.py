@@ -26,7 +26,7 @@ from mqtool.work.queue_conversion import Conversion, Stopped, left_behind
 
 app = Commands()
 
-#: The largest fraction that the bar shows while messages are moved.
+#: The largest fraction that the progress bar shows while messages are being moved.
 _NEARLY_ALL = 0.99
 
 #: The columns of queues that --where can use.
@@ -180,7 +180,7 @@ def _continue(
 
 
 def _remove_leftovers(access: Access, name: str) -> None:
-    """Remove what a conversion leaves if it is killed between its very last requests."""
+    """Remove what a conversion leaves behind if it is killed between its very last requests."""
     with access.channel() as channel:
         for exchange in (Names.of(name).through, Names.of(name).meanwhile, Names.of(name).back):
             if administration.exists(channel, Exchange(exchange)):
@@ -223,7 +223,7 @@ def _carry_out(
 
 def _hint(conversion: Conversion, plan: Plan, hint: str | None) -> str:
     go_on = pasteable("queue convert --resume", plan.queue)
-    with suppress(MqtoolError):  # without the management API, it is not known
+    with suppress(MqtoolError):  # unknown without the management API
         if conversion.is_robbed():
             return f"somebody has deleted {plan.names.held!r}, with the messages in it; {go_on} puts the bindings back"
     if hint and go_on in hint:
@@ -232,9 +232,9 @@ def _hint(conversion: Conversion, plan: Plan, hint: str | None) -> str:
 
 
 def advance(steps: Iterator[int], expected: int) -> None:
-    """Carry out the steps of a conversion, with a bar that is not full before the end."""
+    """Carry out the steps of a conversion, with a progress bar that is full only at the end."""
     moved = 0
-    # More may have been published meanwhile. The bar is removed at the end.
+    # More messages may have been published in the meantime. The bar is removed at the end.
     progress = Progress("moved", fraction=lambda: min(_NEARLY_ALL, moved / max(1, expected)))
     try:
         for count in steps:

@@ -27,7 +27,7 @@ app = Commands()
 
 #: Seconds to wait for the management API, which is used for warnings only.
 _PATIENCE = 0.3, 1.0
-#: Seconds between two looks at the plugin's number of messages.
+#: Seconds between two checks of how many messages the plugin holds.
 _LOOK = 0.5
 
 
@@ -101,14 +101,14 @@ def _begin(access: Access, names: RelayNames, ready_file: Path | None) -> None:
 
 
 def _is_stopped_within(seconds: float) -> bool:
-    """Wait; return True at once if a signal asks the command to stop."""
+    """Wait this long. Return True as soon as a signal asks the command to stop, otherwise False."""
     stopped = threading.Event()
     with stopping.calling(stopped.set):
         return stopping.requested() is not None or stopped.wait(seconds)
 
 
 def _warn_of_bindings(access: Access, names: RelayNames) -> None:
-    """Warn if queues are bound where clients publish: they would get messages before these are due."""
+    """Warn if queues are bound to the exchange that clients publish to: they get messages before they are due."""
     try:
         api = access.management(_PATIENCE)
         bound = {each["destination"] for each in management.bindings_from(api, access.vhost, names.entrance.name)}
@@ -122,10 +122,10 @@ def _warn_of_bindings(access: Access, names: RelayNames) -> None:
 
 
 class _Migration:
-    """Takes the bindings of an exchange of the plugin over to a relay, and counts what still waits in the exchange.
+    """Copies the bindings of a plugin's exchange to a relay, and counts the messages still waiting in that exchange.
 
-    Nothing can bring messages out of the plugin before they are due: it shows them to no client. So they stay, and the
-    plugin routes each when it is due, by the bindings of its exchange, which stay as well.
+    The plugin does not let any client get messages before they are due. So the messages stay in the plugin, which
+    routes each of them when it is due, using the bindings of its exchange, which are kept as well.
     """
 
     def __init__(self, channel: Channel, api: Management, vhost: str, old: str) -> None:
@@ -135,11 +135,11 @@ class _Migration:
         self._old = old
 
     def begin(self, new: str) -> tuple[RelayNames, int]:
-        """Declare what the relay needs, with the bindings of the old exchange; return its names and their number.
+        """Declare the relay, and copy the old exchange's bindings; return the relay's names and the number of bindings.
 
         Raises:
             NotFound: the old exchange does not exist.
-            DeclaredDifferently: it is not one of the plugin, or the new one has another type.
+            DeclaredDifferently: the old exchange is not one of the plugin's, or the new one has another type.
             PluginMissing: the broker no longer has the plugin.
         """
         view = self._api.get(exchange_path(self._vhost, self._old))
@@ -159,7 +159,7 @@ class _Migration:
         return names, count
 
     def waiting(self) -> int:
-        """The number of messages that wait in the old exchange; 0 if it was deleted."""
+        """Return the number of messages waiting in the old exchange; 0 if the exchange was deleted."""
         try:
             return int(self._api.get(exchange_path(self._vhost, self._old)).get("messages_delayed") or 0)
         except NotFound:

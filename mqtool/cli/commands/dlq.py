@@ -32,7 +32,7 @@ dlq = app.group("dlq", "Show dead letters, move them back, or drop them.")
 
 #: `ls` counts the reasons of up to this many dead letters in each queue.
 _LOOKED_AT = 1000
-#: Number of dead letters that cannot be moved for which the reason is printed.
+#: If more dead letters than this cannot be moved, the reason is printed only for the first ones.
 _SAID = 10
 
 QueueArgument = Annotated[str, Argument(help="Work queue; its dead letters are in QUEUE.dlq")]
@@ -59,7 +59,7 @@ class Which(OptionGroup):
 
     @property
     def words(self) -> str:
-        """The selection in words, for confirmation prompts."""
+        """The selection described in words, for confirmation prompts."""
         return "all" if self.is_all else "the chosen ones of"
 
     def choice(self) -> Choice:
@@ -70,11 +70,11 @@ class Which(OptionGroup):
         return lambda letter: where.matches(conditions.of_delivery(letter)) and chosen(letter)
 
     def queue(self, work_queue: str) -> str:
-        """The queue that has the dead letters of a work queue."""
+        """Return the name of the queue that holds a work queue's dead letters."""
         return self.source or dead_letter_queue(work_queue).name
 
     def require(self, work_queue: str, channel: Channel, access: Access) -> None:
-        """Raise NotFound if that queue does not exist; the hint suggests a similar work queue."""
+        """Raise NotFound if the queue of dead letters does not exist; the hint suggests a similar work queue."""
         hint, suffix = "'mqtool dlq ls' lists the queues that have dead letters", dead_letter_queue("").name
         require(self.queue(work_queue), channel, access, hint, suffix="" if self.source else suffix)
 

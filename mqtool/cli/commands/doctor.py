@@ -31,7 +31,7 @@ app = Commands()
 
 _ALL_INTERFACES = ("0.0.0.0", "::")  # noqa: S104 - compared with, not listened on
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
-#: Seconds to wait for a connection from the network address.
+#: Seconds to wait for a connection to the network address.
 _PATIENCE = 5
 Format = Literal["text", "json", "nagios", "prometheus", "sarif"]
 
@@ -134,7 +134,7 @@ def _of_upgrade(access: Access, vhost: str | None, wanted: Version, peek: int) -
 
 
 def _of_messages(access: Access, api: Management, vhost: str | None, most: int) -> Iterator[Finding]:
-    """Look at the first messages of each queue: how often they were returned, and dead-lettered."""
+    """Check how often the first messages of each queue were requeued and dead-lettered."""
     for queue in management.queues(api, vhost, ("name", "vhost", "type", "exclusive", "messages_ready", "arguments")):
         if not queue.get("messages_ready") or queue.get("exclusive") or queue.get("type") == "stream":
             continue
@@ -215,7 +215,7 @@ def _guest(api: Management, access: Access) -> Iterator[Finding]:
 
 
 def _seen_from_outside(api: Management, address: Address) -> str | None:
-    """The address at which other machines reach the broker; None if it only listens locally."""
+    """Return the address at which other machines reach the broker; None if it only listens locally."""
     if address.host not in _LOOPBACK:
         return address.host
     listeners: list[Any] = api.get("overview").get("listeners") or []

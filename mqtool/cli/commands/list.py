@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 #: For up to this many queues, counts are also queried over AMQP, one by one, because they are more current.
 _ASKED = 200
-#: Lists that leave out mqtool's wait queues on a terminal: the columns with names, and a noun for the rows left out.
+#: Lists that hide mqtool's wait queues on a terminal: the columns with names, and a noun for the hidden rows.
 _FOLDED: dict[str, tuple[Sequence[str], str, str]] = {
     "queues": (("name",), "wait queue", " of mqtool"),
     "exchanges": (("name",), "exchange", " of mqtool's wait queues"),
@@ -47,7 +47,7 @@ def _columns(ctx: click.Context, _typed: str) -> list[str]:
 
 
 class Choosing(OptionGroup):
-    """Which rows to list, in which order, and how to print them."""
+    """Options that choose the rows to list, their order, and how to print them."""
 
     where: Annotated[str | None, Option(metavar="CONDITION", help="Only rows that match (mqtool help where)")] = None
     order: Annotated[
@@ -74,7 +74,7 @@ class View:
     ) -> None:
         self._listing = queues_named(only) if only and listing is QUEUES else listing
         self._choosing = choosing
-        # A live view connects again for its next frame, and meanwhile says that it does.
+        # A live view reconnects for its next frame, and shows that it is reconnecting.
         self._access = broker.access(reconnects=choosing.watch is None)
         self._stack = stack
         self._channel = cache(lambda: stack.enter_context(self._access.connect()).channel())
@@ -110,7 +110,7 @@ class View:
         self._age = ""
 
     def rows(self) -> Iterable[Row]:
-        """Fetch the current rows, filtered and sorted. Raises the errors of Management.get()."""
+        """Fetch the current rows, filtered and sorted. Raises the same errors as Management.get()."""
         rows = self._told()
         if self._only:
             rows = (row for row in rows if row["name"] in self._only)
@@ -121,7 +121,7 @@ class View:
         return in_order(rows, self._order) if self._order else rows
 
     def _without_wait_queues(self, rows: Iterable[Row]) -> Iterator[Row]:
-        """Yield all rows except those of mqtool's wait queues, of which only the number is shown."""
+        """Yield all rows except those of mqtool's wait queues, which are only counted."""
         self._left_out = []
         for row in rows:
             if row.get("source_name") == "" or any(is_wait_queue(row[name]) for name in self._name_columns):
@@ -191,7 +191,7 @@ class View:
         return False
 
     def _by_amqp(self) -> Iterator[Row]:
-        """Query queues or exchanges over AMQP by name, since AMQP cannot list them."""
+        """Query known queues or exchanges by name over AMQP, which cannot list them."""
         for name in sorted(self._only) or self._usual:
             row: Row = dict.fromkeys([*self._fetched, *self.columns]) | {"name": name}
             with suppress(NotFound):
@@ -202,7 +202,7 @@ class View:
                     yield row
 
     def _ask(self, what: Callable[[Channel], _T]) -> _T:
-        """Ask the broker over AMQP. If the connection is lost, the next call opens another one."""
+        """Query the broker over AMQP. If the connection is lost, the next call opens a new one."""
         try:
             return what(self._channel())
         except NotFound:
@@ -213,7 +213,7 @@ class View:
             raise
 
     def frame(self, wanted: str) -> Frame:
-        """The rows that contain the wanted text, as one frame of the live view."""
+        """Return the rows that contain the wanted text, as one frame of the live view."""
         self._is_live = True
         rows = [
             row for row in self.rows() if any(wanted.lower() in as_text(row[column]).lower() for column in self.columns)
@@ -267,7 +267,7 @@ def _binding(row: Row) -> layout.Line:
 
 
 def _usual(names: Names, things: str) -> list[str]:
-    """The names of the tutorials' queues or exchanges, to query over AMQP if no names are given."""
+    """Return the names of the tutorials' queues or exchanges, to query over AMQP if no names are given."""
     known: dict[str, list[Queue | Exchange]] = {
         QUEUES.things: [names.hello, names.task_queue, names.rpc_queue],
         EXCHANGES.things: [names.fanout, names.direct, names.topic, names.headers],
@@ -298,7 +298,7 @@ def _only(flag: str) -> Any:
 
 
 def _add(things: str, what: str, *examples: str, only: Any = None) -> None:
-    """Add a `list` command. `only` is an option that limits the list to some names, for things that AMQP can query."""
+    """Add a `list` command. `only`: an option that limits the list to some names, if AMQP can query such things."""
     listing = LISTINGS[things]
     text = f"{what}\n\nColumns: {', '.join(listing.columns)}."
 

@@ -52,10 +52,10 @@ def _emit(
     default: bytes | None = None,
     key: str | None = None,
 ) -> None:
-    """Publish with the emit() of a tutorial. By default, print and send the same texts as the dialect's scripts.
+    """Publish with a tutorial's emit(). By default, send and print the same text as the dialect's scripts.
 
     Args:
-        before: what emit() takes before the messages.
+        before: arguments that emit() takes before the messages.
     """
     lines, addressing = publishing.broker.lines, Addressing(exchange.name, key)
     with publishing_channel(publishing, exchange, addressing, default=default or lines.routed) as (channel, outgoing):
@@ -64,7 +64,7 @@ def _emit(
 
 
 def _emit_with_key(publishing: Publishing, exchange: Exchange, lesson: Any, key: str | None, usual: str) -> None:
-    """Publish with the routing key `key`, or with `usual` if `key` is None."""
+    """Publish with the routing key `key`, or with the default key `usual` if `key` is None."""
     line = publishing.broker.lines.sent_log_with_key
 
     def sent(message: Message) -> str:
@@ -74,7 +74,7 @@ def _emit_with_key(publishing: Publishing, exchange: Exchange, lesson: Any, key:
 
 
 def _with_key_in_body(publishing: Publishing, key: str | None) -> Publishing:
-    """Put the routing key before the words of the body if the dialect's scripts do so."""
+    """Put the routing key in front of the body's words if the dialect's scripts do so."""
     options = publishing.options
     if key is None or not publishing.broker.lines.key_in_body or options.is_stream or options.file:
         return publishing
@@ -82,10 +82,10 @@ def _with_key_in_body(publishing: Publishing, key: str | None) -> Publishing:
 
 
 def _receive(asked: ReceivingLogs, exchange: Exchange, lesson: Any, line: str, **chosen: Any) -> None:
-    """Print the deliveries of a tutorial's receive(), from the --queue given or a private queue.
+    """Print the deliveries from a tutorial's receive(), which uses the given --queue or a private queue.
 
     Args:
-        chosen: further arguments of receive(), which choose messages.
+        chosen: more arguments for receive(), which select messages.
     """
     queue, is_private = asked.queue.declared(), asked.queue.queue is None
     matching = Matching(asked.receiving, asked.where, skips=is_private)
@@ -139,7 +139,7 @@ def emit_topic(
     """Publish with a topic (tutorial 5)."""
     to, usual = exchange.of(publishing.broker.names.topic), publishing.broker.lines.topic
     asked = _with_key_in_body(publishing, routing_key)
-    if asked is not publishing:  # "kern", "critical" and a text: the key is kern.critical
+    if asked is not publishing:  # for "kern", "critical" and the message text, the key is kern.critical
         routing_key = ".".join(asked.words[:2]) if asked.words and len(asked.words) > 2 else None
     _emit_with_key(asked, to, topics, routing_key, usual)
 

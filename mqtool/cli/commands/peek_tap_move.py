@@ -44,7 +44,7 @@ from mqtool.work.transfer import AT_ONCE, NotMoved, Transfer, Until, elsewhere, 
 
 app = Commands()
 
-#: Warn if a message has this many deliveries or fewer left before the queue's delivery limit.
+#: Warn if a message has this many or fewer deliveries left before it reaches the queue's delivery limit.
 _CLOSE = 5
 
 
@@ -71,7 +71,7 @@ def peek(
     """
     printing.redirect()
     write = printing.writer("{key}: {body}")
-    # Without reconnection, because messages would be shown twice.
+    # No reconnecting, because messages would then be shown twice.
     access, shown, often = broker.access(reconnects=False), 0, 0
     with access.connect() as connection, stopping.calling(lambda: None):
         channel = connection.channel()
@@ -150,7 +150,7 @@ class What(OptionGroup):
             )
 
     def bound(self, access: Access) -> Iterator[Bound]:
-        """The bindings that route copies to a private queue."""
+        """Return the bindings that route copies to a private queue."""
         if self.by_firehose:
             exchanges = ["#"] if self.everything else self.names
             of_queue = [firehose_of_queue(self.queue)] if self.queue else []
@@ -163,7 +163,7 @@ class What(OptionGroup):
             yield to_exchange(lambda: access.management(_PATIENCE), access.vhost, name, self.keys or (), arguments)
 
     def source(self, access: Access, until_over: ExitStack) -> Source:
-        """Prepare a tap of one broker; `until_over` switches the firehose off at the end."""
+        """Prepare to tap one broker. `until_over` is closed at the end, which switches the firehose off."""
         found = list(self.bound(access))
         for note in (note for each in found for note in each.notes):
             output.notice(note)
@@ -286,7 +286,7 @@ def _target(other: Access | None, source: Channel, confirm_timeout: float) -> It
 
 
 def _check_limit(access: Access, source: Channel, queue: str) -> None:
-    """Raise MqtoolError if requeuing the first message would exceed the delivery limit. Receives and requeues it."""
+    """Receive and requeue the first message. Raise MqtoolError if requeuing it would exceed the delivery limit."""
     api: Management | None = None
     with suppress(Unavailable):
         api = access.management(HINT_PATIENCE)

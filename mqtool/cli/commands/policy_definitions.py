@@ -25,12 +25,12 @@ from mqtool.work.delay_relay import RelayNames
 app = Commands()
 policy_app = app.group("policy", "Set, list and clear policies of queues and exchanges.")
 
-#: Values of a policy's apply-to. Those for a queue type need RabbitMQ 3.12.
+#: Values for a policy's apply-to. Those that name a queue type need RabbitMQ 3.12.
 ApplyTo = Literal["all", "queues", "exchanges", "classic_queues", "quorum_queues", "streams"]
 
 
 def definition(text: str) -> dict[str, Any]:
-    """Parse the settings of a policy, a non-empty JSON object."""
+    """Parse a policy's settings, which must be a non-empty JSON object."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -114,7 +114,7 @@ def _named(name: str, *, operator: bool) -> str:
 definitions_app = app.group("definitions", "Export, compare and import exchanges, queues, bindings, policies.")
 
 _SIGNS = {"add": ("+ ", GOOD), "change": ("~ ", KEY), "conflict": ("! ", BAD), "extra": ("- ", BAD)}
-#: The most objects with the same change that `convert` names.
+#: The maximum number of objects with the same change that `convert` names.
 _NAMED = 20
 _REMARKS = {"conflict": "  an import cannot change it", "extra": "  only on the broker"}
 

@@ -104,7 +104,7 @@ def show_queue(
         except MqtoolError as error:
             output.notice(f"cannot get the offsets: {error}")
     else:
-        with suppress(MqtoolError), access.channel() as channel:  # it may be exclusive to another connection
+        with suppress(MqtoolError), access.channel() as channel:  # the queue may be exclusive to another connection
             depth = administration.depth(channel, queue)
             if refresh(found.row, depth.ready, depth.consumers):
                 output.notice("counts of unacknowledged messages are up to 5 s old")
@@ -208,7 +208,7 @@ def delete_exchange(
 
 
 class Bindings(OptionGroup):
-    """Options that describe bindings, one for each key."""
+    """Options that describe bindings, one for each routing key."""
 
     exchange: ExchangeName
     destination: Annotated[str, Argument(metavar="QUEUE", help="Queue, or with --to-exchange an exchange")]
@@ -224,11 +224,11 @@ class Bindings(OptionGroup):
 
     @property
     def to(self) -> str:
-        """The destination in words: "queue 'jobs'"."""
+        """The destination in words, such as "queue 'jobs'"."""
         return _named((Exchange if self.to_exchange else Queue)(self.destination))
 
     def by(self, key: str) -> Binding:
-        """The binding with this key."""
+        """Return the binding with this routing key."""
         match = {} if self.match is None else {"x-match": self.match}
         arguments = {**match, **dict(self.headers or []), **dict(self.arguments or [])}
         return Binding(self.exchange, self.destination, key, arguments, self.to_exchange)

@@ -1,4 +1,4 @@
-"""mqtool recording replay, scrub, reconcile. `replay` reads files one after the other, each message when it is due."""
+"""mqtool recording replay, scrub, reconcile. `replay` reads one file after another, and each message when it is due."""
 
 import math
 import os
@@ -41,14 +41,14 @@ recording = app.group("recording", "Repeat, anonymize and compare recordings.")
 _DEFAULT_EXCHANGE = Exchange("")
 
 
-#: If the next message is due later than this many seconds, confirms are processed meanwhile, which may take 0.05 s.
+#: If the next message is not due for this many seconds, confirms are processed first, which may take 0.05 s.
 _LONG = 0.1
-#: Bytes at the start and at the end of a file in which its first and last message are looked for.
+#: The number of bytes searched for the first message at the start of a file, and for the last one at its end.
 _NEAR = 256 * 1024
 
 
 class Recording:
-    """The messages of recordings, one file after the other; without files, those of stdin."""
+    """The messages in recordings, one file after another, or those on stdin if there are no files."""
 
     def __init__(self, paths: Sequence[Path], selection: Selection, changes: Changes, times: int = 1) -> None:
         if not paths and output.is_terminal(STDIN):
@@ -64,7 +64,7 @@ class Recording:
             raise UsageError("--loop needs files, as a pipe can be read only once", "save the recording first")
 
     def messages(self, *, to_the_end: bool = False) -> Iterator[Recorded | None]:
-        """Yield the messages; None while a pipe is empty. With `to_the_end`, a stop does not cut a file short."""
+        """Yield the messages; None while a pipe is empty. With `to_the_end`, stopping does not cut a file short."""
         for _ in range(self._times):
             for descriptor, size in zip(self._descriptors, self._sizes, strict=True):
                 if size is not None and self._times > 1:
@@ -76,7 +76,7 @@ class Recording:
             self._passes += 1
 
     def fraction(self, pace: Pace) -> Callable[[], float] | None:
-        """Return a function that returns the fraction played so far, from 0 to 1; None if the size is unknown."""
+        """Return a function for the fraction played so far, from 0 to 1; None if the total size is unknown."""
         sizes = [size for size in self._sizes if size is not None]
         total = sum(sizes) * self._times
         if len(sizes) < len(self._sizes) or not total:
@@ -92,7 +92,7 @@ class Recording:
         return fraction
 
     def _seconds(self, pace: Pace) -> float:
-        """Estimate how many seconds it takes to replay the files; 0 if unknown, or if `pace` has a fixed rate."""
+        """Estimate how many seconds it will take to replay the files; 0 if unknown or if `pace` has a fixed rate."""
         if pace.rate is not None:
             return 0.0
         played, due = Pace(pace.speed, clock=lambda: 0.0), 0.0
@@ -151,7 +151,7 @@ _MOMENT = dict[str, Any](parser=parse_moment, metavar="TIME")
 
 
 class Playing(OptionGroup):
-    """Options that select a part of a recording, and set its pace."""
+    """Options that select part of a recording and set its pace."""
 
     speed: Annotated[
         float | None, Option(parser=_speed, metavar="N", help="N times as fast as recorded, or max", show_default="1")
@@ -275,7 +275,7 @@ def scrub(
     pseudonyms = Pseudonyms(os.urandom(32) if seed is None else os.fsencode(seed))
     scrubber = Scrubber(pseudonyms, parse_fields(keep or ()), parse_fields(field or ()))
     descriptor = opened(file)
-    # Ctrl-C also ends the program that writes to stdin; the last lines of its output must still be processed.
+    # Ctrl-C also ends the program that writes to stdin, but the last lines of its output must still be processed.
     with stopping.calling(lambda: None):
         number, done = 0, list[bytes]()
         try:
@@ -317,7 +317,7 @@ def reconcile(
     """
     nameless = 0
 
-    def with_ids() -> Iterator[str]:  # received messages may be from other programs and have no ids
+    def with_ids() -> Iterator[str]:  # received messages may come from other programs and have no IDs
         nonlocal nameless
         for message_id in _ids(got):
             nameless += message_id is None

@@ -30,9 +30,9 @@ from mqtool.work.rpc_functions import ERROR
 
 app = Commands()
 
-#: Maximum number of requests to print; more requests would hide the replies.
+#: Maximum number of requests to print. Beyond that, they would push the replies off the screen.
 _SHOWN = 100
-#: A larger prefetch for quick functions such as fib: 2,000 concurrent requests then take 3 s instead of 4.7 s.
+#: A larger prefetch for quick functions such as fib. With it, 2,000 concurrent requests take 3 s instead of 4.7 s.
 _MANY = ReceivingSettings(prefetch=100)
 Function = Literal["fib", "add100"]
 MaxOutput = Annotated[
@@ -173,7 +173,7 @@ def _tell_if_nobody_serves(channel: Channel, queue: Queue, timeout: float) -> No
 
 
 def _check_integers(requests: list[str], function: Function) -> None:
-    """Raise UsageError if a request is not an integer. It would crash each tutorial server that receives it."""
+    """Raise UsageError if a request is not an integer, which would crash any tutorial server that receives it."""
     for request in requests:
         if not re.fullmatch("[0-9]+" if function == "fib" else "[+-]?[0-9]+", request):
             kind = "a whole number from 0" if function == "fib" else "an integer"

@@ -42,7 +42,7 @@ app = Commands()
 
 #: The default delay in seconds.
 DEFAULT_DELAY = 5.0
-#: The plugin's header, in milliseconds.
+#: The plugin's header that holds the delay in milliseconds.
 X_DELAY = "x-delay"
 #: The argument of a delayed exchange that names its routing type.
 TYPE_INSIDE = "x-delayed-type"
@@ -108,7 +108,7 @@ def receive_delayed(
 
 
 def _as_known(channel: Channel, exchange: Exchange) -> Exchange:
-    """Return the delayed exchange; on a broker without the plugin, an ordinary exchange that routes in the same way."""
+    """Return the delayed exchange, or if the broker lacks the plugin, an ordinary one that routes the same way."""
     if can_delay(channel, exchange):
         return exchange
     arguments = {name: value for name, value in exchange.arguments.items() if name != TYPE_INSIDE}
@@ -116,7 +116,7 @@ def _as_known(channel: Channel, exchange: Exchange) -> Exchange:
 
 
 def _delayed_as_it_says(message: Message, *, keep_delay: bool) -> Message:
-    """Set the delay of a message from NDJSON: its "delay" or "at", else its x-delay header, else the default.
+    """Set the delay of a message read from NDJSON: its "delay" or "at", else its x-delay header, else the default.
 
     A received copy of a delayed message gets no delay, except with --keep-delay. Some versions of the plugin make
     x-delay negative once the delay is over.
@@ -261,10 +261,10 @@ def _take(
     take: Callable[[WaitingMessages, Choice], Generator[Waiting]],
     done: str,
 ) -> None:
-    """Cancel or deliver the selected messages, and print how many.
+    """Cancel or deliver the selected messages, and print how many there were.
 
     Raises:
-        SomeFailed: no waiting message has one of the ids.
+        SomeFailed: for one of the IDs, there is no waiting message.
     """
     missing, count = set(ids or ()), 0
 

@@ -27,7 +27,7 @@ app = Commands()
 
 
 def _dialect(text: str) -> StreamDialect:
-    """Parse a stream dialect. MQTOOL_DIALECT may be a dialect such as go-classic; only its language is used."""
+    """Parse a stream dialect. If MQTOOL_DIALECT is a dialect such as go-classic, only its language is used."""
     try:
         return StreamDialect(text.partition("-")[0])
     except ValueError:
@@ -74,7 +74,7 @@ class StreamOptions(OptionGroup):
             raise UsageError("the stream's name is empty", "leave --queue out to use the tutorial's")
         given = {name.removeprefix("x-"): value for name, value in self.arguments or []}
         name = self.queue or default.name
-        # As `rabbitmq-streams add_super_stream` names them.
+        # The same names that `rabbitmq-streams add_super_stream` uses.
         partitions = [f"{name}-{number}" for number in range(self.partitions or 0)]
         return Stream(name, {**default.arguments, **given}, partitions)
 
@@ -93,7 +93,7 @@ class Appending(OptionGroup):
 
 
 class Reading(OptionGroup):
-    """Options of `receive-stream`: where to start, and which messages."""
+    """Options of `receive-stream`: where to start, and which messages to receive."""
 
     PANEL: ClassVar = "Receiving"
 

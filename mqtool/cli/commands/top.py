@@ -29,7 +29,7 @@ class _Order(NamedTuple):
 
     @property
     def word(self) -> str:
-        """The name of the column without its unit."""
+        """The column's name without its unit."""
         return self.column.partition("/")[0]
 
 
@@ -45,9 +45,9 @@ _ORDERS = {
 _SHOWN = ("name", "ready", "unacked", "consumers", "in/s", "out/s", "ack/s", "look out")
 #: The columns to show on a terminal with fewer than 60 or 80 columns.
 _NARROW = ((60, ("name", "ready", "unacked", "look out")), (80, ("name", "ready", "unacked", "consumers", "look out")))
-#: If there are at most this many queues, all of them are fetched and sorted by mqtool, otherwise by the broker.
+#: Up to this many queues are all fetched and sorted by mqtool; if there are more, the broker sorts them.
 _ALL_AT_ONCE = 2_000
-#: Compare with the sample taken this many samples ago, so that consumers had a few seconds to acknowledge.
+#: Compare with the sample taken this many samples ago, to give consumers a few seconds to acknowledge.
 _LOOKS_BACK = 5
 
 
@@ -59,7 +59,7 @@ class Screen:
         find: finds the management API; called again after an error, because a restarted broker may use another port.
         order: a key of _ORDERS.
         descending: True if the largest value comes first.
-        looks: the latest samples, each with the queues by vhost and name.
+        looks: the latest samples; each maps vhost and name to a queue.
     """
 
     find: Callable[[], Management]
@@ -97,13 +97,13 @@ class Screen:
         return found
 
     def count(self, name: str) -> int:
-        """Number of queues whose names contain this text."""
+        """Return the number of queues whose names contain this text."""
         where = "queues" if self.vhost is None else api.path("queues", self.vhost)
         page = self.api.get(where, page="1", page_size="1", columns="name", name=name)
         return int(page["filtered_count"]) if isinstance(page, dict) else len(page)
 
     def row(self, queue: Json) -> Row:
-        """A queue as a row of the table."""
+        """Return a queue as a row of the table."""
         earlier = self.looks[0].get((queue["vhost"], queue["name"])) if len(self.looks) > _LOOKS_BACK else None
         warning = ""
         if has_no_consumer(queue):
@@ -150,7 +150,7 @@ def top(
 
 
 def _value(queue: Json, path: str) -> float:
-    """The number at a path in the API's JSON, such as "message_stats.ack_details.rate"; 0 if it is missing."""
+    """Return the number at a path in the API's JSON, such as "message_stats.ack_details.rate"; 0 if it is missing."""
     found: Any = queue
     for name in path.split("."):
         found = (found or {}).get(name)
@@ -173,7 +173,7 @@ def _frame(screen: Screen, title: str, height: int, wanted: str) -> Frame:
         totals = _totals(screen.api.get("overview", columns="object_totals,queue_totals,message_stats"))
         beyond, alarmed = max(0, screen.count(wanted) - len(rows)), alarms(screen.api)
     except Unavailable:
-        screen.found = None  # the broker may come back with its management API elsewhere
+        screen.found = None  # a restarted broker's management API may have another address
         raise
     shown = next((columns for least, columns in _NARROW if layout.terminal().width < least), _SHOWN)
     body = layout.table(rows, shown, warning="look out", folded=False) if rows else Text("no queues")

@@ -55,7 +55,7 @@ def topology(
     if live:
 
         def frame(_: int, wanted: str) -> Frame:
-            api = access.management()  # where a broker that has restarted may have it
+            api = access.management()  # looked up each time: a restarted broker's API may have another address
             return _frame(look(api, rates=True), access.title, alarms(api), wanted)
 
         Live(frame, interval or 1.0).run()

@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 app = Commands()
 tutorial = app.group("tutorial", "Learn RabbitMQ: read the tutorials, and see them run.")
 
-#: The tutorials that have numbers at https://www.rabbitmq.com/tutorials.
+#: The tutorials that are numbered at https://www.rabbitmq.com/tutorials.
 _NUMBERED = (*("hello-world", "work-queues", "publish-subscribe", "routing", "topics", "rpc", "publisher-confirms"),)
 
 
 class PageOptions(OptionGroup):
-    """Options of the page in the browser."""
+    """Options for the page in the browser."""
 
     PANEL: ClassVar = "Page"
 
@@ -70,7 +70,7 @@ def _row(name: str) -> dict[str, str]:
 
 
 def _named(name: str) -> str:
-    """Return a tutorial's name, given that name or the tutorial's number in RabbitMQ's list."""
+    """Return a tutorial's name, given its name or its number in RabbitMQ's list."""
     return _NUMBERED[int(name) - 1] if name in map(str, range(1, len(_NUMBERED) + 1)) else name
 
 
@@ -149,7 +149,7 @@ def run(
 
 
 def _run_in_page(names: list[str], guard: Guard, url: str | None, page: PageOptions, *, auto: bool) -> None:
-    """Play these tutorials, and then those that the reader chooses."""
+    """Play these tutorials, then the ones that the reader chooses."""
     from mqtool.cli.display.play_page import Left, PlayPage
     from mqtool.plays.performing import perform
 
@@ -175,7 +175,7 @@ def _run_in_page(names: list[str], guard: Guard, url: str | None, page: PageOpti
 
 
 def _broker(url: str | None) -> "tuple[Callable[[], Management], str, str] | None":
-    """Return the broker that a URL names, as PlayPage takes it."""
+    """Return the broker at a URL, in the form that PlayPage expects."""
     if url is None:
         return None
     access = Access(parse_addresses(url), TlsFiles(), os.environ.get(MANAGEMENT_VARIABLE))
@@ -244,7 +244,7 @@ def _add(
         if page.ui:
             from mqtool.cli.display.play_page import PlayPage
 
-            # Of the brokers, only the embedded one can show single messages.
+            # Only the embedded broker can show single messages.
             quick = Kind.EMBEDDED if kind is Kind.AUTO and image is None and not on_cluster else kind
             with PlayPage([], broker=_broker(url), port=page.port, open_page=page.open_page) as shown:
                 verdict = shown_by(shown, quick)

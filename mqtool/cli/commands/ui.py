@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 app = Commands()
 
-#: The most records that --record keeps: those of ten minutes with 150 events per second.
+#: The maximum number of records that --record keeps: ten minutes at 150 events per second.
 _MAX_RECORDS = 100_000
 
 
@@ -94,12 +94,12 @@ def ui(
     ending.close()
 
 
-#: The options that choose a broker, and need no secret.
+#: Options that choose a broker and contain no secret.
 _CHOOSING = ("context", "vhost", "user", "password_file", "tls_ca", "tls_cert", "tls_key")
 
 
 def _actions(broker: ManagedBroker, access: Access, api: "Management", *, allow_changes: bool) -> "Actions":
-    """Return what can be done from the page."""
+    """Return the actions that the page offers."""
     from mqtool.ui.actions import Actions
 
     started = next((each for each in state.load_all() if _is_at(each, access)), None)
@@ -132,14 +132,14 @@ def _is_at(started: state.Started, access: Access) -> bool:
 
 
 def _record(path: Path, start: "Callable[[], Iterator[Json]]", stop: threading.Event) -> None:
-    """Keep records until `stop` is set, then write them into a page."""
+    """Collect records until `stop` is set, then write them to a page."""
     from mqtool.ui.page_server import single_file
 
     kept = []
     for each in start():
         if stop.is_set():
             break
-        # Only what the page needs to show what has happened, not that nothing has.
+        # Keep only records that the page needs to replay events; leave out those that report no change.
         if each["kind"] in ("about", "topology", "snapshot", "event") or each.get("queues"):
             kept.append(each)
         if len(kept) == _MAX_RECORDS:

@@ -27,7 +27,7 @@ _NEW_PASSWORD = Annotated[Path | None, Option("--password-file", help="Read the 
 
 
 def _login(broker: ManagedBroker, password_file: Path | None) -> Management:
-    """Find the management API; log in with this password file, since --password-file is for the new password."""
+    """Find the management API. Log in with `password_file`, since --password-file is for the new password."""
     return broker.changed(options=broker.options.changed(password_file=password_file)).access().management()
 
 

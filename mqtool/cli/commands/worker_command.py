@@ -57,12 +57,12 @@ class RetryOptions(OptionGroup):
 
     @property
     def policy(self) -> RetryPolicy:
-        """The options as a RetryPolicy."""
+        """Return the options as a RetryPolicy."""
         return RetryPolicy(self.retries, self.backoff, self.backoff_max)
 
 
 class DedupOptions(OptionGroup):
-    """Options for skipping messages that were handled before."""
+    """Options for skipping messages that have been handled before."""
 
     PANEL: ClassVar = "Duplicates"
 
@@ -231,7 +231,7 @@ def _warn_of_consumer_timeout(access: Access, queue: str, timeout: float) -> Non
 
     try:
         limit = consumer_timeout(access.management((1.0, 1.0)), access.vhost, queue)
-    except (Unavailable, AccessRefused):  # the limit only matters for the warning
+    except (Unavailable, AccessRefused):  # the broker's timeout is only needed for the warning
         limit = None
     whose = f"that of queue {queue!r}"
     if limit is None:

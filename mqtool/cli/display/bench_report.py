@@ -25,7 +25,7 @@ def show(result: Result) -> None:
 
 
 def lines(result: Result) -> Iterator[str]:
-    """The lines of the report, each at most 80 characters."""
+    """Yield the lines of the report, each at most 80 characters long."""
     yield from textwrap.wrap(f"{result.broker}: {result.plan.in_words()}", _WIDTH)
     yield ""
     yield f"{'':<12}{'messages':>14}{'per second':>14}"
@@ -53,14 +53,14 @@ def lines(result: Result) -> Iterator[str]:
 
 
 def _names(plan: Plan) -> tuple[str, ...]:
-    """The names of the rows of a report."""
+    """Return the names of the report's rows."""
     if plan.churn is not None:
         return ("begun", "created")
     return ("published", "replied" if plan.rpc else "confirmed", "received")
 
 
 def counts(result: Result) -> str:
-    """What was lost and what came twice, as a line."""
+    """Return a line that says how many messages were lost, duplicated and so on."""
     if result.plan.churn is not None:
         return f"failed {result.unconfirmed:,}"
     lost = "lost or expired" if result.plan.ttl is not None else "lost"
@@ -77,14 +77,14 @@ def counts(result: Result) -> str:
 
 
 def broker_use(result: Result) -> str:
-    """The CPU and memory that the broker used, as a line of text; "" if unknown."""
+    """Return a line of text with the CPU and memory that the broker used; "" if unknown."""
     uses = [] if result.broker_cpu is None else [f"{result.broker_cpu:.2f} CPUs"]
     uses += [] if result.broker_memory is None else [f"{result.broker_memory / (1 << 20):,.0f} MiB of memory"]
     return f"the broker used {' and '.join(uses)}" if uses else ""
 
 
 def quotable(result: Result) -> str:
-    """The result in one line."""
+    """Return the result as one line."""
     plan, rate = result.plan, f"{result.rates[1]:,.0f}"
     if plan.churn is not None:
         return f"{rate} {plan.churn}/s created; {_points(result.confirm)}"
@@ -99,7 +99,7 @@ def _points(latencies: Latencies) -> str:
 
 
 def remarks(result: Result) -> Iterator[str]:
-    """What to know before the numbers are believed."""
+    """Yield warnings about anything that makes the numbers less reliable."""
     plan = result.plan
     if result.busiest > BUSY:
         yield f"a client used {result.busiest:.0%} of a CPU: it may be slower than the broker; use more processes"
@@ -124,14 +124,14 @@ _NOTABLE_GAP = 0.5
 
 
 def duration(seconds: float) -> str:
-    """A latency with three digits: 0.123 ms, 12.3 ms, 1.23 s."""
+    """Format a latency with three digits: 0.123 ms, 12.3 ms, 1.23 s."""
     value, unit = (seconds, "s") if seconds >= 1 else (seconds * 1000, "ms")
     digits = 2 if value <= 0 else max(0, 2 - math.floor(math.log10(value)))
     return f"{value:.{min(digits, 3)}f} {unit}"
 
 
 def histogram(latencies: Latencies) -> Iterator[str]:
-    """The latencies as bars, whose widths are in proportion to the number of messages."""
+    """Draw the latencies as bars whose lengths are proportional to the number of messages."""
     edges = _edges(max(latencies.at(0.1), 1e-6), latencies.at(100))
     bars = latencies.bars(edges)
     most = max(bars)
@@ -140,7 +140,7 @@ def histogram(latencies: Latencies) -> Iterator[str]:
 
 
 def _edges(low: float, high: float) -> list[float]:
-    """The edges of the bars, in equal ratios; the last one is above all values."""
+    """Return the edges between the bars, spaced by a constant ratio; the last one is above all values."""
     high = max(high * 1.001, low * 1.01)
     ratio = (high / low) ** (1 / _BARS)
     return [0.0, *(low * ratio**number for number in range(1, _BARS)), high]
@@ -164,7 +164,7 @@ def show_csv(results: Sequence[Result]) -> None:
 
 
 def _flat(told: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """An object with names such as confirm_p50 for values of inner objects, without lists and histograms."""
+    """Flatten an object: nested values get names such as confirm_p50; lists and histograms are left out."""
     flat: dict[str, Any] = {}
     for name, value in told.items():
         if isinstance(value, Mapping):
@@ -175,7 +175,7 @@ def _flat(told: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 
 
 def show_steps(name: str, values: Sequence[str], results: Sequence[Result]) -> None:
-    """Print a table of the runs of --vary, and the value from which throughput stops growing."""
+    """Print a table of the runs of --vary, and the value at which throughput stops growing."""
     rows = []
     for value, result in zip(values, results, strict=False):
         confirm, deliver = result.confirm, result.deliver
@@ -194,7 +194,7 @@ def show_steps(name: str, values: Sequence[str], results: Sequence[Result]) -> N
 
 
 def _knee(name: str, values: Sequence[str], results: Sequence[Result]) -> str:
-    """Up to which rate the broker keeps up, or from which value of another setting throughput stops growing."""
+    """Return a sentence: up to which rate the broker keeps up, or at which value throughput stops growing."""
     if name == "rate":
         calm = min(result.deliver.at(99) for result in results)
         kept = [
@@ -211,7 +211,7 @@ def _knee(name: str, values: Sequence[str], results: Sequence[Result]) -> str:
 
 
 def _kept_up(result: Result) -> bool:
-    """True if all messages were sent on time, and confirmed within 1 s or a tenth of the run, if that is longer."""
+    """Return True if all messages were sent on time, and confirmed within 1 s or a tenth of the run if longer."""
     duration_of_all = result.plan.duration or 0.0
     return not result.unsent and result.confirm.at(100) < max(1.0, duration_of_all / 10)
 
@@ -224,7 +224,7 @@ def show_comparison(
     as_json: bool,
     as_csv: bool,
 ) -> None:
-    """Print a comparison: medians with their spread, and the ratio with its confidence interval."""
+    """Print a comparison: the medians and their spread, and the ratio with its confidence interval."""
     rows = [
         {
             "measure": each.name,

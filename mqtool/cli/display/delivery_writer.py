@@ -19,9 +19,9 @@ from mqtool.cli.display.output import STDOUT
 from mqtool.errors import UsageError
 from mqtool.message import Delivery
 
-#: Bytes that a batch collects before it is written.
+#: A batch is written once it has this many bytes.
 _BATCH_BYTES = 1 << 16
-#: Styles of lines whose routing key has one of these words.
+#: Styles for lines whose routing key contains one of these words.
 _STYLES = dict.fromkeys(("emergency", "emerg", "alert", "critical", "crit", "fatal"), "1;31")
 _STYLES |= {"error": "31", "err": "31", "warning": "33", "warn": "33", "debug": "2"}
 
@@ -49,7 +49,7 @@ class BatchedOutput:
             batch, self._batch, self._size = self._batch, [], 0
             try:
                 output.write(b"".join(batch))
-            except BaseException as failure:  # also an interruption by a signal
+            except BaseException as failure:  # including an interruption by a signal
                 self._failure = failure
                 raise
 
@@ -61,7 +61,7 @@ class DeliveryWriter:
         line: the default format: a function that returns the text before the body; or a whole line with placeholders
             {key}, {queue}, {offset} and {body}; {body!r} quotes text, and {body!b} is a Python bytes literal.
         wait_for_reader: if stdout is a pipe, calls return only after its reader has read the delivery, so that no
-            message is acknowledged before it has been read.
+            message is acknowledged before the reader has read it.
     """
 
     def __init__(
@@ -198,7 +198,7 @@ TEMPLATE_PLACES = {letter: meaning for letter, (meaning, _) in _PLACES.items()}
 
 
 def parse_template(template: str, *, escape: bool = False) -> list[Callable[[Delivery], bytes]]:
-    """Convert a --format template to functions, one for each part. Raises UsageError for an unknown placeholder."""
+    """Convert a --format template to a list of functions, one per part. Raises UsageError for unknown placeholders."""
     parts: list[Callable[[Delivery], bytes]] = []
     for piece in re.findall(r"%.?|\\[nt\\]|[^%\\]+|\\", template, re.DOTALL):
         if piece.startswith("%"):
@@ -217,9 +217,9 @@ _CHUNK = 1 << 16
 
 
 def append_to(path: Path) -> None:
-    """Append everything written to stdout to this file (--output). Call it before any thread starts.
+    """Redirect stdout to the end of this file (--output). Call this before any thread starts.
 
-    On SIGHUP the file is opened again, so that logrotate can rename it:
+    On SIGHUP the file is reopened, so logrotate can rename it:
 
         mqtool receive -o app.log ── mv app.log app.log.1; kill -HUP ──> app.log.1 ends with a whole line
     """
@@ -240,7 +240,7 @@ def append_to(path: Path) -> None:
 
 
 def start_new_line() -> None:
-    """Write a newline if stdout appends to a file that ends in mid-line, as a killed command may have left it."""
+    """Write a newline if stdout appends to a file that ends mid-line, for example because a command was killed."""
     with contextlib.suppress(OSError):  # the file cannot be read
         if output.is_file(STDOUT) and fcntl.fcntl(STDOUT, fcntl.F_GETFL) & os.O_APPEND:
             with Path(f"/dev/fd/{STDOUT}").open("rb") as file:
@@ -268,7 +268,7 @@ def _append_in(path: Path) -> None:
 
 def _reopen_on_hup(path: Path, had_terminal: bool) -> None:
     while signal.sigwait({signal.SIGHUP}):
-        if had_terminal and not output.is_terminal(2):  # the terminal was closed, which also sends HUP
+        if had_terminal and not output.is_terminal(2):  # closing the terminal also sends HUP
             os.kill(os.getpid(), signal.SIGTERM)
             return
         try:
@@ -280,7 +280,7 @@ def _reopen_on_hup(path: Path, had_terminal: bool) -> None:
 def _wait_until_taken() -> None:
     """If stdout is a pipe, wait until its reader has read everything, or raise ReaderGone.
 
-    Without this wait, `mqtool receive | head -n 3` would lose messages: those that are written to the pipe and
+    Without this wait, `mqtool receive | head -n 3` would lose the messages that are written to the pipe and
     acknowledged after head has read its third line.
     """
     if not output.is_pipe():
@@ -295,9 +295,9 @@ def _wait_until_taken() -> None:
             if not unread[0]:
                 return
             if poll.poll(0):
-                fcntl.ioctl(STDOUT, termios.FIONREAD, unread)  # the reader may have read everything before it ended
+                fcntl.ioctl(STDOUT, termios.FIONREAD, unread)  # the reader may have read everything before it exited
                 if unread[0]:
                     raise output.ReaderGone("the reader of the output has left")
                 return
-            time.sleep(pause)  # the first pause of 0 only lets the reader run
+            time.sleep(pause)  # the first pause, of 0 s, only lets the reader run
             pause = min(pause + 0.00001, 0.005)

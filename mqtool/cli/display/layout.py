@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from mqtool.inspection.listing import Row
 
-#: Tables with more rows are drawn without rich, which would take seconds.
+#: Tables with more rows than this are drawn without rich, which would take seconds.
 _MANY = 500
 #: The minimum width of a column whose values are shortened.
 _NARROWEST = 8
@@ -27,7 +27,7 @@ _WRITTEN = {"\t": r"\t", "\n": r"\n", "\r": r"\r", "\\": r"\\"}
 
 
 def show_rows(rows: "Iterable[Row]", columns: Sequence[str], *, as_json: bool = False) -> int:
-    """Print rows on stdout; return how many. In a pipe, each row is written as soon as it is read."""
+    """Print rows on stdout; return their number. In a pipe, each row is written as soon as it is read."""
     count = 0
     if not as_json and output.is_terminal(1):
         found = list(rows)
@@ -93,7 +93,7 @@ def _draw_many(rows: "Sequence[Row]", columns: Sequence[str]) -> None:
 
 
 def heads(drawn: "Table") -> int:
-    """The number of lines in the table's heading."""
+    """Return the number of lines in the table's heading."""
     return max(1 + str(column.header).count("\n") for column in drawn.columns)
 
 
@@ -124,13 +124,13 @@ def terminal(*, on_stderr: bool = False, quiet: bool = False) -> "Console":
 
 
 def escaped_lines(console: "Console", what: "RenderableType") -> "list[list[Segment]]":
-    """Render a renderable as lines of segments, with control characters escaped."""
+    """Convert a rich renderable to lines of segments, with control characters escaped."""
     lines = console.render_lines(what, pad=False)
     return [[each._replace(text=output.one_line(each.text)) for each in line] for line in lines]
 
 
 def show_wrapped(text: str, indent: str = "", *, style: str = "") -> None:
-    """Print a sentence on stdout; on a terminal, broken between words, with further lines indented."""
+    """Print a sentence on stdout. On a terminal, wrap it between words and indent the continuation lines."""
     lines = [text]
     if output.is_terminal(1):
         width = terminal().width
@@ -147,24 +147,24 @@ def draw(what: Any) -> None:
     output.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()).encode())
 
 
-#: A line as a list of pieces: plain text, or a text and its rich style.
+#: A line as a list of pieces: plain strings, or strings with their rich style.
 Line = list[str | tuple[str, str]]
 
 NAME, KEY, DIM, GOOD, BAD = "bold", "cyan", "dim", "green", "red"
-#: A name without emphasis, and a name in a column.
+#: Style names for a name without emphasis, and for a name in a column.
 PLAIN, LABEL = "none", "b"
-#: Styles of names, which are shortened if a line is too long, and the minimum length of a shortened name.
+#: Styles of names (which are shortened if a line is too long), and the minimum length of a shortened name.
 _NAMES, _SHORTEST = (NAME, KEY, PLAIN), 16
 _FURTHER = "    "
 
 
 def shown(name: str) -> str:
-    """A name from a broker, quoted and escaped if it contains anything that is not printable."""
+    """Return a name from a broker, quoted and escaped if it contains unprintable characters."""
     return name if name.isprintable() and name else repr(name)
 
 
 def plain(line: Line) -> str:
-    """The text of a line, without styles."""
+    """Return the text of a line without styles."""
     return "".join(piece if isinstance(piece, str) else piece[0] for piece in line)
 
 
@@ -192,7 +192,7 @@ def fitted(line: Line, width: int) -> list[Line]:
 
 
 def _units(piece: str, style: str, longest: int, width: int) -> Iterator[str]:
-    """Split a piece where a line may break: between names and at double spaces, or between words if necessary."""
+    """Split a piece where the line may be broken: at names and double spaces, or between words if necessary."""
     if style in (*_NAMES, LABEL):
         yield shortened(piece, longest) if style in _NAMES else piece
         return
@@ -210,7 +210,7 @@ def rich_text(line: Line) -> "Text":
 
 
 def show_lines(lines: Iterable[Line]) -> None:
-    """Print lines on stdout, fitted to the width of a terminal."""
+    """Print lines on stdout; on a terminal, fit them to its width."""
     if not output.is_terminal(1):
         for line in lines:
             output.show(plain(line))
@@ -227,13 +227,13 @@ def show_lines(lines: Iterable[Line]) -> None:
 
 
 def bound_by(binding: Binding) -> str:
-    """The routing key or header arguments of a binding, as text."""
+    """Return a binding's routing key or header arguments as text."""
     key = [repr(binding.routing_key)] if binding.routing_key or not binding.arguments else []
     return " ".join([*key, *fields(binding.arguments)])
 
 
 def fields(values: Mapping[str, Any]) -> list[str]:
-    """Headers or arguments, each in the format of the option -H."""
+    """Return headers or arguments as text, each in the format that the option -H takes."""
     return [
         f"{shown(name)}={shown(value)}" if isinstance(value, str) else f"{shown(name)}:={json.dumps(value)}"
         for name, value in values.items()

@@ -1,4 +1,4 @@
-"""Live views, which all use the same keys to scroll and filter."""
+"""Live views. All of them use the same keys to scroll and filter."""
 
 import os
 import re
@@ -27,7 +27,7 @@ _ENTER, _ERASE, _ESCAPE, _ERASE_ALL = ("\r", "\n"), ("\x7f", "\x08"), "\x1b", "\
 #: The distance that each key scrolls: an int counts lines, a float counts pages.
 _MOVES = {"\x1b[A": -1, "\x1bOA": -1, "\x1b[B": 1, "\x1bOB": 1, "\x1b[5~": -1.0, "\x1b[6~": 1.0}
 _HOME, _END = ("\x1b[H", "\x1bOH", "\x1b[1~", "g"), ("\x1b[F", "\x1bOF", "\x1b[4~", "G")
-#: Number of lines to show where there is no scrolling.
+#: Number of lines to fetch for a terminal without scrolling.
 _ALL = 1000
 _KEYS = "/ filter  ? keys  q quit"
 _HELP = """↑ ↓ PgUp PgDn   scroll
@@ -37,7 +37,7 @@ Ctrl-U           empty the text while typing it
 Esc              show all lines again
 ?                show or hide these keys
 q Ctrl-D Ctrl-C  quit"""
-#: Seconds that a key press waits for new data before the screen is drawn again.
+#: After a key press, wait up to this many seconds for new data before redrawing the screen.
 _PROMPT = 0.5
 #: A scroll position beyond the end of any list.
 _END_OF_ALL = 1 << 30
@@ -52,8 +52,8 @@ class Frame:
     Attributes:
         above: lines that stay at the top.
         body: the content that scrolls, except its first `heads` lines.
-        beyond: number of further lines that were not fetched.
-        keys: a description of the view's own keys.
+        beyond: number of additional lines that were not fetched.
+        keys: a description of the keys specific to this view.
     """
 
     body: "RenderableType"
@@ -64,7 +64,7 @@ class Frame:
 
 
 def head_line(title: str, alarms: str) -> "Text":
-    """The first line of a live view: the broker, and its alarms in red."""
+    """Return the first line of a live view: the broker, and its alarms in red."""
     from rich.text import Text
 
     line = Text(output.one_line(title), style="bold", no_wrap=True, overflow="ellipsis")
@@ -72,7 +72,7 @@ def head_line(title: str, alarms: str) -> "Text":
 
 
 class Live:
-    """Shows frames on a terminal, and fetches a new one at each interval, until the user quits.
+    """Shows frames on a terminal, fetching a new one at each interval, until the user quits.
 
     While the broker cannot be reached, the last frame stays on the screen, with its age and the reason.
 
@@ -94,7 +94,7 @@ class Live:
         self._shows_help = False
         self._page = 1
         self._height = _ALL
-        # Shared with the thread that fetches.
+        # Shared with the thread that fetches frames.
         self._changed = threading.Condition()
         self._frame: Frame | None = None
         self._fetched = time.monotonic()
@@ -103,7 +103,7 @@ class Live:
         self._wanted, self._got = 1, 0
 
     def run(self) -> None:
-        """Show frames in place, or one after the other on a terminal that cannot redraw."""
+        """Show each frame in place of the last one, or below it on a terminal that cannot redraw."""
         from rich.live import Live as Screen
 
         console, stop = layout.terminal(), threading.Event()
@@ -232,7 +232,7 @@ class Live:
         age = time.monotonic() - self._fetched
         if self._problem is not None:
             state = "" if isinstance(self._problem, NotFound) else "reconnecting; "
-            return f"{state}this is {age:.0f} s old: {self._problem}"  # narrow terminals cut the end
+            return f"{state}this is {age:.0f} s old: {self._problem}"  # narrow terminals cut off the end
         return f"waiting for the broker; this is {age:.0f} s old" if age > max(_FRESH, 2 * self._interval) else ""
 
 
@@ -248,7 +248,7 @@ def _keys_within(seconds: float, stop: threading.Event) -> str:
 
 @contextmanager
 def single_keys() -> Iterator[None]:
-    """Within the block, read single keys from the terminal at stdin, without showing them."""
+    """Context manager: read single keys from the terminal on stdin without echoing them."""
     before = termios.tcgetattr(0)
     tty.setcbreak(0)
     try:

@@ -1,4 +1,4 @@
-"""Standard output and standard error: received data goes to stdout, byte for byte; everything else to stderr."""
+"""Standard output and standard error. Received data goes to stdout, byte for byte; everything else to stderr."""
 
 import contextlib
 import errno
@@ -31,7 +31,7 @@ _NO_TEXT = "[\ud800-\udc7f\udd00-\udfff]"
 WAITING_FOR_MESSAGES = " [*] Waiting for messages. To exit press CTRL+C"
 WAITING_FOR_LOGS = " [*] Waiting for logs. To exit press CTRL+C"
 
-#: Held by the thread that writes to stdout.
+#: The lock held by the thread that writes to stdout.
 _writing = threading.RLock()
 
 
@@ -78,7 +78,7 @@ def warning(text: str) -> None:
 
 
 def error(what: str, hint: str | None = None, *, text: str = "", column: int = 1) -> None:
-    """Print why the command failed and how to fix it; and below `text`, if given, a mark at a column of it, from 1."""
+    """Print why the command failed and how to fix it; if `text` is given, also print it with a mark below `column`."""
     _to_stderr(what, styled("mqtool: ", "1;31"))
     if text:
         _to_stderr(text, "  ")
@@ -88,7 +88,7 @@ def error(what: str, hint: str | None = None, *, text: str = "", column: int = 1
 
 
 def show(text: str, *, style: str = "") -> None:
-    """Print lines of data on stdout, in a style (SGR); on a terminal, with control characters escaped."""
+    """Print lines of data on stdout in a style (SGR); on a terminal, with control characters escaped."""
     text = visible(text) if is_terminal(STDOUT) else text
     write(encoded(styled(text, style, STDOUT) if style else text))
 
@@ -120,7 +120,7 @@ def encoded(text: str) -> bytes:
 
 
 def is_terminal(descriptor: int) -> bool:
-    """True if the descriptor is a terminal."""
+    """Return True if the descriptor is a terminal."""
     try:
         return os.isatty(descriptor)
     except OSError:
@@ -128,7 +128,7 @@ def is_terminal(descriptor: int) -> bool:
 
 
 def is_file(descriptor: int) -> bool:
-    """True if the descriptor is a regular file."""
+    """Return True if the descriptor is a regular file."""
     try:
         return stat.S_ISREG(os.fstat(descriptor).st_mode)
     except OSError:
@@ -150,13 +150,13 @@ def visible_json(line: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Escape control characters, including newlines and tabs, so that the text stays in one line and one column."""
+    """Escape control characters, including newlines and tabs, to keep the text in one line and one column."""
     return visible(text).replace("\n", r"\n").replace("\t", r"\t")
 
 
 def excerpt(body: bytes) -> tuple[bytes, str]:
-    """Shorten a body for display; return its beginning, and its size as text if it was shortened."""
-    start = body[: _EXCERPT * 4]  # a character has at most four bytes
+    """Shorten a body for display. Return its beginning, and if it was shortened, its size as text."""
+    start = body[: _EXCERPT * 4]  # a character takes up to four bytes
     text = start.decode("utf-8", "surrogateescape")
     if len(text) <= _EXCERPT and start == body:
         return body, ""
@@ -164,9 +164,9 @@ def excerpt(body: bytes) -> tuple[bytes, str]:
 
 
 def write(data: bytes) -> None:
-    """Write data to stdout, unbuffered; when this returns, the operating system has all the data.
+    """Write data to stdout, unbuffered. When this returns, the operating system has all the data.
 
-    If a file cannot take all the data, it is truncated to its former size, so that the next run does not append to an
+    If a file cannot hold all the data, the file is truncated to its former size, so the next run does not append to an
     incomplete line.
 
     Raises:
@@ -192,7 +192,7 @@ def write(data: bytes) -> None:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Within the block, a write to stdout that blocks is interrupted soon after a signal to stop (see stopping.py)."""
+    """Context manager: interrupt a blocked write to stdout soon after a signal to stop (see stopping.py)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -205,7 +205,7 @@ def interruptible() -> Iterator[None]:
 
 
 def continue_in(descriptor: int, name: str) -> None:
-    """Redirect stdout to an open file. A write in progress is completed on the former stdout."""
+    """Redirect stdout to an open file. A write in progress is completed on the old stdout."""
     with _writing:
         os.dup2(descriptor, STDOUT)
         current().output_name = name
@@ -216,7 +216,7 @@ def _cut_back(fragment: int) -> bool:
     try:
         found = os.fstat(STDOUT)
         if not fragment or not stat.S_ISREG(found.st_mode) or os.lseek(STDOUT, 0, os.SEEK_CUR) != found.st_size:
-            return False  # another process has appended to it
+            return False  # another process has appended to the file
         os.ftruncate(STDOUT, found.st_size - fragment)
         os.lseek(STDOUT, -fragment, os.SEEK_CUR)
     except OSError:
@@ -226,7 +226,7 @@ def _cut_back(fragment: int) -> bool:
 
 @functools.cache
 def is_pipe() -> bool:
-    """True if stdout is a pipe."""
+    """Return True if stdout is a pipe."""
     try:
         return stat.S_ISFIFO(os.fstat(STDOUT).st_mode)
     except OSError:
@@ -243,7 +243,7 @@ class Reader:
             threading.Thread(target=self._watch, name="mqtool-reader", daemon=True).start()
 
     def check(self) -> None:
-        """Raise ReaderGone if the reader has ended."""
+        """Raise ReaderGone if the reader has exited."""
         if self._gone:
             raise ReaderGone("nobody reads the output any more")
 
@@ -259,7 +259,7 @@ def create_ready_file(path: Path | None) -> None:
     """Create the file given by --ready-file, if any, to signal that the command is consuming."""
     if path is not None:
         try:
-            # Symbolic links are not followed: in a directory that others can write to, one may point anywhere.
+            # Symbolic links are not followed: in a directory that others can write to, a link may point anywhere.
             ready = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
             os.utime(ready)
             os.close(ready)
@@ -268,7 +268,7 @@ def create_ready_file(path: Path | None) -> None:
 
 
 def is_coloured(descriptor: int) -> bool:
-    """True if text written to the descriptor may have colours."""
+    """Return True if text written to the descriptor may be coloured."""
     if current().no_color:
         return False
     return is_terminal(descriptor) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
@@ -287,4 +287,4 @@ def _to_stderr(text: str, prefix: str = "") -> None:
     except OSError as failure:
         if failure.errno not in (errno.EPIPE, errno.EIO, errno.EBADF):
             raise
-        # Nobody reads stderr any more; only the data on stdout matters.
+        # Nobody reads stderr; only the data on stdout matters.

@@ -1,4 +1,4 @@
-"""Prints tutorials line by line: a tutorial's page, its commands as they run, at the reader's pace, and charts."""
+"""Prints tutorials line by line: a tutorial's page; its commands as they run, at the reader's pace; and charts."""
 
 import os
 import select
@@ -28,15 +28,15 @@ _BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
 def chart(values: Sequence[float], width: int, height: int) -> list[str]:
-    """Draw a bar chart; return its rows from the top. If a column stands for several values, it shows the largest."""
+    """Draw a bar chart; return its rows from top to bottom. A column for several values shows the largest one."""
     greatest = max(values, default=0.0)
-    # Even a small value is visible.
+    # Keep even small values visible.
     eighths = [max(1, round(value / greatest * height * 8)) if value > 0 else 0 for value in _fitted(values, width)]
     return ["".join(_BLOCKS[min(8, max(0, eighth - 8 * row))] for eighth in eighths) for row in reversed(range(height))]
 
 
 def figures(measured: Chart) -> tuple[str, str]:
-    """The latest and largest values as text, with the unit."""
+    """Return the latest and the largest value as text, with the unit."""
     return _said(measured.values[-1:], measured.unit), _said(measured.values, measured.unit)
 
 
@@ -53,7 +53,7 @@ def _said(values: Sequence[float], unit: str) -> str:
     return f"{number} {unit}".strip()
 
 
-#: Reading speed in characters per second, with time to look at the terminals.
+#: Reading speed in characters per second, which leaves time to look at the terminals.
 _READ_PER_SECOND = 22.0
 _SHORTEST = 1.5
 _ENOUGH = (b"\n", b"\r", b" ")
@@ -68,7 +68,7 @@ class Pace:
         self._keys = self._watched and output.is_terminal(0)
 
     def forget_keys(self) -> None:
-        """Discard the keys pressed so far, before text is shown."""
+        """Discard the keys pressed so far. Called before text is shown."""
         while self._key(0):
             pass
 
@@ -85,7 +85,7 @@ class Pace:
                 return
 
     def _key(self, seconds: float | None) -> bytes:
-        """Wait up to this many seconds for a key; return b"" if none is pressed."""
+        """Wait up to this many seconds for a key press; return b"" if there is none."""
         if not self._keys or not select.select([0], [], [], seconds)[0]:
             return b""
         key = os.read(0, 1)
@@ -96,7 +96,7 @@ class Pace:
         return key
 
     def listening(self) -> AbstractContextManager[None]:
-        """Read single keys within the block, without showing them."""
+        """Return a context manager that reads single keys without echoing them."""
         return single_keys() if self._keys else nullcontext()
 
 
@@ -106,7 +106,7 @@ _EDGE = " │ "
 #: Indent of the continuation lines of a long line.
 _FURTHER = "    "
 _NARROWEST = 20
-#: While something is measured, show only this many lines of each command.
+#: During a measurement, show only this many lines of each command.
 _FIRST_FEW = 3
 _CHART_WIDTH, _CHART_HEIGHT = 64, 4
 
@@ -129,7 +129,7 @@ class Lines:
 
     @contextmanager
     def watching(self, title: str, story: str, position: tuple[int, int] = (1, 1)) -> Iterator[None]:
-        """Show a play within the block."""
+        """Context manager: show a play until the `with` block ends."""
         number, count = position
         self.blank()
         self._print(Rule(Text(f"{title}  {number}/{count}" if count > 1 else title, "bold"), align="left", style="dim"))
@@ -145,7 +145,7 @@ class Lines:
     # The methods of an Audience.
 
     def on_broker(self, find: "Callable[[], Management] | None") -> AbstractContextManager[None]:
-        """Show nothing of the broker but what plays count."""
+        """Do nothing: of the broker, only the counts that plays make are shown."""
         del find
         return nullcontext()
 
@@ -165,7 +165,7 @@ class Lines:
             self._behind(terminal, Text("…"))
 
     def counted(self, queues: Sequence[QueueDepth]) -> None:
-        """Print nothing: the numbers of messages change too often to print each of them as a line."""
+        """Print nothing: message counts change too often to print a line for each change."""
 
     def say(self, text: str) -> None:
         self._pace.forget_keys()
@@ -179,7 +179,7 @@ class Lines:
         self._print(Text.assemble(("✓ ", "green"), what))
 
     def measured(self, charts: Sequence[Chart], over: bool) -> None:
-        """Print the charts when the measurement is over."""
+        """Print the charts once the measurement is over."""
         self._measuring = not over
         if not over:
             return
@@ -218,7 +218,7 @@ class Lines:
             self._print(Text.assemble(label, (_EDGE, "dim"), piece))
 
     def _print(self, what: RenderableType) -> None:
-        """Print. If nobody reads the output any more, the next call from the main thread raises ReaderGone."""
+        """Print a renderable. If stdout's reader is gone, the next call from the main thread raises ReaderGone."""
         with self._lock:
             if not self._reader_gone:
                 try:
@@ -231,7 +231,7 @@ class Lines:
             raise output.ReaderGone("nobody reads the output")
 
 
-#: Longer lines are hard to read.
+#: Lines longer than this are hard to read.
 _PAGE_WIDTH = 100
 
 
@@ -267,7 +267,7 @@ def show_source(source: str) -> None:
     if not output.is_terminal(1):
         output.write(source.encode())
         return
-    # Without added line breaks, so that a program copied from the screen runs.
+    # Do not add line breaks, so that a program copied from the screen runs.
     terminal().print(_highlighted(source), soft_wrap=True, end="")
 
 
@@ -276,7 +276,7 @@ def _highlighted(source: str) -> "Text":
     from rich.style import Style
     from rich.syntax import ANSISyntaxTheme, Syntax
 
-    # The terminal's own colours that are readable on black and on white.
+    # Those of the terminal's own colours that are readable on both black and white.
     theme = ANSISyntaxTheme(
         {
             Comment: Style(dim=True),

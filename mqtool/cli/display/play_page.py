@@ -1,6 +1,6 @@
-"""Shows plays and drills in the page of `mqtool ui`: explanations, terminals and checks beside the moving picture.
+"""Shows plays and drills in the page of `mqtool ui`: explanations, terminals and checks beside the animation.
 
-What happens in a play becomes records with times, as the broker's events are. The page plays both from one recording,
+What happens in a play is recorded with its time, like the broker's events. The page plays both from one recording,
 so it can show an earlier scene again.
 """
 
@@ -19,17 +19,17 @@ from mqtool.ui.records import records
 if TYPE_CHECKING:
     from mqtool.management import Management
 
-#: The most records that are kept. After that, only explanations and checks are added.
+#: The maximum number of records to keep. Beyond that, only explanations and checks are added.
 _MAX_RECORDS = 100_000
-#: Reading speed in characters per second, and the shortest time for a text in seconds.
+#: Reading speed in characters per second, and the minimum time to show an explanation, in seconds.
 _READ_PER_SECOND, _SHORTEST = 22.0, 1.5
-#: Longer lines of commands are cut.
+#: Longer lines of output are cut off.
 _LINE = 500
-#: Seconds between two looks at what a wait is for, and between two records of charts.
+#: Seconds between two checks of a condition being waited for, and between two records of charts.
 _LOOK, _BETWEEN_CHARTS = 0.25, 0.3
-#: A page that is closed for more than this many seconds has not only been reloaded.
+#: A page that stays closed for longer than this many seconds was not just being reloaded.
 _RELOADED = 3.0
-#: Seconds in which the broker's latest events and counts arrive, and in which open pages get the latest records.
+#: Seconds to wait for the broker's latest events and counts, and for open pages to get the latest records.
 _LATE, _LAST_WORDS = 1.3, 2.0
 
 
@@ -38,7 +38,7 @@ class Left(Exception):
 
 
 class Recording:
-    """Records from the start: each open page gets all of them, and then those that follow.
+    """All records since the start. An open page gets all of them, and then each new one.
 
     Attributes:
         changed: notified when a record is added, or when a page is opened or closed.
@@ -52,7 +52,7 @@ class Recording:
         self._is_complete = False
 
     def add(self, kind: str, **fields: Any) -> None:
-        """Add a record of what happens now."""
+        """Add a record with the current time."""
         self.add_record({"t": _now(), "kind": kind, **fields})
 
     def add_record(self, record: Json) -> None:
@@ -87,7 +87,7 @@ class Recording:
             self.changed.notify_all()
 
     def complete(self) -> None:
-        """Mark the play as complete, and wait briefly until the open pages have received everything."""
+        """Mark the play as complete, and wait briefly for the open pages to receive everything."""
         with self.changed:
             self._is_complete = True
             self.changed.notify_all()
@@ -95,12 +95,12 @@ class Recording:
 
 
 class PlayPage:
-    """Shows plays, or a drill, in a page that it serves. A context manager; it is an Audience.
+    """A context manager and Audience that shows plays, or a drill, in a web page that it serves.
 
     Args:
         plays: the names, titles and stories of the plays that the page offers; empty for a drill.
-        auto: go on after the time that it takes to read each explanation.
-        broker: management API, virtual host and title of the broker that the command line names, if any.
+        auto: continue after each explanation without waiting for the reader, once there was time to read it.
+        broker: management API, virtual host and title of the broker named on the command line, if any.
         port: the port to listen on; 0 for any free one.
         open_page: open the page in a browser.
     """
@@ -119,7 +119,7 @@ class PlayPage:
         self._is_drill = not plays
         self._auto = auto
         self._broker = broker
-        # There is nothing else to do in the page than to follow the play.
+        # The only thing to do in the page is to follow the play.
         answers = {"/play": self._asked, "/actions": lambda _: iter(())}
         self._server = PageServer(self._recording.follow, port, answers)
         self._open_page = open_page
@@ -153,7 +153,7 @@ class PlayPage:
 
     @contextmanager
     def watching(self, title: str, story: str, name: str = "") -> Iterator[None]:
-        """Show a play within the block. If it fails, the page says why."""
+        """Context manager: show a play until the `with` block ends. If the block raises an error, the page shows it."""
         self._said = self._continued = 0
         self._recording.add("begins", name=name, title=title, story=story)
         try:
@@ -163,15 +163,15 @@ class PlayPage:
             raise
 
     def ended(self, text: str) -> None:
-        """Say that a play has ended."""
+        """Show that a play has ended."""
         self._recording.add("ends", text=text)
 
     def choice(self, proposed: str | None, *, starts: bool = False) -> str | None:
         """Wait until the reader chooses a play; return its name, or None to end the command.
 
         Args:
-            proposed: the name of the play to start with Enter.
-            starts: start the proposed play after a while, with `auto`.
+            proposed: the name of the play that Enter starts.
+            starts: with `auto`, start the proposed play after a while.
         """
         self._recording.add("choose", proposed=proposed, pace=_pace("") if starts and self._auto else None)
         try:
@@ -182,7 +182,7 @@ class PlayPage:
         return wanted or None
 
     def stay(self, rows: Sequence[tuple[str, str]]) -> None:
-        """Show the result of a drill, names and numbers, until Ctrl-C."""
+        """Show the result of a drill, as rows of names and numbers, until Ctrl-C."""
         self._recording.add("counts", rows=rows)
         output.status("The page stays until Ctrl-C.")
         self.choice(None)
@@ -209,7 +209,7 @@ class PlayPage:
             kind, what = record["kind"], {key: value for key, value in record.items() if key != "t"}
             if kind == "problem":
                 self._recording.add("gone", text=output.visible(record["text"]))
-                latest.clear()  # once it answers again, its title says so
+                latest.clear()  # so that its title is shown again once the broker responds
             elif kind == "event" or (kind != "now" and latest.get(kind) != what and what.get("queues") != {}):
                 if not self._recording.is_full:
                     self._recording.add_record(record)
@@ -226,10 +226,10 @@ class PlayPage:
             self._recording.add("printed", terminal=terminal, line=output.visible(line[:_LINE]))
 
     def counted(self, queues: Sequence[QueueDepth]) -> None:
-        """Do nothing: the picture shows the numbers."""
+        """Do nothing: the animation shows the numbers."""
 
     def say(self, text: str) -> None:
-        """Show an explanation, and wait until the reader goes on; in a drill, only before it begins.
+        """Show an explanation, and wait until the reader continues (in a drill, only before the drill begins).
 
         Raises:
             Left: the reader has chosen something else.
@@ -248,11 +248,11 @@ class PlayPage:
         self._recording.add("checked", what=what, ok=True)
 
     def note(self, text: str) -> None:
-        """Show what a drill has found."""
+        """Show a finding of a drill."""
         self._recording.add("checked", what=text, ok=False)
 
     def blank(self) -> None:
-        """Do nothing: the page needs no empty lines."""
+        """Do nothing: the page does not need empty lines."""
 
     def measured(self, charts: Sequence[Chart], over: bool) -> None:
         now = time.monotonic()
@@ -272,7 +272,7 @@ class PlayPage:
     # The reader.
 
     def _asked(self, request: Json) -> Iterator[Json | None]:
-        """Take what the page asks for: {"do": "next", "scene": 3}, {"do": "choose", "name": …} or {"do": "end"}."""
+        """Handle a request from the page: {"do": "next", "scene": 3}, {"do": "choose", "name": …} or {"do": "end"}."""
         with self._recording.changed:
             match request:
                 case {"do": "next", "scene": int(number)} if number == self._said:
@@ -285,7 +285,7 @@ class PlayPage:
         return iter(())
 
     def _wait(self, condition: Callable[[], bool], *, says_so: bool = True) -> None:
-        """Wait for something that the reader does. If the page is closed, say so once."""
+        """Wait until an action of the reader meets the condition. If the page is closed, say so once."""
         while True:
             with self._recording.changed:
                 if self._recording.changed.wait_for(condition, _LOOK):
@@ -299,7 +299,7 @@ class PlayPage:
 
 
 def _pace(text: str) -> int:
-    """Return the milliseconds that it takes to read a text."""
+    """Return how many milliseconds it takes to read a text."""
     return round(1000 * max(_SHORTEST, len(text) / _READ_PER_SECOND))
 
 

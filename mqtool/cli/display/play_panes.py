@@ -1,4 +1,4 @@
-"""Shows a play in panes: terminals side by side, charts below them, and the explanation at the bottom."""
+"""Shows a play in panes: terminals side by side, charts below them, and an explanation at the bottom."""
 
 import signal
 import threading
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 #: The smallest screen on which panes are used.
 SMALLEST = ConsoleDimensions(width=76, height=22)
-#: Preferred width of a pane: most commands then fit on two lines.
+#: Preferred width of a pane, at which most commands fit on two lines.
 _PANE_WIDTH = 38
 #: Minimum height of a pane: a line and two borders.
 _PANE_HEIGHT = 3
 _KEPT = 200
-#: Width of the column of queues between panes side by side.
+#: Width of the column of queues between two adjacent panes.
 _QUEUES_WIDTH = 15
 _COMMAND = "bold"
 _CHARTS_HEIGHT = 7
@@ -62,7 +62,7 @@ class Panes:
 
     @contextmanager
     def watching(self, title: str, story: str, position: tuple[int, int] = (1, 1)) -> Iterator[None]:
-        """Show a play within the block."""
+        """Context manager: show a play until the `with` block ends."""
         with self._lock:
             self.begin(title, position)
             self._narration = story
@@ -88,7 +88,7 @@ class Panes:
     # The methods of an Audience.
 
     def on_broker(self, find: "Callable[[], Management] | None") -> AbstractContextManager[None]:
-        """Show nothing of the broker but what plays count."""
+        """Do nothing: of the broker, only the counts that plays make are shown."""
         del find
         return nullcontext()
 
@@ -173,7 +173,7 @@ class Panes:
     def _rows(self, width: int) -> list[list[str]]:
         names = list(self._panes)
         columns = max(1, min(len(names), width // _PANE_WIDTH))
-        # If the rows cannot be equal, the first one, with the main terminal, has fewer.
+        # If the rows cannot be equal, the first one, which has the main terminal, has fewer panes.
         first = len(names) % columns or columns
         return [names[:first], *(names[i : i + columns] for i in range(first, len(names), columns))] if names else []
 
@@ -209,7 +209,7 @@ class Panes:
         return layouts
 
     def _heights(self, rows: list[list[str]], width: int, height: int) -> list[int]:
-        """Divide the height among the rows: first what their latest commands and output need, then the rest."""
+        """Divide the height among the rows: as much as their latest commands and output need, then the rest."""
         wanted = [2 + max(self._needed(name, width // len(row) - 4, height) for name in row) for row in rows]
         heights = [_PANE_HEIGHT] * len(rows)
         for _ in range(height - sum(heights)):
@@ -217,7 +217,7 @@ class Panes:
         return heights
 
     def _needed(self, name: str, width: int, most: int) -> int:
-        """The number of lines that a terminal's last command and its output need, up to `most`."""
+        """Return the number of lines that a terminal's last command and its output need, up to `most`."""
         lines = 0
         for line in reversed(self._panes[name]):
             lines += len(_wrapped(line, self._console, width))
@@ -283,5 +283,5 @@ def _bar(queue: QueueDepth, width: int) -> str:
 def _wrapped(text: Text, screen: "Console", width: int) -> list[Text]:
     lines = list(text.wrap(screen, max(width, 1), overflow="fold"))
     for line in lines:
-        line.rstrip()  # trailing spaces would wrap into another line
+        line.rstrip()  # trailing spaces would wrap onto another line
     return lines

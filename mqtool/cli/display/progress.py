@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 Thing = TypeVar("Thing")
 
-#: Seconds of silence before progress is shown, and seconds between two updates.
+#: Seconds before progress is first shown, and seconds between two updates.
 PATIENCE, _BETWEEN_UPDATES = 1.0, 0.1
 
 
 class Progress:
-    """Counts items, and shows the count on a terminal if the work takes more than a few seconds.
+    """Counts items, and shows the count on a terminal if the work takes longer than a few seconds.
 
     Args:
         done: the word after the count, such as "confirmed".
@@ -41,7 +41,7 @@ class Progress:
         self._bar: Bar | None = None
 
     def of(self, things: Iterable[Thing]) -> Iterable[Thing]:
-        """Yield the things, and count them."""
+        """Yield the things while counting them."""
         return self._counted(things) if self._is_wanted else things
 
     def _counted(self, things: Iterable[Thing]) -> Iterable[Thing]:

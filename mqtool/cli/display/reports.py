@@ -1,4 +1,4 @@
-"""Reports: one queue (`queue show`), and the findings of `doctor` as text, as NDJSON, for Nagios or for Prometheus."""
+"""Reports: one queue (`queue show`), and findings of `doctor` as text, as NDJSON, for Nagios or for Prometheus."""
 
 import textwrap
 import time
@@ -18,7 +18,7 @@ from mqtool.inspection.queue_details import DeadLetterTarget, QueueDetails, Read
 from mqtool.spelling import counted
 
 _INDENT = 18
-#: The number of objects with the same problem that `doctor` names as text.
+#: The maximum number of objects with the same problem that `doctor` names in its text output.
 _NAMED = 20
 _PROPERTIES = ("durable", "auto_delete", "exclusive")
 _RATES = {"publish_rate": "published", "deliver_rate": "delivered", "ack_rate": "acknowledged"}
@@ -36,7 +36,7 @@ def explained_queue(queue: QueueDetails, columns: int | None, rows: int | None) 
 
 
 def queue_as_json(queue: QueueDetails) -> dict[str, Any]:
-    """Convert a queue to a JSON object: the columns of `list queues`, and lists of its consumers and bindings."""
+    """Convert a queue to a JSON object with the columns of `list queues`, and lists of its consumers and bindings."""
     consumers = [{name: value for name, value in each.items() if name != "queue"} for each in queue.consumers]
     offsets = {}
     if (places := queue.reader_offsets) is not None:
@@ -149,13 +149,13 @@ def show_queue(queue: QueueDetails, *, as_line: bool) -> None:
     layout.show_lines(explained_queue(queue, size and size.columns, size and size.lines))
 
 
-#: Names that Nagios gives to the exit codes of a check. https://nagios-plugins.org/doc/guidelines.html
+#: Nagios' names for the exit codes of a check. https://nagios-plugins.org/doc/guidelines.html
 _STATES = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
 _OK, _WARNING, CRITICAL, UNKNOWN = range(4)
 
 
 def show_findings(found: Sequence[Finding], *, as_json: bool) -> None:
-    """Print each finding as a JSON object; or as text, with one hint for all objects that have the same problem."""
+    """Print each finding as a JSON object, or as text with one hint for all objects that have the same problem."""
     if as_json:
         for finding in found:
             output.show_json({**asdict(finding), "severity": finding.severity})
@@ -167,14 +167,14 @@ def show_findings(found: Sequence[Finding], *, as_json: bool) -> None:
 
 
 def nagios_state(found: Sequence[Finding]) -> int:
-    """The exit code for Nagios, which is that of the worst finding."""
+    """Return the exit code for Nagios: that of the worst finding."""
     if any(finding.severity == "critical" for finding in found):
         return CRITICAL
     return _WARNING if found else _OK
 
 
 def nagios(found: Sequence[Finding], where: str) -> Iterator[str]:
-    """Yield a summary with performance data, then a line for each finding; many with the same problem share a line."""
+    """Yield a summary with performance data, then a line per finding; if many have the same problem, they share one."""
     counts = Counter(finding.severity for finding in found)
     summary = f"{counted(len(found), 'problem')} at {where}: {_line(found[0])}" if found else f"no problems at {where}"
     figures = " ".join(f"{severity}={counts[severity]}" for severity in ("critical", "warning"))
@@ -184,7 +184,7 @@ def nagios(found: Sequence[Finding], where: str) -> Iterator[str]:
 
 
 def nagios_line(state: int, what: str) -> str:
-    """The status line for Nagios."""
+    """Return the status line for Nagios."""
     return _without_bars(f"RABBITMQ {_STATES[state]} - {what}")
 
 
@@ -214,7 +214,7 @@ def _label(text: str) -> str:
 
 _SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
 _INFORMATION = "https://www.rabbitmq.com/docs/upgrade"
-#: SARIF's levels of the severities.
+#: The SARIF level for each severity.
 _LEVELS = {"critical": "error", "warning": "warning"}
 
 
@@ -222,7 +222,7 @@ def sarif(found: Sequence[Finding], file: Path | None) -> dict[str, Any]:
     """Return a SARIF 2.1.0 log, for code scanning. https://docs.oasis-open.org/sarif/sarif/v2.1.0
 
     Args:
-        file: the definitions file that was checked; None for a broker.
+        file: the definitions file that was checked; None if a broker was checked.
     """
     checks = {finding.check: finding for finding in found}
     rules = [{"id": check, "help": {"text": first.hint}} for check, first in checks.items()]

@@ -37,7 +37,7 @@ class _Branch:
 
 
 def tree(wiring: Wiring, *, rates: bool = False, limit: int | None = None, width: int | None = None) -> Iterator[Line]:
-    """Yield the lines of the tree: up to `limit` exchanges, with messages per second if `rates`."""
+    """Yield the lines of the tree: up to `limit` exchanges; with `rates`, also messages per second."""
     root = _Branch([("vhost ", DIM), (shown(wiring.vhost), NAME)])
     told: set[str] = set()
     for number, node in enumerate(wiring.exchanges.values()):
@@ -101,7 +101,7 @@ def _link(link: Link, kind: str, wiring: Wiring, told: set[str], *, rates: bool,
     if queue is None:  # deleted after the bindings were listed, or declared after the queues were
         return branch
     branch.line += _state(queue, rates=rates)
-    if link.destination not in told:  # consumers and dead-lettering are shown once per queue
+    if link.destination not in told:  # consumers and dead-lettering are shown only once per queue
         told.add(link.destination)
         branch.branches += _consumers(queue, wiring)
         branch.branches += _death(queue)
@@ -170,7 +170,7 @@ _WIDEST = 30
 
 
 def explained_route(route: Route, definitions: Definitions) -> Iterator[Line]:
-    """Explain a route: the queues that get the message and why, near misses, and where the message is dead-lettered."""
+    """Explain a route: which queues get the message and why, near misses, and where the message is dead-lettered."""
     yield [*_message(route), ": ", (_count(len(route.queues), "queue"), GOOD if route.queues else BAD)]
     names = [*route.queues, *(miss.binding.destination for miss in route.near_misses)]
     width = min(max((len(shown(name)) for name in names), default=0), _WIDEST)
@@ -285,7 +285,7 @@ def _count(number: int, what: str) -> str:
 
 
 def route_as_json(route: Route) -> dict[str, Any]:
-    """Convert a route for JSON."""
+    """Convert a route to a JSON object."""
     return {
         "exchange": route.exchange,
         "routing_key": route.routing_key,
