@@ -1,1 +1,1 @@
-"""Measure a broker: publisher and consumer processes, latency from the intended time, and a count of every message."""
+"""Measures a broker with publisher and consumer processes that record latencies and count every message."""

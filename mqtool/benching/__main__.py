@@ -1,4 +1,4 @@
-"""A process of a run: `python -m mqtool.benching`. It reads its job from standard input."""
+"""One process of a run: `python -m mqtool.benching`. Reads its job from standard input."""
 
 from mqtool.benching.clients import main
 

@@ -1,4 +1,4 @@
-"""A connection of AMQP 1.0 for one thread: a session with one link. See plain_connection."""
+"""An AMQP 1.0 connection for one thread, with one session and one link. See plain_connection."""
 
 import os
 import struct
@@ -43,22 +43,22 @@ from mqtool.offsets import Offset, Start
 _LOST = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, struct.error)
 _HANDLE = 0
 _IDS = 0xFFFF_FFFF
-#: The credit for a prefetch of 0: AMQP 1.0 has no "no limit".
+#: The credit for a prefetch of 0, since AMQP 1.0 does not allow unlimited credit.
 _MANY = 65_535
-#: The number of transfer frames that the broker may send. Each flow renews it.
+#: The number of transfer frames that the broker may send. Each flow frame resets it.
 _WINDOW = 1 << 30
-#: Seconds to wait for the broker's answers.
+#: Seconds to wait for a reply from the broker.
 _PATIENCE = 20.0
-#: In a transfer frame, where the delivery id starts, and where the tag ends; two bytes are between them.
+#: Positions in a transfer frame: the start of the delivery ID, the end of the tag, and the start of the payload.
 _ID, _AFTER_TAG, _PAYLOAD = 20, 30, 33
-#: A disposition of one delivery: performative, role, first, last, settled, accepted.
+#: A disposition frame for one delivery: performative, role, first, last, settled, accepted.
 _ACCEPT = Struct(">IBBH3sBBBBBIBIB4s")
 _ACCEPT_START = (_ACCEPT.size, 2, 0, 0, b"\x00\x53\x15", 0xC0, 17, 5, 0x41, 0x70)
 _ACCEPT_END = (0x41, b"\x00\x53\x24\x45")
 
 
 class Template(NamedTuple):
-    """The frames of a message, without its number and its stamp, and how many frames they are."""
+    """A message's frames without its number and stamp, and the number of frames."""
 
     start: bytes
     middle: bytes
@@ -67,7 +67,7 @@ class Template(NamedTuple):
 
 
 class Amqp10Wire(Wire):
-    """A connection of AMQP 1.0.
+    """An AMQP 1.0 connection.
 
     Raises:
         ConnectionError, MqtoolError: connecting or logging in has failed.
@@ -82,9 +82,9 @@ class Amqp10Wire(Wire):
         self._name = f"{name} {os.urandom(6).hex()}"
         self._queue = ""
         self._has_begun = self._is_attached = self._is_settled = False
-        # Of the session: transfer frames sent and received, and how many the broker takes now.
+        # For the session: transfer frames sent and received, and how many more the broker accepts.
         self._frames_out = self._frames_in = self._room = 0
-        # Of the link: messages sent or received, and for a receiver, the credit that the broker has left.
+        # For the link: messages sent or received, and for a receiver, the credit that the broker has left.
         self._count = self._first_count = self._left = 0
         self._link_credit = self._frames_each = 1
         self._prefetch = self._unsettled = self._lowest = 0
@@ -132,7 +132,7 @@ class Amqp10Wire(Wire):
         first, *others = transfer_frames(0, _HANDLE, 0, 0, data, self._transport.frame_max, settled=False)
         stamp_at = _PAYLOAD + len(data) - len(message.body)
         end = first[stamp_at + stamp :]
-        for number, each in enumerate(others, 1):  # these have no number
+        for number, each in enumerate(others, 1):  # these frames do not contain the message's number
             body = encode_composite(Transfer(_HANDLE, more=number < len(others))) + each[_PAYLOAD:]
             end += FRAME_HEADER.pack(FRAME_HEADER.size + len(body), 2, AMQP, 0) + body
         self._frames_each = max(self._frames_each, 1 + len(others))
@@ -191,7 +191,7 @@ class Amqp10Wire(Wire):
             pass
 
     def _read(self, timeout: float) -> bool:
-        """Handle the frames that have arrived; return False if there were none."""
+        """Handle the frames that have arrived. Return False if there were none."""
         try:
             bodies = self._transport.read(timeout)
             frames = [(body, *decode_performative(body)) for body in bodies]

@@ -11,34 +11,34 @@ from mqtool.benching.result import Result, Snapshot
 _WIDTH, _HEIGHT = 760, 320
 _LEFT, _RIGHT, _TOP, _BOTTOM = 80, 20, 40, 40
 _COLOURS = ("#2563eb", "#dc2626", "#059669")
-#: Percentiles at which the axis has marks; each is as far from the next one as tenfold fewer messages.
+#: Percentiles marked on the axis, evenly spaced: above each one are a tenth as many messages as above the last.
 _NINES = (0.0, 90.0, 99.0, 99.9, 99.99, 99.999)
 
 Point = tuple[float, float]
 
 
 class Series(NamedTuple):
-    """A line of a chart."""
+    """A line in a chart."""
 
     name: str
     points: Sequence[Point]
 
 
 class Axis(NamedTuple):
-    """An axis: its range, and its marks with their labels. Points are given in the axis's own scale."""
+    """An axis: its range, and its marks with their labels. Values are given in the axis's own scale."""
 
     low: float
     high: float
     marks: Sequence[tuple[float, str]]
 
     def place(self, value: float, start: float, end: float) -> float:
-        """The position of a value on a line from start to end."""
+        """Return the position of a value on a line from start to end."""
         share = (value - self.low) / ((self.high - self.low) or 1)
         return start + min(1.0, max(0.0, share)) * (end - start)
 
 
 def svg(result: Result) -> str:
-    """Both charts as one SVG image."""
+    """Return both charts as one SVG image."""
     charts = [
         _chart("Latency by percentile, in ms", *_latency(result)),
         _chart("Messages per second", *_throughput(result.series)),
@@ -54,7 +54,7 @@ def svg(result: Result) -> str:
 
 
 def html(result: Result, lines: Iterable[str]) -> str:
-    """The charts and the lines of the report as a page."""
+    """Return the charts and the lines of the report as an HTML page."""
     title = escape(f"{result.broker}: {result.plan.in_words()}")
     report = escape("\n".join(lines))
     return (
@@ -80,7 +80,7 @@ def _latency(result: Result) -> tuple[list[Series], Axis, Axis]:
 
 
 def _nines(percentile: float) -> float:
-    """The position of a percentile on an axis on which 90, 99 and 99.9 are equally far apart."""
+    """Return the position of a percentile on an axis on which 90, 99 and 99.9 are evenly spaced."""
     return -math.log10(max(1 - percentile / 100, 1e-6))
 
 

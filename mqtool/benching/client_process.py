@@ -1,7 +1,7 @@
-"""What the processes of a run have in common: orders and reports, the connection, and the loop.
+"""What the processes of a run have in common: orders, reports, the connection, and the loop.
 
-Standard input brings the job, then {"start": TIME} once all processes are ready, then {"stop": true}. Standard output
-takes reports. Both are lines of JSON.
+A process gets its job on standard input, then {"start": TIME} once all processes are ready, and finally
+{"stop": true}. It writes reports to standard output. Both streams consist of lines of JSON.
 """
 
 import os
@@ -18,12 +18,12 @@ from mqtool.benching.tally import Latencies
 from mqtool.errors import MqtoolError, Unavailable
 
 SECOND = 1_000_000_000
-#: Seconds between two reports, and between two attempts to connect again.
+#: Seconds between two reports, and between two attempts to reconnect.
 _REPORT, _RETRY = 0.25, 0.1
 
 
 class Orders:
-    """The pipe to the command that runs the benchmark."""
+    """The pipe from the command that runs the benchmark."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -34,13 +34,13 @@ class Orders:
         return 0
 
     def next(self) -> Any:
-        """Wait for the next line; return it. If the command has ended, end this process, too."""
+        """Wait for the next line and return it. If the command has exited, exit this process as well."""
         while not self._waiting:
             self.read()
         return self._waiting.pop(0)
 
     def read(self) -> None:
-        """Read what the command says; it is over once it says so, or has ended."""
+        """Read orders from the command. Set `is_over` if it says to stop; exit if the command has exited."""
         data = os.read(0, 1 << 16)
         if not data:
             raise SystemExit
@@ -51,14 +51,14 @@ class Orders:
 
 
 def tell(**values: Any) -> None:
-    """Report to the command."""
+    """Send a report to the command."""
     data = told(values)
     while data:
         data = data[os.write(1, data) :]
 
 
 def wire_for(protocol: str) -> Callable[[Address, TlsFiles, str], Wire]:
-    """The kind of connection that speaks a protocol."""
+    """Return the connection class for a protocol."""
     if protocol == AMQP_1_0:
         from mqtool.benching.amqp10_wire import Amqp10Wire
 
@@ -71,12 +71,12 @@ def wire_for(protocol: str) -> Callable[[Address, TlsFiles, str], Wire]:
 
 
 class Client:
-    """What publishers and consumers have in common: the connection, the loop, reports, and the longest gap.
+    """What publishers and consumers have in common: connection, loop, reports, and the longest gap between events.
 
     Attributes:
-        start, measured_from: when publishing starts, and when the warm-up ends.
-        latencies, measured: the latencies of the messages after the warm-up, and their number.
-        last_event: when the latest confirm or delivery arrived.
+        start, measured_from: the times at which publishing starts, and at which the warm-up ends.
+        latencies, measured: the latencies of messages after the warm-up, and the number of these messages.
+        last_event: the time at which the latest confirm or delivery arrived.
     """
 
     def __init__(self, job: Job, orders: Orders) -> None:
@@ -92,7 +92,7 @@ class Client:
         self._gap = (0, 0)
 
     def run(self) -> None:
-        """Connect, wait for the start, and do the job."""
+        """Connect, wait for the order to start, and do the job."""
         self.open(self.connected())
         tell(ready=True)
         if (order := self.orders.next()).get("start") is None:
@@ -103,7 +103,7 @@ class Client:
         ended = self._loop()
         used, wall = time.process_time() - used, max(ended - self.start, 1) / SECOND
         if self.wire is None:
-            self.happened(ended)  # the broker has not come back
+            self.happened(ended)  # the connection was lost, and the broker is still down
         else:
             self.leave(self.wire)
             self.wire = None
@@ -122,7 +122,7 @@ class Client:
         """Connect to the first node that accepts the connection.
 
         Raises:
-            MqtoolError: no node does.
+            MqtoolError: no node accepts it.
         """
         kind = wire_for(self.plan.protocol)
         name = " ".join(("mqtool bench", self.job.role, str(self.job.number + 1)))
@@ -137,7 +137,7 @@ class Client:
         raise failure or Unavailable("no address to connect to")
 
     def _loop(self) -> int:
-        """Do the job, and report several times a second; return the time at which the job ended."""
+        """Do the job, sending reports several times a second; return the time at which the job ended."""
         report_at = time.monotonic_ns()
         while True:
             now = time.monotonic_ns()
@@ -183,31 +183,31 @@ class Client:
         self.lost()
 
     def happened(self, at: int) -> None:
-        """Note that a confirm or a delivery has arrived, for the longest time without any."""
+        """Record that a confirm or a delivery has arrived, and update the longest gap between two of them."""
         self._gap = max(self._gap, (at - self.last_event, self.last_event))
         self.last_event = at
 
-    # For each role.
+    # Methods that each role overrides.
 
     def open(self, wire: Wire) -> None:
         """Set up a new connection."""
         self.wire = wire
 
     def lost(self) -> None:
-        """Forget what ended with the connection."""
+        """Discard state that is no longer valid because the connection was lost."""
 
     def leave(self, wire: Wire) -> None:
         """Close the connection at the end of the job."""
         wire.close()
 
     def work(self, wire: Wire, now: int) -> int:
-        """Do what can be done without waiting; return when there is more to do."""
+        """Do what can be done without waiting; return the time at which there is more to do."""
         raise NotImplementedError
 
     def is_done(self, now: int) -> bool:
-        """True if the job is done."""
+        """Return True if the job is done."""
         raise NotImplementedError
 
     def report(self) -> dict[str, Any]:
-        """What has happened since the last report."""
+        """Return what has happened since the last report."""
         raise NotImplementedError

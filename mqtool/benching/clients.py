@@ -1,4 +1,4 @@
-"""The processes of a run: a publisher or a consumer, each a single thread with one connection."""
+"""The processes of a run: each is a publisher or a consumer, with a single thread and one connection."""
 
 import contextlib
 import signal
@@ -17,15 +17,15 @@ from mqtool.benching.tally import Latencies, add_to_runs
 from mqtool.errors import MqtoolError
 from mqtool.message import Delivery, Message
 
-#: Seconds after the end of the run in which messages that were due before are still sent.
+#: For this many seconds after the end of the run, messages that were due before it are still sent.
 _GRACE = 2.0
-#: Where replies go to the publisher of a request: https://www.rabbitmq.com/docs/direct-reply-to
+#: The queue on which a publisher of requests gets its replies: https://www.rabbitmq.com/docs/direct-reply-to
 _REPLIES = "amq.rabbitmq.reply-to"
-#: The maximum number of messages that are written together, and of bytes that wait for the socket.
+#: The maximum number of messages to write at once, and of bytes waiting for the socket.
 _BATCH, _UNSENT = 256, 1 << 18
 
 
-#: The properties of a reply: one mapping for all of them, so that they are encoded once.
+#: The properties of a reply. All replies share one mapping, so it is encoded only once.
 _REPLY: dict[str, Any] = {}
 
 
@@ -39,12 +39,12 @@ class Publisher(Client):
         self._interval = 0.0 if plan.rate is None else plan.publishers / plan.rate * SECOND
         self._bodies = bodies(plan)
         self._next = 0  # the number of the next message
-        self._base = 1  # its number is this much smaller than its delivery tag
+        self._base = 1  # a message's delivery tag minus its number
         self._pending: dict[int, int] = {}  # the intended times of messages in flight, by delivery tag
         self._confirmed: list[list[int]] = []
         self._nacked = self._sent = self._sent_at = 0
         self._templates: list[Any] = []
-        # Publishers take turns, so that the messages of all of them are evenly spaced.
+        # Publishers take turns, so that the messages of all publishers are evenly spaced.
         self._offset = self._interval * job.number / plan.publishers
 
     def open(self, wire: Wire) -> None:
@@ -65,18 +65,18 @@ class Publisher(Client):
         ]
 
     def lost(self) -> None:
-        self._pending.clear()  # they may have arrived or not
+        self._pending.clear()  # these messages may or may not have arrived
 
     def is_done(self, now: int) -> bool:
         return not self._pending and self._is_over(now)
 
     def _is_over(self, now: int) -> bool:
-        """True if all messages have been published."""
+        """Return True if all messages have been published."""
         if self._quota is not None and self._next >= self._quota:
             return True
         if self.plan.duration is None:
             return False
-        # Messages that were due before the end are still sent, if the broker was only slow for a moment.
+        # If the broker was slow for just a moment, messages that were due before the end are still sent.
         grace = 0.0 if self.plan.rate is None else _GRACE
         return now >= self.start + round((self.plan.duration + grace) * SECOND)
 
@@ -92,7 +92,7 @@ class Publisher(Client):
         if self._quota is not None:
             room = min(room, self._quota - self._next)
         if room <= 0:
-            return now + SECOND  # a confirm, or the socket, comes first
+            return now + SECOND  # a confirm or a writable socket will end the wait earlier
         if not self._interval:
             self._publish(wire, [now] * room)
             return now
@@ -116,7 +116,7 @@ class Publisher(Client):
         self._sent_at = time.monotonic_ns()
 
     def _settled(self, tags: Iterable[int]) -> Iterator[tuple[int, int]]:
-        """The numbers and the intended times of those messages that were in flight until now."""
+        """Remove messages from those in flight; yield their numbers and intended times. Unknown tags are ignored."""
         for tag in tags:
             if (intended := self._pending.pop(tag, None)) is not None:
                 yield tag - self._base, intended
@@ -154,7 +154,7 @@ class Publisher(Client):
 
 
 class Consumer(Client):
-    """Receives messages, and acknowledges them."""
+    """Receives and acknowledges messages."""
 
     def __init__(self, job: Job, orders: Orders) -> None:
         super().__init__(job, orders)
@@ -170,7 +170,7 @@ class Consumer(Client):
         wire.consume(self.job.queue, self.plan.prefetch, take, auto=auto, offset=self._next_offset)
 
     def is_done(self, now: int) -> bool:  # noqa: ARG002
-        return False  # until the command says so, because it knows what was published
+        return False  # the command says when to stop, because it knows what was published
 
     def _take(self, wire: Wire, batch: list[Delivery]) -> None:
         if self.plan.rpc:
@@ -189,7 +189,7 @@ class Consumer(Client):
         self.latencies.record(latencies)
         self._last_tag = batch[-1].delivery_tag
         if self._next_offset is not None:
-            self._next_offset = wire.offset_of(batch[-1]) + 1  # a new connection goes on from there
+            self._next_offset = wire.offset_of(batch[-1]) + 1  # a new connection continues from there
         if each := self.plan.acknowledge:
             self._unacknowledged += len(batch)
             if each == 1:
@@ -225,9 +225,9 @@ class Consumer(Client):
 
 
 class Churner(Publisher):
-    """Creates connections, channels, queues or bindings, one after another, and removes each at once.
+    """Creates connections, channels, queues or bindings, one after another, and removes each of them at once.
 
-    What it creates is counted as confirmed, and what it removes as received.
+    Each creation is counted as a confirm, and each removal as a delivery.
     """
 
     def __init__(self, job: Job, orders: Orders) -> None:
@@ -263,7 +263,7 @@ class Churner(Publisher):
         self._is_removed(removed_from)
 
     def _channel(self, wire: AmqpWire, due: int) -> None:
-        number = 2  # the first one stays open
+        number = 2  # channel 1 stays open
         wire.call(commands.Channel.Open(), commands.Channel.OpenOk, channel=number)
         removed_from = self._created(due)
         wire.call(commands.Channel.Close(200, "", 0, 0), commands.Channel.CloseOk, channel=number)
@@ -285,7 +285,7 @@ class Churner(Publisher):
         self._is_removed(removed_from)
 
     def _created(self, due: int) -> int:
-        """Count what was created; return the time."""
+        """Count a creation; return the current time."""
         now = time.monotonic_ns()
         self._confirmed.append([self._next - 1, 1])
         if due >= self.measured_from:
@@ -308,7 +308,7 @@ def _exclusive_queue(name: str) -> commands.Queue.Declare:
 
 
 def main() -> None:
-    """Do the job that is on standard input."""
+    """Read a job from standard input, and do it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command handles Ctrl-C, and says when to stop
     orders = Orders()
     job = Job.from_told(orders.next())

@@ -1,4 +1,4 @@
-"""Compare two series of runs: medians, their spread, and a ratio with its confidence interval."""
+"""Compares two series of runs: medians, their spread, and a ratio with its confidence interval."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from statistics import fmean, median, stdev, variance
 from typing import Any
 
-#: The 97.5% quantiles of Student's t distribution, for 1, 2, 3, … degrees of freedom; for more, the normal one.
+#: The 97.5% quantiles of Student's t distribution for 1, 2, 3, … degrees of freedom; beyond that, the normal one.
 _T = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
     *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
     *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
 )
 _NORMAL = 1.960
-#: What is compared: a name, the path in a result's JSON, and whether more is better.
+#: The measures to compare: name, path in a result's JSON, and whether more is better.
 MEASURES = (
     ("confirmed/s", ("rates", "confirmed"), True),
     ("received/s", ("rates", "received"), True),
@@ -26,12 +26,12 @@ MEASURES = (
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One measure of two series of runs, of which A is compared with B.
+    """A comparison of two series of runs, A and B, by one measure.
 
     Attributes:
         name: the name of the measure.
         more_is_better: False for latencies.
-        a, b: the values of the runs.
+        a, b: the values measured in the runs.
         paired: True if the runs were interleaved, so that a[n] and b[n] were measured under the same conditions.
     """
 
@@ -48,7 +48,7 @@ class Comparison:
 
     @property
     def ratio(self) -> float:
-        """A divided by B: the geometric mean of the ratios."""
+        """A divided by B, as the geometric mean of the ratios."""
         return math.exp(self._mean)
 
     @property
@@ -82,7 +82,7 @@ class Comparison:
         return _t(int(freedom)) * math.sqrt(total)
 
     def verdict(self, names: tuple[str, str]) -> str:
-        """The comparison as a phrase."""
+        """Return the comparison's outcome as a phrase."""
         if (interval := self.interval) is None:
             return f"{self.ratio:.2f} ×, from too few runs to tell"
         low, high = interval
@@ -98,7 +98,7 @@ def _t(degrees: int) -> float:
 
 
 def compare(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]], *, paired: bool) -> list[Comparison]:
-    """Compare the results of runs, as JSON objects. Leaves out what was not measured."""
+    """Compare the results of runs, given as JSON objects. Leaves out what was not measured."""
     found = []
     for name, (group, key), more_is_better in MEASURES:
         values = [[float(run[group][key]) for run in runs] for runs in (a, b)]

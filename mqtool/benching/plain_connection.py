@@ -1,8 +1,8 @@
-"""Connections to a broker for one thread that sends and receives in a loop of its own. Here, for AMQP 0-9-1.
+"""Connections for a single thread that sends and receives in its own loop. This module has the one for AMQP 0-9-1.
 
-The usual client hands messages from thread to thread and collects them for up to a millisecond, which a benchmark would
-measure as the broker's latency. These have no threads. This one uses the same codec for messages; pamqp encodes the
-rest. Those for AMQP 1.0 and streams are in files of their own, which are imported only when they are used.
+The usual client passes messages between threads and collects them for up to a millisecond, which a benchmark would
+measure as the broker's latency. These connections use no threads. For messages, this one has the usual client's codec;
+pamqp encodes the rest. Those for AMQP 1.0 and streams are in separate modules, which are imported only when needed.
 """
 
 import contextlib
@@ -27,29 +27,29 @@ from mqtool.message import Delivery, Message
 
 _CHANNEL = 1
 _READ_SIZE, _FRAME_MAX = 1 << 17, 131_072
-#: Seconds to wait for the broker's reply to a request, and to the last one.
+#: Seconds to wait for the broker's reply to a request, and for its reply when the connection is closed.
 _PATIENCE, _CLOSE_PATIENCE = 20.0, 2.0
 _NOT_NOW = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-#: Reply codes after which to connect again: the broker shuts down, or has met an error of its own.
+#: Reply codes after which to reconnect: the broker is shutting down, or had an internal error.
 _TEMPORARY = (320, 541)
 Take = Callable[[list[Delivery]], None]
 _CAPABILITIES = ("publisher_confirms", "basic.nack", "consumer_cancel_notify", "connection.blocked")
 
 
 def ignore(*_: object, **__: object) -> None:
-    """Do nothing: the default of functions that are called for what arrives."""
+    """Do nothing. The default for functions that are called when something arrives."""
 
 
 class Wire(Protocol):
-    """One connection, to publish on or to consume. No method waits, except those that set it up and close().
+    """A connection to publish or consume on. No methods block except close() and those that set the connection up.
 
     All methods raise ConnectionError if the connection is lost, and MqtoolError if the broker refuses something.
 
     Attributes:
-        now: when the data that is being processed arrived, in nanoseconds of the monotonic clock.
-        credit: the number of messages that the broker takes now.
-        on_confirm, on_nack: called with the tags of messages that the broker has confirmed or refused. It may also
-            pass tags that it has passed before.
+        now: the time at which the data being processed arrived, in nanoseconds of the monotonic clock.
+        credit: the number of messages that the broker currently accepts.
+        on_confirm, on_nack: called with the tags of messages that the broker has confirmed or refused. The same tag may
+            be passed more than once.
     """
 
     now: int
@@ -59,7 +59,7 @@ class Wire(Protocol):
 
     @abstractmethod
     def fileno(self) -> int:
-        """The descriptor of the socket, for select()."""
+        """Return the socket's descriptor, for select()."""
 
     @property
     @abstractmethod
@@ -68,11 +68,11 @@ class Wire(Protocol):
 
     @abstractmethod
     def flush(self) -> None:
-        """Send what the socket did not accept before."""
+        """Send the data that the socket has not accepted yet."""
 
     @abstractmethod
     def receive(self) -> None:
-        """Read what has arrived, and call the functions for it. Call this when the socket is readable."""
+        """Read the data that has arrived, and call the functions that handle it. Call when the socket is readable."""
 
     @abstractmethod
     def close(self) -> None:
@@ -80,22 +80,22 @@ class Wire(Protocol):
 
     @abstractmethod
     def start_publishing(self, exchange: str, routing_key: str, *, confirms: bool) -> None:
-        """Prepare to publish to an exchange; with `confirms`, have the broker confirm messages."""
+        """Prepare to publish to an exchange. With `confirms`, ask the broker to confirm messages."""
 
     @abstractmethod
     def template(self, message: Message, stamp: int, *, persistent: bool) -> Any:
-        """Encode a message for publish(). The first bytes of its body, `stamp` of them, will be replaced."""
+        """Encode a message for publish(), which will replace the first `stamp` bytes of its body."""
 
     @abstractmethod
     def publish(self, messages: Iterable[tuple[int, Any, bytes]]) -> None:
-        """Publish messages, each given as its tag, its template, and its stamp. Tags count up from 1."""
+        """Publish messages, each given as a tag, a template and a stamp. Tags count up from 1."""
 
     @abstractmethod
     def consume(self, queue: str, prefetch: int, take: Take, *, auto: bool, offset: int | None) -> None:
-        """Start consuming; `take` is called with batches of deliveries.
+        """Start consuming. `take` is called with batches of deliveries.
 
         Args:
-            auto: the broker expects no acknowledgements.
+            auto: True if the broker expects no acknowledgements.
             offset: where to start in a stream; None for other queues.
         """
 
@@ -105,11 +105,11 @@ class Wire(Protocol):
 
     @abstractmethod
     def offset_of(self, delivery: Delivery) -> int:
-        """The offset of a message in a stream."""
+        """Return the offset of a message in a stream."""
 
 
 class SocketWire(Wire):
-    """A connection that reads and writes its socket itself.
+    """A connection that itself reads from and writes to its socket.
 
     Raises:
         ConnectionError, OSError, MqtoolError: connecting or logging in has failed.
@@ -147,7 +147,7 @@ class SocketWire(Wire):
         return len(self._outbox)
 
     def send(self, data: bytes) -> None:
-        """Send data, or keep what the socket does not accept now.
+        """Send data. What the socket does not accept yet is kept for flush().
 
         Raises:
             ConnectionError: the connection was closed.
@@ -184,7 +184,7 @@ class SocketWire(Wire):
                 return
 
     def _reply(self, expected: Callable[[], Any], patience: float = _PATIENCE) -> Any:
-        """Read until a function returns something; return that."""
+        """Read until `expected` returns something other than None; return that."""
         deadline = time.monotonic() + patience
         while (reply := expected()) is None:
             left = deadline - time.monotonic()
@@ -204,18 +204,18 @@ class SocketWire(Wire):
 
     @abstractmethod
     def _say_goodbye(self, patience: float) -> None:
-        """Send everything, and close the connection; wait up to this long for the broker's answer."""
+        """Send all remaining data, and close the connection; wait up to this long for the broker's reply."""
 
 
 class AmqpWire(SocketWire):
-    """A connection of AMQP 0-9-1 with one channel."""
+    """An AMQP 0-9-1 connection with one channel."""
 
     def _shake_hands(self, address: Address, name: str) -> None:
         self._reader = FrameReader(self._on_other)
         self._reader.confirmed[_CHANNEL] = self._on_confirmed
         self._replies: deque[Frame] = deque()
         self._partial: tuple[commands.Basic.Deliver | None, header.ContentHeader | None, list[bytes]] = (None, None, [])
-        self._settled = 0  # up to this tag, all messages have been confirmed or refused
+        self._settled = 0  # all messages up to this tag have been confirmed or refused
         self.send(b"AMQP\x00\x00\x09\x01")
         self._reply(lambda: self._next_reply(commands.Connection.Start))
         told: dict[str, Any] = {
@@ -230,7 +230,7 @@ class AmqpWire(SocketWire):
         except ConnectionError as error:
             raise AccessRefused(f"the broker refuses the login of {address.user!r}") from error
         frame_max = min(tune.frame_max or _FRAME_MAX, _FRAME_MAX)
-        # Without heartbeats: a run has an end of its own.
+        # No heartbeats are needed: a run has its own time limits.
         self.send(frame.marshal(commands.Connection.TuneOk(tune.channel_max, frame_max, 0), 0))
         self.call(commands.Connection.Open(address.virtual_host), commands.Connection.OpenOk, channel=0)
         self.call(commands.Channel.Open(), commands.Channel.OpenOk)
@@ -272,14 +272,14 @@ class AmqpWire(SocketWire):
         self.send(b"".join([piece for _, (start, end), stamp in messages for piece in (start, stamp, end)]))
 
     def reply(self, messages: Iterable[Message]) -> None:
-        """Publish messages to the queues that their routing keys name."""
+        """Publish messages to the queues named by their routing keys."""
         self.send(self._encoder.encode(messages, Route()))
 
     def consume(self, queue: str, prefetch: int, take: Take, *, auto: bool, offset: int | None) -> None:
         self._take = take
         if not auto:
             self.call(commands.Basic.Qos(prefetch_count=prefetch), commands.Basic.QosOk)
-        tag = "bench"  # of the only consumer of this connection
+        tag = "bench"  # the tag of this connection's only consumer
         self._reader.add(ConsumerFrames(_CHANNEL, tag, queue, 0, take))
         arguments: dict[str, Any] = {} if offset is None else {"x-stream-offset": offset}
         consume = commands.Basic.Consume(queue=queue, consumer_tag=tag, no_ack=auto, arguments=arguments)
@@ -304,7 +304,7 @@ class AmqpWire(SocketWire):
         return tags
 
     def _on_other(self, data: bytes) -> None:
-        """Handle a frame that is neither a confirm nor a delivery of one frame."""
+        """Handle a frame that is neither a confirm nor part of a single-frame delivery."""
         if data.startswith(b"AMQP"):
             raise Unavailable("the broker speaks another version of AMQP")
         decoded: Any = frame.unmarshal(data)[2]

@@ -1,4 +1,4 @@
-"""What a run needs: its settings, the broker, the job of each process, and the stamp that each message carries."""
+"""What a run needs: its settings, the broker, each process's job, and the stamp that each message carries."""
 
 import json
 import os
@@ -14,15 +14,15 @@ from mqtool.errors import UsageError
 from mqtool.management import Management
 
 #: The first bytes of each body: the publisher, the message's number, and the time at which it should have been sent,
-#: in nanoseconds of the monotonic clock, which the processes of a machine share.
+#: in nanoseconds of the monotonic clock, which all processes on a machine share.
 STAMP = Struct(">HQq")
-#: Protocols by their names in options.
+#: The protocols' names in options.
 AMQP_0_9_1, AMQP_1_0, STREAM = PROTOCOLS = ("amqp0.9.1", "amqp1.0", "stream")
-#: The number of different bodies if their sizes vary, and about how many bytes they have together.
+#: The number of different bodies if their sizes vary, and their approximate total size in bytes.
 _BODIES, _BODIES_SIZE = 512, 1 << 26
-#: The default size of bodies, and the maximum: RabbitMQ's highest limit.
+#: The default size of bodies, and the maximum size: the highest limit that RabbitMQ allows.
 SIZES, _LARGEST = (100, 100), 512 << 20
-#: The default number of messages in flight, of each publisher.
+#: The default number of messages in flight per publisher, and the default prefetch.
 IN_FLIGHT, PREFETCH = 1000, 1000
 
 
@@ -31,20 +31,20 @@ class Plan:
     """The settings of a run.
 
     Attributes:
-        rate: messages per second, of all publishers together; None publishes as fast as confirms allow.
+        rate: messages per second, for all publishers together; None to publish as fast as confirms allow.
         duration: seconds to publish; None to publish until `messages` are published.
-        messages: how many messages to publish, by all publishers together; None for no limit.
-        sizes: the smallest and the largest body, in bytes.
-        bodies: a file with a body on each line, whose first bytes are overwritten; None for bodies of `sizes`.
-        in_flight: the maximum number of unconfirmed messages of each publisher.
+        messages: how many messages all publishers together publish; None for no limit.
+        sizes: the sizes of the smallest and the largest body, in bytes.
+        bodies: a file with one body per line (its first bytes are overwritten); None for bodies of `sizes`.
+        in_flight: the maximum number of unconfirmed messages per publisher.
         acknowledge: acknowledge after this many messages; 0 if the broker does not expect acknowledgements.
         exchange: the type of the exchange to publish to; None for the default exchange.
         ttl: seconds after which messages expire; None for never.
-        warm_up: seconds at the start that are counted, but not measured.
+        warm_up: seconds at the start in which messages are counted but not measured.
         delay: seconds that messages wait in a wait queue before they reach the consumers.
-        rpc: consumers reply to each message; latencies until the confirm become latencies until the reply.
+        rpc: consumers reply to each message; latencies are measured up to the reply instead of the confirm.
         churn: instead of publishing, create and remove "connections", "channels", "queues" or "bindings".
-        protocol: one of PROTOCOLS; publishers and consumers speak it.
+        protocol: the protocol of publishers and consumers, one of PROTOCOLS.
     """
 
     rate: float | None = None
@@ -68,7 +68,7 @@ class Plan:
     protocol: str = AMQP_0_9_1
 
     def checked(self) -> Self:
-        """Return the plan.
+        """Return the plan if its settings are consistent.
 
         Raises:
             UsageError: settings contradict each other.
@@ -100,7 +100,7 @@ class Plan:
             raise UsageError("--bodies gives the sizes, too", "leave out --bodies, or the size")
 
     def _check_kind(self) -> None:
-        """Raise UsageError if the settings ask for two kinds of work that exclude each other."""
+        """Raise UsageError if the settings ask for two kinds of work that cannot be combined."""
         is_stream = self.queue_type == "stream"
         if self.churn is not None and (self.rpc or self.delay or self.exchange is not None or self.ttl is not None):
             raise UsageError(
@@ -115,7 +115,7 @@ class Plan:
             raise UsageError("a stream's consumers must acknowledge, with a limited prefetch", f"leave out {unfit}")
 
     def _check_protocol(self) -> None:
-        """Raise UsageError if the settings ask for what the protocol does not have."""
+        """Raise UsageError if the settings ask for something that the protocol does not support."""
         if self.protocol == AMQP_0_9_1:
             return
         found = {"--rpc": self.rpc, "--churn": self.churn is not None}
@@ -131,25 +131,25 @@ class Plan:
             raise UsageError(f"{unfit[0]} cannot be combined with --protocol {self.protocol}", "leave one of them out")
 
     def with_value(self, name: str, value: Any) -> Self:
-        """Return a copy with another value for one setting."""
+        """Return a copy with a new value for one setting."""
         return replace(self, **{name: value})
 
     @property
     def total(self) -> int | None:
-        """How many messages the run publishes; None if that depends on the broker's speed."""
+        """The number of messages that the run publishes; None if this depends on the broker's speed."""
         if self.rate is None or self.duration is None:
             return self.messages
         intended = max(1, round(self.rate * self.duration))
         return intended if self.messages is None else min(intended, self.messages)
 
     def share(self, publisher: int) -> int | None:
-        """How many of the messages one publisher publishes."""
+        """Return how many of the messages one publisher publishes."""
         if self.total is None:
             return None
         return self.total // self.publishers + (publisher < self.total % self.publishers)
 
     def in_words(self) -> str:
-        """The settings in a line."""
+        """Return the settings as one line."""
         if self.churn is not None:
             pace = f"{self.rate:,.0f}/s" if self.rate else "one after another"
             return f"creating and removing {self.churn}, {_counted(self.publishers, 'client')}, {pace}"
@@ -179,7 +179,7 @@ def _counted(count: int, what: str) -> str:
 
 
 def bodies(plan: Plan) -> list[bytes]:
-    """The bodies to publish, one after another, over and over; each has room for the stamp.
+    """Return the bodies to publish one after another, over and over. Each has room for the stamp.
 
     Raises:
         UsageError: the file of bodies cannot be read, or is empty.
@@ -195,7 +195,7 @@ def bodies(plan: Plan) -> list[bytes]:
     small, large = plan.sizes
     if small == large:
         return [bytes(small)]
-    sizes = random.Random(0)  # the same sizes in every run
+    sizes = random.Random(0)  # gives the same sizes in every run
     count = max(2, min(_BODIES, _BODIES_SIZE // large))
     return [bytes(sizes.randint(small, large)) for _ in range(count)]
 
@@ -204,8 +204,8 @@ class Place(NamedTuple):
     """The broker to measure.
 
     Attributes:
-        connect: opens an AMQP 0-9-1 connection, to declare what a run needs.
-        find_api: finds the management API, for the broker's use of CPU and memory.
+        connect: opens an AMQP 0-9-1 connection for declaring what a run needs.
+        find_api: finds the management API, which reports the broker's CPU and memory use.
         find_leader: finds the node to use for a stream, and its stream port.
     """
 
@@ -217,7 +217,7 @@ class Place(NamedTuple):
 
 
 class Timed(NamedTuple):
-    """A command to run in a shell, and when, in seconds after the start."""
+    """A command to run in a shell, and the time to run it, in seconds after the start."""
 
     at: float
     command: str
@@ -225,7 +225,7 @@ class Timed(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What one process does.
+    """The job of one process.
 
     Attributes:
         role: "publisher" or "consumer".
@@ -242,12 +242,12 @@ class Job:
     queue: str
 
     def as_told(self) -> dict[str, Any]:
-        """The job, for told(). It contains the password, so it goes through a pipe."""
+        """Return the job's values for told(). They contain the password, so send them through a pipe only."""
         return {**asdict(self), "addresses": [each._asdict() for each in self.addresses]}
 
     @classmethod
     def from_told(cls, values: Mapping[str, Any]) -> Self:
-        """The job as received from another process."""
+        """Create the job from values received from another process."""
         plan = dict(values["plan"])
         plan |= {"sizes": tuple(plan["sizes"]), "bodies": plan["bodies"] and Path(plan["bodies"])}
         tls = TlsFiles(*(each and Path(each) for each in values["tls"]))
@@ -256,11 +256,11 @@ class Job:
 
 
 def told(values: Mapping[str, Any]) -> bytes:
-    """A message between the processes of a run, as a line of JSON."""
+    """Encode a message from one process of a run to another as a line of JSON."""
     return json.dumps(values, separators=(",", ":"), default=os.fspath).encode() + b"\n"
 
 
 def lines_in(data: bytes) -> tuple[Iterable[Any], bytes]:
-    """Decode complete lines of JSON; return them, and the incomplete rest."""
+    """Decode the complete lines of JSON in `data`; return their values and the incomplete rest."""
     *lines, rest = data.split(b"\n")
     return map(json.loads, lines), rest

@@ -1,4 +1,4 @@
-"""The result of a run, and its form as JSON."""
+"""The result of a run, and its conversion to JSON."""
 
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 from mqtool.benching.plan import Plan
 from mqtool.benching.tally import PERCENTILES, Latencies
 
-#: A client that uses more of a CPU than this may be slower than the broker.
+#: A client that uses more than this fraction of a CPU may be slower than the broker.
 BUSY = 0.9
-#: Seconds to wait for confirms and deliveries that still come.
+#: Stop waiting if no confirm or delivery arrives for this many seconds.
 QUIET = 10.0
 
 
@@ -26,14 +26,14 @@ class Result:
     """The result of a run.
 
     Attributes:
-        confirm, deliver: latencies from the intended time to the confirm, and to the delivery.
-        rates: messages per second that were published, confirmed and received, after the warm-up.
+        confirm, deliver: latencies from the intended time to the confirm and to the delivery.
+        rates: messages published, confirmed and received per second after the warm-up.
         lost: confirmed messages that did not arrive.
-        waiting: instead of `lost` if the run was interrupted: confirmed messages that had not arrived yet.
-        unconfirmed: messages without an answer from the broker, because the connection was lost or time was up.
-        unsent: messages that were not sent, because the broker did not keep up or no longer answered.
-        gap: the longest time in seconds without a confirm, and without a delivery.
-        busiest: the largest share of a CPU that a client used.
+        waiting: used instead of `lost` if the run was interrupted: confirmed messages that had not arrived yet.
+        unconfirmed: messages that the broker did not confirm or reject before the connection was lost or time was up.
+        unsent: messages that were not sent because the broker did not keep up or stopped responding.
+        gap: the longest time in seconds without a confirm, and the longest without a delivery.
+        busiest: the largest fraction of a CPU that any client used.
         broker_cpu, broker_memory: CPUs and bytes that the broker used; None if unknown.
         series: snapshots several times a second.
         stopped: True if the run was interrupted.
@@ -65,7 +65,7 @@ class Result:
     stopped: bool = False
 
     def as_json(self) -> dict[str, Any]:
-        """The result as a JSON object, whose latencies can be merged with others."""
+        """Return the result as a JSON object. Its latencies can be merged with those of other results."""
         plain = ("broker", "seconds", "published", "confirmed", "received", "nacked", "unconfirmed", "unsent", "lost")
         more = (
             "waiting",
@@ -90,7 +90,7 @@ class Result:
 
 
 def latencies_as_json(latencies: Latencies) -> dict[str, Any]:
-    """Percentiles in milliseconds, and the whole histogram: pairs of microseconds and a count."""
+    """Return percentiles in milliseconds, and the whole histogram as pairs of microseconds and count."""
     points = {f"p{percentile:g}": percentile for percentile in PERCENTILES}
     told_in_ms = {name: round(latencies.at(at) * 1000, 3) for name, at in points.items()}
     return {**told_in_ms, "max": round(latencies.at(100) * 1000, 3), "histogram": latencies.pairs()}

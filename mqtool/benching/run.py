@@ -1,4 +1,4 @@
-"""One run: declares a queue of its own, starts the processes, follows their reports, and returns the result."""
+"""One run: declares its own queue, starts the processes, reads their reports, and returns the result."""
 
 import contextlib
 import os
@@ -22,11 +22,11 @@ from mqtool.message import new_message_id
 from mqtool.topology import Exchange, Queue
 
 _SECOND = 1_000_000_000
-#: Seconds between two looks at what has arrived, and from the order to start until the start.
+#: Seconds between two checks for new reports, and between the order to start and the start.
 _LOOK, _LEAD = 0.1, 0.1
-#: Seconds to wait for the processes to be ready, and for an end.
+#: Seconds to wait for the processes to get ready, and for them to finish.
 _READY, _END = 30.0, 10.0
-#: Seconds to wait for deliveries after the run was interrupted.
+#: Seconds to wait for deliveries after the run has been interrupted.
 _SHORTLY = 1.0
 #: Milliseconds after which the broker deletes the queue of a run that was killed.
 _EXPIRES = 600_000
@@ -34,7 +34,7 @@ _EXPIRES = 600_000
 
 @dataclass(slots=True)
 class Client:
-    """A process of a run, and what it has told so far."""
+    """A process of a run, and what it has reported so far."""
 
     role: str
     number: int
@@ -43,7 +43,7 @@ class Client:
     told: dict[str, Any] = field(default_factory=dict)
 
     def say(self, **values: Any) -> None:
-        """Tell the process something; it may have ended."""
+        """Send an order to the process, if it is still running."""
         with contextlib.suppress(BrokenPipeError):
             assert self.process.stdin is not None
             self.process.stdin.write(told(values))
@@ -55,7 +55,7 @@ class Client:
 
 
 class BrokerUse:
-    """What the broker uses, as far as its management API and, on this machine, /proc tell."""
+    """The CPU and memory that the broker uses, according to its management API and, on this machine, /proc."""
 
     def __init__(self, find_api: Callable[[], Management]) -> None:
         self._find_api = find_api
@@ -65,18 +65,18 @@ class BrokerUse:
         self._api: Management | None = None
 
     def begin(self) -> None:
-        """Start to measure, or find out that it is not possible."""
+        """Start measuring, if that is possible."""
         with contextlib.suppress(MqtoolError):
             self._api = self._find_api()
             [node] = self._nodes()
             pid = int(node.get("os_pid") or 0)
             command = Path(f"/proc/{pid}/cmdline")
-            # In a container, the broker has another number; the process of that number here is not the broker.
+            # A broker in a container has a different PID here; the process with the reported PID is not the broker.
             if pid and command.exists() and any(name in command.read_bytes() for name in (b"rabbit", b"mqtool")):
                 self._pid, self._cpu, self._began = pid, _cpu_time(pid), time.monotonic()
 
     def end(self) -> tuple[float | None, int | None]:
-        """The CPUs used since begin(), and the memory used now; None for what is unknown."""
+        """Return the number of CPUs used since begin(), and the memory in use now; None if unknown."""
         cpu: float | None = None
         memory: int | None = None
         with contextlib.suppress(MqtoolError, OSError, ValueError, KeyError):
@@ -95,7 +95,7 @@ class BrokerUse:
 
 
 def _cpu_time(pid: int) -> float:
-    """The CPU time of a process of this machine, in seconds."""
+    """Return the CPU time in seconds of a process on this machine."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -104,11 +104,11 @@ _Thing = TypeVar("_Thing", Queue, Exchange)
 
 
 class Run:
-    """Context manager for one run: declares what it needs, and deletes it again.
+    """Context manager for one run. Declares what the run needs, and deletes it at the end.
 
     Args:
-        commands: commands to run at some time after the start.
-        notice: called with a sentence for the user.
+        commands: shell commands to run at given times after the start.
+        notice: called with a sentence to show to the user.
     """
 
     def __init__(
@@ -158,14 +158,14 @@ class Run:
                 first = self._declare_wait_queue(channel)
             self._routing_key = first.name
             if self.plan.exchange is not None:
-                # If this command is killed, the queue expires, and the exchange goes with it.
+                # If this command is killed, the queue expires, and the exchange is then auto-deleted.
                 exchange = self._declared(Exchange(self._name, self.plan.exchange, durable=True, auto_delete=True))
                 channel.bind(first, channel.declare(exchange), first.name)
         if self.plan.protocol == STREAM:
             self._addresses = [self._place.find_leader(self._name)]
 
     def _declared(self, thing: _Thing) -> _Thing:
-        """Remember what is about to be declared, to delete it at the end."""
+        """Remember something that is about to be declared, so that it can be deleted at the end."""
         self._things.append(thing)
         return thing
 
@@ -207,17 +207,17 @@ class Run:
                     administration.delete_exchange(channel, thing.name)
 
     def stop(self) -> None:
-        """End the run early; perform() returns the result so far. For a signal handler of the main thread.
+        """End the run early; perform() returns the result so far. For use in a signal handler on the main thread.
 
         Raises:
-            KeyboardInterrupt: nothing has been declared yet, so that there is nothing to wait for.
+            KeyboardInterrupt: nothing has been declared yet, so there is nothing to wait for.
         """
         self._stopping = True
         if not (self._things or self._clients):
             raise KeyboardInterrupt
 
     def perform(self, progress: Callable[[Snapshot], None] = lambda _: None) -> Result:
-        """Publish and receive; return the result.
+        """Publish and receive messages; return the result.
 
         Args:
             progress: called several times a second.
@@ -253,14 +253,14 @@ class Run:
             [sys.executable, "-m", "mqtool.benching"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for the command, which then tells the processes to stop
+            start_new_session=True,  # only the command handles Ctrl-C, and tells the processes to stop
         )
         client = Client(role, number, process)
         self._clients.append(client)
         self._selector.register(process.stdout, selectors.EVENT_READ, client)  # type: ignore[arg-type]
         client.say(**job.as_told())
 
-    # Following the reports.
+    # Reading the reports.
 
     def _follow(self, condition: Callable[[], bool], patience: float) -> bool:
         """Read reports until the condition is met, the run is stopped or time is up; return True if it was met."""
@@ -314,7 +314,7 @@ class Run:
             self._running[command] = subprocess.Popen(
                 ["/bin/sh", "-c", command],
                 stdin=subprocess.DEVNULL,
-                stdout=sys.stderr.fileno(),  # standard output is for the result
+                stdout=sys.stderr.fileno(),  # mqtool's standard output is for the result
             )
         if not self._series or snapshot.seconds >= self._series[-1].seconds + _LOOK:
             self._series.append(snapshot)
@@ -322,7 +322,7 @@ class Run:
         return snapshot
 
     def _publish(self, progress: Callable[[Snapshot], None]) -> None:
-        """Follow the publishers until all messages are confirmed, or none are any more."""
+        """Read the publishers' reports until all messages are confirmed or confirms stop arriving."""
         moved, moved_at = (0, 0, 0), time.monotonic()
         while not all(client.is_done for client in self._of("publisher")):
             snapshot = self._look(progress)
@@ -334,7 +334,7 @@ class Run:
         self._end("publisher")
 
     def _drain(self, progress: Callable[[Snapshot], None]) -> None:
-        """Follow the consumers until they have received all confirmed messages, or nothing arrives any more."""
+        """Read the consumers' reports until all confirmed messages have been received or deliveries stop arriving."""
         wanted = self._tally.confirmed * (self.plan.consumers if self.plan.queue_type == "stream" else 1)
         before, moved_at = -1, time.monotonic()
         while self._tally.received < wanted:
@@ -362,7 +362,7 @@ class Run:
         nacked = self._sum("publisher", "nacked")
         gaps = [max((client.told.get("gap", 0.0) for client in self._of(role)), default=0.0) for role in merged]
         missing = tally.lost(self.plan.consumers) if self.plan.churn is None else 0
-        # As fast as possible for a given time means as many as fit, and no more.
+        # A run at full speed for a given time has no planned number of messages, so none count as unsent.
         is_asked_for = self.plan.rate is not None or self.plan.duration is None
         unsent = max(0, (self.plan.total or 0) - published) if is_asked_for and not self._stopping else 0
         return Result(
@@ -393,7 +393,7 @@ class Run:
         )
 
     def _rate(self, role: str, what: str = "measured") -> float:
-        """Messages per second, from the end of the warm-up until the last one."""
+        """Return the messages per second from the end of the warm-up until the last message."""
         last = max((client.told.get(f"{what}_at", 0) for client in self._of(role)), default=0)
         waited = self.plan.delay if role == "consumer" else 0.0
         seconds = last / _SECOND - self._start - self.plan.warm_up - waited

@@ -1,4 +1,4 @@
-"""A connection of the stream protocol for one thread, with one publisher or one subscription. See plain_connection."""
+"""A stream protocol connection for one thread, with one publisher or one subscription. See plain_connection."""
 
 import struct
 from collections.abc import Iterable
@@ -15,9 +15,9 @@ _DECLARE_PUBLISHER, _PUBLISH, _SUBSCRIBE, _CREDIT, _TUNE, _CLOSE = 1, 2, 7, 9, 2
 _PEER_PROPERTIES, _HANDSHAKE, _AUTHENTICATE, _OPEN = 17, 18, 19, 21
 _FRAME_MAX = 1 << 20
 _AT_OFFSET = 4
-#: Chunks that the broker may send ahead.
+#: The number of chunks that the broker may send in advance.
 _CHUNKS = 10
-#: Bytes of a publish frame before its messages, and before each message.
+#: The bytes in a publish frame before the first message, and before each message.
 _HEAD, _ENTRY = struct.Struct(">HHBI"), struct.Struct(">QI")
 
 
@@ -31,11 +31,11 @@ def _frame(payload: bytes) -> bytes:
 
 
 class StreamWire(SocketWire):
-    """A connection of RabbitMQ's stream protocol. https://www.rabbitmq.com/docs/streams"""
+    """A connection that uses RabbitMQ's stream protocol. https://www.rabbitmq.com/docs/streams"""
 
     def _shake_hands(self, address: Address, name: str) -> None:
         self._inbox = b""
-        self._replies: dict[int, bytes] = {}  # the latest one of each kind
+        self._replies: dict[int, bytes] = {}  # the latest reply of each kind
         self._asked = self._next_offset = 0
         self._frame_max = _FRAME_MAX
         properties = {"product": "mqtool", "connection_name": name}
@@ -49,12 +49,12 @@ class StreamWire(SocketWire):
             raise AccessRefused(f"the broker refuses the login of {address.user!r}") from error
         tune = self._reply(lambda: self._replies.pop(_TUNE, None))
         self._frame_max = min(int.from_bytes(tune[4:8]) or _FRAME_MAX, _FRAME_MAX)
-        # Without heartbeats: a run has an end of its own.
+        # No heartbeats are needed: a run has its own time limits.
         self.send(_frame(struct.pack(">HHII", _TUNE, 1, self._frame_max, 0)))
         self._ask(_OPEN, _text(address.virtual_host))
 
     def _ask(self, key: int, payload: bytes = b"") -> None:
-        """Send a request, and wait for the broker to grant it.
+        """Send a request, and wait until the broker replies that it succeeded.
 
         Raises:
             ConnectionError: the connection was closed.

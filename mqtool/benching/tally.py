@@ -1,35 +1,35 @@
-"""Counts of a run: every message by its number, in little memory, and histograms of latencies."""
+"""What a run counts: every message by its number, using little memory, and histograms of latencies."""
 
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
-#: Messages in a chunk, and how many chunks behind the newest one may still be expected to fill up.
+#: Message numbers per chunk, and how many chunks behind the newest one are still expected to fill up.
 _CHUNK, _OPEN_CHUNKS = 4096, 256
 _FULL = (1 << _CHUNK) - 1
-#: Consecutive message numbers: the first one, how many, and whether they were redelivered.
+#: Consecutive message numbers: the first one, their count, and whether the messages were redelivered.
 Run = tuple[int, int, bool]
-#: The first bits of a latency in microseconds that are kept: three significant digits.
+#: How many leading bits of a latency in microseconds are kept, enough for three significant digits.
 _BITS = 11
-#: The maximum number of different latencies that are kept with all their digits.
+#: The maximum number of different latencies to keep with all their digits.
 _MOST_FRESH = 10_000
-#: For what floating-point numbers add to a percentile of a count.
+#: Compensates for floating-point errors when a percentile of a count is computed.
 _ROUNDING = 1e-9
 PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 
 
 class Numbers:
-    """A set of message numbers. Takes little memory if few are missing among those added."""
+    """A set of message numbers. Uses little memory if the numbers have few gaps."""
 
     def __init__(self) -> None:
-        #: The chunks that are not full. Those below _through that are not here are full.
+        #: The chunks that are not full. Chunks below _through that are missing here are full.
         self._chunks: dict[int, int] = {}
         self._through = 0
         self._newest = 0
 
     def add(self, first: int, count: int) -> int:
-        """Add consecutive numbers; return how many of them were not in the set."""
+        """Add consecutive numbers; return how many of them were new."""
         added, end = 0, first + count
         while first < end:
             chunk, offset = divmod(first, _CHUNK)
@@ -42,7 +42,7 @@ class Numbers:
         return added
 
     def missing_from(self, other: "Numbers") -> int:
-        """The number of elements of this set that are missing from the other one."""
+        """Return the number of elements of this set that are missing from the other one."""
         both_full = min(self._through, other._through)
         chunks = {*range(both_full, self._newest + 1), *self._chunks, *other._chunks}
         return sum((self._chunk(chunk) & ~other._chunk(chunk)).bit_count() for chunk in chunks)
@@ -69,11 +69,11 @@ class Tally:
         confirmed, received: the messages that were confirmed, and those that arrived, each counted once.
         duplicated: deliveries of messages that had arrived before.
         redelivered: deliveries that the broker marked as redelivered.
-        out_of_order: messages that arrived after a later one of the same publisher, at the same consumer, and are not
-            redelivered or duplicates.
+        out_of_order: messages that arrived at a consumer after a later message from the same publisher, and are neither
+            redelivered nor duplicates.
 
     Args:
-        each_gets_all: True if each consumer gets all messages, as those of a stream do.
+        each_gets_all: True if every consumer gets all messages, as with a stream.
     """
 
     def __init__(self, *, each_gets_all: bool = False) -> None:
@@ -84,12 +84,12 @@ class Tally:
         self._highest: dict[tuple[int, int], int] = defaultdict(lambda: -1)
 
     def confirm(self, publisher: int, runs: Iterable[Sequence[int]]) -> None:
-        """Count messages of a publisher as confirmed."""
+        """Count messages from a publisher as confirmed."""
         for first, count in runs:
             self.confirmed += self._confirmed[publisher].add(first, count)
 
     def receive(self, consumer: int, publisher: int, runs: Iterable[Run]) -> None:
-        """Count messages of a publisher that a consumer has received, in the order of their arrival."""
+        """Count messages from a publisher that a consumer has received, in the order of their arrival."""
         numbers = self._received[self._group(consumer), publisher]
         highest = self._highest[consumer, publisher]
         for first, count, redelivered in runs:
@@ -106,7 +106,7 @@ class Tally:
         self._highest[consumer, publisher] = highest
 
     def lost(self, consumers: int) -> int:
-        """How many confirmed messages have not arrived; if each consumer gets all, the sum over the consumers."""
+        """Return how many confirmed messages have not arrived; if each consumer gets all, summed over consumers."""
         groups = range(consumers) if self._each_gets_all else [self._group(0)]
         return sum(
             numbers.missing_from(self._received[group, publisher])
@@ -119,7 +119,7 @@ class Tally:
 
 
 def add_to_runs(runs: list[list[int]], number: int, redelivered: int) -> None:
-    """Append a message to the runs of one publisher."""
+    """Append a message to one publisher's runs of consecutive numbers."""
     if runs and (last := runs[-1])[0] + last[1] == number and last[2] == redelivered:
         last[1] += 1
     else:
@@ -130,7 +130,7 @@ class Latencies:
     """A histogram of latencies, which can be merged with others and sent to another process.
 
     Like an HDR histogram, it keeps three significant digits: values that share their first eleven bits are counted
-    together. So its size depends on the range of the latencies, not on their number. (The library hdrhistogram needs
+    together. Its size therefore depends on the range of latencies, not on their number. (The library hdrhistogram needs
     setuptools, which would slow down the start of every command.)
 
     Args:
@@ -154,17 +154,17 @@ class Latencies:
             self._counts[_rounded(value)] += count
 
     def pairs(self) -> list[tuple[int, int]]:
-        """The latencies in microseconds, in ascending order, and how many of each there were."""
+        """Return the latencies in microseconds, in ascending order, each with its count."""
         self._sort_in()
         return sorted(self._counts.items())
 
     @property
     def count(self) -> int:
-        """How many latencies were recorded."""
+        """The number of latencies recorded."""
         return self._counts.total() + self._fresh.total()
 
     def at(self, percentile: float) -> float:
-        """The latency at a percentile, in seconds; 100 is the maximum, and 0 means that there are no latencies."""
+        """Return the latency at a percentile, in seconds; 0 if there are none. The percentile 100 is the maximum."""
         pairs, so_far = self.pairs(), 0
         wanted = max(1, math.ceil(self.count * percentile / 100 - _ROUNDING))
         for value, count in pairs:
@@ -174,12 +174,12 @@ class Latencies:
         return 0.0
 
     def bars(self, edges: Sequence[float]) -> list[int]:
-        """The number of latencies between each edge and the next; edges are in seconds."""
+        """Return the number of latencies between each edge and the next. Edges are in seconds."""
         pairs = self.pairs()
         return [sum(count for value, count in pairs if low <= value / 1e6 < high) for low, high in pairwise(edges)]
 
     def curve(self) -> list[tuple[float, float]]:
-        """Pairs of percentile and latency in seconds, at each recorded value."""
+        """Return pairs of percentile and latency in seconds, one for each recorded value."""
         total, so_far, points = max(1, self.count), 0, []
         for value, count in self.pairs():
             so_far += count
@@ -192,6 +192,6 @@ class Latencies:
 
 
 def _rounded(value: int) -> int:
-    """The largest value with the same first bits."""
+    """Return the largest value with the same leading bits."""
     rest = max(0, value.bit_length() - _BITS)
     return value | ((1 << rest) - 1)

@@ -1,4 +1,4 @@
-"""The state of one run of mqtool: its output options, and the signal that asked it to stop."""
+"""The state of one run of mqtool: its output options, and the signal that asked it to stop, if any."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,7 +37,7 @@ def current() -> Invocation:
 
 @contextmanager
 def running(invocation: Invocation) -> Iterator[Invocation]:
-    """Make this the state of the current run within the block."""
+    """Context manager: make this the state of the current run until the `with` block ends."""
     _current.append(invocation)
     try:
         yield invocation

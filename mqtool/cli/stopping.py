@@ -1,7 +1,7 @@
 """Ctrl-C and TERM: the first one ends the command cleanly, a second one kills it.
 
 Python runs signal handlers on the main thread, between two instructions. Waiting for a lock is one instruction and may
-delay a handler, so the main thread uses a time-out wherever it may wait for long.
+delay a handler, so the main thread uses a timeout wherever it may have to wait for long.
 """
 
 import os
@@ -16,12 +16,12 @@ from mqtool.cli.invocation import current
 _T = TypeVar("_T")
 
 
-#: Seconds after a signal before a write to stdout that blocks is interrupted.
+#: How many seconds after a signal a blocked write to stdout is interrupted.
 _PATIENCE = 1.0
 
 
 def install() -> None:
-    """Handle SIGINT and SIGTERM, unless the parent had them ignored (nohup, a shell's background job)."""
+    """Handle SIGINT and SIGTERM, unless the parent process set them to be ignored (nohup, shell background jobs)."""
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
@@ -34,15 +34,15 @@ def uninstall() -> None:
 
 
 def end_with_terminal() -> None:
-    """Handle SIGHUP, which a closed terminal sends, in the same way as SIGTERM."""
+    """Handle SIGHUP, which closing the terminal sends, in the same way as SIGTERM."""
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.getsignal(signal.SIGTERM))
 
 
 def let_children_be_interrupted() -> None:
-    """Handle SIGHUP as SIGTERM, and let Ctrl-C interrupt the programs that this command starts.
+    """Handle SIGHUP like SIGTERM, and let Ctrl-C interrupt the programs that this command starts.
 
-    A shell makes its background jobs ignore Ctrl-C. Programs inherit that, unless this process handles the signal.
+    A shell makes its background jobs ignore Ctrl-C. Programs inherit this unless this process handles the signal.
     """
     end_with_terminal()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -51,7 +51,7 @@ def let_children_be_interrupted() -> None:
 
 
 def requested() -> int | None:
-    """The number of the signal that asked the command to stop, if one did."""
+    """Return the number of the signal that asked the command to stop, if any."""
     return current().signal
 
 
@@ -75,7 +75,7 @@ def exit_if_requested() -> None:
 
 @contextmanager
 def calling(stop: Callable[[], None]) -> Iterator[None]:
-    """Within the block, the first signal calls `stop` instead of raising KeyboardInterrupt."""
+    """Context manager: make the first signal call `stop` instead of raising KeyboardInterrupt."""
     on_stop = current().on_stop
     on_stop.append(stop)
     try:
@@ -99,6 +99,6 @@ def _stop(number: int, _frame: FrameType | None) -> None:
 
 
 def _give_up_writing(_number: int, _frame: FrameType | None) -> None:
-    """Interrupt a write that would block forever: to a pipe that nobody reads, or to a terminal after Ctrl-S."""
+    """Interrupt a write that may block forever: to a pipe that nobody reads, or to a terminal after Ctrl-S."""
     if current().is_writing:
         raise KeyboardInterrupt

@@ -30,7 +30,7 @@ ALIASES: dict[tuple[str, ...], tuple[str, ...]] = {
 
 
 _NOT_A_NUMBER = r" is not a valid (?:integer|float)(?: range)?"
-#: Options that other tools have, and what to use instead.
+#: Options of other tools, and what to use instead.
 _OTHER_OPTIONS = {
     "--filter": "--where, such as --where 'messages_ready>0'",
     "--host": "--url, such as amqp://user:password@host:5672/vhost",
@@ -60,7 +60,7 @@ class HelpedOption(click.Option):
 
 
 class HelpedArgument(click.Argument):
-    """An argument with help text, which click's own arguments support only since 8.5."""
+    """An argument with help text, which click itself supports only since version 8.5."""
 
     def __init__(self, names: Sequence[str], **settings: Any) -> None:
         self.text, self.show_default = settings.pop("help", ""), settings.pop("show_default", "")
@@ -68,12 +68,12 @@ class HelpedArgument(click.Argument):
         super().__init__(names, **settings)
 
     def get_error_hint(self, ctx: Context | None) -> str:  # noqa: ARG002
-        """The name of the argument in error messages."""
+        """Return the argument's name for error messages."""
         return f"'{self.metavar or self.name}'"
 
 
 def help_options() -> list[click.Parameter]:
-    """The options --help and --help-all."""
+    """Return the options --help and --help-all."""
 
     def show(ctx: Any, option: Any, wanted: bool) -> None:
         if wanted and not ctx.resilient_parsing:
@@ -96,7 +96,7 @@ def help_options() -> list[click.Parameter]:
 
 @contextmanager
 def naming_command(ctx: Context) -> Iterator[None]:
-    """Within the block, add `ctx` to errors that click raises without one, for example if an option lacks its value."""
+    """Context manager: add `ctx` to click's errors that lack a context, such as the one for a missing option value."""
     try:
         yield
     except click.BadOptionUsage as error:
@@ -123,7 +123,7 @@ def show_help(ctx: Context, *, everything: bool = False) -> NoReturn:
 
 
 def _equivalent(name: str) -> str | None:
-    """The mqtool equivalent of a rabbitmqctl command or a tutorial's script; keeps the vhost given with -p."""
+    """Return the mqtool equivalent of a rabbitmqctl command or a tutorial's script. Keeps the vhost given by -p."""
     from mqtool.cli.help.page import equivalent
 
     line = equivalent(name)
@@ -133,14 +133,14 @@ def _equivalent(name: str) -> str | None:
 
 
 def _value_of(command: Any, flag: str) -> str:
-    """The name of an option's value in the help, such as DURATION."""
+    """Return the name of an option's value in the help, such as DURATION."""
     from mqtool.cli.help import description
 
     return next((each.value for each in description.describe(command).options if flag in each.flags), "")
 
 
 def explain(error: click.ClickException) -> tuple[str, str | None]:
-    """Turn click's usage error into a sentence and a hint."""
+    """Convert click's usage error to a sentence and a hint."""
     context: Any = getattr(error, "ctx", None)
     path = context.command_path if context else "mqtool"
     example = (context.command.epilog or "").partition("\n")[0] if context else ""

@@ -14,7 +14,7 @@ from mqtool.duration import compact_duration
 from mqtool.topology import Exchange, Queue
 from mqtool.tutorials.dialects import NAMES, Dialect
 
-#: For each section of options: the help topic that explains it, and the options that a command's --help shows. The
+#: For each section of options: the help topic that explains it, and its options that a command's --help shows. The
 #: others are shown by --help-all and `mqtool help TOPIC`.
 PANELS = {
     "Topology": ("declaring", {"--queue", "--exchange", "--routing-key", "--durable", "--queue-type", "--dialect"}),
@@ -46,13 +46,13 @@ PANELS = {
 _UNLISTED = {"-n"}
 _PUBLISHING = {"send", "new-task", "emit-log", "rpc-client", "send-delayed", "send-stream", "offset send"}
 _DECLARING = {"receive", "worker", "receive-log", "rpc-server", "receive-delayed", "receive-stream", "offset receive"}
-#: Options that every command accepts, and the commands whose help shows them; for all others they make no difference.
+#: Options that every command accepts, and the commands whose help shows them. On other commands, they have no effect.
 _SHOWN_BY = {
     "--dialect": {*_PUBLISHING, *_DECLARING, "queue declare"},
     "--strict": {*_PUBLISHING, *_DECLARING, "publisher-confirms"},
     "--verbose": {*_PUBLISHING, "recording replay", "move", "dlq redrive"},
 }
-#: The order of sections in the help; the command's own options come first.
+#: The order of the sections in the help. The command's own options come first.
 _ORDER = ("", *(topic for topic, _ in PANELS.values()))
 #: The default queue or exchange of tutorial commands: a field of `Names` in tutorials/dialects.py.
 _TUTORIAL_NAMES = {
@@ -77,14 +77,14 @@ class OptionHelp:
     """An option of a command.
 
     Attributes:
-        flags: such as ("-q", "--queue"); flags that switch it off, such as "--no-reconnect", come last.
-        value: the name of its value in the help; "" for a switch.
+        flags: such as ("-q", "--queue"); flags that switch the option off, such as "--no-reconnect", come last.
+        value: the name of the option's value in the help; "" for a switch.
         text: the description of the option, without its default.
         default: the default value as text; "" if none is shown.
         variables: environment variables that set the option.
         repeatable: True if the option may be given several times.
-        topic: the help topic of its section; "" for the command's own options.
-        is_common: True if --help shows the option, False if only --help-all does.
+        topic: the help topic of the option's section; "" for the command's own options.
+        is_common: True if --help shows the option; False if only --help-all does.
     """
 
     flags: tuple[str, ...]
@@ -106,7 +106,7 @@ class OptionHelp:
 
     @property
     def syntax(self) -> str:
-        """The flags and the value: "-q, --queue QUEUE"."""
+        """The flags and the value, such as "-q, --queue QUEUE"."""
         return f"{', '.join(self.flags)} {self.value}".rstrip()
 
 
@@ -126,7 +126,7 @@ class CommandHelp:
         words: such as ("queue", "declare").
         panel: the heading above a top-level command in `mqtool --help`.
         sentence: one sentence about the command, without a full stop.
-        details: further paragraphs, if any.
+        details: more paragraphs, if any.
         examples: command lines that run exactly as written.
         commands: the subcommands of a group.
     """
@@ -142,7 +142,7 @@ class CommandHelp:
 
     @property
     def path(self) -> str:
-        """The whole command: "mqtool queue declare"."""
+        """The whole command, such as "mqtool queue declare"."""
         return " ".join(("mqtool", *self.words))
 
     @property
@@ -175,7 +175,7 @@ def describe(command: Any, words: tuple[str, ...] = ()) -> CommandHelp:
 
 
 def leaves(command: CommandHelp) -> Iterator[CommandHelp]:
-    """All commands below a group, without the groups themselves."""
+    """Yield all commands below a group, without the groups themselves."""
     if not command.commands:
         yield command
     for below in command.commands:
@@ -254,7 +254,7 @@ def _default(parameter: Any, words: tuple[str, ...]) -> str:
 
 
 def declared(thing: Exchange | Queue) -> str:
-    """Describe a queue or exchange of a tutorial: "hello, a durable quorum queue"."""
+    """Describe a tutorial's queue or exchange: "hello, a durable quorum queue"."""
     kind = thing.type if isinstance(thing, Exchange) else thing.arguments.get("x-queue-type", "classic")
     what = "exchange" if isinstance(thing, Exchange) else "queue"
     return f"{thing.name}, a {'durable' if thing.durable else 'transient'} {kind} {what}"

@@ -8,7 +8,7 @@ from importlib import resources
 from mqtool.cli.display.delivery_writer import TEMPLATE_PLACES
 from mqtool.cli.help.description import CommandHelp, OptionHelp
 
-#: The topics, in the order in which they are listed.
+#: The topics, in the order in which they are shown.
 TOPICS = (
     "connection",
     "delivery",
@@ -30,7 +30,7 @@ TOPICS = (
 
 
 def topic_text(name: str) -> tuple[str, str]:
-    """The title and the text of a topic. Indented paragraphs are two-column tables."""
+    """Return the title and the text of a topic. Indented paragraphs are two-column tables."""
     title, _, text = (
         resources.files("mqtool.cli.help").joinpath(f"topics/{name}.txt").read_text("utf-8").partition("\n")
     )
@@ -38,7 +38,7 @@ def topic_text(name: str) -> tuple[str, str]:
     return title, text.strip().replace("{places}", places)
 
 
-#: The column at which the descriptions of options start, on a terminal that is wide enough.
+#: The column where the options' descriptions start if the terminal is wide enough.
 _INDENT = 26
 _NARROW = 70
 #: A heading of `mqtool --help` under which only names are listed.
@@ -67,19 +67,19 @@ _WIDEST = 100
 
 
 def equivalent(name: str) -> str | None:
-    """The mqtool command that replaces a rabbitmqctl command or a tutorial's script; None if there is none."""
+    """Return the mqtool command that replaces a rabbitmqctl command or a tutorial's script; None if there is none."""
     stem = name.rpartition("/")[2].partition(".")[0].replace("-", "_").lower()
     rows = (line.strip().partition("  ") for line in topic_text("rabbitmqctl")[1].splitlines() if line[:2] == "  ")
     return next((ours for theirs, _, ours in rows if theirs.partition(".")[0] == stem), None)
 
 
 def width() -> int:
-    """The width of the terminal, up to 100 columns."""
+    """Return the width of the terminal, up to 100 columns."""
     return min(shutil.get_terminal_size().columns, _WIDEST)
 
 
 def command_page(command: CommandHelp, columns: int, *, everything: bool = False) -> str:
-    """The help of a command or a group.
+    """Return the help of a command or a group.
 
     Args:
         columns: the line width.
@@ -89,7 +89,7 @@ def command_page(command: CommandHelp, columns: int, *, everything: bool = False
 
 
 def topic_page(name: str, options: Sequence[OptionHelp], columns: int) -> str:
-    """The page of a topic: its text and its options."""
+    """Return the page of a topic: its text and its options."""
     title, text = topic_text(name)
     lines = [*textwrap.wrap(title, columns), ""]
     for paragraph in text.split("\n\n"):
@@ -102,7 +102,7 @@ def topic_page(name: str, options: Sequence[OptionHelp], columns: int) -> str:
 
 
 def start_page() -> str:
-    """The page that `mqtool` prints without arguments: how to begin."""
+    """Return the page that `mqtool` prints without arguments: how to get started."""
     return textwrap.dedent("""\
         mqtool: learn, script and operate RabbitMQ from the command line
 
@@ -115,7 +115,7 @@ def start_page() -> str:
 
 
 def overview_page(mqtool: CommandHelp, columns: int) -> str:
-    """The page of `mqtool --help`: all commands by heading, and the topics."""
+    """Return the page of `mqtool --help`: all commands by heading, and the topics."""
     lines = ["usage: mqtool COMMAND", *textwrap.wrap(mqtool.sentence, columns), ""]
     panels = dict.fromkeys(command.panel for command in mqtool.commands)
     for panel in panels:
@@ -167,7 +167,7 @@ def _command_lines(command: CommandHelp, columns: int, *, everything: bool) -> I
 
 
 def _hidden(command: CommandHelp, columns: int) -> Iterator[str]:
-    """Yield lines that say how to show the less common options: a line for each section, and one for all sections."""
+    """Yield lines that say how to show the less common options: a line for each section, and one for all of them."""
     hidden = [option for option in command.options if not option.is_common]
     rows = []
     for topic in dict.fromkeys(option.topic for option in hidden):
@@ -183,7 +183,7 @@ def _text(option: OptionHelp) -> str:
 
 
 def _rows(rows: Iterable[tuple[str, str]], columns: int, indent: int = _INDENT) -> Iterator[str]:
-    """Lay out two columns. The second is put below the first if the first is too long or the terminal too narrow."""
+    """Lay out two columns. The second goes below the first if the first is too long or the terminal too narrow."""
     for name, text in rows:
         if columns < _NARROW and indent == _INDENT:
             lead, hang = f"  {name}", " " * 6

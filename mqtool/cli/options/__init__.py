@@ -1,6 +1,6 @@
 """Options that several commands share, in groups. A command takes a group as one parameter.
 
-Those for receiving are imported from `receiving_options`, so that `mqtool send` starts without them.
+Import the options for receiving from `receiving_options`, so that `mqtool send` does not have to load them.
 """
 
 from mqtool.cli.command_line import DURATION, TIME_LIMIT, Commands, argument_option, header, header_option, size

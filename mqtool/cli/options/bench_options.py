@@ -1,4 +1,4 @@
-"""Options of bench: the load, and what happens in a run."""
+"""Options of bench: the load, and what happens during a run."""
 
 import re
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from mqtool.cli.options.queue_options import StreamPort
 from mqtool.duration import parse_duration
 from mqtool.errors import UsageError
 
-#: Seconds to publish in a run, and in each run of a comparison or of --vary.
+#: Default seconds to publish in a single run, and in each run of a comparison or of --vary.
 LONG, SHORT = 10.0, 5.0
 BenchProtocol = Annotated[
     Literal["amqp0.9.1", "amqp1.0", "stream"] | None,
@@ -34,7 +34,7 @@ def _sizes(text: str) -> tuple[int, int]:
 
 
 def _acknowledgements(text: str) -> int:
-    """Parse --ack; return how many messages to acknowledge at once, 0 for none."""
+    """Parse --ack. Return how many messages to acknowledge at once; 0 for no acknowledgements."""
     if text in ("each", "auto"):
         return int(text == "each")
     return _number(text, "each, auto or a number of messages")
@@ -46,7 +46,7 @@ def _number(text: str, what: str = "a number from 1") -> int:
     return int(text)
 
 
-#: What --vary can change: the setting of the plan, and the parser of its values.
+#: What --vary can change: the plan's setting, and the parser for its values.
 _VARIABLE: dict[str, tuple[str, Any]] = {
     "rate": ("rate", RATE["parser"]),
     "size": ("sizes", _sizes),
@@ -59,7 +59,7 @@ _VARIABLE: dict[str, tuple[str, Any]] = {
 
 
 class Variation(NamedTuple):
-    """What --vary changes from run to run: its name, the setting of the plan, and pairs of text and value."""
+    """What --vary changes from run to run: its name, the plan's setting, and its values as pairs of text and value."""
 
     name: str
     setting: str
@@ -115,10 +115,10 @@ class Load(OptionGroup):
     warm_up: Annotated[float, Option(help="Do not measure the first part of a run", **DURATION)] = 0.0
 
     def plan(self, default: float, protocol: str) -> Plan:
-        """The plan of a run.
+        """Return the plan of a run.
 
         Args:
-            default: the duration in seconds, unless an option limits the run.
+            default: the duration in seconds if no option limits the run.
             protocol: the protocol of publishers and consumers.
 
         Raises:
@@ -148,7 +148,7 @@ class Load(OptionGroup):
 
 
 class Runs(OptionGroup):
-    """Options for what happens during a run, and for several runs."""
+    """Options for what happens during a run, and for multiple runs."""
 
     PANEL: ClassVar = "Load"
 
@@ -164,7 +164,7 @@ class Runs(OptionGroup):
     stream_port: StreamPort = None
 
     def place(self, access: Access) -> Place:
-        """What a run needs to know about the broker."""
+        """Return what a run needs to know about the broker."""
 
         def find_leader(stream: str) -> Address:
             with access.stream_channel(self.stream_port) as channel:
@@ -173,7 +173,7 @@ class Runs(OptionGroup):
         return Place(access.addresses, access.tls, access.connect, access.management, find_leader)
 
     def commands(self, plan: Plan) -> list[Timed]:
-        """The commands to run, and when.
+        """Return the commands to run during the run, with their times.
 
         Raises:
             UsageError: a time is not valid.

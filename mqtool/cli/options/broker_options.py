@@ -49,7 +49,7 @@ def ask(
         what: the change, such as "delete queue 'jobs'".
         access: the broker to change; None for a broker that mqtool started.
         yes: True if --yes was given, which is not enough in a protected context.
-        is_safe: ask only in a protected context.
+        is_safe: True to ask only in a protected context.
         hint: what to do if there is no terminal to ask on.
 
     Raises:
@@ -70,7 +70,7 @@ def ask(
         raise MqtoolError("nothing was changed")
 
 
-#: The option --protocol, which few commands have.
+#: The option --protocol, which only a few commands have.
 PROTOCOL = ("protocol",)
 
 
@@ -164,13 +164,13 @@ class Broker(OptionGroup):
             logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(name)s %(levelname)s %(message)s")
 
     def access(self, management: str | None = None, *, reconnects: bool = True) -> Access:
-        """Find out how to reach the broker. Call this first, once per command: it also sets up printing and logging.
+        """Find out how to reach the broker. Call this first, and only once: it also sets up printing and logging.
 
-        In a protected context, this asks for confirmation if the command changes the broker and does not ask itself.
+        In a protected context, ask for confirmation if the command changes the broker and does not itself ask.
 
         Args:
-            management: the URL of the management API, also used to find hints; by default, the one in the environment.
-            reconnects: False for commands that hold messages, since a reconnect would redeliver the messages.
+            management: the URL of the management API, which is also used for hints; by default, from the environment.
+            reconnects: False for commands that hold messages unacknowledged, since reconnecting would redeliver them.
 
         Raises:
             UsageError: an option is not valid, the password file cannot be read, or there is no terminal to ask on.
@@ -213,7 +213,7 @@ class ManagedBroker(OptionGroup):
 
 
 class Destination(OptionGroup):
-    """Options that name a queue to move messages to, on this broker or another one."""
+    """Options that name the queue to move messages to, on this broker or another one."""
 
     to: Annotated[str, Option(metavar="QUEUE", help="Queue to move them to; it must exist")]
     to_url: Annotated[str | None, Option(help="Broker of that queue, if it is another one")] = None
@@ -249,7 +249,7 @@ def missing(what: str, hint: str, *, is_fine: bool) -> None:
     """Report that something does not exist.
 
     Args:
-        is_fine: True with --if-exists: only print a message.
+        is_fine: only print a message (for --if-exists).
 
     Raises:
         NotFound: is_fine is False.
@@ -267,7 +267,7 @@ def ask_password(of: str, path: Path | None) -> str:
         path: the file; `-` is stdin.
 
     Raises:
-        UsageError: there is no file and no terminal, or the password is empty.
+        UsageError: there is neither a file nor a terminal, or the password is empty.
     """
     if path is not None:
         password = read_password(path)

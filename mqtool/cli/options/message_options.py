@@ -86,7 +86,7 @@ class DelayOptions(OptionGroup):
 
 
 def mandatory_with_delay() -> UsageError:
-    """The error for --mandatory together with a delay."""
+    """Return the error for using --mandatory with a delay."""
     return UsageError(
         "--mandatory does not work with a delay: such a message is routed only when it is due",
         "leave one of them out; replay has it unless --no-mandatory is given",
@@ -94,7 +94,7 @@ def mandatory_with_delay() -> UsageError:
 
 
 def _property(text: str) -> tuple[str, Any]:
-    """Parse a property, such as content-type=text/plain. Names are those of the AMQP specification, with - or _."""
+    """Parse a property such as content-type=text/plain. Names are as in the AMQP specification, with - or _."""
     name, equals, value = text.partition("=")
     name = name.replace("-", "_")
     if not equals or name not in PROPERTIES or name == "headers":
@@ -174,7 +174,7 @@ class MessageOptions(OptionGroup):
 
     @property
     def is_stream(self) -> bool:
-        """True if the input consists of several messages."""
+        """True if the input consists of multiple messages."""
         return self.lines or self.null or self.as_json or self.delimiter is not None
 
 

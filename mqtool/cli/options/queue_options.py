@@ -1,4 +1,4 @@
-"""Options that name a queue, exchange or stream, and its settings; checks that a queue exists, or may be declared."""
+"""Options for the name and settings of a queue, exchange or stream; checks that a queue exists or may be declared."""
 
 from contextlib import suppress
 from typing import Annotated, Any, ClassVar, Literal
@@ -17,12 +17,12 @@ from mqtool.tutorials.dialects import declaring_otherwise
 
 
 def queue_option(about: str) -> Any:
-    """The option --queue."""
+    """Return the option --queue."""
     return Option("--queue", "-q", metavar="QUEUE", help=about, panel="Topology")
 
 
 def exchange_option(about: str) -> Any:
-    """The option --exchange."""
+    """Return the option --exchange."""
     return Option("--exchange", "-e", metavar="EXCHANGE", help=about, panel="Topology")
 
 
@@ -53,7 +53,7 @@ class QueueOptions(OptionGroup):
     max_length: Annotated[int | None, Option(min=0, help="Keep up to N messages; drop the oldest")] = None
 
     def _limits(self, name: str) -> dict[str, Any]:
-        """The queue arguments set by dedicated options such as --ttl."""
+        """Return the queue arguments that are set by dedicated options such as --ttl."""
         limits: dict[str, Any] = {}
         if self.dead_letter_exchange is not None:
             limits["x-dead-letter-exchange"] = self.dead_letter_exchange
@@ -96,7 +96,7 @@ class UsedQueueOptions(OptionGroup):
 
     @property
     def has_settings(self) -> bool:
-        """True if an option specifies a setting of the queue."""
+        """True if any option specifies a setting of the queue."""
         given = self.options
         settings = {given.durable, given.queue_type, given.dead_letter_exchange, given.ttl, given.max_length}
         return settings != {None} or bool(given.arguments)
@@ -112,7 +112,7 @@ class UsedQueueOptions(OptionGroup):
 
 
 class LogQueueOptions(OptionGroup):
-    """The queue of `receive-log`."""
+    """Options for the queue of `receive-log`."""
 
     PANEL: ClassVar = "Topology"
 
@@ -120,7 +120,7 @@ class LogQueueOptions(OptionGroup):
     declare: Annotated[bool, Option(help="Declare it if it does not exist")] = False
 
     def declared(self) -> Queue:
-        """The queue given by --queue, or the tutorial's private queue."""
+        """Return the queue given by --queue, or the tutorial's private queue."""
         if not self.queue:
             return PRIVATE_QUEUE
         return Queue(self.queue, durable=True, arguments={"x-queue-type": "quorum"})
@@ -165,13 +165,13 @@ LISTED = "'mqtool list queues' shows them"
 def checked(
     queue: Queue, options: UsedQueueOptions, channel: Channel, broker: Broker, access: Access | None = None
 ) -> Queue:
-    """Return the queue if it exists or may be declared, otherwise raise NotFound. On a terminal, say if it is new.
+    """Return the queue if it exists or may be declared; otherwise raise NotFound. On a terminal, say if it is new.
 
-    A new queue's name may be mistyped. If it is a tutorial's queue, scripts that declare it with different settings
-    will fail with 406 PRECONDITION_FAILED, so the notice says which dialect such scripts need.
+    The name of a new queue may be a typo. If it is a tutorial's queue, scripts that declare it with different settings
+    will fail with 406 PRECONDITION_FAILED, so the notice says which dialect those scripts need.
 
     Args:
-        access: given by receiving commands, which declare a queue only if it is a tutorial's or an option requires it.
+        access: set by receiving commands, which declare a queue only if it is a tutorial's or an option asks for it.
     """
     is_tutorials = queue.name in {each.name for each in broker.names}
     if not (is_tutorials or options.has_settings or broker.strict):
@@ -196,16 +196,16 @@ def checked(
 
 
 def require(name: str, channel: Channel, access: Access, hint: str = LISTED, *, suffix: str = "") -> None:
-    """Raise NotFound, as refuse() does, if a queue does not exist."""
+    """If a queue does not exist, raise NotFound as refuse() does."""
     if not administration.exists(channel, Queue(name)):
         refuse(name, access, hint, suffix=suffix)
 
 
 def refuse(name: str, access: Access | None, hint: str = DECLARE, kind: str = "queue", *, suffix: str = "") -> None:
-    """Raise NotFound for a queue that does not exist; the hint suggests a similar name that the management API lists.
+    """Raise NotFound for a missing queue; the hint suggests a similar name that the management API lists.
 
-    Does nothing if the API lists the name, for example because it is a queue but a stream is wanted: using it then
-    fails with a clear error.
+    Does nothing if the API lists the name, for example because it is a queue and not a stream: the caller's next
+    request then fails with a clear error.
 
     Args:
         kind: "queue", "stream" or "exchange".
@@ -223,7 +223,7 @@ def refuse(name: str, access: Access | None, hint: str = DECLARE, kind: str = "q
 
 
 def _names(access: Access, kind: Literal["queues", "exchanges"]) -> list[str]:
-    from mqtool import management  # only for mistyped names
+    from mqtool import management  # only if the name is mistyped
 
     listed = management.queues if kind == "queues" else management.exchanges
     with suppress(MqtoolError):

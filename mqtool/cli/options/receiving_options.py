@@ -11,7 +11,7 @@ from mqtool.cli.display.delivery_writer import DeliveryWriter, append_to, start_
 from mqtool.message import Delivery
 from mqtool.offsets import parse_offset
 
-#: Settings of an option that takes an offset in a stream.
+#: Settings of an option that takes a stream offset.
 OFFSET = dict[str, Any](parser=parse_offset, metavar="OFFSET")
 #: --match: whether a message must have all or any of the headers.
 Match = Annotated[Literal["all", "any"], Option(help="Match all of the headers, or any of them")]
@@ -60,7 +60,7 @@ class Printing(OptionGroup):
             start_new_line()
 
     def writer(self, line: Callable[[Delivery], str] | str, *, wait_for_reader: bool = False) -> DeliveryWriter:
-        """Return a writer of deliveries. It uses `line`, the command's own format, unless an option selects another.
+        """Return a writer for deliveries. It uses `line`, the command's own format, unless an option selects another.
 
         Raises:
             UsageError: the template has an unknown placeholder, or options contradict each other.
@@ -91,7 +91,7 @@ class Receiving(OptionGroup):
     ready_file: Annotated[Path | None, Option(help="Create FILE once consuming")] = None
 
     def settings(self, default: ReceivingSettings = STREAMING) -> ReceivingSettings:
-        """Settings for Channel.consume(): the defaults with the options applied."""
+        """Return the settings for Channel.consume(): the defaults with the options applied."""
         return default._replace(
             prefetch=default.prefetch if self.prefetch is None else self.prefetch,
             auto_ack=self.auto_ack,

@@ -1,4 +1,4 @@
-"""The work of all publishing commands: open a channel, delay messages, report receipts, save failures (--failed-to).
+"""What all publishing commands do: open a channel, delay messages, report receipts, save failures (--failed-to).
 
 commands/X ── read_messages() ──> pipe/source ── messages ──> tutorials/X ── publish() ──> amqp
     └── Outgoing.report() <── receipts, in order, as the broker confirms ────────────────────┘
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mqtool.delays.holding import Delaying
     from mqtool.streams import StreamChannel
 
-#: Failures that are printed one by one; the rest are only counted.
+#: The number of failures to print one by one; the rest are only counted.
 _REPORTED = 10
 #: The maximum number of bytes to print of a confirmed message's body.
 _ECHOED = 10_000
@@ -55,21 +55,21 @@ def publishing_channel(
 
     Args:
         to: where the command sends messages that do not name an exchange or a routing key themselves.
-        addressing: exchange and routing key that the user named.
+        addressing: the exchange and routing key given by the user.
         leads_to: the queue bound to `to`, if `to` is an exchange and the command declares such a queue.
         is_declared: True if the command declares `to`.
-        default: the body if there are neither message words nor input.
-        adapt: applied to each message of the input.
-        source: the messages, instead of those that the command line names.
-        default_key: the routing key if the user names none.
+        default: the body if there are no message words and no input.
+        adapt: a function applied to each message in the input.
+        source: the messages to publish instead of those given on the command line.
+        default_key: the routing key if the user gives none.
     """
     options = asked.options
     for name in addressing:
         check_utf_8(name or "")
     source = source or read_messages(asked, addressing, default=default, adapt=adapt)
     access = asked.broker.access(os.environ.get(MANAGEMENT_VARIABLE))
-    # By default the broker returns every unroutable message, and Outgoing decides which of them have failed. A delayed
-    # message reaches its queue only when it is due.
+    # By default, the broker returns every unroutable message, and Outgoing decides which of them count as failed. A
+    # delayed message is not routed to its queue until it is due.
     is_delayed = asked.delays.are_given or any(name == "x-delay" for name, _ in options.headers or ())
     mandatory = not is_delayed if options.mandatory is None else options.mandatory
     with access.channel(mandatory=mandatory, confirm_timeout=options.confirm_timeout) as channel:
@@ -102,7 +102,7 @@ class Outgoing:
     """The messages of a publishing command; reports the outcome of each one.
 
     Attributes:
-        messages: the messages to publish. None among them means that no message is available yet.
+        messages: the messages to publish. An item that is None means that no message is available yet.
         is_unreceived: True if a message given as an argument was unroutable, which does not count as a failure.
     """
 
@@ -126,14 +126,14 @@ class Outgoing:
         self._kept = None if options.failed_to is None else FailedMessages(options.failed_to, channel.addressed)
 
     def report(self, receipts: Iterable[Receipt], line: Callable[[Message], str] | str) -> None:
-        """Print the outcome of each message, and finally the totals.
+        """Print the outcome of each message, then the totals.
 
         Args:
             line: what to print for a confirmed message; a string may contain the placeholders {key} and {body}.
 
         Raises:
-            NotConfirmed, SomeFailed: the broker confirmed none, or not all, of the messages.
-            SystemExit: a signal ended the input early; all messages read before it are confirmed.
+            NotConfirmed, SomeFailed: the broker confirmed none of the messages, or not all of them.
+            SystemExit: a signal ended the input early; all messages read until then are confirmed.
         """
         text_of = _filled(line) if isinstance(line, str) else line
         progress = Progress("confirmed", is_wanted=self._is_piped, fraction=self._source.fraction)
@@ -164,7 +164,7 @@ class Outgoing:
     def _add(self, receipt: Receipt, text_of: Callable[[Message], str]) -> None:
         if receipt.confirmation is Confirmation.RETURNED and not self._must_reach_a_queue(receipt.message):
             self._counts[Confirmation.CONFIRMED] += 1
-            self._unroutable += original(receipt.message) is receipt.message  # a delayed one is not routed yet
+            self._unroutable += original(receipt.message) is receipt.message  # a delayed message is not routed yet
             self.is_unreceived = self._source.is_typed
             if not self._is_piped or current().verbose:
                 output.status(f"{text_of(receipt.message)}, no queue received it")
@@ -181,11 +181,11 @@ class Outgoing:
         _warn_of(receipt, self._failed)
 
     def _must_reach_a_queue(self, message: Message) -> bool:
-        """True if an unroutable message counts as failed; by default, if it was sent through the default exchange."""
+        """Return True if an unroutable message counts as failed. By default, one sent to the default exchange does."""
         return not message.exchange if self._is_mandatory is None else self._is_mandatory
 
     def _not_taken(self, error: MqtoolError) -> MqtoolError | None:
-        """Return the error with counts added if the broker refused some of several messages; None otherwise."""
+        """If the broker refused some of several messages, return the error with counts added; otherwise None."""
         unconfirmed = len(self._channel.unconfirmed)
         if self._is_one or not self._channel.refused or not unconfirmed:
             return None
@@ -217,9 +217,9 @@ class Outgoing:
 
 
 class FailedMessages:
-    """The file of --failed-to: messages that were not confirmed, or not published, so that they can be sent again.
+    """The file given by --failed-to: unconfirmed or unpublished messages, saved so that they can be sent again.
 
-    The file has a temporary name until it is complete, since the input may be a file of the same name.
+    The file has a temporary name until it is complete, since the input file may have the same name.
     """
 
     def __init__(self, path: Path, addressed: Callable[[Message], Message]) -> None:
@@ -252,7 +252,7 @@ class FailedMessages:
 
 
 def text(message: Message) -> str:
-    """The first line of a message's body or, if stderr is a terminal, all lines; shortened if it is long."""
+    """Return the first line of a message's body (all lines if stderr is a terminal), shortened if it is long."""
     if output.is_terminal(2):
         body, rest = output.excerpt(message.body)
         return body.decode("utf-8", "backslashreplace") + rest
@@ -297,7 +297,7 @@ def _show_neighbour(access: Access, exchange: Exchange) -> None:
 
 
 def _tell_if_unbound(access: Access, exchange: Exchange, key: str, headers: dict[str, Any]) -> None:
-    """Warn if delayed messages would be dropped if they were due now, as far as the management API knows."""
+    """Warn if, according to the management API, delayed messages would be dropped if they were due now."""
     from mqtool.inspection.definitions import read
     from mqtool.inspection.routes import Router
 
@@ -335,7 +335,7 @@ def _delayed(
     destination = Destination(to, leads_to, is_declared)
     delaying = Delaying(channel, delays.via, destination, output.notice, output.warning)
     if delays.are_given:
-        delaying.choose()  # now, rather than when the first line arrives
+        delaying.choose()  # choose now, not only when the first line arrives
     return _hold(source, delaying)
 
 
@@ -343,7 +343,7 @@ def _hold(source: Input, delaying: "Delaying") -> Iterator[Message | None]:
     try:
         yield from delaying.hold(source)
     except MqtoolError:
-        if delaying.at_fault is not None:  # it was not published, so --failed-to has to keep it
+        if delaying.at_fault is not None:  # this message was not published, so --failed-to has to save it
             source.give_back(delaying.at_fault)
         raise
 

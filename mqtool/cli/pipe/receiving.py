@@ -1,4 +1,4 @@
-"""The work of all receiving commands: open a channel, select deliveries (--where), print or process each one.
+"""What all receiving commands do: open a channel, select deliveries (--where), print or process each one.
 
 amqp ── consume() ──> tutorials/X ── deliveries ──> commands/X ──> Incoming.print_all() ──> DeliveryWriter ──> stdout
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class ReceivingChannel(Protocol):
-    """The methods of an AMQP or stream channel that are needed to print deliveries."""
+    """The methods of AMQP and stream channels that are needed to print deliveries."""
 
     def stop(self) -> None: ...
 
@@ -63,12 +63,12 @@ class Incoming:
         self._waiting = waiting
 
     def printed(self, settings: Settings) -> Settings:
-        """Return a copy of the settings that flushes the output before deliveries are acknowledged."""
+        """Return a copy of the settings, changed so that output is flushed before deliveries are acknowledged."""
         return settings._replace(before_acknowledging=self._write.flush)
 
     def print_all(self, deliveries: Iterator[Delivery]) -> None:
         """Print deliveries until there are no more. Each one is acknowledged after it has been printed."""
-        # With output into a file, nothing else shows that messages arrive.
+        # If output goes to a file, nothing else shows that messages arrive.
         progress = Progress("received", is_wanted=output.is_file(output.STDOUT), patience=0)
         with consuming(self._ready_file, self._channel, self._waiting):
             try:
@@ -83,11 +83,11 @@ class Incoming:
 def delivery_writer(
     receiving: Receiving, line: Callable[[Delivery], str] | str, *, queue_is_private: bool = False
 ) -> DeliveryWriter:
-    """Return a writer that prints deliveries in the format of the options, by default as the command's own lines.
+    """Return a writer that prints deliveries in the format set by options; the default is the command's own lines.
 
     Args:
         line: the format of the command's own lines; see DeliveryWriter.
-        queue_is_private: unread messages are lost in any case, so do not wait until a pipe's reader has read each one.
+        queue_is_private: do not wait until a pipe's reader has read each message: unread messages are lost in any case.
 
     Raises:
         UsageError: the directory of --ready-file does not exist, or the options contradict each other.
@@ -100,9 +100,9 @@ def delivery_writer(
 
 @contextmanager
 def consuming(ready_file: Path | None, channel: ReceivingChannel, waiting: str) -> Iterator[None]:
-    """Print the line `waiting`, and create the ready file, if any.
+    """Context manager: print the line `waiting`, and create the ready file, if any.
 
-    Within the block, the channel stops when the program that reads the output ends; ReaderGone is then raised.
+    If the program that reads the output exits during the `with` block, stop the channel and raise ReaderGone.
     """
     output.status(waiting)
     output.create_ready_file(ready_file)
@@ -113,7 +113,7 @@ def consuming(ready_file: Path | None, channel: ReceivingChannel, waiting: str) 
 
 @contextmanager
 def announcing_unfinished_work(in_hand: Callable[[], int]) -> Iterator[None]:
-    """Within the block, the first Ctrl-C prints how many messages are still being processed."""
+    """Context manager: on the first Ctrl-C, print how many messages are still being processed."""
 
     def say() -> None:
         if (count := in_hand()) and stopping.requested() == signal.SIGINT:
@@ -123,15 +123,15 @@ def announcing_unfinished_work(in_hand: Callable[[], int]) -> Iterator[None]:
         yield
 
 
-#: The largest prefetch in AMQP: the maximum number of unacknowledged messages of one consumer.
+#: The largest prefetch that AMQP allows: the maximum number of unacknowledged messages per consumer.
 _MOST = 65_535
 
 
 class Matching(NamedTuple):
     """The messages to receive: those that match `--where`, up to `--count`.
 
-    In a private queue, and in a stream (`skips`), a message that does not match is skipped. In any other queue it is
-    held unacknowledged until the command ends, because a message that is requeued is redelivered at once.
+    In a private queue or a stream (`skips`), a message that does not match is skipped. In any other queue, it is
+    held unacknowledged until the command ends, because a requeued message would be redelivered at once.
     """
 
     receiving: Receiving
@@ -139,7 +139,7 @@ class Matching(NamedTuple):
     skips: bool = False
 
     def settings(self) -> Settings:
-        """The settings for consuming. Raises UsageError if --auto-ack would lose messages that do not match."""
+        """Return the settings for consuming. Raises UsageError if --auto-ack would lose messages that do not match."""
         settings = self.receiving.settings()
         if self.where is None:
             return settings
@@ -150,7 +150,7 @@ class Matching(NamedTuple):
         return settings._replace(count=None, acknowledge=False, prefetch=self.receiving.prefetch or _MOST)
 
     def of(self, channel: Channel, deliveries: Iterator[Delivery], settings: Settings) -> Iterator[Delivery]:
-        """Yield the deliveries that match, up to the count. Asking for the next one acknowledges the previous one."""
+        """Yield the matching deliveries, up to the count. Asking for the next one acknowledges the previous one."""
         if self.where is None:
             return deliveries
         return self._chosen(channel, deliveries, settings, self.where)

@@ -19,12 +19,12 @@ Thing = TypeVar("Thing")
 
 STDIN = 0
 _CHUNK = 256 * 1024
-#: While no input arrives, a signal to stop is noticed after at most this many seconds.
+#: While there is no input, a signal to stop is noticed within this many seconds.
 LOOK_UP = 0.25
 
 
 def has_input(descriptor: int) -> bool:
-    """True if the input is a pipe or a file, not a terminal or /dev/null."""
+    """Return True if the input is a pipe or a file rather than a terminal or /dev/null."""
     try:
         return not stat.S_ISCHR(os.fstat(descriptor).st_mode)
     except OSError:
@@ -32,7 +32,7 @@ def has_input(descriptor: int) -> bool:
 
 
 def opened(path: Path | None) -> int:
-    """Open a file and return its descriptor; stdin for None and for "-"."""
+    """Open a file and return its descriptor; None and "-" mean stdin."""
     if path is None or str(path) == "-":
         return STDIN
     try:
@@ -53,7 +53,7 @@ def text_of(path: Path) -> str:
 
 
 def fraction(descriptor: int) -> Callable[[], float] | None:
-    """Return a function that returns how much of a file has been read, from 0 to 1; None for a pipe or terminal."""
+    """Return a function for the fraction of a file read so far, from 0 to 1; None for a pipe or terminal."""
     if not output.is_file(descriptor):
         return None
     size = max(1, os.fstat(descriptor).st_size)
@@ -61,14 +61,14 @@ def fraction(descriptor: int) -> Callable[[], float] | None:
     def fraction() -> float:
         try:
             return min(1.0, os.lseek(descriptor, 0, os.SEEK_CUR) / size)
-        except OSError:  # closed after its end was read
+        except OSError:  # the file was closed after it was read to the end
             return 1.0
 
     return fraction
 
 
 def whole(descriptor: int) -> Iterator[bytes | None]:
-    """Yield the chunks of a file to its end, even after a signal to stop."""
+    """Yield the chunks of a file up to its end, even after a signal to stop."""
     while chunk := os.read(descriptor, _CHUNK):
         yield chunk
 
@@ -94,12 +94,12 @@ def chunks(descriptor: int) -> Iterator[bytes | None]:
 
 
 def delimited(chunks: Iterator[bytes | None], delimiter: bytes) -> Iterator[bytes | None]:
-    """Yield the pieces between delimiters. After a signal to stop, an unfinished last piece is left out."""
+    """Yield the pieces between delimiters. After a signal to stop, an incomplete last piece is left out."""
     return flat(delimited_lots(chunks, delimiter))
 
 
 def flat(batches: Iterable[Sequence[Thing]]) -> Iterator[Thing | None]:
-    """Yield the items of batches one by one, and None for an empty batch."""
+    """Yield the items of all batches one by one, and None for an empty batch."""
     return chain.from_iterable(batch or (None,) for batch in batches)
 
 
@@ -129,9 +129,9 @@ def delimited_lots(chunks: Iterator[bytes | None], delimiter: bytes) -> Iterator
         yield [last]
 
 
-#: The largest message that RabbitMQ can be configured to take, in bytes.
+#: The largest message that RabbitMQ can be configured to accept, in bytes.
 LARGEST = 512 << 20
-#: Replaces a placeholder of a routing key if its group did not match.
+#: Replaces a placeholder in a routing key if its group did not match.
 UNKNOWN = "unknown"
 _PLACE = r"\{(\w+)\}"
 #: Maximum number of lines in a batch. Small batches let the broker process one while the next one is prepared.
@@ -139,20 +139,20 @@ _LOT = 256
 
 
 class Addressing(NamedTuple):
-    """The exchange and routing key given by the user, if any. The key may contain placeholders for --key-pattern."""
+    """The exchange and routing key given by the user, if any. --key-pattern fills in placeholders in the key."""
 
     exchange: str | None = None
     routing_key: str | None = None
 
 
 class Input:
-    """Messages to publish, and the unpublished rest if publishing ends early.
+    """Messages to publish, and those left unpublished if publishing ends early.
 
     Args:
-        read: the messages. None among them means that no message is available yet.
-        keeps_rest: stop at a signal, so that rest() has the messages that were not published.
-        is_typed: True for one message from the command line.
-        fraction: returns how much was read, from 0 to 1; None if the size of the input is unknown.
+        read: the messages. An item that is None means that no message is available yet.
+        keeps_rest: stop reading at a signal, so that rest() yields the messages that were not published.
+        is_typed: True for a single message from the command line.
+        fraction: returns how much has been read, from 0 to 1; None if the size of the input is unknown.
     """
 
     def __init__(
@@ -176,11 +176,11 @@ class Input:
         return _until_stopped(self._read)
 
     def give_back(self, message: Message) -> None:
-        """Keep a message that could not be published, so that rest() yields it."""
+        """Keep a message that could not be published; rest() will yield it."""
         self._given_back.append(message)
 
     def rest(self) -> Iterator[Message]:
-        """Yield unpublished messages: the rest of a file, or what is in a pipe now (a pipe may never end)."""
+        """Yield the unpublished messages: the rest of a file, or what is in a pipe now (since a pipe may never end)."""
         yield from self._given_back
         for message in self._read:
             if message is None:
@@ -189,7 +189,7 @@ class Input:
 
 
 class InputInBatches(Input, InBatches):
-    """An Input that can also be read in batches, for files and pipes. Same arguments as Input."""
+    """An Input for files and pipes that can also be read in batches. Takes the same arguments as Input."""
 
     def __init__(
         self, read: Iterator[list[Message]], *, keeps_rest: bool, fraction: Callable[[], float] | None
@@ -223,10 +223,10 @@ def read_messages(
     """Read the messages that the command line asks to publish.
 
     Args:
-        addressing: the exchange and the routing key that the user gave.
-        default: the body if there are neither message words nor input.
-        adapt: applied to each message of the input.
-        with_ids: give a message ID to each message that has none.
+        addressing: the exchange and the routing key given by the user.
+        default: the body if there are no message words and no input.
+        adapt: a function applied to each message in the input.
+        with_ids: add a message ID to each message that has none.
     """
     words, options = asked.words, asked.options
     if sum([options.lines, options.null, options.as_json, options.delimiter is not None]) > 1:
@@ -276,7 +276,7 @@ def _from_input(
                 _check_size(size := size + len(chunk))
             body = b"".join(parts)
             parts.clear()
-            if stopping.requested() is None:  # otherwise it may be only a part of the message
+            if stopping.requested() is None:  # otherwise it may be only part of the message
                 yield making.messages([body])
     finally:
         if descriptor != STDIN:

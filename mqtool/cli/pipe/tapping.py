@@ -1,8 +1,8 @@
-"""The work of `mqtool tap`: print copies of messages from one or more brokers, and count the copies dropped.
+"""What `mqtool tap` does: print copies of messages from one or more brokers, and count the dropped copies.
 
-Tapping all messages needs the firehose (tracing) of a virtual host. The first such command switches the firehose on,
+To tap all messages, a command needs the virtual host's firehose (tracing). The first such command switches it on,
 and the last one switches it off. A file in the state directory records that mqtool switched the firehose on. Each
-command that needs it holds a lock on that file; a file without a lock was left behind by a command that was killed.
+command that needs it holds a lock on that file; a file that nobody locks was left behind by a killed command.
 """
 
 import fcntl
@@ -37,8 +37,8 @@ from mqtool.where import Where
 
 #: Seconds between checks of the broker's queue; number of checks between notices of dropped messages.
 _LOOK, _EVERY = 0.25, 8
-#: After this many seconds without a check, the process must have been suspended (Ctrl-Z), and the broker may have
-#: dropped messages meanwhile.
+#: If there was no check for this many seconds, the process must have been suspended (Ctrl-Z), and the broker may have
+#: dropped messages during that time.
 _STANDSTILL = 2.0
 
 
@@ -56,7 +56,7 @@ class Printing:
 
     Attributes:
         line: the default format of a copy; see DeliveryWriter.
-        buffer: the number of deliveries kept per broker for a slow reader; above it, the oldest are dropped.
+        buffer: how many deliveries to keep per broker for a slow reader; beyond that, the oldest are dropped.
     """
 
     receiving: Receiving
@@ -66,7 +66,7 @@ class Printing:
 
 
 def print_taps(sources: Sequence[Source], printing: Printing) -> None:
-    """Print copies from all brokers at once; if there are several, each line starts with its broker's name."""
+    """Print copies from all brokers at once. If there are several brokers, each line starts with the broker's name."""
     printing.receiving.printing.redirect()
     writers = [_labelled(printing, source, among=sources) for source in sources]
     with ExitStack() as stack:
@@ -104,7 +104,7 @@ def print_taps(sources: Sequence[Source], printing: Printing) -> None:
 
 
 class _Wanted:
-    """Chooses the deliveries to print: those that match, up to a total count for all brokers."""
+    """Chooses the deliveries to print: those that match, up to a total count across all brokers."""
 
     def __init__(self, count: int | None, where: Where | None, stop: Callable[[], None]) -> None:
         self.found = 0
@@ -115,7 +115,7 @@ class _Wanted:
 
     @property
     def missing(self) -> bool:
-        """True if more deliveries are needed to reach the count."""
+        """Return True if more deliveries are needed to reach the count."""
         return self._count is not None and self.found < self._count
 
     def of(self, deliveries: Iterator[Delivery]) -> Iterator[Delivery]:
@@ -138,7 +138,7 @@ class _Wanted:
 
 
 class _Run(threading.Thread):
-    """A thread that prints the copies from one broker. Its attribute `failure` is the error that ended it, if any."""
+    """A thread that prints the copies from one broker. Its attribute `failure` is the error that stopped it, if any."""
 
     def __init__(self, write: DeliveryWriter, deliveries: Iterator[Delivery], stop: Callable[[], None]) -> None:
         super().__init__(name="mqtool-tap", daemon=True)
@@ -148,7 +148,7 @@ class _Run(threading.Thread):
         self._stop_all = stop
 
     def run(self) -> None:
-        """Print this tap's copies until there are no more; an error stops the other taps, too."""
+        """Print this tap's copies until there are no more. An error also stops the other taps."""
         try:
             for delivery in self._deliveries:
                 self._write.add(delivery)
@@ -159,7 +159,7 @@ class _Run(threading.Thread):
 
 
 def _labelled(printing: Printing, source: Source, *, among: Sequence[Source]) -> DeliveryWriter:
-    """Return a writer. With several brokers, its lines name the broker, except with --raw or --format."""
+    """Return a writer for deliveries. With several brokers, lines name theirs, except with --raw or --format."""
     receiving = printing.receiving
     write = delivery_writer(receiving, printing.line, queue_is_private=True)
     if len(among) > 1 and (receiving.printing.as_json or not receiving.printing.has_form):
@@ -175,7 +175,7 @@ def _labelled(printing: Printing, source: Source, *, among: Sequence[Source]) ->
 
 @contextmanager
 def _counting(buffers: Sequence[Buffer], taps: Sequence[Tap]) -> Iterator[None]:
-    """Within the block, print occasional notices when messages were dropped; at the end, print the total."""
+    """Context manager: print occasional notices about dropped messages, and their total when the `with` block ends."""
     is_over, started = threading.Event(), time.monotonic()
 
     def dropped() -> int:
@@ -206,7 +206,7 @@ def _counting(buffers: Sequence[Buffer], taps: Sequence[Tap]) -> Iterator[None]:
 
 
 _HOW = "to switch it off: mqtool tap --firehose-off"
-#: Seconds between attempts to reach the management API, which starts a moment after the broker; number of attempts.
+#: The management API starts slightly later than the broker: seconds between attempts to reach it, and their number.
 _PAUSE, _ATTEMPTS = 0.5, 60
 
 
@@ -238,7 +238,7 @@ def check_left_on(access: Access) -> None:
 
 @contextmanager
 def switched_on(access: Access, channel: Channel) -> Iterator[None]:
-    """Switch the firehose on within the block, and again after a broker restart; then restore its former state."""
+    """Context manager: switch the firehose on, and on again after a broker restart; finally restore its old state."""
     api, file = access.management(), _state_file(access)
     with _one_at_a_time():
         if not file.exists() and firehose_is_on(api, access.vhost):
@@ -261,7 +261,7 @@ def switched_on(access: Access, channel: Channel) -> Iterator[None]:
 def _let_go(access: Access, held: IO[str]) -> None:
     with _one_at_a_time(), held:
         if not _is_alone(held):
-            return  # another tap still needs it, and will switch it off
+            return  # another tap still needs the firehose, and will switch it off
         try:
             switch_firehose(access.management(), access.vhost, on=False)
         except MqtoolError as error:
