@@ -85,7 +85,7 @@ def home(tmp_path: Path) -> Iterator[Shell]:
 def test_a_cluster_of_private_nodes_from_up_to_down(home: Shell, tmp_path: Path) -> None:
     """Three URLs; a node that was killed is missed, and comes back with `up`; messages outlive it all."""
     own_broker(Kind.NODE)
-    up = home.run("mqtool", "broker", "up", "--kind", "node", "--cluster", timeout=120)
+    up = home.run("mqtool", "broker", "up", "--kind", "node", "--cluster", timeout=300)
     assert up.code == 0, up.stderr
     urls = up.stdout.split(" is up at ")[1].strip().split(",")
     assert len(urls) == 3

@@ -20,7 +20,7 @@ from mqtool.errors import MqtoolError, Unavailable
 from mqtool.management import Management
 from mqtool.message import Delivery, Message
 from mqtool.topology import Exchange, Queue
-from mqtool.work import conversion_plan, held_messages
+from mqtool.work import conversion_plan, held_messages, queue_conversion
 from mqtool.work.queue_conversion import Conversion, Tally
 from tests.brokers import Restartable, TestBroker, large, on_any_broker, own_broker
 from tests.cli.shell import Shell, wait_until
@@ -216,7 +216,14 @@ def test_a_queue_gets_another_type(broker: TestBroker, before: str, after: str) 
         check_all_is_there(broker)
 
 
+@pytest.fixture
+def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not wait for RabbitMQ's count of unacknowledged messages: it takes seconds in each run."""
+    monkeypatch.setattr(queue_conversion, "check_acknowledged", lambda *_: None)
+
+
 @pytest.mark.parametrize(("before", "after"), [("classic", "quorum"), ("quorum", "classic")])
+@pytest.mark.usefixtures("trusting")
 @large
 def test_killed_again_and_again(broker: TestBroker, before: str, after: str) -> None:
     """Each run is killed one frame or request later than the one before, until one comes to its end."""
@@ -228,6 +235,7 @@ def test_killed_again_and_again(broker: TestBroker, before: str, after: str) -> 
     check_all_is_there(broker)
 
 
+@pytest.mark.usefixtures("trusting")
 @large
 def test_many_messages_and_killed_again_and_again(broker: TestBroker) -> None:
     """Hundreds of messages in batches: a run may end at each of their frames."""
@@ -421,6 +429,7 @@ def test_what_cannot_be_converted_is_told_before_anything_changes(managed: Shell
 
 
 @on_any_broker
+@pytest.mark.usefixtures("trusting")
 @large
 def test_undone_after_the_queue_was_replaced(managed: Shell, broker: TestBroker) -> None:
     """The conversion is finished first, then the queue is converted back."""

@@ -103,7 +103,7 @@ def test_no_broker_in_docker_for_other_machines(home: Shell, image: str, name: s
 def test_a_cluster_in_docker_loses_a_node(home: Shell, image: str, name: str) -> None:
     """The other two go on; `status` misses it; `up` brings it back."""
     up = home.run(
-        "mqtool", "broker", "up", "--kind", "docker", "--image", image, "--cluster", "--name", name, timeout=240
+        "mqtool", "broker", "up", "--kind", "docker", "--image", image, "--cluster", "--name", name, timeout=300
     )
     assert up.code == 0, up.stderr
     [variable] = [
@@ -115,7 +115,7 @@ def test_a_cluster_in_docker_loses_a_node(home: Shell, image: str, name: str) ->
     assert home.run("mqtool", "send", "--persistent", "two").code == 0
     assert home.run("mqtool", "receive", "-c", "2", "--raw").stdout == "one\ntwo\n"
     assert "2 of 3 nodes running" in home.run("mqtool", "broker", "status", "--name", name).stdout
-    assert home.run("mqtool", "broker", "up", "--name", name, timeout=120).stdout.startswith("running again at ")
+    assert home.run("mqtool", "broker", "up", "--name", name, timeout=300).stdout.startswith("running again at ")
 
 
 def test_a_daemon_that_is_not_there(home: Shell, image: str, name: str) -> None:
