@@ -29,8 +29,8 @@ T = TypeVar("T")
 #: The user for connections from other machines. guest, with its well-known password, can only log in from this machine.
 REMOTE_USER = "remote"
 
-#: How many seconds a broker may take to start. Five are usual; a cluster in Docker takes a minute, on a busy machine two.
-_START_PATIENCE = 240.0
+#: How many seconds a broker may take to start. Five are usual; a cluster in Docker takes a minute, or two under load.
+_START_PATIENCE = 180.0
 _MANAGEMENT_PATIENCE = 30.0
 _REVIVALS = 5
 _PAUSE = 0.1

@@ -100,6 +100,7 @@ def test_no_broker_in_docker_for_other_machines(home: Shell, image: str, name: s
     assert "guest could log in from other machines" in refused.stderr
 
 
+@pytest.mark.timeout(500)
 def test_a_cluster_in_docker_loses_a_node(home: Shell, image: str, name: str) -> None:
     """The other two go on; `status` misses it; `up` brings it back."""
     up = home.run(
