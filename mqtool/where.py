@@ -175,7 +175,7 @@ class Where:
         self._test = test
 
     def matches(self, record: Record) -> bool:
-        """True if a record matches. A record is a mapping with the keys of NDJSON, or with the `fields` of parse()."""
+        """True if a record matches. Its keys are those of an NDJSON message, or the `fields` passed to parse()."""
         return self._test(_Subject(record))
 
 
@@ -255,7 +255,7 @@ def parse(text: str, fields: Set[str] | None = FIELDS) -> Where:
 
 
 class _Parser:
-    """A recursive-descent parser of conditions. `used` has the names with which the parsed fields begin."""
+    """A recursive-descent parser of conditions. `used` collects the first name of each field (headers of headers.x)."""
 
     def __init__(self, text: str, fields: Set[str] | None) -> None:
         self._text = text

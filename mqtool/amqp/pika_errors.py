@@ -60,7 +60,7 @@ def _root_cause(error: BaseException) -> BaseException:
 
 
 def connecting(error: BaseException, address: Address) -> MqtoolError:
-    """Translate a failed attempt to open a connection."""
+    """Translate the exception from a failed attempt to open a connection into one of mqtool's errors."""
     cause = _root_cause(error)
     where = f"{address.host}:{address.port}"
     for kind, what, hint in _meanings():

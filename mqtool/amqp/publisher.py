@@ -167,7 +167,7 @@ class Publisher(ChannelListener):
 
 
 def _batches(messages: Iterable[Message | None], window: int) -> Iterator[list[Message]]:
-    """Split messages into batches: of one message if the window is small or the input is a plain iterator."""
+    """Split messages into batches. If the window is small or the input is an iterator, a batch is one message."""
     if isinstance(messages, InBatches) and window == WINDOW:
         return messages.batches()
     if isinstance(messages, list) and window == WINDOW:
@@ -223,7 +223,7 @@ class AcknowledgedTags:
         self._early: set[int] = set()
 
     def acknowledge(self, tags: Sequence[int]) -> Iterator[tuple[int, bool]]:
-        """Record acknowledged tags; yield each tag to send, and whether it includes all earlier ones (`multiple`)."""
+        """Record acknowledged tags; yield the tags for basic.ack, each with its `multiple` flag."""
         self._early.update(tags)
         while self._through + 1 in self._early:
             self._through += 1

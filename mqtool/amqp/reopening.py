@@ -240,7 +240,7 @@ class ReopeningChannel:
         """Wait until the channel is open.
 
         Raises:
-            Unavailable: the command must stop, and there is no connection.
+            Unavailable: the command must stop while there is no connection.
             MqtoolError: the channel is closed for good.
         """
         with self._changed:

@@ -147,7 +147,7 @@ class SocketWire(Wire):
         return len(self._outbox)
 
     def send(self, data: bytes) -> None:
-        """Send data. What the socket does not accept yet is kept for flush().
+        """Send data. Whatever the socket cannot take yet is buffered for flush().
 
         Raises:
             ConnectionError: the connection was closed.

@@ -71,7 +71,7 @@ EFFECTS = {
 
 
 def effect_of(command: str) -> Effect:
-    """Return the effect of a command, such as "queue purge"."""
+    """Return what a command, such as "queue purge", does to a broker: see EFFECTS."""
     return next(effect for effect, names in EFFECTS.items() if command in map(str.strip, names.split(",")))
 
 

@@ -55,7 +55,7 @@ class Header(NamedTuple):
 class BareProperties(NamedTuple):
     """The properties section. None stands for a field that is not set.
 
-    `message_id` and `correlation_id` are an ULong, a UUID, bytes or a str. The times are Milliseconds.
+    `message_id` and `correlation_id` are each a ULong, a UUID, bytes or a str. The times are Milliseconds.
     """
 
     message_id: Any = None

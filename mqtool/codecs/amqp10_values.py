@@ -49,7 +49,7 @@ class Array(list[Any10]):
 
 
 class Described(NamedTuple):
-    """A value with a descriptor, which is an ULong or a Symbol."""
+    """A value with a descriptor, which is a ULong or a Symbol."""
 
     descriptor: Any10
     value: Any10

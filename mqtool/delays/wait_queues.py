@@ -286,7 +286,7 @@ class ThroughQueues:
 
 
 def _numbered(wait: Wait, number: int) -> Wait:
-    """Return the wait in the queue that is used instead of another wait's queue."""
+    """Return the wait time of the wait queue that a message with the given wait time is put in."""
     return wait._replace(suffix=f"{wait.suffix}.{number}", instead_of=wait.suffix)
 
 

@@ -57,7 +57,7 @@ class Finding:
 
     @property
     def where(self) -> str:
-        """The object, with its virtual host unless that is "/", and its line in a file."""
+        """Text that identifies the object: its name, its virtual host unless that is "/", and its line in a file."""
         where = self.thing if self.vhost in (None, "/") else f"{self.thing} in vhost {self.vhost!r}"
         return where if self.line is None else f"{where} (line {self.line:,})"
 

@@ -50,7 +50,7 @@ class Change(NamedTuple):
 
 
 class Note(NamedTuple):
-    """A change in a RabbitMQ version that cannot be detected in a broker's topology."""
+    """A change in a RabbitMQ version. Whether it affects a broker cannot be seen in the broker's topology."""
 
     since: Version
     text: str

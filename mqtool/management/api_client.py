@@ -190,7 +190,7 @@ class Management:
             yield from _later_pages(page, first["page_count"])
 
     def items(self, path: str, columns: Collection[str] = (), **query: str) -> Iterator[Json]:
-        """Yield the items of a list that the API returns whole, each as soon as it has arrived."""
+        """Yield the items of a list that the API returns without pages, each as soon as it arrives."""
         import requests
 
         answer = self._request("GET", path, {**_columns(columns), **query}, stream=True)

@@ -182,7 +182,7 @@ def _added(values: list[int], stream: Sequence[int], sizes: Sequence[int], sign:
 
 
 def _kind(word: str) -> str:
-    """Return a word's kind: a number in a certain range, hexadecimal, or other. Its replacement has the same kind."""
+    """Return a word's kind: a number (by its range), hexadecimal, or other. Its replacement is of the same kind."""
     if word.isascii() and word.isdigit():
         if len(word) == 1:
             return "digit"

@@ -55,7 +55,7 @@ class Stage:
         return f"{self.queue(name)} --declare" if self.place.apart else ""
 
     def exchange(self, name: str) -> str:
-        """The command-line option with an exchange's name; "" if the tutorial's default name can be used."""
+        """The command-line option that sets an exchange's name; "" if the tutorial's default name can be used."""
         return f" -e {self.name(name)}" if self.place.apart else ""
 
     def name(self, name: str) -> str:

@@ -19,7 +19,7 @@ class StreamDialect(StrEnum):
 
 
 class Hello(NamedTuple):
-    """Names and lines of stream tutorial 1.
+    """The names and output lines of one language's stream tutorial 1.
 
     Attributes:
         stores_bodies: True if the tutorial stores only the body of a message, without AMQP 1.0 sections.

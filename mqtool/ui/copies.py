@@ -82,7 +82,7 @@ class Copies:
             self._start(bindings)
 
     def _all_of(self, found: definitions.Definitions) -> list[Binding]:
-        """Return all bindings to queues, except those from exchanges whose type mqtool cannot route."""
+        """Return all bindings to queues, except those from exchanges of a type that mqtool does not know."""
         private = self.private
         return [
             binding

@@ -64,7 +64,7 @@ def of_integer(compute: Callable[[int], int]) -> Function:
 
 
 def of_program(command: ExecCommand) -> Function:
-    """Return a function that replies with the stdout of a program, which `command` must capture."""
+    """Return a function that runs a program and replies with its stdout. `command` must capture stdout."""
 
     def answer(request: Delivery) -> Message:
         ending = command.run(request)

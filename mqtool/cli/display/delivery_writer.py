@@ -103,7 +103,7 @@ class DeliveryWriter:
             _wait_until_taken()
 
     def add(self, delivery: Delivery) -> None:
-        """Write a delivery: immediately if output waits for the pipe's reader, otherwise in a batch."""
+        """Write a delivery: immediately if the pipe's reader sets the pace, otherwise in a batch."""
         if self._wait_for_reader:
             self(delivery)
             return

@@ -1,4 +1,4 @@
-"""Options that name a broker and the login; confirmation before something is changed or deleted."""
+"""Options that select a broker and give the credentials for it; also asks before something is changed or deleted."""
 
 import functools
 import os

@@ -367,7 +367,7 @@ def _ends(
 
 
 def moved(queue: Queue) -> list[int]:
-    """Return the numbers of a queue's ready, unacknowledged and published messages.
+    """Count a queue's ready, unacknowledged and published messages.
 
     In a stream, all messages count as ready, even those that cannot be read yet.
     """

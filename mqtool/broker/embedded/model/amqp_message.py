@@ -143,7 +143,7 @@ class Properties:
 
     @classmethod
     def of(cls, fields: Mapping[str, bytes]) -> Self:
-        """Return the properties with these fields, encoded as fields() returns them."""
+        """Build properties from encoded fields, as fields() returns them."""
         return cls(_encode_fields(fields))
 
     def named(self) -> Table:

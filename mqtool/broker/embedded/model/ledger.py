@@ -132,7 +132,7 @@ class Log(Protocol):
         """True if a reader waits for new messages."""
 
     def prepare(self) -> None:
-        """Choose the data for the next write(), in addition to data that a failed write() has left."""
+        """Choose the data for the next write(), in addition to any data left over from a failed write()."""
 
     def write(self) -> None:
         """Write the prepared data and sync it to disk. Can be called on any thread, and again after an error."""

@@ -102,7 +102,7 @@ class Sections(NamedTuple):
         return exchange or "", key
 
     def to(self, exchange: str, routing_key: str, profile: Profile) -> "Sectioned":
-        """Return the message with an address. Raises NotAMessage if a field has the wrong type."""
+        """Build the message from its sections, for this address. Raises NotAMessage if a field has the wrong type."""
         key = (self.header, self.head.key, profile.addresses_replies, self.encoded)
         properties = _known.get(key)
         if properties is None:
@@ -291,7 +291,7 @@ def encode(
 
     Args:
         added: annotations of this delivery, such as x-stream-offset.
-        deliveries: how often the message was delivered before, without success.
+        deliveries: how many earlier deliveries of the message failed.
         redelivered: True if the message was delivered before.
     """
     header = header_from_091(message.properties)

@@ -233,7 +233,7 @@ class StreamLog:
         return bool(self._watchers)
 
     def prepare(self) -> None:
-        """Choose the chunks for the next write(), in addition to those that a failed write() has left."""
+        """Choose the chunks for the next write(), in addition to any left over from a failed write()."""
         self._is_due = False
         if self.deleted:
             self._writes.clear()

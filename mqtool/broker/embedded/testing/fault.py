@@ -92,7 +92,7 @@ class Fault:
         """Apply the fault to a new connection."""
 
     def publishing(self, routing: Routing) -> bool:  # noqa: ARG002
-        """Return True to answer a publish with a nack. May change `routing.queues`, the queues to which it goes."""
+        """Return True to nack a message. May change `routing.queues`, the queues that the message is routed to."""
         return False
 
     def acknowledging(self, queue: Queue) -> bool:  # noqa: ARG002

@@ -291,7 +291,7 @@ class Connection(Session):
 
 
 def _publish_index(error: ConnectionException) -> int:
-    """Return the `index` for close() after a failed publish: basic.publish's for error 540, otherwise 0."""
+    """Return the `index` for close() after a failed publish: that of basic.publish for error 540, otherwise 0."""
     return commands.Basic.Publish.index if error.code == NOT_IMPLEMENTED else 0
 
 

@@ -1,4 +1,4 @@
-"""The base class of AMQP 0-9-1 connections, with everything that their channels use; and the handshake."""
+"""The base class of AMQP 0-9-1 connections: the handshake, and everything that channels need from their connection."""
 
 from collections.abc import Callable
 from typing import Any
