@@ -202,13 +202,6 @@ def under_way(api: Management, vhost: str) -> Iterator[Plan]:
             yield Plan.parsed(text)
 
 
-def plan_under_way(api: Management, vhost: str, queue: str) -> Plan | None:
-    """Return the plan of a queue's unfinished conversion, if any."""
-    view = view_of(api, vhost, Names.of(queue).held)
-    text = ((view or {}).get("arguments") or {}).get(PLAN)
-    return Plan.parsed(text) if isinstance(text, str) else None
-
-
 def prospect(api: Management, vhost: str, queue: str, to: str | None, changes: Mapping[str, Any]) -> Prospect:
     """Find out what a conversion would do, without changing anything.
 
