@@ -1,8 +1,9 @@
 """Transactions (tx.select): move messages from one queue to another, in batches that move completely or not at all.
 
 The broker publishes the messages of a transaction, and acknowledges the deliveries in it, when it handles tx.commit. So
-if the client is killed at any moment, no message is lost and none is in both queues. If the broker itself is killed
-while it commits, the messages of that batch may be in both.
+if the client is killed at any moment, no message is lost and none is in both queues. If the broker itself is killed,
+messages may be in both: those of the batch that it was committing and, in RabbitMQ's classic queues, those of earlier
+batches, because such a queue writes acknowledgements to disk later than it accepts them.
 https://www.rabbitmq.com/docs/semantics#tx
 """
 

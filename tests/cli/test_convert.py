@@ -116,7 +116,7 @@ def convert(
 
 
 def run(connection: Connection, api: Management, vhost: str, *, undo: bool, to: str, at_once: int) -> Tally:
-    plan = conversion_plan.plan_under_way(api, vhost, "jobs")
+    plan = next(conversion_plan.under_way(api, vhost), None)
     is_new = plan is None
     if plan is None:
         found = conversion_plan.prospect(api, vhost, "jobs", to, {})
@@ -308,7 +308,7 @@ def test_undone(broker: TestBroker, kill_at: int) -> None:
     if convert(broker, kill_at) is None and "jobs.mqtool-convert" in definitions(broker)[0]:
         with Connection(parse_addresses(broker.url)) as connection:
             api = Management(broker.management, "guest", "guest")
-            plan = conversion_plan.plan_under_way(api, broker.vhost, "jobs")
+            plan = next(conversion_plan.under_way(api, broker.vhost), None)
             assert plan is not None
             is_replaced = Conversion(connection, api, broker.vhost, plan, user="guest").is_replaced()
         if not is_replaced:
@@ -475,7 +475,11 @@ def test_the_holding_queue_is_deleted(managed: Shell, broker: TestBroker, kill_a
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", [Kind.EMBEDDED, Kind.NODE])
 def test_the_broker_is_killed(lonely_shell: Shell, kind: Kind) -> None:
-    """The command fails with a hint; once the broker is back, --resume goes on. At most one batch arrives twice."""
+    """The command fails with a hint; once the broker is back, --resume goes on, and all messages are there.
+
+    In the embedded broker, at most one batch is in the queue twice. RabbitMQ's classic queues write acknowledgements to
+    disk some time after they were committed, so every message that was moved before may be in the queue twice.
+    """
     own_broker(kind)
     restartable, count = Restartable(kind, f"convert-{uuid.uuid4().hex[:8]}"), 5_000
     lonely_shell.environment["MQTOOL_URL"] = restartable.url
@@ -502,7 +506,8 @@ def test_the_broker_is_killed(lonely_shell: Shell, kind: Kind) -> None:
     finally:
         restartable.stop()
     assert set(numbers) == set(range(count))
-    assert len(numbers) <= count + 500
+    if kind is Kind.EMBEDDED:
+        assert len(numbers) <= count + 500
 
 
 def has_held(url: str) -> bool:
