@@ -35,14 +35,14 @@ _DIFFERS = (
     r"received (?:the value )?'?([^']*?)'?(?: of type '\w+')? "
     r"but current is (?:the value )?'?([^']*?)'?(?: of type '\w+')?$"
 )
-#: Seconds to wait for a connection to the management API and for its response, if the API is only used for a hint.
+#: Seconds to wait for a connection to the management API, and for its response, when only a hint depends on it.
 HINT_PATIENCE = (0.3, 1.0)
 #: Seconds to wait for a connection when checking whether a port is open.
 _LOOK = 2.0
 
 
 def taught(lesson: Any, channel: object) -> Any:
-    """Return the lesson for the channel's protocol: the given module, or its AMQP 1.0 counterpart if there is one."""
+    """Return the tutorial module for the channel's protocol: `lesson`, or its AMQP 1.0 counterpart, if any."""
     name = lesson.__name__.rpartition(".")[2]
     if isinstance(channel, Channel) or name.replace("_", "-") not in OVER_AMQP10:
         return lesson
@@ -82,7 +82,7 @@ class Access(NamedTuple):
 
     @property
     def user(self) -> str:
-        """The user that mqtool logs in as; "" if it logs in with a certificate, since its user is unknown."""
+        """The user that mqtool logs in as; "" for a login by certificate, because the broker chooses the user then."""
         return "" if self.tls.logs_in(self.address) else self.address.user
 
     @property
@@ -115,7 +115,7 @@ class Access(NamedTuple):
     def _check_tls(self) -> None:
         if (self.tls.ca or self.tls.cert) and not any(address.tls for address in self.addresses):
             raise UsageError(
-                "TLS files are given, but the broker's URL is without TLS", "use a URL that starts with amqps://"
+                "TLS files are given, but the broker's URL does not use TLS", "use a URL that starts with amqps://"
             )
 
     def _within(self, connect: Callable[[], _T]) -> _T:
@@ -222,21 +222,22 @@ class Access(NamedTuple):
                 return
         node = f"{self.address.host}:{_STREAM_TLS if self.address.tls else _STREAM}"
         raise Unavailable(
-            f"the stream port {node} belongs to another broker than the one at {self.address}",
-            "--stream-port names the port of this one",
+            f"the stream port {node} does not belong to the broker at {self.address}",
+            "give the stream port of that broker with --stream-port",
         )
 
     def management(self, patience: tuple[float, float] | None = None) -> "Management":
-        """Find the management API: by the given URL, by the URL of a broker started by mqtool, or on the broker's host.
+        """Locate the management API: at the given URL, at the one recorded by 'broker up', or on the broker's host.
 
-        On the broker's host, mqtool tries port 15672 and the AMQP port + 10000.
+        On the host, the port is 15671 with TLS, and 15672 without. If the AMQP port is not the default one, mqtool
+        tries the AMQP port + 10000 first, and checks that the API belongs to this broker.
 
         Args:
             patience: seconds to wait for a connection and for a response; None for the defaults.
 
         Raises:
-            UsageError: the URL is not valid.
-            Unavailable: no API was found, or the API found belongs to another broker.
+            UsageError: the given URL is not valid.
+            Unavailable, AccessRefused: mqtool tried several ports, and found no API of this broker.
         """
         from mqtool.management import PATIENCE, Management
 
@@ -262,7 +263,7 @@ class Access(NamedTuple):
         return self._of_this_broker([beside, usual])
 
     def _of_this_broker(self, guesses: Sequence["Management"]) -> "Management":
-        """Return the first guess that belongs to this broker, not to another one; raise an error if there is none."""
+        """Return the first of several APIs that belongs to this broker. If none does, raise an error that says why."""
         from mqtool.management import HOW_TO_ENABLE, listens_on
 
         failure: MqtoolError | None = None
@@ -275,7 +276,7 @@ class Access(NamedTuple):
             if is_ours:
                 return guess
             self._check_reachable()
-            what = f"the management API at {guess.url} belongs to another broker than the one at {self.address}"
+            what = f"the management API at {guess.url} does not belong to the broker at {self.address}"
             failure = Unavailable(what, HOW_TO_ENABLE)
         assert failure is not None
         raise failure
@@ -289,7 +290,7 @@ class Access(NamedTuple):
 
 
 def _notice(text: str) -> None:
-    """Print a notice. If an existing queue or exchange has other settings, suggest a --dialect that matches them."""
+    """Print a notice. If it reports a queue or exchange with other settings, suggest a --dialect that matches them."""
     like = declaring_like(text)
     if differs := re.search(_DIFFERS, text):
         setting, thing, ours, theirs = differs.groups()
@@ -312,7 +313,7 @@ def _parsed(url: str) -> SplitResult:
 
 
 def _started_with(address: Address, what: str = "management") -> str | None:
-    """The URL of the "management" API or the "streams" port of a broker; None if mqtool did not start the broker."""
+    """Return a broker's "management" or "streams" URL, as recorded when mqtool started it; None if it did not."""
     from mqtool.broker import state
 
     for started in state.load_all():

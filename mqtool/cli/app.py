@@ -83,7 +83,7 @@ class _Root(Group):
             metavar="NAME",
             default=None,
             shell_complete=lambda _ctx, _option, typed: [name for name in contexts.names() if name.startswith(typed)],
-            help="Broker, by the name of a context",
+            help="Use the broker of context NAME",
         )
         about = "Learn, script and operate RabbitMQ from the command line."
         super().__init__("mqtool", about, Commands(), params=[version, context])

@@ -60,7 +60,9 @@ class Choice(NamedTuple):
         return given or Protocol(of_context or Protocol.AMQP_0_9_1)
 
     def addresses(self) -> list[Address]:
-        """The broker's nodes as the URL gives them. Ignores --user and --vhost, and does not run a password command.
+        """Parse the URL into the addresses of the broker's nodes.
+
+        Applies neither --user nor --vhost, and does not run a password command.
 
         Raises:
             UsageError: the URL is not valid.
@@ -108,7 +110,9 @@ def choose(url: str | None = None, context: str | None = None, typed: Collection
 def resolve_addresses(
     choice: Choice, *, user: str | None = None, vhost: str | None = None, password_file: Path | None = None
 ) -> list[Address]:
-    """Return the broker's nodes, with the login from options, a password file or the context's password command.
+    """Return the addresses of the broker's nodes, with user, password and virtual host from the options applied.
+
+    Without a password file, the context's password command, if any, provides the password.
 
     Raises:
         UsageError: the URL, the user or the vhost is not valid, or the password file cannot be read.
@@ -117,7 +121,7 @@ def resolve_addresses(
     addresses = choice.addresses()
     for what, name in (("vhost", vhost), ("user", user)):
         if name is not None and not 0 < len(os.fsencode(name)) <= 255:
-            raise UsageError(f"the {what} has {len(os.fsencode(name))} bytes", "use 1 to 255 bytes")
+            raise UsageError(f"the {what} name is {len(os.fsencode(name))} bytes long", "use 1 to 255 bytes")
     if password_file is not None:
         password: str | None = read_password(password_file)
     else:
@@ -130,7 +134,7 @@ def resolve_addresses(
 
 
 def is_same_node(one: Address, other: Address) -> bool:
-    """Return True if two addresses lead to the same node."""
+    """Return True if two addresses are those of the same node."""
     hosts = {one.host, other.host}
     return one.port == other.port and (len(hosts) == 1 or hosts <= {"localhost", "127.0.0.1"})
 

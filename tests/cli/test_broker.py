@@ -151,7 +151,7 @@ def test_options_that_a_running_broker_does_not_have(home: Shell, at_port: str) 
     home.run(*embedded, "--in-memory", "--like=4.0", at_port)
     assert re.search(r"like +4\.0\n", home.run("mqtool", "broker", "status", "--name=mine").stdout)
     assert home.run(*embedded, "--like=4.0").stdout.startswith("already running")
-    assert "was not started with this --like\n" in home.run(*embedded, "--like=4.3").stderr
+    assert "was not started with the same --like\n" in home.run(*embedded, "--like=4.3").stderr
     assert "use --kind embedded" in home.run("mqtool", "broker", "up", "--kind=node", "--like=4.3").stderr
     assert home.run("mqtool", "broker", "up", "--in-memory", "--name", "mine").stdout.startswith("already running")
     for option in ("--kind=node", "--port=1", "--cluster", "--listen=127.0.0.2", "--data-dir=x", "--management-port=1"):

@@ -165,9 +165,9 @@ def test_mistakes(home: Shell) -> None:
         "-C staging drill poison": "'drill poison' does not take a context",
         "context use stagin": "did you mean 'staging'?",
         "context rm nothing": "unknown context 'nothing'\nhint: 'mqtool context ls' lists them",
-        "context use": "name one context, or --none",
+        "context use": "give either the name of a context or --none",
         "context show": "no context is in use",
-        "context add staging -u amqp://b": "context 'staging' exists",
+        "context add staging -u amqp://b": "context 'staging' already exists",
         "context add a/b -u amqp://b": "'a/b' is not a valid context name",
         "context add b -u http://b": "its scheme is 'http'",
     }.items():

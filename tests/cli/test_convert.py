@@ -445,7 +445,7 @@ def test_undone_after_the_queue_was_replaced(managed: Shell, broker: TestBroker)
         kill_at += 1
     undone = managed.run("mqtool", "queue", "convert", "--undo", "jobs", "--yes")
     assert undone.code == 0, undone.stderr
-    assert "'jobs' was replaced already: converting it back" in undone.stderr
+    assert "'jobs' has already been replaced: converting it back" in undone.stderr
     assert kind_of(broker) == "classic"
     check_all_is_there(broker)
 

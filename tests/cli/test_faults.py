@@ -29,7 +29,7 @@ def tester(lonely_shell: Shell, own: EmbeddedBroker) -> Shell:
 def test_a_fault_from_the_shell(tester: Shell, own: EmbeddedBroker) -> None:
     """It happens; it is listed while it lasts; and it can be ended."""
     worker = tester.start("mqtool", "receive", "--declare", "-q", "jobs", ready=True).wait_until_ready()
-    assert tester.run("mqtool", "fault", "cut-connections").stderr == "cut-connections: met 1\n"
+    assert tester.run("mqtool", "fault", "cut-connections").stderr == "cut-connections: 1 affected\n"
     worker.wait_for_stderr("connected again")
     worker.interrupt().wait()
 
@@ -76,7 +76,7 @@ def test_a_broker_in_alarm_takes_no_publisher_of_a_stream(tester: Shell, own: Em
 def test_rabbitmq_has_none(shell: Shell, broker: TestBroker) -> None:
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     refused = shell.run("mqtool", "fault", "cut-connections")
-    assert (refused.code, "only the embedded broker has faults on demand" in refused.stderr) == (2, True)
+    assert (refused.code, "only the embedded broker supports faults" in refused.stderr) == (2, True)
 
 
 def test_serve(lonely_shell: Shell, tmp_path: Path) -> None:

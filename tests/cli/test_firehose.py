@@ -127,7 +127,7 @@ def test_it_is_asked_for_aloud(shell: Shell) -> None:
         (["--all"], "only the broker's firehose shows --all"),
         ([""], "only the broker's firehose shows the default exchange"),
         (["--firehose"], "name either an exchange or a queue"),
-        (["amq.topic", "kern.*", "--firehose"], "the firehose has no keys"),
+        (["amq.topic", "kern.*", "--firehose"], "--firehose cannot select messages by key"),
     ):
         refused = shell.run("mqtool", "tap", *words)
         assert refused.code == 2

@@ -225,7 +225,7 @@ def test_a_lost_connection_ends_it(shell: Shell, broker: TestBroker) -> None:
         broker.api("DELETE", f"connections/{quote(connection['name'], safe='')}")
     ended = running.wait()
     assert ended.code == 69
-    assert "hint: run it again: what was not moved is still there" in ended.stderr
+    assert "hint: run it again to move the rest" in ended.stderr
     assert shell.run("mqtool", "move", "a", "--to", "b").code == 0
     assert set(bodies(taken(broker, "b"))) == set(range(300))
 

@@ -98,7 +98,7 @@ def test_a_message_at_its_delivery_limit_is_not_lost(shell: Shell, broker: TestB
     for times in 1, 2:
         shown = shell.run(*command)
         assert shown.stdout.split() == ["0", "1", "2"]
-        assert f"come back up to {times} times: beyond 3, 'jobs' drops them" in shown.stderr
+        assert f"requeued up to {times} times: after more than 3, 'jobs' drops them" in shown.stderr
     stopped = shell.run(*command)
     assert (stopped.code, stopped.stdout) == (1, "")
     assert "has been requeued 2 times, and 'jobs' drops it after 3" in stopped.stderr

@@ -60,4 +60,4 @@ def test_streams_over_tls(lonely_shell: Shell, encrypted: Encrypted, amqp_tls: A
     assert (unknown.stdout, unknown.code) == ("", 69)
     assert "certificate" in unknown.stderr
     in_clear = ("-u", encrypted.url.replace("amqps:", "amqp:"), *trusted[2:])
-    assert "the broker's URL is without TLS" in lonely_shell.run("mqtool", "send-stream", *in_clear, "x").stderr
+    assert "the broker's URL does not use TLS" in lonely_shell.run("mqtool", "send-stream", *in_clear, "x").stderr

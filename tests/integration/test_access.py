@@ -30,7 +30,7 @@ def test_the_usual_stream_port_may_be_that_of_another_broker(monkeypatch: pytest
         to_mine = access.Access(parse_addresses(mine.url), TlsFiles())
         monkeypatch.setattr(access, "_STREAM", other.stream_port)
         with (
-            pytest.raises(Unavailable, match=f"{other.stream_port} belongs to another broker"),
+            pytest.raises(Unavailable, match=f"{other.stream_port} does not belong to the broker"),
             to_mine.stream_channel(None),
         ):
             pass

@@ -26,17 +26,17 @@ _QUEUE_TYPES = ("classic", "quorum", "stream")
 
 
 class Report(OptionGroup):
-    """Options for the result."""
+    """Options that choose how results are printed, and whether charts are drawn."""
 
     as_json: Annotated[bool, Option("--json", help="Print each result as a JSON object")] = False
-    as_csv: Annotated[bool, Option("--csv", help="Print results as CSV, a line each")] = False
-    plot: Annotated[Path | None, Option(metavar="FILE", help="Draw charts in FILE.svg or FILE.html")] = None
+    as_csv: Annotated[bool, Option("--csv", help="Print results as CSV, one line per result")] = False
+    plot: Annotated[Path | None, Option(metavar="FILE", help="Write charts to FILE (.svg or .html)")] = None
 
     def check(self) -> None:
         """Check that the options can be combined.
 
         Raises:
-            UsageError: the options cannot be combined, or the chart's format is unknown.
+            UsageError: the options cannot be combined, the chart's format is unknown, or its file is not writable.
         """
         if self.as_json and self.as_csv:
             raise UsageError("--json and --csv cannot be combined", "use only one of them")
@@ -91,14 +91,16 @@ def bench(
     words: Annotated[
         list[str] | None,
         Argument(
-            metavar="[compare A B]", help="Compare two contexts, URLs, queue types or result files", complete=_proposals
+            metavar="[compare A B]",
+            help="Compare two contexts, URLs, queue types, protocols or files",
+            complete=_proposals,
         ),
     ] = None,
 ) -> None:
     """Measure the throughput and latency of a broker.
 
-    Publishers and consumers are processes of their own, and use a queue of their own. Latency counts from the time at
-    which a message was due. All messages are numbered: if a confirmed one is lost, the exit code is 1.
+    Each publisher and consumer is a separate process, and the queue is created for the benchmark. Latency is measured
+    from the time at which a message was due. All messages are numbered: if a confirmed one is lost, the exit code is 1.
     """
     report.check()
     stopping.end_with_terminal()
@@ -129,7 +131,7 @@ def _ask(access: Access, plan: Plan, *, yes: bool) -> None:
 
 
 def _run(place: Place, plan: Plan, commands: Sequence[Timed] = (), label: str = "") -> Result:
-    """Perform a run with a progress bar. Ctrl-C ends the run early; the result so far is returned."""
+    """Perform a run with a progress bar. If Ctrl-C ends the run early, return the result so far."""
     fraction = 0.0
     progress = Progress(f"confirmed{label}", fraction=lambda: fraction)
 
@@ -149,7 +151,7 @@ def _run(place: Place, plan: Plan, commands: Sequence[Timed] = (), label: str = 
 
 
 def _check(results: Sequence[Result]) -> None:
-    """Print remarks about the results.
+    """Print warnings about the results.
 
     Raises:
         MqtoolError: confirmed messages were lost.
@@ -181,7 +183,12 @@ def _vary(access: Access, plan: Plan, runs: Runs, variation: Variation, report: 
 
 
 class Side(NamedTuple):
-    """One of the two things to compare: its name, and how to reach and load it; or the results in a file."""
+    """One side of a comparison: a broker and the load to put on it, or results that were read from a file.
+
+    Attributes:
+        access: the broker; None for a file.
+        results: the contents of the file.
+    """
 
     name: str
     access: Access | None
@@ -193,7 +200,7 @@ def _compare(words: Sequence[str], broker: ManagedBroker, plan: Plan, runs: Runs
     if words[0] != "compare" or len(words) != 3:
         example = "mqtool bench compare classic quorum"
         hint = example if words[0] == "compare" else did_you_mean(words[0], ["compare"], example)
-        raise UsageError("bench takes either no words, or compare and two names", hint)
+        raise UsageError("bench takes no arguments, or 'compare' and two names", hint)
     given = {"--plot": report.plot, "--vary": runs.vary, "--at": runs.at, "--during": runs.during}
     if unfit := [option for option, value in given.items() if value is not None]:
         raise UsageError(f"compare does not take {unfit[0]}", "leave it out")
@@ -201,7 +208,7 @@ def _compare(words: Sequence[str], broker: ManagedBroker, plan: Plan, runs: Runs
     found: list[list[dict[str, Any]]] = [[*side.results] for side in sides]
     live = [side for side in sides if side.access is not None]
     if len(live) == 1:
-        raise UsageError("a file can only be compared with another file", "mqtool bench --json > FILE makes one")
+        raise UsageError("a file can only be compared with another file", "create one: mqtool bench --json > FILE")
     results = []
     for side in live:
         _ask(side.access, side.plan, yes=yes)  # type: ignore[arg-type]
@@ -218,7 +225,7 @@ def _compare(words: Sequence[str], broker: ManagedBroker, plan: Plan, runs: Runs
     pairs = [each[:complete] for each in found] if live else found
     names = (sides[0].name, sides[1].name)
     if not complete:
-        output.warning("there is nothing to compare yet: each needs at least one complete run")
+        output.warning("nothing to compare yet: each side needs at least one complete run")
     else:
         compared = comparison.compare(*pairs, paired=bool(live))
         bench_report.show_comparison(names, compared, pairs, as_json=report.as_json, as_csv=report.as_csv)
@@ -228,7 +235,7 @@ def _compare(words: Sequence[str], broker: ManagedBroker, plan: Plan, runs: Runs
 
 
 def _side(word: str, broker: ManagedBroker, plan: Plan) -> Side:
-    """Return the side that a word on the command line names: a queue type, a file, a URL, or a context."""
+    """Interpret an operand of `compare`: a queue type, a protocol, a file, a URL, or the name of a context."""
     if word in _QUEUE_TYPES:
         return Side(word, broker.access(), plan.with_value("queue_type", word).checked())
     if word in PROTOCOLS:
@@ -249,13 +256,13 @@ def _results_in(path: Path) -> list[dict[str, Any]]:
     """Read the results from a file written by `bench --json`.
 
     Raises:
-        BadData: the file contains something else.
+        BadData: the file cannot be read, is empty, or contains anything else.
     """
     try:
         found = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
         comparison.compare(found, found, paired=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadData(f"{path} has no results of 'mqtool bench --json'") from error
+        raise BadData(f"{path} does not contain results of 'mqtool bench --json'") from error
     if not found:
         raise BadData(f"{path} is empty")
     return found

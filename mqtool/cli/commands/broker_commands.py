@@ -42,7 +42,7 @@ def down(name: Name = DEFAULT_NAME) -> None:
 def status(which: WhichBroker, name: Name = DEFAULT_NAME) -> None:
     """Show whether the broker is running (exit 0) or not (exit 69).
 
-    Also shows which broker commands use, and why.
+    Also shows which broker the other commands use, and why.
     """
     choice = which.choice()
     if (started := state.load(name)) is None:
@@ -70,7 +70,7 @@ def _state_of(started: Started) -> str:
 
 @broker.command("mqtool broker ls", "mqtool broker ls --json")
 def ls(as_json: Annotated[bool, Option("--json", help="Print one JSON object per line")] = False) -> None:
-    """List the brokers of 'broker up', running and stopped."""
+    """List the brokers that 'broker up' started, running or stopped."""
     rows = []
     for name in state.names():
         found = (started := state.load(name)) or state.load_stopped(name)
@@ -95,7 +95,7 @@ def rm(
         if purge:
             starter_of(found).discard(found)
             if (data := Path(str(found.details.get("data")))).exists():
-                output.notice(f"{data} is not ours to remove")
+                output.notice(f"{data} was not removed, because it is outside mqtool's own directory")
         else:
             state.remove_but_data(name)
     output.status(f"removed {name}")
@@ -133,11 +133,11 @@ def logs(
 def env(
     which: WhichBroker,
     name: Name = DEFAULT_NAME,
-    for_remote: Annotated[bool, Option("--remote", help="For another machine (after 'up --listen')")] = False,
+    for_remote: Annotated[bool, Option("--remote", help="For use on another machine (after 'up --listen')")] = False,
 ) -> None:
-    """Print shell variables that point programs at the broker.
+    """Print shell variables that tell programs where the broker is.
 
-    With -C NAME, they point at the broker of that context.
+    With -C NAME, the variables are those for the broker of that context.
     """
     if which.call.typed & {"url", "context"}:
         choice = which.choice()
@@ -148,7 +148,10 @@ def env(
     started = known(name)
     url = readiness.remote_url(started) if for_remote else started.url
     if url is None:
-        raise UsageError(f"the broker named {name!r} is for this machine only", "start it with --listen ADDRESS")
+        raise UsageError(
+            f"the broker named {name!r} does not accept connections from other machines",
+            "start it with --listen ADDRESS",
+        )
     _export(url)
     if streams := started.details.get("streams"):
         output.show(f"export MQTOOL_STREAM_PORT={urlsplit(streams).port}")
@@ -173,7 +176,7 @@ def wait(
 
 plugin_app = app.group("plugin", "Enable and disable plugins of your broker.")
 
-#: RabbitMQ plugins that people often enable, for shell completion.
+#: RabbitMQ plugins that users often enable, for shell completion.
 _PLUGINS = [
     *("rabbitmq_auth_backend_ldap", "rabbitmq_consistent_hash_exchange", "rabbitmq_delayed_message_exchange"),
     *("rabbitmq_federation", "rabbitmq_federation_management", "rabbitmq_management", "rabbitmq_mqtt"),
@@ -212,7 +215,7 @@ def _started(name: str) -> Started:
     started = state.load(name)
     if started is None:
         raise Unavailable(
-            f"mqtool has not started a broker named {name!r}, and only changes plugins of its own brokers",
+            f"no broker named {name!r} was started here, and mqtool only changes plugins of brokers that it started",
             "run on the broker's machine: rabbitmq-plugins enable PLUGIN",
         )
     if not starter_of(started).is_running(started):
@@ -227,13 +230,15 @@ def _started(name: str) -> Started:
     "mqtool broker fault clear",
 )
 def fault(
-    name: Annotated[str, Argument(metavar="FAULT", help="The fault; or ls, or clear", complete=lambda *_: _FAULTS)],
+    name: Annotated[
+        str, Argument(metavar="FAULT", help="Fault to start, or ls, or clear", complete=lambda *_: _FAULTS)
+    ],
     broker: ManagedBroker,
     yes: Yes = False,
-    arguments: Annotated[list[str] | None, Argument(help="NAME=VALUE; of clear, an id")] = None,
+    arguments: Annotated[list[str] | None, Argument(help="NAME=VALUE; for clear, the id of a fault")] = None,
     as_json: Annotated[bool, Option("--json", help="With ls: print one JSON object per line")] = False,
 ) -> None:
-    """Make something go wrong with an embedded broker.
+    """Inject a fault into an embedded broker.
 
     Connections: cut-connections [name= reset=], refuse-connections [seconds=], go-silent [seconds=],
     slow-down [seconds=], block-publishers [reason= seconds=], close-connections [code= text= name=],
@@ -242,7 +247,7 @@ def fault(
     Messages: nack-publishes queue= [count=], return-unroutable [count=], delay-confirms [seconds=],
     lose-acks [count= queue=], cancel-consumers queue=.
 
-    'ls' lists the active faults. A fault ends after its time or count, or with 'clear'.
+    'ls' lists the active faults. A fault ends when its time or count is up, or when 'clear' ends it.
     """
     access = broker.access()
     api = access.management()
@@ -263,7 +268,7 @@ def fault(
         if begun["id"] is not None:
             output.status(f"{name} is active; to end it: {pasteable('broker fault clear', str(begun['id']))}")
         else:
-            output.status(f"{name}: met {begun['met']}")
+            output.status(f"{name}: {begun['met']} affected")
 
 
 def _active(api: Management) -> Any:
@@ -271,7 +276,7 @@ def _active(api: Management) -> Any:
         return api.get("mqtool/faults")
     except NotFound as error:
         raise UsageError(
-            "only the embedded broker has faults on demand", "start one with 'mqtool broker up --kind embedded'"
+            "only the embedded broker supports faults", "start one with 'mqtool broker up --kind embedded'"
         ) from error
 
 
@@ -280,7 +285,7 @@ def _arguments(words: list[str]) -> dict[str, str]:
     for word in words:
         name, equals, value = word.partition("=")
         if not equals:
-            raise UsageError(f"{word!r} is not an argument of a fault", "an argument looks like queue=jobs")
+            raise UsageError(f"{word!r} is not an argument of a fault", "use NAME=VALUE, such as queue=jobs")
         given[name.replace("-", "_")] = value
     return given
 

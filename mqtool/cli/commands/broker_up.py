@@ -43,7 +43,7 @@ def _port(about: str, lowest: int = 1) -> Any:
     "mqtool broker up",
     "mqtool broker up --kind embedded --port 5673 --name second",
     instead={
-        "user": Annotated[str | None, Option(help="User to log in as; with --kind docker, the broker's")],
+        "user": Annotated[str | None, Option(help="User to log in as; with --kind docker, user to create")],
         "tls_cert": Annotated[Path | None, Option(help="Client certificate; with --kind embedded, the broker's")],
         "tls_key": Annotated[Path | None, Option(help="Key of the certificate")],
     },
@@ -62,13 +62,13 @@ def up(
     cluster: Annotated[bool, Option(help="Start a cluster of three nodes")] = False,
     image: Annotated[str | None, Option(help="RabbitMQ image or version to build on (Docker)")] = None,
     listen: Annotated[
-        str | None, Option(metavar="ADDRESS", help="Listen on ADDRESS too, unencrypted; not for guest")
+        str | None, Option(metavar="ADDRESS", help="Also listen on ADDRESS, unencrypted; not for guest")
     ] = None,
     foreground: Annotated[bool, Option(help="Stay in the foreground; Ctrl-C stops the broker")] = False,
     tls_client_ca: Annotated[
         Path | None, Option(help="Require client certificates of this authority (embedded)")
     ] = None,
-    like: Annotated[Like | None, Option(help="RabbitMQ that the embedded broker behaves like")] = None,
+    like: Annotated[Like | None, Option(help="RabbitMQ version that the embedded broker behaves like")] = None,
     definitions: Definitions = None,
 ) -> None:
     """Use a broker that is reachable, or start one."""
@@ -152,7 +152,7 @@ def _is_up_again(kind: Kind, wanted: Wanted, *, foreground: bool) -> bool:
         return False
     if differing := state.differing(started, kind, wanted) + ["--foreground"] * foreground:
         raise UsageError(
-            f"the broker named {wanted.name!r} is running, and was not started with this {', '.join(differing)}",
+            f"the broker named {wanted.name!r} is running, but was not started with the same {', '.join(differing)}",
             "'mqtool broker status' shows it, 'mqtool broker down' stops it, and --name starts another",
         )
     if running < started.nodes:
@@ -182,7 +182,7 @@ def _prepared(kind: Kind, wanted: Wanted) -> Starter:
 def _start(starter: Starter, wanted: Wanted, *, foreground: bool) -> Started:
     output.status(f"starting {starter.describe} …")
     lifeline = stop_with_this_process(wanted.name) if foreground else None
-    with stopping.calling(lambda: None):  # hold back Ctrl-C until the started broker is recorded
+    with stopping.calling(lambda: None):  # defer Ctrl-C until the started broker is recorded
         started = readiness.remember_definitions(starter.start(wanted), wanted.definitions)
         if lifeline is not None:
             holds(lifeline, started)
@@ -197,7 +197,7 @@ def _start(starter: Starter, wanted: Wanted, *, foreground: bool) -> Started:
 
 
 def _ready(started: Started) -> Started:
-    """Wait until a broker accepts connections, load its definitions and set up the user for --listen."""
+    """Wait until a broker accepts connections, load its definitions, and create the user for --listen."""
     started = wait_until_up(starter_of(started), started)
     readiness.load_definitions(started)
     return readiness.admit_remote(started) if "listen" in started.details else started
@@ -209,7 +209,7 @@ def _stay(started: Started) -> None:
     with stopping.calling(lambda: None):
         while stopping.requested() is None:
             if not starter.is_running(started):
-                raise Unavailable("the broker has ended", where_log_is(started))
+                raise Unavailable("the broker has exited", where_log_is(started))
             time.sleep(_PAUSE)
         output.status("stopping …")
         with state.locked(started.name):
@@ -255,7 +255,7 @@ def known(name: str) -> Started:
 
 
 def told(choice: Choice) -> str:
-    """Describe the broker that commands use: its address, and where that address comes from."""
+    """Describe the broker that commands use: its addresses, and where they come from."""
     return f"{', '.join(map(str, choice.addresses()))}, {choice.reason}"
 
 
@@ -278,7 +278,7 @@ def serve(
 ) -> None:
     """Run an embedded broker in this process, until Ctrl-C or TERM.
 
-    Nothing about it is recorded: 'broker status' and 'broker down' do not find it.
+    The broker is not recorded, so 'broker status' and 'broker down' do not find it.
     """
     from mqtool.broker.embedded.__main__ import run  # other commands need no broker
     from mqtool.broker.embedded.sockets.listener import Tls
@@ -306,7 +306,7 @@ def restart(name: Name = DEFAULT_NAME) -> None:
     with state.locked(name):
         starter = starter_of(started := known(name))
         output.status(f"restarting {starter.describe} …")
-        with stopping.calling(lambda: None):  # hold back Ctrl-C between stop and start
+        with stopping.calling(lambda: None):  # defer Ctrl-C, so that the broker is not left stopped
             started = starter.restart(started)
         started = _ready(started)
     _say_up(started, f"{starter.describe} is up again")

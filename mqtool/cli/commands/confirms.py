@@ -33,7 +33,7 @@ def publisher_confirms(
     broker: Broker,
     strategy: Annotated[Strategy, Argument(help="When to wait for confirms")] = "all",
     count: Annotated[int, Option("-c", "-n", min=1, help="Messages to publish")] = 50_000,
-    batch_size: Annotated[int, Option(min=1, help="Messages in a batch")] = 100,
+    batch_size: Annotated[int, Option(min=1, help="Messages per batch")] = 100,
     confirm_timeout: ConfirmTimeout = CONFIRM_TIMEOUT,
 ) -> None:
     """Publish with confirms, in three ways (tutorial 7)."""
@@ -67,8 +67,9 @@ def publisher_confirms(
         milliseconds = seconds["individual"] / count * 1000
         output.status("")
         output.status(
-            f"A confirm came back after {milliseconds:.1f} ms. 'individual' waited for {count:,} of them one by one, "
-            f"'batch' for {-(-count // batch_size):,}, and 'async' for none. " + _remark(seconds)
+            f"A confirm took {milliseconds:.1f} ms on average. 'individual' waited for {count:,} of them one by one, "
+            f"'batch' waited {-(-count // batch_size):,} times, and 'async' did not wait in between. "
+            + _remark(seconds)
         )
 
 

@@ -38,13 +38,13 @@ def _pem(what: str) -> Any:
 )
 def add(
     name: Annotated[str, Argument()],
-    url: Annotated[str, Option("-u", help="Broker: amqp://user:password@host:5672/vhost")],
+    url: Annotated[str, Option("-u", help="Broker URL: amqp://user:password@host:5672/vhost")],
     management: Annotated[str | None, Option(metavar="URL", help="URL of the management API")] = None,
     tls_ca: Annotated[Path | None, _pem("Certificate authority to trust")] = None,
     tls_cert: Annotated[Path | None, _pem("Client certificate")] = None,
     tls_key: Annotated[Path | None, _pem("Key of the client certificate")] = None,
     password_command: Annotated[str | None, Option(help="Command that prints the password")] = None,
-    protected: Annotated[bool, Option(help="Ask before anything is destroyed, even with --yes")] = False,
+    protected: Annotated[bool, Option(help="Ask before anything is changed, even with --yes")] = False,
     protocol: Annotated[Protocol | None, Option(help="Protocol to use: amqp0.9.1, or amqp1.0 (RabbitMQ 4)")] = None,
 ) -> None:
     """Add a context: a name for a broker."""
@@ -54,7 +54,7 @@ def add(
     text = contexts.read()
     known = contexts.parse(text)
     if name in known.known:
-        raise UsageError(f"context {name!r} exists", "change it with 'mqtool context edit'")
+        raise UsageError(f"context {name!r} already exists", "change it with 'mqtool context edit'")
     given: dict[str, Any] = {"url": url, "management": management, "tls-ca": tls_ca, "tls-cert": tls_cert}
     given |= {"tls-key": tls_key, "password-command": password_command, "protected": protected or None}
     given["protocol"] = protocol
@@ -81,7 +81,7 @@ def use(
 ) -> None:
     """Make a context the default for all commands."""
     if (name is None) != none:
-        raise UsageError("name one context, or --none", "'mqtool context ls' lists them")
+        raise UsageError("give either the name of a context or --none", "'mqtool context ls' lists the contexts")
     text = contexts.read()
     known = contexts.parse(text)
     if name is not None:
@@ -179,7 +179,7 @@ def _write(text: str, names: set[str], in_use: str | None) -> None:
     after = contexts.parse(text)
     path = contexts.path().resolve()
     if set(after.known) != names or after.in_use != in_use:
-        raise MqtoolError(f"{path} is not written as mqtool writes it", "'mqtool context edit' opens it")
+        raise MqtoolError(f"mqtool cannot change the layout of {path}", "edit it with 'mqtool context edit'")
     _draft(path, text).replace(path)
 
 

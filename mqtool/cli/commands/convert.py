@@ -51,34 +51,37 @@ def convert(
     yes: Yes = False,
     to: Annotated[Literal["classic", "quorum", "stream"] | None, Option(help="New type", show_default="quorum")] = None,
     arguments: Annotated[
-        list[Any] | None, argument_option("New argument; KEY:=JSON for a typed value, null for none")
+        list[Any] | None, argument_option("New argument; KEY:=JSON for a typed value, null to remove")
     ] = None,
     where: Annotated[
-        Any | None, Option(parser=_condition, metavar="CONDITION", help="Queues that match (mqtool help where)")
+        Any | None,
+        Option(parser=_condition, metavar="CONDITION", help="Convert all queues that match (mqtool help where)"),
     ] = None,
-    dry_run: Annotated[bool, Option(help="Only show what it would do")] = False,
-    resume: Annotated[bool, Option(help="Go on with conversions that were interrupted")] = False,
-    undo: Annotated[bool, Option(help="Bring the queue back as it was")] = False,
+    dry_run: Annotated[bool, Option(help="Show what would be done, but change nothing")] = False,
+    resume: Annotated[bool, Option(help="Continue interrupted conversions")] = False,
+    undo: Annotated[bool, Option(help="Undo an interrupted conversion")] = False,
     force: Annotated[bool, Option(help="Cancel the queue's consumers")] = False,
     as_json: Annotated[bool, Option("--json", help="Print one JSON object per queue")] = False,
 ) -> None:
-    """Give a queue another type or other arguments.
+    """Change the type or the arguments of a queue.
 
-    Its name, bindings and messages stay. The messages move to another queue and back, in order. Clients that publish
-    to exchanges can keep running. If the command is killed, no message is lost: --resume continues, on any machine,
-    and --undo goes back.
+    The queue keeps its name, bindings and messages. The messages move to another queue and back, in order. Clients that
+    publish to exchanges can keep running. If the command is killed, no message is lost: continue the conversion with
+    --resume, from any machine, or revert it with --undo.
     """
     access = broker.access(reconnects=False)
     api = access.management()
     if resume or undo:
         if to or arguments or where or dry_run or (resume and undo):
-            raise UsageError("--resume and --undo take only names of queues", "the broker has the plan")
+            raise UsageError(
+                "--resume and --undo accept only names of queues", "the broker remembers the options of a conversion"
+            )
         _continue(access, api, queue, undo=undo, yes=yes, force=force, as_json=as_json)
         return
     names = _chosen(api, access.vhost, queue, where)
     changes = dict(arguments or [])
     if to is None and "x-queue-type" in changes:
-        raise UsageError("the type is not an argument here", "use --to")
+        raise UsageError("--argument cannot change the type", "use --to")
     to = to or ("quorum" if not changes else None)
     found = [conversion_plan.prospect(api, access.vhost, name, to, changes) for name in names]
     possible = [each for each in found if not _refusals(each, force=force)]
@@ -115,7 +118,7 @@ def _check_none_under_way(api: Management, vhost: str, found: Sequence[Prospect]
         if each.plan.queue in busy:
             raise MqtoolError(
                 f"a conversion of {each.plan.queue!r} is under way",
-                f"{pasteable('queue convert --resume', each.plan.queue)} goes on, --undo goes back",
+                f"{pasteable('queue convert --resume', each.plan.queue)} continues it, --undo reverts it",
             )
 
 
@@ -129,7 +132,7 @@ def _show(found: Prospect, *, force: bool, as_json: bool) -> None:
         output.show_json(_as_json(found, refusals))
         return
     sources = sorted({each["source"] for each in found.bindings})
-    bound = f"{counted(len(found.bindings), 'binding')} of {', '.join(sources)}" if sources else "no bindings"
+    bound = f"{counted(len(found.bindings), 'binding')} from {', '.join(sources)}" if sources else "no bindings"
     output.status(f"{plan.queue}: {_named(plan.source)} -> {_named(plan.target)}; {counted(found.messages)}, {bound}")
     for remark in found.remarks:
         output.status(f"  {remark}")
@@ -160,13 +163,13 @@ def _continue(
 ) -> None:
     plans = {plan.queue: plan for plan in conversion_plan.under_way(api, access.vhost)}
     if not names and undo:
-        raise UsageError("name the queues to bring back", "mqtool queue convert --undo QUEUE")
+        raise UsageError("--undo needs the names of queues", "mqtool queue convert --undo QUEUE")
     for name in names or plans:
         if name in plans:
             continue
         if (plan := left_behind(api, access.vhost, name)) is not None:
             output.warning(f"the holding queue {plan.names.held!r} was deleted, with the messages in it")
-            ask(f"put the bindings of {name!r} back, and end its conversion", access, yes=yes, is_safe=True)
+            ask(f"restore the bindings of {name!r}, and end its conversion", access, yes=yes, is_safe=True)
             _carry_out(access, api, plan, is_new=True, force=force, as_json=as_json)
             continue
         _remove_leftovers(access, name)
@@ -175,12 +178,12 @@ def _continue(
     if not names and not chosen:
         output.status(f"no conversion is under way in vhost {access.vhost!r}")
     for plan in chosen:
-        ask(f"{'undo' if undo else 'go on with'} the conversion of {plan.queue!r}", access, yes=yes, is_safe=not undo)
+        ask(f"{'undo' if undo else 'continue'} the conversion of {plan.queue!r}", access, yes=yes, is_safe=not undo)
         _carry_out(access, api, plan, is_new=False, undo=undo, force=force, as_json=as_json)
 
 
 def _remove_leftovers(access: Access, name: str) -> None:
-    """Remove what a conversion leaves behind if it is killed between its very last requests."""
+    """Delete the auxiliary exchanges of a conversion that was killed just before it was complete."""
     with access.channel() as channel:
         for exchange in (Names.of(name).through, Names.of(name).meanwhile, Names.of(name).back):
             if administration.exists(channel, Exchange(exchange)):
@@ -205,7 +208,7 @@ def _carry_out(
                 is_too_late = undo and conversion.is_replaced()
                 advance(conversion.run(undo=undo and not is_too_late), expected)
         except Stopped:
-            output.status(f"stopped; to go on: {pasteable('queue convert --resume', plan.queue)}")
+            output.status(f"stopped; to continue: {pasteable('queue convert --resume', plan.queue)}")
             stopping.exit_if_requested()
             raise
         except MqtoolError as error:
@@ -213,7 +216,7 @@ def _carry_out(
                 error.hint = _hint(conversion, plan, error.hint)
             raise
     if is_too_late:
-        output.status(f"{plan.queue!r} was replaced already: converting it back")
+        output.status(f"{plan.queue!r} has already been replaced: converting it back")
         back = Plan(plan.queue, plan.target, plan.source, plan.at_once)
         _report(conversion, plan, as_json=False)
         _carry_out(access, api, back, is_new=True, force=force, as_json=as_json)
@@ -225,16 +228,21 @@ def _hint(conversion: Conversion, plan: Plan, hint: str | None) -> str:
     go_on = pasteable("queue convert --resume", plan.queue)
     with suppress(MqtoolError):  # unknown without the management API
         if conversion.is_robbed():
-            return f"somebody has deleted {plan.names.held!r}, with the messages in it; {go_on} puts the bindings back"
+            return f"{plan.names.held!r} was deleted, with the messages in it; {go_on} restores the bindings"
     if hint and go_on in hint:
         return f"no message is lost; {hint}"
-    return f"no message is lost; to go on: {go_on}" + (f" ({hint})" if hint else "")
+    return f"no message is lost; to continue: {go_on}" + (f" ({hint})" if hint else "")
 
 
 def advance(steps: Iterator[int], expected: int) -> None:
-    """Carry out the steps of a conversion, with a progress bar that is full only at the end."""
+    """Carry out the steps of a conversion, with a progress bar.
+
+    Args:
+        steps: performs the conversion; yields the number of messages moved in each step.
+        expected: the number of messages at the beginning.
+    """
     moved = 0
-    # More messages may have been published in the meantime. The bar is removed at the end.
+    # The bar never looks full: more messages may have been published since the beginning.
     progress = Progress("moved", fraction=lambda: min(_NEARLY_ALL, moved / max(1, expected)))
     try:
         for count in steps:
@@ -249,16 +257,18 @@ def _report(conversion: Conversion, plan: Plan, *, as_json: bool, undo: bool = F
     if as_json:
         output.show_json({"queue": plan.queue, "type": definition.type, **asdict(tally)})
     absence = "" if tally.absence is None else f"; it did not exist for up to {compact_duration(tally.absence)}"
-    came = f", {tally.meanwhile:,} of them published meanwhile" if tally.meanwhile else ""
+    came = f", {tally.meanwhile:,} of them published during the conversion" if tally.meanwhile else ""
     output.status(f"{plan.queue} is a {definition.type} queue: {counted(tally.total)} moved{came}{absence}")
     if tally.overtaken:
         output.notice(f"{counted(tally.overtaken)} published at the end may be behind newer ones")
     if conversion.messages.users:
         output.notice(
-            f"{counted(conversion.messages.users)} lost the property user_id: the tag 'impersonator' would keep it"
+            f"{counted(conversion.messages.users)} lost the property user_id; only a user with the tag 'impersonator' "
+            "can keep it"
         )
     if tally.deleted:
         raise SomeFailed(
-            f"{counted(tally.deleted)} came by the default exchange while {plan.queue!r} was deleted, and are lost",
-            "stop such publishers next time",
+            f"{counted(tally.deleted)} published through the default exchange while {plan.queue!r} did not exist, "
+            "and lost",
+            "next time, stop clients that publish through the default exchange",
         )

@@ -25,7 +25,7 @@ from mqtool.work.delay_relay import Relay, RelayNames
 
 app = Commands()
 
-#: Seconds to wait for the management API, which is used for warnings only.
+#: Seconds to wait for a connection to the management API, and for its response. Only warnings depend on it.
 _PATIENCE = 0.3, 1.0
 #: Seconds between two checks of how many messages the plugin holds.
 _LOOK = 0.5
@@ -44,20 +44,20 @@ def relay(
     to: Annotated[
         str | None, Option(metavar="EXCHANGE", help="Exchange for due messages, instead of EXCHANGE.relayed")
     ] = None,
-    by_timestamps: Annotated[bool, Option(help="Delays begin at the broker's timestamp_in_ms")] = False,
-    ready_file: Annotated[Path | None, Option(metavar="FILE", help="Create FILE once the relay consumes")] = None,
+    by_timestamps: Annotated[bool, Option(help="Count delays from the broker's timestamp_in_ms")] = False,
+    ready_file: Annotated[Path | None, Option(metavar="FILE", help="Create FILE once the relay is consuming")] = None,
 ) -> None:
     """Delay messages of any client, as the delayed message plugin did.
 
-    Clients publish to EXCHANGE with the header x-delay, in milliseconds. Queues are bound to EXCHANGE.relayed, of the
-    type that --type names. Messages without a delay go on at once.
+    Clients publish to EXCHANGE with the header x-delay, in milliseconds. Bind your queues to EXCHANGE.relayed; --type
+    sets its type. Messages without a delay are relayed at once.
 
-    A message is acknowledged once the broker has confirmed it in a wait queue. If the relay or the broker is killed, no
-    message is lost, but some may arrive twice. Several relays may run for one exchange. Messages wait in EXCHANGE.relay
-    while none runs.
+    The relay acknowledges a message once the broker has confirmed it in a wait queue. If the relay or the broker is
+    killed, no message is lost, but some may arrive twice. Several relays may run for one exchange. While none is
+    running, messages wait in EXCHANGE.relay.
 
-    A delay begins when the relay takes the message, or with --by-timestamps at the time in its header timestamp_in_ms,
-    which RabbitMQ 3.12 and later set if they are configured to (mqtool help delays).
+    A delay starts when the relay receives the message. With --by-timestamps, it starts at the time in the message's
+    header timestamp_in_ms, which RabbitMQ 3.12 and later set if configured to (mqtool help delays).
     """
     if kind is not None and to is not None:
         raise UsageError("--type and --to cannot be combined", "the exchange that --to names has its own type")
@@ -108,7 +108,7 @@ def _is_stopped_within(seconds: float) -> bool:
 
 
 def _warn_of_bindings(access: Access, names: RelayNames) -> None:
-    """Warn if queues are bound to the exchange that clients publish to: they get messages before they are due."""
+    """Warn about queues bound to the exchange that clients publish to, because they get messages before the delay."""
     try:
         api = access.management(_PATIENCE)
         bound = {each["destination"] for each in management.bindings_from(api, access.vhost, names.entrance.name)}
@@ -116,7 +116,7 @@ def _warn_of_bindings(access: Access, names: RelayNames) -> None:
         return
     for name in sorted(bound - {names.intake.name}):
         output.warning(
-            f"{name!r} is bound to {names.entrance.name!r}, and gets its messages at once: bind it to "
+            f"{name!r} is bound to {names.entrance.name!r}, and gets its messages without delay: bind it to "
             f"{names.out.name!r} instead"
         )
 
@@ -124,8 +124,8 @@ def _warn_of_bindings(access: Access, names: RelayNames) -> None:
 class _Migration:
     """Copies the bindings of a plugin's exchange to a relay, and counts the messages still waiting in that exchange.
 
-    The plugin does not let any client get messages before they are due. So the messages stay in the plugin, which
-    routes each of them when it is due, using the bindings of its exchange, which are kept as well.
+    No client can get messages out of the plugin before they are due. They therefore stay there, and the old exchange
+    keeps its bindings, so that the plugin can route each message when it is due.
     """
 
     def __init__(self, channel: Channel, api: Management, vhost: str, old: str) -> None:
@@ -135,17 +135,20 @@ class _Migration:
         self._old = old
 
     def begin(self, new: str) -> tuple[RelayNames, int]:
-        """Declare the relay, and copy the old exchange's bindings; return the relay's names and the number of bindings.
+        """Declare the relay's exchanges and queue, and copy the old exchange's bindings.
+
+        Returns:
+            The relay's names, and the number of bindings.
 
         Raises:
             NotFound: the old exchange does not exist.
-            DeclaredDifferently: the old exchange is not one of the plugin's, or the new one has another type.
+            DeclaredDifferently: the old exchange is not of the plugin's type, or the new one exists with another type.
             PluginMissing: the broker no longer has the plugin.
         """
         view = self._api.get(exchange_path(self._vhost, self._old))
         if view["type"] != DELAYED:
             raise DeclaredDifferently(
-                f"exchange {self._old!r} has the type {view['type']}", f"this is for exchanges of type {DELAYED}"
+                f"exchange {self._old!r} is of type {view['type']}", f"only exchanges of type {DELAYED} can be migrated"
             )
         if "messages_delayed" not in view:
             raise PluginMissing(self._channel.connection.broker)
@@ -170,13 +173,13 @@ class _Migration:
 def migrate(
     broker: ManagedBroker,
     exchange: Annotated[str, Argument(help="Exchange of type x-delayed-message")],
-    to: Annotated[str, Option(metavar="EXCHANGE", help="Exchange of the relay, which clients publish to from now on")],
+    to: Annotated[str, Option(metavar="EXCHANGE", help="Exchange of the relay, for clients to publish to from now on")],
 ) -> None:
-    """Leave the delayed message plugin for a relay, losing nothing.
+    """Replace the delayed message plugin with a relay, losing nothing.
 
-    Declares the exchanges of 'mqtool delayed relay', with the bindings of the old exchange; publishers can change over
-    one by one. Then waits until nothing is left in the old exchange. Nothing can bring messages out of the plugin
-    before they are due, so leave it running until then.
+    Declares the exchanges of 'mqtool delayed relay' and copies the old exchange's bindings; publishers can then switch
+    over one by one. Waits until the old exchange holds no more messages. Messages cannot be taken out of the plugin
+    before they are due, so keep it enabled until then.
     """
     access = broker.access(reconnects=False)
     api = access.management()
@@ -184,7 +187,7 @@ def migrate(
         migration = _Migration(channel, api, access.vhost, exchange)
         names, bindings = migration.begin(to)
         count = most = migration.waiting()
-        output.status(f"{counted(bindings, 'binding')} of {exchange} taken over to {names.out.name}")
+        output.status(f"copied {counted(bindings, 'binding')} from {exchange} to {names.out.name}")
         output.status(f"run {pasteable('delayed relay', to)}, and have clients publish to {to}")
         output.status(f"{counted(count)} in {exchange}, which the plugin delivers when they are due")
         progress = Progress("delivered", fraction=lambda: progress.count / max(1, most))

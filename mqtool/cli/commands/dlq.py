@@ -39,7 +39,7 @@ QueueArgument = Annotated[str, Argument(help="Work queue; its dead letters are i
 
 
 class Which(OptionGroup):
-    """Options that select dead letters."""
+    """Options that select dead letters of a work queue."""
 
     source: Annotated[
         str | None, Option("--from", metavar="QUEUE", help="Queue of the dead letters, instead of QUEUE.dlq")
@@ -74,7 +74,7 @@ class Which(OptionGroup):
         return self.source or dead_letter_queue(work_queue).name
 
     def require(self, work_queue: str, channel: Channel, access: Access) -> None:
-        """Raise NotFound if the queue of dead letters does not exist; the hint suggests a similar work queue."""
+        """Raise NotFound if the queue of dead letters does not exist; suggest a work queue with a similar name."""
         hint, suffix = "'mqtool dlq ls' lists the queues that have dead letters", dead_letter_queue("").name
         require(self.queue(work_queue), channel, access, hint, suffix="" if self.source else suffix)
 

@@ -54,15 +54,17 @@ def doctor(
             "--upgrade", parser=Version.of, metavar="VERSION", help="Report what RabbitMQ VERSION refuses or changes"
         ),
     ] = None,
-    peek: Annotated[int, Option(min=0, metavar="N", help="Look at N messages per queue too; a delivery each")] = 0,
+    peek: Annotated[
+        int, Option(min=0, metavar="N", help="Also check N messages per queue, with one delivery each")
+    ] = 0,
     form: Annotated[Format, Option("--format", help="Text, NDJSON, a Nagios check, metrics or SARIF")] = "text",
     as_json: Annotated[bool, Option("--json", help="Print NDJSON, as --format json does")] = False,
     stream_port: StreamPort = None,
 ) -> None:
     """Check a broker, or a definitions file, and report problems.
 
-    Exits 3 if there are problems. With --format nagios, exits 1, or 2 if a problem is critical; with --format
-    prometheus, 0.
+    Exits 3 if there are problems. With --format nagios, exits 1 instead, or 2 if a problem is critical; with --format
+    prometheus, always 0.
     """
     form = "json" if as_json else form
     if (file is not None or peek) and upgrade_to is None:
@@ -102,7 +104,7 @@ def _report(found: list[Finding], form: Format, where: str, file: Path | None = 
     if not found:
         output.status(f"no problems found at {where}" if file is None else f"no problems found in {where}")
     elif form != "prometheus":
-        hint = None if file is None else "'mqtool definitions convert' makes a file that a newer RabbitMQ imports"
+        hint = None if file is None else "'mqtool definitions convert' makes a file that a newer RabbitMQ can import"
         raise SomeFailed(f"{counted(len(found), 'finding')} {'at' if file is None else 'in'} {where}", hint)
 
 
@@ -117,7 +119,7 @@ def _of_file(file: Path, vhost: str | None, wanted: Version) -> Iterator[Finding
 
 def _warn_of_unknown(wanted: Version) -> None:
     if wanted > upgrade.KNOWN:
-        output.warning(f"changes are known up to RabbitMQ {upgrade.KNOWN} only")
+        output.warning(f"this version of mqtool knows only the changes up to RabbitMQ {upgrade.KNOWN}")
 
 
 def _of_upgrade(access: Access, vhost: str | None, wanted: Version, peek: int) -> Iterator[Finding]:
@@ -127,14 +129,14 @@ def _of_upgrade(access: Access, vhost: str | None, wanted: Version, peek: int) -
     if peek and upgrade.running(api) < upgrade.V4_0:
         yield from _of_messages(access, api, vhost, peek)
     elif peek:
-        output.notice("messages were not checked: nothing changes for them from RabbitMQ 4.0 on")
+        output.notice("messages were not checked: for a broker from RabbitMQ 4.0 on, nothing changes for them")
     for note in upgrade.notes(api, wanted):
         output.status(f"RabbitMQ {note.since}: {note.text}")
     _warn_of_unknown(wanted)
 
 
 def _of_messages(access: Access, api: Management, vhost: str | None, most: int) -> Iterator[Finding]:
-    """Check how often the first messages of each queue were requeued and dead-lettered."""
+    """Check how often messages were requeued and dead-lettered: up to `most` of each queue, from its head."""
     for queue in management.queues(api, vhost, ("name", "vhost", "type", "exclusive", "messages_ready", "arguments")):
         if not queue.get("messages_ready") or queue.get("exclusive") or queue.get("type") == "stream":
             continue
@@ -215,7 +217,7 @@ def _guest(api: Management, access: Access) -> Iterator[Finding]:
 
 
 def _seen_from_outside(api: Management, address: Address) -> str | None:
-    """Return the address at which other machines reach the broker; None if it only listens locally."""
+    """Return the address at which other machines reach the broker; None if it accepts only local connections."""
     if address.host not in _LOOPBACK:
         return address.host
     listeners: list[Any] = api.get("overview").get("listeners") or []

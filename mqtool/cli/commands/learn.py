@@ -59,7 +59,7 @@ def _find(command: CommandHelp, words: list[str]) -> CommandHelp:
 
 
 def recipes() -> dict[str, str]:
-    """Return the recipes by topic. Each has a title, followed by the lines to type, which the tests run."""
+    """Return the recipes by topic. Each consists of a title and of commands to type, which the tests run."""
     text = resources.files("mqtool.cli.help").joinpath("recipes.txt").read_text("utf-8")
     topics = (piece.partition(": ") for piece in text.removeprefix("## ").split("\n## "))
     return {name: rest.rstrip() for name, _, rest in topics}

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from mqtool.where import Where
 
 _T = TypeVar("_T")
-#: For up to this many queues, counts are also queried over AMQP, one by one, because they are more current.
+#: For up to this many queues, counts are also queried over AMQP, one by one, because AMQP's counts are current.
 _ASKED = 200
-#: Lists that hide mqtool's wait queues on a terminal: the columns with names, and a noun for the hidden rows.
+#: Lists that hide mqtool's wait queues on a terminal: the columns that contain names, and words for the hidden rows.
 _FOLDED: dict[str, tuple[Sequence[str], str, str]] = {
     "queues": (("name",), "wait queue", " of mqtool"),
     "exchanges": (("name",), "exchange", " of mqtool's wait queues"),
@@ -52,12 +52,12 @@ class Choosing(OptionGroup):
     where: Annotated[str | None, Option(metavar="CONDITION", help="Only rows that match (mqtool help where)")] = None
     order: Annotated[
         list[str] | None,
-        Option("--sort", metavar="COLUMN", help="Sort by COLUMN; -COLUMN puts the greatest first", complete=_columns),
+        Option("--sort", metavar="COLUMN", help="Sort by COLUMN; -COLUMN for descending order", complete=_columns),
     ] = None
     watch: Annotated[float | None, Option(help="Repeat at this interval", **TIME_LIMIT)] = None
     as_json: Annotated[bool, Option("--json", help="Print one JSON object per line")] = False
     all_vhosts: Annotated[bool, Option(help="Include all virtual hosts")] = False
-    shows_all: Annotated[bool, Option("--all", help="Include mqtool's wait queues and default bindings")] = False
+    shows_all: Annotated[bool, Option("--all", help="Include wait queues and the default exchange's bindings")] = False
 
 
 class View:
@@ -110,7 +110,11 @@ class View:
         self._age = ""
 
     def rows(self) -> Iterable[Row]:
-        """Fetch the current rows, filtered and sorted. Raises the same errors as Management.get()."""
+        """Fetch the current rows, filtered and sorted.
+
+        Raises:
+            Unavailable, AccessRefused, NotFound: the broker did not provide the rows.
+        """
         rows = self._told()
         if self._only:
             rows = (row for row in rows if row["name"] in self._only)
@@ -298,7 +302,11 @@ def _only(flag: str) -> Any:
 
 
 def _add(things: str, what: str, *examples: str, only: Any = None) -> None:
-    """Add a `list` command. `only`: an option that limits the list to some names, if AMQP can query such things."""
+    """Add a `list` command.
+
+    Args:
+        only: the option that limits the list to some names, for things that AMQP can look up by name.
+    """
     listing = LISTINGS[things]
     text = f"{what}\n\nColumns: {', '.join(listing.columns)}."
 
@@ -314,7 +322,7 @@ def _add(things: str, what: str, *examples: str, only: Any = None) -> None:
 
 _add(
     "queues",
-    "List queues; ready messages and consumers are those of now.",
+    "List queues; counts of ready messages and consumers are current.",
     "mqtool list queues name messages_ready messages_unacknowledged",
     "mqtool list queues --where 'messages_ready>0' --sort -messages_ready --watch 1s",
     "mqtool list queues --where 'messages>0 and not arguments.x-queue-type=quorum'",
@@ -329,7 +337,7 @@ _add(
 )
 _add(
     "bindings",
-    "List bindings; the default exchange's only in pipes.",
+    "List bindings; on a terminal, without the default exchange's.",
     "mqtool list bindings",
     "mqtool list bindings --where source_name=logs --json",
 )
@@ -354,4 +362,4 @@ _add(
     "mqtool list permissions",
     "mqtool list permissions --all-vhosts",
 )
-_add("plugins", "List the enabled plugins, and those they need.", "mqtool list plugins")
+_add("plugins", "List the enabled plugins and their dependencies.", "mqtool list plugins")

@@ -55,7 +55,10 @@ def _emit(
     """Publish with a tutorial's emit(). By default, send and print the same text as the dialect's scripts.
 
     Args:
-        before: arguments that emit() takes before the messages.
+        before: arguments of emit() between the exchange and the messages.
+        line: what to print for each message.
+        default: the body if there are no message words and no input.
+        key: the routing key given by the user.
     """
     lines, addressing = publishing.broker.lines, Addressing(exchange.name, key)
     with publishing_channel(publishing, exchange, addressing, default=default or lines.routed) as (channel, outgoing):
@@ -82,10 +85,11 @@ def _with_key_in_body(publishing: Publishing, key: str | None) -> Publishing:
 
 
 def _receive(asked: ReceivingLogs, exchange: Exchange, lesson: Any, line: str, **chosen: Any) -> None:
-    """Print the deliveries from a tutorial's receive(), which uses the given --queue or a private queue.
+    """Print the deliveries from a tutorial's receive(), which consumes from --queue, or else from a private queue.
 
     Args:
-        chosen: more arguments for receive(), which select messages.
+        line: the default format of a delivery; see DeliveryWriter.
+        chosen: more arguments for receive(), such as patterns, which select messages.
     """
     queue, is_private = asked.queue.declared(), asked.queue.queue is None
     matching = Matching(asked.receiving, asked.where, skips=is_private)
@@ -132,7 +136,8 @@ def emit_topic(
     *,
     exchange: ExchangeOptions,
     routing_key: Annotated[
-        str | None, Argument(help="Words and dots; may have {group} places", show_default="anonymous.info")
+        str | None,
+        Argument(help="Words separated by dots; may contain {group}s to fill", show_default="anonymous.info"),
     ] = None,
     publishing: Publishing,
 ) -> None:
@@ -146,7 +151,7 @@ def emit_topic(
 
 @emit_log.command("mqtool emit-log headers -H format=pdf -H type=report 'A report'", name="headers", also=PROTOCOL)
 def emit_headers(exchange: ExchangeOptions, publishing: Publishing) -> None:
-    """Publish with headers to route by."""
+    """Publish with headers, for routing by header."""
     _emit(publishing, exchange.of(publishing.broker.names.headers), headers_tutorial)
 
 
@@ -163,7 +168,7 @@ def receive_direct(
     logs: ReceivingLogs,
     severities: Annotated[list[str], Argument(help="Severities to receive, such as info warning error")],
 ) -> None:
-    """Receive some severities (tutorial 4)."""
+    """Receive messages of some severities (tutorial 4)."""
     _receive(logs, logs.broker.names.direct, routing, logs.broker.lines.log_with_key, severities=severities)
 
 
@@ -174,7 +179,7 @@ def receive_topic(
     logs: ReceivingLogs,
     patterns: Annotated[list[str], Argument(help="Binding keys: * is one word, # any number of words")],
 ) -> None:
-    """Receive topics that match a pattern (tutorial 5)."""
+    """Receive messages whose topics match patterns (tutorial 5)."""
     _receive(logs, logs.broker.names.topic, topics, logs.broker.lines.log_with_key, patterns=patterns)
 
 
@@ -185,7 +190,7 @@ def receive_headers(
         list[Any] | None,
         Argument(metavar="KEY=VALUE...", parser=header, help="Headers to match; KEY:=JSON for a typed value"),
     ] = None,
-    also_wanted: Annotated[list[Any] | None, header_option("The same, as an option")] = None,
+    also_wanted: Annotated[list[Any] | None, header_option("Header to match, as an option")] = None,
     match: Match = "all",
 ) -> None:
     """Receive messages with certain headers."""

@@ -64,10 +64,11 @@ def peek(
 ) -> None:
     """Show the messages in a queue and leave them there.
 
-    They stay in order, and are marked as redelivered. Consumers cannot get them while they are being shown. In a
-    quorum queue, showing a message counts as a delivery, and the queue drops messages beyond its delivery limit (20 by
-    default from RabbitMQ 4.0 on): peek warns when they come near it, and stops before it. Messages of a stream do
-    not change.
+    The messages stay in order, and are marked as redelivered. Consumers cannot get them while they are being shown.
+
+    In a quorum queue, showing a message counts as a delivery, and the queue drops messages that exceed its delivery
+    limit (20 by default from RabbitMQ 4.0 on). peek warns when messages come close to the limit, and stops before they
+    exceed it. Showing the messages of a stream changes nothing.
     """
     printing.redirect()
     write = printing.writer("{key}: {body}")
@@ -92,7 +93,9 @@ def peek(
             write.flush()
     _say(queue, kind, shown, has_condition=where is not None)
     if kind.limit is not None and often >= kind.limit - _CLOSE:
-        output.warning(f"messages have come back up to {often + 1} times: beyond {kind.limit}, {queue!r} drops them")
+        output.warning(
+            f"messages have been requeued up to {often + 1} times: after more than {kind.limit}, {queue!r} drops them"
+        )
 
 
 def _api(access: Access) -> Management | None:
@@ -106,7 +109,7 @@ def _say(queue: str, kind: Kind, shown: int, *, has_condition: bool) -> None:
     if not shown:
         output.status(f"no message in {queue} matches" if has_condition else f"{queue} has no messages to show")
     elif kind.how is not How.STREAM:
-        price = "" if kind.limit is None else f", one delivery nearer to the limit of {kind.limit}"
+        price = "" if kind.limit is None else f", one delivery closer to the limit of {kind.limit}"
         output.notice(f"{shown:,} shown; they stay in {queue}, marked as redelivered{price}")
 
 
@@ -121,13 +124,13 @@ class What(OptionGroup):
 
     exchange: Annotated[str | None, Argument(help="Exchange")] = None
     keys: Annotated[
-        list[str] | None, Argument(metavar="[KEY]...", help="Binding keys", show_default="all that passes")
+        list[str] | None, Argument(metavar="[KEY]...", help="Binding keys", show_default="all messages")
     ] = None
-    exchanges: Annotated[list[str] | None, exchange_option("One more exchange to tap, by the same keys")] = None
-    queue: Annotated[str | None, queue_option("Copy what this queue gets")] = None
+    exchanges: Annotated[list[str] | None, exchange_option("Another exchange to tap, with the same keys")] = None
+    queue: Annotated[str | None, queue_option("Queue whose messages to copy")] = None
     headers: Annotated[list[Any] | None, header_option("Header to match, for a headers exchange")] = None
     match: Match = "all"
-    everything: Annotated[bool, Option("--all", help="Everything that is published; needs --firehose")] = False
+    everything: Annotated[bool, Option("--all", help="Copy all published messages; needs --firehose")] = False
     by_firehose: Annotated[bool, Option("--firehose", help="Use the broker's firehose, which copies every message")] = (
         False
     )
@@ -140,9 +143,9 @@ class What(OptionGroup):
     def check(self) -> None:
         """Raise UsageError if the options cannot be combined."""
         if bool(self.names) + bool(self.queue) + self.everything != 1 or (self.headers and not self.names):
-            raise UsageError("name either an exchange or a queue, or say --all", _HINT)
+            raise UsageError("name either an exchange or a queue, or use --all", _HINT)
         if self.by_firehose and (self.keys or self.headers):
-            raise UsageError("the firehose has no keys and headers to choose by", "choose with --where")
+            raise UsageError("--firehose cannot select messages by key or header", "use --where")
         if not self.by_firehose and (self.everything or "" in self.names):
             what = "--all" if self.everything else "the default exchange"
             raise UsageError(
@@ -150,7 +153,7 @@ class What(OptionGroup):
             )
 
     def bound(self, access: Access) -> Iterator[Bound]:
-        """Return the bindings that route copies to a private queue."""
+        """Yield the bindings that route copies to a private queue."""
         if self.by_firehose:
             exchanges = ["#"] if self.everything else self.names
             of_queue = [firehose_of_queue(self.queue)] if self.queue else []
@@ -163,7 +166,11 @@ class What(OptionGroup):
             yield to_exchange(lambda: access.management(_PATIENCE), access.vhost, name, self.keys or (), arguments)
 
     def source(self, access: Access, until_over: ExitStack) -> Source:
-        """Prepare to tap one broker. `until_over` is closed at the end, which switches the firehose off."""
+        """Prepare to tap one broker.
+
+        Args:
+            until_over: closed by the caller at the end; with --firehose, this switches the firehose off.
+        """
         found = list(self.bound(access))
         for note in (note for each in found for note in each.notes):
             output.notice(note)
@@ -192,7 +199,7 @@ def tap(
     off: Annotated[bool, Option("--firehose-off", help="Switch the firehose off, and do nothing else")] = False,
     where: Where = None,
     buffer: Annotated[
-        int, Option(min=1, metavar="N", help="Messages to keep for a slow reader; then drop the oldest")
+        int, Option(min=1, metavar="N", help="Keep up to N messages for a slow reader; drop the oldest")
     ] = 100_000,
     receiving: Receiving,
     urls: Urls = None,
@@ -201,7 +208,9 @@ def tap(
     """Show copies of messages as they are published."""
     each_url: list[str | None] = [*urls] if urls else [None]
     if len(each_url) > 1 and str(broker.options.password_file) == "-":
-        raise UsageError("stdin has one password, and there are several brokers", "put each in its URL, or in a file")
+        raise UsageError(
+            "--password-file - reads stdin only once, but there are several brokers", "put the password in a file"
+        )
     call = broker.options.call
     if urls and "urls" in call.typed:
         call = call._replace(typed=call.typed | {"url"})
@@ -240,14 +249,14 @@ def move(
     count: Annotated[int | None, Option("-c", "-n", min=1, help="Move up to N messages")] = None,
     rate: Annotated[float | None, Option(help="Move no faster than this, such as 500/s", **RATE)] = None,
     idle_timeout: Annotated[
-        float | None, Option(help="End after this long without a message, not when empty", **DURATION)
+        float | None, Option(help="Stop after this long without a message, not when empty", **DURATION)
     ] = None,
     confirm_timeout: ConfirmTimeout = CONFIRM_TIMEOUT,
 ) -> None:
     """Move messages to another queue, here or on another broker.
 
-    Each message is removed from its queue once it is confirmed in the other one. If the command is killed or loses a
-    connection (exit 69), no message is lost, but up to 100 may be in both queues. Run it again to continue.
+    Each message is removed from its queue once the broker has confirmed it in the other one. If the command is killed
+    or loses a connection (exit 69), no message is lost, but up to 100 may be in both queues. Run it again to continue.
     """
     access = broker.access(reconnects=False)
     other = destination.access(access)
@@ -312,7 +321,7 @@ def _show(transfer: Transfer, expected: int, between: str, other: Access | None)
         raise
     except (NotConfirmed, Unavailable) as error:
         if isinstance(error, NotConfirmed) or error.hint is None:
-            error.hint = f"run it again: what was not moved is still there; up to {AT_ONCE} messages are in both queues"
+            error.hint = f"run it again to move the rest; up to {AT_ONCE} messages may be in both queues"
         raise
     finally:
         progress.stop()

@@ -210,7 +210,7 @@ def convert(
     converted = converted_definitions.convert(document, to, RelayNames.of, mirrored, delayed)
     output.show_json(converted.document, indent=2)
     if to > KNOWN:
-        output.warning(f"changes are known up to RabbitMQ {KNOWN} only")
+        output.warning(f"this version of mqtool knows only the changes up to RabbitMQ {KNOWN}")
     for tell, found in ((output.notice, converted.changes), (output.warning, converted.losses)):
         for same in grouped(worst_first(found)):
             for line in said(same, named=_NAMED):

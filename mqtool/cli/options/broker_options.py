@@ -19,7 +19,7 @@ from mqtool.spelling import quoted
 from mqtool.tutorials.dialects import AMQP10_NAMES, LINES, NAMES, Dialect, Lines, Names
 
 URL = Option(
-    "--url", "-u", help="Broker: amqp://user:password@host:5672/vhost", envvar=list(URL_VARIABLES), panel="Broker"
+    "--url", "-u", help="Broker URL: amqp://user:password@host:5672/vhost", envvar=list(URL_VARIABLES), panel="Broker"
 )
 Url = Annotated[str | None, URL]
 ContextName = Annotated[
@@ -28,7 +28,7 @@ ContextName = Annotated[
         "--context",
         "-C",
         metavar="NAME",
-        help="Broker, by the name of a context",
+        help="Use the broker of context NAME",
         envvar=contexts.VARIABLE,
         complete=lambda *_: contexts.names(),
         panel="Broker",
