@@ -13,6 +13,7 @@ class Invocation:
         debug: show the traceback of an unexpected error.
         no_color: never use colours, not even on a terminal.
         signal: the number of the signal that asked the command to stop, if one did.
+        signalled_at: when that signal arrived (`time.monotonic()`).
         on_stop: functions that the first signal calls; if there are none, the signal raises KeyboardInterrupt.
         is_writing: True while the main thread writes to stdout, or waits until a pipe's reader has read the output.
         output_name: what error messages call standard output, such as the file given with `--output`.
@@ -22,6 +23,7 @@ class Invocation:
         self.quiet = quiet
         self.verbose = self.debug = self.no_color = False
         self.signal: int | None = None
+        self.signalled_at = 0.0
         self.on_stop: list[Callable[[], None]] = []
         self.is_writing = False
         self.output_name = output_name

@@ -6,6 +6,7 @@ delay a handler, so the main thread uses a timeout wherever it may have to wait 
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -18,6 +19,8 @@ _T = TypeVar("_T")
 
 #: How many seconds after a signal a blocked write to stdout is interrupted.
 _PATIENCE = 1.0
+#: The same signal within this many seconds counts once: timeout(1) sends it to the process, and then to its group.
+_SAME = 0.1
 
 
 def install() -> None:
@@ -85,12 +88,13 @@ def calling(stop: Callable[[], None]) -> Iterator[None]:
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
-    invocation = current()
+    invocation, now = current(), time.monotonic()
     if invocation.signal is not None:  # a second signal kills the process, so that the shell sees 128 + n
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
+        if number != invocation.signal or now - invocation.signalled_at > _SAME:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         return
-    invocation.signal = number
+    invocation.signal, invocation.signalled_at = number, now
     signal.setitimer(signal.ITIMER_REAL, _PATIENCE, _PATIENCE)
     if not invocation.on_stop:
         raise KeyboardInterrupt

@@ -5,15 +5,16 @@ import fcntl
 import os
 import re
 import signal
+import sys
 import termios
 from array import array
 from pathlib import Path
-from subprocess import PIPE
+from subprocess import PIPE, run
 
 import pytest
 
 from tests.brokers import TestBroker, on_any_broker
-from tests.cli.shell import Shell, wait_until
+from tests.cli.shell import Running, Shell, wait_until
 
 
 @on_any_broker
@@ -57,11 +58,42 @@ def test_a_second_signal_ends_a_worker_at_once(shell: Shell) -> None:
     shell.run("mqtool", "new-task", "long" + "." * 600)
     worker = shell.start("mqtool", "worker").wait_until_ready()
     worker.wait_for_stdout("long").interrupt()
-    worker.interrupt()
-    while worker.process.poll() is None:  # the first may not have been handled yet when the second came
-        worker.interrupt()
+    interrupt_until_it_ends(worker)
     assert worker.wait().code == 130
     assert shell.run("mqtool", "receive", "-q", "task_queue", "-c", "1", "-F", "%R").stdout == "1\n"
+
+
+def interrupt_until_it_ends(running: Running) -> None:
+    """Press Ctrl-C again: a signal within a tenth of a second of the first one counts as the same one."""
+    while running.process.poll() is None:
+        running.interrupt()
+
+
+TWO_SIGNALS = """
+import signal
+from mqtool.cli import stopping
+stopping.install()
+with stopping.calling(lambda: print("stopping")):
+    signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
+"""
+
+
+def test_a_signal_that_is_sent_twice_at_once_counts_as_one() -> None:
+    """The second one does not kill the process."""
+    result = run([sys.executable, "-c", TWO_SIGNALS], capture_output=True, text=True, check=False)
+    assert (result.stdout, result.stderr, result.returncode) == ("stopping\n", "", 0)
+
+
+@on_any_broker
+def test_timeout_stops_a_command_as_ctrl_c_does(shell: Shell) -> None:
+    """GNU timeout sends its signal twice, to the command and to its process group: the command still ends cleanly."""
+    shell.run("mqtool", "new-task", "a.")
+    worker = shell.start("timeout", "600", "mqtool", "worker").wait_for_stdout("a.")
+    worker.process.send_signal(signal.SIGALRM)  # its time is up
+    result = worker.wait()
+    assert " [x] Done" in result.stderr
+    assert result.code == 124
 
 
 @on_any_broker
@@ -73,7 +105,7 @@ def test_a_busy_worker_says_what_it_waits_for(shell: Shell, doing: tuple[str, ..
     pid = shell.directory / "pid"
     wait_until(lambda: (pid.exists() and pid.read_text()) if doing else "long" in worker.stdout, "the task has begun")
     worker.interrupt().wait_for_stderr("finishing this one; Ctrl-C again stops now\n")
-    worker.interrupt()
+    interrupt_until_it_ends(worker)
     assert worker.wait().code == 130
     if doing:
         wait_until(lambda: not Path(f"/proc/{int(pid.read_text())}").exists(), "the program ends with its worker")
