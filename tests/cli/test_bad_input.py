@@ -132,9 +132,9 @@ COMMAND_LINE = [
     Case("receive-log headers a=b --match some", 2, "'some' is not one of 'all', 'any'"),
     Case("rpc-server --function sqrt", 2, "'sqrt' is not one of 'fib', 'add100'"),
     Case("rpc-client --timeout 0s", 2, "'0s' is not greater than 0"),
-    Case("rpc-client abc", 2, "the request 'abc' is not a whole number from 0", "--text sends it"),
-    Case("rpc-client 30 -- -1", 2, "the request '-1' is not a whole number from 0", "--text sends it"),
-    Case("rpc-client 1.5 --function add100", 2, "the request '1.5' is not an integer", "--text sends it"),
+    Case("rpc-client abc", 2, "the request 'abc' is not a whole number from 0", "use --text"),
+    Case("rpc-client 30 -- -1", 2, "the request '-1' is not a whole number from 0", "use --text"),
+    Case("rpc-client 1.5 --function add100", 2, "the request '1.5' is not an integer", "use --text"),
     Case("publisher-confirms slowly", 2, "'slowly' is not one of 'individual', 'batch', 'async', 'all'"),
     Case("publisher-confirms batch --batch-size 0", 2, "Invalid value for '--batch-size': 0"),
     # What is it called?

@@ -157,7 +157,7 @@ def test_options_that_a_running_broker_does_not_have(home: Shell, at_port: str) 
     for option in ("--kind=node", "--port=1", "--cluster", "--listen=127.0.0.2", "--data-dir=x", "--management-port=1"):
         refused = home.run("mqtool", "broker", "up", option, "--name", "mine")
         assert refused.code == 2
-        assert f"was not started with this {option.partition('=')[0]}\n" in refused.stderr
+        assert f"was not started with the same {option.partition('=')[0]}\n" in refused.stderr
     assert home.run("mqtool", "broker", "up", "--foreground", "--name", "mine").code == 2
     assert home.run("mqtool", "broker", "env", "--name", "mine", "--remote").code == 2
     assert home.run("mqtool", "broker", "up", "--listen", "here").code == 2

@@ -57,7 +57,8 @@ def test_keys_that_do_not_meet_are_said(shell: Shell, broker: TestBroker) -> Non
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     receiver = shell.start("mqtool", "receive-delayed", "-e", "reminders", "-c", "1").wait_until_ready()
     assert (
-        "queue 'delay_queue' is bound to exchange 'reminders' by 'delay_queue'; -r binds another key" in receiver.stderr
+        "queue 'delay_queue' is bound to exchange 'reminders' with key 'delay_queue'; to use another key: -r"
+        in receiver.stderr
     )
     send = ("mqtool", "send-delayed", "-e", "reminders", "--delay", "50ms", "x")
     unbound = " ".join(on_terminal(shell, *send, "-r", "key").stdout.split())
@@ -366,7 +367,7 @@ def test_keep_delay_delays_a_copy_again(shell: Shell, via: str, sign: int) -> No
 def test_keep_delay_is_for_ndjson(lonely_shell: Shell, options: list[str]) -> None:
     """Nothing else says how long a message was delayed, and --delay says something else."""
     refused = lonely_shell.run("mqtool", "send-delayed", "--keep-delay", *options, "-u", "amqp://127.0.0.1:1")
-    assert "--keep-delay is for the messages of --json" in refused.stderr
+    assert "--keep-delay needs --json" in refused.stderr
     assert refused.code == 2
 
 

@@ -232,7 +232,7 @@ def test_what_waits_is_known(shell: Shell, broker: TestBroker) -> None:
         ["tasks.relayed", "delay", "2h", "1"],
         ["tasks.relayed", "relay", "", "2"],
     ]
-    assert "m-3: for a relay to take it, to tasks.relayed: 3" in delayed("show", "tasks.relayed")
+    assert "m-3: once a relay is running, to tasks.relayed: 3" in delayed("show", "tasks.relayed")
     delayed("cancel", "m-0", "m-3", "--yes")
     delayed("now", "m-2", "m-4")
     assert {line["body"] for line in received(shell, 2)} == {"2", "4"}

@@ -77,7 +77,7 @@ def test_cancel(waiting: Waiting) -> None:
     waiting.run("cancel", "--yes", code=2)
     assert "1 cancelled" in waiting.run("cancel", "m-1", "--yes").stderr
     assert waiting.shown("jobs") == ["m-2", "m-3"]
-    assert "no message 'm-1' waits" in waiting.run("cancel", "m-1", "m-2", "--yes", code=3).stderr
+    assert "no waiting message has the id 'm-1'" in waiting.run("cancel", "m-1", "m-2", "--yes", code=3).stderr
     waiting.run("cancel", "--where", "headers.tenant=a", "--yes")
     assert waiting.shown() == ["m-4"]
 
@@ -109,4 +109,4 @@ def test_the_plugin_shows_a_number(shell: Shell, broker: TestBroker) -> None:
     assert found.stdout.split("\t")[1:4] == ["plugin", "", "1"]
     shown = shell.run("mqtool", "delayed", "show", "--management", broker.management)
     assert shown.stdout == ""
-    assert "1 wait in exchange 'delay_exchange': the plugin does not show them" in shown.stderr
+    assert "1 message in exchange 'delay_exchange' not shown: the plugin does not reveal them" in shown.stderr

@@ -109,7 +109,7 @@ def test_a_program_answers_requests(shell: Shell) -> None:
     assert (fine.stdout, fine.code) == ("got 0\n", 0)
     bad = shell.run("mqtool", "rpc-client", "7")
     assert (bad.stdout, bad.code) == (" [.] Got got 7\n", 7)
-    assert "the server's program said: hm" in bad.stderr
+    assert "the server's program printed on stderr: hm" in bad.stderr
     broken = shell.run("mqtool", "rpc-client", "127")
     assert broken.code == 127
     assert server.wait().code == 1

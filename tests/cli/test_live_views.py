@@ -15,7 +15,7 @@ QUEUES = [f"jobs-{number}" for number in range(9)]
 VIEWS = {
     "mqtool list queues --watch 1s": ["name", "messages"],
     "mqtool topology --live --interval 1s": [],
-    "mqtool top --interval 1s": ["name", "ready", "unacked", "look out"],
+    "mqtool top --interval 1s": ["name", "ready", "unacked", "warning"],
 }
 #: What moves the cursor to the top: rich draws each frame as a whole.
 TOP = "\x1b[H"

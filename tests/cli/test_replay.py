@@ -184,7 +184,7 @@ def test_a_dry_run_needs_no_broker(lonely_shell: Shell) -> None:
     assert result.stdout == (
         "0.000s\tqueue jobs\t6 bytes\n0.050s\tlogs:a\\tb\t6 bytes\n2.500s\tqueue jobs\t6 bytes\n"
     )  # fmt: skip
-    assert result.stderr == "3 messages in 2.5 s would be sent; nothing was\n"
+    assert result.stderr == "3 messages would be sent in 2.5 s; nothing was sent: --dry-run\n"
 
 
 def test_what_cannot_be_replayed(lonely_shell: Shell) -> None:
@@ -198,7 +198,7 @@ def test_what_cannot_be_replayed(lonely_shell: Shell) -> None:
         ([good, "--speed", "2", "--rate", "5/s"], 2, "--speed and --rate cannot be combined"),
         ([good, "--speed", "0"], 2, "'0' is not a speed such as 2, 0.5 or max"),
         ([good, "--since", "soon"], 2, "'soon' is neither a time such as"),
-        ([good, "--to-queue", "a", "--to-key", "b"], 2, "--to-queue excludes --to-exchange"),
+        ([good, "--to-queue", "a", "--to-key", "b"], 2, "--to-queue cannot be combined with --to-exchange"),
         (["--loop", "2"], 2, "--loop needs files"),
     ):
         result = lonely_shell.run("mqtool", "replay", *words, "--dry-run", stdin="")

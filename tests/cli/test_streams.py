@@ -226,7 +226,7 @@ def test_what_can_go_wrong(shell: Shell, broker: TestBroker) -> None:
     assert "queue 'classic' is not a stream" in fails(78, "send-stream", "-q", "classic", "x")
     shell.run("mqtool", "send-stream", "-q", "s", "x")
     assert "different settings" in fails(78, "send-stream", "-q", "s", "--strict", "--argument", "max-age=1D", "x")
-    assert "has no offset under 'me'" in fails(1, "offset", "show", "s", "me")
+    assert "no offset of 'me' is stored in stream 's'" in fails(1, "offset", "show", "s", "me")
     assert "is not an offset" in fails(2, "receive-stream", "--offset", "soon")
 
 

@@ -51,19 +51,19 @@ Operator = Annotated[bool, Option("--operator", help="Operator policies: limits 
 )
 def set_policy(
     name: PolicyName,
-    pattern: Annotated[str, Option(help="Regular expression: names it applies to")],
+    pattern: Annotated[str, Option(help="Regular expression for the names it applies to")],
     settings: Annotated[
-        Any, Option("--definition", parser=definition, metavar="JSON", help="What it sets, as a JSON object")
+        Any, Option("--definition", parser=definition, metavar="JSON", help="Settings, as a JSON object")
     ],
     broker: ManagedBroker,
     yes: Yes = False,
     apply_to: Annotated[
-        ApplyTo | None, Option(help="What it applies to", show_default="all; queues with --operator")
+        ApplyTo | None, Option(help="Kinds of objects it applies to", show_default="all; queues with --operator")
     ] = None,
     priority: Annotated[int, Option(help="If several match, the highest priority applies")] = 0,
     operator: Operator = False,
 ) -> None:
-    """Set a policy, or change it."""
+    """Create or change a policy."""
     access = broker.access()
     to = apply_to or ("queues" if operator else "all")
     body = {"pattern": pattern, "definition": settings, "priority": priority, "apply-to": to}
@@ -111,10 +111,10 @@ def _named(name: str, *, operator: bool) -> str:
     return f"{'operator ' if operator else ''}policy {name!r}"
 
 
-definitions_app = app.group("definitions", "Export, compare and import exchanges, queues, bindings, policies.")
+definitions_app = app.group("definitions", "Export, compare, import and convert definitions.")
 
 _SIGNS = {"add": ("+ ", GOOD), "change": ("~ ", KEY), "conflict": ("! ", BAD), "extra": ("- ", BAD)}
-#: The maximum number of objects with the same change that `convert` names.
+#: If more objects than this have the same change, `convert` names only the first ones.
 _NAMED = 20
 _REMARKS = {"conflict": "  an import cannot change it", "extra": "  only on the broker"}
 
@@ -137,7 +137,7 @@ def diff(file: Definitions, broker: ManagedBroker, as_json: AsJson = False) -> N
     """Show how the broker differs from a file.
 
     Exits with 3 if there are differences. + marks what an import would add, ~ what it would change, ! what it cannot
-    change, and - what only the broker has.
+    change, and - what exists only on the broker.
     """
     access = broker.access()
     wanted = _read(file, access.vhost)
@@ -155,7 +155,7 @@ def import_definitions(
     file: Definitions,
     broker: ManagedBroker,
     yes: Yes = False,
-    dry_run: Annotated[bool, Option(help="Only show what it would do")] = False,
+    dry_run: Annotated[bool, Option(help="Show what would be done, but change nothing")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Import definitions that are missing, and changed policies.
@@ -190,21 +190,22 @@ def import_definitions(
 )
 def convert(
     file: Definitions,
-    to: Annotated[Version, Option(parser=Version.of, metavar="VERSION", help="RabbitMQ that is to import it")],
+    to: Annotated[Version, Option(parser=Version.of, metavar="VERSION", help="RabbitMQ version to convert for")],
     mirrored: Annotated[
         Literal["classic", "quorum"] | None,
-        Option(help="Type of queues that a policy mirrors", show_default="undecided"),
+        Option(help="New type for queues that a policy mirrors", show_default="undecided"),
     ] = None,
     delayed: Annotated[
         Literal["relay", "leave-out", "plain"] | None,
-        Option(help="What becomes of x-delayed-message exchanges", show_default="undecided"),
+        Option(help="What to do with x-delayed-message exchanges", show_default="undecided"),
     ] = None,
 ) -> None:
-    """Print definitions of an older RabbitMQ for a newer one to import.
+    """Convert definitions of an older RabbitMQ for a newer one.
 
-    Says on stderr what has changed and why. Exits with 3 if something is lost and you have not decided what to do
-    about it. Queues that were mirrored can become quorum queues, or stay classic, on one node. Exchanges of the delayed
-    message plugin can become those of 'mqtool delayed relay', or plain ones, which do not delay, or be left out.
+    Prints the converted definitions on stdout, and what has changed and why on stderr. Exits with 3 if anything would
+    be lost and no option says what to do about it. Mirrored queues can become quorum queues, or stay classic, on one
+    node. Exchanges of the delayed message plugin can become those of 'mqtool delayed relay', become plain exchanges,
+    which do not delay, or be left out.
     """
     document = definitions.read_document(text_of(file), str(file))
     converted = converted_definitions.convert(document, to, RelayNames.of, mirrored, delayed)

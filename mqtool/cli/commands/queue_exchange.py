@@ -32,15 +32,15 @@ queue_app = app.group("queue", "Declare, show, convert, delete and purge queues.
 queue_app.makers.update(convert.app.makers)
 exchange_app = app.group("exchange", "Declare, bind, unbind and delete exchanges.")
 
-#: The exchange types that every broker has.
+#: The exchange types that every broker supports.
 _TYPES = ("direct", "fanout", "topic", "headers")
 
 QueueName = Annotated[str, Argument()]
 ExchangeName = Annotated[str, Argument()]
 QueueNames = Annotated[list[str], Argument()]
-AutoDelete = Annotated[bool, Option("--auto-delete", help="Delete it when its last user goes")]
+AutoDelete = Annotated[bool, Option("--auto-delete", help="Delete it when nothing uses it any more")]
 IfNotExists = Annotated[bool, Option("--if-not-exists", help="Succeed if it exists, whatever its settings")]
-IfUnused = Annotated[bool, Option("--if-unused", help="Only if nothing uses it")]
+IfUnused = Annotated[bool, Option("--if-unused", help="Delete it only if nothing uses it")]
 
 
 @queue_app.command(
@@ -73,7 +73,7 @@ def declare_exchange(
     internal: Annotated[bool, Option(help="Accept messages from other exchanges only")] = False,
     if_not_exists: IfNotExists = False,
 ) -> None:
-    """Declare an exchange, by default durable."""
+    """Declare an exchange; by default a durable one."""
     if kind not in _TYPES and (meant := nearest(kind, _TYPES)) and not kind.startswith("x-"):
         raise UsageError(f"unknown exchange type {kind!r}", f"did you mean {meant!r}?")
     wanted = options.of(Exchange("", kind, durable=True, auto_delete=auto_delete, internal=internal))
@@ -112,7 +112,7 @@ def show_queue(
 
 
 def _declare(broker: Broker, thing: Exchange | Queue, *, if_not_exists: bool) -> None:
-    with broker.changed(strict=True).access().channel() as channel:  # an explicit declaration must not be ignored
+    with broker.changed(strict=True).access().channel() as channel:  # otherwise, different settings are only a notice
         exists = administration.exists(channel, thing)
         if not (exists and if_not_exists):
             try:
@@ -144,7 +144,7 @@ def delete_queue(
     yes: Yes = False,
     if_exists: IfExists = False,
     if_unused: IfUnused = False,
-    if_empty: Annotated[bool, Option(help="Only if it has no messages")] = False,
+    if_empty: Annotated[bool, Option(help="Delete it only if it has no messages")] = False,
 ) -> None:
     """Delete queues and the messages in them."""
     access = broker.access()
@@ -173,7 +173,7 @@ def _is_stream(channel: Channel, queue: str, vhost: str) -> bool:
 
 @queue_app.command("mqtool queue purge jobs", "mqtool queue purge jobs --yes")
 def purge(queue: QueueNames, broker: Broker, yes: Yes = False, if_exists: IfExists = False) -> None:
-    """Remove the ready messages of queues."""
+    """Remove all ready messages from queues."""
     access = broker.access()
     with access.channel() as channel:
         for name in _existing(channel, map(Queue, queue), access, if_exists=if_exists):
@@ -184,7 +184,7 @@ def purge(queue: QueueNames, broker: Broker, yes: Yes = False, if_exists: IfExis
                 )
             ready = administration.depth(channel, name).ready
             ask(f"remove {counted(ready)} from queue {name!r} for good", access, yes=yes)
-            output.status(f"removed {counted(administration.purge(channel, name))} of queue {name!r}")
+            output.status(f"removed {counted(administration.purge(channel, name))} from queue {name!r}")
 
 
 @exchange_app.command("mqtool exchange delete logs", "mqtool exchange delete logs --if-exists --yes", name="delete")
@@ -263,4 +263,4 @@ def _named(thing: Exchange | Queue) -> str:
 
 
 def _by(key: str) -> str:
-    return f" by {key!r}" if key else ""
+    return f" with key {key!r}" if key else ""

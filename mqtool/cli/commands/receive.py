@@ -27,16 +27,16 @@ def receive(
     offset: Annotated[Any | None, Option(help="Where to start in a stream", panel="Receiving", **OFFSET)] = None,
     filters: Annotated[
         list[str] | None,
-        Option("--filter", metavar="VALUE", help="Only a stream's chunks with VALUE (AMQP 1.0)", panel="Receiving"),
+        Option("--filter", metavar="VALUE", help="Only chunks of a stream with VALUE (AMQP 1.0)", panel="Receiving"),
     ] = None,
     sql: Annotated[
-        str | None, Option(metavar="CONDITION", help="Filter of a stream in SQL (RabbitMQ 4.2)", panel="Receiving")
+        str | None, Option(metavar="CONDITION", help="SQL filter for a stream (RabbitMQ 4.2)", panel="Receiving")
     ] = None,
     where: Where = None,
 ) -> None:
     """Receive messages from a queue (tutorial 1).
 
-    With --where, messages that do not match stay in the queue. Until the command ends, no other consumer gets them.
+    With --where, messages that do not match stay in the queue, but no other consumer gets them until the command ends.
     """
     matching = Matching(receiving, where, skips=offset is not None)
     settings = matching.settings()._replace(offset=offset)

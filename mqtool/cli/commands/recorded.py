@@ -1,4 +1,4 @@
-"""mqtool recording replay, scrub, reconcile. `replay` reads one file after another, and each message when it is due."""
+"""mqtool recording replay, scrub, reconcile."""
 
 import math
 import os
@@ -35,20 +35,20 @@ from mqtool.spelling import counted
 from mqtool.topology import Exchange
 
 app = Commands()
-recording = app.group("recording", "Repeat, anonymize and compare recordings.")
+recording = app.group("recording", "Play back, anonymize and compare recordings.")
 
 #: The exchange for messages that name none. Recorded messages always name their exchange.
 _DEFAULT_EXCHANGE = Exchange("")
 
 
-#: If the next message is not due for this many seconds, confirms are processed first, which may take 0.05 s.
+#: If the next message is due in more than this many seconds, confirms are processed first, which may take 0.05 s.
 _LONG = 0.1
-#: The number of bytes searched for the first message at the start of a file, and for the last one at its end.
+#: The first message of a file must end within this many bytes, and the last one must begin within as many of the end.
 _NEAR = 256 * 1024
 
 
 class Recording:
-    """The messages in recordings, one file after another, or those on stdin if there are no files."""
+    """The messages of one or more recordings, read one file after another; stdin if there are no files."""
 
     def __init__(self, paths: Sequence[Path], selection: Selection, changes: Changes, times: int = 1) -> None:
         if not paths and output.is_terminal(STDIN):
@@ -61,10 +61,13 @@ class Recording:
         self._names = [str(path) for path in paths]
         self._sizes = [os.fstat(each).st_size if output.is_file(each) else None for each in self._descriptors]
         if times > 1 and None in self._sizes:
-            raise UsageError("--loop needs files, as a pipe can be read only once", "save the recording first")
+            raise UsageError("--loop needs files, because a pipe can be read only once", "save the recording first")
 
     def messages(self, *, to_the_end: bool = False) -> Iterator[Recorded | None]:
-        """Yield the messages; None while a pipe is empty. With `to_the_end`, stopping does not cut a file short."""
+        """Yield the messages, reading each one only when it is needed.
+
+        Yields None while a pipe is empty. With `to_the_end`, files are read to the end even after a signal to stop.
+        """
         for _ in range(self._times):
             for descriptor, size in zip(self._descriptors, self._sizes, strict=True):
                 if size is not None and self._times > 1:
@@ -76,7 +79,7 @@ class Recording:
             self._passes += 1
 
     def fraction(self, pace: Pace) -> Callable[[], float] | None:
-        """Return a function for the fraction played so far, from 0 to 1; None if the total size is unknown."""
+        """Return a function that returns the fraction played so far, from 0 to 1; None if the total size is unknown."""
         sizes = [size for size in self._sizes if size is not None]
         total = sum(sizes) * self._times
         if len(sizes) < len(self._sizes) or not total:
@@ -156,36 +159,46 @@ class Playing(OptionGroup):
     speed: Annotated[
         float | None, Option(parser=_speed, metavar="N", help="N times as fast as recorded, or max", show_default="1")
     ] = None
-    rate: Annotated[float | None, Option(help="Even rate, such as 500/s, instead of recorded gaps", **RATE)] = None
+    rate: Annotated[float | None, Option(help="Constant rate, such as 500/s, instead of recorded gaps", **RATE)] = None
     since: Annotated[Any | None, Option(help="Start at a time, or 5m into the recording", **_MOMENT)] = None
     until: Annotated[Any | None, Option(help="Stop at a time, or 5m into the recording", **_MOMENT)] = None
     where: Where = None
-    loop: Annotated[int, Option(min=1, metavar="N", help="Play all of it N times")] = 1
+    loop: Annotated[int, Option(min=1, metavar="N", help="Play everything N times")] = 1
 
     def pace(self) -> Pace:
-        """The pace of the replay. Raises UsageError if --speed and --rate are both given."""
+        """Return the pace of the replay.
+
+        Raises:
+            UsageError: --speed and --rate are both given.
+        """
         if self.speed is not None and self.rate is not None:
             raise UsageError("--speed and --rate cannot be combined", "use only one of them")
         return Pace(self.speed or 1.0, self.rate)
 
 
 class Changing(OptionGroup):
-    """Options that change exchange, routing key and headers."""
+    """Options that change the exchange, routing key and headers of each message."""
 
-    to_exchange: Annotated[str | None, Option(help="Publish all to this exchange")] = None
-    to_key: Annotated[str | None, Option(help="Publish all with this routing key")] = None
-    to_queue: Annotated[str | None, Option(help="Publish all to this queue")] = None
+    to_exchange: Annotated[str | None, Option(help="Publish everything to this exchange")] = None
+    to_key: Annotated[str | None, Option(help="Publish everything with this routing key")] = None
+    to_queue: Annotated[str | None, Option(help="Publish everything to this queue")] = None
     set_header: Annotated[
         list[Any] | None, Option(parser=header, metavar="KEY=VALUE", help="Header to set; KEY:=JSON for a type")
     ] = None
-    drop_header: Annotated[list[str] | None, Option(metavar="KEY", help="Header to leave out")] = None
+    drop_header: Annotated[list[str] | None, Option(metavar="KEY", help="Header to remove")] = None
 
     def changes(self) -> Changes:
-        """The changes to make to each message."""
+        """Return the changes to make to each message.
+
+        Raises:
+            UsageError: --to-queue is combined with --to-exchange or --to-key.
+        """
         exchange, key = self.to_exchange, self.to_key
         if self.to_queue is not None:
             if exchange is not None or key is not None:
-                raise UsageError("--to-queue excludes --to-exchange and --to-key", "a queue needs neither")
+                raise UsageError(
+                    "--to-queue cannot be combined with --to-exchange or --to-key", "a queue needs neither of them"
+                )
             exchange, key = "", self.to_queue
         return Changes(exchange, key, self.drop_header or (), dict(self.set_header or ()))
 
@@ -200,7 +213,7 @@ def replay(
     changing: Changing,
     broker: Broker,
     files: Annotated[list[Path] | None, Argument(help="Recordings, in order (default: stdin)")] = None,
-    dry_run: Annotated[bool, Option(help="Print what would go where and when")] = False,
+    dry_run: Annotated[bool, Option(help="Print what would be sent, when and where to")] = False,
     mandatory: Annotated[bool, Option("--mandatory/--no-mandatory", help="Count unroutable messages as failed")] = True,
     failed_to: Annotated[
         Path | None, Option(metavar="FILE", help="Keep unconfirmed messages in FILE, as NDJSON")
@@ -209,8 +222,8 @@ def replay(
 ) -> None:
     """Publish the messages of a recording, at their original pace.
 
-    A recording is NDJSON, as 'receive --json' and 'tap --json' print it. Each message goes to its own exchange with its
-    own routing key, and fails if no queue receives it.
+    A recording is NDJSON, as 'receive --json' and 'tap --json' print it. Each message is published to its original
+    exchange with its original routing key, and counts as failed if no queue receives it.
     """
     pace = playing.pace()
     chosen = Selection(playing.since, playing.until, playing.where)
@@ -244,7 +257,7 @@ def _show(recording: Recording, pace: Pace) -> None:
             started = due if started is None else started
             count, seconds = count + 1, due - started
             output.show(f"{seconds:.3f}s\t{output.one_line(_place(message))}\t{len(message.body):,} bytes")
-    output.status(f"{counted(count)} in {seconds:.1f} s would be sent; nothing was")
+    output.status(f"{counted(count)} would be sent in {seconds:.1f} s; nothing was sent: --dry-run")
 
 
 @recording.command(
@@ -255,10 +268,10 @@ def _show(recording: Recording, pace: Pace) -> None:
 def scrub(
     file: Annotated[Path | None, Argument(help="Recording (default: stdin)")] = None,
     keep: Annotated[
-        list[str] | None, Option(metavar="FIELDS", help="Keep these, such as routing_key,headers.type")
+        list[str] | None, Option(metavar="FIELDS", help="Keep these fields, such as routing_key,headers.type")
     ] = None,
     field: Annotated[
-        list[str] | None, Option(metavar="FIELDS", help="Replace only these, such as body.user.email")
+        list[str] | None, Option(metavar="FIELDS", help="Replace only these fields, such as body.user.email")
     ] = None,
     seed: Annotated[
         str | None, Option(help="Same seed, same replacements; keep it secret", show_default="random")
@@ -266,9 +279,9 @@ def scrub(
 ) -> None:
     """Replace the values in a recording, so that it can be shared.
 
-    Letters are replaced with letters and digits with digits, in the same way throughout: equal words stay equal.
-    Routing keys, headers, ids and bodies are replaced. These are kept: exchange, queue, times, content type, the names
-    of headers, the keys of JSON bodies, true, false, null, and what RabbitMQ sets itself, such as x-death.
+    Replaces routing keys, header values, ids and bodies: letters with letters, and digits with digits. Replacements are
+    consistent: equal words stay equal. Does not change exchanges, queues, times, content types, names of headers, keys
+    of JSON bodies, true, false and null, and headers that RabbitMQ itself sets, such as x-death.
     """
     if file is None and output.is_terminal(STDIN):
         raise UsageError("no recording to scrub", "name a file, or pipe one in")
@@ -292,7 +305,7 @@ def scrub(
 
 
 def _with_pauses(descriptor: int) -> Iterator[bytes | None]:
-    """Yield each chunk read, followed by None, which tells the caller to write its output."""
+    """Yield each chunk of input, followed by None, which tells the caller to write its output before the next one."""
     for chunk in whole(descriptor):
         yield chunk
         yield None
@@ -306,9 +319,9 @@ _SHOWN = 10
     "mqtool receive --json | mqtool recording reconcile sent.ndjson -",
 )
 def reconcile(
-    sent: Annotated[Path, Argument(help="What was sent, as NDJSON; - is stdin")],
-    got: Annotated[Path, Argument(help="What was received, as NDJSON; - is stdin")],
-    exact: Annotated[bool, Option(help="Fail on duplicate, unexpected and reordered messages too")] = False,
+    sent: Annotated[Path, Argument(help="Messages that were sent, as NDJSON; - is stdin")],
+    got: Annotated[Path, Argument(help="Messages that were received, as NDJSON; - is stdin")],
+    exact: Annotated[bool, Option(help="Also fail on duplicate, unexpected or reordered messages")] = False,
     as_json: Annotated[bool, Option("--json", help="Print the comparison as JSON")] = False,
 ) -> None:
     """Compare two files of messages by message_id.

@@ -34,6 +34,7 @@ from mqtool.delays.delay_plugin import LOSES, can_delay
 from mqtool.duration import compact_duration
 from mqtool.errors import SomeFailed, UsageError
 from mqtool.message import DUE, Delivery, Message
+from mqtool.spelling import counted
 from mqtool.topology import DELAYED, Exchange
 from mqtool.tutorials import delayed_messages
 from mqtool.work.pending_delays import Choice, Waiting, WaitingMessages
@@ -56,11 +57,11 @@ RoutingKey = Annotated[
 def send_delayed(
     exchange: ExchangeOptions, publishing: Publishing, routing_key: RoutingKey = None, keep_delay: KeepDelay = False
 ) -> None:
-    """Send messages that arrive later, in 5 s by default."""
+    """Send messages that arrive later, by default after 5 s."""
     names, delays = publishing.broker.names, publishing.delays
     target = exchange.of(names.delay_exchange)
     if keep_delay and (delays.are_given or not publishing.options.as_json):
-        raise UsageError("--keep-delay is for the messages of --json, with neither --delay nor --at")
+        raise UsageError("--keep-delay needs --json, and cannot be combined with --delay or --at")
     # With the tutorial's own names, the sender declares the receiver's queue too.
     is_tutorials = target.name == names.delay_exchange.name and routing_key is None
     queue = names.delay_queue if is_tutorials else None
@@ -101,14 +102,16 @@ def receive_delayed(
             output.warning(LOSES)
         target = checked(target, queue, channel, broker, incoming.access)
         if exchange is not None and routing_key is None:
-            output.notice(f"queue {target.name!r} is bound to exchange {exchange!r} by {key!r}; -r binds another key")
+            output.notice(
+                f"queue {target.name!r} is bound to exchange {exchange!r} with key {key!r}; to use another key: -r"
+            )
         settings = incoming.printed(matching.settings())
         deliveries = delayed_messages.receive(channel, known, key, target, settings)
         incoming.print_all(matching.of(channel, deliveries, settings))
 
 
 def _as_known(channel: Channel, exchange: Exchange) -> Exchange:
-    """Return the delayed exchange, or if the broker lacks the plugin, an ordinary one that routes the same way."""
+    """Return the delayed exchange or, if the broker lacks the plugin, an ordinary exchange that routes the same way."""
     if can_delay(channel, exchange):
         return exchange
     arguments = {name: value for name, value in exchange.arguments.items() if name != TYPE_INSIDE}
@@ -147,7 +150,7 @@ def _received(delivery: Delivery) -> str:
     return " [x] Received " if late is None else f" [x] Received, {late:,} ms late: "
 
 
-delayed = app.group("delayed", "Show what waits until it is due; cancel, deliver or relay it.")
+delayed = app.group("delayed", "Show, cancel, deliver or relay delayed messages.")
 delayed.makers.update(delayed_relay.app.makers)
 
 AsJson = Annotated[bool, Option("--json", help="Print NDJSON")]
@@ -173,13 +176,13 @@ def ls(broker: ManagedBroker, as_json: AsJson = False) -> None:
         for exchange, count in waiting.exchanges():
             rows.append(dict(zip(_COLUMNS, (exchange, "plugin", None, count, exchange), strict=True)))
     if not layout.show_rows(rows, _COLUMNS, as_json=as_json):
-        output.status("no messages wait")
+        output.status("no messages are waiting")
 
 
 @delayed.command("mqtool delayed show", "mqtool delayed show jobs --json")
 def show(
     broker: ManagedBroker,
-    to: Annotated[str | None, Argument(metavar="[QUEUE]", help="Queue or exchange they are for")] = None,
+    to: Annotated[str | None, Argument(metavar="[QUEUE]", help="Only those for this queue or exchange")] = None,
     where: Where = None,
     as_json: AsJson = False,
 ) -> None:
@@ -196,7 +199,7 @@ def show(
                 _show(each, as_json=as_json)
         _say_what_is_hidden(waiting)
     if not shown:
-        output.status("no such message waits where it can be seen")
+        output.status("no waiting messages found")
 
 
 def _show(each: Waiting, *, as_json: bool) -> None:
@@ -208,7 +211,7 @@ def _show(each: Waiting, *, as_json: bool) -> None:
     if due is not None:
         when = f"at {datetime.fromtimestamp(due):%Y-%m-%d %H:%M:%S}"
     else:
-        when = f"within {compact_duration(each.queue.seconds)}" if each.queue.seconds else "for a relay to take it"
+        when = f"within {compact_duration(each.queue.seconds)}" if each.queue.seconds else "once a relay is running"
     what = f"{each.message.message_id or '(no message id)'}: {when}, to {each.queue.to}: "
     body, rest = output.excerpt(each.message.body)
     output.show(output.one_line(what + body.decode("utf-8", "backslashreplace") + rest))
@@ -220,7 +223,7 @@ def _record(each: Waiting) -> conditions.Record:
 
 def _say_what_is_hidden(waiting: WaitingMessages) -> None:
     for exchange, count in waiting.exchanges():
-        output.notice(f"{count:,} wait in exchange {exchange!r}: the plugin does not show them")
+        output.notice(f"{counted(count)} in exchange {exchange!r} not shown: the plugin does not reveal them")
 
 
 @delayed.command("mqtool delayed cancel 5f0c…", "mqtool delayed cancel --where 'headers.tenant=a' --yes")
@@ -251,7 +254,7 @@ def now(broker: ManagedBroker, yes: Yes = False, ids: Ids = None, where: Where =
 
 def _check(ids: list[str] | None, where: conditions.Where | None) -> None:
     if not ids and where is None:
-        raise UsageError("name the messages by their ids, or with --where", "'mqtool delayed show' shows them")
+        raise UsageError("select messages by id, or with --where", "'mqtool delayed show' shows them")
 
 
 def _take(
@@ -264,7 +267,7 @@ def _take(
     """Cancel or deliver the selected messages, and print how many there were.
 
     Raises:
-        SomeFailed: for one of the IDs, there is no waiting message.
+        SomeFailed: no waiting message has one of the ids.
     """
     missing, count = set(ids or ()), 0
 
@@ -280,4 +283,4 @@ def _take(
         _say_what_is_hidden(waiting)
     output.status(f"{count:,} {done}")
     if missing:
-        raise SomeFailed(f"no message {sorted(missing)[0]!r} waits where it can be seen", "'mqtool delayed show'")
+        raise SomeFailed(f"no waiting message has the id {sorted(missing)[0]!r}", "'mqtool delayed show' lists them")

@@ -27,7 +27,7 @@ app = Commands()
 
 
 def _dialect(text: str) -> StreamDialect:
-    """Parse a stream dialect. If MQTOOL_DIALECT is a dialect such as go-classic, only its language is used."""
+    """Parse a stream dialect. Of a value such as go-classic, which MQTOOL_DIALECT may contain, only `go` is used."""
     try:
         return StreamDialect(text.partition("-")[0])
     except ValueError:
@@ -40,7 +40,7 @@ DialectOfStreams = Annotated[
         "--dialect",
         parser=_dialect,
         metavar="LANGUAGE",
-        help="Whose: python, go, java, dotnet, javascript, rust, elixir",
+        help="python, go, java, dotnet, javascript, rust or elixir",
         show_default=str(StreamDialect.PYTHON),
         envvar="MQTOOL_DIALECT",
         panel="Topology",
@@ -50,13 +50,13 @@ DialectOfStreams = Annotated[
 
 
 def dialect_of(broker: Broker) -> StreamDialect:
-    """The dialect chosen by the command's --dialect option (see DialectOfStreams); by default, Python's."""
+    """Return the stream dialect chosen with --dialect (see DialectOfStreams); by default, Python's."""
     dialect: Any = broker.dialect
     return dialect or StreamDialect.PYTHON
 
 
 class StreamOptions(OptionGroup):
-    """Options that name a stream, its settings, and the port."""
+    """Options for a stream's name and settings, and for the broker's stream port."""
 
     PANEL: ClassVar = "Topology"
 
@@ -69,7 +69,11 @@ class StreamOptions(OptionGroup):
     port: StreamPort = None
 
     def of(self, default: Stream) -> Stream:
-        """Return the tutorial's stream, with the options applied."""
+        """Return the tutorial's stream, with the options applied.
+
+        Raises:
+            UsageError: the name is empty.
+        """
         if self.queue == "":
             raise UsageError("the stream's name is empty", "leave --queue out to use the tutorial's")
         given = {name.removeprefix("x-"): value for name, value in self.arguments or []}
@@ -88,7 +92,7 @@ class Appending(OptionGroup):
         None
     )
     filter_value: Annotated[
-        str | None, Option("--filter", metavar="VALUE", help="Store VALUE for readers with --filter (RabbitMQ 3.13)")
+        str | None, Option("--filter", metavar="VALUE", help="Filter value to store with messages (RabbitMQ 3.13)")
     ] = None
 
 
@@ -103,7 +107,7 @@ class Reading(OptionGroup):
     )
     single_active: Annotated[bool, Option(help="One reader per --track name at a time (RabbitMQ 3.11)")] = False
     filters: Annotated[
-        list[str] | None, Option("--filter", metavar="VALUE", help="Only chunks with this value (RabbitMQ 3.13)")
+        list[str] | None, Option("--filter", metavar="VALUE", help="Only chunks with this filter value (RabbitMQ 3.13)")
     ] = None
 
 
@@ -152,7 +156,11 @@ def receive_stream(stream: StreamOptions, receiving: Receiving, broker: Broker, 
 
 
 def _checked(options: StreamOptions, default: Stream, channel: "StreamChannel", access: Access) -> Stream:
-    """Return the stream to read. Raises NotFound if it does not exist, unless options or the tutorial declare it."""
+    """Return the stream to read.
+
+    Raises:
+        NotFound: the stream does not exist, and neither an option nor the tutorial creates it.
+    """
     stream = options.of(default)
     creates = options.declare or options.arguments or options.partitions or stream.name == default.name
     if not (creates or channel.exists(stream.name) or channel.streams_of(stream.name) != [stream.name]):
@@ -194,8 +202,8 @@ def show(stream: StreamName, name: ReaderName, broker: Broker, port: StreamPort 
         seen = {each: ReaderOffsets(channel.offsets_of(each), {name: offset}) for each, offset in found.items()}
     if not stored:
         raise MqtoolError(
-            f"stream {stream!r} has no offset under {name!r}",
-            "a reader stores one with --track; it starts where --offset says until then",
+            f"no offset of {name!r} is stored in stream {stream!r}",
+            "a reader with --track stores its offset; until then, it starts at --offset",
         )
     for each, offset in stored.items():
         output.show(str(offset) if each == stream else f"{each}	{offset}")
@@ -225,11 +233,11 @@ def set_(
 
 @offset.command("mqtool offset reset app reports", without=("dialect", "strict"))
 def reset(stream: StreamName, name: ReaderName, broker: Broker, port: StreamPort = None) -> None:
-    """Have a reader start over, at its --offset."""
+    """Make a reader start over, at its --offset."""
     with broker.access().stream_channel(port) as channel:
         for each in channel.streams_of(stream):
             channel.forget_offset(each, name)
-    output.status(f"{name!r} starts again in stream {stream!r}")
+    output.status(f"{name!r} starts over in stream {stream!r}")
 
 
 @offset.command("mqtool offset send", without=("partitions", "declare"), instead={"dialect": DialectOfStreams})

@@ -42,10 +42,10 @@ _ORDERS = {
     "o": _Order("out/s", "message_stats.deliver_get_details.rate"),
     "a": _Order("ack/s", "message_stats.ack_details.rate"),
 }
-_SHOWN = ("name", "ready", "unacked", "consumers", "in/s", "out/s", "ack/s", "look out")
+_SHOWN = ("name", "ready", "unacked", "consumers", "in/s", "out/s", "ack/s", "warning")
 #: The columns to show on a terminal with fewer than 60 or 80 columns.
-_NARROW = ((60, ("name", "ready", "unacked", "look out")), (80, ("name", "ready", "unacked", "consumers", "look out")))
-#: Up to this many queues are all fetched and sorted by mqtool; if there are more, the broker sorts them.
+_NARROW = ((60, ("name", "ready", "unacked", "warning")), (80, ("name", "ready", "unacked", "consumers", "warning")))
+#: If there are no more queues than this, mqtool fetches all of them and sorts them itself; otherwise, the broker sorts.
 _ALL_AT_ONCE = 2_000
 #: Compare with the sample taken this many samples ago, to give consumers a few seconds to acknowledge.
 _LOOKS_BACK = 5
@@ -53,10 +53,11 @@ _LOOKS_BACK = 5
 
 @dataclass
 class Screen:
-    """The state of the screen: sort order, and the latest samples.
+    """The state of `mqtool top`: the sort order and the latest samples.
 
     Attributes:
-        find: finds the management API; called again after an error, because a restarted broker may use another port.
+        find: locates the management API; called again after an error, because a restarted broker may use another port.
+        vhost: the virtual host whose queues are shown; None for all.
         order: a key of _ORDERS.
         descending: True if the largest value comes first.
         looks: the latest samples; each maps vhost and name to a queue.
@@ -103,7 +104,7 @@ class Screen:
         return int(page["filtered_count"]) if isinstance(page, dict) else len(page)
 
     def row(self, queue: Json) -> Row:
-        """Return a queue as a row of the table."""
+        """Convert a queue of the latest sample to a row of the table, with a warning if it seems to have a problem."""
         earlier = self.looks[0].get((queue["vhost"], queue["name"])) if len(self.looks) > _LOOKS_BACK else None
         warning = ""
         if has_no_consumer(queue):
@@ -123,7 +124,7 @@ class Screen:
             "in/s": rate(queue, "publish") if is_told else None,
             "out/s": rate(queue, "deliver_get") if is_told else None,
             "ack/s": rate(queue, "ack") if is_told else None,
-            "look out": warning,
+            "warning": warning,
         }
 
 
@@ -134,7 +135,7 @@ def top(
         "ready"
     ),
     interval: Annotated[float, Option(help="Time between two samples", **TIME_LIMIT)] = 1.0,
-    once: Annotated[bool, Option(help="Print it once and exit, as in a pipe")] = False,
+    once: Annotated[bool, Option(help="Print one sample and exit, as in a pipe")] = False,
     all_vhosts: Annotated[bool, Option(help="Include all virtual hosts")] = False,
 ) -> None:
     """Watch queues, rates and consumers."""
@@ -176,7 +177,7 @@ def _frame(screen: Screen, title: str, height: int, wanted: str) -> Frame:
         screen.found = None  # a restarted broker's management API may have another address
         raise
     shown = next((columns for least, columns in _NARROW if layout.terminal().width < least), _SHOWN)
-    body = layout.table(rows, shown, warning="look out", folded=False) if rows else Text("no queues")
+    body = layout.table(rows, shown, warning="warning", folded=False) if rows else Text("no queues")
     arrow = "↓" if screen.descending else "↑"
     sorted_by = f"sorted by {_ORDERS[screen.order].column} {arrow}"
     return Frame(

@@ -31,21 +31,21 @@ _LIMIT = 10
 def topology(
     broker: ManagedBroker,
     exchanges: Annotated[
-        list[str] | None, Argument(metavar="[EXCHANGE]...", help="Only these exchanges, and what they lead to")
+        list[str] | None, Argument(metavar="[EXCHANGE]...", help="Only these exchanges and their destinations")
     ] = None,
     form: Annotated[
         Literal["tree", "mermaid", "dot", "json"], Option("--format", help="Tree, diagram or NDJSON")
     ] = "tree",
     as_json: Annotated[bool, Option("--json", help="Print NDJSON, as --format json does")] = False,
     limit: Annotated[int, Option(min=0, help="Destinations to show for each exchange; 0 for all")] = _LIMIT,
-    live: Annotated[bool, Option(help="Keep it up to date, with rates")] = False,
-    interval: Annotated[float | None, Option(help="Interval of --live", **TIME_LIMIT)] = None,
+    live: Annotated[bool, Option(help="Keep updating the tree, and show rates")] = False,
+    interval: Annotated[float | None, Option(help="Time between updates with --live", **TIME_LIMIT)] = None,
 ) -> None:
     """Show publishers, exchanges, bindings, queues and consumers."""
     access = broker.access()
     form = "json" if as_json else form
     if live and (form != "tree" or not output.is_terminal(1)):
-        raise UsageError("--live shows a tree, on a terminal", "leave --live out, or --format")
+        raise UsageError("--live only works with a tree on a terminal", "leave out --live, or --format")
     only = ["" if name == "amq.default" else name for name in exchanges or ()]
     if form == "json":
         for record in records(access.management(), access.vhost, only=only):
@@ -91,8 +91,8 @@ def route(
 ) -> None:
     """Explain where a message would go, and why.
 
-    Shows the queues that get it, the bindings that match or nearly match, and where it goes if it is dead-lettered.
-    With --test, exits 3 if a message in the file would go elsewhere.
+    Shows the queues that get the message, the bindings that match or nearly match, and where the message goes if it is
+    dead-lettered. With --test, exits 3 if any message in the file would not be routed as expected.
     """
     if (exchange is None) == (test is None):
         raise UsageError("give either EXCHANGE and KEY, or --test FILE", "mqtool route topic_logs kern.critical")
@@ -120,7 +120,7 @@ def route(
 
 @dataclass(frozen=True, slots=True)
 class _Expectation:
-    """A line of a --test file: a message, and the queues that must get it (None if the line names none)."""
+    """A line of a --test file: a message, and the queues expected to get it (None if the line does not say)."""
 
     exchange: str
     routing_key: str

@@ -35,11 +35,11 @@ _NUMBERED = (*("hello-world", "work-queues", "publish-subscribe", "routing", "to
 
 
 class PageOptions(OptionGroup):
-    """Options for the page in the browser."""
+    """Options for showing a play or drill in the browser."""
 
     PANEL: ClassVar = "Page"
 
-    ui: Annotated[bool, Option(help="Play it in a page in the browser")] = False
+    ui: Annotated[bool, Option(help="Play it on a page in the browser")] = False
     open_page: Annotated[bool, Option("--open", help="With --ui: open the page in a browser")] = False
     port: Annotated[int, Option(min=0, max=65535, help="With --ui: port to listen on; 0 for any free one")] = 0
 
@@ -49,7 +49,7 @@ NoColor = Annotated[bool, Option("--no-color", help="Do not use colour")]
 
 @tutorial.command("mqtool tutorial list", "mqtool tutorial list --json", name="list")
 def list_(as_json: Annotated[bool, Option("--json", help="Print NDJSON")] = False, no_color: NoColor = False) -> None:
-    """List the tutorials, in the order to learn them."""
+    """List the tutorials, in the recommended order."""
     current().no_color = no_color
     is_read = output.is_terminal(1) and not as_json
     columns = (
@@ -101,8 +101,8 @@ def run(
     names: Annotated[
         list[str] | None, Argument(metavar="[NAME]...", help="Tutorials to run", complete=lambda *_: [*plays.PLAYS])
     ] = None,
-    auto: Annotated[bool, Option(help="Continue by itself, at reading pace")] = False,
-    no_pause: Annotated[bool, Option(help="Do not pause at all: a check rather than a lesson")] = False,
+    auto: Annotated[bool, Option(help="Continue without waiting for Enter, at reading pace")] = False,
+    no_pause: Annotated[bool, Option(help="Do not pause at all, only check that everything works")] = False,
     lines: Annotated[bool, Option(help="Print line by line, without panes")] = False,
     url: Annotated[
         str | None, Option("-u", envvar=["MQTOOL_URL", "AMQP_URL"], help="Run on this broker, and leave nothing behind")
@@ -113,8 +113,8 @@ def run(
 ) -> None:
     """Run tutorials step by step, in several terminals at once.
 
-    With --ui, a page in the browser shows the terminals and, above them, the messages as they move. Without NAME, the
-    page lists the tutorials to choose from.
+    With --ui, a page in the browser shows the terminals and, above them, the messages as they move. Without NAME, you
+    choose a tutorial on the page.
     """
     current().no_color = no_color
     chosen = [*map(_named, names or plays.PLAYS)]
@@ -127,7 +127,9 @@ def run(
     guard = Guard()
     if page.ui:
         if no_pause or lines:
-            raise UsageError("--ui excludes --no-pause and --lines", "--auto goes on by itself")
+            raise UsageError(
+                "--ui cannot be combined with --no-pause or --lines", "use --auto to continue without pressing Enter"
+            )
         _run_in_page(chosen if names else [], guard, url, page, auto=auto)
         return
     audience = _audience(Pace(auto=auto or no_pause, watched=False if no_pause else None), lines=lines)
@@ -149,7 +151,7 @@ def run(
 
 
 def _run_in_page(names: list[str], guard: Guard, url: str | None, page: PageOptions, *, auto: bool) -> None:
-    """Play these tutorials, then the ones that the reader chooses."""
+    """Play these tutorials on a page in the browser, then those that the reader chooses there."""
     from mqtool.cli.display.play_page import Left, PlayPage
     from mqtool.plays.performing import perform
 
@@ -219,12 +221,12 @@ def _add(
         url: Annotated[str | None, Option("-u", help="Use this broker, and delete the drill's queues")] = None,
         image: Annotated[str | None, Option(help="RabbitMQ image to build on (Docker)")] = None,
         count: Annotated[int, Option("-c", "-n", min=20, help="Messages to send")] = messages,
-        quiet: Annotated[bool, Option(help="Print the verdict only")] = False,
+        quiet: Annotated[bool, Option(help="Print only the verdict")] = False,
         *,
         page: PageOptions,
     ) -> None:
         if url is not None and restarts_it:
-            raise UsageError(f"{name} only restarts a broker of its own", "omit --url")
+            raise UsageError(f"{name} only restarts a broker that it has started", "omit --url")
         stopping.let_children_be_interrupted()
         current().quiet = quiet
         guard = Guard()
@@ -235,7 +237,7 @@ def _add(
                     verdict = perform(scene, count)
                 audience.say(verdict.sums())
                 if verdict.twice:
-                    audience.note(f"{verdict.twice:,} took effect twice")
+                    audience.note(f"{counted(verdict.twice)} took effect twice")
                 (audience.note if verdict.lost else audience.right)(verdict.balance())
                 audience.blank()
             output.show(f"{name}: {verdict}")
@@ -281,5 +283,5 @@ _add(
     drills.STREAM_MESSAGES,
     "Cut both sides' connections three times in mid-stream.",
 )
-_add("poison", drills.poison, drills.WORKER_MESSAGES, "Send messages that always fail; they end as dead letters.")
+_add("poison", drills.poison, drills.WORKER_MESSAGES, "Send messages that always fail; they end up as dead letters.")
 _add("duplicate", drills.duplicate, drills.WORKER_MESSAGES, "Publish messages twice; each is handled once.")

@@ -36,19 +36,18 @@ def ui(
     broker: ManagedBroker,
     port: Annotated[int, Option(min=0, max=65535, help="Port to listen on; 0 for any free one")] = 0,
     open_page: Annotated[bool, Option("--open", help="Open the page in a browser")] = False,
-    record: Annotated[
-        Path | None, Option(metavar="FILE", help="Write an HTML file that plays what has happened")
-    ] = None,
-    tap: Annotated[bool, Option("--tap", help="Copy single messages of RabbitMQ to a private queue")] = False,
-    firehose: Annotated[bool, Option("--firehose", help="Copy all messages with RabbitMQ's firehose")] = False,
+    record: Annotated[Path | None, Option(metavar="FILE", help="Write an HTML file that replays what happened")] = None,
+    tap: Annotated[bool, Option("--tap", help="Show single messages of RabbitMQ, by tapping exchanges")] = False,
+    firehose: Annotated[bool, Option("--firehose", help="Show all messages of RabbitMQ, with its firehose")] = False,
     allow_changes: Annotated[bool, Option("--allow-changes", help="Let the page change any broker")] = False,
 ) -> None:
     """Watch messages move through the topology, in a browser.
 
-    Serves a page on this machine until Ctrl-C. The printed address contains a secret: whoever has it can read
-    messages, and change the broker. The page changes a broker only if mqtool started it, or with --allow-changes. On
-    the embedded broker, the page shows single messages; on RabbitMQ counts and rates, and with --tap or --firehose
-    copies of single messages.
+    Serves a page on this machine until Ctrl-C. The printed address contains a secret: anyone who knows it can read
+    messages and change the broker. The page can change a broker only if mqtool started it, or with --allow-changes.
+
+    With the embedded broker, the page shows single messages. With RabbitMQ, it shows counts and rates, and single
+    messages only with --tap or --firehose.
     """
     access = broker.access()
     api = access.management()
@@ -132,7 +131,7 @@ def _is_at(started: state.Started, access: Access) -> bool:
 
 
 def _record(path: Path, start: "Callable[[], Iterator[Json]]", stop: threading.Event) -> None:
-    """Collect records until `stop` is set, then write them to a page."""
+    """Collect records until `stop` is set or the limit is reached, then write an HTML file that replays them."""
     from mqtool.ui.page_server import single_file
 
     kept = []
@@ -143,7 +142,7 @@ def _record(path: Path, start: "Callable[[], Iterator[Json]]", stop: threading.E
         if each["kind"] in ("about", "topology", "snapshot", "event") or each.get("queues"):
             kept.append(each)
         if len(kept) == _MAX_RECORDS:
-            output.warning(f"{_MAX_RECORDS:,} events have been recorded, and the recording ends")
+            output.warning(f"the recording ends, because it has reached its limit of {_MAX_RECORDS:,} records")
             break
     _write(path, single_file(kept))
     output.status(f"{sum(each['kind'] == 'event' for each in kept):,} events written to {path}")

@@ -16,18 +16,18 @@ from mqtool.management.api_client import Json
 app = Commands()
 user_app = app.group("user", "Add and delete users; change passwords and tags.")
 vhost_app = app.group("vhost", "Add and delete virtual hosts.")
-permission_app = app.group("permission", "Set and clear what users may do.")
+permission_app = app.group("permission", "Set and clear permissions of users.")
 
 UserName = Annotated[str, Argument(metavar="USER")]
 Tags = Annotated[list[str] | None, Argument(metavar="[TAG]...", help="New tags (default: none, which removes all)")]
 IfNotExists = Annotated[bool, Option("--if-not-exists", help="Succeed if it exists, and leave it as it is")]
 LoginPassword = Annotated[Path | None, Option(help="Read the password to log in with from FILE", panel="Broker")]
-#: --password-file for the new password; --login-password-file is for the login.
+#: For commands that set a password, where --login-password-file is for logging in.
 _NEW_PASSWORD = Annotated[Path | None, Option("--password-file", help="Read the user's password from FILE; - is stdin")]
 
 
 def _login(broker: ManagedBroker, password_file: Path | None) -> Management:
-    """Find the management API. Log in with `password_file`, since --password-file is for the new password."""
+    """Return the management API, logging in with `password_file`; --password-file contains the new password."""
     return broker.changed(options=broker.options.changed(password_file=password_file)).access().management()
 
 
@@ -44,11 +44,11 @@ def _user(api: Management, name: str) -> Json:
 
 
 def _is_there(api: Management, kind: str, name: str, *, if_not_exists: bool, hint: str) -> bool:
-    """Return True if a user or vhost exists; without `if_not_exists`, raise MqtoolError instead."""
+    """Return whether a user or vhost exists. If it does, raise MqtoolError, unless `if_not_exists` is set."""
     if _found(api, f"{kind}s", name) is None:
         return False
     if not if_not_exists:
-        raise MqtoolError(f"{kind} {name!r} exists", hint)
+        raise MqtoolError(f"{kind} {name!r} already exists", hint)
     output.status(f"{kind} {name!r} exists")
     return True
 
@@ -106,7 +106,7 @@ def password(name: UserName, broker: ManagedBroker, login_password_file: LoginPa
 
 @user_app.command("mqtool user tags ann monitoring management", "mqtool user tags ann")
 def tags(name: UserName, broker: ManagedBroker, tags: Tags = None) -> None:
-    """Set a user's tags: rights in the management API."""
+    """Set a user's tags, which grant rights in the management API."""
     api = broker.access().management()
     kept = {name: value for name, value in _user(api, name).items() if name in ("password_hash", "hashing_algorithm")}
     api.put(path("users", name), {**kept, "tags": _tags(tags or [])})
@@ -138,7 +138,7 @@ def add_vhost(
     description: Annotated[str | None, Option(help="Description of the virtual host")] = None,
     if_not_exists: IfNotExists = False,
 ) -> None:
-    """Add a virtual host, where you have all permissions."""
+    """Add a virtual host, with all permissions for yourself."""
     api = broker.access().management()
     if _is_there(api, "vhost", name, if_not_exists=if_not_exists, hint="--if-not-exists leaves it as it is"):
         return
@@ -154,15 +154,15 @@ def delete_vhost(
     if_exists: IfExists = False,
     default_vhost: Annotated[bool, Option(help="Delete the default virtual host, /")] = False,
 ) -> None:
-    """Delete a virtual host with everything in it."""
+    """Delete a virtual host and everything in it."""
     if name == "/" and not default_vhost:
         raise UsageError("'/' is the default virtual host, which most clients use", "--default-vhost deletes it")
-    what = f"vhost {name!r} with all that is in it"
+    what = f"vhost {name!r} and everything in it"
     _delete(broker.access(), "vhost", name, what, yes, if_exists=if_exists)
 
 
 def _pattern(what: str) -> Any:
-    return Option(metavar="PATTERN", help=f"Regular expression: names to {what}")
+    return Option(metavar="PATTERN", help=f"Regular expression for names to {what}")
 
 
 @permission_app.command(
@@ -177,7 +177,7 @@ def set_permission(
     write: Annotated[str | None, _pattern("publish and bind to")] = None,
     read: Annotated[str | None, _pattern("consume and bind from")] = None,
 ) -> None:
-    """Set what a user may do; options left out stay as they are."""
+    """Set a user's permissions; those not given stay as they are."""
     if configure is None and write is None and read is None:
         raise UsageError(
             f"no permission given for user {name!r}",
@@ -190,7 +190,7 @@ def set_permission(
     said = {"configure": configure, "write": write, "read": read}
     rights = {what: before.get(what, "") if pattern is None else pattern for what, pattern in said.items()}
     api.put(path("permissions", vhost, name), rights)
-    output.status(f"in vhost {vhost!r} user {name!r} may now {_said(rights)}")
+    output.status(f"permissions of user {name!r} in vhost {vhost!r}: {_said(rights)}")
 
 
 @permission_app.command("mqtool permission clear ann", "mqtool permission clear ann --if-exists", name="clear")
@@ -202,11 +202,11 @@ def clear_permission(name: UserName, broker: ManagedBroker, yes: Yes = False, if
     if before is None:
         if not if_exists:
             raise NotFound(f"user {name!r} has no permissions in vhost {vhost!r}")
-        output.status(f"in vhost {vhost!r} user {name!r} had none")
+        output.status(f"user {name!r} has no permissions in vhost {vhost!r}")
         return
     ask(f"remove the permissions of user {name!r} in vhost {vhost!r}", access, yes=yes, is_safe=True)
     api.delete(path("permissions", vhost, name))
-    output.status(f"in vhost {vhost!r} user {name!r} has no permissions any more; before: {_said(before)}")
+    output.status(f"removed the permissions of user {name!r} in vhost {vhost!r}: {_said(before)}")
 
 
 def _said(rights: Json) -> str:

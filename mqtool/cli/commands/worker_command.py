@@ -41,7 +41,7 @@ class ExecOptions(OptionGroup):
         str | None, Option("--exec", metavar="COMMAND", help="Run COMMAND for each message (mqtool help programs)")
     ] = None
     shell: Annotated[bool, Option("--shell", help="Run COMMAND with sh")] = False
-    pass_url: Annotated[bool, Option("--pass-url", help="Leave passwords in MQTOOL_URL for COMMAND")] = False
+    pass_url: Annotated[bool, Option("--pass-url", help="Keep passwords in the URLs that COMMAND inherits")] = False
 
 
 class RetryOptions(OptionGroup):
@@ -53,11 +53,11 @@ class RetryOptions(OptionGroup):
     backoff: Annotated[
         float, Option(show_default="1s", help="Wait before the first retry; doubles each time", **DURATION)
     ] = 1.0
-    backoff_max: Annotated[float, Option(show_default="5m", help="Longest wait", **DURATION)] = 300.0
+    backoff_max: Annotated[float, Option(show_default="5m", help="Longest wait before a retry", **DURATION)] = 300.0
 
     @property
     def policy(self) -> RetryPolicy:
-        """Return the options as a RetryPolicy."""
+        """The options as a RetryPolicy."""
         return RetryPolicy(self.retries, self.backoff, self.backoff_max)
 
 
@@ -75,7 +75,7 @@ class DedupOptions(OptionGroup):
             "--dedup-store",
             metavar="FILE",
             show_default="in the state directory",
-            help="Where handled ids are kept (SQLite)",
+            help="SQLite file that stores the handled ids",
         ),
     ] = None
     window: Annotated[
@@ -83,7 +83,11 @@ class DedupOptions(OptionGroup):
     ] = 86_400.0
 
     def opened(self) -> "HandledMessages | None":
-        """Open the store of handled messages; return None without --deduplicate."""
+        """Open the store of handled messages; return None without --deduplicate.
+
+        Raises:
+            UsageError: --dedup-store is given without --deduplicate.
+        """
         if not self.deduplicate:
             if self.store is not None:
                 raise UsageError("--dedup-store has no effect without --deduplicate", "add --deduplicate")
@@ -157,8 +161,8 @@ def worker(
                 redelivered += task.redelivered
                 if forget_ack and done == settings.prefetch:
                     output.warning(
-                        f"{done} done and not acknowledged: that is the prefetch limit, so no more will come. "
-                        "The broker counts them as unacknowledged; --prefetch 0 would take more of its memory"
+                        f"{done} done but not acknowledged: the prefetch limit is reached, so no more will arrive. "
+                        "The broker keeps them as unacknowledged; with --prefetch 0, more of them would use its memory"
                     )
     if forget_ack:
         output.warning(
@@ -226,18 +230,18 @@ def _work(command: str, options: ProgramOptions, named: UsedQueueOptions, receiv
 
 
 def _warn_of_consumer_timeout(access: Access, queue: str, timeout: float) -> None:
-    """Warn if the broker's consumer timeout for the queue is shorter than `timeout`, the programs' time limit."""
+    """Warn if a program may run longer (`timeout`, in seconds) than the broker's consumer timeout for the queue."""
     from mqtool.management import consumer_timeout
 
     try:
         limit = consumer_timeout(access.management((1.0, 1.0)), access.vhost, queue)
     except (Unavailable, AccessRefused):  # the broker's timeout is only needed for the warning
         limit = None
-    whose = f"that of queue {queue!r}"
+    whose = f"for queue {queue!r}"
     if limit is None:
-        limit, whose = DEFAULT_CONSUMER_TIMEOUT, "RabbitMQ's, unless it is configured otherwise,"
+        limit, whose = DEFAULT_CONSUMER_TIMEOUT, "unless configured otherwise"
     if timeout > limit:
         output.warning(
-            f"--timeout of {compact_duration(timeout)} is longer than the consumer timeout; {whose} is "
-            f"{compact_duration(limit)}, after which the broker requeues the message"
+            f"--timeout of {compact_duration(timeout)} is longer than the consumer timeout ({compact_duration(limit)} "
+            f"{whose}), after which the broker requeues the message"
         )
