@@ -62,7 +62,7 @@ class Decoded(NamedTuple):
 _STRINGS = {"message_id": 0xA1, "user_id": 0xA0, "reply_to": 0xA1, "correlation_id": 0xA1}
 _SYMBOLS = {"content_type": 0xA3, "content_encoding": 0xA3}
 
-#: Headers shorter than this are cached, and texts shorter than this fit into a short string of AMQP 0-9-1.
+#: Encoded headers shorter than this are cached. Strings shorter than this fit into an AMQP 0-9-1 short string.
 _SHORT = 256
 
 
@@ -130,7 +130,10 @@ _cached_head = lru_cache(maxsize=1024)(_head)
 
 @lru_cache(maxsize=1024)
 def _around_id(before: bytes, after: bytes, size: int, exchange: str, routing_key: str) -> tuple[bytes, bytes]:
-    """Return the encoded sections before the message id and after it. Cached, since often only the id differs."""
+    """Return the encoded sections in two parts: the bytes before the message id, and the bytes after it.
+
+    The parts are cached, because successive messages often differ only in their ids.
+    """
     heads = [_head(before + letter * size + after, exchange, routing_key) for letter in (b"a", b"b")]
     start = next((index for index, (one, other) in enumerate(zip(*heads, strict=True)) if one != other), len(heads[0]))
     return heads[0][:start], heads[0][start + size :]
@@ -214,7 +217,10 @@ _cached_parts = lru_cache(maxsize=1024)(_parts)
 
 
 def _value(value: Any10) -> Any10 | Dropped:
-    """Convert a value to one of a header, except for unsigned longs and UUIDs; DROPPED if RabbitMQ 3.10 has none."""
+    """Convert an AMQP 1.0 value to a header value; return DROPPED if RabbitMQ 3.10 has no equivalent.
+
+    Unsigned longs and UUIDs are returned unchanged.
+    """
     match value:
         case Milliseconds():
             return Timestamp(value // 1000 & UINT64)
@@ -233,13 +239,13 @@ def _pairs(found: Map) -> Iterator[tuple[str, Any10]]:
 
 
 def _short(value: Any10) -> bytes | None:
-    """Return a string as bytes; None for other values and for strings that do not fit into a short string."""
+    """Return a string or binary value as bytes; None for other types, and for more bytes than a short string holds."""
     raw = value.encode(errors="surrogateescape") if isinstance(value, str) else value
     return raw if isinstance(raw, bytes) and len(raw) < _SHORT else None
 
 
 def _name(value: Any10) -> str | None:
-    """Return a value as the name of an exchange or as a routing key; None if it cannot be one."""
+    """Convert a value to an exchange name or a routing key; return None if it cannot be either."""
     raw = _short(value)
     return None if raw is None else raw.decode(errors="surrogateescape")
 
@@ -260,7 +266,7 @@ def _take_byte(fields: dict[str, bytes], name: str, value: Any10) -> None:
 
 
 def _take_string(fields: dict[str, bytes], name: str, value: Any10) -> None:
-    """Convert a property to an AMQP 0-9-1 short string; drop it if this is not possible."""
+    """Convert a property to an AMQP 0-9-1 short string, or drop it if it cannot be converted."""
     if (raw := _short(value)) is not None:
         fields[name] = encode_short(raw)
 
@@ -276,9 +282,9 @@ def _take_properties(fields: dict[str, bytes], headers: Table, values: dict[str,
 
 
 def _take_id(fields: dict[str, bytes], headers: Table, name: str, value: Any10) -> None:
-    """Convert a message or correlation id to a field, and add a header with its type if it is not text.
+    """Convert a message id or correlation id to a property. If it is not text, also add a header with its type.
 
-    An id that is too long becomes a header instead.
+    An id that is too long for a property becomes a header instead.
     """
     header = f"x-{name.replace('_', '-')}"
     match value:
@@ -303,7 +309,7 @@ def _take_id(fields: dict[str, bytes], headers: Table, name: str, value: Any10) 
 
 
 def _take_application(fields: dict[str, bytes], headers: Table, pairs: Iterator[tuple[str, Any10]]) -> None:
-    """Convert application properties to headers, except those that hold the properties `type` and `app_id`."""
+    """Convert application properties to headers. `x-basic-type` and `x-basic-app-id` become properties instead."""
     for key, value in pairs:
         if key in ("x-basic-type", "x-basic-app-id"):
             _take_string(fields, key.removeprefix("x-basic-").replace("-", "_"), value)

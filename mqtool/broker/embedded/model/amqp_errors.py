@@ -98,7 +98,7 @@ def precondition_failed(what: str) -> ChannelException:
 
 
 def access_refused(what: str) -> ChannelException:
-    """Return error 403: the user does not have the permission."""
+    """Return error 403: the user lacks the required permission."""
     return ChannelException(ACCESS_REFUSED, what)
 
 
@@ -108,7 +108,7 @@ def storage_failed(error: Exception) -> ConnectionException:
 
 
 class FailureLog:
-    """Logs failures to process a message. Logs each kind of failure only once, with its traceback."""
+    """Logs failures to process messages: each kind of failure only once, with its traceback."""
 
     def __init__(self) -> None:
         self._logged: set[tuple[str, type[Exception]]] = set()

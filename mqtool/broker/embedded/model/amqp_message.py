@@ -1,4 +1,4 @@
-"""Messages and their properties, kept as the bytes received; only the fields that routing needs are decoded."""
+"""Messages and their properties. They are kept as received bytes; only the fields that the broker uses are decoded."""
 
 import struct
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ PERSISTENT = 2
 
 _CONTENT_HEADER = struct.Struct(">HHQH")
 
-# The property flags (section 4.2.6.1), first property at the highest bit.
+# The properties in the order of their flags (section 4.2.6.1 of AMQP 0-9-1): the first one has the highest bit.
 _NAMES = (
     "content_type",
     "content_encoding",
@@ -41,7 +41,7 @@ _NO_HEADERS: Table = {}
 
 @lru_cache(maxsize=256)
 def _present(flags: int) -> tuple[tuple[str, int], ...]:
-    """Return the name and size of each property in the flags; the size is 0 if a length precedes the value."""
+    """Return the name and size of each property set in the flags. The size is 0 if a length precedes the value."""
     if flags & 3:
         raise ValueError("unknown property flags")
     return tuple((name, _WIDTHS.get(name, 0)) for flag, name in _FLAGS if flags & flag)
@@ -79,7 +79,7 @@ def _encode_fields(fields: Mapping[str, bytes]) -> bytes:
 
 
 class Properties:
-    """The properties of a message, kept encoded: a copy with one property changed has the same bytes for the others.
+    """The properties of a message, kept in encoded form. Changing one in a copy leaves the bytes of the others intact.
 
     Args:
         data: contains the property flags and list, as in a content header.
@@ -178,10 +178,15 @@ class Properties:
 
 
 class ContentHeader:
-    """The payload of a content header frame: body size in bytes, and properties.
+    """The payload of a content header frame: the size of the body in bytes, and the properties.
 
-    Attributes:
+    Args:
         raw: the payload as sent on the wire.
+        like: decoded properties that differ only in the message id; they are copied instead of decoding `raw`.
+        max_depth: how deep the headers may be nested.
+
+    Raises:
+        ValueError: the payload is malformed.
     """
 
     __slots__ = ("body_size", "class_id", "properties", "raw")
@@ -218,7 +223,7 @@ _parse_small_header = lru_cache(maxsize=2048)(ContentHeader)
 
 
 class HeaderReader:
-    """Decodes content headers, ten times as fast if a header differs from the previous one only in the message id."""
+    """Decodes content headers. Ten times as fast if a header differs from an earlier one only in the message id."""
 
     def __init__(self, max_depth: int = MAX_DEPTH) -> None:
         self._max_depth = max_depth
@@ -264,12 +269,12 @@ def encode_address(exchange: str, routing_key: str) -> bytes:
     return b"".join(encode_short(part.encode(errors="surrogateescape")) for part in (exchange, routing_key))
 
 
-#: In the data directory, follows the address of a message whose body is a whole AMQP 1.0 message.
+#: Marks a stored message whose body is a whole AMQP 1.0 message. In the data directory, it follows the address.
 SECTIONED = b"\x0a"
 
 
 def is_sectioned(address: bytes) -> bool:
-    """Return True if SECTIONED follows an address."""
+    """Return True if a stored address is followed by SECTIONED."""
     split = 1 + address[0]
     return len(address) == split + 2 + address[split] and address.endswith(SECTIONED)
 
@@ -278,9 +283,7 @@ class Message:
     """A published message: immutable, and shared by the queues that it was routed to.
 
     Attributes:
-        address: exchange and routing key as two short strings, as on the wire.
-        header: the content header.
-        body: the body.
+        address: the exchange and the routing key, encoded as two short strings as on the wire.
         exchange, routing_key: the decoded address.
     """
 
@@ -333,7 +336,7 @@ class Message:
 
 
 def carbon_copies(headers: Table) -> list[str]:
-    """Return the routing keys in the headers CC and BCC."""
+    """Return the additional routing keys from the headers CC and BCC."""
     lists = [headers.get(name) for name in ("CC", "BCC")]
     return [key for keys in lists if isinstance(keys, list) for key in keys if isinstance(key, str)]
 

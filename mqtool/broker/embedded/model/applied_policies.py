@@ -36,12 +36,13 @@ def check_pattern(pattern: str) -> None:
 def found(pattern: str, text: str) -> bool:
     """Return True if a valid regular expression matches anywhere in `text`.
 
-    RE2 takes linear time, so that no user's pattern can block the broker. It has no lookaround and no backreferences.
+    RE2 matches in linear time, so no user's pattern can block the broker. It supports neither lookaround nor
+    backreferences.
     """
     return pattern == _EVERYTHING or _compiled(pattern).search(text.encode(errors="surrogateescape")) is not None
 
 
-#: The kinds of policies, named as in listings of queues and in the data directory.
+#: The kinds of policies, by their names in queue listings and in the data directory.
 USER, OPERATOR = "policy", "operator_policy"
 
 _TO = {
@@ -134,7 +135,7 @@ class Policies:
         self.by_kind: dict[str, dict[str, Policy]] = {USER: {}, OPERATOR: {}}
 
     def put(self, kind: str, policy: Policy) -> None:
-        """Add a valid policy, or replace the policy with the same name. Raises AmqpException if it cannot be stored."""
+        """Store a valid policy, replacing any with the same name. Raises AmqpException if it cannot be stored."""
         value: Table = {"vhost": self._vhost, **policy._asdict()}
         self._ledger.save(kind, (self._vhost, policy.name), value)
         self.restore(kind, policy)

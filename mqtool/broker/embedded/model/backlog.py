@@ -16,9 +16,9 @@ class Entry:
     """A message in one queue.
 
     Attributes:
-        position: the order of arrival, assigned by `Ledger.enter`; older messages have smaller numbers.
+        position: a number assigned by `Ledger.enter` in order of arrival; older messages have smaller numbers.
         redelivered: True if the message was delivered before.
-        acquired_count: how many times the message has been requeued (quorum queues).
+        acquired_count: how many times a quorum queue has requeued the message.
         delivery_count: how many of these requeues count against the delivery limit.
         expires_at: when the message expires, in milliseconds since 1970; None for never.
         row: `position` if the message is stored on disk, 0 if it is only in memory.
@@ -49,8 +49,8 @@ class Pages(Protocol):
 class Backlog:
     """A first-in, first-out backlog. Requeued messages return to their original position.
 
-    Only the row of a paged-out message is in memory. Once the message is at the head, it is read back together with
-    those behind it. Requeued messages are kept in a heap, so requeueing is as fast in a long queue as in a short one.
+    Only the row number of a paged-out message stays in memory. Once the message reaches the head, it is read back
+    together with those behind it. Requeued messages are kept in a heap, so requeueing is fast even in a long queue.
 
     Attributes:
         body_bytes: the total size of the message bodies.
@@ -67,7 +67,7 @@ class Backlog:
 
     def append(self, entry: Entry) -> None:
         """Add a message at the end."""
-        # The first message is read often, and the counts of a requeued one are not on disk: both stay in memory.
+        # The first message is read often, and a requeued message has counts that are not on disk: keep both in memory.
         if entry.row and not entry.acquired_count and self._fresh and self._pages.page_out(entry):
             self._fresh.append(entry.row)
         else:
@@ -227,8 +227,8 @@ class PriorityQuorumBacklog(PriorityBacklog):
 class TwoLevelBacklog(PriorityBacklog):
     """The backlog of a quorum queue from RabbitMQ 4.0 to 4.2, with two priorities.
 
-    Messages of priority 5 or more come first, but every third message is one of lower priority, if that one is older.
-    Requeued messages come before all others.
+    Messages of priority 5 or more come first, but every third delivery takes a message of lower priority if that
+    message is older. Requeued messages come before all others.
     """
 
     _kind = QuorumBacklog
@@ -259,7 +259,7 @@ class TwoLevelBacklog(PriorityBacklog):
 
 
 def new_backlog(pages: Pages, kind: str, max_priority: int | None, quorum_priorities: str) -> Backlog:
-    """Return an empty backlog for a queue of this type and `x-max-priority`. See Profile for `quorum_priorities`."""
+    """Create the backlog for a queue of type `kind`. `quorum_priorities` is the setting of the same name in Profile."""
     if kind == "quorum":
         if quorum_priorities == "all":
             return PriorityQuorumBacklog(pages, 31)

@@ -36,10 +36,10 @@ DISK_FREE_LIMIT = 50_000_000
 LOW_ON_MEMORY, LOW_ON_DISK = "low on memory", "low on disk"
 
 
-#: How often, during a memory alarm caused by clients, the connection that holds the most memory is closed.
+#: The interval at which the connection that holds the most memory is closed, during a memory alarm caused by clients.
 _CLOSE_LARGEST_MILLISECONDS = 5000
 
-# A memory alarm ends at this fraction of the limit, so that it does not start and end with each message.
+# A memory alarm ends at this fraction of the limit, so that single messages do not keep switching it on and off.
 _ALARM_CLEARED = 0.8
 
 
@@ -55,7 +55,7 @@ class Client(Protocol):
 
     @property
     def held_bytes(self) -> int:
-        """The memory held for the client, in bytes: unsent output, incomplete messages and transactions."""
+        """The bytes of memory held for the client: unsent output, incomplete messages and open transactions."""
 
     @property
     def is_open(self) -> bool:
@@ -68,7 +68,7 @@ class Client(Protocol):
         """Resume reading from the connection: the last alarm has ended."""
 
     def check_consumers(self, timeout: float) -> None:
-        """Close each channel with a delivery that has been unacknowledged for more than `timeout` seconds."""
+        """Close each channel that has had a delivery unacknowledged for more than `timeout` seconds."""
 
 
 class ReplyConsumer(Protocol):
@@ -91,7 +91,7 @@ class Broker:
         profile: the version of RabbitMQ that the broker behaves like.
 
     Attributes:
-        alarms: the active alarms by name, with the reason sent to publishers, such as LOW_ON_DISK.
+        alarms: the reason sent to publishers for each active alarm, such as LOW_ON_DISK, by the alarm's name.
         global_parameters: JSON texts stored by clients, by name.
         reply_consumers: the channels that wait for direct replies, by token.
         listeners: the host and port of each listener, by protocol.
@@ -207,7 +207,7 @@ class Broker:
 
     @property
     def cluster_name(self) -> str:
-        """The name set with PUT /api/cluster-name; by default, one that the AMQP port makes unique on this machine."""
+        """The name set with PUT /api/cluster-name. The default contains the AMQP port, to be unique on this machine."""
         given = self.global_parameters.get("cluster_name")
         _, port = self.listeners.get("amqp", ("", 0))
         return f"embedded-{port}@localhost" if given is None else str(json.loads(given))
@@ -241,7 +241,10 @@ class Broker:
         self._check_memory(self.ledger.held_bytes)
 
     def _close_largest_client(self) -> None:
-        """Close the connection that holds the most memory, unless messages in queues cause the memory alarm."""
+        """Close the connection that holds the most memory, unless messages in queues cause the memory alarm.
+
+        Repeats until the memory alarm is cleared.
+        """
         if "memory" not in self.alarms:
             return
         messages = self.ledger.held_bytes - self.held_for_clients
@@ -252,7 +255,7 @@ class Broker:
         self._closing = self.clock.call_later(_CLOSE_LARGEST_MILLISECONDS, self._close_largest_client)
 
     def raise_alarm(self, name: str, reason: str, why: str) -> None:
-        """Block publishers until clear_alarm(). `reason` is sent to them, such as LOW_ON_DISK; `why` is logged."""
+        """Block publishers until clear_alarm(). They are sent `reason`, such as LOW_ON_DISK; `why` is only logged."""
         if name not in self.alarms:
             log.warning("%s alarm set: %s", name, why)
             self.alarms[name] = reason
@@ -272,7 +275,7 @@ class Broker:
                     client.unblock()
 
     def add_clients(self, clients: Collection[Client]) -> None:
-        """Add the open connections of another protocol: a collection that the server updates."""
+        """Add the collection of another protocol's open connections. The server keeps the collection up to date."""
         self._clients.append(clients)
 
     def clients(self) -> list[Client]:
@@ -280,7 +283,7 @@ class Broker:
         return [client for clients in self._clients for client in clients]
 
     def check_consumers(self) -> None:
-        """Close each channel with a delivery unacknowledged for longer than the consumer timeout."""
+        """Close each channel that has had a delivery unacknowledged for longer than the consumer timeout."""
         for client in self.clients():
             client.check_consumers(self.consumer_timeout)
 
@@ -293,7 +296,7 @@ class Broker:
 
 
 class Hooks(Protocol):
-    """Callbacks with which a test observes or changes what the broker does."""
+    """Callbacks that let a test observe the broker or change its behaviour."""
 
     def connected(self, client: object) -> None:
         """Handle a new connection, before the client has sent anything."""
@@ -311,7 +314,7 @@ class Hooks(Protocol):
         """Send publisher confirms (encoded frames) by calling `send`, now or later, or drop them."""
 
 
-#: The limits that virtual hosts and users can have.
+#: The names of the limits that can be set for virtual hosts and for users.
 OF_VHOSTS, OF_USERS = ("max-connections", "max-queues"), ("max-connections", "max-channels")
 
 

@@ -7,7 +7,7 @@ from heapq import heappop, heappush, nsmallest
 from typing import Generic, Protocol, TypeVar
 
 #: The longest timer of an alarm, in milliseconds. While the machine sleeps, timers stop but the clock does not, so an
-#: alarm that is due later checks the clock now and then.
+#: alarm that is due later than this checks the clock at this interval.
 _LONGEST_TIMER = 60_000
 
 #: The system's monotonic clock; where available, one that keeps running while the machine sleeps.
@@ -67,7 +67,7 @@ class Alarm:
         self._due = 0
 
     def set(self, due: int) -> None:
-        """Set the alarm to this time (milliseconds since 1970) instead of any time set before."""
+        """Set the alarm to this time (milliseconds since 1970), replacing any time set before."""
         self.cancel()
         self._due = due
         wait = min(max(due - self._clock.now(), 0), _LONGEST_TIMER)
@@ -96,8 +96,8 @@ class Timetable(Generic[Item]):
 
     Args:
         clock: the source of the time and of timers.
-        due: called with each item when it is due; items due at the same time in the order in which they were added.
-        done: called after `due` has been called with all items that were due.
+        due: called with each item once it is due. Items due at the same time are passed in the order they were added.
+        done: called each time `due` has been called with all items that are due.
     """
 
     def __init__(self, clock: Clock, due: Callable[[Item], object], done: Callable[[], object] = lambda: None) -> None:
@@ -115,7 +115,7 @@ class Timetable(Generic[Item]):
         self._alarm.set_by(due)
 
     def first(self, count: int) -> list[Item]:
-        """Return the items that are due first, in order."""
+        """Return the `count` items that are due first, in order."""
         return [item for _, _, item in nsmallest(count, self._heap)]
 
     def clear(self) -> list[Item]:

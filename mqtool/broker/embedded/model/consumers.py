@@ -1,4 +1,4 @@
-"""The consumers of a queue, the choice of the one that gets the next message, message counts, and Watcher."""
+"""The consumers of a queue, its message counts, and the interface of a watcher that is told about message events."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -15,8 +15,8 @@ class Consumer(Protocol):
     """A consumer, as its queue sees it.
 
     Attributes:
-        selector: for an AMQP 1.0 consumer, chooses the messages of a stream; given its Sections. None for an
-            AMQP 0-9-1 consumer.
+        selector: for an AMQP 1.0 consumer of a stream, returns True for the Sections of each message that the consumer
+            is to get. None for an AMQP 0-9-1 consumer.
     """
 
     tag: str
@@ -27,7 +27,7 @@ class Consumer(Protocol):
     selector: Callable[[Any], bool] | None
 
     def ready(self) -> bool:
-        """Return True if the consumer can take a message now. If not, the consumer calls `Queue.pump` once it can."""
+        """Return True if the consumer can take a message now. If not, it calls `Queue.pump` once it can."""
 
     def take(self, entry: Entry) -> None:
         """Deliver a message to the consumer."""
@@ -37,7 +37,7 @@ class Consumer(Protocol):
 
 
 def delivery_counts(entry: Entry, profile: Profile) -> Table:
-    """Return the headers or annotations that count how often a message of a quorum queue was delivered before."""
+    """Return the headers or annotations that tell a consumer how often a quorum queue delivered a message before."""
     counts: Table = {}
     if entry.delivery_count or profile.nack_counts:
         counts["x-delivery-count"] = Int64(entry.delivery_count)
@@ -47,7 +47,7 @@ def delivery_counts(entry: Entry, profile: Profile) -> Table:
 
 
 class Consumers:
-    """The consumers of a queue, ordered by priority (`x-priority`); round robin within a priority.
+    """The consumers of a queue. Those of higher priority (`x-priority`) come first; equal ones take turns.
 
     Args:
         single_active: True if only one consumer, the oldest, gets messages.
@@ -75,7 +75,7 @@ class Consumers:
         return any(consumer.exclusive for consumer in self._all)
 
     def is_active(self, consumer: Consumer) -> bool:
-        """Return True if a consumer may get messages: with a single active consumer, only that one."""
+        """Return True if a consumer may get messages. If the queue has a single active consumer, no other one may."""
         return not self._single_active or consumer is self.active
 
     def add(self, consumer: Consumer) -> None:
@@ -86,7 +86,7 @@ class Consumers:
             self.active = consumer
 
     def remove(self, consumer: Consumer) -> bool:
-        """Remove a consumer; return False if the queue does not have it."""
+        """Remove a consumer; return False if it does not consume from this queue."""
         if consumer not in self._all:
             return False
         self._all.remove(consumer)
@@ -125,7 +125,13 @@ class Consumers:
 
 @dataclass(eq=False)
 class Traffic:
-    """The numbers of messages published to a queue, delivered from it and acknowledged."""
+    """How many messages were published to a queue, delivered from it, redelivered and acknowledged.
+
+    Attributes:
+        delivered: all deliveries, including those that the other attributes count.
+        delivered_no_ack: deliveries to consumers with automatic acknowledgement.
+        got, got_no_ack: deliveries in response to basic.get, with manual and with automatic acknowledgement.
+    """
 
     published: int = 0
     delivered: int = 0
@@ -136,12 +142,12 @@ class Traffic:
     got_no_ack: int = 0
 
     def add(self, other: "Traffic") -> None:
-        """Add the numbers of another queue."""
+        """Add the counts of another queue."""
         for name in self.__dict__:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def counts(self) -> dict[str, int]:
-        """Return the numbers by their field names in the management API."""
+        """Return the counts under their field names in the management API."""
         return {
             "publish": self.published,
             "deliver_get": self.delivered,
@@ -155,13 +161,13 @@ class Traffic:
 
 
 class Watcher(Protocol):
-    """Is called with what happens to the messages of a virtual host that it shows. Changes nothing.
+    """An observer, such as a live display, that is told what happens to some messages of a virtual host.
 
-    Queues and exchanges are of type Any here, because they import this module.
+    A watcher changes nothing. Queues and exchanges are of type Any here, because their modules import this one.
 
     Attributes:
-        shown: the positions of the messages that it shows; see Entry.
-        publishing: the latest messages that it shows, by id().
+        shown: the messages that the watcher shows, by position; see Entry.
+        publishing: the latest messages that the watcher shows, by id().
     """
 
     shown: dict[int, Any]
@@ -171,7 +177,7 @@ class Watcher(Protocol):
         """Handle a message that is about to be added to the queues it is routed to, and decide whether to show it."""
 
     def unroutable(self, message: Message, *, returned: bool) -> None:
-        """Handle a published message that was routed to no queue."""
+        """Handle an unroutable message."""
 
     def refused(self, queue: Any, message: Message) -> None:
         """Handle a published message that a full queue has refused."""
@@ -186,13 +192,13 @@ class Watcher(Protocol):
         """Handle an acknowledgement."""
 
     def requeued(self, queue: Any, entry: Entry, why: str) -> None:
-        """Handle a message that is returned to its queue."""
+        """Handle a requeued message; `why` is the name of a member of queue.Why in lower case."""
 
     def ended(self, queue: Any, entry: Entry, reason: str, exchange: str | None) -> None:
         """Handle a message that is dead-lettered to an exchange, or dropped if there is none."""
 
     def emptied(self, queue: Any) -> None:
-        """Handle that all ready messages of a queue were dropped."""
+        """Handle a queue that was purged or deleted: all its ready messages are gone."""
 
     def delayed(self, exchange: Any, entry: Entry) -> None:
         """Handle a message that an x-delayed-message exchange holds back."""

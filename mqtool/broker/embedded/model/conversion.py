@@ -1,7 +1,7 @@
-"""Conversion of messages between AMQP 0-9-1 and AMQP 1.0, by the tables of RabbitMQ 4.
+"""Conversion of messages between AMQP 0-9-1 and AMQP 1.0, according to the tables of RabbitMQ 4.
 
-https://www.rabbitmq.com/docs/conversions. Values that RabbitMQ 4.3 fails on are converted to text (UUIDs, characters)
-or dropped (decimals).
+See https://www.rabbitmq.com/docs/conversions. RabbitMQ 4.3 fails on UUIDs and characters, which are converted to text
+here, and on decimals, which are dropped.
 """
 
 import math
@@ -41,10 +41,10 @@ from mqtool.codecs.field_tables import (
 #: The `type` of a message whose body is encoded as AMQP 1.0, because it is a value or a sequence.
 ENCODED_BODY = "amqp-1.0"
 
-#: Texts shorter than this fit into a short string of AMQP 0-9-1.
+#: Strings shorter than this many bytes fit into an AMQP 0-9-1 short string.
 _SHORT = 256
 
-#: Longer header values become binary: RabbitMQ does not check whether they are UTF-8.
+#: Header values of more bytes than this become binary: RabbitMQ does not check whether they are UTF-8.
 _LONGEST_TEXT = 4096
 
 _URN = re.compile(r"urn:uuid:([0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})")
@@ -58,7 +58,7 @@ _DEATH_FIELDS = ("queue", "reason", "count", "time", "exchange", "routing-keys")
 
 
 class Dropped:
-    """Stands for a value that the other protocol does not have."""
+    """A placeholder for a value that has no equivalent in the other protocol."""
 
 
 DROPPED = Dropped()
@@ -80,7 +80,7 @@ def unquoted(name: str) -> str:
 
 
 def value_to_091(value: Any10) -> "Value | Dropped":
-    """Convert a value to one of a header; return DROPPED if AMQP 0-9-1 has no such type."""
+    """Convert an AMQP 1.0 value to a header value; return DROPPED if AMQP 0-9-1 has no such type."""
     match value:
         case Milliseconds():
             return Timestamp(_seconds(value))
@@ -104,12 +104,12 @@ def value_to_091(value: Any10) -> "Value | Dropped":
 
 
 def _seconds(milliseconds: int) -> int:
-    """Convert a time, rounding towards 1970; negative numbers become large ones."""
+    """Convert a time to seconds, rounding towards zero. Negative times wrap around to unsigned 64-bit integers."""
     return (milliseconds // 1000 if milliseconds >= 0 else -(-milliseconds // 1000)) & UINT64
 
 
 def table_to_091(pairs: Iterable[tuple[Any10, Any10]]) -> Table:
-    """Convert the entries of a map to a table, except entries that a table cannot have."""
+    """Convert a map to a table. Entries whose key is too long, or whose value has no equivalent, are dropped."""
     table: Table = {}
     for key, value in pairs:
         name = str(key)
@@ -119,7 +119,7 @@ def table_to_091(pairs: Iterable[tuple[Any10, Any10]]) -> Table:
 
 
 def value_from_091(value: Value) -> Any10 | Dropped:
-    """Convert the value of a header; return DROPPED for a decimal."""
+    """Convert a header value to an AMQP 1.0 value; return DROPPED for a decimal."""
     match value:
         case Timestamp():
             return Milliseconds(value * 1000)
@@ -139,13 +139,13 @@ def value_from_091(value: Value) -> Any10 | Dropped:
 
 
 def map_from_091(table: Mapping[str, Value], key: type[str] = str) -> Map:
-    """Convert a table to a map whose keys have this type."""
+    """Convert a table to a map with keys of type `key`. Decimals are dropped."""
     pairs = ((key(name), value_from_091(value)) for name, value in table.items())
     return {name: value for name, value in pairs if not isinstance(value, Dropped)}
 
 
 def _short(value: Any10) -> bytes | None:
-    """Return a text as bytes; None if it is not a text or does not fit into a short string."""
+    """Return a string or binary value as bytes; None for other types, and for more bytes than a short string holds."""
     raw = value.encode(errors="surrogateescape") if isinstance(value, str) else value
     return raw if isinstance(raw, bytes) and len(raw) < _SHORT else None
 
@@ -153,10 +153,10 @@ def _short(value: Any10) -> bytes | None:
 def properties_to_091(
     header: Header, annotations: Map, properties: BareProperties, application: Map, profile: Profile, *, encoded: bool
 ) -> Properties:
-    """Convert the sections of a message to AMQP 0-9-1 properties.
+    """Convert the AMQP 1.0 sections of a message to AMQP 0-9-1 properties.
 
     Args:
-        encoded: True if the body is a value or a sequence, which stays encoded.
+        encoded: True if the body is an AMQP 1.0 value or sequence, which is kept encoded.
     """
     found: dict[str, bytes | None] = {
         "content_type": _short(properties.content_type),
@@ -179,7 +179,7 @@ def properties_to_091(
 
 
 def headers_to_091(annotations: Map, properties: BareProperties, application: Map) -> Table:
-    """Convert application properties and annotations to headers, sorted by name."""
+    """Convert application properties, annotations, and ids that cannot be properties, to headers sorted by name."""
     headers = _ids_to_091(properties)[1]
     headers |= table_to_091((key, value) for key, value in application.items() if isinstance(key, str))
     headers |= _annotations_to_091(annotations)
@@ -187,7 +187,11 @@ def headers_to_091(annotations: Map, properties: BareProperties, application: Ma
 
 
 def _ids_to_091(properties: BareProperties) -> tuple[dict[str, bytes], Table]:
-    """Convert the ids that can be properties to properties, and the others to headers."""
+    """Convert the message id and the correlation id: to properties if possible, otherwise to headers.
+
+    Returns:
+        The properties as bytes by name, and the headers.
+    """
     found: dict[str, bytes] = {}
     headers: Table = {}
     for name, value in (("message_id", properties.message_id), ("correlation_id", properties.correlation_id)):
@@ -219,7 +223,7 @@ def _numbers_to_091(header: Header, annotations: Map, properties: BareProperties
 
 
 def _reply_to_091(value: Any10, profile: Profile) -> bytes | None:
-    """Return the name of the queue in an address, from RabbitMQ 4.2; other texts are kept."""
+    """Convert a reply-to to bytes. From RabbitMQ 4.2 on, the address of a queue becomes the queue's name."""
     raw = _short(value)
     if raw is not None and profile.addresses_replies and raw.startswith(_QUEUES.encode()):
         return _short(unquote(text_of(raw).removeprefix(_QUEUES), errors="surrogateescape"))
@@ -251,7 +255,7 @@ def _is_internal(name: str) -> bool:
 
 
 def _deaths_to_091(value: Any10) -> list[Value] | None:
-    """Convert the annotation x-opt-deaths to a header x-death; None if it was not written by a broker."""
+    """Convert the annotation x-opt-deaths to an x-death header; return None if no broker has written it."""
     deaths: list[Value] = []
     for death in value if isinstance(value, list) else ():
         try:
@@ -271,9 +275,9 @@ def _deaths_to_091(value: Any10) -> list[Value] | None:
 
 
 def deaths_from_091(value: Value) -> Array | None:
-    """Convert a header x-death to the annotation x-opt-deaths; None if it was not written by a broker.
+    """Convert an x-death header to the annotation x-opt-deaths; return None if no broker has written the header.
 
-    The header has only the time of the first death, which is used for both times.
+    The annotation has the times of the first and the last death. The header has only the first, which is used for both.
     """
     deaths = Array()
     for death in value if isinstance(value, list) else ():
@@ -299,7 +303,7 @@ def deaths_from_091(value: Value) -> Array | None:
 
 
 def header_from_091(properties: Properties) -> Header:
-    """Return the header section for a message with these properties."""
+    """Build the AMQP 1.0 header section of a message from its AMQP 0-9-1 properties."""
     ttl = properties.expiration
     return Header(
         durable=properties.delivery_mode == 2,
@@ -309,7 +313,7 @@ def header_from_091(properties: Properties) -> Header:
 
 
 def annotations_from_091(headers: Table) -> Map:
-    """Return the message annotations for the headers that start with `x-`, and for CC."""
+    """Convert the header CC, and the headers whose names start with `x-`, to message annotations."""
     annotations: Map = {}
     for name, value in headers.items():
         if name == _DEATHS and (deaths := deaths_from_091(value)) is not None:
@@ -322,10 +326,11 @@ def annotations_from_091(headers: Table) -> Map:
 
 
 def sections_from_091(properties: Properties, profile: Profile) -> tuple[Map, BareProperties, Map, bool]:
-    """Convert AMQP 0-9-1 properties to sections.
+    """Convert AMQP 0-9-1 properties to AMQP 1.0 sections.
 
     Returns:
-        The annotations, the properties, the application properties, and True if the body is encoded as AMQP 1.0.
+        The message annotations, the properties, the application properties, and whether the body is an encoded
+        AMQP 1.0 body (see ENCODED_BODY).
     """
     named = {name: value for name, value in properties.named().items() if isinstance(value, str)}
     annotations = annotations_from_091(properties.headers)

@@ -1,4 +1,4 @@
-"""Dead-lettering: expired, rejected and surplus messages are published again with an `x-death` header."""
+"""Dead-lettering: messages that expire, are rejected or exceed a limit are published again with an `x-death` header."""
 
 from collections import deque
 from collections.abc import Callable
@@ -19,7 +19,7 @@ _DEATH_HEADERS = {"x-death"} | {
 
 
 class DeadLettered(NamedTuple):
-    """The source of a dead letter: a queue, the message as it was there, and the reason."""
+    """The source of a dead letter: the queue, the message as it was in that queue, and the reason."""
 
     queue: Queue
     message: Message
@@ -30,9 +30,9 @@ class DeadLetters:
     """Dead-letters messages of a virtual host's queues, one after another.
 
     Args:
-        publish: called with a message and its source; publishes the message to the exchange in its address, and
-            returns True if a queue accepted it.
-        failures: logs messages that cannot be published.
+        publish: called with each dead letter and its source. Publishes the dead letter to the exchange in its address,
+            and returns True if at least one queue accepted it and none refused it.
+        failures: logs failures to publish a dead letter.
         trusts_deaths: see Profile.trusts_deaths.
     """
 
@@ -54,7 +54,7 @@ class DeadLetters:
     def add(self, queue: Queue, message: Message, reason: str, done: Settled) -> None:
         """Dead-letter a message, then call `done` with the outcome.
 
-        Dead-lettering a message can dead-letter others. These are processed afterwards, so that calls do not nest.
+        This can cause other messages to be dead-lettered. They are processed afterwards, so that calls do not nest.
         """
         self._waiting.append((queue, message, reason, done))
         if self._is_busy:
@@ -85,7 +85,7 @@ class DeadLetters:
 def dead_letter(
     message: Message, queue: str, reason: str, exchange: str, routing_key: str | None, now: int, *, trusts_deaths: bool
 ) -> Message:
-    """Return the message to publish to the dead-letter exchange.
+    """Build the message to publish to the dead-letter exchange.
 
     Args:
         queue: the name of the queue that dead-letters the message.
@@ -114,7 +114,7 @@ def dead_letter(
 
 
 def _deaths(message: Message, queue: str, reason: str, now: int) -> list[Value]:
-    """Return the new x-death header: one entry with a count for each queue and reason, the latest first."""
+    """Build the new x-death header: one entry, with a count, for each queue and reason; the latest comes first."""
     earlier = deaths(message)
     for death in earlier:
         if death.get("queue") == queue and death.get("reason") == reason:

@@ -82,7 +82,10 @@ def check_queue(declared: QueueDeclaration, vhost: str, profile: Profile) -> Non
 
 
 def _check_by_version(kind: str, where: str, profile: Profile, arguments: Table) -> None:
-    """Check arguments that only some versions of RabbitMQ check. The values of `x-delayed-retry-…` are not checked."""
+    """Check the arguments that only some versions of RabbitMQ check.
+
+    The arguments `x-delayed-retry-…` are refused for all but quorum queues, but their values are not checked.
+    """
     version = arguments.get("x-queue-version")
     if isinstance(version, int) and version < profile.oldest_queue_version:
         what = f"unsupported queue version '{version}'"
@@ -111,7 +114,7 @@ def _check_replicated(kind: str, where: str, declared: QueueDeclaration) -> None
 
 
 def check_equivalent_queue(queue: Queue, declared: QueueDeclaration) -> None:
-    """Raise ChannelException 406 if a second declaration differs from the queue; the text names the difference."""
+    """Raise ChannelException 406, naming the difference, if a repeated declaration does not match the queue."""
     where, arguments = f"queue '{queue.name}' in vhost '{queue.vhost}'", declared.arguments
     _equivalent("durable", where, declared.durable, queue.durable)
     _equivalent("auto_delete", where, declared.auto_delete, queue.auto_delete)
@@ -133,7 +136,7 @@ def _equivalent(name: str, where: str, received: Value, current: Value) -> None:
 
 
 def equivalent_argument(name: str, where: str, received: Table, current: Table) -> None:
-    """Raise ChannelException 406 if an argument differs in two declarations. Integers may have different sizes."""
+    """Raise ChannelException 406 if an argument differs in two declarations. Integer types may differ in size."""
 
     def described(value: Value) -> str:
         return f"the value '{printed(value)}' of type '{type_name(value)}'"
@@ -187,7 +190,7 @@ def check_exchange(declared: ExchangeDeclaration, vhost: str, profile: Profile) 
 
 
 def check_equivalent_exchange(exchange: Exchange, declared: ExchangeDeclaration, vhost: str) -> None:
-    """Raise ChannelException 406 if a second declaration differs from the exchange; the text names the difference."""
+    """Raise ChannelException 406, naming the difference, if a repeated declaration does not match the exchange."""
     where = f"exchange '{exchange.name}' in vhost '{vhost}'"
     _equivalent("type", where, declared.kind, exchange.kind)
     _equivalent("durable", where, declared.durable, exchange.durable)
@@ -223,7 +226,7 @@ _CONSUMERS_HAVE = {
 
 
 def check_consumer(queue: Queue, arguments: Table, *, prefetch: int, no_ack: bool) -> None:
-    """Check the arguments of a basic.consume. Raises AmqpException if they are not valid for this type of queue."""
+    """Raise AmqpException if basic.consume has arguments, a prefetch count or no-ack that its queue does not allow."""
     where = f"queue '{queue.name}' in vhost '{queue.vhost}'"
     is_stream = queue.kind == "stream"
     known = (*CONSUMER_ARGUMENTS, OFFSET, *(_FILTERS if queue.profile.speaks_amqp10 else ()))

@@ -20,7 +20,7 @@ from mqtool.routing import TABLES, HeadersTable, RoutingTable, canonical
 DELAYED = "x-delayed-message"
 TYPES = (*TABLES, DELAYED)
 
-#: The types of the predeclared exchanges of a virtual host, except TRACE_EXCHANGE (section 3.1.3).
+#: The predeclared exchanges of a virtual host (section 3.1.3 of AMQP 0-9-1), except TRACE_EXCHANGE, and their types.
 PREDECLARED = {
     "": "direct",
     "amq.direct": "direct",
@@ -105,7 +105,7 @@ class Exchange:
         key: the number of the exchange in the data directory; 0 if the exchange is not stored there.
         routed_as: the type that determines the routing: `kind`, or `x-delayed-type` for x-delayed-message.
         policy: the policies that apply.
-        alternate: the name of the alternate exchange, which gets the messages that no binding matches, or None.
+        alternate: the name of the alternate exchange, if any, which gets the messages that no binding matches.
     """
 
     destination_type: ClassVar[str] = "exchange"
@@ -129,18 +129,18 @@ class Exchange:
         self.published_in = 0
 
     def apply(self, policy: Applied) -> None:
-        """Replace the policies that apply."""
+        """Apply these policies in place of the previous ones."""
         self.policy = policy
         alternate = self.arguments.get("alternate-exchange", policy.definition.get("alternate-exchange"))
         self.alternate: str | None = alternate if isinstance(alternate, str) else None
 
     def follow(self, profile: Profile) -> None:
-        """Make a headers exchange compare values in the same way as this version of RabbitMQ."""
+        """Make a headers exchange compare values in the way that this version of RabbitMQ does."""
         if isinstance(self._table, HeadersTable):
             self._table.strict_numbers = profile.strict_numbers
 
     def counts(self) -> dict[str, int]:
-        """Return the number of published messages, as `publish_in` in the management API."""
+        """Return how many messages were published to the exchange, under the management API's name `publish_in`."""
         return {"publish_in": self.published_in}
 
     @property
@@ -167,13 +167,13 @@ class Exchange:
         return self._bindings.get((destination, routing_key, canonical(arguments)))
 
     def add(self, binding: Binding) -> None:
-        """Add a binding. The exchange must not have an equal one yet."""
+        """Add a binding, which must not exist yet."""
         self._bindings[binding.destination, binding.routing_key, canonical(binding.arguments)] = binding
         self._table.add(binding.routing_key, binding.arguments, binding.destination)
         binding.destination.inbound.add(binding)
 
     def remove(self, binding: Binding) -> bool:
-        """Remove a binding; return False if the exchange does not have it."""
+        """Remove a binding; return False if it does not exist."""
         if self._bindings.pop((binding.destination, binding.routing_key, canonical(binding.arguments)), None) is None:
             return False
         self._table.remove(binding.routing_key, binding.arguments, binding.destination)
@@ -181,7 +181,7 @@ class Exchange:
         return True
 
     def match(self, routing_key: str, headers: dict[str, Value]) -> Collection[Any]:
-        """Return the queues and exchanges that a message is routed to, each only once."""
+        """Return the queues and exchanges that the exchange routes a message to, without duplicates."""
         return self._table.match(routing_key, headers)
 
 
@@ -194,7 +194,7 @@ def delay_of(message: Message) -> int:
 
 
 def negate_delay(message: Message, milliseconds: int) -> Message:
-    """Return the message with its delay negated, as the delayed message plugin does for released messages."""
+    """Return a copy of a message with its `x-delay` negated, as the delayed message plugin does on release."""
     kind = Int32 if milliseconds <= 2**31 else Int64
     return message.replace(headers={**message.headers, "x-delay": kind(-milliseconds)})
 
@@ -202,7 +202,7 @@ def negate_delay(message: Message, milliseconds: int) -> Message:
 class DelayedMessages:
     """The messages that the x-delayed-message exchanges of a virtual host hold back.
 
-    A message is held under the name of its exchange, and released even if the exchange was deleted and redeclared.
+    They are held by the name of their exchange, so they are released even if it was deleted and declared again.
 
     Args:
         release: called with the name of the exchange and a message when the message is due.
@@ -224,7 +224,7 @@ class DelayedMessages:
         self._waiting.add(entry.expires_at, (exchange, entry))
 
     def first(self, count: int) -> list[tuple[str, Entry]]:
-        """Return the messages that are due first, each with the name of its exchange."""
+        """Return the `count` messages that are due first, each with the name of its exchange."""
         return self._waiting.first(count)
 
     def _due(self, item: tuple[str, Entry]) -> None:

@@ -1,6 +1,6 @@
-"""The firehose (message tracing): copies of each published and delivered message, for all protocols.
+"""The firehose (message tracing): a copy of each published and each delivered message, for all protocols.
 
-They are published to the exchange amq.rabbitmq.trace, with the routing key publish.EXCHANGE or deliver.QUEUE.
+The copies are published to the exchange amq.rabbitmq.trace, with the routing key publish.EXCHANGE or deliver.QUEUE.
 https://www.rabbitmq.com/docs/firehose
 """
 
@@ -83,5 +83,5 @@ def _copy(
 
 
 def _property(value: Value) -> Value:
-    """Convert a property to a header value of the firehose's copy. Like RabbitMQ, truncate numbers to 32 bits."""
+    """Convert a property to a header value of the copy. As in RabbitMQ, numbers are truncated to 32 bits."""
     return Int32((value + (1 << 31)) % (1 << 32) - (1 << 31)) if isinstance(value, int) else value
