@@ -1,9 +1,9 @@
-# mqtool: make demo, make test. Everything is installed into .venv; there is no need to activate it.
+# Start with `make demo` or `make test`. Everything is installed into .venv, which you need not activate.
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
-# Much of a test is waiting: six share two cores well.
+# Tests wait more than they compute, so six workers suit two cores.
 WORKERS ?= 6
 PYTEST ?= $(BIN)/pytest
 
@@ -16,7 +16,8 @@ TUTORIALS := hello-world work-queues publish-subscribe routing topics headers rp
 	pictures up down clean
 .DEFAULT_GOAL := help
 
-# Where Python keeps no bytecode, as in many containers, each worker would compile all tests again, and each command mqtool.
+# Many containers turn off Python's bytecode cache. Each worker would then recompile all tests, and each command all of
+# mqtool.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help
@@ -35,7 +36,7 @@ setup: .venv/installed  ## install mqtool into .venv
 	@$(PIP) --editable '.[dev]'
 	@touch $@
 
-demo: .venv/installed  ## run every tutorial, then send a real log file through (LOG=FILE names one), and check the counts
+demo: .venv/installed  ## run every tutorial, then send a real log file (or LOG=FILE) through an exchange, and check the counts
 	@$(BIN)/mqtool tutorial run --no-pause --lines $(TUTORIALS)
 	@$(BIN)/python -m demo.real_log $(LOG)
 
@@ -48,14 +49,14 @@ demo-real-log: .venv/installed
 demo-cluster: .venv/installed  ## three RabbitMQ nodes, one of which is killed while messages flow
 	@$(BIN)/mqtool drill kill-node
 
-test: .venv/installed-dev  ## run the tests, with samples of the long ones; on RabbitMQ, if it is there, those of the client
+test: .venv/installed-dev  ## run the tests, with samples of the long ones; on RabbitMQ, if available, mainly those of the client
 	$(PYTEST) -n $(WORKERS) --dist worksteal -q --durations=12 $(TEST_OPTIONS)
 
 test-all: export CI := 1
 test-all: TEST_OPTIONS := --on-both-brokers
 test-all: test  ## run every test on both brokers, as CI does
 
-lint: .venv/installed-dev  ## check style, types and the arrows between packages; with npm, the page of mqtool ui, too
+lint: .venv/installed-dev  ## check style, types and imports; with npm, also the page of mqtool ui
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -91,7 +92,7 @@ node_modules/.installed: package.json
 test-embedded: .venv/installed-dev  ## run the tests that need no RabbitMQ
 	$(PYTEST) -n $(WORKERS) --dist worksteal -q -k 'not rabbitmq'
 
-test-rabbitmq: .venv/installed-dev  ## run the tests of the protocols on the RabbitMQ at MQTOOL_TEST_URL
+test-rabbitmq: .venv/installed-dev  ## run tests/protocol and tests/integration on RabbitMQ (at MQTOOL_TEST_URL, if set)
 	$(PYTEST) -n $(WORKERS) --dist worksteal -q -k rabbitmq tests/protocol tests/integration
 
 docs: .venv/installed-dev .venv/installed-docs  ## write the reference and the man page, and build the site: docs/_build
@@ -99,7 +100,7 @@ docs: .venv/installed-dev .venv/installed-docs  ## write the reference and the m
 	$(BIN)/python -m sphinx -q -W --keep-going --fresh-env docs docs/_build
 	@echo "docs/_build/index.html"
 
-bench: .venv/installed-dev up  ## measure beside peers, in the same run
+bench: .venv/installed-dev up  ## run the benchmarks: mqtool and comparable programs alternately
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.rpc
@@ -129,5 +130,5 @@ up: .venv/installed  ## start a broker, unless one is reachable
 down: .venv/installed  ## stop the broker that `make up` started
 	$(BIN)/mqtool broker down
 
-clean:  ## remove what make has made, the broker's data excepted
+clean:  ## remove everything that make has created, except the broker's data
 	rm -rf .venv docs/_build demo-output build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

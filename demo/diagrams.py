@@ -89,13 +89,13 @@ _WAITING = ("receive", "worker", "rpc-server")
 _HEAD = f"""\
 # The tutorials
 
-Each of RabbitMQ's tutorials is a command of mqtool. If you have no broker, start one:
+mqtool has commands for each of RabbitMQ's tutorials. If no broker is running, start one:
 
 ```bash
 mqtool broker up
 ```
 
-Then type the commands of a tutorial, each in its own terminal.
+Then run the commands of a tutorial, each in its own terminal.
 
 You can also watch a tutorial in one terminal, on a temporary broker. `run` explains each step and waits for Enter; with
 `--auto` it does not wait.
@@ -105,12 +105,12 @@ mqtool tutorial run work-queues
 mqtool tutorial run work-queues --ui
 ```
 
-With `--ui`, it plays [in your browser](how-to/browser.md#play-a-tutorial-or-a-drill), with a picture of the messages as
-they move. "Watch it", below each title, opens [a recording of that](pictures/tutorials.html). It is a single file that
-any browser plays, without mqtool and without a network.
+With `--ui`, the tutorial plays [in your browser](how-to/browser.md#play-a-tutorial-or-a-drill), with a picture of the
+messages as they move. "Watch it", below each title, opens [a recording of the tutorials](pictures/tutorials.html). The
+recording is a single file, which any browser can play without mqtool and without a network.
 
-`tutorial show` prints the diagram, the explanation, the commands and the source of a tutorial. With `--plain` it prints
-a script that does the same with a client library, without mqtool.
+`tutorial show` prints the diagram, the explanation, the commands and the source of a tutorial. With `--plain`, it
+prints a script that does the same with a client library, without mqtool.
 
 ```sh
 mqtool tutorial list
@@ -128,31 +128,31 @@ In the diagrams, {LEGEND}
 _OVER_AMQP10 = """\
 ## Over AMQP 1.0
 
-Tutorials 1 to 6 also exist over AMQP 1.0, for RabbitMQ 4. The commands are the same, with `--protocol amqp1.0`, or with
-this in each terminal:
+Tutorials 1 to 6 also exist for AMQP 1.0, which RabbitMQ 4 supports. Use the same commands with `--protocol amqp1.0`, or
+set the protocol in each terminal:
 
 ```sh
 export MQTOOL_PROTOCOL=amqp1.0
 ```
 
-Messages flow over links, each between a program and an address, which the diagrams show. [AMQP 1.0](how-to/amqp10.md)
-compares the two protocols.
+Over AMQP 1.0, messages flow over links between programs and addresses. The diagrams show these addresses. [AMQP
+1.0](how-to/amqp10.md) compares the two protocols.
 """
 _TAIL = """\
 ## Why queues?
 
-`mqtool tutorial run why-queues` shows three reasons to use a queue, and measures them. Here, each order goes to the
-stock and to the mail, each with a queue of its own:
+`mqtool tutorial run why-queues` shows and measures three reasons to use a queue. In this picture, each order goes to
+two queues, one for the stock and one for the mail:
 
 [![Orders on their way to two queues and their consumers](pictures/why-queues.svg)](pictures/tutorials.html#why-queues)
 
 ## Things to try
 
-- With `mqtool worker --prefetch 0`, two workers get tasks in turn, however long each task takes.
+- With `mqtool worker --prefetch 0`, two workers get tasks in turn, even while one of them is still busy.
 - `mqtool worker --forget-ack` shows what happens if a worker does not acknowledge its messages; `mqtool top` counts the
-  unacknowledged ones.
-- `mqtool receive-log fanout -q all --declare` declares and uses a durable queue, which also collects messages while no
-  receiver is running. Without `-q`, the queue is deleted when the receiver ends.
+  unacknowledged messages.
+- `mqtool receive-log fanout -q all --declare` receives from a durable queue, which also collects messages while no
+  receiver is running. Without `-q`, the receiver's queue is deleted when the receiver ends.
 """
 
 
@@ -188,5 +188,5 @@ def _introduction(page: Page) -> str:
 
 
 def _terminal(number: int, name: str, command: str) -> str:
-    waits = "; it runs until Ctrl-C" if command.removeprefix("mqtool ").startswith(_WAITING) else ""
-    return f"Terminal {number} ({name}){waits}:\n\n```sh\n{command}\n```"
+    waits = "; Ctrl-C ends it" if command.removeprefix("mqtool ").startswith(_WAITING) else ""
+    return f"Run this in terminal {number} ({name}){waits}:\n\n```sh\n{command}\n```"

@@ -161,7 +161,7 @@ def test_a_page_can_be_pasted(lonely_shell: Shell, tmp_path: Path, page: Path) -
 
 #: A pasted command that would take minutes, and what the test adds to it.
 SHORTENED = {"mqtool publisher-confirms all": " -c 2000"}
-SECTIONS = [text for text in TUTORIALS.read_text().split("\n## ") if "\nTerminal 1" in text]
+SECTIONS = [text for text in TUTORIALS.read_text().split("\n## ") if "\nRun this in terminal 1" in text]
 
 
 @on_any_broker
@@ -169,7 +169,8 @@ SECTIONS = [text for text in TUTORIALS.read_text().split("\n## ") if "\nTerminal
 @pytest.mark.sampled(3)
 def test_a_tutorial_can_be_pasted(shell: Shell, section: str) -> None:
     """Each block in a terminal of its own, in their order: the ones that run until Ctrl-C receive something."""
-    blocks = re.findall(r"^Terminal \d+ \(.*?\)(; it runs until Ctrl-C)?:\n\n```sh\n(.*?)\n```", section, re.MULTILINE)
+    pattern = r"^Run this in terminal \d+ \(.*?\)(; Ctrl-C ends it)?:\n\n```sh\n(.*?)\n```"
+    blocks = re.findall(pattern, section, re.MULTILINE)
     waiting: list[tuple[str, Running]] = []
 
     def has_printed(typed: str, running: Running) -> bool:
