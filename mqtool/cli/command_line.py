@@ -351,10 +351,7 @@ def time_limit(text: str) -> float:
 
 
 def duration_or_seconds(text: str) -> float:
-    """Parse a duration, or a bare number of seconds, into seconds.
-
-    Not for delays and TTLs: a bare number would be ambiguous there, because RabbitMQ counts them in milliseconds.
-    """
+    """Parse a duration or a number of seconds. Not for delays and TTLs, which RabbitMQ counts in milliseconds."""
     return float(text) if re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII) else parse_duration(text)
 
 

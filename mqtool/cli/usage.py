@@ -4,7 +4,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import click
 from click import Context
@@ -139,6 +139,29 @@ def _value_of(command: Any, flag: str) -> str:
     return next((each.value for each in description.describe(command).options if flag in each.flags), "")
 
 
+def _usage(context: Context) -> str:
+    """Return the usage line of a command's help."""
+    from mqtool.cli.help import description
+
+    return description.describe(context.command, tuple(context.command_path.split()[1:])).usage
+
+
+def _arguments(command: Any) -> list[str]:
+    """Return the names of a command's positional arguments."""
+    return [str(each.name) for each in command.params if isinstance(each, click.Argument)]
+
+
+def _last_word(name: str) -> str:
+    """Return the last word of an option or argument in the singular: "key" for --routing-key and for binding_keys."""
+    return name.replace("_", "-").rpartition("-")[2].removesuffix("s")
+
+
+def _elsewhere(context: Context, word: str) -> str | None:
+    """Return the command that has this name or alias outside the group in which the user looked for it, if any."""
+    found, root = ALIASES.get((word,), (word,)), cast(click.Group, context.find_root().command)
+    return " ".join(found) if found[0] in root.list_commands(context) else None
+
+
 def explain(error: click.ClickException) -> tuple[str, str | None]:
     """Convert click's usage error to a sentence and a hint."""
     context: Any = getattr(error, "ctx", None)
@@ -151,10 +174,15 @@ def explain(error: click.ClickException) -> tuple[str, str | None]:
         hint = did_you_mean(unknown[1], commands, f"'{path} --help' lists the commands")
         if path == "mqtool" and (line := _equivalent(unknown[1])):
             hint = line
+        elif path != "mqtool" and (words := _elsewhere(context, unknown[1])):
+            hint = f"did you mean 'mqtool {words}'?"
         return f"unknown command '{path} {unknown[1]}'", hint
     option: Any = getattr(error, "option_name", None)
     if option is not None and text.startswith("No such option"):
-        flags = [flag for parameter in context.command.params for flag in (*parameter.opts, *parameter.secondary_opts)]
+        if any(_last_word(option) == _last_word(name) for name in _arguments(context.command)):
+            return f"unknown option {option}", f"it is an argument: {_usage(context)}"
+        options = [each for each in context.command.params if isinstance(each, click.Option)]
+        flags = [flag for each in options for flag in (*each.opts, *each.secondary_opts)]
         hint = did_you_mean(option, flags, f"'{path} --help-all' lists the options")
         return f"unknown option {option}", _OTHER_OPTIONS.get(option, hint)
     what = error.format_message().rstrip(".")

@@ -51,7 +51,7 @@ def refusal(answer: "Response", url: str, user: str) -> MqtoolError:
         case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
             return _access_refused(url, user, reason)
         case HTTPStatus.NOT_FOUND if "application/json" in answer.headers.get("content-type", ""):
-            return NotFound(_missing(answer.url))
+            return NotFound(*_missing(answer.url))
         case HTTPStatus.BAD_REQUEST if "inequivalent" in reason:
             return DeclaredDifferently(f"it exists with different settings: {reason}")
         case HTTPStatus.BAD_REQUEST if "invalid_regexp" in reason or "regular expression" in reason:
@@ -72,20 +72,22 @@ def _said(answer: "Response") -> str:
         return str(answer.reason)
 
 
-def _missing(url: str) -> str:
+def _missing(url: str) -> tuple[str, str | None]:
+    """Return a sentence that names the missing object of a URL, and a hint with the command that lists such objects."""
     kind, *names = (unquote(part) for part in urlsplit(url).path.partition("/api/")[2].split("/"))
+    listed = f"'mqtool list {kind}' shows them"
     match kind, names:
         case "vhosts", [vhost, *_]:
-            return f"vhost {vhost!r} does not exist"
+            return f"vhost {vhost!r} does not exist", listed
         case "queues" | "exchanges" | "bindings" | "consumers" | "policies", [vhost]:
-            return f"vhost {vhost!r} does not exist"
+            return f"vhost {vhost!r} does not exist", "'mqtool list vhosts' shows them"
         case "queues" | "exchanges", [vhost, name, *_]:
-            return f"{kind[:-1]} {name!r} or vhost {vhost!r} does not exist"
+            return f"{kind[:-1]} {name!r} or vhost {vhost!r} does not exist", listed
         case "policies" | "operator-policies", [vhost, name]:
-            return f"policy {name!r} or vhost {vhost!r} does not exist"
+            return f"policy {name!r} or vhost {vhost!r} does not exist", "'mqtool policy ls' shows them"
         case "users", [name, *_]:
-            return f"user {name!r} does not exist"
-    return " ".join([kind, *map(repr, names), "does not exist"])
+            return f"user {name!r} does not exist", listed
+    return " ".join([kind, *map(repr, names), "does not exist"]), None
 
 
 def _access_refused(url: str, user: str, reason: str) -> AccessRefused:

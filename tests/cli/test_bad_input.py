@@ -141,6 +141,10 @@ COMMAND_LINE = [
     Case("sned x", 2, "unknown command 'mqtool sned'", "did you mean 'send'?"),
     Case("emit-log fanut x", 2, "unknown command 'mqtool emit-log fanut'", "did you mean 'fanout'?"),
     Case("send --quee hello x", 2, "unknown option --quee", "did you mean '--queue'?"),
+    Case("queue bind jobs logs", 2, "unknown command 'mqtool queue bind'", "did you mean 'mqtool exchange bind'?"),
+    Case("policy delete short", 2, "unknown command 'mqtool policy delete'", "did you mean 'clear'?"),
+    Case("tap amq.topic --routing-key a", 2, "unknown option --routing-key", "it is an argument: mqtool tap"),
+    Case("peek --queue jobs", 2, "unknown option --queue", "it is an argument: mqtool peek [options] QUEUE"),
     Case("send -q", 2, "Option '-q' requires an argument", "hint: mqtool send -q QUEUE"),
     Case("list queues --watch", 2, "Option '--watch' requires an argument", "mqtool list queues --watch DURATION"),
     Case("receive -c abc", 2, "'abc' is not a number", "hint: mqtool receive --count N"),
@@ -208,6 +212,8 @@ BROKER = [
     Case("receive-log fanout -e a-topic-exchange", 78, "inequivalent arg 'type' for exchange", "routes differently"),
     # Publishing.
     Case("send x -e nowhere", 69, "no exchange 'nowhere' in vhost", "check the name"),
+    Case("tap nowhere", 69, "exchange 'nowhere' or vhost", "'mqtool list exchanges' shows them"),
+    Case("route nowhere key", 69, "exchange 'nowhere' does not exist in vhost", "'mqtool list exchanges' shows them"),
     Case("send x -e amq.direct -r nobody --mandatory", 75, "the message was returned: NO_ROUTE", "no queue is bound"),
     *[
         Case(f"rpc-client {what}", 69, f"queue '{queue}' does not exist", "rpc-server", also=(rf".* fib\({body}\)",))

@@ -58,7 +58,7 @@ def test_every_printed_command_line_is_quoted() -> None:
             if not isinstance(node, ast.JoinedStr):
                 continue
             printed = "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
-            lines = re.findall(r"mqtool (?:[a-z-]+ )+(?:[\w'=-]* ?)*\{\}", printed)
+            lines = re.findall(r"mqtool (?:[a-z-]+ )+(?:[\w'=-]+ )*[\w'=-]*\{\}", printed)
             found += [f"{path}:{node.lineno}: {line}" for line in lines if line.split()[1] in COMMANDS - _OWN_NAMES]
     assert found == []
 

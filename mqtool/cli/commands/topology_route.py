@@ -105,7 +105,7 @@ def route(
         try:
             return router.route(name, key, fields, near_misses=nearly)
         except KeyError as error:
-            near = did_you_mean(name, router.definitions.exchanges)
+            near = did_you_mean(name, router.definitions.exchanges, "'mqtool list exchanges' shows them")
             raise NotFound(f"exchange {name!r} does not exist in vhost {access.vhost!r}", near) from error
 
     if exchange is None:
