@@ -146,7 +146,7 @@ def _ask(values: Mapping[str, Any], typed: Collection[str], kind: str, incomplet
     login = {name: values.get(name) for name in ("user", "vhost", "password_file")}
     if str(login["password_file"]) == "-":
         del login["password_file"]
-    # Commands that do not use the management API have no option for its URL; the environment may have it.
+    # Commands that do not use the management API have no option for its URL, but the environment may contain it.
     url = values.get("management") or os.environ.get(MANAGEMENT_VARIABLE)
     try:
         choice = choose(values.get("url"), values.get("context"), typed)

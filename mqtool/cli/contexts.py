@@ -71,7 +71,7 @@ EFFECTS = {
 
 
 def effect_of(command: str) -> Effect:
-    """Return what a command, such as "queue purge", does to a broker: see EFFECTS."""
+    """Look up the effect of a command, such as "queue purge", on the broker that it uses."""
     return next(effect for effect, names in EFFECTS.items() if command in map(str.strip, names.split(",")))
 
 
@@ -110,7 +110,7 @@ class Context(NamedTuple):
         """Run the password command and return the first line of its output; None if there is no command.
 
         Raises:
-            MqtoolError: the command failed or printed nothing.
+            MqtoolError: the command cannot be run, failed, or printed no password.
         """
         if self.password_command is None:
             return None

@@ -52,7 +52,7 @@ def without_aliases(words: Sequence[str]) -> list[str]:
 
 
 class HelpedOption(click.Option):
-    """An option, and the section of the help that shows it."""
+    """A click option with one more attribute: `panel`, the section of the help that shows it."""
 
     def __init__(self, flags: Sequence[str], **settings: Any) -> None:
         self.panel = settings.pop("panel", None)
@@ -167,7 +167,7 @@ def explain(error: click.ClickException) -> tuple[str, str | None]:
     context: Any = getattr(error, "ctx", None)
     path = context.command_path if context else "mqtool"
     example = (context.command.epilog or "").partition("\n")[0] if context else ""
-    how = f"for example: {example}" if example else f"'{path} --help' shows how it is written"
+    how = f"for example: {example}" if example else f"'{path} --help' shows the usage"
     text = error.message.partition(" Did you mean ")[0].rstrip(".")
     if unknown := re.fullmatch(r"No such command '(.*)'", text, re.DOTALL):
         commands = context.command.list_commands(context)

@@ -52,7 +52,7 @@ def test_a_queue(admin: Shell, broker: TestBroker) -> None:
     for destroying in (["purge", "jobs"], ["delete", "jobs"]):
         refused = admin.run(*queue, *destroying)
         assert refused.code == 2
-        assert "say --yes" in refused.stderr
+        assert "pass --yes" in refused.stderr
     assert depth(broker, "jobs") == 2
     assert said(admin.run(*queue, "purge", "jobs", "--yes")) == (0, "removed 2 messages from queue 'jobs'")
     assert said(admin.run(*queue, "delete", "jobs", "--yes")) == (0, "deleted queue 'jobs', with 0 messages")

@@ -119,7 +119,7 @@ def test_a_run_that_stands_still_ends_and_says_so(tester: Shell, own: EmbeddedBr
     result = tester.run(*BENCH, "-c", "300", "--confirms", "50", "--json")
     found = json.loads(result.stdout)
     assert (found["published"], found["confirmed"], found["unconfirmed"], found["unsent"]) == (50, 0, 50, 250)
-    assert "ended early, as nothing was confirmed for 10 s: 250 messages of 300 missing" in result.stderr
+    assert "ended early, because nothing was confirmed for 10 s: 250 messages of 300 missing" in result.stderr
 
 
 @large
@@ -202,7 +202,7 @@ def test_several_runs(shell: Shell, broker: TestBroker) -> None:
         (["--size", "5"], "a body of 5 bytes is too small"),
         (["--size", "9-5"], "is not a range of sizes"),
         (["--ack", "some"], "is not each, auto or a number of messages"),
-        (["--vary", "queue=a,b"], "does not begin with one of rate, size"),
+        (["--vary", "queue=a,b"], "with one of the names rate, size"),
         (["--at", "soon", "true"], "--at: 'soon' is not a duration"),
         (["--json", "--csv"], "--json and --csv cannot be combined"),
         (["--plot", "x.png"], "its name must end with .svg or .html"),

@@ -244,4 +244,4 @@ def test_a_protected_context_asks(shell: Shell, broker: TestBroker, other: TestB
     assert shell.run(*move, "--confirm", "prod").code == 0
     assert depth(other, "a") == 1
     both = shell.run(*move, "--to-url", other.url)
-    assert (both.code, both.stderr.splitlines()[0]) == (2, "mqtool: --to-url and --to-context name two brokers")
+    assert (both.code, both.stderr.splitlines()[0]) == (2, "mqtool: --to-url and --to-context cannot be combined")

@@ -45,7 +45,7 @@ def test_a_fragment_of_a_killed_run_is_cut_off(shell: Shell) -> None:
     shell.run("mqtool", "send", "again")
     result = shell.run("mqtool", "receive", "--raw", "-c", "1", "-o", "app.log")
     assert lines_of(log) == ["whole", "again"]
-    assert "app.log ended in the middle of a line, as after a kill; cut off 200,000 bytes" in result.stderr
+    assert "app.log ended with an incomplete line; removed its 200,000 bytes" in result.stderr
 
 
 def test_a_file_without_a_newline_is_no_fragment(shell: Shell) -> None:
@@ -100,7 +100,7 @@ def test_where_it_cannot_write(shell: Shell, broker: TestBroker) -> None:
     running = shell.start("mqtool", "receive", "--raw", "-o", "logs/app.log").wait_until_ready()
     (shell.directory / "logs").rename(shell.directory / "moved")
     running.process.send_signal(signal.SIGHUP)
-    running.wait_for_stderr("warning: cannot open logs/app.log again, so the old file is still in use")
+    running.wait_for_stderr("warning: cannot reopen logs/app.log, so the old file is still in use")
     shell.run("mqtool", "send", "kept")
     wait_until(lambda: lines_of(shell.directory / "moved" / "app.log") == ["kept"], "the message")
     assert running.interrupt().wait().code == 0

@@ -51,7 +51,7 @@ def test_a_full_disk_leaves_no_fragment(shell: Shell, redirect: str) -> None:
     assert full.code == 1, full.stderr
     where = "out" if redirect == "-o" else "standard output"
     assert f"cannot write to {where}: File too large" in full.stderr
-    assert "hint: the file was cut back to the end of what was written whole" in full.stderr
+    assert "hint: the incomplete data was removed from the end of the file" in full.stderr
     whole = (shell.directory / "out").read_text()
     assert whole in ("", "".join(f"{line}\n" for line in lines[:1]), "".join(f"{line}\n" for line in lines[:2]))
     assert shell.script(f"mqtool receive --raw -c {3 - len(whole.splitlines())} >> out").code == 0

@@ -57,4 +57,4 @@ def test_an_unknown_place_is_a_usage_error(template: str) -> None:
     """It names the place, and the hint says where to read which there are."""
     with pytest.raises(UsageError, match="unknown place") as caught:
         parse_template(template)
-    assert caught.value.hint == "'mqtool help output' lists the places"
+    assert caught.value.hint == "'mqtool help output' lists them"

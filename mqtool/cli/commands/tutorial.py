@@ -203,7 +203,7 @@ def _audience(pace: Pace, *, lines: bool) -> "Lines | Panes":
     return Panes(pace)
 
 
-drill = app.group("drill", "Break something on purpose, and count what is lost.")
+drill = app.group("drill", "Break something on purpose, and count lost messages.")
 
 
 def _add(

@@ -1,4 +1,4 @@
-"""The result of a benchmark as text: a table, a histogram, a line to quote, and remarks."""
+"""Formats benchmark results as text: a table, a histogram, a line to quote, and warnings."""
 
 import csv
 import io
@@ -84,7 +84,7 @@ def broker_use(result: Result) -> str:
 
 
 def quotable(result: Result) -> str:
-    """Return the result as one line."""
+    """Summarize the result in one line, to quote."""
     plan, rate = result.plan, f"{result.rates[1]:,.0f}"
     if plan.churn is not None:
         return f"{rate} {plan.churn}/s created; {_points(result.confirm)}"
@@ -104,11 +104,13 @@ def remarks(result: Result) -> Iterator[str]:
     if result.busiest > BUSY:
         yield f"a client used {result.busiest:.0%} of a CPU: it may be slower than the broker; use more processes"
     if plan.warm_up and result.confirmed and not result.confirm.count:
-        yield "the run was over before its --warm-up, so that no latencies were measured"
+        yield "the run ended before its --warm-up was over, so no latencies were measured"
     if result.unsent:
         of_it = counted(result.unsent, "message") if plan.churn is None else f"{result.unsent:,} {plan.churn}"
         if plan.rate is None:
-            yield f"the run ended early, as nothing was confirmed for {QUIET:g} s: {of_it} of {plan.total:,} missing"
+            yield (
+                f"the run ended early, because nothing was confirmed for {QUIET:g} s: {of_it} of {plan.total:,} missing"
+            )
         else:
             yield f"the broker did not keep up with {plan.rate:,.0f}/s: {of_it} not sent"
     if result.reconnects or max(result.gap) > _NOTABLE_GAP + plan.delay:
@@ -117,7 +119,7 @@ def remarks(result: Result) -> Iterator[str]:
         yield f"the longest time without a confirm was {confirm}, without a delivery {deliver}{again}"
     backlog = result.confirm.at(99) * 10 < result.deliver.at(50)
     if plan.rate is None and backlog:
-        yield "the consumers were slower than the publishers, so messages waited in the queue; --rate limits it"
+        yield "consumers were slower than publishers, so messages waited in the queue; limit the rate with --rate"
 
 
 _NOTABLE_GAP = 0.5
@@ -131,7 +133,7 @@ def duration(seconds: float) -> str:
 
 
 def histogram(latencies: Latencies) -> Iterator[str]:
-    """Draw the latencies as bars whose lengths are proportional to the number of messages."""
+    """Draw a histogram of the latencies; yields one line per bar."""
     edges = _edges(max(latencies.at(0.1), 1e-6), latencies.at(100))
     bars = latencies.bars(edges)
     most = max(bars)
@@ -194,7 +196,7 @@ def show_steps(name: str, values: Sequence[str], results: Sequence[Result]) -> N
 
 
 def _knee(name: str, values: Sequence[str], results: Sequence[Result]) -> str:
-    """Return a sentence: up to which rate the broker keeps up, or at which value throughput stops growing."""
+    """Say in a sentence up to which rate the broker kept up, or at which value throughput stopped growing."""
     if name == "rate":
         calm = min(result.deliver.at(99) for result in results)
         kept = [
@@ -211,7 +213,7 @@ def _knee(name: str, values: Sequence[str], results: Sequence[Result]) -> str:
 
 
 def _kept_up(result: Result) -> bool:
-    """Return True if all messages were sent on time, and confirmed within 1 s or a tenth of the run if longer."""
+    """Return True if all messages were sent, and confirmed within 1 s or, if longer, a tenth of the run's duration."""
     duration_of_all = result.plan.duration or 0.0
     return not result.unsent and result.confirm.at(100) < max(1.0, duration_of_all / 10)
 

@@ -19,7 +19,7 @@ from mqtool.cli.display.output import STDOUT
 from mqtool.errors import UsageError
 from mqtool.message import Delivery
 
-#: A batch is written once it has this many bytes.
+#: A batch is written once it contains this many bytes.
 _BATCH_BYTES = 1 << 16
 #: Styles for lines whose routing key contains one of these words.
 _STYLES = dict.fromkeys(("emergency", "emerg", "alert", "critical", "crit", "fatal"), "1;31")
@@ -60,8 +60,8 @@ class DeliveryWriter:
     Args:
         line: the default format: a function that returns the text before the body; or a whole line with placeholders
             {key}, {queue}, {offset} and {body}; {body!r} quotes text, and {body!b} is a Python bytes literal.
-        wait_for_reader: if stdout is a pipe, calls return only after its reader has read the delivery, so that no
-            message is acknowledged before the reader has read it.
+        wait_for_reader: if stdout is a pipe, return from each call only after the pipe's reader has read the delivery,
+            so that no unread message is acknowledged.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class DeliveryWriter:
         if raw + as_json + (template is not None) > 1:
             raise UsageError("--raw, --json and --format cannot be combined", "use only one of them")
         if as_json and pretty:
-            raise UsageError("--json prints each message on one line, --pretty on several", "to read it: --json | jq")
+            raise UsageError("--json and --pretty cannot be combined", "for indented JSON: --json | jq")
         before, _, after = line.partition("{body") if isinstance(line, str) else ("", "", "")
         self._line = _filled(before) if isinstance(line, str) else line
         self._quote, _, after = after.partition("}")
@@ -175,7 +175,7 @@ _PLACES: dict[str, tuple[str, Callable[[Delivery], object]]] = {
     "h": ("headers, as JSON", lambda delivery: _json_of(delivery.headers)),
     "i": ("message id", lambda delivery: delivery.message_id),
     "c": ("correlation id", lambda delivery: delivery.properties.get("correlation_id")),
-    "l": ("milliseconds that a delayed message is late", lambda delivery: delivery.lateness),
+    "l": ("lateness of a delayed message, in milliseconds", lambda delivery: delivery.lateness),
     "t": ("time received, RFC 3339", lambda _: datetime.now(UTC).isoformat(timespec="milliseconds")),
     "R": ("redelivered: 0 or 1", lambda delivery: int(delivery.redelivered)),
     "%": ("a percent sign", lambda _: "%"),
@@ -203,7 +203,7 @@ def parse_template(template: str, *, escape: bool = False) -> list[Callable[[Del
     for piece in re.findall(r"%.?|\\[nt\\]|[^%\\]+|\\", template, re.DOTALL):
         if piece.startswith("%"):
             if piece[1:] not in _PLACES:
-                raise UsageError(f"--format has an unknown place {piece!r}", "'mqtool help output' lists the places")
+                raise UsageError(f"unknown placeholder {piece!r} in --format", "'mqtool help output' lists them")
             _, value = _PLACES[piece[1:]]
             parts.append(_place(value, escape=escape))
         else:
@@ -229,7 +229,7 @@ def append_to(path: Path) -> None:
     except OSError as error:
         raise UsageError(f"cannot write to {path}: {error.strerror}") from error
     if cut_off:
-        output.notice(f"{path} ended in the middle of a line, as after a kill; cut off {cut_off:,} bytes")
+        output.notice(f"{path} ended with an incomplete line; removed its {cut_off:,} bytes")
     start_new_line()
     # One thread waits for the signal; threads that start later inherit the mask, so none of them gets it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
@@ -274,7 +274,7 @@ def _reopen_on_hup(path: Path, had_terminal: bool) -> None:
         try:
             _append_in(path)
         except OSError as error:
-            output.warning(f"cannot open {path} again, so the old file is still in use: {error.strerror}")
+            output.warning(f"cannot reopen {path}, so the old file is still in use: {error.strerror}")
 
 
 def _wait_until_taken() -> None:

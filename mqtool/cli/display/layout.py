@@ -50,7 +50,7 @@ def _tabbed(value: Any) -> str:
 
 
 def table(rows: "Sequence[Row]", columns: Sequence[str], warning: str | None = None, *, folded: bool = True) -> "Table":
-    """Make a table; the column `warning` (if any) is red. Long values are wrapped if `folded`, otherwise shortened."""
+    """Build a table. The column `warning`, if any, is red. Long values are wrapped if `folded`, otherwise shortened."""
     from rich.table import Table
     from rich.text import Text
 
@@ -116,7 +116,7 @@ def _cell_text(value: Any) -> str:
 
 
 def terminal(*, on_stderr: bool = False, quiet: bool = False) -> "Console":
-    """Make a rich console for stdout or stderr, in colour if is_coloured(). It never interprets text as markup."""
+    """Create a rich console for stdout or stderr, in colour if is_coloured(). It never interprets text as markup."""
     from rich.console import Console
 
     colours: Any = "auto" if output.is_coloured(2 if on_stderr else 1) else None
@@ -233,7 +233,7 @@ def bound_by(binding: Binding) -> str:
 
 
 def fields(values: Mapping[str, Any]) -> list[str]:
-    """Return headers or arguments as text, each in the format that the option -H takes."""
+    """Return headers or arguments as text, each in the format that the option -H accepts."""
     return [
         f"{shown(name)}={shown(value)}" if isinstance(value, str) else f"{shown(name)}:={json.dumps(value)}"
         for name, value in values.items()

@@ -1,4 +1,4 @@
-"""Live views. All of them use the same keys to scroll and filter."""
+"""Live views, which share the keys for scrolling and filtering."""
 
 import os
 import re
@@ -33,7 +33,7 @@ _KEYS = "/ filter  ? keys  q quit"
 _HELP = """↑ ↓ PgUp PgDn   scroll
 Home g, End G    first, last line
 / TEXT Enter     show only lines that contain TEXT
-Ctrl-U           empty the text while typing it
+Ctrl-U           clear the text while typing it
 Esc              show all lines again
 ?                show or hide these keys
 q Ctrl-D Ctrl-C  quit"""

@@ -112,7 +112,7 @@ def show_bytes(data: bytes) -> None:
 
 
 def encoded(text: str) -> bytes:
-    """Encode a line of text for stdout."""
+    """Encode a line of text for stdout, and add a newline."""
     try:
         return text.encode("utf-8", "surrogateescape") + b"\n"
     except UnicodeEncodeError:
@@ -186,7 +186,7 @@ def write(data: bytes) -> None:
                 cut = _cut_back(length - len(data))
                 raise MqtoolError(
                     f"cannot write to {current().output_name}: {failure.strerror}",
-                    "the file was cut back to the end of what was written whole" if cut else None,
+                    "the incomplete data was removed from the end of the file" if cut else None,
                 ) from failure
 
 
@@ -256,7 +256,11 @@ class Reader:
 
 
 def create_ready_file(path: Path | None) -> None:
-    """Create the file given by --ready-file, if any, to signal that the command is consuming."""
+    """Create the file given by --ready-file, if any, to signal that the command is consuming.
+
+    Raises:
+        UsageError: the file cannot be created.
+    """
     if path is not None:
         try:
             # Symbolic links are not followed: in a directory that others can write to, a link may point anywhere.

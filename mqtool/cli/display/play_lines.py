@@ -145,7 +145,7 @@ class Lines:
     # The methods of an Audience.
 
     def on_broker(self, find: "Callable[[], Management] | None") -> AbstractContextManager[None]:
-        """Do nothing: of the broker, only the counts that plays make are shown."""
+        """Do nothing: this view shows only the commands and their output, not the broker."""
         del find
         return nullcontext()
 
@@ -276,7 +276,7 @@ def _highlighted(source: str) -> "Text":
     from rich.style import Style
     from rich.syntax import ANSISyntaxTheme, Syntax
 
-    # Those of the terminal's own colours that are readable on both black and white.
+    # Only colours of the terminal's own palette that are readable on both black and white.
     theme = ANSISyntaxTheme(
         {
             Comment: Style(dim=True),
@@ -292,8 +292,9 @@ def _highlighted(source: str) -> "Text":
 
 def _more(page: Page) -> str:
     return (
-        f"A terminal for each; 'mqtool broker up' starts a broker. 'mqtool tutorial run {page.name}' plays it here, "
-        f"and --plain prints a script that does the same with {page.library} alone, on the broker that AMQP_URL names."
+        f"Use a terminal for each; 'mqtool broker up' starts a broker. 'mqtool tutorial run {page.name}' plays it "
+        f"here, and --plain prints a script that does the same with only {page.library}, on the broker that AMQP_URL "
+        "names."
     )
 
 

@@ -95,7 +95,7 @@ class Recording:
 
 
 class PlayPage:
-    """A context manager and Audience that shows plays, or a drill, in a web page that it serves.
+    """A context manager and Audience that serves a web page, and shows plays or a drill there.
 
     Args:
         plays: the names, titles and stories of the plays that the page offers; empty for a drill.
@@ -119,7 +119,7 @@ class PlayPage:
         self._is_drill = not plays
         self._auto = auto
         self._broker = broker
-        # The only thing to do in the page is to follow the play.
+        # The page offers no actions on the broker; the reader only follows the play.
         answers = {"/play": self._asked, "/actions": lambda _: iter(())}
         self._server = PageServer(self._recording.follow, port, answers)
         self._open_page = open_page
@@ -139,7 +139,7 @@ class PlayPage:
 
             if not webbrowser.open(self._server.url):
                 output.notice("no browser was found; open the address yourself")
-        output.status("Open this address in a browser to start. Ctrl-C ends it.")
+        output.status("Open this address in a browser to start. Press Ctrl-C to quit.")
         try:
             self._wait(lambda: self._recording.pages > 0, says_so=False)
         except BaseException:
@@ -184,7 +184,7 @@ class PlayPage:
     def stay(self, rows: Sequence[tuple[str, str]]) -> None:
         """Show the result of a drill, as rows of names and numbers, until Ctrl-C."""
         self._recording.add("counts", rows=rows)
-        output.status("The page stays until Ctrl-C.")
+        output.status("The page stays available until Ctrl-C.")
         self.choice(None)
 
     # The methods of an Audience.
@@ -194,7 +194,7 @@ class PlayPage:
         self._watching.set()
         self._watching = over = threading.Event()
         self._pauses = True
-        source = self._broker if find is None else (find, "/", "a broker of its own")
+        source = self._broker if find is None else (find, "/", "a broker started by mqtool")
         if source is not None:
             threading.Thread(target=self._watch, args=(over, *source), name="mqtool-watch", daemon=True).start()
         yield

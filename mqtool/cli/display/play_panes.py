@@ -88,7 +88,7 @@ class Panes:
     # The methods of an Audience.
 
     def on_broker(self, find: "Callable[[], Management] | None") -> AbstractContextManager[None]:
-        """Do nothing: of the broker, only the counts that plays make are shown."""
+        """Do nothing: this view shows only the queue depths that plays report with counted()."""
         del find
         return nullcontext()
 
@@ -173,7 +173,7 @@ class Panes:
     def _rows(self, width: int) -> list[list[str]]:
         names = list(self._panes)
         columns = max(1, min(len(names), width // _PANE_WIDTH))
-        # If the rows cannot be equal, the first one, which has the main terminal, has fewer panes.
+        # If the panes do not fill all rows, the first row, with the main terminal, contains fewer of them.
         first = len(names) % columns or columns
         return [names[:first], *(names[i : i + columns] for i in range(first, len(names), columns))] if names else []
 

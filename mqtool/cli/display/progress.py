@@ -17,10 +17,12 @@ PATIENCE, _BETWEEN_UPDATES = 1.0, 0.1
 
 
 class Progress:
-    """Counts items, and shows the count on a terminal if the work takes longer than a few seconds.
+    """Counts items, and shows the count on stderr if that is a terminal and the work takes longer than `patience`.
 
     Args:
         done: the word after the count, such as "confirmed".
+        is_wanted: False to never show the count.
+        patience: seconds before the count is first shown.
         fraction: returns the fraction done so far, from 0 to 1; None if the total is unknown.
     """
 

@@ -1,4 +1,4 @@
-"""Reports: one queue (`queue show`), and findings of `doctor` as text, as NDJSON, for Nagios or for Prometheus."""
+"""Reports: one queue (`queue show`), and findings of `doctor` as text or NDJSON, for Nagios, Prometheus or SARIF."""
 
 import textwrap
 import time
@@ -18,7 +18,7 @@ from mqtool.inspection.queue_details import DeadLetterTarget, QueueDetails, Read
 from mqtool.spelling import counted
 
 _INDENT = 18
-#: The maximum number of objects with the same problem that `doctor` names in its text output.
+#: If more objects than this have the same problem, `doctor` names only the first ones in its text output.
 _NAMED = 20
 _PROPERTIES = ("durable", "auto_delete", "exclusive")
 _RATES = {"publish_rate": "published", "deliver_rate": "delivered", "ack_rate": "acknowledged"}
@@ -119,7 +119,7 @@ def _place(name: str, places: ReaderOffsets | None) -> str:
     lag = places.lag(name)
     if lag is None:
         return "  no offset stored"
-    return f"  done with offset {_number(places.stored[name])}, {counted(lag)} behind"
+    return f"  stored offset {_number(places.stored[name])}, {counted(lag)} behind"
 
 
 def _section(what: str, lines: Sequence[Line], room: int | None) -> Iterator[Line]:
@@ -174,7 +174,7 @@ def nagios_state(found: Sequence[Finding]) -> int:
 
 
 def nagios(found: Sequence[Finding], where: str) -> Iterator[str]:
-    """Yield a summary with performance data, then a line per finding; if many have the same problem, they share one."""
+    """Yield a summary with performance data, then a line per finding; many findings of one kind share a line."""
     counts = Counter(finding.severity for finding in found)
     summary = f"{counted(len(found), 'problem')} at {where}: {_line(found[0])}" if found else f"no problems at {where}"
     figures = " ".join(f"{severity}={counts[severity]}" for severity in ("critical", "warning"))
@@ -203,7 +203,7 @@ def prometheus(found: Sequence[Finding]) -> Iterator[str]:
     yield "# TYPE mqtool_doctor_findings gauge"
     for (check, severity, vhost), count in sorted(counts.items()):
         yield f'mqtool_doctor_findings{{check="{check}",severity="{severity}",vhost="{_label(vhost)}"}} {count}'
-    yield "# HELP mqtool_doctor_last_run_timestamp_seconds When mqtool doctor last looked."
+    yield "# HELP mqtool_doctor_last_run_timestamp_seconds When mqtool doctor last ran."
     yield "# TYPE mqtool_doctor_last_run_timestamp_seconds gauge"
     yield f"mqtool_doctor_last_run_timestamp_seconds {time.time():.0f}"
 

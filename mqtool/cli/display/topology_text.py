@@ -81,7 +81,7 @@ def _exchange(node: Node, wiring: Wiring, told: set[str], *, rates: bool, width:
     if node.more:
         branch.branches.append(_Branch([(f"… and {node.more:,} more bindings", DIM)]))
     if not node.links and not isinstance(alternate, str) and not exchange.internal:
-        branch.branches.append(_Branch([("nothing is bound to it: what is published here is dropped", BAD)]))
+        branch.branches.append(_Branch([("nothing is bound to it: messages published here are dropped", BAD)]))
     return branch
 
 
@@ -194,7 +194,7 @@ def explained_route(route: Route, definitions: Definitions) -> Iterator[Line]:
             ]
     if route.dead_letters:
         yield []
-        yield ["if it dies there:"]
+        yield ["if it is dead-lettered there:"]
         for death in route.dead_letters:
             yield ["  ", *_dead_lettering(death)]
 
@@ -204,12 +204,12 @@ def _label(name: str, width: int, longest: int | None) -> tuple[str, str]:
 
 
 def compared_route(route: Route, expected: set[str] | None) -> Iterator[Line]:
-    """Yield a line for one tested routing key, and a line for each difference from the expected queues."""
+    """Yield a line for one tested message, and lines for each difference from the expected queues."""
     queues, wanted = set(route.queues), set(route.queues) if expected is None else expected
     ok = queues == wanted
     mark = ("ok    ", GOOD) if ok else ("FAIL  ", BAD)
     yield [mark, *_message(route), " -> ", ", ".join(map(shown, route.queues)) or "no queue"]
-    for what, names in (("missing: ", wanted - queues), ("too many: ", queues - wanted)):
+    for what, names in (("missing: ", wanted - queues), ("unexpected: ", queues - wanted)):
         if names:
             yield ["        ", (what, BAD), ", ".join(map(shown, sorted(names)))]
             yield from (["          ", *_way(way)] for name in names for way in route.queues.get(name, ()))
@@ -221,15 +221,15 @@ def compared_route(route: Route, expected: set[str] | None) -> Iterator[Line]:
 def _remarks(route: Route, definitions: Definitions) -> Iterator[Line]:
     exchange = definitions.exchanges[route.exchange]
     if not route.queues and not route.unknown:
-        yield ["  the broker drops it, or gives it back if it is mandatory"]
+        yield ["  the broker drops it, or returns it if it is mandatory"]
     if route.delay:
-        yield [f"  {_exchange_name(route.exchange)} holds it back for {route.delay:,} ms first"]
+        yield [f"  {_exchange_name(route.exchange)} delays it by {route.delay:,} ms first"]
     if exchange.internal:
         yield [f"  {_exchange_name(route.exchange)} is internal: no client may publish to it"]
     for name in route.unknown:
         kind = routing_type(definitions.exchanges[name])
         bound = _count(len(definitions.bindings.get(name, ())), "binding")
-        yield [f"  {shown(name)} is of type {shown(kind)} and has {bound}: where it leads, only the broker knows"]
+        yield [f"  {shown(name)} is of type {shown(kind)} and has {bound}: mqtool does not know where it routes to"]
 
 
 def _message(route: Route) -> Line:
@@ -276,7 +276,7 @@ def _dead_lettering(death: DeadLetters) -> Line:
         return [*line, (": lost, the exchange does not exist", BAD)]
     if not death.queues:
         return [*line, (": lost, no queue gets it", BAD)]
-    circle = "  in a circle" if death.circular else ""
+    circle = "  in a cycle" if death.circular else ""
     return [*line, " ──> ", (", ".join(map(shown, death.queues)), NAME), (circle, BAD)]
 
 

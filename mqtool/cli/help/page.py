@@ -48,16 +48,16 @@ _TOGETHER = {
     ("send", "receive"): "Send and receive messages (tutorial 1)",
     ("new-task", "worker"): "Share tasks among workers (tutorial 2)",
     ("emit-log", "receive-log"): "Publish and subscribe (tutorials 3, 4, 5)",
-    ("rpc-client", "rpc-server"): "Ask a server, and answer (tutorial 6)",
-    ("send-delayed", "receive-delayed"): "Messages that arrive later",
+    ("rpc-client", "rpc-server"): "Requests and replies (tutorial 6)",
+    ("send-delayed", "receive-delayed"): "Send and receive delayed messages",
     ("send-stream", "receive-stream"): "Append to a stream, and read it",
     ("offset",): "Stored offsets of a stream's readers",
     ("cheat", "help", "completion"): "Recipes, help, and shell completion",
-    ("topology", "route"): "Show what is bound, and explain routes",
-    ("peek", "tap"): "Look at messages without taking them",
+    ("topology", "route"): "Show bindings, and explain routes",
+    ("peek", "tap"): "Look at messages without consuming them",
     ("publisher-confirms",): "Publish with confirms (tutorial 7)",
     ("tutorial",): "Read the tutorials, and see them run",
-    ("drill",): "Break something, and count what is lost",
+    ("drill",): "Break something, and count lost messages",
     ("list",): "List queues, consumers and more",
     ("move",): "Move messages to another queue",
     ("delayed",): "Show, cancel, deliver or relay delayed messages",
@@ -109,7 +109,7 @@ def start_page() -> str:
         Start here:
           mqtool tutorial run hello-world   watch the first tutorial
           mqtool broker up                  start a broker for yourself
-          mqtool send 'Hello World!'        send a message; 'mqtool receive' gets it
+          mqtool send 'Hello World!'        send a message; 'mqtool receive' receives it
 
         All commands: mqtool --help""")
 

@@ -46,7 +46,7 @@ def _number(text: str, what: str = "a number from 1") -> int:
     return int(text)
 
 
-#: What --vary can change: the plan's setting, and the parser for its values.
+#: The names that --vary accepts: for each, the plan's setting and the parser for its values.
 _VARIABLE: dict[str, tuple[str, Any]] = {
     "rate": ("rate", RATE["parser"]),
     "size": ("sizes", _sizes),
@@ -59,7 +59,11 @@ _VARIABLE: dict[str, tuple[str, Any]] = {
 
 
 class Variation(NamedTuple):
-    """What --vary changes from run to run: its name, the plan's setting, and its values as pairs of text and value."""
+    """A parsed --vary option: the name that it varies, the plan's setting, and a step for each run.
+
+    Attributes:
+        steps: pairs of a value as text, as the user typed it, and the parsed value.
+    """
 
     name: str
     setting: str
@@ -69,7 +73,7 @@ class Variation(NamedTuple):
 def _variation(text: str) -> Variation:
     name, equals, values = text.partition("=")
     if not equals or name not in _VARIABLE:
-        raise ValueError(f"{text!r} does not begin with one of {', '.join(_VARIABLE)}, and =")
+        raise ValueError(f"{text!r} is not NAME=A,B,C with one of the names {', '.join(_VARIABLE)}")
     setting, parse = _VARIABLE[name]
     return Variation(name, setting, [(each, parse(each)) for each in values.split(",")])
 
@@ -79,22 +83,29 @@ class Load(OptionGroup):
 
     PANEL: ClassVar = "Load"
 
-    rate: Annotated[float | None, Option(help="Messages per second (default: as confirmed)", **RATE)] = None
+    rate: Annotated[float | None, Option(help="Messages per second (default: as fast as confirmed)", **RATE)] = None
     duration: Annotated[
         float | None,
         Option(help="Publish for this long", show_default="10s, or 5s for each of several runs", **TIME_LIMIT),
     ] = None
     messages: Annotated[int | None, Option("-c", "-n", min=1, help="Publish N messages")] = None
     sizes: Annotated[
-        Any, Option("--size", parser=_sizes, metavar="SIZE", help="Bytes of a body, or a range: 100-4KiB")
+        Any,
+        Option(
+            "--size",
+            parser=_sizes,
+            metavar="SIZE",
+            help="Bytes per body, or a range: 100-4KiB",
+            show_default="-".join(map(str, dict.fromkeys(SIZES))),
+        ),
     ] = SIZES
-    bodies: Annotated[Path | None, Option(metavar="FILE", help="Take the bodies from the lines of FILE")] = None
-    publishers: Annotated[int, Option(min=1, max=100, help="Publishers, a process each")] = 1
-    consumers: Annotated[int, Option(min=1, max=100, help="Consumers, a process each")] = 1
+    bodies: Annotated[Path | None, Option(metavar="FILE", help="Use the lines of FILE as bodies")] = None
+    publishers: Annotated[int, Option(min=1, max=100, help="Publishers, each in its own process")] = 1
+    consumers: Annotated[int, Option(min=1, max=100, help="Consumers, each in its own process")] = 1
     queue_type: Annotated[
         Literal["classic", "quorum", "stream"] | None, Option(help="Type of the queue", show_default="quorum")
     ] = None
-    confirms: Annotated[int, Option(min=1, help="Messages in flight of each publisher")] = IN_FLIGHT
+    confirms: Annotated[int, Option(min=1, help="Messages in flight per publisher")] = IN_FLIGHT
     ack: Annotated[
         Any, Option(parser=_acknowledgements, metavar="each|N|auto", help="Acknowledge each message, every N, or none")
     ] = 1
@@ -112,7 +123,7 @@ class Load(OptionGroup):
         Literal["connections", "channels", "queues", "bindings"] | None,
         Option(help="Create and remove these instead of publishing"),
     ] = None
-    warm_up: Annotated[float, Option(help="Do not measure the first part of a run", **DURATION)] = 0.0
+    warm_up: Annotated[float, Option(help="Do not measure this long at the start of a run", **DURATION)] = 0.0
 
     def plan(self, default: float, protocol: str) -> Plan:
         """Return the plan of a run.
@@ -154,17 +165,17 @@ class Runs(OptionGroup):
 
     at: Annotated[
         list[Any] | None,
-        Option(nargs=2, parser=str, metavar="TIME COMMAND", help="Run a shell command at a time of the run"),
+        Option(nargs=2, parser=str, metavar="TIME COMMAND", help="Run a shell command at this time into the run"),
     ] = None
     during: Annotated[str | None, Option(metavar="COMMAND", help="Run a shell command after a third of the run")] = None
     vary: Annotated[
-        Any | None, Option(parser=_variation, metavar="NAME=A,B,C", help="A run for each value, such as rate=500,1000")
+        Any | None, Option(parser=_variation, metavar="NAME=A,B,C", help="Do a run per value, such as rate=500,1000")
     ] = None
-    rounds: Annotated[int, Option(min=2, max=100, help="With compare: runs of each")] = 5
+    rounds: Annotated[int, Option(min=2, max=100, help="With compare: number of runs of each")] = 5
     stream_port: StreamPort = None
 
     def place(self, access: Access) -> Place:
-        """Return what a run needs to know about the broker."""
+        """Return the broker's addresses and TLS files, and the functions with which a run connects to it."""
 
         def find_leader(stream: str) -> Address:
             with access.stream_channel(self.stream_port) as channel:
@@ -173,7 +184,7 @@ class Runs(OptionGroup):
         return Place(access.addresses, access.tls, access.connect, access.management, find_leader)
 
     def commands(self, plan: Plan) -> list[Timed]:
-        """Return the commands to run during the run, with their times.
+        """Return the shell commands to execute during a run, each with its time.
 
         Raises:
             UsageError: a time is not valid.

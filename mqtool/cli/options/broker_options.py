@@ -1,4 +1,4 @@
-"""Options that select a broker and give the credentials for it; also asks before something is changed or deleted."""
+"""Options that select a broker and log in to it, and the prompts for confirmations and new passwords."""
 
 import functools
 import os
@@ -36,12 +36,12 @@ ContextName = Annotated[
 ]
 
 
-Yes = Annotated[bool, Option("--yes", "-y", help="Do not ask (a protected context: --confirm NAME)")]
+Yes = Annotated[bool, Option("--yes", "-y", help="Do not ask (in a protected context: --confirm NAME)")]
 IfExists = Annotated[bool, Option("--if-exists", help="Succeed if it does not exist")]
 
 
 def ask(
-    what: str, access: Access | None = None, *, yes: bool = False, is_safe: bool = False, hint: str = "say --yes"
+    what: str, access: Access | None = None, *, yes: bool = False, is_safe: bool = False, hint: str = "pass --yes"
 ) -> None:
     """Ask for confirmation of a change that cannot be undone, or of any change in a protected context.
 
@@ -164,7 +164,7 @@ class Broker(OptionGroup):
             logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(name)s %(levelname)s %(message)s")
 
     def access(self, management: str | None = None, *, reconnects: bool = True) -> Access:
-        """Find out how to reach the broker. Call this first, and only once: it also sets up printing and logging.
+        """Resolve how to reach the broker. Call this first, and only once: it also sets up printing and logging.
 
         In a protected context, ask for confirmation if the command changes the broker and does not itself ask.
 
@@ -208,7 +208,7 @@ class ManagedBroker(OptionGroup):
     ] = None
 
     def access(self, *, reconnects: bool = True) -> Access:
-        """See Broker.access()."""
+        """Resolve how to reach the broker and its management API; see Broker.access()."""
         return self.options.access(self.management, reconnects=reconnects)
 
 
@@ -218,18 +218,17 @@ class Destination(OptionGroup):
     to: Annotated[str, Option(metavar="QUEUE", help="Queue to move them to; it must exist")]
     to_url: Annotated[str | None, Option(help="Broker of that queue, if it is another one")] = None
     to_context: Annotated[
-        str | None,
-        Option(metavar="NAME", help="Broker of that queue, by a context's name", complete=lambda *_: contexts.names()),
+        str | None, Option(metavar="NAME", help="Context of that queue's broker", complete=lambda *_: contexts.names())
     ] = None
 
     def access(self, source: Access) -> Access | None:
-        """Find out how to reach the queue's broker. Return None if it is the source's broker and virtual host.
+        """Resolve how to reach the queue's broker. Return None if it is the source's broker and virtual host.
 
         Raises:
             UsageError: an option is not valid, or both --to-url and --to-context are given.
         """
         if self.to_url is not None and self.to_context is not None:
-            raise UsageError("--to-url and --to-context name two brokers", "use one of them")
+            raise UsageError("--to-url and --to-context cannot be combined", "use only one of them")
         if self.to_url is not None:
             choice = Choice(self.to_url, "from --to-url", is_typed=True)
         elif self.to_context is not None:
@@ -279,5 +278,5 @@ def ask_password(of: str, path: Path | None) -> str:
             f"no password for {of}, and no terminal to ask for it", "--password-file FILE, or - to read it from stdin"
         )
     if not password:
-        raise UsageError("the password is empty", "give one that is not")
+        raise UsageError("the password is empty", "use at least one character")
     return str(password)

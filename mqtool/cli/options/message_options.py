@@ -66,7 +66,7 @@ class DelayOptions(OptionGroup):
     at: Annotated[
         Any | None, Option(parser=_moment, metavar="TIME", help="Deliver at a time: 18:30 or 2026-01-31T18:30")
     ] = None
-    via: Annotated[Via, Option(help="What holds delayed messages (mqtool help delays)")] = Via.AUTO
+    via: Annotated[Via, Option(help="Where delayed messages wait (mqtool help delays)")] = Via.AUTO
 
     @property
     def are_given(self) -> bool:
@@ -89,7 +89,7 @@ def mandatory_with_delay() -> UsageError:
     """Return the error for using --mandatory with a delay."""
     return UsageError(
         "--mandatory does not work with a delay: such a message is routed only when it is due",
-        "leave one of them out; replay has it unless --no-mandatory is given",
+        "leave one of them out; for 'recording replay', add --no-mandatory",
     )
 
 
@@ -156,7 +156,7 @@ class MessageOptions(OptionGroup):
     as_json: Annotated[bool, Option("--json", help="Each line is a message as NDJSON")] = False
     key_pattern: Annotated[
         Any | None,
-        Option(parser=_key_pattern, metavar="REGEX", help="Fill {group} places in the routing key from the line"),
+        Option(parser=_key_pattern, metavar="REGEX", help="Fill {group} placeholders in the routing key from the line"),
     ] = None
     headers: Annotated[list[Any] | None, header_option("Header; KEY:=JSON for a typed value")] = None
     properties: Annotated[
@@ -165,7 +165,7 @@ class MessageOptions(OptionGroup):
     ] = None
     persistent: Annotated[bool, Option(help="Delivery mode 2: kept on disk in a durable queue")] = False
     mandatory: Annotated[
-        bool | None, Option("--mandatory/--no-mandatory", help="Fail if unroutable (default: to queues only)")
+        bool | None, Option("--mandatory/--no-mandatory", help="Fail if unroutable (default: only if sent to a queue)")
     ] = None
     confirm_timeout: ConfirmTimeout = CONFIRM_TIMEOUT
     failed_to: Annotated[Path | None, Option(metavar="FILE", help="Keep unconfirmed messages in FILE, as NDJSON")] = (
@@ -174,7 +174,7 @@ class MessageOptions(OptionGroup):
 
     @property
     def is_stream(self) -> bool:
-        """True if the input consists of multiple messages."""
+        """True if the input may contain several messages."""
         return self.lines or self.null or self.as_json or self.delimiter is not None
 
 

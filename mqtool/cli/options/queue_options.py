@@ -17,12 +17,12 @@ from mqtool.tutorials.dialects import declaring_otherwise
 
 
 def queue_option(about: str) -> Any:
-    """Return the option --queue."""
+    """Build the option --queue."""
     return Option("--queue", "-q", metavar="QUEUE", help=about, panel="Topology")
 
 
 def exchange_option(about: str) -> Any:
-    """Return the option --exchange."""
+    """Build the option --exchange."""
     return Option("--exchange", "-e", metavar="EXCHANGE", help=about, panel="Topology")
 
 
@@ -116,7 +116,7 @@ class LogQueueOptions(OptionGroup):
 
     PANEL: ClassVar = "Topology"
 
-    queue: Annotated[str | None, queue_option("Durable queue that also collects between runs")] = None
+    queue: Annotated[str | None, queue_option("Durable queue, which collects messages between runs")] = None
     declare: Annotated[bool, Option(help="Declare it if it does not exist")] = False
 
     def declared(self) -> Queue:
@@ -196,7 +196,7 @@ def checked(
 
 
 def require(name: str, channel: Channel, access: Access, hint: str = LISTED, *, suffix: str = "") -> None:
-    """If a queue does not exist, raise NotFound as refuse() does."""
+    """Raise NotFound if a queue does not exist; see refuse() for the arguments."""
     if not administration.exists(channel, Queue(name)):
         refuse(name, access, hint, suffix=suffix)
 

@@ -37,10 +37,10 @@ class Printing(OptionGroup):
 
     raw: Annotated[bool, Option(help="Print bodies only, one per line")] = False
     as_json: Annotated[bool, Option("--json", help="Print messages as NDJSON")] = False
-    template: Annotated[str | None, Option("--format", "-F", help="Print by a template (mqtool help output)")] = None
+    template: Annotated[str | None, Option("--format", "-F", help="Print with a template (mqtool help output)")] = None
     pretty: Annotated[bool, Option(help="Indent JSON bodies")] = False
     into: Annotated[
-        Path | None, Option("--output", "-o", metavar="FILE", help="Append to FILE; a HUP signal opens it again")
+        Path | None, Option("--output", "-o", metavar="FILE", help="Append to FILE; reopen it on the signal HUP")
     ] = None
 
     @property
@@ -88,7 +88,7 @@ class Receiving(OptionGroup):
         int | None, Option(min=0, max=65535, help="Deliveries to hold unacknowledged; 0 for no limit")
     ] = None
     auto_ack: Annotated[bool, Option(help="Acknowledge on delivery: a crash can lose messages")] = False
-    ready_file: Annotated[Path | None, Option(help="Create FILE once consuming")] = None
+    ready_file: Annotated[Path | None, Option(help="Create FILE once the command is consuming")] = None
 
     def settings(self, default: ReceivingSettings = STREAMING) -> ReceivingSettings:
         """Return the settings for Channel.consume(): the defaults with the options applied."""

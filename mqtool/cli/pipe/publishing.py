@@ -1,4 +1,4 @@
-"""What all publishing commands do: open a channel, delay messages, report receipts, save failures (--failed-to).
+"""Common code of publishing commands: open a channel, delay messages, report receipts, save failures (--failed-to).
 
 commands/X ── read_messages() ──> pipe/source ── messages ──> tutorials/X ── publish() ──> amqp
     └── Outgoing.report() <── receipts, in order, as the broker confirms ────────────────────┘
@@ -56,7 +56,7 @@ def publishing_channel(
     Args:
         to: where the command sends messages that do not name an exchange or a routing key themselves.
         addressing: the exchange and routing key given by the user.
-        leads_to: the queue bound to `to`, if `to` is an exchange and the command declares such a queue.
+        leads_to: the queue that the command declares and binds to `to`, if `to` is an exchange.
         is_declared: True if the command declares `to`.
         default: the body if there are no message words and no input.
         adapt: a function applied to each message in the input.

@@ -1,4 +1,4 @@
-"""What all receiving commands do: open a channel, select deliveries (--where), print or process each one.
+"""Common code of receiving commands: open a channel, select deliveries (--where), print or process each one.
 
 amqp ── consume() ──> tutorials/X ── deliveries ──> commands/X ──> Incoming.print_all() ──> DeliveryWriter ──> stdout
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class ReceivingChannel(Protocol):
-    """The methods of AMQP and stream channels that are needed to print deliveries."""
+    """The part of AMQP and stream channels that is needed to print deliveries."""
 
     def stop(self) -> None: ...
 
@@ -146,7 +146,7 @@ class Matching(NamedTuple):
         if self.skips:
             return settings._replace(count=None)
         if settings.auto_ack:
-            raise UsageError("--auto-ack would lose what does not match --where", "leave out --auto-ack")
+            raise UsageError("--auto-ack would lose messages that do not match --where", "leave out --auto-ack")
         return settings._replace(count=None, acknowledge=False, prefetch=self.receiving.prefetch or _MOST)
 
     def of(self, channel: Channel, deliveries: Iterator[Delivery], settings: Settings) -> Iterator[Delivery]:
@@ -175,7 +175,8 @@ class Matching(NamedTuple):
                 held += 1
                 if held == most:
                     output.warning(
-                        f"{held:,} messages that do not match are held: that is the prefetch, so no more come"
+                        f"{held:,} messages that do not match are held unacknowledged: the prefetch limit is reached, "
+                        "so no more will arrive"
                     )
         if limit is not None and self.receiving.idle_timeout is not None and not channel.stopping:
             raise TimedOut(f"no message for {self.receiving.idle_timeout:g} s: {found:,} of {limit:,} received")

@@ -32,7 +32,11 @@ def has_input(descriptor: int) -> bool:
 
 
 def opened(path: Path | None) -> int:
-    """Open a file and return its descriptor; None and "-" mean stdin."""
+    """Open a file and return its descriptor; None and "-" mean stdin.
+
+    Raises:
+        UsageError: the file cannot be opened.
+    """
     if path is None or str(path) == "-":
         return STDIN
     try:
@@ -74,7 +78,11 @@ def whole(descriptor: int) -> Iterator[bytes | None]:
 
 
 def chunks(descriptor: int) -> Iterator[bytes | None]:
-    """Yield chunks of input as they arrive, until the end or a signal to stop; yield None while there is no input."""
+    """Yield chunks of input as they arrive, until the end or a signal to stop. Yield None while there is no input.
+
+    Raises:
+        BadData: the input cannot be read.
+    """
     while stopping.requested() is None:
         if not select.select([descriptor], [], [], 0)[0]:
             yield None
@@ -227,6 +235,9 @@ def read_messages(
         default: the body if there are no message words and no input.
         adapt: a function applied to each message in the input.
         with_ids: add a message ID to each message that has none.
+
+    Raises:
+        UsageError: options contradict each other or the message words, or the file cannot be opened.
     """
     words, options = asked.words, asked.options
     if sum([options.lines, options.null, options.as_json, options.delimiter is not None]) > 1:
@@ -234,7 +245,7 @@ def read_messages(
     said = None if not words or list(words) == ["-"] else " ".join(words)
     if said is not None and (options.is_stream or options.file):
         raise UsageError(
-            f"the message {said!r} is on the command line, and an option asks for input, too",
+            f"the message {said!r} is on the command line, but an option reads messages from input",
             "use either message words, or input with -l, -0, -D, --json or -f",
         )
     asked.delays.check(mandatory=options.mandatory)
@@ -254,7 +265,7 @@ def read_messages(
 def _check_size(size: int) -> None:
     if size > LARGEST:
         hint = "-l splits the input at newlines, -D at other delimiters"
-        raise BadData(f"a piece of the input is longer than {LARGEST >> 20} MiB: no broker takes such a message", hint)
+        raise BadData(f"a message in the input is larger than {LARGEST >> 20} MiB, which no broker accepts", hint)
 
 
 def _from_input(
@@ -302,12 +313,12 @@ class _Making:
         if self._pattern is not None:
             if not self._places:
                 raise UsageError(
-                    "--key-pattern needs a routing key with {group} places",
+                    "--key-pattern needs a routing key with {group} placeholders",
                     "such as '{app}.{level}' with --key-pattern '(?P<app>\\w+): (?P<level>\\w+)'",
                 )
             if missing := [name for name in self._places if name not in self._pattern.groupindex]:
                 raise UsageError(
-                    f"the routing key has a place {{{missing[0]}}}, but --key-pattern has no group of that name",
+                    f"the routing key contains {{{missing[0]}}}, but --key-pattern has no group of that name",
                     f"write (?P<{missing[0]}>…) in the pattern",
                 )
         properties: dict[str, Any] = dict(options.properties or [])

@@ -1,4 +1,4 @@
-"""What `mqtool tap` does: print copies of messages from one or more brokers, and count the dropped copies.
+"""The implementation of `mqtool tap`: prints copies of messages from one or more brokers, and counts dropped copies.
 
 To tap all messages, a command needs the virtual host's firehose (tracing). The first such command switches it on,
 and the last one switches it off. A file in the state directory records that mqtool switched the firehose on. Each
@@ -52,11 +52,12 @@ class Source:
 
 @dataclass(frozen=True)
 class Printing:
-    """Which copies to print, and how.
+    """Settings of print_taps().
 
     Attributes:
         line: the default format of a copy; see DeliveryWriter.
         buffer: how many deliveries to keep per broker for a slow reader; beyond that, the oldest are dropped.
+        where: the condition that copies must match to be printed, if any.
     """
 
     receiving: Receiving
@@ -66,7 +67,12 @@ class Printing:
 
 
 def print_taps(sources: Sequence[Source], printing: Printing) -> None:
-    """Print copies from all brokers at once. If there are several brokers, each line starts with the broker's name."""
+    """Print copies from all brokers at once, until a limit is reached or a signal asks to stop.
+
+    Raises:
+        TimedOut: there was no message for the time given by --idle-timeout, before --count was reached.
+        ReaderGone: the program that reads stdout has ended.
+    """
     printing.receiving.printing.redirect()
     writers = [_labelled(printing, source, among=sources) for source in sources]
     with ExitStack() as stack:
@@ -115,7 +121,7 @@ class _Wanted:
 
     @property
     def missing(self) -> bool:
-        """Return True if more deliveries are needed to reach the count."""
+        """True if more deliveries are needed to reach the count."""
         return self._count is not None and self.found < self._count
 
     def of(self, deliveries: Iterator[Delivery]) -> Iterator[Delivery]:
@@ -159,7 +165,11 @@ class _Run(threading.Thread):
 
 
 def _labelled(printing: Printing, source: Source, *, among: Sequence[Source]) -> DeliveryWriter:
-    """Return a writer for deliveries. With several brokers, lines name theirs, except with --raw or --format."""
+    """Return a writer for copies from one broker.
+
+    If there are several, each line starts with the broker's address (a field "broker" with --json), except with --raw
+    or --format.
+    """
     receiving = printing.receiving
     write = delivery_writer(receiving, printing.line, queue_is_private=True)
     if len(among) > 1 and (receiving.printing.as_json or not receiving.printing.has_form):
@@ -188,12 +198,10 @@ def _counting(buffers: Sequence[Buffer], taps: Sequence[Tap]) -> Iterator[None]:
             stood_still, looked = time.monotonic() - looked > _STANDSTILL, time.monotonic()
             if not has_backlog and (stood_still or any(tap.has_backlog() for tap in taps)):
                 has_backlog = True
-                output.warning(
-                    "this tap was too slow: the broker may have dropped messages for it, which nobody counts"
-                )
+                output.warning("this tap was too slow: the broker may have dropped copies, which mqtool cannot count")
             if looks % _EVERY == 0 and (now := dropped()) > said:
                 said = now
-                output.notice(f"{now:,} dropped up to now: the output is slower than the messages come")
+                output.notice(f"{now:,} dropped so far: the output cannot keep up with the messages")
 
     # Not joined: it may be waiting for a broker that is down.
     threading.Thread(target=watch, name="mqtool-dropped", daemon=True).start()
@@ -202,7 +210,7 @@ def _counting(buffers: Sequence[Buffer], taps: Sequence[Tap]) -> Iterator[None]:
     finally:
         is_over.set()
         if count := dropped():
-            output.warning(f"{count:,} messages were dropped: the output was slower than they came; see --buffer")
+            output.warning(f"{count:,} messages were dropped: the output could not keep up with them; see --buffer")
 
 
 _HOW = "to switch it off: mqtool tap --firehose-off"
@@ -238,7 +246,10 @@ def check_left_on(access: Access) -> None:
 
 @contextmanager
 def switched_on(access: Access, channel: Channel) -> Iterator[None]:
-    """Context manager: switch the firehose on, and on again after a broker restart; finally restore its old state."""
+    """Context manager: keep the firehose on, also after a broker restart.
+
+    At the end, switch the firehose off, unless it was on before or another tap still needs it.
+    """
     api, file = access.management(), _state_file(access)
     with _one_at_a_time():
         if not file.exists() and firehose_is_on(api, access.vhost):
@@ -288,7 +299,7 @@ class _Again(ChannelListener):
             except MqtoolError as error:
                 failure = error
             threading.Event().wait(_PAUSE)
-        output.warning(f"the firehose of {self._access.address} may be off since the broker was away: {failure}")
+        output.warning(f"the firehose of {self._access.address} may be off since the connection was lost: {failure}")
 
 
 def _is_alone(file: IO[str]) -> bool:
@@ -312,7 +323,7 @@ def _open_state(path: Path) -> IO[str]:
         return path.open("a")
     except OSError as error:
         raise MqtoolError(
-            f"cannot write to {path}: {error.strerror}", "a tap remembers there what it switched on"
+            f"cannot write to {path}: {error.strerror}", "mqtool records there that it has switched the firehose on"
         ) from error
 
 
