@@ -19,11 +19,11 @@ from mqtool.inspection.upgrade import (
     applied_policy,
     default_queue_types,
     is_topic,
-    matches,
     refused_arguments,
     transient,
     type_of,
 )
+from mqtool.management import policy_matches
 from mqtool.management.api_client import Json
 from mqtool.topology import DELAYED, Exchange, Queue
 
@@ -204,7 +204,7 @@ def _hidden_by(policy: Json, original: Json) -> Iterator[str]:
     names: set[str] = set()
     for section in ("queues", "exchanges"):
         for item in _items(original, section):
-            if policy.get("vhost") == item.get("vhost") and matches(policy, item["name"]):
+            if policy.get("vhost") == item.get("vhost") and policy_matches(policy, item["name"]):
                 applied = applied_policy(original, section, item)
                 if applied is not None and _name(applied) == _name(policy):
                     following = applied_policy({**original, "policies": others}, section, item)

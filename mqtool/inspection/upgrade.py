@@ -223,17 +223,9 @@ def applied_policy(document: Json, section: str, item: Json) -> Json | None:
     for policy in document.get("policies") or []:
         if policy.get("vhost") == item.get("vhost") and policy.get("apply-to", "all") in kinds:
             is_higher = found is None or (policy.get("priority") or 0) > (found.get("priority") or 0)
-            if is_higher and matches(policy, item["name"]):
+            if is_higher and management.policy_matches(policy, item["name"]):
                 found = policy
     return found
-
-
-def matches(policy: Json, name: str) -> bool:
-    """True if a policy's pattern matches a name; False if it is a pattern that only Erlang can parse."""
-    try:
-        return re.search(policy.get("pattern") or "", name) is not None
-    except re.error:
-        return False
 
 
 def is_topic(exchange: Json) -> bool:

@@ -18,6 +18,7 @@ from mqtool.management.api_lists import (
     nodes,
     permissions,
     policies,
+    policy_matches,
     queue_totals,
     queues,
     users,

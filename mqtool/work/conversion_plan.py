@@ -4,7 +4,6 @@ Functions that take a Management raise the same errors as Management.get().
 """
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -337,13 +336,13 @@ def _policies(api: Management, vhost: str) -> list[Json]:
 
 
 def _matches(policy: Json, name: str, kind: str) -> bool:
-    """True if a policy's pattern and queue type match; ignores other policies, which may have a higher priority."""
+    """True if a policy's pattern and queue type match, or if only Erlang can parse the pattern.
+
+    Ignores other policies, which may have a higher priority.
+    """
     if policy.get("apply-to", "all") not in ("all", "queues", f"{kind}_queues", f"{kind}s"):
         return False
-    try:
-        return re.search(policy["pattern"], name) is not None
-    except re.error:  # a pattern that only Erlang can parse
-        return True
+    return management.policy_matches(policy, name) is not False
 
 
 def _remarks(api: Management, vhost: str, view: Json, plan: Plan, dropped: list[str]) -> Iterator[str]:

@@ -179,6 +179,23 @@ def old(lonely_shell: Shell) -> Shell:
     return lonely_shell
 
 
+@pytest.mark.parametrize(("pattern", "matches"), [("^(a+)+$", False), ("^(?!b)(a+)b$", True), ("(", False)])
+def test_no_policys_pattern_blocks_a_command(lonely_shell: Shell, pattern: str, matches: bool) -> None:
+    """Neither one for which Python's engine would try every way to split the name, nor one that is not valid."""
+    document = {
+        "vhosts": [{"name": "/"}],
+        "policies": [
+            {"vhost": "/", "name": "mirrors", "pattern": pattern, "priority": 1, "definition": {"ha-mode": "all"}},
+            {"vhost": "/", "name": "ttl", "pattern": ".*", "priority": 0, "definition": {"message-ttl": 1000}},
+        ],
+        "queues": [{"vhost": "/", "name": "a" * 100 + "b", "durable": True, "arguments": {}}],
+    }
+    (lonely_shell.directory / "old.json").write_text(json.dumps(document))
+    converted = run(lonely_shell, "convert old.json --to 4.3 --mirrored classic")
+    # Without the first policy, the queue would get the second one.
+    assert ("mirrors" in by_name(json.loads(converted.stdout)["policies"])) is matches
+
+
 def test_definitions_are_converted_for_rabbitmq_4(old: Shell) -> None:
     """What 4.3 refuses is changed and told, what needs a decision is left to the user, all else stays as it was."""
     converted = run(old, "convert old.json --to 4.3")
