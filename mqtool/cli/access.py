@@ -54,6 +54,7 @@ class Access(NamedTuple):
 
     Attributes:
         addresses: the broker's nodes.
+        tls: certificate files for TLS.
         management_url: the URL of the management API; None means that mqtool looks for it.
         wait: seconds to wait for the broker to accept connections; None to fail at once.
         backoff: pauses between attempts to reconnect; None to give up when the connection is lost.
@@ -82,7 +83,7 @@ class Access(NamedTuple):
 
     @property
     def user(self) -> str:
-        """The user that mqtool logs in as; "" for a login by certificate, because the broker chooses the user then."""
+        """The user that mqtool logs in as; "" if it uses a certificate, from which the broker derives the user."""
         return "" if self.tls.logs_in(self.address) else self.address.user
 
     @property
@@ -92,7 +93,7 @@ class Access(NamedTuple):
 
     @property
     def vhost(self) -> str:
-        """The virtual host to work in."""
+        """The virtual host that the connections open."""
         return self.address.virtual_host
 
     def connect(self) -> Connection:

@@ -22,7 +22,7 @@ class Choice(NamedTuple):
         reason: where the URL comes from, as `broker status` shows it, for example "from --url".
         context: the context that the URL comes from, if any.
         variable: the environment variable that the URL comes from, if any.
-        is_typed: True if an option named the broker.
+        is_typed: True if an option on the command line named the broker.
         is_named: True if the user named the broker; False if it is the default or was started by `broker up`.
     """
 
@@ -80,7 +80,7 @@ def choose(url: str | None = None, context: str | None = None, typed: Collection
     """Choose the broker: from an option, the environment, the context in use, `broker up`, or localhost, in this order.
 
     Args:
-        url, context: from an option or from the environment.
+        url, context: the values of --url and --context, which may come from the environment.
         typed: names of the options given on the command line: "url", "context".
 
     Raises:

@@ -27,7 +27,7 @@ class Call(NamedTuple):
     """How a command was called. mqtool sets a field of this type in an OptionGroup.
 
     Attributes:
-        command: such as "queue purge".
+        command: the command's name, such as "queue purge".
         typed: names of the parameters given on the command line, not by a default or the environment.
         must_ask: True if the command changes the broker and does not ask for confirmation itself.
         options: names of all parameters that the command accepts.

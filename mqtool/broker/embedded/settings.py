@@ -18,7 +18,7 @@ DISK_FREE_LIMIT = 50_000_000
 
 #: The options that make up Settings.tls, in the order of the fields of Tls.
 TLS_OPTIONS = {
-    "--tls-cert": "Certificate (PEM): listen with TLS too, one port below",
+    "--tls-cert": "Certificate (PEM); also listen with TLS, one port below",
     "--tls-key": "Key of the certificate (PEM)",
     "--tls-client-ca": "Require client certificates of this authority",
 }
@@ -52,7 +52,7 @@ class Settings:
     host: str = field(default="127.0.0.1", metadata=_option("Address to listen on", str, "ADDRESS"))
     port: int = field(default=5672, metadata=_option("AMQP port; 0 for any free one", int))
     data_dir: Path | None = field(
-        default=None, metadata=_option("Directory for messages; without it nothing is kept", Path, "DIRECTORY")
+        default=None, metadata=_option("Directory for messages; by default, nothing is kept", Path, "DIRECTORY")
     )
     management_port: int | None = field(
         default=None, metadata=_option("Port of the management API; 0 for any free one", int)
@@ -67,7 +67,7 @@ class Settings:
         default=None, metadata=_option("RabbitMQ definitions to load when it starts", Path, "FILE")
     )
     tls: "Tls | None" = None
-    like: str = field(default=str(DEFAULT), metadata=_option("RabbitMQ to behave like", str))
+    like: str = field(default=str(DEFAULT), metadata=_option("RabbitMQ version to behave like", str))
     memory_limit: int | None = field(default=None, metadata=_option("Block publishers above this", int, "BYTES"))
     disk_free_limit: int = field(default=DISK_FREE_LIMIT, metadata=_option("Block publishers below this", int, "BYTES"))
     consumer_timeout: float = field(

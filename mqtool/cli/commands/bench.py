@@ -33,7 +33,7 @@ class Report(OptionGroup):
     plot: Annotated[Path | None, Option(metavar="FILE", help="Write charts to FILE (.svg or .html)")] = None
 
     def check(self) -> None:
-        """Check that the options can be combined.
+        """Validate the options before the benchmark starts.
 
         Raises:
             UsageError: the options cannot be combined, the chart's format is unknown, or its file is not writable.

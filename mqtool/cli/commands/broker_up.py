@@ -146,7 +146,11 @@ def _check(wanted: Wanted, kind: Kind, client_ca: Path | None) -> None:
 
 
 def _is_up_again(kind: Kind, wanted: Wanted, *, foreground: bool) -> bool:
-    """If a broker with this name is running, check its options, start its stopped nodes, and return True."""
+    """If a broker with this name is running, start its stopped nodes, if any, and return True.
+
+    Raises:
+        UsageError: the running broker was started with other options.
+    """
     started = state.load(wanted.name)
     if started is None or not (running := starter_of(started).running(started)):
         return False

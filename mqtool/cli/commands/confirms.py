@@ -31,7 +31,7 @@ _SAYS = {"individual": "individually in", "batch": "in batch in", "async": "and 
 def publisher_confirms(
     queue: QueueOptions,
     broker: Broker,
-    strategy: Annotated[Strategy, Argument(help="When to wait for confirms")] = "all",
+    strategy: Annotated[Strategy, Argument(help="When to wait for confirms: individual, batch, async or all")] = "all",
     count: Annotated[int, Option("-c", "-n", min=1, help="Messages to publish")] = 50_000,
     batch_size: Annotated[int, Option(min=1, help="Messages per batch")] = 100,
     confirm_timeout: ConfirmTimeout = CONFIRM_TIMEOUT,

@@ -101,7 +101,7 @@ def _begin(access: Access, names: RelayNames, ready_file: Path | None) -> None:
 
 
 def _is_stopped_within(seconds: float) -> bool:
-    """Wait this long. Return True as soon as a signal asks the command to stop, otherwise False."""
+    """Wait for this many seconds. If a signal asks the command to stop, return True at once; otherwise False."""
     stopped = threading.Event()
     with stopping.calling(stopped.set):
         return stopping.requested() is not None or stopped.wait(seconds)

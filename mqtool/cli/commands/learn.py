@@ -83,7 +83,7 @@ def cheat(
 
 
 @app.command('eval "$(mqtool completion bash)"', "mqtool completion fish > ~/.config/fish/completions/mqtool.fish")
-def completion(shell: Annotated[Shell, Argument(help="Your shell")]) -> None:
+def completion(shell: Annotated[Shell, Argument(help="bash, zsh, fish or powershell")]) -> None:
     """Print the completion script for your shell.
 
     Add this line to ~/.bashrc: eval "$(mqtool completion bash)". For zsh, write zsh instead of bash, and add the line

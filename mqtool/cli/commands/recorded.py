@@ -79,7 +79,7 @@ class Recording:
             self._passes += 1
 
     def fraction(self, pace: Pace) -> Callable[[], float] | None:
-        """Return a function that returns the fraction played so far, from 0 to 1; None if the total size is unknown."""
+        """Return a function that computes the fraction played so far (0 to 1); None if the total size is unknown."""
         sizes = [size for size in self._sizes if size is not None]
         total = sum(sizes) * self._times
         if len(sizes) < len(self._sizes) or not total:
@@ -117,7 +117,7 @@ def _moment(line: bytes) -> float | None:
 
 
 class Replayed(Input):
-    """Yields the messages of a recording when they are due."""
+    """Yields each message of a recording when it is due, and stops at a signal."""
 
     def __init__(self, recording: Recording, pace: Pace, *, keeps_rest: bool) -> None:
         super().__init__(

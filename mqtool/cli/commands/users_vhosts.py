@@ -19,7 +19,9 @@ vhost_app = app.group("vhost", "Add and delete virtual hosts.")
 permission_app = app.group("permission", "Set and clear permissions of users.")
 
 UserName = Annotated[str, Argument(metavar="USER")]
-Tags = Annotated[list[str] | None, Argument(metavar="[TAG]...", help="New tags (default: none, which removes all)")]
+Tags = Annotated[
+    list[str] | None, Argument(metavar="[TAG]...", help="New tags (default: none, which removes all tags)")
+]
 IfNotExists = Annotated[bool, Option("--if-not-exists", help="Succeed if it exists, and leave it as it is")]
 LoginPassword = Annotated[Path | None, Option(help="Read the password to log in with from FILE", panel="Broker")]
 #: For commands that set a password, where --login-password-file is for logging in.

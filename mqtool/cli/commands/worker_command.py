@@ -107,7 +107,7 @@ class ProgramOptions(OptionGroup):
     exec: ExecOptions
     retries: RetryOptions
     dedup: DedupOptions
-    concurrency: Annotated[int, Option(min=1, max=1000, help="Run up to N at once")] = 1
+    concurrency: Annotated[int, Option(min=1, max=1000, help="Run up to N programs at once")] = 1
 
     @property
     def need_a_program(self) -> bool:

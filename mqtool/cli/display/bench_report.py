@@ -142,7 +142,7 @@ def histogram(latencies: Latencies) -> Iterator[str]:
 
 
 def _edges(low: float, high: float) -> list[float]:
-    """Return the edges between the bars, spaced by a constant ratio; the last one is above all values."""
+    """Return the bounds of the bars in seconds, which grow by a constant factor; the last one is above all values."""
     high = max(high * 1.001, low * 1.01)
     ratio = (high / low) ** (1 / _BARS)
     return [0.0, *(low * ratio**number for number in range(1, _BARS)), high]
@@ -177,7 +177,7 @@ def _flat(told: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 
 
 def show_steps(name: str, values: Sequence[str], results: Sequence[Result]) -> None:
-    """Print a table of the runs of --vary, and the value at which throughput stops growing."""
+    """Print a table of the runs of --vary, and a sentence about the value at which throughput stopped growing."""
     rows = []
     for value, result in zip(values, results, strict=False):
         confirm, deliver = result.confirm, result.deliver

@@ -159,7 +159,7 @@ _FURTHER = "    "
 
 
 def shown(name: str) -> str:
-    """Return a name from a broker, quoted and escaped if it contains unprintable characters."""
+    """Return a name from a broker, quoted and escaped if it is empty or contains unprintable characters."""
     return name if name.isprintable() and name else repr(name)
 
 

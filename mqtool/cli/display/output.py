@@ -150,7 +150,7 @@ def visible_json(line: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Escape control characters, including newlines and tabs, to keep the text in one line and one column."""
+    """Escape control characters, including newlines and tabs, to keep the text on one line and in one column."""
     return visible(text).replace("\n", r"\n").replace("\t", r"\t")
 
 

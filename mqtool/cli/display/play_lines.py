@@ -1,4 +1,4 @@
-"""Prints tutorials line by line: a tutorial's text, its commands as they run (at the reader's pace), and charts."""
+"""Prints tutorials line by line: explanations and the output of commands, at the reader's pace, and charts."""
 
 import os
 import select

@@ -21,7 +21,7 @@ class Progress:
 
     Args:
         done: the word after the count, such as "confirmed".
-        is_wanted: False to never show the count.
+        is_wanted: False to count without showing anything.
         patience: seconds before the count is first shown.
         fraction: returns the fraction done so far, from 0 to 1; None if the total is unknown.
     """

@@ -113,7 +113,9 @@ class Load(OptionGroup):
     exchange: Annotated[
         Literal["direct", "fanout", "topic", "headers"] | None, Option(help="Publish through an exchange of this type")
     ] = None
-    persistent: Annotated[bool, Option("--persistent/--transient", help="Delivery mode 2, or 1")] = True
+    persistent: Annotated[
+        bool, Option("--persistent/--transient", help="Publish persistent messages, or transient ones")
+    ] = True
     ttl: Annotated[float | None, Option(help="Expire messages after this long", **DURATION)] = None
     delay: Annotated[
         float, Option(help="Delay messages, in a wait queue", parser=parse_duration, metavar="DURATION")

@@ -99,7 +99,7 @@ def publishing_stream_channel(
 
 
 class Outgoing:
-    """The messages of a publishing command; reports the outcome of each one.
+    """The messages of a publishing command. Reports the outcome of each one.
 
     Attributes:
         messages: the messages to publish. An item that is None means that no message is available yet.
@@ -185,7 +185,7 @@ class Outgoing:
         return not message.exchange if self._is_mandatory is None else self._is_mandatory
 
     def _not_taken(self, error: MqtoolError) -> MqtoolError | None:
-        """If the broker refused some of several messages, return the error with counts added; otherwise None."""
+        """If the broker refused some of several messages, return an error with their number; otherwise None."""
         unconfirmed = len(self._channel.unconfirmed)
         if self._is_one or not self._channel.refused or not unconfirmed:
             return None

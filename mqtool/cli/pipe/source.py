@@ -57,7 +57,7 @@ def text_of(path: Path) -> str:
 
 
 def fraction(descriptor: int) -> Callable[[], float] | None:
-    """Return a function for the fraction of a file read so far, from 0 to 1; None for a pipe or terminal."""
+    """Return a function that computes the fraction of a file read so far (0 to 1); None for a pipe or terminal."""
     if not output.is_file(descriptor):
         return None
     size = max(1, os.fstat(descriptor).st_size)
@@ -188,7 +188,10 @@ class Input:
         self._given_back.append(message)
 
     def rest(self) -> Iterator[Message]:
-        """Yield the unpublished messages: the rest of a file, or what is in a pipe now (since a pipe may never end)."""
+        """Yield the unpublished messages: those in the rest of a file, or those that a pipe contains now.
+
+        Does not wait for the end of a pipe, because it may never come.
+        """
         yield from self._given_back
         for message in self._read:
             if message is None:
