@@ -158,5 +158,5 @@ def test_an_endless_line_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(source, "LARGEST", 1 << 20)
     pieces = delimited(iter([b"short\n", *[b"x" * 1000] * 2000]), b"\n")
     assert next(pieces) == b"short"
-    with pytest.raises(BadData, match="longer than 1 MiB"):
+    with pytest.raises(BadData, match="larger than 1 MiB"):
         next(pieces)
