@@ -1,4 +1,7 @@
-"""The ledger counts the memory of messages and keeps streams in memory. Its subclass in `store/` uses the disk."""
+"""The ledger: counts the memory that messages take, and keeps streams in memory. Its subclass in `store/` uses a disk.
+
+This module also defines the interfaces of a stream's segments and log, and the encoding of definitions.
+"""
 
 import asyncio
 import contextlib
@@ -14,14 +17,14 @@ from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.codecs.field_tables import Table, Value, decode_table, encode_table
 from mqtool.message import MAX_DEPTH
 
-#: The resident memory of a message besides its body, in bytes, measured on CPython 3.11 with 300,000 messages that have
-#: message ids. Messages without an id share their headers, and take 250.
+#: The resident memory that a message takes besides its body, in bytes. Measured on CPython 3.11 with 300,000 messages
+#: that have message ids. Messages without ids share their headers and take only 250 bytes.
 _ENTRY_OVERHEAD = 500
 
 #: The memory of a message that is paged out, in bytes: an integer in a deque.
 _PAGED_OUT = 40
 
-#: Stored messages are paged out while the messages in memory take more bytes than this.
+#: Stored messages are paged out while more bytes than this are held in memory.
 _ROOMY = 32 * 1024 * 1024
 
 #: The default memory limit, as a fraction of the available memory.
@@ -30,7 +33,7 @@ _MEMORY_FRACTION = 0.4
 #: The files in which Linux reports the memory limit of a container, for control groups version 2 and version 1.
 _CONTROL_GROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
-#: How deep definitions may be nested: a little deeper than the tables sent by clients, which definitions contain.
+#: How deep definitions may be nested: a little deeper than the clients' tables that they contain.
 _DEFINITION_DEPTH = MAX_DEPTH + 8
 
 
@@ -39,13 +42,13 @@ _CLIENTS_TABLES = ("arguments", "definition")
 
 
 class SegmentData(Protocol):
-    """The bytes of one segment of a stream. Methods raise OSError if the disk cannot be read or written."""
+    """The bytes of one segment of a stream. All methods raise OSError if the disk cannot be read or written."""
 
     def size(self) -> int:
         """Return the number of bytes."""
 
     def write(self, position: int, data: bytes) -> None:
-        """Write bytes at this position, and overwrite any that a failed attempt has left there."""
+        """Write bytes at this position, overwriting any that a failed attempt has left there."""
 
     def sync(self) -> None:
         """Block until all bytes are on disk."""
@@ -77,7 +80,7 @@ class Segments(Protocol):
 
 
 class MemorySegment:
-    """The bytes of a segment in memory. Calls `hold` with the number of bytes added, negative if they are removed."""
+    """The bytes of a segment in memory. Calls `hold` with the number of bytes added, which is negative for removals."""
 
     def __init__(self, hold: Callable[[int], None]) -> None:
         self._hold = hold
@@ -129,10 +132,10 @@ class Log(Protocol):
 
     @property
     def is_watched(self) -> bool:
-        """True if a reader waits for new messages."""
+        """True if a reader is waiting for new messages."""
 
     def prepare(self) -> None:
-        """Choose the data for the next write(), in addition to any data left over from a failed write()."""
+        """Add all new data to the data for the next write(), which may include data from a failed write()."""
 
     def write(self) -> None:
         """Write the prepared data and sync it to disk. Can be called on any thread, and again after an error."""
@@ -145,13 +148,13 @@ class Log(Protocol):
 
 
 def definition_key(names: Sequence[str | bytes]) -> bytes:
-    """Return a key that is unique for these names: the bytes of each name, preceded by their length."""
+    """Return a unique key for these names: the bytes of each name, preceded by its length."""
     parts = [name.encode(errors="surrogateescape") if isinstance(name, str) else name for name in names]
     return b"".join(struct.pack(">I", len(part)) + part for part in parts)
 
 
 def encode_definition(value: Table) -> bytes:
-    """Encode a definition. Raises ChannelException 406 if it could not be read back when the broker starts."""
+    """Encode a definition. Raises ChannelException 406 if a restarted broker would be unable to read it back."""
     try:
         data = encode_table(value)
         decode_table(data, max_depth=_DEFINITION_DEPTH)
@@ -227,7 +230,7 @@ class Ledger:
         self._hold(len(entry.message.body) + _ENTRY_OVERHEAD)
 
     def drop(self, entry: Entry) -> None:
-        """Stop counting the memory of a message that has left its queue, and delete the message from disk."""
+        """Stop counting the memory of a message that has left its queue, and delete any copy of it on disk."""
         self.held_bytes -= len(entry.message.body) + _ENTRY_OVERHEAD
         if entry.row:
             self.removed(entry.row)
@@ -271,7 +274,8 @@ class Ledger:
 
         Args:
             kind: the kind of definition, such as `queue`.
-            names: identify the definition among those of its kind; the virtual host first, if it belongs to one.
+            names: the names that identify the definition among those of its kind, starting with its virtual host, if
+                any.
             value: the content, as decode_definition() will return it when the broker is restarted.
 
         Raises:

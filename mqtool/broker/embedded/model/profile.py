@@ -1,4 +1,4 @@
-"""Profiles: the versions of RabbitMQ that the broker can behave like, and how they differ for clients."""
+"""Profiles: the versions of RabbitMQ that the broker can imitate, and the differences that clients can see."""
 
 import sys
 from enum import StrEnum
@@ -31,7 +31,8 @@ class Profile(NamedTuple):
         first_count: True if basic.get sends `x-delivery-count: 0` with the first delivery from a quorum queue.
         nack_counts: True if basic.nack and basic.recover count against the delivery limit. If not, `x-acquired-count`
             counts all deliveries, and `x-delivery-count` only failed ones (basic.reject, a lost channel).
-        unlimited_last: True if a quorum queue without a delivery limit puts requeued messages behind all others.
+        unlimited_last: True if a quorum queue without a delivery limit puts messages that a client requeues behind all
+            others.
         quorum_priorities: the priorities of quorum queues: `none`, `two` (delivered at a ratio of 2:1), or `all` 32.
         delayed_retry: True if quorum queues can hold requeued messages back (`x-delayed-retry-type`).
         transient_queues: True if a queue may be neither durable nor exclusive.
@@ -42,25 +43,25 @@ class Profile(NamedTuple):
         unknown_type_closes: what is closed if a client declares an exchange of unknown type: `channel` or `connection`.
         names_access: True if an error names the permission that is missing: configure, write or read.
         passive_configures: True if a passive declaration needs the configure permission.
-        trusts_deaths: True if dead-lettering keeps an `x-death` header sent by a client; if False, it is replaced, and
-            `x-last-death-…` headers are added.
+        trusts_deaths: True if dead-lettering keeps an `x-death` header sent by a client. If not, the header is
+            replaced, and `x-last-death-…` headers are added.
         global_prefetch: True if a prefetch count can apply to a whole channel rather than to each consumer.
         most_wildcards: the maximum number of `#` in a binding key of a topic exchange; None for no limit.
         strict_numbers: True if a headers exchange distinguishes integers, decimals and timestamps of equal value.
         streams_take_nacks: True if a consumer of a stream may send basic.nack.
         times_out: True if the consumer timeout applies to all queues, False if only to quorum queues.
-        returns_replies: True if a mandatory direct reply to a client that is gone is returned to its publisher.
+        returns_replies: True if a mandatory direct reply is returned to its publisher when the recipient is gone.
         lost_commit: what the broker closes if a queue is deleted before a message for it is committed (tx.commit).
-        exact_body: True if a body that is longer than its content header says has an error of its own.
+        exact_body: True if a body longer than its content header announces is reported with a specific error text.
         mirrors: True if policies can mirror queues. Policies then accept only the settings of 3.10.
         delayed_exchanges: True if the delayed message plugin is available for this version.
         hides_vhosts: True if the management API returns 404 for virtual hosts that a user has no access to.
         speaks_amqp10: True if clients may use AMQP 1.0, and streams store messages by the tables of RabbitMQ 4.
-        detaches_links: True if an error of an AMQP 1.0 link detaches it, and sources can be dynamic; False if the error
-            ends the session.
+        detaches_links: True if an error of an AMQP 1.0 link only detaches the link, and if clients may request dynamic
+            sources. If not, such an error ends the session.
         tells_active: True if AMQP 1.0 consumers of quorum queues are told whether they are the active ones.
-        filters_messages: True if AMQP 1.0 consumers of streams can choose messages by properties or by SQL.
-        addresses_replies: True if reply-to is converted between a queue's name and its AMQP 1.0 address.
+        filters_messages: True if AMQP 1.0 consumers of streams can filter messages by properties or with SQL.
+        addresses_replies: True if reply-to is converted between the name of a queue and its AMQP 1.0 address.
     """
 
     version: str = "3.10.8"
@@ -102,7 +103,7 @@ class Profile(NamedTuple):
     addresses_replies: bool = False
 
 
-# The stream listener has the commands of 3.13, and clients choose commands by the version.
+# The stream listener supports the commands of 3.13, and clients choose commands by the server's version.
 _3_10 = Profile(stream_version="3.13.7")
 _4_0 = Profile(
     version="4.0.5",
@@ -169,7 +170,7 @@ def profile(like: str) -> Profile:
 
 
 def identity(profile: Profile, cluster_name: str) -> dict[str, str]:
-    """Return the server properties. The product and version are RabbitMQ's, because clients rely on them."""
+    """Return the server properties sent to clients. They name RabbitMQ and its version, because clients check these."""
     return {
         "cluster_name": cluster_name,
         "copyright": "The mqtool founders",

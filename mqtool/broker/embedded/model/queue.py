@@ -25,9 +25,14 @@ _EXPIRED_AT_ONCE = 200
 
 
 class Why(Enum):
-    """The reason for requeueing a message: basic.nack or basic.recover; basic.reject; or the end of a channel.
+    """The reason for requeueing a message.
 
-    With AMQP 1.0: a released message, a failed delivery, or the end of a session.
+    Attributes:
+        RETURNED: basic.nack or basic.recover.
+        REJECTED: basic.reject, or a failed delivery in AMQP 1.0 (`modified` with `delivery-failed`).
+        LOST: the end of a channel or session, or a delivery that was not settled in time in AMQP 1.0.
+        RELEASED: in AMQP 1.0, a message that was released (or `modified` without `delivery-failed`), or whose link was
+            detached.
     """
 
     RETURNED, REJECTED, LOST, RELEASED = range(4)
@@ -54,11 +59,12 @@ class Queue:
         key: the number of the queue in the data directory.
         kind: `classic`, `quorum` or `stream`.
         stored: True if the queue and its persistent messages survive a restart.
-        policy, watcher: the policies that apply, and VirtualHost.watcher.
+        policy: the policies that apply.
+        watcher: see VirtualHost.watcher.
         backlog: the ready messages.
-        dead_letters: messages that were dead-lettered but not accepted by any queue yet, with the reasons. After a
-            restart they are ready messages again.
-        publishers: called when the queue is deleted: AMQP 1.0 links that publish to it are then detached.
+        dead_letters: dead-lettered messages that no queue has accepted yet, with the reasons. Only used with the
+            strategy at-least-once. After a restart, they are ready messages again.
+        publishers: functions that detach the AMQP 1.0 links that publish to the queue. Called when it is deleted.
         unacked, unacked_bytes: the number of unacknowledged messages, and the size of their bodies.
     """
 
@@ -112,7 +118,7 @@ class Queue:
         """Add a message, unless the queue is full and rejects it.
 
         Returns:
-            Whether the queue accepted the message, and whether the message is being written to disk.
+            True if the queue accepted the message, and True if the message is being written to disk.
         """
         options, backlog = self.options, self.backlog
         self.traffic.published += 1
@@ -155,7 +161,7 @@ class Queue:
             self._arm_expiry()
 
     def apply(self, policy: Applied) -> None:
-        """Replace the policies that apply. A new time to live does not affect messages already in the queue."""
+        """Apply these policies in place of the previous ones. Messages already in the queue keep their time to live."""
         if policy == self.policy:
             return
         self.policy = policy
@@ -281,7 +287,7 @@ class Queue:
         self.unacked_bytes -= len(entry.message.body)
 
     def requeue(self, entries: Iterable[Entry], why: Why = Why.RETURNED) -> None:
-        """Requeue unacknowledged messages, and mark them as redelivered. Drops them if the queue is deleted."""
+        """Requeue unacknowledged messages, and mark them as redelivered. If the queue is deleted, drop them instead."""
         for entry in entries:
             self._settled(entry)
             entry.redelivered = True
@@ -299,7 +305,7 @@ class Queue:
             self._drop_surplus()
 
     def _requeue_in_quorum(self, entry: Entry, why: Why) -> None:
-        """Requeue a message, now or after a delay, or dead-letter it if the delivery limit is exceeded."""
+        """Requeue a message, immediately or after a delay, or dead-letter it if it has exceeded the delivery limit."""
         entry.acquired_count += 1
         failed = why in (Why.REJECTED, Why.LOST) or (why is Why.RETURNED and self.profile.nack_counts)
         entry.delivery_count += failed
@@ -315,7 +321,7 @@ class Queue:
             self.backlog.put_back(entry)
 
     def _drop_expired(self, most: float = math.inf) -> None:
-        """Dead-letter or drop up to `most` expired messages at the head. Stops at one that has not expired."""
+        """Dead-letter or drop up to `most` expired messages at the head. Stop at the first that has not expired."""
         backlog = self.backlog
         now = self.clock.now()
         while len(backlog):
@@ -327,7 +333,7 @@ class Queue:
         self._expiring = False
 
     def _expire(self) -> None:
-        """Dead-letter or drop a batch of expired messages; set the alarm for the next, so that clients get a turn."""
+        """Dead-letter or drop one batch of expired messages. An alarm handles the next, so that clients get a turn."""
         self._drop_expired(_EXPIRED_AT_ONCE)
         self._arm_expiry()
 
@@ -379,7 +385,11 @@ class Queue:
         return len(dropped)
 
     def delete(self) -> int:
-        """Drop all messages and cancel the consumers; return the number of ready messages."""
+        """Drop the messages and cancel the consumers.
+
+        Returns:
+            The number of messages that were ready or waiting for a delayed retry.
+        """
         self.deleted = True
         count = self.purge()
         self._expiry.cancel()
@@ -393,7 +403,7 @@ class Queue:
 
 
 def cancel_links(queue: Queue) -> None:
-    """Cancel the consumers of a deleted queue, and tell its publishers."""
+    """Cancel the consumers of a deleted queue, and detach the AMQP 1.0 links that publish to it."""
     for consumer in queue.consumers.clear():
         consumer.cancelled()
     for tell in list(queue.publishers):

@@ -1,4 +1,4 @@
-"""Queue arguments: a check for each, and the settings that result from arguments and policies."""
+"""Queue arguments: the checks of their values, and the settings that result from arguments and policies."""
 
 import re
 from collections.abc import Callable
@@ -8,12 +8,12 @@ from typing import NamedTuple
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Profile
 from mqtool.codecs.field_tables import Table, Value, is_integer, type_name
 
-#: The consumer argument that says where to start in a stream, and the header with the offset of a delivered message.
+#: The name of the consumer argument for the offset to start at, and of the header with a delivered message's offset.
 OFFSET = "x-stream-offset"
 
 NO_POLICY: Table = {}
 
-#: The maximum number of digits in an interval. Larger numbers are treated as 10 to this power.
+#: The maximum number of digits in an interval. A number with more digits is treated as 10 to the power of this.
 _DIGITS = 18
 
 _INTERVAL = re.compile(r"0*([1-9][0-9]*)([YMDhms])")
@@ -130,14 +130,17 @@ class Options:
 
 
 def _retry(which: Value, least: int | None, most: int | None) -> Retry | None:
-    """Return the settings for delayed retries; None if they are incomplete or not valid."""
+    """Return the settings for delayed retries. None (no delay) if they are incomplete or not valid."""
     if which not in ("all", "failed", "returned") or least is None or least <= 0:
         return None
     return Retry(str(which), least, most if most is not None and most > 0 else least)
 
 
 def _delivery_limit(argument: Value, policy: Value, profile: Profile) -> int | None:
-    """Return the lower limit; the default if neither is set. With a default, a negative limit means unlimited."""
+    """Return the lower of two delivery limits, or the profile's default if neither is set; None for no limit.
+
+    In profiles with a default limit, a negative limit means unlimited.
+    """
     limits = [int(value) for value in (argument, policy) if isinstance(value, int)]
     if not limits:
         return profile.delivery_limit

@@ -5,14 +5,14 @@ from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.exchange import Exchange
 from mqtool.codecs.field_tables import Table, Value
 
-#: The maximum size of the cache of check results, so that a client cannot fill the memory with new names.
+#: The maximum number of cached results: otherwise, a client could fill the memory by using ever new names.
 _MOST_KNOWN = 1000
 
 
 class Rights:
-    """Checks the permissions of a user in a virtual host. Caches the results until any user is changed.
+    """Checks the permissions of a user in a virtual host. Results are cached until the broker's users change.
 
-    All checks raise ChannelException 403 if a permission is missing.
+    All check methods raise ChannelException 403 if the user lacks a permission.
 
     Attributes:
         has_topics: True if the user had topic permissions at the last check().
@@ -51,15 +51,23 @@ class Rights:
             raise self._refused(what, f"topic '{key}' in exchange '{exchange.name}'")
 
     def check_queue_declaration(self, name: str, arguments: Table, *, exists: bool) -> None:
-        """Check that the user may declare a queue, and publish to the dead-letter exchange of a new queue."""
+        """Check that the user may declare a queue.
+
+        If the queue is new and has a dead-letter exchange, the user must also be allowed to read the queue and to write
+        to that exchange.
+        """
         self._check_declaration("queue", name, None if exists else arguments.get("x-dead-letter-exchange"))
 
     def check_exchange_declaration(self, name: str, arguments: Table, *, exists: bool) -> None:
-        """Check that the user may declare an exchange, and publish to the alternate exchange of a new exchange."""
+        """Check that the user may declare an exchange.
+
+        If the exchange is new and has an alternate exchange, the user must also be allowed to read the new exchange and
+        to write to the alternate one.
+        """
         self._check_declaration("exchange", name, None if exists else arguments.get("alternate-exchange"))
 
     def _check_declaration(self, kind: str, name: str, leads_to: Value) -> None:
-        """Check `configure`; if `leads_to` is an exchange, also `read` for the object and `write` for that exchange."""
+        """Check `configure` and, if `leads_to` names an exchange, `read` for `name` and `write` for `leads_to`."""
         self.check("configure", kind, name)
         if isinstance(leads_to, str):
             self.check("read", kind, name)

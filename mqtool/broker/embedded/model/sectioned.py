@@ -1,4 +1,4 @@
-"""Messages published with AMQP 1.0: parsing them, and encoding any message for AMQP 1.0 consumers and streams."""
+"""Parsing of messages published with AMQP 1.0, and encoding of any message for AMQP 1.0 consumers and for streams."""
 
 from functools import lru_cache
 from typing import NamedTuple, Self
@@ -38,25 +38,25 @@ _EXCHANGE, _KEY, _CC = Symbol("x-exchange"), Symbol("x-routing-key"), Symbol("x-
 
 #: The maximum size of the sections before the body, in bytes: decoding 16 MiB of them would take seconds.
 _LONGEST_HEAD = 1024 * 1024
-#: Sections before the body that are shorter than this are cached: publishers repeat them.
+#: The sections before the body are cached if they are shorter than this, because publishers repeat them.
 _CACHED = 512
 _MOST_CACHED = 1024
 
 
 class NotAMessage(ValueError):
-    """A message cannot be decoded. The text is RabbitMQ's reason."""
+    """A message cannot be decoded. The text of the error is the reason, as RabbitMQ words it."""
 
 
 class BadCarbonCopies(ValueError):
-    """The annotation x-cc is not a list of texts."""
+    """The annotation x-cc is not a list of strings."""
 
 
 class Head(NamedTuple):
     """The sections of a message between its header and its body.
 
     Attributes:
-        raw: the encoded sections, without the message annotations.
-        key: the encoded sections, with the message annotations.
+        raw: the encoded sections without the message annotations.
+        key: the encoded sections including the message annotations; identifies the head in caches.
     """
 
     annotations: Map
@@ -67,18 +67,21 @@ class Head(NamedTuple):
 
 
 def _name(value: object) -> str | None:
-    """Return a value as the name of an exchange or as a routing key; None if it cannot be one."""
+    """Return the value if it can be an exchange name or a routing key; otherwise None."""
     return value if isinstance(value, str) and len(value.encode(errors="surrogateescape")) < 256 else None
 
 
 class Sections(NamedTuple):
-    """A message as a publisher has sent it, without an address.
+    """The sections of a message as sent by its publisher, without an address.
 
     Attributes:
-        header: the encoded header section, if any.
-        opening: the bytes between the head and `body`: the descriptor and the size of a single data section.
-        body: the body as AMQP 0-9-1 has it: the bytes of data sections, or other sections and the footer, encoded.
-        closing: the sections after the body; None if `opening` contains all body sections.
+        header: the encoded header section; empty if there is none.
+        head: the sections between the header and the body.
+        opening: the encoding that precedes `body` if the body is a single data section. If there are several data
+            sections, all of them and the footer, encoded.
+        body: the body for AMQP 0-9-1 consumers: the content of the data sections; or, for a value or a sequence, the
+            encoded body and footer.
+        closing: the encoded footer after a single data section; None if `opening` contains all body sections.
         encoded: True if the body is a value or a sequence.
     """
 
@@ -97,12 +100,12 @@ class Sections(NamedTuple):
         return keys
 
     def stored_address(self) -> tuple[str, str | None]:
-        """Return the exchange and the routing key of a message in a stream; None if it has no key."""
+        """Return the exchange and the routing key of a message in a stream; the key is None if it has none."""
         exchange, key = (_name(self.head.annotations.get(name)) for name in (_EXCHANGE, _KEY))
         return exchange or "", key
 
     def to(self, exchange: str, routing_key: str, profile: Profile) -> "Sectioned":
-        """Build the message from its sections, for this address. Raises NotAMessage if a field has the wrong type."""
+        """Build a message with these sections and this address. Raises NotAMessage if a field has the wrong type."""
         key = (self.header, self.head.key, profile.addresses_replies, self.encoded)
         properties = _known.get(key)
         if properties is None:
@@ -125,7 +128,7 @@ class Sections(NamedTuple):
             raise NotAMessage(str(error)) from error
 
 
-#: The properties for AMQP 0-9-1 of short sections, by the sections that they were converted from.
+#: A cache of AMQP 0-9-1 properties, by the short sections that they were converted from (see Sections.to).
 _known: dict[tuple[bytes, bytes, bool, bool], Properties] = {}
 
 
@@ -150,9 +153,9 @@ _PLAIN = Sections(b"", Head({}, BareProperties(), {}, b"", b""), b"", b"", b"", 
 
 
 def parse_stored(data: bytes, stream: str, profile: Profile) -> "Sectioned":
-    """Return a message in a stream. The bytes of one that is not AMQP 1.0 become the body.
+    """Parse a message in a stream. If the data is not an AMQP 1.0 message, all of it becomes the body.
 
-    A message without a routing key was published with the stream protocol, and gets the name of the stream as its key.
+    A message without a routing key was published with the stream protocol. It gets the stream's name as its key.
     """
     try:
         sections = parse(data, strict=False)
@@ -232,11 +235,11 @@ def _body(payload: bytes, start: int) -> tuple[bytes, bytes, bytes | None, bool]
 
 
 class Sectioned(Message):
-    """A message published with AMQP 1.0. Its address, header and body are what AMQP 0-9-1 consumers get.
+    """A message published with AMQP 1.0. AMQP 0-9-1 consumers get its address, header and body.
 
     Attributes:
-        sections: the message as the publisher has sent it.
-        is_changed: True if the broker may have added headers, so they differ from those that the sections convert to.
+        sections: the message as sent by its publisher.
+        is_changed: True if the broker may have changed the headers, so that they no longer match the sections.
     """
 
     __slots__ = ("is_changed", "sections")
@@ -257,7 +260,7 @@ class Sectioned(Message):
         return self.address + SECTIONED, self.header.raw, annotations + self.bare()
 
     def annotations(self) -> Map:
-        """Return the publisher's annotations, changed and extended by those that the broker has added as headers."""
+        """Return the publisher's annotations, updated with the headers that the broker has added or changed."""
         head = self.sections.head
         if not self.is_changed:
             return head.annotations
@@ -266,7 +269,7 @@ class Sectioned(Message):
         return {**head.annotations, **annotations_from_091(changed)}
 
     def bare(self) -> bytes:
-        """Return the bare message, as the publisher has encoded it, and the footer."""
+        """Return the bare message and the footer, both as encoded by the publisher."""
         head, sections = self.sections.head, self.sections
         if sections.closing is None:
             return head.raw + sections.opening
@@ -274,7 +277,7 @@ class Sectioned(Message):
 
 
 def restored(address: bytes, header: ContentHeader, body: bytes) -> Sectioned:
-    """Return a message that was stored. Raises ValueError if it is damaged."""
+    """Rebuild a message from the parts that Sectioned.stored() has returned. Raises ValueError if they are damaged."""
     return Sectioned(parse(body, strict=False), address.removesuffix(SECTIONED), header)
 
 
@@ -290,8 +293,8 @@ def encode(
     """Encode a message for an AMQP 1.0 consumer, or for a stream.
 
     Args:
-        added: annotations of this delivery, such as x-stream-offset.
-        deliveries: how many earlier deliveries of the message failed.
+        added: annotations for this delivery only, such as x-stream-offset.
+        deliveries: the number of earlier deliveries that failed.
         redelivered: True if the message was delivered before.
     """
     header = header_from_091(message.properties)
@@ -312,7 +315,7 @@ def encode(
 
 @lru_cache(maxsize=_MOST_CACHED)
 def _address(exchange: str, routing_key: str) -> bytes:
-    """Encode the annotations of a message that has no others."""
+    """Encode the annotations x-exchange and x-routing-key, for a message that has no other annotations."""
     return Amqp10Message(message_annotations={_KEY: routing_key, _EXCHANGE: exchange}).encode()
 
 
@@ -329,7 +332,13 @@ def _bare_from_091(message: Message, profile: Profile) -> tuple[Map, bytes]:
 
 
 class _Converted(NamedTuple):
-    """The annotations, and the encoded sections before the body, of a message published with AMQP 0-9-1."""
+    """A converted AMQP 0-9-1 message, without its body.
+
+    Attributes:
+        annotations: the message annotations.
+        bare: the other sections before the body, encoded.
+        encoded: True if the body should be an encoded AMQP 1.0 body, according to the message's `type`.
+    """
 
     annotations: Map
     bare: bytes
@@ -346,7 +355,7 @@ _cached_from_091 = lru_cache(maxsize=_MOST_CACHED)(_from_091)
 
 
 def _is_body(body: bytes) -> bool:
-    """Return True if the bytes are the sections of a body."""
+    """Return True if the bytes begin with a body section."""
     try:
         return DATA <= section_at(body, 0)[0] < FOOTER
     except ValueError:

@@ -1,6 +1,6 @@
-"""The log of a stream: messages are appended, can be read from any offset, and are deleted from the beginning.
+"""The log of a stream. Messages are appended to it, can be read from any offset, and are deleted oldest first.
 
-New messages collect in a chunk until the ledger writes it (`prepare`, `write`, `commit`). Only then are the messages
+New messages are collected in a chunk until the ledger writes it (`prepare`, `write`, `commit`). Only then are they
 confirmed and available to readers.
 """
 
@@ -25,21 +25,24 @@ from mqtool.broker.embedded.model.stream_segment import (
     sound_chunks,
 )
 
-#: The default size of a segment, in bytes. RabbitMQ's 500 MB would take seconds to check at a start, and smaller
-#: segments let a stream keep closer to its limits.
+#: The default size of a segment, in bytes. RabbitMQ's 500 MB would take seconds to check at startup, and with smaller
+#: segments the size of a stream stays closer to its limits.
 SEGMENT_BYTES = 32 * 1024 * 1024
 
 # The maximum number of entries and bytes in a chunk.
 _CHUNK_ENTRIES = 4096
 _CHUNK_BYTES = 256 * 1024
 
-# The number of producers whose publishing ids are kept, as in RabbitMQ: those that published last.
+# The number of producers whose publishing ids are kept, as in RabbitMQ. Those that published last are kept.
 _PRODUCERS = 255
 
 
 @dataclass(frozen=True)
 class Retention:
-    """The limits of a log: size in bytes and age in milliseconds; None for no limit. Segments are deleted whole."""
+    """The limits of a log: its size in bytes and age in milliseconds, or None for no limit.
+
+    Only whole segments are deleted. `segment_bytes` is the size at which a new one is started.
+    """
 
     max_bytes: int | None = None
     max_age: int | None = None
@@ -72,7 +75,7 @@ class _Draft:
 
 
 class _Write(NamedTuple):
-    """A chunk to be written at a position in a segment."""
+    """A chunk to be written, and its position in a segment."""
 
     segment: Segment
     position: int
@@ -84,7 +87,7 @@ class StreamLog:
     """The append-only log of a stream.
 
     Args:
-        segments: the stored segments, which are recovered.
+        segments: the stored segments, from which the log is recovered.
         retention: the limits on size and age.
 
     Attributes:
@@ -95,7 +98,7 @@ class StreamLog:
         publishing_ids: the last publishing id of each producer.
         offsets: the stored offset of each consumer, by name.
         subscriptions: the number of subscriptions over the stream protocol.
-        lost: the number of bytes at the end that could not be read after a restart.
+        lost: the number of bytes at the end of the log that could not be read after a restart.
     """
 
     def __init__(self, segments: Segments, clock: Clock, ledger: Ledger, retention: Retention) -> None:
@@ -178,12 +181,12 @@ class StreamLog:
         publishing_id: int = 0,
         filter_bits: int = UNFILTERED,
     ) -> int:
-        """Append encoded entries. They may be confirmed when Ledger.after_commit() calls back.
+        """Append encoded entries. They must not be confirmed until Ledger.after_commit() calls back.
 
         Args:
             data: the concatenated entries, encoded as in a chunk.
             entries, records: the numbers of entries and messages in `data`.
-            producer, publishing_id: the producer, if it has a name, and the publishing id of the last message.
+            producer, publishing_id: the name of the producer, if any, and the publishing id of the last message.
             filter_bits: the combined bits of the filter values of the messages.
 
         Returns:
@@ -233,7 +236,7 @@ class StreamLog:
         return bool(self._watchers)
 
     def prepare(self) -> None:
-        """Choose the chunks for the next write(), in addition to any left over from a failed write()."""
+        """Add all new chunks to those for the next write(), which may include chunks from a failed write()."""
         self._is_due = False
         if self.deleted:
             self._writes.clear()
@@ -312,7 +315,7 @@ class StreamLog:
             self.last_chunk = self.end if self.last_chunk < self.first_offset else self.last_chunk
 
     def clear(self) -> None:
-        """Delete all messages, publishing ids and stored offsets. Offsets do not start again at 0."""
+        """Delete all messages, publishing ids and stored offsets. Later messages do not reuse offsets."""
         self.publishing_ids, self.offsets, self._changed_offsets = {}, {}, {}
         if self._draft is not None:
             self._sealed.append(self._draft)

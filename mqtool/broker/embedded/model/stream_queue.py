@@ -1,4 +1,4 @@
-"""Queues of type stream, and readers of their logs. Each consumer has an offset; reading deletes no messages."""
+"""Queues of type stream, and the reading of their logs. Reading deletes nothing: each consumer has its own offset."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,13 +35,13 @@ from mqtool.codecs.field_tables import Int64, Table, Timestamp, encode_table
 log = logging.getLogger("mqtool.broker.embedded")
 
 
-#: Chooses the messages that an AMQP 1.0 consumer gets.
+#: Returns True for the messages that an AMQP 1.0 consumer is to get.
 Selector: TypeAlias = Callable[[Sections], bool]
 
 #: The header or annotation with the filter value of a message.
 _FILTER_VALUE = "x-stream-filter-value"
 
-#: A consumer that chooses messages lets others have their turn after this many messages that it did not choose.
+#: After skipping this many messages in succession, a consumer with a selector gives other consumers a turn.
 _PASSED_AT_ONCE = 500
 
 
@@ -50,7 +50,7 @@ class Reader:
 
     Args:
         offset: the offset to start at. The whole chunk that contains this offset is read.
-        filters: the bits of filter values; chunks that match none of them are skipped. None reads all chunks.
+        filters: the bits of the wanted filter values: chunks that match none of them are skipped. None for all chunks.
 
     Attributes:
         offset: the offset of the next message to be read.
@@ -103,7 +103,7 @@ class Reader:
         return self._filters is None or has_one_of(tracking_in(header, block, at).filter, self._filters)
 
 
-# The bytes before the length of a body published with AMQP 0-9-1: for up to 255 bytes, and for longer bodies.
+# The bytes before the length of a body published with AMQP 0-9-1: for bodies of up to 255 bytes, and for longer ones.
 _SHORT_BODY, _LONG_BODY = b"\x00Su\xa0", b"\x00Su\xb0"
 
 # The bytes at the start of the properties section, and before the message id, which is the first property.
@@ -123,7 +123,7 @@ class Stream(Queue):
 
     @cached_property
     def log(self) -> StreamLog:
-        """The log. It is opened when first used, because the stream gets its key only after it was created."""
+        """The log. It is opened on first use, because a stream gets its key only after it has been created."""
         log = StreamLog(self.ledger.segments(self.key), self.clock, self.ledger, self._retention())
         log.watch(self.pump)
         return log
@@ -133,7 +133,7 @@ class Stream(Queue):
         return Retention(options.max_length_bytes, options.max_age, options.segment_bytes or SEGMENT_BYTES)
 
     def apply(self, policy: Applied) -> None:
-        """Replace the policies that apply. New limits take effect with the next segment."""
+        """Apply these policies in place of the previous ones. New limits take effect with the next segment."""
         self.policy = policy
         self.options = Options.of(self.arguments, policy.definition)
         if "log" in self.__dict__:  # the log has been opened
@@ -143,7 +143,7 @@ class Stream(Queue):
         return self.log.end - self.log.first_offset
 
     def publish(self, message: Message) -> tuple[bool, bool]:
-        """Append a message. Returns the same flags as Queue.publish(); a stream accepts every message."""
+        """Append a message. Returns True (a stream accepts every message), and True if it is being written to disk."""
         self.traffic.published += 1
         if self.watcher is not None and id(message) in self.watcher.publishing:
             self.watcher.entered(self, message, self.log.next_offset)
@@ -198,7 +198,7 @@ class Stream(Queue):
         self.traffic.acknowledged += 1
 
     def requeue(self, entries: Iterable[Entry], why: Why = Why.RETURNED) -> None:
-        """Raise ConnectionException 540: a stream does not support basic.nack. For a closed channel, do nothing."""
+        """Raise ConnectionException 540: a stream does not support requeueing. Do nothing if a channel has ended."""
         if why is not Why.LOST:
             for entry in entries:
                 self.reject(entry)
@@ -216,7 +216,7 @@ class Stream(Queue):
         raise self._not_supported("queue.purge")
 
     def clear(self) -> None:
-        """Delete all messages, for tests only. Consumers are kept, and get new messages."""
+        """Delete all messages, for tests only. Consumers stay, and get the messages published from now on."""
         self.log.clear()
         self._cursors = {consumer: Cursor(self, self.log.next_offset) for consumer in self._cursors}
 
@@ -226,7 +226,7 @@ class Stream(Queue):
         )
 
     def delete(self) -> int:
-        """Delete the stream and cancel its consumers. Returns 0, as RabbitMQ does, not the number of messages."""
+        """Delete the stream and cancel its consumers. As in RabbitMQ, returns 0 rather than the number of messages."""
         self.deleted = True
         self._cursors.clear()
         self.log.delete()
@@ -238,13 +238,13 @@ class Cursor:
     """Reads a stream for one consumer.
 
     Args:
-        offset: the offset of the first message; it may be beyond the end.
-        reader: reads the chunks; by default, all of them.
-        selector: for an AMQP 1.0 consumer, chooses the messages, which are then returned as Sectioned, without the
-            header x-stream-offset. None for an AMQP 0-9-1 consumer, which gets all messages.
+        offset: the offset of the first message to return; it may be beyond the end of the stream.
+        reader: the reader of the chunks; by default, one that reads all chunks from `offset` on.
+        selector: for an AMQP 1.0 consumer, returns True for the messages it is to get. They are returned as Sectioned,
+            without the header x-stream-offset. None for an AMQP 0-9-1 consumer, which gets all messages.
 
     Attributes:
-        is_tired: True if next_entry() has returned None because many messages in succession were not chosen.
+        is_tired: True if next_entry() has returned None because it skipped many messages in succession.
     """
 
     def __init__(
@@ -259,7 +259,7 @@ class Cursor:
         self.is_tired = False
 
     def next_entry(self) -> Entry | None:
-        """Read the next message; return None at the end of the stream."""
+        """Read the next message. Returns None at the end of the stream, or if `is_tired` becomes true."""
         passed, self.is_tired = 0, False
         while True:
             for offset, data in self._messages:
@@ -283,7 +283,7 @@ class Cursor:
         return message if selector(message.sections) else None
 
     def _message(self, offset: int, data: bytes) -> Message:
-        """Return the message to deliver, with its offset in the header `x-stream-offset`."""
+        """Decode the message to deliver, and put its offset in the header `x-stream-offset`."""
         shape = self._shape
         if shape is not None and (message := shape.message(offset, data)) is not None:
             return message
@@ -301,7 +301,7 @@ class Cursor:
 
 
 def wanted_filters(arguments: Table) -> list[int] | None:
-    """Return the bits of the filter values in the arguments of a consumer; None if there are no such arguments."""
+    """Return the bits of the filter values that a consumer's arguments ask for; None if they do not ask for any."""
     wanted = arguments.get("x-stream-filter")
     values = [each for each in (wanted if isinstance(wanted, list) else [wanted]) if isinstance(each, str)]
     bits = [bits_of(each.encode(errors="surrogateescape")) for each in values]
@@ -321,9 +321,7 @@ def _mark(size: int) -> bytes:
 
 
 class _Shape:
-    """The encoded properties of a message, as a template for messages that differ only in offset, message id and body.
-
-    Such messages are delivered without being decoded.
+    """A template for messages that differ only in offset, message id and body: they are delivered without decoding.
 
     Attributes:
         message_id: the id of the message that the template was made from.
@@ -363,7 +361,7 @@ class _Shape:
         return first[:-2].endswith(_PROPERTIES)
 
     def message(self, offset: int, data: bytes) -> Message | None:
-        """Return the message in an entry that matches this template, or None if the entry does not match."""
+        """Build the message in an entry from this template; return None if the entry does not match."""
         start = len(self._first)
         end = start + len(self.message_id)
         if not data.startswith(self._first) or not data.startswith(self._second, end):
@@ -376,6 +374,6 @@ class _Shape:
         return None
 
     def delivered(self, offset: int, message_id: bytes, body: bytes) -> Message:
-        """Return a message made from this template."""
+        """Build a message from this template."""
         properties = b"".join((self._before, offset.to_bytes(8), self._between, message_id, self._after))
         return Message(self._address, ContentHeader.unread(properties, len(body)), body)

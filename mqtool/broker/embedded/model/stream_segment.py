@@ -1,6 +1,6 @@
-"""The chunks of a stream, in the format of RabbitMQ's osiris, and the segments that contain the chunks.
+"""The chunks of a stream, in the format of RabbitMQ's osiris library, and the segments that contain the chunks.
 
-A chunk holds entries that were written together. The stream protocol delivers a chunk's header and data unchanged. An
+A chunk contains entries that were written together. The stream protocol delivers its header and data unchanged. An
 entry is either one message, preceded by its size, or a batch of messages packed by a publisher, possibly compressed.
 """
 
@@ -29,13 +29,13 @@ def bits_of(value: bytes) -> int:
 
 
 def has_one_of(chunk: int, wanted: Iterable[int]) -> bool:
-    """Return True if a chunk with these filter bits may contain a filter value whose bits are in `wanted`."""
+    """Return True if a chunk with these filter bits may contain a filter value whose bits are listed in `wanted`."""
     return any(chunk & bits == bits for bits in wanted)
 
 
 log = logging.getLogger("mqtool.broker.embedded")
 
-#: The kinds of chunks: messages; offsets that consumers have stored; all offsets and publishing ids so far.
+#: The kinds of chunks. They contain messages; newly stored offsets of consumers; all offsets and publishing ids so far.
 USER, TRACKING, SNAPSHOT = 0, 1, 2
 
 _MAGIC = 0x50
@@ -81,7 +81,7 @@ class Header(NamedTuple):
 
 
 class Tracking(NamedTuple):
-    """What a chunk contains besides its messages.
+    """The data that a chunk contains besides messages.
 
     Attributes:
         publishing_ids: the last publishing id of each producer.
@@ -115,12 +115,15 @@ class Chunk(NamedTuple):
     timestamp: int
 
     def messages(self) -> Iterator[tuple[int, bytes]]:
-        """Yield the messages with their offsets. Batches that are compressed, but not with gzip, are skipped."""
+        """Yield each message with its offset.
+
+        Batches that exceed 64 MiB, or that use a compression other than gzip, are skipped.
+        """
         return messages_in(self.raw, HEADER_SIZE, self.offset, self.entries)
 
 
 def messages_in(data: bytes, position: int, offset: int, entries: int) -> Iterator[tuple[int, bytes]]:
-    """Yield the messages of the entries that start at `position` in `data`, with their offsets; see Chunk.messages."""
+    """Yield each message of the entries that start at `position` in `data`, with its offset; see Chunk.messages()."""
     for _ in range(entries):
         if not data[position] & _IS_BATCH:
             start = position + 4
@@ -175,7 +178,7 @@ def encode_chunk(
 
 
 def parse_header(data: bytes | memoryview, position: int = 0) -> Header | None:
-    """Decode the header of a chunk at this position; None if it is incomplete or not a header."""
+    """Decode the header of the chunk at this position; return None if it is incomplete or not a header."""
     if len(data) - position < HEADER_SIZE:
         return None
     magic, kind, entries, records, timestamp, _, offset, checksum, size, trailer, _ = _HEADER.unpack_from(
@@ -213,7 +216,7 @@ def encode_tracking(
 
 
 def tracking_in(header: Header, data: bytes | memoryview, position: int = 0) -> Tracking:
-    """Decode the tracking data of a sound chunk: from its trailer, or from its data if it has no messages."""
+    """Decode the tracking data of an undamaged chunk: from its trailer, or from its data if it has no messages."""
     start = position + HEADER_SIZE
     end = start + header.size
     if header.kind == USER:
@@ -235,15 +238,15 @@ def tracking_in(header: Header, data: bytes | memoryview, position: int = 0) -> 
     return found
 
 
-# The index contains at most one chunk for each of this many bytes, so small chunks do not make it large.
+# The index has an entry for at most one chunk in this many bytes, so that small chunks do not make it large.
 _INDEX_STEP = 64 * 1024
 
-# The number of bytes read at once; more if a chunk is larger.
+# The number of bytes read at once, unless a chunk is larger.
 _BLOCK = 256 * 1024
 
 
 class Segment:
-    """A sequence of chunks, deleted as a whole, with an index.
+    """A sequence of chunks with an index. A segment is only deleted as a whole.
 
     Args:
         base: the offset of its first message.
@@ -325,7 +328,7 @@ class Segment:
 
 
 def _headers(data: SegmentData, position: int, end: int) -> Iterator[tuple[int, Header]]:
-    """Yield the position and header of each chunk from a position on. Stops at a damaged header."""
+    """Yield the position and header of each chunk between `position` and `end`. Stop at a damaged header."""
     start, block = position, b""
     while position < end:
         if len(block) - (position - start) < HEADER_SIZE:
@@ -338,7 +341,7 @@ def _headers(data: SegmentData, position: int, end: int) -> Iterator[tuple[int, 
 
 
 def read_block(data: SegmentData, position: int, end: int | None = None) -> bytes:
-    """Read a block that contains the whole chunk at this position; a small chunk is read with the ones after it."""
+    """Read the whole chunk at this position, along with the bytes after it if the chunk is small."""
     block = data.read(position, _BLOCK if end is None else min(_BLOCK, end - position))
     header = parse_header(block)
     return block if header is None or header.length <= len(block) else data.read(position, header.length)

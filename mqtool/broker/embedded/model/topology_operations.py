@@ -1,4 +1,4 @@
-"""Operations on queues and exchanges that the protocols share. Permissions are checked by their callers."""
+"""Operations on queues and exchanges that all protocols share. The callers check permissions."""
 
 from mqtool.broker.embedded.model.amqp_errors import locked_queue, no_such_exchange, no_such_queue
 from mqtool.broker.embedded.model.declarations import (
@@ -21,7 +21,8 @@ def declare_queue(vhost: VirtualHost, declared: QueueDeclaration) -> tuple[Queue
 
     Raises:
         AmqpException: 405, the queue is exclusive to another connection, or only one of queue and declaration is
-            exclusive; 406, the declaration is not valid or differs from the queue; 541, a feature is refused.
+            exclusive; 406, the declaration is not valid or differs from the queue, or the virtual host has reached its
+            queue limit; 506, the queue cannot be stored; 541, it uses a deprecated feature that this version refuses.
     """
     queue = vhost.queues.get(declared.name)
     if queue is not None:
@@ -35,7 +36,12 @@ def declare_queue(vhost: VirtualHost, declared: QueueDeclaration) -> tuple[Queue
 
 
 def declare_exchange(vhost: VirtualHost, declared: ExchangeDeclaration) -> None:
-    """Create an exchange, or check that the existing exchange has the declared settings. Raises AmqpException."""
+    """Create an exchange, or check that the existing exchange has the declared settings.
+
+    Raises:
+        AmqpException: 406, the declaration is not valid or differs from the exchange; 503, the type is unknown (in
+            RabbitMQ 3.10); 506, the exchange cannot be stored.
+    """
     exchange = vhost.exchanges.get(declared.name)
     if exchange is None:
         check_exchange(declared, vhost.name, vhost.profile)
@@ -45,7 +51,7 @@ def declare_exchange(vhost: VirtualHost, declared: ExchangeDeclaration) -> None:
 
 
 def queue_of(vhost: VirtualHost, name: str, client: object) -> Queue:
-    """Return the queue of this name. Raises 404 if it does not exist, 405 if another connection owns it."""
+    """Look up a queue. Raises 404 if it does not exist, 405 if it is exclusive to a connection other than `client`."""
     queue = vhost.queues.get(name)
     if queue is None:
         raise no_such_queue(name, vhost.name)
@@ -54,13 +60,13 @@ def queue_of(vhost: VirtualHost, name: str, client: object) -> Queue:
 
 
 def check_owner(queue: Queue, client: object) -> None:
-    """Raise 405 if a queue is exclusive to another connection."""
+    """Raise 405 if a queue is exclusive to a connection other than `client`."""
     if queue.owner is not None and queue.owner is not client:
         raise locked_queue(queue.name, queue.vhost)
 
 
 def exchange_of(vhost: VirtualHost, name: str) -> Exchange:
-    """Return the exchange of this name; raise 404 if it does not exist."""
+    """Look up an exchange. Raises 404 if it does not exist."""
     exchange = vhost.exchanges.get(name)
     if exchange is None:
         raise no_such_exchange(name, vhost.name)

@@ -28,7 +28,7 @@ class Permissions:
     read: str = ".*"
 
     def allow(self, what: str, name: str) -> bool:
-        """Return True if the user may `configure`, `write` or `read` an object; "" is the default exchange."""
+        """Return True if the user may `configure`, `write` or `read` a queue or an exchange ("" is the default one)."""
         pattern: str = getattr(self, what)
         # In RabbitMQ, an empty pattern matches only the empty name.
         return found(pattern or "^$", name or "amq.default")
@@ -55,11 +55,12 @@ class User:
     """A user account.
 
     Attributes:
-        password_hash: a salt of four bytes, then the digest of salt and password, as in RabbitMQ; None if the user
-            cannot log in.
+        password_hash: a salt of four bytes, followed by the digest of the salt and the password, as in RabbitMQ; None
+            if the user cannot log in.
         tags: the user's tags, such as `administrator`.
-        permissions: the permissions in each virtual host, by its name.
-        topic_permissions: by virtual host and exchange; without an entry, every routing key is allowed.
+        permissions: the permissions, by virtual host.
+        topic_permissions: the topic permissions, by virtual host and exchange. Without an entry, every routing key is
+            allowed.
         limits: the user's limits, by the names in `broker.OF_USERS`.
     """
 

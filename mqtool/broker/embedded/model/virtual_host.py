@@ -35,12 +35,13 @@ from mqtool.codecs.field_tables import Table
 
 @dataclass(slots=True)
 class Routing:
-    """A message with the queues that it is routed to.
+    """A message and the queues that it is routed to.
 
     Attributes:
         queues: the queues that get the message now, without duplicates.
         stored: True if the message is being written to disk because an x-delayed-message exchange holds it back.
-        source: where the message comes from, for a watcher: a channel or connection, DeadLettered, Released, or None.
+        source: the origin of the message, reported to a watcher: a channel, a connection, DeadLettered, Released or
+            None.
     """
 
     message: Message
@@ -50,7 +51,7 @@ class Routing:
 
 
 class Released(NamedTuple):
-    """The source of a message whose delay is over: the delayed exchange, and the message's position there."""
+    """The source of a message whose delay is over: the name of its delayed exchange, and its position there."""
 
     exchange: str
     position: int
@@ -79,9 +80,9 @@ class VirtualHost:
         policies: the policies for exchanges and queues.
         limits: the limits, by the names in `broker.OF_VHOSTS`.
         tracing: True if the firehose (message tracing) is on.
-        failures: logs failures to process a message.
-        watcher: called with everything that happens to messages; None if nobody watches. Set by watch().
-        deleted_traffic: the message counts of queues that have been deleted, which the totals include.
+        failures: logs failures to process messages.
+        watcher: the observer that is told what happens to messages, if any. Set by watch().
+        deleted_traffic: the total message counts of deleted queues, so that the virtual host's totals include them.
     """
 
     def __init__(self, name: str, clock: Clock, ledger: Ledger, profile: Profile) -> None:
@@ -105,7 +106,7 @@ class VirtualHost:
         self._dead_letters = DeadLetters(self._publish_dead, clock, self.failures, trusts_deaths=profile.trusts_deaths)
 
     def watch(self, watcher: Watcher | None) -> None:
-        """Call a watcher with everything that happens to messages from now on; None stops this."""
+        """From now on, tell a watcher what happens to messages. With None, stop telling the current watcher."""
         self.watcher = watcher
         for queue in self.queues.values():
             queue.watcher = watcher
@@ -138,7 +139,7 @@ class VirtualHost:
         return f"amq.gen-{secrets.token_urlsafe(16)}"
 
     def check_queue_limit(self, name: str) -> None:
-        """Raise ChannelException 406 if the virtual host may have no more queues."""
+        """Raise ChannelException 406 if the virtual host has reached its queue limit. The error mentions `name`."""
         limit = limit_of(self.limits, "max-queues")
         if limit is not None and len(self.queues) >= limit:
             raise precondition_failed(
@@ -189,7 +190,7 @@ class VirtualHost:
             queue.apply(self.policies.applied_to(queue.name, queue.kind))
 
     def delete_queue(self, queue: Queue) -> int:
-        """Delete a queue and its bindings; return the number of ready messages."""
+        """Delete a queue and its bindings, and return the number of messages that Queue.delete() reports."""
         if queue.deleted:
             return 0
         del self.queues[queue.name]
@@ -229,7 +230,7 @@ class VirtualHost:
     def _unbind(self, binding: Binding) -> None:
         """Remove a binding. An auto-delete exchange is deleted with its last binding."""
         source = binding.source
-        # If an exchange that is bound to itself is deleted, this is called twice with that binding.
+        # When an exchange that is bound to itself is deleted, this method is called twice with that binding.
         if not source.remove(binding):
             return
         self._changed()
@@ -251,7 +252,7 @@ class VirtualHost:
         self._ledger.forget("vhost", (self.name,))
 
     def enqueue(self, routing: Routing) -> Publication:
-        """Add a message to the queues that it was routed to, except queues deleted since."""
+        """Add a message to the queues that it was routed to, except those that have been deleted since."""
         routed, accepted, stored = False, True, routing.stored
         if self.watcher is not None:
             self.watcher.published(routing)
@@ -265,7 +266,7 @@ class VirtualHost:
         return Publication(routed, accepted, stored)
 
     def route(self, exchange: Exchange, message: Message, *, is_changed: bool = False, is_due: bool = False) -> Routing:
-        """Find the queues for a message. x-delayed-message exchanges on the way hold it back.
+        """Find the queues for a message. Any x-delayed-message exchange on the way holds the message back.
 
         Args:
             exchange: the exchange that the message is published to.
@@ -274,7 +275,7 @@ class VirtualHost:
             is_due: True if the delay of the message is over.
 
         Raises:
-            ConnectionException: 541, an x-delayed-message exchange is on the way, and `x-delay` is not a number.
+            ConnectionException: 541, there is an x-delayed-message exchange on the way, but `x-delay` is not a number.
         """
         headers = message.headers
         keys = [message.routing_key]
@@ -357,7 +358,10 @@ class VirtualHost:
         return self._delayed.first(count)
 
     def _release(self, name: str, entry: Entry) -> None:
-        """Publish a message whose delay is over. If publishing fails, set it aside (see Ledger.set_aside)."""
+        """Publish a message whose delay is over, or drop it if its exchange no longer exists.
+
+        If publishing fails, the message is set aside (see Ledger.set_aside).
+        """
         exchange = self.exchanges.get(name)
         try:
             if exchange is not None:
