@@ -1,8 +1,8 @@
 """Detection of damage to the SQLite database of a data directory, and recovery of the readable parts.
 
 SQLite does not report all damage: it treats the first page of its log (WAL) with a wrong checksum as the end of the
-log, and deletes the log of an empty database. So the log is examined before SQLite opens it, and then compared with
-what SQLite has read.
+log, and deletes the log of an empty database. So the log is copied and examined before SQLite opens it, to find out
+afterwards whether SQLite has read all of it.
 """
 
 import logging
@@ -23,7 +23,9 @@ _MAGIC = {0x377F0682: "<", 0x377F0683: ">"}
 
 
 class LogCheck:
-    """Compares SQLite's log (WAL) with the part of it that SQLite reads. https://sqlite.org/fileformat.html#walformat
+    """Checks whether SQLite reads all of its log (WAL). Must be created before SQLite opens the database.
+
+    See https://sqlite.org/fileformat.html#walformat.
 
     Args:
         database: the path of the database file; the log is in the same directory.
@@ -56,7 +58,10 @@ class LogCheck:
         self._commits = list(_commits(data))
 
     def damage(self, db: sqlite3.Connection) -> str | None:
-        """Describe any damage to the log once SQLite has opened it; None if undamaged. A damaged log is kept."""
+        """Describe the damage to the log, after SQLite has opened the database; return None if there is none.
+
+        Copies of a damaged log and of its database are kept in a directory for damaged files.
+        """
         if not self._copy.exists():
             return None
         read = db.execute("PRAGMA wal_checkpoint").fetchone()[1]
@@ -89,7 +94,7 @@ def _has_valid_header(data: bytes) -> bool:
 
 
 def _checksum(order: str, before: bytes, data: bytes) -> bytes:
-    """Return the running checksum of `data`, given the checksum of the data before it."""
+    """Return the running checksum after `data`, given the checksum `before` it."""
     first, second = struct.unpack(">2I", before)
     for one, two in struct.iter_unpack(f"{order}2I", data):
         first = (first + one + second) & 0xFFFFFFFF
@@ -100,8 +105,8 @@ def _checksum(order: str, before: bytes, data: bytes) -> bytes:
 def _is_torn(data: bytes, read: int, commit: int) -> bool:
     """Return True if only the last page of a group of changes has a wrong checksum.
 
-    The usual cause is that the broker was killed, or the disk was full, during the write; if so, nothing in the group
-    was confirmed. Later damage to that page looks the same.
+    Usually the broker was killed, or the disk was full, during the write. In this case, nothing in the group was
+    confirmed. Later damage to the page looks the same.
     """
     order, page_size = _MAGIC[int.from_bytes(data[:4])], int.from_bytes(data[8:12])
     size = _FRAME.size + page_size
@@ -115,7 +120,7 @@ def _is_torn(data: bytes, read: int, commit: int) -> bool:
 
 
 def _commits(data: bytes) -> Iterator[int]:
-    """Yield the numbers of those pages of a log that end a transaction, counted from 1."""
+    """Yield the number of each page of a log that ends a transaction. Pages are numbered from 1."""
     _, _, page_size, _, *salts, _, _ = _HEADER.unpack_from(data)
     size = _FRAME.size + page_size
     for number, start in enumerate(range(_HEADER.size, len(data) - size + 1, size), 1):
@@ -126,7 +131,7 @@ def _commits(data: bytes) -> Iterator[int]:
 
 
 def new_directory(parent: Path) -> Path:
-    """Create a directory for damaged files, and return its path."""
+    """Create a directory for damaged files, named after the current time, and return its path."""
     path = parent / f"damaged-{time.strftime('%Y%m%d-%H%M%S')}"
     path.mkdir(mode=0o700, exist_ok=True)
     return path
@@ -143,7 +148,12 @@ def is_sound(db: sqlite3.Connection) -> bool:
 
 
 def salvage(database: Path, schema: str) -> str:
-    """Copy the readable rows of a damaged database to a new one, and move the old one away. Return a report.
+    """Replace a damaged database with a new one that contains its readable rows.
+
+    The damaged files are moved to a directory for damaged files.
+
+    Returns:
+        A sentence that describes the damage.
 
     Raises:
         OSError: no definition can be read; the files are unchanged.
@@ -152,17 +162,17 @@ def salvage(database: Path, schema: str) -> str:
     new.unlink(missing_ok=True)
     new.touch(mode=0o600)
     with TemporaryDirectory(dir=database.parent) as directory:
-        # A copy, since SQLite may change what it opens.
+        # Work on a copy: SQLite may change the files that it opens.
         scratch = Path(directory)
         for path in database.parent.glob(f"{database.name}*"):
             shutil.copy(path, scratch)
         with closing(sqlite3.connect(scratch / database.name)) as old, closing(sqlite3.connect(new)) as into:
-            # Lets SQLite read a truncated file.
+            # With this setting, SQLite can read a truncated file.
             old.execute("PRAGMA writable_schema=ON")
             into.executescript(schema)
             definitions, all_definitions = _copy(old, into, "definition", "kind, key", 3)
             messages, all_messages = _copy(old, into, "entry", "row", 8)
-            into.execute("PRAGMA user_version = 1")  # not a new directory: do not create the default user
+            into.execute("PRAGMA user_version = 1")  # as in Database.mark_as_used(): do not create the default user
             into.commit()
     if not definitions:
         new.unlink()
@@ -185,7 +195,7 @@ def salvage(database: Path, schema: str) -> str:
 
 
 def _copy(old: sqlite3.Connection, into: sqlite3.Connection, table: str, order: str, columns: int) -> tuple[int, bool]:
-    """Copy the rows before and after the damaged part of a table.
+    """Copy the readable rows of a table: if part of it is damaged, those before and after that part.
 
     Returns:
         The number of rows copied, and whether the table is undamaged.

@@ -1,4 +1,4 @@
-"""The SQLite database of a data directory, opened after a check for damage, and the disk space alarm."""
+"""The SQLite database of a data directory, which is checked for damage when it is opened, and the disk space alarm."""
 
 import asyncio
 import errno
@@ -30,7 +30,7 @@ _COLUMNS = "row, holder, due, delivery_count, redelivered, address, header, body
 _ALL = f"SELECT {_COLUMNS} FROM entry ORDER BY row"  # noqa: S608 - our own names
 _BY_ROWS = f"SELECT {_COLUMNS} FROM entry WHERE row IN ({', '.join('?' * BATCH)}) ORDER BY row"  # noqa: S608 - our own names
 
-#: A read of several messages stops once their bodies exceed this many bytes.
+#: When several messages are read at once, reading stops once their bodies exceed this many bytes.
 _READ_LIMIT = 1024 * 1024
 
 
@@ -39,7 +39,7 @@ class Database:
 
     Attributes:
         db: the SQLite connection, for use on the event loop. Commits are on disk only after sync().
-        damage: describes what could not be read; None if everything was read.
+        damage: a description of the unreadable data; None if everything could be read.
     """
 
     def __init__(self, directory: Path, lock: int, db: sqlite3.Connection, damage: str | None) -> None:
@@ -77,7 +77,7 @@ class Database:
 
 
 def open_database(directory: Path) -> Database:
-    """Open the database in a directory. Creates both if necessary, accessible to this user only.
+    """Open the database in a directory. If necessary, create both, accessible only to this user.
 
     Raises:
         OSError: the directory cannot be used, is in use by another process, or contains nothing readable.
@@ -93,7 +93,7 @@ def open_database(directory: Path) -> Database:
 
 
 def _explained(error: Exception, directory: Path) -> OSError:
-    """Convert an error to an OSError with a full sentence. For a full disk, state the free and the required space."""
+    """Convert an error to an OSError with a full sentence. If the disk is full, give the free and required space."""
     code = error.errno if isinstance(error, OSError) else None
     is_full = code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "full" in str(error)
     if not is_full and isinstance(error, sqlite3.Error):
@@ -158,7 +158,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def write_definitions(db: sqlite3.Connection, definitions: Mapping[tuple[str, bytes], bytes | None]) -> None:
-    """Write definitions by kind and key; a value of None deletes the definition."""
+    """Write encoded definitions, given by kind and key. A value of None deletes the definition."""
     for (kind, key), value in definitions.items():
         if value is None:
             db.execute("DELETE FROM definition WHERE kind = ? AND key = ?", (kind, key))
@@ -167,7 +167,7 @@ def write_definitions(db: sqlite3.Connection, definitions: Mapping[tuple[str, by
 
 
 def definitions_of(db: sqlite3.Connection, kind: str) -> Iterator[tuple[bytes, Table | None]]:
-    """Yield the key and the value of each definition of a kind; the value is None if it cannot be read."""
+    """Yield the key and the decoded value of each definition of this kind. The value is None if it cannot be read."""
     for key, value in db.execute("SELECT key, value FROM definition WHERE kind = ?", (kind,)).fetchall():
         try:
             yield key, decode_definition(value)
@@ -176,13 +176,18 @@ def definitions_of(db: sqlite3.Connection, kind: str) -> Iterator[tuple[bytes, T
 
 
 def keys_with(db: sqlite3.Connection, prefix: bytes) -> list[tuple[str, bytes]]:
-    """Return the kinds and keys of the definitions whose keys begin with a prefix."""
+    """Return the kind and the key of each definition whose key begins with this prefix."""
     query = "SELECT kind, key FROM definition WHERE substr(key, 1, ?) = ?"
     return [(kind.decode(), key) for kind, key in db.execute(query, (len(prefix), prefix))]
 
 
 class StoredEntry(NamedTuple):
-    """A row of the table of messages; `holder` is the key of a queue or of a delayed exchange."""
+    """A row of the table of messages.
+
+    Attributes:
+        holder: the key of the queue or delayed exchange that the message is in.
+        due: when the message expires or its delay ends, in milliseconds since 1970; None for never.
+    """
 
     row: int
     holder: int
@@ -242,12 +247,14 @@ def write_entries(db: sqlite3.Connection, added: Collection[tuple[object, ...]],
 def note_redeliveries(
     db: sqlite3.Connection, returned: Iterable[Entry], seen: Collection[int], last_recovered: int
 ) -> None:
-    """On a normal stop, mark the messages that have been delivered before, and forget which queues were delivering.
+    """Mark the messages that have been delivered before as redelivered. Called when the broker stops normally.
+
+    The records of Storage.delivering(), which are only needed if the broker is killed, are deleted.
 
     Args:
         db: the database.
         returned: messages that were requeued after a delivery.
-        seen: the keys of queues whose messages up to `last_recovered` all count as delivered.
+        seen: the keys of queues in which all messages up to row `last_recovered` count as delivered.
         last_recovered: the last row that existed when the broker started.
     """
     db.executemany(
@@ -262,7 +269,7 @@ def note_redeliveries(
 
 
 def _ranges(rows: list[int]) -> Iterator[tuple[int, int]]:
-    """Yield the first and last number of each run of consecutive rows. Deleting by runs is twice as fast."""
+    """Yield the first and the last of each run of consecutive row numbers. Deleting whole runs is twice as fast."""
     rows.sort()
     first = last = rows[0]
     for row in rows:
@@ -273,7 +280,7 @@ def _ranges(rows: list[int]) -> Iterator[tuple[int, int]]:
     yield first, last
 
 
-#: The limits of the interval between checks of the free space, in seconds. The less space is left, the shorter it is.
+#: The limits of the interval between checks of the free space, in seconds. The interval shrinks with the free space.
 _SHORTEST, _LONGEST = 0.1, 10.0
 _BYTES_PER_SECOND = 250_000_000
 _WHILE_ALARMED = 0.5

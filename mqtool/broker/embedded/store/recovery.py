@@ -1,4 +1,4 @@
-"""Recovery of a broker from its data directory. Unreadable data is reported and left there; the rest is restored."""
+"""Recovery of a broker from its data directory. All readable data is restored; the rest is reported and left there."""
 
 import logging
 import shutil
@@ -24,7 +24,7 @@ log = logging.getLogger("mqtool.broker.embedded")
 def recover(broker: Broker, storage: Storage) -> None:
     """Restore the broker from its data directory. If the directory is new, create the defaults instead."""
     if storage.database.is_new:
-        # In one transaction, in case the broker is killed meanwhile.
+        # All in one transaction, in case the broker is killed during it.
         with storage.database.db as db:
             db.execute("BEGIN")
             broker.create_defaults()
@@ -34,7 +34,7 @@ def recover(broker: Broker, storage: Storage) -> None:
 
 
 class _Recovery:
-    """Restores definitions, then messages, and collects reports of what cannot be read."""
+    """Restores definitions, then messages. Unreadable definitions and streams are reported in `Storage.damage`."""
 
     def __init__(self, broker: Broker, storage: Storage) -> None:
         self._broker = broker
@@ -78,7 +78,7 @@ class _Recovery:
             except OSError:
                 raise
             except Exception as error:
-                # One unreadable definition must not keep the others from being restored.
+                # One unreadable definition must not prevent the recovery of the rest.
                 log.error("a definition cannot be read: %s %a: %r", kind, key, error)
                 self._unreadable.append(_described(kind, value))
 
@@ -136,7 +136,7 @@ class _Recovery:
             self._open_stream(queue)
 
     def _open_stream(self, queue: Queue) -> None:
-        """Open the log of a stream, and report any bytes at its end that could not be read."""
+        """Open the log of a stream, and report any unreadable bytes at its end."""
         from mqtool.broker.embedded.model.stream_queue import Stream
 
         assert isinstance(queue, Stream)
@@ -154,7 +154,7 @@ class _Recovery:
         source.add(Binding(source, destination, stored["routing_key"], stored["arguments"]))
 
     def _check_stream_files(self) -> None:
-        """Delete files of deleted streams, unless data is damaged; warn about files that are not the broker's."""
+        """Delete the files of deleted streams, unless data is damaged; warn about files the broker did not create."""
         directory = self._storage.directory / STREAMS
         foreign = []
         for path in sorted(directory.iterdir()) if directory.exists() else []:
@@ -171,7 +171,7 @@ class _Recovery:
         if self._storage.damage is None:
             shutil.rmtree(self._storage.directory / STREAMS / str(key))
         else:
-            # The stream may still exist: its definition may be damaged.
+            # The stream may not have been deleted at all: its definition may be among the damaged data.
             self._key_used(key)
 
     def _restore_messages(self) -> None:
@@ -184,7 +184,7 @@ class _Recovery:
             except (ValueError, TypeError) as error:
                 log.error("message %d is damaged, and left in the data directory: %s", stored.row, error)
                 continue
-            if holder is None:  # its queue was deleted, or its queue's definition is damaged
+            if holder is None:  # the message's queue was deleted, or the definition of its queue is damaged
                 self._key_used(stored.holder)
                 orphans.append(stored.row)
             elif isinstance(holder, Queue):
@@ -201,6 +201,6 @@ def _limits(stored: Any) -> dict[str, int]:
 
 
 def _described(kind: str, value: Table | None) -> str:
-    """Describe a definition in words: its kind, and its name if that could be read."""
+    """Describe a definition in words: its kind and, if it could be read, its name."""
     name = None if value is None else value.get("name")
     return f"a {kind.replace('_', ' ')}" if name is None else f"{kind.replace('_', ' ')} {name!a}"

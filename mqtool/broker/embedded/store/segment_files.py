@@ -48,7 +48,7 @@ _spare = _SpareDescriptor()
 
 
 class SegmentFile:
-    """A segment in a file. A file is open only while it is being written, since a stream may have thousands of them."""
+    """A segment in a file. A stream may have thousands of files, so only the one being written to is kept open."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -59,7 +59,7 @@ class SegmentFile:
         return 0 if self._is_new else self._path.stat().st_size
 
     def write(self, position: int, data: bytes) -> None:
-        """Write bytes at this position, and overwrite any that a failed attempt has left there."""
+        """Write bytes at this position, overwriting any that a failed attempt has left there."""
         if self._file is None:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -118,7 +118,7 @@ def _sync_directory(path: Path) -> None:
 
 
 class SegmentDirectory:
-    """The directory with the segment files of one stream. It is created when the first segment is written."""
+    """The directory that contains the segment files of one stream. The first write to a segment creates it."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -137,5 +137,5 @@ class SegmentDirectory:
         return SegmentFile(self._directory / f"{offset:020}{_SUFFIX}")
 
     def delete(self) -> None:
-        """Delete the directory with all files in it."""
+        """Delete the directory and all files in it."""
         shutil.rmtree(self._directory, ignore_errors=True)

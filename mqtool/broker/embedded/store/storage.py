@@ -1,8 +1,9 @@
-"""The data directory: durable definitions and messages in SQLite, written in groups, without blocking the event loop.
+"""The data directory: stores durable definitions and messages in SQLite, without blocking the event loop.
 
-The event loop writes to SQLite's log (WAL), which takes microseconds, and a writer thread syncs the log and the files
-of streams. One fsync covers all messages that arrived during the previous one; a message consumed before its group is
-written needs none. Confirms and other replies about durable data are sent after the fsync.
+Changes are written in groups. The event loop writes each group to SQLite's log (WAL), which takes microseconds; then a
+writer thread syncs the log and the files of streams. One fsync covers all messages that arrived during the previous
+one. A message that is consumed before its group is written is never written at all. Confirms and other replies about
+durable data are sent after the fsync.
 """
 
 import asyncio
@@ -35,7 +36,7 @@ log = logging.getLogger("mqtool.broker.embedded")
 #: The subdirectory of a data directory that contains one directory for each stream, named after its key.
 STREAMS = "streams"
 
-#: The kinds of definitions that belong to a virtual host: their keys begin with its name.
+#: The kinds of definitions that belong to a virtual host. Their keys begin with the virtual host's name.
 _IN_VHOSTS = ("vhost", "exchange", "queue", "binding", "policy", "operator_policy")
 
 #: How long the write of an acknowledgement, or of a message without a confirm, may be delayed.
@@ -47,7 +48,7 @@ _RETRY_SECONDS = 0.5
 #: The approximate size of the log at which the writer thread copies it to the database file.
 _CHECKPOINT_BYTES = 8 * 1024 * 1024
 
-#: The approximate sizes in the log of a changed row, without the message, and of a transaction.
+#: The approximate sizes in the log, in bytes, of a changed row without its message, and of a transaction.
 _ROW_BYTES, _TRANSACTION_BYTES = 256, 8 * 1024
 
 
@@ -58,7 +59,7 @@ class Group:
     Attributes:
         added: new messages by row.
         removed: rows of messages to delete.
-        definitions: definitions that could not be written immediately, by kind and key; None deletes one.
+        definitions: definitions that could not be written immediately, by kind and key. None marks one to be deleted.
         logs: streams with new data for their own files.
         discarded: deleted streams whose files are to be removed.
         waiting: functions to call once the group is on disk.
@@ -76,7 +77,7 @@ class Group:
         return bool(self.added or self.removed or self.definitions or self.logs or self.discarded or self.waiting)
 
     def then(self, later: "Group") -> "Group":
-        """Return a group that combines this one and a later one."""
+        """Return a new group that combines this one and a later one."""
         return Group(
             self.added | later.added,
             self.removed + later.removed,
@@ -87,24 +88,24 @@ class Group:
         )
 
     def unsynced(self) -> "Group":
-        """Return the work left for a group that is written to SQLite's log but not yet synced to disk."""
+        """Return the work that remains once the rows and definitions of this group are in SQLite's log."""
         return Group(logs=self.logs, discarded=self.discarded, waiting=self.waiting)
 
 
 class Storage(Ledger):
-    """The ledger of a data directory.
+    """A ledger that stores definitions and messages in a data directory.
 
-    Changes that cannot be written stay in memory, unconfirmed, and are retried until they can be written.
+    Changes that cannot be written are kept in memory, unconfirmed, and retried until the write succeeds.
 
     Args:
         directory: the data directory; created if it does not exist.
 
     Attributes:
         database: the open SQLite database.
-        damage: describes what could not be read; None if everything was read.
-        last_key: the highest key given to a queue or exchange so far.
+        damage: a description of the unreadable data; None if everything could be read.
+        last_key: the highest key of any queue or exchange so far.
         when_failed: called with the error each time a write fails.
-        when_recovered: called when a write succeeds again after failures.
+        when_recovered: called when a write succeeds again after a failure.
     """
 
     on_disk = True
@@ -148,7 +149,11 @@ class Storage(Ledger):
         return self.last_key
 
     def write_definition(self, kind: str, key: bytes, value: bytes) -> None:
-        """Write a definition to SQLite's log, which is synced with the next group. Raises 506 if that fails."""
+        """Write a definition to SQLite's log, to be synced with the next group.
+
+        Raises:
+            ConnectionException: 506, the definition cannot be written to the log.
+        """
         try:
             write_definitions(self._db, {(kind, key): value})
         except sqlite3.Error as error:
@@ -157,7 +162,10 @@ class Storage(Ledger):
         self._definitions_written()
 
     def forget(self, kind: str, names: Sequence[str | bytes]) -> None:
-        """Delete a definition; for a virtual host, all definitions in it. A failure is retried with the next group."""
+        """Delete a definition; for a virtual host, also all definitions in it.
+
+        If the deletion cannot be written, it is retried with the next group.
+        """
         key = definition_key(names)
         if kind == "vhost":
             found = [(each, key) for each, key in keys_with(self._db, key) if each in _IN_VHOSTS]
@@ -168,10 +176,10 @@ class Storage(Ledger):
             self._definitions_written()
 
     def delivering(self, holder: int) -> None:
-        """Record that a queue has begun to deliver messages.
+        """Record that a queue is making its first delivery since the broker started.
 
-        If the broker is killed, all messages of such a queue count as redelivered after the restart. This is cheaper
-        than recording every delivery.
+        If the broker is killed, all messages in such a queue count as redelivered after the restart. This is cheaper
+        than recording each delivery.
         """
         self._write_soon({("delivering", definition_key([str(holder)])): encode_table({"holder": holder})})
 
@@ -223,7 +231,7 @@ class Storage(Ledger):
             self._schedule()
 
     def discard_log(self, log: Log) -> None:
-        """Schedule the deletion of a stream's files on the writer thread, which may be writing to them now."""
+        """Have the writer thread delete the files of a stream. It does so because it may be writing to them now."""
         self._next.discarded.append(log)
         self._schedule()
 
@@ -237,7 +245,7 @@ class Storage(Ledger):
             self._schedule()
 
     def _schedule(self) -> None:
-        """Schedule the write of the next group, unless one is scheduled or being synced."""
+        """Schedule the write of the next group, unless a group is already scheduled or being synced."""
         if self._in_flight is not None or self._scheduled is not None:
             return
         if self._hurried:
@@ -246,7 +254,7 @@ class Storage(Ledger):
             self._scheduled = self._loop.call_later(_UNHURRIED_SECONDS, self._write)
 
     def _write(self) -> None:
-        """Write the next group to SQLite's log, and start a sync on the writer thread."""
+        """Write the next group to SQLite's log, and have the writer thread sync it."""
         self._scheduled = None
         self._hurried = False
         group, self._next = self._next, Group()
@@ -259,7 +267,7 @@ class Storage(Ledger):
         for stream in group.logs:
             stream.prepare()
         self._syncing = group.unsynced()
-        # A failed fsync may have lost the pages of the log: a checkpoint writes them to the database file.
+        # A failed fsync may have lost pages of the log, so a checkpoint then writes them to the database file.
         checkpoint = self._failing or self._log_bytes > _CHECKPOINT_BYTES
         if checkpoint:
             self._log_bytes = 0
@@ -314,7 +322,7 @@ class Storage(Ledger):
         self._scheduled = self._loop.call_later(_RETRY_SECONDS, self._write)
 
     def close(self, returned: Iterable[Entry] = ()) -> None:
-        """Write everything, and close the files. The messages in `returned` are marked as delivered before."""
+        """Write all pending changes, mark the messages in `returned` as redelivered, and close the files."""
         if self._scheduled is not None:
             self._scheduled.cancel()
         group = self._next
