@@ -67,7 +67,7 @@ _SHORT = 256
 
 
 def encode(properties: Properties, body: bytes, exchange: str, routing_key: str) -> bytes:
-    """Encode a message as RabbitMQ stores it in a stream."""
+    """Encode a message in the form in which RabbitMQ 3.10 stores it in a stream."""
     raw = properties.encode()
     if len(raw) >= _SHORT:
         head = _head(raw, exchange, routing_key)

@@ -1,4 +1,4 @@
-"""The consumers of a queue, its message counts, and the interface of a watcher that is told about message events."""
+"""The consumers of a queue, its message counts, and the interface of a watcher of message events."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -161,7 +161,7 @@ class Traffic:
 
 
 class Watcher(Protocol):
-    """An observer, such as a live display, that is told what happens to some messages of a virtual host.
+    """An observer, such as a live display, of what happens to messages in a virtual host.
 
     A watcher changes nothing. Queues and exchanges are of type Any here, because their modules import this one.
 

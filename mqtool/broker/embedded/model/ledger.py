@@ -135,7 +135,7 @@ class Log(Protocol):
         """True if a reader is waiting for new messages."""
 
     def prepare(self) -> None:
-        """Add all new data to the data for the next write(), which may include data from a failed write()."""
+        """Collect the data for the next write(): all new data, and any left over from a failed write()."""
 
     def write(self) -> None:
         """Write the prepared data and sync it to disk. Can be called on any thread, and again after an error."""

@@ -27,12 +27,8 @@ _EXPIRED_AT_ONCE = 200
 class Why(Enum):
     """The reason for requeueing a message.
 
-    Attributes:
-        RETURNED: basic.nack or basic.recover.
-        REJECTED: basic.reject, or a failed delivery in AMQP 1.0 (`modified` with `delivery-failed`).
-        LOST: the end of a channel or session, or a delivery that was not settled in time in AMQP 1.0.
-        RELEASED: in AMQP 1.0, a message that was released (or `modified` without `delivery-failed`), or whose link was
-            detached.
+    RETURNED: basic.nack or basic.recover. REJECTED: basic.reject, or a failed delivery in AMQP 1.0. LOST: the end of a
+    channel or session, or an AMQP 1.0 delivery not settled in time. RELEASED: an AMQP 1.0 release or link detachment.
     """
 
     RETURNED, REJECTED, LOST, RELEASED = range(4)
@@ -59,8 +55,7 @@ class Queue:
         key: the number of the queue in the data directory.
         kind: `classic`, `quorum` or `stream`.
         stored: True if the queue and its persistent messages survive a restart.
-        policy: the policies that apply.
-        watcher: see VirtualHost.watcher.
+        policy, watcher: the policies that apply, and the observer set by VirtualHost.watch(), if any.
         backlog: the ready messages.
         dead_letters: dead-lettered messages that no queue has accepted yet, with the reasons. Only used with the
             strategy at-least-once. After a restart, they are ready messages again.
@@ -385,11 +380,7 @@ class Queue:
         return len(dropped)
 
     def delete(self) -> int:
-        """Drop the messages and cancel the consumers.
-
-        Returns:
-            The number of messages that were ready or waiting for a delayed retry.
-        """
+        """Drop the messages and cancel the consumers. Returns the number of messages that purge() has dropped."""
         self.deleted = True
         count = self.purge()
         self._expiry.cancel()

@@ -236,7 +236,7 @@ class StreamLog:
         return bool(self._watchers)
 
     def prepare(self) -> None:
-        """Add all new chunks to those for the next write(), which may include chunks from a failed write()."""
+        """Collect the chunks for the next write(): all new ones, and any left over from a failed write()."""
         self._is_due = False
         if self.deleted:
             self._writes.clear()

@@ -117,7 +117,7 @@ class Chunk(NamedTuple):
     def messages(self) -> Iterator[tuple[int, bytes]]:
         """Yield each message with its offset.
 
-        Batches that exceed 64 MiB, or that use a compression other than gzip, are skipped.
+        Batches of more than 64 MiB (uncompressed), and those compressed with anything but gzip, are skipped.
         """
         return messages_in(self.raw, HEADER_SIZE, self.offset, self.entries)
 

@@ -40,8 +40,7 @@ class Routing:
     Attributes:
         queues: the queues that get the message now, without duplicates.
         stored: True if the message is being written to disk because an x-delayed-message exchange holds it back.
-        source: the origin of the message, reported to a watcher: a channel, a connection, DeadLettered, Released or
-            None.
+        source: the origin of the message, for a watcher: a channel, a connection, DeadLettered, Released or None.
     """
 
     message: Message
@@ -81,7 +80,7 @@ class VirtualHost:
         limits: the limits, by the names in `broker.OF_VHOSTS`.
         tracing: True if the firehose (message tracing) is on.
         failures: logs failures to process messages.
-        watcher: the observer that is told what happens to messages, if any. Set by watch().
+        watcher: the observer that message events are reported to, if any. Set by watch().
         deleted_traffic: the total message counts of deleted queues, so that the virtual host's totals include them.
     """
 
@@ -106,7 +105,7 @@ class VirtualHost:
         self._dead_letters = DeadLetters(self._publish_dead, clock, self.failures, trusts_deaths=profile.trusts_deaths)
 
     def watch(self, watcher: Watcher | None) -> None:
-        """From now on, tell a watcher what happens to messages. With None, stop telling the current watcher."""
+        """Start to report message events to a watcher, in place of any previous one. None ends the reporting."""
         self.watcher = watcher
         for queue in self.queues.values():
             queue.watcher = watcher
@@ -358,10 +357,7 @@ class VirtualHost:
         return self._delayed.first(count)
 
     def _release(self, name: str, entry: Entry) -> None:
-        """Publish a message whose delay is over, or drop it if its exchange no longer exists.
-
-        If publishing fails, the message is set aside (see Ledger.set_aside).
-        """
+        """Publish a message whose delay is over; drop it if its exchange is gone, set it aside if publishing fails."""
         exchange = self.exchanges.get(name)
         try:
             if exchange is not None:

@@ -1,4 +1,4 @@
-"""Socket handling for all protocols of the embedded broker: listeners, TLS, flow control, heartbeats and timeouts."""
+"""Sockets of the embedded broker, for all protocols: listeners, TLS, flow control, heartbeats and timeouts."""
 
 import sys
 

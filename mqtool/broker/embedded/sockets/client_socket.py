@@ -1,4 +1,4 @@
-"""Base classes of client connections in all protocols: reading, writing, flow control, heartbeats and timeouts."""
+"""Base classes of client connections for all protocols: reading, writing, flow control, heartbeats and timeouts."""
 
 import asyncio
 import ipaddress
@@ -20,13 +20,13 @@ log.addFilter(Repetitions())
 _HANDSHAKE_SECONDS = 10.0
 _LOGGED_CHARACTERS = 500
 
-#: With more unsent bytes than this, the broker stops reading from a client and handling the frames already read.
+#: If more bytes than this are unsent, the broker stops reading from a client, and stops handling frames already read.
 _UNSENT_LIMIT = 16 * 1024 * 1024
 
 #: An incomplete frame of up to this many bytes does not count towards the memory limit.
 _FEW_BYTES = 4096
 
-#: An incomplete frame larger than this can only be a publish. During an alarm, it blocks the client.
+#: An incomplete frame larger than this can only be part of a publish, so its client is blocked during an alarm.
 _LARGE_FRAME = 1024 * 1024
 
 
@@ -39,8 +39,8 @@ class PacedSocket(asyncio.Protocol, ABC):
 
     Attributes:
         enough_out: deliveries pause while more than this many bytes wait to be sent.
-        state: the frame that the handshake waits for, then `open`, `closing` (close was sent) or `closed`.
-        blocked: True while an alarm stops the broker from reading.
+        state: the frame that the handshake waits for; later `open`, `closing` (close was sent) or `closed`.
+        blocked: True while the broker does not read from the client because of an alarm.
         writable: True if more deliveries can be sent to the client.
         received_bytes, sent_bytes: total bytes in each direction.
     """
@@ -68,10 +68,10 @@ class PacedSocket(asyncio.Protocol, ABC):
 
     @abstractmethod
     def take_bytes(self, data: bytes) -> int:
-        """Handle the complete frames in `data`, and set `_need` to the size of the next frame.
+        """Handle the complete frames in `data` until `is_backed_up` is true; set `_need` to the size of the next frame.
 
         Returns:
-            The number of bytes handled. Stops early if `is_backed_up` becomes true.
+            The number of bytes handled.
         """
 
     @abstractmethod
@@ -84,7 +84,7 @@ class PacedSocket(asyncio.Protocol, ABC):
 
     @abstractmethod
     def count_held(self) -> None:
-        """Update the number of input and output bytes that are kept in memory for the client."""
+        """Update the count of input and output bytes that are kept in memory for the client."""
 
     def data_received(self, data: bytes) -> None:
         """Receive bytes from the client, and handle them once a frame is complete."""
@@ -115,16 +115,16 @@ class PacedSocket(asyncio.Protocol, ABC):
 
     @property
     def is_backed_up(self) -> bool:
-        """True if more than 16 MiB of replies wait for the next flush."""
+        """True if more than 16 MiB of output are waiting for the next flush."""
         return self._out_bytes > _UNSENT_LIMIT
 
     @property
     def may_read(self) -> bool:
-        """False while an alarm stops the broker from reading from this client."""
+        """False while the broker does not read from this client because of an alarm."""
         return not self.blocked
 
     def pace(self) -> None:
-        """Pause reading while the client is blocked or does not read its replies; otherwise resume reading."""
+        """Pause reading if the client is blocked or has too much unread output; otherwise resume reading."""
         if self.transport.is_closing():
             return
         if not self.may_read or self.transport.get_write_buffer_size() > _UNSENT_LIMIT:
@@ -136,7 +136,7 @@ class PacedSocket(asyncio.Protocol, ABC):
             self.handle(b"".join(self._chunks))
 
     def write(self, data: bytes) -> None:
-        """Send bytes at the end of this event loop iteration, in one write with everything else."""
+        """Send bytes at the end of this event loop iteration, in a single write with all other output."""
         self._out.append(data)
         self._out_bytes += len(data)
         if self._out_bytes > self.enough_out:
@@ -172,17 +172,17 @@ class PacedSocket(asyncio.Protocol, ABC):
             self.transport.close()
 
     def pause_output(self) -> None:
-        """Send nothing until resume_output() has been called as often as pause_output()."""
+        """Hold all output back until resume_output() has been called as often as pause_output()."""
         self._output_pauses += 1
 
     def resume_output(self) -> None:
-        """Undo one pause_output(). Once every one is undone, send everything written meanwhile."""
+        """Undo one call of pause_output(). Once all of them are undone, send the output held back."""
         self._output_pauses -= 1
         if not self._output_pauses:
             self.flush_soon()
 
     def pause_writing(self) -> None:
-        """Stop deliveries: the client reads too slowly."""
+        """Stop deliveries: the client reads its output too slowly."""
         self._paused = True
         self.writable = False
 
@@ -203,7 +203,7 @@ class PacedSocket(asyncio.Protocol, ABC):
         self._heard_at = self._loop.time()
 
     def hang_up(self) -> None:
-        """Close the socket once everything has been sent."""
+        """Close the socket once all output has been sent."""
         self.state = "closed"
         self._hanging_up = True
         self._flush()
@@ -214,16 +214,16 @@ class ClientSocket(PacedSocket):
 
     Args:
         broker: the broker.
-        connections: the open connections of this protocol; contains this one while its socket is open.
+        connections: the open connections of this protocol, including this one while its socket is open.
 
     Attributes:
         protocol: the protocol's name in the management API.
         heartbeat_frame: the bytes of a heartbeat.
         user, vhost, rights: the logged-in user, the virtual host and the user's permissions; set by the handshake.
-        peer, local: host and port of both ends.
+        peer, local: the host and port of the client, and those of the broker.
         held_bytes: bytes kept in memory for the client: unread output, incomplete messages, uncommitted transactions.
-        connected_at: seconds since 1970.
-        heartbeat: the negotiated interval in seconds; 0 for none.
+        connected_at: when the client connected, in seconds since 1970.
+        heartbeat: the negotiated heartbeat interval in seconds; 0 for no heartbeats.
     """
 
     protocol: ClassVar[str]
@@ -252,7 +252,7 @@ class ClientSocket(PacedSocket):
         """Release everything that belongs to the connection, such as channels and consumers."""
 
     def add_held_bytes(self, count: int) -> None:
-        """Add to the bytes kept in memory for the client, which count towards the memory limit; negative if freed."""
+        """Add `count`, negative for freed memory, to `held_bytes` and to the bytes that the memory limit applies to."""
         self.held_bytes += count
         self.broker.hold_for_client(count)
 
@@ -267,7 +267,7 @@ class ClientSocket(PacedSocket):
             self.block()
 
     def block(self) -> None:
-        """Stop reading from a publishing client until the alarm is over."""
+        """Stop reading from the client, a publisher, until the last alarm is over."""
         self.blocked = True
         self.pace()
 
@@ -279,7 +279,7 @@ class ClientSocket(PacedSocket):
 
     @property
     def takes_replies(self) -> bool:
-        """True if at most 16 MiB of output wait for the client."""
+        """True if at most 16 MiB of unsent output and incomplete input are held for the client."""
         return self._out_bytes + self._held_by_socket <= _UNSENT_LIMIT
 
     @property
@@ -303,13 +303,13 @@ class ClientSocket(PacedSocket):
         self._connections.allow(self)
 
     def log_once_a_second(self, level: int, cause: str, text: str) -> None:
-        """Log a message about the connection. Until it is open, log only one line a second for each cause.
+        """Log a message about the connection. Unless it is open, log only one line a second for each cause.
 
         Args:
             level: the level, such as logging.WARNING.
-            cause: one of a few fixed texts.
-            text: the message, cut to 500 characters. All characters but printable ASCII are escaped, so that names
-                chosen by clients can neither forge log lines nor control a terminal.
+            cause: one of a few fixed strings, which identifies messages of the same kind.
+            text: the message, which is cut to 500 characters. All characters except printable ASCII are escaped, so
+                that names chosen by clients can neither forge log lines nor control a terminal.
         """
         shown = ascii(text[:_LOGGED_CHARACTERS])[1:-1]
         extra = None if self.is_open else caused_by(f"{self.protocol} {cause}")
@@ -319,7 +319,7 @@ class ClientSocket(PacedSocket):
         self.transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Set up a new connection and wait for its handshake."""
+        """Set up a new connection, and start the time limit for its handshake."""
         assert isinstance(transport, asyncio.Transport)
         self.transport = self._socket = transport
         transport.set_write_buffer_limits(high=self.enough_out)
@@ -334,7 +334,7 @@ class ClientSocket(PacedSocket):
             self.broker.hooks.connected(self)
 
     def hand_over(self, successor: "ClientSocket", data: bytes) -> None:
-        """Let a connection of another protocol take over the socket: the first bytes, `data`, are in that protocol."""
+        """Transfer the socket to a connection of another protocol: the one used in `data`, the client's first bytes."""
         self.set_deadline(None)
         self.state = "closed"
         self._connections.remove(self)
@@ -366,7 +366,7 @@ class ClientSocket(PacedSocket):
             ledger.after_commit(self.resume_output)
 
     def set_deadline(self, seconds: float | None) -> None:
-        """Close the socket after this many seconds; None for never. Replaces the previous deadline."""
+        """Close the socket after this many seconds, or never (None). Replaces any previous deadline."""
         if self._deadline is not None:
             self._deadline.cancel()
         self._deadline = None if seconds is None else self._loop.call_later(seconds, self._out_of_time)
@@ -377,7 +377,7 @@ class ClientSocket(PacedSocket):
         self.transport.abort()
 
     def start_heartbeats(self, seconds: int) -> None:
-        """Send and expect heartbeats at this interval; 0 for none."""
+        """Start to send and expect heartbeats, at this interval; 0 for no heartbeats."""
         self.heartbeat = seconds
         if seconds:
             self._heard_at = self._sent_at = self._loop.time()

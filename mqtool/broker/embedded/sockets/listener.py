@@ -17,17 +17,17 @@ log = logging.getLogger("mqtool.broker.embedded")
 _BACKLOG = 1024
 _HANDSHAKE_SECONDS = 10.0
 
-#: "::" also means every IPv4 address, as with most servers.
+#: "::" stands for all IPv4 addresses, too, as with most servers.
 _EVERYWHERE = {"::": ("0.0.0.0", "::")}  # noqa: S104
 
 _NO_SUCH_FAMILY = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 
-#: Attempts to find a port that is free on all addresses.
+#: The maximum number of attempts to find a port that is free on all addresses.
 _ATTEMPTS = 20
 
 
 class Listener:
-    """Accepts connections on one port of one or more hosts. Can refuse connections for a while and keep the port.
+    """Accepts connections on one port of one or more hosts. Can refuse connections for a while without losing the port.
 
     Args:
         new_connection: creates the asyncio protocol of a new connection.
@@ -47,13 +47,13 @@ class Listener:
 
         Args:
             hosts: names or addresses.
-            port: 0 for any port that is free on all of the addresses.
+            port: the port number; 0 for any port that is free on all of the addresses.
 
         Returns:
-            The port.
+            The port number.
 
         Raises:
-            OSError: the port is already in use.
+            OSError: a host name cannot be resolved, or the port cannot be used, for example because it is in use.
         """
         for each in _bound(hosts, port):
             port = each.getsockname()[1]
@@ -75,7 +75,7 @@ class Listener:
         self._bound = [_bound_socket(family, address) for family, address in addresses]
 
     def open(self) -> None:
-        """Undo one shut(). Accept connections again once every shut() is undone."""
+        """Undo one call of shut(). Once all of them are undone, accept connections again."""
         self._shut -= 1
         if self._shut:
             return
@@ -108,7 +108,7 @@ class Listener:
 
 
 def _bound(hosts: Sequence[str], port: int) -> list[socket.socket]:
-    """Bind sockets to all addresses of these hosts, on one port, and return them."""
+    """Bind sockets to one port on all addresses of these hosts, and return the sockets."""
     for attempt in range(_ATTEMPTS):
         bound: list[socket.socket] = []
         try:
@@ -125,7 +125,7 @@ def _bound(hosts: Sequence[str], port: int) -> list[socket.socket]:
 
 
 def _bound_to(host: str, port: int) -> list[socket.socket]:
-    """Bind sockets to the addresses of a host, and return them. Skips IPv6 or IPv4 if the machine lacks support."""
+    """Bind sockets to the addresses of a host, and return the sockets. Skips IPv6 or IPv4 if the machine lacks it."""
     found = {}
     for name in _EVERYWHERE.get(host, (host,)):
         try:
@@ -151,7 +151,7 @@ def _bound_to(host: str, port: int) -> list[socket.socket]:
 
 
 def _bound_socket(family: int, address: Any) -> socket.socket:
-    """Return a non-blocking socket that is bound to an address."""
+    """Create a non-blocking socket that is bound to an address."""
     bound = socket.socket(family, socket.SOCK_STREAM)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -176,7 +176,7 @@ class Tls:
     Attributes:
         cert: the broker's certificate, followed by any intermediate certificates.
         key: the certificate's private key, not encrypted.
-        client_ca: the CA that must have signed client certificates; None if clients need no certificate.
+        client_ca: the CA certificates for verifying client certificates; None if clients need no certificate.
     """
 
     cert: str | Path
@@ -184,7 +184,7 @@ class Tls:
     client_ca: str | Path | None = None
 
     def context(self) -> ssl.SSLContext:
-        """Return the TLS context for a Listener.
+        """Create the TLS context for a Listener.
 
         Raises:
             OSError: a file cannot be read or is not PEM, or the key does not match the certificate.
@@ -219,7 +219,7 @@ def _check(path: Path) -> None:
 
 
 class _Handshake(ssl.SSLObject):
-    """Logs the reason for a failed TLS handshake; asyncio does not."""
+    """Logs the reason if a TLS handshake fails, because asyncio does not."""
 
     def do_handshake(self) -> None:
         try:
@@ -237,7 +237,10 @@ def _reason(error: ssl.SSLError) -> str:
 
 
 def stranger_limit() -> int:
-    """Return how many connections an address may have before login: RLIMIT_NOFILE / 4, at least 64, at most 1000."""
+    """Return the maximum number of connections from one address that have not logged in.
+
+    This is a quarter of the file descriptors allowed (RLIMIT_NOFILE), but at least 64 and at most 1000.
+    """
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return min(max(descriptors // 4, 64), 1000)
 
@@ -255,7 +258,7 @@ C = TypeVar("C", bound=Abortable)
 
 
 class Connections(set[C], Generic[C]):
-    """The open connections of one protocol. Limits the connections from one address that have not logged in."""
+    """The open connections of one protocol. Limits how many from one address may be open without a login."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -263,7 +266,7 @@ class Connections(set[C], Generic[C]):
         self._strangers: dict[str, dict[C, None]] = {}
 
     def add(self, connection: C) -> None:
-        """Add a new connection. If its address has too many that have not logged in, close the oldest of them."""
+        """Add a new connection. If its address now has too many without a login, close the oldest of these."""
         super().add(connection)
         strangers = self._strangers.setdefault(connection.peer[0], {})
         strangers[connection] = None
@@ -275,7 +278,7 @@ class Connections(set[C], Generic[C]):
             oldest.abort()
 
     def allow(self, connection: C) -> None:
-        """Stop counting a connection towards the limit of its address: its client has logged in."""
+        """Stop counting a connection towards the limit of its address, because its client has logged in."""
         address = connection.peer[0]
         strangers = self._strangers.get(address)
         if strangers is not None:
@@ -290,9 +293,9 @@ class Connections(set[C], Generic[C]):
 
 
 class Repetitions(logging.Filter):
-    """A log filter that suppresses repetitions. The next record that passes says how many were suppressed.
+    """A log filter that suppresses repeated records. The next record that passes says how many were suppressed.
 
-    Only records with a `cause` are filtered: `log.warning("...", extra=caused_by("handshake"))`.
+    Only records with a cause are filtered: `log.warning("...", extra=caused_by("handshake"))`.
     """
 
     def __init__(self) -> None:
@@ -315,5 +318,5 @@ class Repetitions(logging.Filter):
 
 
 def caused_by(cause: str, seconds: float = 1.0) -> dict[str, Any]:
-    """Return the `extra` argument that limits a log call to one line every `seconds` seconds for each `cause`."""
+    """Return an `extra` argument for a log call that limits the log to one line per `cause` in this many seconds."""
     return {"cause": cause, "seconds": seconds}
