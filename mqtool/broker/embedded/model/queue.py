@@ -54,7 +54,7 @@ class Queue:
         owner: the connection that an exclusive queue belongs to; None for a shared queue.
         key: the number of the queue in the data directory.
         kind: `classic`, `quorum` or `stream`.
-        stored: True if the queue and its persistent messages survive a restart.
+        stored: True if the queue and its persistent messages survive a restart. An exclusive queue never does.
         policy, watcher: the policies that apply, and the observer set by VirtualHost.watch(), if any.
         backlog: the ready messages.
         dead_letters: dead-lettered messages that no queue has accepted yet, with the reasons. Only used with the
@@ -98,7 +98,6 @@ class Queue:
         self._retry = Alarm(self.clock, self._retry_dead_letters)
         self._retries: Timetable[Entry] = Timetable(self.clock, self.backlog.put_back, lambda: self.requeue(()))
         self._unused = Alarm(self.clock, lambda: self.when_unused(self))
-        # An exclusive queue is deleted with its connection, so it cannot survive a restart.
         self.stored = self.durable and self.owner is None
         self._delivered = not self.stored
 
