@@ -253,7 +253,7 @@ def path(*names: str) -> str:
     """Join names into a path below /api/, escaped. Raises UsageError for "", "." and ".."."""
     for name in names:
         if name in ("", ".", ".."):  # clients remove these from a URL's path
-            raise UsageError(f"the management API does not accept the name {name!r}")
+            raise UsageError(f"the management API does not accept the name {name!r}", "a URL cannot contain it")
     return "/".join(quote(name, safe="", errors="surrogateescape") for name in names)
 
 

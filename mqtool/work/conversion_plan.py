@@ -13,7 +13,7 @@ from mqtool.delays.destinations import derived_name
 from mqtool.errors import AccessRefused, BadData, NotFound
 from mqtool.management import Management, exchange_path, path
 from mqtool.management.api_client import Json
-from mqtool.spelling import counted, pasteable
+from mqtool.spelling import counted, did_you_mean, pasteable
 from mqtool.topology import DELAYED, Queue
 
 #: The queue argument that holds the plan of a conversion, as JSON.
@@ -213,7 +213,9 @@ def prospect(api: Management, vhost: str, queue: str, to: str | None, changes: M
     """
     view = view_of(api, vhost, queue)
     if view is None:
-        raise NotFound(f"queue {queue!r} does not exist in vhost {vhost!r}", "'mqtool list queues' shows them")
+        names = [each["name"] for each in management.queues(api, vhost, ("name",))]
+        hint = did_you_mean(queue, names, "'mqtool list queues' shows them")
+        raise NotFound(f"queue {queue!r} does not exist in vhost {vhost!r}", hint)
     source = Definition.of(view)
     wanted = to or source.type
     kept, dropped = {}, []

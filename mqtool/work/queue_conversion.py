@@ -30,7 +30,7 @@ from typing import Any
 from mqtool.amqp import Channel, Connection, administration
 from mqtool.amqp.transactions import Mover
 from mqtool.delays.wait_queues import YOUNG
-from mqtool.errors import BadData, DeclaredDifferently, NotFound, Unavailable
+from mqtool.errors import BadData, DeclaredDifferently, NotFound, Unavailable, UsageError
 from mqtool.management import Management, path
 from mqtool.management.api_client import Json
 from mqtool.spelling import counted, pasteable
@@ -142,7 +142,10 @@ class Conversion:
         self.lock()
         trial = self._plan.target.named(self._names.trial)
         administration.delete_queue(self._channel, trial.name)
-        self._channel.declare(trial)
+        try:
+            self._channel.declare(trial)
+        except UsageError as error:  # users know neither the trial's name nor the options of 'queue declare'
+            raise UsageError(str(error).replace(trial.name, self._plan.queue), "see --to and --argument") from error
         administration.delete_queue(self._channel, trial.name)
         self._channel.declare(self._holder(self._names.held, {PLAN: self._plan.as_text()}))
         self.has_begun = True

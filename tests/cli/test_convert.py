@@ -423,6 +423,11 @@ def test_what_cannot_be_converted_is_told_before_anything_changes(managed: Shell
             refused = managed.run("mqtool", "queue", "convert", name, "--to", to, "--yes")
             assert (refused.code, said in refused.stderr) == (2, True), refused.stderr
             assert "nothing was changed" in refused.stderr
+    refused = managed.run("mqtool", "queue", "convert", "old", "--to", "classic", "-a", "x-max-length=abc", "--yes")
+    assert (refused.code, "invalid arg 'x-max-length' for queue 'old'" in refused.stderr) == (2, True), refused.stderr
+    assert "hint: see --to and --argument" in refused.stderr
+    misspelt = managed.run("mqtool", "queue", "convert", "shrot")
+    assert (misspelt.code, "did you mean 'short'?" in misspelt.stderr) == (69, True), misspelt.stderr
     assert definitions(broker) == before
     left_out = ("-a", "x-max-priority:=null", "--dry-run")
     assert managed.run("mqtool", "queue", "convert", "old", "--to", "quorum", *left_out).code == 0
