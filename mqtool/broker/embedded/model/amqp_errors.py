@@ -46,7 +46,7 @@ class AmqpException(Exception):
     Attributes:
         code: the AMQP reply code.
         text: the reply text, starting with the name of the code.
-        what: the reply text without the name of the code.
+        what: the reply text without the name of the code; "" if there is nothing else.
     """
 
     def __init__(self, code: int, what: str = "") -> None:

@@ -52,7 +52,7 @@ _TO = {
     "exchange": {"all", "exchanges"},
 }
 
-# The settings that some types of queues do not support. A policy with any of these does not apply to such a queue.
+# Settings that some types of queues do not support. A policy that contains any of them does not apply to such a queue.
 _OF_STREAMS = {"max-age", "stream-max-segment-size-bytes", "initial-cluster-size"}
 _OF_MIRRORS = {
     "ha-mode",

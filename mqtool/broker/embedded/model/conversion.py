@@ -277,7 +277,8 @@ def _deaths_to_091(value: Any10) -> list[Value] | None:
 def deaths_from_091(value: Value) -> Array | None:
     """Convert an x-death header to the annotation x-opt-deaths; return None if no broker has written the header.
 
-    The annotation has the times of the first and the last death. The header has only the first, which is used for both.
+    The annotation contains the times of the first and the last death. The header contains only the first time, which is
+    used for both.
     """
     deaths = Array()
     for death in value if isinstance(value, list) else ():

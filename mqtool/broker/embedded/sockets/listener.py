@@ -187,7 +187,7 @@ class Tls:
         """Create the TLS context for a Listener.
 
         Raises:
-            OSError: a file cannot be read or is not PEM, or the key does not match the certificate.
+            OSError: a file cannot be read or is not PEM, or the key is encrypted or does not match the certificate.
         """
         for path in (self.cert, self.key, *([self.client_ca] if self.client_ca is not None else [])):
             _check(Path(path))

@@ -105,8 +105,8 @@ def _checksum(order: str, before: bytes, data: bytes) -> bytes:
 def _is_torn(data: bytes, read: int, commit: int) -> bool:
     """Return True if only the last page of a group of changes has a wrong checksum.
 
-    Usually the broker was killed, or the disk was full, during the write. In this case, nothing in the group was
-    confirmed. Later damage to the page looks the same.
+    The usual cause is that the broker was killed, or the disk was full, during the write. In that case, no message in
+    the group was confirmed. Later damage to the page looks the same.
     """
     order, page_size = _MAGIC[int.from_bytes(data[:4])], int.from_bytes(data[8:12])
     size = _FRAME.size + page_size

@@ -34,7 +34,7 @@ def recover(broker: Broker, storage: Storage) -> None:
 
 
 class _Recovery:
-    """Restores definitions, then messages. Unreadable definitions and streams are reported in `Storage.damage`."""
+    """Restores definitions, then messages. Reports unreadable definitions and streams in `Storage.damage`."""
 
     def __init__(self, broker: Broker, storage: Storage) -> None:
         self._broker = broker

@@ -231,7 +231,7 @@ class Storage(Ledger):
             self._schedule()
 
     def discard_log(self, log: Log) -> None:
-        """Have the writer thread delete the files of a stream. It does so because it may be writing to them now."""
+        """Have the writer thread delete a stream's files, because that thread may be writing to them now."""
         self._next.discarded.append(log)
         self._schedule()
 
