@@ -26,12 +26,12 @@ MANUAL = Path(__file__).parent / "mqtool.1"
 
 @functools.cache
 def described() -> CommandHelp:
-    """mqtool with all its commands; to make them takes a second, so nobody does who only imports this."""
+    """Return the description of mqtool with all its commands. Building it takes a second, so it is not done on import."""
     return describe(app)
 
 
 def reference() -> str:
-    """Every command in Markdown: the options that commands share once, then each command's own."""
+    """Return the command reference in Markdown: first the shared options, then each command with its own options."""
     parts = ["# Commands", f"{described().sentence}.", "## Shared options"]
     for topic, _ in PANELS.values():
         if topic in TOPICS:
@@ -63,11 +63,11 @@ def _options(options: list[OptionHelp]) -> str:
 
 
 def dialects() -> str:
-    """What each dialect declares, prints, and sends without words, in Markdown."""
+    """Return the dialects page in Markdown: what each dialect declares and prints, and its default messages."""
     parts = [
         "# Dialects",
-        "A dialect is the names, settings and output of one set of tutorials. Choose it with `--dialect` or "
-        "`MQTOOL_DIALECT`; the default is `python`. To find the right one, see "
+        "A dialect is the set of names, settings and printed lines that one version of the tutorials uses. Choose a "
+        "dialect with `--dialect` or `MQTOOL_DIALECT`; the default is `python`. To find the right dialect, see "
         "[If you follow another tutorial](../how-to/older-tutorials.md).",
         "## Queues and exchanges",
     ]
@@ -77,16 +77,16 @@ def dialects() -> str:
     )
     parts += [
         "## Printed lines, and default messages",
-        "Lines with received data go to stdout, all others to stderr. The scripts for Go and Elixir begin each line "
+        "Lines with received data go to stdout, all other lines to stderr. The scripts for Go and Elixir begin each line "
         "with the time; mqtool does not. `!r` means that the value is quoted, as by Python's `repr()`. The rows from "
-        "`hello` to `topic` are messages or keys that commands use if you give none.",
+        "`hello` to `topic` are the messages or routing keys that commands use if you give none.",
     ]
     spoken = [name for name in vars(Lines) if not name.startswith("_")]
     parts.append(_rows([(name, *(_shown(getattr(LINES[dialect], name)) for dialect in Dialect)) for name in spoken]))
     parts += [
         "## Streams",
         "`send-stream`, `receive-stream`, `offset send` and `offset receive` have these dialects. If the command "
-        "creates the stream, it sets the size limit in the table.",
+        "creates the stream, it sets the size limit given in the table.",
         _rows(
             [
                 ("hello", *(_stream(HELLO[dialect].stream) for dialect in StreamDialect)),
@@ -123,7 +123,7 @@ def _shown(value: str | bytes | bool) -> str:
 
 
 def manual() -> str:
-    """mqtool(1), in man's own macros."""
+    """Return the man page mqtool(1), in roff with man's macros."""
     lines = [
         f'.TH MQTOOL 1 "" "mqtool {__version__}" "User Commands"',
         ".SH NAME",
@@ -161,7 +161,7 @@ def _terms(options: list[OptionHelp]) -> Iterator[str]:
 
 
 def _roff(text: str) -> str:
-    """Text that roff prints as it is."""
+    """Escape text so that roff prints it unchanged."""
     text = text.replace("\\", "\\e").replace("-", "\\-")
     return f"\\&{text}" if text.startswith((".", "'")) else text
 
@@ -173,9 +173,9 @@ _ABOUT_PYTHON = """\
 # Python interface
 
 Programs may import the names on this page from mqtool, and use the attributes and methods described here. From version
-1.0 on, these keep their meaning until the next major version. Before a name is removed, using it gives a
-`DeprecationWarning` in at least one minor version. CHANGELOG.md lists every change. Everything else in mqtool is
-private and may change in any release.
+1.0 on, these names, attributes and methods keep their meaning until the next major version. Before a name is removed,
+using it gives a `DeprecationWarning` in at least one minor version. CHANGELOG.md lists every change to this interface.
+Everything else in mqtool is private and may change in any release.
 
 The pytest fixtures `amqp_broker` (an `EmbeddedBroker`), `amqp_vhost` (a `Vhost`) and `amqp_tls` (an `Authority`), the
 marker `amqp_recording` and the setting `amqp_broker_like` are public too; see [testing](../how-to/testing.md)."""
@@ -186,7 +186,7 @@ _PRIVATE = {"arguments", "begin", "now", "under_test", "wait_for_count"}
 
 
 def interface() -> dict[str, list[str]]:
-    """The public names, each with its signature and those of its methods and properties."""
+    """Return the public names, each with its own signature and the signatures of its methods and properties."""
     found = {}
     for module in map(importlib.import_module, PUBLIC):
         for name in module.__all__:
@@ -196,12 +196,12 @@ def interface() -> dict[str, list[str]]:
 
 
 def checksum() -> str:
-    """A short hash of interface(), which CHANGELOG.md has to name: nobody changes the interface without saying so."""
+    """Return a short hash of interface(). CHANGELOG.md must contain it, so that every change of the interface is noted."""
     return hashlib.sha256(repr(interface()).encode()).hexdigest()[:8]
 
 
 def python() -> str:
-    """What Python programs may import, in Markdown."""
+    """Return the page about the names that Python programs may import, in Markdown."""
     parts, seen = [_ABOUT_PYTHON, f"Checksum of this interface: `{checksum()}`."], set()
     for module in map(importlib.import_module, PUBLIC):
         parts += [f"## {module.__name__}", *_prose(module)]
@@ -218,7 +218,7 @@ def python() -> str:
 
 
 def _members(thing: Any) -> Iterator[tuple[str, Any]]:
-    """The signature of each public method and property of a class, and the object that has its docstring."""
+    """Yield the signature of each public method and property of a class, with the object that has its docstring."""
     if not inspect.isclass(thing):
         return
     for name in dict.fromkeys(
@@ -245,14 +245,14 @@ def _signature(name: str, thing: Any) -> str:
 
 
 def _plain(signature: str) -> str:
-    """A signature without the modules of its types, and without quotes around them."""
+    """Remove the module names and the quotes of types from a signature."""
     signature = re.sub(r"(: |-> |\[str, )'([^']+)'", r"\1\2", signature)
     signature = re.sub(r"<function \S+ at \w+>", "...", signature)
     return re.sub(r"~(?=[A-Z])|\b(?:[a-z_0-9]+\.)+(?=[A-Z])", "", signature)
 
 
 def _prose(thing: Any) -> Iterator[str]:
-    """The docstring of an object in Markdown, by paragraph."""
+    """Yield the paragraphs of an object's docstring, in Markdown."""
     for block in (inspect.getdoc(thing) or "").split("\n\n"):
         head, _, rest = block.partition("\n")
         if head in _SECTIONS:
