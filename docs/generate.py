@@ -26,7 +26,7 @@ MANUAL = Path(__file__).parent / "mqtool.1"
 
 @functools.cache
 def described() -> CommandHelp:
-    """Return the description of mqtool with all its commands. Building it takes a second, so it is not done on import."""
+    """Return the description of all commands. Building it takes a second, so this is not done on import."""
     return describe(app)
 
 
@@ -77,8 +77,8 @@ def dialects() -> str:
     )
     parts += [
         "## Printed lines, and default messages",
-        "Lines with received data go to stdout, all other lines to stderr. The scripts for Go and Elixir begin each line "
-        "with the time; mqtool does not. `!r` means that the value is quoted, as by Python's `repr()`. The rows from "
+        "Lines with received data go to stdout, all other lines to stderr. The scripts for Go and Elixir begin each "
+        "line with the time; mqtool does not. `!r` means that the value is quoted, as by Python's `repr()`. The rows from "
         "`hello` to `topic` are the messages or routing keys that commands use if you give none.",
     ]
     spoken = [name for name in vars(Lines) if not name.startswith("_")]
@@ -196,7 +196,7 @@ def interface() -> dict[str, list[str]]:
 
 
 def checksum() -> str:
-    """Return a short hash of interface(). CHANGELOG.md must contain it, so that every change of the interface is noted."""
+    """Return a short hash of interface(). CHANGELOG.md must contain it, so that no change goes unnoticed."""
     return hashlib.sha256(repr(interface()).encode()).hexdigest()[:8]
 
 
