@@ -338,6 +338,7 @@ def test_it_says_what_a_broker_cannot_show(shell: Shell, broker: TestBroker, pag
 
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 @pytest.mark.parametrize("how", ["--tap", "--firehose"])
+@pytest.mark.own_vhost("a consumer that RabbitMQ has just cancelled in this vhost may still be shown")
 @large
 def test_copies_of_messages_on_rabbitmq(shell: Shell, broker: TestBroker, chromium: Any, how: str) -> None:
     """Single messages move there, too; private queues, also that of --record, are not shown, and nothing is left."""

@@ -152,6 +152,7 @@ class SessionState(ABC):
             self.flow()
         self._window -= 1
         self._next_incoming = add(self._next_incoming, 1)
+        # RabbitMQ has the misspelling, too.
         margin = INCOMING_WINDOW if self._is_shut else 0
         if self._window < -margin:
             raise SessionError(WINDOW_VIOLATION, f"incoming window violation (tolerated excess tranfers: {margin})")
