@@ -78,8 +78,8 @@ def dialects() -> str:
     parts += [
         "## Printed lines, and default messages",
         "Lines with received data go to stdout, all other lines to stderr. The scripts for Go and Elixir begin each "
-        "line with the time; mqtool does not. `!r` means that the value is quoted, as by Python's `repr()`. The rows from "
-        "`hello` to `topic` are the messages or routing keys that commands use if you give none.",
+        "line with the time; mqtool does not. `!r` means that the value is quoted, as by Python's `repr()`. The rows "
+        "from `hello` to `topic` are the messages or routing keys that commands use if you give none.",
     ]
     spoken = [name for name in vars(Lines) if not name.startswith("_")]
     parts.append(_rows([(name, *(_shown(getattr(LINES[dialect], name)) for dialect in Dialect)) for name in spoken]))
