@@ -122,7 +122,7 @@ COMMAND_LINE = [
     Case("receive --prefetch -1", 2, "Invalid value for '--prefetch': -1"),
     Case("receive --prefetch 65536", 2, "Invalid value for '--prefetch': 65536"),
     Case("receive --format %z", 2, "unknown placeholder '%z' in --format", "'mqtool help output'"),
-    Case("receive --format 100%", 2, "--format has an unknown place '%'", "'mqtool help output'"),
+    Case("receive --format 100%", 2, "unknown placeholder '%' in --format", "'mqtool help output'"),
     Case("receive --raw --json", 2, "--raw, --json and --format cannot be combined", "only one"),
     Case("receive-log topic # --json --format %b", 2, "--raw, --json and --format cannot be combined"),
     Case("receive-log direct", 2, "Missing argument 'severities'", "for example: mqtool receive-log direct info"),
