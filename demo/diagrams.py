@@ -109,8 +109,8 @@ With `--ui`, the tutorial plays [in your browser](how-to/browser.md#play-a-tutor
 messages as they move. "Watch it", below each title, opens [a recording of the tutorials](pictures/tutorials.html). The
 recording is a single file, which any browser can play without mqtool and without a network.
 
-`tutorial show` prints the diagram, the explanation, the commands and the source of a tutorial. With `--plain`, it
-prints a script that does the same with a client library, without mqtool.
+`tutorial show` prints the diagram, the explanation, the commands and the source of a tutorial. With `--plain`,
+`tutorial show` prints a script that does the same with a client library, without mqtool.
 
 ```sh
 mqtool tutorial list
