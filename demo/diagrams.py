@@ -135,7 +135,7 @@ set the protocol in each terminal:
 export MQTOOL_PROTOCOL=amqp1.0
 ```
 
-Over AMQP 1.0, messages flow over links between programs and addresses. The diagrams show these addresses. [AMQP
+Over AMQP 1.0, messages flow over links between programs and addresses; the diagrams show the addresses. [AMQP
 1.0](how-to/amqp10.md) compares the two protocols.
 """
 _TAIL = """\
