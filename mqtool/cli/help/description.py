@@ -193,8 +193,11 @@ def topic_options(command: CommandHelp, topic: str) -> list[OptionHelp]:
 
 
 def _argument(parameter: Any) -> ArgumentHelp:
-    name = (parameter.metavar or parameter.name).upper().rstrip(".").strip("[]").rstrip(".")
-    if parameter.nargs != 1:
+    metavar = parameter.metavar or parameter.name
+    name = metavar.upper().rstrip(".").strip("[]").rstrip(".")
+    if " " in metavar:
+        name = metavar.strip("[]")  # several words, such as "[compare A B]"
+    elif parameter.nargs != 1:
         singular = f"{name[:-3]}Y" if name.endswith("IES") else name.removesuffix("S")
         name = f"{singular}..."
     default = parameter.show_default
