@@ -11,6 +11,7 @@ import pytest
 from mqtool.benching.tally import Latencies
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.drills.scene import Proxy
+from mqtool.stage.terminal import CheckFailed
 from tests.brokers import TestBroker, large, on_any_broker
 from tests.cli.shell import Shell, wait_until
 
@@ -55,10 +56,11 @@ def test_totals_and_nothing_left_behind(shell: Shell, broker: TestBroker, queue_
     if "protocol" in queue_type:
         return  # RabbitMQ's API does not count these
     told = ("publish", "deliver", "ack") if broker.kind == "embedded" else ("publish", "confirm", "deliver", "ack")
-    wait_until(
-        lambda: _counted_by(broker, told) == [500] * len(told),
-        lambda: f"500 of each of {told}, not {_counted_by(broker, told)}",
-    )
+    try:
+        wait_until(lambda: _counted_by(broker, told) == [500] * len(told), f"500 of each of {told}", patience=30)
+    except CheckFailed:
+        # RabbitMQ's statistics sometimes lack clients that were connected for a moment, but they lack them wholly.
+        assert (broker.kind, _counted_by(broker, told)) == ("rabbitmq", [0] * len(told))
 
 
 def _counted_by(broker: TestBroker, names: Sequence[str]) -> list[int]:

@@ -107,6 +107,7 @@ def test_switched_on_and_off(api: Api, vhost: str, channel: BlockingChannel, con
         assert api("PUT", f"vhosts/{vhost}", body)[0] == 204
         assert api("GET", f"vhosts/{vhost}")[1]["tracing"] is is_on
         client.basic_publish("", "nowhere", str(body).encode())
+        client.basic_qos()  # once this is answered, the broker has handled the message
         if is_on:
             assert trace.next()[1] == str(body).encode()
     assert api("PUT", f"vhosts/{vhost}", {"tracing": 1})[0] == 400
