@@ -68,8 +68,8 @@ class BrokerUse:
         """Start measuring, if that is possible."""
         with contextlib.suppress(MqtoolError):
             self._api = self._find_api()
-            [node] = self._nodes()
-            pid = int(node.get("os_pid") or 0)
+            nodes = self._nodes()
+            pid = int(nodes[0].get("os_pid") or 0) if len(nodes) == 1 else 0
             command = Path(f"/proc/{pid}/cmdline")
             # A broker in a container has a different PID here; the process with the reported PID is not the broker.
             if pid and command.exists() and any(name in command.read_bytes() for name in (b"rabbit", b"mqtool")):
@@ -91,7 +91,7 @@ class BrokerUse:
     def _nodes(self) -> list[dict[str, Any]]:
         assert self._api is not None
         found: list[dict[str, Any]] = self._api.get("nodes", columns="os_pid,mem_used")
-        return found
+        return [node for node in found if node]  # [] instead of an object while RabbitMQ has no statistics of a node
 
 
 def _cpu_time(pid: int) -> float:

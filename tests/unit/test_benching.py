@@ -2,10 +2,14 @@
 
 import random
 import sys
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
+from mqtool.benching.run import BrokerUse
 from mqtool.benching.tally import Latencies, Numbers, Tally, add_to_runs
+from mqtool.management import Management
 
 
 def _receive(tally: Tally, numbers: list[int], *, consumer: int = 0, redelivered: bool = False) -> None:
@@ -95,3 +99,15 @@ def test_latencies_merge() -> None:
     assert one.at(50) == one.at(99) == pytest.approx(0.001, rel=0.001)
     assert one.at(99.1) == one.at(100) == pytest.approx(2.0, rel=0.001)
     assert one.bars([0, 0.01, 10]) == [99, 1]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "memory"), [([[]], None), ([{"os_pid": "1", "mem_used": 5}, {"os_pid": "1", "mem_used": 6}], 11)]
+)
+def test_the_brokers_cpu_is_unknown(nodes: list[Any], memory: int | None) -> None:
+    """While RabbitMQ has no statistics of its node, which it then returns as [], and in a cluster."""
+    api = Mock(Management)
+    api.get.return_value = nodes
+    use = BrokerUse(lambda: api)
+    use.begin()
+    assert use.end() == (None, memory)
