@@ -39,7 +39,7 @@ _NO_PROPERTIES: Mapping[str, Any] = {}
 
 
 class _Record:
-    """The methods that a dataclass would have. Creating two dataclasses takes longer than sending a message."""
+    """Methods that a dataclass would generate. Generating them, at start-up, takes longer than sending a message."""
 
     __slots__: tuple[str, ...] = ()
 

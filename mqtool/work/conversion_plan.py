@@ -183,7 +183,7 @@ def view_of(api: Management, vhost: str, name: str) -> Json | None:
 
 
 def bindings_of(api: Management, vhost: str, name: str, *, exchange: bool = False) -> list[Json]:
-    """Return a queue's or an exchange's bindings as the API describes them, except that to the default exchange."""
+    """Return a queue's or an exchange's bindings as the API describes them, except the one to the default exchange."""
     where = (
         exchange_path(vhost, name, "bindings", "destination") if exchange else path("queues", vhost, name, "bindings")
     )
