@@ -91,7 +91,7 @@ class BrokerUse:
     def _nodes(self) -> list[dict[str, Any]]:
         assert self._api is not None
         found: list[dict[str, Any]] = self._api.get("nodes", columns="os_pid,mem_used")
-        return [node for node in found if node]  # [] instead of an object while RabbitMQ has no statistics of a node
+        return [node or {} for node in found]  # [] instead of an object while RabbitMQ has no statistics of a node
 
 
 def _cpu_time(pid: int) -> float:

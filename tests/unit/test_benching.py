@@ -1,5 +1,6 @@
 """Counting each message of a benchmark, and its latencies: exact, in little memory."""
 
+import os
 import random
 import sys
 from typing import Any
@@ -102,7 +103,12 @@ def test_latencies_merge() -> None:
 
 
 @pytest.mark.parametrize(
-    ("nodes", "memory"), [([[]], None), ([{"os_pid": "1", "mem_used": 5}, {"os_pid": "1", "mem_used": 6}], 11)]
+    ("nodes", "memory"),
+    [
+        ([[]], None),
+        ([{"os_pid": str(os.getpid()), "mem_used": 5}, []], None),
+        ([{"os_pid": str(os.getpid()), "mem_used": 5}, {"os_pid": "1", "mem_used": 6}], 11),
+    ],
 )
 def test_the_brokers_cpu_is_unknown(nodes: list[Any], memory: int | None) -> None:
     """While RabbitMQ has no statistics of its node, which it then returns as [], and in a cluster."""
