@@ -322,7 +322,7 @@ class FrameReader:
         self._consumers[consumer.channel, consumer.start] = consumer
 
     def remove(self, channel: int, consumer_tag: str) -> None:
-        """Stop decoding the deliveries to a consumer; from now on, pika gets them."""
+        """Stop decoding the deliveries to a consumer, and leave them to pika from now on."""
         self._consumers.pop((channel, _start(consumer_tag.encode())), None)
 
     def receive(self, data: bytes) -> int:

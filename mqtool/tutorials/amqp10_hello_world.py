@@ -2,10 +2,10 @@
 
     send ──(sender)──> /queues/hello ──(receiver)──> receive
 
-Messages flow over links, each between a program and an address. AMQP 1.0 has no commands to declare queues; RabbitMQ
-takes these as requests on another pair of links. The broker tells the outcome of each message: accepted, released if
-no queue takes it, or rejected. The receiver gives credit, and tells the outcome of each delivery in turn. The same
-queue can be used by AMQP 0-9-1, where the default exchange and the routing key stand for the address.
+Messages flow over links; each link connects a program to an address. AMQP 1.0 has no commands to declare queues, so
+RabbitMQ accepts declarations as requests on another pair of links. The broker reports an outcome for each message:
+accepted, rejected, or released if no queue receives it. The receiver grants credit, and reports the outcome of each
+delivery. AMQP 0-9-1 clients can use the same queue; there, the default exchange and a routing key replace the address.
 
 https://www.rabbitmq.com/tutorials/tutorial-one-go-amqp10
 """
@@ -19,7 +19,7 @@ from mqtool.topology import Queue
 
 
 def send(session: LinkSession, queue: Queue, messages: Iterable[Message | None]) -> Iterator[Receipt]:
-    """Send messages to a queue; yield each one's receipt once the broker has told its outcome.
+    """Send messages to a queue; yield each one's receipt once the broker has reported its outcome.
 
     Args:
         messages: None in the input means that there is no message yet, for example while the user is typing.

@@ -4,9 +4,10 @@
     emit-log ──> /exchanges/logs
                               └──> /queues/… ──> receive-log
 
-A sender's address may be an exchange; a receiver's is always a queue. Each receiver makes a queue of its own, and binds
-it to the exchange. The broker chooses no names over AMQP 1.0, so the client makes a random one. The queue is exclusive:
-the broker deletes it when the connection closes. If no queue is bound, the outcome of a message is released.
+A sender's address may be an exchange; a receiver's is always a queue. Each receiver declares its own queue, and binds
+it to the exchange. Over AMQP 1.0, the broker does not choose queue names, so the client makes up a random one. The
+queue is exclusive: the broker deletes it when the connection closes. If no queue is bound to the exchange, the outcome
+of a message is "released".
 
 https://www.rabbitmq.com/tutorials/tutorial-three-go-amqp10
 """

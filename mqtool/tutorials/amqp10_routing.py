@@ -4,8 +4,8 @@
     emit-log ─> /exchanges/direct_logs/error ┤
                                              └─ info, warning, error ─> screen
 
-An address may have the routing key after the exchange, each percent-encoded. A link has one address, so a sender needs
-a link for each severity; or one link without an address, on which each message names its own, in its property "to".
+An address may contain a routing key after the exchange, both percent-encoded. A link has one address, so a sender needs
+a link for each severity, or one link without an address, on which each message has its address in the property "to".
 
 https://www.rabbitmq.com/tutorials/tutorial-four-go-amqp10
 """

@@ -4,10 +4,10 @@
         ^                                                              │
         └──────────────────────── correlation-id: 42 ──────────────────┘
 
-The client has a queue of its own for replies, and gives its address in each request. The reply's correlation-id is that
-of the request or, if it has none, its message-id. The server needs one link for all replies: it has no address, and
-each reply names its own. It accepts a request after it has replied. With direct replies, there is no queue: the broker
-gives the client's receiver an address for as long as the link lasts.
+The client has its own queue for replies, and puts the queue's address into each request. A reply's correlation-id is
+that of its request or, if the request has none, its message-id. The server needs only one link for all replies: the
+link has no address, so each reply contains one. The server accepts a request after it has replied. Direct replies need
+no queue: the broker gives the client's receiver an address that is valid as long as the link exists.
 
 https://www.rabbitmq.com/tutorials/tutorial-six-go-amqp10
 """

@@ -4,9 +4,9 @@
     emit-log ──> /exchanges/topic_logs/kern.info ┤
                                                  └─ *.critical ─> receive-log
 
-Patterns are the same as by AMQP 0-9-1, since exchanges and bindings belong to the broker, not to a protocol. In a
-binding key `*` matches exactly one word, even an empty one, and `#` matches any number of words, even none. A delivery
-tells its exchange and routing key in its annotations x-exchange and x-routing-key.
+Patterns are the same as with AMQP 0-9-1, since exchanges and bindings belong to the broker, not to a protocol. In a
+binding key, `*` matches exactly one word, even an empty one, and `#` matches any number of words, even none. The
+annotations x-exchange and x-routing-key of a delivery contain its exchange and routing key.
 
 https://www.rabbitmq.com/tutorials/tutorial-five-go-amqp10
 """

@@ -4,10 +4,10 @@
     new-task ──> [task_queue]┤
                              └──> worker 2   credit 1
 
-A receiver gets only as many deliveries as it has given credit for. With a credit of 1, a busy worker gets no further
-task: in AMQP 0-9-1, the prefetch does the same. A worker accepts a task when it is done, and only then gives new
-credit. If it dies before, the broker gives the task to another worker. Two more outcomes are possible: released
-returns the task to the queue, and rejected drops or dead-letters it.
+A receiver gets only as many deliveries as it has granted credit for. With a credit of 1, a busy worker gets no further
+task; in AMQP 0-9-1, a prefetch of 1 does the same. A worker accepts a task when the task is done, and only then grants
+new credit. If it dies before that, the broker delivers the task to another worker. Two more outcomes are possible:
+released returns the task to the queue, and rejected drops or dead-letters it.
 
 https://www.rabbitmq.com/tutorials/tutorial-two-go-amqp10
 """
@@ -24,7 +24,7 @@ FAIR_DISPATCH = Receiving(prefetch=1)
 
 
 def new_tasks(session: LinkSession, queue: Queue, tasks: Iterable[Message | None]) -> Iterator[Receipt]:
-    """Send durable tasks; yield each one's receipt once the broker has told its outcome. None means no task yet."""
+    """Send durable tasks; yield each one's receipt once the broker has reported its outcome. None means no task yet."""
     queue = session.declare(queue)
     return session.sender(queue_address(queue.name), persistent=True).send(tasks)
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from mqtool.topology import DELAYED, Exchange, Queue
 
-#: The tutorials that have a lesson on AMQP 1.0, too.
+#: The tutorials that also have a version for AMQP 1.0.
 OVER_AMQP10 = ("hello-world", "work-queues", "publish-subscribe", "routing", "topics", "rpc")
 
 

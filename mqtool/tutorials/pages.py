@@ -1,6 +1,6 @@
-"""The page of each tutorial: its picture, story, commands and source.
+"""The page of each tutorial: its diagram, explanation, commands and source.
 
-The picture and the story come from the docstring of the tutorial's module.
+The diagram and the explanation come from the docstring of the tutorial's module.
 """
 
 import ast

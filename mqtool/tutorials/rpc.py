@@ -4,7 +4,7 @@
         ^                                                               │
         └─── [amq.gen-1] <── correlation_id=42 ─────────────────────────┘
 
-The client has a queue of its own for replies, and names it in each request. Replies may come in any order, so each one
+The client has its own queue for replies, and names it in each request. Replies may arrive in any order, so each one
 carries the correlation id of its request; a reply with an unknown id is ignored. The server acknowledges a request
 after it has replied. If it dies before that, another server gets the request, and the client may get two replies.
 

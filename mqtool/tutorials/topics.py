@@ -5,9 +5,9 @@
                              └─ *.critical ─> [amq.gen-2] ──> receive-log
 
 A topic exchange splits routing keys and binding keys into words at the dots. In a binding key `*` matches exactly one
-word, even an empty one, and `#` matches any number of words, even none. So `#` alone matches everything, like a
-fanout exchange, and a key without `*` and `#` works as in a direct exchange. A message that matches two bindings of a
-queue arrives once.
+word, even an empty one, and `#` matches any number of words, even none. So a binding with `#` alone gets everything, as
+from a fanout exchange, and a key without `*` and `#` works as in a direct exchange. A message that matches two bindings
+of a queue arrives once.
 
 https://www.rabbitmq.com/tutorials/tutorial-five-python
 """

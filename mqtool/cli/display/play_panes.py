@@ -209,7 +209,7 @@ class Panes:
         return layouts
 
     def _heights(self, rows: list[list[str]], width: int, height: int) -> list[int]:
-        """Divide the height among the rows: as much as their latest commands and output need, then the rest."""
+        """Divide the height among the rows. Give each what its latest commands and output need, then share the rest."""
         wanted = [2 + max(self._needed(name, width // len(row) - 4, height) for name in row) for row in rows]
         heights = [_PANE_HEIGHT] * len(rows)
         for _ in range(height - sum(heights)):

@@ -27,7 +27,7 @@ def emit():
     message = " ".join(words) or "info: Hello World!"
     publisher = connection.publisher_builder().exchange("logs").build()
     outcome = publisher.publish(Message(message)).outcome
-    if outcome.state is OutcomeState.REJECTED:  # released only means that nobody receives logs now
+    if outcome.state is OutcomeState.REJECTED:  # released only means that no queue is bound now
         sys.exit("a queue rejected it")
     print(f" [x] Sent {message}")
 
@@ -38,7 +38,7 @@ def on_log(context, message):
 
 
 def receive():
-    # A queue of this receiver's own, which the broker deletes when the connection closes.
+    # This receiver's own queue, which the broker deletes when the connection closes.
     queue = management.queue().exclusive().declare().name
     management.bind(source="logs", destination=queue)
     connection.consumer_builder().queue(queue).message_handler(on_log).build()

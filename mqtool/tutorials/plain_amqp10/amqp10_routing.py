@@ -27,7 +27,7 @@ def emit():
     key, message = (words or ["info"])[0], " ".join(words[1:]) or "Hello World!"
     publisher = connection.publisher_builder().exchange("direct_logs").key(key).build()
     outcome = publisher.publish(Message(message)).outcome
-    if outcome.state is OutcomeState.REJECTED:  # released only means that nobody receives logs now
+    if outcome.state is OutcomeState.REJECTED:  # released only means that no queue is bound now
         sys.exit("a queue rejected it")
     print(f" [x] Sent {key}:{message}")
 
@@ -39,7 +39,7 @@ def on_log(context, message):
 
 
 def receive():
-    # A queue of this receiver's own, which the broker deletes when the connection closes.
+    # This receiver's own queue, which the broker deletes when the connection closes.
     queue = management.queue().exclusive().declare().name
     for key in words or sys.exit(__doc__):
         management.bind(source="direct_logs", destination=queue, binding_key=key)

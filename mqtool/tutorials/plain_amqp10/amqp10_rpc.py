@@ -28,7 +28,7 @@ def fib(n):
 
 
 def server():
-    publisher = connection.publisher_builder().build()  # a link without an address: each reply names its own
+    publisher = connection.publisher_builder().build()  # a link without an address: each reply has its own
 
     def on_request(context, message):
         request, asked = message.body_as_string(), message.properties
