@@ -1,7 +1,7 @@
 """An AMQP 1.0 client for RabbitMQ 4 with blocking calls.
 
-It does not use rabbitmq-amqp-python-client: that library waits for the outcome of each message, publishes nothing again
-after a reconnection, and takes ten times as long for a message.
+It does not use rabbitmq-amqp-python-client, because that library waits for the outcome of each message, does not
+republish messages after a reconnection, and takes ten times as long per message.
 
 https://www.rabbitmq.com/docs/amqp
 """

@@ -88,7 +88,7 @@ class LinkSession(ManagedTopology):
 
     @property
     def cluster(self) -> str:
-        """Identifies the broker and the virtual host."""
+        """An identifier of the broker and the virtual host."""
         return self._links.address.cluster(self._links.transport.properties.get("cluster_name"))
 
     @property

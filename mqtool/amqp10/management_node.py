@@ -28,7 +28,7 @@ _CREDIT = 100
 
 
 class _Half:
-    """One link of the pair. After a reconnection, the first request attaches it again, not the connection."""
+    """One link of the pair. After a reconnection, the next request attaches it again."""
 
     is_kept = False
 
@@ -61,7 +61,7 @@ class _Half:
         return self.is_attached
 
     def flow(self, flow: Flow) -> None:
-        """Requests are sent one by one, which the broker's credit always allows."""
+        """Do nothing: requests are sent one at a time, and the broker's credit always allows for one."""
 
     def take(self, _delivery_id: int | None, payload: bytes, *, settled: bool, more: bool) -> None:  # noqa: ARG002
         self._parts.append(payload)

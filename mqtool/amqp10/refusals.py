@@ -51,7 +51,7 @@ class ClosedByBroker(Exception):
 
     @property
     def is_temporary(self) -> bool:
-        """True if a new connection may work."""
+        """True if a new connection might succeed."""
         return self.condition in _FORCED or not self.condition
 
     @property

@@ -194,7 +194,7 @@ class Transport:
     # Reading.
 
     def read(self, timeout: float) -> list[bytes]:
-        """Wait for frames, and return their bodies. Call it on one thread only.
+        """Wait for frames, and return their bodies. Only one thread may call this.
 
         Raises:
             OSError, EOFError: the connection is lost.
