@@ -38,25 +38,25 @@ def play(stage: Stage) -> None:
         stage.audience.on_broker(api_of(management)),
     ):
         laptop, again = stage.terminals("laptop", "worker on laptop", url=fresh)
-        stage.say("On a laptop, with a broker of its own, the same worker gets the same messages: a case to work on.")
+        stage.say("On a laptop, with its own broker, the same worker gets the same messages, and fails again.")
         again.start(work)
         laptop.run(f"mqtool recording replay incident.ndjson --speed max --to-queue {queue}")
         again.wait_for(_DEAD, 1)
         shown = laptop.run(f"mqtool dlq show {queue}")
-        stage.expect("it fails again there, for the same reason", _errors(shown), said)
+        stage.expect("the charge fails there too, for the same reason", _errors(shown), said)
 
-        stage.say("Mend it, and move the message that failed: from queue to queue, or with --to-url to another broker.")
+        stage.say("Fix the worker, and move the failed message: to another queue or, with --to-url, to another broker.")
         charge.write_text(_MENDED)
         laptop.run(f"mqtool move {queue}.dlq --to {queue}")
         again.wait_for("charged", len(_ORDERS))
         again.interrupt()
-        stage.expect("all charges are done now", again.count("charged"), len(_ORDERS))
+        stage.expect("now all charges have been made", again.count("charged"), len(_ORDERS))
 
 
 def _fails(stage: Stage, shop: Terminal, worker: Terminal, tap: Terminal) -> list[str]:
     """Cause the incident; return the lines that `dlq show` prints about the dead letter."""
     exchange, queue = stage.name("payments"), stage.name("charges")
-    stage.say("A worker charges cards, and some charge fails now and then. Tap the exchange: copies, nothing is taken.")
+    stage.say("A worker charges cards, and now and then a charge fails. A tap gets copies, and takes no message away.")
     shop.run(f"mqtool exchange declare {exchange} topic")
     shop.run(f"mqtool exchange bind {exchange} {queue} 'charge.#'")
     tap.start(f"mqtool tap {exchange} 'charge.#' --json > seen.ndjson")
@@ -67,19 +67,19 @@ def _fails(stage: Stage, shop: Terminal, worker: Terminal, tap: Terminal) -> lis
     worker.interrupt()
     shown = shop.run(f"mqtool dlq show {queue}")
     said = _errors(shown)
-    stage.expect("one of the charges has failed; the tap has seen all, and taken none", len(said), 1)
+    stage.expect("one of the charges failed, and the tap got a copy of each message", len(said), 1)
     return said
 
 
 def _is_made_fit_to_share(stage: Stage, terminal: Terminal) -> None:
     stage.say(
-        "The recording has names and addresses. scrub replaces them with others of the same form: what is equal stays "
-        "equal, and only what --keep names stays as it is."
+        "The recording contains names and addresses. scrub replaces them with others of the same form. Equal values "
+        "get equal replacements, and only the fields named by --keep stay unchanged."
     )
     terminal.run("mqtool recording scrub --keep routing_key,body.currency seen.ndjson > incident.ndjson")
     terminal.run("mqtool recording replay incident.ndjson --dry-run")
     shared = stage.file("incident.ndjson").read_text()
-    stage.expect("nobody's name is left", [name for name in _PEOPLE.values() if name in shared], [])
+    stage.expect("no customer's name is left", [name for name in _PEOPLE.values() if name in shared], [])
     stage.expect("every currency is", [each for each in _PEOPLE if each not in shared], [])
 
 
@@ -88,8 +88,8 @@ def _errors(shown: list[str]) -> list[str]:
 
 
 INCIDENT = Play(
-    "An incident, played again",
-    "What fails in production is recorded, made fit to share, and fails again on a laptop.",
+    "Replay an incident",
+    "A failure in production is recorded, scrubbed so that it can be shared, and reproduced on a laptop.",
     play,
     queues=("charges", "charges.dlq"),
     exchanges=("payments",),

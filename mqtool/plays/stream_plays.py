@@ -10,13 +10,13 @@ def _stream_hello_world(stage: Stage) -> None:
     stream = stage.queue(_HELLO_STREAM)
     received = f"' from stream {stage.name(_HELLO_STREAM)}"
 
-    stage.say("A stream keeps what was read. Send a message before anybody reads.")
+    stage.say("A stream keeps messages after they have been read. Send one before anybody reads.")
     sender.run(f"mqtool send-stream{stream} 'Hello, World!'")
-    stage.say("A reader gets it, and what comes next.")
+    stage.say("A reader gets it, and then each new message.")
     early.start(f"mqtool receive-stream{stream}")
     sender.run(f"mqtool send-stream{stream} 'Good morning!'")
     early.wait_for("Got message", 2)
-    stage.say("Whoever comes late gets the same messages: nothing was taken away.")
+    stage.say("A reader that starts later gets the same messages: reading removes nothing.")
     late.start(f"mqtool receive-stream{stream}")
     late.wait_for("Got message", 2)
     stage.say("Messages are numbered from 0. A third reader starts at number 1.")
@@ -54,15 +54,15 @@ def _stream_offset_tracking(stage: Stage) -> None:
     stage.say("The receiver stores every tenth offset on the broker, and stops at the marker.")
     receiver.run(f"mqtool offset receive{stream}")
     stage.expect("it has read all hundred messages", receiver.after(done), ["0 last_offset 99 "])
-    stage.say("The broker keeps, under the receiver's name, the offset of the last message that it is done with.")
+    stage.say("The broker stores, under the receiver's name, the offset of the last message that was handled.")
     third.run(f"mqtool offset show {stage.name(_NAME)} subscriber_1")
-    stage.expect("that is the marker's", third.lines, ["99"])
+    stage.expect("it is the offset of the marker", third.lines, ["99"])
     stage.say("Send another hundred, and start the receiver again: it continues after the first marker.")
     sender.run(f"mqtool offset send{stream}")
     receiver.run(f"mqtool offset receive{stream}")
     first, last = (int(number) for number in receiver.after(done)[0].split(" last_offset "))
-    stage.expect("it has read the second hundred, and none twice", (first >= 100, last - first), (True, 99))
-    stage.say("To read all of it once more, forget the offset.")
+    stage.expect("it read the second hundred, and no message twice", (first >= 100, last - first), (True, 99))
+    stage.say("To read the whole stream again, reset the offset.")
     third.run(f"mqtool offset reset {stage.name(_NAME)} subscriber_1")
     receiver.run(f"mqtool offset receive{stream}")
     stage.expect("it started again", receiver.after(done), ["0 last_offset 99 "])
@@ -70,7 +70,7 @@ def _stream_offset_tracking(stage: Stage) -> None:
 
 STREAM_OFFSET_TRACKING = Play(
     "Offset tracking",
-    "The broker remembers how far a reader of a stream has come, so that the next reader continues there.",
+    "The broker remembers how far a reader of a stream has read, so that the reader can continue there.",
     _stream_offset_tracking,
     queues=(_NAME,),
     has_streams=True,
