@@ -76,7 +76,8 @@ def test_a_client_without_tls(broker: EmbeddedBroker, amqp_tls: Authority, caplo
         with connection(broker, amqp_tls):
             pass
     said = [record.getMessage() for record in caplog.records if record.name == "mqtool.broker.embedded"]
-    assert said == [
+    # The broker is shared: a client of an earlier test may have been refused, too ("and 1 more like this").
+    assert [line.partition(" (and ")[0] for line in said] == [
         "TLS handshake failed: the client does not speak TLS",
         "TLS handshake failed: tlsv1 alert unknown ca",
     ]
