@@ -58,6 +58,14 @@ class Described(NamedTuple):
 NULL = b"\x40"
 UINT64 = (1 << 64) - 1
 
+
+def _character(point: int) -> Char:
+    """Return the character with a code point. Raises ValueError for a surrogate, which UTF-8 cannot encode."""
+    if 0xD800 <= point < 0xE000:
+        raise ValueError("a character is a surrogate")
+    return Char(chr(point))
+
+
 _Decoder: TypeAlias = Callable[[Any], Any10]
 _Encoder: TypeAlias = Callable[[Any], bytes]
 _FIXED: dict[int, tuple[struct.Struct, _Decoder]] = {
@@ -73,7 +81,7 @@ _FIXED: dict[int, tuple[struct.Struct, _Decoder]] = {
     0x70: (struct.Struct(">I"), UInt32),
     0x71: (struct.Struct(">i"), Int32),
     0x72: (struct.Struct(">f"), Float32),
-    0x73: (struct.Struct(">I"), lambda point: Char(chr(point))),
+    0x73: (struct.Struct(">I"), _character),
     0x74: (struct.Struct(">4s"), RawDecimal),
     0x80: (struct.Struct(">Q"), ULong),
     0x81: (struct.Struct(">q"), Int64),
