@@ -81,7 +81,9 @@ class Delivery:
         try:
             self.entry.message = message.replace(headers={**message.headers, **table_to_091(annotations.items())})
         except (ValueError, TypeError, OverflowError, struct.error) as error:
-            raise SessionError(INVALID_FIELD, f"message-annotations in DISPOSITION cannot be stored: {error}") from error
+            raise SessionError(
+                INVALID_FIELD, f"message-annotations in DISPOSITION cannot be stored: {error}"
+            ) from error
 
 
 def check_outcome(state: Any) -> None:
