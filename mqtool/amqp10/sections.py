@@ -22,7 +22,8 @@ from mqtool.codecs.amqp10_message import (
     plain_list,
     plain_map,
 )
-from mqtool.codecs.amqp10_values import NULL, compound, find, section, variable
+from mqtool.codecs.amqp10_spans import find
+from mqtool.codecs.amqp10_values import NULL, compound, section, variable
 from mqtool.codecs.amqp10_values import encode as encode_any
 from mqtool.errors import BadData
 from mqtool.message import PERSISTENT, Delivery, Message
