@@ -22,7 +22,8 @@ from mqtool.codecs.amqp10_message import (
     plain_list,
     plain_map,
 )
-from mqtool.codecs.amqp10_values import NULL, compound, find, section, variable
+from mqtool.codecs.amqp10_spans import find
+from mqtool.codecs.amqp10_values import NULL, compound, section, variable
 from mqtool.codecs.amqp10_values import encode as encode_any
 from mqtool.errors import BadData
 from mqtool.message import PERSISTENT, Delivery, Message
@@ -43,7 +44,8 @@ _TYPE_OF_VALUES = "amqp-1.0"
 _QUEUES, _EXCHANGES = "/queues/", "/exchanges/"
 _DURABLE = b"\x00\x53\x70\xc0\x02\x01\x41"
 _SECTION = b"\x00\x53"
-_CACHED = 256
+#: Up to this many sections that are shorter than this many bytes are cached, because publishers repeat them.
+_CACHED, _SMALL = 256, 512
 
 
 def queue_address(queue: str) -> str:
@@ -200,7 +202,7 @@ def decode(data: bytes, queue: str, tag: int, epoch: int, *, settled: bool = Fal
         headers = annotations["headers"]
         if (found := sections.get(APPLICATION_PROPERTIES)) is not None:
             headers = plain_map(data, found[0] + 3) | headers
-    except (ValueError, IndexError):
+    except (ValueError, IndexError, TypeError, OverflowError):
         return Delivery(data, "", queue, queue, False, {}, tag, epoch, settled)
     if headers:
         properties["headers"] = headers
@@ -254,9 +256,10 @@ def _header_fields(data: bytes, at: int, end: int) -> tuple[dict[str, Any], bool
 
 
 def _kept(cache: dict[bytes, _T], raw: bytes, decoded: _T) -> _T:
-    if len(cache) >= _CACHED:
-        cache.clear()
-    cache[raw] = decoded
+    if len(raw) < _SMALL:
+        if len(cache) >= _CACHED:
+            cache.clear()
+        cache[raw] = decoded
     return decoded
 
 

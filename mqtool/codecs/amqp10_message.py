@@ -3,6 +3,7 @@
 See section 3.2 of the specification. https://docs.oasis-open.org/amqp/core/v1.0/amqp-core-messaging-v1.0.html
 """
 
+import math
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -166,7 +167,7 @@ def _skip(data: bytes, position: int) -> int:
     elif code == 0xB0:
         end = position + 5 + int.from_bytes(data[position + 1 : position + 5])
     else:
-        end = decode(data, position)[1]
+        end = decode(data, position, most=math.inf)[1]
     if end > len(data):
         raise ValueError("body cut short")
     return end
@@ -198,7 +199,7 @@ def sections(body: bytes) -> list[Described]:
     found, position = [], 0
     while position < len(body):
         code, position = section_at(body, position)
-        value, position = decode(body, position)
+        value, position = decode(body, position, most=math.inf)
         found.append(Described(code, value))
     return found
 

@@ -58,6 +58,14 @@ class Described(NamedTuple):
 NULL = b"\x40"
 UINT64 = (1 << 64) - 1
 
+
+def _character(point: int) -> Char:
+    """Return the character with a code point. Raises ValueError for a surrogate, which UTF-8 cannot encode."""
+    if 0xD800 <= point < 0xE000:
+        raise ValueError("a character is a surrogate")
+    return Char(chr(point))
+
+
 _Decoder: TypeAlias = Callable[[Any], Any10]
 _Encoder: TypeAlias = Callable[[Any], bytes]
 _FIXED: dict[int, tuple[struct.Struct, _Decoder]] = {
@@ -73,7 +81,7 @@ _FIXED: dict[int, tuple[struct.Struct, _Decoder]] = {
     0x70: (struct.Struct(">I"), UInt32),
     0x71: (struct.Struct(">i"), Int32),
     0x72: (struct.Struct(">f"), Float32),
-    0x73: (struct.Struct(">I"), lambda point: Char(chr(point))),
+    0x73: (struct.Struct(">I"), _character),
     0x74: (struct.Struct(">4s"), RawDecimal),
     0x80: (struct.Struct(">Q"), ULong),
     0x81: (struct.Struct(">q"), Int64),
@@ -92,37 +100,63 @@ _TEXTS: dict[int, _Decoder] = {
 _SIZE = struct.Struct(">I")
 _SIZES = struct.Struct(">II")
 
+#: The types of keys that a map may have: strings, symbols, binaries and integers. Python mixes a secret into the hashes
+#: of text and bytes, and only a few integers have the same hash. For the other types, a publisher could make up any
+#: number of keys with one hash, and decoding such a map takes quadratic time.
+_KEYS = (str, int, bytes)
+
+#: The default limit of the values in the lists, maps and arrays of one encoded value, at all levels together.
+MOST_VALUES = 32_768
+
 #: The maximum number of items in an array whose items take no bytes, such as `true`. A frame can contain many arrays.
 _MOST_EMPTY = 16
 
 
-def decode(data: bytes, offset: int = 0, depth: int = MAX_DEPTH) -> tuple[Any10, int]:
+def decode(data: bytes, offset: int = 0, depth: int = MAX_DEPTH, most: float = MOST_VALUES) -> tuple[Any10, int]:
     """Decode the value at an offset.
+
+    Args:
+        depth: how many levels deep the value may be nested.
+        most: how many values the lists, maps and arrays in it may have together.
 
     Returns:
         The value, and the offset after it.
 
     Raises:
-        ValueError: the value is cut short, malformed, or nested more than `depth` levels deep.
+        ValueError: the value is cut short, malformed, nested too deeply, or has too many values.
     """
     try:
-        return _decode(data, offset, depth)
+        return _decode(data, offset, depth, _Room(most))
     except (IndexError, OverflowError, struct.error) as error:
         raise ValueError("value cut short") from error
 
 
-def _decode(data: bytes, offset: int, depth: int) -> tuple[Any10, int]:
+class _Room:
+    """How many more values a value may contain."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, left: float) -> None:
+        self.left = left
+
+    def take(self, count: int) -> None:
+        self.left -= count
+        if self.left < 0:
+            raise ValueError("too many values")
+
+
+def _decode(data: bytes, offset: int, depth: int, room: _Room) -> tuple[Any10, int]:
     code = data[offset]
     if code:
-        return _decode_as(code, data, offset + 1, depth)
+        return _decode_as(code, data, offset + 1, depth, room)
     if not depth:
         raise ValueError("values are nested too deeply")
-    descriptor, offset = _decode(data, offset + 1, depth - 1)
-    value, offset = _decode(data, offset, depth - 1)
+    descriptor, offset = _decode(data, offset + 1, depth - 1, room)
+    value, offset = _decode(data, offset, depth - 1, room)
     return Described(descriptor, value), offset
 
 
-def _decode_as(code: int, data: bytes, start: int, depth: int) -> tuple[Any10, int]:
+def _decode_as(code: int, data: bytes, start: int, depth: int, room: _Room) -> tuple[Any10, int]:
     """Decode a value after its constructor."""
     if code in _CONSTANTS:
         return _CONSTANTS[code], start
@@ -149,14 +183,15 @@ def _decode_as(code: int, data: bytes, start: int, depth: int) -> tuple[Any10, i
         count, start = _SIZE.unpack_from(data, start)[0], start + 4
     else:
         count, start = data[start], start + 1
-    items = (_array if kind_code == 0xE0 else _items)(data, start, end, count, depth - 1)
+    room.take(count)
+    items = (_array if kind_code == 0xE0 else _items)(data, start, end, count, depth - 1, room)
     return _map(items) if kind_code == 0xC1 else items, end
 
 
-def _items(data: bytes, start: int, end: int, count: int, depth: int) -> list[Any10]:
-    values = []
-    while start < end:
-        value, start = _decode(data, start, depth)
+def _items(data: bytes, start: int, end: int, count: int, depth: int, room: _Room) -> list[Any10]:
+    values: list[Any10] = []
+    while start < end and len(values) <= count:
+        value, start = _decode(data, start, depth, room)
         values.append(value)
     if start != end or len(values) != count:
         raise ValueError("wrong number of items")
@@ -166,13 +201,14 @@ def _items(data: bytes, start: int, end: int, count: int, depth: int) -> list[An
 def _map(items: list[Any10]) -> Map:
     if len(items) % 2:
         raise ValueError("a map has a key without a value")
-    try:
-        return dict(zip(items[::2], items[1::2], strict=True))
-    except TypeError as error:
-        raise ValueError("a key of a map is a list or a map") from error
+    keys = items[::2]
+    for key in keys:
+        if not isinstance(key, _KEYS):
+            raise ValueError("a key of a map is neither text, binary nor an integer")
+    return dict(zip(keys, items[1::2], strict=True))
 
 
-def _array(data: bytes, start: int, end: int, count: int, depth: int) -> Array:
+def _array(data: bytes, start: int, end: int, count: int, depth: int, room: _Room) -> Array:
     values = Array()
     if not count and start >= end:
         return values
@@ -180,12 +216,12 @@ def _array(data: bytes, start: int, end: int, count: int, depth: int) -> Array:
     start += 1
     if not code:
         is_described = True
-        descriptor, start = _decode(data, start, depth)
+        descriptor, start = _decode(data, start, depth, room)
         code, start = data[start], start + 1
     if count > max(end - start, _MOST_EMPTY):
         raise ValueError("wrong number of items")
     for _ in range(count):
-        value, start = _decode_as(code, data, start, depth)
+        value, start = _decode_as(code, data, start, depth, room)
         values.append(Described(descriptor, value) if is_described else value)
     if start != end:
         raise ValueError("wrong number of items")
@@ -336,38 +372,3 @@ _ENCODERS: dict[type, _Encoder] = {
     Int32: _signed(Int32, 0x54),
     **dict.fromkeys((int, Int64), _signed(Int64, 0x55)),
 }
-
-
-# Skipping values.
-
-_WIDTHS = {0x4: 0, 0x5: 1, 0x6: 2, 0x7: 4, 0x8: 8, 0x9: 16}
-_PREFIXES = {0xA: 1, 0xB: 4, 0xC: 1, 0xD: 4, 0xE: 1, 0xF: 4}
-
-
-class Span(NamedTuple):
-    """The position of a value's bytes, after its constructor and size."""
-
-    code: int
-    start: int
-    end: int
-
-
-def find(data: bytes, offset: int) -> Span:
-    """Find the bytes of the value at an offset. The value must not have a descriptor.
-
-    Raises:
-        ValueError: the value is cut short, or its type is unknown.
-        IndexError: the data ends at the offset.
-    """
-    code = data[offset]
-    start = offset + 1
-    width = _WIDTHS.get(code >> 4)
-    if width is None:
-        prefix = _PREFIXES.get(code >> 4)
-        if prefix is None:
-            raise ValueError("unknown constructor")
-        start += prefix
-        width = int.from_bytes(data[start - prefix : start])
-    if start + width > len(data):
-        raise ValueError("value cut short")
-    return Span(code, start, start + width)

@@ -24,7 +24,8 @@ from mqtool.codecs.amqp10_message import (
     plain_list,
     plain_map,
 )
-from mqtool.codecs.amqp10_values import NULL, compound, find, section, variable
+from mqtool.codecs.amqp10_spans import find
+from mqtool.codecs.amqp10_values import NULL, compound, section, variable
 from mqtool.codecs.field_tables import UInt8
 from mqtool.errors import BadData, UsageError
 from mqtool.message import Message

@@ -1,6 +1,7 @@
 """The embedded broker as a process, to be killed and started again."""
 
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -82,3 +83,13 @@ class BrokerProcess:
     ) -> None:
         if self.process is not None and self.process.poll() is None:
             self.kill()
+
+
+def other_address() -> str | None:
+    """An address of this machine that is not loopback."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing
+        except OSError:
+            return None
+        return str(probe.getsockname()[0])

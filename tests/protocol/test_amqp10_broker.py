@@ -16,7 +16,7 @@ from mqtool.broker.embedded.testing.authority import Authority
 from mqtool.codecs.amqp10_values import Symbol
 from mqtool.codecs.field_tables import UInt32
 from mqtool.errors import AccessRefused
-from tests.protocol.broker_process import BrokerProcess
+from tests.protocol.broker_process import BrokerProcess, other_address
 from tests.protocol.conftest import Api
 from tests.protocol.raw_amqp10 import (
     ACCEPTED,
@@ -178,6 +178,48 @@ def test_an_unfinished_message_counts_and_is_forgotten(broker: EmbeddedBroker, q
     client.publish(0, bytes(50_000), more=True)
     client.send(TRANSFER, UInt32(0), None, None, None, None, False, None, None, None, True)  # aborted
     assert client.published(1).descriptor == ACCEPTED
+
+
+def anonymous(url: str) -> tuple[RawAmqp10, int]:
+    """A client that logs in with the mechanism ANONYMOUS, and the code of the outcome."""
+    client = RawAmqp10(url, opened=False)
+    client.socket.sendall(SASL_HEADER)
+    client.read(8)
+    client.expect(MECHANISMS)
+    client.send(INIT, Symbol("ANONYMOUS"), kind=1)
+    return client, client.expect(OUTCOME).fields[0]
+
+
+@pytest.mark.parametrize("change", ["another password", "no password", "no user"])
+def test_anonymous_is_refused_once_guest_has_another_password(broker: EmbeddedBroker, change: str) -> None:
+    """As in RabbitMQ, ANONYMOUS is a login as guest with the password that guest has at first."""
+    api = Api(str(broker.management_url))
+    if change == "no user":
+        assert api("DELETE", "users/guest")[0] == 204
+    else:
+        given = {"password": "secret"} if change == "another password" else {"password_hash": ""}
+        assert api("PUT", "users/guest", {**given, "tags": "administrator"})[0] == 204
+    client, outcome = anonymous(broker.url)
+    assert outcome == 1
+    assert client.closed()
+
+
+@pytest.mark.parametrize("options", [(), ("--guest-from-anywhere",)], ids=["by default", "guest from anywhere"])
+def test_anonymous_from_another_machine_is_refused_like_guest(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """Only the option that lets guest log in from other machines lets anonymous clients in."""
+    here = other_address()
+    if here is None:
+        pytest.skip("this machine has only a loopback address")
+    with BrokerProcess(tmp_path, "--host", "0.0.0.0", "--like", "4.3", *options) as broker:
+        client, outcome = anonymous(broker.url.replace("0.0.0.0", here))
+        assert outcome == 0
+        client.socket.sendall(AMQP_HEADER)
+        client.read(8)
+        client.send(OPEN, "me")
+        if options:
+            client.expect(OPEN)
+        else:
+            assert client.closed()
 
 
 @pytest.mark.parametrize("user", ["CN=client", "CN=somebody"])

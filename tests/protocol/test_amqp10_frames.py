@@ -11,7 +11,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.codecs.amqp10_message import Amqp10Message
-from mqtool.codecs.amqp10_values import Array, Symbol, ULong, encode
+from mqtool.codecs.amqp10_values import Array, Char, Symbol, ULong, encode
 from mqtool.codecs.field_tables import Int32, UInt8, UInt16, UInt32
 from tests.brokers import TestBroker, skip_or_fail
 from tests.protocol.conftest import Api
@@ -673,15 +673,56 @@ def test_annotations_of_modified_stay_with_the_message(client: RawAmqp10, quorum
     assert client.expect(TRANSFER).message.message_annotations[Symbol("x-opt-why")] == "busy"
 
 
-@pytest.mark.parametrize("state", [None, described(RECEIVED, UInt32(0), ULong(0))], ids=["none", "received"])
-def test_a_state_that_settles_nothing(client: RawAmqp10, queue: str, channel: BlockingChannel, state: Any) -> None:
-    channel.basic_publish("", "q", b"1")
+NOT_OUTCOMES = {
+    "none": None,
+    "received": described(RECEIVED, UInt32(0), ULong(0)),
+    "unknown": described(0x99),
+    "not a state": Symbol("accepted"),
+}
+
+
+@pytest.mark.parametrize("state", NOT_OUTCOMES.values(), ids=NOT_OUTCOMES)
+def test_a_disposition_without_an_outcome_ends_the_session_and_requeues_its_deliveries(
+    client: RawAmqp10, queue: str, channel: BlockingChannel, take: Any, state: Any
+) -> None:
+    """The disposition names all five deliveries; none of them stays unacknowledged."""
+    for number in range(5):
+        channel.basic_publish("", "q", b"%d" % number)
     client.attach_receiver(queue)
-    client.expect(TRANSFER)
-    client.settle(0, state)
+    for _ in range(5):
+        client.expect(TRANSFER)
+    client.settle(0, state, 4)
     condition, text = client.ended() or ("", "")
     assert condition == "amqp:invalid-field"
     assert str(text).startswith("Unrecognised state: ")
+    assert take.bodies("q", 5) == [b"0", b"1", b"2", b"3", b"4"]
+
+
+BAD_ANNOTATIONS = {
+    "a key without x-": {Symbol("why"): "busy"},
+    "a key that is a string": {"x-opt-why": "busy"},
+    "a character that is a surrogate": {Symbol("x-opt-why"): Char("\ud800")},
+}
+
+
+@pytest.mark.parametrize("annotations", BAD_ANNOTATIONS.values(), ids=BAD_ANNOTATIONS)
+def test_annotations_of_modified_that_are_not_valid_lose_no_message(
+    broker: TestBroker, client: RawAmqp10, channel: BlockingChannel, quorum: str, take: Any, annotations: Any
+) -> None:
+    """Whatever the broker ends, it requeues the deliveries that the disposition names."""
+    if broker.kind != "embedded":
+        pytest.skip("RabbitMQ keeps values that AMQP 0-9-1 does not have")
+    client.attach_sender(quorum, handle=1)
+    for number in range(5):
+        client.published(number, message(b"%d" % number), handle=1)
+    client.attach_receiver(quorum, credit=5)
+    for _ in range(5):
+        client.expect(TRANSFER)
+    client.settle(0, described(MODIFIED, True, False, annotations), 4)
+    while (code := client.receive().code) == FLOW:
+        pass
+    assert code in (END, CLOSE)
+    assert take.bodies("qq", 5) == [b"0", b"1", b"2", b"3", b"4"]
 
 
 def test_drain(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:

@@ -20,7 +20,7 @@ from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.http import http_server, route_table
 from mqtool.broker.embedded.http.http_server import MAX_CONNECTIONS
 from tests.brokers import large
-from tests.protocol.broker_process import BrokerProcess
+from tests.protocol.broker_process import BrokerProcess, other_address
 from tests.protocol.conftest import Api
 
 GUEST = base64.b64encode(b"guest:guest").decode()
@@ -61,16 +61,6 @@ def ask(
 
 
 LOGIN = f"authorization: Basic {GUEST}"
-
-
-def other_address() -> str | None:
-    """An address of this machine that is not loopback."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # sends nothing
-        except OSError:
-            return None
-        return str(probe.getsockname()[0])
 
 
 @pytest.mark.parametrize(("options", "status"), [((), 401), (("--guest-from-anywhere",), 200)])

@@ -5,8 +5,23 @@ import uuid
 
 import pytest
 
+from mqtool.amqp10 import sections
 from mqtool.codecs.amqp10_message import Amqp10Message, BareProperties, Header, body_bytes, data_section, value_section
-from mqtool.codecs.amqp10_values import Array, Char, Described, Milliseconds, RawDecimal, Symbol, ULong, decode, encode
+from mqtool.codecs.amqp10_values import (
+    MOST_VALUES,
+    NULL,
+    Array,
+    Char,
+    Described,
+    Milliseconds,
+    RawDecimal,
+    Symbol,
+    ULong,
+    compound,
+    decode,
+    encode,
+    section,
+)
 from mqtool.codecs.field_tables import Float32, Int8, Int16, Int32, Int64, UInt8, UInt16, UInt32
 
 VALUES = [
@@ -57,6 +72,55 @@ def test_damaged_values_are_value_errors():
 def test_hostile_values_are_value_errors(data):
     with pytest.raises(ValueError, match=r"."):
         decode(data)
+
+
+def map_of(*keys):
+    """An encoded map with these keys, whose values are null."""
+    return compound(0xC1, [part for key in keys for part in (encode(key), NULL)])
+
+
+@pytest.mark.parametrize(
+    "key",
+    [Described(ULong(1), ULong(2)), [Int64(1)], {"a": Int64(1)}, uuid.UUID(int=1), 1.5, Float32(0.5), None],
+    ids=repr,
+)
+def test_keys_whose_hashes_a_publisher_can_choose_are_refused(key):
+    """With such keys, a publisher could make all entries of a map collide, and block the broker and its consumers."""
+    with pytest.raises(ValueError, match="a key of a map"):
+        decode(map_of("x", key))
+
+
+def test_keys_that_programs_use_are_accepted():
+    keys = ["text", Symbol("x-symbol"), ULong(7), Int64(1 << 40), Int32(-5), UInt8(9), b"binary"]
+    assert list(decode(map_of(*keys))[0]) == keys
+
+
+def nested(count):
+    """Twenty lists in a list, with this many values in all."""
+    return compound(0xC0, [compound(0xC0, [NULL] * (count // 20 - 1)) for _ in range(20)])
+
+
+def test_a_value_with_too_many_values_is_refused():
+    """The limit applies to all levels together, because nested lists take as much time as long ones."""
+    assert len(decode(nested(MOST_VALUES // 20 * 20))[0]) == 20
+    with pytest.raises(ValueError, match="too many values"):
+        decode(nested(MOST_VALUES + 40))
+
+
+def test_a_body_may_have_as_many_values_as_fit():
+    body = section(0x77, nested(2 * MOST_VALUES))
+    assert Amqp10Message.decode(body).body == body
+
+
+def test_a_client_gets_the_bytes_of_a_message_that_it_cannot_decode():
+    """A consumer of mqtool does not fail, whatever a publisher has sent."""
+    for code, value in [
+        (0x72, map_of(Described(ULong(1), ULong(2)))),
+        (0x74, nested(MOST_VALUES * 2)),
+        (0x70, nested(40)),
+    ]:
+        sent = section(code, value) + data_section(b"hello")
+        assert sections.decode(sent, "q", 1, 1).body == sent
 
 
 def test_a_message_is_decoded_as_it_was_encoded():

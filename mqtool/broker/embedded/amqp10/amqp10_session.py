@@ -10,7 +10,6 @@ from mqtool.broker.embedded.amqp10.errors10 import (
     FRAMING_ERROR,
     HANDLE_IN_USE,
     INTERNAL_ERROR,
-    INVALID_FIELD,
     UNATTACHED,
     DetachError,
     LinkError,
@@ -20,7 +19,7 @@ from mqtool.broker.embedded.amqp10.errors10 import (
 from mqtool.broker.embedded.amqp10.incoming_link import IncomingLink
 from mqtool.broker.embedded.amqp10.management_pair import ManagementLinks
 from mqtool.broker.embedded.amqp10.outgoing_link import OutgoingLink, ReplyLink
-from mqtool.broker.embedded.amqp10.session_state import Delivery, SessionState, after
+from mqtool.broker.embedded.amqp10.session_state import Delivery, SessionState, after, check_outcome
 from mqtool.broker.embedded.model.amqp_errors import AmqpException
 from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.queue import Queue, Why
@@ -136,17 +135,22 @@ class Session(SessionState):
         last = first if disposition.last is None else disposition.last
         if not self.unsettled:
             return
+        check_outcome(disposition.state)
         count = after(last, first) + 1
         if count <= len(self.unsettled):
             ids: Iterable[int] = ((first + each) & 0xFFFFFFFF for each in range(count))
         else:
             ids = [each for each in self.unsettled if 0 <= after(each, first) < count]
-        settled = [self.unsettled.pop(each) for each in ids if each in self.unsettled]
-        self._settle(settled, disposition.state)
+        known = [each for each in ids if each in self.unsettled]
+        if isinstance(disposition.state, Modified):
+            for each in known:
+                self.unsettled[each].modify(disposition.state.message_annotations or {})
+        # A delivery stays in `unsettled` until it is its turn, so that the end of the session requeues the rest.
+        self._settle((self.unsettled.pop(each) for each in known), disposition.state)
         if not disposition.settled:
             self.send(disposition._replace(role=SENDER, settled=True))
 
-    def _settle(self, deliveries: list[Delivery], state: Any) -> None:
+    def _settle(self, deliveries: Iterable[Delivery], state: Any) -> None:
         match state:
             case Accepted():
                 self._accept(deliveries)
@@ -154,16 +158,10 @@ class Session(SessionState):
                 self._reject(deliveries)
             case Released():
                 self._requeue(deliveries, Why.RELEASED)
+            case Modified(undeliverable_here=True):
+                self._reject(deliveries)
             case Modified():
-                for each in deliveries:
-                    each.modify(state.message_annotations or {})
-                if state.undeliverable_here:
-                    self._reject(deliveries)
-                else:
-                    self._requeue(deliveries, Why.REJECTED if state.delivery_failed else Why.RELEASED)
-            case _:
-                shown = "undefined" if state is None else type(state).__name__.lower()
-                raise SessionError(INVALID_FIELD, f"Unrecognised state: {shown} in DISPOSITION")
+                self._requeue(deliveries, Why.REJECTED if state.delivery_failed else Why.RELEASED)
 
     def _accept(self, deliveries: Iterable[Delivery]) -> None:
         hooks = self.connection.broker.hooks

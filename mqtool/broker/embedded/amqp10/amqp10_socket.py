@@ -109,7 +109,8 @@ def _user(connection: ClientSocket, mechanism: str, response: bytes) -> User | N
         # Whether the user may log in from another machine is checked when the connection is opened.
         return connection.broker.authenticate(name, password, from_loopback=True)
     if mechanism == "ANONYMOUS":
-        return users.get(DEFAULT_USER)
+        # As in RabbitMQ, a login with the default user's initial password: refused once that has been changed.
+        return connection.broker.authenticate(DEFAULT_USER, DEFAULT_USER, from_loopback=True)
     if mechanism == "EXTERNAL" and (subject := _subject(connection)):
         return users.get(subject)
     raise ConnectionError10(MISSING, f"unknown authentication mechanism '{mechanism}'")

@@ -1,5 +1,6 @@
 """The part of a session that its links use: its windows, unsettled deliveries, and outcomes that are to be sent."""
 
+import struct
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable
@@ -7,13 +8,24 @@ from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
 from mqtool.broker.embedded.amqp10.amqp10_socket import Amqp10Socket
-from mqtool.broker.embedded.amqp10.errors10 import WINDOW_VIOLATION, SessionError
+from mqtool.broker.embedded.amqp10.errors10 import INVALID_FIELD, WINDOW_VIOLATION, SessionError
 from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.conversion import table_to_091
 from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
-from mqtool.codecs.amqp10_frames import RECEIVER, Begin, Disposition, Error, Flow, frame
-from mqtool.codecs.amqp10_values import Map
+from mqtool.codecs.amqp10_frames import (
+    RECEIVER,
+    Accepted,
+    Begin,
+    Disposition,
+    Error,
+    Flow,
+    Modified,
+    Rejected,
+    Released,
+    frame,
+)
+from mqtool.codecs.amqp10_values import Map, Symbol
 
 #: How many transfers the client may send at first. The broker reopens the window when half of it is left.
 INCOMING_WINDOW = 400
@@ -58,10 +70,30 @@ class Delivery:
         self.at = monotonic()
 
     def modify(self, annotations: Map) -> None:
-        """Add annotations to the message. Only quorum queues keep them."""
-        if annotations and self.queue.kind == "quorum":
-            message = self.entry.message
+        """Add annotations to the message. Only quorum queues keep them.
+
+        Raises:
+            SessionError: AMQP 0-9-1 has no headers for them.
+        """
+        if not annotations or self.queue.kind != "quorum":
+            return
+        message = self.entry.message
+        try:
             self.entry.message = message.replace(headers={**message.headers, **table_to_091(annotations.items())})
+        except (ValueError, TypeError, OverflowError, struct.error) as error:
+            raise SessionError(
+                INVALID_FIELD, f"message-annotations in DISPOSITION cannot be stored: {error}"
+            ) from error
+
+
+def check_outcome(state: Any) -> None:
+    """Raise SessionError if the state in a client's disposition is not an outcome, or has reserved annotations."""
+    if not isinstance(state, Accepted | Rejected | Released | Modified):
+        shown = "undefined" if state is None else type(state).__name__.lower()
+        raise SessionError(INVALID_FIELD, f"Unrecognised state: {shown} in DISPOSITION")
+    for key in (isinstance(state, Modified) and state.message_annotations) or ():
+        if not (isinstance(key, Symbol) and key.startswith("x-")):
+            raise SessionError(INVALID_FIELD, f"reserved annotation key in DISPOSITION: {key}")
 
 
 class Settlement(NamedTuple):

@@ -25,6 +25,7 @@ from mqtool.codecs.amqp10_message import (
     encode_header,
     section_at,
 )
+from mqtool.codecs.amqp10_spans import find
 from mqtool.codecs.amqp10_values import (
     NULL,
     UINT64,
@@ -36,7 +37,6 @@ from mqtool.codecs.amqp10_values import (
     RawDecimal,
     ULong,
     compound,
-    find,
     section,
     variable,
 )

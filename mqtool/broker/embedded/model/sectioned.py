@@ -31,7 +31,8 @@ from mqtool.codecs.amqp10_message import (
     data_section,
     section_at,
 )
-from mqtool.codecs.amqp10_values import Map, Symbol, ULong, find
+from mqtool.codecs.amqp10_spans import find
+from mqtool.codecs.amqp10_values import Map, Symbol, ULong
 from mqtool.codecs.field_tables import UInt32
 
 _EXCHANGE, _KEY, _CC = Symbol("x-exchange"), Symbol("x-routing-key"), Symbol("x-cc")
