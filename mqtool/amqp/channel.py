@@ -48,12 +48,14 @@ class Channel(ChannelListener):
         connection: the channel's connection.
         reopening: opens the channel again after a loss.
         stopping: True once stop() has been called.
+        cluster: identifies the broker and the virtual host.
     """
 
     def __init__(self, connection: Owner, *, strict: bool, mandatory: bool, confirm_timeout: float) -> None:
         self.connection = connection
         self.reopening = ReopeningChannel(connection, strict=strict)
         self.stopping = False
+        self.cluster = connection.cluster
         self._mandatory = mandatory
         self._consumers: list[Consumer] = []
         self._publisher = Publisher(self.reopening, connection, confirm_timeout)

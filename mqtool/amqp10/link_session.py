@@ -3,7 +3,7 @@
 To send:      LinkSession.sender ─ link_sender ─ link_connection ─ transport ─> socket
 To receive:   socket ─> transport ─ link_connection ─ link_receiver ─ LinkSession.receiver
 
-It also has the methods of amqp.Channel that commands use with both protocols.
+It also has the methods of channels.AmqpChannel, which commands use with both protocols.
 """
 
 import re
@@ -82,11 +82,6 @@ class LinkSession(ManagedTopology):
         self._links.close()
 
     @property
-    def connection(self) -> Self:
-        """The session itself, which has the attributes of amqp.Connection that commands use."""
-        return self
-
-    @property
     def cluster(self) -> str:
         """An identifier of the broker and the virtual host."""
         return self._links.address.cluster(self._links.transport.properties.get("cluster_name"))
@@ -146,7 +141,7 @@ class LinkSession(ManagedTopology):
         """True if a delivery can still be accepted. If not, the broker redelivers it."""
         return self._links.is_current(delivery)
 
-    # Methods of amqp.Channel.
+    # Methods of channels.AmqpChannel.
 
     def publish(
         self,

@@ -4,8 +4,7 @@ import re
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from mqtool.amqp import CONFIRM_TIMEOUT, Address, Backoff, Channel, Connection, TlsFiles, parse_addresses
@@ -16,12 +15,16 @@ from mqtool.cli.chosen_broker import is_same_node
 from mqtool.cli.contexts import Protocol
 from mqtool.cli.display import output
 from mqtool.errors import MqtoolError, Unavailable, UsageError
-from mqtool.tutorials.dialects import OVER_AMQP10, declaring_like
+from mqtool.message import Message
+from mqtool.tutorials.dialects import declaring_like
 
 if TYPE_CHECKING:
     from mqtool.amqp10 import LinkSession
     from mqtool.management import Management
     from mqtool.streams import StreamChannel
+
+#: What commands with --protocol use. Those that choose a lesson ask which of the two it is.
+ChannelOrSession: TypeAlias = "Channel | LinkSession"
 
 _T = TypeVar("_T")
 MANAGEMENT_VARIABLE = "MQTOOL_MANAGEMENT_URL"
@@ -41,14 +44,6 @@ HINT_PATIENCE = (0.3, 1.0)
 _LOOK = 2.0
 
 
-def taught(lesson: Any, channel: object) -> Any:
-    """Return the tutorial module for the channel's protocol: `lesson`, or its AMQP 1.0 counterpart, if any."""
-    name = lesson.__name__.rpartition(".")[2]
-    if isinstance(channel, Channel) or name.replace("_", "-") not in OVER_AMQP10:
-        return lesson
-    return import_module(f"mqtool.tutorials.amqp10_{name}")
-
-
 class Access(NamedTuple):
     """How to reach a broker. Make one per command: a password on stdin can be read only once.
 
@@ -62,7 +57,7 @@ class Access(NamedTuple):
         protected: the name of the broker's context, if that context is protected.
         confirmed: protected contexts that may be changed without asking.
         context: the name of the broker's context, if any.
-        protocol: the protocol that channel() and channels() use.
+        protocol: the protocol that channel_or_session() and channels_or_session() use.
     """
 
     addresses: Sequence[Address]
@@ -128,30 +123,8 @@ class Access(NamedTuple):
         return connect_within(self.wait, connect)
 
     @contextmanager
-    def channel(
-        self,
-        *,
-        mandatory: bool = False,
-        confirm_timeout: float = CONFIRM_TIMEOUT,
-        values: Sequence[str] | None = None,
-        sql: str | None = None,
-    ) -> Iterator[Channel]:
-        """Open a connection and a channel for a `with` block. Ctrl-C and TERM stop the channel's consumers.
-
-        Over AMQP 1.0, this yields a LinkSession, which has the channel methods that commands for both protocols use.
-
-        Args:
-            values, sql: stream filters, which only AMQP 1.0 supports.
-
-        Raises:
-            UsageError: filters are given, but the protocol is not AMQP 1.0.
-        """
-        if self.protocol is Protocol.AMQP_1_0:
-            with self._link_session(confirm_timeout=confirm_timeout, values=values or (), sql=sql) as session:
-                yield cast("Channel", session)
-            return
-        if values or sql is not None:
-            raise UsageError("--filter and --sql need AMQP 1.0", "add --protocol amqp1.0")
+    def channel(self, *, mandatory: bool = False, confirm_timeout: float = CONFIRM_TIMEOUT) -> Iterator[Channel]:
+        """Open an AMQP 0-9-1 connection and a channel for a `with` block. Ctrl-C and TERM stop its consumers."""
         with self.connect() as connection:
             channel = connection.channel(strict=self.strict, mandatory=mandatory, confirm_timeout=confirm_timeout)
             with stopping.calling(channel.stop):
@@ -160,38 +133,89 @@ class Access(NamedTuple):
     @contextmanager
     def channels(self) -> Iterator[tuple[Channel, Channel]]:
         """Open a connection and two channels for a `with` block: one to consume, and one to publish."""
-        if self.protocol is Protocol.AMQP_1_0:
-            with self.channel() as channel:
-                yield channel, channel
-            return
         with self.connect() as connection:
             channel = connection.channel(strict=self.strict)
             with stopping.calling(channel.stop):
                 yield channel, connection.channel()
 
     @contextmanager
-    def _link_session(self, **settings: Any) -> "Iterator[LinkSession]":
+    def channel_or_session(
+        self,
+        *,
+        mandatory: bool = False,
+        confirm_timeout: float = CONFIRM_TIMEOUT,
+        values: Sequence[str] = (),
+        sql: str | None = None,
+    ) -> "Iterator[ChannelOrSession]":
+        """Open a channel for a `with` block, as channel() does; over AMQP 1.0, open a session.
+
+        Args:
+            values, sql: stream filters, which only AMQP 1.0 supports.
+
+        Raises:
+            UsageError: filters are given, but the protocol is not AMQP 1.0.
+        """
+        if self.protocol is Protocol.AMQP_1_0:
+            with self._session(confirm_timeout, values, sql) as session:
+                yield session
+            return
+        if values or sql is not None:
+            raise UsageError("--filter and --sql need AMQP 1.0", "add --protocol amqp1.0")
+        with self.channel(mandatory=mandatory, confirm_timeout=confirm_timeout) as channel:
+            yield channel
+
+    @contextmanager
+    def channels_or_session(self) -> "Iterator[tuple[ChannelOrSession, ChannelOrSession]]":
+        """Open two channels for a `with` block, as channels() does; over AMQP 1.0, yield one session twice."""
+        if self.protocol is Protocol.AMQP_1_0:
+            with self._session() as session:
+                yield session, session
+            return
+        with self.channels() as (consuming, publishing):
+            yield consuming, publishing
+
+    @contextmanager
+    def _session(
+        self, confirm_timeout: float = CONFIRM_TIMEOUT, values: Sequence[str] = (), sql: str | None = None
+    ) -> "Iterator[LinkSession]":
         from mqtool.amqp10 import LinkSession
 
         self._check_tls()
 
         def connect() -> LinkSession:
             return LinkSession(
-                self.addresses, tls=self.tls, backoff=self.backoff, strict=self.strict, notice=_notice, **settings
+                self.addresses,
+                tls=self.tls,
+                backoff=self.backoff,
+                strict=self.strict,
+                confirm_timeout=confirm_timeout,
+                values=values,
+                sql=sql,
+                notice=_notice,
             )
 
         with self._within(connect) as session, stopping.calling(session.stop):
             yield session
 
     @contextmanager
-    def stream_channel(self, port: int | None, **settings: Any) -> "Iterator[StreamChannel]":
+    def stream_channel(
+        self,
+        port: int | None,
+        *,
+        any_settings: bool = False,
+        confirm_timeout: float = CONFIRM_TIMEOUT,
+        encode: Callable[[Message], bytes] | None = None,
+        filters: Sequence[str] = (),
+        single_active: bool = False,
+    ) -> "Iterator[StreamChannel]":
         """Open a channel of the stream protocol for a `with` block. Ctrl-C and TERM stop its consumer.
 
         Args:
             port: the broker's stream port; None for the port of a broker started by mqtool, otherwise the default port.
-            settings: more arguments for StreamChannel.
+            any_settings, confirm_timeout, filters, single_active: see StreamChannel.
+            encode: converts a message to the bytes to store; None for AMQP 1.0.
         """
-        from mqtool.streams import StreamChannel
+        from mqtool.streams import StreamChannel, entries
 
         self._check_tls()
         nodes = [
@@ -206,9 +230,13 @@ class Access(NamedTuple):
                 context,
                 backoff=self.backoff,
                 strict=self.strict,
+                any_settings=any_settings,
+                confirm_timeout=confirm_timeout,
+                encode=encode or entries.encode,
+                filters=filters,
+                single_active=single_active,
                 by_amqp=self.channel,
                 notice=_notice,
-                **settings,
             )
 
         with self._within(connect) as channel, stopping.calling(channel.stop):

@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 from mqtool.amqp import Channel
 from mqtool.amqp.administration import unbind
+from mqtool.channels import AmqpChannel
 from mqtool.delays import LONGEST
 from mqtool.delays.destinations import Destination, Place, Warn, expect, name_for
 from mqtool.duration import compact_duration, parse_duration
@@ -86,7 +87,7 @@ class AtLeastOnce:
         warn: called once if the broker does not support at-least-once dead-lettering.
     """
 
-    def __init__(self, channel: Channel, warn: Callable[[str], None]) -> None:
+    def __init__(self, channel: AmqpChannel, warn: Callable[[str], None]) -> None:
         self._channel = channel
         self._warn = warn
         self._can = True
@@ -106,7 +107,7 @@ class AtLeastOnce:
         return declared
 
 
-def declare_exactly(channel: Channel, queue: Queue, *, remember: bool) -> Queue:
+def declare_exactly(channel: AmqpChannel, queue: Queue, *, remember: bool) -> Queue:
     """Declare a wait queue. Raises DeclaredDifferently, with a hint, if it exists with different arguments."""
     try:
         return channel.declare(queue, remember=remember, exactly=True)

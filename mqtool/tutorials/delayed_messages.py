@@ -16,13 +16,14 @@ https://github.com/rabbitmq/rabbitmq-delayed-message-exchange
 
 from collections.abc import Iterable, Iterator
 
-from mqtool.amqp import STREAMING, Channel, Receiving
+from mqtool.amqp import STREAMING, Receiving
+from mqtool.channels import AmqpChannel
 from mqtool.message import Delivery, Message, Receipt
 from mqtool.topology import DEFAULT_EXCHANGE, Exchange, Queue
 
 
 def send(
-    channel: Channel,
+    channel: AmqpChannel,
     exchange: Exchange,
     routing_key: str,
     messages: Iterable[Message | None],
@@ -45,7 +46,7 @@ def with_x_delay(message: Message) -> Message:
 
 
 def send_by_dead_lettering(
-    channel: Channel, queue: Queue, messages: Iterable[Message], delay: float
+    channel: AmqpChannel, queue: Queue, messages: Iterable[Message], delay: float
 ) -> Iterator[Receipt]:
     """Publish messages to a wait queue; they expire after `delay` seconds and are dead-lettered to `queue`."""
     milliseconds = round(delay * 1000)
@@ -60,7 +61,7 @@ def send_by_dead_lettering(
 
 
 def receive(
-    channel: Channel, exchange: Exchange, routing_key: str, queue: Queue, receiving: Receiving = STREAMING
+    channel: AmqpChannel, exchange: Exchange, routing_key: str, queue: Queue, receiving: Receiving = STREAMING
 ) -> Iterator[Delivery]:
     """Consume delayed messages, which arrive when they are due."""
     channel.declare(exchange)

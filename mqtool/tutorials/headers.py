@@ -13,19 +13,20 @@ https://www.rabbitmq.com/tutorials/amqp-concepts#exchange-headers
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
-from mqtool.amqp import STREAMING, Channel, Receiving
+from mqtool.amqp import STREAMING, Receiving
+from mqtool.channels import AmqpChannel
 from mqtool.message import Delivery, Message, Receipt
 from mqtool.topology import PRIVATE_QUEUE, Exchange, Queue
 
 
-def emit(channel: Channel, exchange: Exchange, messages: Iterable[Message | None]) -> Iterator[Receipt]:
+def emit(channel: AmqpChannel, exchange: Exchange, messages: Iterable[Message | None]) -> Iterator[Receipt]:
     """Publish messages with their headers; yield each one's receipt. None in the input means no message yet."""
     channel.declare(exchange)
     return channel.publish(messages, exchange=exchange)
 
 
 def receive(
-    channel: Channel,
+    channel: AmqpChannel,
     exchange: Exchange,
     headers: Mapping[str, Any],
     match: Literal["all", "any"] = "all",

@@ -10,12 +10,13 @@ https://www.rabbitmq.com/tutorials/tutorial-one-python
 
 from collections.abc import Iterable, Iterator
 
-from mqtool.amqp import STREAMING, Channel, Receiving
+from mqtool.amqp import STREAMING, Receiving
+from mqtool.channels import AmqpChannel
 from mqtool.message import Delivery, Message, Receipt
 from mqtool.topology import Queue
 
 
-def send(channel: Channel, queue: Queue, messages: Iterable[Message | None]) -> Iterator[Receipt]:
+def send(channel: AmqpChannel, queue: Queue, messages: Iterable[Message | None]) -> Iterator[Receipt]:
     """Publish messages to a queue; yield each one's receipt once the broker has confirmed it.
 
     Args:
@@ -25,7 +26,7 @@ def send(channel: Channel, queue: Queue, messages: Iterable[Message | None]) -> 
     return channel.publish(messages, routing_key=queue.name)
 
 
-def receive(channel: Channel, queue: Queue, receiving: Receiving = STREAMING) -> Iterator[Delivery]:
+def receive(channel: AmqpChannel, queue: Queue, receiving: Receiving = STREAMING) -> Iterator[Delivery]:
     """Consume from a queue. Asking for the next message acknowledges the previous one.
 
     Args:

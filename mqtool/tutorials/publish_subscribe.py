@@ -13,19 +13,20 @@ https://www.rabbitmq.com/tutorials/tutorial-three-python
 
 from collections.abc import Iterable, Iterator
 
-from mqtool.amqp import STREAMING, Channel, Receiving
+from mqtool.amqp import STREAMING, Receiving
+from mqtool.channels import AmqpChannel
 from mqtool.message import Delivery, Message, Receipt
 from mqtool.topology import PRIVATE_QUEUE, Exchange, Queue
 
 
-def emit(channel: Channel, exchange: Exchange, messages: Iterable[Message | None]) -> Iterator[Receipt]:
+def emit(channel: AmqpChannel, exchange: Exchange, messages: Iterable[Message | None]) -> Iterator[Receipt]:
     """Publish messages to an exchange; yield each one's receipt. None in the input means no message yet."""
     channel.declare(exchange)
     return channel.publish(messages, exchange=exchange)
 
 
 def receive(
-    channel: Channel, exchange: Exchange, queue: Queue = PRIVATE_QUEUE, receiving: Receiving = STREAMING
+    channel: AmqpChannel, exchange: Exchange, queue: Queue = PRIVATE_QUEUE, receiving: Receiving = STREAMING
 ) -> Iterator[Delivery]:
     """Consume every message published from now on; PRIVATE_QUEUE is a new queue for this receiver only."""
     channel.declare(exchange)

@@ -15,17 +15,17 @@ https://www.rabbitmq.com/tutorials/tutorial-seven-java
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
-from mqtool.amqp import Channel
+from mqtool.channels import AmqpChannel
 from mqtool.message import Confirmation, Message, Receipt
 from mqtool.topology import Queue
 
 
-def individually(channel: Channel, queue: Queue, messages: Iterable[Message]) -> Iterator[Receipt]:
+def individually(channel: AmqpChannel, queue: Queue, messages: Iterable[Message]) -> Iterator[Receipt]:
     """Publish a message, wait for its confirm, then publish the next one."""
     return channel.publish(messages, routing_key=queue.name, window=1)
 
 
-def in_batches(channel: Channel, queue: Queue, messages: Iterable[Message], size: int = 100) -> Iterator[Receipt]:
+def in_batches(channel: AmqpChannel, queue: Queue, messages: Iterable[Message], size: int = 100) -> Iterator[Receipt]:
     """Publish a batch, wait until all of it is confirmed, publish the next batch."""
     source = iter(messages)
     while batch := list(islice(source, size)):
@@ -33,7 +33,7 @@ def in_batches(channel: Channel, queue: Queue, messages: Iterable[Message], size
 
 
 def asynchronously(
-    channel: Channel, queue: Queue, messages: Iterable[Message], refused: list[Message]
+    channel: AmqpChannel, queue: Queue, messages: Iterable[Message], refused: list[Message]
 ) -> Iterator[Receipt]:
     """Publish without waiting; handle each confirm when it arrives.
 

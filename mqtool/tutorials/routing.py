@@ -12,12 +12,15 @@ https://www.rabbitmq.com/tutorials/tutorial-four-python
 
 from collections.abc import Iterable, Iterator
 
-from mqtool.amqp import STREAMING, Channel, Receiving
+from mqtool.amqp import STREAMING, Receiving
+from mqtool.channels import AmqpChannel
 from mqtool.message import Delivery, Message, Receipt
 from mqtool.topology import PRIVATE_QUEUE, Exchange, Queue
 
 
-def emit(channel: Channel, exchange: Exchange, severity: str, messages: Iterable[Message | None]) -> Iterator[Receipt]:
+def emit(
+    channel: AmqpChannel, exchange: Exchange, severity: str, messages: Iterable[Message | None]
+) -> Iterator[Receipt]:
     """Publish messages; yield each one's receipt. None in the input means no message yet.
 
     Args:
@@ -28,7 +31,7 @@ def emit(channel: Channel, exchange: Exchange, severity: str, messages: Iterable
 
 
 def receive(
-    channel: Channel,
+    channel: AmqpChannel,
     exchange: Exchange,
     severities: Iterable[str],
     queue: Queue = PRIVATE_QUEUE,

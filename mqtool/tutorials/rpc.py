@@ -13,7 +13,8 @@ https://www.rabbitmq.com/tutorials/tutorial-six-python
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from mqtool.amqp import Channel, Receiving
+from mqtool.amqp import Receiving
+from mqtool.channels import AmqpChannel
 from mqtool.errors import Unavailable
 from mqtool.message import Confirmation, Delivery, Message, new_message_id
 from mqtool.spelling import pasteable
@@ -28,15 +29,15 @@ DIRECT_REPLY_TO = Queue("amq.rabbitmq.reply-to")
 
 
 def serve(
-    channel: Channel, queue: Queue, function: Function, receiving: Receiving = ONE_AT_A_TIME
+    channel: AmqpChannel, queue: Queue, function: Function, receiving: Receiving = ONE_AT_A_TIME
 ) -> Iterator[tuple[Delivery, Message]]:
     """Reply to requests; yield each request with its reply."""
     queue = channel.declare(queue)
-    return _answered(channel, channel.consume(queue, receiving), function)
+    return _served(channel, channel.consume(queue, receiving), function)
 
 
-def _answered(channel: Channel, requests: Iterable[Delivery], function: Function) -> Iterator[tuple[Delivery, Message]]:
-    for request in requests:
+def _served(channel: AmqpChannel, asked: Iterable[Delivery], function: Function) -> Iterator[tuple[Delivery, Message]]:
+    for request in asked:
         answer = function(request)
         properties = {"correlation_id": request.properties.get("correlation_id"), **answer.properties}
         reply = Message(answer.body, request.properties.get("reply_to"), "", properties, new_message_id())
@@ -47,14 +48,14 @@ def _answered(channel: Channel, requests: Iterable[Delivery], function: Function
 
 
 def call(
-    channel: Channel, queue: Queue, requests: Sequence[bytes], receiving: Receiving, reply_queue: Queue = PRIVATE_QUEUE
+    channel: AmqpChannel, queue: Queue, requests: Sequence[bytes], receiving: Receiving, reply_to: Queue = PRIVATE_QUEUE
 ) -> Iterator[tuple[int, Delivery]]:
     """Send all requests; yield each reply with the index of its request."""
-    reply_queue = reply_queue if reply_queue == DIRECT_REPLY_TO else channel.declare(reply_queue)
-    replies = channel.consume(reply_queue, receiving._replace(auto_ack=True))  # nobody else can use them
+    reply_to = reply_to if reply_to == DIRECT_REPLY_TO else channel.declare(reply_to)
+    replies = channel.consume(reply_to, receiving._replace(auto_ack=True))  # nobody else can use them
     waiting = {new_message_id(): number for number, _ in enumerate(requests)}
     messages = [
-        Message(body, queue.name, "", {"reply_to": reply_queue.name, "correlation_id": correlation_id}, correlation_id)
+        Message(body, queue.name, "", {"reply_to": reply_to.name, "correlation_id": correlation_id}, correlation_id)
         for correlation_id, body in zip(waiting, requests, strict=True)
     ]
     for receipt in channel.publish(messages, mandatory=True):

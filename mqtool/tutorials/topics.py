@@ -14,13 +14,14 @@ https://www.rabbitmq.com/tutorials/tutorial-five-python
 
 from collections.abc import Iterable, Iterator
 
-from mqtool.amqp import STREAMING, Channel, Receiving
+from mqtool.amqp import STREAMING, Receiving
+from mqtool.channels import AmqpChannel
 from mqtool.message import Delivery, Message, Receipt
 from mqtool.topology import PRIVATE_QUEUE, Exchange, Queue
 
 
 def emit(
-    channel: Channel, exchange: Exchange, routing_key: str, messages: Iterable[Message | None]
+    channel: AmqpChannel, exchange: Exchange, routing_key: str, messages: Iterable[Message | None]
 ) -> Iterator[Receipt]:
     """Publish messages; yield each one's receipt. None in the input means no message yet.
 
@@ -32,7 +33,7 @@ def emit(
 
 
 def receive(
-    channel: Channel,
+    channel: AmqpChannel,
     exchange: Exchange,
     patterns: Iterable[str],
     queue: Queue = PRIVATE_QUEUE,

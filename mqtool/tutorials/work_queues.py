@@ -14,7 +14,8 @@ https://www.rabbitmq.com/tutorials/tutorial-two-python
 
 from collections.abc import Callable, Iterable, Iterator
 
-from mqtool.amqp import Channel, Receiving
+from mqtool.amqp import Receiving
+from mqtool.channels import AmqpChannel
 from mqtool.message import Delivery, Message, Receipt
 from mqtool.topology import Queue
 
@@ -22,21 +23,21 @@ from mqtool.topology import Queue
 FAIR_DISPATCH = Receiving(prefetch=1)
 
 
-def new_tasks(channel: Channel, queue: Queue, tasks: Iterable[Message | None]) -> Iterator[Receipt]:
+def new_tasks(channel: AmqpChannel, queue: Queue, tasks: Iterable[Message | None]) -> Iterator[Receipt]:
     """Publish tasks; yield each one's receipt once the broker has confirmed it. None means no task yet."""
     queue = channel.declare(queue)
     return channel.publish(tasks, routing_key=queue.name, persistent=True)
 
 
 def work(
-    channel: Channel, queue: Queue, do: Callable[[Delivery], None], receiving: Receiving = FAIR_DISPATCH
+    channel: AmqpChannel, queue: Queue, do: Callable[[Delivery], None], receiving: Receiving = FAIR_DISPATCH
 ) -> Iterator[Delivery]:
     """Do tasks one at a time; yield each once it is done and acknowledged."""
     queue = channel.declare(queue)
     return _done(channel, channel.consume(queue, receiving), do)
 
 
-def _done(channel: Channel, tasks: Iterable[Delivery], do: Callable[[Delivery], None]) -> Iterator[Delivery]:
+def _done(channel: AmqpChannel, tasks: Iterable[Delivery], do: Callable[[Delivery], None]) -> Iterator[Delivery]:
     for task in tasks:
         do(task)
         # Only now: if the worker dies earlier, the broker redelivers the task to another worker.

@@ -23,7 +23,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mqtool.amqp import Channel
+from mqtool.channels import AmqpChannel
 from mqtool.delays.destinations import derived_name
 from mqtool.delays.wait_queues import AtLeastOnce, wait_queue
 from mqtool.duration import compact_duration
@@ -88,7 +88,7 @@ class Retrying:
         notice: prints a line for the user about each message.
     """
 
-    def __init__(self, channel: Channel, policy: RetryPolicy, notice: Callable[[str], None]) -> None:
+    def __init__(self, channel: AmqpChannel, policy: RetryPolicy, notice: Callable[[str], None]) -> None:
         self._channel = channel
         self._policy = policy
         self._notice = notice

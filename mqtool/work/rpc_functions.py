@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from mqtool import ndjson
-from mqtool.amqp import Channel, administration
+from mqtool.amqp import administration
+from mqtool.amqp.administration import Asks, LooksUp
 from mqtool.errors import BadData, ExitCode, TimedOut, Unavailable
 from mqtool.message import Delivery, Message
 from mqtool.spelling import pasteable
@@ -131,7 +132,9 @@ def answering_once(
     return answer
 
 
-def in_order(replies: Iterable[tuple[int, Delivery]], channel: Channel, queue: Queue, count: int) -> Iterator[Delivery]:
+def in_order(
+    replies: Iterable[tuple[int, Delivery]], channel: Asks | LooksUp, queue: Queue, count: int
+) -> Iterator[Delivery]:
     """Yield replies in the order of their requests.
 
     Args:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from mqtool.amqp import Channel, Receiving
 from mqtool.amqp.consumer import Consumer
+from mqtool.channels import AmqpChannel
 from mqtool.errors import NotConfirmed, Unavailable
 from mqtool.message import PERSISTENT, Confirmation, Delivery, Message, Receipt
 from mqtool.topology import Queue
@@ -61,7 +62,7 @@ class Until(NamedTuple):
     idle: float | None = None
 
 
-def move(channel: Channel, delivery: Delivery, message: Message) -> None:
+def move(channel: AmqpChannel, delivery: Delivery, message: Message) -> None:
     """Publish a message that replaces a delivery. The caller then acknowledges the delivery.
 
     Raises NotMoved if the message is not confirmed; the delivery must then not be acknowledged.

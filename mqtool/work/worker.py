@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from mqtool.amqp import Channel, Receiving
+from mqtool.amqp import Receiving
+from mqtool.channels import AmqpChannel
 from mqtool.errors import MqtoolError
 from mqtool.message import Delivery
 from mqtool.topology import Queue
@@ -52,7 +53,7 @@ class Worker:
 
     def __init__(
         self,
-        channel: Channel,
+        channel: AmqpChannel,
         command: ExecCommand,
         retrying: Retrying,
         concurrency: int,
@@ -62,7 +63,7 @@ class Worker:
         self.counts: Counter[str] = Counter()
         self.in_hand = 0
         self._channel = channel
-        self._cluster = channel.connection.cluster
+        self._cluster = channel.cluster
         self._command = command
         self._retrying = retrying
         self._concurrency = concurrency

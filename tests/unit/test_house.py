@@ -64,6 +64,26 @@ def test_nothing_is_too_long_to_read() -> None:
                 assert (node.end_lineno or 0) - node.lineno < FUNCTION_LINES, f"{path}: function {node.name}"
 
 
+#: The types of channels; a lesson asks for one of them.
+CHANNELS = {"AmqpChannel", "LinkSession", "StreamChannel"}
+
+
+def test_lessons_and_commands_agree_on_the_type_of_a_channel() -> None:
+    """A lesson names its channel's type, and no cast or import by name hides from mypy which lesson a command calls."""
+    asked = {
+        f"{path.name}: {node.name}": ast.unparse(node.args.args[0].annotation or ast.Constant(None))
+        for path in (ROOT / "mqtool/tutorials").glob("*.py")
+        for node in tree_of(path).body
+        if isinstance(node, ast.FunctionDef) and node.args.args and node.args.args[0].arg in ("channel", "session")
+    }
+    assert len(asked) > 30
+    assert {lesson: kind for lesson, kind in asked.items() if kind not in CHANNELS} == {}
+    hidden = re.compile(r"\b(cast\(|import_module\(|channel: (Any|object)\b)")
+    calling = {*containing("mqtool.tutorials"), *containing("ChannelOrSession")}
+    callers = [path for path in calling if path.is_relative_to(ROOT / "mqtool/cli")]
+    assert [path.name for path in callers if hidden.search(path.read_text())] == []
+
+
 def imports(path: Path, modules: set[str]) -> set[str]:
     """The modules that a file imports, also within functions and for type checkers only."""
     found = set()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Annotated, Literal
 
-from mqtool.amqp import Channel
+from mqtool.channels import AmqpChannel
 from mqtool.cli import stopping
 from mqtool.cli.command_line import Argument, Option
 from mqtool.cli.display import output
@@ -37,7 +37,7 @@ def publisher_confirms(
     confirm_timeout: ConfirmTimeout = CONFIRM_TIMEOUT,
 ) -> None:
     """Publish with confirms, in three ways (tutorial 7)."""
-    ways: dict[Strategy, Callable[[Channel, Queue, Iterable[Message]], Iterator[Receipt]]] = {
+    ways: dict[Strategy, Callable[[AmqpChannel, Queue, Iterable[Message]], Iterator[Receipt]]] = {
         "individual": tutorial.individually,
         "batch": partial(tutorial.in_batches, size=batch_size),
         "async": partial(tutorial.asynchronously, refused=[]),
@@ -46,7 +46,7 @@ def publisher_confirms(
     seconds: dict[Strategy, float] = {}
     for way in chosen:
         # One connection for each strategy, so that each starts with an empty private queue.
-        with broker.access().channel(mandatory=True, confirm_timeout=confirm_timeout) as channel:
+        with broker.access().channel_or_session(mandatory=True, confirm_timeout=confirm_timeout) as channel:
             target = channel.declare(queue.of(PRIVATE_QUEUE))
             messages = (Message(str(number).encode(), message_id=new_message_id()) for number in range(count))
             started = time.perf_counter()

@@ -1,10 +1,11 @@
 """mqtool emit-log, mqtool receive-log: publish/subscribe, routing, topics, headers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated, Any
 
-from mqtool.amqp import administration
-from mqtool.cli.access import taught
+from mqtool.amqp import Channel, administration
+from mqtool.amqp import Receiving as Settings
+from mqtool.cli.access import Access, ChannelOrSession
 from mqtool.cli.command_line import Argument, OptionGroup
 from mqtool.cli.display.output import WAITING_FOR_LOGS
 from mqtool.cli.options import (
@@ -23,14 +24,20 @@ from mqtool.cli.pipe.publishing import publishing_channel, text
 from mqtool.cli.pipe.receiving import Matching, receiving_channel
 from mqtool.cli.pipe.source import Addressing
 from mqtool.errors import UsageError
-from mqtool.message import Message
-from mqtool.topology import Exchange
+from mqtool.message import Delivery, Message, Receipt
+from mqtool.topology import Exchange, Queue
 from mqtool.tutorials import headers as headers_tutorial
 from mqtool.tutorials import publish_subscribe, routing, topics
 
 app = Commands()
 emit_log = app.group("emit-log", "Publish logs to an exchange (tutorials 3, 4 and 5).")
 receive_log = app.group("receive-log", "Receive logs from an exchange (tutorials 3, 4 and 5).")
+
+
+#: Call emit() or receive() of a lesson, as taught for the channel's protocol.
+Emit = Callable[[ChannelOrSession, Exchange, Iterable[Message | None]], Iterator[Receipt]]
+EmitWithKey = Callable[[ChannelOrSession, Exchange, str, Iterable[Message | None]], Iterator[Receipt]]
+Receive = Callable[[ChannelOrSession, Exchange, Queue, Settings], Iterator[Delivery]]
 
 
 class ReceivingLogs(OptionGroup):
@@ -46,8 +53,8 @@ class ReceivingLogs(OptionGroup):
 def _emit(
     publishing: Publishing,
     exchange: Exchange,
-    lesson: Any,
-    *before: str,
+    emit: Emit,
+    *,
     line: Callable[[Message], str] | None = None,
     default: bytes | None = None,
     key: str | None = None,
@@ -55,25 +62,28 @@ def _emit(
     """Publish with a tutorial's emit(). By default, send and print the same text as the dialect's scripts.
 
     Args:
-        before: arguments of emit() between the exchange and the messages.
         line: what to print for each message.
         default: the body if there are no message words and no input.
         key: the routing key given by the user.
     """
     lines, addressing = publishing.broker.lines, Addressing(exchange.name, key)
-    with publishing_channel(publishing, exchange, addressing, default=default or lines.routed) as (channel, outgoing):
-        receipts = taught(lesson, channel).emit(channel, exchange, *before, outgoing.messages)
-        outgoing.report(receipts, line or lines.sent_log)
+    with publishing_channel(
+        publishing, exchange, addressing, opened=Access.channel_or_session, default=default or lines.routed
+    ) as (channel, outgoing):
+        outgoing.report(emit(channel, exchange, outgoing.messages), line or lines.sent_log)
 
 
-def _emit_with_key(publishing: Publishing, exchange: Exchange, lesson: Any, key: str | None, usual: str) -> None:
+def _emit_with_key(publishing: Publishing, exchange: Exchange, emit: EmitWithKey, key: str | None, usual: str) -> None:
     """Publish with the routing key `key`, or with the default key `usual` if `key` is None."""
     line = publishing.broker.lines.sent_log_with_key
 
     def sent(message: Message) -> str:
         return line.format(key=usual if message.routing_key is None else message.routing_key, body=text(message))
 
-    _emit(publishing, exchange, lesson, usual, line=sent, key=key)
+    def emit_usual(channel: ChannelOrSession, to: Exchange, messages: Iterable[Message | None]) -> Iterator[Receipt]:
+        return emit(channel, to, usual, messages)
+
+    _emit(publishing, exchange, emit_usual, line=sent, key=key)
 
 
 def _with_key_in_body(publishing: Publishing, key: str | None) -> Publishing:
@@ -84,24 +94,27 @@ def _with_key_in_body(publishing: Publishing, key: str | None) -> Publishing:
     return publishing.changed(words=[key, *(publishing.words or [])])
 
 
-def _receive(asked: ReceivingLogs, exchange: Exchange, lesson: Any, line: str, **chosen: Any) -> None:
+def _receive(asked: ReceivingLogs, exchange: Exchange, receive: Receive, line: str) -> None:
     """Print the deliveries from a tutorial's receive(), which consumes from --queue, or else from a private queue.
 
     Args:
         line: the default format of a delivery; see DeliveryWriter.
-        chosen: more arguments for receive(), such as patterns, which select messages.
     """
     queue, is_private = asked.queue.declared(), asked.queue.queue is None
     matching = Matching(asked.receiving, asked.where, skips=is_private)
     settings = matching.settings()
     with receiving_channel(
-        asked.receiving, asked.broker, line, waiting=WAITING_FOR_LOGS, queue_is_private=is_private
+        asked.receiving,
+        asked.broker,
+        line,
+        opened=Access.channel_or_session,
+        waiting=WAITING_FOR_LOGS,
+        queue_is_private=is_private,
     ) as (channel, incoming):
         if not (is_private or asked.queue.declare or administration.exists(channel, queue)):
             refuse(queue.name, incoming.access)
         settings = incoming.printed(settings)
-        receive = taught(lesson, channel).receive
-        deliveries = receive(channel, asked.exchange.of(exchange), queue=queue, receiving=settings, **chosen)
+        deliveries = receive(channel, asked.exchange.of(exchange), queue, settings)
         incoming.print_all(matching.of(channel, deliveries, settings))
 
 
@@ -111,7 +124,17 @@ def _receive(asked: ReceivingLogs, exchange: Exchange, lesson: Any, line: str, *
 def emit_fanout(exchange: ExchangeOptions, publishing: Publishing) -> None:
     """Publish to every receiver (tutorial 3)."""
     to = exchange.of(publishing.broker.names.fanout)
-    _emit(publishing, to, publish_subscribe, default=publishing.broker.lines.fanout)
+    _emit(publishing, to, _emit_to_all, default=publishing.broker.lines.fanout)
+
+
+def _emit_to_all(
+    channel: ChannelOrSession, exchange: Exchange, messages: Iterable[Message | None]
+) -> Iterator[Receipt]:
+    if isinstance(channel, Channel):
+        return publish_subscribe.emit(channel, exchange, messages)
+    from mqtool.tutorials import amqp10_publish_subscribe
+
+    return amqp10_publish_subscribe.emit(channel, exchange, messages)
 
 
 @emit_log.command("mqtool emit-log direct error 'Run. Run. Or it will explode.'", name="direct", also=PROTOCOL)
@@ -123,7 +146,17 @@ def emit_direct(
 ) -> None:
     """Publish with a severity (tutorial 4)."""
     to = exchange.of(publishing.broker.names.direct)
-    _emit_with_key(_with_key_in_body(publishing, severity), to, routing, severity, "info")
+    _emit_with_key(_with_key_in_body(publishing, severity), to, _emit_with_severity, severity, "info")
+
+
+def _emit_with_severity(
+    channel: ChannelOrSession, exchange: Exchange, severity: str, messages: Iterable[Message | None]
+) -> Iterator[Receipt]:
+    if isinstance(channel, Channel):
+        return routing.emit(channel, exchange, severity, messages)
+    from mqtool.tutorials import amqp10_routing
+
+    return amqp10_routing.emit(channel, exchange, severity, messages)
 
 
 @emit_log.command(
@@ -146,13 +179,23 @@ def emit_topic(
     asked = _with_key_in_body(publishing, routing_key)
     if asked is not publishing:  # for "kern", "critical" and the message text, the key is kern.critical
         routing_key = ".".join(asked.words[:2]) if asked.words and len(asked.words) > 2 else None
-    _emit_with_key(asked, to, topics, routing_key, usual)
+    _emit_with_key(asked, to, _emit_with_topic, routing_key, usual)
+
+
+def _emit_with_topic(
+    channel: ChannelOrSession, exchange: Exchange, routing_key: str, messages: Iterable[Message | None]
+) -> Iterator[Receipt]:
+    if isinstance(channel, Channel):
+        return topics.emit(channel, exchange, routing_key, messages)
+    from mqtool.tutorials import amqp10_topics
+
+    return amqp10_topics.emit(channel, exchange, routing_key, messages)
 
 
 @emit_log.command("mqtool emit-log headers -H format=pdf -H type=report 'A report'", name="headers", also=PROTOCOL)
 def emit_headers(exchange: ExchangeOptions, publishing: Publishing) -> None:
     """Publish with headers, for routing by header."""
-    _emit(publishing, exchange.of(publishing.broker.names.headers), headers_tutorial)
+    _emit(publishing, exchange.of(publishing.broker.names.headers), headers_tutorial.emit)
 
 
 @receive_log.command(
@@ -160,7 +203,15 @@ def emit_headers(exchange: ExchangeOptions, publishing: Publishing) -> None:
 )
 def receive_fanout(logs: ReceivingLogs) -> None:
     """Receive everything published from now on (tutorial 3)."""
-    _receive(logs, logs.broker.names.fanout, publish_subscribe, logs.broker.lines.log)
+    _receive(logs, logs.broker.names.fanout, _receive_all, logs.broker.lines.log)
+
+
+def _receive_all(channel: ChannelOrSession, exchange: Exchange, queue: Queue, settings: Settings) -> Iterator[Delivery]:
+    if isinstance(channel, Channel):
+        return publish_subscribe.receive(channel, exchange, queue, settings)
+    from mqtool.tutorials import amqp10_publish_subscribe
+
+    return amqp10_publish_subscribe.receive(channel, exchange, queue, settings)
 
 
 @receive_log.command("mqtool receive-log direct info warning error", name="direct", also=PROTOCOL)
@@ -169,7 +220,15 @@ def receive_direct(
     severities: Annotated[list[str], Argument(help="Severities to receive, such as info warning error")],
 ) -> None:
     """Receive messages of some severities (tutorial 4)."""
-    _receive(logs, logs.broker.names.direct, routing, logs.broker.lines.log_with_key, severities=severities)
+
+    def receive(channel: ChannelOrSession, exchange: Exchange, queue: Queue, settings: Settings) -> Iterator[Delivery]:
+        if isinstance(channel, Channel):
+            return routing.receive(channel, exchange, severities, queue, settings)
+        from mqtool.tutorials import amqp10_routing
+
+        return amqp10_routing.receive(channel, exchange, severities, queue, settings)
+
+    _receive(logs, logs.broker.names.direct, receive, logs.broker.lines.log_with_key)
 
 
 @receive_log.command(
@@ -180,7 +239,15 @@ def receive_topic(
     patterns: Annotated[list[str], Argument(help="Binding keys: * is one word, # any number of words")],
 ) -> None:
     """Receive messages whose topics match patterns (tutorial 5)."""
-    _receive(logs, logs.broker.names.topic, topics, logs.broker.lines.log_with_key, patterns=patterns)
+
+    def receive(channel: ChannelOrSession, exchange: Exchange, queue: Queue, settings: Settings) -> Iterator[Delivery]:
+        if isinstance(channel, Channel):
+            return topics.receive(channel, exchange, patterns, queue, settings)
+        from mqtool.tutorials import amqp10_topics
+
+        return amqp10_topics.receive(channel, exchange, patterns, queue, settings)
+
+    _receive(logs, logs.broker.names.topic, receive, logs.broker.lines.log_with_key)
 
 
 @receive_log.command("mqtool receive-log headers --match any format=pdf type=log", name="headers", also=PROTOCOL)
@@ -197,4 +264,8 @@ def receive_headers(
     headers = dict([*(wanted or []), *(also_wanted or [])])
     if not headers:
         raise UsageError("receive-log headers needs a header", "name one: mqtool receive-log headers format=pdf")
-    _receive(logs, logs.broker.names.headers, headers_tutorial, logs.broker.lines.log, headers=headers, match=match)
+
+    def receive(channel: ChannelOrSession, exchange: Exchange, queue: Queue, settings: Settings) -> Iterator[Delivery]:
+        return headers_tutorial.receive(channel, exchange, headers, match, queue, settings)
+
+    _receive(logs, logs.broker.names.headers, receive, logs.broker.lines.log)

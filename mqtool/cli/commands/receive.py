@@ -3,7 +3,8 @@
 from functools import partial
 from typing import Annotated, Any
 
-from mqtool.cli.access import Access, taught
+from mqtool.amqp import Channel
+from mqtool.cli.access import Access
 from mqtool.cli.command_line import Option
 from mqtool.cli.options import PROTOCOL, Broker, Commands, UsedQueueOptions
 from mqtool.cli.options.queue_options import checked
@@ -40,9 +41,14 @@ def receive(
     """
     matching = Matching(receiving, where, skips=offset is not None)
     settings = matching.settings()._replace(offset=offset)
-    opened = partial(Access.channel, values=filters, sql=sql)
+    opened = partial(Access.channel_or_session, values=filters or (), sql=sql)
     with receiving_channel(receiving, broker, broker.lines.received, opened=opened) as (channel, incoming):
         target = checked(queue.of(broker.names.hello), queue, channel, broker, incoming.access)
         settings = incoming.printed(settings)
-        deliveries = taught(hello_world, channel).receive(channel, target, settings)
+        if isinstance(channel, Channel):
+            deliveries = hello_world.receive(channel, target, settings)
+        else:
+            from mqtool.tutorials import amqp10_hello_world
+
+            deliveries = amqp10_hello_world.receive(channel, target, settings)
         incoming.print_all(matching.of(channel, deliveries, settings))

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from mqtool import ndjson
 from mqtool.cli import stopping
+from mqtool.cli.access import Access
 from mqtool.cli.command_line import Argument, Commands, Option, OptionGroup
 from mqtool.cli.display import output
 from mqtool.cli.options import (
@@ -238,7 +239,10 @@ def replay(
 
     source = Replayed(played, pace, keeps_rest=failed_to is not None)
     asked = Publishing(options=options, delays=DelayOptions(), broker=broker)
-    with publishing_channel(asked, _DEFAULT_EXCHANGE, Addressing(), source=source) as (channel, outgoing):
+    with publishing_channel(asked, _DEFAULT_EXCHANGE, Addressing(), opened=Access.channel, source=source) as (
+        channel,
+        outgoing,
+    ):
         receipts = channel.publish(outgoing.messages, exchange=_DEFAULT_EXCHANGE)
         outgoing.report(receipts, lambda message: f" [x] Replayed {len(message.body):,} bytes to {_place(message)}")
 

@@ -2,13 +2,14 @@
 
 import contextlib
 import re
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from mqtool.amqp import CONFIRM_TIMEOUT, Channel, administration
 from mqtool.amqp import Receiving as ReceivingSettings
 from mqtool.amqp import Receiving as Settings
 from mqtool.cli import stopping
-from mqtool.cli.access import taught
+from mqtool.cli.access import ChannelOrSession
 from mqtool.cli.command_line import Argument, Option, size
 from mqtool.cli.commands.worker_command import DedupOptions, ExecOptions
 from mqtool.cli.display import output
@@ -85,9 +86,9 @@ def rpc_server(
             write.batched.add(output.encoded(answering.format(n=output.one_line(request.text))))
 
     access = broker.access()
-    with access.channel() as channel:
+    with access.channel_or_session() as channel:
         if handled is not None:
-            compute = rpc_functions.answering_once(compute, handled, channel.connection.cluster, output.notice)
+            compute = rpc_functions.answering_once(compute, handled, channel.cluster, output.notice)
         answered = rpc_functions.answering_errors(compute)
 
         def answer_visibly(request: Delivery) -> Message:
@@ -103,12 +104,22 @@ def rpc_server(
         if broker.lines.purges_requests and administration.exists(channel, known):
             administration.purge(channel, known.name)
         waiting = broker.lines.awaiting_add100 if name == "add100" else broker.lines.awaiting_requests
-        answers = taught(rpc, channel).serve(channel, known, answer_visibly, settings)
+        answers = _serve(channel, known, answer_visibly, settings)
         with consuming(receiving.ready_file, channel, waiting):
             for _, reply in answers:
                 if reply.properties.get("type") == ERROR:
                     output.warning(f"answered with an error: {reply.body.decode()}")
                 rpc_functions.stop_if_broken(reply)
+
+
+def _serve(
+    channel: ChannelOrSession, queue: Queue, function: rpc.Function, settings: Settings
+) -> Iterator[tuple[Delivery, Message]]:
+    if isinstance(channel, Channel):
+        return rpc.serve(channel, queue, function, settings)
+    from mqtool.tutorials import amqp10_rpc
+
+    return amqp10_rpc.serve(channel, queue, function, settings)
 
 
 @app.command("mqtool rpc-client 30", "mqtool rpc-client 1 2 3 --function add100 --timeout 10s", also=PROTOCOL)
@@ -129,7 +140,7 @@ def rpc_client(
     failed = answered = status = 0
     if not any_text and queue in (None, broker.names.rpc_queue.name):
         _check_integers(asked, function)
-    with broker.access().channel(confirm_timeout=min(timeout, CONFIRM_TIMEOUT)) as channel:
+    with broker.access().channel_or_session(confirm_timeout=min(timeout, CONFIRM_TIMEOUT)) as channel:
         requesting = broker.lines.requesting_add100 if function == "add100" else " [x] Requesting fib({n})"
         for request in asked if len(asked) <= _SHOWN or current().verbose else ():
             output.status(requesting.format(n=request))
@@ -139,7 +150,7 @@ def rpc_client(
         _tell_if_nobody_serves(channel, target, timeout)
         results = BatchedOutput()
         settings = Settings(timeout=timeout, before_acknowledging=results.flush)
-        answers = taught(rpc, channel).call(channel, target, bodies, settings, reply_queue)
+        answers = _call(channel, target, bodies, settings, reply_queue)
         for reply in rpc_functions.in_order(answers, channel, target, len(bodies)):
             answered += 1
             if rpc_functions.EXIT_STATUS in reply.headers:
@@ -163,7 +174,17 @@ def rpc_client(
         raise SomeFailed(f"the server refused {failed} of {len(asked)} requests")
 
 
-def _tell_if_nobody_serves(channel: Channel, queue: Queue, timeout: float) -> None:
+def _call(
+    channel: ChannelOrSession, queue: Queue, requests: list[bytes], settings: Settings, reply_to: Queue
+) -> Iterator[tuple[int, Delivery]]:
+    if isinstance(channel, Channel):
+        return rpc.call(channel, queue, requests, settings, reply_to)
+    from mqtool.tutorials import amqp10_rpc
+
+    return amqp10_rpc.call(channel, queue, requests, settings, reply_to)
+
+
+def _tell_if_nobody_serves(channel: ChannelOrSession, queue: Queue, timeout: float) -> None:
     with contextlib.suppress(NotFound, AccessRefused, DeclaredDifferently):  # the requests will fail with this error
         if not administration.depth(channel, queue.name).consumers:
             server = "mqtool rpc-server" if queue.name == "rpc_queue" else pasteable("rpc-server --queue=", queue.name)

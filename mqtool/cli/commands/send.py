@@ -2,7 +2,8 @@
 
 from typing import Annotated
 
-from mqtool.cli.access import taught
+from mqtool.amqp import Channel
+from mqtool.cli.access import Access
 from mqtool.cli.command_line import Argument, Option
 from mqtool.cli.options import PROTOCOL, Commands, Publishing, UsedQueueOptions, exchange_option
 from mqtool.cli.options.queue_options import checked
@@ -33,13 +34,17 @@ def send(
     lines = publishing.broker.lines
     addressing = Addressing("" if queue.queue is not None else exchange, queue.queue or routing_key)
     is_declared = isinstance(target, Queue)
-    with publishing_channel(publishing, target, addressing, is_declared=is_declared, default=lines.hello) as (
-        channel,
-        outgoing,
-    ):
+    with publishing_channel(
+        publishing, target, addressing, opened=Access.channel_or_session, is_declared=is_declared, default=lines.hello
+    ) as (channel, outgoing):
         if isinstance(target, Queue):
             target = checked(target, queue, channel, publishing.broker)
-            receipts = taught(hello_world, channel).send(channel, target, outgoing.messages)
+            if isinstance(channel, Channel):
+                receipts = hello_world.send(channel, target, outgoing.messages)
+            else:
+                from mqtool.tutorials import amqp10_hello_world
+
+                receipts = amqp10_hello_world.send(channel, target, outgoing.messages)
         else:
             receipts = channel.publish(outgoing.messages, exchange=target, routing_key=routing_key or "")
         outgoing.report(receipts, lines.sent)
@@ -58,6 +63,15 @@ def new_task(queue: UsedQueueOptions, publishing: Publishing) -> None:
     """Send tasks to the workers' queue (tutorial 2)."""
     target, lines = queue.of(publishing.broker.names.task_queue), publishing.broker.lines
     addressing = Addressing(queue.queue and "", queue.queue)
-    with publishing_channel(publishing, target, addressing, default=lines.task) as (channel, outgoing):
+    with publishing_channel(publishing, target, addressing, opened=Access.channel_or_session, default=lines.task) as (
+        channel,
+        outgoing,
+    ):
         target = checked(target, queue, channel, publishing.broker)
-        outgoing.report(taught(work_queues, channel).new_tasks(channel, target, outgoing.messages), lines.sent_task)
+        if isinstance(channel, Channel):
+            receipts = work_queues.new_tasks(channel, target, outgoing.messages)
+        else:
+            from mqtool.tutorials import amqp10_work_queues
+
+            receipts = amqp10_work_queues.new_tasks(channel, target, outgoing.messages)
+        outgoing.report(receipts, lines.sent_task)

@@ -70,10 +70,9 @@ def send_delayed(
     adapt = None if delays.are_given else partial(_delayed_as_it_says, keep_delay=keep_delay)
     asked, addressing = publishing.changed(delays=delays), Addressing(target.name, routing_key)
     key = names.delay_queue.name
-    with publishing_channel(asked, target, addressing, leads_to=queue, adapt=adapt, default_key=key) as (
-        channel,
-        outgoing,
-    ):
+    with publishing_channel(
+        asked, target, addressing, opened=Access.channel, leads_to=queue, adapt=adapt, default_key=key
+    ) as (channel, outgoing):
         known = _as_known(channel, target)
         outgoing.report(delayed_messages.send(channel, known, key, outgoing.messages, queue), _sent)
 
@@ -96,7 +95,7 @@ def receive_delayed(
     delaying = ExchangeOptions(exchange=exchange).of(broker.names.delay_exchange)
     key = broker.names.delay_queue.name if routing_key is None else routing_key
 
-    with receiving_channel(receiving, broker, _received) as (channel, incoming):
+    with receiving_channel(receiving, broker, _received, opened=Access.channel) as (channel, incoming):
         known = _as_known(channel, delaying)
         if known.type == DELAYED and target.arguments.get("x-queue-type") == "quorum":
             output.warning(LOSES)

@@ -1,7 +1,6 @@
 """mqtool send-stream, receive-stream; offset show, set, reset, send, receive."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from mqtool.cli.access import Access
@@ -68,6 +67,11 @@ class StreamOptions(OptionGroup):
     declare: Annotated[bool, Option(help="Declare it if it does not exist")] = False
     port: StreamPort = None
 
+    @property
+    def uses_any_settings(self) -> bool:
+        """True if the stream is named, but its settings are not: an existing one is then used without a notice."""
+        return self.queue is not None and not self.arguments
+
     def of(self, default: Stream) -> Stream:
         """Return the tutorial's stream, with the options applied.
 
@@ -123,10 +127,14 @@ def send_stream(stream: StreamOptions, publishing: Publishing, appending: Append
     tutorial = HELLO[dialect_of(publishing.broker)]
     from mqtool.tutorials import stream_hello_world
 
-    settings: dict[str, Any] = {"confirm_timeout": publishing.options.confirm_timeout}
-    if tutorial.stores_bodies and stream.queue is None:
-        settings["encode"] = _body_alone
-    opened = _opened(stream, [appending.filter_value] if appending.filter_value else [], **settings)
+    opened = partial(
+        Access.stream_channel,
+        port=stream.port,
+        any_settings=stream.uses_any_settings,
+        confirm_timeout=publishing.options.confirm_timeout,
+        encode=_body_alone if tutorial.stores_bodies and stream.queue is None else None,
+        filters=[appending.filter_value] if appending.filter_value else [],
+    )
     key = appending.routing_key
     with publishing_stream_channel(publishing, opened, routing_key=key, default=tutorial.body) as (channel, outgoing):
         receipts = stream_hello_world.send(channel, stream.of(tutorial.stream), outgoing.messages)
@@ -145,7 +153,13 @@ def receive_stream(stream: StreamOptions, receiving: Receiving, broker: Broker, 
     from mqtool.tutorials import stream_hello_world
 
     tutorial = HELLO[dialect_of(broker)]
-    opened = _opened(stream, reading.filters or [], single_active=reading.single_active)
+    opened = partial(
+        Access.stream_channel,
+        port=stream.port,
+        any_settings=stream.uses_any_settings,
+        filters=reading.filters or [],
+        single_active=reading.single_active,
+    )
     with receiving_channel(receiving, broker, tutorial.received, opened=opened, waiting=tutorial.waiting) as (
         channel,
         incoming,
@@ -166,13 +180,6 @@ def _checked(options: StreamOptions, default: Stream, channel: "StreamChannel", 
     if not (creates or channel.exists(stream.name) or channel.streams_of(stream.name) != [stream.name]):
         refuse(stream.name, access, kind="stream")
     return stream
-
-
-def _opened(
-    stream: StreamOptions, filters: list[str], **settings: Any
-) -> Callable[[Access], "AbstractContextManager[StreamChannel]"]:
-    any_settings = stream.queue is not None and not stream.arguments
-    return lambda access: access.stream_channel(stream.port, filters=filters, any_settings=any_settings, **settings)
 
 
 def _body_alone(message: Message) -> bytes:
@@ -248,8 +255,8 @@ def send(stream: StreamOptions, broker: Broker) -> None:
     tutorial = TRACKING[dialect_of(broker)]
     last = lesson.MESSAGES - 1
     bodies = [tutorial.body.format(number=number) for number in range(last)] + [tutorial.marker.format(number=last)]
-    settings: dict[str, Any] = {"encode": _body_alone} if tutorial.stores_bodies else {}
-    with broker.access().stream_channel(stream.port, **settings) as channel:
+    encode = _body_alone if tutorial.stores_bodies else None
+    with broker.access().stream_channel(stream.port, encode=encode) as channel:
         output.status(tutorial.publishing)
         receipts = lesson.send(channel, stream.of(tutorial.stream), (Message(body.encode()) for body in bodies))
         refused = [receipt for receipt in receipts if receipt.confirmation is not Confirmation.CONFIRMED]

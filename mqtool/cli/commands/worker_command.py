@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from mqtool.amqp import Channel
 from mqtool.amqp import Receiving as ReceivingSettings
+from mqtool.channels import AmqpChannel
 from mqtool.cli import stopping
-from mqtool.cli.access import Access, taught
+from mqtool.cli.access import Access
 from mqtool.cli.command_line import DURATION, TIME_LIMIT, Option, OptionGroup
 from mqtool.cli.display import output
 from mqtool.cli.display.output import WAITING_FOR_MESSAGES
@@ -151,10 +152,16 @@ def worker(
     settings = receiving.settings(work_queues.FAIR_DISPATCH)
     done = redelivered = 0
     access = broker.access()
-    with access.channel() as channel:
+    with access.channel_or_session() as channel:
         target = checked(queue.of(broker.names.task_queue), queue, channel, broker, access)
-        work_through = _work_and_forget if forget_ack else taught(work_queues, channel).work
-        tasks = work_through(channel, target, do, settings)
+        if forget_ack:
+            tasks = _work_and_forget(channel, target, do, settings)
+        elif isinstance(channel, Channel):
+            tasks = work_queues.work(channel, target, do, settings)
+        else:
+            from mqtool.tutorials import amqp10_work_queues
+
+            tasks = amqp10_work_queues.work(channel, target, do, settings)
         with consuming(receiving.ready_file, channel, WAITING_FOR_MESSAGES):
             for task in tasks:
                 done += 1
@@ -172,7 +179,7 @@ def worker(
 
 
 def _work_and_forget(
-    channel: Channel, queue: Queue, do: Callable[[Delivery], None], receiving: ReceivingSettings
+    channel: AmqpChannel, queue: Queue, do: Callable[[Delivery], None], receiving: ReceivingSettings
 ) -> Iterator[Delivery]:
     """Work like the tutorial's worker, but without acknowledging."""
     tasks = channel.consume(channel.declare(queue), receiving._replace(acknowledge=False))
@@ -209,7 +216,7 @@ def _work(command: str, options: ProgramOptions, named: UsedQueueOptions, receiv
     handled = options.dedup.opened()
     settings = receiving.changed(timeout=None).settings(ReceivingSettings(prefetch=concurrency))
     access = broker.access()
-    with access.channels() as (channel, other):
+    with access.channels_or_session() as (channel, other):
         retrying = Retrying(other, options.retries.policy, output.notice)
         worker = Worker(channel, program, retrying, concurrency, output.notice, handled)
         if receiving.timeout is not None:

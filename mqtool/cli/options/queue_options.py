@@ -4,7 +4,7 @@ from contextlib import suppress
 from typing import Annotated, Any, ClassVar, Literal
 
 from mqtool.amqp import Channel, administration
-from mqtool.cli.access import HINT_PATIENCE, Access
+from mqtool.cli.access import HINT_PATIENCE, Access, ChannelOrSession
 from mqtool.cli.command_line import Option, OptionGroup, argument_option
 from mqtool.cli.display import output
 from mqtool.cli.invocation import current
@@ -163,7 +163,7 @@ LISTED = "'mqtool list queues' shows them"
 
 
 def checked(
-    queue: Queue, options: UsedQueueOptions, channel: Channel, broker: Broker, access: Access | None = None
+    queue: Queue, options: UsedQueueOptions, channel: ChannelOrSession, broker: Broker, access: Access | None = None
 ) -> Queue:
     """Return the queue if it exists or may be declared; otherwise raise NotFound. On a terminal, say if it is new.
 

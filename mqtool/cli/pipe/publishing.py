@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from mqtool.amqp import Channel
 from mqtool.amqp.administration import check_utf_8
+from mqtool.channels import PublishingChannel
 from mqtool.cli import stopping
-from mqtool.cli.access import HINT_PATIENCE, MANAGEMENT_VARIABLE, Access
+from mqtool.cli.access import HINT_PATIENCE, MANAGEMENT_VARIABLE, Access, ChannelOrSession
 from mqtool.cli.display import output
 from mqtool.cli.display.progress import Progress
 from mqtool.cli.invocation import current
@@ -37,6 +38,17 @@ _REPORTED = 10
 #: The maximum number of bytes to print of a confirmed message's body.
 _ECHOED = 10_000
 
+ChannelT = TypeVar("ChannelT", bound=ChannelOrSession)
+_Opened = TypeVar("_Opened", covariant=True)
+
+
+class Opened(Protocol[_Opened]):
+    """Opens a channel for a `with` block."""
+
+    def __call__(
+        self, access: Access, /, *, mandatory: bool, confirm_timeout: float
+    ) -> AbstractContextManager[_Opened]: ...
+
 
 @contextmanager
 def publishing_channel(
@@ -44,18 +56,20 @@ def publishing_channel(
     to: Exchange | Queue,
     addressing: Addressing,
     *,
+    opened: Opened[ChannelT],
     leads_to: Queue | None = None,
     is_declared: bool = True,
     default: bytes = b"Hello World!",
     adapt: Callable[[Message], Message] | None = None,
     source: Input | None = None,
     default_key: str = "",
-) -> "Iterator[tuple[Channel, Outgoing]]":
+) -> "Iterator[tuple[ChannelT, Outgoing]]":
     """Open a channel, and read the messages to publish. Yields the channel and an Outgoing with the messages.
 
     Args:
         to: where the command sends messages that do not name an exchange or a routing key themselves.
         addressing: the exchange and routing key given by the user.
+        opened: opens the channel: Access.channel, or Access.channel_or_session for commands with --protocol.
         leads_to: the queue that the command declares and binds to `to`, if `to` is an exchange.
         is_declared: True if the command declares `to`.
         default: the body if there are no message words and no input.
@@ -72,7 +86,7 @@ def publishing_channel(
     # delayed message is not routed to its queue until it is due.
     is_delayed = asked.delays.are_given or any(name == "x-delay" for name, _ in options.headers or ())
     mandatory = not is_delayed if options.mandatory is None else options.mandatory
-    with access.channel(mandatory=mandatory, confirm_timeout=options.confirm_timeout) as channel:
+    with opened(access, mandatory=mandatory, confirm_timeout=options.confirm_timeout) as channel:
         delayed = _delayed(source, asked, channel, to, leads_to, is_declared=is_declared)
         outgoing = Outgoing(options, channel, source, delayed)
         yield channel, outgoing
@@ -107,11 +121,7 @@ class Outgoing:
     """
 
     def __init__(
-        self,
-        options: MessageOptions,
-        channel: "Channel | StreamChannel",
-        source: Input,
-        messages: Iterable[Message | None],
+        self, options: MessageOptions, channel: PublishingChannel, source: Input, messages: Iterable[Message | None]
     ) -> None:
         self.messages = messages
         self.is_unreceived = False
@@ -313,7 +323,7 @@ def _tell_if_unbound(access: Access, exchange: Exchange, key: str, headers: dict
 def _delayed(
     source: Input,
     asked: Publishing,
-    channel: Channel,
+    channel: ChannelOrSession,
     to: Exchange | Queue,
     leads_to: Queue | None,
     *,

@@ -7,10 +7,10 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from mqtool.amqp import Channel
 from mqtool.amqp import Receiving as Settings
+from mqtool.channels import AmqpChannel, ConsumingChannel
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.display import output
@@ -25,11 +25,7 @@ from mqtool.message import Delivery
 if TYPE_CHECKING:
     from mqtool.where import Where
 
-
-class ReceivingChannel(Protocol):
-    """The part of AMQP and stream channels that is needed to print deliveries."""
-
-    def stop(self) -> None: ...
+ChannelT = TypeVar("ChannelT", bound=ConsumingChannel)
 
 
 @contextmanager
@@ -38,11 +34,11 @@ def receiving_channel(
     broker: Broker,
     line: Callable[[Delivery], str] | str,
     *,
-    opened: Callable[[Access], AbstractContextManager[Any]] = Access.channel,
+    opened: Callable[[Access], AbstractContextManager[ChannelT]],
     waiting: str = WAITING_FOR_MESSAGES,
     queue_is_private: bool = False,
-) -> "Iterator[tuple[Any, Incoming]]":
-    """Open an AMQP or stream channel to consume on. Yields the channel, and an Incoming that prints its deliveries."""
+) -> "Iterator[tuple[ChannelT, Incoming]]":
+    """Open a channel to consume on. Yields the channel, and an Incoming that prints its deliveries."""
     receiving.printing.redirect()
     write = delivery_writer(receiving, line, queue_is_private=queue_is_private)
     access = broker.access()
@@ -54,7 +50,7 @@ class Incoming:
     """Prints the deliveries of a receiving command."""
 
     def __init__(
-        self, access: Access, receiving: Receiving, channel: ReceivingChannel, write: DeliveryWriter, waiting: str
+        self, access: Access, receiving: Receiving, channel: ConsumingChannel, write: DeliveryWriter, waiting: str
     ) -> None:
         self.access = access
         self._ready_file = receiving.ready_file
@@ -99,7 +95,7 @@ def delivery_writer(
 
 
 @contextmanager
-def consuming(ready_file: Path | None, channel: ReceivingChannel, waiting: str) -> Iterator[None]:
+def consuming(ready_file: Path | None, channel: ConsumingChannel, waiting: str) -> Iterator[None]:
     """Context manager: print the line `waiting`, and create the ready file, if any.
 
     If the program that reads the output exits during the `with` block, stop the channel and raise ReaderGone.
@@ -149,14 +145,14 @@ class Matching(NamedTuple):
             raise UsageError("--auto-ack would lose messages that do not match --where", "leave out --auto-ack")
         return settings._replace(count=None, acknowledge=False, prefetch=self.receiving.prefetch or _MOST)
 
-    def of(self, channel: Channel, deliveries: Iterator[Delivery], settings: Settings) -> Iterator[Delivery]:
+    def of(self, channel: AmqpChannel, deliveries: Iterator[Delivery], settings: Settings) -> Iterator[Delivery]:
         """Yield the matching deliveries, up to the count. Asking for the next one acknowledges the previous one."""
         if self.where is None:
             return deliveries
         return self._chosen(channel, deliveries, settings, self.where)
 
     def _chosen(
-        self, channel: Channel, deliveries: Iterator[Delivery], settings: Settings, where: "Where"
+        self, channel: AmqpChannel, deliveries: Iterator[Delivery], settings: Settings, where: "Where"
     ) -> Iterator[Delivery]:
         from mqtool.where import of_delivery
 
