@@ -13,7 +13,8 @@ from mqtool.amqp.address import parse_address
 from mqtool.amqp10 import LinkSession
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.testing.authority import Authority
-from mqtool.codecs.amqp10_values import Symbol
+from mqtool.codecs.amqp10_message import Amqp10Message, data_section
+from mqtool.codecs.amqp10_values import Described, Symbol
 from mqtool.codecs.field_tables import UInt32
 from mqtool.errors import AccessRefused
 from tests.protocol.broker_process import BrokerProcess, other_address
@@ -21,6 +22,7 @@ from tests.protocol.conftest import Api
 from tests.protocol.raw_amqp10 import (
     ACCEPTED,
     AMQP_HEADER,
+    ATTACH,
     CLOSE,
     DETACH,
     DISPOSITION,
@@ -29,6 +31,7 @@ from tests.protocol.raw_amqp10 import (
     MECHANISMS,
     OPEN,
     OUTCOME,
+    RECEIVER,
     RELEASED,
     SASL_HEADER,
     SENDER,
@@ -286,3 +289,23 @@ def test_the_firehose(broker: EmbeddedBroker, queue: str) -> None:
         copies = [channel.basic_get("traced", auto_ack=True) for _ in range(2)]
         assert [(copy[0].routing_key, copy[2]) for copy in copies] == [("publish.", b"hello"), ("deliver.q", b"hello")]
         assert copies[0][1].headers["user"] == "guest"
+
+
+def test_a_filter_that_takes_too_long_detaches_its_link_and_holds_up_nobody(broker: EmbeddedBroker) -> None:
+    """The broker serves other clients, and the client's other links."""
+    with contextlib.closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
+        connection.channel().queue_declare("s", durable=True, arguments={"x-queue-type": "stream"})
+    client = RawAmqp10(broker.url)
+    client.attach_sender("/queues/s", handle=1)
+    long = Amqp10Message(application_properties={"a": "a" * 100_000}, body=data_section(b"long")).encode()
+    for number in range(40):
+        assert client.published(number, long, handle=1).descriptor == ACCEPTED
+    spec, sql = Symbol("rabbitmq:stream-offset-spec"), Symbol("sql-filter")
+    wanted = {spec: Described(spec, "first"), sql: Described(Symbol("amqp:sql-filter"), f"a LIKE '%{'a_' * 1900}b%'")}
+    client.attach(RECEIVER, "/queues/s", handle=2, source=(None, None, None, None, None, None, wanted))
+    client.expect(ATTACH)
+    client.flow(2, 10)
+    condition, text = client.detached() or ("", "")
+    assert condition == "amqp:resource-limit-exceeded"
+    assert "take too long" in str(text)
+    assert client.published(40, long, handle=1).descriptor == ACCEPTED

@@ -1,10 +1,14 @@
 """Filters of AMQP 1.0 consumers of streams: property filters and SQL, as in RabbitMQ 4.3."""
 
+import random
+import re
 import uuid
 
 import pytest
 
+from mqtool.broker.embedded.amqp10.filtered_message import MOST_WORK, FilteredMessage, TooMuchWork
 from mqtool.broker.embedded.amqp10.filters import Filters, parse_filters
+from mqtool.broker.embedded.amqp10.like_pattern import LikePattern
 from mqtool.broker.embedded.amqp10.sql_filter import compile_sql
 from mqtool.broker.embedded.model.profile import PROFILES, Like
 from mqtool.broker.embedded.model.sectioned import parse
@@ -46,7 +50,7 @@ _MESSAGE = parse(
     ],
 )  # fmt: skip
 def test_expressions_that_choose_the_message(expression: str) -> None:
-    assert compile_sql(expression)(_MESSAGE)
+    assert compile_sql(expression)(FilteredMessage(_MESSAGE))
 
 
 @pytest.mark.parametrize(
@@ -59,7 +63,7 @@ def test_expressions_that_choose_the_message(expression: str) -> None:
     ],
 )  # fmt: skip
 def test_expressions_that_do_not(expression: str) -> None:
-    assert not compile_sql(expression)(_MESSAGE)
+    assert not compile_sql(expression)(FilteredMessage(_MESSAGE))
 
 
 @pytest.mark.parametrize(
@@ -160,3 +164,42 @@ def test_4_0_has_only_the_filters_of_streams() -> None:
     }
     filters = _parsed(wanted, Like.V4_0)
     assert (list(filters.effective or {}), filters.selector(_MESSAGE)) == (["o"], True)
+
+
+def test_like_matches_as_a_regular_expression_does() -> None:
+    """Every pattern of a few characters gives the same result as the regular expression that it stands for."""
+    chosen = random.Random(41)
+    for _ in range(20_000):
+        pattern = "".join(chosen.choices("ab%_!", weights=(3, 3, 3, 2, 1), k=chosen.randrange(9)))
+        text = "".join(chosen.choices("ab%\n", weights=(4, 4, 1, 1), k=chosen.randrange(10)))
+        if re.fullmatch(r"([^!]|!.)*", pattern) is None:
+            with pytest.raises(ValueError, match="escape character"):
+                LikePattern(pattern, "!")
+            continue
+        parts = re.findall(r"!.|[^!]", pattern)
+        wanted = "".join({"%": ".*", "_": "."}.get(part) or re.escape(part[-1]) for part in parts)
+        is_match = re.fullmatch(wanted, text, re.DOTALL) is not None
+        assert LikePattern(pattern, "!").matches(text, lambda _: None) is is_match, (pattern, text)
+
+
+def work_of(pattern: str, text: str) -> int:
+    """The units of work that a pattern takes."""
+    spent: list[int] = []
+    LikePattern(pattern).matches(text, spent.append)
+    return sum(spent)
+
+
+@pytest.mark.parametrize("pattern", ["%a" * 2000 + "%", "%" * 4000, "%ab" * 1300, "a" * 4000, "%" + "a" * 3900 + "b%"])
+def test_the_work_of_like_grows_with_the_text_and_not_with_the_pattern(pattern: str) -> None:
+    """Wildcards are matched in one pass: a long pattern on a long text takes no more than both lengths together."""
+    assert work_of(pattern, "a" * 900_000) < MOST_WORK
+
+
+def test_a_pattern_that_takes_too_long_for_a_message_is_an_error() -> None:
+    """Where `_` makes many places possible, the work on one message has a limit."""
+    message = parse(Amqp10Message(application_properties={"a": "a" * 900_000}, body=data_section(b"")).encode())
+    with pytest.raises(TooMuchWork):
+        compile_sql(f"a LIKE '%{'a_' * 1900}b%'")(FilteredMessage(message))
+    with pytest.raises(TooMuchWork):
+        compile_sql(" OR ".join(["a LIKE '%b%'"] * 45))(FilteredMessage(message))
+    assert compile_sql("a LIKE '%a_a%'")(FilteredMessage(message))

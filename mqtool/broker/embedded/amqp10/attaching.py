@@ -152,7 +152,7 @@ def attach_outgoing(session: SessionState, attach: Attach) -> tuple[OutgoingLink
         max_message_size=attach.max_message_size,
     )
     link = OutgoingLink(session, attach, queue, settled=is_settled, arguments=arguments)
-    link.selector, link.filters = filters.selector, filters.effective or {}
+    link.filter_with(filters)
     return link, answer
 
 

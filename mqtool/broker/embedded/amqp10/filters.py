@@ -8,7 +8,8 @@ import uuid
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from mqtool.broker.embedded.amqp10.sql_filter import compile_sql, equal, field_of, plain
+from mqtool.broker.embedded.amqp10.filtered_message import FilteredMessage, comparable
+from mqtool.broker.embedded.amqp10.sql_filter import compile_sql, equal, field_of
 from mqtool.broker.embedded.model.profile import Profile
 from mqtool.broker.embedded.model.sectioned import Sections
 from mqtool.codecs.amqp10_message import BareProperties
@@ -34,7 +35,8 @@ _TYPES: dict[str, type] = dict.fromkeys(_TEXTS, str) | {
     "group_sequence": UInt32,
 }
 
-Test = Callable[[Sections], bool]
+Test = Callable[[FilteredMessage], bool]
+Selector = Callable[[Sections], bool]
 
 
 class Filters(NamedTuple):
@@ -43,12 +45,12 @@ class Filters(NamedTuple):
     Attributes:
         effective: the filters in effect; None if the client asked for none.
         arguments: the consumer arguments that some of the filters stand for.
-        selector: returns True for a message that the other filters select.
+        selector: returns True for a message that the other filters select. Raises TooMuchWork if they take too long.
     """
 
     effective: Map | None
     arguments: Table
-    selector: Test
+    selector: Selector
 
 
 def parse_filters(wanted: Map | None, profile: Profile) -> Filters:
@@ -68,10 +70,15 @@ def parse_filters(wanted: Map | None, profile: Profile) -> Filters:
         elif not profile.filters_messages or not _add_test(tests, name, each):
             continue
         effective[name] = each
-    chosen = list(tests.values())
-    return Filters(
-        dict(reversed(effective.items())), arguments, lambda sections: all(test(sections) for test in chosen)
-    )
+    return Filters(dict(reversed(effective.items())), arguments, _selector(list(tests.values())))
+
+
+def _selector(tests: list[Test]) -> Selector:
+    def selects(sections: Sections) -> bool:
+        message = FilteredMessage(sections)
+        return all(test(message) for test in tests)
+
+    return selects if tests else lambda _: True
 
 
 def _argument(each: Any10) -> tuple[str, Value] | None:
@@ -140,7 +147,7 @@ def _fields(kind: str, wanted: Any10) -> Test:
         raise ValueError("not a map with up to 16 fields")
     parse = _property if kind == "properties" else _application_property
     tests = [parse(name, value) for name, value in wanted.items()]
-    return lambda sections: all(test(sections) for test in tests)
+    return lambda message: all(test(message) for test in tests)
 
 
 def _property(name: Any10, wanted: Any10) -> Test:
@@ -152,21 +159,21 @@ def _property(name: Any10, wanted: Any10) -> Test:
     if not is_valid:
         raise ValueError("not a property, or a value of another type")
     value, matches = field_of(field), _matcher(wanted)
-    return lambda sections: matches(value(sections))
+    return lambda message: matches(value(message))
 
 
 def _application_property(name: Any10, wanted: Any10) -> Test:
     if type(name) is not str:
         raise ValueError("not the name of an application property")
     matches = _matcher(wanted)
-    return lambda sections: name in sections.head.application and matches(plain(sections.head.application[name]))
+    return lambda message: message.has_application_property(name) and matches(message.application_property(name))
 
 
 def _matcher(wanted: Any10) -> Callable[[Any], bool]:
     """Return a test for a value. Strings may start with `&s:` (suffix), `&p:` (prefix) or `&&` (a literal `&`)."""
     if wanted is None:
         return lambda _: True
-    value = plain(wanted)
+    value = comparable(wanted)
     if type(wanted) is not str or not wanted.startswith("&"):
         return lambda found: equal(found, value)
     rest = value[3:]

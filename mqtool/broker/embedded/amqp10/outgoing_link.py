@@ -6,7 +6,9 @@ from types import MappingProxyType
 from typing import Any
 
 from mqtool.broker.embedded.amqp10.addresses import queue_address
-from mqtool.broker.embedded.amqp10.errors10 import DELETED, TOO_LARGE, LinkError, SessionError
+from mqtool.broker.embedded.amqp10.errors10 import DELETED, LIMIT_EXCEEDED, TOO_LARGE, LinkError, SessionError
+from mqtool.broker.embedded.amqp10.filtered_message import TooMuchWork
+from mqtool.broker.embedded.amqp10.filters import Filters
 from mqtool.broker.embedded.amqp10.session_state import Delivery, SessionState, add, after
 from mqtool.broker.embedded.model.amqp_message import ContentHeader, Message, Properties, encode_address
 from mqtool.broker.embedded.model.backlog import Entry
@@ -14,7 +16,7 @@ from mqtool.broker.embedded.model.broker import DIRECT_REPLY_TO
 from mqtool.broker.embedded.model.consumers import delivery_counts
 from mqtool.broker.embedded.model.firehose import trace_delivered
 from mqtool.broker.embedded.model.queue import Queue
-from mqtool.broker.embedded.model.sectioned import encode
+from mqtool.broker.embedded.model.sectioned import Sections, encode
 from mqtool.codecs.amqp10_frames import Attach, Flow, transfer_frames
 from mqtool.codecs.amqp10_values import Map, Symbol
 from mqtool.codecs.field_tables import Int64, Table
@@ -97,8 +99,9 @@ class OutgoingLink:
         priority = arguments.get("x-priority", 0)
         self.priority = priority if isinstance(priority, int) else 0
         self.dynamic = False
-        self.selector: Callable[[Any], bool] | None = lambda _: True
+        self.selector: Callable[[Any], bool] | None = self._selects
         self.filters: Map = {}
+        self._select: Callable[[Sections], bool] = lambda _: True
         # The client may be told that this is the active consumer, but only once it has given credit.
         self._may_tell = queue.kind == "quorum" and session.vhost.profile.tells_active
         self._owes_news = False
@@ -118,6 +121,20 @@ class OutgoingLink:
     def start(self) -> None:
         """Add the consumer to its queue."""
         self.queue.add_consumer(self)
+
+    def filter_with(self, filters: Filters) -> None:
+        """Send only the messages that these filters select."""
+        self._select, self.filters = filters.selector, filters.effective or {}
+
+    def _selects(self, sections: Sections) -> bool:
+        """Return True if a message of a stream is to be sent. If the filters take too long, detach the link."""
+        try:
+            return self._select(sections)
+        except TooMuchWork as error:
+            refused = LinkError(LIMIT_EXCEEDED, f"the filters take too long: {error}").error
+            self._select, self.flow.credit = lambda _: False, 0
+            self.session.connection.call_soon(self.session.detach, self.handle, refused)
+            return False
 
     def ready(self) -> bool:
         """True if the client accepts a message now. If output must wait, delivery from the queue resumes later."""

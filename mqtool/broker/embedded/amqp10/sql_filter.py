@@ -7,21 +7,17 @@ and bytes are the same type, and None stands for an unknown value.
 import operator
 import re
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
-import re2
-
-from mqtool.broker.embedded.model.sectioned import Sections
-from mqtool.codecs.amqp10_message import Amqp10Message, BareProperties
-from mqtool.codecs.amqp10_values import Any10
+from mqtool.broker.embedded.amqp10.filtered_message import SCANNED, FilteredMessage, comparable
+from mqtool.broker.embedded.amqp10.like_pattern import LikePattern
+from mqtool.codecs.amqp10_message import BareProperties
 
 _LONGEST, _MOST_TOKENS = 4096, 200
-_DEFAULT_PRIORITY = 4
 
 #: A compiled expression.
-Expression: TypeAlias = Callable[[Sections], Any]
+Expression: TypeAlias = Callable[[FilteredMessage], Any]
 
 _TOKEN = re.compile(
     r"""[ \t\f\n\r]*(?:
@@ -50,18 +46,6 @@ _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
-def plain(value: Any10) -> Any:
-    """Convert a value for comparisons: strings and UUIDs become bytes; lists and maps become None."""
-    match value:
-        case str():
-            return value.encode(errors="surrogateescape")
-        case uuid.UUID():
-            return value.bytes
-        case bool() | int() | float() | bytes():
-            return value
-    return None
-
-
 def equal(left: Any, right: Any) -> bool:
     """Compare two values. Numbers of different types can be equal; a boolean never equals a number."""
     return bool(left == right) and isinstance(left, bool) == isinstance(right, bool)
@@ -69,29 +53,23 @@ def equal(left: Any, right: Any) -> bool:
 
 def field_of(name: str) -> Expression:
     """Return the expression for a field of the properties section, such as `subject`."""
-
-    def value(sections: Sections) -> Any:
-        return plain(getattr(sections.head.properties, name))
-
-    return value
-
-
-def _priority(sections: Sections) -> Any:
-    priority = Amqp10Message.decode(sections.header).header.priority
-    return _DEFAULT_PRIORITY if priority is None else priority
+    return lambda message: message.property(name)
 
 
 def _application(name: str) -> Expression:
-    return lambda sections: plain(sections.head.application.get(name))
+    return lambda message: message.application_property(name)
 
 
-def compile_sql(text: str) -> Callable[[Sections], bool]:
-    """Compile an expression. Raises ValueError if it is not valid, or too long."""
+def compile_sql(text: str) -> Callable[[FilteredMessage], bool]:
+    """Compile an expression. Raises ValueError if it is not valid, or too long.
+
+    The compiled expression raises TooMuchWork if it takes too long for a message.
+    """
     try:
         expression = _Parser(_tokens(text)).parse()
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
-    return lambda sections: expression(sections) is True
+    return lambda message: expression(message) is True
 
 
 def _tokens(text: str) -> list[tuple[str, Any]]:
@@ -147,7 +125,7 @@ def _word(raw: str) -> tuple[str, Any]:
 def _field(raw: str) -> Expression:
     section, _, name = raw.partition(".")
     if section in ("header", "h") and name == "priority":
-        return _priority
+        return FilteredMessage.priority
     if section in ("properties", "p") and name in BareProperties._fields:
         return field_of(name)
     if section in ("application_properties", "a"):
@@ -257,14 +235,14 @@ class _Parser:
         if (name := self._take("identifier")) is not None:
             compiled: Expression = name[1]
             return compiled
-        value = plain(self._expect("literal", "string"))
+        value = comparable(self._expect("literal", "string"))
         return lambda _: value
 
 
 def _either(left: Expression, right: Expression, *, decided_by: bool) -> Expression:
     """Combine two expressions with OR (`decided_by=True`) or AND (`decided_by=False`). Their values may be unknown."""
 
-    def value(of: Sections) -> Any:
+    def value(of: FilteredMessage) -> Any:
         first = left(of)
         if first is decided_by:
             return decided_by
@@ -277,7 +255,7 @@ def _either(left: Expression, right: Expression, *, decided_by: bool) -> Express
 
 
 def _negated(expression: Expression) -> Expression:
-    def value(of: Sections) -> bool | None:
+    def value(of: FilteredMessage) -> bool | None:
         found = expression(of)
         return not found if isinstance(found, bool) else None
 
@@ -289,7 +267,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _compared(sign: str, left: Expression, right: Expression) -> Expression:
-    def value(of: Sections) -> Any:
+    def value(of: FilteredMessage) -> Any:
         first, second = left(of), right(of)
         if first is None or second is None:
             return None
@@ -319,7 +297,7 @@ _ARITHMETIC: Mapping[str, Callable[[Any, Any], Any]] = {
 
 
 def _calculated(sign: str, left: Expression, right: Expression) -> Expression:
-    def value(of: Sections) -> Any:
+    def value(of: FilteredMessage) -> Any:
         first, second = left(of), right(of)
         if not (_is_number(first) and _is_number(second)):
             return None
@@ -332,7 +310,7 @@ def _calculated(sign: str, left: Expression, right: Expression) -> Expression:
 
 
 def _among(left: Expression, items: list[Expression]) -> Expression:
-    def value(of: Sections) -> bool | None:
+    def value(of: FilteredMessage) -> bool | None:
         found = left(of)
         return None if found is None else any(equal(item(of), found) for item in items)
 
@@ -343,20 +321,15 @@ def _like(left: Expression, pattern: str, escape: str | None) -> Expression:
     """Compile a LIKE test. `%` matches any characters and `_` exactly one, except after the escape character."""
     if (escape is not None and len(escape) != 1) or _CONTROL.search(pattern):
         raise ValueError("not a pattern")
-    parts, characters = [], iter(pattern)
-    for character in characters:
-        if character == escape:
-            if (literal := next(characters, None)) is None:
-                raise ValueError("nothing follows the escape character")
-            parts.append(re2.escape(literal))
-        else:
-            parts.append({"%": ".*", "_": "."}.get(character) or re2.escape(character))
-    wanted = re2.compile(f"(?s){''.join(parts)}")
+    wanted = LikePattern(pattern, escape)
 
-    def value(of: Sections) -> Any:
+    def value(of: FilteredMessage) -> Any:
         found = left(of)
+        if not isinstance(found, bytes):
+            return None
+        of.work(len(found) // SCANNED)
         try:
-            return wanted.fullmatch(found.decode()) is not None if isinstance(found, bytes) else None
+            return wanted.matches(found.decode(), of.work)
         except UnicodeDecodeError:
             return None
 

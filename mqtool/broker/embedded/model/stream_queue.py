@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
+from time import perf_counter
 from typing import TypeAlias
 
 from mqtool.broker.embedded.model import sectioned
@@ -41,8 +42,8 @@ Selector: TypeAlias = Callable[[Sections], bool]
 #: The header or annotation with the filter value of a message.
 _FILTER_VALUE = "x-stream-filter-value"
 
-#: After skipping this many messages in succession, a consumer with a selector gives other consumers a turn.
-_PASSED_AT_ONCE = 500
+#: After skipping messages for this many seconds, a consumer with a selector gives other clients a turn.
+_PASSING_SECONDS = 0.01
 
 
 class Reader:
@@ -260,7 +261,7 @@ class Cursor:
 
     def next_entry(self) -> Entry | None:
         """Read the next message. Returns None at the end of the stream, or if `is_tired` becomes true."""
-        passed, self.is_tired = 0, False
+        until, self.is_tired = perf_counter() + _PASSING_SECONDS, False
         while True:
             for offset, data in self._messages:
                 if offset < self._wanted:
@@ -269,8 +270,7 @@ class Cursor:
                     return Entry(self._message(offset, data), offset)
                 if (chosen := self._chosen(data, self._selector)) is not None:
                     return Entry(chosen, offset)
-                passed += 1
-                if passed == _PASSED_AT_ONCE:
+                if perf_counter() > until:
                     self.is_tired = True
                     return None
             chunks = self._reader.read()
