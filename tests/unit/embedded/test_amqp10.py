@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqtool.broker.embedded.model.amqp10_conversion import decode, encode
 from mqtool.broker.embedded.model.amqp_message import Properties, encode_short
+from mqtool.broker.embedded.model.stream_conversion import decode, encode
 from mqtool.codecs.field_tables import (
     ByteArray,
     Float32,

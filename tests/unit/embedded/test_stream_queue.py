@@ -3,9 +3,9 @@
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mqtool.broker.embedded.model.amqp10_conversion import decode, encode
 from mqtool.broker.embedded.model.amqp_message import ContentHeader, Message, Properties, encode_address, encode_short
 from mqtool.broker.embedded.model.ledger import Ledger
+from mqtool.broker.embedded.model.stream_conversion import decode, encode
 from mqtool.broker.embedded.model.stream_queue import Cursor, Stream
 from mqtool.broker.embedded.model.stream_segment import simple_entry
 from mqtool.codecs.field_tables import Int64, encode_table

@@ -7,7 +7,7 @@ import re
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from mqtool.broker.embedded.model.conversion import quoted
+from mqtool.broker.embedded.model.protocol_conversion import quoted
 
 _QUEUES, _EXCHANGES = "/queues/", "/exchanges/"
 _BAD_ESCAPE = re.compile("%(?![0-9A-Fa-f]{2})")

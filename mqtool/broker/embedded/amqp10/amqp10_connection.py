@@ -21,8 +21,8 @@ from mqtool.broker.embedded.amqp10.errors10 import (
 )
 from mqtool.broker.embedded.model.amqp_errors import AmqpException
 from mqtool.broker.embedded.model.broker import NODE, Broker, check_connections
-from mqtool.broker.embedded.model.conversion import table_to_091
 from mqtool.broker.embedded.model.profile import identity
+from mqtool.broker.embedded.model.protocol_conversion import table_to_091
 from mqtool.broker.embedded.model.rights import Rights
 from mqtool.broker.embedded.sockets.listener import Connections
 from mqtool.codecs.amqp10_frames import (

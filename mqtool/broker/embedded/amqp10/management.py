@@ -14,9 +14,9 @@ from mqtool.broker.embedded.amqp10.errors10 import binary, pair
 from mqtool.broker.embedded.model import topology_operations as topology
 from mqtool.broker.embedded.model.amqp_errors import NOT_FOUND, PRECONDITION_FAILED, AmqpException, ChannelException
 from mqtool.broker.embedded.model.broker import NODE
-from mqtool.broker.embedded.model.conversion import map_from_091, quoted, table_to_091, unquoted
 from mqtool.broker.embedded.model.declarations import check_exchange_type
 from mqtool.broker.embedded.model.exchange import Binding, Destination, ExchangeDeclaration
+from mqtool.broker.embedded.model.protocol_conversion import map_from_091, quoted, table_to_091, unquoted
 from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.broker.embedded.model.rights import Rights

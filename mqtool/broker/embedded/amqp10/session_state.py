@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 from mqtool.broker.embedded.amqp10.amqp10_socket import Amqp10Socket
 from mqtool.broker.embedded.amqp10.errors10 import INVALID_FIELD, WINDOW_VIOLATION, SessionError
 from mqtool.broker.embedded.model.backlog import Entry
-from mqtool.broker.embedded.model.conversion import table_to_091
+from mqtool.broker.embedded.model.protocol_conversion import table_to_091
 from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.codecs.amqp10_frames import (

@@ -11,14 +11,14 @@ from mqtool.broker.embedded.model.amqp_message import (
     Properties,
     encode_address,
 )
-from mqtool.broker.embedded.model.conversion import (
+from mqtool.broker.embedded.model.profile import Profile
+from mqtool.broker.embedded.model.protocol_conversion import (
     annotations_from_091,
     header_from_091,
     headers_to_091,
     properties_to_091,
     sections_from_091,
 )
-from mqtool.broker.embedded.model.profile import Profile
 from mqtool.codecs.amqp10_message import (
     DATA,
     DELIVERY_ANNOTATIONS,

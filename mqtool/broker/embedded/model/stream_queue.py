@@ -7,7 +7,6 @@ from time import perf_counter
 from typing import TypeAlias
 
 from mqtool.broker.embedded.model import sectioned
-from mqtool.broker.embedded.model.amqp10_conversion import Decoded, decode, encode
 from mqtool.broker.embedded.model.amqp_errors import NOT_IMPLEMENTED, ConnectionException
 from mqtool.broker.embedded.model.amqp_message import ContentHeader, Message, Properties, encode_address
 from mqtool.broker.embedded.model.applied_policies import Applied
@@ -16,6 +15,7 @@ from mqtool.broker.embedded.model.consumers import Consumer
 from mqtool.broker.embedded.model.queue import Queue, Why, cancel_links
 from mqtool.broker.embedded.model.queue_arguments import OFFSET, Options, interval
 from mqtool.broker.embedded.model.sectioned import Sectioned, Sections
+from mqtool.broker.embedded.model.stream_conversion import Decoded, decode, encode
 from mqtool.broker.embedded.model.stream_log import SEGMENT_BYTES, Retention, StreamLog
 from mqtool.broker.embedded.model.stream_segment import (
     HEADER_SIZE,

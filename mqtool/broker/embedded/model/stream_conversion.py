@@ -1,5 +1,6 @@
 """Conversion of AMQP 0-9-1 messages to the AMQP 1.0 sections that a stream stores, and back, as in RabbitMQ 3.10.
 
+Messages from and to AMQP 1.0 clients are converted by protocol_conversion.py.
 Clients of the stream protocol encode the sections themselves, so an entry can contain anything. Header values are
 converted if AMQP 0-9-1 has their type; lists, maps, tables and arrays are dropped.
 """
@@ -12,7 +13,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from mqtool.broker.embedded.model.amqp_message import Properties, encode_short
-from mqtool.broker.embedded.model.conversion import DROPPED, Dropped
+from mqtool.broker.embedded.model.protocol_conversion import DROPPED, Dropped
 from mqtool.codecs.amqp10_message import (
     APPLICATION_PROPERTIES,
     DATA,

@@ -1,5 +1,6 @@
-"""Conversion of messages between AMQP 0-9-1 and AMQP 1.0, according to the tables of RabbitMQ 4.
+"""Conversion of messages between AMQP 0-9-1 clients and AMQP 1.0 clients, according to the tables of RabbitMQ 4.
 
+What a stream stores of a message from an AMQP 0-9-1 client is in stream_conversion.py.
 See https://www.rabbitmq.com/docs/conversions. RabbitMQ 4.3 fails on UUIDs and characters, which are converted to text
 here, and on decimals, which are dropped.
 """

@@ -1,0 +1,293 @@
+"""What happens to individual messages, as the page of `mqtool ui` shows it.
+
+At high rates, only some messages are shown, each from its exchange until it leaves the broker; the others are only
+counted. GET /api/mqtool/events (see http/event_routes.py) returns the events.
+"""
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice, takewhile
+from typing import Any, NamedTuple
+
+from mqtool.broker.embedded.model.amqp_message import Message, carbon_copies
+from mqtool.broker.embedded.model.backlog import Entry
+from mqtool.broker.embedded.model.consumers import Consumer
+from mqtool.broker.embedded.model.dead_lettering import DeadLettered
+from mqtool.broker.embedded.model.exchange import Destination, Exchange
+from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.virtual_host import Released, Routing, VirtualHost
+
+#: The maximum number of events kept for slow readers, and of messages shown at the same time.
+_MAX_EVENTS, _MAX_SHOWN = 4_000, 2_000
+#: The maximum number of new messages shown per second, between two requests, and per second for one exchange and key.
+_PER_SECOND, _AT_ONCE, _PER_SECOND_ON_ARROW = 100, 50, 20
+#: The maximum number of messages in a snapshot: per queue, channel or delayed exchange, and in total.
+LISTED, _ALL_LISTED = 20, 1_000
+
+#: What is known of an event, by the names in docs/reference/events.md.
+Fields = dict[str, Any]
+#: A delivery that its consumer has not acknowledged; the consumer is None for basic.get.
+Unacknowledged = tuple[Queue, Entry, Consumer | None]
+
+
+class Event(NamedTuple):
+    """An event, its time in seconds since 1970, and the message if the event is the first of its message."""
+
+    number: int
+    at: float
+    fields: Fields
+    message: Message | None
+
+
+class MessageEvents:
+    """Records what happens to the messages of a virtual host. Implements consumers.Watcher.
+
+    Attributes:
+        number: incremented with each event and change. Numbers are never reused, even after a restart of the broker.
+        changes: incremented each time an exchange, queue, binding or consumer is added or removed.
+        asked: the time of the latest request, in seconds.
+        shown: the queue (or delayed exchange) of each message that is shown, and whether it is ready there.
+        publishing: the messages that were published since the latest request, and their numbers.
+        readers: the offset of the latest message that each stream consumer received.
+
+    Args:
+        client_of: describes the connection or channel that a message comes from or goes to.
+        name_of: returns the name of a queue's consumer; None for basic.get.
+    """
+
+    def __init__(
+        self,
+        vhost: VirtualHost,
+        client_of: Callable[[object], dict[str, str]],
+        name_of: Callable[[Consumer | None, Queue], str | None],
+    ) -> None:
+        self.number = time.monotonic_ns() // 1000
+        self.changes = 0
+        self.asked = time.monotonic()
+        self.shown: dict[int, tuple[str, bool]] = {}
+        self.publishing: dict[int, tuple[Message, int]] = {}
+        self.readers: dict[str | None, int] = {}
+        self._vhost = vhost
+        self._client_of = client_of
+        self._name_of = name_of
+        self._events: deque[Event] = deque()
+        #: The number of the latest event that has been dropped.
+        self._forgotten = self.number
+        #: The latest messages in streams, as pairs of stream and offset.
+        self._in_streams: deque[tuple[str, int]] = deque(maxlen=LISTED * 10)
+        self._messages = 0
+        self._held: tuple[str, Entry] | None = None
+        #: Messages that are being dead-lettered.
+        self._dead: deque[Message] = deque(maxlen=LISTED)
+        #: How many more messages may be shown until the next request.
+        self._left = float(_AT_ONCE)
+        #: How many have been shown in this second, by exchange and routing key.
+        self._in_second: Counter[bytes] = Counter()
+        self._second = 0
+
+    def published(self, routing: Routing) -> None:
+        message, source = routing.message, routing.source
+        held, self._held = self._held, None
+        if isinstance(source, DeadLettered):
+            may_show = any(each is source.message for each in self._dead)
+        elif isinstance(source, Released):
+            may_show = self.shown.pop(source.position, None) is not None
+        else:
+            may_show = False
+        if not may_show:
+            # On a busy broker, most messages are not shown.
+            if not self._may_show(message.address):
+                return
+            self._take(message.address)
+        self._messages += 1
+        self.publishing[id(message)] = message, self._messages
+        self._add_published(message, source, [*_paths(self._vhost, message, routing.queues)])
+        if held is not None and held[1].message.address == message.address:
+            del self.publishing[id(message)]  # not lost, although no queue receives it
+            exchange, entry = held
+            self._show(entry, exchange)
+            fields = {"exchange": exchange, "copy": entry.position, "until": entry.expires_at}
+            self._add({"what": "delayed", "message": self._messages, **fields})
+
+    def _may_show(self, address: bytes) -> bool:
+        """Return True if another new message may be shown."""
+        return self._left >= 1 and self._in_second[address] < _PER_SECOND_ON_ARROW and len(self.shown) < _MAX_SHOWN
+
+    def _take(self, address: bytes) -> None:
+        self._left -= 1
+        self._in_second[address] += 1
+
+    def unroutable(self, message: Message, *, returned: bool) -> None:
+        if (found := self.publishing.get(id(message))) is not None:
+            self._add({"what": "returned" if returned else "dropped", "message": found[1]})
+
+    def refused(self, queue: Queue, message: Message) -> None:
+        if (found := self.publishing.get(id(message))) is not None:
+            self._add({"what": "refused", "message": found[1], "queue": queue.name})
+
+    def entered(self, queue: Queue, message: Message, position: int) -> None:
+        if queue.kind == "stream":
+            self._in_streams.append((queue.name, position))
+            what = "appended"
+        else:
+            self.shown[position] = queue.name, True
+            what = "ready"
+        number = self.publishing[id(message)][1]
+        self._add({"what": what, "message": number, "queue": queue.name, "copy": position})
+
+    def delivered(self, queue: Queue, entry: Entry, consumer: Consumer | None, *, no_ack: bool) -> None:
+        name = self._name_of(consumer, queue)
+        fields = {"queue": queue.name, "copy": entry.position, "consumer": name, "no_ack": no_ack}
+        if queue.kind == "stream":
+            self.readers[name] = entry.position
+            if (queue.name, entry.position) in self._in_streams:
+                self._add({"what": "read", **fields})
+            return
+        self._add({"what": "delivered", **fields, "redelivered": entry.redelivered})
+        if no_ack:
+            del self.shown[entry.position]
+        else:
+            self.shown[entry.position] = queue.name, False
+
+    def acknowledged(self, queue: Queue, entry: Entry) -> None:
+        del self.shown[entry.position]
+        self._add({"what": "acknowledged", "queue": queue.name, "copy": entry.position})
+
+    def requeued(self, queue: Queue, entry: Entry, why: str) -> None:
+        if queue.deleted:
+            del self.shown[entry.position]
+            return
+        self.shown[entry.position] = queue.name, True
+        self._add({"what": "requeued", "queue": queue.name, "copy": entry.position, "why": why})
+
+    def ended(self, queue: Queue, entry: Entry, reason: str, exchange: str | None) -> None:
+        del self.shown[entry.position]
+        self._dead.append(entry.message)
+        fields = {"queue": queue.name, "copy": entry.position, "reason": reason}
+        if exchange is None:
+            self._add({"what": "discarded", **fields})
+        else:
+            self._add({"what": "dead-lettered", **fields, "exchange": exchange})
+
+    def emptied(self, queue: Queue) -> None:
+        gone = queue.name, True
+        self.shown = {position: place for position, place in self.shown.items() if place != gone}
+        self._add({"what": "purged", "queue": queue.name})
+
+    def delayed(self, exchange: Exchange, entry: Entry) -> None:
+        self._held = exchange.name, entry
+
+    def streamed(self, source: object, stream: str, messages: Iterator[tuple[int, Message]]) -> None:
+        address = stream.encode(errors="surrogateescape")
+        while self._may_show(address) and (found := next(messages, None)) is not None:
+            self._take(address)
+            self._messages += 1
+            position, message = found
+            self._add_published(message, source, [[stream]])
+            self._in_streams.append((stream, position))
+            self._add({"what": "appended", "message": self._messages, "queue": stream, "copy": position})
+
+    def read(self, stream: str, offsets: range, consumer: str) -> None:
+        for position in sorted(at for name, at in self._in_streams if name == stream and at in offsets):
+            fields = {"queue": stream, "copy": position, "consumer": consumer, "no_ack": True}
+            self._add({"what": "read", **fields, "offset": offsets[-1]})
+
+    def replied(self, source: object, message: Message, to: object) -> None:
+        if self._left >= 1:
+            self._left -= 1
+            self._messages += 1
+            ends = {"from": self._origin(source), "to": self._origin(to)}
+            self._add({"what": "replied", "message": self._messages, **ends}, message)
+
+    def changed(self) -> None:
+        self.readers.clear()  # some consumers may be gone
+        self.number += 1
+        self.changes += 1
+
+    # The following methods are called by requests.
+
+    def refill(self) -> None:
+        """Allow more messages to be shown, in proportion to the time since the latest request."""
+        now = time.monotonic()
+        self._left = min(self._left + (now - self.asked) * _PER_SECOND, _AT_ONCE)
+        self.asked = now
+        self.publishing.clear()
+        if int(now) != self._second:
+            self._second = int(now)
+            self._in_second.clear()
+
+    def since(self, number: int) -> list[Event] | None:
+        """Return the events after this one; None if some of them have been dropped."""
+        if not self._forgotten <= number <= self.number:
+            return None
+        return [*takewhile(lambda event: event.number > number, reversed(self._events))][::-1]
+
+    def waiting(self, unacknowledged: Iterable[Unacknowledged]) -> list[tuple[Entry, Fields]]:
+        """Return messages in queues, with consumers and in delayed exchanges. Later events report them as well.
+
+        Args:
+            unacknowledged: deliveries of the virtual host's channels, up to LISTED of each.
+        """
+        return [*islice(self._waiting(unacknowledged), _ALL_LISTED)]
+
+    def _waiting(self, unacknowledged: Iterable[Unacknowledged]) -> Iterator[tuple[Entry, Fields]]:
+        for exchange, entry in self._vhost.first_held(LISTED):
+            self._show(entry, exchange)
+            yield entry, {"exchange": exchange, "until": entry.expires_at}
+        for queue, entry, consumer in unacknowledged:
+            if queue.kind != "stream":
+                self._show(entry, queue.name, is_ready=False)
+                yield entry, {"queue": queue.name, "consumer": self._name_of(consumer, queue)}
+        for queue in self._vhost.queues.values():
+            if queue.kind != "stream":
+                for entry in islice(queue.backlog.in_memory(), LISTED):
+                    self._show(entry, queue.name)
+                    yield entry, {"queue": queue.name}
+
+    def _origin(self, source: object) -> dict[str, Any]:
+        """Describe where a message comes from: a client, a queue that dead-lettered it, or an exchange that held it."""
+        match source:
+            case DeadLettered():
+                return {"queue": source.queue.name, "reason": source.reason}
+            case Released():
+                return {"exchange": source.exchange, "copy": source.position}
+        return self._client_of(source)
+
+    def _add_published(self, message: Message, source: object, paths: list[list[str]]) -> None:
+        origin = self._origin(source)
+        self._add({"what": "published", "message": self._messages, "from": origin, "paths": paths}, message)
+
+    def _add(self, fields: Fields, message: Message | None = None) -> None:
+        self.number += 1
+        self._events.append(Event(self.number, time.time(), fields, message))
+        if len(self._events) > _MAX_EVENTS:
+            self._forgotten = self._events.popleft().number
+
+    def _show(self, entry: Entry, place: str, *, is_ready: bool = True) -> None:
+        self.shown[entry.position] = place, is_ready
+
+
+def _paths(vhost: VirtualHost, message: Message, queues: Iterable[Queue]) -> Iterator[list[str]]:
+    """Yield a path to each queue: the names of the exchanges that the message passes through, then the queue's name."""
+    first = vhost.exchanges.get(message.exchange)
+    keys = [message.routing_key, *carbon_copies(message.headers)]
+    todo, paths = ([] if first is None else [first]), {first: [message.exchange]}
+    wanted = set(queues)
+    while todo and wanted:
+        exchange = todo.pop(0)
+        if exchange.name == "":
+            found: list[Destination] = [vhost.queues[key] for key in keys if key in vhost.queues]
+        else:
+            found = [each for key in keys for each in exchange.match(key, message.headers)]
+        if not found and exchange.alternate in vhost.exchanges:
+            found = [vhost.exchanges[exchange.alternate]]
+        for each in found:
+            if each in wanted:
+                wanted.discard(each)
+                yield [*paths[exchange], each.name]
+            elif isinstance(each, Exchange) and each not in paths:
+                paths[each] = [*paths[exchange], each.name]
+                todo.append(each)
+    for queue in wanted:  # its binding was removed before the transaction was committed
+        yield [message.exchange, queue.name]
