@@ -153,6 +153,35 @@ def test_answers(client: _Client, method: str, target: str, body: Any10, status:
     assert client(method, target, body) == (status, text)
 
 
+@pytest.mark.parametrize(
+    ("method", "target", "body", "wrong"),
+    [
+        ("PUT", f"/queues/{'x' * 256}", {}, "queue name is longer than 255 bytes"),
+        ("PUT", f"/queues/{'%C3%A9' * 128}", {}, "queue name is longer than 255 bytes"),
+        ("PUT", "/queues/\udcff", {}, "queue name is not UTF-8"),
+        ("PUT", f"/exchanges/{'x' * 256}", {}, "exchange name is longer than 255 bytes"),
+        ("PUT", "/exchanges/\udcff", {}, "exchange name is not UTF-8"),
+        ("POST", "/bindings", {"source": "amq.topic", "destination_queue": "q", "binding_key": "x" * 256,
+                               "arguments": {}}, "binding key is longer than 255 bytes"),
+        ("POST", "/bindings", {"source": "amq.topic", "destination_queue": "q", "binding_key": "\udcff",
+                               "arguments": {}}, "binding key is not UTF-8"),
+    ],
+)  # fmt: skip
+def test_names_that_amqp_091_could_not_use_are_refused(
+    client: _Client, method: str, target: str, body: Any10, wrong: str
+) -> None:
+    """Such a queue could be declared, and then every publish to it closed the publisher's connection."""
+    client("PUT", "/queues/q", {})
+    before = {*client.vhost.queues}, {*client.vhost.exchanges}, len(list(client.vhost.bindings()))
+    assert client(method, target, body) == (400, wrong)
+    assert before == ({*client.vhost.queues}, {*client.vhost.exchanges}, len(list(client.vhost.bindings())))
+
+
+def test_a_name_may_have_255_bytes_and_a_nul(client: _Client) -> None:
+    for name in ("x" * 255, "a%00b"):
+        assert client("PUT", f"/queues/{name}", {})[0] == 201
+
+
 def test_a_stream_is_not_purged(client: _Client) -> None:
     client("PUT", "/queues/s", {"arguments": {"x-queue-type": "stream"}})
     assert client("DELETE", "/queues/s/messages") == (400, "purge not supported by queue 's' in vhost '/'")

@@ -7,6 +7,7 @@ import re
 from typing import NamedTuple
 from urllib.parse import unquote
 
+from mqtool.broker.embedded.model.names import is_too_long
 from mqtool.broker.embedded.model.protocol_conversion import quoted
 
 _QUEUES, _EXCHANGES = "/queues/", "/exchanges/"
@@ -51,13 +52,19 @@ def parse_target(address: str) -> Target:
         name = decoded(address.removeprefix(_QUEUES))
         if not name:
             raise ValueError("the name of the queue is empty")
-        return Target("", name, name)
+        return _checked(Target("", name, name))
     if not address.startswith(_EXCHANGES):
         raise ValueError("not an address")
     exchange, *key = address.removeprefix(_EXCHANGES).split("/")
     if exchange in ("", "amq.default") or len(key) > 1:
         raise ValueError("not the address of an exchange")
-    return Target(decoded(exchange), decoded(key[0]) if key else "")
+    return _checked(Target(decoded(exchange), decoded(key[0]) if key else ""))
+
+
+def _checked(target: Target) -> Target:
+    if is_too_long(target.exchange) or is_too_long(target.routing_key):
+        raise ValueError("a name or a routing key is longer than 255 bytes")
+    return target
 
 
 def parse_source(address: str) -> str:

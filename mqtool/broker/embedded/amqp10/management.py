@@ -16,6 +16,7 @@ from mqtool.broker.embedded.model.amqp_errors import NOT_FOUND, PRECONDITION_FAI
 from mqtool.broker.embedded.model.broker import NODE
 from mqtool.broker.embedded.model.declarations import check_exchange_type
 from mqtool.broker.embedded.model.exchange import Binding, Destination, ExchangeDeclaration
+from mqtool.broker.embedded.model.names import name_error
 from mqtool.broker.embedded.model.protocol_conversion import map_from_091, quoted, table_to_091, unquoted
 from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
@@ -192,6 +193,7 @@ def _put_queue(request: Request) -> Answer:
     if not name:
         raise Refused(400, "declare queue with empty name not allowed")
     _check_line_ends(name)
+    _check_name("queue name", name)
     _check_reserved("queue", name, request.vhost)
     client.rights.check("configure", "queue", name)
     exists = name in request.vhost.queues
@@ -225,6 +227,11 @@ def _refusals(statuses: Mapping[int, int]) -> Iterator[None]:
 def _check_line_ends(name: str) -> None:
     if "\r" in name or "\n" in name:
         raise Refused(400, f"Bad name '{name}': line feed and carriage return characters not allowed")
+
+
+def _check_name(kind: str, name: str) -> None:
+    if (wrong := name_error(kind, name)) is not None:
+        raise Refused(400, wrong)
 
 
 def _check_reserved(kind: str, name: str, vhost: VirtualHost) -> None:
@@ -278,6 +285,7 @@ def _put_exchange(request: Request) -> Answer:
     exists = name in vhost.exchanges
     if not exists:
         _check_line_ends(name)
+        _check_name("exchange name", name)
         _check_reserved("exchange", name, vhost)
         _check_leads_to(settings["arguments"], "alternate-exchange")
     rights.check_exchange_declaration(name, settings["arguments"], exists=exists)
@@ -319,6 +327,7 @@ def _post_binding(request: Request) -> Answer:
     kind, name = ("exchange", to_exchange) if to_queue is None else ("queue", to_queue)
     if source is None or name is None or key is None or settings["arguments"] is None:
         raise _unknown("a binding needs a source, a destination, a key and arguments")
+    _check_name("binding key", key)
     _check_binding(request, kind, name, source, key)
     with _refusals({}):
         exchange, destination = topology.exchange_of(request.vhost, source), _destination(request, kind, name)

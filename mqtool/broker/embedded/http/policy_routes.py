@@ -23,6 +23,7 @@ from mqtool.broker.embedded.http.route_table import (
 )
 from mqtool.broker.embedded.model.applied_policies import OPERATOR, USER, Policy, check_pattern
 from mqtool.broker.embedded.model.broker import OF_VHOSTS, Broker
+from mqtool.broker.embedded.model.names import is_too_long
 from mqtool.broker.embedded.model.profile import Profile
 from mqtool.broker.embedded.model.queue_arguments import interval
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
@@ -44,6 +45,10 @@ def _text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def _routing_key(value: Any) -> bool:
+    return isinstance(value, str) and not is_too_long(value)
+
+
 def _in(*allowed: object) -> Callable[[Any], bool]:
     return lambda value: not isinstance(value, list | dict) and value in allowed
 
@@ -54,7 +59,7 @@ Settings = dict[str, tuple[Callable[[Any], bool], str]]
 _SETTINGS: Settings = {
     "alternate-exchange": (_text, "a valid alternate exchange name"),
     "dead-letter-exchange": (_text, "a valid dead letter exchange name"),
-    "dead-letter-routing-key": (_text, "a valid dead letter routing key"),
+    "dead-letter-routing-key": (_routing_key, "a valid dead letter routing key"),
     "dead-letter-strategy": (_in("at-most-once", "at-least-once"), "a valid dead letter strategy"),
     "delivery-limit": (_from(0), "a valid delivery limit"),
     "expires": (_from(1), "a valid queue expiry"),

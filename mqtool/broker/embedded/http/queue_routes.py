@@ -34,6 +34,7 @@ from mqtool.broker.embedded.model.declarations import (
     check_queue,
 )
 from mqtool.broker.embedded.model.exchange import Binding, Exchange, ExchangeDeclaration
+from mqtool.broker.embedded.model.names import MAX_NAME, is_too_long
 from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.broker.embedded.model.stream_queue import Stream
@@ -41,13 +42,11 @@ from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.wire.amqp_connection import Connection
 from mqtool.codecs.field_tables import Table
 
-_MAX_NAME = 255
-
 
 def _checked_name(kind: str, name: str) -> str:
     """Return a name or a routing key unchanged; raise HttpError 400 if it is too long."""
-    if len(name.encode(errors="surrogateescape")) > _MAX_NAME:
-        raise bad_request(f"{kind} name is longer than {_MAX_NAME} bytes")
+    if is_too_long(name):
+        raise bad_request(f"{kind} is longer than {MAX_NAME} bytes")
     return name
 
 
@@ -125,7 +124,7 @@ def put_queue(call: Call, vhost: str, name: str) -> Answer:
 def queue_declaration(name: str, body: Json) -> QueueDeclaration:
     arguments = field_table(body.get("arguments", {}))
     return QueueDeclaration(
-        _checked_name("queue", name), arguments, boolean(body, "durable"), boolean(body, "auto_delete")
+        _checked_name("queue name", name), arguments, boolean(body, "durable"), boolean(body, "auto_delete")
     )
 
 
@@ -232,7 +231,7 @@ def put_exchange(call: Call, vhost: str, name: str) -> Answer:
 
 def exchange_declaration(name: str, body: Json) -> ExchangeDeclaration:
     durable, auto_delete, internal = (boolean(body, each) for each in ("durable", "auto_delete", "internal"))
-    name, kind = _checked_name("exchange", name), text(body, "type", "direct")
+    name, kind = _checked_name("exchange name", name), text(body, "type", "direct")
     return ExchangeDeclaration(name, kind, durable, auto_delete, internal, field_table(body.get("arguments", {})))
 
 

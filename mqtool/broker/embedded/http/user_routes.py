@@ -25,6 +25,7 @@ from mqtool.broker.embedded.http.route_table import (
     where,
 )
 from mqtool.broker.embedded.model.broker import NODE, OF_USERS, OF_VHOSTS, Broker
+from mqtool.broker.embedded.model.names import MAX_NAME, is_too_long
 from mqtool.broker.embedded.model.users import ALGORITHMS, DEFAULT_ALGORITHM, Permissions, TopicPermissions, User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 
@@ -253,6 +254,8 @@ def _vhost_view(vhost: VirtualHost, rates: Rates) -> Json:
 def put_vhost(call: Call, name: str) -> Answer:
     """Add or change a virtual host. The requesting user gets full permissions in a new virtual host."""
     existed, body = name in call.broker.vhosts, call.body
+    if is_too_long(name):
+        raise bad_request(f"virtual host name is longer than {MAX_NAME} bytes")
     tracing = boolean(body, "tracing") if "tracing" in body else None
     vhost = call.broker.add_vhost(name, None if body.get("description") is None else text(body, "description"))
     if tracing is not None:

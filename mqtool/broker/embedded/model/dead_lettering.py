@@ -7,6 +7,7 @@ from typing import NamedTuple
 from mqtool.broker.embedded.model.amqp_errors import FailureLog
 from mqtool.broker.embedded.model.amqp_message import Dead, Message
 from mqtool.broker.embedded.model.clock import Clock
+from mqtool.broker.embedded.model.names import is_too_long
 from mqtool.broker.embedded.model.queue import Outcome, Queue, Settled
 from mqtool.codecs.field_tables import Int64, Table, Timestamp, Value
 
@@ -69,7 +70,7 @@ class DeadLetters:
 
     def _publish_again(self, queue: Queue, message: Message, reason: str) -> Outcome:
         exchange, key = queue.options.dead_letter_exchange, queue.options.dead_letter_routing_key
-        if exchange is None:
+        if exchange is None or is_too_long(exchange):  # there is no exchange with such a name
             return Outcome.NOT_TAKEN
         now = self._clock.wall() // 1000
         try:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from mqtool.broker.embedded.model.names import is_too_long
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Profile
 from mqtool.codecs.field_tables import Table, Value, is_integer, type_name
 
@@ -206,9 +207,16 @@ _expires = _number(lambda value: check_expiry(value) if value else "{value_zero,
 _priority = _number(lambda value: f"{{max_value_exceeded,{value}}}" if value > MAX_PRIORITY else None)
 _version = _number(lambda value: None if value in (1, 2) else f"\"unsupported queue version '{value}'\"")
 _max_age = _text(lambda value, _: "invalid_max_age" if interval(value) is None else None)
-_dead_letter_key = _text(
-    lambda _, table: None if "x-dead-letter-exchange" in table else "routing_key_but_no_dlx_defined"
-)
+
+
+def _wrong_dead_letter_key(value: str, table: Table) -> str | None:
+    if "x-dead-letter-exchange" not in table:
+        return "routing_key_but_no_dlx_defined"
+    # RabbitMQ accepts such a key, but then no client can be sent the messages that are dead-lettered with it.
+    return "longer than 255 bytes" if is_too_long(value) else None
+
+
+_dead_letter_key = _text(_wrong_dead_letter_key)
 
 #: The checks of the arguments that RabbitMQ knows. RabbitMQ accepts any other argument without a check.
 QUEUE_ARGUMENTS: dict[str, Check] = {

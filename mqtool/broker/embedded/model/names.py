@@ -1,0 +1,21 @@
+"""Names of queues and exchanges, and routing keys: AMQP 0-9-1 sends each as a short string of up to 255 bytes."""
+
+MAX_NAME = 255
+
+
+def is_too_long(name: str) -> bool:
+    """Return True if a name or a routing key has more bytes than a short string can have."""
+    return len(name.encode(errors="surrogateescape")) > MAX_NAME
+
+
+def name_error(kind: str, name: str) -> str | None:
+    """Describe what is wrong with a name; return None if nothing is.
+
+    Args:
+        kind: what has the name, such as `queue name`.
+    """
+    if is_too_long(name):
+        return f"{kind} is longer than {MAX_NAME} bytes"
+    if not name.isascii() and any("\ud800" <= each < "\ue000" for each in name):
+        return f"{kind} is not UTF-8"
+    return None

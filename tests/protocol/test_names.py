@@ -1,0 +1,103 @@
+"""Names of queues and exchanges, and routing keys, have up to 255 bytes, whichever protocol they come by."""
+
+from collections.abc import Iterator
+from urllib.parse import quote
+
+import pika
+import pytest
+from pika.adapters.blocking_connection import BlockingChannel
+
+from mqtool.broker.embedded import EmbeddedBroker
+from tests.brokers import TestBroker
+from tests.protocol.conftest import Api, Take
+from tests.protocol.raw_amqp10 import ACCEPTED, REJECTED, SENDER, TRANSFER, RawAmqp10, described, message
+
+LONG = "x" * 256
+NUL = "a\0b"
+
+
+@pytest.fixture(params=["4.0", "4.3"])
+def like(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def native(like: str) -> Iterator[EmbeddedBroker]:
+    """The embedded broker with AMQP 1.0."""
+    with EmbeddedBroker(like=like) as broker:
+        yield broker
+
+
+@pytest.mark.parametrize("address", [f"/queues/{LONG}", f"/exchanges/amq.topic/{LONG}", f"/exchanges/{LONG}/k"])
+def test_a_target_with_a_name_that_is_too_long_is_refused(native: EmbeddedBroker, like: str, address: str) -> None:
+    """The error is about the address, not an internal error of the broker."""
+    with RawAmqp10(native.url) as client:
+        client.attach(SENDER, address)
+        error = client.ended() if like == "4.0" else (client.receive(), client.detached())[1]
+        assert error is not None
+        assert error[0] == "amqp:invalid-field"
+
+
+def test_a_message_to_an_address_that_is_too_long_is_rejected(native: EmbeddedBroker) -> None:
+    with RawAmqp10(native.url) as client:
+        client.attach_sender(None)
+        assert client.published(0, message(to=f"/queues/{LONG}")).descriptor == REJECTED
+        assert client.published(1, message(to=f"/exchanges/amq.topic/{LONG}")).descriptor == REJECTED
+
+
+def test_a_queue_with_a_nul_in_its_name_works(native: EmbeddedBroker) -> None:
+    """As in RabbitMQ, a name may have any character."""
+    connection = pika.BlockingConnection(pika.URLParameters(native.url))
+    arguments = {"x-queue-type": "quorum", "x-dead-letter-exchange": "", "x-dead-letter-routing-key": NUL}
+    connection.channel().queue_declare(NUL, durable=True)
+    connection.channel().queue_declare("q", durable=True, arguments=arguments)
+    with RawAmqp10(native.url) as client:
+        client.attach_sender("/queues/q")
+        assert client.published(0).descriptor == ACCEPTED
+        client.attach_receiver("/queues/q", handle=1)
+        client.expect(TRANSFER)
+        client.settle(0, described(REJECTED))
+        client.attach_receiver(f"/queues/{quote(NUL)}", handle=2)
+        assert client.expect(TRANSFER).body == b"hello"
+    connection.close()
+
+
+DEAD_LETTERS = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": LONG}
+
+
+def test_a_dead_letter_routing_key_that_is_too_long_is_refused(
+    broker: TestBroker, channel: BlockingChannel, api: Api, vhost: str
+) -> None:
+    """The messages that die with it could never be delivered."""
+    if broker.kind == "rabbitmq":
+        pytest.skip("RabbitMQ accepts such a key, and closes the connections of consumers")
+    with pytest.raises(pika.exceptions.ChannelClosedByBroker) as refused:
+        channel.queue_declare("q", arguments=DEAD_LETTERS)
+    assert refused.value.reply_code == 406
+    assert "invalid arg 'x-dead-letter-routing-key'" in refused.value.reply_text
+    assert api("PUT", f"queues/{vhost}/q", {"arguments": DEAD_LETTERS})[0] == 400
+    policy = {"pattern": ".*", "definition": {"dead-letter-exchange": "", "dead-letter-routing-key": LONG}}
+    assert api("PUT", f"policies/{vhost}/p", policy)[0] == 400
+    assert api("GET", f"queues/{vhost}/q")[0] == 404
+
+
+def test_a_message_dies_in_a_queue_whose_dead_letter_exchange_has_too_long_a_name(
+    channel: BlockingChannel, take: Take, vhost: str, api: Api
+) -> None:
+    """No exchange can have that name, so the message is dropped as with any exchange that does not exist."""
+    channel.queue_declare("q", durable=True, arguments={"x-dead-letter-exchange": LONG})
+    channel.basic_publish("", "q", b"dies")
+    take.one("q", auto_ack=False)
+    channel.basic_reject(1, requeue=False)
+    take.until(lambda: channel.queue_declare("q", passive=True).method.message_count == 0)
+    channel.basic_publish("", "q", b"lives")
+    assert take.bodies("q", 1) == [b"lives"]
+
+
+@pytest.mark.parametrize("path", ["queues/VHOST/NAME", "exchanges/VHOST/NAME", "vhosts/NAME"])
+def test_names_over_http_that_are_too_long_are_refused(broker: TestBroker, api: Api, vhost: str, path: str) -> None:
+    if broker.kind == "rabbitmq":
+        pytest.skip("RabbitMQ accepts exchanges and virtual hosts with such names")
+    status, answer = api("PUT", path.replace("VHOST", vhost).replace("NAME", LONG), {"type": "direct"})
+    assert status == 400
+    assert answer["reason"].endswith(" name is longer than 255 bytes")
