@@ -1,7 +1,5 @@
 """Queues of type stream over AMQP 0-9-1: many readers of one log, each at its own place."""
 
-import gzip
-import struct
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -12,9 +10,7 @@ from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import ChannelClosedByBroker, ConnectionClosedByBroker
 
-from mqtool.broker.embedded.model.stream_segment import simple_entry
 from tests.protocol.conftest import Api, Take
-from tests.protocol.raw_stream import PUBLISH, RawStream
 
 STREAM = {"x-queue-type": "stream"}
 
@@ -290,17 +286,3 @@ def test_intervals_of_five_thousand_digits(channel: BlockingChannel, take: Take)
     got: list[bytes] = []
     channel.basic_consume("old", lambda *delivery: got.append(delivery[3]), arguments={"x-stream-offset": for_ever})
     take.until(lambda: got == [b"x"])
-
-
-def test_compressed_batches(channel: BlockingChannel, take: Take, client: RawStream) -> None:
-    """A consumer over AMQP 0-9-1 gets the messages of plain sub-entry batches. Compressed ones are skipped."""
-    plain = simple_entry(b"\x00\x53\x75\xa0\x01a") + simple_entry(b"\x00\x53\x75\xa0\x01b")
-    client.declare_publisher(1, "s")
-    for number, (kind, data) in enumerate([(0x90, gzip.compress(plain)), (0x80, plain), (0xC0, b"zstd")]):
-        batch = struct.pack(">BHII", kind, 2, len(plain), len(data)) + data
-        client.send(PUBLISH, b"\1" + struct.pack(">IQ", 1, number) + batch)
-        client.confirmed(1)
-    publish(channel, "end")
-    reader = Reader(channel.connection, offset="first")
-    take.until(lambda: "end" in reader.bodies)
-    assert (reader.bodies, reader.offsets) == (["a", "b", "end"], [2, 3, 6])

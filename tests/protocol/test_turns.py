@@ -10,10 +10,12 @@ import struct
 import time
 from collections.abc import Iterator
 
+import pika
 import pytest
 from pamqp import commands
 
 from mqtool.broker.embedded import EmbeddedBroker
+from mqtool.broker.embedded.model.stream_segment import simple_entry
 from tests.protocol.raw_client import RawClient, raw_frame
 from tests.protocol.raw_stream import (
     CREATE_SUPER_STREAM,
@@ -238,3 +240,19 @@ def test_a_transaction_of_many_messages(broker: EmbeddedBroker, watch: LoopWatch
         client.send(commands.Queue.Declare(queue="q", passive=True))
         assert client.expect(commands.Queue.DeclareOk).message_count == count
     watch.check()
+
+
+def test_compressed_batches_are_skipped(broker: EmbeddedBroker, client: RawStream) -> None:
+    """An AMQP consumer gets the messages of plain batches; compressed ones are skipped, as in RabbitMQ 4."""
+    plain = b"".join(simple_entry(b"\x00\x53\x75\xa0\x01" + body) for body in (b"a", b"b"))
+    client.create("s")
+    client.declare_publisher(1, "s")
+    for encoded in (batch(2, plain, packed=True), batch(2, plain)):
+        publish_batches(client, 1, encoded)
+    connection = pika.BlockingConnection(pika.URLParameters(broker.url))
+    channel = connection.channel()
+    channel.basic_qos(prefetch_count=10)
+    messages = channel.consume("s", arguments={"x-stream-offset": "first"})
+    got = [next(messages) for _ in range(2)]
+    assert [(properties.headers["x-stream-offset"], body) for _, properties, body in got] == [(2, b"a"), (3, b"b")]
+    connection.close()
