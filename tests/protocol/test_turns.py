@@ -5,6 +5,7 @@ that a second client waits, this does not depend on how busy the machine is.
 """
 
 import asyncio
+import gc
 import gzip
 import struct
 import time
@@ -82,6 +83,14 @@ def client(broker: EmbeddedBroker) -> Iterator[RawStream]:
 @pytest.fixture
 def watch(broker: EmbeddedBroker) -> LoopWatch:
     return LoopWatch(broker)
+
+
+@pytest.fixture(autouse=True)
+def no_garbage_collection() -> Iterator[None]:
+    """Python's garbage collector is off: how long it takes depends on all objects of the test process."""
+    gc.disable()
+    yield
+    gc.enable()
 
 
 def batch(records: int, plain: bytes, *, packed: bool = False) -> bytes:

@@ -201,7 +201,9 @@ def create_super_stream(session: Session, fields: Fields, correlation: int) -> I
     name, names, keys, given = _correct_name(fields.string()), fields.strings(), fields.strings(), fields.table()
     fields.end()
     vhost, arguments = session.vhost, _queue_arguments(given)
+    yield
     streams = [_correct_name(each) for each in names]
+    yield
     if not streams or len(streams) != len(keys) or len(set(streams)) != len(streams):
         raise Refused(Code.PRECONDITION_FAILED)
     check(session, "configure", "exchange", name)
@@ -209,6 +211,7 @@ def create_super_stream(session: Session, fields: Fields, correlation: int) -> I
     for stream in streams:
         check(session, "configure", "queue", stream)
         check(session, "write", "queue", stream)
+        yield
     if name in vhost.exchanges or any(stream in vhost.queues for stream in streams):
         raise Refused(Code.STREAM_ALREADY_EXISTS)
     done: list[str] = []
@@ -246,7 +249,9 @@ def delete_super_stream(session: Session, fields: Fields, correlation: int) -> I
     if exchange is None or exchange.predeclared:
         raise Refused(Code.STREAM_DOES_NOT_EXIST)
     check(session, "configure", "exchange", name)
+    yield
     for stream in streams:
         check(session, "configure", "queue", stream)
+        yield
     yield from _delete_parts(vhost, name, streams)
     session.answer(Key.DELETE_SUPER_STREAM, correlation)
