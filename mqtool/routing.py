@@ -11,7 +11,7 @@ uses names.
 
 import math
 import re
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Mapping, Set
 from typing import Any, Generic, Protocol, TypeVar
 
 from mqtool.codecs.field_tables import Decimal, Timestamp, Value, encode_table, is_integer
@@ -23,6 +23,8 @@ _INTEGER = re.compile(r"[+-]?[0-9]+")
 Item = TypeVar("Item", bound=Hashable)
 #: Headers that a binding to a headers exchange compares, with the required values.
 _Wanted = list[tuple[str, Value]]
+#: A value in a form that can be compared with others, and hashed.
+_Comparable = tuple[str, object]
 
 
 class RoutingTable(Protocol[Item]):
@@ -189,18 +191,18 @@ class HeadersTable(Generic[Item]):
     """
 
     def __init__(self) -> None:
-        #: For each binding, how many of the wanted headers must match (all or any), these headers, and the items.
-        self._bindings: dict[bytes, tuple[Callable[[Iterable[bool]], bool], _Wanted, _Counted[Item]]] = {}
+        self._bindings: dict[bytes, _HeadersBinding[Item]] = {}
         self.strict_numbers = False
 
     def add(self, key: str, arguments: Mapping[str, Value], item: Item) -> None:  # noqa: ARG002
-        any_or_all = any if arguments.get("x-match") in ("any", "any-with-x") else all
-        binding = (any_or_all, wanted_headers(arguments), _Counted[Item]())
-        self._bindings.setdefault(canonical(arguments), binding)[-1].add(item)
+        identity = canonical(arguments)
+        if identity not in self._bindings:
+            self._bindings[identity] = _HeadersBinding(arguments)
+        self._bindings[identity].items.add(item)
 
     def remove(self, key: str, arguments: Mapping[str, Value], item: Item) -> None:  # noqa: ARG002
         identity = canonical(arguments)
-        items = self._bindings[identity][-1]
+        items = self._bindings[identity].items
         items.discard_one(item)
         if not items:
             del self._bindings[identity]
@@ -208,10 +210,38 @@ class HeadersTable(Generic[Item]):
     def match(self, key: str, headers: Mapping[str, Value]) -> Collection[Item]:  # noqa: ARG002
         found: dict[Item, None] = {}
         strict = self.strict_numbers
-        for any_or_all, wanted, items in self._bindings.values():
-            if any_or_all(header_matches(headers, name, value, strict_numbers=strict) for name, value in wanted):
-                found.update(dict.fromkeys(items))
+        # Converted once, not for each binding: one header can be a list of many thousand items.
+        given = (
+            {(name, _comparable(value, strict=strict)) for name, value in headers.items()} if self._bindings else set()
+        )
+        for binding in self._bindings.values():
+            if binding.match(headers.keys(), given, strict=strict):
+                found.update(dict.fromkeys(binding.items))
         return found
+
+
+class _HeadersBinding(Generic[Item]):
+    """The items bound with the same arguments to a headers exchange."""
+
+    def __init__(self, arguments: Mapping[str, Value]) -> None:
+        self.items: _Counted[Item] = _Counted()
+        self._is_any = arguments.get("x-match") in ("any", "any-with-x")
+        self._wanted = wanted_headers(arguments)
+        #: The headers that need only exist, and those that must have a value.
+        self._names = {name for name, value in self._wanted if value is None}
+        self._values: set[tuple[str, _Comparable]] = set()
+        self._is_strict: bool | None = None
+
+    def match(self, names: Set[str], given: Set[tuple[str, _Comparable]], *, strict: bool) -> bool:
+        """Return True if a message's headers match: their names, and their names with comparable values."""
+        if strict is not self._is_strict:
+            self._is_strict = strict
+            self._values = {
+                (name, _comparable(value, strict=strict)) for name, value in self._wanted if value is not None
+            }
+        if self._is_any:
+            return not (names.isdisjoint(self._names) and given.isdisjoint(self._values))
+        return self._names <= names and self._values <= given
 
 
 def wanted_headers(arguments: Mapping[str, Value]) -> _Wanted:
@@ -241,7 +271,7 @@ def header_matches(headers: Mapping[str, Value], name: str, wanted: Value, *, st
     return wanted is None or _comparable(value, strict=strict) == _comparable(wanted, strict=strict)
 
 
-def _comparable(value: Value, *, strict: bool) -> tuple[str, object]:
+def _comparable(value: Value, *, strict: bool) -> _Comparable:
     match value:
         case bool() | None:
             return "atom", value

@@ -1,6 +1,5 @@
 """What the embedded broker holds for a client counts: output that is not read, incomplete messages, transactions."""
 
-import gzip
 import re
 import socket
 import struct
@@ -18,7 +17,7 @@ from pamqp import commands, frame, header
 from mqtool.broker.embedded import EmbeddedBroker
 from tests.brokers import large
 from tests.protocol.raw_client import RawClient, raw_frame
-from tests.protocol.raw_stream import OPEN, PUBLISH, RawStream, string
+from tests.protocol.raw_stream import OPEN, RawStream, string
 
 LIMIT = 60_000_000
 pytestmark = large
@@ -148,31 +147,6 @@ def test_large_frames_of_streams_that_are_not_complete(measured: MeasuredBroker)
             send_until_blocked(client.socket, struct.pack(">IHH", 40_000_000, 2, 1) + bytes(20_000_000))
         assert measured.growth < LIMIT + 80_000_000
         assert serves(measured.url)
-
-
-def test_consumers_of_a_batch_that_unpacks_to_much(measured: MeasuredBroker) -> None:
-    """Sixty consumers that have taken the first message of 60 kB that unpack to 60 MB."""
-    plain = (struct.pack(">I", 999_996) + bytes(999_996)) * 60
-    packed = gzip.compress(plain)
-    batch = struct.pack(">BHII", 0x90, 60, len(plain), len(packed)) + packed
-    publisher = log_in(measured.stream_port)
-    assert publisher.create("packed") == 1
-    publisher.declare_publisher(1, "packed")
-    publisher.send(PUBLISH, b"\1" + struct.pack(">IQ", 1, 0) + batch)
-    publisher.confirmed(1)
-    with RawClient(measured.url) as client:
-        client.send(commands.Basic.Qos(prefetch_count=1))
-        client.expect(commands.Basic.QosOk)
-        for number in range(60):
-            arguments = {"x-stream-offset": "first"}
-            client.send(commands.Basic.Consume(queue="packed", consumer_tag=f"c{number}", arguments=arguments))
-            client.expect(commands.Basic.ConsumeOk)
-            client.expect(commands.Basic.Deliver)
-            size = client.expect(header.ContentHeader).body_size
-            while size > 0:
-                size -= len(client.receive().value)
-        assert measured.growth < 100_000_000
-    publisher.close()
 
 
 def test_messages_of_a_stream_that_are_not_acknowledged(measured: MeasuredBroker) -> None:

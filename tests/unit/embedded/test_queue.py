@@ -43,6 +43,12 @@ class FakeClock:
     def wall(self) -> int:
         return self.time
 
+    def elapsed(self) -> float:
+        return 0.0
+
+    def take_turn(self, what: Callable[[], object]) -> None:
+        self.call_later(0, what)
+
     def call_later(self, milliseconds: int, what: Callable[[], object]) -> FakeTimer:
         timer = FakeTimer()
         heappush(self._due, (self.time + milliseconds, next(self._turn), timer, what))

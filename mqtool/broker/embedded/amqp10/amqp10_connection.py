@@ -92,7 +92,7 @@ class Connection10(Amqp10Socket):
             if length > words * 4:
                 self._receive(channel, data[offset + words * 4 : end])
             offset = end
-            if self.is_backed_up:
+            if self.must_pause:
                 break
         return offset
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 from heapq import heappop, heappush, nsmallest
 from typing import Generic, Protocol, TypeVar
@@ -34,6 +35,15 @@ class Clock(Protocol):
     def call_later(self, milliseconds: int, what: Callable[[], object]) -> Timer:
         """Call a function after this many milliseconds, unless the timer is cancelled."""
 
+    def elapsed(self) -> float:
+        """Return seconds since an arbitrary moment, to measure how long a piece of work has taken."""
+
+    def take_turn(self, what: Callable[[], object]) -> None:
+        """Call a function in a later iteration of the event loop, after the functions that are waiting already.
+
+        Long work is done in slices, each in a turn of its own, so that other clients are served in between.
+        """
+
 
 class LoopClock:
     """The system's clock, and timers on the running event loop."""
@@ -41,6 +51,7 @@ class LoopClock:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._offset = time.time_ns() - time.clock_gettime_ns(_STEADY)
+        self._waiting: deque[Callable[[], object]] = deque()
 
     def now(self) -> int:
         return (time.clock_gettime_ns(_STEADY) + self._offset) // 1_000_000
@@ -50,6 +61,21 @@ class LoopClock:
 
     def call_later(self, milliseconds: int, what: Callable[[], object]) -> Timer:
         return self._loop.call_later(milliseconds / 1000, what)
+
+    def elapsed(self) -> float:
+        return time.perf_counter()
+
+    def take_turn(self, what: Callable[[], object]) -> None:
+        self._waiting.append(what)
+        if len(self._waiting) == 1:
+            self._loop.call_soon(self._next_turn)
+
+    def _next_turn(self) -> None:
+        # One turn in each iteration of the loop: between two turns, the loop reads from all sockets.
+        what = self._waiting.popleft()
+        if self._waiting:
+            self._loop.call_soon(self._next_turn)
+        what()
 
 
 class Alarm:

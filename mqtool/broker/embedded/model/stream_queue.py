@@ -1,9 +1,9 @@
 """Queues of type stream, and the reading of their logs. Reading deletes nothing: each consumer has its own offset."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
-from time import perf_counter
 from typing import TypeAlias
 
 from mqtool.broker.embedded.model import sectioned
@@ -22,9 +22,9 @@ from mqtool.broker.embedded.model.stream_segment import (
     UNFILTERED,
     USER,
     Chunk,
+    Filters,
     Header,
     bits_of,
-    has_one_of,
     is_sound,
     parse_header,
     read_block,
@@ -42,8 +42,13 @@ Selector: TypeAlias = Callable[[Sections], bool]
 #: The header or annotation with the filter value of a message.
 _FILTER_VALUE = "x-stream-filter-value"
 
-#: After skipping messages for this many seconds, a consumer with a selector gives other clients a turn.
+#: After skipping messages for this many seconds, a consumer gives other clients a turn.
 _PASSING_SECONDS = 0.01
+
+#: After passing over chunks of this cost in succession, a reader gives others a turn. A block costs 1, and 1 more for
+#: each 4 KiB.
+_COST_AT_ONCE = 64
+_COST_UNIT = 4096
 
 
 class Reader:
@@ -51,57 +56,67 @@ class Reader:
 
     Args:
         offset: the offset to start at. The whole chunk that contains this offset is read.
-        filters: the bits of the wanted filter values: chunks that match none of them are skipped. None for all chunks.
+        filters: the wanted filter values: chunks that match none of them are skipped. None for all chunks.
 
     Attributes:
         offset: the offset of the next message to be read.
+        is_tired: True if read() has returned no chunk because it skipped many, not because it reached the end.
     """
 
-    def __init__(self, stream: StreamLog, offset: int, filters: Sequence[int] | None = None) -> None:
+    def __init__(self, stream: StreamLog, offset: int, filters: Filters | None = None) -> None:
         self._stream = stream
         self._filters = filters
+        self.is_tired = False
         self.offset = max(min(offset, stream.end), stream.first_offset)
         self._segment = stream.segment_of(self.offset)
         self._position = self._segment.position_of(self.offset)
 
     def read(self) -> list[Chunk]:
-        """Read the next chunk of messages, or several small ones. Returns an empty list at the end of the log."""
+        """Read the next chunk of messages, or several small ones.
+
+        Returns an empty list at the end of the log, or if `is_tired` becomes true.
+        """
+        cost, self.is_tired = 0, False
         while not self._stream.deleted:
-            chunks = self._read_segment()
-            if chunks:
-                self.offset = chunks[-1].end
-                return chunks
-            following = self._stream.segment_after(self._segment)
-            if following is None:
+            segment, start = self._segment, self._position
+            if start < segment.size and segment is self._stream.segment_of(segment.base):
+                chunks = self._read_block()
+                if chunks:
+                    self.offset = chunks[-1].end
+                    return chunks
+            else:
+                following = self._stream.segment_after(segment)
+                if following is None:
+                    return []
+                self._segment, self._position = following, 0
+            cost += 1 + max(self._position - start, 0) // _COST_UNIT
+            if cost >= _COST_AT_ONCE:
+                self.is_tired = True
                 return []
-            self._segment, self._position = following, 0
         return []
 
-    def _read_segment(self) -> list[Chunk]:
+    def _read_block(self) -> list[Chunk]:
         segment = self._segment
         chunks: list[Chunk] = []
-        while not chunks and self._position < segment.size:
-            if segment is not self._stream.segment_of(segment.base):
-                return []
-            start, block = self._position, read_block(segment.data, self._position, segment.size)
-            while (header := parse_header(block, self._position - start)) is not None:
-                at = self._position - start
-                if at + header.length > len(block):
-                    break
-                self._position += header.length
-                if not is_sound(header, block, at):
-                    log.error("a damaged chunk with %d messages is skipped", header.records)
-                elif header.kind == USER and self._is_wanted(header, block, at):
-                    raw = block[at : at + HEADER_SIZE + header.size]
-                    end = header.offset + header.records
-                    chunks.append(Chunk(raw, header.offset, end, header.entries, header.timestamp))
-            if self._position == start:
-                log.error("the rest of a damaged segment is skipped: %d bytes", segment.size - start)
-                self._position = segment.size
+        start, block = self._position, read_block(segment.data, self._position, segment.size)
+        while (header := parse_header(block, self._position - start)) is not None:
+            at = self._position - start
+            if at + header.length > len(block):
+                break
+            self._position += header.length
+            if not is_sound(header, block, at):
+                log.error("a damaged chunk with %d messages is skipped", header.records)
+            elif header.kind == USER and self._is_wanted(header, block, at):
+                raw = block[at : at + HEADER_SIZE + header.size]
+                end = header.offset + header.records
+                chunks.append(Chunk(raw, header.offset, end, header.entries, header.timestamp))
+        if self._position == start:
+            log.error("the rest of a damaged segment is skipped: %d bytes", segment.size - start)
+            self._position = segment.size
         return chunks
 
     def _is_wanted(self, header: Header, block: bytes, at: int) -> bool:
-        return self._filters is None or has_one_of(tracking_in(header, block, at).filter, self._filters)
+        return self._filters is None or self._filters.match(tracking_in(header, block, at).filter)
 
 
 # The bytes before the length of a body published with AMQP 0-9-1: for bodies of up to 255 bytes, and for longer ones.
@@ -121,6 +136,8 @@ class Stream(Queue):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._cursors: dict[Consumer, Cursor] = {}
+        # The consumers whose next turn to read is due, in order.
+        self._tired: deque[Consumer] = deque()
 
     @cached_property
     def log(self) -> StreamLog:
@@ -188,11 +205,23 @@ class Stream(Queue):
     def pump(self) -> None:
         """Deliver messages to each consumer until it can take no more."""
         for consumer, cursor in list(self._cursors.items()):
-            while consumer.ready() and (entry := cursor.next_entry()) is not None:
-                self.traffic.delivered += 1
-                consumer.take(entry)
-            if cursor.is_tired:
-                self.clock.call_later(0, self.pump)
+            if not cursor.is_tired:
+                self._feed(consumer, cursor)
+
+    def _feed(self, consumer: Consumer, cursor: "Cursor") -> None:
+        while consumer.ready() and (entry := cursor.next_entry()) is not None:
+            self.traffic.delivered += 1
+            consumer.take(entry)
+        if cursor.is_tired:
+            self._tired.append(consumer)
+            self.clock.take_turn(self._feed_tired)
+
+    def _feed_tired(self) -> None:
+        consumer = self._tired.popleft()
+        cursor = self._cursors.get(consumer)
+        if cursor is not None:
+            cursor.is_tired = False
+            self._feed(consumer, cursor)
 
     def acknowledge(self, entry: Entry) -> None:  # noqa: ARG002
         """Count an acknowledgement. The message stays in the stream."""
@@ -261,22 +290,29 @@ class Cursor:
 
     def next_entry(self) -> Entry | None:
         """Read the next message. Returns None at the end of the stream, or if `is_tired` becomes true."""
-        until, self.is_tired = perf_counter() + _PASSING_SECONDS, False
+        until, self.is_tired, elapsed = 0.0, False, self._stream.clock.elapsed
         while True:
             for offset, data in self._messages:
-                if offset < self._wanted:
-                    continue
-                if self._selector is None:
-                    return Entry(self._message(offset, data), offset)
-                if (chosen := self._chosen(data, self._selector)) is not None:
-                    return Entry(chosen, offset)
-                if perf_counter() > until:
+                if offset >= self._wanted:
+                    if self._selector is None:
+                        return Entry(self._message(offset, data), offset)
+                    if (chosen := self._chosen(data, self._selector)) is not None:
+                        return Entry(chosen, offset)
+                until = until or elapsed() + _PASSING_SECONDS
+                if elapsed() > until:
                     self.is_tired = True
                     return None
             chunks = self._reader.read()
             if not chunks:
+                self.is_tired = self._reader.is_tired
                 return None
-            self._messages = _messages(chunks)
+            self._messages = _messages(chunks, self._wanted)
+
+    def rest(self) -> Iterator[Entry]:
+        """Yield the messages up to the end of the stream."""
+        while (entry := self.next_entry()) is not None or self.is_tired:
+            if entry is not None:
+                yield entry
 
     def _chosen(self, data: bytes, selector: Selector) -> Sectioned | None:
         message = sectioned.parse_stored(data, self._stream.name, self._stream.profile)
@@ -300,19 +336,19 @@ class Cursor:
         return shape.delivered(offset, shape.message_id, decoded.body)
 
 
-def wanted_filters(arguments: Table) -> list[int] | None:
-    """Return the bits of the filter values that a consumer's arguments ask for; None if they do not ask for any."""
+def wanted_filters(arguments: Table) -> Filters | None:
+    """Return the filter values that a consumer's arguments ask for; None if they do not ask for any."""
     wanted = arguments.get("x-stream-filter")
     values = [each for each in (wanted if isinstance(wanted, list) else [wanted]) if isinstance(each, str)]
     bits = [bits_of(each.encode(errors="surrogateescape")) for each in values]
     if bits and arguments.get("x-stream-match-unfiltered") is True:
         bits.append(UNFILTERED)
-    return bits or None
+    return Filters(bits) if bits else None
 
 
-def _messages(chunks: list[Chunk]) -> Iterator[tuple[int, bytes]]:
+def _messages(chunks: list[Chunk], wanted: int) -> Iterator[tuple[int, bytes]]:
     for chunk in chunks:
-        yield from chunk.messages()
+        yield from chunk.messages(wanted)
 
 
 def _mark(size: int) -> bytes:

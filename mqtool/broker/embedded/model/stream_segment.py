@@ -9,8 +9,6 @@ import struct
 import zlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from gzip import GzipFile
-from io import BufferedReader, BytesIO
 from typing import NamedTuple
 
 from mqtool.broker.embedded.model.ledger import SegmentData
@@ -28,9 +26,31 @@ def bits_of(value: bytes) -> int:
     return 2 << number % _BITS | 2 << (number >> 16) % _BITS
 
 
-def has_one_of(chunk: int, wanted: Iterable[int]) -> bool:
-    """Return True if a chunk with these filter bits may contain a filter value whose bits are listed in `wanted`."""
-    return any(chunk & bits == bits for bits in wanted)
+class Filters:
+    """The filter values that a reader wants.
+
+    Matching a chunk takes the same short time however many values there are.
+
+    Args:
+        wanted: the bits of each filter value, see bits_of().
+    """
+
+    def __init__(self, wanted: Iterable[int]) -> None:
+        # A filter value sets one or two bits. By the lower bit of all values that set two: their higher bits.
+        self._pairs: dict[int, int] = {}
+        self._single = 0
+        for bits in wanted:
+            lower = bits & -bits
+            if bits == lower:
+                self._single |= bits
+            else:
+                self._pairs[lower] = self._pairs.get(lower, 0) | bits ^ lower
+
+    def match(self, chunk: int) -> bool:
+        """Return True if a chunk with these filter bits may contain one of the wanted values."""
+        return bool(chunk & self._single) or any(
+            chunk & lower and chunk & higher for lower, higher in self._pairs.items()
+        )
 
 
 log = logging.getLogger("mqtool.broker.embedded")
@@ -44,8 +64,7 @@ _HEADER = struct.Struct(">BBHIqQQIIII")
 HEADER_SIZE = _HEADER.size
 _BATCH = struct.Struct(">BHII")
 _IS_BATCH = 0x80
-_LARGEST_BATCH = 64 * 1024 * 1024
-_PIECE = 64 * 1024
+_COMPRESSION = 0x70
 _PUBLISHING_ID, _OFFSET, _FILTER = 0, 1, 2
 _FILTER_SIZE = 16
 
@@ -114,15 +133,16 @@ class Chunk(NamedTuple):
     entries: int
     timestamp: int
 
-    def messages(self) -> Iterator[tuple[int, bytes]]:
-        """Yield each message with its offset.
+    def messages(self, wanted: int = 0) -> Iterator[tuple[int, bytes]]:
+        """Yield each message with its offset. Like RabbitMQ, skip compressed batches.
 
-        Batches of more than 64 MiB (uncompressed), and those compressed with anything but gzip, are skipped.
+        Args:
+            wanted: the first offset that is wanted. Batches before it are skipped as a whole.
         """
-        return messages_in(self.raw, HEADER_SIZE, self.offset, self.entries)
+        return messages_in(self.raw, HEADER_SIZE, self.offset, self.entries, wanted)
 
 
-def messages_in(data: bytes, position: int, offset: int, entries: int) -> Iterator[tuple[int, bytes]]:
+def messages_in(data: bytes, position: int, offset: int, entries: int, wanted: int = 0) -> Iterator[tuple[int, bytes]]:
     """Yield each message of the entries that start at `position` in `data`, with its offset; see Chunk.messages()."""
     for _ in range(entries):
         if not data[position] & _IS_BATCH:
@@ -131,34 +151,26 @@ def messages_in(data: bytes, position: int, offset: int, entries: int) -> Iterat
             yield offset, data[start:position]
             offset += 1
             continue
-        kind, records, plain_size, size = _BATCH.unpack_from(data, position)
+        kind, records, _, size = _BATCH.unpack_from(data, position)
         start = position + _BATCH.size
         position = start + size
-        for number, message in enumerate(_unpacked(kind, records, plain_size, data[start:position])):
-            yield offset + number, message
+        if kind & _COMPRESSION:
+            log.warning("a batch of %d messages is skipped: only stream clients can read compressed batches", records)
+        elif offset + records > wanted:
+            for number, message in enumerate(_unpacked(records, data[start:position])):
+                yield offset + number, message
         offset += records
 
 
-def _unpacked(kind: int, records: int, plain_size: int, data: bytes) -> Iterator[bytes]:
-    """Yield the messages of a batch, decompressed if necessary."""
-    compression = kind >> 4 & 7
-    if compression > 1 or plain_size > _LARGEST_BATCH:
-        log.warning("a batch of %d messages is skipped: an AMQP client cannot read its compression", records)
-        return
-    # Decompress in pieces, up to the announced size: a small batch could otherwise expand to fill all memory.
-    plain: BytesIO | BufferedReader = BytesIO(data)
-    left = len(data)
-    if compression and plain_size:
-        plain, left = BufferedReader(GzipFile(fileobj=plain), _PIECE), plain_size
-    try:
-        for _ in range(records):
-            size = int.from_bytes(plain.read(4))
-            left -= 4 + size
-            if left < 0 or len(message := plain.read(size)) < size:
-                return
-            yield message
-    except (zlib.error, OSError, EOFError) as error:
-        log.warning("the rest of a batch of %d messages is skipped: %s", records, error)
+def _unpacked(records: int, data: bytes) -> Iterator[bytes]:
+    """Yield the messages of an uncompressed batch, as far as it is complete."""
+    position = 0
+    for _ in range(records):
+        start = position + 4
+        position = start + int.from_bytes(data[start - 4 : start])
+        if start > len(data) or position > len(data):
+            return
+        yield data[start:position]
 
 
 def simple_entry(message: bytes) -> bytes:
@@ -263,6 +275,7 @@ class Segment:
         self.data = data
         self.size = size
         self.last_timestamp = 0
+        self._first_timestamp: int | None = None
         # The index: offset, position and timestamp of the first chunk and of some others.
         self._offsets: list[int] = []
         self._positions: list[int] = []
@@ -272,6 +285,8 @@ class Segment:
 
     def add(self, header: Header) -> None:
         """Count and index a chunk that has been written at the end."""
+        if not self.size:
+            self._first_timestamp = header.timestamp
         self._note(self.size, header)
         self.size += header.length
 
@@ -292,8 +307,10 @@ class Segment:
     @property
     def first_timestamp(self) -> int | None:
         """The timestamp of the first chunk; None if the segment is empty."""
-        header = parse_header(self.data.read(0, HEADER_SIZE)) if self.size else None
-        return None if header is None else header.timestamp
+        if self._first_timestamp is None and self.size:
+            header = parse_header(self.data.read(0, HEADER_SIZE))
+            self._first_timestamp = None if header is None else header.timestamp
+        return self._first_timestamp
 
     def position_of(self, offset: int) -> int:
         """Return the position of the chunk that contains an offset, or of the next chunk; `size` if there is none."""

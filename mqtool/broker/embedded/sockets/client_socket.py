@@ -5,9 +5,11 @@ import ipaddress
 import logging
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from mqtool.broker.embedded.model.broker import Broker
+from mqtool.broker.embedded.model.clock import Clock
 from mqtool.broker.embedded.model.rights import Rights
 from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
@@ -23,6 +25,9 @@ _LOGGED_CHARACTERS = 500
 #: If more bytes than this are unsent, the broker stops reading from a client, and stops handling frames already read.
 _UNSENT_LIMIT = 16 * 1024 * 1024
 
+#: After handling frames of one client for this many seconds, the broker serves other clients first.
+_TURN_SECONDS = 0.01
+
 #: An incomplete frame of up to this many bytes does not count towards the memory limit.
 _FEW_BYTES = 4096
 
@@ -33,7 +38,10 @@ _LARGE_FRAME = 1024 * 1024
 class PacedSocket(asyncio.Protocol, ABC):
     """Splits incoming bytes into frames, combines outgoing bytes into one write, and applies flow control to both.
 
+    Frames that take long are handled in turns: after a while, the broker serves other clients before it goes on.
+
     Args:
+        clock: measures how long a turn takes, and gives the next one.
         state: the initial state.
         need: the minimum size of the first frame, in bytes.
 
@@ -48,12 +56,16 @@ class PacedSocket(asyncio.Protocol, ABC):
     enough_out: ClassVar[int]
     transport: asyncio.Transport
 
-    def __init__(self, state: str, need: int) -> None:
+    def __init__(self, clock: Clock, state: str, need: int) -> None:
         self.state = state
         self.blocked = False
         self.writable = True
         self.received_bytes = self.sent_bytes = 0
         self._loop = asyncio.get_running_loop()
+        self._clock = clock
+        self._turn_ends = 0.0
+        self._waits = False
+        self._steps: Iterator[object] | None = None
         self._chunks: list[bytes] = []
         self._have = 0
         self._need = need
@@ -68,7 +80,7 @@ class PacedSocket(asyncio.Protocol, ABC):
 
     @abstractmethod
     def take_bytes(self, data: bytes) -> int:
-        """Handle the complete frames in `data` until `is_backed_up` is true; set `_need` to the size of the next frame.
+        """Handle the complete frames in `data` until `must_pause` is true; set `_need` to the size of the next frame.
 
         Returns:
             The number of bytes handled.
@@ -90,9 +102,10 @@ class PacedSocket(asyncio.Protocol, ABC):
         """Receive bytes from the client, and handle them once a frame is complete."""
         self.heard()
         self.received_bytes += len(data)
-        if self._chunks:
+        if self._chunks or self._waits:
             self._chunks.append(data)
             self._have += len(data)
+            self._has_whole_frames |= self._waits
             if self._have < self._need or self._has_whole_frames:
                 self.count_held()
                 return
@@ -100,23 +113,66 @@ class PacedSocket(asyncio.Protocol, ABC):
         self.handle(data)
 
     def handle(self, data: bytes) -> None:
-        """Handle complete frames until `is_backed_up` becomes true, and keep the rest of the data for later."""
+        """Handle complete frames until `must_pause` becomes true, and keep the rest of the data for later."""
+        self._turn_ends = self._clock.elapsed() + _TURN_SECONDS
         if len(data) >= self._need:
             try:
                 data = data[self.take_bytes(data) :]
             except Exception as error:
                 data = b""
                 self.failed(error)
-        self._has_whole_frames = self.is_backed_up and bool(data)
+        self._has_whole_frames = bool(data) and self.must_pause
         self._chunks = [data] if data else []
         self._have = len(data)
         if self._have > _FEW_BYTES:
             self.count_held()
+        if self._steps is not None or (self._has_whole_frames and self._out_bytes <= _UNSENT_LIMIT):
+            self._wait()
 
     @property
-    def is_backed_up(self) -> bool:
-        """True if more than 16 MiB of output are waiting for the next flush."""
-        return self._out_bytes > _UNSENT_LIMIT
+    def must_pause(self) -> bool:
+        """True if no further frame may be handled now.
+
+        The current frame takes more than one turn, the turn is over, or more than 16 MiB of output wait for the flush.
+        """
+        return self._steps is not None or self._out_bytes > _UNSENT_LIMIT or self._clock.elapsed() > self._turn_ends
+
+    def work(self, steps: Iterator[object]) -> None:
+        """Handle a frame that may take long, in as many turns as necessary. The frames after it wait.
+
+        If the socket closes meanwhile, the work is still completed.
+
+        Args:
+            steps: does the work. Each step must be short.
+        """
+        try:
+            for _ in steps:
+                if self._clock.elapsed() > self._turn_ends:
+                    self._steps = steps
+                    return
+        except Exception as error:
+            self._steps = None
+            self.failed(error)
+        self._steps = None
+
+    def _wait(self) -> None:
+        """Wait for the next turn. Do not read from the client meanwhile."""
+        if not self._waits:
+            self._waits = True
+            self.pace()
+            self._clock.take_turn(self.go_on)
+
+    def go_on(self) -> None:
+        """Take the next turn: continue with the current frame or, after it, with the next ones."""
+        self._waits = False
+        self.heard()
+        if self._steps is not None:
+            self._turn_ends = self._clock.elapsed() + _TURN_SECONDS
+            self.work(self._steps)
+        if self._steps is not None:
+            self._wait()
+        else:
+            self.pace()
 
     @property
     def may_read(self) -> bool:
@@ -127,7 +183,7 @@ class PacedSocket(asyncio.Protocol, ABC):
         """Pause reading if the client is blocked or has too much unread output; otherwise resume reading."""
         if self.transport.is_closing():
             return
-        if not self.may_read or self.transport.get_write_buffer_size() > _UNSENT_LIMIT:
+        if self._waits or not self.may_read or self.transport.get_write_buffer_size() > _UNSENT_LIMIT:
             self.transport.pause_reading()
             return
         self.transport.resume_reading()
@@ -234,7 +290,7 @@ class ClientSocket(PacedSocket):
 
     # Any: each subclass has a set of its own type.
     def __init__(self, broker: Broker, connections: Connections[Any], state: str, need: int) -> None:
-        super().__init__(state, need)
+        super().__init__(broker.clock, state, need)
         self.broker = broker
         self.peer: tuple[str, int] = ("", 0)
         self.local: tuple[str, int] = ("", 0)
@@ -358,9 +414,18 @@ class ClientSocket(PacedSocket):
 
     def handle(self, data: bytes) -> None:
         """Handle complete frames. If they change durable definitions, send the replies once the changes are on disk."""
-        ledger = self.broker.ledger
-        saved = ledger.definitions_saved
+        saved = self.broker.ledger.definitions_saved
         super().handle(data)
+        self._hold_replies_back(saved)
+
+    def go_on(self) -> None:
+        saved = self.broker.ledger.definitions_saved
+        super().go_on()
+        self._hold_replies_back(saved)
+
+    def _hold_replies_back(self, saved: int) -> None:
+        """Hold output back until the definitions that were saved since there were `saved` ones are on disk."""
+        ledger = self.broker.ledger
         if ledger.definitions_saved != saved:
             self.pause_output()
             ledger.after_commit(self.resume_output)
@@ -390,7 +455,7 @@ class ClientSocket(PacedSocket):
 
     def _check_heartbeat(self) -> None:
         now = self._loop.time()
-        if self.may_read and now - self._heard_at > self.heartbeat * 2:
+        if self.may_read and not self._waits and now - self._heard_at > self.heartbeat * 2:
             log.warning("%s connection %s: missed heartbeats from client", self.protocol, self.name)
             self.transport.abort()
             return

@@ -67,12 +67,24 @@ class _Messages(NamedTuple):
         return _Messages(ids, entries, records, filters)
 
 
-def _messages(data: bytes, position: int, *, with_filter: bool) -> _Messages:
-    """Decode the messages and batches of a publish command, which start at `position` in `data`."""
+def _messages(data: bytes, position: int, *, with_filter: bool) -> Iterator[_Messages]:
+    """Decode the messages and batches of a publish command, which start at `position` in `data`.
+
+    Yields them in groups that fit into a chunk. Like RabbitMQ, uses the messages before malformed ones.
+    """
+    while True:
+        found, position = _group(data, position, with_filter=with_filter)
+        yield found
+        if position == len(data):
+            return
+
+
+def _group(data: bytes, position: int, *, with_filter: bool) -> tuple[_Messages, int]:
+    """Decode messages that fit into a chunk; return them with the position after them."""
     found = ids, entries, records, filters = _Messages([], [], {}, [])
-    size_at, end = _SIZE.unpack_from, len(data)
+    size_at, end, total = _SIZE.unpack_from, len(data), 0
     try:
-        while position < end:
+        while position < end and len(ids) < _CHUNK:
             start = position + 8
             if with_filter:
                 value = start + 2
@@ -86,29 +98,20 @@ def _messages(data: bytes, position: int, *, with_filter: bool) -> _Messages:
                 records[len(ids)] = count
                 size += _BATCH_HEAD.size - 4
             stop = start + 4 + size
+            total += stop - start
+            if total > _CHUNK_BYTES and ids:
+                # This message belongs to the next group.
+                records.pop(len(ids), None)
+                del filters[len(ids) :]
+                break
             ids.append(data[position : position + 8])
             entries.append(data[start:stop])
             position = stop
     except struct.error as error:
         raise MalformedFrame from error
-    if position != end:
+    if position > end:
         raise MalformedFrame
-    return found
-
-
-def _chunks(messages: _Messages) -> Iterator[_Messages]:
-    """Split messages into groups, each of which fits into a chunk."""
-    entries = messages.entries
-    if len(entries) <= _CHUNK and sum(map(len, entries)) <= _CHUNK_BYTES:
-        yield messages
-        return
-    start = size = 0
-    for index, entry in enumerate(entries):
-        if index > start and (index - start == _CHUNK or size + len(entry) > _CHUNK_BYTES):
-            yield messages.part(range(start, index))
-            start, size = index, 0
-        size += len(entry)
-    yield messages.part(range(start, len(entries)))
+    return found, position
 
 
 class Publishers:
@@ -172,21 +175,26 @@ class Publishers:
             del self._publishers[number]
         return bool(gone)
 
-    def publish(self, body: bytes, version: int) -> None:
-        """Append messages to a stream; confirm them once they are on disk."""
+    def publish(self, body: bytes, version: int) -> Iterator[None]:
+        """Append messages to a stream, one chunk a step; confirm them once they are on disk."""
         if len(body) < 5:
             raise MalformedFrame
-        messages = _messages(body, 5, with_filter=version == 2)
-        publisher = self._publishers.get(body[0])
+        for messages in _messages(body, 5, with_filter=version == 2):
+            if messages.ids:
+                self._publish(body[0], messages)
+            yield
+
+    def _publish(self, number: int, messages: _Messages) -> None:
+        publisher = self._publishers.get(number)
         if publisher is None:
-            self._refuse(body[0], messages.ids, Code.PUBLISHER_DOES_NOT_EXIST)
+            self._refuse(number, messages.ids, Code.PUBLISHER_DOES_NOT_EXIST)
             return
         try:
             check(self._session, "write", "queue", publisher.stream)
         except Refused as refused:
             self._refuse(publisher.number, messages.ids, refused.code)
             return
-        if publisher.log.deleted or not messages.ids:
+        if publisher.log.deleted:
             return
         new = _new(publisher, messages) if publisher.producer else messages
         if new.ids:
@@ -195,19 +203,19 @@ class Publishers:
 
     def _append(self, publisher: Publisher, messages: _Messages) -> None:
         watcher = self._session.vhost.watcher
-        for ids, entries, records, filters in _chunks(messages):
-            count = len(entries) - len(records) + sum(records.values())
-            publisher.published += count
-            offset = publisher.log.append(
-                b"".join(entries),
-                entries=len(entries),
-                records=count,
-                producer=publisher.producer or None,
-                publishing_id=int.from_bytes(ids[-1]),
-                filter_bits=reduce(or_, filters, 0) or UNFILTERED,
-            )
-            if watcher is not None:
-                watcher.streamed(self._session, publisher.stream, self._decoded(publisher.stream, entries, offset))
+        ids, entries, records, filters = messages
+        count = len(entries) - len(records) + sum(records.values())
+        publisher.published += count
+        offset = publisher.log.append(
+            b"".join(entries),
+            entries=len(entries),
+            records=count,
+            producer=publisher.producer or None,
+            publishing_id=int.from_bytes(ids[-1]),
+            filter_bits=reduce(or_, filters, 0) or UNFILTERED,
+        )
+        if watcher is not None:
+            watcher.streamed(self._session, publisher.stream, self._decoded(publisher.stream, entries, offset))
 
     def _decoded(self, stream: str, entries: list[bytes], offset: int) -> Iterator[tuple[int, Message]]:
         """Yield messages with their offsets, decoding each one lazily."""

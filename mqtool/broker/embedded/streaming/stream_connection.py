@@ -1,9 +1,9 @@
 """One connection of the stream protocol: calls the handler for each frame, and closes the connection on errors."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 from mqtool.broker.embedded.model.amqp_errors import ConnectionException
 from mqtool.broker.embedded.model.broker import Broker
@@ -78,7 +78,7 @@ class StreamConnection(Session):
                 break
             start, position = position + HEAD.size, end
             self.receive(key, version, data[start:end])
-            if self.is_backed_up:
+            if self.must_pause:
                 break
         return position
 
@@ -115,18 +115,14 @@ class StreamConnection(Session):
         if key == Key.PUBLISH and version in (1, 2):
             if self.broker.alarms:
                 self.block()
-            self.publishers.publish(body, version)
+            self.work(self.publishers.publish(body, version))
             return
         if version != 1:
             raise MalformedFrame
         fields = Fields(body)
         request = _REQUESTS.get(key)
         if request is not None:
-            correlation = fields.number(4)
-            try:
-                request(self, fields, correlation)
-            except Refused as refused:
-                self.answer(Key(key), correlation, refused.code, refused.rest)
+            self.work(self._carry_out(request, Key(key), fields))
         elif key == Key.CREDIT:
             self.subscriptions.give_credit(fields)
         elif key == Key.STORE_OFFSET:
@@ -138,6 +134,15 @@ class StreamConnection(Session):
             self.subscriptions.updated(fields)
         else:
             raise MalformedFrame
+
+    def _carry_out(self, request: "_Request", key: Key, fields: Fields) -> Iterator[None]:
+        correlation = fields.number(4)
+        try:
+            steps = request(self, fields, correlation)
+            if steps is not None:
+                yield from steps
+        except Refused as refused:
+            self.answer(key, correlation, refused.code, refused.rest)
 
     def watch(self, stream: str, log: StreamLog) -> None:
         if stream in self._watches and self._watches[stream][0] is log:
@@ -214,7 +219,10 @@ class StreamConnection(Session):
         self._watches.clear()
 
 
-_REQUESTS: dict[int, Callable[[StreamConnection, Fields, int], None]] = {
+#: Handles a request, at once or in the steps that it returns.
+_Request: TypeAlias = Callable[[StreamConnection, Fields, int], Iterator[None] | None]
+
+_REQUESTS: dict[int, _Request] = {
     Key.DECLARE_PUBLISHER: lambda connection, *rest: connection.publishers.declare(*rest),
     Key.QUERY_PUBLISHER_SEQUENCE: lambda connection, *rest: connection.publishers.sequence(*rest),
     Key.DELETE_PUBLISHER: lambda connection, *rest: connection.publishers.delete(*rest),

@@ -3,7 +3,7 @@
 A super stream is a direct exchange to which its partitions, which are streams, are bound.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from mqtool.broker.embedded.model.amqp_errors import AmqpException, ChannelException, ConnectionException
 from mqtool.broker.embedded.model.declarations import check_equivalent_queue, check_queue
@@ -104,7 +104,7 @@ def metadata(session: Session, fields: Fields, correlation: int) -> None:
     """Handle Metadata: reply with the leader of each stream, which is always this broker."""
     names = sorted(set(fields.strings()), reverse=True)
     fields.end()
-    found = [name for name in names if isinstance(session.vhost.queues.get(name), Stream)]
+    found = {name for name in names if isinstance(session.vhost.queues.get(name), Stream)}
     host, port = session.local
     # RabbitMQ lists only brokers that host one of the requested streams.
     brokers = u32(1) + u16(0) + string(host) + u32(port) if found else u32(0)
@@ -193,12 +193,17 @@ def route(session: Session, fields: Fields, correlation: int) -> None:
     session.answer(Key.ROUTE, correlation, rest=strings(streams))
 
 
-def create_super_stream(session: Session, fields: Fields, correlation: int) -> None:
-    """Create the exchange, streams and bindings of a super stream; on an error, delete them again."""
+def create_super_stream(session: Session, fields: Fields, correlation: int) -> Iterator[None]:
+    """Create the exchange, streams and bindings of a super stream, one partition a step.
+
+    If another client meanwhile declares a queue with the name of a partition, or on another error, delete them again.
+    """
     name, names, keys, given = _correct_name(fields.string()), fields.strings(), fields.strings(), fields.table()
     fields.end()
     vhost, arguments = session.vhost, _queue_arguments(given)
+    yield
     streams = [_correct_name(each) for each in names]
+    yield
     if not streams or len(streams) != len(keys) or len(set(streams)) != len(streams):
         raise Refused(Code.PRECONDITION_FAILED)
     check(session, "configure", "exchange", name)
@@ -206,6 +211,7 @@ def create_super_stream(session: Session, fields: Fields, correlation: int) -> N
     for stream in streams:
         check(session, "configure", "queue", stream)
         check(session, "write", "queue", stream)
+        yield
     if name in vhost.exchanges or any(stream in vhost.queues for stream in streams):
         raise Refused(Code.STREAM_ALREADY_EXISTS)
     done: list[str] = []
@@ -216,22 +222,25 @@ def create_super_stream(session: Session, fields: Fields, correlation: int) -> N
             _add_stream(vhost, stream, arguments)
             done.append(stream)
             vhost.bind(exchange, vhost.queues[stream], key, {_ORDER: Int64(order)})
+            yield
     except (AmqpException, Refused) as error:
-        _delete_parts(vhost, name, done)
+        yield from _delete_parts(vhost, name, done)
         raise Refused(error.code if isinstance(error, Refused) else Code.INTERNAL_ERROR) from error
     session.answer(Key.CREATE_SUPER_STREAM, correlation)
 
 
-def _delete_parts(vhost: VirtualHost, name: str, streams: list[str]) -> None:
+def _delete_parts(vhost: VirtualHost, name: str, streams: Sequence[str]) -> Iterator[None]:
     for stream in streams:
-        _delete_stream(vhost, stream)
+        if stream in vhost.queues:
+            _delete_stream(vhost, stream)
+        yield
     exchange = vhost.exchanges.get(name)
     if exchange is not None:
         vhost.delete_exchange(exchange)
 
 
-def delete_super_stream(session: Session, fields: Fields, correlation: int) -> None:
-    """Delete the exchange and the streams of a super stream."""
+def delete_super_stream(session: Session, fields: Fields, correlation: int) -> Iterator[None]:
+    """Delete the exchange and the streams of a super stream, one stream a step."""
     name = fields.string()
     fields.end()
     vhost = session.vhost
@@ -240,7 +249,9 @@ def delete_super_stream(session: Session, fields: Fields, correlation: int) -> N
     if exchange is None or exchange.predeclared:
         raise Refused(Code.STREAM_DOES_NOT_EXIST)
     check(session, "configure", "exchange", name)
+    yield
     for stream in streams:
         check(session, "configure", "queue", stream)
-    _delete_parts(vhost, name, streams)
+        yield
+    yield from _delete_parts(vhost, name, streams)
     session.answer(Key.DELETE_SUPER_STREAM, correlation)

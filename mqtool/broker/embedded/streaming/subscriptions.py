@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeAlias
 
 from mqtool.broker.embedded.model.stream_log import StreamLog
 from mqtool.broker.embedded.model.stream_queue import Reader
-from mqtool.broker.embedded.model.stream_segment import UNFILTERED, Chunk, bits_of
+from mqtool.broker.embedded.model.stream_segment import UNFILTERED, Chunk, Filters, bits_of
 from mqtool.broker.embedded.streaming.stream_frames import (
     RESPONSE,
     Code,
@@ -125,7 +125,7 @@ class Subscription:
         log: the log of the stream.
         properties: properties set by the client, such as the name under which it stores offsets.
         group: the key of a single active consumer's group; None for other consumers.
-        filters: the Bloom filter bits of the wanted filter values; None to send all chunks.
+        filters: the wanted filter values; None to send all chunks.
         is_active: True for a single active consumer that is its group's active one.
         first: the offset of the first message that the client wants. The first chunk that is sent may begin before it.
         sent: the offset of the last message that was sent; None if none has been sent.
@@ -137,12 +137,13 @@ class Subscription:
         self.log = log
         self._start = start
         self._reader: Reader | None = None
+        self._waits = False
         self._read: deque[Chunk] = deque()
         self._correlation = 0
         self.stream = stream
         self.credit = credit
         self.group: tuple[str, str, str] | None = None
-        self.filters: list[int] | None = None
+        self.filters: Filters | None = None
         self.properties: Mapping[str, str] = {}
         self.is_active = False
         self.first = 0
@@ -169,11 +170,14 @@ class Subscription:
     def pump(self) -> None:
         """Send chunks as long as there are any, the client has given credit, and its connection is writable."""
         session, read = self._session, self._read
-        while self._reader is not None and self.credit > 0 and session.writable:
+        while self._reader is not None and self.credit > 0 and session.writable and not self._waits:
             if not read:
                 read.extend(self._reader.read())
                 session.add_held_bytes(sum(len(chunk.raw) for chunk in read))
                 if not read:
+                    if self._reader.is_tired:
+                        self._waits = True
+                        session.broker.clock.take_turn(self._go_on)
                     return
             self.credit -= 1
             chunk = read.popleft()
@@ -183,6 +187,15 @@ class Subscription:
             self.sent = chunk.end - 1
             if session.vhost.watcher is not None:
                 session.vhost.watcher.read(self.stream, range(max(chunk.offset, self.first), chunk.end), self.name)
+
+    def _go_on(self) -> None:
+        self._waits = False
+        self.pump()
+
+    def end(self) -> None:
+        """Stop sending."""
+        self._reader = None
+        self.drop_chunks()
 
     def drop_chunks(self) -> None:
         """Drop chunks that have been read from the log but not sent."""
@@ -197,8 +210,7 @@ class Subscription:
     def step_down(self) -> None:
         """Stop sending, and tell the client to store its offset. On its reply, Group.stepped_down() is called."""
         self.is_active = False
-        self._reader = None
-        self.drop_chunks()
+        self.end()
         self._send_update()
 
     def _send_update(self) -> None:
@@ -307,7 +319,7 @@ class Subscriptions:
         subscription = self._subscriptions.pop(number)
         subscription.log.subscriptions -= 1
         _changed(self._session)
-        subscription.drop_chunks()
+        subscription.end()
         if subscription.group is not None:
             group = self._groups[subscription.group]
             group.remove(subscription)
@@ -320,9 +332,9 @@ def _changed(session: Session) -> None:
         session.vhost.watcher.changed()
 
 
-def _filters(properties: Mapping[str, str]) -> list[int] | None:
-    values = [value for name, value in properties.items() if name.startswith("filter.")]
+def _filters(properties: Mapping[str, str]) -> Filters | None:
+    values = {value for name, value in properties.items() if name.startswith("filter.")}
     bits = [bits_of(value.encode(errors="surrogateescape")) for value in values]
     if bits and properties.get("match-unfiltered") == "true":
         bits.append(UNFILTERED)
-    return bits or None
+    return Filters(bits) if bits else None

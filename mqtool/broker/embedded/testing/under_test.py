@@ -239,4 +239,4 @@ def _stream(queue: Queue) -> "Stream":
 def _in_stream(queue: Queue) -> list[Entry]:
     from mqtool.broker.embedded.model.stream_queue import Cursor
 
-    return list(iter(Cursor(_stream(queue), 0).next_entry, None))
+    return list(Cursor(_stream(queue), 0).rest())

@@ -1,7 +1,7 @@
 """One AMQP 0-9-1 connection: dispatches frames to its channels, and closes a channel or the connection on errors."""
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from pamqp import commands
@@ -86,11 +86,13 @@ class Connection(Session):
                 after = self._receive_publish(number, data, start, end)
                 if after:
                     offset = after
+                    if self.must_pause:
+                        break
                     continue
             self.turn += 1
             self._receive(kind, number, data[start:end])
             offset = end + 1
-            if self.is_backed_up:
+            if self.must_pause:
                 break
         self._need = _FRAME_HEAD
         return offset
@@ -127,14 +129,29 @@ class Connection(Session):
                 self._frame_before_open(kind, number, payload)
             elif channel is None:
                 self._frame_outside_channels(kind, number, payload)
-            elif channel.state == "open":
-                _take_frame(channel, kind, payload)
-            else:
+            elif channel.state != "open":
                 _take_frame_while_closing(channel, kind, payload)
-        except ChannelException as error:
+            elif (steps := _take_frame(channel, kind, payload)) is not None:
+                self.work(self._reporting(steps, channel, kind, payload))
+        except (ChannelException, ConnectionException) as error:
+            self._report(error, channel, kind, payload)
+
+    def _reporting(self, steps: Iterator[None], channel: Channel, kind: int, payload: bytes) -> Iterator[None]:
+        """Carry out the steps of a method. On an error, close the channel or the connection."""
+        try:
+            yield from steps
+        except (ChannelException, ConnectionException) as error:
+            if channel.state == "open":
+                self._report(error, channel, kind, payload)
+
+    def _report(
+        self, error: ChannelException | ConnectionException, channel: Channel | None, kind: int, payload: bytes
+    ) -> None:
+        """Close the channel or the connection because of an error in a frame."""
+        if isinstance(error, ChannelException):
             assert channel is not None
             channel.close(error, int.from_bytes(payload[:4]) if kind == frames.METHOD else commands.Basic.Publish.index)
-        except ConnectionException as error:
+        else:
             # An error during an incomplete publish is reported as caused by basic.publish.
             if channel is not None and channel.content.due:
                 index = commands.Basic.Publish.index
@@ -295,8 +312,10 @@ def _publish_index(error: ConnectionException) -> int:
     return commands.Basic.Publish.index if error.code == NOT_IMPLEMENTED else 0
 
 
-def _take_frame(channel: Channel, kind: int, payload: bytes) -> None:  # noqa: C901 - one case per kind
-    """Handle a frame on an open channel. The most frequent kinds are checked first."""
+def _take_frame(  # noqa: C901 - one case per kind
+    channel: Channel, kind: int, payload: bytes
+) -> Iterator[None] | None:
+    """Handle a frame on an open channel, or return steps that do. The most frequent kinds are checked first."""
     if kind == frames.BODY:
         if (message := channel.content.body(payload)) is not None:
             publish(channel, message)
@@ -324,7 +343,8 @@ def _take_frame(channel: Channel, kind: int, payload: bytes) -> None:  # noqa: C
         handler = _HANDLERS.get(type(method))
         if handler is None:
             raise ConnectionException(COMMAND_INVALID, "unimplemented method")
-        handler(channel, method)
+        return handler(channel, method)
+    return None
 
 
 def _take_frame_while_closing(channel: Channel, kind: int, payload: bytes) -> None:
@@ -369,8 +389,8 @@ def _flow_ok(channel: Channel, method: Frame) -> None:
     """Ignore channel.flow-ok: the broker never sends channel.flow."""
 
 
-# `Any`, because each handler takes only methods of its own class.
-_HANDLERS: dict[type[Frame], Callable[[Channel, Any], None]] = {
+# `Any`, because each handler takes only methods of its own class. A handler may return steps that do the rest.
+_HANDLERS: dict[type[Frame], Callable[[Channel, Any], Iterator[None] | None]] = {
     commands.Channel.Open: _open,
     commands.Channel.Close: _close,
     commands.Channel.Flow: _flow,

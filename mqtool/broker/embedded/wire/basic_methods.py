@@ -2,6 +2,8 @@
 
 import re
 import secrets
+from collections.abc import Iterator, Mapping
+from itertools import islice
 
 from pamqp.commands import Basic, Confirm, Tx
 
@@ -25,9 +27,12 @@ from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.model.virtual_host import Publication, Routing
 from mqtool.broker.embedded.wire.amqp_channel import Channel, ReplyConsumer, Route, Transaction, UncommittedPublish
 from mqtool.broker.embedded.wire.amqp_frames import table
-from mqtool.broker.embedded.wire.deliveries import Subscription
+from mqtool.broker.embedded.wire.deliveries import Delivery, Subscription
 from mqtool.broker.embedded.wire.incoming_publishes import Confirms
 from mqtool.codecs.field_tables import type_name
+
+#: How many acknowledgements of a transaction are carried out in one step.
+_ACKED_AT_ONCE = 500
 
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 
@@ -181,16 +186,24 @@ def tx_select(channel: Channel, method: Tx.Select) -> None:  # noqa: ARG001
     channel.send(Tx.SelectOk)
 
 
-def tx_commit(channel: Channel, method: Tx.Commit) -> None:  # noqa: ARG001
-    """Carry out the publishes and acknowledgements of the transaction; send tx.commit-ok once they are on disk."""
+def tx_commit(channel: Channel, method: Tx.Commit) -> Iterator[None]:  # noqa: ARG001
+    """Carry out the publishes and acknowledgements of the transaction; send tx.commit-ok once they are on disk.
+
+    As in RabbitMQ, the other clients can see a part of a long transaction before the rest.
+    """
     transaction = _end_transaction(channel)
     stored, lost = False, None
     for publish in transaction.publishes:
         lost = lost or _deleted_queue(publish)
         stored |= perform(channel, publish.message, publish.routing, mandatory=publish.mandatory).stored
+        yield
     deliveries = channel.deliveries
-    deliveries.acknowledge(transaction.acked.values())
-    deliveries.reject(transaction.rejected.values(), requeue=False)
+    for acked in _in_batches(transaction.acked):
+        deliveries.acknowledge(acked)
+        yield
+    for rejected in _in_batches(transaction.rejected):
+        deliveries.reject(rejected, requeue=False)
+        yield
     deliveries.reject(transaction.requeued.values(), requeue=True)
     if lost is not None:
         _report_lost(lost, channel.vhost.profile)
@@ -198,6 +211,12 @@ def tx_commit(channel: Channel, method: Tx.Commit) -> None:  # noqa: ARG001
         channel.session.broker.ledger.after_commit(lambda: channel.send(Tx.CommitOk))
     else:
         channel.send(Tx.CommitOk)
+
+
+def _in_batches(deliveries: Mapping[int, Delivery]) -> Iterator[list[Delivery]]:
+    remaining = iter(deliveries.values())
+    while batch := list(islice(remaining, _ACKED_AT_ONCE)):
+        yield batch
 
 
 def _deleted_queue(publish: UncommittedPublish) -> Queue | None:

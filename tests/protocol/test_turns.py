@@ -1,0 +1,267 @@
+"""One legal frame does not stop the embedded broker for everybody: long work is done in turns.
+
+The tests measure how much processor time the event loop spends between two chances of another client. Unlike the time
+that a second client waits, this does not depend on how busy the machine is.
+"""
+
+import asyncio
+import gc
+import gzip
+import struct
+import time
+from collections.abc import Iterator
+
+import pika
+import pytest
+from pamqp import commands
+
+from mqtool.broker.embedded import EmbeddedBroker
+from mqtool.broker.embedded.model.stream_segment import simple_entry
+from tests.protocol.raw_client import RawClient, raw_frame
+from tests.protocol.raw_stream import (
+    CREATE_SUPER_STREAM,
+    DELETE_SUPER_STREAM,
+    FIRST,
+    METADATA,
+    OPEN,
+    PUBLISH,
+    RawStream,
+    since,
+    string,
+    strings,
+    table,
+)
+
+#: The most processor time in seconds that other clients may have to wait.
+LIMIT = 0.25
+
+
+class LoopWatch:
+    """Measures the longest turn of a broker's event loop, in seconds of processor time."""
+
+    def __init__(self, broker: EmbeddedBroker) -> None:
+        self._broker = broker
+        self._last = self.longest = 0.0
+        broker.under_test(lambda _: self._look())
+
+    def _look(self) -> None:
+        now = time.thread_time()
+        if self._last:
+            self.longest = max(self.longest, now - self._last)
+        self._last = now
+        asyncio.get_running_loop().call_later(0.002, self._look)
+
+    def check(self) -> None:
+        """Fail if any turn since the last check took too long."""
+        self._broker.under_test(lambda _: self._broker)  # a turn that is still going on counts
+        longest, self.longest = self.longest, 0.0
+        assert longest < LIMIT
+
+
+@pytest.fixture
+def broker() -> Iterator[EmbeddedBroker]:
+    with EmbeddedBroker(stream_port=0, like="4.3") as broker:
+        yield broker
+
+
+def _connect(broker: EmbeddedBroker) -> RawStream:
+    assert broker.stream_port is not None
+    client = RawStream("127.0.0.1", broker.stream_port)
+    client.log_in()
+    assert client.request(OPEN, string("/")).code == 1
+    return client
+
+
+@pytest.fixture
+def client(broker: EmbeddedBroker) -> Iterator[RawStream]:
+    """A client of the stream protocol."""
+    client = _connect(broker)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def watch(broker: EmbeddedBroker) -> LoopWatch:
+    return LoopWatch(broker)
+
+
+@pytest.fixture(autouse=True)
+def no_garbage_collection() -> Iterator[None]:
+    """Python's garbage collector is off: how long it takes depends on all objects of the test process."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def batch(records: int, plain: bytes, *, packed: bool = False) -> bytes:
+    """Encode a sub-entry batch."""
+    data = gzip.compress(plain) if packed else plain
+    return struct.pack(">BHII", 0x90 if packed else 0x80, records, len(plain), len(data)) + data
+
+
+def publish_batches(client: RawStream, count: int, encoded: bytes) -> None:
+    body = b"".join(struct.pack(">Q", number) + encoded for number in range(count))
+    client.send(PUBLISH, b"\1" + struct.pack(">I", count) + body)
+    client.confirmed(count)
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+@pytest.mark.parametrize("offset", ["first", "last", "end"])
+def test_a_consumer_of_batches_of_empty_messages(
+    broker: EmbeddedBroker, client: RawStream, watch: LoopWatch, offset: str, *, is_packed: bool
+) -> None:
+    """A basic.consume on a stream of sub-entry batches with millions of empty messages lets other clients work."""
+    client.create("s")
+    client.declare_publisher(1, "s")
+    count = 60 if is_packed else 3
+    publish_batches(client, count, batch(65_535, bytes(4 * 65_535), packed=is_packed))
+    client.publish(1, 1000, b"\x00\x53\x75\xa0\x00")
+    client.confirmed(1)
+    with RawClient(broker.url) as consumer:
+        consumer.send(commands.Basic.Qos(prefetch_count=1))
+        consumer.expect(commands.Basic.QosOk)
+        arguments = {"x-stream-offset": count * 65_535 - 1 if offset == "end" else offset}
+        consumer.send(commands.Basic.Consume(queue="s", consumer_tag="c", arguments=arguments))
+        consumer.expect(commands.Basic.ConsumeOk)
+        consumer.expect(commands.Basic.Deliver)
+    watch.check()
+
+
+def test_a_large_header_and_many_bindings(broker: EmbeddedBroker, watch: LoopWatch) -> None:
+    """A message with a large list among its headers is compared with a thousand bindings without a long wait."""
+    with RawClient(broker.url) as client:
+        client.send(commands.Exchange.Declare(exchange="h", exchange_type="headers"))
+        client.expect(commands.Exchange.DeclareOk)
+        client.send(commands.Queue.Declare(queue="q", durable=True))
+        client.expect(commands.Queue.DeclareOk)
+        for number in range(1000):
+            client.send(commands.Queue.Bind(queue="q", exchange="h", arguments={"a": [number]}, nowait=True))
+        client.send(commands.Queue.Declare(queue="q", passive=True))
+        client.expect(commands.Queue.DeclareOk)
+        watch.check()
+        items = b"t\1" * 60_000
+        headers = b"\1aA" + len(items).to_bytes(4) + items
+        content = struct.pack(">HHQH", 60, 0, 0, 1 << 13) + len(headers).to_bytes(4) + headers
+        client.send(commands.Basic.Publish(exchange="h", routing_key=""))
+        client.socket.sendall(raw_frame(2, 1, content))
+        client.send(commands.Queue.Declare(queue="q", passive=True))
+        assert client.expect(commands.Queue.DeclareOk).message_count == 0
+    watch.check()
+
+
+def test_a_subscription_with_many_filters(client: RawStream, watch: LoopWatch) -> None:
+    """A subscription with 45,000 filter values that match no chunk of a long stream lets other clients work."""
+    client.create("s")
+    client.declare_publisher(1, "s")
+    for number in range(1500):
+        client.send(PUBLISH, b"\1" + struct.pack(">IQHsI", 1, number, 1, b"v", 1) + b"x", version=2)
+        client.confirmed(1)
+    watch.check()
+    filters = {f"filter.{number}": "x" * 6 for number in range(45_000)}
+    assert client.subscribe(1, "s", FIRST, 1, **filters) == 1
+    client.publish(1, 2000, b"wanted")
+    client.send(PUBLISH, b"\1" + struct.pack(">IQH6sI", 1, 2001, 6, b"x" * 6, 1) + b"y", version=2)
+    while b"y" not in client.chunk().entries:
+        pass
+    watch.check()
+
+
+def test_many_subscriptions_by_time(client: RawStream, watch: LoopWatch) -> None:
+    """Subscriptions by timestamp on a stream of thousands of tiny segments let other clients work."""
+    client.create("s", stream_max_segment_size_bytes="1")
+    client.declare_publisher(1, "s")
+    for number in range(4000):
+        client.publish(1, number, b"x")
+        client.confirmed(1)
+    watch.check()
+    later = since(int(time.time() * 1000) + 1_000_000)
+    body = b"".join(
+        struct.pack(">IHHIB", 4 + 4 + 1 + 3 + len(later) + 2, 7, 1, number, number) + string("s") + later + b"\0\1"
+        for number in range(248)
+    )
+    client.socket.sendall(body)
+    for _ in range(248):
+        assert client.expect(0x8007)[4:6] == b"\0\1"
+    watch.check()
+
+
+def test_a_super_stream_with_many_partitions(client: RawStream, watch: LoopWatch) -> None:
+    """Other clients work while a super stream with thousands of partitions is created, and while it is deleted."""
+    names = [f"p{number}" for number in range(6000)]
+    assert client.request(CREATE_SUPER_STREAM, string("x") + strings(*names) * 2 + table({})).code == 1
+    watch.check()
+    assert client.request(DELETE_SUPER_STREAM, string("x")).code == 1
+    watch.check()
+
+
+def test_metadata_of_many_streams(client: RawStream, watch: LoopWatch) -> None:
+    """A metadata request with 100,000 names is answered without a long wait for others."""
+    names = [f"p{number}" for number in range(3000)]
+    assert client.request(CREATE_SUPER_STREAM, string("x") + strings(*names) * 2 + table({})).code == 1
+    watch.longest = 0.0
+    client.request(METADATA, strings(*(f"p{number}" for number in range(50_000))))
+    watch.check()
+
+
+def test_a_publish_of_a_million_empty_messages() -> None:
+    """A publish frame with a million empty messages lets other clients work."""
+    count = 1_000_000
+    with EmbeddedBroker(stream_port=0, like="4.2") as broker:
+        client, watch = _connect(broker), LoopWatch(broker)
+        client.create("s")
+        client.declare_publisher(1, "s")
+        client.send(PUBLISH, b"\1" + struct.pack(">I", count) + bytes(12) * count)
+        assert len(client.confirmed(count)) == count
+        watch.check()
+        client.close()
+
+
+def test_batches_that_unpack_to_much(broker: EmbeddedBroker, client: RawStream, watch: LoopWatch) -> None:
+    """Consumers of compressed batches that unpack to 64 MiB each let other clients work."""
+    client.create("s")
+    client.declare_publisher(1, "s")
+    size = 64 * 1024 * 1024
+    publish_batches(client, 3, batch(1, (size - 4).to_bytes(4) + bytes(size - 4), packed=True))
+    client.publish(1, 1000, b"\x00\x53\x75\xa0\x00")
+    client.confirmed(1)
+    with RawClient(broker.url) as consumer:
+        consumer.send(commands.Basic.Qos(prefetch_count=10))
+        consumer.expect(commands.Basic.QosOk)
+        arguments = {"x-stream-offset": "first"}
+        consumer.send(commands.Basic.Consume(queue="s", consumer_tag="c", arguments=arguments))
+        consumer.expect(commands.Basic.ConsumeOk)
+        consumer.expect(commands.Basic.Deliver)
+    watch.check()
+
+
+def test_a_transaction_of_many_messages(broker: EmbeddedBroker, watch: LoopWatch) -> None:
+    """Other clients work while a transaction of 100,000 messages is committed; tx.commit-ok comes after all of it."""
+    count = 100_000
+    with RawClient(broker.url) as client:
+        client.send(commands.Queue.Declare(queue="q", durable=True))
+        client.expect(commands.Queue.DeclareOk)
+        client.send(commands.Tx.Select())
+        client.expect(commands.Tx.SelectOk)
+        publish = raw_frame(1, 1, b"\0\x3c\0\x28\0\0\0\1q\0") + raw_frame(2, 1, struct.pack(">HHQH", 60, 0, 0, 0))
+        client.socket.sendall(publish * count)
+        client.send(commands.Tx.Commit())
+        client.expect(commands.Tx.CommitOk)
+        client.send(commands.Queue.Declare(queue="q", passive=True))
+        assert client.expect(commands.Queue.DeclareOk).message_count == count
+    watch.check()
+
+
+def test_compressed_batches_are_skipped(broker: EmbeddedBroker, client: RawStream) -> None:
+    """An AMQP consumer gets the messages of plain batches; compressed ones are skipped, as in RabbitMQ 4."""
+    plain = b"".join(simple_entry(b"\x00\x53\x75\xa0\x01" + body) for body in (b"a", b"b"))
+    client.create("s")
+    client.declare_publisher(1, "s")
+    for encoded in (batch(2, plain, packed=True), batch(2, plain)):
+        publish_batches(client, 1, encoded)
+    connection = pika.BlockingConnection(pika.URLParameters(broker.url))
+    channel = connection.channel()
+    channel.basic_qos(prefetch_count=10)
+    messages = channel.consume("s", arguments={"x-stream-offset": "first"})
+    got = [next(messages) for _ in range(2)]
+    assert [(properties.headers["x-stream-offset"], body) for _, properties, body in got] == [(2, b"a"), (3, b"b")]
+    connection.close()
