@@ -189,9 +189,7 @@ written = st.builds(Published, st.just("mallory"), hers, headers, properties)
 declared = st.builds(Declared, hers, queue_arguments)
 #: What she does: mostly, she declares a queue and publishes a message to it.
 steps: st.SearchStrategy[list[Step]] = st.one_of(
-    declared.flatmap(
-        lambda queue: st.builds(lambda message: [queue, replace(message, key=queue.name)], written),
-    ),
+    declared.flatmap(lambda queue: st.builds(lambda message: [queue, replace(message, key=queue.name)], written)),
     st.builds(lambda *each: list(each), declared),
     st.builds(lambda *each: list(each), written),
     st.builds(lambda *each: list(each), st.builds(Published, names, names, headers)),
@@ -314,7 +312,7 @@ class Scene:
             for step in attack.steps:
                 try:
                     if not channel.is_open:
-                        channel = channel.connection.channel()  # noqa: PLW2901
+                        channel = channel.connection.channel()
                     channel.confirm_delivery()
                     step.do(channel)
                     if isinstance(step, Declared):
