@@ -27,5 +27,5 @@ class Claimed(Generic[T]):
         return self._value if proof(self._value) else None
 
     def shown(self) -> str:
-        """Return the value in quotes, for a message to the user."""
-        return repr(self._value)
+        """Return the value as text to show to the user, and for nothing else."""
+        return str(self._value)
