@@ -232,7 +232,7 @@ COMMANDS = (
     f"mqtool delayed cancel {ALL}",
     "mqtool delayed migrate mallory.relayed --to mallory.later",
     "mqtool move mallory --to mallory.q --yes",
-    "mqtool receive -q mallory --idle-timeout 200ms --json | mqtool recording replay --speed max",
+    "mqtool receive -q mallory --idle-timeout 200ms --json > recorded; mqtool recording replay recorded --speed max",
     "mqtool definitions export > exported.json; mqtool definitions import exported.json --yes",
     "mqtool worker -q mallory --idle-timeout 200ms --exec 'printenv MQ_EXCHANGE MQ_ROUTING_KEY'",
     "mqtool worker -q mallory --idle-timeout 200ms --retries 1 --backoff 10ms --exec false",

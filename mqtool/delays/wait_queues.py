@@ -24,7 +24,7 @@ from mqtool.amqp.administration import unbind
 from mqtool.channels import AmqpChannel
 from mqtool.claims import Claimed
 from mqtool.delays import LONGEST
-from mqtool.delays.destinations import Destination, Place, Warn, expect, name_for
+from mqtool.delays.destinations import Destination, Place, Warn, derived_name, expect, name_for
 from mqtool.duration import compact_duration, parse_duration
 from mqtool.errors import BadData, DeclaredDifferently, UsageError
 from mqtool.message import DUE, Delivery, Message
@@ -56,6 +56,12 @@ _SUFFIX = re.compile(
 def is_wait_queue(name: str) -> bool:
     """True if mqtool gives names like this to wait queues, their exchanges, or queues that drop unroutable messages."""
     return name.endswith(".nowhere") or _SUFFIX.search(name) is not None
+
+
+def is_retry_queue(name: str, queue: str) -> bool:
+    """True if mqtool gives this name to a queue in which messages of another queue wait for their next attempt."""
+    _, wait, delay = name.rpartition(".wait.")
+    return bool(wait) and name == derived_name(queue, f"wait.{delay}")
 
 
 def is_numbered(name: str) -> bool:
@@ -380,14 +386,16 @@ def wait_queue_of(view: Mapping[str, Any]) -> WaitQueue | None:
     if suffix is None or not isinstance(wait, int) or not isinstance(expires, int) or expires < wait + GRACE:
         return None
     kind: Literal["delay", "retry"] = "retry" if suffix["kind"] == "wait" else "delay"
-    if suffix["exchange"]:
-        target = name[: suffix.start()]
-        exchange = target.removeprefix("mqtool.") if target.startswith("mqtool.amq.") else target
-        return WaitQueue(name, exchange, None, wait / 1000, kind)
-    key = Claimed(arguments.get("x-dead-letter-routing-key")).proven(
-        lambda key: isinstance(key, str) and name_for(Queue(key), suffix[0][1:]) == name
-    )
-    return None if key is None else WaitQueue(name, "", key, wait / 1000, kind)
+    if "x-dead-letter-routing-key" in arguments:
+        key = Claimed(arguments["x-dead-letter-routing-key"]).proven(
+            lambda key: isinstance(key, str) and name == name_for(Queue(key), suffix[0].removeprefix(".exchange")[1:])
+        )
+        return None if key is None else WaitQueue(name, "", key, wait / 1000, kind)
+    if not suffix["exchange"]:
+        return None
+    target = name[: suffix.start()]
+    exchange = target.removeprefix("mqtool.") if target.startswith("mqtool.amq.") else target
+    return WaitQueue(name, exchange, None, wait / 1000, kind)
 
 
 def _relay_queue(name: str, claimed: Claimed[Any]) -> WaitQueue | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from mqtool.claims import Claimed
+from mqtool.delays.wait_queues import is_retry_queue
 from mqtool.message import Delivery
 
 #: Number of failed attempts.
@@ -60,11 +61,34 @@ def returns_of(delivery: Delivery) -> int:
 
 
 def origin_of(delivery: Delivery) -> Origin:
-    """Return the exchange and routing key with which the message was first published, before any retry or redrive."""
+    """Return the exchange and routing key with which the message was first published, before any retry or redrive.
+
+    Headers name them. Any publisher can set these headers, so they count only if mqtool has published the message to
+    its queue: the broker says that it came through the default exchange. Whoever may write to the default exchange can
+    still forge them.
+    """
+    if not _is_published_again(delivery):
+        return Origin(delivery.exchange, delivery.routing_key)
     exchange, routing_key = _name(delivery.headers.get(EXCHANGE)), _name(delivery.headers.get(ROUTING_KEY))
     return Origin(
         delivery.exchange if exchange is None else exchange,
         delivery.routing_key if routing_key is None else routing_key,
+    )
+
+
+def _is_published_again(delivery: Delivery) -> bool:
+    """True if mqtool published the message to its queue: directly, or through a wait queue for a retry.
+
+    The broker adds an entry to x-death when it dead-letters a message, so the newest entry shows if it did so anywhere
+    else.
+    """
+    deaths = delivery.headers.get("x-death")
+    newest = deaths[0] if isinstance(deaths, list) and deaths else {}
+    last = newest.get("queue", "") if isinstance(newest, dict) else ""
+    return (
+        delivery.exchange == ""
+        and delivery.routing_key == delivery.queue
+        and (not last or is_retry_queue(str(last), delivery.queue))
     )
 
 

@@ -232,3 +232,25 @@ def test_a_forged_destination_gets_no_message_before_it_is_due(shell: Shell, bro
         assert (result.code, depth(broker, "mallory")) == (3, 1)
         assert "stays in 'mallory.relay', which says that its messages are for exchange 'orders'" in result.stderr
     assert all(depth(broker, queue) == 1 for queue in forged[:3])
+
+
+def test_a_program_gets_the_routing_key_that_the_broker_checked(shell: Shell, broker: TestBroker) -> None:
+    """Headers of a publisher change neither MQ_ROUTING_KEY nor MQ_EXCHANGE, nor the original ones of later attempts."""
+    shell.run("mqtool", "exchange", "declare", "logs", "topic")
+    shell.run("mqtool", "queue", "declare", "jobs")
+    shell.run("mqtool", "bind", "logs", "jobs", "#")
+    forged = {"mqtool-exchange": "orders", "mqtool-routing-key": "admin.delete"}
+    publish(
+        broker, "logs", "user.read", "", **forged, **{"x-death": [{"queue": "jobs.wait.10ms", "reason": "expired"}]}
+    )
+    printed = "$MQ_EXCHANGE $MQ_ROUTING_KEY $MQ_ORIGINAL_EXCHANGE $MQ_ORIGINAL_ROUTING_KEY"
+    places = "{exchange};{routing_key};{original_exchange};{original_routing_key}"
+    command = f"sh -c 'echo {printed} $1; exit 1' -- '{places}'"
+    options = ("-c", "3", "--retries", "2", "--backoff", "10ms")
+
+    tried = shell.run("mqtool", "worker", "-q", "jobs", *options, "--exec", command).stdout.splitlines()
+
+    assert tried == [
+        "logs user.read logs user.read logs;user.read;logs;user.read",
+        *["jobs logs user.read ;jobs;logs;user.read"] * 2,
+    ]

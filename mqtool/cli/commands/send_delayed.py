@@ -282,8 +282,7 @@ def _take(
         return is_chosen
 
     with _waiting(access) as waiting, closing(take(waiting, chosen)) as taken:
-        for each in taken:
-            count += 1
+        for count, _ in enumerate(taken, 1):  # noqa: B007
             if stopping.requested() is not None:
                 break
         _say_what_is_hidden(waiting)
