@@ -38,6 +38,7 @@ HERS = (
     *("mallory", "mallory.q", "mallory.dlq", "mallory.relay", "mallory.relayed", "mallory.delay.5m"),
     *("mallory.exchange.delay.5m", "mallory.delay.5m.more", "mallory.wait.5s", "mallory.mqtool-convert"),
     *("mallory.mqtool-convert.meanwhile", "mallory.mqtool-convert.through", "mallory.mqtool-convert.back"),
+    *("mallory.r.relay", "mallory.r.relayed"),
 )
 #: What nobody but its owners may read.
 SECRET = b"secret of "
@@ -196,6 +197,23 @@ steps: st.SearchStrategy[list[Step]] = st.one_of(
     st.builds(lambda *each: list(each), st.builds(DeclaredExchange, hers, exchange_types, exchange_arguments)),
     st.builds(lambda *each: list(each), st.builds(Bound, names, names, names | st.just("#"))),
 )
+
+
+def steps_before(command: str) -> st.SearchStrategy[list[Step]]:
+    """What she does before a command: half of it is what that command reads."""
+    if "convert" in command:
+        return steps | st.builds(lambda name, plan: [Declared(name, {PLAN: plan})], hers, plans)
+    if "delayed" in command:
+        fixed = {"x-message-ttl": st.just(300_000), "x-expires": st.just(300_000 + GRACE)}
+        waiting = st.fixed_dictionaries(
+            {**fixed, "x-dead-letter-exchange": hers}, optional={"x-dead-letter-routing-key": names}
+        )
+        forged = st.builds(Declared, hers, waiting | st.fixed_dictionaries({RELAY: names}))
+        return steps | forged.flatmap(lambda queue: written.map(lambda each: [queue, replace(each, key=queue.name)]))
+    keys = st.sampled_from(("mallory", "mallory.dlq", "mallory.q"))
+    return steps | st.builds(lambda *each: list(each), st.builds(Published, st.just("mallory"), keys, headers))
+
+
 #: Her permissions: each of the three on her names, or none.
 rights = st.tuples(*[st.sampled_from((*["^mallory"] * 5, "^$"))] * 3)
 
@@ -231,20 +249,27 @@ COMMANDS = (
     f"mqtool delayed now {ALL}",
     f"mqtool delayed cancel {ALL}",
     "mqtool delayed migrate mallory.relayed --to mallory.later",
+    "timeout -s INT 1 mqtool delayed relay mallory.r",
     "mqtool move mallory --to mallory.q --yes",
     "mqtool receive -q mallory --idle-timeout 200ms --json > recorded; mqtool recording replay recorded --speed max",
+    "mqtool receive -q mallory --idle-timeout 200ms --json > recorded; "
+    "mqtool recording replay recorded --speed max --to-queue mallory.q",
     "mqtool definitions export > exported.json; mqtool definitions import exported.json --yes",
     "mqtool worker -q mallory --idle-timeout 200ms --exec 'printenv MQ_EXCHANGE MQ_ROUTING_KEY'",
     "mqtool worker -q mallory --idle-timeout 200ms --retries 1 --backoff 10ms --exec false",
     "mqtool doctor",
 )
-attacks = st.builds(
-    Attack,
-    rights,
-    st.sampled_from((*[None] * 5, "^mallory$")),
-    st.sampled_from(("", "management")),
-    st.lists(steps, min_size=1, max_size=3).map(lambda groups: [step for group in groups for step in group]),
-    st.sampled_from(COMMANDS),
+attacks = st.sampled_from(COMMANDS).flatmap(
+    lambda command: st.builds(
+        Attack,
+        rights,
+        st.sampled_from((*[None] * 5, "^mallory$")),
+        st.sampled_from(("", "management")),
+        st.lists(steps_before(command), min_size=1, max_size=3).map(
+            lambda groups: [each for one in groups for each in one]
+        ),
+        st.just(command),
+    )
 )
 
 
