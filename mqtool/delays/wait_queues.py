@@ -22,8 +22,9 @@ from typing import Any, Literal, NamedTuple
 from mqtool.amqp import Channel
 from mqtool.amqp.administration import unbind
 from mqtool.channels import AmqpChannel
+from mqtool.claims import Claimed
 from mqtool.delays import LONGEST
-from mqtool.delays.destinations import Destination, Place, Warn, expect, name_for
+from mqtool.delays.destinations import Destination, Place, Warn, derived_name, expect, name_for
 from mqtool.duration import compact_duration, parse_duration
 from mqtool.errors import BadData, DeclaredDifferently, UsageError
 from mqtool.message import DUE, Delivery, Message
@@ -55,6 +56,12 @@ _SUFFIX = re.compile(
 def is_wait_queue(name: str) -> bool:
     """True if mqtool gives names like this to wait queues, their exchanges, or queues that drop unroutable messages."""
     return name.endswith(".nowhere") or _SUFFIX.search(name) is not None
+
+
+def is_retry_queue(name: str, queue: str) -> bool:
+    """True if mqtool gives this name to a queue in which messages of another queue wait for their next attempt."""
+    _, wait, delay = name.rpartition(".wait.")
+    return bool(wait) and name == derived_name(queue, f"wait.{delay}")
 
 
 def is_numbered(name: str) -> bool:
@@ -326,21 +333,24 @@ class WaitQueue(NamedTuple):
     """A wait queue for a delay or a retry, or a relay's queue of messages that it has not taken yet.
 
     Attributes:
-        exchange, routing_key: used to publish due messages; a routing key of None keeps each message's own.
+        exchange, routing_key: used to publish due messages; a routing key of None keeps each message's own. The
+            exchange is None if nothing proves which one it is.
         seconds: the delay; 0 for a relay's queue.
         kind: "retry" if the messages failed and wait for their next attempt.
+        claimed: the exchange for due messages, according to a relay's queue.
     """
 
     name: str
-    exchange: str
+    exchange: str | None
     routing_key: str | None
     seconds: float
     kind: Literal["delay", "retry", "relay"]
+    claimed: Claimed[Any] | None = None
 
     @property
     def to(self) -> str:
-        """The name of the messages' target queue or exchange."""
-        return self.exchange or self.routing_key or ""
+        """The name of the messages' target queue or exchange, to show to the user."""
+        return self.exchange or self.routing_key or (self.claimed.shown() if self.claimed else "")
 
     def due_of(self, delivery: Delivery) -> float | None:
         """Return a message's due time, in seconds since 1970; None if unknown, as for a retry."""
@@ -348,25 +358,48 @@ class WaitQueue(NamedTuple):
         return due / 1000 if self.kind == "delay" and isinstance(due, int) else None
 
     def original(self, delivery: Delivery) -> Message:
-        """Return the message as it will be delivered to its destination."""
+        """Return the message as it will be delivered to its destination, or as it was published if that is unknown.
+
+        The broker drops CC and BCC if it dead-letters to a queue. With them, the message would get into others as well.
+        """
         properties = {
             name: value for name, value in delivery.properties.items() if name not in ("expiration", "user_id")
         }
-        properties["headers"] = {name: value for name, value in delivery.headers.items() if name not in _NOT_THEIRS}
+        dropped = _NOT_THEIRS if self.routing_key is None else _NOT_THEIRS | {"CC", "BCC"}
+        properties["headers"] = {name: value for name, value in delivery.headers.items() if name not in dropped}
         key = delivery.routing_key if self.routing_key is None else self.routing_key
-        return Message(delivery.body, key, self.exchange, properties, properties.pop("message_id", None))
+        exchange = delivery.exchange if self.exchange is None else self.exchange
+        return Message(delivery.body, key, exchange, properties, properties.pop("message_id", None))
 
 
 def wait_queue_of(view: Mapping[str, Any]) -> WaitQueue | None:
-    """Convert the management API's description of a queue to a WaitQueue; return None if it is not one."""
-    arguments, suffix = view.get("arguments") or {}, _SUFFIX.search(view["name"])
-    if isinstance(to := arguments.get(RELAY), str):
-        return WaitQueue(view["name"], to, None, 0.0, "relay")
-    wait, expires, exchange = arguments.get("x-message-ttl"), arguments.get("x-expires"), ""
+    """Convert the management API's description of a queue to a WaitQueue; return None if it is not one.
+
+    Whoever may declare a queue may claim in its arguments that its messages are for any other queue or exchange. The
+    name proves it: mqtool makes it from the name of the target, so the same users may declare both.
+    """
+    name, arguments = view["name"], view.get("arguments") or {}
+    if RELAY in arguments:
+        return _relay_queue(name, Claimed(arguments[RELAY]))
+    suffix = _SUFFIX.search(name)
+    wait, expires = arguments.get("x-message-ttl"), arguments.get("x-expires")
     if suffix is None or not isinstance(wait, int) or not isinstance(expires, int) or expires < wait + GRACE:
         return None
-    if suffix["exchange"]:
-        target = view["name"][: suffix.start()]
-        exchange = target.removeprefix("mqtool.") if target.startswith("mqtool.amq.") else target
-    key = arguments.get("x-dead-letter-routing-key")
-    return WaitQueue(view["name"], exchange, key, wait / 1000, "retry" if suffix["kind"] == "wait" else "delay")
+    kind: Literal["delay", "retry"] = "retry" if suffix["kind"] == "wait" else "delay"
+    if "x-dead-letter-routing-key" in arguments:
+        key = Claimed(arguments["x-dead-letter-routing-key"]).proven(
+            lambda key: isinstance(key, str) and name == name_for(Queue(key), suffix[0].removeprefix(".exchange")[1:])
+        )
+        return None if key is None else WaitQueue(name, "", key, wait / 1000, kind)
+    if not suffix["exchange"]:
+        return None
+    target = name[: suffix.start()]
+    exchange = target.removeprefix("mqtool.") if target.startswith("mqtool.amq.") else target
+    return WaitQueue(name, exchange, None, wait / 1000, kind)
+
+
+def _relay_queue(name: str, claimed: Claimed[Any]) -> WaitQueue | None:
+    """Return a relay's queue, NAME.relay. The name proves only an exchange NAME.relayed, which the relay declares."""
+    if not name.endswith(".relay"):
+        return None
+    return WaitQueue(name, claimed.proven(lambda out: out == f"{name}ed"), None, 0.0, "relay", claimed)

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from mqtool import management
+from mqtool.claims import Claimed
 from mqtool.delays.destinations import derived_name
 from mqtool.errors import AccessRefused, BadData, NotFound
 from mqtool.management import Management, exchange_path, path
@@ -62,6 +63,8 @@ _LIMITS = {"message-ttl", "expires", "max-length", "max-length-bytes", "delivery
 _PLAIN_TYPES = ("direct", "fanout", "topic", "headers", DELAYED)
 #: The maximum number of messages in one transaction, and of bytes that the broker may be sending to mqtool.
 _AT_ONCE, _BYTES = 500, 32 << 20
+#: The maximum number of characters of an unreadable plan to show.
+_SHOWN = 200
 
 
 class Definition(NamedTuple):
@@ -143,16 +146,57 @@ class Plan:
         return json.dumps(asdict(self) | {"source": self.source._asdict(), "target": self.target._asdict()})
 
     @classmethod
-    def parsed(cls, text: str) -> "Plan":
-        """Parse the value of a queue argument; raise BadData if it is not a plan."""
+    def parsed(cls, text: object) -> "Claimed[Plan]":
+        """Parse the value of a queue argument, which anyone may have written; raise BadData if it is not a plan."""
         try:
-            said = json.loads(text)
-            definitions = {name: Definition(**said[name]) for name in ("source", "target")}
-            return cls(str(said["queue"]), **definitions, at_once=int(said["at_once"]))
-        except (ValueError, TypeError, KeyError) as error:
+            said = json.loads(text) if isinstance(text, str) else {}
+            definitions = {name: _definition(**said[name]) for name in ("source", "target")}
+            name, at_once = said["queue"], said["at_once"]
+            if not isinstance(name, str) or type(at_once) is not int or not 0 < at_once <= _AT_ONCE:
+                raise ValueError
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            shown = repr(text)
             raise BadData(
-                f"the plan of a conversion cannot be read: {text!r}", "was it written by a newer mqtool?"
+                f"the plan of a conversion cannot be read: {shown[:_SHOWN]}{'…' * (len(shown) > _SHOWN)}",
+                "was it written by a newer mqtool?",
             ) from error
+        return Claimed(cls(name, **definitions, at_once=at_once))
+
+    def redirects(self, view: Json | None) -> bool:
+        """True if the plan gives the queue, or a queue that holds its messages, other dead-letter settings than it has.
+
+        The broker checks whether the user who declares a queue may write to its dead-letter exchange. A conversion
+        declares the queue with the rights of whoever continues it.
+
+        Args:
+            view: the queue as the management API describes it; None if it does not exist.
+        """
+        now = {} if view is None else dead_letters(Definition.of(view))
+        return any(dead_letters(each) not in ({}, now) for each in (self.source, self.target))
+
+
+def _definition(type: str, durable: bool, arguments: dict[str, Any]) -> Definition:  # noqa: A002
+    if type not in _ALL or not isinstance(durable, bool) or not isinstance(arguments, dict):
+        raise ValueError
+    return Definition(type, durable, arguments)
+
+
+def dead_letters(definition: Definition) -> dict[str, Any]:
+    """Return the arguments that say where a queue's dead letters go."""
+    names = ("x-dead-letter-exchange", "x-dead-letter-routing-key")
+    return {name: definition.arguments[name] for name in names if name in definition.arguments}
+
+
+class Unfinished(NamedTuple):
+    """The unfinished conversions of a virtual host.
+
+    Attributes:
+        plans: the plan of each, by the name of the queue to convert.
+        ignored: for each queue whose plan does not count, by its name: why.
+    """
+
+    plans: dict[str, Plan]
+    ignored: dict[str, BadData]
 
 
 @dataclass
@@ -193,12 +237,29 @@ def bindings_of(api: Management, vhost: str, name: str, *, exchange: bool = Fals
         return []
 
 
-def under_way(api: Management, vhost: str) -> Iterator[Plan]:
-    """Yield the plans of unfinished conversions."""
+def unfinished(api: Management, vhost: str) -> Unfinished:
+    """Find the unfinished conversions.
+
+    Anyone who may declare some queue can give it a plan for any other queue. A plan counts only on the queue that holds
+    the messages of the queue to convert: its name is made from the other name, so the same users may declare both.
+    """
+    found = Unfinished({}, {})
     for view in management.queues(api, vhost, ("name", "arguments")):
-        text = (view.get("arguments") or {}).get(PLAN)
-        if isinstance(text, str):
-            yield Plan.parsed(text)
+        if PLAN in (view.get("arguments") or {}):
+            try:
+                plan = _plan_of(view)
+            except BadData as error:
+                found.ignored[view["name"]] = error
+            else:
+                found.plans[plan.queue] = plan
+    return found
+
+
+def _plan_of(holder: Json) -> Plan:
+    plan = Plan.parsed(holder["arguments"][PLAN]).proven(lambda plan: plan.names.held == holder["name"])
+    if plan is None:
+        raise BadData("it is for a queue whose messages are held in a queue with another name")
+    return plan
 
 
 def prospect(api: Management, vhost: str, queue: str, to: str | None, changes: Mapping[str, Any]) -> Prospect:
@@ -292,8 +353,8 @@ def _of_consumers(view: Json) -> Iterator[Refusal]:
 
 
 def plan_is_ours(view: Json) -> bool:
-    """True if a queue was declared by a conversion."""
-    return PLAN in (view.get("arguments") or {})
+    """True if a queue was declared by a conversion, as far as its name and its arguments say."""
+    return PLAN in (view.get("arguments") or {}) and view["name"].endswith(Names.of("").held)
 
 
 def _client(consumer: Json) -> str:

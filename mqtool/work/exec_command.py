@@ -28,7 +28,16 @@ from mqtool.work.runner import EX_DATAERR, Ending, Request, Runner
 _LONGEST_VALUE = 120_000
 
 #: The {…} placeholders that a command may contain. Each is replaced with the value of the matching MQ_… variable.
-_PLACEHOLDERS = ("routing_key", "exchange", "queue", "message_id", "attempt", "redelivered")
+_PLACEHOLDERS = (
+    "routing_key",
+    "exchange",
+    "original_routing_key",
+    "original_exchange",
+    "queue",
+    "message_id",
+    "attempt",
+    "redelivered",
+)
 #: Environment variables that contain the URL of a broker.
 _URLS = (b"MQTOOL_URL", b"AMQP_URL", b"MQTOOL_MANAGEMENT_URL")
 _PLACEHOLDER = re.compile(r"(?<!\$)\{(" + "|".join(_PLACEHOLDERS) + r")\}")
@@ -140,8 +149,10 @@ def environment_of(delivery: Delivery) -> dict[str, str]:
     """Return the variables for a message: MQ_ROUTING_KEY, MQ_HEADER_… and so on. Non-text values are in JSON."""
     origin = origin_of(delivery)
     environment = {
-        "MQ_ROUTING_KEY": _as_text(origin.routing_key),
-        "MQ_EXCHANGE": _as_text(origin.exchange),
+        "MQ_ROUTING_KEY": _as_text(delivery.routing_key),
+        "MQ_EXCHANGE": _as_text(delivery.exchange),
+        "MQ_ORIGINAL_ROUTING_KEY": _as_text(origin.routing_key),
+        "MQ_ORIGINAL_EXCHANGE": _as_text(origin.exchange),
         "MQ_QUEUE": delivery.queue,
         "MQ_REDELIVERED": "1" if delivery.redelivered else "0",
         "MQ_ATTEMPT": str(attempt_of(delivery)),

@@ -4,13 +4,15 @@ mqtool publishes a failed message to another queue, with additional headers. Rab
 from version 4.0 on, it starts again when a client republishes a dead letter. So mqtool counts attempts and redrives in
 its own headers, and x-death shows only what the broker has done since. https://www.rabbitmq.com/docs/dlx#effects
 
-Do not trust these headers: any publisher can set them. Only the newest entry of x-death is certain to come from the
-broker, and only if the broker has dead-lettered the message.
+Do not trust these headers: any publisher can set them, and RabbitMQ before 4.0 delivers a publisher's x-death. Nothing
+in a message shows whether the broker has dead-lettered it. So the names in these headers are claims (mqtool/claims.py).
 """
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from mqtool.claims import Claimed
+from mqtool.delays.wait_queues import is_retry_queue
 from mqtool.message import Delivery
 
 #: Number of failed attempts.
@@ -59,7 +61,14 @@ def returns_of(delivery: Delivery) -> int:
 
 
 def origin_of(delivery: Delivery) -> Origin:
-    """Return the exchange and routing key with which the message was first published, before any retry or redrive."""
+    """Return the exchange and routing key with which the message was first published, before any retry or redrive.
+
+    Headers name them. Any publisher can set these headers, so they count only if mqtool has published the message to
+    its queue: the broker says that it came through the default exchange. Whoever may write to the default exchange can
+    still forge them.
+    """
+    if not _is_published_again(delivery):
+        return Origin(delivery.exchange, delivery.routing_key)
     exchange, routing_key = _name(delivery.headers.get(EXCHANGE)), _name(delivery.headers.get(ROUTING_KEY))
     return Origin(
         delivery.exchange if exchange is None else exchange,
@@ -67,9 +76,30 @@ def origin_of(delivery: Delivery) -> Origin:
     )
 
 
+def _is_published_again(delivery: Delivery) -> bool:
+    """True if mqtool published the message to its queue: directly, or through a wait queue for a retry.
+
+    The broker adds an entry to x-death when it dead-letters a message, so the newest entry shows if it did so anywhere
+    else.
+    """
+    deaths = delivery.headers.get("x-death")
+    newest = deaths[0] if isinstance(deaths, list) and deaths else {}
+    last = newest.get("queue", "") if isinstance(newest, dict) else ""
+    return (
+        delivery.exchange == ""
+        and delivery.routing_key == delivery.queue
+        and (not last or is_retry_queue(str(last), delivery.queue))
+    )
+
+
 def _name(value: object) -> str | None:
     """Return a header's value if it is valid as a name or a routing key, otherwise None."""
     return value if isinstance(value, str) and len(value.encode("utf-8", "surrogateescape")) <= 255 else None
+
+
+def _claimed(value: object) -> Claimed[str] | None:
+    name = _name(value)
+    return None if name is None else Claimed(name)
 
 
 def _count(value: object) -> int:
@@ -91,20 +121,18 @@ class Death:
 
     Attributes:
         reason: EXHAUSTED, REJECTED or one of RabbitMQ's reasons: rejected, expired, maxlen, delivery_limit.
-        queue: the queue from which the message was dead-lettered; None if unknown.
+        queue: the queue from which the message is said to have been dead-lettered; None if unknown.
         attempts: number of failed attempts; 0 if unknown.
         redrives: how many times the message had been moved back from a dead-letter queue before.
         first: time of the first failure or dead-lettering.
         error: why the last attempt failed.
-        by_broker: True if this comes from x-death, which the broker writes.
     """
 
     reason: str
-    queue: str | None = None
+    queue: Claimed[str] | None = None
     attempts: int = 0
     first: datetime | None = None
     error: str | None = None
-    by_broker: bool = False
     redrives: int = 0
 
 
@@ -118,12 +146,12 @@ def death_of(delivery: Delivery) -> Death:
         times = [entry["time"] for entry in entries if isinstance(entry.get("time"), datetime)]
         first = min((time.replace(tzinfo=time.tzinfo or UTC) for time in times), default=None)
         rejected = sum(_count(entry.get("count", 1)) for entry in entries if entry.get("reason") == "rejected")
-        reason, queue = str(newest.get("reason", "unknown")), _name(newest.get("queue"))
+        reason, queue = str(newest.get("reason", "unknown")), _claimed(newest.get("queue"))
         attempts = failures_of(delivery) + rejected
-        return Death(reason, queue, attempts, first, by_broker=True, redrives=returns_of(delivery))
+        return Death(reason, queue, attempts, first, redrives=returns_of(delivery))
     if REASON not in headers:
         return Death("unknown")
     first, error = headers.get(FIRST_FAILURE), str(headers.get(LAST_ERROR) or "") or None
     first = first if isinstance(first, datetime) else None
     redrives = _count(headers.get(RETURNS))
-    return Death(str(headers[REASON]), _name(headers.get(QUEUE)), failures_of(delivery), first, error, False, redrives)
+    return Death(str(headers[REASON]), _claimed(headers.get(QUEUE)), failures_of(delivery), first, error, redrives)

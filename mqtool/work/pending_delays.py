@@ -12,7 +12,7 @@ from mqtool.management import Management
 from mqtool.message import Delivery, Message
 from mqtool.topology import DELAYED
 from mqtool.work import peeking
-from mqtool.work.transfer import move
+from mqtool.work.transfer import move, name_of
 
 
 class Waiting(NamedTuple):
@@ -65,13 +65,26 @@ class WaitingMessages:
                         look.remove(delivery)
                         yield waiting
 
-    def deliver(self, chosen: Choice) -> Generator[Waiting]:
-        """Publish the chosen messages to their destinations now, delete them from their wait queues, and yield each."""
-        yield from self.cancel(lambda waiting: chosen(waiting) and self._delivered(waiting))
+    def deliver(self, chosen: Choice, left: Callable[[str], None]) -> Generator[Waiting]:
+        """Publish the chosen messages to their destinations now, delete them from their wait queues, and yield each.
 
-    def _delivered(self, waiting: Waiting) -> bool:
-        move(self._channel, waiting.delivery, waiting.message)
-        return True
+        Args:
+            left: called with an explanation for each chosen message that stays, as its destination is not proven.
+        """
+
+        def delivered(waiting: Waiting) -> bool:
+            if not chosen(waiting):
+                return False
+            if waiting.queue.exchange is None:
+                left(
+                    f"{name_of(waiting.delivery)} stays in {waiting.queue.name!r}, which says that its messages are "
+                    f"for exchange {waiting.queue.to!r}: anyone who declares a queue can say that; a relay delivers it"
+                )
+                return False
+            move(self._channel, waiting.delivery, waiting.message)
+            return True
+
+        yield from self.cancel(delivered)
 
     def _queues_for(self, to: str | None) -> list[WaitQueue]:
         found = [queue for queue, _ in self.queues() if to is None or queue.to == to]

@@ -35,7 +35,7 @@ from mqtool.management import Management, path
 from mqtool.management.api_client import Json
 from mqtool.spelling import counted, pasteable
 from mqtool.topology import Binding, Exchange, Queue
-from mqtool.work.conversion_plan import PLAN, Definition, Names, Plan, bindings_of, view_of
+from mqtool.work.conversion_plan import PLAN, Definition, Names, Plan, bindings_of, dead_letters, view_of
 from mqtool.work.held_messages import HeldMessages, check_acknowledged, check_leader
 
 #: Seconds to wait until a queue's consumers are gone, since a broker takes a moment to notice that a client was killed.
@@ -213,7 +213,8 @@ class Conversion:
         names, channel = self._names, self._channel
         channel.declare(Exchange(names.meanwhile, "fanout", durable=True))
         source = self._plan.source
-        channel.declare(self._holder(names.meanwhile, _dead_letters(source), source.type))  # keeps the same order
+        # As in the queue, messages that expire become dead letters, and the order is the same.
+        channel.declare(self._holder(names.meanwhile, dead_letters(source), source.type))
         channel.bind(Queue(names.meanwhile), Exchange(names.meanwhile))
         alternate = {"alternate-exchange": names.meanwhile}
         channel.declare(Exchange(names.through, "fanout", durable=True, arguments=alternate))
@@ -391,9 +392,3 @@ class Conversion:
 
 def _consumers(channel: Channel, queue: str) -> int:
     return administration.depth(channel, queue).consumers
-
-
-def _dead_letters(source: Definition) -> dict[str, Any]:
-    """Return the arguments that dead-letter messages which expire during the conversion, as the queue would have."""
-    names = ("x-dead-letter-exchange", "x-dead-letter-routing-key")
-    return {name: source.arguments[name] for name in names if name in source.arguments}

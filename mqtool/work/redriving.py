@@ -4,13 +4,14 @@ A redrive that is killed loses nothing. At most 100 messages are then in both qu
 run continues with the remaining messages.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from mqtool import management
 from mqtool.amqp import Channel
-from mqtool.errors import Unavailable
-from mqtool.management import Management
+from mqtool.errors import MqtoolError, NotFound, Unavailable
+from mqtool.management import Management, path
 from mqtool.message import Delivery, Message
 from mqtool.work import history
 from mqtool.work.retry_or_dead_letter import dead_letter_queue
@@ -48,19 +49,86 @@ def _age(moment: datetime) -> float:
     return (datetime.now(UTC) - moment).total_seconds()
 
 
+class Origins:
+    """Proves from which queue a dead letter came. Its headers name the queue, but any publisher can set these headers.
+
+    The proof is the name of the dead-letter queue, or what the broker says: the exchange and the routing key with which
+    the dead letter was published last are those to which the named queue dead-letters.
+
+    Args:
+        source: the queue that holds the dead letters.
+        api: returns the management API, which is needed only if the name proves nothing. May raise MqtoolError.
+    """
+
+    def __init__(self, source: str, vhost: str, api: Callable[[], Management]) -> None:
+        self._source = source
+        self._vhost = vhost
+        self._api = api
+        self._known: dict[str, Mapping[str, Any] | MqtoolError] = {}
+
+    def of(self, letter: Delivery) -> str:
+        """Return the queue that a dead letter came from.
+
+        Raises:
+            Unproven: there is no proof. The error says why.
+        """
+        claimed = history.death_of(letter).queue
+        if claimed is None:
+            raise Unproven(f"{name_of(letter)} does not say which queue it came from")
+        try:
+            queue = claimed.proven(lambda queue: self._dead_letters_here(queue, letter))
+        except NotFound:
+            raise Unproven(
+                f"{name_of(letter)} says that it came from {claimed.shown()!r}, which does not exist"
+            ) from None
+        except MqtoolError as error:
+            raise Unproven(
+                f"{name_of(letter)} says that it came from {claimed.shown()!r}, which cannot be verified: {error}"
+            ) from error
+        if queue is None:
+            raise Unproven(
+                f"{name_of(letter)} says that it came from {claimed.shown()!r}, which does not dead-letter to "
+                f"{self._source!r}"
+            )
+        return queue
+
+    def _dead_letters_here(self, queue: str, letter: Delivery) -> bool:
+        if dead_letter_queue(queue).name == self._source:
+            return True
+        if queue not in self._known:
+            self._known[queue] = self._arguments_of(queue)
+        arguments = self._known[queue]
+        if isinstance(arguments, MqtoolError):
+            raise arguments
+        exchange, key = arguments.get("x-dead-letter-exchange"), arguments.get("x-dead-letter-routing-key")
+        return exchange == letter.exchange and key in (None, letter.routing_key)
+
+    def _arguments_of(self, queue: str) -> Mapping[str, Any] | MqtoolError:
+        try:
+            view = self._api().get(path("queues", self._vhost, queue))
+        except MqtoolError as error:
+            return error
+        arguments: Mapping[str, Any] = management.effective_arguments(view)
+        return arguments
+
+
+class Unproven(MqtoolError):
+    """Nothing proves that a dead letter came from the queue that its headers name."""
+
+
 def redrive(
-    channel: Channel, source: str, chosen: Choice, left: Callable[[str], None], to: str | None = None
+    channel: Channel, origins: Origins | str, source: str, chosen: Choice, left: Callable[[str], None]
 ) -> Iterator[Delivery]:
     """Move dead letters back to their queues; yield each dead letter once its queue has confirmed it.
 
     Args:
+        origins: finds the queue that each message came from; or the name of a queue to move all of them to.
         source: the dead-letter queue.
-        left: called with an explanation for each chosen dead letter that stays: its original queue is unknown or cannot
-            be trusted, or does not accept the message.
-        to: the queue to move the messages to; None moves each to the queue that it came from.
+        left: called with an explanation for each chosen dead letter that stays: its original queue is unknown or
+            unproven, or does not accept the message.
 
     Raises:
-        NotConfirmed: the broker does not respond, or the queue `to` did not accept a message. This message and the
+        NotConfirmed: the broker does not respond, or the named queue did not accept a message. This message and the
             remaining ones stay in the dead-letter queue.
     """
     closed = set()  # queues that did not accept a message
@@ -68,25 +136,23 @@ def redrive(
     def message_for(delivery: Delivery) -> Message | None:
         if not chosen(delivery):
             return None
-        death = history.death_of(delivery)
-        target = to or death.queue
-        if target is None:
-            left(f"{name_of(delivery)} does not say which queue it came from")
-        elif to is None and not death.by_broker and dead_letter_queue(target).name != source:
-            # The publisher may have set mqtool's headers to write to a queue for which it has no permission.
-            left(f"{name_of(delivery)} says that it came from {target!r}, which does not dead-letter to {source!r}")
-        elif target in closed:
+        try:
+            target = origins if isinstance(origins, str) else origins.of(delivery)
+        except Unproven as error:
+            left(str(error))
+            return None
+        if target in closed:
             left(f"{name_of(delivery)} was in {target!r}, too")
-        else:
-            return redriven(delivery, target)
-        return None
+            return None
+        return redriven(delivery, target)
 
     def goes_on(error: NotMoved, message: Message) -> bool:
-        if to is None:
+        is_chosen = isinstance(origins, str)
+        if not is_chosen:
             closed.add(message.routing_key)
             left(str(error))
         error.hint = f"{error.hint}; --to names another queue"
-        return to is None
+        return not is_chosen
 
     # Skip dead letters that arrive from now on: they may be the same messages, dead-lettered again.
     until = Until(seen=channel.depth_of(source))

@@ -116,7 +116,7 @@ def convert(
 
 
 def run(connection: Connection, api: Management, vhost: str, *, undo: bool, to: str, at_once: int) -> Tally:
-    plan = next(conversion_plan.under_way(api, vhost), None)
+    plan = next(iter(conversion_plan.unfinished(api, vhost).plans.values()), None)
     is_new = plan is None
     if plan is None:
         found = conversion_plan.prospect(api, vhost, "jobs", to, {})
@@ -308,7 +308,7 @@ def test_undone(broker: TestBroker, kill_at: int) -> None:
     if convert(broker, kill_at) is None and "jobs.mqtool-convert" in definitions(broker)[0]:
         with Connection(parse_addresses(broker.url)) as connection:
             api = Management(broker.management, "guest", "guest")
-            plan = next(conversion_plan.under_way(api, broker.vhost), None)
+            plan = next(iter(conversion_plan.unfinished(api, broker.vhost).plans.values()), None)
             assert plan is not None
             is_replaced = Conversion(connection, api, broker.vhost, plan, user="guest").is_replaced()
         if not is_replaced:

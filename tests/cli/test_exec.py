@@ -29,7 +29,8 @@ def test_a_program_gets_the_body_on_stdin_and_the_rest_in_its_environment(shell:
     )  # fmt: skip
     assert result.stdout.splitlines() == [
         "ünï;$x", "MQ_ATTEMPT=1", "MQ_DELIVERY_MODE=2", "MQ_EXCHANGE=", "MQ_HEADER_N=[1,2]", "MQ_HEADER_TENANT_ID=a b",
-        "MQ_MESSAGE_ID=m1", "MQ_QUEUE=task_queue", "MQ_REDELIVERED=0", "MQ_ROUTING_KEY=task_queue", "task_queue;1",
+        "MQ_MESSAGE_ID=m1", "MQ_ORIGINAL_EXCHANGE=", "MQ_ORIGINAL_ROUTING_KEY=task_queue",
+        "MQ_QUEUE=task_queue", "MQ_REDELIVERED=0", "MQ_ROUTING_KEY=task_queue", "task_queue;1",
     ]  # fmt: skip
     assert "1 done, 0 retries, 0 dead" in result.stderr
 

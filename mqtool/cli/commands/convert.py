@@ -113,7 +113,7 @@ def _chosen(api: Management, vhost: str, names: Sequence[str] | None, where: Any
 
 
 def _check_none_under_way(api: Management, vhost: str, found: Sequence[Prospect]) -> None:
-    busy = {plan.queue for plan in conversion_plan.under_way(api, vhost)}
+    busy = conversion_plan.unfinished(api, vhost).plans
     for each in found:
         if each.plan.queue in busy:
             raise MqtoolError(
@@ -161,9 +161,13 @@ def _named(definition: conversion_plan.Definition) -> str:
 def _continue(
     access: Access, api: Management, names: Sequence[str] | None, *, undo: bool, yes: bool, force: bool, as_json: bool
 ) -> None:
-    plans = {plan.queue: plan for plan in conversion_plan.under_way(api, access.vhost)}
+    plans, ignored = conversion_plan.unfinished(api, access.vhost)
     if not names and undo:
         raise UsageError("--undo needs the names of queues", "mqtool queue convert --undo QUEUE")
+    for holder, why in ignored.items():
+        if any(Names.of(name).held == holder for name in names or ()):
+            raise why
+        output.warning(f"the plan of queue {holder!r} is ignored: {why}")
     for name in names or plans:
         if name in plans:
             continue
@@ -178,7 +182,12 @@ def _continue(
     if not names and not chosen:
         output.status(f"no conversion is under way in vhost {access.vhost!r}")
     for plan in chosen:
-        ask(f"{'undo' if undo else 'continue'} the conversion of {plan.queue!r}", access, yes=yes, is_safe=not undo)
+        output.status(f"{plan.queue}: {_named(plan.source)} -> {_named(plan.target)}")
+        if not names and plan.redirects(conversion_plan.view_of(api, access.vhost, plan.queue)):
+            resume = pasteable("queue convert --resume", plan.queue)
+            output.warning(f"{plan.queue!r} is not converted, because its dead letters would go elsewhere: {resume}")
+            continue
+        ask(f"{'undo' if undo else 'continue'} the conversion of {plan.queue!r}", access, yes=yes)
         _carry_out(access, api, plan, is_new=False, undo=undo, force=force, as_json=as_json)
 
 

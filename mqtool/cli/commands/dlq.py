@@ -140,7 +140,7 @@ def _show(letter: Delivery) -> None:
     first = f", first on {death.first:%Y-%m-%d %H:%M:%S} UTC" if death.first else ""
     attempts = f" after {death.attempts} attempt{'s' * (death.attempts > 1)}" if death.attempts else ""
     redriven = f", redriven {counted(death.redrives, 'time')}" if death.redrives else ""
-    history = f"{death.reason}{attempts}{redriven}{first}, from {death.queue or '?'}"
+    history = f"{death.reason}{attempts}{redriven}{first}, from {death.queue.shown() if death.queue else '?'}"
     what = f"{letter.message_id or '(no message id)'}: {history}"
     layout.show_wrapped(output.one_line(what), "  ")
     if death.error:
@@ -152,11 +152,14 @@ def _show(letter: Delivery) -> None:
 def redrive(
     queue: QueueArgument,
     which: Which,
-    broker: Broker,
+    broker: ManagedBroker,
     yes: Yes = False,
     to: Annotated[str | None, Option(metavar="QUEUE", help="Move them to this queue instead")] = None,
 ) -> None:
     """Move dead letters back to where they came from.
+
+    The headers of a dead letter name its queue, but any publisher can set them. So a dead letter stays if nothing else
+    shows that it came from there: the name QUEUE.dlq, or that queue's dead-letter exchange and routing key.
 
     Each dead letter is removed once the broker has confirmed the moved message. If the command is killed, no message is
     lost, but up to 100 may be in both queues. Run it again to continue.
@@ -170,6 +173,7 @@ def redrive(
             output.warning(why)
 
     access = broker.access(reconnects=False)
+    origins = to or redriving.Origins(source, access.vhost, access.management)
     with _channel(access) as channel:
         which.require(queue, channel, access)
         there = channel.depth_of(source)
@@ -178,7 +182,7 @@ def redrive(
         ask(f"move {which.words} {there:,} messages of {source} back", access, yes=yes, is_safe=is_safe)
         progress = Progress("moved back", fraction=lambda: progress.count / max(1, there))
         try:
-            for letter in progress.of(redriving.redrive(channel, source, which.choice(), stays, to)):
+            for letter in progress.of(redriving.redrive(channel, origins, source, which.choice(), stays)):
                 moved += 1
                 if current().verbose:
                     output.status(f" [x] Redriven {letter.message_id}")

@@ -248,7 +248,12 @@ def now(broker: ManagedBroker, yes: Yes = False, ids: Ids = None, where: Where =
     _check(ids, where)
     access = broker.access(reconnects=False)
     ask("deliver waiting messages now", access, yes=yes, is_safe=True)
-    _take(access, ids, where, WaitingMessages.deliver, "delivered")
+    stays: list[str] = []
+    _take(access, ids, where, lambda waiting, chosen: waiting.deliver(chosen, stays.append), "delivered")
+    for why in stays:
+        output.warning(why)
+    if stays:
+        raise SomeFailed(f"{counted(len(stays))} could not be delivered")
 
 
 def _check(ids: list[str] | None, where: conditions.Where | None) -> None:
@@ -271,12 +276,13 @@ def _take(
     missing, count = set(ids or ()), 0
 
     def chosen(each: Waiting) -> bool:
-        return (not ids or each.message.message_id in ids) and (where is None or where.matches(_record(each)))
+        is_chosen = (not ids or each.message.message_id in ids) and (where is None or where.matches(_record(each)))
+        if is_chosen:
+            missing.discard(each.message.message_id or "")
+        return is_chosen
 
     with _waiting(access) as waiting, closing(take(waiting, chosen)) as taken:
-        for each in taken:
-            count += 1
-            missing.discard(each.message.message_id or "")
+        for count, _ in enumerate(taken, 1):  # noqa: B007
             if stopping.requested() is not None:
                 break
         _say_what_is_hidden(waiting)

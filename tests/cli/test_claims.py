@@ -1,0 +1,256 @@
+"""What a user has written is a claim: an administrator's command acts on none that the broker does not confirm."""
+
+import json
+import os
+import re
+from collections import Counter
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from hypothesis import HealthCheck, given, note, settings
+
+from mqtool.amqp import Connection, parse_addresses
+from mqtool.delays.wait_queues import GRACE
+from mqtool.message import Confirmation, Message
+from tests.brokers import IN_CI, TestBroker, on_any_broker
+from tests.cli.shell import Shell, wait_until
+from tests.cli.test_exec import depth
+from tests.mallory import OTHERS, Attack, Scene, attacks, untouched
+
+#: In CI, and in long runs (MQTOOL_EXAMPLES), more attacks are tried. On RabbitMQ, each takes about a second.
+EXAMPLES = int(os.environ.get("MQTOOL_EXAMPLES", "100" if IN_CI else "20"))
+
+
+def test_an_administrators_command_changes_only_names_of_the_user_who_forged_what_it_reads(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """Mallory, who has rights on "^mallory" only, forges arguments and headers; an administrator then types a command.
+
+    Afterwards all queues, exchanges, bindings and messages of others are as before, she could have read none of these
+    messages, and nothing of hers leads to an exchange that she may not write to.
+    """
+    seen: Counter[str] = Counter()
+
+    @settings(
+        max_examples=EXAMPLES if broker.kind == "embedded" else EXAMPLES // 4,
+        suppress_health_check=list(HealthCheck),
+        report_multiple_bugs=False,
+    )
+    @given(attacks)
+    def attack(attack: Attack) -> None:
+        with Scene(broker) as scene:
+            seen["attacks"] += 1
+            seen["steps"] += scene.suffer(attack)
+            before = scene.definitions()
+            shell.environment |= {"MQTOOL_URL": scene.broker.url, "MQTOOL_MANAGEMENT_URL": broker.management}
+            result = shell.script(attack.command)
+            note(result.stderr)
+            assert "unexpected error" not in result.stderr
+            assert scene.definitions() == before
+            assert scene.leads_out() == []
+            if "printenv" in attack.command:
+                _check_variables(attack, result.stdout)
+            messages = scene.messages()
+            for queue, bodies in messages.items():
+                if queue in OTHERS:
+                    assert (queue, bodies) == (queue, untouched(queue))
+                else:
+                    assert not any(b"secret" in body for body in bodies), queue
+
+    try:
+        attack()
+    finally:
+        print(dict(seen))
+
+
+def _check_variables(attack: Attack, printed: str) -> None:
+    lines = iter(printed.splitlines())
+    for exchange, key in zip(lines, lines, strict=False):
+        assert exchange == "" or exchange.startswith("mallory")
+        assert exchange == "" or attack.topic is None or re.search(attack.topic, key)
+
+
+def forged_plan(queue: str, **target: Any) -> str:
+    """A plan like that of `queue convert`, to give a durable classic queue these arguments."""
+    classic = {"type": "classic", "durable": True}
+    source, wanted = {**classic, "arguments": {}}, {**classic, "arguments": target}
+    return json.dumps({"queue": queue, "source": source, "target": wanted, "at_once": 500})
+
+
+def declare(broker: TestBroker, queue: str, **arguments: Any) -> None:
+    body = {"durable": True, "arguments": {name.replace("_", "-"): value for name, value in arguments.items()}}
+    broker.api("PUT", f"queues/{broker.vhost}/{quote(queue, safe='')}", body)
+
+
+def arguments_of(broker: TestBroker, queue: str) -> dict[str, Any]:
+    found: Any = broker.api("GET", f"queues/{broker.vhost}/{quote(queue, safe='')}")
+    return dict(found["arguments"])
+
+
+def test_a_plan_on_a_queue_with_another_name_converts_nothing(shell: Shell, broker: TestBroker) -> None:
+    """`queue convert --resume` warns of forged and unreadable plans, and continues the conversions of others."""
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    for queue in ("payroll", "jobs"):
+        declare(broker, queue)
+    to_her = {"x-message-ttl": 1000, "x-dead-letter-exchange": "mallory"}
+    declare(broker, "mallory.q", x_mqtool_convert=forged_plan("payroll", **to_her))
+    declare(broker, "mallory.r", x_mqtool_convert="{")
+    held = {"x-queue-type": "quorum", "x-mqtool-convert": forged_plan("jobs", **{"x-max-length": 7})}
+    broker.api("PUT", f"queues/{broker.vhost}/jobs.mqtool-convert", {"durable": True, "arguments": held})
+
+    result = shell.run("mqtool", "queue", "convert", "--resume", "--yes")
+
+    assert result.code == 0, result.stderr
+    assert "warning: the plan of queue 'mallory.q' is ignored: it is for a queue whose messages are held in a " in (
+        result.stderr
+    )
+    assert "warning: the plan of queue 'mallory.r' is ignored: the plan of a conversion cannot be read: '{'" in (
+        result.stderr
+    )
+    assert arguments_of(broker, "payroll") == {}
+    assert arguments_of(broker, "jobs")["x-max-length"] == 7
+    named = shell.run("mqtool", "queue", "convert", "--resume", "payroll", "--yes")
+    assert "no conversion of 'payroll' is under way" in named.stderr
+    assert arguments_of(broker, "payroll") == {}
+
+
+@on_any_broker
+def test_a_resumed_conversion_asks_and_shows_the_definition(shell: Shell, broker: TestBroker) -> None:
+    """Without a terminal or --yes nothing changes. Other dead-letter settings also need the queue to be named."""
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    declare(broker, "mallory")
+    declare(
+        broker, "mallory.mqtool-convert", x_mqtool_convert=forged_plan("mallory", **{"x-dead-letter-exchange": "x"})
+    )
+    for words, code, said in (
+        (("mallory",), 2, "mallory: classic -> classic (x-dead-letter-exchange=x)"),
+        (("--yes",), 0, "'mallory' is not converted, because its dead letters would go elsewhere"),
+    ):
+        result = shell.run("mqtool", "queue", "convert", "--resume", *words)
+        assert (result.code, said in result.stderr) == (code, True), result.stderr
+        assert arguments_of(broker, "mallory") == {}
+    assert shell.run("mqtool", "queue", "convert", "--resume", "mallory", "--yes").code == 0
+    assert arguments_of(broker, "mallory")["x-dead-letter-exchange"] == "x"
+
+
+def publish(broker: TestBroker, exchange: str, key: str, body: str = "forged", **headers: Any) -> None:
+    """Publish a message, with these headers, as any client may."""
+    with Connection(parse_addresses(broker.url)) as connection:
+        message = Message(body.encode(), key, exchange, {"headers": headers})
+        assert [each.confirmation for each in connection.channel().publish([message])] == [Confirmation.CONFIRMED]
+
+
+def test_a_forged_x_death_moves_no_message_into_another_queue(shell: Shell, broker: TestBroker) -> None:
+    """It names a queue that does not dead-letter to the queue of the message: it stays, and `dlq redrive` counts it."""
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    for queue in ("payroll", "mallory", "mallory.dlq"):
+        declare(broker, queue)
+    for forged in ([{"queue": "payroll", "reason": "rejected"}], [{"queue": "nowhere"}], [{"queue": 7}], [7], 7):
+        publish(broker, "", "mallory.dlq", **{"x-death": forged})
+    publish(broker, "", "mallory.dlq", "hers", **{"x-death": [{"queue": "mallory"}]})
+
+    result = shell.run("mqtool", "dlq", "redrive", "mallory", "--yes")
+
+    assert result.code == 3
+    assert "1 moved back from mallory.dlq" in result.stderr
+    assert "5 could not be moved and are still in mallory.dlq" in result.stderr
+    if not broker.differs_since("4.0", "it ignores an x-death that a client publishes"):
+        assert "says that it came from 'payroll', which does not dead-letter to 'mallory.dlq'" in result.stderr
+        assert "says that it came from 'nowhere', which does not exist" in result.stderr
+    assert (depth(broker, "payroll"), depth(broker, "mallory")) == (0, 1)
+
+
+def is_governed(broker: TestBroker, queue: str) -> bool:
+    """Whether the management API already says which policy applies to a queue."""
+    found: Any = broker.api("GET", f"queues/{broker.vhost}/{queue}")
+    return bool(found.get("effective_policy_definition"))
+
+
+def test_dead_letters_of_an_exchange_return_if_the_broker_published_them_there(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """Queues may dead-letter by an argument or a policy, and set a key. Whoever writes elsewhere forges no origin."""
+    vhost = broker.vhost
+    broker.api("PUT", f"exchanges/{vhost}/graveyard", {"type": "topic", "durable": True})
+    declare(broker, "buried")
+    broker.api("POST", f"bindings/{vhost}/e/graveyard/q/buried", {"routing_key": "#"})
+    declare(broker, "by-argument", x_dead_letter_exchange="graveyard", x_dead_letter_routing_key="dead")
+    declare(broker, "by-policy")
+    policy = {"pattern": "^by-policy$", "definition": {"dead-letter-exchange": "graveyard"}, "apply-to": "queues"}
+    broker.api("PUT", f"policies/{vhost}/bury", policy)
+    publish(broker, "", "buried", **{"x-death": [{"queue": "by-policy", "reason": "rejected"}]})
+    publish(broker, "graveyard", "x", **{"x-death": [{"queue": "by-argument", "reason": "rejected"}]})
+    for queue in ("by-argument", "by-policy"):
+        publish(broker, "", queue, queue)
+        with Connection(parse_addresses(broker.url)) as connection:
+            channel = connection.channel()
+            delivery = channel.get(queue)
+            assert delivery is not None
+            channel.ask(lambda pika, done, tag=delivery.delivery_tag: (pika.basic_nack(tag, requeue=False), done(None)))
+    wait_until(lambda: depth(broker, "buried") == 4, "the dead letters")
+    wait_until(lambda: is_governed(broker, "by-policy"), "the API, which RabbitMQ updates every few seconds")
+
+    without = shell.run("mqtool", "dlq", "redrive", "any", "--from", "buried", "--management", "http://localhost:1")
+    assert without.code == 3
+    assert "which cannot be verified: no management API answers" in without.stderr
+    result = shell.run("mqtool", "dlq", "redrive", "any", "--from", "buried", "--management", broker.management)
+
+    assert "2 moved back from buried" in result.stderr
+    assert (depth(broker, "by-argument"), depth(broker, "by-policy"), depth(broker, "buried")) == (1, 1, 2)
+
+
+@pytest.mark.parametrize("command", ["now", "cancel"])
+def test_a_forged_destination_gets_no_message_before_it_is_due(shell: Shell, broker: TestBroker, command: str) -> None:
+    """A queue's arguments or a message's CC name another queue or exchange: nothing is published there."""
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    for queue in ("payroll", "mallory"):
+        declare(broker, queue)
+    broker.api("PUT", f"exchanges/{broker.vhost}/orders", {"type": "fanout", "durable": True})
+    broker.api("POST", f"bindings/{broker.vhost}/e/orders/q/payroll", {})
+    waits = {"x_message_ttl": 300_000, "x_expires": 300_000 + GRACE, "x_dead_letter_exchange": "mallory"}
+    declare(broker, "mallory.delay.5m", **waits, x_dead_letter_routing_key="payroll")
+    declare(broker, "mallory.wait.5m", **waits, x_dead_letter_routing_key="mallory")
+    declare(broker, "mallory.delay.1h", **waits)
+    declare(broker, "mallory.q", x_mqtool_relay="orders")
+    declare(broker, "mallory.relay", x_mqtool_relay="orders")
+    forged = ("mallory.delay.5m", "mallory.delay.1h", "mallory.q", "mallory.relay")
+    for queue in (*forged, "mallory.wait.5m"):
+        publish(broker, "", queue, queue, CC=["payroll"])
+    assert shell.run("mqtool", "queue", "purge", "payroll", "--yes").code == 0
+
+    listed = shell.run("mqtool", "delayed", "ls", "--json").stdout.splitlines()
+    rows = [json.loads(line) for line in listed]
+    assert sorted((row["held_in"], row["to"]) for row in rows) == [
+        ("mallory.relay", "orders"),
+        ("mallory.wait.5m", "mallory"),
+    ]
+    result = shell.run("mqtool", "delayed", command, "--where", "size >= 0", "--yes")
+
+    assert depth(broker, "payroll") == 0
+    if command == "now":
+        assert (result.code, depth(broker, "mallory")) == (3, 1)
+        assert "stays in 'mallory.relay', which says that its messages are for exchange 'orders'" in result.stderr
+    assert all(depth(broker, queue) == 1 for queue in forged[:3])
+
+
+def test_a_program_gets_the_routing_key_that_the_broker_checked(shell: Shell, broker: TestBroker) -> None:
+    """Headers of a publisher change neither MQ_ROUTING_KEY nor MQ_EXCHANGE, nor the original ones of later attempts."""
+    shell.run("mqtool", "exchange", "declare", "logs", "topic")
+    shell.run("mqtool", "queue", "declare", "jobs")
+    shell.run("mqtool", "bind", "logs", "jobs", "#")
+    forged = {"mqtool-exchange": "orders", "mqtool-routing-key": "admin.delete"}
+    publish(
+        broker, "logs", "user.read", "", **forged, **{"x-death": [{"queue": "jobs.wait.10ms", "reason": "expired"}]}
+    )
+    printed = "$MQ_EXCHANGE $MQ_ROUTING_KEY $MQ_ORIGINAL_EXCHANGE $MQ_ORIGINAL_ROUTING_KEY"
+    places = "{exchange};{routing_key};{original_exchange};{original_routing_key}"
+    command = f"sh -c 'echo {printed} $1; exit 1' -- '{places}'"
+    options = ("-c", "3", "--retries", "2", "--backoff", "10ms")
+
+    tried = shell.run("mqtool", "worker", "-q", "jobs", *options, "--exec", command).stdout.splitlines()
+
+    assert tried == [
+        "logs user.read logs user.read logs;user.read;logs;user.read",
+        *["jobs logs user.read ;jobs;logs;user.read"] * 2,
+    ]

@@ -1,0 +1,398 @@
+"""What a user with rights on her own names only may do, made up by Hypothesis, and a vhost to do it in.
+
+Mallory owns all names that start with "mallory". In their vhost, others have queues, exchanges and messages. She
+declares what she may, with arguments and headers that mqtool or RabbitMQ knows, forged by value and by type. An
+administrator then runs one command, after which all that is not hers must be as before.
+"""
+
+import base64
+import contextlib
+import json
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+from urllib.parse import quote, urlsplit, urlunsplit
+
+import pika
+from hypothesis import strategies as st
+from pika import BasicProperties
+from pika.adapters.blocking_connection import BlockingChannel
+from pika.exceptions import AMQPError
+
+from mqtool.delays.wait_queues import GRACE, RELAY
+from mqtool.topology import DELAYED
+from mqtool.work import history
+from mqtool.work.conversion_plan import PLAN
+from tests.brokers import TestBroker
+
+#: The names of others: an empty queue, one with a message, one with dead letters, and the exchanges that lead there.
+EMPTY, PAYROLL, WAGES, BURIED, AUDIT, ORDERS, GRAVEYARD = (
+    *("empty", "payroll", "wages", "buried", "audit", "orders", "graveyard"),
+)
+OTHERS = (EMPTY, PAYROLL, WAGES, BURIED, AUDIT, ORDERS, GRAVEYARD)
+#: Mallory's queues and exchanges, with the names that mqtool gives to the queues and exchanges that it declares.
+HERS = (
+    *("mallory", "mallory.q", "mallory.dlq", "mallory.relay", "mallory.relayed", "mallory.delay.5m"),
+    *("mallory.exchange.delay.5m", "mallory.delay.5m.more", "mallory.wait.5s", "mallory.mqtool-convert"),
+    *("mallory.mqtool-convert.meanwhile", "mallory.mqtool-convert.through", "mallory.mqtool-convert.back"),
+    *("mallory.r.relay", "mallory.r.relayed"),
+)
+#: What nobody but its owners may read.
+SECRET = b"secret of "
+
+names = st.sampled_from((*OTHERS, *HERS, "", "amq.topic"))
+hers = st.sampled_from(HERS)
+#: Values of any type, where a name or a number is expected.
+odd: st.SearchStrategy[Any] = st.sampled_from((None, True, -1, 0, 2**31, "", "\x00", [], {}, ["payroll"], {"a": 1}))
+
+
+def mostly(usual: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Values of the usual kind, and now and then one of another type."""
+    return st.one_of(usual, usual, usual, odd)
+
+
+lists = st.lists(names, min_size=1, max_size=2)
+waits = st.sampled_from((0, 1, 1000, 300_000))
+lifetimes = st.sampled_from((1, 300_000, 300_000 + GRACE, 2**32 - 1))
+definitions = st.fixed_dictionaries(
+    {
+        "type": st.sampled_from(("classic", "classic", "quorum", "stream", "forged")),
+        "durable": st.sampled_from((True, True, False)),
+        "arguments": st.fixed_dictionaries(
+            {}, optional={"x-dead-letter-exchange": names, "x-dead-letter-routing-key": names, "x-message-ttl": waits}
+        ),
+    }
+)
+#: A plan as `queue convert` writes it, for a queue of hers or of others; or something that cannot be read as a plan.
+plans = st.one_of(
+    st.fixed_dictionaries(
+        {"queue": st.sampled_from((PAYROLL, EMPTY, "mallory")), "source": definitions, "target": definitions}
+    ).map(lambda plan: json.dumps({**plan, "at_once": 500})),
+    st.sampled_from(("", "{}", '{"queue": "payroll"}', "[" * 500)),
+)
+#: Arguments with which she declares a queue. The broker refuses some of them.
+queue_arguments = st.fixed_dictionaries(
+    {},
+    optional={
+        PLAN: mostly(plans),
+        RELAY: mostly(names),
+        "x-message-ttl": waits,
+        "x-expires": lifetimes,
+        "x-dead-letter-exchange": hers,
+        "x-dead-letter-routing-key": names,
+        "x-queue-type": st.sampled_from(("classic", "quorum")),
+        "x-max-length": waits,
+    },
+)
+exchange_types = st.sampled_from(("direct", "fanout", "topic", "headers", DELAYED))
+exchange_arguments = st.fixed_dictionaries({}, optional={"alternate-exchange": hers, "x-delayed-type": exchange_types})
+deaths = st.lists(
+    st.fixed_dictionaries(
+        {"queue": mostly(names)},
+        optional={
+            "reason": mostly(st.sampled_from(("rejected", "expired"))),
+            "exchange": mostly(names),
+            "routing-keys": mostly(lists),
+            "count": odd,
+            "time": odd,
+        },
+    ),
+    max_size=2,
+)
+#: The headers that mqtool or RabbitMQ reads.
+headers = st.fixed_dictionaries(
+    {},
+    optional={
+        "x-death": mostly(deaths),
+        "CC": lists,
+        "BCC": lists,
+        "x-delay": mostly(waits),
+        "mqtool-convert": mostly(
+            st.fixed_dictionaries({"exchange": names, "routing_key": names}, optional={"CC": lists})
+        ),
+        "mqtool-then": mostly(names),
+        "mqtool-due": mostly(waits),
+        history.REASON: mostly(st.sampled_from((history.REJECTED, history.EXHAUSTED))),
+        history.ATTEMPTS: mostly(waits),
+        history.RETURNS: mostly(waits),
+        history.LAST_ERROR: mostly(names),
+        history.FIRST_FAILURE: odd,
+        **dict.fromkeys((history.QUEUE, history.EXCHANGE, history.ROUTING_KEY), mostly(names)),
+        **dict.fromkeys(("x-first-death-queue", "x-last-death-queue", "x-last-death-exchange"), mostly(names)),
+    },
+)
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A queue that she declares."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+    def do(self, channel: BlockingChannel) -> None:
+        channel.queue_declare(self.name, durable=True, arguments=dict(self.arguments))
+
+
+@dataclass(frozen=True)
+class DeclaredExchange:
+    """An exchange that she declares."""
+
+    name: str
+    type: str
+    arguments: Mapping[str, Any]
+
+    def do(self, channel: BlockingChannel) -> None:
+        channel.exchange_declare(self.name, self.type, durable=True, arguments=dict(self.arguments))
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A binding from any exchange to any queue, of which the broker refuses those that are not hers."""
+
+    source: str
+    destination: str
+    key: str
+
+    def do(self, channel: BlockingChannel) -> None:
+        channel.queue_bind(self.destination, self.source, self.key)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A message that she publishes. Her exchange leads to one queue of hers, chosen by the key."""
+
+    exchange: str
+    key: str
+    headers: Mapping[str, Any]
+    properties: Mapping[str, Any] = field(default_factory=dict)
+
+    def do(self, channel: BlockingChannel) -> None:
+        properties = BasicProperties(headers=dict(self.headers), **self.properties)
+        channel.basic_publish(self.exchange, self.key, b"written by mallory", properties)
+
+
+Step = Declared | DeclaredExchange | Bound | Published
+properties = st.fixed_dictionaries(
+    {},
+    optional={
+        "expiration": st.sampled_from(("0", "3600000")),
+        "reply_to": names,
+        "message_id": names,
+        "priority": st.just(9),
+        "correlation_id": names,
+    },
+)
+written = st.builds(Published, st.just("mallory"), hers, headers, properties)
+declared = st.builds(Declared, hers, queue_arguments)
+#: What she does: mostly, she declares a queue and publishes a message to it.
+steps: st.SearchStrategy[list[Step]] = st.one_of(
+    declared.flatmap(lambda queue: st.builds(lambda message: [queue, replace(message, key=queue.name)], written)),
+    st.builds(lambda *each: list(each), declared),
+    st.builds(lambda *each: list(each), written),
+    st.builds(lambda *each: list(each), st.builds(Published, names, names, headers)),
+    st.builds(lambda *each: list(each), st.builds(DeclaredExchange, hers, exchange_types, exchange_arguments)),
+    st.builds(lambda *each: list(each), st.builds(Bound, names, names, names | st.just("#"))),
+)
+
+
+def steps_before(command: str) -> st.SearchStrategy[list[Step]]:
+    """What she does before a command: half of it is what that command reads."""
+    if "convert" in command:
+        return steps | st.builds(lambda name, plan: [Declared(name, {PLAN: plan})], hers, plans)
+    if "delayed" in command:
+        fixed = {"x-message-ttl": st.just(300_000), "x-expires": st.just(300_000 + GRACE)}
+        waiting = st.fixed_dictionaries(
+            {**fixed, "x-dead-letter-exchange": hers}, optional={"x-dead-letter-routing-key": names}
+        )
+        forged = st.builds(Declared, hers, waiting | st.fixed_dictionaries({RELAY: names}))
+        return steps | forged.flatmap(lambda queue: written.map(lambda each: [queue, replace(each, key=queue.name)]))
+    keys = st.sampled_from(("mallory", "mallory.dlq", "mallory.q"))
+    return steps | st.builds(lambda *each: list(each), st.builds(Published, st.just("mallory"), keys, headers))
+
+
+#: Her permissions: each of the three on her names, or none.
+rights = st.tuples(*[st.sampled_from((*["^mallory"] * 5, "^$"))] * 3)
+
+
+@dataclass(frozen=True)
+class Attack:
+    """What she does before the administrator types a command.
+
+    Attributes:
+        rights: her patterns for configure, write and read.
+        topic: the pattern of her topic permission to write to her exchange; None if she has no topic permission.
+        tags: her tags.
+        command: the administrator's command, without the options that name the broker.
+    """
+
+    rights: tuple[str, str, str]
+    topic: str | None
+    tags: str
+    steps: Sequence[Step]
+    command: str
+
+
+ALL = "--where 'size >= 0' --yes"
+#: The administrator's commands, as typed. What they name is Mallory's, if they name anything.
+COMMANDS = (
+    "mqtool queue convert --resume --yes",
+    "mqtool queue convert --resume mallory --yes",
+    "mqtool queue convert --undo mallory --yes",
+    "mqtool queue convert mallory --to quorum --yes",
+    "mqtool dlq redrive mallory --yes",
+    "mqtool dlq redrive any --from mallory --yes",
+    "mqtool dlq drop mallory --yes",
+    f"mqtool delayed now {ALL}",
+    f"mqtool delayed cancel {ALL}",
+    "mqtool delayed migrate mallory.relayed --to mallory.later",
+    "timeout -s INT 1 mqtool delayed relay mallory.r",
+    "mqtool move mallory --to mallory.q --yes",
+    "mqtool receive -q mallory --idle-timeout 200ms --json > recorded; mqtool recording replay recorded --speed max",
+    "mqtool receive -q mallory --idle-timeout 200ms --json > recorded; "
+    "mqtool recording replay recorded --speed max --to-queue mallory.q",
+    "mqtool definitions export > exported.json; mqtool definitions import exported.json --yes",
+    "mqtool worker -q mallory --idle-timeout 200ms --exec 'printenv MQ_EXCHANGE MQ_ROUTING_KEY'",
+    "mqtool worker -q mallory --idle-timeout 200ms --retries 1 --backoff 10ms --exec false",
+    "mqtool doctor",
+)
+attacks = st.sampled_from(COMMANDS).flatmap(
+    lambda command: st.builds(
+        Attack,
+        rights,
+        st.sampled_from((*[None] * 5, "^mallory$")),
+        st.sampled_from(("", "management")),
+        st.lists(steps_before(command), min_size=1, max_size=3).map(
+            lambda groups: [each for one in groups for each in one]
+        ),
+        st.just(command),
+    )
+)
+
+
+class Scene:
+    """A vhost with the queues, exchanges and messages of others, and what the administrator has made for Mallory."""
+
+    def __init__(self, broker: TestBroker) -> None:
+        host = replace(broker, url=broker.url.rsplit("/", 1)[0])
+        self.broker = host.with_fresh_vhost(f"scene-{uuid.uuid4().hex[:12]}")
+        self._user = f"mallory-{uuid.uuid4().hex[:8]}"
+
+    def __enter__(self) -> Self:
+        with self._channel() as channel:
+            channel.exchange_declare(ORDERS, "topic", durable=True)
+            channel.exchange_declare(GRAVEYARD, "fanout", durable=True)
+            to_graveyard = {"x-dead-letter-exchange": GRAVEYARD}
+            for queue in (EMPTY, PAYROLL, WAGES, BURIED, AUDIT):
+                channel.queue_declare(queue, durable=True, arguments=to_graveyard if queue == WAGES else {})
+                if queue != EMPTY:
+                    channel.basic_publish("", queue, SECRET + queue.encode())
+            channel.queue_bind(BURIED, GRAVEYARD)
+            for queue in (PAYROLL, EMPTY, AUDIT):
+                channel.queue_bind(queue, ORDERS, f"{queue}.#")
+            channel.exchange_declare("mallory", "topic", durable=True)
+            for name in ("mallory", "mallory.q", "mallory.dlq"):
+                channel.queue_declare(name, durable=True)
+                channel.queue_bind(name, "mallory", name)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with contextlib.suppress(urllib.error.HTTPError):
+            self._api("DELETE", f"users/{self._user}")
+        self.broker.drop_vhost()
+
+    @contextlib.contextmanager
+    def _channel(self, user: str = "") -> Iterator[BlockingChannel]:
+        url = urlsplit(self.broker.url)
+        place = url._replace(netloc=f"{user}:x@{url.hostname}:{url.port}") if user else url
+        connection = pika.BlockingConnection(pika.URLParameters(urlunsplit(place)))
+        try:
+            yield connection.channel()
+        finally:
+            with contextlib.suppress(AMQPError):
+                connection.close()
+
+    def _api(self, method: str, path: str, body: object = None, user: str = "guest:guest") -> Any:
+        request = urllib.request.Request(f"{self.broker.management}/api/{path}", method=method)
+        request.add_header("authorization", "Basic " + base64.b64encode(user.encode()).decode())
+        request.add_header("content-type", "application/json")
+        request.data = None if body is None else json.dumps(body).encode()
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            content = answer.read()
+        return json.loads(content) if content else None
+
+    def suffer(self, attack: Attack) -> int:
+        """Let Mallory do what she may; return how many of her steps the broker accepted."""
+        vhost, accepted = quote(self.broker.vhost, safe=""), 0
+        self._api("PUT", f"users/{self._user}", {"password": "x", "tags": attack.tags})
+        rights = dict(zip(("configure", "write", "read"), attack.rights, strict=True))
+        self._api("PUT", f"permissions/{vhost}/{self._user}", rights)
+        if attack.topic is not None:
+            topic = {"exchange": "mallory", "write": attack.topic, "read": ".*"}
+            self._api("PUT", f"topic-permissions/{vhost}/{self._user}", topic)
+        with self._channel(self._user) as channel:
+            for step in attack.steps:
+                try:
+                    if not channel.is_open:
+                        channel = channel.connection.channel()
+                    channel.confirm_delivery()
+                    step.do(channel)
+                    if isinstance(step, Declared):
+                        channel.queue_bind(step.name, "mallory", step.name)
+                    accepted += 1
+                except (AMQPError, ValueError, TypeError, AssertionError):
+                    if not channel.connection.is_open:
+                        break
+        return accepted
+
+    def definitions(self) -> dict[str, list[str]]:
+        """The definitions of the vhost, except those of which all names are Mallory's."""
+        found = self._api("GET", f"definitions/{quote(self.broker.vhost, safe='')}")
+        kinds = ("queues", "exchanges", "bindings", "policies", "parameters")
+        kept = {
+            kind: sorted(json.dumps(each, sort_keys=True) for each in found.get(kind) or [] if not is_hers(each))
+            for kind in kinds
+        }
+        rights = self._api("GET", "permissions") + self._api("GET", "topic-permissions")
+        kept["rights"] = sorted(
+            json.dumps(each, sort_keys=True) for each in rights if each["vhost"] == self.broker.vhost
+        )
+        return kept
+
+    def messages(self) -> dict[str, list[bytes]]:
+        """Take the messages out of all queues; return their bodies."""
+        listed = self._api("GET", f"queues/{quote(self.broker.vhost, safe='')}?columns=name,type")
+        found: dict[str, list[bytes]] = {}
+        with self._channel() as channel:
+            for queue in sorted(each["name"] for each in listed):
+                bodies = found[queue] = []
+                while (got := channel.basic_get(queue, auto_ack=True))[0] is not None:
+                    bodies.append(got[2] or b"")
+        return found
+
+    def leads_out(self) -> list[str]:
+        """The queues and exchanges of Mallory's that pass messages on to exchanges which are not hers."""
+        found = self._api("GET", f"definitions/{quote(self.broker.vhost, safe='')}")
+        leading = []
+        for each in found["queues"] + found["exchanges"]:
+            for name in ("x-dead-letter-exchange", "alternate-exchange"):
+                to = each["arguments"].get(name)
+                if to == "":  # the default exchange passes them on to the queue that the key names
+                    to = each["arguments"].get("x-dead-letter-routing-key")
+                if to is not None and is_hers(each) and not str(to).startswith("mallory"):
+                    leading.append(f"{each['name']}: {name} leads to {to}")
+        return leading
+
+
+def is_hers(each: Mapping[str, Any]) -> bool:
+    """True if a definition names only what is Mallory's."""
+    named = [each[name] for name in ("name", "source", "destination") if name in each]
+    return all(str(name).startswith("mallory") for name in named)
+
+
+def untouched(queue: str) -> list[bytes]:
+    """The messages of a queue of others."""
+    return [] if queue == EMPTY else [SECRET + queue.encode()]
