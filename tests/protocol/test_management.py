@@ -406,3 +406,19 @@ def test_where_the_broker_listens(api: Api, amqp_url: str) -> None:
     ports = {listener["port"] for listener in api("GET", "overview")[1]["listeners"]}
     # A broker in a container knows its own port, not the one that Docker publishes.
     assert ports & {urlsplit(amqp_url).port, 5672 if "MQTOOL_TEST_IMAGE" in os.environ else None}
+
+
+def test_where_the_management_api_listens(api: Api) -> None:
+    """The overview lists the HTTP listener of the management plugin among the contexts."""
+    contexts = api("GET", "overview")[1]["contexts"]
+    assert ("RabbitMQ Management", "/") in [(each["description"], each["path"]) for each in contexts]
+    assert all(int(each["port"]) for each in contexts)
+
+
+def test_deleting_a_virtual_host_closes_its_connections(broker: TestBroker, api: Api) -> None:
+    """Its clients are told that it is deleted."""
+    api("PUT", "vhosts/to-be-deleted", {})
+    api("PUT", "permissions/to-be-deleted/guest", {"configure": ".*", "write": ".*", "read": ".*"})
+    with RawClient(broker.url.rpartition("/")[0] + "/to-be-deleted") as client:
+        assert api("DELETE", "vhosts/to-be-deleted")[0] == 204
+        assert client.closed_with() == "320 CONNECTION_FORCED - vhost 'to-be-deleted' is deleted"

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from enum import IntEnum
 from typing import NamedTuple, TypeAlias
 
+from mqtool.broker.embedded.model.clock import Timer
 from mqtool.broker.embedded.model.stream_log import StreamLog
 from mqtool.broker.embedded.model.stream_queue import Reader
 from mqtool.broker.embedded.model.stream_segment import UNFILTERED, Chunk, Filters, bits_of
@@ -21,6 +22,9 @@ from mqtool.broker.embedded.streaming.stream_frames import (
 )
 from mqtool.broker.embedded.streaming.stream_requests import partition_of
 from mqtool.broker.embedded.streaming.stream_session import Refused, Session, check, find_log
+
+#: If a client does not answer a ConsumerUpdate for this long, the broker closes the connection, as RabbitMQ does.
+_ANSWER_MILLISECONDS = 60_000
 
 
 class _From(IntEnum):
@@ -140,6 +144,7 @@ class Subscription:
         self._waits = False
         self._read: deque[Chunk] = deque()
         self._correlation = 0
+        self._unanswered: Timer | None = None
         self.stream = stream
         self.credit = credit
         self.group: tuple[str, str, str] | None = None
@@ -193,7 +198,11 @@ class Subscription:
         self.pump()
 
     def end(self) -> None:
-        """Stop sending."""
+        """Stop sending: the subscription has ended."""
+        self._stop_timer()
+        self._stop()
+
+    def _stop(self) -> None:
         self._reader = None
         self.drop_chunks()
 
@@ -210,7 +219,7 @@ class Subscription:
     def step_down(self) -> None:
         """Stop sending, and tell the client to store its offset. On its reply, Group.stepped_down() is called."""
         self.is_active = False
-        self.end()
+        self._stop()
         self._send_update()
 
     def _send_update(self) -> None:
@@ -218,10 +227,24 @@ class Subscription:
         self._correlation += 1
         body = u32(self.number << 16 | self._correlation & 0xFFFF)
         self._session.write(frame(Key.CONSUMER_UPDATE, body + bytes((self.number, self.is_active))))
+        if self._unanswered is None:
+            self._unanswered = self._session.broker.clock.call_later(_ANSWER_MILLISECONDS, self._not_answered)
 
-    def awaits(self, correlation: int) -> bool:
-        """True if `correlation` is the id of the latest ConsumerUpdate."""
-        return correlation == self.number << 16 | self._correlation & 0xFFFF
+    def _not_answered(self) -> None:
+        self._unanswered = None
+        self._session.force_close("request to client timed out")
+
+    def is_answered(self, correlation: int) -> bool:
+        """Handle a reply to a ConsumerUpdate. Returns False if `correlation` is not the id of the latest one."""
+        if correlation != self.number << 16 | self._correlation & 0xFFFF:
+            return False
+        self._stop_timer()
+        return True
+
+    def _stop_timer(self) -> None:
+        if self._unanswered is not None:
+            self._unanswered.cancel()
+            self._unanswered = None
 
 
 class Subscriptions:
@@ -290,7 +313,7 @@ class Subscriptions:
         """Handle the client's reply to ConsumerUpdate: start at the offset in it, or activate the next consumer."""
         correlation, _code, start = fields.number(4), fields.number(2), _Start.read(fields)
         subscription = self._subscriptions.get(correlation >> 16)
-        if subscription is None or subscription.group is None or not subscription.awaits(correlation):
+        if subscription is None or subscription.group is None or not subscription.is_answered(correlation):
             return
         if subscription.is_active:
             subscription.begin(start)
