@@ -23,6 +23,9 @@ from mqtool.broker.embedded.streaming.stream_frames import (
 from mqtool.broker.embedded.streaming.stream_requests import partition_of
 from mqtool.broker.embedded.streaming.stream_session import Refused, Session, check, find_log
 
+#: The memory that a property of a subscription takes besides its characters, in bytes.
+_PROPERTY_OVERHEAD = 200
+
 #: If a client does not answer a ConsumerUpdate for this long, the broker closes the connection, as RabbitMQ does.
 _ANSWER_MILLISECONDS = 60_000
 
@@ -142,6 +145,7 @@ class Subscription:
         self._start = start
         self._reader: Reader | None = None
         self._waits = False
+        self._held_bytes = 0
         self._read: deque[Chunk] = deque()
         self._correlation = 0
         self._unanswered: Timer | None = None
@@ -153,6 +157,12 @@ class Subscription:
         self.is_active = False
         self.first = 0
         self.sent: int | None = None
+
+    def set_properties(self, properties: Mapping[str, str]) -> None:
+        """Set the properties. Until the subscription ends, they count as memory held for the client."""
+        self.properties, self.filters = properties, _filters(properties)
+        self._held_bytes = sum(len(name) + len(value) + _PROPERTY_OVERHEAD for name, value in properties.items())
+        self._session.add_held_bytes(self._held_bytes)
 
     @property
     def tag(self) -> str:
@@ -201,6 +211,8 @@ class Subscription:
         """Stop sending: the subscription has ended."""
         self._stop_timer()
         self._stop()
+        self._session.add_held_bytes(-self._held_bytes)
+        self._held_bytes = 0
 
     def _stop(self) -> None:
         self._reader = None
@@ -269,12 +281,12 @@ class Subscriptions:
         if number in self._subscriptions:
             raise Refused(Code.SUBSCRIPTION_ID_ALREADY_EXISTS)
         subscription = Subscription(session, number, stream, log, start, credit)
-        subscription.properties, subscription.filters = properties, _filters(properties)
         if properties.get("single-active-consumer") == "true":
             name = properties.get("name", "")
             if not name:
                 raise Refused(Code.PRECONDITION_FAILED)
             subscription.group = (session.vhost.name, stream, name)
+        subscription.set_properties(properties)
         self._subscriptions[number] = subscription
         log.subscriptions += 1
         session.watch(stream, log)
