@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import cached_property
 from typing import ClassVar
 
 from mqtool.broker.embedded.model.amqp_message import Message
@@ -147,16 +146,13 @@ class Queue:
             self._drop_surplus()
         return True, stored
 
-    @cached_property
-    def _declared(self) -> Options:
-        """The options without those of policies, which may have changed since a message was published."""
-        return Options.of(self.arguments, {}, self.profile)
-
     def restore(self, entry: Entry) -> None:
         """Add a message recovered from disk. Messages must be added in order of position."""
         if entry.expires_at is not None:
             # If the clock was ahead when the message was published, it would stay for longer than its time to live.
-            ttl = self._declared.time_to_live(entry.message.properties.expiration)
+            # A policy may have changed since then, so only the arguments and the message itself count.
+            declared = Options.of(self.arguments, {}, self.profile)
+            ttl = declared.time_to_live(entry.message.properties.expiration)
             entry.expires_at = entry.expires_at if ttl is None else min(entry.expires_at, self.clock.now() + ttl)
         self._expiring = self._expiring or entry.expires_at is not None
         self.ledger.hold(entry)
