@@ -275,15 +275,18 @@ def _of_batch(data: bytes, compression: int, count: int, size: int) -> Iterator[
     if len(data) != size:
         yield Skipped(count, f"the batch has more or less than the {size:,} bytes that it says")
         return
-    messages, at = [], 0
+    at = 0
     for _ in range(count):
         (length,) = _SIZE.unpack_from(data, at) if at + _SIZE.size <= size else (size,)
         at += _SIZE.size + length
-        messages.append(data[at - length : at])
     if at != size:
         yield Skipped(count, f"the batch does not consist of {count:,} messages, as it says")
         return
-    yield from messages
+    at = 0
+    for _ in range(count):
+        (length,) = _SIZE.unpack_from(data, at)
+        at += _SIZE.size + length
+        yield data[at - length : at]
 
 
 def _gunzip(data: bytes, most: int) -> bytes:

@@ -3,7 +3,6 @@
 import queue as queues
 import struct
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rstream import schema
@@ -147,7 +146,8 @@ class Consumer:
         self._readings = [Reading(name, number, properties) for number, name in enumerate(streams)]
         self._reading = self._readings[0]  # the stream of the current batch
         self._is_stuck = False
-        self._batch: deque[Delivery] = deque()
+        # The rest of the current chunk, decoded as it is requested: a few kilobytes can unpack to millions of messages.
+        self._chunk: Iterator[Delivery] = iter(())
 
     def start(self, offset: Offset) -> None:
         """Subscribe to the streams."""
@@ -177,14 +177,12 @@ class Consumer:
     def deliveries(self) -> Iterator[Delivery]:
         """Yield messages until a limit is reached or stop() is called. Raises TimedOut after a time limit."""
         count, taken, started = self._limits.count, 0, time.monotonic()
-        batch, channel, tracks = self._batch, self._channel, self._track is not None
+        channel, tracks = self._channel, self._track is not None
         try:
             while taken != count:
-                if not batch and not self._next_chunk(taken, started):
+                delivery = next(self._chunk, None) or self._of_next_chunk(taken, started)
+                if delivery is None or channel.stopping:
                     return
-                if channel.stopping:
-                    return
-                delivery = batch.popleft()
                 taken += 1
                 yield delivery
                 reading = self._reading
@@ -212,13 +210,13 @@ class Consumer:
                 reading.session.store_offset(reading.stream, self._track, reading.printed)
                 reading.stored, reading.since_stored = reading.printed, 0
 
-    def _next_chunk(self, taken: int, started: float) -> bool:
-        """Wait for the next chunk; return False if a limit is reached or stop() is called."""
+    def _of_next_chunk(self, taken: int, started: float) -> Delivery | None:
+        """Wait for the first message of the next chunk; return None if a limit is reached or stop() is called."""
         idle_since = time.monotonic()
         is_flushed = False
-        while not self._batch:
+        while (delivery := next(self._chunk, None)) is None:
             if self._channel.stopping:
-                return False
+                return None
             try:
                 frame = self._channel.inbox.get_nowait()
             except queues.Empty:
@@ -228,7 +226,7 @@ class Consumer:
                 now = time.monotonic()
                 left = self._limits.left(taken, now - started, now - idle_since)
                 if left == 0:
-                    return False
+                    return None
                 try:
                     frame = self._channel.inbox.get(timeout=_QUIET if left is None else min(left, _QUIET))
                 except queues.Empty:
@@ -237,7 +235,7 @@ class Consumer:
             self._take(frame)
             if frame is None:
                 idle_since = time.monotonic()
-        return True
+        return delivery
 
     def _take(self, frame: bytes | None) -> None:
         if frame is None:
@@ -252,7 +250,7 @@ class Consumer:
             self._channel.reopen(self._go_on)
         elif key == DELIVER:
             self._reading = self._readings[frame[4]]
-            self._batch.extend(self._reading.take(parse_chunk(frame), self._channel.notice))
+            self._chunk = self._reading.take(parse_chunk(frame), self._channel.notice)
         elif key == CONSUMER_UPDATE:
             self._change(self._readings[frame[8]], frame[4:8], is_active=bool(frame[9]))
 

@@ -1,6 +1,7 @@
 """Streams as a person uses them: appended to, read from anywhere, and read on where a reader stopped."""
 
 import contextlib
+import gzip
 import json
 import re
 import signal
@@ -370,6 +371,26 @@ def test_a_bad_batch_is_skipped_and_a_named_reader_gets_past_it(shell: Shell, br
     read = shell.run("mqtool", "receive-stream", "-q", "s", "--raw", "-c", "2", "--track", "me")
     assert read.stdout == "before\nafter\n"
     assert "skipped 2 messages of stream 's' from offset 1: the batch does not consist of 2 messages" in read.stderr
+
+
+@on_any_broker
+def test_batches_that_unpack_to_millions_of_messages_need_little_memory(shell: Shell, broker: TestBroker) -> None:
+    """`receive-stream` unpacks compressed batches one by one, while it prints their messages."""
+    place = urlsplit(broker.streams)
+    client = RawStream(place.hostname or "", place.port or 0)
+    client.log_in()
+    assert client.request(OPEN, string(broker.vhost)).code == 1
+    assert client.create("s") in (1, 5)
+    client.declare_publisher(1, "s")
+    records, count = 65_535, 100
+    packed = gzip.compress(bytes(4 * records))
+    batch = struct.pack(">BHII", 0x90, records, 4 * records, len(packed)) + packed
+    body = b"".join(struct.pack(">Q", number) + batch for number in range(count))
+    client.send(PUBLISH, struct.pack(">BI", 1, count) + body)
+    client.confirmed(count)
+    client.close()
+    read = shell.script("ulimit -v 600000; mqtool receive-stream -q s --raw -c 70000 | wc -l")
+    assert (read.code, read.stdout.strip()) == (0, "70000")
 
 
 def test_bare_bytes_that_amqp_cannot_deliver_name_receive_stream(shell: Shell, broker: TestBroker) -> None:

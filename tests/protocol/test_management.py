@@ -5,6 +5,7 @@ import re
 import socket
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -13,9 +14,11 @@ import pytest
 from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel
 
+from mqtool.broker.embedded import EmbeddedBroker
 from tests.brokers import TestBroker
 from tests.cli.shell import wait_until
 from tests.protocol.conftest import Api, Take
+from tests.protocol.raw_client import RawClient
 from tests.protocol.raw_stream import RawStream
 
 pytestmark = pytest.mark.own_vhost("statistics of what an earlier test has deleted may linger")
@@ -406,3 +409,24 @@ def test_where_the_broker_listens(api: Api, amqp_url: str) -> None:
     ports = {listener["port"] for listener in api("GET", "overview")[1]["listeners"]}
     # A broker in a container knows its own port, not the one that Docker publishes.
     assert ports & {urlsplit(amqp_url).port, 5672 if "MQTOOL_TEST_IMAGE" in os.environ else None}
+
+
+def test_where_the_management_api_listens(api: Api) -> None:
+    """The overview lists the HTTP listener of the management plugin among the contexts, once there are statistics."""
+
+    def found() -> list[Any]:
+        return [each for each in api("GET", "overview")[1]["contexts"] if each["description"] == "RabbitMQ Management"]
+
+    wait_until(found, "the overview has no contexts")
+    assert [(each["path"], each["port"].isdigit()) for each in found()] == [("/", True)]
+
+
+def test_deleting_a_virtual_host_closes_its_connections(api_of: Callable[[EmbeddedBroker], Api]) -> None:
+    """The embedded broker tells its clients that it is deleted; RabbitMQ may close the socket before they read that."""
+    with EmbeddedBroker(management_port=0) as broker:
+        api = api_of(broker)
+        api("PUT", "vhosts/gone", {})
+        api("PUT", "permissions/gone/guest", {"configure": ".*", "write": ".*", "read": ".*"})
+        with RawClient(broker.url.rpartition("/")[0] + "/gone") as client:
+            assert api("DELETE", "vhosts/gone")[0] == 204
+            assert client.closed_with() == "320 CONNECTION_FORCED - vhost 'gone' is deleted"

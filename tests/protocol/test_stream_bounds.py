@@ -2,7 +2,7 @@
 
 import logging
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from mqtool.broker.embedded import EmbeddedBroker
 from tests.brokers import IN_CI
-from tests.protocol.raw_stream import DELETE, DELETE_PUBLISHER, OPEN, RawStream, string, strings, table
+from tests.protocol.conftest import Api
+from tests.protocol.raw_stream import DELETE, DELETE_PUBLISHER, OPEN, UNSUBSCRIBE, RawStream, string, strings, table
 
 _OK, _PRECONDITION_FAILED = 1, 17
 
@@ -95,6 +96,22 @@ def test_publishers_wait_while_memory_is_short() -> None:
 
         assert publisher.confirmed(1) == [1]
         assert other.declare_publisher(1, "other") == _OK
+
+
+def test_properties_of_subscriptions_count_as_memory(api_of: Callable[[EmbeddedBroker], Api]) -> None:
+    """Until the subscriptions end."""
+    with EmbeddedBroker(stream_port=0, management_port=0, memory_limit=10_000_000) as broker:
+        assert broker.stream_port is not None
+        client, api = _connect(broker.stream_port), api_of(broker)
+        client.create("s")
+        for number in range(10):
+            properties = {f"{number}": "x" for number in range(10_000)}
+            assert client.subscribe(number, "s", **properties) == _OK
+        assert api("GET", "nodes")[1][0]["mem_alarm"]
+        for number in range(10):
+            assert client.request(UNSUBSCRIBE, bytes((number,))).code == _OK
+        assert not api("GET", "nodes")[1][0]["mem_alarm"]
+        client.close()
 
 
 def _connect(port: int) -> RawStream:

@@ -283,3 +283,34 @@ def test_at_least_once_a_dead_letter_waits_for_its_queue(vhost: VirtualHost, clo
     assert (len(source.dead_letters), bodies(dead)) == (0, [b"1"])
     dead.purge()
     assert ledger.held_bytes == 0
+
+
+HOUR = 3_600_000
+
+
+def test_a_clock_that_was_ahead_before_a_restart_keeps_no_message_longer_than_its_time_to_live(
+    vhost: VirtualHost, clock: FakeClock, ledger: Ledger
+) -> None:
+    """A message from the future expires once its time to live has passed since the restart."""
+    queue = add_queue(vhost, x_message_ttl=Int32(1000))
+    queue.restore(ledger.enter(message(), clock.now() + 48 * HOUR))
+    clock.pass_by(999)
+    assert len(queue) == 1
+    clock.pass_by(1)
+    assert len(queue) == 0
+
+
+def test_a_clock_that_was_ahead_before_a_restart_delays_no_message_longer_than_its_delay(
+    vhost: VirtualHost, clock: FakeClock, ledger: Ledger
+) -> None:
+    """A delayed message from the future is released once its delay has passed since the restart."""
+    exchange = Exchange("later", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
+    vhost.add_exchange(exchange)
+    queue = add_queue(vhost)
+    vhost.bind(exchange, queue, "", {})
+    for delay in (Int32(1000), Int32(-1000)):
+        vhost.hold_again(exchange, ledger.enter(message(headers={"x-delay": delay}), clock.now() + 48 * HOUR))
+    clock.pass_by(999)
+    assert len(queue) == 0
+    clock.pass_by(1)
+    assert len(queue) == 2

@@ -125,6 +125,15 @@ def test_what_is_not_written_cannot_be_read(bench: Bench) -> None:
     assert (told, len(reader.read())) == ([1], 1)
 
 
+def test_a_clock_that_was_ahead(bench: Bench) -> None:
+    """After the clock was ahead for a while, new chunks get the right time again, as in RabbitMQ."""
+    for time in (9_000_000, 1_000):
+        bench.clock.time = time
+        bench.add(b"a")
+    chunks = Reader(bench.log, 0).read()
+    assert [chunk.timestamp for chunk in chunks] == [9_000_000, 1_000]
+
+
 def test_times(bench: Bench) -> None:
     """A timestamp means the first chunk that is not older."""
     for time in (1_000, 2_000, 3_000):

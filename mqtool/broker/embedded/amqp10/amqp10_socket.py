@@ -66,6 +66,9 @@ class Amqp10Socket(ClientSocket):
 
 
 _OK, _AUTHENTICATION_FAILED = 0, 1
+#: The characters that are escaped in the subject of a certificate.
+_SPECIAL = '"+,;<>\\'
+
 _SHORT_NAMES = {
     "commonName": "CN",
     "organizationName": "O",
@@ -120,4 +123,15 @@ def _subject(connection: ClientSocket) -> str:
     """Return the subject of the client's certificate, such as `CN=orders,O=Example`; empty if there is none."""
     certificate = connection.transport.get_extra_info("peercert") or {}
     parts = [part for parts in reversed(certificate.get("subject", ())) for part in parts]
-    return ",".join(f"{_SHORT_NAMES.get(name, name)}={value}" for name, value in parts)
+    return ",".join(f"{_SHORT_NAMES.get(name, name)}={escape_name(value)}" for name, value in parts)
+
+
+def escape_name(value: str) -> str:
+    """Escape a value of a certificate's subject as RabbitMQ does (RFC 4514): else, one value could look like two."""
+    escaped = "".join(
+        f"\\{byte:02X}" if byte < 32 or byte >= 126 else f"\\{chr(byte)}" if chr(byte) in _SPECIAL else chr(byte)
+        for byte in value.encode(errors="surrogateescape")
+    )
+    if len(value) > 1 and value.endswith(" "):
+        escaped = escaped[:-1] + "\\ "
+    return "\\" + escaped if value.startswith((" ", "#")) else escaped

@@ -2,7 +2,6 @@
 
 import os
 import resource
-import time
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -71,7 +70,11 @@ def overview(call: Call) -> Json:
             {"node": NODE, "protocol": protocol, "ip_address": host, "port": port, "socket_opts": {}}
             for protocol, (host, port) in broker.listeners.items()
         ],
-        "contexts": [],
+        "contexts": [
+            {"node": NODE, "description": "RabbitMQ Management", "path": "/", "port": str(port)}
+            for protocol, (_, port) in broker.listeners.items()
+            if protocol == "http"
+        ],
         "object_totals": {
             "channels": sum(len(connection.channels) for connection in call.api.connections),
             "connections": sum(connection.is_open for connection in call.api.connections),
@@ -159,7 +162,7 @@ def _node_view(broker: Broker) -> Json:
         "name": NODE,
         "type": "disc",
         "running": True,
-        "uptime": int((time.time() - broker.started_at) * 1000),
+        "uptime": broker.clock.now() - broker.started_at,
         "enabled_plugins": list(_BUILT_IN),
         "applications": [
             {"name": name, "version": broker.profile.version, "description": description}

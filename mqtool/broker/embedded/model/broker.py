@@ -2,7 +2,6 @@
 
 import json
 import logging
-import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Protocol
@@ -129,7 +128,7 @@ class Broker:
         self.permissions_version = 0
         self.loopback_users = {DEFAULT_USER}
         self.hooks: Hooks | None = None
-        self.started_at = time.time()
+        self.started_at = self.clock.now()
         ledger.when_changed = self._check_memory
 
     def create_defaults(self) -> None:
@@ -157,7 +156,7 @@ class Broker:
     def delete_vhost(self, name: str) -> None:
         """Delete a virtual host with everything in it and all permissions for it, and close its connections."""
         vhost = self.vhosts.pop(name)
-        self._close_clients(f"vhost '{name}' is down", lambda client: client.is_open and client.vhost is vhost)
+        self._close_clients(f"vhost '{name}' is deleted", lambda client: client.is_open and client.vhost is vhost)
         vhost.delete_contents()
         for user in self.users.values():
             topics = {place: rights for place, rights in user.topic_permissions.items() if place[0] != name}

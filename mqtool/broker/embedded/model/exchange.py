@@ -193,6 +193,12 @@ def delay_of(message: Message) -> int:
         raise ConnectionException(INTERNAL_ERROR) from None
 
 
+def abs_delay_of(message: Message) -> int:
+    """Return the delay of a message that is held back, in milliseconds; `x-delay` may have been negated already."""
+    value = message.headers.get("x-delay")
+    return abs(value) if isinstance(value, int) else delay_of(message)
+
+
 def negate_delay(message: Message, milliseconds: int) -> Message:
     """Return a copy of a message with its `x-delay` negated, as the delayed message plugin does on release."""
     kind = Int32 if milliseconds <= 2**31 else Int64

@@ -148,6 +148,12 @@ class Queue:
 
     def restore(self, entry: Entry) -> None:
         """Add a message recovered from disk. Messages must be added in order of position."""
+        if entry.expires_at is not None:
+            # If the clock was ahead when the message was published, it would stay for longer than its time to live.
+            # A policy may have changed since then, so only the arguments and the message itself count.
+            declared = Options.of(self.arguments, {}, self.profile)
+            ttl = declared.time_to_live(entry.message.properties.expiration)
+            entry.expires_at = entry.expires_at if ttl is None else min(entry.expires_at, self.clock.now() + ttl)
         self._expiring = self._expiring or entry.expires_at is not None
         self.ledger.hold(entry)
         self.backlog.append(entry)

@@ -211,8 +211,8 @@ class StreamLog:
     def _new_draft(self) -> _Draft:
         if self._draft is not None:
             self._sealed.append(self._draft)
-        # Timestamps never decrease within a log.
-        self._timestamp = max(self._timestamp, self._clock.now())
+        # As in RabbitMQ, even if the clock was ahead when the last chunk was written.
+        self._timestamp = self._clock.now()
         self._draft = _Draft(self.next_offset, self._timestamp)
         self._due()
         return self._draft

@@ -20,6 +20,7 @@ from mqtool.broker.embedded.model.exchange import (
     DelayedMessages,
     Destination,
     Exchange,
+    abs_delay_of,
     binding_names,
     delay_of,
     negate_delay,
@@ -344,7 +345,9 @@ class VirtualHost:
         return entry.row != 0
 
     def hold_again(self, exchange: Exchange, entry: Entry) -> None:
-        """Hold back a message that was held back before a restart."""
+        """Hold back a message that was held back before a restart, but no longer than its delay."""
+        if entry.expires_at is not None and (delay := abs_delay_of(entry.message)):
+            entry.expires_at = min(entry.expires_at, self._clock.now() + delay)
         self._ledger.hold(entry)
         self._delayed.hold(exchange.name, entry)
 

@@ -49,6 +49,10 @@ class Session(ClientSocket):
         self.write(answer(key, correlation, code, rest))
 
     @abstractmethod
+    def force_close(self, reason: str) -> None:
+        """Close the connection without sending Close, as RabbitMQ does for this protocol."""
+
+    @abstractmethod
     def watch(self, stream: str, log: StreamLog) -> None:
         """Start sending a stream's new chunks to its subscribers; notify the client if the stream is deleted."""
 

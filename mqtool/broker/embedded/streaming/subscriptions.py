@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from enum import IntEnum
 from typing import NamedTuple, TypeAlias
 
+from mqtool.broker.embedded.model.clock import Timer
 from mqtool.broker.embedded.model.stream_log import StreamLog
 from mqtool.broker.embedded.model.stream_queue import Reader
 from mqtool.broker.embedded.model.stream_segment import UNFILTERED, Chunk, Filters, bits_of
@@ -21,6 +22,12 @@ from mqtool.broker.embedded.streaming.stream_frames import (
 )
 from mqtool.broker.embedded.streaming.stream_requests import partition_of
 from mqtool.broker.embedded.streaming.stream_session import Refused, Session, check, find_log
+
+#: The memory that a property of a subscription takes besides its characters, in bytes.
+_PROPERTY_OVERHEAD = 200
+
+#: If a client does not answer a ConsumerUpdate for this long, the broker closes the connection, as RabbitMQ does.
+_ANSWER_MILLISECONDS = 60_000
 
 
 class _From(IntEnum):
@@ -138,8 +145,10 @@ class Subscription:
         self._start = start
         self._reader: Reader | None = None
         self._waits = False
+        self._held_bytes = 0
         self._read: deque[Chunk] = deque()
         self._correlation = 0
+        self._unanswered: Timer | None = None
         self.stream = stream
         self.credit = credit
         self.group: tuple[str, str, str] | None = None
@@ -148,6 +157,12 @@ class Subscription:
         self.is_active = False
         self.first = 0
         self.sent: int | None = None
+
+    def set_properties(self, properties: Mapping[str, str]) -> None:
+        """Set the properties. Until the subscription ends, they count as memory held for the client."""
+        self.properties, self.filters = properties, _filters(properties)
+        self._held_bytes = sum(len(name) + len(value) + _PROPERTY_OVERHEAD for name, value in properties.items())
+        self._session.add_held_bytes(self._held_bytes)
 
     @property
     def tag(self) -> str:
@@ -193,7 +208,13 @@ class Subscription:
         self.pump()
 
     def end(self) -> None:
-        """Stop sending."""
+        """Stop sending: the subscription has ended."""
+        self._stop_timer()
+        self._stop()
+        self._session.add_held_bytes(-self._held_bytes)
+        self._held_bytes = 0
+
+    def _stop(self) -> None:
         self._reader = None
         self.drop_chunks()
 
@@ -210,7 +231,7 @@ class Subscription:
     def step_down(self) -> None:
         """Stop sending, and tell the client to store its offset. On its reply, Group.stepped_down() is called."""
         self.is_active = False
-        self.end()
+        self._stop()
         self._send_update()
 
     def _send_update(self) -> None:
@@ -218,10 +239,24 @@ class Subscription:
         self._correlation += 1
         body = u32(self.number << 16 | self._correlation & 0xFFFF)
         self._session.write(frame(Key.CONSUMER_UPDATE, body + bytes((self.number, self.is_active))))
+        if self._unanswered is None:
+            self._unanswered = self._session.broker.clock.call_later(_ANSWER_MILLISECONDS, self._not_answered)
 
-    def awaits(self, correlation: int) -> bool:
-        """True if `correlation` is the id of the latest ConsumerUpdate."""
-        return correlation == self.number << 16 | self._correlation & 0xFFFF
+    def _not_answered(self) -> None:
+        self._unanswered = None
+        self._session.force_close("request to client timed out")
+
+    def is_answered(self, correlation: int) -> bool:
+        """Handle a reply to a ConsumerUpdate. Returns False if `correlation` is not the id of the latest one."""
+        if correlation != self.number << 16 | self._correlation & 0xFFFF:
+            return False
+        self._stop_timer()
+        return True
+
+    def _stop_timer(self) -> None:
+        if self._unanswered is not None:
+            self._unanswered.cancel()
+            self._unanswered = None
 
 
 class Subscriptions:
@@ -246,12 +281,12 @@ class Subscriptions:
         if number in self._subscriptions:
             raise Refused(Code.SUBSCRIPTION_ID_ALREADY_EXISTS)
         subscription = Subscription(session, number, stream, log, start, credit)
-        subscription.properties, subscription.filters = properties, _filters(properties)
         if properties.get("single-active-consumer") == "true":
             name = properties.get("name", "")
             if not name:
                 raise Refused(Code.PRECONDITION_FAILED)
             subscription.group = (session.vhost.name, stream, name)
+        subscription.set_properties(properties)
         self._subscriptions[number] = subscription
         log.subscriptions += 1
         session.watch(stream, log)
@@ -290,7 +325,7 @@ class Subscriptions:
         """Handle the client's reply to ConsumerUpdate: start at the offset in it, or activate the next consumer."""
         correlation, _code, start = fields.number(4), fields.number(2), _Start.read(fields)
         subscription = self._subscriptions.get(correlation >> 16)
-        if subscription is None or subscription.group is None or not subscription.awaits(correlation):
+        if subscription is None or subscription.group is None or not subscription.is_answered(correlation):
             return
         if subscription.is_active:
             subscription.begin(start)
