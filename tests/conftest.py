@@ -20,6 +20,7 @@ import pytest
 from mqtool.amqp import Connection, parse_addresses
 from mqtool.broker import ports, state
 from mqtool.broker.choice import STARTERS, Kind, starter_of
+from mqtool.broker.node import PrivateNodes
 from mqtool.broker.readiness import connect_within
 from mqtool.broker.state import Wanted
 from tests.brokers import IN_CI, TestBroker, from_environment, skip_or_fail
@@ -28,6 +29,8 @@ from tests.cli.shell import Shell
 
 #: The server of preloaded commands, which ends when this does.
 _SERVER = pytest.StashKey["subprocess.Popen[bytes]"]()
+#: Starts RabbitMQ with the rates that it has by default. `mqtool broker up` has it collect more.
+_AS_INSTALLED = PrivateNodes("RabbitMQ", ("management.rates_mode = basic",))
 #: They start RabbitMQ nodes and take longest, in CI. The first worker begins with them: never two of them at a time.
 _WITH_NODES = {
     *("test_kill_node", "test_the_broker_is_killed", "test_restart_broker", "test_a_broker_from_up_to_down"),
@@ -205,7 +208,8 @@ def _started_once(kind: Kind, shared: Path) -> TestBroker:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not remembered.exists():
             like = os.environ.get("MQTOOL_TEST_LIKE") if kind is Kind.EMBEDDED else None
-            started = STARTERS[kind].start(Wanted(f"suite-{kind}", ports.free_port(), stream_port=0, like=like))
+            starter = _AS_INSTALLED if kind is Kind.NODE else STARTERS[kind]
+            started = starter.start(Wanted(f"suite-{kind}", ports.free_port(), stream_port=0, like=like))
             connect_within(90, lambda: Connection(parse_addresses(started.url))).close()
             name = "rabbitmq" if kind is Kind.NODE else str(kind)
             found = TestBroker(

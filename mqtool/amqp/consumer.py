@@ -149,6 +149,8 @@ class Consumer(ChannelListener):
     def opened(self, *, connection_is_new: bool) -> None:  # noqa: ARG002
         self._policy.opened()
         self._subscription.resume(self._policy.prefetch, auto_ack=self._policy.auto_ack)
+        if self._receiving.after_reopening is not None:
+            self._inbox.put([])  # wakes the caller's thread, which may block, unlike this one
 
     def cancelled(self, tag: str) -> None:
         if self._subscription.has(tag):
@@ -186,7 +188,9 @@ class Consumer(ChannelListener):
                 batch = self._wait(taken, started)
             if self._stopping and not self._yields_all:
                 return False
-            if batch is not None:
+            if batch == [] and self._receiving.after_reopening is not None:
+                self._receiving.after_reopening(self._channel.journal.current_name(self._queue.name))
+            elif batch is not None:
                 self._batch.extend(batch)
             elif (failure := self._channel.failure) is not None:
                 if self._position is not None and failure.hint is None and "INTERNAL_ERROR" in str(failure):

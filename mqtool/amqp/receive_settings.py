@@ -34,6 +34,8 @@ class Receiving(NamedTuple):
         offset: where to start in a stream; None starts with messages published from now on.
         before_acknowledging: called before deliveries are acknowledged, and when no more have arrived, so that a caller
             can write the output it has collected. If it raises an error, the deliveries stay unacknowledged.
+        after_reopening: called with the queue's name, by the thread that consumes, after the channel was reopened. A
+            private queue has another name then.
     """
 
     prefetch: int = PREFETCH
@@ -45,6 +47,7 @@ class Receiving(NamedTuple):
     buffer: "Buffer | None" = None
     offset: "Offset | None" = None
     before_acknowledging: Callable[[], None] = _do_nothing
+    after_reopening: Callable[[str], None] | None = None
 
     def left(self, taken: int, lasted: float, silent: float) -> float | None:
         """Return the seconds until the next time limit; None if there is none, 0 to stop after the idle timeout.

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from mqtool.amqp import Address, pika_errors
-from mqtool.amqp10.refusals import ClosedByBroker, not_amqp10, vhost_refused
+from mqtool.amqp10.refusals import ClosedByBroker, closed_early, not_amqp10, vhost_refused
 from mqtool.codecs.amqp10_frames import (
     AMQP_HEADER,
     FRAME_HEADER,
@@ -81,6 +81,8 @@ class Transport:
                 raise vhost_refused(address) from error
             if isinstance(error, ValueError):
                 raise not_amqp10(address) from error
+            if isinstance(error, EOFError | ConnectionResetError | BrokenPipeError):
+                raise closed_early(address) from error
             raise pika_errors.not_amqp(address, "1.0") from error
         self.frame_max = max(_FRAME_MIN, min(opened.max_frame_size or _FRAME_MAX, _FRAME_MAX))
         self.properties = {str(key): value for key, value in (opened.properties or {}).items()}
@@ -152,8 +154,8 @@ class Transport:
         data = b""
         while len(data) < size:
             piece = self._socket.recv(size - len(data))
-            if not piece:
-                raise EOFError
+            if not piece:  # in the middle of an answer: a TLS alert is shorter than AMQP's header
+                raise ConnectionError("another protocol") if data else EOFError
             data += piece
         return data
 

@@ -168,7 +168,18 @@ def environment(node: Node, *, for_tools: bool = False) -> dict[str, str]:
 
 
 class PrivateNodes(Starter):
+    """Starts private nodes.
+
+    Args:
+        describe: see Starter.
+        settings: additional lines for rabbitmq.conf, which override the usual ones.
+    """
+
     kind = "node"
+
+    def __init__(self, describe: str, settings: Sequence[str] = ()) -> None:
+        super().__init__(describe)
+        self._settings = settings
 
     def is_available(self) -> bool:
         return find_server() is not None
@@ -220,7 +231,9 @@ class PrivateNodes(Starter):
             own, first = (Node(**each["node"]) for each in (member, members[0]))
             if number and not Path(own.data).exists():
                 _wait_for(first, Process(*members[0]["process"]))
-            member["process"] = process = launch(own, _settings(own, first) if started.nodes > 1 else ())
+            member["process"] = process = launch(
+                own, [*self._settings, *(_settings(own, first) if started.nodes > 1 else ())]
+            )
             details = {**started.details, "members": members}
             pid, born = (0, "") if started.nodes > 1 else process
             started = replace(started, pid=pid, born=born, details=details)

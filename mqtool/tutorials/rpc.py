@@ -6,7 +6,8 @@
 
 The client has its own queue for replies, and names it in each request. Replies may arrive in any order, so each one
 carries the correlation id of its request; a reply with an unknown id is ignored. The server acknowledges a request
-after it has replied. If it dies before that, another server gets the request, and the client may get two replies.
+after it has replied. If it dies before that, another server gets the request, and the client may get two replies. If
+the client loses its connection, its queue is deleted: it sends the requests without a reply again, with the new name.
 
 https://www.rabbitmq.com/tutorials/tutorial-six-python
 """
@@ -52,16 +53,21 @@ def call(
 ) -> Iterator[tuple[int, Delivery]]:
     """Send all requests; yield each reply with the index of its request."""
     reply_to = reply_to if reply_to == DIRECT_REPLY_TO else channel.declare(reply_to)
-    replies = channel.consume(reply_to, receiving._replace(auto_ack=True))  # nobody else can use them
     waiting = {new_message_id(): number for number, _ in enumerate(requests)}
-    messages = [
-        Message(body, queue.name, "", {"reply_to": reply_to.name, "correlation_id": correlation_id}, correlation_id)
-        for correlation_id, body in zip(waiting, requests, strict=True)
-    ]
-    for receipt in channel.publish(messages, mandatory=True):
-        if receipt.confirmation is not Confirmation.CONFIRMED:
-            hint = f"start one: {pasteable('rpc-server --queue=', queue.name)}"
-            raise Unavailable(f"queue {queue.name!r} does not exist: no RPC server has declared it", hint)
+
+    def send(to: str) -> None:
+        messages = [
+            Message(requests[number], queue.name, "", {"reply_to": to, "correlation_id": identity}, identity)
+            for identity, number in waiting.items()
+        ]
+        for receipt in channel.publish(messages, mandatory=True):
+            if receipt.confirmation is not Confirmation.CONFIRMED:
+                hint = f"start one: {pasteable('rpc-server --queue=', queue.name)}"
+                raise Unavailable(f"queue {queue.name!r} does not exist: no RPC server has declared it", hint)
+
+    # Nobody else can use the replies, so they need no acknowledgements.
+    replies = channel.consume(reply_to, receiving._replace(auto_ack=True, after_reopening=send))
+    send(reply_to.name)
     for reply in replies:
         number = waiting.pop(str(reply.properties.get("correlation_id")), None)
         if number is not None:

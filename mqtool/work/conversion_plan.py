@@ -294,8 +294,14 @@ def prospect(api: Management, vhost: str, queue: str, to: str | None, changes: M
     found.refusals += _of_bindings(api, vhost, queue, found.bindings)
     found.refusals += _of_consumers(view)
     found.refusals += _of_channels(api, vhost, view, wanted)
+    found.refusals += _of_publishers(view, found.bindings)
     found.refusals += _of_policies(api, vhost, plan)
-    found.remarks += _remarks(api, vhost, view, plan, dropped)
+    found.remarks += _remarks(api, vhost, plan, dropped)
+    if found.bindings and not view.get("incoming") and _rate(view):
+        found.remarks.append(
+            "whether clients publish to it through the default exchange cannot be known in advance "
+            "(that takes management.rates_mode = detailed): if they do, it is not replaced without --force"
+        )
     return found
 
 
@@ -376,6 +382,18 @@ def _of_channels(api: Management, vhost: str, view: Json, to: str) -> Iterator[R
             )
 
 
+def _of_publishers(view: Json, bindings: list[Json]) -> Iterator[Refusal]:
+    """Yield clients that publish through the default exchange, if the API shows them."""
+    rate = _rate_through_default_exchange(view, bindings)
+    if rate:
+        yield Refusal(
+            f"messages are published to it through the default exchange, {rate:g}/s: those published while it is "
+            "replaced may be lost, even if they are mandatory and confirmed",
+            "stop their publishers, or accept the loss with --force",
+            is_final=False,
+        )
+
+
 def _of_policies(api: Management, vhost: str, plan: Plan) -> Iterator[Refusal]:
     """Yield policies that would remove messages from the queues that hold them."""
     for policy in _policies(api, vhost):
@@ -408,7 +426,7 @@ def _matches(policy: Json, name: str, kind: str) -> bool:
     return management.policy_matches(policy, name) is not False
 
 
-def _remarks(api: Management, vhost: str, view: Json, plan: Plan, dropped: list[str]) -> Iterator[str]:
+def _remarks(api: Management, vhost: str, plan: Plan, dropped: list[str]) -> Iterator[str]:
     name, to = plan.queue, plan.target.type
     for argument in dropped:
         if argument not in _MATTERS:
@@ -416,12 +434,6 @@ def _remarks(api: Management, vhost: str, view: Json, plan: Plan, dropped: list[
     if plan.target.durable != plan.source.durable:
         yield "it becomes durable"
     yield from _of_policy(api, vhost, plan)
-    rate = _default_exchange_rate(view)
-    if rate is not None:
-        yield (
-            f"messages are published to it through the default exchange, {rate:g}/s: those published in the moment "
-            "in which the queue does not exist are returned if they are mandatory, and lost otherwise"
-        )
     yield f"clients that declare {name!r} with the old type or arguments get 406 PRECONDITION_FAILED"
 
 
@@ -443,10 +455,18 @@ def _has_key(kind: str, key: str) -> bool:
     return not (key.startswith("ha-") and kind != "classic") and kind in _OF_TYPE.get(f"x-{key}", _ALL)
 
 
-def _default_exchange_rate(view: Json) -> float | None:
-    """Return the messages per second through the default exchange, according to the API; None if it shows no rate."""
-    for each in view.get("incoming") or []:
-        if (each.get("exchange") or {}).get("name") == "":
-            stats = each.get("stats") or {}
-            return float((stats.get("publish_details") or {}).get("rate") or 0)
-    return None
+def _rate_through_default_exchange(view: Json, bindings: list[Json]) -> float:
+    """Return the messages per second that clients publish through the default exchange, according to the API.
+
+    Only with management.rates_mode = detailed does RabbitMQ show a queue's rates by exchange; the default is basic. A
+    queue without bindings gets all its messages through the default exchange.
+    """
+    if not bindings:
+        return _rate(view)
+    by_exchange = {(each.get("exchange") or {}).get("name"): each.get("stats") for each in view.get("incoming") or []}
+    return _rate({"message_stats": by_exchange.get("")})
+
+
+def _rate(view: Json) -> float:
+    stats = view.get("message_stats") or {}
+    return float((stats.get("publish_details") or {}).get("rate") or 0)

@@ -40,6 +40,8 @@ from mqtool.work.held_messages import HeldMessages, check_acknowledged, check_le
 
 #: Seconds to wait until a queue's consumers are gone, since a broker takes a moment to notice that a client was killed.
 _PATIENCE, _LOOK = 20.0, 0.05
+#: Seconds without new messages after which nobody is expected to publish to the queue through the default exchange.
+_QUIET = 3.0
 #: The maximum number of attempts to empty and replace the queue, in case messages or declarations interfere.
 _TRIES = 200
 
@@ -99,9 +101,11 @@ class Conversion:
     Args:
         user: the name of the user that the connection is logged in as.
         keeps_user: True if the user may publish messages with other users' ids.
-        force: cancel consumers instead of raising an error.
+        force: cancel consumers, and replace the queue even if clients publish to it through the default exchange,
+            instead of raising an error.
         young: seconds to wait after declaring a quorum queue before moving messages into it. If RabbitMQ is killed
             earlier, the queue never gets a leader again.
+        quiet: seconds without new messages that the queue must have before it is replaced.
     """
 
     def __init__(
@@ -115,6 +119,7 @@ class Conversion:
         keeps_user: bool = False,
         force: bool = False,
         young: float = YOUNG,
+        quiet: float = _QUIET,
     ) -> None:
         self.tally = Tally()
         self.has_begun = False
@@ -128,7 +133,9 @@ class Conversion:
         self._names = plan.names
         self.messages = HeldMessages(plan.queue, self._names.held, self._names.back, None if keeps_user else user)
         self._force = force
-        self._young = 0.0 if connection.broker_to_show == "the embedded broker" else young
+        is_embedded = connection.broker_to_show == "the embedded broker"
+        self._young = 0.0 if is_embedded else young
+        self._quiet = quiet / 10 if is_embedded else quiet  # it loses only messages that are not mandatory
         self._is_modern = not connection.broker.startswith("RabbitMQ 3.")
 
     # The steps.
@@ -226,10 +233,16 @@ class Conversion:
     def _take_out(self, *, undo: bool) -> Iterator[int]:
         """Move all messages to the holding queue, and replace the queue with one that has the new definition."""
         name, wanted = self._plan.queue, self._plan.source if undo else self._plan.target
+        arrived = False
         for _ in range(_TRIES):
             view = view_of(self._api, self._vhost, name)
             if view is not None:
                 yield from self._empty(name)
+                if not (undo or self._force) and _gets_messages(self._connection, self._channel, name, self._quiet):
+                    if arrived:  # the first may have been requeued by a client that has just ended
+                        raise _published_directly(name)
+                    arrived = True
+                    continue
             if self._replace(wanted, view, undo=undo):
                 self._channel.bind(Queue(name), Exchange(self._names.back))
                 time.sleep(self._young if wanted.type == "quorum" else 0.0)
@@ -388,6 +401,31 @@ class Conversion:
         go_on = pasteable("queue convert --resume", queue)
         check_acknowledged(self._api, self._vhost, queue, lambda: self._channel.depth_of(queue), go_on)
         self._is_acknowledged = True
+
+
+def _gets_messages(connection: Connection, channel: Channel, queue: str, within: float) -> bool:
+    """Return True as soon as an empty queue has messages; False if it has none within this many seconds."""
+    deadline = time.monotonic() + within
+    while not channel.depth_of(queue):
+        if connection.stopping:
+            raise Stopped
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_LOOK)
+    return True
+
+
+def _published_directly(queue: str) -> Unavailable:
+    """The error for a queue that gets messages while its bindings are diverted.
+
+    RabbitMQ routes messages to a queue that is being deleted, and confirms them when it is gone. So they are lost, even
+    if they are mandatory.
+    """
+    go_on = pasteable("queue convert --resume", queue)
+    return Unavailable(
+        f"clients publish to {queue!r} through the default exchange: messages may be lost when it is replaced",
+        f"stop these clients, then: {go_on}; or, to accept the loss, add --force",
+    )
 
 
 def _consumers(channel: Channel, queue: str) -> int:

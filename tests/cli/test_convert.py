@@ -6,7 +6,7 @@ import socket
 import struct
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import quote
 
@@ -18,7 +18,7 @@ from mqtool.cli.commands import convert as convert_command
 from mqtool.drills.scene import Proxy
 from mqtool.errors import MqtoolError, Unavailable
 from mqtool.management import Management
-from mqtool.message import Delivery, Message
+from mqtool.message import Confirmation, Delivery, Message
 from mqtool.topology import Exchange, Queue
 from mqtool.work import conversion_plan, held_messages, queue_conversion
 from mqtool.work.queue_conversion import Conversion, Tally
@@ -96,26 +96,34 @@ class Api(Management):
 
 
 def convert(
-    broker: TestBroker, kill_at: int | None = None, *, undo: bool = False, to: str = "quorum", at_once: int = 3
+    broker: TestBroker,
+    kill_at: int | None = None,
+    *,
+    undo: bool = False,
+    to: str = "quorum",
+    at_once: int = 3,
+    quiet: float = 0.0,
 ) -> Tally | None:
     """Begin or continue the conversion of `jobs`; None if it was killed at the n-th frame or request."""
     if kill_at is None:
         api = Management(broker.management, "guest", "guest")
         with Connection(parse_addresses(broker.url)) as connection:
-            return run(connection, api, broker.vhost, undo=undo, to=to, at_once=at_once)
+            return run(connection, api, broker.vhost, undo=undo, to=to, at_once=at_once, quiet=quiet)
     with Killer(broker.port, kill_at) as killer:
         api = Api(broker, killer)
         address = parse_addresses(broker.url)[0]._replace(host="127.0.0.1", port=killer.port)
         try:
             with Connection([address]) as connection:
-                return run(connection, api, broker.vhost, undo=undo, to=to, at_once=at_once)
+                return run(connection, api, broker.vhost, undo=undo, to=to, at_once=at_once, quiet=quiet)
         except MqtoolError:
             if not killer.has_cut:
                 raise
             return None
 
 
-def run(connection: Connection, api: Management, vhost: str, *, undo: bool, to: str, at_once: int) -> Tally:
+def run(
+    connection: Connection, api: Management, vhost: str, *, undo: bool, to: str, at_once: int, quiet: float = 0.0
+) -> Tally:
     plan = next(iter(conversion_plan.unfinished(api, vhost).plans.values()), None)
     is_new = plan is None
     if plan is None:
@@ -123,7 +131,7 @@ def run(connection: Connection, api: Management, vhost: str, *, undo: bool, to: 
         if found.plan.source == found.plan.target:
             return Tally()  # it was killed after its last request
         plan = dataclasses.replace(found.plan, at_once=at_once)
-    conversion = Conversion(connection, api, vhost, plan, user="guest", young=0.0)
+    conversion = Conversion(connection, api, vhost, plan, user="guest", young=0.0, quiet=quiet)
     conversion.begin() if is_new else conversion.lock()
     for _ in conversion.run(undo=undo):
         pass
@@ -349,6 +357,77 @@ def test_publishers_go_on(broker: TestBroker) -> None:
     numbers = [int(delivery.body) for delivery in taken(broker, "jobs", published)]
     assert sorted(numbers) == list(range(published))
     assert tally.overtaken or numbers == sorted(numbers)
+
+
+class DirectPublisher:
+    """Publishes to `jobs` by its name, mandatory, with confirms, until the context ends.
+
+    Attributes:
+        confirmed: the bodies of the messages that were confirmed and not returned.
+    """
+
+    def __init__(self, broker: TestBroker) -> None:
+        self.confirmed: list[int] = []
+        self._broker = broker
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._publish)
+
+    def __enter__(self) -> "DirectPublisher":
+        self._thread.start()
+        wait_until(lambda: self.confirmed, "a confirm")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _publish(self) -> None:
+        def source() -> Iterator[Message]:
+            number = COUNT
+            while not self._stop.wait(0.002):
+                yield Message(str(number).encode(), "jobs", "")
+                number += 1
+
+        with Connection(parse_addresses(self._broker.url)) as connection:
+            for receipt in connection.channel().publish(source(), mandatory=True):
+                if receipt.confirmation is Confirmation.CONFIRMED:
+                    self.confirmed.append(int(receipt.message.body))
+
+
+@pytest.mark.keeps_messages
+@pytest.mark.parametrize(("before", "after"), [("classic", "quorum"), ("quorum", "classic")])
+def test_a_queue_is_not_replaced_while_clients_publish_to_it_by_its_name(
+    broker: TestBroker, before: str, after: str
+) -> None:
+    """RabbitMQ would confirm and lose some of their messages. Once they have stopped, the conversion can be resumed."""
+    fill(broker, before)
+    with DirectPublisher(broker) as publisher:
+        with pytest.raises(Unavailable, match="clients publish to 'jobs' through the default exchange"):
+            convert(broker, to=after, at_once=100, quiet=3.0)
+        assert kind_of(broker) == before
+    convert(broker, to=after, at_once=100, quiet=3.0)
+    assert kind_of(broker) == after
+    expected = {*range(COUNT), *publisher.confirmed}
+    numbers = [int(delivery.body) for delivery in taken(broker, "jobs", len(expected))]
+    assert (set(numbers), len(numbers)) == (expected, len(expected))
+
+
+def test_the_plan_refuses_to_replace_a_queue_to_which_clients_publish_by_its_name(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """RabbitMQ shows their rate by default for a queue without bindings. --force converts the queue anyway."""
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    plan = ("mqtool", "queue", "convert", "jobs", "--dry-run")
+    with Connection(parse_addresses(broker.url)) as connection:
+        connection.channel().declare(Queue("jobs", durable=True, arguments={"x-queue-type": "classic"}))
+    with DirectPublisher(broker):
+        wait_until(lambda: "published to it through the default exchange" in shell.run(*plan).stderr, "the refusal")
+        assert shell.run(*plan).code == 2
+        assert shell.run(*plan, "--force").code == 0
+        with Connection(parse_addresses(broker.url)) as connection:
+            connection.channel().bind(Queue("jobs"), Exchange("amq.topic"), "kern.#")
+        bound = shell.run(*plan)
+        assert (bound.code, "cannot be known in advance" in bound.stderr) == (0, True), bound.stderr
 
 
 @pytest.fixture

@@ -168,6 +168,25 @@ def test_a_terminal_sees_the_start_of_a_long_body(shell: Shell) -> None:
 
 
 @on_any_broker
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--queue-type", "classic"), True),
+        (("--queue-type", "classic", "--persistent"), False),
+        (("--queue-type", "quorum"), False),
+    ],
+)
+def test_a_terminal_is_told_that_confirmed_messages_are_not_persistent(
+    shell: Shell, words: tuple[str, ...], said: bool
+) -> None:
+    """A classic queue confirms them, and loses them with the broker."""
+    (shell.directory / "lines").write_text("1\n2\n3\n")
+    sent = on_terminal(shell, "mqtool", "send", "-q", "jobs", "-l", "-f", "lines", *words)
+    assert (sent.code, "3 confirmed" in sent.stdout) == (0, True), sent.stdout
+    assert ("3 are not persistent: lost when the broker stops (see --persistent)" in sent.stdout) == said
+
+
+@on_any_broker
 def test_a_terminal_sees_how_bad_it_is(shell: Shell) -> None:
     """Logs have the colour of their severity, there only."""
     keys = ["kern.critical", "app.error", "web.warning.slow", "db.info"]

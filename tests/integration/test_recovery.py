@@ -179,6 +179,31 @@ def test_an_rpc_server_lives_through_cut_connections(broker: TestBroker, proxy: 
     assert proxy.accepted == 3
 
 
+@pytest.mark.parametrize("reply_to", [PRIVATE_QUEUE, rpc.DIRECT_REPLY_TO], ids=["queue", "direct"])
+def test_an_rpc_client_whose_connection_is_lost_gets_its_replies(
+    broker: TestBroker, proxy: Proxy, channel: Channel, reply_to: Queue
+) -> None:
+    """The client's reply queue is deleted with its connection, so it sends the requests again, with the new queue."""
+
+    def answer(request: Message) -> Message:
+        if proxy.accepted == 1:
+            proxy.cut()
+            wait_until(lambda: proxy.accepted == 2 and channel.is_open, "a new connection of the client")
+        return Message(request.body.upper())
+
+    with Connection(parse_addresses(broker.url)) as connection, ThreadPoolExecutor() as pool:
+        serving = connection.channel()
+        queue = serving.declare(Queue("requests", durable=True))
+        server = pool.submit(lambda: sum(1 for _ in rpc.serve(serving, queue, answer)))
+        try:
+            replies = dict(rpc.call(channel, queue, [b"a", b"b"], Receiving(timeout=30), reply_to))
+        finally:
+            serving.stop()
+        assert server.result(30) >= 2
+
+    assert {number: reply.body for number, reply in replies.items()} == {0: b"A", 1: b"B"}
+
+
 def test_a_line_that_breaks_while_we_log_in_is_no_refusal(proxy: Proxy, channel: Channel, notices: list[str]) -> None:
     """We were let in before: so it is tried again, and the third attempt works."""
     channel.declare(QUORUM)

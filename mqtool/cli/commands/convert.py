@@ -60,7 +60,7 @@ def convert(
     dry_run: Annotated[bool, Option(help="Show what would be done, but change nothing")] = False,
     resume: Annotated[bool, Option(help="Continue interrupted conversions")] = False,
     undo: Annotated[bool, Option(help="Undo an interrupted conversion")] = False,
-    force: Annotated[bool, Option(help="Cancel the queue's consumers")] = False,
+    force: Annotated[bool, Option(help="Cancel consumers, and accept losses of publishers")] = False,
     as_json: Annotated[bool, Option("--json", help="Print one JSON object per queue")] = False,
 ) -> None:
     """Change the type or the arguments of a queue.

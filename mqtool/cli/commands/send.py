@@ -48,6 +48,8 @@ def send(
         else:
             receipts = channel.publish(outgoing.messages, exchange=target, routing_key=routing_key or "")
         outgoing.report(receipts, lines.sent)
+        if isinstance(target, Queue):
+            outgoing.tell_if_transient(target)
 
 
 Tasks = Annotated[list[str] | None, Argument(help="Task; each dot is a second of work", show_default="Hello World!")]

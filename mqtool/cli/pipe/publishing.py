@@ -25,7 +25,7 @@ from mqtool.cli.options.message_options import mandatory_with_delay
 from mqtool.cli.pipe.source import Addressing, Input, read_messages
 from mqtool.delays import original
 from mqtool.errors import MqtoolError, NotConfirmed, SomeFailed, UsageError
-from mqtool.message import Confirmation, Message, Receipt
+from mqtool.message import PERSISTENT, Confirmation, Message, Receipt
 from mqtool.spelling import quoted
 from mqtool.topology import Exchange, Queue
 
@@ -127,6 +127,7 @@ class Outgoing:
         self.is_unreceived = False
         self._counts = dict.fromkeys(Confirmation, 0)
         self._unroutable = 0
+        self._transient = 0
         self._is_one = not options.is_stream
         self._is_piped = options.is_stream and not (output.is_terminal(0) and options.file is None)
         self._is_mandatory = options.mandatory
@@ -163,6 +164,15 @@ class Outgoing:
             raise SomeFailed(f"{self._failed:,} of {_messages(self._total)} failed")
         stopping.exit_if_requested()
 
+    def tell_if_transient(self, queue: Queue) -> None:
+        """On a terminal, say if a restart of the broker would remove the messages from a durable classic queue.
+
+        Quorum queues keep all messages on disk. The property delivery_mode of single messages counts.
+        """
+        is_classic = queue.durable and queue.arguments.get("x-queue-type") == "classic"
+        if is_classic and self._total > 1 and self._transient and output.is_terminal(2):
+            output.notice(f"{self._transient:,} are not persistent: lost when the broker stops (see --persistent)")
+
     @property
     def _total(self) -> int:
         return sum(self._counts.values())
@@ -181,6 +191,7 @@ class Outgoing:
             return
         self._counts[receipt.confirmation] += 1
         if receipt.confirmation is Confirmation.CONFIRMED:
+            self._transient += receipt.message.properties.get("delivery_mode") != PERSISTENT
             if not self._is_piped or current().verbose:
                 output.status(text_of(original(receipt.message)))
             return
