@@ -148,12 +148,14 @@ class Queue:
 
     def restore(self, entry: Entry) -> None:
         """Add a message recovered from disk. Messages must be added in order of position."""
-        if entry.expires_at is not None:
-            # If the clock was ahead when the message was published, it would stay for longer than its time to live.
-            # A policy may have changed since then, so only the arguments and the message itself count.
-            declared = Options.of(self.arguments, {}, self.profile)
+        latest = entry.expires_at
+        ttl = None if latest is None else self.options.time_to_live(entry.message.properties.expiration)
+        if latest is not None and (ttl is None or latest > self.clock.now() + ttl):
+            # The clock was ahead when the message was published, or a policy has changed since. The message stays no
+            # longer than the queue's arguments and the message itself say.
+            declared = Options.of(self.arguments, profile=self.profile)
             ttl = declared.time_to_live(entry.message.properties.expiration)
-            entry.expires_at = entry.expires_at if ttl is None else min(entry.expires_at, self.clock.now() + ttl)
+            entry.expires_at = latest if ttl is None else min(latest, self.clock.now() + ttl)
         self._expiring = self._expiring or entry.expires_at is not None
         self.ledger.hold(entry)
         self.backlog.append(entry)
