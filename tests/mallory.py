@@ -210,8 +210,17 @@ def steps_before(command: str) -> st.SearchStrategy[list[Step]]:
         )
         forged = st.builds(Declared, hers, waiting | st.fixed_dictionaries({RELAY: names}))
         return steps | forged.flatmap(lambda queue: written.map(lambda each: [queue, replace(each, key=queue.name)]))
-    keys = st.sampled_from(("mallory", "mallory.dlq", "mallory.q"))
-    return steps | st.builds(lambda *each: list(each), st.builds(Published, st.just("mallory"), keys, headers))
+    if "redrive" in command:
+        key = "mallory.dlq" if "--from" not in command else "mallory"
+        origin = st.fixed_dictionaries({"x-death": deaths}) | st.fixed_dictionaries(
+            {history.REASON: st.just(history.REJECTED), history.QUEUE: names}
+        )
+        return steps | st.builds(lambda origin: [Published("mallory", key, origin)], origin)
+    if "worker" in command:
+        origin = st.fixed_dictionaries({history.EXCHANGE: names, history.ROUTING_KEY: names})
+        return steps | st.builds(lambda origin: [Published("mallory", "mallory", origin)], origin)
+    copied = st.fixed_dictionaries({}, optional={"CC": lists, "BCC": lists})
+    return steps | st.builds(lambda copied: [Published("mallory", "mallory", copied)], copied)
 
 
 #: Her permissions: each of the three on her names, or none.
