@@ -8,6 +8,7 @@ administrator then runs one command, after which all that is not hers must be as
 import base64
 import contextlib
 import json
+import re
 import urllib.error
 import urllib.request
 import uuid
@@ -212,8 +213,10 @@ def steps_before(command: str) -> st.SearchStrategy[list[Step]]:
         return steps | forged.flatmap(lambda queue: written.map(lambda each: [queue, replace(each, key=queue.name)]))
     if "redrive" in command:
         key = "mallory.dlq" if "--from" not in command else "mallory"
-        origin = st.fixed_dictionaries({"x-death": deaths}) | st.fixed_dictionaries(
-            {history.REASON: st.just(history.REJECTED), history.QUEUE: names}
+        origin = st.one_of(
+            st.sampled_from(OTHERS).map(lambda queue: {"x-death": [{"queue": queue, "reason": "rejected"}]}),
+            st.fixed_dictionaries({"x-death": deaths}),
+            st.fixed_dictionaries({history.REASON: st.just(history.REJECTED), history.QUEUE: names}),
         )
         return steps | st.builds(lambda origin: [Published("mallory", key, origin)], origin)
     if "worker" in command:
@@ -268,7 +271,14 @@ COMMANDS = (
     "mqtool worker -q mallory --idle-timeout 200ms --retries 1 --backoff 10ms --exec false",
     "mqtool doctor",
 )
-attacks = st.sampled_from(COMMANDS).flatmap(
+#: Those that read most claims are tried more often.
+likely = st.sampled_from(
+    (
+        *COMMANDS,
+        *[each for each in COMMANDS if re.search("resume --yes|redrive|delayed now|printenv", each) for _ in range(3)],
+    )
+)
+attacks = likely.flatmap(
     lambda command: st.builds(
         Attack,
         rights,
