@@ -46,7 +46,8 @@ def ui(
     """Watch messages move through the topology, in a browser.
 
     Serves a page on this machine until Ctrl-C. The printed address contains a secret: anyone who knows it can read
-    messages and change the broker. The page can change a broker only if mqtool started it, or with --allow-changes.
+    messages and change the broker. The page can change a broker only if mqtool started it, if it is
+    an embedded broker, or with --allow-changes.
 
     With the embedded broker, the page shows single messages. With RabbitMQ, it shows counts and rates, and single
     messages only with --tap or --firehose.

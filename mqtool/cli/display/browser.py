@@ -25,7 +25,7 @@ def opened(url: str) -> Iterator[None]:
     import webbrowser
 
     directory = state.home()
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    state.make(directory)
     descriptor, name = tempfile.mkstemp(".html", "page-", directory)  # with mode 0600
     path = Path(name)
     try:
