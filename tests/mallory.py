@@ -205,11 +205,17 @@ def steps_before(command: str) -> st.SearchStrategy[list[Step]]:
     if "convert" in command:
         return steps | st.builds(lambda name, plan: [Declared(name, {PLAN: plan})], hers, plans)
     if "delayed" in command:
-        fixed = {"x-message-ttl": st.just(300_000), "x-expires": st.just(300_000 + GRACE)}
         waiting = st.fixed_dictionaries(
-            {**fixed, "x-dead-letter-exchange": hers}, optional={"x-dead-letter-routing-key": names}
+            {
+                "x-message-ttl": st.just(300_000),
+                "x-expires": st.just(300_000 + GRACE),
+                "x-dead-letter-exchange": st.just("mallory"),
+                "x-dead-letter-routing-key": st.sampled_from(OTHERS),
+            }
         )
-        forged = st.builds(Declared, hers, waiting | st.fixed_dictionaries({RELAY: names}))
+        forged = st.builds(
+            Declared, st.sampled_from(("mallory.delay.5m", "mallory.exchange.delay.5m", "mallory.wait.5s")), waiting
+        ) | st.builds(Declared, hers, st.fixed_dictionaries({RELAY: names}))
         return steps | forged.flatmap(lambda queue: written.map(lambda each: [queue, replace(each, key=queue.name)]))
     if "redrive" in command:
         key = "mallory.dlq" if "--from" not in command else "mallory"
