@@ -12,7 +12,7 @@ TUTORIALS := hello-world work-queues publish-subscribe routing topics headers rp
 	amqp10-hello-world amqp10-work-queues amqp10-publish-subscribe amqp10-routing amqp10-topics amqp10-rpc \
 	incident
 
-.PHONY: setup demo demo-cluster $(TUTORIALS:%=demo-%) demo-real-log test test-all test-embedded test-rabbitmq soak lint lint-page docs bench \
+.PHONY: setup demo demo-cluster $(TUTORIALS:%=demo-%) demo-real-log test test-all test-embedded test-rabbitmq soak siege lint lint-page docs bench \
 	pictures up down clean
 .DEFAULT_GOAL := help
 
@@ -119,6 +119,9 @@ soak: .venv/installed-dev  ## random faults on queues, delays and streams, then 
 	$(BIN)/python -m tests.siege --seconds $(or $(SIEGE_SECONDS),1800) $(if $(SEED),--seed $(SEED))
 	$(BIN)/python -m tests.protocol.hostile_requests --seconds $(or $(REQUESTS_SECONDS),600) $(if $(SEED),--seed $(SEED))
 	MQTOOL_EXAMPLES=$(or $(DIRECTORIES),3000) $(BIN)/pytest -q tests/protocol/test_data_directory.py -k hostile --timeout 3600
+
+siege: .venv/installed-dev  ## for an hour, a user with few rights forges what an administrator's commands read
+	MQTOOL_EXAMPLES=$(or $(FORGERIES),9000) $(BIN)/pytest -q -s tests/cli/test_claims.py -k 'administrators and embedded' --timeout 7200
 
 pictures: .venv/installed  ## make the pictures of the README and docs/, from real runs
 	@$(BIN)/python -m demo.pictures

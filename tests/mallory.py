@@ -8,6 +8,7 @@ administrator then runs one command, after which all that is not hers must be as
 import base64
 import contextlib
 import json
+import re
 import urllib.error
 import urllib.request
 import uuid
@@ -204,14 +205,31 @@ def steps_before(command: str) -> st.SearchStrategy[list[Step]]:
     if "convert" in command:
         return steps | st.builds(lambda name, plan: [Declared(name, {PLAN: plan})], hers, plans)
     if "delayed" in command:
-        fixed = {"x-message-ttl": st.just(300_000), "x-expires": st.just(300_000 + GRACE)}
         waiting = st.fixed_dictionaries(
-            {**fixed, "x-dead-letter-exchange": hers}, optional={"x-dead-letter-routing-key": names}
+            {
+                "x-message-ttl": st.just(300_000),
+                "x-expires": st.just(300_000 + GRACE),
+                "x-dead-letter-exchange": st.just("mallory"),
+                "x-dead-letter-routing-key": st.sampled_from(OTHERS),
+            }
         )
-        forged = st.builds(Declared, hers, waiting | st.fixed_dictionaries({RELAY: names}))
+        forged = st.builds(
+            Declared, st.sampled_from(("mallory.delay.5m", "mallory.exchange.delay.5m", "mallory.wait.5s")), waiting
+        ) | st.builds(Declared, hers, st.fixed_dictionaries({RELAY: names}))
         return steps | forged.flatmap(lambda queue: written.map(lambda each: [queue, replace(each, key=queue.name)]))
-    keys = st.sampled_from(("mallory", "mallory.dlq", "mallory.q"))
-    return steps | st.builds(lambda *each: list(each), st.builds(Published, st.just("mallory"), keys, headers))
+    if "redrive" in command:
+        key = "mallory.dlq" if "--from" not in command else "mallory"
+        origin = st.one_of(
+            st.sampled_from(OTHERS).map(lambda queue: {"x-death": [{"queue": queue, "reason": "rejected"}]}),
+            st.fixed_dictionaries({"x-death": deaths}),
+            st.fixed_dictionaries({history.REASON: st.just(history.REJECTED), history.QUEUE: names}),
+        )
+        return steps | st.builds(lambda origin: [Published("mallory", key, origin)], origin)
+    if "worker" in command:
+        origin = st.fixed_dictionaries({history.EXCHANGE: names, history.ROUTING_KEY: names})
+        return steps | st.builds(lambda origin: [Published("mallory", "mallory", origin)], origin)
+    copied = st.fixed_dictionaries({}, optional={"CC": lists, "BCC": lists})
+    return steps | st.builds(lambda copied: [Published("mallory", "mallory", copied)], copied)
 
 
 #: Her permissions: each of the three on her names, or none.
@@ -259,7 +277,14 @@ COMMANDS = (
     "mqtool worker -q mallory --idle-timeout 200ms --retries 1 --backoff 10ms --exec false",
     "mqtool doctor",
 )
-attacks = st.sampled_from(COMMANDS).flatmap(
+#: Those that read most claims are tried more often.
+likely = st.sampled_from(
+    (
+        *COMMANDS,
+        *[each for each in COMMANDS if re.search("resume --yes|redrive|delayed now|printenv", each) for _ in range(3)],
+    )
+)
+attacks = likely.flatmap(
     lambda command: st.builds(
         Attack,
         rights,

@@ -140,10 +140,24 @@ def directory(name: str = DEFAULT_NAME) -> Path:
 
 
 def made_directory(name: str) -> Path:
-    """Create a broker's directory if it does not exist, and return its path."""
+    """Create a broker's directory if it does not exist, and return its path.
+
+    Raises:
+        MqtoolError: it cannot be created, for example because the home directory is read-only.
+    """
     path = directory(name)
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make(path)
     return path
+
+
+def make(path: Path) -> None:
+    """Create a directory for this user only. Raises MqtoolError if that is not possible."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise MqtoolError(
+            f"cannot create {path}: {error.strerror}", "set XDG_STATE_HOME to a directory that you can write to"
+        ) from error
 
 
 def load(name: str = DEFAULT_NAME) -> Started | None:

@@ -250,11 +250,14 @@ class Management:
 
 
 def path(*names: str) -> str:
-    """Join names into a path below /api/, escaped. Raises UsageError for "", "." and ".."."""
+    """Join names into a path below /api/, escaped. Raises UsageError for "", "." and "..", and for half a character."""
     for name in names:
         if name in ("", ".", ".."):  # clients remove these from a URL's path
             raise UsageError(f"the management API does not accept the name {name!r}", "a URL cannot contain it")
-    return "/".join(quote(name, safe="", errors="surrogateescape") for name in names)
+    try:
+        return "/".join(quote(name, safe="", errors="surrogateescape") for name in names)
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{error.object!r} cannot be a name", "half a character (a surrogate) is not UTF-8") from error
 
 
 def exchange_path(vhost: str, exchange: str, *more: str) -> str:

@@ -24,12 +24,11 @@ _ALWAYS = frozenset(
     | {f"properties.{name}" for name in ("content_type", "content_encoding", "delivery_mode", "priority", "expiration")}
     | {"properties.timestamp"}
 )
-_DEATH = ("queue", "exchange", "reason")
-#: Fields that are kept unless --field names them: names on the broker, and headers that the broker sets.
+#: Fields that are kept unless --field names them: names on the broker, and x-death, which the broker sets. Publishers
+#: can set x-first-death-queue and the like, which nobody needs beside x-death.
 _USUALLY = frozenset(
     {"exchange", "queue", "headers.x-delivery-count", "headers.x-delay", "headers.x-stream-offset"}
-    | {f"headers.x-death.{name}" for name in (*_DEATH, "count", "time")}
-    | {f"headers.x-{which}-death-{name}" for which in ("first", "last") for name in _DEATH}
+    | {f"headers.x-death.{name}" for name in ("queue", "exchange", "reason", "count", "time")}
 )
 _TOP = ("exchange", "routing_key", "queue", "headers", "properties", "body", "broker")
 _TOKEN = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*")(\s*:)?|[{}\[\]]|-?[0-9][0-9.eE+-]*')

@@ -319,7 +319,7 @@ def _of_queue(view: Json, plan: Plan, dropped: list[str]) -> Iterator[Refusal]:
     if plan.source.type == "stream":
         yield Refusal(
             "it is a stream: its messages stay when they are read",
-            f"copy what you need: {pasteable('receive-stream --offset first --json -q', name)} | mqtool send …",
+            f"copy what you need: {pasteable('receive-stream --offset first --json --queue=', name)} | mqtool send …",
         )
     if name.startswith("amq."):
         yield Refusal("names that start with 'amq.' are reserved for the broker", "clients cannot declare it anew")

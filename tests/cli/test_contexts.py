@@ -343,3 +343,18 @@ def test_the_environment_of_a_context(home: Shell) -> None:
     expected = "export AMQP_URL=amqp://ann@dev/shop\nexport MQTOOL_MANAGEMENT_URL=http://dev:8080\n"
     assert home.run("mqtool", "-C", "dev", "broker", "env").stdout == expected
     assert home.run("mqtool", "broker", "env", "-C", "dev").stdout == expected
+
+
+@pytest.mark.parametrize(
+    ("command", "variable"),
+    [
+        (("broker", "up", "--name", "nowhere"), "XDG_STATE_HOME"),
+        (("context", "add", "there", "--url", "amqp://localhost"), "XDG_CONFIG_HOME"),
+    ],
+)
+def test_a_home_that_cannot_be_written_is_named(lonely_shell: Shell, command: tuple[str, ...], variable: str) -> None:
+    """The error says which directory, and the hint which variable names another one; it is no bug in mqtool."""
+    result = lonely_shell.run("mqtool", *command, environment={variable: "/proc/home"})
+    assert "/proc/home" in result.stderr
+    assert f"hint: set {variable} to a directory that you can write to" in result.stderr
+    assert "unexpected error" not in result.stderr

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mqtool.broker.embedded import EmbeddedBroker
-from tests.brokers import TestBroker
+from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import Result, Shell
 
 pytestmark = pytest.mark.own_vhost("what an earlier test has left would be exported")
@@ -343,3 +343,14 @@ def test_doctor_reads_a_definitions_file_without_a_broker(old: Shell) -> None:
 
     assert old.run("mqtool", "doctor", "old.json").code == 2
     assert old.run("mqtool", "doctor", "-", "--upgrade", "4.3", stdin="[]").code == 65
+
+
+@on_any_broker
+@pytest.mark.parametrize("kind", ["queues", "exchanges"])
+def test_half_a_character_in_a_name_is_not_imported(admin: Shell, kind: str) -> None:
+    """`definitions import` warns of it, goes on, and exits with 3: JSON can contain a surrogate, but UTF-8 cannot."""
+    each = {"name": "\ud800", "type": "direct", "durable": True, "auto_delete": False, "arguments": {}}
+    (admin.directory / "bad.json").write_text(json.dumps({kind: [each]}))
+    result = admin.run("mqtool", "definitions", "import", "bad.json", "--yes")
+    assert "unexpected error" not in result.stderr
+    assert (result.code, "'\\ud800' cannot be a name" in result.stderr) == (3, True), result.stderr

@@ -458,3 +458,36 @@ def test_a_recording_plays_without_mqtool(shell: Shell, chromium: Any) -> None:
     recorded.until(lambda: recorded.dots() == [("ready", "q:jobs")], "the one that was there before")
     assert recorded.ask("return performance.getEntriesByType('resource').length") == 0
     assert recorded.complaints() == []
+
+
+@on_any_broker
+@pytest.mark.parametrize("command", [("ui",), ("tutorial", "run", "hello-world", "--ui")])
+def test_the_secret_is_not_on_the_command_line_of_the_browser(shell: Shell, command: tuple[str, ...]) -> None:
+    """--open starts the browser with a file that only the user can read; it leads to the page, and is deleted later."""
+    browser = shell.directory / "browser"
+    browser.write_text('#!/bin/sh\necho "$1" > argument; p=${1#file://}; stat -c %a "$p" > mode; cat "$p" > seen\n')
+    browser.chmod(0o755)
+    shell.environment["BROWSER"] = f"{browser} %s"
+
+    running = shell.start("mqtool", *command, "--open", ready=False).wait_for_stdout("#")
+    address = running.stdout.split()[0]
+    seen = shell.directory / "seen"
+    wait_until(lambda: seen.exists() and address in seen.read_text(), "the browser")
+
+    argument = (shell.directory / "argument").read_text().strip()
+    assert address.partition("#")[2] not in argument
+    assert (shell.directory / "mode").read_text() == "600\n"
+    running.interrupt().wait()
+    assert not Path(argument.removeprefix("file://")).exists()
+
+
+@on_any_broker
+def test_a_recording_of_the_page_replaces_no_file(shell: Shell) -> None:
+    """--record refuses a file that exists. Only the user can read the one that it creates, because it has messages."""
+    kept = shell.directory / "kept.html"
+    kept.write_text("mine")
+    refused = shell.run("mqtool", "ui", "--record", "kept.html")
+    assert (refused.code, "kept.html already exists" in refused.stderr) == (2, True), refused.stderr
+    assert kept.read_text() == "mine"
+    shell.start("mqtool", "ui", "--record", "new.html", ready=False).wait_for_stdout("#").interrupt().wait()
+    assert (shell.directory / "new.html").stat().st_mode & 0o777 == 0o600

@@ -61,6 +61,42 @@ def test_topic_permissions(
     connection.channel().queue_bind("q", "amq.topic", "#")
 
 
+@pytest.mark.parametrize("header", ["CC", "BCC"])
+def test_topic_permissions_apply_to_copies_since_4_0(
+    connect: Callable[..., pika.BlockingConnection],
+    api: Api,
+    amqp_url: str,
+    ann: str,
+    vhost: str,
+    broker: TestBroker,
+    header: str,
+) -> None:
+    """RabbitMQ 3.10 checks only the routing key of a message; from 4.0.3 on, those in CC and BCC as well."""
+    api("PUT", f"users/{ann}", {"password": "secret", "tags": "management"})
+    api("PUT", f"permissions/{vhost}/{ann}", {"configure": ".*", "write": ".*", "read": ".*"})
+    api("PUT", f"topic-permissions/{vhost}/{ann}", {"exchange": "amq.topic", "write": "^ann", "read": ".*"})
+    connection = connect(amqp_url.replace("guest:guest", f"{ann}:secret"))
+    channel = connection.channel()
+    channel.queue_declare("bobs")
+    channel.queue_bind("bobs", "amq.topic", "bob.#")
+    channel.confirm_delivery()
+    message = {"properties": {}, "routing_key": "ann.news", "payload": "x", "payload_encoding": "string"}
+    for keys in (["ann.too"], ["ann.too", "bob.news"]):
+        refuses = len(keys) == 2 and broker.differs_since("4.0", "it checks every routing key")
+        properties = {"headers": {header: keys}}
+        posted = api(
+            "POST", f"exchanges/{vhost}/amq.topic/publish", {**message, "properties": properties}, ann, "secret"
+        )
+        assert (posted[0], "access to topic 'bob.news'" in str(posted[1])) == ((400, True) if refuses else (200, False))
+        if refuses:
+            with pytest.raises(ChannelClosedByBroker, match=r"access to topic .bob\.news."):
+                channel.basic_publish("amq.topic", "ann.news", b"", pika.BasicProperties(**properties))
+        else:
+            channel.basic_publish("amq.topic", "ann.news", b"", pika.BasicProperties(**properties))
+    arrived = connection.channel().queue_declare("bobs", passive=True).method.message_count
+    assert arrived == (0 if broker.differs_since("4.0", "it checks every routing key") else 2)
+
+
 def test_a_vhost_that_is_not_there(connect: Callable[..., pika.BlockingConnection], amqp_url: str, vhost: str) -> None:
     """530."""
     with pytest.raises(ProbableAccessDeniedError) as refused:

@@ -204,3 +204,11 @@ def test_a_bad_line_is_bad_data(bad: bytes) -> None:
     """And not a traceback."""
     with pytest.raises(BadData):
         Scrubber(PSEUDONYMS).line(bad, "line 1")
+
+
+def test_headers_that_repeat_x_death_are_replaced() -> None:
+    """A publisher can write anything into x-first-death-queue and the like, so scrub keeps none of them."""
+    headers = {f"x-{which}-death-{what}": "Secret1" for which in ("first", "last") for what in ("queue", "reason")}
+    line = scrubbed({"version": 1, "body": "", "headers": headers})
+    assert "Secret1" not in json.dumps(line)
+    assert line["headers"].keys() == headers.keys()

@@ -185,8 +185,14 @@ def _write(text: str, names: set[str], in_use: str | None) -> None:
 
 def _draft(path: Path, text: str) -> Path:
     """Write text to a temporary file in the directory of `path`. The caller renames that file to `path`."""
-    path.parent.mkdir(0o700, parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(".toml", "new-", path.parent)  # 0600
+    try:
+        path.parent.mkdir(0o700, parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(".toml", "new-", path.parent)  # 0600
+    except OSError as error:
+        raise MqtoolError(
+            f"cannot write to {path.parent}: {error.strerror}",
+            "set XDG_CONFIG_HOME to a directory that you can write to",
+        ) from error
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

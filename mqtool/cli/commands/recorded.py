@@ -201,7 +201,9 @@ class Changing(OptionGroup):
                     "--to-queue cannot be combined with --to-exchange or --to-key", "a queue needs neither of them"
                 )
             exchange, key = "", self.to_queue
-        return Changes(exchange, key, self.drop_header or (), dict(self.set_header or ()))
+        # In the default exchange, a message's CC and BCC would name more queues.
+        copies = ("CC", "BCC") if exchange == "" else ()
+        return Changes(exchange, key, (*copies, *(self.drop_header or ())), dict(self.set_header or ()))
 
 
 @recording.command(

@@ -1,6 +1,7 @@
 """mqtool ui."""
 
 import functools
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -15,6 +16,7 @@ from mqtool.cli.access import MANAGEMENT_VARIABLE, Access
 from mqtool.cli.chosen_broker import is_same_node
 from mqtool.cli.command_line import Option
 from mqtool.cli.display import output
+from mqtool.cli.display.browser import opened
 from mqtool.cli.options import Commands, ManagedBroker, ask
 from mqtool.errors import AccessRefused, NotFound, UsageError
 
@@ -44,7 +46,8 @@ def ui(
     """Watch messages move through the topology, in a browser.
 
     Serves a page on this machine until Ctrl-C. The printed address contains a secret: anyone who knows it can read
-    messages and change the broker. The page can change a broker only if mqtool started it, or with --allow-changes.
+    messages and change the broker. The page can change a broker only if mqtool started it, if it is
+    an embedded broker, or with --allow-changes.
 
     With the embedded broker, the page shows single messages. With RabbitMQ, it shows counts and rates, and single
     messages only with --tap or --firehose.
@@ -60,7 +63,7 @@ def ui(
     from mqtool.ui.records import records
 
     if record is not None:
-        _write(record, b"")
+        _create(record)
     ending = ExitStack()
     taps: set[Tap] = set()
 
@@ -81,10 +84,7 @@ def ui(
     with stopping.calling(stop.set):
         output.show(server.url)
         if open_page:
-            import webbrowser
-
-            if not webbrowser.open(server.url):
-                output.notice("no browser was found; open the address yourself")
+            ending.enter_context(opened(server.url))
         if record is not None:
             _record(record, start, stop)
         while not stop.wait(1.0):
@@ -146,6 +146,16 @@ def _record(path: Path, start: "Callable[[], Iterator[Json]]", stop: threading.E
             break
     _write(path, single_file(kept))
     output.status(f"{sum(each['kind'] == 'event' for each in kept):,} events written to {path}")
+
+
+def _create(path: Path) -> None:
+    """Create the file that will contain messages. Only this user can read it."""
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError as error:
+        raise UsageError(f"{path} already exists", "name another file, or delete this one") from error
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _write(path: Path, page: bytes) -> None:

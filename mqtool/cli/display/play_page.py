@@ -7,10 +7,11 @@ so it can show an earlier scene again.
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 from mqtool.cli.display import output
+from mqtool.cli.display.browser import opened
 from mqtool.errors import MqtoolError
 from mqtool.stage.terminal import Chart, QueueDepth
 from mqtool.ui.page_server import Json, PageServer
@@ -123,6 +124,7 @@ class PlayPage:
         answers = {"/play": self._asked, "/actions": lambda _: iter(())}
         self._server = PageServer(self._recording.follow, port, answers)
         self._open_page = open_page
+        self._ending = ExitStack()
         self._said = self._continued = 0
         self._pauses = not self._is_drill
         self._wanted: str | None = None
@@ -135,19 +137,18 @@ class PlayPage:
         """Print the page's address, and wait until somebody opens the page."""
         output.show(self._server.url)
         if self._open_page:
-            import webbrowser
-
-            if not webbrowser.open(self._server.url):
-                output.notice("no browser was found; open the address yourself")
+            self._ending.enter_context(opened(self._server.url))
         output.status("Open this address in a browser to start. Press Ctrl-C to quit.")
         try:
             self._wait(lambda: self._recording.pages > 0, says_so=False)
         except BaseException:
+            self._ending.close()
             self._server.close()
             raise
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._ending.close()
         self._recording.complete()
         self._server.close()
 

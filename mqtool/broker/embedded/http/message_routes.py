@@ -104,6 +104,10 @@ def publish(call: Call, vhost_name: str, name: str) -> Json:
         raise bad_request("routing_key is longer than 255 bytes") from error
     message = Message(address, ContentHeader.of(properties, len(payload)), payload)
     check_message(message, exchange, vhost.name, call.user)
+    try:
+        rights.check_copies(exchange, message.headers)
+    except AmqpException as error:
+        raise bad_request(f"{error.code} {error.text}") from error
     exchange.published_in += 1
     routing = vhost.route(exchange, message)
     publication = vhost.enqueue(routing) if broker.hooks is None else broker.hooks.enqueue(vhost, routing)

@@ -42,6 +42,7 @@ class Profile(NamedTuple):
         oldest_queue_version: the lowest `x-queue-version` accepted.
         unknown_type_closes: what is closed if a client declares an exchange of unknown type: `channel` or `connection`.
         names_access: True if an error names the permission that is missing: configure, write or read.
+        checks_copies: True if topic permissions also apply to the routing keys in CC and BCC (from RabbitMQ 4.0.3 on).
         passive_configures: True if a passive declaration needs the configure permission.
         trusts_deaths: True if dead-lettering keeps an `x-death` header sent by a client. If not, the header is
             replaced, and `x-last-death-…` headers are added.
@@ -83,6 +84,7 @@ class Profile(NamedTuple):
     oldest_queue_version: int = 1
     unknown_type_closes: Literal["channel", "connection"] = "connection"
     names_access: bool = False
+    checks_copies: bool = False
     passive_configures: bool = False
     trusts_deaths: bool = True
     global_prefetch: bool = True
@@ -115,6 +117,7 @@ _4_0 = Profile(
     lists_type=True,
     unknown_type_closes="channel",
     names_access=True,
+    checks_copies=True,
     trusts_deaths=False,
     strict_numbers=True,
     streams_take_nacks=True,

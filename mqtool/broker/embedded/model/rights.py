@@ -1,6 +1,7 @@
 """The permissions of a user in a virtual host, for all protocols."""
 
 from mqtool.broker.embedded.model.amqp_errors import ChannelException, access_refused
+from mqtool.broker.embedded.model.amqp_message import carbon_copies
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.exchange import Exchange
 from mqtool.codecs.field_tables import Table, Value
@@ -49,6 +50,12 @@ class Rights:
         permissions = user.topic_permissions.get((self._vhost, exchange.name))
         if permissions is not None and not permissions.allow(what, key, self._user, self._vhost):
             raise self._refused(what, f"topic '{key}' in exchange '{exchange.name}'")
+
+    def check_copies(self, exchange: Exchange, headers: Table) -> None:
+        """Check the routing keys in CC and BCC like that of the message, if this version of RabbitMQ does so."""
+        if self._broker.profile.checks_copies and ("CC" in headers or "BCC" in headers):
+            for key in carbon_copies(headers):
+                self.check_topic("write", exchange, key)
 
     def check_queue_declaration(self, name: str, arguments: Table, *, exists: bool) -> None:
         """Check that the user may declare a queue.

@@ -84,6 +84,8 @@ def _checked_routing(channel: Channel, message: Message) -> Routing | None:
     if session.rights.has_topics:
         session.rights.check_topic("write", exchange, message.routing_key)
     check_message(message, exchange, channel.vhost.name, session.user)
+    if session.rights.has_topics:
+        session.rights.check_copies(exchange, message.headers)
     if message.properties.reply_to == DIRECT_REPLY_TO:
         if channel.replies is None:
             raise precondition_failed("fast reply consumer does not exist")

@@ -1,0 +1,30 @@
+"""What somebody has claimed cannot be used without a proof."""
+
+from mypy import api
+
+from mqtool.claims import Claimed
+
+OPTIONS = ("--config-file=", "--strict", "--follow-imports=silent")
+USE = """
+from mqtool.claims import Claimed
+from mqtool.message import Message
+
+def publish(key: Claimed[str]) -> Message:
+    return Message(b"", {}, "")
+"""
+
+
+def test_a_claim_is_returned_only_if_it_is_proven() -> None:
+    """The proof gets the value; without a proof, the caller gets None."""
+    claim = Claimed("payroll")
+    assert claim.proven(lambda queue: queue == "payroll") == "payroll"
+    assert claim.proven(lambda _: False) is None
+    assert claim.shown() == "payroll"
+
+
+def test_mypy_refuses_a_claim_as_a_routing_key() -> None:
+    """A message for a claimed queue is an error of types, until the claim has been proven."""
+    refused, _, code = api.run([*OPTIONS, "-c", USE.format("key")])
+    assert code == 1
+    assert 'incompatible type "Claimed[str]"; expected "str | None"' in refused
+    assert api.run([*OPTIONS, "-c", USE.format("key.proven(lambda name: name == 'jobs')")])[2] == 0
