@@ -213,6 +213,8 @@ class Channel(ChannelListener):
         position = StreamPosition(receiving.offset) if is_stream else None
         consumer = Consumer(self.reopening, queue, receiving, policy, position, on_end=self._forget)
         self._consumers.append(consumer)
+        if self.stopping:  # a signal arrived before there was a consumer to stop
+            consumer.stop()
         self.reopening.listen(consumer)
         try:
             consumer.start()

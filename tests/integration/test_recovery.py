@@ -15,7 +15,7 @@ from mqtool.errors import MqtoolError, Unavailable
 from mqtool.message import Confirmation, Message
 from mqtool.topology import PRIVATE_QUEUE, Exchange, Queue
 from mqtool.tutorials import rpc
-from tests.brokers import TestBroker
+from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import wait_until
 from tests.proxy import Proxy
 
@@ -202,6 +202,14 @@ def test_an_rpc_client_whose_connection_is_lost_gets_its_replies(
         assert server.result(30) >= 2
 
     assert {number: reply.body for number, reply in replies.items()} == {0: b"A", 1: b"B"}
+
+
+@on_any_broker
+def test_a_consumer_that_is_started_after_a_signal_ends(channel: Channel) -> None:
+    """Ctrl-C may arrive while the queue is still being declared: `receive` must not wait for messages then."""
+    queue = channel.declare(Queue("q", durable=True))
+    channel.stop()
+    assert list(channel.consume(queue, Receiving(timeout=30))) == []
 
 
 def test_a_line_that_breaks_while_we_log_in_is_no_refusal(proxy: Proxy, channel: Channel, notices: list[str]) -> None:
