@@ -38,6 +38,10 @@ LOW_ON_MEMORY, LOW_ON_DISK = "low on memory", "low on disk"
 #: The interval at which the connection that holds the most memory is closed, during a memory alarm caused by clients.
 _CLOSE_LARGEST_MILLISECONDS = 5000
 
+#: A connection may make the broker hold a quarter of the memory limit, but at least this many bytes: twice the largest
+#: message.
+_LEAST_CONNECTION_LIMIT = 256 * 1024 * 1024
+
 # A memory alarm ends at this fraction of the limit, so that single messages do not keep switching it on and off.
 _ALARM_CLEARED = 0.8
 
@@ -54,7 +58,7 @@ class Client(Protocol):
 
     @property
     def held_bytes(self) -> int:
-        """The bytes of memory held for the client: unsent output, incomplete messages and open transactions."""
+        """The bytes of memory held for the client, such as unsent output and incomplete messages."""
 
     @property
     def is_open(self) -> bool:
@@ -90,6 +94,7 @@ class Broker:
         profile: the version of RabbitMQ that the broker behaves like.
 
     Attributes:
+        connection_limit: close a connection that the broker holds more bytes than this for.
         alarms: the reason sent to publishers for each active alarm, such as LOW_ON_DISK, by the alarm's name.
         global_parameters: JSON texts stored by clients, by name.
         reply_consumers: the channels that wait for direct replies, by token.
@@ -114,6 +119,7 @@ class Broker:
         self.ledger = ledger
         self._clients = [clients]
         self.memory_limit = default_memory_limit() if memory_limit is None else memory_limit
+        self.connection_limit = min(self.memory_limit, max(self.memory_limit // 4, _LEAST_CONNECTION_LIMIT))
         self.disk_free_limit = disk_free_limit
         self.consumer_timeout = consumer_timeout
         self.vhosts: dict[str, VirtualHost] = {}
