@@ -91,7 +91,9 @@ class Delivery:
         if len(changed.header.raw) > _LONGEST_HEADER:
             wrong = f"the headers of a message would have more than {_LONGEST_HEADER} bytes"
             raise SessionError(LIMIT_EXCEEDED, wrong)
-        self.queue.ledger.replace(self.entry, changed)
+        self.queue.ledger.set_aside(self.entry)
+        self.entry.message = changed
+        self.queue.ledger.hold(self.entry)
 
 
 def check_outcome(state: Any) -> None:

@@ -223,7 +223,7 @@ class Ledger:
         return Entry(message, position, expires_at)
 
     def hold(self, entry: Entry) -> None:
-        """Count the memory of a message that was read from disk when the broker started."""
+        """Count the memory of a message that was read from disk when the broker started, or that has been changed."""
         self._hold(of_message(entry.message))
 
     def drop(self, entry: Entry) -> None:
@@ -233,13 +233,8 @@ class Ledger:
             self.removed(entry.row)
         self.when_changed(self.held_bytes)
 
-    def replace(self, entry: Entry, message: Message) -> None:
-        """Put a changed message in the place of the one in a queue."""
-        self._hold(of_message(message) - of_message(entry.message))
-        entry.message = message
-
     def set_aside(self, entry: Entry) -> None:
-        """Stop counting the memory of a message that cannot be processed. It is kept on disk for the next start."""
+        """Stop counting the memory of a message, and keep any copy of it on disk: it cannot be processed, or will change."""
         self._hold(-of_message(entry.message))
 
     def drop_paged_out(self, row: int) -> None:
