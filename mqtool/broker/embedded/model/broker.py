@@ -131,6 +131,7 @@ class Broker:
         self.alarms: dict[str, str] = {}
         self.held_for_clients = 0
         self._closing: Timer | None = None
+        self._limiting: Timer | None = None
         self.permissions_version = 0
         self.loopback_users = {DEFAULT_USER}
         self.hooks: Hooks | None = None
@@ -244,6 +245,16 @@ class Broker:
         self.held_for_clients += by
         self.ledger.held_bytes += by
         self._check_memory(self.ledger.held_bytes)
+        if by > 0 and self.held_for_clients > self.connection_limit and self._limiting is None:
+            self._limiting = self.clock.call_later(0, self._close_too_large)
+
+    def _close_too_large(self) -> None:
+        """Close each connection that the broker holds too many bytes for."""
+        self._limiting = None
+        for client in self.clients():
+            if client.is_open and client.held_bytes > self.connection_limit:
+                held = f"{client.held_bytes} bytes are held for this connection"
+                client.force_close(f"{held}, which is more than {self.connection_limit}")
 
     def _close_largest_client(self) -> None:
         """Close the connection that holds the most memory, unless messages in queues cause the memory alarm.

@@ -234,7 +234,7 @@ class Ledger:
         self.when_changed(self.held_bytes)
 
     def set_aside(self, entry: Entry) -> None:
-        """Stop counting the memory of a message, and keep any copy of it on disk: it cannot be processed, or will change."""
+        """Stop counting the memory of a message, but keep any copy on disk. It cannot be processed, or changes."""
         self._hold(-of_message(entry.message))
 
     def drop_paged_out(self, row: int) -> None:

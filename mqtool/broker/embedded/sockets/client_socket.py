@@ -309,30 +309,15 @@ class ClientSocket(PacedSocket):
     def shut(self) -> None:
         """Release everything that belongs to the connection, such as channels and consumers."""
 
-    @abstractmethod
-    def force_close(self, reason: str) -> None:
-        """Close the connection on behalf of an operator, or because of a limit."""
-
     @property
     def unsettled_count(self) -> int:
         """The number of unacknowledged deliveries, which count towards `held_bytes`."""
         return 0
 
     def add_held_bytes(self, count: int) -> None:
-        """Add `count`, negative for freed memory, to `held_bytes` and to the bytes that the memory limit applies to.
-
-        A connection that exceeds the limit for one connection is closed once the current event has been handled.
-        """
-        was_too_much = self.held_bytes > self.broker.connection_limit
+        """Add `count`, negative for freed memory, to `held_bytes` and to the bytes that the limits apply to."""
         self.held_bytes += count
         self.broker.hold_for_client(count)
-        if self.held_bytes > self.broker.connection_limit and not was_too_much:
-            self._loop.call_soon(self._close_too_large)
-
-    def _close_too_large(self) -> None:
-        held, limit = self.held_bytes, self.broker.connection_limit
-        if held > limit and self.is_open:
-            self.force_close(f"{held} bytes are held for this connection, which is more than {limit}")
 
     def count_held(self) -> None:
         if (count := self.unsettled_count) != self._counted_deliveries:
