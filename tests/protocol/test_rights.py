@@ -1,8 +1,11 @@
-"""The rights that each operation needs, by AMQP, by the management API and by the stream protocol.
+"""The rights that each operation needs, by AMQP 0-9-1, AMQP 1.0, the management API and the stream protocol.
 
-The matrix is generated: an operation is allowed with exactly the rights that it needs, and refused when one is missing.
+MATRIX has a row for each operation: the rights that it needs, and how a client performs it with each protocol that has
+it. The cases are generated: an operation is allowed with exactly the rights that it needs, and refused when one of them
+is missing. TOPICS and TAGS are the rows of topic permissions and of users' tags.
 """
 
+import contextlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -13,7 +16,12 @@ import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import ChannelClosedByBroker
 
+from mqtool.broker.embedded import EmbeddedBroker
+from mqtool.codecs.amqp10_message import Amqp10Message, BareProperties, data_section, value_section
+from mqtool.codecs.amqp10_values import Symbol, ULong
+from tests.brokers import TestBroker
 from tests.protocol.conftest import Api
+from tests.protocol.raw_amqp10 import ATTACH, DISPOSITION, FLOW, RECEIVER, SENDER, SETTLED, TRANSFER, RawAmqp10
 from tests.protocol.raw_stream import DELETE, Opener, RawStream, string
 
 Need = tuple[str, str]
@@ -24,16 +32,13 @@ TO_DEFAULT = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "q"}
 WITH_ALTERNATE = {"alternate-exchange": "other"}
 
 
-class Operation(NamedTuple):
-    """An operation by one protocol, and the rights that it needs."""
-
-    name: str
-    needs: list[Need]
-    do: Callable[[Any], object]
-
-
 def read_all(channel: BlockingChannel, queue: str) -> None:
     channel.basic_consume(queue, lambda *_: None)
+
+
+def read_stream(channel: BlockingChannel) -> None:
+    channel.basic_qos(prefetch_count=1)
+    read_all(channel, "s")
 
 
 def publish(channel: BlockingChannel, exchange: str) -> None:
@@ -42,40 +47,50 @@ def publish(channel: BlockingChannel, exchange: str) -> None:
     channel.basic_publish(exchange, "nowhere", b"x")
 
 
-AMQP = [
-    Operation("declare a queue", [("configure", "new")], lambda c: c.queue_declare("new")),
-    Operation(
-        "declare a queue with a dead-letter exchange",
-        [("configure", "new"), ("read", "new"), ("write", "other")],
-        lambda c: c.queue_declare("new", arguments=WITH_DEAD_LETTERS),
-    ),
-    Operation(
-        "declare a queue that dead-letters to the default exchange",
-        [("configure", "new"), ("read", "new"), ("write", "amq.default")],
-        lambda c: c.queue_declare("new", arguments=TO_DEFAULT),
-    ),
-    Operation(
-        "declare the same again",
-        [("configure", "q2")],
-        lambda c: c.queue_declare("q2", durable=True, arguments=WITH_DEAD_LETTERS),
-    ),
-    Operation("delete a queue", [("configure", "q")], lambda c: c.queue_delete("q")),
-    Operation("purge", [("read", "q")], lambda c: c.queue_purge("q")),
-    Operation("get", [("read", "q")], lambda c: c.basic_get("q")),
-    Operation("consume", [("read", "q")], lambda c: read_all(c, "q")),
-    Operation("bind", [("write", "q"), ("read", "x")], lambda c: c.queue_bind("q", "x", "k")),
-    Operation("unbind", [("write", "q"), ("read", "x")], lambda c: c.queue_unbind("q", "x", "bound")),
-    Operation("declare an exchange", [("configure", "new")], lambda c: c.exchange_declare("new")),
-    Operation(
-        "declare an exchange with an alternate",
-        [("configure", "new"), ("read", "new"), ("write", "other")],
-        lambda c: c.exchange_declare("new", arguments=WITH_ALTERNATE),
-    ),
-    Operation("delete an exchange", [("configure", "x")], lambda c: c.exchange_delete("x")),
-    Operation("bind exchanges", [("write", "x2"), ("read", "x")], lambda c: c.exchange_bind("x2", "x", "k")),
-    Operation("publish", [("write", "x")], lambda c: publish(c, "x")),
-    Operation("publish to the default exchange", [("write", "amq.default")], lambda c: publish(c, "")),
-]
+def request(client: RawAmqp10, method: str, target: str, body: Any = None) -> str:
+    """Send a request to the management node; return the status, or the condition of the error that ends the session."""
+    paired = (None, None, None, {Symbol("paired"): True})
+    client.attach(SENDER, "/management", handle=0, name="pair", mode=SETTLED, rest=paired)
+    client.expect(ATTACH)
+    client.expect(FLOW)
+    client.attach(RECEIVER, "/management", handle=1, name="pair", mode=SETTLED, rest=paired)
+    client.expect(ATTACH)
+    client.flow(1, 10)
+    properties = BareProperties(message_id=ULong(1), to=target, subject=method, reply_to="$me")
+    client.publish(0, Amqp10Message(properties=properties, body=value_section(body)).encode(), settled=True)
+    answer = client.receive()
+    return str(answer.message.properties.subject) if answer.code == TRANSFER else str((answer.error or ("",))[0])
+
+
+def managed(method: str, target: str, body: Any = None) -> Callable[[RawAmqp10], str]:
+    """An operation of the management node."""
+    return lambda client: request(client, method, target, body)
+
+
+def attached(role: bool, address: str) -> Callable[[RawAmqp10], str]:
+    """The attachment of a link; "attached", or the condition of the error that ends the session."""
+
+    def attach(client: RawAmqp10) -> str:
+        client.attach(role, address)
+        answer = client.receive()
+        return "attached" if answer.code == ATTACH else str((answer.error or ("",))[0])
+
+    return attach
+
+
+def addressed(to: str, **annotations: Any) -> Callable[[RawAmqp10], str]:
+    """A message with an address of its own: "published", or the condition of the error that ends the session."""
+
+    def publish(client: RawAmqp10) -> str:
+        client.attach_sender(None)
+        named = {Symbol(name.replace("_", "-")): value for name, value in annotations.items()}
+        properties = BareProperties(to=to)
+        sent = Amqp10Message(message_annotations=named, properties=properties, body=data_section(b"x"))
+        client.publish(0, sent.encode())
+        answer = client.receive()
+        return "published" if answer.code == DISPOSITION else str((answer.error or ("",))[0])
+
+    return publish
 
 
 class Asked(NamedTuple):
@@ -89,36 +104,155 @@ class Asked(NamedTuple):
 MESSAGE = {"properties": {}, "routing_key": "nowhere", "payload": "x", "payload_encoding": "string"}
 GET = {"ackmode": "ack_requeue_true", "count": 1, "encoding": "auto"}
 
-HTTP: list[tuple[str, Asked]] = [
-    ("declare a queue", Asked("PUT", "queues/VHOST/new", {})),
-    ("declare a queue with a dead-letter exchange", Asked("PUT", "queues/VHOST/new", {"arguments": WITH_DEAD_LETTERS})),
-    (
-        "declare a queue that dead-letters to the default exchange",
-        Asked("PUT", "queues/VHOST/new", {"arguments": TO_DEFAULT}),
+NEW_BINDING = {"source": "x", "binding_key": "k", "arguments": {}}
+
+
+class Row(NamedTuple):
+    """An operation, the rights that it needs, and how a client performs it with each protocol; None if it cannot.
+
+    Attributes:
+        channel: with AMQP 0-9-1; raises ChannelClosedByBroker if it is refused.
+        links: with AMQP 1.0; returns the condition `amqp:unauthorized-access` if it is refused.
+        http: with the management API.
+        stream: with the stream protocol; returns the response code, which is 1 if it is allowed.
+    """
+
+    name: str
+    needs: list[Need]
+    channel: Callable[[BlockingChannel], object] | None = None
+    links: Callable[[RawAmqp10], str] | None = None
+    http: Asked | None = None
+    stream: Callable[[RawStream], int] | None = None
+
+
+MATRIX = [
+    Row(
+        "declare a queue",
+        [("configure", "new")],
+        lambda c: c.queue_declare("new", durable=True),
+        managed("PUT", "/queues/new", {}),
+        Asked("PUT", "queues/VHOST/new", {"durable": True}),
+        lambda c: c.create("new"),
     ),
-    ("declare the same again", Asked("PUT", "queues/VHOST/q2", {"durable": True, "arguments": WITH_DEAD_LETTERS})),
-    ("delete a queue", Asked("DELETE", "queues/VHOST/q")),
-    ("purge", Asked("DELETE", "queues/VHOST/q/contents")),
-    ("get", Asked("POST", "queues/VHOST/q/get", GET)),
-    ("bind", Asked("POST", "bindings/VHOST/e/x/q/q", {"routing_key": "k"})),
-    ("unbind", Asked("DELETE", "bindings/VHOST/e/x/q/q/bound")),
-    ("declare an exchange", Asked("PUT", "exchanges/VHOST/new", {"type": "direct"})),
-    (
+    Row(
+        "declare a queue with a dead-letter exchange",
+        [("configure", "new"), ("read", "new"), ("write", "other")],
+        lambda c: c.queue_declare("new", durable=True, arguments=WITH_DEAD_LETTERS),
+        managed("PUT", "/queues/new", {"arguments": WITH_DEAD_LETTERS}),
+        Asked("PUT", "queues/VHOST/new", {"durable": True, "arguments": WITH_DEAD_LETTERS}),
+    ),
+    Row(
+        "declare a queue that dead-letters to the default exchange",
+        [("configure", "new"), ("read", "new"), ("write", "amq.default")],
+        lambda c: c.queue_declare("new", durable=True, arguments=TO_DEFAULT),
+        managed("PUT", "/queues/new", {"arguments": TO_DEFAULT}),
+        Asked("PUT", "queues/VHOST/new", {"durable": True, "arguments": TO_DEFAULT}),
+    ),
+    Row(
+        "declare the same again",
+        [("configure", "q2")],
+        lambda c: c.queue_declare("q2", durable=True, arguments=WITH_DEAD_LETTERS),
+        managed("PUT", "/queues/q2", {"arguments": WITH_DEAD_LETTERS}),
+        Asked("PUT", "queues/VHOST/q2", {"durable": True, "arguments": WITH_DEAD_LETTERS}),
+    ),
+    Row(
+        "delete a queue",
+        [("configure", "q")],
+        lambda c: c.queue_delete("q"),
+        managed("DELETE", "/queues/q"),
+        Asked("DELETE", "queues/VHOST/q"),
+    ),
+    Row(
+        "delete a stream",
+        [("configure", "s")],
+        lambda c: c.queue_delete("s"),
+        managed("DELETE", "/queues/s"),
+        Asked("DELETE", "queues/VHOST/s"),
+        lambda c: c.request(DELETE, string("s")).code,
+    ),
+    Row(
+        "purge",
+        [("read", "q")],
+        lambda c: c.queue_purge("q"),
+        managed("DELETE", "/queues/q/messages"),
+        Asked("DELETE", "queues/VHOST/q/contents"),
+    ),
+    Row("get", [("read", "q")], lambda c: c.basic_get("q"), None, Asked("POST", "queues/VHOST/q/get", GET)),
+    Row("consume", [("read", "q")], lambda c: read_all(c, "q"), attached(RECEIVER, "/queues/q")),
+    Row(
+        "read a stream",
+        [("read", "s")],
+        read_stream,
+        attached(RECEIVER, "/queues/s"),
+        None,
+        lambda c: c.subscribe(1, "s"),
+    ),
+    Row(
+        "bind",
+        [("write", "q"), ("read", "x")],
+        lambda c: c.queue_bind("q", "x", "k"),
+        managed("POST", "/bindings", {**NEW_BINDING, "destination_queue": "q"}),
+        Asked("POST", "bindings/VHOST/e/x/q/q", {"routing_key": "k"}),
+    ),
+    Row(
+        "unbind",
+        [("write", "q"), ("read", "x")],
+        lambda c: c.queue_unbind("q", "x", "bound"),
+        managed("DELETE", "/bindings/src=x;dstq=q;key=bound;args="),
+        Asked("DELETE", "bindings/VHOST/e/x/q/q/bound"),
+    ),
+    Row(
+        "declare an exchange",
+        [("configure", "new")],
+        lambda c: c.exchange_declare("new"),
+        managed("PUT", "/exchanges/new", {}),
+        Asked("PUT", "exchanges/VHOST/new", {"type": "direct"}),
+    ),
+    Row(
         "declare an exchange with an alternate",
+        [("configure", "new"), ("read", "new"), ("write", "other")],
+        lambda c: c.exchange_declare("new", arguments=WITH_ALTERNATE),
+        managed("PUT", "/exchanges/new", {"arguments": WITH_ALTERNATE}),
         Asked("PUT", "exchanges/VHOST/new", {"type": "direct", "arguments": WITH_ALTERNATE}),
     ),
-    ("delete an exchange", Asked("DELETE", "exchanges/VHOST/x")),
-    ("bind exchanges", Asked("POST", "bindings/VHOST/e/x/e/x2", {"routing_key": "k"})),
-    ("publish", Asked("POST", "exchanges/VHOST/x/publish", MESSAGE)),
-    ("publish to the default exchange", Asked("POST", "exchanges/VHOST/amq.default/publish", MESSAGE)),
+    Row(
+        "delete an exchange",
+        [("configure", "x")],
+        lambda c: c.exchange_delete("x"),
+        managed("DELETE", "/exchanges/x"),
+        Asked("DELETE", "exchanges/VHOST/x"),
+    ),
+    Row(
+        "bind exchanges",
+        [("write", "x2"), ("read", "x")],
+        lambda c: c.exchange_bind("x2", "x", "k"),
+        managed("POST", "/bindings", {**NEW_BINDING, "destination_exchange": "x2"}),
+        Asked("POST", "bindings/VHOST/e/x/e/x2", {"routing_key": "k"}),
+    ),
+    Row(
+        "publish",
+        [("write", "x")],
+        lambda c: publish(c, "x"),
+        attached(SENDER, "/exchanges/x/nowhere"),
+        Asked("POST", "exchanges/VHOST/x/publish", MESSAGE),
+    ),
+    Row("publish to an address in each message", [("write", "x")], None, addressed("/exchanges/x/nowhere")),
+    Row(
+        "publish to the default exchange",
+        [("write", "amq.default")],
+        lambda c: publish(c, ""),
+        attached(SENDER, "/queues/q"),
+        Asked("POST", "exchanges/VHOST/amq.default/publish", MESSAGE),
+    ),
+    Row("publish to a queue in each message", [("write", "amq.default")], None, addressed("/queues/q")),
+    Row("publish to a stream", [("write", "s")], stream=lambda c: c.declare_publisher(1, "s")),
 ]
 
-STREAM = [
-    Operation("create a stream", [("configure", "new")], lambda c: c.create("new")),
-    Operation("delete a stream", [("configure", "s")], lambda c: c.request(DELETE, string("s")).code),
-    Operation("publish to a stream", [("write", "s")], lambda c: c.declare_publisher(1, "s")),
-    Operation("read a stream", [("read", "s")], lambda c: c.subscribe(1, "s")),
-]
+
+def rows(protocol: str) -> Any:
+    """Parametrize a test with the rows of a protocol."""
+    found = [each for each in MATRIX if getattr(each, protocol) is not None]
+    return pytest.mark.parametrize("row", found, ids=[each.name for each in found])
 
 
 def patterns(granted: Iterable[Need]) -> dict[str, str]:
@@ -164,62 +298,234 @@ def world(api: Api, vhost: str, ann: str) -> World:
     return World(api, vhost, ann)
 
 
-@pytest.mark.parametrize("operation", AMQP, ids=[each.name for each in AMQP])
-def test_by_amqp(
-    world: World, connect: Callable[..., pika.BlockingConnection], amqp_url: str, operation: Operation
-) -> None:
-    for granted, enough in cases(operation.needs):
+@pytest.fixture
+def native(request: pytest.FixtureRequest) -> Iterator[tuple[World, str]]:
+    """The embedded broker like a version that speaks AMQP 1.0, and its URL."""
+    with EmbeddedBroker(like=request.param, management_port=0) as broker:
+        api = Api(str(broker.management_url))
+        api("PUT", "users/ann", {"password": "secret", "tags": ""})
+        yield World(api, "%2F", "ann"), broker.url
+
+
+@rows("channel")
+def test_by_amqp(world: World, connect: Callable[..., pika.BlockingConnection], amqp_url: str, row: Row) -> None:
+    assert row.channel is not None
+    for granted, enough in cases(row.needs):
         world.reset(granted)
         channel = connect(amqp_url.replace("guest:guest", f"{world.user}:secret")).channel()
         if enough:
-            operation.do(channel)
+            row.channel(channel)
             channel.close()
         else:
             with pytest.raises(ChannelClosedByBroker) as refused:
-                operation.do(channel)
+                row.channel(channel)
             assert refused.value.reply_code == 403, granted
 
 
-@pytest.mark.parametrize(("name", "asked"), HTTP, ids=[name for name, _ in HTTP])
-def test_by_the_management_api(world: World, name: str, asked: Asked) -> None:
-    (operation,) = [each for each in AMQP if each.name == name]
+@rows("links")
+@pytest.mark.parametrize("native", ["4.0", "4.3"], indirect=True)
+def test_by_amqp_10(native: "tuple[World, str]", row: Row) -> None:
+    world, url = native
+    assert row.links is not None
+    for granted, enough in cases(row.needs):
+        world.reset(granted)
+        with RawAmqp10(url.replace("guest:guest", f"{world.user}:secret")) as client:
+            found = row.links(client)
+        assert found in (("200", "201", "204", "attached", "published") if enough else (REFUSED,)), granted
+
+
+@rows("http")
+def test_by_the_management_api(world: World, row: Row) -> None:
+    asked = row.http
+    assert asked is not None
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": "management"})
-    for granted, enough in cases(operation.needs):
+    for granted, enough in cases(row.needs):
         world.reset(granted)
         path = asked.path.replace("VHOST", world.vhost)
         status, answer = world.api(asked.method, path, asked.body, user=world.user, password="secret")
         # RabbitMQ publishes by AMQP, and answers 400 with what that said.
-        refused = 400 if name.startswith("publish") else 401
+        refused = 400 if row.name.startswith("publish") else 401
         assert (status in (200, 201, 204)) if enough else status == refused, (granted, status, answer)
 
 
-@pytest.mark.parametrize("operation", STREAM, ids=[each.name for each in STREAM])
-def test_by_the_stream_protocol(world: World, open_stream: Opener, operation: Operation) -> None:
-    for granted, enough in cases(operation.needs):
+@rows("stream")
+def test_by_the_stream_protocol(world: World, open_stream: Opener, row: Row) -> None:
+    assert row.stream is not None
+    for granted, enough in cases(row.needs):
         world.reset(granted)
         client: RawStream = open_stream(world.user, "secret")
-        assert (operation.do(client) == 1) is enough, granted
+        assert (row.stream(client) == 1) is enough, granted
 
 
-def test_topic_permissions_by_the_management_api(world: World) -> None:
-    """As for a client of AMQP: by routing key, to publish and to bind."""
-    world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": "management"})
-    world.reset([(right, name) for right in ("configure", "write", "read") for name in NAMES])
-    rights = {"exchange": "x", "write": "^ann", "read": "^ann"}
-    world.put(f"topic-permissions/VHOST/{world.user}", rights)
-    for key, publishes, binds in (("ann.news", 200, 201), ("bob.news", 400, 401)):
+EVERYTHING = [(right, name) for right in ("configure", "write", "read") for name in NAMES]
+REFUSED = "amqp:unauthorized-access"
+
+
+class Topic(NamedTuple):
+    """An operation with a topic exchange that needs a topic permission for each of its routing keys."""
+
+    name: str
+    keys: list[str]
+    channel: Callable[[BlockingChannel], object] | None = None
+    links: Callable[[RawAmqp10], str] | None = None
+    http: Asked | None = None
+
+
+def copied(channel: BlockingChannel, header: str, *keys: str) -> None:
+    """Publish with a key that is allowed, and further keys in a header."""
+    channel.confirm_delivery()
+    channel.basic_publish("x", "ann.news", b"x", pika.BasicProperties(headers={header: list(keys)}))
+
+
+def topics() -> Iterator[Topic]:
+    """The operations, each with a key that is allowed and one that is not."""
+    for key in ("ann.news", "bob.news"):
         message = {**MESSAGE, "routing_key": key}
-        assert (
-            world.api("POST", f"exchanges/{world.vhost}/x/publish", message, user=world.user, password="secret")[0]
-            == publishes
-        )
-        assert (
-            world.api(
-                "POST", f"bindings/{world.vhost}/e/x/q/q", {"routing_key": key}, user=world.user, password="secret"
-            )[0]
-            == binds
-        )
-    assert world.api("DELETE", f"bindings/{world.vhost}/e/x/q/q/bound", user=world.user, password="secret")[0] == 401
+        binding = {"source": "x", "destination_queue": "q", "binding_key": key, "arguments": {}}
+        yield Topic(
+            "publish", [key],
+            lambda c, key=key: (c.confirm_delivery(), c.basic_publish("x", key, b"x")),
+            addressed(f"/exchanges/x/{key}"),
+            Asked("POST", "exchanges/VHOST/x/publish", message),
+        )  # fmt: skip
+        for header in ("CC", "BCC"):
+            copies = {**MESSAGE, "routing_key": "ann.news", "properties": {"headers": {header: ["ann.a", key]}}}
+            yield Topic(
+                f"publish with {header}", ["ann.news", key],
+                lambda c, header=header, key=key: copied(c, header, "ann.a", key),
+                addressed("/exchanges/x/ann.news", x_cc=["ann.a", key]) if header == "CC" else None,
+                Asked("POST", "exchanges/VHOST/x/publish", copies),
+            )  # fmt: skip
+        yield Topic(
+            "bind", [key],
+            lambda c, key=key: c.queue_bind("q", "x", key),
+            managed("POST", "/bindings", binding),
+            Asked("POST", "bindings/VHOST/e/x/q/q", {"routing_key": key}),
+        )  # fmt: skip
+
+
+TOPICS = list(topics())
+of_topics = pytest.mark.parametrize("topic", TOPICS, ids=[f"{each.name} {each.keys[-1]}" for each in TOPICS])
+
+
+def is_allowed(topic: Topic, *, checks_copies: bool) -> bool:
+    """Whether a user with topic permissions for `^ann` may do this."""
+    return all(key.startswith("ann") for key in (topic.keys if checks_copies else topic.keys[:1]))
+
+
+def grant_topics(world: World) -> None:
+    """All rights, and topic permissions for `^ann`."""
+    world.reset(EVERYTHING)
+    world.put(f"topic-permissions/VHOST/{world.user}", {"exchange": "x", "write": "^ann", "read": "^ann"})
+
+
+@of_topics
+def test_topic_permissions_by_amqp(
+    broker: TestBroker, world: World, connect: Callable[..., pika.BlockingConnection], amqp_url: str, topic: Topic
+) -> None:
+    """RabbitMQ up to 4.0.2 checks only the routing key; later releases check the keys in CC and BCC as well."""
+    grant_topics(world)
+    assert topic.channel is not None
+    channel = connect(amqp_url.replace("guest:guest", f"{world.user}:secret")).channel()
+    checks_copies = broker.differs_since("4.0", "from 4.0.3 on, topic permissions apply to CC and BCC")
+    if is_allowed(topic, checks_copies=checks_copies):
+        topic.channel(channel)
+        channel.close()
+    else:
+        with pytest.raises(ChannelClosedByBroker) as refused:
+            topic.channel(channel)
+        assert refused.value.reply_code == 403
+
+
+@of_topics
+def test_topic_permissions_by_the_management_api(broker: TestBroker, world: World, topic: Topic) -> None:
+    world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": "management"})
+    grant_topics(world)
+    assert topic.http is not None
+    method, path, body = topic.http
+    status, _ = world.api(method, path.replace("VHOST", world.vhost), body, user=world.user, password="secret")
+    checks_copies = broker.differs_since("4.0", "from 4.0.3 on, topic permissions apply to CC and BCC")
+    if is_allowed(topic, checks_copies=checks_copies):
+        assert status in (200, 201)
+    else:
+        assert status == (401 if topic.name == "bind" else 400)
+
+
+@of_topics
+@pytest.mark.parametrize("native", ["4.0", "4.3"], indirect=True)
+def test_topic_permissions_by_amqp_10(native: "tuple[World, str]", topic: Topic) -> None:
+    """They apply to every key."""
+    if topic.links is None:
+        pytest.skip("AMQP 1.0 has no BCC")
+    world, url = native
+    grant_topics(world)
+    with RawAmqp10(url.replace("guest:guest", f"{world.user}:secret")) as client:
+        found = topic.links(client)
+    assert found in (("204", "published") if is_allowed(topic, checks_copies=True) else (REFUSED,))
+
+
+@pytest.mark.parametrize("native", ["4.0", "4.3"], indirect=True)
+def test_topic_permissions_of_copies_with_later_releases(native: "tuple[World, str]") -> None:
+    """By AMQP 0-9-1 and by the management API, the embedded broker does as the release that it is like."""
+    world, url = native
+    world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": "management"})
+    grant_topics(world)
+    for topic in TOPICS:
+        assert topic.channel is not None
+        assert topic.http is not None
+        method, path, body = topic.http
+        status, _ = world.api(method, path.replace("VHOST", world.vhost), body, user=world.user, password="secret")
+        with contextlib.closing(pika.BlockingConnection(pika.URLParameters(as_user(url, world)))) as connection:
+            allowed = is_allowed(topic, checks_copies=True)
+            assert (status < 300) is allowed, topic.name
+            with contextlib.nullcontext() if allowed else pytest.raises(ChannelClosedByBroker):
+                topic.channel(connection.channel())
+
+
+def as_user(url: str, world: World) -> str:
+    return url.replace("guest:guest", f"{world.user}:secret")
+
+
+POLICY = {"pattern": "^new$", "definition": {"max-length": 5}}
+TAGS = [
+    (tags, asked, status)
+    for asked, statuses in [
+        (Asked("GET", "queues/VHOST"), (401, 200, 200, 200, 200)),
+        (
+            Asked("PUT", "policies/VHOST/p", {"pattern": "^new$", "definition": {"max-length": 5}}),
+            (401, 401, 201, 401, 201),
+        ),
+        (Asked("GET", "nodes"), (401, 401, 401, 200, 200)),
+        (Asked("PUT", "users/USER", {"password": "secret", "tags": ""}), (401, 401, 401, 401, 204)),
+    ]
+    for tags, status in zip(("", "management", "policymaker", "monitoring", "administrator"), statuses, strict=True)
+]
+
+
+@pytest.mark.parametrize(
+    ("tags", "asked", "status"), TAGS, ids=[f"{tags or 'none'} {a.method} {a.path}" for tags, a, _ in TAGS]
+)
+def test_what_a_tag_allows(world: World, tags: str, asked: Asked, status: int) -> None:
+    world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": tags})
+    world.reset([])
+    path = asked.path.replace("VHOST", world.vhost).replace("USER", world.user)
+    assert world.api(asked.method, path, asked.body, user=world.user, password="secret")[0] == status
+
+
+@pytest.mark.parametrize("native", ["4.3"], indirect=True)
+def test_no_tag_stands_for_a_right(native: "tuple[World, str]") -> None:
+    """An administrator without permissions may do nothing with queues and exchanges, by any protocol."""
+    world, url = native
+    world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": "administrator"})
+    world.reset([])
+    for row in MATRIX:
+        if row.links is not None:
+            with RawAmqp10(as_user(url, world)) as client:
+                assert row.links(client) == REFUSED, row.name
+        if row.channel is not None:
+            connection = pika.BlockingConnection(pika.URLParameters(as_user(url, world)))
+            with contextlib.closing(connection), pytest.raises(ChannelClosedByBroker):
+                row.channel(connection.channel())
 
 
 def test_an_exclusive_queue_is_of_its_connection_alone(world: World, connection: pika.BlockingConnection) -> None:

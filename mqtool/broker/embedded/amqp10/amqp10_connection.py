@@ -203,6 +203,10 @@ class Connection10(Amqp10Socket):
         self.vhost = vhost
         self.rights = Rights(self.broker, user, name)
 
+    @property
+    def unsettled_count(self) -> int:
+        return sum(len(session.unsettled) for session in self.sessions.values())
+
     def forget_session(self, number: int) -> None:
         self.sessions.pop(number, None)
 

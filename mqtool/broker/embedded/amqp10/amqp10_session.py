@@ -10,6 +10,7 @@ from mqtool.broker.embedded.amqp10.errors10 import (
     FRAMING_ERROR,
     HANDLE_IN_USE,
     INTERNAL_ERROR,
+    LIMIT_EXCEEDED,
     UNATTACHED,
     DetachError,
     LinkError,
@@ -22,6 +23,7 @@ from mqtool.broker.embedded.amqp10.outgoing_link import OutgoingLink, ReplyLink
 from mqtool.broker.embedded.amqp10.session_state import Delivery, SessionState, after, check_outcome
 from mqtool.broker.embedded.model.amqp_errors import AmqpException
 from mqtool.broker.embedded.model.backlog import Entry
+from mqtool.broker.embedded.model.footprint import CONSUMER
 from mqtool.broker.embedded.model.queue import Queue, Why
 from mqtool.codecs.amqp10_frames import (
     RECEIVER,
@@ -142,9 +144,11 @@ class Session(SessionState):
         else:
             ids = [each for each in self.unsettled if 0 <= after(each, first) < count]
         known = [each for each in ids if each in self.unsettled]
-        if isinstance(disposition.state, Modified):
+        if isinstance(disposition.state, Modified) and disposition.state.message_annotations:
+            if "memory" in self.connection.broker.alarms:
+                raise SessionError(LIMIT_EXCEEDED, "low on memory: message annotations are not stored")
             for each in known:
-                self.unsettled[each].modify(disposition.state.message_annotations or {})
+                self.unsettled[each].modify(disposition.state.message_annotations)
         # A delivery stays in `unsettled` until it is its turn, so that the end of the session requeues the rest.
         self._settle((self.unsettled.pop(each) for each in known), disposition.state)
         if not disposition.settled:
@@ -204,8 +208,8 @@ class Session(SessionState):
             raise SessionError(HANDLE_IN_USE, f"handle {handle} is already associated with a link")
         try:
             check_attach(attach)
-            self._sizes[handle] = size
-            self.connection.add_held_bytes(size)
+            self._sizes[handle] = size + CONSUMER
+            self.connection.add_held_bytes(size + CONSUMER)
             if self.management.attach(attach):
                 return
             if attach.role == SENDER:

@@ -8,7 +8,7 @@ from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
 from mqtool.broker.embedded.amqp10.amqp10_socket import Amqp10Socket
-from mqtool.broker.embedded.amqp10.errors10 import INVALID_FIELD, WINDOW_VIOLATION, SessionError
+from mqtool.broker.embedded.amqp10.errors10 import INVALID_FIELD, LIMIT_EXCEEDED, WINDOW_VIOLATION, SessionError
 from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.protocol_conversion import table_to_091
 from mqtool.broker.embedded.model.queue import Queue
@@ -29,6 +29,10 @@ from mqtool.codecs.amqp10_values import Map, Symbol
 
 #: How many transfers the client may send at first. The broker reopens the window when half of it is left.
 INCOMING_WINDOW = 400
+
+#: Annotations in a client's dispositions may grow the headers of a message up to this many bytes: those that fit into
+#: one frame for consumers of AMQP 0-9-1.
+_LONGEST_HEADER = 128 * 1024 - 64
 
 _SERIAL = 0xFFFFFFFF
 #: The outgoing window. It limits nothing: deliveries are limited by the client's incoming window and by link credit.
@@ -79,11 +83,17 @@ class Delivery:
             return
         message = self.entry.message
         try:
-            self.entry.message = message.replace(headers={**message.headers, **table_to_091(annotations.items())})
+            changed = message.replace(headers={**message.headers, **table_to_091(annotations.items())})
         except (ValueError, TypeError, OverflowError, struct.error) as error:
             raise SessionError(
                 INVALID_FIELD, f"message-annotations in DISPOSITION cannot be stored: {error}"
             ) from error
+        if len(changed.header.raw) > _LONGEST_HEADER:
+            wrong = f"the headers of a message would have more than {_LONGEST_HEADER} bytes"
+            raise SessionError(LIMIT_EXCEEDED, wrong)
+        self.queue.ledger.set_aside(self.entry)
+        self.entry.message = changed
+        self.queue.ledger.hold(self.entry)
 
 
 def check_outcome(state: Any) -> None:

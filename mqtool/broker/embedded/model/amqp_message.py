@@ -299,6 +299,11 @@ class Message:
         return self.header.properties
 
     @property
+    def section_bytes(self) -> int:
+        """The size of the AMQP 1.0 sections that are kept besides the headers; 0 if there are none."""
+        return 0
+
+    @property
     def persistent(self) -> bool:
         """True if the delivery mode is 2: the message survives a restart in a durable queue."""
         return self.header.properties.delivery_mode == PERSISTENT

@@ -38,6 +38,10 @@ LOW_ON_MEMORY, LOW_ON_DISK = "low on memory", "low on disk"
 #: The interval at which the connection that holds the most memory is closed, during a memory alarm caused by clients.
 _CLOSE_LARGEST_MILLISECONDS = 5000
 
+#: A connection may make the broker hold a quarter of the memory limit, but at least this many bytes: twice the largest
+#: message.
+_LEAST_CONNECTION_LIMIT = 256 * 1024 * 1024
+
 # A memory alarm ends at this fraction of the limit, so that single messages do not keep switching it on and off.
 _ALARM_CLEARED = 0.8
 
@@ -54,7 +58,7 @@ class Client(Protocol):
 
     @property
     def held_bytes(self) -> int:
-        """The bytes of memory held for the client: unsent output, incomplete messages and open transactions."""
+        """The bytes of memory held for the client, such as unsent output and incomplete messages."""
 
     @property
     def is_open(self) -> bool:
@@ -90,6 +94,7 @@ class Broker:
         profile: the version of RabbitMQ that the broker behaves like.
 
     Attributes:
+        connection_limit: close a connection that the broker holds more bytes than this for.
         alarms: the reason sent to publishers for each active alarm, such as LOW_ON_DISK, by the alarm's name.
         global_parameters: JSON texts stored by clients, by name.
         reply_consumers: the channels that wait for direct replies, by token.
@@ -114,6 +119,7 @@ class Broker:
         self.ledger = ledger
         self._clients = [clients]
         self.memory_limit = default_memory_limit() if memory_limit is None else memory_limit
+        self.connection_limit = min(self.memory_limit, max(self.memory_limit // 4, _LEAST_CONNECTION_LIMIT))
         self.disk_free_limit = disk_free_limit
         self.consumer_timeout = consumer_timeout
         self.vhosts: dict[str, VirtualHost] = {}
@@ -125,6 +131,7 @@ class Broker:
         self.alarms: dict[str, str] = {}
         self.held_for_clients = 0
         self._closing: Timer | None = None
+        self._limiting: Timer | None = None
         self.permissions_version = 0
         self.loopback_users = {DEFAULT_USER}
         self.hooks: Hooks | None = None
@@ -238,6 +245,16 @@ class Broker:
         self.held_for_clients += by
         self.ledger.held_bytes += by
         self._check_memory(self.ledger.held_bytes)
+        if by > 0 and self.held_for_clients > self.connection_limit and self._limiting is None:
+            self._limiting = self.clock.call_later(0, self._close_too_large)
+
+    def _close_too_large(self) -> None:
+        """Close each connection that the broker holds too many bytes for."""
+        self._limiting = None
+        for client in self.clients():
+            if client.is_open and client.held_bytes > self.connection_limit:
+                held = f"{client.held_bytes} bytes are held for this connection"
+                client.force_close(f"{held}, which is more than {self.connection_limit}")
 
     def _close_largest_client(self) -> None:
         """Close the connection that holds the most memory, unless messages in queues cause the memory alarm.

@@ -11,6 +11,7 @@ from mqtool.broker.embedded.model.amqp_message import (
     Properties,
     encode_address,
 )
+from mqtool.broker.embedded.model.footprint import of_value
 from mqtool.broker.embedded.model.profile import Profile
 from mqtool.broker.embedded.model.protocol_conversion import (
     annotations_from_091,
@@ -259,6 +260,12 @@ class Sectioned(Message):
     def stored(self) -> tuple[bytes, bytes, bytes]:
         annotations = Amqp10Message(message_annotations=self.sections.head.annotations).encode()
         return self.address + SECTIONED, self.header.raw, annotations + self.bare()
+
+    @property
+    def section_bytes(self) -> int:
+        head = self.sections.head
+        # Besides their bytes, the sections are kept decoded, which takes about as much memory as the headers do.
+        return len(head.key) + len(head.raw) + of_value(head.annotations) + of_value(head.application)
 
     def annotations(self) -> Map:
         """Return the publisher's annotations, updated with the headers that the broker has added or changed."""

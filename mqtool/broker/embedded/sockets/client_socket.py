@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.clock import Clock
+from mqtool.broker.embedded.model.footprint import DELIVERY
 from mqtool.broker.embedded.model.rights import Rights
 from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
@@ -277,7 +278,8 @@ class ClientSocket(PacedSocket):
         heartbeat_frame: the bytes of a heartbeat.
         user, vhost, rights: the logged-in user, the virtual host and the user's permissions; set by the handshake.
         peer, local: the host and port of the client, and those of the broker.
-        held_bytes: bytes kept in memory for the client: unread output, incomplete messages, uncommitted transactions.
+        held_bytes: bytes kept in memory for the client: unread output, incomplete messages, uncommitted transactions,
+            unacknowledged deliveries, consumers and links.
         connected_at: when the client connected, in seconds since 1970.
         heartbeat: the negotiated heartbeat interval in seconds; 0 for no heartbeats.
     """
@@ -296,7 +298,7 @@ class ClientSocket(PacedSocket):
         self.local: tuple[str, int] = ("", 0)
         self.client_properties: Table = {}
         self.held_bytes = 0
-        self._held_by_socket = 0
+        self._held_by_socket = self._counted_deliveries = 0
         self.connected_at = time.time()
         self.heartbeat = 0
         self._connections = connections
@@ -307,12 +309,20 @@ class ClientSocket(PacedSocket):
     def shut(self) -> None:
         """Release everything that belongs to the connection, such as channels and consumers."""
 
+    @property
+    def unsettled_count(self) -> int:
+        """The number of unacknowledged deliveries, which count towards `held_bytes`."""
+        return 0
+
     def add_held_bytes(self, count: int) -> None:
-        """Add `count`, negative for freed memory, to `held_bytes` and to the bytes that the memory limit applies to."""
+        """Add `count`, negative for freed memory, to `held_bytes` and to the bytes that the limits apply to."""
         self.held_bytes += count
         self.broker.hold_for_client(count)
 
     def count_held(self) -> None:
+        if (count := self.unsettled_count) != self._counted_deliveries:
+            more, self._counted_deliveries = count - self._counted_deliveries, count
+            self.add_held_bytes(more * DELIVERY)
         held = self.transport.get_write_buffer_size()
         if self._have > _FEW_BYTES:
             held += self._have
@@ -409,18 +419,20 @@ class ClientSocket(PacedSocket):
         self.shut()
         self._out.clear()
         self._connections.remove(self)
-        self._chunks, self._have, self._held_by_socket = [], 0, 0
+        self._chunks, self._have, self._held_by_socket, self._counted_deliveries = [], 0, 0, 0
         self.add_held_bytes(-self.held_bytes)
 
     def handle(self, data: bytes) -> None:
         """Handle complete frames. If they change durable definitions, send the replies once the changes are on disk."""
         saved = self.broker.ledger.definitions_saved
         super().handle(data)
+        self.count_held()
         self._hold_replies_back(saved)
 
     def go_on(self) -> None:
         saved = self.broker.ledger.definitions_saved
         super().go_on()
+        self.count_held()
         self._hold_replies_back(saved)
 
     def _hold_replies_back(self, saved: int) -> None:

@@ -10,6 +10,7 @@ from pamqp.base import Frame
 from mqtool.broker.embedded.model.amqp_errors import ChannelException
 from mqtool.broker.embedded.model.amqp_message import Message
 from mqtool.broker.embedded.model.exchange import Exchange
+from mqtool.broker.embedded.model.footprint import of_message
 from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.topology_operations import check_owner, exchange_of, queue_of
 from mqtool.broker.embedded.model.virtual_host import Routing, VirtualHost
@@ -20,7 +21,7 @@ from mqtool.broker.embedded.wire.deliveries import Deliveries, Delivery
 from mqtool.broker.embedded.wire.incoming_publishes import Confirms, Content
 from mqtool.codecs.field_tables import Table
 
-#: Bytes of memory counted for an uncommitted publish, in addition to its body.
+#: Bytes of memory counted for an uncommitted publish, in addition to those of the message.
 _UNCOMMITTED_OVERHEAD = 500
 
 
@@ -197,7 +198,7 @@ class Transaction:
     def add(self, publish: UncommittedPublish) -> int:
         """Add a publish, and return the bytes of memory counted for it."""
         self.publishes.append(publish)
-        size = len(publish.message.body) + _UNCOMMITTED_OVERHEAD
+        size = of_message(publish.message) + _UNCOMMITTED_OVERHEAD
         self.held_bytes += size
         return size
 

@@ -119,6 +119,10 @@ class Connection(Session):
             error = ConnectionException(INTERNAL_ERROR)
         self.close(error)
 
+    @property
+    def unsettled_count(self) -> int:
+        return sum(len(channel.deliveries.unacked) for channel in self.channels.values())
+
     def _receive(self, kind: int, number: int, payload: bytes) -> None:
         """Handle a frame. On an error, close the channel or the connection."""
         if kind == frames.HEARTBEAT and not number and not payload:

@@ -291,7 +291,7 @@ def consume(channel: Channel, method: Basic.Consume) -> None:
     subscription = Subscription(
         deliveries, queue, tag, no_ack=method.no_ack, exclusive=method.exclusive, arguments=arguments
     )
-    deliveries.subscriptions[tag] = subscription
+    deliveries.add(subscription)
     queue.add_consumer(subscription)
     if not method.nowait:
         channel.send(Basic.ConsumeOk, consumer_tag=tag)
@@ -312,7 +312,7 @@ def _consume_replies(channel: Channel, method: Basic.Consume, tag: str) -> None:
 def cancel(channel: Channel, method: Basic.Cancel) -> None:
     """Handle basic.cancel: end the consumer with this tag, if any."""
     tag = method.consumer_tag or ""
-    subscription = channel.deliveries.subscriptions.pop(tag, None)
+    subscription = channel.deliveries.remove(tag)
     if subscription is not None:
         subscription.stop()
     elif channel.replies is not None and tag == channel.replies.tag:

@@ -11,6 +11,7 @@ from mqtool.broker.embedded.model.amqp_message import ContentHeader, Message, Pr
 from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.consumers import delivery_counts
 from mqtool.broker.embedded.model.firehose import trace_delivered
+from mqtool.broker.embedded.model.footprint import CONSUMER, of_value
 from mqtool.broker.embedded.model.queue import Queue, Why
 from mqtool.broker.embedded.wire import amqp_frames as frames
 from mqtool.broker.embedded.wire.amqp_frames import encode_method, short_string
@@ -25,6 +26,7 @@ class Subscription:
         tag: the consumer tag.
         prefetch: the maximum number of unacknowledged messages; 0 for no limit.
         unacked: the number of unacknowledged messages.
+        footprint: the memory that the consumer takes, in bytes.
         selector: see `Consumer`.
     """
 
@@ -41,6 +43,7 @@ class Subscription:
         self.arguments = arguments
         priority = arguments.get("x-priority", 0)
         self.priority = priority if isinstance(priority, int) else 0
+        self.footprint = CONSUMER + len(tag) + of_value(arguments)
         self.prefetch = deliveries.prefetch
         self.unacked = 0
         self._deliveries = deliveries
@@ -131,6 +134,7 @@ class Deliveries:
         self.session = session
         self.subscriptions: dict[str, Subscription] = {}
         self.unacked: dict[int, Delivery] = {}
+        self._consumer_bytes = 0
         self.prefetch = 0
         self.global_prefetch = self.global_unacked = 0
         self.last_tag = 0
@@ -161,9 +165,23 @@ class Deliveries:
         if session.vhost.tracing:
             trace_delivered(session, self.number, queue, message, redelivered=entry.redelivered)
 
+    def add(self, subscription: Subscription) -> None:
+        """Add a consumer, and count its memory."""
+        self.subscriptions[subscription.tag] = subscription
+        self.session.add_held_bytes(subscription.footprint)
+        self._consumer_bytes += subscription.footprint
+
+    def remove(self, tag: str) -> Subscription | None:
+        """Remove the consumer with this tag, and return it; None if there is none."""
+        subscription = self.subscriptions.pop(tag, None)
+        if subscription is not None:
+            self.session.add_held_bytes(-subscription.footprint)
+            self._consumer_bytes -= subscription.footprint
+        return subscription
+
     def queue_gone(self, subscription: Subscription) -> None:
         """End a consumer whose queue was deleted."""
-        self.subscriptions.pop(subscription.tag, None)
+        self.remove(subscription.tag)
         if self.session.capability("consumer_cancel_notify"):
             cancel = encode_method(commands.Basic.Cancel, consumer_tag=subscription.tag, nowait=True)
             self.session.write(frames.method_frame(self.number, cancel))
@@ -266,6 +284,8 @@ class Deliveries:
         for subscription in list(self.subscriptions.values()):
             subscription.stop()
         self.subscriptions.clear()
+        self.session.add_held_bytes(-self._consumer_bytes)
+        self._consumer_bytes = 0
         unacked, self.unacked = self.unacked, {}
         returned: dict[Queue, list[Entry]] = {}
         for delivery in [*uncommitted, *unacked.values()]:

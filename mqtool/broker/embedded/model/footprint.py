@@ -1,0 +1,37 @@
+"""The memory that messages and what clients keep take, in bytes. Measured on CPython 3.11."""
+
+from mqtool.broker.embedded.model.amqp_message import Message
+from mqtool.codecs.field_tables import Value
+
+#: A message besides its body, with headers of up to _SMALL bytes. Measured with 300,000 messages that have message ids.
+#: Messages without ids share their headers and take only 250 bytes.
+ENTRY = 500
+
+#: An unacknowledged delivery, besides its message.
+DELIVERY = 200
+
+#: A consumer or a link, besides its names and arguments.
+CONSUMER = 4000
+
+#: Encoded headers of up to this many bytes are part of ENTRY.
+_SMALL = 256
+
+#: An entry of a table or a map with its key; an item of a list; and any other value.
+_ENTRY_OF_TABLE, _ITEM, _VALUE = 150, 8, 60
+
+
+def of_message(message: Message) -> int:
+    """Return the memory that a message in a queue takes. The same for the same message, before and after a restart."""
+    raw = len(message.header.raw)
+    if raw <= _SMALL:
+        return ENTRY + len(message.body)
+    return ENTRY + len(message.body) + raw + of_value(message.headers) + message.section_bytes
+
+
+def of_value(value: Value) -> int:
+    """Return the memory that a decoded value takes, such as the headers of a message or the arguments of a consumer."""
+    if isinstance(value, dict):
+        return _VALUE + sum(_ENTRY_OF_TABLE + len(key) + of_value(each) for key, each in value.items())
+    if isinstance(value, list):
+        return _VALUE + sum(_ITEM + of_value(each) for each in value)
+    return _VALUE + (len(value) if isinstance(value, str | bytes) else 0)

@@ -1,0 +1,172 @@
+"""What a client makes the broker keep counts as memory, whichever protocol it uses, and has a limit."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pika
+import pytest
+from pamqp import commands
+
+from mqtool.broker.embedded import EmbeddedBroker
+from mqtool.codecs.amqp10_message import Amqp10Message, data_section
+from mqtool.codecs.amqp10_values import Described, Symbol
+from tests.protocol.conftest import Api
+from tests.protocol.raw_amqp10 import ACCEPTED, CLOSE, FLOW, MODIFIED, TRANSFER, RawAmqp10, described, message
+from tests.protocol.raw_client import RawClient
+
+LIMIT = 4_000_000
+
+
+@pytest.fixture
+def limit() -> int:
+    """The memory limit of the broker, which is also that of a connection."""
+    return LIMIT
+
+
+@pytest.fixture
+def broker(limit: int) -> Iterator[EmbeddedBroker]:
+    with EmbeddedBroker(like="4.3", management_port=0, memory_limit=limit) as broker:
+        yield broker
+
+
+@pytest.fixture
+def channel(broker: EmbeddedBroker) -> Iterator[pika.adapters.blocking_connection.BlockingChannel]:
+    with contextlib.closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        yield channel
+
+
+def memory(broker: EmbeddedBroker) -> int:
+    """The bytes that the broker counts."""
+    return int(Api(str(broker.management_url))("GET", "nodes")[1][0]["mem_used"])
+
+
+def test_headers_of_messages_count_as_memory(broker: EmbeddedBroker, channel: Any) -> None:
+    """By AMQP 0-9-1 and by AMQP 1.0, and no longer once the messages are gone."""
+    channel.queue_declare("q", durable=True)
+    before = memory(broker)
+    for _ in range(50):
+        channel.basic_publish("", "q", b"", pika.BasicProperties(headers={"h": "x" * 10_000}))
+    between = memory(broker)
+    assert between - before > 500_000
+    with RawAmqp10(broker.url) as client:
+        client.attach_sender("/queues/q")
+        for number in range(50):
+            sent = Amqp10Message(application_properties={"h": "x" * 10_000}, body=data_section(b"")).encode()
+            assert client.published(number, sent).descriptor == ACCEPTED
+        assert memory(broker) - between > 500_000
+    channel.queue_purge("q")
+    assert memory(broker) < before + 100_000
+
+
+@pytest.fixture
+def quorum(broker: EmbeddedBroker, channel: Any) -> RawAmqp10:
+    """A client that has 50 unsettled messages of a quorum queue."""
+    channel.queue_declare("q", durable=True, arguments={"x-queue-type": "quorum"})
+    client = RawAmqp10(broker.url)
+    client.attach_sender("/queues/q")
+    for number in range(50):
+        assert client.published(number, message(b"x")).descriptor == ACCEPTED
+    client.attach_receiver("/queues/q", credit=50, handle=1)
+    for _ in range(50):
+        client.expect(TRANSFER)
+    return client
+
+
+def annotated(size: int, name: str = "x-opt-a") -> Any:
+    """The outcome `modified` with an annotation of this size."""
+    return described(MODIFIED, False, False, {Symbol(name): "x" * size})
+
+
+def test_annotations_of_modified_count_as_memory(broker: EmbeddedBroker, quorum: RawAmqp10, channel: Any) -> None:
+    before = memory(broker)
+    quorum.settle(0, annotated(20_000), 49, settled=False)
+    while quorum.receive().code == FLOW:
+        pass
+    assert memory(broker) - before > 1_000_000
+    quorum.socket.close()
+    while channel.queue_declare("q", passive=True).method.message_count < 50:
+        channel.connection.process_data_events(0.01)
+    channel.queue_purge("q")
+    assert memory(broker) < before
+
+
+@pytest.mark.parametrize("case", ["more than a frame", "during an alarm"])
+def test_annotations_of_modified_have_a_limit(
+    broker: EmbeddedBroker, quorum: RawAmqp10, channel: Any, case: str
+) -> None:
+    """They end the session, whose deliveries are requeued; the broker keeps no more than its limit."""
+    if case == "during an alarm":
+        channel.queue_declare("large")
+        while memory(broker) < LIMIT:
+            channel.basic_publish("", "large", bytes(100_000))
+    quorum.settle(0, annotated(70_000), 0)
+    if case == "more than a frame":
+        quorum.flow(1, 1, count=50, seen=50)
+        quorum.expect(TRANSFER)
+        quorum.settle(50, annotated(70_000, "x-opt-b"))
+    condition, _ = quorum.ended() or ("", "")
+    assert condition == "amqp:resource-limit-exceeded"
+    while channel.queue_declare("q", passive=True).method.message_count < 50:
+        channel.connection.process_data_events(0.01)
+
+
+def read_by_amqp10(broker: EmbeddedBroker) -> str:
+    """Read a stream and settle nothing, until the broker closes the connection; return the reason."""
+    client = RawAmqp10(broker.url)
+    client.flow(window=1_000_000)
+    client.attach_receiver("/queues/s", credit=0, source=offset())
+    client.flow(0, 1_000_000, window=1_000_000)
+    while (got := client.receive()).code != CLOSE:
+        assert got.code in (TRANSFER, FLOW)
+    return str((got.error or ("", ""))[1])
+
+
+def offset() -> tuple[Any, ...]:
+    """The fields of a source that begins with the first message."""
+    spec = Symbol("rabbitmq:stream-offset-spec")
+    return (None, None, None, None, None, None, {spec: Described(spec, "first")})
+
+
+def read_by_amqp_091(broker: EmbeddedBroker) -> str:
+    """As read_by_amqp10() does."""
+    client = RawClient(broker.url)
+    client.send(commands.Basic.Qos(prefetch_count=65535))
+    client.expect(commands.Basic.QosOk)
+    for number in range(4):
+        client.send(
+            commands.Basic.Consume(queue="s", consumer_tag=f"c{number}", arguments={"x-stream-offset": "first"})
+        )
+    while True:
+        got = client.receive()
+        if isinstance(got, commands.Connection.Close):
+            return str(got.reply_text)
+
+
+@pytest.mark.parametrize("limit", [1_200_000])
+@pytest.mark.parametrize("read", [read_by_amqp10, read_by_amqp_091])
+def test_a_connection_with_too_many_unacknowledged_deliveries_is_closed(
+    broker: EmbeddedBroker, channel: Any, read: Callable[[EmbeddedBroker], str]
+) -> None:
+    """A stream keeps its messages, so only the deliveries take memory; no queue limits their number."""
+    channel.queue_declare("s", durable=True, arguments={"x-queue-type": "stream"})
+    publishing = channel.connection.channel()
+    for _ in range(8_000):
+        publishing.basic_publish("", "s", b"x")
+    publishing.close()
+    assert "held for this connection" in read(broker)
+    assert channel.queue_declare("s", passive=True).method.consumer_count == 0
+
+
+def test_consumers_with_large_arguments_count_as_memory(broker: EmbeddedBroker, channel: Any) -> None:
+    channel.queue_declare("q")
+    with RawClient(broker.url) as client:
+        for number in range(60):
+            arguments = {"x-large": "x" * 100_000}
+            client.send(commands.Basic.Consume(queue="q", consumer_tag=f"c{number}", arguments=arguments, nowait=True))
+        closed = client.expect(commands.Connection.Close)
+        assert "held for this connection" in closed.reply_text
+    while memory(broker) > 100_000:
+        channel.connection.process_data_events(0.01)
