@@ -1,9 +1,10 @@
-"""Writes docs/reference/{commands,dialects,python}.md and docs/mqtool.1 from the program itself: make docs."""
+"""Writes docs/reference/{commands,dialects,python}.md, docs/mqtool.1 and mqtool/cli/help/index.py: make docs."""
 
 import functools
 import hashlib
 import importlib
 import inspect
+import json
 import re
 import textwrap
 from collections.abc import Iterable, Iterator
@@ -11,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from mqtool import __version__
-from mqtool.cli.app import app
-from mqtool.cli.help.description import PANELS, CommandHelp, OptionHelp, describe, leaves, topic_options
-from mqtool.cli.help.page import TOPICS, topic_text
+from mqtool.cli.commands import whole_tree
+from mqtool.cli.help.description import CommandHelp, OptionHelp, describe, leaves, topic_options
+from mqtool.cli.help.help_topics import TOPICS, topic_text
+from mqtool.cli.help.option_sections import SECTIONS
 from mqtool.topology import Exchange, Stream
 from mqtool.tutorials.dialects import LINES, NAMES, Dialect, Lines
 from mqtool.tutorials.stream_dialects import HELLO, TRACKING, StreamDialect
@@ -22,18 +24,19 @@ REFERENCE = Path(__file__).parent / "reference" / "commands.md"
 DIALECTS = REFERENCE.with_name("dialects.md")
 PYTHON = REFERENCE.with_name("python.md")
 MANUAL = Path(__file__).parent / "mqtool.1"
+INDEX = Path(__file__).parents[1] / "mqtool" / "cli" / "help" / "index.py"
 
 
 @functools.cache
 def described() -> CommandHelp:
     """Return the description of all commands. Building it takes a second, so this is not done on import."""
-    return describe(app)
+    return describe(whole_tree())
 
 
 def reference() -> str:
     """Return the command reference in Markdown: first the shared options, then each command with its own options."""
     parts = ["# Commands", f"{described().sentence}.", "## Shared options"]
-    for topic, _ in PANELS.values():
+    for topic in (section.topic for section in SECTIONS.values()):
         if topic in TOPICS:
             title = topic_text(topic)[0].partition(": ")[2]
             parts += [f"### {topic}", f"{title[0].upper()}{title[1:]}. `mqtool help {topic}` says more."]
@@ -50,7 +53,7 @@ def _command(command: CommandHelp) -> Iterator[str]:
     yield f"Usage: `{command.usage}`"
     yield "```bash\n" + "\n".join(command.examples) + "\n```"
     own = [option for option in command.options if not option.topic]
-    arguments = [f"- `{argument.name}`: {argument.text}" for argument in command.arguments if argument.text]
+    arguments = [f"- `{argument.syntax}`: {argument.text}" for argument in command.arguments if argument.text]
     if own or arguments:
         yield "\n".join(filter(None, (*arguments, _options(own))))
     shared = dict.fromkeys(option.topic for option in command.options if option.topic in TOPICS)
@@ -59,7 +62,24 @@ def _command(command: CommandHelp) -> Iterator[str]:
 
 
 def _options(options: list[OptionHelp]) -> str:
-    return "\n".join(f"- `{option.syntax}`: {option.text} {option.notes}".rstrip() for option in options)
+    return "\n".join(f"- `{option.syntax}`: {option.text}".rstrip() for option in options)
+
+
+def index() -> str:
+    """Return the module from which mqtool knows its commands without importing them."""
+    sentences = {command.words[0]: command.sentence for command in described().commands}
+    aliases = {alias: " ".join(leaf.words) for leaf in leaves(described()) for alias in leaf.aliases}
+    rows = [
+        '"""The commands that can follow `mqtool`, and what other tools call them. Written by `make docs`."""\n',
+        "SENTENCES = {",
+        *(f"    {json.dumps(name)}: {json.dumps(sentence)}," for name, sentence in sentences.items()),
+        "}",
+        "",
+        "ALIASES = {",
+        *(f"    {json.dumps(alias)}: {json.dumps(meant)}," for alias, meant in sorted(aliases.items())),
+        "}",
+    ]
+    return "\n".join(rows) + "\n"
 
 
 def dialects() -> str:
@@ -157,7 +177,7 @@ def manual() -> str:
 
 def _terms(options: list[OptionHelp]) -> Iterator[str]:
     for option in options:
-        yield from (".TP", f"\\fB{_roff(option.syntax)}\\fR", _roff(f"{option.text} {option.notes}".rstrip()))
+        yield from (".TP", f"\\fB{_roff(option.syntax)}\\fR", _roff(f"{option.text}".rstrip()))
 
 
 def _roff(text: str) -> str:
@@ -267,6 +287,7 @@ def _prose(thing: Any) -> Iterator[str]:
 
 
 if __name__ == "__main__":
+    INDEX.write_text(index())
     REFERENCE.write_text(reference())
     DIALECTS.write_text(dialects())
     PYTHON.write_text(python())

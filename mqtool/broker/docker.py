@@ -57,7 +57,7 @@ class Docker(Starter):
         before = state.load_stopped(wanted.name)
         first = ports.choose(wanted.port, (ports.AMQP,))
         amqp_ports = [first, *(ports.free_port() for _ in range(count - 1))]
-        management = ports.choose(wanted.management_port, ports.usual_management(before))
+        management = ports.choose(wanted.management_port, ports.usual_management(before, first))
         login = _login(wanted, before)
         name = f"mqtool-{wanted.name}"
         containers = [f"{name}-{number}" for number in range(1, count + 1)] if wanted.cluster else [name]

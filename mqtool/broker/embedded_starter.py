@@ -38,7 +38,7 @@ class Embedded(Starter):
         directory = state.made_directory(wanted.name)
         before = state.load_stopped(wanted.name)
         port = ports.choose(wanted.port, (ports.AMQP,), wanted.listen)
-        management = ports.choose(wanted.management_port, ports.usual_management(before))
+        management = ports.choose(wanted.management_port, ports.usual_management(before, port))
         return Started(
             name=wanted.name,
             kind=self.kind,

@@ -199,7 +199,7 @@ class PrivateNodes(Starter):
         stopped = state.load_stopped(wanted.name)
         has_streams = not wanted.cluster and (wanted.stream_port is not None or _has_streams())
         streams = ports.stream_url(wanted.stream_port, stopped, wanted.listen) if has_streams else {}
-        nodes = _nodes(wanted, directory, urlsplit(streams.get("streams", "")).port, ports.usual_management(stopped))
+        nodes = _nodes(wanted, directory, urlsplit(streams.get("streams", "")).port, stopped)
         started = Started(
             name=wanted.name,
             kind=self.kind,
@@ -269,9 +269,9 @@ class PrivateNodes(Starter):
         )
 
 
-def _nodes(wanted: Wanted, directory: Path, stream_port: int | None, usual_management: list[int]) -> list[Node]:
+def _nodes(wanted: Wanted, directory: Path, stream_port: int | None, stopped: Started | None) -> list[Node]:
     first_port, epmd_port = ports.choose(wanted.port, (ports.AMQP,), wanted.listen), ports.free_port()
-    management_port = ports.choose(wanted.management_port, usual_management)
+    management_port = ports.choose(wanted.management_port, ports.usual_management(stopped, first_port))
     data = wanted.data_dir or directory / ("cluster" if wanted.cluster else "data")
     names = [f"node-{number}" for number in range(1, wanted.nodes + 1)] if wanted.cluster else [""]
     return [

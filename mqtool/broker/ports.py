@@ -67,9 +67,14 @@ def _claim(port: int) -> bool:
     return True
 
 
-def usual_management(before: "Started | None") -> list[int]:
-    """Return the ports to try for the management API: the stopped broker's port, if any, then 15672."""
-    return _usual(before, "management", MANAGEMENT)
+def usual_management(before: "Started | None", amqp_port: int) -> list[int]:
+    """Return the ports to try for the management API: the stopped broker's, the AMQP port + 10000, then 15672.
+
+    Commands look for the API at the AMQP port + 10000 first.
+    """
+    beside = amqp_port + MANAGEMENT - AMQP
+    usual = [beside] if beside < 1 << 16 else []
+    return [*dict.fromkeys(_usual(before, "management", *usual, MANAGEMENT))]
 
 
 def stream_url(wanted: int | None, before: "Started | None", listen: str | None = None) -> dict[str, str]:
@@ -84,9 +89,9 @@ def stream_url(wanted: int | None, before: "Started | None", listen: str | None 
     return {"streams": f"rabbitmq-stream://{HOST}:{choose(wanted or None, usual, listen)}"}
 
 
-def _usual(before: "Started | None", detail: str, usual: int) -> list[int]:
+def _usual(before: "Started | None", detail: str, *usual: int) -> list[int]:
     port = urlsplit(before.details.get(detail, "")).port if before is not None else None
-    return [port, usual] if port else [usual]
+    return [port, *usual] if port else [*usual]
 
 
 def is_free(port: int, host: str = HOST) -> bool:

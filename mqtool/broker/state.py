@@ -30,7 +30,8 @@ class Wanted:
 
     Attributes:
         port: the AMQP port; None for 5672 if it is free, otherwise any free port.
-        management_port: the port of the management API; None for the previous port or 15672 if free, otherwise any.
+        management_port: the port of the management API; None for the previous port, the AMQP port + 10000, or 15672, if
+            free, otherwise any.
         stream_port: the port of the stream protocol (not with a cluster); None for the previous port or 5552 if free,
             otherwise any free port; 0 for any free port.
         data_dir: the directory for messages; None for a directory beside the log.

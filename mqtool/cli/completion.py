@@ -1,6 +1,6 @@
 """Shell completion: a script for each shell, and the names of queues, exchanges and vhosts from the broker.
 
-The scripts are mqtool's own, not click's: names from a broker may contain anything, so the scripts quote them and never
+The scripts are mqtool's own, not typer's: names from a broker may contain anything, so the scripts quote them and never
 evaluate them. A script runs mqtool with the line typed so far in _MQTOOL_COMPLETE. mqtool prints one proposal per line,
 with its description after a tab. Without proposals, the shell completes file names.
 
@@ -14,16 +14,13 @@ import threading
 from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
-import click
-from click.shell_completion import ShellComplete, split_arg_string
-
 from mqtool.amqp import TlsFiles
 from mqtool.cli.access import MANAGEMENT_VARIABLE, Access
 from mqtool.cli.chosen_broker import choose, resolve_addresses
 from mqtool.duration import parse_duration
 from mqtool.errors import MqtoolError
 
-Shell = Literal["bash", "zsh", "fish", "powershell"]
+Shell = Literal["bash", "zsh", "fish"]
 _BASH = r"""
 _mqtool() {
     local line=${COMP_LINE:0:COMP_POINT} typed before proposal character quote= i=0 start=0
@@ -97,21 +94,7 @@ end
 complete --command mqtool --no-files --arguments '(__mqtool_complete)'
 """
 
-_POWERSHELL = r"""
-Register-ArgumentCompleter -Native -CommandName mqtool -ScriptBlock {
-    param($word, $command, $cursor)
-    $length = $cursor - $command.Extent.StartOffset
-    $env:_MQTOOL_COMPLETE = $command.ToString().PadRight($length).Substring(0, $length)
-    mqtool | ForEach-Object {
-        $value, $description = $_ -split "`t", 2
-        if (-not $description) { $description = $value }
-        [System.Management.Automation.CompletionResult]::new($value, $value, 'ParameterValue', $description)
-    }
-    Remove-Item Env:_MQTOOL_COMPLETE
-}
-"""
-
-_SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH, "powershell": _POWERSHELL}
+_SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 
 _PATIENCE = 0.3
 _MOST = 200
@@ -172,18 +155,3 @@ def _ask(values: Mapping[str, Any], typed: Collection[str], kind: str, incomplet
 def script(shell: Shell) -> str:
     """Return a shell's completion script."""
     return _SCRIPTS[shell].strip()
-
-
-def proposals(command: click.Command, line: str) -> list[str]:
-    """Return the proposals to complete a command line, each followed by a tab and its description if it has one.
-
-    Args:
-        command: the root of the command tree.
-        line: the line up to the cursor.
-    """
-    words = split_arg_string(line)
-    typed = "" if line[-1:].isspace() else words.pop()
-    found = ShellComplete(command, {}, "mqtool", "").get_completions(words[1:], typed)
-    option = f"{typed.partition('=')[0]}=" if typed.startswith("--") and "=" in typed else ""
-    values = [(option + item.value, item.help) for item in found if item.type == "plain"]
-    return [f"{value}\t{text}" if text else value for value, text in values]

@@ -37,44 +37,6 @@ class Effect(Enum):
     NONE = auto()  #: uses no broker
 
 
-#: Every command, listed under its effect. In a protected context, the effect decides whether a command asks first.
-EFFECTS = {
-    Effect.CHANGES: """
-        receive, worker, rpc-server, receive-delayed, offset receive, offset set, offset reset,
-        recording replay, move, delayed cancel, delayed now, delayed relay, delayed migrate, dlq redrive,
-        dlq drop, queue declare, queue delete, queue purge, queue convert, exchange declare, exchange delete,
-        exchange bind, exchange unbind, user add, user delete, user password, user tags, vhost add,
-        vhost delete, permission set, permission clear, policy set, policy clear, definitions import,
-        broker fault, bench
-    """,
-    Effect.SENDS: """
-        send, new-task, emit-log fanout, emit-log direct, emit-log topic, emit-log headers, rpc-client,
-        publisher-confirms, send-delayed, send-stream, offset send
-    """,
-    Effect.READS: """
-        receive-log fanout, receive-log direct, receive-log topic, receive-log headers, receive-stream, offset show,
-        peek, tap, delayed ls, delayed show, dlq ls, dlq show, queue show, policy ls, definitions export,
-        definitions diff, list queues, list exchanges, list bindings, list consumers, list connections, list channels,
-        list vhosts, list users, list permissions, list plugins, topology, route, top, ui, doctor, wait, broker up,
-        broker status, broker env
-    """,
-    Effect.OWN: """
-        broker down, broker ls, broker rm, broker logs, broker serve, broker restart, plugin enable, plugin disable,
-        tutorial run, drill kill-worker, drill restart-broker, drill kill-node, drill drop-connection, drill poison,
-        drill duplicate
-    """,
-    Effect.NONE: """
-        tutorial list, tutorial show, cheat, help, completion, recording scrub, recording reconcile, context add,
-        context ls, context use, context show, context edit, context rm, definitions convert
-    """,
-}
-
-
-def effect_of(command: str) -> Effect:
-    """Look up the effect of a command, such as "queue purge", on the broker that it uses."""
-    return next(effect for effect, names in EFFECTS.items() if command in map(str.strip, names.split(",")))
-
-
 class Protocol(StrEnum):
     """A protocol for sending and receiving messages."""
 

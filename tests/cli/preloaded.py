@@ -217,14 +217,11 @@ def _load_all() -> None:
         "rich.table",
         "rich.console",
         "rich.live",
-        "click.shell_completion",
+        "typer.completion",
         "sqlite3",
         *filter(None, _MODULES.values()),
     ):
         importlib.import_module(name)
-    app = importlib.import_module("mqtool.cli.app").app
-    for name in app.list_commands(None):  # what is made for the first time takes a fifth of a command's time
-        app.get_command(None, name)
     gc.freeze()  # a collection in a child would copy all of it
 
 

@@ -123,21 +123,21 @@ def test_exchanges_and_bindings(admin: Shell, broker: TestBroker) -> None:
     assert admin.run("mqtool", "exchange", "declare", "in", "fanout").code == 78
     assert admin.run("mqtool", "exchange", "declare", "by-header", "headers").code == 0
     assert admin.run("mqtool", "queue", "declare", "jobs").code == 0
-    assert admin.run("mqtool", "bind", "in", "by-header", "kern.*", "auth.#", "--to-exchange").code == 0
+    assert admin.run("mqtool", "exchange", "bind", "in", "by-header", "kern.*", "auth.#", "--to-exchange").code == 0
     headers = ("-H", "format=pdf", "-H", "type=log", "--match", "any")
-    assert admin.run("mqtool", "bind", "by-header", "jobs", *headers).code == 0
-    assert admin.run("mqtool", "bind", "by-header", "jobs", *headers).code == 0, "again"
+    assert admin.run("mqtool", "exchange", "bind", "by-header", "jobs", *headers).code == 0
+    assert admin.run("mqtool", "exchange", "bind", "by-header", "jobs", *headers).code == 0, "again"
     send = ("mqtool", "emit-log", "topic", "-e", "in", "--durable")
     admin.run(*send, "kern.info", "-H", "format=pdf", "taken")
     admin.run(*send, "kern.info", "-H", "format=txt", "other header")
     admin.run(*send, "mail.info", "-H", "format=pdf", "other key")
     assert depth(broker, "jobs") == 1
 
-    assert admin.run("mqtool", "unbind", "by-header", "jobs", *headers).code == 0
+    assert admin.run("mqtool", "exchange", "unbind", "by-header", "jobs", *headers).code == 0
     admin.run(*send, "kern.info", "-H", "format=pdf", "too late")
     assert depth(broker, "jobs") == 1
-    assert admin.run("mqtool", "bind", "none", "jobs").code == 69
-    assert admin.run("mqtool", "unbind", "in", "by-header", "auth.#", "--to-exchange").code == 0
+    assert admin.run("mqtool", "exchange", "bind", "none", "jobs").code == 69
+    assert admin.run("mqtool", "exchange", "unbind", "in", "by-header", "auth.#", "--to-exchange").code == 0
 
     assert admin.run("mqtool", "exchange", "delete", "in").code == 2
     assert said(admin.run("mqtool", "exchange", "delete", "in", "--if-unused"))[0] == 1
@@ -165,9 +165,9 @@ def test_a_user_can_do_what_the_patterns_allow_and_nothing_else(admin: Shell, an
     assert as_ann("mqtool", "exchange", "declare", "x", "fanout") == 77
     assert as_ann("mqtool", "queue", "delete", "ann-new", "--yes") == 0
     assert as_ann("mqtool", "queue", "delete", "bob-jobs", "--yes") == 77
-    assert as_ann("mqtool", "bind", "ann-x", "ann-jobs") == 0
-    assert as_ann("mqtool", "bind", "ann-x", "open") == 77, "to bind a queue is to write to it"
-    assert as_ann("mqtool", "bind", "amq.fanout", "ann-jobs") == 77, "and to read from the exchange"
+    assert as_ann("mqtool", "exchange", "bind", "ann-x", "ann-jobs") == 0
+    assert as_ann("mqtool", "exchange", "bind", "ann-x", "open") == 77, "to bind a queue is to write to it"
+    assert as_ann("mqtool", "exchange", "bind", "amq.fanout", "ann-jobs") == 77, "and to read from the exchange"
     assert as_ann("mqtool", "emit-log", "fanout", "-e", "ann-x", "--durable", "hello") == 0
     assert as_ann("mqtool", "send", "-q", "ann-jobs", "x") == 77, "the default exchange is amq.default in patterns"
     assert as_ann("mqtool", "receive", "-q", "ann-jobs", "-c", "1") == 0
@@ -177,7 +177,7 @@ def test_a_user_can_do_what_the_patterns_allow_and_nothing_else(admin: Shell, an
     # What is not said stays: now she may write everywhere, and configure no more than before.
     assert admin.run("mqtool", "permission", "set", ann, "--write", ".*").code == 0
     assert as_ann("mqtool", "send", "-q", "ann-jobs", "x") == 0
-    assert as_ann("mqtool", "bind", "ann-x", "open") == 0
+    assert as_ann("mqtool", "exchange", "bind", "ann-x", "open") == 0
     assert as_ann("mqtool", "queue", "declare", "bob-new") == 77
     assert admin.run("mqtool", "permission", "clear", ann).code == 0
     assert as_ann("mqtool", "queue", "declare", "ann-new") == 77

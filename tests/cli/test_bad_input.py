@@ -126,7 +126,7 @@ COMMAND_LINE = [
     Case("receive --raw --json", 2, "--raw, --json and --format cannot be combined", "only one"),
     Case("receive-log topic # --json --format %b", 2, "--raw, --json and --format cannot be combined"),
     Case("receive-log direct", 2, "Missing argument 'severities'", "for example: mqtool receive-log direct info"),
-    Case("receive-log topic", 2, "Missing argument 'patterns'", "for example: mqtool receive-log topic 'kern.*'"),
+    Case("receive-log topic", 2, "Missing argument 'PATTERN...'", "for example: mqtool receive-log topic 'kern.*'"),
     Case("receive-log headers", 2, "receive-log headers needs a header", "receive-log headers format=pdf"),
     Case("receive-log headers pdf", 2, "'pdf' is not a header"),
     Case("receive-log headers a=b --match some", 2, "'some' is not one of 'all', 'any'"),

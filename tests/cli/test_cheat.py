@@ -2,7 +2,7 @@
 
 import pytest
 
-from mqtool.cli.commands.learn import recipes
+from mqtool.cli.commands.cheat import recipes
 from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import Shell
 

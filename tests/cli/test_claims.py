@@ -238,7 +238,7 @@ def test_a_program_gets_the_routing_key_that_the_broker_checked(shell: Shell, br
     """Headers of a publisher change neither MQ_ROUTING_KEY nor MQ_EXCHANGE, nor the original ones of later attempts."""
     shell.run("mqtool", "exchange", "declare", "logs", "topic")
     shell.run("mqtool", "queue", "declare", "jobs")
-    shell.run("mqtool", "bind", "logs", "jobs", "#")
+    shell.run("mqtool", "exchange", "bind", "logs", "jobs", "#")
     forged = {"mqtool-exchange": "orders", "mqtool-routing-key": "admin.delete"}
     publish(
         broker, "logs", "user.read", "", **forged, **{"x-death": [{"queue": "jobs.wait.10ms", "reason": "expired"}]}

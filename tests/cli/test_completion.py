@@ -8,13 +8,15 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pika
 import pytest
+import typer
 
+from mqtool.cli.commands import whole_tree
 from tests.brokers import TestBroker, on_any_broker, skip_or_fail
 from tests.cli.shell import Shell
-from tests.cli.test_documentation import commands
 
 #: How to start each shell without its user's settings, and how it takes our script.
 SHELLS = {
@@ -122,14 +124,6 @@ def test_tab_where_mqtool_has_nothing_to_propose(terminal: Terminal, shell: Shel
     assert terminal.complete("mqtool nonsen") == ["nonsen"]
 
 
-def test_powershell_has_a_script(lonely_shell: Shell) -> None:
-    """It asks as the other scripts do."""
-    script = lonely_shell.run("mqtool", "completion", "powershell").stdout
-    assert "Register-ArgumentCompleter -Native -CommandName mqtool" in script
-    assert "$env:_MQTOOL_COMPLETE = " in script
-    assert ask(lonely_shell, "mqtool topo")[0].startswith("topology\t")
-
-
 def ask(shell: Shell, line: str) -> tuple[str, str, int]:
     """What mqtool itself answers a shell."""
     done = shell.run("mqtool", environment={"_MQTOOL_COMPLETE": line}, timeout=20)
@@ -151,7 +145,6 @@ def ask(shell: Shell, line: str) -> tuple[str, str, int]:
         ("mqtool help queue dec", "declare"),
         ("mqtool plugin enable rabbitmq_sh", "rabbitmq_shovel"),
         ("mqtool broker fault nack", "nack-publishes"),
-        ("mqtool fault nack", "nack-publishes"),
     ],
 )
 def test_words_that_no_broker_is_asked_for(lonely_shell: Shell, line: str, word: str) -> None:
@@ -206,11 +199,16 @@ def test_users_policies_and_brokers_of_ones_own_are_completed(broker: TestBroker
 LIVE = {"--context", "--queue", "--exchange", "--vhost", "--dead-letter-exchange"}
 
 
-def test_whatever_takes_such_a_name_completes_it() -> None:
-    """On every command."""
+def test_every_option_and_argument_for_a_name_on_the_broker_completes_it() -> None:
+    """Wherever a command takes a queue, stream, exchange, virtual host or context, the shell proposes names."""
+
+    def leaves(group: Any) -> Iterator[Any]:
+        for command in group.commands.values():
+            yield from leaves(command) if hasattr(command, "commands") else [command]
+
     assert [
-        (*words, parameter.opts[0])
-        for words, command in commands().items()
+        (command.name, parameter.opts[0])
+        for command in leaves(typer.main.get_command(whole_tree()))
         for parameter in command.params
         if LIVE.intersection(parameter.opts) or str(parameter.metavar).strip("[].") in ("QUEUE", "STREAM", "EXCHANGE")
         if parameter._custom_shell_complete is None

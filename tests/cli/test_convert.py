@@ -14,7 +14,7 @@ import pytest
 
 from mqtool.amqp import Connection, Receiving, administration, parse_addresses
 from mqtool.broker.choice import Kind
-from mqtool.cli.commands import convert as convert_command
+from mqtool.cli.commands import queue_convert as convert_command
 from mqtool.drills.scene import Proxy
 from mqtool.errors import MqtoolError, Unavailable
 from mqtool.management import Management

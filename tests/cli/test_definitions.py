@@ -23,8 +23,8 @@ def admin(shell: Shell, broker: TestBroker) -> Shell:
         "exchange declare logs topic",
         "queue declare jobs --max-length 9",
         "queue declare old --queue-type classic",
-        "bind logs jobs kern.* *.critical",
-        "bind amq.match old -H format=pdf",
+        "exchange bind logs jobs kern.* *.critical",
+        "exchange bind amq.match old -H format=pdf",
     ):
         assert shell.run("mqtool", *line.split()).code == 0
     (shell.directory / "file").write_text(shell.run("mqtool", "definitions", "export").stdout)

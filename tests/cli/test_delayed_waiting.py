@@ -18,7 +18,7 @@ class Waiting:
         shell.run("mqtool", "queue", "declare", "jobs")
         shell.run("mqtool", "exchange", "declare", "logs", "topic")
         shell.run("mqtool", "queue", "declare", "errors")
-        shell.run("mqtool", "bind", "logs", "errors", "*.error")
+        shell.run("mqtool", "exchange", "bind", "logs", "errors", "*.error")
         for name, tenant, delay in (("m-1", "a", "1h"), ("m-2", "b", "1h"), ("m-3", "a", "2h1m")):
             sent = ("mqtool", "send", "-r", "jobs", "--via", "ttl", "--delay", delay, "-H", f"tenant={tenant}")
             assert shell.run(*sent, "--property", f"message-id={name}", f"body of {name}").code == 0

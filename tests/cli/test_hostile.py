@@ -83,10 +83,10 @@ def test_reconcile(shell: Shell, play: Any) -> None:
     (shell.directory / "got").write_bytes(received.stdout_bytes)
     [last] = [line for line in received.stdout_bytes.splitlines() if b'"last"' in line]
     (shell.directory / "sent").write_bytes(last)
-    found = survived(shell.run("mqtool", "reconcile", "sent", "got"))
+    found = survived(shell.run("mqtool", "recording", "reconcile", "sent", "got"))
     assert "missing     0\n" in found.stdout
     assert "have no message_id" in found.stderr
-    survived(shell.run("mqtool", "reconcile", "--json", "sent", "got"))
+    survived(shell.run("mqtool", "recording", "reconcile", "--json", "sent", "got"))
 
 
 @on_any_broker
@@ -138,7 +138,7 @@ def test_a_terminal_is_not_controlled(shell: Shell) -> None:
     """Neither by keys and ids, nor by a body; only a body can have lines."""
     line = {"body": "a\nb\x1b[31m", "routing_key": "k\nmqtool: \u202e", "properties": {"message_id": "\x9b\n"}}
     shell.run("mqtool", "queue", "declare", "q", "--durable")
-    assert shell.run("mqtool", "bind", "amq.topic", "q", "#").code == 0
+    assert shell.run("mqtool", "exchange", "bind", "amq.topic", "q", "#").code == 0
     for _ in range(2):
         sent = shell.run("mqtool", "send", "--json", "-e", "amq.topic", stdin=json.dumps(line))
         assert sent.code == 0, sent.stderr

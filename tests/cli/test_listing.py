@@ -261,7 +261,7 @@ def test_watching_on_a_terminal(shell: Shell, broker: TestBroker) -> None:
 def test_bindings_of_the_default_exchange(shell: Shell, broker: TestBroker) -> None:
     """A terminal is spared them, unless they are asked for; pipes get what rabbitmqctl lists."""
     shell.run("mqtool", "queue", "declare", "jobs")
-    shell.run("mqtool", "bind", "amq.topic", "jobs", "a.*")
+    shell.run("mqtool", "exchange", "bind", "amq.topic", "jobs", "a.*")
     command = ("mqtool", "list", "bindings", "routing_key", "--management", broker.management)
     assert sorted(shell.run(*command).stdout.split()) == ["a.*", "jobs"]
     assert "jobs" not in on_terminal(shell, *command).stdout
@@ -345,9 +345,9 @@ def test_bindings_fit_on_a_terminal(shell: Shell, broker: TestBroker) -> None:
     """A line each; no word is broken at 80 columns, and no name is shortened."""
     name = "invoices-of-the-european-branch-that-wait-to-be-paid"
     shell.run("mqtool", "queue", "declare", name)
-    shell.run("mqtool", "bind", "amq.topic", name, "orders.europe.invoices.#")
-    shell.run("mqtool", "bind", "amq.headers", name, "-H", "format=pdf")
-    shell.run("mqtool", "bind", "amq.topic", "amq.fanout", "a.*", "--to-exchange")
+    shell.run("mqtool", "exchange", "bind", "amq.topic", name, "orders.europe.invoices.#")
+    shell.run("mqtool", "exchange", "bind", "amq.headers", name, "-H", "format=pdf")
+    shell.run("mqtool", "exchange", "bind", "amq.topic", "amq.fanout", "a.*", "--to-exchange")
     command = ("mqtool", "list", "bindings", "--no-color", "--management", broker.management)
     assert sorted(line.rstrip() for line in on_terminal(shell, *command).stdout.split("\r\n")) == [
         "",

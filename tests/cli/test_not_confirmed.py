@@ -102,7 +102,7 @@ def test_an_exchange_of_a_similar_name_has_receivers(shell: Shell, broker: TestB
     assert on_terminal(shell, *send).stdout == " [x] Sent error:x, no queue received it\r\n"
     shell.run("mqtool", "exchange", "declare", "logs_direct", "direct")
     shell.run("mqtool", "queue", "declare", "old")
-    shell.run("mqtool", "bind", "logs_direct", "old", "info", "error")
+    shell.run("mqtool", "exchange", "bind", "logs_direct", "old", "info", "error")
     assert on_terminal(shell, *send).stdout.splitlines()[1:] == [
         "exchange 'logs_direct' has 2 bindings; to publish there: --exchange=logs_direct"
     ]

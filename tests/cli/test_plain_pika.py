@@ -244,8 +244,8 @@ def test_offset_tracking(streams: Room) -> None:
     """Each goes on where the other has stopped."""
     streams.printed("stream-offset-tracking")
     streams.script("send")
-    assert "Done consuming first_offset: 0 last_offset 99 \n" in streams.mqtool("offset-tracking", "receive").stdout
-    streams.mqtool("offset-tracking", "send")
+    assert "Done consuming first_offset: 0 last_offset 99 \n" in streams.mqtool("offset", "receive").stdout
+    streams.mqtool("offset", "send")
     received = streams.script("receive").stdout.splitlines()
     assert received[:2] == ["Started consuming: Press control +C to close", "First message received"]
     first, last = (int(word) for word in received[2].split() if word.isdecimal())

@@ -23,8 +23,8 @@ def admin(shell: Shell, broker: TestBroker) -> Shell:
         "exchange declare in topic",
         "queue declare jobs.dlq",
         f"queue declare jobs {' '.join(SETTINGS)}",
-        "bind dead jobs.dlq kern.*",
-        "bind in jobs kern.* *.critical",
+        "exchange bind dead jobs.dlq kern.*",
+        "exchange bind in jobs kern.* *.critical",
     ):
         assert shell.run("mqtool", *line.split()).code == 0
     return shell
@@ -32,7 +32,7 @@ def admin(shell: Shell, broker: TestBroker) -> Shell:
 
 def test_a_queue_on_one_screen(admin: Shell) -> None:
     """Settings, counts, consumers, bindings, dead letters: within 24 lines of a terminal, however many bindings."""
-    admin.run("mqtool", "bind", "in", "jobs", *map(str, range(30)))
+    admin.run("mqtool", "exchange", "bind", "in", "jobs", *map(str, range(30)))
     admin.start("mqtool", "receive", "--declare", "-q", "jobs", *SETTINGS).wait_until_ready()
 
     def shown() -> str:

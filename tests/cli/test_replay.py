@@ -59,7 +59,7 @@ def test_what_was_recorded_comes_again(shell: Shell, connection: Connection) -> 
     (shell.directory / "recording").write_text(printed)
     before = [{**json.loads(line), "timestamp": ""} for line in printed.splitlines()]
 
-    result = shell.run("mqtool", "replay", "recording", "--speed", "max")
+    result = shell.run("mqtool", "recording", "replay", "recording", "--speed", "max")
 
     assert result.code == 0, result.stderr
     assert "200 confirmed in " in result.stderr
@@ -79,14 +79,14 @@ def test_a_recording_from_before_versions_is_replayed(shell: Shell, connection: 
     recorded = [json.loads(line) for line in lines.splitlines()]
     kept = ("exchange", "routing_key", "headers", "properties", "body", "body_base64")
 
-    assert shell.run("mqtool", "replay", "--speed", "max", stdin=lines).code == 0
+    assert shell.run("mqtool", "recording", "replay", "--speed", "max", stdin=lines).code == 0
 
     got = {line["routing_key"]: line for line in received(shell)}
     for line in recorded:
         assert [got[line["routing_key"]].get(key) for key in kept] == [line.get(key) for key in kept]
     assert {line["version"] for line in got.values()} == {1}
     everything = "body,headers,properties,routing_key"
-    assert shell.run("mqtool", "scrub", "--keep", everything, stdin=lines).stdout == lines
+    assert shell.run("mqtool", "recording", "scrub", "--keep", everything, stdin=lines).stdout == lines
     assert shell.run("mqtool", "send", "--json", stdin=lines).code == 0
     assert len(received(shell)) == 4
 
@@ -116,14 +116,14 @@ def test_what_no_queue_gets_has_failed(shell: Shell) -> None:
     name = recording(shell, {}, {"routing_key": "nobody"}, {})
     shell.run("mqtool", "queue", "declare", "jobs")
 
-    result = shell.run("mqtool", "replay", name, "--speed", "max", "--failed-to", "failed")
+    result = shell.run("mqtool", "recording", "replay", name, "--speed", "max", "--failed-to", "failed")
 
     assert result.code == 3, result.stderr
     assert "2 confirmed, 1 returned" in result.stderr
     assert "1 of 3 messages failed" in result.stderr
     assert json.loads((shell.directory / "failed").read_text())["body"] == "body 1"
-    assert shell.run("mqtool", "replay", name, "--speed", "max", "--no-mandatory").code == 0
-    nowhere = shell.run("mqtool", "replay", name, "--speed", "max", "--to-exchange", "nope")
+    assert shell.run("mqtool", "recording", "replay", name, "--speed", "max", "--no-mandatory").code == 0
+    nowhere = shell.run("mqtool", "recording", "replay", name, "--speed", "max", "--to-exchange", "nope")
     assert (nowhere.code, "no exchange 'nope'" in nowhere.stderr) == (75, True), nowhere.stderr
 
 
@@ -135,7 +135,8 @@ def test_gaps_choices_and_changes(shell: Shell, connection: Connection) -> None:
 
     started = time.monotonic()
     result = shell.run(
-        "mqtool", "replay", name, "--since", "200ms", "--until", "2026-01-31T12:00:00.700Z", "--where", "headers.n!=4",
+        "mqtool", "recording", "replay", name, "--since", "200ms", "--until", "2026-01-31T12:00:00.700Z",
+        "--where", "headers.n!=4",
         "--to-queue", "jobs", "--set-header", "again:=true", "--drop-header", "n", "--loop", "2",
     )  # fmt: skip
 
@@ -152,7 +153,7 @@ def test_an_interrupted_replay_says_how_far_it_came(shell: Shell, connection: Co
     connection.channel().declare(Queue("jobs", durable=True))
     name = recording(shell, {}, {"timestamp": "2026-01-31T18:00:00Z"}, {"timestamp": "2026-01-31T18:00:01Z"})
 
-    running = shell.start("mqtool", "replay", name, "-v", "--failed-to", "rest")
+    running = shell.start("mqtool", "recording", "replay", name, "-v", "--failed-to", "rest")
     result = running.wait_for_stderr("[x] Replayed 6 bytes to queue jobs").interrupt().wait()
 
     assert result.code == 130
@@ -166,7 +167,7 @@ def test_a_pipe_is_replayed_as_it_comes(shell: Shell, broker: TestBroker, connec
     """A line that has come is on its way, though the pipe stays open."""
     connection.channel().declare(Queue("jobs", durable=True))
     lines = (shell.directory / recording(shell, {}, {})).read_bytes().splitlines(keepends=True)
-    running = shell.start("mqtool", "replay", stdin=PIPE)
+    running = shell.start("mqtool", "recording", "replay", stdin=PIPE)
     assert running.process.stdin is not None
     for count, line in enumerate(lines, 1):
         running.process.stdin.write(line)
@@ -180,7 +181,7 @@ def test_a_dry_run_needs_no_broker(lonely_shell: Shell) -> None:
     """When and where each message would go, in files one after the other; nothing is connected to."""
     first = recording(lonely_shell, {}, {"exchange": "logs", "routing_key": "a\tb"}, name="first")
     second = recording(lonely_shell, {"timestamp": "2026-01-31T12:00:05Z"}, name="second")
-    result = lonely_shell.run("mqtool", "replay", first, second, "--dry-run", "--speed", "2")
+    result = lonely_shell.run("mqtool", "recording", "replay", first, second, "--dry-run", "--speed", "2")
     assert result.stdout == (
         "0.000s\tqueue jobs\t6 bytes\n0.050s\tlogs:a\\tb\t6 bytes\n2.500s\tqueue jobs\t6 bytes\n"
     )  # fmt: skip
@@ -201,6 +202,6 @@ def test_what_cannot_be_replayed(lonely_shell: Shell) -> None:
         ([good, "--to-queue", "a", "--to-key", "b"], 2, "--to-queue cannot be combined with --to-exchange"),
         (["--loop", "2"], 2, "--loop needs files"),
     ):
-        result = lonely_shell.run("mqtool", "replay", *words, "--dry-run", stdin="")
+        result = lonely_shell.run("mqtool", "recording", "replay", *words, "--dry-run", stdin="")
         assert result.code == code, result.stderr
         assert said in result.stderr

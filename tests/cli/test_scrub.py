@@ -14,19 +14,21 @@ LINES = "".join(
 def test_a_scrubbed_recording_can_be_replayed(lonely_shell: Shell) -> None:
     """To the same queue; the same seed replaces alike in two runs, and without one each run has its own."""
     (lonely_shell.directory / "recording").write_text(LINES)
-    result = lonely_shell.script("mqtool scrub recording | tee scrubbed | mqtool replay --dry-run")
+    result = lonely_shell.script("mqtool recording scrub recording | tee scrubbed | mqtool recording replay --dry-run")
     assert result.stdout == "0.000s\tqueue jobs\t8 bytes\n" * 2, result.stderr
     text = (lonely_shell.directory / "scrubbed").read_text()
     assert "ann" not in text
-    one, other = (lonely_shell.run("mqtool", "scrub", "--seed", "s", stdin=LINES).stdout for _ in range(2))
+    one, other = (lonely_shell.run("mqtool", "recording", "scrub", "--seed", "s", stdin=LINES).stdout for _ in range(2))
     assert one == other != text
-    kept = lonely_shell.run("mqtool", "scrub", "--keep", "headers.user,headers.x", "--keep", "body", stdin=LINES)
+    kept = lonely_shell.run(
+        "mqtool", "recording", "scrub", "--keep", "headers.user,headers.x", "--keep", "body", stdin=LINES
+    )
     assert kept.stdout == LINES
 
 
 def test_lines_come_out_as_they_come_in(lonely_shell: Shell) -> None:
     """Of a pipe that stays open; and Ctrl-C, which ends the writer, loses nothing of what it has written."""
-    running = lonely_shell.start("mqtool", "scrub", "--field", "headers", stdin=PIPE)
+    running = lonely_shell.start("mqtool", "recording", "scrub", "--field", "headers", stdin=PIPE)
     assert running.process.stdin is not None
     first, second = LINES.splitlines(keepends=True)
     running.process.stdin.write(first.encode())
@@ -41,9 +43,9 @@ def test_lines_come_out_as_they_come_in(lonely_shell: Shell) -> None:
 
 def test_a_bad_line_ends_it(lonely_shell: Shell) -> None:
     """With its number, after the lines before it; a field that does not exist is found out before anything else."""
-    result = lonely_shell.run("mqtool", "scrub", stdin=f"{LINES}\nnot JSON\n{LINES}")
+    result = lonely_shell.run("mqtool", "recording", "scrub", stdin=f"{LINES}\nnot JSON\n{LINES}")
     assert (result.code, len(result.stdout.splitlines())) == (65, 2)
     assert result.stderr.startswith("mqtool: line 4 is not JSON")
-    wrong = lonely_shell.run("mqtool", "scrub", "--keep", "routing-kye", stdin=LINES)
+    wrong = lonely_shell.run("mqtool", "recording", "scrub", "--keep", "routing-kye", stdin=LINES)
     assert (wrong.code, wrong.stdout) == (2, "")
     assert "hint: did you mean 'routing_key'?" in wrong.stderr

@@ -162,12 +162,12 @@ def test_filters(shell: Shell, broker: TestBroker) -> None:
 
 def test_offset_tracking(shell: Shell) -> None:
     """The second tutorial: the second run reads the second hundred."""
-    sent = shell.run("mqtool", "offset-tracking", "send")
+    sent = shell.run("mqtool", "offset", "send")
     assert sent.stderr == "Publishing 100 messages\nMessages confirmed: true\n"
-    received = shell.run("mqtool", "offset-tracking", "receive")
+    received = shell.run("mqtool", "offset", "receive")
     assert received.stdout == "First message received\nDone consuming first_offset: 0 last_offset 99 \n"
-    shell.run("mqtool", "offset-tracking", "send")
-    first, last = re.findall(r"offset:? (\d+)", shell.run("mqtool", "offset-tracking", "receive").stdout)
+    shell.run("mqtool", "offset", "send")
+    first, last = re.findall(r"offset:? (\d+)", shell.run("mqtool", "offset", "receive").stdout)
     assert 100 <= int(first) <= 120, "an offset that was stored may count as a message"
     assert int(last) == int(first) + 99
 
@@ -190,9 +190,9 @@ def test_other_languages(shell: Shell, dialect: StreamDialect) -> None:
 def test_the_elixir_tutorial_stores_bodies_alone(shell: Shell, broker: TestBroker) -> None:
     """Also with offset tracking: its scripts would take an AMQP 1.0 message for a body, and never find the marker."""
     dialect = "--dialect", "elixir"
-    sent = shell.run("mqtool", "offset-tracking", "send", *dialect)
+    sent = shell.run("mqtool", "offset", "send", *dialect)
     assert sent.stderr == "Publishing 100 messages...\nMessages confirmed.\n"
-    received = shell.run("mqtool", "offset-tracking", "receive", *dialect)
+    received = shell.run("mqtool", "offset", "receive", *dialect)
     assert received.stdout == "First message received.\nDone consuming, first offset 0, last offset 99.\n"
     shell.run("mqtool", "send-stream", *dialect)
     place = urlsplit(broker.streams)

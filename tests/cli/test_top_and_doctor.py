@@ -106,8 +106,8 @@ def test_doctor_finds_dead_ends_and_circles(watcher: Shell, broker: TestBroker) 
         """
         set -e
         for name in one two missed; do mqtool exchange declare $name fanout; done
-        mqtool bind --to-exchange one two
-        mqtool bind --to-exchange two one
+        mqtool exchange bind --to-exchange one two
+        mqtool exchange bind --to-exchange two one
         mqtool exchange declare orders direct --argument alternate-exchange=missed
         mqtool exchange declare bills direct --argument alternate-exchange=nowhere
         """

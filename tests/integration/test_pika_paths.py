@@ -39,7 +39,7 @@ USE = """
 #: What there is in the libraries, module by module and class by class.
 LOOK = """
     import importlib, inspect, pkgutil, sys
-    import click, click.shell_completion, pika, rstream
+    import pika, rstream, typer.completion
 
     for library in (pika, rstream):
         for module in pkgutil.walk_packages(library.__path__, library.__name__ + "."):
@@ -51,9 +51,9 @@ LOOK = """
     def looked_at():
         found = {}
         for name, module in list(sys.modules.items()):
-            if name.partition(".")[0] in ("pika", "rstream", "click"):
+            if name.partition(".")[0] in ("pika", "rstream", "typer"):
                 for owner in (module, *(each for each in vars(module).values() if inspect.isclass(each))):
-                    if getattr(owner, "__module__", name).partition(".")[0] in ("pika", "rstream", "click"):
+                    if getattr(owner, "__module__", name).partition(".")[0] in ("pika", "rstream", "typer"):
                         for attribute, value in vars(owner).items():
                             if attribute not in ("__warningregistry__", "_abc_impl", "__slotnames__"):
                                 found[name, owner.__name__, attribute] = value

@@ -52,7 +52,7 @@ def test_on_the_running_loop() -> None:
 
 def test_what_an_import_brings() -> None:
     """No client, no command line, no Docker: a stranger's tests start as fast as without them."""
-    heavy = ("pika", "click", "rich", "docker", "requests", "sqlite3", "pytest")
+    heavy = ("pika", "typer", "rich", "docker", "requests", "sqlite3", "pytest")
     program = "import sys; from mqtool.broker.embedded import EmbeddedBroker; "
     program += f"print([each for each in {heavy} if each in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

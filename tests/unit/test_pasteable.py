@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 import mqtool
-from mqtool.cli import app
 from mqtool.cli.display import output
+from mqtool.cli.help.index import SENTENCES
 from mqtool.spelling import pasteable
 
-COMMANDS = set(app.COMMANDS)
+COMMANDS = set(SENTENCES)
 SOURCES = sorted(Path(mqtool.__file__).parent.rglob("*.py"))
 NAMES = [
     "jobs",

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqtool.cli.options import Broker, DelayOptions, MessageOptions, Publishing, header
+from mqtool.cli.options import DelayOptions, MessageOptions, Publishing
+from mqtool.cli.options.broker_options import PublishingBroker
 from mqtool.cli.pipe import source
 from mqtool.cli.pipe.source import Addressing, delimited, read_messages
+from mqtool.cli.values import header
 from mqtool.errors import BadData, UsageError
 from mqtool.message import InBatches, Message
 
@@ -74,7 +76,7 @@ def test_headers(text: str, key_and_value: tuple[str, object]) -> None:
 
 
 def asked(words: list[str], options: MessageOptions) -> Publishing:
-    return Publishing(options=options, delays=DelayOptions(), broker=Broker(), words=words)
+    return Publishing(options=options, delays=DelayOptions(), broker=PublishingBroker(), words=words)
 
 
 def only(words: list[str], options: MessageOptions, addressing: Addressing | None = None) -> Message:

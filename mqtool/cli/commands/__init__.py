@@ -1,1 +1,114 @@
-"""The commands. Each defines its options, calls a function of another package and prints the result."""
+"""The commands. The command NAME is in NAME.py; it defines its options, calls another package, and prints the result.
+
+`command_tree` imports the one module that a command line needs.
+"""
+
+from collections.abc import Sequence
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from mqtool import __version__
+from mqtool.cli import contexts
+from mqtool.cli.command_line import HelpAll
+from mqtool.cli.display import output
+from mqtool.cli.help.index import ALIASES, SENTENCES
+
+
+class Root(TyperGroup):
+    """The `mqtool` command, whose help is a page of its own."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
+        """Write the list of all commands."""
+        from mqtool.cli.help import overview  # reads a file of the package, which few commands need
+
+        formatter.write(f"{overview.overview()}\n")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        output.show(f"mqtool {__version__}")
+        raise typer.Exit
+
+
+def mqtool(
+    ctx: typer.Context,
+    version: Annotated[  # noqa: ARG001
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version")
+    ] = False,
+    context: Annotated[  # noqa: ARG001  - each command looks for it in the root's parameters
+        str | None,
+        typer.Option(
+            "--context", "-C", metavar="NAME", autocompletion=contexts.names, help="Use the broker of context NAME"
+        ),
+    ] = None,
+    help_all: HelpAll = False,  # noqa: ARG001
+) -> None:
+    """Learn, script and operate RabbitMQ from the command line."""
+    if ctx.invoked_subcommand is None:
+        from mqtool.cli.help import overview
+
+        output.show(overview.start_page())
+
+
+def command_tree(words: Sequence[str], *, completes: bool = False) -> typer.Typer:
+    """Return an app with the command that a command line names.
+
+    If the line names none, the app has only the names and sentences of all commands, for completion and for hints.
+
+    Args:
+        words: the command line after "mqtool", without aliases.
+        completes: True to let typer complete the line that the environment names.
+    """
+    tree = _empty_tree(completes=completes)
+    name = first_word(words)
+    if name in SENTENCES:
+        tree.add_typer(import_module(f"{__name__}.{name.replace('-', '_')}").app)
+    else:
+        for each, sentence in SENTENCES.items():
+            tree.command(each, help=sentence)(lambda: None)
+    return tree
+
+
+def whole_tree() -> typer.Typer:
+    """Return an app with all commands, for the documentation and for tests."""
+    tree = _empty_tree()
+    for found in iter_modules(__path__):
+        app = getattr(import_module(f"{__name__}.{found.name}"), "app", None)
+        if app is not None and found.name.replace("_", "-") in (app.info.name, app.registered_commands[0].name):
+            tree.add_typer(app)
+    return tree
+
+
+def _empty_tree(*, completes: bool = False) -> typer.Typer:
+    return typer.Typer(
+        cls=Root,
+        callback=mqtool,
+        invoke_without_command=True,
+        add_completion=completes,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+def without_aliases(words: Sequence[str]) -> list[str]:
+    """Replace an alias at the start of a command line, such as `publish` or `queue ls`, with the command's name."""
+    for length in (2, 1):
+        if (meant := ALIASES.get(" ".join(words[:length]))) is not None:
+            return [*meant.split(), *words[length:]]
+    return [*words]
+
+
+def first_word(words: Sequence[str]) -> str:
+    """Return the first word of a command line that is neither an option nor the value of -C; "" if there is none."""
+    rest = iter(words)
+    for word in rest:
+        if word in ("-C", "--context"):
+            next(rest, None)
+        elif not word.startswith("-"):
+            return word
+    return ""

@@ -3,8 +3,11 @@
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
+
+import typer
 
 from mqtool.benching import charts, comparison
 from mqtool.benching.plan import PROTOCOLS, STREAM, Place, Plan, Timed
@@ -13,24 +16,26 @@ from mqtool.benching.run import Run
 from mqtool.cli import contexts, stopping
 from mqtool.cli.access import Access
 from mqtool.cli.chosen_broker import is_same_node
-from mqtool.cli.command_line import Argument, Option, OptionGroup
+from mqtool.cli.command_line import Command, command
+from mqtool.cli.contexts import Effect
 from mqtool.cli.display import bench_report, output
 from mqtool.cli.display.progress import Progress
-from mqtool.cli.options import PROTOCOL, Commands, ManagedBroker, Yes, ask
+from mqtool.cli.options import ManagedBroker, Yes, ask
 from mqtool.cli.options.bench_options import LONG, SHORT, BenchProtocol, Load, Runs, Variation
 from mqtool.errors import BadData, MqtoolError, UsageError
 from mqtool.spelling import counted, did_you_mean
 
-app = Commands()
+app = typer.Typer()
 _QUEUE_TYPES = ("classic", "quorum", "stream")
 
 
-class Report(OptionGroup):
+@dataclass(frozen=True, kw_only=True)
+class Report:
     """Options that choose how results are printed, and whether charts are drawn."""
 
-    as_json: Annotated[bool, Option("--json", help="Print each result as a JSON object")] = False
-    as_csv: Annotated[bool, Option("--csv", help="Print results as CSV, one line per result")] = False
-    plot: Annotated[Path | None, Option(metavar="FILE", help="Write charts to FILE (.svg or .html)")] = None
+    as_json: Annotated[bool, typer.Option("--json", help="Print each result as a JSON object")] = False
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print results as CSV, one line per result")] = False
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Write charts to FILE (.svg or .html)")] = None
 
     def check(self) -> None:
         """Validate the options before the benchmark starts.
@@ -70,16 +75,27 @@ class Report(OptionGroup):
             raise MqtoolError(f"cannot write {self.plot}: {error.strerror}") from error
 
 
-def _proposals(*_: Any) -> list[str]:
+def _proposals() -> list[str]:
     return ["compare", *_QUEUE_TYPES, *contexts.names()]
 
 
-@app.command(
+class _TakesTwoWords(Command):
+    """The command; typer itself has no repeatable option that takes two words."""
+
+    def __init__(self, name: str | None, *, params: list[Any], **settings: Any) -> None:
+        next(each for each in params if each.name == "at").nargs = 2
+        super().__init__(name, params=params, **settings)
+
+
+@command(
+    app,
     "mqtool bench",
     "mqtool bench --rate 1000 --duration 30s",
     "mqtool bench --vary rate=1000,2000,5000",
     "mqtool bench compare classic quorum",
-    also=PROTOCOL,
+    effect=Effect.CHANGES,
+    cls=_TakesTwoWords,
+    heading="See",
     instead={"protocol": BenchProtocol},
 )
 def bench(
@@ -90,10 +106,10 @@ def bench(
     yes: Yes = False,
     words: Annotated[
         list[str] | None,
-        Argument(
+        typer.Argument(
             metavar="[compare A B]",
             help="Compare two contexts, URLs, queue types, protocols or files",
-            complete=_proposals,
+            autocompletion=_proposals,
         ),
     ] = None,
 ) -> None:
@@ -247,8 +263,8 @@ def _side(word: str, broker: ManagedBroker, plan: Plan) -> Side:
     options, call = broker.options, broker.options.call
     is_url = "://" in word
     named = call._replace(typed=call.typed - {"url", "context"} | {"url" if is_url else "context"})
-    chosen = {"url": word, "context": None} if is_url else {"url": None, "context": word}
-    access = broker.changed(options=options.changed(**chosen, call=named), management=None).access()
+    url, context = (word, None) if is_url else (None, word)
+    access = replace(broker, options=replace(options, url=url, context=context, call=named), management=None).access()
     return Side(access.context or str(access.address), access, plan)
 
 

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
+import typer
 
 from mqtool.amqp import Address, Connection, parse_addresses
 from mqtool.broker import choice, readiness, state
@@ -20,55 +20,66 @@ from mqtool.broker.state import DEFAULT_NAME, Started, Wanted
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.chosen_broker import Choice, choose, is_same_node, read_password
-from mqtool.cli.command_line import Option
+from mqtool.cli.command_line import command
+from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
-from mqtool.cli.options import Broker, Commands
+from mqtool.cli.options import Broker
 from mqtool.errors import Unavailable, UsageError
 from mqtool.spelling import pasteable
 
-app = Commands()
-broker = app.group("broker", "Start a broker for yourself, and stop it.")
+app = typer.Typer()
 
 _PAUSE = 0.2
 
-Name = Annotated[str, Option(help="Name of the broker", complete=lambda *_: state.names())]
-Definitions = Annotated[Path | None, Option(metavar="FILE", resolve_path=True, help=help_of("definitions"))]
+Name = Annotated[str, typer.Option(help="Name of the broker", autocompletion=lambda: state.names())]
+Definitions = Annotated[Path | None, typer.Option(metavar="FILE", resolve_path=True, help=help_of("definitions"))]
 
 
 def _port(about: str, lowest: int = 1) -> Any:
-    return Option(min=lowest, max=65535, help=about)
+    return typer.Option(min=lowest, max=65535, help=about)
 
 
-@broker.command(
+@command(
+    app,
     "mqtool broker up",
     "mqtool broker up --kind embedded --port 5673 --name second",
+    effect=Effect.READS,
     instead={
-        "user": Annotated[str | None, Option(help="User to log in as; with --kind docker, user to create")],
-        "tls_cert": Annotated[Path | None, Option(help="Client certificate; with --kind embedded, the broker's")],
-        "tls_key": Annotated[Path | None, Option(help="Key of the certificate")],
+        "user": Annotated[
+            str | None, typer.Option(metavar="USER", help="User to log in as; with --kind docker, user to create")
+        ],
+        "tls_cert": Annotated[
+            Path | None, typer.Option(metavar="FILE", help="Client certificate; with --kind embedded, the broker's")
+        ],
+        "tls_key": Annotated[Path | None, typer.Option(metavar="FILE", help="Key of the certificate")],
     },
 )
 def up(
     options: Broker,
-    kind: Annotated[Kind, Option(help="Kind of broker")] = Kind.AUTO,
+    kind: Annotated[Kind, typer.Option(help="Kind of broker")] = Kind.AUTO,
     name: Name = DEFAULT_NAME,
     port: Annotated[int | None, _port("AMQP port")] = None,
     management_port: Annotated[int | None, _port("Port of the management API")] = None,
     stream_port: Annotated[int | None, _port("Port of the stream protocol (not with --cluster)")] = None,
     data_dir: Annotated[
-        Path | None, Option(metavar="DIRECTORY", resolve_path=True, help="Directory for messages (not with Docker)")
+        Path | None,
+        typer.Option(metavar="DIRECTORY", resolve_path=True, help="Directory for messages (not with Docker)"),
     ] = None,
-    in_memory: Annotated[bool, Option(help="Keep nothing on disk (embedded broker only)")] = False,
-    cluster: Annotated[bool, Option(help="Start a cluster of three nodes")] = False,
-    image: Annotated[str | None, Option(help="RabbitMQ image or version to build on (Docker)")] = None,
+    in_memory: Annotated[bool, typer.Option("--in-memory", help="Keep nothing on disk (embedded broker only)")] = False,
+    cluster: Annotated[bool, typer.Option("--cluster", help="Start a cluster of three nodes")] = False,
+    image: Annotated[
+        str | None, typer.Option(help="RabbitMQ image or version to build on (Docker)", metavar="IMAGE")
+    ] = None,
     listen: Annotated[
-        str | None, Option(metavar="ADDRESS", help="Also listen on ADDRESS, unencrypted; not for guest")
+        str | None, typer.Option(metavar="ADDRESS", help="Also listen on ADDRESS, unencrypted; not for guest")
     ] = None,
-    foreground: Annotated[bool, Option(help="Stay in the foreground; Ctrl-C stops the broker")] = False,
+    foreground: Annotated[
+        bool, typer.Option("--foreground", help="Stay in the foreground; Ctrl-C stops the broker")
+    ] = False,
     tls_client_ca: Annotated[
-        Path | None, Option(help="Require client certificates of this authority (embedded)")
+        Path | None, typer.Option(help="Require client certificates of this authority (embedded)", metavar="FILE")
     ] = None,
-    like: Annotated[Like | None, Option(help="RabbitMQ version that the embedded broker behaves like")] = None,
+    like: Annotated[Like | None, typer.Option(help="RabbitMQ version that the embedded broker behaves like")] = None,
     definitions: Definitions = None,
 ) -> None:
     """Use a broker that is reachable, or start one."""
@@ -263,22 +274,31 @@ def told(choice: Choice) -> str:
     return f"{', '.join(map(str, choice.addresses()))}, {choice.reason}"
 
 
-@broker.command("mqtool broker serve --port 0 --print-url", "mqtool broker serve --management-port 15672 --recording")
+@command(
+    app,
+    "mqtool broker serve --port 0 --print-url",
+    "mqtool broker serve --management-port 15672 --recording",
+    effect=Effect.OWN,
+)
 def serve(
-    host: Annotated[str, Option(metavar="ADDRESS", help=help_of("host"))] = Settings.host,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help=help_of("host"))] = Settings.host,
     port: Annotated[int, _port(help_of("port"), lowest=0)] = Settings.port,
     management_port: Annotated[int | None, _port(help_of("management_port"), lowest=0)] = None,
     stream_port: Annotated[int | None, _port(help_of("stream_port"), lowest=0)] = None,
-    data_dir: Annotated[Path | None, Option(metavar="DIRECTORY", help=help_of("data_dir"))] = None,
+    data_dir: Annotated[Path | None, typer.Option(metavar="DIRECTORY", help=help_of("data_dir"))] = None,
     definitions: Definitions = None,
-    guest_from_anywhere: Annotated[bool, Option(help=help_of("guest_from_anywhere"))] = False,
-    recording: Annotated[bool, Option(help=help_of("recording"))] = False,
-    print_url: Annotated[bool, Option(help="Print the URLs once it listens")] = False,
-    ready_file: Annotated[Path | None, Option(help="Write the URLs to FILE once it listens")] = None,
-    tls_cert: Annotated[Path | None, Option(help=TLS_OPTIONS["--tls-cert"])] = None,
-    tls_key: Annotated[Path | None, Option(help=TLS_OPTIONS["--tls-key"])] = None,
-    tls_client_ca: Annotated[Path | None, Option(help=TLS_OPTIONS["--tls-client-ca"])] = None,
-    like: Annotated[Like, Option(help=help_of("like"))] = DEFAULT,
+    guest_from_anywhere: Annotated[
+        bool, typer.Option("--guest-from-anywhere", help=help_of("guest_from_anywhere"))
+    ] = False,
+    recording: Annotated[bool, typer.Option("--recording", help=help_of("recording"))] = False,
+    print_url: Annotated[bool, typer.Option("--print-url", help="Print the URLs once it listens")] = False,
+    ready_file: Annotated[
+        Path | None, typer.Option(help="Write the URLs to FILE once it listens", metavar="FILE")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help=TLS_OPTIONS["--tls-cert"], metavar="FILE")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help=TLS_OPTIONS["--tls-key"], metavar="FILE")] = None,
+    tls_client_ca: Annotated[Path | None, typer.Option(help=TLS_OPTIONS["--tls-client-ca"], metavar="FILE")] = None,
+    like: Annotated[Like, typer.Option(help=help_of("like"))] = DEFAULT,
 ) -> None:
     """Run an embedded broker in this process, until Ctrl-C or TERM.
 
@@ -300,10 +320,10 @@ def serve(
         guest_from_anywhere=guest_from_anywhere,
         recording=recording,
     )
-    raise click.exceptions.Exit(run(settings, ready_file=ready_file, print_url=print_url))
+    raise typer.Exit(run(settings, ready_file=ready_file, print_url=print_url))
 
 
-@broker.command("mqtool broker restart", "mqtool broker restart --name second")
+@command(app, "mqtool broker restart", "mqtool broker restart --name second", effect=Effect.OWN)
 def restart(name: Name = DEFAULT_NAME) -> None:
     """Restart the broker that 'broker up' started; messages are kept."""
     known(name)

@@ -9,43 +9,53 @@ import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
+import typer
+
 from mqtool.amqp import parse_addresses
 from mqtool.amqp.address import without_passwords
 from mqtool.cli import contexts, stopping
-from mqtool.cli.command_line import Argument, Commands, Option
-from mqtool.cli.contexts import Context, Contexts, Protocol
+from mqtool.cli.command_line import command, group
+from mqtool.cli.contexts import Context, Contexts, Effect, Protocol
 from mqtool.cli.display import layout, output
 from mqtool.errors import MqtoolError, UsageError
 from mqtool.spelling import pasteable
 
-app = Commands()
-context = app.group("context", "Name brokers, and choose the one to use.")
+app = group("context", "Name brokers, and choose the one to use.", heading="Broker")
 
-Name = Annotated[str, Argument(metavar="NAME", complete=lambda *_: contexts.names())]
-AsJson = Annotated[bool, Option("--json", help="Print JSON")]
+Name = Annotated[str, typer.Argument(metavar="NAME", autocompletion=lambda: contexts.names())]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]
 _COMMENTS_AT_THE_END = re.compile(r"(?:^[ \t]*(?:#.*)?\n)*\Z", re.MULTILINE)
 _COLUMNS = ("name", "url", "management", "protected", "in_use")
 
 
 def _pem(what: str) -> Any:
-    return Option(resolve_path=True, help=f"{what} (PEM)")
+    return typer.Option(resolve_path=True, help=f"{what} (PEM)")
 
 
-@context.command(
+@command(
+    app,
     "mqtool context add staging --url amqp://ann@staging.example.com/shop",
     "mqtool context add prod --url amqps://ann@mq.example.com --password-command 'pass show mq' --protected",
-    also=("protocol",),
+    effect=Effect.NONE,
 )
 def add(
-    name: Annotated[str, Argument()],
-    url: Annotated[str, Option("-u", help="Broker URL: amqp://user:password@host:5672/vhost")],
-    management: Annotated[str | None, Option(metavar="URL", help="URL of the management API")] = None,
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    url: Annotated[
+        str, typer.Option("--url", "-u", help="Broker URL: amqp://user:password@host:5672/vhost", metavar="URL")
+    ],
+    management: Annotated[str | None, typer.Option(metavar="URL", help="URL of the management API")] = None,
     tls_ca: Annotated[Path | None, _pem("Certificate authority to trust")] = None,
     tls_cert: Annotated[Path | None, _pem("Client certificate")] = None,
     tls_key: Annotated[Path | None, _pem("Key of the client certificate")] = None,
-    password_command: Annotated[str | None, Option(help="Command that prints the password")] = None,
-    protected: Annotated[bool, Option(help="Ask before anything is changed, even with --yes")] = False,
-    protocol: Annotated[Protocol | None, Option(help="Protocol to use: amqp0.9.1, or amqp1.0 (RabbitMQ 4)")] = None,
+    password_command: Annotated[
+        str | None, typer.Option(help="Command that prints the password", metavar="PASSWORD_COMMAND")
+    ] = None,
+    protected: Annotated[
+        bool, typer.Option("--protected", help="Ask before anything is changed, even with --yes")
+    ] = False,
+    protocol: Annotated[
+        Protocol | None, typer.Option(help="Protocol to use: amqp0.9.1, or amqp1.0 (RabbitMQ 4)")
+    ] = None,
 ) -> None:
     """Add a context: a name for a broker."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
@@ -66,7 +76,7 @@ def add(
     )
 
 
-@context.command("mqtool context ls", "mqtool context ls --json")
+@command(app, "mqtool context ls", "mqtool context ls --json", effect=Effect.NONE)
 def ls(as_json: AsJson = False) -> None:
     """List the contexts."""
     known = contexts.load()
@@ -74,10 +84,10 @@ def ls(as_json: AsJson = False) -> None:
         output.status("no contexts yet; 'mqtool context add' adds one")
 
 
-@context.command("mqtool context use staging", "mqtool context use --none")
+@command(app, "mqtool context use staging", "mqtool context use --none", effect=Effect.NONE)
 def use(
-    name: Annotated[str | None, Argument(complete=lambda *_: contexts.names())] = None,
-    none: Annotated[bool, Option(help="Use no context")] = False,
+    name: Annotated[str | None, typer.Argument(autocompletion=lambda: contexts.names(), metavar="NAME")] = None,
+    none: Annotated[bool, typer.Option("--none", help="Use no context")] = False,
 ) -> None:
     """Make a context the default for all commands."""
     if (name is None) != none:
@@ -90,10 +100,13 @@ def use(
     output.status(f"context {name!r} is in use" if name else "no context is in use")
 
 
-@context.command("mqtool context show", "mqtool context show prod --json")
+@command(app, "mqtool context show", "mqtool context show prod --json", effect=Effect.NONE)
 def show(
     name: Annotated[
-        str | None, Argument(help="Context", show_default="the one in use", complete=lambda *_: contexts.names())
+        str | None,
+        typer.Argument(
+            help="Context", show_default="the one in use", autocompletion=lambda: contexts.names(), metavar="NAME"
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -117,7 +130,7 @@ def _row(found: Context, known: Contexts) -> dict[str, Any]:
     return row | {"in_use": found.name == known.in_use}
 
 
-@context.command("mqtool context edit", "EDITOR=nano mqtool context edit")
+@command(app, "mqtool context edit", "EDITOR=nano mqtool context edit", effect=Effect.NONE)
 def edit() -> None:
     """Edit the contexts in $VISUAL or $EDITOR.
 
@@ -144,7 +157,7 @@ def edit() -> None:
     output.status(f"saved {path}")
 
 
-@context.command("mqtool context rm staging")
+@command(app, "mqtool context rm staging", effect=Effect.NONE)
 def rm(name: Name) -> None:
     """Remove a context."""
     text = contexts.read()

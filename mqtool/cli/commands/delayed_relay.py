@@ -7,14 +7,17 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
+import typer
+
 from mqtool import management
 from mqtool.amqp import Backoff, Channel
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
-from mqtool.cli.command_line import Argument, Option
+from mqtool.cli.command_line import command, names_of
+from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.display.progress import Progress
-from mqtool.cli.options import Commands, ManagedBroker
+from mqtool.cli.options import ManagedBroker
 from mqtool.delays.delay_plugin import PluginMissing
 from mqtool.errors import AccessRefused, DeclaredDifferently, NotConfirmed, NotFound, Unavailable, UsageError
 from mqtool.management import Management
@@ -23,7 +26,7 @@ from mqtool.spelling import counted, pasteable
 from mqtool.topology import DELAYED, Exchange, Queue
 from mqtool.work.delay_relay import Relay, RelayNames
 
-app = Commands()
+app = typer.Typer()
 
 #: Seconds to wait for a connection to the management API, and for its response. Only warnings depend on it.
 _PATIENCE = 0.3, 1.0
@@ -31,21 +34,41 @@ _PATIENCE = 0.3, 1.0
 _LOOK = 0.5
 
 
-@app.command(
-    "mqtool delayed relay tasks", "mqtool delayed relay tasks --type topic", "mqtool delayed relay later --to events"
+@command(
+    app,
+    "mqtool delayed relay tasks",
+    "mqtool delayed relay tasks --type topic",
+    "mqtool delayed relay later --to events",
+    effect=Effect.CHANGES,
 )
 def relay(
     broker: ManagedBroker,
-    exchange: Annotated[str, Argument(help="Exchange that clients publish to with the header x-delay")],
+    exchange: Annotated[
+        str,
+        typer.Argument(
+            help="Exchange that clients publish to with the header x-delay",
+            metavar="EXCHANGE",
+            autocompletion=names_of("exchanges"),
+        ),
+    ],
     kind: Annotated[
         Literal["direct", "fanout", "topic", "headers"] | None,
-        Option("--type", help="Type of EXCHANGE.relayed", show_default="direct"),
+        typer.Option("--type", help="Type of EXCHANGE.relayed", show_default="direct"),
     ] = None,
     to: Annotated[
-        str | None, Option(metavar="EXCHANGE", help="Exchange for due messages, instead of EXCHANGE.relayed")
+        str | None,
+        typer.Option(
+            metavar="EXCHANGE",
+            help="Exchange for due messages, instead of EXCHANGE.relayed",
+            autocompletion=names_of("exchanges"),
+        ),
     ] = None,
-    by_timestamps: Annotated[bool, Option(help="Count delays from the broker's timestamp_in_ms")] = False,
-    ready_file: Annotated[Path | None, Option(metavar="FILE", help="Create FILE once the relay is consuming")] = None,
+    by_timestamps: Annotated[
+        bool, typer.Option("--by-timestamps", help="Count delays from the broker's timestamp_in_ms")
+    ] = False,
+    ready_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Create FILE once the relay is consuming")
+    ] = None,
 ) -> None:
     """Delay messages of any client, as the delayed message plugin did.
 
@@ -169,11 +192,23 @@ class _Migration:
             return 0
 
 
-@app.command("mqtool delayed migrate tasks --to tasks.later")
+@command(app, "mqtool delayed migrate tasks --to tasks.later", effect=Effect.CHANGES)
 def migrate(
     broker: ManagedBroker,
-    exchange: Annotated[str, Argument(help="Exchange of type x-delayed-message")],
-    to: Annotated[str, Option(metavar="EXCHANGE", help="Exchange of the relay, for clients to publish to from now on")],
+    exchange: Annotated[
+        str,
+        typer.Argument(
+            help="Exchange of type x-delayed-message", metavar="EXCHANGE", autocompletion=names_of("exchanges")
+        ),
+    ],
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar="EXCHANGE",
+            help="Exchange of the relay, for clients to publish to from now on",
+            autocompletion=names_of("exchanges"),
+        ),
+    ],
 ) -> None:
     """Replace the delayed message plugin with a relay, losing nothing.
 

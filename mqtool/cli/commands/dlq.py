@@ -3,22 +3,28 @@
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Annotated, Any
+
+import typer
 
 from mqtool import ndjson
 from mqtool import where as conditions
 from mqtool.amqp import Channel
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
-from mqtool.cli.command_line import Argument, Option, OptionGroup
+from mqtool.cli.command_line import command, group, names_of
+from mqtool.cli.contexts import Effect
 from mqtool.cli.display import layout, output
 from mqtool.cli.display.progress import Progress
 from mqtool.cli.invocation import current
-from mqtool.cli.options import DURATION, Broker, Commands, ManagedBroker, Yes, ask
+from mqtool.cli.options import Broker, ManagedBroker, Yes, ask
+from mqtool.cli.options.broker_options import ShownVerbose
 from mqtool.cli.options.queue_options import require
 from mqtool.cli.options.receiving_options import Where
+from mqtool.cli.values import DURATION
 from mqtool.errors import SomeFailed, Unavailable
 from mqtool.message import Delivery
 from mqtool.spelling import counted
@@ -27,29 +33,40 @@ from mqtool.work.history import death_of
 from mqtool.work.redriving import Choice
 from mqtool.work.retry_or_dead_letter import dead_letter_queue
 
-app = Commands()
-dlq = app.group("dlq", "Show dead letters, move them back, or drop them.")
+app = group("dlq", "Show dead letters, move them back, or drop them.", heading="Messages")
 
 #: `ls` counts the reasons of up to this many dead letters in each queue.
 _LOOKED_AT = 1000
 #: If more dead letters than this cannot be moved, the reason is printed only for the first ones.
 _SAID = 10
 
-QueueArgument = Annotated[str, Argument(help="Work queue; its dead letters are in QUEUE.dlq")]
+QueueArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="QUEUE", autocompletion=names_of("queues"), help="Work queue; its dead letters are in QUEUE.dlq"
+    ),
+]
 
 
-class Which(OptionGroup):
+@dataclass(frozen=True, kw_only=True)
+class Which:
     """Options that select dead letters of a work queue."""
 
     source: Annotated[
-        str | None, Option("--from", metavar="QUEUE", help="Queue of the dead letters, instead of QUEUE.dlq")
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="QUEUE",
+            help="Queue of the dead letters, instead of QUEUE.dlq",
+            autocompletion=names_of("queues"),
+        ),
     ] = None
-    ids: Annotated[list[str] | None, Option("--id", help="Only the message with this id")] = None
-    reason: Annotated[str | None, Option(help="Only those that died for this reason")] = None
-    error: Annotated[str | None, Option(metavar="TEXT", help="Only those whose last error contains TEXT")] = None
-    older: Annotated[float | None, Option(help="Only those that first failed this long ago or earlier", **DURATION)] = (
-        None
-    )
+    ids: Annotated[list[str] | None, typer.Option("--id", help="Only the message with this id", metavar="ID")] = None
+    reason: Annotated[str | None, typer.Option(help="Only those that died for this reason", metavar="REASON")] = None
+    error: Annotated[str | None, typer.Option(metavar="TEXT", help="Only those whose last error contains TEXT")] = None
+    older: Annotated[
+        float | None, typer.Option(help="Only those that first failed this long ago or earlier", **DURATION)
+    ] = None
     where: Where = None
 
     @property
@@ -79,10 +96,10 @@ class Which(OptionGroup):
         require(self.queue(work_queue), channel, access, hint, suffix="" if self.source else suffix)
 
 
-AsJson = Annotated[bool, Option("--json", help="Print NDJSON")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print NDJSON")]
 
 
-@dlq.command("mqtool dlq ls", "mqtool dlq ls --json")
+@command(app, "mqtool dlq ls", "mqtool dlq ls --json", effect=Effect.READS)
 def ls(broker: ManagedBroker, as_json: AsJson = False) -> None:
     """List the queues that have dead letters."""
     access = broker.access(reconnects=False)
@@ -112,12 +129,12 @@ def _channel(access: Access) -> Iterator[Channel]:
         yield connection.channel(strict=access.strict)
 
 
-@dlq.command("mqtool dlq show jobs", "mqtool dlq show jobs --reason exhausted --json")
+@command(app, "mqtool dlq show jobs", "mqtool dlq show jobs --reason exhausted --json", effect=Effect.READS)
 def show(
     queue: QueueArgument,
     which: Which,
     broker: Broker,
-    limit: Annotated[int | None, Option("--count", "-c", "-n", min=1, help="Show up to N")] = None,
+    limit: Annotated[int | None, typer.Option("--count", "-c", "-n", min=1, help="Show up to N", metavar="N")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show dead letters, oldest first, and leave them in place."""
@@ -148,13 +165,22 @@ def _show(letter: Delivery) -> None:
     output.show(f"  body:  {letter.body.decode('utf-8', 'backslashreplace')}")
 
 
-@dlq.command("mqtool dlq redrive jobs", "mqtool dlq redrive jobs --id 5f0c… --to jobs-by-hand")
+@command(
+    app,
+    "mqtool dlq redrive jobs",
+    "mqtool dlq redrive jobs --id 5f0c… --to jobs-by-hand",
+    effect=Effect.CHANGES,
+    instead={"verbose": ShownVerbose},
+)
 def redrive(
     queue: QueueArgument,
     which: Which,
     broker: ManagedBroker,
     yes: Yes = False,
-    to: Annotated[str | None, Option(metavar="QUEUE", help="Move them to this queue instead")] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(metavar="QUEUE", help="Move them to this queue instead", autocompletion=names_of("queues")),
+    ] = None,
 ) -> None:
     """Move dead letters back to where they came from.
 
@@ -194,7 +220,7 @@ def redrive(
         raise SomeFailed(f"{left:,} could not be moved and are still in {source}", "move them to a queue with --to")
 
 
-@dlq.command("mqtool dlq drop jobs --reason rejected", "mqtool dlq drop jobs --yes")
+@command(app, "mqtool dlq drop jobs --reason rejected", "mqtool dlq drop jobs --yes", effect=Effect.CHANGES)
 def drop(queue: QueueArgument, which: Which, broker: Broker, yes: Yes = False) -> None:
     """Delete dead letters for good."""
     source, dropped = which.queue(queue), 0

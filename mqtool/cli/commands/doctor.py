@@ -7,15 +7,19 @@ from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
+import typer
+
 from mqtool import management
 from mqtool.amqp import Address, Connection
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
-from mqtool.cli.command_line import Argument, Option
+from mqtool.cli.command_line import command
+from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output, reports
-from mqtool.cli.options import TIME_LIMIT, Commands, ManagedBroker
+from mqtool.cli.options import ManagedBroker
 from mqtool.cli.options.queue_options import StreamPort
 from mqtool.cli.pipe.source import text_of
+from mqtool.cli.values import TIME_LIMIT, parsed
 from mqtool.errors import AccessRefused, MqtoolError, NotFound, SomeFailed, Unavailable, UsageError
 from mqtool.inspection import connected_clients, definitions, diagnosis, queue_details, upgrade
 from mqtool.inspection.findings import Finding, worst_first
@@ -27,7 +31,7 @@ from mqtool.work import peeking
 if TYPE_CHECKING:
     from mqtool.streams import StreamChannel
 
-app = Commands()
+app = typer.Typer()
 
 _ALL_INTERFACES = ("0.0.0.0", "::")  # noqa: S104 - compared with, not listened on
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -36,29 +40,37 @@ _PATIENCE = 5
 Format = Literal["text", "json", "nagios", "prometheus", "sarif"]
 
 
-@app.command(
+@command(
+    app,
     "mqtool doctor",
     "mqtool doctor --vhost staging --json",
     "mqtool doctor --upgrade 4.3 --peek 10",
     "mqtool doctor definitions.json --upgrade 4.3 --format sarif",
+    effect=Effect.READS,
+    heading="See",
 )
 def doctor(
     broker: ManagedBroker,
     file: Annotated[
-        Path | None, Argument(metavar="[FILE]", help="Definitions to check instead of a broker; - is stdin")
+        Path | None, typer.Argument(metavar="[FILE]", help="Definitions to check instead of a broker; - is stdin")
     ] = None,
-    between: Annotated[float, Option(help="Time between the two samples", **TIME_LIMIT)] = 3.0,
+    between: Annotated[float, typer.Option(help="Time between the two samples", **TIME_LIMIT)] = 3.0,
     upgrade_to: Annotated[
         Version | None,
-        Option(
-            "--upgrade", parser=Version.of, metavar="VERSION", help="Report what RabbitMQ VERSION refuses or changes"
+        typer.Option(
+            "--upgrade",
+            parser=parsed(Version.of),
+            metavar="VERSION",
+            help="Report what RabbitMQ VERSION refuses or changes",
         ),
     ] = None,
     peek: Annotated[
-        int, Option(min=0, metavar="N", help="Also check N messages per queue, with one delivery each")
+        int, typer.Option(min=0, metavar="N", help="Also check N messages per queue, with one delivery each")
     ] = 0,
-    form: Annotated[Format, Option("--format", help="Text, NDJSON, a Nagios check, metrics or SARIF")] = "text",
-    as_json: Annotated[bool, Option("--json", help="Print NDJSON, as --format json does")] = False,
+    form: Annotated[
+        Format, typer.Option("--format", help="Text, NDJSON, a Nagios check, metrics or SARIF", metavar="FORMAT")
+    ] = "text",
+    as_json: Annotated[bool, typer.Option("--json", help="Print NDJSON, as --format json does")] = False,
     stream_port: StreamPort = None,
 ) -> None:
     """Check a broker, or a definitions file, and report problems.

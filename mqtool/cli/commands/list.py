@@ -3,18 +3,21 @@
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from functools import cache, partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-import click
+import typer
 
 from mqtool.amqp import Channel, administration
 from mqtool.cli import stopping
-from mqtool.cli.command_line import Argument, Option, OptionGroup
+from mqtool.cli.command_line import command, group, names_of
+from mqtool.cli.contexts import Effect
 from mqtool.cli.display import layout, output
 from mqtool.cli.display.live_screen import Frame, Live, head_line
-from mqtool.cli.options import TIME_LIMIT, Commands, ManagedBroker
+from mqtool.cli.options import ManagedBroker
+from mqtool.cli.values import TIME_LIMIT
 from mqtool.delays.wait_queues import is_wait_queue
 from mqtool.errors import AccessRefused, DeclaredDifferently, MqtoolError, NotFound, SomeFailed, Unavailable
 from mqtool.inspection.diagnosis import alarms
@@ -38,26 +41,32 @@ _FOLDED: dict[str, tuple[Sequence[str], str, str]] = {
 #: The columns that are available over AMQP, without a management API.
 _BY_AMQP = {QUEUES.things: ["name", "messages_ready", "consumers"], EXCHANGES.things: ["name"]}
 
-app = Commands()
-list_app = app.group("list", "List queues, exchanges, bindings, consumers and more.")
+app = group("list", "List queues, exchanges, bindings, consumers and more.", heading="See")
 
 
-def _columns(ctx: click.Context, _typed: str) -> list[str]:
+def _columns(ctx: typer.Context) -> list[str]:
     return [*LISTINGS[str(ctx.info_name)].columns]
 
 
-class Choosing(OptionGroup):
+@dataclass(frozen=True, kw_only=True)
+class Choosing:
     """Options that choose the rows to list, their order, and how to print them."""
 
-    where: Annotated[str | None, Option(metavar="CONDITION", help="Only rows that match (mqtool help where)")] = None
+    where: Annotated[str | None, typer.Option(metavar="CONDITION", help="Only rows that match (mqtool help where)")] = (
+        None
+    )
     order: Annotated[
         list[str] | None,
-        Option("--sort", metavar="COLUMN", help="Sort by COLUMN; -COLUMN for descending order", complete=_columns),
+        typer.Option(
+            "--sort", metavar="COLUMN", help="Sort by COLUMN; -COLUMN for descending order", autocompletion=_columns
+        ),
     ] = None
-    watch: Annotated[float | None, Option(help="Repeat at this interval", **TIME_LIMIT)] = None
-    as_json: Annotated[bool, Option("--json", help="Print one JSON object per line")] = False
-    all_vhosts: Annotated[bool, Option(help="Include all virtual hosts")] = False
-    shows_all: Annotated[bool, Option("--all", help="Include wait queues and the default exchange's bindings")] = False
+    watch: Annotated[float | None, typer.Option(help="Repeat at this interval", **TIME_LIMIT)] = None
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line")] = False
+    all_vhosts: Annotated[bool, typer.Option("--all-vhosts", help="Include all virtual hosts")] = False
+    shows_all: Annotated[
+        bool, typer.Option("--all", help="Include wait queues and the default exchange's bindings")
+    ] = False
 
 
 class View:
@@ -293,12 +302,15 @@ def _watch(view: View, pause: float, *, live: bool) -> None:
                 output.warning(f"reconnecting: {problem}")
 
 
-Columns = Annotated[list[str] | None, Argument(metavar="[COLUMN]...", help="Columns to show", complete=_columns)]
+Columns = Annotated[
+    list[str] | None, typer.Argument(metavar="[COLUMN]...", help="Columns to show", autocompletion=_columns)
+]
 
 
-def _only(flag: str) -> Any:
-    about = "Only this one; works without the management API"
-    return Annotated[list[str] | None, Option(flag, flag[1:3], metavar=flag[2:].upper(), help=about)]
+def _only(flag: str, kind: str) -> Any:
+    about, value = "Only this one; works without the management API", flag[2:].upper()
+    option = typer.Option(flag, flag[1:3], metavar=value, help=about, autocompletion=names_of(kind))
+    return Annotated[list[str] | None, option]
 
 
 def _add(things: str, what: str, *examples: str, only: Any = None) -> None:
@@ -310,7 +322,15 @@ def _add(things: str, what: str, *examples: str, only: Any = None) -> None:
     listing = LISTINGS[things]
     text = f"{what}\n\nColumns: {', '.join(listing.columns)}."
 
-    @list_app.command(*examples, name=things, about=text, instead={"only": only})
+    @command(
+        app,
+        *examples,
+        effect=Effect.READS,
+        name=things,
+        aliases=(f"{things[:-1]} ls", f"{things[:-1]} list"),
+        about=text,
+        instead={"only": only},
+    )
     def run(choosing: Choosing, broker: ManagedBroker, columns: Columns = None, only: list[str] | None = None) -> None:
         with ExitStack() as stack:
             view = View(listing, columns, choosing, broker, only, stack)
@@ -326,14 +346,14 @@ _add(
     "mqtool list queues name messages_ready messages_unacknowledged",
     "mqtool list queues --where 'messages_ready>0' --sort -messages_ready --watch 1s",
     "mqtool list queues --where 'messages>0 and not arguments.x-queue-type=quorum'",
-    only=_only("--queue"),
+    only=_only("--queue", "queues"),
 )
 _add(
     "exchanges",
     "List exchanges.",
     "mqtool list exchanges",
     "mqtool list exchanges name durable --where type=topic",
-    only=_only("--exchange"),
+    only=_only("--exchange", "exchanges"),
 )
 _add(
     "bindings",

@@ -3,35 +3,51 @@
 from functools import partial
 from typing import Annotated, Any
 
+import typer
+
 from mqtool.amqp import Channel
 from mqtool.cli.access import Access
-from mqtool.cli.command_line import Option
-from mqtool.cli.options import PROTOCOL, Broker, Commands, UsedQueueOptions
-from mqtool.cli.options.queue_options import checked
+from mqtool.cli.command_line import command
+from mqtool.cli.contexts import Effect
+from mqtool.cli.options import TutorialBroker, UsedQueueOptions
+from mqtool.cli.options.queue_options import checked, tutorials_queue
 from mqtool.cli.options.receiving_options import OFFSET, Receiving, Where
 from mqtool.cli.pipe.receiving import Matching, receiving_channel
 from mqtool.tutorials import hello_world
+from mqtool.tutorials.dialects import NAMES, Dialect
 
-app = Commands()
+app = typer.Typer()
 
 
-@app.command(
+@command(
+    app,
     "mqtool receive",
     "mqtool receive --raw -o app.log",
     "mqtool receive --json | mqtool send --json -q b",
-    also=PROTOCOL,
+    effect=Effect.CHANGES,
+    instead={"queue": tutorials_queue(NAMES[Dialect.PYTHON].hello)},
+    heading="Tutorials",
+    aliases=("consume", "sub"),
 )
 def receive(
     queue: UsedQueueOptions,
     receiving: Receiving,
-    broker: Broker,
-    offset: Annotated[Any | None, Option(help="Where to start in a stream", panel="Receiving", **OFFSET)] = None,
+    broker: TutorialBroker,
+    offset: Annotated[
+        Any | None, typer.Option(help="Where to start in a stream", rich_help_panel="Receiving", **OFFSET)
+    ] = None,
     filters: Annotated[
         list[str] | None,
-        Option("--filter", metavar="VALUE", help="Only chunks of a stream with VALUE (AMQP 1.0)", panel="Receiving"),
+        typer.Option(
+            "--filter",
+            metavar="VALUE",
+            help="Only chunks of a stream with VALUE (AMQP 1.0)",
+            rich_help_panel="Receiving",
+        ),
     ] = None,
     sql: Annotated[
-        str | None, Option(metavar="CONDITION", help="SQL filter for a stream (RabbitMQ 4.2)", panel="Receiving")
+        str | None,
+        typer.Option(metavar="CONDITION", help="SQL filter for a stream (RabbitMQ 4.2)", rich_help_panel="Receiving"),
     ] = None,
     where: Where = None,
 ) -> None:

@@ -1,29 +1,47 @@
-"""mqtool send; new-task."""
+"""mqtool send."""
 
 from typing import Annotated
 
+import typer
+
 from mqtool.amqp import Channel
 from mqtool.cli.access import Access
-from mqtool.cli.command_line import Argument, Option
-from mqtool.cli.options import PROTOCOL, Commands, Publishing, UsedQueueOptions, exchange_option
-from mqtool.cli.options.queue_options import checked
+from mqtool.cli.command_line import command
+from mqtool.cli.contexts import Effect
+from mqtool.cli.options import Publishing, UsedQueueOptions, exchange_option
+from mqtool.cli.options.queue_options import checked, tutorials_queue
 from mqtool.cli.pipe.publishing import publishing_channel
 from mqtool.cli.pipe.source import Addressing
 from mqtool.topology import Exchange, Queue
-from mqtool.tutorials import hello_world, work_queues
+from mqtool.tutorials import hello_world
+from mqtool.tutorials.dialects import NAMES, Dialect
 
-app = Commands()
+app = typer.Typer()
 
 
-@app.command(
-    "mqtool send 'Hello World!'", "tail -f app.log | mqtool send -l -q app", "mqtool send --json < saved", also=PROTOCOL
+@command(
+    app,
+    "mqtool send 'Hello World!'",
+    "tail -f app.log | mqtool send -l -q app",
+    "mqtool send --json < saved",
+    effect=Effect.SENDS,
+    instead={"queue": tutorials_queue(NAMES[Dialect.PYTHON].hello)},
+    heading="Tutorials",
+    aliases=("publish", "pub"),
 )
 def send(
     queue: UsedQueueOptions,
     publishing: Publishing,
     exchange: Annotated[str | None, exchange_option("Publish to this exchange, and declare nothing")] = None,
     routing_key: Annotated[
-        str | None, Option("-r", help="Routing key (default: the queue's name)", panel="Topology")
+        str | None,
+        typer.Option(
+            "--routing-key",
+            "-r",
+            help="Routing key (default: the queue's name)",
+            rich_help_panel="Topology",
+            metavar="KEY",
+        ),
     ] = None,
 ) -> None:
     """Send messages to a queue (tutorial 1)."""
@@ -50,30 +68,3 @@ def send(
         outgoing.report(receipts, lines.sent)
         if isinstance(target, Queue):
             outgoing.tell_if_transient(target)
-
-
-Tasks = Annotated[list[str] | None, Argument(help="Task; each dot is a second of work", show_default="Hello World!")]
-
-
-@app.command(
-    "mqtool new-task 'A task of three seconds...'",
-    "seq 100 | mqtool new-task -l",
-    also=PROTOCOL,
-    instead={"words": Tasks},
-)
-def new_task(queue: UsedQueueOptions, publishing: Publishing) -> None:
-    """Send tasks to the workers' queue (tutorial 2)."""
-    target, lines = queue.of(publishing.broker.names.task_queue), publishing.broker.lines
-    addressing = Addressing(queue.queue and "", queue.queue)
-    with publishing_channel(publishing, target, addressing, opened=Access.channel_or_session, default=lines.task) as (
-        channel,
-        outgoing,
-    ):
-        target = checked(target, queue, channel, publishing.broker)
-        if isinstance(channel, Channel):
-            receipts = work_queues.new_tasks(channel, target, outgoing.messages)
-        else:
-            from mqtool.tutorials import amqp10_work_queues
-
-            receipts = amqp10_work_queues.new_tasks(channel, target, outgoing.messages)
-        outgoing.report(receipts, lines.sent_task)

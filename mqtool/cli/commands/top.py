@@ -6,11 +6,15 @@ from functools import partial
 from itertools import islice
 from typing import Annotated, Any, NamedTuple
 
+import typer
+
 from mqtool import management as api
-from mqtool.cli.command_line import Option
+from mqtool.cli.command_line import command
+from mqtool.cli.contexts import Effect
 from mqtool.cli.display import layout, output
 from mqtool.cli.display.live_screen import Frame, Live, head_line
-from mqtool.cli.options import TIME_LIMIT, Commands, ManagedBroker
+from mqtool.cli.options import ManagedBroker
+from mqtool.cli.values import TIME_LIMIT
 from mqtool.errors import Unavailable, UsageError
 from mqtool.inspection.diagnosis import COLUMNS, alarms, forgets_to_acknowledge, has_no_consumer, rate, stands_still
 from mqtool.inspection.listing import Row
@@ -18,7 +22,7 @@ from mqtool.management import Management
 from mqtool.management.api_client import Json
 from mqtool.spelling import counted, did_you_mean
 
-app = Commands()
+app = typer.Typer()
 
 
 class _Order(NamedTuple):
@@ -128,15 +132,15 @@ class Screen:
         }
 
 
-@app.command("mqtool top", "mqtool top --sort unacked", "mqtool top --once")
+@command(app, "mqtool top", "mqtool top --sort unacked", "mqtool top --once", effect=Effect.READS, heading="See")
 def top(
     broker: ManagedBroker,
-    sort: Annotated[str, Option(metavar="COLUMN", help="Sort by name, ready, unacked, consumers, in, out or ack")] = (
-        "ready"
-    ),
-    interval: Annotated[float, Option(help="Time between two samples", **TIME_LIMIT)] = 1.0,
-    once: Annotated[bool, Option(help="Print one sample and exit, as in a pipe")] = False,
-    all_vhosts: Annotated[bool, Option(help="Include all virtual hosts")] = False,
+    sort: Annotated[
+        str, typer.Option(metavar="COLUMN", help="Sort by name, ready, unacked, consumers, in, out or ack")
+    ] = ("ready"),
+    interval: Annotated[float, typer.Option(help="Time between two samples", **TIME_LIMIT)] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Print one sample and exit, as in a pipe")] = False,
+    all_vhosts: Annotated[bool, typer.Option("--all-vhosts", help="Include all virtual hosts")] = False,
 ) -> None:
     """Watch queues, rates and consumers."""
     access = broker.access()

@@ -1,54 +1,45 @@
-"""mqtool tutorial list, show, run; drill."""
+"""mqtool tutorial."""
 
 import os
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from mqtool import plays
 from mqtool.amqp import TlsFiles, parse_addresses
-from mqtool.broker.choice import Kind
 from mqtool.cli import stopping
 from mqtool.cli.access import MANAGEMENT_VARIABLE, Access
-from mqtool.cli.command_line import Argument, Commands, Option, OptionGroup
+from mqtool.cli.command_line import command, group
+from mqtool.cli.contexts import Effect
 from mqtool.cli.display import layout, output, play_lines
 from mqtool.cli.display.play_lines import Lines, Pace
 from mqtool.cli.invocation import current
-from mqtool.drills import drills
-from mqtool.drills.scene import Scene, Verdict
-from mqtool.errors import SomeFailed, UsageError
+from mqtool.cli.options.page_options import PageOptions
+from mqtool.errors import UsageError
 from mqtool.spelling import counted
 from mqtool.stage.terminal import Guard
 from mqtool.tutorials import pages
 
 if TYPE_CHECKING:
-    from mqtool.cli.display.play_page import PlayPage
     from mqtool.cli.display.play_panes import Panes
     from mqtool.management import Management
 
+app = group("tutorial", "Learn RabbitMQ: read the tutorials, and see them run.", heading="Learn")
 
-app = Commands()
-tutorial = app.group("tutorial", "Learn RabbitMQ: read the tutorials, and see them run.")
 
 #: The tutorials that are numbered at https://www.rabbitmq.com/tutorials.
 _NUMBERED = (*("hello-world", "work-queues", "publish-subscribe", "routing", "topics", "rpc", "publisher-confirms"),)
 
 
-class PageOptions(OptionGroup):
-    """Options for showing a play or drill in the browser."""
-
-    PANEL: ClassVar = "Page"
-
-    ui: Annotated[bool, Option(help="Play it on a page in the browser")] = False
-    open_page: Annotated[bool, Option("--open", help="With --ui: open the page in a browser")] = False
-    port: Annotated[int, Option(min=0, max=65535, help="With --ui: port to listen on; 0 for any free one")] = 0
+NoColor = Annotated[bool, typer.Option("--no-color", help="Do not use colour")]
 
 
-NoColor = Annotated[bool, Option("--no-color", help="Do not use colour")]
-
-
-@tutorial.command("mqtool tutorial list", "mqtool tutorial list --json", name="list")
-def list_(as_json: Annotated[bool, Option("--json", help="Print NDJSON")] = False, no_color: NoColor = False) -> None:
+@command(app, "mqtool tutorial list", "mqtool tutorial list --json", effect=Effect.NONE, name="list")
+def list_(
+    as_json: Annotated[bool, typer.Option("--json", help="Print NDJSON")] = False, no_color: NoColor = False
+) -> None:
     """List the tutorials, in the recommended order."""
     current().no_color = no_color
     is_read = output.is_terminal(1) and not as_json
@@ -74,11 +65,13 @@ def _named(name: str) -> str:
     return _NUMBERED[int(name) - 1] if name in map(str, range(1, len(_NUMBERED) + 1)) else name
 
 
-@tutorial.command("mqtool tutorial show routing", "mqtool tutorial show hello-world --plain > hello.py")
+@command(app, "mqtool tutorial show routing", "mqtool tutorial show hello-world --plain > hello.py", effect=Effect.NONE)
 def show(
-    name: Annotated[str, Argument(help="Name of the tutorial", complete=lambda *_: [*pages.NAMES])],
+    name: Annotated[
+        str, typer.Argument(help="Name of the tutorial", autocompletion=lambda: [*pages.NAMES], metavar="NAME")
+    ],
     plain: Annotated[
-        bool, Option("--plain", "--plain-pika", help="Print a script that does the same without mqtool")
+        bool, typer.Option("--plain", "--plain-pika", help="Print a script that does the same without mqtool")
     ] = False,
     no_color: NoColor = False,
 ) -> None:
@@ -94,18 +87,32 @@ def show(
         play_lines.show_page(page)
 
 
-@tutorial.command(
-    "mqtool tutorial run hello-world", "mqtool tutorial run --ui --open", "mqtool tutorial run why-queues --auto"
+@command(
+    app,
+    "mqtool tutorial run hello-world",
+    "mqtool tutorial run --ui --open",
+    "mqtool tutorial run why-queues --auto",
+    effect=Effect.OWN,
 )
 def run(
     names: Annotated[
-        list[str] | None, Argument(metavar="[NAME]...", help="Tutorials to run", complete=lambda *_: [*plays.PLAYS])
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Tutorials to run", autocompletion=lambda: [*plays.PLAYS]),
     ] = None,
-    auto: Annotated[bool, Option(help="Continue without waiting for Enter, at reading pace")] = False,
-    no_pause: Annotated[bool, Option(help="Do not pause at all, only check that everything works")] = False,
-    lines: Annotated[bool, Option(help="Print line by line, without panes")] = False,
+    auto: Annotated[bool, typer.Option("--auto", help="Continue without waiting for Enter, at reading pace")] = False,
+    no_pause: Annotated[
+        bool, typer.Option("--no-pause", help="Do not pause at all, only check that everything works")
+    ] = False,
+    lines: Annotated[bool, typer.Option("--lines", help="Print line by line, without panes")] = False,
     url: Annotated[
-        str | None, Option("-u", envvar=["MQTOOL_URL", "AMQP_URL"], help="Run on this broker, and leave nothing behind")
+        str | None,
+        typer.Option(
+            "--url",
+            "-u",
+            envvar=["MQTOOL_URL", "AMQP_URL"],
+            help="Run on this broker, and leave nothing behind",
+            metavar="URL",
+        ),
     ] = None,
     no_color: NoColor = False,
     *,
@@ -156,7 +163,7 @@ def _run_in_page(names: list[str], guard: Guard, url: str | None, page: PageOpti
     from mqtool.plays.performing import perform
 
     offered = [{"name": name, "title": play.title, "story": play.story} for name, play in plays.PLAYS.items()]
-    with PlayPage(offered, auto=auto, broker=_broker(url), port=page.port, open_page=page.open_page) as shown:
+    with PlayPage(offered, auto=auto, broker=page_broker(url), port=page.port, open_page=page.open_page) as shown:
         following = iter(names)
         wanted = next(following, None) or shown.choice("hello-world")
         while wanted is not None:
@@ -176,7 +183,7 @@ def _run_in_page(names: list[str], guard: Guard, url: str | None, page: PageOpti
             wanted = shown.choice(asked or later[later.index(name) + 1], starts=asked is not None)
 
 
-def _broker(url: str | None) -> "tuple[Callable[[], Management], str, str] | None":
+def page_broker(url: str | None) -> "tuple[Callable[[], Management], str, str] | None":
     """Return the broker at a URL, in the form that PlayPage expects."""
     if url is None:
         return None
@@ -201,87 +208,3 @@ def _audience(pace: Pace, *, lines: bool) -> "Lines | Panes":
     if lines or not wide_enough or not screen.is_terminal or screen.is_dumb_terminal:
         return Lines(pace)
     return Panes(pace)
-
-
-drill = app.group("drill", "Break something on purpose, and count lost messages.")
-
-
-def _add(
-    name: str,
-    perform: Callable[[Scene, int], Verdict],
-    messages: int,
-    about: str,
-    *,
-    restarts_it: bool = False,
-    on_cluster: bool = False,
-) -> None:
-    @drill.command(f"mqtool drill {name}", name=name, about=about, without=["url" if on_cluster else "image"])
-    def command(
-        kind: Annotated[Kind, Option(help="Kind of broker to start")] = Kind.AUTO,
-        url: Annotated[str | None, Option("-u", help="Use this broker, and delete the drill's queues")] = None,
-        image: Annotated[str | None, Option(help="RabbitMQ image to build on (Docker)")] = None,
-        count: Annotated[int, Option("-c", "-n", min=20, help="Messages to send")] = messages,
-        quiet: Annotated[bool, Option(help="Print only the verdict")] = False,
-        *,
-        page: PageOptions,
-    ) -> None:
-        if url is not None and restarts_it:
-            raise UsageError(f"{name} only restarts a broker that it has started", "omit --url")
-        stopping.let_children_be_interrupted()
-        current().quiet = quiet
-        guard = Guard()
-
-        def shown_by(audience: "Lines | PlayPage", kind: Kind) -> Verdict:
-            with audience.watching(f"drill {name}", about):
-                with Scene(kind, url, audience, guard, cluster=on_cluster, image=image) as scene:
-                    verdict = perform(scene, count)
-                audience.say(verdict.sums())
-                if verdict.twice:
-                    audience.note(f"{counted(verdict.twice)} took effect twice")
-                (audience.note if verdict.lost else audience.right)(verdict.balance())
-                audience.blank()
-            output.show(f"{name}: {verdict}")
-            return verdict
-
-        if page.ui:
-            from mqtool.cli.display.play_page import PlayPage
-
-            # Only the embedded broker can show single messages.
-            quick = Kind.EMBEDDED if kind is Kind.AUTO and image is None and not on_cluster else kind
-            with PlayPage([], broker=_broker(url), port=page.port, open_page=page.open_page) as shown:
-                verdict = shown_by(shown, quick)
-                shown.stay(verdict.rows())
-        else:
-            verdict = shown_by(Lines(Pace(auto=True, watched=False), aside=True, quiet=quiet), kind)
-        if verdict.lost:
-            raise SomeFailed(f"{verdict.lost:,} of {verdict.sent:,} messages are lost")
-
-
-_add(
-    "kill-worker",
-    drills.kill_worker,
-    drills.WORKER_MESSAGES,
-    "Kill a worker while it runs programs; another takes over.",
-)
-_add(
-    "restart-broker",
-    drills.restart_broker,
-    drills.STREAM_MESSAGES,
-    "Restart the broker in mid-stream; both sides reconnect.",
-    restarts_it=True,
-)
-_add(
-    "kill-node",
-    drills.kill_node,
-    drills.NODE_MESSAGES,
-    "Kill a node of a cluster in mid-stream, and start it again.",
-    on_cluster=True,
-)
-_add(
-    "drop-connection",
-    drills.drop_connection,
-    drills.STREAM_MESSAGES,
-    "Cut both sides' connections three times in mid-stream.",
-)
-_add("poison", drills.poison, drills.WORKER_MESSAGES, "Send messages that always fail; they end up as dead letters.")
-_add("duplicate", drills.duplicate, drills.WORKER_MESSAGES, "Publish messages twice; each is handled once.")

@@ -8,16 +8,19 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import typer
+
 from mqtool.amqp import parse_addresses
 from mqtool.amqp.address import without_passwords
 from mqtool.broker import state
 from mqtool.cli import stopping
 from mqtool.cli.access import MANAGEMENT_VARIABLE, Access
 from mqtool.cli.chosen_broker import is_same_node
-from mqtool.cli.command_line import Option
+from mqtool.cli.command_line import command
+from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.display.browser import opened
-from mqtool.cli.options import Commands, ManagedBroker, ask
+from mqtool.cli.options import ManagedBroker, ask
 from mqtool.errors import AccessRefused, NotFound, UsageError
 
 if TYPE_CHECKING:
@@ -27,21 +30,33 @@ if TYPE_CHECKING:
     from mqtool.ui.copies import Copies
     from mqtool.ui.page_server import Json
 
-app = Commands()
+app = typer.Typer()
 
 #: The maximum number of records that --record keeps: ten minutes at 150 events per second.
 _MAX_RECORDS = 100_000
 
 
-@app.command("mqtool ui", "mqtool ui --open", "mqtool ui --record seen.html", "mqtool ui --port 8080 --vhost orders")
+@command(
+    app,
+    "mqtool ui",
+    "mqtool ui --open",
+    "mqtool ui --record seen.html",
+    "mqtool ui --port 8080 --vhost orders",
+    effect=Effect.READS,
+    heading="See",
+)
 def ui(
     broker: ManagedBroker,
-    port: Annotated[int, Option(min=0, max=65535, help="Port to listen on; 0 for any free one")] = 0,
-    open_page: Annotated[bool, Option("--open", help="Open the page in a browser")] = False,
-    record: Annotated[Path | None, Option(metavar="FILE", help="Write an HTML file that replays what happened")] = None,
-    tap: Annotated[bool, Option("--tap", help="Show single messages of RabbitMQ, by tapping exchanges")] = False,
-    firehose: Annotated[bool, Option("--firehose", help="Show all messages of RabbitMQ, with its firehose")] = False,
-    allow_changes: Annotated[bool, Option("--allow-changes", help="Let the page change any broker")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any free one", metavar="N")] = 0,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser")] = False,
+    record: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write an HTML file that replays what happened")
+    ] = None,
+    tap: Annotated[bool, typer.Option("--tap", help="Show single messages of RabbitMQ, by tapping exchanges")] = False,
+    firehose: Annotated[
+        bool, typer.Option("--firehose", help="Show all messages of RabbitMQ, with its firehose")
+    ] = False,
+    allow_changes: Annotated[bool, typer.Option("--allow-changes", help="Let the page change any broker")] = False,
 ) -> None:
     """Watch messages move through the topology, in a browser.
 

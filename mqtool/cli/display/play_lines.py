@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-import click
+import typer
 from rich.console import RenderableType
 from rich.rule import Rule
 from rich.text import Text
@@ -92,7 +92,7 @@ class Pace:
         if not key:  # end of input
             self.asks = self._keys = False
         if key in (b"q", b"Q"):
-            raise click.exceptions.Exit
+            raise typer.Exit
         return key
 
     def listening(self) -> AbstractContextManager[None]:

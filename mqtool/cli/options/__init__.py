@@ -3,8 +3,16 @@
 Import the options for receiving from `receiving_options`, so that `mqtool send` does not have to load them.
 """
 
-from mqtool.cli.command_line import DURATION, TIME_LIMIT, Commands, argument_option, header, header_option, size
-from mqtool.cli.options.broker_options import PROTOCOL, Broker, ContextName, ManagedBroker, Url, Yes, ask, ask_password
+from mqtool.cli.options.broker_options import (
+    Broker,
+    ContextName,
+    ManagedBroker,
+    TutorialBroker,
+    Url,
+    Yes,
+    ask,
+    ask_password,
+)
 from mqtool.cli.options.message_options import (
     CONFIRM_TIMEOUT,
     RATE,

@@ -2,15 +2,19 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
+
+import typer
 
 from mqtool.amqp import Address
 from mqtool.benching.plan import IN_FLIGHT, PREFETCH, PROTOCOLS, SIZES, STREAM, Place, Plan, Timed
 from mqtool.cli.access import Access
-from mqtool.cli.command_line import Option, OptionGroup, duration_or_seconds, size
-from mqtool.cli.options import DURATION, RATE, TIME_LIMIT
+from mqtool.cli.command_line import names_of
+from mqtool.cli.options import RATE
 from mqtool.cli.options.queue_options import StreamPort
+from mqtool.cli.values import DURATION, TIME_LIMIT, duration_or_seconds, parsed, size
 from mqtool.duration import parse_duration
 from mqtool.errors import UsageError
 
@@ -18,8 +22,11 @@ from mqtool.errors import UsageError
 LONG, SHORT = 10.0, 5.0
 BenchProtocol = Annotated[
     Literal["amqp0.9.1", "amqp1.0", "stream"] | None,
-    Option(
-        help="Protocol of publishers and consumers", show_default=PROTOCOLS[0], envvar="MQTOOL_PROTOCOL", panel="Load"
+    typer.Option(
+        help="Protocol of publishers and consumers",
+        show_default=PROTOCOLS[0],
+        envvar="MQTOOL_PROTOCOL",
+        rich_help_panel="Load",
     ),
 ]
 
@@ -78,54 +85,105 @@ def _variation(text: str) -> Variation:
     return Variation(name, setting, [(each, parse(each)) for each in values.split(",")])
 
 
-class Load(OptionGroup):
+@dataclass(frozen=True, kw_only=True)
+class Load:
     """Options that set the load."""
 
-    PANEL: ClassVar = "Load"
-
-    rate: Annotated[float | None, Option(help="Messages per second (default: as fast as confirmed)", **RATE)] = None
+    rate: Annotated[
+        float | None,
+        typer.Option(help="Messages per second (default: as fast as confirmed)", rich_help_panel="Load", **RATE),
+    ] = None
     duration: Annotated[
         float | None,
-        Option(help="Publish for this long", show_default="10s, or 5s for each of several runs", **TIME_LIMIT),
+        typer.Option(
+            help="Publish for this long",
+            show_default="10s, or 5s for each of several runs",
+            rich_help_panel="Load",
+            **TIME_LIMIT,
+        ),
     ] = None
-    messages: Annotated[int | None, Option("-c", "-n", min=1, help="Publish N messages")] = None
+    messages: Annotated[
+        int | None,
+        typer.Option("--messages", "-c", "-n", min=1, help="Publish N messages", rich_help_panel="Load", metavar="N"),
+    ] = None
     sizes: Annotated[
         Any,
-        Option(
+        typer.Option(
             "--size",
-            parser=_sizes,
+            parser=parsed(_sizes),
             metavar="SIZE",
             help="Bytes per body, or a range: 100-4KiB",
             show_default="-".join(map(str, dict.fromkeys(SIZES))),
+            rich_help_panel="Load",
         ),
     ] = SIZES
-    bodies: Annotated[Path | None, Option(metavar="FILE", help="Use the lines of FILE as bodies")] = None
-    publishers: Annotated[int, Option(min=1, max=100, help="Publishers, each in its own process")] = 1
-    consumers: Annotated[int, Option(min=1, max=100, help="Consumers, each in its own process")] = 1
-    queue_type: Annotated[
-        Literal["classic", "quorum", "stream"] | None, Option(help="Type of the queue", show_default="quorum")
+    bodies: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Use the lines of FILE as bodies", rich_help_panel="Load")
     ] = None
-    confirms: Annotated[int, Option(min=1, help="Messages in flight per publisher")] = IN_FLIGHT
-    ack: Annotated[
-        Any, Option(parser=_acknowledgements, metavar="each|N|auto", help="Acknowledge each message, every N, or none")
+    publishers: Annotated[
+        int,
+        typer.Option(min=1, max=100, help="Publishers, each in its own process", rich_help_panel="Load", metavar="N"),
     ] = 1
-    prefetch: Annotated[int, Option(min=0, max=65535, help="Deliveries to hold unacknowledged")] = PREFETCH
+    consumers: Annotated[
+        int,
+        typer.Option(min=1, max=100, help="Consumers, each in its own process", rich_help_panel="Load", metavar="N"),
+    ] = 1
+    queue_type: Annotated[
+        Literal["classic", "quorum", "stream"] | None,
+        typer.Option(help="Type of the queue", show_default="quorum", rich_help_panel="Load"),
+    ] = None
+    confirms: Annotated[
+        int, typer.Option(min=1, help="Messages in flight per publisher", rich_help_panel="Load", metavar="N")
+    ] = IN_FLIGHT
+    ack: Annotated[
+        Any,
+        typer.Option(
+            parser=parsed(_acknowledgements),
+            metavar="each|N|auto",
+            help="Acknowledge each message, every N, or none",
+            rich_help_panel="Load",
+        ),
+    ] = 1
+    prefetch: Annotated[
+        int,
+        typer.Option(min=0, max=65535, help="Deliveries to hold unacknowledged", rich_help_panel="Load", metavar="N"),
+    ] = PREFETCH
     exchange: Annotated[
-        Literal["direct", "fanout", "topic", "headers"] | None, Option(help="Publish through an exchange of this type")
+        Literal["direct", "fanout", "topic", "headers"] | None,
+        typer.Option(
+            help="Publish through an exchange of this type",
+            rich_help_panel="Load",
+            autocompletion=names_of("exchanges"),
+        ),
     ] = None
     persistent: Annotated[
-        bool, Option("--persistent/--transient", help="Publish persistent messages, or transient ones")
+        bool,
+        typer.Option(
+            "--persistent/--transient", help="Publish persistent messages, or transient ones", rich_help_panel="Load"
+        ),
     ] = True
-    ttl: Annotated[float | None, Option(help="Expire messages after this long", **DURATION)] = None
+    ttl: Annotated[
+        float | None, typer.Option(help="Expire messages after this long", rich_help_panel="Load", **DURATION)
+    ] = None
     delay: Annotated[
-        float, Option(help="Delay messages, in a wait queue", parser=parse_duration, metavar="DURATION")
+        float,
+        typer.Option(
+            help="Delay messages, in a wait queue",
+            parser=parsed(parse_duration),
+            metavar="DURATION",
+            rich_help_panel="Load",
+        ),
     ] = 0.0
-    rpc: Annotated[bool, Option(help="Consumers reply; measure the round trip")] = False
+    rpc: Annotated[
+        bool, typer.Option("--rpc", help="Consumers reply; measure the round trip", rich_help_panel="Load")
+    ] = False
     churn: Annotated[
         Literal["connections", "channels", "queues", "bindings"] | None,
-        Option(help="Create and remove these instead of publishing"),
+        typer.Option(help="Create and remove these instead of publishing", rich_help_panel="Load"),
     ] = None
-    warm_up: Annotated[float, Option(help="Do not measure this long at the start of a run", **DURATION)] = 0.0
+    warm_up: Annotated[
+        float, typer.Option(help="Do not measure this long at the start of a run", rich_help_panel="Load", **DURATION)
+    ] = 0.0
 
     def plan(self, default: float, protocol: str) -> Plan:
         """Return the plan of a run.
@@ -160,20 +218,36 @@ class Load(OptionGroup):
         ).checked()
 
 
-class Runs(OptionGroup):
+@dataclass(frozen=True, kw_only=True)
+class Runs:
     """Options for what happens during a run, and for multiple runs."""
-
-    PANEL: ClassVar = "Load"
 
     at: Annotated[
         list[Any] | None,
-        Option(nargs=2, parser=str, metavar="TIME COMMAND", help="Run a shell command at this time into the run"),
+        typer.Option(
+            parser=str,
+            metavar="TIME COMMAND",
+            help="Run a shell command at this time into the run",
+            rich_help_panel="Load",
+        ),
     ] = None
-    during: Annotated[str | None, Option(metavar="COMMAND", help="Run a shell command after a third of the run")] = None
+    during: Annotated[
+        str | None,
+        typer.Option(metavar="COMMAND", help="Run a shell command after a third of the run", rich_help_panel="Load"),
+    ] = None
     vary: Annotated[
-        Any | None, Option(parser=_variation, metavar="NAME=A,B,C", help="Do a run per value, such as rate=500,1000")
+        Any | None,
+        typer.Option(
+            parser=parsed(_variation),
+            metavar="NAME=A,B,C",
+            help="Do a run per value, such as rate=500,1000",
+            rich_help_panel="Load",
+        ),
     ] = None
-    rounds: Annotated[int, Option(min=2, max=100, help="With compare: number of runs of each")] = 5
+    rounds: Annotated[
+        int,
+        typer.Option(min=2, max=100, help="With compare: number of runs of each", rich_help_panel="Load", metavar="N"),
+    ] = 5
     stream_port: StreamPort = None
 
     def place(self, access: Access) -> Place:

@@ -2,42 +2,49 @@
 
 import functools
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any
 
-import click
+import typer
 
 from mqtool.amqp import Backoff, TlsFiles
 from mqtool.cli import contexts
 from mqtool.cli.access import MANAGEMENT_VARIABLE, Access
 from mqtool.cli.chosen_broker import URL_VARIABLES, Choice, choose, is_same_node, read_password, resolve_addresses
-from mqtool.cli.command_line import DURATION, NOT_CALLED, Call, Option, OptionGroup
+from mqtool.cli.command_line import NOT_CALLED, Call, names_of
 from mqtool.cli.display import output
 from mqtool.cli.invocation import current
+from mqtool.cli.values import DURATION
 from mqtool.errors import MqtoolError, NotFound, UsageError
 from mqtool.spelling import quoted
 from mqtool.tutorials.dialects import AMQP10_NAMES, LINES, NAMES, Dialect, Lines, Names
 
-URL = Option(
-    "--url", "-u", help="Broker URL: amqp://user:password@host:5672/vhost", envvar=list(URL_VARIABLES), panel="Broker"
+URL = typer.Option(
+    "--url",
+    "-u",
+    help="Broker URL: amqp://user:password@host:5672/vhost",
+    envvar=list(URL_VARIABLES),
+    rich_help_panel="Broker",
+    metavar="URL",
 )
 Url = Annotated[str | None, URL]
 ContextName = Annotated[
     str | None,
-    Option(
+    typer.Option(
         "--context",
         "-C",
         metavar="NAME",
         help="Use the broker of context NAME",
         envvar=contexts.VARIABLE,
-        complete=lambda *_: contexts.names(),
-        panel="Broker",
+        autocompletion=contexts.names,
+        rich_help_panel="Broker",
     ),
 ]
 
 
-Yes = Annotated[bool, Option("--yes", "-y", help="Do not ask (in a protected context: --confirm NAME)")]
-IfExists = Annotated[bool, Option("--if-exists", help="Succeed if it does not exist")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask (in a protected context: --confirm NAME)")]
+IfExists = Annotated[bool, typer.Option("--if-exists", help="Succeed if it does not exist")]
 
 
 def ask(
@@ -66,18 +73,13 @@ def ask(
         what, hint = f"{what} in the protected context {protected!r}", f"pass --confirm {quoted(protected)}"
     if not output.is_terminal(0):
         raise UsageError(f"this would {what}", hint)
-    if not click.confirm(output.visible(f"{what}?"), err=True):
+    if not typer.confirm(output.visible(f"{what}?"), err=True):
         raise MqtoolError("nothing was changed")
 
 
-#: The option --protocol, which only a few commands have.
-PROTOCOL = ("protocol",)
-
-
-class WhichBroker(OptionGroup):
+@dataclass(frozen=True, kw_only=True)
+class WhichBroker:
     """Options that name a broker, for commands that do not connect to it."""
-
-    PANEL: ClassVar = "Broker"
 
     url: Url = None
     context: ContextName = None
@@ -88,47 +90,94 @@ class WhichBroker(OptionGroup):
         return choose(self.url, self.context, self.call.typed)
 
 
-class Broker(OptionGroup):
-    """Options of every command that connects to a broker."""
+def _dialect_option(**settings: Any) -> Any:
+    return typer.Option(
+        "--dialect",
+        metavar="DIALECT",
+        help="Tutorials whose names, settings and lines to use",
+        show_default=str(Dialect.PYTHON),
+        envvar="MQTOOL_DIALECT",
+        rich_help_panel="Topology",
+        **settings,
+    )
 
-    PANEL: ClassVar = "Broker"
+
+def _strict_option(**settings: Any) -> Any:
+    return typer.Option(
+        "--strict", help="Fail if it exists with different settings", rich_help_panel="Topology", **settings
+    )
+
+
+def _verbose_option(**settings: Any) -> Any:
+    return typer.Option(
+        "--verbose", "-v", help="Print a line for each message sent", rich_help_panel="Printing", **settings
+    )
+
+
+HiddenDialect = Annotated[Dialect | None, _dialect_option(hidden=True)]
+HiddenStrict = Annotated[bool, _strict_option(hidden=True)]
+ShownDialect = Annotated[Dialect | None, _dialect_option()]
+ShownVerbose = Annotated[bool, _verbose_option()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Broker:
+    """Options of every command that connects to a broker.
+
+    --dialect, --strict and --verbose are accepted everywhere, so that they can be in an alias of the shell. They are
+    shown in the help of the commands that they make a difference to, which take a TutorialBroker or PublishingBroker.
+    """
 
     url: Url = None
     context: ContextName = None
     confirm: Annotated[
-        list[str] | None, Option(metavar="NAME", help="Change the protected context NAME without asking")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Change the protected context NAME without asking", rich_help_panel="Broker"),
     ] = None
-    user: Annotated[str | None, Option(help="User to log in as")] = None
-    password_file: Annotated[Path | None, Option(help="Read the password from FILE; - is stdin")] = None
-    vhost: Annotated[str | None, Option(help="Virtual host")] = None
-    tls_ca: Annotated[Path | None, Option(help="Certificate authority to trust (PEM)")] = None
-    tls_cert: Annotated[Path | None, Option(help="Client certificate (PEM)")] = None
-    tls_key: Annotated[Path | None, Option(help="Key of the client certificate (PEM)")] = None
-    wait: Annotated[float | None, Option(help="Wait up to this long for the broker", **DURATION)] = None
-    reconnect: Annotated[bool, Option(help="Reconnect when the connection is lost")] = True
-    max_reconnects: Annotated[int | None, Option(min=1, help="Give up after N reconnects without progress")] = None
-    dialect: Annotated[
-        Dialect | None,
-        Option(
-            help="Which tutorials' names, settings and lines to use",
-            show_default=str(Dialect.PYTHON),
-            envvar="MQTOOL_DIALECT",
-            panel="Topology",
+    user: Annotated[
+        str | None,
+        typer.Option(
+            help="User to log in as", rich_help_panel="Broker", metavar="USER", autocompletion=names_of("users")
         ),
     ] = None
-    protocol: Annotated[
-        contexts.Protocol | None,
-        Option(
-            help="Protocol to use: amqp0.9.1, or amqp1.0 (RabbitMQ 4)",
-            show_default=str(contexts.Protocol.AMQP_0_9_1),
-            envvar="MQTOOL_PROTOCOL",
-        ),
+    password_file: Annotated[
+        Path | None,
+        typer.Option(help="Read the password from FILE; - is stdin", rich_help_panel="Broker", metavar="FILE"),
     ] = None
-    strict: Annotated[bool, Option(help="Fail if it exists with different settings", panel="Topology")] = False
-    quiet: Annotated[bool, Option(help="Print data and errors only", panel="Printing")] = False
-    verbose: Annotated[bool, Option("-v", help="Print a line for each message sent", panel="Printing")] = False
-    no_color: Annotated[bool, Option(help="Do not use colour", panel="Printing")] = False
-    debug: Annotated[bool, Option(help="Show tracebacks and the client's log", panel="Printing")] = False
+    vhost: Annotated[
+        str | None,
+        typer.Option(help="Virtual host", rich_help_panel="Broker", metavar="VHOST", autocompletion=names_of("vhosts")),
+    ] = None
+    tls_ca: Annotated[
+        Path | None, typer.Option(help="Certificate authority to trust (PEM)", rich_help_panel="Broker", metavar="FILE")
+    ] = None
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="Client certificate (PEM)", rich_help_panel="Broker", metavar="FILE")
+    ] = None
+    tls_key: Annotated[
+        Path | None, typer.Option(help="Key of the client certificate (PEM)", rich_help_panel="Broker", metavar="FILE")
+    ] = None
+    wait: Annotated[
+        float | None, typer.Option(help="Wait up to this long for the broker", rich_help_panel="Broker", **DURATION)
+    ] = None
+    reconnect: Annotated[bool, typer.Option(help="Reconnect when the connection is lost", rich_help_panel="Broker")] = (
+        True
+    )
+    max_reconnects: Annotated[
+        int | None,
+        typer.Option(min=1, help="Give up after N reconnects without progress", rich_help_panel="Broker", metavar="N"),
+    ] = None
+    dialect: HiddenDialect = None
+    protocol: contexts.Protocol | None = None
+    strict: HiddenStrict = False
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print data and errors only", rich_help_panel="Printing")] = (
+        False
+    )
+    verbose: Annotated[bool, _verbose_option(hidden=True)] = False
+    no_color: Annotated[bool, typer.Option("--no-color", help="Do not use colour", rich_help_panel="Printing")] = False
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks and the client's log", rich_help_panel="Printing")
+    ] = False
     call: Call = NOT_CALLED
 
     @functools.cached_property
@@ -197,14 +246,41 @@ class Broker(OptionGroup):
         return access
 
 
-class ManagedBroker(OptionGroup):
-    """Options of commands that use the management API."""
+@dataclass(frozen=True, kw_only=True)
+class TutorialBroker(Broker):
+    """Options of the tutorials' commands."""
 
-    PANEL: ClassVar = "Broker"
+    dialect: ShownDialect = None
+    protocol: Annotated[
+        contexts.Protocol | None,
+        typer.Option(
+            "--protocol",
+            help="Protocol to use: amqp0.9.1, or amqp1.0 (RabbitMQ 4)",
+            show_default=str(contexts.Protocol.AMQP_0_9_1),
+            envvar="MQTOOL_PROTOCOL",
+            rich_help_panel="Broker",
+        ),
+    ] = None
+    strict: Annotated[bool, _strict_option()] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishingBroker(TutorialBroker):
+    """Options of the tutorials' commands that publish."""
+
+    verbose: ShownVerbose = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManagedBroker:
+    """Options of commands that use the management API."""
 
     options: Broker
     management: Annotated[
-        str | None, Option(metavar="URL", help="URL of the management API", envvar=MANAGEMENT_VARIABLE)
+        str | None,
+        typer.Option(
+            metavar="URL", help="URL of the management API", envvar=MANAGEMENT_VARIABLE, rich_help_panel="Broker"
+        ),
     ] = None
 
     def access(self, *, reconnects: bool = True) -> Access:
@@ -212,13 +288,19 @@ class ManagedBroker(OptionGroup):
         return self.options.access(self.management, reconnects=reconnects)
 
 
-class Destination(OptionGroup):
+@dataclass(frozen=True, kw_only=True)
+class Destination:
     """Options that name the queue to move messages to, on this broker or another one."""
 
-    to: Annotated[str, Option(metavar="QUEUE", help="Queue to move them to; it must exist")]
-    to_url: Annotated[str | None, Option(help="Broker of that queue, if it is another one")] = None
+    to: Annotated[
+        str,
+        typer.Option(metavar="QUEUE", help="Queue to move them to; it must exist", autocompletion=names_of("queues")),
+    ]
+    to_url: Annotated[str | None, typer.Option(help="Broker of that queue, if it is another one", metavar="TO_URL")] = (
+        None
+    )
     to_context: Annotated[
-        str | None, Option(metavar="NAME", help="Context of that queue's broker", complete=lambda *_: contexts.names())
+        str | None, typer.Option(metavar="NAME", help="Context of that queue's broker", autocompletion=contexts.names)
     ] = None
 
     def access(self, source: Access) -> Access | None:
@@ -272,7 +354,7 @@ def ask_password(of: str, path: Path | None) -> str:
         password = read_password(path)
     elif output.is_terminal(0):
         prompt = output.visible(f"Password of {of}")
-        password = click.prompt(prompt, hide_input=True, confirmation_prompt=True, err=True)
+        password = typer.prompt(prompt, hide_input=True, confirmation_prompt=True, err=True)
     else:
         raise UsageError(
             f"no password for {of}, and no terminal to ask for it", "--password-file FILE, or - to read it from stdin"

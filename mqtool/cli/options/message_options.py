@@ -3,12 +3,15 @@
 import re
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
-from mqtool.cli.command_line import TIME_LIMIT, Argument, Option, OptionGroup, header_option
-from mqtool.cli.options.broker_options import Broker
+import typer
+
+from mqtool.cli.options.broker_options import PublishingBroker
+from mqtool.cli.values import TIME_LIMIT, header_option, parsed
 from mqtool.delays import LONGEST, Via
 from mqtool.duration import compact_duration, parse_duration
 from mqtool.errors import UsageError
@@ -47,26 +50,40 @@ def rate(text: str) -> float:
     return float(parts[1]) / {"s": 1, "m": 60, "h": 3600}[parts[2] or "s"]
 
 
-RATE = dict[str, Any](parser=rate, metavar="RATE")
+RATE = dict[str, Any](parser=parsed(rate), metavar="RATE")
 ConfirmTimeout = Annotated[
-    float, Option(panel="Messages", help="Give up (exit 75) after this long without confirms", **TIME_LIMIT)
+    float,
+    typer.Option(rich_help_panel="Messages", help="Give up (exit 75) after this long without confirms", **TIME_LIMIT),
 ]
 #: The default of --confirm-timeout, in seconds.
 CONFIRM_TIMEOUT = 20.0
 
 
-class DelayOptions(OptionGroup):
+@dataclass(frozen=True, kw_only=True)
+class DelayOptions:
     """Options that delay messages."""
 
-    PANEL: ClassVar = "Delay"
-
     delay: Annotated[
-        float | None, Option(parser=_delay, metavar="DURATION", help="Deliver each message this long after it is sent")
+        float | None,
+        typer.Option(
+            parser=parsed(_delay),
+            metavar="DURATION",
+            help="Deliver each message this long after it is sent",
+            rich_help_panel="Delay",
+        ),
     ] = None
     at: Annotated[
-        Any | None, Option(parser=_moment, metavar="TIME", help="Deliver at a time: 18:30 or 2026-01-31T18:30")
+        Any | None,
+        typer.Option(
+            parser=parsed(_moment),
+            metavar="TIME",
+            help="Deliver at a time: 18:30 or 2026-01-31T18:30",
+            rich_help_panel="Delay",
+        ),
     ] = None
-    via: Annotated[Via, Option(help="Where delayed messages wait (mqtool help delays)")] = Via.AUTO
+    via: Annotated[
+        Via, typer.Option(help="Where delayed messages wait (mqtool help delays)", rich_help_panel="Delay")
+    ] = Via.AUTO
 
     @property
     def are_given(self) -> bool:
@@ -144,33 +161,72 @@ def _key_pattern(text: str) -> re.Pattern[str]:
         raise ValueError(f"not a valid regular expression: {error}") from error
 
 
-class MessageOptions(OptionGroup):
+@dataclass(frozen=True, kw_only=True)
+class MessageOptions:
     """Options of publishing commands: where messages come from, their properties, and confirms."""
 
-    PANEL: ClassVar = "Messages"
-
-    file: Annotated[Path | None, Option("-f", help="Read from FILE; - is stdin")] = None
-    lines: Annotated[bool, Option("-l", help="Send each line as a message, as it arrives")] = False
-    null: Annotated[bool, Option("-0", help="Messages end with a zero byte, as from find -print0")] = False
-    delimiter: Annotated[str | None, Option("-D", metavar="CHAR", help="Messages end with CHAR")] = None
-    as_json: Annotated[bool, Option("--json", help="Each line is a message as NDJSON")] = False
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", "-f", help="Read from FILE; - is stdin", rich_help_panel="Messages", metavar="FILE"),
+    ] = None
+    lines: Annotated[
+        bool,
+        typer.Option("--lines", "-l", help="Send each line as a message, as it arrives", rich_help_panel="Messages"),
+    ] = False
+    null: Annotated[
+        bool,
+        typer.Option(
+            "--null", "-0", help="Messages end with a zero byte, as from find -print0", rich_help_panel="Messages"
+        ),
+    ] = False
+    delimiter: Annotated[
+        str | None,
+        typer.Option("--delimiter", "-D", metavar="CHAR", help="Messages end with CHAR", rich_help_panel="Messages"),
+    ] = None
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Each line is a message as NDJSON", rich_help_panel="Messages")
+    ] = False
     key_pattern: Annotated[
         Any | None,
-        Option(parser=_key_pattern, metavar="REGEX", help="Fill {group} placeholders in the routing key from the line"),
+        typer.Option(
+            parser=parsed(_key_pattern),
+            metavar="REGEX",
+            help="Fill {group} placeholders in the routing key from the line",
+            rich_help_panel="Messages",
+        ),
     ] = None
-    headers: Annotated[list[Any] | None, header_option("Header; KEY:=JSON for a typed value")] = None
+    headers: Annotated[
+        list[Any] | None, header_option("Header; KEY:=JSON for a typed value", rich_help_panel="Messages")
+    ] = None
     properties: Annotated[
         list[Any] | None,
-        Option("--property", parser=_property, metavar="NAME=VALUE", help="Property, such as content-type=text/plain"),
+        typer.Option(
+            "--property",
+            parser=parsed(_property),
+            metavar="NAME=VALUE",
+            help="Property, such as content-type=text/plain",
+            rich_help_panel="Messages",
+        ),
     ] = None
-    persistent: Annotated[bool, Option(help="Delivery mode 2: kept on disk in a durable queue")] = False
+    persistent: Annotated[
+        bool,
+        typer.Option(
+            "--persistent", help="Delivery mode 2: kept on disk in a durable queue", rich_help_panel="Messages"
+        ),
+    ] = False
     mandatory: Annotated[
-        bool | None, Option("--mandatory/--no-mandatory", help="Fail if unroutable (default: only if sent to a queue)")
+        bool | None,
+        typer.Option(
+            "--mandatory/--no-mandatory",
+            help="Fail if unroutable (default: only if sent to a queue)",
+            rich_help_panel="Messages",
+        ),
     ] = None
     confirm_timeout: ConfirmTimeout = CONFIRM_TIMEOUT
-    failed_to: Annotated[Path | None, Option(metavar="FILE", help="Keep unconfirmed messages in FILE, as NDJSON")] = (
-        None
-    )
+    failed_to: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keep unconfirmed messages in FILE, as NDJSON", rich_help_panel="Messages"),
+    ] = None
 
     @property
     def is_stream(self) -> bool:
@@ -178,13 +234,16 @@ class MessageOptions(OptionGroup):
         return self.lines or self.null or self.as_json or self.delimiter is not None
 
 
-Words = Annotated[list[str] | None, Argument(help="Message words (default: stdin, or 'Hello World!')")]
+Words = Annotated[
+    list[str] | None, typer.Argument(metavar="WORD...", help="Message words (default: stdin, or 'Hello World!')")
+]
 
 
-class Publishing(OptionGroup):
+@dataclass(frozen=True, kw_only=True)
+class Publishing:
     """All options of a publishing command."""
 
     options: MessageOptions
     delays: DelayOptions
-    broker: Broker
+    broker: PublishingBroker
     words: Words = None

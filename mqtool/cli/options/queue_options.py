@@ -1,14 +1,18 @@
 """Options for the name and settings of a queue, exchange or stream; checks that a queue exists or may be declared."""
 
 from contextlib import suppress
-from typing import Annotated, Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import typer
 
 from mqtool.amqp import Channel, administration
 from mqtool.cli.access import HINT_PATIENCE, Access, ChannelOrSession
-from mqtool.cli.command_line import Option, OptionGroup, argument_option
+from mqtool.cli.command_line import names_of
 from mqtool.cli.display import output
 from mqtool.cli.invocation import current
 from mqtool.cli.options.broker_options import Broker
+from mqtool.cli.values import argument_option, parsed
 from mqtool.duration import parse_duration
 from mqtool.errors import MqtoolError, NotFound, UsageError
 from mqtool.spelling import nearest
@@ -16,41 +20,85 @@ from mqtool.topology import PRIVATE_QUEUE, Exchange, Queue
 from mqtool.tutorials.dialects import declaring_otherwise
 
 
-def queue_option(about: str) -> Any:
+def queue_option(about: str, **settings: Any) -> Any:
     """Build the option --queue."""
-    return Option("--queue", "-q", metavar="QUEUE", help=about, panel="Topology")
+    settings |= {"metavar": "QUEUE", "autocompletion": names_of("queues"), "rich_help_panel": "Topology"}
+    return typer.Option("--queue", "-q", help=about, **settings)
 
 
-def exchange_option(about: str) -> Any:
+def exchange_option(about: str, **settings: Any) -> Any:
     """Build the option --exchange."""
-    return Option("--exchange", "-e", metavar="EXCHANGE", help=about, panel="Topology")
+    settings |= {"metavar": "EXCHANGE", "autocompletion": names_of("exchanges"), "rich_help_panel": "Topology"}
+    return typer.Option("--exchange", "-e", help=about, **settings)
+
+
+def tutorials_queue(queue: Queue, about: str = "Queue") -> Any:
+    """Build the annotation of --queue for a command that by default uses a tutorial's queue."""
+    kind = queue.arguments.get("x-queue-type", "classic")
+    return Annotated[str | None, queue_option(about, show_default=f"{queue.name}, {_lasts(queue)} {kind} queue")]
+
+
+def tutorials_exchange(exchange: Exchange) -> Any:
+    """Build the annotation of --exchange for a command that by default uses a tutorial's exchange."""
+    default = f"{exchange.name}, {_lasts(exchange)} {exchange.type} exchange"
+    return Annotated[str | None, exchange_option("Exchange", show_default=default)]
+
+
+def _lasts(thing: Queue | Exchange) -> str:
+    return f"a {'durable' if thing.durable else 'transient'}"
 
 
 _Durable = Annotated[
-    bool | None, Option("--durable/--transient", help="Declare it to survive a broker restart, or not")
+    bool | None,
+    typer.Option(
+        "--durable/--transient", help="Declare it to survive a broker restart, or not", rich_help_panel="Topology"
+    ),
 ]
-_Arguments = Annotated[list[Any] | None, argument_option("Argument to declare it with; KEY:=JSON for a typed value")]
+_Arguments = Annotated[
+    list[Any] | None,
+    argument_option("Argument to declare it with; KEY:=JSON for a typed value", rich_help_panel="Topology"),
+]
 
 
-class QueueOptions(OptionGroup):
+@dataclass(frozen=True, kw_only=True)
+class QueueOptions:
     """Options that name a queue and its settings."""
-
-    PANEL: ClassVar = "Topology"
 
     queue: Annotated[str | None, queue_option("Queue")] = None
     durable: _Durable = None
     queue_type: Annotated[
-        str | None, Option(help="classic, quorum or stream", complete=lambda *_: ["classic", "quorum", "stream"])
+        str | None,
+        typer.Option(
+            help="classic, quorum or stream",
+            autocompletion=lambda: ["classic", "quorum", "stream"],
+            rich_help_panel="Topology",
+            metavar="QUEUE_TYPE",
+        ),
     ] = None
     arguments: _Arguments = None
 
     dead_letter_exchange: Annotated[
-        str | None, Option(help="Dead-letter exchange; '' sends to QUEUE.dlq", metavar="EXCHANGE")
+        str | None,
+        typer.Option(
+            help="Dead-letter exchange; '' sends to QUEUE.dlq",
+            metavar="EXCHANGE",
+            rich_help_panel="Topology",
+            autocompletion=names_of("exchanges"),
+        ),
     ] = None
     ttl: Annotated[
-        float | None, Option(help="Expire messages after this long", parser=parse_duration, metavar="DURATION")
+        float | None,
+        typer.Option(
+            help="Expire messages after this long",
+            parser=parsed(parse_duration),
+            metavar="DURATION",
+            rich_help_panel="Topology",
+        ),
     ] = None
-    max_length: Annotated[int | None, Option(min=0, help="Keep up to N messages; drop the oldest")] = None
+    max_length: Annotated[
+        int | None,
+        typer.Option(min=0, help="Keep up to N messages; drop the oldest", rich_help_panel="Topology", metavar="N"),
+    ] = None
 
     def _limits(self, name: str) -> dict[str, Any]:
         """Return the queue arguments that are set by dedicated options such as --ttl."""
@@ -84,14 +132,16 @@ class QueueOptions(OptionGroup):
         return default._replace(name=name, durable=durable, exclusive=exclusive, arguments=arguments)
 
 
-class UsedQueueOptions(OptionGroup):
+@dataclass(frozen=True, kw_only=True)
+class UsedQueueOptions:
     """Options of commands that send to a queue or receive from it."""
-
-    PANEL: ClassVar = "Topology"
 
     options: QueueOptions
     declare: Annotated[
-        bool | None, Option("--declare/--no-declare", help="Declare it if it does not exist, or fail")
+        bool | None,
+        typer.Option(
+            "--declare/--no-declare", help="Declare it if it does not exist, or fail", rich_help_panel="Topology"
+        ),
     ] = None
 
     @property
@@ -111,13 +161,14 @@ class UsedQueueOptions(OptionGroup):
         return self.options.of(default)
 
 
-class LogQueueOptions(OptionGroup):
+@dataclass(frozen=True, kw_only=True)
+class LogQueueOptions:
     """Options for the queue of `receive-log`."""
 
-    PANEL: ClassVar = "Topology"
-
     queue: Annotated[str | None, queue_option("Durable queue, which collects messages between runs")] = None
-    declare: Annotated[bool, Option(help="Declare it if it does not exist")] = False
+    declare: Annotated[
+        bool, typer.Option("--declare", help="Declare it if it does not exist", rich_help_panel="Topology")
+    ] = False
 
     def declared(self) -> Queue:
         """Return the queue given by --queue, or the tutorial's private queue."""
@@ -126,10 +177,9 @@ class LogQueueOptions(OptionGroup):
         return Queue(self.queue, durable=True, arguments={"x-queue-type": "quorum"})
 
 
-class ExchangeOptions(OptionGroup):
+@dataclass(frozen=True, kw_only=True)
+class ExchangeOptions:
     """Options that name an exchange and its settings."""
-
-    PANEL: ClassVar = "Topology"
 
     exchange: Annotated[str | None, exchange_option("Exchange")] = None
     durable: _Durable = None
@@ -146,14 +196,15 @@ class ExchangeOptions(OptionGroup):
 
 StreamPort = Annotated[
     int | None,
-    Option(
+    typer.Option(
         "--stream-port",
         min=1,
         max=65535,
         help="The broker's port for streams",
         show_default="5552, with TLS 5551",
         envvar="MQTOOL_STREAM_PORT",
-        panel="Broker",
+        rich_help_panel="Broker",
+        metavar="N",
     ),
 ]
 

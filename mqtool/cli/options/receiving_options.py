@@ -1,20 +1,23 @@
 """Options for receiving, selecting and printing messages."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
+
+import typer
 
 from mqtool.amqp import STREAMING
 from mqtool.amqp import Receiving as ReceivingSettings
-from mqtool.cli.command_line import DURATION, Option, OptionGroup
 from mqtool.cli.display.delivery_writer import DeliveryWriter, append_to, start_new_line
+from mqtool.cli.values import DURATION, parsed
 from mqtool.message import Delivery
 from mqtool.offsets import parse_offset
 
 #: Settings of an option that takes a stream offset.
-OFFSET = dict[str, Any](parser=parse_offset, metavar="OFFSET")
+OFFSET = dict[str, Any](parser=parsed(parse_offset), metavar="OFFSET")
 #: --match: whether a message must have all or any of the headers.
-Match = Annotated[Literal["all", "any"], Option(help="Match all of the headers, or any of them")]
+Match = Annotated[Literal["all", "any"], typer.Option(help="Match all of the headers, or any of them")]
 
 
 def _condition(text: str) -> Any:
@@ -26,21 +29,42 @@ def _condition(text: str) -> Any:
 #: --where; the value is a mqtool.where.Where.
 Where = Annotated[
     Any | None,
-    Option("--where", parser=_condition, metavar="CONDITION", help="Only messages that match (mqtool help where)"),
+    typer.Option(
+        "--where", parser=parsed(_condition), metavar="CONDITION", help="Only messages that match (mqtool help where)"
+    ),
 ]
 
 
-class Printing(OptionGroup):
+@dataclass(frozen=True, kw_only=True)
+class Printing:
     """Options for printing messages."""
 
-    PANEL: ClassVar = "Printing"
-
-    raw: Annotated[bool, Option(help="Print bodies only, one per line")] = False
-    as_json: Annotated[bool, Option("--json", help="Print messages as NDJSON")] = False
-    template: Annotated[str | None, Option("--format", "-F", help="Print with a template (mqtool help output)")] = None
-    pretty: Annotated[bool, Option(help="Indent JSON bodies")] = False
+    raw: Annotated[bool, typer.Option("--raw", help="Print bodies only, one per line", rich_help_panel="Printing")] = (
+        False
+    )
+    as_json: Annotated[bool, typer.Option("--json", help="Print messages as NDJSON", rich_help_panel="Printing")] = (
+        False
+    )
+    template: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            "-F",
+            help="Print with a template (mqtool help output)",
+            rich_help_panel="Printing",
+            metavar="FORMAT",
+        ),
+    ] = None
+    pretty: Annotated[bool, typer.Option("--pretty", help="Indent JSON bodies", rich_help_panel="Printing")] = False
     into: Annotated[
-        Path | None, Option("--output", "-o", metavar="FILE", help="Append to FILE; reopen it on the signal HUP")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Append to FILE; reopen it on the signal HUP",
+            rich_help_panel="Printing",
+        ),
     ] = None
 
     @property
@@ -75,20 +99,44 @@ class Printing(OptionGroup):
         )
 
 
-class Receiving(OptionGroup):
+@dataclass(frozen=True, kw_only=True)
+class Receiving:
     """Options of receiving commands."""
 
-    PANEL: ClassVar = "Receiving"
-
     printing: Printing
-    limit: Annotated[int | None, Option("--count", "-c", "-n", min=1, help="Stop after N messages")] = None
-    idle_timeout: Annotated[float | None, Option(help="Stop after this long without a message", **DURATION)] = None
-    timeout: Annotated[float | None, Option(help="Total time limit (exit 124)", **DURATION)] = None
-    prefetch: Annotated[
-        int | None, Option(min=0, max=65535, help="Deliveries to hold unacknowledged; 0 for no limit")
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "--count", "-c", "-n", min=1, help="Stop after N messages", rich_help_panel="Receiving", metavar="N"
+        ),
     ] = None
-    auto_ack: Annotated[bool, Option(help="Acknowledge on delivery: a crash can lose messages")] = False
-    ready_file: Annotated[Path | None, Option(help="Create FILE once the command is consuming")] = None
+    idle_timeout: Annotated[
+        float | None,
+        typer.Option(help="Stop after this long without a message", rich_help_panel="Receiving", **DURATION),
+    ] = None
+    timeout: Annotated[
+        float | None, typer.Option(help="Total time limit (exit 124)", rich_help_panel="Receiving", **DURATION)
+    ] = None
+    prefetch: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65535,
+            help="Deliveries to hold unacknowledged; 0 for no limit",
+            rich_help_panel="Receiving",
+            metavar="N",
+        ),
+    ] = None
+    auto_ack: Annotated[
+        bool,
+        typer.Option(
+            "--auto-ack", help="Acknowledge on delivery: a crash can lose messages", rich_help_panel="Receiving"
+        ),
+    ] = False
+    ready_file: Annotated[
+        Path | None,
+        typer.Option(help="Create FILE once the command is consuming", rich_help_panel="Receiving", metavar="FILE"),
+    ] = None
 
     def settings(self, default: ReceivingSettings = STREAMING) -> ReceivingSettings:
         """Return the settings for Channel.consume(): the defaults with the options applied."""

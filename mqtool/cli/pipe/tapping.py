@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import click
+import typer
 
 from mqtool import where as conditions
 from mqtool.amqp import Channel
@@ -240,7 +240,7 @@ def check_left_on(access: Access) -> None:
     output.warning(f"a tap was killed, and left the firehose of {access.address} on")
     if not output.is_terminal(0) or not output.is_terminal(2):
         output.notice(_HOW)
-    elif click.confirm("switch it off?", err=True):
+    elif typer.confirm("switch it off?", err=True):
         switch_off(access)
 
 

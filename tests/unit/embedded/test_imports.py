@@ -9,7 +9,7 @@ def test_importing_the_broker_brings_no_client_and_no_command_line() -> None:
     program = "import sys, mqtool.broker.embedded; print(*sys.modules)"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     loaded = {name.partition(".")[0] for name in ran.stdout.split()}
-    assert not loaded & {"rich", "docker", "requests", "pika", "click"}
+    assert not loaded & {"rich", "docker", "requests", "pika", "typer"}
 
 
 def test_a_broker_without_streams_does_not_import_them() -> None:

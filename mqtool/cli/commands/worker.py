@@ -2,27 +2,33 @@
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from mqtool.amqp import Channel
 from mqtool.amqp import Receiving as ReceivingSettings
 from mqtool.channels import AmqpChannel
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
-from mqtool.cli.command_line import DURATION, TIME_LIMIT, Option, OptionGroup
+from mqtool.cli.command_line import command
+from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.display.output import WAITING_FOR_MESSAGES
-from mqtool.cli.options import PROTOCOL, Broker, Commands, UsedQueueOptions
-from mqtool.cli.options.queue_options import checked
+from mqtool.cli.options import TutorialBroker, UsedQueueOptions
+from mqtool.cli.options.queue_options import checked, tutorials_queue
 from mqtool.cli.options.receiving_options import Receiving
 from mqtool.cli.pipe.receiving import announcing_unfinished_work, consuming, delivery_writer
+from mqtool.cli.values import DURATION, TIME_LIMIT
 from mqtool.duration import compact_duration
 from mqtool.errors import AccessRefused, SomeFailed, Unavailable, UsageError
 from mqtool.message import Delivery
 from mqtool.spelling import counted, pasteable
 from mqtool.topology import Queue
 from mqtool.tutorials import work_queues
+from mqtool.tutorials.dialects import NAMES, Dialect
 from mqtool.work.exec_command import ExecCommand
 from mqtool.work.retry_or_dead_letter import Retrying, RetryPolicy
 from mqtool.work.worker import Worker
@@ -30,31 +36,49 @@ from mqtool.work.worker import Worker
 if TYPE_CHECKING:  # this module imports SQLite
     from mqtool.work.deduplication import HandledMessages
 
-app = Commands()
+app = typer.Typer()
 
 
-class ExecOptions(OptionGroup):
+@dataclass(frozen=True, kw_only=True)
+class ExecOptions:
     """Options that run a program for each message."""
 
-    PANEL: ClassVar = "Programs"
-
     command: Annotated[
-        str | None, Option("--exec", metavar="COMMAND", help="Run COMMAND for each message (mqtool help programs)")
+        str | None,
+        typer.Option(
+            "--exec",
+            metavar="COMMAND",
+            help="Run COMMAND for each message (mqtool help programs)",
+            rich_help_panel="Programs",
+        ),
     ] = None
-    shell: Annotated[bool, Option("--shell", help="Run COMMAND with sh")] = False
-    pass_url: Annotated[bool, Option("--pass-url", help="Keep passwords in the URLs that COMMAND inherits")] = False
+    shell: Annotated[bool, typer.Option("--shell", help="Run COMMAND with sh", rich_help_panel="Programs")] = False
+    pass_url: Annotated[
+        bool,
+        typer.Option("--pass-url", help="Keep passwords in the URLs that COMMAND inherits", rich_help_panel="Programs"),
+    ] = False
 
 
-class RetryOptions(OptionGroup):
+@dataclass(frozen=True, kw_only=True)
+class RetryOptions:
     """Options for retrying messages whose program failed."""
 
-    PANEL: ClassVar = "Retries"
-
-    retries: Annotated[int, Option(min=0, help="Retry up to N times, then dead-letter")] = 5
+    retries: Annotated[
+        int, typer.Option(min=0, help="Retry up to N times, then dead-letter", rich_help_panel="Retries", metavar="N")
+    ] = 5
     backoff: Annotated[
-        float, Option(show_default="1s", help="Wait before the first retry; doubles each time", **DURATION)
+        float,
+        typer.Option(
+            show_default="1s",
+            help="Wait before the first retry; doubles each time",
+            rich_help_panel="Retries",
+            **DURATION,
+        ),
     ] = 1.0
-    backoff_max: Annotated[float, Option(show_default="5m", help="Longest wait before a retry", **DURATION)] = 300.0
+    backoff_max: Annotated[
+        float,
+        typer.Option(show_default="5m", help="Longest wait before a retry", rich_help_panel="Retries", **DURATION),
+    ] = 300.0
 
     @property
     def policy(self) -> RetryPolicy:
@@ -62,25 +86,35 @@ class RetryOptions(OptionGroup):
         return RetryPolicy(self.retries, self.backoff, self.backoff_max)
 
 
-class DedupOptions(OptionGroup):
+@dataclass(frozen=True, kw_only=True)
+class DedupOptions:
     """Options for skipping messages that have been handled before."""
 
-    PANEL: ClassVar = "Duplicates"
-
-    deduplicate: Annotated[bool, Option("--deduplicate", help="Skip messages whose message_id was handled before")] = (
-        False
-    )
+    deduplicate: Annotated[
+        bool,
+        typer.Option(
+            "--deduplicate", help="Skip messages whose message_id was handled before", rich_help_panel="Duplicates"
+        ),
+    ] = False
     store: Annotated[
         Path | None,
-        Option(
+        typer.Option(
             "--dedup-store",
             metavar="FILE",
             show_default="in the state directory",
             help="SQLite file that stores the handled ids",
+            rich_help_panel="Duplicates",
         ),
     ] = None
     window: Annotated[
-        float, Option("--dedup-window", show_default="24h", help="How long to remember an id", **TIME_LIMIT)
+        float,
+        typer.Option(
+            "--dedup-window",
+            show_default="24h",
+            help="How long to remember an id",
+            rich_help_panel="Duplicates",
+            **TIME_LIMIT,
+        ),
     ] = 86_400.0
 
     def opened(self) -> "HandledMessages | None":
@@ -100,15 +134,16 @@ class DedupOptions(OptionGroup):
         return HandledMessages(self.store or default, self.window)
 
 
-class ProgramOptions(OptionGroup):
+@dataclass(frozen=True, kw_only=True)
+class ProgramOptions:
     """Options of `worker`: program, retries, deduplication."""
-
-    PANEL: ClassVar = "Programs"
 
     exec: ExecOptions
     retries: RetryOptions
     dedup: DedupOptions
-    concurrency: Annotated[int, Option(min=1, max=1000, help="Run up to N programs at once")] = 1
+    concurrency: Annotated[
+        int, typer.Option(min=1, max=1000, help="Run up to N programs at once", rich_help_panel="Programs", metavar="N")
+    ] = 1
 
     @property
     def need_a_program(self) -> bool:
@@ -117,20 +152,26 @@ class ProgramOptions(OptionGroup):
         return self.exec.shell or self.concurrency > 1 or retries or self.dedup.deduplicate
 
 
-@app.command(
+@command(
+    app,
     "mqtool worker",
     "mqtool worker --prefetch 0",
     "mqtool worker --exec './resize {message_id}'",
+    effect=Effect.CHANGES,
+    instead={"queue": tutorials_queue(NAMES[Dialect.PYTHON].task_queue)},
+    heading="Tutorials",
     without=("into",),
-    also=PROTOCOL,
 )
 def worker(
     queue: UsedQueueOptions,
     receiving: Receiving,
-    broker: Broker,
+    broker: TutorialBroker,
     programs: ProgramOptions,
     forget_ack: Annotated[
-        bool, Option(help="Never acknowledge, to see the effect of this mistake", panel="Receiving")
+        bool,
+        typer.Option(
+            "--forget-ack", help="Never acknowledge, to see the effect of this mistake", rich_help_panel="Receiving"
+        ),
     ] = False,
 ) -> None:
     """Do tasks, or run a program for each task (tutorial 2)."""
@@ -198,7 +239,9 @@ DEFAULT_CONSUMER_TIMEOUT = 30 * 60.0
 _SUMS = {"done": "done", "retry": "retries", "dead": "dead"}
 
 
-def _work(command: str, options: ProgramOptions, named: UsedQueueOptions, receiving: Receiving, broker: Broker) -> None:
+def _work(
+    command: str, options: ProgramOptions, named: UsedQueueOptions, receiving: Receiving, broker: TutorialBroker
+) -> None:
     """Run a program for each message (`worker --exec`), until a signal or a limit ends the command."""
     if receiving.printing.has_form or receiving.auto_ack:
         raise UsageError(
@@ -214,7 +257,7 @@ def _work(command: str, options: ProgramOptions, named: UsedQueueOptions, receiv
         pass_url=options.exec.pass_url,
     )
     handled = options.dedup.opened()
-    settings = receiving.changed(timeout=None).settings(ReceivingSettings(prefetch=concurrency))
+    settings = replace(receiving, timeout=None).settings(ReceivingSettings(prefetch=concurrency))
     access = broker.access()
     with access.channels_or_session() as (channel, other):
         retrying = Retrying(other, options.retries.policy, output.notice)

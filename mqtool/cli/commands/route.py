@@ -1,93 +1,52 @@
-"""mqtool topology, route."""
+"""mqtool route."""
 
-import functools
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from mqtool.cli.command_line import Argument, Option
+import typer
+
+from mqtool.cli.command_line import command, names_of
+from mqtool.cli.contexts import Effect
 from mqtool.cli.display import layout, output, topology_text
-from mqtool.cli.display.layout import terminal
-from mqtool.cli.display.live_screen import Frame, Live, head_line
-from mqtool.cli.display.topology_text import tree
-from mqtool.cli.options import TIME_LIMIT, Commands, ManagedBroker, header, header_option
+from mqtool.cli.options import ManagedBroker
 from mqtool.cli.pipe.source import text_of
+from mqtool.cli.values import header, header_option
 from mqtool.errors import BadData, NotFound, SomeFailed, UsageError
-from mqtool.inspection import wiring
 from mqtool.inspection.definitions import read
-from mqtool.inspection.diagnosis import alarms
-from mqtool.inspection.diagrams import FORMATS, records
 from mqtool.inspection.routes import Route, Router
 from mqtool.spelling import did_you_mean
 
-app = Commands()
-
-_LIMIT = 10
+app = typer.Typer()
 
 
-@app.command("mqtool topology", "mqtool topology --live", "mqtool topology topic_logs --format mermaid")
-def topology(
-    broker: ManagedBroker,
-    exchanges: Annotated[
-        list[str] | None, Argument(metavar="[EXCHANGE]...", help="Only these exchanges and their destinations")
-    ] = None,
-    form: Annotated[
-        Literal["tree", "mermaid", "dot", "json"], Option("--format", help="Tree, diagram or NDJSON")
-    ] = "tree",
-    as_json: Annotated[bool, Option("--json", help="Print NDJSON, as --format json does")] = False,
-    limit: Annotated[int, Option(min=0, help="Destinations to show for each exchange; 0 for all")] = _LIMIT,
-    live: Annotated[bool, Option(help="Keep updating the tree, and show rates")] = False,
-    interval: Annotated[float | None, Option(help="Time between updates with --live", **TIME_LIMIT)] = None,
-) -> None:
-    """Show publishers, exchanges, bindings, queues and consumers."""
-    access = broker.access()
-    form = "json" if as_json else form
-    if live and (form != "tree" or not output.is_terminal(1)):
-        raise UsageError("--live only works with a tree on a terminal", "leave out --live, or --format")
-    only = ["" if name == "amq.default" else name for name in exchanges or ()]
-    if form == "json":
-        for record in records(access.management(), access.vhost, only=only):
-            output.show_json(record)
-        return
-    look = functools.partial(wiring.look, vhost=access.vhost, keep=limit or None, only=only)
-    if live:
-
-        def frame(_: int, wanted: str) -> Frame:
-            api = access.management()  # looked up each time: a restarted broker's API may have another address
-            return _frame(look(api, rates=True), access.title, alarms(api), wanted)
-
-        Live(frame, interval or 1.0).run()
-        return
-    seen = look(access.management())
-    if form == "tree":
-        width = terminal().width if output.is_terminal(1) else None
-        layout.show_lines(tree(seen, limit=limit * 10 or None, width=width))
-    else:
-        for line in FORMATS[form](seen):
-            output.show(line)
-
-
-def _frame(seen: wiring.Wiring, title: str, alarmed: str, wanted: str) -> Frame:
-    from rich.console import Group
-
-    lines = map(layout.rich_text, tree(seen, rates=True, width=terminal().width))
-    body = Group(*(line for line in lines if wanted.lower() in line.plain.lower()))
-    return Frame(body, above=[head_line(title, alarmed)])
-
-
-@app.command(
-    "mqtool route topic_logs kern.critical", "mqtool route headers_logs -H format=pdf", "mqtool route --test routes.txt"
+@command(
+    app,
+    "mqtool route topic_logs kern.critical",
+    "mqtool route headers_logs -H format=pdf",
+    "mqtool route --test routes.txt",
+    effect=Effect.READS,
+    heading="See",
 )
 def route(
     broker: ManagedBroker,
-    exchange: Annotated[str | None, Argument(help="Exchange to publish to; '' is the default exchange")] = None,
-    routing_key: Annotated[str, Argument(metavar="[KEY]", help="Routing key")] = "",
+    exchange: Annotated[
+        str | None,
+        typer.Argument(
+            help="Exchange to publish to; '' is the default exchange",
+            metavar="EXCHANGE",
+            autocompletion=names_of("exchanges"),
+        ),
+    ] = None,
+    routing_key: Annotated[str, typer.Argument(metavar="[KEY]", help="Routing key")] = "",
     headers: Annotated[list[Any] | None, header_option("Header; KEY:=JSON for a typed value")] = None,
-    test: Annotated[Path | None, Option(metavar="FILE", help="Check a file of expected routes; - is stdin")] = None,
-    nearly: Annotated[int, Option(min=0, help="Number of near misses to show")] = 5,
-    as_json: Annotated[bool, Option("--json", help="Print NDJSON")] = False,
+    test: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Check a file of expected routes; - is stdin")
+    ] = None,
+    nearly: Annotated[int, typer.Option(min=0, help="Number of near misses to show", metavar="N")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print NDJSON")] = False,
 ) -> None:
     """Explain where a message would go, and why.
 

@@ -1,128 +1,51 @@
-"""mqtool policy set, ls, clear; definitions export, import, diff, convert."""
+"""mqtool definitions."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from mqtool.cli.command_line import Argument, Option
+import typer
+
+from mqtool.cli.command_line import command, group
+from mqtool.cli.contexts import Effect
 from mqtool.cli.display import layout, output
 from mqtool.cli.display.layout import BAD, DIM, GOOD, KEY, NAME, Line, bound_by, shown
-from mqtool.cli.options import Commands, ManagedBroker, Yes, ask
-from mqtool.cli.options.broker_options import IfExists, missing
+from mqtool.cli.options import ManagedBroker, Yes, ask
 from mqtool.cli.pipe.source import text_of
+from mqtool.cli.values import parsed
 from mqtool.errors import AccessRefused, DeclaredDifferently, NotFound, SomeFailed, UsageError
 from mqtool.inspection import converted_definitions, definitions
 from mqtool.inspection.definitions import Change, Contents
 from mqtool.inspection.findings import grouped, said, worst_first
 from mqtool.inspection.upgrade import KNOWN, Version
-from mqtool.management import Management, path
+from mqtool.management import Management
 from mqtool.spelling import as_text, counted
 from mqtool.topology import Binding
 from mqtool.work.delay_relay import RelayNames
 
-app = Commands()
-policy_app = app.group("policy", "Set, list and clear policies of queues and exchanges.")
+app = group("definitions", "Export, compare, import and convert definitions.", heading="Manage")
 
-#: Values for a policy's apply-to. Those that name a queue type need RabbitMQ 3.12.
-ApplyTo = Literal["all", "queues", "exchanges", "classic_queues", "quorum_queues", "streams"]
-
-
-def definition(text: str) -> dict[str, Any]:
-    """Parse a policy's settings, which must be a non-empty JSON object."""
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{text!r} is not JSON: {error}") from error
-    if not isinstance(found, dict) or not found:
-        raise ValueError(f'{text!r} is not a JSON object such as {{"max-length": 1000}}')
-    return found
-
-
-PolicyName = Annotated[str, Argument(metavar="POLICY")]
-Operator = Annotated[bool, Option("--operator", help="Operator policies: limits on queues that users cannot raise")]
-
-
-@policy_app.command(
-    "mqtool policy set limits --pattern '^jobs' --apply-to queues --definition '{\"max-length\": 1000}'",
-    "mqtool policy set ttl --operator --pattern '.*' --definition '{\"message-ttl\": 86400000}'",
-    name="set",
-)
-def set_policy(
-    name: PolicyName,
-    pattern: Annotated[str, Option(help="Regular expression for the names it applies to")],
-    settings: Annotated[
-        Any, Option("--definition", parser=definition, metavar="JSON", help="Settings, as a JSON object")
-    ],
-    broker: ManagedBroker,
-    yes: Yes = False,
-    apply_to: Annotated[
-        ApplyTo | None, Option(help="Kinds of objects it applies to", show_default="all; queues with --operator")
-    ] = None,
-    priority: Annotated[int, Option(help="If several match, the highest priority applies")] = 0,
-    operator: Operator = False,
-) -> None:
-    """Create or change a policy."""
-    access = broker.access()
-    to = apply_to or ("queues" if operator else "all")
-    body = {"pattern": pattern, "definition": settings, "priority": priority, "apply-to": to}
-    what = f"{_named(name, operator=operator)} in vhost {access.vhost!r}"
-    ask(f"set {what}", access, yes=yes, is_safe=True)
-    is_new = access.management().put(path(_kind(operator=operator), access.vhost, name), body)
-    output.status(f"{'set' if is_new else 'changed'} {what}")
-
-
-@policy_app.command("mqtool policy ls", "mqtool policy ls --operator --json", name="ls")
-def list_policies(
-    broker: ManagedBroker,
-    operator: Operator = False,
-    as_json: Annotated[bool, Option("--json", help="Print one JSON object per line")] = False,
-) -> None:
-    """List the policies of a virtual host."""
-    access = broker.access()
-    rows = access.management().items(path(_kind(operator=operator), access.vhost))
-    columns = ("name", "pattern", "apply-to", "priority", "definition")
-    if not layout.show_rows(sorted(rows, key=lambda row: -row["priority"]), columns, as_json=as_json):
-        output.status(f"no {'operator ' if operator else ''}policies in vhost {access.vhost!r}")
-
-
-@policy_app.command("mqtool policy clear limits", "mqtool policy clear limits --if-exists", name="clear")
-def clear_policy(
-    name: PolicyName, broker: ManagedBroker, yes: Yes = False, operator: Operator = False, if_exists: IfExists = False
-) -> None:
-    """Remove a policy; its queues and exchanges lose its settings."""
-    access = broker.access()
-    what = f"{_named(name, operator=operator)} in vhost {access.vhost!r}"
-    ask(f"remove {what}", access, yes=yes, is_safe=True)
-    try:
-        access.management().delete(path(_kind(operator=operator), access.vhost, name))
-    except NotFound:
-        missing(what, "'mqtool policy ls' shows them", is_fine=if_exists)
-    else:
-        output.status(f"removed {what}")
-
-
-def _kind(*, operator: bool) -> str:
-    return "operator-policies" if operator else "policies"
-
-
-def _named(name: str, *, operator: bool) -> str:
-    return f"{'operator ' if operator else ''}policy {name!r}"
-
-
-definitions_app = app.group("definitions", "Export, compare, import and convert definitions.")
 
 _SIGNS = {"add": ("+ ", GOOD), "change": ("~ ", KEY), "conflict": ("! ", BAD), "extra": ("- ", BAD)}
+
+
 #: If more objects than this have the same change, `convert` names only the first ones.
 _NAMED = 20
+
+
 _REMARKS = {"conflict": "  an import cannot change it", "extra": "  only on the broker"}
 
-Definitions = Annotated[Path, Argument(metavar="FILE", help="Exported file; - is stdin")]
-AsJson = Annotated[bool, Option("--json", help="Print one JSON object per difference")]
+
+Definitions = Annotated[Path, typer.Argument(metavar="FILE", help="Exported file; - is stdin")]
 
 
-@definitions_app.command("mqtool definitions export > topology.json", "mqtool definitions export --vhost staging")
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object per difference")]
+
+
+@command(
+    app, "mqtool definitions export > topology.json", "mqtool definitions export --vhost staging", effect=Effect.READS
+)
 def export(broker: ManagedBroker) -> None:
     """Print exchanges, queues, bindings and policies as JSON.
 
@@ -132,7 +55,7 @@ def export(broker: ManagedBroker) -> None:
     output.show_json(definitions.export(access.management(), access.vhost), indent=2)
 
 
-@definitions_app.command("mqtool definitions diff topology.json", "mqtool definitions diff - < file.json")
+@command(app, "mqtool definitions diff topology.json", "mqtool definitions diff - < file.json", effect=Effect.READS)
 def diff(file: Definitions, broker: ManagedBroker, as_json: AsJson = False) -> None:
     """Show how the broker differs from a file.
 
@@ -148,14 +71,18 @@ def diff(file: Definitions, broker: ManagedBroker, as_json: AsJson = False) -> N
     output.status(f"no differences between {file} and {access.address}")
 
 
-@definitions_app.command(
-    "mqtool definitions import topology.json --dry-run", "mqtool definitions import topology.json", name="import"
+@command(
+    app,
+    "mqtool definitions import topology.json --dry-run",
+    "mqtool definitions import topology.json",
+    effect=Effect.CHANGES,
+    name="import",
 )
 def import_definitions(
     file: Definitions,
     broker: ManagedBroker,
     yes: Yes = False,
-    dry_run: Annotated[bool, Option(help="Show what would be done, but change nothing")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, but change nothing")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Import definitions that are missing, and changed policies.
@@ -184,20 +111,24 @@ def import_definitions(
         )
 
 
-@definitions_app.command(
+@command(
+    app,
     "mqtool definitions convert old.json --to 4.3 > new.json",
     "mqtool definitions convert old.json --to 4.3 --mirrored quorum --delayed relay > new.json",
+    effect=Effect.NONE,
 )
 def convert(
     file: Definitions,
-    to: Annotated[Version, Option(parser=Version.of, metavar="VERSION", help="RabbitMQ version to convert for")],
+    to: Annotated[
+        Version, typer.Option(parser=parsed(Version.of), metavar="VERSION", help="RabbitMQ version to convert for")
+    ],
     mirrored: Annotated[
         Literal["classic", "quorum"] | None,
-        Option(help="New type for queues that a policy mirrors", show_default="undecided"),
+        typer.Option(help="New type for queues that a policy mirrors", show_default="undecided"),
     ] = None,
     delayed: Annotated[
         Literal["relay", "leave-out", "plain"] | None,
-        Option(help="What to do with x-delayed-message exchanges", show_default="undecided"),
+        typer.Option(help="What to do with x-delayed-message exchanges", show_default="undecided"),
     ] = None,
 ) -> None:
     """Convert definitions of an older RabbitMQ for a newer one.

@@ -5,18 +5,22 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Annotated, Literal
 
+import typer
+
 from mqtool.channels import AmqpChannel
 from mqtool.cli import stopping
-from mqtool.cli.command_line import Argument, Option
+from mqtool.cli.command_line import command
+from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.display.progress import Progress
-from mqtool.cli.options import CONFIRM_TIMEOUT, PROTOCOL, Broker, Commands, ConfirmTimeout, QueueOptions
+from mqtool.cli.options import CONFIRM_TIMEOUT, ConfirmTimeout, QueueOptions, TutorialBroker
+from mqtool.cli.options.broker_options import HiddenDialect
 from mqtool.errors import NotConfirmed
 from mqtool.message import Confirmation, Message, Receipt, new_message_id
 from mqtool.topology import PRIVATE_QUEUE, Queue
 from mqtool.tutorials import publisher_confirms as tutorial
 
-app = Commands()
+app = typer.Typer()
 
 Strategy = Literal["individual", "batch", "async", "all"]
 #: 'async' is reported as faster than 'batch' if it takes less than this fraction of the time.
@@ -25,15 +29,22 @@ _CLEARLY = 0.9
 _SAYS = {"individual": "individually in", "batch": "in batch in", "async": "and handled confirms asynchronously in"}
 
 
-@app.command(
-    "mqtool publisher-confirms all", "mqtool publisher-confirms async -c 100000 -q confirmed --durable", also=PROTOCOL
+@command(
+    app,
+    "mqtool publisher-confirms all",
+    "mqtool publisher-confirms async -c 100000 -q confirmed --durable",
+    effect=Effect.SENDS,
+    instead={"dialect": HiddenDialect},
+    heading="Tutorials",
 )
 def publisher_confirms(
     queue: QueueOptions,
-    broker: Broker,
-    strategy: Annotated[Strategy, Argument(help="When to wait for confirms: individual, batch, async or all")] = "all",
-    count: Annotated[int, Option("-c", "-n", min=1, help="Messages to publish")] = 50_000,
-    batch_size: Annotated[int, Option(min=1, help="Messages per batch")] = 100,
+    broker: TutorialBroker,
+    strategy: Annotated[
+        Strategy, typer.Argument(help="When to wait for confirms: individual, batch, async or all", metavar="STRATEGY")
+    ] = "all",
+    count: Annotated[int, typer.Option("--count", "-c", "-n", min=1, help="Messages to publish", metavar="N")] = 50_000,
+    batch_size: Annotated[int, typer.Option(min=1, help="Messages per batch", metavar="N")] = 100,
     confirm_timeout: ConfirmTimeout = CONFIRM_TIMEOUT,
 ) -> None:
     """Publish with confirms, in three ways (tutorial 7)."""

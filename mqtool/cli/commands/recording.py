@@ -4,28 +4,24 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
+
+import typer
 
 from mqtool import ndjson
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
-from mqtool.cli.command_line import Argument, Commands, Option, OptionGroup
+from mqtool.cli.command_line import command, group
+from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
-from mqtool.cli.options import (
-    CONFIRM_TIMEOUT,
-    RATE,
-    Broker,
-    ConfirmTimeout,
-    DelayOptions,
-    MessageOptions,
-    Publishing,
-    header,
-)
+from mqtool.cli.options import CONFIRM_TIMEOUT, RATE, ConfirmTimeout, DelayOptions, MessageOptions, Publishing
+from mqtool.cli.options.broker_options import HiddenDialect, HiddenStrict, PublishingBroker
 from mqtool.cli.options.receiving_options import Where
 from mqtool.cli.pipe.publishing import publishing_channel
 from mqtool.cli.pipe.source import LOOK_UP, STDIN, Addressing, Input, chunks, delimited, opened, whole
+from mqtool.cli.values import header, parsed
 from mqtool.errors import BadData, MqtoolError, SomeFailed, UsageError
 from mqtool.message import Message
 from mqtool.recordings.pseudonyms import Pseudonyms
@@ -35,8 +31,7 @@ from mqtool.recordings.scrubbing import Scrubber, parse_fields
 from mqtool.spelling import counted
 from mqtool.topology import Exchange
 
-app = Commands()
-recording = app.group("recording", "Play back, anonymize and compare recordings.")
+app = group("recording", "Play back, anonymize and compare recordings.", heading="Messages")
 
 #: The exchange for messages that name none. Recorded messages always name their exchange.
 _DEFAULT_EXCHANGE = Exchange("")
@@ -151,20 +146,24 @@ def _speed(text: str) -> float:
     return speed
 
 
-_MOMENT = dict[str, Any](parser=parse_moment, metavar="TIME")
+_MOMENT = dict[str, Any](parser=parsed(parse_moment), metavar="TIME")
 
 
-class Playing(OptionGroup):
+@dataclass(frozen=True, kw_only=True)
+class Playing:
     """Options that select part of a recording and set its pace."""
 
     speed: Annotated[
-        float | None, Option(parser=_speed, metavar="N", help="N times as fast as recorded, or max", show_default="1")
+        float | None,
+        typer.Option(parser=parsed(_speed), metavar="N", help="N times as fast as recorded, or max", show_default="1"),
     ] = None
-    rate: Annotated[float | None, Option(help="Constant rate, such as 500/s, instead of recorded gaps", **RATE)] = None
-    since: Annotated[Any | None, Option(help="Start at a time, or 5m into the recording", **_MOMENT)] = None
-    until: Annotated[Any | None, Option(help="Stop at a time, or 5m into the recording", **_MOMENT)] = None
+    rate: Annotated[
+        float | None, typer.Option(help="Constant rate, such as 500/s, instead of recorded gaps", **RATE)
+    ] = None
+    since: Annotated[Any | None, typer.Option(help="Start at a time, or 5m into the recording", **_MOMENT)] = None
+    until: Annotated[Any | None, typer.Option(help="Stop at a time, or 5m into the recording", **_MOMENT)] = None
     where: Where = None
-    loop: Annotated[int, Option(min=1, metavar="N", help="Play everything N times")] = 1
+    loop: Annotated[int, typer.Option(min=1, metavar="N", help="Play everything N times")] = 1
 
     def pace(self) -> Pace:
         """Return the pace of the replay.
@@ -177,16 +176,22 @@ class Playing(OptionGroup):
         return Pace(self.speed or 1.0, self.rate)
 
 
-class Changing(OptionGroup):
+@dataclass(frozen=True, kw_only=True)
+class Changing:
     """Options that change the exchange, routing key and headers of each message."""
 
-    to_exchange: Annotated[str | None, Option(help="Publish everything to this exchange")] = None
-    to_key: Annotated[str | None, Option(help="Publish everything with this routing key")] = None
-    to_queue: Annotated[str | None, Option(help="Publish everything to this queue")] = None
-    set_header: Annotated[
-        list[Any] | None, Option(parser=header, metavar="KEY=VALUE", help="Header to set; KEY:=JSON for a type")
+    to_exchange: Annotated[
+        str | None, typer.Option(help="Publish everything to this exchange", metavar="TO_EXCHANGE")
     ] = None
-    drop_header: Annotated[list[str] | None, Option(metavar="KEY", help="Header to remove")] = None
+    to_key: Annotated[str | None, typer.Option(help="Publish everything with this routing key", metavar="TO_KEY")] = (
+        None
+    )
+    to_queue: Annotated[str | None, typer.Option(help="Publish everything to this queue", metavar="TO_QUEUE")] = None
+    set_header: Annotated[
+        list[Any] | None,
+        typer.Option(parser=parsed(header), metavar="KEY=VALUE", help="Header to set; KEY:=JSON for a type"),
+    ] = None
+    drop_header: Annotated[list[str] | None, typer.Option(metavar="KEY", help="Header to remove")] = None
 
     def changes(self) -> Changes:
         """Return the changes to make to each message.
@@ -206,20 +211,28 @@ class Changing(OptionGroup):
         return Changes(exchange, key, (*copies, *(self.drop_header or ())), dict(self.set_header or ()))
 
 
-@recording.command(
+@command(
+    app,
     "mqtool recording replay incident.ndjson",
     "mqtool recording replay incident.ndjson --speed max --to-queue jobs",
     "mqtool tap logs --json | mqtool recording replay -u localhost:5673",
+    effect=Effect.CHANGES,
+    without=("protocol",),
+    instead={"dialect": HiddenDialect, "strict": HiddenStrict},
 )
 def replay(
     playing: Playing,
     changing: Changing,
-    broker: Broker,
-    files: Annotated[list[Path] | None, Argument(help="Recordings, in order (default: stdin)")] = None,
-    dry_run: Annotated[bool, Option(help="Print what would be sent, when and where to")] = False,
-    mandatory: Annotated[bool, Option("--mandatory/--no-mandatory", help="Count unroutable messages as failed")] = True,
+    broker: PublishingBroker,
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="Recordings, in order (default: stdin)", metavar="FILE...")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, when and where to")] = False,
+    mandatory: Annotated[
+        bool, typer.Option("--mandatory/--no-mandatory", help="Count unroutable messages as failed")
+    ] = True,
     failed_to: Annotated[
-        Path | None, Option(metavar="FILE", help="Keep unconfirmed messages in FILE, as NDJSON")
+        Path | None, typer.Option(metavar="FILE", help="Keep unconfirmed messages in FILE, as NDJSON")
     ] = None,
     confirm_timeout: ConfirmTimeout = CONFIRM_TIMEOUT,
 ) -> None:
@@ -266,21 +279,24 @@ def _show(recording: Recording, pace: Pace) -> None:
     output.status(f"{counted(count)} would be sent in {seconds:.1f} s; nothing was sent: --dry-run")
 
 
-@recording.command(
+@command(
+    app,
     "mqtool tap orders --json | mqtool recording scrub > incident.ndjson",
     "mqtool recording scrub incident.ndjson --keep routing_key,headers.type",
     "mqtool recording scrub incident.ndjson --field body.customer.email --seed 'a long secret'",
+    effect=Effect.NONE,
 )
 def scrub(
-    file: Annotated[Path | None, Argument(help="Recording (default: stdin)")] = None,
+    file: Annotated[Path | None, typer.Argument(help="Recording (default: stdin)", metavar="FILE")] = None,
     keep: Annotated[
-        list[str] | None, Option(metavar="FIELDS", help="Keep these fields, such as routing_key,headers.type")
+        list[str] | None, typer.Option(metavar="FIELDS", help="Keep these fields, such as routing_key,headers.type")
     ] = None,
     field: Annotated[
-        list[str] | None, Option(metavar="FIELDS", help="Replace only these fields, such as body.user.email")
+        list[str] | None, typer.Option(metavar="FIELDS", help="Replace only these fields, such as body.user.email")
     ] = None,
     seed: Annotated[
-        str | None, Option(help="Same seed, same replacements; keep it secret", show_default="random")
+        str | None,
+        typer.Option(help="Same seed, same replacements; keep it secret", show_default="random", metavar="SEED"),
     ] = None,
 ) -> None:
     """Replace the values in a recording, so that it can be shared.
@@ -320,15 +336,19 @@ def _with_pauses(descriptor: int) -> Iterator[bytes | None]:
 _SHOWN = 10
 
 
-@recording.command(
+@command(
+    app,
     "mqtool recording reconcile sent.ndjson got.ndjson",
     "mqtool receive --json | mqtool recording reconcile sent.ndjson -",
+    effect=Effect.NONE,
 )
 def reconcile(
-    sent: Annotated[Path, Argument(help="Messages that were sent, as NDJSON; - is stdin")],
-    got: Annotated[Path, Argument(help="Messages that were received, as NDJSON; - is stdin")],
-    exact: Annotated[bool, Option(help="Also fail on duplicate, unexpected or reordered messages")] = False,
-    as_json: Annotated[bool, Option("--json", help="Print the comparison as JSON")] = False,
+    sent: Annotated[Path, typer.Argument(help="Messages that were sent, as NDJSON; - is stdin", metavar="SENT")],
+    got: Annotated[Path, typer.Argument(help="Messages that were received, as NDJSON; - is stdin", metavar="GOT")],
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Also fail on duplicate, unexpected or reordered messages")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON")] = False,
 ) -> None:
     """Compare two files of messages by message_id.
 

@@ -5,15 +5,19 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
+import typer
+
 from mqtool import management
 from mqtool.amqp import administration
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
-from mqtool.cli.command_line import Argument, Option, argument_option
+from mqtool.cli.command_line import command, names_of
+from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.display.layout import fields
 from mqtool.cli.display.progress import Progress
-from mqtool.cli.options import Commands, ManagedBroker, Yes, ask
+from mqtool.cli.options import ManagedBroker, Yes, ask
+from mqtool.cli.values import argument_option, parsed
 from mqtool.duration import compact_duration
 from mqtool.errors import MqtoolError, SomeFailed, Unavailable, UsageError
 from mqtool.management import Management
@@ -24,7 +28,7 @@ from mqtool.work import conversion_plan
 from mqtool.work.conversion_plan import Names, Plan, Prospect
 from mqtool.work.queue_conversion import Conversion, Stopped, left_behind
 
-app = Commands()
+app = typer.Typer()
 
 #: The largest fraction that the progress bar shows while messages are being moved.
 _NEARLY_ALL = 0.99
@@ -39,29 +43,35 @@ def _condition(text: str) -> Any:
     return parse(text, set(_COLUMNS))
 
 
-@app.command(
+@command(
+    app,
     "mqtool queue convert jobs --dry-run",
     "mqtool queue convert jobs --to quorum",
     "mqtool queue convert --where 'type = classic and durable' --dry-run",
     "mqtool queue convert jobs --resume",
+    effect=Effect.CHANGES,
 )
 def convert(
     broker: ManagedBroker,
-    queue: Annotated[list[str] | None, Argument(metavar="[QUEUE]...")] = None,
+    queue: Annotated[list[str] | None, typer.Argument(metavar="[QUEUE]...", autocompletion=names_of("queues"))] = None,
     yes: Yes = False,
-    to: Annotated[Literal["classic", "quorum", "stream"] | None, Option(help="New type", show_default="quorum")] = None,
+    to: Annotated[
+        Literal["classic", "quorum", "stream"] | None, typer.Option(help="New type", show_default="quorum")
+    ] = None,
     arguments: Annotated[
         list[Any] | None, argument_option("New argument; KEY:=JSON for a typed value, null to remove")
     ] = None,
     where: Annotated[
         Any | None,
-        Option(parser=_condition, metavar="CONDITION", help="Convert all queues that match (mqtool help where)"),
+        typer.Option(
+            parser=parsed(_condition), metavar="CONDITION", help="Convert all queues that match (mqtool help where)"
+        ),
     ] = None,
-    dry_run: Annotated[bool, Option(help="Show what would be done, but change nothing")] = False,
-    resume: Annotated[bool, Option(help="Continue interrupted conversions")] = False,
-    undo: Annotated[bool, Option(help="Undo an interrupted conversion")] = False,
-    force: Annotated[bool, Option(help="Cancel consumers, and accept losses of publishers")] = False,
-    as_json: Annotated[bool, Option("--json", help="Print one JSON object per queue")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, but change nothing")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue interrupted conversions")] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="Undo an interrupted conversion")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Cancel consumers, and accept losses of publishers")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per queue")] = False,
 ) -> None:
     """Change the type or the arguments of a queue.
 

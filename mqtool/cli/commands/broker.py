@@ -1,0 +1,175 @@
+"""mqtool broker down, status, ls, rm, logs, env; see broker_up.py and broker_fault.py for the others."""
+
+import contextlib
+import shlex
+import time
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+import typer
+
+from mqtool.amqp import parse_addresses
+from mqtool.broker import background, readiness, state
+from mqtool.broker.choice import starter_of
+from mqtool.broker.state import DEFAULT_NAME, Started
+from mqtool.cli import stopping
+from mqtool.cli.access import MANAGEMENT_VARIABLE
+from mqtool.cli.command_line import command, group
+from mqtool.cli.commands import broker_fault, broker_up
+from mqtool.cli.commands.broker_up import Name, known, told
+from mqtool.cli.contexts import Effect
+from mqtool.cli.display import layout, output
+from mqtool.cli.options import Yes, ask
+from mqtool.cli.options.broker_options import WhichBroker
+from mqtool.errors import Unavailable, UsageError
+from mqtool.spelling import pasteable
+
+app = group("broker", "Start a broker for yourself, and stop it.", heading="Broker")
+app.add_typer(broker_up.app)
+app.add_typer(broker_fault.app)
+
+_LOG_PAUSE = 0.2
+
+
+@command(app, "mqtool broker down", "mqtool broker down --name second", effect=Effect.OWN)
+def down(name: Name = DEFAULT_NAME) -> None:
+    """Stop the broker that 'broker up' started; messages are kept."""
+    with state.locked(name) if state.directory(name).exists() else contextlib.nullcontext():
+        started = state.load(name)
+        if started is None:
+            output.status(f"nothing to stop: no broker named {name!r} was started here")
+            return
+        starter_of(started).stop(started)
+    output.status(f"stopped {starter_of(started).describe}")
+
+
+@command(app, "mqtool broker status", effect=Effect.READS)
+def status(which: WhichBroker, name: Name = DEFAULT_NAME) -> None:
+    """Show whether the broker is running (exit 0) or not (exit 69).
+
+    Also shows which broker the other commands use, and why.
+    """
+    choice = which.choice()
+    if (started := state.load(name)) is None:
+        output.show(f"commands use {told(choice)}")
+        started = known(name)
+    starter = starter_of(started)
+    running, says = starter.running(started), _state_of(started)
+    output.show(f"{starter.describe}: {says}")
+    rows: dict[str, Any] = {"url": ", ".join(map(str, parse_addresses(started.url)))}
+    if started.pid:
+        rows |= {"process": started.pid, "log": f"{started.directory}/log"}
+    for key, value in {**rows, **started.details}.items():
+        if not isinstance(value, list | dict):
+            output.show(f"  {key.replace('_', ' '):<12} {value}")
+    output.show(f"  commands use {told(choice)}")
+    if running < started.nodes:
+        raise Unavailable(f"the broker is {says}", "start it again with 'mqtool broker up'")
+
+
+def _state_of(started: Started) -> str:
+    running = starter_of(started).running(started)
+    some = f"{running} of {started.nodes} nodes running" if running else "not running"
+    return "running" if running == started.nodes else some
+
+
+@command(app, "mqtool broker ls", "mqtool broker ls --json", effect=Effect.OWN)
+def ls(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line")] = False) -> None:
+    """List the brokers that 'broker up' started, running or stopped."""
+    rows = []
+    for name in state.names():
+        found = (started := state.load(name)) or state.load_stopped(name)
+        assert found is not None
+        urls = ", ".join(map(str, parse_addresses(found.url)))
+        says = _state_of(started) if started else "stopped"
+        rows.append({"name": name, "state": says, "kind": found.kind, "url": urls, "data": found.details.get("data")})
+    if not layout.show_rows(rows, ["name", "state", "kind", "url", *["data"] * as_json], as_json=as_json):
+        output.status("no brokers: 'mqtool broker up' starts one")
+
+
+@command(app, "mqtool broker rm --name second", "mqtool broker rm --name second --purge --yes", effect=Effect.OWN)
+def rm(
+    yes: Yes = False,
+    name: Name = DEFAULT_NAME,
+    purge: Annotated[bool, typer.Option("--purge", help="Remove its messages too")] = False,
+) -> None:
+    """Remove a stopped broker; --purge removes its messages too."""
+    _stopped(name)
+    if purge:
+        ask(f"remove broker {name!r} with all its messages", yes=yes)
+    with state.locked(name):
+        found = _stopped(name)
+        if purge:
+            starter_of(found).discard(found)
+            if (data := Path(str(found.details.get("data")))).exists():
+                output.notice(f"{data} was not removed, because it is outside mqtool's own directory")
+        else:
+            state.remove_but_data(name)
+    output.status(f"removed {name}")
+
+
+def _stopped(name: str) -> Started:
+    found = state.load(name) or state.load_stopped(name) or known(name)
+    if starter_of(found).running(found):
+        raise UsageError(
+            f"the broker named {name!r} is running", f"to stop it: {pasteable('broker down --name=', name)}"
+        )
+    return found
+
+
+@command(app, "mqtool broker logs", "mqtool broker logs -f", effect=Effect.OWN)
+def logs(
+    name: Name = DEFAULT_NAME,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing as the log grows")] = False,
+) -> None:
+    """Print the broker's log, which 'broker down' keeps."""
+    if state.load(name) is None and (kept := background.kept_logs(state.directory(name))):
+        chunks = background.read_logs(kept, follow)
+    else:
+        started = known(name)
+        chunks = starter_of(started).log(started, follow)
+    with stopping.calling(lambda: None):
+        for data in chunks:
+            output.show_bytes(data)
+            if stopping.requested() is not None:
+                return
+            if not data and follow:
+                time.sleep(_LOG_PAUSE)
+
+
+@command(app, "mqtool broker env", 'eval "$(mqtool broker env)"', effect=Effect.READS)
+def env(
+    which: WhichBroker,
+    name: Name = DEFAULT_NAME,
+    for_remote: Annotated[
+        bool, typer.Option("--remote", help="For use on another machine (after 'up --listen')")
+    ] = False,
+) -> None:
+    """Print shell variables that tell programs where the broker is.
+
+    With -C NAME, the variables are those for the broker of that context.
+    """
+    if which.call.typed & {"url", "context"}:
+        choice = which.choice()
+        _export(choice.url)
+        if choice.context is not None and choice.context.management is not None:
+            output.show(f"export {MANAGEMENT_VARIABLE}={shlex.quote(choice.context.management)}")
+        return
+    started = known(name)
+    url = readiness.remote_url(started) if for_remote else started.url
+    if url is None:
+        raise UsageError(
+            f"the broker named {name!r} does not accept connections from other machines",
+            "start it with --listen ADDRESS",
+        )
+    _export(url)
+    if streams := started.details.get("streams"):
+        output.show(f"export MQTOOL_STREAM_PORT={urlsplit(streams).port}")
+
+
+def _export(url: str) -> None:
+    # Other clients accept only one URL.
+    output.show(f"export AMQP_URL={shlex.quote(url.partition(',')[0])}")
+    if "," in url:
+        output.show(f"export MQTOOL_URL={shlex.quote(url)}")

@@ -1,0 +1,176 @@
+"""mqtool delayed ls, show, cancel, now; see delayed_relay.py for the others."""
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+
+from mqtool import ndjson
+from mqtool import where as conditions
+from mqtool.cli import stopping
+from mqtool.cli.access import Access
+from mqtool.cli.command_line import command, group, names_of
+from mqtool.cli.commands import delayed_relay
+from mqtool.cli.contexts import Effect
+from mqtool.cli.display import layout, output
+from mqtool.cli.options import ManagedBroker, Yes, ask
+from mqtool.cli.options.receiving_options import Where
+from mqtool.duration import compact_duration
+from mqtool.errors import SomeFailed, UsageError
+from mqtool.spelling import counted
+from mqtool.work.pending_delays import Choice, Waiting, WaitingMessages
+
+app = group("delayed", "Show, cancel, deliver or relay delayed messages.", heading="Messages")
+app.add_typer(delayed_relay.app)
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print NDJSON")]
+
+
+Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Message ids")]
+
+
+_COLUMNS = ("to", "kind", "wait", "messages", "held_in")
+
+
+@contextmanager
+def _waiting(access: Access) -> Iterator[WaitingMessages]:
+    with access.connect() as connection:
+        yield WaitingMessages(connection.channel(), access.management(), access.vhost)
+
+
+@command(app, "mqtool delayed ls", "mqtool delayed ls --json", effect=Effect.READS)
+def ls(broker: ManagedBroker, as_json: AsJson = False) -> None:
+    """Count waiting messages, by destination and delay."""
+    rows: list[dict[str, Any]] = []
+    with _waiting(broker.access(reconnects=False)) as waiting:
+        for queue, count in waiting.queues():
+            wait = compact_duration(queue.seconds) if queue.seconds else None
+            row = (queue.to, queue.kind, wait, count, queue.name)
+            rows.append(dict(zip(_COLUMNS, row, strict=True)))
+        for exchange, count in waiting.exchanges():
+            rows.append(dict(zip(_COLUMNS, (exchange, "plugin", None, count, exchange), strict=True)))
+    if not layout.show_rows(rows, _COLUMNS, as_json=as_json):
+        output.status("no messages are waiting")
+
+
+@command(app, "mqtool delayed show", "mqtool delayed show jobs --json", effect=Effect.READS)
+def show(
+    broker: ManagedBroker,
+    to: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[QUEUE]", help="Only those for this queue or exchange", autocompletion=names_of("queues")
+        ),
+    ] = None,
+    where: Where = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show waiting messages, and when each is due.
+
+    The messages stay where they are. Showing them has the side effects of 'mqtool peek'. Messages held by the plugin
+    cannot be shown.
+    """
+    shown = 0
+    with _waiting(broker.access(reconnects=False)) as waiting, closing(waiting.messages(to)) as messages:
+        for each in stopping.until_requested(messages):
+            if where is None or where.matches(_record(each)):
+                shown += 1
+                _show(each, as_json=as_json)
+        _say_what_is_hidden(waiting)
+    if not shown:
+        output.status("no waiting messages found")
+
+
+def _show(each: Waiting, *, as_json: bool) -> None:
+    due = each.queue.due_of(each.delivery)
+    if as_json:
+        each.message.due = due
+        output.show_json_lines(ndjson.from_message(each.message))
+        return
+    if due is not None:
+        when = f"at {datetime.fromtimestamp(due):%Y-%m-%d %H:%M:%S}"
+    else:
+        when = f"within {compact_duration(each.queue.seconds)}" if each.queue.seconds else "once a relay is running"
+    what = f"{each.message.message_id or '(no message id)'}: {when}, to {each.queue.to}: "
+    body, rest = output.excerpt(each.message.body)
+    output.show(output.one_line(what + body.decode("utf-8", "backslashreplace") + rest))
+
+
+def _record(each: Waiting) -> conditions.Record:
+    return {**conditions.of_message(each.message), "queue": each.queue.name}
+
+
+def _say_what_is_hidden(waiting: WaitingMessages) -> None:
+    for exchange, count in waiting.exchanges():
+        output.notice(f"{counted(count)} in exchange {exchange!r} not shown: the plugin does not reveal them")
+
+
+@command(
+    app, "mqtool delayed cancel 5f0c…", "mqtool delayed cancel --where 'headers.tenant=a' --yes", effect=Effect.CHANGES
+)
+def cancel(broker: ManagedBroker, yes: Yes = False, ids: Ids = None, where: Where = None) -> None:
+    """Delete waiting messages for good.
+
+    Messages held by the plugin cannot be cancelled.
+    """
+    _check(ids, where)
+    access = broker.access(reconnects=False)
+    ask("delete waiting messages for good", access, yes=yes, hint="pass --yes")
+    _take(access, ids, where, WaitingMessages.cancel, "cancelled")
+
+
+@command(app, "mqtool delayed now 5f0c…", "mqtool delayed now --where 'routing_key=jobs'", effect=Effect.CHANGES)
+def now(broker: ManagedBroker, yes: Yes = False, ids: Ids = None, where: Where = None) -> None:
+    """Deliver waiting messages now.
+
+    Each message is removed from its wait queue once the broker has confirmed it at its destination. If the command is
+    killed, no message is lost, but messages that were already delivered may be delivered again when they are due.
+    Messages held by the plugin cannot be delivered early.
+    """
+    _check(ids, where)
+    access = broker.access(reconnects=False)
+    ask("deliver waiting messages now", access, yes=yes, is_safe=True)
+    stays: list[str] = []
+    _take(access, ids, where, lambda waiting, chosen: waiting.deliver(chosen, stays.append), "delivered")
+    for why in stays:
+        output.warning(why)
+    if stays:
+        raise SomeFailed(f"{counted(len(stays))} could not be delivered")
+
+
+def _check(ids: list[str] | None, where: conditions.Where | None) -> None:
+    if not ids and where is None:
+        raise UsageError("select messages by id, or with --where", "'mqtool delayed show' shows them")
+
+
+def _take(
+    access: Access,
+    ids: list[str] | None,
+    where: conditions.Where | None,
+    take: Callable[[WaitingMessages, Choice], Generator[Waiting]],
+    done: str,
+) -> None:
+    """Cancel or deliver the selected messages, and print how many there were.
+
+    Raises:
+        SomeFailed: no waiting message has one of the ids.
+    """
+    missing, count = set(ids or ()), 0
+
+    def chosen(each: Waiting) -> bool:
+        is_chosen = (not ids or each.message.message_id in ids) and (where is None or where.matches(_record(each)))
+        if is_chosen:
+            missing.discard(each.message.message_id or "")
+        return is_chosen
+
+    with _waiting(access) as waiting, closing(take(waiting, chosen)) as taken:
+        for count, _ in enumerate(taken, 1):  # noqa: B007
+            if stopping.requested() is not None:
+                break
+        _say_what_is_hidden(waiting)
+    output.status(f"{count:,} {done}")
+    if missing:
+        raise SomeFailed(f"no waiting message has the id {sorted(missing)[0]!r}", "'mqtool delayed show' lists them")

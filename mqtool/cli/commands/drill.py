@@ -1,0 +1,129 @@
+"""mqtool drill."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mqtool.broker.choice import Kind
+from mqtool.cli import stopping
+from mqtool.cli.command_line import command, group
+from mqtool.cli.contexts import Effect
+from mqtool.cli.display import output
+from mqtool.cli.display.play_lines import Lines, Pace
+from mqtool.cli.invocation import current
+from mqtool.drills import drills
+from mqtool.drills.scene import Scene, Verdict
+from mqtool.errors import SomeFailed, UsageError
+from mqtool.spelling import counted
+from mqtool.stage.terminal import Guard
+
+if TYPE_CHECKING:
+    from mqtool.cli.display.play_page import PlayPage
+from mqtool.cli.commands.tutorial import page_broker
+from mqtool.cli.options.page_options import PageOptions
+
+app = group("drill", "Break something on purpose, and count lost messages.", heading="Learn")
+
+
+def _add(
+    name: str,
+    perform: Callable[[Scene, int], Verdict],
+    messages: int,
+    about: str,
+    *,
+    restarts_it: bool = False,
+    on_cluster: bool = False,
+) -> None:
+    @command(
+        app,
+        f"mqtool drill {name}",
+        effect=Effect.OWN,
+        name=name,
+        about=about,
+        without=["url" if on_cluster else "image"],
+    )
+    def drill(
+        kind: Annotated[Kind, typer.Option(help="Kind of broker to start")] = Kind.AUTO,
+        url: Annotated[
+            str | None,
+            typer.Option("--url", "-u", help="Use this broker, and delete the drill's queues", metavar="URL"),
+        ] = None,
+        image: Annotated[str | None, typer.Option(help="RabbitMQ image to build on (Docker)", metavar="IMAGE")] = None,
+        count: Annotated[
+            int, typer.Option("--count", "-c", "-n", min=20, help="Messages to send", metavar="N")
+        ] = messages,
+        quiet: Annotated[bool, typer.Option("--quiet", help="Print only the verdict")] = False,
+        *,
+        page: PageOptions,
+    ) -> None:
+        if url is not None and restarts_it:
+            raise UsageError(f"{name} only restarts a broker that it has started", "omit --url")
+        stopping.let_children_be_interrupted()
+        current().quiet = quiet
+        guard = Guard()
+
+        def shown_by(audience: "Lines | PlayPage", kind: Kind) -> Verdict:
+            with audience.watching(f"drill {name}", about):
+                with Scene(kind, url, audience, guard, cluster=on_cluster, image=image) as scene:
+                    verdict = perform(scene, count)
+                audience.say(verdict.sums())
+                if verdict.twice:
+                    audience.note(f"{counted(verdict.twice)} took effect twice")
+                (audience.note if verdict.lost else audience.right)(verdict.balance())
+                audience.blank()
+            output.show(f"{name}: {verdict}")
+            return verdict
+
+        if page.ui:
+            from mqtool.cli.display.play_page import PlayPage
+
+            # Only the embedded broker can show single messages.
+            quick = Kind.EMBEDDED if kind is Kind.AUTO and image is None and not on_cluster else kind
+            with PlayPage([], broker=page_broker(url), port=page.port, open_page=page.open_page) as shown:
+                verdict = shown_by(shown, quick)
+                shown.stay(verdict.rows())
+        else:
+            verdict = shown_by(Lines(Pace(auto=True, watched=False), aside=True, quiet=quiet), kind)
+        if verdict.lost:
+            raise SomeFailed(f"{verdict.lost:,} of {verdict.sent:,} messages are lost")
+
+
+_add(
+    "kill-worker",
+    drills.kill_worker,
+    drills.WORKER_MESSAGES,
+    "Kill a worker while it runs programs; another takes over.",
+)
+
+
+_add(
+    "restart-broker",
+    drills.restart_broker,
+    drills.STREAM_MESSAGES,
+    "Restart the broker in mid-stream; both sides reconnect.",
+    restarts_it=True,
+)
+
+
+_add(
+    "kill-node",
+    drills.kill_node,
+    drills.NODE_MESSAGES,
+    "Kill a node of a cluster in mid-stream, and start it again.",
+    on_cluster=True,
+)
+
+
+_add(
+    "drop-connection",
+    drills.drop_connection,
+    drills.STREAM_MESSAGES,
+    "Cut both sides' connections three times in mid-stream.",
+)
+
+
+_add("poison", drills.poison, drills.WORKER_MESSAGES, "Send messages that always fail; they end up as dead letters.")
+
+
+_add("duplicate", drills.duplicate, drills.WORKER_MESSAGES, "Publish messages twice; each is handled once.")

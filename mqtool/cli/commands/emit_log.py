@@ -1,0 +1,175 @@
+"""mqtool emit-log."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+
+from mqtool.amqp import Channel
+from mqtool.cli.access import Access, ChannelOrSession
+from mqtool.cli.command_line import command, group
+from mqtool.cli.contexts import Effect
+from mqtool.cli.options import ExchangeOptions, Publishing
+from mqtool.cli.options.queue_options import tutorials_exchange
+from mqtool.cli.pipe.publishing import publishing_channel, text
+from mqtool.cli.pipe.source import Addressing
+from mqtool.message import Message, Receipt
+from mqtool.topology import Exchange
+from mqtool.tutorials import headers as headers_tutorial
+from mqtool.tutorials import publish_subscribe, routing, topics
+from mqtool.tutorials.dialects import NAMES, Dialect
+
+app = group("emit-log", "Publish logs to an exchange (tutorials 3, 4 and 5).", heading="Tutorials")
+
+
+#: Call emit() of a lesson, as taught for the channel's protocol.
+Emit = Callable[[ChannelOrSession, Exchange, Iterable[Message | None]], Iterator[Receipt]]
+EmitWithKey = Callable[[ChannelOrSession, Exchange, str, Iterable[Message | None]], Iterator[Receipt]]
+
+
+def _emit(
+    publishing: Publishing,
+    exchange: Exchange,
+    emit: Emit,
+    *,
+    line: Callable[[Message], str] | None = None,
+    default: bytes | None = None,
+    key: str | None = None,
+) -> None:
+    """Publish with a tutorial's emit(). By default, send and print the same text as the dialect's scripts.
+
+    Args:
+        line: what to print for each message.
+        default: the body if there are no message words and no input.
+        key: the routing key given by the user.
+    """
+    lines, addressing = publishing.broker.lines, Addressing(exchange.name, key)
+    with publishing_channel(
+        publishing, exchange, addressing, opened=Access.channel_or_session, default=default or lines.routed
+    ) as (channel, outgoing):
+        outgoing.report(emit(channel, exchange, outgoing.messages), line or lines.sent_log)
+
+
+def _emit_with_key(publishing: Publishing, exchange: Exchange, emit: EmitWithKey, key: str | None, usual: str) -> None:
+    """Publish with the routing key `key`, or with the default key `usual` if `key` is None."""
+    line = publishing.broker.lines.sent_log_with_key
+
+    def sent(message: Message) -> str:
+        return line.format(key=usual if message.routing_key is None else message.routing_key, body=text(message))
+
+    def emit_usual(channel: ChannelOrSession, to: Exchange, messages: Iterable[Message | None]) -> Iterator[Receipt]:
+        return emit(channel, to, usual, messages)
+
+    _emit(publishing, exchange, emit_usual, line=sent, key=key)
+
+
+def _with_key_in_body(publishing: Publishing, key: str | None) -> Publishing:
+    """Put the routing key in front of the body's words if the dialect's scripts do so."""
+    options = publishing.options
+    if key is None or not publishing.broker.lines.key_in_body or options.is_stream or options.file:
+        return publishing
+    return replace(publishing, words=[key, *(publishing.words or [])])
+
+
+@command(
+    app,
+    "mqtool emit-log fanout 'info: ready'",
+    "tail -f app.log | mqtool emit-log fanout -l",
+    effect=Effect.SENDS,
+    instead={"exchange": tutorials_exchange(NAMES[Dialect.PYTHON].fanout)},
+    name="fanout",
+)
+def emit_fanout(exchange: ExchangeOptions, publishing: Publishing) -> None:
+    """Publish to every receiver (tutorial 3)."""
+    to = exchange.of(publishing.broker.names.fanout)
+    _emit(publishing, to, _emit_to_all, default=publishing.broker.lines.fanout)
+
+
+def _emit_to_all(
+    channel: ChannelOrSession, exchange: Exchange, messages: Iterable[Message | None]
+) -> Iterator[Receipt]:
+    if isinstance(channel, Channel):
+        return publish_subscribe.emit(channel, exchange, messages)
+    from mqtool.tutorials import amqp10_publish_subscribe
+
+    return amqp10_publish_subscribe.emit(channel, exchange, messages)
+
+
+@command(
+    app,
+    "mqtool emit-log direct error 'Run. Run. Or it will explode.'",
+    effect=Effect.SENDS,
+    instead={"exchange": tutorials_exchange(NAMES[Dialect.PYTHON].direct)},
+    name="direct",
+)
+def emit_direct(
+    *,
+    exchange: ExchangeOptions,
+    severity: Annotated[str | None, typer.Argument(help="Routing key", show_default="info", metavar="SEVERITY")] = None,
+    publishing: Publishing,
+) -> None:
+    """Publish with a severity (tutorial 4)."""
+    to = exchange.of(publishing.broker.names.direct)
+    _emit_with_key(_with_key_in_body(publishing, severity), to, _emit_with_severity, severity, "info")
+
+
+def _emit_with_severity(
+    channel: ChannelOrSession, exchange: Exchange, severity: str, messages: Iterable[Message | None]
+) -> Iterator[Receipt]:
+    if isinstance(channel, Channel):
+        return routing.emit(channel, exchange, severity, messages)
+    from mqtool.tutorials import amqp10_routing
+
+    return amqp10_routing.emit(channel, exchange, severity, messages)
+
+
+@command(
+    app,
+    "mqtool emit-log topic kern.critical 'A critical kernel error'",
+    r"mqtool emit-log topic '{app}.{level}' -l --key-pattern '(?P<app>\w+)\[\d+\]: (?P<level>\w+)' < app.log",
+    effect=Effect.SENDS,
+    instead={"exchange": tutorials_exchange(NAMES[Dialect.PYTHON].topic)},
+    name="topic",
+)
+def emit_topic(
+    *,
+    exchange: ExchangeOptions,
+    routing_key: Annotated[
+        str | None,
+        typer.Argument(
+            help="Words separated by dots; may contain {group}s to fill",
+            show_default="anonymous.info",
+            metavar="ROUTING_KEY",
+        ),
+    ] = None,
+    publishing: Publishing,
+) -> None:
+    """Publish with a topic (tutorial 5)."""
+    to, usual = exchange.of(publishing.broker.names.topic), publishing.broker.lines.topic
+    asked = _with_key_in_body(publishing, routing_key)
+    if asked is not publishing:  # for "kern", "critical" and the message text, the key is kern.critical
+        routing_key = ".".join(asked.words[:2]) if asked.words and len(asked.words) > 2 else None
+    _emit_with_key(asked, to, _emit_with_topic, routing_key, usual)
+
+
+def _emit_with_topic(
+    channel: ChannelOrSession, exchange: Exchange, routing_key: str, messages: Iterable[Message | None]
+) -> Iterator[Receipt]:
+    if isinstance(channel, Channel):
+        return topics.emit(channel, exchange, routing_key, messages)
+    from mqtool.tutorials import amqp10_topics
+
+    return amqp10_topics.emit(channel, exchange, routing_key, messages)
+
+
+@command(
+    app,
+    "mqtool emit-log headers -H format=pdf -H type=report 'A report'",
+    effect=Effect.SENDS,
+    instead={"exchange": tutorials_exchange(NAMES[Dialect.PYTHON].headers)},
+    name="headers",
+)
+def emit_headers(exchange: ExchangeOptions, publishing: Publishing) -> None:
+    """Publish with headers, for routing by header."""
+    _emit(publishing, exchange.of(publishing.broker.names.headers), headers_tutorial.emit)

@@ -1,0 +1,142 @@
+"""mqtool exchange."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from mqtool.amqp import administration
+from mqtool.cli.command_line import command, group, names_of
+from mqtool.cli.commands.queue import AutoDelete, IfNotExists, IfUnused, declare_as, existing, named
+from mqtool.cli.contexts import Effect
+from mqtool.cli.display import output
+from mqtool.cli.options import Broker, ExchangeOptions
+from mqtool.cli.options.broker_options import IfExists, Yes, ask
+from mqtool.cli.values import argument_option, header_option
+from mqtool.errors import BadData, MqtoolError, UsageError
+from mqtool.spelling import nearest
+from mqtool.topology import Binding, Exchange, Queue
+
+app = group("exchange", "Declare, bind, unbind and delete exchanges.", heading="Manage")
+
+
+#: The exchange types that every broker supports.
+_TYPES = ("direct", "fanout", "topic", "headers")
+
+
+ExchangeName = Annotated[str, typer.Argument(metavar="EXCHANGE", autocompletion=names_of("exchanges"))]
+
+
+@command(
+    app,
+    "mqtool exchange declare logs fanout",
+    "mqtool exchange declare audit topic --if-not-exists",
+    effect=Effect.CHANGES,
+    name="declare",
+    instead={"exchange": ExchangeName},
+)
+def declare_exchange(
+    options: ExchangeOptions,
+    broker: Broker,
+    kind: Annotated[str, typer.Argument(metavar="TYPE", help="direct, fanout, topic, headers, or a plugin's type")],
+    auto_delete: AutoDelete = False,
+    internal: Annotated[bool, typer.Option("--internal", help="Accept messages from other exchanges only")] = False,
+    if_not_exists: IfNotExists = False,
+) -> None:
+    """Declare an exchange; by default a durable one."""
+    if kind not in _TYPES and (meant := nearest(kind, _TYPES)) and not kind.startswith("x-"):
+        raise UsageError(f"unknown exchange type {kind!r}", f"did you mean {meant!r}?")
+    wanted = options.of(Exchange("", kind, durable=True, auto_delete=auto_delete, internal=internal))
+    declare_as(broker, wanted, if_not_exists=if_not_exists)
+
+
+@command(
+    app,
+    "mqtool exchange delete logs",
+    "mqtool exchange delete logs --if-exists --yes",
+    effect=Effect.CHANGES,
+    name="delete",
+)
+def delete_exchange(
+    exchange: Annotated[list[str], typer.Argument(metavar="EXCHANGE...", autocompletion=names_of("exchanges"))],
+    broker: Broker,
+    yes: Yes = False,
+    if_exists: IfExists = False,
+    if_unused: IfUnused = False,
+) -> None:
+    """Delete exchanges and their bindings."""
+    access = broker.access()
+    with access.channel() as channel:
+        for name in existing(channel, map(Exchange, exchange), access, if_exists=if_exists):
+            ask(f"delete exchange {name!r} with its bindings", access, yes=yes, is_safe=if_unused)
+            try:
+                administration.delete_exchange(channel, name, if_unused=if_unused)
+            except BadData as error:
+                raise MqtoolError(f"exchange {name!r} was not deleted: {error}") from error
+            output.status(f"deleted exchange {name!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bindings:
+    """Options that describe bindings, one for each routing key."""
+
+    exchange: ExchangeName
+    destination: Annotated[
+        str,
+        typer.Argument(
+            metavar="QUEUE", help="Queue, or with --to-exchange an exchange", autocompletion=names_of("queues")
+        ),
+    ]
+    keys: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY]...", help="Binding keys (default: one binding with an empty key)"),
+    ] = None
+    to_exchange: Annotated[bool, typer.Option("--to-exchange", help="QUEUE is the name of an exchange")] = False
+    arguments: Annotated[list[Any] | None, argument_option("Argument of the binding; KEY:=JSON for a typed value")] = (
+        None
+    )
+    headers: Annotated[list[Any] | None, header_option("Header to match; KEY:=JSON for a typed value")] = None
+    match: Annotated[
+        str | None, typer.Option(help="How headers match: all, any, all-with-x or any-with-x", metavar="MATCH")
+    ] = None
+
+    @property
+    def to(self) -> str:
+        """The destination in words, such as "queue 'jobs'"."""
+        return named((Exchange if self.to_exchange else Queue)(self.destination))
+
+    def by(self, key: str) -> Binding:
+        """Return the binding with this routing key."""
+        match = {} if self.match is None else {"x-match": self.match}
+        arguments = {**match, **dict(self.headers or []), **dict(self.arguments or [])}
+        return Binding(self.exchange, self.destination, key, arguments, self.to_exchange)
+
+
+@command(
+    app,
+    "mqtool exchange bind topic_logs audit 'kern.*' '*.critical'",
+    "mqtool exchange bind headers_logs pdfs -H format=pdf --match any",
+    effect=Effect.CHANGES,
+)
+def bind(bindings: Bindings, broker: Broker) -> None:
+    """Bind a queue to an exchange."""
+    with broker.access().channel() as channel:
+        for key in bindings.keys or [""]:
+            administration.bind(channel, bindings.by(key))
+            output.status(f"bound {bindings.to} to exchange {bindings.exchange!r}{_by(key)}")
+
+
+@command(app, "mqtool exchange unbind topic_logs audit 'kern.*'", effect=Effect.CHANGES)
+def unbind(bindings: Bindings, broker: Broker, yes: Yes = False) -> None:
+    """Remove bindings, if they exist; matched by key and arguments."""
+    access = broker.access()
+    with access.channel() as channel:
+        for key in bindings.keys or [""]:
+            what = f"unbind {bindings.to} from exchange {bindings.exchange!r}{_by(key)}"
+            ask(what, access, yes=yes, is_safe=True)
+            administration.unbind(channel, bindings.by(key))
+            output.status(f"{bindings.to} is no longer bound to exchange {bindings.exchange!r}{_by(key)}")
+
+
+def _by(key: str) -> str:
+    return f" with key {key!r}" if key else ""

@@ -1,0 +1,133 @@
+"""mqtool move."""
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from typing import Annotated
+
+import typer
+
+from mqtool.amqp import Channel
+from mqtool.cli import stopping
+from mqtool.cli.access import HINT_PATIENCE, Access
+from mqtool.cli.command_line import command, names_of
+from mqtool.cli.contexts import Effect
+from mqtool.cli.display import output
+from mqtool.cli.display.progress import Progress
+from mqtool.cli.invocation import current
+from mqtool.cli.options import CONFIRM_TIMEOUT, RATE, ConfirmTimeout, ManagedBroker, Yes, ask
+from mqtool.cli.options.broker_options import Destination, ShownVerbose
+from mqtool.cli.options.queue_options import require
+from mqtool.cli.options.receiving_options import Where
+from mqtool.cli.values import DURATION
+from mqtool.errors import NotConfirmed, SomeFailed, Unavailable, UsageError
+from mqtool.management import Management
+from mqtool.message import Delivery, Message
+from mqtool.spelling import pasteable
+from mqtool.where import of_delivery
+from mqtool.work import peeking
+from mqtool.work.transfer import AT_ONCE, NotMoved, Transfer, Until, elsewhere, name_of, wait_for
+
+app = typer.Typer()
+
+
+@command(
+    app,
+    "mqtool move jobs --to jobs-old",
+    "mqtool move jobs --to slow --where 'headers.tenant=acme' -c 100",
+    "mqtool move jobs --to jobs --to-context staging --rate 500/s",
+    effect=Effect.CHANGES,
+    instead={"verbose": ShownVerbose},
+    heading="Messages",
+)
+def move(
+    queue: Annotated[
+        str, typer.Argument(help="Queue to move messages from", metavar="QUEUE", autocompletion=names_of("queues"))
+    ],
+    destination: Destination,
+    broker: ManagedBroker,
+    yes: Yes = False,
+    where: Where = None,
+    count: Annotated[
+        int | None, typer.Option("--count", "-c", "-n", min=1, help="Move up to N messages", metavar="N")
+    ] = None,
+    rate: Annotated[float | None, typer.Option(help="Move no faster than this, such as 500/s", **RATE)] = None,
+    idle_timeout: Annotated[
+        float | None, typer.Option(help="Stop after this long without a message, not when empty", **DURATION)
+    ] = None,
+    confirm_timeout: ConfirmTimeout = CONFIRM_TIMEOUT,
+) -> None:
+    """Move messages to another queue, here or on another broker.
+
+    Each message is removed from its queue once the broker has confirmed it in the other one. If the command is killed
+    or loses a connection (exit 69), no message is lost, but up to 100 may be in both queues. Run it again to continue.
+    """
+    access = broker.access(reconnects=False)
+    other = destination.access(access)
+    if other is None and destination.to == queue:
+        raise UsageError(f"--to names the same queue, {queue!r}", "move to another queue, or use --to-url")
+    with access.channel(confirm_timeout=confirm_timeout) as source, _target(other, source, confirm_timeout) as target:
+        require(queue, source, access)
+        there = source.depth_of(queue)
+        declare = f"nothing was moved; to declare it there: {pasteable('queue declare', destination.to)}"
+        require(destination.to, target, other or access, declare)
+        what = f"move {f'up to {count:,}' if count else 'the'} messages of {queue} to {destination.to}"
+        protected = [each for each in (access, other) if each is not None and each.protected]
+        for each in protected or [access]:
+            ask(what, each, yes=yes, is_safe=True)
+        user = (other or access).user
+        if where is not None:
+            _check_limit(access, source, queue)
+
+        def message_for(delivery: Delivery) -> Message | None:
+            if where is not None and not where.matches(of_delivery(delivery)):
+                return None
+            return elsewhere(delivery, destination.to, user)
+
+        until = Until(moved=count, idle=idle_timeout)
+        transfer = Transfer(source, target, queue, message_for, until=until, per_second=rate, chooses=where is not None)
+        _show(transfer, min(there, count or there), f"from {queue} to {destination.to}", other)
+
+
+@contextmanager
+def _target(other: Access | None, source: Channel, confirm_timeout: float) -> Iterator[Channel]:
+    if other is None:
+        yield source
+        return
+    with other.channel(confirm_timeout=confirm_timeout) as channel:
+        yield channel
+
+
+def _check_limit(access: Access, source: Channel, queue: str) -> None:
+    """Receive and requeue the first message. Raise MqtoolError if requeuing it would exceed the delivery limit."""
+    api: Management | None = None
+    with suppress(Unavailable):
+        api = access.management(HINT_PATIENCE)
+    kind = peeking.kind_of(source, queue, api, access.vhost)
+    if kind.limit is not None:
+        ready = source.depth_of(queue)
+        with closing(peeking.peek(source, queue, kind, 1)) as head:
+            next(head, None)
+        wait_for(source, queue, ready)  # otherwise the next message would be delivered before the first one
+
+
+def _show(transfer: Transfer, expected: int, between: str, other: Access | None) -> None:
+    moved = 0
+    progress = Progress("moved", fraction=lambda: min(1.0, (moved + transfer.kept) / max(1, expected)))
+    try:
+        for delivery in progress.of(transfer):
+            moved += 1
+            if current().verbose:
+                output.status(f" [x] Moved {name_of(delivery)}")
+    except NotMoved as error:
+        if moved:
+            raise SomeFailed(str(error), error.hint) from error
+        raise
+    except (NotConfirmed, Unavailable) as error:
+        if isinstance(error, NotConfirmed) or error.hint is None:
+            error.hint = f"run it again to move the rest; up to {AT_ONCE} messages may be in both queues"
+        raise
+    finally:
+        progress.stop()
+        left = f", {transfer.kept:,} left" if transfer.kept else ""
+        output.status(f"{moved:,} moved {between}{f' at {other.address}' if other else ''}{left}")
+    stopping.exit_if_requested()

@@ -1,0 +1,130 @@
+"""mqtool offset."""
+
+from typing import Annotated
+
+import typer
+
+from mqtool.cli.command_line import command, group, names_of
+from mqtool.cli.commands.receive_stream import stream_to_read
+from mqtool.cli.commands.send_stream import body_alone
+from mqtool.cli.contexts import Effect
+from mqtool.cli.display import output
+from mqtool.cli.options import Broker, TutorialBroker
+from mqtool.cli.options.broker_options import PublishingBroker
+from mqtool.cli.options.queue_options import StreamPort
+from mqtool.cli.options.receiving_options import Receiving
+from mqtool.cli.options.stream_options import DialectOfStreams, StreamOptions, dialect_of
+from mqtool.cli.pipe.receiving import consuming
+from mqtool.errors import MqtoolError, NotConfirmed, UsageError
+from mqtool.inspection.queue_details import ReaderOffsets
+from mqtool.message import Confirmation, Message
+from mqtool.spelling import counted
+from mqtool.tutorials.stream_dialects import TRACKING
+
+app = group("offset", "Stored offsets of a stream's readers (stream tutorial 2).", heading="Tutorials")
+
+StreamName = Annotated[str, typer.Argument(help="Stream", metavar="STREAM", autocompletion=names_of("queues"))]
+
+
+ReaderName = Annotated[str, typer.Argument(help="Name of the reader, as for --track", metavar="NAME")]
+
+
+@command(app, "mqtool offset show app reports", effect=Effect.READS, without=("dialect", "strict"))
+def show(stream: StreamName, name: ReaderName, broker: Broker, port: StreamPort = None) -> None:
+    """Print the offset of the last message that a reader has read.
+
+    For a super stream, prints the offset in each partition.
+    """
+    with broker.access().stream_channel(port) as channel:
+        found = {each: channel.stored_offset(each, name) for each in channel.streams_of(stream)}
+        stored = {each: offset for each, offset in found.items() if offset is not None}
+        seen = {each: ReaderOffsets(channel.offsets_of(each), {name: offset}) for each, offset in found.items()}
+    if not stored:
+        raise MqtoolError(
+            f"no offset of {name!r} is stored in stream {stream!r}",
+            "a reader with --track stores its offset; until then, it starts at --offset",
+        )
+    for each, offset in stored.items():
+        output.show(str(offset) if each == stream else f"{each}	{offset}")
+    # Without a stored offset, the whole stream is unread.
+    lags = [(each.lag(name), len(each.offsets)) for each in seen.values()]
+    if behind := sum(there if lag is None else lag for lag, there in lags):
+        output.status(f"{counted(behind)} behind")
+    if missed := sum(each.missed(name) for each in seen.values()):
+        output.warning(f"the stream has dropped {counted(missed)} that {name!r} had not read")
+
+
+@command(app, "mqtool offset set app reports 41999", effect=Effect.CHANGES, name="set", without=("dialect", "strict"))
+def set_(
+    stream: StreamName,
+    name: ReaderName,
+    number: Annotated[int, typer.Argument(min=0, help="Offset of the last message read", metavar="N")],
+    broker: Broker,
+    port: StreamPort = None,
+) -> None:
+    """Make a reader continue after an offset."""
+    with broker.access().stream_channel(port) as channel:
+        if (partitions := channel.streams_of(stream)) != [stream]:
+            raise UsageError(f"{stream!r} is a super stream", f"name one of its partitions, such as {partitions[0]}")
+        channel.store_offset(stream, name, number)
+    output.status(f"{name!r} continues after offset {number:,} of stream {stream!r}")
+
+
+@command(app, "mqtool offset reset app reports", effect=Effect.CHANGES, without=("dialect", "strict"))
+def reset(stream: StreamName, name: ReaderName, broker: Broker, port: StreamPort = None) -> None:
+    """Make a reader start over, at its --offset."""
+    with broker.access().stream_channel(port) as channel:
+        for each in channel.streams_of(stream):
+            channel.forget_offset(each, name)
+    output.status(f"{name!r} starts over in stream {stream!r}")
+
+
+@command(
+    app,
+    "mqtool offset send",
+    effect=Effect.SENDS,
+    without=("protocol", "partitions", "declare"),
+    instead={"dialect": DialectOfStreams},
+)
+def send(stream: StreamOptions, broker: PublishingBroker) -> None:
+    """Append 100 messages, the last of which is the marker."""
+    from mqtool.tutorials import stream_offset_tracking as lesson
+
+    tutorial = TRACKING[dialect_of(broker)]
+    last = lesson.MESSAGES - 1
+    bodies = [tutorial.body.format(number=number) for number in range(last)] + [tutorial.marker.format(number=last)]
+    encode = body_alone if tutorial.stores_bodies else None
+    with broker.access().stream_channel(stream.port, encode=encode) as channel:
+        output.status(tutorial.publishing)
+        receipts = lesson.send(channel, stream.of(tutorial.stream), (Message(body.encode()) for body in bodies))
+        refused = [receipt for receipt in receipts if receipt.confirmation is not Confirmation.CONFIRMED]
+    if refused:
+        raise NotConfirmed(f"{len(refused)} of {lesson.MESSAGES} messages were not confirmed: {refused[0].reason}")
+    output.status(tutorial.confirmed)
+
+
+@command(
+    app,
+    "mqtool offset receive",
+    effect=Effect.CHANGES,
+    without=("protocol", "partitions", "prefetch", "auto_ack", "raw", "as_json", "template", "pretty", "into"),
+    instead={"dialect": DialectOfStreams},
+)
+def receive(stream: StreamOptions, receiving: Receiving, broker: TutorialBroker) -> None:
+    """Read up to the marker, and store every tenth offset."""
+    from mqtool.tutorials import stream_offset_tracking as lesson
+
+    tutorial = TRACKING[dialect_of(broker)]
+    offsets: list[int] = []
+    access = broker.access()
+    with access.stream_channel(stream.port) as channel:
+        target = channel.declare(stream_to_read(stream, tutorial.stream, channel, access))
+        start = lesson.next_offset(channel, target, tutorial.subscriber)
+        deliveries = lesson.receive(channel, target, tutorial.subscriber, start, receiving.settings())
+        with consuming(receiving.ready_file, channel, tutorial.started):
+            for delivery in deliveries:
+                if not offsets:
+                    output.show(tutorial.first)
+                offsets = [*offsets[:1], delivery.delivery_tag]
+    if offsets:
+        output.show(tutorial.done.format(first=offsets[0], last=offsets[-1]))

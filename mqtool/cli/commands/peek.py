@@ -1,0 +1,96 @@
+"""mqtool peek."""
+
+from contextlib import closing
+from typing import Annotated, Any
+
+import typer
+
+from mqtool import where as conditions
+from mqtool.cli import stopping
+from mqtool.cli.access import Access
+from mqtool.cli.command_line import command, names_of
+from mqtool.cli.contexts import Effect
+from mqtool.cli.display import output
+from mqtool.cli.options import ManagedBroker
+from mqtool.cli.options.queue_options import require
+from mqtool.cli.options.receiving_options import OFFSET, Printing, Where
+from mqtool.errors import Unavailable, UsageError
+from mqtool.management import Management
+from mqtool.offsets import FIRST
+from mqtool.work import peeking
+from mqtool.work.peeking import How, Kind
+
+app = typer.Typer()
+
+#: Warn if a message has this many or fewer deliveries left before it reaches the queue's delivery limit.
+_CLOSE = 5
+
+
+@command(
+    app,
+    "mqtool peek jobs",
+    "mqtool peek jobs -c 5 --json",
+    "mqtool peek jobs --where 'headers.x-retry>=3'",
+    "mqtool peek events --offset last",
+    effect=Effect.READS,
+    heading="Messages",
+)
+def peek(
+    queue: Annotated[str, typer.Argument(help="Queue or stream", metavar="QUEUE", autocompletion=names_of("queues"))],
+    printing: Printing,
+    broker: ManagedBroker,
+    limit: Annotated[
+        int | None, typer.Option("--count", "-c", "-n", min=1, help="Show up to N messages", metavar="N")
+    ] = None,
+    where: Where = None,
+    offset: Annotated[Any | None, typer.Option(help="Where to start in a stream (default: first)", **OFFSET)] = None,
+) -> None:
+    """Show the messages in a queue and leave them there.
+
+    The messages stay in order, and are marked as redelivered. Consumers cannot get them while they are being shown.
+
+    In a quorum queue, showing a message counts as a delivery, and the queue drops messages that exceed its delivery
+    limit (20 by default from RabbitMQ 4.0 on). peek warns when messages come close to the limit, and stops before they
+    exceed it. Showing the messages of a stream changes nothing.
+    """
+    printing.redirect()
+    write = printing.writer("{key}: {body}")
+    # No reconnecting, because messages would then be shown twice.
+    access, shown, often = broker.access(reconnects=False), 0, 0
+    with access.connect() as connection, stopping.calling(lambda: None):
+        channel = connection.channel()
+        require(queue, channel, access)
+        kind = peeking.kind_of(channel, queue, _api(access), access.vhost)
+        if offset is not None and kind.how is not How.STREAM:
+            raise UsageError(f"{queue!r} is not a stream, so it has no offsets", "leave out --offset")
+        # With --where, any number of messages may have to be read to find enough matching ones.
+        most = limit if where is None else None
+        with closing(peeking.peek(channel, queue, kind, most, offset or FIRST)) as deliveries:
+            for delivery in stopping.until_requested(deliveries):
+                often = max(often, peeking.times_back(delivery))
+                if where is None or where.matches(conditions.of_delivery(delivery)):
+                    write.add(delivery)
+                    shown += 1
+                    if shown == limit:
+                        break
+            write.flush()
+    _say(queue, kind, shown, has_condition=where is not None)
+    if kind.limit is not None and often >= kind.limit - _CLOSE:
+        output.warning(
+            f"messages have been requeued up to {often + 1} times: after more than {kind.limit}, {queue!r} drops them"
+        )
+
+
+def _api(access: Access) -> Management | None:
+    try:
+        return access.management()
+    except Unavailable:
+        return None
+
+
+def _say(queue: str, kind: Kind, shown: int, *, has_condition: bool) -> None:
+    if not shown:
+        output.status(f"no message in {queue} matches" if has_condition else f"{queue} has no messages to show")
+    elif kind.how is not How.STREAM:
+        price = "" if kind.limit is None else f", one delivery closer to the limit of {kind.limit}"
+        output.notice(f"{shown:,} shown; they stay in {queue}, marked as redelivered{price}")

@@ -1,0 +1,114 @@
+"""mqtool policy."""
+
+import json
+from typing import Annotated, Any, Literal
+
+import typer
+
+from mqtool.cli.command_line import command, group, names_of
+from mqtool.cli.contexts import Effect
+from mqtool.cli.display import layout, output
+from mqtool.cli.options import ManagedBroker, Yes, ask
+from mqtool.cli.options.broker_options import IfExists, missing
+from mqtool.cli.values import parsed
+from mqtool.errors import NotFound
+from mqtool.management import path
+
+app = group("policy", "Set, list and clear policies of queues and exchanges.", heading="Manage")
+
+
+#: Values for a policy's apply-to. Those that name a queue type need RabbitMQ 3.12.
+ApplyTo = Literal["all", "queues", "exchanges", "classic_queues", "quorum_queues", "streams"]
+
+
+def definition(text: str) -> dict[str, Any]:
+    """Parse a policy's settings, which must be a non-empty JSON object."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{text!r} is not JSON: {error}") from error
+    if not isinstance(found, dict) or not found:
+        raise ValueError(f'{text!r} is not a JSON object such as {{"max-length": 1000}}')
+    return found
+
+
+PolicyName = Annotated[str, typer.Argument(metavar="POLICY", autocompletion=names_of("policies"))]
+
+
+Operator = Annotated[
+    bool, typer.Option("--operator", help="Operator policies: limits on queues that users cannot raise")
+]
+
+
+@command(
+    app,
+    "mqtool policy set limits --pattern '^jobs' --apply-to queues --definition '{\"max-length\": 1000}'",
+    "mqtool policy set ttl --operator --pattern '.*' --definition '{\"message-ttl\": 86400000}'",
+    effect=Effect.CHANGES,
+    name="set",
+)
+def set_policy(
+    name: PolicyName,
+    pattern: Annotated[str, typer.Option(help="Regular expression for the names it applies to", metavar="PATTERN")],
+    settings: Annotated[
+        Any, typer.Option("--definition", parser=parsed(definition), metavar="JSON", help="Settings, as a JSON object")
+    ],
+    broker: ManagedBroker,
+    yes: Yes = False,
+    apply_to: Annotated[
+        ApplyTo | None,
+        typer.Option(
+            help="Kinds of objects it applies to", show_default="all; queues with --operator", metavar="APPLY_TO"
+        ),
+    ] = None,
+    priority: Annotated[int, typer.Option(help="If several match, the highest priority applies", metavar="N")] = 0,
+    operator: Operator = False,
+) -> None:
+    """Create or change a policy."""
+    access = broker.access()
+    to = apply_to or ("queues" if operator else "all")
+    body = {"pattern": pattern, "definition": settings, "priority": priority, "apply-to": to}
+    what = f"{_named(name, operator=operator)} in vhost {access.vhost!r}"
+    ask(f"set {what}", access, yes=yes, is_safe=True)
+    is_new = access.management().put(path(_kind(operator=operator), access.vhost, name), body)
+    output.status(f"{'set' if is_new else 'changed'} {what}")
+
+
+@command(app, "mqtool policy ls", "mqtool policy ls --operator --json", effect=Effect.READS, name="ls")
+def list_policies(
+    broker: ManagedBroker,
+    operator: Operator = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line")] = False,
+) -> None:
+    """List the policies of a virtual host."""
+    access = broker.access()
+    rows = access.management().items(path(_kind(operator=operator), access.vhost))
+    columns = ("name", "pattern", "apply-to", "priority", "definition")
+    if not layout.show_rows(sorted(rows, key=lambda row: -row["priority"]), columns, as_json=as_json):
+        output.status(f"no {'operator ' if operator else ''}policies in vhost {access.vhost!r}")
+
+
+@command(
+    app, "mqtool policy clear limits", "mqtool policy clear limits --if-exists", effect=Effect.CHANGES, name="clear"
+)
+def clear_policy(
+    name: PolicyName, broker: ManagedBroker, yes: Yes = False, operator: Operator = False, if_exists: IfExists = False
+) -> None:
+    """Remove a policy; its queues and exchanges lose its settings."""
+    access = broker.access()
+    what = f"{_named(name, operator=operator)} in vhost {access.vhost!r}"
+    ask(f"remove {what}", access, yes=yes, is_safe=True)
+    try:
+        access.management().delete(path(_kind(operator=operator), access.vhost, name))
+    except NotFound:
+        missing(what, "'mqtool policy ls' shows them", is_fine=if_exists)
+    else:
+        output.status(f"removed {what}")
+
+
+def _kind(*, operator: bool) -> str:
+    return "operator-policies" if operator else "policies"
+
+
+def _named(name: str, *, operator: bool) -> str:
+    return f"{'operator ' if operator else ''}policy {name!r}"

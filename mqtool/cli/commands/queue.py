@@ -1,0 +1,174 @@
+"""mqtool queue declare, show, delete, purge; see queue_convert.py for queue convert."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+
+from mqtool.amqp import Channel, administration
+from mqtool.cli.access import Access
+from mqtool.cli.command_line import command, group, names_of
+from mqtool.cli.commands import queue_convert
+from mqtool.cli.contexts import Effect
+from mqtool.cli.display import output
+from mqtool.cli.options import Broker, ManagedBroker, QueueOptions
+from mqtool.cli.options.broker_options import IfExists, ShownDialect, Yes, ask, missing
+from mqtool.cli.options.queue_options import LISTED, StreamPort, refuse
+from mqtool.errors import BadData, DeclaredDifferently, MqtoolError, NotFound
+from mqtool.inspection.listing import refresh
+from mqtool.spelling import counted, pasteable
+from mqtool.topology import Exchange, Queue
+from mqtool.work import peeking
+
+app = group("queue", "Declare, show, convert, delete and purge queues.", heading="Manage")
+app.add_typer(queue_convert.app)
+
+
+QueueName = Annotated[str, typer.Argument(metavar="QUEUE", autocompletion=names_of("queues"))]
+
+
+QueueNames = Annotated[list[str], typer.Argument(metavar="QUEUE...", autocompletion=names_of("queues"))]
+
+
+AutoDelete = Annotated[bool, typer.Option("--auto-delete", help="Delete it when nothing uses it any more")]
+
+
+IfNotExists = Annotated[bool, typer.Option("--if-not-exists", help="Succeed if it exists, whatever its settings")]
+
+
+IfUnused = Annotated[bool, typer.Option("--if-unused", help="Delete it only if nothing uses it")]
+
+
+@command(
+    app,
+    "mqtool queue declare jobs",
+    "mqtool queue declare jobs --queue-type classic --max-length 1000",
+    effect=Effect.CHANGES,
+    name="declare",
+    instead={"queue": QueueName, "dialect": ShownDialect},
+)
+def declare_queue(
+    options: QueueOptions, broker: Broker, auto_delete: AutoDelete = False, if_not_exists: IfNotExists = False
+) -> None:
+    """Declare a queue; by default a durable quorum queue."""
+    default = Queue("", broker.names.hello.durable, arguments=broker.names.hello.arguments)
+    if auto_delete and options.queue_type is None:
+        default = Queue("", durable=True)  # quorum queues cannot be auto-delete
+    declare_as(broker, options.of(default)._replace(auto_delete=auto_delete), if_not_exists=if_not_exists)
+
+
+@command(app, "mqtool queue show jobs", "mqtool queue show jobs --json", effect=Effect.READS, name="show")
+def show_queue(
+    queue: QueueName,
+    broker: ManagedBroker,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object")] = False,
+    stream_port: StreamPort = None,
+) -> None:
+    """Show a queue: settings, counts, consumers, bindings and more."""
+    from mqtool.cli.display import reports
+    from mqtool.inspection.queue_details import queue_details, reader_offsets
+
+    access = broker.access()
+    try:
+        found = queue_details(access.management(), access.vhost, queue)
+    except NotFound:
+        refuse(queue, access, LISTED)
+        raise
+    if found.row["type"] == "stream":  # AMQP does not report the length of a stream
+        try:
+            with access.stream_channel(stream_port) as stream:
+                found = replace(found, reader_offsets=reader_offsets(stream, queue, found.consumers))
+        except MqtoolError as error:
+            output.notice(f"cannot get the offsets: {error}")
+    else:
+        with suppress(MqtoolError), access.channel() as channel:  # the queue may be exclusive to another connection
+            depth = administration.depth(channel, queue)
+            if refresh(found.row, depth.ready, depth.consumers):
+                output.notice("counts of unacknowledged messages are up to 5 s old")
+    reports.show_queue(found, as_line=as_json)
+
+
+def declare_as(broker: Broker, thing: Exchange | Queue, *, if_not_exists: bool) -> None:
+    with replace(broker, strict=True).access().channel() as channel:  # otherwise, different settings are only a notice
+        exists = administration.exists(channel, thing)
+        if not (exists and if_not_exists):
+            try:
+                channel.declare(thing)
+            except DeclaredDifferently as error:
+                raise DeclaredDifferently(str(error), "--if-not-exists leaves it as it is") from error
+    output.status(f"{named(thing)} exists" if exists else f"declared {named(thing)}")
+
+
+def existing(channel: Channel, things: Iterable[Exchange | Queue], access: Access, *, if_exists: bool) -> Iterator[str]:
+    """Yield the names that exist. For a missing one, print a message if `if_exists`; otherwise raise NotFound."""
+    for thing in things:
+        if administration.exists(channel, thing):
+            yield thing.name
+        else:
+            kind = "queue" if isinstance(thing, Queue) else "exchange"
+            hint = f"'mqtool list {kind}s' shows them"
+            if not if_exists:
+                refuse(thing.name, access, hint, kind)
+            missing(named(thing), hint, is_fine=if_exists)
+
+
+@command(
+    app,
+    "mqtool queue delete jobs",
+    "mqtool queue delete hello jobs --if-exists --yes",
+    effect=Effect.CHANGES,
+    name="delete",
+)
+def delete_queue(
+    queue: QueueNames,
+    broker: Broker,
+    yes: Yes = False,
+    if_exists: IfExists = False,
+    if_unused: IfUnused = False,
+    if_empty: Annotated[bool, typer.Option("--if-empty", help="Delete it only if it has no messages")] = False,
+) -> None:
+    """Delete queues and the messages in them."""
+    access = broker.access()
+    with access.channel() as channel:
+        for name in existing(channel, map(Queue, queue), access, if_exists=if_exists):
+            ready = administration.depth(channel, name).ready
+            # RabbitMQ treats every stream as empty, and deletes it despite --if-empty and --if-unused.
+            is_stream = _is_stream(channel, name, access.vhost)
+            if is_stream and (if_empty or if_unused):
+                raise MqtoolError(
+                    f"queue {name!r} was not deleted: RabbitMQ does not check --if-empty or --if-unused for streams",
+                    "without them, the stream is deleted with its messages",
+                )
+            holds = "the messages of the stream" if is_stream else counted(ready)
+            ask(f"delete queue {name!r} with {holds}", access, yes=yes, is_safe=if_empty and if_unused)
+            try:
+                gone = administration.delete_queue(channel, name, if_unused=if_unused, if_empty=if_empty)
+            except BadData as error:  # 406: in use, not empty
+                raise MqtoolError(f"queue {name!r} was not deleted: {error}") from error
+            output.status(f"deleted queue {name!r}, with {holds if is_stream else counted(gone)}")
+
+
+def _is_stream(channel: Channel, queue: str, vhost: str) -> bool:
+    return peeking.kind_of(channel, queue, None, vhost).how is peeking.How.STREAM
+
+
+@command(app, "mqtool queue purge jobs", "mqtool queue purge jobs --yes", effect=Effect.CHANGES)
+def purge(queue: QueueNames, broker: Broker, yes: Yes = False, if_exists: IfExists = False) -> None:
+    """Remove all ready messages from queues."""
+    access = broker.access()
+    with access.channel() as channel:
+        for name in existing(channel, map(Queue, queue), access, if_exists=if_exists):
+            if _is_stream(channel, name, access.vhost):
+                raise MqtoolError(
+                    f"queue {name!r} was not purged: it is a stream, and streams cannot be purged",
+                    f"to delete it with its messages: {pasteable('queue delete', name)}",
+                )
+            ready = administration.depth(channel, name).ready
+            ask(f"remove {counted(ready)} from queue {name!r} for good", access, yes=yes)
+            output.status(f"removed {counted(administration.purge(channel, name))} from queue {name!r}")
+
+
+def named(thing: Exchange | Queue) -> str:
+    return f"{'queue' if isinstance(thing, Queue) else 'exchange'} {thing.name!r}"

@@ -1,0 +1,167 @@
+"""mqtool receive-log."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from mqtool.amqp import Channel, administration
+from mqtool.amqp import Receiving as Settings
+from mqtool.cli.access import Access, ChannelOrSession
+from mqtool.cli.command_line import command, group
+from mqtool.cli.contexts import Effect
+from mqtool.cli.display.output import WAITING_FOR_LOGS
+from mqtool.cli.options import ExchangeOptions, LogQueueOptions, TutorialBroker
+from mqtool.cli.options.queue_options import refuse, tutorials_exchange
+from mqtool.cli.options.receiving_options import Match, Receiving, Where
+from mqtool.cli.pipe.receiving import Matching, receiving_channel
+from mqtool.cli.values import header, header_option, parsed
+from mqtool.errors import UsageError
+from mqtool.message import Delivery
+from mqtool.topology import Exchange, Queue
+from mqtool.tutorials import headers as headers_tutorial
+from mqtool.tutorials import publish_subscribe, routing, topics
+from mqtool.tutorials.dialects import NAMES, Dialect
+
+app = group("receive-log", "Receive logs from an exchange (tutorials 3, 4 and 5).", heading="Tutorials")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReceivingLogs:
+    """Options of all `receive-log` commands."""
+
+    exchange: ExchangeOptions
+    queue: LogQueueOptions
+    receiving: Receiving
+    broker: TutorialBroker
+    where: Where = None
+
+
+#: Calls receive() of a lesson, as taught for the channel's protocol.
+Receive = Callable[[ChannelOrSession, Exchange, Queue, Settings], Iterator[Delivery]]
+
+
+def _receive(asked: ReceivingLogs, exchange: Exchange, receive: Receive, line: str) -> None:
+    """Print the deliveries from a tutorial's receive(), which consumes from --queue, or else from a private queue.
+
+    Args:
+        line: the default format of a delivery; see DeliveryWriter.
+    """
+    queue, is_private = asked.queue.declared(), asked.queue.queue is None
+    matching = Matching(asked.receiving, asked.where, skips=is_private)
+    settings = matching.settings()
+    with receiving_channel(
+        asked.receiving,
+        asked.broker,
+        line,
+        opened=Access.channel_or_session,
+        waiting=WAITING_FOR_LOGS,
+        queue_is_private=is_private,
+    ) as (channel, incoming):
+        if not (is_private or asked.queue.declare or administration.exists(channel, queue)):
+            refuse(queue.name, incoming.access)
+        settings = incoming.printed(settings)
+        deliveries = receive(channel, asked.exchange.of(exchange), queue, settings)
+        incoming.print_all(matching.of(channel, deliveries, settings))
+
+
+@command(
+    app,
+    "mqtool receive-log fanout",
+    "mqtool receive-log fanout --raw -o all.log",
+    effect=Effect.READS,
+    instead={"exchange": tutorials_exchange(NAMES[Dialect.PYTHON].fanout)},
+    name="fanout",
+)
+def receive_fanout(logs: ReceivingLogs) -> None:
+    """Receive everything published from now on (tutorial 3)."""
+    _receive(logs, logs.broker.names.fanout, _receive_all, logs.broker.lines.log)
+
+
+def _receive_all(channel: ChannelOrSession, exchange: Exchange, queue: Queue, settings: Settings) -> Iterator[Delivery]:
+    if isinstance(channel, Channel):
+        return publish_subscribe.receive(channel, exchange, queue, settings)
+    from mqtool.tutorials import amqp10_publish_subscribe
+
+    return amqp10_publish_subscribe.receive(channel, exchange, queue, settings)
+
+
+@command(
+    app,
+    "mqtool receive-log direct info warning error",
+    effect=Effect.READS,
+    instead={"exchange": tutorials_exchange(NAMES[Dialect.PYTHON].direct)},
+    name="direct",
+)
+def receive_direct(
+    logs: ReceivingLogs,
+    severities: Annotated[
+        list[str], typer.Argument(help="Severities to receive, such as info warning error", metavar="SEVERITY...")
+    ],
+) -> None:
+    """Receive messages of some severities (tutorial 4)."""
+
+    def receive(channel: ChannelOrSession, exchange: Exchange, queue: Queue, settings: Settings) -> Iterator[Delivery]:
+        if isinstance(channel, Channel):
+            return routing.receive(channel, exchange, severities, queue, settings)
+        from mqtool.tutorials import amqp10_routing
+
+        return amqp10_routing.receive(channel, exchange, severities, queue, settings)
+
+    _receive(logs, logs.broker.names.direct, receive, logs.broker.lines.log_with_key)
+
+
+@command(
+    app,
+    "mqtool receive-log topic 'kern.*' '*.critical'",
+    "mqtool receive-log topic '#'",
+    effect=Effect.READS,
+    instead={"exchange": tutorials_exchange(NAMES[Dialect.PYTHON].topic)},
+    name="topic",
+)
+def receive_topic(
+    logs: ReceivingLogs,
+    patterns: Annotated[
+        list[str], typer.Argument(help="Binding keys: * is one word, # any number of words", metavar="PATTERN...")
+    ],
+) -> None:
+    """Receive messages whose topics match patterns (tutorial 5)."""
+
+    def receive(channel: ChannelOrSession, exchange: Exchange, queue: Queue, settings: Settings) -> Iterator[Delivery]:
+        if isinstance(channel, Channel):
+            return topics.receive(channel, exchange, patterns, queue, settings)
+        from mqtool.tutorials import amqp10_topics
+
+        return amqp10_topics.receive(channel, exchange, patterns, queue, settings)
+
+    _receive(logs, logs.broker.names.topic, receive, logs.broker.lines.log_with_key)
+
+
+@command(
+    app,
+    "mqtool receive-log headers --match any format=pdf type=log",
+    effect=Effect.READS,
+    instead={"exchange": tutorials_exchange(NAMES[Dialect.PYTHON].headers)},
+    name="headers",
+)
+def receive_headers(
+    logs: ReceivingLogs,
+    wanted: Annotated[
+        list[Any] | None,
+        typer.Argument(
+            metavar="KEY=VALUE...", parser=parsed(header), help="Headers to match; KEY:=JSON for a typed value"
+        ),
+    ] = None,
+    also_wanted: Annotated[list[Any] | None, header_option("Header to match, as an option")] = None,
+    match: Match = "all",
+) -> None:
+    """Receive messages with certain headers."""
+    headers = dict([*(wanted or []), *(also_wanted or [])])
+    if not headers:
+        raise UsageError("receive-log headers needs a header", "name one: mqtool receive-log headers format=pdf")
+
+    def receive(channel: ChannelOrSession, exchange: Exchange, queue: Queue, settings: Settings) -> Iterator[Delivery]:
+        return headers_tutorial.receive(channel, exchange, headers, match, queue, settings)
+
+    _receive(logs, logs.broker.names.headers, receive, logs.broker.lines.log)

@@ -1,0 +1,84 @@
+"""mqtool send-stream."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mqtool.cli.access import Access
+from mqtool.cli.command_line import command
+from mqtool.cli.contexts import Effect
+from mqtool.cli.options import Publishing
+from mqtool.cli.options.stream_options import DialectOfStreams, StreamOptions, dialect_of
+from mqtool.cli.pipe.publishing import publishing_stream_channel
+from mqtool.message import Message
+from mqtool.tutorials.stream_dialects import HELLO
+
+if TYPE_CHECKING:
+    pass
+
+app = typer.Typer()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Appending:
+    """Options of `send-stream`."""
+
+    routing_key: Annotated[
+        str | None,
+        typer.Option(
+            "--routing-key",
+            "-r",
+            help="Key that chooses the partition (default: each in turn)",
+            rich_help_panel="Messages",
+            metavar="KEY",
+        ),
+    ] = None
+    filter_value: Annotated[
+        str | None,
+        typer.Option(
+            "--filter",
+            metavar="VALUE",
+            help="Filter value to store with messages (RabbitMQ 3.13)",
+            rich_help_panel="Messages",
+        ),
+    ] = None
+
+
+@command(
+    app,
+    "mqtool send-stream 'Hello, World!'",
+    "tail -f app.log | mqtool send-stream -l -q app",
+    "mqtool send-stream -q orders --partitions 3 -r ann 'two books'",
+    effect=Effect.SENDS,
+    heading="Tutorials",
+    without=("protocol", "delay", "at", "via", "mandatory", "persistent", "declare"),
+    instead={"dialect": DialectOfStreams},
+)
+def send_stream(stream: StreamOptions, publishing: Publishing, appending: Appending) -> None:
+    """Append messages to a stream (stream tutorial 1)."""
+    tutorial = HELLO[dialect_of(publishing.broker)]
+    from mqtool.tutorials import stream_hello_world
+
+    opened = partial(
+        Access.stream_channel,
+        port=stream.port,
+        any_settings=stream.uses_any_settings,
+        confirm_timeout=publishing.options.confirm_timeout,
+        encode=body_alone if tutorial.stores_bodies and stream.queue is None else None,
+        filters=[appending.filter_value] if appending.filter_value else [],
+    )
+    key = appending.routing_key
+    with publishing_stream_channel(publishing, opened, routing_key=key, default=tutorial.body) as (channel, outgoing):
+        receipts = stream_hello_world.send(channel, stream.of(tutorial.stream), outgoing.messages)
+        outgoing.report(receipts, tutorial.sent)
+
+
+def body_alone(message: Message) -> bytes:
+    """Encode a message for tutorials that store only bodies. A message with properties is stored as AMQP 1.0."""
+    if not message.properties and message.message_id is None:
+        return message.body
+    from mqtool.streams.entries import encode
+
+    return encode(message)

@@ -1,0 +1,158 @@
+"""mqtool tap."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+import typer
+
+from mqtool.amqp import Channel
+from mqtool.amqp import Receiving as Settings
+from mqtool.cli import stopping
+from mqtool.cli.access import Access
+from mqtool.cli.command_line import command, names_of
+from mqtool.cli.contexts import Effect
+from mqtool.cli.display import output
+from mqtool.cli.options import ManagedBroker, exchange_option, queue_option
+from mqtool.cli.options.broker_options import URL
+from mqtool.cli.options.receiving_options import Match, Receiving, Where
+from mqtool.cli.pipe.tapping import Printing as TapPrinting
+from mqtool.cli.pipe.tapping import Source, check_left_on, print_taps, switch_off, switched_on
+from mqtool.cli.values import header_option
+from mqtool.errors import UsageError
+from mqtool.message import Delivery
+from mqtool.taps import Bound, Tap, firehose_of_exchange, firehose_of_queue, like_queue, original_of, to_exchange
+
+app = typer.Typer()
+
+#: Seconds to wait for a connection to the management API and for its response. Tapping an exchange works without it.
+_PATIENCE = (2.0, 10.0)
+
+
+Urls = Annotated[list[str] | None, URL]
+
+
+_HINT = "mqtool tap amq.topic 'kern.*' taps an exchange, mqtool tap -q jobs a queue"
+
+
+@dataclass(frozen=True, kw_only=True)
+class What:
+    """Options of `tap` that select messages."""
+
+    exchange: Annotated[
+        str | None, typer.Argument(help="Exchange", metavar="EXCHANGE", autocompletion=names_of("exchanges"))
+    ] = None
+    keys: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY]...", help="Binding keys", show_default="all messages")
+    ] = None
+    exchanges: Annotated[list[str] | None, exchange_option("Another exchange to tap, with the same keys")] = None
+    queue: Annotated[str | None, queue_option("Queue whose messages to copy")] = None
+    headers: Annotated[list[Any] | None, header_option("Header to match, for a headers exchange")] = None
+    match: Match = "all"
+    everything: Annotated[bool, typer.Option("--all", help="Copy all published messages; needs --firehose")] = False
+    by_firehose: Annotated[
+        bool, typer.Option("--firehose", help="Use the broker's firehose, which copies every message")
+    ] = False
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the exchanges to tap."""
+        return [*([] if self.exchange is None else [self.exchange]), *(self.exchanges or [])]
+
+    def check(self) -> None:
+        """Raise UsageError if the options cannot be combined."""
+        if bool(self.names) + bool(self.queue) + self.everything != 1 or (self.headers and not self.names):
+            raise UsageError("name either an exchange or a queue, or use --all", _HINT)
+        if self.by_firehose and (self.keys or self.headers):
+            raise UsageError("--firehose cannot select messages by key or header", "use --where")
+        if not self.by_firehose and (self.everything or "" in self.names):
+            what = "--all" if self.everything else "the default exchange"
+            raise UsageError(
+                f"only the broker's firehose shows {what}", "add --firehose; it costs the broker a copy of each message"
+            )
+
+    def bound(self, access: Access) -> Iterator[Bound]:
+        """Yield the bindings that route copies to a private queue."""
+        if self.by_firehose:
+            exchanges = ["#"] if self.everything else self.names
+            of_queue = [firehose_of_queue(self.queue)] if self.queue else []
+            yield Bound((*of_queue, *map(firehose_of_exchange, exchanges)))
+            return
+        if self.queue:
+            yield like_queue(access.management(), access.vhost, self.queue)
+        arguments = {"x-match": self.match, **dict(self.headers)} if self.headers else {}
+        for name in self.names:
+            yield to_exchange(lambda: access.management(_PATIENCE), access.vhost, name, self.keys or (), arguments)
+
+    def source(self, access: Access, until_over: ExitStack) -> Source:
+        """Prepare to tap one broker.
+
+        Args:
+            until_over: closed by the caller at the end; with --firehose, this switches the firehose off.
+        """
+        found = list(self.bound(access))
+        for note in (note for each in found for note in each.notes):
+            output.notice(note)
+        every = [binding for each in found for binding in each.bindings]
+
+        def start(channel: Channel, settings: Settings) -> Tap:
+            tap = Tap(channel, every, settings)
+            if self.by_firehose:
+                tap.deliveries = map(original_of, tap.deliveries)
+                until_over.enter_context(switched_on(access, channel))
+            return tap
+
+        return Source(access, start)
+
+
+@command(
+    app,
+    "mqtool tap amq.topic 'order.*'",
+    "mqtool tap -q jobs --json -o seen.ndjson",
+    "mqtool tap orders --where 'body.total>100' -c 10",
+    "mqtool tap --all --firehose --idle-timeout 10s",
+    effect=Effect.READS,
+    heading="Messages",
+    without=("url", "prefetch", "auto_ack", "strict"),
+)
+def tap(
+    *,
+    what: What,
+    off: Annotated[bool, typer.Option("--firehose-off", help="Switch the firehose off, and do nothing else")] = False,
+    where: Where = None,
+    buffer: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Keep up to N messages for a slow reader; drop the oldest")
+    ] = 100_000,
+    receiving: Receiving,
+    urls: Urls = None,
+    broker: ManagedBroker,
+) -> None:
+    """Show copies of messages as they are published."""
+    each_url: list[str | None] = [*urls] if urls else [None]
+    if len(each_url) > 1 and str(broker.options.password_file) == "-":
+        raise UsageError(
+            "--password-file - reads stdin only once, but there are several brokers", "put the password in a file"
+        )
+    call = broker.options.call
+    if urls and "urls" in call.typed:
+        call = call._replace(typed=call.typed | {"url"})
+    brokers = [replace(broker, options=replace(broker.options, url=url, call=call)).access() for url in each_url]
+    if off:
+        for access in brokers:
+            switch_off(access)
+        return
+    what.check()
+    if what.by_firehose and receiving.printing.into is None:
+        stopping.end_with_terminal()
+    with ExitStack() as until_over:
+        for access in brokers:
+            check_left_on(access)
+        sources = [what.source(access, until_over) for access in brokers]
+        is_one = len(what.names) == 1 and not what.by_firehose
+        line = broker.options.lines.log_with_key if is_one else _with_exchange
+        print_taps(sources, TapPrinting(receiving, line, buffer, where))
+
+
+def _with_exchange(delivery: Delivery) -> str:
+    return f" [x] {delivery.exchange or '(default)'} {delivery.routing_key}:"

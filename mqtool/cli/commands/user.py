@@ -1,0 +1,152 @@
+"""mqtool user."""
+
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mqtool.cli.access import Access
+from mqtool.cli.command_line import command, group, names_of
+from mqtool.cli.contexts import Effect
+from mqtool.cli.display import output
+from mqtool.cli.options import ManagedBroker, Yes, ask, ask_password
+from mqtool.cli.options.broker_options import IfExists, missing
+from mqtool.errors import MqtoolError, NotFound, UsageError
+from mqtool.management import Management, path
+from mqtool.management.api_client import Json
+
+app = group("user", "Add and delete users; change passwords and tags.", heading="Manage")
+
+
+UserName = Annotated[str, typer.Argument(metavar="USER", autocompletion=names_of("users"))]
+
+
+Tags = Annotated[
+    list[str] | None, typer.Argument(metavar="[TAG]...", help="New tags (default: none, which removes all tags)")
+]
+
+
+IfNotExists = Annotated[bool, typer.Option("--if-not-exists", help="Succeed if it exists, and leave it as it is")]
+
+
+LoginPassword = Annotated[
+    Path | None, typer.Option(help="Read the password to log in with from FILE", rich_help_panel="Broker")
+]
+
+
+#: For commands that set a password, where --login-password-file is for logging in.
+_NEW_PASSWORD = Annotated[
+    Path | None, typer.Option("--password-file", help="Read the user's password from FILE; - is stdin", metavar="FILE")
+]
+
+
+def _login(broker: ManagedBroker, password_file: Path | None) -> Management:
+    """Return the management API, logging in with `password_file`; --password-file contains the new password."""
+    return replace(broker, options=replace(broker.options, password_file=password_file)).access().management()
+
+
+def found_view(api: Management, *names: str) -> Json | None:
+    with suppress(NotFound):
+        return dict(api.get(path(*names)))
+    return None
+
+
+def user_view(api: Management, name: str) -> Json:
+    if (found := found_view(api, "users", name)) is None:
+        raise NotFound(f"user {name!r} does not exist", "'mqtool list users' shows them")
+    return found
+
+
+def is_there(api: Management, kind: str, name: str, *, if_not_exists: bool, hint: str) -> bool:
+    """Return whether a user or vhost exists. If it does, raise MqtoolError, unless `if_not_exists` is set."""
+    if found_view(api, f"{kind}s", name) is None:
+        return False
+    if not if_not_exists:
+        raise MqtoolError(f"{kind} {name!r} already exists", hint)
+    output.status(f"{kind} {name!r} exists")
+    return True
+
+
+def delete_named(access: Access, kind: str, name: str, what: str, yes: Yes = False, *, if_exists: bool) -> None:
+    api = access.management()
+    if found_view(api, f"{kind}s", name) is not None:
+        ask(f"delete {what}", access, yes=yes)
+        api.delete(path(f"{kind}s", name))
+        output.status(f"deleted {kind} {name!r}")
+    else:
+        missing(f"{kind} {name!r}", f"'mqtool list {kind}s' shows them", is_fine=if_exists)
+
+
+def _tags(tags: Any) -> str:
+    """Format tags as a comma-separated list, which every version of RabbitMQ accepts."""
+    return tags if isinstance(tags, str) else ",".join(tags)
+
+
+@command(
+    app,
+    "mqtool user add ann",
+    "mqtool user add ann --tag monitoring --password-file - --if-not-exists < secret",
+    effect=Effect.CHANGES,
+    instead={"password_file": _NEW_PASSWORD},
+)
+def add(
+    name: UserName,
+    broker: ManagedBroker,
+    tag: Annotated[
+        list[str] | None, typer.Option(help="administrator, monitoring, policymaker or management", metavar="TAG")
+    ] = None,
+    if_not_exists: IfNotExists = False,
+    login_password_file: LoginPassword = None,
+) -> None:
+    """Add a user; 'mqtool permission set' then grants permissions."""
+    api = _login(broker, login_password_file)
+    hint = "change it with 'mqtool user password' or 'mqtool user tags'"
+    if is_there(api, "user", name, if_not_exists=if_not_exists, hint=hint):
+        return
+    api.put(
+        path("users", name), {"password": ask_password(name, broker.options.password_file), "tags": _tags(tag or [])}
+    )
+    output.status(f"added user {name!r}")
+
+
+@command(
+    app,
+    "mqtool user password ann",
+    "mqtool user password ann --password-file new-secret",
+    effect=Effect.CHANGES,
+    instead={"password_file": _NEW_PASSWORD},
+)
+def password(name: UserName, broker: ManagedBroker, login_password_file: LoginPassword = None) -> None:
+    """Change a user's password."""
+    api = _login(broker, login_password_file)
+    tags = _tags(user_view(api, name)["tags"])
+    api.put(path("users", name), {"password": ask_password(name, broker.options.password_file), "tags": tags})
+    output.status(f"changed the password of user {name!r}")
+
+
+@command(app, "mqtool user tags ann monitoring management", "mqtool user tags ann", effect=Effect.CHANGES)
+def tags(name: UserName, broker: ManagedBroker, tags: Tags = None) -> None:
+    """Set a user's tags, which grant rights in the management API."""
+    api = broker.access().management()
+    kept = {
+        name: value for name, value in user_view(api, name).items() if name in ("password_hash", "hashing_algorithm")
+    }
+    api.put(path("users", name), {**kept, "tags": _tags(tags or [])})
+    output.status(f"user {name!r} has {'the tags ' + ', '.join(tags) if tags else 'no tags'}")
+
+
+@command(app, "mqtool user delete ann", "mqtool user delete ann --if-exists --yes", effect=Effect.CHANGES)
+def delete(
+    name: UserName,
+    broker: ManagedBroker,
+    yes: Yes = False,
+    if_exists: IfExists = False,
+    myself: Annotated[bool, typer.Option("--myself", help="Delete the user that you are logged in as")] = False,
+) -> None:
+    """Delete a user and its permissions."""
+    access = broker.access()
+    if name == access.address.user and not myself:
+        raise UsageError(f"you are logged in as user {name!r}, and would lose access", "--myself deletes it")
+    delete_named(access, "user", name, f"user {name!r}", yes, if_exists=if_exists)

@@ -1,0 +1,42 @@
+"""The sections of a command's options, each explained by a topic of `mqtool help`."""
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+
+class Section(NamedTuple):
+    """A section of the help.
+
+    Attributes:
+        topic: the help topic that lists all of the section's options.
+        common: the options that --help shows; the others are shown by --help-all and by the topic.
+    """
+
+    topic: str
+    common: frozenset[str]
+
+    def shows(self, flags: Collection[str]) -> bool:
+        """Return True if --help shows the option with these flags."""
+        return not self.common.isdisjoint(flags)
+
+
+SECTIONS = {
+    "Topology": Section(
+        "declaring", frozenset({"--queue", "--exchange", "--routing-key", "--durable", "--queue-type", "--dialect"})
+    ),
+    "Messages": Section("messages", frozenset({"--file", "--lines", "--json", "--header", "--key-pattern"})),
+    "Delay": Section("delays", frozenset({"--delay"})),
+    "Receiving": Section("receiving", frozenset({"--count", "--idle-timeout", "--prefetch", "--offset", "--track"})),
+    "Programs": Section("programs", frozenset({"--exec", "--concurrency"})),
+    "Retries": Section("retries", frozenset({"--retries"})),
+    "Duplicates": Section("duplicates", frozenset({"--deduplicate"})),
+    "Printing": Section("output", frozenset({"--raw", "--json", "--format", "--output"})),
+    "Load": Section(
+        "benchmarks",
+        frozenset(
+            {"--rate", "--duration", "--messages", "--size", "--publishers", "--consumers", "--queue-type", "--at"}
+            | {"--vary"}
+        ),
+    ),
+    "Broker": Section("connection", frozenset({"--url", "--context"})),
+}
