@@ -8,8 +8,8 @@ from mqtool.benching.plain_connection import SocketWire, Take
 from mqtool.errors import AccessRefused, Unavailable, UsageError
 from mqtool.message import Delivery, Message
 from mqtool.streams.entries import Skipped, body_alone, chunk_entries, decode, encode, parse_chunk
+from mqtool.streams.rstream_private import CONFIRM, DELIVER, ERROR, METADATA_UPDATE
 from mqtool.streams.session import refusal
-from mqtool.streams.wire import CONFIRM, DELIVER, ERROR, METADATA_UPDATE
 
 _DECLARE_PUBLISHER, _PUBLISH, _SUBSCRIBE, _CREDIT, _TUNE, _CLOSE = 1, 2, 7, 9, 20, 22
 _PEER_PROPERTIES, _HANDSHAKE, _AUTHENTICATE, _OPEN = 17, 18, 19, 21

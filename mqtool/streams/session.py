@@ -18,7 +18,7 @@ from mqtool.amqp import Address
 from mqtool.amqp import pika_errors as of_amqp
 from mqtool.errors import AccessRefused, MqtoolError, NotConfirmed, NotFound, Unavailable, UsageError
 from mqtool.streams.entries import Chunk, parse_chunk
-from mqtool.streams.wire import DELIVER, ClosedByBroker, NotStreams, StreamClient
+from mqtool.streams.rstream_private import DELIVER, ClosedByBroker, NotStreams, StreamClient
 
 _ENABLE = (
     "on the broker, 'rabbitmq-plugins enable rabbitmq_stream', or start one: 'mqtool broker up --stream-port 5552'; "

@@ -11,8 +11,8 @@ import mmh3
 from mqtool.amqp import Channel
 from mqtool.errors import DeclaredDifferently, Unavailable
 from mqtool.message import Confirmation, Message, Receipt
+from mqtool.streams.rstream_private import CONFIRM, ERROR, METADATA_UPDATE
 from mqtool.streams.session import Owner, Session, not_confirmed, refusal
-from mqtool.streams.wire import CONFIRM, ERROR, METADATA_UPDATE
 from mqtool.topology import Exchange, Queue, Stream
 
 #: The seed of the hash. All clients use the same one, so that a key maps to the same partition in each.
