@@ -1,6 +1,7 @@
-"""An AMQP 1.0 connection for one thread, with one session and one link. See plain_connection."""
+"""An AMQP 1.0 connection for one thread, with one session and one link. See wire."""
 
 import os
+import select
 import struct
 import time
 from collections.abc import Callable, Iterable
@@ -12,7 +13,7 @@ from mqtool.amqp10 import sections
 from mqtool.amqp10.link_receiver import OFFSET, offset_filter
 from mqtool.amqp10.refusals import ClosedByBroker, too_old
 from mqtool.amqp10.transport import Transport
-from mqtool.benching.plain_connection import Take, Wire, ignore
+from mqtool.benching.wire import Take, Wire, ignore
 from mqtool.codecs.amqp10_frames import (
     AMQP,
     FRAME_HEADER,
@@ -78,6 +79,7 @@ class Amqp10Wire(Wire):
         self.credit = 0
         self.on_confirm = self.on_nack = ignore
         self._take: Take = ignore
+        self._watched: dict[int, Callable[[], None]] = {}
         self._transport = Transport(address, tls.context() if address.tls else None, name)
         self._name = f"{name} {os.urandom(6).hex()}"
         self._queue = ""
@@ -96,15 +98,22 @@ class Amqp10Wire(Wire):
         self._send(Begin(None, 0, _WINDOW, _WINDOW, handle_max=_HANDLE))
         self._until(lambda: self._has_begun)
 
-    def fileno(self) -> int:
-        return self._transport.fileno()
+    def watch(self, descriptor: int, on_readable: Callable[[], None]) -> None:
+        self._watched[descriptor] = on_readable
+
+    def wait(self, seconds: float) -> None:
+        sources: list[Any] = [self._transport, *self._watched]
+        readable, writable, _ = select.select(sources, sources[:1] if self._transport.unsent else [], [], seconds)
+        if writable or self._transport in readable:
+            while self._read(0.0):
+                pass
+        for descriptor, on_readable in self._watched.items():
+            if descriptor in readable:
+                on_readable()
 
     @property
     def unsent(self) -> int:
         return self._transport.unsent
-
-    def flush(self) -> None:
-        self.receive()
 
     def close(self) -> None:
         self._transport.close()
@@ -185,10 +194,6 @@ class Amqp10Wire(Wire):
 
     def offset_of(self, delivery: Delivery) -> int:
         return int(delivery.headers["x-stream-offset"])
-
-    def receive(self) -> None:
-        while self._read(0.0):
-            pass
 
     def _read(self, timeout: float) -> bool:
         """Handle the frames that have arrived. Return False if there were none."""

@@ -12,9 +12,9 @@ from typing import Any
 
 from mqtool.amqp import Address, TlsFiles
 from mqtool.amqp.pika_errors import connecting
-from mqtool.benching.plain_connection import AmqpWire, Wire
 from mqtool.benching.plan import AMQP_1_0, STREAM, Job, lines_in, told
 from mqtool.benching.tally import Latencies
+from mqtool.benching.wire import AmqpWire, Wire
 from mqtool.errors import MqtoolError, Unavailable
 
 SECOND = 1_000_000_000
@@ -150,20 +150,10 @@ class Client:
                 if self.wire is None:
                     self._open_again()
                 else:
-                    self._step(self.wire, min(self.work(self.wire, now), report_at))
+                    until = min(self.work(self.wire, now), report_at)
+                    self.wire.wait(max(0, until - time.monotonic_ns()) / SECOND)
             except ConnectionError:
                 self._lose()
-
-    def _step(self, wire: Wire, until: int) -> None:
-        timeout = max(0, until - time.monotonic_ns()) / SECOND
-        sources: list[Wire | Orders] = [wire, self.orders]
-        readable, writable, _ = select.select(sources, [wire] if wire.unsent else [], [], timeout)
-        if wire in readable:
-            wire.receive()
-        if writable:
-            wire.flush()
-        if self.orders in readable:
-            self.orders.read()
 
     def _open_again(self) -> None:
         if select.select([self.orders], [], [], _RETRY)[0]:
@@ -192,6 +182,7 @@ class Client:
     def open(self, wire: Wire) -> None:
         """Set up a new connection."""
         self.wire = wire
+        wire.watch(self.orders.fileno(), self.orders.read)
 
     def lost(self) -> None:
         """Discard state that is no longer valid because the connection was lost."""
