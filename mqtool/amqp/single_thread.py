@@ -16,7 +16,7 @@ from pika.adapters.select_connection import IOLoop
 from pika.channel import Channel as PikaChannel
 
 from mqtool.amqp import pika_errors, pika_private
-from mqtool.amqp.address import Address, TlsFiles
+from mqtool.amqp.address import Address, TlsFiles, connection_name
 from mqtool.amqp.administration import Request, delivery_from
 from mqtool.amqp.basic_frames import ConsumerFrames, TakeBatch
 from mqtool.amqp.connection import parameters_for
@@ -40,7 +40,7 @@ class SingleThreadConnection:
         MqtoolError: connecting or logging in has failed.
     """
 
-    def __init__(self, address: Address, tls: TlsFiles, name: str) -> None:
+    def __init__(self, address: Address, tls: TlsFiles) -> None:
         self._loop = IOLoop()
         self._loop.activate_poller()
         self._failure: Exception | None = None
@@ -48,7 +48,7 @@ class SingleThreadConnection:
         opened: list[BaseException | None] = []
         context = tls.context() if address.tls else None
         try:
-            parameters = parameters_for(address, context, name, by_certificate=tls.logs_in(address))
+            parameters = parameters_for(address, context, connection_name(), by_certificate=tls.logs_in(address))
             self._pika = pika_private.CONNECTION(
                 parameters,
                 on_open_callback=lambda _: opened.append(None),

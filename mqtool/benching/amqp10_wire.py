@@ -9,6 +9,7 @@ from struct import Struct
 from typing import Any, NamedTuple
 
 from mqtool.amqp import Address, TlsFiles
+from mqtool.amqp.address import connection_name
 from mqtool.amqp10 import sections
 from mqtool.amqp10.link_receiver import OFFSET, offset_filter
 from mqtool.amqp10.refusals import ClosedByBroker, too_old
@@ -74,14 +75,14 @@ class Amqp10Wire(Wire):
         ConnectionError, MqtoolError: connecting or logging in has failed.
     """
 
-    def __init__(self, address: Address, tls: TlsFiles, name: str) -> None:
+    def __init__(self, address: Address, tls: TlsFiles) -> None:
         self.now = time.monotonic_ns()
         self.credit = 0
         self.on_confirm = self.on_nack = ignore
         self._take: Take = ignore
         self._watched: dict[int, Callable[[], None]] = {}
-        self._transport = Transport(address, tls.context() if address.tls else None, name)
-        self._name = f"{name} {os.urandom(6).hex()}"
+        self._transport = Transport(address, tls.context() if address.tls else None, connection_name())
+        self._name = f"{connection_name()} {os.urandom(6).hex()}"
         self._queue = ""
         self._has_begun = self._is_attached = self._is_settled = False
         # For the session: transfer frames sent and received, and how many more the broker accepts.

@@ -57,7 +57,7 @@ def tell(**values: Any) -> None:
         data = data[os.write(1, data) :]
 
 
-def wire_for(protocol: str) -> Callable[[Address, TlsFiles, str], Wire]:
+def wire_for(protocol: str) -> Callable[[Address, TlsFiles], Wire]:
     """Return the connection class for a protocol."""
     if protocol == AMQP_1_0:
         from mqtool.benching.amqp10_wire import Amqp10Wire
@@ -80,6 +80,8 @@ class Client:
     """
 
     def __init__(self, job: Job, orders: Orders) -> None:
+        # The name of this process's connections in the broker's lists.
+        os.environ["MQTOOL_CONNECTION_NAME"] = f"mqtool bench {job.role} {job.number + 1}"
         self.job = job
         self.plan = job.plan
         self.orders = orders
@@ -125,11 +127,10 @@ class Client:
             MqtoolError: no node accepts it.
         """
         kind = wire_for(self.plan.protocol)
-        name = " ".join(("mqtool bench", self.job.role, str(self.job.number + 1)))
         failure: MqtoolError | None = None
         for address in self.job.addresses:
             try:
-                return kind(address, self.job.tls, name)
+                return kind(address, self.job.tls)
             except MqtoolError as error:
                 failure = error
             except OSError as error:

@@ -40,7 +40,7 @@ class _Inbox(queues.SimpleQueue[bytes | None]):
 class StreamWire(Wire):
     """A connection that uses RabbitMQ's stream protocol. https://www.rabbitmq.com/docs/streams"""
 
-    def __init__(self, address: Address, tls: TlsFiles, name: str) -> None:  # noqa: ARG002
+    def __init__(self, address: Address, tls: TlsFiles) -> None:
         self.now = time.monotonic_ns()
         self.credit = sys.maxsize
         self.on_confirm = self.on_nack = ignore

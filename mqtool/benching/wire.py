@@ -98,13 +98,13 @@ class _Body(NamedTuple):
 class AmqpWire(Wire):
     """An AMQP 0-9-1 connection with one channel."""
 
-    def __init__(self, address: Address, tls: TlsFiles, name: str) -> None:
+    def __init__(self, address: Address, tls: TlsFiles) -> None:
         self.now = time.monotonic_ns()
         self.credit = sys.maxsize
         self.on_confirm = self.on_nack = ignore
         self._settled = 0  # all messages up to this tag have been confirmed or refused
         self._route = Route()
-        self._connection = SingleThreadConnection(address, tls, name)
+        self._connection = SingleThreadConnection(address, tls)
 
     def watch(self, descriptor: int, on_readable: Callable[[], None]) -> None:
         self._connection.watch(descriptor, on_readable)
