@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import queue as queues
+import selectors
 import struct
 import sys
 import time
@@ -45,7 +46,8 @@ class StreamWire(Wire):
         self.credit = sys.maxsize
         self.on_confirm = self.on_nack = ignore
         self._take: Take = ignore
-        self._loop = asyncio.new_event_loop()
+        # With select(), which waits for microseconds: epoll() waits for whole milliseconds.
+        self._loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
         self._is_waiting = False
         self._inbox = _Inbox(self._stop_waiting)
         self._session = Session(address, tls.context() if address.tls else None, self._inbox, self._loop)
