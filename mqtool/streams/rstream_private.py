@@ -62,7 +62,6 @@ class ClosedByBroker(Exception):
 _ATTRIBUTES = ("_conn", "_heartbeat", "_is_not_closed", "_waiters")
 _METHODS = {
     "_heartbeat_sender": (),
-    "start_task": ("name", "coro"),
     "stop_task": ("name",),
     "sync_request": ("frame", "resp_schema", "raise_exception"),
 }
@@ -85,51 +84,84 @@ def check_rstream() -> None:
             raise unsuitable(f"Client.{name}({', '.join(arguments)})")
 
 
-class _Wire:
-    """A connection that decodes responses, and passes all other frames to `take`. Used in place of rstream's."""
+class _Wire(asyncio.Protocol):
+    """A connection that calls a function with each frame that arrives. Used in place of rstream's.
 
-    def __init__(self, host: str, port: int, context: ssl.SSLContext | None, take: Callable[[bytes], None]) -> None:
-        self._place = (host, port)
-        self._context = context
+    Args:
+        take: called with the frames that are not responses, encoded.
+        respond: called with the others, decoded.
+        lost: called with the error when the connection is lost.
+    """
+
+    def __init__(
+        self,
+        take: Callable[[bytes], None],
+        respond: Callable[[schema.Frame], None],
+        lost: Callable[[BaseException], None],
+    ) -> None:
         self._take = take
-        self._reader: asyncio.StreamReader | None = None
-        self._writer: asyncio.StreamWriter | None = None
+        self._respond = respond
+        self._lost = lost
+        self._data = bytearray()  # received, but not handled yet
+        self._transport: asyncio.Transport | None = None
 
-    async def open(self) -> None:
-        self._reader, self._writer = await asyncio.open_connection(*self._place, ssl=self._context, limit=_BUFFER)
+    async def open(self, host: str, port: int, context: ssl.SSLContext | None) -> None:
+        await asyncio.get_running_loop().create_connection(lambda: self, host, port, ssl=context)
 
-    async def read_frame(self) -> schema.Frame:
-        assert self._reader is not None
-        while True:
-            size = int.from_bytes(await self._reader.readexactly(4))
-            if not 4 <= size < _LONGEST:
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost(exc or EOFError())
+
+    def data_received(self, data: bytes) -> None:
+        self._data += data
+        try:
+            self._take_frames()
+        except (ValueError, KeyError, NotStreams, ClosedByBroker) as error:
+            self._lost(error)
+            self.close()
+
+    def _take_frames(self) -> None:
+        data, at = self._data, 0
+        while len(data) - at >= 4:
+            end = at + 4 + int.from_bytes(data[at : at + 4])
+            if not 4 <= end - at - 4 < _LONGEST:
                 raise NotStreams
-            data = await self._reader.readexactly(size)
-            if data[:2] == _PARTITIONS:  # RabbitMQ 3.10 omits the bit that marks a response
-                data = _ANSWER_TO_PARTITIONS + data[2:]
-            if int.from_bytes(data[:2]) not in _UNASKED:
-                return decode_frame(data)
-            self._take(data)
+            if end > len(data):
+                break
+            frame, at = bytes(data[at + 4 : end]), end
+            if frame[:2] == _PARTITIONS:  # RabbitMQ 3.10 omits the bit that marks a response
+                frame = _ANSWER_TO_PARTITIONS + frame[2:]
+            if int.from_bytes(frame[:2]) in _UNASKED:
+                self._take(frame)
+            else:
+                self._respond(decode_frame(frame))
+        del data[:at]
 
     async def write_frame(self, frame: schema.Frame, version: int = 1) -> None:
         """Send a frame. rstream's Client calls this."""
         self.write(encode_frame(frame, version))
-        assert self._writer is not None
-        await self._writer.drain()
 
     def write(self, data: bytes) -> None:
         """Send bytes. Call it on the event loop's thread."""
-        assert self._writer is not None
-        self._writer.write(data)
+        assert self._transport is not None
+        self._transport.write(data)
 
     @property
     def unsent(self) -> int:
         """The number of bytes that the socket has not accepted yet."""
-        return self._writer.transport.get_write_buffer_size() if self._writer else 0
+        return self._transport.get_write_buffer_size() if self._transport else 0
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor."""
+        assert self._transport is not None
+        return int(self._transport.get_extra_info("socket").fileno())
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        if self._transport is not None:
+            self._transport.close()
 
 
 class StreamClient(Client):
@@ -151,7 +183,8 @@ class StreamClient(Client):
     ) -> None:
         check_rstream()
         super().__init__(host, port, frame_max=_BUFFER, heartbeat=heartbeat, connection_name=connection_name())
-        self._wire = _Wire(host, port, context, self._taken)
+        self._wire = _Wire(self._taken, self._responded, self._end)
+        self._context = context
         self._take = take
         self._lost = lost
         self._heard_at = time.monotonic()
@@ -160,12 +193,19 @@ class StreamClient(Client):
         self._heard_at = time.monotonic()
         self._take(data)
 
+    def _responded(self, frame: schema.Frame) -> None:
+        self._heard_at = time.monotonic()
+        if isinstance(frame, schema.Close):
+            raise ClosedByBroker(frame.reason)
+        waiter = self._waiters.get((frame.key, frame.corr_id))
+        if waiter is not None and not waiter.done():
+            waiter.set_result(frame)
+
     async def start(self) -> None:
         """Connect. authenticate() logs in."""
         wire: Any = self._wire  # has the methods of rstream's Connection that Client calls
         self._conn = wire
-        await self._wire.open()
-        self.start_task("listener", self._listen())
+        await self._wire.open(self.host, self.port, self._context)
 
     @property
     def node(self) -> tuple[str | None, str | None]:
@@ -183,18 +223,9 @@ class StreamClient(Client):
         """The number of bytes that the socket has not accepted yet."""
         return self._wire.unsent
 
-    async def _listen(self) -> None:
-        try:
-            while True:
-                frame = await self._wire.read_frame()
-                self._heard_at = time.monotonic()
-                if isinstance(frame, schema.Close):
-                    raise ClosedByBroker(frame.reason)
-                waiter = self._waiters.get((frame.key, frame.corr_id))
-                if waiter is not None and not waiter.done():
-                    waiter.set_result(frame)
-        except (OSError, EOFError, ValueError, KeyError, NotStreams, ClosedByBroker) as error:
-            self._end(error)
+    def fileno(self) -> int:
+        """Return the socket's descriptor, or -1 if it is closed."""
+        return self._wire.fileno()
 
     def _end(self, error: BaseException) -> None:
         if not self._is_not_closed:
@@ -219,7 +250,6 @@ class StreamClient(Client):
             with contextlib.suppress(Exception):  # it is closed anyway
                 await asyncio.wait_for(self.sync_request(goodbye, resp_schema=schema.CloseResponse), _GOODBYE)
         self._is_not_closed = False
-        for name in ("heartbeat_sender", "listener"):
-            with contextlib.suppress(Exception):  # the one that ended the task
-                await self.stop_task(name)
+        with contextlib.suppress(Exception):  # the one that ended the task
+            await self.stop_task("heartbeat_sender")
         self._wire.close()

@@ -60,7 +60,13 @@ _BATCH, _BATCH_SIZE = 500, 1 << 16
 _WINDOW, _WINDOW_SIZE = 20_000, 1 << 25
 
 
-class Partition:
+def publish_frame(publisher: int, count: int, entries: Iterable[bytes], version: int = 1) -> bytes:
+    """Encode a frame that publishes a number of messages; `entries` are the parts of their encoding."""
+    data = b"".join(entries)
+    return _HEAD.pack(len(data) + _HEAD.size - 4, _PUBLISH, version, publisher, count) + data
+
+
+class _Partition:
     """A stream to publish to. `batch` has the encoded parts of the messages for its next frame, `size` bytes."""
 
     def __init__(self, stream: str, number: int, session: Session) -> None:
@@ -70,26 +76,15 @@ class Partition:
         self.batch: list[bytes] = []
         self.size = 0
 
-    def declare(self) -> None:
-        """Declare the publisher of this stream; raise MqtoolError if the broker refuses it."""
-        self.session.ask(self.session.client.declare_publisher(self.stream, None, self.number), self.stream)
-
-    def add(self, number: int, entry: bytes) -> None:
-        """Add an encoded message to the next frame, under its publishing id."""
-        size = len(entry)
-        self.batch += (_ENTRY.pack(number, size), entry)
-        self.size += size
-
     def flush(self, *, with_filter: bool) -> None:
         """Send the collected messages in one frame."""
         if not self.batch:
             return
-        data = b"".join(self.batch)
         version, pieces = (2, 4) if with_filter else (1, 2)
-        head = _HEAD.pack(len(data) + _HEAD.size - 4, _PUBLISH, version, self.number, len(self.batch) // pieces)
+        data = publish_frame(self.number, len(self.batch) // pieces, self.batch, version)
         self.batch.clear()
         self.size = 0
-        self.session.send(head + data)
+        self.session.send(data)
 
 
 class Publisher:
@@ -117,7 +112,7 @@ class Publisher:
         self._size = 0
         self._answers: dict[int, str] = {}
         self._sent = self._answered = 0
-        self._partitions: list[Partition] = []
+        self._partitions: list[_Partition] = []
         self._is_due = False  # True when it is time to check for confirms
         self._last_answer = time.monotonic()
         self._start()
@@ -149,9 +144,9 @@ class Publisher:
 
     def _start(self) -> None:
         sessions = self._channel.sessions_for(self._streams, to_publish=True)
-        self._partitions = list(map(Partition, self._streams, count(), sessions))
+        self._partitions = list(map(_Partition, self._streams, count(), sessions))
         for each in self._partitions:
-            each.declare()
+            each.session.ask(each.session.client.declare_publisher(each.stream, None, each.number), each.stream)
         if self._filter is not None:
             sessions[0].check_version((3, 13), "filters for streams")
         self._last_answer = time.monotonic()
@@ -174,10 +169,11 @@ class Publisher:
             return
         batch = partition.batch
         if self._filter is None:
-            partition.add(number, entry)
+            batch.append(_ENTRY.pack(number, size))
         else:
-            batch += (_UNDER_FILTER.pack(number, len(self._filter)), self._filter, struct.pack(">I", size), entry)
-            partition.size += size
+            batch += (_UNDER_FILTER.pack(number, len(self._filter)), self._filter, struct.pack(">I", size))
+        batch.append(entry)
+        partition.size += size
         self._size += len(message.body)
         if partition.size >= _BATCH_SIZE or len(batch) >= 2 * _BATCH:
             partition.flush(with_filter=self._filter is not None)
