@@ -81,7 +81,7 @@ class Client:
 
     def __init__(self, job: Job, orders: Orders) -> None:
         # The name of this process's connections in the broker's lists.
-        os.environ["MQTOOL_CONNECTION_NAME"] = f"mqtool bench {job.role} {job.number + 1}"
+        os.environ["MQTOOL_CONNECTION_NAME"] = " ".join(("mqtool bench", job.role, str(job.number + 1)))
         self.job = job
         self.plan = job.plan
         self.orders = orders
