@@ -192,6 +192,9 @@ class _Recovery:
             else:
                 vhost, exchange = holder
                 vhost.hold_again(exchange, entry)
+        for holder in self._holders.values():
+            if isinstance(holder, Queue) and holder.kind != "stream":
+                holder.restored()
         for row in orphans if not self._unreadable else ():
             self._storage.removed(row)
 
