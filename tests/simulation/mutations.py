@@ -49,8 +49,10 @@ MUTATIONS = (
     Mutation(
         "confirms before the sync",
         "store/storage.py",
-        "        self._next.waiting.append(what)\n",
-        "        self._loop.call_soon(what)\n",
+        "        self._syncing = group.unsynced()\n",
+        "        self._syncing = group.unsynced()\n"
+        "        any(self._loop.call_soon(what) is None for what in group.waiting)\n"
+        "        self._syncing.waiting = []\n",
     ),
     Mutation(
         "confirms although the sync failed",

@@ -162,11 +162,6 @@ class Queue:
         if self._expiring:
             self._arm_expiry()
 
-    def restored(self) -> None:
-        """Drop messages beyond the limits, after all have been recovered: those that were unacknowledged count now."""
-        if self._limited:
-            self._drop_surplus()
-
     def apply(self, policy: Applied) -> None:
         """Apply these policies in place of the previous ones. Messages already in the queue keep their time to live."""
         if policy == self.policy:
