@@ -28,6 +28,7 @@ class Client(asyncio.Protocol):
 
     Attributes:
         is_open: True until the connection is lost or closed.
+        is_leaving: True once the client has broken the connection itself.
         random: what the client does at random.
     """
 
@@ -43,6 +44,7 @@ class Client(asyncio.Protocol):
         self.is_open = False
         self._buffer = b""
         self._futures: set[asyncio.Future[Any]] = set()
+        self.is_leaving = False
         self._held: list[bytes] | None = None
         self.lost = asyncio.Event()
 
@@ -70,6 +72,7 @@ class Client(asyncio.Protocol):
         raise NotImplementedError
 
     def connection_lost(self, exc: Exception | None) -> None:
+        is_broken = exc is not None and self.is_open and not self.is_leaving
         self.is_open = False
         self.world.clients.pop(self, None)
         for future in list(self._futures):
@@ -77,6 +80,9 @@ class Client(asyncio.Protocol):
                 future.set_exception(Gone())
                 future.exception()  # marks it as seen: not every future is waited for
         self.lost.set()
+        restarts = self.judge.restarts
+        if is_broken and not (restarts and restarts[-1] > self.world.loop.time() - 1):
+            self.judge.fail("no connection is lost without a cause", self.name)
 
     def future(self) -> "asyncio.Future[Any]":
         """Return a future that fails with Gone if the connection is lost."""
@@ -124,4 +130,5 @@ class Client(asyncio.Protocol):
     def vanish(self, *, told: bool) -> None:
         """Break the connection, as a killed client does; if the broker is not told, as a lost cable does."""
         if self.is_open:
+            self.is_leaving = True
             self.side.break_off(told=told)

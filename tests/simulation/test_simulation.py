@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.simulation.mutations import MUTATIONS, Mutation, planted_in
-from tests.simulation.plan import Plan, draw
+from tests.simulation.plan import Actor, Plan, Step, draw
 from tests.simulation.shrinking import shrink, story
 from tests.simulation.world import Result, simulate
 
@@ -69,6 +69,17 @@ def test_the_mutations_fit_the_code() -> None:
     for mutation in MUTATIONS:
         source = (BROKER / mutation.path).read_text()
         compile(planted_in(source, mutation), mutation.path, "exec")
+
+
+def test_a_sender_beyond_its_credit_is_detached() -> None:
+    """While the disk does not sync, nothing is settled and no more credit is given: a sender's excess is refused."""
+    actors = (
+        Actor("faults", "Faults", 1, (Step(1, "eio", {"seconds": 30}),)),
+        Actor("sender", "Sender10", 1, (Step(2, "overdraw", {"queue": "q"}),)),
+    )
+    result = simulate(Plan(1, {"q": "classic"}, actors, like="4.0"))
+    assert result.violation is None
+    assert "ended by the broker: amqp:link:transfer-limit-exceeded" in [what for _, _, what in result.history]
 
 
 def test_a_failing_seed_is_shrunk(monkeypatch: pytest.MonkeyPatch) -> None:
