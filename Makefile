@@ -12,7 +12,7 @@ TUTORIALS := hello-world work-queues publish-subscribe routing topics headers rp
 	amqp10-hello-world amqp10-work-queues amqp10-publish-subscribe amqp10-routing amqp10-topics amqp10-rpc \
 	incident
 
-.PHONY: setup demo demo-cluster $(TUTORIALS:%=demo-%) demo-real-log test test-all test-embedded test-rabbitmq soak siege lint lint-page docs bench \
+.PHONY: setup demo demo-cluster $(TUTORIALS:%=demo-%) demo-real-log test test-all test-embedded test-rabbitmq soak siege simulate lint lint-page docs bench \
 	pictures up down clean
 .DEFAULT_GOAL := help
 
@@ -122,6 +122,9 @@ soak: .venv/installed-dev  ## random faults on queues, delays and streams, then 
 
 siege: .venv/installed-dev  ## for an hour, a user with few rights forges what an administrator's commands read
 	MQTOOL_EXAMPLES=$(or $(FORGERIES),9000) $(BIN)/pytest -q -s tests/cli/test_claims.py -k 'administrators and embedded' --timeout 7200
+
+simulate: .venv/installed-dev  ## the embedded broker on a virtual clock, network and disk (SEEDS=1000 FIRST=0, or SEED=7 for its history)
+	$(BIN)/python -m tests.simulation --seeds $(or $(SEEDS),1000) --first $(or $(FIRST),0) $(if $(SEED),--seed $(SEED))
 
 pictures: .venv/installed  ## make the pictures of the README and docs/, from real runs
 	@$(BIN)/python -m demo.pictures

@@ -227,7 +227,8 @@ class Connection:
 
     def _open_to(self, address: Address) -> None:
         try:
-            parameters = _parameters(address, self._tls_context, self._name, self._tls.logs_in(address))
+            by_certificate = self._tls.logs_in(address)
+            parameters = parameters_for(address, self._tls_context, self._name, by_certificate=by_certificate)
         except ValueError as error:
             raise pika_errors.connecting(OverflowError(str(error)), address) from error
         opened: Answer[None] = Answer()
@@ -369,9 +370,10 @@ class Connection:
             channel.reopening.tell(lambda listener: listener.resumed())
 
 
-def _parameters(
-    address: Address, tls: "ssl.SSLContext | None", name: str, by_certificate: bool
+def parameters_for(
+    address: Address, tls: "ssl.SSLContext | None", name: str, *, by_certificate: bool
 ) -> ConnectionParameters:
+    """Return pika's parameters for a connection. With `by_certificate`, log in with the client's certificate."""
     options: dict[str, Any] = {}
     if address.heartbeat is not None:
         options["heartbeat"] = address.heartbeat

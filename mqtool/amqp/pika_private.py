@@ -11,12 +11,14 @@ tests/integration/test_pika_paths.py tests both variants.
 import contextlib
 import copy
 import os
+import select
 import socket
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from pika import BasicProperties, PlainCredentials, amqp_object, exceptions
-from pika.adapters.select_connection import SelectConnection
+from pika.adapters.select_connection import IOLoop, SelectConnection
 from pika.channel import Channel as PikaChannel
 
 from mqtool.amqp import pika_errors
@@ -61,10 +63,12 @@ class FastConnection(SelectConnection):
 
     Attributes:
         reader: splits received bytes into frames, and decodes deliveries and confirms.
+        received_at: when the data being processed arrived, in nanoseconds of the monotonic clock.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self.reader = FrameReader(self._on_other_frame)
+        self.received_at = 0
         self._socket: socket.socket | None = None
         super().__init__(*arguments, **options)
 
@@ -79,6 +83,7 @@ class FastConnection(SelectConnection):
 
     def _on_data_available(self, data_in: bytes) -> None:
         # pika uses bytes_received to detect whether the broker is alive, and also changes it within this call.
+        self.received_at = time.monotonic_ns()
         taken = self.reader.receive(data_in)
         self.bytes_received += taken
 
@@ -207,6 +212,38 @@ def take_deliveries(pika: PikaChannel, frames: ConsumerFrames) -> None:
     """With a FastConnection, let mqtool, not pika, decode deliveries to a consumer. Call it on the I/O thread."""
     if isinstance(pika.connection, FastConnection):
         pika.connection.reader.add(frames)
+
+
+def received_at(pika: SelectConnection) -> int:
+    """When the data being processed arrived, in nanoseconds of the monotonic clock; without FastConnection, now."""
+    return pika.received_at if isinstance(pika, FastConnection) else time.monotonic_ns()
+
+
+def unsent(pika: SelectConnection) -> int:
+    """The number of bytes that the socket has not accepted yet; without FastConnection, 0."""
+    if not isinstance(pika, FastConnection):
+        return 0
+    transport: Any = pika._transport
+    return int(transport.get_write_buffer_size())
+
+
+def run_for(loop: IOLoop, seconds: float) -> None:
+    """Run an event loop that no thread runs, until something happened, or for a number of seconds.
+
+    pika's own time limits are in whole milliseconds, which would be too long for a benchmark; they are used if the
+    poller's descriptor cannot be found.
+    """
+    poller, interval = getattr(loop, "_poller", None), getattr(loop, "_get_remaining_interval", None)
+    poll: Any = getattr(poller, "_poll", None) or getattr(poller, "_kqueue", None)
+    if interval is None or not hasattr(poll, "fileno"):
+        timeout = loop.call_later(seconds, lambda: None)
+        loop.poll()
+        loop.remove_timeout(timeout)
+    else:
+        until_timer = interval()  # 0 if a callback is waiting
+        if select.select([poll], [], [], seconds if until_timer is None else min(seconds, until_timer))[0]:
+            loop.poll()
+    loop.process_timeouts()
 
 
 def leave_deliveries(pika: PikaChannel, consumer_tag: str) -> None:

@@ -82,6 +82,7 @@ class LinkConnection(ReopeningTransport):
         backoff: Backoff | None,
         confirm_timeout: float,
         notice: Callable[[str], None],
+        threaded: bool = True,
     ) -> None:
         self.confirm_timeout = confirm_timeout
         self.unsettled: dict[int, Receiver] = {}
@@ -96,7 +97,7 @@ class LinkConnection(ReopeningTransport):
         self._next_id = self._next_out = self._next_in = self._room = self._broker_window = 0
         self._has_begun = False
         self._last_outcome = time.monotonic()
-        super().__init__(addresses, context, backoff, notice)
+        super().__init__(addresses, context, backoff, notice, threaded=threaded)
 
     @property
     def hopeless(self) -> str | None:

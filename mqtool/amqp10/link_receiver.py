@@ -206,6 +206,14 @@ class Receiver:
             finally:
                 session.end_receiver(self, stays=not self._limits.acknowledge)
 
+    def arrived(self) -> list[Delivery]:
+        """Return the deliveries that have arrived, without waiting. The caller settles them."""
+        found = [self._decoded(*each) for each in self._inbox]
+        self._inbox.clear()
+        if self._limits.auto_ack:
+            self._session.give_credit(self)
+        return found
+
     def rest(self) -> list[int]:
         """Drop the deliveries that the caller has not received; return their ids."""
         rest = [delivery_id for _, delivery_id, epoch in self._inbox if epoch == self._session.epoch]

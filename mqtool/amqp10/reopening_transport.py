@@ -24,13 +24,17 @@ _TICK = 0.2
 #: Seconds to wait for frames while something is due.
 _BRIEFLY = 0.1
 #: Errors that mean that the connection is lost, or that the broker has sent data that cannot be decoded.
-_LOST = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, struct.error)
+LOST = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, struct.error)
 #: Seconds after which a connection counts as stable, so that the next loss starts with a short delay again.
 _STEADY = 60.0
 
 
 class ReopeningTransport:
     """A connection that is reopened until it is closed.
+
+    Args:
+        threaded: read frames on an I/O thread. If not, the connection is for one thread, which calls run(), and it is
+            not reopened.
 
     Attributes:
         changed: the lock, and the condition that is notified of every change.
@@ -49,6 +53,8 @@ class ReopeningTransport:
         context: ssl.SSLContext | None,
         backoff: Backoff | None,
         notice: Callable[[str], None],
+        *,
+        threaded: bool = True,
     ) -> None:
         self.changed = threading.Condition()
         self.epoch = 0
@@ -64,14 +70,16 @@ class ReopeningTransport:
         self.transport = self._opened(again=False)
         try:
             self.begin()
-        except (ClosedByBroker, *_LOST) as error:
+        except (ClosedByBroker, *LOST) as error:
             self.transport.close(politely=False)
             if isinstance(error, ClosedByBroker):
                 raise error.translated() from error
             raise Unavailable(f"lost the connection to {self.address}: {_in_words(error)}") from error
-        self._reader = None
-        self._thread = threading.Thread(target=self._read, name="mqtool-amqp10", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
+        if threaded:
+            self._reader = None
+            self._thread = threading.Thread(target=self._read, name="mqtool-amqp10", daemon=True)
+            self._thread.start()
 
     # For subclasses. All are called on the thread that reads.
 
@@ -178,6 +186,12 @@ class ReopeningTransport:
         if self.failure is not None and not self.reads_here:
             raise self.failure
 
+    def run(self, seconds: float) -> bool:
+        """Without an I/O thread: wait for frames, and process them; return False if there were none."""
+        bodies = self.transport.read(seconds)
+        self._handle(bodies)
+        return bool(bodies)
+
     # The I/O thread.
 
     def _read(self) -> None:
@@ -191,7 +205,7 @@ class ReopeningTransport:
                     return
                 if not self._reopened(error):
                     return
-            except _LOST as error:
+            except LOST as error:
                 if self._closing.is_set() or not self._reopened(error):
                     return
 
@@ -227,7 +241,7 @@ class ReopeningTransport:
                 return False
             try:
                 self._open_again(resume)
-            except (Unavailable, Lost, *_LOST) as failure:
+            except (Unavailable, Lost, *LOST) as failure:
                 self._notice(f"attempt {attempt} to reconnect failed: {_in_words(failure)}")
             except (ClosedByBroker, MqtoolError) as failure:
                 told = failure.translated() if isinstance(failure, ClosedByBroker) else failure
@@ -268,7 +282,8 @@ class ReopeningTransport:
             return
         self._closing.set()
         self.transport.wake()
-        self._thread.join(2.0)
+        if self._thread is not None:
+            self._thread.join(2.0)
         with contextlib.suppress(OSError):
             self.transport.close(politely=not (self.is_lost or self.hopeless))
         if self.failure is None:

@@ -12,9 +12,9 @@ from typing import Any
 
 from mqtool.amqp import Address, TlsFiles
 from mqtool.amqp.pika_errors import connecting
-from mqtool.benching.plain_connection import AmqpWire, Wire
 from mqtool.benching.plan import AMQP_1_0, STREAM, Job, lines_in, told
 from mqtool.benching.tally import Latencies
+from mqtool.benching.wire import AmqpWire, Wire
 from mqtool.errors import MqtoolError, Unavailable
 
 SECOND = 1_000_000_000
@@ -57,7 +57,7 @@ def tell(**values: Any) -> None:
         data = data[os.write(1, data) :]
 
 
-def wire_for(protocol: str) -> Callable[[Address, TlsFiles, str], Wire]:
+def wire_for(protocol: str) -> Callable[[Address, TlsFiles], Wire]:
     """Return the connection class for a protocol."""
     if protocol == AMQP_1_0:
         from mqtool.benching.amqp10_wire import Amqp10Wire
@@ -80,6 +80,8 @@ class Client:
     """
 
     def __init__(self, job: Job, orders: Orders) -> None:
+        # The name of this process's connections in the broker's lists.
+        os.environ["MQTOOL_CONNECTION_NAME"] = " ".join(("mqtool bench", job.role, str(job.number + 1)))
         self.job = job
         self.plan = job.plan
         self.orders = orders
@@ -125,11 +127,10 @@ class Client:
             MqtoolError: no node accepts it.
         """
         kind = wire_for(self.plan.protocol)
-        name = " ".join(("mqtool bench", self.job.role, str(self.job.number + 1)))
         failure: MqtoolError | None = None
         for address in self.job.addresses:
             try:
-                return kind(address, self.job.tls, name)
+                return kind(address, self.job.tls)
             except MqtoolError as error:
                 failure = error
             except OSError as error:
@@ -150,20 +151,10 @@ class Client:
                 if self.wire is None:
                     self._open_again()
                 else:
-                    self._step(self.wire, min(self.work(self.wire, now), report_at))
+                    until = min(self.work(self.wire, now), report_at)
+                    self.wire.wait(max(0, until - time.monotonic_ns()) / SECOND)
             except ConnectionError:
                 self._lose()
-
-    def _step(self, wire: Wire, until: int) -> None:
-        timeout = max(0, until - time.monotonic_ns()) / SECOND
-        sources: list[Wire | Orders] = [wire, self.orders]
-        readable, writable, _ = select.select(sources, [wire] if wire.unsent else [], [], timeout)
-        if wire in readable:
-            wire.receive()
-        if writable:
-            wire.flush()
-        if self.orders in readable:
-            self.orders.read()
 
     def _open_again(self) -> None:
         if select.select([self.orders], [], [], _RETRY)[0]:
@@ -192,6 +183,7 @@ class Client:
     def open(self, wire: Wire) -> None:
         """Set up a new connection."""
         self.wire = wire
+        wire.watch(self.orders.fileno(), self.orders.read)
 
     def lost(self) -> None:
         """Discard state that is no longer valid because the connection was lost."""

@@ -8,14 +8,14 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
-from pamqp import commands
-
+from mqtool.amqp.administration import binding_request, declare_request
 from mqtool.benching.client_process import SECOND, Client, Orders, tell
-from mqtool.benching.plain_connection import AmqpWire, Wire
 from mqtool.benching.plan import STAMP, Job, bodies
 from mqtool.benching.tally import Latencies, add_to_runs
+from mqtool.benching.wire import AmqpWire, Wire
 from mqtool.errors import MqtoolError
 from mqtool.message import Delivery, Message
+from mqtool.topology import Binding, Queue
 
 #: For this many seconds after the end of the run, messages that were due before it are still sent.
 _GRACE = 2.0
@@ -234,12 +234,13 @@ class Churner(Publisher):
         super().__init__(job, orders)
         self._removed = Latencies()
         self._name = f"{job.queue}-{job.number}"
+        self._queue_of_its_own = Queue(self._name, exclusive=True)
 
     def open(self, wire: Wire) -> None:
         Client.open(self, wire)
         if self.plan.churn == "bindings":
             assert isinstance(wire, AmqpWire)
-            wire.call(_exclusive_queue(self._name), commands.Queue.DeclareOk)
+            wire.ask(declare_request(self._queue_of_its_own))
 
     def is_done(self, now: int) -> bool:
         return self._is_over(now)
@@ -263,25 +264,26 @@ class Churner(Publisher):
         self._is_removed(removed_from)
 
     def _channel(self, wire: AmqpWire, due: int) -> None:
-        number = 2  # channel 1 stays open
-        wire.call(commands.Channel.Open(), commands.Channel.OpenOk, channel=number)
-        removed_from = self._created(due)
-        wire.call(commands.Channel.Close(200, "", 0, 0), commands.Channel.CloseOk, channel=number)
+        removed_from = due
+
+        def opened() -> None:
+            nonlocal removed_from
+            removed_from = self._created(due)
+
+        wire.open_and_close_channel(opened)
         self._is_removed(removed_from)
 
     def _queue(self, wire: AmqpWire, due: int) -> None:
-        wire.call(_exclusive_queue(self._name), commands.Queue.DeclareOk)
+        wire.ask(declare_request(self._queue_of_its_own))
         removed_from = self._created(due)
-        wire.call(commands.Queue.Delete(queue=self._name), commands.Queue.DeleteOk)
+        wire.ask(lambda pika, done: pika.queue_delete(self._name, callback=done))
         self._is_removed(removed_from)
 
     def _binding(self, wire: AmqpWire, due: int) -> None:
-        exchange, key = "amq.direct", f"{self._name}-{self._next}"
-        bind = commands.Queue.Bind(queue=self._name, exchange=exchange, routing_key=key)
-        wire.call(bind, commands.Queue.BindOk)
+        binding = Binding("amq.direct", self._name, f"{self._name}-{self._next}")
+        wire.ask(binding_request(binding))
         removed_from = self._created(due)
-        unbind = commands.Queue.Unbind(queue=self._name, exchange=exchange, routing_key=key)
-        wire.call(unbind, commands.Queue.UnbindOk)
+        wire.ask(binding_request(binding, verb="unbind"))
         self._is_removed(removed_from)
 
     def _created(self, due: int) -> int:
@@ -301,10 +303,6 @@ class Churner(Publisher):
 
     def report(self) -> dict[str, Any]:
         return {**super().report(), "removed": self._removed.pairs()}
-
-
-def _exclusive_queue(name: str) -> commands.Queue.Declare:
-    return commands.Queue.Declare(queue=name, exclusive=True)
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from mqtool.amqp import Address
 from mqtool.amqp import pika_errors as of_amqp
 from mqtool.errors import AccessRefused, MqtoolError, NotConfirmed, NotFound, Unavailable, UsageError
 from mqtool.streams.entries import Chunk, parse_chunk
-from mqtool.streams.wire import DELIVER, ClosedByBroker, NotStreams, StreamClient
+from mqtool.streams.rstream_private import DELIVER, ClosedByBroker, NotStreams, StreamClient
 
 _ENABLE = (
     "on the broker, 'rabbitmq-plugins enable rabbitmq_stream', or start one: 'mqtool broker up --stream-port 5552'; "
@@ -132,13 +132,21 @@ class Session:
 
     Args:
         inbox: the queue for received frames that are not responses; gets None when the connection is lost.
+        loop: an event loop that the caller runs, on its own thread; None for the one that runs on a thread of its own.
 
     Attributes:
         lost: the error that ended the connection; None while it is open.
     """
 
-    def __init__(self, address: Address, context: ssl.SSLContext | None, inbox: Inbox) -> None:
+    def __init__(
+        self,
+        address: Address,
+        context: ssl.SSLContext | None,
+        inbox: Inbox,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
         self._inbox = inbox
+        self._own_loop = loop
         self.lost: BaseException | None = None
         self.address = address
         heartbeat = _HEARTBEAT if address.heartbeat is None else address.heartbeat
@@ -237,7 +245,10 @@ class Session:
 
     def send(self, data: bytes) -> None:
         """Send an encoded frame, without waiting."""
-        _loop().call_soon_threadsafe(self.client.publish_by_hand, data)
+        if self._own_loop is None:
+            _loop().call_soon_threadsafe(self.client.publish_by_hand, data)
+        else:
+            self.client.publish_by_hand(data)
 
     def has(self, nodes: Sequence[Broker]) -> bool:
         """True if this session's node advertises the host and port of one of these nodes."""
@@ -260,8 +271,9 @@ class Session:
         self.lost = error
         self._inbox.put(None)
 
-    @staticmethod
-    def _call(request: Coroutine[Any, Any, _T], patience: float) -> _T:
+    def _call(self, request: Coroutine[Any, Any, _T], patience: float) -> _T:
+        if self._own_loop is not None:
+            return self._own_loop.run_until_complete(asyncio.wait_for(request, patience))
         return asyncio.run_coroutine_threadsafe(request, _loop()).result(patience)
 
 

@@ -13,8 +13,8 @@ from mqtool.errors import Unavailable
 from mqtool.message import Delivery
 from mqtool.offsets import FIRST, Offset, Start
 from mqtool.streams.entries import Chunk, Skipped, body_alone, chunk_entries, decode, parse_chunk
+from mqtool.streams.rstream_private import CONSUMER_UPDATE, DELIVER, METADATA_UPDATE
 from mqtool.streams.session import Owner, Session
-from mqtool.streams.wire import CONSUMER_UPDATE, DELIVER, METADATA_UPDATE
 from mqtool.topology import Stream
 
 #: The number of chunks that the broker may send in advance.

@@ -11,8 +11,8 @@ import mmh3
 from mqtool.amqp import Channel
 from mqtool.errors import DeclaredDifferently, Unavailable
 from mqtool.message import Confirmation, Message, Receipt
+from mqtool.streams.rstream_private import CONFIRM, ERROR, METADATA_UPDATE
 from mqtool.streams.session import Owner, Session, not_confirmed, refusal
-from mqtool.streams.wire import CONFIRM, ERROR, METADATA_UPDATE
 from mqtool.topology import Exchange, Queue, Stream
 
 #: The seed of the hash. All clients use the same one, so that a key maps to the same partition in each.
@@ -60,6 +60,12 @@ _BATCH, _BATCH_SIZE = 500, 1 << 16
 _WINDOW, _WINDOW_SIZE = 20_000, 1 << 25
 
 
+def publish_frame(publisher: int, count: int, entries: Iterable[bytes], version: int = 1) -> bytes:
+    """Encode a frame that publishes a number of messages; `entries` are the parts of their encoding."""
+    data = b"".join(entries)
+    return _HEAD.pack(len(data) + _HEAD.size - 4, _PUBLISH, version, publisher, count) + data
+
+
 class _Partition:
     """A stream to publish to. `batch` has the encoded parts of the messages for its next frame, `size` bytes."""
 
@@ -74,12 +80,11 @@ class _Partition:
         """Send the collected messages in one frame."""
         if not self.batch:
             return
-        data = b"".join(self.batch)
         version, pieces = (2, 4) if with_filter else (1, 2)
-        head = _HEAD.pack(len(data) + _HEAD.size - 4, _PUBLISH, version, self.number, len(self.batch) // pieces)
+        data = publish_frame(self.number, len(self.batch) // pieces, self.batch, version)
         self.batch.clear()
         self.size = 0
-        self.session.send(head + data)
+        self.session.send(data)
 
 
 class Publisher:

@@ -144,6 +144,25 @@ def test_a_stall_is_in_the_percentiles_of_an_open_loop(tester: Shell, own: Embed
     assert slow.count > 100
 
 
+@pytest.mark.parametrize("protocol", ["amqp0.9.1", "amqp1.0", "stream"])
+@pytest.mark.sampled(1)
+def test_messages_that_confirms_hold_back_are_late_by_the_time_since_they_were_due(
+    tester: Shell, own: EmbeddedBroker, protocol: str
+) -> None:
+    """With `--rate` and `--confirms 20`, a broker that stalls for a second holds the publisher back after 20 messages.
+
+    The messages due during the stall are sent after it. Their latencies still count from the times at which they were
+    due, so hundreds of them are more than half a second late, not just the 20 that were in flight.
+    """
+    load = ("--rate", "1000", "--duration", "3s", "--confirms", "20", "--protocol", protocol)
+    found = _once_it_runs(tester, own, *load, then=lambda: own.faults.go_silent(1.0))
+    in_flight = [published - confirmed for _, published, confirmed, _ in found["series"]]
+    assert max(in_flight) == 20
+    late = [0.5, 3600]
+    assert Latencies(found["confirm"]["histogram"]).bars(late)[0] >= 300
+    assert Latencies(found["deliver"]["histogram"]).bars(late)[0] >= 300
+
+
 @on_any_broker
 def test_a_command_at_a_time_of_the_run(shell: Shell, broker: TestBroker) -> None:
     """--at and --during run commands in a shell; what they print does not mix with the result."""

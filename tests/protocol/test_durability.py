@@ -65,6 +65,43 @@ def test_durable_things_outlive_a_restart(process: BrokerProcess, how: str) -> N
             gone("gone", passive=True)
 
 
+def test_a_clean_restart_keeps_the_counts_of_a_quorum_queue(tmp_path: Path) -> None:
+    """Like RabbitMQ 4.3: after a restart, `x-acquired-count` and `x-delivery-count` are as they were before."""
+    with BrokerProcess(tmp_path, "--data-dir", str(tmp_path / "data"), "--like", "4.3") as process:
+        channel = connect(process).channel()
+        channel.queue_declare("q", durable=True, arguments={"x-queue-type": "quorum"})
+        channel.confirm_delivery()
+        channel.basic_publish("", "q", b"1", PERSISTENT)
+        for requeue in (channel.basic_nack, channel.basic_nack, channel.basic_reject):
+            requeue(Take(channel).one("q", auto_ack=False)[0].delivery_tag, requeue=True)
+
+        restart(process, "stop")
+
+        properties = Take(connect(process).channel()).one("q")[1]
+        assert properties.headers == {"x-acquired-count": 3, "x-delivery-count": 1}
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_a_restarted_queue_keeps_its_maximum_length(process: BrokerProcess, how: str) -> None:
+    """Unacknowledged messages are ready again after a restart. The oldest messages beyond x-max-length are dropped."""
+    channel = connect(process).channel()
+    channel.queue_declare("dead", durable=True)
+    arguments = {"x-max-length": 2, "x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
+    channel.queue_declare("q", durable=True, arguments=arguments)
+    channel.confirm_delivery()
+    channel.basic_publish("", "q", b"1", PERSISTENT)
+    Take(channel).one("q", auto_ack=False)
+    for body in (b"2", b"3"):
+        channel.basic_publish("", "q", body, PERSISTENT)
+
+    restart(process, how)
+
+    channel = connect(process).channel()
+    assert channel.queue_declare("q", passive=True).method.message_count == 2
+    assert Take(channel).bodies("q", 2) == [b"2", b"3"]
+    assert Take(channel).bodies("dead", 1) == [b"1"]
+
+
 @pytest.mark.parametrize("how", ["stop", "kill"])
 def test_delivered_and_not_acknowledged_comes_again(process: BrokerProcess, how: str) -> None:
     """Marked redelivered; in its old place; what was acknowledged does not come."""

@@ -6,10 +6,12 @@ import logging
 import signal
 import ssl
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.broker import LOW_ON_DISK, Broker
+from mqtool.broker.embedded.model.clock import Clock, LoopClock
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.profile import profile
 from mqtool.broker.embedded.settings import Settings
@@ -19,6 +21,7 @@ from mqtool.broker.embedded.wire.amqp_connection import Connection
 if TYPE_CHECKING:
     from mqtool.broker.embedded.amqp10.amqp10_connection import Connection10
     from mqtool.broker.embedded.store.database import DiskSpace
+    from mqtool.broker.embedded.store.storage import Storage
     from mqtool.broker.embedded.streaming.stream_connection import StreamConnection
     from mqtool.broker.embedded.testing.under_test import BrokerUnderTest
 
@@ -44,14 +47,29 @@ _URLS = {
 class Server:
     """A broker and its listening sockets, on the running event loop.
 
+    Args:
+        settings: the broker's settings.
+        new_clock, new_listener, open_storage: create the clock, the listeners and, given the data directory, the
+            storage. tests/simulation passes virtual ones.
+
     Attributes:
         damage: a sentence that describes the unreadable data in the data directory; None if everything was read.
         left_out: a sentence for each definition in the definitions file that the embedded broker does not support.
         broker: the broker, once started.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        new_clock: Callable[[], Clock] = LoopClock,
+        new_listener: Callable[..., Listener] = Listener,
+        open_storage: "Callable[[Path], Storage] | None" = None,
+    ) -> None:
         self._settings = settings
+        self._new_clock = new_clock
+        self._new_listener = new_listener
+        self._open_storage = open_storage
         self._listeners: list[Listener] = []
         self._management_listeners: list[Listener] = []
         self._tls: ssl.SSLContext | None = None
@@ -121,9 +139,9 @@ class Server:
         port: int,
     ) -> None:
         """Listen on a port without TLS and, if TLS is on, on the next lower port with TLS (like 5672 and 5671)."""
-        added = [(protocol, Listener(new_connection), port)]
+        added = [(protocol, self._new_listener(new_connection), port)]
         if self._tls is not None:
-            added.append((_WITH_TLS[protocol], Listener(new_connection, self._tls), port and port - 1))
+            added.append((_WITH_TLS[protocol], self._new_listener(new_connection, self._tls), port and port - 1))
         for name, listener, wanted in added:
             listeners.append(listener)
             self.broker.listeners[name] = (self._settings.host, await listener.listen(hosts, wanted))
@@ -191,7 +209,7 @@ class Server:
         from mqtool.broker.embedded.store.recovery import recover
         from mqtool.broker.embedded.store.storage import Storage
 
-        storage = Storage(settings.data_dir)
+        storage = (self._open_storage or Storage)(settings.data_dir)
         broker = self._broker(storage)
         storage.when_failed = lambda error: broker.raise_alarm(
             "disk", LOW_ON_DISK, f"cannot write to the data directory: {error}"
@@ -213,6 +231,7 @@ class Server:
             disk_free_limit=settings.disk_free_limit,
             consumer_timeout=settings.consumer_timeout,
             profile=profile(settings.like),
+            clock=self._new_clock(),
         )
         broker.add_clients(self._amqp10_connections)
         if settings.guest_from_anywhere:

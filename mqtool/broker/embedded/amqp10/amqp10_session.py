@@ -1,7 +1,6 @@
 """One session: attaches and detaches links, and passes frames to them. An error detaches a link or ends the session."""
 
 from collections.abc import Iterable
-from time import monotonic
 from typing import Any
 
 from mqtool.broker.embedded.amqp10.amqp10_socket import Amqp10Socket
@@ -281,7 +280,7 @@ class Session(SessionState):
         """
         if self.vhost.profile.times_out:
             return
-        limit = monotonic() - timeout
+        limit = self.connection.now() - timeout
         overdue = {
             number: each for number, each in self.unsettled.items() if each.at < limit and each.queue.kind == "quorum"
         }

@@ -160,7 +160,9 @@ class OutgoingLink:
         if not self.no_ack:
             # A stream keeps its messages, so unsettled ones need not be held in memory as well.
             is_kept = self.queue.kind == "stream" and hooks is None
-            session.unsettled[delivery_id] = Delivery(self, self.queue, _FORGOTTEN if is_kept else entry)
+            session.unsettled[delivery_id] = Delivery(
+                self, self.queue, _FORGOTTEN if is_kept else entry, session.connection.now()
+            )
         elif hooks is not None:
             hooks.acknowledge(self.queue, entry)
         watcher = self.queue.watcher

@@ -4,7 +4,6 @@ import struct
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable
-from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
 from mqtool.broker.embedded.amqp10.amqp10_socket import Amqp10Socket
@@ -62,16 +61,16 @@ class Delivery:
 
     Attributes:
         link: the link on which it was sent.
-        at: the time of the delivery (`time.monotonic()`).
+        at: the time of the delivery on the event loop's clock, in seconds.
     """
 
     __slots__ = ("at", "entry", "link", "queue")
 
-    def __init__(self, link: object, queue: Queue, entry: Entry) -> None:
+    def __init__(self, link: object, queue: Queue, entry: Entry, at: float) -> None:
         self.link = link
         self.queue = queue
         self.entry = entry
-        self.at = monotonic()
+        self.at = at
 
     def modify(self, annotations: Map) -> None:
         """Add annotations to the message. Only quorum queues keep them.

@@ -12,7 +12,6 @@ import json
 import logging
 import math
 import socket
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -365,12 +364,13 @@ def _credentials(authorization: str) -> tuple[str, str] | None:
 async def in_slices(items: Iterable[Item]) -> list[Item]:
     """Collect a generator's items, letting the event loop serve other clients every few milliseconds."""
     found: list[Item] = []
-    until = time.monotonic() + _SLICE_SECONDS
+    time = asyncio.get_running_loop().time
+    until = time() + _SLICE_SECONDS
     for item in items:
         found.append(item)
-        if time.monotonic() > until:
+        if time() > until:
             await asyncio.sleep(0)
-            until = time.monotonic() + _SLICE_SECONDS
+            until = time() + _SLICE_SECONDS
     return found
 
 

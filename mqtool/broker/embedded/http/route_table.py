@@ -8,7 +8,6 @@ docs/reference/embedded-broker.md; https://www.rabbitmq.com/docs/management#perm
 """
 
 import asyncio
-import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -68,7 +67,7 @@ class Rates:
 
     def of(self, counting: Counting) -> dict[str, int | dict[str, float]]:
         """Return an object's counters with their rates, as in `message_stats`."""
-        now = time.monotonic()
+        now = asyncio.get_running_loop().time()
         (at, earlier), _ = self._samples.get(counting, ((now, {}), None))
         stats: dict[str, int | dict[str, float]] = {}
         for name, count in counting.counts().items():
@@ -94,7 +93,7 @@ class Rates:
             for number, counting in enumerate([*self._counting()]):
                 if number % 500 == 0:
                     await asyncio.sleep(0)  # lets the event loop serve clients
-                latest = time.monotonic(), counting.counts()
+                latest = asyncio.get_running_loop().time(), counting.counts()
                 _, earlier = self._samples.get(counting, (latest, latest))
                 self._samples[counting] = earlier, latest
 

@@ -9,7 +9,7 @@ from typing import Protocol
 from mqtool.broker.embedded.model.amqp_errors import NOT_ALLOWED, ConnectionException
 from mqtool.broker.embedded.model.amqp_message import Message
 from mqtool.broker.embedded.model.backlog import Entry
-from mqtool.broker.embedded.model.clock import LoopClock, Timer
+from mqtool.broker.embedded.model.clock import Clock, LoopClock, Timer
 from mqtool.broker.embedded.model.ledger import Ledger, default_memory_limit
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Profile
 from mqtool.broker.embedded.model.queue import Queue
@@ -92,6 +92,7 @@ class Broker:
         disk_free_limit: block publishers once fewer bytes than this are free on the disk.
         consumer_timeout: how long a delivery may stay unacknowledged, in seconds.
         profile: the version of RabbitMQ that the broker behaves like.
+        clock: the clock; by default, the system's.
 
     Attributes:
         connection_limit: close a connection that the broker holds more bytes than this for.
@@ -113,9 +114,10 @@ class Broker:
         disk_free_limit: int = DISK_FREE_LIMIT,
         consumer_timeout: float = CONSUMER_TIMEOUT,
         profile: Profile = PROFILES[DEFAULT],
+        clock: Clock | None = None,
     ) -> None:
         self.profile = profile
-        self.clock = LoopClock()
+        self.clock: Clock = LoopClock() if clock is None else clock
         self.ledger = ledger
         self._clients = [clients]
         self.memory_limit = default_memory_limit() if memory_limit is None else memory_limit

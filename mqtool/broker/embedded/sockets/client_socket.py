@@ -3,7 +3,6 @@
 import asyncio
 import ipaddress
 import logging
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -255,6 +254,10 @@ class PacedSocket(asyncio.Protocol, ABC):
             self.writable = True
             self.may_send()
 
+    def now(self) -> float:
+        """Return the time on the event loop's clock, in seconds."""
+        return self._loop.time()
+
     def heard(self) -> None:
         """Record the time at which the client sent something, for the heartbeat check."""
         self._heard_at = self._loop.time()
@@ -299,7 +302,7 @@ class ClientSocket(PacedSocket):
         self.client_properties: Table = {}
         self.held_bytes = 0
         self._held_by_socket = self._counted_deliveries = 0
-        self.connected_at = time.time()
+        self.connected_at = broker.clock.wall() / 1000
         self.heartbeat = 0
         self._connections = connections
         self._beat: asyncio.TimerHandle | None = None

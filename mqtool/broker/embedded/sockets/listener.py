@@ -7,7 +7,7 @@ import resource
 import socket
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -257,17 +257,26 @@ class Abortable(Protocol):
 C = TypeVar("C", bound=Abortable)
 
 
-class Connections(set[C], Generic[C]):
-    """The open connections of one protocol. Limits how many from one address may be open without a login."""
+class Connections(Collection[C], Generic[C]):
+    """The open connections of one protocol, oldest first. Limits how many from one address may lack a login."""
 
     def __init__(self) -> None:
-        super().__init__()
+        self._open: dict[C, None] = {}
         self._limit = stranger_limit()
         self._strangers: dict[str, dict[C, None]] = {}
 
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def __iter__(self) -> Iterator[C]:
+        return iter(self._open)
+
+    def __contains__(self, connection: object) -> bool:
+        return connection in self._open
+
     def add(self, connection: C) -> None:
         """Add a new connection. If its address now has too many without a login, close the oldest of these."""
-        super().add(connection)
+        self._open[connection] = None
         strangers = self._strangers.setdefault(connection.peer[0], {})
         strangers[connection] = None
         if len(strangers) > self._limit:
@@ -288,7 +297,7 @@ class Connections(set[C], Generic[C]):
 
     def remove(self, connection: C) -> None:
         """Remove a closed connection."""
-        super().remove(connection)
+        del self._open[connection]
         self.allow(connection)
 
 

@@ -14,6 +14,7 @@ from mqtool.broker.embedded.model.backlog import BATCH, Entry
 from mqtool.broker.embedded.model.broker import LOW_ON_DISK, Broker
 from mqtool.broker.embedded.model.ledger import decode_definition, disk_free
 from mqtool.broker.embedded.store.damage import LogCheck, is_sound, salvage
+from mqtool.broker.embedded.store.disk import DISK, Disk
 from mqtool.codecs.field_tables import Table
 
 FILE = "broker.sqlite3"
@@ -42,11 +43,13 @@ class Database:
         damage: a description of the unreadable data; None if everything could be read.
     """
 
-    def __init__(self, directory: Path, lock: int, db: sqlite3.Connection, damage: str | None) -> None:
+    def __init__(self, directory: Path, lock: int, db: sqlite3.Connection, damage: str | None, disk: Disk) -> None:
         self.db = db
         self.damage = damage
         self._directory = lock
-        self._log = os.open(directory / f"{FILE}-wal", os.O_RDWR)
+        self._disk = disk
+        self._log_path = directory / f"{FILE}-wal"
+        self._log = os.open(self._log_path, os.O_RDWR)
         # Checkpoints on the writer thread use a separate connection, so that they do not block the event loop.
         self._checkpoints = _connect(directory / FILE)
 
@@ -62,7 +65,7 @@ class Database:
 
     def sync(self) -> None:
         """Block until everything committed so far is on disk. Safe to call from any thread."""
-        os.fsync(self._log)
+        self._disk.sync(self._log, self._log_path)
 
     def checkpoint(self) -> None:
         """Copy the log to the database file, so that SQLite can reuse the log. Safe to call from any thread."""
@@ -76,7 +79,7 @@ class Database:
         os.close(self._directory)
 
 
-def open_database(directory: Path) -> Database:
+def open_database(directory: Path, disk: Disk = DISK) -> Database:
     """Open the database in a directory. If necessary, create both, accessible only to this user.
 
     Raises:
@@ -86,7 +89,7 @@ def open_database(directory: Path) -> Database:
     lock = _lock(directory)
     try:
         db, damage = _open(directory)
-        return Database(directory, lock, db, damage)
+        return Database(directory, lock, db, damage, disk)
     except (OSError, sqlite3.Error) as error:
         os.close(lock)
         raise _explained(error, directory) from error
@@ -187,6 +190,8 @@ class StoredEntry(NamedTuple):
     Attributes:
         holder: the key of the queue or delayed exchange that the message is in.
         due: when the message expires or its delay ends, in milliseconds since 1970; None for never.
+        redelivered: 0 if the message was never delivered; otherwise 1, plus the number of times that a quorum queue
+            has requeued it. Earlier versions wrote 1 for all, so delivery_count is the least that is known.
     """
 
     row: int
@@ -210,7 +215,8 @@ class StoredEntry(NamedTuple):
             message = Message(self.address, header, self.body)
         entry = Entry(message, self.row, self.due)
         entry.row = self.row
-        entry.acquired_count = entry.delivery_count = self.delivery_count
+        entry.delivery_count = self.delivery_count
+        entry.acquired_count = max(self.delivery_count, self.redelivered - 1)
         entry.redelivered = bool(self.redelivered)
         return entry
 
@@ -258,8 +264,8 @@ def note_redeliveries(
         last_recovered: the last row that existed when the broker started.
     """
     db.executemany(
-        "UPDATE entry SET redelivered = 1, delivery_count = ?, header = ? WHERE row = ?",
-        ((entry.delivery_count, entry.message.header.raw, entry.row) for entry in returned),
+        "UPDATE entry SET redelivered = ?, delivery_count = ?, header = ? WHERE row = ?",
+        ((1 + entry.acquired_count, entry.delivery_count, entry.message.header.raw, entry.row) for entry in returned),
     )
     db.executemany(
         "UPDATE entry SET redelivered = 1 WHERE holder = ? AND row <= ? AND NOT redelivered",

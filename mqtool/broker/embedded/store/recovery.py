@@ -192,6 +192,10 @@ class _Recovery:
             else:
                 vhost, exchange = holder
                 vhost.hold_again(exchange, entry)
+        for holder in self._holders.values():
+            # Messages that were unacknowledged count again, so there may be more than the maximum length.
+            if isinstance(holder, Queue) and holder.kind != "stream" and holder.options.limited:
+                holder.requeue(())
         for row in orphans if not self._unreadable else ():
             self._storage.removed(row)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mqtool.broker.embedded.model.ledger import SegmentData
 from mqtool.broker.embedded.store.damage import new_directory
+from mqtool.broker.embedded.store.disk import DISK, Disk
 
 _SUFFIX = ".segment"
 _NAME = re.compile(r"[0-9]{20}\.segment")
@@ -50,8 +51,9 @@ _spare = _SpareDescriptor()
 class SegmentFile:
     """A segment in a file. A stream may have thousands of files, so only the one being written to is kept open."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, disk: Disk = DISK) -> None:
         self._path = path
+        self._disk = disk
         self._file: int | None = None
         self._is_new = not path.exists()
 
@@ -66,17 +68,17 @@ class SegmentFile:
         with memoryview(data) as rest:
             written = 0
             while written < len(data):
-                written += os.pwrite(self._file, rest[written:], position + written)
+                written += self._disk.write(self._file, self._path, rest[written:], position + written)
 
     def sync(self) -> None:
         """Block until all bytes are on disk."""
         if self._file is None:
             return
-        os.fsync(self._file)
+        self._disk.sync(self._file, self._path)
         if self._is_new:
             # The directories above a new file may be new too.
             for directory in list(self._path.parents)[:3]:
-                _sync_directory(directory)
+                self._disk.sync_directory(directory)
             self._is_new = False
 
     def read(self, position: int, size: int) -> bytes:
@@ -109,24 +111,17 @@ class SegmentFile:
         self._path.unlink(missing_ok=True)
 
 
-def _sync_directory(path: Path) -> None:
-    directory = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
 class SegmentDirectory:
     """The directory that contains the segment files of one stream. The first write to a segment creates it."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, disk: Disk = DISK) -> None:
         self._directory = directory
+        self._disk = disk
 
     def existing(self) -> Iterable[tuple[int, SegmentData]]:
         """Return the segments that exist when the broker starts, in order, each with its first offset."""
         found = sorted(path for path in self._directory.glob(f"*{_SUFFIX}") if _NAME.fullmatch(path.name))
-        return [(int(path.stem), SegmentFile(path)) for path in found]
+        return [(int(path.stem), SegmentFile(path, self._disk)) for path in found]
 
     def foreign(self) -> list[Path]:
         """Return the paths in the directory that are not segment files."""
@@ -134,7 +129,7 @@ class SegmentDirectory:
 
     def new(self, offset: int) -> SegmentData:
         """Return an empty segment with this first offset. The first write creates the file."""
-        return SegmentFile(self._directory / f"{offset:020}{_SUFFIX}")
+        return SegmentFile(self._directory / f"{offset:020}{_SUFFIX}", self._disk)
 
     def delete(self) -> None:
         """Delete the directory and all files in it."""

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from mqtool.broker.embedded.store.database import (
     write_definitions,
     write_entries,
 )
+from mqtool.broker.embedded.store.disk import DISK, Disk
 from mqtool.codecs.field_tables import encode_table
 
 log = logging.getLogger("mqtool.broker.embedded")
@@ -99,6 +100,7 @@ class Storage(Ledger):
 
     Args:
         directory: the data directory; created if it does not exist.
+        disk: the operations on its files.
 
     Attributes:
         database: the open SQLite database.
@@ -110,16 +112,17 @@ class Storage(Ledger):
 
     on_disk = True
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, disk: Disk = DISK) -> None:
         super().__init__()
         self.directory = directory
-        self.database = open_database(directory)
+        self.database = open_database(directory, disk)
         self._db = self.database.db
         self.damage = self.database.damage
         self.when_failed: Callable[[Exception], None] = lambda _: None
         self.when_recovered: Callable[[], None] = lambda: None
         self._loop = asyncio.get_running_loop()
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="embedded-broker-writer")
+        self._disk = disk
+        self._writer = disk.writer()
         self._next = Group()
         self._syncing = Group()
         self._in_flight: Future[None] | None = None
@@ -140,7 +143,7 @@ class Storage(Ledger):
 
     def _marked(self, stored: StoredEntry) -> StoredEntry:
         """Mark a message as redelivered if a client may have seen it before the broker was killed."""
-        if stored.row > self._last_recovered or stored.holder not in self._seen:
+        if stored.redelivered or stored.row > self._last_recovered or stored.holder not in self._seen:
             return stored
         return stored._replace(redelivered=1)
 
@@ -221,7 +224,7 @@ class Storage(Ledger):
         # Imported here: most brokers have no streams.
         from mqtool.broker.embedded.store.segment_files import SegmentDirectory
 
-        return SegmentDirectory(self.directory / STREAMS / str(holder))
+        return SegmentDirectory(self.directory / STREAMS / str(holder), self._disk)
 
     def write_log(self, log: Log) -> None:
         self._next.logs[log] = None
@@ -325,9 +328,9 @@ class Storage(Ledger):
         """Write all pending changes, mark the messages in `returned` as redelivered, and close the files."""
         if self._scheduled is not None:
             self._scheduled.cancel()
+        self._writer.shutdown()  # waits for a sync in flight
         group = self._next
         if self._in_flight is not None:
-            wait([self._in_flight])
             group = self._syncing.then(self._next) if self._in_flight.exception() else self._next
             self._in_flight = None
         try:
@@ -343,7 +346,6 @@ class Storage(Ledger):
             log.error(
                 "cannot write to the data directory: %s; %d unconfirmed messages are lost", error, len(group.added)
             )
-        self._writer.shutdown()
         self.database.close()
 
 

@@ -1,7 +1,6 @@
 """A channel's consumers and unacknowledged deliveries."""
 
 from collections.abc import Callable, Iterable, Mapping
-from time import monotonic
 from typing import Any
 
 from pamqp import commands
@@ -74,7 +73,7 @@ class Subscription:
         if not self.no_ack:
             # A stream keeps its messages, so unacknowledged ones need not be held in memory as well.
             is_kept = self.queue.kind == "stream" and session.broker.hooks is None
-            channel.unacked[tag] = Delivery(self.queue, _FORGOTTEN if is_kept else entry, self)
+            channel.unacked[tag] = Delivery(self.queue, _FORGOTTEN if is_kept else entry, self, session.now())
             self.unacked += 1
             channel.global_unacked += 1
         elif session.broker.hooks is not None:
@@ -105,16 +104,16 @@ class Delivery:
 
     Attributes:
         subscription: the consumer that received the message; None for basic.get.
-        at: the time of the delivery (`time.monotonic()`).
+        at: the time of the delivery on the event loop's clock, in seconds.
     """
 
     __slots__ = ("at", "entry", "queue", "subscription")
 
-    def __init__(self, queue: Queue, entry: Entry, subscription: Subscription | None) -> None:
+    def __init__(self, queue: Queue, entry: Entry, subscription: Subscription | None, at: float) -> None:
         self.queue = queue
         self.entry = entry
         self.subscription = subscription
-        self.at = monotonic()
+        self.at = at
 
 
 class Deliveries:
@@ -151,7 +150,7 @@ class Deliveries:
         """Send basic.get-ok with a message."""
         self.last_tag = tag = self.last_tag + 1
         if not no_ack:
-            self.unacked[tag] = Delivery(queue, entry, None)
+            self.unacked[tag] = Delivery(queue, entry, None, self.session.now())
         elif self.session.broker.hooks is not None:
             self.session.broker.hooks.acknowledge(queue, entry)
         session = self.session
@@ -277,7 +276,7 @@ class Deliveries:
         any_queue = self.session.vhost.profile.times_out
         unacked = self.unacked.values()
         oldest = next((each for each in unacked if any_queue or each.queue.kind == "quorum"), None)
-        return oldest is not None and monotonic() - oldest.at > timeout
+        return oldest is not None and self.session.now() - oldest.at > timeout
 
     def shut(self, uncommitted: Iterable[Delivery]) -> None:
         """End the consumers, and requeue the unacknowledged and the `uncommitted` deliveries."""

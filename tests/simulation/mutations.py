@@ -1,0 +1,339 @@
+"""Faults that are planted in the broker, to prove that the simulation finds them.
+
+Each is a text in one file of the broker, and what stands there instead. It is replaced as the file is imported, in a
+process of its own.
+"""
+
+import importlib.abc
+import importlib.machinery
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import CodeType, ModuleType
+
+_PACKAGE = "mqtool.broker.embedded"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A planted fault.
+
+    Attributes:
+        name: what the broker does wrong.
+        path: the file, below `mqtool/broker/embedded`.
+        old, new: the text, which must be in the file exactly once, and its replacement.
+    """
+
+    name: str
+    path: str
+    old: str
+    new: str
+
+
+MUTATIONS = (
+    Mutation(
+        "drops a requeued message of a classic queue",
+        "model/queue.py",
+        "            else:\n                self.backlog.put_back(entry)\n        if not self.deleted:",
+        "            elif entry.position % 20:\n"
+        "                self.backlog.put_back(entry)\n"
+        "        if not self.deleted:",
+    ),
+    Mutation(
+        "does not mark a requeued message as redelivered",
+        "model/queue.py",
+        "            entry.redelivered = True\n",
+        "            entry.redelivered = entry.redelivered or bool(entry.position % 10)\n",
+    ),
+    Mutation(
+        "confirms before the sync",
+        "store/storage.py",
+        "        self._syncing = group.unsynced()\n",
+        "        self._syncing = group.unsynced()\n"
+        "        any(self._loop.call_soon(what) is None for what in group.waiting)\n"
+        "        self._syncing.waiting = []\n",
+    ),
+    Mutation(
+        "confirms although the sync failed",
+        "store/storage.py",
+        "            self._keep(group, error)\n            return\n        if self._failing:",
+        "            pass\n        if self._failing:",
+    ),
+    Mutation(
+        "forgets a binding when it restarts",
+        "store/recovery.py",
+        "        source.add(Binding(",
+        '        stored["source"] == "amq.topic" or source.add(Binding(',
+    ),
+    Mutation(
+        "forgets the arguments of a queue when it restarts",
+        "store/recovery.py",
+        'QueueDeclaration(stored["name"], stored["arguments"], ',
+        'QueueDeclaration(stored["name"], {"x-queue-type": stored["arguments"].get("x-queue-type", "classic")}, ',
+    ),
+    Mutation(
+        "gives AMQP 1.0 receivers one message more than their credit",
+        "amqp10/outgoing_link.py",
+        "flow.link_credit or 0), self.delivery_count), 0)",
+        "flow.link_credit or 0), self.delivery_count) + 1, 0)",
+    ),
+    Mutation(
+        "does not enforce the credit of AMQP 1.0 senders",
+        "amqp10/incoming_link.py",
+        "        if self.credit <= 0:\n",
+        "        if self.credit < -1_000_000:\n",
+    ),
+    Mutation(
+        "exceeds the prefetch limit by one",
+        "wire/deliveries.py",
+        "not self.prefetch or self.unacked < self.prefetch)",
+        "not self.prefetch or self.unacked <= self.prefetch)",
+    ),
+    Mutation(
+        "does not count an acknowledgement towards the prefetch limit",
+        "wire/deliveries.py",
+        "        subscription.unacked -= 1\n        self.global_unacked",
+        "        subscription.unacked -= 1 if self.last_tag % 5 else 0\n        self.global_unacked",
+    ),
+    Mutation(
+        "loses the unacknowledged messages of a closed channel",
+        "wire/deliveries.py",
+        "            queue.requeue(entries, Why.LOST)",
+        "            queue.requeue(entries[1:], Why.LOST)",
+    ),
+    Mutation(
+        "acknowledges one delivery too many with multiple",
+        "wire/deliveries.py",
+        "            if each > tag:\n",
+        "            if each > tag + 1:\n",
+    ),
+    Mutation(
+        "requeues at the tail of the queue",
+        "model/backlog.py",
+        "        heappush(self._returned, (entry.position, entry))\n",
+        "        heappush(self._returned, (entry.position + 2, entry))\n",
+    ),
+    Mutation(
+        "lets a message expire late",
+        "model/queue.py",
+        "None if ttl is None else self.clock.now() + ttl)",
+        "None if ttl is None else self.clock.now() + ttl * 100)",
+    ),
+    Mutation(
+        "forgets the alarm of the next message that expires",
+        "model/queue.py",
+        "        self._drop_expired(_EXPIRED_AT_ONCE)\n        self._arm_expiry()",
+        "        self._drop_expired(_EXPIRED_AT_ONCE)",
+    ),
+    Mutation(
+        "keeps one message more than max-length",
+        "model/queue_arguments.py",
+        "self.max_length is not None and messages > self.max_length)",
+        "self.max_length is not None and messages > self.max_length + 1)",
+    ),
+    Mutation(
+        "drops instead of dead-lettering when a queue is full",
+        "model/queue.py",
+        '                self._dead_letter(backlog.take(), "maxlen")',
+        "                self.ledger.drop(backlog.take())",
+    ),
+    Mutation(
+        "takes messages that it refuses",
+        "model/queue.py",
+        "            return False, False\n        ttl",
+        "            accepted = False\n        ttl",
+    ),
+    Mutation(
+        "dead-letters with the wrong reason",
+        "model/queue.py",
+        '            self._dead_letter(entry, "rejected")',
+        '            self._dead_letter(entry, "expired")',
+    ),
+    Mutation(
+        "keeps a dead letter in its queue's data",
+        "model/queue.py",
+        "            elif outcome is Outcome.TAKEN or self.deleted or not self.options.at_least_once:\n"
+        "                self.ledger.drop(entry)",
+        "            elif outcome is Outcome.TAKEN or self.deleted or not self.options.at_least_once:\n"
+        "                self.ledger.set_aside(entry)",
+    ),
+    Mutation(
+        "delivers to consumers that are not the single active one",
+        "model/consumers.py",
+        "            return self.active if self.active is not None and self.active.ready() else None\n",
+        "            return next((each for each in self._all if each.ready()), None)\n",
+    ),
+    Mutation(
+        "ignores priorities",
+        "model/backlog.py",
+        "        for priority in self._descending:\n",
+        "        for priority in reversed(self._descending):\n",
+    ),
+    Mutation(
+        "ignores the delivery limit",
+        "model/queue.py",
+        "        if limit is not None and entry.delivery_count > limit:",
+        "        if limit is not None and entry.delivery_count > limit + 60:",
+    ),
+    Mutation(
+        "keeps the memory of a message that is acknowledged",
+        "model/queue.py",
+        "        self.traffic.acknowledged += 1\n        self.ledger.drop(entry)",
+        "        self.traffic.acknowledged += 1\n        self.ledger.removed(entry.row)",
+    ),
+    Mutation(
+        "forgets to delete an acknowledged message from the disk",
+        "store/storage.py",
+        "            self._next.removed.append(row)\n",
+        "            self._next.removed.append(row) if row % 7 else None\n",
+    ),
+    Mutation(
+        "loses the second half of a failed group",
+        "store/storage.py",
+        "            self.added | later.added,",
+        "            later.added,",
+    ),
+    Mutation(
+        "counts unacknowledged messages wrongly",
+        "model/queue.py",
+        "        self.unacked -= 1\n"
+        "        self.unacked_bytes -= len(entry.message.body)\n"
+        "        self.traffic.acknowledged",
+        "        self.unacked_bytes -= len(entry.message.body)\n        self.traffic.acknowledged",
+    ),
+    Mutation(
+        "publishes what a transaction rolled back",
+        "wire/basic_methods.py",
+        "    channel.deliveries.put_back(_end_transaction(channel).deliveries())\n",
+        "    tx_commit(channel, Tx.Commit())\n    return\n",
+    ),
+    Mutation(
+        "lets stream readers see what is not on disk",
+        "store/storage.py",
+        "        for stream in group.logs:\n            stream.prepare()\n        self._syncing",
+        "        for stream in group.logs:\n"
+        "            stream.prepare()\n"
+        "            stream.write = stream.commit if self._failing else stream.write\n"
+        "        self._syncing",
+    ),
+    Mutation(
+        "reuses the offsets of a stream after a restart",
+        "model/stream_log.py",
+        "            end = header.offset + header.records\n",
+        "            end = header.offset + max(header.records - 1, 0)\n",
+    ),
+    Mutation(
+        "forgets the publishing ids of a stream when it restarts",
+        "model/stream_log.py",
+        "            self.publishing_ids |= tracking.publishing_ids\n",
+        "            pass\n",
+    ),
+    Mutation(
+        "deletes the newest segments of a stream instead of the oldest",
+        "model/stream_log.py",
+        "            del self._segments[0]\n            first.data.delete()",
+        "            del self._segments[-2]\n            first.data.delete()",
+    ),
+    Mutation(
+        "confirms a stream's messages before they are written",
+        "streaming/publishers.py",
+        "        self._session.broker.ledger.after_commit(confirm)\n",
+        "        confirm()\n",
+    ),
+    Mutation(
+        "sends stream readers one chunk more than their credit",
+        "streaming/subscriptions.py",
+        "self._reader is not None and self.credit > 0 and",
+        "self._reader is not None and self.credit >= 0 and",
+    ),
+    Mutation(
+        "stores what a publisher repeats",
+        "streaming/publishers.py",
+        "        if publishing_id > last:\n",
+        "        if publishing_id >= last:\n",
+    ),
+    Mutation(
+        "closes another connection together with one that fails",
+        "wire/amqp_connection.py",
+        '        self.state = "closing"\n        self.send(\n',
+        '        self.state = "closing"\n'
+        "        others = sorted((each for each in self._connections if each.is_open), key=lambda each: each.name)\n"
+        "        any(each.transport.abort() for each in others[:1])\n        self.send(\n",
+    ),
+    Mutation(
+        "counts a message of AMQP 1.0 as settled although it was released",
+        "amqp10/amqp10_session.py",
+        "        ids = [number for number, each in self.unsettled.items() if each.link is outgoing]\n"
+        "        deliveries = [self.unsettled.pop(number) for number in ids]\n",
+        "        ids = [number for number, each in self.unsettled.items() if each.link is outgoing]\n"
+        "        deliveries = [self.unsettled.pop(number) for number in ids][1:]\n",
+    ),
+    Mutation(
+        "does not record that a queue delivers",
+        "store/storage.py",
+        '        self._write_soon({("delivering", definition_key([str(holder)])): encode_table({"holder": holder})})\n',
+        "        return\n",
+    ),
+    Mutation(
+        "confirms one publish that a full queue refused",
+        "wire/incoming_publishes.py",
+        "            self._refused.append(self._published)\n",
+        "            self._refused.append(self._published) if self._published % 3 else None\n",
+    ),
+    Mutation(
+        "adds a message to the first of its queues only",
+        "model/virtual_host.py",
+        "            if not queue.deleted:\n                routed = True\n",
+        "            if not queue.deleted and not routed:\n                routed = True\n",
+    ),
+    Mutation(
+        "starts no timer for the heartbeats of a client that is gone",
+        "sockets/client_socket.py",
+        "        if self.may_read and not self._waits and now - self._heard_at > self.heartbeat * 2:\n",
+        "        if False and now - self._heard_at > self.heartbeat * 2:\n",
+    ),
+)
+
+
+class _Planted(importlib.machinery.SourceFileLoader):
+    """Loads a file of the broker with a text replaced."""
+
+    def __init__(self, name: str, path: str, mutation: Mutation) -> None:
+        super().__init__(name, path)
+        self._mutation = mutation
+
+    def get_code(self, fullname: str) -> CodeType | None:
+        return self.source_to_code(planted_in(Path(self.path).read_text(), self._mutation), self.path)
+
+
+def planted_in(source: str, mutation: Mutation) -> str:
+    """Return a file's source with a mutation. Raises ValueError if the mutation's text is not in it exactly once."""
+    if not mutation.old or source.count(mutation.old) != 1:
+        raise ValueError(f"{mutation.path} does not contain the text of the mutation {mutation.name!r} exactly once")
+    return source.replace(mutation.old, mutation.new)
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    def __init__(self, mutation: Mutation) -> None:
+        self._mutation = mutation
+        self._module = f"{_PACKAGE}.{mutation.path.removesuffix('.py').replace('/', '.')}"
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != self._module:
+            return None
+        found = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        assert found is not None
+        assert found.origin is not None
+        found.loader = _Planted(fullname, found.origin, self._mutation)
+        return found
+
+
+def plant(name: str) -> None:
+    """Plant a mutation in this process. Must be called before the broker is imported."""
+    mutation = next(each for each in MUTATIONS if each.name == name)
+    finder = _Finder(mutation)
+    assert finder._module not in sys.modules
+    sys.meta_path.insert(0, finder)

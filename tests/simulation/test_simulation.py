@@ -1,0 +1,98 @@
+"""The embedded broker on a virtual clock, network and disk: see docs/explanation/simulation.md."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.simulation.mutations import MUTATIONS, Mutation, planted_in
+from tests.simulation.plan import Actor, Plan, Step, draw
+from tests.simulation.shrinking import shrink, story
+from tests.simulation.world import Result, simulate
+
+ROOT = Path(__file__).parents[2]
+BROKER = ROOT / "mqtool" / "broker" / "embedded"
+
+#: The suite is spread over processes, which take turns with parts of this many seeds.
+_PART = 50
+_SEEDS = 2000 if os.environ.get("CI") else 200
+
+#: The first seed that finds a mutation must be below this one.
+_MOST_SEEDS = 1000
+
+
+def run(*options: str, hash_seed: str = "random") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tests.simulation", *options],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONHASHSEED": hash_seed},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("first", range(0, _SEEDS, _PART))
+def test_the_broker_breaks_no_rule(first: int) -> None:
+    """Whatever clients and faults a seed draws, the broker keeps all rules of the model."""
+    for seed in range(first, first + _PART):
+        plan = draw(seed)
+        result = simulate(plan)
+        if result.violation is not None:
+            pytest.fail(story(*shrink(plan, result)))
+
+
+def test_a_seed_is_reproduced_bit_by_bit() -> None:
+    """The same seed gives the same history, also in another process with other hashes of strings."""
+    first, second = (run("--digests", "--seeds", "12", hash_seed=seed) for seed in ("1", "2"))
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert first.stdout == second.stdout
+    digests = [simulate(draw(seed)).digest for seed in range(12)]
+    assert first.stdout.split() == digests
+
+
+@pytest.mark.sampled(4)
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name.replace(" ", "-"))
+@pytest.mark.timeout(3600)
+def test_a_planted_fault_is_found(mutation: Mutation) -> None:
+    """If the broker had this fault, one of the first 1,000 seeds would find it."""
+    found = run("--quick", "--seeds", str(_MOST_SEEDS), "--mutation", mutation.name)
+    assert found.returncode == 1, f"not found: {found.stdout}{found.stderr}"
+    assert found.stdout.startswith("seed "), found.stdout + found.stderr
+
+
+def test_the_mutations_fit_the_code() -> None:
+    """Each planted fault changes a text that is in its file exactly once, and leaves valid Python."""
+    assert len(MUTATIONS) >= 30
+    for mutation in MUTATIONS:
+        source = (BROKER / mutation.path).read_text()
+        compile(planted_in(source, mutation), mutation.path, "exec")
+
+
+def test_a_sender_beyond_its_credit_is_detached() -> None:
+    """While the disk does not sync, nothing is settled and no more credit is given: a sender's excess is refused."""
+    actors = (
+        Actor("faults", "Faults", 1, (Step(1, "eio", {"seconds": 30}),)),
+        Actor("sender", "Sender10", 1, (Step(2, "overdraw", {"queue": "q"}),)),
+    )
+    result = simulate(Plan(1, {"q": "classic"}, actors, like="4.0"))
+    assert result.violation is None
+    assert "ended by the broker: amqp:link:transfer-limit-exceeded" in [what for _, _, what in result.history]
+
+
+def test_a_failing_seed_is_shrunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is printed for a failing seed has only the clients and steps that are needed to fail."""
+    from tests.simulation import shrinking
+    from tests.simulation.judge import Violation
+
+    def fails_with_a_publisher(plan: Plan) -> Result:
+        fails = any(step.what == "publish" for actor in plan.actors for step in actor.steps)
+        return Result(Violation("rule", "what") if fails else None, "", [(1.0, "who", "did it")], 0.0, 0)
+
+    monkeypatch.setattr(shrinking, "simulate", fails_with_a_publisher)
+    plan = draw(1)
+    shorter, result = shrink(plan, fails_with_a_publisher(plan))
+    assert shorter.size == 1
+    assert "who                  did it" in story(shorter, result)

@@ -1,0 +1,65 @@
+"""A version of rstream that mqtool cannot use is named before the first connection, with the versions to install."""
+
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rstream.client import BaseClient, Client
+
+from mqtool.errors import MqtoolError
+from mqtool.streams import rstream_private
+from mqtool.streams.rstream_private import StreamClient
+
+
+@pytest.fixture(autouse=True)
+def _checked_anew() -> Iterator[None]:
+    rstream_private.check_rstream.cache_clear()
+    yield
+    rstream_private.check_rstream.cache_clear()
+
+
+def _connect() -> None:
+    StreamClient("localhost", 5552, None, 60, lambda _: None, lambda _: None)
+
+
+@pytest.mark.parametrize("name", rstream_private._METHODS)
+def test_a_method_that_rstream_has_renamed_or_changed_is_named_with_the_versions_to_install(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If rstream's Client lacks a method that mqtool needs, or takes other arguments, the error names the method."""
+    _connect()
+    rstream_private.check_rstream.cache_clear()
+    with monkeypatch.context() as changed:
+        for each in (Client, BaseClient):
+            if name in vars(each):
+                changed.delattr(each, name)
+        with pytest.raises(MqtoolError, match=rf"rstream cannot be used: it has no Client\.{name}\(") as missing:
+            _connect()
+        assert missing.value.hint == "install one that mqtool works with: pip install 'rstream>=1.1,<2'"
+    with monkeypatch.context() as changed:
+        changed.setattr(BaseClient, name, lambda client, another: (client, another))
+        with pytest.raises(MqtoolError, match=name):
+            _connect()
+
+
+@pytest.mark.parametrize("name", rstream_private._ATTRIBUTES)
+def test_an_attribute_that_rstream_has_renamed_is_named_with_the_versions_to_install(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If rstream's Client lacks an attribute that mqtool needs, the error names the attribute."""
+    initialize = BaseClient.__init__
+
+    def without(client: BaseClient, *arguments: object, **options: object) -> None:
+        initialize(client, *arguments, **options)  # type: ignore[arg-type]
+        delattr(client, name)
+
+    monkeypatch.setattr(BaseClient, "__init__", without)
+    with pytest.raises(MqtoolError, match=rf"rstream cannot be used: it has no Client\.{name}"):
+        _connect()
+
+
+def test_the_hint_names_the_versions_that_mqtool_requires() -> None:
+    """The range in the hint is the range in pyproject.toml."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    assert f"rstream{rstream_private.VERSIONS}" in project["project"]["dependencies"]
