@@ -107,7 +107,7 @@ def on_broker(values: Mapping[str, Any], typed: Collection[str], kind: str, inco
         values: the values of the command's options so far.
         typed: the names of the options given on the command line.
     """
-    import requests  # noqa: F401 - import it before the time limit starts
+    import urllib3  # noqa: F401 - import it before the time limit starts
 
     found: list[str] = []
     asking = threading.Thread(target=lambda: found.extend(_ask(values, typed, kind, incomplete)), daemon=True)

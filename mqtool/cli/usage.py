@@ -6,8 +6,9 @@ from typing import Any
 
 import typer
 
+from mqtool.cli.commands import whole_tree
+from mqtool.cli.help.description import describe, leaves
 from mqtool.cli.help.help_topics import equivalent
-from mqtool.cli.help.index import ALIASES, SENTENCES
 from mqtool.spelling import did_you_mean, quoted
 
 _NOT_A_NUMBER = r" is not a valid (?:int|integer|float)(?: range)?"
@@ -54,8 +55,8 @@ def _command_hint(context: Any, word: str) -> str | None:
     path = context.command_path
     hint = did_you_mean(word, context.command.list_commands(context), f"'{path} --help' lists the commands")
     if path != "mqtool":
-        elsewhere = ALIASES.get(word, word)
-        return f"did you mean 'mqtool {elsewhere}'?" if elsewhere in SENTENCES else hint
+        elsewhere = [leaf.path for leaf in leaves(describe(whole_tree())) if word in (leaf.words[-1], *leaf.aliases)]
+        return f"did you mean '{elsewhere[0]}'?" if len(elsewhere) == 1 else hint
     line = equivalent(word)
     if line is not None and "-p" in sys.argv[:-1]:  # rabbitmqctl's option for a virtual host
         line += f" --vhost {quoted(sys.argv[sys.argv.index('-p') + 1])}"

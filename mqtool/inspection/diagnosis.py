@@ -7,7 +7,6 @@ from typing import NamedTuple, TypeVar
 
 from mqtool import management
 from mqtool.delays.wait_queues import is_wait_queue
-from mqtool.errors import AccessRefused
 from mqtool.inspection import upgrade
 from mqtool.inspection.definitions import Definitions
 from mqtool.inspection.findings import Finding
@@ -220,17 +219,6 @@ COLUMNS = (
 )  # fmt: skip
 #: Statistics are at most this many seconds old.
 _LATE = 10.0
-
-
-def alarms(api: Management) -> str:
-    """Describe the memory and disk alarms of the broker's nodes; "" if there are none, or the user may not see them."""
-    try:
-        told = list(api.items("nodes", ("name", "mem_alarm", "disk_free_alarm")))
-    except AccessRefused:
-        return ""
-    kinds = (("mem_alarm", "memory alarm"), ("disk_free_alarm", "disk alarm"))
-    found = [f"{said} on {node['name']}" for node in told for name, said in kinds if node.get(name)]
-    return f"{', '.join(found)}: publishers are blocked" if found else ""
 
 
 def has_no_consumer(queue: Json) -> bool:

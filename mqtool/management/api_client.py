@@ -1,5 +1,6 @@
 """Management, the client of the management HTTP API: requests, paged and whole lists, and translated errors."""
 
+import base64
 import codecs
 import json
 import os
@@ -8,12 +9,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from http import HTTPStatus
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from mqtool.errors import AccessRefused, DeclaredDifferently, MqtoolError, NotFound, Unavailable, UsageError
 
 if TYPE_CHECKING:
-    from requests import Response, Session
+    from urllib3 import BaseHTTPResponse, PoolManager
 
 
 def objects(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
@@ -44,14 +45,14 @@ HOW_TO_ENABLE = (
 )
 
 
-def refusal(answer: "Response", url: str, user: str) -> MqtoolError:
+def refusal(answer: "BaseHTTPResponse", url: str, user: str) -> MqtoolError:
     """Translate an error response of the API into an exception, whose text may contain the URL and the user."""
     reason = _said(answer)
-    match answer.status_code:
+    match answer.status:
         case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
             return _access_refused(url, user, reason)
         case HTTPStatus.NOT_FOUND if "application/json" in answer.headers.get("content-type", ""):
-            return NotFound(*_missing(answer.url))
+            return NotFound(*_missing(answer.geturl() or ""))
         case HTTPStatus.BAD_REQUEST if "inequivalent" in reason:
             return DeclaredDifferently(f"it exists with different settings: {reason}")
         case HTTPStatus.BAD_REQUEST if "invalid_regexp" in reason or "regular expression" in reason:
@@ -64,9 +65,9 @@ def refusal(answer: "Response", url: str, user: str) -> MqtoolError:
             return Unavailable(f"the management API at {url} answers {status} {reason}".rstrip())
 
 
-def _said(answer: "Response") -> str:
+def _said(answer: "BaseHTTPResponse") -> str:
     try:
-        said = json.loads(answer.content)
+        said = json.loads(answer.data)
         return str(said.get("reason") or said.get("error") or answer.reason)
     except (ValueError, AttributeError):
         return str(answer.reason)
@@ -140,7 +141,7 @@ class Management:
         self._patience = patience
         self._ca = ca
         self._on_silence = on_silence
-        self._opened: Session | None = None
+        self._opened: PoolManager | None = None
 
     def __repr__(self) -> str:
         return f"Management({self.url!r}, {self.user!r})"
@@ -160,12 +161,12 @@ class Management:
 
     def put(self, path: str, body: Json) -> bool:
         """Create or change an object; return True if it is new. Raises DeclaredDifferently if it cannot be changed."""
-        return self._request("PUT", path, body=body).status_code == HTTPStatus.CREATED
+        return self._request("PUT", path, body=body).status == HTTPStatus.CREATED
 
     def post(self, path: str, body: Json) -> Any:
         """Create an object that has no name, such as a binding; return the decoded response body, if any."""
         answer = self._request("POST", path, body=body)
-        return self._decoded(answer) if answer.content else None
+        return self._decoded(answer) if answer.data else None
 
     def delete(self, path: str) -> None:
         self._request("DELETE", path)
@@ -193,23 +194,35 @@ class Management:
 
     def items(self, path: str, columns: Collection[str] = (), **query: str) -> Iterator[Json]:
         """Yield the items of a list that the API returns without pages, each as soon as it arrives."""
-        import requests
+        from urllib3.exceptions import HTTPError
 
         answer = self._request("GET", path, {**_columns(columns), **query}, stream=True)
-        with answer:
-            try:
-                yield from objects(answer.iter_content(_CHUNK))
-            except (requests.RequestException, ValueError) as error:
-                raise Unavailable(f"the management API at {self.url} ended its response early: {error}") from error
+        try:
+            yield from objects(answer.stream(_CHUNK))
+        except (HTTPError, ValueError) as error:
+            raise Unavailable(f"the management API at {self.url} ended its response early: {error}") from error
+        finally:
+            answer.release_conn()
 
-    def _session(self) -> "Session":
+    def _connections(self) -> "PoolManager":
         if self._opened is None:
-            import requests  # slow to import
+            import urllib3  # slow to import
 
-            self._opened = requests.Session()
-            # A proxy must not get the password for a broker on this machine, nor answer in its place.
-            self._opened.trust_env = not _is_loopback(urlsplit(self.url).hostname or "")
-            self._opened.auth = (self.user.encode(), self._password.encode())  # type: ignore[assignment]  # UTF-8
+            login = base64.b64encode(f"{self.user}:{self._password}".encode()).decode()
+            settings: dict[str, Any] = {
+                "headers": {"Content-Type": "application/json", "Authorization": f"Basic {login}"},
+                "timeout": urllib3.Timeout(connect=self._patience[0], read=self._patience[1]),
+                "retries": urllib3.Retry(total=None, connect=0, read=0, status=0, other=0, redirect=5),
+                "cert_reqs": "CERT_REQUIRED",
+                "ca_certs": self._ca or os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE"),
+            }
+            if (proxy := _proxy(self.url)) is None:
+                self._opened = urllib3.PoolManager(**settings)
+            else:
+                parts = urlsplit(proxy)
+                given = f"{unquote(parts.username)}:{unquote(parts.password or '')}" if parts.username else None
+                headers = urllib3.make_headers(proxy_basic_auth=given)
+                self._opened = urllib3.ProxyManager(proxy, proxy_headers=headers, **settings)
         return self._opened
 
     def _request(
@@ -219,32 +232,23 @@ class Management:
         query: dict[str, str] | None = None,
         body: Json | None = None,
         stream: bool = False,
-    ) -> "Response":
-        import requests
+    ) -> "BaseHTTPResponse":
+        from urllib3.exceptions import HTTPError
 
         data = None if body is None else json.dumps(body).encode()
+        url = f"{self.url}/api/{path}{f'?{urlencode(query)}' if query else ''}"
         try:
-            answer = self._session().request(
-                method,
-                f"{self.url}/api/{path}",
-                params=query,
-                data=data,
-                headers={"Content-Type": "application/json"},
-                timeout=self._patience,
-                stream=stream,
-                # Per request, else REQUESTS_CA_BUNDLE would override it.
-                verify=self._ca or os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE"),
-            )
-        except (requests.RequestException, ValueError) as error:  # some of urllib3's errors are not wrapped
+            answer = self._connections().request(method, url, body=data, preload_content=not stream)
+        except (HTTPError, OSError, ValueError) as error:  # OSError: the CA certificate cannot be read
             self._on_silence()
             raise Unavailable(f"no management API answers at {self.url}: {_reason(error)}", HOW_TO_ENABLE) from error
-        if answer.status_code >= HTTPStatus.BAD_REQUEST:
+        if answer.status >= HTTPStatus.BAD_REQUEST:
             raise refusal(answer, self.url, self.user)
         return answer
 
-    def _decoded(self, answer: "Response") -> Any:
+    def _decoded(self, answer: "BaseHTTPResponse") -> Any:
         try:
-            return json.loads(answer.content)
+            return json.loads(answer.data)
         except ValueError as error:
             raise Unavailable(f"{self.url} is not a management API", HOW_TO_ENABLE) from error
 
@@ -263,6 +267,24 @@ def path(*names: str) -> str:
 def exchange_path(vhost: str, exchange: str, *more: str) -> str:
     """Return the path of an exchange. The API calls the default exchange `amq.default`."""
     return path("exchanges", vhost, exchange or "amq.default", *more)
+
+
+def _proxy(url: str) -> str | None:
+    """Return the proxy that the environment names for a URL, if any.
+
+    A proxy must not get the password for a broker on this machine, nor answer in its place.
+    """
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if _is_loopback(host):
+        return None
+    from urllib.request import getproxies, proxy_bypass  # slow to import
+
+    proxies = getproxies()
+    proxy = proxies.get(parts.scheme, proxies.get("all"))
+    if proxy is None or proxy_bypass(parts.netloc.rpartition("@")[2]):
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"
 
 
 def _is_loopback(host: str) -> bool:

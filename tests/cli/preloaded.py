@@ -213,7 +213,7 @@ def _load_all() -> None:
         if not module.name.startswith(("mqtool.__main__", "mqtool.tutorials.plain_")):
             importlib.import_module(module.name)
     for name in (
-        "requests",
+        "urllib3",
         "rich.table",
         "rich.console",
         "rich.live",

@@ -20,7 +20,7 @@ from mqtool.cli.options import ManagedBroker
 from mqtool.cli.values import TIME_LIMIT
 from mqtool.delays.wait_queues import is_wait_queue
 from mqtool.errors import AccessRefused, DeclaredDifferently, MqtoolError, NotFound, SomeFailed, Unavailable
-from mqtool.inspection.diagnosis import alarms
+from mqtool.inspection.alarms import alarms
 from mqtool.inspection.listing import COUNTS, EXCHANGES, LISTINGS, QUEUES, Listing, Row, in_order, queues_named, refresh
 from mqtool.spelling import as_text, counted
 from mqtool.topology import Binding, Exchange, Queue

@@ -16,7 +16,8 @@ from mqtool.cli.display.live_screen import Frame, Live, head_line
 from mqtool.cli.options import ManagedBroker
 from mqtool.cli.values import TIME_LIMIT
 from mqtool.errors import Unavailable, UsageError
-from mqtool.inspection.diagnosis import COLUMNS, alarms, forgets_to_acknowledge, has_no_consumer, rate, stands_still
+from mqtool.inspection.alarms import alarms
+from mqtool.inspection.diagnosis import COLUMNS, forgets_to_acknowledge, has_no_consumer, rate, stands_still
 from mqtool.inspection.listing import Row
 from mqtool.management import Management
 from mqtool.management.api_client import Json

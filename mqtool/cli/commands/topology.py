@@ -15,7 +15,7 @@ from mqtool.cli.options import ManagedBroker
 from mqtool.cli.values import TIME_LIMIT
 from mqtool.errors import UsageError
 from mqtool.inspection import wiring
-from mqtool.inspection.diagnosis import alarms
+from mqtool.inspection.alarms import alarms
 from mqtool.inspection.diagrams import FORMATS, records
 
 app = typer.Typer()
