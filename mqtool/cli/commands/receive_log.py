@@ -77,12 +77,12 @@ def _without_keys(logs: ReceivingLogs, argument: str, example: str, usage: str, 
     """Return the error for a missing argument; with --dialect, print the usage line of the script, and return its end.
 
     Args:
-        usage: the arguments as the scripts' usage line has them.
+        usage: the command and its arguments, as the scripts' usage line has them.
         code: the exit code of the dialect's script.
     """
     if logs.broker.dialect is None:
-        return UsageError(f"Missing argument '{argument}'", f"for example: mqtool receive-log {example}")
-    output.status(f"Usage: mqtool receive-log {example.split()[0]} {usage}")
+        return UsageError(f"Missing argument '{argument}'", f"for example: {example}")
+    output.status(f"Usage: {usage}")
     return SystemExit(code)
 
 
@@ -126,7 +126,11 @@ def receive_direct(
     lines, keys = logs.broker.lines, severities or []
     if not keys:
         raise _without_keys(
-            logs, "SEVERITY...", "direct info warning error", "[info] [warning] [error]", lines.usage_code
+            logs,
+            "SEVERITY...",
+            "mqtool receive-log direct info warning error",
+            "mqtool receive-log direct [info] [warning] [error]",
+            lines.usage_code,
         )
 
     def receive(channel: ChannelOrSession, exchange: Exchange, queue: Queue, settings: Settings) -> Iterator[Delivery]:
@@ -158,7 +162,11 @@ def receive_topic(
     lines, keys = logs.broker.lines, patterns or []
     if not keys:
         raise _without_keys(
-            logs, "PATTERN...", "topic 'kern.*' '*.critical'", "[binding_key]...", lines.usage_code_topic
+            logs,
+            "PATTERN...",
+            "mqtool receive-log topic 'kern.*' '*.critical'",
+            "mqtool receive-log topic [binding_key]...",
+            lines.usage_code_topic,
         )
 
     def receive(channel: ChannelOrSession, exchange: Exchange, queue: Queue, settings: Settings) -> Iterator[Delivery]:
