@@ -10,6 +10,7 @@ from mqtool.amqp import Channel
 from mqtool.cli.access import Access, ChannelOrSession
 from mqtool.cli.command_line import command, group
 from mqtool.cli.contexts import Effect
+from mqtool.cli.display import output
 from mqtool.cli.options import ExchangeOptions, Publishing
 from mqtool.cli.options.queue_options import tutorials_exchange
 from mqtool.cli.pipe.publishing import publishing_channel, text
@@ -48,6 +49,8 @@ def _emit(
     with publishing_channel(
         publishing, exchange, addressing, opened=Access.channel_or_session, default=default or lines.routed
     ) as (channel, outgoing):
+        if lines.emits_on_stdout and output.speaks_as_script():
+            publishing.broker.print_as_script(on_stderr=False)
         outgoing.report(emit(channel, exchange, outgoing.messages), line or lines.sent_log)
 
 
@@ -148,7 +151,8 @@ def emit_topic(
     """Publish with a topic (tutorial 5)."""
     to, usual = exchange.of(publishing.broker.names.topic), publishing.broker.lines.topic
     asked = _with_key_in_body(publishing, routing_key)
-    if asked is not publishing:  # for "kern", "critical" and the message text, the key is kern.critical
+    if asked is not publishing and publishing.broker.lines.key_of_two_words:
+        # For "kern", "critical" and the message text, the key is kern.critical.
         routing_key = ".".join(asked.words[:2]) if asked.words and len(asked.words) > 2 else None
     _emit_with_key(asked, to, _emit_with_topic, routing_key, usual)
 

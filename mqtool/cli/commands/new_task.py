@@ -33,7 +33,8 @@ Tasks = Annotated[
 )
 def new_task(queue: UsedQueueOptions, publishing: Publishing) -> None:
     """Send tasks to the workers' queue (tutorial 2)."""
-    target, lines = queue.of(publishing.broker.names.task_queue), publishing.broker.lines
+    names, lines = publishing.broker.names, publishing.broker.lines
+    target = queue.of(names.queue(queue.queue, names.task_queue))
     addressing = Addressing(queue.queue and "", queue.queue)
     with publishing_channel(publishing, target, addressing, opened=Access.channel_or_session, default=lines.task) as (
         channel,

@@ -59,7 +59,9 @@ def receive(
     settings = matching.settings()._replace(offset=offset)
     opened = partial(Access.channel_or_session, values=filters or (), sql=sql)
     with receiving_channel(receiving, broker, broker.lines.received, opened=opened) as (channel, incoming):
-        target = checked(queue.of(broker.names.hello), queue, channel, broker, incoming.access)
+        target = checked(
+            queue.of(broker.names.queue(queue.queue, broker.names.hello)), queue, channel, broker, incoming.access
+        )
         settings = incoming.printed(settings)
         if isinstance(channel, Channel):
             deliveries = hello_world.receive(channel, target, settings)

@@ -70,10 +70,16 @@ def rpc_server(
     max_output: MaxOutput = 128 << 20,
 ) -> None:
     """Answer requests (tutorial 6)."""
+    receiving.printing.print_as_script(broker)
     write = delivery_writer(receiving, lambda _: " [.] ")
     is_quick = programs.command is None and function == "fib"
     if programs.command is None:
-        name, compute = str(function), rpc_functions.of_integer(rpc_functions.FUNCTIONS[function])
+        name = str(function)
+        compute = rpc_functions.of_integer(
+            rpc_functions.fib_from_0
+            if is_quick and broker.lines.fib_of_negatives
+            else rpc_functions.FUNCTIONS[function]
+        )
     else:
         name = programs.command.split()[0]
         compute = rpc_functions.of_program(
@@ -85,7 +91,7 @@ def rpc_server(
                 pass_url=programs.pass_url,
             )
         )
-    target = queue.of(broker.names.rpc_queue)
+    target = queue.of(broker.names.queue(queue.queue, broker.names.rpc_queue))
     handled = dedup.opened()
     answering = broker.lines.answering_add100 if name == "add100" else f" [.] {name}({{n}})"
 

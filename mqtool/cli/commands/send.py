@@ -45,7 +45,7 @@ def send(
     ] = None,
 ) -> None:
     """Send messages to a queue (tutorial 1)."""
-    target: Queue | Exchange = queue.of(publishing.broker.names.hello)
+    target: Queue | Exchange = queue.of(publishing.broker.names.queue(queue.queue, publishing.broker.names.hello))
     if exchange is not None or routing_key is not None:
         target = Exchange(exchange or "", durable=True)
 

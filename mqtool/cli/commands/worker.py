@@ -16,7 +16,6 @@ from mqtool.cli.access import Access
 from mqtool.cli.command_line import command
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
-from mqtool.cli.display.output import WAITING_FOR_MESSAGES
 from mqtool.cli.options import TutorialBroker, UsedQueueOptions
 from mqtool.cli.options.queue_options import checked, tutorials_queue
 from mqtool.cli.options.receiving_options import Receiving
@@ -182,19 +181,22 @@ def worker(
         raise UsageError(
             "--shell, --concurrency, --deduplicate and the retry options need --exec", "add --exec COMMAND"
         )
+    receiving.printing.print_as_script(broker)
     write = delivery_writer(receiving, broker.lines.received_task or broker.lines.received)
 
     def do(task: Delivery) -> None:
         write(task)
         with announcing_unfinished_work(lambda: 1):
             time.sleep(work_queues.seconds_of_work(task))
-        output.status(broker.lines.done)
+        output.say(broker.lines.done)
 
     settings = receiving.settings(work_queues.FAIR_DISPATCH)
     done = redelivered = 0
     access = broker.access()
     with access.channel_or_session() as channel:
-        target = checked(queue.of(broker.names.task_queue), queue, channel, broker, access)
+        target = checked(
+            queue.of(broker.names.queue(queue.queue, broker.names.task_queue)), queue, channel, broker, access
+        )
         if forget_ack:
             tasks = _work_and_forget(channel, target, do, settings)
         elif isinstance(channel, Channel):
@@ -203,7 +205,7 @@ def worker(
             from mqtool.tutorials import amqp10_work_queues
 
             tasks = amqp10_work_queues.work(channel, target, do, settings)
-        with consuming(receiving.ready_file, channel, WAITING_FOR_MESSAGES):
+        with consuming(receiving.ready_file, channel, broker.lines.waiting_task):
             for task in tasks:
                 done += 1
                 redelivered += task.redelivered
@@ -248,7 +250,8 @@ def _work(
             "--exec cannot be combined with output or acknowledgement options",
             "leave out --raw, --json, --format and --auto-ack",
         )
-    concurrency, queue = options.concurrency, named.of(broker.names.task_queue)
+    concurrency = options.concurrency
+    queue = named.of(broker.names.queue(named.queue, broker.names.task_queue))
     program = ExecCommand(
         command,
         shell=options.exec.shell,
@@ -268,7 +271,7 @@ def _work(
             queue = channel.declare(checked(queue, named, channel, broker, access))
             work_through = worker.start_consuming(queue, settings)
             try:
-                with consuming(receiving.ready_file, channel, WAITING_FOR_MESSAGES):
+                with consuming(receiving.ready_file, channel, broker.lines.waiting_task):
                     work_through()
             finally:
                 sums = _SUMS | ({"suppressed": "suppressed"} if handled else {})

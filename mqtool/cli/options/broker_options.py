@@ -203,6 +203,16 @@ class Broker:
         """The lines that the scripts of the chosen dialect print."""
         return LINES[self.dialect or Dialect.PYTHON]
 
+    def print_as_script(self, *, on_stderr: bool | None = None) -> None:
+        """With --dialect, print the lines that the dialect's script prints, on the same stream, and no others.
+
+        Args:
+            on_stderr: True for stderr, False for stdout; by default, as most of the dialect's scripts do.
+        """
+        if self.dialect is not None:
+            on_stderr = self.lines.on_stderr if on_stderr is None else on_stderr
+            current().script_output = output.STDERR if on_stderr else output.STDOUT
+
     def set_up_printing(self) -> None:
         """Apply --quiet, --verbose, --no-color and --debug. access() does this as well."""
         run = current()

@@ -81,6 +81,8 @@ def publishing_channel(
     for name in addressing:
         check_utf_8(name or "")
     source = source or read_messages(asked, addressing, default=default, adapt=adapt)
+    if not options.is_stream and options.file is None:
+        asked.broker.print_as_script()
     access = asked.broker.access(os.environ.get(MANAGEMENT_VARIABLE))
     # By default, the broker returns every unroutable message, and Outgoing decides which of them count as failed. A
     # delayed message is not routed to its queue until it is due.
@@ -90,7 +92,7 @@ def publishing_channel(
         delayed = _delayed(source, asked, channel, to, leads_to, is_declared=is_declared)
         outgoing = Outgoing(options, channel, source, delayed)
         yield channel, outgoing
-    if isinstance(to, Exchange) and output.is_terminal(2) and not current().quiet:
+    if isinstance(to, Exchange) and output.is_terminal(2) and not (current().quiet or output.speaks_as_script()):
         if outgoing.is_unreceived:
             _show_neighbour(access, to)
         elif is_delayed and leads_to is None and options.key_pattern is None and not options.as_json:
@@ -187,13 +189,14 @@ class Outgoing:
             self._unroutable += original(receipt.message) is receipt.message  # a delayed message is not routed yet
             self.is_unreceived = self._source.is_typed
             if not self._is_piped or current().verbose:
-                output.status(f"{text_of(receipt.message)}, no queue received it")
+                unreceived = "" if output.speaks_as_script() else ", no queue received it"
+                output.say(f"{text_of(receipt.message)}{unreceived}")
             return
         self._counts[receipt.confirmation] += 1
         if receipt.confirmation is Confirmation.CONFIRMED:
             self._transient += receipt.message.properties.get("delivery_mode") != PERSISTENT
             if not self._is_piped or current().verbose:
-                output.status(text_of(original(receipt.message)))
+                output.say(text_of(original(receipt.message)))
             return
         if self._kept is not None:
             self._kept.add([original(receipt.message)])
