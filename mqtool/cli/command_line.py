@@ -46,6 +46,7 @@ NOT_CALLED = Call()
 _EVERYTHING = "mqtool.help_all"
 #: Below this width, the text of an option is below its name, not beside it.
 _NARROW = 60
+_INDENT = 6
 
 
 def show_all(context: typer.Context, wanted: bool) -> None:
@@ -63,7 +64,7 @@ class Command(TyperCommand):
     """A command whose --help shows the common options by section, and says where the others are."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the command line. Errors say of which command they are, which typer leaves out of some."""
+        """Parse the command line. Give each error its context, which some of typer's errors lack."""
         try:
             return super().parse_args(ctx, args)
         except typer.TyperException as error:
@@ -72,33 +73,32 @@ class Command(TyperCommand):
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments and options into the help."""
-        arguments, options = [], dict[str, list[tuple[str, str]]]()
-        rest = dict[str, list[str]]()
-        for each in self.get_params(ctx):
-            record = each.get_help_record(ctx)
+        shown: dict[str, list[tuple[str, str]]] = {title: [] for title in ("Arguments", "Options", *SECTIONS)}
+        hidden: dict[str, list[str]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
             if record is None:
                 continue
-            section = getattr(each, "rich_help_panel", None)
-            section = section if section in SECTIONS else "Options"
-            if each.param_type_name == "argument":
-                arguments.append(record)
-            elif ctx.meta.get(_EVERYTHING) or section == "Options" or SECTIONS[section].shows(each.opts):
-                options.setdefault(section, []).append(record)
+            title = getattr(parameter, "rich_help_panel", None) or ""
+            section = SECTIONS.get(title)
+            if parameter.param_type_name == "argument":
+                shown["Arguments"].append(record)
+            elif section is None:
+                shown["Options"].append(record)
+            elif ctx.meta.get(_EVERYTHING) or section.shows(parameter.opts):
+                shown[title].append(record)
             else:
-                rest.setdefault(f"mqtool help {SECTIONS[section].topic}", []).append(max(each.opts, key=len))
-        if rest:
-            rest[f"{ctx.command_path} --help-all"] = ["all options"]
-        for title, rows in {
-            "Arguments": arguments,
-            **{name: options[name] for name in ("Options", *SECTIONS) if name in options},
-            "More options": [(where, _some(flags)) for where, flags in rest.items()],
-        }.items():
+                hidden.setdefault(f"mqtool help {section.topic}", []).append(max(parameter.opts, key=len))
+        shown["More options"] = [(topic, _first_two(flags)) for topic, flags in hidden.items()]
+        if hidden:
+            shown["More options"].append((f"{ctx.command_path} --help-all", "all options"))
+        for title, rows in shown.items():
             if rows:
                 with formatter.section(title):
-                    formatter.write_dl(rows, col_max=formatter.width // 3 if formatter.width > _NARROW else 6)
+                    formatter.write_dl(rows, col_max=formatter.width // 3 if formatter.width > _NARROW else _INDENT)
 
 
-def _some(flags: Collection[str]) -> str:
+def _first_two(flags: Collection[str]) -> str:
     first = ", ".join([*flags][:2])
     return f"{first} and {len(flags) - 2} more" if len(flags) > 2 else first
 
@@ -129,26 +129,22 @@ def command(
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        taken = signature(function).parameters
-        parameters = [
-            each
-            for name, parameter in taken.items()
-            for each in _options(name, parameter.annotation, parameter.default, without, instead)
-        ]
+        parameters = signature(function).parameters
 
         @wraps(function)
-        def called(ctx: typer.Context, *, help_all: bool, **values: Any) -> None:  # noqa: ARG001
+        def with_groups(ctx: typer.Context, *, help_all: bool, **values: Any) -> None:  # noqa: ARG001
             call = _call(ctx, effect, values)
-            made = {name: _made(name, each.annotation, values, call) for name, each in taken.items()}
-            made |= {name: ctx for name, each in taken.items() if each.annotation is typer.Context}
-            function(**{name: value for name, value in made.items() if value is not Parameter.empty})
+            arguments = {name: _argument(name, each.annotation, values, call) for name, each in parameters.items()}
+            arguments |= {name: ctx for name, each in parameters.items() if each.annotation is typer.Context}
+            function(**{name: value for name, value in arguments.items() if value is not Parameter.empty})
 
-        context = Parameter("ctx", Parameter.KEYWORD_ONLY, annotation=typer.Context)
-        everything = Parameter("help_all", Parameter.KEYWORD_ONLY, default=False, annotation=HelpAll)
-        written = [context, *parameters, everything]
-        called.__signature__ = Signature(written)  # type: ignore[attr-defined]
-        called.__annotations__ = {each.name: each.annotation for each in written}
-        called.effect, called.aliases = effect, tuple(aliases)  # type: ignore[attr-defined]
+        new_parameters = [Parameter("ctx", Parameter.KEYWORD_ONLY, annotation=typer.Context)]
+        for each in parameters.values():
+            new_parameters += _options(each.name, each.annotation, each.default, without, instead)
+        new_parameters.append(Parameter("help_all", Parameter.KEYWORD_ONLY, default=False, annotation=HelpAll))
+        with_groups.__signature__ = Signature(new_parameters)  # type: ignore[attr-defined]
+        with_groups.__annotations__ = {each.name: each.annotation for each in new_parameters}
+        vars(with_groups).update(effect=effect, aliases=tuple(aliases), examples=examples)
         text = "\n".join(f"  {each}" for each in examples)
         app.command(
             name or function.__name__.replace("_", "-"),
@@ -156,7 +152,7 @@ def command(
             help=about or getdoc(function),
             epilog=f"\b\nExamples:\n{text}" if examples else None,
             rich_help_panel=heading,
-        )(called)
+        )(with_groups)
         return function
 
     return decorate
@@ -177,13 +173,13 @@ def _options(
         yield Parameter(name, Parameter.KEYWORD_ONLY, default=value, annotation=annotation)
 
 
-def _made(name: str, annotation: Any, values: Mapping[str, Any], call: Call) -> Any:
+def _argument(name: str, annotation: Any, values: Mapping[str, Any], call: Call) -> Any:
     """Return the value of a parameter: what typer parsed, or a group made of it; Parameter.empty for its default."""
     if annotation is Call:
         return call
     if isinstance(annotation, type) and is_dataclass(annotation):
-        made = {each.name: _made(each.name, each.type, values, call) for each in fields(annotation)}
-        return annotation(**{name: value for name, value in made.items() if value is not Parameter.empty})
+        arguments = {each.name: _argument(each.name, each.type, values, call) for each in fields(annotation)}
+        return annotation(**{name: value for name, value in arguments.items() if value is not Parameter.empty})
     return values.get(name, Parameter.empty)
 
 
@@ -196,14 +192,15 @@ def _call(context: typer.Context, effect: Effect, values: dict[str, Any]) -> Cal
     name = " ".join(context.command_path.split()[1:])
     if effect is Effect.OWN and context.find_root().params.get("context") is not None:
         raise UsageError(f"'{name}' does not take a context", "omit -C: it uses a broker that mqtool starts")
-    typed = _typed(context, values)
+    typed = _use_context_before(context, values)
     return Call(name, typed, effect is Effect.CHANGES and "yes" not in values, values.keys())
 
 
-def _typed(context: typer.Context, values: dict[str, Any]) -> frozenset[str]:
-    """Return the names of the parameters given on the command line. Sets the context that is given before the command.
+def _use_context_before(context: typer.Context, values: dict[str, Any]) -> frozenset[str]:
+    """Put -C given before the command (mqtool -C prod list queues) into `values`, as if it were given after it.
 
-    -C before the command (mqtool -C prod list queues) has the same effect as -C after it.
+    Returns:
+        The names of the parameters that were given on the command line.
     """
     typed = {name for name in values if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"}
     first = context.find_root().params.get("context")
@@ -243,7 +240,7 @@ def names_of(kind: str) -> Callable[[typer.Context, str], list[str]]:
         from mqtool.cli import completion  # imported only for completion, because that is slow
 
         values = dict(ctx.params)
-        typed = _typed(ctx, values)
+        typed = _use_context_before(ctx, values)
         return completion.on_broker(values, typed, kind, incomplete)
 
     return complete

@@ -39,7 +39,7 @@ def explain(error: typer.TyperException) -> tuple[str, str | None]:
         return "a password does not belong on the command line", "--password-file FILE, or - to read it from stdin"
     if "'--yes'" in what and "does not take a value" in what:
         return what, "--confirm NAME names a protected context"
-    examples = re.findall(r"^  (mqtool .*)", (context and context.command.epilog) or "", re.MULTILINE)
+    examples = getattr(context and context.command.callback, "examples", ())
     how = f"for example: {examples[0]}" if examples else f"'{path} --help' shows the usage"
     if context and (flag := re.search(r"'(--?[\w-]+)'", what)):
         option = next((each for each in context.command.params if flag[1] in each.opts), None)

@@ -6,7 +6,6 @@
 """
 
 import inspect
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -87,7 +86,7 @@ def _described(command: Any, words: tuple[str, ...]) -> CommandHelp:
         " ".join(text[0].split()).removesuffix("."),
         tuple(" ".join(paragraph.split()) for paragraph in text[1:]),
         " ".join(command.get_usage(context).split()).removeprefix("Usage: "),
-        tuple(re.findall(r"^  (.*)", command.epilog or "", re.MULTILINE)),
+        getattr(command.callback, "examples", ()),
         tuple(each for each in parameters if not each.flags),
         tuple(sorted((each for each in parameters if each.flags), key=lambda option: _ORDER.index(option.topic))),
         getattr(command.callback, "effect", None),

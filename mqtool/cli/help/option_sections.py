@@ -1,4 +1,7 @@
-"""The sections of a command's options, each explained by a topic of `mqtool help`."""
+"""The sections of a command's options, each explained by a topic of `mqtool help`.
+
+An option is in the section that its `rich_help_panel` names.
+"""
 
 from collections.abc import Collection
 from typing import NamedTuple

@@ -124,8 +124,8 @@ ShownVerbose = Annotated[bool, _verbose_option()]
 class Broker:
     """Options of every command that connects to a broker.
 
-    --dialect, --strict and --verbose are accepted everywhere, so that they can be in an alias of the shell. They are
-    shown in the help of the commands that they make a difference to, which take a TutorialBroker or PublishingBroker.
+    Every command accepts --dialect, --strict and --verbose, so that a shell alias can set them. Only commands that use
+    them show them in their help; these take a TutorialBroker or a PublishingBroker.
     """
 
     url: Url = None

@@ -35,17 +35,17 @@ def exchange_option(about: str, **settings: Any) -> Any:
 def tutorials_queue(queue: Queue, about: str = "Queue") -> Any:
     """Build the annotation of --queue for a command that by default uses a tutorial's queue."""
     kind = queue.arguments.get("x-queue-type", "classic")
-    return Annotated[str | None, queue_option(about, show_default=f"{queue.name}, {_lasts(queue)} {kind} queue")]
+    return Annotated[str | None, queue_option(about, show_default=f"{queue.name}, a {_durability(queue)} {kind} queue")]
 
 
 def tutorials_exchange(exchange: Exchange) -> Any:
     """Build the annotation of --exchange for a command that by default uses a tutorial's exchange."""
-    default = f"{exchange.name}, {_lasts(exchange)} {exchange.type} exchange"
+    default = f"{exchange.name}, a {_durability(exchange)} {exchange.type} exchange"
     return Annotated[str | None, exchange_option("Exchange", show_default=default)]
 
 
-def _lasts(thing: Queue | Exchange) -> str:
-    return f"a {'durable' if thing.durable else 'transient'}"
+def _durability(thing: Queue | Exchange) -> str:
+    return "durable" if thing.durable else "transient"
 
 
 _Durable = Annotated[
