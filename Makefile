@@ -102,7 +102,7 @@ docs: .venv/installed-dev .venv/installed-docs $(RECORDINGS)  ## write the refer
 	$(BIN)/python -m sphinx -q -W --keep-going --fresh-env docs docs/_build
 	@echo "docs/_build/index.html"
 
-# From real runs, in some minutes. They are not made again for each change; `make clean` removes them.
+# From real runs, in some eight minutes. They are not made again for each change; `make clean` removes them.
 $(RECORDINGS): docs/pictures/%.html: | .venv/installed
 	@$(BIN)/python -m demo.recordings $*
 
