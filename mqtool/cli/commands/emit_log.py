@@ -8,6 +8,7 @@ import typer
 
 from mqtool.amqp import Channel
 from mqtool.cli.access import Access, ChannelOrSession
+from mqtool.cli.broker_access import print_as_script
 from mqtool.cli.command_line import command, group
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
@@ -50,7 +51,7 @@ def _emit(
         publishing, exchange, addressing, opened=Access.channel_or_session, default=default or lines.routed
     ) as (channel, outgoing):
         if lines.emits_on_stdout and output.speaks_as_script():
-            publishing.broker.print_as_script(on_stderr=False)
+            print_as_script(publishing.broker, on_stderr=False)
         outgoing.report(emit(channel, exchange, outgoing.messages), line or lines.sent_log)
 
 

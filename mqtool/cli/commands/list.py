@@ -12,6 +12,7 @@ import typer
 
 from mqtool.amqp import Channel, administration
 from mqtool.cli import stopping
+from mqtool.cli.broker_access import access_to
 from mqtool.cli.command_line import command, group, names_of
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import layout, output
@@ -84,7 +85,7 @@ class View:
         self._listing = queues_named(only) if only and listing is QUEUES else listing
         self._choosing = choosing
         # A live view reconnects for its next frame, and shows that it is reconnecting.
-        self._access = broker.access(reconnects=choosing.watch is None)
+        self._access = access_to(broker, reconnects=choosing.watch is None)
         self._stack = stack
         self._channel = cache(lambda: stack.enter_context(self._access.connect()).channel())
         self._notice_once = cache(output.notice)

@@ -13,8 +13,9 @@ from mqtool.cli.command_line import command, group
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.options import ExchangeOptions, LogQueueOptions, TutorialBroker
-from mqtool.cli.options.queue_options import refuse, tutorials_exchange
+from mqtool.cli.options.queue_options import tutorials_exchange
 from mqtool.cli.options.receiving_options import Match, Receiving, Where
+from mqtool.cli.pipe.existence import refuse
 from mqtool.cli.pipe.receiving import Matching, receiving_channel
 from mqtool.cli.values import header, header_option, parsed
 from mqtool.errors import UsageError

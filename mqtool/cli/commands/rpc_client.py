@@ -11,6 +11,7 @@ from mqtool.amqp import CONFIRM_TIMEOUT, Channel, administration
 from mqtool.amqp import Receiving as Settings
 from mqtool.cli import stopping
 from mqtool.cli.access import ChannelOrSession
+from mqtool.cli.broker_access import access_to, print_as_script
 from mqtool.cli.command_line import Command, command
 from mqtool.cli.commands.rpc_server import FunctionOption
 from mqtool.cli.contexts import Effect
@@ -81,8 +82,8 @@ def rpc_client(
     if not any_text and queue in (None, broker.names.rpc_queue.name):
         _check_integers(asked, takes_negatives=is_add100 or lines.fib_of_negatives)
     if not raw:
-        broker.print_as_script(on_stderr=lines.on_stderr and not is_add100)
-    with broker.access().channel_or_session(confirm_timeout=min(timeout, CONFIRM_TIMEOUT)) as channel:
+        print_as_script(broker, on_stderr=lines.on_stderr and not is_add100)
+    with access_to(broker).channel_or_session(confirm_timeout=min(timeout, CONFIRM_TIMEOUT)) as channel:
         _say(lines.requesting_add100 if is_add100 else lines.requesting, asked, replies_on_stderr=lines.on_stderr)
         bodies = [request.encode("utf-8", "surrogateescape") for request in asked]
         target = broker.names.rpc_queue if queue is None else QueueOptions(queue=queue).of(broker.names.rpc_queue)

@@ -13,13 +13,15 @@ from mqtool.amqp import Receiving as ReceivingSettings
 from mqtool.channels import AmqpChannel
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
+from mqtool.cli.broker_access import access_to
 from mqtool.cli.command_line import command
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.options import TutorialBroker, UsedQueueOptions
-from mqtool.cli.options.queue_options import checked, tutorials_queue
+from mqtool.cli.options.queue_options import tutorials_queue
 from mqtool.cli.options.receiving_options import Receiving
-from mqtool.cli.pipe.receiving import announcing_unfinished_work, consuming, delivery_writer
+from mqtool.cli.pipe.existence import checked
+from mqtool.cli.pipe.receiving import announcing_unfinished_work, consuming, delivery_writer, print_deliveries_as_script
 from mqtool.cli.values import DURATION, TIME_LIMIT
 from mqtool.duration import compact_duration
 from mqtool.errors import AccessRefused, SomeFailed, Unavailable, UsageError
@@ -181,7 +183,7 @@ def worker(
         raise UsageError(
             "--shell, --concurrency, --deduplicate and the retry options need --exec", "add --exec COMMAND"
         )
-    receiving.printing.print_as_script(broker)
+    print_deliveries_as_script(receiving.printing, broker)
     write = delivery_writer(receiving, broker.lines.received_task or broker.lines.received)
 
     def do(task: Delivery) -> None:
@@ -192,7 +194,7 @@ def worker(
 
     settings = receiving.settings(work_queues.FAIR_DISPATCH)
     done = redelivered = 0
-    access = broker.access()
+    access = access_to(broker)
     with access.channel_or_session() as channel:
         target = checked(
             queue.of(broker.names.queue(queue.queue, broker.names.task_queue)), queue, channel, broker, access
@@ -261,7 +263,7 @@ def _work(
     )
     handled = options.dedup.opened()
     settings = replace(receiving, timeout=None).settings(ReceivingSettings(prefetch=concurrency))
-    access = broker.access()
+    access = access_to(broker)
     with access.channels_or_session() as (channel, other):
         retrying = Retrying(other, options.retries.policy, output.notice)
         worker = Worker(channel, program, retrying, concurrency, output.notice, handled)

@@ -4,7 +4,6 @@ commands/X ── read_messages() ──> pipe/source ── messages ──> tu
     └── Outgoing.report() <── receipts, in order, as the broker confirms ────────────────────┘
 """
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +15,8 @@ from mqtool.amqp import Channel
 from mqtool.amqp.administration import check_utf_8
 from mqtool.channels import PublishingChannel
 from mqtool.cli import stopping
-from mqtool.cli.access import HINT_PATIENCE, MANAGEMENT_VARIABLE, Access, ChannelOrSession
+from mqtool.cli.access import HINT_PATIENCE, Access, ChannelOrSession
+from mqtool.cli.broker_access import access_to, print_as_script
 from mqtool.cli.display import output
 from mqtool.cli.display.progress import Progress
 from mqtool.cli.invocation import current
@@ -82,8 +82,8 @@ def publishing_channel(
         check_utf_8(name or "")
     source = source or read_messages(asked, addressing, default=default, adapt=adapt)
     if not options.is_stream and options.file is None:
-        asked.broker.print_as_script()
-    access = asked.broker.access(os.environ.get(MANAGEMENT_VARIABLE))
+        print_as_script(asked.broker)
+    access = access_to(asked.broker)
     # By default, the broker returns every unroutable message, and Outgoing decides which of them count as failed. A
     # delayed message is not routed to its queue until it is due.
     is_delayed = asked.delays.are_given or any(name == "x-delay" for name, _ in options.headers or ())
@@ -110,7 +110,7 @@ def publishing_stream_channel(
 ) -> "Iterator[tuple[StreamChannel, Outgoing]]":
     """Open a stream channel, and read the messages to publish. Yields the channel and an Outgoing with the messages."""
     source = read_messages(asked, Addressing(None, routing_key), default=default, with_ids=False)
-    with opened(asked.broker.access()) as channel:
+    with opened(access_to(asked.broker)) as channel:
         yield channel, Outgoing(asked.options, channel, source, source)
 
 

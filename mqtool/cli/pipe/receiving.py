@@ -13,11 +13,12 @@ from mqtool.amqp import Receiving as Settings
 from mqtool.channels import AmqpChannel, ConsumingChannel
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
+from mqtool.cli.broker_access import access_to, print_as_script
 from mqtool.cli.display import output
-from mqtool.cli.display.delivery_writer import DeliveryWriter
+from mqtool.cli.display.delivery_writer import DeliveryWriter, redirect
 from mqtool.cli.display.progress import Progress
 from mqtool.cli.options import Broker
-from mqtool.cli.options.receiving_options import Receiving
+from mqtool.cli.options.receiving_options import Printing, Receiving
 from mqtool.errors import TimedOut, UsageError
 from mqtool.message import Delivery
 
@@ -42,12 +43,21 @@ def receiving_channel(
     Args:
         waiting: the line to print when the command is consuming; by default the one of tutorial 1.
     """
-    receiving.printing.print_as_script(broker)
-    receiving.printing.redirect()
+    print_deliveries_as_script(receiving.printing, broker)
+    redirect(receiving.printing.into)
     write = delivery_writer(receiving, line, queue_is_private=queue_is_private)
-    access = broker.access()
+    access = access_to(broker)
     with opened(access) as channel:
         yield channel, Incoming(access, receiving, channel, write, broker.lines.waiting if waiting is None else waiting)
+
+
+def print_deliveries_as_script(printing: Printing, broker: Broker) -> None:
+    """With --dialect, print as the dialect's script does, unless an option says how or where to print messages."""
+    if broker.dialect is None or printing.has_form or printing.into is not None:
+        return
+    print_as_script(broker)
+    if broker.lines.on_stderr:
+        output.join_stderr()
 
 
 class Incoming:

@@ -26,7 +26,7 @@ from mqtool.amqp.subscription import Buffer
 from mqtool.broker import state
 from mqtool.cli.access import Access
 from mqtool.cli.display import output
-from mqtool.cli.display.delivery_writer import DeliveryWriter
+from mqtool.cli.display.delivery_writer import DeliveryWriter, redirect
 from mqtool.cli.options.receiving_options import Receiving
 from mqtool.cli.pipe.receiving import delivery_writer
 from mqtool.errors import MqtoolError, TimedOut
@@ -73,7 +73,7 @@ def print_taps(sources: Sequence[Source], printing: Printing) -> None:
         TimedOut: there was no message for the time given by --idle-timeout, before --count was reached.
         ReaderGone: the program that reads stdout has ended.
     """
-    printing.receiving.printing.redirect()
+    redirect(printing.receiving.printing.into)
     writers = [_labelled(printing, source, among=sources) for source in sources]
     with ExitStack() as stack:
         channels = [stack.enter_context(source.access.channel()) for source in sources]
