@@ -14,7 +14,7 @@ from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.options import ExchangeOptions, Publishing
 from mqtool.cli.options.queue_options import tutorials_exchange
-from mqtool.cli.pipe.publishing import publishing_channel, text
+from mqtool.cli.pipe.publishing import echo, publishing_channel
 from mqtool.cli.pipe.source import Addressing
 from mqtool.message import Message, Receipt
 from mqtool.topology import Exchange
@@ -60,7 +60,7 @@ def _emit_with_key(publishing: Publishing, exchange: Exchange, emit: EmitWithKey
     line = publishing.broker.lines.sent_log_with_key
 
     def sent(message: Message) -> str:
-        return line.format(key=usual if message.routing_key is None else message.routing_key, body=text(message))
+        return echo(line, message, usual if message.routing_key is None else message.routing_key)
 
     def emit_usual(channel: ChannelOrSession, to: Exchange, messages: Iterable[Message | None]) -> Iterator[Receipt]:
         return emit(channel, to, usual, messages)

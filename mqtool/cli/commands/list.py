@@ -39,6 +39,8 @@ _FOLDED: dict[str, tuple[Sequence[str], str, str]] = {
     "exchanges": (("name",), "exchange", " of mqtool's wait queues"),
     "bindings": (("source_name", "destination_name"), "binding", " of the default exchange or mqtool's wait queues"),
 }
+#: The columns that contain counts of unacknowledged messages, which only the management API has.
+_UNACKNOWLEDGED = {"messages", "messages_unacknowledged"}
 #: The columns that are available over AMQP, without a management API.
 _BY_AMQP = {QUEUES.things: ["name", "messages_ready", "consumers"], EXCHANGES.things: ["name"]}
 
@@ -199,7 +201,7 @@ class View:
                     depth = self._ask(partial(administration.depth, queue=row["name"]))
                 except (NotFound, AccessRefused, DeclaredDifferently):  # deleted, or exclusive to another connection
                     continue
-                if refresh(row, depth.ready, depth.consumers):
+                if refresh(row, depth.ready, depth.consumers) and not _UNACKNOWLEDGED.isdisjoint(self.columns):
                     self._age = "counts of unacknowledged messages are up to 5 s old"
             return True
         return False

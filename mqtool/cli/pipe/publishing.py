@@ -275,19 +275,30 @@ class FailedMessages:
             )
 
 
-def text(message: Message) -> str:
-    """Return the first line of a message's body (all lines if stderr is a terminal), shortened if it is long."""
+def echo(line: str, message: Message, key: str | None = None) -> str:
+    """Fill in a line that reports a message. If its body is long, the line has the beginning, and its size at the end.
+
+    Args:
+        line: may contain the placeholders {key} and {body}.
+        key: the routing key, if it is not the message's own.
+    """
+    body, rest = _beginning(message)
+    return line.format(key=message.routing_key if key is None else key, body=body) + rest
+
+
+def _beginning(message: Message) -> tuple[str, str]:
+    """Return the first line of a message's body (all lines if stderr is a terminal); if it is shortened, its size."""
     if output.is_terminal(2):
         body, rest = output.excerpt(message.body)
-        return body.decode("utf-8", "backslashreplace") + rest
+        return body.decode("utf-8", "backslashreplace"), rest
     end = message.body.find(b"\n", 0, _ECHOED)
     line = message.body[: _ECHOED if end < 0 else end]
     rest = f"… ({len(message.body):,} bytes)" if len(message.body) > len(line) + 1 else ""
-    return line.decode("utf-8", "backslashreplace") + rest
+    return line.decode("utf-8", "backslashreplace"), rest
 
 
 def _filled(line: str) -> Callable[[Message], str]:
-    return lambda message: line.format(key=message.routing_key, body=text(message))
+    return lambda message: echo(line, message)
 
 
 def _messages(count: int) -> str:
@@ -304,7 +315,7 @@ def _hint(receipt: Receipt) -> str | None:
 
 def _warn_of(receipt: Receipt, number: int) -> None:
     if number <= _REPORTED:
-        output.warning(f"{receipt.confirmation}: {text(receipt.message)[:60]!r}: {receipt.reason}")
+        output.warning(f"{receipt.confirmation}: {_beginning(receipt.message)[0][:60]!r}: {receipt.reason}")
     elif number == _REPORTED + 1:
         output.warning("further failures are only counted")
 
