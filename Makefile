@@ -95,10 +95,16 @@ test-embedded: .venv/installed-dev  ## run the tests that need no RabbitMQ
 test-rabbitmq: .venv/installed-dev  ## run tests/protocol and tests/integration on RabbitMQ (at MQTOOL_TEST_URL, if set)
 	$(PYTEST) -n $(WORKERS) --dist worksteal -q -k rabbitmq tests/protocol tests/integration
 
-docs: .venv/installed-dev .venv/installed-docs  ## write the reference and the man page, and build the site: docs/_build
+RECORDINGS := docs/pictures/messages.html docs/pictures/tutorials.html
+
+docs: .venv/installed-dev .venv/installed-docs $(RECORDINGS)  ## write the reference and the man page, and build the site: docs/_build
 	$(BIN)/python -m docs.generate
 	$(BIN)/python -m sphinx -q -W --keep-going --fresh-env docs docs/_build
 	@echo "docs/_build/index.html"
+
+# From real runs, in some eight minutes. They are not made again for each change; `make clean` removes them.
+$(RECORDINGS): docs/pictures/%.html: | .venv/installed
+	@$(BIN)/python -m demo.recordings $*
 
 bench: .venv/installed-dev up  ## run the benchmarks: mqtool and comparable programs alternately
 	$(BIN)/python -m benchmarks.startup
@@ -137,4 +143,4 @@ down: .venv/installed  ## stop the broker that `make up` started
 	$(BIN)/mqtool broker down
 
 clean:  ## remove everything that make has created, except the broker's data
-	rm -rf .venv docs/_build demo-output build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf .venv docs/_build $(RECORDINGS) demo-output build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import pika
 
 from benchmarks.pairs import MQTOOL, URL, run
+from mqtool.cli.broker_access import access_to
 from mqtool.cli.options import Broker
 from mqtool.management import Management, path
 
@@ -57,7 +58,7 @@ def measure(title: str, *command: str) -> float:
 
 
 def main() -> None:
-    api = Broker(url=URL).access().management()
+    api = access_to(Broker(url=URL)).management()
     for queues, bindings in ((50, 200), (QUEUES, BINDINGS)):
         with a_vhost(api, "mqtool-benchmark") as url:
             started = time.perf_counter()

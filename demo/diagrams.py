@@ -107,7 +107,8 @@ mqtool tutorial run work-queues --ui
 
 With `--ui`, the tutorial plays [in your browser](how-to/browser.md#play-a-tutorial-or-a-drill), with a picture of the
 messages as they move. "Watch it", below each title, opens [a recording of the tutorials](pictures/tutorials.html). The
-recording is a single file, which any browser can play without mqtool and without a network.
+recording is a single file, which any browser can play without mqtool and without a network. In
+a copy of the source, `make docs` makes it.
 
 `tutorial show` prints the diagram, the explanation, the commands and the source of a tutorial. With `--plain`,
 `tutorial show` prints a script that does the same with a client library, without mqtool.

@@ -1,6 +1,6 @@
 """python -m demo.pictures [NAME...]: make docs/pictures/*.svg, from real runs, and docs/tutorials.md.
 
-Two kinds: what a command prints on a terminal; and recordings of `mqtool ui` and of the tutorials, with stills. Each
+Two kinds: what a command prints on a terminal; and stills of recordings of `mqtool ui` and of the tutorials. Each
 picture has both colour schemes in it, and takes the one that its reader's system prefers. Nothing in it is fetched from
 elsewhere.
 """
@@ -9,35 +9,27 @@ import io
 import os
 import pty
 import re
-import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
-from demo import diagrams
-from mqtool import plays
+from demo import diagrams, recordings
+from demo.recordings import DIRECTORY
 from mqtool.broker.embedded import EmbeddedBroker
-from mqtool.cli.display.play_page import PlayPage
-from mqtool.plays.performing import perform
-from mqtool.stage.terminal import Guard
-from mqtool.tutorials import pages
-from mqtool.ui.page_server import single_file
 
 if TYPE_CHECKING:
     from selenium.webdriver.remote.webdriver import WebDriver
 
-DIRECTORY = Path("docs/pictures")
 PAGE = Path("docs/tutorials.md")
 
 # Background, foreground, then black, red, green, yellow, blue, magenta, cyan, white: each with enough contrast.
@@ -90,26 +82,13 @@ def of_command(columns: int, command: str, lines: int | None = None, code: int =
     return console
 
 
-#: A broker to look at: orders go to two queues, one of which nobody consumes from, and some have failed.
-_SHOP = """
-mqtool exchange declare orders topic
-mqtool queue declare packing --dead-letter-exchange ''
-mqtool queue declare invoices
-mqtool exchange bind orders packing 'order.*'
-mqtool exchange bind orders invoices 'order.paid'
-seq 40 | mqtool send -l -e orders -r order.paid
-mqtool worker -q packing -c 15 --exec true
-mqtool worker -q packing -c 3 --retries 0 --exec false || true
-"""
-
-
 def of_shop(columns: int, command: str, code: int = 0) -> Console:
     """What a command prints about the broker of a small shop."""
     with EmbeddedBroker(management_port=0) as broker, tempfile.TemporaryDirectory() as directory:
         place = {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.management_url or ""}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         environment = {**os.environ, **place, "PATH": path}
-        subprocess.run(["sh", "-ec", _SHOP], cwd=directory, env=environment, check=True, capture_output=True)
+        subprocess.run(["sh", "-ec", recordings.SHOP], cwd=directory, env=environment, check=True, capture_output=True)
         worker = subprocess.Popen(
             ["mqtool", "worker", "-q", "packing", "--exec", "sleep 60", "--ready-file", "ready"],
             cwd=directory, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -121,89 +100,6 @@ def of_shop(columns: int, command: str, code: int = 0) -> Console:
         finally:
             worker.kill()
             worker.wait()
-
-
-#: A shop at work, for two workers: the third order cannot be packed.
-_ORDERS = ["order 17", "order 18", "order 19, broken", "order 20", "order 21", "order 22", "order 23", "order 24"]
-_PACKING = "sleep 1.5; ! grep -q broken"
-
-
-def record(path: Path) -> None:
-    """Record what `mqtool ui` shows of a small shop at work."""
-    with EmbeddedBroker(management_port=0) as broker, tempfile.TemporaryDirectory() as directory, ExitStack() as ending:
-        place = {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.management_url or ""}
-        environment = {**os.environ, **place, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-
-        def start(command: str, **pipes: int) -> "subprocess.Popen[bytes]":
-            silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-            process = subprocess.Popen(
-                ["mqtool", *shlex.split(command)], cwd=directory, env=environment, **{**silent, **pipes}
-            )
-            ending.callback(process.wait)
-            ending.callback(process.send_signal, signal.SIGINT)
-            return process
-
-        setup = [line for line in _SHOP.splitlines() if " declare " in line or " bind " in line]
-        subprocess.run(["sh", "-ec", "\n".join(setup)], env=environment, check=True, capture_output=True)
-        publisher = start("send -l -v -e orders -r order.paid", stdin=subprocess.PIPE, stderr=subprocess.PIPE)
-        assert publisher.stdin is not None
-        assert publisher.stderr is not None
-
-        def publish(order: str) -> None:
-            publisher.stdin.write(f"{order}\n".encode())
-            publisher.stdin.flush()
-            publisher.stderr.readline()
-
-        publish("order 16")
-        ready = [Path(directory, each) for each in ("one", "other", "invoices")]
-        for each in ready[:2]:
-            start(f"worker -q packing --retries 0 --shell --exec {shlex.quote(_PACKING)} --ready-file {each}")
-        start(f"receive -q invoices --ready-file {ready[2]}")
-        while not all(each.exists() for each in ready):
-            time.sleep(0.1)
-        page = start(f"ui --record {shlex.quote(str(path.absolute()))}", stdout=subprocess.PIPE)
-        assert page.stdout is not None
-        page.stdout.readline()
-        time.sleep(2)
-        for order in _ORDERS:
-            publish(order)
-            time.sleep(0.6)
-        time.sleep(4)
-        publisher.stdin.close()
-
-
-#: Seconds in which the page gets the topology after a change. The recording does not show this pause.
-_SETTLES = 2.5
-
-
-class PlaysRecorder(PlayPage):
-    """Records plays as the page shows them, for a reader who needs no time to read."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def say(self, text: str) -> None:
-        """Record an explanation, and go on once the picture shows what happened before it."""
-        time.sleep(_SETTLES)
-        self._continued = self._said + 1
-        super().say(text)
-
-    def file(self) -> bytes:
-        """Return the page that plays what was recorded."""
-        self._recording.complete()
-        return single_file(record for record in self._recording.follow() if record["kind"] != "now")
-
-
-def record_plays(path: Path, names: Iterable[str]) -> None:
-    """Record these plays; the page shows the one that its address names, or lets its reader choose."""
-    offered = [{"name": name, "title": plays.PLAYS[name].title, "story": plays.PLAYS[name].story} for name in names]
-    guard = Guard()
-    with PlaysRecorder(offered) as recorder:
-        for each in offered:
-            play = plays.PLAYS[each["name"]]
-            with recorder.watching(play.title, play.story, each["name"]):
-                perform(play, recorder, guard)
-        path.write_bytes(recorder.file())
 
 
 @contextmanager
@@ -321,28 +217,27 @@ PICTURES: dict[str, Callable[[], Console]] = {
 }
 
 
-#: A recording of `mqtool ui` with its still, and one of the tutorials, with stills of these.
-_SHOP_AT_WORK, _TUTORIALS, _STILLS = "messages", "tutorials", ("work-queues", "why-queues")
+#: Of which moments of the recording of the tutorials there are stills.
+_STILLS = ("work-queues", "why-queues")
 
 
 def main() -> None:
     """Make those that the command line names, or all, and the page of the tutorials."""
     DIRECTORY.mkdir(parents=True, exist_ok=True)
-    for name in sys.argv[1:] or [_SHOP_AT_WORK, _TUTORIALS, *PICTURES]:
+    for name in sys.argv[1:] or [recordings.SHOP_AT_WORK, recordings.TUTORIALS, *PICTURES]:
         path = DIRECTORY / f"{name}.svg"
-        recording = path.with_suffix(".html")
-        if name == _SHOP_AT_WORK:
-            record(recording)
-            with browser() as window:
-                still(window, recording.absolute().as_uri(), path, 0.75)
-        elif name == _TUTORIALS:
-            record_plays(recording, [*pages.NAMES, "why-queues"])
-            with browser() as window:
-                for each in _STILLS:
-                    still(window, f"{recording.absolute().as_uri()}#{each}", DIRECTORY / f"{each}.svg")
-        else:
+        if name in PICTURES:
             path.write_text(svg(PICTURES[name]()))
-        print(recording if recording.exists() else path)
+            print(path)
+            continue
+        recording = recordings.make(name).absolute().as_uri()
+        with browser() as window:
+            if name == recordings.SHOP_AT_WORK:
+                still(window, recording, path, 0.75)
+            else:
+                for each in _STILLS:
+                    still(window, f"{recording}#{each}", DIRECTORY / f"{each}.svg")
+        print(recording)
     PAGE.write_text(diagrams.document())
 
 

@@ -1,4 +1,7 @@
-"""Writes docs/reference/{commands,dialects,python}.md, docs/mqtool.1 and mqtool/cli/help/index.py: make docs."""
+"""Writes docs/reference/{commands,dialects,python}.md, docs/mqtool.1 and mqtool/cli/help/index.py: make docs.
+
+Also writes the table of scripts in docs/how-to/older-tutorials.md.
+"""
 
 import functools
 import hashlib
@@ -19,11 +22,13 @@ from mqtool.cli.help.option_sections import SECTIONS
 from mqtool.topology import Exchange, Stream
 from mqtool.tutorials.dialects import LINES, NAMES, Dialect, Lines
 from mqtool.tutorials.stream_dialects import HELLO, TRACKING, StreamDialect
+from tests.cli import tutorial_comparisons
 
 REFERENCE = Path(__file__).parent / "reference" / "commands.md"
 DIALECTS = REFERENCE.with_name("dialects.md")
 PYTHON = REFERENCE.with_name("python.md")
 MANUAL = Path(__file__).parent / "mqtool.1"
+OLDER_TUTORIALS = Path(__file__).parent / "how-to" / "older-tutorials.md"
 INDEX = Path(__file__).parents[1] / "mqtool" / "cli" / "help" / "index.py"
 
 
@@ -97,9 +102,12 @@ def dialects() -> str:
     )
     parts += [
         "## Printed lines, and default messages",
-        "Lines with received data go to stdout, all other lines to stderr. The scripts for Go and Elixir begin each "
-        "line with the time; mqtool does not. `!r` means that the value is quoted, as by Python's `repr()`. The rows "
-        "from `hello` to `topic` are the messages or routing keys that commands use if you give none.",
+        "Without `--dialect`, lines with received data go to stdout, all other lines to stderr. With `--dialect`, all "
+        "lines go where the scripts print them: to stderr if `on stderr` is `yes`. The scripts for Go and Elixir begin "
+        "each line with the time; mqtool does not. `!r` means that the value is quoted, as by Python's `repr()`. The "
+        "rows from `hello` to `number add100` are the messages, routing keys or requests that commands use if you give "
+        "none. The rows of usage codes are the exit codes of `receive-log direct` and `receive-log topic` without "
+        "arguments.",
     ]
     spoken = [name for name in vars(Lines) if not name.startswith("_")]
     parts.append(_rows([(name, *(_shown(getattr(LINES[dialect], name)) for dialect in Dialect)) for name in spoken]))
@@ -135,9 +143,11 @@ def _declared(thing: Any) -> str:
     return f"`{thing.name}`: {'durable' if thing.durable else 'transient'} {kind}"
 
 
-def _shown(value: str | bytes | bool) -> str:
+def _shown(value: str | bytes | bool | int) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, int):
+        return str(value)
     text = value.decode() if isinstance(value, bytes) else value
     return ", ".join(f"`{line}`" for line in text.splitlines())
 
@@ -290,5 +300,6 @@ if __name__ == "__main__":
     INDEX.write_text(index())
     REFERENCE.write_text(reference())
     DIALECTS.write_text(dialects())
+    OLDER_TUTORIALS.write_text(tutorial_comparisons.page(OLDER_TUTORIALS.read_text()))
     PYTHON.write_text(python())
     MANUAL.write_text(manual())

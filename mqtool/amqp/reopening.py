@@ -34,6 +34,11 @@ class Journal:
         """The names of the exchanges."""
         return [entry.name for entry in self._entries if isinstance(entry, Exchange)]
 
+    @property
+    def bindings(self) -> list[Binding]:
+        """The bindings, in order."""
+        return [entry for entry in self._entries if isinstance(entry, Binding)]
+
     def renamed(self, queue: str, name: str) -> None:
         """Store the new name of a queue that was named by the broker."""
         self._names[queue] = name

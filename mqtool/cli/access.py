@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 ChannelOrSession: TypeAlias = "Channel | LinkSession"
 
 _T = TypeVar("_T")
-MANAGEMENT_VARIABLE = "MQTOOL_MANAGEMENT_URL"
 _AMQP_PORT, _PORT, _TLS_PORT = 5672, 15672, 15671
 _STREAM, _STREAM_TLS = 5552, 5551
 #: The management port is usually this much higher than the AMQP port.

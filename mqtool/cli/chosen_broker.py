@@ -11,6 +11,7 @@ from mqtool.cli.contexts import Context, Protocol
 from mqtool.errors import UsageError
 
 URL_VARIABLES = ("MQTOOL_URL", "AMQP_URL")
+MANAGEMENT_VARIABLE = "MQTOOL_MANAGEMENT_URL"
 _DEFAULT_URL = "amqp://localhost"
 
 

@@ -15,8 +15,8 @@ from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 from mqtool.amqp import TlsFiles
-from mqtool.cli.access import MANAGEMENT_VARIABLE, Access
-from mqtool.cli.chosen_broker import choose, resolve_addresses
+from mqtool.cli.access import Access
+from mqtool.cli.chosen_broker import MANAGEMENT_VARIABLE, choose, resolve_addresses
 from mqtool.duration import parse_duration
 from mqtool.errors import MqtoolError
 

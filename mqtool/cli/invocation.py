@@ -16,6 +16,7 @@ class Invocation:
         signalled_at: when that signal arrived (`time.monotonic()`).
         on_stop: functions that the first signal calls; if there are none, the signal raises KeyboardInterrupt.
         is_writing: True while the main thread writes to stdout, or waits until a pipe's reader has read the output.
+        script_output: the descriptor that the lines of a dialect's script go to; None without --dialect.
         output_name: what error messages call standard output, such as the file given with `--output`.
     """
 
@@ -26,6 +27,7 @@ class Invocation:
         self.signalled_at = 0.0
         self.on_stop: list[Callable[[], None]] = []
         self.is_writing = False
+        self.script_output: int | None = None
         self.output_name = output_name
 
 

@@ -23,6 +23,8 @@ class Dialect(StrEnum):
     PYTHON_CLASSIC = "python-classic"
     GO_CLASSIC = "go-classic"
     GO_ARTICLE = "go-article"
+    GO_ARTICLE_2 = "go-article-2"
+    PYTHON_ARTICLE = "python-article"
     JAVA_AMQP = "java-amqp"
     GO_AMQP = "go-amqp"
     DOTNET_AMQP = "dotnet-amqp"
@@ -49,18 +51,34 @@ class Names(NamedTuple):
     delay_exchange: Exchange
     delay_queue: Queue
 
+    def queue(self, name: str | None, default: Queue) -> Queue:
+        """Return the tutorials' queue of this name, or else the default."""
+        queues = (each for each in self if isinstance(each, Queue))
+        return next((each for each in queues if each.name == name), default)
+
 
 class Lines:
     """The lines that a tutorial's scripts print, and the messages that they send by default; a subclass per dialect.
 
     Attributes:
+        waiting, waiting_task, waiting_log, waiting_log_with_key: the line that a receiver prints when it is ready.
+        binding, binding_topic: the line for each binding of a receiver of logs.
         received, log, log_with_key: lines printed for a received message; each one ends with the body.
         received_task: the line that a worker prints, if it differs from a receiver's.
         got: the line for a reply.
+        number, number_add100: what the RPC client asks for by default.
         key_in_body: True if `emit-log direct` and `emit-log topic` put the routing key in front of the body.
+        key_of_two_words: True if `emit-log topic` makes the routing key of the first two of three or more words.
+        fib_of_negatives: True if the RPC server's fib() is 0 below 0; elsewhere such a request crashes the server.
         purges_requests: True if the RPC server purges its queue when it starts.
+        on_stderr: True if the scripts print on stderr, as Go's log package does.
+        emits_on_stdout: True if the publishers of logs print on stdout nevertheless.
+        usage_code, usage_code_topic: the exit code of a receiver of logs without severities, or without patterns.
     """
 
+    waiting = waiting_task = " [*] Waiting for messages. To exit press CTRL+C"
+    waiting_log = waiting_log_with_key = " [*] Waiting for logs. To exit press CTRL+C"
+    binding = binding_topic = ""
     sent = " [x] Sent '{body}'"
     sent_task = " [x] Sent {body}"
     sent_log = " [x] Sent {body}"
@@ -72,6 +90,7 @@ class Lines:
     done = " [x] Done"
     got = " [.] Got {body}"
     awaiting_requests = " [x] Awaiting RPC requests"
+    requesting = " [x] Requesting fib({n})"
     awaiting_add100 = " [x] Awaiting RPC requests"
     answering_add100 = " [.] add100({n})"
     requesting_add100 = " [x] Requesting add100({n})"
@@ -80,8 +99,14 @@ class Lines:
     fanout = b"info: Hello World!"
     routed = b"Hello World!"
     topic = "anonymous.info"
+    number = number_add100 = "30"
     key_in_body = False
+    key_of_two_words = False
+    fib_of_negatives = False
     purges_requests = False
+    on_stderr = False
+    emits_on_stdout = False
+    usage_code = usage_code_topic = 1
 
 
 _PYTHON = Names(
@@ -103,6 +128,8 @@ _GO_CLASSIC = _PYTHON_CLASSIC._replace(
     direct=Exchange("logs_direct", "direct", durable=True),
     topic=Exchange("logs_topic", "topic", durable=True),
 )
+_PYTHON_ARTICLE = _PYTHON_CLASSIC._replace(task_queue=Queue("task", durable=True))
+_GO_ARTICLE_2 = _GO_CLASSIC._replace(task_queue=_GO_CLASSIC.hello)
 _JAVA_AMQP = _PYTHON._replace(
     fanout=Exchange("logs", "fanout", durable=True),
     direct=Exchange("direct_logs", "direct", durable=True),
@@ -118,6 +145,8 @@ NAMES = {
     Dialect.PYTHON_CLASSIC: _PYTHON_CLASSIC,
     Dialect.GO_CLASSIC: _GO_CLASSIC,
     Dialect.GO_ARTICLE: _GO_CLASSIC,
+    Dialect.GO_ARTICLE_2: _GO_ARTICLE_2,
+    Dialect.PYTHON_ARTICLE: _PYTHON_ARTICLE,
     Dialect.JAVA_AMQP: _JAVA_AMQP,
     Dialect.GO_AMQP: _GO_AMQP,
     Dialect.DOTNET_AMQP: _GO_AMQP,
@@ -125,6 +154,8 @@ NAMES = {
 
 
 class _GoLines(Lines):
+    binding = "Binding queue {queue} to exchange logs_direct with routing key {key}"
+    binding_topic = "Binding queue {queue} to exchange logs_topic with routing key {key}"
     sent = " [x] Sent {body}"
     sent_log_with_key = " [x] Sent {body}"
     received = "Received a message: {body}"
@@ -135,6 +166,9 @@ class _GoLines(Lines):
     answering_add100 = " [.] rpcFunc({n})\nserver rpc run..."
     requesting_add100 = "body== {n}"
     task = fanout = routed = b"hello"
+    number_add100 = "0"
+    on_stderr = True
+    usage_code = usage_code_topic = 0
 
 
 class _PythonClassicLines(Lines):
@@ -145,14 +179,36 @@ class _PythonClassicLines(Lines):
     log_with_key = " [x] {key!r}:{body!r}"
 
 
+class _PythonArticleLines(_PythonClassicLines):
+    requesting = ""
+    task = b"xcgj c01"
+    number = "1"
+
+
 class _GoArticleLines(_GoLines):
+    waiting = ""
+    waiting_task = " [*] Waiting for messages. To exit press CTRL + C"
+    waiting_log = " [*] is running..."
     sent_log = sent_log_with_key = " [x] sent {body}"
     hello = b"Hello, RabbitMQ!"
     topic = "nil.nil"
+    key_in_body = key_of_two_words = True
+    fib_of_negatives = True
+    emits_on_stdout = True
+    usage_code = 255
+
+
+class _GoArticle2Lines(_GoLines):
+    waiting = waiting_task = waiting_log = waiting_log_with_key = "[*] waiting for messages, to exit press ctrl+c"
+    binding_topic = _GoLines.binding  # it names the other exchange
+    sent = sent_task = sent_log = sent_log_with_key = "[x] sent {body} "
+    received = "received a message:{body}"
+    topic = "info"
     key_in_body = True
 
 
 class _JavaAmqpLines(Lines):
+    waiting_log = waiting_log_with_key = Lines.waiting
     sent_task = sent_log = " [x] Sent '{body}'"
     sent_log_with_key = " [x] Sent '{key}':'{body}'"
     received = log = " [x] Received '{body}'"
@@ -179,6 +235,8 @@ LINES: dict[Dialect, Lines] = {
     Dialect.PYTHON_CLASSIC: _PythonClassicLines(),
     Dialect.GO_CLASSIC: _GoLines(),
     Dialect.GO_ARTICLE: _GoArticleLines(),
+    Dialect.GO_ARTICLE_2: _GoArticle2Lines(),
+    Dialect.PYTHON_ARTICLE: _PythonArticleLines(),
     Dialect.JAVA_AMQP: _JavaAmqpLines(),
     Dialect.GO_AMQP: _GoAmqpLines(),
     Dialect.DOTNET_AMQP: _DotnetAmqpLines(),
@@ -195,7 +253,7 @@ _DIFFERS = (
 def declaring_like(refusal: str) -> list[Dialect]:
     """Return the dialects whose settings match an existing queue or exchange, according to the broker's error.
 
-    Dialects of AMQP 1.0 tutorials are left out if others also match.
+    Dialects of single articles and of AMQP 1.0 tutorials are left out if others also match.
     """
     told = re.search(_DIFFERS, refusal)
 
@@ -208,7 +266,7 @@ def declaring_like(refusal: str) -> list[Dialect]:
         return thing.durable and thing.arguments.get("x-queue-type", "classic") == (told["current"] or "classic")
 
     found = [dialect for dialect, names in NAMES.items() if any(is_like(thing) for thing in names)]
-    return [dialect for dialect in found if not dialect.endswith("-amqp")] or found
+    return [dialect for dialect in found if not re.search("-amqp|-article", dialect)] or found
 
 
 def declaring_otherwise(queue: Queue) -> list[Dialect]:

@@ -42,6 +42,11 @@ def fib(n: int) -> int:
     return _fibonacci[n]
 
 
+def fib_from_0(n: int) -> int:
+    """Return the n-th Fibonacci number, or 0 for a negative n. Raises BadData if n is above 20,000."""
+    return fib(max(n, 0))
+
+
 def add100(n: int) -> int:
     """Return n + 100, after two seconds."""
     time.sleep(2)

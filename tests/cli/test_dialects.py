@@ -1,14 +1,16 @@
 """What mqtool prints and sends in each dialect, where its scripts differ from today's Python ones.
 
 The lines are those of the scripts (those of Go without the time that its log package puts in front), written out here
-once more: read from dialects.py, a wrong one would be wrong on both sides.
+once more: read from dialects.py, a wrong one would be wrong on both sides. The dialects of articles are tested in
+test_older_tutorials.py.
 """
 
 import pytest
 
 from tests.brokers import on_any_broker
-from tests.cli.shell import Shell
+from tests.cli.shell import Result, Shell
 from tests.cli.terminal import on_terminal
+from tests.cli.tutorial_comparisons import normal
 
 #: For each dialect and command: what it prints when it sends, and what its receiver prints.
 SPOKEN = {
@@ -33,13 +35,6 @@ SPOKEN = {
     ("go", "emit-log topic"): (" [x] Sent hello", " [x] hello"),
     ("go-classic", "new-task"): (" [x] Sent hello", "Received a message: hello"),
     ("go-classic", "emit-log direct"): (" [x] Sent hello", " [x] hello"),
-    ("go-article", "send"): (" [x] Sent Hello, RabbitMQ!", "Received a message: Hello, RabbitMQ!"),
-    ("go-article", "new-task"): (" [x] Sent hello", "Received a message: hello"),
-    ("go-article", "emit-log fanout"): (" [x] sent hello", " [x] hello"),
-    ("go-article", "emit-log direct error"): (" [x] sent error", " [x] error"),
-    ("go-article", "emit-log direct error Hot"): (" [x] sent error Hot", " [x] error Hot"),
-    ("go-article", "emit-log topic kern.critical A"): (" [x] sent kern.critical A", " [x] kern.critical A"),
-    ("go-article", "emit-log topic kern critical A"): (" [x] sent kern critical A", " [x] kern critical A"),
     ("java-amqp", "send"): (" [x] Sent 'Hello World!'", " [x] Received 'Hello World!'"),
     ("java-amqp", "new-task A b"): (" [x] Sent 'A b'", " [x] Received 'A b'"),
     ("java-amqp", "new-task"): (" [x] Sent ''", " [x] Received ''"),
@@ -73,12 +68,27 @@ RECEIVERS = {
 @pytest.mark.parametrize(("dialect", "command"), SPOKEN)
 @pytest.mark.sampled(12)
 def test_lines(shell: Shell, dialect: str, command: str) -> None:
-    """Of the sender and of the receiver."""
+    """Each dialect's commands print the lines of its scripts: those of Go on stderr, the others on stdout."""
     sent, received = SPOKEN[dialect, command]
     [receive] = [whose for sender, whose in RECEIVERS.items() if command.startswith(sender)]
     receiver = shell.start("mqtool", *receive.split(), "--dialect", dialect, "-c", "1").wait_until_ready()
-    assert shell.run("mqtool", *command.split(), "--dialect", dialect).stderr == sent + "\n"
-    assert receiver.wait().stdout == received + "\n"
+    assert of_script(shell.run("mqtool", *command.split(), "--dialect", dialect), dialect) == [sent]
+    waiting = "messages" if "emit-log" not in command or dialect in ("java-amqp", "dotnet-amqp") else "logs"
+    exchange, *keys = receive.split()[1:] or [""]
+    bound = [f"Binding queue Q to exchange logs_{exchange} with routing key {key}" for key in keys]
+    assert of_script(receiver.wait(), dialect) == [
+        *(bound if dialect.startswith("go") else []),
+        f" [*] Waiting for {waiting}. To exit press CTRL+C",
+        received,
+        *(["Done" if dialect.startswith("go") else " [x] Done"] if receive == "worker" else []),
+    ]
+
+
+def of_script(result: Result, dialect: str) -> list[str]:
+    """The lines that were printed where the dialect's scripts print; nothing was printed elsewhere."""
+    printed, nothing = (result.stdout, result.stderr)[:: -1 if dialect.startswith("go") else 1]
+    assert (nothing, result.code) == ("", 0)
+    return normal(printed).splitlines()
 
 
 @on_any_broker
@@ -95,6 +105,63 @@ def test_the_key_of_the_articles_topics(shell: Shell, words: list[str], key: str
 
 
 @on_any_broker
+@pytest.mark.parametrize(
+    ("words", "key"), [([], "info"), (["kern.critical", "disk", "full"], "kern.critical"), (["cron"], "cron")]
+)
+def test_the_key_of_the_second_articles_topics(shell: Shell, words: list[str], key: str) -> None:
+    """The scripts of go-article-2 take the first word as the routing key, and without a word `info`."""
+    arguments = ("topic", "#", "--dialect", "go-article-2", "-c", "1", "-F", "%r %b")
+    receiver = shell.start("mqtool", "receive-log", *arguments).wait_until_ready()
+    assert shell.run("mqtool", "emit-log", "topic", *words, "--dialect", "go-article-2").code == 0
+    assert receiver.wait().stdout == f"{key} {' '.join(words) or 'hello'}\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "settings"),
+    [
+        ("new-task x -q hello --dialect go-classic", "hello false"),
+        ("worker --idle-timeout 1ms -q hello --dialect go-classic", "hello false"),
+        ("send x -q task_queue --dialect go-classic", "task_queue true"),
+        ("send x -q my_queue --dialect go-classic --durable", "my_queue true"),
+        ("new-task x --dialect go-article-2", "hello false"),
+        ("new-task x --dialect python-article", "task true"),
+    ],
+)
+@on_any_broker
+def test_a_named_queue_has_the_settings_of_the_dialect(shell: Shell, command: str, settings: str) -> None:
+    """A name that the dialect's scripts use is declared as they declare it, by whichever command."""
+    assert shell.run("mqtool", *command.split()).code == 0
+    name, durable = settings.split()
+    assert shell.run("mqtool", "list", "queues", "name", "durable", "type").stdout.split()[-3:] == [
+        name,
+        durable,
+        "classic",
+    ]
+
+
+@on_any_broker
+def test_options_that_choose_how_to_print_win_over_a_dialect(shell: Shell) -> None:
+    """With --raw or -o, messages go to stdout or to the file, and the script's other lines to stderr."""
+    shell.run("mqtool", "send", "-l", "--dialect", "go-classic", stdin="one\ntwo\n")
+    raw = shell.run("mqtool", "receive", "--raw", "-c", "1", "--dialect", "go-classic")
+    assert (raw.stdout, raw.stderr) == ("one\n", " [*] Waiting for messages. To exit press CTRL+C\n")
+    shell.run("mqtool", "receive", "-o", "file", "-c", "1", "--dialect", "go-classic")
+    assert (shell.directory / "file").read_text() == "Received a message: two\n"
+
+
+@on_any_broker
+def test_without_a_dialect_only_messages_go_to_stdout(shell: Shell) -> None:
+    """What a script does with --dialect is not done without it: a pipe or a file contains only data."""
+    missing = shell.run("mqtool", "receive-log", "direct")
+    assert (missing.stdout, missing.code) == ("", 2)
+    assert missing.stderr.startswith(
+        "mqtool: Missing argument 'SEVERITY...'\nhint: for example: mqtool receive-log dir"
+    )
+    sent = shell.run("mqtool", "emit-log", "direct", "info", "x")
+    assert (sent.stdout, sent.stderr) == ("", " [x] Sent info:x, no queue received it\n")
+
+
+@on_any_broker
 @pytest.mark.parametrize("dialect", ["python-classic", "go-article"])
 def test_data_is_not_touched(shell: Shell, dialect: str) -> None:
     """--raw prints bodies as they are, and input is sent as it is, whatever the dialect's lines."""
@@ -103,17 +170,6 @@ def test_data_is_not_touched(shell: Shell, dialect: str) -> None:
     sent = shell.run("mqtool", "emit-log", "topic", "a.b", "-l", "--dialect", dialect, stdin=b"one\n\xfftwo\n")
     assert sent.code == 0
     assert receiver.wait().stdout_bytes == b"one\n\xfftwo\n"
-
-
-@on_any_broker
-def test_the_rpc_of_an_article(shell: Shell) -> None:
-    """Whose server adds 100."""
-    dialect = ("--dialect", "go-classic", "--function", "add100")
-    server = shell.start("mqtool", "rpc-server", *dialect, "-c", "1").wait_until_ready()
-    asked = shell.run("mqtool", "rpc-client", "11", *dialect)
-    assert (asked.stderr, asked.stdout) == ("body== 11\n", " [.] Got 111\n")
-    served = server.wait()
-    assert (served.stderr, served.stdout) == (" [*] Awaiting RPC req\n", " [.] rpcFunc(11)\nserver rpc run...\n")
 
 
 @on_any_broker
@@ -141,11 +197,11 @@ def test_who_creates_a_queue_is_told_whose_it_is_not(shell: Shell, command: str,
 @pytest.mark.parametrize(
     ("first", "then", "like"),
     [
-        ("send x --dialect go-classic", "receive -c 1", "python-classic or go-classic or go-article"),
-        ("new-task x --dialect python-classic", "worker -c 1", "python-classic or go-classic or go-article"),
+        ("send x --dialect go-classic", "receive -c 1", "python-classic or go-classic"),
+        ("new-task x --dialect python-classic", "worker -c 1", "python-classic or go-classic"),
         ("send x", "receive -c 1 --dialect go-classic", "python or go"),
         ("new-task x", "worker -c 1 --dialect python-classic", "python or go"),
-        ("emit-log fanout --dialect go-classic", "emit-log fanout", "go-classic or go-article"),
+        ("emit-log fanout --dialect go-classic", "emit-log fanout", "go-classic"),
         ("queue declare hello --queue-type classic", "send", ""),
         ("queue declare hello --queue-type quorum --ttl 1m", "send", ""),
     ],

@@ -73,6 +73,8 @@ def test_counts_are_of_now(shell: Shell, listing: object) -> None:
     ready, consumers, unacknowledged = map(int, listed.stdout.split())
     assert (ready, consumers) == (1, 1)
     assert unacknowledged == 2 or listed.stderr == "counts of unacknowledged messages are up to 5 s old\n"
+    without = shell.run("mqtool", "list", "queues", "messages_ready", "consumers")
+    assert (without.stdout, without.stderr) == ("1\t1\n", ""), "it has no column of unacknowledged messages"
 
 
 def test_counts_of_queues_that_amqp_cannot_count(

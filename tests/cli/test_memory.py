@@ -54,5 +54,5 @@ def test_a_large_file_is_sent_in_little_more_memory_than_three_times_its_size(sh
 
     done = shell.script(f"{sys.executable} measure.py sent.json mqtool send -f in")
 
-    assert done.stderr == f" [x] Sent 'first line… ({size + 11:,} bytes)'\n"
+    assert done.stderr == f" [x] Sent 'first line'… ({size + 11:,} bytes)\n"
     assert peak(shell.directory / "sent.json") < 3 * (size >> 10) + LIMIT

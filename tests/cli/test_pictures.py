@@ -57,3 +57,11 @@ def test_the_pictures_of_the_documents_are_there() -> None:
         for image in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", document.read_text())
     }
     assert shown == set((ROOT / pictures.DIRECTORY).glob("*.svg"))
+
+
+def test_the_readme_links_to_files_that_any_viewer_of_the_repository_shows() -> None:
+    """Each link to a file leads to one that is in the repository; the recordings, which `make docs` makes, are not."""
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / "README.md").read_text())
+    files = [ROOT / link for link in links if "://" not in link]
+    assert files
+    assert [path for path in files if path.suffix == ".html" or not path.exists()] == []

@@ -75,6 +75,17 @@ def test_what_was_published(vhost: Vhost, channel: BlockingChannel) -> None:
     assert not vhost.published(exchange="amq.direct", timeout=0)
 
 
+def test_one_message_or_what_was_published_instead(vhost: Vhost, channel: BlockingChannel) -> None:
+    """The only message; if a test asks with a mistyped exchange, or for one of two, its error says what there was."""
+    channel.basic_publish("amq.topic", "order.new", b"7")
+    assert vhost.published(exchange="amq.topic").one().body == b"7"
+    with pytest.raises(AssertionError, match=r"^0 messages instead of one: \[\] \(what happened: .*'order.new'.*b'7'"):
+        vhost.published(exchange="amq.topc", timeout=0).one()
+    channel.basic_publish("amq.topic", "order.new", b"8")
+    with pytest.raises(AssertionError, match=r"^2 messages instead of one: .*b'7'.*b'8'"):
+        vhost.published(count=2).one()
+
+
 def test_what_became_of_it(vhost: Vhost, channel: BlockingChannel) -> None:
     """Acknowledged, rejected, requeued, or still there."""
     jobs = vhost.queue("jobs")

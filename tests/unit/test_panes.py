@@ -52,6 +52,24 @@ def test_panes_show_everything_at_once(columns: int, rows: int, terminals: int, 
     assert seen[0].startswith("Title  2/9 ─")
 
 
+@pytest.mark.parametrize("printed", range(1, 30))
+def test_a_pane_shows_its_newest_command(printed: int) -> None:
+    """The newest command is above its own output, however long that is: no older command takes its place."""
+    console = Console(width=80, height=24, file=io.StringIO(), force_terminal=True, color_system=None)
+    panes = Panes(Pace(auto=True, watched=False), screen=console)
+    panes.begin("Title", (2, 9))
+    panes.opened(["worker"])
+    for command, lines in (("older", 30), ("newest", printed)):
+        panes.typed("worker", f"mqtool {command}")
+        for number in range(lines):
+            panes.printed("worker", f"line {number} of {command}")
+    with console.capture() as capture:
+        console.print(panes.picture())
+    seen = capture.get()
+    assert "$ mqtool newest" in seen
+    assert f"line {printed - 1} of newest" in seen
+
+
 @example(columns=12, rows=20, terminals=1, charts=3)
 @given(st.integers(10, 250), st.integers(5, 80), st.integers(1, 7), st.integers(0, 3))
 def test_no_size_is_too_odd(columns: int, rows: int, terminals: int, charts: int) -> None:

@@ -9,18 +9,21 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from mqtool.amqp import Address
 from mqtool.benching import charts, comparison
 from mqtool.benching.plan import PROTOCOLS, STREAM, Place, Plan, Timed
 from mqtool.benching.result import Result, Snapshot
 from mqtool.benching.run import Run
 from mqtool.cli import contexts, stopping
 from mqtool.cli.access import Access
+from mqtool.cli.broker_access import access_to
 from mqtool.cli.chosen_broker import is_same_node
 from mqtool.cli.command_line import Command, command
+from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import bench_report, output
 from mqtool.cli.display.progress import Progress
-from mqtool.cli.options import ManagedBroker, Yes, ask
+from mqtool.cli.options import ManagedBroker, Yes
 from mqtool.cli.options.bench_options import LONG, SHORT, BenchProtocol, Load, Runs, Variation
 from mqtool.errors import BadData, MqtoolError, UsageError
 from mqtool.spelling import counted, did_you_mean
@@ -125,12 +128,12 @@ def bench(
     if words:
         _compare(words, broker, plan, runs, report, yes=yes)
         return
-    access = broker.access()
+    access = access_to(broker)
     _ask(access, plan, yes=yes)
     if runs.vary is not None:
         _vary(access, plan, runs, runs.vary, report)
         return
-    result = _run(runs.place(access), plan, runs.commands(plan))
+    result = _run(_place(access, runs.stream_port), plan, runs.commands(plan))
     report.show(result)
     _check([result])
 
@@ -185,7 +188,7 @@ def _vary(access: Access, plan: Plan, runs: Runs, variation: Variation, report: 
     name, results = variation.name, []
     steps = [(text, plan.with_value(variation.setting, value).checked()) for text, value in variation.steps]
     for text, plan_of_step in stopping.until_requested(steps):
-        result = _run(runs.place(access), plan_of_step, runs.commands(plan_of_step), f", {name} {text}")
+        result = _run(_place(access, runs.stream_port), plan_of_step, runs.commands(plan_of_step), f", {name} {text}")
         results.append(result)
         if report.as_json:
             output.show_json({"step": f"{name}={text}", **result.as_json()})
@@ -233,7 +236,7 @@ def _compare(words: Sequence[str], broker: ManagedBroker, plan: Plan, runs: Runs
     for number, index in stopping.until_requested(turns):
         side = live[index]
         label = f", {side.name}, round {number + 1} of {runs.rounds}"
-        result = _run(runs.place(side.access), side.plan, label=label)  # type: ignore[arg-type]
+        result = _run(_place(side.access, runs.stream_port), side.plan, label=label)  # type: ignore[arg-type]
         if not result.stopped:
             found[index].append(result.as_json())
             results.append(result)
@@ -253,18 +256,18 @@ def _compare(words: Sequence[str], broker: ManagedBroker, plan: Plan, runs: Runs
 def _side(word: str, broker: ManagedBroker, plan: Plan) -> Side:
     """Interpret an operand of `compare`: a queue type, a protocol, a file, a URL, or the name of a context."""
     if word in _QUEUE_TYPES:
-        return Side(word, broker.access(), plan.with_value("queue_type", word).checked())
+        return Side(word, access_to(broker), plan.with_value("queue_type", word).checked())
     if word in PROTOCOLS:
         queue_type = STREAM if word == STREAM else plan.queue_type
         changed = plan.with_value("protocol", word).with_value("queue_type", queue_type)
-        return Side(word, broker.access(), changed.checked())
+        return Side(word, access_to(broker), changed.checked())
     if Path(word).is_file():
         return Side(Path(word).name, None, plan, _results_in(Path(word)))
     options, call = broker.options, broker.options.call
     is_url = "://" in word
     named = call._replace(typed=call.typed - {"url", "context"} | {"url" if is_url else "context"})
     url, context = (word, None) if is_url else (None, word)
-    access = replace(broker, options=replace(options, url=url, context=context, call=named), management=None).access()
+    access = access_to(replace(broker, options=replace(options, url=url, context=context, call=named), management=None))
     return Side(access.context or str(access.address), access, plan)
 
 
@@ -282,3 +285,13 @@ def _results_in(path: Path) -> list[dict[str, Any]]:
     if not found:
         raise BadData(f"{path} is empty")
     return found
+
+
+def _place(access: Access, stream_port: int | None) -> Place:
+    """Return the broker's addresses and TLS files, and the functions with which a run connects to it."""
+
+    def find_leader(stream: str) -> Address:
+        with access.stream_channel(stream_port) as channel:
+            return channel.sessions_for([stream], to_publish=True)[0].address
+
+    return Place(access.addresses, access.tls, access.connect, access.management, find_leader)

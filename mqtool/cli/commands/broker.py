@@ -14,13 +14,14 @@ from mqtool.broker import background, readiness, state
 from mqtool.broker.choice import starter_of
 from mqtool.broker.state import DEFAULT_NAME, Started
 from mqtool.cli import stopping
-from mqtool.cli.access import MANAGEMENT_VARIABLE
+from mqtool.cli.chosen_broker import MANAGEMENT_VARIABLE
 from mqtool.cli.command_line import command, group
 from mqtool.cli.commands import broker_fault, broker_up
 from mqtool.cli.commands.broker_up import Name, known, told
+from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import layout, output
-from mqtool.cli.options import Yes, ask
+from mqtool.cli.options import Yes
 from mqtool.cli.options.broker_options import WhichBroker
 from mqtool.errors import Unavailable, UsageError
 from mqtool.spelling import pasteable

@@ -4,10 +4,12 @@ from typing import Annotated, Any
 
 import typer
 
+from mqtool.cli.broker_access import access_to
 from mqtool.cli.command_line import command
+from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import layout, output
-from mqtool.cli.options import ManagedBroker, Yes, ask
+from mqtool.cli.options import ManagedBroker, Yes
 from mqtool.errors import NotFound, UsageError
 from mqtool.management import Management, path
 from mqtool.spelling import counted, pasteable
@@ -51,7 +53,7 @@ def fault(
 
     'ls' lists the active faults. A fault ends when its time or count is up, or when 'clear' ends it.
     """
-    access = broker.access()
+    access = access_to(broker)
     api = access.management()
     words = arguments or []
     if name != "ls":

@@ -19,6 +19,7 @@ from mqtool.broker.starter import Starter
 from mqtool.broker.state import DEFAULT_NAME, Started, Wanted
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
+from mqtool.cli.broker_access import access_to
 from mqtool.cli.chosen_broker import Choice, choose, is_same_node, read_password
 from mqtool.cli.command_line import command
 from mqtool.cli.contexts import Effect
@@ -97,7 +98,7 @@ def up(
             return
         if kind is Kind.AUTO and wanted == Wanted() and not foreground:
             state.forget(name)  # the recorded broker no longer runs, so do not try its URL
-            access = options.access()
+            access = access_to(options)
             if (reachable := _reachable(access)) is not None:
                 output.show(f"using the broker at {reachable}")
                 return

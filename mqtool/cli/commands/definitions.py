@@ -7,11 +7,13 @@ from typing import Annotated, Literal
 
 import typer
 
+from mqtool.cli.broker_access import access_to
 from mqtool.cli.command_line import command, group
+from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import layout, output
 from mqtool.cli.display.layout import BAD, DIM, GOOD, KEY, NAME, Line, bound_by, shown
-from mqtool.cli.options import ManagedBroker, Yes, ask
+from mqtool.cli.options import ManagedBroker, Yes
 from mqtool.cli.pipe.source import text_of
 from mqtool.cli.values import parsed
 from mqtool.errors import AccessRefused, DeclaredDifferently, NotFound, SomeFailed, UsageError
@@ -51,7 +53,7 @@ def export(broker: ManagedBroker) -> None:
 
     The output describes one virtual host, in the format of RabbitMQ's definitions files.
     """
-    access = broker.access()
+    access = access_to(broker)
     output.show_json(definitions.export(access.management(), access.vhost), indent=2)
 
 
@@ -62,7 +64,7 @@ def diff(file: Definitions, broker: ManagedBroker, as_json: AsJson = False) -> N
     Exits with 3 if there are differences. + marks what an import would add, ~ what it would change, ! what it cannot
     change, and - what exists only on the broker.
     """
-    access = broker.access()
+    access = access_to(broker)
     wanted = _read(file, access.vhost)
     changes = definitions.compare(definitions.export(access.management(), access.vhost), wanted)
     _show(changes, as_json=as_json)
@@ -90,7 +92,7 @@ def import_definitions(
     Nothing is deleted. Queues, exchanges and bindings with different settings are not changed; the exit code is
     then 3.
     """
-    access = broker.access()
+    access = access_to(broker)
     wanted = _read(file, access.vhost)
     api = access.management()
     found = definitions.compare(definitions.export(api, access.vhost), wanted)

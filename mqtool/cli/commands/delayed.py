@@ -11,11 +11,13 @@ from mqtool import ndjson
 from mqtool import where as conditions
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
+from mqtool.cli.broker_access import access_to
 from mqtool.cli.command_line import command, group, names_of
 from mqtool.cli.commands import delayed_relay
+from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import layout, output
-from mqtool.cli.options import ManagedBroker, Yes, ask
+from mqtool.cli.options import ManagedBroker, Yes
 from mqtool.cli.options.receiving_options import Where
 from mqtool.duration import compact_duration
 from mqtool.errors import SomeFailed, UsageError
@@ -45,7 +47,7 @@ def _waiting(access: Access) -> Iterator[WaitingMessages]:
 def ls(broker: ManagedBroker, as_json: AsJson = False) -> None:
     """Count waiting messages, by destination and delay."""
     rows: list[dict[str, Any]] = []
-    with _waiting(broker.access(reconnects=False)) as waiting:
+    with _waiting(access_to(broker, reconnects=False)) as waiting:
         for queue, count in waiting.queues():
             wait = compact_duration(queue.seconds) if queue.seconds else None
             row = (queue.to, queue.kind, wait, count, queue.name)
@@ -74,7 +76,7 @@ def show(
     cannot be shown.
     """
     shown = 0
-    with _waiting(broker.access(reconnects=False)) as waiting, closing(waiting.messages(to)) as messages:
+    with _waiting(access_to(broker, reconnects=False)) as waiting, closing(waiting.messages(to)) as messages:
         for each in stopping.until_requested(messages):
             if where is None or where.matches(_record(each)):
                 shown += 1
@@ -117,7 +119,7 @@ def cancel(broker: ManagedBroker, yes: Yes = False, ids: Ids = None, where: Wher
     Messages held by the plugin cannot be cancelled.
     """
     _check(ids, where)
-    access = broker.access(reconnects=False)
+    access = access_to(broker, reconnects=False)
     ask("delete waiting messages for good", access, yes=yes, hint="pass --yes")
     _take(access, ids, where, WaitingMessages.cancel, "cancelled")
 
@@ -131,7 +133,7 @@ def now(broker: ManagedBroker, yes: Yes = False, ids: Ids = None, where: Where =
     Messages held by the plugin cannot be delivered early.
     """
     _check(ids, where)
-    access = broker.access(reconnects=False)
+    access = access_to(broker, reconnects=False)
     ask("deliver waiting messages now", access, yes=yes, is_safe=True)
     stays: list[str] = []
     _take(access, ids, where, lambda waiting, chosen: waiting.deliver(chosen, stays.append), "delivered")

@@ -13,6 +13,7 @@ from mqtool import management
 from mqtool.amqp import Backoff, Channel
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
+from mqtool.cli.broker_access import access_to
 from mqtool.cli.command_line import command, names_of
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
@@ -84,7 +85,7 @@ def relay(
     """
     if kind is not None and to is not None:
         raise UsageError("--type and --to cannot be combined", "the exchange that --to names has its own type")
-    access = broker.access()
+    access = access_to(broker)
     names = RelayNames.of(exchange, kind or "direct", to)
     once, counts = access._replace(backoff=None), Counter[str]()
     delays: Iterator[float] = iter(())
@@ -216,7 +217,7 @@ def migrate(
     over one by one. Waits until the old exchange holds no more messages. Messages cannot be taken out of the plugin
     before they are due, so keep it enabled until then.
     """
-    access = broker.access(reconnects=False)
+    access = access_to(broker, reconnects=False)
     api = access.management()
     with access.channel() as channel:
         migration = _Migration(channel, api, access.vhost, exchange)

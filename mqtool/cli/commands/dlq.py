@@ -15,15 +15,17 @@ from mqtool import where as conditions
 from mqtool.amqp import Channel
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
+from mqtool.cli.broker_access import access_to
 from mqtool.cli.command_line import command, group, names_of
+from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import layout, output
 from mqtool.cli.display.progress import Progress
 from mqtool.cli.invocation import current
-from mqtool.cli.options import Broker, ManagedBroker, Yes, ask
+from mqtool.cli.options import Broker, ManagedBroker, Yes
 from mqtool.cli.options.broker_options import ShownVerbose
-from mqtool.cli.options.queue_options import require
 from mqtool.cli.options.receiving_options import Where
+from mqtool.cli.pipe.existence import require
 from mqtool.cli.values import DURATION
 from mqtool.errors import SomeFailed, Unavailable
 from mqtool.message import Delivery
@@ -102,7 +104,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print NDJSON")]
 @command(app, "mqtool dlq ls", "mqtool dlq ls --json", effect=Effect.READS)
 def ls(broker: ManagedBroker, as_json: AsJson = False) -> None:
     """List the queues that have dead letters."""
-    access = broker.access(reconnects=False)
+    access = access_to(broker, reconnects=False)
     try:
         queues = redriving.dead_letter_queues(access.management(), access.vhost)
     except Unavailable as error:
@@ -138,7 +140,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show dead letters, oldest first, and leave them in place."""
-    shown, access = 0, broker.access(reconnects=False)
+    shown, access = 0, access_to(broker, reconnects=False)
     with _channel(access) as channel:
         which.require(queue, channel, access)
         with closing(peeking.peek(channel, which.queue(queue))) as letters:
@@ -198,7 +200,7 @@ def redrive(
         if left <= _SAID:
             output.warning(why)
 
-    access = broker.access(reconnects=False)
+    access = access_to(broker, reconnects=False)
     origins = to or redriving.Origins(source, access.vhost, access.management)
     with _channel(access) as channel:
         which.require(queue, channel, access)
@@ -224,7 +226,7 @@ def redrive(
 def drop(queue: QueueArgument, which: Which, broker: Broker, yes: Yes = False) -> None:
     """Delete dead letters for good."""
     source, dropped = which.queue(queue), 0
-    access = broker.access(reconnects=False)
+    access = access_to(broker, reconnects=False)
     with _channel(access) as channel:
         which.require(queue, channel, access)
         ask(

@@ -13,6 +13,7 @@ from mqtool import management
 from mqtool.amqp import Address, Connection
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
+from mqtool.cli.broker_access import access_to
 from mqtool.cli.command_line import command
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output, reports
@@ -86,7 +87,7 @@ def doctor(
         _report(found, form, str(file), file)
         return
     try:
-        access = broker.access()
+        access = access_to(broker)
         say = output.status if form in ("text", "json") else lambda _: None
         if upgrade_to is not None:
             found = worst_first(_of_upgrade(access, broker.options.vhost, upgrade_to, peek))

@@ -8,11 +8,13 @@ import typer
 
 from mqtool.amqp import Channel
 from mqtool.cli.access import Access, ChannelOrSession
+from mqtool.cli.broker_access import print_as_script
 from mqtool.cli.command_line import command, group
 from mqtool.cli.contexts import Effect
+from mqtool.cli.display import output
 from mqtool.cli.options import ExchangeOptions, Publishing
 from mqtool.cli.options.queue_options import tutorials_exchange
-from mqtool.cli.pipe.publishing import publishing_channel, text
+from mqtool.cli.pipe.publishing import echo, publishing_channel
 from mqtool.cli.pipe.source import Addressing
 from mqtool.message import Message, Receipt
 from mqtool.topology import Exchange
@@ -48,6 +50,8 @@ def _emit(
     with publishing_channel(
         publishing, exchange, addressing, opened=Access.channel_or_session, default=default or lines.routed
     ) as (channel, outgoing):
+        if lines.emits_on_stdout and output.speaks_as_script():
+            print_as_script(publishing.broker, on_stderr=False)
         outgoing.report(emit(channel, exchange, outgoing.messages), line or lines.sent_log)
 
 
@@ -56,7 +60,7 @@ def _emit_with_key(publishing: Publishing, exchange: Exchange, emit: EmitWithKey
     line = publishing.broker.lines.sent_log_with_key
 
     def sent(message: Message) -> str:
-        return line.format(key=usual if message.routing_key is None else message.routing_key, body=text(message))
+        return echo(line, message, usual if message.routing_key is None else message.routing_key)
 
     def emit_usual(channel: ChannelOrSession, to: Exchange, messages: Iterable[Message | None]) -> Iterator[Receipt]:
         return emit(channel, to, usual, messages)
@@ -148,7 +152,8 @@ def emit_topic(
     """Publish with a topic (tutorial 5)."""
     to, usual = exchange.of(publishing.broker.names.topic), publishing.broker.lines.topic
     asked = _with_key_in_body(publishing, routing_key)
-    if asked is not publishing:  # for "kern", "critical" and the message text, the key is kern.critical
+    if asked is not publishing and publishing.broker.lines.key_of_two_words:
+        # For "kern", "critical" and the message text, the key is kern.critical.
         routing_key = ".".join(asked.words[:2]) if asked.words and len(asked.words) > 2 else None
     _emit_with_key(asked, to, _emit_with_topic, routing_key, usual)
 

@@ -6,12 +6,14 @@ from typing import Annotated, Any
 import typer
 
 from mqtool.amqp import administration
+from mqtool.cli.broker_access import access_to
 from mqtool.cli.command_line import command, group, names_of
 from mqtool.cli.commands.queue import AutoDelete, IfNotExists, IfUnused, declare_as, existing, named
+from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.options import Broker, ExchangeOptions
-from mqtool.cli.options.broker_options import IfExists, Yes, ask
+from mqtool.cli.options.broker_options import IfExists, Yes
 from mqtool.cli.values import argument_option, header_option
 from mqtool.errors import BadData, MqtoolError, UsageError
 from mqtool.spelling import nearest
@@ -65,7 +67,7 @@ def delete_exchange(
     if_unused: IfUnused = False,
 ) -> None:
     """Delete exchanges and their bindings."""
-    access = broker.access()
+    access = access_to(broker)
     with access.channel() as channel:
         for name in existing(channel, map(Exchange, exchange), access, if_exists=if_exists):
             ask(f"delete exchange {name!r} with its bindings", access, yes=yes, is_safe=if_unused)
@@ -120,7 +122,7 @@ class Bindings:
 )
 def bind(bindings: Bindings, broker: Broker) -> None:
     """Bind a queue to an exchange."""
-    with broker.access().channel() as channel:
+    with access_to(broker).channel() as channel:
         for key in bindings.keys or [""]:
             administration.bind(channel, bindings.by(key))
             output.status(f"bound {bindings.to} to exchange {bindings.exchange!r}{_by(key)}")
@@ -129,7 +131,7 @@ def bind(bindings: Bindings, broker: Broker) -> None:
 @command(app, "mqtool exchange unbind topic_logs audit 'kern.*'", effect=Effect.CHANGES)
 def unbind(bindings: Bindings, broker: Broker, yes: Yes = False) -> None:
     """Remove bindings, if they exist; matched by key and arguments."""
-    access = broker.access()
+    access = access_to(broker)
     with access.channel() as channel:
         for key in bindings.keys or [""]:
             what = f"unbind {bindings.to} from exchange {bindings.exchange!r}{_by(key)}"

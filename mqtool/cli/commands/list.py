@@ -12,6 +12,7 @@ import typer
 
 from mqtool.amqp import Channel, administration
 from mqtool.cli import stopping
+from mqtool.cli.broker_access import access_to
 from mqtool.cli.command_line import command, group, names_of
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import layout, output
@@ -38,6 +39,8 @@ _FOLDED: dict[str, tuple[Sequence[str], str, str]] = {
     "exchanges": (("name",), "exchange", " of mqtool's wait queues"),
     "bindings": (("source_name", "destination_name"), "binding", " of the default exchange or mqtool's wait queues"),
 }
+#: The columns that contain counts of unacknowledged messages, which only the management API has.
+_UNACKNOWLEDGED = {"messages", "messages_unacknowledged"}
 #: The columns that are available over AMQP, without a management API.
 _BY_AMQP = {QUEUES.things: ["name", "messages_ready", "consumers"], EXCHANGES.things: ["name"]}
 
@@ -84,7 +87,7 @@ class View:
         self._listing = queues_named(only) if only and listing is QUEUES else listing
         self._choosing = choosing
         # A live view reconnects for its next frame, and shows that it is reconnecting.
-        self._access = broker.access(reconnects=choosing.watch is None)
+        self._access = access_to(broker, reconnects=choosing.watch is None)
         self._stack = stack
         self._channel = cache(lambda: stack.enter_context(self._access.connect()).channel())
         self._notice_once = cache(output.notice)
@@ -198,7 +201,7 @@ class View:
                     depth = self._ask(partial(administration.depth, queue=row["name"]))
                 except (NotFound, AccessRefused, DeclaredDifferently):  # deleted, or exclusive to another connection
                     continue
-                if refresh(row, depth.ready, depth.consumers):
+                if refresh(row, depth.ready, depth.consumers) and not _UNACKNOWLEDGED.isdisjoint(self.columns):
                     self._age = "counts of unacknowledged messages are up to 5 s old"
             return True
         return False

@@ -9,15 +9,17 @@ import typer
 from mqtool.amqp import Channel
 from mqtool.cli import stopping
 from mqtool.cli.access import HINT_PATIENCE, Access
+from mqtool.cli.broker_access import access_to, access_to_destination
 from mqtool.cli.command_line import command, names_of
+from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.display.progress import Progress
 from mqtool.cli.invocation import current
-from mqtool.cli.options import CONFIRM_TIMEOUT, RATE, ConfirmTimeout, ManagedBroker, Yes, ask
+from mqtool.cli.options import CONFIRM_TIMEOUT, RATE, ConfirmTimeout, ManagedBroker, Yes
 from mqtool.cli.options.broker_options import Destination, ShownVerbose
-from mqtool.cli.options.queue_options import require
 from mqtool.cli.options.receiving_options import Where
+from mqtool.cli.pipe.existence import require
 from mqtool.cli.values import DURATION
 from mqtool.errors import NotConfirmed, SomeFailed, Unavailable, UsageError
 from mqtool.management import Management
@@ -61,8 +63,8 @@ def move(
     Each message is removed from its queue once the broker has confirmed it in the other one. If the command is killed
     or loses a connection (exit 69), no message is lost, but up to 100 may be in both queues. Run it again to continue.
     """
-    access = broker.access(reconnects=False)
-    other = destination.access(access)
+    access = access_to(broker, reconnects=False)
+    other = access_to_destination(destination, access)
     if other is None and destination.to == queue:
         raise UsageError(f"--to names the same queue, {queue!r}", "move to another queue, or use --to-url")
     with access.channel(confirm_timeout=confirm_timeout) as source, _target(other, source, confirm_timeout) as target:

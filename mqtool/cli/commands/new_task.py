@@ -9,7 +9,8 @@ from mqtool.cli.access import Access
 from mqtool.cli.command_line import command
 from mqtool.cli.contexts import Effect
 from mqtool.cli.options import Publishing, UsedQueueOptions
-from mqtool.cli.options.queue_options import checked, tutorials_queue
+from mqtool.cli.options.queue_options import tutorials_queue
+from mqtool.cli.pipe.existence import checked
 from mqtool.cli.pipe.publishing import publishing_channel
 from mqtool.cli.pipe.source import Addressing
 from mqtool.tutorials import work_queues
@@ -33,7 +34,8 @@ Tasks = Annotated[
 )
 def new_task(queue: UsedQueueOptions, publishing: Publishing) -> None:
     """Send tasks to the workers' queue (tutorial 2)."""
-    target, lines = queue.of(publishing.broker.names.task_queue), publishing.broker.lines
+    names, lines = publishing.broker.names, publishing.broker.lines
+    target = queue.of(names.queue(queue.queue, names.task_queue))
     addressing = Addressing(queue.queue and "", queue.queue)
     with publishing_channel(publishing, target, addressing, opened=Access.channel_or_session, default=lines.task) as (
         channel,

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from mqtool.cli.broker_access import access_to
 from mqtool.cli.command_line import command, group, names_of
 from mqtool.cli.commands.receive_stream import stream_to_read
 from mqtool.cli.commands.send_stream import body_alone
@@ -35,7 +36,7 @@ def show(stream: StreamName, name: ReaderName, broker: Broker, port: StreamPort 
 
     For a super stream, prints the offset in each partition.
     """
-    with broker.access().stream_channel(port) as channel:
+    with access_to(broker).stream_channel(port) as channel:
         found = {each: channel.stored_offset(each, name) for each in channel.streams_of(stream)}
         stored = {each: offset for each, offset in found.items() if offset is not None}
         seen = {each: ReaderOffsets(channel.offsets_of(each), {name: offset}) for each, offset in found.items()}
@@ -63,7 +64,7 @@ def set_(
     port: StreamPort = None,
 ) -> None:
     """Make a reader continue after an offset."""
-    with broker.access().stream_channel(port) as channel:
+    with access_to(broker).stream_channel(port) as channel:
         if (partitions := channel.streams_of(stream)) != [stream]:
             raise UsageError(f"{stream!r} is a super stream", f"name one of its partitions, such as {partitions[0]}")
         channel.store_offset(stream, name, number)
@@ -73,7 +74,7 @@ def set_(
 @command(app, "mqtool offset reset app reports", effect=Effect.CHANGES, without=("dialect", "strict"))
 def reset(stream: StreamName, name: ReaderName, broker: Broker, port: StreamPort = None) -> None:
     """Make a reader start over, at its --offset."""
-    with broker.access().stream_channel(port) as channel:
+    with access_to(broker).stream_channel(port) as channel:
         for each in channel.streams_of(stream):
             channel.forget_offset(each, name)
     output.status(f"{name!r} starts over in stream {stream!r}")
@@ -94,7 +95,7 @@ def send(stream: StreamOptions, broker: PublishingBroker) -> None:
     last = lesson.MESSAGES - 1
     bodies = [tutorial.body.format(number=number) for number in range(last)] + [tutorial.marker.format(number=last)]
     encode = body_alone if tutorial.stores_bodies else None
-    with broker.access().stream_channel(stream.port, encode=encode) as channel:
+    with access_to(broker).stream_channel(stream.port, encode=encode) as channel:
         output.status(tutorial.publishing)
         receipts = lesson.send(channel, stream.of(tutorial.stream), (Message(body.encode()) for body in bodies))
         refused = [receipt for receipt in receipts if receipt.confirmation is not Confirmation.CONFIRMED]
@@ -116,7 +117,7 @@ def receive(stream: StreamOptions, receiving: Receiving, broker: TutorialBroker)
 
     tutorial = TRACKING[dialect_of(broker)]
     offsets: list[int] = []
-    access = broker.access()
+    access = access_to(broker)
     with access.stream_channel(stream.port) as channel:
         target = channel.declare(stream_to_read(stream, tutorial.stream, channel, access))
         start = lesson.next_offset(channel, target, tutorial.subscriber)

@@ -8,12 +8,14 @@ import typer
 from mqtool import where as conditions
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
+from mqtool.cli.broker_access import access_to
 from mqtool.cli.command_line import command, names_of
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
+from mqtool.cli.display.delivery_writer import redirect
 from mqtool.cli.options import ManagedBroker
-from mqtool.cli.options.queue_options import require
 from mqtool.cli.options.receiving_options import OFFSET, Printing, Where
+from mqtool.cli.pipe.existence import require
 from mqtool.errors import Unavailable, UsageError
 from mqtool.management import Management
 from mqtool.offsets import FIRST
@@ -53,10 +55,10 @@ def peek(
     limit (20 by default from RabbitMQ 4.0 on). peek warns when messages come close to the limit, and stops before they
     exceed it. Showing the messages of a stream changes nothing.
     """
-    printing.redirect()
+    redirect(printing.into)
     write = printing.writer("{key}: {body}")
     # No reconnecting, because messages would then be shown twice.
-    access, shown, often = broker.access(reconnects=False), 0, 0
+    access, shown, often = access_to(broker, reconnects=False), 0, 0
     with access.connect() as connection, stopping.calling(lambda: None):
         channel = connection.channel()
         require(queue, channel, access)

@@ -4,11 +4,13 @@ from typing import Annotated, Any
 
 import typer
 
+from mqtool.cli.broker_access import access_to
 from mqtool.cli.command_line import command, group
 from mqtool.cli.commands.user import UserName, found_view, user_view
+from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
-from mqtool.cli.options import ManagedBroker, Yes, ask
+from mqtool.cli.options import ManagedBroker, Yes
 from mqtool.cli.options.broker_options import IfExists
 from mqtool.errors import NotFound, UsageError
 from mqtool.management import path
@@ -41,7 +43,7 @@ def set_permission(
             f"no permission given for user {name!r}",
             "use --configure, --write or --read; '.*' allows everything, '' nothing",
         )
-    access = broker.access()
+    access = access_to(broker)
     api, vhost = access.management(), access.vhost
     user_view(api, name)
     before = found_view(api, "permissions", vhost, name) or {}
@@ -56,7 +58,7 @@ def set_permission(
 )
 def clear_permission(name: UserName, broker: ManagedBroker, yes: Yes = False, if_exists: IfExists = False) -> None:
     """Remove a user's permissions in a virtual host."""
-    access = broker.access()
+    access = access_to(broker)
     api, vhost = access.management(), access.vhost
     before = found_view(api, "permissions", vhost, name)
     if before is None:

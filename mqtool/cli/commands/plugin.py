@@ -9,9 +9,10 @@ from mqtool.broker.choice import starter_of
 from mqtool.broker.state import DEFAULT_NAME, Started
 from mqtool.cli.command_line import command, group
 from mqtool.cli.commands.broker_up import Name
+from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
-from mqtool.cli.options import Yes, ask
+from mqtool.cli.options import Yes
 from mqtool.errors import Unavailable
 
 app = group("plugin", "Enable and disable plugins of your broker.", heading="Manage")

@@ -5,11 +5,14 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from mqtool.cli.broker_access import access_to
 from mqtool.cli.command_line import command, group, names_of
+from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import layout, output
-from mqtool.cli.options import ManagedBroker, Yes, ask
-from mqtool.cli.options.broker_options import IfExists, missing
+from mqtool.cli.options import ManagedBroker, Yes
+from mqtool.cli.options.broker_options import IfExists
+from mqtool.cli.pipe.existence import missing
 from mqtool.cli.values import parsed
 from mqtool.errors import NotFound
 from mqtool.management import path
@@ -65,7 +68,7 @@ def set_policy(
     operator: Operator = False,
 ) -> None:
     """Create or change a policy."""
-    access = broker.access()
+    access = access_to(broker)
     to = apply_to or ("queues" if operator else "all")
     body = {"pattern": pattern, "definition": settings, "priority": priority, "apply-to": to}
     what = f"{_named(name, operator=operator)} in vhost {access.vhost!r}"
@@ -81,7 +84,7 @@ def list_policies(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line")] = False,
 ) -> None:
     """List the policies of a virtual host."""
-    access = broker.access()
+    access = access_to(broker)
     rows = access.management().items(path(_kind(operator=operator), access.vhost))
     columns = ("name", "pattern", "apply-to", "priority", "definition")
     if not layout.show_rows(sorted(rows, key=lambda row: -row["priority"]), columns, as_json=as_json):
@@ -95,7 +98,7 @@ def clear_policy(
     name: PolicyName, broker: ManagedBroker, yes: Yes = False, operator: Operator = False, if_exists: IfExists = False
 ) -> None:
     """Remove a policy; its queues and exchanges lose its settings."""
-    access = broker.access()
+    access = access_to(broker)
     what = f"{_named(name, operator=operator)} in vhost {access.vhost!r}"
     ask(f"remove {what}", access, yes=yes, is_safe=True)
     try:

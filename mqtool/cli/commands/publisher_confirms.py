@@ -9,6 +9,7 @@ import typer
 
 from mqtool.channels import AmqpChannel
 from mqtool.cli import stopping
+from mqtool.cli.broker_access import access_to
 from mqtool.cli.command_line import command
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
@@ -57,7 +58,7 @@ def publisher_confirms(
     seconds: dict[Strategy, float] = {}
     for way in chosen:
         # One connection for each strategy, so that each starts with an empty private queue.
-        with broker.access().channel_or_session(mandatory=True, confirm_timeout=confirm_timeout) as channel:
+        with access_to(broker).channel_or_session(mandatory=True, confirm_timeout=confirm_timeout) as channel:
             target = channel.declare(queue.of(PRIVATE_QUEUE))
             messages = (Message(str(number).encode(), message_id=new_message_id()) for number in range(count))
             started = time.perf_counter()

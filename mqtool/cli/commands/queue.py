@@ -9,13 +9,16 @@ import typer
 
 from mqtool.amqp import Channel, administration
 from mqtool.cli.access import Access
+from mqtool.cli.broker_access import access_to
 from mqtool.cli.command_line import command, group, names_of
 from mqtool.cli.commands import queue_convert
+from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.options import Broker, ManagedBroker, QueueOptions
-from mqtool.cli.options.broker_options import IfExists, ShownDialect, Yes, ask, missing
-from mqtool.cli.options.queue_options import LISTED, StreamPort, refuse
+from mqtool.cli.options.broker_options import IfExists, ShownDialect, Yes
+from mqtool.cli.options.queue_options import StreamPort
+from mqtool.cli.pipe.existence import LISTED, missing, refuse
 from mqtool.errors import BadData, DeclaredDifferently, MqtoolError, NotFound
 from mqtool.inspection.listing import refresh
 from mqtool.spelling import counted, pasteable
@@ -70,7 +73,7 @@ def show_queue(
     from mqtool.cli.display import reports
     from mqtool.inspection.queue_details import queue_details, reader_offsets
 
-    access = broker.access()
+    access = access_to(broker)
     try:
         found = queue_details(access.management(), access.vhost, queue)
     except NotFound:
@@ -91,7 +94,9 @@ def show_queue(
 
 
 def declare_as(broker: Broker, thing: Exchange | Queue, *, if_not_exists: bool) -> None:
-    with replace(broker, strict=True).access().channel() as channel:  # otherwise, different settings are only a notice
+    with access_to(
+        replace(broker, strict=True)
+    ).channel() as channel:  # otherwise, different settings are only a notice
         exists = administration.exists(channel, thing)
         if not (exists and if_not_exists):
             try:
@@ -130,7 +135,7 @@ def delete_queue(
     if_empty: Annotated[bool, typer.Option("--if-empty", help="Delete it only if it has no messages")] = False,
 ) -> None:
     """Delete queues and the messages in them."""
-    access = broker.access()
+    access = access_to(broker)
     with access.channel() as channel:
         for name in existing(channel, map(Queue, queue), access, if_exists=if_exists):
             ready = administration.depth(channel, name).ready
@@ -157,7 +162,7 @@ def _is_stream(channel: Channel, queue: str, vhost: str) -> bool:
 @command(app, "mqtool queue purge jobs", "mqtool queue purge jobs --yes", effect=Effect.CHANGES)
 def purge(queue: QueueNames, broker: Broker, yes: Yes = False, if_exists: IfExists = False) -> None:
     """Remove all ready messages from queues."""
-    access = broker.access()
+    access = access_to(broker)
     with access.channel() as channel:
         for name in existing(channel, map(Queue, queue), access, if_exists=if_exists):
             if _is_stream(channel, name, access.vhost):

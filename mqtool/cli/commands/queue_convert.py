@@ -11,12 +11,14 @@ from mqtool import management
 from mqtool.amqp import administration
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
+from mqtool.cli.broker_access import access_to
 from mqtool.cli.command_line import command, names_of
+from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.display.layout import fields
 from mqtool.cli.display.progress import Progress
-from mqtool.cli.options import ManagedBroker, Yes, ask
+from mqtool.cli.options import ManagedBroker, Yes
 from mqtool.cli.values import argument_option, parsed
 from mqtool.duration import compact_duration
 from mqtool.errors import MqtoolError, SomeFailed, Unavailable, UsageError
@@ -79,7 +81,7 @@ def convert(
     publish to exchanges can keep running. If the command is killed, no message is lost: continue the conversion with
     --resume, from any machine, or revert it with --undo.
     """
-    access = broker.access(reconnects=False)
+    access = access_to(broker, reconnects=False)
     api = access.management()
     if resume or undo:
         if to or arguments or where or dry_run or (resume and undo):

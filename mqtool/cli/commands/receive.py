@@ -10,8 +10,9 @@ from mqtool.cli.access import Access
 from mqtool.cli.command_line import command
 from mqtool.cli.contexts import Effect
 from mqtool.cli.options import TutorialBroker, UsedQueueOptions
-from mqtool.cli.options.queue_options import checked, tutorials_queue
+from mqtool.cli.options.queue_options import tutorials_queue
 from mqtool.cli.options.receiving_options import OFFSET, Receiving, Where
+from mqtool.cli.pipe.existence import checked
 from mqtool.cli.pipe.receiving import Matching, receiving_channel
 from mqtool.tutorials import hello_world
 from mqtool.tutorials.dialects import NAMES, Dialect
@@ -59,7 +60,9 @@ def receive(
     settings = matching.settings()._replace(offset=offset)
     opened = partial(Access.channel_or_session, values=filters or (), sql=sql)
     with receiving_channel(receiving, broker, broker.lines.received, opened=opened) as (channel, incoming):
-        target = checked(queue.of(broker.names.hello), queue, channel, broker, incoming.access)
+        target = checked(
+            queue.of(broker.names.queue(queue.queue, broker.names.hello)), queue, channel, broker, incoming.access
+        )
         settings = incoming.printed(settings)
         if isinstance(channel, Channel):
             deliveries = hello_world.receive(channel, target, settings)

@@ -10,8 +10,9 @@ from mqtool.cli.commands.send_delayed import RoutingKey, as_known
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.options import ExchangeOptions, TutorialBroker, UsedQueueOptions, exchange_option
-from mqtool.cli.options.queue_options import checked, tutorials_exchange, tutorials_queue
+from mqtool.cli.options.queue_options import tutorials_exchange, tutorials_queue
 from mqtool.cli.options.receiving_options import Receiving, Where
+from mqtool.cli.pipe.existence import checked
 from mqtool.cli.pipe.receiving import Matching, receiving_channel
 from mqtool.delays.delay_plugin import LOSES
 from mqtool.message import Delivery

@@ -11,10 +11,11 @@ from mqtool.amqp import Receiving as Settings
 from mqtool.cli.access import Access, ChannelOrSession
 from mqtool.cli.command_line import command, group
 from mqtool.cli.contexts import Effect
-from mqtool.cli.display.output import WAITING_FOR_LOGS
+from mqtool.cli.display import output
 from mqtool.cli.options import ExchangeOptions, LogQueueOptions, TutorialBroker
-from mqtool.cli.options.queue_options import refuse, tutorials_exchange
+from mqtool.cli.options.queue_options import tutorials_exchange
 from mqtool.cli.options.receiving_options import Match, Receiving, Where
+from mqtool.cli.pipe.existence import refuse
 from mqtool.cli.pipe.receiving import Matching, receiving_channel
 from mqtool.cli.values import header, header_option, parsed
 from mqtool.errors import UsageError
@@ -42,11 +43,15 @@ class ReceivingLogs:
 Receive = Callable[[ChannelOrSession, Exchange, Queue, Settings], Iterator[Delivery]]
 
 
-def _receive(asked: ReceivingLogs, exchange: Exchange, receive: Receive, line: str) -> None:
+def _receive(
+    asked: ReceivingLogs, exchange: Exchange, receive: Receive, line: str, waiting: str, binding: str = ""
+) -> None:
     """Print the deliveries from a tutorial's receive(), which consumes from --queue, or else from a private queue.
 
     Args:
         line: the default format of a delivery; see DeliveryWriter.
+        waiting: the line to print when the command is consuming.
+        binding: the line to print for each binding, with --dialect; may contain {queue} and {key}.
     """
     queue, is_private = asked.queue.declared(), asked.queue.queue is None
     matching = Matching(asked.receiving, asked.where, skips=is_private)
@@ -56,14 +61,30 @@ def _receive(asked: ReceivingLogs, exchange: Exchange, receive: Receive, line: s
         asked.broker,
         line,
         opened=Access.channel_or_session,
-        waiting=WAITING_FOR_LOGS,
+        waiting=waiting,
         queue_is_private=is_private,
     ) as (channel, incoming):
         if not (is_private or asked.queue.declare or administration.exists(channel, queue)):
             refuse(queue.name, incoming.access)
         settings = incoming.printed(settings)
         deliveries = receive(channel, asked.exchange.of(exchange), queue, settings)
+        if binding and output.speaks_as_script() and isinstance(channel, Channel):
+            for bound in channel.reopening.journal.bindings:
+                output.say(binding.format(queue=bound.destination, key=bound.routing_key))
         incoming.print_all(matching.of(channel, deliveries, settings))
+
+
+def _without_keys(logs: ReceivingLogs, argument: str, example: str, usage: str, code: int) -> UsageError | SystemExit:
+    """Return the error for a missing argument; with --dialect, print the usage line of the script, and return its end.
+
+    Args:
+        usage: the command and its arguments, as the scripts' usage line has them.
+        code: the exit code of the dialect's script.
+    """
+    if logs.broker.dialect is None:
+        return UsageError(f"Missing argument '{argument}'", f"for example: {example}")
+    output.status(f"Usage: {usage}")
+    return SystemExit(code)
 
 
 @command(
@@ -76,7 +97,8 @@ def _receive(asked: ReceivingLogs, exchange: Exchange, receive: Receive, line: s
 )
 def receive_fanout(logs: ReceivingLogs) -> None:
     """Receive everything published from now on (tutorial 3)."""
-    _receive(logs, logs.broker.names.fanout, _receive_all, logs.broker.lines.log)
+    lines = logs.broker.lines
+    _receive(logs, logs.broker.names.fanout, _receive_all, lines.log, lines.waiting_log)
 
 
 def _receive_all(channel: ChannelOrSession, exchange: Exchange, queue: Queue, settings: Settings) -> Iterator[Delivery]:
@@ -97,19 +119,29 @@ def _receive_all(channel: ChannelOrSession, exchange: Exchange, queue: Queue, se
 def receive_direct(
     logs: ReceivingLogs,
     severities: Annotated[
-        list[str], typer.Argument(help="Severities to receive, such as info warning error", metavar="SEVERITY...")
-    ],
+        list[str] | None,
+        typer.Argument(help="Severities to receive, such as info warning error", metavar="SEVERITY..."),
+    ] = None,
 ) -> None:
     """Receive messages of some severities (tutorial 4)."""
+    lines, keys = logs.broker.lines, severities or []
+    if not keys:
+        raise _without_keys(
+            logs,
+            "SEVERITY...",
+            "mqtool receive-log direct info warning error",
+            "mqtool receive-log direct [info] [warning] [error]",
+            lines.usage_code,
+        )
 
     def receive(channel: ChannelOrSession, exchange: Exchange, queue: Queue, settings: Settings) -> Iterator[Delivery]:
         if isinstance(channel, Channel):
-            return routing.receive(channel, exchange, severities, queue, settings)
+            return routing.receive(channel, exchange, keys, queue, settings)
         from mqtool.tutorials import amqp10_routing
 
-        return amqp10_routing.receive(channel, exchange, severities, queue, settings)
+        return amqp10_routing.receive(channel, exchange, keys, queue, settings)
 
-    _receive(logs, logs.broker.names.direct, receive, logs.broker.lines.log_with_key)
+    _receive(logs, logs.broker.names.direct, receive, lines.log_with_key, lines.waiting_log_with_key, lines.binding)
 
 
 @command(
@@ -123,19 +155,31 @@ def receive_direct(
 def receive_topic(
     logs: ReceivingLogs,
     patterns: Annotated[
-        list[str], typer.Argument(help="Binding keys: * is one word, # any number of words", metavar="PATTERN...")
-    ],
+        list[str] | None,
+        typer.Argument(help="Binding keys: * is one word, # any number of words", metavar="PATTERN..."),
+    ] = None,
 ) -> None:
     """Receive messages whose topics match patterns (tutorial 5)."""
+    lines, keys = logs.broker.lines, patterns or []
+    if not keys:
+        raise _without_keys(
+            logs,
+            "PATTERN...",
+            "mqtool receive-log topic 'kern.*' '*.critical'",
+            "mqtool receive-log topic [binding_key]...",
+            lines.usage_code_topic,
+        )
 
     def receive(channel: ChannelOrSession, exchange: Exchange, queue: Queue, settings: Settings) -> Iterator[Delivery]:
         if isinstance(channel, Channel):
-            return topics.receive(channel, exchange, patterns, queue, settings)
+            return topics.receive(channel, exchange, keys, queue, settings)
         from mqtool.tutorials import amqp10_topics
 
-        return amqp10_topics.receive(channel, exchange, patterns, queue, settings)
+        return amqp10_topics.receive(channel, exchange, keys, queue, settings)
 
-    _receive(logs, logs.broker.names.topic, receive, logs.broker.lines.log_with_key)
+    _receive(
+        logs, logs.broker.names.topic, receive, lines.log_with_key, lines.waiting_log_with_key, lines.binding_topic
+    )
 
 
 @command(
@@ -164,4 +208,4 @@ def receive_headers(
     def receive(channel: ChannelOrSession, exchange: Exchange, queue: Queue, settings: Settings) -> Iterator[Delivery]:
         return headers_tutorial.receive(channel, exchange, headers, match, queue, settings)
 
-    _receive(logs, logs.broker.names.headers, receive, logs.broker.lines.log)
+    _receive(logs, logs.broker.names.headers, receive, logs.broker.lines.log, logs.broker.lines.waiting_log)

@@ -10,8 +10,8 @@ from mqtool.cli.access import Access
 from mqtool.cli.command_line import command
 from mqtool.cli.contexts import Effect
 from mqtool.cli.options import TutorialBroker
-from mqtool.cli.options.queue_options import refuse
 from mqtool.cli.options.receiving_options import OFFSET, Receiving
+from mqtool.cli.pipe.existence import refuse
 from mqtool.cli.pipe.receiving import receiving_channel
 from mqtool.topology import Stream
 from mqtool.tutorials.stream_dialects import HELLO

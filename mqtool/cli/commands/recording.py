@@ -13,6 +13,7 @@ import typer
 from mqtool import ndjson
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
+from mqtool.cli.broker_access import set_up_printing
 from mqtool.cli.command_line import command, group
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
@@ -245,7 +246,7 @@ def replay(
     chosen = Selection(playing.since, playing.until, playing.where)
     played = Recording(files or [], chosen, changing.changes(), playing.loop)
     if dry_run:
-        broker.set_up_printing()
+        set_up_printing(broker)
         _show(played, pace)
         return
     options = MessageOptions(

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mqtool.cli.broker_access import access_to
 from mqtool.cli.command_line import command, names_of
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import layout, output, topology_text
@@ -55,7 +56,7 @@ def route(
     """
     if (exchange is None) == (test is None):
         raise UsageError("give either EXCHANGE and KEY, or --test FILE", "mqtool route topic_logs kern.critical")
-    access = broker.access()
+    access = access_to(broker)
     lines = [] if test is None else list(_expectations(test))
     router = Router(read(access.management(), access.vhost))
 

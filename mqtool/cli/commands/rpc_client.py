@@ -3,7 +3,7 @@
 import contextlib
 import re
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,8 +11,9 @@ from mqtool.amqp import CONFIRM_TIMEOUT, Channel, administration
 from mqtool.amqp import Receiving as Settings
 from mqtool.cli import stopping
 from mqtool.cli.access import ChannelOrSession
-from mqtool.cli.command_line import command
-from mqtool.cli.commands.rpc_server import Function, FunctionOption
+from mqtool.cli.broker_access import access_to, print_as_script
+from mqtool.cli.command_line import Command, command
+from mqtool.cli.commands.rpc_server import FunctionOption
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.display.delivery_writer import BatchedOutput
@@ -37,6 +38,19 @@ app = typer.Typer()
 _SHOWN = 100
 
 
+class _TakingNegatives(Command):
+    """A command with integers as arguments, so -5 is not an option."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the command line, with the first negative number and the integers that follow it at the end."""
+        integers = [re.fullmatch("-?[0-9]+", each) is not None for each in args]
+        first = next((n for n, each in enumerate(args) if integers[n] and each.startswith("-")), None)
+        if first is not None and "--" not in args and not (first and args[first - 1].startswith("--")):
+            last = next((n for n in range(first, len(args)) if not integers[n]), len(args))
+            args = [*args[:first], *args[last:], "--", *args[first:last]]
+        return super().parse_args(ctx, args)
+
+
 @command(
     app,
     "mqtool rpc-client 30",
@@ -44,6 +58,7 @@ _SHOWN = 100
     effect=Effect.SENDS,
     instead={"queue": tutorials_queue(NAMES[Dialect.PYTHON].rpc_queue, "The server's queue")},
     heading="Tutorials",
+    cls=_TakingNegatives,
 )
 def rpc_client(
     broker: PublishingBroker,
@@ -61,14 +76,15 @@ def rpc_client(
     any_text: Annotated[bool, typer.Option("--text", help="Send any text, not only integers")] = False,
 ) -> None:
     """Send requests to the RPC server (tutorial 6)."""
-    asked = requests or ["30"]
+    lines, is_add100 = broker.lines, function == "add100"
+    asked = requests or [lines.number_add100 if is_add100 else lines.number]
     failed = answered = status = 0
     if not any_text and queue in (None, broker.names.rpc_queue.name):
-        _check_integers(asked, function)
-    with broker.access().channel_or_session(confirm_timeout=min(timeout, CONFIRM_TIMEOUT)) as channel:
-        requesting = broker.lines.requesting_add100 if function == "add100" else " [x] Requesting fib({n})"
-        for request in asked if len(asked) <= _SHOWN or current().verbose else ():
-            output.status(requesting.format(n=request))
+        _check_integers(asked, takes_negatives=is_add100 or lines.fib_of_negatives)
+    if not raw:
+        print_as_script(broker, on_stderr=lines.on_stderr and not is_add100)
+    with access_to(broker).channel_or_session(confirm_timeout=min(timeout, CONFIRM_TIMEOUT)) as channel:
+        _say(lines.requesting_add100 if is_add100 else lines.requesting, asked, replies_on_stderr=lines.on_stderr)
         bodies = [request.encode("utf-8", "surrogateescape") for request in asked]
         target = broker.names.rpc_queue if queue is None else QueueOptions(queue=queue).of(broker.names.rpc_queue)
         reply_queue = rpc.DIRECT_REPLY_TO if direct_reply_to else PRIVATE_QUEUE
@@ -86,7 +102,7 @@ def rpc_client(
                 results.flush()
                 output.warning(f"the server answered with an error: {reply.text}")
             else:
-                got = output.encoded(broker.lines.got.format(body=output.visible(reply.text)))
+                got = output.encoded(lines.got.format(body=output.visible(reply.text)))
                 results.add(_alone(reply) + b"\n" if raw else got)
         results.flush()
     if answered < len(asked):
@@ -97,6 +113,19 @@ def rpc_client(
         raise BadData("the server refused the request" if failed == 1 else f"the server refused all {failed} requests")
     if failed:
         raise SomeFailed(f"the server refused {failed} of {len(asked)} requests")
+
+
+def _say(line: str, requests: list[str], *, replies_on_stderr: bool) -> None:
+    """Print a line for each request, unless there are many, or the dialect's script prints none.
+
+    Args:
+        replies_on_stderr: with --dialect, print everything after these lines on stderr.
+    """
+    if line and (len(requests) <= _SHOWN or current().verbose):
+        for request in requests:
+            output.say(line.format(n=request))
+    if replies_on_stderr and output.speaks_as_script():
+        output.join_stderr()
 
 
 def _call(
@@ -110,6 +139,8 @@ def _call(
 
 
 def _tell_if_nobody_serves(channel: ChannelOrSession, queue: Queue, timeout: float) -> None:
+    if output.speaks_as_script():
+        return
     with contextlib.suppress(NotFound, AccessRefused, DeclaredDifferently):  # the requests will fail with this error
         if not administration.depth(channel, queue.name).consumers:
             server = "mqtool rpc-server" if queue.name == "rpc_queue" else pasteable("rpc-server --queue=", queue.name)
@@ -118,11 +149,11 @@ def _tell_if_nobody_serves(channel: ChannelOrSession, queue: Queue, timeout: flo
             )
 
 
-def _check_integers(requests: list[str], function: Function) -> None:
+def _check_integers(requests: list[str], *, takes_negatives: bool) -> None:
     """Raise UsageError if a request is not an integer, which would crash any tutorial server that receives it."""
     for request in requests:
-        if not re.fullmatch("[0-9]+" if function == "fib" else "[+-]?[0-9]+", request):
-            kind = "a whole number from 0 up" if function == "fib" else "an integer"
+        if not re.fullmatch("[+-]?[0-9]+" if takes_negatives else "[0-9]+", request):
+            kind = "an integer" if takes_negatives else "a whole number from 0 up"
             raise UsageError(
                 f"the request {request!r} is not {kind}",
                 "other requests crash the tutorials' servers; for a server that accepts text, use --text",

@@ -10,14 +10,16 @@ from mqtool.amqp import Channel, administration
 from mqtool.amqp import Receiving as ReceivingSettings
 from mqtool.amqp import Receiving as Settings
 from mqtool.cli.access import ChannelOrSession
+from mqtool.cli.broker_access import access_to
 from mqtool.cli.command_line import command
 from mqtool.cli.commands.worker import DedupOptions, ExecOptions
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.options import TutorialBroker, UsedQueueOptions
-from mqtool.cli.options.queue_options import checked, tutorials_queue
+from mqtool.cli.options.queue_options import tutorials_queue
 from mqtool.cli.options.receiving_options import Receiving
-from mqtool.cli.pipe.receiving import consuming, delivery_writer
+from mqtool.cli.pipe.existence import checked
+from mqtool.cli.pipe.receiving import consuming, delivery_writer, print_deliveries_as_script
 from mqtool.cli.values import parsed, size
 from mqtool.message import Delivery, Message
 from mqtool.topology import Queue
@@ -70,10 +72,16 @@ def rpc_server(
     max_output: MaxOutput = 128 << 20,
 ) -> None:
     """Answer requests (tutorial 6)."""
+    print_deliveries_as_script(receiving.printing, broker)
     write = delivery_writer(receiving, lambda _: " [.] ")
     is_quick = programs.command is None and function == "fib"
     if programs.command is None:
-        name, compute = str(function), rpc_functions.of_integer(rpc_functions.FUNCTIONS[function])
+        name = str(function)
+        compute = rpc_functions.of_integer(
+            rpc_functions.fib_from_0
+            if is_quick and broker.lines.fib_of_negatives
+            else rpc_functions.FUNCTIONS[function]
+        )
     else:
         name = programs.command.split()[0]
         compute = rpc_functions.of_program(
@@ -85,7 +93,7 @@ def rpc_server(
                 pass_url=programs.pass_url,
             )
         )
-    target = queue.of(broker.names.rpc_queue)
+    target = queue.of(broker.names.queue(queue.queue, broker.names.rpc_queue))
     handled = dedup.opened()
     answering = broker.lines.answering_add100 if name == "add100" else f" [.] {name}({{n}})"
 
@@ -95,7 +103,7 @@ def rpc_server(
         else:
             write.batched.add(output.encoded(answering.format(n=output.one_line(request.text))))
 
-    access = broker.access()
+    access = access_to(broker)
     with access.channel_or_session() as channel:
         if handled is not None:
             compute = rpc_functions.answering_once(compute, handled, channel.cluster, output.notice)

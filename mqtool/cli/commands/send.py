@@ -9,7 +9,8 @@ from mqtool.cli.access import Access
 from mqtool.cli.command_line import command
 from mqtool.cli.contexts import Effect
 from mqtool.cli.options import Publishing, UsedQueueOptions, exchange_option
-from mqtool.cli.options.queue_options import checked, tutorials_queue
+from mqtool.cli.options.queue_options import tutorials_queue
+from mqtool.cli.pipe.existence import checked
 from mqtool.cli.pipe.publishing import publishing_channel
 from mqtool.cli.pipe.source import Addressing
 from mqtool.topology import Exchange, Queue
@@ -45,7 +46,7 @@ def send(
     ] = None,
 ) -> None:
     """Send messages to a queue (tutorial 1)."""
-    target: Queue | Exchange = queue.of(publishing.broker.names.hello)
+    target: Queue | Exchange = queue.of(publishing.broker.names.queue(queue.queue, publishing.broker.names.hello))
     if exchange is not None or routing_key is not None:
         target = Exchange(exchange or "", durable=True)
 

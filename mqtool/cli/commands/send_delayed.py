@@ -13,7 +13,7 @@ from mqtool.cli.command_line import command
 from mqtool.cli.contexts import Effect
 from mqtool.cli.options import ExchangeOptions, Publishing
 from mqtool.cli.options.queue_options import tutorials_exchange
-from mqtool.cli.pipe.publishing import publishing_channel, text
+from mqtool.cli.pipe.publishing import echo, publishing_channel
 from mqtool.cli.pipe.source import Addressing
 from mqtool.delays.delay_plugin import can_delay
 from mqtool.errors import UsageError
@@ -113,4 +113,4 @@ def _delayed_as_it_says(message: Message, *, keep_delay: bool) -> Message:
 
 def _sent(message: Message) -> str:
     due = "" if message.due is None else f", due at {datetime.fromtimestamp(message.due):%H:%M:%S}"
-    return f" [x] Sent '{text(message)}'{due}"
+    return echo(" [x] Sent '{body}'", message) + due

@@ -11,6 +11,7 @@ from mqtool.amqp import Channel
 from mqtool.amqp import Receiving as Settings
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
+from mqtool.cli.broker_access import access_to
 from mqtool.cli.command_line import command, names_of
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
@@ -137,7 +138,7 @@ def tap(
     call = broker.options.call
     if urls and "urls" in call.typed:
         call = call._replace(typed=call.typed | {"url"})
-    brokers = [replace(broker, options=replace(broker.options, url=url, call=call)).access() for url in each_url]
+    brokers = [access_to(replace(broker, options=replace(broker.options, url=url, call=call))) for url in each_url]
     if off:
         for access in brokers:
             switch_off(access)

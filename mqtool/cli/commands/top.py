@@ -9,6 +9,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from mqtool import management as api
+from mqtool.cli.broker_access import access_to
 from mqtool.cli.command_line import command
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import layout, output
@@ -144,7 +145,7 @@ def top(
     all_vhosts: Annotated[bool, typer.Option("--all-vhosts", help="Include all virtual hosts")] = False,
 ) -> None:
     """Watch queues, rates and consumers."""
-    access = broker.access()
+    access = access_to(broker)
     screen = Screen(access.management, None if all_vhosts else access.vhost, order=_key(sort))
     screen.descending = screen.order != "n"
     if once or not (output.is_terminal(0) and output.is_terminal(1)):

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from mqtool.cli.broker_access import access_to
 from mqtool.cli.command_line import command, names_of
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import layout, output
@@ -52,7 +53,7 @@ def topology(
     interval: Annotated[float | None, typer.Option(help="Time between updates with --live", **TIME_LIMIT)] = None,
 ) -> None:
     """Show publishers, exchanges, bindings, queues and consumers."""
-    access = broker.access()
+    access = access_to(broker)
     form = "json" if as_json else form
     if live and (form != "tree" or not output.is_terminal(1)):
         raise UsageError("--live only works with a tree on a terminal", "leave out --live, or --format")

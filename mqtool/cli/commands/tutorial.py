@@ -10,7 +10,8 @@ import typer
 from mqtool import plays
 from mqtool.amqp import TlsFiles, parse_addresses
 from mqtool.cli import stopping
-from mqtool.cli.access import MANAGEMENT_VARIABLE, Access
+from mqtool.cli.access import Access
+from mqtool.cli.chosen_broker import MANAGEMENT_VARIABLE
 from mqtool.cli.command_line import command, group
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import layout, output, play_lines

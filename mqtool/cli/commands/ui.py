@@ -14,13 +14,15 @@ from mqtool.amqp import parse_addresses
 from mqtool.amqp.address import without_passwords
 from mqtool.broker import state
 from mqtool.cli import stopping
-from mqtool.cli.access import MANAGEMENT_VARIABLE, Access
-from mqtool.cli.chosen_broker import is_same_node
+from mqtool.cli.access import Access
+from mqtool.cli.broker_access import access_to
+from mqtool.cli.chosen_broker import MANAGEMENT_VARIABLE, is_same_node
 from mqtool.cli.command_line import command
+from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.display.browser import opened
-from mqtool.cli.options import ManagedBroker, ask
+from mqtool.cli.options import ManagedBroker
 from mqtool.errors import AccessRefused, NotFound, UsageError
 
 if TYPE_CHECKING:
@@ -67,7 +69,7 @@ def ui(
     With the embedded broker, the page shows single messages. With RabbitMQ, it shows counts and rates, and single
     messages only with --tap or --firehose.
     """
-    access = broker.access()
+    access = access_to(broker)
     api = access.management()
     api.get("whoami")  # if the broker cannot be reached, say so here rather than in the page
     if allow_changes:

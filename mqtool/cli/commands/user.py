@@ -8,11 +8,15 @@ from typing import Annotated, Any
 import typer
 
 from mqtool.cli.access import Access
+from mqtool.cli.broker_access import access_to
+from mqtool.cli.chosen_broker import read_password
 from mqtool.cli.command_line import command, group, names_of
+from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
-from mqtool.cli.options import ManagedBroker, Yes, ask, ask_password
-from mqtool.cli.options.broker_options import IfExists, missing
+from mqtool.cli.options import ManagedBroker, Yes
+from mqtool.cli.options.broker_options import IfExists
+from mqtool.cli.pipe.existence import missing
 from mqtool.errors import MqtoolError, NotFound, UsageError
 from mqtool.management import Management, path
 from mqtool.management.api_client import Json
@@ -44,7 +48,7 @@ _NEW_PASSWORD = Annotated[
 
 def _login(broker: ManagedBroker, password_file: Path | None) -> Management:
     """Return the management API, logging in with `password_file`; --password-file contains the new password."""
-    return replace(broker, options=replace(broker.options, password_file=password_file)).access().management()
+    return access_to(replace(broker, options=replace(broker.options, password_file=password_file))).management()
 
 
 def found_view(api: Management, *names: str) -> Json | None:
@@ -106,7 +110,7 @@ def add(
     if is_there(api, "user", name, if_not_exists=if_not_exists, hint=hint):
         return
     api.put(
-        path("users", name), {"password": ask_password(name, broker.options.password_file), "tags": _tags(tag or [])}
+        path("users", name), {"password": _ask_password(name, broker.options.password_file), "tags": _tags(tag or [])}
     )
     output.status(f"added user {name!r}")
 
@@ -122,14 +126,14 @@ def password(name: UserName, broker: ManagedBroker, login_password_file: LoginPa
     """Change a user's password."""
     api = _login(broker, login_password_file)
     tags = _tags(user_view(api, name)["tags"])
-    api.put(path("users", name), {"password": ask_password(name, broker.options.password_file), "tags": tags})
+    api.put(path("users", name), {"password": _ask_password(name, broker.options.password_file), "tags": tags})
     output.status(f"changed the password of user {name!r}")
 
 
 @command(app, "mqtool user tags ann monitoring management", "mqtool user tags ann", effect=Effect.CHANGES)
 def tags(name: UserName, broker: ManagedBroker, tags: Tags = None) -> None:
     """Set a user's tags, which grant rights in the management API."""
-    api = broker.access().management()
+    api = access_to(broker).management()
     kept = {
         name: value for name, value in user_view(api, name).items() if name in ("password_hash", "hashing_algorithm")
     }
@@ -146,7 +150,31 @@ def delete(
     myself: Annotated[bool, typer.Option("--myself", help="Delete the user that you are logged in as")] = False,
 ) -> None:
     """Delete a user and its permissions."""
-    access = broker.access()
+    access = access_to(broker)
     if name == access.address.user and not myself:
         raise UsageError(f"you are logged in as user {name!r}, and would lose access", "--myself deletes it")
     delete_named(access, "user", name, f"user {name!r}", yes, if_exists=if_exists)
+
+
+def _ask_password(of: str, path: Path | None) -> str:
+    """Get a new password: from a file, or typed twice on the terminal.
+
+    Args:
+        of: the user, for the prompt.
+        path: the file; `-` is stdin.
+
+    Raises:
+        UsageError: there is neither a file nor a terminal, or the password is empty.
+    """
+    if path is not None:
+        password = read_password(path)
+    elif output.is_terminal(0):
+        prompt = output.visible(f"Password of {of}")
+        password = typer.prompt(prompt, hide_input=True, confirmation_prompt=True, err=True)
+    else:
+        raise UsageError(
+            f"no password for {of}, and no terminal to ask for it", "--password-file FILE, or - to read it from stdin"
+        )
+    if not password:
+        raise UsageError("the password is empty", "use at least one character")
+    return str(password)

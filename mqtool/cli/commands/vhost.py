@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from mqtool.cli.broker_access import access_to
 from mqtool.cli.command_line import command, group, names_of
 from mqtool.cli.commands.user import IfNotExists, delete_named, is_there
 from mqtool.cli.contexts import Effect
@@ -29,7 +30,7 @@ def add_vhost(
     if_not_exists: IfNotExists = False,
 ) -> None:
     """Add a virtual host, with all permissions for yourself."""
-    api = broker.access().management()
+    api = access_to(broker).management()
     if is_there(api, "vhost", name, if_not_exists=if_not_exists, hint="--if-not-exists leaves it as it is"):
         return
     api.put(path("vhosts", name), {} if description is None else {"description": description})
@@ -54,4 +55,4 @@ def delete_vhost(
     if name == "/" and not default_vhost:
         raise UsageError("'/' is the default virtual host, which most clients use", "--default-vhost deletes it")
     what = f"vhost {name!r} and everything in it"
-    delete_named(broker.access(), "vhost", name, what, yes, if_exists=if_exists)
+    delete_named(access_to(broker), "vhost", name, what, yes, if_exists=if_exists)

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from mqtool.broker.readiness import connect_within
+from mqtool.cli.broker_access import access_to
 from mqtool.cli.command_line import command
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
@@ -19,6 +20,6 @@ def wait(
     options: Broker, timeout: Annotated[float, typer.Option(help="Total time limit (exit 124)", **DURATION)] = 30.0
 ) -> None:
     """Wait until the broker accepts connections."""
-    access = options.access()
+    access = access_to(options)
     connect_within(timeout, access.connect).close()
     output.status(f"{access.address} is ready")

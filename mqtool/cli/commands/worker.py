@@ -13,14 +13,15 @@ from mqtool.amqp import Receiving as ReceivingSettings
 from mqtool.channels import AmqpChannel
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
+from mqtool.cli.broker_access import access_to
 from mqtool.cli.command_line import command
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
-from mqtool.cli.display.output import WAITING_FOR_MESSAGES
 from mqtool.cli.options import TutorialBroker, UsedQueueOptions
-from mqtool.cli.options.queue_options import checked, tutorials_queue
+from mqtool.cli.options.queue_options import tutorials_queue
 from mqtool.cli.options.receiving_options import Receiving
-from mqtool.cli.pipe.receiving import announcing_unfinished_work, consuming, delivery_writer
+from mqtool.cli.pipe.existence import checked
+from mqtool.cli.pipe.receiving import announcing_unfinished_work, consuming, delivery_writer, print_deliveries_as_script
 from mqtool.cli.values import DURATION, TIME_LIMIT
 from mqtool.duration import compact_duration
 from mqtool.errors import AccessRefused, SomeFailed, Unavailable, UsageError
@@ -182,19 +183,22 @@ def worker(
         raise UsageError(
             "--shell, --concurrency, --deduplicate and the retry options need --exec", "add --exec COMMAND"
         )
+    print_deliveries_as_script(receiving.printing, broker)
     write = delivery_writer(receiving, broker.lines.received_task or broker.lines.received)
 
     def do(task: Delivery) -> None:
         write(task)
         with announcing_unfinished_work(lambda: 1):
             time.sleep(work_queues.seconds_of_work(task))
-        output.status(broker.lines.done)
+        output.say(broker.lines.done)
 
     settings = receiving.settings(work_queues.FAIR_DISPATCH)
     done = redelivered = 0
-    access = broker.access()
+    access = access_to(broker)
     with access.channel_or_session() as channel:
-        target = checked(queue.of(broker.names.task_queue), queue, channel, broker, access)
+        target = checked(
+            queue.of(broker.names.queue(queue.queue, broker.names.task_queue)), queue, channel, broker, access
+        )
         if forget_ack:
             tasks = _work_and_forget(channel, target, do, settings)
         elif isinstance(channel, Channel):
@@ -203,7 +207,7 @@ def worker(
             from mqtool.tutorials import amqp10_work_queues
 
             tasks = amqp10_work_queues.work(channel, target, do, settings)
-        with consuming(receiving.ready_file, channel, WAITING_FOR_MESSAGES):
+        with consuming(receiving.ready_file, channel, broker.lines.waiting_task):
             for task in tasks:
                 done += 1
                 redelivered += task.redelivered
@@ -248,7 +252,8 @@ def _work(
             "--exec cannot be combined with output or acknowledgement options",
             "leave out --raw, --json, --format and --auto-ack",
         )
-    concurrency, queue = options.concurrency, named.of(broker.names.task_queue)
+    concurrency = options.concurrency
+    queue = named.of(broker.names.queue(named.queue, broker.names.task_queue))
     program = ExecCommand(
         command,
         shell=options.exec.shell,
@@ -258,7 +263,7 @@ def _work(
     )
     handled = options.dedup.opened()
     settings = replace(receiving, timeout=None).settings(ReceivingSettings(prefetch=concurrency))
-    access = broker.access()
+    access = access_to(broker)
     with access.channels_or_session() as (channel, other):
         retrying = Retrying(other, options.retries.policy, output.notice)
         worker = Worker(channel, program, retrying, concurrency, output.notice, handled)
@@ -268,7 +273,7 @@ def _work(
             queue = channel.declare(checked(queue, named, channel, broker, access))
             work_through = worker.start_consuming(queue, settings)
             try:
-                with consuming(receiving.ready_file, channel, WAITING_FOR_MESSAGES):
+                with consuming(receiving.ready_file, channel, broker.lines.waiting_task):
                     work_through()
             finally:
                 sums = _SUMS | ({"suppressed": "suppressed"} if handled else {})

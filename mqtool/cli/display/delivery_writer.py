@@ -216,7 +216,19 @@ def parse_template(template: str, *, escape: bool = False) -> list[Callable[[Del
 _CHUNK = 1 << 16
 
 
-def append_to(path: Path) -> None:
+def redirect(path: Path | None) -> None:
+    """Append output to this file (--output), if any. If stdout is a file, start on a new line.
+
+    Raises:
+        UsageError: the file cannot be opened.
+    """
+    if path is None:
+        _start_new_line()
+    else:
+        _append_to(path)
+
+
+def _append_to(path: Path) -> None:
     """Redirect stdout to the end of this file (--output). Call this before any thread starts.
 
     On SIGHUP the file is reopened, so logrotate can rename it:
@@ -230,7 +242,7 @@ def append_to(path: Path) -> None:
         raise UsageError(f"cannot write to {path}: {error.strerror}") from error
     if cut_off:
         output.notice(f"{path} ended with an incomplete line; removed its {cut_off:,} bytes")
-    start_new_line()
+    _start_new_line()
     # One thread waits for the signal; threads that start later inherit the mask, so none of them gets it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # sigwait() may miss an ignored signal, and nohup ignores SIGHUP
@@ -239,7 +251,7 @@ def append_to(path: Path) -> None:
     ).start()
 
 
-def start_new_line() -> None:
+def _start_new_line() -> None:
     """Write a newline if stdout appends to a file that ends mid-line, for example because a command was killed."""
     with contextlib.suppress(OSError):  # the file cannot be read
         if output.is_file(STDOUT) and fcntl.fcntl(STDOUT, fcntl.F_GETFL) & os.O_APPEND:

@@ -16,7 +16,7 @@ from typing import Any
 from mqtool.cli.invocation import current
 from mqtool.errors import ExitCode, MqtoolError, UsageError
 
-STDOUT = 1
+STDOUT, STDERR = 1, 2
 #: Control characters except tab and newline; characters that change the text direction or start a line; invisible
 #: characters (zero-width, byte order mark, tags); bytes that are not UTF-8.
 _CONTROL = (
@@ -27,9 +27,6 @@ _CONTROL = (
 _EXCERPT = 200
 #: Surrogates that `surrogateescape` cannot turn into bytes.
 _NO_TEXT = "[\ud800-\udc7f\udd00-\udfff]"
-
-WAITING_FOR_MESSAGES = " [*] Waiting for messages. To exit press CTRL+C"
-WAITING_FOR_LOGS = " [*] Waiting for logs. To exit press CTRL+C"
 
 #: The lock held by the thread that writes to stdout.
 _writing = threading.RLock()
@@ -55,6 +52,24 @@ def status(line: str) -> None:
     """Print a status line on stderr, such as " [*] Waiting for messages."."""
     if not current().quiet:
         _to_stderr(line)
+
+
+def say(line: str) -> None:
+    """Print a line of a tutorial's script: with --dialect on the stream that the script uses, otherwise on stderr."""
+    if current().script_output == STDOUT and not current().quiet:
+        write(encoded(one_line(line)))
+    else:
+        status(line)
+
+
+def speaks_as_script() -> bool:
+    """Return True if only the lines of a tutorial's script are to be printed, as with --dialect."""
+    return current().script_output is not None
+
+
+def join_stderr() -> None:
+    """Redirect stdout to stderr, for a script that prints what it receives there."""
+    continue_in(os.dup(STDERR), "standard error")
 
 
 def notice(text: str) -> None:

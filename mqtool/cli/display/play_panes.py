@@ -227,12 +227,16 @@ class Panes:
 
     def _pane(self, name: str, width: int, height: int) -> Panel:
         lines: list[Text] = []
+        has_command = False
         for line in reversed(self._panes[name]):
+            if has_command and len(lines) >= height:
+                break
             pieces = _wrapped(line, self._console, width)
             is_command = line.style == _COMMAND
-            if is_command and len(pieces) + len(lines) > height:
+            if is_command and not has_command and len(pieces) + len(lines) > height:
                 lines = [*pieces[:height], *lines[len(lines) - max(0, height - len(pieces)) :]]
                 break
+            has_command = has_command or is_command
             lines = [*pieces, *lines]
         style = STYLES[list(self._panes).index(name) % len(STYLES)]
         return Panel(Group(*lines[-height:]), title=Text(name, f"bold {style}"), title_align="left", border_style=style)

@@ -8,9 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import typer
 
-from mqtool.amqp import Address
-from mqtool.benching.plan import IN_FLIGHT, PREFETCH, PROTOCOLS, SIZES, STREAM, Place, Plan, Timed
-from mqtool.cli.access import Access
+from mqtool.benching.plan import IN_FLIGHT, PREFETCH, PROTOCOLS, SIZES, STREAM, Plan, Timed
 from mqtool.cli.command_line import names_of
 from mqtool.cli.options import RATE
 from mqtool.cli.options.queue_options import StreamPort
@@ -249,15 +247,6 @@ class Runs:
         typer.Option(min=2, max=100, help="With compare: number of runs of each", rich_help_panel="Load", metavar="N"),
     ] = 5
     stream_port: StreamPort = None
-
-    def place(self, access: Access) -> Place:
-        """Return the broker's addresses and TLS files, and the functions with which a run connects to it."""
-
-        def find_leader(stream: str) -> Address:
-            with access.stream_channel(self.stream_port) as channel:
-                return channel.sessions_for([stream], to_publish=True)[0].address
-
-        return Place(access.addresses, access.tls, access.connect, access.management, find_leader)
 
     def commands(self, plan: Plan) -> list[Timed]:
         """Return the shell commands to execute during a run, each with its time.

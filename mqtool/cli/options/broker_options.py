@@ -1,23 +1,16 @@
-"""Options that select a broker and log in to it, and the prompts for confirmations and new passwords."""
+"""Options that select a broker and log in to it."""
 
 import functools
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from mqtool.amqp import Backoff, TlsFiles
 from mqtool.cli import contexts
-from mqtool.cli.access import MANAGEMENT_VARIABLE, Access
-from mqtool.cli.chosen_broker import URL_VARIABLES, Choice, choose, is_same_node, read_password, resolve_addresses
+from mqtool.cli.chosen_broker import MANAGEMENT_VARIABLE, URL_VARIABLES, Choice, choose
 from mqtool.cli.command_line import NOT_CALLED, Call, names_of
-from mqtool.cli.display import output
-from mqtool.cli.invocation import current
 from mqtool.cli.values import DURATION
-from mqtool.errors import MqtoolError, NotFound, UsageError
-from mqtool.spelling import quoted
 from mqtool.tutorials.dialects import AMQP10_NAMES, LINES, NAMES, Dialect, Lines, Names
 
 URL = typer.Option(
@@ -45,36 +38,6 @@ ContextName = Annotated[
 
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask (in a protected context: --confirm NAME)")]
 IfExists = Annotated[bool, typer.Option("--if-exists", help="Succeed if it does not exist")]
-
-
-def ask(
-    what: str, access: Access | None = None, *, yes: bool = False, is_safe: bool = False, hint: str = "pass --yes"
-) -> None:
-    """Ask for confirmation of a change that cannot be undone, or of any change in a protected context.
-
-    Args:
-        what: the change, such as "delete queue 'jobs'".
-        access: the broker to change; None for a broker that mqtool started.
-        yes: True if --yes was given, which is not enough in a protected context.
-        is_safe: True to ask only in a protected context.
-        hint: what to do if there is no terminal to ask on.
-
-    Raises:
-        UsageError: stdin is not a terminal, or --confirm names another context.
-        MqtoolError: the user declined.
-    """
-    protected, confirmed = (access.protected, access.confirmed) if access else (None, ())
-    if confirmed and protected not in confirmed:
-        other = f"the context is {protected!r}" if protected else "the broker is not a protected context"
-        raise UsageError(f"--confirm {confirmed[0]} was given, but {other}", "nothing was changed")
-    if confirmed or (protected is None and (yes or is_safe)):
-        return
-    if protected is not None:
-        what, hint = f"{what} in the protected context {protected!r}", f"pass --confirm {quoted(protected)}"
-    if not output.is_terminal(0):
-        raise UsageError(f"this would {what}", hint)
-    if not typer.confirm(output.visible(f"{what}?"), err=True):
-        raise MqtoolError("nothing was changed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +144,8 @@ class Broker:
     call: Call = NOT_CALLED
 
     @functools.cached_property
-    def _choice(self) -> Choice:
+    def choice(self) -> Choice:
+        """The broker; see chosen_broker.choose()."""
         return choose(self.url, self.context, self.call.typed)
 
     @property
@@ -189,7 +153,7 @@ class Broker:
         """The protocol to send and receive with."""
         if "protocol" not in self.call.options:
             return contexts.Protocol.AMQP_0_9_1
-        return self.protocol or self._choice.protocol(None)
+        return self.protocol or self.choice.protocol(None)
 
     @property
     def names(self) -> Names:
@@ -202,48 +166,6 @@ class Broker:
     def lines(self) -> Lines:
         """The lines that the scripts of the chosen dialect print."""
         return LINES[self.dialect or Dialect.PYTHON]
-
-    def set_up_printing(self) -> None:
-        """Apply --quiet, --verbose, --no-color and --debug. access() does this as well."""
-        run = current()
-        run.quiet, run.verbose, run.no_color, run.debug = self.quiet, self.verbose, self.no_color, self.debug
-        if self.debug:
-            import logging
-
-            logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-
-    def access(self, management: str | None = None, *, reconnects: bool = True) -> Access:
-        """Resolve how to reach the broker. Call this first, and only once: it also sets up printing and logging.
-
-        In a protected context, ask for confirmation if the command changes the broker and does not itself ask.
-
-        Args:
-            management: the URL of the management API, which is also used for hints; by default, from the environment.
-            reconnects: False for commands that hold messages unacknowledged, since reconnecting would redeliver them.
-
-        Raises:
-            UsageError: an option is not valid, the password file cannot be read, or there is no terminal to ask on.
-            MqtoolError: the user declined.
-        """
-        self.set_up_printing()
-        choice = self._choice
-        access = Access(
-            resolve_addresses(choice, user=self.user, vhost=self.vhost, password_file=self.password_file),
-            choice.tls(TlsFiles(self.tls_ca, self.tls_cert, self.tls_key)),
-            choice.management(
-                management or os.environ.get(MANAGEMENT_VARIABLE), is_typed="management" in self.call.typed
-            ),
-            self.wait,
-            Backoff(attempts=self.max_reconnects) if self.reconnect and reconnects else None,
-            self.strict,
-            choice.protected,
-            self.confirm or (),
-            choice.context and choice.context.name,
-            self.protocol_in_use,
-        )
-        if self.call.must_ask:
-            ask(f"run {self.call.command!r}", access, is_safe=True)
-        return access
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,10 +205,6 @@ class ManagedBroker:
         ),
     ] = None
 
-    def access(self, *, reconnects: bool = True) -> Access:
-        """Resolve how to reach the broker and its management API; see Broker.access()."""
-        return self.options.access(self.management, reconnects=reconnects)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Destination:
@@ -302,63 +220,3 @@ class Destination:
     to_context: Annotated[
         str | None, typer.Option(metavar="NAME", help="Context of that queue's broker", autocompletion=contexts.names)
     ] = None
-
-    def access(self, source: Access) -> Access | None:
-        """Resolve how to reach the queue's broker. Return None if it is the source's broker and virtual host.
-
-        Raises:
-            UsageError: an option is not valid, or both --to-url and --to-context are given.
-        """
-        if self.to_url is not None and self.to_context is not None:
-            raise UsageError("--to-url and --to-context cannot be combined", "use only one of them")
-        if self.to_url is not None:
-            choice = Choice(self.to_url, "from --to-url", is_typed=True)
-        elif self.to_context is not None:
-            found = contexts.load().named(self.to_context)
-            choice = Choice(found.url, f"from --to-context {found.name}", found, is_typed=True)
-        else:
-            return None
-        addresses = resolve_addresses(choice)
-        uses_tls = any(address.tls for address in addresses)
-        tls = choice.tls(source.tls if uses_tls and choice.context is None else TlsFiles())
-        other = source._replace(addresses=addresses, tls=tls, management_url=None, protected=choice.protected)
-        is_same = other.vhost == source.vhost and is_same_node(other.address, source.address)
-        return None if is_same else other
-
-
-def missing(what: str, hint: str, *, is_fine: bool) -> None:
-    """Report that something does not exist.
-
-    Args:
-        is_fine: only print a message (for --if-exists).
-
-    Raises:
-        NotFound: is_fine is False.
-    """
-    if not is_fine:
-        raise NotFound(f"{what} does not exist", hint)
-    output.status(f"{what} does not exist")
-
-
-def ask_password(of: str, path: Path | None) -> str:
-    """Get a new password: from a file, or typed twice on the terminal.
-
-    Args:
-        of: the user, for the prompt.
-        path: the file; `-` is stdin.
-
-    Raises:
-        UsageError: there is neither a file nor a terminal, or the password is empty.
-    """
-    if path is not None:
-        password = read_password(path)
-    elif output.is_terminal(0):
-        prompt = output.visible(f"Password of {of}")
-        password = typer.prompt(prompt, hide_input=True, confirmation_prompt=True, err=True)
-    else:
-        raise UsageError(
-            f"no password for {of}, and no terminal to ask for it", "--password-file FILE, or - to read it from stdin"
-        )
-    if not password:
-        raise UsageError("the password is empty", "use at least one character")
-    return str(password)

@@ -9,7 +9,7 @@ import typer
 
 from mqtool.amqp import STREAMING
 from mqtool.amqp import Receiving as ReceivingSettings
-from mqtool.cli.display.delivery_writer import DeliveryWriter, append_to, start_new_line
+from mqtool.cli.display.delivery_writer import DeliveryWriter
 from mqtool.cli.values import DURATION, parsed
 from mqtool.message import Delivery
 from mqtool.offsets import parse_offset
@@ -71,17 +71,6 @@ class Printing:
     def has_form(self) -> bool:
         """True if an option selects a format other than the command's default output."""
         return self.raw or self.as_json or self.template is not None
-
-    def redirect(self) -> None:
-        """Append output to the file given by --output, if any; if stdout is a file, start on a new line.
-
-        Raises:
-            UsageError: the file cannot be opened.
-        """
-        if self.into is not None:
-            append_to(self.into)
-        else:
-            start_new_line()
 
     def writer(self, line: Callable[[Delivery], str] | str, *, wait_for_reader: bool = False) -> DeliveryWriter:
         """Return a writer for deliveries. It uses `line`, the command's own format, unless an option selects another.

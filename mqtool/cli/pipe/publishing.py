@@ -4,7 +4,6 @@ commands/X ── read_messages() ──> pipe/source ── messages ──> tu
     └── Outgoing.report() <── receipts, in order, as the broker confirms ────────────────────┘
 """
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +15,8 @@ from mqtool.amqp import Channel
 from mqtool.amqp.administration import check_utf_8
 from mqtool.channels import PublishingChannel
 from mqtool.cli import stopping
-from mqtool.cli.access import HINT_PATIENCE, MANAGEMENT_VARIABLE, Access, ChannelOrSession
+from mqtool.cli.access import HINT_PATIENCE, Access, ChannelOrSession
+from mqtool.cli.broker_access import access_to, print_as_script
 from mqtool.cli.display import output
 from mqtool.cli.display.progress import Progress
 from mqtool.cli.invocation import current
@@ -81,7 +81,9 @@ def publishing_channel(
     for name in addressing:
         check_utf_8(name or "")
     source = source or read_messages(asked, addressing, default=default, adapt=adapt)
-    access = asked.broker.access(os.environ.get(MANAGEMENT_VARIABLE))
+    if not options.is_stream and options.file is None:
+        print_as_script(asked.broker)
+    access = access_to(asked.broker)
     # By default, the broker returns every unroutable message, and Outgoing decides which of them count as failed. A
     # delayed message is not routed to its queue until it is due.
     is_delayed = asked.delays.are_given or any(name == "x-delay" for name, _ in options.headers or ())
@@ -90,7 +92,7 @@ def publishing_channel(
         delayed = _delayed(source, asked, channel, to, leads_to, is_declared=is_declared)
         outgoing = Outgoing(options, channel, source, delayed)
         yield channel, outgoing
-    if isinstance(to, Exchange) and output.is_terminal(2) and not current().quiet:
+    if isinstance(to, Exchange) and output.is_terminal(2) and not (current().quiet or output.speaks_as_script()):
         if outgoing.is_unreceived:
             _show_neighbour(access, to)
         elif is_delayed and leads_to is None and options.key_pattern is None and not options.as_json:
@@ -108,7 +110,7 @@ def publishing_stream_channel(
 ) -> "Iterator[tuple[StreamChannel, Outgoing]]":
     """Open a stream channel, and read the messages to publish. Yields the channel and an Outgoing with the messages."""
     source = read_messages(asked, Addressing(None, routing_key), default=default, with_ids=False)
-    with opened(asked.broker.access()) as channel:
+    with opened(access_to(asked.broker)) as channel:
         yield channel, Outgoing(asked.options, channel, source, source)
 
 
@@ -187,13 +189,14 @@ class Outgoing:
             self._unroutable += original(receipt.message) is receipt.message  # a delayed message is not routed yet
             self.is_unreceived = self._source.is_typed
             if not self._is_piped or current().verbose:
-                output.status(f"{text_of(receipt.message)}, no queue received it")
+                unreceived = "" if output.speaks_as_script() else ", no queue received it"
+                output.say(f"{text_of(receipt.message)}{unreceived}")
             return
         self._counts[receipt.confirmation] += 1
         if receipt.confirmation is Confirmation.CONFIRMED:
             self._transient += receipt.message.properties.get("delivery_mode") != PERSISTENT
             if not self._is_piped or current().verbose:
-                output.status(text_of(original(receipt.message)))
+                output.say(text_of(original(receipt.message)))
             return
         if self._kept is not None:
             self._kept.add([original(receipt.message)])
@@ -272,19 +275,30 @@ class FailedMessages:
             )
 
 
-def text(message: Message) -> str:
-    """Return the first line of a message's body (all lines if stderr is a terminal), shortened if it is long."""
+def echo(line: str, message: Message, key: str | None = None) -> str:
+    """Fill in a line that reports a message. If its body is long, the line has the beginning, and its size at the end.
+
+    Args:
+        line: may contain the placeholders {key} and {body}.
+        key: the routing key, if it is not the message's own.
+    """
+    body, rest = _beginning(message)
+    return line.format(key=message.routing_key if key is None else key, body=body) + rest
+
+
+def _beginning(message: Message) -> tuple[str, str]:
+    """Return the first line of a message's body (all lines if stderr is a terminal); if it is shortened, its size."""
     if output.is_terminal(2):
         body, rest = output.excerpt(message.body)
-        return body.decode("utf-8", "backslashreplace") + rest
+        return body.decode("utf-8", "backslashreplace"), rest
     end = message.body.find(b"\n", 0, _ECHOED)
     line = message.body[: _ECHOED if end < 0 else end]
     rest = f"… ({len(message.body):,} bytes)" if len(message.body) > len(line) + 1 else ""
-    return line.decode("utf-8", "backslashreplace") + rest
+    return line.decode("utf-8", "backslashreplace"), rest
 
 
 def _filled(line: str) -> Callable[[Message], str]:
-    return lambda message: line.format(key=message.routing_key, body=text(message))
+    return lambda message: echo(line, message)
 
 
 def _messages(count: int) -> str:
@@ -301,7 +315,7 @@ def _hint(receipt: Receipt) -> str | None:
 
 def _warn_of(receipt: Receipt, number: int) -> None:
     if number <= _REPORTED:
-        output.warning(f"{receipt.confirmation}: {text(receipt.message)[:60]!r}: {receipt.reason}")
+        output.warning(f"{receipt.confirmation}: {_beginning(receipt.message)[0][:60]!r}: {receipt.reason}")
     elif number == _REPORTED + 1:
         output.warning("further failures are only counted")
 

@@ -13,12 +13,12 @@ from mqtool.amqp import Receiving as Settings
 from mqtool.channels import AmqpChannel, ConsumingChannel
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
+from mqtool.cli.broker_access import access_to, print_as_script
 from mqtool.cli.display import output
-from mqtool.cli.display.delivery_writer import DeliveryWriter
-from mqtool.cli.display.output import WAITING_FOR_MESSAGES
+from mqtool.cli.display.delivery_writer import DeliveryWriter, redirect
 from mqtool.cli.display.progress import Progress
 from mqtool.cli.options import Broker
-from mqtool.cli.options.receiving_options import Receiving
+from mqtool.cli.options.receiving_options import Printing, Receiving
 from mqtool.errors import TimedOut, UsageError
 from mqtool.message import Delivery
 
@@ -35,15 +35,29 @@ def receiving_channel(
     line: Callable[[Delivery], str] | str,
     *,
     opened: Callable[[Access], AbstractContextManager[ChannelT]],
-    waiting: str = WAITING_FOR_MESSAGES,
+    waiting: str | None = None,
     queue_is_private: bool = False,
 ) -> "Iterator[tuple[ChannelT, Incoming]]":
-    """Open a channel to consume on. Yields the channel, and an Incoming that prints its deliveries."""
-    receiving.printing.redirect()
+    """Open a channel to consume on. Yields the channel, and an Incoming that prints its deliveries.
+
+    Args:
+        waiting: the line to print when the command is consuming; by default the one of tutorial 1.
+    """
+    print_deliveries_as_script(receiving.printing, broker)
+    redirect(receiving.printing.into)
     write = delivery_writer(receiving, line, queue_is_private=queue_is_private)
-    access = broker.access()
+    access = access_to(broker)
     with opened(access) as channel:
-        yield channel, Incoming(access, receiving, channel, write, waiting)
+        yield channel, Incoming(access, receiving, channel, write, broker.lines.waiting if waiting is None else waiting)
+
+
+def print_deliveries_as_script(printing: Printing, broker: Broker) -> None:
+    """With --dialect, print as the dialect's script does, unless an option says how or where to print messages."""
+    if broker.dialect is None or printing.has_form or printing.into is not None:
+        return
+    print_as_script(broker)
+    if broker.lines.on_stderr:
+        output.join_stderr()
 
 
 class Incoming:
@@ -65,7 +79,8 @@ class Incoming:
     def print_all(self, deliveries: Iterator[Delivery]) -> None:
         """Print deliveries until there are no more. Each one is acknowledged after it has been printed."""
         # If output goes to a file, nothing else shows that messages arrive.
-        progress = Progress("received", is_wanted=output.is_file(output.STDOUT), patience=0)
+        is_wanted = output.is_file(output.STDOUT) and not output.speaks_as_script()
+        progress = Progress("received", is_wanted=is_wanted, patience=0)
         with consuming(self._ready_file, self._channel, self._waiting):
             try:
                 for delivery in progress.of(deliveries):
@@ -96,11 +111,12 @@ def delivery_writer(
 
 @contextmanager
 def consuming(ready_file: Path | None, channel: ConsumingChannel, waiting: str) -> Iterator[None]:
-    """Context manager: print the line `waiting`, and create the ready file, if any.
+    """Context manager: print the line `waiting`, unless it is empty, and create the ready file, if any.
 
     If the program that reads the output exits during the `with` block, stop the channel and raise ReaderGone.
     """
-    output.status(waiting)
+    if waiting:
+        output.say(waiting)
     output.create_ready_file(ready_file)
     reader = output.Reader(on_gone=channel.stop)
     yield

@@ -26,13 +26,13 @@ from mqtool.amqp.subscription import Buffer
 from mqtool.broker import state
 from mqtool.cli.access import Access
 from mqtool.cli.display import output
-from mqtool.cli.display.delivery_writer import DeliveryWriter
-from mqtool.cli.display.output import WAITING_FOR_MESSAGES
+from mqtool.cli.display.delivery_writer import DeliveryWriter, redirect
 from mqtool.cli.options.receiving_options import Receiving
 from mqtool.cli.pipe.receiving import delivery_writer
 from mqtool.errors import MqtoolError, TimedOut
 from mqtool.message import Delivery
 from mqtool.taps import Tap, firehose_is_on, switch_firehose
+from mqtool.tutorials.dialects import Lines
 from mqtool.where import Where
 
 #: Seconds between checks of the broker's queue; number of checks between notices of dropped messages.
@@ -73,7 +73,7 @@ def print_taps(sources: Sequence[Source], printing: Printing) -> None:
         TimedOut: there was no message for the time given by --idle-timeout, before --count was reached.
         ReaderGone: the program that reads stdout has ended.
     """
-    printing.receiving.printing.redirect()
+    redirect(printing.receiving.printing.into)
     writers = [_labelled(printing, source, among=sources) for source in sources]
     with ExitStack() as stack:
         channels = [stack.enter_context(source.access.channel()) for source in sources]
@@ -93,7 +93,7 @@ def print_taps(sources: Sequence[Source], printing: Printing) -> None:
         runs = [_Run(write, wanted.of(tap.deliveries), stop) for write, tap in zip(writers, taps, strict=True)]
         reader = output.Reader(on_gone=stop)
         with _counting(buffers, taps):
-            output.status(WAITING_FOR_MESSAGES)
+            output.status(Lines.waiting)
             output.create_ready_file(printing.receiving.ready_file)
             for run in runs[1:]:
                 run.start()

@@ -74,6 +74,16 @@ class Messages(list[Recorded]):
     def bodies(self) -> list[bytes]:
         return [message.body for message in self]
 
+    def one(self) -> Recorded:
+        """Return the only message.
+
+        Raises:
+            AssertionError: there is none, or more than one; the error says what happened instead.
+        """
+        if len(self) != 1:
+            raise AssertionError(f"{len(self)} messages instead of one: {self!r}")
+        return self[0]
+
     def __repr__(self) -> str:
         return super().__repr__() if self else f"[] ({self._instead})"
 

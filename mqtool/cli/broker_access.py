@@ -1,0 +1,93 @@
+"""Resolve how to reach the broker that a command's options name."""
+
+import logging
+import os
+
+from mqtool.amqp import Backoff, TlsFiles
+from mqtool.cli import contexts
+from mqtool.cli.access import Access
+from mqtool.cli.chosen_broker import MANAGEMENT_VARIABLE, Choice, is_same_node, resolve_addresses
+from mqtool.cli.confirmation import ask
+from mqtool.cli.display import output
+from mqtool.cli.invocation import current
+from mqtool.cli.options.broker_options import Broker, Destination, ManagedBroker
+from mqtool.errors import UsageError
+
+
+def access_to(broker: Broker | ManagedBroker, *, reconnects: bool = True) -> Access:
+    """Resolve how to reach the broker. Call this first, and only once: it also sets up printing and logging.
+
+    In a protected context, ask for confirmation if the command changes the broker and does not itself ask.
+
+    Args:
+        reconnects: False for commands that hold messages unacknowledged, since reconnecting would redeliver them.
+
+    Raises:
+        UsageError: an option is not valid, the password file cannot be read, or there is no terminal to ask on.
+        MqtoolError: the user declined.
+    """
+    options = broker.options if isinstance(broker, ManagedBroker) else broker
+    management = broker.management if isinstance(broker, ManagedBroker) else None
+    set_up_printing(options)
+    choice = options.choice
+    access = Access(
+        resolve_addresses(choice, user=options.user, vhost=options.vhost, password_file=options.password_file),
+        choice.tls(TlsFiles(options.tls_ca, options.tls_cert, options.tls_key)),
+        choice.management(
+            management or os.environ.get(MANAGEMENT_VARIABLE), is_typed="management" in options.call.typed
+        ),
+        options.wait,
+        Backoff(attempts=options.max_reconnects) if options.reconnect and reconnects else None,
+        options.strict,
+        choice.protected,
+        options.confirm or (),
+        choice.context and choice.context.name,
+        options.protocol_in_use,
+    )
+    if options.call.must_ask:
+        ask(f"run {options.call.command!r}", access, is_safe=True)
+    return access
+
+
+def set_up_printing(broker: Broker) -> None:
+    """Apply --quiet, --verbose, --no-color and --debug. access_to() does this as well."""
+    run = current()
+    run.quiet, run.verbose, run.no_color, run.debug = broker.quiet, broker.verbose, broker.no_color, broker.debug
+    if broker.debug:
+        logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+
+
+def print_as_script(broker: Broker, *, on_stderr: bool | None = None) -> None:
+    """With --dialect, print the lines that the dialect's script prints, on the same stream, and no others.
+
+    Args:
+        on_stderr: True for stderr, False for stdout; by default, as most of the dialect's scripts do.
+    """
+    if broker.dialect is not None:
+        on_stderr = broker.lines.on_stderr if on_stderr is None else on_stderr
+        current().script_output = output.STDERR if on_stderr else output.STDOUT
+
+
+def access_to_destination(destination: Destination, source: Access) -> Access | None:
+    """Resolve how to reach the broker of the queue that messages are moved to.
+
+    Return None if it is the source's broker and virtual host.
+
+    Raises:
+        UsageError: an option is not valid, or both --to-url and --to-context are given.
+    """
+    if destination.to_url is not None and destination.to_context is not None:
+        raise UsageError("--to-url and --to-context cannot be combined", "use only one of them")
+    if destination.to_url is not None:
+        choice = Choice(destination.to_url, "from --to-url", is_typed=True)
+    elif destination.to_context is not None:
+        found = contexts.load().named(destination.to_context)
+        choice = Choice(found.url, f"from --to-context {found.name}", found, is_typed=True)
+    else:
+        return None
+    addresses = resolve_addresses(choice)
+    uses_tls = any(address.tls for address in addresses)
+    tls = choice.tls(source.tls if uses_tls and choice.context is None else TlsFiles())
+    other = source._replace(addresses=addresses, tls=tls, management_url=None, protected=choice.protected)
+    is_same = other.vhost == source.vhost and is_same_node(other.address, source.address)
+    return None if is_same else other

@@ -1,0 +1,58 @@
+"""The command lines of five articles: with --dialect, mqtool prints what their scripts print, on the same stream."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.brokers import on_any_broker
+from tests.cli.shell import Result, Shell
+from tests.cli.tutorial_comparisons import SCENES, TASKS, Row, Scene, normal, page, table
+
+
+def _printed(result: Result) -> tuple[str, str, int]:
+    return normal(result.stdout), normal(result.stderr), result.code
+
+
+def _check(row: Row, result: Result) -> None:
+    expected = (row.out, row.err, row.code)
+    if row.differs:
+        assert _printed(result) != expected, f"{row.script} no longer differs: {row.differs}"
+    else:
+        assert _printed(result) == expected, row
+
+
+@on_any_broker
+@pytest.mark.parametrize(
+    "scene", SCENES, ids=[f"{scene.dialect}: {scene.rows[0].mqtool.replace('#', 'any')}" for scene in SCENES]
+)
+@pytest.mark.sampled(6)
+def test_a_dialect_prints_what_its_scripts_print(shell: Shell, scene: Scene) -> None:
+    """To the letter, on stdout or on stderr as the script does, with its exit code; or it differs by design."""
+    receivers = []
+    for row in scene.rows:
+        command = ["mqtool", *shlex.split(row.mqtool.partition(" > ")[0]), "--dialect", scene.dialect]
+        if row.count is None:
+            _check(row, shell.run(*command))
+        else:
+            receivers.append((row, shell.start(*command, *(["-c", str(row.count)] if row.count else []))))
+            receivers[-1][1].wait_until_ready()
+    for row, receiver in receivers:
+        _check(row, (receiver if row.count else receiver.interrupt()).wait())
+
+
+@on_any_broker
+def test_the_other_command_lines_of_the_articles(shell: Shell) -> None:
+    """Each of them succeeds, in the articles' order."""
+    (shell.directory / "secret").write_text("a long password\n")
+    for task in TASKS:
+        if task.runs:
+            result = shell.run("mqtool", *shlex.split(task.mqtool))
+            assert result.code == 0, (task.mqtool, result.stderr)
+
+
+def test_the_page_shows_the_comparisons() -> None:
+    """Script by script: the same, or how it differs by design; `make docs` writes the table."""
+    text = Path("docs/how-to/older-tutorials.md").read_text()
+    assert text == page(text)
+    assert table() in text
