@@ -12,7 +12,7 @@ TUTORIALS := hello-world work-queues publish-subscribe routing topics headers rp
 	amqp10-hello-world amqp10-work-queues amqp10-publish-subscribe amqp10-routing amqp10-topics amqp10-rpc \
 	incident
 
-.PHONY: setup demo demo-cluster $(TUTORIALS:%=demo-%) demo-real-log test test-all test-embedded test-rabbitmq soak siege simulate lint lint-page docs bench \
+.PHONY: setup demo demo-cluster $(TUTORIALS:%=demo-%) demo-real-log test test-all test-embedded test-rabbitmq soak siege simulate lint lint-page docs site bench \
 	pictures up down clean
 .DEFAULT_GOAL := help
 
@@ -97,7 +97,9 @@ test-rabbitmq: .venv/installed-dev  ## run tests/protocol and tests/integration 
 
 RECORDINGS := docs/pictures/messages.html docs/pictures/tutorials.html
 
-docs: .venv/installed-dev .venv/installed-docs $(RECORDINGS)  ## write the reference and the man page, and build the site: docs/_build
+docs: $(RECORDINGS) site  ## write the reference and the man page, make recordings, and build the site: docs/_build
+
+site: .venv/installed-dev .venv/installed-docs  ## the same without making recordings, which takes minutes
 	$(BIN)/python -m docs.generate
 	$(BIN)/python -m sphinx -q -W --keep-going --fresh-env docs docs/_build
 	@echo "docs/_build/index.html"

@@ -32,7 +32,7 @@ myst_heading_anchors = 3
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.connect("source-read", show_pictures)
-    app.connect("source-read", link_to_parts_of_recordings)
+    app.connect("source-read", link_to_recordings)
     app.connect("build-finished", copy_recordings)
 
 
@@ -44,9 +44,9 @@ def show_pictures(_app: Sphinx, document: str, source: list[str]) -> None:
         source[0] = re.sub(r"```mermaid\n.*?```", lambda _: f"```text\n{next(pictures)}\n```", text, flags=re.DOTALL)
 
 
-def link_to_parts_of_recordings(_app: Sphinx, _document: str, source: list[str]) -> None:
-    """Make links such as pictures/tutorials.html#routing HTML: MyST copies such a file, and loses what follows #."""
-    link = r"\[(!\[[^]]*\]\([^)]*\)|[^][]*)\]\((\S+\.html#[^)]+)\)"
+def link_to_recordings(_app: Sphinx, _document: str, source: list[str]) -> None:
+    """Make links such as pictures/tutorials.html#routing HTML: `make site` lacks the file, and MyST what follows #."""
+    link = r"\[(!\[[^]]*\]\([^)]*\)|[^][]*)\]\((\S*pictures/\S+\.html(?:#[^)]+)?)\)"
     source[0] = re.sub(link, r'<a href="\2">\1</a>', source[0])
 
 

@@ -75,7 +75,7 @@ def index() -> str:
     sentences = {command.words[0]: command.sentence for command in described().commands}
     aliases = {alias: " ".join(leaf.words) for leaf in leaves(described()) for alias in leaf.aliases}
     rows = [
-        '"""The commands that can follow `mqtool`, and what other tools call them. Written by `make docs`."""\n',
+        '"""The commands that can follow `mqtool`, and what other tools call them. Written by `make site`."""\n',
         "SENTENCES = {",
         *(f"    {json.dumps(name)}: {json.dumps(sentence)}," for name, sentence in sentences.items()),
         "}",

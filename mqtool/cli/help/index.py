@@ -1,4 +1,4 @@
-"""The commands that can follow `mqtool`, and what other tools call them. Written by `make docs`."""
+"""The commands that can follow `mqtool`, and what other tools call them. Written by `make site`."""
 
 SENTENCES = {
     "bench": "Measure the throughput and latency of a broker",
