@@ -2,6 +2,7 @@
 
 import re
 import socket
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
@@ -39,6 +40,8 @@ _DIFFERS = (
 )
 #: Seconds to wait for a connection to the management API, and for its response, when only a hint depends on it.
 HINT_PATIENCE = (0.3, 1.0)
+#: Seconds after which a terminal shows what is being waited for.
+_SILENCE = 1.0
 #: Seconds to wait for a connection when checking whether a port is open.
 _LOOK = 2.0
 
@@ -115,11 +118,12 @@ class Access(NamedTuple):
 
     def _within(self, connect: Callable[[], _T]) -> _T:
         """Connect; with --wait, retry until a connection succeeds or the time is up."""
-        if self.wait is None:
-            return connect()
-        from mqtool.broker.readiness import connect_within
+        with _announced(f"waiting for an answer from {self.address}"):
+            if self.wait is None:
+                return connect()
+            from mqtool.broker.readiness import connect_within
 
-        return connect_within(self.wait, connect)
+            return connect_within(self.wait, connect)
 
     @contextmanager
     def channel(self, *, mandatory: bool = False, confirm_timeout: float = CONFIRM_TIMEOUT) -> Iterator[Channel]:
@@ -315,6 +319,21 @@ class Access(NamedTuple):
             socket.create_connection((address.host, address.port), _LOOK).close()
         except OSError as error:
             raise connecting(error, address) from error
+
+
+@contextmanager
+def _announced(what: str) -> Iterator[None]:
+    """Context manager: print `what` on a terminal if the `with` block takes longer than a second."""
+    if not output.is_terminal(2):
+        yield
+        return
+    late = threading.Timer(_SILENCE, output.notice, [what])
+    late.daemon = True
+    late.start()
+    try:
+        yield
+    finally:
+        late.cancel()
 
 
 def _notice(text: str) -> None:

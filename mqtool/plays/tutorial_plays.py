@@ -41,10 +41,11 @@ _LONG_TASK = "long.."
 
 
 def _work_queues(stage: Stage) -> None:
-    """Fair dispatch, then round-robin dispatch, then a forgotten acknowledgement."""
+    """Fair dispatch, then round-robin dispatch, then a killed worker, then a forgotten acknowledgement."""
     boss, one, two = stage.terminals("boss", "worker 1", "worker 2")
     _fair_dispatch(stage, boss, [one, two])
     _round_robin(stage, boss, [one, two])
+    _killed_worker(stage, boss, one, two)
     _forgotten_acknowledgement(stage, boss, one, two)
 
 
@@ -86,6 +87,26 @@ def _share(stage: Stage, boss: Terminal, workers: list[Terminal], command: str) 
         worker.interrupt()
     one, two = workers
     return (one, two) if _LONG_TASK in _tasks_of(one) else (two, one)
+
+
+def _killed_worker(stage: Stage, boss: Terminal, one: Terminal, two: Terminal) -> None:
+    stage.say(
+        "Now kill worker 1 in the middle of a task, as with kill -9. It has not acknowledged the task, so the broker "
+        "delivers it to worker 2, marked redelivered."
+    )
+    queue, shown = stage.queue("task_queue"), "-F 'Received %b, redelivered %R'"
+    one.start(f"mqtool worker{queue} {shown}")
+    boss.run(f"mqtool new-task{queue} slow...")
+    one.wait_for("Received ", 1)
+    two.start(f"mqtool worker{queue} {shown}")
+    one.kill()
+    two.wait_for("[x] Done", 1)
+    two.interrupt()
+    stage.expect(
+        "the killed worker's task was not lost: worker 2 did it, redelivered",
+        (one.after("Received "), one.count("[x] Done"), two.after("Received ")),
+        (["slow..., redelivered 0"], 0, ["slow..., redelivered 1"]),
+    )
 
 
 def _forgotten_acknowledgement(stage: Stage, boss: Terminal, one: Terminal, two: Terminal) -> None:
@@ -220,6 +241,26 @@ def _topics(stage: Stage) -> None:
 
     for terminal, patterns, lines, what in receivers:
         stage.expect(f"{patterns} got {what}", lines_of(stage.file(f"{terminal.name}.log")), lines)
+    _any_number_of_words(stage, emitter, kernel, critical)
+
+
+def _any_number_of_words(stage: Stage, emitter: Terminal, hashed: Terminal, starred: Terminal) -> None:
+    """Keys of one, two and three words: # also matches no word at all, * matches exactly one."""
+    emit, receive = (f"mqtool {command} topic{stage.exchange('topic_logs')}" for command in ("emit-log", "receive-log"))
+    stage.say(
+        "A key may have any number of words. 'kern.#' and 'kern.*.*': who gets the keys of one, two, three words?"
+    )
+    hashed.start(f"{receive} 'kern.#'")
+    starred.start(f"{receive} 'kern.*.*'")
+    keys = ["kern", "kern.disk", "kern.disk.full"]
+    for key in keys:
+        emitter.run(f"{emit} {key} x")
+    hashed.wait_for("[x] ", len(keys))
+    starred.wait_for("[x] ", 1)
+    hashed.interrupt()
+    starred.interrupt()
+    stage.expect("'kern.#' got all three: # is zero words or more", hashed.after("[x] "), [f"{key}:x" for key in keys])
+    stage.expect("'kern.*.*' got the key of three words only", starred.after("[x] "), [f"{keys[2]}:x"])
 
 
 TOPICS = Play(

@@ -14,6 +14,7 @@ from mqtool.amqp import Connection
 from mqtool.topology import Exchange, Queue
 from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import Result, Shell
+from tests.cli.terminal import on_terminal
 
 LONG = "n" * 256
 SECRET = "s3cr3t-w0rd"
@@ -382,3 +383,14 @@ def test_a_password_does_not_show_even_in_the_clients_log(shell: Shell, broker: 
     assert result.code == 77
     assert "pika" in result.stderr
     assert SECRET not in result.stderr
+
+
+def test_a_port_that_does_not_answer_is_named_after_a_second(lonely_shell: Shell) -> None:
+    """On a terminal, before the error: whoever mistyped a port need not wonder what mqtool waits for."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        at = f"127.0.0.1:{silent.getsockname()[1]}"
+        shown = on_terminal(lonely_shell, "mqtool", "send", "x", "-u", f"amqp://{at}").stdout
+        piped = lonely_shell.run("mqtool", "send", "x", "-u", f"amqp://{at}").stderr
+    assert shown.startswith(f"waiting for an answer from amqp://guest@{at}\r\n")
+    assert "mqtool: " in shown
+    assert piped.startswith("mqtool: ")

@@ -289,6 +289,20 @@ def test_a_narrow_terminal_gets_lines(lonely_shell: Shell) -> None:
     assert "\x1b[?1049h" not in watched.seen
 
 
+def test_a_work_queue_gives_a_killed_workers_task_to_another(lonely_shell: Shell) -> None:
+    """`tutorial run work-queues` kills a worker in the middle of its task, as RabbitMQ's page does."""
+    played = lonely_shell.run("mqtool", "tutorial", "run", "work-queues", "--auto", timeout=PLAYING)
+    assert played.code == 0
+    assert "the killed worker's task was not lost: worker 2 did it, redelivered" in played.stdout + played.stderr
+
+
+def test_topics_show_that_a_hash_is_zero_words_or_more(lonely_shell: Shell) -> None:
+    """`tutorial run topics` publishes keys of one, two and three words."""
+    played = lonely_shell.run("mqtool", "tutorial", "run", "topics", "--auto", timeout=PLAYING)
+    assert played.code == 0
+    assert "'kern.#' got all three: # is zero words or more" in played.stdout + played.stderr
+
+
 def test_names_are_completed(lonely_shell: Shell) -> None:
     """By the shell, where completion is installed; show has only what can be read."""
 
