@@ -2,7 +2,9 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/pip install --disable-pip-version-check --constraint constraints.txt
+# With --quiet, pip does not name the library that cannot be installed, so after a failure it tries again and tells all.
+install = $(PIP) --quiet --editable $(1) || $(PIP) --editable $(1)
 # Tests wait more than they compute, so six workers suit two cores.
 WORKERS ?= 6
 PYTEST ?= $(BIN)/pytest
@@ -29,11 +31,11 @@ setup: .venv/installed  ## install mqtool into .venv
 
 .venv/installed: pyproject.toml constraints.txt
 	@test -d .venv || $(PYTHON) -m venv .venv || { rm -rf .venv; echo "cannot make .venv: on Debian and Ubuntu, apt-get install python3-venv" >&2; exit 1; }
-	@$(PIP) --editable .
+	@$(call install,.)
 	@touch $@
 
 .venv/installed-dev: .venv/installed
-	@$(PIP) --editable '.[dev]'
+	@$(call install,'.[dev]')
 	@touch $@
 
 demo: .venv/installed  ## run every tutorial, then send a real log file (or LOG=FILE) through an exchange, and check the counts
@@ -82,11 +84,11 @@ node_modules/.installed: package.json
 	@touch $@
 
 .venv/installed-docs: .venv/installed
-	@$(PIP) --editable '.[docs]'
+	@$(call install,'.[docs]')
 	@touch $@
 
 .venv/installed-release: .venv/installed
-	@$(PIP) --editable '.[release]'
+	@$(call install,'.[release]')
 	@touch $@
 
 test-embedded: .venv/installed-dev  ## run the tests that need no RabbitMQ

@@ -1,7 +1,11 @@
 """Text for hints and tables: suggestions for misspelled names, command lines that are safe to paste, values as text."""
 
 from collections.abc import Iterable
+from operator import eq
 from typing import Any
+
+#: Names shorter than this differ in a letter without being misspelled.
+_SHORTEST = 4
 
 #: Words that other tools use, and mqtool's words for the same thing.
 _SYNONYMS = {
@@ -63,6 +67,36 @@ def nearest(word: str, names: Iterable[str]) -> str | None:
     others = {synonym: meant for synonym, names in _SYNONYMS.items() for meant in names if meant in known}
     close = [each for those in (known, others) for each in difflib.get_close_matches(word, those, n=1)]
     return others.get(close[0], close[0]) if close else None
+
+
+def mistyped(word: str, names: Iterable[str]) -> str | None:
+    """Return the name of which `word` is probably a misspelling; None if there is none.
+
+    That is a name with one letter more, less or changed, with two neighbours swapped, or in other case or with other
+    separators. Numbers and single letters tell names apart: jobs-1 is not a misspelling of jobs-2, nor log.a of log.b.
+    """
+    return next((name for name in names if name != word and _is_misspelling(word, name)), None)
+
+
+def _is_misspelling(word: str, name: str) -> bool:
+    if _bare(word) == _bare(name) != "":
+        return True
+    start = _shared(word, name)
+    end = _shared(word[start:][::-1], name[start:][::-1])
+    typed, meant = word[start : len(word) - end], name[start : len(name) - end]
+    is_word = not (start and word[start - 1].isalnum()) and not (end and word[-end].isalnum())
+    if max(len(word), len(name)) < _SHORTEST or is_word or not (typed + meant).isalpha():
+        return False
+    return max(len(typed), len(meant)) == 1 or (len(typed) == 2 and typed == meant[::-1])
+
+
+def _shared(one: str, other: str) -> int:
+    """Return the number of characters that two texts have in common at their start."""
+    return [*map(eq, one, other), False].index(False)
+
+
+def _bare(name: str) -> str:
+    return "".join(filter(str.isalnum, name)).lower()
 
 
 def did_you_mean(word: str, names: Iterable[str], otherwise: str | None = None) -> str | None:

@@ -11,7 +11,7 @@ def _hello_world(stage: Stage) -> None:
     sender, receiver = stage.terminals("sender", "receiver")
 
     stage.say("Nobody is receiving yet. Send a message anyway: it waits in a queue.")
-    sender.run(f"mqtool send{stage.queue('hello')}")
+    sender.run(f"mqtool send{stage.queue('hello')} 'Hello World!'")
     stage.say("Now start a receiver. It gets the message from the queue, then waits for more.")
     receiver.start(f"mqtool receive{stage.queue('hello')}")
     receiver.wait_for("[x] Received", 1)
@@ -154,7 +154,7 @@ def _publish_subscribe(stage: Stage) -> None:
     disk.start(f"{receive} --raw > {file.name}")
     screen.start(receive)
     stage.say("A fanout exchange copies each message to every queue bound to it. The emitter does not know them.")
-    emitter.run(emit)
+    emitter.run(f"{emit} 'info: Hello World!'")
     emitter.run(f"{emit} 'warning: it is late'")
     stage.wait_for_lines(file, 2)
     screen.wait_for("[x]", 2)

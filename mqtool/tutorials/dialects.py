@@ -267,12 +267,3 @@ def declaring_like(refusal: str) -> list[Dialect]:
 
     found = [dialect for dialect, names in NAMES.items() if any(is_like(thing) for thing in names)]
     return [dialect for dialect in found if not re.search("-amqp|-article", dialect)] or found
-
-
-def declaring_otherwise(queue: Queue) -> list[Dialect]:
-    """Return each language's first dialect that declares a queue of this name with different settings."""
-    languages: dict[str, Dialect] = {}
-    for dialect, names in NAMES.items():
-        if any(thing.name == queue.name and thing != queue for thing in names):
-            languages.setdefault(dialect.partition("-")[0], dialect)
-    return [*languages.values()]

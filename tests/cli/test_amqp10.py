@@ -127,7 +127,7 @@ def test_outcomes(shell: Shell) -> None:
         (["send", "-H", "l:=[1]", "x"], 65, "the header 'l' is a list, which AMQP 1.0 does not allow"),
         (["send", "--property", "cluster-id=a", "x"], 65, "AMQP 1.0 has no property cluster-id"),
         (["send", "-e", "nope", "x"], 69, "no exchange 'nope' in vhost"),
-        (["receive", "-q", "jbos"], 69, "queue 'jbos' does not exist"),
+        (["receive", "-q", "jbos", "--no-declare"], 69, "queue 'jbos' does not exist"),
         (["send", "--user", "nobody", "x"], 77, "refused the login of user 'nobody'"),
         (["send", "--vhost", "nope", "x"], 77, "cannot open vhost 'nope'"),
         (["send", "--protocol", "amqp3", "x"], 2, "'amqp3' is not one of 'amqp0.9.1', 'amqp1.0'"),

@@ -176,7 +176,7 @@ NO_BROKER = [
 UNSAYABLE = [
     Case(f"send x -q {LONG}", 2, "is 256 bytes long; AMQP allows 255", "it starts with 'nnn"),
     Case(f"receive -q {LONG}", 2, "is 256 bytes long; AMQP allows 255", "it starts with 'nnn"),
-    Case(f"emit-log fanout -e {LONG}", 2, "is 256 bytes long; AMQP allows 255"),
+    Case(f"emit-log fanout x -e {LONG}", 2, "is 256 bytes long; AMQP allows 255"),
     Case(f"emit-log topic {LONG} x", 2, "the routing key is 256 bytes long; AMQP allows 255"),
     Case(f"receive-log topic {LONG}", 2, "is 256 bytes long; AMQP allows 255"),
     Case(f"send x -e amq.fanout -r {LONG}", 2, "the routing key is 256 bytes long; AMQP allows 255"),

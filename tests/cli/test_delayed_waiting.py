@@ -45,7 +45,7 @@ def test_ls_and_show(waiting: Waiting) -> None:
     """How many, where to and how long; each with its body and when it is due; retries as well. Nothing is taken."""
     waiting.shell.run("mqtool", "send", "-r", "jobs", "--property", "message-id=m-5", "fails")
     failing = ("mqtool", "worker", "-q", "jobs", "-c", "1", "--backoff", "2m", "--exec", "false")
-    assert waiting.shell.run(*failing).code == 0
+    assert waiting.shell.run(*failing).code == 1
     rows = sorted(line.split("\t") for line in waiting.run("ls").stdout.splitlines())
     assert [row[:2] + row[3:4] for row in rows] == [
         ["jobs", "delay", "2"],

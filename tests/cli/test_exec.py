@@ -397,6 +397,20 @@ def test_each_exit_status_does_what_it_says(shell: Shell, broker: TestBroker) ->
     assert (depth(broker, "jobs"), depth(broker, "jobs.dlq")) == (0, 1)
 
 
+@on_any_broker
+def test_a_worker_whose_programs_all_failed_exits_with_1(shell: Shell) -> None:
+    """Whether the messages are retried or dead-lettered; with one success among retries, it exits with 0."""
+    shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="1\n1\n0\n")
+    work = ("mqtool", "worker", "-q", "jobs", "--backoff", "1h", "--shell", "--exec", "read -r x; exit $x")
+    retried = shell.run(*work, "-c", "1")
+    assert (retried.code, "1 attempt failed, and none succeeded" in retried.stderr) == (1, True)
+    assert "will be retried" in retried.stderr
+    assert shell.run(*work, "-c", "2").code == 0
+    shell.run("mqtool", "send", "-q", "jobs", "1")
+    dead = shell.run(*work, "-c", "1", "--retries", "0")
+    assert (dead.code, "to see them: mqtool dlq show jobs" in dead.stderr) == (1, True)
+
+
 @pytest.mark.keeps_messages
 def test_waiting_messages_do_not_wait_for_each_other(shell: Shell) -> None:
     """A message that waits long does not hold up one that waits shortly: each delay has a queue of its own."""

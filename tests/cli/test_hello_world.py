@@ -4,6 +4,7 @@ import pytest
 
 from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import Shell
+from tests.cli.terminal import on_terminal
 
 
 def test_a_message_goes_from_send_to_receive(shell: Shell) -> None:
@@ -38,6 +39,44 @@ def test_a_mistyped_queue_is_not_created(shell: Shell, command: str) -> None:
     assert shell.run("mqtool", "list", "queues", "name").stdout == ""
     shell.run("mqtool", "queue", "declare", "jobs")
     assert shell.run("mqtool", "send", "-q", "jobs", "--no-declare", "x").code == 0
+
+
+_RECEIVERS = ["receive", "worker", "worker --exec true", "rpc-server", "receive-log topic a.#", "receive-delayed"]
+
+
+@on_any_broker
+@pytest.mark.parametrize("command", _RECEIVERS)
+@pytest.mark.sampled(3)
+def test_a_receiver_declares_its_queue_so_that_it_can_start_before_the_publisher(shell: Shell, command: str) -> None:
+    """A line on a terminal says that the queue is new, once; with --no-declare, the command ends with 69."""
+    receive = ("mqtool", *command.split(), "--idle-timeout", "10ms", "-q")
+    refused = shell.run(*receive, "task", "--no-declare")
+    assert (refused.code, "hint: --declare declares it" in refused.stderr) == (69, True)
+    first, second = (on_terminal(shell, *receive, "task") for _ in range(2))
+    assert (first.code, first.stdout.count("queue 'task' is new")) == (0, 1)
+    assert (second.code, "is new" in second.stdout) == (0, False)
+    piped = shell.run(*receive, "other")
+    assert (piped.code, "is new" in piped.stderr) == (0, False)
+    assert {"task", "other"} <= set(shell.run("mqtool", "list", "queues", "name").stdout.split())
+
+
+@on_any_broker
+def test_a_receiver_declares_no_queue_in_a_protected_context(shell: Shell, broker: TestBroker) -> None:
+    """It says that --declare declares it; with --declare, it does."""
+    shell.run("mqtool", "context", "add", "prod", "--url", broker.url, "--protected")
+    receive = ("mqtool", "receive-log", "fanout", "-C", "prod", "--idle-timeout", "10ms", "-q", "audit")
+    refused = shell.run(*receive)
+    assert (refused.code, "hint: --declare declares it" in refused.stderr) == (69, True)
+    assert shell.run(*receive, "--declare").code == 0
+
+
+@on_any_broker
+def test_a_receiver_that_names_an_offset_declares_a_stream(shell: Shell) -> None:
+    """`send` to it and `receive --offset first` show the message as often as one likes."""
+    receive = ("mqtool", "receive", "-q", "events", "--offset", "first", "--raw")
+    assert shell.run(*receive, "--idle-timeout", "10ms").code == 0
+    shell.run("mqtool", "send", "-q", "events", "x")
+    assert [shell.run(*receive, "-c", "1").stdout for _ in range(2)] == ["x\n", "x\n"]
 
 
 @on_any_broker

@@ -428,9 +428,9 @@ def test_somebodys_exclusive_queue_is_never_used(shell: Shell, connection: Conne
 
 def test_mqtool_declares_what_the_options_say_and_no_more(shell: Shell, connection: Connection) -> None:
     """Flags on the command line win over the dialect's, so that any neighbour can be matched exactly."""
-    result = shell.run("mqtool", "send", "-q", "odd", "--transient", "--argument", "x-max-length=7")
+    result = shell.run("mqtool", "send", "-q", "odd", "--transient", "--argument", "x-max-length=7", "x")
 
-    assert (result.stderr, result.code) == (" [x] Sent 'Hello World!'\n", 0)
+    assert (result.stderr, result.code) == (" [x] Sent 'x'\n", 0)
     strict = connection.channel(strict=True)
     strict.declare(Queue("odd", arguments={"x-max-length": 7}))
     with pytest.raises(MqtoolError):

@@ -367,7 +367,14 @@ def test_a_reader_makes_no_stream_by_a_mistyped_name(shell: Shell, broker: TestB
     assert any("did you mean 'events'? Otherwise, --declare declares it" in each.stderr for each in refused)
     assert shell.run("mqtool", "offset", "receive", "-q", "evnets", *limit).code == 69
     assert shell.run("mqtool", "receive-stream", *limit, "-q", "classic").code in (69, 78)
-    for words in ([], ["-q", "orders"], ["-q", "a", "--declare"], ["-q", "b", "--argument", "max-age=1h"]):
+    names = (
+        [],
+        ["-q", "orders"],
+        ["-q", "new"],
+        ["-q", "evnets", "--declare"],
+        ["-q", "eventss", "--argument", "max-age=1h"],
+    )
+    for words in names:
         assert shell.run("mqtool", "receive-stream", *limit, *words).code == 0
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -9,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from docs.generate import checksum
@@ -121,6 +123,30 @@ def test_the_pinned_versions_are_those_in_use() -> None:
     assert {name: Version(metadata.version(name)) for name in seen - {"mqtool"}} == {
         name: Version(constraints.get(name, "0")) for name in seen - {"mqtool"}
     }
+
+
+def test_the_pinned_versions_install_on_the_oldest_python_that_mqtool_supports() -> None:
+    """No library in constraints.txt requires a later release than the first of `requires-python`."""
+    oldest = PROJECT["requires-python"].removeprefix(">=") + ".0"
+    required = {
+        name: metadata.metadata(name)["Requires-Python"] or ""
+        for name in pinned(ROOT / "constraints.txt")
+        if is_installed(name)
+    }
+    assert {name: said for name, said in required.items() if not SpecifierSet(said).contains(oldest)} == {}
+
+
+def test_a_failed_installation_names_the_library(tmp_path: Path) -> None:
+    """`make setup` is quiet while all is well; after a failure, it shows what pip says without --quiet."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "constraints.txt").touch()
+    pip = tmp_path / ".venv" / "bin" / "pip"
+    pip.parent.mkdir(parents=True)
+    pip.write_text('#!/bin/sh\ncase "$*" in *--quiet*) ;; *) echo soupsieve needs Python 3.14 ;; esac\nexit 1\n')
+    pip.chmod(0o755)
+    made = subprocess.run(["make", "setup"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (made.returncode, "soupsieve needs Python 3.14" in made.stdout) == (2, True)
 
 
 def test_what_ci_installs_has_hashes() -> None:

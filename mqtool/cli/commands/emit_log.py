@@ -32,7 +32,8 @@ EmitWithKey = Callable[[ChannelOrSession, Exchange, str, Iterable[Message | None
 
 def _emit(
     publishing: Publishing,
-    exchange: Exchange,
+    asked: ExchangeOptions,
+    tutorials: Exchange,
     emit: Emit,
     *,
     line: Callable[[Message], str] | None = None,
@@ -42,20 +43,26 @@ def _emit(
     """Publish with a tutorial's emit(). By default, send and print the same text as the dialect's scripts.
 
     Args:
+        asked: the options that name another exchange than the tutorial's.
         line: what to print for each message.
-        default: the body if there are no message words and no input.
+        default: what the tutorial's scripts send by default, if not the dialect's usual text.
         key: the routing key given by the user.
     """
-    lines, addressing = publishing.broker.lines, Addressing(exchange.name, key)
-    with publishing_channel(
-        publishing, exchange, addressing, opened=Access.channel_or_session, default=default or lines.routed
-    ) as (channel, outgoing):
+    exchange, lines = asked.of(tutorials), publishing.broker.lines
+    addressing = Addressing(exchange.name, key)
+    body = (default or lines.routed) if asked.exchange is None else None
+    with publishing_channel(publishing, exchange, addressing, opened=Access.channel_or_session, default=body) as (
+        channel,
+        outgoing,
+    ):
         if lines.emits_on_stdout and output.speaks_as_script():
             print_as_script(publishing.broker, on_stderr=False)
         outgoing.report(emit(channel, exchange, outgoing.messages), line or lines.sent_log)
 
 
-def _emit_with_key(publishing: Publishing, exchange: Exchange, emit: EmitWithKey, key: str | None, usual: str) -> None:
+def _emit_with_key(
+    publishing: Publishing, asked: ExchangeOptions, tutorials: Exchange, emit: EmitWithKey, key: str | None, usual: str
+) -> None:
     """Publish with the routing key `key`, or with the default key `usual` if `key` is None."""
     line = publishing.broker.lines.sent_log_with_key
 
@@ -65,7 +72,7 @@ def _emit_with_key(publishing: Publishing, exchange: Exchange, emit: EmitWithKey
     def emit_usual(channel: ChannelOrSession, to: Exchange, messages: Iterable[Message | None]) -> Iterator[Receipt]:
         return emit(channel, to, usual, messages)
 
-    _emit(publishing, exchange, emit_usual, line=sent, key=key)
+    _emit(publishing, asked, tutorials, emit_usual, line=sent, key=key)
 
 
 def _with_key_in_body(publishing: Publishing, key: str | None) -> Publishing:
@@ -86,8 +93,8 @@ def _with_key_in_body(publishing: Publishing, key: str | None) -> Publishing:
 )
 def emit_fanout(exchange: ExchangeOptions, publishing: Publishing) -> None:
     """Publish to every receiver (tutorial 3)."""
-    to = exchange.of(publishing.broker.names.fanout)
-    _emit(publishing, to, _emit_to_all, default=publishing.broker.lines.fanout)
+    of = publishing.broker
+    _emit(publishing, exchange, of.names.fanout, _emit_to_all, default=of.lines.fanout)
 
 
 def _emit_to_all(
@@ -114,8 +121,8 @@ def emit_direct(
     publishing: Publishing,
 ) -> None:
     """Publish with a severity (tutorial 4)."""
-    to = exchange.of(publishing.broker.names.direct)
-    _emit_with_key(_with_key_in_body(publishing, severity), to, _emit_with_severity, severity, "info")
+    asked, tutorials = _with_key_in_body(publishing, severity), publishing.broker.names.direct
+    _emit_with_key(asked, exchange, tutorials, _emit_with_severity, severity, "info")
 
 
 def _emit_with_severity(
@@ -150,12 +157,12 @@ def emit_topic(
     publishing: Publishing,
 ) -> None:
     """Publish with a topic (tutorial 5)."""
-    to, usual = exchange.of(publishing.broker.names.topic), publishing.broker.lines.topic
+    tutorials, usual = publishing.broker.names.topic, publishing.broker.lines.topic
     asked = _with_key_in_body(publishing, routing_key)
     if asked is not publishing and publishing.broker.lines.key_of_two_words:
         # For "kern", "critical" and the message text, the key is kern.critical.
         routing_key = ".".join(asked.words[:2]) if asked.words and len(asked.words) > 2 else None
-    _emit_with_key(asked, to, _emit_with_topic, routing_key, usual)
+    _emit_with_key(asked, exchange, tutorials, _emit_with_topic, routing_key, usual)
 
 
 def _emit_with_topic(
@@ -177,4 +184,4 @@ def _emit_with_topic(
 )
 def emit_headers(exchange: ExchangeOptions, publishing: Publishing) -> None:
     """Publish with headers, for routing by header."""
-    _emit(publishing, exchange.of(publishing.broker.names.headers), headers_tutorial.emit)
+    _emit(publishing, exchange, publishing.broker.names.headers, headers_tutorial.emit)

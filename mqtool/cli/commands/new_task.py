@@ -37,7 +37,8 @@ def new_task(queue: UsedQueueOptions, publishing: Publishing) -> None:
     names, lines = publishing.broker.names, publishing.broker.lines
     target = queue.of(names.queue(queue.queue, names.task_queue))
     addressing = Addressing(queue.queue and "", queue.queue)
-    with publishing_channel(publishing, target, addressing, opened=Access.channel_or_session, default=lines.task) as (
+    default = lines.task if queue.queue is None else None
+    with publishing_channel(publishing, target, addressing, opened=Access.channel_or_session, default=default) as (
         channel,
         outgoing,
     ):

@@ -58,11 +58,13 @@ def receive(
     """
     matching = Matching(receiving, where, skips=offset is not None)
     settings = matching.settings()._replace(offset=offset)
+    reads_stream = offset is not None or filters or sql is not None
     opened = partial(Access.channel_or_session, values=filters or (), sql=sql)
     with receiving_channel(receiving, broker, broker.lines.received, opened=opened) as (channel, incoming):
-        target = checked(
-            queue.of(broker.names.queue(queue.queue, broker.names.hello)), queue, channel, broker, incoming.access
-        )
+        target = queue.of(broker.names.queue(queue.queue, broker.names.hello))
+        if reads_stream and queue.queue is not None and not queue.has_settings:
+            target = target._replace(arguments={"x-queue-type": "stream"})
+        target = checked(target, queue, channel, broker, incoming.access)
         settings = incoming.printed(settings)
         if isinstance(channel, Channel):
             deliveries = hello_world.receive(channel, target, settings)

@@ -15,7 +15,7 @@ from mqtool.cli.display import output
 from mqtool.cli.options import ExchangeOptions, LogQueueOptions, TutorialBroker
 from mqtool.cli.options.queue_options import tutorials_exchange
 from mqtool.cli.options.receiving_options import Match, Receiving, Where
-from mqtool.cli.pipe.existence import refuse
+from mqtool.cli.pipe.existence import check_new
 from mqtool.cli.pipe.receiving import Matching, receiving_channel
 from mqtool.cli.values import header, header_option, parsed
 from mqtool.errors import UsageError
@@ -64,8 +64,8 @@ def _receive(
         waiting=waiting,
         queue_is_private=is_private,
     ) as (channel, incoming):
-        if not (is_private or asked.queue.declare or administration.exists(channel, queue)):
-            refuse(queue.name, incoming.access)
+        if not (is_private or administration.exists(channel, queue)):
+            check_new(queue.name, incoming.access, declares=asked.queue.declare)
         settings = incoming.printed(settings)
         deliveries = receive(channel, asked.exchange.of(exchange), queue, settings)
         if binding and output.speaks_as_script() and isinstance(channel, Channel):

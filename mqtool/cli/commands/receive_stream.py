@@ -11,7 +11,7 @@ from mqtool.cli.command_line import command
 from mqtool.cli.contexts import Effect
 from mqtool.cli.options import TutorialBroker
 from mqtool.cli.options.receiving_options import OFFSET, Receiving
-from mqtool.cli.pipe.existence import refuse
+from mqtool.cli.pipe.existence import check_new
 from mqtool.cli.pipe.receiving import receiving_channel
 from mqtool.topology import Stream
 from mqtool.tutorials.stream_dialects import HELLO
@@ -88,10 +88,13 @@ def stream_to_read(options: StreamOptions, default: Stream, channel: "StreamChan
     """Return the stream to read.
 
     Raises:
-        NotFound: the stream does not exist, and neither an option nor the tutorial creates it.
+        NotFound: the stream does not exist, and must not be declared; see check_new().
     """
     stream = options.of(default)
-    creates = options.declare or options.arguments or options.partitions or stream.name == default.name
-    if not (creates or channel.exists(stream.name) or channel.streams_of(stream.name) != [stream.name]):
-        refuse(stream.name, access, kind="stream")
+    declares = options.declare
+    if declares is None and (options.arguments or options.partitions or stream.name == default.name):
+        declares = True
+    is_tutorials = declares and stream.name == default.name
+    if not (is_tutorials or channel.exists(stream.name) or channel.streams_of(stream.name) != [stream.name]):
+        check_new(stream.name, access, declares=declares, kind="stream")
     return stream

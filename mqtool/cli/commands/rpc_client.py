@@ -77,7 +77,7 @@ def rpc_client(
 ) -> None:
     """Send requests to the RPC server (tutorial 6)."""
     lines, is_add100 = broker.lines, function == "add100"
-    asked = requests or [lines.number_add100 if is_add100 else lines.number]
+    asked = requests or _default(lines.number_add100 if is_add100 else lines.number, queue)
     failed = answered = status = 0
     if not any_text and queue in (None, broker.names.rpc_queue.name):
         _check_integers(asked, takes_negatives=is_add100 or lines.fib_of_negatives)
@@ -147,6 +147,13 @@ def _tell_if_nobody_serves(channel: ChannelOrSession, queue: Queue, timeout: flo
             output.notice(
                 f"no server consumes from queue {queue.name!r}; waiting {compact_duration(timeout)} for one: {server}"
             )
+
+
+def _default(number: str, queue: str | None) -> list[str]:
+    """Return the tutorial's request; raise UsageError if the user named a queue, which may be a real one."""
+    if queue is not None:
+        raise UsageError("there is no request", "add one at the end of the command, such as 30")
+    return [number]
 
 
 def _check_integers(requests: list[str], *, takes_negatives: bool) -> None:

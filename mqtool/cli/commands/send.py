@@ -53,8 +53,9 @@ def send(
     lines = publishing.broker.lines
     addressing = Addressing("" if queue.queue is not None else exchange, queue.queue or routing_key)
     is_declared = isinstance(target, Queue)
+    default = lines.hello if is_declared and queue.queue is None else None
     with publishing_channel(
-        publishing, target, addressing, opened=Access.channel_or_session, is_declared=is_declared, default=lines.hello
+        publishing, target, addressing, opened=Access.channel_or_session, is_declared=is_declared, default=default
     ) as (channel, outgoing):
         if isinstance(target, Queue):
             target = checked(target, queue, channel, publishing.broker)

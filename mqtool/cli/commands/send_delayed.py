@@ -74,8 +74,9 @@ def send_delayed(
     adapt = None if delays.are_given else partial(_delayed_as_it_says, keep_delay=keep_delay)
     asked, addressing = replace(publishing, delays=delays), Addressing(target.name, routing_key)
     key = names.delay_queue.name
+    default = publishing.broker.lines.hello if exchange.exchange is None else None
     with publishing_channel(
-        asked, target, addressing, opened=Access.channel, leads_to=queue, adapt=adapt, default_key=key
+        asked, target, addressing, opened=Access.channel, leads_to=queue, default=default, adapt=adapt, default_key=key
     ) as (channel, outgoing):
         known = as_known(channel, target)
         outgoing.report(delayed_messages.send(channel, known, key, outgoing.messages, queue), _sent)

@@ -70,7 +70,8 @@ def send_stream(stream: StreamOptions, publishing: Publishing, appending: Append
         filters=[appending.filter_value] if appending.filter_value else [],
     )
     key = appending.routing_key
-    with publishing_stream_channel(publishing, opened, routing_key=key, default=tutorial.body) as (channel, outgoing):
+    default = tutorial.body if stream.queue is None else None
+    with publishing_stream_channel(publishing, opened, routing_key=key, default=default) as (channel, outgoing):
         receipts = stream_hello_world.send(channel, stream.of(tutorial.stream), outgoing.messages)
         outgoing.report(receipts, tutorial.sent)
 

@@ -1,7 +1,7 @@
 """mqtool worker."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,7 +24,7 @@ from mqtool.cli.pipe.existence import checked
 from mqtool.cli.pipe.receiving import announcing_unfinished_work, consuming, delivery_writer, print_deliveries_as_script
 from mqtool.cli.values import DURATION, TIME_LIMIT
 from mqtool.duration import compact_duration
-from mqtool.errors import AccessRefused, SomeFailed, Unavailable, UsageError
+from mqtool.errors import AccessRefused, MqtoolError, SomeFailed, Unavailable, UsageError
 from mqtool.message import Delivery
 from mqtool.spelling import counted, pasteable
 from mqtool.topology import Queue
@@ -278,9 +278,20 @@ def _work(
             finally:
                 sums = _SUMS | ({"suppressed": "suppressed"} if handled else {})
                 output.status(", ".join(f"{worker.counts[what]:,} {said}" for what, said in sums.items()))
-    if (dead := worker.counts["dead"]) and stopping.requested() is None:
-        raise SomeFailed(
-            f"{counted(dead, 'message')} failed for good", f"to see them: {pasteable('dlq show', queue.name)}"
+    if stopping.requested() is None:
+        _check_done(worker.counts, queue.name)
+
+
+def _check_done(counts: Mapping[str, int], queue: str) -> None:
+    """Raise an error if messages were dead-lettered, or if there were attempts, and none of them succeeded."""
+    dead, retries, done = counts["dead"], counts["retry"], counts["done"]
+    if dead:
+        failed = SomeFailed if done else MqtoolError
+        raise failed(f"{counted(dead, 'message')} failed for good", f"to see them: {pasteable('dlq show', queue)}")
+    if retries and not done:
+        raise MqtoolError(
+            f"{counted(retries, 'attempt')} failed, and none succeeded",
+            "the messages will be retried after the backoff",
         )
 
 

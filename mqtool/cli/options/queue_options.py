@@ -52,6 +52,12 @@ _Arguments = Annotated[
 ]
 
 
+Declare = Annotated[
+    bool | None,
+    typer.Option("--declare/--no-declare", help="Declare it if it does not exist, or fail", rich_help_panel="Topology"),
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class QueueOptions:
     """Options that name a queue and its settings."""
@@ -129,12 +135,7 @@ class UsedQueueOptions:
     """Options of commands that send to a queue or receive from it."""
 
     options: QueueOptions
-    declare: Annotated[
-        bool | None,
-        typer.Option(
-            "--declare/--no-declare", help="Declare it if it does not exist, or fail", rich_help_panel="Topology"
-        ),
-    ] = None
+    declare: Declare = None
 
     @property
     def has_settings(self) -> bool:
@@ -158,9 +159,7 @@ class LogQueueOptions:
     """Options for the queue of `receive-log`."""
 
     queue: Annotated[str | None, queue_option("Durable queue, which collects messages between runs")] = None
-    declare: Annotated[
-        bool, typer.Option("--declare", help="Declare it if it does not exist", rich_help_panel="Topology")
-    ] = False
+    declare: Declare = None
 
     def declared(self) -> Queue:
         """Return the queue given by --queue, or the tutorial's private queue."""

@@ -7,7 +7,7 @@ import typer
 
 from mqtool.cli.command_line import names_of
 from mqtool.cli.options.broker_options import Broker
-from mqtool.cli.options.queue_options import StreamPort
+from mqtool.cli.options.queue_options import Declare, StreamPort
 from mqtool.cli.values import argument_option, parsed
 from mqtool.errors import UsageError
 from mqtool.topology import Stream
@@ -68,9 +68,7 @@ class StreamOptions:
             min=1, max=255, metavar="N", help="Create it as a super stream of N partitions", rich_help_panel="Topology"
         ),
     ] = None
-    declare: Annotated[
-        bool, typer.Option("--declare", help="Declare it if it does not exist", rich_help_panel="Topology")
-    ] = False
+    declare: Declare = None
     port: StreamPort = None
 
     @property

@@ -10,9 +10,8 @@ from mqtool.cli.invocation import current
 from mqtool.cli.options.broker_options import Broker
 from mqtool.cli.options.queue_options import UsedQueueOptions
 from mqtool.errors import MqtoolError, NotFound
-from mqtool.spelling import nearest
+from mqtool.spelling import mistyped, nearest
 from mqtool.topology import Queue
-from mqtool.tutorials.dialects import declaring_otherwise
 
 DECLARE = "--declare declares it"
 LISTED = "'mqtool list queues' shows them"
@@ -23,32 +22,43 @@ def checked(
 ) -> Queue:
     """Return the queue if it exists or may be declared; otherwise raise NotFound. On a terminal, say if it is new.
 
-    The name of a new queue may be a typo. If it is a tutorial's queue, scripts that declare it with different settings
-    will fail with 406 PRECONDITION_FAILED, so the notice says which dialect those scripts need.
-
     Args:
-        access: set by receiving commands, which declare a queue only if it is a tutorial's or an option asks for it.
+        access: set by receiving commands, which do not declare a queue whose name may be a typo; see check_new().
     """
     is_tutorials = queue.name in {each.name for each in broker.names}
     if not (is_tutorials or options.has_settings or broker.strict):
         channel.accept_settings(queue)
     declares = options.declare
-    if declares is None:
-        declares = access is None or is_tutorials or options.has_settings
-    is_watched = output.is_terminal(2) and not current().quiet
-    if (declares and not is_watched) or administration.exists(channel, queue):
+    if declares is None and (access is None or is_tutorials or options.has_settings):
+        declares = True
+    if declares and (is_tutorials or not _tells_of_new()):
         return queue
-    if not declares:
-        hint = "leave out --no-declare to declare it" if options.declare is False else DECLARE
-        refuse(queue.name, access, hint)
-    if queue not in tuple(broker.names):
-        output.notice(f"queue {queue.name!r} is new")
-    elif broker.dialect is None and declaring_otherwise(queue):
-        others = [f"{dialect} ({dialect.partition('-')[0].title()})" for dialect in declaring_otherwise(queue)]
-        output.notice(
-            f"{queue.name!r} is a new quorum queue; scripts of older tutorials need --dialect {' or '.join(others)}"
-        )
+    if not administration.exists(channel, queue):
+        check_new(queue.name, access, declares=declares)
     return queue
+
+
+def check_new(name: str, access: Access | None, *, declares: bool | None, kind: str = "queue") -> None:
+    """Check whether a missing queue may be declared. On a terminal, say that it is new.
+
+    Args:
+        declares: the value of --declare; if None, it may be declared unless the context is protected or the management
+            API lists a name of which this one is probably a misspelling.
+        kind: "queue" or "stream".
+
+    Raises:
+        NotFound: it must not be declared.
+    """
+    if declares is None and access is not None:
+        declares = access.protected is None and mistyped(name, _names(access, "queues")) is None
+    if declares is False:
+        refuse(name, access, kind=kind)
+    elif _tells_of_new():
+        output.notice(f"{kind} {name!r} is new")
+
+
+def _tells_of_new() -> bool:
+    return output.is_terminal(2) and not current().quiet
 
 
 def require(name: str, channel: Channel, access: Access, hint: str = LISTED, *, suffix: str = "") -> None:

@@ -59,7 +59,7 @@ def publishing_channel(
     opened: Opened[ChannelT],
     leads_to: Queue | None = None,
     is_declared: bool = True,
-    default: bytes = b"Hello World!",
+    default: bytes | None = None,
     adapt: Callable[[Message], Message] | None = None,
     source: Input | None = None,
     default_key: str = "",
@@ -72,7 +72,7 @@ def publishing_channel(
         opened: opens the channel: Access.channel, or Access.channel_or_session for commands with --protocol.
         leads_to: the queue that the command declares and binds to `to`, if `to` is an exchange.
         is_declared: True if the command declares `to`.
-        default: the body if there are no message words and no input.
+        default: the body if there are no message words and no input; None if the user must give a message.
         adapt: a function applied to each message in the input.
         source: the messages to publish instead of those given on the command line.
         default_key: the routing key if the user gives none.
@@ -106,7 +106,7 @@ def publishing_stream_channel(
     opened: Callable[[Access], AbstractContextManager["StreamChannel"]],
     *,
     routing_key: str | None,
-    default: bytes,
+    default: bytes | None,
 ) -> "Iterator[tuple[StreamChannel, Outgoing]]":
     """Open a stream channel, and read the messages to publish. Yields the channel and an Outgoing with the messages."""
     source = read_messages(asked, Addressing(None, routing_key), default=default, with_ids=False)

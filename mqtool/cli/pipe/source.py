@@ -227,7 +227,7 @@ def read_messages(
     asked: Publishing,
     addressing: Addressing,
     *,
-    default: bytes,
+    default: bytes | None,
     adapt: Callable[[Message], Message] | None = None,
     with_ids: bool = True,
 ) -> Input:
@@ -235,12 +235,13 @@ def read_messages(
 
     Args:
         addressing: the exchange and the routing key given by the user.
-        default: the body if there are no message words and no input.
+        default: the body if there are no message words and no input; None if the user must give a message.
         adapt: a function applied to each message in the input.
         with_ids: add a message ID to each message that has none.
 
     Raises:
-        UsageError: options contradict each other or the message words, or the file cannot be opened.
+        UsageError: there is no message, options contradict each other or the message words, or the file cannot be
+            opened.
     """
     words, options = asked.words, asked.options
     if sum([options.lines, options.null, options.as_json, options.delimiter is not None]) > 1:
@@ -256,10 +257,16 @@ def read_messages(
     delimiter = _delimiter(options)
     if said is not None:
         return Input(iter(making.messages([os.fsencode(said)])), is_typed=True)
-    if not options.is_stream and not options.file and not words and not has_input(STDIN):
+    is_asked_for = options.is_stream or options.file is not None or bool(words)
+    if not is_asked_for and not has_input(STDIN):
+        if default is None:
+            raise UsageError(
+                "there is no message: no words, and no input",
+                "write the message at the end of the command, or pipe it in; '' is an empty message",
+            )
         return Input(iter(making.messages([default])), is_typed=True)
     descriptor = opened(options.file)
-    batches = _from_input(descriptor, options, delimiter, making)
+    batches = _from_input(descriptor, options, delimiter, making, may_be_empty=is_asked_for)
     if adapt is not None:
         batches = ([*map(adapt, batch)] for batch in batches)
     return InputInBatches(batches, keeps_rest=options.failed_to is not None, fraction=fraction(descriptor))
@@ -272,7 +279,7 @@ def _check_size(size: int) -> None:
 
 
 def _from_input(
-    descriptor: int, options: MessageOptions, delimiter: bytes, making: "_Making"
+    descriptor: int, options: MessageOptions, delimiter: bytes, making: "_Making", *, may_be_empty: bool
 ) -> Iterator[list[Message]]:
     read = whole if options.failed_to is not None and output.is_file(descriptor) else chunks
     try:
@@ -290,7 +297,9 @@ def _from_input(
                 _check_size(size := size + len(chunk))
             body = b"".join(parts)
             parts.clear()
-            if stopping.requested() is None:  # otherwise it may be only part of the message
+            if not body and not may_be_empty:
+                output.notice("nothing was sent: stdin is empty; to send an empty message: ''")
+            elif stopping.requested() is None:  # otherwise it may be only part of the message
                 yield making.messages([body])
     finally:
         if descriptor != STDIN:
