@@ -213,3 +213,10 @@ def test_every_option_and_argument_for_a_name_on_the_broker_completes_it() -> No
         if LIVE.intersection(parameter.opts) or str(parameter.metavar).strip("[].") in ("QUEUE", "STREAM", "EXCHANGE")
         if parameter._custom_shell_complete is None
     ] == []
+
+
+def test_a_command_is_proposed_with_its_whole_sentence(lonely_shell: Shell) -> None:
+    """What a shell shows beside a command is not cut in the middle."""
+    proposed = lonely_shell.run("mqtool", environment={"_MQTOOL_COMPLETE": "mqtool receive-"}).stdout.splitlines()
+    assert "receive-delayed\tReceive delayed messages; show how late each one arrived" in proposed
+    assert "receive-log\tReceive logs from an exchange (tutorials 3, 4 and 5)" in proposed

@@ -140,6 +140,17 @@ def test_a_named_queue_has_the_settings_of_the_dialect(shell: Shell, command: st
 
 
 @on_any_broker
+def test_a_new_transient_queue_of_ones_own_names_the_switch_for_a_durable_one(shell: Shell) -> None:
+    """A dialect does not know whether a script of one's own has durable=True. With the switch, nothing is said."""
+    send = ("mqtool", "send", "x", "--dialect", "go-classic", "-q")
+    said = "it is transient, as in --dialect go-classic; for a durable queue, add --durable"
+    assert said in on_terminal(shell, *send, "mine").stdout
+    assert said not in on_terminal(shell, *send, "mine").stdout
+    assert said not in on_terminal(shell, *send, "durable", "--durable").stdout
+    assert on_terminal(shell, "mqtool", "send", "x", "--dialect", "go-classic").stdout == " [x] Sent x\r\n"
+
+
+@on_any_broker
 def test_options_that_choose_how_to_print_win_over_a_dialect(shell: Shell) -> None:
     """With --raw or -o, messages go to stdout or to the file, and the script's other lines to stderr."""
     shell.run("mqtool", "send", "-l", "--dialect", "go-classic", stdin="one\ntwo\n")

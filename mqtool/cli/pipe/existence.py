@@ -35,6 +35,8 @@ def checked(
         return queue
     if not administration.exists(channel, queue):
         check_new(queue.name, access, declares=declares)
+        if broker.dialect and not queue.durable and options.options.durable is None and _tells_of_new():
+            output.notice(f"it is transient, as in --dialect {broker.dialect}; for a durable queue, add --durable")
     return queue
 
 
