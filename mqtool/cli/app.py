@@ -51,13 +51,13 @@ def _exit_code() -> int:
         code = error.exit_code
     except MqtoolError as error:
         output.error(str(error), error.hint)
-        code = error.exit_code
+        code = _ended_by_signal(error) or error.exit_code
     except typer.TyperException as error:
         from mqtool.cli import usage  # most commands have no usage error; saves 10 ms
 
         output.error(*usage.explain(error))
         code = ExitCode.USAGE
-    except typer.Abort:
+    except (typer.Abort, KeyboardInterrupt):  # typer turns into Abort only those that it sees
         code = 128 + (stopping.requested() or 2)
     except Exception as error:
         if current().debug:
@@ -65,8 +65,16 @@ def _exit_code() -> int:
         output.error(
             f"unexpected error: {type(error).__name__}: {error}", "this is a bug in mqtool; --debug shows where"
         )
-        code = ExitCode.FAILED
+        code = _ended_by_signal(error) or ExitCode.FAILED
     return code
+
+
+def _ended_by_signal(error: BaseException) -> int | None:
+    """Return 128 + n if the error occurred while signal n was ending the command, such as when cleaning up."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, KeyboardInterrupt):
+        cause = cause.__context__
+    return None if cause is None else 128 + (stopping.requested() or 2)
 
 
 def _proposals(line: str) -> list[str]:
