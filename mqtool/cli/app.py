@@ -62,9 +62,8 @@ def _exit_code() -> int:
     except Exception as error:
         if current().debug:
             raise
-        output.error(
-            f"unexpected error: {type(error).__name__}: {error}", "this is a bug in mqtool; --debug shows where"
-        )
+        where = f"it is at {_place(error)}" if current().debug is None else "--debug shows where"
+        output.error(f"unexpected error: {type(error).__name__}: {error}", f"this is a bug in mqtool; {where}")
         code = _ended_by_signal(error) or ExitCode.FAILED
     return code
 
@@ -75,6 +74,14 @@ def _ended_by_signal(error: BaseException) -> int | None:
     while cause is not None and not isinstance(cause, KeyboardInterrupt):
         cause = cause.__context__
     return None if cause is None else 128 + (stopping.requested() or 2)
+
+
+def _place(error: BaseException) -> str:
+    """Return the file and the line in which an error was raised."""
+    from traceback import extract_tb  # saves 5 ms without an unexpected error
+
+    last = extract_tb(error.__traceback__)[-1]
+    return f"{last.filename}:{last.lineno}"
 
 
 def _proposals(line: str) -> list[str]:

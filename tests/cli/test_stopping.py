@@ -103,6 +103,28 @@ def test_a_signal_while_a_command_is_being_loaded_ends_it_without_a_traceback() 
     assert (done.returncode, done.stderr) == (143, "")
 
 
+HAS_A_BUG = """
+import sys
+from mqtool.cli import app
+from mqtool.cli.invocation import current
+def command(**_):
+    current().debug = {"None": None, "False": False}[sys.argv[1]]
+    return 1 / 0
+app.command_tree = lambda _: command
+app.run()
+"""
+
+
+@pytest.mark.parametrize(("debug", "hint"), [("None", "it is at <string>:7"), ("False", "--debug shows where")])
+def test_an_unexpected_error_says_where_the_bug_is(debug: str, hint: str) -> None:
+    """The hint does not name --debug if the command has no such option."""
+    done = run((sys.executable, "-c", HAS_A_BUG, debug), capture_output=True, check=False, text=True)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"mqtool: unexpected error: ZeroDivisionError: division by zero\nhint: this is a bug in mqtool; {hint}\n"
+    )
+
+
 TWO_SIGNALS = """
 import signal
 from mqtool.cli import stopping
