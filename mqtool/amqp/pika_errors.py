@@ -226,6 +226,8 @@ def _hint_for_refused_access(text: str) -> str:
         return "it routes to the queue named by the routing key: 'mqtool send -q NAME' publishes there"
     if "system exchange" in text:
         return "the broker reserves it for itself"
+    if "in exclusive use" in text:
+        return "a consumer is exclusive, and nobody else can consume: 'mqtool queue show NAME' names it"
     if "reserved" in text:
         return "names that start with 'amq.' are reserved for the broker; choose another"
     return "the user lacks a permission: 'mqtool list permissions' shows what it has"
