@@ -20,7 +20,7 @@ from mqtool.amqp import pika_errors
 from mqtool.amqp.address import Address, TlsFiles
 from mqtool.amqp.channel import CONFIRM_TIMEOUT, Channel
 from mqtool.amqp.io_thread import Answer, IoThread
-from mqtool.amqp.pika_private import CONNECTION, CertificateFirst
+from mqtool.amqp.pika_private import CONNECTION, CertificateFirst, received_at
 from mqtool.duration import Backoff
 from mqtool.errors import MqtoolError, Unavailable
 
@@ -260,8 +260,8 @@ class Connection:
         except MqtoolError:
             raise
         except Exception as error:
-            # Unknown without pika's private methods: then, another protocol is more likely.
-            has_answered = any(getattr(each, "received_at", True) for each in tried)
+            # Without pika's private methods, this is unknown, and taken to be true.
+            has_answered = any(map(received_at, tried))
             if pika_errors.is_cut_off(error, has_answered=has_answered):
                 if self._state is not State.OPENING:
                     raise Unavailable(

@@ -23,7 +23,7 @@ prefetch, so a quorum queue delivers all messages that a killed run had received
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,7 @@ from mqtool.spelling import counted, pasteable
 from mqtool.topology import Binding, Exchange, Queue
 from mqtool.work.conversion_plan import PLAN, Definition, Names, Plan, bindings_of, dead_letters, view_of
 from mqtool.work.held_messages import HeldMessages, check_acknowledged, check_leader
-from mqtool.work.queue_limits import policies_of, rejects_beyond
+from mqtool.work.queue_limits import room_in
 
 #: Seconds to wait until a queue's consumers are gone, since a broker takes a moment to notice that a client was killed.
 _PATIENCE, _LOOK = 20.0, 0.05
@@ -365,8 +365,9 @@ class Conversion:
         self._wait_for_clients(source)
         self._moving = channel = self._connection.channel()
         to = self._names.held if counts == "held" else self._plan.queue
+        room = room_in(self._channel, self._api, self._vhost, to)
         try:
-            for size in Mover(channel, source, self._plan.at_once, message_for, self._room_in(to)).batches():
+            for size in Mover(channel, source, self._plan.at_once, message_for, room).batches():
                 setattr(self.tally, counts, getattr(self.tally, counts) + size)
                 yield size
         except NoRoom:
@@ -380,17 +381,6 @@ class Conversion:
                 channel.close()
         if self._connection.stopping:
             raise Stopped
-
-    def _room_in(self, queue: str) -> Callable[[], int | None]:
-        """Return a function that returns how many messages a queue takes before it rejects others; None for any number.
-
-        Publishers find the queue full when it is: but what they have published during the conversion was accepted.
-        """
-        view, limit = view_of(self._api, self._vhost, queue), None
-        if view is not None:
-            policies = policies_of(self._api, self._vhost, queue, view.get("type") or "classic")
-            limit = rejects_beyond(view.get("arguments") or {}, policies)
-        return lambda: None if limit is None else limit - self._channel.depth_of(queue)
 
     def _check_leader(self, queue: str, then: str) -> None:
         view = view_of(self._api, self._vhost, queue)

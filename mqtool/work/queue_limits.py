@@ -3,10 +3,11 @@
 https://www.rabbitmq.com/docs/maxlength#overflow-behaviour
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from mqtool import management
+from mqtool.amqp import Channel
 from mqtool.errors import AccessRefused, NotFound
 from mqtool.management import Management, path
 from mqtool.management.api_client import Json
@@ -26,6 +27,19 @@ def rejects_beyond(arguments: Mapping[str, Any], policies: Iterable[Json], limit
         return None
     found = [arguments.get(f"x-{limit}"), *(each.get(limit) for each in given)]
     return min((each for each in found if isinstance(each, int)), default=None)
+
+
+def room_in(channel: Channel, api: Management, vhost: str, queue: str) -> Callable[[], int | None]:
+    """Return a function that returns how many messages a queue takes before it rejects others; None for any number."""
+    limit = None
+    try:
+        view = api.get(path("queues", vhost, queue))
+    except NotFound:
+        view = {}
+    if view:
+        policies = policies_of(api, vhost, queue, view.get("type") or "classic")
+        limit = rejects_beyond(view.get("arguments") or {}, policies)
+    return lambda: None if limit is None else limit - channel.depth_of(queue)
 
 
 def policies_of(api: Management, vhost: str, name: str, kind: str) -> list[Json]:
