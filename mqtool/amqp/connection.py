@@ -20,7 +20,7 @@ from mqtool.amqp import pika_errors
 from mqtool.amqp.address import Address, TlsFiles
 from mqtool.amqp.channel import CONFIRM_TIMEOUT, Channel
 from mqtool.amqp.io_thread import Answer, IoThread
-from mqtool.amqp.pika_private import CONNECTION, CertificateFirst
+from mqtool.amqp.pika_private import CONNECTION, CertificateFirst, received_at
 from mqtool.duration import Backoff
 from mqtool.errors import MqtoolError, Unavailable
 
@@ -232,6 +232,7 @@ class Connection:
         except ValueError as error:
             raise pika_errors.connecting(OverflowError(str(error)), address) from error
         opened: Answer[None] = Answer()
+        tried: list[SelectConnection] = []
 
         def on_open(pika: SelectConnection) -> None:
             self._pika = pika
@@ -247,6 +248,7 @@ class Connection:
                     on_close_callback=self._on_close,
                     custom_ioloop=self.io.loop,
                 )
+                tried.append(pika)
                 pika.add_on_connection_blocked_callback(self._on_blocked)
                 pika.add_on_connection_unblocked_callback(self._on_unblocked)
             except Exception as error:  # raised below, in the thread that opens
@@ -258,8 +260,14 @@ class Connection:
         except MqtoolError:
             raise
         except Exception as error:
-            if self._state is not State.OPENING and pika_errors.is_cut_off(error):  # the login worked before
-                raise Unavailable(f"{address.host}:{address.port} closed the connection before it was open") from error
+            # Without pika's private methods, this is unknown, and taken to be true.
+            has_answered = any(map(received_at, tried))
+            if pika_errors.is_cut_off(error, has_answered=has_answered):
+                if self._state is not State.OPENING:
+                    raise Unavailable(
+                        f"{address.host}:{address.port} closed the connection before it was open"
+                    ) from error
+                raise pika_errors.closed_early(address) from error
             raise pika_errors.connecting(error, address) from error
 
     def _close_pika(self) -> None:

@@ -103,13 +103,18 @@ def _meanings() -> Iterator[tuple[type[BaseException], str, str]]:
     yield OverflowError, "{where} is not a valid address", "port must be between 1 and 65535"
 
 
-def is_cut_off(error: BaseException) -> bool:
+def is_cut_off(error: BaseException, *, has_answered: bool) -> bool:
     """True if a connection was closed during the handshake, without a reason from the broker.
 
-    pika reports this as a refused login, because brokers from before 2012 refused logins in this way. If the login has
-    worked before, the cause is a network failure.
+    pika reports this as another protocol, or as a refused login, because brokers from before 2012 refused logins in
+    this way. RabbitMQ gives its reasons.
+
+    Args:
+        has_answered: True if the other end has sent anything.
     """
     cause = _root_cause(error)
+    if isinstance(cause, exceptions.IncompatibleProtocolError):
+        return not has_answered
     guessed = isinstance(cause, exceptions.ProbableAuthenticationError | exceptions.ProbableAccessDeniedError)
     return guessed and "ConnectionClosedByBroker" not in str(cause)
 
@@ -142,6 +147,15 @@ def not_amqp(address: Address, version: str = "0-9-1") -> MqtoolError:
         "use amqps:// if the port speaks TLS; 15672 is the management page's port, AMQP's is 5672"
         if not address.tls
         else "check the port: AMQP's with TLS is usually 5671",
+    )
+
+
+def closed_early(address: Address) -> MqtoolError:
+    """The error for a connection that the other end closes during the handshake, without a reason."""
+    return Unavailable(
+        f"{address.host}:{address.port} closed the connection during the handshake",
+        "the broker may be starting or stopping: try again"
+        + ("" if address.tls else "; if the port speaks TLS, use amqps://"),
     )
 
 
@@ -212,6 +226,8 @@ def _hint_for_refused_access(text: str) -> str:
         return "it routes to the queue named by the routing key: 'mqtool send -q NAME' publishes there"
     if "system exchange" in text:
         return "the broker reserves it for itself"
+    if "in exclusive use" in text:
+        return "a consumer is exclusive, and nobody else can consume: 'mqtool queue show NAME' names it"
     if "reserved" in text:
         return "names that start with 'amq.' are reserved for the broker; choose another"
     return "the user lacks a permission: 'mqtool list permissions' shows what it has"

@@ -63,7 +63,7 @@ class FastConnection(SelectConnection):
 
     Attributes:
         reader: splits received bytes into frames, and decodes deliveries and confirms.
-        received_at: when the data being processed arrived, in nanoseconds of the monotonic clock.
+        received_at: when the data being processed arrived, in nanoseconds of the monotonic clock; 0 if none has.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:

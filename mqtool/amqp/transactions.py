@@ -7,6 +7,7 @@ batches, because such a queue writes acknowledgements to disk later than it acce
 https://www.rabbitmq.com/docs/semantics#tx
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -29,18 +30,32 @@ _MOMENT, _STALLED = 0.05, 15.0
 _MAX_SIZE = 16 << 20
 
 
+class NoRoom(Exception):
+    """The queue that the messages go to is full, and rejects others."""
+
+
 class Mover:
     """Moves a queue's messages, in order, until the queue is empty. Needs a channel that nothing else uses.
 
     Args:
         at_once: the most messages in one transaction, and half of the prefetch.
+        room: returns how many messages fit into the queue that they go to; None for any number. A transaction loses
+            those that this queue rejects.
     """
 
-    def __init__(self, channel: Channel, queue: str, at_once: int, message_for: Callable[[Delivery], Message]) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        queue: str,
+        at_once: int,
+        message_for: Callable[[Delivery], Message],
+        room: Callable[[], int | None] = lambda: None,
+    ) -> None:
         self._channel = channel
         self._queue = queue
         self._at_once = at_once
         self._message_for = message_for
+        self._room = room
         self._returned: list[str] = []
         channel.ask(lambda pika, done: pika.tx_select(done))
         channel.ask(self._listen_for_returns)
@@ -55,6 +70,7 @@ class Mover:
         Ends when the queue is empty. While messages keep coming in, the last few of them may be left.
 
         Raises:
+            NoRoom: there is no room for the next message, and none was made within 15 s.
             NotConfirmed: no queue took a message of a batch. The messages of this batch are at the end of their queue.
             MqtoolError: the connection was lost, or a queue was deleted.
         """
@@ -85,13 +101,25 @@ class Mover:
     def _batch(self, consumer: Consumer, deliveries: Iterator[Delivery]) -> list[Delivery]:
         batch: list[Delivery] = []
         size = 0
-        while len(batch) < self._at_once and size < _MAX_SIZE and consumer.arrives(0 if batch else _MOMENT):
+        at_once = self._at_once_now() if consumer.arrives(_MOMENT) else 0
+        while len(batch) < at_once and size < _MAX_SIZE and consumer.arrives(0 if batch else _MOMENT):
             delivery = next(deliveries, None)
             if delivery is None:
                 break
             batch.append(delivery)
             size += len(delivery.body)
         return batch
+
+    def _at_once_now(self) -> int:
+        """Wait for room, and return how many messages to move at once; 0 if the command must stop."""
+        deadline = time.monotonic() + _STALLED
+        while (room := self._room()) is not None and room <= 0:
+            if self._channel.stopping:
+                return 0
+            if time.monotonic() > deadline:
+                raise NoRoom
+            time.sleep(_MOMENT)
+        return self._at_once if room is None else min(room, self._at_once)
 
     def _move(self, batch: Sequence[Delivery]) -> None:
         self._commit([self._message_for(delivery) for delivery in batch], batch[-1])

@@ -78,14 +78,6 @@ def not_amqp10(address: Address) -> MqtoolError:
     )
 
 
-def closed_early(address: Address) -> MqtoolError:
-    """The error for a connection that the other end closes during the handshake, without a reason."""
-    return Unavailable(
-        f"{address.host}:{address.port} closed the connection during the handshake",
-        "the broker may be starting or stopping: try again; if the port speaks TLS, use amqps://",
-    )
-
-
 def too_old(version: str) -> MqtoolError:
     """The error for a broker that supports AMQP 1.0 with a plugin, which has other addresses and no management."""
     return Unavailable(

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from mqtool.amqp import Address, pika_errors
-from mqtool.amqp10.refusals import ClosedByBroker, closed_early, not_amqp10, vhost_refused
+from mqtool.amqp10.refusals import ClosedByBroker, not_amqp10, vhost_refused
 from mqtool.codecs.amqp10_frames import (
     AMQP_HEADER,
     FRAME_HEADER,
@@ -82,7 +82,7 @@ class Transport:
             if isinstance(error, ValueError):
                 raise not_amqp10(address) from error
             if isinstance(error, EOFError | ConnectionResetError | BrokenPipeError):
-                raise closed_early(address) from error
+                raise pika_errors.closed_early(address) from error
             raise pika_errors.not_amqp(address, "1.0") from error
         self.frame_max = max(_FRAME_MIN, min(opened.max_frame_size or _FRAME_MAX, _FRAME_MAX))
         self.properties = {str(key): value for key, value in (opened.properties or {}).items()}

@@ -22,6 +22,10 @@ SECOND = 1_000_000_000
 _REPORT, _RETRY = 0.25, 0.1
 
 
+class CommandEnded(SystemExit):
+    """The command that runs the benchmark was killed: it has not said when to stop."""
+
+
 class Orders:
     """The pipe from the command that runs the benchmark."""
 
@@ -34,16 +38,24 @@ class Orders:
         return 0
 
     def next(self) -> Any:
-        """Wait for the next line and return it. If the command has exited, exit this process as well."""
+        """Wait for the next line and return it.
+
+        Raises:
+            CommandEnded: the command has exited.
+        """
         while not self._waiting:
             self.read()
         return self._waiting.pop(0)
 
     def read(self) -> None:
-        """Read orders from the command. Set `is_over` if it says to stop; exit if the command has exited."""
+        """Read orders from the command. Set `is_over` if it says to stop.
+
+        Raises:
+            CommandEnded: the command has exited.
+        """
         data = os.read(0, 1 << 16)
         if not data:
-            raise SystemExit
+            raise CommandEnded
         lines, self._rest = lines_in(self._rest + data)
         for line in lines:
             self._waiting.append(line)

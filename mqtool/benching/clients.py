@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from mqtool.amqp.administration import binding_request, declare_request
-from mqtool.benching.client_process import SECOND, Client, Orders, tell
+from mqtool.benching.client_process import SECOND, Client, CommandEnded, Orders, tell
 from mqtool.benching.plan import STAMP, Job, bodies
 from mqtool.benching.tally import Latencies, add_to_runs
 from mqtool.benching.wire import AmqpWire, Wire
@@ -317,3 +317,9 @@ def main() -> None:
         tell(failed=str(error), hint=error.hint, exit_code=int(error.exit_code))
     except ConnectionError as error:
         tell(failed=str(error), hint=None, exit_code=69)
+    except CommandEnded:
+        if (job.role, job.number) == ("consumer", 0):
+            from mqtool.benching.declared import delete_declared  # not needed unless the command is killed
+
+            with contextlib.suppress(MqtoolError):
+                delete_declared(job.amqp_addresses, job.tls, job.declared)

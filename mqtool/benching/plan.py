@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Self
 from mqtool.amqp import Address, Connection, TlsFiles
 from mqtool.errors import UsageError
 from mqtool.management import Management
+from mqtool.topology import Exchange, Queue
 
 #: The first bytes of each body: the publisher, the message's number, and the time at which it should have been sent,
 #: in nanoseconds of the monotonic clock, which all processes on a machine share.
@@ -200,6 +201,10 @@ def bodies(plan: Plan) -> list[bytes]:
     return [bytes(sizes.randint(small, large)) for _ in range(count)]
 
 
+#: The attributes of a job that are lists of addresses.
+_ADDRESSES = ("addresses", "amqp_addresses")
+
+
 class Place(NamedTuple):
     """The broker to measure.
 
@@ -230,20 +235,30 @@ class Job:
     Attributes:
         role: "publisher" or "consumer".
         number: the publisher's or consumer's number, from 0.
+        addresses: the nodes to connect to, with the port of the plan's protocol.
+        amqp_addresses: the nodes, with the port of AMQP 0-9-1.
     """
 
     role: str
     number: int
     plan: Plan
     addresses: Sequence[Address]
+    amqp_addresses: Sequence[Address]
     tls: TlsFiles
     exchange: str
     routing_key: str
     queue: str
 
+    @property
+    def declared(self) -> list[Queue | Exchange]:
+        """What the run has declared. Messages that are delayed are published to another queue than `queue`."""
+        queues = [Queue(name) for name in dict.fromkeys((self.routing_key, self.queue))]
+        return [*queues, *([Exchange(self.exchange)] if self.exchange else [])]
+
     def as_told(self) -> dict[str, Any]:
         """Return the job's values for told(). They contain the password, so send them through a pipe only."""
-        return {**asdict(self), "addresses": [each._asdict() for each in self.addresses]}
+        nodes = {name: [each._asdict() for each in getattr(self, name)] for name in _ADDRESSES}
+        return {**asdict(self), **nodes}
 
     @classmethod
     def from_told(cls, values: Mapping[str, Any]) -> Self:
@@ -251,8 +266,8 @@ class Job:
         plan = dict(values["plan"])
         plan |= {"sizes": tuple(plan["sizes"]), "bodies": plan["bodies"] and Path(plan["bodies"])}
         tls = TlsFiles(*(each and Path(each) for each in values["tls"]))
-        addresses = [Address(**each) for each in values["addresses"]]
-        return cls(**{**values, "plan": Plan(**plan), "tls": tls, "addresses": addresses})
+        nodes = {name: [Address(**each) for each in values[name]] for name in _ADDRESSES}
+        return cls(**{**values, "plan": Plan(**plan), "tls": tls, **nodes})
 
 
 def told(values: Mapping[str, Any]) -> bytes:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from mqtool.amqp import Channel, Connection, administration
+from mqtool.amqp import Channel
+from mqtool.benching.declared import delete_declared
 from mqtool.benching.plan import STREAM, Job, Place, Plan, Timed, lines_in, told
 from mqtool.benching.result import QUIET, Result, Snapshot
 from mqtool.benching.tally import Latencies, Tally
@@ -191,20 +192,9 @@ class Run:
         if not self._things:
             return
         try:
-            self._delete()
+            delete_declared(self._place.addresses, self._place.tls, self._things)
         except MqtoolError as failure:
             self._notice(f"queue {self._name!r} could not be deleted: {failure}")
-
-    def _delete(self) -> None:
-        from mqtool.broker.readiness import connect_within  # a fault may have stopped the broker
-
-        with connect_within(_END, lambda: Connection(self._place.addresses, tls=self._place.tls)) as connection:
-            channel = connection.channel()
-            for thing in self._things:
-                if isinstance(thing, Queue):
-                    administration.delete_queue(channel, thing.name)
-                else:
-                    administration.delete_exchange(channel, thing.name)
 
     def stop(self) -> None:
         """End the run early; perform() returns the result so far. For use in a signal handler on the main thread.
@@ -248,7 +238,8 @@ class Run:
 
     def _launch(self, role: str, number: int) -> None:
         place, exchange = self._place, self._name if self.plan.exchange else ""
-        job = Job(role, number, self.plan, self._addresses, place.tls, exchange, self._routing_key, self._name)
+        nodes = (self._addresses, place.addresses)
+        job = Job(role, number, self.plan, *nodes, place.tls, exchange, self._routing_key, self._name)
         process = subprocess.Popen(
             [sys.executable, "-m", "mqtool.benching"],
             stdin=subprocess.PIPE,

@@ -51,22 +51,37 @@ def _exit_code() -> int:
         code = error.exit_code
     except MqtoolError as error:
         output.error(str(error), error.hint)
-        code = error.exit_code
+        code = _ended_by_signal(error) or error.exit_code
     except typer.TyperException as error:
         from mqtool.cli import usage  # most commands have no usage error; saves 10 ms
 
         output.error(*usage.explain(error))
         code = ExitCode.USAGE
-    except typer.Abort:
+    except (typer.Abort, KeyboardInterrupt):  # typer turns into Abort only those that it sees
         code = 128 + (stopping.requested() or 2)
     except Exception as error:
         if current().debug:
             raise
-        output.error(
-            f"unexpected error: {type(error).__name__}: {error}", "this is a bug in mqtool; --debug shows where"
-        )
-        code = ExitCode.FAILED
+        where = f"it is at {_place(error)}" if current().debug is None else "--debug shows where"
+        output.error(f"unexpected error: {type(error).__name__}: {error}", f"this is a bug in mqtool; {where}")
+        code = _ended_by_signal(error) or ExitCode.FAILED
     return code
+
+
+def _ended_by_signal(error: BaseException) -> int | None:
+    """Return 128 + n if the error occurred while signal n was ending the command, such as when cleaning up."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, KeyboardInterrupt):
+        cause = cause.__context__
+    return None if cause is None else 128 + (stopping.requested() or 2)
+
+
+def _place(error: BaseException) -> str:
+    """Return the file and the line in which an error was raised."""
+    from traceback import extract_tb  # saves 5 ms without an unexpected error
+
+    last = extract_tb(error.__traceback__)[-1]
+    return f"{last.filename}:{last.lineno}"
 
 
 def _proposals(line: str) -> list[str]:

@@ -10,7 +10,7 @@ class Invocation:
     Attributes:
         quiet: print no status lines, notices or warnings.
         verbose: print a line for each message.
-        debug: show the traceback of an unexpected error.
+        debug: show the traceback of an unexpected error; None if the command has no option for that.
         no_color: never use colours, not even on a terminal.
         signal: the number of the signal that asked the command to stop, if one did.
         signalled_at: when that signal arrived (`time.monotonic()`).
@@ -22,7 +22,8 @@ class Invocation:
 
     def __init__(self, *, quiet: bool = False, output_name: str = "standard output") -> None:
         self.quiet = quiet
-        self.verbose = self.debug = self.no_color = False
+        self.verbose = self.no_color = False
+        self.debug: bool | None = None
         self.signal: int | None = None
         self.signalled_at = 0.0
         self.on_stop: list[Callable[[], None]] = []

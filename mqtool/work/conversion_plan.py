@@ -16,6 +16,7 @@ from mqtool.management import Management, exchange_path, path
 from mqtool.management.api_client import Json
 from mqtool.spelling import counted, did_you_mean, pasteable
 from mqtool.topology import DELAYED, Queue
+from mqtool.work.queue_limits import applies, policies_of, rejects_beyond
 
 #: The queue argument that holds the plan of a conversion, as JSON.
 PLAN = "x-mqtool-convert"
@@ -341,6 +342,9 @@ def _of_bindings(api: Management, vhost: str, queue: str, bindings: list[Json]) 
 
 def _of_consumers(view: Json) -> Iterator[Refusal]:
     consumers = view.get("consumer_details") or []
+    for each in consumers:
+        if each.get("exclusive"):
+            yield Refusal(f"consumer {_client(each)} is exclusive: nobody else can consume the messages", "stop it")
     if consumers:
         named = [_client(each) for each in consumers[:5]]
         more = f" and {counted(len(consumers) - 5, 'other')}" if len(consumers) > 5 else ""
@@ -395,10 +399,16 @@ def _of_publishers(view: Json, bindings: list[Json]) -> Iterator[Refusal]:
 
 
 def _of_policies(api: Management, vhost: str, plan: Plan) -> Iterator[Refusal]:
-    """Yield policies that would remove messages from the queues that hold them."""
+    """Yield policies that would remove messages from the queues that hold them, and limits that they may exceed."""
+    policies = policies_of(api, vhost, plan.queue, plan.target.type)
+    if rejects_beyond(plan.target.arguments, policies, "max-length-bytes") is not None:
+        yield Refusal(
+            "it rejects messages beyond a number of bytes (max-length-bytes): those published meanwhile may not fit",
+            "limit its number of messages instead until it is converted",
+        )
     for policy in _policies(api, vhost):
         limits = sorted(_LIMITS & (policy.get("definition") or {}).keys())
-        if limits and any(_matches(policy, name, "quorum") for name in (plan.names.held, plan.names.meanwhile)):
+        if limits and any(applies(policy, name, "quorum") for name in (plan.names.held, plan.names.meanwhile)):
             yield Refusal(
                 f"policy {policy['name']!r} ({', '.join(limits)}) would apply to {plan.names.held!r}, which holds the "
                 "messages meanwhile",
@@ -416,16 +426,6 @@ def _policies(api: Management, vhost: str) -> list[Json]:
     return found
 
 
-def _matches(policy: Json, name: str, kind: str) -> bool:
-    """True if a policy's pattern and queue type match, or if only Erlang can parse the pattern.
-
-    Ignores other policies, which may have a higher priority.
-    """
-    if policy.get("apply-to", "all") not in ("all", "queues", f"{kind}_queues", f"{kind}s"):
-        return False
-    return management.policy_matches(policy, name) is not False
-
-
 def _remarks(api: Management, vhost: str, plan: Plan, dropped: list[str]) -> Iterator[str]:
     name, to = plan.queue, plan.target.type
     for argument in dropped:
@@ -440,7 +440,7 @@ def _remarks(api: Management, vhost: str, plan: Plan, dropped: list[str]) -> Ite
 def _of_policy(api: Management, vhost: str, plan: Plan) -> Iterator[str]:
     """Describe what happens to the settings that policies add."""
     for policy in _policies(api, vhost):
-        before, after = (_matches(policy, plan.queue, each.type) for each in (plan.source, plan.target))
+        before, after = (applies(policy, plan.queue, each.type) for each in (plan.source, plan.target))
         if before and not after:
             yield f"policy {policy['name']!r} no longer applies: it is for {policy.get('apply-to')}"
         elif after and not before:

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mqtool.amqp import Channel, Connection, administration
-from mqtool.amqp.transactions import Mover
+from mqtool.amqp.transactions import Mover, NoRoom
 from mqtool.delays.wait_queues import YOUNG
 from mqtool.errors import BadData, DeclaredDifferently, NotFound, Unavailable, UsageError
 from mqtool.management import Management, path
@@ -37,6 +37,7 @@ from mqtool.spelling import counted, pasteable
 from mqtool.topology import Binding, Exchange, Queue
 from mqtool.work.conversion_plan import PLAN, Definition, Names, Plan, bindings_of, dead_letters, view_of
 from mqtool.work.held_messages import HeldMessages, check_acknowledged, check_leader
+from mqtool.work.queue_limits import room_in
 
 #: Seconds to wait until a queue's consumers are gone, since a broker takes a moment to notice that a client was killed.
 _PATIENCE, _LOOK = 20.0, 0.05
@@ -363,10 +364,18 @@ class Conversion:
             return
         self._wait_for_clients(source)
         self._moving = channel = self._connection.channel()
+        to = self._names.held if counts == "held" else self._plan.queue
+        room = room_in(self._channel, self._api, self._vhost, to)
         try:
-            for size in Mover(channel, source, self._plan.at_once, message_for).batches():
+            for size in Mover(channel, source, self._plan.at_once, message_for, room).batches():
                 setattr(self.tally, counts, getattr(self.tally, counts) + size)
                 yield size
+        except NoRoom:
+            raise Unavailable(
+                f"{to!r} is full, and messages that it had before or that were published meanwhile do not fit",
+                f"consume messages from {to!r}, or raise its limit by a policy, "
+                f"then: {pasteable('queue convert --resume', self._plan.queue)}",
+            ) from None
         finally:
             if channel.is_open:
                 channel.close()

@@ -1,9 +1,7 @@
 """What a person sees of --protocol amqp1.0, on every broker that speaks AMQP 1.0."""
 
 import json
-import socket
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from subprocess import PIPE
@@ -140,25 +138,6 @@ def test_refused_in_one_sentence(shell: Shell, broker: TestBroker, command: list
     assert (told.code, told.stdout) == (code, "")
     assert says in told.stderr
     assert "Traceback" not in told.stderr
-
-
-@pytest.mark.parametrize("answer", [b"", b"AMQP\x03\x01\x00\x00"], ids=["at once", "after the header"])
-def test_a_broker_that_closes_the_connection_during_the_handshake_may_be_starting(shell: Shell, answer: bytes) -> None:
-    """The error does not blame the port, although a port that speaks TLS may also behave like this."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def close_early() -> None:
-            connection, _ = server.accept()
-            connection.recv(8)
-            connection.sendall(answer)
-            connection.close()
-
-        closing = threading.Thread(target=close_early)
-        closing.start()
-        told = shell.run("mqtool", "send", "--url", f"amqp://127.0.0.1:{server.getsockname()[1]}", "x")
-        closing.join()
-    assert (told.code, "closed the connection during the handshake" in told.stderr) == (69, True), told.stderr
-    assert "the broker may be starting or stopping" in told.stderr
 
 
 def test_a_delay_within_the_input_is_refused(shell: Shell) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -329,3 +330,27 @@ def test_ctrl_c_shows_what_there_is(tester: Shell, own: EmbeddedBroker) -> None:
     assert done.code == 130, done.stderr
     assert "confirmed/s" in done.stdout
     assert tester.run("mqtool", "list", "queues").stdout == ""
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["--queue-type classic --exchange direct", "--protocol stream", "--delay 1s"],
+    ids=["exchange", "stream", "delay"],
+)
+@pytest.mark.parametrize("numbers", [(signal.SIGINT, signal.SIGTERM), (signal.SIGKILL,)], ids=["two signals", "KILL"])
+@pytest.mark.sampled(2)
+def test_a_bench_that_is_killed_leaves_nothing_behind(
+    tester: Shell, own: EmbeddedBroker, options: str, numbers: Sequence[int]
+) -> None:
+    """A second signal ends `bench` at once. Its first consumer then deletes its queues and exchanges."""
+
+    def declared() -> str:
+        return "".join(tester.run("mqtool", "list", kind, "--json").stdout for kind in ("queues", "exchanges"))
+
+    bench = tester.start(*BENCH, "--rate", "500", "--duration", "1h", *options.split())
+    _wait_for_messages(own, 1)
+    assert "mqtool-bench-" in declared()
+    for number in numbers:
+        bench.process.send_signal(number)
+    assert bench.wait().code == 128 + numbers[-1]
+    wait_until(lambda: "mqtool-bench-" not in declared(), "the queues and exchanges of the run to be deleted")

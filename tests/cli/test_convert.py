@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import quote
 
+import pika
 import pytest
 
-from mqtool.amqp import Connection, Receiving, administration, parse_addresses
+from mqtool.amqp import Connection, Receiving, administration, parse_addresses, transactions
 from mqtool.broker.choice import Kind
 from mqtool.cli.commands import queue_convert as convert_command
 from mqtool.drills.scene import Proxy
@@ -308,6 +309,22 @@ def test_messages_that_a_client_has_just_taken(broker: TestBroker, monkeypatch: 
     assert sorted(int(delivery.body) for delivery in taken(broker, "jobs", COUNT)) == list(range(COUNT))
 
 
+def test_a_queue_with_an_exclusive_consumer_is_not_converted(managed: Shell, broker: TestBroker) -> None:
+    """Nobody else can consume its messages, not even with --force; nothing is changed."""
+    fill(broker)
+    client = pika.BlockingConnection(pika.URLParameters(broker.url))
+    client.channel().basic_consume("jobs", lambda *_: None, exclusive=True)
+    path = f"queues/{quote(broker.vhost, safe='')}/jobs"
+    wait_until(lambda: broker.api("GET", path)["consumer_details"], "the consumer to be shown")  # type: ignore[index]
+    refused = managed.run("mqtool", "queue", "convert", "jobs", "--yes", "--force")
+    assert (refused.code, "is exclusive: nobody else can consume the messages (stop it)" in refused.stderr) == (2, True)
+    taken_away = managed.run("mqtool", "receive", "-q", "jobs", "-c", "1")
+    assert (taken_away.code, "a consumer is exclusive, and nobody else can consume" in taken_away.stderr) == (77, True)
+    client.close()
+    assert definitions(broker)[0] == {"jobs"}
+    check_all_is_there(broker)
+
+
 @pytest.mark.parametrize("kill_at", range(30, 260, 60))
 @pytest.mark.sampled(2)
 def test_undone(broker: TestBroker, kill_at: int) -> None:
@@ -357,6 +374,53 @@ def test_publishers_go_on(broker: TestBroker) -> None:
     numbers = [int(delivery.body) for delivery in taken(broker, "jobs", published)]
     assert sorted(numbers) == list(range(published))
     assert tally.overtaken or numbers == sorted(numbers)
+
+
+@pytest.mark.keeps_messages
+@pytest.mark.parametrize("by_policy", [True, False], ids=["policy", "argument"])
+@pytest.mark.parametrize(("before", "after"), [("classic", "quorum"), ("quorum", "classic")])
+def test_messages_that_do_not_fit_into_a_queue_that_rejects_them_are_kept(
+    broker: TestBroker, monkeypatch: pytest.MonkeyPatch, before: str, after: str, by_policy: bool
+) -> None:
+    """Publishers go on while a queue with overflow reject-publish is converted: what is confirmed is more than fits.
+
+    The conversion stops when the queue is full, and goes on once messages have been consumed.
+    """
+    monkeypatch.setattr(transactions, "_STALLED", 0.3)
+    limits = {"max-length": COUNT + 5, "overflow": "reject-publish"}
+    arguments = {} if by_policy else {f"x-{name}": value for name, value in limits.items()}
+    api = Management(broker.management, "guest", "guest")
+    if by_policy:
+        definition = {"pattern": "^jobs$", "definition": limits, "apply-to": "queues"}
+        broker.api("PUT", f"policies/{quote(broker.vhost, safe='')}/limits", definition)
+    with Connection(parse_addresses(broker.url)) as connection:
+        channel = connection.channel()
+        jobs = channel.declare(Queue("jobs", durable=True, arguments={"x-queue-type": before, **arguments}))
+        logs = channel.declare(Exchange("logs", "topic", durable=True))
+        channel.bind(jobs, logs, "kern.#")
+        bodies = {str(number).encode() for number in range(3 * COUNT)}
+        unsent = [Message(body, "kern.x", "logs") for body in sorted(bodies)]
+        receipts = list(channel.publish(unsent[:COUNT]))
+        plan = conversion_plan.prospect(api, broker.vhost, "jobs", after, {}).plan
+        with Connection(parse_addresses(broker.url)) as converting:
+            conversion = Conversion(converting, api, broker.vhost, plan, user="guest", young=0.0, quiet=0.0)
+            conversion.begin()
+
+            def run_and_publish() -> None:
+                for _ in conversion.run():
+                    receipts.extend(channel.publish(unsent[len(receipts) :]))
+
+            with pytest.raises(Unavailable, match="'jobs' is full"):
+                run_and_publish()
+        assert [receipt.confirmation for receipt in receipts] == [Confirmation.CONFIRMED] * len(bodies)
+    assert kind_of(broker) == after
+
+    consumed = {delivery.body for delivery in taken(broker, "jobs", COUNT + 5)}
+    with pytest.raises(Unavailable, match="'jobs' is full"):
+        convert(broker)
+    consumed |= {delivery.body for delivery in taken(broker, "jobs", COUNT + 5)}
+    assert convert(broker) is not None
+    assert consumed | {delivery.body for delivery in taken(broker, "jobs", COUNT - 10)} == bodies
 
 
 class DirectPublisher:

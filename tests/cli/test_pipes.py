@@ -187,6 +187,17 @@ def test_a_terminal_is_told_that_confirmed_messages_are_not_persistent(
 
 
 @on_any_broker
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+def test_a_terminal_is_told_so_of_a_queue_that_existed_before(shell: Shell, kind: str) -> None:
+    """Its own type counts, and not the one with which `send` would have declared it."""
+    (shell.directory / "lines").write_text("1\n2\n3\n")
+    shell.run("mqtool", "queue", "declare", "jobs", "--queue-type", kind)
+    sent = on_terminal(shell, "mqtool", "send", "-q", "jobs", "-l", "-f", "lines")
+    assert (sent.code, "3 confirmed" in sent.stdout) == (0, True), sent.stdout
+    assert ("3 are not persistent" in sent.stdout) == (kind == "classic"), sent.stdout
+
+
+@on_any_broker
 def test_a_terminal_sees_how_bad_it_is(shell: Shell) -> None:
     """Logs have the colour of their severity, there only."""
     keys = ["kern.critical", "app.error", "web.warning.slow", "db.info"]

@@ -69,6 +69,62 @@ def interrupt_until_it_ends(running: Running) -> None:
         running.interrupt()
 
 
+FAILS_TO_CLEAN_UP = """
+import signal
+from mqtool.cli import app
+from mqtool.errors import MqtoolError
+def command(**_):
+    try:
+        signal.raise_signal(signal.SIGINT)
+    finally:
+        raise MqtoolError("the queue could not be deleted")
+app.command_tree = lambda _: command
+app.run()
+"""
+
+
+def test_a_command_that_cannot_clean_up_after_ctrl_c_exits_with_130() -> None:
+    """It prints the error, but the exit code says that it was interrupted."""
+    done = run((sys.executable, "-c", FAILS_TO_CLEAN_UP), capture_output=True, check=False, text=True)
+    assert (done.returncode, done.stderr) == (130, "mqtool: the queue could not be deleted\n")
+
+
+ENDS_WHILE_IT_LOADS = """
+import signal
+from mqtool.cli import app
+app.command_tree = lambda _: signal.raise_signal(signal.SIGTERM)
+app.run()
+"""
+
+
+def test_a_signal_while_a_command_is_being_loaded_ends_it_without_a_traceback() -> None:
+    """The exit code is 128 + n."""
+    done = run((sys.executable, "-c", ENDS_WHILE_IT_LOADS), capture_output=True, check=False, text=True)
+    assert (done.returncode, done.stderr) == (143, "")
+
+
+HAS_A_BUG = """
+import sys
+from mqtool.cli import app
+from mqtool.cli.invocation import current
+def command(**_):
+    current().debug = {"None": None, "False": False}[sys.argv[1]]
+    return 1 / 0
+app.command_tree = lambda _: command
+app.run()
+"""
+
+
+@pytest.mark.parametrize(("debug", "hint"), [("None", "it is at <string>:7"), ("False", "--debug shows where")])
+def test_an_unexpected_error_says_where_the_bug_is(debug: str, hint: str) -> None:
+    """The hint does not name --debug if the command has no such option."""
+    done = run((sys.executable, "-c", HAS_A_BUG, debug), capture_output=True, check=False, text=True)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"mqtool: unexpected error: ZeroDivisionError: division by zero\nhint: this is a bug in mqtool; {hint}\n"
+    )
+
+
 TWO_SIGNALS = """
 import signal
 from mqtool.cli import stopping

@@ -95,6 +95,18 @@ def test_an_empty_file_beside_its_log(process: BrokerProcess) -> None:
     assert log.read_bytes() == before
 
 
+def test_an_empty_file_without_a_log(process: BrokerProcess) -> None:
+    """The broker starts like a new one, and says so."""
+    process.stop()
+    files(process)[0].write_bytes(b"")
+    process.start()
+    assert "broker.sqlite3 was empty, so the broker starts like a new one" in process.log
+    process.stop()
+    process.log_file.unlink()
+    process.start()
+    assert "was empty" not in process.log
+
+
 def test_a_truncated_file(process: BrokerProcess) -> None:
     """What is before the end is read."""
     process.stop()

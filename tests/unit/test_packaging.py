@@ -48,6 +48,19 @@ def test_the_test_broker_has_all_that_it_imports() -> None:
                 assert set(module) <= files, f"{file} imports {name}: add it to packaging/broker/pyproject.toml"
 
 
+def test_workflows_name_actions_by_commit() -> None:
+    """A tag or a branch can be moved to other code; a comment names the release of the commit."""
+    used = [
+        line.partition("uses:")[2].strip()
+        for workflow in (ROOT / ".github/workflows").glob("*.yml")
+        for line in workflow.read_text().splitlines()
+        if "uses:" in line
+    ]
+    others = [each for each in used if not each.startswith("./")]
+    assert len(others) > 5
+    assert [each for each in others if not re.fullmatch(r"\S+@[0-9a-f]{40}  # v\d+\.\d+\.\d+", each)] == []
+
+
 def test_the_test_broker_is_described_as_mqtool_is() -> None:
     """Its licence, its versions of Python and of libraries, and its plugin are those of mqtool."""
     theirs = BROKER["project"]

@@ -68,5 +68,3 @@ def send(
         else:
             receipts = channel.publish(outgoing.messages, exchange=target, routing_key=routing_key or "")
         outgoing.report(receipts, lines.sent)
-        if isinstance(target, Queue):
-            outgoing.tell_if_transient(target)

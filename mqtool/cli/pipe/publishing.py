@@ -98,6 +98,8 @@ def publishing_channel(
         elif is_delayed and leads_to is None and options.key_pattern is None and not options.as_json:
             key = default_key if addressing.routing_key is None else addressing.routing_key
             _tell_if_unbound(access, to, key, dict(options.headers or []))
+    if isinstance(to, Queue):
+        _tell_if_transient(access, to, outgoing)
 
 
 @contextmanager
@@ -120,6 +122,7 @@ class Outgoing:
     Attributes:
         messages: the messages to publish. An item that is None means that no message is available yet.
         is_unreceived: True if a message given as an argument was unroutable, which does not count as a failure.
+        transient: the number of confirmed messages that are not persistent.
     """
 
     def __init__(
@@ -127,9 +130,9 @@ class Outgoing:
     ) -> None:
         self.messages = messages
         self.is_unreceived = False
+        self.transient = 0
         self._counts = dict.fromkeys(Confirmation, 0)
         self._unroutable = 0
-        self._transient = 0
         self._is_one = not options.is_stream
         self._is_piped = options.is_stream and not (output.is_terminal(0) and options.file is None)
         self._is_mandatory = options.mandatory
@@ -163,25 +166,17 @@ class Outgoing:
         if self._failed and not self._counts[Confirmation.CONFIRMED]:
             raise NotConfirmed(f"the broker confirmed none of {_messages(self._failed)}")
         if self._failed:
-            raise SomeFailed(f"{self._failed:,} of {_messages(self._total)} failed")
+            raise SomeFailed(f"{self._failed:,} of {_messages(self.total)} failed")
         stopping.exit_if_requested()
 
-    def tell_if_transient(self, queue: Queue) -> None:
-        """On a terminal, say if a restart of the broker would remove the messages from a durable classic queue.
-
-        Quorum queues keep all messages on disk. The property delivery_mode of single messages counts.
-        """
-        is_classic = queue.durable and queue.arguments.get("x-queue-type") == "classic"
-        if is_classic and self._total > 1 and self._transient and output.is_terminal(2):
-            output.notice(f"{self._transient:,} are not persistent: lost when the broker stops (see --persistent)")
-
     @property
-    def _total(self) -> int:
+    def total(self) -> int:
+        """The number of messages whose outcome is known."""
         return sum(self._counts.values())
 
     @property
     def _failed(self) -> int:
-        return self._total - self._counts[Confirmation.CONFIRMED]
+        return self.total - self._counts[Confirmation.CONFIRMED]
 
     def _add(self, receipt: Receipt, text_of: Callable[[Message], str]) -> None:
         if receipt.confirmation is Confirmation.RETURNED and not self._must_reach_a_queue(receipt.message):
@@ -194,7 +189,7 @@ class Outgoing:
             return
         self._counts[receipt.confirmation] += 1
         if receipt.confirmation is Confirmation.CONFIRMED:
-            self._transient += receipt.message.properties.get("delivery_mode") != PERSISTENT
+            self.transient += receipt.message.properties.get("delivery_mode") != PERSISTENT
             if not self._is_piped or current().verbose:
                 output.say(text_of(original(receipt.message)))
             return
@@ -220,8 +215,8 @@ class Outgoing:
 
     def _finish(self) -> None:
         unconfirmed = self._channel.unconfirmed
-        nothing_but_an_error = not self._total and not unconfirmed and sys.exc_info()[0] is not None
-        if (self._is_piped and not nothing_but_an_error) or self._total > 1:
+        nothing_but_an_error = not self.total and not unconfirmed and sys.exc_info()[0] is not None
+        if (self._is_piped and not nothing_but_an_error) or self.total > 1:
             output.status(self._sums(len(unconfirmed)))
         if self._unroutable and not self._source.is_typed:
             output.notice(f"no queue received {self._unroutable:,} of them; with --mandatory they count as failed")
@@ -236,7 +231,7 @@ class Outgoing:
         parts = ", ".join(f"{count:,} {what}" for what, count in counts.items())
         if unconfirmed:
             parts += f", {unconfirmed:,} unanswered"
-        rate = self._total / seconds if seconds > 0 else 0.0
+        rate = self.total / seconds if seconds > 0 else 0.0
         return f"{parts} in {seconds:.1f} s ({rate:,.0f}/s)"
 
 
@@ -318,6 +313,31 @@ def _warn_of(receipt: Receipt, number: int) -> None:
         output.warning(f"{receipt.confirmation}: {_beginning(receipt.message)[0][:60]!r}: {receipt.reason}")
     elif number == _REPORTED + 1:
         output.warning("further failures are only counted")
+
+
+def _tell_if_transient(access: Access, queue: Queue, outgoing: Outgoing) -> None:
+    """On a terminal, say if a restart of the broker would remove several of the messages from a durable classic queue.
+
+    Quorum queues keep all messages on disk.
+    """
+    if not output.is_terminal(2) or current().quiet or outgoing.total < 2:
+        return
+    if outgoing.transient and _is_durable_classic(access, queue):
+        output.notice(f"{outgoing.transient:,} are not persistent: lost when the broker stops (see --persistent)")
+
+
+def _is_durable_classic(access: Access, queue: Queue) -> bool:
+    """True if, according to the management API, a queue is durable and classic; without the API, as it was declared.
+
+    A queue that exists already may have another type than the one to declare.
+    """
+    from mqtool.management import path
+
+    kind, durable = queue.arguments.get("x-queue-type"), queue.durable
+    with suppress(MqtoolError):
+        view = access.management(HINT_PATIENCE).get(path("queues", access.vhost, queue.name))
+        kind, durable = view.get("type"), view.get("durable")
+    return bool(durable) and kind == "classic"
 
 
 def _show_neighbour(access: Access, exchange: Exchange) -> None:

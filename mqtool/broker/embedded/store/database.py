@@ -127,6 +127,7 @@ def _lock(directory: Path) -> int:
 def _open(directory: Path) -> tuple[sqlite3.Connection, str | None]:
     path = directory / FILE
     check = LogCheck(path)
+    was_empty = path.exists() and not path.stat().st_size
     path.touch(mode=0o600)
     if path.stat().st_mode & 0o077:
         path.chmod(0o600)
@@ -134,7 +135,7 @@ def _open(directory: Path) -> tuple[sqlite3.Connection, str | None]:
         db = _connect(path)
         damage = check.damage(db)
         if is_sound(db):
-            return db, damage
+            return db, _was_empty(path) if was_empty else damage
         db.close()
     except sqlite3.OperationalError:
         check.discard()
@@ -143,6 +144,14 @@ def _open(directory: Path) -> tuple[sqlite3.Connection, str | None]:
         check.discard()
     damage = salvage(path, SCHEMA)
     return _connect(path), damage
+
+
+def _was_empty(path: Path) -> str:
+    """Describe a file without content. Except for a broker that is killed as it creates the file, none leaves one."""
+    return (
+        f"{path} was empty, so the broker starts like a new one, without queues, messages or users of its own: if this "
+        "is not the first start, something else has truncated the file; stop the broker and restore the file"
+    )
 
 
 def _connect(path: Path) -> sqlite3.Connection:
