@@ -19,7 +19,6 @@ from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.display.progress import Progress
 from mqtool.cli.options import ManagedBroker
-from mqtool.cli.options.receiving_options import READY_FILE
 from mqtool.delays.delay_plugin import PluginMissing
 from mqtool.errors import AccessRefused, DeclaredDifferently, NotConfirmed, NotFound, Unavailable, UsageError
 from mqtool.management import Management
@@ -69,7 +68,7 @@ def relay(
         bool, typer.Option("--by-timestamps", help="Count delays from the broker's timestamp_in_ms")
     ] = False,
     ready_file: Annotated[
-        Path | None, typer.Option(help="Create FILE once the relay is consuming", **READY_FILE)
+        Path | None, typer.Option(help="Create FILE once the relay is consuming", metavar="FILE")
     ] = None,
 ) -> None:
     """Delay messages of any client, as the delayed message plugin did.

@@ -9,7 +9,6 @@ import typer
 
 from mqtool.amqp import STREAMING
 from mqtool.amqp import Receiving as ReceivingSettings
-from mqtool.cli.display import output
 from mqtool.cli.display.delivery_writer import DeliveryWriter
 from mqtool.cli.values import DURATION, parsed
 from mqtool.errors import UsageError
@@ -35,17 +34,6 @@ Where = Annotated[
         "--where", parser=parsed(_condition), metavar="CONDITION", help="Only messages that match (mqtool help where)"
     ),
 ]
-
-
-def _ready_file(context: typer.Context, path: Path | None) -> Path | None:
-    """Remove what an earlier command has left, before anything else: a script may be waiting for the file already."""
-    if not context.resilient_parsing:
-        output.remove_ready_file(path)
-    return path
-
-
-#: Settings of --ready-file.
-READY_FILE = dict[str, Any](callback=_ready_file, metavar="FILE")
 
 
 def _condition_on_waiting(text: str) -> Any:
@@ -160,7 +148,7 @@ class Receiving:
     ] = False
     ready_file: Annotated[
         Path | None,
-        typer.Option(help="Create FILE once the command is consuming", rich_help_panel="Receiving", **READY_FILE),
+        typer.Option(help="Create FILE once the command is consuming", rich_help_panel="Receiving", metavar="FILE"),
     ] = None
 
     def settings(self, default: ReceivingSettings = STREAMING) -> ReceivingSettings:
