@@ -15,12 +15,14 @@ from docs.generate import (
     DIALECTS,
     INDEX,
     MANUAL,
+    NOTATION,
     PYTHON,
     REFERENCE,
     described,
     dialects,
     index,
     manual,
+    notation,
     python,
     reference,
 )
@@ -113,6 +115,7 @@ def test_the_command_reference_is_what_the_commands_say() -> None:
     assert MANUAL.read_text() == manual()
     assert INDEX.read_text() == index()
     assert DIALECTS.read_text() == dialects()
+    assert NOTATION.read_text() == notation()
     if sys.version_info < (3, 14):  # which writes the types of signatures differently
         assert PYTHON.read_text() == python()
 
