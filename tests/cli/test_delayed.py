@@ -116,7 +116,7 @@ def test_every_publishing_command_delays(shell: Shell, via: str, receive: list[s
 def test_what_auto_chooses(
     shell: Shell, broker: TestBroker, plugin: bool, command: str, with_plugin: str, without: str
 ) -> None:
-    """As the table in docs/how-to/delays.md says: the plugin, or wait queues of one type or the other."""
+    """As the table in docs/explanation/delays.md says: the plugin, or wait queues of one type or the other."""
     broker.api("PUT", f"queues/{broker.vhost}/theirs", {"durable": True})
     sent = shell.run("mqtool", *command.split(), "x", "--delay", "1h")
     queues: Any = broker.api("GET", f"queues/{broker.vhost}")
