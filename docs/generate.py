@@ -26,6 +26,7 @@ from tests.cli import tutorial_comparisons
 
 REFERENCE = Path(__file__).parent / "reference" / "commands.md"
 DIALECTS = REFERENCE.with_name("dialects.md")
+NOTATION = REFERENCE.with_name("notation.md")
 PYTHON = REFERENCE.with_name("python.md")
 MANUAL = Path(__file__).parent / "mqtool.1"
 OLDER_TUTORIALS = Path(__file__).parent / "how-to" / "older-tutorials.md"
@@ -85,6 +86,33 @@ def index() -> str:
         "}",
     ]
     return "\n".join(rows) + "\n"
+
+
+#: The topics of `mqtool help` that are on the page of notation, with the name of each one's heading.
+_NOTATION = {
+    "where": "Conditions: `--where`",
+    "output": "Templates: `--format`",
+    "durations": "Durations, times and sizes",
+}
+
+
+def notation() -> str:
+    """The page of the small languages that options are written in: the same texts as in `mqtool help`."""
+    parts = [
+        "# Conditions, templates and durations\n",
+        "`mqtool help where`, `output` and `durations` print this page.\n",
+    ]
+    for name, heading in _NOTATION.items():
+        _, text = topic_text(name)
+        parts.append(f"## {heading}\n")
+        for paragraph in text.split("\n\n"):
+            if paragraph.startswith("  "):
+                lines = [line.strip().partition("  ") for line in paragraph.splitlines()]
+                rows = [f"| `{written}` | {about.strip()} |" for written, _, about in lines]
+                parts.append("\n".join(["| written | means |", "|---|---|", *rows]) + "\n")
+            else:
+                parts.append(re.sub(r"\\[nt\\]", lambda found: f"`{found[0]}`", paragraph) + "\n")
+    return "\n".join(parts)
 
 
 def dialects() -> str:
@@ -300,6 +328,7 @@ if __name__ == "__main__":
     INDEX.write_text(index())
     REFERENCE.write_text(reference())
     DIALECTS.write_text(dialects())
+    NOTATION.write_text(notation())
     OLDER_TUTORIALS.write_text(tutorial_comparisons.page(OLDER_TUTORIALS.read_text()))
     PYTHON.write_text(python())
     MANUAL.write_text(manual())

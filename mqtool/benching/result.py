@@ -37,6 +37,7 @@ class Result:
         broker_cpu, broker_memory: CPUs and bytes that the broker used; None if unknown.
         series: snapshots several times a second.
         stopped: True if the run was interrupted.
+        failed_commands: commands of --at and --during that ended with another code than 0.
     """
 
     plan: Plan
@@ -63,6 +64,7 @@ class Result:
     broker_memory: int | None = None
     series: list[Snapshot] = field(default_factory=list)
     stopped: bool = False
+    failed_commands: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """Return the result as a JSON object. Its latencies can be merged with those of other results."""

@@ -381,6 +381,7 @@ class Run:
             broker_memory=memory,
             series=self._series,
             stopped=self._stopping,
+            failed_commands=[command for command, process in self._running.items() if process.poll()],
         )
 
     def _rate(self, role: str, what: str = "measured") -> float:

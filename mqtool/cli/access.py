@@ -4,7 +4,7 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -214,17 +214,15 @@ class Access(NamedTuple):
         """Open a channel of the stream protocol for a `with` block. Ctrl-C and TERM stop its consumer.
 
         Args:
-            port: the broker's stream port; None for the port of a broker started by mqtool, otherwise the default port.
+            port: the broker's stream port; None for the port of a broker started by mqtool, or that the management API
+                lists, otherwise the default port.
             any_settings, confirm_timeout, filters, single_active: see StreamChannel.
             encode: converts a message to the bytes to store; None for AMQP 1.0.
         """
         from mqtool.streams import StreamChannel, entries
 
         self._check_tls()
-        nodes = [
-            each._replace(port=port or _stream_port_started_with(each) or (_STREAM_TLS if each.tls else _STREAM))
-            for each in self.addresses
-        ]
+        nodes = [each._replace(port=port or self._stream_port(each)) for each in self.addresses]
         context = self.tls.context() if self.address.tls else None
 
         def connect() -> StreamChannel:
@@ -247,6 +245,17 @@ class Access(NamedTuple):
             if port is None and nodes[0].port in (_STREAM, _STREAM_TLS) and self.address.port not in (5672, 5671):
                 self._check_same_broker(channel)
             yield channel
+
+    def _stream_port(self, address: Address) -> int:
+        """Look up the stream port of a node; if it is not known, return the default port."""
+        from mqtool.management import stream_port_beside
+
+        if (started := _started_with(address, "streams")) is not None and (port := urlsplit(started).port):
+            return port
+        with suppress(MqtoolError):
+            if port := stream_port_beside(self.management(HINT_PATIENCE), address.port, tls=address.tls):
+                return port
+        return _STREAM_TLS if address.tls else _STREAM
 
     def _check_same_broker(self, channel: "StreamChannel") -> None:
         with self.connect() as connection:
@@ -367,7 +376,3 @@ def _started_with(address: Address, what: str = "management") -> str | None:
         if is_same_node(parse_addresses(started.url)[0], address) and what in started.details:
             return str(started.details[what])
     return None
-
-
-def _stream_port_started_with(address: Address) -> int | None:
-    return urlsplit(_started_with(address, "streams") or "").port

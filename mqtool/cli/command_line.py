@@ -134,6 +134,8 @@ def command(
         @wraps(function)
         def with_groups(ctx: typer.Context, *, help_all: bool, **values: Any) -> None:  # noqa: ARG001
             call = _call(ctx, effect, values)
+            # Before anything else: a script may be waiting for the file already.
+            output.remove_ready_file(values.get("ready_file"))
             arguments = {name: _argument(name, each.annotation, values, call) for name, each in parameters.items()}
             arguments |= {name: ctx for name, each in parameters.items() if each.annotation is typer.Context}
             function(**{name: value for name, value in arguments.items() if value is not Parameter.empty})

@@ -21,6 +21,7 @@ from mqtool.management.api_lists import (
     policy_matches,
     queue_totals,
     queues,
+    stream_port_beside,
     users,
     vhosts,
     with_policy,

@@ -101,6 +101,15 @@ def listens_on(management: Management, port: int) -> bool:
     return any(listener.get("port") == port for listener in listeners)
 
 
+def stream_port_beside(management: Management, port: int, *, tls: bool) -> int | None:
+    """Return the stream port of the node that listens on an AMQP port; None if the API does not list one."""
+    listeners = management.get("overview").get("listeners") or []
+    nodes = {listener.get("node") for listener in listeners if listener.get("port") == port}
+    protocol = "stream/ssl" if tls else "stream"
+    of_node = [each for each in listeners if each.get("node") in nodes and each.get("protocol") == protocol]
+    return of_node[0].get("port") if of_node else None
+
+
 #: Keys of policies whose argument has another name.
 _POLICY_KEYS = {
     *("consumer-timeout", "dead-letter-exchange", "dead-letter-routing-key", "delivery-limit", "max-age"),

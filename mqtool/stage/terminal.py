@@ -327,7 +327,7 @@ class Terminal:
         if process.returncode != code:
             raise CheckFailed(
                 f"{self.name}: expected exit code {code}, got {process.returncode}, from: {self._command}"
-                + (f"\n  it said: {self.lines[-1]}" if self.lines else "")
+                + (f"; it printed: {self.lines[-1]}" if self.lines else "")
             )
 
     def _ended_early(self) -> CheckFailed:

@@ -155,8 +155,14 @@ class StreamChannel:
         return self.sessions_for([stream], to_publish=False)[0].offsets_of(stream)
 
     def store_offset(self, stream: str, name: str, offset: int) -> None:
-        """Store the offset of the last message that a reader has handled, under the reader's name."""
+        """Store the offset of the last message that a reader has handled, under the reader's name.
+
+        Raises:
+            NotFound: there is no such stream. The broker does not say so: it ignores the offset.
+        """
         _check_name(name, "name")
+        if not self.exists(stream):
+            raise NotFound(f"stream {stream!r} does not exist", "'mqtool list queues name type' shows which streams do")
         self.session.store_offset(stream, name, offset)
 
     def forget_offset(self, stream: str, name: str) -> None:

@@ -174,6 +174,14 @@ def test_a_command_at_a_time_of_the_run(shell: Shell, broker: TestBroker) -> Non
     wait_until(lambda: {"begun", "third"} <= {path.name for path in shell.directory.iterdir()}, "both")
 
 
+@on_any_broker
+def test_a_command_that_fails_during_a_run_is_named_at_its_end(shell: Shell) -> None:
+    """Such as a fault that only the embedded broker has: the result is shown, and the exit code is 3."""
+    found = shell.run(*BENCH, "--json", "--duration", "1s", "--rate", "50", "--at", "0s", "exit 69")
+    assert (found.code, json.loads(found.stdout)["confirmed"]) == (3, 50), found.stderr
+    assert "a command failed during the run: exit 69" in found.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "totals"),
     [

@@ -83,6 +83,16 @@ def test_the_first_that_names_a_broker_wins(home: Shell, strongest: str) -> None
     assert f"commands use amqp://guest@{PRECEDENCE[strongest]}" in map(str.strip, result.stdout.splitlines())
 
 
+@on_any_broker
+def test_the_status_of_a_broker_that_was_not_started_here(shell: Shell) -> None:
+    """`broker status` exits with 0 if the broker named by MQTOOL_URL accepts connections, and otherwise with 69."""
+    shell.environment["XDG_STATE_HOME"] = str(shell.directory)
+    answers = shell.run("mqtool", "broker", "status")
+    assert (answers.code, answers.stdout.splitlines()[1:]) == (0, ["  running"]), answers.stderr
+    assert shell.run("mqtool", "broker", "status", "-u", "amqp://localhost:1").code == 69
+    assert shell.run("mqtool", "broker", "status", "--name", "mine").code == 69
+
+
 def test_a_context_may_come_before_the_command(home: Shell) -> None:
     """And is an option then: it wins over the environment."""
     write_config(home, '[contexts.one]\nurl = "amqp://one.invalid"\n[contexts.two]\nurl = "amqp://two.invalid"\n')
@@ -340,9 +350,20 @@ def test_the_environment_of_a_context(home: Shell) -> None:
     """`broker env` of a context, named before or after the command, is about the context's broker."""
     add = ("mqtool", "context", "add", "dev", "-u", "amqp://ann@dev/shop", "--management", "http://dev:8080")
     assert home.run(*add).code == 0
-    expected = "export AMQP_URL=amqp://ann@dev/shop\nexport MQTOOL_MANAGEMENT_URL=http://dev:8080\n"
+    urls = ("export AMQP_URL=amqp://ann@dev/shop", "export MQTOOL_URL=amqp://ann@dev/shop")
+    expected = "\n".join([*urls, "export MQTOOL_MANAGEMENT_URL=http://dev:8080", ""])
     assert home.run("mqtool", "-C", "dev", "broker", "env").stdout == expected
     assert home.run("mqtool", "broker", "env", "-C", "dev").stdout == expected
+
+
+def test_the_environment_of_a_broker_names_it_to_all_commands(home: Shell) -> None:
+    """After `eval "$(mqtool broker env -C dev)"`, no command uses another broker that the shell has named before."""
+    assert home.run("mqtool", "context", "add", "dev", "-u", "amqp://dev").code == 0
+    home.environment |= {"MQTOOL_URL": "amqp://prod", "AMQP_URL": "amqp://prod"}
+    home.environment |= {"MQTOOL_MANAGEMENT_URL": "http://prod:15672", "MQTOOL_STREAM_PORT": "5599"}
+    after = home.run("bash", "-c", 'eval "$(mqtool broker env -C dev)"; env').stdout.splitlines()
+    named = sorted(line for line in after if line.startswith(("MQTOOL_URL", "AMQP_", "MQTOOL_MANAGEMENT", "MQTOOL_ST")))
+    assert named == ["AMQP_URL=amqp://dev", "MQTOOL_URL=amqp://dev"]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 
 from mqtool.amqp import Connection, parse_addresses
 from mqtool.broker.choice import Kind
+from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.delays.delay_plugin import has_plugin
 from mqtool.tutorials.dialects import DELAY_EXCHANGE
 from tests.brokers import Restartable, TestBroker, large, on_any_broker, own_broker
@@ -115,7 +116,7 @@ def test_every_publishing_command_delays(shell: Shell, via: str, receive: list[s
 def test_what_auto_chooses(
     shell: Shell, broker: TestBroker, plugin: bool, command: str, with_plugin: str, without: str
 ) -> None:
-    """As the table in docs/how-to/delays.md says: the plugin, or wait queues of one type or the other."""
+    """As the table in docs/explanation/delays.md says: the plugin, or wait queues of one type or the other."""
     broker.api("PUT", f"queues/{broker.vhost}/theirs", {"durable": True})
     sent = shell.run("mqtool", *command.split(), "x", "--delay", "1h")
     queues: Any = broker.api("GET", f"queues/{broker.vhost}")
@@ -125,6 +126,15 @@ def test_what_auto_chooses(
     assert sent.stderr.startswith(BY_EXCHANGE if expected == "plugin" else "messages wait in queues")
     if broker.kind == "embedded":  # which has what the RabbitMQ that it behaves like has not
         assert "the embedded broker has" in sent.stderr or expected != "plugin"
+
+
+def test_declaring_a_delayed_exchange_without_the_plugin_names_what_to_use_instead(lonely_shell: Shell) -> None:
+    """RabbitMQ 4.3 has no delayed message plugin; the hint is not about an existing exchange, since there is none."""
+    with EmbeddedBroker(like="4.3") as broker:
+        refused = lonely_shell.run("mqtool", "exchange", "declare", "later", "x-delayed-message", "-u", broker.url)
+    assert refused.code == 78
+    assert "unknown exchange type 'x-delayed-message': the delayed message plugin is missing\n" in refused.stderr
+    assert refused.stderr.endswith("mqtool delayed relay later\n")
 
 
 def test_auto_takes_what_there_is_and_says_why(shell: Shell, broker: TestBroker, plugin: bool) -> None:

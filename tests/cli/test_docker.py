@@ -108,7 +108,7 @@ def test_a_cluster_in_docker_loses_a_node(home: Shell, image: str, name: str) ->
     )
     assert up.code == 0, up.stderr
     [variable] = [
-        line for line in home.run("mqtool", "broker", "env", "--name", name).stdout.splitlines() if "MQTOOL" in line
+        line for line in home.run("mqtool", "broker", "env", "--name", name).stdout.splitlines() if "MQTOOL_URL" in line
     ]
     home.environment["MQTOOL_URL"] = variable.partition("=")[2].strip("'")
     home.run("mqtool", "send", "--persistent", "one")

@@ -15,12 +15,14 @@ from docs.generate import (
     DIALECTS,
     INDEX,
     MANUAL,
+    NOTATION,
     PYTHON,
     REFERENCE,
     described,
     dialects,
     index,
     manual,
+    notation,
     python,
     reference,
 )
@@ -113,6 +115,7 @@ def test_the_command_reference_is_what_the_commands_say() -> None:
     assert MANUAL.read_text() == manual()
     assert INDEX.read_text() == index()
     assert DIALECTS.read_text() == dialects()
+    assert NOTATION.read_text() == notation()
     if sys.version_info < (3, 14):  # which writes the types of signatures differently
         assert PYTHON.read_text() == python()
 
@@ -139,6 +142,14 @@ def paste(shell: Shell, blocks: list[str]) -> list[str]:
     return result.stdout.split(f"{end}\n")
 
 
+def assert_shown(blocks: list[tuple[str, str]], printed: list[str]) -> None:
+    """Assert that each block has printed what the page shows below it, if anything; … stands for any text."""
+    for (typed, shown), real in zip(blocks, printed, strict=True):
+        if shown:
+            pattern = re.escape(shown).replace("…\\\n", "(.*\n)*").replace("…", ".*")
+            assert re.fullmatch(pattern, real.rstrip("\n") + "\n"), f"{typed}\nprints\n{real}"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 @pytest.mark.sampled(4)
 def test_a_page_can_be_pasted(lonely_shell: Shell, tmp_path: Path, page: Path) -> None:
@@ -149,14 +160,10 @@ def test_a_page_can_be_pasted(lonely_shell: Shell, tmp_path: Path, page: Path) -
     lonely_shell.directory = lonely_shell.directory / "typed"
     lonely_shell.environment["XDG_CONFIG_HOME"] = str(tmp_path)
     with BrokerProcess(tmp_path / "broker", "--in-memory", "--management-port=0", "--stream-port=0") as broker:
-        if not page.stem.startswith(("testing", "rabbitmq-4")):  # which start brokers of their own
-            lonely_shell.environment |= {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.management_url}
-            lonely_shell.environment["MQTOOL_STREAM_PORT"] = str(urlsplit(broker.stream_url).port)
+        lonely_shell.environment |= {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.management_url}
+        lonely_shell.environment["MQTOOL_STREAM_PORT"] = str(urlsplit(broker.stream_url).port)
         printed = paste(lonely_shell, [typed for typed, _ in blocks])
-    for (typed, shown), real in zip(blocks, printed, strict=True):
-        if shown:
-            pattern = re.escape(shown).replace("…\\\n", "(.*\n)*").replace("…", ".*")
-            assert re.fullmatch(pattern, real.rstrip("\n") + "\n"), f"{typed}\nprints\n{real}"
+    assert_shown(blocks, printed)
 
 
 #: A pasted command that would take minutes, and what the test adds to it.
@@ -169,6 +176,11 @@ SECTIONS = [text for text in TUTORIALS.read_text().split("\n## ") if "\nRun this
 @pytest.mark.sampled(3)
 def test_a_tutorial_can_be_pasted(shell: Shell, section: str) -> None:
     """Each block in a terminal of its own, in their order: the ones that run until Ctrl-C receive something."""
+    type_in_terminals(shell, section)
+
+
+def type_in_terminals(shell: Shell, section: str) -> None:
+    """Type a tutorial's blocks, each in a terminal of its own, and end those that run until Ctrl-C."""
     pattern = r"^Run this in terminal \d+ \(.*?\)(; Ctrl-C ends it)?:\n\n```sh\n(.*?)\n```"
     blocks = re.findall(pattern, section, re.MULTILINE)
     waiting: list[tuple[str, Running]] = []

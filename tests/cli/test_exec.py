@@ -140,6 +140,14 @@ def test_a_stalled_stderr_stops_no_time_limit(shell: Shell) -> None:
 
 
 @on_any_broker
+def test_raw_results_of_programs_are_on_lines_of_their_own(shell: Shell) -> None:
+    """Whether the program ends its output with a newline or not, each result is one line."""
+    server = shell.start("mqtool", "rpc-server", "--exec", "tr a-z A-Z", "-c", "3").wait_until_ready()
+    assert shell.run("mqtool", "rpc-client", "--raw", "--text", "one", "two", "three\n").stdout == "ONE\nTWO\nTHREE\n"
+    assert server.wait().code == 0
+
+
+@on_any_broker
 def test_an_rpc_program_that_prints_too_much(shell: Shell) -> None:
     """It is killed, the requester gets an error, and the server goes on."""
     program = 'read body; [ "$body" = yes ] && exec yes; head -c $body /dev/zero'
@@ -148,7 +156,7 @@ def test_an_rpc_program_that_prints_too_much(shell: Shell) -> None:
     refused = shell.run("mqtool", "rpc-client", "--text", "yes")
     assert "the program printed more than 1,048,576 bytes" in refused.stderr
     assert refused.code == 65
-    assert len(shell.run("mqtool", "rpc-client", "--raw", str(1 << 20)).stdout) == 1 << 20
+    assert len(shell.run("mqtool", "rpc-client", "--raw", str(1 << 20)).stdout) == (1 << 20) + len("\n")
     assert shell.run("mqtool", "rpc-client", str((1 << 20) + 1)).code == 65
     assert server.wait().code == 0
 

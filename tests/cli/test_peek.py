@@ -90,6 +90,19 @@ def test_what_it_says(shell: Shell, broker: TestBroker) -> None:
     assert wrong.stderr.splitlines()[:3] == ["mqtool: expected 'and' or 'or'", "  body=7 & queue=x", "         ^"]
 
 
+@on_any_broker
+@pytest.mark.parametrize("command", ["peek jobs", "move jobs --to other", "dlq show jobs"])
+def test_a_condition_on_when_a_waiting_message_was_received_is_refused(shell: Shell, command: str) -> None:
+    """It has not been received yet, so no condition on that time could match; the sender's own time can be tested."""
+    refused = shell.run("mqtool", *command.split(), "--where", "timestamp<2026-01-31")
+    assert refused.code == 2
+    assert "messages in a queue have no 'timestamp', which is when a message was received\n" in refused.stderr
+    assert "hint: properties.timestamp" in refused.stderr
+    shell.run("mqtool", "send", "-q", "jobs", "--property", "timestamp=2020-01-01", "old")
+    shown = shell.run("mqtool", "peek", "jobs", "--raw", "--where", "properties.timestamp<2026-01-31")
+    assert (shown.stdout, shown.code) == ("old\n", 0), shown.stderr
+
+
 @pytest.mark.keeps_messages
 def test_a_message_at_its_delivery_limit_is_not_lost(shell: Shell, broker: TestBroker) -> None:
     """It warns before, stops one short, and keeps a message that the queue would have dropped."""

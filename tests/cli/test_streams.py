@@ -160,6 +160,32 @@ def test_filters(shell: Shell, broker: TestBroker) -> None:
     assert shell.run(*read, "us", "--filter", "asia").stdout == "two\n"
 
 
+@pytest.mark.parametrize("command", ["offset set NAME me 17", "offset reset NAME me"])
+def test_an_offset_is_stored_only_in_a_stream(shell: Shell, command: str) -> None:
+    """Without such a stream, or if the name is that of a queue, nothing is stored, and the command exits with 69."""
+    shell.run("mqtool", "queue", "declare", "jobs")
+    for name in ("nothing", "jobs"):
+        refused = shell.run("mqtool", *command.replace("NAME", name).split())
+        assert (refused.code, f"stream '{name}' does not exist" in refused.stderr) == (69, True), refused.stderr
+
+
+def test_the_management_api_tells_the_stream_port(shell: Shell, broker: TestBroker) -> None:
+    """Without --stream-port, commands and tutorials use the stream port of the node that they are connected to."""
+    del shell.environment["MQTOOL_STREAM_PORT"]
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    assert shell.run("mqtool", "send-stream", "x").code == 0
+    told = shell.run("mqtool", "tutorial", "run", "stream-hello-world", "--no-pause", "-u", broker.url)
+    assert told.code == 0, told.stdout + told.stderr
+
+
+def test_a_tutorial_that_fails_shows_the_last_line_of_its_command(shell: Shell, broker: TestBroker) -> None:
+    """On the line of the error, as the command has printed it."""
+    shell.environment["MQTOOL_STREAM_PORT"] = "1"
+    failed = shell.run("mqtool", "tutorial", "run", "stream-hello-world", "--no-pause", "-u", broker.url)
+    assert failed.code == 1
+    assert re.search(r"expected exit code 0, got 69, from: mqtool send-stream.*; it printed: hint: ", failed.stderr)
+
+
 def test_offset_tracking(shell: Shell) -> None:
     """The second tutorial: the second run reads the second hundred."""
     sent = shell.run("mqtool", "offset", "send")

@@ -37,8 +37,8 @@ def run(
 
     Args:
         settings: the broker's settings.
-        ready_file: written once the broker is listening, and removed at the end. Contains the URLs and any damage to
-            the stored data, one per line.
+        ready_file: removed at the start and at the end, and written once the broker is listening. Contains the URLs and
+            any damage to the stored data, one per line.
         log_file: the log file; None for stderr.
         print_url: print the URLs once the broker is listening.
         when_ready: called on the event loop once the broker is listening.
@@ -57,6 +57,8 @@ def run(
         when_ready(server)
 
     try:
+        if ready_file is not None:
+            ready_file.unlink(missing_ok=True)  # a broker that was killed has left its URLs
         serve(settings, ready)
     except OSError as error:
         if log_file is not None:

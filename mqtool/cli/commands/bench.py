@@ -25,7 +25,7 @@ from mqtool.cli.display import bench_report, output
 from mqtool.cli.display.progress import Progress
 from mqtool.cli.options import ManagedBroker, Yes
 from mqtool.cli.options.bench_options import LONG, SHORT, BenchProtocol, Load, Runs, Variation
-from mqtool.errors import BadData, MqtoolError, UsageError
+from mqtool.errors import BadData, MqtoolError, SomeFailed, UsageError
 from mqtool.spelling import counted, did_you_mean
 
 app = typer.Typer()
@@ -174,12 +174,15 @@ def _check(results: Sequence[Result]) -> None:
 
     Raises:
         MqtoolError: confirmed messages were lost.
+        SomeFailed: a command of --at or --during failed.
         SystemExit: a run was interrupted.
     """
     for remark in dict.fromkeys(each for result in results for each in bench_report.remarks(result)):
         output.warning(remark)
     if lost := sum(result.lost for result in results if result.plan.ttl is None):
         raise MqtoolError(f"{counted(lost, 'confirmed message')} did not arrive")
+    if failed := [command for result in results for command in result.failed_commands]:
+        raise SomeFailed(f"a command failed during the run: {failed[0]}")
     stopping.exit_if_requested()
 
 

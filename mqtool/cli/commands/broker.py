@@ -1,6 +1,7 @@
 """mqtool broker down, status, ls, rm, logs, env; see broker_up.py and broker_fault.py for the others."""
 
 import contextlib
+import os
 import shlex
 import time
 from pathlib import Path
@@ -9,12 +10,12 @@ from urllib.parse import urlsplit
 
 import typer
 
-from mqtool.amqp import parse_addresses
+from mqtool.amqp import Connection, TlsFiles, parse_addresses
 from mqtool.broker import background, readiness, state
 from mqtool.broker.choice import starter_of
 from mqtool.broker.state import DEFAULT_NAME, Started
 from mqtool.cli import stopping
-from mqtool.cli.chosen_broker import MANAGEMENT_VARIABLE
+from mqtool.cli.chosen_broker import MANAGEMENT_VARIABLE, resolve_addresses
 from mqtool.cli.command_line import command, group
 from mqtool.cli.commands import broker_fault, broker_up
 from mqtool.cli.commands.broker_up import Name, known, told
@@ -49,11 +50,16 @@ def down(name: Name = DEFAULT_NAME) -> None:
 def status(which: WhichBroker, name: Name = DEFAULT_NAME) -> None:
     """Show whether the broker is running (exit 0) or not (exit 69).
 
-    Also shows which broker the other commands use, and why.
+    Also shows which broker the other commands use, and why. If no broker was started here, the exit code is about the
+    one that the other commands use.
     """
     choice = which.choice()
     if (started := state.load(name)) is None:
         output.show(f"commands use {told(choice)}")
+        if choice.is_named and "name" not in which.call.typed:
+            Connection(resolve_addresses(choice), tls=choice.tls(TlsFiles())).close()
+            output.show("  running")
+            return
         started = known(name)
     starter = starter_of(started)
     running, says = starter.running(started), _state_of(started)
@@ -153,9 +159,7 @@ def env(
     """
     if which.call.typed & {"url", "context"}:
         choice = which.choice()
-        _export(choice.url)
-        if choice.context is not None and choice.context.management is not None:
-            output.show(f"export {MANAGEMENT_VARIABLE}={shlex.quote(choice.context.management)}")
+        _export(choice.url, management=choice.context and choice.context.management)
         return
     started = known(name)
     url = readiness.remote_url(started) if for_remote else started.url
@@ -164,13 +168,16 @@ def env(
             f"the broker named {name!r} does not accept connections from other machines",
             "start it with --listen ADDRESS",
         )
-    _export(url)
-    if streams := started.details.get("streams"):
-        output.show(f"export MQTOOL_STREAM_PORT={urlsplit(streams).port}")
+    streams = started.details.get("streams")
+    _export(url, stream_port=urlsplit(streams).port if streams else None)
 
 
-def _export(url: str) -> None:
-    # Other clients accept only one URL.
-    output.show(f"export AMQP_URL={shlex.quote(url.partition(',')[0])}")
-    if "," in url:
-        output.show(f"export MQTOOL_URL={shlex.quote(url)}")
+def _export(urls: str, *, management: str | None = None, stream_port: int | None = None) -> None:
+    # MQTOOL_URL too, which would otherwise name another broker. Other clients read AMQP_URL, and accept only one URL.
+    values: dict[str, str | int | None] = {"AMQP_URL": urls.partition(",")[0], "MQTOOL_URL": urls}
+    values |= {MANAGEMENT_VARIABLE: management, "MQTOOL_STREAM_PORT": stream_port}
+    for variable, value in values.items():
+        if value is not None:
+            output.show(f"export {variable}={shlex.quote(str(value))}")
+        elif variable in os.environ:
+            output.show(f"unset {variable}")

@@ -293,8 +293,8 @@ def serve(
     ] = False,
     recording: Annotated[bool, typer.Option("--recording", help=help_of("recording"))] = False,
     print_url: Annotated[bool, typer.Option("--print-url", help="Print the URLs once it listens")] = False,
-    ready_file: Annotated[
-        Path | None, typer.Option(help="Write the URLs to FILE once it listens", metavar="FILE")
+    urls_file: Annotated[
+        Path | None, typer.Option("--ready-file", help="Write the URLs to FILE once it listens", metavar="FILE")
     ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help=TLS_OPTIONS["--tls-cert"], metavar="FILE")] = None,
     tls_key: Annotated[Path | None, typer.Option(help=TLS_OPTIONS["--tls-key"], metavar="FILE")] = None,
@@ -321,7 +321,7 @@ def serve(
         guest_from_anywhere=guest_from_anywhere,
         recording=recording,
     )
-    raise typer.Exit(run(settings, ready_file=ready_file, print_url=print_url))
+    raise typer.Exit(run(settings, ready_file=urls_file, print_url=print_url))
 
 
 @command(app, "mqtool broker restart", "mqtool broker restart --name second", effect=Effect.OWN)

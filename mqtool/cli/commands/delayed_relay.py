@@ -68,7 +68,7 @@ def relay(
         bool, typer.Option("--by-timestamps", help="Count delays from the broker's timestamp_in_ms")
     ] = False,
     ready_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Create FILE once the relay is consuming")
+        Path | None, typer.Option(help="Create FILE once the relay is consuming", metavar="FILE")
     ] = None,
 ) -> None:
     """Delay messages of any client, as the delayed message plugin did.

@@ -24,7 +24,7 @@ from mqtool.cli.display.progress import Progress
 from mqtool.cli.invocation import current
 from mqtool.cli.options import Broker, ManagedBroker, Yes
 from mqtool.cli.options.broker_options import ShownVerbose
-from mqtool.cli.options.receiving_options import Where
+from mqtool.cli.options.receiving_options import WhereWaiting
 from mqtool.cli.pipe.existence import require
 from mqtool.cli.values import DURATION
 from mqtool.errors import SomeFailed, Unavailable
@@ -69,7 +69,7 @@ class Which:
     older: Annotated[
         float | None, typer.Option(help="Only those that first failed this long ago or earlier", **DURATION)
     ] = None
-    where: Where = None
+    where: WhereWaiting = None
 
     @property
     def is_all(self) -> bool:

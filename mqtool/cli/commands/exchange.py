@@ -15,9 +15,9 @@ from mqtool.cli.display import output
 from mqtool.cli.options import Broker, ExchangeOptions
 from mqtool.cli.options.broker_options import IfExists, Yes
 from mqtool.cli.values import argument_option, header_option
-from mqtool.errors import BadData, MqtoolError, UsageError
-from mqtool.spelling import nearest
-from mqtool.topology import Binding, Exchange, Queue
+from mqtool.errors import BadData, MqtoolError, UnknownExchangeType, UsageError
+from mqtool.spelling import nearest, pasteable
+from mqtool.topology import DELAYED, Binding, Exchange, Queue
 
 app = group("exchange", "Declare, bind, unbind and delete exchanges.", heading="Manage")
 
@@ -49,7 +49,15 @@ def declare_exchange(
     if kind not in _TYPES and (meant := nearest(kind, _TYPES)) and not kind.startswith("x-"):
         raise UsageError(f"unknown exchange type {kind!r}", f"did you mean {meant!r}?")
     wanted = options.of(Exchange("", kind, durable=True, auto_delete=auto_delete, internal=internal))
-    declare_as(broker, wanted, if_not_exists=if_not_exists)
+    try:
+        declare_as(broker, wanted, if_not_exists=if_not_exists)
+    except UnknownExchangeType as error:
+        if kind != DELAYED:
+            raise
+        raise UnknownExchangeType(
+            f"{error}: the delayed message plugin is missing",
+            f"the plugin ends with RabbitMQ 4.2; without it: {pasteable('delayed relay', wanted.name)}",
+        ) from error
 
 
 @command(

@@ -18,7 +18,7 @@ from mqtool.cli.display.progress import Progress
 from mqtool.cli.invocation import current
 from mqtool.cli.options import CONFIRM_TIMEOUT, RATE, ConfirmTimeout, ManagedBroker, Yes
 from mqtool.cli.options.broker_options import Destination, ShownVerbose
-from mqtool.cli.options.receiving_options import Where
+from mqtool.cli.options.receiving_options import WhereWaiting
 from mqtool.cli.pipe.existence import require
 from mqtool.cli.values import DURATION
 from mqtool.errors import NotConfirmed, SomeFailed, Unavailable, UsageError
@@ -48,7 +48,7 @@ def move(
     destination: Destination,
     broker: ManagedBroker,
     yes: Yes = False,
-    where: Where = None,
+    where: WhereWaiting = None,
     count: Annotated[
         int | None, typer.Option("--count", "-c", "-n", min=1, help="Move up to N messages", metavar="N")
     ] = None,

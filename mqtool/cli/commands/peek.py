@@ -14,7 +14,7 @@ from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.display.delivery_writer import redirect
 from mqtool.cli.options import ManagedBroker
-from mqtool.cli.options.receiving_options import OFFSET, Printing, Where
+from mqtool.cli.options.receiving_options import OFFSET, Printing, WhereWaiting
 from mqtool.cli.pipe.existence import require
 from mqtool.errors import Unavailable, UsageError
 from mqtool.management import Management
@@ -44,7 +44,7 @@ def peek(
     limit: Annotated[
         int | None, typer.Option("--count", "-c", "-n", min=1, help="Show up to N messages", metavar="N")
     ] = None,
-    where: Where = None,
+    where: WhereWaiting = None,
     offset: Annotated[Any | None, typer.Option(help="Where to start in a stream (default: first)", **OFFSET)] = None,
 ) -> None:
     """Show the messages in a queue and leave them there.

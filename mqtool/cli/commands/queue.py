@@ -102,6 +102,8 @@ def declare_as(broker: Broker, thing: Exchange | Queue, *, if_not_exists: bool) 
             try:
                 channel.declare(thing)
             except DeclaredDifferently as error:
+                if not exists:  # the broker refuses the settings themselves
+                    raise
                 raise DeclaredDifferently(str(error), "--if-not-exists leaves it as it is") from error
     output.status(f"{named(thing)} exists" if exists else f"declared {named(thing)}")
 

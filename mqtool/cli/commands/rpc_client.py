@@ -170,7 +170,7 @@ def _check_integers(requests: list[str], *, takes_negatives: bool) -> None:
 def _show_remote(reply: Delivery, *, raw: bool) -> int:
     status = reply.headers[rpc_functions.EXIT_STATUS]
     if raw:
-        output.show_bytes(_alone(reply))
+        output.show_bytes(_alone(reply).removesuffix(b"\n") + b"\n")
     else:
         output.show(f" [.] Got {output.visible(reply.text.rstrip())}")
     for line in str(reply.headers.get(rpc_functions.STDERR) or "").splitlines():

@@ -270,6 +270,21 @@ class Reader:
         self._on_gone()
 
 
+def remove_ready_file(path: Path | None) -> None:
+    """Remove the file given by --ready-file, if an earlier command has left it.
+
+    Raises:
+        UsageError: the file cannot be removed, or is not empty, so mqtool did not create it.
+    """
+    if path is not None and path.is_file() and not path.is_symlink():
+        if path.stat().st_size:
+            raise UsageError(f"cannot create the ready file {path}: it exists and is not empty", "name another file")
+        try:
+            path.unlink()
+        except OSError as failure:
+            raise UsageError(f"cannot remove the ready file {path}: {failure.strerror}") from failure
+
+
 def create_ready_file(path: Path | None) -> None:
     """Create the file given by --ready-file, if any, to signal that the command is consuming.
 

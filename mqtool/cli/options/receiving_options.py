@@ -11,6 +11,7 @@ from mqtool.amqp import STREAMING
 from mqtool.amqp import Receiving as ReceivingSettings
 from mqtool.cli.display.delivery_writer import DeliveryWriter
 from mqtool.cli.values import DURATION, parsed
+from mqtool.errors import UsageError
 from mqtool.message import Delivery
 from mqtool.offsets import parse_offset
 
@@ -31,6 +32,29 @@ Where = Annotated[
     Any | None,
     typer.Option(
         "--where", parser=parsed(_condition), metavar="CONDITION", help="Only messages that match (mqtool help where)"
+    ),
+]
+
+
+def _condition_on_waiting(text: str) -> Any:
+    """Parse a condition on messages that wait in a queue, which have not been received."""
+    condition = _condition(text)
+    if "timestamp" in condition.fields:
+        raise UsageError(
+            "messages in a queue have no 'timestamp', which is when a message was received",
+            "properties.timestamp is the time that the sender has set, if any",
+        )
+    return condition
+
+
+#: --where for messages that wait in a queue.
+WhereWaiting = Annotated[
+    Any | None,
+    typer.Option(
+        "--where",
+        parser=parsed(_condition_on_waiting),
+        metavar="CONDITION",
+        help="Only messages that match (mqtool help where)",
     ),
 ]
 

@@ -1,0 +1,49 @@
+"""--ready-file: a file that says when a command consumes, or when a broker listens."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.brokers import on_any_broker
+from tests.cli.shell import Shell, wait_until
+
+#: Nothing listens at this port.
+NOBODY = "amqp://localhost:1"
+
+
+@on_any_broker
+@pytest.mark.parametrize("command", ["receive", "worker", "tap amq.topic", "rpc-server", "delayed relay later"])
+def test_a_ready_file_of_an_earlier_run_is_removed_when_the_command_starts(shell: Shell, command: str) -> None:
+    """So a script that waits for the file cannot take it for the sign of a command that does not consume yet."""
+    (shell.directory / "ready").touch()
+    result = shell.run("mqtool", *command.split(), "-u", NOBODY, "--ready-file", "ready")
+    assert result.code == 69
+    assert not (shell.directory / "ready").exists()
+
+
+@on_any_broker
+def test_a_ready_file_is_not_created_in_place_of_a_file_with_content(shell: Shell) -> None:
+    """The file is refused before anything is consumed, and keeps its content."""
+    (shell.directory / "notes.txt").write_text("mine")
+    result = shell.run("mqtool", "receive", "--ready-file", "notes.txt")
+    assert result.code == 2
+    assert "cannot create the ready file notes.txt: it exists and is not empty" in result.stderr
+    assert (shell.directory / "notes.txt").read_text() == "mine"
+
+
+def test_the_urls_of_a_killed_broker_are_removed_before_the_next_one_listens(tmp_path: Path) -> None:
+    """So a script that waits for the file never reads the URLs of a broker that is gone."""
+    urls, definitions = tmp_path / "urls", tmp_path / "definitions"
+    urls.write_text("amqp://guest:guest@127.0.0.1:1/%2F\n")
+    os.mkfifo(definitions)
+    command = [sys.executable, "-m", "mqtool", "broker", "serve", "--port", "0", "--ready-file", urls]
+    with subprocess.Popen([*command, "--definitions", definitions], stderr=subprocess.DEVNULL) as broker:
+        with definitions.open("w") as file:  # blocks until the broker reads it, before it listens
+            assert not urls.exists()
+            file.write("{}")
+        wait_until(urls.exists, "the broker")
+        broker.terminate()
+    assert not urls.exists()

@@ -1,0 +1,51 @@
+"""The site, typed as printed: page after page on one broker, in the order of its table of contents, twice."""
+
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.brokers import large
+from tests.cli.shell import Shell
+from tests.cli.test_documentation import ROOT, SECTIONS, TUTORIALS, assert_shown, blocks_of, paste, type_in_terminals
+from tests.protocol.broker_process import BrokerProcess
+
+README = ROOT / "README.md"
+
+
+def site() -> list[Path]:
+    """The pages with commands, in the order of the site: the README, then the table of contents of docs/index.md."""
+    docs = ROOT / "docs"
+    trees = re.findall(r"^```\{toctree\}\n(.*?)^```", (docs / "index.md").read_text(), re.DOTALL | re.MULTILINE)
+    names = [line for tree in trees for line in tree.splitlines() if line and not line.startswith(":")]
+    pages = [README, *(docs / f"{name}.md" for name in names)]
+    return [page for page in pages if "```sh\n" in page.read_text()]
+
+
+@large
+@pytest.mark.timeout(1500)
+def test_the_site_can_be_typed_twice_on_one_broker(lonely_shell: Shell, tmp_path: Path) -> None:
+    """A reader who types every block of every page, in one directory, sees what the pages show, the second time too.
+
+    Each page is typed in a new terminal, as after `broker env`. The README's list contains all queues of the broker,
+    so what it shows is compared the first time only.
+    """
+    (tmp_path / "broker").mkdir()
+    (tmp_path / "typed").mkdir()
+    lonely_shell.directory = tmp_path / "typed"
+    lonely_shell.environment |= {"XDG_CONFIG_HOME": str(tmp_path), "XDG_STATE_HOME": str(tmp_path)}
+    with BrokerProcess(tmp_path / "broker", "--in-memory", "--management-port=0", "--stream-port=0") as broker:
+        lonely_shell.environment |= {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.management_url}
+        lonely_shell.environment["MQTOOL_STREAM_PORT"] = str(urlsplit(broker.stream_url).port)
+        for turn in (1, 2):
+            for page in site():
+                print(f"turn {turn}: {page.name}")
+                if page == TUTORIALS:
+                    for section in SECTIONS:
+                        type_in_terminals(lonely_shell, section)
+                    continue
+                blocks = blocks_of(page.read_text())
+                printed = paste(lonely_shell, [typed for typed, _ in blocks])
+                if turn == 1 or page != README:
+                    assert_shown(blocks, printed)
