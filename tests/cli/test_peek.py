@@ -9,6 +9,7 @@ from mqtool.amqp import Connection, Receiving
 from mqtool.topology import Queue
 from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import Shell, wait_until
+from tests.cli.terminal import on_terminal
 from tests.cli.test_exec import depth
 
 
@@ -158,9 +159,8 @@ def test_peek_shows_ten_messages_on_a_terminal_and_says_how_many_more_there_are(
 def test_peek_stops_when_the_reader_of_its_output_has_gone(shell: Shell, broker: TestBroker) -> None:
     """It does not take the whole backlog for three lines: the messages that it took are few, and are requeued."""
     shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="x\n" * 30_000)
-    script = (
-        "mqtool peek jobs | head -3; mqtool receive -q jobs --json --idle-timeout 1s | grep -c '\"redelivered\":true'"
-    )
+    taken_before = "mqtool receive -q jobs --json --idle-timeout 1s | grep -c '\"redelivered\":true'"
+    script = f"mqtool peek jobs | head -3; {taken_before}"
     *lines, taken = shell.run("bash", "-c", script).stdout.splitlines()
     assert lines == ["jobs: x"] * 3
     assert 3 <= int(taken) <= 12_000
