@@ -33,7 +33,7 @@ def test_broker_up_says_how_to_start_a_broker_at_the_port_of_a_variable(lonely_s
     """`send` says to run `broker up`, so `broker up` must not only say to unset the variable."""
     lonely_shell.environment["MQTOOL_URL"] = "amqp://localhost:1"
     refused = lonely_shell.run("mqtool", "broker", "up")
-    assert (refused.code, "hint: start one at its port: mqtool broker up --port 1" in refused.stderr) == (69, True)
+    assert (refused.code, "hint: start one at its port: mqtool broker up --port=1" in refused.stderr) == (69, True)
 
 
 @on_any_broker
