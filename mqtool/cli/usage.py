@@ -10,7 +10,14 @@ from mqtool.cli.commands import whole_tree
 from mqtool.cli.help.description import describe, leaves
 from mqtool.cli.help.help_topics import equivalent
 from mqtool.spelling import did_you_mean, quoted
+from mqtool.tutorials import pages
 
+#: What was probably meant by a word that is no command, after `mqtool` or the name of a group.
+_MEANT = {
+    ("mqtool", "send-log"): "did you mean 'emit-log'?",
+    ("mqtool emit-log", "default"): "to publish to the default exchange: mqtool send -q QUEUE",
+    ("mqtool emit-log", "x-delayed-message"): "to delay messages: mqtool send-delayed",
+}
 _NOT_A_NUMBER = r" is not a valid (?:int|integer|float)(?: range)?"
 #: Options of other tools, and what to use instead.
 _OTHER_OPTIONS = {
@@ -39,6 +46,9 @@ def explain(error: typer.TyperException) -> tuple[str, str | None]:
         return "a password does not belong on the command line", "--password-file FILE, or - to read it from stdin"
     if "'--yes'" in what and "does not take a value" in what:
         return what, "--confirm NAME names a protected context"
+    if "unexpected extra argument" in what and "--exec" in sys.argv[:-1]:
+        program = sys.argv[sys.argv.index("--exec") + 1]
+        return what, f"quote the program and its arguments: --exec '{program} …'"
     examples = getattr(context and context.command.callback, "examples", ())
     how = f"for example: {examples[0]}" if examples else f"'{path} --help' shows the usage"
     if context and (flag := re.search(r"'(--?[\w-]+)'", what)):
@@ -53,6 +63,12 @@ def explain(error: typer.TyperException) -> tuple[str, str | None]:
 def _command_hint(context: Any, word: str) -> str | None:
     """Suggest the command that was meant by a word after `mqtool` or after the name of a group."""
     path = context.command_path
+    if (path, word) in _MEANT:
+        return _MEANT[path, word]
+    if f"{word}s" in context.command.list_commands(context):
+        return f"did you mean '{word}s'?"
+    if path == "mqtool tutorial" and (word.isdecimal() or word.replace("_", "-") in pages.NAMES):
+        return f"to read it: {path} show {word}; to run it: {path} run {word}"
     hint = did_you_mean(word, context.command.list_commands(context), f"'{path} --help' lists the commands")
     if path != "mqtool":
         elsewhere = [leaf.path for leaf in leaves(describe(whole_tree())) if word in (leaf.words[-1], *leaf.aliases)]

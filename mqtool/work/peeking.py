@@ -32,8 +32,9 @@ from mqtool.work import history
 from mqtool.work.transfer import elsewhere, move, name_of, wait_for
 
 #: The maximum number of messages that a consumer can hold, AMQP's largest prefetch; the number of messages in the first
-#: batch; the size of later batches in bytes; the estimated overhead of a message in bytes.
-AT_ONCE, _FIRST, _BATCH, _OVERHEAD = 65_535, 100, 16 << 20, 1000
+#: batch; the largest ratio of a batch to all before it; the size of later batches in bytes; the estimated overhead of a
+#: message in bytes.
+AT_ONCE, FIRST_BATCH, _GROWTH, _BATCH, _OVERHEAD = 65_535, 100, 10, 16 << 20, 1000
 #: Seconds without a delivery after which a queue is considered read to its end, and the same for a stream.
 _PATIENCE, _STREAM_PATIENCE = 2.0, 1.0
 #: The default delivery limit of a quorum queue from RabbitMQ 4.0 on.
@@ -201,7 +202,8 @@ class Look:
 
     def _take(self, most: int) -> Iterator[Delivery]:
         """Yield the next batch, of at most `most` messages."""
-        fits = _BATCH // (self._bytes // self.count) if self.count else _FIRST
+        # A caller that stops early should not have to wait until thousands of messages are requeued.
+        fits = min(_BATCH // (self._bytes // self.count), self.count * _GROWTH) if self.count > 1 else FIRST_BATCH
         size = max(1, min(most, self._ready - self.count, fits, AT_ONCE))
         channel, last = self._channel.connection.channel(), self.count + size
         self._held[channel] = 0

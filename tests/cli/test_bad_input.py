@@ -197,8 +197,8 @@ BROKER = [
     Case("receive --vhost nowhere", 77, "cannot open vhost 'nowhere': vhost nowhere not found", "no vhost 'nowhere'"),
     # Names.
     Case("send x -q amq.mine", 77, "queue name 'amq.mine' contains reserved prefix", "choose another"),
-    Case("emit-log fanout -e amq.mine", 77, "exchange name 'amq.mine' contains reserved prefix", "choose another"),
-    Case("emit-log fanout -e ", 77, "not permitted on the default exchange", "mqtool send -q NAME"),
+    Case("emit-log fanout x -e amq.mine", 77, "exchange name 'amq.mine' contains reserved prefix", "choose another"),
+    Case("emit-log fanout x -e ", 77, "not permitted on the default exchange", "mqtool send -q NAME"),
     # Values.
     Case("send x --property expiration=99999999999999", 65, "invalid expiration '99999999999999'", "milliseconds"),
     Case("send x --property user-id=nobody", 65, "user_id property set to 'nobody'", "who logged in"),
@@ -209,7 +209,7 @@ BROKER = [
     Case("send x -q there --strict", 78, "inequivalent arg", "another --dialect may match it"),
     Case("send x -q timeout --strict", 78, "inequivalent arg", "another --dialect may match it"),
     Case("receive -q there --strict", 78, "inequivalent arg", "another --dialect may match it"),
-    Case("emit-log fanout -e a-topic-exchange", 78, "inequivalent arg 'type' for exchange", "routes differently"),
+    Case("emit-log fanout x -e a-topic-exchange", 78, "inequivalent arg 'type' for exchange", "routes differently"),
     Case("receive-log fanout -e a-topic-exchange", 78, "inequivalent arg 'type' for exchange", "routes differently"),
     # Publishing.
     Case("send x -e nowhere", 69, "no exchange 'nowhere' in vhost", "check the name"),

@@ -9,6 +9,7 @@ from mqtool.amqp import Connection, Receiving
 from mqtool.topology import Queue
 from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import Shell, wait_until
+from tests.cli.terminal import on_terminal
 from tests.cli.test_exec import depth
 
 
@@ -142,3 +143,24 @@ def test_a_stream_from_any_offset(shell: Shell, broker: TestBroker) -> None:
     assert peeked(shell, broker, "--where", "body=77", "-c", "1") == ids[77:78]
     without = shell.run("mqtool", "peek", "jobs", "-c", "1", "--management", "http://localhost:1")
     assert (without.stdout, without.stderr) == ("jobs: 0\n", "")
+
+
+@on_any_broker
+def test_peek_shows_ten_messages_on_a_terminal_and_says_how_many_more_there_are(shell: Shell) -> None:
+    """With -c, as many as asked for; in a pipe, all of them."""
+    shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="".join(f"m{number}\n" for number in range(1012)))
+    shown = on_terminal(shell, "mqtool", "peek", "jobs").stdout
+    assert (shown.count("jobs: m"), "1,002 more: -c N" in shown) == (10, True)
+    assert on_terminal(shell, "mqtool", "peek", "jobs", "-c", "11").stdout.count("jobs: m") == 11
+    assert shell.run("mqtool", "peek", "jobs", "--raw").stdout.count("m") == 1012
+
+
+@on_any_broker
+def test_peek_stops_when_the_reader_of_its_output_has_gone(shell: Shell, broker: TestBroker) -> None:
+    """It does not take the whole backlog for three lines: the messages that it took are few, and are requeued."""
+    shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="x\n" * 30_000)
+    taken_before = "mqtool receive -q jobs --json --idle-timeout 1s | grep -c '\"redelivered\":true'"
+    script = f"mqtool peek jobs | head -3; {taken_before}"
+    *lines, taken = shell.run("bash", "-c", script).stdout.splitlines()
+    assert lines == ["jobs: x"] * 3
+    assert 3 <= int(taken) <= 12_000

@@ -155,7 +155,7 @@ def test_run_needs_no_broker_and_leaves_nothing(lonely_shell: Shell) -> None:
     played = lonely_shell.run("mqtool", "tutorial", "run", "hello-world", "rpc", "--auto", timeout=PLAYING)
     assert (played.stderr, played.code) == ("", 0)
     for line in (
-        "sender   │ $ mqtool send\n",
+        "sender   │ $ mqtool send 'Hello World!'\n",
         "receiver │  [x] Received Hello World!\n",
         "client │  [.] Got 832040\n",
         "✓ the receiver got both messages, including the one sent before it started\n",

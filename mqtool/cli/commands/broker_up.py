@@ -103,8 +103,11 @@ def up(
                 output.show(f"using the broker at {reachable}")
                 return
             if (choice := choose(options.url, options.context, options.call.typed)).is_named:
+                is_here = access.address.host in ("localhost", "127.0.0.1", "::1")
+                how = f"start one at its port: {pasteable('broker up --port=', str(access.address.port))}"
                 raise Unavailable(
-                    f"no broker answers at {access.address} ({choice.reason})", "unset it to start a broker here"
+                    f"no broker answers at {access.address} ({choice.reason})",
+                    how if is_here else "unset it to start a broker here",
                 )
         starter = _prepared(kind, wanted)
         if foreground and isinstance(starter, Embedded):

@@ -24,6 +24,8 @@ from mqtool.work.peeking import How, Kind
 
 app = typer.Typer()
 
+#: The number of messages to show on a terminal.
+_SCREENFUL = 10
 #: Warn if a message has this many or fewer deliveries left before it reaches the queue's delivery limit.
 _CLOSE = 5
 
@@ -42,7 +44,10 @@ def peek(
     printing: Printing,
     broker: ManagedBroker,
     limit: Annotated[
-        int | None, typer.Option("--count", "-c", "-n", min=1, help="Show up to N messages", metavar="N")
+        int | None,
+        typer.Option(
+            "--count", "-c", "-n", min=1, help="Show up to N messages", metavar="N", show_default="10 on a terminal"
+        ),
     ] = None,
     where: WhereWaiting = None,
     offset: Annotated[Any | None, typer.Option(help="Where to start in a stream (default: first)", **OFFSET)] = None,
@@ -59,6 +64,9 @@ def peek(
     write = printing.writer("{key}: {body}")
     # No reconnecting, because messages would then be shown twice.
     access, shown, often = access_to(broker, reconnects=False), 0, 0
+    is_screenful = limit is None and output.is_terminal(output.STDOUT)
+    limit = _SCREENFUL if is_screenful else limit
+    reader = output.Reader(on_gone=lambda: None)
     with access.connect() as connection, stopping.calling(lambda: None):
         channel = connection.channel()
         require(queue, channel, access)
@@ -67,6 +75,7 @@ def peek(
             raise UsageError(f"{queue!r} is not a stream, so it has no offsets", "leave out --offset")
         # With --where, any number of messages may have to be read to find enough matching ones.
         most = limit if where is None else None
+        ready = 0 if kind.how is How.STREAM or where is not None else channel.depth_of(queue)
         with closing(peeking.peek(channel, queue, kind, most, offset or FIRST)) as deliveries:
             for delivery in stopping.until_requested(deliveries):
                 often = max(often, peeking.times_back(delivery))
@@ -75,8 +84,13 @@ def peek(
                     shown += 1
                     if shown == limit:
                         break
+                    if shown == peeking.FIRST_BATCH:
+                        write.flush()  # so that a reader such as `head` can end before the next batch is taken
+                reader.check()
             write.flush()
     _say(queue, kind, shown, has_condition=where is not None)
+    if is_screenful and shown == limit and ready != shown:
+        output.notice(f"{ready - shown:,} more: -c N" if ready else "to see more: -c N")
     if kind.limit is not None and often >= kind.limit - _CLOSE:
         output.warning(
             f"messages have been requeued up to {often + 1} times: after more than {kind.limit}, {queue!r} drops them"

@@ -1,5 +1,6 @@
 """mqtool receive-log."""
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -177,6 +178,8 @@ def receive_topic(
 
         return amqp10_topics.receive(channel, exchange, keys, queue, settings)
 
+    if patterns and all(map(os.path.lexists, patterns)):
+        output.notice("each pattern is the name of a file here; to receive all topics, quote the pattern: '*' or '#'")
     _receive(
         logs, logs.broker.names.topic, receive, lines.log_with_key, lines.waiting_log_with_key, lines.binding_topic
     )

@@ -63,7 +63,9 @@ def _row(name: str) -> dict[str, str]:
 
 def _named(name: str) -> str:
     """Return a tutorial's name, given its name or its number in RabbitMQ's list."""
-    return _NUMBERED[int(name) - 1] if name in map(str, range(1, len(_NUMBERED) + 1)) else name
+    if name in map(str, range(1, len(_NUMBERED) + 1)):
+        return _NUMBERED[int(name) - 1]
+    return name.replace("_", "-")
 
 
 @command(app, "mqtool tutorial show routing", "mqtool tutorial show hello-world --plain > hello.py", effect=Effect.NONE)

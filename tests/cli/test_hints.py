@@ -1,0 +1,46 @@
+"""Hints that lead on, not in a circle."""
+
+import pytest
+
+from tests.brokers import on_any_broker
+from tests.cli.shell import Shell
+
+
+@pytest.mark.parametrize(
+    ("command", "hint"),
+    [
+        (["emit-log", "x-delayed-message", "x"], "mqtool send-delayed"),
+        (["emit-log", "default", "x"], "mqtool send -q QUEUE"),
+        (["list", "queue"], "did you mean 'queues'?"),
+        (["send-log", "x"], "did you mean 'emit-log'?"),
+        (["tutorial", "1"], "to read it: mqtool tutorial show 1; to run it: mqtool tutorial run 1"),
+        (["worker", "--exec", "sleep", "1"], "quote the program and its arguments: --exec 'sleep …'"),
+    ],
+)
+def test_a_usage_error_names_what_was_probably_meant(lonely_shell: Shell, command: list[str], hint: str) -> None:
+    """The command, its form in the plural, or the quotes that are missing."""
+    refused = lonely_shell.run("mqtool", *command)
+    assert (refused.code, hint in refused.stderr) == (2, True), refused.stderr
+
+
+def test_a_tutorial_can_be_named_like_its_file(lonely_shell: Shell) -> None:
+    """With underscores."""
+    shown = lonely_shell.run("mqtool", "tutorial", "show", "hello_world")
+    assert (shown.code, "mqtool send" in shown.stdout) == (0, True)
+
+
+def test_broker_up_says_how_to_start_a_broker_at_the_port_of_a_variable(lonely_shell: Shell) -> None:
+    """`send` says to run `broker up`, so `broker up` must not only say to unset the variable."""
+    lonely_shell.environment["MQTOOL_URL"] = "amqp://localhost:1"
+    refused = lonely_shell.run("mqtool", "broker", "up")
+    assert (refused.code, "hint: start one at its port: mqtool broker up --port=1" in refused.stderr) == (69, True)
+
+
+@on_any_broker
+def test_patterns_that_the_shell_made_of_files_are_noticed(shell: Shell) -> None:
+    """`receive-log topic *` without quotes would wait for ever for topics that are names of files."""
+    for name in ("notes.txt", "todo"):
+        (shell.directory / name).touch()
+    receive = ("mqtool", "receive-log", "topic", "--idle-timeout", "10ms")
+    assert "each pattern is the name of a file here" in shell.run(*receive, "notes.txt", "todo").stderr
+    assert "is the name of a file" not in shell.run(*receive, "kern.*", "todo").stderr
