@@ -4,10 +4,9 @@
         ^                                                               │
         └─── [amq.gen-1] <── correlation_id=42 ─────────────────────────┘
 
-The client has its own queue for replies, and names it in each request. Replies may arrive in any order, so each one
-carries the correlation id of its request; a reply with an unknown id is ignored. The server acknowledges a request
-after it has replied. If it dies before that, another server gets the request, and the client may get two replies. If
-the client loses its connection, its queue is deleted: it sends the requests without a reply again, with the new name.
+The client names its own queue for replies in each request. Replies may arrive in any order, so each one carries the
+correlation id of its request. The server acknowledges a request after it has replied. If it dies before that, another
+server replies. A client that loses its connection sends its requests again, with the name of its new queue.
 
 https://www.rabbitmq.com/tutorials/tutorial-six-python
 """
@@ -21,12 +20,9 @@ from mqtool.message import Confirmation, Delivery, Message, new_message_id
 from mqtool.spelling import pasteable
 from mqtool.topology import PRIVATE_QUEUE, Queue
 
-#: Returns the reply to a request.
-Function = Callable[[Delivery], Message]
-#: A server gets one request at a time; other servers get the rest.
-ONE_AT_A_TIME = Receiving(prefetch=1)
-#: RabbitMQ's pseudo-queue for replies. https://www.rabbitmq.com/docs/direct-reply-to
-DIRECT_REPLY_TO = Queue("amq.rabbitmq.reply-to")
+Function = Callable[[Delivery], Message]  # returns the reply to a request
+ONE_AT_A_TIME = Receiving(prefetch=1)  # other servers get the rest
+DIRECT_REPLY_TO = Queue("amq.rabbitmq.reply-to")  # https://www.rabbitmq.com/docs/direct-reply-to
 
 
 def serve(
@@ -56,11 +52,9 @@ def call(
     waiting = {new_message_id(): number for number, _ in enumerate(requests)}
 
     def send(to: str) -> None:
-        messages = [
-            Message(requests[number], queue.name, "", {"reply_to": to, "correlation_id": identity}, identity)
-            for identity, number in waiting.items()
-        ]
-        for receipt in channel.publish(messages, mandatory=True):
+        named = {identity: {"reply_to": to, "correlation_id": identity} for identity in waiting}
+        asked = [Message(requests[waiting[each]], queue.name, "", named[each], each) for each in waiting]
+        for receipt in channel.publish(asked, mandatory=True):
             if receipt.confirmation is not Confirmation.CONFIRMED:
                 hint = f"start one: {pasteable('rpc-server --queue=', queue.name)}"
                 raise Unavailable(f"queue {queue.name!r} does not exist: no RPC server has declared it", hint)
