@@ -1,5 +1,6 @@
 """Text for hints and tables: suggestions for misspelled names, command lines that are safe to paste, values as text."""
 
+import difflib
 from collections.abc import Iterable
 from operator import eq
 from typing import Any
@@ -58,8 +59,6 @@ def quoted(word: str) -> str:
 
 def nearest(word: str, names: Iterable[str]) -> str | None:
     """Return the name that the user probably meant by `word`; None if no name is similar."""
-    import difflib
-
     known = list(names)
     for meant in _SYNONYMS.get(word, ()):
         if meant in known:

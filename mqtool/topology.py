@@ -1,6 +1,7 @@
 """Declarations of exchanges, queues, bindings and streams (https://www.rabbitmq.com/tutorials/amqp-concepts)."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 #: No arguments. Never modified, so all declarations can share this mapping.
@@ -34,21 +35,15 @@ class Queue(NamedTuple):
     arguments: Mapping[str, Any] = _NONE
 
 
+@dataclass(slots=True, eq=False)
 class Binding:
     """A binding from an exchange to a queue or, with `to_exchange`, to another exchange. Compared by identity."""
 
-    __slots__ = ("arguments", "destination", "routing_key", "source", "to_exchange")
-
-    def __init__(
-        self,
-        source: str,
-        destination: str,
-        routing_key: str = "",
-        arguments: Mapping[str, Any] = _NONE,
-        to_exchange: bool = False,
-    ) -> None:
-        self.source, self.destination, self.routing_key = source, destination, routing_key
-        self.arguments, self.to_exchange = arguments, to_exchange
+    source: str
+    destination: str
+    routing_key: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    to_exchange: bool = False
 
 
 #: A receiver's private queue, named by the broker, and deleted when the receiver's connection closes.

@@ -202,7 +202,6 @@ class Channel(ChannelListener):
 
     def consumer(self, queue: Queue, receiving: Receiving = STREAMING) -> "Consumer":
         """Start consuming, as consume() does; return the Consumer, which can also wait with a timeout."""
-        # Most publishers never consume, and these modules take 2% of the time to start `mqtool send`.
         from mqtool.amqp.consume_policies import policy_for
         from mqtool.amqp.consumer import Consumer
         from mqtool.amqp.subscription import StreamPosition

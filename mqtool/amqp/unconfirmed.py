@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import count, repeat
 from typing import Any, NamedTuple, Protocol
 
@@ -40,7 +41,8 @@ class Route(NamedTuple):
 
 def addressed(message: Message, route: Route) -> Message:
     """Copy a message; if it has no exchange or no routing key, use the route's."""
-    return message.changed(
+    return replace(
+        message,
         exchange=route.exchange if message.exchange is None else message.exchange,
         routing_key=route.routing_key if message.routing_key is None else message.routing_key,
     )

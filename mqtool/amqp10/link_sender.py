@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import replace
 from typing import Any, Protocol
 
 from mqtool.amqp10 import sections
@@ -78,7 +79,8 @@ def _why(error: Any) -> str:
 def addressed(message: Message, to: str) -> Message:
     """Copy a message; if it has no exchange and routing key of its own, use those of an address."""
     exchange, key = sections.exchange_and_key(to)
-    return message.changed(
+    return replace(
+        message,
         exchange=exchange if message.exchange is None else message.exchange,
         routing_key=key if message.routing_key is None else message.routing_key,
     )

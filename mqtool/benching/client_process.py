@@ -12,7 +12,9 @@ from typing import Any
 
 from mqtool.amqp import Address, TlsFiles
 from mqtool.amqp.pika_errors import connecting
+from mqtool.benching.amqp10_wire import Amqp10Wire
 from mqtool.benching.plan import AMQP_1_0, STREAM, Job, lines_in, told
+from mqtool.benching.stream_wire import StreamWire
 from mqtool.benching.tally import Latencies
 from mqtool.benching.wire import AmqpWire, Wire
 from mqtool.errors import MqtoolError, Unavailable
@@ -72,12 +74,8 @@ def tell(**values: Any) -> None:
 def wire_for(protocol: str) -> Callable[[Address, TlsFiles], Wire]:
     """Return the connection class for a protocol."""
     if protocol == AMQP_1_0:
-        from mqtool.benching.amqp10_wire import Amqp10Wire
-
         return Amqp10Wire
     if protocol == STREAM:
-        from mqtool.benching.stream_wire import StreamWire
-
         return StreamWire
     return AmqpWire
 

@@ -62,7 +62,7 @@ class Embedded(Starter):
             when_up: called in a thread once the broker is listening. If it raises an error, the broker is stopped,
                 and the error is raised again.
         """
-        from mqtool.broker.embedded.__main__ import run  # not at the top: other commands need no broker
+        from mqtool.broker.embedded.__main__ import run
         from mqtool.broker.embedded.server import Server
 
         started = self._planned(wanted)
@@ -105,7 +105,7 @@ class Embedded(Starter):
 
 
 def _settings(started: Started) -> Settings:
-    from mqtool.broker.embedded.sockets.listener import Tls  # not at the top: importing asyncio is slow
+    from mqtool.broker.embedded.sockets.listener import Tls
 
     details = started.details
     listen, files = details.get("listen"), details.get("tls_files")

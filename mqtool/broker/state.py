@@ -91,7 +91,7 @@ class Started:
     @property
     def management(self) -> "Management":
         """A client for the broker's management API, logged in with the user of the AMQP URL."""
-        from mqtool.amqp import parse_addresses  # not at the top: most commands only check if there is a broker
+        from mqtool.amqp import parse_addresses
         from mqtool.management import Management
 
         own = parse_addresses(self.url)[0]

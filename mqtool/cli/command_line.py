@@ -239,7 +239,7 @@ def names_of(kind: str) -> Callable[[typer.Context, str], list[str]]:
     """
 
     def complete(ctx: typer.Context, incomplete: str) -> list[str]:
-        from mqtool.cli import completion  # imported only for completion, because that is slow
+        from mqtool.cli import completion
 
         values = dict(ctx.params)
         typed = _use_context_before(ctx, values)

@@ -19,6 +19,7 @@ from mqtool.cli.access import Access
 from mqtool.cli.chosen_broker import MANAGEMENT_VARIABLE, choose, resolve_addresses
 from mqtool.duration import parse_duration
 from mqtool.errors import MqtoolError
+from mqtool.management import path
 
 Shell = Literal["bash", "zsh", "fish"]
 _BASH = r"""
@@ -124,8 +125,6 @@ def _patience() -> float:
 
 
 def _ask(values: Mapping[str, Any], typed: Collection[str], kind: str, incomplete: str) -> list[str]:
-    from mqtool.management import path
-
     login = {name: values.get(name) for name in ("user", "vhost", "password_file")}
     if str(login["password_file"]) == "-":
         del login["password_file"]

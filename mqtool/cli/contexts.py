@@ -13,6 +13,7 @@ change only the lines concerned and keep comments.
 
 import os
 import re
+import subprocess
 from collections.abc import Mapping
 from enum import Enum, StrEnum, auto
 from pathlib import Path
@@ -76,8 +77,6 @@ class Context(NamedTuple):
         """
         if self.password_command is None:
             return None
-        import subprocess
-
         what = f"the password command of context {self.name!r}"
         try:
             words = _words(self.password_command)

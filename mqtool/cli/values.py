@@ -53,7 +53,7 @@ def header(text: str) -> tuple[str, Any]:
         raise ValueError(f"{text!r} is not a header: write key=text, or key:=json for a typed value")
     if not key.endswith(":"):
         return key, value
-    import json  # few commands need it; saves 3 ms
+    import json
 
     try:
         return key[:-1], json.loads(value)

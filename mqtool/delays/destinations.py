@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from mqtool.amqp import Channel, administration
@@ -134,7 +135,5 @@ def derived_name(name: str, suffix: str) -> str:
     room = _LONGEST_NAME - len(suffix) - 1
     if len(data) <= room:
         return f"{name}.{suffix}"
-    from hashlib import blake2b  # loads OpenSSL, which most commands do not need
-
     mark = blake2b(data, digest_size=8).hexdigest()
     return f"{data[: room - len(mark) - 1].decode('utf-8', 'ignore')}~{mark}.{suffix}"

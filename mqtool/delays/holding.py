@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 from mqtool.amqp import Channel
 from mqtool.delays import LONGEST, Via
@@ -104,7 +105,7 @@ class Delaying:
         properties = message.properties if place is None else {"delivery_mode": PERSISTENT, **place.properties}
         headers = {**(properties.get("headers") or {}), DUE: due}
         held = Held(message.body, message.routing_key, message.exchange, {**properties, "headers": headers})
-        held.message_id, held.original = message.message_id, message.changed(delay=None, due=due / 1000)
+        held.message_id, held.original = message.message_id, replace(message, delay=None, due=due / 1000)
         if place is not None:
             held.exchange = place.exchange
             held.routing_key = message.routing_key if place.routing_key is None else place.routing_key

@@ -6,6 +6,7 @@ import json
 import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from http import HTTPStatus
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
@@ -206,7 +207,7 @@ class Management:
 
     def _connections(self) -> "PoolManager":
         if self._opened is None:
-            import urllib3  # slow to import
+            import urllib3
 
             login = base64.b64encode(f"{self.user}:{self._password}".encode()).decode()
             settings: dict[str, Any] = {
@@ -278,7 +279,7 @@ def _proxy(url: str) -> str | None:
     host = parts.hostname or ""
     if _is_loopback(host):
         return None
-    from urllib.request import getproxies, proxy_bypass  # slow to import
+    from urllib.request import getproxies, proxy_bypass
 
     proxies = getproxies()
     proxy = proxies.get(parts.scheme, proxies.get("all"))
@@ -296,8 +297,6 @@ def _is_loopback(host: str) -> bool:
 
 def _later_pages(page: Callable[[int], Json], count: int) -> Iterator[Json]:
     """Yield the items of all pages but the first. Requests two pages at a time, because each one is slow."""
-    from concurrent.futures import Future, ThreadPoolExecutor
-
     threads = ThreadPoolExecutor(_PAGES_AT_A_TIME)
     coming: deque[Future[Json]] = deque()
     number = 2

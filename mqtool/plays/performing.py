@@ -14,6 +14,7 @@ from mqtool.broker import embedded_starter, ports
 from mqtool.broker.embedded.model.profile import DEFAULT
 from mqtool.broker.embedded.settings import Settings
 from mqtool.errors import MqtoolError
+from mqtool.management import Management, queue_totals
 from mqtool.stage.stage import APART, Play, Stage, undisturbed
 from mqtool.stage.terminal import Audience, Guard, Place, QueueDepth
 
@@ -56,8 +57,6 @@ def api_of(management: str) -> "Callable[[], Management]":
     """Return a function that connects to an embedded broker's management API."""
 
     def find() -> "Management":
-        from mqtool.management import Management
-
         return Management(management, "guest", "guest")
 
     return find
@@ -69,8 +68,6 @@ def _counting(management: str, audience: Audience) -> Iterator[None]:
     over = threading.Event()
 
     def count() -> None:
-        from mqtool.management import queue_totals
-
         api, columns = api_of(management)(), ("name", "messages_ready", "messages_unacknowledged")
         while management and not over.wait(_BETWEEN_COUNTS):
             with contextlib.suppress(MqtoolError):  # the broker is shutting down

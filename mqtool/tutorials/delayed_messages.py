@@ -15,11 +15,12 @@ https://github.com/rabbitmq/rabbitmq-delayed-message-exchange
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from mqtool.amqp import STREAMING, Receiving
 from mqtool.channels import AmqpChannel
 from mqtool.message import Delivery, Message, Receipt
-from mqtool.topology import DEFAULT_EXCHANGE, Exchange, Queue
+from mqtool.topology import Exchange, Queue
 
 
 def send(
@@ -42,7 +43,7 @@ def with_x_delay(message: Message) -> Message:
     if message.delay is None:
         return message
     headers = {**(message.properties.get("headers") or {}), "x-delay": round(message.delay * 1000)}
-    return message.changed(delay=None, properties={**message.properties, "headers": headers})
+    return replace(message, delay=None, properties={**message.properties, "headers": headers})
 
 
 def send_by_dead_lettering(
@@ -50,11 +51,8 @@ def send_by_dead_lettering(
 ) -> Iterator[Receipt]:
     """Publish messages to a wait queue; they expire after `delay` seconds and are dead-lettered to `queue`."""
     milliseconds = round(delay * 1000)
-    arguments = {
-        "x-message-ttl": milliseconds,
-        "x-dead-letter-exchange": DEFAULT_EXCHANGE.name,
-        "x-dead-letter-routing-key": queue.name,
-    }
+    # The exchange "" is the default exchange, which routes to the queue that the routing key names.
+    arguments = {"x-message-ttl": milliseconds, "x-dead-letter-exchange": "", "x-dead-letter-routing-key": queue.name}
     # Messages expire only at the head of a queue, so each delay needs a wait queue of its own.
     wait_queue = channel.declare(Queue(f"{queue.name}.wait.{milliseconds}ms", durable=True, arguments=arguments))
     return channel.publish(messages, routing_key=wait_queue.name, persistent=True)

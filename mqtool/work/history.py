@@ -8,7 +8,7 @@ Do not trust these headers: any publisher can set them, and RabbitMQ before 4.0 
 in a message shows whether the broker has dead-lettered it. So the names in these headers are claims (mqtool/claims.py).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from mqtool.claims import Claimed
@@ -112,7 +112,7 @@ def without_headers(delivery: Delivery) -> Delivery:
     origin, first = origin_of(delivery), delivery.headers.get(FIRST_FAILURE)
     headers = {ATTEMPTS: failures_of(delivery), EXCHANGE: origin.exchange, ROUTING_KEY: origin.routing_key}
     headers |= {FIRST_FAILURE: first} if isinstance(first, datetime) else {}
-    return delivery.changed(properties={**delivery.properties, "headers": headers})
+    return replace(delivery, properties={**delivery.properties, "headers": headers})
 
 
 @dataclass(frozen=True, slots=True)

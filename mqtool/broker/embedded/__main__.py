@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import ctypes
 import logging
 import os
 import sys
@@ -112,8 +113,6 @@ class _Memory:
 
 
 def _return_memory() -> None:
-    import ctypes  # not at the top, where it would slow down the start
-
     library = ctypes.CDLL(None)
     if hasattr(library, "malloc_trim"):
         library.malloc_trim(0)

@@ -23,7 +23,7 @@ class Root(TyperGroup):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
         """Write the list of all commands."""
-        from mqtool.cli.help import overview  # reads a file of the package, which few commands need
+        from mqtool.cli.help import overview
 
         formatter.write(f"{overview.overview()}\n")
 

@@ -9,11 +9,12 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from mqtool.amqp import Address
+from mqtool.amqp import Address, parse_addresses
 from mqtool.benching import charts, comparison
 from mqtool.benching.plan import PROTOCOLS, STREAM, Place, Plan, Timed
 from mqtool.benching.result import Result, Snapshot
 from mqtool.benching.run import Run
+from mqtool.broker import state
 from mqtool.cli import contexts, stopping
 from mqtool.cli.access import Access
 from mqtool.cli.broker_access import access_to
@@ -140,9 +141,6 @@ def bench(
 
 def _ask(access: Access, plan: Plan, *, yes: bool) -> None:
     """Ask for confirmation before putting load on a broker that mqtool did not start."""
-    from mqtool.amqp import parse_addresses
-    from mqtool.broker import state
-
     nodes = [address for started in state.load_all() for address in parse_addresses(started.url)]
     is_own = any(is_same_node(access.address, node) for node in nodes)
     how_long = f"for {plan.duration:g} s" if plan.duration is not None else f"with {plan.messages:,} messages"

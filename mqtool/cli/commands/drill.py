@@ -11,6 +11,7 @@ from mqtool.cli.command_line import command, group
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.display.play_lines import Lines, Pace
+from mqtool.cli.display.play_page import PlayPage
 from mqtool.cli.invocation import current
 from mqtool.drills import drills
 from mqtool.drills.scene import Scene, Verdict
@@ -76,8 +77,6 @@ def _add(
             return verdict
 
         if page.ui:
-            from mqtool.cli.display.play_page import PlayPage
-
             # Only the embedded broker can show single messages.
             quick = Kind.EMBEDDED if kind is Kind.AUTO and image is None and not on_cluster else kind
             with PlayPage([], broker=page_broker(url), port=page.port, open_page=page.open_page) as shown:

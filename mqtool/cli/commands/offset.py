@@ -20,6 +20,7 @@ from mqtool.errors import MqtoolError, NotConfirmed, UsageError
 from mqtool.inspection.queue_details import ReaderOffsets
 from mqtool.message import Confirmation, Message
 from mqtool.spelling import counted
+from mqtool.tutorials import stream_offset_tracking as lesson
 from mqtool.tutorials.stream_dialects import TRACKING
 
 app = group("offset", "Stored offsets of a stream's readers (stream tutorial 2).", heading="Tutorials")
@@ -89,8 +90,6 @@ def reset(stream: StreamName, name: ReaderName, broker: Broker, port: StreamPort
 )
 def send(stream: StreamOptions, broker: PublishingBroker) -> None:
     """Append 100 messages, the last of which is the marker."""
-    from mqtool.tutorials import stream_offset_tracking as lesson
-
     tutorial = TRACKING[dialect_of(broker)]
     last = lesson.MESSAGES - 1
     bodies = [tutorial.body.format(number=number) for number in range(last)] + [tutorial.marker.format(number=last)]
@@ -113,8 +112,6 @@ def send(stream: StreamOptions, broker: PublishingBroker) -> None:
 )
 def receive(stream: StreamOptions, receiving: Receiving, broker: TutorialBroker) -> None:
     """Read up to the marker, and store every tenth offset."""
-    from mqtool.tutorials import stream_offset_tracking as lesson
-
     tutorial = TRACKING[dialect_of(broker)]
     offsets: list[int] = []
     access = access_to(broker)

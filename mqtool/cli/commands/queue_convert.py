@@ -26,6 +26,7 @@ from mqtool.management import Management
 from mqtool.management.api_client import Json
 from mqtool.spelling import counted, pasteable
 from mqtool.topology import Exchange
+from mqtool.where import parse
 from mqtool.work import conversion_plan
 from mqtool.work.conversion_plan import Names, Plan, Prospect
 from mqtool.work.queue_conversion import Conversion, Stopped, left_behind
@@ -40,8 +41,6 @@ _COLUMNS = ("name", "type", "durable", "exclusive", "auto_delete", "arguments", 
 
 
 def _condition(text: str) -> Any:
-    from mqtool.where import parse
-
     return parse(text, set(_COLUMNS))
 
 

@@ -14,6 +14,7 @@ from mqtool.cli.options.receiving_options import OFFSET, Receiving
 from mqtool.cli.pipe.existence import check_new
 from mqtool.cli.pipe.receiving import receiving_channel
 from mqtool.topology import Stream
+from mqtool.tutorials import stream_hello_world
 from mqtool.tutorials.stream_dialects import HELLO
 
 if TYPE_CHECKING:
@@ -65,8 +66,6 @@ class Reading:
 )
 def receive_stream(stream: StreamOptions, receiving: Receiving, broker: TutorialBroker, reading: Reading) -> None:
     """Read a stream, from any offset (stream tutorial 1)."""
-    from mqtool.tutorials import stream_hello_world
-
     tutorial = HELLO[dialect_of(broker)]
     opened = partial(
         Access.stream_channel,

@@ -13,6 +13,8 @@ from mqtool.cli.options import Publishing
 from mqtool.cli.options.stream_options import DialectOfStreams, StreamOptions, dialect_of
 from mqtool.cli.pipe.publishing import publishing_stream_channel
 from mqtool.message import Message
+from mqtool.streams.entries import encode
+from mqtool.tutorials import stream_hello_world
 from mqtool.tutorials.stream_dialects import HELLO
 
 if TYPE_CHECKING:
@@ -59,8 +61,6 @@ class Appending:
 def send_stream(stream: StreamOptions, publishing: Publishing, appending: Appending) -> None:
     """Append messages to a stream (stream tutorial 1)."""
     tutorial = HELLO[dialect_of(publishing.broker)]
-    from mqtool.tutorials import stream_hello_world
-
     opened = partial(
         Access.stream_channel,
         port=stream.port,
@@ -80,6 +80,4 @@ def body_alone(message: Message) -> bytes:
     """Encode a message for tutorials that store only bodies. A message with properties is stored as AMQP 1.0."""
     if not message.properties and message.message_id is None:
         return message.body
-    from mqtool.streams.entries import encode
-
     return encode(message)

@@ -16,9 +16,12 @@ from mqtool.cli.command_line import command, group
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import layout, output, play_lines
 from mqtool.cli.display.play_lines import Lines, Pace
+from mqtool.cli.display.play_page import Left, PlayPage
+from mqtool.cli.display.play_panes import SMALLEST, Panes
 from mqtool.cli.invocation import current
 from mqtool.cli.options.page_options import PageOptions
 from mqtool.errors import UsageError
+from mqtool.plays.performing import perform
 from mqtool.spelling import counted
 from mqtool.stage.terminal import Guard
 from mqtool.tutorials import pages
@@ -132,8 +135,6 @@ def run(
         if name not in plays.PLAYS:
             raise pages.no_such_tutorial(name, tuple(plays.PLAYS))
     stopping.let_children_be_interrupted()
-    from mqtool.plays.performing import perform
-
     guard = Guard()
     if page.ui:
         if no_pause or lines:
@@ -162,9 +163,6 @@ def run(
 
 def _run_in_page(names: list[str], guard: Guard, url: str | None, page: PageOptions, *, auto: bool) -> None:
     """Play these tutorials on a page in the browser, then those that the reader chooses there."""
-    from mqtool.cli.display.play_page import Left, PlayPage
-    from mqtool.plays.performing import perform
-
     offered = [{"name": name, "title": play.title, "story": play.story} for name, play in plays.PLAYS.items()]
     with PlayPage(offered, auto=auto, broker=page_broker(url), port=page.port, open_page=page.open_page) as shown:
         following = iter(names)
@@ -203,9 +201,6 @@ def _next_steps(name: str, *, is_last: bool) -> str:
 
 
 def _audience(pace: Pace, *, lines: bool) -> "Lines | Panes":
-    from mqtool.cli.display.play_lines import Lines
-    from mqtool.cli.display.play_panes import SMALLEST, Panes
-
     screen = layout.terminal()
     wide_enough = screen.width >= SMALLEST.width and screen.height >= SMALLEST.height
     if lines or not wide_enough or not screen.is_terminal or screen.is_dumb_terminal:

@@ -23,7 +23,12 @@ from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.display.browser import opened
 from mqtool.cli.options import ManagedBroker
+from mqtool.cli.pipe.tapping import switched_on
 from mqtool.errors import AccessRefused, NotFound, UsageError
+from mqtool.ui.actions import Actions
+from mqtool.ui.copies import Copies
+from mqtool.ui.page_server import PageServer, single_file
+from mqtool.ui.records import records
 
 if TYPE_CHECKING:
     from mqtool.management import Management
@@ -76,18 +81,12 @@ def ui(
         ask("let a page change the broker", access, is_safe=True)
     actions = _actions(broker, access, api, allow_changes=allow_changes)
 
-    from mqtool.ui.page_server import PageServer
-    from mqtool.ui.records import records
-
     if record is not None:
         _create(record)
     ending = ExitStack()
     taps: set[Tap] = set()
 
     def copies() -> "Copies":
-        from mqtool.cli.pipe.tapping import switched_on
-        from mqtool.ui.copies import Copies
-
         switch = functools.partial(switched_on, access) if firehose else None
         found = Copies(access.connect, access.vhost, switch, taps)
         ending.callback(found.close)
@@ -116,8 +115,6 @@ _CHOOSING = ("context", "vhost", "user", "password_file", "tls_ca", "tls_cert", 
 
 def _actions(broker: ManagedBroker, access: Access, api: "Management", *, allow_changes: bool) -> "Actions":
     """Return the actions that the page offers."""
-    from mqtool.ui.actions import Actions
-
     started = next((each for each in state.load_all() if _is_at(each, access)), None)
     kinds = set()
     if started is not None:
@@ -149,8 +146,6 @@ def _is_at(started: state.Started, access: Access) -> bool:
 
 def _record(path: Path, start: "Callable[[], Iterator[Json]]", stop: threading.Event) -> None:
     """Collect records until `stop` is set or the limit is reached, then write an HTML file that replays them."""
-    from mqtool.ui.page_server import single_file
-
     kept = []
     for each in start():
         if stop.is_set():

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from html import escape
@@ -22,8 +23,6 @@ def opened(url: str) -> Iterator[None]:
     All users of the machine can see the command line of the browser. So the browser opens a file that only this user
     can read, and that leads to the page. The file is deleted when the `with` block ends.
     """
-    import webbrowser
-
     directory = state.home()
     state.make(directory)
     descriptor, name = tempfile.mkstemp(".html", "page-", directory)  # with mode 0600

@@ -11,8 +11,12 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import typer
+from pygments.token import Comment, Keyword, Name, Number, String
 from rich.console import RenderableType
+from rich.padding import Padding
 from rich.rule import Rule
+from rich.style import Style
+from rich.syntax import ANSISyntaxTheme, Syntax
 from rich.text import Text
 
 from mqtool.cli.display import output
@@ -240,10 +244,6 @@ def show_page(page: Page) -> None:
     if not output.is_terminal(1):
         output.show(_as_text(page))
         return
-    from rich.padding import Padding
-    from rich.rule import Rule
-    from rich.text import Text
-
     screen = terminal()
     screen.width = min(screen.width, _PAGE_WIDTH)
     screen.print(Rule(Text(page.title, "bold"), align="left", style="dim"))
@@ -272,10 +272,6 @@ def show_source(source: str) -> None:
 
 
 def _highlighted(source: str) -> "Text":
-    from pygments.token import Comment, Keyword, Name, Number, String
-    from rich.style import Style
-    from rich.syntax import ANSISyntaxTheme, Syntax
-
     # Only colours of the terminal's own palette that are readable on both black and white.
     theme = ANSISyntaxTheme(
         {

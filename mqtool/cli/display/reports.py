@@ -1,5 +1,6 @@
 """Reports: one queue (`queue show`), and findings of `doctor` as text or NDJSON, for Nagios, Prometheus or SARIF."""
 
+import shutil
 import textwrap
 import time
 from collections import Counter
@@ -143,8 +144,6 @@ def show_queue(queue: QueueDetails, *, as_line: bool) -> None:
     if as_line:
         output.show_json(queue_as_json(queue))
         return
-    import shutil
-
     size = shutil.get_terminal_size() if output.is_terminal(1) else None
     layout.show_lines(explained_queue(queue, size and size.columns, size and size.lines))
 

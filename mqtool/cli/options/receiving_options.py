@@ -22,7 +22,7 @@ Match = Annotated[Literal["all", "any"], typer.Option(help="Match all of the hea
 
 
 def _condition(text: str) -> Any:
-    from mqtool.where import parse  # only with --where, because it takes a few milliseconds to import
+    from mqtool.where import parse
 
     return parse(text)
 

@@ -26,7 +26,7 @@ from mqtool.cli.pipe.source import Addressing, Input, read_messages
 from mqtool.delays import original
 from mqtool.errors import MqtoolError, NotConfirmed, SomeFailed, UsageError
 from mqtool.message import PERSISTENT, Confirmation, Message, Receipt
-from mqtool.spelling import quoted
+from mqtool.spelling import counted, quoted
 from mqtool.topology import Exchange, Queue
 
 if TYPE_CHECKING:
@@ -343,7 +343,6 @@ def _is_durable_classic(access: Access, queue: Queue) -> bool:
 def _show_neighbour(access: Access, exchange: Exchange) -> None:
     """Suggest an exchange with a similar name that has bindings, if the management API lists one."""
     from mqtool.inspection.near_misses import bound_neighbour
-    from mqtool.spelling import counted
 
     with suppress(MqtoolError):
         if (near := bound_neighbour(access.management(HINT_PATIENCE), access.vhost, exchange)) is not None:

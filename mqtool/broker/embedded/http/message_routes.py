@@ -28,6 +28,7 @@ from mqtool.broker.embedded.model.amqp_message import ContentHeader, Message, Pr
 from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.broker import NODE, Broker
 from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.testing.fault import fault_of
 from mqtool.broker.embedded.wire.amqp_channel import Channel
 from mqtool.broker.embedded.wire.amqp_session import Session
 from mqtool.broker.embedded.wire.basic_methods import check_message
@@ -293,8 +294,6 @@ def faults(call: Call) -> list[Json]:
 
 @route("POST", "mqtool/faults", administrator)
 def begin_fault(call: Call) -> Answer:
-    from mqtool.broker.embedded.testing.fault import fault_of  # not at the top: most brokers are not under test
-
     body = call.body
     if not isinstance(name := body.pop("fault", None), str):
         raise bad_request('the body must have a "fault", such as {"fault": "cut_connections"}')

@@ -1,8 +1,10 @@
 """Exchanges and their bindings, and the messages that x-delayed-message exchanges hold back."""
 
+from base64 import urlsafe_b64encode
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from hashlib import md5
 from typing import Any, ClassVar, NamedTuple, Protocol
 from urllib.parse import quote_plus
 
@@ -79,9 +81,6 @@ class Binding:
 
 
 def _short_hash(data: bytes) -> str:
-    from base64 import urlsafe_b64encode
-    from hashlib import md5
-
     return urlsafe_b64encode(md5(data, usedforsecurity=False).digest()).rstrip(b"=").decode()
 
 

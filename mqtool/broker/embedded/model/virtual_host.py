@@ -375,7 +375,6 @@ class VirtualHost:
 
 
 def _stream_type() -> type[Queue]:
-    # Imported here: most brokers have no streams.
     from mqtool.broker.embedded.model.stream_queue import Stream
 
     return Stream

@@ -216,7 +216,6 @@ class StoredEntry(NamedTuple):
         """Decode the stored message. Raises ValueError or TypeError if the row is damaged."""
         header = headers.read(self.header)
         if is_sectioned(self.address):
-            # Imported here: most brokers have no AMQP 1.0 messages.
             from mqtool.broker.embedded.model.sectioned import restored
 
             message: Message = restored(self.address, header, self.body)

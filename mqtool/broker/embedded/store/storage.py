@@ -221,7 +221,6 @@ class Storage(Ledger):
         return [StoredEntry._make(self._next.added[row]).entry(self._headers) for row in rows]
 
     def segments(self, holder: int) -> Segments:
-        # Imported here: most brokers have no streams.
         from mqtool.broker.embedded.store.segment_files import SegmentDirectory
 
         return SegmentDirectory(self.directory / STREAMS / str(holder), self._disk)

@@ -230,7 +230,7 @@ class BrokerUnderTest:
 
 
 def _stream(queue: Queue) -> "Stream":
-    from mqtool.broker.embedded.model.stream_queue import Stream  # not at the top: most tests use no streams
+    from mqtool.broker.embedded.model.stream_queue import Stream
 
     assert isinstance(queue, Stream)
     return queue
