@@ -1,10 +1,6 @@
 """One legal frame does not stop the embedded broker for everybody: long work is done in turns.
-
-The tests measure how much processor time the event loop spends between two chances of another client. Unlike the time
-that a second client waits, this does not depend on how busy the machine is.
 """
 
-import asyncio
 import gc
 import gzip
 import struct
@@ -17,6 +13,7 @@ from pamqp import commands
 
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.model.stream_segment import simple_entry
+from tests.protocol.loop_watch import LoopWatch
 from tests.protocol.raw_client import RawClient, raw_frame
 from tests.protocol.raw_stream import (
     CREATE_SUPER_STREAM,
@@ -31,32 +28,6 @@ from tests.protocol.raw_stream import (
     strings,
     table,
 )
-
-#: The most processor time in seconds that other clients may have to wait.
-LIMIT = 0.25
-
-
-class LoopWatch:
-    """Measures the longest turn of a broker's event loop, in seconds of processor time."""
-
-    def __init__(self, broker: EmbeddedBroker) -> None:
-        self._broker = broker
-        self._last = self.longest = 0.0
-        broker.under_test(lambda _: self._look())
-
-    def _look(self) -> None:
-        now = time.thread_time()
-        if self._last:
-            self.longest = max(self.longest, now - self._last)
-        self._last = now
-        asyncio.get_running_loop().call_later(0.002, self._look)
-
-    def check(self) -> None:
-        """Fail if any turn since the last check took too long."""
-        self._broker.under_test(lambda _: self._broker)  # a turn that is still going on counts
-        longest, self.longest = self.longest, 0.0
-        assert longest < LIMIT
-
 
 @pytest.fixture
 def broker() -> Iterator[EmbeddedBroker]:

@@ -280,7 +280,7 @@ class VirtualHost:
         headers = message.headers
         keys = [message.routing_key]
         if "CC" in headers or "BCC" in headers:
-            keys += carbon_copies(headers)
+            keys = list(dict.fromkeys(keys + carbon_copies(headers)))
         elif exchange.name == "":
             queue = self.queues.get(message.routing_key)
             return Routing(message, () if queue is None else (queue,))
@@ -294,7 +294,9 @@ class VirtualHost:
                 routing.stored |= self._hold(current, message, delay, is_changed=is_changed)
                 destinations: list[Destination] = []
             else:
-                destinations = [found for key in keys for found in self._matches(current, key, message)]
+                # A message can have many copies, so an exchange that ignores the keys is asked only once.
+                asked = keys[:1] if current.routed_as in ("fanout", "headers") else keys
+                destinations = [found for key in asked for found in self._matches(current, key, message)]
             # A message that is held back also goes to the alternate exchange, like one that matches no binding.
             if not destinations and current.alternate in self.exchanges:
                 destinations = [self.exchanges[current.alternate]]
