@@ -33,6 +33,12 @@ SEGMENT_BYTES = 32 * 1024 * 1024
 _CHUNK_ENTRIES = 4096
 _CHUNK_BYTES = 256 * 1024
 
+# What a stored offset takes in memory besides the name, in bytes.
+_OFFSET_OVERHEAD = 200
+
+# A snapshot of up to this size does not make a segment larger.
+_SMALL_SNAPSHOT = 4096
+
 # The number of producers whose publishing ids are kept, as in RabbitMQ. Those that published last are kept.
 _PRODUCERS = 255
 
@@ -120,6 +126,8 @@ class StreamLog:
         self._timestamp = 0
         # clear() has deleted the messages before this offset.
         self._floor = 0
+        self._held_bytes = 0
+        self._smallest_segment = 0
         self._segments = [Segment(base, data, data.size()) for base, data in segments.existing()]
         if not self._segments:
             self._segments = [Segment(0, segments.new(0))]
@@ -144,6 +152,7 @@ class StreamLog:
             self.lost = size - last.size
             segment.data.cut(last.size)
         self._timestamp = last.last_timestamp
+        self._count_offsets()
         return end
 
     @property
@@ -219,8 +228,18 @@ class StreamLog:
 
     def store_offset(self, consumer: str, offset: int) -> None:
         """Store the offset of a consumer."""
+        if consumer not in self.offsets:
+            self._hold(len(consumer) + _OFFSET_OVERHEAD)
         self.offsets[consumer] = self._changed_offsets[consumer] = offset
         self._due()
+
+    def _hold(self, by: int) -> None:
+        self._held_bytes += by
+        self._ledger.hold_bytes(by)
+
+    def _count_offsets(self) -> None:
+        """Count the memory of the stored offsets anew."""
+        self._hold(sum(len(name) + _OFFSET_OVERHEAD for name in self.offsets) - self._held_bytes)
 
     def _due(self) -> None:
         if self._is_due or self.deleted:
@@ -257,10 +276,17 @@ class StreamLog:
         last = self._writes[-1] if self._writes else None
         segment = last.segment if last is not None else self._segments[-1]
         position = last.position + len(last.data) if last is not None else segment.size
-        if position >= self.retention.segment_bytes or (anew and segment.base < offset):
+        largest = max(self.retention.segment_bytes, self._smallest_segment)
+        if position >= largest or (anew and segment.base < offset):
             segment, position = Segment(offset, self._kept.new(offset)), 0
             self.publishing_ids = dict(list(self.publishing_ids.items())[-_PRODUCERS:])
+            # As in RabbitMQ, offsets of messages that have been deleted are forgotten.
+            first = self.first_offset
+            self.offsets = {name: stored for name, stored in self.offsets.items() if stored >= first}
+            self._count_offsets()
             snapshot = _tracking_chunk(SNAPSHOT, offset, self._timestamp, self.publishing_ids, self.offsets)
+            # Otherwise, each message in a stream with tiny segments would write a large snapshot as well.
+            self._smallest_segment = 2 * len(snapshot) if len(snapshot) > _SMALL_SNAPSHOT else 0
             position = self._write_later(segment, position, snapshot)
         if data:
             self._write_later(segment, position, data)
@@ -317,6 +343,7 @@ class StreamLog:
     def clear(self) -> None:
         """Delete all messages, publishing ids and stored offsets. Later messages do not reuse offsets."""
         self.publishing_ids, self.offsets, self._changed_offsets = {}, {}, {}
+        self._count_offsets()
         if self._draft is not None:
             self._sealed.append(self._draft)
             self._draft = None
@@ -329,6 +356,7 @@ class StreamLog:
     def delete(self) -> None:
         """Mark the log as deleted, and have the ledger delete its segments."""
         self.deleted = True
+        self._hold(-self._held_bytes)
         self._ledger.discard_log(self)
         self._wake()
 

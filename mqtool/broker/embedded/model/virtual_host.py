@@ -34,6 +34,10 @@ from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.codecs.field_tables import Table
 
 
+#: After applying policies for this many seconds, a virtual host gives others a turn.
+_APPLYING_SECONDS = 0.01
+
+
 @dataclass(slots=True)
 class Routing:
     """A message and the queues that it is routed to.
@@ -97,6 +101,7 @@ class VirtualHost:
         self._clock = clock
         self._ledger = ledger
         self.queues: dict[str, Queue] = {}
+        self._applying: Iterator[None] | None = None
         self.policies = Policies(name, ledger, self._apply_policies)
         self.exchanges = {name: Exchange(name, kind, predeclared=True) for name, kind in PREDECLARED.items()}
         self.exchanges[TRACE_EXCHANGE] = Exchange(TRACE_EXCHANGE, "topic", internal=True, predeclared=True)
@@ -182,12 +187,30 @@ class VirtualHost:
         return queue
 
     def _apply_policies(self) -> None:
+        """Apply the policies to all exchanges and queues: at once if that is quick, otherwise in turns."""
         self._changed()
-        for exchange in self.exchanges.values():
+        is_waiting, self._applying = self._applying is not None, self._apply_each()
+        if not is_waiting:
+            self._go_on_applying()
+
+    def _go_on_applying(self) -> None:
+        until = self._clock.elapsed() + _APPLYING_SECONDS
+        assert self._applying is not None
+        for _ in self._applying:
+            if self._clock.elapsed() > until:
+                self._clock.take_turn(self._go_on_applying)
+                return
+        self._applying = None
+
+    def _apply_each(self) -> Iterator[None]:
+        for exchange in list(self.exchanges.values()):
             exchange.apply(self.policies.applied_to(exchange.name, "exchange"))
+            yield
         # A new limit may dead-letter messages to other queues of this virtual host.
         for queue in list(self.queues.values()):
-            queue.apply(self.policies.applied_to(queue.name, queue.kind))
+            if not queue.deleted:
+                queue.apply(self.policies.applied_to(queue.name, queue.kind))
+            yield
 
     def delete_queue(self, queue: Queue) -> int:
         """Delete a queue and its bindings, and return the number of messages that Queue.delete() reports."""
