@@ -19,5 +19,7 @@ def test_the_largest_that_a_client_can_send(wire: str, like: str, tmp_path: Path
     Once more, if one has: garbage from the cost before may have to be freed meanwhile.
     """
     with World(like, tmp_path if like == "3.10" else None) as world:
-        slow = [cost for number, cost in enumerate(WIRES[wire]()) if number % EVERY == 0 and world.longest_turn(cost) > 0.25]
+        slow = [
+            cost for number, cost in enumerate(WIRES[wire]()) if number % EVERY == 0 and world.longest_turn(cost) > 0.25
+        ]
         assert measure(slow, world) == []

@@ -1,5 +1,4 @@
-"""One legal frame does not stop the embedded broker for everybody: long work is done in turns.
-"""
+"""One legal frame does not stop the embedded broker for everybody: long work is done in turns."""
 
 import gc
 import gzip
@@ -28,6 +27,7 @@ from tests.protocol.raw_stream import (
     strings,
     table,
 )
+
 
 @pytest.fixture
 def broker() -> Iterator[EmbeddedBroker]:

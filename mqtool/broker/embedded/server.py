@@ -4,7 +4,6 @@ import asyncio
 import errno
 import logging
 import signal
-import ssl
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

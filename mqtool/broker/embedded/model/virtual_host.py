@@ -33,7 +33,6 @@ from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.codecs.field_tables import Table
 
-
 #: After applying policies for this many seconds, a virtual host gives others a turn.
 _APPLYING_SECONDS = 0.01
 

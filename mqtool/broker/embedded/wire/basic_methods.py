@@ -357,9 +357,7 @@ def reject(channel: Channel, method: Basic.Reject) -> None:
     _reject(channel, method.delivery_tag or 0, Why.REJECTED, multiple=False, requeue=method.requeue)
 
 
-def _reject(
-    channel: Channel, delivery_tag: int, why: Why, *, multiple: bool, requeue: bool
-) -> Iterator[None] | None:
+def _reject(channel: Channel, delivery_tag: int, why: Why, *, multiple: bool, requeue: bool) -> Iterator[None] | None:
     taken, transaction = channel.deliveries.take(delivery_tag, multiple=multiple), channel.transaction
     if transaction is None:
         if not requeue and len(taken) > _REJECTED_AT_ONCE:
