@@ -179,22 +179,23 @@ class Queue:
 
         If there are many, because a policy has set a limit, this takes several turns.
         """
+
+        def go_on() -> None:
+            self._dropping = False
+            self._drop_surplus()
+
         backlog, most = self.backlog, _EXPIRED_AT_ONCE
         if self.options.overflow == "drop-head":
             while len(backlog) and self.options.exceeded(len(backlog), backlog.body_bytes):
                 if not most:
                     if not self._dropping:
                         self._dropping = True
-                        self.clock.take_turn(self._go_on_dropping)
+                        self.clock.take_turn(go_on)
                     break
                 self._dead_letter(backlog.take(), "maxlen")
                 most -= 1
         if self._expiring:
             self._arm_expiry()
-
-    def _go_on_dropping(self) -> None:
-        self._dropping = False
-        self._drop_surplus()
 
     def _dead_letter(self, entry: Entry, reason: str) -> None:
         """Dead-letter a message, or drop it if there is no dead-letter exchange."""

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from mqtool.broker.embedded.model.clock import Clock
 from mqtool.broker.embedded.model.ledger import Ledger, Segments
+from mqtool.broker.embedded.model.stored_offsets import StoredOffsets
 from mqtool.broker.embedded.model.stream_segment import (
     SNAPSHOT,
     TRACKING,
@@ -32,9 +33,6 @@ SEGMENT_BYTES = 32 * 1024 * 1024
 # The maximum number of entries and bytes in a chunk.
 _CHUNK_ENTRIES = 4096
 _CHUNK_BYTES = 256 * 1024
-
-# What a stored offset takes in memory besides the name, in bytes.
-_OFFSET_OVERHEAD = 200
 
 # A snapshot of up to this size does not make a segment larger.
 _SMALL_SNAPSHOT = 4096
@@ -115,7 +113,7 @@ class StreamLog:
         self.deleted = False
         self.lost = 0
         self.publishing_ids: dict[str, int] = {}
-        self.offsets: dict[str, int] = {}
+        self.offsets = StoredOffsets(ledger)
         self.subscriptions = 0
         self._changed_offsets: dict[str, int] = {}
         self._watchers: dict[Callable[[], object], None] = {}
@@ -126,7 +124,6 @@ class StreamLog:
         self._timestamp = 0
         # clear() has deleted the messages before this offset.
         self._floor = 0
-        self._held_bytes = 0
         self._smallest_segment = 0
         self._segments = [Segment(base, data, data.size()) for base, data in segments.existing()]
         if not self._segments:
@@ -147,12 +144,12 @@ class StreamLog:
             last.add(header)
             end = header.offset + header.records
             self.publishing_ids |= tracking.publishing_ids
-            self.offsets |= tracking.offsets
+            for consumer, offset in tracking.offsets.items():
+                self.offsets.store(consumer, offset)
         if last.size < size:
             self.lost = size - last.size
             segment.data.cut(last.size)
         self._timestamp = last.last_timestamp
-        self._count_offsets()
         return end
 
     @property
@@ -228,18 +225,9 @@ class StreamLog:
 
     def store_offset(self, consumer: str, offset: int) -> None:
         """Store the offset of a consumer."""
-        if consumer not in self.offsets:
-            self._hold(len(consumer) + _OFFSET_OVERHEAD)
-        self.offsets[consumer] = self._changed_offsets[consumer] = offset
+        self.offsets.store(consumer, offset)
+        self._changed_offsets[consumer] = offset
         self._due()
-
-    def _hold(self, by: int) -> None:
-        self._held_bytes += by
-        self._ledger.hold_bytes(by)
-
-    def _count_offsets(self) -> None:
-        """Count the memory of the stored offsets anew."""
-        self._hold(sum(len(name) + _OFFSET_OVERHEAD for name in self.offsets) - self._held_bytes)
 
     def _due(self) -> None:
         if self._is_due or self.deleted:
@@ -280,10 +268,7 @@ class StreamLog:
         if position >= largest or (anew and segment.base < offset):
             segment, position = Segment(offset, self._kept.new(offset)), 0
             self.publishing_ids = dict(list(self.publishing_ids.items())[-_PRODUCERS:])
-            # As in RabbitMQ, offsets of messages that have been deleted are forgotten.
-            first = self.first_offset
-            self.offsets = {name: stored for name, stored in self.offsets.items() if stored >= first}
-            self._count_offsets()
+            self.offsets.forget_before(self.first_offset)
             snapshot = _tracking_chunk(SNAPSHOT, offset, self._timestamp, self.publishing_ids, self.offsets)
             # Otherwise, each message in a stream with tiny segments would write a large snapshot as well.
             self._smallest_segment = 2 * len(snapshot) if len(snapshot) > _SMALL_SNAPSHOT else 0
@@ -342,8 +327,8 @@ class StreamLog:
 
     def clear(self) -> None:
         """Delete all messages, publishing ids and stored offsets. Later messages do not reuse offsets."""
-        self.publishing_ids, self.offsets, self._changed_offsets = {}, {}, {}
-        self._count_offsets()
+        self.publishing_ids, self._changed_offsets = {}, {}
+        self.offsets.forget_all()
         if self._draft is not None:
             self._sealed.append(self._draft)
             self._draft = None
@@ -356,7 +341,7 @@ class StreamLog:
     def delete(self) -> None:
         """Mark the log as deleted, and have the ledger delete its segments."""
         self.deleted = True
-        self._hold(-self._held_bytes)
+        self.offsets.forget_all()
         self._ledger.discard_log(self)
         self._wake()
 

@@ -187,19 +187,20 @@ class VirtualHost:
 
     def _apply_policies(self) -> None:
         """Apply the policies to all exchanges and queues: at once if that is quick, otherwise in turns."""
+
+        def go_on() -> None:
+            until = self._clock.elapsed() + _APPLYING_SECONDS
+            assert self._applying is not None
+            for _ in self._applying:
+                if self._clock.elapsed() > until:
+                    self._clock.take_turn(go_on)
+                    return
+            self._applying = None
+
         self._changed()
         is_waiting, self._applying = self._applying is not None, self._apply_each()
         if not is_waiting:
-            self._go_on_applying()
-
-    def _go_on_applying(self) -> None:
-        until = self._clock.elapsed() + _APPLYING_SECONDS
-        assert self._applying is not None
-        for _ in self._applying:
-            if self._clock.elapsed() > until:
-                self._clock.take_turn(self._go_on_applying)
-                return
-        self._applying = None
+            go_on()
 
     def _apply_each(self) -> Iterator[None]:
         for exchange in list(self.exchanges.values()):
