@@ -165,7 +165,11 @@ def closed_early(address: Address) -> MqtoolError:
     return Unavailable(
         f"{address.host}:{address.port} closed the connection during the handshake",
         "the broker may be starting or stopping: try again"
-        + ("" if address.tls else "; if the port speaks TLS, use amqps://"),
+        + (
+            "; if clients need a certificate, name it with --tls-cert"
+            if address.tls
+            else "; if the port speaks TLS, use amqps://"
+        ),
     )
 
 
