@@ -85,6 +85,8 @@ class TlsFiles(NamedTuple):
             raise UsageError(f"the key {self.key} needs its certificate", "name it with --tls-cert")
         try:
             context = ssl.create_default_context(cafile=str(self.ca) if self.ca else None)
+            # Browsers and other clients have ignored the common name for years (RFC 9110, section 4.3.4).
+            context.hostname_checks_common_name = False
             if self.cert:
                 context.load_cert_chain(self.cert, self.key)
         except (OSError, ssl.SSLError) as error:

@@ -63,6 +63,12 @@ def connecting(error: BaseException, address: Address) -> MqtoolError:
     """Translate the exception from a failed attempt to open a connection into one of mqtool's errors."""
     cause = _root_cause(error)
     where = f"{address.host}:{address.port}"
+    if (refused := _REFUSED_CERTIFICATE.search(str(cause))) is not None:
+        why = refused[1].replace("_", " ").lower()
+        return AccessRefused(
+            f"{where} does not accept the client certificate: {why}",
+            "name a certificate that the broker trusts with --tls-cert and --tls-key",
+        )
     for kind, what, hint in _meanings():
         if isinstance(cause, kind):
             return Unavailable(what.format(where=where, host=address.host, cause=_plain(cause)), hint)
@@ -74,6 +80,10 @@ def connecting(error: BaseException, address: Address) -> MqtoolError:
         return not_amqp(address)
     return Unavailable(f"cannot connect to {where}: {_plain(cause)}", _START_A_BROKER)
 
+
+#: In the text of an error, the TLS alert for a client certificate that is missing or not trusted. With TLS 1.3, it
+#: arrives after the handshake, and pika reports only the text.
+_REFUSED_CERTIFICATE = re.compile(r"_ALERT_(\w*CERTIFICATE\w*|UNKNOWN_CA)\b")
 
 _SILENT = (
     "{where} accepted the connection but did not answer as an AMQP broker in time",
@@ -146,7 +156,7 @@ def not_amqp(address: Address, version: str = "0-9-1") -> MqtoolError:
         f"{address.host}:{address.port} accepted the connection, but is not an AMQP {version} broker",
         "use amqps:// if the port speaks TLS; 15672 is the management page's port, AMQP's is 5672"
         if not address.tls
-        else "check the port: AMQP's with TLS is usually 5671",
+        else "check the port: AMQP's with TLS is usually 5671; if clients need a certificate, name it with --tls-cert",
     )
 
 
@@ -155,7 +165,11 @@ def closed_early(address: Address) -> MqtoolError:
     return Unavailable(
         f"{address.host}:{address.port} closed the connection during the handshake",
         "the broker may be starting or stopping: try again"
-        + ("" if address.tls else "; if the port speaks TLS, use amqps://"),
+        + (
+            "; if clients need a certificate, name it with --tls-cert"
+            if address.tls
+            else "; if the port speaks TLS, use amqps://"
+        ),
     )
 
 

@@ -73,7 +73,9 @@ class Transport:
             raise
         except (OSError, EOFError, ValueError) as error:
             self._socket.close()
-            if isinstance(error, ssl.SSLError):  # with TLS 1.3, a broker refuses a certificate after the handshake
+            if isinstance(error, ssl.SSLError) and not isinstance(
+                error, ssl.SSLEOFError
+            ):  # with TLS 1.3, a broker refuses a certificate after the handshake
                 raise pika_errors.connecting(error, address) from error
             if logged_in_before:
                 raise Unavailable(f"{address.host}:{address.port} closed the connection before it was open") from error
@@ -81,7 +83,7 @@ class Transport:
                 raise vhost_refused(address) from error
             if isinstance(error, ValueError):
                 raise not_amqp10(address) from error
-            if isinstance(error, EOFError | ConnectionResetError | BrokenPipeError):
+            if isinstance(error, EOFError | ConnectionResetError | BrokenPipeError | ssl.SSLEOFError):
                 raise pika_errors.closed_early(address) from error
             raise pika_errors.not_amqp(address, "1.0") from error
         self.frame_max = max(_FRAME_MIN, min(opened.max_frame_size or _FRAME_MAX, _FRAME_MAX))

@@ -12,6 +12,7 @@ from mqtool.cli.display import output
 from mqtool.cli.invocation import current
 from mqtool.cli.options.broker_options import Broker, Destination, ManagedBroker
 from mqtool.errors import UsageError
+from mqtool.tutorials.dialects import Dialect
 
 
 def access_to(broker: Broker | ManagedBroker, *, reconnects: bool = True) -> Access:
@@ -63,7 +64,7 @@ def print_as_script(broker: Broker, *, on_stderr: bool | None = None) -> None:
     Args:
         on_stderr: True for stderr, False for stdout; by default, as most of the dialect's scripts do.
     """
-    if broker.dialect is not None:
+    if isinstance(broker.dialect, Dialect):  # streams have dialects of their own
         on_stderr = broker.lines.on_stderr if on_stderr is None else on_stderr
         current().script_output = output.STDERR if on_stderr else output.STDOUT
 

@@ -9,9 +9,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mqtool.broker.embedded import EmbeddedBroker
+from mqtool.broker.embedded.model.broker import Broker
 from tests.brokers import IN_CI
 from tests.protocol.conftest import Api
-from tests.protocol.raw_stream import DELETE, DELETE_PUBLISHER, OPEN, UNSUBSCRIBE, RawStream, string, strings, table
+from tests.protocol.raw_stream import (
+    DELETE,
+    DELETE_PUBLISHER,
+    OPEN,
+    QUERY_OFFSET,
+    STORE_OFFSET,
+    UNSUBSCRIBE,
+    RawStream,
+    string,
+    strings,
+    table,
+)
 
 _OK, _PRECONDITION_FAILED = 1, 17
 
@@ -119,3 +131,55 @@ def _connect(port: int) -> RawStream:
     client.log_in()
     assert client.request(OPEN, string("/")).code == _OK
     return client
+
+
+def test_a_large_snapshot_is_not_written_again_and_again() -> None:
+    """With many stored offsets and tiny segments, a short message does not write all offsets to the log again."""
+    with EmbeddedBroker(stream_port=0) as embedded:
+        client = _client(embedded)
+        client.create("s", stream_max_segment_size_bytes="1")
+        client.declare_publisher(1, "s")
+        stored = [
+            struct.pack(">IHH", 4 + 2 + 200 + 2 + 1 + 8, STORE_OFFSET, 1) + string(f"{n:0200}") + string("s") + bytes(8)
+            for n in range(5000)
+        ]
+        client.socket.sendall(b"".join(stored))
+        for number in range(100):
+            client.publish(1, number, b"x")
+            client.confirmed(1)
+        size = embedded.under_test(lambda _: _broker(embedded).vhosts["/"].queues["s"].log.size)  # type: ignore[attr-defined]
+        assert size < 3 * 5000 * 220
+        client.close()
+
+
+def test_stored_offsets_count(caplog: pytest.LogCaptureFixture) -> None:
+    """Many stored offsets raise the memory alarm; deleting the stream clears it."""
+    caplog.set_level(logging.WARNING)
+    with EmbeddedBroker(stream_port=0, memory_limit=400_000) as embedded:
+        client = _client(embedded)
+        broker = _broker(embedded)
+        client.create("s")
+        for number in range(1000):
+            client.send(STORE_OFFSET, string(f"{number:0255}") + string("s") + bytes(8))
+        asked = string(f"{999:0255}") + string("s")
+        while client.request(QUERY_OFFSET, asked).code != _OK:
+            pass
+        assert embedded.under_test(lambda _: "memory" in broker.alarms)
+        for number in range(1000):
+            client.send(STORE_OFFSET, string(f"{number:0255}") + string("s") + bytes(8))
+        assert client.request(DELETE, string("s")).code == _OK
+        assert embedded.under_test(lambda _: (broker.alarms, broker.ledger.held_bytes)) == ({}, broker.held_for_clients)
+        client.close()
+
+
+def _client(embedded: EmbeddedBroker) -> RawStream:
+    assert embedded.stream_port is not None
+    client = RawStream("127.0.0.1", embedded.stream_port)
+    client.log_in()
+    assert client.request(OPEN, string("/")).code == _OK
+    return client
+
+
+def _broker(embedded: EmbeddedBroker) -> Broker:
+    assert embedded._server is not None
+    return embedded._server.broker

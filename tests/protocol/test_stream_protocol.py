@@ -291,6 +291,26 @@ def test_offsets_are_stored(client: RawStream, stream: str) -> None:
     assert answer == (OK, struct.pack(">Q", 42))
 
 
+def test_offsets_of_deleted_messages_are_forgotten(client: RawStream) -> None:
+    """The stored offset of a reader is gone once its message and all later ones in the segment have been deleted."""
+    client.create("short", max_length_bytes="2000", stream_max_segment_size_bytes="1000")
+    client.declare_publisher(1, "short")
+    asked = string("reader") + string("short")
+    client.publish(1, 0, b"x")
+    client.confirmed(1)
+    client.send(STORE_OFFSET, asked + struct.pack(">Q", 0))
+    while client.request(QUERY_OFFSET, asked).code == NO_OFFSET:
+        pass
+
+    for number in range(1, 100):
+        client.publish(1, number, bytes(900))
+        client.confirmed(1)
+        if client.request(QUERY_OFFSET, asked).code == NO_OFFSET:
+            break
+
+    assert client.request(QUERY_OFFSET, asked).code == NO_OFFSET
+
+
 # -- both protocols
 
 _PROPERTIES = pika.BasicProperties(
@@ -368,3 +388,18 @@ def test_what_is_not_allowed_is_refused(open_stream: Opener, client: RawStream, 
     assert codes == [ACCESS_REFUSED] * 6
     assert hers.declare_publisher(1, "hers") == OK
     assert hers.subscribe(1, "hers") == OK
+
+
+def test_a_right_is_needed_only_to_subscribe(
+    open_stream: Opener, client: RawStream, api: Api, vhost: str, ann: str
+) -> None:
+    """A subscription gets messages after its user may no longer read the stream."""
+    client.create("hers")
+    client.declare_publisher(1, "hers")
+    hers = open_stream(ann, "secret")
+    assert hers.subscribe(1, "hers") == OK
+    api("PUT", f"permissions/{vhost}/{ann}", {"configure": "^$", "write": "^hers$", "read": "^$"})
+
+    client.publish(1, 0, b"later")
+
+    assert hers.chunk().entries == [b"later"]

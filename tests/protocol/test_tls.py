@@ -5,7 +5,7 @@ import socket
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,6 +14,7 @@ import pytest
 from pika.exceptions import AMQPError
 
 from mqtool.broker.embedded import EmbeddedBroker, Tls
+from mqtool.broker.embedded.sockets import listener
 from mqtool.broker.embedded.testing.authority import Authority
 from mqtool.management import Management
 from tests.protocol.raw_stream import RawStream
@@ -81,6 +82,31 @@ def test_a_client_without_tls(broker: EmbeddedBroker, amqp_tls: Authority, caplo
         "TLS handshake failed: the client does not speak TLS",
         "TLS handshake failed: tlsv1 alert unknown ca",
     ]
+
+
+def test_an_address_has_some_unfinished_handshakes(amqp_tls: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest connection without a finished TLS handshake is closed for the next one; others are served."""
+    monkeypatch.setattr(listener, "stranger_limit", lambda: 10)
+    with EmbeddedBroker(tls=amqp_tls.tls()) as broker, ExitStack() as stack:
+        clients = [
+            stack.enter_context(socket.create_connection(port_of(broker, "amqp/ssl"), timeout=60)) for _ in range(30)
+        ]
+        assert [client.recv(1) for client in clients[:25]] == [b""] * 25
+        with connection(broker, amqp_tls):
+            pass
+        late = stack.enter_context(amqp_tls.context().wrap_socket(clients[-1], server_hostname="localhost"))
+        late.sendall(b"AMQP\x00\x00\x09\x01")
+        assert late.recv(1) == b"\x01"
+
+
+def test_an_unfinished_handshake_ends(amqp_tls: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that does not finish the TLS handshake in time is disconnected."""
+    monkeypatch.setattr(listener, "_HANDSHAKE_SECONDS", 0.05)
+    with (
+        EmbeddedBroker(tls=amqp_tls.tls()) as broker,
+        socket.create_connection(port_of(broker, "amqp/ssl"), timeout=60) as client,
+    ):
+        assert client.recv(1) == b""
 
 
 def test_client_certificates_are_required(amqp_tls: Authority) -> None:

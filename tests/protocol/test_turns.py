@@ -1,10 +1,5 @@
-"""One legal frame does not stop the embedded broker for everybody: long work is done in turns.
+"""One legal frame does not stop the embedded broker for everybody: long work is done in turns."""
 
-The tests measure how much processor time the event loop spends between two chances of another client. Unlike the time
-that a second client waits, this does not depend on how busy the machine is.
-"""
-
-import asyncio
 import gc
 import gzip
 import struct
@@ -16,7 +11,10 @@ import pytest
 from pamqp import commands
 
 from mqtool.broker.embedded import EmbeddedBroker
+from mqtool.broker.embedded.model.applied_policies import USER, Policy
 from mqtool.broker.embedded.model.stream_segment import simple_entry
+from mqtool.broker.embedded.model.virtual_host import VirtualHost
+from tests.protocol.loop_watch import LoopWatch
 from tests.protocol.raw_client import RawClient, raw_frame
 from tests.protocol.raw_stream import (
     CREATE_SUPER_STREAM,
@@ -31,31 +29,6 @@ from tests.protocol.raw_stream import (
     strings,
     table,
 )
-
-#: The most processor time in seconds that other clients may have to wait.
-LIMIT = 0.25
-
-
-class LoopWatch:
-    """Measures the longest turn of a broker's event loop, in seconds of processor time."""
-
-    def __init__(self, broker: EmbeddedBroker) -> None:
-        self._broker = broker
-        self._last = self.longest = 0.0
-        broker.under_test(lambda _: self._look())
-
-    def _look(self) -> None:
-        now = time.thread_time()
-        if self._last:
-            self.longest = max(self.longest, now - self._last)
-        self._last = now
-        asyncio.get_running_loop().call_later(0.002, self._look)
-
-    def check(self) -> None:
-        """Fail if any turn since the last check took too long."""
-        self._broker.under_test(lambda _: self._broker)  # a turn that is still going on counts
-        longest, self.longest = self.longest, 0.0
-        assert longest < LIMIT
 
 
 @pytest.fixture
@@ -265,3 +238,76 @@ def test_compressed_batches_are_skipped(broker: EmbeddedBroker, client: RawStrea
     got = [next(messages) for _ in range(2)]
     assert [(properties.headers["x-stream-offset"], body) for _, properties, body in got] == [(2, b"a"), (3, b"b")]
     connection.close()
+
+
+def test_copies_to_an_exchange_with_many_bindings(broker: EmbeddedBroker, watch: LoopWatch) -> None:
+    """A message with 10,000 keys in its header CC, sent to a fanout exchange with 500 bindings, is routed quickly."""
+    with RawClient(broker.url) as client:
+        for number in range(500):
+            client.send(commands.Queue.Declare(queue=f"q{number}", nowait=True))
+            client.send(commands.Queue.Bind(queue=f"q{number}", exchange="amq.fanout", nowait=True))
+        client.send(commands.Queue.Declare(queue="q0", passive=True))
+        client.expect(commands.Queue.DeclareOk)
+        watch.check()
+        copies = b"".join(b"S\0\0\0\4" + b"%04d" % number for number in range(10_000))
+        headers = b"\2CCA" + len(copies).to_bytes(4) + copies
+        content = struct.pack(">HHQH", 60, 0, 0, 1 << 13) + len(headers).to_bytes(4) + headers
+        client.send(commands.Basic.Publish(exchange="amq.fanout", routing_key=""))
+        client.socket.sendall(raw_frame(2, 1, content))
+        client.send(commands.Queue.Declare(queue="q499", passive=True))
+        assert client.expect(commands.Queue.DeclareOk).message_count == 1
+    watch.check()
+
+
+@pytest.mark.parametrize("how", ["rejected", "policy"])
+def test_many_dead_letters(broker: EmbeddedBroker, watch: LoopWatch, how: str) -> None:
+    """Other clients work while 2,000 messages are dead-lettered to 50 queues: rejected at once, or over a new limit."""
+    count = 2000
+    with RawClient(broker.url) as client:
+        for number in range(50):
+            client.send(commands.Queue.Declare(queue=f"q{number}", nowait=True))
+            client.send(commands.Queue.Bind(queue=f"q{number}", exchange="amq.fanout", nowait=True))
+        client.send(commands.Queue.Declare(queue="q", arguments={"x-dead-letter-exchange": "amq.fanout"}))
+        client.expect(commands.Queue.DeclareOk)
+        publish = raw_frame(1, 1, b"\0\x3c\0\x28\0\0\0\1q\0") + raw_frame(2, 1, struct.pack(">HHQH", 60, 0, 0, 0))
+        client.socket.sendall(publish * count)
+        if how == "rejected":
+            client.send(commands.Basic.Consume(queue="q", nowait=True))
+            for _ in range(2 * count):
+                client.receive()
+            watch.check()
+            client.send(commands.Basic.Nack(delivery_tag=0, multiple=True, requeue=False))
+        else:
+            client.send(commands.Queue.Declare(queue="q", passive=True))
+            client.expect(commands.Queue.DeclareOk)
+            watch.check()
+            policy = Policy("p", "^q$", {"max-length": 0}, 0, "queues")
+            broker.under_test(lambda _: _vhost(broker).policies.put(USER, policy))
+        ready = 0
+        while ready < count:
+            client.send(commands.Queue.Declare(queue="q49", passive=True))
+            ready = client.expect(commands.Queue.DeclareOk).message_count
+    watch.check()
+
+
+def test_many_policies(broker: EmbeddedBroker, watch: LoopWatch) -> None:
+    """Other clients work while a thousand policies are added one after the other in a broker with 500 queues."""
+    with RawClient(broker.url) as client:
+        for number in range(500):
+            client.send(commands.Queue.Declare(queue=f"q{number}", nowait=True))
+        client.send(commands.Queue.Declare(queue="q0", passive=True))
+        client.expect(commands.Queue.DeclareOk)
+    watch.check()
+
+    def put() -> None:
+        for number in range(1000):
+            _vhost(broker).policies.put(USER, Policy(f"p{number}", f"^{number}$", {"max-length": 9}, 0, "queues"))
+
+    broker.under_test(lambda _: put())
+    assert watch.settle(60)
+    watch.check()
+
+
+def _vhost(broker: EmbeddedBroker) -> VirtualHost:
+    assert broker._server is not None
+    return broker._server.broker.vhosts["/"]

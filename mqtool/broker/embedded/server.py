@@ -4,7 +4,6 @@ import asyncio
 import errno
 import logging
 import signal
-import ssl
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from mqtool.broker.embedded.model.clock import Clock, LoopClock
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.profile import profile
 from mqtool.broker.embedded.settings import Settings
-from mqtool.broker.embedded.sockets.listener import Connections, Listener, caused_by
+from mqtool.broker.embedded.sockets.listener import Connections, Listener, TlsHandshakes, caused_by
 from mqtool.broker.embedded.wire.amqp_connection import Connection
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ class Server:
         self._open_storage = open_storage
         self._listeners: list[Listener] = []
         self._management_listeners: list[Listener] = []
-        self._tls: ssl.SSLContext | None = None
+        self._tls: TlsHandshakes | None = None
         self._under_test: BrokerUnderTest | None = None
         self._connections: Connections[Connection] = Connections()
         self._stream_connections: Connections[StreamConnection] = Connections()
@@ -111,7 +110,7 @@ class Server:
     async def _listen(self) -> None:
         settings = self._settings
         if settings.tls is not None:
-            self._tls = settings.tls.context()
+            self._tls = TlsHandshakes(settings.tls.context())
         if settings.recording:
             self.under_test()
         hosts = settings.listen or [settings.host]

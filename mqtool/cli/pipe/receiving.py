@@ -21,6 +21,7 @@ from mqtool.cli.options import Broker
 from mqtool.cli.options.receiving_options import Printing, Receiving
 from mqtool.errors import TimedOut, UsageError
 from mqtool.message import Delivery
+from mqtool.tutorials.dialects import Dialect
 
 if TYPE_CHECKING:
     from mqtool.where import Where
@@ -53,7 +54,8 @@ def receiving_channel(
 
 def print_deliveries_as_script(printing: Printing, broker: Broker) -> None:
     """With --dialect, print as the dialect's script does, unless an option says how or where to print messages."""
-    if broker.dialect is None or printing.has_form or printing.into is not None:
+    has_script = isinstance(broker.dialect, Dialect)  # the dialects of streams only have lines
+    if not has_script or printing.has_form or printing.into is not None:
         return
     print_as_script(broker)
     if broker.lines.on_stderr:

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 _NUMBERS = {"delivery_mode": 1, "priority": 1, "timestamp": 8}
 _TEXTS = "content_type content_encoding correlation_id reply_to expiration message_id type user_id app_id cluster_id"
 _MAX_TEXT = 255
+
+#: The largest table of headers or arguments, in bytes: no frame of AMQP 0-9-1 can contain a larger one.
+_LARGEST_TABLE = 128 * 1024
 _SETTLED = ("acked", "rejected", "requeued")
 #: How many seconds a /api/mqtool request waits for messages by default, and at most.
 _TIMEOUT, _MAX_TIMEOUT = 2.0, 60.0
@@ -54,7 +57,10 @@ def field_table(value: Any) -> Table:
         raise bad_request("arguments and headers must be objects")
     try:
         found: Table = {name: _field(item) for name, item in value.items()}
-        decode_table(encode_table(found))
+        encoded = encode_table(found)
+        if len(encoded) > _LARGEST_TABLE:
+            raise ValueError(f"it has more than {_LARGEST_TABLE} bytes")
+        decode_table(encoded)
     except (ValueError, RecursionError, struct.error) as error:
         raise bad_request(f"not a field table: {error}") from error
     return found

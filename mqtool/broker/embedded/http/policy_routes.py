@@ -88,6 +88,9 @@ _SETTINGS: Settings = {
     "queue-version": (_in(1, 2), "a valid queue-version value"),
 }
 
+#: A definition can contain a hundred thousand unknown keys; the error names only the first ones.
+_MOST_REPORTED = 100
+
 #: The keys for mirrored queues, which were removed in RabbitMQ 4.0.
 _MIRRORS = {name for name in _SETTINGS if name.startswith("ha-")}
 _SINCE_4_0: Settings = {
@@ -307,15 +310,13 @@ def _check_settings(kind: str, definition: Json, profile: Profile) -> None:
     if "queue-master-locator" in definition and not profile.master_locator:
         raise _invalid("use of deprecated queue-master-locator argument is not permitted")
     known = _settings(kind, profile)
-    for setting, value in sorted(definition.items()):
-        if setting not in known:
-            continue
+    for setting in sorted(known.keys() & definition.keys()):
         is_valid, what = known[setting]
-        if not is_valid(value):
-            raise _invalid(f"{term(value)} is not {what}")
-    unknown = [f"{{{term(name)},{term(value)}}}" for name, value in sorted(definition.items()) if name not in known]
-    if unknown:
-        raise _invalid(f"[{','.join(unknown)}] are not recognised policy settings")
+        if not is_valid(definition[setting]):
+            raise _invalid(f"{term(definition[setting])} is not {what}")
+    if unknown := sorted(definition.keys() - known.keys())[:_MOST_REPORTED]:
+        named = ",".join(f"{{{term(name)},{term(definition[name])}}}" for name in unknown)
+        raise _invalid(f"[{named}] are not recognised policy settings")
     _check_retries(definition)
 
 

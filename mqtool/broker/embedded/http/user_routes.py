@@ -72,7 +72,7 @@ def save_user(broker: Broker, name: str, body: Json) -> bool:
     tags = body.get("tags", "")
     if isinstance(tags, list):
         tags = ",".join(text({"tag": tag}, "tag") for tag in tags)
-    names = [tag.strip() for tag in text({"tags": tags}, "tags").split(",") if tag.strip()]
+    names = list(dict.fromkeys(tag.strip() for tag in text({"tags": tags}, "tags").split(",") if tag.strip()))
     if "password" in body:
         user = User.with_password(name, text(body, "password"), names)
     elif "password_hash" in body:

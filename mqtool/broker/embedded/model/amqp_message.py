@@ -185,11 +185,15 @@ class ContentHeader:
         like: decoded properties that differ only in the message id; they are copied instead of decoding `raw`.
         max_depth: how deep the headers may be nested.
 
+    Attributes:
+        headers_bytes: the memory that the decoded headers take; set when it is first needed.
+
     Raises:
         ValueError: the payload is malformed.
     """
 
-    __slots__ = ("body_size", "class_id", "properties", "raw")
+    __slots__ = ("body_size", "class_id", "headers_bytes", "properties", "raw")
+    headers_bytes: int
 
     def __init__(self, raw: bytes, like: Properties | None = None, max_depth: int = DEEPEST) -> None:
         if len(raw) < 14:

@@ -13,7 +13,7 @@ log = logging.getLogger("mqtool.broker.embedded")
 _EVERYTHING = ".*"
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=16_384)
 def _compiled(pattern: str) -> Any:
     # Imported only when needed: few brokers have a pattern other than `.*`.
     import re2

@@ -25,7 +25,11 @@ def of_message(message: Message) -> int:
     raw = len(message.header.raw)
     if raw <= _SMALL:
         return ENTRY + len(message.body)
-    return ENTRY + len(message.body) + raw + of_value(message.headers) + message.section_bytes
+    header = message.header
+    if not hasattr(header, "headers_bytes"):
+        # Counted once: a message can have many thousand headers, and be routed to many queues.
+        header.headers_bytes = of_value(message.headers)
+    return ENTRY + len(message.body) + raw + header.headers_bytes + message.section_bytes
 
 
 def of_value(value: Value) -> int:

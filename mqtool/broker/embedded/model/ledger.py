@@ -224,7 +224,7 @@ class Ledger:
 
     def hold(self, entry: Entry) -> None:
         """Count the memory of a message that was read from disk when the broker started, or that has been changed."""
-        self._hold(of_message(entry.message))
+        self.hold_bytes(of_message(entry.message))
 
     def drop(self, entry: Entry) -> None:
         """Stop counting the memory of a message that has left its queue, and delete any copy of it on disk."""
@@ -235,7 +235,7 @@ class Ledger:
 
     def set_aside(self, entry: Entry) -> None:
         """Stop counting the memory of a message, but keep any copy on disk. It cannot be processed, or changes."""
-        self._hold(-of_message(entry.message))
+        self.hold_bytes(-of_message(entry.message))
 
     def drop_paged_out(self, row: int) -> None:
         """Delete a message that is paged out."""
@@ -260,9 +260,10 @@ class Ledger:
 
     def _page(self, by: int) -> None:
         self._paged_out_bytes += by
-        self._hold(by)
+        self.hold_bytes(by)
 
-    def _hold(self, by: int) -> None:
+    def hold_bytes(self, by: int) -> None:
+        """Count memory that holds messages or other data of clients; `by` is negative for freed memory."""
         self.held_bytes += by
         self.when_changed(self.held_bytes)
 
@@ -282,7 +283,7 @@ class Ledger:
 
     def segments(self, holder: int) -> Segments:  # noqa: ARG002
         """Return the stored segments of the stream with this key."""
-        return MemorySegments(self._hold)
+        return MemorySegments(self.hold_bytes)
 
     def discard_log(self, log: Log) -> None:
         log.delete_files()

@@ -21,7 +21,7 @@ from mqtool.codecs.field_tables import Table
 RETRY_DEAD_LETTERS = 180_000
 
 #: The maximum number of messages that expire in one turn of the event loop: about 10 ms of work.
-_EXPIRED_AT_ONCE = 200
+_EXPIRED_AT_ONCE = 25
 
 
 class Why(Enum):
@@ -92,7 +92,7 @@ class Queue:
         self.backlog = new_backlog(self.ledger, self.kind, self.options.max_priority, self.profile.quorum_priorities)
         self.traffic = Traffic()
         self._limited = self.options.limited
-        self._expiring = False
+        self._expiring = self._dropping = False
         self._expiry = Alarm(self.clock, self._expire)
         self.dead_letters: list[tuple[Entry, str]] = []
         self._retry = Alarm(self.clock, self._retry_dead_letters)
@@ -175,11 +175,25 @@ class Queue:
         self._drop_surplus()
 
     def _drop_surplus(self) -> None:
-        """Dead-letter or drop messages from the head while the queue is over its limits (overflow `drop-head`)."""
-        backlog = self.backlog
+        """Dead-letter or drop messages from the head while the queue is over its limits (overflow `drop-head`).
+
+        If there are many, because a policy has set a limit, this takes several turns.
+        """
+
+        def go_on() -> None:
+            self._dropping = False
+            self._drop_surplus()
+
+        backlog, most = self.backlog, _EXPIRED_AT_ONCE
         if self.options.overflow == "drop-head":
             while len(backlog) and self.options.exceeded(len(backlog), backlog.body_bytes):
+                if not most:
+                    if not self._dropping:
+                        self._dropping = True
+                        self.clock.take_turn(go_on)
+                    break
                 self._dead_letter(backlog.take(), "maxlen")
+                most -= 1
         if self._expiring:
             self._arm_expiry()
 

@@ -244,12 +244,13 @@ class Sectioned(Message):
         is_changed: True if the broker may have changed the headers, so that they no longer match the sections.
     """
 
-    __slots__ = ("is_changed", "sections")
+    __slots__ = ("_section_bytes", "is_changed", "sections")
 
     def __init__(self, sections: Sections, address: bytes, header: ContentHeader, *, is_changed: bool = True) -> None:
         super().__init__(address, header, sections.body)
         self.sections = sections
         self.is_changed = is_changed
+        self._section_bytes: int | None = None
 
     def copy(self, address: bytes, header: ContentHeader) -> Self:
         return type(self)(self.sections, address, header)
@@ -263,9 +264,12 @@ class Sectioned(Message):
 
     @property
     def section_bytes(self) -> int:
-        head = self.sections.head
-        # Besides their bytes, the sections are kept decoded, which takes about as much memory as the headers do.
-        return len(head.key) + len(head.raw) + of_value(head.annotations) + of_value(head.application)
+        if self._section_bytes is None:  # counted once, even if the message is routed to many queues
+            head = self.sections.head
+            # Besides their bytes, the sections are kept decoded, which takes about as much memory as the headers do.
+            decoded = of_value(head.annotations) + of_value(head.application)
+            self._section_bytes = len(head.key) + len(head.raw) + decoded
+        return self._section_bytes
 
     def annotations(self) -> Map:
         """Return the publisher's annotations, updated with the headers that the broker has added or changed."""

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from mqtool.broker.embedded.model.clock import Clock
 from mqtool.broker.embedded.model.ledger import Ledger, Segments
+from mqtool.broker.embedded.model.stored_offsets import StoredOffsets
 from mqtool.broker.embedded.model.stream_segment import (
     SNAPSHOT,
     TRACKING,
@@ -32,6 +33,9 @@ SEGMENT_BYTES = 32 * 1024 * 1024
 # The maximum number of entries and bytes in a chunk.
 _CHUNK_ENTRIES = 4096
 _CHUNK_BYTES = 256 * 1024
+
+# A snapshot of up to this size does not make a segment larger.
+_SMALL_SNAPSHOT = 4096
 
 # The number of producers whose publishing ids are kept, as in RabbitMQ. Those that published last are kept.
 _PRODUCERS = 255
@@ -109,7 +113,7 @@ class StreamLog:
         self.deleted = False
         self.lost = 0
         self.publishing_ids: dict[str, int] = {}
-        self.offsets: dict[str, int] = {}
+        self.offsets = StoredOffsets(ledger)
         self.subscriptions = 0
         self._changed_offsets: dict[str, int] = {}
         self._watchers: dict[Callable[[], object], None] = {}
@@ -120,6 +124,7 @@ class StreamLog:
         self._timestamp = 0
         # clear() has deleted the messages before this offset.
         self._floor = 0
+        self._smallest_segment = 0
         self._segments = [Segment(base, data, data.size()) for base, data in segments.existing()]
         if not self._segments:
             self._segments = [Segment(0, segments.new(0))]
@@ -139,7 +144,8 @@ class StreamLog:
             last.add(header)
             end = header.offset + header.records
             self.publishing_ids |= tracking.publishing_ids
-            self.offsets |= tracking.offsets
+            for consumer, offset in tracking.offsets.items():
+                self.offsets.store(consumer, offset)
         if last.size < size:
             self.lost = size - last.size
             segment.data.cut(last.size)
@@ -219,7 +225,8 @@ class StreamLog:
 
     def store_offset(self, consumer: str, offset: int) -> None:
         """Store the offset of a consumer."""
-        self.offsets[consumer] = self._changed_offsets[consumer] = offset
+        self.offsets.store(consumer, offset)
+        self._changed_offsets[consumer] = offset
         self._due()
 
     def _due(self) -> None:
@@ -257,10 +264,14 @@ class StreamLog:
         last = self._writes[-1] if self._writes else None
         segment = last.segment if last is not None else self._segments[-1]
         position = last.position + len(last.data) if last is not None else segment.size
-        if position >= self.retention.segment_bytes or (anew and segment.base < offset):
+        largest = max(self.retention.segment_bytes, self._smallest_segment)
+        if position >= largest or (anew and segment.base < offset):
             segment, position = Segment(offset, self._kept.new(offset)), 0
             self.publishing_ids = dict(list(self.publishing_ids.items())[-_PRODUCERS:])
+            self.offsets.forget_before(self.first_offset)
             snapshot = _tracking_chunk(SNAPSHOT, offset, self._timestamp, self.publishing_ids, self.offsets)
+            # Otherwise, each message in a stream with tiny segments would write a large snapshot as well.
+            self._smallest_segment = 2 * len(snapshot) if len(snapshot) > _SMALL_SNAPSHOT else 0
             position = self._write_later(segment, position, snapshot)
         if data:
             self._write_later(segment, position, data)
@@ -316,7 +327,8 @@ class StreamLog:
 
     def clear(self) -> None:
         """Delete all messages, publishing ids and stored offsets. Later messages do not reuse offsets."""
-        self.publishing_ids, self.offsets, self._changed_offsets = {}, {}, {}
+        self.publishing_ids, self._changed_offsets = {}, {}
+        self.offsets.forget_all()
         if self._draft is not None:
             self._sealed.append(self._draft)
             self._draft = None
@@ -329,6 +341,7 @@ class StreamLog:
     def delete(self) -> None:
         """Mark the log as deleted, and have the ledger delete its segments."""
         self.deleted = True
+        self.offsets.forget_all()
         self._ledger.discard_log(self)
         self._wake()
 

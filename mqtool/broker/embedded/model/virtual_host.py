@@ -33,6 +33,9 @@ from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.codecs.field_tables import Table
 
+#: After applying policies for this many seconds, a virtual host gives others a turn.
+_APPLYING_SECONDS = 0.01
+
 
 @dataclass(slots=True)
 class Routing:
@@ -97,6 +100,7 @@ class VirtualHost:
         self._clock = clock
         self._ledger = ledger
         self.queues: dict[str, Queue] = {}
+        self._applying: Iterator[None] | None = None
         self.policies = Policies(name, ledger, self._apply_policies)
         self.exchanges = {name: Exchange(name, kind, predeclared=True) for name, kind in PREDECLARED.items()}
         self.exchanges[TRACE_EXCHANGE] = Exchange(TRACE_EXCHANGE, "topic", internal=True, predeclared=True)
@@ -182,12 +186,31 @@ class VirtualHost:
         return queue
 
     def _apply_policies(self) -> None:
+        """Apply the policies to all exchanges and queues: at once if that is quick, otherwise in turns."""
+
+        def go_on() -> None:
+            until = self._clock.elapsed() + _APPLYING_SECONDS
+            assert self._applying is not None
+            for _ in self._applying:
+                if self._clock.elapsed() > until:
+                    self._clock.take_turn(go_on)
+                    return
+            self._applying = None
+
         self._changed()
-        for exchange in self.exchanges.values():
+        is_waiting, self._applying = self._applying is not None, self._apply_each()
+        if not is_waiting:
+            go_on()
+
+    def _apply_each(self) -> Iterator[None]:
+        for exchange in list(self.exchanges.values()):
             exchange.apply(self.policies.applied_to(exchange.name, "exchange"))
+            yield
         # A new limit may dead-letter messages to other queues of this virtual host.
         for queue in list(self.queues.values()):
-            queue.apply(self.policies.applied_to(queue.name, queue.kind))
+            if not queue.deleted:
+                queue.apply(self.policies.applied_to(queue.name, queue.kind))
+            yield
 
     def delete_queue(self, queue: Queue) -> int:
         """Delete a queue and its bindings, and return the number of messages that Queue.delete() reports."""
@@ -280,7 +303,7 @@ class VirtualHost:
         headers = message.headers
         keys = [message.routing_key]
         if "CC" in headers or "BCC" in headers:
-            keys += carbon_copies(headers)
+            keys = list(dict.fromkeys(keys + carbon_copies(headers)))
         elif exchange.name == "":
             queue = self.queues.get(message.routing_key)
             return Routing(message, () if queue is None else (queue,))
@@ -294,7 +317,9 @@ class VirtualHost:
                 routing.stored |= self._hold(current, message, delay, is_changed=is_changed)
                 destinations: list[Destination] = []
             else:
-                destinations = [found for key in keys for found in self._matches(current, key, message)]
+                # A message can have many copies, so an exchange that ignores the keys is asked only once.
+                asked = keys[:1] if current.routed_as in ("fanout", "headers") else keys
+                destinations = [found for key in asked for found in self._matches(current, key, message)]
             # A message that is held back also goes to the alternate exchange, like one that matches no binding.
             if not destinations and current.alternate in self.exchanges:
                 destinations = [self.exchanges[current.alternate]]

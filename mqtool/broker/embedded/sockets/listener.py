@@ -15,7 +15,9 @@ from typing import Any, Generic, Protocol, TypeVar
 log = logging.getLogger("mqtool.broker.embedded")
 
 _BACKLOG = 1024
-_HANDSHAKE_SECONDS = 10.0
+
+#: Like RabbitMQ's ssl_handshake_timeout.
+_HANDSHAKE_SECONDS = 5.0
 
 #: "::" stands for all IPv4 addresses, too, as with most servers.
 _EVERYWHERE = {"::": ("0.0.0.0", "::")}  # noqa: S104
@@ -31,12 +33,15 @@ class Listener:
 
     Args:
         new_connection: creates the asyncio protocol of a new connection.
-        tls: the TLS context; None for plain TCP.
+        handshakes: does the TLS handshake of each connection first; None for plain TCP.
     """
 
-    def __init__(self, new_connection: Callable[[], asyncio.Protocol], tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, new_connection: Callable[[], asyncio.Protocol], handshakes: "TlsHandshakes | None" = None
+    ) -> None:
         self._new_connection = new_connection
-        self._tls: dict[str, Any] = {} if tls is None else {"ssl": tls, "ssl_handshake_timeout": _HANDSHAKE_SECONDS}
+        if handshakes is not None:
+            self._new_connection = lambda: handshakes.begin(new_connection)
         self._servers: list[asyncio.Server] = []
         self._bound: list[socket.socket] = []
         self._opening: set[asyncio.Task[asyncio.Server]] = set()
@@ -62,7 +67,7 @@ class Listener:
 
     async def _serve(self, bound: socket.socket) -> asyncio.Server:
         loop = asyncio.get_running_loop()
-        return await loop.create_server(self._new_connection, sock=bound, backlog=_BACKLOG, **self._tls)
+        return await loop.create_server(self._new_connection, sock=bound, backlog=_BACKLOG)
 
     def shut(self) -> None:
         """Refuse connections, but keep the port."""
@@ -192,7 +197,7 @@ class Tls:
         for path in (self.cert, self.key, *([self.client_ca] if self.client_ca is not None else [])):
             _check(Path(path))
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.sslobject_class = _Handshake
+        context.sslobject_class = _LoggingHandshake
         try:
             context.load_cert_chain(self.cert, self.key)
             if self.client_ca is not None:
@@ -218,7 +223,7 @@ def _check(path: Path) -> None:
         raise OSError(f"the key {path} is encrypted; the broker needs one that is not")
 
 
-class _Handshake(ssl.SSLObject):
+class _LoggingHandshake(ssl.SSLObject):
     """Logs the reason if a TLS handshake fails, because asyncio does not."""
 
     def do_handshake(self) -> None:
@@ -258,11 +263,15 @@ C = TypeVar("C", bound=Abortable)
 
 
 class Connections(Collection[C], Generic[C]):
-    """The open connections of one protocol, oldest first. Limits how many from one address may lack a login."""
+    """The open connections of one protocol, oldest first. Limits how many from one address may lack a login.
 
-    def __init__(self) -> None:
+    Args:
+        limit: the maximum number from one address; stranger_limit() by default.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
         self._open: dict[C, None] = {}
-        self._limit = stranger_limit()
+        self._limit = stranger_limit() if limit is None else limit
         self._strangers: dict[str, dict[C, None]] = {}
 
     def __len__(self) -> int:
@@ -299,6 +308,68 @@ class Connections(Collection[C], Generic[C]):
         """Remove a closed connection."""
         del self._open[connection]
         self.allow(connection)
+
+
+class TlsHandshakes:
+    """Does the TLS handshakes of all listeners, and limits how many from one address may be unfinished.
+
+    A connection is unknown to its protocol until its handshake is done. Without a limit, clients that never finish it
+    could use up the file descriptors.
+    """
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self.context = context
+        self.unfinished: Connections[_Handshake] = Connections(stranger_limit() // 2)
+
+    def begin(self, new_connection: Callable[[], asyncio.Protocol]) -> asyncio.Protocol:
+        """Return the protocol of a new TCP connection, which calls `new_connection` when the handshake is done."""
+        return _Handshake(self, new_connection)
+
+
+class _Handshake(asyncio.Protocol):
+    """A connection whose TLS handshake is not done."""
+
+    def __init__(self, handshakes: TlsHandshakes, new_connection: Callable[[], asyncio.Protocol]) -> None:
+        self.peer: tuple[str, int] = ("", 0)
+        self._handshakes = handshakes
+        self._new_connection = new_connection
+        self._received = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.pause_reading()  # until start_tls() reads
+        if peer := transport.get_extra_info("peername"):
+            self.peer = (str(peer[0]), int(peer[1]))
+        self._transport = transport
+        self._handshakes.unfinished.add(self)
+        self._task = asyncio.get_running_loop().create_task(self._shake_hands())
+
+    async def _shake_hands(self) -> None:
+        context, loop = self._handshakes.context, asyncio.get_running_loop()
+        try:
+            transport = await loop.start_tls(
+                self._transport, self, context, server_side=True, ssl_handshake_timeout=_HANDSHAKE_SECONDS
+            )
+        except (OSError, TimeoutError):
+            self._transport.abort()
+            return
+        finally:
+            self._handshakes.unfinished.remove(self)
+        if transport is None:  # the client has gone meanwhile
+            return
+        connection = self._new_connection()
+        transport.set_protocol(connection)
+        connection.connection_made(transport)
+        if self._received:
+            connection.data_received(self._received)
+
+    def data_received(self, data: bytes) -> None:
+        """Keep what has come in the same packet as the end of the handshake."""
+        self._received += data
+
+    def abort(self) -> None:
+        """Close the socket immediately."""
+        self._transport.abort()
 
 
 class Repetitions(logging.Filter):

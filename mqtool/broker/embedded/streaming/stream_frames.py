@@ -1,7 +1,7 @@
 """Encode and decode frames of the stream protocol."""
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import IntEnum
 
 #: The largest frame that the broker proposes, in bytes.
@@ -109,7 +109,12 @@ class Fields:
         return self._take(length) if length > 0 else b""
 
     def strings(self) -> list[str]:
-        return [self.string() for _ in range(self._count())]
+        return list(self.each_string())
+
+    def each_string(self) -> Iterator[str]:
+        """Read an array of strings, one at a time: a frame can contain half a million."""
+        for _ in range(self._count()):
+            yield self.string()
 
     def table(self) -> dict[str, str]:
         """Read an array of keys and values."""

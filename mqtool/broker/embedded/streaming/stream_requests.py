@@ -100,10 +100,15 @@ def _delete_stream(vhost: VirtualHost, name: str) -> None:
         raise Refused(Code.INTERNAL_ERROR) from error
 
 
-def metadata(session: Session, fields: Fields, correlation: int) -> None:
+def metadata(session: Session, fields: Fields, correlation: int) -> Iterator[None]:
     """Handle Metadata: reply with the leader of each stream, which is always this broker."""
-    names = sorted(set(fields.strings()), reverse=True)
+    wanted: set[str] = set()
+    for name in fields.each_string():
+        wanted.add(name)
+        yield
     fields.end()
+    names = sorted(wanted, reverse=True)
+    yield
     found = {name for name in names if isinstance(session.vhost.queues.get(name), Stream)}
     host, port = session.local
     # RabbitMQ lists only brokers that host one of the requested streams.

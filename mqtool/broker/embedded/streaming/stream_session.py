@@ -1,6 +1,7 @@
 """Session, the base class of stream connections, used by publishers, subscriptions and requests; and the handshake."""
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from typing import Any
 
 from mqtool.broker.embedded.model.amqp_errors import ChannelException
@@ -201,12 +202,13 @@ _COMMANDS = (
 )
 
 
-def exchange_versions(session: Session, fields: Fields, correlation: int) -> None:
+def exchange_versions(session: Session, fields: Fields, correlation: int) -> Iterator[None]:
     """Handle ExchangeCommandVersions: note the client's Deliver version, and reply with the broker's commands."""
     for _ in range(fields.number(4)):
         key, _lowest, highest = fields.number(2), fields.number(2), fields.number(2)
         if key == Key.DELIVER and highest >= 2:
             session.deliver_version = 2
+        yield
     fields.end()
     commands = (u16(key) + u16(1) + u16(2 if key is Key.PUBLISH else 1) for key in _COMMANDS)
     session.answer(Key.EXCHANGE_COMMAND_VERSIONS, correlation, rest=u32(len(_COMMANDS)) + b"".join(commands))

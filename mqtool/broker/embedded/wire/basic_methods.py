@@ -31,8 +31,8 @@ from mqtool.broker.embedded.wire.deliveries import Delivery, Subscription
 from mqtool.broker.embedded.wire.incoming_publishes import Confirms
 from mqtool.codecs.field_tables import type_name
 
-#: How many acknowledgements of a transaction are carried out in one step.
-_ACKED_AT_ONCE = 500
+#: How many messages are acknowledged, or dead-lettered, in one step. Dead-lettering can mean many publishes.
+_ACKED_AT_ONCE, _REJECTED_AT_ONCE = 500, 10
 
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 
@@ -200,12 +200,10 @@ def tx_commit(channel: Channel, method: Tx.Commit) -> Iterator[None]:  # noqa: A
         stored |= perform(channel, publish.message, publish.routing, mandatory=publish.mandatory).stored
         yield
     deliveries = channel.deliveries
-    for acked in _in_batches(transaction.acked):
+    for acked in _in_batches(transaction.acked, _ACKED_AT_ONCE):
         deliveries.acknowledge(acked)
         yield
-    for rejected in _in_batches(transaction.rejected):
-        deliveries.reject(rejected, requeue=False)
-        yield
+    yield from _reject_in_steps(channel, transaction.rejected, Why.RETURNED)
     deliveries.reject(transaction.requeued.values(), requeue=True)
     if lost is not None:
         _report_lost(lost, channel.vhost.profile)
@@ -215,10 +213,17 @@ def tx_commit(channel: Channel, method: Tx.Commit) -> Iterator[None]:  # noqa: A
         channel.send(Tx.CommitOk)
 
 
-def _in_batches(deliveries: Mapping[int, Delivery]) -> Iterator[list[Delivery]]:
+def _in_batches(deliveries: Mapping[int, Delivery], size: int) -> Iterator[list[Delivery]]:
     remaining = iter(deliveries.values())
-    while batch := list(islice(remaining, _ACKED_AT_ONCE)):
+    while batch := list(islice(remaining, size)):
         yield batch
+
+
+def _reject_in_steps(channel: Channel, rejected: Mapping[int, Delivery], why: Why) -> Iterator[None]:
+    """Dead-letter or drop messages."""
+    for batch in _in_batches(rejected, _REJECTED_AT_ONCE):
+        channel.deliveries.reject(batch, requeue=False, why=why)
+        yield
 
 
 def _deleted_queue(publish: UncommittedPublish) -> Queue | None:
@@ -342,9 +347,9 @@ def ack(channel: Channel, delivery_tag: int, *, multiple: bool) -> None:
         channel.transaction.acked |= taken
 
 
-def nack(channel: Channel, method: Basic.Nack) -> None:
+def nack(channel: Channel, method: Basic.Nack) -> Iterator[None] | None:
     """Handle basic.nack: requeue messages, or dead-letter or drop them."""
-    _reject(channel, method.delivery_tag, Why.RETURNED, multiple=method.multiple, requeue=method.requeue)
+    return _reject(channel, method.delivery_tag, Why.RETURNED, multiple=method.multiple, requeue=method.requeue)
 
 
 def reject(channel: Channel, method: Basic.Reject) -> None:
@@ -352,14 +357,17 @@ def reject(channel: Channel, method: Basic.Reject) -> None:
     _reject(channel, method.delivery_tag or 0, Why.REJECTED, multiple=False, requeue=method.requeue)
 
 
-def _reject(channel: Channel, delivery_tag: int, why: Why, *, multiple: bool, requeue: bool) -> None:
+def _reject(channel: Channel, delivery_tag: int, why: Why, *, multiple: bool, requeue: bool) -> Iterator[None] | None:
     taken, transaction = channel.deliveries.take(delivery_tag, multiple=multiple), channel.transaction
     if transaction is None:
+        if not requeue and len(taken) > _REJECTED_AT_ONCE:
+            return _reject_in_steps(channel, taken, why)
         channel.deliveries.reject(taken.values(), requeue=requeue, why=why)
     elif requeue:
         transaction.requeued |= taken
     else:
         transaction.rejected |= taken
+    return None
 
 
 def recover(channel: Channel, method: Basic.Recover) -> None:

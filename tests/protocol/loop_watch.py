@@ -1,0 +1,59 @@
+"""How long an embedded broker's event loop is busy at a time."""
+
+import asyncio
+import threading
+import time
+
+from mqtool.broker.embedded import EmbeddedBroker
+
+#: The most processor time in seconds that other clients may have to wait.
+LIMIT = 0.25
+
+_EVERY = 0.002
+#: The loop is idle if it used less processor time than this, in seconds, in each of so many turns.
+_LITTLE, _IDLE_TURNS = 0.001, 10
+
+
+class LoopWatch:
+    """Measures the longest turn of a broker's event loop, in seconds of processor time.
+
+    Unlike the time that a second client waits, this does not depend on how busy the machine is.
+    """
+
+    def __init__(self, broker: EmbeddedBroker) -> None:
+        self._broker = broker
+        self._last = self.longest = 0.0
+        self._idle_turns = 0
+        self._is_idle = threading.Event()
+        broker.under_test(lambda _: self._look())
+
+    def _look(self) -> None:
+        now = time.thread_time()
+        if self._last:
+            used = now - self._last
+            self.longest = max(self.longest, used)
+            self._idle_turns = self._idle_turns + 1 if used < _LITTLE else 0
+            if self._idle_turns >= _IDLE_TURNS:
+                self._is_idle.set()
+        self._last = now
+        asyncio.get_running_loop().call_later(_EVERY, self._look)
+
+    def settle(self, seconds: float) -> bool:
+        """Wait until the broker has nothing to do; return False if it still works after this many seconds."""
+
+        def begin() -> None:
+            self._idle_turns = 0
+            self._is_idle.clear()
+
+        self._broker.under_test(lambda _: begin())
+        return self._is_idle.wait(seconds)
+
+    def take(self) -> float:
+        """Return the longest turn since the last call."""
+        self._broker.under_test(lambda _: self._broker)  # a turn that is still going on counts
+        longest, self.longest = self.longest, 0.0
+        return longest
+
+    def check(self) -> None:
+        """Fail if any turn since the last check took too long."""
+        assert self.take() < LIMIT
