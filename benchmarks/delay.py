@@ -28,7 +28,7 @@ from pathlib import Path
 
 from mqtool.amqp import Connection, parse_addresses
 from mqtool.broker import ports
-from mqtool.broker.choice import STARTERS, Kind
+from mqtool.broker.choice import STARTERS, BrokerKind
 from mqtool.broker.readiness import connect_within
 from mqtool.broker.state import Wanted
 from mqtool.delays.delay_plugin import has_plugin
@@ -44,7 +44,7 @@ MQTOOL = str(Path(sys.executable).parent / "mqtool")
 
 
 @contextmanager
-def started(kind: Kind) -> Iterator[str]:
+def started(kind: BrokerKind) -> Iterator[str]:
     """Start a broker; yield its URL, and stop it at the end."""
     broker = STARTERS[kind].start(Wanted(f"benchmark-{kind}", ports.free_port()))
     try:
@@ -157,7 +157,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as directory:
         os.environ["XDG_STATE_HOME"] = directory  # brokers without wait queues of an earlier run
-        for kind, name in ((Kind.EMBEDDED, "embedded"), (Kind.NODE, "RabbitMQ")):
+        for kind, name in ((BrokerKind.EMBEDDED, "embedded"), (BrokerKind.NODE, "RabbitMQ")):
             if not STARTERS[kind].is_available():
                 print(f"{name}: not installed, not measured", file=sys.stderr)
                 continue

@@ -19,7 +19,7 @@ from statistics import median
 
 from benchmarks.delay import MQTOOL, started
 from mqtool.amqp import Connection, Receiving, parse_addresses
-from mqtool.broker.choice import STARTERS, Kind
+from mqtool.broker.choice import STARTERS, BrokerKind
 from mqtool.topology import Queue
 
 MESSAGES = 1000
@@ -60,7 +60,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "recording.ndjson"
         moments = recording(path)
-        for kind, name in ((Kind.EMBEDDED, "embedded"), (Kind.NODE, "RabbitMQ")):
+        for kind, name in ((BrokerKind.EMBEDDED, "embedded"), (BrokerKind.NODE, "RabbitMQ")):
             if not STARTERS[kind].is_available():
                 print(f"{name}: not installed, not measured", file=sys.stderr)
                 continue

@@ -13,7 +13,7 @@ import pika
 
 from benchmarks.pairs import MQTOOL, URL, run
 from mqtool.cli.broker_access import access_to
-from mqtool.cli.options import Broker
+from mqtool.cli.options import BrokerOptions
 from mqtool.management import Management, path
 
 QUEUES, BINDINGS, EXCHANGES = 5_000, 20_000, 50
@@ -58,7 +58,7 @@ def measure(title: str, *command: str) -> float:
 
 
 def main() -> None:
-    api = access_to(Broker(url=URL)).management()
+    api = access_to(BrokerOptions(url=URL)).management()
     for queues, bindings in ((50, 200), (QUEUES, BINDINGS)):
         with a_vhost(api, "mqtool-benchmark") as url:
             started = time.perf_counter()

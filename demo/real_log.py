@@ -21,7 +21,7 @@ from demo import OUTPUT, log_formats
 from demo.log_formats import UNKNOWN
 from mqtool.cli import stopping
 from mqtool.cli.display import output
-from mqtool.cli.display.play_lines import Lines, Pace
+from mqtool.cli.display.play_lines import PlayLines, TypingPace
 from mqtool.errors import MqtoolError
 from mqtool.plays.performing import perform
 from mqtool.stage.stage import APART, Play, Stage
@@ -223,7 +223,7 @@ def main() -> int:
     stopping.let_children_be_interrupted()
     guard = Guard()
     log = Path(sys.argv[1]) if len(sys.argv) > 1 else None
-    lines = Lines(Pace(auto=True, watched=False))
+    lines = PlayLines(TypingPace(auto=True, watched=False))
     try:
         if log is not None:
             log_formats.read(log)  # fail early if it cannot be read

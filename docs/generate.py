@@ -20,7 +20,7 @@ from mqtool.cli.help.description import CommandHelp, OptionHelp, describe, leave
 from mqtool.cli.help.help_topics import TOPICS, topic_text
 from mqtool.cli.help.option_sections import SECTIONS
 from mqtool.topology import Exchange, Stream
-from mqtool.tutorials.dialects import LINES, NAMES, Dialect, Lines
+from mqtool.tutorials.dialects import LINES, NAMES, Dialect, DialectLines
 from mqtool.tutorials.stream_dialects import HELLO, TRACKING, StreamDialect
 from tests.cli import tutorial_comparisons
 
@@ -137,7 +137,7 @@ def dialects() -> str:
         "none. The rows of usage codes are the exit codes of `receive-log direct` and `receive-log topic` without "
         "arguments.",
     ]
-    spoken = [name for name in vars(Lines) if not name.startswith("_")]
+    spoken = [name for name in vars(DialectLines) if not name.startswith("_")]
     parts.append(_rows([(name, *(_shown(getattr(LINES[dialect], name)) for dialect in Dialect)) for name in spoken]))
     parts += [
         "## Streams",

@@ -19,7 +19,7 @@ import pytest
 
 from mqtool.amqp import Connection, parse_addresses
 from mqtool.broker import node, ports
-from mqtool.broker.choice import STARTERS, Kind
+from mqtool.broker.choice import STARTERS, BrokerKind
 from mqtool.broker.readiness import connect_within
 from mqtool.broker.state import Started, Wanted
 
@@ -144,16 +144,16 @@ def from_environment() -> TestBroker | None:
 def docker_image() -> str:
     """The image of RabbitMQ to build upon; without one, tests of Docker skip: they would have to download it."""
     image = os.environ.get("MQTOOL_TEST_IMAGE")
-    if not image or not STARTERS[Kind.DOCKER].is_available():
+    if not image or not STARTERS[BrokerKind.DOCKER].is_available():
         pytest.skip("MQTOOL_TEST_IMAGE names no image of RabbitMQ for Docker, or its daemon does not answer")
     return image
 
 
-def own_broker(kind: Kind) -> None:
+def own_broker(kind: BrokerKind) -> None:
     """For tests that start and stop a broker themselves: skip where it cannot be, or would take too long."""
     if not STARTERS[kind].is_available():
         skip_or_fail("no rabbitmq-server is installed")
-    if kind is Kind.NODE:
+    if kind is BrokerKind.NODE:
         only_in_ci("to start and stop RabbitMQ takes half a minute")
 
 
@@ -196,7 +196,7 @@ def rabbitmqctl(started: Started, *words: str) -> str:
 class Restartable:
     """A broker of a test's own, to stop, kill and start again on the same port with the same data."""
 
-    def __init__(self, kind: Kind, name: str, like: str | None = None) -> None:
+    def __init__(self, kind: BrokerKind, name: str, like: str | None = None) -> None:
         self.kind = kind
         self._like = like
         self._starter = STARTERS[kind]

@@ -19,7 +19,7 @@ import pytest
 
 from mqtool.amqp import Connection, parse_addresses
 from mqtool.broker import ports, state
-from mqtool.broker.choice import STARTERS, Kind, starter_of
+from mqtool.broker.choice import STARTERS, BrokerKind, starter_of
 from mqtool.broker.node import PrivateNodes
 from mqtool.broker.readiness import connect_within
 from mqtool.broker.state import Wanted
@@ -186,7 +186,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         config.stash[_SERVER].communicate()
         for started in state.load_all():
             starter = starter_of(started)
-            if started.kind == Kind.NODE and starter.is_running(started):
+            if started.kind == BrokerKind.NODE and starter.is_running(started):
                 starter.kill(started, 0)  # its data go with it: to put them away takes six seconds
             starter.stop(started)
         shutil.rmtree(os.environ["MQTOOL_SUITE_STATE"], ignore_errors=True)
@@ -196,22 +196,22 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """Start RabbitMQ while the workers collect the tests, of which many would wait for it, if it is the whole suite."""
     config = session.config
     whole = getattr(config.option, "numprocesses", None) and config.args == config.getini("testpaths")
-    if whole and from_environment() is None and STARTERS[Kind.NODE].is_available():
+    if whole and from_environment() is None and STARTERS[BrokerKind.NODE].is_available():
         where = config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
-        threading.Thread(target=_started_once, args=(Kind.NODE, where), daemon=True).start()
+        threading.Thread(target=_started_once, args=(BrokerKind.NODE, where), daemon=True).start()
 
 
-def _started_once(kind: Kind, shared: Path) -> TestBroker:
+def _started_once(kind: BrokerKind, shared: Path) -> TestBroker:
     """A broker of that kind, started by the first worker that needs it, for all of them."""
     remembered = shared / f"{kind}.json"
     with (shared / f"{kind}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not remembered.exists():
-            like = os.environ.get("MQTOOL_TEST_LIKE") if kind is Kind.EMBEDDED else None
-            starter = _AS_INSTALLED if kind is Kind.NODE else STARTERS[kind]
+            like = os.environ.get("MQTOOL_TEST_LIKE") if kind is BrokerKind.EMBEDDED else None
+            starter = _AS_INSTALLED if kind is BrokerKind.NODE else STARTERS[kind]
             started = starter.start(Wanted(f"suite-{kind}", ports.free_port(), stream_port=0, like=like))
             connect_within(90, lambda: Connection(parse_addresses(started.url))).close()
-            name = "rabbitmq" if kind is Kind.NODE else str(kind)
+            name = "rabbitmq" if kind is BrokerKind.NODE else str(kind)
             found = TestBroker(
                 name, started.url, str(started.details["management"]), streams=str(started.details["streams"])
             )
@@ -224,13 +224,13 @@ def rabbitmq(shared: Path) -> TestBroker | None:
     """RabbitMQ: the one that the environment names, or a private node; None where neither is to be had."""
     if (given := from_environment()) is not None:
         return given
-    return _started_once(Kind.NODE, shared) if STARTERS[Kind.NODE].is_available() else None
+    return _started_once(BrokerKind.NODE, shared) if STARTERS[BrokerKind.NODE].is_available() else None
 
 
 @pytest.fixture(scope="session")
 def embedded(shared: Path) -> TestBroker:
     """The embedded broker, as a process of its own."""
-    return _started_once(Kind.EMBEDDED, shared)
+    return _started_once(BrokerKind.EMBEDDED, shared)
 
 
 @pytest.fixture(scope="session")

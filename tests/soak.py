@@ -27,7 +27,7 @@ from threading import Thread
 
 from mqtool.amqp import Connection, administration, parse_addresses
 from mqtool.broker import ports
-from mqtool.broker.choice import STARTERS, Kind
+from mqtool.broker.choice import STARTERS, BrokerKind
 from mqtool.broker.readiness import connect_within
 from mqtool.broker.state import Started, Wanted
 from mqtool.drills.scene import Proxy
@@ -57,7 +57,7 @@ DRAINING = 480.0
 class Soak:
     """One run on one broker, in a directory of its own."""
 
-    def __init__(self, kind: Kind, seed: int, directory: Path) -> None:
+    def __init__(self, kind: BrokerKind, seed: int, directory: Path) -> None:
         self.kind = kind
         self.random = random.Random(f"{kind} {seed}")
         self.directory = directory
@@ -138,7 +138,7 @@ class Soak:
 
     def restart(self) -> None:
         """The broker: the embedded one with kill -9, RabbitMQ by its own command."""
-        if self.kind is Kind.NODE:
+        if self.kind is BrokerKind.NODE:
             rabbitmqctl(self.broker, "stop_app")
             rabbitmqctl(self.broker, "start_app")
             return
@@ -157,7 +157,7 @@ class Soak:
 
     def fill(self) -> None:
         """The disk of the embedded broker, or the memory that RabbitMQ allows itself."""
-        if self.kind is Kind.NODE:
+        if self.kind is BrokerKind.NODE:
             rabbitmqctl(self.broker, "set_vm_memory_high_watermark", "0.00001")
             time.sleep(self.random.uniform(0.5, 3))
             rabbitmqctl(self.broker, "set_vm_memory_high_watermark", "0.4")
@@ -276,7 +276,7 @@ def main() -> None:
     asked = parser.parse_args()
     print(f"seed {asked.seed}, {asked.seconds:g} s on each broker", flush=True)
     fine = True
-    for kind in map(Kind, asked.kind or ["embedded", "node"]):
+    for kind in map(BrokerKind, asked.kind or ["embedded", "node"]):
         directory = Path(tempfile.mkdtemp(prefix="mqtool-soak-"))
         os.environ["XDG_STATE_HOME"] = str(directory / "state")
         with small_disk(directory):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 CONFIRM_TIMEOUT = 20.0
 
 
-class Owner(ChannelConnection, Protocol):
+class ChannelOwner(ChannelConnection, Protocol):
     """The part of Connection that a channel uses."""
 
     stopping: bool
@@ -38,7 +38,7 @@ class Owner(ChannelConnection, Protocol):
     @property
     def broker_to_show(self) -> str: ...
     def channel(self) -> "Channel": ...
-    def beside(self) -> AbstractContextManager["Owner"]: ...
+    def beside(self) -> AbstractContextManager["ChannelOwner"]: ...
 
 
 class Channel(ChannelListener):
@@ -51,7 +51,7 @@ class Channel(ChannelListener):
         cluster: identifies the broker and the virtual host.
     """
 
-    def __init__(self, connection: Owner, *, strict: bool, mandatory: bool, confirm_timeout: float) -> None:
+    def __init__(self, connection: ChannelOwner, *, strict: bool, mandatory: bool, confirm_timeout: float) -> None:
         self.connection = connection
         self.reopening = ReopeningChannel(connection, strict=strict)
         self.stopping = False

@@ -30,7 +30,7 @@ class Step(Enum):
     RESUBSCRIBE = auto()  # cancel; then consume again, if the policy still wants more
 
 
-class Policy:
+class ConsumePolicy:
     """Decides how to consume. This base class never acknowledges, and never stops.
 
     Attributes:
@@ -92,7 +92,7 @@ class Policy:
         return Step.GO_ON
 
 
-def policy_for(receiving: Receiving, *, limits_deliveries: bool, is_stream: bool = False) -> Policy:
+def policy_for(receiving: Receiving, *, limits_deliveries: bool, is_stream: bool = False) -> ConsumePolicy:
     """Choose a policy.
 
     Args:
@@ -112,7 +112,7 @@ def policy_for(receiving: Receiving, *, limits_deliveries: bool, is_stream: bool
     return Streaming(receiving.prefetch, auto_ack=receiving.auto_ack)
 
 
-class Streaming(Policy):
+class Streaming(ConsumePolicy):
     """Takes up to `prefetch` deliveries at a time; one basic.ack acknowledges a group of deliveries."""
 
     def __init__(self, prefetch: int = PREFETCH, *, auto_ack: bool = False) -> None:
@@ -191,7 +191,7 @@ class ExactCount(Streaming):
         return Step.RESUBSCRIBE
 
 
-class CallerSettles(Policy):
+class CallerSettles(ConsumePolicy):
     """Lets the caller acknowledge. With a count, lowers the prefetch towards the end, so as not to exceed it."""
 
     def __init__(self, receiving: Receiving) -> None:

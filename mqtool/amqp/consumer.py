@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 
-from mqtool.amqp.consume_policies import Policy, Step
+from mqtool.amqp.consume_policies import ConsumePolicy, Step
 from mqtool.amqp.io_thread import CHECK_INTERVAL
 from mqtool.amqp.receive_settings import Receiving
 from mqtool.amqp.reopening import ChannelListener, ReopeningChannel
@@ -41,7 +41,7 @@ class Consumer(ChannelListener):
         channel: ReopeningChannel,
         queue: Queue,
         receiving: Receiving,
-        policy: Policy,
+        policy: ConsumePolicy,
         position: StreamPosition | None,
         *,
         on_end: Callable[["Consumer"], None],

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from mqtool.amqp import Address, Backoff
 from mqtool.amqp.unconfirmed import LEADERLESS
 from mqtool.amqp10.link_receiver import Receiver, ranges
-from mqtool.amqp10.link_sender import Outgoing, SendingLink, is_unavailable
+from mqtool.amqp10.link_sender import OutgoingTransfer, SendingLink, is_unavailable
 from mqtool.amqp10.refusals import ClosedByBroker, Lost
 from mqtool.amqp10.reopening_transport import ReopeningTransport
 from mqtool.codecs.amqp10_frames import (
@@ -91,8 +91,8 @@ class LinkConnection(ReopeningTransport):
         self._incoming: dict[int, Link] = {}  # by the broker's handles
         self._refusals: dict[int, ClosedByBroker] = {}
         self._senders: dict[str | None, SendingLink] = {}  # by address
-        self._sent: dict[int, Outgoing] = {}  # messages without an outcome, by delivery id
-        self._refused: list[Outgoing] = []  # rejected by a queue that may have no leader yet; to be republished
+        self._sent: dict[int, OutgoingTransfer] = {}  # messages without an outcome, by delivery id
+        self._refused: list[OutgoingTransfer] = []  # rejected by a queue that may have no leader yet; to be republished
         self._leaderless_until = 0.0
         self._next_id = self._next_out = self._next_in = self._room = self._broker_window = 0
         self._has_begun = False
@@ -149,7 +149,7 @@ class LinkConnection(ReopeningTransport):
 
     # Sending.
 
-    def transfers(self, handle: int, outgoing: Outgoing) -> list[bytes] | None:
+    def transfers(self, handle: int, outgoing: OutgoingTransfer) -> list[bytes] | None:
         """Encode the frames of a message; None if the broker has no room for them. Called under the lock."""
         number = self._next_id
         frames = self._frames(handle, outgoing.data)
@@ -373,7 +373,7 @@ def new_name() -> str:
     return f"mqtool-{os.urandom(6).hex()}"
 
 
-def _requeue(sent: Sequence[Outgoing], senders: Mapping[str | None, SendingLink]) -> None:
+def _requeue(sent: Sequence[OutgoingTransfer], senders: Mapping[str | None, SendingLink]) -> None:
     """Put messages that were already sent back at the front of the queues of messages waiting for credit."""
     for each in reversed(sent):
         senders[each.address].waiting.appendleft(each)

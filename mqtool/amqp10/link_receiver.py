@@ -42,7 +42,7 @@ def stream_filters(values: Sequence[str], sql: str | None) -> dict[str, Describe
     return filters | ({_SQL: Described(Symbol(f"amqp:{_SQL}"), sql)} if sql is not None else {})
 
 
-class Owner(Protocol):
+class ReceiverOwner(Protocol):
     """The part of LinkConnection that receivers use."""
 
     changed: threading.Condition
@@ -72,7 +72,7 @@ class Receiver:
     """
 
     def __init__(
-        self, session: Owner, name: str, address: str | None, receiving: Receiving, filters: Mapping[str, Any]
+        self, session: ReceiverOwner, name: str, address: str | None, receiving: Receiving, filters: Mapping[str, Any]
     ) -> None:
         self.name = name
         self.address = address

@@ -22,7 +22,7 @@ _BATCH_SIZE = 256
 _FATE = "they may or may not have arrived"
 
 
-class Outgoing:
+class OutgoingTransfer:
     """An encoded message that is being sent, and its outcome once the broker has reported it.
 
     Attributes:
@@ -86,7 +86,7 @@ def addressed(message: Message, to: str) -> Message:
     )
 
 
-class Owner(Protocol):
+class SenderOwner(Protocol):
     """The part of LinkConnection that senders use."""
 
     changed: threading.Condition
@@ -97,7 +97,7 @@ class Owner(Protocol):
     @property
     def hopeless(self) -> str | None: ...
     def sending_link(self, address: str | None, /) -> "SendingLink": ...
-    def transfers(self, handle: int, outgoing: Outgoing, /) -> list[bytes] | None: ...
+    def transfers(self, handle: int, outgoing: OutgoingTransfer, /) -> list[bytes] | None: ...
     def pump(self) -> None: ...
     def check(self) -> None: ...
     def patience(self) -> float: ...
@@ -118,7 +118,7 @@ class SendingLink:
         self.address = address
         self.handle = 0
         self.is_attached = False
-        self.waiting: deque[Outgoing] = deque()
+        self.waiting: deque[OutgoingTransfer] = deque()
         self.credit = self.largest = 0
         self._sent = 0
 
@@ -154,7 +154,7 @@ class SendingLink:
         """Process a flow frame, which contains new credit."""
         self.credit = (flow.delivery_count or 0) + (flow.link_credit or 0) - self._sent
 
-    def pump(self, session: Owner) -> list[bytes]:
+    def pump(self, session: SenderOwner) -> list[bytes]:
         """Return the frames of all messages that may be sent now."""
         frames: list[bytes] = []
         while self.waiting and self.credit > 0 and self.is_attached:
@@ -175,11 +175,11 @@ class Sender:
         address: the address for messages that do not have their own.
     """
 
-    def __init__(self, session: Owner, address: str | None, *, persistent: bool) -> None:
+    def __init__(self, session: SenderOwner, address: str | None, *, persistent: bool) -> None:
         self.address = address
         self._session = session
         self._persistent = persistent
-        self._outstanding: deque[Outgoing] = deque()
+        self._outstanding: deque[OutgoingTransfer] = deque()
         self._bytes = 0
         self._bad_input: MqtoolError | None = None
         self._exchange, self._key = sections.exchange_and_key(address)
@@ -261,7 +261,7 @@ class Sender:
                 f"the message is {len(data):,} bytes long; the broker takes up to {link.largest:,}",
                 "its limit is max_message_size in rabbitmq.conf",
             )
-        outgoing = Outgoing(message, data, to, sequence, link.address)
+        outgoing = OutgoingTransfer(message, data, to, sequence, link.address)
         with self._session.changed:
             self._outstanding.append(outgoing)
             self._bytes += len(message.body)
@@ -296,7 +296,7 @@ class Sender:
                 ready.append(self._drop())
         yield from (each.receipt() for each in ready)
 
-    def _drop(self) -> Outgoing:
+    def _drop(self) -> OutgoingTransfer:
         outgoing = self._outstanding.popleft()
         self._bytes -= len(outgoing.message.body)
         return outgoing

@@ -10,7 +10,7 @@ from mqtool.amqp import Address, Receiving, TlsFiles
 from mqtool.amqp10 import sections
 from mqtool.amqp10.link_connection import LinkConnection, new_name
 from mqtool.amqp10.link_receiver import OFFSET, Receiver, offset_filter
-from mqtool.amqp10.link_sender import Outgoing, SendingLink
+from mqtool.amqp10.link_sender import OutgoingTransfer, SendingLink
 from mqtool.amqp10.refusals import ClosedByBroker
 from mqtool.amqp10.reopening_transport import LOST
 from mqtool.benching.wire import Take, Wire, ignore
@@ -27,7 +27,7 @@ class _Body(NamedTuple):
     persistent: bool
 
 
-class _Numbered(Outgoing):
+class _Numbered(OutgoingTransfer):
     """A message whose tag is added to a list when its outcome is known."""
 
     __slots__ = ("confirmed", "refused")

@@ -80,7 +80,7 @@ def wire_for(protocol: str) -> Callable[[Address, TlsFiles], Wire]:
     return AmqpWire
 
 
-class Client:
+class BenchClient:
     """What publishers and consumers have in common: connection, loop, reports, and the longest gap between events.
 
     Attributes:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from mqtool.amqp.administration import binding_request, declare_request
-from mqtool.benching.client_process import SECOND, Client, CommandEnded, Orders, tell
+from mqtool.benching.client_process import SECOND, BenchClient, CommandEnded, Orders, tell
 from mqtool.benching.plan import STAMP, Job, bodies
 from mqtool.benching.tally import Latencies, add_to_runs
 from mqtool.benching.wire import AmqpWire, Wire
@@ -29,7 +29,7 @@ _BATCH, _UNSENT = 256, 1 << 18
 _REPLY: dict[str, Any] = {}
 
 
-class Publisher(Client):
+class BenchPublisher(BenchClient):
     """Publishes messages at their intended times, or as fast as confirms allow."""
 
     def __init__(self, job: Job, orders: Orders) -> None:
@@ -153,7 +153,7 @@ class Publisher(Client):
         }
 
 
-class Consumer(Client):
+class BenchConsumer(BenchClient):
     """Receives and acknowledges messages."""
 
     def __init__(self, job: Job, orders: Orders) -> None:
@@ -224,7 +224,7 @@ class Consumer(Client):
         }
 
 
-class Churner(Publisher):
+class Churner(BenchPublisher):
     """Creates connections, channels, queues or bindings, one after another, and removes each of them at once.
 
     Each creation is counted as a confirm, and each removal as a delivery.
@@ -237,7 +237,7 @@ class Churner(Publisher):
         self._queue_of_its_own = Queue(self._name, exclusive=True)
 
     def open(self, wire: Wire) -> None:
-        Client.open(self, wire)
+        BenchClient.open(self, wire)
         if self.plan.churn == "bindings":
             assert isinstance(wire, AmqpWire)
             wire.ask(declare_request(self._queue_of_its_own))
@@ -311,8 +311,8 @@ def main() -> None:
     orders = Orders()
     job = Job.from_told(orders.next())
     try:
-        publisher = Publisher if job.plan.churn is None else Churner
-        (publisher if job.role == "publisher" else Consumer)(job, orders).run()
+        publisher = BenchPublisher if job.plan.churn is None else Churner
+        (publisher if job.role == "publisher" else BenchConsumer)(job, orders).run()
     except MqtoolError as error:
         tell(failed=str(error), hint=error.hint, exit_code=int(error.exit_code))
     except ConnectionError as error:

@@ -28,7 +28,7 @@ IN_FLIGHT, PREFETCH = 1000, 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class BenchPlan:
     """The settings of a run.
 
     Attributes:
@@ -179,7 +179,7 @@ def _counted(count: int, what: str) -> str:
     return f"{count} {what}{'s' * (count != 1)}"
 
 
-def bodies(plan: Plan) -> list[bytes]:
+def bodies(plan: BenchPlan) -> list[bytes]:
     """Return the bodies to publish one after another, over and over. Each has room for the stamp.
 
     Raises:
@@ -205,7 +205,7 @@ def bodies(plan: Plan) -> list[bytes]:
 _ADDRESSES = ("addresses", "amqp_addresses")
 
 
-class Place(NamedTuple):
+class BenchPlace(NamedTuple):
     """The broker to measure.
 
     Attributes:
@@ -241,7 +241,7 @@ class Job:
 
     role: str
     number: int
-    plan: Plan
+    plan: BenchPlan
     addresses: Sequence[Address]
     amqp_addresses: Sequence[Address]
     tls: TlsFiles
@@ -267,7 +267,7 @@ class Job:
         plan |= {"sizes": tuple(plan["sizes"]), "bodies": plan["bodies"] and Path(plan["bodies"])}
         tls = TlsFiles(*(each and Path(each) for each in values["tls"]))
         nodes = {name: [Address(**each) for each in values[name]] for name in _ADDRESSES}
-        return cls(**{**values, "plan": Plan(**plan), "tls": tls, **nodes})
+        return cls(**{**values, "plan": BenchPlan(**plan), "tls": tls, **nodes})
 
 
 def told(values: Mapping[str, Any]) -> bytes:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from mqtool.benching.plan import Plan
+from mqtool.benching.plan import BenchPlan
 from mqtool.benching.tally import PERCENTILES, Latencies
 
 #: A client that uses more than this fraction of a CPU may be slower than the broker.
@@ -40,7 +40,7 @@ class Result:
         failed_commands: commands of --at and --during that ended with another code than 0.
     """
 
-    plan: Plan
+    plan: BenchPlan
     broker: str
     seconds: float
     confirm: Latencies

@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 
 from mqtool.amqp import Channel
 from mqtool.benching.declared import delete_declared
-from mqtool.benching.plan import STREAM, Job, Place, Plan, Timed, lines_in, told
+from mqtool.benching.plan import STREAM, BenchPlace, BenchPlan, Job, Timed, lines_in, told
 from mqtool.benching.result import QUIET, Result, Snapshot
 from mqtool.benching.tally import Latencies, Tally
 from mqtool.delays import wait_queues
@@ -34,7 +34,7 @@ _EXPIRES = 600_000
 
 
 @dataclass(slots=True)
-class Client:
+class RunningClient:
     """A process of a run, and what it has reported so far."""
 
     role: str
@@ -114,8 +114,8 @@ class Run:
 
     def __init__(
         self,
-        plan: Plan,
-        place: Place,
+        plan: BenchPlan,
+        place: BenchPlace,
         *,
         commands: Sequence[Timed] = (),
         notice: Callable[[str], None] = lambda _: None,
@@ -128,7 +128,7 @@ class Run:
         self._things: list[Queue | Exchange] = []
         self._routing_key = ""
         self._addresses = place.addresses
-        self._clients: list[Client] = []
+        self._clients: list[RunningClient] = []
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._selector = selectors.DefaultSelector()
         self._tally = Tally(each_gets_all=plan.queue_type == "stream")
@@ -246,7 +246,7 @@ class Run:
             stdout=subprocess.PIPE,
             start_new_session=True,  # only the command handles Ctrl-C, and tells the processes to stop
         )
-        client = Client(role, number, process)
+        client = RunningClient(role, number, process)
         self._clients.append(client)
         self._selector.register(process.stdout, selectors.EVENT_READ, client)  # type: ignore[arg-type]
         client.say(**job.as_told())
@@ -264,7 +264,7 @@ class Run:
 
     def _read(self) -> None:
         for key, _ in self._selector.select(_LOOK):
-            client: Client = key.data
+            client: RunningClient = key.data
             data = os.read(key.fd, 1 << 18)
             if not data:
                 self._selector.unregister(key.fileobj)
@@ -275,7 +275,7 @@ class Run:
             for line in lines:
                 self._take(client, line)
 
-    def _take(self, client: Client, report: dict[str, Any]) -> None:
+    def _take(self, client: RunningClient, report: dict[str, Any]) -> None:
         if "failed" in report:
             where = f"{client.role} {client.number + 1}: " if client.told.get("ready") else ""
             error = MqtoolError(where + report["failed"], report["hint"])
@@ -286,7 +286,7 @@ class Run:
             self._tally.receive(client.number, publisher, runs)
         client.told |= report
 
-    def _of(self, role: str) -> list[Client]:
+    def _of(self, role: str) -> list[RunningClient]:
         return [client for client in self._clients if client.role == role]
 
     def _sum(self, role: str, what: str) -> int:

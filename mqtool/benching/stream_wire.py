@@ -19,7 +19,7 @@ from mqtool.message import Delivery, Message
 from mqtool.offsets import Offset, Start
 from mqtool.streams.entries import encode, parse_chunk
 from mqtool.streams.rstream_private import CONFIRM, DELIVER, ERROR, METADATA_UPDATE
-from mqtool.streams.session import Inbox, Session, in_words
+from mqtool.streams.session import Inbox, StreamSession, in_words
 from mqtool.streams.stream_consumer import Reading
 from mqtool.streams.stream_publisher import publish_frame
 
@@ -42,7 +42,7 @@ class StreamWire(Wire):
         self._loop = asyncio.new_event_loop()
         # No heartbeats are needed: a run has its own time limits. So the loop needs to run only when data can move.
         without = address._replace(heartbeat=0)
-        self._session = Session(without, tls.context() if address.tls else None, self._inbox, self._loop)
+        self._session = StreamSession(without, tls.context() if address.tls else None, self._inbox, self._loop)
         try:
             self._session.open()
         except BaseException:

@@ -10,7 +10,7 @@ from mqtool.broker.state import Started
 from mqtool.errors import Unavailable, UsageError
 
 
-class Kind(StrEnum):
+class BrokerKind(StrEnum):
     """A kind of broker: RabbitMQ in Docker, an installed RabbitMQ ("node"), or embedded.
 
     AUTO selects the best kind that this machine can run.
@@ -23,25 +23,25 @@ class Kind(StrEnum):
 
 
 #: The starters by kind, in the order in which AUTO tries them.
-STARTERS: dict[Kind, Starter] = {
-    Kind.DOCKER: Docker("RabbitMQ in Docker"),
-    Kind.NODE: PrivateNodes("a private RabbitMQ node"),
-    Kind.EMBEDDED: Embedded("the embedded broker"),
+STARTERS: dict[BrokerKind, Starter] = {
+    BrokerKind.DOCKER: Docker("RabbitMQ in Docker"),
+    BrokerKind.NODE: PrivateNodes("a private RabbitMQ node"),
+    BrokerKind.EMBEDDED: Embedded("the embedded broker"),
 }
-CLUSTERS: dict[Kind, Starter] = {
-    Kind.DOCKER: Docker("a cluster of three RabbitMQ nodes in Docker"),
-    Kind.NODE: PrivateNodes("a cluster of three private RabbitMQ nodes"),
+CLUSTERS: dict[BrokerKind, Starter] = {
+    BrokerKind.DOCKER: Docker("a cluster of three RabbitMQ nodes in Docker"),
+    BrokerKind.NODE: PrivateNodes("a cluster of three private RabbitMQ nodes"),
 }
 
 
 def starter_of(started: Started) -> Starter:
-    return (STARTERS if started.nodes == 1 else CLUSTERS)[Kind(started.kind)]
+    return (STARTERS if started.nodes == 1 else CLUSTERS)[BrokerKind(started.kind)]
 
 
-def candidates(kind: Kind, *, cluster: bool = False) -> list[Starter]:
+def candidates(kind: BrokerKind, *, cluster: bool = False) -> list[Starter]:
     """Return the starter of a kind; for AUTO, all starters that this machine can run, best first."""
     starters = CLUSTERS if cluster else STARTERS
-    if kind is not Kind.AUTO:
+    if kind is not BrokerKind.AUTO:
         if kind not in starters:
             raise UsageError(
                 "the embedded broker cannot be a cluster", "use --kind docker or --kind node with --cluster"
@@ -53,7 +53,7 @@ def candidates(kind: Kind, *, cluster: bool = False) -> list[Starter]:
     return available
 
 
-def choose_quick(kind: Kind, *, cluster: bool = False) -> Starter:
+def choose_quick(kind: BrokerKind, *, cluster: bool = False) -> Starter:
     """Return the first of candidates() that has nothing to download or build; if none has, the first one."""
     found = candidates(kind, cluster=cluster)
     return next((starter for starter in found if starter.is_quick), found[0])

@@ -10,12 +10,12 @@ from mqtool.cli.chosen_broker import MANAGEMENT_VARIABLE, Choice, is_same_node, 
 from mqtool.cli.confirmation import ask
 from mqtool.cli.display import output
 from mqtool.cli.invocation import current
-from mqtool.cli.options.broker_options import Broker, Destination, ManagedBroker
+from mqtool.cli.options.broker_options import BrokerOptions, DestinationOptions, ManagedBroker
 from mqtool.errors import UsageError
 from mqtool.tutorials.dialects import Dialect
 
 
-def access_to(broker: Broker | ManagedBroker, *, reconnects: bool = True) -> Access:
+def access_to(broker: BrokerOptions | ManagedBroker, *, reconnects: bool = True) -> Access:
     """Resolve how to reach the broker. Call this first, and only once: it also sets up printing and logging.
 
     In a protected context, ask for confirmation if the command changes the broker and does not itself ask.
@@ -50,7 +50,7 @@ def access_to(broker: Broker | ManagedBroker, *, reconnects: bool = True) -> Acc
     return access
 
 
-def set_up_printing(broker: Broker) -> None:
+def set_up_printing(broker: BrokerOptions) -> None:
     """Apply --quiet, --verbose, --no-color and --debug. access_to() does this as well."""
     run = current()
     run.quiet, run.verbose, run.no_color, run.debug = broker.quiet, broker.verbose, broker.no_color, broker.debug
@@ -58,7 +58,7 @@ def set_up_printing(broker: Broker) -> None:
         logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(name)s %(levelname)s %(message)s")
 
 
-def print_as_script(broker: Broker, *, on_stderr: bool | None = None) -> None:
+def print_as_script(broker: BrokerOptions, *, on_stderr: bool | None = None) -> None:
     """With --dialect, print the lines that the dialect's script prints, on the same stream, and no others.
 
     Args:
@@ -69,7 +69,7 @@ def print_as_script(broker: Broker, *, on_stderr: bool | None = None) -> None:
         current().script_output = output.STDERR if on_stderr else output.STDOUT
 
 
-def access_to_destination(destination: Destination, source: Access) -> Access | None:
+def access_to_destination(destination: DestinationOptions, source: Access) -> Access | None:
     """Resolve how to reach the broker of the queue that messages are moved to.
 
     Return None if it is the source's broker and virtual host.

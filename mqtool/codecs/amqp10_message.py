@@ -43,7 +43,7 @@ _CODES = {
 }
 
 
-class Header(NamedTuple):
+class MessageHeader(NamedTuple):
     """The header section. None stands for a field that is not set. `ttl` is in milliseconds."""
 
     durable: bool | None = None
@@ -74,7 +74,7 @@ class BareProperties(NamedTuple):
     reply_to_group_id: str | None = None
 
 
-_NO_HEADER, _NO_PROPERTIES = Header(), BareProperties()
+_NO_HEADER, _NO_PROPERTIES = MessageHeader(), BareProperties()
 
 
 @dataclass(slots=True)
@@ -85,7 +85,7 @@ class Amqp10Message:
         body: the encoded body: data, sequence or value sections.
     """
 
-    header: Header = _NO_HEADER
+    header: MessageHeader = _NO_HEADER
     delivery_annotations: Map = field(default_factory=dict)
     message_annotations: Map = field(default_factory=dict)
     properties: BareProperties = _NO_PROPERTIES
@@ -114,7 +114,7 @@ class Amqp10Message:
             if not isinstance(value, list):
                 raise ValueError("section is not a list")
             if code == HEADER:
-                self.header = Header(*value[:5])
+                self.header = MessageHeader(*value[:5])
             else:
                 self.properties = BareProperties(*value[:13])
             return

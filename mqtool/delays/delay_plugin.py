@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
-from mqtool.amqp import Channel, Owner
-from mqtool.delays.destinations import Destination, Place, Warn, expect, name_for
+from mqtool.amqp import Channel, ChannelOwner
+from mqtool.delays.destinations import DelayPlace, Destination, Warn, expect, name_for
 from mqtool.errors import DeclaredDifferently, UnknownExchangeType
 from mqtool.message import Message
 from mqtool.spelling import pasteable
@@ -29,7 +29,7 @@ TO_QUEUES = Exchange("mqtool.delayed", DELAYED, durable=True, arguments={"x-dela
 
 
 #: For each connection, True if its broker knows the type x-delayed-message.
-_answers: WeakKeyDictionary[Owner, bool] = WeakKeyDictionary()
+_answers: WeakKeyDictionary[ChannelOwner, bool] = WeakKeyDictionary()
 
 
 class PluginMissing(DeclaredDifferently):
@@ -72,7 +72,7 @@ def has_plugin(channel: Channel, exchange: Exchange) -> bool:
     return known
 
 
-def _is_known(connection: Owner, exchange: Exchange) -> bool:
+def _is_known(connection: ChannelOwner, exchange: Exchange) -> bool:
     with connection.beside() as beside:
         try:
             beside.channel().declare(exchange)
@@ -109,7 +109,7 @@ class ThroughPlugin:
         self._count = 0
         self._has_warned = False
 
-    def place(self, message: Message, milliseconds: Callable[[], int]) -> Place:
+    def place(self, message: Message, milliseconds: Callable[[], int]) -> DelayPlace:
         """Declare the exchange that delays a message; see ThroughQueues.place()."""
         self._count += 1
         if self._count == _TOO_MANY:
@@ -130,7 +130,7 @@ class ThroughPlugin:
             self._channel.bind(target, exchange, key or "")
             self._bound.add((exchange.name, key))
         headers = {**(message.properties.get("headers") or {}), "x-delay": milliseconds()}
-        return Place(exchange.name, key, {**message.properties, "headers": headers})
+        return DelayPlace(exchange.name, key, {**message.properties, "headers": headers})
 
 
 def _in_front_of(target: Exchange | Queue) -> Exchange:

@@ -96,7 +96,7 @@ def _is_classic(channel: Channel, queue: Queue) -> bool:
     return False
 
 
-class Place(NamedTuple):
+class DelayPlace(NamedTuple):
     """Where to publish a message, and with which properties. A routing key of None keeps the message's own.
 
     Attributes:

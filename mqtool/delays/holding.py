@@ -7,7 +7,7 @@ from dataclasses import replace
 from mqtool.amqp import Channel
 from mqtool.delays import LONGEST, Via
 from mqtool.delays.delay_plugin import PluginMissing, ThroughPlugin, can_delay, has_plugin
-from mqtool.delays.destinations import Destination, Place, Warn, expect
+from mqtool.delays.destinations import DelayPlace, Destination, Warn, expect
 from mqtool.delays.wait_queues import SHORTEST_STEP, ThroughQueues, step_of
 from mqtool.duration import compact_duration
 from mqtool.errors import BadData
@@ -100,7 +100,7 @@ class Delaying:
                 "arrive late ('mqtool help delays')"
             )
 
-    def _as_held(self, message: Message, delay: int, place: Place | None) -> Held:
+    def _as_held(self, message: Message, delay: int, place: DelayPlace | None) -> Held:
         due = _now() + delay if message.due is None else round(message.due * 1000)
         properties = message.properties if place is None else {"delivery_mode": PERSISTENT, **place.properties}
         headers = {**(properties.get("headers") or {}), DUE: due}

@@ -24,7 +24,7 @@ from mqtool.amqp.administration import unbind
 from mqtool.channels import AmqpChannel
 from mqtool.claims import Claimed
 from mqtool.delays import LONGEST
-from mqtool.delays.destinations import Destination, Place, Warn, derived_name, expect, name_for
+from mqtool.delays.destinations import DelayPlace, Destination, Warn, derived_name, expect, name_for
 from mqtool.duration import compact_duration, parse_duration
 from mqtool.errors import BadData, DeclaredDifferently, UsageError
 from mqtool.message import DUE, Delivery, Message
@@ -177,7 +177,7 @@ class ThroughQueues:
         self._declared: dict[str, float] = {}
         self._said_expiration = False
 
-    def place(self, message: Message, milliseconds: Callable[[], int], wait: int | None = None) -> Place:
+    def place(self, message: Message, milliseconds: Callable[[], int], wait: int | None = None) -> DelayPlace:
         """Declare the queues and exchanges that delay a message; return how to publish it.
 
         Args:
@@ -213,7 +213,7 @@ class ThroughQueues:
         properties = {**message.properties, "headers": headers, "expiration": str(left)}
         since = max(self._declared[name] for name in names)
         exchange, key = (names[0], None) if isinstance(target, Exchange) else ("", names[0])
-        return Place(exchange, key, properties, tuple(names), total, since)
+        return DelayPlace(exchange, key, properties, tuple(names), total, since)
 
     def _usable(self, target: Exchange | Queue, waits: list[Wait]) -> list[Wait]:
         """Replace waits in queues that are avoided."""

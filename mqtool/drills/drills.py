@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from mqtool.amqp import Connection, parse_addresses
-from mqtool.drills.scene import PATIENCE, Proxy, Scene, Verdict, message, number_of, received
+from mqtool.drills.scene import PATIENCE, DrillScene, Proxy, Verdict, message, number_of, received
 from mqtool.errors import ExitCode
 from mqtool.spelling import counted
 from mqtool.stage.stage import lines_of
@@ -48,7 +48,7 @@ _AGAIN = (
 )
 
 
-def restart_broker(scene: Scene, count: int = STREAM_MESSAGES) -> Verdict:
+def restart_broker(scene: DrillScene, count: int = STREAM_MESSAGES) -> Verdict:
     def restart() -> None:
         scene.say("Now the broker stops, and starts again with what it has kept.")
         scene.restart_broker()
@@ -60,7 +60,7 @@ def restart_broker(scene: Scene, count: int = STREAM_MESSAGES) -> Verdict:
     return _flow(scene, scene.url, count, {1: restart})
 
 
-def kill_node(scene: Scene, count: int = NODE_MESSAGES) -> Verdict:
+def kill_node(scene: DrillScene, count: int = NODE_MESSAGES) -> Verdict:
     """kill -9 the node that hosts the queue's leader and both clients' connections; restart it later.
 
     The other nodes elect a new leader, and both clients reconnect to another node.
@@ -82,7 +82,7 @@ def kill_node(scene: Scene, count: int = NODE_MESSAGES) -> Verdict:
     return _flow(scene, scene.url, count, {1: kill, 3: revive})
 
 
-def drop_connection(scene: Scene, count: int = STREAM_MESSAGES) -> Verdict:
+def drop_connection(scene: DrillScene, count: int = STREAM_MESSAGES) -> Verdict:
     """Cut the publisher's and the receiver's connections three times."""
     scene.say(
         f"{count:,} messages flow to a receiver. Three times, the connections of both sides are cut. Watch them "
@@ -96,7 +96,7 @@ def drop_connection(scene: Scene, count: int = STREAM_MESSAGES) -> Verdict:
         return _flow(scene, scene.through(proxy.port), count, dict.fromkeys((1, 2, 3), cut))
 
 
-def _flow(scene: Scene, url: str, count: int, breaks: dict[int, Callable[[], None]]) -> Verdict:
+def _flow(scene: DrillScene, url: str, count: int, breaks: dict[int, Callable[[], None]]) -> Verdict:
     """Send and receive messages in four parts, numbered from 0. Before part N, call breaks[N], if it is defined."""
     got = scene.directory / "got"
     receiver, sender = scene.terminals("receiver", "sender", url=url)
@@ -142,7 +142,7 @@ _RETRIES = 3
 _AT_ONCE = 4
 
 
-def kill_worker(scene: Scene, count: int = WORKER_MESSAGES) -> Verdict:
+def kill_worker(scene: DrillScene, count: int = WORKER_MESSAGES) -> Verdict:
     """kill -9 a worker while its programs run; another worker takes over."""
     scene.say(
         f"{count} messages wait for workers that run a program for each, {_AT_ONCE} at once. Worker 1 is killed in the "
@@ -164,7 +164,7 @@ def kill_worker(scene: Scene, count: int = WORKER_MESSAGES) -> Verdict:
     return _verdict(scene, count, confirmed, second)
 
 
-def poison(scene: Scene, count: int = WORKER_MESSAGES) -> Verdict:
+def poison(scene: DrillScene, count: int = WORKER_MESSAGES) -> Verdict:
     """Publish two messages that cannot be handled: one always fails, one is bad data. Neither delays the others."""
     scene.say(
         f"Two of {count} messages cannot be handled: the program always fails for one, and calls the other bad data "
@@ -185,7 +185,7 @@ def poison(scene: Scene, count: int = WORKER_MESSAGES) -> Verdict:
     return _verdict(scene, count, confirmed, worker, dead=len(dead))
 
 
-def duplicate(scene: Scene, count: int = WORKER_MESSAGES) -> Verdict:
+def duplicate(scene: DrillScene, count: int = WORKER_MESSAGES) -> Verdict:
     """Publish every tenth message twice, as if its confirm had been lost; the worker handles each message once."""
     scene.say(
         f"Every tenth of {count} messages is published twice, as by a sender that never got its confirm. Watch the "
@@ -199,7 +199,7 @@ def duplicate(scene: Scene, count: int = WORKER_MESSAGES) -> Verdict:
     return _verdict(scene, count, confirmed, worker)
 
 
-def _worker(scene: Scene, program: str, *options: str) -> str:
+def _worker(scene: DrillScene, program: str, *options: str) -> str:
     """The command line of a worker that exits when no more messages arrive."""
     return shlex.join([
         "mqtool", "worker", "--declare", "-q", scene.queue, "--concurrency", str(_AT_ONCE),
@@ -208,7 +208,7 @@ def _worker(scene: Scene, program: str, *options: str) -> str:
     ])  # fmt: skip
 
 
-def _verdict(scene: Scene, count: int, confirmed: int, worker: Terminal, *, dead: int = 0) -> Verdict:
+def _verdict(scene: DrillScene, count: int, confirmed: int, worker: Terminal, *, dead: int = 0) -> Verdict:
     effects = [line.split() for line in lines_of(scene.directory / "effects")]
     done = {message_id for message_id, _ in effects}
     return Verdict(

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 from mqtool.amqp import Connection, administration, parse_addresses
 from mqtool.broker import choice, ports, state
-from mqtool.broker.choice import Kind
+from mqtool.broker.choice import BrokerKind
 from mqtool.broker.readiness import wait_until_up
 from mqtool.broker.state import Started, Wanted
 from mqtool.errors import MqtoolError, Unavailable
 from mqtool.message import new_message_id
 from mqtool.stage.stage import Stage, lines_of, undisturbed
-from mqtool.stage.terminal import Audience, Guard, Place, Terminal
+from mqtool.stage.terminal import Audience, Guard, Terminal, TerminalPlace
 from mqtool.work.retry_or_dead_letter import dead_letter_queue
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Verdict:
         return f"{', '.join(counts)}, {pause}lost {self.lost:,}"
 
 
-class Scene:
+class DrillScene:
     """Context manager for a drill: starts a broker, and provides a directory and terminals.
 
     Args:
@@ -106,7 +106,7 @@ class Scene:
 
     def __init__(
         self,
-        kind: Kind,
+        kind: BrokerKind,
         url: str | None,
         audience: Audience,
         guard: Guard,
@@ -119,7 +119,7 @@ class Scene:
         self._audience = audience
         self._guard = guard
         self._named_url = url
-        self._starter = choice.choose_quick(Kind.DOCKER if image else kind, cluster=cluster)
+        self._starter = choice.choose_quick(BrokerKind.DOCKER if image else kind, cluster=cluster)
         self._wanted = Wanted(f"drill-{os.getpid()}", ports.free_port(), cluster=cluster, image=image)
 
     def __enter__(self) -> Self:
@@ -130,7 +130,7 @@ class Scene:
             else:
                 stack.push(self._remove_queues)
             self.url = self._named_url or self._start_broker()
-            place = Place(self.directory, self.directory, self.url, apart=False, guard=self._guard)
+            place = TerminalPlace(self.directory, self.directory, self.url, apart=False, guard=self._guard)
             stack.enter_context(self._audience.on_broker(None if self._named_url else self._management))
             self.terminals = stack.enter_context(Stage(self._audience, place)).terminals
             self._end = stack.pop_all()

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from mqtool import management
 from mqtool.errors import AccessRefused, NotFound
 from mqtool.inspection.findings import Finding
-from mqtool.inspection.upgrade import V4_0, V4_1, V4_3, Change, Version, running, transient
+from mqtool.inspection.upgrade import V4_0, V4_1, V4_3, UpgradeChange, Version, running, transient
 from mqtool.management import Management
 from mqtool.management.api_client import Json
 from mqtool.spelling import counted
@@ -103,7 +103,7 @@ def _deprecated(api: Management) -> list[Json]:
         return []
 
 
-def _changes(api: Management, vhost: str | None, present: Version) -> Iterator[Change]:
+def _changes(api: Management, vhost: str | None, present: Version) -> Iterator[UpgradeChange]:
     connections = {each["name"]: each for each in management.connections(api, vhost, _CONNECTION_COLUMNS)}
     for connection in connections.values():
         yield from _of_connection(connection, present)
@@ -116,30 +116,32 @@ def _changes(api: Management, vhost: str | None, present: Version) -> Iterator[C
             yield _of_channel(channel, owner)
 
 
-def _of_connection(connection: Json, present: Version) -> Iterator[Change]:
+def _of_connection(connection: Json, present: Version) -> Iterator[UpgradeChange]:
     protocol, frame_max = str(connection.get("protocol") or ""), connection.get("frame_max")
     if protocol.startswith("AMQP 0") and isinstance(frame_max, int) and 0 < frame_max < _SMALLEST_FRAME:
         what = f"asked for frames of {frame_max:,} bytes, and RabbitMQ 4.1 refuses less than {_SMALLEST_FRAME:,}"
         hint = f"set its frame_max to {_SMALLEST_FRAME:,} or more"
-        yield Change(V4_1, _finding(connection, "small-frames", what, hint))
+        yield UpgradeChange(V4_1, _finding(connection, "small-frames", what, hint))
     if protocol.startswith("AMQP 1") and present < V4_0:
         what = "uses AMQP 1.0 with addresses of version 1, which RabbitMQ 4.3 refuses"
         hint = "use addresses such as /queues/NAME and /exchanges/NAME/KEY from RabbitMQ 4.0 on"
-        yield Change(V4_3, _finding(connection, "amqp10-address", what, hint))
+        yield UpgradeChange(V4_3, _finding(connection, "amqp10-address", what, hint))
 
 
-def _of_transient(connection: Json, queues: list[str]) -> Change:
+def _of_transient(connection: Json, queues: list[str]) -> UpgradeChange:
     named = ", ".join(map(repr, queues[:_NAMED])) + (" and others" if len(queues) > _NAMED else "")
     what = f"consumes from {counted(len(queues), 'transient queue')} ({named}), which RabbitMQ 4.3.0 to 4.3.5 refuse"
-    return Change(V4_3, _finding(connection, "transient-consumer", what, "have it declare durable or exclusive queues"))
+    return UpgradeChange(
+        V4_3, _finding(connection, "transient-consumer", what, "have it declare durable or exclusive queues")
+    )
 
 
-def _of_channel(channel: Json, owner: Json) -> Change:
+def _of_channel(channel: Json, owner: Json) -> UpgradeChange:
     limit, consumers = channel["global_prefetch_count"], channel.get("consumer_count") or 0
     whom = f"{counted(consumers, 'consumer')} of channel {channel.get('number')}"
     what = f"has one prefetch limit of {limit:,} for the {whom}: from RabbitMQ 4.3 on, each consumer gets this limit"
     hint = "use basic.qos with global=false, and a limit that suits each consumer"
-    return Change(V4_3, _finding(owner, "global-prefetch", what, hint))
+    return UpgradeChange(V4_3, _finding(owner, "global-prefetch", what, hint))
 
 
 def _transient_queues(api: Management, vhost: str | None) -> Mapping[str, set[str]]:

@@ -156,7 +156,7 @@ Action = Literal["add", "change", "conflict", "extra"]
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class DefinitionChange:
     """A difference between a file and a broker.
 
     Attributes:
@@ -250,23 +250,25 @@ def parse_file(text: str, where: str, vhost: str) -> tuple[Contents, list[str]]:
     return contents, [name for name in _OTHERS if told.get(name)] + [f"vhost {name!r}" for name in sorted(others)]
 
 
-def compare(broker: Contents, file: Contents) -> list[Change]:
+def compare(broker: Contents, file: Contents) -> list[DefinitionChange]:
     """List the differences in an order in which they can be applied. Objects that the file lacks come last."""
-    found: list[Change] = []
-    extra: list[Change] = []
+    found: list[DefinitionChange] = []
+    extra: list[DefinitionChange] = []
     for kind, singular in KINDS.items():
         has = {_identity(kind, item): item for item in broker[kind]}
         for item in file[kind]:
             there = has.pop(_identity(kind, item), None)
             if there is None:
-                found.append(Change("add", singular, item))
+                found.append(DefinitionChange("add", singular, item))
             elif differences := dict(_differences(kind, there, item)):
-                found.append(Change("change" if kind == "policies" else "conflict", singular, item, differences))
-        extra += [Change("extra", singular, item) for item in has.values()]
+                found.append(
+                    DefinitionChange("change" if kind == "policies" else "conflict", singular, item, differences)
+                )
+        extra += [DefinitionChange("extra", singular, item) for item in has.values()]
     return found + extra
 
 
-def apply(api: Management, vhost: str, change: Change) -> None:
+def apply(api: Management, vhost: str, change: DefinitionChange) -> None:
     """Apply one difference to the broker: add an object, or change one."""
     item = change.item
     if change.kind == "binding":

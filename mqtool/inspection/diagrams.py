@@ -15,9 +15,9 @@ from mqtool.inspection import definitions
 from mqtool.inspection.wiring import (
     CONSUMER_COLUMNS,
     QUEUE_COLUMNS,
-    Link,
-    Node,
-    Publisher,
+    WiredLink,
+    WiredNode,
+    WiredPublisher,
     Wiring,
     add_publishers,
     consumer_of,
@@ -108,7 +108,7 @@ class _Graph:
                 yield _Edge(here, self._node("client", consumer.channel), consumer.tag)
 
 
-def _keys(link: Link) -> str:
+def _keys(link: WiredLink) -> str:
     """Return an arrow's label: the first few routing keys, or header arguments, of its bindings."""
     said = [each.routing_key for each in link.bindings if each.source and not each.arguments]
     with_arguments = [each.arguments for each in link.bindings if each.arguments]
@@ -141,7 +141,7 @@ def records(api: Management, vhost: str, *, only: Collection[str] = ()) -> Itera
     Args:
         only: include only these exchanges, and the exchanges and queues to which they route; empty for all.
     """
-    wiring = Wiring(vhost, {name: Node(exchange) for name, exchange in exchanges_of(api, vhost, only).items()})
+    wiring = Wiring(vhost, {name: WiredNode(exchange) for name, exchange in exchanges_of(api, vhost, only).items()})
     add_publishers(api, wiring)
     for name, node in wiring.exchanges.items():
         yield {"kind": "exchange", **node.exchange._asdict(), "published": asdict(node.published)}
@@ -167,5 +167,5 @@ def records(api: Management, vhost: str, *, only: Collection[str] = ()) -> Itera
             yield {"kind": "queue", **state}
 
 
-def _publisher(publisher: Publisher, exchange: str | None) -> Json:
+def _publisher(publisher: WiredPublisher, exchange: str | None) -> Json:
     return {"kind": "publisher", "exchange": exchange, **asdict(publisher)}

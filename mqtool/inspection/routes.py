@@ -34,7 +34,7 @@ Way = tuple[Hop, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class DeadLetters:
+class DeadLetterRoutes:
     """The exchange and queues that a message reaches if a queue dead-letters it.
 
     Attributes:
@@ -53,7 +53,7 @@ class DeadLetters:
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
+class QueueRoute:
     """The queues that receive a message if it is published, and the explanation.
 
     Attributes:
@@ -69,7 +69,7 @@ class Route:
     headers: Mapping[str, Any]
     queues: Mapping[str, tuple[Way, ...]]
     near_misses: Sequence[NearMiss] = ()
-    dead_letters: Sequence[DeadLetters] = ()
+    dead_letters: Sequence[DeadLetterRoutes] = ()
     delay: int = 0
     unknown: Sequence[str] = ()
 
@@ -95,7 +95,7 @@ class Router:
 
     def route(
         self, exchange: str, routing_key: str, headers: Mapping[str, Any] | None = None, *, near_misses: int = 5
-    ) -> Route:
+    ) -> QueueRoute:
         """Explain where a message goes if it is published.
 
         Args:
@@ -107,7 +107,7 @@ class Router:
             BadData: the value of the header x-delay is not valid.
         """
         found = self._follow(exchange, routing_key, headers or {})
-        return Route(
+        return QueueRoute(
             exchange,
             routing_key,
             found.headers,
@@ -169,9 +169,9 @@ class Router:
                 if binding not in found.matched and binding.destination not in reached:
                     yield routed_as, binding
 
-    def _dead_letters(self, found: _Progress) -> list[DeadLetters]:
+    def _dead_letters(self, found: _Progress) -> list[DeadLetterRoutes]:
         """Follow a dead-lettered message from queue to queue. Visits each queue once per routing key."""
-        dead: dict[tuple[str, str], DeadLetters] = {}
+        dead: dict[tuple[str, str], DeadLetterRoutes] = {}
         todo = [(queue, found) for queue in sorted(found.queues)]
         for queue, message in todo:  # the loop appends to it
             arguments = self.definitions.queues[queue].arguments if queue in self.definitions.queues else {}
@@ -183,15 +183,15 @@ class Router:
             if not isinstance(exchange, str) or (queue, key) in dead:
                 continue
             if exchange not in self.definitions.exchanges:
-                dead[queue, key] = DeadLetters(queue, exchange, key, None)
+                dead[queue, key] = DeadLetterRoutes(queue, exchange, key, None)
                 continue
             further = self._follow(exchange, key, headers)
-            dead[queue, key] = DeadLetters(queue, exchange, key, sorted(further.queues))
+            dead[queue, key] = DeadLetterRoutes(queue, exchange, key, sorted(further.queues))
             todo += [(after, further) for after in sorted(further.queues)]
         return [replace(death, circular=_comes_back(death.queue, dead.values())) for death in dead.values()]
 
 
-def _comes_back(queue: str, dead: Iterable[DeadLetters]) -> bool:
+def _comes_back(queue: str, dead: Iterable[DeadLetterRoutes]) -> bool:
     """True if dead-lettering alone can bring a message back to this queue."""
     leads: dict[str, set[str]] = {}
     for death in dead:

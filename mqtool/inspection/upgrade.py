@@ -37,7 +37,7 @@ class Version(NamedTuple):
         return f"{self.major}.{self.minor}"
 
 
-class Change(NamedTuple):
+class UpgradeChange(NamedTuple):
     """A finding about an object that RabbitMQ treats differently as of version `since`.
 
     Attributes:
@@ -90,18 +90,18 @@ def findings(api: Management, vhost: str | None, wanted: Version) -> Iterator[Fi
         raise UsageError(f"the broker is RabbitMQ {present} already", "name a later version")
     topics = set()
 
-    def of_exchange(exchange: Json) -> Iterator[Change]:
+    def of_exchange(exchange: Json) -> Iterator[UpgradeChange]:
         if exchange["type"] == "topic":
             topics.add((exchange["vhost"], exchange["name"]))
         return _of_exchange(exchange)
 
-    def of_binding(binding: Json) -> Iterator[Change]:
+    def of_binding(binding: Json) -> Iterator[UpgradeChange]:
         return _of_binding(binding) if (binding["vhost"], binding["source"]) in topics else iter(())
 
-    def of_queue(queue: Json) -> Iterator[Change]:
+    def of_queue(queue: Json) -> Iterator[UpgradeChange]:
         return _of_queue(queue, queue.get("effective_policy_definition") or {})
 
-    looks: tuple[tuple[Iterable[Json], Callable[[Json], Iterator[Change]]], ...] = (
+    looks: tuple[tuple[Iterable[Json], Callable[[Json], Iterator[UpgradeChange]]], ...] = (
         (management.queues(api, vhost, (*_QUEUE_COLUMNS, *_QUEUE_STATISTICS)), of_queue),
         (management.exchanges(api, vhost, ("name", "vhost", "type")), of_exchange),
         (visible_policies(api, vhost), _of_policy),
@@ -130,16 +130,16 @@ def file_findings(document: Json, lines: Mapping[tuple[str, int], int], wanted: 
     topics = {(each.get("vhost"), each["name"]) for each in document.get("exchanges") or [] if is_topic(each)}
     defaults = default_queue_types(document)
 
-    def of_queue(queue: Json) -> Iterator[Change]:
+    def of_queue(queue: Json) -> Iterator[UpgradeChange]:
         applied = applied_policy(document, "queues", queue) or {}
         yield from _of_queue({"type": type_of(queue), **queue}, applied.get("definition") or {})
         yield from _of_type(queue, defaults.get(queue.get("vhost")))
 
-    def of_binding(binding: Json) -> Iterator[Change]:
+    def of_binding(binding: Json) -> Iterator[UpgradeChange]:
         source = (binding.get("vhost"), binding["source"])
         return _of_binding(binding) if source in topics or binding["source"] == "amq.topic" else iter(())
 
-    looks: tuple[tuple[str, Callable[[Json], Iterator[Change]]], ...] = (
+    looks: tuple[tuple[str, Callable[[Json], Iterator[UpgradeChange]]], ...] = (
         ("queues", of_queue),
         ("exchanges", _of_exchange),
         ("policies", _of_policy),
@@ -256,8 +256,8 @@ def refused_arguments(queue: Json) -> list[str]:
     return found + [name for name in arguments if name in REFUSED_ARGUMENTS]
 
 
-def _of_queue(queue: Json, policy: Mapping[str, Any]) -> Iterator[Change]:
-    yield from (Change(V4_3, finding) for finding in transient(queue))
+def _of_queue(queue: Json, policy: Mapping[str, Any]) -> Iterator[UpgradeChange]:
+    yield from (UpgradeChange(V4_3, finding) for finding in transient(queue))
     arguments = management.with_policy(queue.get("arguments") or {}, policy)
     if queue.get("type") == "quorum" and "x-delivery-limit" not in arguments:
         fate, hint = "becomes a dead letter", "set a delivery limit if 20 is too few"
@@ -266,51 +266,51 @@ def _of_queue(queue: Json, policy: Mapping[str, Any]) -> Iterator[Change]:
         what = f"has no delivery limit: since RabbitMQ 4.0 it is 20, and a message that is returned more often {fate}"
         if returned := (queue.get("message_stats") or {}).get("redeliver"):
             what += f" ({counted(returned)} redelivered so far)"
-        yield Change(V4_0, Finding.of("queue", queue, "delivery-limit", what, hint), is_refused=False)
+        yield UpgradeChange(V4_0, Finding.of("queue", queue, "delivery-limit", what, hint), is_refused=False)
     if queue.get("type") == _CLASSIC and arguments.get("x-queue-mode") == "lazy":
         what = "is lazy, which RabbitMQ ignores since 3.12: all classic queues keep messages on disk"
         finding = Finding.of("queue", queue, "lazy", what, "leave the queue mode out")
-        yield Change(V3_12, finding, is_refused=False)
+        yield UpgradeChange(V3_12, finding, is_refused=False)
     for name in refused_arguments(queue):
         what = f"has the argument {name}, with which RabbitMQ 4.3 refuses to declare a classic queue"
         hint = "leave it out wherever the queue is declared"
-        yield Change(V4_3, Finding.of("queue", queue, "queue-argument", what, hint))
+        yield UpgradeChange(V4_3, Finding.of("queue", queue, "queue-argument", what, hint))
 
 
-def _of_type(queue: Json, default: str | None) -> Iterator[Change]:
+def _of_type(queue: Json, default: str | None) -> Iterator[UpgradeChange]:
     """Report a queue in a file if an import would change its type to its virtual host's default."""
     kind = type_of(queue)
     if "x-queue-type" not in (queue.get("arguments") or {}) and kind != (default or _CLASSIC):
         what = f"is a {kind} queue, and becomes a {default or _CLASSIC} queue when RabbitMQ imports the file"
         hint = f'add "x-queue-type": "{kind}" to its arguments'
-        yield Change(V4_0, Finding.of("queue", queue, "queue-type", what, hint))
+        yield UpgradeChange(V4_0, Finding.of("queue", queue, "queue-type", what, hint))
 
 
-def _of_exchange(exchange: Json) -> Iterator[Change]:
+def _of_exchange(exchange: Json) -> Iterator[UpgradeChange]:
     if exchange.get("type") == DELAYED:
         what = "needs the delayed message plugin, which has no release for RabbitMQ 4.3"
         hint = "let messages wait in queues: mqtool delayed migrate, mqtool delayed relay"
-        yield Change(V4_3, Finding.of("exchange", exchange, "delayed-exchange", what, hint))
+        yield UpgradeChange(V4_3, Finding.of("exchange", exchange, "delayed-exchange", what, hint))
 
 
-def _of_policy(policy: Json) -> Iterator[Change]:
-    yield from (Change(V4_0, finding) for finding in mirrored(policy))
+def _of_policy(policy: Json) -> Iterator[UpgradeChange]:
+    yield from (UpgradeChange(V4_0, finding) for finding in mirrored(policy))
     if "queue-master-locator" in (policy.get("definition") or {}):
         what = "sets queue-master-locator, which RabbitMQ 4.3 refuses"
         hint = "set queue-leader-locator to balanced or client-local"
-        yield Change(V4_3, Finding.of("policy", policy, "policy-setting", what, hint))
+        yield UpgradeChange(V4_3, Finding.of("policy", policy, "policy-setting", what, hint))
 
 
-def _of_parameter(parameter: Json) -> Iterator[Change]:
+def _of_parameter(parameter: Json) -> Iterator[UpgradeChange]:
     """Report operator policies, which definitions files list as parameters."""
     if parameter.get("component") == "operator_policy":
         yield from _of_policy({**parameter, **parameter["value"]})
 
 
-def _of_binding(binding: Json) -> Iterator[Change]:
+def _of_binding(binding: Json) -> Iterator[UpgradeChange]:
     count = (binding.get("routing_key") or "").split(".").count("#")
     if count > MOST_WILDCARDS:
         thing = f"binding {binding['routing_key']!r} from {binding['source']!r} to {binding['destination']!r}"
         what = f"has {count} # in its key, and RabbitMQ 4.3.5 allows {MOST_WILDCARDS}"
         finding = Finding("binding-key", thing, what, "bind with simpler keys", binding["vhost"])
-        yield Change(V4_3, finding)
+        yield UpgradeChange(V4_3, finding)

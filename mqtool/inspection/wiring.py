@@ -40,7 +40,7 @@ class Counter:
 
 
 @dataclass(slots=True)
-class Link:
+class WiredLink:
     """The bindings from one exchange to one destination: the first few bindings, and the number of the others."""
 
     destination: str
@@ -50,7 +50,7 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
-class Publisher:
+class WiredPublisher:
     """A channel that publishes. `channel` is its name."""
 
     channel: str
@@ -59,7 +59,7 @@ class Publisher:
 
 
 @dataclass(frozen=True, slots=True)
-class Consumer:
+class WiredConsumer:
     """A consumer, with its user and the name of its channel ("" for an AMQP 1.0 link or a stream subscription)."""
 
     tag: str
@@ -71,13 +71,13 @@ class Consumer:
 
 
 @dataclass(slots=True)
-class Node:
+class WiredNode:
     """An exchange with the destinations to show (`links`); `more` is the number of other bindings."""
 
     exchange: Exchange
     published: Counter = Counter()
-    publishers: list[Publisher] = field(default_factory=list)
-    links: dict[tuple[str, bool], Link] = field(default_factory=dict)
+    publishers: list[WiredPublisher] = field(default_factory=list)
+    links: dict[tuple[str, bool], WiredLink] = field(default_factory=dict)
     more: int = 0
 
     def add(self, binding: Binding, keep: int | None) -> bool:
@@ -88,7 +88,7 @@ class Node:
             if keep is not None and len(self.links) >= keep:
                 self.more += 1
                 return False
-            link = self.links[place] = Link(*place)
+            link = self.links[place] = WiredLink(*place)
         if keep is not None and len(link.bindings) >= _KEYS:
             link.more += 1
         else:
@@ -122,10 +122,10 @@ class Wiring:
     """
 
     vhost: str
-    exchanges: dict[str, Node]
+    exchanges: dict[str, WiredNode]
     queues: dict[str, QueueState] = field(default_factory=dict)
-    consumers: dict[str, list[Consumer]] = field(default_factory=dict)
-    publishers: list[Publisher] = field(default_factory=list)
+    consumers: dict[str, list[WiredConsumer]] = field(default_factory=dict)
+    publishers: list[WiredPublisher] = field(default_factory=list)
 
 
 def look(
@@ -140,7 +140,9 @@ def look(
         rates: include the queues' rates, which take the broker longest to compute.
     """
     exchanges = exchanges_of(api, vhost, only)
-    wiring = Wiring(vhost, {name: Node(exchange) for name, exchange in sorted(exchanges.items(), key=_default_last)})
+    wiring = Wiring(
+        vhost, {name: WiredNode(exchange) for name, exchange in sorted(exchanges.items(), key=_default_last)}
+    )
     bound: set[str] = set()
     for binding in definitions.bindings(api, vhost, *(exchanges if only else ())):
         if binding.source in exchanges:  # else the exchange was declared after the list was read
@@ -192,7 +194,7 @@ def exchanges_of(api: Management, vhost: str, only: Collection[str]) -> dict[str
     return found
 
 
-def _is_used(node: Node) -> bool:
+def _is_used(node: WiredNode) -> bool:
     """False if the exchange is predeclared, and nothing is bound to it or published to it."""
     predeclared = not node.exchange.name or node.exchange.name.startswith("amq.")
     return not predeclared or bool(node.links or node.publishers or node.published.count)
@@ -210,13 +212,15 @@ def add_publishers(api: Management, wiring: Wiring) -> None:
         for entry in api.get(exchange_path(wiring.vhost, name)).get("incoming") or ():
             details = entry["channel_details"]
             told.add(details["name"])
-            publisher = Publisher(details["name"], details.get("user", ""), _counter(entry.get("stats"), "publish"))
+            publisher = WiredPublisher(
+                details["name"], details.get("user", ""), _counter(entry.get("stats"), "publish")
+            )
             wiring.exchanges[name].publishers.append(publisher)
     per_channel = ("name", "user", "message_stats.publish", "message_stats.publish_details.rate")
     for channel in management.channels(api, wiring.vhost, per_channel) if busy else ():
         published = _counter(channel.get("message_stats"), "publish")
         if published.count and channel["name"] not in told:
-            wiring.publishers.append(Publisher(channel["name"], channel["user"], published))
+            wiring.publishers.append(WiredPublisher(channel["name"], channel["user"], published))
 
 
 def _counter(stats: Mapping[str, Any] | None, name: str) -> Counter:
@@ -232,9 +236,9 @@ def queue_of(view: Json, arguments: Mapping[str, Any]) -> QueueState:
     return QueueState(view["name"], view.get("type", ""), ready, unacked, arguments, 0, published, delivered)
 
 
-def consumer_of(view: Json) -> Consumer:
+def consumer_of(view: Json) -> WiredConsumer:
     """Convert the management API's description of a consumer."""
     details = view.get("channel_details") or {}
     channel, user = details.get("name", ""), details.get("user", "")
     acknowledges, connection = view.get("ack_required", True), details.get("connection_name", "")
-    return Consumer(view["consumer_tag"], channel, user, view.get("prefetch_count", 0), acknowledges, connection)
+    return WiredConsumer(view["consumer_tag"], channel, user, view.get("prefetch_count", 0), acknowledges, connection)

@@ -16,7 +16,7 @@ from mqtool.broker.embedded.settings import Settings
 from mqtool.errors import MqtoolError
 from mqtool.management import Management, queue_totals
 from mqtool.stage.stage import APART, Play, Stage, undisturbed
-from mqtool.stage.terminal import Audience, Guard, Place, QueueDepth
+from mqtool.stage.terminal import Audience, Guard, QueueDepth, TerminalPlace
 
 if TYPE_CHECKING:
     from mqtool.management import Management
@@ -40,7 +40,7 @@ def perform(play: Play, audience: Audience, guard: Guard, url: str | None = None
         home = directory or scratch / "home"
         home.mkdir(exist_ok=True)
         stream_port = ports.free_port() if play.has_streams and url is None else None
-        place = Place(home, scratch, "", url is not None, guard, stream_port, play.protocol)
+        place = TerminalPlace(home, scratch, "", url is not None, guard, stream_port, play.protocol)
         like = _AMQP_1_0 if play.protocol else DEFAULT
         own = embedded_broker(scratch / "broker", guard, stream_port, str(like))
         with (

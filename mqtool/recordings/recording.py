@@ -41,7 +41,7 @@ class Changes:
             message.properties = {**message.properties, "headers": {**headers, **self.headers}}
 
 
-class Recorded(Message):
+class RecordedMessage(Message):
     """A message in a recording.
 
     Attributes:
@@ -113,7 +113,7 @@ class Selection:
 
 def recorded(
     lines: Iterable[bytes | None], selection: Selection, changes: Changes, name: str | None = None
-) -> Iterator[Recorded | None]:
+) -> Iterator[RecordedMessage | None]:
     """Yield the selected messages of one file, with `changes` applied.
 
     A message without an exchange goes to its original queue. A line without a timestamp gets the timestamp of the
@@ -149,7 +149,7 @@ def recorded(
             raise BadData(f"{place} names neither an exchange nor a queue", "--to-exchange or --to-queue names one")
         if "user_id" in message.properties:
             message.properties = {key: value for key, value in message.properties.items() if key != "user_id"}
-        yield Recorded(
+        yield RecordedMessage(
             message.body, message.routing_key, message.exchange, message.properties, message.message_id,
             message.delay, message.due, message.received, moment=moment, opens=opens,
         )  # fmt: skip
@@ -172,7 +172,7 @@ _JITTER = 1.0
 _CATCH_UP = 1.0
 
 
-class Pace:
+class ReplayPace:
     """Computes when each message of a replay is due, relative to the first one, so that delays do not add up.
 
     A message with an earlier timestamp than the one before it is due at once. If time goes back by more than a second,
@@ -196,7 +196,7 @@ class Pace:
         self._origin: float | None = None  # the recorded time of the message that is due at _start
         self._latest = 0.0
 
-    def due(self, message: Recorded) -> float:
+    def due(self, message: RecordedMessage) -> float:
         """Return the time, on `clock`, at which a message is due. Call it once for each message, in order."""
         if self._is_first:
             self._is_first = False

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from mqtool.stage.terminal import Audience, CheckFailed, LineCount, Place, Terminal, wait_until
+from mqtool.stage.terminal import Audience, CheckFailed, LineCount, Terminal, TerminalPlace, wait_until
 
 #: Prefix of the play's queues and exchanges on a broker that others also use.
 APART = "demo."
@@ -18,7 +18,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 class Stage:
     """The terminals and checks of one play or drill."""
 
-    def __init__(self, audience: Audience, place: Place) -> None:
+    def __init__(self, audience: Audience, place: TerminalPlace) -> None:
         self.audience = audience
         self.place = place
         self.checks = 0

@@ -153,7 +153,7 @@ _NOT_INHERITED = ("MQTOOL_DIALECT", "MQTOOL_PROTOCOL")
 
 
 @dataclass(frozen=True)
-class Place:
+class TerminalPlace:
     """The environment in which commands run.
 
     Attributes:
@@ -191,7 +191,7 @@ class Terminal:
     print what the method waits for.
     """
 
-    def __init__(self, audience: Audience, name: str, place: Place) -> None:
+    def __init__(self, audience: Audience, name: str, place: TerminalPlace) -> None:
         self.name = name
         #: Lines that the current or last command printed, and their arrival times (`time.monotonic()`).
         self.lines: list[str] = []

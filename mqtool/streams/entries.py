@@ -50,7 +50,7 @@ _DATA_START = bytes((0, 0x53, DATA, 0xA0))
 _LONG_DATA_START = bytes((0, 0x53, DATA, 0xB0))
 
 
-class Entry(NamedTuple):
+class StreamEntry(NamedTuple):
     """A decoded message of a stream. If it was published over the stream protocol, it has no routing key."""
 
     body: bytes
@@ -119,15 +119,15 @@ def _utf8(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def decode(data: bytes) -> Entry:
+def decode(data: bytes) -> StreamEntry:
     """Decode a message. A body that is an AMQP 1.0 value or sequence instead of bytes stays encoded."""
     body = body_alone(data)
     if body is not None:
-        return Entry(body, {})
+        return StreamEntry(body, {})
     try:
         return _decode(data)
     except (ValueError, IndexError, struct.error, RecursionError):
-        return Entry(data, {})
+        return StreamEntry(data, {})
 
 
 def body_alone(data: bytes) -> bytes | None:
@@ -137,7 +137,7 @@ def body_alone(data: bytes) -> bytes | None:
     return data[5:] if data[:4] == _DATA_START and len(data) > 4 and len(data) == 5 + data[4] else None
 
 
-def _decode(data: bytes) -> Entry:
+def _decode(data: bytes) -> StreamEntry:
     sections: dict[int, int] = {}
     parts: list[bytes] = []
     at = 0
@@ -158,7 +158,7 @@ def _decode(data: bytes) -> Entry:
     properties = _properties(data, sections, annotations)
     key = annotations.get("x-routing-key")
     body = parts[0] if len(parts) == 1 else b"".join(parts)
-    return Entry(body, properties, str(annotations.get("x-exchange") or ""), None if key is None else str(key))
+    return StreamEntry(body, properties, str(annotations.get("x-exchange") or ""), None if key is None else str(key))
 
 
 def _properties(data: bytes, sections: Mapping[int, int], annotations: Mapping[str, Any]) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class NotStreams(Exception):
     """The server speaks a different protocol."""
 
 
-class ClosedByBroker(Exception):
+class StreamClosedByBroker(Exception):
     """The broker closed the connection, with a reason."""
 
 
@@ -119,7 +119,7 @@ class _Wire(asyncio.Protocol):
         self._data += data
         try:
             self._take_frames()
-        except (ValueError, KeyError, NotStreams, ClosedByBroker) as error:
+        except (ValueError, KeyError, NotStreams, StreamClosedByBroker) as error:
             self._lost(error)
             self.close()
 
@@ -196,7 +196,7 @@ class StreamClient(Client):
     def _responded(self, frame: schema.Frame) -> None:
         self._heard_at = time.monotonic()
         if isinstance(frame, schema.Close):
-            raise ClosedByBroker(frame.reason)
+            raise StreamClosedByBroker(frame.reason)
         waiter = self._waiters.get((frame.key, frame.corr_id))
         if waiter is not None and not waiter.done():
             waiter.set_result(frame)

@@ -18,14 +18,14 @@ from mqtool.amqp import Address
 from mqtool.amqp import pika_errors as of_amqp
 from mqtool.errors import AccessRefused, MqtoolError, NotConfirmed, NotFound, Unavailable, UsageError
 from mqtool.streams.entries import Chunk, parse_chunk
-from mqtool.streams.rstream_private import DELIVER, ClosedByBroker, NotStreams, StreamClient
+from mqtool.streams.rstream_private import DELIVER, NotStreams, StreamClient, StreamClosedByBroker
 
 _ENABLE = (
     "on the broker, 'rabbitmq-plugins enable rabbitmq_stream', or start one: 'mqtool broker up --stream-port 5552'; "
     "--stream-port names another port"
 )
 #: Errors that mean that the connection is lost.
-LOST = (OSError, EOFError, ValueError, NotStreams, ClosedByBroker, asyncio.TimeoutError)
+LOST = (OSError, EOFError, ValueError, NotStreams, StreamClosedByBroker, asyncio.TimeoutError)
 #: Reasons why the broker refuses a message, by their codes.
 _REFUSALS = {
     2: "the stream does not exist",
@@ -85,7 +85,7 @@ def answered(error: BaseException, stream: str) -> MqtoolError:
 
 def in_words(error: BaseException) -> str:
     """Describe why a connection was lost."""
-    if isinstance(error, ClosedByBroker):
+    if isinstance(error, StreamClosedByBroker):
         return f"closed by the broker: {error}"
     if isinstance(error, EOFError):
         return "closed by the other end"
@@ -127,7 +127,7 @@ def _loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-class Session:
+class StreamSession:
     """A connection to one node, until it is lost.
 
     Args:
@@ -254,9 +254,9 @@ class Session:
         """True if this session's node advertises the host and port of one of these nodes."""
         return self.client.node in [(node.host, str(node.port)) for node in nodes]
 
-    def beside(self, node: Broker, context: ssl.SSLContext | None) -> "Session":
+    def beside(self, node: Broker, context: ssl.SSLContext | None) -> "StreamSession":
         """Open a session with another node, at its advertised host and port."""
-        other = Session(self.address._replace(host=node.host, port=node.port), context, self._inbox)
+        other = StreamSession(self.address._replace(host=node.host, port=node.port), context, self._inbox)
         try:
             other.open()
         except MqtoolError as error:
@@ -277,7 +277,7 @@ class Session:
         return asyncio.run_coroutine_threadsafe(request, _loop()).result(patience)
 
 
-class Owner(Protocol):
+class SessionOwner(Protocol):
     """The part of StreamChannel that its publisher and consumer use."""
 
     inbox: Inbox
@@ -286,5 +286,5 @@ class Owner(Protocol):
 
     @property
     def is_lost(self) -> bool: ...
-    def sessions_for(self, streams: Sequence[str], *, to_publish: bool) -> list[Session]: ...
+    def sessions_for(self, streams: Sequence[str], *, to_publish: bool) -> list[StreamSession]: ...
     def reopen(self, go_on: Callable[[], None]) -> bool: ...

@@ -15,9 +15,9 @@ from mqtool.errors import DeclaredDifferently, MqtoolError, NotFound, Unavailabl
 from mqtool.message import Delivery, Message, Receipt
 from mqtool.offsets import FIRST, Offset
 from mqtool.streams.entries import encode
-from mqtool.streams.session import NOWHERE, Inbox, Session, in_words
-from mqtool.streams.stream_consumer import Consumer
-from mqtool.streams.stream_publisher import Publisher, create_super_stream, is_super_stream
+from mqtool.streams.session import NOWHERE, Inbox, StreamSession, in_words
+from mqtool.streams.stream_consumer import StreamConsumer
+from mqtool.streams.stream_publisher import StreamPublisher, create_super_stream, is_super_stream
 from mqtool.topology import Stream
 
 #: Pauses between checks for a leader, which may not be elected yet after a stream was created or a node was lost.
@@ -76,8 +76,8 @@ class StreamChannel:
         self._is_single_active = single_active
         self._by_amqp = by_amqp
         self._stop = threading.Event()
-        self._consumer: Consumer | None = None
-        self._publisher: Publisher | None = None
+        self._consumer: StreamConsumer | None = None
+        self._publisher: StreamPublisher | None = None
         self.inbox: Inbox = queues.SimpleQueue()
         self.session = self._first()
         self._sessions = [self.session]
@@ -185,7 +185,7 @@ class StreamChannel:
         filter_value = next(iter(self._filters), None)
         streams = stream.partitions or [stream.name]
         encoded = partial(encode, exchange=stream.name) if stream.partitions else self._encode
-        self._publisher = Publisher(self, streams, self._confirm_timeout, encoded, filter_value)
+        self._publisher = StreamPublisher(self, streams, self._confirm_timeout, encoded, filter_value)
         return self._publisher.publish(messages)
 
     @property
@@ -211,7 +211,9 @@ class StreamChannel:
         """
         if self._is_single_active and track is None:
             raise UsageError("a single active consumer needs a name", "give one: --track NAME")
-        self._consumer = Consumer(self, stream, receiving, track, self._filters, single_active=self._is_single_active)
+        self._consumer = StreamConsumer(
+            self, stream, receiving, track, self._filters, single_active=self._is_single_active
+        )
         self._consumer.start(offset)
         return self._consumer.deliveries()
 
@@ -221,7 +223,7 @@ class StreamChannel:
         self._stop.set()
         self.inbox.put(None)
 
-    def sessions_for(self, streams: Sequence[str], *, to_publish: bool) -> list[Session]:
+    def sessions_for(self, streams: Sequence[str], *, to_publish: bool) -> list[StreamSession]:
         """Return a session for each stream: with its leader or, unless `to_publish`, a replica. Closes the others."""
         found = [self._session_for(stream, to_publish=to_publish) for stream in streams]
         for unused in set(self._sessions).difference(found):
@@ -230,7 +232,7 @@ class StreamChannel:
         self.session = found[0]
         return found
 
-    def _session_for(self, stream: str, *, to_publish: bool) -> Session:
+    def _session_for(self, stream: str, *, to_publish: bool) -> StreamSession:
         for pause in _ELECTION.delays():
             try:
                 leader, replicas = self.session.ask(self.session.client.query_leader_and_replicas(stream), stream)
@@ -283,11 +285,11 @@ class StreamChannel:
         for session in self._sessions:
             session.close()
 
-    def _first(self) -> Session:
+    def _first(self) -> StreamSession:
         """Open a session with the first node that can be reached."""
         failure: MqtoolError | None = None
         for address in self._nodes:
-            session = Session(address, self._context, self.inbox)
+            session = StreamSession(address, self._context, self.inbox)
             try:
                 session.open()
             except Unavailable as error:

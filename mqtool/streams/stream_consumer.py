@@ -14,7 +14,7 @@ from mqtool.message import Delivery
 from mqtool.offsets import FIRST, Offset, Start
 from mqtool.streams.entries import Chunk, Skipped, body_alone, chunk_entries, decode, parse_chunk
 from mqtool.streams.rstream_private import CONSUMER_UPDATE, DELIVER, METADATA_UPDATE
-from mqtool.streams.session import Owner, Session
+from mqtool.streams.session import SessionOwner, StreamSession
 from mqtool.topology import Stream
 
 #: The number of chunks that the broker may send in advance.
@@ -46,7 +46,7 @@ class Reading:
         self._place = FIRST
         self._has_received = False
 
-    def begin(self, session: Session, offset: Offset | None = None) -> None:
+    def begin(self, session: StreamSession, offset: Offset | None = None) -> None:
         """Subscribe, starting at an offset or, without one, after the last message received."""
         self.session = session
         self._start_at(offset or self._behind())
@@ -113,7 +113,7 @@ TRACK_EVERY = 1000
 _QUIET = 0.2
 
 
-class Consumer:
+class StreamConsumer:
     """Consumes one stream, or the partitions of a super stream.
 
     Args:
@@ -123,7 +123,7 @@ class Consumer:
 
     def __init__(
         self,
-        channel: Owner,
+        channel: SessionOwner,
         stream: Stream,
         receiving: Receiving,
         track: str | None,
@@ -161,10 +161,10 @@ class Consumer:
         for reading, session, place in zip(self._readings, sessions, places, strict=True):
             reading.begin(session, place)
 
-    def _sessions(self) -> list[Session]:
+    def _sessions(self) -> list[StreamSession]:
         return self._channel.sessions_for([each.stream for each in self._readings], to_publish=False)
 
-    def _place(self, reading: Reading, session: Session, offset: Offset) -> Offset:
+    def _place(self, reading: Reading, session: StreamSession, offset: Offset) -> Offset:
         """Return where to start: after the stored offset, if any, else at `offset`. Warn of a start past the end."""
         stream = reading.stream
         stored = None if self._track is None else session.stored_offset(stream, self._track)

@@ -12,7 +12,7 @@ from mqtool.amqp import Channel
 from mqtool.errors import DeclaredDifferently, Unavailable
 from mqtool.message import Confirmation, Message, Receipt
 from mqtool.streams.rstream_private import CONFIRM, ERROR, METADATA_UPDATE
-from mqtool.streams.session import Owner, Session, not_confirmed, refusal
+from mqtool.streams.session import SessionOwner, StreamSession, not_confirmed, refusal
 from mqtool.topology import Exchange, Queue, Stream
 
 #: The seed of the hash. All clients use the same one, so that a key maps to the same partition in each.
@@ -69,7 +69,7 @@ def publish_frame(publisher: int, count: int, entries: Iterable[bytes], version:
 class _Partition:
     """A stream to publish to. `batch` has the encoded parts of the messages for its next frame, `size` bytes."""
 
-    def __init__(self, stream: str, number: int, session: Session) -> None:
+    def __init__(self, stream: str, number: int, session: StreamSession) -> None:
         self.stream = stream
         self.number = number
         self.session = session
@@ -87,7 +87,7 @@ class _Partition:
         self.session.send(data)
 
 
-class Publisher:
+class StreamPublisher:
     """Publishes to one stream, or to the partitions of a super stream, chosen by routing key or in turn.
 
     Args:
@@ -97,7 +97,7 @@ class Publisher:
 
     def __init__(
         self,
-        channel: Owner,
+        channel: SessionOwner,
         streams: Sequence[str],
         patience: float,
         encode: Callable[[Message], bytes],

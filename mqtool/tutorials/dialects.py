@@ -38,7 +38,7 @@ def _quorum(name: str) -> Queue:
 DELAY_EXCHANGE = Exchange("delay_exchange", DELAYED, durable=True, arguments={"x-delayed-type": "direct"})
 
 
-class Names(NamedTuple):
+class DialectNames(NamedTuple):
     """The queues and exchanges of the tutorials, as one dialect declares them."""
 
     hello: Queue
@@ -57,7 +57,7 @@ class Names(NamedTuple):
         return next((each for each in queues if each.name == name), default)
 
 
-class Lines:
+class DialectLines:
     """The lines that a tutorial's scripts print, and the messages that they send by default; a subclass per dialect.
 
     Attributes:
@@ -109,7 +109,7 @@ class Lines:
     usage_code = usage_code_topic = 1
 
 
-_PYTHON = Names(
+_PYTHON = DialectNames(
     hello=_quorum("hello"),
     task_queue=_quorum("task_queue"),
     rpc_queue=_quorum("rpc_queue"),
@@ -153,7 +153,7 @@ NAMES = {
 }
 
 
-class _GoLines(Lines):
+class _GoLines(DialectLines):
     binding = "Binding queue {queue} to exchange logs_direct with routing key {key}"
     binding_topic = "Binding queue {queue} to exchange logs_topic with routing key {key}"
     sent = " [x] Sent {body}"
@@ -171,7 +171,7 @@ class _GoLines(Lines):
     usage_code = usage_code_topic = 0
 
 
-class _PythonClassicLines(Lines):
+class _PythonClassicLines(DialectLines):
     sent_task = sent_log = " [x] Sent {body!r}"
     sent_log_with_key = " [x] Sent {key!r}:{body!r}"
     received = " [x] Received {body!r}"
@@ -207,8 +207,8 @@ class _GoArticle2Lines(_GoLines):
     key_in_body = True
 
 
-class _JavaAmqpLines(Lines):
-    waiting_log = waiting_log_with_key = Lines.waiting
+class _JavaAmqpLines(DialectLines):
+    waiting_log = waiting_log_with_key = DialectLines.waiting
     sent_task = sent_log = " [x] Sent '{body}'"
     sent_log_with_key = " [x] Sent '{key}':'{body}'"
     received = log = " [x] Received '{body}'"
@@ -229,8 +229,8 @@ class _DotnetAmqpLines(_JavaAmqpLines):
     task = b"Hello World!"
 
 
-LINES: dict[Dialect, Lines] = {
-    Dialect.PYTHON: Lines(),
+LINES: dict[Dialect, DialectLines] = {
+    Dialect.PYTHON: DialectLines(),
     Dialect.GO: _GoLines(),
     Dialect.PYTHON_CLASSIC: _PythonClassicLines(),
     Dialect.GO_CLASSIC: _GoLines(),

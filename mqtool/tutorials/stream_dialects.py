@@ -34,7 +34,7 @@ class Hello(NamedTuple):
     stores_bodies: bool = False
 
 
-class Tracking(NamedTuple):
+class DialectTracking(NamedTuple):
     """Stream tutorial 2: names, message bodies (`marker` is the last), and lines in the order they are printed.
 
     Attributes:
@@ -115,7 +115,7 @@ HELLO = {
     ),
 }
 TRACKING = {
-    StreamDialect.PYTHON: Tracking(
+    StreamDialect.PYTHON: DialectTracking(
         _stream("stream-offset-tracking-python", 2),
         "subscriber_1",
         "hello: {number}",
@@ -126,16 +126,16 @@ TRACKING = {
         "First message received",
         "Done consuming first_offset: {first} last_offset {last} ",
     ),
-    StreamDialect.GO: Tracking(_stream("stream-offset-tracking-go", 2), _TRACKING_NAME),
-    StreamDialect.JAVA: Tracking(
+    StreamDialect.GO: DialectTracking(_stream("stream-offset-tracking-go", 2), _TRACKING_NAME),
+    StreamDialect.JAVA: DialectTracking(
         _stream("stream-offset-tracking-java", 1), _TRACKING_NAME, confirmed="Messages confirmed: true."
     ),
-    StreamDialect.DOTNET: Tracking(
+    StreamDialect.DOTNET: DialectTracking(
         _stream("stream-offset-tracking-dotnet", None),
         _TRACKING_NAME,
         done="Done consuming, first offset {first}, last offset {last}",
     ),
-    StreamDialect.JAVASCRIPT: Tracking(
+    StreamDialect.JAVASCRIPT: DialectTracking(
         _stream("stream-offset-tracking-javascript", None),
         _TRACKING_NAME,
         "hello {number}",
@@ -145,7 +145,7 @@ TRACKING = {
         first="First message received",
         done="Done consuming, first offset was {first}, last offset was {last}",
     ),
-    StreamDialect.RUST: Tracking(
+    StreamDialect.RUST: DialectTracking(
         _stream("stream-offset-tracking-rust", 2),
         "consumer-1",
         "hello{number}",
@@ -156,5 +156,7 @@ TRACKING = {
         "First message received",
         "Done consuming first_offset: {first} last_offset: {last}  ",
     ),
-    StreamDialect.ELIXIR: Tracking(_stream("stream-offset-tracking-elixir", None), _TRACKING_NAME, stores_bodies=True),
+    StreamDialect.ELIXIR: DialectTracking(
+        _stream("stream-offset-tracking-elixir", None), _TRACKING_NAME, stores_bodies=True
+    ),
 }

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mqtool import management
 from mqtool.errors import AccessRefused, MqtoolError, NotFound, UsageError
-from mqtool.inspection.wiring import Consumer, Link, Wiring, look
+from mqtool.inspection.wiring import WiredConsumer, WiredLink, Wiring, look
 from mqtool.management import Management, path
 from mqtool.management.api_client import Json
 from mqtool.taps import FIREHOSE_EXCHANGE
@@ -239,12 +239,12 @@ def _as_json(wiring: Wiring, names: Mapping[str, str]) -> Json:
     }
 
 
-def _client_of(consumer: Consumer) -> str:
+def _client_of(consumer: WiredConsumer) -> str:
     """Return the name of a consumer's channel; of its connection for the stream protocol; "" for AMQP 1.0."""
     return consumer.channel or (consumer.connection if consumer.tag.startswith("stream.subid-") else "")
 
 
-def _keys(source: str, link: Link) -> Json:
+def _keys(source: str, link: WiredLink) -> Json:
     """Return an arrow's keys; no keys for the default exchange, which routes by queue name."""
     keys = [] if source == "" else [_key(binding) for binding in link.bindings]
     return {"keys": keys[:_KEYS], "more": max(0, len(keys) - _KEYS) + link.more}

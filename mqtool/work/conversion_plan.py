@@ -86,7 +86,7 @@ class Definition(NamedTuple):
         return Queue(name, self.durable, arguments={**self.arguments, "x-queue-type": self.type})
 
 
-class Names(NamedTuple):
+class ConversionNames(NamedTuple):
     """The queues and exchanges that a conversion declares.
 
     Attributes:
@@ -106,7 +106,7 @@ class Names(NamedTuple):
     trial: str
 
     @classmethod
-    def of(cls, queue: str) -> "Names":
+    def of(cls, queue: str) -> "ConversionNames":
         words = ("", ".meanwhile", ".through", ".back", ".lock", ".trial")
         return cls(*(derived_name(queue, f"mqtool-convert{word}") for word in words))
 
@@ -124,7 +124,7 @@ class Refusal(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
+class ConversionPlan:
     """The plan of a conversion.
 
     Attributes:
@@ -139,15 +139,15 @@ class Plan:
     at_once: int = _AT_ONCE
 
     @property
-    def names(self) -> Names:
-        return Names.of(self.queue)
+    def names(self) -> ConversionNames:
+        return ConversionNames.of(self.queue)
 
     def as_text(self) -> str:
         """Return the plan as the value of a queue argument."""
         return json.dumps(asdict(self) | {"source": self.source._asdict(), "target": self.target._asdict()})
 
     @classmethod
-    def parsed(cls, text: object) -> "Claimed[Plan]":
+    def parsed(cls, text: object) -> "Claimed[ConversionPlan]":
         """Parse the value of a queue argument, which anyone may have written; raise BadData if it is not a plan."""
         try:
             said = json.loads(text) if isinstance(text, str) else {}
@@ -196,7 +196,7 @@ class Unfinished(NamedTuple):
         ignored: for each queue whose plan does not count, by its name: why.
     """
 
-    plans: dict[str, Plan]
+    plans: dict[str, ConversionPlan]
     ignored: dict[str, BadData]
 
 
@@ -211,7 +211,7 @@ class Prospect:
         messages: the number of ready messages.
     """
 
-    plan: Plan
+    plan: ConversionPlan
     refusals: list[Refusal] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     bindings: list[Json] = field(default_factory=list)
@@ -256,8 +256,8 @@ def unfinished(api: Management, vhost: str) -> Unfinished:
     return found
 
 
-def _plan_of(holder: Json) -> Plan:
-    plan = Plan.parsed(holder["arguments"][PLAN]).proven(lambda plan: plan.names.held == holder["name"])
+def _plan_of(holder: Json) -> ConversionPlan:
+    plan = ConversionPlan.parsed(holder["arguments"][PLAN]).proven(lambda plan: plan.names.held == holder["name"])
     if plan is None:
         raise BadData("it is for a queue whose messages are held in a queue with another name")
     return plan
@@ -289,7 +289,7 @@ def prospect(api: Management, vhost: str, queue: str, to: str | None, changes: M
     arguments = {name: value for name, value in {**kept, **changes}.items() if value is not None}
     target = Definition(wanted, source.durable or wanted != "classic", arguments)
     size = (view.get("message_bytes") or 0) // max(1, view.get("messages") or 0)
-    plan = Plan(queue, source, target, max(1, min(_AT_ONCE, _BYTES // max(1, size))))
+    plan = ConversionPlan(queue, source, target, max(1, min(_AT_ONCE, _BYTES // max(1, size))))
     found = Prospect(plan, messages=view.get("messages_ready") or 0, bindings=bindings_of(api, vhost, queue))
     found.refusals += _of_queue(view, plan, dropped)
     found.refusals += _of_bindings(api, vhost, queue, found.bindings)
@@ -306,7 +306,7 @@ def prospect(api: Management, vhost: str, queue: str, to: str | None, changes: M
     return found
 
 
-def _of_queue(view: Json, plan: Plan, dropped: list[str]) -> Iterator[Refusal]:
+def _of_queue(view: Json, plan: ConversionPlan, dropped: list[str]) -> Iterator[Refusal]:
     name, to = plan.queue, plan.target.type
     if plan.source == plan.target:
         yield Refusal(
@@ -364,7 +364,7 @@ def _of_consumers(view: Json) -> Iterator[Refusal]:
 
 def plan_is_ours(view: Json) -> bool:
     """True if a queue was declared by a conversion, as far as its name and its arguments say."""
-    return PLAN in (view.get("arguments") or {}) and view["name"].endswith(Names.of("").held)
+    return PLAN in (view.get("arguments") or {}) and view["name"].endswith(ConversionNames.of("").held)
 
 
 def _client(consumer: Json) -> str:
@@ -398,7 +398,7 @@ def _of_publishers(view: Json, bindings: list[Json]) -> Iterator[Refusal]:
         )
 
 
-def _of_policies(api: Management, vhost: str, plan: Plan) -> Iterator[Refusal]:
+def _of_policies(api: Management, vhost: str, plan: ConversionPlan) -> Iterator[Refusal]:
     """Yield policies that would remove messages from the queues that hold them, and limits that they may exceed."""
     policies = policies_of(api, vhost, plan.queue, plan.target.type)
     if rejects_beyond(plan.target.arguments, policies, "max-length-bytes") is not None:
@@ -426,7 +426,7 @@ def _policies(api: Management, vhost: str) -> list[Json]:
     return found
 
 
-def _remarks(api: Management, vhost: str, plan: Plan, dropped: list[str]) -> Iterator[str]:
+def _remarks(api: Management, vhost: str, plan: ConversionPlan, dropped: list[str]) -> Iterator[str]:
     name, to = plan.queue, plan.target.type
     for argument in dropped:
         if argument not in _MATTERS:
@@ -437,7 +437,7 @@ def _remarks(api: Management, vhost: str, plan: Plan, dropped: list[str]) -> Ite
     yield f"clients that declare {name!r} with the old type or arguments get 406 PRECONDITION_FAILED"
 
 
-def _of_policy(api: Management, vhost: str, plan: Plan) -> Iterator[str]:
+def _of_policy(api: Management, vhost: str, plan: ConversionPlan) -> Iterator[str]:
     """Describe what happens to the settings that policies add."""
     for policy in _policies(api, vhost):
         before, after = (applies(policy, plan.queue, each.type) for each in (plan.source, plan.target))

@@ -24,7 +24,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import NamedTuple, Self
 
-from mqtool.amqp import Channel, Owner, Receiving, administration
+from mqtool.amqp import Channel, ChannelOwner, Receiving, administration
 from mqtool.delays.destinations import Destination, Warn, name_for
 from mqtool.delays.wait_queues import LONGEST_IN_QUEUES, RELAY, YOUNG, ThroughQueues, is_numbered
 from mqtool.duration import compact_duration
@@ -139,7 +139,7 @@ class WaitQueueChecks:
         dead: the queues that are known to have no leader; extended when another one is found.
     """
 
-    def __init__(self, connection: Owner, dead: set[str], warn: Warn) -> None:
+    def __init__(self, connection: ChannelOwner, dead: set[str], warn: Warn) -> None:
         self.avoided = set(dead)
         self._connection = connection
         self._dead = dead
@@ -150,7 +150,7 @@ class WaitQueueChecks:
         self._threads = ThreadPoolExecutor(_ASKED)
         self._lock = threading.Lock()
         self._is_closed = False
-        self._beside: Owner | None = None
+        self._beside: ChannelOwner | None = None
         self._to_close = ExitStack()
 
     def __enter__(self) -> Self:
@@ -208,7 +208,7 @@ class WaitQueueChecks:
                     if self._beside is asked:
                         self._beside = None
 
-    def _connected(self) -> Owner:
+    def _connected(self) -> ChannelOwner:
         with self._lock:
             if self._is_closed:
                 raise Unavailable("the connection is closed")

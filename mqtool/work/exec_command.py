@@ -22,7 +22,7 @@ from mqtool.errors import UsageError
 from mqtool.message import Delivery
 from mqtool.ndjson import as_json
 from mqtool.work.history import attempt_of, origin_of
-from mqtool.work.runner import EX_DATAERR, Ending, Request, Runner
+from mqtool.work.runner import EX_DATAERR, Ending, Runner, RunnerRequest
 
 #: Maximum bytes of an environment variable's value: Linux's MAX_ARG_STRLEN, less room for its name.
 _LONGEST_VALUE = 120_000
@@ -96,7 +96,7 @@ class ExecCommand:
         finally:
             self._idle.put(runner)
 
-    def _request(self, delivery: Delivery) -> Request | Ending:
+    def _request(self, delivery: Delivery) -> RunnerRequest | Ending:
         variables = environment_of(delivery)
         words = self._words
         if self._has_placeholders:
@@ -106,7 +106,7 @@ class ExecCommand:
         except UsageError as error:  # the program's name comes from a placeholder: the message is at fault
             return Ending(EX_DATAERR, str(error).encode("utf-8", "replace"))
         environment = {name.encode(): _encoded(value) for name, value in variables.items()}
-        return Request(path, [*map(_encoded, words)], environment, delivery.body, self._timeout, self._capture)
+        return RunnerRequest(path, [*map(_encoded, words)], environment, delivery.body, self._timeout, self._capture)
 
 
 def _words(command: str) -> list[str]:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mqtool.amqp import Connection, Owner
+from mqtool.amqp import ChannelOwner, Connection
 from mqtool.errors import NotConfirmed, Unavailable
 from mqtool.management import Management, path
 from mqtool.message import Delivery, Message
@@ -101,7 +101,7 @@ def check_leader(connection: Connection, queue: str, then: str) -> None:
         )
 
 
-def has_leader(connection: Owner, queue: str, within: float) -> bool:
+def has_leader(connection: ChannelOwner, queue: str, within: float) -> bool:
     """Return True if a queue answers within this many seconds. Safe to call from any thread."""
     asking = connection.channel()
     try:

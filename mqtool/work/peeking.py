@@ -54,14 +54,14 @@ class How(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class PeekKind:
     """How to read a queue, and how many times it requeues a message before dropping it (None for no limit)."""
 
     how: How
     limit: int | None = None
 
 
-def kind_of(channel: Channel, queue: str, api: Management | None, vhost: str) -> Kind:
+def kind_of(channel: Channel, queue: str, api: Management | None, vhost: str) -> PeekKind:
     """Find out how to read a queue.
 
     Args:
@@ -77,14 +77,14 @@ def kind_of(channel: Channel, queue: str, api: Management | None, vhost: str) ->
             view = None
     if view is None or "type" not in view:
         how = _probed(channel, queue)
-        return Kind(how, default if how is How.IN_TURN else None)
+        return PeekKind(how, default if how is How.IN_TURN else None)
     if view["type"] == "stream":
-        return Kind(How.STREAM)
+        return PeekKind(How.STREAM)
     declared, policy = view.get("arguments") or {}, view.get("effective_policy_definition") or {}
     if view["type"] == "quorum":
-        return Kind(How.IN_TURN, _limit([declared.get("x-delivery-limit"), policy.get("delivery-limit")], default))
+        return PeekKind(How.IN_TURN, _limit([declared.get("x-delivery-limit"), policy.get("delivery-limit")], default))
     goes = view.get("auto_delete") or view.get("exclusive") or declared.get("x-single-active-consumer")
-    return Kind(How.GET if goes else How.CONSUME)
+    return PeekKind(How.GET if goes else How.CONSUME)
 
 
 def _limit(said: Sequence[object], default: int | None) -> int | None:
@@ -121,7 +121,7 @@ def _probed(channel: Channel, queue: str) -> How:
 
 
 def peek(
-    channel: Channel, queue: str, kind: Kind | None = None, most: int | None = None, offset: Offset = FIRST
+    channel: Channel, queue: str, kind: PeekKind | None = None, most: int | None = None, offset: Offset = FIRST
 ) -> Generator[Delivery]:
     """Yield the messages that are in a queue now, oldest first, without acknowledging them.
 
@@ -149,7 +149,7 @@ def peek(
 
 
 @contextmanager
-def looking(channel: Channel, queue: str, kind: Kind) -> Iterator["Look"]:
+def looking(channel: Channel, queue: str, kind: PeekKind) -> Iterator["Look"]:
     """Yield a Look, which reads a queue and can remove messages. On exit, requeue the remaining messages."""
     look = Look(channel, queue, kind)
     try:
@@ -163,7 +163,7 @@ def looking(channel: Channel, queue: str, kind: Kind) -> Iterator["Look"]:
 class Look:
     """Reads a queue in batches, each held by a consumer on its own channel. `count` is the number read so far."""
 
-    def __init__(self, channel: Channel, queue: str, kind: Kind) -> None:
+    def __init__(self, channel: Channel, queue: str, kind: PeekKind) -> None:
         self.count = 0
         self._channel = channel
         self._queue = queue

@@ -90,5 +90,5 @@ class WaitingMessages:
         found = [queue for queue, _ in self.queues() if to is None or queue.to == to]
         return sorted(found, key=lambda queue: (queue.seconds, queue.name))
 
-    def _kind(self, queue: WaitQueue) -> peeking.Kind:
+    def _kind(self, queue: WaitQueue) -> peeking.PeekKind:
         return peeking.kind_of(self._channel, queue.name, self._api, self._vhost)

@@ -35,7 +35,15 @@ from mqtool.management import Management, path
 from mqtool.management.api_client import Json
 from mqtool.spelling import counted, pasteable
 from mqtool.topology import Binding, Exchange, Queue
-from mqtool.work.conversion_plan import PLAN, Definition, Names, Plan, bindings_of, dead_letters, view_of
+from mqtool.work.conversion_plan import (
+    PLAN,
+    ConversionNames,
+    ConversionPlan,
+    Definition,
+    bindings_of,
+    dead_letters,
+    view_of,
+)
 from mqtool.work.held_messages import HeldMessages, check_acknowledged, check_leader
 from mqtool.work.queue_limits import room_in
 
@@ -47,19 +55,19 @@ _QUIET = 3.0
 _TRIES = 200
 
 
-def left_behind(api: Management, vhost: str, queue: str) -> Plan | None:
+def left_behind(api: Management, vhost: str, queue: str) -> ConversionPlan | None:
     """Return a plan for finishing a conversion whose holding queue has been deleted; None if there is none.
 
     Raises:
         NotFound: the queue itself has also been deleted.
     """
-    names, view = Names.of(queue), view_of(api, vhost, queue)
+    names, view = ConversionNames.of(queue), view_of(api, vhost, queue)
     meanwhile = view_of(api, vhost, names.meanwhile)
     if meanwhile is None and not bindings_of(api, vhost, names.through, exchange=True):
         return None
     if view is None:
         raise NotFound(f"queue {queue!r} does not exist", "declare it as you want it, then run this again")
-    return Plan(queue, Definition.of(meanwhile or view), Definition.of(view))
+    return ConversionPlan(queue, Definition.of(meanwhile or view), Definition.of(view))
 
 
 class Stopped(Exception):
@@ -67,7 +75,7 @@ class Stopped(Exception):
 
 
 @dataclass
-class Tally:
+class ConversionTally:
     """The results of a run.
 
     Attributes:
@@ -114,7 +122,7 @@ class Conversion:
         connection: Connection,
         api: Management,
         vhost: str,
-        plan: Plan,
+        plan: ConversionPlan,
         *,
         user: str,
         keeps_user: bool = False,
@@ -122,7 +130,7 @@ class Conversion:
         young: float = YOUNG,
         quiet: float = _QUIET,
     ) -> None:
-        self.tally = Tally()
+        self.tally = ConversionTally()
         self.has_begun = False
         self._is_acknowledged = False
         self._moving: Channel | None = None

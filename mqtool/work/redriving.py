@@ -15,7 +15,7 @@ from mqtool.management import Management, path
 from mqtool.message import Delivery, Message
 from mqtool.work import history
 from mqtool.work.retry_or_dead_letter import dead_letter_queue
-from mqtool.work.transfer import NotMoved, Transfer, Until, name_of, redriven
+from mqtool.work.transfer import NotMoved, QueueTransfer, Until, name_of, redriven
 
 Choice = Callable[[Delivery], bool]
 
@@ -156,7 +156,7 @@ def redrive(
 
     # Skip dead letters that arrive from now on: they may be the same messages, dead-lettered again.
     until = Until(seen=channel.depth_of(source))
-    return iter(Transfer(channel, channel, source, message_for, until=until, goes_on=goes_on))
+    return iter(QueueTransfer(channel, channel, source, message_for, until=until, goes_on=goes_on))
 
 
 def drop(channel: Channel, source: str, chosen: Choice) -> Iterator[Delivery]:
@@ -165,7 +165,7 @@ def drop(channel: Channel, source: str, chosen: Choice) -> Iterator[Delivery]:
     def message_for(delivery: Delivery) -> Message | None:
         return Message(b"") if chosen(delivery) else None
 
-    return iter(Transfer(channel, None, source, message_for, until=Until(seen=channel.depth_of(source))))
+    return iter(QueueTransfer(channel, None, source, message_for, until=Until(seen=channel.depth_of(source))))
 
 
 def dead_letter_queues(api: Management, vhost: str) -> list[str]:

@@ -41,7 +41,7 @@ _CLOSED = (EOFError, ConnectionError, pickle.UnpicklingError)
 _PATIENCE = 1000
 
 
-class Request(NamedTuple):
+class RunnerRequest(NamedTuple):
     """A program to run.
 
     Attributes:
@@ -114,7 +114,7 @@ class Runner:
                 os._exit(0)
         theirs.close()
 
-    def run(self, request: Request) -> Ending:
+    def run(self, request: RunnerRequest) -> Ending:
         """Run a program, and wait until it ends."""
         try:
             self._socket.sendall(pickle.dumps(request))
@@ -160,7 +160,7 @@ class _Run:
     """
 
     def __init__(
-        self, request: Request, environment: Mapping[bytes, bytes], worker: socket.socket, our_stderr: "_Stderr"
+        self, request: RunnerRequest, environment: Mapping[bytes, bytes], worker: socket.socket, our_stderr: "_Stderr"
     ) -> None:
         self._request = request
         self._worker = worker

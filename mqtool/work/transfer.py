@@ -152,7 +152,7 @@ def wait_for(channel: Channel, queue: str, ready: int, patience: float = _REQUEU
         time.sleep(_LOOK / 10)
 
 
-class Transfer:
+class QueueTransfer:
     """Moves messages out of a queue. Iterating yields each delivery once its message has been confirmed.
 
     Attributes:

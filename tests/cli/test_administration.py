@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from mqtool.amqp import Connection
-from mqtool.broker.choice import Kind
+from mqtool.broker.choice import BrokerKind
 from mqtool.topology import Exchange, Queue
 from tests.brokers import TestBroker, on_any_broker, own_broker
 from tests.cli.shell import Result, Shell, wait_until
@@ -283,7 +283,7 @@ def test_plugins_of_a_broker_of_our_own(lonely_shell: Shell) -> None:
 
 def test_a_plugin_is_shown_when_it_is_enabled(lonely_shell: Shell) -> None:
     """Whoever lists plugins right after enabling one sees it; and it is still enabled after a restart."""
-    own_broker(Kind.NODE)
+    own_broker(BrokerKind.NODE)
     lonely_shell.environment["XDG_STATE_HOME"] = str(lonely_shell.directory)
     lonely_shell.run("mqtool", "broker", "up", "--kind", "node", "--port", str(_free_port()))
 

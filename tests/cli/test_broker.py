@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mqtool.broker import state
-from mqtool.broker.choice import STARTERS, Kind
+from mqtool.broker.choice import STARTERS, BrokerKind
 from mqtool.broker.embedded.testing.authority import Authority
 from mqtool.broker.ports import free_port, is_free
 from tests.brokers import own_broker
@@ -36,8 +36,8 @@ def at_port() -> str:
     return f"--port={free_port()}"
 
 
-@pytest.mark.parametrize("kind", [Kind.EMBEDDED, Kind.NODE])
-def test_a_broker_from_up_to_down(home: Shell, kind: Kind) -> None:
+@pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
+def test_a_broker_from_up_to_down(home: Shell, kind: BrokerKind) -> None:
     """Up, said twice; its status, environment and log; down, said twice; and its messages are kept."""
     own_broker(kind)
     port = str(free_port())
@@ -99,8 +99,8 @@ def management_of(status: str) -> list[str]:
     return re.findall(r"management +(\S+)", status)
 
 
-@pytest.mark.parametrize("kind", [Kind.EMBEDDED, Kind.NODE])
-def test_a_broker_for_other_machines(home: Shell, kind: Kind, at_port: str) -> None:
+@pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
+def test_a_broker_for_other_machines(home: Shell, kind: BrokerKind, at_port: str) -> None:
     """It listens on one more address; a user made for them has a password, which is shown once, and on request."""
     own_broker(kind)
     up = home.run("mqtool", "broker", "up", f"--kind={kind}", "--name=mine", "--listen=127.0.0.2", at_port)
@@ -231,8 +231,8 @@ def test_damage_to_the_data_is_said(home: Shell, at_port: str) -> None:
     assert "damaged-" in up.stderr
 
 
-@pytest.mark.parametrize("kind", [Kind.EMBEDDED, Kind.NODE])
-def test_a_foreground_killed_while_it_starts_leaves_no_broker(home: Shell, kind: Kind, at_port: str) -> None:
+@pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
+def test_a_foreground_killed_while_it_starts_leaves_no_broker(home: Shell, kind: BrokerKind, at_port: str) -> None:
     """kill -9 in its first moments."""
     own_broker(kind)
     foreground = home.start("mqtool", "broker", "up", "--kind", kind, "--foreground", at_port)
@@ -309,8 +309,8 @@ def test_ports_stay_over_down_and_up(home: Shell, at_port: str) -> None:
     assert ports[0] == ports[1]
 
 
-@pytest.mark.parametrize("kind", [Kind.EMBEDDED, Kind.NODE])
-def test_a_killed_foreground_leaves_no_broker(home: Shell, kind: Kind, at_port: str) -> None:
+@pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
+def test_a_killed_foreground_leaves_no_broker(home: Shell, kind: BrokerKind, at_port: str) -> None:
     """Not even after kill -9."""
     own_broker(kind)
     foreground = home.start("mqtool", "broker", "up", "--kind", kind, "--foreground", at_port)
@@ -339,8 +339,8 @@ def test_up_does_not_start_a_broker_that_no_command_would_look_at(home: Shell) -
     assert "no broker answers at amqp://guest@127.0.0.1:1" in result.stderr
 
 
-@pytest.mark.parametrize("kind", [Kind.EMBEDDED, Kind.NODE])
-def test_a_broker_that_was_killed_is_not_running(home: Shell, kind: Kind, at_port: str) -> None:
+@pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
+def test_a_broker_that_was_killed_is_not_running(home: Shell, kind: BrokerKind, at_port: str) -> None:
     """status tells; and the next `broker up` starts it again, at the same port: nothing of the killed one is left."""
     own_broker(kind)
     up = ("mqtool", "broker", "up", "--kind", kind, "--name", "mine", at_port)

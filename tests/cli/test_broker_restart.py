@@ -6,14 +6,14 @@ from subprocess import PIPE
 
 import pytest
 
-from mqtool.broker.choice import Kind
+from mqtool.broker.choice import BrokerKind
 from tests.brokers import IN_CI, Restartable, own_broker
 from tests.cli.shell import Shell, wait_until
 
 LINES = 40_000 if IN_CI else 10_000
 
 
-@pytest.fixture(params=[Kind.EMBEDDED, Kind.NODE])
+@pytest.fixture(params=[BrokerKind.EMBEDDED, BrokerKind.NODE])
 def restartable(request: pytest.FixtureRequest) -> Iterator[Restartable]:
     own_broker(request.param)
     broker = Restartable(request.param, f"restart-{uuid.uuid4().hex[:8]}")
@@ -38,7 +38,7 @@ def test_a_stream_lives_through_a_restart(
 @pytest.mark.parametrize("how", ["stop", "kill"])
 @pytest.mark.sampled(1)
 def test_so_does_a_stream_over_amqp_1_0(lonely_shell: Shell, how: str) -> None:
-    broker = Restartable(Kind.EMBEDDED, f"restart-{uuid.uuid4().hex[:8]}", like="4.3")
+    broker = Restartable(BrokerKind.EMBEDDED, f"restart-{uuid.uuid4().hex[:8]}", like="4.3")
     lonely_shell.environment["MQTOOL_PROTOCOL"] = "amqp1.0"
     try:
         lives_through_it(broker, lonely_shell, how, [], lines=LINES // 4)

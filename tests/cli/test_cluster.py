@@ -10,7 +10,7 @@ from subprocess import PIPE
 
 import pytest
 
-from mqtool.broker.choice import Kind
+from mqtool.broker.choice import BrokerKind
 from tests.brokers import Restartable, own_broker
 from tests.cli.shell import Shell, wait_until
 
@@ -18,7 +18,7 @@ from tests.cli.shell import Shell, wait_until
 @pytest.fixture
 def nodes() -> Iterator[list[Restartable]]:
     """Two brokers. They know nothing of each other, so that each message tells by where it is which node took it."""
-    started = [Restartable(Kind.EMBEDDED, f"several-{uuid.uuid4().hex[:8]}") for _ in range(2)]
+    started = [Restartable(BrokerKind.EMBEDDED, f"several-{uuid.uuid4().hex[:8]}") for _ in range(2)]
     yield started
     for node in started:
         node.stop()
@@ -84,7 +84,7 @@ def home(tmp_path: Path) -> Iterator[Shell]:
 
 def test_a_cluster_of_private_nodes_from_up_to_down(home: Shell, tmp_path: Path) -> None:
     """Three URLs; a node that was killed is missed, and comes back with `up`; messages outlive it all."""
-    own_broker(Kind.NODE)
+    own_broker(BrokerKind.NODE)
     up = home.run("mqtool", "broker", "up", "--kind", "node", "--cluster", timeout=300)
     assert up.code == 0, up.stderr
     urls = up.stdout.split(" is up at ")[1].strip().split(",")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from mqtool.broker import state
-from mqtool.broker.choice import Kind
+from mqtool.broker.choice import BrokerKind
 from mqtool.broker.embedded import EmbeddedBroker
 from tests.brokers import Restartable, own_broker, rabbitmqctl
 from tests.cli.shell import Shell
@@ -19,9 +19,9 @@ def impatient(request: pytest.FixtureRequest) -> Iterator[str]:
         with EmbeddedBroker(consumer_timeout=1.0) as embedded:
             yield embedded.url
         return
-    own_broker(Kind.NODE)
+    own_broker(BrokerKind.NODE)
     name = f"impatient-{uuid.uuid4().hex[:8]}"
-    broker = Restartable(Kind.NODE, name)
+    broker = Restartable(BrokerKind.NODE, name)
     try:
         started = state.load(name)
         assert started is not None

@@ -14,7 +14,7 @@ import pika
 import pytest
 
 from mqtool.amqp import Connection, Receiving, administration, parse_addresses, transactions
-from mqtool.broker.choice import Kind
+from mqtool.broker.choice import BrokerKind
 from mqtool.cli.commands import queue_convert as convert_command
 from mqtool.drills.scene import Proxy
 from mqtool.errors import MqtoolError, Unavailable
@@ -22,7 +22,7 @@ from mqtool.management import Management
 from mqtool.message import Confirmation, Delivery, Message
 from mqtool.topology import Exchange, Queue
 from mqtool.work import conversion_plan, held_messages, queue_conversion
-from mqtool.work.queue_conversion import Conversion, Tally
+from mqtool.work.queue_conversion import Conversion, ConversionTally
 from tests.brokers import Restartable, TestBroker, large, on_any_broker, own_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.test_move import taken
@@ -104,7 +104,7 @@ def convert(
     to: str = "quorum",
     at_once: int = 3,
     quiet: float = 0.0,
-) -> Tally | None:
+) -> ConversionTally | None:
     """Begin or continue the conversion of `jobs`; None if it was killed at the n-th frame or request."""
     if kill_at is None:
         api = Management(broker.management, "guest", "guest")
@@ -124,13 +124,13 @@ def convert(
 
 def run(
     connection: Connection, api: Management, vhost: str, *, undo: bool, to: str, at_once: int, quiet: float = 0.0
-) -> Tally:
+) -> ConversionTally:
     plan = next(iter(conversion_plan.unfinished(api, vhost).plans.values()), None)
     is_new = plan is None
     if plan is None:
         found = conversion_plan.prospect(api, vhost, "jobs", to, {})
         if found.plan.source == found.plan.target:
-            return Tally()  # it was killed after its last request
+            return ConversionTally()  # it was killed after its last request
         plan = dataclasses.replace(found.plan, at_once=at_once)
     conversion = Conversion(connection, api, vhost, plan, user="guest", young=0.0, quiet=quiet)
     conversion.begin() if is_new else conversion.lock()
@@ -621,8 +621,8 @@ def test_the_holding_queue_is_deleted(managed: Shell, broker: TestBroker, kill_a
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("kind", [Kind.EMBEDDED, Kind.NODE])
-def test_the_broker_is_killed(lonely_shell: Shell, kind: Kind) -> None:
+@pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
+def test_the_broker_is_killed(lonely_shell: Shell, kind: BrokerKind) -> None:
     """The command fails with a hint; once the broker is back, --resume goes on, and all messages are there.
 
     In the embedded broker, at most one batch is in the queue twice. RabbitMQ's classic queues write acknowledgements to
@@ -654,7 +654,7 @@ def test_the_broker_is_killed(lonely_shell: Shell, kind: Kind) -> None:
     finally:
         restartable.stop()
     assert set(numbers) == set(range(count))
-    if kind is Kind.EMBEDDED:
+    if kind is BrokerKind.EMBEDDED:
         assert len(numbers) <= count + 500
 
 

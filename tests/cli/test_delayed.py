@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mqtool.amqp import Connection, parse_addresses
-from mqtool.broker.choice import Kind
+from mqtool.broker.choice import BrokerKind
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.delays.delay_plugin import has_plugin
 from mqtool.tutorials.dialects import DELAY_EXCHANGE
@@ -466,7 +466,7 @@ def test_a_wait_queue_that_differs_takes_no_message(shell: Shell, broker: TestBr
     assert shell.run("mqtool", "receive", "-q", "hello.delay.1m", "--idle-timeout", "1ms", "--raw").stdout == ""
 
 
-@pytest.fixture(params=[Kind.EMBEDDED, Kind.NODE])
+@pytest.fixture(params=[BrokerKind.EMBEDDED, BrokerKind.NODE])
 def restartable(request: pytest.FixtureRequest) -> Iterator[Restartable]:
     own_broker(request.param)
     broker = Restartable(request.param, f"delayed-{uuid.uuid4().hex[:8]}")
@@ -496,7 +496,7 @@ def test_what_waits_outlives_a_broker_restart(
     So they may be on RabbitMQ, where a quorum queue may not be ready for them yet: it tries again after three minutes.
     """
     shell = lonely_shell
-    first = 20 if restartable.kind is Kind.EMBEDDED else 20_000
+    first = 20 if restartable.kind is BrokerKind.EMBEDDED else 20_000
     shell.environment["MQTOOL_URL"] = restartable.url
     if via == "plugin":
         with Connection(parse_addresses(restartable.url)) as connection:

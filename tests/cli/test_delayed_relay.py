@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from mqtool.amqp import Connection, parse_addresses
-from mqtool.broker.choice import Kind
+from mqtool.broker.choice import BrokerKind
 from mqtool.message import DUE, Confirmation, Message
 from mqtool.topology import DELAYED, Exchange, Queue
 from mqtool.work import delay_relay
@@ -130,8 +130,8 @@ def test_relays_are_killed(shell: Shell, broker: TestBroker) -> None:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("kind", [Kind.EMBEDDED, Kind.NODE])
-def test_the_broker_is_killed(lonely_shell: Shell, kind: Kind) -> None:
+@pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
+def test_the_broker_is_killed(lonely_shell: Shell, kind: BrokerKind) -> None:
     """While messages wait and others are relayed: confirmed ones arrive, and the relay goes on by itself.
 
     RabbitMQ then has no leader for a wait queue that it has just declared, and may have none for ever. A message that
@@ -141,12 +141,12 @@ def test_the_broker_is_killed(lonely_shell: Shell, kind: Kind) -> None:
     shell, delayed, at_once = lonely_shell, 200, 400
     restartable = Restartable(kind, f"relay-{uuid.uuid4().hex[:8]}")
     shell.environment["MQTOOL_URL"] = restartable.url
-    first = 1_000 if kind is Kind.EMBEDDED else 25_000
+    first = 1_000 if kind is BrokerKind.EMBEDDED else 25_000
     try:
         running = relay(shell, "--type", "topic")
         publish(restartable.url, [first + 1_000 * (number % 4) for number in range(delayed)])
         wait_until(lambda: taken(restartable) == delayed, "the relay has taken them")
-        if kind is Kind.NODE:
+        if kind is BrokerKind.NODE:
             wait_until(lambda: has_saved_its_queues(restartable), "RabbitMQ has saved the names of its queues")
         publish(restartable.url, [5_000] + [None] * at_once, first=delayed)
         wait_until(lambda: any(queue["name"].endswith(".5s") for queue in restartable.queues()), "a new wait queue")

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from mqtool.broker.choice import Kind
+from mqtool.broker.choice import BrokerKind
 from tests.brokers import TestBroker, large, on_any_broker, own_broker
 from tests.cli.shell import Result, Shell
 
@@ -67,9 +67,9 @@ def test_duplicate(lonely_shell: Shell, broker: TestBroker) -> None:
     assert "twice" not in verdict
 
 
-@pytest.mark.parametrize("kind", [Kind.EMBEDDED, Kind.NODE])
+@pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
 @large
-def test_restart_broker(lonely_shell: Shell, kind: Kind) -> None:
+def test_restart_broker(lonely_shell: Shell, kind: BrokerKind) -> None:
     """Ten thousand messages on a broker of the drill's own, which is stopped and started again."""
     own_broker(kind)
     verdict = _verdict(lonely_shell.run("mqtool", "drill", "restart-broker", "--kind", kind, timeout=180))
@@ -81,7 +81,7 @@ def test_kill_node(lonely_shell: Shell) -> None:
 
     Both sides carry on within ten seconds.
     """
-    own_broker(Kind.NODE)
+    own_broker(BrokerKind.NODE)
     result = lonely_shell.run("mqtool", "drill", "kill-node", "--kind", "node", timeout=240)
     verdict = _verdict(result)
     assert verdict["sent"] == verdict["confirmed"] == verdict["done"] == 40_000

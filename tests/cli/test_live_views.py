@@ -7,7 +7,7 @@ from subprocess import PIPE
 
 import pytest
 
-from mqtool.broker.choice import Kind
+from mqtool.broker.choice import BrokerKind
 from tests.brokers import Restartable, own_broker
 from tests.cli.shell import Shell, wait_until
 
@@ -21,7 +21,7 @@ VIEWS = {
 TOP = "\x1b[H"
 
 
-@pytest.fixture(params=[Kind.EMBEDDED, Kind.NODE])
+@pytest.fixture(params=[BrokerKind.EMBEDDED, BrokerKind.NODE])
 def restartable(request: pytest.FixtureRequest) -> Iterator[Restartable]:
     own_broker(request.param)
     broker = Restartable(request.param, f"live-{uuid.uuid4().hex[:8]}")

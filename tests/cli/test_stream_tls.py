@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from mqtool.broker import background, node, ports
-from mqtool.broker.choice import Kind
+from mqtool.broker.choice import BrokerKind
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.testing.authority import Authority
 from tests.brokers import own_broker
@@ -29,7 +29,7 @@ def encrypted(request: pytest.FixtureRequest, amqp_tls: Authority, tmp_path: Pat
             assert broker.tls_url is not None
             yield Encrypted(broker.tls_url, ("--stream-port", str(urlsplit(broker.urls["stream/ssl"]).port)))
         return
-    own_broker(Kind.NODE)
+    own_broker(BrokerKind.NODE)
     free = [ports.free_port() for _ in range(7)]
     home = str(tmp_path)
     wanted = node.Node("mqtool-tls", home, home, f"{home}/data", *free[:4], stream_port=free[4])

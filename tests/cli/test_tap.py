@@ -8,7 +8,7 @@ import uuid
 import pytest
 
 from mqtool.amqp import Connection, parse_addresses
-from mqtool.broker.choice import Kind
+from mqtool.broker.choice import BrokerKind
 from mqtool.ndjson import to_message
 from mqtool.topology import Exchange, Queue
 from tests.brokers import Restartable, TestBroker, on_any_broker
@@ -169,7 +169,7 @@ def test_a_tap_that_stands_still(shell: Shell) -> None:
 
 def test_the_firehose_of_a_broker_that_restarts(lonely_shell: Shell) -> None:
     """A broker forgets that it was on, so the tap switches it on again."""
-    broker, shell = Restartable(Kind.EMBEDDED, f"tap-{uuid.uuid4().hex[:8]}"), lonely_shell
+    broker, shell = Restartable(BrokerKind.EMBEDDED, f"tap-{uuid.uuid4().hex[:8]}"), lonely_shell
     try:
         shell.environment["MQTOOL_URL"] = broker.url
         tap = shell.start("mqtool", "tap", "--all", "--firehose", "--raw").wait_until_ready()

@@ -26,11 +26,11 @@ from pamqp.base import Frame
 
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.http.route_table import paths
-from mqtool.broker.embedded.model.amqp_message import ContentHeader, Message
-from mqtool.broker.embedded.model.exchange import Exchange
+from mqtool.broker.embedded.model.amqp_message import BrokerMessage, ContentHeader
+from mqtool.broker.embedded.model.exchange import BrokerExchange
 from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
-from mqtool.codecs.amqp10_message import Amqp10Message, BareProperties, Header, data_section
+from mqtool.codecs.amqp10_message import Amqp10Message, BareProperties, MessageHeader, data_section
 from mqtool.codecs.amqp10_values import Array, Described, Symbol
 from mqtool.codecs.field_tables import Int64, UInt32
 from tests.protocol import hostile_amqp10 as amqp10
@@ -407,7 +407,7 @@ def amqp10_costs() -> Iterator[Cost]:  # noqa: C901 - a list
 
 
 def _message10(annotations: dict[Any, Any], properties: BareProperties, application: dict[str, Any]) -> Amqp10Message:
-    return Amqp10Message(Header(), {}, annotations, properties, application, data_section(b"x"))
+    return Amqp10Message(MessageHeader(), {}, annotations, properties, application, data_section(b"x"))
 
 
 def _transfer(sent: bytes) -> bytes:
@@ -711,9 +711,9 @@ class Contents:
         found = self._vhost.queues.get(name)
         return found or self._vhost.add_queue(QueueDeclaration(name, arguments or {}))
 
-    def _exchange(self, name: str, kind: str) -> Exchange:
+    def _exchange(self, name: str, kind: str) -> BrokerExchange:
         if name not in self._vhost.exchanges:
-            self._vhost.add_exchange(Exchange(name, kind))
+            self._vhost.add_exchange(BrokerExchange(name, kind))
         return self._vhost.exchanges[name]
 
 
@@ -722,8 +722,8 @@ _HEADER = ContentHeader(
 )
 
 
-def _message() -> Message:
-    return Message(short(b"") + short(b"k"), _HEADER, b"x")
+def _message() -> BrokerMessage:
+    return BrokerMessage(short(b"") + short(b"k"), _HEADER, b"x")
 
 
 def _drain(client: socket.socket) -> None:

@@ -3,7 +3,7 @@
 import struct
 from typing import Any
 
-from mqtool.codecs.amqp10_message import Amqp10Message, BareProperties, Header, data_section, value_section
+from mqtool.codecs.amqp10_message import Amqp10Message, BareProperties, MessageHeader, data_section, value_section
 from mqtool.codecs.amqp10_values import Array, Milliseconds, Symbol, ULong, encode
 from mqtool.codecs.field_tables import Int64, UInt8, UInt16, UInt32
 from tests.protocol.hostile_inputs import Inputs
@@ -78,7 +78,7 @@ LINKS = (
     + attach(3, RECEIVER, described(SOURCE, "/queues/s"), described(TARGET), mode=1)
 )
 RICH = Amqp10Message(
-    Header(durable=True, priority=UInt8(3), ttl=UInt32(5)),
+    MessageHeader(durable=True, priority=UInt8(3), ttl=UInt32(5)),
     {Symbol("x-opt-d"): Int64(1)},
     {Symbol("x-cc"): ["q", "s"], Symbol("x-opt-m"): Array([Symbol("a")])},
     BareProperties(message_id=ULong(1), to="/exchanges/amq.topic/k", creation_time=Milliseconds(1)),

@@ -14,7 +14,14 @@ import pika
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
-from mqtool.codecs.amqp10_message import Amqp10Message, BareProperties, Header, body_bytes, data_section, value_section
+from mqtool.codecs.amqp10_message import (
+    Amqp10Message,
+    BareProperties,
+    MessageHeader,
+    body_bytes,
+    data_section,
+    value_section,
+)
 from mqtool.codecs.amqp10_values import Described, Milliseconds, Symbol, ULong
 from mqtool.codecs.amqp10_values import encode as encode_value
 from mqtool.codecs.field_tables import Int32, Int64, UInt8, UInt32
@@ -69,7 +76,7 @@ def stream(broker: TestBroker) -> Iterator[RawStream]:
 def _sections() -> Amqp10Message:
     """The message in AMQP 1.0."""
     return Amqp10Message(
-        Header(True, UInt8(3), UInt32(100_000)),
+        MessageHeader(True, UInt8(3), UInt32(100_000)),
         message_annotations={Symbol(name): value for name, value in (_ANNOTATIONS | {"x-basic-type": "kind"}).items()},
         properties=BareProperties(
             message_id=_ID,
@@ -238,7 +245,7 @@ def test_what_only_amqp_10_has_arrives_over_amqp_10(
 ) -> None:
     channel.queue_declare("q", durable=True, arguments={"x-queue-type": kind})
     sent = Amqp10Message(
-        Header(True),
+        MessageHeader(True),
         properties=BareProperties(
             ULong(5), to="/queues/elsewhere", subject="subject", reply_to="anything", correlation_id=b"\0\xff",
             absolute_expiry_time=Milliseconds(1), group_sequence=UInt32(7), reply_to_group_id="group",
@@ -407,7 +414,7 @@ def test_the_management_api_shows_connections_sessions_and_consumers(
 
 def test_a_message_is_the_same_after_a_crash(tmp_path: Path) -> None:
     sent = Amqp10Message(
-        Header(True, UInt8(3)),
+        MessageHeader(True, UInt8(3)),
         message_annotations={Symbol("x-a"): Symbol("b")},
         properties=BareProperties(_ID, subject="subject", group_sequence=UInt32(7)),
         application_properties={"id": _ID},

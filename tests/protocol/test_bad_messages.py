@@ -12,7 +12,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.model import dead_lettering
-from mqtool.broker.embedded.model.amqp_message import Message
+from mqtool.broker.embedded.model.amqp_message import BrokerMessage
 from mqtool.broker.embedded.model.virtual_host import Routing, VirtualHost
 from tests.protocol.conftest import Take
 
@@ -54,7 +54,7 @@ def test_a_message_that_cannot_be_dead_lettered(
     caplog.set_level(logging.ERROR)
     make = dead_lettering.dead_letter
 
-    def fail(message: Message, *args: Any, **options: Any) -> Message:
+    def fail(message: BrokerMessage, *args: Any, **options: Any) -> BrokerMessage:
         if message.body.startswith(b"bad"):
             raise RecursionError
         return make(message, *args, **options)

@@ -26,7 +26,7 @@ from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.model.amqp_errors import AmqpException
 from mqtool.broker.embedded.model.applied_policies import USER, Policy
 from mqtool.broker.embedded.model.broker import Broker
-from mqtool.broker.embedded.model.exchange import Exchange
+from mqtool.broker.embedded.model.exchange import BrokerExchange
 from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.broker.embedded.model.users import Permissions, User
 from mqtool.broker.embedded.store.database import Database
@@ -293,7 +293,7 @@ def apply(  # noqa: C901 - one case per operation
             add_queue(broker, vhost.name, two, table)
         case "exchange":
             if two not in vhost.exchanges:
-                vhost.add_exchange(Exchange(two, "topic", arguments=table))
+                vhost.add_exchange(BrokerExchange(two, "topic", arguments=table))
         case "bind":
             ends: list[Any] = [*vhost.queues.values(), *vhost.exchanges.values()]
             vhost.bind(vhost.exchanges["amq.topic"], ends[len(two) % len(ends)], three, table)

@@ -277,7 +277,7 @@ def test_repeated_internal_errors_are_logged_once_a_second(
     def fail(call: object) -> None:
         raise ArithmeticError(call)
 
-    monkeypatch.setitem(route_table._ROUTES["whoami"], "GET", route_table.Route(route_table.anyone, fail))
+    monkeypatch.setitem(route_table._ROUTES["whoami"], "GET", route_table.HttpRoute(route_table.anyone, fail))
     started = time.monotonic()
     while not any("more like this" in record.getMessage() for record in caplog.records):
         assert api("GET", "whoami")[0] == 500

@@ -5,7 +5,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from mqtool.codecs.amqp10_message import Amqp10Message, Header, body_bytes, data_section
+from mqtool.codecs.amqp10_message import Amqp10Message, MessageHeader, body_bytes, data_section
 from mqtool.codecs.amqp10_values import Described, Symbol, ULong, decode, encode
 from mqtool.codecs.field_tables import UInt32
 from tests.protocol.raw_amqp10 import (
@@ -194,7 +194,7 @@ class Client10(Client):
     def transfer(self, sent: Sent) -> None:
         """Send a message, whether or not there is credit."""
         number = self._sent
-        message = Amqp10Message(header=Header(durable=sent.persistent), body=data_section(body_of(sent.number)))
+        message = Amqp10Message(header=MessageHeader(durable=sent.persistent), body=data_section(body_of(sent.number)))
         self.waiting[number] = sent
         fields = UInt32(self._handle), UInt32(number), struct.pack(">I", number), UInt32(0), False, False
         self.performative(TRANSFER, *fields, payload=message.encode())

@@ -63,8 +63,8 @@ MUTATIONS = (
     Mutation(
         "forgets a binding when it restarts",
         "store/recovery.py",
-        "        source.add(Binding(",
-        '        stored["source"] == "amq.topic" or source.add(Binding(',
+        "        source.add(BrokerBinding(",
+        '        stored["source"] == "amq.topic" or source.add(BrokerBinding(',
     ),
     Mutation(
         "forgets the arguments of a queue when it restarts",

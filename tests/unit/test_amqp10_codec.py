@@ -6,7 +6,14 @@ import uuid
 import pytest
 
 from mqtool.amqp10 import sections
-from mqtool.codecs.amqp10_message import Amqp10Message, BareProperties, Header, body_bytes, data_section, value_section
+from mqtool.codecs.amqp10_message import (
+    Amqp10Message,
+    BareProperties,
+    MessageHeader,
+    body_bytes,
+    data_section,
+    value_section,
+)
 from mqtool.codecs.amqp10_values import (
     MOST_VALUES,
     NULL,
@@ -125,7 +132,7 @@ def test_a_client_gets_the_bytes_of_a_message_that_it_cannot_decode():
 
 def test_a_message_is_decoded_as_it_was_encoded():
     message = Amqp10Message(
-        Header(durable=True, ttl=UInt32(5)),
+        MessageHeader(durable=True, ttl=UInt32(5)),
         {Symbol("x-opt-d"): Int64(1)},
         {Symbol("x-opt-m"): "m"},
         BareProperties(message_id=uuid.UUID(int=3), reply_to_group_id="g"),

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mqtool.inspection.diagrams import dot, mermaid
-from mqtool.inspection.wiring import Consumer, Counter, Node, Publisher, QueueState, Wiring
+from mqtool.inspection.wiring import Counter, QueueState, WiredConsumer, WiredNode, WiredPublisher, Wiring
 from mqtool.topology import Binding, Exchange
 from tests.brokers import skip_or_fail
 
@@ -39,8 +39,8 @@ MERMAID_LINE = re.compile(
 
 def wiring(name: str, queue: str, key: str) -> Wiring:
     """One of everything, with these names."""
-    node = Node(Exchange(name, "topic", arguments={"alternate-exchange": key}))
-    node.publishers.append(Publisher(key, "guest", Counter()))
+    node = WiredNode(Exchange(name, "topic", arguments={"alternate-exchange": key}))
+    node.publishers.append(WiredPublisher(key, "guest", Counter()))
     for binding in (
         Binding(name, queue, key),
         Binding(name, queue, "", {key: queue}),
@@ -49,7 +49,7 @@ def wiring(name: str, queue: str, key: str) -> Wiring:
         node.add(binding, None)
     node.more = 3
     state = QueueState(queue, "classic", 0, 0, {"x-dead-letter-exchange": key}, consumers=1)
-    return Wiring(name, {name: node}, {queue: state}, {queue: [Consumer(key, name, "guest", 0, True)]})
+    return Wiring(name, {name: node}, {queue: state}, {queue: [WiredConsumer(key, name, "guest", 0, True)]})
 
 
 @given(names, names, names)
@@ -90,7 +90,7 @@ def test_graphviz_draws_it() -> None:
 
 def test_parallel_bindings_are_one_arrow() -> None:
     """With the first keys, and how many more."""
-    node = Node(Exchange("x", "topic"))
+    node = WiredNode(Exchange("x", "topic"))
     for number in range(9):
         node.add(Binding("x", "q", f"key{number}"), None)
     lines = list(mermaid(Wiring("/", {"x": node})))

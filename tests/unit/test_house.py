@@ -54,6 +54,13 @@ def test_files_are_found_by_their_names() -> None:
     assert {name for name, count in names.items() if count > 1} <= SHARED_NAMES
 
 
+def test_classes_are_found_by_their_names() -> None:
+    """A public name stands for one class, so that it says whose it is. Lessons written for learners do not count."""
+    own = [path for path in SOURCES if not path.parent.name.startswith("plain_")]
+    names = Counter(node.name for path in own for node in tree_of(path).body if isinstance(node, ast.ClassDef))
+    assert {name for name, count in names.items() if count > 1 and not name.startswith("_")} == set()
+
+
 def test_nothing_is_too_long_to_read() -> None:
     """The bodies of functions are short, and so are classes; the options of a command do not count."""
     for path in SOURCES:

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from mqtool.cli.display.play_lines import Pace, chart, figures
+from mqtool.cli.display.play_lines import TypingPace, chart, figures
 from mqtool.cli.display.play_panes import Panes
 from mqtool.stage.terminal import Chart, QueueDepth
 
@@ -16,7 +16,7 @@ from mqtool.stage.terminal import Chart, QueueDepth
 def screen_of(columns: int, rows: int, terminals: int, charts: int = 0, lines: int = 30) -> list[str]:
     """What is to be seen on a terminal of that size in the middle of a play."""
     console = Console(width=columns, height=rows, file=io.StringIO(), force_terminal=True, color_system=None)
-    panes = Panes(Pace(auto=True, watched=False), screen=console)
+    panes = Panes(TypingPace(auto=True, watched=False), screen=console)
     panes.begin("Title", (2, 9))
     names = [f"terminal {number}" for number in range(terminals)]
     panes.opened(names)
@@ -56,7 +56,7 @@ def test_panes_show_everything_at_once(columns: int, rows: int, terminals: int, 
 def test_a_pane_shows_its_newest_command(printed: int) -> None:
     """The newest command is above its own output, however long that is: no older command takes its place."""
     console = Console(width=80, height=24, file=io.StringIO(), force_terminal=True, color_system=None)
-    panes = Panes(Pace(auto=True, watched=False), screen=console)
+    panes = Panes(TypingPace(auto=True, watched=False), screen=console)
     panes.begin("Title", (2, 9))
     panes.opened(["worker"])
     for command, lines in (("older", 30), ("newest", printed)):
@@ -104,7 +104,7 @@ def test_figures_are_said_as_people_say_them() -> None:
 def playing(columns: int, rows: int, *names: str) -> tuple[Panes, Console]:
     """Panes of these names in which nothing has been typed yet."""
     console = Console(width=columns, height=rows, file=io.StringIO(), force_terminal=True, color_system=None)
-    panes = Panes(Pace(auto=True, watched=False), screen=console)
+    panes = Panes(TypingPace(auto=True, watched=False), screen=console)
     panes.opened(names)
     return panes, console
 

@@ -1,6 +1,6 @@
 """How the consuming policies decide, with deliveries that no broker sent."""
 
-from mqtool.amqp.consume_policies import CallerSettles, Cautious, ExactCount, Policy, Step, Streaming, policy_for
+from mqtool.amqp.consume_policies import CallerSettles, Cautious, ConsumePolicy, ExactCount, Step, Streaming, policy_for
 from mqtool.amqp.receive_settings import PREFETCH, Receiving
 from mqtool.message import Delivery
 
@@ -11,7 +11,7 @@ def delivery(tag: int = 1, times: int = 0) -> Delivery:
     return Delivery(b"", "", "q", "q", False, {"headers": {"x-delivery-count": times}}, tag)
 
 
-def handle(policy: Policy, tags: range, now: float = SOON) -> list[int]:
+def handle(policy: ConsumePolicy, tags: range, now: float = SOON) -> list[int]:
     """Take and finish deliveries; return the tags up to which was acknowledged."""
     acknowledged = []
     for tag in tags:

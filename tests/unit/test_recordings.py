@@ -6,7 +6,7 @@ import math
 import pytest
 
 from mqtool.errors import BadData
-from mqtool.recordings.recording import Changes, Pace, Recorded, Selection, parse_moment, recorded
+from mqtool.recordings.recording import Changes, RecordedMessage, ReplayPace, Selection, parse_moment, recorded
 
 
 def line(second: float | None = None, **others: object) -> bytes:
@@ -16,7 +16,7 @@ def line(second: float | None = None, **others: object) -> bytes:
 
 def read(
     *lines: bytes, since: str | None = None, until: str | None = None, changes: Changes | None = None
-) -> list[Recorded]:
+) -> list[RecordedMessage]:
     selection = Selection(since and parse_moment(since), until and parse_moment(until))
     return [message for message in recorded(lines, selection, changes or Changes()) if message is not None]
 
@@ -31,7 +31,7 @@ class Clock:
         return self.now
 
 
-def dues(pace: Pace, messages: list[Recorded]) -> list[float]:
+def dues(pace: ReplayPace, messages: list[RecordedMessage]) -> list[float]:
     """Seconds after the first."""
     all_due = [pace.due(message) for message in messages]
     return [round(due - all_due[0], 6) for due in all_due]
@@ -40,15 +40,15 @@ def dues(pace: Pace, messages: list[Recorded]) -> list[float]:
 def test_the_gaps_are_those_of_the_recording() -> None:
     """The first message is due at once, whenever it passed; the others at their distance, divided by the speed."""
     messages = read(line(5), line(5.25), line(9))
-    assert dues(Pace(clock=Clock()), messages) == [0, 0.25, 4]
-    assert dues(Pace(2, clock=Clock()), messages) == [0, 0.125, 2]
-    assert dues(Pace(math.inf, clock=Clock()), messages) == [0, 0, 0]
+    assert dues(ReplayPace(clock=Clock()), messages) == [0, 0.25, 4]
+    assert dues(ReplayPace(2, clock=Clock()), messages) == [0, 0.125, 2]
+    assert dues(ReplayPace(math.inf, clock=Clock()), messages) == [0, 0, 0]
 
 
 def test_delays_do_not_add_up() -> None:
     """Who sends late is not late with the next message, too."""
     clock = Clock()
-    pace = Pace(clock=clock)
+    pace = ReplayPace(clock=clock)
     first, second, third = read(line(0), line(1), line(2))
     pace.due(first)
     clock.now += 1.5
@@ -58,21 +58,21 @@ def test_delays_do_not_add_up() -> None:
 
 def test_time_that_goes_back() -> None:
     """Out of order by moments: at once. By more than a second, or with another file: another recording begins there."""
-    assert dues(Pace(clock=Clock()), read(line(3), line(4), line(3.5), line(5))) == [0, 1, 1, 2]
-    assert dues(Pace(clock=Clock()), read(line(8), line(9), line(2), line(3))) == [0, 1, 1, 2]
-    assert dues(Pace(clock=Clock()), [*read(line(3), line(3.2)), *read(line(3), line(3.2))]) == [0, 0.2, 0.2, 0.4]
-    assert dues(Pace(clock=Clock()), [*read(line(3)), *read(line(5))]) == [0, 2]
+    assert dues(ReplayPace(clock=Clock()), read(line(3), line(4), line(3.5), line(5))) == [0, 1, 1, 2]
+    assert dues(ReplayPace(clock=Clock()), read(line(8), line(9), line(2), line(3))) == [0, 1, 1, 2]
+    assert dues(ReplayPace(clock=Clock()), [*read(line(3), line(3.2)), *read(line(3), line(3.2))]) == [0, 0.2, 0.2, 0.4]
+    assert dues(ReplayPace(clock=Clock()), [*read(line(3)), *read(line(5))]) == [0, 2]
 
 
 def test_a_line_without_a_time_goes_with_the_one_before_it() -> None:
     """So something typed by hand can stand among what was recorded."""
-    assert dues(Pace(clock=Clock()), read(line(), line(3), line(), line(4))) == [0, 0, 0, 1]
+    assert dues(ReplayPace(clock=Clock()), read(line(), line(3), line(), line(4))) == [0, 0, 0, 1]
 
 
 def test_an_even_rate_has_no_burst_after_a_pause() -> None:
     """500/s are 2 ms each; what a blocking broker has held up for long is not made up for."""
     clock = Clock()
-    pace, messages = Pace(rate=500, clock=clock), read(*[line(0)] * 5)
+    pace, messages = ReplayPace(rate=500, clock=clock), read(*[line(0)] * 5)
     assert dues(pace, messages[:3]) == [0, 0.002, 0.004]
     clock.now += 60
     assert [round(pace.due(message) - clock.now, 6) for message in messages[3:]] == [0, 0.002]

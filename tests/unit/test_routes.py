@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mqtool import management
 from mqtool.inspection.definitions import Definitions
-from mqtool.inspection.routes import Route, Router
+from mqtool.inspection.routes import QueueRoute, Router
 from mqtool.topology import Binding, Exchange, Queue
 
 words = st.sampled_from(["a", "b", "c", "*", "#", ""])
@@ -73,7 +73,7 @@ def test_every_way_is_one_and_none_is_missing(
     assert all(not matches(definitions, miss.binding, key) and miss.reason for miss in route.near_misses)
 
 
-def topic_route(key: str, *patterns: str) -> Route:
+def topic_route(key: str, *patterns: str) -> QueueRoute:
     bound = [Binding("t", pattern, pattern) for pattern in patterns]
     return Router(Definitions.of([Exchange("t", "topic")], [Queue(name) for name in patterns], bound)).route("t", key)
 

@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mqtool.broker.embedded.model.backlog import Entry
+from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.broker import LOW_ON_DISK, Broker
 from mqtool.broker.embedded.model.clock import Clock, LoopClock
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.profile import profile
 from mqtool.broker.embedded.settings import Settings
 from mqtool.broker.embedded.sockets.listener import Connections, Listener, TlsHandshakes, caused_by
-from mqtool.broker.embedded.wire.amqp_connection import Connection
+from mqtool.broker.embedded.wire.amqp_connection import BrokerConnection
 
 if TYPE_CHECKING:
     from mqtool.broker.embedded.amqp10.amqp10_connection import Connection10
@@ -73,7 +73,7 @@ class Server:
         self._management_listeners: list[Listener] = []
         self._tls: TlsHandshakes | None = None
         self._under_test: BrokerUnderTest | None = None
-        self._connections: Connections[Connection] = Connections()
+        self._connections: Connections[BrokerConnection] = Connections()
         self._stream_connections: Connections[StreamConnection] = Connections()
         self._amqp10_connections: Connections[Connection10] = Connections()
         self._checking: asyncio.TimerHandle | None = None
@@ -116,7 +116,11 @@ class Server:
         hosts = settings.listen or [settings.host]
         others = {AMQP10_HEADER: self._amqp10} if self.broker.profile.speaks_amqp10 else {}
         await self._listen_on(
-            self._listeners, "amqp", lambda: Connection(self.broker, self._connections, others), hosts, settings.port
+            self._listeners,
+            "amqp",
+            lambda: BrokerConnection(self.broker, self._connections, others),
+            hosts,
+            settings.port,
         )
         if settings.management_port is not None:
             await self._listen_on(
@@ -160,11 +164,11 @@ class Server:
 
     def _management(self) -> Callable[[], asyncio.Protocol]:
         # Not imported at the top: without HTTP and JSON, a broker without a management port starts faster.
-        from mqtool.broker.embedded.http import HttpServer, Management
+        from mqtool.broker.embedded.http import HttpServer, ManagementServer
         from mqtool.broker.embedded.http.http_server import MAX_HEAD
 
         http = HttpServer(
-            Management(
+            ManagementServer(
                 self.broker,
                 self._connections,
                 self._stream_connections,
@@ -265,7 +269,7 @@ class Server:
         for listener in [*self._listeners, *self._management_listeners]:
             listener.close()
 
-    def _redelivered(self) -> list[Entry]:
+    def _redelivered(self) -> list[BacklogEntry]:
         """Return the stored messages that were delivered before, to be marked as redelivered after a restart."""
         return [
             entry

@@ -11,7 +11,7 @@ import typer
 
 from mqtool.amqp import Address, parse_addresses
 from mqtool.benching import charts, comparison
-from mqtool.benching.plan import PROTOCOLS, STREAM, Place, Plan, Timed
+from mqtool.benching.plan import PROTOCOLS, STREAM, BenchPlace, BenchPlan, Timed
 from mqtool.benching.result import Result, Snapshot
 from mqtool.benching.run import Run
 from mqtool.broker import state
@@ -139,7 +139,7 @@ def bench(
     _check([result])
 
 
-def _ask(access: Access, plan: Plan, *, yes: bool) -> None:
+def _ask(access: Access, plan: BenchPlan, *, yes: bool) -> None:
     """Ask for confirmation before putting load on a broker that mqtool did not start."""
     nodes = [address for started in state.load_all() for address in parse_addresses(started.url)]
     is_own = any(is_same_node(access.address, node) for node in nodes)
@@ -147,7 +147,7 @@ def _ask(access: Access, plan: Plan, *, yes: bool) -> None:
     ask(f"put load on {access.address} {how_long}", access, yes=yes, is_safe=is_own)
 
 
-def _run(place: Place, plan: Plan, commands: Sequence[Timed] = (), label: str = "") -> Result:
+def _run(place: BenchPlace, plan: BenchPlan, commands: Sequence[Timed] = (), label: str = "") -> Result:
     """Perform a run with a progress bar. If Ctrl-C ends the run early, return the result so far."""
     fraction = 0.0
     progress = Progress(f"confirmed{label}", fraction=lambda: fraction)
@@ -184,7 +184,7 @@ def _check(results: Sequence[Result]) -> None:
     stopping.exit_if_requested()
 
 
-def _vary(access: Access, plan: Plan, runs: Runs, variation: Variation, report: Report) -> None:
+def _vary(access: Access, plan: BenchPlan, runs: Runs, variation: Variation, report: Report) -> None:
     """Perform one run for each value of a setting."""
     name, results = variation.name, []
     steps = [(text, plan.with_value(variation.setting, value).checked()) for text, value in variation.steps]
@@ -212,11 +212,13 @@ class Side(NamedTuple):
 
     name: str
     access: Access | None
-    plan: Plan
+    plan: BenchPlan
     results: Sequence[dict[str, Any]] = ()
 
 
-def _compare(words: Sequence[str], broker: ManagedBroker, plan: Plan, runs: Runs, report: Report, *, yes: bool) -> None:
+def _compare(
+    words: Sequence[str], broker: ManagedBroker, plan: BenchPlan, runs: Runs, report: Report, *, yes: bool
+) -> None:
     if words[0] != "compare" or len(words) != 3:
         example = "mqtool bench compare classic quorum"
         hint = example if words[0] == "compare" else did_you_mean(words[0], ["compare"], example)
@@ -254,7 +256,7 @@ def _compare(words: Sequence[str], broker: ManagedBroker, plan: Plan, runs: Runs
     stopping.exit_if_requested()
 
 
-def _side(word: str, broker: ManagedBroker, plan: Plan) -> Side:
+def _side(word: str, broker: ManagedBroker, plan: BenchPlan) -> Side:
     """Interpret an operand of `compare`: a queue type, a protocol, a file, a URL, or the name of a context."""
     if word in _QUEUE_TYPES:
         return Side(word, access_to(broker), plan.with_value("queue_type", word).checked())
@@ -288,11 +290,11 @@ def _results_in(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _place(access: Access, stream_port: int | None) -> Place:
+def _place(access: Access, stream_port: int | None) -> BenchPlace:
     """Return the broker's addresses and TLS files, and the functions with which a run connects to it."""
 
     def find_leader(stream: str) -> Address:
         with access.stream_channel(stream_port) as channel:
             return channel.sessions_for([stream], to_publish=True)[0].address
 
-    return Place(access.addresses, access.tls, access.connect, access.management, find_leader)
+    return BenchPlace(access.addresses, access.tls, access.connect, access.management, find_leader)

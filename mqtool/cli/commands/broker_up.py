@@ -9,7 +9,7 @@ import typer
 
 from mqtool.amqp import Address, Connection, parse_addresses
 from mqtool.broker import choice, readiness, state
-from mqtool.broker.choice import Kind, starter_of
+from mqtool.broker.choice import BrokerKind, starter_of
 from mqtool.broker.embedded.model.profile import DEFAULT, Like
 from mqtool.broker.embedded.settings import TLS_OPTIONS, Settings, help_of
 from mqtool.broker.embedded_starter import Embedded
@@ -24,7 +24,7 @@ from mqtool.cli.chosen_broker import Choice, choose, is_same_node, read_password
 from mqtool.cli.command_line import command
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
-from mqtool.cli.options import Broker
+from mqtool.cli.options import BrokerOptions
 from mqtool.errors import Unavailable, UsageError
 from mqtool.spelling import pasteable
 
@@ -56,8 +56,8 @@ def _port(about: str, lowest: int = 1) -> Any:
     },
 )
 def up(
-    options: Broker,
-    kind: Annotated[Kind, typer.Option(help="Kind of broker")] = Kind.AUTO,
+    options: BrokerOptions,
+    kind: Annotated[BrokerKind, typer.Option(help="Kind of broker")] = BrokerKind.AUTO,
     name: Name = DEFAULT_NAME,
     port: Annotated[int | None, _port("AMQP port")] = None,
     management_port: Annotated[int | None, _port("Port of the management API")] = None,
@@ -85,8 +85,8 @@ def up(
 ) -> None:
     """Use a broker that is reachable, or start one."""
     # For kinds other than embedded, the TLS options are only used to check whether the broker is running.
-    tls = _tls(options.tls_cert, options.tls_key, tls_client_ca) if kind is Kind.EMBEDDED else ()
-    login = _login(options) if kind is Kind.DOCKER else None
+    tls = _tls(options.tls_cert, options.tls_key, tls_client_ca) if kind is BrokerKind.EMBEDDED else ()
+    login = _login(options) if kind is BrokerKind.DOCKER else None
     files = (tls, like, definitions)
     wanted = Wanted(
         name, port, data_dir, in_memory, cluster, image, listen, management_port, stream_port, *files, login
@@ -96,7 +96,7 @@ def up(
         locked.enter_context(state.locked(name))  # a second `up` waits for the lock, then finds the broker running
         if _is_up_again(kind, wanted, foreground=foreground):
             return
-        if kind is Kind.AUTO and wanted == Wanted() and not foreground:
+        if kind is BrokerKind.AUTO and wanted == Wanted() and not foreground:
             state.forget(name)  # the recorded broker no longer runs, so do not try its URL
             access = access_to(options)
             if (reachable := _reachable(access)) is not None:
@@ -131,7 +131,7 @@ def _say_new(started: Started) -> None:
         output.status(f"for another machine, not encrypted: export AMQP_URL={url}")
 
 
-def _login(options: Broker) -> tuple[str, str | None] | None:
+def _login(options: BrokerOptions) -> tuple[str, str | None] | None:
     """Return the user (and the password, if given) to create on a broker in Docker; None to keep guest."""
     if options.user is None:
         return None
@@ -146,9 +146,9 @@ def _tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> tuple[P
     return tuple(path.absolute() for path in (cert, key, client_ca) if path is not None)
 
 
-def _check(wanted: Wanted, kind: Kind, client_ca: Path | None) -> None:
+def _check(wanted: Wanted, kind: BrokerKind, client_ca: Path | None) -> None:
     for option, value in (("--tls-client-ca", client_ca), ("--like", wanted.like)):
-        if value is not None and kind is not Kind.EMBEDDED:
+        if value is not None and kind is not BrokerKind.EMBEDDED:
             raise UsageError(f"{option} is for the embedded broker", "use --kind embedded")
     if not wanted.name.replace("-", "").replace("_", "").isalnum() or not wanted.name.isascii():
         raise UsageError(f"{wanted.name!r} is not a valid broker name", "use letters, digits, - and _")
@@ -160,7 +160,7 @@ def _check(wanted: Wanted, kind: Kind, client_ca: Path | None) -> None:
         readiness.read_definitions(wanted.definitions)
 
 
-def _is_up_again(kind: Kind, wanted: Wanted, *, foreground: bool) -> bool:
+def _is_up_again(kind: BrokerKind, wanted: Wanted, *, foreground: bool) -> bool:
     """If a broker with this name is running, start its stopped nodes, if any, and return True.
 
     Raises:
@@ -182,10 +182,10 @@ def _is_up_again(kind: Kind, wanted: Wanted, *, foreground: bool) -> bool:
     return True
 
 
-def _prepared(kind: Kind, wanted: Wanted) -> Starter:
+def _prepared(kind: BrokerKind, wanted: Wanted) -> Starter:
     """Choose and prepare a starter: with `--kind auto`, the first one that works on this machine."""
-    if wanted.image and kind is Kind.AUTO:
-        kind = Kind.DOCKER
+    if wanted.image and kind is BrokerKind.AUTO:
+        kind = BrokerKind.DOCKER
     *others, last = choice.candidates(kind, cluster=wanted.cluster)
     for starter in others:
         try:
@@ -248,9 +248,8 @@ def _say_up(started: Started, what: str) -> None:
         output.notice(str(damage))
     if management := started.details.get("management"):
         # The embedded broker serves the API, but no web page.
-        output.status(
-            f"management {'API' if started.kind == Kind.EMBEDDED else 'page'}: {management} ({_login_hint(started)})"
-        )
+        what = "API" if started.kind == BrokerKind.EMBEDDED else "page"
+        output.status(f"management {what}: {management} ({_login_hint(started)})")
     choice = choose()
     if not is_same_node(choice.addresses()[0], parse_addresses(started.url)[0]):
         output.notice(f'commands use {told(choice)}; for this broker: eval "$({_env(started)})"')

@@ -18,7 +18,7 @@ from mqtool.cli.pipe.source import text_of
 from mqtool.cli.values import parsed
 from mqtool.errors import AccessRefused, DeclaredDifferently, NotFound, SomeFailed, UsageError
 from mqtool.inspection import converted_definitions, definitions
-from mqtool.inspection.definitions import Change, Contents
+from mqtool.inspection.definitions import Contents, DefinitionChange
 from mqtool.inspection.findings import grouped, said, worst_first
 from mqtool.inspection.upgrade import KNOWN, Version
 from mqtool.management import Management
@@ -155,7 +155,7 @@ def convert(
         raise SomeFailed(f"{counted(len(converted.losses), 'open decision')}")
 
 
-def _import(api: Management, vhost: str, changes: Sequence[Change]) -> int:
+def _import(api: Management, vhost: str, changes: Sequence[DefinitionChange]) -> int:
     refused = 0
     for change in changes:
         try:
@@ -173,7 +173,7 @@ def _read(file: Path, vhost: str) -> Contents:
     return wanted
 
 
-def _show(changes: Sequence[Change], *, as_json: bool) -> None:
+def _show(changes: Sequence[DefinitionChange], *, as_json: bool) -> None:
     if as_json:
         for change in changes:
             output.show_json(asdict(change))
@@ -181,7 +181,7 @@ def _show(changes: Sequence[Change], *, as_json: bool) -> None:
         layout.show_lines(map(_line, changes))
 
 
-def _line(change: Change) -> Line:
+def _line(change: DefinitionChange) -> Line:
     settings = "".join(
         f"  {shown(name)} {_said(has)} -> {_said(wanted)}" for name, (has, wanted) in change.differences.items()
     )
@@ -194,7 +194,7 @@ def _line(change: Change) -> Line:
     ]
 
 
-def _name(change: Change) -> str:
+def _name(change: DefinitionChange) -> str:
     item = change.item
     if change.kind != "binding":
         return shown(item["name"])

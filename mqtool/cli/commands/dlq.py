@@ -22,7 +22,7 @@ from mqtool.cli.contexts import Effect
 from mqtool.cli.display import layout, output
 from mqtool.cli.display.progress import Progress
 from mqtool.cli.invocation import current
-from mqtool.cli.options import Broker, ManagedBroker, Yes
+from mqtool.cli.options import BrokerOptions, ManagedBroker, Yes
 from mqtool.cli.options.broker_options import ShownVerbose
 from mqtool.cli.options.receiving_options import WhereWaiting
 from mqtool.cli.pipe.existence import require
@@ -135,7 +135,7 @@ def _channel(access: Access) -> Iterator[Channel]:
 def show(
     queue: QueueArgument,
     which: Which,
-    broker: Broker,
+    broker: BrokerOptions,
     limit: Annotated[int | None, typer.Option("--count", "-c", "-n", min=1, help="Show up to N", metavar="N")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -223,7 +223,7 @@ def redrive(
 
 
 @command(app, "mqtool dlq drop jobs --reason rejected", "mqtool dlq drop jobs --yes", effect=Effect.CHANGES)
-def drop(queue: QueueArgument, which: Which, broker: Broker, yes: Yes = False) -> None:
+def drop(queue: QueueArgument, which: Which, broker: BrokerOptions, yes: Yes = False) -> None:
     """Delete dead letters for good."""
     source, dropped = which.queue(queue), 0
     access = access_to(broker, reconnects=False)

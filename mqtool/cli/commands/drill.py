@@ -5,16 +5,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mqtool.broker.choice import Kind
+from mqtool.broker.choice import BrokerKind
 from mqtool.cli import stopping
 from mqtool.cli.command_line import command, group
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
-from mqtool.cli.display.play_lines import Lines, Pace
+from mqtool.cli.display.play_lines import PlayLines, TypingPace
 from mqtool.cli.display.play_page import PlayPage
 from mqtool.cli.invocation import current
 from mqtool.drills import drills
-from mqtool.drills.scene import Scene, Verdict
+from mqtool.drills.scene import DrillScene, Verdict
 from mqtool.errors import SomeFailed, UsageError
 from mqtool.spelling import counted
 from mqtool.stage.terminal import Guard
@@ -29,7 +29,7 @@ app = group("drill", "Break something on purpose, and count lost messages.", hea
 
 def _add(
     name: str,
-    perform: Callable[[Scene, int], Verdict],
+    perform: Callable[[DrillScene, int], Verdict],
     messages: int,
     about: str,
     *,
@@ -45,7 +45,7 @@ def _add(
         without=["url" if on_cluster else "image"],
     )
     def drill(
-        kind: Annotated[Kind, typer.Option(help="Kind of broker to start")] = Kind.AUTO,
+        kind: Annotated[BrokerKind, typer.Option(help="Kind of broker to start")] = BrokerKind.AUTO,
         url: Annotated[
             str | None,
             typer.Option("--url", "-u", help="Use this broker, and delete the drill's queues", metavar="URL"),
@@ -64,9 +64,9 @@ def _add(
         current().quiet = quiet
         guard = Guard()
 
-        def shown_by(audience: "Lines | PlayPage", kind: Kind) -> Verdict:
+        def shown_by(audience: "PlayLines | PlayPage", kind: BrokerKind) -> Verdict:
             with audience.watching(f"drill {name}", about):
-                with Scene(kind, url, audience, guard, cluster=on_cluster, image=image) as scene:
+                with DrillScene(kind, url, audience, guard, cluster=on_cluster, image=image) as scene:
                     verdict = perform(scene, count)
                 audience.say(verdict.sums())
                 if verdict.twice:
@@ -78,12 +78,12 @@ def _add(
 
         if page.ui:
             # Only the embedded broker can show single messages.
-            quick = Kind.EMBEDDED if kind is Kind.AUTO and image is None and not on_cluster else kind
+            quick = BrokerKind.EMBEDDED if kind is BrokerKind.AUTO and image is None and not on_cluster else kind
             with PlayPage([], broker=page_broker(url), port=page.port, open_page=page.open_page) as shown:
                 verdict = shown_by(shown, quick)
                 shown.stay(verdict.rows())
         else:
-            verdict = shown_by(Lines(Pace(auto=True, watched=False), aside=True, quiet=quiet), kind)
+            verdict = shown_by(PlayLines(TypingPace(auto=True, watched=False), aside=True, quiet=quiet), kind)
         if verdict.lost:
             raise SomeFailed(f"{verdict.lost:,} of {verdict.sent:,} messages are lost")
 

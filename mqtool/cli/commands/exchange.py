@@ -12,7 +12,7 @@ from mqtool.cli.commands.queue import AutoDelete, IfNotExists, IfUnused, declare
 from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
-from mqtool.cli.options import Broker, ExchangeOptions
+from mqtool.cli.options import BrokerOptions, ExchangeOptions
 from mqtool.cli.options.broker_options import IfExists, Yes
 from mqtool.cli.values import argument_option, header_option
 from mqtool.errors import BadData, MqtoolError, UnknownExchangeType, UsageError
@@ -39,7 +39,7 @@ ExchangeName = Annotated[str, typer.Argument(metavar="EXCHANGE", autocompletion=
 )
 def declare_exchange(
     options: ExchangeOptions,
-    broker: Broker,
+    broker: BrokerOptions,
     kind: Annotated[str, typer.Argument(metavar="TYPE", help="direct, fanout, topic, headers, or a plugin's type")],
     auto_delete: AutoDelete = False,
     internal: Annotated[bool, typer.Option("--internal", help="Accept messages from other exchanges only")] = False,
@@ -69,7 +69,7 @@ def declare_exchange(
 )
 def delete_exchange(
     exchange: Annotated[list[str], typer.Argument(metavar="EXCHANGE...", autocompletion=names_of("exchanges"))],
-    broker: Broker,
+    broker: BrokerOptions,
     yes: Yes = False,
     if_exists: IfExists = False,
     if_unused: IfUnused = False,
@@ -128,7 +128,7 @@ class Bindings:
     "mqtool exchange bind headers_logs pdfs -H format=pdf --match any",
     effect=Effect.CHANGES,
 )
-def bind(bindings: Bindings, broker: Broker) -> None:
+def bind(bindings: Bindings, broker: BrokerOptions) -> None:
     """Bind a queue to an exchange."""
     with access_to(broker).channel() as channel:
         for key in bindings.keys or [""]:
@@ -137,7 +137,7 @@ def bind(bindings: Bindings, broker: Broker) -> None:
 
 
 @command(app, "mqtool exchange unbind topic_logs audit 'kern.*'", effect=Effect.CHANGES)
-def unbind(bindings: Bindings, broker: Broker, yes: Yes = False) -> None:
+def unbind(bindings: Bindings, broker: BrokerOptions, yes: Yes = False) -> None:
     """Remove bindings, if they exist; matched by key and arguments."""
     access = access_to(broker)
     with access.channel() as channel:

@@ -25,7 +25,7 @@ from mqtool.inspection.alarms import alarms
 from mqtool.inspection.listing import COUNTS, EXCHANGES, LISTINGS, QUEUES, Listing, Row, in_order, queues_named, refresh
 from mqtool.spelling import as_text, counted
 from mqtool.topology import Binding, Exchange, Queue
-from mqtool.tutorials.dialects import Names
+from mqtool.tutorials.dialects import DialectNames
 
 if TYPE_CHECKING:
     from mqtool.where import Where
@@ -282,7 +282,7 @@ def _binding(row: Row) -> layout.Line:
     return [(ends[0], layout.LABEL), " ── ", layout.bound_by(bound), " ", (ends[1], layout.LABEL)]
 
 
-def _usual(names: Names, things: str) -> list[str]:
+def _usual(names: DialectNames, things: str) -> list[str]:
     """Return the names of the tutorials' queues or exchanges, to query over AMQP if no names are given."""
     known: dict[str, list[Queue | Exchange]] = {
         QUEUES.things: [names.hello, names.task_queue, names.rpc_queue],

@@ -17,7 +17,7 @@ from mqtool.cli.display import output
 from mqtool.cli.display.progress import Progress
 from mqtool.cli.invocation import current
 from mqtool.cli.options import CONFIRM_TIMEOUT, RATE, ConfirmTimeout, ManagedBroker, Yes
-from mqtool.cli.options.broker_options import Destination, ShownVerbose
+from mqtool.cli.options.broker_options import DestinationOptions, ShownVerbose
 from mqtool.cli.options.receiving_options import WhereWaiting
 from mqtool.cli.pipe.existence import require
 from mqtool.cli.values import DURATION
@@ -27,7 +27,7 @@ from mqtool.message import Delivery, Message
 from mqtool.spelling import pasteable
 from mqtool.where import of_delivery
 from mqtool.work import peeking
-from mqtool.work.transfer import AT_ONCE, NotMoved, Transfer, Until, elsewhere, name_of, wait_for
+from mqtool.work.transfer import AT_ONCE, NotMoved, QueueTransfer, Until, elsewhere, name_of, wait_for
 
 app = typer.Typer()
 
@@ -45,7 +45,7 @@ def move(
     queue: Annotated[
         str, typer.Argument(help="Queue to move messages from", metavar="QUEUE", autocompletion=names_of("queues"))
     ],
-    destination: Destination,
+    destination: DestinationOptions,
     broker: ManagedBroker,
     yes: Yes = False,
     where: WhereWaiting = None,
@@ -86,7 +86,9 @@ def move(
             return elsewhere(delivery, destination.to, user)
 
         until = Until(moved=count, idle=idle_timeout)
-        transfer = Transfer(source, target, queue, message_for, until=until, per_second=rate, chooses=where is not None)
+        transfer = QueueTransfer(
+            source, target, queue, message_for, until=until, per_second=rate, chooses=where is not None
+        )
         _show(transfer, min(there, count or there), f"from {queue} to {destination.to}", other)
 
 
@@ -112,7 +114,7 @@ def _check_limit(access: Access, source: Channel, queue: str) -> None:
         wait_for(source, queue, ready)  # otherwise the next message would be delivered before the first one
 
 
-def _show(transfer: Transfer, expected: int, between: str, other: Access | None) -> None:
+def _show(transfer: QueueTransfer, expected: int, between: str, other: Access | None) -> None:
     moved = 0
     progress = Progress("moved", fraction=lambda: min(1.0, (moved + transfer.kept) / max(1, expected)))
     try:

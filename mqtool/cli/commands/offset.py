@@ -10,10 +10,10 @@ from mqtool.cli.commands.receive_stream import stream_to_read
 from mqtool.cli.commands.send_stream import body_alone
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
-from mqtool.cli.options import Broker, TutorialBroker
+from mqtool.cli.options import BrokerOptions, TutorialBroker
 from mqtool.cli.options.broker_options import PublishingBroker
 from mqtool.cli.options.queue_options import StreamPort
-from mqtool.cli.options.receiving_options import Receiving
+from mqtool.cli.options.receiving_options import ReceivingOptions
 from mqtool.cli.options.stream_options import DialectOfStreams, StreamOptions, dialect_of
 from mqtool.cli.pipe.receiving import consuming
 from mqtool.errors import MqtoolError, NotConfirmed, UsageError
@@ -32,7 +32,7 @@ ReaderName = Annotated[str, typer.Argument(help="Name of the reader, as for --tr
 
 
 @command(app, "mqtool offset show app reports", effect=Effect.READS, without=("dialect", "strict"))
-def show(stream: StreamName, name: ReaderName, broker: Broker, port: StreamPort = None) -> None:
+def show(stream: StreamName, name: ReaderName, broker: BrokerOptions, port: StreamPort = None) -> None:
     """Print the offset of the last message that a reader has read.
 
     For a super stream, prints the offset in each partition.
@@ -61,7 +61,7 @@ def set_(
     stream: StreamName,
     name: ReaderName,
     number: Annotated[int, typer.Argument(min=0, help="Offset of the last message read", metavar="N")],
-    broker: Broker,
+    broker: BrokerOptions,
     port: StreamPort = None,
 ) -> None:
     """Make a reader continue after an offset."""
@@ -73,7 +73,7 @@ def set_(
 
 
 @command(app, "mqtool offset reset app reports", effect=Effect.CHANGES, without=("dialect", "strict"))
-def reset(stream: StreamName, name: ReaderName, broker: Broker, port: StreamPort = None) -> None:
+def reset(stream: StreamName, name: ReaderName, broker: BrokerOptions, port: StreamPort = None) -> None:
     """Make a reader start over, at its --offset."""
     with access_to(broker).stream_channel(port) as channel:
         for each in channel.streams_of(stream):
@@ -110,7 +110,7 @@ def send(stream: StreamOptions, broker: PublishingBroker) -> None:
     without=("protocol", "partitions", "prefetch", "auto_ack", "raw", "as_json", "template", "pretty", "into"),
     instead={"dialect": DialectOfStreams},
 )
-def receive(stream: StreamOptions, receiving: Receiving, broker: TutorialBroker) -> None:
+def receive(stream: StreamOptions, receiving: ReceivingOptions, broker: TutorialBroker) -> None:
     """Read up to the marker, and store every tenth offset."""
     tutorial = TRACKING[dialect_of(broker)]
     offsets: list[int] = []

@@ -14,13 +14,13 @@ from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.display.delivery_writer import redirect
 from mqtool.cli.options import ManagedBroker
-from mqtool.cli.options.receiving_options import OFFSET, Printing, WhereWaiting
+from mqtool.cli.options.receiving_options import OFFSET, PrintingOptions, WhereWaiting
 from mqtool.cli.pipe.existence import require
 from mqtool.errors import Unavailable, UsageError
 from mqtool.management import Management
 from mqtool.offsets import FIRST
 from mqtool.work import peeking
-from mqtool.work.peeking import How, Kind
+from mqtool.work.peeking import How, PeekKind
 
 app = typer.Typer()
 
@@ -41,7 +41,7 @@ _CLOSE = 5
 )
 def peek(
     queue: Annotated[str, typer.Argument(help="Queue or stream", metavar="QUEUE", autocompletion=names_of("queues"))],
-    printing: Printing,
+    printing: PrintingOptions,
     broker: ManagedBroker,
     limit: Annotated[
         int | None,
@@ -66,7 +66,7 @@ def peek(
     access, shown, often = access_to(broker, reconnects=False), 0, 0
     is_screenful = limit is None and output.is_terminal(output.STDOUT)
     limit = _SCREENFUL if is_screenful else limit
-    reader = output.Reader(on_gone=lambda: None)
+    reader = output.PipeReader(on_gone=lambda: None)
     with access.connect() as connection, stopping.calling(lambda: None):
         channel = connection.channel()
         require(queue, channel, access)
@@ -104,7 +104,7 @@ def _api(access: Access) -> Management | None:
         return None
 
 
-def _say(queue: str, kind: Kind, shown: int, *, has_condition: bool) -> None:
+def _say(queue: str, kind: PeekKind, shown: int, *, has_condition: bool) -> None:
     if not shown:
         output.status(f"no message in {queue} matches" if has_condition else f"{queue} has no messages to show")
     elif kind.how is not How.STREAM:

@@ -15,7 +15,7 @@ from mqtool.cli.commands import queue_convert
 from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
-from mqtool.cli.options import Broker, ManagedBroker, QueueOptions
+from mqtool.cli.options import BrokerOptions, ManagedBroker, QueueOptions
 from mqtool.cli.options.broker_options import IfExists, ShownDialect, Yes
 from mqtool.cli.options.queue_options import StreamPort
 from mqtool.cli.pipe.existence import LISTED, missing, refuse
@@ -53,7 +53,7 @@ IfUnused = Annotated[bool, typer.Option("--if-unused", help="Delete it only if n
     instead={"queue": QueueName, "dialect": ShownDialect},
 )
 def declare_queue(
-    options: QueueOptions, broker: Broker, auto_delete: AutoDelete = False, if_not_exists: IfNotExists = False
+    options: QueueOptions, broker: BrokerOptions, auto_delete: AutoDelete = False, if_not_exists: IfNotExists = False
 ) -> None:
     """Declare a queue; by default a durable quorum queue."""
     default = Queue("", broker.names.hello.durable, arguments=broker.names.hello.arguments)
@@ -93,7 +93,7 @@ def show_queue(
     reports.show_queue(found, as_line=as_json)
 
 
-def declare_as(broker: Broker, thing: Exchange | Queue, *, if_not_exists: bool) -> None:
+def declare_as(broker: BrokerOptions, thing: Exchange | Queue, *, if_not_exists: bool) -> None:
     with access_to(
         replace(broker, strict=True)
     ).channel() as channel:  # otherwise, different settings are only a notice
@@ -130,7 +130,7 @@ def existing(channel: Channel, things: Iterable[Exchange | Queue], access: Acces
 )
 def delete_queue(
     queue: QueueNames,
-    broker: Broker,
+    broker: BrokerOptions,
     yes: Yes = False,
     if_exists: IfExists = False,
     if_unused: IfUnused = False,
@@ -162,7 +162,7 @@ def _is_stream(channel: Channel, queue: str, vhost: str) -> bool:
 
 
 @command(app, "mqtool queue purge jobs", "mqtool queue purge jobs --yes", effect=Effect.CHANGES)
-def purge(queue: QueueNames, broker: Broker, yes: Yes = False, if_exists: IfExists = False) -> None:
+def purge(queue: QueueNames, broker: BrokerOptions, yes: Yes = False, if_exists: IfExists = False) -> None:
     """Remove all ready messages from queues."""
     access = access_to(broker)
     with access.channel() as channel:

@@ -28,7 +28,7 @@ from mqtool.spelling import counted, pasteable
 from mqtool.topology import Exchange
 from mqtool.where import parse
 from mqtool.work import conversion_plan
-from mqtool.work.conversion_plan import Names, Plan, Prospect
+from mqtool.work.conversion_plan import ConversionNames, ConversionPlan, Prospect
 from mqtool.work.queue_conversion import Conversion, Stopped, left_behind
 
 app = typer.Typer()
@@ -176,7 +176,7 @@ def _continue(
     if not names and undo:
         raise UsageError("--undo needs the names of queues", "mqtool queue convert --undo QUEUE")
     for holder, why in ignored.items():
-        if any(Names.of(name).held == holder for name in names or ()):
+        if any(ConversionNames.of(name).held == holder for name in names or ()):
             raise why
         output.warning(f"the plan of queue {holder!r} is ignored: {why}")
     for name in names or plans:
@@ -205,13 +205,24 @@ def _continue(
 def _remove_leftovers(access: Access, name: str) -> None:
     """Delete the auxiliary exchanges of a conversion that was killed just before it was complete."""
     with access.channel() as channel:
-        for exchange in (Names.of(name).through, Names.of(name).meanwhile, Names.of(name).back):
+        for exchange in (
+            ConversionNames.of(name).through,
+            ConversionNames.of(name).meanwhile,
+            ConversionNames.of(name).back,
+        ):
             if administration.exists(channel, Exchange(exchange)):
                 administration.delete_exchange(channel, exchange)
 
 
 def _carry_out(
-    access: Access, api: Management, plan: Plan, *, is_new: bool, force: bool, as_json: bool, undo: bool = False
+    access: Access,
+    api: Management,
+    plan: ConversionPlan,
+    *,
+    is_new: bool,
+    force: bool,
+    as_json: bool,
+    undo: bool = False,
 ) -> None:
     keeps_user = "impersonator" in str(api.get("whoami").get("tags"))
     with access.connect() as connection:
@@ -237,14 +248,14 @@ def _carry_out(
             raise
     if is_too_late:
         output.status(f"{plan.queue!r} has already been replaced: converting it back")
-        back = Plan(plan.queue, plan.target, plan.source, plan.at_once)
+        back = ConversionPlan(plan.queue, plan.target, plan.source, plan.at_once)
         _report(conversion, plan, as_json=False)
         _carry_out(access, api, back, is_new=True, force=force, as_json=as_json)
         return
     _report(conversion, plan, as_json=as_json, undo=undo)
 
 
-def _hint(conversion: Conversion, plan: Plan, hint: str | None) -> str:
+def _hint(conversion: Conversion, plan: ConversionPlan, hint: str | None) -> str:
     go_on = pasteable("queue convert --resume", plan.queue)
     with suppress(MqtoolError):  # unknown without the management API
         if conversion.is_robbed():
@@ -272,7 +283,7 @@ def advance(steps: Iterator[int], expected: int) -> None:
         progress.stop()
 
 
-def _report(conversion: Conversion, plan: Plan, *, as_json: bool, undo: bool = False) -> None:
+def _report(conversion: Conversion, plan: ConversionPlan, *, as_json: bool, undo: bool = False) -> None:
     tally, definition = conversion.tally, plan.source if undo else plan.target
     if as_json:
         output.show_json({"queue": plan.queue, "type": definition.type, **asdict(tally)})

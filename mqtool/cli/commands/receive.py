@@ -11,7 +11,7 @@ from mqtool.cli.command_line import command
 from mqtool.cli.contexts import Effect
 from mqtool.cli.options import TutorialBroker, UsedQueueOptions
 from mqtool.cli.options.queue_options import tutorials_queue
-from mqtool.cli.options.receiving_options import OFFSET, Receiving, Where
+from mqtool.cli.options.receiving_options import OFFSET, ReceivingOptions, Where
 from mqtool.cli.pipe.existence import checked
 from mqtool.cli.pipe.receiving import Matching, receiving_channel
 from mqtool.tutorials import hello_world
@@ -32,7 +32,7 @@ app = typer.Typer()
 )
 def receive(
     queue: UsedQueueOptions,
-    receiving: Receiving,
+    receiving: ReceivingOptions,
     broker: TutorialBroker,
     offset: Annotated[
         Any | None, typer.Option(help="Where to start in a stream", rich_help_panel="Receiving", **OFFSET)

@@ -11,7 +11,7 @@ from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.options import ExchangeOptions, TutorialBroker, UsedQueueOptions, exchange_option
 from mqtool.cli.options.queue_options import tutorials_exchange, tutorials_queue
-from mqtool.cli.options.receiving_options import Receiving, Where
+from mqtool.cli.options.receiving_options import ReceivingOptions, Where
 from mqtool.cli.pipe.existence import checked
 from mqtool.cli.pipe.receiving import Matching, receiving_channel
 from mqtool.delays.delay_plugin import LOSES
@@ -37,7 +37,7 @@ app = typer.Typer()
 )
 def receive_delayed(
     queue: UsedQueueOptions,
-    receiving: Receiving,
+    receiving: ReceivingOptions,
     broker: TutorialBroker,
     exchange: Annotated[str | None, exchange_option("Exchange")] = None,
     routing_key: RoutingKey = None,

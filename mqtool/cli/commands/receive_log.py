@@ -15,7 +15,7 @@ from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.options import ExchangeOptions, LogQueueOptions, TutorialBroker
 from mqtool.cli.options.queue_options import tutorials_exchange
-from mqtool.cli.options.receiving_options import Match, Receiving, Where
+from mqtool.cli.options.receiving_options import Match, ReceivingOptions, Where
 from mqtool.cli.pipe.existence import check_new
 from mqtool.cli.pipe.receiving import Matching, receiving_channel
 from mqtool.cli.values import header, header_option, parsed
@@ -35,7 +35,7 @@ class ReceivingLogs:
 
     exchange: ExchangeOptions
     queue: LogQueueOptions
-    receiving: Receiving
+    receiving: ReceivingOptions
     broker: TutorialBroker
     where: Where = None
 

@@ -10,7 +10,7 @@ from mqtool.cli.access import Access
 from mqtool.cli.command_line import command
 from mqtool.cli.contexts import Effect
 from mqtool.cli.options import TutorialBroker
-from mqtool.cli.options.receiving_options import OFFSET, Receiving
+from mqtool.cli.options.receiving_options import OFFSET, ReceivingOptions
 from mqtool.cli.pipe.existence import check_new
 from mqtool.cli.pipe.receiving import receiving_channel
 from mqtool.topology import Stream
@@ -25,7 +25,7 @@ app = typer.Typer()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class ReadingOptions:
     """Options of `receive-stream`: where to start, and which messages to receive."""
 
     offset: Annotated[
@@ -64,7 +64,9 @@ class Reading:
     without=("protocol", "prefetch", "auto_ack"),
     instead={"dialect": DialectOfStreams},
 )
-def receive_stream(stream: StreamOptions, receiving: Receiving, broker: TutorialBroker, reading: Reading) -> None:
+def receive_stream(
+    stream: StreamOptions, receiving: ReceivingOptions, broker: TutorialBroker, reading: ReadingOptions
+) -> None:
     """Read a stream, from any offset (stream tutorial 1)."""
     tutorial = HELLO[dialect_of(broker)]
     opened = partial(

@@ -26,7 +26,15 @@ from mqtool.cli.values import header, parsed
 from mqtool.errors import BadData, MqtoolError, SomeFailed, UsageError
 from mqtool.message import Message
 from mqtool.recordings.pseudonyms import Pseudonyms
-from mqtool.recordings.recording import Changes, Pace, Reconciliation, Recorded, Selection, parse_moment, recorded
+from mqtool.recordings.recording import (
+    Changes,
+    Reconciliation,
+    RecordedMessage,
+    ReplayPace,
+    Selection,
+    parse_moment,
+    recorded,
+)
 from mqtool.recordings.recording import reconcile as compare
 from mqtool.recordings.scrubbing import Scrubber, parse_fields
 from mqtool.spelling import counted
@@ -44,7 +52,7 @@ _LONG = 0.1
 _NEAR = 256 * 1024
 
 
-class Recording:
+class RecordingOptions:
     """The messages of one or more recordings, read one file after another; stdin if there are no files."""
 
     def __init__(self, paths: Sequence[Path], selection: Selection, changes: Changes, times: int = 1) -> None:
@@ -60,7 +68,7 @@ class Recording:
         if times > 1 and None in self._sizes:
             raise UsageError("--loop needs files, because a pipe can be read only once", "save the recording first")
 
-    def messages(self, *, to_the_end: bool = False) -> Iterator[Recorded | None]:
+    def messages(self, *, to_the_end: bool = False) -> Iterator[RecordedMessage | None]:
         """Yield the messages, reading each one only when it is needed.
 
         Yields None while a pipe is empty. With `to_the_end`, files are read to the end even after a signal to stop.
@@ -75,7 +83,7 @@ class Recording:
                 yield from recorded(lines, self._selection, self._changes, name)
             self._passes += 1
 
-    def fraction(self, pace: Pace) -> Callable[[], float] | None:
+    def fraction(self, pace: ReplayPace) -> Callable[[], float] | None:
         """Return a function that computes the fraction played so far (0 to 1); None if the total size is unknown."""
         sizes = [size for size in self._sizes if size is not None]
         total = sum(sizes) * self._times
@@ -91,11 +99,11 @@ class Recording:
 
         return fraction
 
-    def _seconds(self, pace: Pace) -> float:
+    def _seconds(self, pace: ReplayPace) -> float:
         """Estimate how many seconds it will take to replay the files; 0 if unknown or if `pace` has a fixed rate."""
         if pace.rate is not None:
             return 0.0
-        played, due = Pace(pace.speed, clock=lambda: 0.0), 0.0
+        played, due = ReplayPace(pace.speed, clock=lambda: 0.0), 0.0
         for descriptor, size in zip(self._descriptors, self._sizes, strict=True):
             ends = (os.pread(descriptor, _NEAR, 0), os.pread(descriptor, _NEAR, max(0, (size or 0) - _NEAR)))
             try:
@@ -104,7 +112,7 @@ class Recording:
                 return 0.0  # messages() raises the error again, with the line number
             lowest, highest = self._selection.between(first, last)
             for moment, opens in ((lowest, True), (highest, False)):
-                due = played.due(Recorded(b"", moment=moment, opens=opens))
+                due = played.due(RecordedMessage(b"", moment=moment, opens=opens))
         return due * self._times
 
 
@@ -116,7 +124,7 @@ def _moment(line: bytes) -> float | None:
 class Replayed(Input):
     """Yields each message of a recording when it is due, and stops at a signal."""
 
-    def __init__(self, recording: Recording, pace: Pace, *, keeps_rest: bool) -> None:
+    def __init__(self, recording: RecordingOptions, pace: ReplayPace, *, keeps_rest: bool) -> None:
         super().__init__(
             recording.messages(to_the_end=keeps_rest), keeps_rest=keeps_rest, fraction=recording.fraction(pace)
         )
@@ -124,7 +132,7 @@ class Replayed(Input):
 
     def __iter__(self) -> Iterator[Message | None]:
         for message in super().__iter__():
-            if isinstance(message, Recorded):
+            if isinstance(message, RecordedMessage):
                 due = self._pace.due(message)
                 while stopping.requested() is None and (left := due - time.monotonic()) > 0:
                     if left > _LONG:
@@ -166,7 +174,7 @@ class Playing:
     where: Where = None
     loop: Annotated[int, typer.Option(min=1, metavar="N", help="Play everything N times")] = 1
 
-    def pace(self) -> Pace:
+    def pace(self) -> ReplayPace:
         """Return the pace of the replay.
 
         Raises:
@@ -174,7 +182,7 @@ class Playing:
         """
         if self.speed is not None and self.rate is not None:
             raise UsageError("--speed and --rate cannot be combined", "use only one of them")
-        return Pace(self.speed or 1.0, self.rate)
+        return ReplayPace(self.speed or 1.0, self.rate)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,7 +252,7 @@ def replay(
     """
     pace = playing.pace()
     chosen = Selection(playing.since, playing.until, playing.where)
-    played = Recording(files or [], chosen, changing.changes(), playing.loop)
+    played = RecordingOptions(files or [], chosen, changing.changes(), playing.loop)
     if dry_run:
         set_up_printing(broker)
         _show(played, pace)
@@ -269,7 +277,7 @@ def _place(message: Message) -> str:
     return f"queue {message.routing_key}"
 
 
-def _show(recording: Recording, pace: Pace) -> None:
+def _show(recording: RecordingOptions, pace: ReplayPace) -> None:
     count, seconds, started = 0, 0.0, None
     for message in recording.messages():
         if message is not None:

@@ -17,7 +17,7 @@ from mqtool.cli.pipe.source import text_of
 from mqtool.cli.values import header, header_option
 from mqtool.errors import BadData, NotFound, SomeFailed, UsageError
 from mqtool.inspection.definitions import read
-from mqtool.inspection.routes import Route, Router
+from mqtool.inspection.routes import QueueRoute, Router
 from mqtool.spelling import did_you_mean
 
 app = typer.Typer()
@@ -60,7 +60,7 @@ def route(
     lines = [] if test is None else list(_expectations(test))
     router = Router(read(access.management(), access.vhost))
 
-    def explain(name: str, key: str, fields: dict[str, Any]) -> Route:
+    def explain(name: str, key: str, fields: dict[str, Any]) -> QueueRoute:
         name = "" if name == "amq.default" else name
         try:
             return router.route(name, key, fields, near_misses=nearly)
@@ -114,7 +114,9 @@ def _expectation(words: list[str]) -> _Expectation:
     return _Expectation(message[0], message[1] if message[1:] else "", headers, queues)
 
 
-def _compare(lines: list[_Expectation], explain: Callable[[str, str, dict[str, Any]], Route], *, as_json: bool) -> None:
+def _compare(
+    lines: list[_Expectation], explain: Callable[[str, str, dict[str, Any]], QueueRoute], *, as_json: bool
+) -> None:
     failed = 0
     for line in lines:
         found = explain(line.exchange, line.routing_key, line.headers)

@@ -17,7 +17,7 @@ from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.options import TutorialBroker, UsedQueueOptions
 from mqtool.cli.options.queue_options import tutorials_queue
-from mqtool.cli.options.receiving_options import Receiving
+from mqtool.cli.options.receiving_options import ReceivingOptions
 from mqtool.cli.pipe.existence import checked
 from mqtool.cli.pipe.receiving import consuming, delivery_writer, print_deliveries_as_script
 from mqtool.cli.values import parsed, size
@@ -64,7 +64,7 @@ FunctionOption = Annotated[Function, typer.Option(help="Function: fib, or add100
 )
 def rpc_server(
     queue: UsedQueueOptions,
-    receiving: Receiving,
+    receiving: ReceivingOptions,
     broker: TutorialBroker,
     programs: ExecOptions,
     dedup: DedupOptions,

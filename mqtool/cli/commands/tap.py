@@ -17,9 +17,8 @@ from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.options import ManagedBroker, exchange_option, queue_option
 from mqtool.cli.options.broker_options import URL
-from mqtool.cli.options.receiving_options import Match, Receiving, Where
-from mqtool.cli.pipe.tapping import Printing as TapPrinting
-from mqtool.cli.pipe.tapping import Source, check_left_on, print_taps, switch_off, switched_on
+from mqtool.cli.options.receiving_options import Match, ReceivingOptions, Where
+from mqtool.cli.pipe.tapping import TapPrinting, TapSource, check_left_on, print_taps, switch_off, switched_on
 from mqtool.cli.values import header_option
 from mqtool.errors import UsageError
 from mqtool.message import Delivery
@@ -86,7 +85,7 @@ class What:
         for name in self.names:
             yield to_exchange(lambda: access.management(_PATIENCE), access.vhost, name, self.keys or (), arguments)
 
-    def source(self, access: Access, until_over: ExitStack) -> Source:
+    def source(self, access: Access, until_over: ExitStack) -> TapSource:
         """Prepare to tap one broker.
 
         Args:
@@ -104,7 +103,7 @@ class What:
                 until_over.enter_context(switched_on(access, channel))
             return tap
 
-        return Source(access, start)
+        return TapSource(access, start)
 
 
 @command(
@@ -125,7 +124,7 @@ def tap(
     buffer: Annotated[
         int, typer.Option(min=1, metavar="N", help="Keep up to N messages for a slow reader; drop the oldest")
     ] = 100_000,
-    receiving: Receiving,
+    receiving: ReceivingOptions,
     urls: Urls = None,
     broker: ManagedBroker,
 ) -> None:

@@ -15,7 +15,7 @@ from mqtool.cli.chosen_broker import MANAGEMENT_VARIABLE
 from mqtool.cli.command_line import command, group
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import layout, output, play_lines
-from mqtool.cli.display.play_lines import Lines, Pace
+from mqtool.cli.display.play_lines import PlayLines, TypingPace
 from mqtool.cli.display.play_page import Left, PlayPage
 from mqtool.cli.display.play_panes import SMALLEST, Panes
 from mqtool.cli.invocation import current
@@ -143,7 +143,7 @@ def run(
             )
         _run_in_page(chosen if names else [], guard, url, page, auto=auto)
         return
-    audience = _audience(Pace(auto=auto or no_pause, watched=False if no_pause else None), lines=lines)
+    audience = _audience(TypingPace(auto=auto or no_pause, watched=False if no_pause else None), lines=lines)
     started, checks = time.monotonic(), 0
     for number, name in enumerate(chosen, 1):
         play = plays.PLAYS[name]
@@ -200,9 +200,9 @@ def _next_steps(name: str, *, is_last: bool) -> str:
     return "\n".join(steps)
 
 
-def _audience(pace: Pace, *, lines: bool) -> "Lines | Panes":
+def _audience(pace: TypingPace, *, lines: bool) -> "PlayLines | Panes":
     screen = layout.terminal()
     wide_enough = screen.width >= SMALLEST.width and screen.height >= SMALLEST.height
     if lines or not wide_enough or not screen.is_terminal or screen.is_dumb_terminal:
-        return Lines(pace)
+        return PlayLines(pace)
     return Panes(pace)

@@ -19,7 +19,7 @@ from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.options import TutorialBroker, UsedQueueOptions
 from mqtool.cli.options.queue_options import tutorials_queue
-from mqtool.cli.options.receiving_options import Receiving
+from mqtool.cli.options.receiving_options import ReceivingOptions
 from mqtool.cli.pipe.existence import checked
 from mqtool.cli.pipe.receiving import announcing_unfinished_work, consuming, delivery_writer, print_deliveries_as_script
 from mqtool.cli.values import DURATION, TIME_LIMIT
@@ -165,7 +165,7 @@ class ProgramOptions:
 )
 def worker(
     queue: UsedQueueOptions,
-    receiving: Receiving,
+    receiving: ReceivingOptions,
     broker: TutorialBroker,
     programs: ProgramOptions,
     forget_ack: Annotated[
@@ -244,7 +244,7 @@ _SUMS = {"done": "done", "retry": "retries", "dead": "dead"}
 
 
 def _work(
-    command: str, options: ProgramOptions, named: UsedQueueOptions, receiving: Receiving, broker: TutorialBroker
+    command: str, options: ProgramOptions, named: UsedQueueOptions, receiving: ReceivingOptions, broker: TutorialBroker
 ) -> None:
     """Run a program for each message (`worker --exec`), until a signal or a limit ends the command."""
     if receiving.printing.has_form or receiving.auto_ack:

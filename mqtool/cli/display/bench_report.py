@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mqtool.benching.comparison import Comparison
-from mqtool.benching.plan import Plan
+from mqtool.benching.plan import BenchPlan
 from mqtool.benching.result import BUSY, QUIET, Result
 from mqtool.benching.tally import PERCENTILES, Latencies
 from mqtool.cli.display import layout, output
@@ -52,7 +52,7 @@ def lines(result: Result) -> Iterator[str]:
     yield quotable(result)
 
 
-def _names(plan: Plan) -> tuple[str, ...]:
+def _names(plan: BenchPlan) -> tuple[str, ...]:
     """Return the names of the report's rows."""
     if plan.churn is not None:
         return ("begun", "created")

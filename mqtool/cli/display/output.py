@@ -248,7 +248,7 @@ def is_pipe() -> bool:
         return False
 
 
-class Reader:
+class PipeReader:
     """Calls a function, on another thread, when the program that reads stdout ends."""
 
     def __init__(self, on_gone: Callable[[], None]) -> None:

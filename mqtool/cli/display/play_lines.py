@@ -63,7 +63,7 @@ _SHORTEST = 1.5
 _ENOUGH = (b"\n", b"\r", b" ")
 
 
-class Pace:
+class TypingPace:
     """Waits between the steps of a play: for Enter, or long enough to read the text. Raises Exit if the user quits."""
 
     def __init__(self, *, auto: bool, watched: bool | None = None) -> None:
@@ -115,10 +115,10 @@ _FIRST_FEW = 3
 _CHART_WIDTH, _CHART_HEIGHT = 64, 4
 
 
-class Lines:
+class PlayLines:
     """Shows a play or drill line by line. The terminals call its methods from their own threads."""
 
-    def __init__(self, pace: Pace, *, aside: bool = False, quiet: bool = False) -> None:
+    def __init__(self, pace: TypingPace, *, aside: bool = False, quiet: bool = False) -> None:
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # not every locale has a check mark
         self._pace = pace

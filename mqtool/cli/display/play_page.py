@@ -38,7 +38,7 @@ class Left(Exception):
     """The reader has chosen another play, or ended the command."""
 
 
-class Recording:
+class TerminalRecording:
     """All records since the start. An open page gets all of them, and then each new one.
 
     Attributes:
@@ -115,7 +115,7 @@ class PlayPage:
         port: int = 0,
         open_page: bool = False,
     ) -> None:
-        self._recording = Recording()
+        self._recording = TerminalRecording()
         self._recording.add("session", plays=[dict(each) for each in plays])
         self._is_drill = not plays
         self._auto = auto

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from mqtool.cli.display import output
 from mqtool.cli.display.layout import shortened, terminal
-from mqtool.cli.display.play_lines import STYLES, Pace, chart, figures
+from mqtool.cli.display.play_lines import STYLES, TypingPace, chart, figures
 from mqtool.stage.terminal import Chart, QueueDepth
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ _FRAMES_PER_SECOND = 10
 class Panes:
     """Shows a play in panes, on the terminal's alternate screen."""
 
-    def __init__(self, pace: Pace, screen: "Console | None" = None) -> None:
+    def __init__(self, pace: TypingPace, screen: "Console | None" = None) -> None:
         self._pace = pace
         self._console = screen or terminal()
         self._lock = threading.RLock()

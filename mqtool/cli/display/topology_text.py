@@ -25,8 +25,8 @@ from mqtool.cli.display.layout import (
 )
 from mqtool.inspection import definitions
 from mqtool.inspection.definitions import Definitions
-from mqtool.inspection.routes import DeadLetters, Hop, Route, Way, routing_type
-from mqtool.inspection.wiring import Counter, Link, Node, Publisher, QueueState, Wiring
+from mqtool.inspection.routes import DeadLetterRoutes, Hop, QueueRoute, Way, routing_type
+from mqtool.inspection.wiring import Counter, QueueState, WiredLink, WiredNode, WiredPublisher, Wiring
 from mqtool.topology import Binding
 
 
@@ -69,7 +69,7 @@ def _within(line: Line, indent: str, width: int | None) -> list[Line]:
     return fitted(line, width - len(indent) - 3)
 
 
-def _exchange(node: Node, wiring: Wiring, told: set[str], *, rates: bool, width: int | None) -> _Branch:
+def _exchange(node: WiredNode, wiring: Wiring, told: set[str], *, rates: bool, width: int | None) -> _Branch:
     exchange = node.exchange
     name = shown(exchange.name) if exchange.name else "(default exchange)"
     branch = _Branch([(name, NAME), (f"  {shown(exchange.type)}", DIM), *_rate(node.published, "in", rates=rates)])
@@ -85,7 +85,7 @@ def _exchange(node: Node, wiring: Wiring, told: set[str], *, rates: bool, width:
     return branch
 
 
-def _link(link: Link, kind: str, wiring: Wiring, told: set[str], *, rates: bool, width: int | None) -> _Branch:
+def _link(link: WiredLink, kind: str, wiring: Wiring, told: set[str], *, rates: bool, width: int | None) -> _Branch:
     told_by_key = [bound_by(binding) for binding in link.bindings if binding.source and kind != "fanout"]
     keys = told_by_key if width is None else _first_of(told_by_key, width // 2)
     hidden = link.more + len(told_by_key) - len(keys)
@@ -146,7 +146,7 @@ def _death(queue: QueueState) -> Iterator[_Branch]:
         yield _Branch([("dies", KEY), " ──> ", (to, PLAIN), *keyed])
 
 
-def _publisher(publisher: Publisher, *, rates: bool) -> _Branch:
+def _publisher(publisher: WiredPublisher, *, rates: bool) -> _Branch:
     return _Branch(
         [("<── ", GOOD), _client(publisher.channel, publisher.user), *_rate(publisher.published, "", rates=rates)]
     )
@@ -169,7 +169,7 @@ def _rate(counter: Counter, what: str, *, rates: bool) -> Line:
 _WIDEST = 30
 
 
-def explained_route(route: Route, definitions: Definitions) -> Iterator[Line]:
+def explained_route(route: QueueRoute, definitions: Definitions) -> Iterator[Line]:
     """Explain a route: which queues get the message and why, near misses, and where the message is dead-lettered."""
     yield [*_message(route), ": ", (_count(len(route.queues), "queue"), GOOD if route.queues else BAD)]
     names = [*route.queues, *(miss.binding.destination for miss in route.near_misses)]
@@ -203,7 +203,7 @@ def _label(name: str, width: int, longest: int | None) -> tuple[str, str]:
     return (name if longest is None else shortened(name, longest)).ljust(width), LABEL
 
 
-def compared_route(route: Route, expected: set[str] | None) -> Iterator[Line]:
+def compared_route(route: QueueRoute, expected: set[str] | None) -> Iterator[Line]:
     """Yield a line for one tested message, and lines for each difference from the expected queues."""
     queues, wanted = set(route.queues), set(route.queues) if expected is None else expected
     ok = queues == wanted
@@ -218,7 +218,7 @@ def compared_route(route: Route, expected: set[str] | None) -> Iterator[Line]:
             yield ["          ", *_binding(miss.binding), (f"   {miss.reason}", DIM)]
 
 
-def _remarks(route: Route, definitions: Definitions) -> Iterator[Line]:
+def _remarks(route: QueueRoute, definitions: Definitions) -> Iterator[Line]:
     exchange = definitions.exchanges[route.exchange]
     if not route.queues and not route.unknown:
         yield ["  the broker drops it, or returns it if it is mandatory"]
@@ -232,7 +232,7 @@ def _remarks(route: Route, definitions: Definitions) -> Iterator[Line]:
         yield [f"  {shown(name)} is of type {shown(kind)} and has {bound}: mqtool does not know where it routes to"]
 
 
-def _message(route: Route) -> Line:
+def _message(route: QueueRoute) -> Line:
     headers = [("  " + field, KEY) for field in fields(route.headers)]
     return [(_exchange_name(route.exchange), NAME), "  ", (repr(route.routing_key), KEY), *headers]
 
@@ -264,7 +264,7 @@ def _arrow(binding: Binding) -> Line:
     return [" ── ", (bound_by(binding), KEY), " ──> ", (shown(binding.destination), PLAIN)]
 
 
-def _dead_lettering(death: DeadLetters) -> Line:
+def _dead_lettering(death: DeadLetterRoutes) -> Line:
     line: Line = [
         (shown(death.queue), NAME),
         " ──> ",
@@ -284,7 +284,7 @@ def _count(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}" if number else f"no {what}"
 
 
-def route_as_json(route: Route) -> dict[str, Any]:
+def route_as_json(route: QueueRoute) -> dict[str, Any]:
     """Convert a route to a JSON object."""
     return {
         "exchange": route.exchange,

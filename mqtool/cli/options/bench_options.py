@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import typer
 
-from mqtool.benching.plan import IN_FLIGHT, PREFETCH, PROTOCOLS, SIZES, STREAM, Plan, Timed
+from mqtool.benching.plan import IN_FLIGHT, PREFETCH, PROTOCOLS, SIZES, STREAM, BenchPlan, Timed
 from mqtool.cli.command_line import names_of
 from mqtool.cli.options import RATE
 from mqtool.cli.options.queue_options import StreamPort
@@ -183,7 +183,7 @@ class Load:
         float, typer.Option(help="Do not measure this long at the start of a run", rich_help_panel="Load", **DURATION)
     ] = 0.0
 
-    def plan(self, default: float, protocol: str) -> Plan:
+    def plan(self, default: float, protocol: str) -> BenchPlan:
         """Return the plan of a run.
 
         Args:
@@ -193,7 +193,7 @@ class Load:
         Raises:
             UsageError: options contradict each other.
         """
-        return Plan(
+        return BenchPlan(
             rate=self.rate,
             duration=default if self.duration is None and self.messages is None else self.duration,
             messages=self.messages,
@@ -248,7 +248,7 @@ class Runs:
     ] = 5
     stream_port: StreamPort = None
 
-    def commands(self, plan: Plan) -> list[Timed]:
+    def commands(self, plan: BenchPlan) -> list[Timed]:
         """Return the shell commands to execute during a run, each with its time.
 
         Raises:

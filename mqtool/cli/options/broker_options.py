@@ -11,7 +11,7 @@ from mqtool.cli import contexts
 from mqtool.cli.chosen_broker import MANAGEMENT_VARIABLE, URL_VARIABLES, Choice, choose
 from mqtool.cli.command_line import NOT_CALLED, Call, names_of
 from mqtool.cli.values import DURATION
-from mqtool.tutorials.dialects import AMQP10_NAMES, LINES, NAMES, Dialect, Lines, Names
+from mqtool.tutorials.dialects import AMQP10_NAMES, LINES, NAMES, Dialect, DialectLines, DialectNames
 
 URL = typer.Option(
     "--url",
@@ -84,7 +84,7 @@ ShownVerbose = Annotated[bool, _verbose_option()]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Broker:
+class BrokerOptions:
     """Options of every command that connects to a broker.
 
     Every command accepts --dialect, --strict and --verbose, so that a shell alias can set them. Only commands that use
@@ -156,20 +156,20 @@ class Broker:
         return self.protocol or self.choice.protocol(None)
 
     @property
-    def names(self) -> Names:
+    def names(self) -> DialectNames:
         """Names and settings of queues and exchanges in the chosen dialect."""
         if self.dialect is None and self.protocol_in_use is contexts.Protocol.AMQP_1_0:
             return AMQP10_NAMES
         return NAMES[self.dialect or Dialect.PYTHON]
 
     @property
-    def lines(self) -> Lines:
+    def lines(self) -> DialectLines:
         """The lines that the scripts of the chosen dialect print."""
         return LINES[self.dialect or Dialect.PYTHON]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TutorialBroker(Broker):
+class TutorialBroker(BrokerOptions):
     """Options of the tutorials' commands."""
 
     dialect: ShownDialect = None
@@ -197,7 +197,7 @@ class PublishingBroker(TutorialBroker):
 class ManagedBroker:
     """Options of commands that use the management API."""
 
-    options: Broker
+    options: BrokerOptions
     management: Annotated[
         str | None,
         typer.Option(
@@ -207,7 +207,7 @@ class ManagedBroker:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Destination:
+class DestinationOptions:
     """Options that name the queue to move messages to, on this broker or another one."""
 
     to: Annotated[

@@ -60,7 +60,7 @@ WhereWaiting = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class Printing:
+class PrintingOptions:
     """Options for printing messages."""
 
     raw: Annotated[bool, typer.Option("--raw", help="Print bodies only, one per line", rich_help_panel="Printing")] = (
@@ -113,10 +113,10 @@ class Printing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Receiving:
+class ReceivingOptions:
     """Options of receiving commands."""
 
-    printing: Printing
+    printing: PrintingOptions
     limit: Annotated[
         int | None,
         typer.Option(

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from mqtool.cli.command_line import names_of
-from mqtool.cli.options.broker_options import Broker
+from mqtool.cli.options.broker_options import BrokerOptions
 from mqtool.cli.options.queue_options import Declare, StreamPort
 from mqtool.cli.values import argument_option, parsed
 from mqtool.errors import UsageError
@@ -37,7 +37,7 @@ DialectOfStreams = Annotated[
 ]
 
 
-def dialect_of(broker: Broker) -> StreamDialect:
+def dialect_of(broker: BrokerOptions) -> StreamDialect:
     """Return the stream dialect chosen with --dialect (see DialectOfStreams); by default, Python's."""
     dialect: Any = broker.dialect
     return dialect or StreamDialect.PYTHON

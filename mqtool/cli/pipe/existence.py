@@ -7,7 +7,7 @@ from mqtool.amqp import Channel, administration
 from mqtool.cli.access import HINT_PATIENCE, Access, ChannelOrSession
 from mqtool.cli.display import output
 from mqtool.cli.invocation import current
-from mqtool.cli.options.broker_options import Broker
+from mqtool.cli.options.broker_options import BrokerOptions
 from mqtool.cli.options.queue_options import UsedQueueOptions
 from mqtool.errors import MqtoolError, NotFound
 from mqtool.spelling import mistyped, nearest
@@ -18,7 +18,11 @@ LISTED = "'mqtool list queues' shows them"
 
 
 def checked(
-    queue: Queue, options: UsedQueueOptions, channel: ChannelOrSession, broker: Broker, access: Access | None = None
+    queue: Queue,
+    options: UsedQueueOptions,
+    channel: ChannelOrSession,
+    broker: BrokerOptions,
+    access: Access | None = None,
 ) -> Queue:
     """Return the queue if it exists or may be declared; otherwise raise NotFound. On a terminal, say if it is new.
 

@@ -17,8 +17,8 @@ from mqtool.cli.broker_access import access_to, print_as_script
 from mqtool.cli.display import output
 from mqtool.cli.display.delivery_writer import DeliveryWriter, redirect
 from mqtool.cli.display.progress import Progress
-from mqtool.cli.options import Broker
-from mqtool.cli.options.receiving_options import Printing, Receiving
+from mqtool.cli.options import BrokerOptions
+from mqtool.cli.options.receiving_options import PrintingOptions, ReceivingOptions
 from mqtool.errors import TimedOut, UsageError
 from mqtool.message import Delivery
 from mqtool.tutorials.dialects import Dialect
@@ -31,8 +31,8 @@ ChannelT = TypeVar("ChannelT", bound=ConsumingChannel)
 
 @contextmanager
 def receiving_channel(
-    receiving: Receiving,
-    broker: Broker,
+    receiving: ReceivingOptions,
+    broker: BrokerOptions,
     line: Callable[[Delivery], str] | str,
     *,
     opened: Callable[[Access], AbstractContextManager[ChannelT]],
@@ -52,7 +52,7 @@ def receiving_channel(
         yield channel, Incoming(access, receiving, channel, write, broker.lines.waiting if waiting is None else waiting)
 
 
-def print_deliveries_as_script(printing: Printing, broker: Broker) -> None:
+def print_deliveries_as_script(printing: PrintingOptions, broker: BrokerOptions) -> None:
     """With --dialect, print as the dialect's script does, unless an option says how or where to print messages."""
     has_script = isinstance(broker.dialect, Dialect)  # the dialects of streams only have lines
     if not has_script or printing.has_form or printing.into is not None:
@@ -66,7 +66,12 @@ class Incoming:
     """Prints the deliveries of a receiving command."""
 
     def __init__(
-        self, access: Access, receiving: Receiving, channel: ConsumingChannel, write: DeliveryWriter, waiting: str
+        self,
+        access: Access,
+        receiving: ReceivingOptions,
+        channel: ConsumingChannel,
+        write: DeliveryWriter,
+        waiting: str,
     ) -> None:
         self.access = access
         self._ready_file = receiving.ready_file
@@ -94,7 +99,7 @@ class Incoming:
 
 
 def delivery_writer(
-    receiving: Receiving, line: Callable[[Delivery], str] | str, *, queue_is_private: bool = False
+    receiving: ReceivingOptions, line: Callable[[Delivery], str] | str, *, queue_is_private: bool = False
 ) -> DeliveryWriter:
     """Return a writer that prints deliveries in the format set by options; the default is the command's own lines.
 
@@ -120,7 +125,7 @@ def consuming(ready_file: Path | None, channel: ConsumingChannel, waiting: str) 
     if waiting:
         output.say(waiting)
     output.create_ready_file(ready_file)
-    reader = output.Reader(on_gone=channel.stop)
+    reader = output.PipeReader(on_gone=channel.stop)
     yield
     reader.check()
 
@@ -148,7 +153,7 @@ class Matching(NamedTuple):
     held unacknowledged until the command ends, because a requeued message would be redelivered at once.
     """
 
-    receiving: Receiving
+    receiving: ReceivingOptions
     where: "Where | None"
     skips: bool = False
 

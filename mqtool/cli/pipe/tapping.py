@@ -27,12 +27,12 @@ from mqtool.broker import state
 from mqtool.cli.access import Access
 from mqtool.cli.display import output
 from mqtool.cli.display.delivery_writer import DeliveryWriter, redirect
-from mqtool.cli.options.receiving_options import Receiving
+from mqtool.cli.options.receiving_options import ReceivingOptions
 from mqtool.cli.pipe.receiving import delivery_writer
 from mqtool.errors import MqtoolError, TimedOut
 from mqtool.message import Delivery
 from mqtool.taps import Tap, firehose_is_on, switch_firehose
-from mqtool.tutorials.dialects import Lines
+from mqtool.tutorials.dialects import DialectLines
 from mqtool.where import Where
 
 #: Seconds between checks of the broker's queue; number of checks between notices of dropped messages.
@@ -43,7 +43,7 @@ _STANDSTILL = 2.0
 
 
 @dataclass(frozen=True)
-class Source:
+class TapSource:
     """A broker to tap, and a function that starts a tap with the given settings."""
 
     access: Access
@@ -51,7 +51,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Printing:
+class TapPrinting:
     """Settings of print_taps().
 
     Attributes:
@@ -60,13 +60,13 @@ class Printing:
         where: the condition that copies must match to be printed, if any.
     """
 
-    receiving: Receiving
+    receiving: ReceivingOptions
     line: Callable[[Delivery], str] | str
     buffer: int
     where: Where | None = None
 
 
-def print_taps(sources: Sequence[Source], printing: Printing) -> None:
+def print_taps(sources: Sequence[TapSource], printing: TapPrinting) -> None:
     """Print copies from all brokers at once, until a limit is reached or a signal asks to stop.
 
     Raises:
@@ -91,9 +91,9 @@ def print_taps(sources: Sequence[Source], printing: Printing) -> None:
             taps.append(source.start(channel, settings))
         wanted = _Wanted(printing.receiving.limit, printing.where, stop)
         runs = [_Run(write, wanted.of(tap.deliveries), stop) for write, tap in zip(writers, taps, strict=True)]
-        reader = output.Reader(on_gone=stop)
+        reader = output.PipeReader(on_gone=stop)
         with _counting(buffers, taps):
-            output.status(Lines.waiting)
+            output.status(DialectLines.waiting)
             output.create_ready_file(printing.receiving.ready_file)
             for run in runs[1:]:
                 run.start()
@@ -164,7 +164,7 @@ class _Run(threading.Thread):
             self._stop_all()
 
 
-def _labelled(printing: Printing, source: Source, *, among: Sequence[Source]) -> DeliveryWriter:
+def _labelled(printing: TapPrinting, source: TapSource, *, among: Sequence[TapSource]) -> DeliveryWriter:
     """Return a writer for copies from one broker.
 
     If there are several, each line starts with the broker's address (a field "broker" with --json), except with --raw

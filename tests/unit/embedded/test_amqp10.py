@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqtool.broker.embedded.model.amqp_message import Properties, encode_short
+from mqtool.broker.embedded.model.amqp_message import MessageProperties, encode_short
 from mqtool.broker.embedded.model.stream_conversion import decode, encode
 from mqtool.codecs.field_tables import (
     ByteArray,
@@ -72,7 +72,7 @@ _STORED = (
 
 
 def test_a_message_is_stored_as_rabbitmq_stores_it() -> None:
-    assert encode(Properties.of(_FIELDS), b"hello", "", "s1") == _STORED
+    assert encode(MessageProperties.of(_FIELDS), b"hello", "", "s1") == _STORED
 
 
 def test_what_is_stored_comes_back_with_all_its_properties() -> None:
@@ -85,7 +85,7 @@ def test_what_is_stored_comes_back_with_all_its_properties() -> None:
 def test_tables_and_arrays_are_dropped_from_the_headers_as_rabbitmq_does() -> None:
     headers = encode_table({"x-death": [{"count": 1}], "t": {"a": 1}, "kept": "yes"})
 
-    found = decode(encode(Properties.of({"headers": headers}), b"", "e", "k"))
+    found = decode(encode(MessageProperties.of({"headers": headers}), b"", "e", "k"))
 
     assert found.properties.headers == {"kept": "yes"}
 

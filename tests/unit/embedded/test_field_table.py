@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from mqtool.broker.embedded.model.amqp_message import (
     ContentHeader,
     HeaderReader,
-    Properties,
+    MessageProperties,
     encode_address,
     parse_address,
 )
@@ -86,7 +86,7 @@ def test_an_address_round_trip(exchange: str, key: str) -> None:
 def test_noise_is_no_content_header(data: bytes) -> None:
     """It is decoded or refused; what is decoded encodes to itself."""
     try:
-        properties = Properties(data)
+        properties = MessageProperties(data)
     except ValueError:
         return
     assert properties.encode() == data
@@ -113,6 +113,6 @@ def test_headers_that_differ_in_little_are_each_read(sent: list[dict[str, bytes]
     """A reader remembers the last, and takes nothing from it that is not the same."""
     reader = HeaderReader()
     for fields in sent:
-        properties = reader.read(ContentHeader.of(Properties.of(fields), 5).raw).properties
+        properties = reader.read(ContentHeader.of(MessageProperties.of(fields), 5).raw).properties
         assert properties.fields() == fields
         assert properties.priority == (fields["priority"][0] if "priority" in fields else None)

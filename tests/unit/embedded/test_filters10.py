@@ -7,12 +7,12 @@ import uuid
 import pytest
 
 from mqtool.broker.embedded.amqp10.filtered_message import MOST_WORK, FilteredMessage, TooMuchWork
-from mqtool.broker.embedded.amqp10.filters import Filters, parse_filters
+from mqtool.broker.embedded.amqp10.filters import LinkFilters, parse_filters
 from mqtool.broker.embedded.amqp10.like_pattern import LikePattern
 from mqtool.broker.embedded.amqp10.sql_filter import compile_sql
 from mqtool.broker.embedded.model.profile import PROFILES, Like
 from mqtool.broker.embedded.model.sectioned import parse
-from mqtool.codecs.amqp10_message import Amqp10Message, BareProperties, Header, data_section
+from mqtool.codecs.amqp10_message import Amqp10Message, BareProperties, MessageHeader, data_section
 from mqtool.codecs.amqp10_values import Any10, Described, Map, Milliseconds, Symbol, ULong
 from mqtool.codecs.field_tables import Int32, Timestamp, UInt8, UInt32
 
@@ -27,7 +27,10 @@ _APPLICATION: Map = {
 }  # fmt: skip
 _MESSAGE = parse(
     Amqp10Message(
-        Header(True, UInt8(6)), properties=_PROPERTIES, application_properties=_APPLICATION, body=data_section(b"")
+        MessageHeader(True, UInt8(6)),
+        properties=_PROPERTIES,
+        application_properties=_APPLICATION,
+        body=data_section(b""),
     ).encode()
 )
 
@@ -84,7 +87,7 @@ def test_expressions_that_are_not_valid(expression: str) -> None:
 _FIELDS, _APPLICATION_FIELDS = Symbol("amqp:properties-filter"), Symbol("amqp:application-properties-filter")
 
 
-def _parsed(wanted: Map, like: Like = Like.V4_3) -> Filters:
+def _parsed(wanted: Map, like: Like = Like.V4_3) -> LinkFilters:
     return parse_filters(wanted, PROFILES[like])
 
 

@@ -11,7 +11,7 @@ from mqtool.broker.embedded.model.amqp_errors import ChannelException
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.profile import PROFILES, Like
-from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.broker.embedded.model.rights import Rights
 from mqtool.broker.embedded.model.users import Permissions
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
@@ -27,7 +27,7 @@ class _Client:
     broker: Broker
     vhost: VirtualHost
     rights: Rights
-    exclusive_queues: set[Queue] = field(default_factory=set)
+    exclusive_queues: set[BrokerQueue] = field(default_factory=set)
 
     def __call__(self, method: str, target: str, body: Any10 = None) -> tuple[int, Any10]:
         """Send a request; return the status and the body of the response."""

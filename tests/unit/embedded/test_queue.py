@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqtool.broker.embedded.model.amqp_message import ContentHeader, Message, Properties, encode_address
-from mqtool.broker.embedded.model.backlog import Entry
-from mqtool.broker.embedded.model.exchange import Exchange
+from mqtool.broker.embedded.model.amqp_message import BrokerMessage, ContentHeader, MessageProperties, encode_address
+from mqtool.broker.embedded.model.backlog import BacklogEntry
+from mqtool.broker.embedded.model.exchange import BrokerExchange
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES
-from mqtool.broker.embedded.model.queue import RETRY_DEAD_LETTERS, Queue
+from mqtool.broker.embedded.model.queue import RETRY_DEAD_LETTERS, BrokerQueue
 from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.codecs.field_tables import Int32, Table
@@ -73,13 +73,13 @@ class FakeConsumer:
     exclusive: bool = False
     no_ack: bool = False
     arguments: Table = field(default_factory=dict)
-    got: list[Entry] = field(default_factory=list)
+    got: list[BacklogEntry] = field(default_factory=list)
     gone: bool = False
 
     def ready(self) -> bool:
         return self.room > 0
 
-    def take(self, entry: Entry) -> None:
+    def take(self, entry: BacklogEntry) -> None:
         self.room -= 1
         self.got.append(entry)
 
@@ -102,17 +102,17 @@ def vhost(clock: FakeClock, ledger: Ledger) -> VirtualHost:
     return VirtualHost("/", clock, ledger, PROFILES[DEFAULT])
 
 
-def add_queue(vhost: VirtualHost, name: str = "q", auto_delete: bool = False, **arguments: Any) -> Queue:
+def add_queue(vhost: VirtualHost, name: str = "q", auto_delete: bool = False, **arguments: Any) -> BrokerQueue:
     table = {name.replace("_", "-"): value for name, value in arguments.items()}
     return vhost.add_queue(QueueDeclaration(name, table, durable=False, auto_delete=auto_delete))
 
 
-def message(body: bytes = b"x", key: str = "q", headers: Table | None = None) -> Message:
-    properties = Properties(b"\0\0").replace(headers=headers or {})
-    return Message(encode_address("", key), ContentHeader.of(properties, len(body)), body)
+def message(body: bytes = b"x", key: str = "q", headers: Table | None = None) -> BrokerMessage:
+    properties = MessageProperties(b"\0\0").replace(headers=headers or {})
+    return BrokerMessage(encode_address("", key), ContentHeader.of(properties, len(body)), body)
 
 
-def bodies(queue: Queue) -> list[bytes]:
+def bodies(queue: BrokerQueue) -> list[bytes]:
     return [entry.message.body for entry in sorted(queue.backlog.in_memory(), key=lambda entry: entry.position)]
 
 
@@ -120,7 +120,7 @@ def bodies(queue: Queue) -> list[bytes]:
 def test_what_comes_back_takes_its_old_place(actions: list[str]) -> None:
     """Whatever the order of things, what is ready is in the order of publishing."""
     queue = add_queue(VirtualHost("/", FakeClock(), Ledger(), PROFILES[DEFAULT]))
-    taken: list[Entry] = []
+    taken: list[BacklogEntry] = []
     for number, action in enumerate(actions):
         match action:
             case "publish":
@@ -230,7 +230,7 @@ def test_turns_and_priorities(vhost: VirtualHost) -> None:
 def test_a_deleted_queue_cancels_its_consumers(vhost: VirtualHost) -> None:
     """And takes its bindings along."""
     queue = add_queue(vhost)
-    exchange = Exchange("x", "direct", auto_delete=True)
+    exchange = BrokerExchange("x", "direct", auto_delete=True)
     vhost.add_exchange(exchange)
     vhost.bind(exchange, queue, "k", {})
     consumer = FakeConsumer()
@@ -243,7 +243,7 @@ def test_a_deleted_queue_cancels_its_consumers(vhost: VirtualHost) -> None:
 def test_the_delayed_exchange(vhost: VirtualHost, clock: FakeClock) -> None:
     """One timer, moved forward for an earlier message. What a deleted exchange holds is for one of the same name."""
     queue = add_queue(vhost)
-    exchange = Exchange("x", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
+    exchange = BrokerExchange("x", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
     vhost.add_exchange(exchange)
     vhost.bind(exchange, queue, "", {})
     for delay in (3000, 1000, 2000):
@@ -304,7 +304,7 @@ def test_a_clock_that_was_ahead_before_a_restart_delays_no_message_longer_than_i
     vhost: VirtualHost, clock: FakeClock, ledger: Ledger
 ) -> None:
     """A delayed message from the future is released once its delay has passed since the restart."""
-    exchange = Exchange("later", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
+    exchange = BrokerExchange("later", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
     vhost.add_exchange(exchange)
     queue = add_queue(vhost)
     vhost.bind(exchange, queue, "", {})

@@ -6,10 +6,10 @@ import pytest
 
 from mqtool.broker.embedded.model import stream_queue
 from mqtool.broker.embedded.model.amqp_message import (
+    BrokerMessage,
     ContentHeader,
     HeaderReader,
-    Message,
-    Properties,
+    MessageProperties,
     encode_address,
     encode_short,
 )
@@ -17,10 +17,17 @@ from mqtool.broker.embedded.model.dead_lettering import dead_letter
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.profile import PROFILES, Like, Profile
 from mqtool.broker.embedded.model.sectioned import BadCarbonCopies, NotAMessage, Sectioned, encode, parse
-from mqtool.broker.embedded.model.stream_queue import Cursor, Reader, Stream, wanted_filters
+from mqtool.broker.embedded.model.stream_queue import Cursor, StreamQueue, StreamQueueReader, wanted_filters
 from mqtool.broker.embedded.model.stream_segment import simple_entry
 from mqtool.broker.embedded.store.database import StoredEntry
-from mqtool.codecs.amqp10_message import Amqp10Message, BareProperties, Header, data_section, section_at, value_section
+from mqtool.codecs.amqp10_message import (
+    Amqp10Message,
+    BareProperties,
+    MessageHeader,
+    data_section,
+    section_at,
+    value_section,
+)
 from mqtool.codecs.amqp10_values import Any10, Array, Char, Map, Milliseconds, RawDecimal, Symbol, ULong
 from mqtool.codecs.amqp10_values import encode as encode_value
 from mqtool.codecs.field_tables import (
@@ -63,17 +70,17 @@ def _published(message: Amqp10Message) -> Sectioned:
     return parse(message.encode()).to("logs", "key", _LIKE)
 
 
-def _delivered(message: Message, **how: Any10) -> Amqp10Message:
+def _delivered(message: BrokerMessage, **how: Any10) -> Amqp10Message:
     return Amqp10Message.decode(encode(message, _LIKE, **how))
 
 
-def _from_091(fields: dict[str, bytes], body: bytes = b"body") -> Message:
-    return Message(encode_address("logs", "key"), ContentHeader.of(Properties.of(fields), len(body)), body)
+def _from_091(fields: dict[str, bytes], body: bytes = b"body") -> BrokerMessage:
+    return BrokerMessage(encode_address("logs", "key"), ContentHeader.of(MessageProperties.of(fields), len(body)), body)
 
 
 def test_properties_of_amqp_10_arrive_over_amqp_091() -> None:
     message = _published(
-        Amqp10Message(Header(True, UInt8(5), UInt32(100000)), properties=_WIDE, body=data_section(b"body"))
+        Amqp10Message(MessageHeader(True, UInt8(5), UInt32(100000)), properties=_WIDE, body=data_section(b"body"))
     )
     assert message.properties.named() == {
         "content_type": "text/plain",
@@ -161,13 +168,13 @@ def test_annotations_become_headers_except_those_of_the_broker() -> None:
 )
 def test_every_kind_of_body_arrives_unchanged_over_amqp_10(body: bytes, body_091: bytes | None, footer: Map) -> None:
     sent = Amqp10Message(
-        Header(True, UInt8(9), UInt32(5)), {Symbol("x-hop"): 1}, {}, _WIDE, {"uuid": _ID}, body, footer
+        MessageHeader(True, UInt8(9), UInt32(5)), {Symbol("x-hop"): 1}, {}, _WIDE, {"uuid": _ID}, body, footer
     )
     message = _published(sent)
     encoded = sent.encode()
     bare = encoded[encoded.index(b"\x00Ss") :]
     assert encode(message, _LIKE).endswith(bare)
-    assert _delivered(message).header == Header(True, UInt8(9), UInt32(5), True, UInt32(0))
+    assert _delivered(message).header == MessageHeader(True, UInt8(9), UInt32(5), True, UInt32(0))
     if body_091 is None:
         assert (message.properties.named()["type"], message.body) == ("amqp-1.0", bare[bare.index(body) :])
     else:
@@ -205,7 +212,7 @@ def test_properties_of_amqp_091_arrive_over_amqp_10() -> None:
         }
     )
     found = _delivered(message, deliveries=2)
-    assert found.header == Header(True, UInt8(7), UInt32(60000), False, UInt32(2))
+    assert found.header == MessageHeader(True, UInt8(7), UInt32(60000), False, UInt32(2))
     assert found.properties == BareProperties(
         "mid", b"guest", None, None, "/queues/back%20to%2F%C3%A9", _ID, Symbol("text/plain"), Symbol("gzip"), None,
         Milliseconds(1700000001000), "app",
@@ -233,13 +240,13 @@ def test_reply_to_is_an_address_only_from_4_2() -> None:
 def test_the_history_of_a_dead_letter_is_an_annotation(is_native: bool) -> None:
     annotations: Map = {Symbol("x-a"): Symbol("b")}
     message = (
-        _published(Amqp10Message(Header(ttl=UInt32(5)), {}, annotations, body=data_section(b"d")))
+        _published(Amqp10Message(MessageHeader(ttl=UInt32(5)), {}, annotations, body=data_section(b"d")))
         if is_native
         else _from_091({"expiration": encode_short(b"5"), "headers": encode_table({"x-a": "b"})}, b"d")
     )
     dead = dead_letter(message, "work", "expired", "dlx", "dead", 1700000000, trusts_deaths=False)
     found = _delivered(dead)
-    assert found.header == Header(False, None, None, False, UInt32(0))
+    assert found.header == MessageHeader(False, None, None, False, UInt32(0))
     assert found.body == data_section(b"d")
     (death,) = found.message_annotations.pop(Symbol("x-opt-deaths"))
     assert death == {
@@ -255,7 +262,7 @@ def test_the_history_of_a_dead_letter_is_an_annotation(is_native: bool) -> None:
 
 def test_a_stored_message_is_the_same_when_read_back() -> None:
     sent = Amqp10Message(
-        Header(True), {}, {Symbol("x-a"): Symbol("b")}, _WIDE, {"u": _ID}, value_section("v"), {Symbol("x-f"): 1}
+        MessageHeader(True), {}, {Symbol("x-a"): Symbol("b")}, _WIDE, {"u": _ID}, value_section("v"), {Symbol("x-f"): 1}
     )
     for message in (_published(sent), dead_letter(_published(sent), "q", "rejected", "", "k", 0, trusts_deaths=False)):
         row = StoredEntry(1, 1, None, 0, 0, *message.stored())
@@ -303,15 +310,17 @@ def test_carbon_copies_must_be_a_list_of_texts() -> None:
         sections.carbon_copies()
 
 
-def _stream(like: Profile = _LIKE) -> tuple[Stream, HandClock]:
+def _stream(like: Profile = _LIKE) -> tuple[StreamQueue, HandClock]:
     clock = HandClock()
     arguments: Table = {"x-queue-type": "stream"}
-    return Stream("s", "/", clock, Ledger(), lambda *_: None, lambda _: None, arguments=arguments, profile=like), clock
+    return StreamQueue(
+        "s", "/", clock, Ledger(), lambda *_: None, lambda _: None, arguments=arguments, profile=like
+    ), clock
 
 
 def test_messages_cross_a_stream_in_every_direction() -> None:
     stream, clock = _stream()
-    sent = Amqp10Message(Header(True, UInt8(3)), {}, {Symbol("x-a"): 1}, _WIDE, {"u": _ID}, data_section(b"10"))
+    sent = Amqp10Message(MessageHeader(True, UInt8(3)), {}, {Symbol("x-a"): 1}, _WIDE, {"u": _ID}, data_section(b"10"))
     fields = {"message_id": encode_short(_ID.urn.encode()), "headers": encode_table({"h": Int32(5), "x-h": "a"})}
     for message in (_published(sent), _from_091(fields, b"091")):
         stream.publish(message)
@@ -379,7 +388,7 @@ def test_chunks_are_filtered_by_the_values_of_their_messages() -> None:
 
     def offsets(**arguments: Any10) -> list[int]:
         wanted: Table = {f"x-stream-{name.replace('_', '-')}": value for name, value in arguments.items()}
-        cursor = Cursor(stream, 0, Reader(stream.log, 0, wanted_filters(wanted)))
+        cursor = Cursor(stream, 0, StreamQueueReader(stream.log, 0, wanted_filters(wanted)))
         return [entry.position for entry in iter(cursor.next_entry, None) if entry is not None]
 
     assert offsets() == [0, 1, 2]

@@ -7,7 +7,7 @@ import pytest
 
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.stream_log import Retention, StreamLog
-from mqtool.broker.embedded.streaming.subscriptions import Group, Subscription, _Start
+from mqtool.broker.embedded.streaming.subscriptions import ConsumerGroup, StreamSubscription, _Start
 from tests.unit.embedded.test_queue import FakeClock
 
 
@@ -35,8 +35,8 @@ def test_a_client_that_does_not_answer_consumer_update(*, answers: bool) -> None
     clock, ledger = FakeClock(), Ledger()
     log = StreamLog(ledger.segments(0), clock, ledger, Retention())
     session = FakeSession(clock)
-    subscription = Subscription(cast(Any, session), 1, "s", log, _Start(1), 1)
-    Group(None).add(subscription)
+    subscription = StreamSubscription(cast(Any, session), 1, "s", log, _Start(1), 1)
+    ConsumerGroup(None).add(subscription)
     clock.pass_by(59_999)
     assert (len(session.sent), session.reason) == (1, None)
     if answers:

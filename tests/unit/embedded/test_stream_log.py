@@ -8,7 +8,7 @@ import pytest
 
 from mqtool.broker.embedded.model.ledger import Ledger, MemorySegments, Segments
 from mqtool.broker.embedded.model.stream_log import Retention, StreamLog
-from mqtool.broker.embedded.model.stream_queue import Reader
+from mqtool.broker.embedded.model.stream_queue import StreamQueueReader
 from mqtool.broker.embedded.model.stream_segment import simple_entry
 from mqtool.broker.embedded.store.segment_files import SegmentDirectory
 
@@ -65,7 +65,7 @@ class Bench:
         self.clock.turn()
 
     def read(self, offset: int = 0) -> list[tuple[int, bytes]]:
-        reader, found = Reader(self.log, offset), []
+        reader, found = StreamQueueReader(self.log, offset), []
         while chunks := reader.read():
             found += [message for chunk in chunks for message in chunk.messages()]
         return found
@@ -117,7 +117,7 @@ def test_batches(bench: Bench) -> None:
 
 def test_what_is_not_written_cannot_be_read(bench: Bench) -> None:
     """Readers are told when there is more."""
-    reader, told = Reader(bench.log, 0), []
+    reader, told = StreamQueueReader(bench.log, 0), []
     bench.log.watch(lambda: told.append(bench.log.end))
     assert bench.log.append(simple_entry(b"a")) == 0
     assert (bench.log.next_offset, bench.log.end, reader.read()) == (1, 0, [])
@@ -130,7 +130,7 @@ def test_a_clock_that_was_ahead(bench: Bench) -> None:
     for time in (9_000_000, 1_000):
         bench.clock.time = time
         bench.add(b"a")
-    chunks = Reader(bench.log, 0).read()
+    chunks = StreamQueueReader(bench.log, 0).read()
     assert [chunk.timestamp for chunk in chunks] == [9_000_000, 1_000]
 
 
@@ -146,7 +146,7 @@ def test_old_segments_go(bench: Bench) -> None:
     """By size and by age, whole segments at a time, and never the last; a reader there continues after them."""
     log = bench.open(segment_bytes=1_000, max_bytes=2_500)
     bench.add(b"first")
-    reader = Reader(log, 0)
+    reader = StreamQueueReader(log, 0)
     for _ in range(20):
         bench.add(bytes(300))
     assert log.size <= 2_500 + 1_000
@@ -161,16 +161,20 @@ def test_old_segments_go(bench: Bench) -> None:
 
 
 def test_producers_and_consumers_are_remembered(on_disk: Bench) -> None:
-    """After a restart, and after the segments in which they were written are gone."""
+    """Publishing ids and stored offsets survive a restart and the retention of their segments.
+
+    As in RabbitMQ, an offset before the first message is forgotten with the segment in which it was written.
+    """
     log = on_disk.open(segment_bytes=500, max_bytes=500)
     log.append(simple_entry(b"a"), producer="p", publishing_id=7)
-    log.store_offset("c", 5)
+    log.store_offset("c", 1000)
+    log.store_offset("behind", 0)
     on_disk.clock.turn()
     for _ in range(10):
         on_disk.add(bytes(300))
     assert log.first_offset > 0
     for each in (log, on_disk.open()):
-        assert (each.publishing_ids, each.offsets) == ({"p": 7}, {"c": 5})
+        assert (each.publishing_ids, each.offsets) == ({"p": 7}, {"c": 1000})
 
 
 def test_torn_end(on_disk: Bench, tmp_path: Path) -> None:

@@ -3,10 +3,16 @@
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mqtool.broker.embedded.model.amqp_message import ContentHeader, Message, Properties, encode_address, encode_short
+from mqtool.broker.embedded.model.amqp_message import (
+    BrokerMessage,
+    ContentHeader,
+    MessageProperties,
+    encode_address,
+    encode_short,
+)
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.stream_conversion import decode, encode
-from mqtool.broker.embedded.model.stream_queue import Cursor, Stream
+from mqtool.broker.embedded.model.stream_queue import Cursor, StreamQueue
 from mqtool.broker.embedded.model.stream_segment import simple_entry
 from mqtool.codecs.field_tables import Int64, encode_table
 from tests.unit.embedded.test_stream_log import HandClock
@@ -18,19 +24,23 @@ HEADERS = st.sampled_from([None, {}, {"h": 1}, {"h": "12345678"}, {"x-stream-off
 BODIES = st.sampled_from([b"", b"x", b"y" * 255, b"z" * 256, b"\x00Su\xa0\x01x", b"\xa1\x08abcdefgh"])
 
 
-def published(message_id: bytes | None, content_type: bytes | None, headers: dict[str, object] | None) -> Properties:
+def published(
+    message_id: bytes | None, content_type: bytes | None, headers: dict[str, object] | None
+) -> MessageProperties:
     fields: dict[str, bytes] = {"delivery_mode": b"\x02"}
     for name, value in (("message_id", message_id), ("content_type", content_type)):
         if value is not None:
             fields[name] = encode_short(value)
     if headers is not None:
         fields["headers"] = encode_table(headers)  # type: ignore[arg-type]
-    return Properties.of(fields)
+    return MessageProperties.of(fields)
 
 
-def new_stream() -> tuple[Stream, HandClock]:
+def new_stream() -> tuple[StreamQueue, HandClock]:
     clock = HandClock()
-    stream = Stream("s", "/", clock, Ledger(), lambda *_: None, lambda _: None, arguments={"x-queue-type": "stream"})
+    stream = StreamQueue(
+        "s", "/", clock, Ledger(), lambda *_: None, lambda _: None, arguments={"x-queue-type": "stream"}
+    )
     return stream, clock
 
 
@@ -44,7 +54,7 @@ def test_each_message_is_itself(
     stream, clock = new_stream()
     for message_id, content_type, headers, key, body in messages:
         properties = published(message_id, content_type, headers)
-        stream.publish(Message(encode_address("", key), ContentHeader.of(properties, len(body)), body))
+        stream.publish(BrokerMessage(encode_address("", key), ContentHeader.of(properties, len(body)), body))
     clock.turn()
     cursor = Cursor(stream, 0)
     for offset, (message_id, content_type, headers, key, body) in enumerate(messages):

@@ -14,7 +14,7 @@ _QUEUES, _EXCHANGES = "/queues/", "/exchanges/"
 _BAD_ESCAPE = re.compile("%(?![0-9A-Fa-f]{2})")
 
 
-class Target(NamedTuple):
+class PublishTarget(NamedTuple):
     """Where a message goes.
 
     Attributes:
@@ -46,22 +46,22 @@ def is_version_2(address: str) -> bool:
     return address.startswith((_QUEUES, _EXCHANGES))
 
 
-def parse_target(address: str) -> Target:
+def parse_target(address: str) -> PublishTarget:
     """Parse a queue's address, or an exchange's with or without a routing key. Raises ValueError if it is not valid."""
     if address.startswith(_QUEUES):
         name = decoded(address.removeprefix(_QUEUES))
         if not name:
             raise ValueError("the name of the queue is empty")
-        return _checked(Target("", name, name))
+        return _checked(PublishTarget("", name, name))
     if not address.startswith(_EXCHANGES):
         raise ValueError("not an address")
     exchange, *key = address.removeprefix(_EXCHANGES).split("/")
     if exchange in ("", "amq.default") or len(key) > 1:
         raise ValueError("not the address of an exchange")
-    return _checked(Target(decoded(exchange), decoded(key[0]) if key else ""))
+    return _checked(PublishTarget(decoded(exchange), decoded(key[0]) if key else ""))
 
 
-def _checked(target: Target) -> Target:
+def _checked(target: PublishTarget) -> PublishTarget:
     if is_too_long(target.exchange) or is_too_long(target.routing_key):
         raise ValueError("a name or a routing key is longer than 255 bytes")
     return target

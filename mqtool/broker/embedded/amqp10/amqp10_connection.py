@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from mqtool.broker.embedded.amqp10.amqp10_session import Session
+from mqtool.broker.embedded.amqp10.amqp10_session import Amqp10Session
 from mqtool.broker.embedded.amqp10.amqp10_socket import FRAME_MAX, Amqp10Socket, log_in, offer_mechanisms
 from mqtool.broker.embedded.amqp10.errors10 import (
     DECODE_ERROR,
@@ -70,7 +70,7 @@ class Connection10(Amqp10Socket):
 
     def __init__(self, broker: Broker, connections: Connections["Connection10"]) -> None:
         super().__init__(broker, connections)
-        self.sessions: dict[int, Session] = {}
+        self.sessions: dict[int, Amqp10Session] = {}
         self.channel_max = CHANNEL_MAX
 
     def take_bytes(self, data: bytes) -> int:
@@ -152,7 +152,7 @@ class Connection10(Amqp10Socket):
                 FRAMING_ERROR, f"channel number ({channel}) exceeds maximum channel number ({self.channel_max})"
             )
         if isinstance(performative, Begin):
-            self.sessions[channel] = Session(self, channel, performative)
+            self.sessions[channel] = Amqp10Session(self, channel, performative)
 
     def _open(self, opening: Open) -> None:
         """Handle the client's open frame. On an error, the socket is closed without a reason, as in RabbitMQ."""
@@ -244,7 +244,7 @@ class Connection10(Amqp10Socket):
             session.reopen_window()
 
     def check_consumers(self, timeout: float) -> None:
-        """Release deliveries that have been unsettled for longer than `timeout` seconds (Session.check_overdue)."""
+        """Release deliveries unsettled for longer than `timeout` seconds (see Amqp10Session.check_overdue)."""
         for session in list(self.sessions.values()):
             session.check_overdue(timeout)
 

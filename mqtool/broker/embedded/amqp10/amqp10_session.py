@@ -19,11 +19,11 @@ from mqtool.broker.embedded.amqp10.errors10 import (
 from mqtool.broker.embedded.amqp10.incoming_link import IncomingLink
 from mqtool.broker.embedded.amqp10.management_pair import ManagementLinks
 from mqtool.broker.embedded.amqp10.outgoing_link import OutgoingLink, ReplyLink
-from mqtool.broker.embedded.amqp10.session_state import Delivery, SessionState, after, check_outcome
+from mqtool.broker.embedded.amqp10.session_state import LinkDelivery, SessionState, after, check_outcome
 from mqtool.broker.embedded.model.amqp_errors import AmqpException
-from mqtool.broker.embedded.model.backlog import Entry
+from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.footprint import CONSUMER
-from mqtool.broker.embedded.model.queue import Queue, Why
+from mqtool.broker.embedded.model.queue import BrokerQueue, Why
 from mqtool.codecs.amqp10_frames import (
     RECEIVER,
     SENDER,
@@ -45,7 +45,7 @@ from mqtool.codecs.amqp10_frames import (
 HANDLE_MAX = 255
 
 
-class Session(SessionState):
+class Amqp10Session(SessionState):
     """A session of a connection.
 
     Attributes:
@@ -153,7 +153,7 @@ class Session(SessionState):
         if not disposition.settled:
             self.send(disposition._replace(role=SENDER, settled=True))
 
-    def _settle(self, deliveries: Iterable[Delivery], state: Any) -> None:
+    def _settle(self, deliveries: Iterable[LinkDelivery], state: Any) -> None:
         match state:
             case Accepted():
                 self._accept(deliveries)
@@ -166,7 +166,7 @@ class Session(SessionState):
             case Modified():
                 self._requeue(deliveries, Why.REJECTED if state.delivery_failed else Why.RELEASED)
 
-    def _accept(self, deliveries: Iterable[Delivery]) -> None:
+    def _accept(self, deliveries: Iterable[LinkDelivery]) -> None:
         hooks = self.connection.broker.hooks
         lost = []
         for each in deliveries:
@@ -176,7 +176,7 @@ class Session(SessionState):
                 lost.append(each)
         self._requeue(lost, Why.RELEASED)
 
-    def _reject(self, deliveries: Iterable[Delivery]) -> None:
+    def _reject(self, deliveries: Iterable[LinkDelivery]) -> None:
         hooks = self.connection.broker.hooks
         for each in deliveries:
             if hooks is not None:
@@ -185,9 +185,9 @@ class Session(SessionState):
             if each.queue.kind != "stream":
                 each.queue.reject(each.entry)
 
-    def _requeue(self, deliveries: Iterable[Delivery], why: Why) -> None:
+    def _requeue(self, deliveries: Iterable[LinkDelivery], why: Why) -> None:
         hooks = self.connection.broker.hooks
-        returned: dict[Queue, list[Entry]] = {}
+        returned: dict[BrokerQueue, list[BacklogEntry]] = {}
         for each in deliveries:
             if hooks is not None and why is not Why.LOST:
                 hooks.rejected(each.queue, each.entry, requeue=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from mqtool.broker.embedded.amqp10.errors10 import DECODE_ERROR, MISSING, NOT_ALLOWED, UNAUTHORIZED, ConnectionError10
 from mqtool.broker.embedded.model.broker import Broker
-from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.broker.embedded.model.users import DEFAULT_USER, User
 from mqtool.broker.embedded.sockets.client_socket import ClientSocket
 from mqtool.broker.embedded.sockets.listener import Connections
@@ -38,8 +38,8 @@ class Amqp10Socket(ClientSocket):
         super().__init__(broker, connections, "header", len(SASL_HEADER))
         self.container = ""
         self.frame_max = FRAME_MAX
-        self.starving: dict[Queue, None] = {}
-        self.exclusive_queues: set[Queue] = set()
+        self.starving: dict[BrokerQueue, None] = {}
+        self.exclusive_queues: set[BrokerQueue] = set()
         self._before_flush: dict[Callable[[], None], None] = {}
 
     def send(self, channel: int, performative: Any) -> None:

@@ -3,8 +3,13 @@
 import secrets
 from typing import Any
 
-from mqtool.broker.embedded.amqp10.addresses import Target as Node
-from mqtool.broker.embedded.amqp10.addresses import is_version_2, parse_source, parse_target, queue_address
+from mqtool.broker.embedded.amqp10.addresses import (
+    PublishTarget,
+    is_version_2,
+    parse_source,
+    parse_target,
+    queue_address,
+)
 from mqtool.broker.embedded.amqp10.errors10 import (
     INVALID_FIELD,
     LOCKED,
@@ -21,7 +26,7 @@ from mqtool.broker.embedded.amqp10.outgoing_link import OutgoingLink, ReplyLink
 from mqtool.broker.embedded.amqp10.session_state import SessionState
 from mqtool.broker.embedded.model.amqp_errors import AmqpException, access_refused
 from mqtool.broker.embedded.model.declarations import check_consumer
-from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.codecs.amqp10_frames import (
     FIRST,
@@ -77,7 +82,7 @@ def attach_incoming(session: SessionState, attach: Attach) -> tuple[IncomingLink
     return IncomingLink(session, attach, node), answer
 
 
-def _target(session: SessionState, address: Any10) -> Node | None:
+def _target(session: SessionState, address: Any10) -> PublishTarget | None:
     """Parse a target's address, and check that the user may publish to it. Returns None for the anonymous terminus."""
     if address is None:
         return None
@@ -190,7 +195,7 @@ def _attach_dynamic(session: SessionState, attach: Attach, source: Source) -> tu
     return link, answer._replace(initial_delivery_count=0, max_message_size=limit)
 
 
-def _temporary_queue(session: SessionState, link: str) -> Queue:
+def _temporary_queue(session: SessionState, link: str) -> BrokerQueue:
     """Create an exclusive queue for a link. Its name contains the container id and link name, unless they are long."""
     connection, token = session.connection, secrets.token_urlsafe(16)
     owner = f"{connection.container}-{link}"
@@ -205,7 +210,7 @@ def _temporary_queue(session: SessionState, link: str) -> Queue:
     return queue
 
 
-def _queue(session: SessionState, address: Any10) -> Queue:
+def _queue(session: SessionState, address: Any10) -> BrokerQueue:
     """Return the queue that a source's address names; check that it exists and that the user may consume from it."""
     if not isinstance(address, str):
         raise _refused("bad_address", "undefined" if address is None else term(address))

@@ -39,7 +39,7 @@ Test = Callable[[FilteredMessage], bool]
 Selector = Callable[[Sections], bool]
 
 
-class Filters(NamedTuple):
+class LinkFilters(NamedTuple):
     """A source's filters.
 
     Attributes:
@@ -53,10 +53,10 @@ class Filters(NamedTuple):
     selector: Selector
 
 
-def parse_filters(wanted: Map | None, profile: Profile) -> Filters:
+def parse_filters(wanted: Map | None, profile: Profile) -> LinkFilters:
     """Parse the filters that a client asks for."""
     if wanted is None:
-        return Filters(None, {}, lambda _: True)
+        return LinkFilters(None, {}, lambda _: True)
     effective: Map = {}
     arguments: Table = {}
     tests: dict[str, Test] = {}
@@ -70,7 +70,7 @@ def parse_filters(wanted: Map | None, profile: Profile) -> Filters:
         elif not profile.filters_messages or not _add_test(tests, name, each):
             continue
         effective[name] = each
-    return Filters(dict(reversed(effective.items())), arguments, _selector(list(tests.values())))
+    return LinkFilters(dict(reversed(effective.items())), arguments, _selector(list(tests.values())))
 
 
 def _selector(tests: list[Test]) -> Selector:

@@ -1,6 +1,6 @@
 """A link on which a client publishes: assembles messages from transfers, routes them, and settles them."""
 
-from mqtool.broker.embedded.amqp10.addresses import Target, parse_target
+from mqtool.broker.embedded.amqp10.addresses import PublishTarget, parse_target
 from mqtool.broker.embedded.amqp10.errors10 import (
     DECODE_ERROR,
     DELETED,
@@ -17,11 +17,11 @@ from mqtool.broker.embedded.amqp10.errors10 import (
     SessionError,
 )
 from mqtool.broker.embedded.amqp10.session_state import SessionState, Settlement, add
-from mqtool.broker.embedded.model.amqp_message import Message
+from mqtool.broker.embedded.model.amqp_message import BrokerMessage
 from mqtool.broker.embedded.model.broker import DIRECT_REPLY_TO
-from mqtool.broker.embedded.model.exchange import Exchange
+from mqtool.broker.embedded.model.exchange import BrokerExchange
 from mqtool.broker.embedded.model.firehose import trace_published
-from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.broker.embedded.model.sectioned import BadCarbonCopies, NotAMessage, Sections, parse
 from mqtool.broker.embedded.model.virtual_host import Publication
 from mqtool.codecs.amqp10_frames import (
@@ -76,7 +76,7 @@ class IncomingLink:
         credit: how many messages the client may send now.
     """
 
-    def __init__(self, session: SessionState, attach: Attach, target: Target | None) -> None:
+    def __init__(self, session: SessionState, attach: Attach, target: PublishTarget | None) -> None:
         self.session = session
         self.handle: int = attach.handle
         self.name = attach.name
@@ -86,7 +86,7 @@ class IncomingLink:
         self.delivery_count: int = attach.initial_delivery_count or 0
         self.credit = LINK_CREDIT
         self._partial: _Partial | None = None
-        self._queue: Queue | None = None
+        self._queue: BrokerQueue | None = None
 
     def start(self) -> None:
         """Give the client its initial credit."""
@@ -195,7 +195,7 @@ class IncomingLink:
             raise DetachError(error.condition, error.description, {Symbol("delivery-tag"): tag})
         self._top_up()
 
-    def _message(self, sections: Sections) -> tuple[Message, Exchange]:
+    def _message(self, sections: Sections) -> tuple[BrokerMessage, BrokerExchange]:
         """Return a message with its address set, and its exchange; check that the user may publish it."""
         name, key = self._address(sections)
         session = self.session
@@ -232,14 +232,14 @@ class IncomingLink:
             raise _Undeliverable(FAILED, f"bad 'to' address string: {to}") from error
         return target.exchange, target.routing_key
 
-    def _check_user(self, message: Message) -> None:
+    def _check_user(self, message: BrokerMessage) -> None:
         claimed, user = message.properties.user_id, self.session.connection.user
         if claimed is not None and claimed != user.name and "impersonator" not in user.tags:
             raise LinkError(
                 UNAUTHORIZED, f"user_id property set to '{claimed}' but authenticated user was '{user.name}'"
             )
 
-    def _enqueue(self, message: Message, exchange: Exchange) -> Publication:
+    def _enqueue(self, message: BrokerMessage, exchange: BrokerExchange) -> Publication:
         session = self.session
         broker, vhost = session.connection.broker, session.vhost
         exchange.published_in += 1
@@ -257,14 +257,14 @@ class IncomingLink:
             vhost.watcher.unroutable(message, returned=True)
         return publication
 
-    def _rejected(self, message: Message) -> Rejected:
+    def _rejected(self, message: BrokerMessage) -> Rejected:
         """Return the outcome for a message that a queue rejected because it was full."""
         queue = (self.target and self.target.queue) or message.routing_key
         info = {Symbol("queue"): queue, Symbol("reason"): Symbol("maxlen")}
         return Rejected(Error(LIMIT_EXCEEDED, f"queue '{queue}' exceeded maximum length", info))
 
 
-def check_internal(exchange: Exchange, vhost: str) -> None:
+def check_internal(exchange: BrokerExchange, vhost: str) -> None:
     """Raise LinkError if an exchange is internal."""
     if exchange.internal:
         raise LinkError(UNAUTHORIZED, f"forbidden to publish to internal exchange '{exchange.name}' in vhost '{vhost}'")

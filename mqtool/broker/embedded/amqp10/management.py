@@ -15,10 +15,10 @@ from mqtool.broker.embedded.model import topology_operations as topology
 from mqtool.broker.embedded.model.amqp_errors import NOT_FOUND, PRECONDITION_FAILED, AmqpException, ChannelException
 from mqtool.broker.embedded.model.broker import NODE
 from mqtool.broker.embedded.model.declarations import check_exchange_type
-from mqtool.broker.embedded.model.exchange import Binding, Destination, ExchangeDeclaration
+from mqtool.broker.embedded.model.exchange import BrokerBinding, BrokerDestination, ExchangeDeclaration
 from mqtool.broker.embedded.model.names import name_error
 from mqtool.broker.embedded.model.protocol_conversion import map_from_091, quoted, table_to_091, unquoted
-from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.broker.embedded.model.rights import Rights
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
@@ -32,15 +32,15 @@ _SEGMENT = re.compile(
 _KINDS = {"e": "exchange", "q": "queue"}
 
 
-class Client(Protocol):
+class ManagementClient(Protocol):
     """The connection that sends requests. It owns the exclusive queues that it declares."""
 
     vhost: VirtualHost
     rights: Rights
-    exclusive_queues: set[Queue]
+    exclusive_queues: set[BrokerQueue]
 
 
-class Refused(Exception):
+class ManagementRefused(Exception):
     """The request failed; the client gets a status code and an error text."""
 
     def __init__(self, status: int, text: str) -> None:
@@ -52,10 +52,10 @@ class UnknownRequest(Exception):
     """The request does not match any operation."""
 
 
-class Request(NamedTuple):
+class ManagementRequest(NamedTuple):
     """A request. `path` has the address's segments, still percent-encoded; `body` is None if the request has none."""
 
-    client: Client
+    client: ManagementClient
     path: list[str]
     query: dict[str, str]
     body: Any10
@@ -73,7 +73,7 @@ class Request(NamedTuple):
 Answer = tuple[int, Any10]
 
 
-def handle(client: Client, payload: bytes) -> bytes:
+def handle(client: ManagementClient, payload: bytes) -> bytes:
     """Handle an encoded request; return the encoded response.
 
     Raises:
@@ -88,7 +88,7 @@ def handle(client: Client, payload: bytes) -> bytes:
     body = next((each.value for each in sections(message.body) if each.descriptor == VALUE), None)
     try:
         status, answer = _answer(client, properties.subject, properties.to, body)
-    except Refused as refused:
+    except ManagementRefused as refused:
         status, answer = refused.status, str(refused)
     return Amqp10Message(
         properties=BareProperties(subject=str(status), correlation_id=properties.message_id),
@@ -101,11 +101,11 @@ def _unknown(what: str) -> UnknownRequest:
     return UnknownRequest(f"the management node does not know this request: {what}")
 
 
-def _answer(client: Client, method: str, target: str, body: Any10) -> Answer:
+def _answer(client: ManagementClient, method: str, target: str, body: Any10) -> Answer:
     path, _, query = target.partition("?")
     if (escape := re.search("%(?![0-9A-Fa-f]{2}).{0,2}", target)) is not None:
         text = f"failed to normalize URI '{target}': invalid_percent_encoding {binary(escape[0])}"
-        raise Refused(400, text)
+        raise ManagementRefused(400, text)
     first, *segments = path.split("/")
     if first or not segments:
         raise _unknown(f"{method} {target}")
@@ -118,18 +118,18 @@ def _answer(client: Client, method: str, target: str, body: Any10) -> Answer:
         raise _unknown(f"{method} {target}")
     try:
         values = dict(parse_qsl(query, keep_blank_values=True, errors="strict"))
-        return handler(Request(client, segments, values, body))
+        return handler(ManagementRequest(client, segments, values, body))
     except UnicodeDecodeError as error:
-        raise Refused(400, f"failed to normalize URI '{target}': invalid_utf8") from error
+        raise ManagementRefused(400, f"failed to normalize URI '{target}': invalid_utf8") from error
 
 
-def _get_queue(request: Request) -> Answer:
+def _get_queue(request: ManagementRequest) -> Answer:
     name, rights = request.name, request.client.rights
     if request.vhost.profile.passive_configures:
         _check_any(rights, name)
     queue = request.vhost.queues.get(name)
     if queue is None:
-        raise Refused(404, f"queue '{name}' in vhost '{request.vhost.name}' not found")
+        raise ManagementRefused(404, f"queue '{name}' in vhost '{request.vhost.name}' not found")
     return 200, _described(queue)
 
 
@@ -144,7 +144,7 @@ def _check_any(rights: Rights, name: str) -> None:
     rights.check("configure", "queue", name)
 
 
-def _described(queue: Queue) -> Map:
+def _described(queue: BrokerQueue) -> Map:
     return {
         "leader": NODE,
         "message_count": ULong(len(queue)),
@@ -174,24 +174,24 @@ def _settings(body: Map, kind: str, defaults: dict[str, Any10]) -> dict[str, Any
         ):
             found[name] = value
         else:
-            raise Refused(400, f"bad {kind} {pair((name, value))}")
+            raise ManagementRefused(400, f"bad {kind} {pair((name, value))}")
     return found
 
 
 def _arguments(body: Map) -> Table:
     for item in body.items():
         if not isinstance(item[0], str):
-            raise Refused(400, f"unsupported argument {pair(item)}")
+            raise ManagementRefused(400, f"unsupported argument {pair(item)}")
     return table_to_091(body.items())
 
 
-def _put_queue(request: Request) -> Answer:
+def _put_queue(request: ManagementRequest) -> Answer:
     settings = _settings(
         request.body, "queue property", {"durable": True, "exclusive": False, "auto_delete": False, "arguments": {}}
     )
     name, arguments, client = request.name, settings["arguments"], request.client
     if not name:
-        raise Refused(400, "declare queue with empty name not allowed")
+        raise ManagementRefused(400, "declare queue with empty name not allowed")
     _check_line_ends(name)
     _check_name("queue name", name)
     _check_reserved("queue", name, request.vhost)
@@ -221,35 +221,35 @@ def _refusals(statuses: Mapping[int, int]) -> Iterator[None]:
     except AmqpException as error:
         # RabbitMQ returns 400 for a property that the queue type does not support, and 409 for a wrong argument.
         is_property = error.what.startswith("invalid property")
-        raise Refused(400 if is_property else statuses.get(error.code, 400), error.what) from error
+        raise ManagementRefused(400 if is_property else statuses.get(error.code, 400), error.what) from error
 
 
 def _check_line_ends(name: str) -> None:
     if "\r" in name or "\n" in name:
-        raise Refused(400, f"Bad name '{name}': line feed and carriage return characters not allowed")
+        raise ManagementRefused(400, f"Bad name '{name}': line feed and carriage return characters not allowed")
 
 
 def _check_name(kind: str, name: str) -> None:
     if (wrong := name_error(kind, name)) is not None:
-        raise Refused(400, wrong)
+        raise ManagementRefused(400, wrong)
 
 
 def _check_reserved(kind: str, name: str, vhost: VirtualHost) -> None:
     if name.startswith("amq."):
-        raise Refused(403, f"{kind} '{name}' in vhost '{vhost.name}' starts with reserved prefix 'amq.'")
+        raise ManagementRefused(403, f"{kind} '{name}' in vhost '{vhost.name}' starts with reserved prefix 'amq.'")
 
 
 def _check_not_default(name: str) -> None:
     if not name:
-        raise Refused(403, "operation not permitted on the default exchange")
+        raise ManagementRefused(403, "operation not permitted on the default exchange")
 
 
 def _check_leads_to(arguments: Table, name: str) -> None:
     if name in arguments and not isinstance(arguments[name], str):
-        raise Refused(400, f"invalid type '{type_name(arguments[name])}' for arg '{name}'")
+        raise ManagementRefused(400, f"invalid type '{type_name(arguments[name])}' for arg '{name}'")
 
 
-def _delete_queue(request: Request) -> Answer:
+def _delete_queue(request: ManagementRequest) -> Answer:
     name, vhost, client = request.name, request.vhost, request.client
     _check_line_ends(name)
     client.rights.check("configure", "queue", name)
@@ -261,17 +261,17 @@ def _delete_queue(request: Request) -> Answer:
     return 200, {"message_count": ULong(vhost.delete_queue(queue))}
 
 
-def _purge_queue(request: Request) -> Answer:
+def _purge_queue(request: ManagementRequest) -> Answer:
     name, client = request.name, request.client
     client.rights.check("read", "queue", name)
     with _refusals({NOT_FOUND: 404}):
         queue = topology.queue_of(request.vhost, name, client)
     if queue.kind == "stream":
-        raise Refused(400, f"purge not supported by queue '{name}' in vhost '{queue.vhost}'")
+        raise ManagementRefused(400, f"purge not supported by queue '{name}' in vhost '{queue.vhost}'")
     return 200, {"message_count": ULong(queue.purge())}
 
 
-def _put_exchange(request: Request) -> Answer:
+def _put_exchange(request: ManagementRequest) -> Answer:
     settings = _settings(
         request.body,
         "exchange property",
@@ -295,7 +295,7 @@ def _put_exchange(request: Request) -> Answer:
     return 204, None
 
 
-def _delete_exchange(request: Request) -> Answer:
+def _delete_exchange(request: ManagementRequest) -> Answer:
     name, vhost = request.name, request.vhost
     _check_line_ends(name)
     _check_not_default(name)
@@ -306,7 +306,7 @@ def _delete_exchange(request: Request) -> Answer:
     return 204, None
 
 
-def _check_binding(request: Request, kind: str, destination: str, source: str, key: str) -> None:
+def _check_binding(request: ManagementRequest, kind: str, destination: str, source: str, key: str) -> None:
     for name in (source, destination) if kind == "exchange" else (source,):
         _check_not_default(name)
     for name in (source, destination):
@@ -314,13 +314,13 @@ def _check_binding(request: Request, kind: str, destination: str, source: str, k
     request.client.rights.check_binding(kind, destination, source, key)
 
 
-def _destination(request: Request, kind: str, name: str) -> Destination:
+def _destination(request: ManagementRequest, kind: str, name: str) -> BrokerDestination:
     if kind == "exchange":
         return topology.exchange_of(request.vhost, name)
     return topology.queue_of(request.vhost, name, request.client)
 
 
-def _post_binding(request: Request) -> Answer:
+def _post_binding(request: ManagementRequest) -> Answer:
     names = ("source", "destination_queue", "destination_exchange", "binding_key")
     settings = _settings(request.body, "binding field", {**dict.fromkeys(names), "arguments": None})
     source, to_queue, to_exchange, key = (settings[name] for name in names)
@@ -335,7 +335,7 @@ def _post_binding(request: Request) -> Answer:
     return 204, None
 
 
-def _bindings(request: Request, kind: str, name: str, source: str, key: str) -> Iterator[Binding]:
+def _bindings(request: ManagementRequest, kind: str, name: str, source: str, key: str) -> Iterator[BrokerBinding]:
     """Yield the bindings with this source, destination and key."""
     exchange = request.vhost.exchanges.get(source)
     for binding in () if exchange is None else list(exchange.bindings):
@@ -344,21 +344,21 @@ def _bindings(request: Request, kind: str, name: str, source: str, key: str) -> 
             yield binding
 
 
-def _get_bindings(request: Request) -> Answer:
+def _get_bindings(request: ManagementRequest) -> Answer:
     query = request.query
     if "src" not in query or "key" not in query:
         raise _unknown("bindings are listed by src, dstq or dste, and key")
     letter = next((each for each in "eq" if f"dst{each}" in query), None)
     if letter is None:
         shown = ",".join(f"{binary(name)} => {binary(value)}" for name, value in sorted(query.items()))
-        raise Refused(400, f"missing 'dste' or 'dstq' in query: #{{{shown}}}")
+        raise ManagementRefused(400, f"missing 'dste' or 'dstq' in query: #{{{shown}}}")
     kind, name, source, key = _KINDS[letter], query[f"dst{letter}"], query["src"], query["key"]
     if request.vhost.profile.passive_configures:
         _check_binding(request, kind, name, source, key)
     return 200, [_listed(binding) for binding in _bindings(request, kind, name, source, key)]
 
 
-def _listed(binding: Binding) -> Map:
+def _listed(binding: BrokerBinding) -> Map:
     source, kind, name = binding.source.name, binding.destination.destination_type, binding.destination.name
     key = binding.routing_key
     place = f"src={quoted(source)};dst{kind[0]}={quoted(name)};key={quoted(key)};args={_hash(binding)}"
@@ -371,15 +371,15 @@ def _listed(binding: Binding) -> Map:
     }
 
 
-def _hash(binding: Binding) -> str:
+def _hash(binding: BrokerBinding) -> str:
     """Return a hash of a binding's arguments, which distinguishes it from similar bindings; "" if it has none."""
     return binding.properties_key.rpartition("~")[2] if binding.arguments else ""
 
 
-def _delete_binding(request: Request) -> Answer:
+def _delete_binding(request: ManagementRequest) -> Answer:
     found = _SEGMENT.fullmatch(request.path[1])
     if found is None:
-        raise Refused(400, f"bad binding path segment '{request.path[1]}'")
+        raise ManagementRefused(400, f"bad binding path segment '{request.path[1]}'")
     source, letter, name, key, arguments = found.groups()
     source, name, key, kind = unquoted(source), unquoted(name), unquoted(key), _KINDS[letter]
     _check_binding(request, kind, name, source, key)
@@ -392,7 +392,7 @@ def _delete_binding(request: Request) -> Answer:
     return 204, None
 
 
-_HANDLERS: dict[tuple[str, str], Callable[[Request], Answer]] = {
+_HANDLERS: dict[tuple[str, str], Callable[[ManagementRequest], Answer]] = {
     ("GET", "queues/*"): _get_queue,
     ("PUT", "queues/*"): _put_queue,
     ("DELETE", "queues/*"): _delete_queue,

@@ -31,7 +31,7 @@ MANAGEMENT_NODE = "/management"
 _CREDIT = 8
 
 
-class Requests:
+class ManagementRequests:
     """The link on which a client sends requests. Its attributes are a subset of IncomingLink's."""
 
     target = Target(MANAGEMENT_NODE)
@@ -64,7 +64,7 @@ class ManagementLinks:
 
     def __init__(self, session: SessionState) -> None:
         self._session = session
-        self.requests: dict[int, Requests] = {}
+        self.requests: dict[int, ManagementRequests] = {}
         self.responses: dict[int, Responses] = {}
 
     def __contains__(self, handle: int) -> bool:
@@ -85,7 +85,7 @@ class ManagementLinks:
         session, largest = self._session, self._session.vhost.profile.largest_message
         answer = attach._replace(role=not attach.role, snd_settle_mode=SETTLED, unsettled=None)
         if attach.role == SENDER:
-            self.requests[attach.handle] = requests = Requests(attach)
+            self.requests[attach.handle] = requests = ManagementRequests(attach)
             session.send(answer._replace(rcv_settle_mode=FIRST, initial_delivery_count=None, max_message_size=largest))
             self._send_credit(attach.handle, requests)
         else:
@@ -94,7 +94,7 @@ class ManagementLinks:
             session.send(answer._replace(initial_delivery_count=0))
         return True
 
-    def _send_credit(self, handle: int, requests: Requests) -> None:
+    def _send_credit(self, handle: int, requests: ManagementRequests) -> None:
         self._session.flow(handle=handle, delivery_count=requests.delivery_count, link_credit=requests.credit)
 
     def detach(self, handle: int) -> bool:

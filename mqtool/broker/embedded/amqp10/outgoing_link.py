@@ -8,21 +8,23 @@ from typing import Any
 from mqtool.broker.embedded.amqp10.addresses import queue_address
 from mqtool.broker.embedded.amqp10.errors10 import DELETED, LIMIT_EXCEEDED, TOO_LARGE, LinkError, SessionError
 from mqtool.broker.embedded.amqp10.filtered_message import TooMuchWork
-from mqtool.broker.embedded.amqp10.filters import Filters
-from mqtool.broker.embedded.amqp10.session_state import Delivery, SessionState, add, after
-from mqtool.broker.embedded.model.amqp_message import ContentHeader, Message, Properties, encode_address
-from mqtool.broker.embedded.model.backlog import Entry
+from mqtool.broker.embedded.amqp10.filters import LinkFilters
+from mqtool.broker.embedded.amqp10.session_state import LinkDelivery, SessionState, add, after
+from mqtool.broker.embedded.model.amqp_message import BrokerMessage, ContentHeader, MessageProperties, encode_address
+from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.broker import DIRECT_REPLY_TO
 from mqtool.broker.embedded.model.consumers import delivery_counts
 from mqtool.broker.embedded.model.firehose import trace_delivered
-from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.broker.embedded.model.sectioned import Sections, encode
 from mqtool.codecs.amqp10_frames import Attach, Flow, transfer_frames
 from mqtool.codecs.amqp10_values import Map, Symbol
 from mqtool.codecs.field_tables import Int64, Table
 
 # Stands in for an unsettled message from a stream, so that the message need not stay in memory.
-_FORGOTTEN = Entry(Message(encode_address("", ""), ContentHeader.of(Properties(b"\0\0"), 0), b""), 0)
+_FORGOTTEN = BacklogEntry(
+    BrokerMessage(encode_address("", ""), ContentHeader.of(MessageProperties(b"\0\0"), 0), b""), 0
+)
 
 
 class Credit:
@@ -87,7 +89,9 @@ class OutgoingLink:
         largest: the maximum size of a message, in bytes, that the client accepts; 0 for no limit.
     """
 
-    def __init__(self, session: SessionState, attach: Attach, queue: Queue, *, settled: bool, arguments: Table) -> None:
+    def __init__(
+        self, session: SessionState, attach: Attach, queue: BrokerQueue, *, settled: bool, arguments: Table
+    ) -> None:
         self.session = session
         self.handle: int = attach.handle
         self.name = attach.name
@@ -122,7 +126,7 @@ class OutgoingLink:
         """Add the consumer to its queue."""
         self.queue.add_consumer(self)
 
-    def filter_with(self, filters: Filters) -> None:
+    def filter_with(self, filters: LinkFilters) -> None:
         """Send only the messages that these filters select."""
         self._select, self.filters = filters.selector, filters.effective or {}
 
@@ -151,7 +155,7 @@ class OutgoingLink:
             return False
         return True
 
-    def take(self, entry: Entry) -> None:
+    def take(self, entry: BacklogEntry) -> None:
         """Send a message to the client."""
         session, hooks = self.session, self.session.connection.broker.hooks
         profile, added = session.vhost.profile, _annotations(self.queue, entry)
@@ -160,7 +164,7 @@ class OutgoingLink:
         if not self.no_ack:
             # A stream keeps its messages, so unsettled ones need not be held in memory as well.
             is_kept = self.queue.kind == "stream" and hooks is None
-            session.unsettled[delivery_id] = Delivery(
+            session.unsettled[delivery_id] = LinkDelivery(
                 self, self.queue, _FORGOTTEN if is_kept else entry, session.connection.now()
             )
         elif hooks is not None:
@@ -253,7 +257,7 @@ class ReplyLink:
         """Start receiving replies."""
         self.session.connection.broker.reply_consumers[self._token] = self
 
-    def deliver_reply(self, message: Message) -> None:
+    def deliver_reply(self, message: BrokerMessage) -> None:
         """Send a reply. As in RabbitMQ, it is dropped if the client has given no credit."""
         session = self.session
         if self.flow.credit > 0 and session.connection.takes_replies:
@@ -280,7 +284,7 @@ class ReplyLink:
         self.session.connection.broker.reply_consumers.pop(self._token, None)
 
 
-def _annotations(queue: Queue, entry: Entry) -> Map:
+def _annotations(queue: BrokerQueue, entry: BacklogEntry) -> Map:
     """Return a delivery's annotations: its offset in a stream, or how often the message was delivered before."""
     if queue.kind == "stream":
         return {Symbol("x-stream-offset"): Int64(entry.position)}

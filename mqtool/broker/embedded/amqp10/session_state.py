@@ -8,9 +8,9 @@ from typing import Any, NamedTuple, Protocol
 
 from mqtool.broker.embedded.amqp10.amqp10_socket import Amqp10Socket
 from mqtool.broker.embedded.amqp10.errors10 import INVALID_FIELD, LIMIT_EXCEEDED, WINDOW_VIOLATION, SessionError
-from mqtool.broker.embedded.model.backlog import Entry
+from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.protocol_conversion import table_to_091
-from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.codecs.amqp10_frames import (
     RECEIVER,
@@ -49,14 +49,14 @@ def add(number: int, count: int) -> int:
     return (number + count) & _SERIAL
 
 
-class Publisher(Protocol):
+class LinkPublisher(Protocol):
     """The link on which a message was published, as the session sees it."""
 
     def settled(self, count: int) -> None:
         """Note that `count` messages have been settled, so the link may need more credit."""
 
 
-class Delivery:
+class LinkDelivery:
     """An unsettled message that was sent to the client.
 
     Attributes:
@@ -66,7 +66,7 @@ class Delivery:
 
     __slots__ = ("at", "entry", "link", "queue")
 
-    def __init__(self, link: object, queue: Queue, entry: Entry, at: float) -> None:
+    def __init__(self, link: object, queue: BrokerQueue, entry: BacklogEntry, at: float) -> None:
         self.link = link
         self.queue = queue
         self.entry = entry
@@ -108,7 +108,7 @@ def check_outcome(state: Any) -> None:
 class Settlement(NamedTuple):
     """The outcome of a published message. `state` is None if the client sent the message settled."""
 
-    link: Publisher
+    link: LinkPublisher
     delivery_id: int
     state: Any
 
@@ -129,8 +129,8 @@ class SessionState(ABC):
         self.connection = connection
         self.number = number
         self.vhost: VirtualHost = connection.vhost
-        self.unsettled: dict[int, Delivery] = {}
-        self.starving: dict[Queue, None] = {}
+        self.unsettled: dict[int, LinkDelivery] = {}
+        self.starving: dict[BrokerQueue, None] = {}
         self.backlog: deque[bytes] = deque()
         self.delivered = 0
         self.is_open = True
@@ -262,7 +262,7 @@ class SessionState(ABC):
         settled, self._settled = self._settled, []
         if not settled or not self.is_open:
             return
-        counts: dict[Publisher, int] = {}
+        counts: dict[LinkPublisher, int] = {}
         frames: list[bytes] = []
         first = last = None
         state: Any = None

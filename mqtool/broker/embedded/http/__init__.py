@@ -20,10 +20,10 @@ from mqtool.broker.embedded.http import (
     user_routes,
 )
 from mqtool.broker.embedded.http.http_server import (
-    Answer,
+    HttpAnswer,
     HttpError,
+    HttpRequest,
     HttpServer,
-    Request,
     bad_request,
     check_origin,
     in_slices,
@@ -32,11 +32,11 @@ from mqtool.broker.embedded.http.route_table import (
     TAGS,
     AnyConnection,
     Api,
-    Call,
     Counting,
     Json,
     Listed,
     Rates,
+    RouteCall,
     answer,
     check_regular_expression,
     missing,
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from mqtool.broker.embedded.testing.under_test import BrokerUnderTest
 
 
-class Management:
+class ManagementServer:
     """The handler of an HttpServer: logs users in, finds the route, and filters, sorts and pages lists.
 
     Args:
@@ -71,12 +71,12 @@ class Management:
         self._api = Api(broker, connections, Rates(self._counting), under_test)
         self._listening_on = listening_on
 
-    def check(self, request: Request) -> None:
+    def check(self, request: HttpRequest) -> None:
         """Raise HttpError 401 if the login fails, 403 or 421 if a web page sent the request."""
         check_origin(request.headers, self._listening_on)
         self._login(request)
 
-    def _login(self, request: Request) -> User:
+    def _login(self, request: HttpRequest) -> User:
         user = None
         if request.credentials is not None:
             name, password = request.credentials
@@ -91,15 +91,15 @@ class Management:
         """Wait until all changes made by requests are on disk."""
         await self._api.broker.ledger.stored()
 
-    async def answer(self, request: Request) -> Answer:
+    async def answer(self, request: HttpRequest) -> HttpAnswer:
         """Handle a request and return the response; raise HttpError for any status that is an error."""
         user = self._login(request)
         if request.path in ([], ["api"]):
-            return Answer(HTTPStatus.OK, {"management": "embedded"})
+            return HttpAnswer(HTTPStatus.OK, {"management": "embedded"})
         if request.path[0] != "api":
             missing()
         try:
-            found = answer(Call(self._api, request, user))
+            found = answer(RouteCall(self._api, request, user))
         except (UnicodeError, struct.error) as error:
             raise bad_request(f"cannot be stored: {error}") from error
         except RecursionError as error:  # since Python 3.14, json reads values nested too deeply for Python code
@@ -198,4 +198,4 @@ def _rank(item: Json, path: str) -> tuple[int, Any]:
     return (0, 0) if value is None else (1, value) if isinstance(value, int | float) else (2, str(value))
 
 
-__all__ = ["HttpServer", "Management"]
+__all__ = ["HttpServer", "ManagementServer"]

@@ -28,7 +28,7 @@ from mqtool.broker.embedded.http.queue_routes import (
     queue_declaration,
     queue_definition,
 )
-from mqtool.broker.embedded.http.route_table import READ, Call, Json, administrator, route
+from mqtool.broker.embedded.http.route_table import READ, Json, RouteCall, administrator, route
 from mqtool.broker.embedded.http.user_routes import (
     permission_views,
     save_permissions,
@@ -48,7 +48,7 @@ log = logging.getLogger("mqtool.broker.embedded")
 
 @route(READ, "definitions", administrator)
 @route(READ, "all-configuration", administrator)
-def definitions(call: Call) -> Json:
+def definitions(call: RouteCall) -> Json:
     version, users, vhosts = call.broker.profile.version, call.users(), call.vhosts()
     return {
         "rabbit_version": version,
@@ -65,7 +65,7 @@ def definitions(call: Call) -> Json:
 
 
 @route(READ, "definitions/VHOST", administrator)
-def definitions_of_vhost(call: Call, vhost: str) -> Json:
+def definitions_of_vhost(call: RouteCall, vhost: str) -> Json:
     """Return the definitions of a virtual host. Exchanges, queues and bindings do not contain its name."""
     found = _topology(call.vhosts(vhost))
     for kind in ("queues", "exchanges", "bindings"):
@@ -120,7 +120,7 @@ def load_file(broker: Broker, path: Path) -> list[str]:
 @route("POST", "definitions", administrator)
 @route("POST", "all-configuration", administrator)
 @route("POST", "definitions/VHOST", administrator)
-def post_definitions(call: Call, vhost: str | None = None) -> None:
+def post_definitions(call: RouteCall, vhost: str | None = None) -> None:
     """Load definitions. Existing exchanges and queues are kept; users, permissions and policies are overwritten.
 
     With a virtual host in the path, loads only the topology, policies and parameters, into this virtual host.

@@ -10,20 +10,20 @@ from http import HTTPStatus
 from itertools import islice
 
 from mqtool import ndjson
-from mqtool.broker.embedded.http.http_server import Answer, bad_request
+from mqtool.broker.embedded.http.http_server import HttpAnswer, bad_request
 from mqtool.broker.embedded.http.message_routes import plain
 from mqtool.broker.embedded.http.queue_routes import moved
-from mqtool.broker.embedded.http.route_table import AnyConnection, Call, Json, administrator, route
-from mqtool.broker.embedded.model.amqp_message import Message
-from mqtool.broker.embedded.model.backlog import Entry
+from mqtool.broker.embedded.http.route_table import AnyConnection, Json, RouteCall, administrator, route
+from mqtool.broker.embedded.model.amqp_message import BrokerMessage
+from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.broker import Broker
-from mqtool.broker.embedded.model.consumers import Consumer
+from mqtool.broker.embedded.model.consumers import QueueConsumer
 from mqtool.broker.embedded.model.message_events import LISTED, Event, MessageEvents, Unacknowledged
-from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.sockets.client_socket import ClientSocket
-from mqtool.broker.embedded.wire.amqp_channel import Channel
-from mqtool.broker.embedded.wire.deliveries import Subscription
+from mqtool.broker.embedded.wire.amqp_channel import BrokerChannel
+from mqtool.broker.embedded.wire.deliveries import ChannelSubscription
 
 #: The maximum number of queues whose messages are counted.
 _COUNTED = 1_000
@@ -32,12 +32,12 @@ _UNWATCHED_MILLISECONDS = 10_000
 _TIMEOUT, _MAX_TIMEOUT = 10.0, 30.0
 
 
-def _name(consumer: Consumer | None, queue: Queue) -> str | None:
+def _name(consumer: QueueConsumer | None, queue: BrokerQueue) -> str | None:
     """Return a consumer's name, made from its channel (in AMQP 1.0, its queue) and its tag; None for basic.get."""
     if consumer is None:
         return None
     # In AMQP 1.0, consumers have no channels.
-    return consumer.name if isinstance(consumer, Subscription) else f"{queue.name}/{consumer.tag}"
+    return consumer.name if isinstance(consumer, ChannelSubscription) else f"{queue.name}/{consumer.tag}"
 
 
 def _client(connection: ClientSocket) -> str:
@@ -48,13 +48,13 @@ def _client(connection: ClientSocket) -> str:
 
 def _client_of(source: object) -> dict[str, str]:
     """Describe the client that a message comes from or goes to."""
-    session = source.session if isinstance(source, Channel) else source
+    session = source.session if isinstance(source, BrokerChannel) else source
     if isinstance(session, ClientSocket):
         return {"client": _client(session), "connection": session.name}
     return {"client": "management API", "connection": ""}
 
 
-def details(message: Message) -> Json:
+def details(message: BrokerMessage) -> Json:
     """Describe a message, including the start of its body."""
     properties = message.properties.named()
     properties.pop("headers", None)
@@ -74,7 +74,7 @@ def _unacknowledged(connections: Iterable[AnyConnection]) -> Iterator[Unacknowle
                 yield each.queue, each.entry, each.subscription
 
 
-def _listed(entry: Entry, place: Json) -> Json:
+def _listed(entry: BacklogEntry, place: Json) -> Json:
     return {**place, "copy": entry.position, "redelivered": entry.redelivered, "details": details(entry.message)}
 
 
@@ -98,7 +98,7 @@ def _look_again(broker: Broker, vhost: VirtualHost, found: MessageEvents) -> Non
 
 
 @route("GET", "mqtool/events/VHOST", administrator)
-def events(call: Call, name: str) -> Answer:
+def events(call: RouteCall, name: str) -> HttpAnswer:
     """Return the events that follow number `after`; without `after`, the messages that are in the broker now.
 
     If there are none yet, the server waits up to `timeout` seconds for one; if none comes, the response has no counts.
@@ -113,15 +113,15 @@ def events(call: Call, name: str) -> Answer:
     connections = [each for each in call.opened() if each.vhost is vhost]
     view: Json = {"number": found.number, "changes": found.changes, "t": round(time.time() * 1000)}
     if after == found.number and timeout > 0:
-        return Answer(HTTPStatus.OK, {**view, "events": []}, patience=timeout)
+        return HttpAnswer(HTTPStatus.OK, {**view, "events": []}, patience=timeout)
     if after is None:
         waiting = [_listed(entry, place) for entry, place in found.waiting(_unacknowledged(connections))]
-        return Answer(HTTPStatus.OK, {**view, "waiting": waiting})
+        return HttpAnswer(HTTPStatus.OK, {**view, "waiting": waiting})
     happened = found.since(after)
     if happened is None:
-        return Answer(HTTPStatus.OK, {**view, "lost": True})
+        return HttpAnswer(HTTPStatus.OK, {**view, "lost": True})
     view["events"] = [_reported(event) for event in happened]
-    return Answer(HTTPStatus.OK, {**view, **_counts(vhost, connections, found.readers)})
+    return HttpAnswer(HTTPStatus.OK, {**view, **_counts(vhost, connections, found.readers)})
 
 
 def _counts(vhost: VirtualHost, connections: Iterable[AnyConnection], readers: dict[str | None, int]) -> Json:
@@ -130,7 +130,7 @@ def _counts(vhost: VirtualHost, connections: Iterable[AnyConnection], readers: d
         (connection, channel)
         for connection in connections
         for channel in connection.channels.values()
-        if isinstance(channel, Channel)
+        if isinstance(channel, BrokerChannel)
     ]
     streaming = [each for each in connections if each.protocol == "stream"]
     return {

@@ -57,7 +57,7 @@ class HttpError(Exception):
 
 
 @dataclass
-class Request:
+class HttpRequest:
     """An HTTP request.
 
     Attributes:
@@ -91,7 +91,7 @@ class Request:
 
 
 @dataclass
-class Answer:
+class HttpAnswer:
     """An HTTP response.
 
     Attributes:
@@ -113,13 +113,13 @@ class Answer:
 class Handler(Protocol):
     """Checks and answers the requests of an HttpServer. Raises HttpError to refuse a request."""
 
-    def check(self, request: Request) -> None:
+    def check(self, request: HttpRequest) -> None:
         """Check the credentials, before the body is read."""
 
     async def stored(self) -> None:
         """Wait until all changes made by requests are on disk."""
 
-    async def answer(self, request: Request) -> Answer:
+    async def answer(self, request: HttpRequest) -> HttpAnswer:
         """Handle a request and return the response."""
 
 
@@ -200,15 +200,15 @@ class HttpServer:
         await _write(writer, answer, stay=stay, head_only=request.method == "HEAD")
         return stay
 
-    async def _last_answer(self, request: Request) -> Answer:
-        """Call the handler until its response need not wait any longer (see Answer.patience); return that response."""
+    async def _last_answer(self, request: HttpRequest) -> HttpAnswer:
+        """Call the handler until its response need not wait (see HttpAnswer.patience); return that response."""
         loop = asyncio.get_running_loop()
         asked = loop.time()
         while (answer := await self._answer(request)).patience > loop.time() - asked:
             await asyncio.sleep(_ASK_AGAIN_SECONDS)
         return answer
 
-    async def _answer(self, request: Request) -> Answer:
+    async def _answer(self, request: HttpRequest) -> HttpAnswer:
         try:
             return await self._handler.answer(request)
         except HttpError as error:
@@ -216,7 +216,7 @@ class HttpServer:
         except Exception as error:
             cause = f"HTTP {type(error).__name__}"
             log.exception("management: %a", [request.method, *request.path], extra=caused_by(cause))
-            return Answer(HTTPStatus.INTERNAL_SERVER_ERROR, {"error": "internal_error", "reason": "see the log"})
+            return HttpAnswer(HTTPStatus.INTERNAL_SERVER_ERROR, {"error": "internal_error", "reason": "see the log"})
 
 
 def check_origin(headers: Mapping[str, str], listening_on: str) -> None:
@@ -255,8 +255,8 @@ def _finite(text: str) -> float:
     return number
 
 
-def _refusal(error: HttpError) -> Answer:
-    return Answer(error.status, {"error": error.error, "reason": error.reason})
+def _refusal(error: HttpError) -> HttpAnswer:
+    return HttpAnswer(error.status, {"error": error.error, "reason": error.reason})
 
 
 def bad_request(reason: str) -> HttpError:
@@ -305,7 +305,7 @@ def _is_loopback(address: str) -> bool:
     return bool(address) and ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
-async def _read_head(reader: asyncio.StreamReader, *, from_loopback: bool) -> Request | None:
+async def _read_head(reader: asyncio.StreamReader, *, from_loopback: bool) -> HttpRequest | None:
     """Read the request line and the headers. Returns None if the client has closed the connection."""
     try:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -332,10 +332,10 @@ async def _read_head(reader: asyncio.StreamReader, *, from_loopback: bool) -> Re
     except ValueError as error:
         raise bad_request("malformed address") from error
     path = [unquote(segment, errors="surrogateescape") for segment in parts.path.split("/") if segment]
-    return Request(method, path, query, headers, _credentials(headers.get("authorization", "")), from_loopback)
+    return HttpRequest(method, path, query, headers, _credentials(headers.get("authorization", "")), from_loopback)
 
 
-def _body_size(request: Request) -> int:
+def _body_size(request: HttpRequest) -> int:
     """Return the size of the body in bytes, from Content-Length. A body sent in chunks is refused."""
     if "transfer-encoding" in request.headers:
         raise HttpError(HTTPStatus.LENGTH_REQUIRED, "length_required", "a body needs a content-length")
@@ -380,7 +380,7 @@ async def _encode(value: Any) -> bytes:
     return b"" if value is None else json.dumps(value).encode()
 
 
-async def _write(writer: asyncio.StreamWriter, answer: Answer, *, stay: bool, head_only: bool = False) -> None:
+async def _write(writer: asyncio.StreamWriter, answer: HttpAnswer, *, stay: bool, head_only: bool = False) -> None:
     body = await _encode(answer.value)
     lines = [f"HTTP/1.1 {answer.status.value} {answer.status.phrase}", f"content-length: {len(body)}"]
     lines.append(f"connection: {'keep-alive' if stay else 'close'}")

@@ -9,12 +9,12 @@ from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from mqtool.broker.embedded.http.http_server import Answer, HttpError, bad_request, required, text
+from mqtool.broker.embedded.http.http_server import HttpAnswer, HttpError, bad_request, required, text
 from mqtool.broker.embedded.http.route_table import (
     READ,
     AnyConnection,
-    Call,
     Json,
+    RouteCall,
     administrator,
     anyone,
     member,
@@ -24,20 +24,26 @@ from mqtool.broker.embedded.http.route_table import (
 )
 from mqtool.broker.embedded.http.session_routes import link_consumers
 from mqtool.broker.embedded.model.amqp_errors import AmqpException
-from mqtool.broker.embedded.model.amqp_message import ContentHeader, Message, Properties, encode_address, encode_short
-from mqtool.broker.embedded.model.backlog import Entry
+from mqtool.broker.embedded.model.amqp_message import (
+    BrokerMessage,
+    ContentHeader,
+    MessageProperties,
+    encode_address,
+    encode_short,
+)
+from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.broker import NODE, Broker
-from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.broker.embedded.testing.fault import fault_of
-from mqtool.broker.embedded.wire.amqp_channel import Channel
-from mqtool.broker.embedded.wire.amqp_session import Session
+from mqtool.broker.embedded.wire.amqp_channel import BrokerChannel
+from mqtool.broker.embedded.wire.amqp_session import AmqpSession
 from mqtool.broker.embedded.wire.basic_methods import check_message
-from mqtool.broker.embedded.wire.deliveries import Subscription
+from mqtool.broker.embedded.wire.deliveries import ChannelSubscription
 from mqtool.codecs.field_tables import Int64, Table, Value, decode_table, encode_table
 
 if TYPE_CHECKING:
     # For type checkers only: most brokers serve neither streams nor tests, and start faster without these imports.
-    from mqtool.broker.embedded.streaming.subscriptions import Subscription as StreamSubscription
+    from mqtool.broker.embedded.streaming.subscriptions import StreamSubscription
     from mqtool.broker.embedded.testing.traffic import Recorded
 
 _NUMBERS = {"delivery_mode": 1, "priority": 1, "timestamp": 8}
@@ -91,7 +97,7 @@ def plain(value: Value) -> Any:
 
 
 @route("POST", "exchanges/VHOST/EXCHANGE/publish", member)
-def publish(call: Call, vhost_name: str, name: str) -> Json:
+def publish(call: RouteCall, vhost_name: str, name: str) -> Json:
     """Publish a message. `routed` in the response is true if at least one queue accepted it and none refused it."""
     vhost, exchange, body, broker = call.vhost(vhost_name), call.exchange(vhost_name, name), call.body, call.broker
     for each in ("properties", "routing_key", "payload", "payload_encoding"):
@@ -109,7 +115,7 @@ def publish(call: Call, vhost_name: str, name: str) -> Json:
         address = encode_address(exchange.name, key)
     except ValueError as error:
         raise bad_request("routing_key is longer than 255 bytes") from error
-    message = Message(address, ContentHeader.of(properties, len(payload)), payload)
+    message = BrokerMessage(address, ContentHeader.of(properties, len(payload)), payload)
     check_message(message, exchange, vhost.name, call.user)
     try:
         rights.check_copies(exchange, message.headers)
@@ -136,7 +142,7 @@ def _payload(payload: str, encoding: object) -> bytes:
         raise bad_request(f"not_base64: {payload}") from error
 
 
-def _properties(given: Any) -> Properties:
+def _properties(given: Any) -> MessageProperties:
     """Convert a JSON object to message properties. Fields that are not AMQP properties are ignored."""
     if not isinstance(given, dict):
         raise bad_request("properties must be an object")
@@ -157,11 +163,11 @@ def _properties(given: Any) -> Properties:
             fields[name] = encode_short(value)
     if given.get("headers"):
         fields["headers"] = encode_table(field_table(given["headers"]))
-    return Properties.of(fields)
+    return MessageProperties.of(fields)
 
 
 @route("POST", "queues/VHOST/QUEUE/get", member)
-def get_messages(call: Call, vhost: str, name: str) -> list[Json]:
+def get_messages(call: RouteCall, vhost: str, name: str) -> list[Json]:
     """Get messages from a queue, and acknowledge, reject or requeue them."""
     call.rights(vhost).check("read", "queue", name)
     queue, body = call.shared_queue(vhost, name), call.body
@@ -177,7 +183,7 @@ def get_messages(call: Call, vhost: str, name: str) -> list[Json]:
     except (TypeError, ValueError, OverflowError) as error:
         raise bad_request("count and truncate must be integers") from error
     views: list[Json] = []
-    entries: list[Entry] = []
+    entries: list[BacklogEntry] = []
     while len(entries) < count and (entry := queue.get(no_ack=False)) is not None:
         entries.append(entry)
         views.append(_got_view(entry, len(queue), truncate, is_base64=body["encoding"] == "base64"))
@@ -185,7 +191,7 @@ def get_messages(call: Call, vhost: str, name: str) -> list[Json]:
     return views
 
 
-def _got_view(entry: Entry, left: int, truncate: int | None, *, is_base64: bool) -> Json:
+def _got_view(entry: BacklogEntry, left: int, truncate: int | None, *, is_base64: bool) -> Json:
     message = entry.message
     payload = message.body[:truncate]
     shown: Json = {"payload": base64.b64encode(payload).decode(), "payload_encoding": "base64"}
@@ -204,7 +210,7 @@ def _got_view(entry: Entry, left: int, truncate: int | None, *, is_base64: bool)
     }
 
 
-def _acknowledge(broker: Broker, queue: Queue, entries: list[Entry]) -> None:
+def _acknowledge(broker: Broker, queue: BrokerQueue, entries: list[BacklogEntry]) -> None:
     for entry in entries:
         if broker.hooks is None or broker.hooks.acknowledge(queue, entry):
             queue.acknowledge(entry)
@@ -212,7 +218,7 @@ def _acknowledge(broker: Broker, queue: Queue, entries: list[Entry]) -> None:
             queue.requeue([entry])
 
 
-def _reject(broker: Broker, queue: Queue, entries: list[Entry], *, requeue: bool = False) -> None:
+def _reject(broker: Broker, queue: BrokerQueue, entries: list[BacklogEntry], *, requeue: bool = False) -> None:
     for entry in entries:
         if broker.hooks is not None:
             broker.hooks.rejected(queue, entry, requeue=requeue)
@@ -225,7 +231,7 @@ def _reject(broker: Broker, queue: Queue, entries: list[Entry], *, requeue: bool
 _requeue = partial(_reject, requeue=True)
 
 
-_SETTLING: dict[str, Callable[[Broker, Queue, list[Entry]], None]] = {
+_SETTLING: dict[str, Callable[[Broker, BrokerQueue, list[BacklogEntry]], None]] = {
     "ack_requeue_false": _acknowledge,
     "ack_requeue_true": _requeue,
     "reject_requeue_true": _requeue,
@@ -235,7 +241,7 @@ _SETTLING: dict[str, Callable[[Broker, Queue, list[Entry]], None]] = {
 
 @route(READ, "consumers", anyone)
 @route(READ, "consumers/VHOST", visitor)
-def consumers(call: Call, vhost: str | None = None) -> list[Json]:
+def consumers(call: RouteCall, vhost: str | None = None) -> list[Json]:
     """Return the consumers of queues, whatever their protocol."""
     seen = {each.name for each in call.vhosts(vhost)}
     found: list[Json] = []
@@ -249,7 +255,7 @@ def consumers(call: Call, vhost: str | None = None) -> list[Json]:
     return found
 
 
-def _consumer_view(channel: Channel, subscription: Subscription) -> Json:
+def _consumer_view(channel: BrokerChannel, subscription: ChannelSubscription) -> Json:
     queue = subscription.queue
     active = queue.consumers.is_active(subscription)
     return {
@@ -280,7 +286,7 @@ def _stream_consumer_view(connection: AnyConnection, subscription: "StreamSubscr
     }
 
 
-def channel_details(connection: "AnyConnection | Session", channel: Channel | None = None) -> Json:
+def channel_details(connection: "AnyConnection | AmqpSession", channel: BrokerChannel | None = None) -> Json:
     """Return the `channel_details` of a channel or a consumer; a consumer of the stream protocol has no channel."""
     return {
         "name": "" if channel is None else f"{connection.name} ({channel.number})",
@@ -294,12 +300,12 @@ def channel_details(connection: "AnyConnection | Session", channel: Channel | No
 
 
 @route("GET", "mqtool/faults", administrator)
-def faults(call: Call) -> list[Json]:
+def faults(call: RouteCall) -> list[Json]:
     return call.api.under_test().faults()
 
 
 @route("POST", "mqtool/faults", administrator)
-def begin_fault(call: Call) -> Answer:
+def begin_fault(call: RouteCall) -> HttpAnswer:
     body = call.body
     if not isinstance(name := body.pop("fault", None), str):
         raise bad_request('the body must have a "fault", such as {"fault": "cut_connections"}')
@@ -307,22 +313,22 @@ def begin_fault(call: Call) -> Answer:
         number, met = call.api.under_test().begin(fault_of(name, body))
     except ValueError as error:
         raise bad_request(str(error)) from error
-    return Answer(HTTPStatus.CREATED, {"id": number or None, "met": met})
+    return HttpAnswer(HTTPStatus.CREATED, {"id": number or None, "met": met})
 
 
 @route("DELETE", "mqtool/faults", administrator)
-def clear_faults(call: Call) -> None:
+def clear_faults(call: RouteCall) -> None:
     call.api.under_test().clear()
 
 
 @route("DELETE", "mqtool/faults/NUMBER", administrator)
-def undo_fault(call: Call, number: str) -> None:
+def undo_fault(call: RouteCall, number: str) -> None:
     if not (number.isdecimal() and call.api.under_test().undo(int(number))):
         missing()
 
 
 @route("POST", "mqtool/reset", administrator)
-def reset(call: Call) -> None:
+def reset(call: RouteCall) -> None:
     """Undo all faults. In one virtual host or in all of them, purge the queues and clear the recording."""
     vhost = call.body.get("vhost")
     call.api.under_test().reset(vhost if vhost is None else call.vhost(str(vhost)).name)
@@ -330,13 +336,13 @@ def reset(call: Call) -> None:
 
 @route("GET", "mqtool/published/VHOST", administrator)
 @route("GET", "mqtool/unrouted/VHOST", administrator)
-def published(call: Call, vhost: str) -> Answer:
+def published(call: RouteCall, vhost: str) -> HttpAnswer:
     """Return the published messages or, if the path contains `unrouted`, only those that no queue received."""
     return _recorded(call, call.request.path[2], vhost)
 
 
 @route("GET", "mqtool/queues/VHOST/QUEUE/WHAT", administrator)
-def in_queue(call: Call, vhost: str, queue: str, what: str) -> Answer:
+def in_queue(call: RouteCall, vhost: str, queue: str, what: str) -> HttpAnswer:
     """Return a queue's ready messages (if `what` is `messages`), or those `acked`, `rejected` or `requeued` there."""
     if what == "messages":
         return _enough(call, list(call.api.under_test().ready(vhost, queue)))
@@ -345,7 +351,7 @@ def in_queue(call: Call, vhost: str, queue: str, what: str) -> Answer:
     return _recorded(call, what, vhost, queue=queue)
 
 
-def _recorded(call: Call, what: str, vhost: str, **names: str) -> Answer:
+def _recorded(call: RouteCall, what: str, vhost: str, **names: str) -> HttpAnswer:
     query = call.request.query
     names |= {each: query[each] for each in ("exchange", "routing_key", "queue") if each in query and each not in names}
     try:
@@ -354,7 +360,7 @@ def _recorded(call: Call, what: str, vhost: str, **names: str) -> Answer:
         raise HttpError(HTTPStatus.CONFLICT, "not_recording", "start the broker with --recording") from error
 
 
-def _enough(call: Call, messages: "list[Recorded]") -> Answer:
+def _enough(call: RouteCall, messages: "list[Recorded]") -> HttpAnswer:
     """Return these messages. If there are fewer than the query's `count`, the server tries again until `timeout`."""
     query = call.request.query
     try:
@@ -362,7 +368,7 @@ def _enough(call: Call, messages: "list[Recorded]") -> Answer:
     except ValueError as error:
         raise bad_request("count and timeout must be numbers") from error
     patience = timeout if len(messages) < count else 0
-    return Answer(HTTPStatus.OK, [_recorded_view(each) for each in messages], patience=patience)
+    return HttpAnswer(HTTPStatus.OK, [_recorded_view(each) for each in messages], patience=patience)
 
 
 def _recorded_view(message: "Recorded") -> Json:

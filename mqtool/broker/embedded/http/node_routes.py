@@ -6,16 +6,16 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from mqtool.broker.embedded.http.http_server import Answer, bad_request, required
+from mqtool.broker.embedded.http.http_server import HttpAnswer, bad_request, required
 from mqtool.broker.embedded.http.message_routes import channel_details, consumers, plain
 from mqtool.broker.embedded.http.policy_routes import save_global_parameter
 from mqtool.broker.embedded.http.route_table import (
     NO_CONTENT,
     READ,
     AnyConnection,
-    Call,
     Json,
     Rates,
+    RouteCall,
     administrator,
     anyone,
     first,
@@ -28,7 +28,7 @@ from mqtool.broker.embedded.http.route_table import (
 from mqtool.broker.embedded.http.session_routes import details_of
 from mqtool.broker.embedded.model.broker import LOW_ON_DISK, LOW_ON_MEMORY, NODE, Broker
 from mqtool.broker.embedded.model.exchange import types_of
-from mqtool.broker.embedded.wire.amqp_channel import Channel
+from mqtool.broker.embedded.wire.amqp_channel import BrokerChannel
 
 _BUILT_IN = {
     "rabbitmq_delayed_message_exchange": "Delayed message exchange, built in",
@@ -52,7 +52,7 @@ _OK = {"status": "ok"}
 
 
 @route(READ, "overview", anyone)
-def overview(call: Call) -> Json:
+def overview(call: RouteCall) -> Json:
     broker, rates = call.broker, call.api.rates
     queues = [queue for vhost in broker.vhosts.values() for queue in vhost.queues.values()]
     ready, unacked = sum(map(len, queues)), sum(queue.unacked for queue in queues)
@@ -100,24 +100,24 @@ def _exchange_types(broker: Broker) -> list[Json]:
 
 
 @route(READ, "cluster-name", anyone)
-def cluster_name(call: Call) -> Json:
+def cluster_name(call: RouteCall) -> Json:
     return {"name": call.broker.cluster_name}
 
 
 @route("PUT", "cluster-name", administrator)
-def put_cluster_name(call: Call) -> Answer:
+def put_cluster_name(call: RouteCall) -> HttpAnswer:
     save_global_parameter(call.broker, "cluster_name", {"value": required(call.body, "name")})
     return NO_CONTENT
 
 
 @route(READ, "auth", anyone)
-def auth(call: Call) -> Json:  # noqa: ARG001
+def auth(call: RouteCall) -> Json:  # noqa: ARG001
     """Return the OAuth 2 settings. The embedded broker does not support OAuth 2."""
     return {"enable_uaa": False, "uaa_client_id": "", "uaa_location": ""}
 
 
 @route(READ, "feature-flags", administrator)
-def feature_flags(call: Call) -> list[Json]:  # noqa: ARG001
+def feature_flags(call: RouteCall) -> list[Json]:  # noqa: ARG001
     return [
         {"name": name, "desc": "", "doc_url": "", "state": "enabled", "stability": "stable", "provided_by": provider}
         for name, provider in _FEATURE_FLAGS.items()
@@ -125,7 +125,7 @@ def feature_flags(call: Call) -> list[Json]:  # noqa: ARG001
 
 
 @route("PUT", "feature-flags/FLAG/enable", administrator)
-def enable_feature_flag(call: Call, name: str) -> None:  # noqa: ARG001
+def enable_feature_flag(call: RouteCall, name: str) -> None:  # noqa: ARG001
     """Do nothing: all feature flags are enabled already. Raise 400 if there is no such flag."""
     if name not in _FEATURE_FLAGS:
         raise bad_request("unsupported")
@@ -134,23 +134,23 @@ def enable_feature_flag(call: Call, name: str) -> None:  # noqa: ARG001
 @route("DELETE", "reset", administrator)
 @route("DELETE", "reset/NODE", administrator)
 @route("POST", "rebalance/queues", administrator)
-def do_nothing(call: Call, *names: str) -> None:
+def do_nothing(call: RouteCall, *names: str) -> None:
     """Accept requests to reset statistics or rebalance queues, but do nothing: there is one node and no history."""
 
 
 @route(READ, "extensions", anyone)
-def extensions(call: Call) -> list[Json]:  # noqa: ARG001
+def extensions(call: RouteCall) -> list[Json]:  # noqa: ARG001
     """Return the extensions of the management UI; there are none."""
     return []
 
 
 @route(READ, "nodes", monitoring)
-def nodes(call: Call) -> list[Json]:
+def nodes(call: RouteCall) -> list[Json]:
     return [_node_view(call.broker)]
 
 
 @route(READ, "nodes/NODE", monitoring)
-def node(call: Call, name: str) -> Json:
+def node(call: RouteCall, name: str) -> Json:
     return _node_view(call.broker) if name == NODE else missing()
 
 
@@ -202,13 +202,13 @@ def _open_descriptors(limit: int) -> int:
 @route(READ, "healthchecks/node/NODE", anyone)
 @route(READ, "health/checks/virtual-hosts", anyone)
 @route(READ, "health/checks/certificate-expiration/NUMBER/UNIT", anyone)
-def healthy(call: Call, *names: str) -> Json:  # noqa: ARG001
+def healthy(call: RouteCall, *names: str) -> Json:  # noqa: ARG001
     """Report success for the health checks that cannot fail in this broker."""
     return _OK
 
 
 @route(READ, "aliveness-test/VHOST", anyone)
-def aliveness(call: Call, vhost: str) -> Json:
+def aliveness(call: RouteCall, vhost: str) -> Json:
     """Check that a virtual host exists."""
     call.vhost(vhost)
     return _OK
@@ -216,14 +216,14 @@ def aliveness(call: Call, vhost: str) -> Json:
 
 @route(READ, "health/checks/node-is-quorum-critical", anyone)
 @route(READ, "health/checks/node-is-mirror-sync-critical", anyone)
-def node_is_critical(call: Call) -> Json:  # noqa: ARG001
+def node_is_critical(call: RouteCall) -> Json:  # noqa: ARG001
     """Report that no queue depends on this node: a single node is never critical to a quorum."""
     return {"status": "ok", "reason": "single node cluster"}
 
 
 @route(READ, "health/checks/alarms", anyone)
 @route(READ, "health/checks/local-alarms", anyone)
-def alarms(call: Call) -> Answer:
+def alarms(call: RouteCall) -> HttpAnswer:
     """Check for alarms; return 503 if one is in effect."""
     shortages = [reason.removeprefix("low on ") for reason in sorted(set(call.broker.alarms.values()))]
     found = [{"node": NODE, "resource": each} for each in shortages]
@@ -232,7 +232,7 @@ def alarms(call: Call) -> Answer:
 
 
 @route(READ, "health/checks/port-listener/PORT", anyone)
-def port_listener(call: Call, port: str) -> Answer:
+def port_listener(call: RouteCall, port: str) -> HttpAnswer:
     """Check that the broker listens on a port; return 503 if not."""
     if not (port.isdecimal() and len(port) <= 5):
         raise bad_request("Invalid port")
@@ -241,7 +241,7 @@ def port_listener(call: Call, port: str) -> Answer:
 
 
 @route(READ, "health/checks/protocol-listener/PROTOCOL", anyone)
-def protocol_listener(call: Call, name: str) -> Answer:
+def protocol_listener(call: RouteCall, name: str) -> HttpAnswer:
     """Check that the broker has a listener for a protocol; return 503 if not."""
     listeners = call.broker.listeners
     protocol = _PROTOCOLS.get(name.lower(), name.lower())
@@ -249,25 +249,25 @@ def protocol_listener(call: Call, name: str) -> Answer:
     return _checked({**_OK, "protocol": protocol}, absent)
 
 
-def _checked(well: Json, wrong: Json | None) -> Answer:
+def _checked(well: Json, wrong: Json | None) -> HttpAnswer:
     if wrong is None:
-        return Answer(HTTPStatus.OK, well)
-    return Answer(HTTPStatus.SERVICE_UNAVAILABLE, {"status": "failed", "reason": "No active listener", **wrong})
+        return HttpAnswer(HTTPStatus.OK, well)
+    return HttpAnswer(HTTPStatus.SERVICE_UNAVAILABLE, {"status": "failed", "reason": "No active listener", **wrong})
 
 
 @route(READ, "connections", anyone)
 @route(READ, "vhosts/VHOST/connections", visitor)
-def connections(call: Call, vhost: str | None = None) -> list[Json]:
+def connections(call: RouteCall, vhost: str | None = None) -> list[Json]:
     return [_connection_view(each) for each in call.connections(vhost)]
 
 
 @route(READ, "connections/username/USER", anyone)
-def connections_of_user(call: Call, name: str) -> list[Json]:
+def connections_of_user(call: RouteCall, name: str) -> list[Json]:
     return where(connections(call), user=name)
 
 
 @route(READ, "connections/CONNECTION", anyone)
-def connection(call: Call, name: str) -> Json:
+def connection(call: RouteCall, name: str) -> Json:
     return first(connections(call), name=name)
 
 
@@ -302,16 +302,16 @@ def _connection_view(connection: AnyConnection) -> Json:
 
 
 @route("DELETE", "connections/username/USER", anyone)
-def close_connections_of_user(call: Call, name: str) -> None:
+def close_connections_of_user(call: RouteCall, name: str) -> None:
     _close(call, [each for each in call.opened() if each.user.name == name])
 
 
 @route("DELETE", "connections/CONNECTION", anyone)
-def close_connection(call: Call, name: str) -> None:
+def close_connection(call: RouteCall, name: str) -> None:
     _close(call, [each for each in call.opened() if each.name == name] or missing())
 
 
-def _close(call: Call, found: list[AnyConnection]) -> None:
+def _close(call: RouteCall, found: list[AnyConnection]) -> None:
     """Close connections. Only administrators may close other users' connections."""
     for each in found:
         if each.user.name != call.user.name:
@@ -321,17 +321,17 @@ def _close(call: Call, found: list[AnyConnection]) -> None:
 
 @route(READ, "channels", anyone)
 @route(READ, "vhosts/VHOST/channels", visitor)
-def channels(call: Call, vhost: str | None = None) -> list[Json]:
+def channels(call: RouteCall, vhost: str | None = None) -> list[Json]:
     return [_channel_view(each, call.api.rates) for each in _channels(call, vhost)]
 
 
 @route(READ, "connections/CONNECTION/channels", anyone)
-def channels_of_connection(call: Call, name: str) -> list[Json]:
+def channels_of_connection(call: RouteCall, name: str) -> list[Json]:
     return [view for view in channels(call) if view["connection_details"]["name"] == name]
 
 
 @route(READ, "channels/CHANNEL", anyone)
-def channel(call: Call, name: str) -> Json:
+def channel(call: RouteCall, name: str) -> Json:
     """Return a channel with its consumers and the exchanges that it has published to."""
     named = [each for each in _channels(call) if f"{each.session.name} ({each.number})" == name]
     found = (named or missing())[0]
@@ -344,11 +344,11 @@ def channel(call: Call, name: str) -> Json:
     return {**view, "publishes": published, "deliveries": [], "consumer_details": mine}
 
 
-def _channels(call: Call, vhost: str | None = None) -> list[Channel]:
+def _channels(call: RouteCall, vhost: str | None = None) -> list[BrokerChannel]:
     return [each for connection in call.connections(vhost) for each in connection.channels.values()]
 
 
-def _channel_view(channel: Channel, rates: Rates) -> Json:
+def _channel_view(channel: BrokerChannel, rates: Rates) -> Json:
     details = channel_details(channel.session, channel)
     transaction = channel.transaction
     return {

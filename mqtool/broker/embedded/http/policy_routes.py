@@ -7,12 +7,12 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from mqtool.broker.embedded.http.http_server import Answer, bad_request, required
+from mqtool.broker.embedded.http.http_server import HttpAnswer, bad_request, required
 from mqtool.broker.embedded.http.message_routes import field_table
 from mqtool.broker.embedded.http.route_table import (
     READ,
-    Call,
     Json,
+    RouteCall,
     administrator,
     administrator_or_member,
     anyone,
@@ -121,12 +121,12 @@ _OPERATORS = (
 )
 
 
-def policymaker_of_component(call: Call, component: str, vhost: str | None = None, *names: str) -> None:  # noqa: ARG001
+def policymaker_of_component(call: RouteCall, component: str, vhost: str | None = None, *names: str) -> None:  # noqa: ARG001
     """Allow the same users as policymaker(), on paths where a component precedes the virtual host."""
     policymaker(call, vhost)
 
 
-def _kind(call: Call) -> str:
+def _kind(call: RouteCall) -> str:
     return USER if call.request.path[1] == "policies" else OPERATOR
 
 
@@ -134,13 +134,13 @@ def _kind(call: Call) -> str:
 @route(READ, "operator-policies", anyone)
 @route(READ, "policies/VHOST", administrator_or_member)
 @route(READ, "operator-policies/VHOST", administrator_or_member)
-def policies(call: Call, vhost: str | None = None) -> list[Json]:
+def policies(call: RouteCall, vhost: str | None = None) -> list[Json]:
     return policy_views(call.vhosts(vhost), _kind(call))
 
 
 @route(READ, "policies/VHOST/POLICY", policymaker)
 @route(READ, "operator-policies/VHOST/POLICY", administrator)
-def policy(call: Call, vhost: str, name: str) -> Json:
+def policy(call: RouteCall, vhost: str, name: str) -> Json:
     return first(policies(call, vhost), name=name)
 
 
@@ -162,7 +162,7 @@ def policy_views(vhosts: Iterable[VirtualHost], kind: str) -> list[Json]:
 
 @route("PUT", "policies/VHOST/POLICY", policymaker)
 @route("PUT", "operator-policies/VHOST/POLICY", administrator)
-def put_policy(call: Call, vhost: str, name: str) -> Answer:
+def put_policy(call: RouteCall, vhost: str, name: str) -> HttpAnswer:
     kind, policies = _kind(call), call.vhost(vhost).policies
     existed = name in policies.by_kind[kind]
     policies.put(kind, policy_of(kind, name, call.body, call.broker.profile))
@@ -171,7 +171,7 @@ def put_policy(call: Call, vhost: str, name: str) -> Answer:
 
 @route("DELETE", "policies/VHOST/POLICY", policymaker)
 @route("DELETE", "operator-policies/VHOST/POLICY", administrator)
-def delete_policy(call: Call, vhost: str, name: str) -> None:
+def delete_policy(call: RouteCall, vhost: str, name: str) -> None:
     policy(call, vhost, name)  # raises 404 if it does not exist
     call.vhost(vhost).policies.delete(_kind(call), name)
 
@@ -179,12 +179,12 @@ def delete_policy(call: Call, vhost: str, name: str) -> None:
 @route(READ, "parameters", policymaker)
 @route(READ, "parameters/COMPONENT", policymaker_of_component)
 @route(READ, "parameters/COMPONENT/VHOST", policymaker_of_component)
-def parameters(call: Call, component: str | None = None, vhost: str | None = None) -> list[Json]:
+def parameters(call: RouteCall, component: str | None = None, vhost: str | None = None) -> list[Json]:
     return parameter_views(call.vhosts(vhost), component)
 
 
 @route(READ, "parameters/COMPONENT/VHOST/PARAMETER", policymaker_of_component)
-def parameter(call: Call, component: str, vhost: str, name: str) -> Json:
+def parameter(call: RouteCall, component: str, vhost: str, name: str) -> Json:
     return first(parameters(call, component, vhost), name=name)
 
 
@@ -201,7 +201,7 @@ def parameter_views(vhosts: Iterable[VirtualHost], component: str | None = None)
 
 
 @route("PUT", "parameters/COMPONENT/VHOST/PARAMETER", policymaker_of_component)
-def put_parameter(call: Call, component: str, vhost: str, name: str) -> Answer:
+def put_parameter(call: RouteCall, component: str, vhost: str, name: str) -> HttpAnswer:
     return put(existed=save_parameter(call.broker, call.vhost(vhost), component, name, call.body))
 
 
@@ -221,7 +221,7 @@ def save_parameter(broker: Broker, vhost: VirtualHost, component: str, name: str
 
 
 @route("DELETE", "parameters/COMPONENT/VHOST/PARAMETER", policymaker_of_component)
-def delete_parameter(call: Call, component: str, vhost: str, name: str) -> None:
+def delete_parameter(call: RouteCall, component: str, vhost: str, name: str) -> None:
     parameter(call, component, vhost, name)  # raises 404 if it does not exist
     if component == OPERATOR:
         call.vhost(vhost).policies.delete(OPERATOR, name)
@@ -230,12 +230,12 @@ def delete_parameter(call: Call, component: str, vhost: str, name: str) -> None:
 
 
 @route(READ, "global-parameters", policymaker)
-def global_parameters(call: Call) -> list[Json]:
+def global_parameters(call: RouteCall) -> list[Json]:
     return global_parameter_views(call.broker)
 
 
 @route(READ, "global-parameters/NAME", policymaker_of_component)
-def global_parameter(call: Call, name: str) -> Json:
+def global_parameter(call: RouteCall, name: str) -> Json:
     return first(global_parameter_views(call.broker), name=name)
 
 
@@ -245,7 +245,7 @@ def global_parameter_views(broker: Broker) -> list[Json]:
 
 
 @route("PUT", "global-parameters/NAME", policymaker_of_component)
-def put_global_parameter(call: Call, name: str) -> Answer:
+def put_global_parameter(call: RouteCall, name: str) -> HttpAnswer:
     return put(existed=save_global_parameter(call.broker, name, call.body))
 
 
@@ -257,7 +257,7 @@ def save_global_parameter(broker: Broker, name: str, body: Json) -> bool:
 
 
 @route("DELETE", "global-parameters/NAME", policymaker_of_component)
-def delete_global_parameter(call: Call, name: str) -> None:
+def delete_global_parameter(call: RouteCall, name: str) -> None:
     global_parameter(call, name)  # raises 404 if it does not exist
     call.broker.set_global_parameter(name, None)
 

@@ -4,14 +4,14 @@ from collections.abc import Iterator
 from http import HTTPStatus
 from urllib.parse import quote
 
-from mqtool.broker.embedded.http.http_server import Answer, bad_request, boolean, required, text
+from mqtool.broker.embedded.http.http_server import HttpAnswer, bad_request, boolean, required, text
 from mqtool.broker.embedded.http.message_routes import channel_details, consumers, field_table, plain
 from mqtool.broker.embedded.http.route_table import (
     READ,
-    Call,
     Json,
     Listed,
     Rates,
+    RouteCall,
     administrator,
     anyone,
     exchange_name,
@@ -33,13 +33,13 @@ from mqtool.broker.embedded.model.declarations import (
     check_exchange_type,
     check_queue,
 )
-from mqtool.broker.embedded.model.exchange import Binding, Exchange, ExchangeDeclaration
+from mqtool.broker.embedded.model.exchange import BrokerBinding, BrokerExchange, ExchangeDeclaration
 from mqtool.broker.embedded.model.names import MAX_NAME, is_too_long
-from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
-from mqtool.broker.embedded.model.stream_queue import Stream
+from mqtool.broker.embedded.model.stream_queue import StreamQueue
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
-from mqtool.broker.embedded.wire.amqp_connection import Connection
+from mqtool.broker.embedded.wire.amqp_connection import BrokerConnection
 from mqtool.codecs.field_tables import Table
 
 
@@ -52,18 +52,18 @@ def _checked_name(kind: str, name: str) -> str:
 
 @route(READ, "queues", anyone)
 @route(READ, "queues/VHOST", visitor)
-def queues(call: Call, vhost: str | None = None) -> Listed:
+def queues(call: RouteCall, vhost: str | None = None) -> Listed:
     found = [queue for each in call.vhosts(vhost) for queue in each.queues.values()]
     return Listed(found, lambda queue: queue_view(queue, call.api.rates))
 
 
 @route(READ, "queues/VHOST/QUEUE", visitor)
-def queue(call: Call, vhost: str, name: str) -> Json:
+def queue(call: RouteCall, vhost: str, name: str) -> Json:
     view = queue_view(call.queue(vhost, name), call.api.rates)
     return {**view, "consumer_details": [each for each in consumers(call, vhost) if each["queue"]["name"] == name]}
 
 
-def queue_definition(queue: Queue) -> Json:
+def queue_definition(queue: BrokerQueue) -> Json:
     """Return a queue in the format of /api/definitions."""
     return {
         "name": queue.name,
@@ -74,7 +74,7 @@ def queue_definition(queue: Queue) -> Json:
     }
 
 
-def queue_view(queue: Queue, rates: Rates) -> Json:
+def queue_view(queue: BrokerQueue, rates: Rates) -> Json:
     """Return a queue in the format of /api/queues."""
     ready, unacked = len(queue), queue.unacked
     consumers = list(queue.consumers)
@@ -82,7 +82,7 @@ def queue_view(queue: Queue, rates: Rates) -> Json:
         **queue_definition(queue),
         "type": queue.kind,
         "exclusive": queue.owner is not None,
-        "owner_pid_details": {"name": queue.owner.name} if isinstance(queue.owner, Connection) else {},
+        "owner_pid_details": {"name": queue.owner.name} if isinstance(queue.owner, BrokerConnection) else {},
         "state": "running",
         "node": NODE,
         "policy": queue.policy.policy,
@@ -105,7 +105,7 @@ def queue_view(queue: Queue, rates: Rates) -> Json:
         view["messages_dlx"] = len(queue.dead_letters)
         view["message_bytes_dlx"] = sum(len(entry.message.body) for entry, _ in queue.dead_letters)
         view["message_bytes"] += view["message_bytes_dlx"]
-    if isinstance(queue, Stream):
+    if isinstance(queue, StreamQueue):
         view = {name: value for name, value in view.items() if not name.startswith("message_bytes")}
         readers = len(consumers) + queue.log.subscriptions
         view |= {"leader": NODE, "members": [NODE], "online": [NODE], "readers": {NODE: readers}}
@@ -114,7 +114,7 @@ def queue_view(queue: Queue, rates: Rates) -> Json:
 
 
 @route("PUT", "queues/VHOST/QUEUE", member)
-def put_queue(call: Call, vhost: str, name: str) -> Answer:
+def put_queue(call: RouteCall, vhost: str, name: str) -> HttpAnswer:
     found, body = call.vhost(vhost), call.body
     declared = queue_declaration(name, body)
     call.rights(vhost).check_queue_declaration(name, declared.arguments, exists=name in found.queues)
@@ -150,7 +150,7 @@ def declare_queue(vhost: VirtualHost, declared: QueueDeclaration) -> bool:
 
 
 @route("DELETE", "queues/VHOST/QUEUE", member)
-def delete_queue(call: Call, vhost: str, name: str) -> None:
+def delete_queue(call: RouteCall, vhost: str, name: str) -> None:
     """Delete a queue. With `if-empty` or `if-unused` in the query, refuse if it has ready messages or consumers."""
     call.rights(vhost).check("configure", "queue", name)
     queue, query = call.shared_queue(vhost, name), call.request.query
@@ -162,13 +162,13 @@ def delete_queue(call: Call, vhost: str, name: str) -> None:
 
 
 @route("DELETE", "queues/VHOST/QUEUE/contents", member)
-def purge(call: Call, vhost: str, name: str) -> None:
+def purge(call: RouteCall, vhost: str, name: str) -> None:
     call.rights(vhost).check("read", "queue", name)
     call.shared_queue(vhost, name).purge()
 
 
 @route("POST", "queues/VHOST/QUEUE/actions", administrator)
-def queue_action(call: Call, vhost: str, name: str) -> None:
+def queue_action(call: RouteCall, vhost: str, name: str) -> None:
     """Do nothing: these actions are for mirrored queues, which the embedded broker does not have."""
     call.queue(vhost, name)
     if (action := required(call.body, "action")) not in ("sync", "cancel_sync"):
@@ -177,13 +177,13 @@ def queue_action(call: Call, vhost: str, name: str) -> None:
 
 @route(READ, "exchanges", anyone)
 @route(READ, "exchanges/VHOST", visitor)
-def exchanges(call: Call, vhost: str | None = None) -> list[Json]:
+def exchanges(call: RouteCall, vhost: str | None = None) -> list[Json]:
     found = [(each, exchange) for each in call.vhosts(vhost) for exchange in each.exchanges.values()]
     return [exchange_view(each, exchange, call.api.rates) for each, exchange in found]
 
 
 @route(READ, "exchanges/VHOST/EXCHANGE", visitor)
-def exchange(call: Call, vhost: str, name: str) -> Json:
+def exchange(call: RouteCall, vhost: str, name: str) -> Json:
     """Return an exchange, including the channels that have published to it."""
     found = call.exchange(vhost, name)
     incoming = [
@@ -195,7 +195,7 @@ def exchange(call: Call, vhost: str, name: str) -> Json:
     return {**exchange_view(call.vhost(vhost), found, call.api.rates), "incoming": incoming}
 
 
-def exchange_definition(vhost: VirtualHost, exchange: Exchange) -> Json:
+def exchange_definition(vhost: VirtualHost, exchange: BrokerExchange) -> Json:
     """Return an exchange in the format of /api/definitions."""
     return {
         "name": exchange.name,
@@ -208,7 +208,7 @@ def exchange_definition(vhost: VirtualHost, exchange: Exchange) -> Json:
     }
 
 
-def exchange_view(vhost: VirtualHost, exchange: Exchange, rates: Rates) -> Json:
+def exchange_view(vhost: VirtualHost, exchange: BrokerExchange, rates: Rates) -> Json:
     """Return an exchange in the format of /api/exchanges."""
     return {
         **exchange_definition(vhost, exchange),
@@ -220,7 +220,7 @@ def exchange_view(vhost: VirtualHost, exchange: Exchange, rates: Rates) -> Json:
 
 
 @route("PUT", "exchanges/VHOST/EXCHANGE", member)
-def put_exchange(call: Call, vhost: str, name: str) -> Answer:
+def put_exchange(call: RouteCall, vhost: str, name: str) -> HttpAnswer:
     found, body = call.vhost(vhost), call.body
     declared = exchange_declaration(exchange_name(name), body)
     call.rights(vhost).check_exchange_declaration(
@@ -250,12 +250,12 @@ def declare_exchange(vhost: VirtualHost, declared: ExchangeDeclaration) -> bool:
     if declared.name.startswith("amq."):
         raise bad_request(f"exchange name '{declared.name}' contains reserved prefix 'amq.*'")
     check_exchange(declared, vhost.name, vhost.profile)
-    vhost.add_exchange(Exchange(*declared))
+    vhost.add_exchange(BrokerExchange(*declared))
     return False
 
 
 @route("DELETE", "exchanges/VHOST/EXCHANGE", member)
-def delete_exchange(call: Call, vhost: str, name: str) -> None:
+def delete_exchange(call: RouteCall, vhost: str, name: str) -> None:
     """Delete an exchange. With `if-unused` in the query, refuse if it is in use."""
     call.rights(vhost).check("configure", "exchange", exchange_name(name))
     exchange = call.exchange(vhost, name)
@@ -268,32 +268,32 @@ def delete_exchange(call: Call, vhost: str, name: str) -> None:
 
 @route(READ, "bindings", anyone)
 @route(READ, "bindings/VHOST", visitor)
-def bindings(call: Call, vhost: str | None = None) -> Iterator[Json]:
+def bindings(call: RouteCall, vhost: str | None = None) -> Iterator[Json]:
     """Return bindings, including the implicit binding of each queue to the default exchange."""
-    found: list[tuple[str, Binding]] = []
+    found: list[tuple[str, BrokerBinding]] = []
     for each in call.vhosts(vhost):
         default = each.exchanges[""]
-        found += [(each.name, Binding(default, queue, queue.name, {})) for queue in each.queues.values()]
+        found += [(each.name, BrokerBinding(default, queue, queue.name, {})) for queue in each.queues.values()]
         found += [(each.name, binding) for binding in each.bindings()]
     return (binding_view(*pair) for pair in found)
 
 
 @route(READ, "queues/VHOST/QUEUE/bindings", visitor)
-def bindings_of_queue(call: Call, vhost: str, name: str) -> list[Json]:
+def bindings_of_queue(call: RouteCall, vhost: str, name: str) -> list[Json]:
     return where(bindings(call, vhost), destination=name, destination_type="queue")
 
 
 @route(READ, "exchanges/VHOST/EXCHANGE/bindings/source", visitor)
-def bindings_from_exchange(call: Call, vhost: str, name: str) -> list[Json]:
+def bindings_from_exchange(call: RouteCall, vhost: str, name: str) -> list[Json]:
     return where(bindings(call, vhost), source=name)
 
 
 @route(READ, "exchanges/VHOST/EXCHANGE/bindings/destination", visitor)
-def bindings_to_exchange(call: Call, vhost: str, name: str) -> list[Json]:
+def bindings_to_exchange(call: RouteCall, vhost: str, name: str) -> list[Json]:
     return where(bindings(call, vhost), destination=name, destination_type="exchange")
 
 
-def binding_view(vhost: str, binding: Binding) -> Json:
+def binding_view(vhost: str, binding: BrokerBinding) -> Json:
     """Return a binding in the format of /api/bindings."""
     return {
         "source": binding.source.name,
@@ -307,7 +307,7 @@ def binding_view(vhost: str, binding: Binding) -> Json:
 
 
 @route(READ, "bindings/VHOST/e/EXCHANGE/TYPE/DESTINATION", visitor)
-def bindings_between(call: Call, vhost: str, source: str, kind: str, destination: str) -> list[Json]:
+def bindings_between(call: RouteCall, vhost: str, source: str, kind: str, destination: str) -> list[Json]:
     """Return the bindings between an exchange and a queue (`kind` is `q`) or another exchange (`e`)."""
     to = {"q": "queue", "e": "exchange"}.get(kind) or missing()
     source = exchange_name(source)
@@ -315,19 +315,19 @@ def bindings_between(call: Call, vhost: str, source: str, kind: str, destination
 
 
 @route(READ, "bindings/VHOST/e/EXCHANGE/TYPE/DESTINATION/KEY", visitor)
-def binding(call: Call, vhost: str, source: str, kind: str, destination: str, key: str) -> Json:
+def binding(call: RouteCall, vhost: str, source: str, kind: str, destination: str, key: str) -> Json:
     return first(bindings_between(call, vhost, source, kind, destination), properties_key=key)
 
 
 @route("POST", "bindings/VHOST/e/EXCHANGE/TYPE/DESTINATION", member)
-def post_binding(call: Call, vhost: str, source: str, kind: str, destination: str) -> Answer:
+def post_binding(call: RouteCall, vhost: str, source: str, kind: str, destination: str) -> HttpAnswer:
     key, arguments = binding_declaration(call.body)
     exchange, end = _ends(call, vhost, source, kind, destination, key)
     call.vhost(vhost).bind(exchange, end, key, arguments)
     made = exchange.find(end, key, arguments)
     assert made is not None
     words = (quote(each, safe="", errors="surrogateescape") for each in (destination, made.properties_key))
-    return Answer(HTTPStatus.CREATED, location="/".join(words))
+    return HttpAnswer(HTTPStatus.CREATED, location="/".join(words))
 
 
 def binding_declaration(body: Json) -> tuple[str, Table]:
@@ -336,7 +336,7 @@ def binding_declaration(body: Json) -> tuple[str, Table]:
 
 
 @route("DELETE", "bindings/VHOST/e/EXCHANGE/TYPE/DESTINATION/KEY", member)
-def delete_binding(call: Call, vhost: str, source: str, kind: str, destination: str, key: str) -> None:
+def delete_binding(call: RouteCall, vhost: str, source: str, kind: str, destination: str, key: str) -> None:
     exchange, end = _ends(call, vhost, source, kind, destination, None)
     for each in list(exchange.bindings):
         if each.destination is end and each.properties_key == key:
@@ -347,8 +347,8 @@ def delete_binding(call: Call, vhost: str, source: str, kind: str, destination: 
 
 
 def _ends(
-    call: Call, vhost: str, source: str, kind: str, destination: str, key: str | None
-) -> tuple[Exchange, Queue | Exchange]:
+    call: RouteCall, vhost: str, source: str, kind: str, destination: str, key: str | None
+) -> tuple[BrokerExchange, BrokerQueue | BrokerExchange]:
     """Return the source and the destination of a binding, after checking that the user may bind or unbind them.
 
     With a routing key, also checks the topic permissions.
@@ -361,15 +361,15 @@ def _ends(
     if not source or not name:
         raise bad_request("operation not permitted on the default exchange")
     call.rights(vhost).check_binding(to, name, source, key)
-    end: Queue | Exchange = call.shared_queue(vhost, name) if kind == "q" else call.exchange(vhost, name)
+    end: BrokerQueue | BrokerExchange = call.shared_queue(vhost, name) if kind == "q" else call.exchange(vhost, name)
     return call.exchange(vhost, source), end
 
 
-def moved(queue: Queue) -> list[int]:
+def moved(queue: BrokerQueue) -> list[int]:
     """Count a queue's ready, unacknowledged and published messages.
 
     In a stream, all messages count as ready, even those that cannot be read yet.
     """
-    if isinstance(queue, Stream):
+    if isinstance(queue, StreamQueue):
         return [queue.log.next_offset - queue.log.first_offset, queue.unacked, queue.log.next_offset]
     return [len(queue), queue.unacked, queue.traffic.published]

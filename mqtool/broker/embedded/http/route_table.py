@@ -14,16 +14,16 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, TypeAlias
 from weakref import WeakKeyDictionary
 
-from mqtool.broker.embedded.http.http_server import Answer, HttpError, Request, bad_request
+from mqtool.broker.embedded.http.http_server import HttpAnswer, HttpError, HttpRequest, bad_request
 from mqtool.broker.embedded.model.amqp_errors import locked_queue
 from mqtool.broker.embedded.model.applied_policies import check_pattern
 from mqtool.broker.embedded.model.broker import Broker
-from mqtool.broker.embedded.model.exchange import Exchange
-from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.exchange import BrokerExchange
+from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.broker.embedded.model.rights import Rights
 from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
-from mqtool.broker.embedded.wire.amqp_connection import Connection
+from mqtool.broker.embedded.wire.amqp_connection import BrokerConnection
 
 if TYPE_CHECKING:
     from mqtool.broker.embedded.amqp10.amqp10_connection import Connection10
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mqtool.broker.embedded.streaming.stream_connection import StreamConnection
     from mqtool.broker.embedded.testing.under_test import BrokerUnderTest
 
-AnyConnection: TypeAlias = "Connection | StreamConnection | Connection10"
+AnyConnection: TypeAlias = "BrokerConnection | StreamConnection | Connection10"
 Json = dict[str, Any]
 
 #: The user tags that allow users to log in, and those that let them see all virtual hosts and connections.
@@ -121,7 +121,7 @@ class Api:
 
 
 @dataclass
-class Call:
+class RouteCall:
     """A request to a handler, with the broker and the logged-in user. Methods raise HttpError 404 for missing objects.
 
     Attributes:
@@ -131,7 +131,7 @@ class Call:
     """
 
     api: Api
-    request: Request
+    request: HttpRequest
     user: User
 
     @property
@@ -173,17 +173,17 @@ class Call:
     def named_user(self, name: str) -> User:
         return self.users(name)[0]
 
-    def queue(self, vhost: str, name: str) -> Queue:
+    def queue(self, vhost: str, name: str) -> BrokerQueue:
         return self.vhost(vhost).queues.get(name) or missing()
 
-    def shared_queue(self, vhost: str, name: str) -> Queue:
+    def shared_queue(self, vhost: str, name: str) -> BrokerQueue:
         """Return the queue of this name; raise AmqpException if it is exclusive to a connection."""
         queue = self.queue(vhost, name)
         if queue.owner is not None:
             raise locked_queue(name, vhost)
         return queue
 
-    def exchange(self, vhost: str, name: str) -> Exchange:
+    def exchange(self, vhost: str, name: str) -> BrokerExchange:
         return self.vhost(vhost).exchanges.get(exchange_name(name)) or missing()
 
     def rights(self, vhost: str) -> Rights:
@@ -202,7 +202,7 @@ Handler = Callable[..., Any]
 Right = Callable[..., None]
 
 
-class Route(NamedTuple):
+class HttpRoute(NamedTuple):
     """One HTTP method on a path.
 
     Attributes:
@@ -214,7 +214,7 @@ class Route(NamedTuple):
     handler: Handler
 
 
-_ROUTES: dict[str, dict[str, Route]] = {}
+_ROUTES: dict[str, dict[str, HttpRoute]] = {}
 
 
 def route(methods: str, path: str, right: Right) -> Callable[[Handler], Handler]:
@@ -228,7 +228,7 @@ def route(methods: str, path: str, right: Right) -> Callable[[Handler], Handler]
 
     def register(handler: Handler) -> Handler:
         for method in methods.split():
-            _ROUTES.setdefault(path, {})[method] = Route(right, handler)
+            _ROUTES.setdefault(path, {})[method] = HttpRoute(right, handler)
         return handler
 
     return register
@@ -240,9 +240,9 @@ def paths() -> dict[str, list[str]]:
     return {path: sorted(routes, key=order.index) for path, routes in _ROUTES.items()}
 
 
-def found(path: list[str]) -> tuple[dict[str, Route], list[str]]:
+def found(path: list[str]) -> tuple[dict[str, HttpRoute], list[str]]:
     """Return a path's routes by method, and the values of its placeholders; raise 404 if there are none."""
-    best: tuple[list[bool], dict[str, Route], list[str]] | None = None
+    best: tuple[list[bool], dict[str, HttpRoute], list[str]] | None = None
     for pattern, routes in _ROUTES.items():
         words = pattern.split("/")
         if len(words) == len(path) and all(
@@ -255,7 +255,7 @@ def found(path: list[str]) -> tuple[dict[str, Route], list[str]]:
     return missing() if best is None else best[1:]
 
 
-def answer(call: Call) -> Answer:
+def answer(call: RouteCall) -> HttpAnswer:
     """Handle a request below /api and return the response.
 
     Raises:
@@ -265,22 +265,22 @@ def answer(call: Call) -> Answer:
     routes, names = found(call.request.path[1:])
     method = call.request.method
     if method == "OPTIONS":
-        return Answer(HTTPStatus.OK, allow=(*routes, "OPTIONS"))
+        return HttpAnswer(HTTPStatus.OK, allow=(*routes, "OPTIONS"))
     if method not in routes:
         raise HttpError(HTTPStatus.METHOD_NOT_ALLOWED, "method_not_allowed", "Method Not Allowed")
     right, handler = routes[method]
     right(call, *names)
     value = handler(call, *names)
-    if isinstance(value, Answer):
+    if isinstance(value, HttpAnswer):
         return value
-    return NO_CONTENT if value is None else Answer(HTTPStatus.OK, value)
+    return NO_CONTENT if value is None else HttpAnswer(HTTPStatus.OK, value)
 
 
-NO_CONTENT = Answer(HTTPStatus.NO_CONTENT)
-CREATED = Answer(HTTPStatus.CREATED)
+NO_CONTENT = HttpAnswer(HTTPStatus.NO_CONTENT)
+CREATED = HttpAnswer(HTTPStatus.CREATED)
 
 
-def put(*, existed: bool) -> Answer:
+def put(*, existed: bool) -> HttpAnswer:
     """Return the response to a PUT: 204 if the object existed, otherwise 201."""
     return NO_CONTENT if existed else CREATED
 
@@ -318,29 +318,29 @@ def first(views: Iterable[Json], **wanted: str) -> Json:
     return (where(views, **wanted) or missing())[0]
 
 
-def anyone(call: Call, *names: str) -> None:
+def anyone(call: RouteCall, *names: str) -> None:
     """Allow every logged-in user."""
 
 
-def administrator(call: Call, *names: str) -> None:  # noqa: ARG001
+def administrator(call: RouteCall, *names: str) -> None:  # noqa: ARG001
     """Allow only administrators."""
     if "administrator" not in call.user.tags:
         raise refused("Not administrator user")
 
 
-def monitoring(call: Call, *names: str) -> None:  # noqa: ARG001
+def monitoring(call: RouteCall, *names: str) -> None:  # noqa: ARG001
     """Allow only users who may see all virtual hosts."""
     if not call.sees_all():
         raise refused("Not monitor user")
 
 
-def visitor(call: Call, vhost: str, *names: str) -> None:  # noqa: ARG001
+def visitor(call: RouteCall, vhost: str, *names: str) -> None:  # noqa: ARG001
     """Allow users with permissions in the virtual host, or with a tag that lets them see every virtual host."""
     if not call.sees_all():
         member(call, vhost)
 
 
-def member(call: Call, vhost: str, *names: str) -> None:  # noqa: ARG001
+def member(call: RouteCall, vhost: str, *names: str) -> None:  # noqa: ARG001
     """Allow users with any permissions in the virtual host. The handler checks the specific permission."""
     if vhost not in call.user.permissions:
         if call.broker.profile.hides_vhosts:
@@ -348,13 +348,13 @@ def member(call: Call, vhost: str, *names: str) -> None:  # noqa: ARG001
         raise refused("User not authorised to access virtual host")
 
 
-def administrator_or_member(call: Call, vhost: str, *names: str) -> None:  # noqa: ARG001
+def administrator_or_member(call: RouteCall, vhost: str, *names: str) -> None:  # noqa: ARG001
     """Allow administrators, and users with permissions in the virtual host."""
     if "administrator" not in call.user.tags:
         member(call, vhost)
 
 
-def policymaker(call: Call, vhost: str | None = None, *names: str) -> None:  # noqa: ARG001
+def policymaker(call: RouteCall, vhost: str | None = None, *names: str) -> None:  # noqa: ARG001
     """Allow administrators and policymakers. If the path has a virtual host, policymakers need permissions in it."""
     tags = call.user.tags
     if "administrator" in tags:

@@ -3,21 +3,21 @@
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
-from mqtool.broker.embedded.http.route_table import READ, AnyConnection, Call, Json, anyone, missing, route
-from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.http.route_table import READ, AnyConnection, Json, RouteCall, anyone, missing, route
+from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.codecs.amqp10_values import Any10
 
 if TYPE_CHECKING:
     # For type checkers only: most brokers have no AMQP 1.0 clients.
     from mqtool.broker.embedded.amqp10.amqp10_connection import Connection10
-    from mqtool.broker.embedded.amqp10.amqp10_session import Session
+    from mqtool.broker.embedded.amqp10.amqp10_session import Amqp10Session
 
 _PROTOCOL = "AMQP 1-0"
 #: The names of settle modes.
 _MODES: dict[int | None, str] = {0: "unsettled", 1: "settled", 2: "mixed"}
 
 
-def sessions_of(connection: AnyConnection) -> list["Session"]:
+def sessions_of(connection: AnyConnection) -> list["Amqp10Session"]:
     """Return the sessions of an AMQP 1.0 connection; an empty list for other protocols."""
     return list(cast("Connection10", connection).sessions.values()) if connection.protocol == _PROTOCOL else []
 
@@ -34,13 +34,13 @@ def link_consumers(connection: AnyConnection) -> list[Json]:
     return [_consumer_view(link, queue) for session in sessions_of(connection) for link, queue in _consumers(session)]
 
 
-def _consumers(session: "Session") -> list[tuple[Any, Queue]]:
+def _consumers(session: "Amqp10Session") -> list[tuple[Any, BrokerQueue]]:
     """Return the links that consume from queues, each with its queue. Links for direct replies are left out."""
     links = [(link, getattr(link, "queue", None)) for link in session.outgoing.values()]
     return [(link, queue) for link, queue in links if queue is not None and not queue.deleted]
 
 
-def _consumer_view(link: Any, queue: Queue) -> Json:
+def _consumer_view(link: Any, queue: BrokerQueue) -> Json:
     is_active = queue.consumers.is_active(link)
     return {
         "consumer_tag": link.tag,
@@ -56,13 +56,13 @@ def _consumer_view(link: Any, queue: Queue) -> Json:
 
 
 @route(READ, "connections/CONNECTION/sessions", anyone)
-def sessions(call: Call, name: str) -> list[Json]:
+def sessions(call: RouteCall, name: str) -> list[Json]:
     """Return the sessions of an AMQP 1.0 connection with their links."""
     found = [each for each in call.connections() if each.name == name] or missing()
     return [_session_view(each) for each in sessions_of(found[0])]
 
 
-def _session_view(session: "Session") -> Json:
+def _session_view(session: "Amqp10Session") -> Json:
     management = session.management
     return {
         "channel_number": session.number,
@@ -82,7 +82,7 @@ def _session_view(session: "Session") -> Json:
     }
 
 
-def _incoming_view(session: "Session", handle: int, mode: str, link: Any) -> Json:
+def _incoming_view(session: "Amqp10Session", handle: int, mode: str, link: Any) -> Json:
     return {
         "handle": handle,
         "link_name": link.name,

@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from mqtool.broker.embedded.http.http_server import Answer, bad_request, boolean, required, text
+from mqtool.broker.embedded.http.http_server import HttpAnswer, bad_request, boolean, required, text
 from mqtool.broker.embedded.http.policy_routes import checked_limits
 from mqtool.broker.embedded.http.route_table import (
     NO_CONTENT,
     READ,
-    Call,
     Json,
     Rates,
+    RouteCall,
     administrator,
     anyone,
     check_regular_expression,
@@ -31,22 +31,22 @@ from mqtool.broker.embedded.model.virtual_host import VirtualHost
 
 
 @route(READ, "whoami", anyone)
-def whoami(call: Call) -> Json:
+def whoami(call: RouteCall) -> Json:
     return {"name": call.user.name, "tags": call.user.tags}
 
 
 @route(READ, "users", administrator)
-def users(call: Call) -> list[Json]:
+def users(call: RouteCall) -> list[Json]:
     return [user_view(each) for each in call.users()]
 
 
 @route(READ, "users/without-permissions", administrator)
-def users_without_permissions(call: Call) -> list[Json]:
+def users_without_permissions(call: RouteCall) -> list[Json]:
     return [user_view(each) for each in call.users() if not each.permissions]
 
 
 @route(READ, "users/USER", administrator)
-def user(call: Call, name: str) -> Json:
+def user(call: RouteCall, name: str) -> Json:
     return user_view(call.named_user(name))
 
 
@@ -62,7 +62,7 @@ def user_view(user: User) -> Json:
 
 
 @route("PUT", "users/USER", administrator)
-def put_user(call: Call, name: str) -> Answer:
+def put_user(call: RouteCall, name: str) -> HttpAnswer:
     return put(existed=save_user(call.broker, name, call.body))
 
 
@@ -96,12 +96,12 @@ def save_user(broker: Broker, name: str, body: Json) -> bool:
 
 
 @route("DELETE", "users/USER", administrator)
-def delete_user(call: Call, name: str) -> None:
+def delete_user(call: RouteCall, name: str) -> None:
     call.broker.delete_user(call.named_user(name).name)
 
 
 @route("POST", "users/bulk-delete", administrator)
-def delete_users(call: Call) -> None:
+def delete_users(call: RouteCall) -> None:
     names = required(call.body, "users")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise bad_request("users must be a list")
@@ -114,17 +114,17 @@ def delete_users(call: Call) -> None:
 
 @route(READ, "permissions", administrator)
 @route(READ, "users/USER/permissions", administrator)
-def permissions(call: Call, name: str | None = None) -> list[Json]:
+def permissions(call: RouteCall, name: str | None = None) -> list[Json]:
     return permission_views(call.users(name))
 
 
 @route(READ, "vhosts/VHOST/permissions", administrator)
-def permissions_in_vhost(call: Call, vhost: str) -> list[Json]:
+def permissions_in_vhost(call: RouteCall, vhost: str) -> list[Json]:
     return where(permissions(call), vhost=call.vhost(vhost).name)
 
 
 @route(READ, "permissions/VHOST/USER", administrator)
-def permission(call: Call, vhost: str, name: str) -> Json:
+def permission(call: RouteCall, vhost: str, name: str) -> Json:
     return first(permissions(call, name), vhost=vhost)
 
 
@@ -138,7 +138,7 @@ def permission_views(users: Iterable[User]) -> list[Json]:
 
 
 @route("PUT", "permissions/VHOST/USER", administrator)
-def put_permission(call: Call, vhost: str, name: str) -> Answer:
+def put_permission(call: RouteCall, vhost: str, name: str) -> HttpAnswer:
     return put(existed=save_permissions(call.broker, call.vhost(vhost).name, call.named_user(name), call.body))
 
 
@@ -159,24 +159,24 @@ def _patterns(body: Json, *names: str) -> list[str]:
 
 
 @route("DELETE", "permissions/VHOST/USER", administrator)
-def delete_permission(call: Call, vhost: str, name: str) -> None:
+def delete_permission(call: RouteCall, vhost: str, name: str) -> None:
     call.broker.set_permissions(call.named_user(name).name, call.vhost(vhost).name, None)
 
 
 @route(READ, "topic-permissions", administrator)
 @route(READ, "users/USER/topic-permissions", administrator)
-def topic_permissions(call: Call, name: str | None = None) -> list[Json]:
+def topic_permissions(call: RouteCall, name: str | None = None) -> list[Json]:
     return topic_permission_views(call.users(name))
 
 
 @route(READ, "vhosts/VHOST/topic-permissions", administrator)
-def topic_permissions_in_vhost(call: Call, vhost: str) -> list[Json]:
+def topic_permissions_in_vhost(call: RouteCall, vhost: str) -> list[Json]:
     return where(topic_permissions(call), vhost=call.vhost(vhost).name)
 
 
 @route(READ, "topic-permissions/VHOST/USER", administrator)
 @route(READ, "topic-permissions/VHOST/USER/EXCHANGE", administrator)
-def topic_permission(call: Call, vhost: str, name: str, *exchange: str) -> list[Json]:  # noqa: ARG001 - as in RabbitMQ
+def topic_permission(call: RouteCall, vhost: str, name: str, *exchange: str) -> list[Json]:  # noqa: ARG001 - as in RabbitMQ
     return where(topic_permissions(call, name), vhost=call.vhost(vhost).name) or missing()
 
 
@@ -191,7 +191,7 @@ def topic_permission_views(users: Iterable[User]) -> list[Json]:
 
 @route("PUT", "topic-permissions/VHOST/USER", administrator)
 @route("PUT", "topic-permissions/VHOST/USER/EXCHANGE", administrator)
-def put_topic_permission(call: Call, vhost: str, name: str, *exchange: str) -> Answer:  # noqa: ARG001 - it is in the body
+def put_topic_permission(call: RouteCall, vhost: str, name: str, *exchange: str) -> HttpAnswer:  # noqa: ARG001 - it is in the body
     return put(existed=save_topic_permissions(call.broker, call.vhost(vhost).name, call.named_user(name), call.body))
 
 
@@ -211,7 +211,7 @@ def save_topic_permissions(broker: Broker, vhost: str, user: User, body: Json) -
 
 @route("DELETE", "topic-permissions/VHOST/USER", administrator)
 @route("DELETE", "topic-permissions/VHOST/USER/EXCHANGE", administrator)
-def delete_topic_permission(call: Call, vhost: str, name: str, *exchange: str) -> None:
+def delete_topic_permission(call: RouteCall, vhost: str, name: str, *exchange: str) -> None:
     """Delete a user's topic permissions for an exchange, or for all exchanges in the virtual host."""
     topic_permission(call, vhost, name)  # raises 404 if there are none
     user = call.named_user(name)
@@ -224,12 +224,12 @@ def delete_topic_permission(call: Call, vhost: str, name: str, *exchange: str) -
 
 
 @route(READ, "vhosts", anyone)
-def vhosts(call: Call) -> list[Json]:
+def vhosts(call: RouteCall) -> list[Json]:
     return [_vhost_view(vhost, call.api.rates) for vhost in call.vhosts()]
 
 
 @route(READ, "vhosts/VHOST", visitor)
-def vhost(call: Call, name: str) -> Json:
+def vhost(call: RouteCall, name: str) -> Json:
     return _vhost_view(call.vhost(name), call.api.rates)
 
 
@@ -251,7 +251,7 @@ def _vhost_view(vhost: VirtualHost, rates: Rates) -> Json:
 
 
 @route("PUT", "vhosts/VHOST", administrator)
-def put_vhost(call: Call, name: str) -> Answer:
+def put_vhost(call: RouteCall, name: str) -> HttpAnswer:
     """Add or change a virtual host. The requesting user gets full permissions in a new virtual host."""
     existed, body = name in call.broker.vhosts, call.body
     if is_too_long(name):
@@ -266,24 +266,24 @@ def put_vhost(call: Call, name: str) -> Answer:
 
 
 @route("DELETE", "vhosts/VHOST", administrator)
-def delete_vhost(call: Call, name: str) -> None:
+def delete_vhost(call: RouteCall, name: str) -> None:
     call.broker.delete_vhost(call.vhost(name).name)
 
 
 @route("POST", "vhosts/VHOST/start/NODE", administrator)
-def start_vhost(call: Call, name: str, node: str) -> None:  # noqa: ARG001
+def start_vhost(call: RouteCall, name: str, node: str) -> None:  # noqa: ARG001
     """Do nothing: virtual hosts are always running."""
     call.vhost(name)
 
 
 @route("GET", "vhost-limits", anyone)
 @route("GET", "vhost-limits/VHOST", visitor)
-def vhost_limits(call: Call, vhost: str | None = None) -> list[Json]:
+def vhost_limits(call: RouteCall, vhost: str | None = None) -> list[Json]:
     return [{"vhost": each.name, "value": each.limits} for each in call.vhosts(vhost) if each.limits]
 
 
 @route("PUT DELETE", "vhost-limits/VHOST/LIMIT", administrator)
-def change_vhost_limit(call: Call, name: str, limit: str) -> Answer:
+def change_vhost_limit(call: RouteCall, name: str, limit: str) -> HttpAnswer:
     vhost = call.vhost(name)
     call.broker.limit_vhost(vhost, _changed(call, vhost.limits, limit, OF_VHOSTS, "limits"))
     return NO_CONTENT
@@ -291,12 +291,12 @@ def change_vhost_limit(call: Call, name: str, limit: str) -> Answer:
 
 @route("GET", "user-limits", anyone)
 @route("GET", "user-limits/USER", anyone)
-def user_limits(call: Call, name: str | None = None) -> list[Json]:
+def user_limits(call: RouteCall, name: str | None = None) -> list[Json]:
     return [{"user": each.name, "value": each.limits} for each in call.users(name) if each.limits]
 
 
 @route("PUT DELETE", "user-limits/USER/LIMIT", administrator)
-def change_user_limit(call: Call, name: str, limit: str) -> Answer:
+def change_user_limit(call: RouteCall, name: str, limit: str) -> HttpAnswer:
     user = call.broker.users.get(name)
     if user is None:
         raise bad_request(f"no_such_user: {name}")
@@ -305,7 +305,7 @@ def change_user_limit(call: Call, name: str, limit: str) -> Answer:
     return NO_CONTENT
 
 
-def _changed(call: Call, limits: dict[str, int], name: str, known: tuple[str, ...], of: str) -> Any:
+def _changed(call: RouteCall, limits: dict[str, int], name: str, known: tuple[str, ...], of: str) -> Any:
     """Return the limits to set: without the limit `name` for DELETE, or with its new value for PUT."""
     others = {each: limit for each, limit in limits.items() if each != name}
     if call.request.method == "DELETE":

@@ -78,7 +78,7 @@ def _encode_fields(fields: Mapping[str, bytes]) -> bytes:
     return flags.to_bytes(2) + b"".join(fields[name] for name in _NAMES if name in fields)
 
 
-class Properties:
+class MessageProperties:
     """The properties of a message, kept in encoded form. Changing one in a copy leaves the bytes of the others intact.
 
     Args:
@@ -115,9 +115,9 @@ class Properties:
             elif name in ("expiration", "user_id", "reply_to"):
                 setattr(self, name, data[start + 1 : end].decode(errors="surrogateescape"))
 
-    def of_another(self, data: bytes, offset: int) -> "Properties":
+    def of_another(self, data: bytes, offset: int) -> "MessageProperties":
         """Return the properties at `offset` in `data`, which must differ from these only in the message id."""
-        other = Properties.__new__(Properties)
+        other = MessageProperties.__new__(MessageProperties)
         other._data, other._offset = data, offset
         other.headers, other.expiration = self.headers, self.expiration
         other.delivery_mode, other.priority = self.delivery_mode, self.priority
@@ -160,7 +160,7 @@ class Properties:
 
     def replace(
         self, *, headers: Table | None = None, reply_to: str | None = None, expires: bool = True
-    ) -> "Properties":
+    ) -> "MessageProperties":
         """Return a copy with new headers or reply-to, or without its expiration (`expires=False`)."""
         fields = self.fields()
         if headers is not None:
@@ -195,15 +195,15 @@ class ContentHeader:
     __slots__ = ("body_size", "class_id", "headers_bytes", "properties", "raw")
     headers_bytes: int
 
-    def __init__(self, raw: bytes, like: Properties | None = None, max_depth: int = DEEPEST) -> None:
+    def __init__(self, raw: bytes, like: MessageProperties | None = None, max_depth: int = DEEPEST) -> None:
         if len(raw) < 14:
             raise ValueError("content header cut short")
         self.class_id, _weight, self.body_size, _flags = _CONTENT_HEADER.unpack_from(raw)
-        self.properties = Properties(raw, 12, max_depth) if like is None else like.of_another(raw, 12)
+        self.properties = MessageProperties(raw, 12, max_depth) if like is None else like.of_another(raw, 12)
         self.raw = raw
 
     @classmethod
-    def of(cls, properties: Properties, body_size: int) -> Self:
+    def of(cls, properties: MessageProperties, body_size: int) -> Self:
         """Return a content header with these properties, for a body of `body_size` bytes."""
         return cls(struct.pack(">HHQ", BASIC_CLASS, 0, body_size) + properties.encode(), properties)
 
@@ -215,10 +215,10 @@ class ContentHeader:
         header.class_id, header.body_size = BASIC_CLASS, body_size
         return header
 
-    def __getattr__(self, name: str) -> Properties:
+    def __getattr__(self, name: str) -> MessageProperties:
         if name != "properties":
             raise AttributeError(name)
-        self.properties = Properties(self.raw, 12)
+        self.properties = MessageProperties(self.raw, 12)
         return self.properties
 
 
@@ -231,7 +231,7 @@ class HeaderReader:
 
     def __init__(self, max_depth: int = MAX_DEPTH) -> None:
         self._max_depth = max_depth
-        self._latest: Properties | None = None
+        self._latest: MessageProperties | None = None
         # The bytes before and after the message id in the latest header.
         self._before = self._after = b""
         self._size = 0
@@ -283,7 +283,7 @@ def is_sectioned(address: bytes) -> bool:
     return len(address) == split + 2 + address[split] and address.endswith(SECTIONED)
 
 
-class Message:
+class BrokerMessage:
     """A published message: immutable, and shared by the queues that it was routed to.
 
     Attributes:
@@ -299,7 +299,7 @@ class Message:
         self.body = body
 
     @property
-    def properties(self) -> Properties:
+    def properties(self) -> MessageProperties:
         return self.header.properties
 
     @property
@@ -350,7 +350,7 @@ def carbon_copies(headers: Table) -> list[str]:
     return [key for keys in lists if isinstance(keys, list) for key in keys if isinstance(key, str)]
 
 
-class Dead(Message):
+class Dead(BrokerMessage):
     """A dead-lettered message whose `x-death` header the broker wrote. After a restart it is an ordinary Message."""
 
     __slots__ = ()

@@ -6,13 +6,13 @@ from heapq import heappop, heappush
 from itertools import islice, takewhile
 from typing import ClassVar, Protocol
 
-from mqtool.broker.embedded.model.amqp_message import Message
+from mqtool.broker.embedded.model.amqp_message import BrokerMessage
 
 #: The maximum number of messages read back from disk at once.
 BATCH = 500
 
 
-class Entry:
+class BacklogEntry:
     """A message in one queue.
 
     Attributes:
@@ -26,7 +26,7 @@ class Entry:
 
     __slots__ = ("acquired_count", "delivery_count", "expires_at", "message", "position", "redelivered", "row")
 
-    def __init__(self, message: Message, position: int, expires_at: int | None = None) -> None:
+    def __init__(self, message: BrokerMessage, position: int, expires_at: int | None = None) -> None:
         self.message = message
         self.position = position
         self.redelivered = False
@@ -39,10 +39,10 @@ class Entry:
 class Pages(Protocol):
     """The methods of the ledger that a backlog uses to move the messages of long queues out of memory."""
 
-    def page_out(self, entry: Entry) -> bool:
+    def page_out(self, entry: BacklogEntry) -> bool:
         """Page out a stored message if memory is short. If True is returned, the backlog must keep only `entry.row`."""
 
-    def page_in(self, rows: Sequence[int]) -> list[Entry]:
+    def page_in(self, rows: Sequence[int]) -> list[BacklogEntry]:
         """Read stored messages back, in the order of `rows`. If they are large, return only the first few."""
 
 
@@ -58,14 +58,14 @@ class Backlog:
 
     def __init__(self, pages: Pages) -> None:
         self._pages = pages
-        self._fresh: deque[Entry | int] = deque()
-        self._returned: list[tuple[int, Entry]] = []
+        self._fresh: deque[BacklogEntry | int] = deque()
+        self._returned: list[tuple[int, BacklogEntry]] = []
         self.body_bytes = 0
 
     def __len__(self) -> int:
         return len(self._fresh) + len(self._returned)
 
-    def append(self, entry: Entry) -> None:
+    def append(self, entry: BacklogEntry) -> None:
         """Add a message at the end."""
         # The first message is read often, and a requeued message has counts that are not on disk: keep both in memory.
         if entry.row and not entry.acquired_count and self._fresh and self._pages.page_out(entry):
@@ -74,18 +74,18 @@ class Backlog:
             self._fresh.append(entry)
         self.body_bytes += len(entry.message.body)
 
-    def put_back(self, entry: Entry) -> None:
+    def put_back(self, entry: BacklogEntry) -> None:
         """Requeue a message at its original position."""
         heappush(self._returned, (entry.position, entry))
         self.body_bytes += len(entry.message.body)
 
-    def head(self) -> Entry:
+    def head(self) -> BacklogEntry:
         """Return the next message. Raises IndexError if there is none."""
         if self._returned and not (self._fresh and _position(self._fresh[0]) < self._returned[0][0]):
             return self._returned[0][1]
         return self._first()
 
-    def take(self) -> Entry:
+    def take(self) -> BacklogEntry:
         """Remove the next message and return it. Raises IndexError if there is none."""
         if self._returned and not (self._fresh and _position(self._fresh[0]) < self._returned[0][0]):
             entry = heappop(self._returned)[1]
@@ -96,7 +96,7 @@ class Backlog:
         self.body_bytes -= len(entry.message.body)
         return entry
 
-    def _first(self) -> Entry:
+    def _first(self) -> BacklogEntry:
         """Return the first message that was not requeued; read it back from disk if it is paged out."""
         first = self._fresh[0]
         if not isinstance(first, int):
@@ -108,7 +108,7 @@ class Backlog:
         self._fresh.extendleft(reversed(batch))
         return batch[0]
 
-    def clear(self) -> list[Entry | int]:
+    def clear(self) -> list[BacklogEntry | int]:
         """Remove all messages and return them; a paged-out message is represented by its row."""
         removed = [*self._fresh, *(entry for _, entry in self._returned)]
         self._fresh.clear()
@@ -116,13 +116,13 @@ class Backlog:
         self.body_bytes = 0
         return removed
 
-    def in_memory(self) -> Iterator[Entry]:
+    def in_memory(self) -> Iterator[BacklogEntry]:
         """Yield the messages that are not paged out, in no particular order."""
         yield from (entry for entry in self._fresh if not isinstance(entry, int))
         yield from (entry for _, entry in self._returned)
 
 
-def _position(waiting: Entry | int) -> int:
+def _position(waiting: BacklogEntry | int) -> int:
     # A paged-out message is represented by its row, which equals its position.
     return waiting if isinstance(waiting, int) else waiting.position
 
@@ -134,16 +134,16 @@ class QuorumBacklog(Backlog):
         super().__init__(pages)
         self._turn = 0
 
-    def put_back(self, entry: Entry) -> None:
+    def put_back(self, entry: BacklogEntry) -> None:
         """Requeue a message behind those requeued earlier."""
         self._turn += 1
         heappush(self._returned, (self._turn, entry))
         self.body_bytes += len(entry.message.body)
 
-    def head(self) -> Entry:
+    def head(self) -> BacklogEntry:
         return self._returned[0][1] if self._returned else self._first()
 
-    def take(self) -> Entry:
+    def take(self) -> BacklogEntry:
         if not self._returned:
             return super().take()
         entry = heappop(self._returned)[1]
@@ -164,7 +164,7 @@ class PriorityBacklog(Backlog):
         self._descending: list[int] = []
         self._size = 0
 
-    def _level_of(self, entry: Entry) -> int:
+    def _level_of(self, entry: BacklogEntry) -> int:
         priority = entry.message.properties.priority
         return min(self._default if priority is None else priority, self._max)
 
@@ -178,17 +178,17 @@ class PriorityBacklog(Backlog):
     def __len__(self) -> int:
         return self._size
 
-    def append(self, entry: Entry) -> None:
+    def append(self, entry: BacklogEntry) -> None:
         """Add a message behind those of the same priority."""
         self._level(self._level_of(entry)).append(entry)
         self._grow(entry, 1)
 
-    def put_back(self, entry: Entry) -> None:
+    def put_back(self, entry: BacklogEntry) -> None:
         """Requeue a message at its original position within its priority."""
         self._level(self._level_of(entry)).put_back(entry)
         self._grow(entry, 1)
 
-    def _grow(self, entry: Entry, by: int) -> None:
+    def _grow(self, entry: BacklogEntry, by: int) -> None:
         self._size += by
         self.body_bytes += by * len(entry.message.body)
 
@@ -200,19 +200,19 @@ class PriorityBacklog(Backlog):
                 return level
         raise IndexError("no message")
 
-    def head(self) -> Entry:
+    def head(self) -> BacklogEntry:
         return self._next().head()
 
-    def take(self) -> Entry:
+    def take(self) -> BacklogEntry:
         entry = self._next().take()
         self._grow(entry, -1)
         return entry
 
-    def clear(self) -> list[Entry | int]:
+    def clear(self) -> list[BacklogEntry | int]:
         self._size = self.body_bytes = 0
         return [waiting for level in self._levels.values() for waiting in level.clear()]
 
-    def in_memory(self) -> Iterator[Entry]:
+    def in_memory(self) -> Iterator[BacklogEntry]:
         for level in self._levels.values():
             yield from level.in_memory()
 
@@ -238,10 +238,10 @@ class TwoLevelBacklog(PriorityBacklog):
         super().__init__(pages, self._RETURNED)
         self._taken = 0
 
-    def _level_of(self, entry: Entry) -> int:
+    def _level_of(self, entry: BacklogEntry) -> int:
         return self._HIGH if (entry.message.properties.priority or 0) > 4 else self._LOW
 
-    def put_back(self, entry: Entry) -> None:
+    def put_back(self, entry: BacklogEntry) -> None:
         """Requeue a message behind those requeued earlier."""
         self._level(self._RETURNED).put_back(entry)
         self._grow(entry, 1)
@@ -251,7 +251,7 @@ class TwoLevelBacklog(PriorityBacklog):
         is_lows_turn = self._taken % 3 == 2 and low and high and low.head().position < high.head().position
         return low if is_lows_turn and not returned else super()._next()
 
-    def take(self) -> Entry:
+    def take(self) -> BacklogEntry:
         is_counted = not self._level(self._RETURNED)
         entry = super().take()
         self._taken += is_counted

@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import Protocol
 
 from mqtool.broker.embedded.model.amqp_errors import NOT_ALLOWED, ConnectionException
-from mqtool.broker.embedded.model.amqp_message import Message
-from mqtool.broker.embedded.model.backlog import Entry
+from mqtool.broker.embedded.model.amqp_message import BrokerMessage
+from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.clock import Clock, LoopClock, Timer
 from mqtool.broker.embedded.model.ledger import Ledger, default_memory_limit
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Profile
-from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.broker.embedded.model.users import DEFAULT_USER, Permissions, User
 from mqtool.broker.embedded.model.virtual_host import Publication, Routing, VirtualHost, limit_of
 from mqtool.codecs.field_tables import Table
@@ -46,7 +46,7 @@ _LEAST_CONNECTION_LIMIT = 256 * 1024 * 1024
 _ALARM_CLEARED = 0.8
 
 
-class Client(Protocol):
+class ConnectedClient(Protocol):
     """A client connection, as the broker sees it. `user` and `vhost` are set once the connection is open."""
 
     user: User
@@ -77,7 +77,7 @@ class Client(Protocol):
 class ReplyConsumer(Protocol):
     """The interface of a channel that waits for direct replies."""
 
-    def deliver_reply(self, message: Message) -> None:
+    def deliver_reply(self, message: BrokerMessage) -> None:
         """Deliver a reply to the channel's consumer."""
 
 
@@ -108,7 +108,7 @@ class Broker:
     def __init__(
         self,
         ledger: Ledger,
-        clients: Collection[Client] = (),
+        clients: Collection[ConnectedClient] = (),
         *,
         memory_limit: int | None = None,
         disk_free_limit: int = DISK_FREE_LIMIT,
@@ -243,7 +243,7 @@ class Broker:
             self._closing = self.clock.call_later(_CLOSE_LARGEST_MILLISECONDS, self._close_largest_client)
 
     def hold_for_client(self, by: int) -> None:
-        """Add to the bytes held for clients (see Client.held_bytes). `by` is negative when memory is released."""
+        """Add to the bytes held for clients (see ConnectedClient.held_bytes); `by` is negative to release memory."""
         self.held_for_clients += by
         self.ledger.held_bytes += by
         self._check_memory(self.ledger.held_bytes)
@@ -292,11 +292,11 @@ class Broker:
                 for client in self.clients():
                     client.unblock()
 
-    def add_clients(self, clients: Collection[Client]) -> None:
+    def add_clients(self, clients: Collection[ConnectedClient]) -> None:
         """Add the collection of another protocol's open connections. The server keeps the collection up to date."""
         self._clients.append(clients)
 
-    def clients(self) -> list[Client]:
+    def clients(self) -> list[ConnectedClient]:
         """Return the connections of all protocols."""
         return [client for clients in self._clients for client in clients]
 
@@ -308,7 +308,7 @@ class Broker:
     def close_connections(self, reason: str) -> None:
         self._close_clients(reason, lambda _: True)
 
-    def _close_clients(self, reason: str, which: Callable[[Client], bool]) -> None:
+    def _close_clients(self, reason: str, which: Callable[[ConnectedClient], bool]) -> None:
         for client in [client for client in self.clients() if which(client)]:
             client.force_close(reason)
 
@@ -322,10 +322,10 @@ class Hooks(Protocol):
     def enqueue(self, vhost: VirtualHost, routing: Routing) -> Publication:
         """Add a message to its queues, unless a test prevents it; return the outcome to report to the publisher."""
 
-    def acknowledge(self, queue: Queue, entry: Entry) -> bool:
+    def acknowledge(self, queue: BrokerQueue, entry: BacklogEntry) -> bool:
         """Return True if a message is to be acknowledged, False to requeue it instead."""
 
-    def rejected(self, queue: Queue, entry: Entry, *, requeue: bool) -> None:
+    def rejected(self, queue: BrokerQueue, entry: BacklogEntry, *, requeue: bool) -> None:
         """Handle a message that a client has rejected."""
 
     def confirm(self, data: bytes, send: Callable[[bytes], None]) -> None:
@@ -362,5 +362,5 @@ def _limits_of(broker: Broker, user: str) -> dict[str, int]:
     return broker.users[user].limits if user in broker.users else {}
 
 
-def _clients_of(broker: Broker, user: str) -> list[Client]:
+def _clients_of(broker: Broker, user: str) -> list[ConnectedClient]:
     return [client for client in broker.clients() if client.is_open and client.user.name == user]

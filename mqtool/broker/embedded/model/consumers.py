@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from mqtool.broker.embedded.model.amqp_message import Message
-from mqtool.broker.embedded.model.backlog import Entry
+from mqtool.broker.embedded.model.amqp_message import BrokerMessage
+from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.profile import Profile
 from mqtool.codecs.field_tables import Int64, Table
 
 
-class Consumer(Protocol):
+class QueueConsumer(Protocol):
     """A consumer, as its queue sees it.
 
     Attributes:
@@ -29,14 +29,14 @@ class Consumer(Protocol):
     def ready(self) -> bool:
         """Return True if the consumer can take a message now. If not, it calls `Queue.pump` once it can."""
 
-    def take(self, entry: Entry) -> None:
+    def take(self, entry: BacklogEntry) -> None:
         """Deliver a message to the consumer."""
 
     def cancelled(self) -> None:
         """Notify the consumer that the queue was deleted."""
 
 
-def delivery_counts(entry: Entry, profile: Profile) -> Table:
+def delivery_counts(entry: BacklogEntry, profile: Profile) -> Table:
     """Return the headers or annotations that tell a consumer how often a quorum queue delivered a message before."""
     counts: Table = {}
     if entry.delivery_count or profile.nack_counts:
@@ -58,15 +58,15 @@ class Consumers:
 
     def __init__(self, *, single_active: bool) -> None:
         self._single_active = single_active
-        self._all: list[Consumer] = []
-        self._turns: dict[int, deque[Consumer]] = {}
+        self._all: list[QueueConsumer] = []
+        self._turns: dict[int, deque[QueueConsumer]] = {}
         self._descending: list[int] = []
-        self.active: Consumer | None = None
+        self.active: QueueConsumer | None = None
 
     def __len__(self) -> int:
         return len(self._all)
 
-    def __iter__(self) -> Iterator[Consumer]:
+    def __iter__(self) -> Iterator[QueueConsumer]:
         return iter(self._all)
 
     @property
@@ -74,18 +74,18 @@ class Consumers:
         """True if any consumer is exclusive."""
         return any(consumer.exclusive for consumer in self._all)
 
-    def is_active(self, consumer: Consumer) -> bool:
+    def is_active(self, consumer: QueueConsumer) -> bool:
         """Return True if a consumer may get messages. If the queue has a single active consumer, no other one may."""
         return not self._single_active or consumer is self.active
 
-    def add(self, consumer: Consumer) -> None:
+    def add(self, consumer: QueueConsumer) -> None:
         self._all.append(consumer)
         self._turns.setdefault(consumer.priority, deque()).append(consumer)
         self._descending = sorted(self._turns, reverse=True)
         if self._single_active and self.active is None:
             self.active = consumer
 
-    def remove(self, consumer: Consumer) -> bool:
+    def remove(self, consumer: QueueConsumer) -> bool:
         """Remove a consumer; return False if it does not consume from this queue."""
         if consumer not in self._all:
             return False
@@ -101,13 +101,13 @@ class Consumers:
                 self.active.ready()  # a consumer that has become the active one may tell its client
         return True
 
-    def clear(self) -> list[Consumer]:
+    def clear(self) -> list[QueueConsumer]:
         """Remove all consumers and return them."""
         gone, self._all, self._turns, self._descending = self._all, [], {}, []
         self.active = None
         return gone
 
-    def next_ready(self) -> Consumer | None:
+    def next_ready(self) -> QueueConsumer | None:
         """Choose the consumer for the next message, in turn; return None if no consumer can take one now."""
         if self._single_active:
             return self.active if self.active is not None and self.active.ready() else None
@@ -176,40 +176,40 @@ class Watcher(Protocol):
     def published(self, routing: Any) -> None:
         """Handle a message that is about to be added to the queues it is routed to, and decide whether to show it."""
 
-    def unroutable(self, message: Message, *, returned: bool) -> None:
+    def unroutable(self, message: BrokerMessage, *, returned: bool) -> None:
         """Handle an unroutable message."""
 
-    def refused(self, queue: Any, message: Message) -> None:
+    def refused(self, queue: Any, message: BrokerMessage) -> None:
         """Handle a published message that a full queue has refused."""
 
-    def entered(self, queue: Any, message: Message, position: int) -> None:
+    def entered(self, queue: Any, message: BrokerMessage, position: int) -> None:
         """Handle a published message that a queue has accepted."""
 
-    def delivered(self, queue: Any, entry: Entry, consumer: Consumer | None, *, no_ack: bool) -> None:
+    def delivered(self, queue: Any, entry: BacklogEntry, consumer: QueueConsumer | None, *, no_ack: bool) -> None:
         """Handle a delivery; `consumer` is None for basic.get."""
 
-    def acknowledged(self, queue: Any, entry: Entry) -> None:
+    def acknowledged(self, queue: Any, entry: BacklogEntry) -> None:
         """Handle an acknowledgement."""
 
-    def requeued(self, queue: Any, entry: Entry, why: str) -> None:
+    def requeued(self, queue: Any, entry: BacklogEntry, why: str) -> None:
         """Handle a requeued message; `why` is the name of a member of queue.Why in lower case."""
 
-    def ended(self, queue: Any, entry: Entry, reason: str, exchange: str | None) -> None:
+    def ended(self, queue: Any, entry: BacklogEntry, reason: str, exchange: str | None) -> None:
         """Handle a message that is dead-lettered to an exchange, or dropped if there is none."""
 
     def emptied(self, queue: Any) -> None:
         """Handle a queue that was purged or deleted: all its ready messages are gone."""
 
-    def delayed(self, exchange: Any, entry: Entry) -> None:
+    def delayed(self, exchange: Any, entry: BacklogEntry) -> None:
         """Handle a message that an x-delayed-message exchange holds back."""
 
-    def streamed(self, source: object, stream: str, messages: Iterator[tuple[int, Message]]) -> None:
+    def streamed(self, source: object, stream: str, messages: Iterator[tuple[int, BrokerMessage]]) -> None:
         """Handle messages, each with its offset, that are appended with the stream protocol."""
 
     def read(self, stream: str, offsets: range, consumer: str) -> None:
         """Handle messages that are sent to a consumer of the stream protocol."""
 
-    def replied(self, source: object, message: Message, to: object) -> None:
+    def replied(self, source: object, message: BrokerMessage, to: object) -> None:
         """Handle a direct reply from one channel to another."""
 
     def changed(self) -> None:

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from mqtool.broker.embedded.model.amqp_errors import FailureLog
-from mqtool.broker.embedded.model.amqp_message import Dead, Message
+from mqtool.broker.embedded.model.amqp_message import BrokerMessage, Dead
 from mqtool.broker.embedded.model.clock import Clock
 from mqtool.broker.embedded.model.names import is_too_long
-from mqtool.broker.embedded.model.queue import Outcome, Queue, Settled
+from mqtool.broker.embedded.model.queue import BrokerQueue, Outcome, Settled
 from mqtool.codecs.field_tables import Int64, Table, Timestamp, Value
 
 _MAX_COUNT = 2**63 - 1
@@ -22,8 +22,8 @@ _DEATH_HEADERS = {"x-death"} | {
 class DeadLettered(NamedTuple):
     """The source of a dead letter: the queue, the message as it was in that queue, and the reason."""
 
-    queue: Queue
-    message: Message
+    queue: BrokerQueue
+    message: BrokerMessage
     reason: str
 
 
@@ -39,7 +39,7 @@ class DeadLetters:
 
     def __init__(
         self,
-        publish: Callable[[Message, DeadLettered], bool],
+        publish: Callable[[BrokerMessage, DeadLettered], bool],
         clock: Clock,
         failures: FailureLog,
         *,
@@ -49,10 +49,10 @@ class DeadLetters:
         self._clock = clock
         self._failures = failures
         self._trusts_deaths = trusts_deaths
-        self._waiting: deque[tuple[Queue, Message, str, Settled]] = deque()
+        self._waiting: deque[tuple[BrokerQueue, BrokerMessage, str, Settled]] = deque()
         self._is_busy = False
 
-    def add(self, queue: Queue, message: Message, reason: str, done: Settled) -> None:
+    def add(self, queue: BrokerQueue, message: BrokerMessage, reason: str, done: Settled) -> None:
         """Dead-letter a message, then call `done` with the outcome.
 
         This can cause other messages to be dead-lettered. They are processed afterwards, so that calls do not nest.
@@ -68,7 +68,7 @@ class DeadLetters:
         finally:
             self._is_busy = False
 
-    def _publish_again(self, queue: Queue, message: Message, reason: str) -> Outcome:
+    def _publish_again(self, queue: BrokerQueue, message: BrokerMessage, reason: str) -> Outcome:
         exchange, key = queue.options.dead_letter_exchange, queue.options.dead_letter_routing_key
         if exchange is None or is_too_long(exchange):  # there is no exchange with such a name
             return Outcome.NOT_TAKEN
@@ -84,8 +84,15 @@ class DeadLetters:
 
 
 def dead_letter(
-    message: Message, queue: str, reason: str, exchange: str, routing_key: str | None, now: int, *, trusts_deaths: bool
-) -> Message:
+    message: BrokerMessage,
+    queue: str,
+    reason: str,
+    exchange: str,
+    routing_key: str | None,
+    now: int,
+    *,
+    trusts_deaths: bool,
+) -> BrokerMessage:
     """Build the message to publish to the dead-letter exchange.
 
     Args:
@@ -114,7 +121,7 @@ def dead_letter(
     return message.replace(headers=headers, address=(exchange, key), expires=False).dead()
 
 
-def _deaths(message: Message, queue: str, reason: str, now: int) -> list[Value]:
+def _deaths(message: BrokerMessage, queue: str, reason: str, now: int) -> list[Value]:
     """Build the new x-death header: one entry, with a count, for each queue and reason; the latest comes first."""
     earlier = deaths(message)
     for death in earlier:
@@ -139,13 +146,13 @@ def _deaths(message: Message, queue: str, reason: str, now: int) -> list[Value]:
     return [first, *earlier]
 
 
-def deaths(message: Message) -> list[Table]:
+def deaths(message: BrokerMessage) -> list[Table]:
     """Return the entries of a message's x-death header, the latest first."""
     value = message.headers.get("x-death")
     return [death for death in value if isinstance(death, dict)] if isinstance(value, list) else []
 
 
-def would_cycle(message: Message, queue: str) -> bool:
+def would_cycle(message: BrokerMessage, queue: str) -> bool:
     """Return True if this queue dead-lettered the message before, and no consumer has rejected it then or since.
 
     Such a message would be dead-lettered in a cycle forever, so the queue must not get it again.

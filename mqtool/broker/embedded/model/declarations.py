@@ -7,9 +7,9 @@ from mqtool.broker.embedded.model.amqp_errors import (
     ConnectionException,
     precondition_failed,
 )
-from mqtool.broker.embedded.model.exchange import DELAYED, Exchange, ExchangeDeclaration, types_of
+from mqtool.broker.embedded.model.exchange import DELAYED, BrokerExchange, ExchangeDeclaration, types_of
 from mqtool.broker.embedded.model.profile import Profile
-from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.broker.embedded.model.queue_arguments import (
     OFFSET,
     QUEUE_ARGUMENTS,
@@ -113,7 +113,7 @@ def _check_replicated(kind: str, where: str, declared: QueueDeclaration) -> None
             raise precondition_failed(f"invalid property '{what}' for {where}")
 
 
-def check_equivalent_queue(queue: Queue, declared: QueueDeclaration) -> None:
+def check_equivalent_queue(queue: BrokerQueue, declared: QueueDeclaration) -> None:
     """Raise ChannelException 406, naming the difference, if a repeated declaration does not match the queue."""
     where, arguments = f"queue '{queue.name}' in vhost '{queue.vhost}'", declared.arguments
     _equivalent("durable", where, declared.durable, queue.durable)
@@ -189,7 +189,7 @@ def check_exchange(declared: ExchangeDeclaration, vhost: str, profile: Profile) 
     check_exchange_type(routed_as, profile)
 
 
-def check_equivalent_exchange(exchange: Exchange, declared: ExchangeDeclaration, vhost: str) -> None:
+def check_equivalent_exchange(exchange: BrokerExchange, declared: ExchangeDeclaration, vhost: str) -> None:
     """Raise ChannelException 406, naming the difference, if a repeated declaration does not match the exchange."""
     where = f"exchange '{exchange.name}' in vhost '{vhost}'"
     _equivalent("type", where, declared.kind, exchange.kind)
@@ -225,7 +225,7 @@ _CONSUMERS_HAVE = {
 }
 
 
-def check_consumer(queue: Queue, arguments: Table, *, prefetch: int, no_ack: bool) -> None:
+def check_consumer(queue: BrokerQueue, arguments: Table, *, prefetch: int, no_ack: bool) -> None:
     """Raise AmqpException if basic.consume has arguments, a prefetch count or no-ack that its queue does not allow."""
     where = f"queue '{queue.name}' in vhost '{queue.vhost}'"
     is_stream = queue.kind == "stream"

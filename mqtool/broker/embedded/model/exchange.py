@@ -10,9 +10,9 @@ from urllib.parse import quote_plus
 
 from mqtool import routing
 from mqtool.broker.embedded.model.amqp_errors import INTERNAL_ERROR, ConnectionException
-from mqtool.broker.embedded.model.amqp_message import Message
+from mqtool.broker.embedded.model.amqp_message import BrokerMessage
 from mqtool.broker.embedded.model.applied_policies import NOTHING, Applied
-from mqtool.broker.embedded.model.backlog import Entry
+from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.clock import Clock, Timetable
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.profile import Profile
@@ -40,7 +40,7 @@ def types_of(profile: Profile) -> list[str]:
     return [kind for kind in TYPES if kind != DELAYED or profile.delayed_exchanges]
 
 
-class Destination(Protocol):
+class BrokerDestination(Protocol):
     """The destination of a binding: a queue or an exchange.
 
     Attributes:
@@ -50,7 +50,7 @@ class Destination(Protocol):
 
     destination_type: ClassVar[str]
     name: str
-    inbound: "set[Binding]"
+    inbound: "set[BrokerBinding]"
 
     @property
     def stored(self) -> bool:
@@ -58,11 +58,11 @@ class Destination(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Binding:
+class BrokerBinding:
     """A binding from an exchange to a queue or another exchange."""
 
-    source: "Exchange"
-    destination: Destination
+    source: "BrokerExchange"
+    destination: BrokerDestination
     routing_key: str
     arguments: Table
 
@@ -96,7 +96,7 @@ class ExchangeDeclaration(NamedTuple):
 
 
 @dataclass(eq=False)
-class Exchange:
+class BrokerExchange:
     """An exchange of a virtual host.
 
     Attributes:
@@ -122,9 +122,9 @@ class Exchange:
         self.routed_as = str(self.arguments["x-delayed-type"]) if self.delayed else self.kind
         # A routing table can contain values of any type; here they are queues and exchanges.
         self._table: RoutingTable[Any] = TABLES[self.routed_as]()
-        self._bindings: dict[tuple[object, str, bytes], Binding] = {}
+        self._bindings: dict[tuple[object, str, bytes], BrokerBinding] = {}
         self.apply(NOTHING)
-        self.inbound: set[Binding] = set()
+        self.inbound: set[BrokerBinding] = set()
         self.published_in = 0
 
     def apply(self, policy: Applied) -> None:
@@ -152,7 +152,7 @@ class Exchange:
         return self.kind == DELAYED
 
     @property
-    def bindings(self) -> Iterator[Binding]:
+    def bindings(self) -> Iterator[BrokerBinding]:
         """The bindings from this exchange, oldest first."""
         return iter(self._bindings.values())
 
@@ -161,17 +161,17 @@ class Exchange:
         """True if the exchange has any bindings to queues or other exchanges."""
         return bool(self._bindings)
 
-    def find(self, destination: Destination, routing_key: str, arguments: Table) -> Binding | None:
+    def find(self, destination: BrokerDestination, routing_key: str, arguments: Table) -> BrokerBinding | None:
         """Return the binding with this destination, key and arguments, or None."""
         return self._bindings.get((destination, routing_key, canonical(arguments)))
 
-    def add(self, binding: Binding) -> None:
+    def add(self, binding: BrokerBinding) -> None:
         """Add a binding, which must not exist yet."""
         self._bindings[binding.destination, binding.routing_key, canonical(binding.arguments)] = binding
         self._table.add(binding.routing_key, binding.arguments, binding.destination)
         binding.destination.inbound.add(binding)
 
-    def remove(self, binding: Binding) -> bool:
+    def remove(self, binding: BrokerBinding) -> bool:
         """Remove a binding; return False if it does not exist."""
         if self._bindings.pop((binding.destination, binding.routing_key, canonical(binding.arguments)), None) is None:
             return False
@@ -184,7 +184,7 @@ class Exchange:
         return self._table.match(routing_key, headers)
 
 
-def delay_of(message: Message) -> int:
+def delay_of(message: BrokerMessage) -> int:
     """Return the delay of a message in milliseconds. Raises ConnectionException 541 if `x-delay` is not a number."""
     try:
         return routing.delay_of(message.headers.get("x-delay"))
@@ -192,13 +192,13 @@ def delay_of(message: Message) -> int:
         raise ConnectionException(INTERNAL_ERROR) from None
 
 
-def abs_delay_of(message: Message) -> int:
+def abs_delay_of(message: BrokerMessage) -> int:
     """Return the delay of a message that is held back, in milliseconds; `x-delay` may have been negated already."""
     value = message.headers.get("x-delay")
     return abs(value) if isinstance(value, int) else delay_of(message)
 
 
-def negate_delay(message: Message, milliseconds: int) -> Message:
+def negate_delay(message: BrokerMessage, milliseconds: int) -> BrokerMessage:
     """Return a copy of a message with its `x-delay` negated, as the delayed message plugin does on release."""
     kind = Int32 if milliseconds <= 2**31 else Int64
     return message.replace(headers={**message.headers, "x-delay": kind(-milliseconds)})
@@ -213,37 +213,37 @@ class DelayedMessages:
         release: called with the name of the exchange and a message when the message is due.
     """
 
-    def __init__(self, clock: Clock, release: Callable[[str, Entry], None]) -> None:
+    def __init__(self, clock: Clock, release: Callable[[str, BacklogEntry], None]) -> None:
         self._release = release
-        self._waiting: Timetable[tuple[str, Entry]] = Timetable(clock, self._due)
+        self._waiting: Timetable[tuple[str, BacklogEntry]] = Timetable(clock, self._due)
         self._counts: Counter[str] = Counter()
 
     def count(self, exchange: str) -> int:
         """Return the number of messages held back for an exchange."""
         return self._counts[exchange]
 
-    def hold(self, exchange: str, entry: Entry) -> None:
+    def hold(self, exchange: str, entry: BacklogEntry) -> None:
         """Hold a message back until `entry.expires_at`."""
         assert entry.expires_at is not None
         self._counts[exchange] += 1
         self._waiting.add(entry.expires_at, (exchange, entry))
 
-    def first(self, count: int) -> list[tuple[str, Entry]]:
+    def first(self, count: int) -> list[tuple[str, BacklogEntry]]:
         """Return the `count` messages that are due first, each with the name of its exchange."""
         return self._waiting.first(count)
 
-    def _due(self, item: tuple[str, Entry]) -> None:
+    def _due(self, item: tuple[str, BacklogEntry]) -> None:
         exchange, entry = item
         self._counts[exchange] -= 1
         self._release(exchange, entry)
 
-    def clear(self) -> list[Entry]:
+    def clear(self) -> list[BacklogEntry]:
         """Remove all messages and return them."""
         self._counts.clear()
         return [entry for _, entry in self._waiting.clear()]
 
 
-def save_exchange(ledger: Ledger, vhost: str, exchange: Exchange) -> None:
+def save_exchange(ledger: Ledger, vhost: str, exchange: BrokerExchange) -> None:
     """Store a new durable exchange, and set `exchange.key`."""
     exchange.key = ledger.new_key()
     ledger.save(
@@ -261,7 +261,7 @@ def save_exchange(ledger: Ledger, vhost: str, exchange: Exchange) -> None:
     )
 
 
-def save_binding(ledger: Ledger, vhost: str, binding: Binding) -> None:
+def save_binding(ledger: Ledger, vhost: str, binding: BrokerBinding) -> None:
     """Store a new binding."""
     ledger.save(
         "binding",
@@ -277,7 +277,7 @@ def save_binding(ledger: Ledger, vhost: str, binding: Binding) -> None:
     )
 
 
-def binding_names(vhost: str, binding: Binding) -> tuple[str | bytes, ...]:
+def binding_names(vhost: str, binding: BrokerBinding) -> tuple[str | bytes, ...]:
     """Return the names that identify a binding in the ledger."""
     destination = binding.destination
     names = (vhost, binding.source.name, destination.destination_type, destination.name, binding.routing_key)

@@ -6,19 +6,25 @@ https://www.rabbitmq.com/docs/firehose
 
 from typing import Protocol
 
-from mqtool.broker.embedded.model.amqp_message import ContentHeader, Message, Properties, carbon_copies, encode_address
+from mqtool.broker.embedded.model.amqp_message import (
+    BrokerMessage,
+    ContentHeader,
+    MessageProperties,
+    carbon_copies,
+    encode_address,
+)
 from mqtool.broker.embedded.model.broker import NODE
 from mqtool.broker.embedded.model.exchange import TRACE_EXCHANGE
-from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.model.virtual_host import Routing, VirtualHost
 from mqtool.codecs.field_tables import Int32, Table, Value
 
 _MAX_KEY = 255
-_NOTHING = Properties(b"\0\0")
+_NOTHING = MessageProperties(b"\0\0")
 
 
-class Client(Protocol):
+class FirehoseClient(Protocol):
     """The connection on which a message is published or delivered."""
 
     user: User
@@ -29,7 +35,7 @@ class Client(Protocol):
         """The connection's name."""
 
 
-def trace_published(client: Client, number: int, message: Message, routing: Routing | None) -> None:
+def trace_published(client: FirehoseClient, number: int, message: BrokerMessage, routing: Routing | None) -> None:
     """Publish a copy of a published message to the firehose.
 
     Args:
@@ -45,7 +51,9 @@ def trace_published(client: Client, number: int, message: Message, routing: Rout
     _copy(client, number, f"publish.{message.exchange}", message, keys, {}, {"routed_queues": [*sorted(names)]})
 
 
-def trace_delivered(client: Client, number: int, queue: Queue, message: Message, *, redelivered: bool) -> None:
+def trace_delivered(
+    client: FirehoseClient, number: int, queue: BrokerQueue, message: BrokerMessage, *, redelivered: bool
+) -> None:
     """Publish a copy of a delivered message to the firehose, unless the message itself came from the firehose."""
     if message.exchange != TRACE_EXCHANGE:
         keys = [message.routing_key, *carbon_copies(message.headers)]
@@ -53,7 +61,7 @@ def trace_delivered(client: Client, number: int, queue: Queue, message: Message,
 
 
 def _copy(
-    client: Client, number: int, key: str, message: Message, keys: list[str], before: Table, after: Table
+    client: FirehoseClient, number: int, key: str, message: BrokerMessage, keys: list[str], before: Table, after: Table
 ) -> None:
     if len(key.encode(errors="surrogateescape")) > _MAX_KEY:
         return  # a name of 255 bytes leaves no room for the prefix in a routing key
@@ -77,7 +85,7 @@ def _copy(
         named = {name: value for name, value in properties.items() if name != "headers"}
         properties_of_copy = _NOTHING.replace(headers={**headers, "properties": named})
     header = ContentHeader.of(properties_of_copy, len(message.body))
-    copy = Message(encode_address(TRACE_EXCHANGE, key), header, message.body)
+    copy = BrokerMessage(encode_address(TRACE_EXCHANGE, key), header, message.body)
     vhost = client.vhost
     vhost.enqueue(vhost.route(vhost.exchanges[TRACE_EXCHANGE], copy))
 

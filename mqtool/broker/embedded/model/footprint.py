@@ -1,6 +1,6 @@
 """The memory that messages and what clients keep take, in bytes. Measured on CPython 3.11."""
 
-from mqtool.broker.embedded.model.amqp_message import Message
+from mqtool.broker.embedded.model.amqp_message import BrokerMessage
 from mqtool.codecs.field_tables import Value
 
 #: A message besides its body, with headers of up to _SMALL bytes. Measured with 300,000 messages that have message ids.
@@ -20,7 +20,7 @@ _SMALL = 256
 _ENTRY_OF_TABLE, _ITEM, _VALUE = 150, 8, 60
 
 
-def of_message(message: Message) -> int:
+def of_message(message: BrokerMessage) -> int:
     """Return the memory that a message in a queue takes. The same for the same message, before and after a restart."""
     raw = len(message.header.raw)
     if raw <= _SMALL:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from mqtool.broker.embedded.model.amqp_errors import precondition_failed
-from mqtool.broker.embedded.model.amqp_message import Dead, Message
-from mqtool.broker.embedded.model.backlog import Entry
+from mqtool.broker.embedded.model.amqp_message import BrokerMessage, Dead
+from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.footprint import of_message
 from mqtool.codecs.field_tables import Table, Value, decode_table, encode_table
 from mqtool.message import MAX_DEPTH
@@ -215,25 +215,25 @@ class Ledger:
     def disk_free(self) -> int:
         return disk_free(self.directory)
 
-    def enter(self, message: Message, expires_at: int | None) -> Entry:
+    def enter(self, message: BrokerMessage, expires_at: int | None) -> BacklogEntry:
         """Create the entry for a new message in a queue or a delayed exchange, and count its memory."""
         self._position = position = self._position + 1
         self.held_bytes = held = self.held_bytes + of_message(message)
         self.when_changed(held)
-        return Entry(message, position, expires_at)
+        return BacklogEntry(message, position, expires_at)
 
-    def hold(self, entry: Entry) -> None:
+    def hold(self, entry: BacklogEntry) -> None:
         """Count the memory of a message that was read from disk when the broker started, or that has been changed."""
         self.hold_bytes(of_message(entry.message))
 
-    def drop(self, entry: Entry) -> None:
+    def drop(self, entry: BacklogEntry) -> None:
         """Stop counting the memory of a message that has left its queue, and delete any copy of it on disk."""
         self.held_bytes -= of_message(entry.message)
         if entry.row:
             self.removed(entry.row)
         self.when_changed(self.held_bytes)
 
-    def set_aside(self, entry: Entry) -> None:
+    def set_aside(self, entry: BacklogEntry) -> None:
         """Stop counting the memory of a message, but keep any copy on disk. It cannot be processed, or changes."""
         self.hold_bytes(-of_message(entry.message))
 
@@ -242,7 +242,7 @@ class Ledger:
         self._page(-_PAGED_OUT)
         self.removed(row)
 
-    def page_out(self, entry: Entry) -> bool:
+    def page_out(self, entry: BacklogEntry) -> bool:
         """Page out a stored message if memory is short. If True is returned, the caller must keep only `entry.row`."""
         # A dead letter would be read back as an ordinary Message.
         if self.held_bytes - self._paged_out_bytes <= _ROOMY or isinstance(entry.message, Dead):
@@ -251,7 +251,7 @@ class Ledger:
         self._page(_PAGED_OUT)
         return True
 
-    def page_in(self, rows: Sequence[int]) -> list[Entry]:
+    def page_in(self, rows: Sequence[int]) -> list[BacklogEntry]:
         """Read paged-out messages back, in the order of `rows`. If they are large, return only the first few."""
         entries = self.read(rows)
         self.held_bytes += sum(of_message(entry.message) for entry in entries)
@@ -300,19 +300,19 @@ class Ledger:
 
     # A ledger with a disk overrides the following methods.
 
-    def close(self, returned: Iterable[Entry] = ()) -> None:
+    def close(self, returned: Iterable[BacklogEntry] = ()) -> None:
         """Finish writing. `returned` are requeued messages, to be marked as redelivered after a restart."""
 
     def write_log(self, log: Log) -> None:
         """Write the new data of a stream with the next group of changes."""
 
-    def added(self, holder: int, entry: Entry) -> None:
+    def added(self, holder: int, entry: BacklogEntry) -> None:
         """Store a message of the queue or delayed exchange with the key `holder`, and set the entry's row."""
 
     def removed(self, row: int) -> None:
         """Delete a stored message."""
 
-    def read(self, rows: Sequence[int]) -> list[Entry]:  # noqa: ARG002
+    def read(self, rows: Sequence[int]) -> list[BacklogEntry]:  # noqa: ARG002
         """Read up to BATCH messages, in the order of `rows`. If they are large, return only the first few."""
         return []
 

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice, takewhile
 from typing import Any, NamedTuple
 
-from mqtool.broker.embedded.model.amqp_message import Message, carbon_copies
-from mqtool.broker.embedded.model.backlog import Entry
-from mqtool.broker.embedded.model.consumers import Consumer
+from mqtool.broker.embedded.model.amqp_message import BrokerMessage, carbon_copies
+from mqtool.broker.embedded.model.backlog import BacklogEntry
+from mqtool.broker.embedded.model.consumers import QueueConsumer
 from mqtool.broker.embedded.model.dead_lettering import DeadLettered
-from mqtool.broker.embedded.model.exchange import Destination, Exchange
-from mqtool.broker.embedded.model.queue import Queue
-from mqtool.broker.embedded.model.virtual_host import Released, Routing, VirtualHost
+from mqtool.broker.embedded.model.exchange import BrokerDestination, BrokerExchange
+from mqtool.broker.embedded.model.queue import BrokerQueue
+from mqtool.broker.embedded.model.virtual_host import ReleasedQueue, Routing, VirtualHost
 
 #: The maximum number of events kept for slow readers, and of messages shown at the same time.
 _MAX_EVENTS, _MAX_SHOWN = 4_000, 2_000
@@ -28,7 +28,7 @@ LISTED, _ALL_LISTED = 20, 1_000
 #: What is known of an event, by the names in docs/reference/events.md.
 Fields = dict[str, Any]
 #: A delivery that its consumer has not acknowledged; the consumer is None for basic.get.
-Unacknowledged = tuple[Queue, Entry, Consumer | None]
+Unacknowledged = tuple[BrokerQueue, BacklogEntry, QueueConsumer | None]
 
 
 class Event(NamedTuple):
@@ -37,7 +37,7 @@ class Event(NamedTuple):
     number: int
     at: float
     fields: Fields
-    message: Message | None
+    message: BrokerMessage | None
 
 
 class MessageEvents:
@@ -60,13 +60,13 @@ class MessageEvents:
         self,
         vhost: VirtualHost,
         client_of: Callable[[object], dict[str, str]],
-        name_of: Callable[[Consumer | None, Queue], str | None],
+        name_of: Callable[[QueueConsumer | None, BrokerQueue], str | None],
     ) -> None:
         self.number = time.monotonic_ns() // 1000
         self.changes = 0
         self.asked = time.monotonic()
         self.shown: dict[int, tuple[str, bool]] = {}
-        self.publishing: dict[int, tuple[Message, int]] = {}
+        self.publishing: dict[int, tuple[BrokerMessage, int]] = {}
         self.readers: dict[str | None, int] = {}
         self._vhost = vhost
         self._client_of = client_of
@@ -77,9 +77,9 @@ class MessageEvents:
         #: The latest messages in streams, as pairs of stream and offset.
         self._in_streams: deque[tuple[str, int]] = deque(maxlen=LISTED * 10)
         self._messages = 0
-        self._held: tuple[str, Entry] | None = None
+        self._held: tuple[str, BacklogEntry] | None = None
         #: Messages that are being dead-lettered.
-        self._dead: deque[Message] = deque(maxlen=LISTED)
+        self._dead: deque[BrokerMessage] = deque(maxlen=LISTED)
         #: How many more messages may be shown until the next request.
         self._left = float(_AT_ONCE)
         #: How many have been shown in this second, by exchange and routing key.
@@ -91,7 +91,7 @@ class MessageEvents:
         held, self._held = self._held, None
         if isinstance(source, DeadLettered):
             may_show = any(each is source.message for each in self._dead)
-        elif isinstance(source, Released):
+        elif isinstance(source, ReleasedQueue):
             may_show = self.shown.pop(source.position, None) is not None
         else:
             may_show = False
@@ -118,15 +118,15 @@ class MessageEvents:
         self._left -= 1
         self._in_second[address] += 1
 
-    def unroutable(self, message: Message, *, returned: bool) -> None:
+    def unroutable(self, message: BrokerMessage, *, returned: bool) -> None:
         if (found := self.publishing.get(id(message))) is not None:
             self._add({"what": "returned" if returned else "dropped", "message": found[1]})
 
-    def refused(self, queue: Queue, message: Message) -> None:
+    def refused(self, queue: BrokerQueue, message: BrokerMessage) -> None:
         if (found := self.publishing.get(id(message))) is not None:
             self._add({"what": "refused", "message": found[1], "queue": queue.name})
 
-    def entered(self, queue: Queue, message: Message, position: int) -> None:
+    def entered(self, queue: BrokerQueue, message: BrokerMessage, position: int) -> None:
         if queue.kind == "stream":
             self._in_streams.append((queue.name, position))
             what = "appended"
@@ -136,7 +136,9 @@ class MessageEvents:
         number = self.publishing[id(message)][1]
         self._add({"what": what, "message": number, "queue": queue.name, "copy": position})
 
-    def delivered(self, queue: Queue, entry: Entry, consumer: Consumer | None, *, no_ack: bool) -> None:
+    def delivered(
+        self, queue: BrokerQueue, entry: BacklogEntry, consumer: QueueConsumer | None, *, no_ack: bool
+    ) -> None:
         name = self._name_of(consumer, queue)
         fields = {"queue": queue.name, "copy": entry.position, "consumer": name, "no_ack": no_ack}
         if queue.kind == "stream":
@@ -150,18 +152,18 @@ class MessageEvents:
         else:
             self.shown[entry.position] = queue.name, False
 
-    def acknowledged(self, queue: Queue, entry: Entry) -> None:
+    def acknowledged(self, queue: BrokerQueue, entry: BacklogEntry) -> None:
         del self.shown[entry.position]
         self._add({"what": "acknowledged", "queue": queue.name, "copy": entry.position})
 
-    def requeued(self, queue: Queue, entry: Entry, why: str) -> None:
+    def requeued(self, queue: BrokerQueue, entry: BacklogEntry, why: str) -> None:
         if queue.deleted:
             del self.shown[entry.position]
             return
         self.shown[entry.position] = queue.name, True
         self._add({"what": "requeued", "queue": queue.name, "copy": entry.position, "why": why})
 
-    def ended(self, queue: Queue, entry: Entry, reason: str, exchange: str | None) -> None:
+    def ended(self, queue: BrokerQueue, entry: BacklogEntry, reason: str, exchange: str | None) -> None:
         del self.shown[entry.position]
         self._dead.append(entry.message)
         fields = {"queue": queue.name, "copy": entry.position, "reason": reason}
@@ -170,15 +172,15 @@ class MessageEvents:
         else:
             self._add({"what": "dead-lettered", **fields, "exchange": exchange})
 
-    def emptied(self, queue: Queue) -> None:
+    def emptied(self, queue: BrokerQueue) -> None:
         gone = queue.name, True
         self.shown = {position: place for position, place in self.shown.items() if place != gone}
         self._add({"what": "purged", "queue": queue.name})
 
-    def delayed(self, exchange: Exchange, entry: Entry) -> None:
+    def delayed(self, exchange: BrokerExchange, entry: BacklogEntry) -> None:
         self._held = exchange.name, entry
 
-    def streamed(self, source: object, stream: str, messages: Iterator[tuple[int, Message]]) -> None:
+    def streamed(self, source: object, stream: str, messages: Iterator[tuple[int, BrokerMessage]]) -> None:
         address = stream.encode(errors="surrogateescape")
         while self._may_show(address) and (found := next(messages, None)) is not None:
             self._take(address)
@@ -193,7 +195,7 @@ class MessageEvents:
             fields = {"queue": stream, "copy": position, "consumer": consumer, "no_ack": True}
             self._add({"what": "read", **fields, "offset": offsets[-1]})
 
-    def replied(self, source: object, message: Message, to: object) -> None:
+    def replied(self, source: object, message: BrokerMessage, to: object) -> None:
         if self._left >= 1:
             self._left -= 1
             self._messages += 1
@@ -223,7 +225,7 @@ class MessageEvents:
             return None
         return [*takewhile(lambda event: event.number > number, reversed(self._events))][::-1]
 
-    def waiting(self, unacknowledged: Iterable[Unacknowledged]) -> list[tuple[Entry, Fields]]:
+    def waiting(self, unacknowledged: Iterable[Unacknowledged]) -> list[tuple[BacklogEntry, Fields]]:
         """Return messages in queues, with consumers and in delayed exchanges. Later events report them as well.
 
         Args:
@@ -231,7 +233,7 @@ class MessageEvents:
         """
         return [*islice(self._waiting(unacknowledged), _ALL_LISTED)]
 
-    def _waiting(self, unacknowledged: Iterable[Unacknowledged]) -> Iterator[tuple[Entry, Fields]]:
+    def _waiting(self, unacknowledged: Iterable[Unacknowledged]) -> Iterator[tuple[BacklogEntry, Fields]]:
         for exchange, entry in self._vhost.first_held(LISTED):
             self._show(entry, exchange)
             yield entry, {"exchange": exchange, "until": entry.expires_at}
@@ -250,25 +252,25 @@ class MessageEvents:
         match source:
             case DeadLettered():
                 return {"queue": source.queue.name, "reason": source.reason}
-            case Released():
+            case ReleasedQueue():
                 return {"exchange": source.exchange, "copy": source.position}
         return self._client_of(source)
 
-    def _add_published(self, message: Message, source: object, paths: list[list[str]]) -> None:
+    def _add_published(self, message: BrokerMessage, source: object, paths: list[list[str]]) -> None:
         origin = self._origin(source)
         self._add({"what": "published", "message": self._messages, "from": origin, "paths": paths}, message)
 
-    def _add(self, fields: Fields, message: Message | None = None) -> None:
+    def _add(self, fields: Fields, message: BrokerMessage | None = None) -> None:
         self.number += 1
         self._events.append(Event(self.number, time.time(), fields, message))
         if len(self._events) > _MAX_EVENTS:
             self._forgotten = self._events.popleft().number
 
-    def _show(self, entry: Entry, place: str, *, is_ready: bool = True) -> None:
+    def _show(self, entry: BacklogEntry, place: str, *, is_ready: bool = True) -> None:
         self.shown[entry.position] = place, is_ready
 
 
-def _paths(vhost: VirtualHost, message: Message, queues: Iterable[Queue]) -> Iterator[list[str]]:
+def _paths(vhost: VirtualHost, message: BrokerMessage, queues: Iterable[BrokerQueue]) -> Iterator[list[str]]:
     """Yield a path to each queue: the names of the exchanges that the message passes through, then the queue's name."""
     first = vhost.exchanges.get(message.exchange)
     keys = [message.routing_key, *carbon_copies(message.headers)]
@@ -277,7 +279,7 @@ def _paths(vhost: VirtualHost, message: Message, queues: Iterable[Queue]) -> Ite
     while todo and wanted:
         exchange = todo.pop(0)
         if exchange.name == "":
-            found: list[Destination] = [vhost.queues[key] for key in keys if key in vhost.queues]
+            found: list[BrokerDestination] = [vhost.queues[key] for key in keys if key in vhost.queues]
         else:
             found = [each for key in keys for each in exchange.match(key, message.headers)]
         if not found and exchange.alternate in vhost.exchanges:
@@ -286,7 +288,7 @@ def _paths(vhost: VirtualHost, message: Message, queues: Iterable[Queue]) -> Ite
             if each in wanted:
                 wanted.discard(each)
                 yield [*paths[exchange], each.name]
-            elif isinstance(each, Exchange) and each not in paths:
+            elif isinstance(each, BrokerExchange) and each not in paths:
                 paths[each] = [*paths[exchange], each.name]
                 todo.append(each)
     for queue in wanted:  # its binding was removed before the transaction was committed

@@ -11,9 +11,9 @@ import uuid
 from collections.abc import Iterable, Mapping
 from urllib.parse import quote, unquote
 
-from mqtool.broker.embedded.model.amqp_message import Properties, encode_short
+from mqtool.broker.embedded.model.amqp_message import MessageProperties, encode_short
 from mqtool.broker.embedded.model.profile import Profile
-from mqtool.codecs.amqp10_message import BareProperties, Header
+from mqtool.codecs.amqp10_message import BareProperties, MessageHeader
 from mqtool.codecs.amqp10_values import (
     UINT64,
     Any10,
@@ -152,8 +152,14 @@ def _short(value: Any10) -> bytes | None:
 
 
 def properties_to_091(
-    header: Header, annotations: Map, properties: BareProperties, application: Map, profile: Profile, *, encoded: bool
-) -> Properties:
+    header: MessageHeader,
+    annotations: Map,
+    properties: BareProperties,
+    application: Map,
+    profile: Profile,
+    *,
+    encoded: bool,
+) -> MessageProperties:
     """Convert the AMQP 1.0 sections of a message to AMQP 0-9-1 properties.
 
     Args:
@@ -176,7 +182,7 @@ def properties_to_091(
     fields |= _numbers_to_091(header, annotations, properties)
     if headers:
         fields["headers"] = encode_table(headers)
-    return Properties.of(fields)
+    return MessageProperties.of(fields)
 
 
 def headers_to_091(annotations: Map, properties: BareProperties, application: Map) -> Table:
@@ -211,7 +217,7 @@ def _ids_to_091(properties: BareProperties) -> tuple[dict[str, bytes], Table]:
     return found, headers
 
 
-def _numbers_to_091(header: Header, annotations: Map, properties: BareProperties) -> dict[str, bytes]:
+def _numbers_to_091(header: MessageHeader, annotations: Map, properties: BareProperties) -> dict[str, bytes]:
     fields = {}
     mode = annotations.get(Symbol("x-basic-delivery-mode")) if header.durable is None else 1 + header.durable
     priority = annotations.get(Symbol("x-basic-priority")) if header.priority is None else header.priority
@@ -304,10 +310,10 @@ def deaths_from_091(value: Value) -> Array | None:
     return deaths or None
 
 
-def header_from_091(properties: Properties) -> Header:
+def header_from_091(properties: MessageProperties) -> MessageHeader:
     """Build the AMQP 1.0 header section of a message from its AMQP 0-9-1 properties."""
     ttl = properties.expiration
-    return Header(
+    return MessageHeader(
         durable=properties.delivery_mode == 2,
         priority=None if properties.priority is None else UInt8(properties.priority),
         ttl=UInt32(ttl) if ttl is not None and ttl.isdecimal() and int(ttl) < 1 << 32 else None,
@@ -327,7 +333,7 @@ def annotations_from_091(headers: Table) -> Map:
     return annotations
 
 
-def sections_from_091(properties: Properties, profile: Profile) -> tuple[Map, BareProperties, Map, bool]:
+def sections_from_091(properties: MessageProperties, profile: Profile) -> tuple[Map, BareProperties, Map, bool]:
     """Convert AMQP 0-9-1 properties to AMQP 1.0 sections.
 
     Returns:

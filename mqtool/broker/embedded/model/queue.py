@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import ClassVar
 
-from mqtool.broker.embedded.model.amqp_message import Message
+from mqtool.broker.embedded.model.amqp_message import BrokerMessage
 from mqtool.broker.embedded.model.applied_policies import NOTHING, Applied
-from mqtool.broker.embedded.model.backlog import Entry, new_backlog
+from mqtool.broker.embedded.model.backlog import BacklogEntry, new_backlog
 from mqtool.broker.embedded.model.clock import Alarm, Clock, Timetable
-from mqtool.broker.embedded.model.consumers import Consumer, Consumers, Traffic, Watcher
-from mqtool.broker.embedded.model.exchange import Binding
+from mqtool.broker.embedded.model.consumers import Consumers, QueueConsumer, Traffic, Watcher
+from mqtool.broker.embedded.model.exchange import BrokerBinding
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Profile
 from mqtool.broker.embedded.model.queue_arguments import Options
@@ -41,11 +41,11 @@ class Outcome(Enum):
 
 
 Settled = Callable[[Outcome], object]
-DeadLetter = Callable[["Queue", Message, str, Settled], None]
+DeadLetter = Callable[["BrokerQueue", BrokerMessage, str, Settled], None]
 
 
 @dataclass(eq=False)
-class Queue:
+class BrokerQueue:
     """A classic or quorum queue of a virtual host.
 
     Attributes:
@@ -70,7 +70,7 @@ class Queue:
     clock: Clock
     ledger: Ledger
     dead_letter: DeadLetter
-    when_unused: Callable[["Queue"], object]
+    when_unused: Callable[["BrokerQueue"], object]
     durable: bool = False
     auto_delete: bool = False
     owner: object | None = None
@@ -83,7 +83,7 @@ class Queue:
         self.policy = NOTHING
         self.watcher: Watcher | None = None
         self.kind = str(self.arguments.get("x-queue-type", "classic"))
-        self.inbound: set[Binding] = set()
+        self.inbound: set[BrokerBinding] = set()
         self.publishers: set[Callable[[], object]] = set()
         self.unacked = 0
         self.unacked_bytes = 0
@@ -94,9 +94,9 @@ class Queue:
         self._limited = self.options.limited
         self._expiring = self._dropping = False
         self._expiry = Alarm(self.clock, self._expire)
-        self.dead_letters: list[tuple[Entry, str]] = []
+        self.dead_letters: list[tuple[BacklogEntry, str]] = []
         self._retry = Alarm(self.clock, self._retry_dead_letters)
-        self._retries: Timetable[Entry] = Timetable(self.clock, self.backlog.put_back, lambda: self.requeue(()))
+        self._retries: Timetable[BacklogEntry] = Timetable(self.clock, self.backlog.put_back, lambda: self.requeue(()))
         self._unused = Alarm(self.clock, lambda: self.when_unused(self))
         self.stored = self.durable and self.owner is None
         self._delivered = not self.stored
@@ -108,7 +108,7 @@ class Queue:
     def __bool__(self) -> bool:
         return True  # even if the queue is empty
 
-    def publish(self, message: Message) -> tuple[bool, bool]:
+    def publish(self, message: BrokerMessage) -> tuple[bool, bool]:
         """Add a message, unless the queue is full and rejects it.
 
         Returns:
@@ -146,7 +146,7 @@ class Queue:
             self._drop_surplus()
         return True, stored
 
-    def restore(self, entry: Entry) -> None:
+    def restore(self, entry: BacklogEntry) -> None:
         """Add a message recovered from disk. Messages must be added in order of position."""
         latest = entry.expires_at
         ttl = None if latest is None else self.options.time_to_live(entry.message.properties.expiration)
@@ -197,7 +197,7 @@ class Queue:
         if self._expiring:
             self._arm_expiry()
 
-    def _dead_letter(self, entry: Entry, reason: str) -> None:
+    def _dead_letter(self, entry: BacklogEntry, reason: str) -> None:
         """Dead-letter a message, or drop it if there is no dead-letter exchange."""
 
         def settle(outcome: Outcome) -> None:
@@ -240,7 +240,7 @@ class Queue:
                 return
             self._deliver(consumer, backlog.take())
 
-    def _deliver(self, consumer: Consumer, entry: Entry) -> None:
+    def _deliver(self, consumer: QueueConsumer, entry: BacklogEntry) -> None:
         traffic = self.traffic
         traffic.delivered += 1
         if entry.redelivered:
@@ -257,7 +257,7 @@ class Queue:
         self.unacked_bytes += len(entry.message.body)
         consumer.take(entry)
 
-    def get(self, *, no_ack: bool) -> Entry | None:
+    def get(self, *, no_ack: bool) -> BacklogEntry | None:
         """Remove and return the next message for basic.get; None if the queue is empty."""
         self.touch()
         if self._expiring:
@@ -282,7 +282,7 @@ class Queue:
             self.unacked_bytes += len(entry.message.body)
         return entry
 
-    def acknowledge(self, entry: Entry) -> None:
+    def acknowledge(self, entry: BacklogEntry) -> None:
         self.unacked -= 1
         self.unacked_bytes -= len(entry.message.body)
         self.traffic.acknowledged += 1
@@ -290,7 +290,7 @@ class Queue:
         if self.watcher is not None and entry.position in self.watcher.shown:
             self.watcher.acknowledged(self, entry)
 
-    def reject(self, entry: Entry) -> None:
+    def reject(self, entry: BacklogEntry) -> None:
         """Dead-letter or drop a message that was rejected without requeueing."""
         self._settled(entry)
         if self.deleted:
@@ -298,11 +298,11 @@ class Queue:
         else:
             self._dead_letter(entry, "rejected")
 
-    def _settled(self, entry: Entry) -> None:
+    def _settled(self, entry: BacklogEntry) -> None:
         self.unacked -= 1
         self.unacked_bytes -= len(entry.message.body)
 
-    def requeue(self, entries: Iterable[Entry], why: Why = Why.RETURNED) -> None:
+    def requeue(self, entries: Iterable[BacklogEntry], why: Why = Why.RETURNED) -> None:
         """Requeue unacknowledged messages, and mark them as redelivered. If the queue is deleted, drop them instead."""
         for entry in entries:
             self._settled(entry)
@@ -320,7 +320,7 @@ class Queue:
             self.pump()
             self._drop_surplus()
 
-    def _requeue_in_quorum(self, entry: Entry, why: Why) -> None:
+    def _requeue_in_quorum(self, entry: BacklogEntry, why: Why) -> None:
         """Requeue a message, immediately or after a delay, or dead-letter it if it has exceeded the delivery limit."""
         entry.acquired_count += 1
         failed = why in (Why.REJECTED, Why.LOST) or (why is Why.RETURNED and self.profile.nack_counts)
@@ -369,14 +369,14 @@ class Queue:
         else:
             self._unused.set(self.clock.now() + expires)
 
-    def add_consumer(self, consumer: Consumer) -> None:
+    def add_consumer(self, consumer: QueueConsumer) -> None:
         """Add a consumer. The caller must call `pump` after sending basic.consume-ok."""
         self.consumers.add(consumer)
         self._unused.cancel()
         if self.watcher is not None:
             self.watcher.changed()
 
-    def remove_consumer(self, consumer: Consumer) -> None:
+    def remove_consumer(self, consumer: QueueConsumer) -> None:
         """Remove a consumer. An auto-delete queue is deleted with its last consumer."""
         if not self.consumers.remove(consumer):
             return
@@ -414,7 +414,7 @@ class Queue:
         return count
 
 
-def cancel_links(queue: Queue) -> None:
+def cancel_links(queue: BrokerQueue) -> None:
     """Cancel the consumers of a deleted queue, and detach the AMQP 1.0 links that publish to it."""
     for consumer in queue.consumers.clear():
         consumer.cancelled()

@@ -3,7 +3,7 @@
 from mqtool.broker.embedded.model.amqp_errors import ChannelException, access_refused
 from mqtool.broker.embedded.model.amqp_message import carbon_copies
 from mqtool.broker.embedded.model.broker import Broker
-from mqtool.broker.embedded.model.exchange import Exchange
+from mqtool.broker.embedded.model.exchange import BrokerExchange
 from mqtool.codecs.field_tables import Table, Value
 
 #: The maximum number of cached results: otherwise, a client could fill the memory by using ever new names.
@@ -42,7 +42,7 @@ class Rights:
         if not allowed:
             raise self._refused(what, f"{kind} '{name or 'amq.default'}'")
 
-    def check_topic(self, what: str, exchange: Exchange | None, key: str) -> None:
+    def check_topic(self, what: str, exchange: BrokerExchange | None, key: str) -> None:
         """Check that the user may publish to a topic exchange (`write`), or bind to it (`read`), with a routing key."""
         user = self._broker.users.get(self._user)
         if exchange is None or exchange.kind != "topic" or user is None or not user.topic_permissions:
@@ -51,7 +51,7 @@ class Rights:
         if permissions is not None and not permissions.allow(what, key, self._user, self._vhost):
             raise self._refused(what, f"topic '{key}' in exchange '{exchange.name}'")
 
-    def check_copies(self, exchange: Exchange, headers: Table) -> None:
+    def check_copies(self, exchange: BrokerExchange, headers: Table) -> None:
         """Check the routing keys in CC and BCC like that of the message, if this version of RabbitMQ does so."""
         if self._broker.profile.checks_copies and ("CC" in headers or "BCC" in headers):
             for key in carbon_copies(headers):

@@ -5,10 +5,10 @@ from typing import NamedTuple, Self
 
 from mqtool.broker.embedded.model.amqp_message import (
     SECTIONED,
+    BrokerMessage,
     ContentHeader,
     Dead,
-    Message,
-    Properties,
+    MessageProperties,
     encode_address,
 )
 from mqtool.broker.embedded.model.footprint import of_value
@@ -28,7 +28,7 @@ from mqtool.codecs.amqp10_message import (
     MESSAGE_ANNOTATIONS,
     Amqp10Message,
     BareProperties,
-    Header,
+    MessageHeader,
     data_section,
     section_at,
 )
@@ -119,7 +119,7 @@ class Sections(NamedTuple):
         header = ContentHeader.of(properties, len(self.body))
         return Sectioned(self, encode_address(exchange, routing_key), header, is_changed=False)
 
-    def _for_091(self, profile: Profile) -> Properties:
+    def _for_091(self, profile: Profile) -> MessageProperties:
         head = self.head
         try:
             header = Amqp10Message.decode(self.header).header
@@ -131,7 +131,7 @@ class Sections(NamedTuple):
 
 
 #: A cache of AMQP 0-9-1 properties, by the short sections that they were converted from (see Sections.to).
-_known: dict[tuple[bytes, bytes, bool, bool], Properties] = {}
+_known: dict[tuple[bytes, bytes, bool, bool], MessageProperties] = {}
 
 
 def parse(payload: bytes, *, strict: bool = True) -> Sections:
@@ -236,7 +236,7 @@ def _body(payload: bytes, start: int) -> tuple[bytes, bytes, bytes | None, bool]
     return payload[start:], b"".join(parts), None, False
 
 
-class Sectioned(Message):
+class Sectioned(BrokerMessage):
     """A message published with AMQP 1.0. AMQP 0-9-1 consumers get its address, header and body.
 
     Attributes:
@@ -300,7 +300,12 @@ class DeadSectioned(Dead, Sectioned):
 
 
 def encode(
-    message: Message, profile: Profile, added: Map | None = None, deliveries: int = 0, *, redelivered: bool = False
+    message: BrokerMessage,
+    profile: Profile,
+    added: Map | None = None,
+    deliveries: int = 0,
+    *,
+    redelivered: bool = False,
 ) -> bytes:
     """Encode a message for an AMQP 1.0 consumer, or for a stream.
 
@@ -332,11 +337,11 @@ def _address(exchange: str, routing_key: str) -> bytes:
 
 
 @lru_cache(maxsize=_MOST_CACHED)
-def _header(header: Header) -> bytes:
+def _header(header: MessageHeader) -> bytes:
     return Amqp10Message(header=header).encode()
 
 
-def _bare_from_091(message: Message, profile: Profile) -> tuple[Map, bytes]:
+def _bare_from_091(message: BrokerMessage, profile: Profile) -> tuple[Map, bytes]:
     raw = message.properties.encode()
     head = (_cached_from_091 if len(raw) < _CACHED else _from_091)(raw, profile)
     body = message.body if head.encoded and _is_body(message.body) else data_section(message.body)
@@ -358,7 +363,7 @@ class _Converted(NamedTuple):
 
 
 def _from_091(raw: bytes, profile: Profile) -> _Converted:
-    annotations, properties, application, encoded = sections_from_091(Properties(raw), profile)
+    annotations, properties, application, encoded = sections_from_091(MessageProperties(raw), profile)
     bare = Amqp10Message(properties=properties, application_properties=application).encode()
     return _Converted(annotations, bare, encoded)
 

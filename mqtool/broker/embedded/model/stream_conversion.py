@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
-from mqtool.broker.embedded.model.amqp_message import Properties, encode_short
+from mqtool.broker.embedded.model.amqp_message import MessageProperties, encode_short
 from mqtool.broker.embedded.model.protocol_conversion import DROPPED, Dropped
 from mqtool.codecs.amqp10_message import (
     APPLICATION_PROPERTIES,
@@ -54,7 +54,7 @@ class Decoded(NamedTuple):
             name as its routing key, as in RabbitMQ.
     """
 
-    properties: Properties
+    properties: MessageProperties
     body: bytes
     exchange: str
     routing_key: str | None
@@ -67,7 +67,7 @@ _SYMBOLS = {"content_type": 0xA3, "content_encoding": 0xA3}
 _SHORT = 256
 
 
-def encode(properties: Properties, body: bytes, exchange: str, routing_key: str) -> bytes:
+def encode(properties: MessageProperties, body: bytes, exchange: str, routing_key: str) -> bytes:
     """Encode a message in the form in which RabbitMQ 3.10 stores it in a stream."""
     raw = properties.encode()
     if len(raw) >= _SHORT:
@@ -82,7 +82,7 @@ def encode(properties: Properties, body: bytes, exchange: str, routing_key: str)
 
 
 def _head(raw: bytes, exchange: str, routing_key: str) -> bytes:
-    properties = Properties(raw)
+    properties = MessageProperties(raw)
     fields = properties.fields()
 
     def string(name: str, code: int) -> bytes:
@@ -153,11 +153,11 @@ def decode(data: bytes) -> Decoded:
         return Decoded(_PLAIN, data, "", None)
     if body is None:
         fields = head.properties.fields() | {"type": encode_short(b"amqp-1.0")}
-        return Decoded(Properties.of(fields), data[start:], head.exchange, head.routing_key)
+        return Decoded(MessageProperties.of(fields), data[start:], head.exchange, head.routing_key)
     return Decoded(head.properties, body, head.exchange, head.routing_key)
 
 
-_PLAIN = Properties(b"\x00\x00")
+_PLAIN = MessageProperties(b"\x00\x00")
 
 
 def _body_start(data: bytes) -> int:
@@ -211,7 +211,7 @@ def _parts(head: bytes) -> Decoded:
             _take_application(fields, headers, _pairs(found))
     if headers:
         fields["headers"] = encode_table(headers)
-    return Decoded(Properties.of(fields), b"", exchange, routing_key)
+    return Decoded(MessageProperties.of(fields), b"", exchange, routing_key)
 
 
 _cached_parts = lru_cache(maxsize=1024)(_parts)

@@ -18,7 +18,7 @@ from mqtool.broker.embedded.model.stream_segment import (
     TRACKING,
     UNFILTERED,
     USER,
-    Header,
+    ChunkHeader,
     Segment,
     encode_chunk,
     encode_tracking,
@@ -83,7 +83,7 @@ class _Write(NamedTuple):
 
     segment: Segment
     position: int
-    header: Header
+    header: ChunkHeader
     data: bytes
 
 

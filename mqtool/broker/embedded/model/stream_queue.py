@@ -8,11 +8,11 @@ from typing import TypeAlias
 
 from mqtool.broker.embedded.model import sectioned
 from mqtool.broker.embedded.model.amqp_errors import NOT_IMPLEMENTED, ConnectionException
-from mqtool.broker.embedded.model.amqp_message import ContentHeader, Message, Properties, encode_address
+from mqtool.broker.embedded.model.amqp_message import BrokerMessage, ContentHeader, MessageProperties, encode_address
 from mqtool.broker.embedded.model.applied_policies import Applied
-from mqtool.broker.embedded.model.backlog import Entry
-from mqtool.broker.embedded.model.consumers import Consumer
-from mqtool.broker.embedded.model.queue import Queue, Why, cancel_links
+from mqtool.broker.embedded.model.backlog import BacklogEntry
+from mqtool.broker.embedded.model.consumers import QueueConsumer
+from mqtool.broker.embedded.model.queue import BrokerQueue, Why, cancel_links
 from mqtool.broker.embedded.model.queue_arguments import OFFSET, Options, interval
 from mqtool.broker.embedded.model.sectioned import Sectioned, Sections
 from mqtool.broker.embedded.model.stream_conversion import Decoded, decode, encode
@@ -21,9 +21,9 @@ from mqtool.broker.embedded.model.stream_segment import (
     HEADER_SIZE,
     UNFILTERED,
     USER,
-    Chunk,
-    Filters,
-    Header,
+    ChunkFilters,
+    ChunkHeader,
+    StoredChunk,
     bits_of,
     is_sound,
     parse_header,
@@ -51,7 +51,7 @@ _COST_AT_ONCE = 64
 _COST_UNIT = 4096
 
 
-class Reader:
+class StreamQueueReader:
     """Reads the log of a stream, chunk by chunk.
 
     Args:
@@ -63,7 +63,7 @@ class Reader:
         is_tired: True if read() has returned no chunk because it skipped many, not because it reached the end.
     """
 
-    def __init__(self, stream: StreamLog, offset: int, filters: Filters | None = None) -> None:
+    def __init__(self, stream: StreamLog, offset: int, filters: ChunkFilters | None = None) -> None:
         self._stream = stream
         self._filters = filters
         self.is_tired = False
@@ -71,7 +71,7 @@ class Reader:
         self._segment = stream.segment_of(self.offset)
         self._position = self._segment.position_of(self.offset)
 
-    def read(self) -> list[Chunk]:
+    def read(self) -> list[StoredChunk]:
         """Read the next chunk of messages, or several small ones.
 
         Returns an empty list at the end of the log, or if `is_tired` becomes true.
@@ -95,9 +95,9 @@ class Reader:
                 return []
         return []
 
-    def _read_block(self) -> list[Chunk]:
+    def _read_block(self) -> list[StoredChunk]:
         segment = self._segment
-        chunks: list[Chunk] = []
+        chunks: list[StoredChunk] = []
         start, block = self._position, read_block(segment.data, self._position, segment.size)
         while (header := parse_header(block, self._position - start)) is not None:
             at = self._position - start
@@ -109,13 +109,13 @@ class Reader:
             elif header.kind == USER and self._is_wanted(header, block, at):
                 raw = block[at : at + HEADER_SIZE + header.size]
                 end = header.offset + header.records
-                chunks.append(Chunk(raw, header.offset, end, header.entries, header.timestamp))
+                chunks.append(StoredChunk(raw, header.offset, end, header.entries, header.timestamp))
         if self._position == start:
             log.error("the rest of a damaged segment is skipped: %d bytes", segment.size - start)
             self._position = segment.size
         return chunks
 
-    def _is_wanted(self, header: Header, block: bytes, at: int) -> bool:
+    def _is_wanted(self, header: ChunkHeader, block: bytes, at: int) -> bool:
         return self._filters is None or self._filters.match(tracking_in(header, block, at).filter)
 
 
@@ -126,7 +126,7 @@ _SHORT_BODY, _LONG_BODY = b"\x00Su\xa0", b"\x00Su\xb0"
 _PROPERTIES, _MESSAGE_ID = b"\x00Ss\xc0", b"\xa1"
 
 
-class Stream(Queue):
+class StreamQueue(BrokerQueue):
     """A queue of type stream. Delivered messages stay in the stream and never count as unacknowledged.
 
     Attributes:
@@ -135,9 +135,9 @@ class Stream(Queue):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._cursors: dict[Consumer, Cursor] = {}
+        self._cursors: dict[QueueConsumer, Cursor] = {}
         # The consumers whose next turn to read is due, in order.
-        self._tired: deque[Consumer] = deque()
+        self._tired: deque[QueueConsumer] = deque()
 
     @cached_property
     def log(self) -> StreamLog:
@@ -160,7 +160,7 @@ class Stream(Queue):
     def __len__(self) -> int:
         return self.log.end - self.log.first_offset
 
-    def publish(self, message: Message) -> tuple[bool, bool]:
+    def publish(self, message: BrokerMessage) -> tuple[bool, bool]:
         """Append a message. Returns True (a stream accepts every message), and True if it is being written to disk."""
         self.traffic.published += 1
         if self.watcher is not None and id(message) in self.watcher.publishing:
@@ -174,12 +174,12 @@ class Stream(Queue):
         self.log.append(simple_entry(data), filter_bits=bits)
         return True, self.ledger.on_disk
 
-    def add_consumer(self, consumer: Consumer) -> None:
+    def add_consumer(self, consumer: QueueConsumer) -> None:
         """Add a consumer, starting at its `x-stream-offset`."""
         super().add_consumer(consumer)
         offset = self._first_offset(consumer.arguments.get(OFFSET))
         filters = wanted_filters(consumer.arguments) if self.profile.speaks_amqp10 else None
-        reader = Reader(self.log, offset, filters)
+        reader = StreamQueueReader(self.log, offset, filters)
         self._cursors[consumer] = Cursor(self, offset, reader, consumer.selector)
 
     def _first_offset(self, offset: object) -> int:
@@ -198,7 +198,7 @@ class Stream(Queue):
                 return offset
         return log.end
 
-    def remove_consumer(self, consumer: Consumer) -> None:
+    def remove_consumer(self, consumer: QueueConsumer) -> None:
         self._cursors.pop(consumer, None)
         super().remove_consumer(consumer)
 
@@ -208,7 +208,7 @@ class Stream(Queue):
             if not cursor.is_tired:
                 self._feed(consumer, cursor)
 
-    def _feed(self, consumer: Consumer, cursor: "Cursor") -> None:
+    def _feed(self, consumer: QueueConsumer, cursor: "Cursor") -> None:
         while consumer.ready() and (entry := cursor.next_entry()) is not None:
             self.traffic.delivered += 1
             consumer.take(entry)
@@ -223,21 +223,21 @@ class Stream(Queue):
             cursor.is_tired = False
             self._feed(consumer, cursor)
 
-    def acknowledge(self, entry: Entry) -> None:  # noqa: ARG002
+    def acknowledge(self, entry: BacklogEntry) -> None:  # noqa: ARG002
         """Count an acknowledgement. The message stays in the stream."""
         self.traffic.acknowledged += 1
 
-    def requeue(self, entries: Iterable[Entry], why: Why = Why.RETURNED) -> None:
+    def requeue(self, entries: Iterable[BacklogEntry], why: Why = Why.RETURNED) -> None:
         """Raise ConnectionException 540: a stream does not support requeueing. Do nothing if a channel has ended."""
         if why is not Why.LOST:
             for entry in entries:
                 self.reject(entry)
 
-    def reject(self, entry: Entry) -> None:  # noqa: ARG002
+    def reject(self, entry: BacklogEntry) -> None:  # noqa: ARG002
         """Raise ConnectionException 540: a stream does not support basic.nack and basic.reject."""
         raise self._not_supported("basic.nack and basic.reject")
 
-    def get(self, *, no_ack: bool) -> Entry | None:  # noqa: ARG002
+    def get(self, *, no_ack: bool) -> BacklogEntry | None:  # noqa: ARG002
         """Raise ConnectionException 540: a stream does not support basic.get."""
         raise self._not_supported("basic.get")
 
@@ -278,26 +278,30 @@ class Cursor:
     """
 
     def __init__(
-        self, stream: Stream, offset: int, reader: Reader | None = None, selector: Selector | None = None
+        self,
+        stream: StreamQueue,
+        offset: int,
+        reader: StreamQueueReader | None = None,
+        selector: Selector | None = None,
     ) -> None:
         self._stream = stream
         self._wanted = offset
-        self._reader = reader or Reader(stream.log, offset)
+        self._reader = reader or StreamQueueReader(stream.log, offset)
         self._selector = selector
         self._messages: Iterator[tuple[int, bytes]] = iter(())
         self._shape: _Shape | None = None
         self.is_tired = False
 
-    def next_entry(self) -> Entry | None:
+    def next_entry(self) -> BacklogEntry | None:
         """Read the next message. Returns None at the end of the stream, or if `is_tired` becomes true."""
         until, self.is_tired, elapsed = 0.0, False, self._stream.clock.elapsed
         while True:
             for offset, data in self._messages:
                 if offset >= self._wanted:
                     if self._selector is None:
-                        return Entry(self._message(offset, data), offset)
+                        return BacklogEntry(self._message(offset, data), offset)
                     if (chosen := self._chosen(data, self._selector)) is not None:
-                        return Entry(chosen, offset)
+                        return BacklogEntry(chosen, offset)
                 until = until or elapsed() + _PASSING_SECONDS
                 if elapsed() > until:
                     self.is_tired = True
@@ -308,7 +312,7 @@ class Cursor:
                 return None
             self._messages = _messages(chunks, self._wanted)
 
-    def rest(self) -> Iterator[Entry]:
+    def rest(self) -> Iterator[BacklogEntry]:
         """Yield the messages up to the end of the stream."""
         while (entry := self.next_entry()) is not None or self.is_tired:
             if entry is not None:
@@ -318,7 +322,7 @@ class Cursor:
         message = sectioned.parse_stored(data, self._stream.name, self._stream.profile)
         return message if selector(message.sections) else None
 
-    def _message(self, offset: int, data: bytes) -> Message:
+    def _message(self, offset: int, data: bytes) -> BrokerMessage:
         """Decode the message to deliver, and put its offset in the header `x-stream-offset`."""
         shape = self._shape
         if shape is not None and (message := shape.message(offset, data)) is not None:
@@ -336,17 +340,17 @@ class Cursor:
         return shape.delivered(offset, shape.message_id, decoded.body)
 
 
-def wanted_filters(arguments: Table) -> Filters | None:
+def wanted_filters(arguments: Table) -> ChunkFilters | None:
     """Return the filter values that a consumer's arguments ask for; None if they do not ask for any."""
     wanted = arguments.get("x-stream-filter")
     values = [each for each in (wanted if isinstance(wanted, list) else [wanted]) if isinstance(each, str)]
     bits = [bits_of(each.encode(errors="surrogateescape")) for each in values]
     if bits and arguments.get("x-stream-match-unfiltered") is True:
         bits.append(UNFILTERED)
-    return Filters(bits) if bits else None
+    return ChunkFilters(bits) if bits else None
 
 
-def _messages(chunks: list[Chunk], wanted: int) -> Iterator[tuple[int, bytes]]:
+def _messages(chunks: list[StoredChunk], wanted: int) -> Iterator[tuple[int, bytes]]:
     for chunk in chunks:
         yield from chunk.messages(wanted)
 
@@ -363,12 +367,12 @@ class _Shape:
         message_id: the id of the message that the template was made from.
     """
 
-    def __init__(self, properties: Properties, address: bytes) -> None:
+    def __init__(self, properties: MessageProperties, address: bytes) -> None:
         self._address = address
         headers = {name: value for name, value in properties.headers.items() if name != OFFSET}
         table = encode_table({**headers, OFFSET: Int64(0)})
         fields = properties.fields() | {"headers": table}
-        whole = Properties.of(fields).encode()
+        whole = MessageProperties.of(fields).encode()
         # The headers are the third property, and the offset is the last header.
         end = 2 + len(fields.get("content_type", b"")) + len(fields.get("content_encoding", b"")) + len(table)
         self._before, self._between, self._after = whole[: end - 8], whole[end:], b""
@@ -396,7 +400,7 @@ class _Shape:
         # The two bytes before the message id are the size of the list of properties and its number of items.
         return first[:-2].endswith(_PROPERTIES)
 
-    def message(self, offset: int, data: bytes) -> Message | None:
+    def message(self, offset: int, data: bytes) -> BrokerMessage | None:
         """Build the message in an entry from this template; return None if the entry does not match."""
         start = len(self._first)
         end = start + len(self.message_id)
@@ -409,7 +413,7 @@ class _Shape:
                 return self.delivered(offset, data[start:end], data[before + mark :])
         return None
 
-    def delivered(self, offset: int, message_id: bytes, body: bytes) -> Message:
+    def delivered(self, offset: int, message_id: bytes, body: bytes) -> BrokerMessage:
         """Build a message from this template."""
         properties = b"".join((self._before, offset.to_bytes(8), self._between, message_id, self._after))
-        return Message(self._address, ContentHeader.unread(properties, len(body)), body)
+        return BrokerMessage(self._address, ContentHeader.unread(properties, len(body)), body)

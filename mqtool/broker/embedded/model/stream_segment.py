@@ -26,7 +26,7 @@ def bits_of(value: bytes) -> int:
     return 2 << number % _BITS | 2 << (number >> 16) % _BITS
 
 
-class Filters:
+class ChunkFilters:
     """The filter values that a reader wants.
 
     Matching a chunk takes the same short time however many values there are.
@@ -72,7 +72,7 @@ _FILTER_SIZE = 16
 _CHECK_SIZE = 4
 
 
-class Header(NamedTuple):
+class ChunkHeader(NamedTuple):
     """The header of a chunk.
 
     Attributes:
@@ -99,7 +99,7 @@ class Header(NamedTuple):
         return HEADER_SIZE + self.size + self.trailer
 
 
-class Tracking(NamedTuple):
+class StoredTracking(NamedTuple):
     """The data that a chunk contains besides messages.
 
     Attributes:
@@ -113,10 +113,10 @@ class Tracking(NamedTuple):
     filter: int = UNFILTERED
 
 
-_NOTHING = Tracking({}, {})
+_NOTHING = StoredTracking({}, {})
 
 
-class Chunk(NamedTuple):
+class StoredChunk(NamedTuple):
     """A chunk with messages.
 
     Attributes:
@@ -143,7 +143,7 @@ class Chunk(NamedTuple):
 
 
 def messages_in(data: bytes, position: int, offset: int, entries: int, wanted: int = 0) -> Iterator[tuple[int, bytes]]:
-    """Yield each message of the entries that start at `position` in `data`, with its offset; see Chunk.messages()."""
+    """Yield each message of the entries that start at `position` in `data`, with its offset (see StoredChunk)."""
     for _ in range(entries):
         if not data[position] & _IS_BATCH:
             start = position + 4
@@ -189,7 +189,7 @@ def encode_chunk(
     return b"".join((header, data, tracking, zlib.crc32(tracking, zlib.crc32(header)).to_bytes(_CHECK_SIZE)))
 
 
-def parse_header(data: bytes | memoryview, position: int = 0) -> Header | None:
+def parse_header(data: bytes | memoryview, position: int = 0) -> ChunkHeader | None:
     """Decode the header of the chunk at this position; return None if it is incomplete or not a header."""
     if len(data) - position < HEADER_SIZE:
         return None
@@ -198,10 +198,10 @@ def parse_header(data: bytes | memoryview, position: int = 0) -> Header | None:
     )
     if magic != _MAGIC or kind > SNAPSHOT or trailer < _CHECK_SIZE:
         return None
-    return Header(kind, entries, records, timestamp, offset, checksum, size, trailer)
+    return ChunkHeader(kind, entries, records, timestamp, offset, checksum, size, trailer)
 
 
-def is_sound(header: Header, data: bytes | memoryview, position: int = 0) -> bool:
+def is_sound(header: ChunkHeader, data: bytes | memoryview, position: int = 0) -> bool:
     """Return True if the chunk at this position is complete and its checksums are correct."""
     end = position + header.length
     if len(data) < end:
@@ -227,7 +227,7 @@ def encode_tracking(
     return b"".join(parts)
 
 
-def tracking_in(header: Header, data: bytes | memoryview, position: int = 0) -> Tracking:
+def tracking_in(header: ChunkHeader, data: bytes | memoryview, position: int = 0) -> StoredTracking:
     """Decode the tracking data of an undamaged chunk: from its trailer, or from its data if it has no messages."""
     start = position + HEADER_SIZE
     end = start + header.size
@@ -235,7 +235,7 @@ def tracking_in(header: Header, data: bytes | memoryview, position: int = 0) -> 
         start, end = end, end + header.trailer - _CHECK_SIZE
     if start == end:
         return _NOTHING
-    found = Tracking({}, {})
+    found = StoredTracking({}, {})
     while start < end:
         kind, size = data[start], data[start + 1]
         start += 2
@@ -283,14 +283,14 @@ class Segment:
         # The index of an existing segment is built when it is first needed.
         self._is_known = not size
 
-    def add(self, header: Header) -> None:
+    def add(self, header: ChunkHeader) -> None:
         """Count and index a chunk that has been written at the end."""
         if not self.size:
             self._first_timestamp = header.timestamp
         self._note(self.size, header)
         self.size += header.length
 
-    def _note(self, position: int, header: Header) -> None:
+    def _note(self, position: int, header: ChunkHeader) -> None:
         if not self._positions or position - self._positions[-1] >= _INDEX_STEP:
             self._offsets.append(header.offset)
             self._positions.append(position)
@@ -328,7 +328,7 @@ class Segment:
         )
         return next((header.offset for _, header in _headers(self.data, position, self.size)), None)
 
-    def _find(self, noted: int, wanted: Callable[[Header], bool]) -> int:
+    def _find(self, noted: int, wanted: Callable[[ChunkHeader], bool]) -> int:
         """Return the position of the first wanted chunk after `noted` index entries; `size` if there is none."""
         start = self._positions[noted - 1] if noted else 0
         headers = _headers(self.data, start, self.size)
@@ -344,7 +344,7 @@ class Segment:
         return None
 
 
-def _headers(data: SegmentData, position: int, end: int) -> Iterator[tuple[int, Header]]:
+def _headers(data: SegmentData, position: int, end: int) -> Iterator[tuple[int, ChunkHeader]]:
     """Yield the position and header of each chunk between `position` and `end`. Stop at a damaged header."""
     start, block = position, b""
     while position < end:
@@ -364,7 +364,7 @@ def read_block(data: SegmentData, position: int, end: int | None = None) -> byte
     return block if header is None or header.length <= len(block) else data.read(position, header.length)
 
 
-def sound_chunks(data: SegmentData) -> Iterator[tuple[Header, Tracking]]:
+def sound_chunks(data: SegmentData) -> Iterator[tuple[ChunkHeader, StoredTracking]]:
     """Yield the header and tracking data of each chunk in order. Stops at an incomplete or damaged chunk."""
     position = start = 0
     block = b""

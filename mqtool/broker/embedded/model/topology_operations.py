@@ -7,13 +7,13 @@ from mqtool.broker.embedded.model.declarations import (
     check_exchange,
     check_queue,
 )
-from mqtool.broker.embedded.model.exchange import Exchange, ExchangeDeclaration
-from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.exchange import BrokerExchange, ExchangeDeclaration
+from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 
 
-def declare_queue(vhost: VirtualHost, declared: QueueDeclaration) -> tuple[Queue, bool]:
+def declare_queue(vhost: VirtualHost, declared: QueueDeclaration) -> tuple[BrokerQueue, bool]:
     """Create a queue, or check that the existing queue has the declared settings.
 
     Returns:
@@ -45,12 +45,12 @@ def declare_exchange(vhost: VirtualHost, declared: ExchangeDeclaration) -> None:
     exchange = vhost.exchanges.get(declared.name)
     if exchange is None:
         check_exchange(declared, vhost.name, vhost.profile)
-        vhost.add_exchange(Exchange(*declared))
+        vhost.add_exchange(BrokerExchange(*declared))
     else:
         check_equivalent_exchange(exchange, declared, vhost.name)
 
 
-def queue_of(vhost: VirtualHost, name: str, client: object) -> Queue:
+def queue_of(vhost: VirtualHost, name: str, client: object) -> BrokerQueue:
     """Look up a queue. Raises 404 if it does not exist, 405 if it is exclusive to a connection other than `client`."""
     queue = vhost.queues.get(name)
     if queue is None:
@@ -59,13 +59,13 @@ def queue_of(vhost: VirtualHost, name: str, client: object) -> Queue:
     return queue
 
 
-def check_owner(queue: Queue, client: object) -> None:
+def check_owner(queue: BrokerQueue, client: object) -> None:
     """Raise 405 if a queue is exclusive to a connection other than `client`."""
     if queue.owner is not None and queue.owner is not client:
         raise locked_queue(queue.name, queue.vhost)
 
 
-def exchange_of(vhost: VirtualHost, name: str) -> Exchange:
+def exchange_of(vhost: VirtualHost, name: str) -> BrokerExchange:
     """Look up an exchange. Raises 404 if it does not exist."""
     exchange = vhost.exchanges.get(name)
     if exchange is None:

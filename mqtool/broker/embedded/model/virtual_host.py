@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from mqtool.broker.embedded.model.amqp_errors import ConnectionException, FailureLog, precondition_failed
-from mqtool.broker.embedded.model.amqp_message import Message, carbon_copies
+from mqtool.broker.embedded.model.amqp_message import BrokerMessage, carbon_copies
 from mqtool.broker.embedded.model.applied_policies import Policies
-from mqtool.broker.embedded.model.backlog import Entry
+from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.clock import Clock
 from mqtool.broker.embedded.model.consumers import Traffic, Watcher
 from mqtool.broker.embedded.model.dead_lettering import DeadLettered, DeadLetters, would_cycle
@@ -16,10 +16,10 @@ from mqtool.broker.embedded.model.declarations import check_headers_binding
 from mqtool.broker.embedded.model.exchange import (
     PREDECLARED,
     TRACE_EXCHANGE,
-    Binding,
+    BrokerBinding,
+    BrokerDestination,
+    BrokerExchange,
     DelayedMessages,
-    Destination,
-    Exchange,
     abs_delay_of,
     binding_names,
     delay_of,
@@ -29,7 +29,7 @@ from mqtool.broker.embedded.model.exchange import (
 )
 from mqtool.broker.embedded.model.ledger import Ledger, encode_definition
 from mqtool.broker.embedded.model.profile import Profile
-from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.codecs.field_tables import Table
 
@@ -47,13 +47,13 @@ class Routing:
         source: the origin of the message, for a watcher: a channel, a connection, DeadLettered, Released or None.
     """
 
-    message: Message
-    queues: Collection[Queue]
+    message: BrokerMessage
+    queues: Collection[BrokerQueue]
     stored: bool = False
     source: object = None
 
 
-class Released(NamedTuple):
+class ReleasedQueue(NamedTuple):
     """The source of a message whose delay is over: the name of its delayed exchange, and its position there."""
 
     exchange: str
@@ -99,11 +99,11 @@ class VirtualHost:
         self.deleted_traffic = Traffic()
         self._clock = clock
         self._ledger = ledger
-        self.queues: dict[str, Queue] = {}
+        self.queues: dict[str, BrokerQueue] = {}
         self._applying: Iterator[None] | None = None
         self.policies = Policies(name, ledger, self._apply_policies)
-        self.exchanges = {name: Exchange(name, kind, predeclared=True) for name, kind in PREDECLARED.items()}
-        self.exchanges[TRACE_EXCHANGE] = Exchange(TRACE_EXCHANGE, "topic", internal=True, predeclared=True)
+        self.exchanges = {name: BrokerExchange(name, kind, predeclared=True) for name, kind in PREDECLARED.items()}
+        self.exchanges[TRACE_EXCHANGE] = BrokerExchange(TRACE_EXCHANGE, "topic", internal=True, predeclared=True)
         for exchange in self.exchanges.values():
             exchange.follow(profile)
         self._delayed = DelayedMessages(clock, self._release)
@@ -119,7 +119,7 @@ class VirtualHost:
         if self.watcher is not None:
             self.watcher.changed()
 
-    def add_exchange(self, exchange: Exchange) -> None:
+    def add_exchange(self, exchange: BrokerExchange) -> None:
         """Add an exchange whose declaration is valid. Raises AmqpException if it cannot be stored."""
         encode_definition(exchange.arguments)
         if exchange.durable and not exchange.key:
@@ -129,7 +129,7 @@ class VirtualHost:
         self.exchanges[exchange.name] = exchange
         self._changed()
 
-    def delete_exchange(self, exchange: Exchange) -> None:
+    def delete_exchange(self, exchange: BrokerExchange) -> None:
         """Delete an exchange and its bindings. Its delayed messages stay, for a later exchange of the same name."""
         del self.exchanges[exchange.name]
         self._changed()
@@ -150,7 +150,7 @@ class VirtualHost:
                 f"cannot declare queue '{name}': queue limit in vhost '{self.name}' ({limit}) is reached"
             )
 
-    def add_queue(self, declared: QueueDeclaration, key: int = 0) -> Queue:
+    def add_queue(self, declared: QueueDeclaration, key: int = 0) -> BrokerQueue:
         """Add a queue whose declaration is valid. Raises AmqpException if it cannot be stored.
 
         Args:
@@ -161,7 +161,7 @@ class VirtualHost:
         encode_definition(arguments)
         if self.profile.lists_type:
             arguments = {"x-queue-type": "classic", **arguments}
-        kind = _stream_type() if arguments.get("x-queue-type") == "stream" else Queue
+        kind = _stream_type() if arguments.get("x-queue-type") == "stream" else BrokerQueue
         queue = kind(
             name,
             self.name,
@@ -212,8 +212,8 @@ class VirtualHost:
                 queue.apply(self.policies.applied_to(queue.name, queue.kind))
             yield
 
-    def delete_queue(self, queue: Queue) -> int:
-        """Delete a queue and its bindings, and return the number of messages that Queue.delete() reports."""
+    def delete_queue(self, queue: BrokerQueue) -> int:
+        """Delete a queue and its bindings, and return the number of messages that BrokerQueue.delete() reports."""
         if queue.deleted:
             return 0
         del self.queues[queue.name]
@@ -226,7 +226,7 @@ class VirtualHost:
             self._ledger.forget("delivering", (str(queue.key),))
         return queue.delete()
 
-    def bind(self, source: Exchange, destination: Destination, routing_key: str, arguments: Table) -> None:
+    def bind(self, source: BrokerExchange, destination: BrokerDestination, routing_key: str, arguments: Table) -> None:
         """Add a binding, unless it exists already. Raises AmqpException if it is not valid or cannot be stored."""
         encode_definition(arguments)
         if source.routed_as == "headers":
@@ -238,19 +238,21 @@ class VirtualHost:
             )
         if source.find(destination, routing_key, arguments) is not None:
             return
-        binding = Binding(source, destination, routing_key, arguments)
+        binding = BrokerBinding(source, destination, routing_key, arguments)
         if binding.stored:
             save_binding(self._ledger, self.name, binding)
         source.add(binding)
         self._changed()
 
-    def unbind(self, source: Exchange, destination: Destination, routing_key: str, arguments: Table) -> None:
+    def unbind(
+        self, source: BrokerExchange, destination: BrokerDestination, routing_key: str, arguments: Table
+    ) -> None:
         """Remove a binding, if it exists."""
         binding = source.find(destination, routing_key, arguments)
         if binding is not None:
             self._unbind(binding)
 
-    def _unbind(self, binding: Binding) -> None:
+    def _unbind(self, binding: BrokerBinding) -> None:
         """Remove a binding. An auto-delete exchange is deleted with its last binding."""
         source = binding.source
         # When an exchange that is bound to itself is deleted, this method is called twice with that binding.
@@ -262,7 +264,7 @@ class VirtualHost:
         if source.auto_delete and not source.in_use and source.name in self.exchanges:
             self.delete_exchange(source)
 
-    def bindings(self) -> Iterator[Binding]:
+    def bindings(self) -> Iterator[BrokerBinding]:
         """Yield all bindings except the implicit ones of the default exchange."""
         for exchange in self.exchanges.values():
             yield from exchange.bindings
@@ -288,7 +290,9 @@ class VirtualHost:
                 accepted, stored = accepted and taken, stored or written
         return Publication(routed, accepted, stored)
 
-    def route(self, exchange: Exchange, message: Message, *, is_changed: bool = False, is_due: bool = False) -> Routing:
+    def route(
+        self, exchange: BrokerExchange, message: BrokerMessage, *, is_changed: bool = False, is_due: bool = False
+    ) -> Routing:
         """Find the queues for a message. Any x-delayed-message exchange on the way holds the message back.
 
         Args:
@@ -307,7 +311,7 @@ class VirtualHost:
         elif exchange.name == "":
             queue = self.queues.get(message.routing_key)
             return Routing(message, () if queue is None else (queue,))
-        queues: dict[Queue, None] = {}
+        queues: dict[BrokerQueue, None] = {}
         routing = Routing(message, queues)
         seen = {exchange}
         todo = [exchange]
@@ -315,7 +319,7 @@ class VirtualHost:
             current = todo.pop()
             if current.delayed and not is_due and (delay := delay_of(message)):
                 routing.stored |= self._hold(current, message, delay, is_changed=is_changed)
-                destinations: list[Destination] = []
+                destinations: list[BrokerDestination] = []
             else:
                 # A message can have many copies, so an exchange that ignores the keys is asked only once.
                 asked = keys[:1] if current.routed_as in ("fanout", "headers") else keys
@@ -324,22 +328,22 @@ class VirtualHost:
             if not destinations and current.alternate in self.exchanges:
                 destinations = [self.exchanges[current.alternate]]
             for destination in destinations:
-                if isinstance(destination, Queue):
+                if isinstance(destination, BrokerQueue):
                     queues[destination] = None
-                elif isinstance(destination, Exchange) and destination not in seen:
+                elif isinstance(destination, BrokerExchange) and destination not in seen:
                     seen.add(destination)
                     todo.append(destination)
         if "BCC" in headers:
             routing.message = message.replace(headers={name: headers[name] for name in headers if name != "BCC"})
         return routing
 
-    def _matches(self, exchange: Exchange, key: str, message: Message) -> Collection[Destination]:
+    def _matches(self, exchange: BrokerExchange, key: str, message: BrokerMessage) -> Collection[BrokerDestination]:
         if exchange.name == "":
             queue = self.queues.get(key)
             return () if queue is None else (queue,)
         return exchange.match(key, message.headers)
 
-    def _publish_dead(self, message: Message, source: DeadLettered) -> bool:
+    def _publish_dead(self, message: BrokerMessage, source: DeadLettered) -> bool:
         """Publish a dead letter. Returns True if at least one queue accepted it and none refused it."""
         exchange = self.exchanges.get(message.exchange)
         if exchange is None:
@@ -354,7 +358,7 @@ class VirtualHost:
         publication = self.enqueue(routing)
         return publication.routed and publication.accepted
 
-    def _hold(self, exchange: Exchange, message: Message, delay: int, *, is_changed: bool) -> bool:
+    def _hold(self, exchange: BrokerExchange, message: BrokerMessage, delay: int, *, is_changed: bool) -> bool:
         """Hold a message back for its delay. Returns True if the message is being written to disk.
 
         The plugin negates `x-delay` when it releases a message. Up to RabbitMQ 3.12, consumers see this only if the
@@ -369,28 +373,28 @@ class VirtualHost:
             self.watcher.delayed(exchange, entry)
         return entry.row != 0
 
-    def hold_again(self, exchange: Exchange, entry: Entry) -> None:
+    def hold_again(self, exchange: BrokerExchange, entry: BacklogEntry) -> None:
         """Hold back a message that was held back before a restart, but no longer than its delay."""
         if entry.expires_at is not None and (delay := abs_delay_of(entry.message)):
             entry.expires_at = min(entry.expires_at, self._clock.now() + delay)
         self._ledger.hold(entry)
         self._delayed.hold(exchange.name, entry)
 
-    def held(self, exchange: Exchange) -> int:
+    def held(self, exchange: BrokerExchange) -> int:
         """Return the number of messages that an x-delayed-message exchange holds back."""
         return self._delayed.count(exchange.name)
 
-    def first_held(self, count: int) -> list[tuple[str, Entry]]:
+    def first_held(self, count: int) -> list[tuple[str, BacklogEntry]]:
         """Return the delayed messages that are due first, each with the name of its exchange."""
         return self._delayed.first(count)
 
-    def _release(self, name: str, entry: Entry) -> None:
+    def _release(self, name: str, entry: BacklogEntry) -> None:
         """Publish a message whose delay is over; drop it if its exchange is gone, set it aside if publishing fails."""
         exchange = self.exchanges.get(name)
         try:
             if exchange is not None:
                 routing = self.route(exchange, entry.message, is_due=True)
-                routing.source = Released(name, entry.position)
+                routing.source = ReleasedQueue(name, entry.position)
                 self.enqueue(routing)
         except Exception as error:
             self.failures.report(f"a delayed message of exchange '{name}' cannot be published", error)
@@ -399,13 +403,13 @@ class VirtualHost:
             self._ledger.drop(entry)
 
 
-def _stream_type() -> type[Queue]:
-    from mqtool.broker.embedded.model.stream_queue import Stream
+def _stream_type() -> type[BrokerQueue]:
+    from mqtool.broker.embedded.model.stream_queue import StreamQueue
 
-    return Stream
+    return StreamQueue
 
 
-def _save_queue(ledger: Ledger, queue: Queue) -> None:
+def _save_queue(ledger: Ledger, queue: BrokerQueue) -> None:
     """Store a new durable queue, and set `queue.key`."""
     queue.key = ledger.new_key()
     ledger.save(

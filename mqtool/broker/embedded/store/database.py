@@ -9,8 +9,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mqtool.broker.embedded.model.amqp_message import HeaderReader, Message, is_sectioned
-from mqtool.broker.embedded.model.backlog import BATCH, Entry
+from mqtool.broker.embedded.model.amqp_message import BrokerMessage, HeaderReader, is_sectioned
+from mqtool.broker.embedded.model.backlog import BATCH, BacklogEntry
 from mqtool.broker.embedded.model.broker import LOW_ON_DISK, Broker
 from mqtool.broker.embedded.model.ledger import decode_definition, disk_free
 from mqtool.broker.embedded.store.damage import LogCheck, is_sound, salvage
@@ -212,16 +212,16 @@ class StoredEntry(NamedTuple):
     header: bytes
     body: bytes
 
-    def entry(self, headers: HeaderReader) -> Entry:
+    def entry(self, headers: HeaderReader) -> BacklogEntry:
         """Decode the stored message. Raises ValueError or TypeError if the row is damaged."""
         header = headers.read(self.header)
         if is_sectioned(self.address):
             from mqtool.broker.embedded.model.sectioned import restored
 
-            message: Message = restored(self.address, header, self.body)
+            message: BrokerMessage = restored(self.address, header, self.body)
         else:
-            message = Message(self.address, header, self.body)
-        entry = Entry(message, self.row, self.due)
+            message = BrokerMessage(self.address, header, self.body)
+        entry = BacklogEntry(message, self.row, self.due)
         entry.row = self.row
         entry.delivery_count = self.delivery_count
         entry.acquired_count = max(self.delivery_count, self.redelivered - 1)
@@ -259,7 +259,7 @@ def write_entries(db: sqlite3.Connection, added: Collection[tuple[object, ...]],
 
 
 def note_redeliveries(
-    db: sqlite3.Connection, returned: Iterable[Entry], seen: Collection[int], last_recovered: int
+    db: sqlite3.Connection, returned: Iterable[BacklogEntry], seen: Collection[int], last_recovered: int
 ) -> None:
     """Mark the messages that have been delivered before as redelivered. Called when the broker stops normally.
 

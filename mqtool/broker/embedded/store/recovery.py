@@ -8,8 +8,8 @@ from typing import Any
 from mqtool.broker.embedded.model.amqp_message import DEEPEST, HeaderReader
 from mqtool.broker.embedded.model.applied_policies import OPERATOR, USER, Policy
 from mqtool.broker.embedded.model.broker import Broker
-from mqtool.broker.embedded.model.exchange import Binding, Exchange
-from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.exchange import BrokerBinding, BrokerExchange
+from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.broker.embedded.model.users import Permissions, TopicPermissions, User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
@@ -40,7 +40,7 @@ class _Recovery:
         self._broker = broker
         self._storage = storage
         # Queues and delayed exchanges by key; each stored message has the key of its queue or exchange.
-        self._holders: dict[int, Queue | tuple[VirtualHost, Exchange]] = {}
+        self._holders: dict[int, BrokerQueue | tuple[VirtualHost, BrokerExchange]] = {}
         self._unreadable: list[str] = []
 
     def run(self) -> None:
@@ -112,7 +112,7 @@ class _Recovery:
     def _exchange(self, stored: Any) -> None:
         key = int(stored["key"])
         self._key_used(key)
-        exchange = Exchange(
+        exchange = BrokerExchange(
             stored["name"],
             stored["kind"],
             durable=True,
@@ -135,11 +135,11 @@ class _Recovery:
         if queue.kind == "stream":
             self._open_stream(queue)
 
-    def _open_stream(self, queue: Queue) -> None:
+    def _open_stream(self, queue: BrokerQueue) -> None:
         """Open the log of a stream, and report any unreadable bytes at its end."""
-        from mqtool.broker.embedded.model.stream_queue import Stream
+        from mqtool.broker.embedded.model.stream_queue import StreamQueue
 
-        assert isinstance(queue, Stream)
+        assert isinstance(queue, StreamQueue)
         if queue.log.lost:
             self._report(
                 f"the last {queue.log.lost} bytes of stream '{queue.name}' could not be read: nothing is lost if the "
@@ -151,7 +151,7 @@ class _Recovery:
         vhost = self._broker.vhosts[stored["vhost"]]
         destinations = vhost.queues if stored["to_queue"] else vhost.exchanges
         source, destination = vhost.exchanges[stored["source"]], destinations[stored["destination"]]
-        source.add(Binding(source, destination, stored["routing_key"], stored["arguments"]))
+        source.add(BrokerBinding(source, destination, stored["routing_key"], stored["arguments"]))
 
     def _check_stream_files(self) -> None:
         """Delete the files of deleted streams, unless data is damaged; warn about files the broker did not create."""
@@ -187,14 +187,14 @@ class _Recovery:
             if holder is None:  # the message's queue was deleted, or the definition of its queue is damaged
                 self._key_used(stored.holder)
                 orphans.append(stored.row)
-            elif isinstance(holder, Queue):
+            elif isinstance(holder, BrokerQueue):
                 holder.restore(entry)
             else:
                 vhost, exchange = holder
                 vhost.hold_again(exchange, entry)
         for holder in self._holders.values():
             # Messages that were unacknowledged count again, so there may be more than the maximum length.
-            if isinstance(holder, Queue) and holder.kind != "stream" and holder.options.limited:
+            if isinstance(holder, BrokerQueue) and holder.kind != "stream" and holder.options.limited:
                 holder.requeue(())
         for row in orphans if not self._unreadable else ():
             self._storage.removed(row)

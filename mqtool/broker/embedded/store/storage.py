@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mqtool.broker.embedded.model.amqp_errors import storage_failed
 from mqtool.broker.embedded.model.amqp_message import DEEPEST, HeaderReader
-from mqtool.broker.embedded.model.backlog import Entry
+from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.ledger import Ledger, Log, Segments, definition_key
 from mqtool.broker.embedded.store.database import (
     StoredEntry,
@@ -54,7 +54,7 @@ _ROW_BYTES, _TRANSACTION_BYTES = 256, 8 * 1024
 
 
 @dataclass
-class Group:
+class ChangeGroup:
     """A group of changes, written in one transaction and synced together.
 
     Attributes:
@@ -77,9 +77,9 @@ class Group:
     def __bool__(self) -> bool:
         return bool(self.added or self.removed or self.definitions or self.logs or self.discarded or self.waiting)
 
-    def then(self, later: "Group") -> "Group":
+    def then(self, later: "ChangeGroup") -> "ChangeGroup":
         """Return a new group that combines this one and a later one."""
-        return Group(
+        return ChangeGroup(
             self.added | later.added,
             self.removed + later.removed,
             self.definitions | later.definitions,
@@ -88,9 +88,9 @@ class Group:
             self.waiting + later.waiting,
         )
 
-    def unsynced(self) -> "Group":
+    def unsynced(self) -> "ChangeGroup":
         """Return the work that remains once the rows and definitions of this group are in SQLite's log."""
-        return Group(logs=self.logs, discarded=self.discarded, waiting=self.waiting)
+        return ChangeGroup(logs=self.logs, discarded=self.discarded, waiting=self.waiting)
 
 
 class Storage(Ledger):
@@ -123,8 +123,8 @@ class Storage(Ledger):
         self._loop = asyncio.get_running_loop()
         self._disk = disk
         self._writer = disk.writer()
-        self._next = Group()
-        self._syncing = Group()
+        self._next = ChangeGroup()
+        self._syncing = ChangeGroup()
         self._in_flight: Future[None] | None = None
         self._scheduled: asyncio.Handle | None = None
         self._hurried = self._failing = False
@@ -200,7 +200,7 @@ class Storage(Ledger):
         self._log_bytes += _TRANSACTION_BYTES
         self.after_commit(lambda: None)
 
-    def added(self, holder: int, entry: Entry) -> None:
+    def added(self, holder: int, entry: BacklogEntry) -> None:
         entry.row = row = entry.position
         message = entry.message
         self._next.added[row] = (row, holder, entry.expires_at, entry.delivery_count, 0, *message.stored())
@@ -214,7 +214,7 @@ class Storage(Ledger):
             if self._scheduled is None:
                 self._schedule()
 
-    def read(self, rows: Sequence[int]) -> list[Entry]:
+    def read(self, rows: Sequence[int]) -> list[BacklogEntry]:
         written = [row for row in rows if row not in self._next.added]
         if written:
             return [self._marked(stored).entry(self._headers) for stored in entries_in(self._db, written)]
@@ -259,7 +259,7 @@ class Storage(Ledger):
         """Write the next group to SQLite's log, and have the writer thread sync it."""
         self._scheduled = None
         self._hurried = False
-        group, self._next = self._next, Group()
+        group, self._next = self._next, ChangeGroup()
         self.group += 1
         try:
             self._commit(group)
@@ -276,7 +276,7 @@ class Storage(Ledger):
         self._in_flight = future = self._writer.submit(self._sync, self._syncing, checkpoint=checkpoint)
         future.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._synced, future))
 
-    def _commit(self, group: Group) -> None:
+    def _commit(self, group: ChangeGroup) -> None:
         """Write a group to SQLite's log, in one transaction."""
         if not (group.added or group.removed or group.definitions):
             return
@@ -286,7 +286,7 @@ class Storage(Ledger):
             write_entries(self._db, group.added.values(), group.removed)
             write_definitions(self._db, group.definitions)
 
-    def _sync(self, group: Group, *, checkpoint: bool) -> None:
+    def _sync(self, group: ChangeGroup, *, checkpoint: bool) -> None:
         """Write stream data and sync the group to disk. Runs on the writer thread."""
         for stream in group.logs:
             stream.write()
@@ -299,7 +299,7 @@ class Storage(Ledger):
     def _synced(self, future: "Future[None]") -> None:
         if self._in_flight is not future:
             return
-        group, self._syncing, self._in_flight = self._syncing, Group(), None
+        group, self._syncing, self._in_flight = self._syncing, ChangeGroup(), None
         error = future.exception()
         if error is not None:
             self._keep(group, error)
@@ -311,7 +311,7 @@ class Storage(Ledger):
         if self._next:
             self._schedule()
 
-    def _keep(self, group: Group, error: BaseException) -> None:
+    def _keep(self, group: ChangeGroup, error: BaseException) -> None:
         """Merge a group that could not be written into the next one, report the error, and schedule another attempt."""
         self._next = group.then(self._next)
         self._failed(error)
@@ -323,7 +323,7 @@ class Storage(Ledger):
             self._scheduled.cancel()
         self._scheduled = self._loop.call_later(_RETRY_SECONDS, self._write)
 
-    def close(self, returned: Iterable[Entry] = ()) -> None:
+    def close(self, returned: Iterable[BacklogEntry] = ()) -> None:
         """Write all pending changes, mark the messages in `returned` as redelivered, and close the files."""
         if self._scheduled is not None:
             self._scheduled.cancel()
@@ -348,7 +348,7 @@ class Storage(Ledger):
         self.database.close()
 
 
-def _finish(group: Group) -> None:
+def _finish(group: ChangeGroup) -> None:
     """Make the stream data that is now on disk available to readers, and call the waiting functions."""
     for stream in group.logs:
         stream.commit()

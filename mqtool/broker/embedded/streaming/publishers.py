@@ -7,12 +7,18 @@ from functools import reduce
 from operator import or_
 from typing import NamedTuple
 
-from mqtool.broker.embedded.model.amqp_message import Message
+from mqtool.broker.embedded.model.amqp_message import BrokerMessage
 from mqtool.broker.embedded.model.sectioned import parse_stored
 from mqtool.broker.embedded.model.stream_log import StreamLog
 from mqtool.broker.embedded.model.stream_segment import UNFILTERED, bits_of, messages_in
 from mqtool.broker.embedded.streaming.stream_frames import Code, Fields, Key, MalformedFrame, frame, u16, u32, u64
-from mqtool.broker.embedded.streaming.stream_session import Refused, Session, check, check_name, find_log
+from mqtool.broker.embedded.streaming.stream_session import (
+    BrokerStreamSession,
+    StreamRefused,
+    check,
+    check_name,
+    find_log,
+)
 
 #: Reading stops when more than the first number of a connection's messages are waiting for the disk, and resumes when
 #: no more than the second number are. The values are RabbitMQ's.
@@ -29,7 +35,7 @@ _LENGTH = struct.Struct(">h")
 
 
 @dataclass(eq=False)
-class Publisher:
+class DeclaredPublisher:
     """A publisher declared by a client.
 
     Attributes:
@@ -122,13 +128,13 @@ class Publishers:
             the disk.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: BrokerStreamSession) -> None:
         self._session = session
-        self._publishers: dict[int, Publisher] = {}
+        self._publishers: dict[int, DeclaredPublisher] = {}
         self._unconfirmed = 0
         self.is_throttled = False
 
-    def __iter__(self) -> Iterator[Publisher]:
+    def __iter__(self) -> Iterator[DeclaredPublisher]:
         return iter(self._publishers.values())
 
     def declare(self, fields: Fields, correlation: int) -> None:
@@ -137,7 +143,7 @@ class Publishers:
         fields.end()
         session = self._session
         if session.broker.alarms:
-            raise Refused(Code.PRECONDITION_FAILED)
+            raise StreamRefused(Code.PRECONDITION_FAILED)
         check(session, "write", "queue", stream)
         check_name(producer)
         same = (
@@ -146,9 +152,9 @@ class Publishers:
             if producer and (each.stream, each.producer) == (stream, producer)
         )
         if number in self._publishers or any(same):
-            raise Refused(Code.PRECONDITION_FAILED)
+            raise StreamRefused(Code.PRECONDITION_FAILED)
         log = find_log(session, stream)
-        self._publishers[number] = Publisher(number, stream, producer, log)
+        self._publishers[number] = DeclaredPublisher(number, stream, producer, log)
         session.watch(stream, log)
         session.answer(Key.DECLARE_PUBLISHER, correlation)
 
@@ -157,7 +163,7 @@ class Publishers:
         number = fields.number(1)
         fields.end()
         if self._publishers.pop(number, None) is None:
-            raise Refused(Code.PUBLISHER_DOES_NOT_EXIST)
+            raise StreamRefused(Code.PUBLISHER_DOES_NOT_EXIST)
         self._session.answer(Key.DELETE_PUBLISHER, correlation)
 
     def sequence(self, fields: Fields, correlation: int) -> None:
@@ -191,7 +197,7 @@ class Publishers:
             return
         try:
             check(self._session, "write", "queue", publisher.stream)
-        except Refused as refused:
+        except StreamRefused as refused:
             self._refuse(publisher.number, messages.ids, refused.code)
             return
         if publisher.log.deleted:
@@ -201,7 +207,7 @@ class Publishers:
             self._append(publisher, new)
         self._confirm_later(publisher, messages.ids)
 
-    def _append(self, publisher: Publisher, messages: _Messages) -> None:
+    def _append(self, publisher: DeclaredPublisher, messages: _Messages) -> None:
         watcher = self._session.vhost.watcher
         ids, entries, records, filters = messages
         count = len(entries) - len(records) + sum(records.values())
@@ -217,12 +223,12 @@ class Publishers:
         if watcher is not None:
             watcher.streamed(self._session, publisher.stream, self._decoded(publisher.stream, entries, offset))
 
-    def _decoded(self, stream: str, entries: list[bytes], offset: int) -> Iterator[tuple[int, Message]]:
+    def _decoded(self, stream: str, entries: list[bytes], offset: int) -> Iterator[tuple[int, BrokerMessage]]:
         """Yield messages with their offsets, decoding each one lazily."""
         for each, data in messages_in(b"".join(entries), 0, offset, len(entries)):
             yield each, parse_stored(data, stream, self._session.broker.profile)
 
-    def _confirm_later(self, publisher: Publisher, ids: list[bytes]) -> None:
+    def _confirm_later(self, publisher: DeclaredPublisher, ids: list[bytes]) -> None:
         self._unconfirmed += len(ids)
         if self._unconfirmed > _TOO_MANY:
             self.is_throttled = True
@@ -244,7 +250,7 @@ class Publishers:
         self._session.write(frame(Key.PUBLISH_ERROR, bytes((number,)) + u32(len(ids)) + errors))
 
 
-def _new(publisher: Publisher, messages: _Messages) -> _Messages:
+def _new(publisher: DeclaredPublisher, messages: _Messages) -> _Messages:
     """Return the messages that are not duplicates: those whose publishing ids exceed the producer's last one."""
     known = publisher.log.publishing_ids.get(publisher.producer)
     last = b"" if known is None else u64(known)

@@ -24,7 +24,12 @@ from mqtool.broker.embedded.streaming.stream_frames import (
     u16,
     u32,
 )
-from mqtool.broker.embedded.streaming.stream_session import Refused, Session, exchange_versions, receive_handshake
+from mqtool.broker.embedded.streaming.stream_session import (
+    BrokerStreamSession,
+    StreamRefused,
+    exchange_versions,
+    receive_handshake,
+)
 from mqtool.broker.embedded.streaming.subscriptions import Groups, Subscriptions
 
 log = logging.getLogger("mqtool.broker.embedded")
@@ -37,7 +42,7 @@ _CONSUMER_UPDATE_ANSWER = Key.CONSUMER_UPDATE | RESPONSE
 _CLOSE_ANSWER = Key.CLOSE | RESPONSE
 
 
-class StreamConnection(Session):
+class StreamConnection(BrokerStreamSession):
     """The connection of one stream client.
 
     Args:
@@ -128,7 +133,7 @@ class StreamConnection(Session):
         elif key == Key.STORE_OFFSET:
             try:
                 stream_requests.store_offset(self, fields)
-            except Refused as refused:
+            except StreamRefused as refused:
                 log.warning("stream connection %s: cannot store an offset: %s", self.name, refused)
         elif key == _CONSUMER_UPDATE_ANSWER:
             self.subscriptions.updated(fields)
@@ -141,7 +146,7 @@ class StreamConnection(Session):
             steps = request(self, fields, correlation)
             if steps is not None:
                 yield from steps
-        except Refused as refused:
+        except StreamRefused as refused:
             self.answer(key, correlation, refused.code, refused.rest)
 
     def watch(self, stream: str, log: StreamLog) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from mqtool.broker.embedded.model.amqp_errors import AmqpException, ChannelException, ConnectionException
 from mqtool.broker.embedded.model.declarations import check_equivalent_queue, check_queue
-from mqtool.broker.embedded.model.exchange import Binding, Exchange
+from mqtool.broker.embedded.model.exchange import BrokerBinding, BrokerExchange
 from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
-from mqtool.broker.embedded.model.stream_queue import Stream
+from mqtool.broker.embedded.model.stream_queue import StreamQueue
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.streaming.stream_frames import (
     RESPONSE,
@@ -24,7 +24,13 @@ from mqtool.broker.embedded.streaming.stream_frames import (
     u32,
     u64,
 )
-from mqtool.broker.embedded.streaming.stream_session import Refused, Session, check, check_name, find_log
+from mqtool.broker.embedded.streaming.stream_session import (
+    BrokerStreamSession,
+    StreamRefused,
+    check,
+    check_name,
+    find_log,
+)
 from mqtool.codecs.field_tables import Int64, Table
 
 _NO_LEADER = 0xFFFF
@@ -37,21 +43,21 @@ def _correct_name(name: str) -> str:
     """Remove line breaks from a name, as RabbitMQ does. Raises Refused if it is empty, reserved or too long."""
     name = name.replace("\r", "").replace("\n", "")
     if not name or name.startswith("amq.") or len(name.encode(errors="surrogateescape")) > 255:
-        raise Refused(Code.PRECONDITION_FAILED)
+        raise StreamRefused(Code.PRECONDITION_FAILED)
     return name
 
 
 def _queue_arguments(arguments: Mapping[str, str]) -> Table:
     """Convert the arguments of a Create request to queue arguments. Unknown arguments are ignored."""
     if arguments.get("queue-leader-locator", _LOCATORS[0]) not in _LOCATORS:
-        raise Refused(Code.PRECONDITION_FAILED)
+        raise StreamRefused(Code.PRECONDITION_FAILED)
     if arguments.get("initial-cluster-size", "1").strip("0") == "":
-        raise Refused(Code.PRECONDITION_FAILED)
+        raise StreamRefused(Code.PRECONDITION_FAILED)
     found: Table = {"x-queue-type": "stream"}
     for name, value in arguments.items():
         if name in _NUMBERS:
             if not value.isascii() or not value.isdigit() or len(value) > 18:
-                raise Refused(Code.PRECONDITION_FAILED)
+                raise StreamRefused(Code.PRECONDITION_FAILED)
             found[f"x-{name}"] = Int64(value)
         elif name in _TEXTS:
             found[f"x-{name}"] = value
@@ -64,16 +70,16 @@ def _add_stream(vhost: VirtualHost, name: str, arguments: Table) -> None:
     try:
         if queue is not None:
             check_equivalent_queue(queue, declared)
-            raise Refused(Code.STREAM_ALREADY_EXISTS)
+            raise StreamRefused(Code.STREAM_ALREADY_EXISTS)
         check_queue(declared, vhost.name, vhost.profile)
         vhost.add_queue(declared)
     except ChannelException as error:
-        raise Refused(Code.PRECONDITION_FAILED) from error
+        raise StreamRefused(Code.PRECONDITION_FAILED) from error
     except AmqpException as error:
-        raise Refused(Code.INTERNAL_ERROR) from error
+        raise StreamRefused(Code.INTERNAL_ERROR) from error
 
 
-def create(session: Session, fields: Fields, correlation: int) -> None:
+def create(session: BrokerStreamSession, fields: Fields, correlation: int) -> None:
     """Create a stream."""
     name, given = _correct_name(fields.string()), fields.table()
     fields.end()
@@ -82,7 +88,7 @@ def create(session: Session, fields: Fields, correlation: int) -> None:
     session.answer(Key.CREATE, correlation)
 
 
-def delete(session: Session, fields: Fields, correlation: int) -> None:
+def delete(session: BrokerStreamSession, fields: Fields, correlation: int) -> None:
     """Delete a stream. Its publishers and consumers get a metadata update."""
     name = fields.string()
     fields.end()
@@ -97,10 +103,10 @@ def _delete_stream(vhost: VirtualHost, name: str) -> None:
     try:
         vhost.delete_queue(vhost.queues[name])
     except ConnectionException as error:
-        raise Refused(Code.INTERNAL_ERROR) from error
+        raise StreamRefused(Code.INTERNAL_ERROR) from error
 
 
-def metadata(session: Session, fields: Fields, correlation: int) -> Iterator[None]:
+def metadata(session: BrokerStreamSession, fields: Fields, correlation: int) -> Iterator[None]:
     """Handle Metadata: reply with the leader of each stream, which is always this broker."""
     wanted: set[str] = set()
     for name in fields.each_string():
@@ -109,7 +115,7 @@ def metadata(session: Session, fields: Fields, correlation: int) -> Iterator[Non
     fields.end()
     names = sorted(wanted, reverse=True)
     yield
-    found = {name for name in names if isinstance(session.vhost.queues.get(name), Stream)}
+    found = {name for name in names if isinstance(session.vhost.queues.get(name), StreamQueue)}
     host, port = session.local
     # RabbitMQ lists only brokers that host one of the requested streams.
     brokers = u32(1) + u16(0) + string(host) + u32(port) if found else u32(0)
@@ -121,7 +127,7 @@ def metadata(session: Session, fields: Fields, correlation: int) -> Iterator[Non
     session.write(frame(Key.METADATA | RESPONSE, u32(correlation) + body))  # without a response code
 
 
-def stats(session: Session, fields: Fields, correlation: int) -> None:
+def stats(session: BrokerStreamSession, fields: Fields, correlation: int) -> None:
     """Handle StreamStats: reply with the offsets of the first and last chunk, or -1 if the stream is empty."""
     name = fields.string()
     fields.end()
@@ -134,7 +140,7 @@ def stats(session: Session, fields: Fields, correlation: int) -> None:
     session.answer(Key.STREAM_STATS, correlation, rest=body)
 
 
-def store_offset(session: Session, fields: Fields) -> None:
+def store_offset(session: BrokerStreamSession, fields: Fields) -> None:
     """Store a consumer's offset. StoreOffset has no response, not even for an error."""
     name, stream, offset = fields.string(), fields.string(), fields.number(8)
     fields.end()
@@ -143,21 +149,21 @@ def store_offset(session: Session, fields: Fields) -> None:
     find_log(session, stream).store_offset(name, offset)
 
 
-def query_offset(session: Session, fields: Fields, correlation: int) -> None:
+def query_offset(session: BrokerStreamSession, fields: Fields, correlation: int) -> None:
     """Handle QueryOffset: reply with a consumer's stored offset."""
     name, stream = fields.string(), fields.string()
     fields.end()
     check(session, "read", "queue", stream, u64(0))
     offset = find_log(session, stream, u64(0)).offsets.get(name)
     if offset is None:
-        raise Refused(Code.NO_OFFSET, u64(0))
+        raise StreamRefused(Code.NO_OFFSET, u64(0))
     session.answer(Key.QUERY_OFFSET, correlation, rest=u64(offset))
 
 
 _ORDER = "x-stream-partition-order"
 
 
-def _order(binding: Binding) -> int:
+def _order(binding: BrokerBinding) -> int:
     order = binding.arguments.get(_ORDER)
     return order if isinstance(order, int) else 1 << 62
 
@@ -166,9 +172,9 @@ def _partitions(vhost: VirtualHost, super_stream: str) -> list[str]:
     """Return the names of a super stream's partitions, in order. Raises Refused if the exchange does not exist."""
     exchange = vhost.exchanges.get(super_stream)
     if exchange is None:
-        raise Refused(Code.STREAM_DOES_NOT_EXIST, u32(0))
+        raise StreamRefused(Code.STREAM_DOES_NOT_EXIST, u32(0))
     names = [binding.destination.name for binding in sorted(exchange.bindings, key=_order)]
-    return [name for name in dict.fromkeys(names) if isinstance(vhost.queues.get(name), Stream)]
+    return [name for name in dict.fromkeys(names) if isinstance(vhost.queues.get(name), StreamQueue)]
 
 
 def partition_of(vhost: VirtualHost, super_stream: str, stream: str) -> int | None:
@@ -179,26 +185,26 @@ def partition_of(vhost: VirtualHost, super_stream: str, stream: str) -> int | No
     return partitions.index(stream) if stream in partitions else None
 
 
-def partitions(session: Session, fields: Fields, correlation: int) -> None:
+def partitions(session: BrokerStreamSession, fields: Fields, correlation: int) -> None:
     """Handle Partitions: reply with the names of a super stream's partitions."""
     name = fields.string()
     fields.end()
     session.answer(Key.PARTITIONS, correlation, rest=strings(_partitions(session.vhost, name)))
 
 
-def route(session: Session, fields: Fields, correlation: int) -> None:
+def route(session: BrokerStreamSession, fields: Fields, correlation: int) -> None:
     """Handle Route: reply with the partitions of a super stream that are bound with a routing key."""
     key, name = fields.string(), fields.string()
     fields.end()
     vhost = session.vhost
     exchange = vhost.exchanges.get(name)
     if exchange is None or not name:
-        raise Refused(Code.STREAM_DOES_NOT_EXIST, u32(0))
-    streams = [queue.name for queue in exchange.match(key, {}) if isinstance(queue, Stream)]
+        raise StreamRefused(Code.STREAM_DOES_NOT_EXIST, u32(0))
+    streams = [queue.name for queue in exchange.match(key, {}) if isinstance(queue, StreamQueue)]
     session.answer(Key.ROUTE, correlation, rest=strings(streams))
 
 
-def create_super_stream(session: Session, fields: Fields, correlation: int) -> Iterator[None]:
+def create_super_stream(session: BrokerStreamSession, fields: Fields, correlation: int) -> Iterator[None]:
     """Create the exchange, streams and bindings of a super stream, one partition a step.
 
     If another client meanwhile declares a queue with the name of a partition, or on another error, delete them again.
@@ -210,7 +216,7 @@ def create_super_stream(session: Session, fields: Fields, correlation: int) -> I
     streams = [_correct_name(each) for each in names]
     yield
     if not streams or len(streams) != len(keys) or len(set(streams)) != len(streams):
-        raise Refused(Code.PRECONDITION_FAILED)
+        raise StreamRefused(Code.PRECONDITION_FAILED)
     check(session, "configure", "exchange", name)
     check(session, "read", "exchange", name)
     for stream in streams:
@@ -218,19 +224,19 @@ def create_super_stream(session: Session, fields: Fields, correlation: int) -> I
         check(session, "write", "queue", stream)
         yield
     if name in vhost.exchanges or any(stream in vhost.queues for stream in streams):
-        raise Refused(Code.STREAM_ALREADY_EXISTS)
+        raise StreamRefused(Code.STREAM_ALREADY_EXISTS)
     done: list[str] = []
     try:
-        exchange = Exchange(name, "direct", arguments={"x-super-stream": True})
+        exchange = BrokerExchange(name, "direct", arguments={"x-super-stream": True})
         vhost.add_exchange(exchange)
         for order, (stream, key) in enumerate(zip(streams, keys, strict=True)):
             _add_stream(vhost, stream, arguments)
             done.append(stream)
             vhost.bind(exchange, vhost.queues[stream], key, {_ORDER: Int64(order)})
             yield
-    except (AmqpException, Refused) as error:
+    except (AmqpException, StreamRefused) as error:
         yield from _delete_parts(vhost, name, done)
-        raise Refused(error.code if isinstance(error, Refused) else Code.INTERNAL_ERROR) from error
+        raise StreamRefused(error.code if isinstance(error, StreamRefused) else Code.INTERNAL_ERROR) from error
     session.answer(Key.CREATE_SUPER_STREAM, correlation)
 
 
@@ -244,7 +250,7 @@ def _delete_parts(vhost: VirtualHost, name: str, streams: Sequence[str]) -> Iter
         vhost.delete_exchange(exchange)
 
 
-def delete_super_stream(session: Session, fields: Fields, correlation: int) -> Iterator[None]:
+def delete_super_stream(session: BrokerStreamSession, fields: Fields, correlation: int) -> Iterator[None]:
     """Delete the exchange and the streams of a super stream, one stream a step."""
     name = fields.string()
     fields.end()
@@ -252,7 +258,7 @@ def delete_super_stream(session: Session, fields: Fields, correlation: int) -> I
     streams = _partitions(vhost, name) if name else []
     exchange = vhost.exchanges.get(name)
     if exchange is None or exchange.predeclared:
-        raise Refused(Code.STREAM_DOES_NOT_EXIST)
+        raise StreamRefused(Code.STREAM_DOES_NOT_EXIST)
     check(session, "configure", "exchange", name)
     yield
     for stream in streams:

@@ -9,7 +9,7 @@ from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.profile import identity
 from mqtool.broker.embedded.model.rights import Rights
 from mqtool.broker.embedded.model.stream_log import StreamLog
-from mqtool.broker.embedded.model.stream_queue import Stream
+from mqtool.broker.embedded.model.stream_queue import StreamQueue
 from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.sockets.client_socket import ClientSocket
 from mqtool.broker.embedded.sockets.listener import Connections
@@ -30,7 +30,7 @@ from mqtool.broker.embedded.streaming.stream_frames import (
 )
 
 
-class Session(ClientSocket):
+class BrokerStreamSession(ClientSocket):
     """A connection without its publishers and subscriptions, which `StreamConnection` adds.
 
     Attributes:
@@ -58,7 +58,7 @@ class Session(ClientSocket):
         """Start sending a stream's new chunks to its subscribers; notify the client if the stream is deleted."""
 
 
-class Refused(Exception):
+class StreamRefused(Exception):
     """The broker refuses a request.
 
     Attributes:
@@ -72,25 +72,25 @@ class Refused(Exception):
         self.rest = rest
 
 
-def check(session: Session, what: str, kind: str, name: str, rest: bytes = b"") -> None:
+def check(session: BrokerStreamSession, what: str, kind: str, name: str, rest: bytes = b"") -> None:
     """Raise Refused unless the user has a permission (`configure`, `write` or `read`) on a `queue` or an `exchange`."""
     try:
         session.rights.check(what, kind, name)
     except ChannelException as error:
-        raise Refused(Code.ACCESS_REFUSED, rest) from error
+        raise StreamRefused(Code.ACCESS_REFUSED, rest) from error
 
 
 def check_name(name: str) -> None:
     """Raise Refused if the name of a producer or a consumer is longer than 255 bytes."""
     if len(name.encode(errors="surrogateescape")) > 255:
-        raise Refused(Code.PRECONDITION_FAILED)
+        raise StreamRefused(Code.PRECONDITION_FAILED)
 
 
-def find_log(session: Session, stream: str, rest: bytes = b"") -> StreamLog:
+def find_log(session: BrokerStreamSession, stream: str, rest: bytes = b"") -> StreamLog:
     """Return the log of a stream; raise Refused if the stream does not exist."""
     queue = session.vhost.queues.get(stream)
-    if not isinstance(queue, Stream):
-        raise Refused(Code.STREAM_DOES_NOT_EXIST, rest)
+    if not isinstance(queue, StreamQueue):
+        raise StreamRefused(Code.STREAM_DOES_NOT_EXIST, rest)
     return queue.log
 
 
@@ -101,7 +101,7 @@ _MECHANISM = "PLAIN"
 _TUNE_ANSWER = Key.TUNE | RESPONSE
 
 
-def receive_handshake(connection: Session, key: int, fields: Fields) -> None:
+def receive_handshake(connection: BrokerStreamSession, key: int, fields: Fields) -> None:
     """Handle the next frame of a handshake; raise MalformedFrame if it is malformed or out of sequence."""
     if key in (Key.TUNE, _TUNE_ANSWER):
         _tune(connection, fields)
@@ -126,7 +126,7 @@ def receive_handshake(connection: Session, key: int, fields: Fields) -> None:
     fields.end()
 
 
-def _authenticate(connection: Session, fields: Fields, correlation: int) -> None:
+def _authenticate(connection: BrokerStreamSession, fields: Fields, correlation: int) -> None:
     mechanism, secret = fields.string(), fields.binary()
     code, user = _login(connection, mechanism, secret)
     connection.answer(Key.SASL_AUTHENTICATE, correlation, code)
@@ -138,7 +138,7 @@ def _authenticate(connection: Session, fields: Fields, correlation: int) -> None
     connection.write(frame(Key.TUNE, u32(FRAME_MAX) + u32(HEARTBEAT)))
 
 
-def _login(connection: Session, mechanism: str, secret: bytes) -> tuple[Code, User | None]:
+def _login(connection: BrokerStreamSession, mechanism: str, secret: bytes) -> tuple[Code, User | None]:
     if mechanism != _MECHANISM:
         return Code.SASL_MECHANISM_NOT_SUPPORTED, None
     parts = secret.split(b"\0")
@@ -154,7 +154,7 @@ def _login(connection: Session, mechanism: str, secret: bytes) -> tuple[Code, Us
     return Code.OK, user
 
 
-def _tune(connection: Session, fields: Fields) -> None:
+def _tune(connection: BrokerStreamSession, fields: Fields) -> None:
     _frame_max, heartbeat = fields.number(4), fields.number(4)
     fields.end()
     if connection.state != "tune":
@@ -164,7 +164,7 @@ def _tune(connection: Session, fields: Fields) -> None:
     connection.start_heartbeats(heartbeat)
 
 
-def _open_vhost(connection: Session, fields: Fields, correlation: int) -> None:
+def _open_vhost(connection: BrokerStreamSession, fields: Fields, correlation: int) -> None:
     name = fields.string()
     vhost = connection.broker.vhosts.get(name)
     if vhost is None or name not in connection.user.permissions:
@@ -202,7 +202,7 @@ _COMMANDS = (
 )
 
 
-def exchange_versions(session: Session, fields: Fields, correlation: int) -> Iterator[None]:
+def exchange_versions(session: BrokerStreamSession, fields: Fields, correlation: int) -> Iterator[None]:
     """Handle ExchangeCommandVersions: note the client's Deliver version, and reply with the broker's commands."""
     for _ in range(fields.number(4)):
         key, _lowest, highest = fields.number(2), fields.number(2), fields.number(2)

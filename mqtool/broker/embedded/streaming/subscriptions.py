@@ -7,8 +7,8 @@ from typing import NamedTuple, TypeAlias
 
 from mqtool.broker.embedded.model.clock import Timer
 from mqtool.broker.embedded.model.stream_log import StreamLog
-from mqtool.broker.embedded.model.stream_queue import Reader
-from mqtool.broker.embedded.model.stream_segment import UNFILTERED, Chunk, Filters, bits_of
+from mqtool.broker.embedded.model.stream_queue import StreamQueueReader
+from mqtool.broker.embedded.model.stream_segment import UNFILTERED, ChunkFilters, StoredChunk, bits_of
 from mqtool.broker.embedded.streaming.stream_frames import (
     RESPONSE,
     Code,
@@ -21,7 +21,7 @@ from mqtool.broker.embedded.streaming.stream_frames import (
     u64,
 )
 from mqtool.broker.embedded.streaming.stream_requests import partition_of
-from mqtool.broker.embedded.streaming.stream_session import Refused, Session, check, find_log
+from mqtool.broker.embedded.streaming.stream_session import BrokerStreamSession, StreamRefused, check, find_log
 
 #: The memory that a property of a subscription takes besides its characters, in bytes.
 _PROPERTY_OVERHEAD = 200
@@ -41,7 +41,7 @@ class _From(IntEnum):
     TIMESTAMP = 5
 
 
-class Group:
+class ConsumerGroup:
     """A stream's single active consumers with the same name (RabbitMQ 3.11). Only one of them receives messages.
 
     Args:
@@ -55,30 +55,30 @@ class Group:
 
     def __init__(self, partition: int | None) -> None:
         self._partition = partition
-        self._finishing: Subscription | None = None
-        self.members: list[Subscription] = []
-        self.active: Subscription | None = None
+        self._finishing: StreamSubscription | None = None
+        self.members: list[StreamSubscription] = []
+        self.active: StreamSubscription | None = None
 
-    def add(self, member: "Subscription") -> None:
+    def add(self, member: "StreamSubscription") -> None:
         self.members.append(member)
         if len(self.members) == 1:
             self._activate()
         else:
             self._balance()
 
-    def remove(self, member: "Subscription") -> None:
+    def remove(self, member: "StreamSubscription") -> None:
         self.members.remove(member)
         if member in (self.active, self._finishing):
             self._activate()
         else:
             self._balance()
 
-    def stepped_down(self, member: "Subscription") -> None:
+    def stepped_down(self, member: "StreamSubscription") -> None:
         """Activate the next consumer, now that the previous one's client has replied to step_down()."""
         if member is self._finishing:
             self._activate()
 
-    def _chosen(self) -> "Subscription":
+    def _chosen(self) -> "StreamSubscription":
         return self.members[(self._partition or 0) % len(self.members)]
 
     def _activate(self) -> None:
@@ -94,7 +94,7 @@ class Group:
 
 
 #: A broker's groups of single active consumers, by virtual host, stream and name.
-Groups: TypeAlias = dict[tuple[str, str, str], Group]
+Groups: TypeAlias = dict[tuple[str, str, str], ConsumerGroup]
 
 
 class _Start(NamedTuple):
@@ -124,7 +124,7 @@ class _Start(NamedTuple):
         return log.end
 
 
-class Subscription:
+class StreamSubscription:
     """A client's subscription to a stream.
 
     Attributes:
@@ -138,21 +138,23 @@ class Subscription:
         sent: the offset of the last message that was sent; None if none has been sent.
     """
 
-    def __init__(self, session: Session, number: int, stream: str, log: StreamLog, start: _Start, credit: int) -> None:
+    def __init__(
+        self, session: BrokerStreamSession, number: int, stream: str, log: StreamLog, start: _Start, credit: int
+    ) -> None:
         self._session = session
         self.number = number
         self.log = log
         self._start = start
-        self._reader: Reader | None = None
+        self._reader: StreamQueueReader | None = None
         self._waits = False
         self._held_bytes = 0
-        self._read: deque[Chunk] = deque()
+        self._read: deque[StoredChunk] = deque()
         self._correlation = 0
         self._unanswered: Timer | None = None
         self.stream = stream
         self.credit = credit
         self.group: tuple[str, str, str] | None = None
-        self.filters: Filters | None = None
+        self.filters: ChunkFilters | None = None
         self.properties: Mapping[str, str] = {}
         self.is_active = False
         self.first = 0
@@ -179,7 +181,7 @@ class Subscription:
         self.drop_chunks()
         asked = self._start if start.kind == _From.NONE else start
         self.first = asked.offset_in(self.log)
-        self._reader = Reader(self.log, self.first, self.filters)
+        self._reader = StreamQueueReader(self.log, self.first, self.filters)
         self.pump()
 
     def pump(self) -> None:
@@ -229,7 +231,7 @@ class Subscription:
         self._send_update()
 
     def step_down(self) -> None:
-        """Stop sending, and tell the client to store its offset. On its reply, Group.stepped_down() is called."""
+        """Stop sending; tell the client to store its offset. Its reply calls ConsumerGroup.stepped_down()."""
         self.is_active = False
         self._stop()
         self._send_update()
@@ -262,12 +264,12 @@ class Subscription:
 class Subscriptions:
     """The subscriptions of a connection."""
 
-    def __init__(self, session: Session, groups: Groups) -> None:
+    def __init__(self, session: BrokerStreamSession, groups: Groups) -> None:
         self._session = session
         self._groups = groups
-        self._subscriptions: dict[int, Subscription] = {}
+        self._subscriptions: dict[int, StreamSubscription] = {}
 
-    def __iter__(self) -> Iterator[Subscription]:
+    def __iter__(self) -> Iterator[StreamSubscription]:
         return iter(self._subscriptions.values())
 
     def subscribe(self, fields: Fields, correlation: int) -> None:
@@ -279,12 +281,12 @@ class Subscriptions:
         check(session, "read", "queue", stream)
         log = find_log(session, stream)
         if number in self._subscriptions:
-            raise Refused(Code.SUBSCRIPTION_ID_ALREADY_EXISTS)
-        subscription = Subscription(session, number, stream, log, start, credit)
+            raise StreamRefused(Code.SUBSCRIPTION_ID_ALREADY_EXISTS)
+        subscription = StreamSubscription(session, number, stream, log, start, credit)
         if properties.get("single-active-consumer") == "true":
             name = properties.get("name", "")
             if not name:
-                raise Refused(Code.PRECONDITION_FAILED)
+                raise StreamRefused(Code.PRECONDITION_FAILED)
             subscription.group = (session.vhost.name, stream, name)
         subscription.set_properties(properties)
         self._subscriptions[number] = subscription
@@ -296,14 +298,14 @@ class Subscriptions:
             subscription.begin(start)
         else:
             partition = partition_of(session.vhost, properties.get("super-stream", ""), stream)
-            self._groups.setdefault(subscription.group, Group(partition)).add(subscription)
+            self._groups.setdefault(subscription.group, ConsumerGroup(partition)).add(subscription)
 
     def unsubscribe(self, fields: Fields, correlation: int) -> None:
         """Handle Unsubscribe: remove a subscription."""
         number = fields.number(1)
         fields.end()
         if number not in self._subscriptions:
-            raise Refused(Code.SUBSCRIPTION_ID_DOES_NOT_EXIST)
+            raise StreamRefused(Code.SUBSCRIPTION_ID_DOES_NOT_EXIST)
         self._session.answer(Key.UNSUBSCRIBE, correlation)
         self._drop(number)
 
@@ -362,14 +364,14 @@ class Subscriptions:
                 del self._groups[subscription.group]
 
 
-def _changed(session: Session) -> None:
+def _changed(session: BrokerStreamSession) -> None:
     if session.vhost.watcher is not None:
         session.vhost.watcher.changed()
 
 
-def _filters(properties: Mapping[str, str]) -> Filters | None:
+def _filters(properties: Mapping[str, str]) -> ChunkFilters | None:
     values = {value for name, value in properties.items() if name.startswith("filter.")}
     bits = [bits_of(value.encode(errors="surrogateescape")) for value in values]
     if bits and properties.get("match-unfiltered") == "true":
         bits.append(UNFILTERED)
-    return Filters(bits) if bits else None
+    return ChunkFilters(bits) if bits else None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 
 from mqtool.broker.embedded.model.amqp_errors import REPLY_NAMES, ChannelException, ConnectionException
 from mqtool.broker.embedded.model.broker import LOW_ON_MEMORY
-from mqtool.broker.embedded.testing.fault import Client, Fault, Scene
+from mqtool.broker.embedded.testing.fault import Client, Fault, FaultScene
 
 if TYPE_CHECKING:
     from mqtool.broker.embedded.amqp10.amqp10_connection import Connection10
@@ -133,7 +133,7 @@ def _remove(layer: Layer, connection: Client) -> None:
         outer = outer.inner
 
 
-def _named(scene: Scene, pattern: str | None) -> Iterator[Client]:
+def _named(scene: FaultScene, pattern: str | None) -> Iterator[Client]:
     """Yield the connections with a name that matches a pattern such as `orders-*`; None matches all.
 
     A connection has two names: the one that the client chose, and `HOST:PORT -> HOST:PORT`.
@@ -152,7 +152,7 @@ class CutConnections(Fault):
     name: str | None = None
     reset: bool = True
 
-    def begin(self, scene: Scene) -> int:
+    def begin(self, scene: FaultScene) -> int:
         met = list(_named(scene, self.name))
         for connection in met:
             transport = _innermost(connection)
@@ -176,7 +176,7 @@ class CloseConnections(Fault):
     def __post_init__(self) -> None:
         _check_code(self.code)
 
-    def begin(self, scene: Scene) -> int:
+    def begin(self, scene: FaultScene) -> int:
         opened = [each for each in _named(scene, self.name) if each.is_open]
         error = ConnectionException(self.code)
         error.text = self.text
@@ -200,7 +200,7 @@ class CloseChannels(Fault):
     def __post_init__(self) -> None:
         _check_code(self.code)
 
-    def begin(self, scene: Scene) -> int:
+    def begin(self, scene: FaultScene) -> int:
         opened = [
             channel
             for connection in _named(scene, self.name)
@@ -236,11 +236,11 @@ class RefuseConnections(Fault):
     def duration(self) -> float | None:
         return self.seconds
 
-    def begin(self, scene: Scene) -> int:
+    def begin(self, scene: FaultScene) -> int:
         scene.shut()
         return 0
 
-    def end(self, scene: Scene) -> None:
+    def end(self, scene: FaultScene) -> None:
         scene.open()
 
 
@@ -250,7 +250,7 @@ class _LayerFault(Fault):
 
     _layers: list[tuple[Client, Layer]] = field(default_factory=list, init=False, repr=False)
 
-    def begin(self, scene: Scene) -> int:
+    def begin(self, scene: FaultScene) -> int:
         for connection in scene.connections:
             self.connected(connection)
         return len(self._layers)
@@ -259,7 +259,7 @@ class _LayerFault(Fault):
         connection.transport = layer
         self._layers.append((connection, layer))
 
-    def end(self, scene: Scene) -> None:  # noqa: ARG002
+    def end(self, scene: FaultScene) -> None:  # noqa: ARG002
         for connection, layer in self._layers:
             _remove(layer, connection)
             layer.release()
@@ -278,7 +278,7 @@ class GoSilent(_LayerFault):
         connection.stop_heartbeats()
         self.add(connection, Frozen(connection.transport))
 
-    def end(self, scene: Scene) -> None:
+    def end(self, scene: FaultScene) -> None:
         super().end(scene)
         for connection, _ in self._layers:
             connection.start_heartbeats(connection.heartbeat)
@@ -305,11 +305,11 @@ class BlockPublishers(Fault):
     def duration(self) -> float | None:
         return self.seconds
 
-    def begin(self, scene: Scene) -> int:
+    def begin(self, scene: FaultScene) -> int:
         scene.broker.raise_alarm(f"fault {id(self)}", self.reason, self.reason)
         return 0
 
-    def end(self, scene: Scene) -> None:
+    def end(self, scene: FaultScene) -> None:
         scene.broker.clear_alarm(f"fault {id(self)}")
 
 
@@ -327,7 +327,7 @@ class Restart(Fault):
     def duration(self) -> float | None:
         return self.seconds
 
-    def begin(self, scene: Scene) -> int:
+    def begin(self, scene: FaultScene) -> int:
         scene.shut()
         met = scene.connections
         scene.broker.close_connections("broker forced connection closure with reason 'shutdown'")
@@ -337,11 +337,11 @@ class Restart(Fault):
             _lose_transient(scene)
         return len(met)
 
-    def end(self, scene: Scene) -> None:
+    def end(self, scene: FaultScene) -> None:
         scene.open()
 
 
-def _lose_transient(scene: Scene) -> None:
+def _lose_transient(scene: FaultScene) -> None:
     """Delete the queues, exchanges and messages that do not survive a restart."""
     for vhost in scene.broker.vhosts.values():
         for queue in list(vhost.queues.values()):

@@ -11,10 +11,10 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, get_args
 
 from mqtool.broker.embedded.model.broker import Broker
-from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.broker.embedded.model.virtual_host import Routing
 from mqtool.broker.embedded.sockets.listener import Listener
-from mqtool.broker.embedded.wire.amqp_connection import Connection
+from mqtool.broker.embedded.wire.amqp_connection import BrokerConnection
 from mqtool.duration import parse_duration
 
 if TYPE_CHECKING:
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     # For type checkers only: most brokers serve no streams, and start faster without this import.
     from mqtool.broker.embedded.streaming.stream_connection import StreamConnection
 
-Client: TypeAlias = "Connection | StreamConnection | Connection10"
+Client: TypeAlias = "BrokerConnection | StreamConnection | Connection10"
 
 #: The fault classes, by names such as `cut_connections`.
 KINDS: dict[str, "type[Fault]"] = {}
 
 
 @dataclass(frozen=True)
-class Scene:
+class FaultScene:
     """The parts of a broker that faults affect.
 
     Attributes:
@@ -77,11 +77,11 @@ class Fault:
         if not cls.__name__.startswith("_"):
             KINDS[name_of(cls)] = cls
 
-    def begin(self, scene: Scene) -> int:  # noqa: ARG002
+    def begin(self, scene: FaultScene) -> int:  # noqa: ARG002
         """Start the fault. Return the number of connections, channels or consumers that it affects."""
         return 0
 
-    def end(self, scene: Scene) -> None:
+    def end(self, scene: FaultScene) -> None:
         """Undo the fault."""
 
     def duration(self) -> float | None:
@@ -95,7 +95,7 @@ class Fault:
         """Return True to nack a message. May change `routing.queues`, the queues that the message is routed to."""
         return False
 
-    def acknowledging(self, queue: Queue) -> bool:  # noqa: ARG002
+    def acknowledging(self, queue: BrokerQueue) -> bool:  # noqa: ARG002
         """Return True to requeue a message from this queue instead of acknowledging it."""
         return False
 
@@ -197,7 +197,7 @@ class DelayConfirms(Fault):
     _call_later: Callable[[float, Callable[[], object]], object] | None = field(default=None, init=False, repr=False)
     _kept: list[Callable[[], None]] = field(default_factory=list, init=False, repr=False)
 
-    def begin(self, scene: Scene) -> int:
+    def begin(self, scene: FaultScene) -> int:
         self._call_later = scene.call_later
         return 0
 
@@ -211,7 +211,7 @@ class DelayConfirms(Fault):
         if self._kept:
             self._kept.pop(0)()
 
-    def end(self, scene: Scene) -> None:  # noqa: ARG002
+    def end(self, scene: FaultScene) -> None:  # noqa: ARG002
         while self._kept:
             self._send_next()
 
@@ -223,7 +223,7 @@ class LoseAcks(Fault):
     count: int = 1
     queue: str | None = None
 
-    def acknowledging(self, queue: Queue) -> bool:
+    def acknowledging(self, queue: BrokerQueue) -> bool:
         if self.used_up or self.queue not in (None, queue.name):
             return False
         self.count -= 1
@@ -238,7 +238,7 @@ class CancelConsumers(Fault):
     lasts: ClassVar[bool] = False
     queue: str
 
-    def begin(self, scene: Scene) -> int:
+    def begin(self, scene: FaultScene) -> int:
         queues = [vhost.queues[self.queue] for vhost in scene.broker.vhosts.values() if self.queue in vhost.queues]
         cancelled = [(queue, consumer) for queue in queues for consumer in list(queue.consumers)]
         for queue, consumer in cancelled:

@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 
 from mqtool.broker.embedded.testing.replay_client import ReplayClient
 from mqtool.errors import MqtoolError, Unavailable
-from mqtool.recordings.recording import Changes, Pace, Recorded, Selection, recorded
+from mqtool.recordings.recording import Changes, RecordedMessage, ReplayPace, Selection, recorded
 from mqtool.where import parse
 
 #: Seconds between attempts to route a message.
@@ -102,7 +102,7 @@ class _Replay:
         self._path = path
         self._lines = path.read_bytes().splitlines()
         self._selection = Selection(where=None if where is None else parse(where))
-        self._pace = Pace(float("inf") if speed == "max" else speed)
+        self._pace = ReplayPace(float("inf") if speed == "max" else speed)
         self._patience = patience
         #: Pairs of exchange and routing key known to lead to a queue.
         self._routed: set[tuple[str | None, str | None]] = set()
@@ -117,10 +117,10 @@ class _Replay:
                     self._publish(message, client)
         return self._count
 
-    def _is_routed(self, message: Recorded) -> bool:
+    def _is_routed(self, message: RecordedMessage) -> bool:
         return (message.exchange, message.routing_key) in self._routed
 
-    def _due(self) -> Iterator[Recorded]:
+    def _due(self) -> Iterator[RecordedMessage]:
         for message in recorded(self._lines, self._selection, Changes(), str(self._path)):
             if message is not None:
                 left = self._pace.due(message) - time.monotonic()

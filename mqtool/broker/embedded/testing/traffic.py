@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
-from mqtool.broker.embedded.model.amqp_message import Message
+from mqtool.broker.embedded.model.amqp_message import BrokerMessage
 from mqtool.codecs.field_tables import Table
 
 MAX_EVENTS = 100_000
@@ -29,7 +29,7 @@ class Recorded:
     __slots__ = ("_message", "body", "exchange", "queues", "redelivered", "routing_key", "vhost", "what")
 
     def __init__(
-        self, what: str, vhost: str, message: Message, queues: Iterable[str], *, redelivered: bool = False
+        self, what: str, vhost: str, message: BrokerMessage, queues: Iterable[str], *, redelivered: bool = False
     ) -> None:
         self.what = what
         self.vhost = vhost
@@ -88,7 +88,7 @@ class Messages(list[Recorded]):
         return super().__repr__() if self else f"[] ({self._instead})"
 
 
-class Recording:
+class TrafficRecording:
     """The latest events, oldest first: up to MAX_EVENTS of them, with up to MAX_BYTES of bodies in total."""
 
     def __init__(self) -> None:

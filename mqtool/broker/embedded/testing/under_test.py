@@ -7,18 +7,18 @@ import asyncio
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from mqtool.broker.embedded.model.backlog import Entry
+from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.broker import Broker
-from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.broker.embedded.model.users import Permissions
 from mqtool.broker.embedded.model.virtual_host import Publication, Routing, VirtualHost
 from mqtool.broker.embedded.sockets.listener import Listener
 from mqtool.broker.embedded.testing import connection_faults as connection_faults  # so that requests can name them
-from mqtool.broker.embedded.testing.fault import Client, Fault, Scene, arguments_of, name_of
-from mqtool.broker.embedded.testing.traffic import Messages, Recorded, Recording
+from mqtool.broker.embedded.testing.fault import Client, Fault, FaultScene, arguments_of, name_of
+from mqtool.broker.embedded.testing.traffic import Messages, Recorded, TrafficRecording
 
 if TYPE_CHECKING:
-    from mqtool.broker.embedded.model.stream_queue import Stream
+    from mqtool.broker.embedded.model.stream_queue import StreamQueue
 
 
 class _Hooks:
@@ -33,7 +33,7 @@ class _Hooks:
 
     def __init__(self, broker: Broker, *, recording: bool) -> None:
         self._broker = broker
-        self.recording = Recording() if recording else None
+        self.recording = TrafficRecording() if recording else None
         self.faults: list[Fault] = []
         self._attach()
 
@@ -72,7 +72,7 @@ class _Hooks:
             self.recording.add(Recorded("published", vhost.name, routing.message, names))
         return publication
 
-    def acknowledge(self, queue: Queue, entry: Entry) -> bool:
+    def acknowledge(self, queue: BrokerQueue, entry: BacklogEntry) -> bool:
         """Record an acknowledgement and return True; return False if a fault wants the message requeued instead."""
         if any(fault.acknowledging(queue) for fault in self.faults):
             self._drop_used_up()
@@ -80,10 +80,10 @@ class _Hooks:
         self._settled("acked", queue, entry)
         return True
 
-    def rejected(self, queue: Queue, entry: Entry, *, requeue: bool) -> None:
+    def rejected(self, queue: BrokerQueue, entry: BacklogEntry, *, requeue: bool) -> None:
         self._settled("requeued" if requeue else "rejected", queue, entry)
 
-    def _settled(self, what: str, queue: Queue, entry: Entry) -> None:
+    def _settled(self, what: str, queue: BrokerQueue, entry: BacklogEntry) -> None:
         if self.recording is not None:
             self.recording.add(Recorded(what, queue.vhost, entry.message, [queue.name], redelivered=entry.redelivered))
 
@@ -105,7 +105,7 @@ class BrokerUnderTest:
         recording: bool,
     ) -> None:
         loop = asyncio.get_running_loop()
-        self._scene = Scene(broker, by_protocol, listeners, loop.call_later)
+        self._scene = FaultScene(broker, by_protocol, listeners, loop.call_later)
         self._hooks = _Hooks(broker, recording=recording)
         self._numbers = 0
         self._in_force: dict[int, Fault] = {}
@@ -159,7 +159,7 @@ class BrokerUnderTest:
         ]
 
     @property
-    def recording(self) -> Recording:
+    def recording(self) -> TrafficRecording:
         """The record of what has happened to messages.
 
         Raises:
@@ -192,7 +192,7 @@ class BrokerUnderTest:
             words = f"{words}, {', '.join(done)}"
         return words
 
-    def _queue(self, vhost: str, queue: str) -> Queue | None:
+    def _queue(self, vhost: str, queue: str) -> BrokerQueue | None:
         found = self._scene.broker.vhosts.get(vhost)
         return None if found is None else found.queues.get(queue)
 
@@ -229,14 +229,14 @@ class BrokerUnderTest:
             self._hooks.recording.clear(name)
 
 
-def _stream(queue: Queue) -> "Stream":
-    from mqtool.broker.embedded.model.stream_queue import Stream
+def _stream(queue: BrokerQueue) -> "StreamQueue":
+    from mqtool.broker.embedded.model.stream_queue import StreamQueue
 
-    assert isinstance(queue, Stream)
+    assert isinstance(queue, StreamQueue)
     return queue
 
 
-def _in_stream(queue: Queue) -> list[Entry]:
+def _in_stream(queue: BrokerQueue) -> list[BacklogEntry]:
     from mqtool.broker.embedded.model.stream_queue import Cursor
 
     return list(Cursor(_stream(queue), 0).rest())

@@ -8,16 +8,16 @@ from pamqp import commands
 from pamqp.base import Frame
 
 from mqtool.broker.embedded.model.amqp_errors import ChannelException
-from mqtool.broker.embedded.model.amqp_message import Message
-from mqtool.broker.embedded.model.exchange import Exchange
+from mqtool.broker.embedded.model.amqp_message import BrokerMessage
+from mqtool.broker.embedded.model.exchange import BrokerExchange
 from mqtool.broker.embedded.model.footprint import of_message
-from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.broker.embedded.model.topology_operations import check_owner, exchange_of, queue_of
 from mqtool.broker.embedded.model.virtual_host import Routing, VirtualHost
 from mqtool.broker.embedded.wire import amqp_frames as frames
 from mqtool.broker.embedded.wire.amqp_frames import encode_method, short_string
-from mqtool.broker.embedded.wire.amqp_session import Session
-from mqtool.broker.embedded.wire.deliveries import Deliveries, Delivery
+from mqtool.broker.embedded.wire.amqp_session import AmqpSession
+from mqtool.broker.embedded.wire.deliveries import ChannelDelivery, Deliveries
 from mqtool.broker.embedded.wire.incoming_publishes import Confirms, Content
 from mqtool.codecs.field_tables import Table
 
@@ -26,26 +26,26 @@ _UNCOMMITTED_OVERHEAD = 500
 
 
 # Without this cache, publishing would take 1.3 times as long.
-class Route(NamedTuple):
-    """The queues of the latest plain message, cached for messages to the same address until `Session.turn` changes.
+class PublishRoute(NamedTuple):
+    """The queues of the latest plain message, cached for messages to the same address until `AmqpSession.turn` changes.
 
     A message is plain if routing and permissions depend only on its address: its exchange and routing key.
     """
 
     turn: int
     address: bytes
-    exchange: Exchange
-    queues: Collection[Queue]
+    exchange: BrokerExchange
+    queues: Collection[BrokerQueue]
 
 
-class ReplyConsumer(NamedTuple):
+class ChannelReplyConsumer(NamedTuple):
     """A direct reply-to consumer: its tag, and the token that the broker adds to `reply-to` in requests."""
 
     tag: str
     token: str
 
 
-class Channel:
+class BrokerChannel:
     """One channel of a connection.
 
     Attributes:
@@ -62,7 +62,7 @@ class Channel:
         route: the cached queues of the latest plain message, if any.
     """
 
-    def __init__(self, number: int, session: Session) -> None:
+    def __init__(self, number: int, session: AmqpSession) -> None:
         self.number = number
         self.session = session
         self.vhost: VirtualHost = session.vhost
@@ -73,8 +73,8 @@ class Channel:
         self.transaction: Transaction | None = None
         self.state = "open"
         self.last_queue: str | None = None
-        self.replies: ReplyConsumer | None = None
-        self.route: Route | None = None
+        self.replies: ChannelReplyConsumer | None = None
+        self.route: PublishRoute | None = None
 
     def counts(self) -> dict[str, int]:
         """Count the messages published, confirmed and delivered on this channel, under the management API's names."""
@@ -85,11 +85,11 @@ class Channel:
         """Send a method on this channel."""
         self.session.write(frames.method_frame(self.number, encode_method(kind, **fields)))
 
-    def send_return(self, message: Message) -> None:
+    def send_return(self, message: BrokerMessage) -> None:
         """Send basic.return for a mandatory message that was not routed to any queue."""
         self.session.write(frames.returned(self.number, 312, "NO_ROUTE", message, self.session.frame_max))
 
-    def deliver_reply(self, message: Message) -> None:
+    def deliver_reply(self, message: BrokerMessage) -> None:
         """Send a message to the direct reply-to consumer; drop the message if the client reads too slowly."""
         if self.replies is not None and self.session.takes_replies:
             self.deliveries.deliver_unlisted(short_string(self.replies.tag), message)
@@ -122,11 +122,11 @@ class Channel:
         if self.state == "open":
             self.session.write(confirms)
 
-    def queue(self, name: str) -> Queue:
+    def queue(self, name: str) -> BrokerQueue:
         """Return the queue of this name. Raises 404 if it does not exist, 405 if another connection owns it."""
         return queue_of(self.vhost, name, self.session)
 
-    def check_owner(self, queue: Queue) -> None:
+    def check_owner(self, queue: BrokerQueue) -> None:
         """Raise 405 if a queue is exclusive to another connection."""
         check_owner(queue, self.session)
 
@@ -138,7 +138,7 @@ class Channel:
             raise ChannelException(404, "no previously declared queue")
         return self.last_queue
 
-    def exchange(self, name: str) -> Exchange:
+    def exchange(self, name: str) -> BrokerExchange:
         """Return the exchange of this name; raise 404 if it does not exist."""
         return exchange_of(self.vhost, name)
 
@@ -153,7 +153,7 @@ class Channel:
         self.state = "closed"
         self.stop_replies()
         self.content.drop()
-        uncommitted: Iterable[Delivery] = ()
+        uncommitted: Iterable[ChannelDelivery] = ()
         if self.transaction is not None:
             self.session.add_held_bytes(-self.transaction.held_bytes)
             uncommitted = self.transaction.deliveries().values()
@@ -180,7 +180,7 @@ class Channel:
 class UncommittedPublish(NamedTuple):
     """A publish that is waiting for tx.commit. `routing` is None for a direct reply."""
 
-    message: Message
+    message: BrokerMessage
     routing: Routing | None
     mandatory: bool
 
@@ -191,9 +191,9 @@ class Transaction:
 
     publishes: list[UncommittedPublish] = field(default_factory=list)
     held_bytes: int = 0
-    acked: dict[int, Delivery] = field(default_factory=dict)
-    rejected: dict[int, Delivery] = field(default_factory=dict)
-    requeued: dict[int, Delivery] = field(default_factory=dict)
+    acked: dict[int, ChannelDelivery] = field(default_factory=dict)
+    rejected: dict[int, ChannelDelivery] = field(default_factory=dict)
+    requeued: dict[int, ChannelDelivery] = field(default_factory=dict)
 
     def add(self, publish: UncommittedPublish) -> int:
         """Add a publish, and return the bytes of memory counted for it."""
@@ -202,5 +202,5 @@ class Transaction:
         self.held_bytes += size
         return size
 
-    def deliveries(self) -> dict[int, Delivery]:
+    def deliveries(self) -> dict[int, ChannelDelivery]:
         return {**self.acked, **self.rejected, **self.requeued}

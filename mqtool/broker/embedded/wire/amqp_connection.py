@@ -25,9 +25,9 @@ from mqtool.broker.embedded.sockets.client_socket import ClientSocket
 from mqtool.broker.embedded.sockets.listener import Connections
 from mqtool.broker.embedded.wire import amqp_frames as frames
 from mqtool.broker.embedded.wire import basic_methods, topology_methods
-from mqtool.broker.embedded.wire.amqp_channel import Channel
+from mqtool.broker.embedded.wire.amqp_channel import BrokerChannel
 from mqtool.broker.embedded.wire.amqp_frames import decode_method, malformed
-from mqtool.broker.embedded.wire.amqp_session import CHANNEL_MAX, Session, receive_handshake, send_start
+from mqtool.broker.embedded.wire.amqp_session import CHANNEL_MAX, AmqpSession, receive_handshake, send_start
 from mqtool.broker.embedded.wire.basic_methods import publish
 
 log = logging.getLogger("mqtool.broker.embedded")
@@ -42,7 +42,7 @@ _FRAME_HEAD = 7
 Others = Mapping[bytes, Callable[[], ClientSocket]]
 
 
-class Connection(Session):
+class BrokerConnection(AmqpSession):
     """The connection of one AMQP 0-9-1 client.
 
     Args:
@@ -56,11 +56,11 @@ class Connection(Session):
     publishers: Collection[Any] = ()
     subscriptions: Collection[Any] = ()
 
-    def __init__(self, broker: Broker, connections: Connections["Connection"], others: Others) -> None:
+    def __init__(self, broker: Broker, connections: Connections["BrokerConnection"], others: Others) -> None:
         super().__init__(broker, connections)
         self._others = others
         self.channel_max = CHANNEL_MAX
-        self.channels: dict[int, Channel] = {}
+        self.channels: dict[int, BrokerChannel] = {}
 
     def take_bytes(self, data: bytes) -> int:
         self.turn += 1
@@ -140,7 +140,7 @@ class Connection(Session):
         except (ChannelException, ConnectionException) as error:
             self._report(error, channel, kind, payload)
 
-    def _reporting(self, steps: Iterator[None], channel: Channel, kind: int, payload: bytes) -> Iterator[None]:
+    def _reporting(self, steps: Iterator[None], channel: BrokerChannel, kind: int, payload: bytes) -> Iterator[None]:
         """Carry out the steps of a method. On an error, close the channel or the connection."""
         try:
             yield from steps
@@ -149,7 +149,7 @@ class Connection(Session):
                 self._report(error, channel, kind, payload)
 
     def _report(
-        self, error: ChannelException | ConnectionException, channel: Channel | None, kind: int, payload: bytes
+        self, error: ChannelException | ConnectionException, channel: BrokerChannel | None, kind: int, payload: bytes
     ) -> None:
         """Close the channel or the connection because of an error in a frame."""
         if isinstance(error, ChannelException):
@@ -225,7 +225,7 @@ class Connection(Session):
                 NOT_ALLOWED, f"{opened} has reached the negotiated channel_max ({self.channel_max})"
             )
         check_channels(self.broker, self.user.name)
-        self.channels[number] = channel = Channel(number, self)
+        self.channels[number] = channel = BrokerChannel(number, self)
         channel.send(commands.Channel.OpenOk)
 
     def _connection_method(self, kind: int, payload: bytes) -> None:
@@ -317,7 +317,7 @@ def _publish_index(error: ConnectionException) -> int:
 
 
 def _take_frame(  # noqa: C901 - one case per kind
-    channel: Channel, kind: int, payload: bytes
+    channel: BrokerChannel, kind: int, payload: bytes
 ) -> Iterator[None] | None:
     """Handle a frame on an open channel, or return steps that do. The most frequent kinds are checked first."""
     if kind == frames.BODY:
@@ -351,7 +351,7 @@ def _take_frame(  # noqa: C901 - one case per kind
     return None
 
 
-def _take_frame_while_closing(channel: Channel, kind: int, payload: bytes) -> None:
+def _take_frame_while_closing(channel: BrokerChannel, kind: int, payload: bytes) -> None:
     """Handle a frame on a channel that the broker has closed: ignore all but channel.close-ok and channel.close."""
     if kind != frames.METHOD:
         return
@@ -369,32 +369,32 @@ def _unknown_frame(kind: int, number: int, payload: bytes) -> ConnectionExceptio
     return malformed(FRAME_ERROR, kind, payload, "unknown_frame")
 
 
-def _open(channel: Channel, method: commands.Channel.Open) -> None:  # noqa: ARG001
+def _open(channel: BrokerChannel, method: commands.Channel.Open) -> None:  # noqa: ARG001
     raise ConnectionException(CHANNEL_ERROR, "second 'channel.open' seen")
 
 
-def _close(channel: Channel, method: commands.Channel.Close) -> None:  # noqa: ARG001
+def _close(channel: BrokerChannel, method: commands.Channel.Close) -> None:  # noqa: ARG001
     del channel.session.channels[channel.number]
     channel.shut()
     channel.send(commands.Channel.CloseOk)
 
 
-def _flow(channel: Channel, method: commands.Channel.Flow) -> None:
+def _flow(channel: BrokerChannel, method: commands.Channel.Flow) -> None:
     if not method.active:
         raise ConnectionException(NOT_IMPLEMENTED, "active=false")
     channel.send(commands.Channel.FlowOk, active=True)
 
 
-def _ack(channel: Channel, method: commands.Basic.Ack) -> None:
+def _ack(channel: BrokerChannel, method: commands.Basic.Ack) -> None:
     basic_methods.ack(channel, method.delivery_tag, multiple=method.multiple)
 
 
-def _flow_ok(channel: Channel, method: Frame) -> None:
+def _flow_ok(channel: BrokerChannel, method: Frame) -> None:
     """Ignore channel.flow-ok: the broker never sends channel.flow."""
 
 
 # `Any`, because each handler takes only methods of its own class. A handler may return steps that do the rest.
-_HANDLERS: dict[type[Frame], Callable[[Channel, Any], Iterator[None] | None]] = {
+_HANDLERS: dict[type[Frame], Callable[[BrokerChannel, Any], Iterator[None] | None]] = {
     commands.Channel.Open: _open,
     commands.Channel.Close: _close,
     commands.Channel.Flow: _flow,

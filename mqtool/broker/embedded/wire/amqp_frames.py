@@ -12,7 +12,7 @@ from pamqp import commands
 from pamqp.base import Frame
 
 from mqtool.broker.embedded.model.amqp_errors import COMMAND_INVALID, FRAME_ERROR, ConnectionException
-from mqtool.broker.embedded.model.amqp_message import Message
+from mqtool.broker.embedded.model.amqp_message import BrokerMessage
 from mqtool.codecs.field_tables import Table, decode_table, encode_table
 
 METHOD = 1
@@ -53,7 +53,7 @@ def method_frame(channel: int, payload: bytes) -> bytes:
     return FRAME_HEADER.pack(METHOD, channel, len(payload)) + payload + FRAME_END
 
 
-def _content(channel: int, method: bytes, message: Message, frame_max: int) -> bytes:
+def _content(channel: int, method: bytes, message: BrokerMessage, frame_max: int) -> bytes:
     """Encode a method with content: method frame, header frame, and body frames of at most `frame_max` bytes."""
     header, body = message.header.raw, message.body
     parts = [
@@ -74,7 +74,7 @@ def _content(channel: int, method: bytes, message: Message, frame_max: int) -> b
 
 
 def deliver(
-    channel: int, consumer_tag: bytes, delivery_tag: int, message: Message, frame_max: int, *, redelivered: bool
+    channel: int, consumer_tag: bytes, delivery_tag: int, message: BrokerMessage, frame_max: int, *, redelivered: bool
 ) -> bytes:
     """Encode basic.deliver with its content. `consumer_tag` is an encoded short string."""
     method = _DELIVER + consumer_tag + _TAG.pack(delivery_tag, redelivered) + message.address
@@ -82,14 +82,14 @@ def deliver(
 
 
 def get_ok(
-    channel: int, delivery_tag: int, message: Message, message_count: int, frame_max: int, *, redelivered: bool
+    channel: int, delivery_tag: int, message: BrokerMessage, message_count: int, frame_max: int, *, redelivered: bool
 ) -> bytes:
     """Encode basic.get-ok with its content. `message_count` is the number of messages left in the queue."""
     method = _GET_OK + _TAG.pack(delivery_tag, redelivered) + message.address + message_count.to_bytes(4)
     return _content(channel, method, message, frame_max)
 
 
-def returned(channel: int, code: int, text: str, message: Message, frame_max: int) -> bytes:
+def returned(channel: int, code: int, text: str, message: BrokerMessage, frame_max: int) -> bytes:
     """Encode basic.return with its content."""
     raw = text.encode()
     method = _RETURN + code.to_bytes(2) + bytes([len(raw)]) + raw + message.address

@@ -15,7 +15,7 @@ from mqtool.broker.embedded.model.amqp_errors import (
 )
 from mqtool.broker.embedded.model.broker import Broker, check_connections
 from mqtool.broker.embedded.model.profile import identity
-from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.broker.embedded.model.rights import Rights
 from mqtool.broker.embedded.sockets.client_socket import ClientSocket
 from mqtool.broker.embedded.sockets.listener import Connections
@@ -27,7 +27,7 @@ from mqtool.codecs.field_tables import Table, decode_table
 FRAME_MAX = 131_072
 
 
-class Session(ClientSocket):
+class AmqpSession(ClientSocket):
     """The part of a connection that its channels use. The subclass `Connection` receives frames.
 
     Attributes:
@@ -47,8 +47,8 @@ class Session(ClientSocket):
     def __init__(self, broker: Broker, connections: Connections[Any]) -> None:
         super().__init__(broker, connections, "header", len(frames.PROTOCOL_HEADER))
         self.frame_max = FRAME_MAX
-        self.starving: dict[Queue, None] = {}
-        self.exclusive_queues: set[Queue] = set()
+        self.starving: dict[BrokerQueue, None] = {}
+        self.exclusive_queues: set[BrokerQueue] = set()
         self.turn = 0
         self._before_flush: dict[Callable[[], None], None] = {}
 
@@ -101,7 +101,7 @@ def _server_properties(broker: Broker) -> Table:
     }
 
 
-def send_start(connection: Session) -> None:
+def send_start(connection: AmqpSession) -> None:
     """Send connection.start, with the broker's product, version, capabilities and login mechanisms."""
     connection.send(
         ConnectionClass.Start,
@@ -113,7 +113,7 @@ def send_start(connection: Session) -> None:
     )
 
 
-def receive_handshake(connection: Session, method: Frame) -> None:
+def receive_handshake(connection: AmqpSession, method: Frame) -> None:
     """Handle the next method of a handshake. Raises ConnectionException if it is refused or out of sequence."""
     match connection.state, method:
         case "start", ConnectionClass.StartOk():
@@ -126,7 +126,7 @@ def receive_handshake(connection: Session, method: Frame) -> None:
             raise ConnectionException(COMMAND_INVALID, f"unexpected method in connection state {connection.state}")
 
 
-def _start_ok(connection: Session, method: ConnectionClass.StartOk) -> None:
+def _start_ok(connection: AmqpSession, method: ConnectionClass.StartOk) -> None:
     connection.client_properties = table(method.client_properties)
     mechanism = method.mechanism
     if mechanism not in ("PLAIN", "AMQPLAIN"):
@@ -142,7 +142,7 @@ def _start_ok(connection: Session, method: ConnectionClass.StartOk) -> None:
     connection.send(ConnectionClass.Tune, channel_max=CHANNEL_MAX, frame_max=FRAME_MAX, heartbeat=HEARTBEAT)
 
 
-def _refuse(connection: Session, mechanism: str) -> None:
+def _refuse(connection: AmqpSession, mechanism: str) -> None:
     """Refuse a login: raise ConnectionException if the client's capabilities allow it, otherwise close the socket."""
     if connection.capability("authentication_failure_close"):
         raise ConnectionException(
@@ -176,7 +176,7 @@ def _text(raw: bytes) -> str:
     return raw.decode(errors="surrogateescape")
 
 
-def _tune_ok(connection: Session, method: ConnectionClass.TuneOk) -> None:
+def _tune_ok(connection: AmqpSession, method: ConnectionClass.TuneOk) -> None:
     frame_max = method.frame_max
     _check_limit("channel_max", method.channel_max, CHANNEL_MAX, 1)
     _check_limit("frame_max", frame_max, FRAME_MAX, connection.broker.profile.smallest_frame)
@@ -197,7 +197,7 @@ def _check_limit(name: str, wanted: int, highest: int, lowest: int) -> None:
     raise ConnectionException(NOT_ALLOWED, text)
 
 
-def _open_vhost(connection: Session, method: ConnectionClass.Open) -> None:
+def _open_vhost(connection: AmqpSession, method: ConnectionClass.Open) -> None:
     name = method.virtual_host
     vhost = connection.broker.vhosts.get(name)
     if vhost is None:

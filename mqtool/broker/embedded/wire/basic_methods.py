@@ -15,19 +15,25 @@ from mqtool.broker.embedded.model.amqp_errors import (
     access_refused,
     precondition_failed,
 )
-from mqtool.broker.embedded.model.amqp_message import Message
+from mqtool.broker.embedded.model.amqp_message import BrokerMessage
 from mqtool.broker.embedded.model.broker import DIRECT_REPLY_TO
 from mqtool.broker.embedded.model.declarations import check_consumer
-from mqtool.broker.embedded.model.exchange import Exchange
+from mqtool.broker.embedded.model.exchange import BrokerExchange
 from mqtool.broker.embedded.model.firehose import trace_published
 from mqtool.broker.embedded.model.profile import Profile
-from mqtool.broker.embedded.model.queue import Queue, Why
+from mqtool.broker.embedded.model.queue import BrokerQueue, Why
 from mqtool.broker.embedded.model.queue_arguments import check_expiry
 from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.model.virtual_host import Publication, Routing
-from mqtool.broker.embedded.wire.amqp_channel import Channel, ReplyConsumer, Route, Transaction, UncommittedPublish
+from mqtool.broker.embedded.wire.amqp_channel import (
+    BrokerChannel,
+    ChannelReplyConsumer,
+    PublishRoute,
+    Transaction,
+    UncommittedPublish,
+)
 from mqtool.broker.embedded.wire.amqp_frames import table
-from mqtool.broker.embedded.wire.deliveries import Delivery, Subscription
+from mqtool.broker.embedded.wire.deliveries import ChannelDelivery, ChannelSubscription
 from mqtool.broker.embedded.wire.incoming_publishes import Confirms
 from mqtool.codecs.field_tables import type_name
 
@@ -37,7 +43,7 @@ _ACKED_AT_ONCE, _REJECTED_AT_ONCE = 500, 10
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 
 
-def publish(channel: Channel, message: Message) -> None:
+def publish(channel: BrokerChannel, message: BrokerMessage) -> None:
     """Publish a complete message, or add the message to the channel's transaction."""
     if channel.content.immediate:
         raise ConnectionException(NOT_IMPLEMENTED, "immediate=true")
@@ -61,18 +67,18 @@ def publish(channel: Channel, message: Message) -> None:
         channel.settle_publish(channel.confirms, accepted=publication.accepted, stored=publication.stored)
 
 
-def _is_plain(message: Message) -> bool:
+def _is_plain(message: BrokerMessage) -> bool:
     """True if the permission check and the routing of a message depend only on its exchange and routing key."""
     properties = message.header.properties
     return not properties.headers and properties.expiration is properties.user_id is properties.reply_to is None
 
 
-def _count(channel: Channel, exchange: Exchange) -> None:
+def _count(channel: BrokerChannel, exchange: BrokerExchange) -> None:
     channel.published[exchange.name] = channel.published.get(exchange.name, 0) + 1
     exchange.published_in += 1
 
 
-def _checked_routing(channel: Channel, message: Message) -> Routing | None:
+def _checked_routing(channel: BrokerChannel, message: BrokerMessage) -> Routing | None:
     """Check that a message may be published, and route it. Even in a transaction, this is done before the commit.
 
     Returns:
@@ -97,13 +103,13 @@ def _checked_routing(channel: Channel, message: Message) -> Routing | None:
         _count(channel, exchange)
         routing = channel.vhost.route(exchange, message)
         if not channel.vhost.tracing and _is_plain(message):
-            channel.route = Route(session.turn, message.address, exchange, routing.queues)
+            channel.route = PublishRoute(session.turn, message.address, exchange, routing.queues)
     if channel.vhost.tracing:
         trace_published(channel.session, channel.number, message, routing)
     return routing
 
 
-def check_message(message: Message, exchange: Exchange, vhost: str, user: User) -> None:
+def check_message(message: BrokerMessage, exchange: BrokerExchange, vhost: str, user: User) -> None:
     """Raise 403 or 406 if a user may not publish a message to an exchange. The order of checks is RabbitMQ's."""
     if exchange.internal:
         raise access_refused(f"cannot publish to internal exchange '{exchange.name}' in vhost '{vhost}'")
@@ -136,7 +142,7 @@ def _check_expiration(expiration: str) -> None:
         raise precondition_failed(f"invalid expiration '{expiration}': {wrong}")
 
 
-def perform(channel: Channel, message: Message, routing: Routing | None, *, mandatory: bool) -> Publication:
+def perform(channel: BrokerChannel, message: BrokerMessage, routing: Routing | None, *, mandatory: bool) -> Publication:
     """Enqueue a message. If no queue receives it, return it to the publisher if `mandatory`, otherwise drop it."""
     hooks, watcher = channel.session.broker.hooks, channel.vhost.watcher
     if watcher is not None and routing is not None:
@@ -157,7 +163,7 @@ def perform(channel: Channel, message: Message, routing: Routing | None, *, mand
     return publication
 
 
-def _reply(channel: Channel, message: Message) -> Publication:
+def _reply(channel: BrokerChannel, message: BrokerMessage) -> Publication:
     """Deliver a direct reply to the channel that sent the request."""
     token = message.routing_key.removeprefix(DIRECT_REPLY_TO + ".")
     asking = channel.session.broker.reply_consumers.get(token)
@@ -169,7 +175,7 @@ def _reply(channel: Channel, message: Message) -> Publication:
     return Publication(routed=is_routed, accepted=True, stored=False)
 
 
-def confirm_select(channel: Channel, method: Confirm.Select) -> None:
+def confirm_select(channel: BrokerChannel, method: Confirm.Select) -> None:
     """Handle confirm.select: turn on publisher confirms."""
     if channel.transaction is not None:
         raise precondition_failed("cannot switch from tx to confirm mode")
@@ -179,7 +185,7 @@ def confirm_select(channel: Channel, method: Confirm.Select) -> None:
         channel.send(Confirm.SelectOk)
 
 
-def tx_select(channel: Channel, method: Tx.Select) -> None:  # noqa: ARG001
+def tx_select(channel: BrokerChannel, method: Tx.Select) -> None:  # noqa: ARG001
     """Handle tx.select: turn on transactions, so that publishes and acknowledgements wait for tx.commit."""
     if channel.confirms is not None:
         raise precondition_failed("cannot switch from confirm to tx mode")
@@ -188,7 +194,7 @@ def tx_select(channel: Channel, method: Tx.Select) -> None:  # noqa: ARG001
     channel.send(Tx.SelectOk)
 
 
-def tx_commit(channel: Channel, method: Tx.Commit) -> Iterator[None]:  # noqa: ARG001
+def tx_commit(channel: BrokerChannel, method: Tx.Commit) -> Iterator[None]:  # noqa: ARG001
     """Carry out the publishes and acknowledgements of the transaction; send tx.commit-ok once they are on disk.
 
     As in RabbitMQ, the other clients can see a part of a long transaction before the rest.
@@ -213,26 +219,26 @@ def tx_commit(channel: Channel, method: Tx.Commit) -> Iterator[None]:  # noqa: A
         channel.send(Tx.CommitOk)
 
 
-def _in_batches(deliveries: Mapping[int, Delivery], size: int) -> Iterator[list[Delivery]]:
+def _in_batches(deliveries: Mapping[int, ChannelDelivery], size: int) -> Iterator[list[ChannelDelivery]]:
     remaining = iter(deliveries.values())
     while batch := list(islice(remaining, size)):
         yield batch
 
 
-def _reject_in_steps(channel: Channel, rejected: Mapping[int, Delivery], why: Why) -> Iterator[None]:
+def _reject_in_steps(channel: BrokerChannel, rejected: Mapping[int, ChannelDelivery], why: Why) -> Iterator[None]:
     """Dead-letter or drop messages."""
     for batch in _in_batches(rejected, _REJECTED_AT_ONCE):
         channel.deliveries.reject(batch, requeue=False, why=why)
         yield
 
 
-def _deleted_queue(publish: UncommittedPublish) -> Queue | None:
+def _deleted_queue(publish: UncommittedPublish) -> BrokerQueue | None:
     """Return the first queue, if any, that was deleted after this publish was routed to it."""
     queues = () if publish.routing is None else publish.routing.queues
     return next((queue for queue in queues if queue.deleted), None)
 
 
-def _report_lost(lost: Queue, profile: Profile) -> None:
+def _report_lost(lost: BrokerQueue, profile: Profile) -> None:
     """Raise the error that this RabbitMQ version reports for a commit to a deleted queue, if any."""
     if profile.lost_commit == "channel":
         raise precondition_failed("partial tx completion")
@@ -242,13 +248,13 @@ def _report_lost(lost: Queue, profile: Profile) -> None:
         raise ConnectionException(RESOURCE_ERROR, what)
 
 
-def tx_rollback(channel: Channel, method: Tx.Rollback) -> None:  # noqa: ARG001
+def tx_rollback(channel: BrokerChannel, method: Tx.Rollback) -> None:  # noqa: ARG001
     """Drop the transaction's publishes, and mark its deliveries as unacknowledged again."""
     channel.deliveries.put_back(_end_transaction(channel).deliveries())
     channel.send(Tx.RollbackOk)
 
 
-def _end_transaction(channel: Channel) -> Transaction:
+def _end_transaction(channel: BrokerChannel) -> Transaction:
     """Return the channel's transaction, and replace it with an empty one."""
     transaction = channel.transaction
     if transaction is None:
@@ -258,7 +264,7 @@ def _end_transaction(channel: Channel) -> Transaction:
     return transaction
 
 
-def qos(channel: Channel, method: Basic.Qos) -> None:
+def qos(channel: BrokerChannel, method: Basic.Qos) -> None:
     """Set the prefetch limit for each new consumer or, with `global`, for the whole channel, as RabbitMQ does."""
     if method.prefetch_size:
         raise ConnectionException(NOT_IMPLEMENTED, f"prefetch_size!=0 ({method.prefetch_size})")
@@ -270,7 +276,7 @@ def qos(channel: Channel, method: Basic.Qos) -> None:
     channel.send(Basic.QosOk)
 
 
-def consume(channel: Channel, method: Basic.Consume) -> None:
+def consume(channel: BrokerChannel, method: Basic.Consume) -> None:
     """Handle basic.consume: start a consumer."""
     tag = method.consumer_tag
     deliveries = channel.deliveries
@@ -293,7 +299,7 @@ def consume(channel: Channel, method: Basic.Consume) -> None:
     # Each consumer of a stream reads at its own offset, so an exclusive consumer does not affect the others.
     if in_use and queue.kind != "stream":
         raise access_refused(f"queue '{queue.name}' in vhost '{queue.vhost}' in exclusive use")
-    subscription = Subscription(
+    subscription = ChannelSubscription(
         deliveries, queue, tag, no_ack=method.no_ack, exclusive=method.exclusive, arguments=arguments
     )
     deliveries.add(subscription)
@@ -303,18 +309,18 @@ def consume(channel: Channel, method: Basic.Consume) -> None:
     queue.pump()
 
 
-def _consume_replies(channel: Channel, method: Basic.Consume, tag: str) -> None:
+def _consume_replies(channel: BrokerChannel, method: Basic.Consume, tag: str) -> None:
     if channel.replies is not None:
         raise precondition_failed("reply consumer already set")
     if not method.no_ack:
         raise precondition_failed("reply consumer cannot acknowledge")
-    channel.replies = ReplyConsumer(tag, secrets.token_urlsafe(18))
+    channel.replies = ChannelReplyConsumer(tag, secrets.token_urlsafe(18))
     channel.session.broker.reply_consumers[channel.replies.token] = channel
     if not method.nowait:
         channel.send(Basic.ConsumeOk, consumer_tag=tag)
 
 
-def cancel(channel: Channel, method: Basic.Cancel) -> None:
+def cancel(channel: BrokerChannel, method: Basic.Cancel) -> None:
     """Handle basic.cancel: end the consumer with this tag, if any."""
     tag = method.consumer_tag or ""
     subscription = channel.deliveries.remove(tag)
@@ -326,7 +332,7 @@ def cancel(channel: Channel, method: Basic.Cancel) -> None:
         channel.send(Basic.CancelOk, consumer_tag=tag)
 
 
-def get(channel: Channel, method: Basic.Get) -> None:
+def get(channel: BrokerChannel, method: Basic.Get) -> None:
     """Handle basic.get: send one message from a queue, or basic.get-empty."""
     name = channel.queue_name(method.queue)
     channel.session.rights.check("read", "queue", name)
@@ -338,7 +344,7 @@ def get(channel: Channel, method: Basic.Get) -> None:
         channel.deliveries.answer_get(queue, entry, no_ack=method.no_ack)
 
 
-def ack(channel: Channel, delivery_tag: int, *, multiple: bool) -> None:
+def ack(channel: BrokerChannel, delivery_tag: int, *, multiple: bool) -> None:
     """Acknowledge messages, or add the acknowledgement to the channel's transaction."""
     taken = channel.deliveries.take(delivery_tag, multiple=multiple)
     if channel.transaction is None:
@@ -347,17 +353,19 @@ def ack(channel: Channel, delivery_tag: int, *, multiple: bool) -> None:
         channel.transaction.acked |= taken
 
 
-def nack(channel: Channel, method: Basic.Nack) -> Iterator[None] | None:
+def nack(channel: BrokerChannel, method: Basic.Nack) -> Iterator[None] | None:
     """Handle basic.nack: requeue messages, or dead-letter or drop them."""
     return _reject(channel, method.delivery_tag, Why.RETURNED, multiple=method.multiple, requeue=method.requeue)
 
 
-def reject(channel: Channel, method: Basic.Reject) -> None:
+def reject(channel: BrokerChannel, method: Basic.Reject) -> None:
     """Handle basic.reject: requeue a message, or dead-letter or drop it."""
     _reject(channel, method.delivery_tag or 0, Why.REJECTED, multiple=False, requeue=method.requeue)
 
 
-def _reject(channel: Channel, delivery_tag: int, why: Why, *, multiple: bool, requeue: bool) -> Iterator[None] | None:
+def _reject(
+    channel: BrokerChannel, delivery_tag: int, why: Why, *, multiple: bool, requeue: bool
+) -> Iterator[None] | None:
     taken, transaction = channel.deliveries.take(delivery_tag, multiple=multiple), channel.transaction
     if transaction is None:
         if not requeue and len(taken) > _REJECTED_AT_ONCE:
@@ -370,13 +378,13 @@ def _reject(channel: Channel, delivery_tag: int, why: Why, *, multiple: bool, re
     return None
 
 
-def recover(channel: Channel, method: Basic.Recover) -> None:
+def recover(channel: BrokerChannel, method: Basic.Recover) -> None:
     """Requeue all of the channel's unacknowledged messages, then send basic.recover-ok."""
     recover_async(channel, method)
     channel.send(Basic.RecoverOk)
 
 
-def recover_async(channel: Channel, method: Basic.Recover | Basic.RecoverAsync) -> None:
+def recover_async(channel: BrokerChannel, method: Basic.Recover | Basic.RecoverAsync) -> None:
     """Requeue all of the channel's unacknowledged messages, without a reply."""
     if not method.requeue:
         raise ConnectionException(NOT_IMPLEMENTED, "requeue=false")

@@ -6,19 +6,19 @@ from typing import Any
 from pamqp import commands
 
 from mqtool.broker.embedded.model.amqp_errors import precondition_failed
-from mqtool.broker.embedded.model.amqp_message import ContentHeader, Message, Properties, encode_address
-from mqtool.broker.embedded.model.backlog import Entry
+from mqtool.broker.embedded.model.amqp_message import BrokerMessage, ContentHeader, MessageProperties, encode_address
+from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.consumers import delivery_counts
 from mqtool.broker.embedded.model.firehose import trace_delivered
 from mqtool.broker.embedded.model.footprint import CONSUMER, of_value
-from mqtool.broker.embedded.model.queue import Queue, Why
+from mqtool.broker.embedded.model.queue import BrokerQueue, Why
 from mqtool.broker.embedded.wire import amqp_frames as frames
 from mqtool.broker.embedded.wire.amqp_frames import encode_method, short_string
-from mqtool.broker.embedded.wire.amqp_session import Session
+from mqtool.broker.embedded.wire.amqp_session import AmqpSession
 from mqtool.codecs.field_tables import Table
 
 
-class Subscription:
+class ChannelSubscription:
     """A consumer, started by basic.consume.
 
     Attributes:
@@ -32,7 +32,7 @@ class Subscription:
     selector: Callable[[Any], bool] | None = None
 
     def __init__(
-        self, deliveries: "Deliveries", queue: Queue, tag: str, *, no_ack: bool, exclusive: bool, arguments: Table
+        self, deliveries: "Deliveries", queue: BrokerQueue, tag: str, *, no_ack: bool, exclusive: bool, arguments: Table
     ) -> None:
         self.queue = queue
         self.tag = tag
@@ -66,14 +66,14 @@ class Subscription:
             not channel.global_prefetch or channel.global_unacked < channel.global_prefetch
         )
 
-    def take(self, entry: Entry) -> None:
+    def take(self, entry: BacklogEntry) -> None:
         """Send a message to the consumer."""
         channel, session = self._deliveries, self._session
         tag = channel.last_tag = channel.last_tag + 1
         if not self.no_ack:
             # A stream keeps its messages, so unacknowledged ones need not be held in memory as well.
             is_kept = self.queue.kind == "stream" and session.broker.hooks is None
-            channel.unacked[tag] = Delivery(self.queue, _FORGOTTEN if is_kept else entry, self, session.now())
+            channel.unacked[tag] = ChannelDelivery(self.queue, _FORGOTTEN if is_kept else entry, self, session.now())
             self.unacked += 1
             channel.global_unacked += 1
         elif session.broker.hooks is not None:
@@ -99,7 +99,7 @@ class Subscription:
         self._deliveries.queue_gone(self)
 
 
-class Delivery:
+class ChannelDelivery:
     """An unacknowledged message.
 
     Attributes:
@@ -109,7 +109,9 @@ class Delivery:
 
     __slots__ = ("at", "entry", "queue", "subscription")
 
-    def __init__(self, queue: Queue, entry: Entry, subscription: Subscription | None, at: float) -> None:
+    def __init__(
+        self, queue: BrokerQueue, entry: BacklogEntry, subscription: ChannelSubscription | None, at: float
+    ) -> None:
         self.queue = queue
         self.entry = entry
         self.subscription = subscription
@@ -128,17 +130,17 @@ class Deliveries:
         global_unacked: the number of unacknowledged deliveries that count towards `global_prefetch`.
     """
 
-    def __init__(self, number: int, session: Session) -> None:
+    def __init__(self, number: int, session: AmqpSession) -> None:
         self.number = number
         self.session = session
-        self.subscriptions: dict[str, Subscription] = {}
-        self.unacked: dict[int, Delivery] = {}
+        self.subscriptions: dict[str, ChannelSubscription] = {}
+        self.unacked: dict[int, ChannelDelivery] = {}
         self._consumer_bytes = 0
         self.prefetch = 0
         self.global_prefetch = self.global_unacked = 0
         self.last_tag = 0
 
-    def deliver_unlisted(self, encoded_tag: bytes, message: Message) -> None:
+    def deliver_unlisted(self, encoded_tag: bytes, message: BrokerMessage) -> None:
         """Send a direct reply: a message that was never in a queue and needs no acknowledgement."""
         self.last_tag += 1
         session = self.session
@@ -146,11 +148,11 @@ class Deliveries:
             frames.deliver(self.number, encoded_tag, self.last_tag, message, session.frame_max, redelivered=False)
         )
 
-    def answer_get(self, queue: Queue, entry: Entry, *, no_ack: bool) -> None:
+    def answer_get(self, queue: BrokerQueue, entry: BacklogEntry, *, no_ack: bool) -> None:
         """Send basic.get-ok with a message."""
         self.last_tag = tag = self.last_tag + 1
         if not no_ack:
-            self.unacked[tag] = Delivery(queue, entry, None, self.session.now())
+            self.unacked[tag] = ChannelDelivery(queue, entry, None, self.session.now())
         elif self.session.broker.hooks is not None:
             self.session.broker.hooks.acknowledge(queue, entry)
         session = self.session
@@ -164,13 +166,13 @@ class Deliveries:
         if session.vhost.tracing:
             trace_delivered(session, self.number, queue, message, redelivered=entry.redelivered)
 
-    def add(self, subscription: Subscription) -> None:
+    def add(self, subscription: ChannelSubscription) -> None:
         """Add a consumer, and count its memory."""
         self.subscriptions[subscription.tag] = subscription
         self.session.add_held_bytes(subscription.footprint)
         self._consumer_bytes += subscription.footprint
 
-    def remove(self, tag: str) -> Subscription | None:
+    def remove(self, tag: str) -> ChannelSubscription | None:
         """Remove the consumer with this tag, and return it; None if there is none."""
         subscription = self.subscriptions.pop(tag, None)
         if subscription is not None:
@@ -178,14 +180,14 @@ class Deliveries:
             self._consumer_bytes -= subscription.footprint
         return subscription
 
-    def queue_gone(self, subscription: Subscription) -> None:
+    def queue_gone(self, subscription: ChannelSubscription) -> None:
         """End a consumer whose queue was deleted."""
         self.remove(subscription.tag)
         if self.session.capability("consumer_cancel_notify"):
             cancel = encode_method(commands.Basic.Cancel, consumer_tag=subscription.tag, nowait=True)
             self.session.write(frames.method_frame(self.number, cancel))
 
-    def take(self, tag: int, *, multiple: bool) -> dict[int, Delivery]:
+    def take(self, tag: int, *, multiple: bool) -> dict[int, ChannelDelivery]:
         """Remove deliveries from `unacked`.
 
         Args:
@@ -212,13 +214,13 @@ class Deliveries:
             tags.append(each)
         return {each: self.unacked.pop(each) for each in tags}
 
-    def put_back(self, taken: Mapping[int, Delivery]) -> None:
+    def put_back(self, taken: Mapping[int, ChannelDelivery]) -> None:
         """Undo take(): mark deliveries as unacknowledged again."""
         self.unacked = dict(sorted({**self.unacked, **taken}.items()))
 
-    def acknowledge(self, deliveries: Iterable[Delivery]) -> None:
+    def acknowledge(self, deliveries: Iterable[ChannelDelivery]) -> None:
         """Remove acknowledged messages from their queues, and send more messages to the consumers."""
-        hungry: dict[Queue, None] = {}
+        hungry: dict[BrokerQueue, None] = {}
         hooks = self.session.broker.hooks
         if hooks is not None:
             arrived = {each: hooks.acknowledge(each.queue, each.entry) for each in deliveries}
@@ -230,9 +232,9 @@ class Deliveries:
                 hungry[delivery.queue] = None
         self._feed(hungry)
 
-    def reject(self, deliveries: Iterable[Delivery], *, requeue: bool, why: Why = Why.RETURNED) -> None:
+    def reject(self, deliveries: Iterable[ChannelDelivery], *, requeue: bool, why: Why = Why.RETURNED) -> None:
         """Requeue messages, or dead-letter or drop them; then send more messages to the consumers."""
-        hungry: dict[Queue, list[Entry]] = {}
+        hungry: dict[BrokerQueue, list[BacklogEntry]] = {}
         hooks = self.session.broker.hooks
         lets_pass = self.session.vhost.profile.streams_take_nacks
         for delivery in deliveries:
@@ -252,14 +254,14 @@ class Deliveries:
                 queue.requeue(entries, why)
         self._feed(hungry)
 
-    def _release(self, subscription: Subscription) -> bool:
+    def _release(self, subscription: ChannelSubscription) -> bool:
         """Subtract one delivery from the prefetch counts; return True if a limit had been reached."""
         freed = subscription.unacked == subscription.prefetch or self.global_unacked == self.global_prefetch
         subscription.unacked -= 1
         self.global_unacked -= 1
         return freed
 
-    def _feed(self, queues: Iterable[Queue]) -> None:
+    def _feed(self, queues: Iterable[BrokerQueue]) -> None:
         for queue in queues:
             if not queue.deleted:
                 queue.pump()
@@ -278,7 +280,7 @@ class Deliveries:
         oldest = next((each for each in unacked if any_queue or each.queue.kind == "quorum"), None)
         return oldest is not None and self.session.now() - oldest.at > timeout
 
-    def shut(self, uncommitted: Iterable[Delivery]) -> None:
+    def shut(self, uncommitted: Iterable[ChannelDelivery]) -> None:
         """End the consumers, and requeue the unacknowledged and the `uncommitted` deliveries."""
         for subscription in list(self.subscriptions.values()):
             subscription.stop()
@@ -286,18 +288,20 @@ class Deliveries:
         self.session.add_held_bytes(-self._consumer_bytes)
         self._consumer_bytes = 0
         unacked, self.unacked = self.unacked, {}
-        returned: dict[Queue, list[Entry]] = {}
+        returned: dict[BrokerQueue, list[BacklogEntry]] = {}
         for delivery in [*uncommitted, *unacked.values()]:
             returned.setdefault(delivery.queue, []).append(delivery.entry)
         for queue, entries in returned.items():
             queue.requeue(entries, Why.LOST)
 
 
-def _counted(entry: Entry, session: Session) -> Message:
+def _counted(entry: BacklogEntry, session: AmqpSession) -> BrokerMessage:
     """Return a copy of a quorum queue's message with headers that say how often it has been delivered."""
     counts = delivery_counts(entry, session.broker.profile)
     return entry.message.replace(headers={**counts, **entry.message.headers})
 
 
 # Stands in for an unacknowledged message from a stream, so that the message need not stay in memory.
-_FORGOTTEN = Entry(Message(encode_address("", ""), ContentHeader.of(Properties(b"\0\0"), 0), b""), 0)
+_FORGOTTEN = BacklogEntry(
+    BrokerMessage(encode_address("", ""), ContentHeader.of(MessageProperties(b"\0\0"), 0), b""), 0
+)

@@ -9,7 +9,7 @@ from mqtool.broker.embedded.model.amqp_errors import (
     ConnectionException,
     precondition_failed,
 )
-from mqtool.broker.embedded.model.amqp_message import BASIC_CLASS, ContentHeader, HeaderReader, Message
+from mqtool.broker.embedded.model.amqp_message import BASIC_CLASS, BrokerMessage, ContentHeader, HeaderReader
 from mqtool.broker.embedded.model.profile import Profile
 from mqtool.broker.embedded.wire import amqp_frames as frames
 from mqtool.broker.embedded.wire.amqp_frames import BETWEEN, BODY, HEADER, frame_error, malformed
@@ -47,7 +47,7 @@ class Content:
         """True if a publish has begun but is not complete."""
         return self._method is not None
 
-    def whole(self, data: bytes, start: int, end: int, number: int, longest: int) -> tuple[Message, int] | None:
+    def whole(self, data: bytes, start: int, end: int, number: int, longest: int) -> tuple[BrokerMessage, int] | None:
         """Decode a publish in one step if all of its frames have arrived and the body is a single frame.
 
         Args:
@@ -74,7 +74,7 @@ class Content:
             return None
         try:
             header = self._headers.read(data[header_start:header_end])
-            message = Message(data[start + 6 : end - 1], header, data[body_start:body_end])
+            message = BrokerMessage(data[start + 6 : end - 1], header, data[body_start:body_end])
         except ValueError:
             return None
         if data[body_end] != _END or header.class_id != BASIC_CLASS or header.body_size != length:
@@ -110,7 +110,7 @@ class Content:
             what = "expected content body, got non content body frame instead"
         return ConnectionException(UNEXPECTED_FRAME, what)
 
-    def header(self, payload: bytes) -> Message | None:
+    def header(self, payload: bytes) -> BrokerMessage | None:
         """Add the content header frame; return the message if it has no body."""
         if self._method is None:
             raise ConnectionException(UNEXPECTED_FRAME, "expected method frame, got non method frame instead")
@@ -134,7 +134,7 @@ class Content:
         self._missing = header.body_size
         return None if self._missing else self._complete(b"")
 
-    def body(self, payload: bytes) -> Message | None:
+    def body(self, payload: bytes) -> BrokerMessage | None:
         """Add a body frame; return the message if it is complete."""
         if self._header is None:
             self.check_complete()
@@ -152,13 +152,13 @@ class Content:
             payload = self._take_body()
         return self._complete(payload)
 
-    def _complete(self, body: bytes) -> Message:
+    def _complete(self, body: bytes) -> BrokerMessage:
         method, header = self._method, self._header
         assert method is not None
         assert header is not None
         self._method = self._header = None
         try:
-            message = Message(method[6:-1], header, body)
+            message = BrokerMessage(method[6:-1], header, body)
         except ValueError as error:
             raise frame_error("cannot decode basic.publish") from error
         self._set_bits(method[-1])

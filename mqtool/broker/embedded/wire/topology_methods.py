@@ -12,10 +12,10 @@ from mqtool.broker.embedded.model.amqp_errors import (
 from mqtool.broker.embedded.model.broker import DIRECT_REPLY_TO
 from mqtool.broker.embedded.model.declarations import check_exchange_type
 from mqtool.broker.embedded.model.exchange import ExchangeDeclaration
-from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.broker.embedded.model.topology_operations import declare_exchange, declare_queue
-from mqtool.broker.embedded.wire.amqp_channel import Channel
+from mqtool.broker.embedded.wire.amqp_channel import BrokerChannel
 from mqtool.broker.embedded.wire.amqp_frames import table
 
 
@@ -24,7 +24,7 @@ def without_line_ends(name: str) -> str:
     return name.replace("\r", "").replace("\n", "")
 
 
-def queue_declare(channel: Channel, method: QueueClass.Declare) -> None:
+def queue_declare(channel: BrokerChannel, method: QueueClass.Declare) -> None:
     """Create a queue, or check that the existing queue has the declared settings."""
     if _is_reply_queue(channel, method.queue):
         _declared(channel, method, method.queue, 0, 1)
@@ -38,18 +38,18 @@ def queue_declare(channel: Channel, method: QueueClass.Declare) -> None:
     _declared(channel, method, queue.name, len(queue), len(queue.consumers))
 
 
-def _declared(channel: Channel, method: QueueClass.Declare, name: str, messages: int, consumers: int) -> None:
+def _declared(channel: BrokerChannel, method: QueueClass.Declare, name: str, messages: int, consumers: int) -> None:
     if not method.nowait:
         channel.send(QueueClass.DeclareOk, queue=name, message_count=messages, consumer_count=consumers)
 
 
-def _is_reply_queue(channel: Channel, name: str) -> bool:
+def _is_reply_queue(channel: BrokerChannel, name: str) -> bool:
     if not name.startswith(DIRECT_REPLY_TO):
         return False
     return name == DIRECT_REPLY_TO or name.removeprefix(DIRECT_REPLY_TO + ".") in channel.session.broker.reply_consumers
 
 
-def _declare_queue(channel: Channel, method: QueueClass.Declare, name: str) -> Queue:
+def _declare_queue(channel: BrokerChannel, method: QueueClass.Declare, name: str) -> BrokerQueue:
     vhost, arguments = channel.vhost, table(method.arguments)
     if name.startswith("amq."):
         raise access_refused(f"queue name '{name}' contains reserved prefix 'amq.*'")
@@ -65,7 +65,7 @@ def _declare_queue(channel: Channel, method: QueueClass.Declare, name: str) -> Q
     return queue
 
 
-def _queue_binding(channel: Channel, method: QueueClass.Bind | QueueClass.Unbind) -> tuple[str, str, str]:
+def _queue_binding(channel: BrokerChannel, method: QueueClass.Bind | QueueClass.Unbind) -> tuple[str, str, str]:
     """Return the names of the exchange and the queue, and the routing key. Check that the user may bind them."""
     queue, exchange = channel.queue_name(without_line_ends(method.queue)), without_line_ends(method.exchange)
     # If neither queue nor key is given, the key is the most recently declared queue's name.
@@ -75,7 +75,7 @@ def _queue_binding(channel: Channel, method: QueueClass.Bind | QueueClass.Unbind
     return exchange, queue, key
 
 
-def queue_bind(channel: Channel, method: QueueClass.Bind) -> None:
+def queue_bind(channel: BrokerChannel, method: QueueClass.Bind) -> None:
     exchange_name, name, key = _queue_binding(channel, method)
     exchange = channel.exchange(exchange_name)
     queue = channel.queue(name)
@@ -84,7 +84,7 @@ def queue_bind(channel: Channel, method: QueueClass.Bind) -> None:
         channel.send(QueueClass.BindOk)
 
 
-def queue_unbind(channel: Channel, method: QueueClass.Unbind) -> None:
+def queue_unbind(channel: BrokerChannel, method: QueueClass.Unbind) -> None:
     """Unbind a queue from an exchange, if it is bound."""
     exchange_name, name, key = _queue_binding(channel, method)
     exchange, queue = channel.vhost.exchanges.get(exchange_name), channel.vhost.queues.get(name)
@@ -94,7 +94,7 @@ def queue_unbind(channel: Channel, method: QueueClass.Unbind) -> None:
     channel.send(QueueClass.UnbindOk)
 
 
-def queue_purge(channel: Channel, method: QueueClass.Purge) -> None:
+def queue_purge(channel: BrokerChannel, method: QueueClass.Purge) -> None:
     """Drop a queue's ready messages."""
     name = channel.queue_name(method.queue)
     channel.session.rights.check("read", "queue", name)
@@ -103,7 +103,7 @@ def queue_purge(channel: Channel, method: QueueClass.Purge) -> None:
         channel.send(QueueClass.PurgeOk, message_count=count)
 
 
-def queue_delete(channel: Channel, method: QueueClass.Delete) -> None:
+def queue_delete(channel: BrokerChannel, method: QueueClass.Delete) -> None:
     """Delete a queue, if it exists."""
     count = 0
     if not _is_reply_queue(channel, method.queue):
@@ -114,7 +114,7 @@ def queue_delete(channel: Channel, method: QueueClass.Delete) -> None:
         channel.send(QueueClass.DeleteOk, message_count=count)
 
 
-def _delete_queue(channel: Channel, name: str, *, if_unused: bool, if_empty: bool) -> int:
+def _delete_queue(channel: BrokerChannel, name: str, *, if_unused: bool, if_empty: bool) -> int:
     queue = channel.vhost.queues.get(name)
     if queue is None:
         return 0
@@ -140,7 +140,7 @@ def _not_default(name: str) -> None:
         raise access_refused("operation not permitted on the default exchange")
 
 
-def exchange_declare(channel: Channel, method: ExchangeClass.Declare) -> None:
+def exchange_declare(channel: BrokerChannel, method: ExchangeClass.Declare) -> None:
     """Create an exchange, or check that the existing exchange has the declared settings."""
     name = without_line_ends(method.exchange)
     if method.passive:
@@ -154,7 +154,7 @@ def exchange_declare(channel: Channel, method: ExchangeClass.Declare) -> None:
         channel.send(ExchangeClass.DeclareOk)
 
 
-def _declare_exchange(channel: Channel, method: ExchangeClass.Declare, name: str) -> None:
+def _declare_exchange(channel: BrokerChannel, method: ExchangeClass.Declare, name: str) -> None:
     vhost, kind, arguments = channel.vhost, method.exchange_type, table(method.arguments)
     check_exchange_type(kind, vhost.profile)
     _not_default(name)
@@ -167,7 +167,7 @@ def _declare_exchange(channel: Channel, method: ExchangeClass.Declare, name: str
     )
 
 
-def exchange_delete(channel: Channel, method: ExchangeClass.Delete) -> None:
+def exchange_delete(channel: BrokerChannel, method: ExchangeClass.Delete) -> None:
     """Delete an exchange, if it exists."""
     name = without_line_ends(method.exchange)
     _not_default(name)
@@ -183,13 +183,13 @@ def exchange_delete(channel: Channel, method: ExchangeClass.Delete) -> None:
         channel.send(ExchangeClass.DeleteOk)
 
 
-def _check_exchange_binding(channel: Channel, destination: str, source: str, key: str) -> None:
+def _check_exchange_binding(channel: BrokerChannel, destination: str, source: str, key: str) -> None:
     _not_default(destination)
     _not_default(source)
     channel.session.rights.check_binding("exchange", destination, source, key)
 
 
-def exchange_bind(channel: Channel, method: ExchangeClass.Bind) -> None:
+def exchange_bind(channel: BrokerChannel, method: ExchangeClass.Bind) -> None:
     destination_name, source_name = without_line_ends(method.destination), without_line_ends(method.source)
     _check_exchange_binding(channel, destination_name, source_name, method.routing_key)
     source, destination = channel.exchange(source_name), channel.exchange(destination_name)
@@ -198,7 +198,7 @@ def exchange_bind(channel: Channel, method: ExchangeClass.Bind) -> None:
         channel.send(ExchangeClass.BindOk)
 
 
-def exchange_unbind(channel: Channel, method: ExchangeClass.Unbind) -> None:
+def exchange_unbind(channel: BrokerChannel, method: ExchangeClass.Unbind) -> None:
     """Unbind an exchange from another, if it is bound."""
     destination_name, source_name = without_line_ends(method.destination), without_line_ends(method.source)
     _check_exchange_binding(channel, destination_name, source_name, method.routing_key)
