@@ -123,6 +123,8 @@ def is_cut_off(error: BaseException, *, has_answered: bool) -> bool:
         has_answered: True if the other end has sent anything.
     """
     cause = _root_cause(error)
+    if _REFUSED_CERTIFICATE.search(str(cause)) is not None:
+        return False
     if isinstance(cause, exceptions.IncompatibleProtocolError):
         return not has_answered
     guessed = isinstance(cause, exceptions.ProbableAuthenticationError | exceptions.ProbableAccessDeniedError)

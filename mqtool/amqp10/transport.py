@@ -73,9 +73,8 @@ class Transport:
             raise
         except (OSError, EOFError, ValueError) as error:
             self._socket.close()
-            if isinstance(error, ssl.SSLError) and not isinstance(
-                error, ssl.SSLEOFError
-            ):  # with TLS 1.3, a broker refuses a certificate after the handshake
+            # With TLS 1.3, a broker refuses a certificate after the handshake.
+            if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
                 raise pika_errors.connecting(error, address) from error
             if logged_in_before:
                 raise Unavailable(f"{address.host}:{address.port} closed the connection before it was open") from error
