@@ -41,6 +41,7 @@ class Changes:
             message.properties = {**message.properties, "headers": {**headers, **self.headers}}
 
 
+@dataclass(slots=True)
 class RecordedMessage(Message):
     """A message in a recording.
 
@@ -49,12 +50,8 @@ class RecordedMessage(Message):
         opens: True for the first message in its file.
     """
 
-    __slots__ = ("moment", "opens")
-
-    def __init__(self, body: bytes, *others: Any, moment: float | None = None, opens: bool = False) -> None:
-        super().__init__(body, *others)
-        self.moment = moment
-        self.opens = opens
+    moment: float | None = None
+    opens: bool = False
 
 
 class Moment(NamedTuple):

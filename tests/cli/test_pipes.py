@@ -160,9 +160,9 @@ def _without_place(path: Path) -> list[dict[str, object]]:
 def test_a_terminal_sees_the_start_of_a_long_body(shell: Shell) -> None:
     """And its size, sent or received. Files and pipes get all, and so does who asks for bodies alone."""
     (shell.directory / "body").write_text("é" * 300)
-    shown = f"{'é' * 200}… (600 bytes)"
-    assert f" [x] Sent '{shown}'\r\n" in on_terminal(shell, "mqtool", "send", "-f", "body").stdout
-    assert f" [x] Received {shown}\r\n" in on_terminal(shell, "mqtool", "receive", "-c", "1").stdout
+    start = "é" * 200
+    assert f" [x] Sent '{start}'… (600 bytes)\r\n" in on_terminal(shell, "mqtool", "send", "-f", "body").stdout
+    assert f" [x] Received {start}… (600 bytes)\r\n" in on_terminal(shell, "mqtool", "receive", "-c", "1").stdout
     assert "é" * 300 in shell.run("mqtool", "send", "-f", "body").stderr
     assert "é" * 300 in on_terminal(shell, "mqtool", "receive", "-c", "1", "--raw").stdout
 

@@ -133,7 +133,7 @@ def test_doctor_finds_streams_without_limits_and_readers_that_miss_messages(watc
     reader = watcher.start("mqtool", "receive-stream", "-q", "short", "--track", "me", "--raw").wait_for_stdout("one")
     wait_until(lambda: watcher.run("mqtool", "offset", "show", "short", "me").code == 0, "the offset to be stored")
     reader.process.send_signal(signal.SIGSTOP)
-    for _ in range(5):
+    for _ in range(2):  # with one more segment, RabbitMQ forgets the offset
         watcher.run(*send, stdin="x" * 1000 + "\n")
     found = findings(watcher, broker)
     reader.process.send_signal(signal.SIGCONT)

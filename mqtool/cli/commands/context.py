@@ -48,7 +48,7 @@ def add(
     tls_cert: Annotated[Path | None, _pem("Client certificate")] = None,
     tls_key: Annotated[Path | None, _pem("Key of the client certificate")] = None,
     password_command: Annotated[
-        str | None, typer.Option(help="Command that prints the password", metavar="PASSWORD_COMMAND")
+        str | None, typer.Option(help="Command that prints the password", metavar="COMMAND")
     ] = None,
     protected: Annotated[
         bool, typer.Option("--protected", help="Ask before anything is changed, even with --yes")

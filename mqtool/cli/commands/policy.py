@@ -61,7 +61,7 @@ def set_policy(
     apply_to: Annotated[
         ApplyTo | None,
         typer.Option(
-            help="Kinds of objects it applies to", show_default="all; queues with --operator", metavar="APPLY_TO"
+            metavar="KIND", help="queues, exchanges, all, or a type", show_default="all; queues with --operator"
         ),
     ] = None,
     priority: Annotated[int, typer.Option(help="If several match, the highest priority applies", metavar="N")] = 0,

@@ -14,7 +14,7 @@ from mqtool import ndjson
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.broker_access import set_up_printing
-from mqtool.cli.command_line import command, group
+from mqtool.cli.command_line import command, group, names_of
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.options import CONFIRM_TIMEOUT, RATE, ConfirmTimeout, DelayOptions, MessageOptions, Publishing
@@ -190,12 +190,16 @@ class Changing:
     """Options that change the exchange, routing key and headers of each message."""
 
     to_exchange: Annotated[
-        str | None, typer.Option(help="Publish everything to this exchange", metavar="TO_EXCHANGE")
+        str | None,
+        typer.Option(
+            help="Publish everything to this exchange", metavar="EXCHANGE", autocompletion=names_of("exchanges")
+        ),
     ] = None
-    to_key: Annotated[str | None, typer.Option(help="Publish everything with this routing key", metavar="TO_KEY")] = (
-        None
-    )
-    to_queue: Annotated[str | None, typer.Option(help="Publish everything to this queue", metavar="TO_QUEUE")] = None
+    to_key: Annotated[str | None, typer.Option(help="Publish everything with this routing key", metavar="KEY")] = None
+    to_queue: Annotated[
+        str | None,
+        typer.Option(help="Publish everything to this queue", metavar="QUEUE", autocompletion=names_of("queues")),
+    ] = None
     set_header: Annotated[
         list[Any] | None,
         typer.Option(parser=parsed(header), metavar="KEY=VALUE", help="Header to set; KEY:=JSON for a type"),

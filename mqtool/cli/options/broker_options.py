@@ -214,9 +214,7 @@ class DestinationOptions:
         str,
         typer.Option(metavar="QUEUE", help="Queue to move them to; it must exist", autocompletion=names_of("queues")),
     ]
-    to_url: Annotated[str | None, typer.Option(help="Broker of that queue, if it is another one", metavar="TO_URL")] = (
-        None
-    )
+    to_url: Annotated[str | None, typer.Option(help="Broker of that queue, if it is another one", metavar="URL")] = None
     to_context: Annotated[
         str | None, typer.Option(metavar="NAME", help="Context of that queue's broker", autocompletion=contexts.names)
     ] = None

@@ -70,7 +70,7 @@ class QueueOptions:
             help="classic, quorum or stream",
             autocompletion=lambda: ["classic", "quorum", "stream"],
             rich_help_panel="Topology",
-            metavar="QUEUE_TYPE",
+            metavar="TYPE",
         ),
     ] = None
     arguments: _Arguments = None
