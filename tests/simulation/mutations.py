@@ -287,12 +287,6 @@ MUTATIONS = (
         "            if not queue.deleted:\n                routed = True\n",
         "            if not queue.deleted and not routed:\n                routed = True\n",
     ),
-    Mutation(
-        "starts no timer for the heartbeats of a client that is gone",
-        "sockets/client_socket.py",
-        "        if self.may_read and not self._waits and now - self._heard_at > self.heartbeat * 2:\n",
-        "        if False and now - self._heard_at > self.heartbeat * 2:\n",
-    ),
 )
 
 
