@@ -10,7 +10,7 @@ from mqtool.broker.embedded import EmbeddedBroker
 LIMIT = 0.25
 
 _EVERY = 0.002
-#: The loop is idle if it used less processor time than this, in seconds, in each of so many turns.
+#: The loop is idle after ten turns in a row that each used less processor time than this, in seconds.
 _LITTLE, _IDLE_TURNS = 0.001, 10
 
 
