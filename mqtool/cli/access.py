@@ -248,12 +248,13 @@ class Access(NamedTuple):
 
     def _stream_port(self, address: Address) -> int:
         """Look up the stream port of a node; if it is not known, return the default port."""
-        from mqtool.management import stream_port_beside
+        from mqtool.management import PATIENCE, stream_port_beside
 
         if (started := _started_with(address, "streams")) is not None and (port := urlsplit(started).port):
             return port
         with suppress(MqtoolError):
-            if port := stream_port_beside(self.management(HINT_PATIENCE), address.port, tls=address.tls):
+            api = self.management((HINT_PATIENCE[0], PATIENCE[1]))
+            if port := stream_port_beside(api, address.port, tls=address.tls):
                 return port
         return _STREAM_TLS if address.tls else _STREAM
 

@@ -237,5 +237,5 @@ def test_a_huge_body(shell: Shell, broker: TestBroker) -> None:
     received = survived(shell.run("mqtool", "receive", "-q", "q", "-c", "1", "--raw", *LIMITS))
     assert len(received.stdout_bytes) == size + 1
     server = shell.start("mqtool", "rpc-server", "-c", "1", "--exec", f"head -c {size} /dev/zero").wait_until_ready()
-    assert len(survived(shell.run("mqtool", "rpc-client", "--text", "x", "--raw")).stdout_bytes) == size
+    assert len(survived(shell.run("mqtool", "rpc-client", "--text", "x", "--raw")).stdout_bytes) == size + 1
     assert server.wait().code == 0

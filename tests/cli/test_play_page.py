@@ -60,7 +60,7 @@ def test_a_tutorial_plays_to_its_checks_and_back(playing: tuple[Running, Page], 
     page.until(lambda: page.dots() == [("ready", "q:hello")], "the message in its queue")
     go_on(page, "Now start a receiver")
     page.until(lambda: "consumer receiver" in page.nodes(), "the consumer, by its terminal's name")
-    assert terminals(page)["sender"] == ["$ mqtool send", " [x] Sent 'Hello World!'"]
+    assert terminals(page)["sender"] == ["$ mqtool send 'Hello World!'", " [x] Sent 'Hello World!'"]
     go_on(page, "With the receiver waiting")
     page.until(lambda: "1 check passed" in shown(page, "#narration"), "the end")
     assert shown(page, "#checks").startswith("✓ the receiver got both messages")
@@ -116,7 +116,7 @@ def test_a_closed_page_does_not_end_a_tutorial(playing: tuple[Running, Page], ch
     command.wait_for_stderr("The page is closed. Open it again")
     again = Page(chromium, page.url)
     again.until(lambda: "Now start a receiver" in shown(again, "#narration"), "the same scene")
-    assert terminals(again)["sender"] == ["$ mqtool send", " [x] Sent 'Hello World!'"]
+    assert terminals(again)["sender"] == ["$ mqtool send 'Hello World!'", " [x] Sent 'Hello World!'"]
     ended = command.interrupt().wait()
     assert ended.code == 130
     assert "everything it started has been stopped" in ended.stderr
