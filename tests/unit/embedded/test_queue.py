@@ -1,16 +1,25 @@
 """Queues with a clock of the test's own: no loop, no socket, no waiting."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqtool.broker.embedded.model.amqp_message import BrokerMessage, ContentHeader, MessageProperties, encode_address
+from mqtool.broker.embedded.model.amqp_message import (
+    DEEPEST,
+    BrokerMessage,
+    ContentHeader,
+    HeaderReader,
+    MessageProperties,
+    encode_address,
+)
 from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.exchange import BrokerExchange
 from mqtool.broker.embedded.model.ledger import Ledger
@@ -18,6 +27,7 @@ from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES
 from mqtool.broker.embedded.model.queue import RETRY_DEAD_LETTERS, BrokerQueue
 from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
+from mqtool.broker.embedded.store.storage import Storage
 from mqtool.codecs.field_tables import Int32, Table
 
 
@@ -298,6 +308,38 @@ def test_a_clock_that_was_ahead_before_a_restart_keeps_no_message_longer_than_it
     assert len(queue) == 1
     clock.pass_by(1)
     assert len(queue) == 0
+
+
+def test_messages_that_are_paged_out_expire_when_they_should_have_although_the_clock_was_ahead_before_a_restart(
+    tmp_path: Path,
+) -> None:
+    """Messages that do not fit into memory as a broker restarts expire as those that do; so after a second restart."""
+
+    def started(clock: FakeClock) -> tuple[Storage, BrokerQueue]:
+        storage = Storage(tmp_path)
+        storage.hold_bytes(64 << 20)  # memory is short
+        vhost = VirtualHost("/", clock, storage, PROFILES[DEFAULT])
+        arguments = {"x-queue-type": "quorum", "x-message-ttl": Int32(1000)}
+        queue = vhost.add_queue(QueueDeclaration("q", arguments), key=1)
+        for stored in storage.entries():
+            queue.restore(stored.entry(HeaderReader(DEEPEST)))
+        return storage, queue
+
+    async def run() -> None:
+        clock = FakeClock()
+        clock.time += 48 * HOUR
+        storage, queue = started(clock)
+        for _ in range(20):
+            queue.publish(message())
+        storage.close()
+        for milliseconds, left in ((500, 20), (999, 20), (1000, 0)):
+            clock = FakeClock()
+            storage, queue = started(clock)
+            clock.pass_by(milliseconds)
+            assert len(queue) == left
+            storage.close()
+
+    asyncio.run(run())
 
 
 def test_a_clock_that_was_ahead_before_a_restart_delays_no_message_longer_than_its_delay(
