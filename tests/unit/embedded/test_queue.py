@@ -12,21 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqtool.broker.embedded.model.amqp_message import (
-    DEEPEST,
-    BrokerMessage,
-    ContentHeader,
-    HeaderReader,
-    MessageProperties,
-    encode_address,
-)
+from mqtool.broker.embedded.model.amqp_message import BrokerMessage, ContentHeader, MessageProperties, encode_address
 from mqtool.broker.embedded.model.backlog import BacklogEntry
+from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.exchange import BrokerExchange
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES
 from mqtool.broker.embedded.model.queue import RETRY_DEAD_LETTERS, BrokerQueue
 from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
+from mqtool.broker.embedded.store.recovery import recover
 from mqtool.broker.embedded.store.storage import Storage
 from mqtool.codecs.field_tables import Int32, Table
 
@@ -112,9 +107,11 @@ def vhost(clock: FakeClock, ledger: Ledger) -> VirtualHost:
     return VirtualHost("/", clock, ledger, PROFILES[DEFAULT])
 
 
-def add_queue(vhost: VirtualHost, name: str = "q", auto_delete: bool = False, **arguments: Any) -> BrokerQueue:
+def add_queue(
+    vhost: VirtualHost, name: str = "q", *, durable: bool = False, auto_delete: bool = False, **arguments: Any
+) -> BrokerQueue:
     table = {name.replace("_", "-"): value for name, value in arguments.items()}
-    return vhost.add_queue(QueueDeclaration(name, table, durable=False, auto_delete=auto_delete))
+    return vhost.add_queue(QueueDeclaration(name, table, durable=durable, auto_delete=auto_delete))
 
 
 def message(body: bytes = b"x", key: str = "q", headers: Table | None = None) -> BrokerMessage:
@@ -315,28 +312,26 @@ def test_messages_that_are_paged_out_expire_when_they_should_have_although_the_c
 ) -> None:
     """Messages that do not fit into memory as a broker restarts expire as those that do; so after a second restart."""
 
-    def started(clock: FakeClock) -> tuple[Storage, BrokerQueue]:
+    def started(clock: FakeClock) -> tuple[Storage, VirtualHost]:
         storage = Storage(tmp_path)
         storage.hold_bytes(64 << 20)  # memory is short
-        vhost = VirtualHost("/", clock, storage, PROFILES[DEFAULT])
-        arguments = {"x-queue-type": "quorum", "x-message-ttl": Int32(1000)}
-        queue = vhost.add_queue(QueueDeclaration("q", arguments), key=1)
-        for stored in storage.entries():
-            queue.restore(stored.entry(HeaderReader(DEEPEST)))
-        return storage, queue
+        broker = Broker(storage, clock=clock)
+        recover(broker, storage)
+        return storage, broker.vhosts["/"]
 
     async def run() -> None:
         clock = FakeClock()
         clock.time += 48 * HOUR
-        storage, queue = started(clock)
+        storage, vhost = started(clock)
+        queue = add_queue(vhost, durable=True, x_queue_type="quorum", x_message_ttl=Int32(1000))
         for _ in range(20):
             queue.publish(message())
         storage.close()
         for milliseconds, left in ((500, 20), (999, 20), (1000, 0)):
             clock = FakeClock()
-            storage, queue = started(clock)
+            storage, vhost = started(clock)
             clock.pass_by(milliseconds)
-            assert len(queue) == left
+            assert len(vhost.queues["q"]) == left
             storage.close()
 
     asyncio.run(run())

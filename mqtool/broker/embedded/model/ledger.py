@@ -312,9 +312,6 @@ class Ledger:
     def removed(self, row: int) -> None:
         """Delete a stored message."""
 
-    def expires_earlier(self, entry: BacklogEntry) -> None:
-        """Store the new `expires_at` of a stored message, for when it is read back."""
-
     def read(self, rows: Sequence[int]) -> list[BacklogEntry]:  # noqa: ARG002
         """Read up to BATCH messages, in the order of `rows`. If they are large, return only the first few."""
         return []

@@ -155,9 +155,7 @@ class BrokerQueue:
             # longer than the queue's arguments and the message itself say.
             declared = Options.of(self.arguments, profile=self.profile)
             ttl = declared.time_to_live(entry.message.properties.expiration)
-            if ttl is not None and latest > self.clock.now() + ttl:
-                entry.expires_at = self.clock.now() + ttl
-                self.ledger.expires_earlier(entry)
+            entry.expires_at = latest if ttl is None else min(latest, self.clock.now() + ttl)
         self._expiring = self._expiring or entry.expires_at is not None
         self.ledger.hold(entry)
         self.backlog.append(entry)

@@ -375,10 +375,8 @@ class VirtualHost:
 
     def hold_again(self, exchange: BrokerExchange, entry: BacklogEntry) -> None:
         """Hold back a message that was held back before a restart, but no longer than its delay."""
-        delay = abs_delay_of(entry.message)
-        if delay and entry.expires_at is not None and entry.expires_at > self._clock.now() + delay:
-            entry.expires_at = self._clock.now() + delay
-            self._ledger.expires_earlier(entry)
+        if entry.expires_at is not None and (delay := abs_delay_of(entry.message)):
+            entry.expires_at = min(entry.expires_at, self._clock.now() + delay)
         self._ledger.hold(entry)
         self._delayed.hold(exchange.name, entry)
 

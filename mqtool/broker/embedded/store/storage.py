@@ -222,9 +222,9 @@ class Storage(Ledger):
             if self._scheduled is None:
                 self._schedule()
 
-    def expires_earlier(self, entry: BacklogEntry) -> None:
-        assert entry.expires_at is not None
-        self._next.due[entry.row] = entry.expires_at
+    def expires_earlier(self, row: int, due: int) -> None:
+        """Store another time for a message, for when it is read back: the clock was ahead before a restart."""
+        self._next.due[row] = due
         self._schedule()
 
     def read(self, rows: Sequence[int]) -> list[BacklogEntry]:
