@@ -132,8 +132,8 @@ TYPED: dict[str, Typing] = {
     "mqtool receive-stream": Typing(STREAMS, until="ress control"),
     "mqtool recording": Typing(RECORDED),
     "mqtool route": Typing(EXCHANGES),
-    "mqtool receive --json | mqtool": Typing(RECORDED, until=WAITING, code=130),
-    "mqtool receive-stream -q app --track reports | ./report": Typing(STREAMS, until="ress control", code=130),
+    "mqtool receive --json | mqtool": Typing(RECORDED, until=WAITING),
+    "mqtool receive-stream -q app --track reports | ./report": Typing(STREAMS, until="ress control"),
     "mqtool rpc-client": Typing(
         "setsid mqtool rpc-server --idle-timeout 30s --ready-file ready > /dev/null 2>&1 < /dev/null & "
         "until [ -e ready ]; do sleep 0.1; done"
@@ -141,8 +141,8 @@ TYPED: dict[str, Typing] = {
     "mqtool rpc-server": Typing(until="waiting"),
     "mqtool tap": Typing(f"{RECORDED}; mqtool exchange bind orders jobs", until=WAITING),
     "mqtool tap --all --firehose --idle-timeout 10s": Typing(rest=" --idle-timeout 1s"),
-    "mqtool tap orders --json | mqtool": Typing(RECORDED, until=WAITING, code=130),
-    "mqtool tap logs --json | mqtool": Typing(RECORDED, until=WAITING, rest=" -u $MQTOOL_URL", code=130),
+    "mqtool tap orders --json | mqtool": Typing(RECORDED, until=WAITING),
+    "mqtool tap logs --json | mqtool": Typing(RECORDED, until=WAITING, rest=" -u $MQTOOL_URL"),
     "mqtool top": Typing(until="queue"),
     "mqtool top --once": Typing(JOBS),
     "mqtool topology": Typing(EXCHANGES),
@@ -256,7 +256,7 @@ def test_the_examples_of_help_can_be_typed(tmp_path: Path) -> None:
                 terminal.type("mqtool broker down --name second", Typing())
             vhost.drop_vhost()
             said = terminal.seen
-            if (prepared, code) != (0, typing.code) or "Traceback" in said or "unexpected error" in said:
+            if prepared or not is_expected(code, example, typing) or "Traceback" in said or "unexpected error" in said:
                 failed[example] = f"exit code {code}: {said[-1000:]}"
     assert failed == {}
 
@@ -266,6 +266,11 @@ def test_the_table_of_examples_is_up_to_date() -> None:
     found = examples()
     assert [name for name in TYPED if not any(is_of(each, name) for each in found)] == []
     assert [name for name in NOT_TYPED if name not in found] == []
+
+
+def is_expected(code: int, example: str, typing: Typing) -> bool:
+    """Whether an example may end with this code. After Ctrl-C, a pipe's last command ends by it, or at end of file."""
+    return code in ((0, 130) if typing.until and " | " in example else (typing.code,))
 
 
 def environment(home: Path, vhost: TestBroker, process: BrokerProcess) -> dict[str, str]:
