@@ -45,7 +45,7 @@ _WITH_NODES = {
 #: With them, the other workers begin: if one of them began last, all would wait for it.
 _LONGEST = {
     "test_malformed_inputs",
-    "test_every_play_on_a_broker_that_is_named",
+    "test_every_tutorial_runs_on_an_existing_broker",
     "test_list_prints_the_rows_of_rabbitmqctl",
     "test_each_command_can_be_imported_alone",
     "test_the_incident_is_replayed_on_a_broker_of_its_own",
@@ -58,7 +58,7 @@ _LONGEST = {
     "test_send_and_receive_survive_a_restart_over_amqp_1_0",
     "test_live_views_continue_after_a_restart",
     "test_the_blocks_of_a_page_run_and_print_what_is_shown",
-    "test_however_it_is_ended_nothing_goes_on_running",
+    "test_tutorial_run_leaves_no_process_after_a_signal",
     "test_dlq_commands_handle_forged_histories",
     "test_recipes_work_and_fit_on_a_screen",
     "test_hints_about_options_name_the_command",
