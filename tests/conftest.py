@@ -50,7 +50,7 @@ _LONGEST = {
     "test_each_command_can_be_imported_alone",
     "test_the_incident_is_replayed_on_a_broker_of_its_own",
     "test_answers_that_are_not_read",
-    "test_hostile_rows",
+    "test_a_changed_row_never_prevents_a_start",
     "test_drill_drop_connection_loses_nothing",
     "test_hostile_requests",
     "test_vary_and_compare_report_several_runs",
