@@ -1,4 +1,4 @@
-"""The largest legal frames and requests of one client do not make the others wait, and the broker finishes them."""
+"""The largest legal frames and requests of one client do not hold up the others, and the broker completes them."""
 
 from itertools import islice
 
@@ -14,7 +14,9 @@ EVERY = 1 if IN_CI else 25
 
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("wire", WIRES)
-def test_the_largest_that_a_client_can_send(wire: str) -> None:
-    """No frame or request, however large, keeps the event loop long: on a busy machine, the limit is doubled."""
+def test_no_frame_or_request_keeps_the_event_loop_long(wire: str) -> None:
+    """Each of the largest legal frames and requests takes less than the limit in one turn, which is doubled here for a
+    busy machine.
+    """
     with World("4.3") as world:
         assert measure(islice(WIRES[wire](), 0, None, EVERY), world, 2 * LIMIT) == []
