@@ -4,8 +4,10 @@
     def purge(queue: QueueNames, broker: Broker, yes: Yes = False) -> None:
         \"""Remove all ready messages from queues.\"""
 
-A group of options, such as Broker, is a frozen dataclass whose fields are options or other groups. typer reads the
-signature of a function, so `command` writes one in which each group is replaced by its options.
+A group of options, such as Broker, is a dataclass whose fields are options or other groups. typer reads the signature
+of a function, so `command` writes one in which each group is replaced by its options. Groups are written with
+`@dataclass(kw_only=True, eq=False, repr=False)`: nobody compares or prints them, and generating the other methods of a
+frozen dataclass takes 7 % of the instructions of `mqtool send`.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
