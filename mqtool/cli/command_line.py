@@ -150,16 +150,23 @@ def command(
         with_groups.__annotations__ = {each.name: each.annotation for each in new_parameters}
         vars(with_groups).update(effect=effect, aliases=tuple(aliases), examples=examples)
         text = "\n".join(f"  {each}" for each in examples)
+        told = about or getdoc(function) or ""
         app.command(
             name or function.__name__.replace("_", "-"),
             cls=cls,
-            help=about or getdoc(function),
+            help=told,
+            short_help=sentence_of(told),
             epilog=f"\b\nExamples:\n{text}" if examples else None,
             rich_help_panel=heading,
         )(with_groups)
         return function
 
     return decorate
+
+
+def sentence_of(text: str) -> str:
+    """Return the first paragraph of a command's help, without its full stop. typer would cut off a long one."""
+    return " ".join(text.partition("\n\n")[0].split()).removesuffix(".")
 
 
 def _options(
@@ -224,6 +231,7 @@ def group(name: str, about: str, *, heading: str) -> typer.Typer:
     return typer.Typer(
         name=name,
         help=about,
+        short_help=sentence_of(about),
         cls=TyperGroup,
         callback=shown_alone,
         invoke_without_command=True,

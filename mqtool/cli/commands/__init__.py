@@ -69,7 +69,7 @@ def command_tree(words: Sequence[str], *, completes: bool = False) -> typer.Type
         tree.add_typer(import_module(f"{__name__}.{name.replace('-', '_')}").app)
     else:
         for each, sentence in SENTENCES.items():
-            tree.command(each, help=sentence)(lambda: None)
+            tree.command(each, short_help=sentence)(lambda: None)
     return tree
 
 
