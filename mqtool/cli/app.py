@@ -10,7 +10,7 @@ import typer
 
 from mqtool.cli import stopping
 from mqtool.cli.commands import command_tree, without_aliases
-from mqtool.cli.display import output
+from mqtool.cli.display import ascii_terminal, output
 from mqtool.cli.help.index import ALIASES
 from mqtool.cli.invocation import Invocation, current, running
 from mqtool.errors import BadExpression, ExitCode, MqtoolError
@@ -24,6 +24,7 @@ _INTERRUPTED = 130
 def run() -> NoReturn:
     """Run mqtool with the process's arguments, then exit."""
     output.take_standard_streams()
+    ascii_terminal.prepare()
     stopping.install()
     try:
         with running(Invocation()):
