@@ -23,6 +23,7 @@ from typer.core import TyperCommand, TyperGroup
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.help.option_sections import SECTIONS
+from mqtool.cli.help.sentence import sentence_of
 from mqtool.errors import UsageError
 
 
@@ -162,11 +163,6 @@ def command(
         return function
 
     return decorate
-
-
-def sentence_of(text: str) -> str:
-    """Return the first paragraph of a command's help, without its full stop. typer would cut off a long one."""
-    return " ".join(text.partition("\n\n")[0].split()).removesuffix(".")
 
 
 def _options(

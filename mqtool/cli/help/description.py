@@ -12,9 +12,9 @@ from typing import Any
 
 import typer
 
-from mqtool.cli.command_line import sentence_of
 from mqtool.cli.contexts import Effect
 from mqtool.cli.help.option_sections import SECTIONS
+from mqtool.cli.help.sentence import sentence_of
 
 
 @dataclass(frozen=True)
