@@ -23,6 +23,7 @@ from typer.core import TyperCommand, TyperGroup
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.help.option_sections import SECTIONS
+from mqtool.cli.help.sentence import sentence_of
 from mqtool.errors import UsageError
 
 
@@ -150,10 +151,12 @@ def command(
         with_groups.__annotations__ = {each.name: each.annotation for each in new_parameters}
         vars(with_groups).update(effect=effect, aliases=tuple(aliases), examples=examples)
         text = "\n".join(f"  {each}" for each in examples)
+        told = about or getdoc(function) or ""
         app.command(
             name or function.__name__.replace("_", "-"),
             cls=cls,
-            help=about or getdoc(function),
+            help=told,
+            short_help=sentence_of(told),
             epilog=f"\b\nExamples:\n{text}" if examples else None,
             rich_help_panel=heading,
         )(with_groups)
@@ -224,6 +227,7 @@ def group(name: str, about: str, *, heading: str) -> typer.Typer:
     return typer.Typer(
         name=name,
         help=about,
+        short_help=sentence_of(about),
         cls=TyperGroup,
         callback=shown_alone,
         invoke_without_command=True,

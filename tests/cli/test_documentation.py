@@ -12,12 +12,13 @@ import pytest
 import typer
 
 from docs.generate import (
+    COMMAND_PAGES,
+    COMMANDS,
     DIALECTS,
     INDEX,
     MANUAL,
     NOTATION,
     PYTHON,
-    REFERENCE,
     described,
     dialects,
     index,
@@ -38,6 +39,8 @@ DOCUMENTS = [
     *(page for page in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in page.parts),
 ]
 TUTORIALS = ROOT / "docs" / "tutorials.md"
+#: The pages that are written from the commands themselves.
+REFERENCE = {COMMANDS, *COMMAND_PAGES.iterdir()}
 PAGES = [page for page in DOCUMENTS if "```sh\n" in page.read_text() and page != TUTORIALS]
 
 
@@ -50,7 +53,7 @@ def commands() -> dict[tuple[str, ...], CommandHelp]:
 
 def documented_lines() -> list[str]:
     """The command lines in the documents' code, and in the epilogs of --help."""
-    texts = [document.read_text() for document in DOCUMENTS if document != REFERENCE]
+    texts = [document.read_text() for document in DOCUMENTS if document not in REFERENCE]
     pieces = re.compile(r"```(?:sh|bash)\n(.*?)```|`(mqtool [^`\n]+)`", re.DOTALL)
     code = [piece for text in texts for piece in pieces.findall(text)]
     code += [(line, "") for text in texts for line in re.findall(r"^\$ (.*)$", text, re.MULTILINE)]
@@ -111,7 +114,7 @@ def test_command_lines_in_the_documents_are_valid() -> None:
 
 def test_the_generated_reference_is_up_to_date() -> None:
     """After a change of a command, `make docs` must write the reference and the man page again."""
-    assert REFERENCE.read_text() == reference()
+    assert {path: path.read_text() for path in REFERENCE} == reference()
     assert MANUAL.read_text() == manual()
     assert INDEX.read_text() == index()
     assert DIALECTS.read_text() == dialects()
@@ -120,9 +123,23 @@ def test_the_generated_reference_is_up_to_date() -> None:
         assert PYTHON.read_text() == python()
 
 
+def test_the_index_of_commands_leads_to_each_command_and_topic() -> None:
+    """Each link of the index names a page and a heading that is there, and no page takes long to scroll through."""
+    links = re.findall(r"\]\(commands/(\S+)#(\S+)\): ", COMMANDS.read_text())
+    headings = {
+        (page.name, re.sub(r"\W+", "-", heading).strip("-"))
+        for page in COMMAND_PAGES.iterdir()
+        for heading in re.findall(r"^## (.*)$", page.read_text(), re.MULTILINE)
+    }
+    assert {*links} == headings
+    assert {heading for _, heading in links} >= {f"mqtool-{'-'.join(words)}" for words in commands()}
+    assert COMMANDS.read_text().index("`mqtool send`") < 1000, "the index begins with the first commands"
+    assert max(len(page.read_text().splitlines()) for page in REFERENCE) < 600
+
+
 def test_each_command_is_in_a_guide_or_the_readme() -> None:
     """Every command appears in the README or in a guide, not only in the reference."""
-    guides = "".join(document.read_text() for document in DOCUMENTS if document != REFERENCE)
+    guides = "".join(document.read_text() for document in DOCUMENTS if document not in REFERENCE)
     assert [
         words for words in commands() if f"mqtool {' '.join(words)}" not in guides and f"`{words[-1]}`" not in guides
     ] == []

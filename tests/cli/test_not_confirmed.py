@@ -406,3 +406,19 @@ def test_publisher_confirms_explains_its_figures(shell: Shell) -> None:
     assert "'batch' waited 50 times, and 'async' did not wait in between." in said
     if abs(unwaited / batch - 0.9) > 0.05:
         assert ("take about as long" in said) is (unwaited > batch * 0.9)
+
+
+@on_any_broker
+def test_publisher_confirms_say_in_advance_what_each_way_waits_for(shell: Shell) -> None:
+    """Nobody sits before a silent terminal while the slowest of the three ways publishes."""
+    lines = shell.script("mqtool publisher-confirms all -c 50 --batch-size 10 2>&1").stdout.splitlines()[:6]
+    assert lines[::2] == [
+        "individual: publishing 50 messages, waiting for each confirm …",
+        "batch: publishing 50 messages, waiting once per 10 messages …",
+        "async: publishing 50 messages, handling confirms as they arrive …",
+    ]
+    assert [line.partition(" in ")[0].partition(" and ")[0] for line in lines[1::2]] == [
+        "Published 50 messages individually",
+        "Published 50 messages",
+        "Published 50 messages",
+    ]

@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -84,6 +85,38 @@ def test_one_returns_the_only_message_or_names_the_others(vhost: Vhost, channel:
     channel.basic_publish("amq.topic", "order.new", b"8")
     with pytest.raises(AssertionError, match=r"^2 messages instead of one: .*b'7'.*b'8'"):
         vhost.published(count=2).one()
+
+
+FAILING = """
+import pika
+
+def test_a_mistyped_exchange(amqp_vhost):
+    with pika.BlockingConnection(pika.URLParameters(amqp_vhost.url)) as connection:
+        connection.channel().basic_publish("amq.topic", "order.new", b"7")
+    (event,) = amqp_vhost.published(exchange="amq.topc", timeout=0)
+
+def test_nothing_was_published(amqp_vhost):
+    assert False
+
+def test_passes(amqp_vhost):
+    pass
+
+def test_without_a_broker():
+    assert False
+"""
+
+
+def test_the_report_of_a_failed_test_says_what_was_published(tmp_path: Path) -> None:
+    """Whatever the test does with the messages, such as unpacking an empty list, its report shows what there was."""
+    (tmp_path / "test_app.py").write_text(FAILING)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", "."]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "3 failed, 1 passed" in done.stdout, done.stdout + done.stderr
+    assert "not enough values to unpack" in done.stdout
+    section = "- amqp_vhost -"
+    assert done.stdout.count(section) == 2, "only the failed tests that used the fixture"
+    assert re.search(rf"{section}-*\nwhat happened: <published 'amq.topic' 'order.new' → no queue: b'7'>", done.stdout)
+    assert re.search(rf"{section}-*\nnothing was published", done.stdout)
 
 
 def test_a_queue_tells_what_was_acknowledged_and_rejected(vhost: Vhost, channel: BlockingChannel) -> None:

@@ -1,6 +1,7 @@
 """Lists: conditions, order, texts; and JSON arrays that come in pieces."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -8,13 +9,34 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mqtool.errors import UsageError
-from mqtool.inspection.listing import BINDINGS, QUEUES, in_order
-from mqtool.management import path
-from mqtool.management.api_client import objects
+from mqtool.inspection.listing import BINDINGS, LISTINGS, QUEUES, in_order
+from mqtool.management import Management, path
+from mqtool.management.api_client import Json, objects
 from mqtool.spelling import as_text, counted
 from mqtool.where import parse
 
 ROW = {"name": "logs.eu", "messages": 5, "durable": True, "state": None}
+
+
+class JustStarted(Management):
+    """The management API of a RabbitMQ whose node reports its applications only in the third answer."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def items(self, *_: Any, **__: Any) -> Iterator[Json]:
+        """Answer a request for the nodes."""
+        self.asked += 1
+        web = {"name": "rabbitmq_web_dispatch", "version": "3.10.8", "description": "Web"}
+        reported = {"enabled_plugins": [], "applications": [web]} if self.asked > 2 else {}
+        yield {"name": "rabbit@here", "running": True, **reported}
+
+
+def test_plugins_of_a_node_that_has_just_started_are_listed() -> None:
+    """A node's first report comes seconds after its start. Until then, `list plugins` waits: it never says "none"."""
+    api = JustStarted()
+    assert [row["name"] for row in LISTINGS["plugins"].rows(api, None, ["name"])] == ["rabbitmq_web_dispatch"]
+    assert api.asked == 3
 
 
 @pytest.mark.parametrize(
