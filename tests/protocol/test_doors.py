@@ -168,7 +168,7 @@ def test_connections_from_one_address_do_not_displace_others(
 
 
 def test_logged_in_connections_are_limited(broker: EmbeddedBroker) -> None:
-    """Beyond the limit, a new connection gets 503; once the others are closed, connections are accepted again."""
+    """Beyond the limit, a new connection is refused; once the others are closed, connections are accepted again."""
     crowd = [socket.create_connection(address(broker), timeout=60) for _ in range(MAX_CONNECTIONS)]
     for connection in crowd:
         connection.sendall(f"GET /api/whoami HTTP/1.1\r\n{LOGIN}\r\n\r\n".encode())
