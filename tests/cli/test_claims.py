@@ -22,6 +22,7 @@ from tests.mallory import OTHERS, Attack, Scene, attacks, untouched
 EXAMPLES = int(os.environ.get("MQTOOL_EXAMPLES", "100" if IN_CI else "20"))
 
 
+@pytest.mark.timeout(1200)
 def test_an_administrators_command_changes_only_names_of_the_user_who_forged_what_it_reads(
     shell: Shell, broker: TestBroker
 ) -> None:

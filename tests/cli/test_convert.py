@@ -546,11 +546,12 @@ def test_convert_takes_several_queues_and_changes_arguments(managed: Shell, brok
     assert "nothing was changed: --dry-run" in planned
     assert "'brief' cannot be converted: it is auto-delete" in planned
     assert [view(name)[0] for name in ("jobs", "mails", "brief")] == ["classic"] * 3
-    convert_queues(*chosen, "--yes", code=3)
+    # The messages were published just now, so the API may show a rate.
+    convert_queues(*chosen, "--yes", "--force", code=3)
     assert [view(name)[0] for name in ("jobs", "mails", "brief")] == ["quorum", "quorum", "classic"]
-    convert_queues("jobs", "-a", "x-delivery-limit:=50", "-a", "x-max-length:=9", "--yes")
+    convert_queues("jobs", "-a", "x-delivery-limit:=50", "-a", "x-max-length:=9", "--yes", "--force")
     assert view("jobs") == ("quorum", {"x-delivery-limit": 50, "x-max-length": 9})
-    convert_queues("jobs", "-a", "x-delivery-limit:=null", "--yes")
+    convert_queues("jobs", "-a", "x-delivery-limit:=null", "--yes", "--force")
     assert view("jobs") == ("quorum", {"x-max-length": 9})
     for name in ("jobs", "mails"):
         assert [delivery.body for delivery in taken(broker, name, 3)] == [b"1", b"2", b"3"]

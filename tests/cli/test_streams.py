@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from mqtool.management import Management
 from mqtool.tutorials.stream_dialects import HELLO, StreamDialect
 from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import IDLE, Shell, wait_until
@@ -181,6 +182,9 @@ def test_an_offset_is_stored_only_in_a_stream(shell: Shell, command: str) -> Non
 
 def test_the_stream_port_is_looked_up_at_the_management_api(shell: Shell, broker: TestBroker) -> None:
     """Without --stream-port, commands and tutorials use the stream port of the node that they are connected to."""
+    listeners = Management(broker.management, "guest", "guest").get("overview")["listeners"]
+    if urlsplit(broker.streams).port not in [each["port"] for each in listeners if each["protocol"] == "stream"]:
+        pytest.skip("Docker maps the stream port to another one, which RabbitMQ does not know")
     del shell.environment["MQTOOL_STREAM_PORT"]
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     assert shell.run("mqtool", "send-stream", "x").code == 0
