@@ -1,6 +1,6 @@
-"""Writes docs/reference/{commands,dialects,python}.md, docs/mqtool.1 and mqtool/cli/help/index.py: make docs.
+"""Writes the pages of docs/reference that describe commands, dialects and the Python interface: make docs.
 
-Also writes the table of scripts in docs/how-to/older-tutorials.md.
+Also writes docs/mqtool.1, mqtool/cli/help/index.py and the table of scripts in docs/how-to/older-tutorials.md.
 """
 
 import functools
@@ -19,15 +19,18 @@ from mqtool.cli.commands import whole_tree
 from mqtool.cli.help.description import CommandHelp, OptionHelp, describe, leaves, topic_options
 from mqtool.cli.help.help_topics import TOPICS, topic_text
 from mqtool.cli.help.option_sections import SECTIONS
+from mqtool.cli.help.overview import overview
 from mqtool.topology import Exchange, Stream
 from mqtool.tutorials.dialects import LINES, NAMES, Dialect, DialectLines
 from mqtool.tutorials.stream_dialects import HELLO, TRACKING, StreamDialect
 from tests.cli import tutorial_comparisons
 
-REFERENCE = Path(__file__).parent / "reference" / "commands.md"
-DIALECTS = REFERENCE.with_name("dialects.md")
-NOTATION = REFERENCE.with_name("notation.md")
-PYTHON = REFERENCE.with_name("python.md")
+_REFERENCE = Path(__file__).parent / "reference"
+#: The index of commands, and the directory of the pages that describe them.
+COMMANDS, COMMAND_PAGES = _REFERENCE / "commands.md", _REFERENCE / "commands"
+DIALECTS = _REFERENCE / "dialects.md"
+NOTATION = _REFERENCE / "notation.md"
+PYTHON = _REFERENCE / "python.md"
 MANUAL = Path(__file__).parent / "mqtool.1"
 OLDER_TUTORIALS = Path(__file__).parent / "how-to" / "older-tutorials.md"
 INDEX = Path(__file__).parents[1] / "mqtool" / "cli" / "help" / "index.py"
@@ -39,16 +42,55 @@ def described() -> CommandHelp:
     return describe(whole_tree())
 
 
-def reference() -> str:
-    """Return the command reference in Markdown: first the shared options, then each command with its own options."""
-    parts = ["# Commands", f"{described().sentence}.", "## Shared options"]
-    for topic in (section.topic for section in SECTIONS.values()):
-        if topic in TOPICS:
-            title = topic_text(topic)[0].partition(": ")[2]
-            parts += [f"### {topic}", f"{title[0].upper()}{title[1:]}. `mqtool help {topic}` says more."]
-            parts.append(_options(topic_options(described(), topic)))
-    for command in leaves(described()):
-        parts += _command(command)
+#: The headings of `mqtool --help`, in their order. Each has a page of the reference.
+_HEADINGS = ("Tutorials", "Learn", "Broker", "See", "Messages", "Manage")
+_SHARED = "shared-options"
+
+
+def reference() -> dict[Path, str]:
+    """Return the pages of the command reference in Markdown: the index, a page per heading, and the shared options."""
+    rows = (line.split("  ")[1] for line in overview().splitlines() if line.startswith("  "))
+    order = [name for row in rows for name in row.split(", ")]
+    commands = sorted(described().commands, key=lambda command: order.index(command.words[0]))
+    below = {heading: [each for each in commands if each.heading == heading] for heading in _HEADINGS}
+    pages = {COMMANDS: _index_page(below), COMMAND_PAGES / f"{_SHARED}.md": _shared_options()}
+    for heading, commands in below.items():
+        parts = [f"# Commands: {heading.lower()}", "See also [all commands](../commands.md)."]
+        for command in (leaf for each in commands for leaf in leaves(each)):
+            parts += _command(command)
+        pages[COMMAND_PAGES / f"{heading.lower()}.md"] = "\n\n".join(parts) + "\n"
+    return pages
+
+
+def _index_page(below: dict[str, list[CommandHelp]]) -> str:
+    parts = ["# Commands", f"{described().sentence}. `mqtool help` lists the commands in your terminal."]
+    for heading, commands in below.items():
+        page = f"commands/{heading.lower()}.md"
+        rows = [
+            f"- [`{leaf.path}`]({page}#{leaf.path.replace(' ', '-')}): {leaf.sentence}"
+            for each in commands
+            for leaf in leaves(each)
+        ]
+        parts += [f"## {heading}", "\n".join(rows)]
+    topics = [f"- [{topic}](commands/{_SHARED}.md#{topic}): {title}" for topic, title in _shared_topics().items()]
+    parts += ["## Shared options", "Many commands have the same options:", "\n".join(topics)]
+    names = "\n".join(f"commands/{name}" for name in (*(heading.lower() for heading in _HEADINGS), _SHARED))
+    parts.append(f"```{{toctree}}\n:hidden:\n:maxdepth: 1\n\n{names}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def _shared_topics() -> dict[str, str]:
+    """Return the topics of `mqtool help` about options that commands share, with their titles."""
+    topics = (section.topic for section in SECTIONS.values())
+    titles = {topic: topic_text(topic)[0].partition(": ")[2] for topic in topics if topic in TOPICS}
+    return {topic: f"{title[0].upper()}{title[1:]}" for topic, title in titles.items()}
+
+
+def _shared_options() -> str:
+    parts = ["# Shared options", "Options that several [commands](../commands.md) have, by topic."]
+    for topic, title in _shared_topics().items():
+        parts += [f"## {topic}", f"{title}. `mqtool help {topic}` says more."]
+        parts.append(_options(topic_options(described(), topic)))
     return "\n\n".join(parts) + "\n"
 
 
@@ -64,7 +106,7 @@ def _command(command: CommandHelp) -> Iterator[str]:
         yield "\n".join(filter(None, (*arguments, _options(own))))
     shared = dict.fromkeys(option.topic for option in command.options if option.topic in TOPICS)
     if shared:
-        yield "Shared options: " + ", ".join(f"[{topic}](#{topic})" for topic in shared) + "."
+        yield "Shared options: " + ", ".join(f"[{topic}]({_SHARED}.md#{topic})" for topic in shared) + "."
 
 
 def _options(options: list[OptionHelp]) -> str:
@@ -326,7 +368,9 @@ def _prose(thing: Any) -> Iterator[str]:
 
 if __name__ == "__main__":
     INDEX.write_text(index())
-    REFERENCE.write_text(reference())
+    COMMAND_PAGES.mkdir(exist_ok=True)
+    for path, page in reference().items():
+        path.write_text(page)
     DIALECTS.write_text(dialects())
     NOTATION.write_text(notation())
     OLDER_TUTORIALS.write_text(tutorial_comparisons.page(OLDER_TUTORIALS.read_text()))

@@ -33,19 +33,35 @@ _SERVER = pytest.StashKey["subprocess.Popen[bytes]"]()
 _AS_INSTALLED = PrivateNodes("RabbitMQ", ("management.rates_mode = basic",))
 #: They start RabbitMQ nodes and take longest, in CI. The first worker begins with them: never two of them at a time.
 _WITH_NODES = {
-    *("test_kill_node", "test_the_broker_is_killed", "test_restart_broker", "test_a_broker_from_up_to_down"),
-    *("test_a_plugin_is_shown_when_it_is_enabled", "test_a_cluster_of_private_nodes_from_up_to_down"),
-    "test_a_broker_in_docker_from_up_to_down",
+    "test_drill_kill_node_loses_nothing",
+    "test_relay_continues_after_the_broker_was_killed",
+    "test_drill_restart_broker_loses_nothing",
+    "test_a_broker_is_started_used_and_stopped",
+    "test_an_enabled_plugin_is_listed_at_once_and_after_a_restart",
+    "test_a_cluster_of_private_nodes_is_started_used_and_stopped",
+    "test_a_broker_in_docker_is_started_used_and_stopped",
+    "test_a_conversion_resumes_after_the_broker_was_killed",
 }
 #: With them, the other workers begin: if one of them began last, all would wait for it.
 _LONGEST = {
-    *("test_malformed_inputs", "test_every_play_on_a_broker_that_is_named", "test_rabbitmqctl_tells_the_same"),
-    *("test_a_command_loads_by_itself", "test_an_incident_is_played_again_on_a_broker_of_its_own"),
-    *("test_answers_that_are_not_read", "test_hostile_rows", "test_drop_connection", "test_hostile_requests"),
-    *("test_several_runs", "test_an_interrupted_run_and_a_second_one_send_each_line"),
-    *("test_so_does_a_stream_over_amqp_1_0", "test_views_go_on_after_a_restart", "test_a_page_can_be_pasted"),
-    *("test_however_it_is_ended_nothing_goes_on_running", "test_dead_letters_of_others"),
-    *("test_recipes_work_and_fit_on_a_screen", "test_hints_about_options_name_the_command"),
+    "test_malformed_input_does_not_harm_the_broker",
+    "test_every_tutorial_runs_on_an_existing_broker",
+    "test_list_prints_the_rows_of_rabbitmqctl",
+    "test_each_command_can_be_imported_alone",
+    "test_the_incident_is_replayed_on_a_broker_of_its_own",
+    "test_unread_replies_do_not_fill_the_memory",
+    "test_a_changed_row_never_prevents_a_start",
+    "test_drill_drop_connection_loses_nothing",
+    "test_malformed_requests_never_get_500",
+    "test_vary_and_compare_report_several_runs",
+    "test_after_ctrl_c_confirmed_and_kept_lines_are_the_whole_file",
+    "test_send_and_receive_survive_a_restart_over_amqp_1_0",
+    "test_live_views_continue_after_a_restart",
+    "test_the_blocks_of_a_page_run_and_print_what_is_shown",
+    "test_tutorial_run_leaves_no_process_after_a_signal",
+    "test_dlq_commands_handle_forged_histories",
+    "test_recipes_work_and_fit_on_a_screen",
+    "test_hints_about_options_name_the_command",
 }
 
 

@@ -10,8 +10,8 @@ import typer
 
 from mqtool.cli import stopping
 from mqtool.cli.commands import command_tree, without_aliases
-from mqtool.cli.display import output
-from mqtool.cli.help.index import ALIASES, SENTENCES
+from mqtool.cli.display import ascii_terminal, output
+from mqtool.cli.help.index import ALIASES
 from mqtool.cli.invocation import Invocation, current, running
 from mqtool.errors import BadExpression, ExitCode, MqtoolError
 
@@ -24,6 +24,7 @@ _INTERRUPTED = 130
 def run() -> NoReturn:
     """Run mqtool with the process's arguments, then exit."""
     output.take_standard_streams()
+    ascii_terminal.prepare()
     stopping.install()
     try:
         with running(Invocation()):
@@ -104,19 +105,7 @@ def _proposals(line: str) -> list[str]:
         command_tree([] if is_first else words, completes=True)(prog_name="mqtool")
     option = rest.rpartition(" ")[2].partition("=")
     value_of = f"{option[0]}=" if option[0].startswith("--") and option[1] else ""
-    found = [value_of + each for each in printed.getvalue().splitlines() if "-completion\t" not in each]
-    return [_described(each, words if rest[-1:].isspace() else words[:-1]) for each in found]
-
-
-def _described(proposal: str, words: list[str]) -> str:
-    """Return a proposal with the whole sentence of its command, which typer cuts off.
-
-    Args:
-        words: the words before the one to complete.
-    """
-    name, tab, _ = proposal.partition("\t")
-    sentence = SENTENCES.get(" ".join([*words, name]))
-    return f"{name}\t{sentence}" if tab and sentence else proposal
+    return [value_of + each for each in printed.getvalue().splitlines() if "-completion\t" not in each]
 
 
 def _leave(code: int) -> NoReturn:

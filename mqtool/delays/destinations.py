@@ -6,7 +6,7 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from mqtool.amqp import Channel, administration
-from mqtool.errors import AccessRefused, BadData, DeclaredDifferently
+from mqtool.errors import AccessRefused, BadData, DeclaredDifferently, NotFound
 from mqtool.message import Message
 from mqtool.topology import DEFAULT_EXCHANGE, Exchange, Queue
 
@@ -122,6 +122,15 @@ def expect(channel: Channel, target: Exchange | Queue) -> None:
     asking = channel.connection.channel()
     administration.expect(asking, target)
     asking.close()
+
+
+def is_there(channel: Channel, thing: Exchange | Queue) -> bool:
+    """Return True if the broker has an exchange or a queue of this name."""
+    try:
+        expect(channel, thing)
+    except NotFound:
+        return False
+    return True
 
 
 def name_for(target: Exchange | Queue, suffix: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from mqtool.amqp import Channel
 from mqtool.delays import LONGEST, Via
 from mqtool.delays.delay_plugin import PluginMissing, ThroughPlugin, can_delay, has_plugin
-from mqtool.delays.destinations import DelayPlace, Destination, Warn, expect
+from mqtool.delays.destinations import DelayPlace, Destination, Warn, expect, is_there
 from mqtool.delays.wait_queues import SHORTEST_STEP, ThroughQueues, step_of
 from mqtool.duration import compact_duration
 from mqtool.errors import BadData
@@ -42,7 +42,8 @@ class Delaying:
 
     Args:
         channel: publishes the messages.
-        notice: called with a sentence that says which way of delaying was chosen, and why, or what its limits are.
+        notice: called with a sentence that says which way of delaying was chosen, and why, if nothing waits there yet,
+            or what its limits are.
         warn: called with a sentence about the risks of the chosen way.
     """
 
@@ -56,6 +57,8 @@ class Delaying:
         self._through_plugin = ThroughPlugin(channel, destination, warn)
         self._through_queues = ThroughQueues(channel, destination, warn)
         self._ways: dict[bool, Way] = {}
+        #: Why wait queues were chosen, until a message is put into one.
+        self._why = ""
         self._known: set[str] = {""}
         self.at_fault: Message | None = None
         self._overdue = self._in_wait_queues = 0
@@ -89,6 +92,9 @@ class Delaying:
         way = self.choose(self._destination.of(message))
         if way is self._through_queues:
             self._count_in_wait_queues()
+            if self._why and self._through_queues.is_new(message, delay):
+                self._notice(self._why)
+            self._why = ""
         place = way.place(message, lambda: max(1, _milliseconds(message)))
         return self._as_held(message, delay, place)
 
@@ -138,15 +144,17 @@ class Delaying:
         # In front of a classic queue, an exchange of type x-delayed-message loses nothing.
         is_safe = exchange == self._destination.to and self._destination.is_classic
         if self._via is Via.AUTO and needs_care and not is_safe:
-            self._notice("messages wait in queues, which lose nothing on the way to a quorum queue")
+            self._why = "messages wait in queues, which lose nothing on the way to a quorum queue"
             return self._through_queues
         asks = has_plugin if self._via is Via.PLUGIN else can_delay
+        is_new = not is_there(self._channel, exchange)
         if asks(self._channel, exchange):
-            self._notice(f"messages wait in exchange {exchange.name!r}: {broker} has the type {DELAYED}")
+            if is_new:
+                self._notice(f"messages wait in exchange {exchange.name!r}: {broker} has the type {DELAYED}")
             return self._through_plugin
         if self._via is Via.PLUGIN:
             raise PluginMissing(self._channel.connection.broker)
-        self._notice(f"messages wait in queues: {broker} has no exchange {exchange.name!r} of type {DELAYED}")
+        self._why = f"messages wait in queues: {broker} has no exchange {exchange.name!r} of type {DELAYED}"
         return self._through_queues
 
 

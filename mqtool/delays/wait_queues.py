@@ -24,7 +24,7 @@ from mqtool.amqp.administration import unbind
 from mqtool.channels import AmqpChannel
 from mqtool.claims import Claimed
 from mqtool.delays import LONGEST
-from mqtool.delays.destinations import DelayPlace, Destination, Warn, derived_name, expect, name_for
+from mqtool.delays.destinations import DelayPlace, Destination, Warn, derived_name, expect, is_there, name_for
 from mqtool.duration import compact_duration, parse_duration
 from mqtool.errors import BadData, DeclaredDifferently, UsageError
 from mqtool.message import DUE, Delivery, Message
@@ -214,6 +214,12 @@ class ThroughQueues:
         since = max(self._declared[name] for name in names)
         exchange, key = (names[0], None) if isinstance(target, Exchange) else ("", names[0])
         return DelayPlace(exchange, key, properties, tuple(names), total, since)
+
+    def is_new(self, message: Message, milliseconds: int) -> bool:
+        """Return True if the broker has no wait queue yet in which place() would put a message."""
+        target = self._destination.of(message)
+        first = self._usable(target, waits_for(milliseconds))[0]
+        return not is_there(self._channel, Queue(self._name(target, first.suffix)))
 
     def _usable(self, target: Exchange | Queue, waits: list[Wait]) -> list[Wait]:
         """Replace waits in queues that are avoided."""

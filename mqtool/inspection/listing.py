@@ -4,13 +4,14 @@ https://www.rabbitmq.com/docs/man/rabbitmqctl.8
 """
 
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from mqtool import management
-from mqtool.errors import UsageError
+from mqtool.errors import Unavailable, UsageError
 from mqtool.management import Management
 from mqtool.spelling import as_text, did_you_mean
 
@@ -114,9 +115,13 @@ def _users(api: Management, _vhost: str | None, _columns: Sequence[str]) -> Iter
         yield {**user, "tags": [tag for tag in tags.split(",") if tag] if isinstance(tags, str) else tags}
 
 
+#: Seconds to wait for a node's first report. RabbitMQ's nodes report every five seconds.
+_UNTIL_REPORTED, _BETWEEN_LOOKS = 10.0, 0.1
+
+
 def _plugins(api: Management, _vhost: str | None, _columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
     """Yield each node's enabled plugins, including implicitly enabled dependencies."""
-    for node in management.nodes(api):
+    for node in _reported_nodes(api):
         enabled = set(node.get("enabled_plugins", ()))
         applications: dict[str, Any] = {each["name"]: each for each in node.get("applications", ())}
         running = {name for name in applications if name.startswith("rabbitmq_")} - {"rabbitmq_prelaunch"}
@@ -124,6 +129,26 @@ def _plugins(api: Management, _vhost: str | None, _columns: Sequence[str]) -> It
             row = {key: applications.get(name, {}).get(key) for key in ("version", "description")}
             state = {"enabled": name in enabled, "running": name in applications}
             yield {"name": name, **row, **state, "node": node.get("name")}
+
+
+def _reported_nodes(api: Management) -> list[Mapping[str, Any]]:
+    """Return the nodes, once each running node has reported its applications.
+
+    Raises:
+        Unavailable: that took longer than twice the interval of RabbitMQ's reports.
+    """
+    deadline = time.monotonic() + _UNTIL_REPORTED
+    while True:
+        nodes: list[Mapping[str, Any]] = list(management.nodes(api))
+        silent = [node["name"] for node in nodes if node.get("running", True) and "applications" not in node]
+        if not silent:
+            return nodes
+        if time.monotonic() > deadline:
+            raise Unavailable(
+                f"the plugins of {', '.join(silent)} are not known",
+                "a node reports them some seconds after its start, unless its metrics collector is disabled",
+            )
+        time.sleep(_BETWEEN_LOOKS)
 
 
 QUEUES = Listing(

@@ -318,16 +318,16 @@ def _rpc(stage: Stage) -> None:
 
     stage.say("Start a server. Each request names the queue for its reply.")
     server.start(f"mqtool rpc-server{stage.declared_queue('rpc_queue')}")
-    client.run(f"{ask} 30")
+    client.run(f"{ask} 30", converses=True)
     stage.expect("fib(30) is 832040", client.after("[.] Got "), ["832040"])
 
     stage.say("Three requests at once: the correlation ID in each reply shows which request it answers.")
-    client.run(f"{ask} 6 7 8")
+    client.run(f"{ask} 6 7 8", converses=True)
     stage.expect("each of the three requests got its own answer", client.after("[.] Got "), ["8", "13", "21"])
 
     stage.say("An invalid request gets an error as its reply, and the server keeps running.")
-    client.run(f"{ask} --text ten", code=ExitCode.BAD_DATA)
-    client.run(f"{ask} 10")
+    client.run(f"{ask} --text ten", code=ExitCode.BAD_DATA, converses=True)
+    client.run(f"{ask} 10", converses=True)
     stage.expect("the invalid request got an error, and the server still answers", client.after("Got "), ["55"])
 
     server.interrupt()

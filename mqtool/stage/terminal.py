@@ -49,6 +49,12 @@ class Audience(Protocol):
     def typed(self, terminal: str, command: str) -> None:
         """A command was typed into a terminal."""
 
+    def put_first(self, terminal: str | None) -> None:
+        """Show this terminal's lines before those that others print meanwhile, until another call says None.
+
+        A message may be received before its sender prints that it was sent.
+        """
+
     def printed(self, terminal: str, line: str) -> None:
         """A command printed a line."""
 
@@ -203,10 +209,18 @@ class Terminal:
         self._reader = threading.Thread()
         self._command = ""
 
-    def run(self, command: str, code: int = 0) -> list[str]:
-        """Type a command, and wait until it ends; return the lines that it printed."""
-        self._launch(f"exec {command}", command)
-        self.wait(PATIENCE * 3, code)
+    def run(self, command: str, code: int = 0, *, converses: bool = False) -> list[str]:
+        """Type a command, and wait until it ends; return the lines that it printed.
+
+        Args:
+            converses: True if the command waits for the answer of another terminal's command.
+        """
+        self._audience.put_first(None if converses else self.name)
+        try:
+            self._launch(f"exec {command}", command)
+            self.wait(PATIENCE * 3, code)
+        finally:
+            self._audience.put_first(None)
         return self.lines
 
     def start(self, command: str) -> None:

@@ -393,7 +393,7 @@ def _of_publishers(view: Json, bindings: list[Json]) -> Iterator[Refusal]:
         yield Refusal(
             f"messages are published to it through the default exchange, {rate:g}/s: those published while it is "
             "replaced may be lost, even if they are mandatory and confirmed",
-            "stop their publishers, or accept the loss with --force",
+            "stop their publishers and wait ten seconds, since rates are averages, or accept the loss with --force",
             is_final=False,
         )
 

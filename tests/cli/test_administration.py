@@ -1,4 +1,6 @@
-"""Queues, exchanges, bindings, users, permissions, virtual hosts: made, changed and deleted."""
+"""Commands that create, change and delete queues, exchanges, bindings, users, permissions, virtual
+hosts and plugins.
+"""
 
 import re
 import uuid
@@ -40,8 +42,10 @@ def said(result: Result) -> tuple[int, str]:
     return result.code, result.stderr.splitlines()[0]
 
 
-def test_a_queue(admin: Shell, broker: TestBroker) -> None:
-    """Declared, declared again, declared differently, emptied, deleted."""
+def test_a_queue_is_declared_purged_and_deleted(admin: Shell, broker: TestBroker) -> None:
+    """Declaring a queue again changes nothing; with other arguments it exits with 78. A missing queue is an error
+    unless --if-exists is given.
+    """
     queue = ("mqtool", "queue")
     assert said(admin.run(*queue, "declare", "jobs", "--max-length", "9")) == (0, "declared queue 'jobs'")
     assert said(admin.run(*queue, "declare", "jobs", "--max-length", "9")) == (0, "queue 'jobs' exists")
@@ -78,10 +82,12 @@ def test_a_queue(admin: Shell, broker: TestBroker) -> None:
         "exchange delete jbos --yes",
     ],
 )
-def test_the_nearest_name_is_proposed_for_one_that_does_not_exist(
+def test_the_hint_for_a_missing_queue_names_the_most_similar_one(
     admin: Shell, connection: Connection, command: str
 ) -> None:
-    """Of a queue or an exchange; for dead letters, that of the work queue."""
+    """A command on a queue or exchange that does not exist exits with 69 and asks "did you mean", also for dead
+    letters.
+    """
     channel = connection.channel()
     for name in ("jobs", "jobs.dlq", "other"):
         channel.declare(Queue(name, durable=True))
@@ -94,20 +100,20 @@ def test_the_nearest_name_is_proposed_for_one_that_does_not_exist(
 
 @on_any_broker
 def test_a_name_with_a_line_break_is_refused(admin: Shell) -> None:
-    """RabbitMQ would take it out without a word."""
+    """`queue declare` rejects a name with a line break, which RabbitMQ would silently remove from the name."""
     wrong = admin.run("mqtool", "queue", "declare", "a\nb")
     assert wrong.code == 2
     assert "line break" in wrong.stderr
 
 
-def test_what_is_declared_is_what_publishing_commands_declare(admin: Shell) -> None:
-    """Else the next `mqtool send` would find the queue declared differently."""
+def test_queue_declare_declares_the_same_queue_as_send(admin: Shell) -> None:
+    """After `queue declare`, `send --strict` finds the queue that it would have declared itself."""
     admin.run("mqtool", "queue", "declare", "jobs")
     assert admin.run("mqtool", "send", "-q", "jobs", "--strict", "x").code == 0
 
 
 def test_a_classic_queue_is_deleted_only_if_empty_and_unused(admin: Shell, broker: TestBroker) -> None:
-    """The broker decides, in the same step."""
+    """With --if-empty and --if-unused, `queue delete` exits with 1 and keeps a queue that has messages."""
     admin.run("mqtool", "send", "-q", "old", "--queue-type", "classic", "x")
     kept = admin.run("mqtool", "queue", "delete", "old", "--if-empty", "--if-unused")
     assert kept.code == 1
@@ -117,8 +123,8 @@ def test_a_classic_queue_is_deleted_only_if_empty_and_unused(admin: Shell, broke
     assert admin.run("mqtool", "queue", "delete", "old", "--if-empty", "--if-unused").code == 0
 
 
-def test_exchanges_and_bindings(admin: Shell, broker: TestBroker) -> None:
-    """A message takes the way that was bound, through two exchanges, and no other; unbound, it takes none."""
+def test_exchanges_and_bindings_are_made_and_removed(admin: Shell, broker: TestBroker) -> None:
+    """A message is routed through two bound exchanges to the queue, and no longer once the binding is removed."""
     assert admin.run("mqtool", "exchange", "declare", "in", "topic").code == 0
     assert admin.run("mqtool", "exchange", "declare", "in", "fanout").code == 78
     assert admin.run("mqtool", "exchange", "declare", "by-header", "headers").code == 0
@@ -148,7 +154,9 @@ def test_exchanges_and_bindings(admin: Shell, broker: TestBroker) -> None:
 
 
 def test_a_user_can_do_what_the_patterns_allow_and_nothing_else(admin: Shell, ann: str) -> None:
-    """Tried, the allowed and the forbidden: configure, write, read, each by its pattern."""
+    """After `permission set`, the user can configure, write and read what matches the patterns; everything else exits
+    with 77.
+    """
 
     def as_ann(*words: str) -> int:
         return admin.run(*words, "--user", ann, "--password-file", "secret").code
@@ -183,8 +191,10 @@ def test_a_user_can_do_what_the_patterns_allow_and_nothing_else(admin: Shell, an
     assert as_ann("mqtool", "queue", "declare", "ann-new") == 77
 
 
-def test_a_user_is_made_changed_and_deleted(admin: Shell, ann: str) -> None:
-    """Idempotent where it was asked to be; the password changes and the tags stay, and the other way round."""
+def test_a_user_is_added_changed_and_deleted(admin: Shell, ann: str) -> None:
+    """Changing the password keeps the tags, and the reverse. --if-not-exists and --if-exists make the commands
+    idempotent.
+    """
     assert said(admin.run("mqtool", "user", "add", ann, "--password-file", "secret"))[0] == 1
     assert admin.run("mqtool", "user", "add", ann, "--if-not-exists").code == 0
     assert admin.run("mqtool", "user", "tags", ann, "monitoring", "policymaker").code == 0
@@ -207,8 +217,10 @@ def test_a_user_is_made_changed_and_deleted(admin: Shell, ann: str) -> None:
 
 
 @on_any_broker
-def test_wrong_users_and_permissions_are_refused(admin: Shell, ann: str) -> None:
-    """Each with exit 2 and a sentence: no password, an empty one, no pattern, a broken one, no name."""
+def test_invalid_user_and_permission_commands_are_usage_errors(admin: Shell, ann: str) -> None:
+    """A missing or empty password, a missing or invalid pattern, or a missing name exits with 2 and
+    says what is wrong.
+    """
     (admin.directory / "empty").write_text("\n")
     for words, sentence in {
         ("user", "add", "bob"): "no password for bob, and no terminal to ask for it",
@@ -224,8 +236,8 @@ def test_wrong_users_and_permissions_are_refused(admin: Shell, ann: str) -> None
 
 
 @on_any_broker
-def test_passwords_are_never_seen(admin: Shell, ann: str) -> None:
-    """Not in what is printed, even with --debug, nor in the command's arguments."""
+def test_user_password_never_prints_the_password(admin: Shell, ann: str) -> None:
+    """`user password` does not print it, even with --debug, and no option takes a password on the command line."""
     result = admin.run("mqtool", "user", "password", ann, "--password-file", "secret", "--debug")
     assert result.code == 0
     assert SECRET not in result.stdout + result.stderr
@@ -236,7 +248,7 @@ def test_passwords_are_never_seen(admin: Shell, ann: str) -> None:
 
 @on_any_broker
 def test_a_password_is_asked_for_twice_on_a_terminal(admin: Shell, ann: str) -> None:
-    """And is not shown as it is typed."""
+    """`user password` on a terminal asks for the new password twice, and does not show what is typed."""
     keys = ["typed-secret\n"] * 2
     typed = on_terminal(admin, "mqtool", "user", "password", ann, keys=keys, cue=": ").stdout
     assert "Password of" in typed
@@ -247,8 +259,10 @@ def test_a_password_is_asked_for_twice_on_a_terminal(admin: Shell, ann: str) -> 
     assert admin.run("mqtool", "wait", "--user", ann, "--password-file", "secret").code == 0
 
 
-def test_a_vhost(admin: Shell, broker: TestBroker) -> None:
-    """Made, made again, used, deleted with what is in it."""
+def test_a_virtual_host_is_added_used_and_deleted(admin: Shell, broker: TestBroker) -> None:
+    """`vhost add` fails if the virtual host exists; `vhost delete` deletes its queues too, and fails if it does not
+    exist.
+    """
     name = f"stage-{uuid.uuid4().hex[:8]}"
     vhost = ("mqtool", "vhost")
     assert admin.run(*vhost, "add", name, "--description", "to try").code == 0
@@ -264,8 +278,10 @@ def test_a_vhost(admin: Shell, broker: TestBroker) -> None:
     assert admin.run("mqtool", "send", "--vhost", name, "x").code == 77
 
 
-def test_plugins_of_a_broker_of_our_own(lonely_shell: Shell) -> None:
-    """The embedded broker has two built in; of a broker that mqtool has not started it can change none."""
+def test_plugins_of_the_embedded_broker_cannot_be_disabled(lonely_shell: Shell) -> None:
+    """The embedded broker lists its built-in plugins; without a broker that mqtool started, `plugin enable` exits with
+    69.
+    """
     lonely_shell.environment["XDG_STATE_HOME"] = str(lonely_shell.directory)
     assert lonely_shell.run("mqtool", "plugin", "enable", "rabbitmq_shovel").code == 69
     up = lonely_shell.run("mqtool", "broker", "up", "--kind", "embedded", "--port", str(_free_port()))
@@ -281,8 +297,8 @@ def test_plugins_of_a_broker_of_our_own(lonely_shell: Shell) -> None:
         lonely_shell.run("mqtool", "broker", "down")
 
 
-def test_a_plugin_is_shown_when_it_is_enabled(lonely_shell: Shell) -> None:
-    """Whoever lists plugins right after enabling one sees it; and it is still enabled after a restart."""
+def test_an_enabled_plugin_is_listed_at_once_and_after_a_restart(lonely_shell: Shell) -> None:
+    """`plugin ls` shows a plugin as soon as `plugin enable` has returned, and after a restart of the broker."""
     own_broker(BrokerKind.NODE)
     lonely_shell.environment["XDG_STATE_HOME"] = str(lonely_shell.directory)
     lonely_shell.run("mqtool", "broker", "up", "--kind", "node", "--port", str(_free_port()))
@@ -312,7 +328,7 @@ def _free_port() -> int:
 
 @on_any_broker
 def test_nothing_is_destroyed_when_the_answer_is_no(admin: Shell, broker: TestBroker) -> None:
-    """On a terminal it asks; anything but yes leaves all as it was."""
+    """On a terminal, `queue delete` asks first; any answer but yes leaves the queue and its messages alone."""
     admin.run("mqtool", "send", "-q", "jobs", "x")
     asked = on_terminal(admin, "mqtool", "queue", "delete", "jobs", keys=["n\n"], cue="[y/N]").stdout
     assert "delete queue 'jobs' with 1 message? [y/N]" in asked
@@ -321,8 +337,8 @@ def test_nothing_is_destroyed_when_the_answer_is_no(admin: Shell, broker: TestBr
 
 
 @on_any_broker
-def test_what_locks_everybody_out_needs_a_flag(shell: Shell, broker: TestBroker) -> None:
-    """Deleting the user that is logged in, and the default virtual host; --yes is not enough, and nothing changes."""
+def test_deleting_ones_own_user_or_the_default_vhost_needs_a_flag(shell: Shell, broker: TestBroker) -> None:
+    """--yes is not enough to delete the user that is logged in, or the virtual host /: the command exits with 2."""
     management = ("--yes", "--management", broker.management)
     for words, flag in ((("user", "delete", "guest"), "--myself"), (("vhost", "delete", "/"), "--default-vhost")):
         refused = shell.run("mqtool", *words, *management)

@@ -1,4 +1,4 @@
-"""What a person sees of --protocol amqp1.0, on every broker that speaks AMQP 1.0."""
+"""Commands with --protocol amqp1.0, on every broker that speaks AMQP 1.0."""
 
 import json
 import sys
@@ -45,7 +45,7 @@ def skip_before_4_2(broker: TestBroker, what: str) -> None:
 
 
 def test_a_message_goes_from_send_to_receive(shell: Shell) -> None:
-    """The lines are those of the other protocol; the option and the variable mean the same."""
+    """Over AMQP 1.0, `send` and `receive` print the same lines as over AMQP 0-9-1, by option or by MQTOOL_PROTOCOL."""
     sent = shell.run("mqtool", "send", *OVER_1_0)
     received = shell.run("mqtool", "receive", "-c", "1")
     assert (sent.stdout, sent.stderr, sent.code) == ("", " [x] Sent 'Hello World!'\n", 0)
@@ -54,8 +54,10 @@ def test_a_message_goes_from_send_to_receive(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize(("there", "back"), [("amqp0.9.1", "amqp1.0"), ("amqp1.0", "amqp0.9.1"), ("amqp1.0",) * 2])
-def test_a_message_crosses_with_all_it_has(shell: Shell, broker: TestBroker, there: str, back: str) -> None:
-    """Properties and headers are the same, whichever protocol carries them in and out."""
+def test_properties_and_headers_are_the_same_over_both_protocols(
+    shell: Shell, broker: TestBroker, there: str, back: str
+) -> None:
+    """A message sent over one protocol and received over the other keeps its body, properties and headers."""
     if there != back:
         skip_before_4_2(broker, "reply-to is converted between a queue and its address")
     properties = {"content_type": "text/plain", "correlation_id": "c-1", "reply_to": "a queue", "type": "order",
@@ -71,8 +73,8 @@ def test_a_message_crosses_with_all_it_has(shell: Shell, broker: TestBroker, the
     assert (received["exchange"], received["routing_key"], received["redelivered"]) == ("", "hello", False)
 
 
-def test_large_bodies_and_any_bytes(shell: Shell, tmp_path: Path) -> None:
-    """A message of many frames; a body that is no text."""
+def test_a_large_binary_body_arrives_unchanged(shell: Shell, tmp_path: Path) -> None:
+    """A body of 500 KB, which takes many frames and is not text, is received byte for byte."""
     body = bytes(range(256)) * 2000
     (tmp_path / "body").write_bytes(body)
     assert shell.run("mqtool", "send", "-f", str(tmp_path / "body")).code == 0
@@ -81,14 +83,15 @@ def test_large_bodies_and_any_bytes(shell: Shell, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("prefetch", [[], ["--prefetch", "1"], ["--prefetch", "0"], ["--auto-ack"]])
 @pytest.mark.sampled(1)
-def test_each_line_once_and_in_order(shell: Shell, prefetch: list[str]) -> None:
+def test_lines_are_received_once_and_in_order(shell: Shell, prefetch: list[str]) -> None:
+    """`send -l` sends 1,500 lines; `receive` prints each once and in order, whatever --prefetch and --auto-ack are."""
     lines = "".join(f"{number}\n" for number in range(1500))
     assert shell.run("mqtool", "send", "-l", stdin=lines).code == 0
     assert shell.run("mqtool", "receive", "--raw", "-c", "1500", *prefetch).stdout == lines
 
 
-def test_what_is_not_taken_stays(shell: Shell, broker: TestBroker) -> None:
-    """A count takes exactly as many; a condition holds the others only until the end."""
+def test_receive_leaves_messages_beyond_the_count_or_condition(shell: Shell, broker: TestBroker) -> None:
+    """`receive -c 1` takes exactly one message; messages that do not match --where are back in the queue at the end."""
     shell.run("mqtool", "send", "-l", stdin="1\n2\n3\n4\n")
     assert shell.run("mqtool", "receive", "-c", "1", "--raw").stdout == "1\n"
     assert shell.run("mqtool", "receive", "-c", "1", "--raw", "--where", "body == '3'").stdout == "3\n"
@@ -98,8 +101,10 @@ def test_what_is_not_taken_stays(shell: Shell, broker: TestBroker) -> None:
         assert not any("x-delivery-count" in (json.loads(line)["headers"] or {}) for line in rest)
 
 
-def test_outcomes(shell: Shell) -> None:
-    """Released is what is called returned, rejected is nacked; both say why."""
+def test_rejected_and_released_messages_are_reported(shell: Shell) -> None:
+    """`send` reports a rejected message as nacked and a released one as returned, with the reason, and
+    exits with 75.
+    """
     shell.run("mqtool", "queue", "declare", "full", "--max-length", "1", "--argument", "x-overflow=reject-publish",
               "--queue-type", "quorum")  # fmt: skip
     shell.run("mqtool", "send", "-q", "full", "-l", stdin="1\n2\n3\n")  # the queue refuses those that come later
@@ -132,7 +137,12 @@ def test_outcomes(shell: Shell) -> None:
         (["send", "--url", "{management}", "x"], 69, "accepted the connection, but is not an AMQP 1.0 broker"),
     ],
 )
-def test_refused_in_one_sentence(shell: Shell, broker: TestBroker, command: list[str], code: int, says: str) -> None:
+def test_what_amqp_10_cannot_do_is_an_error_in_one_sentence(
+    shell: Shell, broker: TestBroker, command: list[str], code: int, says: str
+) -> None:
+    """An option or header that AMQP 1.0 does not have, or a refused login, is one error with the
+    documented exit code.
+    """
     management = broker.management.replace("http:", "amqp:")
     told = shell.run("mqtool", *(each.format(management=management) for each in command))
     assert (told.code, told.stdout) == (code, "")
@@ -140,22 +150,26 @@ def test_refused_in_one_sentence(shell: Shell, broker: TestBroker, command: list
     assert "Traceback" not in told.stderr
 
 
-def test_a_delay_within_the_input_is_refused(shell: Shell) -> None:
-    """The messages before it are sent, and it is kept by --failed-to."""
+def test_a_delay_in_ndjson_input_is_refused(shell: Shell) -> None:
+    """`send --json` over AMQP 1.0 sends the lines before the one with a delay, then exits with 2."""
     sent = shell.run("mqtool", "send", "--json", stdin='{"body":"a"}\n{"body":"b","delay":"5s"}\n')
     assert (sent.code, "cannot delay messages over AMQP 1.0" in sent.stderr) == (2, True)
     assert shell.run("mqtool", "receive", "-c", "1", "--raw").stdout == "a\n"
 
 
 @pytest.mark.parametrize("kind", ["direct", "topic"])
-def test_logs(shell: Shell, kind: str) -> None:
+def test_receive_log_gets_the_logs_with_its_key(shell: Shell, kind: str) -> None:
+    """Over AMQP 1.0, `receive-log` prints the logs with its routing key, from a direct or a topic exchange, and no
+    others.
+    """
     receiver = shell.start("mqtool", "receive-log", kind, "error", "-c", "2").wait_until_ready()
     for key, text in (("info", "no"), ("error", "one"), ("error", "two")):
         assert shell.run("mqtool", "emit-log", kind, key, text).code == 0
     assert receiver.wait().stdout == " [x] error:one\n [x] error:two\n"
 
 
-def test_logs_to_all_and_by_headers(shell: Shell) -> None:
+def test_receive_log_works_with_fanout_and_headers_exchanges(shell: Shell) -> None:
+    """Over AMQP 1.0, a fanout exchange copies a log to every receiver, and a headers exchange to those that match."""
     everything = shell.start("mqtool", "receive-log", "fanout", "-c", "1", "--raw").wait_until_ready()
     pdf = shell.start("mqtool", "receive-log", "headers", "format=pdf", "-c", "1", "--raw").wait_until_ready()
     assert shell.run("mqtool", "emit-log", "fanout", "to all").code == 0
@@ -165,13 +179,15 @@ def test_logs_to_all_and_by_headers(shell: Shell) -> None:
 
 
 def test_a_worker_does_its_tasks(shell: Shell) -> None:
+    """Over AMQP 1.0, `worker -c 2` handles the two tasks that `new-task` sent, then exits with 0."""
     worker = shell.start("mqtool", "worker", "-c", "2").wait_until_ready()
     assert shell.run("mqtool", "new-task", "-l", stdin="a\nb\n").code == 0
     done = worker.wait()
     assert (done.code, done.stdout, done.stderr.count(" [x] Done")) == (0, " [x] Received a\n [x] Received b\n", 2)
 
 
-def test_programs_are_retried_and_dead_lettered(shell: Shell) -> None:
+def test_a_failing_program_is_retried_and_then_dead_lettered(shell: Shell) -> None:
+    """Over AMQP 1.0, the message of a program that fails is retried as often as --retries says, then dead-lettered."""
     shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="1\n2\n3\n")
     worker = shell.run("mqtool", "worker", "-q", "jobs", "--shell", "--exec", 'read n; test "$n" != 2', "-c", "4",
                        "--retries", "1", "--backoff", "50ms", "--concurrency", "2")  # fmt: skip
@@ -182,8 +198,10 @@ def test_programs_are_retried_and_dead_lettered(shell: Shell) -> None:
 
 @pytest.mark.parametrize("client", ["amqp1.0", "amqp0.9.1"])
 @pytest.mark.parametrize("server", ["amqp1.0", "amqp0.9.1"])
-def test_requests_and_replies(shell: Shell, broker: TestBroker, client: str, server: str) -> None:
-    """Each side may speak either protocol."""
+def test_rpc_client_and_server_may_use_different_protocols(
+    shell: Shell, broker: TestBroker, client: str, server: str
+) -> None:
+    """`rpc-client` gets its replies, whichever of the two protocols it and `rpc-server` use."""
     if client != server:
         skip_before_4_2(broker, "reply-to is converted between a queue and its address")
     serving = shell.start("mqtool", "rpc-server", "-c", "2", "--protocol", server).wait_until_ready()
@@ -192,21 +210,23 @@ def test_requests_and_replies(shell: Shell, broker: TestBroker, client: str, ser
     assert serving.wait().stdout == " [.] fib(10)\n [.] fib(12)\n"
 
 
-def test_direct_replies(shell: Shell, broker: TestBroker) -> None:
+def test_rpc_client_uses_direct_reply_to(shell: Shell, broker: TestBroker) -> None:
+    """Over AMQP 1.0, `rpc-client --direct-reply-to` gets its reply."""
     skip_before_4_2(broker, "direct replies work over AMQP 1.0")
     shell.start("mqtool", "rpc-server", "-c", "1").wait_until_ready()
     assert shell.run("mqtool", "rpc-client", "10", "--direct-reply-to", "--raw").stdout == "55\n"
 
 
-def test_nobody_serves(shell: Shell) -> None:
+def test_rpc_client_without_a_server_exits_with_69(shell: Shell) -> None:
+    """Over AMQP 1.0, `rpc-client` says that the queue of requests does not exist."""
     asked = shell.run("mqtool", "rpc-client", "1", "--timeout", "5s")
     assert (asked.code, "queue 'rpc_queue' does not exist" in asked.stderr) == (69, True)
 
 
 @pytest.mark.parametrize("options", ["", "--queue-type stream", "--size 100-200KiB --exchange topic --ack auto"])
 @pytest.mark.sampled(1)
-def test_bench(shell: Shell, options: str) -> None:
-    """All that was published is confirmed and received once; the queue is gone afterwards."""
+def test_bench_receives_each_message_once(shell: Shell, options: str) -> None:
+    """Over AMQP 1.0, `bench` confirms and receives every message once, and deletes its queue."""
     bench = ("mqtool", "bench", "--yes", "--json", "-c", "300", *options.split())
     done = shell.run(*bench, "--protocol", "amqp1.0")
     assert done.code == 0, done.stderr
@@ -215,21 +235,25 @@ def test_bench(shell: Shell, options: str) -> None:
     assert shell.run("mqtool", "list", "queues").stdout == ""
 
 
-def test_publisher_confirms(shell: Shell) -> None:
+def test_publisher_confirms_runs_all_three_ways(shell: Shell) -> None:
+    """Over AMQP 1.0, `publisher-confirms all` publishes its messages in each of the three ways."""
     told = shell.run("mqtool", "publisher-confirms", "all", "-c", "300")
     assert (told.code, told.stdout.count("Published 300 messages")) == (0, 3)
 
 
 @pytest.mark.parametrize(("offset", "expected"), [("first", "1\n2\n3\n"), ("2", "3\n4\n5\n"), ("1h", "1\n2\n3\n")])
-def test_streams_from_an_offset(shell: Shell, offset: str, expected: str) -> None:
+def test_receive_reads_a_stream_from_an_offset(shell: Shell, offset: str, expected: str) -> None:
+    """Over AMQP 1.0, `receive --offset` starts at the first message, at a number, or at a time."""
     shell.run("mqtool", "queue", "declare", "log", "--queue-type", "stream")
     assert shell.run("mqtool", "send", "-q", "log", "-l", stdin="1\n2\n3\n4\n5\n").code == 0
     read = shell.run("mqtool", "receive", "-q", "log", "--offset", offset, "-c", "3", "--raw")
     assert (read.code, read.stdout) == (0, expected)
 
 
-def test_filters_of_streams(shell: Shell, broker: TestBroker) -> None:
-    """The broker chooses, by values or by a condition."""
+def test_the_broker_filters_a_stream_for_receive(shell: Shell, broker: TestBroker) -> None:
+    """Over AMQP 1.0, `receive` gets only the messages with a filter value, and from 4.2 on those that match an SQL
+    filter.
+    """
     shell.run("mqtool", "queue", "declare", "log", "--queue-type", "stream")
     for country, level in (("NL", 1), ("NL", 5), ("BE", 7)):
         given = (f"-Hx-stream-filter-value={country}", f"-Hcountry={country}", f"-Hlevel:={level}")
@@ -245,8 +269,8 @@ def test_filters_of_streams(shell: Shell, broker: TestBroker) -> None:
         assert (told.code, told.stdout, "has no SQL filters" in told.stderr) == (2, "", True)
 
 
-def test_both_resume_after_a_lost_connection(shell: Shell, broker: TestBroker, proxy: Proxy) -> None:
-    """What had no outcome is sent again; the receiver gets each message at least once."""
+def test_sender_and_receiver_resume_after_a_lost_connection(shell: Shell, broker: TestBroker, proxy: Proxy) -> None:
+    """After a cut, `send` republishes messages without an outcome, and `receive` gets each message at least once."""
     url = through(proxy, broker)
     receiver = shell.start("mqtool", "receive", "--raw", "-u", url).wait_until_ready()
     sender = shell.start("mqtool", "send", "-l", "-u", url, stdin=PIPE)
@@ -264,8 +288,8 @@ def test_both_resume_after_a_lost_connection(shell: Shell, broker: TestBroker, p
     assert "connected again" in received.stderr
 
 
-def test_nothing_is_lost_with_who_is_killed(shell: Shell) -> None:
-    """kill -9 of the sender: what was confirmed is there. Of the receiver: what it had not handled comes again."""
+def test_no_confirmed_message_is_lost_when_a_command_is_killed(shell: Shell) -> None:
+    """After kill -9 of `send` and of `receive`, every confirmed message has been printed or is still in the queue."""
     sender = shell.start("mqtool", "send", "-l", "-v", stdin=PIPE)
     assert sender.process.stdin is not None
     sender.process.stdin.write(b"".join(b"%d\n" % number for number in range(3000)))
@@ -284,6 +308,9 @@ def test_nothing_is_lost_with_who_is_killed(shell: Shell) -> None:
 
 
 def test_a_context_names_the_protocol(shell: Shell, broker: TestBroker) -> None:
+    """`context add --protocol amqp1.0` makes commands with that context use AMQP 1.0, unless --protocol
+    says otherwise.
+    """
     shell.environment.pop("MQTOOL_PROTOCOL")
     shell.environment.pop("MQTOOL_URL")
     shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
@@ -296,7 +323,9 @@ def test_a_context_names_the_protocol(shell: Shell, broker: TestBroker) -> None:
 @pytest.mark.parametrize("tutorial", ["hello-world", "work-queues", "publish-subscribe", "routing", "topics", "rpc"])
 @pytest.mark.sampled(2)
 def test_plain_scripts_talk_with_the_commands(shell: Shell, broker: TestBroker, tutorial: str) -> None:
-    """What `tutorial show --plain` prints runs as it is, and declares what the commands declare."""
+    """The AMQP 1.0 scripts that `tutorial show --plain` prints run unchanged, and exchange messages
+    with the commands.
+    """
     shell.environment |= {"AMQP_URL": broker.url, "PYTHONUNBUFFERED": "1"}
     (shell.directory / "script.py").write_bytes(
         shell.run("mqtool", "tutorial", "show", f"amqp10-{tutorial}", "--plain").stdout_bytes

@@ -1,4 +1,4 @@
-"""What a person sees who has typed something wrong: one sentence, perhaps a hint, and the documented exit code."""
+"""Wrong command lines and input: one sentence, perhaps a hint, and the documented exit code."""
 
 import re
 import socket
@@ -277,8 +277,8 @@ def run(case: Case, shell: Shell, places: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("case", COMMAND_LINE, ids=str)
 @pytest.mark.sampled(30)
-def test_a_bad_command_line(lonely_shell: Shell, case: Case) -> None:
-    """It is said without asking a broker, as one sentence, with the usage error's code."""
+def test_a_wrong_command_line_is_a_usage_error(lonely_shell: Shell, case: Case) -> None:
+    """A wrong option or value is reported in one sentence, with exit code 2, before any broker is asked."""
     run(case, lonely_shell, {})
 
 
@@ -316,22 +316,26 @@ def places() -> Iterator[dict[str, str]]:
 
 @pytest.mark.parametrize("case", NO_BROKER, ids=str)
 @pytest.mark.sampled(5)
-def test_no_broker(lonely_shell: Shell, places: dict[str, str], case: Case) -> None:
-    """It is said at once what is there instead of a broker."""
+def test_without_a_broker_the_error_says_what_answered(lonely_shell: Shell, places: dict[str, str], case: Case) -> None:
+    """If no broker is at the address, the command says at once what it found there instead."""
     run(case, lonely_shell, places)
 
 
 @on_any_broker
 @pytest.mark.parametrize("case", UNSAYABLE, ids=str)
-def test_what_amqp_cannot_say(shell: Shell, broker: TestBroker, case: Case) -> None:
-    """It is said by mqtool itself."""
+def test_values_that_amqp_cannot_carry_are_refused_by_mqtool(shell: Shell, broker: TestBroker, case: Case) -> None:
+    """A name or header that AMQP cannot carry is an error of mqtool, before anything is sent."""
     run(case, shell, {"host": f"localhost:{broker.port}"})
 
 
 @pytest.mark.parametrize("case", BROKER, ids=str)
 @pytest.mark.sampled(8)
-def test_the_broker_refuses(shell: Shell, broker: TestBroker, connection: Connection, case: Case) -> None:
-    """What the broker says reaches the user as one sentence with the documented code."""
+def test_a_refusal_by_the_broker_is_one_sentence(
+    shell: Shell, broker: TestBroker, connection: Connection, case: Case
+) -> None:
+    """If the broker refuses an operation, the command prints its reason in one sentence and exits with the documented
+    code.
+    """
     channel = connection.channel()
     channel.declare(Queue("there", auto_delete=True))
     channel.declare(Queue("timeout", auto_delete=True))
@@ -342,8 +346,10 @@ def test_the_broker_refuses(shell: Shell, broker: TestBroker, connection: Connec
 
 @on_any_broker
 @pytest.mark.parametrize("case", NDJSON, ids=lambda case: case.stdin[:40])
-def test_bad_ndjson(shell: Shell, case: Case) -> None:
-    """It is said which line is bad; the messages before it are delivered, and are counted."""
+def test_a_bad_line_of_ndjson_is_named_and_ends_the_input(shell: Shell, case: Case) -> None:
+    """`send --json` names the bad line; the messages before it are delivered and counted, those after
+    it are not sent.
+    """
     sent = shell.run("mqtool", *case.arguments, stdin=f"{GOOD}{case.stdin}\n" + '{"body": "after"}\n', timeout=AT_ONCE)
     received = shell.run("mqtool", "receive", "--raw", "-c", "2", "--timeout", "5s")
 
@@ -351,8 +357,8 @@ def test_bad_ndjson(shell: Shell, case: Case) -> None:
     assert received.stdout == "first\nsecond\n"
 
 
-def test_several_unroutable_messages(shell: Shell) -> None:
-    """Each of the first ten is named, the others are counted; the sum and the exit code say that none was taken."""
+def test_ten_unroutable_messages_are_named_and_the_rest_counted(shell: Shell) -> None:
+    """If none of 12 messages is routable, `send --mandatory` names ten, counts the others, and exits with 75."""
     stdin = "".join(f"line {number}\n" for number in range(12))
 
     result = shell.run("mqtool", "send", "-l", "-e", "amq.direct", "-r", "nobody", "--mandatory", stdin=stdin)
@@ -365,8 +371,8 @@ def test_several_unroutable_messages(shell: Shell) -> None:
     assert (result.stdout, result.code) == ("", 75)
 
 
-def test_some_unroutable_messages(shell: Shell) -> None:
-    """Part of the work was done: exit 3, and how many were not."""
+def test_exit_code_3_if_some_messages_are_unroutable(shell: Shell) -> None:
+    """If one of two messages is returned, `send --mandatory` says "1 of 2 messages failed" and exits with 3."""
     stdin = '{"body": "lost", "routing_key": "nobody"}\n{"body": "kept"}\n'
 
     result = shell.run("mqtool", "send", "--json", "--mandatory", stdin=stdin)
@@ -376,8 +382,8 @@ def test_some_unroutable_messages(shell: Shell) -> None:
     assert (result.stdout, result.code) == ("", 3)
 
 
-def test_a_password_does_not_show_even_in_the_clients_log(shell: Shell, broker: TestBroker) -> None:
-    """--debug says much, but not that."""
+def test_debug_output_does_not_contain_the_password(shell: Shell, broker: TestBroker) -> None:
+    """`send --debug` with a wrong password logs what pika does, but never the password."""
     result = shell.run("mqtool", "send", "--debug", "-u", f"amqp://guest:{SECRET}@localhost:{broker.port}", "x")
 
     assert result.code == 77
@@ -386,7 +392,9 @@ def test_a_password_does_not_show_even_in_the_clients_log(shell: Shell, broker: 
 
 
 def test_a_port_that_does_not_answer_is_named_after_a_second(lonely_shell: Shell) -> None:
-    """On a terminal, before the error: whoever mistyped a port need not wonder what mqtool waits for."""
+    """On a terminal, a command that waits for an answer names the address before it fails, so a mistyped port is
+    noticed.
+    """
     with socket.create_server(("127.0.0.1", 0)) as silent:
         at = f"127.0.0.1:{silent.getsockname()[1]}"
         shown = on_terminal(lonely_shell, "mqtool", "send", "x", "-u", f"amqp://{at}").stdout

@@ -1,4 +1,4 @@
-"""mqtool bench: totals that agree with the broker's, latency from the intended time, and every loss seen."""
+"""`bench`: totals that agree with the broker's, latencies from the intended time, and every loss reported."""
 
 import contextlib
 import json
@@ -46,8 +46,10 @@ def _result(shell: Shell, *options: str, code: int = 0) -> dict[str, Any]:
 @pytest.mark.parametrize("queue_type", ["classic", "quorum", "stream", "stream by its protocol"])
 @pytest.mark.own_vhost("the totals are those of its vhost")
 @pytest.mark.sampled(1)
-def test_totals_and_nothing_left_behind(shell: Shell, broker: TestBroker, queue_type: str) -> None:
-    """All that was published is confirmed and received once, as the API counts it; the queue is gone afterwards."""
+def test_the_totals_agree_with_the_management_api(shell: Shell, broker: TestBroker, queue_type: str) -> None:
+    """Every message is confirmed and received once, as the management API counts them; the queue is
+    deleted afterwards.
+    """
     options = ("--protocol", "stream") if queue_type.endswith("protocol") else ("--queue-type", queue_type)
     found = _result(shell, "-c", "500", "--publishers", "2", *options)
     assert [found[name] for name in ("published", "confirmed", "received")] == [500, 500, 500]
@@ -73,7 +75,7 @@ def _counted_by(broker: TestBroker, names: Sequence[str]) -> list[int]:
 @on_any_broker
 @large
 def test_the_report_fits_a_terminal(shell: Shell, broker: TestBroker) -> None:
-    """A table, a histogram, and a line to quote, in 80 columns."""
+    """The report has a table, a histogram and a summary line, and fits into 80 columns."""
     done = shell.run(
         *BENCH, "--rate", "500", "-c", "300", "--consumers", "2", "--exchange", "topic", "--size", "50-2KiB"
     )
@@ -86,8 +88,8 @@ def test_the_report_fits_a_terminal(shell: Shell, broker: TestBroker) -> None:
     assert lines[-1].endswith("; 0 lost")
 
 
-def test_a_broker_of_others_is_asked_about(tester: Shell, own: EmbeddedBroker) -> None:
-    """No command of mqtool has started it; there is no terminal to ask on."""
+def test_a_broker_that_mqtool_did_not_start_needs_a_confirmation(tester: Shell, own: EmbeddedBroker) -> None:
+    """Without a terminal or --yes, `bench` exits with 2 instead of putting load on such a broker."""
     done = tester.run("mqtool", "bench", "-c", "1")
     assert (done.code, "this would put load on" in done.stderr) == (2, True), done.stderr
 
@@ -116,8 +118,8 @@ def _once_it_runs(tester: Shell, own: EmbeddedBroker, *options: str, then: Calla
 
 
 @large
-def test_a_run_that_stands_still_ends_and_says_so(tester: Shell, own: EmbeddedBroker) -> None:
-    """What was not sent is not missing without a word."""
+def test_a_run_without_any_confirm_for_10_s_ends(tester: Shell, own: EmbeddedBroker) -> None:
+    """`bench` stops when nothing is confirmed for 10 s, and reports how many messages were unconfirmed and unsent."""
     own.faults.delay_confirms()
     result = tester.run(*BENCH, "-c", "300", "--confirms", "50", "--json")
     found = json.loads(result.stdout)
@@ -127,7 +129,9 @@ def test_a_run_that_stands_still_ends_and_says_so(tester: Shell, own: EmbeddedBr
 
 @large
 def test_a_stall_is_in_the_percentiles_of_an_open_loop(tester: Shell, own: EmbeddedBroker) -> None:
-    """While the broker stands still, messages are due as before, and wait. A closed loop meets the stall once."""
+    """With a fixed rate, messages that become due while the broker stalls count as late; without a rate, only one to
+    three do.
+    """
 
     def stall() -> None:
         own.faults.go_silent(1.0)
@@ -165,8 +169,10 @@ def test_messages_that_confirms_hold_back_are_late_by_the_time_since_they_were_d
 
 
 @on_any_broker
-def test_a_command_at_a_time_of_the_run(shell: Shell, broker: TestBroker) -> None:
-    """--at and --during run commands in a shell; what they print does not mix with the result."""
+def test_commands_run_at_a_time_or_during_the_run(shell: Shell, broker: TestBroker) -> None:
+    """--at and --during run shell commands, whose output does not mix with the result; one that is too late is
+    reported.
+    """
     begun = ("--at", "0s", "touch begun; echo done", "--at", "1h", "touch late")
     found = shell.run(*BENCH, "--json", "--duration", "1s", "--rate", "50", *begun, "--during", "touch third")
     assert (found.code, json.loads(found.stdout)["confirmed"]) == (0, 50), found.stderr
@@ -176,7 +182,7 @@ def test_a_command_at_a_time_of_the_run(shell: Shell, broker: TestBroker) -> Non
 
 @on_any_broker
 def test_a_command_that_fails_during_a_run_is_named_at_its_end(shell: Shell) -> None:
-    """Such as a fault that only the embedded broker has: the result is shown, and the exit code is 3."""
+    """If a command of --at fails, `bench` still prints the result, names the command, and exits with 3."""
     found = shell.run(*BENCH, "--json", "--duration", "1s", "--rate", "50", "--at", "0s", "exit 69")
     assert (found.code, json.loads(found.stdout)["confirmed"]) == (3, 50), found.stderr
     assert "a command failed during the run: exit 69" in found.stderr
@@ -196,8 +202,12 @@ def test_a_command_that_fails_during_a_run_is_named_at_its_end(shell: Shell) -> 
     ],
 )
 @pytest.mark.sampled(2)
-def test_kinds_of_load(shell: Shell, broker: TestBroker, options: str, totals: tuple[int, int]) -> None:
-    """Requests with replies, delayed messages, and what is created and removed at once; nothing is left behind."""
+def test_each_kind_of_load_is_measured_without_a_loss(
+    shell: Shell, broker: TestBroker, options: str, totals: tuple[int, int]
+) -> None:
+    """Requests, delayed messages, acknowledgement modes and --churn are counted and timed, and leave no
+    queue behind.
+    """
     (shell.directory / "bodies").write_text("short\n" + "long" * 40_000 + "\n")
     found = _result(shell, "-c", "200", *options.split())
     assert (found["confirmed"], found["received"], found["lost"]) == (*totals, 0)
@@ -208,8 +218,8 @@ def test_kinds_of_load(shell: Shell, broker: TestBroker, options: str, totals: t
 
 @on_any_broker
 @large
-def test_several_runs(shell: Shell, broker: TestBroker) -> None:
-    """--vary prints a row for each value, compare a verdict for each measure; files of results can be compared, too."""
+def test_vary_and_compare_report_several_runs(shell: Shell, broker: TestBroker) -> None:
+    """--vary prints a row for each value, and `bench compare` a verdict for each measure, also for files of results."""
     varied = shell.run(*BENCH, "--vary", "size=50,1KiB", "-c", "100", "--csv")
     assert (varied.code, len(varied.stdout.splitlines())) == (0, 3), varied.stderr
     stepped = shell.run(*BENCH, "--vary", "rate=500,1000", "-c", "100", "--plot", "chart.html")
@@ -254,13 +264,13 @@ def test_several_runs(shell: Shell, broker: TestBroker) -> None:
 )
 @pytest.mark.sampled(8)
 def test_mistakes(tester: Shell, words: list[str], said: str) -> None:
-    """One sentence and a hint, before anything is declared."""
+    """`bench` says what is wrong and exits with 2 before it declares anything."""
     done = tester.run(*BENCH, *words)
     assert (done.code, said in done.stderr) == (2, True), done.stderr
 
 
-def test_what_fails_at_its_start_leaves_nothing_behind(tester: Shell, own: EmbeddedBroker) -> None:
-    """The queue is declared before the stream port turns out to be the wrong one."""
+def test_a_failed_start_leaves_no_queue_behind(tester: Shell, own: EmbeddedBroker) -> None:
+    """If --stream-port is not the stream port, `bench` deletes the stream that it has declared, and exits with 69."""
     done = tester.run(*BENCH, "--protocol", "stream", "--stream-port", str(own.port))
     assert (done.code, "does not speak RabbitMQ's stream protocol" in done.stderr) == (69, True), done.stderr
     assert tester.run("mqtool", "list", "queues").stdout == ""
@@ -305,8 +315,8 @@ class Meddler(Proxy):
 
 
 @large
-def test_what_a_proxy_drops_doubles_and_swaps_is_counted_exactly(tester: Shell, own: EmbeddedBroker) -> None:
-    """The broker has done its part, but not everything has arrived as it should: the exit code is 1."""
+def test_messages_that_a_proxy_drops_doubles_and_swaps_are_counted(tester: Shell, own: EmbeddedBroker) -> None:
+    """If a proxy drops, doubles and swaps 100 deliveries each, `bench` counts 100 of each and exits with 1."""
     with Meddler(own.port) as proxy:
         tester.environment["MQTOOL_URL"] = own.url.replace(f":{own.port}", f":{proxy.port}")
         found = _result(tester, "-c", "1000", "--ack", "auto", code=1)
@@ -318,8 +328,8 @@ def test_what_a_proxy_drops_doubles_and_swaps_is_counted_exactly(tester: Shell, 
     "options", ["--ack 100", "--queue-type stream", "--protocol stream", "--protocol amqp1.0 --ack 100"]
 )
 @pytest.mark.sampled(1)
-def test_a_cut_connection(tester: Shell, own: EmbeddedBroker, options: str) -> None:
-    """Both sides connect again; no confirmed message is lost. In a stream, the consumer goes on where it was."""
+def test_bench_resumes_after_a_cut_connection(tester: Shell, own: EmbeddedBroker, options: str) -> None:
+    """Publisher and consumer reconnect, and no confirmed message is lost; on a stream, none is received twice."""
     load = ("--rate", "300", "--duration", "6s", *options.split())
     name, port = ("STREAM_PORT", own.stream_port) if "protocol stream" in options else ("URL", own.port)
     with Proxy(port or 0) as proxy:
@@ -330,8 +340,8 @@ def test_a_cut_connection(tester: Shell, own: EmbeddedBroker, options: str) -> N
     assert found["confirmed"] + found["unconfirmed"] == found["published"]
 
 
-def test_ctrl_c_shows_what_there_is(tester: Shell, own: EmbeddedBroker) -> None:
-    """The result so far, and nothing is left behind."""
+def test_ctrl_c_prints_the_result_so_far(tester: Shell, own: EmbeddedBroker) -> None:
+    """Ctrl-C ends `bench` with the result so far and exit code 130; its queue is deleted."""
     bench = tester.start(*BENCH, "--rate", "500", "--duration", "1h")
     _wait_for_messages(own, 1)
     done = bench.interrupt().wait()
@@ -350,7 +360,9 @@ def test_ctrl_c_shows_what_there_is(tester: Shell, own: EmbeddedBroker) -> None:
 def test_a_bench_that_is_killed_leaves_nothing_behind(
     tester: Shell, own: EmbeddedBroker, options: str, numbers: Sequence[int]
 ) -> None:
-    """A second signal ends `bench` at once. Its first consumer then deletes its queues and exchanges."""
+    """After a second signal or kill -9 of `bench`, its first consumer process deletes the queues and exchanges of the
+    run.
+    """
 
     def declared() -> str:
         return "".join(tester.run("mqtool", "list", kind, "--json").stdout for kind in ("queues", "exchanges"))

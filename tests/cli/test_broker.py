@@ -1,4 +1,4 @@
-"""`broker up` and what belongs to it: one command to have a broker, one to be rid of it."""
+"""`broker up` and its companions: start, find, change, stop and remove a broker."""
 
 import json
 import os
@@ -37,8 +37,10 @@ def at_port() -> str:
 
 
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
-def test_a_broker_from_up_to_down(home: Shell, kind: BrokerKind) -> None:
-    """Up, said twice; its status, environment and log; down, said twice; and its messages are kept."""
+def test_a_broker_is_started_used_and_stopped(home: Shell, kind: BrokerKind) -> None:
+    """`broker up`, `status`, `env`, `logs` and `down` work, also when repeated; persistent messages are there after the
+    next `up`.
+    """
     own_broker(kind)
     port = str(free_port())
 
@@ -75,8 +77,8 @@ def test_a_broker_from_up_to_down(home: Shell, kind: BrokerKind) -> None:
     assert home.run("mqtool", "receive", "-q", "task_queue", "-c", "1", "-u", url).stdout == " [x] Received kept\n"
 
 
-def test_definitions_are_loaded_whenever_it_starts(home: Shell, at_port: str) -> None:
-    """What it cannot load is said, and then no broker is left behind."""
+def test_definitions_are_loaded_at_each_start(home: Shell, at_port: str) -> None:
+    """`broker up --definitions` loads the file at each start; if the broker cannot load it, no broker keeps running."""
     exported = {kind: value for kind, value in ORDERS.items() if kind != "vhost"}
     (home.directory / "topology.json").write_text(json.dumps({"queues": [exported]}))
     up = ("mqtool", "broker", "up", "--kind=embedded", "--in-memory", "--name=mine", at_port)
@@ -100,8 +102,10 @@ def management_of(status: str) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
-def test_a_broker_for_other_machines(home: Shell, kind: BrokerKind, at_port: str) -> None:
-    """It listens on one more address; a user made for them has a password, which is shown once, and on request."""
+def test_a_broker_listens_for_other_machines(home: Shell, kind: BrokerKind, at_port: str) -> None:
+    """With --listen, the broker has a user with a generated password, which is printed at the start and still valid
+    after a restart.
+    """
     own_broker(kind)
     up = home.run("mqtool", "broker", "up", f"--kind={kind}", "--name=mine", "--listen=127.0.0.2", at_port)
     assert up.code == 0, up.stderr
@@ -124,8 +128,10 @@ def test_a_broker_for_other_machines(home: Shell, kind: BrokerKind, at_port: str
     assert received.stdout == " [x] Received from elsewhere\n", "it still knows the password"
 
 
-def test_a_broker_with_tls(home: Shell, amqp_tls: Authority, at_port: str) -> None:
-    """Its status says where; clients need the authority, and their certificate if that is asked for."""
+def test_a_broker_with_tls_asks_for_certificates(home: Shell, amqp_tls: Authority, at_port: str) -> None:
+    """`broker status` shows the TLS address; clients must trust the authority, and need a certificate with
+    --tls-client-ca.
+    """
     up = ("mqtool", "broker", "up", "--kind=embedded", "--in-memory", "--name=mine", at_port)
     files = ("--tls-cert", str(amqp_tls.cert), "--tls-key", str(amqp_tls.key), "--tls-client-ca", str(amqp_tls.ca))
     assert "give both --tls-cert and --tls-key" in home.run(*up, *files[:2]).stderr
@@ -145,8 +151,10 @@ def test_a_broker_with_tls(home: Shell, amqp_tls: Authority, at_port: str) -> No
     assert home.run("mqtool", "send", "over TLS", "-u", url, *client[:2]).code == 69
 
 
-def test_options_that_a_running_broker_does_not_have(home: Shell, at_port: str) -> None:
-    """They are refused, not ignored, and so are addresses that no machine has."""
+def test_broker_up_refuses_options_that_the_running_broker_was_not_started_with(home: Shell, at_port: str) -> None:
+    """`broker up` with another option than at the start exits with 2 and names it; so does an address that no machine
+    has.
+    """
     embedded = ("mqtool", "broker", "up", "--kind=embedded", "--name=mine")
     home.run(*embedded, "--in-memory", "--like=4.0", at_port)
     assert re.search(r"like +4\.0\n", home.run("mqtool", "broker", "status", "--name=mine").stdout)
@@ -164,7 +172,7 @@ def test_options_that_a_running_broker_does_not_have(home: Shell, at_port: str) 
 
 
 def test_brokers_are_listed_and_removed(home: Shell) -> None:
-    """Stopped ones too; their messages stay, unless they are to be purged, which a script has to confirm."""
+    """`broker ls` lists stopped brokers too. `broker rm` keeps the messages, unless --purge is given and confirmed."""
     up, down = (("mqtool", "broker", word, "--name", "mine") for word in ("up", "down"))
     rm = ("mqtool", "broker", "rm", "--name", "mine")
     url = f"amqp://127.0.0.1:{(port := str(free_port()))}"
@@ -188,8 +196,8 @@ def test_brokers_are_listed_and_removed(home: Shell) -> None:
     assert not [*home.directory.glob("state/mqtool/brokers/*")]
 
 
-def test_which_broker_commands_use_and_why(home: Shell) -> None:
-    """status says it; and up, where it is not the broker that is up."""
+def test_status_says_which_broker_commands_use_and_why(home: Shell) -> None:
+    """`broker status` names the address and where it comes from; `broker up` does so if commands use another broker."""
     assert home.run("mqtool", "broker", "status").stdout == "commands use amqp://guest@localhost:5672, the default\n"
     home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", "--port", str(port := free_port()))
     status = home.run("mqtool", "broker", "status").stdout
@@ -203,14 +211,14 @@ def test_which_broker_commands_use_and_why(home: Shell) -> None:
 
 
 def test_commands_find_the_broker_that_was_started(home: Shell, at_port: str) -> None:
-    """Without a URL, what `broker up` started comes before localhost."""
+    """Without a URL, commands use the broker that `broker up` started, not port 5672 of localhost."""
     home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", at_port)
     home.run("mqtool", "send", "here")
     assert home.run("mqtool", "receive", "-c", "1").stdout == " [x] Received here\n"
 
 
-def test_up_in_the_foreground_ends_with_its_terminal(home: Shell, at_port: str) -> None:
-    """`broker up --foreground` holds the terminal; Ctrl-C stops the broker and exits 0."""
+def test_ctrl_c_stops_a_broker_in_the_foreground(home: Shell, at_port: str) -> None:
+    """`broker up --foreground` runs until Ctrl-C, which stops the broker; the command exits with 0."""
     foreground = home.start("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", "--foreground", at_port)
     foreground.wait_for_stdout(" is up at ")
     assert home.run("mqtool", "send").code == 0
@@ -218,8 +226,10 @@ def test_up_in_the_foreground_ends_with_its_terminal(home: Shell, at_port: str) 
     assert home.run("mqtool", "broker", "status").code == 69
 
 
-def test_damage_to_the_data_is_said(home: Shell, at_port: str) -> None:
-    """With the place where the damaged files are."""
+def test_damaged_data_is_reported_at_the_start(home: Shell, at_port: str) -> None:
+    """If the database was truncated, `broker up` starts, warns that messages were lost, and says where the damaged
+    files are.
+    """
     home.run("mqtool", "broker", "up", "--kind", "embedded", at_port)
     home.run("mqtool", "new-task", *["x" * 50_000] * 10)
     home.run("mqtool", "broker", "down")
@@ -233,7 +243,7 @@ def test_damage_to_the_data_is_said(home: Shell, at_port: str) -> None:
 
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
 def test_a_foreground_killed_while_it_starts_leaves_no_broker(home: Shell, kind: BrokerKind, at_port: str) -> None:
-    """kill -9 in its first moments."""
+    """After kill -9 of `broker up --foreground` while the broker starts, the broker ends, too."""
     own_broker(kind)
     foreground = home.start("mqtool", "broker", "up", "--kind", kind, "--foreground", at_port)
     foreground.wait_for_stderr("starting ")
@@ -245,7 +255,7 @@ def test_a_foreground_killed_while_it_starts_leaves_no_broker(home: Shell, kind:
 
 
 def test_the_embedded_broker_in_the_foreground_is_one_process(home: Shell, at_port: str) -> None:
-    """The command itself is the broker."""
+    """`broker up --foreground --kind embedded` runs the broker in its own process, which `broker down` ends."""
     foreground = home.start("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", "--foreground", at_port)
     foreground.wait_for_stdout(" is up at ")
     pid = int(re.findall(r"process +(\d+)", home.run("mqtool", "broker", "status").stdout)[0])
@@ -254,8 +264,8 @@ def test_the_embedded_broker_in_the_foreground_is_one_process(home: Shell, at_po
     assert foreground.wait().code == 0
 
 
-def test_a_process_id_that_is_used_again_is_not_the_broker(home: Shell) -> None:
-    """`down` stops no other broker that has the process id of a dead one by now."""
+def test_a_reused_process_id_is_not_taken_for_the_broker(home: Shell) -> None:
+    """If another broker now has the process id of a dead one, `status` and `down` of the dead one leave it alone."""
     up = ("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", "--port", str(free_port()))
     home.run(*up, "--name", "a")
     home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", "--port", str(free_port()), "--name", "b")
@@ -270,7 +280,7 @@ def test_a_process_id_that_is_used_again_is_not_the_broker(home: Shell) -> None:
 
 
 def test_two_commands_at_once_start_one_broker(home: Shell, at_port: str) -> None:
-    """The second waits for the first, and finds the broker running."""
+    """Of two `broker up` at the same time, one starts the broker, and the other reports that it is already running."""
     up = ("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", at_port)
     both = [home.start(*up), home.start(*up)]
     said = sorted(each.wait().stdout.partition(" at ")[0] for each in both)
@@ -281,7 +291,9 @@ def test_two_commands_at_once_start_one_broker(home: Shell, at_port: str) -> Non
 def test_commands_that_change_a_broker_wait_for_each_other(
     home: Shell, at_port: str, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While one starts, restarts, stops or removes it, the others wait; a second `down` finds nothing to stop."""
+    """Of two `restart`, `down` or `rm` at the same time, the second waits for the first, then reports what is left to
+    do.
+    """
     home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", at_port)
     if command == "rm":
         home.run("mqtool", "broker", "down")
@@ -296,8 +308,8 @@ def test_commands_that_change_a_broker_wait_for_each_other(
     assert said[command] in "".join(each.stdout + each.stderr for each in ended)
 
 
-def test_ports_stay_over_down_and_up(home: Shell, at_port: str) -> None:
-    """The stream protocol and the management API are where they were."""
+def test_ports_stay_the_same_after_down_and_up(home: Shell, at_port: str) -> None:
+    """After `broker down` and `broker up`, the stream protocol and the management API have the same ports as before."""
     up = ("mqtool", "broker", "up", "--kind", "embedded", at_port)
     ports = []
     # Not the usual ports, which another test could take in between.
@@ -311,7 +323,7 @@ def test_ports_stay_over_down_and_up(home: Shell, at_port: str) -> None:
 
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
 def test_a_killed_foreground_leaves_no_broker(home: Shell, kind: BrokerKind, at_port: str) -> None:
-    """Not even after kill -9."""
+    """After kill -9 of `broker up --foreground`, the broker ends, and `broker status` exits with 69."""
     own_broker(kind)
     foreground = home.start("mqtool", "broker", "up", "--kind", kind, "--foreground", at_port)
     foreground.wait_for_stdout(" is up at ")
@@ -322,8 +334,8 @@ def test_a_killed_foreground_leaves_no_broker(home: Shell, kind: BrokerKind, at_
     wait_until(lambda: home.run("mqtool", "broker", "status").code == 69, "it is forgotten")
 
 
-def test_a_taken_port_is_said_at_once(home: Shell) -> None:
-    """One sentence, and what to do; nothing is left running."""
+def test_a_port_that_is_in_use_is_an_error_at_once(home: Shell) -> None:
+    """`broker up` names the port that is in use and suggests --port; it exits with 69, and starts nothing."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         result = home.run("mqtool", "broker", "up", "--kind", "embedded", "--port", str(port))
@@ -332,16 +344,18 @@ def test_a_taken_port_is_said_at_once(home: Shell) -> None:
     assert "--port" in result.stderr
 
 
-def test_up_does_not_start_a_broker_that_no_command_would_look_at(home: Shell) -> None:
-    """MQTOOL_URL names a broker that is down: to start another elsewhere would help nobody."""
+def test_up_starts_no_broker_if_mqtool_url_names_another(home: Shell) -> None:
+    """If MQTOOL_URL names a broker that does not answer, `broker up` exits with 69, since commands would not use the
+    new one.
+    """
     result = home.run("mqtool", "broker", "up", environment={"MQTOOL_URL": "amqp://127.0.0.1:1"})
     assert result.code == 69
     assert "no broker answers at amqp://guest@127.0.0.1:1" in result.stderr
 
 
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
-def test_a_broker_that_was_killed_is_not_running(home: Shell, kind: BrokerKind, at_port: str) -> None:
-    """status tells; and the next `broker up` starts it again, at the same port: nothing of the killed one is left."""
+def test_a_killed_broker_can_be_started_again(home: Shell, kind: BrokerKind, at_port: str) -> None:
+    """After kill -9 of the broker, `broker status` exits with 69, and `broker up` starts it again at the same port."""
     own_broker(kind)
     up = ("mqtool", "broker", "up", "--kind", kind, "--name", "mine", at_port)
     home.run(*up)

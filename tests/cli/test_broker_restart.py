@@ -1,4 +1,4 @@
-"""The broker goes away in mid-stream and comes back. Commands say so, wait, and lose nothing."""
+"""The broker is stopped or killed while messages flow, and comes back. Commands say so, wait, and lose nothing."""
 
 import uuid
 from collections.abc import Iterator
@@ -25,19 +25,19 @@ def restartable(request: pytest.FixtureRequest) -> Iterator[Restartable]:
 # known"), whoever the client is; so the killed one is classic.
 @pytest.mark.parametrize(("how", "queue"), [("stop", []), ("kill", ["-q", "lines", "--queue-type", "classic"])])
 @pytest.mark.sampled(1)
-def test_a_stream_lives_through_a_restart(
+def test_send_and_receive_survive_a_restart_of_the_broker(
     restartable: Restartable, lonely_shell: Shell, how: str, queue: list[str]
 ) -> None:
-    """`send -l` on one side, `receive` on the other, and the broker stopped, or killed, in between.
-
-    Both end well; every line that was sent is received at least once.
+    """The broker is stopped or killed while `send -l` and `receive` run. Both resume; every line is received at least
+    once.
     """
     lives_through_it(restartable, lonely_shell, how, queue)
 
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
 @pytest.mark.sampled(1)
-def test_so_does_a_stream_over_amqp_1_0(lonely_shell: Shell, how: str) -> None:
+def test_send_and_receive_survive_a_restart_over_amqp_1_0(lonely_shell: Shell, how: str) -> None:
+    """As over AMQP 0-9-1: `send -l` and `receive` resume once the broker is back, and no line is lost."""
     broker = Restartable(BrokerKind.EMBEDDED, f"restart-{uuid.uuid4().hex[:8]}", like="4.3")
     lonely_shell.environment["MQTOOL_PROTOCOL"] = "amqp1.0"
     try:

@@ -1,4 +1,4 @@
-"""Certificates of brokers and of clients over TLS: which are accepted, and what is said about the others."""
+"""Certificates of brokers and clients over TLS: which are accepted, and what the errors say about the others."""
 
 import socket
 import ssl
@@ -43,7 +43,7 @@ def tls_server(context: ssl.SSLContext) -> Iterator[str]:
 def test_a_broker_that_requires_a_client_certificate(
     lonely_shell: Shell, amqp_tls: Authority, protocol: str, version: ssl.TLSVersion
 ) -> None:
-    """`send` without a certificate says that the broker does not accept it, and how to give one; with TLS 1.3, too."""
+    """`send` without a certificate says that the broker does not accept it, and names --tls-cert; with TLS 1.3, too."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(amqp_tls.cert, amqp_tls.key)
     context.load_verify_locations(amqp_tls.client_cert)  # which did not sign the certificate
@@ -57,8 +57,10 @@ def test_a_broker_that_requires_a_client_certificate(
     assert "--tls-cert" in sent.stderr
 
 
-def test_a_broker_without_a_subject_alternative_name(lonely_shell: Shell, amqp_tls: Authority, tmp_path: Path) -> None:
-    """A broker's certificate with the right host name as its common name alone is not trusted."""
+def test_a_certificate_without_a_subject_alternative_name_is_not_trusted(
+    lonely_shell: Shell, amqp_tls: Authority, tmp_path: Path
+) -> None:
+    """If a broker's certificate has the host name only as its common name, `send` exits with 69."""
     new = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", "key"]
     signed = ["-CA", str(amqp_tls.ca), "-CAkey", str(amqp_tls.ca.with_suffix(".key")), "-CAcreateserial"]
     for command in (

@@ -1,4 +1,4 @@
-"""mqtool cheat: recipes that work as they are printed."""
+"""`cheat`: recipes that work as they are printed."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from tests.cli.shell import Shell
 @pytest.mark.parametrize("topic", recipes())
 @pytest.mark.sampled(3)
 def test_recipes_work_and_fit_on_a_screen(shell: Shell, broker: TestBroker, topic: str) -> None:
-    """Each command of a topic succeeds, one after the other; the topic is at most 24 lines of 80 columns."""
+    """Each command that `cheat TOPIC` prints succeeds when run in order; a topic has at most 24 lines of 80 columns."""
     shell.environment |= {"MQTOOL_MANAGEMENT_URL": broker.management, "XDG_CONFIG_HOME": str(shell.directory)}
     printed = shell.run("mqtool", "cheat", topic).stdout
     assert len(printed.splitlines()) <= 24
@@ -28,7 +28,7 @@ def test_recipes_work_and_fit_on_a_screen(shell: Shell, broker: TestBroker, topi
 
 
 def test_topics_are_listed_and_found(lonely_shell: Shell) -> None:
-    """Without a topic all are listed; a mistyped one gets the nearest."""
+    """`cheat` lists all topics; a mistyped topic is a usage error that names the nearest one."""
     listed = lonely_shell.run("mqtool", "cheat").stdout
     assert [line.split()[2] for line in listed.splitlines()] == [*recipes()]
     wrong = lonely_shell.run("mqtool", "cheat", "worker")

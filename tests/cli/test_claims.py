@@ -22,13 +22,13 @@ from tests.mallory import OTHERS, Attack, Scene, attacks, untouched
 EXAMPLES = int(os.environ.get("MQTOOL_EXAMPLES", "100" if IN_CI else "20"))
 
 
+@pytest.mark.timeout(1200)
 def test_an_administrators_command_changes_only_names_of_the_user_who_forged_what_it_reads(
     shell: Shell, broker: TestBroker
 ) -> None:
     """Mallory, who has rights on "^mallory" only, forges arguments and headers; an administrator then types a command.
-
-    Afterwards all queues, exchanges, bindings and messages of others are as before, she could have read none of these
-    messages, and nothing of hers leads to an exchange that she may not write to.
+    Afterwards all queues, exchanges, bindings and messages of others are unchanged, Mallory could have read none of
+    these messages, and nothing of hers leads to an exchange that she may not write to.
     """
     seen: Counter[str] = Counter()
 
@@ -120,7 +120,9 @@ def test_a_plan_on_a_queue_with_another_name_converts_nothing(shell: Shell, brok
 
 @on_any_broker
 def test_a_resumed_conversion_asks_and_shows_the_definition(shell: Shell, broker: TestBroker) -> None:
-    """Without a terminal or --yes nothing changes. Other dead-letter settings also need the queue to be named."""
+    """`queue convert --resume` needs a terminal or --yes; if dead-letter settings change, the queue must be named as
+    well.
+    """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     declare(broker, "mallory")
     declare(
@@ -145,7 +147,7 @@ def publish(broker: TestBroker, exchange: str, key: str, body: str = "forged", *
 
 
 def test_a_forged_x_death_moves_no_message_into_another_queue(shell: Shell, broker: TestBroker) -> None:
-    """It names a queue that does not dead-letter to the queue of the message: it stays, and `dlq redrive` counts it."""
+    """If x-death names a queue that does not dead-letter here, `dlq redrive` leaves the message and counts it."""
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     for queue in ("payroll", "mallory", "mallory.dlq"):
         declare(broker, queue)
@@ -173,7 +175,9 @@ def is_governed(broker: TestBroker, queue: str) -> bool:
 def test_dead_letters_of_an_exchange_return_if_the_broker_published_them_there(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """Queues may dead-letter by an argument or a policy, and set a key. Whoever writes elsewhere forges no origin."""
+    """`dlq redrive` returns dead letters to queues that dead-letter by an argument or a policy, but not where a
+    publisher claims.
+    """
     vhost = broker.vhost
     broker.api("PUT", f"exchanges/{vhost}/graveyard", {"type": "topic", "durable": True})
     declare(broker, "buried")
@@ -205,7 +209,9 @@ def test_dead_letters_of_an_exchange_return_if_the_broker_published_them_there(
 
 @pytest.mark.parametrize("command", ["now", "cancel"])
 def test_a_forged_destination_gets_no_message_before_it_is_due(shell: Shell, broker: TestBroker, command: str) -> None:
-    """A queue's arguments or a message's CC name another queue or exchange: nothing is published there."""
+    """If a queue's arguments or a message's CC name another destination, `delayed now` and `delayed cancel` publish
+    nothing there.
+    """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     for queue in ("payroll", "mallory"):
         declare(broker, queue)
@@ -238,7 +244,9 @@ def test_a_forged_destination_gets_no_message_before_it_is_due(shell: Shell, bro
 
 
 def test_a_program_gets_the_routing_key_that_the_broker_checked(shell: Shell, broker: TestBroker) -> None:
-    """Headers of a publisher change neither MQ_ROUTING_KEY nor MQ_EXCHANGE, nor the original ones of later attempts."""
+    """A publisher's headers cannot change MQ_ROUTING_KEY or MQ_EXCHANGE, nor the original ones that a
+    retry is given.
+    """
     shell.run("mqtool", "exchange", "declare", "logs", "topic")
     shell.run("mqtool", "queue", "declare", "jobs")
     shell.run("mqtool", "exchange", "bind", "logs", "jobs", "#")

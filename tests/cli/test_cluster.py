@@ -1,4 +1,4 @@
-"""Several URLs, and the nodes behind them: a client whose node dies goes on with the next."""
+"""Several URLs for the nodes of a cluster: a client whose node dies connects to the next one."""
 
 import json
 import os
@@ -31,8 +31,8 @@ def shell(tmp_path: Path, nodes: list[Restartable]) -> Iterator[Shell]:
         yield shell
 
 
-def test_a_publisher_goes_on_with_the_next_node(shell: Shell, nodes: list[Restartable]) -> None:
-    """In mid-stream its node is killed: what was not confirmed is confirmed by the other, and so is the rest."""
+def test_a_publisher_moves_to_the_next_node(shell: Shell, nodes: list[Restartable]) -> None:
+    """If the node of `send -l` is killed, the next node confirms the unconfirmed lines and all later ones."""
     sender = shell.start("mqtool", "send", "-l", "-v", stdin=PIPE)
     assert sender.process.stdin is not None
     sender.process.stdin.write(b"one\n")
@@ -48,8 +48,8 @@ def test_a_publisher_goes_on_with_the_next_node(shell: Shell, nodes: list[Restar
     assert shell.run("mqtool", "receive", "--raw", "-c", "2").stdout == "two\nthree\n"
 
 
-def test_consumers_go_on_with_the_next_node(shell: Shell, nodes: list[Restartable]) -> None:
-    """A receiver and a worker whose node is killed get what comes to the other one."""
+def test_consumers_move_to_the_next_node(shell: Shell, nodes: list[Restartable]) -> None:
+    """If their node is killed, `receive` and `worker` get the messages that are published on the next node."""
     receiver = shell.start("mqtool", "receive", "--declare", "--raw", "-q", "lines").wait_until_ready()
     worker = shell.start(
         "mqtool", "worker", "--declare", "--shell", "--exec", "cat >> done", "-q", "tasks"
@@ -67,8 +67,8 @@ def test_consumers_go_on_with_the_next_node(shell: Shell, nodes: list[Restartabl
     assert worker.interrupt().wait().code == 0
 
 
-def test_a_node_that_is_down_from_the_start_is_passed_over(shell: Shell, nodes: list[Restartable]) -> None:
-    """The first that answers is taken, without a word."""
+def test_a_node_that_is_down_is_skipped(shell: Shell, nodes: list[Restartable]) -> None:
+    """If the first node of the URL list is down, `send` uses the next one and prints nothing about it."""
     nodes[0].kill()
     sent = shell.run("mqtool", "send", "hello")
     assert (sent.code, sent.stderr) == (0, " [x] Sent 'hello'\n")
@@ -82,8 +82,10 @@ def home(tmp_path: Path) -> Iterator[Shell]:
         shell.run("mqtool", "broker", "down")
 
 
-def test_a_cluster_of_private_nodes_from_up_to_down(home: Shell, tmp_path: Path) -> None:
-    """Three URLs; a node that was killed is missed, and comes back with `up`; messages outlive it all."""
+def test_a_cluster_of_private_nodes_is_started_used_and_stopped(home: Shell, tmp_path: Path) -> None:
+    """`broker up --cluster` prints three URLs; `status` reports a killed node, `up` starts it again, and messages are
+    kept.
+    """
     own_broker(BrokerKind.NODE)
     up = home.run("mqtool", "broker", "up", "--kind", "node", "--cluster", timeout=300)
     assert up.code == 0, up.stderr

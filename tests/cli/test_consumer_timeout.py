@@ -1,4 +1,4 @@
-"""A worker that takes longer about a message than the broker allows."""
+"""A `worker` whose program runs longer than the broker's consumer timeout."""
 
 import uuid
 from collections.abc import Iterator
@@ -33,8 +33,10 @@ def impatient(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.mark.keeps_messages
-def test_it_is_said_for_what_it_is_and_the_worker_goes_on(impatient: str, lonely_shell: Shell) -> None:
-    """The message comes again, and is done; what the first run of the program did is not acknowledged to anybody."""
+def test_worker_names_the_consumer_timeout_and_continues(impatient: str, lonely_shell: Shell) -> None:
+    """`worker` names the consumer timeout, reopens the channel, and handles the message again when it
+    is redelivered.
+    """
     shell = lonely_shell
     shell.environment["MQTOOL_URL"] = impatient
     shell.run("mqtool", "send", "-q", "jobs", "job")

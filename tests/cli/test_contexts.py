@@ -1,4 +1,4 @@
-"""Contexts: brokers with names, which one a command talks to, and protection from mistakes."""
+"""Contexts: brokers with names, which of them a command uses, and protection from mistakes."""
 
 import json
 import stat
@@ -60,8 +60,10 @@ def staging(shell: Shell, broker: TestBroker) -> Shell:
 
 
 @pytest.mark.parametrize("strongest", PRECEDENCE)
-def test_the_first_that_names_a_broker_wins(home: Shell, strongest: str) -> None:
-    """Option, environment, the context in use, `broker up`, localhost; `broker status` says which and why."""
+def test_options_win_over_the_environment_and_the_context(home: Shell, strongest: str) -> None:
+    """A command uses the first of: option, environment, context in use, `broker up`, localhost. `broker status` says
+    which and why.
+    """
     words, environment = [], {}
     rows = list(PRECEDENCE)
     for row in rows[rows.index(strongest) :]:
@@ -94,7 +96,7 @@ def test_the_status_of_a_broker_that_was_not_started_here(shell: Shell) -> None:
 
 
 def test_a_context_may_come_before_the_command(home: Shell) -> None:
-    """And is an option then: it wins over the environment."""
+    """`mqtool -C NAME send` uses that context, even if MQTOOL_CONTEXT names another one."""
     write_config(home, '[contexts.one]\nurl = "amqp://one.invalid"\n[contexts.two]\nurl = "amqp://two.invalid"\n')
     environment = {"MQTOOL_CONTEXT": "two"}
     assert "'two.invalid'" in home.run("mqtool", "send", "x", environment=environment).stderr
@@ -102,8 +104,8 @@ def test_a_context_may_come_before_the_command(home: Shell) -> None:
     assert "'two.invalid'" in home.run("mqtool", "-C", "one", "send", "x", "-C", "two").stderr
 
 
-def test_commands_use_a_context_for_amqp_the_api_and_names(staging: Shell, broker: TestBroker) -> None:
-    """With its management URL, and not the one in the environment, which belongs to another broker."""
+def test_a_context_applies_to_amqp_the_management_api_and_completion(staging: Shell, broker: TestBroker) -> None:
+    """A context's management URL wins over MQTOOL_MANAGEMENT_URL, which belongs to another broker."""
     staging.environment |= {"MQTOOL_MANAGEMENT_URL": "http://127.0.0.1:1", "MQTOOL_COMPLETION_TIMEOUT": "20s"}
     assert staging.run("mqtool", "send", "-q", "jobs", "x").code == 0
     assert staging.run("mqtool", "-C", "staging", "list", "queues", "name").stdout == "jobs\n"
@@ -112,8 +114,10 @@ def test_commands_use_a_context_for_amqp_the_api_and_names(staging: Shell, broke
     assert ask(staging, "mqtool -C st") == ("staging", "", 0)
 
 
-def test_the_file(home: Shell) -> None:
-    """Only its owner reads it; comments stay, and so does a link to it; passwords are not shown."""
+def test_the_contexts_file_is_private_and_keeps_its_comments(home: Shell) -> None:
+    """Only the owner can read the contexts file; changes keep comments and symbolic links; passwords
+    are not printed.
+    """
     config(home).parent.mkdir()
     config(home).symlink_to(home.directory / "dotfile")
     add = ("mqtool", "context", "add")
@@ -155,8 +159,8 @@ def test_the_file(home: Shell) -> None:
         ('contexts = 1', "line 1: a context is written as [contexts.NAME]"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_in_the_file_is_said_with_its_line(home: Shell, text: str, said: str) -> None:
-    """In one sentence, by whatever command reads it; those that have a URL do not read it."""
+def test_an_error_in_the_contexts_file_is_reported_with_its_line(home: Shell, text: str, said: str) -> None:
+    """Every command that reads the file says what is wrong and in which line; a command with a URL does not read it."""
     write_config(home, text)
     result = home.run("mqtool", "send", "x")
     assert result.code == 2
@@ -166,8 +170,8 @@ def test_what_is_wrong_in_the_file_is_said_with_its_line(home: Shell, text: str,
     assert home.run("mqtool", "send", "x", "-u", "amqp://127.0.0.1:1").code == 69
 
 
-def test_mistakes(home: Shell) -> None:
-    """Each is a usage error that says what to do."""
+def test_mistakes_with_contexts_are_usage_errors(home: Shell) -> None:
+    """A mistyped or misplaced context exits with 2 and a hint that says what to do."""
     assert home.run("mqtool", "context", "add", "staging", "-u", "amqp://a").code == 0
     for words, said in {
         "send x -C stagin": "unknown context 'stagin'\nhint: did you mean 'staging'?",
@@ -188,8 +192,8 @@ def test_mistakes(home: Shell) -> None:
     assert exported.stderr.startswith("mqtool: MQTOOL_CONTEXT: unknown context 'nothing'")
 
 
-def test_edit(home: Shell) -> None:
-    """What the editor saves is taken if it is valid; else nothing changes, and the text is kept."""
+def test_context_edit_saves_only_a_valid_file(home: Shell) -> None:
+    """If the edited file is invalid or the editor fails, `context edit` changes nothing and keeps the edited text."""
     editor = home.directory / "editor"
     editor.write_text('#!/bin/sh\necho "$TEXT" >> "$2"\nexit "$CODE"\n')
     editor.chmod(0o755)
@@ -216,8 +220,10 @@ def test_edit(home: Shell) -> None:
 
 
 @on_any_broker
-def test_a_password_command(shell: Shell, broker: TestBroker) -> None:
-    """Its first line is the password; a shell runs it only if it has to; what fails is said without its output."""
+def test_the_password_is_the_first_line_of_the_password_command(shell: Shell, broker: TestBroker) -> None:
+    """A command of shell syntax runs in a shell, others directly; an error does not show its output. Completion never
+    runs it.
+    """
     del shell.environment["MQTOOL_URL"]
     shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
     (shell.directory / "password").write_text("guest\nurl: example.com\n")
@@ -247,8 +253,8 @@ def test_a_password_command(shell: Shell, broker: TestBroker) -> None:
     assert not (shell.directory / "asked").exists(), "completion asked for the password"
 
 
-def test_every_command_says_what_it_does_to_a_broker() -> None:
-    """Every command has an effect. In a protected context, the effect decides whether the command asks first."""
+def test_every_command_declares_its_effect_on_a_broker() -> None:
+    """The effect decides whether a command asks for a confirmation in a protected context."""
     assert [leaf.words for leaf in leaves(described()) if leaf.effect is None] == []
     assert len(CHANGING) > 30
 
@@ -257,7 +263,7 @@ def test_every_command_says_what_it_does_to_a_broker() -> None:
 def test_a_typed_url_wins_over_a_named_context(
     staging: Shell, broker: TestBroker, embedded: TestBroker, request: pytest.FixtureRequest
 ) -> None:
-    """Also if the environment has the same one: what counts is that it was typed."""
+    """A command with --url uses that broker, even if -C names a context and AMQP_URL has the same URL."""
     other = embedded.with_fresh_vhost(f"other-{time.monotonic_ns()}")
     request.addfinalizer(other.drop_vhost)
     for each in (broker, other):
@@ -269,8 +275,10 @@ def test_a_typed_url_wins_over_a_named_context(
 
 
 @on_any_broker
-def test_a_protected_context_is_named_before_anything_changes(staging: Shell, broker: TestBroker) -> None:
-    """Every command that changes a broker asks. --yes is not enough; --confirm NAME is, for the right name."""
+def test_a_protected_context_asks_before_each_change(staging: Shell, broker: TestBroker) -> None:
+    """Every command that changes the broker asks first; --yes is not enough, and --confirm must give the context's
+    name.
+    """
     staging.run("mqtool", "send", "-q", "jobs", "x")
     staging.run("mqtool", "exchange", "declare", "logs", "fanout", "--confirm", "staging")
     (staging.directory / "new.json").write_text('{"queues": [{"name": "new", "durable": true}]}')
@@ -336,7 +344,7 @@ def test_a_protected_context_is_named_before_anything_changes(staging: Shell, br
 
 @on_any_broker
 def test_a_confirmation_is_for_that_context_only(shell: Shell, broker: TestBroker) -> None:
-    """--confirm prod on another broker is a mistake, and changes nothing."""
+    """`--confirm prod` on a broker that is not that protected context exits with 2, and changes nothing."""
     shell.run("mqtool", "send", "-q", "jobs", "x")
     result = shell.run("mqtool", "queue", "purge", "jobs", "--confirm", "prod")
     assert (result.code, depth(broker, "jobs")) == (2, 1)
@@ -346,8 +354,8 @@ def test_a_confirmation_is_for_that_context_only(shell: Shell, broker: TestBroke
     assert "hint: --confirm NAME" in shell.run("mqtool", "queue", "purge", "jobs", "--yes=prod").stderr
 
 
-def test_the_environment_of_a_context(home: Shell) -> None:
-    """`broker env` of a context, named before or after the command, is about the context's broker."""
+def test_broker_env_prints_the_urls_of_a_context(home: Shell) -> None:
+    """`broker env` prints the URLs of the context named before or after the command."""
     add = ("mqtool", "context", "add", "dev", "-u", "amqp://ann@dev/shop", "--management", "http://dev:8080")
     assert home.run(*add).code == 0
     urls = ("export AMQP_URL=amqp://ann@dev/shop", "export MQTOOL_URL=amqp://ann@dev/shop")
@@ -356,8 +364,8 @@ def test_the_environment_of_a_context(home: Shell) -> None:
     assert home.run("mqtool", "broker", "env", "-C", "dev").stdout == expected
 
 
-def test_the_environment_of_a_broker_names_it_to_all_commands(home: Shell) -> None:
-    """After `eval "$(mqtool broker env -C dev)"`, no command uses another broker that the shell has named before."""
+def test_broker_env_replaces_variables_of_another_broker(home: Shell) -> None:
+    """After `eval "$(mqtool broker env -C dev)"`, no variable names the broker that the shell used before."""
     assert home.run("mqtool", "context", "add", "dev", "-u", "amqp://dev").code == 0
     home.environment |= {"MQTOOL_URL": "amqp://prod", "AMQP_URL": "amqp://prod"}
     home.environment |= {"MQTOOL_MANAGEMENT_URL": "http://prod:15672", "MQTOOL_STREAM_PORT": "5599"}
@@ -373,8 +381,10 @@ def test_the_environment_of_a_broker_names_it_to_all_commands(home: Shell) -> No
         (("context", "add", "there", "--url", "amqp://localhost"), "XDG_CONFIG_HOME"),
     ],
 )
-def test_a_home_that_cannot_be_written_is_named(lonely_shell: Shell, command: tuple[str, ...], variable: str) -> None:
-    """The error says which directory, and the hint which variable names another one; it is no bug in mqtool."""
+def test_a_directory_that_cannot_be_written_is_named(
+    lonely_shell: Shell, command: tuple[str, ...], variable: str
+) -> None:
+    """The error names the directory, and the hint names the variable that selects another one."""
     result = lonely_shell.run("mqtool", *command, environment={variable: "/proc/home"})
     assert "/proc/home" in result.stderr
     assert f"hint: set {variable} to a directory that you can write to" in result.stderr

@@ -1,4 +1,4 @@
-"""Dead letters: found, looked at, brought back, dropped. Nothing else moves."""
+"""Dead letters are listed, shown, redriven and dropped; no other message moves."""
 
 import json
 import re
@@ -27,8 +27,10 @@ def dead(shell: Shell) -> Shell:
 
 
 @pytest.mark.keeps_messages
-def test_show_takes_nothing_and_keeps_the_order(dead: Shell) -> None:
-    """Twice the same: id, reason, attempts, error, body, from the oldest."""
+def test_dlq_show_leaves_the_messages_in_their_order(dead: Shell) -> None:
+    """`dlq show` prints the id, reason, attempts, error and body of each dead letter, oldest first, and the same when
+    repeated.
+    """
     for _ in range(2):
         shown = dead.run("mqtool", "dlq", "show", "jobs").stdout
         lines = shown.splitlines()
@@ -39,8 +41,10 @@ def test_show_takes_nothing_and_keeps_the_order(dead: Shell) -> None:
     assert one["body"] == "two"
 
 
-def test_ls_finds_them_with_their_reasons(dead: Shell, broker: TestBroker) -> None:
-    """Our own, and those of a dead-letter exchange that the broker filled; without the management API, a sentence."""
+def test_dlq_ls_lists_dead_letter_queues_with_reasons(dead: Shell, broker: TestBroker) -> None:
+    """`dlq ls` lists queues that a worker or a dead-letter exchange filled; without the management API, it exits with
+    69.
+    """
     broker.api("PUT", f"exchanges/{broker.vhost}/graveyard", {"type": "fanout", "durable": True})
     broker.api("PUT", f"queues/{broker.vhost}/buried", {"durable": True})
     broker.api("POST", f"bindings/{broker.vhost}/e/graveyard/q/buried", {})
@@ -63,8 +67,8 @@ def test_ls_finds_them_with_their_reasons(dead: Shell, broker: TestBroker) -> No
     assert "no management API answers" in nowhere.stderr
 
 
-def test_an_error_is_broken_between_words(shell: Shell) -> None:
-    """At 80 columns; in a pipe it stays one line."""
+def test_dlq_show_wraps_a_long_error_between_words(shell: Shell) -> None:
+    """On a terminal, `dlq show` wraps an error within 80 columns; in a pipe, it prints one line."""
     shell.run("mqtool", "send", "-q", "jobs", "x")
     error = " ".join(["unreasonable"] * 12)
     shell.run("mqtool", "worker", "-q", "jobs", "-c", "1", "--shell", "--exec", f"echo {error} >&2; exit 65")
@@ -75,8 +79,8 @@ def test_an_error_is_broken_between_words(shell: Shell) -> None:
 
 
 @pytest.mark.keeps_messages
-def test_redrive_brings_one_back_and_nothing_else_moves(dead: Shell, broker: TestBroker) -> None:
-    """By id: it is as it was before it failed, and tried as often again; the others keep their order."""
+def test_redrive_by_id_moves_one_message_back(dead: Shell, broker: TestBroker) -> None:
+    """`dlq redrive --id` returns that message with its attempts reset; the other dead letters keep their order."""
     result = dead.run("mqtool", "dlq", "redrive", "jobs", "--id", "m-two")
     assert "1 moved back from jobs.dlq" in result.stderr
     again = dead.run("mqtool", "worker", "-q", "jobs", "-c", "1", "--shell", "--exec", "cat; echo ,$MQ_ATTEMPT")
@@ -86,8 +90,10 @@ def test_redrive_brings_one_back_and_nothing_else_moves(dead: Shell, broker: Tes
     assert depth(broker, "jobs") == 0
 
 
-def test_a_redrive_believes_no_headers_of_a_publisher(shell: Shell, broker: TestBroker) -> None:
-    """A user who may write to one queue only forges where its dead letters came from: none gets into another queue."""
+def test_redrive_ignores_headers_that_a_publisher_forged(shell: Shell, broker: TestBroker) -> None:
+    """If a publisher forges the headers that say where a dead letter came from, `dlq redrive` moves it to no other
+    queue.
+    """
     shell.run("mqtool", "receive", "-q", "payroll", "--declare", "--idle-timeout", "10ms")
     forged = ("-H", "mqtool-queue=payroll", "-H", "mqtool-reason=rejected")
     shell.run("mqtool", "send", "-q", "orders.dlq", *forged, "written to the dead-letter queue")
@@ -103,8 +109,8 @@ def test_a_redrive_believes_no_headers_of_a_publisher(shell: Shell, broker: Test
 
 
 @on_any_broker
-def test_drop_asks_first(dead: Shell, broker: TestBroker) -> None:
-    """Without a terminal to ask on, only --yes drops."""
+def test_dlq_drop_needs_yes_without_a_terminal(dead: Shell, broker: TestBroker) -> None:
+    """Without a terminal and --yes, `dlq drop` exits with 2 and deletes nothing."""
     assert dead.run("mqtool", "dlq", "drop", "jobs").code == 2
     assert depth(broker, "jobs.dlq") == 3
     assert dead.run("mqtool", "dlq", "drop", "jobs", "--id", "m-one", "--yes").code == 0
@@ -112,8 +118,8 @@ def test_drop_asks_first(dead: Shell, broker: TestBroker) -> None:
 
 
 @pytest.mark.keeps_messages
-def test_what_is_not_dropped_keeps_its_order(shell: Shell) -> None:
-    """Also in a quorum queue, where what comes back does not go to its old place."""
+def test_dlq_drop_keeps_the_order_of_the_others(shell: Shell) -> None:
+    """`dlq drop --id` removes one of 300 messages; the others keep their order, also in a quorum queue."""
     lines = "".join(json.dumps({"body": str(n), "properties": {"message_id": str(n)}}) + "\n" for n in range(300))
     shell.run("mqtool", "send", "-q", "jobs.dlq", "--queue-type", "quorum", "--json", stdin=lines)
     assert "1 dropped" in shell.run("mqtool", "dlq", "drop", "jobs", "--id", "7", "--yes").stderr
@@ -122,8 +128,10 @@ def test_what_is_not_dropped_keeps_its_order(shell: Shell) -> None:
 
 
 @pytest.mark.keeps_messages
-def test_a_redrive_that_is_killed_loses_nothing(shell: Shell, broker: TestBroker) -> None:
-    """kill -9 half-way; a second run finishes. Each is back at least once, up to 100 twice, with the same id."""
+def test_a_killed_redrive_loses_nothing(shell: Shell, broker: TestBroker) -> None:
+    """After kill -9 of `dlq redrive`, a second run moves the rest. At most 100 messages come twice,
+    with the same id.
+    """
     count = 3_000
     shell.run("mqtool", "send", "-q", "jobs", "x")
     shell.run("mqtool", "receive", "-q", "jobs", "-c", "1")
@@ -148,8 +156,8 @@ def test_a_redrive_that_is_killed_loses_nothing(shell: Shell, broker: TestBroker
 
 
 @on_any_broker
-def test_reconcile_says_what_is_missing_doubled_and_reordered(shell: Shell) -> None:
-    """By message id; exit 3 if any is missing."""
+def test_reconcile_reports_missing_doubled_and_reordered_messages(shell: Shell) -> None:
+    """`recording reconcile` compares message ids, and exits with 3 if any is missing."""
 
     def lines(*ids: str) -> str:
         return "".join(json.dumps({"body": "", "properties": {"message_id": name}}) + "\n" for name in ids)
@@ -173,7 +181,7 @@ def test_reconcile_says_what_is_missing_doubled_and_reordered(shell: Shell) -> N
     assert json.loads(compared.stdout)["missing"] == ["b", "c", "d"]
 
 
-def test_another_brokers_management_api_is_not_asked(lonely_shell: Shell) -> None:
+def test_dlq_ls_does_not_use_the_management_api_of_another_broker(lonely_shell: Shell) -> None:
     """`dlq ls` fails with 69 if it cannot find this broker's management API, even if another broker's is there."""
     with EmbeddedBroker(management_port=0) as broker:  # at a port where no command looks
         listed = lonely_shell.run("mqtool", "dlq", "ls", "-u", broker.url)
@@ -183,8 +191,8 @@ def test_another_brokers_management_api_is_not_asked(lonely_shell: Shell) -> Non
 
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
-def test_what_expires_or_is_too_much_becomes_a_dead_letter(shell: Shell, queue_type: str) -> None:
-    """--ttl, --max-length and --dead-letter-exchange, as the queue is declared."""
+def test_expired_and_surplus_messages_are_dead_lettered(shell: Shell, queue_type: str) -> None:
+    """A queue that `send` declares with --ttl, --max-length and --dead-letter-exchange dead-letters such messages."""
     dead = shell.start("mqtool", "receive", "--declare", "-q", "q.dlq", "-c", "3", "-F", "%b").wait_until_ready()
     limits = ["--ttl", "1s", "--max-length", "2", "--dead-letter-exchange", ""]
     for body in ("first", "second", "third"):
@@ -200,8 +208,10 @@ def like(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shell]:
 
 
 @pytest.mark.sampled(1)
-def test_redrives_are_counted_on_any_version(like: Shell) -> None:
-    """A message that the broker dead-letters again and again, and attempts of a worker: neither relies on x-death."""
+def test_redrives_and_attempts_are_counted_without_x_death(like: Shell) -> None:
+    """`dlq show` counts redrives, and `worker` attempts, on every RabbitMQ version, though 4.0 ignores a published
+    x-death.
+    """
     like.run("mqtool", "queue", "declare", "jobs.dlq", "--queue-type", "classic")
     like.run("mqtool", "queue", "declare", "jobs", "--dead-letter-exchange", "", "--ttl", "1ms")
     like.run("mqtool", "send", "-q", "jobs", "--no-declare", "x")

@@ -1,4 +1,4 @@
-"""mqtool definitions export, diff, import, convert; and what doctor finds in a definitions file."""
+"""`definitions export`, `diff`, `import` and `convert`, and what `doctor` finds in a definitions file."""
 
 import base64
 import json
@@ -40,8 +40,10 @@ def actions(result: Result) -> set[tuple[str, str, str]]:
     return {(each["action"], each["kind"], each["item"].get("name") or each["item"]["routing_key"]) for each in changes}
 
 
-def test_what_was_exported_can_be_imported(admin: Shell) -> None:
-    """diff shows what is missing and exits 3, --dry-run changes nothing, and after the import nothing differs."""
+def test_exported_definitions_can_be_imported(admin: Shell) -> None:
+    """`diff` lists what is missing and exits with 3; `import --dry-run` changes nothing; after `import`, nothing
+    differs.
+    """
     assert run(admin, "diff file").code == 0
     for line in ("queue delete jobs --yes", "exchange delete logs --yes"):
         admin.run("mqtool", *line.split())
@@ -60,8 +62,10 @@ def test_what_was_exported_can_be_imported(admin: Shell) -> None:
     assert run(admin, "import file").stderr == "imported 0 of 0 differences\n"
 
 
-def test_what_an_import_cannot_change(admin: Shell) -> None:
-    """A queue with other settings stays, with its messages, and so does what only the broker has; the rest comes."""
+def test_import_keeps_queues_that_differ(admin: Shell) -> None:
+    """A queue with other settings stays as it is, and `import` exits with 3; everything else in the
+    file is imported.
+    """
     file = admin.directory / "file"
     contents = json.loads(file.read_text())
     jobs, old = {"name": "jobs", "arguments": {"x-queue-type": "quorum"}}, {"name": "old"}  # a classic one, as it is
@@ -80,8 +84,8 @@ def test_what_an_import_cannot_change(admin: Shell) -> None:
 
 
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
-def test_the_format_is_rabbitmqs_own(admin: Shell, broker: TestBroker) -> None:
-    """It takes ours; we take its file of one virtual host, and that of the whole broker; policies are changed."""
+def test_definitions_files_are_exchanged_with_rabbitmq(admin: Shell, broker: TestBroker) -> None:
+    """RabbitMQ loads a file of mqtool; mqtool reads RabbitMQ's file of one virtual host or of the whole broker."""
     policy = ("mqtool", "policy", "set", "p", "--pattern", "^jobs", "--definition")
     admin.run(*policy, '{"max-length": 5}')
     for name, path in (("one", f"definitions/{broker.vhost}"), ("all", "definitions")):
@@ -116,8 +120,10 @@ def test_the_format_is_rabbitmqs_own(admin: Shell, broker: TestBroker) -> None:
         ('{"queues": [{"name": "a", "vhost": "b"}]}', "- has nothing for vhost '/', only for 'b'"),
     ],
 )
-def test_a_bad_file(lonely_shell: Shell, text: str, says: str) -> None:
-    """One sentence, before any broker is asked."""
+def test_an_invalid_definitions_file_is_named_before_a_broker_is_asked(
+    lonely_shell: Shell, text: str, says: str
+) -> None:
+    """`definitions diff` says in one sentence what is wrong with the file, and exits with 65."""
     wrong = lonely_shell.run("mqtool", "definitions", "diff", "-", stdin=text)
     assert wrong.code == 65
     assert says in wrong.stderr
@@ -180,8 +186,12 @@ def old(lonely_shell: Shell) -> Shell:
 
 
 @pytest.mark.parametrize(("pattern", "matches"), [("^(a+)+$", False), ("^(?!b)(a+)b$", True), ("(", False)])
-def test_no_policys_pattern_blocks_a_command(lonely_shell: Shell, pattern: str, matches: bool) -> None:
-    """Neither one for which Python's engine would try every way to split the name, nor one that is not valid."""
+def test_an_expensive_or_invalid_policy_pattern_blocks_no_command(
+    lonely_shell: Shell, pattern: str, matches: bool
+) -> None:
+    """`definitions convert` applies a pattern that would backtrack for ever in Python, and skips one
+    that is not valid.
+    """
     document = {
         "vhosts": [{"name": "/"}],
         "policies": [
@@ -196,8 +206,10 @@ def test_no_policys_pattern_blocks_a_command(lonely_shell: Shell, pattern: str, 
     assert ("mirrors" in by_name(json.loads(converted.stdout)["policies"])) is matches
 
 
-def test_definitions_are_converted_for_rabbitmq_4(old: Shell) -> None:
-    """What 4.3 refuses is changed and told, what needs a decision is left to the user, all else stays as it was."""
+def test_convert_changes_what_rabbitmq_4_refuses(old: Shell) -> None:
+    """`definitions convert --to 4.3` changes what 4.3 refuses, names each change, leaves decisions to the user, and
+    keeps the rest.
+    """
     converted = run(old, "convert old.json --to 4.3")
     assert converted.code == 3
     assert converted.stderr.endswith("mqtool: 4 open decisions\n")
@@ -234,8 +246,10 @@ def test_definitions_are_converted_for_rabbitmq_4(old: Shell) -> None:
     assert by_name(only_to_4_0["queues"])["events"] == by_name(OLD["queues"])["events"]
 
 
-def test_delayed_exchanges_are_given_to_a_relay(old: Shell, tmp_path: Path) -> None:
-    """With the bindings that they had: a message that any client publishes with x-delay comes when it is due."""
+def test_a_converted_delayed_exchange_works_with_a_relay(old: Shell, tmp_path: Path) -> None:
+    """After `convert --delayed relay`, a message with x-delay is delayed by `delayed relay` and follows the old
+    bindings.
+    """
     (old.directory / "shop.json").write_text(json.dumps(of_shop(OLD)))  # as for one virtual host, without its name
     (tmp_path / "new.json").write_text(run(old, "convert shop.json --to 4.3 --mirrored quorum --delayed relay").stdout)
     with EmbeddedBroker(management_port=0, like="4.3", definitions=tmp_path / "new.json") as broker:
@@ -247,8 +261,10 @@ def test_delayed_exchanges_are_given_to_a_relay(old: Shell, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("like", ["4.3", "4.3.5"])
-def test_converted_definitions_are_imported(old: Shell, like: str) -> None:
-    """The old ones are refused; of the new ones nothing is lost, and the decisions were followed."""
+def test_a_broker_like_4_3_imports_converted_definitions(old: Shell, like: str) -> None:
+    """The embedded broker like 4.3 refuses the old file and loads the converted one, without losing a
+    queue or binding.
+    """
     converted = run(old, "convert old.json --to 4.3 --mirrored quorum --delayed plain")
     assert "mqtool: 2 open decisions\n" in converted.stderr  # a queue with priorities; a key that is too complex
     new = json.loads(converted.stdout)
@@ -266,7 +282,7 @@ def test_converted_definitions_are_imported(old: Shell, like: str) -> None:
 
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 def test_rabbitmq_imports_converted_definitions(old: Shell, broker: TestBroker) -> None:
-    """As above, by RabbitMQ 4.3: no queue is lost, and none gets another type."""
+    """RabbitMQ 4.3 refuses the old file and loads the converted one: no queue is lost, and none gets another type."""
     if not broker.differs_since("4.3", "it refuses the old definitions"):
         pytest.skip("this RabbitMQ takes them as they are, or has the plugin for delays")
     with pytest.raises(OSError, match="HTTP Error 400"):
@@ -308,7 +324,9 @@ def api(broker: EmbeddedBroker, path: str, body: Any = None) -> Any:
 
 
 def test_doctor_reads_a_definitions_file_without_a_broker(old: Shell) -> None:
-    """CI needs no broker: exit 3, each finding with its line; nothing is refused in what was converted."""
+    """`doctor FILE --upgrade` needs no broker, names each problem with its line, and exits with 3; a converted file has
+    none.
+    """
     old.environment["MQTOOL_MANAGEMENT_URL"] = old.environment["MQTOOL_URL"] = "amqp://127.0.0.1:1"
     lines = (old.directory / "old.json").read_text().splitlines()
 
@@ -347,8 +365,10 @@ def test_doctor_reads_a_definitions_file_without_a_broker(old: Shell) -> None:
 
 @on_any_broker
 @pytest.mark.parametrize("kind", ["queues", "exchanges"])
-def test_half_a_character_in_a_name_is_not_imported(admin: Shell, kind: str) -> None:
-    """`definitions import` warns of it, goes on, and exits with 3: JSON can contain a surrogate, but UTF-8 cannot."""
+def test_a_name_that_is_not_unicode_is_not_imported(admin: Shell, kind: str) -> None:
+    """JSON can contain half of a surrogate pair, UTF-8 cannot: `definitions import` warns, goes on, and
+    exits with 3.
+    """
     each = {"name": "\ud800", "type": "direct", "durable": True, "auto_delete": False, "arguments": {}}
     (admin.directory / "bad.json").write_text(json.dumps({kind: [each]}))
     result = admin.run("mqtool", "definitions", "import", "bad.json", "--yes")

@@ -1,4 +1,6 @@
-"""Messages of any client are delayed without the plugin, and none is lost when relays or the broker are killed."""
+"""`delayed relay` delays the messages of any client without the plugin; none is lost when relays or the broker are
+killed.
+"""
 
 import json
 import re
@@ -63,10 +65,9 @@ def received(shell: Shell, count: int, patience: float = PATIENCE) -> list[Any]:
 
 
 @pytest.mark.keeps_messages
-def test_messages_of_any_client(shell: Shell, broker: TestBroker) -> None:
-    """As with the plugin: a delay in any type of number or as text; none, 0, less, or no number at all goes on at once.
-
-    They are routed by their keys when they are due, never early, with all that they had.
+def test_relay_delays_the_messages_of_any_client(shell: Shell, broker: TestBroker) -> None:
+    """As with the plugin, x-delay may be any type of number or text; a message without a positive number is forwarded
+    at once. Messages are routed by their keys when due, never early, and keep their properties and headers.
     """
     running = relay(shell, "--type", "topic")
     receiver = shell.start("mqtool", "receive", "-q", "jobs", "-c", "8", "--json").wait_until_ready()
@@ -94,8 +95,8 @@ def test_messages_of_any_client(shell: Shell, broker: TestBroker) -> None:
 
 
 @on_any_broker
-def test_delays_begin_at_the_brokers_timestamp(shell: Shell, broker: TestBroker) -> None:
-    """A message that waited for a relay for an hour is not delayed by another hour; no timestamp, no difference."""
+def test_relay_by_timestamps_counts_the_delay_from_publishing(shell: Shell, broker: TestBroker) -> None:
+    """With --by-timestamps, a message that waited an hour for a relay is not delayed by another hour."""
     running = relay(shell, "--type", "topic", "--by-timestamps")
     now = int(time.time() * 1000)
     headers: list[dict[str, Any]] = [
@@ -112,8 +113,8 @@ def test_delays_begin_at_the_brokers_timestamp(shell: Shell, broker: TestBroker)
 
 
 @pytest.mark.keeps_messages
-def test_relays_are_killed(shell: Shell, broker: TestBroker) -> None:
-    """Several run, each is killed in the middle of its work, and another one goes on: no message is lost."""
+def test_a_killed_relay_loses_no_message(shell: Shell, broker: TestBroker) -> None:
+    """While several relays run, each is killed in turn, and another one continues: no message is lost."""
     count = 600
     first, second = relay(shell, "--type", "topic"), relay(shell)
     publish(broker.url, [25 * (number % 20) for number in range(count)])
@@ -131,11 +132,10 @@ def test_relays_are_killed(shell: Shell, broker: TestBroker) -> None:
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
-def test_the_broker_is_killed(lonely_shell: Shell, kind: BrokerKind) -> None:
-    """While messages wait and others are relayed: confirmed ones arrive, and the relay goes on by itself.
-
-    RabbitMQ then has no leader for a wait queue that it has just declared, and may have none for ever. A message that
-    is due while RabbitMQ is down or starting may be three minutes late for each of its wait queues.
+def test_relay_continues_after_the_broker_was_killed(lonely_shell: Shell, kind: BrokerKind) -> None:
+    """After kill -9 of the broker, confirmed messages arrive, and the relay continues by itself. RabbitMQ then has no
+    leader for a wait queue that it has just declared, and may never have one. A message that is due while RabbitMQ is
+    down or starting may be three minutes late for each of its wait queues.
     """
     own_broker(kind)
     shell, delayed, at_once = lonely_shell, 200, 400
@@ -176,8 +176,8 @@ def has_saved_its_queues(node: Restartable) -> bool:
 
 
 @on_any_broker
-def test_wait_queues_without_a_leader(broker: TestBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Others are used instead, and nobody waits until it is known that they have none; it is said once for each."""
+def test_relay_avoids_wait_queues_without_a_leader(broker: TestBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If wait queues have no leader, the relay uses others without waiting for each, and warns once for each queue."""
     dead = re.compile(r"delay\.(\d\d|1\d\d|200)ms$")
     known, warnings, counts, told = threading.Event(), list[str](), Counter[str](), set[str]()
 
@@ -213,8 +213,8 @@ def test_wait_queues_without_a_leader(broker: TestBroker, monkeypatch: pytest.Mo
     assert all(depth(broker, queue) == 0 for queue in told)
 
 
-def test_what_waits_is_known(shell: Shell, broker: TestBroker) -> None:
-    """`delayed` lists, cancels and delivers what waits for its time, and what waits for a relay."""
+def test_delayed_commands_see_messages_that_a_relay_holds(shell: Shell, broker: TestBroker) -> None:
+    """`delayed ls`, `cancel` and `now` include messages that wait for their time or for a relay."""
     running = relay(shell, "--type", "topic")
 
     def delayed(*words: str) -> str:
@@ -241,8 +241,10 @@ def test_what_waits_is_known(shell: Shell, broker: TestBroker) -> None:
 
 
 @on_any_broker
-def test_another_exchange_for_due_messages(shell: Shell, broker: TestBroker) -> None:
-    """An exchange that exists keeps its bindings; queues that are bound before the relay are told."""
+def test_relay_publishes_due_messages_to_another_exchange(shell: Shell, broker: TestBroker) -> None:
+    """With --to, an existing exchange keeps its bindings; the relay warns of queues bound directly to
+    its own exchange.
+    """
     shell.run("mqtool", "queue", "declare", "jobs")
     shell.run("mqtool", "exchange", "declare", "events", "topic")
     shell.run("mqtool", "exchange", "bind", "events", "jobs", "jobs.#")
@@ -264,8 +266,10 @@ def test_another_exchange_for_due_messages(shell: Shell, broker: TestBroker) -> 
 
 
 @on_any_broker
-def test_leave_the_plugin(shell: Shell, broker: TestBroker) -> None:
-    """The plugin delivers what it has, the relay what is published to its exchange: each message comes once."""
+def test_relay_replaces_the_plugin_without_doubling_messages(shell: Shell, broker: TestBroker) -> None:
+    """The plugin delivers the messages that it holds, and the relay those published to its exchange:
+    each comes once.
+    """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     old = Exchange("old", DELAYED, durable=True, arguments={"x-delayed-type": "topic"})
     with Connection(parse_addresses(broker.url)) as connection:

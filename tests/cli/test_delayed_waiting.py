@@ -1,4 +1,4 @@
-"""What waits at the broker: listed, shown, cancelled, delivered before it is due."""
+"""`delayed`: messages that wait at the broker are listed, shown, cancelled, or delivered before they are due."""
 
 import json
 from typing import Any
@@ -41,8 +41,10 @@ def waiting(shell: Shell, broker: TestBroker) -> Waiting:
     return Waiting(shell, broker)
 
 
-def test_ls_and_show(waiting: Waiting) -> None:
-    """How many, where to and how long; each with its body and when it is due; retries as well. Nothing is taken."""
+def test_delayed_ls_and_show_list_waiting_messages(waiting: Waiting) -> None:
+    """`delayed ls` counts waiting messages by destination, `show` prints each; both include retries and
+    take nothing.
+    """
     waiting.shell.run("mqtool", "send", "-r", "jobs", "--property", "message-id=m-5", "fails")
     failing = ("mqtool", "worker", "-q", "jobs", "-c", "1", "--backoff", "2m", "--exec", "false")
     assert waiting.shell.run(*failing).code == 1
@@ -71,8 +73,8 @@ def test_ls_and_show(waiting: Waiting) -> None:
     assert "mqtool-then" not in in_two_queues["headers"]
 
 
-def test_cancel(waiting: Waiting) -> None:
-    """By id, or by a condition; the others go on waiting. Without --yes, nothing is deleted."""
+def test_delayed_cancel_deletes_the_chosen_messages(waiting: Waiting) -> None:
+    """`delayed cancel` deletes by id or condition, only with --yes; the other messages keep waiting."""
     waiting.run("cancel", "m-1", code=2)
     waiting.run("cancel", "--yes", code=2)
     assert "1 cancelled" in waiting.run("cancel", "m-1", "--yes").stderr
@@ -82,8 +84,10 @@ def test_cancel(waiting: Waiting) -> None:
     assert waiting.shown() == ["m-4"]
 
 
-def test_now(waiting: Waiting) -> None:
-    """It arrives as if it had been due: through its exchange, with its key; and does not come again, or expire."""
+def test_delayed_now_delivers_before_the_time(waiting: Waiting) -> None:
+    """`delayed now` publishes a message to its exchange with its key; it does not arrive a second time, and does not
+    expire.
+    """
     assert "2 delivered" in waiting.run("now", "m-4", "m-2").stderr
     assert sorted(waiting.shown()) == ["m-1", "m-3"]
     wait_until(lambda: depth(waiting.broker, "errors") == 1, "the log message")
@@ -94,16 +98,16 @@ def test_now(waiting: Waiting) -> None:
     assert waiting.shell.run("mqtool", "receive", "-q", "jobs", "-c", "1", "--raw").stdout == "body of m-2\n"
 
 
-def test_what_is_not_taken_goes_on_waiting(waiting: Waiting) -> None:
-    """Its queue is gone: it is not lost with an early delivery."""
+def test_delayed_now_keeps_a_message_that_no_queue_takes(waiting: Waiting) -> None:
+    """If the queue no longer exists, `delayed now` exits with 75, and the message keeps waiting."""
     waiting.shell.run("mqtool", "queue", "delete", "jobs", "--yes")
     assert "'jobs' did not take message m-1" in waiting.run("now", "m-1", code=75).stderr
     assert waiting.shown("jobs") == ["m-1", "m-2", "m-3"]
 
 
 @pytest.mark.parametrize("broker", ["embedded"], indirect=True)
-def test_the_plugin_shows_a_number(shell: Shell, broker: TestBroker) -> None:
-    """And no message; it says so."""
+def test_delayed_ls_only_counts_messages_in_the_plugin(shell: Shell, broker: TestBroker) -> None:
+    """The plugin reveals only the number of its messages: `delayed ls` prints it, and `delayed show` says so."""
     shell.run("mqtool", "send-delayed", "--delay", "1h", "later")
     found = shell.run("mqtool", "delayed", "ls", "--management", broker.management)
     assert found.stdout.split("\t")[1:4] == ["plugin", "", "1"]

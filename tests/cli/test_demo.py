@@ -1,4 +1,4 @@
-"""What a person sees who types `make demo`."""
+"""`make demo`: tutorials, and a real log file sent through an exchange."""
 
 import sys
 from pathlib import Path
@@ -26,7 +26,9 @@ def left_behind(broker: TestBroker) -> list[str]:
 
 @large
 def test_a_real_log_comes_out_whole_and_in_parts(shell: Shell, broker: TestBroker, tmp_path: Path) -> None:
-    """The parts make up the whole, byte for byte, and nothing is left on the broker."""
+    """One receiver gets the whole log byte for byte, the others its parts, which add up; no queue is left on the
+    broker.
+    """
     log = tmp_path / "dpkg.log"
     actions = [f"{action} package{n}:all" for n in range(300) for action in ("install", "status unpacked", "configure")]
     lines = [f"2026-01-31 12:00:00 {action} 1.0" for action in [*actions, "startup packages", "no-\udcff-match"]]
@@ -46,8 +48,8 @@ def test_a_real_log_comes_out_whole_and_in_parts(shell: Shell, broker: TestBroke
 
 @on_any_broker
 @large
-def test_an_incident_is_played_again_on_a_broker_of_its_own(shell: Shell, broker: TestBroker) -> None:
-    """It fails where it happened, and again from a scrubbed recording; nothing is left behind."""
+def test_the_incident_is_replayed_on_a_broker_of_its_own(shell: Shell, broker: TestBroker) -> None:
+    """The incident fails again from the recording and from a scrubbed one; no queue is left on the broker."""
     result = shell.run(*TUTORIALS, "incident", timeout=PATIENCE)
 
     assert (result.code, result.stderr) == (0, "")
@@ -56,8 +58,8 @@ def test_an_incident_is_played_again_on_a_broker_of_its_own(shell: Shell, broker
 
 
 @on_any_broker
-def test_messages_of_an_earlier_use_do_not_disturb_it(shell: Shell) -> None:
-    """What is in the tutorial's queue is left alone; what an earlier demonstration left is not shown."""
+def test_existing_messages_do_not_disturb_the_demo(shell: Shell) -> None:
+    """Messages in the tutorial's queue stay there, and those of an earlier demonstration are not shown."""
     shell.run("mqtool", "send", "mine")
     shell.run("mqtool", "send", "-q", "demo.hello", "stale")
 
@@ -70,8 +72,8 @@ def test_messages_of_an_earlier_use_do_not_disturb_it(shell: Shell) -> None:
 
 
 @on_any_broker
-def test_a_log_that_is_not_there_is_said_at_once(shell: Shell) -> None:
-    """Before anything is played, in a sentence that names it."""
+def test_a_missing_log_file_is_named_at_once(shell: Shell) -> None:
+    """If the log file does not exist, the demonstration names it and exits with 1 before it plays anything."""
     result = run_real_log(shell, "/no/such/log")
 
     assert result.code == 1
@@ -81,8 +83,8 @@ def test_a_log_that_is_not_there_is_said_at_once(shell: Shell) -> None:
 
 @on_any_broker
 @large
-def test_a_wrong_result_fails_loudly(shell: Shell, broker: TestBroker, tmp_path: Path) -> None:
-    """Here somebody overwrites the log once its receivers are chosen: it says what was expected and what came."""
+def test_the_demo_fails_if_the_log_changes(shell: Shell, broker: TestBroker, tmp_path: Path) -> None:
+    """If the log file changes during the demonstration, it exits with 1 and says what was expected and what came."""
     log = tmp_path / "app.log"
     log.write_text("INFO one\nWARN two\n")
     shell.environment["PYTHONPATH"] = str(ROOT)
@@ -97,8 +99,8 @@ def test_a_wrong_result_fails_loudly(shell: Shell, broker: TestBroker, tmp_path:
     assert left_behind(broker) == []
 
 
-def test_an_unreachable_broker_that_was_named_is_an_error(lonely_shell: Shell) -> None:
-    """No other broker is started instead: that would not be what the user asked to be shown."""
+def test_the_demo_starts_no_broker_if_mqtool_url_names_one(lonely_shell: Shell) -> None:
+    """If MQTOOL_URL names a broker that does not answer, the demonstration exits with 69."""
     result = lonely_shell.run(*TUTORIALS, "hello-world", environment={"MQTOOL_URL": "amqp://127.0.0.1:1"})
 
     assert result.code == 69
@@ -106,8 +108,8 @@ def test_an_unreachable_broker_that_was_named_is_an_error(lonely_shell: Shell) -
 
 
 @on_any_broker
-def test_ctrl_c_ends_everything_that_was_started(shell: Shell, broker: TestBroker) -> None:
-    """In the middle of a long task: exit 130, no process goes on, and no queue is left."""
+def test_ctrl_c_ends_all_commands_of_the_demo(shell: Shell, broker: TestBroker) -> None:
+    """Ctrl-C during a long task exits with 130, ends every process, and leaves no queue behind."""
     running = shell.start(*TUTORIALS, "work-queues", ready=False).wait_for_stdout("Received long..")
 
     running.interrupt()
@@ -118,8 +120,8 @@ def test_ctrl_c_ends_everything_that_was_started(shell: Shell, broker: TestBroke
     assert left_behind(broker) == []
 
 
-def test_make_tells_its_targets(lonely_shell: Shell) -> None:
-    """Each once: of two recipes for one target, make warns on stderr and forgets the first."""
+def test_make_help_lists_each_target_once(lonely_shell: Shell) -> None:
+    """`make help` lists each target once and prints no warning about two recipes for one target."""
     told = lonely_shell.run("make", "-C", str(ROOT), "help")
     assert (told.code, told.stderr) == (0, "")
     targets = [line.split()[1] for line in told.stdout.splitlines() if line.startswith("  make ")]

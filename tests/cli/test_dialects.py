@@ -67,8 +67,8 @@ RECEIVERS = {
 @on_any_broker
 @pytest.mark.parametrize(("dialect", "command"), SPOKEN)
 @pytest.mark.sampled(12)
-def test_lines(shell: Shell, dialect: str, command: str) -> None:
-    """Each dialect's commands print the lines of its scripts: those of Go on stderr, the others on stdout."""
+def test_each_dialect_prints_the_lines_of_its_scripts(shell: Shell, dialect: str, command: str) -> None:
+    """With --dialect, each command prints the lines of that dialect's script: Go's on stderr, the others on stdout."""
     sent, received = SPOKEN[dialect, command]
     [receive] = [whose for sender, whose in RECEIVERS.items() if command.startswith(sender)]
     receiver = shell.start("mqtool", *receive.split(), "--dialect", dialect, "-c", "1").wait_until_ready()
@@ -96,8 +96,8 @@ def of_script(result: Result, dialect: str) -> list[str]:
     ("words", "key"),
     [([], "nil.nil"), (["kern.critical", "A"], "nil.nil"), (["kern", "critical", "A"], "kern.critical")],
 )
-def test_the_key_of_the_articles_topics(shell: Shell, words: list[str], key: str) -> None:
-    """Its scripts make the routing key of the first two words, if another follows."""
+def test_go_article_makes_the_routing_key_of_two_words(shell: Shell, words: list[str], key: str) -> None:
+    """`emit-log topic --dialect go-article` joins the first two words as the routing key, if a third one follows."""
     arguments = ("topic", "#", "--dialect", "go-article", "-c", "1", "-F", "%r")
     receiver = shell.start("mqtool", "receive-log", *arguments).wait_until_ready()
     assert shell.run("mqtool", "emit-log", "topic", *words, "--dialect", "go-article").code == 0
@@ -108,8 +108,8 @@ def test_the_key_of_the_articles_topics(shell: Shell, words: list[str], key: str
 @pytest.mark.parametrize(
     ("words", "key"), [([], "info"), (["kern.critical", "disk", "full"], "kern.critical"), (["cron"], "cron")]
 )
-def test_the_key_of_the_second_articles_topics(shell: Shell, words: list[str], key: str) -> None:
-    """The scripts of go-article-2 take the first word as the routing key, and without a word `info`."""
+def test_go_article_2_takes_the_first_word_as_the_routing_key(shell: Shell, words: list[str], key: str) -> None:
+    """`emit-log topic --dialect go-article-2` uses the first word as the routing key, and `info` without any word."""
     arguments = ("topic", "#", "--dialect", "go-article-2", "-c", "1", "-F", "%r %b")
     receiver = shell.start("mqtool", "receive-log", *arguments).wait_until_ready()
     assert shell.run("mqtool", "emit-log", "topic", *words, "--dialect", "go-article-2").code == 0
@@ -129,7 +129,7 @@ def test_the_key_of_the_second_articles_topics(shell: Shell, words: list[str], k
 )
 @on_any_broker
 def test_a_named_queue_has_the_settings_of_the_dialect(shell: Shell, command: str, settings: str) -> None:
-    """A name that the dialect's scripts use is declared as they declare it, by whichever command."""
+    """Each command declares a queue name that the dialect's scripts use with the settings of those scripts."""
     assert shell.run("mqtool", *command.split()).code == 0
     name, durable = settings.split()
     assert shell.run("mqtool", "list", "queues", "name", "durable", "type").stdout.split()[-3:] == [
@@ -140,8 +140,10 @@ def test_a_named_queue_has_the_settings_of_the_dialect(shell: Shell, command: st
 
 
 @on_any_broker
-def test_a_new_transient_queue_of_ones_own_names_the_switch_for_a_durable_one(shell: Shell) -> None:
-    """A dialect does not know whether a script of one's own has durable=True. With the switch, nothing is said."""
+def test_a_dialect_says_that_a_new_queue_is_transient(shell: Shell) -> None:
+    """With a dialect, a new queue of another name is transient; on a terminal, `send` says so once and
+    names --durable.
+    """
     send = ("mqtool", "send", "x", "--dialect", "go-classic", "-q")
     said = "it is transient, as in --dialect go-classic; for a durable queue, add --durable"
     assert said in on_terminal(shell, *send, "mine").stdout
@@ -151,8 +153,8 @@ def test_a_new_transient_queue_of_ones_own_names_the_switch_for_a_durable_one(sh
 
 
 @on_any_broker
-def test_options_that_choose_how_to_print_win_over_a_dialect(shell: Shell) -> None:
-    """With --raw or -o, messages go to stdout or to the file, and the script's other lines to stderr."""
+def test_raw_and_output_win_over_a_dialect(shell: Shell) -> None:
+    """With --raw or -o, messages go to stdout or to the file, and the script's other lines go to stderr."""
     shell.run("mqtool", "send", "-l", "--dialect", "go-classic", stdin="one\ntwo\n")
     raw = shell.run("mqtool", "receive", "--raw", "-c", "1", "--dialect", "go-classic")
     assert (raw.stdout, raw.stderr) == ("one\n", " [*] Waiting for messages. To exit press CTRL+C\n")
@@ -162,7 +164,7 @@ def test_options_that_choose_how_to_print_win_over_a_dialect(shell: Shell) -> No
 
 @on_any_broker
 def test_without_a_dialect_only_messages_go_to_stdout(shell: Shell) -> None:
-    """What a script does with --dialect is not done without it: a pipe or a file contains only data."""
+    """Without --dialect, notices and errors go to stderr, so that a pipe or a file contains only messages."""
     missing = shell.run("mqtool", "receive-log", "direct")
     assert (missing.stdout, missing.code) == ("", 2)
     assert missing.stderr.startswith(
@@ -174,8 +176,8 @@ def test_without_a_dialect_only_messages_go_to_stdout(shell: Shell) -> None:
 
 @on_any_broker
 @pytest.mark.parametrize("dialect", ["python-classic", "go-article"])
-def test_data_is_not_touched(shell: Shell, dialect: str) -> None:
-    """--raw prints bodies as they are, and input is sent as it is, whatever the dialect's lines."""
+def test_a_dialect_does_not_change_raw_data(shell: Shell, dialect: str) -> None:
+    """--raw prints bodies as they are, and -l sends lines as they are, whatever the dialect."""
     receiver = shell.start("mqtool", "receive-log", "topic", "#", "--raw", "-c", "2", "--dialect", dialect)
     receiver.wait_until_ready()
     sent = shell.run("mqtool", "emit-log", "topic", "a.b", "-l", "--dialect", dialect, stdin=b"one\n\xfftwo\n")
@@ -190,8 +192,8 @@ def test_data_is_not_touched(shell: Shell, dialect: str) -> None:
      ("worker --idle-timeout 1ms", "task_queue"), ("rpc-server --idle-timeout 1ms", "rpc_queue")],
 )  # fmt: skip
 @pytest.mark.sampled(2)
-def test_a_tutorials_own_queue_is_declared_without_a_word(shell: Shell, command: str, queue: str) -> None:
-    """The first line that a beginner sees is the tutorial's, on a terminal too."""
+def test_a_tutorials_queue_is_declared_without_a_notice(shell: Shell, command: str, queue: str) -> None:
+    """On a terminal, the first line that a tutorial's command prints is the tutorial's own."""
     shown = on_terminal(shell, "mqtool", *command.split()).stdout
     assert shown.startswith(" [")
     assert shell.run("mqtool", "list", "queues", "name").stdout == f"{queue}\n"
@@ -209,8 +211,8 @@ def test_a_tutorials_own_queue_is_declared_without_a_word(shell: Shell, command:
         ("queue declare hello --queue-type quorum --ttl 1m", "send", ""),
     ],
 )
-def test_a_difference_names_the_dialect(shell: Shell, first: str, then: str, like: str) -> None:
-    """That would have declared what is there; none if none would."""
+def test_the_notice_about_a_different_queue_names_the_dialect(shell: Shell, first: str, then: str, like: str) -> None:
+    """If an existing queue differs, the notice names the dialect that declares it like that, if there is one."""
     assert shell.run("mqtool", *first.split()).code == 0
     adopted = shell.run("mqtool", *then.split())
     assert adopted.code == 0

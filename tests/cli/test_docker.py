@@ -1,4 +1,4 @@
-"""`broker up --kind docker`, and all that may stand in its way. It needs a daemon and an image: see docker_image()."""
+"""`broker up --kind docker`, and what can prevent it. The tests need a daemon and an image: see docker_image()."""
 
 import os
 import re
@@ -46,8 +46,10 @@ def home(tmp_path: Path, name: str) -> Iterator[Shell]:
         docker("volume", "rm", volume)
 
 
-def test_a_broker_in_docker_from_up_to_down(home: Shell, image: str, name: str) -> None:
-    """Built, started and healthy when `up` returns; status, log, page; and messages outlive it."""
+def test_a_broker_in_docker_is_started_used_and_stopped(home: Shell, image: str, name: str) -> None:
+    """`broker up` returns when the container is healthy; `status` and `logs` work; messages are kept
+    for the next `up`.
+    """
     up = ("mqtool", "broker", "up", "--kind", "docker", "--image", image, "--name", name)
     port, streams = str(ports.free_port()), str(ports.free_port())
     first = home.run(*up, "--port", port, "--stream-port", streams, timeout=180)
@@ -78,8 +80,10 @@ def test_a_broker_in_docker_from_up_to_down(home: Shell, image: str, name: str) 
     assert home.run("mqtool", "receive", "-c", "1", "--raw", "-u", url).stdout == "kept\n"
 
 
-def test_a_user_of_its_own(home: Shell, image: str, name: str) -> None:
-    """`--user` instead of guest; the password is in `env`, and is the same after down and up."""
+def test_a_broker_in_docker_has_the_user_that_was_asked_for(home: Shell, image: str, name: str) -> None:
+    """With --user, that user replaces guest; `broker env` prints the password, which stays the same after `down` and
+    `up`.
+    """
     up = ("mqtool", "broker", "up", "--kind", "docker", "--image", image, "--name", name, "--user", "ann")
     env = ("mqtool", "broker", "env", "--name", name)
     urls = []
@@ -92,8 +96,8 @@ def test_a_user_of_its_own(home: Shell, image: str, name: str) -> None:
     assert urls[0].partition("@")[0] == urls[1].partition("@")[0]
 
 
-def test_no_broker_in_docker_for_other_machines(home: Shell, image: str, name: str) -> None:
-    """In a container all connections look as if they came from elsewhere, so guest is let in from anywhere."""
+def test_docker_with_listen_needs_another_user(home: Shell, image: str, name: str) -> None:
+    """--listen with guest exits with 69: in a container, guest would be accepted from other machines."""
     up = ("mqtool", "broker", "up", "--kind", "docker", "--image", image, "--name", name)
     refused = home.run(*up, "--listen", "127.0.0.2")
     assert refused.code == 69
@@ -101,8 +105,8 @@ def test_no_broker_in_docker_for_other_machines(home: Shell, image: str, name: s
 
 
 @pytest.mark.timeout(500)
-def test_a_cluster_in_docker_loses_a_node(home: Shell, image: str, name: str) -> None:
-    """The other two go on; `status` misses it; `up` brings it back."""
+def test_a_cluster_in_docker_works_without_one_node(home: Shell, image: str, name: str) -> None:
+    """After a node is killed, the other two work on; `status` reports the missing node, and `up` starts it again."""
     up = home.run(
         "mqtool", "broker", "up", "--kind", "docker", "--image", image, "--cluster", "--name", name, timeout=300
     )
@@ -119,8 +123,8 @@ def test_a_cluster_in_docker_loses_a_node(home: Shell, image: str, name: str) ->
     assert home.run("mqtool", "broker", "up", "--name", name, timeout=300).stdout.startswith("running again at ")
 
 
-def test_a_daemon_that_is_not_there(home: Shell, image: str, name: str) -> None:
-    """69, with what to do."""
+def test_docker_without_a_daemon_exits_with_69(home: Shell, image: str, name: str) -> None:
+    """If the Docker daemon does not answer, `broker up` says so and suggests --kind embedded."""
     result = home.run("mqtool", "broker", "up", "--kind", "docker", environment={"DOCKER_HOST": "unix:///no/such.sock"})
     assert result.code == 69
     assert "the Docker daemon does not answer at /no/such.sock" in result.stderr
@@ -128,8 +132,8 @@ def test_a_daemon_that_is_not_there(home: Shell, image: str, name: str) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody without permission")
-def test_no_permission_for_the_daemons_socket(image: str, tmp_path: Path) -> None:
-    """77, with what to do."""
+def test_docker_without_permission_exits_with_77(image: str, tmp_path: Path) -> None:
+    """A user without permission for the daemon's socket is told so."""
     nobody = ["setpriv", "--reuid", "65534", "--clear-groups"]
     if subprocess.run([*nobody, "mqtool", "--version"], capture_output=True, check=False).returncode:
         pytest.skip("this checkout is not for others to read")
@@ -139,8 +143,10 @@ def test_no_permission_for_the_daemons_socket(image: str, tmp_path: Path) -> Non
     assert "no permission to use the Docker daemon" in result.stderr
 
 
-def test_names_and_ports_that_are_taken(home: Shell, image: str, name: str) -> None:
-    """69 each, in a sentence; nothing of anybody's is removed, and nothing of ours is left."""
+def test_docker_names_and_ports_in_use_are_errors(home: Shell, image: str, name: str) -> None:
+    """If the container name or the port is in use, `broker up` exits with 69, removes nothing, and leaves nothing
+    behind.
+    """
     up = ("mqtool", "broker", "up", "--kind", "docker", "--image", image, "--name", name)
     docker("create", "--name", f"mqtool-{name}", image, "true")
     try:
@@ -156,15 +162,15 @@ def test_names_and_ports_that_are_taken(home: Shell, image: str, name: str) -> N
     assert home.run("mqtool", "broker", "status", "--name", name).code == 69
 
 
-def test_an_image_that_cannot_be_had(home: Shell, image: str, name: str) -> None:
-    """It says what was tried, and what else would do."""
+def test_an_image_that_cannot_be_pulled_is_named(home: Shell, image: str, name: str) -> None:
+    """If the image cannot be pulled, `broker up` names it and exits with 69."""
     result = home.run("mqtool", "broker", "up", "--kind", "docker", "--image", "127.0.0.1:1/none", "--name", name)
     assert result.code == 69
     assert "cannot pull 127.0.0.1:1/none" in result.stderr
 
 
-def test_guest_is_for_loopback(image: str, home: Shell, name: str) -> None:
-    """An image that is started without saying that its ports are on loopback lets guest in from nowhere else."""
+def test_the_image_admits_guest_only_from_loopback(image: str, home: Shell, name: str) -> None:
+    """If the image is started without mqtool, guest cannot log in from outside of the container."""
     home.run("mqtool", "broker", "up", "--kind", "docker", "--image", image, "--name", name, timeout=180)
     ours = docker("inspect", "-f", "{{.Config.Image}}", f"mqtool-{name}").strip()
     port = ports.free_port()
@@ -179,8 +185,8 @@ def test_guest_is_for_loopback(image: str, home: Shell, name: str) -> None:
         docker("rm", "-fv", f"open-{name}")
 
 
-def test_the_plugin_is_verified(image: str, tmp_path: Path) -> None:
-    """A file that is not the plugin stops the build, in a sentence."""
+def test_the_image_build_verifies_the_plugin(image: str, tmp_path: Path) -> None:
+    """If the plugin's file has another checksum, the build of the image fails and says so."""
     context = tmp_path / "image"
     shutil.copytree(IMAGE_FILES, context)
     (context / "plugin.ez").write_bytes(b"not the plugin")

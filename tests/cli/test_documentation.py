@@ -1,4 +1,4 @@
-"""What the documents say, holds: each command line is one that mqtool takes, and each command is in the README."""
+"""Command lines in the documents are valid, and each command is documented."""
 
 import functools
 import re
@@ -12,12 +12,13 @@ import pytest
 import typer
 
 from docs.generate import (
+    COMMAND_PAGES,
+    COMMANDS,
     DIALECTS,
     INDEX,
     MANUAL,
     NOTATION,
     PYTHON,
-    REFERENCE,
     described,
     dialects,
     index,
@@ -38,6 +39,8 @@ DOCUMENTS = [
     *(page for page in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in page.parts),
 ]
 TUTORIALS = ROOT / "docs" / "tutorials.md"
+#: The pages that are written from the commands themselves.
+REFERENCE = {COMMANDS, *COMMAND_PAGES.iterdir()}
 PAGES = [page for page in DOCUMENTS if "```sh\n" in page.read_text() and page != TUTORIALS]
 
 
@@ -50,7 +53,7 @@ def commands() -> dict[tuple[str, ...], CommandHelp]:
 
 def documented_lines() -> list[str]:
     """The command lines in the documents' code, and in the epilogs of --help."""
-    texts = [document.read_text() for document in DOCUMENTS if document != REFERENCE]
+    texts = [document.read_text() for document in DOCUMENTS if document not in REFERENCE]
     pieces = re.compile(r"```(?:sh|bash)\n(.*?)```|`(mqtool [^`\n]+)`", re.DOTALL)
     code = [piece for text in texts for piece in pieces.findall(text)]
     code += [(line, "") for text in texts for line in re.findall(r"^\$ (.*)$", text, re.MULTILINE)]
@@ -95,8 +98,8 @@ def parse(arguments: list[str]) -> None:
     command.make_context("mqtool", rest)
 
 
-def test_a_documented_command_line_is_one_that_mqtool_takes() -> None:
-    """Its command exists, and so do its options, with values that they take."""
+def test_command_lines_in_the_documents_are_valid() -> None:
+    """Each command in the documents exists, with the options and values that are shown."""
     refused = {}
     for line in documented_lines():
         for arguments in invocations(line):
@@ -109,9 +112,9 @@ def test_a_documented_command_line_is_one_that_mqtool_takes() -> None:
     assert refused == {}
 
 
-def test_the_command_reference_is_what_the_commands_say() -> None:
-    """Else somebody has changed a command, and not run `make docs`; so does the man page."""
-    assert REFERENCE.read_text() == reference()
+def test_the_generated_reference_is_up_to_date() -> None:
+    """After a change of a command, `make docs` must write the reference and the man page again."""
+    assert {path: path.read_text() for path in REFERENCE} == reference()
     assert MANUAL.read_text() == manual()
     assert INDEX.read_text() == index()
     assert DIALECTS.read_text() == dialects()
@@ -120,9 +123,23 @@ def test_the_command_reference_is_what_the_commands_say() -> None:
         assert PYTHON.read_text() == python()
 
 
+def test_the_index_of_commands_leads_to_each_command_and_topic() -> None:
+    """Each link of the index names a page and a heading that is there, and no page takes long to scroll through."""
+    links = re.findall(r"\]\(commands/(\S+)#(\S+)\): ", COMMANDS.read_text())
+    headings = {
+        (page.name, re.sub(r"\W+", "-", heading).strip("-"))
+        for page in COMMAND_PAGES.iterdir()
+        for heading in re.findall(r"^## (.*)$", page.read_text(), re.MULTILINE)
+    }
+    assert {*links} == headings
+    assert {heading for _, heading in links} >= {f"mqtool-{'-'.join(words)}" for words in commands()}
+    assert COMMANDS.read_text().index("`mqtool send`") < 1000, "the index begins with the first commands"
+    assert max(len(page.read_text().splitlines()) for page in REFERENCE) < 600
+
+
 def test_each_command_is_in_a_guide_or_the_readme() -> None:
-    """A command that only the reference lists, nobody finds."""
-    guides = "".join(document.read_text() for document in DOCUMENTS if document != REFERENCE)
+    """Every command appears in the README or in a guide, not only in the reference."""
+    guides = "".join(document.read_text() for document in DOCUMENTS if document not in REFERENCE)
     assert [
         words for words in commands() if f"mqtool {' '.join(words)}" not in guides and f"`{words[-1]}`" not in guides
     ] == []
@@ -152,8 +169,8 @@ def assert_shown(blocks: list[tuple[str, str]], printed: list[str]) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 @pytest.mark.sampled(4)
-def test_a_page_can_be_pasted(lonely_shell: Shell, tmp_path: Path, page: Path) -> None:
-    """The blocks of a page run in order, in an empty directory on a new broker, and print what is shown below them."""
+def test_the_blocks_of_a_page_run_and_print_what_is_shown(lonely_shell: Shell, tmp_path: Path, page: Path) -> None:
+    """The blocks of a page run in order, in an empty directory on a new broker, and print the text shown below them."""
     blocks = blocks_of(page.read_text())
     (tmp_path / "broker").mkdir()
     (tmp_path / "typed").mkdir()
@@ -174,8 +191,10 @@ SECTIONS = [text for text in TUTORIALS.read_text().split("\n## ") if "\nRun this
 @on_any_broker
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda text: text.partition("\n")[0])
 @pytest.mark.sampled(3)
-def test_a_tutorial_can_be_pasted(shell: Shell, section: str) -> None:
-    """Each block in a terminal of its own, in their order: the ones that run until Ctrl-C receive something."""
+def test_the_commands_of_a_tutorial_work_in_terminals(shell: Shell, section: str) -> None:
+    """Each block of a tutorial runs in a terminal of its own, in order; the commands that run until Ctrl-C receive
+    messages.
+    """
     type_in_terminals(shell, section)
 
 
@@ -200,8 +219,8 @@ def type_in_terminals(shell: Shell, section: str) -> None:
         assert running.interrupt().wait().code == 0
 
 
-def test_the_readme_is_read_in_a_minute() -> None:
-    """Within 130 lines, none wider than 120 columns."""
+def test_the_readme_is_short() -> None:
+    """The README has at most 130 lines of at most 120 columns."""
     lines = (ROOT / "README.md").read_text().splitlines()
     assert len(lines) <= 130
     assert [line for line in lines if len(line) > 120] == []

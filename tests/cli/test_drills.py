@@ -1,4 +1,4 @@
-"""The drills, as a person runs them: each ends with lost 0, and says what it has seen."""
+"""The drills: each ends with "lost 0", and reports what it has counted."""
 
 import re
 
@@ -25,8 +25,8 @@ def _drill(shell: Shell, broker: TestBroker, name: str) -> dict[str, int]:
     return _verdict(shell.run("mqtool", "drill", name, "-u", broker.url))
 
 
-def test_kill_worker(lonely_shell: Shell, broker: TestBroker) -> None:
-    """What the killed worker had in hand is done by the other one, marked redelivered; nothing twice."""
+def test_drill_kill_worker_loses_nothing(lonely_shell: Shell, broker: TestBroker) -> None:
+    """The other worker handles the killed worker's messages, marked as redelivered, and none is handled twice."""
     verdict = _drill(lonely_shell, broker, "kill-worker")
     assert (verdict["sent"], verdict["done"]) == (200, 200)
     assert verdict["redelivered"] > 0
@@ -34,16 +34,16 @@ def test_kill_worker(lonely_shell: Shell, broker: TestBroker) -> None:
 
 
 @large
-def test_drop_connection(lonely_shell: Shell, broker: TestBroker) -> None:
-    """Ten thousand messages, three cuts: all confirmed, all there."""
+def test_drill_drop_connection_loses_nothing(lonely_shell: Shell, broker: TestBroker) -> None:
+    """With three cut connections, all of 10,000 messages are confirmed and handled."""
     verdict = _drill(lonely_shell, broker, "drop-connection")
     assert verdict["sent"] == verdict["confirmed"] == verdict["done"] == 10_000
     assert verdict["redelivered"] > 0
 
 
 @on_any_broker
-def test_poison(lonely_shell: Shell, broker: TestBroker) -> None:
-    """One that always fails and one that is bad end as dead letters; the others are done, once. None is left."""
+def test_drill_poison_dead_letters_only_bad_messages(lonely_shell: Shell, broker: TestBroker) -> None:
+    """A message that always fails and one that is invalid are dead-lettered; the other 198 are handled once."""
     result = lonely_shell.run("mqtool", "drill", "poison", "-u", broker.url)
     verdict = _verdict(result)
     assert (verdict["done"], verdict["dead"], verdict["redelivered"]) == (198, 2, 0), result.stderr
@@ -52,16 +52,16 @@ def test_poison(lonely_shell: Shell, broker: TestBroker) -> None:
 
 
 @on_any_broker
-def test_quiet_prints_the_verdict_only(lonely_shell: Shell, broker: TestBroker) -> None:
-    """--quiet: one line on stdout, nothing on stderr."""
+def test_drill_quiet_prints_only_the_totals(lonely_shell: Shell, broker: TestBroker) -> None:
+    """With --quiet, a drill prints one line with its totals on stdout, and nothing on stderr."""
     result = lonely_shell.run("mqtool", "drill", "duplicate", "-c", "20", "--quiet", "-u", broker.url)
     assert (result.stderr, result.code) == ("", 0)
     assert re.fullmatch(r"duplicate: sent 20, .*, lost 0\n", result.stdout)
 
 
 @on_any_broker
-def test_duplicate(lonely_shell: Shell, broker: TestBroker) -> None:
-    """Twenty come twice; each has its effect once."""
+def test_drill_duplicate_handles_each_message_once(lonely_shell: Shell, broker: TestBroker) -> None:
+    """Twenty messages are sent twice; each of the 200 is handled once."""
     verdict = _drill(lonely_shell, broker, "duplicate")
     assert (verdict["confirmed"], verdict["done"], verdict["suppressed"]) == (220, 200, 20)
     assert "twice" not in verdict
@@ -69,17 +69,16 @@ def test_duplicate(lonely_shell: Shell, broker: TestBroker) -> None:
 
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
 @large
-def test_restart_broker(lonely_shell: Shell, kind: BrokerKind) -> None:
-    """Ten thousand messages on a broker of the drill's own, which is stopped and started again."""
+def test_drill_restart_broker_loses_nothing(lonely_shell: Shell, kind: BrokerKind) -> None:
+    """The drill's own broker is stopped and started while 10,000 messages flow: all are confirmed and handled."""
     own_broker(kind)
     verdict = _verdict(lonely_shell.run("mqtool", "drill", "restart-broker", "--kind", kind, timeout=180))
     assert verdict["sent"] == verdict["confirmed"] == verdict["done"] == 10_000
 
 
-def test_kill_node(lonely_shell: Shell) -> None:
-    """A cluster of three loses the node that leads the queue, and gets it back: all confirmed, all there.
-
-    Both sides carry on within ten seconds.
+def test_drill_kill_node_loses_nothing(lonely_shell: Shell) -> None:
+    """A cluster of three loses the node that leads the queue, and gets it back: all messages are confirmed and handled.
+    Sender and receiver resume within ten seconds.
     """
     own_broker(BrokerKind.NODE)
     result = lonely_shell.run("mqtool", "drill", "kill-node", "--kind", "node", timeout=240)
@@ -93,8 +92,8 @@ def test_kill_node(lonely_shell: Shell) -> None:
 @pytest.mark.parametrize(
     "name", ["kill-worker", "kill-node", "restart-broker", "drop-connection", "poison", "duplicate"]
 )
-def test_each_drill_says_what_it_does(lonely_shell: Shell, name: str) -> None:
-    """--help is a sentence and a command line."""
+def test_the_help_of_each_drill_has_an_example(lonely_shell: Shell, name: str) -> None:
+    """`drill NAME --help` shows a command line with the drill's name."""
     said = lonely_shell.run("mqtool", "drill", name, "--help")
     assert said.code == 0
     assert f"mqtool drill {name}" in said.stdout

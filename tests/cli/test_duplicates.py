@@ -1,4 +1,4 @@
-"""--deduplicate: what comes twice is done once."""
+"""--deduplicate: a message that arrives twice is handled once."""
 
 import json
 
@@ -14,8 +14,10 @@ def _message(message_id: str, body: str = "x") -> str:
 
 
 @on_any_broker
-def test_the_same_id_twice_is_done_once_even_by_another_worker(shell: Shell, broker: TestBroker) -> None:
-    """Skipped with a visible line, and acknowledged; without --deduplicate it is done again."""
+def test_deduplicate_skips_an_id_that_was_handled_before(shell: Shell, broker: TestBroker) -> None:
+    """`worker --deduplicate` skips and acknowledges a duplicate and says so, even if another worker handled the first
+    one.
+    """
     store = ["--deduplicate", "--dedup-store", "store"]
     program = ["--shell", "--exec", "echo did $MQ_MESSAGE_ID"]
     shell.run("mqtool", "new-task", "--json", stdin=_message("a") + _message("b") + _message("a"))
@@ -31,7 +33,7 @@ def test_the_same_id_twice_is_done_once_even_by_another_worker(shell: Shell, bro
 
 @on_any_broker
 def test_the_same_id_on_another_vhost_is_another_message(shell: Shell, broker: TestBroker) -> None:
-    """The store is one file for all brokers of a user: what was done on one has not been done on another."""
+    """The store is shared by all brokers of a user; the same id on another virtual host is not a duplicate."""
     worker = ("mqtool", "worker", "-c", "1", "--deduplicate", "--dedup-store", "store", "--exec", "echo did it")
     shell.run("mqtool", "new-task", "--json", stdin=_message("a"))
     assert shell.run(*worker).stdout == "did it\n"
@@ -46,10 +48,10 @@ def test_the_same_id_on_another_vhost_is_another_message(shell: Shell, broker: T
 
 
 @pytest.mark.keeps_messages
-def test_a_poison_message_that_comes_twice_is_dead_lettered_once_and_a_redrive_is_done(
-    shell: Shell, broker: TestBroker
-) -> None:
-    """The second is a duplicate of a dead letter. A dead letter that is brought back is no duplicate."""
+def test_a_duplicate_of_a_dead_letter_is_skipped_but_not_a_redrive(shell: Shell, broker: TestBroker) -> None:
+    """A second copy of a dead-lettered message is skipped; a dead letter moved back by `dlq redrive` or `move` is
+    handled.
+    """
     worker = ("mqtool", "worker", "-q", "jobs", "--deduplicate", "--dedup-store", "store", "--retries", "0", "--shell")
     shell.run("mqtool", "send", "-q", "jobs", "--json", stdin=_message("a") * 2)
     failing = shell.run(*worker, "-c", "2", "--exec", "exit 1")
@@ -64,8 +66,8 @@ def test_a_poison_message_that_comes_twice_is_dead_lettered_once_and_a_redrive_i
 
 
 @on_any_broker
-def test_what_has_failed_is_tried_again_and_what_is_forgotten_too(shell: Shell) -> None:
-    """Only what is done is remembered, and only for the window."""
+def test_a_failed_message_is_no_duplicate_of_itself(shell: Shell) -> None:
+    """Only messages that were handled are remembered, and only for --dedup-window; a retry is not skipped."""
     shell.run("mqtool", "new-task", "--json", stdin=_message("a"))
     store = ["--deduplicate", "--dedup-store", "store", "--dedup-window", "1ms"]
     failing = shell.run("mqtool", "worker", *store, "-c", "2", "--backoff", "100ms", "--shell", "--exec",
@@ -77,8 +79,8 @@ def test_what_has_failed_is_tried_again_and_what_is_forgotten_too(shell: Shell) 
 
 
 @pytest.mark.keeps_messages
-def test_a_worker_that_is_killed_leaves_its_message_to_be_done_once(shell: Shell) -> None:
-    """kill -9 while the program runs: it has had no effect, since it died too; the next worker's has, once."""
+def test_the_message_of_a_killed_worker_is_handled_once(shell: Shell) -> None:
+    """After kill -9 of a worker and its program, the next worker handles the message, marked as redelivered."""
     shell.run("mqtool", "new-task", "--json", stdin=_message("a"))
     program = ["--deduplicate", "--dedup-store", "store", "--shell", "--exec",
                "touch started; until [ -e go ]; do sleep 0.05; done; echo $MQ_REDELIVERED >> effect"]  # fmt: skip
@@ -92,8 +94,8 @@ def test_a_worker_that_is_killed_leaves_its_message_to_be_done_once(shell: Shell
 
 
 @on_any_broker
-def test_a_store_that_cannot_be_used_is_said_at_once(shell: Shell) -> None:
-    """A file that is something else."""
+def test_a_dedup_store_that_is_another_file_is_an_error(shell: Shell) -> None:
+    """If --dedup-store names a file that is not a store, `worker` exits with 2 before it takes a message."""
     (shell.directory / "notes").write_text("no database, but long enough to be looked at as if it were one" * 20)
     result = shell.run("mqtool", "worker", "--deduplicate", "--dedup-store", "notes", "--exec", "true")
     assert result.code == 2
@@ -101,8 +103,8 @@ def test_a_store_that_cannot_be_used_is_said_at_once(shell: Shell) -> None:
 
 
 @on_any_broker
-def test_a_program_answers_requests(shell: Shell) -> None:
-    """rpc-server --exec: stdout is the reply; the client says what was on stderr, and exits with the status."""
+def test_rpc_server_exec_replies_with_the_programs_output(shell: Shell) -> None:
+    """`rpc-client` prints the program's stdout, reports its stderr, and exits with its exit status."""
     server = shell.start("mqtool", "rpc-server", "--shell", "--exec", 'read -r x; echo "got $x"; echo hm >&2; exit $x')
     server.wait_until_ready()
     fine = shell.run("mqtool", "rpc-client", "0", "--raw")
@@ -117,7 +119,7 @@ def test_a_program_answers_requests(shell: Shell) -> None:
 
 @on_any_broker
 def test_a_request_that_comes_twice_gets_the_same_reply(shell: Shell) -> None:
-    """rpc-server --deduplicate: computed once, answered twice, byte for byte."""
+    """`rpc-server --deduplicate` runs the program once and sends the same reply, byte for byte, to the duplicate."""
     request = json.dumps(
         {"body": "x", "properties": {"message_id": "r1", "correlation_id": "c", "reply_to": "answers"}}
     )
@@ -133,7 +135,7 @@ def test_a_request_that_comes_twice_gets_the_same_reply(shell: Shell) -> None:
 
 @on_any_broker
 def test_two_clients_with_the_same_request_id_get_a_reply_each(shell: Shell) -> None:
-    """rpc-server --deduplicate: an id counts for its client only: nobody gets another's reply."""
+    """`rpc-server --deduplicate` treats equal ids of different clients as different requests."""
     requests = [
         {"body": client, "properties": {"message_id": "r1", "correlation_id": "c", "reply_to": client}}
         for client in ("alice", "bob")

@@ -1,4 +1,4 @@
-"""Programs as workers: what they get to see, and what their exit status does."""
+"""`worker --exec`: what a program is given, and what its exit status does to the message."""
 
 import json
 import os
@@ -21,7 +21,9 @@ def depth(broker: TestBroker, queue: str) -> int:
 
 @on_any_broker
 def test_a_program_gets_the_body_on_stdin_and_the_rest_in_its_environment(shell: Shell) -> None:
-    """Properties, headers and the attempt are MQ_* variables; places in the command are filled; no shell reads it."""
+    """Properties, headers and the attempt are MQ_* variables; placeholders in the command are filled
+    without a shell.
+    """
     shell.run("mqtool", "new-task", "-H", "tenant-id=a b", "-H", "n:=[1,2]", "--property", "message-id=m1", "ünï;$x")
     result = shell.run(
         "mqtool", "worker", "-c", "1", "--exec",
@@ -36,8 +38,10 @@ def test_a_program_gets_the_body_on_stdin_and_the_rest_in_its_environment(shell:
 
 
 @on_any_broker
-def test_a_large_body_reaches_a_program_that_reads_it_and_does_not_hold_up_one_that_does_not(shell: Shell) -> None:
-    """A megabyte through a pipe of 64 KiB, in both cases."""
+def test_a_large_body_reaches_a_program_even_if_it_is_not_read(shell: Shell) -> None:
+    """A body of 1 MB arrives whole on stdin; a program that does not read it still ends, and its message is
+    acknowledged.
+    """
     for _ in range(2):
         shell.run("mqtool", "new-task", stdin=b"x" * 1_000_000)
     assert shell.run("mqtool", "worker", "-c", "1", "--exec", "wc -c").stdout.strip() == "1000000"
@@ -45,8 +49,8 @@ def test_a_large_body_reaches_a_program_that_reads_it_and_does_not_hold_up_one_t
 
 
 @pytest.mark.keeps_messages
-def test_several_run_at_once_and_each_is_acknowledged_on_its_own(shell: Shell, broker: TestBroker) -> None:
-    """--concurrency 3: a slow one does not hold up the acknowledgement of the quick ones."""
+def test_concurrent_programs_are_acknowledged_separately(shell: Shell, broker: TestBroker) -> None:
+    """With --concurrency 3, a slow program does not delay the acknowledgements of the quick ones."""
     shell.run("mqtool", "new-task", "-l", stdin="slow\n" + "quick\n" * 5)
     worker = shell.start(
         "mqtool", "worker", "--concurrency", "3", "--shell", "--exec",
@@ -61,8 +65,8 @@ def test_several_run_at_once_and_each_is_acknowledged_on_its_own(shell: Shell, b
 
 
 @on_any_broker
-def test_a_count_is_exact_with_several_at_once(shell: Shell) -> None:
-    """-c 10 --concurrency 4 does ten; the other ten are all there still."""
+def test_a_count_is_exact_with_concurrent_programs(shell: Shell) -> None:
+    """`worker -c 10 --concurrency 4` handles exactly ten of 20 messages; the others stay in the queue."""
     shell.run("mqtool", "new-task", "-l", stdin="".join(f"{number}\n" for number in range(20)))
     result = shell.run("mqtool", "worker", "-c", "10", "--concurrency", "4", "--shell", "--exec", 'echo "$(cat)"')
     rest = shell.run("mqtool", "receive", "-q", "task_queue", "--raw", "--idle-timeout", IDLE)
@@ -74,7 +78,9 @@ def test_a_count_is_exact_with_several_at_once(shell: Shell) -> None:
 @on_any_broker
 @pytest.mark.parametrize("status", [126, 127])
 def test_a_broken_command_stops_the_worker_and_keeps_the_message(shell: Shell, status: int) -> None:
-    """126 and 127 are about the command, not the message."""
+    """Exit status 126 or 127 means that the command cannot run: `worker` exits with 1, and the message stays in the
+    queue.
+    """
     shell.run("mqtool", "new-task", "precious")
     result = shell.run("mqtool", "worker", "--shell", "--exec", f"exit {status}")
     assert result.code == 1
@@ -83,8 +89,8 @@ def test_a_broken_command_stops_the_worker_and_keeps_the_message(shell: Shell, s
 
 
 @on_any_broker
-def test_what_cannot_be_a_command_is_said_before_anything_is_taken(shell: Shell) -> None:
-    """No such program, or place; a script without sh; a place in one for sh: a routing key could be read as code."""
+def test_an_invalid_command_is_refused_before_a_message_is_taken(shell: Shell) -> None:
+    """A missing program, an unknown placeholder, or a placeholder that a shell would read as code exits with 2."""
     (shell.directory / "script").touch()
     for options, said in (
         (["--exec", "no-such-program"], "program 'no-such-program' not found"),
@@ -100,8 +106,10 @@ def test_what_cannot_be_a_command_is_said_before_anything_is_taken(shell: Shell)
 
 
 @on_any_broker
-def test_a_timeout_kills_all_that_the_program_has_started(shell: Shell) -> None:
-    """--timeout: the child of the program's shell is gone too, and the message is retried, with the reason."""
+def test_a_timeout_kills_the_program_and_its_children(shell: Shell) -> None:
+    """After --timeout, the program and the processes that it started are killed, and the message is retried or
+    dead-lettered.
+    """
     shell.run("mqtool", "new-task")
     result = shell.run(
         "mqtool", "worker", "-c", "1", "--timeout", "300ms", "--retries", "0", "--shell", "--exec",
@@ -113,8 +121,8 @@ def test_a_timeout_kills_all_that_the_program_has_started(shell: Shell) -> None:
 
 
 @on_any_broker
-def test_a_stalled_stderr_stops_no_time_limit(shell: Shell) -> None:
-    """Nobody reads the pipe that is our stderr: --timeout holds, and kill -9 of the worker still ends its program."""
+def test_a_stderr_that_nobody_reads_does_not_disable_the_timeout(shell: Shell) -> None:
+    """If stderr is a full pipe, --timeout still ends the program, and kill -9 of the worker still ends it, too."""
     os.mkfifo(shell.directory / "log")
     reader = os.open(shell.directory / "log", os.O_RDONLY | os.O_NONBLOCK)
     talk = "echo $$ >> pids; exec yes >&2"
@@ -140,16 +148,16 @@ def test_a_stalled_stderr_stops_no_time_limit(shell: Shell) -> None:
 
 
 @on_any_broker
-def test_raw_results_of_programs_are_on_lines_of_their_own(shell: Shell) -> None:
-    """Whether the program ends its output with a newline or not, each result is one line."""
+def test_rpc_client_raw_prints_each_reply_on_its_own_line(shell: Shell) -> None:
+    """Whether or not the server's program ends its output with a newline, each reply is one line."""
     server = shell.start("mqtool", "rpc-server", "--exec", "tr a-z A-Z", "-c", "3").wait_until_ready()
     assert shell.run("mqtool", "rpc-client", "--raw", "--text", "one", "two", "three\n").stdout == "ONE\nTWO\nTHREE\n"
     assert server.wait().code == 0
 
 
 @on_any_broker
-def test_an_rpc_program_that_prints_too_much(shell: Shell) -> None:
-    """It is killed, the requester gets an error, and the server goes on."""
+def test_an_rpc_program_that_prints_too_much_is_killed(shell: Shell) -> None:
+    """A program that prints more than --max-output is killed; the client exits with 65, and the server continues."""
     program = 'read body; [ "$body" = yes ] && exec yes; head -c $body /dev/zero'
     options = ("--shell", "--exec", program, "--max-output", "1MiB", "-c", "3")
     server = shell.start("mqtool", "rpc-server", *options).wait_until_ready()
@@ -162,24 +170,26 @@ def test_an_rpc_program_that_prints_too_much(shell: Shell) -> None:
 
 
 @on_any_broker
-def test_a_process_left_behind_that_goes_on_talking(shell: Shell) -> None:
-    """The program has ended, so its message is done, whatever comes on the stderr that it left to another."""
+def test_a_background_process_does_not_delay_the_acknowledgement(shell: Shell) -> None:
+    """Once the program has ended, its message is acknowledged, even if a process that it started still writes to
+    stderr.
+    """
     shell.run("mqtool", "new-task")
     worker = shell.run("mqtool", "worker", "-c", "1", "--shell", "--exec", "yes >&2 &")
     assert "1 done" in worker.stderr
 
 
 @on_any_broker
-def test_what_a_program_says_last_is_said(shell: Shell) -> None:
-    """Also where our stderr takes it slowly: none of it is lost."""
+def test_all_of_a_programs_stderr_is_forwarded(shell: Shell) -> None:
+    """The worker forwards all lines that a program wrote to stderr, even to a slow reader."""
     shell.run("mqtool", "new-task")
     command = "mqtool worker -c 1 --shell --exec 'seq 40000 >&2' 2>&1 >/dev/null | (sleep 1; cat) | grep -c '^[0-9]*$'"
     assert shell.run("bash", "-c", command).stdout == "40000\n"
 
 
 @pytest.mark.keeps_messages
-def test_quick_ones_are_acknowledged_whatever_comes_after_them(shell: Shell, broker: TestBroker) -> None:
-    """Each is acknowledged when its program has ended, not when the slow one or the worker ends."""
+def test_quick_programs_are_acknowledged_before_a_slow_one_ends(shell: Shell, broker: TestBroker) -> None:
+    """Each message is acknowledged when its program ends, not when a slow one or the worker ends."""
     shell.run("mqtool", "new-task", "-l", stdin="quick\n" * 150 + "slow\n" + "quick\n" * 20)
     program = "read body; echo $body; if [ $body = slow ]; then while ! [ -e go ]; do sleep 0.1; done; fi"
     worker = shell.start("mqtool", "worker", "--shell", "--exec", program).wait_until_ready()
@@ -199,8 +209,8 @@ def test_quick_ones_are_acknowledged_whatever_comes_after_them(shell: Shell, bro
 
 
 @on_any_broker
-def test_quick_ones_go_on_beside_slow_ones(shell: Shell, broker: TestBroker) -> None:
-    """A slow one holds up only the thread that runs it."""
+def test_quick_programs_run_beside_slow_ones(shell: Shell, broker: TestBroker) -> None:
+    """With --concurrency 4, three slow programs do not stop quick ones from running in the fourth thread."""
     shell.run("mqtool", "new-task", "-l", stdin="quick\n" * 150 + "slow\n" * 3 + "quick\n" * 40)
     program = "read body; if [ $body = slow ]; then while ! [ -e go ]; do sleep 0.1; done; fi; echo $body"
     options = ("--concurrency", "4", "--shell", "--exec", program)
@@ -218,7 +228,7 @@ def test_quick_ones_go_on_beside_slow_ones(shell: Shell, broker: TestBroker) -> 
 def test_a_worker_holds_one_message_for_each_program_or_as_many_as_prefetch_says(
     shell: Shell, broker: TestBroker, options: tuple[str, ...], left: int
 ) -> None:
-    """All others stay in the queue for other workers, also with a count."""
+    """All other messages stay in the queue for other workers, also with --count."""
     shell.run("mqtool", "new-task", "-l", stdin="task\n" * 6)
     program = "echo started; while ! [ -e go ]; do sleep 0.1; done"
     worker = shell.start("mqtool", "worker", "--concurrency", "2", *options, "--shell", "--exec", program)
@@ -231,8 +241,8 @@ def test_a_worker_holds_one_message_for_each_program_or_as_many_as_prefetch_says
 
 
 @pytest.mark.keeps_messages
-def test_a_command_that_breaks_among_quick_ones_keeps_what_comes_after(shell: Shell) -> None:
-    """Nothing is run after it, and nothing acknowledged that was not run."""
+def test_after_a_broken_command_the_remaining_messages_stay(shell: Shell) -> None:
+    """When a program exits with 127, the worker runs no more, and only the messages handled before are acknowledged."""
     shell.run("mqtool", "new-task", "-l", stdin="good\n" * 70 + "bad\n" + "good\n" * 9)
     program = "read body; echo $body; if [ $body = bad ]; then exit 127; fi"
     result = shell.run("mqtool", "worker", "--shell", "--exec", program)
@@ -243,8 +253,8 @@ def test_a_command_that_breaks_among_quick_ones_keeps_what_comes_after(shell: Sh
 
 
 @pytest.mark.keeps_messages
-def test_many_quick_ones_are_done_up_to_the_count(shell: Shell, broker: TestBroker) -> None:
-    """-c takes as many as it says, and leaves the others."""
+def test_a_large_count_is_exact(shell: Shell, broker: TestBroker) -> None:
+    """`worker -c 150` handles 150 of 170 messages, and leaves the others in the queue."""
     shell.run("mqtool", "new-task", "-l", stdin="".join(f"{number}\n" for number in range(170)))
     worked = shell.run("mqtool", "worker", "-c", "150", "--shell", "--exec", "cat; echo")
     assert len(worked.stdout.split()) == 150
@@ -253,8 +263,8 @@ def test_many_quick_ones_are_done_up_to_the_count(shell: Shell, broker: TestBrok
 
 
 @pytest.mark.keeps_messages
-def test_a_killed_worker_takes_its_program_with_it(shell: Shell) -> None:
-    """kill -9 of a worker: its program ends too, so that it and another worker's do not both go on."""
+def test_the_program_of_a_killed_worker_ends(shell: Shell) -> None:
+    """After kill -9 of the worker, its program ends, too; the message is redelivered to another worker."""
     shell.run("mqtool", "new-task")
     worker = shell.start("mqtool", "worker", "--shell", "--exec", "echo $$ > pid; exec sleep 1000").wait_until_ready()
     wait_until(lambda: (shell.directory / "pid").exists() and (shell.directory / "pid").read_text(), "its program")
@@ -266,8 +276,8 @@ def test_a_killed_worker_takes_its_program_with_it(shell: Shell) -> None:
 
 
 @pytest.mark.keeps_messages
-def test_term_lets_the_programs_finish_and_gives_the_rest_back(shell: Shell) -> None:
-    """What `docker stop` sends: those in hand are done and acknowledged, the others are left for another worker."""
+def test_term_lets_running_programs_finish(shell: Shell) -> None:
+    """After SIGTERM, running programs finish and are acknowledged; the other messages are left for another worker."""
     for body in "abcd":
         shell.run("mqtool", "send", "-q", "jobs", body)
     worker = shell.start(
@@ -294,8 +304,8 @@ def test_term_lets_the_programs_finish_and_gives_the_rest_back(shell: Shell) -> 
 
 
 @on_any_broker
-def test_a_worker_whose_reader_has_left_stops_with_the_rest_in_the_queue(shell: Shell) -> None:
-    """`worker --exec … | head -1`: exit 141, and what the reader has not seen is not done."""
+def test_a_worker_stops_when_the_reader_of_its_output_has_gone(shell: Shell) -> None:
+    """`worker --exec … | head -1` exits with 141; messages whose output could not be printed stay in the queue."""
     shell.run("sh", "-c", "seq 5 | mqtool send -l -q jobs")
     result = shell.run("bash", "-c", "mqtool worker -q jobs --shell --exec 'cat; echo; sleep 0.3' | head -1; "
                        "echo ${PIPESTATUS[0]}")  # fmt: skip
@@ -307,7 +317,9 @@ def test_a_worker_whose_reader_has_left_stops_with_the_rest_in_the_queue(shell: 
 
 @on_any_broker
 def test_a_killed_runner_ends_the_worker_and_keeps_the_message(shell: Shell) -> None:
-    """The process that starts programs is ours: without it nothing can be done, and nothing is lost."""
+    """If mqtool's process that starts programs is killed, the worker exits with 1, and the message
+    stays in the queue.
+    """
     worker = shell.start("mqtool", "worker", "--declare", "-q", "jobs", "--exec", "true").wait_until_ready()
     pid = worker.process.pid
     children = Path(f"/proc/{pid}/task/{pid}/children")
@@ -320,8 +332,8 @@ def test_a_killed_runner_ends_the_worker_and_keeps_the_message(shell: Shell) -> 
 
 
 @pytest.mark.keeps_messages
-def test_a_killed_runner_costs_at_most_the_program_that_it_ran(shell: Shell) -> None:
-    """Many quick programs in two threads: what was done is acknowledged, so only the killed runner's runs again."""
+def test_after_a_killed_runner_at_most_one_message_is_handled_twice(shell: Shell) -> None:
+    """Messages that were handled before are acknowledged, so only the killed runner's message is handled again."""
     shell.run("sh", "-c", "seq 200 | mqtool send -l -q jobs")
     program = ("--shell", "--exec", 'echo "$(cat)" >> done; sleep 0.01', "--concurrency", "2")
     worker = shell.start("mqtool", "worker", "--declare", "-q", "jobs", *program).wait_until_ready()
@@ -340,7 +352,9 @@ def test_a_killed_runner_costs_at_most_the_program_that_it_ran(shell: Shell) -> 
 
 
 def test_heartbeats_go_on_while_a_program_runs(shell: Shell, broker: TestBroker) -> None:
-    """A program that takes several heartbeats' time is acknowledged normally, on the same connection."""
+    """A program may run longer than several heartbeat intervals: the connection stays open, and its message is
+    acknowledged.
+    """
     shell.environment["MQTOOL_URL"] = f"{broker.url}?heartbeat=1"
     shell.run("mqtool", "new-task")
     result = shell.run("mqtool", "worker", "-c", "1", "--exec", "sleep 5")
@@ -358,10 +372,10 @@ def _is_alive(pid: int) -> bool:
 
 
 @pytest.mark.keeps_messages
-def test_a_message_that_always_fails_is_tried_exactly_so_often_at_the_promised_times(
-    shell: Shell, broker: TestBroker
-) -> None:
-    """1 + retries attempts, after 1.5 and 3 s; then it is a dead letter with its reason, its count and its origin."""
+def test_a_failing_message_is_retried_with_backoff_then_dead_lettered(shell: Shell, broker: TestBroker) -> None:
+    """After 1 + --retries attempts with doubling delays, it is a dead letter with the reason, the attempts and its
+    queue.
+    """
     shell.run("mqtool", "send", "-q", "jobs", "--property", "message-id=m1", "-H", "k=v", "-H", "CC:=[]", "bad")
     result = shell.run(
         "mqtool", "worker", "-q", "jobs", "-c", "3", "--retries", "2", "--backoff", "1500ms", "--shell", "--exec",
@@ -392,8 +406,8 @@ def test_a_message_that_always_fails_is_tried_exactly_so_often_at_the_promised_t
 
 
 @pytest.mark.keeps_messages
-def test_each_exit_status_does_what_it_says(shell: Shell, broker: TestBroker) -> None:
-    """65 is dead at once, 75 and others wait; one that succeeds the second time is done."""
+def test_exit_status_65_dead_letters_and_others_retry(shell: Shell, broker: TestBroker) -> None:
+    """Status 65 dead-letters a message at once, 75 and others retry it; one that succeeds the second time is done."""
     shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="65\n75\n9\n0\n")
     result = shell.run(
         "mqtool", "worker", "-q", "jobs", "-c", "6", "--backoff", "200ms", "--shell", "--exec",
@@ -407,7 +421,7 @@ def test_each_exit_status_does_what_it_says(shell: Shell, broker: TestBroker) ->
 
 @on_any_broker
 def test_a_worker_whose_programs_all_failed_exits_with_1(shell: Shell) -> None:
-    """Whether the messages are retried or dead-lettered; with one success among retries, it exits with 0."""
+    """`worker` exits with 1 if no program succeeded, and with 0 if one succeeded and the others will be retried."""
     shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="1\n1\n0\n")
     work = ("mqtool", "worker", "-q", "jobs", "--backoff", "1h", "--shell", "--exec", "read -r x; exit $x")
     retried = shell.run(*work, "-c", "1")
@@ -420,8 +434,8 @@ def test_a_worker_whose_programs_all_failed_exits_with_1(shell: Shell) -> None:
 
 
 @pytest.mark.keeps_messages
-def test_waiting_messages_do_not_wait_for_each_other(shell: Shell) -> None:
-    """A message that waits long does not hold up one that waits shortly: each delay has a queue of its own."""
+def test_a_long_retry_delay_does_not_hold_up_a_short_one(shell: Shell) -> None:
+    """Each retry delay has its own wait queue, so a message that waits an hour does not block one that waits 200 ms."""
     shell.run("mqtool", "send", "-q", "jobs", "first")
     first = shell.run("mqtool", "worker", "-q", "jobs", "-c", "1", "--backoff", "1h", "--backoff-max", "2h",
                       "--exec", "false")  # fmt: skip
@@ -433,8 +447,8 @@ def test_waiting_messages_do_not_wait_for_each_other(shell: Shell) -> None:
 
 
 @pytest.mark.keeps_messages
-def test_a_retry_queue_that_differs_takes_no_message(shell: Shell, broker: TestBroker) -> None:
-    """Without a TTL, a retry would wait forever: the worker stops before the message leaves its queue."""
+def test_a_retry_queue_without_a_ttl_gets_no_message(shell: Shell, broker: TestBroker) -> None:
+    """If the wait queue exists without a TTL, `worker` exits with 78, and the message stays in its queue."""
     broker.api("PUT", f"queues/{broker.vhost}/jobs.wait.1s", {"durable": True})
     shell.run("mqtool", "new-task", "-q", "jobs", "one")
     stopped = shell.run("mqtool", "worker", "-q", "jobs", "--exec", "false", "-c", "1")
@@ -444,8 +458,8 @@ def test_a_retry_queue_that_differs_takes_no_message(shell: Shell, broker: TestB
 
 
 @on_any_broker
-def test_a_queue_with_the_longest_name_has_retries_and_dead_letters(shell: Shell, broker: TestBroker) -> None:
-    """NAME.wait.100ms and NAME.dlq would have more than AMQP's 255 bytes: they are cut, and found again."""
+def test_a_queue_with_the_longest_name_can_have_retries(shell: Shell, broker: TestBroker) -> None:
+    """The names of wait and dead-letter queues are cut to AMQP's 255 bytes, and `dlq redrive` finds them."""
     queue = "ü" * 126 + "xyz"
     shell.run("mqtool", "send", "-q", queue, "poison")
     result = shell.run("mqtool", "worker", "-q", queue, "-c", "2", "--retries", "1", "--backoff", "100ms", "--exec",

@@ -1,4 +1,4 @@
-"""mqtool fault, and mqtool broker serve."""
+"""`broker fault` and `broker serve`."""
 
 import json
 from collections.abc import Iterator
@@ -26,8 +26,8 @@ def tester(lonely_shell: Shell, own: EmbeddedBroker) -> Shell:
     return lonely_shell
 
 
-def test_a_fault_from_the_shell(tester: Shell, own: EmbeddedBroker) -> None:
-    """It happens; it is listed while it lasts; and it can be ended."""
+def test_faults_can_be_started_listed_and_ended(tester: Shell, own: EmbeddedBroker) -> None:
+    """`broker fault` cuts connections or silences the broker; `broker fault clear` ends the faults in force."""
     worker = tester.start("mqtool", "receive", "--declare", "-q", "jobs", ready=True).wait_until_ready()
     assert tester.run("mqtool", "broker", "fault", "cut-connections").stderr == "cut-connections: 1 affected\n"
     worker.wait_for_stderr("connected again")
@@ -58,13 +58,16 @@ def test_a_fault_from_the_shell(tester: Shell, own: EmbeddedBroker) -> None:
         (["close-channels", "code=1"], "code must be one of AMQP's"),
     ],
 )
-def test_what_is_no_fault(tester: Shell, words: list[str], said: str) -> None:
+def test_an_unknown_fault_or_argument_is_a_usage_error(tester: Shell, words: list[str], said: str) -> None:
+    """`broker fault` names the valid faults or arguments, and exits with 2."""
     refused = tester.run("mqtool", "broker", "fault", *words)
     assert (refused.code, said in refused.stderr) == (2, True), refused.stderr
 
 
-def test_a_broker_in_alarm_takes_no_publisher_of_a_stream(tester: Shell, own: EmbeddedBroker) -> None:
-    """The cause is said, and the exit code is that of a broker that is not available."""
+def test_send_stream_exits_with_69_during_an_alarm(tester: Shell, own: EmbeddedBroker) -> None:
+    """While the broker blocks publishers, `send-stream` says that it may be low on memory or disk; later it works
+    again.
+    """
     streams = ("send-stream", "--stream-port", str(own.stream_port), "x")
     tester.run("mqtool", "broker", "fault", "block-publishers")
     refused = tester.run("mqtool", *streams)
@@ -74,14 +77,17 @@ def test_a_broker_in_alarm_takes_no_publisher_of_a_stream(tester: Shell, own: Em
 
 
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
-def test_rabbitmq_has_none(shell: Shell, broker: TestBroker) -> None:
+def test_rabbitmq_does_not_support_faults(shell: Shell, broker: TestBroker) -> None:
+    """`broker fault` on RabbitMQ exits with 2 and says that only the embedded broker supports faults."""
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     refused = shell.run("mqtool", "broker", "fault", "cut-connections")
     assert (refused.code, "only the embedded broker supports faults" in refused.stderr) == (2, True)
 
 
-def test_serve(lonely_shell: Shell, tmp_path: Path) -> None:
-    """One process on any free port, which says where it is, and keeps nothing."""
+def test_broker_serve_runs_a_broker_in_memory(lonely_shell: Shell, tmp_path: Path) -> None:
+    """`broker serve --port 0` prints its URLs, writes the ready file, and removes it at the end; it
+    keeps no messages.
+    """
     command = ("mqtool", "broker", "serve", "--port", "0", "--management-port", "0", "--print-url", "--recording")
     broker = lonely_shell.start(*command, "--ready-file", "ready", "--like", "4.3").wait_for_stdout("http://")
     url, api = broker.stdout.split()

@@ -1,4 +1,4 @@
-"""mqtool tap --firehose: what no binding shows, and a broker that is as it was before."""
+"""`tap --firehose`: messages that no binding shows; afterwards the broker's tracing is as it was before."""
 
 import json
 import signal
@@ -32,8 +32,8 @@ def tapping(shell: Shell, *words: str) -> Running:
     return shell.start("mqtool", "tap", "--firehose", *words).wait_until_ready()
 
 
-def test_all_that_is_published(shell: Shell, broker: TestBroker) -> None:
-    """As it was published, wherever it goes; and `send --json` publishes the same again."""
+def test_the_firehose_shows_every_published_message(shell: Shell, broker: TestBroker) -> None:
+    """`tap --all --json` prints each message as it was published, and `send --json` publishes the line unchanged."""
     tap = tapping(shell, "--all", "--json", "-c", "2")
     sent = {
         "exchange": "amq.headers", "routing_key": "report", "headers": {"n": 1, "at": {"$timestamp": 1_700_000_000}},
@@ -53,10 +53,10 @@ def test_all_that_is_published(shell: Shell, broker: TestBroker) -> None:
     assert {**json.loads(again.stdout), "timestamp": ""} == {**second, "timestamp": ""}
 
 
-def test_the_default_exchange_and_what_a_queue_delivers(
+def test_taps_of_the_default_exchange_and_of_deliveries_share_the_firehose(
     shell: Shell, broker: TestBroker, connection: Connection
 ) -> None:
-    """The one by what is published, the other by what its consumers get. The first to end leaves it on."""
+    """One tap shows what is published, another what a queue delivers; the firehose is off when both have ended."""
     connection.channel().declare(Queue("jobs", durable=True))
     default, queue = tapping(shell, "", "-c", "1"), tapping(shell, "-q", "jobs", "-F", "%q %r %R %b", "-c", "1")
     publish(broker, "amq.topic", "jobs")
@@ -72,8 +72,8 @@ def test_the_default_exchange_and_what_a_queue_delivers(
 
 @pytest.mark.once_on_rabbitmq
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_off_again_whatever_ends_it(shell: Shell, broker: TestBroker, end: signal.Signals) -> None:
-    """Ctrl-C, TERM and a terminal that is closed."""
+def test_the_firehose_is_switched_off_at_the_end(shell: Shell, broker: TestBroker, end: signal.Signals) -> None:
+    """After Ctrl-C, SIGTERM or the end of the terminal, `tap --all` switches the firehose off again."""
     tap = tapping(shell, "--all")
     assert is_on(broker)
     tap.process.send_signal(end)
@@ -82,8 +82,8 @@ def test_off_again_whatever_ends_it(shell: Shell, broker: TestBroker, end: signa
     assert tap.stderr.splitlines()[1:] == []
 
 
-def test_what_was_on_before_stays_on(shell: Shell, broker: TestBroker) -> None:
-    """Somebody else has switched it on, and may need it."""
+def test_a_firehose_that_was_on_stays_on(shell: Shell, broker: TestBroker) -> None:
+    """If the firehose was on before, `tap --all` leaves it on and says so."""
     broker.api("PUT", f"vhosts/{broker.vhost}", {"tracing": True})
     tap = tapping(shell, "--all").interrupt()
     assert tap.wait().code == 0
@@ -93,8 +93,10 @@ def test_what_was_on_before_stays_on(shell: Shell, broker: TestBroker) -> None:
     assert not is_on(broker)
 
 
-def test_killed(shell: Shell, broker: TestBroker) -> None:
-    """It could not switch it off: the next tap says so, and so does the doctor; --firehose-off does it."""
+def test_a_killed_tap_is_reported_by_the_next_one(shell: Shell, broker: TestBroker) -> None:
+    """After kill -9 the firehose is on; the next tap and `doctor` report it, and `tap --firehose-off`
+    switches it off.
+    """
     tap = tapping(shell, "--all")
     tap.process.send_signal(signal.SIGKILL)
     tap.wait()
@@ -111,8 +113,8 @@ def test_killed(shell: Shell, broker: TestBroker) -> None:
     assert "a tap was killed" not in shell.run("mqtool", "tap", "amq.fanout", "--idle-timeout", "10ms").stderr
 
 
-def test_the_next_one_switches_off_what_a_killed_one_left_on(shell: Shell, broker: TestBroker) -> None:
-    """It knows that it was off before the first."""
+def test_the_next_tap_switches_off_what_a_killed_one_left_on(shell: Shell, broker: TestBroker) -> None:
+    """A tap that ends normally switches off the firehose that a killed tap left on."""
     killed = tapping(shell, "--all")
     killed.process.send_signal(signal.SIGKILL)
     killed.wait()
@@ -121,8 +123,10 @@ def test_the_next_one_switches_off_what_a_killed_one_left_on(shell: Shell, broke
 
 
 @on_any_broker
-def test_it_is_asked_for_aloud(shell: Shell) -> None:
-    """It costs the broker, so nothing switches it on by itself."""
+def test_the_firehose_needs_an_option(shell: Shell) -> None:
+    """`tap` never switches on the firehose unless --firehose is given, because it costs the broker time; it exits with
+    2.
+    """
     for words, said in (
         (["--all"], "only the broker's firehose shows --all"),
         ([""], "only the broker's firehose shows the default exchange"),
@@ -134,8 +138,8 @@ def test_it_is_asked_for_aloud(shell: Shell) -> None:
         assert said in refused.stderr
 
 
-def test_rights(shell: Shell, broker: TestBroker) -> None:
-    """A tap needs to read from the exchange and a queue of its own; the firehose, an administrator."""
+def test_tap_names_the_permission_that_is_missing(shell: Shell, broker: TestBroker) -> None:
+    """A tap needs the permission to read the exchange and to declare a queue; the firehose needs an administrator."""
     user = f"tapper-{uuid.uuid4().hex[:8]}"
     broker.api("PUT", f"users/{user}", {"password": "secret", "tags": "management"})
     try:

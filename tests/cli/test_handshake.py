@@ -33,10 +33,10 @@ def send_to_server_that_answers(shell: Shell, answer: bytes, *options: str) -> R
     [("amqp0.9.1", b""), ("amqp0.9.1", _START), ("amqp1.0", b""), ("amqp1.0", b"AMQP\x03\x01\x00\x00")],
     ids=["0-9-1, at once", "0-9-1, after Start", "1.0, at once", "1.0, after the header"],
 )
-def test_a_broker_that_closes_the_connection_during_the_handshake_may_be_starting(
+def test_a_connection_closed_during_the_handshake_is_explained(
     lonely_shell: Shell, protocol: str, answer: bytes
 ) -> None:
-    """The error blames neither the port nor the password, although a port that speaks TLS may also behave like this."""
+    """The error says that the broker may be starting or stopping, and does not blame the port or the password."""
     sent = send_to_server_that_answers(lonely_shell, answer, "--protocol", protocol)
     assert (sent.code, "closed the connection during the handshake" in sent.stderr) == (69, True), sent.stderr
     assert "the broker may be starting or stopping" in sent.stderr
@@ -46,7 +46,7 @@ def test_a_broker_that_closes_the_connection_during_the_handshake_may_be_startin
     "answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x15\x03\x03\x00\x02\x02\x46"], ids=["HTTP", "TLS"]
 )
 def test_a_server_that_answers_in_another_protocol_is_the_wrong_port(lonely_shell: Shell, answer: bytes) -> None:
-    """The error names the ports of AMQP, with and without TLS."""
+    """If a server answers in HTTP or TLS, the error says that it is not an AMQP broker, and names AMQP's ports."""
     sent = send_to_server_that_answers(lonely_shell, answer)
     assert (sent.code, "is not an AMQP 0-9-1 broker" in sent.stderr) == (69, True), sent.stderr
     assert "AMQP's is 5672" in sent.stderr

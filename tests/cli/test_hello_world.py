@@ -1,4 +1,4 @@
-"""What a person with two terminals sees of tutorial 1."""
+"""Tutorial 1: `send` and `receive` in two terminals, and the queues that they declare."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from tests.cli.terminal import on_terminal
 
 
 def test_a_message_goes_from_send_to_receive(shell: Shell) -> None:
-    """The tutorial's lines, to the byte; the received line alone is on stdout."""
+    """`send` and `receive` print the tutorial's lines exactly; only the received message is on stdout."""
     sent = shell.run("mqtool", "send")
     received = shell.run("mqtool", "receive", "-c", "1")
 
@@ -19,8 +19,8 @@ def test_a_message_goes_from_send_to_receive(shell: Shell) -> None:
 
 
 @on_any_broker
-def test_as_other_tools_call_it(shell: Shell, broker: TestBroker) -> None:
-    """publish and consume, a URL without a scheme, -n, and seconds without a unit."""
+def test_aliases_and_options_of_other_tools_work(shell: Shell, broker: TestBroker) -> None:
+    """`publish`, `sub`, -n, a URL without a scheme, and a number of seconds without a unit are accepted."""
     assert shell.run("mqtool", "publish", "-u", broker.url.removeprefix("amqp://"), "hi").code == 0
     received = shell.run("mqtool", "sub", "-n", "1", "--timeout", "60", "--raw")
     assert (received.stdout, received.code) == ("hi\n", 0)
@@ -31,8 +31,8 @@ def test_as_other_tools_call_it(shell: Shell, broker: TestBroker) -> None:
 @pytest.mark.parametrize("command", ["send x", "receive -c 1", "new-task x", "worker -c 1", "worker -c 1 --exec true",
                                      "rpc-server -c 1", "receive-delayed -c 1"])  # fmt: skip
 @pytest.mark.sampled(2)
-def test_a_mistyped_queue_is_not_created(shell: Shell, command: str) -> None:
-    """--no-declare: only queues that exist are used."""
+def test_no_declare_uses_only_existing_queues(shell: Shell, command: str) -> None:
+    """With --no-declare, a command on a queue that does not exist exits with 69 and declares nothing."""
     name, *rest = command.split()
     result = shell.run("mqtool", name, "-q", "jbos", "--no-declare", *rest)
     assert (result.code, "queue 'jbos' does not exist" in result.stderr) == (69, True)
@@ -47,8 +47,8 @@ _RECEIVERS = ["receive", "worker", "worker --exec true", "rpc-server", "receive-
 @on_any_broker
 @pytest.mark.parametrize("command", _RECEIVERS)
 @pytest.mark.sampled(3)
-def test_a_receiver_declares_its_queue_so_that_it_can_start_before_the_publisher(shell: Shell, command: str) -> None:
-    """A line on a terminal says that the queue is new, once; with --no-declare, the command ends with 69."""
+def test_a_receiver_declares_its_queue(shell: Shell, command: str) -> None:
+    """A receiver may start before the publisher; on a terminal, one line says that the queue is new."""
     receive = ("mqtool", *command.split(), "--idle-timeout", "10ms", "-q")
     refused = shell.run(*receive, "task", "--no-declare")
     assert (refused.code, "hint: --declare declares it" in refused.stderr) == (69, True)
@@ -62,7 +62,7 @@ def test_a_receiver_declares_its_queue_so_that_it_can_start_before_the_publisher
 
 @on_any_broker
 def test_a_receiver_declares_no_queue_in_a_protected_context(shell: Shell, broker: TestBroker) -> None:
-    """It says that --declare declares it; with --declare, it does."""
+    """In a protected context, a receiver of a missing queue exits with 69, unless --declare is given."""
     shell.run("mqtool", "context", "add", "prod", "--url", broker.url, "--protected")
     receive = ("mqtool", "receive-log", "fanout", "-C", "prod", "--idle-timeout", "10ms", "-q", "audit")
     refused = shell.run(*receive)
@@ -72,7 +72,7 @@ def test_a_receiver_declares_no_queue_in_a_protected_context(shell: Shell, broke
 
 @on_any_broker
 def test_a_receiver_that_names_an_offset_declares_a_stream(shell: Shell) -> None:
-    """`send` to it and `receive --offset first` show the message as often as one likes."""
+    """`receive --offset first` on a missing queue declares a stream, whose messages can be read again and again."""
     receive = ("mqtool", "receive", "-q", "events", "--offset", "first", "--raw")
     assert shell.run(*receive, "--idle-timeout", "10ms").code == 0
     shell.run("mqtool", "send", "-q", "events", "x")
@@ -83,7 +83,9 @@ def test_a_receiver_that_names_an_offset_declares_a_stream(shell: Shell) -> None
 @pytest.mark.parametrize("command", ["receive -c 1", "worker -c 1", "worker -c 1 --exec true", "receive-delayed -c 1"])
 @pytest.mark.sampled(1)
 def test_receiving_creates_no_queue_by_a_mistyped_name(shell: Shell, broker: TestBroker, command: str) -> None:
-    """It names the queue that was probably meant. With --declare, or a setting, the user wants a queue."""
+    """If the name resembles that of an existing queue, a receiver asks "did you mean", unless --declare or a setting is
+    given.
+    """
     assert shell.run("mqtool", "send", "-q", "invoices", "x").code == 0
     name, *rest = command.split()
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
@@ -98,8 +100,8 @@ def test_receiving_creates_no_queue_by_a_mistyped_name(shell: Shell, broker: Tes
 
 
 @on_any_broker
-def test_a_queue_with_other_settings_is_used_without_a_word(shell: Shell, broker: TestBroker) -> None:
-    """Nobody asked for settings. With one that differs, a line says so in plain words."""
+def test_an_existing_queue_with_other_settings_is_used(shell: Shell, broker: TestBroker) -> None:
+    """No notice appears, unless the command asked for a setting that differs; then one line names the difference."""
     shell.run("mqtool", "queue", "declare", "events", "--queue-type", "classic", "--max-length", "9")
     assert shell.run("mqtool", "send", "-q", "events", "x").stderr == " [x] Sent 'x'\n"
     received = shell.run("mqtool", "receive", "-q", "events", "-c", "1")

@@ -1,4 +1,4 @@
-"""The help: short enough to read, complete, and never cut, on any terminal."""
+"""The help: short, complete, and not cut off on any terminal."""
 
 import re
 from typing import Any
@@ -53,7 +53,7 @@ def topic_page(name: str, columns: int) -> str:
 
 @pytest.mark.parametrize("columns", LINES)
 def test_help_fits_on_two_screens_and_nothing_is_cut(columns: int) -> None:
-    """--help is read in a terminal, perhaps a narrow one: within its lines, none too wide, no ellipsis."""
+    """`COMMAND --help` has a bounded number of lines, none wider than the terminal, and no ellipsis."""
     for command in every(described())[1:]:
         page = page_of(command, columns)
         assert len(page.splitlines()) <= LINES[columns], command.words
@@ -63,8 +63,8 @@ def test_help_fits_on_two_screens_and_nothing_is_cut(columns: int) -> None:
         assert [line for line in wide if " " in line.strip()] == []
 
 
-def test_texts_are_short_and_plain() -> None:
-    """An option's text is a phrase of at most 60 characters; every command has a sentence and examples."""
+def test_option_texts_are_short_phrases() -> None:
+    """An option's text has at most 60 characters and no full stop; every command has a sentence and examples."""
     for command in every(described()):
         assert command.sentence, command.words
         assert len(command.sentence) <= 64
@@ -77,7 +77,7 @@ def test_texts_are_short_and_plain() -> None:
 
 
 def test_help_all_shows_every_option() -> None:
-    """What --help leaves out is in --help-all, and in a topic that --help names."""
+    """--help-all shows all options; --help names the topic of each option that it leaves out."""
     topics = {name: topic_page(name, 80) for name in TOPICS}
     for command in leaves(described()):
         everything, page = page_of(command, everything=True), page_of(command)
@@ -91,22 +91,22 @@ def test_help_all_shows_every_option() -> None:
 @pytest.mark.parametrize("columns", LINES)
 @pytest.mark.parametrize("name", TOPICS)
 def test_a_topic_fits_the_terminal(name: str, columns: int) -> None:
-    """Topics are plain text that wraps, but for the examples in them."""
+    """Lines of `mqtool help TOPIC` are wrapped to the terminal's width, except for examples."""
     page = topic_page(name, columns)
     assert not TRANSLATED.search(page)
     wide = [line for line in page.splitlines() if len(line) > columns and not line.startswith("  mqtool ")]
     assert [line for line in wide if " " in line.strip()] == []
 
 
-def test_defaults_are_those_of_the_tutorial() -> None:
-    """Who reads --help sees which queue, of which type, durable or not."""
+def test_help_shows_the_default_queue_and_its_type() -> None:
+    """The help of a tutorial's command names the default queue or exchange, its type, and whether it is durable."""
     assert "default: (hello, a durable quorum queue" in line_of("send")
     assert "default: (logs, a transient fanout exchange" in line_of("emit-log fanout")
     assert "default: (rpc_queue, a durable quorum queue" in line_of("rpc-server")
 
 
 def test_mqtool_alone_says_how_to_start(lonely_shell: Shell) -> None:
-    """Three things to type, and where the rest is; not everything there is."""
+    """`mqtool` without arguments prints at most ten lines: what to type first, and where the rest is."""
     result = lonely_shell.run("mqtool")
     assert result.code == 0
     for command in ("mqtool tutorial run hello-world", "mqtool broker up", "mqtool send", "mqtool --help"):
@@ -114,8 +114,8 @@ def test_mqtool_alone_says_how_to_start(lonely_shell: Shell) -> None:
     assert len(result.stdout.splitlines()) <= 10
 
 
-def test_help_of_commands_and_topics(lonely_shell: Shell) -> None:
-    """`mqtool help X` is what `mqtool X --help` prints, or a topic; alone it is `mqtool --help`."""
+def test_mqtool_help_prints_the_help_of_a_command_or_topic(lonely_shell: Shell) -> None:
+    """`mqtool help X` prints what `mqtool X --help` prints, or a topic; without X, it prints `mqtool --help`."""
     assert lonely_shell.run("mqtool", "help").stdout == lonely_shell.run("mqtool", "--help").stdout
     assert (
         lonely_shell.run("mqtool", "help", "queue", "declare").stdout
@@ -125,8 +125,8 @@ def test_help_of_commands_and_topics(lonely_shell: Shell) -> None:
     assert len(overview().splitlines()) <= LINES[80]
 
 
-def test_help_of_what_other_tools_call_it(lonely_shell: Shell) -> None:
-    """Help does not list aliases, and finds them."""
+def test_help_finds_a_command_by_its_alias(lonely_shell: Shell) -> None:
+    """`mqtool help pub` prints the help of `send`; the overview does not list aliases."""
     for typed, meant in (
         ("pub", "send"),
         ("consume", "receive"),
@@ -140,8 +140,8 @@ def test_help_of_what_other_tools_call_it(lonely_shell: Shell) -> None:
     assert "publish " not in overview()
 
 
-def test_help_into_head(lonely_shell: Shell) -> None:
-    """A reader that leaves early is no error."""
+def test_help_can_be_piped_into_head(lonely_shell: Shell) -> None:
+    """If the reader of `--help-all` leaves early, nothing is printed on stderr."""
     result = lonely_shell.script("mqtool worker --help-all | head -n 1; echo ${PIPESTATUS[0]}")
     first, code = result.stdout.splitlines()
     assert first == "Usage: mqtool worker [OPTIONS]"
@@ -168,8 +168,8 @@ def test_help_into_head(lonely_shell: Shell) -> None:
         ("top --sort redy", "ready"),
     ],
 )
-def test_what_was_mistyped_gets_the_nearest_name(lonely_shell: Shell, typed: str, meant: str) -> None:
-    """A sentence, a hint with the name that was meant, exit 2."""
+def test_a_mistyped_word_gets_the_nearest_name_as_a_hint(lonely_shell: Shell, typed: str, meant: str) -> None:
+    """A mistyped command, option or value exits with 2, and the hint asks "did you mean" with the nearest name."""
     result = lonely_shell.run("mqtool", *typed.split())
     assert result.code == 2
     assert f"hint: did you mean {meant!r}?" in result.stderr
@@ -185,17 +185,16 @@ def test_what_was_mistyped_gets_the_nearest_name(lonely_shell: Shell, typed: str
         ("receive --limit 3", "--count N"),
     ],
 )
-def test_an_option_of_another_tool_leads_to_ours(lonely_shell: Shell, typed: str, hint: str) -> None:
-    """Exit 2, and the hint is an option that does it."""
+def test_an_option_of_another_tool_gets_mqtools_option_as_a_hint(lonely_shell: Shell, typed: str, hint: str) -> None:
+    """`send --host other` exits with 2, and the hint names --url."""
     result = lonely_shell.run("mqtool", *typed.split())
     assert (result.code, result.stdout) == (2, "")
     assert f"hint: {hint}" in result.stderr
 
 
 def test_hints_about_options_name_the_command() -> None:
-    """For each option of each command: a missing value, a value that is too much, and an option that does not exist.
-
-    Outside CI, an option that several commands have is tried in one of them.
+    """For each option of each command, the hint about a missing value, an unneeded value or an unknown option names the
+    command. Outside CI, an option that several commands have is tried in one of them.
     """
     tried = set()
     for command in leaves(described()):
@@ -217,8 +216,8 @@ def test_hints_about_options_name_the_command() -> None:
                 assert command.path in hint or hint.startswith(("did you mean", "--")), (command.words, typed, hint)
 
 
-def test_options_are_shown_where_they_make_a_difference() -> None:
-    """--dialect, --strict and --verbose belong to the tutorials' commands."""
+def test_tutorial_options_are_shown_only_for_tutorial_commands() -> None:
+    """--dialect, --strict and --verbose appear only in the help of commands that they affect."""
     shown = {
         " ".join(each.words): {flag for option in each.options for flag in option.flags} for each in leaves(described())
     }
@@ -231,7 +230,7 @@ def test_options_are_shown_where_they_make_a_difference() -> None:
 
 
 def test_a_group_alone_shows_its_help(lonely_shell: Shell) -> None:
-    """Once, as --help does, and that is no mistake."""
+    """`mqtool queue` without a command prints its help once, with exit code 0."""
     for group in (each.words for each in every(described())[1:] if each.commands):
         alone = lonely_shell.run("mqtool", *group)
         assert alone == lonely_shell.run("mqtool", *group, "--help")
@@ -258,16 +257,18 @@ def test_all_commands_fit_on_one_screen() -> None:
         ("version", "mqtool --version"),
     ],
 )
-def test_a_command_of_rabbitmqctl_leads_to_ours(lonely_shell: Shell, typed: str, line: str) -> None:
-    """The hint is the whole line; `mqtool help rabbitmqctl` has them all."""
+def test_a_command_of_rabbitmqctl_gets_mqtools_command_as_a_hint(lonely_shell: Shell, typed: str, line: str) -> None:
+    """`mqtool list_queues` exits with 2; the hint is the full command, which `mqtool help rabbitmqctl`
+    lists as well.
+    """
     result = lonely_shell.run("mqtool", *typed.split())
     assert (result.code, result.stderr.splitlines()[1]) == (2, f"hint: {line}")
     assert line.partition(" --vhost")[0] in " ".join(topic_page("rabbitmqctl", 200).split())
 
 
 @pytest.mark.parametrize("row", re.findall(r"(?m)^  \S+  mqtool (.*)", topic_text("rabbitmqctl")[1]))
-def test_commands_in_the_table_exist(row: str) -> None:
-    """Each line names a command with options that it has."""
+def test_commands_in_the_rabbitmqctl_topic_exist(row: str) -> None:
+    """Each line of `mqtool help rabbitmqctl` has an existing command with existing options."""
     words = row.split()
     if words != ["--version"]:
         command = next(each for each in leaves(described()) if tuple(words[: len(each.words)]) == each.words)
@@ -283,8 +284,8 @@ def test_commands_in_the_table_exist(row: str) -> None:
         ("receive -c many", "'many' is not a number"),
     ],
 )
-def test_a_mistake_is_answered_with_what_is_right(lonely_shell: Shell, typed: str, said: str) -> None:
-    """An option or an example; a password that was typed is not repeated."""
+def test_a_usage_error_shows_the_right_form(lonely_shell: Shell, typed: str, said: str) -> None:
+    """The hint names an option or an example; a password that was typed as an argument is not printed."""
     result = lonely_shell.run("mqtool", *typed.split())
     assert result.code == 2
     assert said in result.stderr

@@ -1,4 +1,4 @@
-"""Hints that lead on, not in a circle."""
+"""Hints that lead to a command that works."""
 
 import pytest
 
@@ -18,27 +18,27 @@ from tests.cli.shell import Shell
     ],
 )
 def test_a_usage_error_names_what_was_probably_meant(lonely_shell: Shell, command: list[str], hint: str) -> None:
-    """The command, its form in the plural, or the quotes that are missing."""
+    """The hint names the command, its plural form, or the missing quotes."""
     refused = lonely_shell.run("mqtool", *command)
     assert (refused.code, hint in refused.stderr) == (2, True), refused.stderr
 
 
 def test_a_tutorial_can_be_named_like_its_file(lonely_shell: Shell) -> None:
-    """With underscores."""
+    """`tutorial show hello_world` works like `tutorial show hello-world`."""
     shown = lonely_shell.run("mqtool", "tutorial", "show", "hello_world")
     assert (shown.code, "mqtool send" in shown.stdout) == (0, True)
 
 
 def test_broker_up_says_how_to_start_a_broker_at_the_port_of_a_variable(lonely_shell: Shell) -> None:
-    """`send` says to run `broker up`, so `broker up` must not only say to unset the variable."""
+    """If MQTOOL_URL names a port where nothing listens, the hint of `broker up` starts a broker at that port."""
     lonely_shell.environment["MQTOOL_URL"] = "amqp://localhost:1"
     refused = lonely_shell.run("mqtool", "broker", "up")
     assert (refused.code, "hint: start one at its port: mqtool broker up --port=1" in refused.stderr) == (69, True)
 
 
 @on_any_broker
-def test_patterns_that_the_shell_made_of_files_are_noticed(shell: Shell) -> None:
-    """`receive-log topic *` without quotes would wait for ever for topics that are names of files."""
+def test_unquoted_patterns_that_became_file_names_are_noticed(shell: Shell) -> None:
+    """If every pattern of `receive-log topic` is the name of a file here, it warns that `*` was probably not quoted."""
     for name in ("notes.txt", "todo"):
         (shell.directory / name).touch()
     receive = ("mqtool", "receive-log", "topic", "--idle-timeout", "10ms")

@@ -1,4 +1,4 @@
-"""No message stops a command: each gets past a batch of hostile ones to the last, which is a plain one.
+"""No message stops a command: it handles a batch of hostile messages up to the last one, which is a plain one.
 
 RabbitMQ 4.3 delivers by priority, also from quorum queues, so that others may come behind it there.
 """
@@ -55,8 +55,10 @@ def survived(result: Result, *codes: int) -> Result:
 LIMITS = ("--timeout", "30s")
 
 
-def test_receive(shell: Shell, play: Any) -> None:
-    """In each of its formats; NDJSON is valid, and can be sent again: the same lines come back."""
+def test_receive_handles_hostile_messages(shell: Shell, play: Any) -> None:
+    """`receive` prints hostile messages in each format; its NDJSON is valid and can be sent and received again
+    unchanged.
+    """
     formats = {"text": [], "raw": ["--raw"], "json": ["--json"], "places": ["-F", "%r %e %i %c %l %h %s %b"]}
     count = play(*formats)
     results = {
@@ -76,8 +78,8 @@ def test_receive(shell: Shell, play: Any) -> None:
 
 
 @on_any_broker
-def test_reconcile(shell: Shell, play: Any) -> None:
-    """Messages without an id are counted, and compared by nothing."""
+def test_reconcile_handles_hostile_messages(shell: Shell, play: Any) -> None:
+    """`recording reconcile` counts messages without an id instead of comparing them."""
     count = play("q")
     received = shell.run("mqtool", "receive", "-q", "q", "--durable", "-c", str(count), *LIMITS, "--json")
     (shell.directory / "got").write_bytes(received.stdout_bytes)
@@ -90,8 +92,8 @@ def test_reconcile(shell: Shell, play: Any) -> None:
 
 
 @on_any_broker
-def test_receive_log_and_receive_delayed(shell: Shell, play: Any) -> None:
-    """The other receivers."""
+def test_receive_log_and_receive_delayed_handle_hostile_messages(shell: Shell, play: Any) -> None:
+    """Both commands receive a batch of hostile messages and then the plain one."""
     count = play("logs", "late")
     limits = ("--durable", "-c", str(count), *LIMITS)
     logs = survived(shell.run("mqtool", "receive-log", "topic", "#", "-q", "logs", *limits))
@@ -101,8 +103,8 @@ def test_receive_log_and_receive_delayed(shell: Shell, play: Any) -> None:
 
 
 @on_any_broker
-def test_worker(shell: Shell, play: Any) -> None:
-    """Without a program."""
+def test_worker_handles_hostile_messages(shell: Shell, play: Any) -> None:
+    """`worker` without a program receives a batch of hostile messages and then the plain one."""
     result = survived(shell.run("mqtool", "worker", "-q", "q", "-c", str(play("q")), *LIMITS))
     assert b"Received last\n" in result.stdout_bytes
 
@@ -110,8 +112,8 @@ def test_worker(shell: Shell, play: Any) -> None:
 @on_any_broker
 @pytest.mark.parametrize("how", ["exec", "shell", "deduplicate"])
 @pytest.mark.sampled(1)
-def test_worker_with_a_program(shell: Shell, play: Any, how: str) -> None:
-    """Its places, arguments and environment take anything."""
+def test_worker_passes_hostile_messages_to_programs(shell: Shell, play: Any, how: str) -> None:
+    """Placeholders, arguments and environment variables of a program are filled from any message."""
     count = play("q")
     options = {
         "exec": ["--exec", "echo '{routing_key}{message_id}{attempt}'"],
@@ -125,8 +127,10 @@ def test_worker_with_a_program(shell: Shell, play: Any, how: str) -> None:
 
 
 @on_any_broker
-def test_a_program_that_a_message_names(shell: Shell) -> None:
-    """If there is none of that name, that message is dead, and the worker goes on."""
+def test_a_message_that_names_a_missing_program_is_dead_lettered(shell: Shell) -> None:
+    """With `worker --exec '{message_id}'`, a message whose id is no program is dead-lettered, and the
+    worker continues.
+    """
     shell.run("mqtool", "new-task", "--json", stdin=b'{"body":"","properties":{"message_id":"no such program"}}\n')
     shell.run("mqtool", "new-task", "--json", stdin=b'{"body":"","properties":{"message_id":"true"}}\n')
     result = survived(shell.run("mqtool", "worker", "-c", "2", *LIMITS, "--exec", "{message_id}"), 3)
@@ -134,8 +138,8 @@ def test_a_program_that_a_message_names(shell: Shell) -> None:
 
 
 @on_any_broker
-def test_a_terminal_is_not_controlled(shell: Shell) -> None:
-    """Neither by keys and ids, nor by a body; only a body can have lines."""
+def test_control_characters_are_escaped_on_a_terminal(shell: Shell) -> None:
+    """Control characters in keys, ids and bodies are printed as escapes; only a body may have several lines."""
     line = {"body": "a\nb\x1b[31m", "routing_key": "k\nmqtool: \u202e", "properties": {"message_id": "\x9b\n"}}
     shell.run("mqtool", "queue", "declare", "q", "--durable")
     assert shell.run("mqtool", "exchange", "bind", "amq.topic", "q", "#").code == 0
@@ -152,8 +156,8 @@ def test_a_terminal_is_not_controlled(shell: Shell) -> None:
 
 
 @large
-def test_dead_letters(shell: Shell, play: Any) -> None:
-    """What fails is retried, then a dead letter; it can be brought back, and dropped."""
+def test_hostile_messages_are_retried_dead_lettered_and_redriven(shell: Shell, play: Any) -> None:
+    """Hostile messages whose program fails are retried, dead-lettered, redriven and dropped like all others."""
     count = left = play("q")
     worker = ("mqtool", "worker", "-q", "q", *LIMITS, "--exec", "false", "--backoff", "1ms", "--retries", "1")
     store, said = ["--deduplicate", "--dedup-store", "store"], ""
@@ -168,8 +172,10 @@ def test_dead_letters(shell: Shell, play: Any) -> None:
     assert depth(shell, "q") == count
 
 
-def test_dead_letters_of_others(shell: Shell, play: Any, broker: TestBroker) -> None:
-    """With whatever history they claim: what cannot be moved stays, and does not hold up the rest."""
+def test_dlq_commands_handle_forged_histories(shell: Shell, play: Any, broker: TestBroker) -> None:
+    """Whatever history dead letters claim, `dlq redrive` leaves those that it cannot move, and
+    continues with the rest.
+    """
     count = play("q.dlq")
     survived(shell.run("mqtool", "dlq", "ls", "--management", broker.management))
     shown = survived(shell.run("mqtool", "dlq", "show", "q"))
@@ -183,8 +189,8 @@ def test_dead_letters_of_others(shell: Shell, play: Any, broker: TestBroker) -> 
 
 
 @on_any_broker
-def test_rpc_server(shell: Shell, play: Any) -> None:
-    """Functions and programs: whatever is asked is answered, if only with an error."""
+def test_rpc_server_answers_hostile_requests(shell: Shell, play: Any) -> None:
+    """`rpc-server` answers each request, if only with an error."""
     count = play("fib", "add", "cat")
     limits = ("-c", str(count), *LIMITS)
     for queue, options in (("fib", []), ("add", ["--function", "fib", "--json"]), ("cat", ["--exec", "cat"])):
@@ -193,8 +199,8 @@ def test_rpc_server(shell: Shell, play: Any) -> None:
 
 
 @on_any_broker
-def test_rpc_client(shell: Shell, broker: TestBroker) -> None:
-    """Replies that answer nothing are ignored; those that do are shown, whatever else they hold."""
+def test_rpc_client_handles_hostile_replies(shell: Shell, broker: TestBroker) -> None:
+    """`rpc-client` ignores replies that belong to no request, and prints the others, whatever they contain."""
     replies = [message for message in batch() if len(message.body) < 10_000]
     shell.run("mqtool", "queue", "declare", "rpc", "--durable")
     for options in ([], ["--raw"]):
@@ -206,8 +212,8 @@ def test_rpc_client(shell: Shell, broker: TestBroker) -> None:
 
 
 @pytest.mark.own_vhost("some of these names cannot be deleted by the management API")
-def test_names(shell: Shell, broker: TestBroker) -> None:
-    """Of queues, exchanges, bindings and arguments, in whatever lists them."""
+def test_listing_commands_handle_hostile_names(shell: Shell, broker: TestBroker) -> None:
+    """Commands that list queues, exchanges and bindings escape any name and argument."""
     hostile.name_everything(broker.url)
     api = ("--management", broker.management)
     for command in (
@@ -222,8 +228,10 @@ def test_names(shell: Shell, broker: TestBroker) -> None:
         assert not re.search("^mqtool: it is all over", result.stdout, re.MULTILINE), (command, result.stdout)
 
 
-def test_a_huge_body(shell: Shell, broker: TestBroker) -> None:
-    """100 MB is received, done by a program, made a dead letter, brought back, and answered, each time whole."""
+def test_a_body_of_100_mb_is_handled_by_every_command(shell: Shell, broker: TestBroker) -> None:
+    """A body of 100 MB is received, passed to a program, dead-lettered, redriven, and returned by `rpc-server`,
+    unchanged.
+    """
     only_in_ci("it moves a gigabyte")
     # A container has too little memory for that many copies, and RabbitMQ 4.0 takes 16 MiB at most.
     size = 15_000_000 if broker.kind == "rabbitmq" and "MQTOOL_TEST_IMAGE" in os.environ else 100_000_000

@@ -1,4 +1,4 @@
-"""mqtool in one room with the tutorials' own programs: every tutorial, every dialect, whichever side comes first.
+"""mqtool beside the tutorials' own programs: every tutorial, every dialect, whichever side starts first.
 
 Both sides print their lines in full on purpose: had mqtool declared anything otherwise than its neighbour, the plain
 pika program would have died of a 406, and mqtool would have said so in a line more on stderr.
@@ -93,8 +93,8 @@ def leave(running: Running) -> None:
 @every_dialect
 @whoever_is_first
 @pytest.mark.sampled(3)
-def test_send_and_receive(room: Room, first: str) -> None:
-    """Tutorial 1: what is sent waits in the queue for a receiver of the other side, or finds it waiting."""
+def test_send_and_receive_work_with_the_tutorials_scripts(room: Room, first: str) -> None:
+    """Tutorial 1: each side receives what the other side has sent, whichever starts first."""
 
     def mqtool_sends() -> None:
         sent = room.mqtool("send")
@@ -125,8 +125,8 @@ def test_send_and_receive(room: Room, first: str) -> None:
 
 @every_dialect_in_one_order
 @pytest.mark.sampled(2)
-def test_new_task_and_worker(room: Room, first: str) -> None:
-    """Tutorial 2: tasks of either side, persistent, are done by workers of the other."""
+def test_new_task_and_worker_work_with_the_tutorials_scripts(room: Room, first: str) -> None:
+    """Tutorial 2: persistent tasks of each side are handled by a worker of the other side."""
 
     def mqtool_asks() -> None:
         sent = room.mqtool("new-task", "A", "task")
@@ -163,8 +163,10 @@ def test_new_task_and_worker(room: Room, first: str) -> None:
 @pytest.mark.once_on_rabbitmq
 @every_dialect_in_one_order
 @pytest.mark.sampled(2)
-def test_fanout_logs(room: Room, first: str) -> None:
-    """Tutorial 3: each receiver of either side gets the logs of both; one before anybody listens is lost."""
+def test_fanout_logs_reach_receivers_of_both_sides(room: Room, first: str) -> None:
+    """Tutorial 3: every receiver gets the logs of both sides; a log that was sent before any receiver
+    started is lost.
+    """
     emit = {"mqtool": lambda: room.mqtool("emit-log", "fanout"), "script": lambda: room.script("emit-fanout", "mine")}
     emit[first]()
     receiver = room.start_mqtool("receive-log", "fanout", "-c", "2")
@@ -185,8 +187,8 @@ def test_fanout_logs(room: Room, first: str) -> None:
 @pytest.mark.once_on_rabbitmq
 @every_dialect_in_one_order
 @pytest.mark.sampled(2)
-def test_direct_logs(room: Room, first: str) -> None:
-    """Tutorial 4: each receiver gets the severities that it named, from both sides, and no other."""
+def test_direct_logs_reach_receivers_of_both_sides(room: Room, first: str) -> None:
+    """Tutorial 4: each receiver gets logs of the severities that it named, from both sides, and no others."""
     emit = {
         "mqtool": lambda: room.mqtool("emit-log", "direct", "error", "Run. Run.", "Or it will explode."),
         "script": lambda: room.script("emit-direct", "warning", "Hot"),
@@ -215,8 +217,8 @@ def test_direct_logs(room: Room, first: str) -> None:
 @pytest.mark.once_on_rabbitmq
 @every_dialect_in_one_order
 @pytest.mark.sampled(2)
-def test_topic_logs(room: Room, first: str) -> None:
-    """Tutorial 5: each receiver gets what matches its patterns, from both sides, once each, and nothing else."""
+def test_topic_logs_reach_receivers_of_both_sides(room: Room, first: str) -> None:
+    """Tutorial 5: each receiver gets the logs that match its patterns once, from both sides, and no others."""
     emit = {
         "mqtool": lambda: room.mqtool("emit-log", "topic", "kern.critical", "A critical kernel error"),
         "script": lambda: room.script("emit-topic", "cron.critical", "Late"),
@@ -244,8 +246,8 @@ def test_topic_logs(room: Room, first: str) -> None:
 
 @every_dialect_in_one_order
 @pytest.mark.sampled(2)
-def test_rpc(room: Room, first: str) -> None:
-    """Tutorial 6: a client of either side is answered by a server of the other, whichever declared the queue."""
+def test_rpc_works_with_the_tutorials_scripts(room: Room, first: str) -> None:
+    """Tutorial 6: a server of each side answers the client of the other, whichever side declared the queue."""
 
     def mqtool_asks_script() -> None:
         server = room.start_script("rpc-server")
@@ -284,7 +286,9 @@ HELLO = {
 def test_a_queue_that_differs_is_used_as_it_is(
     shell: Shell, connection: Connection, broker: TestBroker, difference: str
 ) -> None:
-    """Both sides go on with the queue that is there, say so in one line with the broker's words, and leave it alone."""
+    """If the queue exists with other settings, `send` and `receive` use it, print one notice each, and do not change
+    it.
+    """
     existing = HELLO[difference]
     keep = connection.channel(strict=True)
     keep.declare(existing)
@@ -305,8 +309,8 @@ def test_a_queue_that_differs_is_used_as_it_is(
 
 @pytest.mark.once_on_rabbitmq
 @pytest.mark.parametrize("difference", HELLO)
-def test_strict_takes_no_queue_that_differs(shell: Shell, connection: Connection, difference: str) -> None:
-    """With --strict it is exit 78, nothing is sent, nothing is taken, and the queue stays as it was."""
+def test_strict_refuses_a_queue_that_differs(shell: Shell, connection: Connection, difference: str) -> None:
+    """With --strict, a queue with other settings is exit code 78; nothing is sent, received or changed."""
     existing = HELLO[difference]
     keep = connection.channel(strict=True)
     keep.declare(existing)
@@ -323,8 +327,8 @@ def test_strict_takes_no_queue_that_differs(shell: Shell, connection: Connection
     assert administration.depth(keep, keep.declare(existing).name).consumers == 0
 
 
-def test_strict_neither_adds_to_a_queue_nor_takes_from_it(shell: Shell) -> None:
-    """What the classic neighbour has sent is still there, alone, after --strict has refused to touch its queue."""
+def test_strict_leaves_the_messages_of_a_queue_that_differs(shell: Shell) -> None:
+    """After `send --strict` and `receive --strict` were refused, the queue contains only the message that it had."""
     shell.run("mqtool", "send", "theirs", "--dialect", "python-classic")
 
     shell.run("mqtool", "send", "ours", "--strict")
@@ -337,8 +341,8 @@ def test_strict_neither_adds_to_a_queue_nor_takes_from_it(shell: Shell) -> None:
 @pytest.mark.once_on_rabbitmq
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("command", ["worker", "rpc-server"])
-def test_receivers_of_queues_that_differ(shell: Shell, strict: bool, command: str) -> None:
-    """A worker and an RPC server too use the queue of another generation, and with --strict do not."""
+def test_worker_and_rpc_server_use_a_queue_that_differs_unless_strict(shell: Shell, strict: bool, command: str) -> None:
+    """Both use a queue that another dialect declared; with --strict, they exit with 78."""
     other = "python-classic"
     shell.start("mqtool", command, "--dialect", other).wait_until_ready().interrupt().wait()
 
@@ -359,7 +363,7 @@ LOGS = {
 
 @pytest.mark.parametrize("difference", LOGS)
 def test_an_exchange_that_differs_is_used_as_it_is(shell: Shell, connection: Connection, difference: str) -> None:
-    """Publisher and receiver meet at the exchange that is there, each with a one-line notice."""
+    """If the exchange exists with other settings, `emit-log` and `receive-log` use it, and print one notice each."""
     keep = connection.channel(strict=True)
     keep.declare(LOGS[difference])
 
@@ -377,8 +381,8 @@ def test_an_exchange_that_differs_is_used_as_it_is(shell: Shell, connection: Con
 
 @pytest.mark.once_on_rabbitmq
 @pytest.mark.parametrize("difference", LOGS)
-def test_strict_takes_no_exchange_that_differs(shell: Shell, connection: Connection, difference: str) -> None:
-    """With --strict it is exit 78, and the exchange stays as it was."""
+def test_strict_refuses_an_exchange_that_differs(shell: Shell, connection: Connection, difference: str) -> None:
+    """With --strict, an exchange with other settings is exit code 78, and stays as it was."""
     keep = connection.channel(strict=True)
     keep.declare(LOGS[difference])
 
@@ -396,7 +400,7 @@ def test_strict_takes_no_exchange_that_differs(shell: Shell, connection: Connect
 def test_an_exchange_of_another_type_is_never_used(
     shell: Shell, connection: Connection, command: list[str], strict: list[str]
 ) -> None:
-    """It would route otherwise: exit 78 with a hint, strict or not, and it stays as it was."""
+    """An exchange of another type would route differently: exit code 78 with a hint, with or without --strict."""
     existing = Exchange("direct_logs", "topic")
     keep = connection.channel(strict=True)
     keep.declare(existing)
@@ -412,8 +416,10 @@ def test_an_exchange_of_another_type_is_never_used(
 
 @pytest.mark.once_on_rabbitmq
 @pytest.mark.parametrize("command", [["send", "x"], ["receive"], ["worker"], ["rpc-server"]])
-def test_somebodys_exclusive_queue_is_never_used(shell: Shell, connection: Connection, command: list[str]) -> None:
-    """Exit 78 with a hint, and its owner still has it."""
+def test_an_exclusive_queue_of_another_connection_is_never_used(
+    shell: Shell, connection: Connection, command: list[str]
+) -> None:
+    """Commands exit with 78 and a hint, and the owner keeps its queue."""
     owner = connection.channel(strict=True)
     theirs = owner.declare(Queue("theirs", exclusive=True))
 
@@ -426,8 +432,8 @@ def test_somebodys_exclusive_queue_is_never_used(shell: Shell, connection: Conne
     assert administration.depth(owner, theirs.name).consumers == 0
 
 
-def test_mqtool_declares_what_the_options_say_and_no_more(shell: Shell, connection: Connection) -> None:
-    """Flags on the command line win over the dialect's, so that any neighbour can be matched exactly."""
+def test_send_declares_a_queue_exactly_as_its_options_say(shell: Shell, connection: Connection) -> None:
+    """Options win over the dialect: a queue is declared with these arguments and no others."""
     result = shell.run("mqtool", "send", "-q", "odd", "--transient", "--argument", "x-max-length=7", "x")
 
     assert (result.stderr, result.code) == (" [x] Sent 'x'\n", 0)
@@ -439,8 +445,8 @@ def test_mqtool_declares_what_the_options_say_and_no_more(shell: Shell, connecti
 
 @pytest.mark.parametrize("dialect", [Dialect.PYTHON])
 @whoever_is_first
-def test_delayed_messages(room: Room, connection: Connection, first: str) -> None:
-    """The delayed message plugin's exchange: each side holds back for the other, the header x-delay says how long."""
+def test_delayed_messages_work_with_the_tutorials_scripts(room: Room, connection: Connection, first: str) -> None:
+    """With the plugin, each side delivers what the other side delayed, by the header x-delay."""
     if not has_plugin(connection.channel(), DELAY_EXCHANGE):
         pytest.skip("this broker has no delayed message plugin")
 

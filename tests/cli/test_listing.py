@@ -1,4 +1,4 @@
-"""mqtool list: what rabbitmqctl tells, from where the reader is."""
+"""`list`: the rows of rabbitmqctl, from any machine."""
 
 import json
 import re
@@ -46,7 +46,7 @@ def busy(shell: Shell, listing: object) -> Iterator[Running]:
 
 
 def test_each_kind_is_listed(busy: Running, listing: Callable[..., list[dict[str, Any]]], broker: TestBroker) -> None:
-    """With the usual columns; statistics of RabbitMQ come some seconds late."""
+    """`list` shows queues, connections, channels, consumers and so on with their usual columns."""
     mine = ("--where", f"vhost={broker.vhost}")
     counts = {"name": "task_queue", "messages_unacknowledged": 2, "messages_ready": 1}
     wait_until(lambda: counts in listing("queues", *counts), "the queue's counts")
@@ -61,8 +61,8 @@ def test_each_kind_is_listed(busy: Running, listing: Callable[..., list[dict[str
     assert {row["name"]: row["enabled"] for row in listing("plugins")}["rabbitmq_management"] is True
 
 
-def test_counts_are_of_now(shell: Shell, listing: object) -> None:
-    """Statistics of a quorum queue come seconds late. What AMQP tells is true at once, and what is old is said."""
+def test_list_queues_shows_current_counts(shell: Shell, listing: object) -> None:
+    """Ready messages and consumers are current, since AMQP gives them; a note says if other counts may be 5 s old."""
     shell.run("mqtool", "new-task", "-l", stdin="one\ntwo\nthree\n")
     listed = shell.run("mqtool", "list", "queues")
     assert (listed.stdout, listed.code) == ("task_queue\t3\n", 0)
@@ -77,10 +77,10 @@ def test_counts_are_of_now(shell: Shell, listing: object) -> None:
     assert (without.stdout, without.stderr) == ("1\t1\n", ""), "it has no column of unacknowledged messages"
 
 
-def test_counts_of_queues_that_amqp_cannot_count(
+def test_exclusive_queues_and_streams_are_listed_with_counts_of_the_api(
     shell: Shell, broker: TestBroker, connection: Connection, listing: object
 ) -> None:
-    """Queues that are exclusive to another connection, and streams, are listed with what the API tells."""
+    """`list queues` shows the management API's counts of queues that AMQP cannot count."""
     channel = connection.channel()
     channel.declare(Queue("mine", exclusive=True))
     expected = "mine\t1\n"
@@ -111,10 +111,10 @@ _OF_VHOST = ("list_queues", "list_exchanges", "list_bindings", "list_consumers",
 
 
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
-def test_rabbitmqctl_tells_the_same(
+def test_list_prints_the_rows_of_rabbitmqctl(
     busy: Running, listing: Callable[..., list[dict[str, Any]]], broker: TestBroker
 ) -> None:
-    """Line by line, side by side on the same broker: the embedded one has no rabbitmqctl."""
+    """On the same RabbitMQ, each kind of list has the same rows as the corresponding rabbitmqctl command."""
     started = state.load("suite-node")
     if started is None:
         pytest.skip("rabbitmqctl reaches no node but our own")
@@ -145,8 +145,8 @@ def same(theirs: list[dict[str, Any]], ours: list[dict[str, Any]]) -> bool:
 
 
 @on_any_broker
-def test_columns_in_a_pipe(shell: Shell, listing: object) -> None:
-    """One row to a line, with tabs between, in the order that was asked for; names cannot break it."""
+def test_rows_in_a_pipe_are_separated_by_tabs(shell: Shell, listing: object) -> None:
+    """In a pipe, each row is one line with the chosen columns; tabs and newlines in names are escaped."""
     shell.run("mqtool", "queue", "declare", "a\tb\\c", "--queue-type", "classic")
     shell.run("mqtool", "queue", "declare", "[/red]", "--queue-type", "classic")
     listed = shell.run("mqtool", "list", "queues", "durable", "name", "--sort", "name")
@@ -154,10 +154,10 @@ def test_columns_in_a_pipe(shell: Shell, listing: object) -> None:
 
 
 @large
-def test_more_queues_than_a_page(
+def test_more_queues_than_one_page_are_listed_once_each(
     connection: Connection, listing: Callable[..., list[dict[str, Any]]], shell: Shell
 ) -> None:
-    """All come, each once; sorted and filtered they are those that they should be."""
+    """With 1,100 queues, `list queues` prints each once, sorted and filtered as asked."""
     channel = connection.channel()
     for number in range(1_100):
         channel.declare(Queue(f"q{number:04}", exclusive=True))
@@ -177,8 +177,8 @@ def test_more_queues_than_a_page(
 
 
 @on_any_broker
-def test_where(shell: Shell, listing: Callable[..., list[dict[str, Any]]]) -> None:
-    """Columns that are not shown count as well, and what is inside arguments."""
+def test_where_tests_columns_that_are_not_shown(shell: Shell, listing: Callable[..., list[dict[str, Any]]]) -> None:
+    """--where may use any column, and keys of the arguments."""
     shell.run("mqtool", "queue", "declare", "a", "--queue-type", "quorum")
     shell.run("mqtool", "queue", "declare", "b", "--queue-type", "classic")
     shell.run("mqtool", "send", "-r", "b", "one")
@@ -191,8 +191,8 @@ def test_where(shell: Shell, listing: Callable[..., list[dict[str, Any]]]) -> No
 
 
 @on_any_broker
-def test_a_table_on_a_terminal(shell: Shell, listing: object) -> None:
-    """Nothing in a name is markup, or reaches the terminal's controls; headers break where the terminal is narrow."""
+def test_a_table_on_a_terminal_escapes_names(shell: Shell, listing: object) -> None:
+    """Names with markup or control characters are shown as text, and the table fits into 80 columns."""
     names = ["[/red]", "a\x1b[31mb", "q" * 60]
     for name in names:
         shell.run("mqtool", "queue", "declare", name, "--queue-type", "classic")
@@ -208,7 +208,7 @@ def test_a_table_on_a_terminal(shell: Shell, listing: object) -> None:
 
 @on_any_broker
 def test_a_wrong_column_names_the_nearest(shell: Shell, listing: object) -> None:
-    """Exit 2, whatever is wrong with it, and nothing is asked of the broker."""
+    """A mistyped column exits with 2 and "did you mean", before the broker is asked."""
     for words in (
         ["mesages_ready"],
         ["--sort", "-mesages_ready"],
@@ -222,14 +222,14 @@ def test_a_wrong_column_names_the_nearest(shell: Shell, listing: object) -> None
 
 @on_any_broker
 def test_an_empty_list_says_so(shell: Shell, listing: object, broker: TestBroker) -> None:
-    """On stderr: for a pipe nothing is nothing."""
+    """`list queues` says on stderr that there are none; stdout stays empty."""
     empty = shell.run("mqtool", "list", "queues")
     assert (empty.stdout, empty.stderr, empty.code) == ("", f"no queues in vhost '{broker.vhost}'\n", 0)
 
 
 @on_any_broker
-def test_watching_ends_with_ctrl_c(shell: Shell, listing: object) -> None:
-    """A change shows in the next list; Ctrl-C is the clean way to end."""
+def test_watch_prints_the_list_again_until_ctrl_c(shell: Shell, listing: object) -> None:
+    """`list --watch` shows a new queue in the next list; Ctrl-C ends it with exit code 0."""
     watching = shell.start("mqtool", "list", "queues", "name", "--watch", "50ms")
     watching.wait_for_stderr("no queues")
     shell.run("mqtool", "queue", "declare", "late")
@@ -238,8 +238,10 @@ def test_watching_ends_with_ctrl_c(shell: Shell, listing: object) -> None:
 
 
 @on_any_broker
-def test_watching_on_a_terminal(shell: Shell, broker: TestBroker) -> None:
-    """/ filters, digits sort, arrows scroll, q ends; what does not fit is counted. A dumb terminal gets plain lists."""
+def test_watch_on_a_terminal_reacts_to_keys(shell: Shell, broker: TestBroker) -> None:
+    """`/` filters, digits sort, arrows scroll, q quits; lines that do not fit are counted. A dumb terminal gets plain
+    lists.
+    """
     for number in range(30):
         shell.run("mqtool", "queue", "declare", f"{'even' if number % 2 else 'odd'}-{number:02}")
     command = ("mqtool", "list", "queues", "name", "--watch", "50ms", "--management", broker.management)
@@ -260,8 +262,8 @@ def test_watching_on_a_terminal(shell: Shell, broker: TestBroker) -> None:
 
 
 @on_any_broker
-def test_bindings_of_the_default_exchange(shell: Shell, broker: TestBroker) -> None:
-    """A terminal is spared them, unless they are asked for; pipes get what rabbitmqctl lists."""
+def test_bindings_of_the_default_exchange_are_hidden_on_a_terminal(shell: Shell, broker: TestBroker) -> None:
+    """A terminal shows them only if --where asks for them; a pipe gets all, as rabbitmqctl prints them."""
     shell.run("mqtool", "queue", "declare", "jobs")
     shell.run("mqtool", "exchange", "bind", "amq.topic", "jobs", "a.*")
     command = ("mqtool", "list", "bindings", "routing_key", "--management", broker.management)
@@ -270,8 +272,10 @@ def test_bindings_of_the_default_exchange(shell: Shell, broker: TestBroker) -> N
     assert "jobs" in on_terminal(shell, *command, "--where", "source_name=''").stdout
 
 
-def test_without_the_management_api_amqp_tells_what_it_can(shell: Shell) -> None:
-    """Of queues whose names are known: ready messages and consumers. The rest needs the API, and a sentence says so."""
+def test_list_queues_without_the_management_api_uses_amqp(shell: Shell) -> None:
+    """For queues named by -q, it prints ready messages and consumers; anything else exits with 69 and says what is
+    needed.
+    """
     shell.run("mqtool", "send", "one")
     shell.run("mqtool", "send", "-q", "jobs", "two")
 
@@ -293,8 +297,8 @@ def test_without_the_management_api_amqp_tells_what_it_can(shell: Shell) -> None
 
 @pytest.mark.once_on_rabbitmq
 @pytest.mark.parametrize("kind", KINDS)
-def test_who_may_not_is_told(kind: str, shell: Shell, listing: object) -> None:
-    """A wrong password: exit 77, for each kind of list, and the password is nowhere to be seen."""
+def test_a_wrong_password_exits_with_77(kind: str, shell: Shell, listing: object) -> None:
+    """Each kind of list says that the broker refuses the password, without printing it."""
     (shell.directory / "password").write_text("very-wrong\n")
     refused = shell.run("mqtool", "list", kind, "--password-file", "password")
     assert (refused.stdout, refused.code) == ("", 77)
@@ -319,8 +323,8 @@ def test_who_may_not_is_told(kind: str, shell: Shell, listing: object) -> None:
     ],
 )
 @pytest.mark.sampled(6)
-def test_a_password_is_read_once(command: str, shell: Shell, broker: TestBroker, listing: object) -> None:
-    """From stdin it can be read only once, however often the command has to log in."""
+def test_a_password_from_stdin_is_read_once(command: str, shell: Shell, broker: TestBroker, listing: object) -> None:
+    """With `--password-file -`, a command that logs in several times reads stdin only once."""
     (shell.directory / "saved").write_text("")
     shell.environment["MQTOOL_URL"] = broker.url.replace("guest:guest", "guest:wrong")
     result = shell.run("mqtool", *command.split(), "--password-file", "-", stdin="guest\n")
@@ -330,7 +334,7 @@ def test_a_password_is_read_once(command: str, shell: Shell, broker: TestBroker,
 
 @on_any_broker
 def test_wait_queues_are_one_line_on_a_terminal(shell: Shell, broker: TestBroker) -> None:
-    """With the sum of their messages; --all lists them, and a pipe gets them as from rabbitmqctl."""
+    """On a terminal, wait queues of mqtool are one line with their sum; --all and a pipe list each of them."""
     shell.run("mqtool", "send", "-q", "jobs", "x")
     shell.run("mqtool", "send", "-q", "jobs", "--via", "ttl", "--delay", "1h", "y")
     shell.run("mqtool", "send", "-q", "jobs", "--via", "ttl", "--delay", "2h", "z")
@@ -344,7 +348,7 @@ def test_wait_queues_are_one_line_on_a_terminal(shell: Shell, broker: TestBroker
 
 @on_any_broker
 def test_bindings_fit_on_a_terminal(shell: Shell, broker: TestBroker) -> None:
-    """A line each; no word is broken at 80 columns, and no name is shortened."""
+    """On a terminal, each binding is one line of at most 80 columns, with no name cut."""
     name = "invoices-of-the-european-branch-that-wait-to-be-paid"
     shell.run("mqtool", "queue", "declare", name)
     shell.run("mqtool", "exchange", "bind", "amq.topic", name, "orders.europe.invoices.#")

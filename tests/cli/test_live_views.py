@@ -1,4 +1,4 @@
-"""The broker restarts under the live views: each says so, keeps what it shows, and goes on."""
+"""The broker restarts while `top`, `list --watch` and `topology --live` run: they say so and continue."""
 
 import re
 import uuid
@@ -55,8 +55,8 @@ class View:
 
 
 @pytest.mark.sampled(1)
-def test_views_go_on_after_a_restart(restartable: Restartable, lonely_shell: Shell) -> None:
-    """Meanwhile they show what they last knew, how old that is, and why. q ends them, and that is no failure."""
+def test_live_views_continue_after_a_restart(restartable: Restartable, lonely_shell: Shell) -> None:
+    """While the broker is down, each view shows its last rows, their age and the reason; q ends it with exit code 0."""
     shell = lonely_shell
     shell.environment |= {"MQTOOL_URL": restartable.url, "TERM": "xterm"}
     for queue in QUEUES:

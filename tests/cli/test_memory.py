@@ -1,4 +1,4 @@
-"""Streams of any length: what a command keeps is bounded. A million lines are measured by benchmarks/throughput.py."""
+"""Commands need bounded memory, however long the input is. benchmarks/throughput.py measures a million lines."""
 
 import json
 import sys
@@ -28,8 +28,8 @@ def peak(report: Path) -> int:
 
 
 @on_any_broker
-def test_a_long_stream_takes_little_memory(shell: Shell) -> None:
-    """Publisher and receiver each stay below 80 MiB, and the lines come out as they went in."""
+def test_a_long_input_takes_less_than_80_mib(shell: Shell) -> None:
+    """`send -l` and `receive` each need less than 80 MiB for a long input, which arrives unchanged."""
     lines = b"".join(b"%08d %s\n" % (number, b"x" * 90) for number in range(LINES))
     (shell.directory / "in").write_bytes(lines)
     (shell.directory / "measure.py").write_text(MEASURE)
@@ -47,7 +47,7 @@ def test_a_long_stream_takes_little_memory(shell: Shell) -> None:
 
 @on_any_broker
 def test_a_large_file_is_sent_in_little_more_memory_than_three_times_its_size(shell: Shell) -> None:
-    """A body, its frames, and what waits for the socket. Its echo is its first line."""
+    """`send -f` needs memory for the body, its frames and the socket's buffer; it prints only the first line."""
     size = 64 << 20
     (shell.directory / "in").write_bytes(b"first line\n" + b"x" * size)
     (shell.directory / "measure.py").write_text(MEASURE)

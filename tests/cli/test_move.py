@@ -1,4 +1,4 @@
-"""Messages are moved from queue to queue, here or to another broker: all of them, as they were, and at least once."""
+"""`move`: messages get to another queue or broker unchanged and at least once."""
 
 import signal
 import time
@@ -50,8 +50,8 @@ def bodies(deliveries: list[Delivery]) -> list[int]:
     return [int(delivery.body) for delivery in deliveries]
 
 
-def test_a_message_stays_as_its_publisher_made_it(shell: Shell, broker: TestBroker, other: TestBroker) -> None:
-    """To another broker, in order; only headers that count deliveries, or ask for copies, do not go along."""
+def test_move_keeps_bodies_properties_and_headers(shell: Shell, broker: TestBroker, other: TestBroker) -> None:
+    """Messages arrive on another broker in order; only x-delivery-count, CC and the like are removed."""
     death = [{"queue": "gone", "reason": "expired", "count": 1}]
     headers: dict[str, Any] = {"tenant": "acme", "n": 3, "x-death": death, "x-delivery-count": 4, "CC": ["b"]}
     properties = {
@@ -83,11 +83,10 @@ def test_a_message_stays_as_its_publisher_made_it(shell: Shell, broker: TestBrok
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize(("queue_type", "count"), [("classic", 450), ("quorum", 5_000)])
 @pytest.mark.sampled(2)
-def test_what_does_not_match_stays_in_its_place(shell: Shell, broker: TestBroker, queue_type: str, count: int) -> None:
-    """More than the broker delivers at a time, of both kinds; both are in order in the end.
-
-    A quorum queue takes back 32 lots in order, and what comes faster in any.
-    """
+def test_move_where_leaves_other_messages_in_order(
+    shell: Shell, broker: TestBroker, queue_type: str, count: int
+) -> None:
+    """Messages that do not match --where stay in the queue in their order, even thousands of them."""
     source = Queue("a", durable=True, arguments={"x-queue-type": queue_type})
     fill(broker, source, numbered(count), Queue("b", durable=True))
 
@@ -101,8 +100,10 @@ def test_what_does_not_match_stays_in_its_place(shell: Shell, broker: TestBroker
 
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
-def test_the_order_stays_when_a_move_ends_early(shell: Shell, broker: TestBroker, queue_type: str) -> None:
-    """Among messages that have come back before: a quorum queue has a line of its own for them."""
+def test_a_move_with_a_count_leaves_the_others_in_order(shell: Shell, broker: TestBroker, queue_type: str) -> None:
+    """If `move --where … -c 1` ends early, all other messages are in their order, also those that were
+    requeued before.
+    """
     source = Queue("a", durable=True, arguments={"x-queue-type": queue_type})
     fill(broker, source, numbered(450), Queue("b", durable=True))
     assert shell.run("mqtool", "move", "a", "--to", "b", "--where", "size=0").stderr.startswith("0 moved")
@@ -113,8 +114,8 @@ def test_the_order_stays_when_a_move_ends_early(shell: Shell, broker: TestBroker
 
 
 @pytest.mark.keeps_messages
-def test_what_stays_is_not_dropped_for_coming_back_too_often(shell: Shell, broker: TestBroker) -> None:
-    """A quorum queue with a delivery limit: near it, a move that would leave messages ends before it begins."""
+def test_move_does_not_exceed_the_delivery_limit(shell: Shell, broker: TestBroker) -> None:
+    """On a quorum queue with a delivery limit, `move --where` exits with 1 before messages would be dropped."""
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     limited = Queue("a", durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": 6})
     fill(broker, limited, numbered(3), Queue("b", durable=True))
@@ -125,8 +126,8 @@ def test_what_stays_is_not_dropped_for_coming_back_too_often(shell: Shell, broke
         assert "has been requeued" in moves[-1].stderr
 
 
-def test_a_count_takes_no_more(shell: Shell, broker: TestBroker) -> None:
-    """The others have not even been delivered."""
+def test_a_count_moves_exactly_that_many(shell: Shell, broker: TestBroker) -> None:
+    """`move -c 2` moves two messages; the others are not even delivered."""
     fill(broker, Queue("a"), numbered(5), Queue("b"))
     assert shell.run("mqtool", "move", "a", "--to", "b", "-c", "2").stderr == "2 moved from a to b\n"
     assert bodies(taken(broker, "b")) == [0, 1]
@@ -136,8 +137,8 @@ def test_a_count_takes_no_more(shell: Shell, broker: TestBroker) -> None:
 
 
 @pytest.mark.keeps_messages
-def test_a_move_that_is_killed_loses_nothing(shell: Shell, broker: TestBroker, other: TestBroker) -> None:
-    """kill -9, three times, and a run to the end: each has arrived, and each kill has doubled 100 at most."""
+def test_a_killed_move_loses_nothing(shell: Shell, broker: TestBroker, other: TestBroker) -> None:
+    """After three kills and a complete run, every message has arrived; each kill doubles 100 at most."""
     count, kills = 3_000, 3
     fill(broker, Queue("a", durable=True), numbered(count))
     fill(other, Queue("b", durable=True), [])
@@ -159,8 +160,10 @@ def test_a_move_that_is_killed_loses_nothing(shell: Shell, broker: TestBroker, o
 
 
 @pytest.mark.keeps_messages
-def test_what_the_other_queue_refuses_stays(shell: Shell, broker: TestBroker) -> None:
-    """A full queue: those that it takes are moved, the next stay in order; exit 3, or 75 if it took none."""
+def test_messages_that_the_target_queue_rejects_stay(shell: Shell, broker: TestBroker) -> None:
+    """If the target is full, `move` moves what fits and exits with 3, or with 75 if nothing fits; the rest keeps its
+    order.
+    """
     full = Queue("b", arguments={"x-max-length": 3, "x-overflow": "reject-publish"})
     fill(broker, Queue("a"), numbered(300), full)
 
@@ -177,8 +180,8 @@ def test_what_the_other_queue_refuses_stays(shell: Shell, broker: TestBroker) ->
     assert sorted(bodies(taken(broker, "a", 300 - moved) + taken(broker, "b"))) == list(range(300))
 
 
-def test_nothing_is_taken_for_a_queue_that_does_not_exist(shell: Shell, broker: TestBroker) -> None:
-    """Nor for itself."""
+def test_move_checks_the_target_before_it_takes_messages(shell: Shell, broker: TestBroker) -> None:
+    """If the target does not exist (69) or is the same queue (2), no message is even delivered."""
     fill(broker, Queue("a"), numbered(1))
     missing = shell.run("mqtool", "move", "a", "--to", "b")
     assert missing.code == 69
@@ -191,8 +194,10 @@ def test_nothing_is_taken_for_a_queue_that_does_not_exist(shell: Shell, broker: 
 
 
 @on_any_broker
-def test_it_waits_for_more_if_asked_to(shell: Shell, broker: TestBroker) -> None:
-    """--idle-timeout: what comes later is moved, too; without it, an empty queue is the end."""
+def test_move_waits_for_more_with_idle_timeout(shell: Shell, broker: TestBroker) -> None:
+    """With --idle-timeout, `move` also moves messages that arrive later; without it, it ends when the
+    queue is empty.
+    """
     fill(broker, Queue("a"), [], Queue("b"))
     assert shell.run("mqtool", "move", "a", "--to", "b").stderr == "0 moved from a to b\n"
     running = shell.start("mqtool", "move", "a", "--to", "b", "--idle-timeout", "3s", "-v")
@@ -203,8 +208,8 @@ def test_it_waits_for_more_if_asked_to(shell: Shell, broker: TestBroker) -> None
 
 
 @on_any_broker
-def test_a_rate_holds_it_back_and_ctrl_c_ends_it(shell: Shell, broker: TestBroker) -> None:
-    """What has not been moved is where it was; exit 130."""
+def test_move_keeps_to_its_rate_and_stops_at_ctrl_c(shell: Shell, broker: TestBroker) -> None:
+    """`move --rate` takes the time that the rate needs; after Ctrl-C it exits with 130, and the other messages stay."""
     fill(broker, Queue("a"), numbered(500), Queue("b"))
     started = time.monotonic()
     assert shell.run("mqtool", "move", "a", "--to", "b", "--rate", "50/s", "-c", "20").code == 0
@@ -216,8 +221,8 @@ def test_a_rate_holds_it_back_and_ctrl_c_ends_it(shell: Shell, broker: TestBroke
 
 
 @on_any_broker
-def test_a_lost_connection_ends_it(shell: Shell, broker: TestBroker) -> None:
-    """Exit 69; to run it again goes on."""
+def test_a_lost_connection_ends_a_move(shell: Shell, broker: TestBroker) -> None:
+    """`move` exits with 69 and says to run it again; the second run moves the rest."""
     fill(broker, Queue("a", durable=True), numbered(300), Queue("b", durable=True))
     running = shell.start("mqtool", "move", "a", "--to", "b", "--rate", "20/s", "-v").wait_for_stderr("Moved")
     connections: Any = broker.api("GET", f"vhosts/{broker.vhost}/connections")
@@ -231,8 +236,8 @@ def test_a_lost_connection_ends_it(shell: Shell, broker: TestBroker) -> None:
 
 
 @on_any_broker
-def test_a_protected_context_asks(shell: Shell, broker: TestBroker, other: TestBroker) -> None:
-    """Whether messages come from it or go there; a script names it."""
+def test_move_asks_in_a_protected_context(shell: Shell, broker: TestBroker, other: TestBroker) -> None:
+    """If either broker is a protected context, `move` asks first; --confirm NAME answers for a script."""
     shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
     assert shell.run("mqtool", "context", "add", "prod", "--url", other.url, "--protected").code == 0
     fill(broker, Queue("a"), numbered(1))

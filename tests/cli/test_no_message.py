@@ -1,4 +1,4 @@
-"""What publishing commands do if nobody has typed or piped in a message."""
+"""What publishing commands do if no message was typed or piped in."""
 
 import pytest
 
@@ -24,8 +24,10 @@ _NAMED = [
 @on_any_broker
 @pytest.mark.parametrize("command", _NAMED)
 @pytest.mark.sampled(3)
-def test_the_tutorials_text_goes_to_no_queue_or_exchange_that_the_user_names(shell: Shell, command: str) -> None:
-    """On a terminal and in a cron job, it is a usage error, and nothing is declared."""
+def test_without_a_message_nothing_is_sent_to_a_queue_that_was_named(shell: Shell, command: str) -> None:
+    """`send -q jobs` without a message is a usage error instead of sending the tutorial's text, and
+    declares nothing.
+    """
     unattended = shell.run("mqtool", *command.split())
     assert (unattended.code, unattended.stdout, "there is no " in unattended.stderr) == (2, "", True)
     assert on_terminal(shell, "mqtool", *command.split()).code == 2
@@ -34,7 +36,7 @@ def test_the_tutorials_text_goes_to_no_queue_or_exchange_that_the_user_names(she
 
 @on_any_broker
 def test_an_empty_pipe_publishes_nothing_and_says_so(shell: Shell) -> None:
-    """With '' or -, an empty message is published."""
+    """`send` from an empty stdin sends nothing and says so; with '' or -, it sends an empty message."""
     shell.run("mqtool", "queue", "declare", "jobs")
     for command in (["send"], ["send", "-q", "jobs"], ["new-task"]):
         empty = shell.run("mqtool", *command, stdin="")

@@ -1,4 +1,4 @@
-"""Publishers that the broker refuses: counted, reported, and kept so that a second run finishes the job."""
+"""Messages that the broker does not confirm are counted, reported, and kept so that a second run can send them."""
 
 import fcntl
 import json
@@ -30,7 +30,9 @@ def _numbers(count: int) -> str:
 
 @pytest.mark.keeps_messages
 def test_unroutable_messages_are_kept_and_a_second_run_sends_them(shell: Shell) -> None:
-    """--mandatory --failed-to: exit 75, all there with id and address; once the queue is there, they arrive."""
+    """`send --mandatory --failed-to` exits with 75 and keeps unroutable messages; once the queue exists, a second run
+    sends them.
+    """
     first = shell.run("mqtool", "send", "-r", "later", "-e", "", "--mandatory", "-l", "--failed-to", "failed",
                       "-H", "k:=1.5", stdin="a\nb\n")  # fmt: skip
     assert first.code == 75
@@ -59,8 +61,10 @@ def test_unroutable_messages_are_kept_and_a_second_run_sends_them(shell: Shell) 
         ("emit-log fanout x -H x-delay:=5000", " [x] Sent x\n"),  # it might wait at the exchange
     ],
 )
-def test_nobody_receives_what_was_typed(shell: Shell, command: str, line: str) -> None:
-    """The command says so, but an exchange may have no queues: it counts as sent. Of lines, it says how many."""
+def test_a_message_that_no_queue_received_is_reported(shell: Shell, command: str, line: str) -> None:
+    """To an exchange, `send` and `emit-log` say that no queue received the message, or how many lines,
+    and exit with 0.
+    """
     sent = shell.run("mqtool", *command.split())
     assert (sent.stdout, sent.stderr, sent.code) == ("", line, 0)
     piped = shell.run("mqtool", *command.replace(" x", "", 1).split(), "-l", stdin="1\n2\n")
@@ -72,7 +76,9 @@ def test_nobody_receives_what_was_typed(shell: Shell, command: str, line: str) -
 @pytest.mark.parametrize("command", ["send -q gone", "new-task -q gone", "send -e  -r gone"])
 @pytest.mark.sampled(2)
 def test_a_queue_that_is_deleted_while_lines_are_sent(shell: Shell, broker: TestBroker, command: str) -> None:
-    """What it did not get counts as failed, and is kept; --no-mandatory is for those who do not care."""
+    """Lines sent to a queue after its deletion count as failed and are kept by --failed-to, unless --no-mandatory is
+    given.
+    """
     shell.run("mqtool", "queue", "declare", "gone")
     sender = shell.start("mqtool", *command.split(" "), "-l", "-v", "--failed-to", "failed", stdin=PIPE)
     feed = sender.process.stdin
@@ -95,8 +101,8 @@ def test_a_queue_that_is_deleted_while_lines_are_sent(shell: Shell, broker: Test
     assert (typed.code, "queue 'gone' does not exist" in typed.stderr) == (75, True)
 
 
-def test_an_exchange_of_a_similar_name_has_receivers(shell: Shell, broker: TestBroker) -> None:
-    """A person is told its name and how many bindings it has; without the API, there is no more to say."""
+def test_a_hint_names_a_similar_exchange_that_has_bindings(shell: Shell, broker: TestBroker) -> None:
+    """If no queue received a typed message, and an exchange of a similar name has bindings, `emit-log` names it."""
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     send = ("mqtool", "emit-log", "direct", "error", "x", "--no-color")
     assert on_terminal(shell, *send).stdout == " [x] Sent error:x, no queue received it\r\n"
@@ -111,8 +117,10 @@ def test_an_exchange_of_a_similar_name_has_receivers(shell: Shell, broker: TestB
 
 
 @pytest.mark.keeps_messages
-def test_a_full_queue_that_refuses(shell: Shell, broker: TestBroker) -> None:
-    """reject-publish: some are confirmed, exit 3, and --failed-to holds exactly the others."""
+def test_messages_that_a_full_queue_rejects_are_kept(shell: Shell, broker: TestBroker) -> None:
+    """If a queue with reject-publish becomes full, `send` exits with 3, and --failed-to has exactly the rejected
+    messages.
+    """
     full = ["-q", "full", "--queue-type", "classic", "--max-length", "5", "--argument", "x-overflow=reject-publish"]
     result = shell.run("mqtool", "send", *full, "-l", "--failed-to", "failed", stdin=_numbers(200))
     assert result.code == 3, result.stderr
@@ -123,8 +131,10 @@ def test_a_full_queue_that_refuses(shell: Shell, broker: TestBroker) -> None:
 
 
 @pytest.mark.keeps_messages
-def test_an_exchange_that_is_deleted_in_mid_stream(shell: Shell, broker: TestBroker) -> None:
-    """Exit 3 with the broker's words; what is confirmed has arrived, and the rest, read or not, is kept."""
+def test_an_exchange_that_is_deleted_while_lines_are_sent(shell: Shell, broker: TestBroker) -> None:
+    """`send -l` exits with 3 and the broker's reason; confirmed lines have arrived, all others are
+    kept, read or not.
+    """
     broker.api("PUT", f"exchanges/{broker.vhost}/fleeting", {"type": "fanout"})
     broker.api("PUT", f"queues/{broker.vhost}/q", {"durable": True})
     broker.api("POST", f"bindings/{broker.vhost}/e/fleeting/q/q", {})
@@ -153,8 +163,8 @@ def own_shell(lonely_shell: Shell, amqp_vhost: Vhost) -> Shell:
 
 
 @large
-def test_an_interrupted_run_and_a_second_one_send_each_line(shell: Shell, broker: TestBroker) -> None:
-    """Ctrl-C in the middle of a file: what was confirmed and what was kept are together the whole file."""
+def test_after_ctrl_c_confirmed_and_kept_lines_are_the_whole_file(shell: Shell, broker: TestBroker) -> None:
+    """After Ctrl-C on `send -l -f FILE --failed-to`, the confirmed and the kept lines together are the whole file."""
     (shell.directory / "lines").write_text(_numbers(100_000))
     sender = shell.start("mqtool", "send", "-l", "-f", "lines", "--failed-to", "failed")
     shell.run("mqtool", "wait")
@@ -173,8 +183,8 @@ def _declared(broker: TestBroker, queue: str) -> bool:
     return queue in {entry["name"] for entry in listed}
 
 
-def test_attempts_to_reconnect_end(own_shell: Shell, amqp_vhost: Vhost) -> None:
-    """--max-reconnects 2: two lines that a person can read, then exit 69; what was not sent is kept."""
+def test_max_reconnects_limits_the_attempts(own_shell: Shell, amqp_vhost: Vhost) -> None:
+    """With --max-reconnects 2, `send` reports two failed attempts and exits with 69; unsent lines are kept."""
     sender = own_shell.start("mqtool", "send", "-l", "-v", "--max-reconnects", "2", "--failed-to", "failed", stdin=PIPE)
     assert sender.process.stdin is not None
     sender.process.stdin.write(b"first\n")
@@ -191,10 +201,10 @@ def test_attempts_to_reconnect_end(own_shell: Shell, amqp_vhost: Vhost) -> None:
 
 
 @pytest.mark.parametrize("progress", [False, True])
-def test_a_line_that_breaks_again_and_again_has_not_come_back(
+def test_max_reconnects_counts_the_attempts_since_the_last_confirm(
     own_shell: Shell, amqp_vhost: Vhost, *, progress: bool
 ) -> None:
-    """--max-reconnects counts the attempts since the last confirm, however many of them got through."""
+    """A connection that is cut again before a confirm counts as a failed attempt; a confirm resets the count."""
     sender = own_shell.start("mqtool", "send", "-l", "-v", "--max-reconnects", "2", stdin=PIPE)
     assert sender.process.stdin is not None
     for number in range(3):
@@ -231,10 +241,12 @@ def _block(vhost: Vhost) -> None:
 
 
 @pytest.mark.parametrize("fault", [_block, _lose])
-def test_a_publisher_that_waits_stops_at_once(
+def test_term_stops_a_publisher_that_waits_for_the_broker(
     own_shell: Shell, amqp_vhost: Vhost, fault: Callable[[Vhost], None]
 ) -> None:
-    """TERM while the broker blocks publishers, or is gone: exit 75, and --failed-to has what is not confirmed."""
+    """If the broker blocks publishers or is gone, SIGTERM ends `send` with 75, and --failed-to has what is not
+    confirmed.
+    """
     sender = own_shell.start("mqtool", "send", "-l", "-v", "--failed-to", "failed", stdin=PIPE)
     assert sender.process.stdin is not None
     sender.process.stdin.write(b"first\n")
@@ -256,10 +268,10 @@ def test_a_publisher_that_waits_stops_at_once(
 
 
 @pytest.mark.parametrize("fault", [_block, _lose])
-def test_a_worker_that_waits_to_retry_stops_at_once(
+def test_term_stops_a_worker_that_cannot_publish_a_retry(
     own_shell: Shell, amqp_vhost: Vhost, fault: Callable[[Vhost], None]
 ) -> None:
-    """TERM while its retry cannot be published: it ends, and the message is still in its queue."""
+    """If the broker blocks publishers or is gone, SIGTERM ends `worker`, and the message is still in its queue."""
     own_shell.run("mqtool", "new-task", "task")
     worker = own_shell.start(
         "mqtool", "worker", "--exec", "sh -c 'touch began; until test -e go; do sleep 0.02; done; exit 1'"
@@ -280,8 +292,10 @@ def test_a_worker_that_waits_to_retry_stops_at_once(
 
 
 @pytest.mark.keeps_messages
-def test_an_exchange_of_ours_that_is_deleted_is_declared_again(shell: Shell, broker: TestBroker) -> None:
-    """emit-log in mid-stream: the broker closes the channel; it is opened again, said so, and all is confirmed."""
+def test_a_deleted_exchange_of_the_tutorial_is_declared_again(shell: Shell, broker: TestBroker) -> None:
+    """If the exchange is deleted while `emit-log` runs, it reopens its channel, declares the exchange, and all is
+    confirmed.
+    """
     sender = shell.start("mqtool", "emit-log", "fanout", "-l", "-v", stdin=PIPE)
     assert sender.process.stdin is not None
     sender.process.stdin.write(b"before\n")
@@ -298,8 +312,8 @@ def test_an_exchange_of_ours_that_is_deleted_is_declared_again(shell: Shell, bro
     assert "2 confirmed in " in result.stderr
 
 
-def test_a_timeout_beyond_the_consumer_timeout_is_warned_of(shell: Shell) -> None:
-    """Where the queue tells its own; and where it does not, from RabbitMQ's default."""
+def test_a_timeout_longer_than_the_consumer_timeout_is_warned_of(shell: Shell) -> None:
+    """`worker --timeout` warns if it is longer than the queue's consumer timeout, or than RabbitMQ's default."""
     shell.run("mqtool", "new-task", "-l", stdin="1\n2\n")
     result = shell.run("mqtool", "worker", "--exec", "true", "--timeout", "31m", "-c", "1")
     assert "--timeout of 31m is longer than the consumer timeout" in result.stderr
@@ -308,8 +322,8 @@ def test_a_timeout_beyond_the_consumer_timeout_is_warned_of(shell: Shell) -> Non
     )
 
 
-def test_rpc_client_says_at_once_that_nobody_serves(shell: Shell) -> None:
-    """And waits all the same: the reply comes once somebody starts a server."""
+def test_rpc_client_says_at_once_that_no_server_consumes(shell: Shell) -> None:
+    """`rpc-client` says that the queue has no consumer and waits; the reply arrives once a server starts."""
     shell.run("mqtool", "queue", "declare", "numbers")
     client = shell.start("mqtool", "rpc-client", "6", "-q", "numbers")
     client.wait_for_stderr(
@@ -321,8 +335,10 @@ def test_rpc_client_says_at_once_that_nobody_serves(shell: Shell) -> None:
 
 
 @on_any_broker
-def test_an_rpc_server_makes_no_queue_by_a_mistyped_name(shell: Shell, broker: TestBroker) -> None:
-    """It names the nearest one; --declare makes it."""
+def test_rpc_server_declares_no_queue_with_a_mistyped_name(shell: Shell, broker: TestBroker) -> None:
+    """If the name resembles an existing queue's, `rpc-server` exits with 69 and names that queue; --declare declares
+    it.
+    """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     shell.run("mqtool", "queue", "declare", "numbers")
     refused = shell.run("mqtool", "rpc-server", "-q", "nubmers", "--idle-timeout", "10ms")
@@ -330,8 +346,8 @@ def test_an_rpc_server_makes_no_queue_by_a_mistyped_name(shell: Shell, broker: T
     assert shell.run("mqtool", "rpc-server", "-q", "nubmers", "--declare", "--idle-timeout", "10ms").code == 0
 
 
-def test_near_names_come_from_a_management_api_at_any_port(lonely_shell: Shell) -> None:
-    """MQTOOL_MANAGEMENT_URL counts for commands without --management, too."""
+def test_similar_names_are_looked_up_at_mqtool_management_url(lonely_shell: Shell) -> None:
+    """Receivers find the queue that was meant at the management API that MQTOOL_MANAGEMENT_URL names."""
     with EmbeddedBroker(management_port=0) as broker:
         lonely_shell.environment |= {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": str(broker.management_url)}
         lonely_shell.run("mqtool", "queue", "declare", "jobs")
@@ -340,8 +356,10 @@ def test_near_names_come_from_a_management_api_at_any_port(lonely_shell: Shell) 
             assert (refused.code, "hint: did you mean 'jobs'?" in refused.stderr) == (69, True), refused.stderr
 
 
-def test_a_receiver_of_logs_makes_no_queue_by_a_mistyped_name(shell: Shell, broker: TestBroker) -> None:
-    """It names the nearest one; --declare makes it."""
+def test_receive_log_declares_no_queue_with_a_mistyped_name(shell: Shell, broker: TestBroker) -> None:
+    """If the name resembles an existing queue's, `receive-log -q` exits with 69 and names that queue; --declare
+    declares it.
+    """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     shell.run("mqtool", "queue", "declare", "audit")
     receive = ("mqtool", "receive-log", "fanout", "--idle-timeout", "10ms", "-q")
@@ -354,8 +372,10 @@ def test_a_receiver_of_logs_makes_no_queue_by_a_mistyped_name(shell: Shell, brok
         assert shell.run(*receive, *words).code == 0
 
 
-def test_a_reader_makes_no_stream_by_a_mistyped_name(shell: Shell, broker: TestBroker) -> None:
-    """Unless --declare or a setting is given; the tutorials' own streams are made."""
+def test_receive_stream_declares_no_stream_with_a_mistyped_name(shell: Shell, broker: TestBroker) -> None:
+    """If the name resembles an existing stream's, `receive-stream` exits with 69, unless --declare or a setting is
+    given.
+    """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     shell.run("mqtool", "send-stream", "-q", "events", "x")
     shell.run("mqtool", "send-stream", "-q", "orders", "--partitions", "2", "x")
@@ -378,11 +398,27 @@ def test_a_reader_makes_no_stream_by_a_mistyped_name(shell: Shell, broker: TestB
         assert shell.run("mqtool", "receive-stream", *limit, *words).code == 0
 
 
-def test_publisher_confirms_say_what_the_figures_mean(shell: Shell) -> None:
-    """In the last line: whether not waiting at all has gained anything over waiting for each batch."""
+def test_publisher_confirms_explains_its_figures(shell: Shell) -> None:
+    """The last line says whether publishing without waiting was faster than waiting for each batch."""
     shown = shell.run("mqtool", "publisher-confirms", "all", "-c", "500", "--batch-size", "10")
     batch, unwaited = (int(line.rpartition(" in ")[2][:-3].replace(",", "")) for line in shown.stdout.splitlines()[1:])
     said = shown.stderr.splitlines()[-1]
     assert "'batch' waited 50 times, and 'async' did not wait in between." in said
     if abs(unwaited / batch - 0.9) > 0.05:
         assert ("take about as long" in said) is (unwaited > batch * 0.9)
+
+
+@on_any_broker
+def test_publisher_confirms_say_in_advance_what_each_way_waits_for(shell: Shell) -> None:
+    """Nobody sits before a silent terminal while the slowest of the three ways publishes."""
+    lines = shell.script("mqtool publisher-confirms all -c 50 --batch-size 10 2>&1").stdout.splitlines()[:6]
+    assert lines[::2] == [
+        "individual: publishing 50 messages, waiting for each confirm …",
+        "batch: publishing 50 messages, waiting once per 10 messages …",
+        "async: publishing 50 messages, handling confirms as they arrive …",
+    ]
+    assert [line.partition(" in ")[0].partition(" and ")[0] for line in lines[1::2]] == [
+        "Published 50 messages individually",
+        "Published 50 messages",
+        "Published 50 messages",
+    ]

@@ -28,7 +28,9 @@ def _check(row: Row, result: Result) -> None:
 )
 @pytest.mark.sampled(6)
 def test_a_dialect_prints_what_its_scripts_print(shell: Shell, scene: Scene) -> None:
-    """To the letter, on stdout or on stderr as the script does, with its exit code; or it differs by design."""
+    """Each command prints its script's lines on the same stream and exits with the same code, except for documented
+    differences.
+    """
     receivers = []
     for row in scene.rows:
         command = ["mqtool", *shlex.split(row.mqtool.partition(" > ")[0]), "--dialect", scene.dialect]
@@ -42,8 +44,8 @@ def test_a_dialect_prints_what_its_scripts_print(shell: Shell, scene: Scene) -> 
 
 
 @on_any_broker
-def test_the_other_command_lines_of_the_articles(shell: Shell) -> None:
-    """Each of them succeeds, in the articles' order."""
+def test_the_other_commands_of_the_articles_succeed(shell: Shell) -> None:
+    """mqtool's counterparts of the articles' other commands succeed, in the articles' order."""
     (shell.directory / "secret").write_text("a long password\n")
     for task in TASKS:
         if task.runs:
@@ -51,8 +53,8 @@ def test_the_other_command_lines_of_the_articles(shell: Shell) -> None:
             assert result.code == 0, (task.mqtool, result.stderr)
 
 
-def test_the_page_shows_the_comparisons() -> None:
-    """Script by script: the same, or how it differs by design; `make docs` writes the table."""
+def test_the_page_of_older_tutorials_is_up_to_date() -> None:
+    """docs/how-to/older-tutorials.md has the table of the comparisons, which `make docs` writes."""
     text = Path("docs/how-to/older-tutorials.md").read_text()
     assert text == page(text)
     assert table() in text

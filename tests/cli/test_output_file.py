@@ -1,4 +1,4 @@
-"""receive -o FILE: a file that logrotate may rename while messages come."""
+"""`receive -o FILE`: the file may be renamed by logrotate while messages arrive."""
 
 import os
 import signal
@@ -18,8 +18,8 @@ def lines_of(path: Path) -> list[str]:
 @on_any_broker
 @pytest.mark.parametrize("signals", ["", "trap '' HUP; "], ids=["plain", "under nohup"])
 @pytest.mark.sampled(1)
-def test_logrotate(shell: Shell, broker: TestBroker, signals: str) -> None:
-    """Renamed and told, it goes on in a new file at once, even if no message comes; the old one is complete."""
+def test_hup_reopens_the_file_after_logrotate(shell: Shell, broker: TestBroker, signals: str) -> None:
+    """After a rename and SIGHUP, `receive -o` creates a new file at once; the old one ends with a whole line."""
     log, old = shell.directory / "app.log", shell.directory / "app.log.1"
     log.write_text("from before\n")
     shell.start_cold()  # which signals it ignores, it has from its caller
@@ -39,7 +39,7 @@ def test_logrotate(shell: Shell, broker: TestBroker, signals: str) -> None:
 
 
 def test_a_fragment_of_a_killed_run_is_cut_off(shell: Shell) -> None:
-    """With -o, nothing is glued to half a line, and the half does not stay; the message comes again in any case."""
+    """`receive -o` removes the incomplete last line that a killed run left; its message is delivered again."""
     log = shell.directory / "app.log"
     log.write_bytes(b"whole\n" + b"half" * 50_000)
     shell.run("mqtool", "send", "again")
@@ -48,8 +48,8 @@ def test_a_fragment_of_a_killed_run_is_cut_off(shell: Shell) -> None:
     assert "app.log ended with an incomplete line; removed its 200,000 bytes" in result.stderr
 
 
-def test_a_file_without_a_newline_is_no_fragment(shell: Shell) -> None:
-    """It may be somebody's own: it is kept, and the messages start on a line of their own."""
+def test_a_short_file_without_a_newline_is_kept(shell: Shell) -> None:
+    """`receive -o` keeps a file that mqtool may not have written, and starts on a new line."""
     log = shell.directory / "app.log"
     log.write_text("header")
     shell.run("mqtool", "send", "body")
@@ -58,7 +58,7 @@ def test_a_file_without_a_newline_is_no_fragment(shell: Shell) -> None:
 
 
 def test_appending_with_the_shell_starts_on_a_new_line(shell: Shell) -> None:
-    """`>> FILE` after a kill: half a line stays, and nothing is glued to it."""
+    """`receive >> FILE` keeps an incomplete last line, and starts on a new line."""
     log = shell.directory / "app.log"
     log.write_text("whole\nhalf")
     shell.run("mqtool", "send", "again")
@@ -68,8 +68,8 @@ def test_appending_with_the_shell_starts_on_a_new_line(shell: Shell) -> None:
 
 
 @on_any_broker
-def test_rotated_again_and_again_while_messages_come(shell: Shell) -> None:
-    """Each line is in one file, whole and in its place."""
+def test_repeated_rotation_loses_no_line(shell: Shell) -> None:
+    """While the file is rotated again and again, each message is one whole line in one of the files, in order."""
     log, count = shell.directory / "app.log", 20_000
     running = shell.start("mqtool", "receive-log", "fanout", "--raw", "-o", "app.log").wait_until_ready()
     emitting = shell.start("sh", "-c", f"seq {count} | mqtool emit-log fanout -l")
@@ -91,8 +91,10 @@ def test_rotated_again_and_again_while_messages_come(shell: Shell) -> None:
 
 
 @on_any_broker
-def test_where_it_cannot_write(shell: Shell, broker: TestBroker) -> None:
-    """A usage error at the start; when it is to open the file again, it warns and keeps the old one."""
+def test_a_file_that_cannot_be_written_is_an_error(shell: Shell, broker: TestBroker) -> None:
+    """`receive -o` exits with 2 if it cannot create the file; if it cannot reopen it, it warns and
+    keeps the old one.
+    """
     refused = shell.run("mqtool", "receive", "-o", "no/such/app.log")
     assert refused.code == 2
     assert "cannot write to no/such/app.log: No such file or directory" in refused.stderr
@@ -107,8 +109,8 @@ def test_where_it_cannot_write(shell: Shell, broker: TestBroker) -> None:
 
 
 @on_any_broker
-def test_a_closed_terminal_ends_it(shell: Shell, broker: TestBroker) -> None:
-    """As without -o: that HUP is not about the file."""
+def test_a_closed_terminal_ends_receive_with_a_file(shell: Shell, broker: TestBroker) -> None:
+    """SIGHUP from a closed terminal ends `receive -o` instead of reopening the file."""
     pid, terminal = os.forkpty()
     if not pid:
         os.chdir(shell.directory)

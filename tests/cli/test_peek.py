@@ -1,4 +1,4 @@
-"""Looking into a queue: nothing is taken, nothing changes its place, and the price is named."""
+"""`peek`: shows messages of a queue, which stay in their order; it says what that costs."""
 
 import json
 from collections.abc import Sequence
@@ -39,8 +39,8 @@ QUEUES = {
 
 @pytest.mark.parametrize("kind", QUEUES)
 @pytest.mark.sampled(1)
-def test_a_deep_queue_stays_as_it_was(shell: Shell, broker: TestBroker, kind: str) -> None:
-    """In its order, whatever was looked at before: a part, all, those that match, as many as `head` takes."""
+def test_peek_keeps_the_order_of_a_deep_queue(shell: Shell, broker: TestBroker, kind: str) -> None:
+    """After any number of peeks at a part, at all, or by a condition, all messages are in the queue in their order."""
     ids = filled(shell, 4_000 if kind == "quorum" else 700, *QUEUES[kind])
     assert peeked(shell, broker, "-c", "3") == ids[:3]
     assert peeked(shell, broker) == ids
@@ -54,8 +54,8 @@ def test_a_deep_queue_stays_as_it_was(shell: Shell, broker: TestBroker, kind: st
 
 
 @pytest.mark.keeps_messages
-def test_without_the_management_api(shell: Shell, broker: TestBroker) -> None:
-    """AMQP tells enough to keep the order, and a queue that is deleted with its last consumer."""
+def test_peek_works_without_the_management_api(shell: Shell, broker: TestBroker) -> None:
+    """Over AMQP alone, `peek` keeps the order, and does not delete an auto-delete queue."""
     for settings in QUEUES["quorum"], QUEUES["auto-delete"]:
         ids = filled(shell, 300, *settings)
         nowhere = ("--management", "http://localhost:1")
@@ -67,8 +67,10 @@ def test_without_the_management_api(shell: Shell, broker: TestBroker) -> None:
 
 
 @on_any_broker
-def test_what_it_says(shell: Shell, broker: TestBroker) -> None:
-    """Lines for people, templates and a file; the price; and where there is nothing to show."""
+def test_peek_prints_messages_and_says_that_they_stay(shell: Shell, broker: TestBroker) -> None:
+    """`peek` prints messages as lines, by a template or into a file, and says that they are now marked
+    as redelivered.
+    """
     filled(shell, 2)
     shown = shell.run("mqtool", "peek", "jobs")
     assert shown.stdout == "jobs: 0\njobs: 1\n"
@@ -94,7 +96,7 @@ def test_what_it_says(shell: Shell, broker: TestBroker) -> None:
 @on_any_broker
 @pytest.mark.parametrize("command", ["peek jobs", "move jobs --to other", "dlq show jobs"])
 def test_a_condition_on_when_a_waiting_message_was_received_is_refused(shell: Shell, command: str) -> None:
-    """It has not been received yet, so no condition on that time could match; the sender's own time can be tested."""
+    """`--where timestamp<…` on messages in a queue exits with 2, and the hint names properties.timestamp."""
     refused = shell.run("mqtool", *command.split(), "--where", "timestamp<2026-01-31")
     assert refused.code == 2
     assert "messages in a queue have no 'timestamp', which is when a message was received\n" in refused.stderr
@@ -105,8 +107,8 @@ def test_a_condition_on_when_a_waiting_message_was_received_is_refused(shell: Sh
 
 
 @pytest.mark.keeps_messages
-def test_a_message_at_its_delivery_limit_is_not_lost(shell: Shell, broker: TestBroker) -> None:
-    """It warns before, stops one short, and keeps a message that the queue would have dropped."""
+def test_peek_does_not_exceed_the_delivery_limit(shell: Shell, broker: TestBroker) -> None:
+    """`peek` warns, then refuses before a quorum queue would drop a message for too many deliveries."""
     ids = filled(shell, 3, "--queue-type", "quorum", "--argument", "x-delivery-limit=3")
     command = ("mqtool", "peek", "jobs", "--raw", "--management", broker.management)
     for times in 1, 2:
@@ -121,8 +123,10 @@ def test_a_message_at_its_delivery_limit_is_not_lost(shell: Shell, broker: TestB
         wait_until(lambda: depth(broker, "jobs") == len(ids), "all of them back", 10)
 
 
-def test_a_single_active_consumer_has_them(shell: Shell, broker: TestBroker, connection: Connection) -> None:
-    """The broker gives nobody else any; peek says so instead of waiting."""
+def test_peek_says_that_a_single_active_consumer_has_the_messages(
+    shell: Shell, broker: TestBroker, connection: Connection
+) -> None:
+    """If the queue delivers only to its single active consumer, `peek` exits with 69 instead of waiting."""
     filled(shell, 3, "--queue-type", "quorum", "--argument", "x-single-active-consumer:=true")
     active = connection.channel().consume(Queue("jobs"), Receiving(prefetch=1, acknowledge=False))
     next(active)
@@ -132,8 +136,8 @@ def test_a_single_active_consumer_has_them(shell: Shell, broker: TestBroker, con
 
 
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
-def test_a_stream_from_any_offset(shell: Shell, broker: TestBroker) -> None:
-    """Its messages stay, at no price: by number, by age, from the first; the last chunk."""
+def test_peek_reads_a_stream_from_any_offset(shell: Shell, broker: TestBroker) -> None:
+    """`peek --offset` starts at a number, an age, the first message or the last chunk of a stream."""
     ids = filled(shell, 500, "--queue-type", "stream", "--argument", "x-max-length-bytes=100000000")
     assert peeked(shell, broker) == ids
     assert peeked(shell, broker, "-c", "2") == ids[:2]
@@ -147,7 +151,7 @@ def test_a_stream_from_any_offset(shell: Shell, broker: TestBroker) -> None:
 
 @on_any_broker
 def test_peek_shows_ten_messages_on_a_terminal_and_says_how_many_more_there_are(shell: Shell) -> None:
-    """With -c, as many as asked for; in a pipe, all of them."""
+    """On a terminal, `peek` shows ten messages, or as many as -c says; in a pipe, all of them."""
     shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="".join(f"m{number}\n" for number in range(1012)))
     shown = on_terminal(shell, "mqtool", "peek", "jobs").stdout
     assert (shown.count("jobs: m"), "1,002 more: -c N" in shown) == (10, True)
@@ -157,7 +161,7 @@ def test_peek_shows_ten_messages_on_a_terminal_and_says_how_many_more_there_are(
 
 @on_any_broker
 def test_peek_stops_when_the_reader_of_its_output_has_gone(shell: Shell, broker: TestBroker) -> None:
-    """It does not take the whole backlog for three lines: the messages that it took are few, and are requeued."""
+    """`peek | head -3` takes few of 30,000 messages, and requeues them."""
     shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="x\n" * 30_000)
     taken_before = "mqtool receive -q jobs --json --idle-timeout 1s | grep -c '\"redelivered\":true'"
     script = f"mqtool peek jobs | head -3; {taken_before}"

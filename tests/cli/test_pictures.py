@@ -1,4 +1,4 @@
-"""What `make pictures` has made is in the project, fits it, and needs nothing from elsewhere."""
+"""What `make pictures` has drawn is in the repository, up to date, and fetches nothing from elsewhere."""
 
 import html
 import re
@@ -15,13 +15,13 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_page_of_the_tutorials_is_up_to_date() -> None:
-    """Its commands and links are those that `tutorial show` has."""
+    """docs/tutorials.md has the commands and links of `tutorial show`."""
     assert (ROOT / pictures.PAGE).read_text() == diagrams.document(), "make pictures writes it"
 
 
 @pytest.mark.parametrize("name", pages.NAMES)
 def test_a_diagram_names_what_the_tutorial_declares(name: str) -> None:
-    """Its exchanges, with their types, and its queues, are those of the default dialect."""
+    """Exchanges, types and queues in a diagram are those that the default dialect declares."""
     labels = {
         f"{thing.name}, {thing.type}" if hasattr(thing, "type") else thing.name for thing in NAMES[Dialect.PYTHON]
     }
@@ -32,8 +32,8 @@ def test_a_diagram_names_what_the_tutorial_declares(name: str) -> None:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / pictures.DIRECTORY).glob("*.svg")), ids=lambda path: path.stem)
-def test_a_picture_is_whole_by_itself(path: Path) -> None:
-    """It is small, has both colour schemes, and fetches nothing."""
+def test_a_picture_needs_no_other_file(path: Path) -> None:
+    """Each SVG is small, has a light and a dark scheme, and fetches neither fonts nor images."""
     svg = path.read_text()
     assert len(svg) < (80_000 if "@keyframes" in svg else 30_000)
     assert ("@keyframes" in svg) == ("prefers-reduced-motion" in svg)
@@ -49,7 +49,7 @@ def test_the_recording_shows_its_script() -> None:
         assert html.escape(command) in svg, f"make pictures: {command}"
 
 
-def test_the_pictures_of_the_documents_are_there() -> None:
+def test_every_image_in_the_documents_exists() -> None:
     """Every image that a document shows is a file, and every picture is in a document."""
     shown = {
         document.parent.joinpath(image).resolve()
@@ -59,8 +59,8 @@ def test_the_pictures_of_the_documents_are_there() -> None:
     assert shown == set((ROOT / pictures.DIRECTORY).glob("*.svg"))
 
 
-def test_the_readme_links_to_files_that_any_viewer_of_the_repository_shows() -> None:
-    """Each link to a file leads to one that is in the repository; the recordings, which `make docs` makes, are not."""
+def test_links_of_the_readme_lead_to_files_in_the_repository() -> None:
+    """No link of the README leads to a recording, which only `make docs` creates."""
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / "README.md").read_text())
     files = [ROOT / link for link in links if "://" not in link]
     assert files

@@ -1,4 +1,4 @@
-"""What a person with a shell may rely on: bytes come through, readers may leave, input is sent as it arrives."""
+"""Commands in pipelines: bytes arrive unchanged, readers may leave, and input is sent as it arrives."""
 
 import os
 import random
@@ -17,7 +17,7 @@ from tests.cli.terminal import on_terminal
 
 @pytest.mark.keeps_messages
 def test_head_takes_its_lines_and_leaves_the_rest(shell: Shell) -> None:
-    """`receive | head -n 3` ends by itself, prints three, and all the others are still in the queue, in order."""
+    """`receive | head -n 3` ends by itself after three lines; all other messages stay in the queue, in order."""
     shell.run("mqtool", "send", "-l", stdin="".join(f"line {number}\n" for number in range(10)))
 
     result = shell.script("mqtool receive --raw | head -n 3", timeout=20)
@@ -29,8 +29,8 @@ def test_head_takes_its_lines_and_leaves_the_rest(shell: Shell) -> None:
 
 
 @on_any_broker
-def test_a_reader_that_leaves_a_silent_stream_is_noticed(shell: Shell) -> None:
-    """`receive | head -n 1` on a queue where nothing more comes ends all the same."""
+def test_a_reader_that_leaves_is_noticed_without_another_message(shell: Shell) -> None:
+    """`receive | head -n 1` ends even if no further message arrives."""
     shell.run("mqtool", "send")
     result = shell.script("mqtool receive | head -n 1", timeout=20)
     assert (result.stdout, result.code) == (" [x] Received Hello World!\n", 141)
@@ -40,7 +40,7 @@ def test_a_reader_that_leaves_a_silent_stream_is_noticed(shell: Shell) -> None:
 @pytest.mark.parametrize("redirect", [">", ">>", "-o"])
 @pytest.mark.sampled(1)
 def test_a_full_disk_leaves_no_fragment(shell: Shell, redirect: str) -> None:
-    """What does not fit is cut off and stays in its queue; a later run that appends continues with it."""
+    """If the disk is full, the incomplete line is cut off and its message stays; a later run appends it."""
     lines = [letter * 400 for letter in "abc"]
     shell.run("mqtool", "send", "-l", stdin="\n".join(lines) + "\n")
 
@@ -78,8 +78,8 @@ def log_lines() -> bytes:
 
 
 @pytest.mark.keeps_messages
-def test_ten_thousand_ugly_lines_come_through_byte_for_byte(shell: Shell) -> None:
-    """Non-UTF-8, empty lines, a megabyte in a line, markup, escapes: what goes in comes out."""
+def test_ten_thousand_unusual_lines_arrive_byte_for_byte(shell: Shell) -> None:
+    """Bytes that are not UTF-8, empty lines, a line of 1 MB, markup and escapes are received as they were sent."""
     lines = log_lines()
     (shell.directory / "in.log").write_bytes(lines)
     receiver = shell.start("mqtool", "receive-log", "fanout", "--raw", "-c", "10000").wait_until_ready()
@@ -93,16 +93,16 @@ def test_ten_thousand_ugly_lines_come_through_byte_for_byte(shell: Shell) -> Non
 
 @on_any_broker
 @pytest.mark.parametrize(("option", "end"), [(["-0"], b"\0"), (["-D", "::"], b"::"), (["-D", r"\t"], b"\t")])
-def test_other_delimiters(shell: Shell, option: list[str], end: bytes) -> None:
-    """Messages may hold newlines where something else ends them; a last one needs no end."""
+def test_messages_may_be_separated_by_other_delimiters(shell: Shell, option: list[str], end: bytes) -> None:
+    """With -0 or -D, messages may contain newlines; the last one needs no delimiter."""
     shell.run("mqtool", "send", *option, stdin=b"one\ntwo" + end + b"" + end + b"three")
     result = shell.run("mqtool", "receive", "-c", "3", "--format", r"<%b>")
     assert result.stdout == "<one\ntwo>\n<>\n<three>\n"
 
 
 @on_any_broker
-def test_stdin_is_one_message_where_there_are_no_words(shell: Shell) -> None:
-    """A whole file, with its newlines, is one message; words on the line leave stdin alone."""
+def test_stdin_without_words_is_one_message(shell: Shell) -> None:
+    """`send` sends the whole of stdin as one message; with words on the command line, it does not read stdin."""
     shell.run("mqtool", "send", stdin="two\nlines\n")
     shell.run("mqtool", "send", "-", stdin="dash")
     shell.run("mqtool", "send", "words", "win", stdin="not read")
@@ -112,7 +112,7 @@ def test_stdin_is_one_message_where_there_are_no_words(shell: Shell) -> None:
 
 @on_any_broker
 def test_lines_are_sent_as_they_arrive(shell: Shell) -> None:
-    """`tail -f app.log | send -l`: a line is received before the next is written."""
+    """With `tail -f app.log | send -l`, a line is received before the next one is written."""
     receiver = shell.start("mqtool", "receive", "--raw").wait_until_ready()
     sender = shell.start("mqtool", "send", "-l", stdin=PIPE)
     assert sender.process.stdin is not None
@@ -129,7 +129,7 @@ def test_lines_are_sent_as_they_arrive(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_json_copies_a_queue_exactly(shell: Shell) -> None:
-    """`receive --json | send --json`: bodies, headers with their types, and properties are the same afterwards."""
+    """`receive --json | send --json` copies bodies, properties, and headers with their types."""
     # The first has a priority above 4, that of messages without one: since 4.3, quorum queues deliver by priority.
     shell.run("mqtool", "send", "-q", "a", "-H", "n:=1.5", "-H", 'deep:={"list":[1,null,true,"x"]}', "-H", "text=1",
               "--property", "priority=9", "--property", "content-type=text/plain", "--property", "delivery-mode=2",
@@ -157,8 +157,8 @@ def _without_place(path: Path) -> list[dict[str, object]]:
 
 
 @on_any_broker
-def test_a_terminal_sees_the_start_of_a_long_body(shell: Shell) -> None:
-    """And its size, sent or received. Files and pipes get all, and so does who asks for bodies alone."""
+def test_a_long_body_is_shortened_on_a_terminal(shell: Shell) -> None:
+    """A terminal shows the first 200 characters and the size; pipes, files and --raw show the whole body."""
     (shell.directory / "body").write_text("é" * 300)
     start = "é" * 200
     assert f" [x] Sent '{start}'… (600 bytes)\r\n" in on_terminal(shell, "mqtool", "send", "-f", "body").stdout
@@ -179,7 +179,7 @@ def test_a_terminal_sees_the_start_of_a_long_body(shell: Shell) -> None:
 def test_a_terminal_is_told_that_confirmed_messages_are_not_persistent(
     shell: Shell, words: tuple[str, ...], said: bool
 ) -> None:
-    """A classic queue confirms them, and loses them with the broker."""
+    """On a terminal, `send -l` to a classic queue says that transient messages are lost when the broker stops."""
     (shell.directory / "lines").write_text("1\n2\n3\n")
     sent = on_terminal(shell, "mqtool", "send", "-q", "jobs", "-l", "-f", "lines", *words)
     assert (sent.code, "3 confirmed" in sent.stdout) == (0, True), sent.stdout
@@ -188,8 +188,8 @@ def test_a_terminal_is_told_that_confirmed_messages_are_not_persistent(
 
 @on_any_broker
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
-def test_a_terminal_is_told_so_of_a_queue_that_existed_before(shell: Shell, kind: str) -> None:
-    """Its own type counts, and not the one with which `send` would have declared it."""
+def test_the_notice_about_transient_messages_depends_on_the_existing_queue(shell: Shell, kind: str) -> None:
+    """The type of the existing queue counts, not the one that `send` would declare."""
     (shell.directory / "lines").write_text("1\n2\n3\n")
     shell.run("mqtool", "queue", "declare", "jobs", "--queue-type", kind)
     sent = on_terminal(shell, "mqtool", "send", "-q", "jobs", "-l", "-f", "lines")
@@ -198,8 +198,8 @@ def test_a_terminal_is_told_so_of_a_queue_that_existed_before(shell: Shell, kind
 
 
 @on_any_broker
-def test_a_terminal_sees_how_bad_it_is(shell: Shell) -> None:
-    """Logs have the colour of their severity, there only."""
+def test_logs_are_coloured_by_severity_on_a_terminal(shell: Shell) -> None:
+    """`receive-log` colours critical, error and warning logs on a terminal, and nowhere else."""
     keys = ["kern.critical", "app.error", "web.warning.slow", "db.info"]
     for command, shown in (
         (["-c", "4"], ["\x1b[1;31m [x] kern.critical:x\x1b[0m", "\x1b[31m [x] app.error:x\x1b[0m",
@@ -219,8 +219,8 @@ def test_a_terminal_sees_how_bad_it_is(shell: Shell) -> None:
 
 
 @on_any_broker
-def test_json_to_read(shell: Shell) -> None:
-    """--pretty indents what is JSON, and leaves what is not."""
+def test_pretty_indents_json_bodies(shell: Shell) -> None:
+    """`receive --raw --pretty` indents a body that is JSON, and prints others unchanged."""
     shell.run("mqtool", "send", "-l", stdin='{"a":["ü"]}\nnot {json\n')
     assert shell.run("mqtool", "receive", "-c", "2", "--raw", "--pretty").stdout == (
         '{\n  "a": [\n    "ü"\n  ]\n}\nnot {json\n'
@@ -228,8 +228,8 @@ def test_json_to_read(shell: Shell) -> None:
 
 
 @on_any_broker
-def test_a_file_that_fills_is_counted_on_the_terminal(shell: Shell) -> None:
-    """How many have come, and the sum at the end; neither where nobody looks."""
+def test_messages_written_to_a_file_are_counted_on_the_terminal(shell: Shell) -> None:
+    """If stdout is a file, `receive` counts messages on the terminal; without a terminal, it prints no count."""
     shell.run("mqtool", "send", "-l", stdin="1\n2\n3\n")
     seen = on_terminal(shell, "sh", "-c", "mqtool receive -c 3 --raw > out")
     assert "3 received in " in seen.stdout.splitlines()[-1]
@@ -239,8 +239,8 @@ def test_a_file_that_fills_is_counted_on_the_terminal(shell: Shell) -> None:
 
 
 @on_any_broker
-def test_how_far_it_is(shell: Shell) -> None:
-    """Where the end is known: percent, the time left, and the rate."""
+def test_progress_shows_percent_and_rate(shell: Shell) -> None:
+    """If the end is known, the progress line shows percent, the count, the time and the rate."""
     script = """
 from mqtool.cli.display.progress import Progress
 progress = Progress("confirmed", patience=0, fraction=lambda: 0.5)
@@ -252,8 +252,8 @@ progress.stop()
     assert re.search(r" 50%.* [12] confirmed in \d+\.\d s \(", seen)
 
 
-def test_publisher_confirms_show_how_far_they_are(lonely_shell: Shell, amqp_vhost: Vhost) -> None:
-    """On a terminal, once it takes long; a pipe has the tutorial's lines only."""
+def test_publisher_confirms_shows_progress_on_a_terminal(lonely_shell: Shell, amqp_vhost: Vhost) -> None:
+    """On a terminal, `publisher-confirms` shows its progress if it takes long, and then the tutorial's line."""
     lonely_shell.environment["MQTOOL_URL"] = amqp_vhost.url
     amqp_vhost.faults.delay_confirms(0.25)
     watched = on_terminal(lonely_shell, "mqtool", "publisher-confirms", "individual", "-c", "8")
@@ -262,8 +262,8 @@ def test_publisher_confirms_show_how_far_they_are(lonely_shell: Shell, amqp_vhos
 
 
 @on_any_broker
-def test_a_terminal_sees_escapes_a_pipe_sees_bytes(shell: Shell) -> None:
-    """A body cannot control the terminal it is printed to; a file has it untouched."""
+def test_control_characters_are_escaped_only_on_a_terminal(shell: Shell) -> None:
+    """A terminal gets control characters of a body as escapes; a pipe gets the body unchanged."""
     body = b"\x1b[2J[/red]\x07"
     for _ in range(2):
         shell.run("mqtool", "send", stdin=body)
@@ -277,8 +277,10 @@ def test_a_terminal_sees_escapes_a_pipe_sees_bytes(shell: Shell) -> None:
 
 
 @on_any_broker
-def test_a_log_fans_out_by_its_own_fields(shell: Shell) -> None:
-    """--key-pattern takes the routing key from each line; a line that does not match is sent too, as 'unknown'."""
+def test_key_pattern_takes_the_routing_key_from_each_line(shell: Shell) -> None:
+    """`emit-log --key-pattern` fills the routing key from each line; a line that does not match is sent
+    as 'unknown'.
+    """
     all_lines = shell.start("mqtool", "receive-log", "topic", "#", "-c", "3").wait_until_ready()
     errors = shell.start("mqtool", "receive-log", "topic", "*.error", "-c", "1").wait_until_ready()
 
@@ -298,7 +300,7 @@ def test_a_log_fans_out_by_its_own_fields(shell: Shell) -> None:
 
 @on_any_broker
 def test_a_full_disk_is_an_error_and_the_message_stays(shell: Shell) -> None:
-    """What cannot be written is not acknowledged."""
+    """If stdout cannot be written, `receive` exits with 1 and does not acknowledge the message."""
     if not os.path.exists("/dev/full"):  # noqa: PTH110
         pytest.skip("no /dev/full here")
     shell.run("mqtool", "send")
@@ -310,7 +312,7 @@ def test_a_full_disk_is_an_error_and_the_message_stays(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_receivers_that_share_a_queue_lose_nothing_when_some_are_killed(shell: Shell) -> None:
-    """kill -9 in mid-stream: the others get what was in its hands. Every line is there, at least once."""
+    """After kill -9 of one of three receivers, the others print its messages: every line is there at least once."""
     receivers = [shell.start("mqtool", "receive", "--raw", "--prefetch", "20").wait_until_ready() for _ in range(3)]
     sender = shell.start("mqtool", "send", "-l", stdin=PIPE)
     assert sender.process.stdin is not None
@@ -331,8 +333,10 @@ def test_receivers_that_share_a_queue_lose_nothing_when_some_are_killed(shell: S
 
 
 @on_any_broker
-def test_streams_that_are_closed(shell: Shell) -> None:
-    """stdin: the end of the input. stdout: an error, and the message stays. stderr: nobody hears the rest."""
+def test_closed_standard_streams_are_handled(shell: Shell) -> None:
+    """A closed stdin is the end of the input, a closed stdout an error that keeps the message; a closed stderr is
+    ignored.
+    """
     shell.start_cold()
     assert shell.script("mqtool send -l <&-", timeout=30).code == 0
     shell.run("mqtool", "send", "kept")

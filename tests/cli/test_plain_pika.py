@@ -1,4 +1,4 @@
-"""The scripts that `tutorial show --plain` prints: each runs as printed, beside the command it stands for."""
+"""The scripts that `tutorial show --plain` prints: each runs as printed, beside the command that it stands for."""
 
 import ast
 import sys
@@ -60,8 +60,8 @@ def ends_well(script: Running) -> None:
 
 
 @pytest.mark.parametrize("first", ["mqtool", "script"])
-def test_hello_world(room: Room, first: str) -> None:
-    """Each side receives what the other sends, whichever has declared the queue."""
+def test_the_script_of_hello_world_works_with_send_and_receive(room: Room, first: str) -> None:
+    """Each side receives what the other sends, whichever side declared the queue."""
     room.printed("hello-world")
     send = {"mqtool": lambda: room.mqtool("send"), "script": lambda: room.script("send", "Good", "morning!")}
     send[first]()
@@ -75,8 +75,8 @@ def test_hello_world(room: Room, first: str) -> None:
 
 
 @pytest.mark.parametrize("first", ["mqtool", "script"])
-def test_work_queues(room: Room, first: str) -> None:
-    """Tasks of each side are done, and acknowledged, by a worker of the other."""
+def test_the_script_of_work_queues_works_with_new_task_and_worker(room: Room, first: str) -> None:
+    """A worker of each side handles and acknowledges tasks of the other side."""
     room.printed("work-queues")
     if first == "script":
         assert room.script("new-task", "A", "task").stdout == " [x] Sent A task\n"
@@ -113,8 +113,8 @@ assert Services.set_writer is set_writer, "nothing was interrupted"
 
 
 @on_any_broker
-def test_ctrl_c_in_the_middle_of_an_acknowledgement(room: Room) -> None:
-    """It ends the worker then, too: pika does not write any more, so that to close would wait forever."""
+def test_the_worker_script_ends_at_ctrl_c_during_an_acknowledgement(room: Room) -> None:
+    """The script does not wait for ever for pika to close a connection that pika no longer writes to."""
     room.printed("work-queues")
     room.script("new-task", "A task")
     (room.shell.directory / "interrupted.py").write_text(INTERRUPTED)
@@ -152,8 +152,8 @@ LOGS = {
 
 
 @pytest.mark.parametrize("tutorial", LOGS)
-def test_logs(room: Room, tutorial: str) -> None:
-    """A receiver of each side gets what both sides emit, and declares the exchange as the other does."""
+def test_the_scripts_of_logs_work_with_emit_log_and_receive_log(room: Room, tutorial: str) -> None:
+    """A receiver of each side gets the logs of both sides, and both declare the same exchange."""
     kind, takes, script_takes, emits, script_emits, key = LOGS[tutorial]
     room.printed(tutorial)
 
@@ -170,8 +170,8 @@ def test_logs(room: Room, tutorial: str) -> None:
     assert scripts_receiver.stdout == WAITING_FOR_LOGS + received.stdout
 
 
-def test_logs_that_nobody_asked_for(room: Room) -> None:
-    """The script's receiver takes what its words choose, and nothing else."""
+def test_the_topics_script_receives_only_what_its_patterns_match(room: Room) -> None:
+    """The script's receiver prints the logs that match its binding keys, and no others."""
     room.printed("topics")
     receiver = room.start_script("receive", "kern.*", "*.critical")
     for key in ("cron.info", "kern.a.b", "kern.critical"):
@@ -180,8 +180,8 @@ def test_logs_that_nobody_asked_for(room: Room) -> None:
     assert receiver.stdout == f"{WAITING_FOR_LOGS} [x] kern.critical:x\n"
 
 
-def test_rpc(room: Room) -> None:
-    """A client of each side is answered by a server of the other, also when it asks for what cannot be."""
+def test_the_script_of_rpc_works_with_rpc_client_and_server(room: Room) -> None:
+    """A server of each side answers a client of the other side, also a request that is not valid."""
     room.printed("rpc")
     server = room.start_script("server")
     assert room.mqtool("rpc-client", "30").stdout == " [.] Got 832040\n"
@@ -195,8 +195,8 @@ def test_rpc(room: Room) -> None:
     assert server.wait().stdout == " [.] fib(10)\n"
 
 
-def test_publisher_confirms(room: Room) -> None:
-    """The script prints the command's lines, for as many messages."""
+def test_the_script_of_publisher_confirms_prints_the_commands_lines(room: Room) -> None:
+    """The script prints the lines of `publisher-confirms all`, with the same numbers of messages."""
     room.printed("publisher-confirms")
 
     def ways(result: Result) -> list[str]:
@@ -205,8 +205,8 @@ def test_publisher_confirms(room: Room) -> None:
     assert ways(room.script("500")) == ways(room.mqtool("publisher-confirms", "all", "-c", "500"))
 
 
-def test_delayed_messages(room: Room) -> None:
-    """What either side sends later arrives at the other, in the order of the times, with the plugin and without."""
+def test_the_script_of_delayed_messages_works_with_the_commands(room: Room) -> None:
+    """Delayed messages of each side reach the other in the order of their times, with and without the plugin."""
     room.printed("delayed-messages")
     room.script("send", "4000", "second")
     assert room.script("send", "300", "first").stdout == " [x] Sent 'first'\n"
@@ -227,8 +227,8 @@ def streams(room: Room, broker: TestBroker) -> Room:
     return room
 
 
-def test_a_stream(streams: Room) -> None:
-    """Each side reads what both have sent."""
+def test_the_script_of_streams_works_with_send_stream_and_receive_stream(streams: Room) -> None:
+    """Each side reads the messages that both sides have sent."""
     streams.printed("stream-hello-world")
     assert streams.script("send").stdout == " [x] Hello, World! message sent\n"
     reader = streams.start_script("receive").wait_for_stdout("Hello, World!")
@@ -240,8 +240,8 @@ def test_a_stream(streams: Room) -> None:
     assert streams.mqtool("receive-stream", "-c", "2").stdout == "".join(lines)
 
 
-def test_offset_tracking(streams: Room) -> None:
-    """Each goes on where the other has stopped."""
+def test_the_script_of_offset_tracking_works_with_offset(streams: Room) -> None:
+    """Each side resumes at the offset that the other side has stored."""
     streams.printed("stream-offset-tracking")
     streams.script("send")
     assert "Done consuming first_offset: 0 last_offset 99 \n" in streams.mqtool("offset", "receive").stdout
@@ -253,8 +253,8 @@ def test_offset_tracking(streams: Room) -> None:
 
 
 @pytest.mark.parametrize("tutorial", pages.NAMES)
-def test_nothing_but_a_client_library_is_imported(tutorial: str) -> None:
-    """Whoever copies the script needs one package, and no mqtool."""
+def test_a_plain_script_imports_only_one_library(tutorial: str) -> None:
+    """A copied script needs its client library, and neither mqtool nor another package."""
     nodes = list(ast.walk(ast.parse(pages.page(tutorial).plain)))
     modules = [name.name for node in nodes if isinstance(node, ast.Import) for name in node.names]
     modules += [str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)]

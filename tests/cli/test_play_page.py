@@ -1,4 +1,4 @@
-"""tutorial run --ui and drill --ui: what a learner sees in the page, and does with keys."""
+"""`tutorial run --ui` and `drill --ui`: the page shows each step, and keys control it."""
 
 import os
 import time
@@ -49,7 +49,9 @@ def go_on(page: Page, narration: str) -> None:
 
 @pytest.mark.parametrize("playing", [("tutorial", "run")], indirect=True)
 def test_a_tutorial_plays_to_its_checks_and_back(playing: tuple[Running, Page], tmp_path: Path) -> None:
-    """By keys alone: chosen from the list, scene by scene, and the scenes before again. A saved file plays it, too."""
+    """With keys alone, a learner chooses a tutorial, steps through its scenes and back. A saved file
+    plays them, too.
+    """
     command, page = playing
     page.until(lambda: "Start: Hello World" in shown(page, "#next"), "the list, with the first one proposed")
     page.press("\ue007")
@@ -92,8 +94,10 @@ def test_a_tutorial_plays_to_its_checks_and_back(playing: tuple[Running, Page], 
 
 
 @pytest.mark.parametrize("playing", [("drill", "duplicate", "-c", "20")], indirect=True)
-def test_a_drill_shows_the_count(playing: tuple[Running, Page]) -> None:
-    """It waits before it begins; then the fault, what came twice, and what is lost. It fits on a narrow screen."""
+def test_a_drill_shows_its_fault_and_its_totals(playing: tuple[Running, Page]) -> None:
+    """The page waits before the fault, then shows it, what was redelivered, and what was lost; it fits
+    a narrow screen.
+    """
     command, page = playing
     page.resize(390)
     go_on(page, "Every tenth of 20 messages is published twice")
@@ -108,7 +112,9 @@ def test_a_drill_shows_the_count(playing: tuple[Running, Page]) -> None:
 
 @pytest.mark.parametrize("playing", [("tutorial", "run", "hello-world")], indirect=True)
 def test_a_closed_page_does_not_end_a_tutorial(playing: tuple[Running, Page], chromium: Any) -> None:
-    """The terminal says what it waits for; the page, opened again, is where it was. Ctrl-C ends everything."""
+    """If the page is closed, the terminal says what it waits for; reopened, the page shows the same scene. Ctrl-C ends
+    all.
+    """
     command, page = playing
     go_on(page, "Send a message anyway")
     page.until(lambda: "Now start a receiver" in shown(page, "#narration"), "the second scene")

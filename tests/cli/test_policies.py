@@ -1,4 +1,4 @@
-"""mqtool policy set, ls, clear."""
+"""`policy set`, `policy ls` and `policy clear`."""
 
 import json
 
@@ -20,7 +20,7 @@ def admin(shell: Shell, broker: TestBroker) -> Shell:
 @pytest.mark.own_vhost("policies stay in it")
 @pytest.mark.parametrize("kind", [[], ["--operator"]], ids=["user", "operator"])
 def test_a_policy_is_set_changed_listed_and_cleared(admin: Shell, kind: list[str]) -> None:
-    """It limits the queues that it applies to as soon as it is there."""
+    """`policy set` takes effect at once on the queues that it matches, and `policy clear` undoes it."""
     admin.run("mqtool", "queue", "declare", "jobs")
     assert admin.run(*SET, "--apply-to", "queues", *kind).stderr.startswith("set ")
     assert admin.run(*SET, "--apply-to", "queues", *kind, "--priority", "7").stderr.startswith("changed ")
@@ -43,8 +43,8 @@ def test_a_policy_is_set_changed_listed_and_cleared(admin: Shell, kind: list[str
     assert admin.run("mqtool", "policy", "clear", "limits", "--if-exists", *kind).code == 0
 
 
-def test_a_policy_that_the_broker_refuses(admin: Shell) -> None:
-    """Its reason, in one line; there is no policy then."""
+def test_a_refused_policy_is_reported_with_the_reason(admin: Shell) -> None:
+    """If the broker refuses a policy, `policy set` prints the reason, and no policy is created."""
     refused = admin.run(*SET[:-1], '{"max-lenth": 3}')
     assert refused.code == 2
     assert "max-lenth" in refused.stderr
@@ -55,8 +55,8 @@ def test_a_policy_that_the_broker_refuses(admin: Shell) -> None:
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", "max-length=3", "3"])
-def test_a_definition_that_is_not_a_json_object(lonely_shell: Shell, text: str) -> None:
-    """A usage error, before any broker is asked."""
+def test_a_policy_definition_must_be_a_json_object(lonely_shell: Shell, text: str) -> None:
+    """`policy set --definition` with anything else is a usage error before the broker is asked."""
     wrong = lonely_shell.run(*SET[:-1], text)
     assert wrong.code == 2
     assert "is not" in wrong.stderr

@@ -1,4 +1,4 @@
-"""mqtool queue show: all of a queue on one screen."""
+"""`queue show`: all about one queue on one screen."""
 
 import json
 import signal
@@ -30,8 +30,10 @@ def admin(shell: Shell, broker: TestBroker) -> Shell:
     return shell
 
 
-def test_a_queue_on_one_screen(admin: Shell) -> None:
-    """Settings, counts, consumers, bindings, dead letters: within 24 lines of a terminal, however many bindings."""
+def test_queue_show_fits_on_one_screen(admin: Shell) -> None:
+    """Settings, counts, consumers, bindings and dead letters fit into 24 lines on a terminal, however many bindings
+    there are.
+    """
     admin.run("mqtool", "exchange", "bind", "in", "jobs", *map(str, range(30)))
     admin.start("mqtool", "receive", "--declare", "-q", "jobs", *SETTINGS).wait_until_ready()
 
@@ -55,8 +57,8 @@ def test_a_queue_on_one_screen(admin: Shell) -> None:
     assert "more" in on_screen
 
 
-def test_a_queue_as_json(admin: Shell) -> None:
-    """One object, with the columns of `list queues` and all the rest."""
+def test_queue_show_json_prints_one_object(admin: Shell) -> None:
+    """`queue show --json` has the columns of `list queues`, and consumers, bindings and dead letters."""
     admin.run("mqtool", "send", "-q", "jobs", *SETTINGS, "x")
     found = json.loads(admin.run("mqtool", "queue", "show", "jobs", "--json").stdout)
     assert (found["messages_ready"], found["type"], found["consumers"]) == (1, "quorum", [])
@@ -74,16 +76,18 @@ def test_a_queue_as_json(admin: Shell) -> None:
         ("nowhere", "lost, the exchange does not exist"),
     ],
 )
-def test_where_dead_letters_go(admin: Shell, settings: str, goes: str) -> None:
-    """By the routing key where that is fixed; what would be lost is said."""
+def test_queue_show_says_where_dead_letters_go(admin: Shell, settings: str, goes: str) -> None:
+    """`queue show` follows the dead-letter exchange and routing key, and says if dead letters would be lost."""
     starts = ("--dead-letter-exchange=", "--argument=x-dead-letter-routing-key=")
     options = [f"{start}{value}" for start, value in zip(starts, settings.split(), strict=False)]
     assert admin.run("mqtool", "queue", "declare", "other", *options).code == 0
     assert goes in admin.run("mqtool", "queue", "show", "other").stdout
 
 
-def test_a_stream_and_how_far_its_readers_are(shell: Shell, broker: TestBroker) -> None:
-    """Offsets, and the lag of each reader that is named; without the stream port the rest, and why."""
+def test_queue_show_lists_the_offsets_and_lag_of_stream_readers(shell: Shell, broker: TestBroker) -> None:
+    """For a stream, `queue show` prints the lag of each named reader; without the stream port, it says
+    why it cannot.
+    """
     if not broker.streams:
         pytest.skip("this broker has no port for streams")
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
@@ -110,23 +114,23 @@ def test_a_stream_and_how_far_its_readers_are(shell: Shell, broker: TestBroker) 
     reader.process.send_signal(signal.SIGCONT)
 
 
-def test_there_is_no_such_queue(admin: Shell) -> None:
-    """One sentence, and where to look."""
+def test_queue_show_of_a_missing_queue_exits_with_69(admin: Shell) -> None:
+    """The error names the queue, and the hint names `list queues`."""
     missing = admin.run("mqtool", "queue", "show", "nope")
     assert missing.code == 69
     assert "queue 'nope' does not exist" in missing.stderr
     assert "mqtool list queues" in missing.stderr
 
 
-def test_a_name_that_is_not_utf_8(admin: Shell) -> None:
-    """There may be such a queue, and the API is asked for it by its bytes."""
+def test_queue_show_of_a_missing_name_that_is_not_utf_8_exits_with_69(admin: Shell) -> None:
+    """A name that is not UTF-8 is looked up by its bytes; it is no unexpected error."""
     shown = admin.script("mqtool queue show \"$(printf 'q\\377')\"")
     assert shown.code == 69, shown.stderr
     assert "unexpected" not in shown.stderr
 
 
-def test_a_queue_whose_name_is_not_utf_8(admin: Shell, broker: TestBroker) -> None:
-    """Its page on the embedded broker. RabbitMQ 3.10 refuses to declare it (501), so it has no such queue."""
+def test_queue_show_of_a_queue_whose_name_is_not_utf_8(admin: Shell, broker: TestBroker) -> None:
+    """`queue show` prints such a queue of the embedded broker; RabbitMQ refuses to declare one."""
     with RawClient(broker.url) as client:
         client.socket.sendall(raw_frame(1, 1, b"\x00\x32\x00\x0a\0\0\x02q\xff\0\0\0\0\0"))
         client.read(1)

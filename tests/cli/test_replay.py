@@ -1,4 +1,4 @@
-"""replay: a recording goes where it came from, when it is due, and nothing of it is lost unnoticed."""
+"""`recording replay`: each message goes to its exchange when it is due, and no loss goes unnoticed."""
 
 import json
 import time
@@ -44,8 +44,8 @@ def received(shell: Shell, *options: str) -> list[dict[str, object]]:
 
 
 @pytest.mark.keeps_messages
-def test_what_was_recorded_comes_again(shell: Shell, connection: Connection) -> None:
-    """By their own exchanges and keys, in order, byte for byte, with headers and properties; all of it confirmed."""
+def test_replay_publishes_what_was_recorded(shell: Shell, connection: Connection) -> None:
+    """Messages go to their own exchanges with their keys, in order, with the same bodies, headers and properties."""
     channel = connection.channel()
     queue = channel.declare(Queue("jobs", durable=True, arguments={"x-queue-type": "quorum"}))
     exchange = channel.declare(Exchange("logs", "topic", durable=True))
@@ -70,8 +70,8 @@ def test_what_was_recorded_comes_again(shell: Shell, connection: Connection) -> 
 UNVERSIONED = Path(__file__).parents[1] / "recordings" / "unversioned.ndjson"
 
 
-def test_a_recording_from_before_versions_is_replayed(shell: Shell, connection: Connection) -> None:
-    """With the bodies, headers and properties that it had, whether it is replayed, scrubbed or sent."""
+def test_a_recording_without_a_version_is_replayed(shell: Shell, connection: Connection) -> None:
+    """A recording of an early mqtool is replayed, scrubbed and sent with its bodies, headers and properties."""
     channel = connection.channel()
     queue = channel.declare(Queue("jobs"))
     channel.bind(queue, channel.declare(Exchange("shop", "topic", durable=True)), "#")
@@ -102,7 +102,9 @@ def test_a_recording_from_before_versions_is_replayed(shell: Shell, connection: 
 )
 @on_any_broker
 def test_a_newer_format_is_refused(shell: Shell, command: str) -> None:
-    """In one sentence, before anything is sent, whatever else the line has."""
+    """A recording in a newer version of the format exits with 65 before anything is sent, and the hint
+    says to upgrade.
+    """
     (shell.directory / "newer.ndjson").write_text('{"version": 2, "content": ["Hello"], "route": "jobs"}\n')
     result = shell.script(command)
     assert (result.code, result.stdout) == (65, "")
@@ -111,8 +113,8 @@ def test_a_newer_format_is_refused(shell: Shell, command: str) -> None:
 
 
 @pytest.mark.keeps_messages
-def test_what_no_queue_gets_has_failed(shell: Shell) -> None:
-    """Exit 3, counted, and kept for a second run; and of an exchange that is not there, its name."""
+def test_replay_counts_and_keeps_unroutable_messages(shell: Shell) -> None:
+    """`replay` exits with 3 if a message is unroutable, and --failed-to keeps it; a missing exchange is named."""
     name = recording(shell, {}, {"routing_key": "nobody"}, {})
     shell.run("mqtool", "queue", "declare", "jobs")
 
@@ -128,8 +130,10 @@ def test_what_no_queue_gets_has_failed(shell: Shell) -> None:
 
 
 @on_any_broker
-def test_gaps_choices_and_changes(shell: Shell, connection: Connection) -> None:
-    """What --since, --until and --where leave is sent at its pace, with other headers, to another queue."""
+def test_replay_selects_messages_and_keeps_their_gaps(shell: Shell, connection: Connection) -> None:
+    """--since, --until and --where select messages; the gaps between them are kept, and options change headers and
+    queue.
+    """
     connection.channel().declare(Queue("jobs", durable=True))
     name = recording(shell, *[{"routing_key": "elsewhere"}] * 9)
 
@@ -148,8 +152,8 @@ def test_gaps_choices_and_changes(shell: Shell, connection: Connection) -> None:
 
 
 @on_any_broker
-def test_an_interrupted_replay_says_how_far_it_came(shell: Shell, connection: Connection) -> None:
-    """Ctrl-C in a long gap: what was sent is confirmed, and the rest is kept, the message in hand included."""
+def test_an_interrupted_replay_keeps_the_rest(shell: Shell, connection: Connection) -> None:
+    """After Ctrl-C in a gap, `replay` says how many messages were confirmed, and --failed-to has all others."""
     connection.channel().declare(Queue("jobs", durable=True))
     name = recording(shell, {}, {"timestamp": "2026-01-31T18:00:00Z"}, {"timestamp": "2026-01-31T18:00:01Z"})
 
@@ -163,8 +167,8 @@ def test_an_interrupted_replay_says_how_far_it_came(shell: Shell, connection: Co
 
 
 @on_any_broker
-def test_a_pipe_is_replayed_as_it_comes(shell: Shell, broker: TestBroker, connection: Connection) -> None:
-    """A line that has come is on its way, though the pipe stays open."""
+def test_a_pipe_is_replayed_as_it_arrives(shell: Shell, broker: TestBroker, connection: Connection) -> None:
+    """Each line from a pipe is sent when it arrives, while the pipe is still open."""
     connection.channel().declare(Queue("jobs", durable=True))
     lines = (shell.directory / recording(shell, {}, {})).read_bytes().splitlines(keepends=True)
     running = shell.start("mqtool", "recording", "replay", stdin=PIPE)
@@ -177,8 +181,8 @@ def test_a_pipe_is_replayed_as_it_comes(shell: Shell, broker: TestBroker, connec
     assert running.wait().code == 0
 
 
-def test_a_dry_run_needs_no_broker(lonely_shell: Shell) -> None:
-    """When and where each message would go, in files one after the other; nothing is connected to."""
+def test_a_dry_run_prints_times_and_destinations(lonely_shell: Shell) -> None:
+    """`replay --dry-run` connects to no broker, and prints when and where each message would be sent."""
     first = recording(lonely_shell, {}, {"exchange": "logs", "routing_key": "a\tb"}, name="first")
     second = recording(lonely_shell, {"timestamp": "2026-01-31T12:00:05Z"}, name="second")
     result = lonely_shell.run("mqtool", "recording", "replay", first, second, "--dry-run", "--speed", "2")
@@ -188,8 +192,8 @@ def test_a_dry_run_needs_no_broker(lonely_shell: Shell) -> None:
     assert result.stderr == "3 messages would be sent in 2.5 s; nothing was sent: --dry-run\n"
 
 
-def test_what_cannot_be_replayed(lonely_shell: Shell) -> None:
-    """A bad line is named with its file; what contradicts itself is said before anything is sent."""
+def test_an_invalid_recording_or_option_is_named(lonely_shell: Shell) -> None:
+    """A bad line is named with its number, and contradictory options are refused, before anything is sent."""
     good = recording(lonely_shell, {})
     (lonely_shell.directory / "bad").write_text('{"exchange": "", "body": "x"}\n')
     for words, code, said in (

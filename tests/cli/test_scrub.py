@@ -1,4 +1,4 @@
-"""scrub as a filter: it needs no broker, passes on what comes as it comes, and what it prints can be replayed."""
+"""`recording scrub` as a filter: it needs no broker and passes lines on as they arrive; its output can be replayed."""
 
 import json
 from subprocess import PIPE
@@ -12,7 +12,7 @@ LINES = "".join(
 
 
 def test_a_scrubbed_recording_can_be_replayed(lonely_shell: Shell) -> None:
-    """To the same queue; the same seed replaces alike in two runs, and without one each run has its own."""
+    """Scrubbed messages go to the same queue; the same seed gives the same replacements, and no seed different ones."""
     (lonely_shell.directory / "recording").write_text(LINES)
     result = lonely_shell.script("mqtool recording scrub recording | tee scrubbed | mqtool recording replay --dry-run")
     assert result.stdout == "0.000s\tqueue jobs\t8 bytes\n" * 2, result.stderr
@@ -26,8 +26,8 @@ def test_a_scrubbed_recording_can_be_replayed(lonely_shell: Shell) -> None:
     assert kept.stdout == LINES
 
 
-def test_lines_come_out_as_they_come_in(lonely_shell: Shell) -> None:
-    """Of a pipe that stays open; and Ctrl-C, which ends the writer, loses nothing of what it has written."""
+def test_scrub_passes_lines_on_as_they_arrive(lonely_shell: Shell) -> None:
+    """Each line is printed while the pipe is still open; Ctrl-C on the pipeline loses no line already written."""
     running = lonely_shell.start("mqtool", "recording", "scrub", "--field", "headers", stdin=PIPE)
     assert running.process.stdin is not None
     first, second = LINES.splitlines(keepends=True)
@@ -41,8 +41,10 @@ def test_lines_come_out_as_they_come_in(lonely_shell: Shell) -> None:
     assert [json.loads(line)["body"] for line in result.stdout.splitlines()] == ["mail ann", "mail bob"]
 
 
-def test_a_bad_line_ends_it(lonely_shell: Shell) -> None:
-    """With its number, after the lines before it; a field that does not exist is found out before anything else."""
+def test_scrub_names_a_bad_line(lonely_shell: Shell) -> None:
+    """`scrub` prints the lines before the bad one, names its number, and exits with 65; an unknown field is a usage
+    error.
+    """
     result = lonely_shell.run("mqtool", "recording", "scrub", stdin=f"{LINES}\nnot JSON\n{LINES}")
     assert (result.code, len(result.stdout.splitlines())) == (65, 2)
     assert result.stderr.startswith("mqtool: line 4 is not JSON")

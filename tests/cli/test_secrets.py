@@ -1,4 +1,4 @@
-"""Passwords, and files that are nobody else's business."""
+"""Passwords are not shown, and private files are readable only by their owner."""
 
 import stat
 from urllib.parse import urlsplit
@@ -34,7 +34,7 @@ COMMANDS = (
 @pytest.mark.parametrize("url", URLS)
 @pytest.mark.sampled(3)
 def test_no_error_shows_a_password(lonely_shell: Shell, url: str) -> None:
-    """Wherever a URL with one is given, and whatever is wrong with it or with the broker."""
+    """Whatever is wrong with a URL or its broker, no command prints the URL's password."""
     for command in COMMANDS:
         for environment in ({"MQTOOL_URL": url}, {"MQTOOL_URL": "amqp://localhost:1", "MQTOOL_MANAGEMENT_URL": url}):
             result = lonely_shell.run("mqtool", *command, "--verbose", environment=environment)
@@ -44,8 +44,8 @@ def test_no_error_shows_a_password(lonely_shell: Shell, url: str) -> None:
             assert "unexpected error" not in said, (command, environment, said)
 
 
-def test_credentials_in_the_management_url_are_for_the_login(shell: Shell, broker: TestBroker) -> None:
-    """They are taken from there; what is wrong with them is said without them."""
+def test_credentials_in_the_management_url_are_used_and_not_shown(shell: Shell, broker: TestBroker) -> None:
+    """The management API is asked with the credentials in its URL; an error does not print them."""
     host = urlsplit(broker.management).netloc
     assert shell.run("mqtool", "list", "queues", "--management", f"http://guest:guest@{host}").code == 0
     refused = shell.run("mqtool", "list", "queues", "--management", f"http://guest:{ESCAPED}@{host}")
@@ -56,7 +56,7 @@ def test_credentials_in_the_management_url_are_for_the_login(shell: Shell, broke
 @on_any_broker
 @pytest.mark.parametrize("how", ["--exec", "--shell"])
 def test_a_program_gets_urls_without_their_passwords(shell: Shell, how: str) -> None:
-    """Unless --pass-url says otherwise."""
+    """`worker --exec` removes passwords from URLs in the program's environment, unless --pass-url is given."""
     shell.environment["MQTOOL_MANAGEMENT_URL"] = "http://guest:guest@localhost"
     shell.environment["AMQP_URL"] = f"amqp://u:{SECRET}@one,amqps://u:two@two/v"
     show = ("--exec", "env") if how == "--exec" else ("--exec", "env", "--shell")
@@ -75,8 +75,8 @@ def test_a_program_gets_urls_without_their_passwords(shell: Shell, how: str) -> 
 
 
 @on_any_broker
-def test_a_ready_file_is_not_created_through_a_link(shell: Shell) -> None:
-    """Somebody else may have put it there."""
+def test_a_ready_file_is_not_created_through_a_symbolic_link(shell: Shell) -> None:
+    """If the ready file is a symbolic link, which somebody else may have made, the command exits with 2."""
     (shell.directory / "ready").symlink_to("target")
     result = shell.run("mqtool", "receive", "--ready-file", "ready", "--idle-timeout", "10ms")
     assert result.code == 2
@@ -85,8 +85,8 @@ def test_a_ready_file_is_not_created_through_a_link(shell: Shell) -> None:
 
 
 @on_any_broker
-def test_a_store_of_handled_messages_is_its_owners(shell: Shell) -> None:
-    """Whatever the umask."""
+def test_a_dedup_store_is_private(shell: Shell) -> None:
+    """The store of `worker --deduplicate` can be read only by its owner, whatever the umask is."""
     shell.run("mqtool", "new-task", "x")
     worker = "mqtool worker -c 1 --exec true --deduplicate --dedup-store kept/handled"
     assert shell.script(f"umask 0; {worker}").code == 0

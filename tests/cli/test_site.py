@@ -1,4 +1,4 @@
-"""The site, typed as printed: page after page on one broker, in the order of its table of contents, twice."""
+"""The documentation's site, typed as printed: every page on one broker, in the order of the contents, twice."""
 
 import re
 from pathlib import Path
@@ -26,10 +26,9 @@ def site() -> list[Path]:
 @large
 @pytest.mark.timeout(1500)
 def test_the_site_can_be_typed_twice_on_one_broker(lonely_shell: Shell, tmp_path: Path) -> None:
-    """A reader who types every block of every page, in one directory, sees what the pages show, the second time too.
-
-    Each page is typed in a new terminal, as after `broker env`. The README's list contains all queues of the broker,
-    so what it shows is compared the first time only.
+    """A reader who types every block of every page in one directory sees what the pages show, also the second time.
+    Each page is typed in a new terminal, as after `broker env`. The README's list contains all queues of the broker, so
+    its output is compared the first time only.
     """
     (tmp_path / "broker").mkdir()
     (tmp_path / "typed").mkdir()

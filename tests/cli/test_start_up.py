@@ -1,4 +1,4 @@
-"""Start-up is what a person feels first: what a command does not need, it does not load."""
+"""Start-up: a command loads only the modules that it needs."""
 
 import json
 import sys
@@ -45,8 +45,8 @@ print(json.dumps(shown))
 @pytest.mark.parametrize(
     "command", [["send", "-q", "q", "hello"], ["receive", "-q", "q", "-c", "1"]], ids=lambda words: words[0]
 )
-def test_a_plain_command_loads_little(shell: Shell, command: list[str]) -> None:
-    """The names are modules that take longer to load than a message to be sent."""
+def test_send_and_receive_load_no_heavy_module(shell: Shell, command: list[str]) -> None:
+    """`send` and `receive` load none of the modules that take longer to import than a message takes to send."""
     shell.run("mqtool", "send", "-q", "q", "waiting")
     result = shell.run(sys.executable, "-X", "importtime", "-m", "mqtool", *command)
     assert result.code == 0
@@ -59,8 +59,10 @@ def test_a_plain_command_loads_little(shell: Shell, command: list[str]) -> None:
 
 
 @large
-def test_a_command_loads_by_itself(lonely_shell: Shell) -> None:
-    """From what every command has loaded: what an earlier one has imported hides an import that is broken."""
+def test_each_command_can_be_imported_alone(lonely_shell: Shell) -> None:
+    """Each command prints its help in a new process, so that no import works only because another
+    command ran before.
+    """
     told = lonely_shell.run(sys.executable, "-c", _EACH_BY_ITSELF, *SENTENCES)
     assert told.code == 0, told.stderr
     shown = json.loads(told.stdout)
@@ -71,7 +73,7 @@ def test_a_command_loads_by_itself(lonely_shell: Shell) -> None:
 
 
 def test_ctrl_c_while_python_imports_mqtool(lonely_shell: Shell) -> None:
-    """The command ends as by any signal, without a traceback; nohup and background jobs are not interrupted."""
+    """The command exits with 130 and prints no traceback; under nohup and in background jobs it is not interrupted."""
     stand_in = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit('it went on')\n"
     (lonely_shell.directory / "typer.py").write_text(stand_in)
     lonely_shell.start_cold()
@@ -83,8 +85,8 @@ def test_ctrl_c_while_python_imports_mqtool(lonely_shell: Shell) -> None:
 
 
 @large
-def test_tls_verifies_in_a_process_of_its_own(lonely_shell: Shell, amqp_tls: Authority, tmp_path: Path) -> None:
-    """A command verifies the broker's certificate, with no more than what a process of its own has loaded."""
+def test_a_new_process_verifies_the_certificate(lonely_shell: Shell, amqp_tls: Authority, tmp_path: Path) -> None:
+    """`send` over TLS verifies the broker's certificate, with only the modules that a new process has loaded."""
     other = new_authority(tmp_path)
     shell = lonely_shell
     with EmbeddedBroker(tls=amqp_tls.tls()) as broker:

@@ -1,4 +1,4 @@
-"""Ctrl-C, TERM, and how commands end."""
+"""Ctrl-C, SIGTERM, and the exit codes of commands that are stopped."""
 
 import ctypes
 import fcntl
@@ -19,8 +19,8 @@ from tests.cli.shell import Running, Shell, wait_until
 
 @on_any_broker
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_receiver_stops_cleanly(shell: Shell, number: int) -> None:
-    """The first signal is a clean stop: exit 0, and nothing on stderr but the line it began with."""
+def test_the_first_signal_stops_a_receiver_cleanly(shell: Shell, number: int) -> None:
+    """After SIGINT or SIGTERM, `receive` exits with 0 and prints nothing more on stderr."""
     receiver = shell.start("mqtool", "receive").wait_until_ready()
     receiver.process.send_signal(number)
     result = receiver.wait()
@@ -29,8 +29,8 @@ def test_a_receiver_stops_cleanly(shell: Shell, number: int) -> None:
 
 
 @on_any_broker
-def test_a_signal_is_heard_wherever_it_comes_in(shell: Shell) -> None:
-    """Also where it does not interrupt the main thread: here as another thread gets it, else just before a wait."""
+def test_a_signal_to_any_thread_stops_the_command(shell: Shell) -> None:
+    """A signal that another thread receives, or that arrives just before a wait, also stops `receive`."""
     receiver = shell.start("mqtool", "receive").wait_until_ready()
     pid = receiver.process.pid
     [other, *_] = {int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()} - {pid}
@@ -39,8 +39,8 @@ def test_a_signal_is_heard_wherever_it_comes_in(shell: Shell) -> None:
 
 
 @pytest.mark.keeps_messages
-def test_a_worker_finishes_the_task_in_hand_and_gives_the_rest_back(shell: Shell) -> None:
-    """Ctrl-C in the middle of a task: it is done and acknowledged; the next ones are left."""
+def test_ctrl_c_lets_a_worker_finish_its_task(shell: Shell) -> None:
+    """After Ctrl-C, `worker` finishes and acknowledges its task; the next ones stay in the queue."""
     for task in ("first.", "second."):
         shell.run("mqtool", "new-task", task)
     worker = shell.start("mqtool", "worker").wait_until_ready()
@@ -54,7 +54,7 @@ def test_a_worker_finishes_the_task_in_hand_and_gives_the_rest_back(shell: Shell
 
 @on_any_broker
 def test_a_second_signal_ends_a_worker_at_once(shell: Shell) -> None:
-    """128 + n, without waiting for the task; the task goes to the next worker, marked redelivered."""
+    """A second Ctrl-C ends `worker` with 130 during its task; the task is redelivered to the next worker."""
     shell.run("mqtool", "new-task", "long" + "." * 600)
     worker = shell.start("mqtool", "worker").wait_until_ready()
     worker.wait_for_stdout("long").interrupt()
@@ -84,7 +84,7 @@ app.run()
 
 
 def test_a_command_that_cannot_clean_up_after_ctrl_c_exits_with_130() -> None:
-    """It prints the error, but the exit code says that it was interrupted."""
+    """If the clean-up after Ctrl-C fails, the error is printed, and the exit code is still 130."""
     done = run((sys.executable, "-c", FAILS_TO_CLEAN_UP), capture_output=True, check=False, text=True)
     assert (done.returncode, done.stderr) == (130, "mqtool: the queue could not be deleted\n")
 
@@ -98,7 +98,7 @@ app.run()
 
 
 def test_a_signal_while_a_command_is_being_loaded_ends_it_without_a_traceback() -> None:
-    """The exit code is 128 + n."""
+    """SIGTERM during the import of a command exits with 143 and prints nothing."""
     done = run((sys.executable, "-c", ENDS_WHILE_IT_LOADS), capture_output=True, check=False, text=True)
     assert (done.returncode, done.stderr) == (143, "")
 
@@ -117,7 +117,7 @@ app.run()
 
 @pytest.mark.parametrize(("debug", "hint"), [("None", "it is at <string>:7"), ("False", "--debug shows where")])
 def test_an_unexpected_error_says_where_the_bug_is(debug: str, hint: str) -> None:
-    """The hint does not name --debug if the command has no such option."""
+    """The hint names the line, or --debug if the command has that option."""
     done = run((sys.executable, "-c", HAS_A_BUG, debug), capture_output=True, check=False, text=True)
     assert done.returncode == 1
     assert done.stderr == (
@@ -136,14 +136,14 @@ with stopping.calling(lambda: print("stopping")):
 
 
 def test_a_signal_that_is_sent_twice_at_once_counts_as_one() -> None:
-    """The second one does not kill the process."""
+    """Two signals at the same moment stop a command cleanly, like one."""
     result = run([sys.executable, "-c", TWO_SIGNALS], capture_output=True, text=True, check=False)
     assert (result.stdout, result.stderr, result.returncode) == ("stopping\n", "", 0)
 
 
 @on_any_broker
 def test_timeout_stops_a_command_as_ctrl_c_does(shell: Shell) -> None:
-    """GNU timeout sends its signal twice, to the command and to its process group: the command still ends cleanly."""
+    """GNU timeout signals the command and its process group: `worker` still finishes its task."""
     shell.run("mqtool", "new-task", "a.")
     worker = shell.start("timeout", "600", "mqtool", "worker").wait_for_stdout("a.")
     worker.process.send_signal(signal.SIGALRM)  # its time is up
@@ -155,7 +155,9 @@ def test_timeout_stops_a_command_as_ctrl_c_does(shell: Shell) -> None:
 @on_any_broker
 @pytest.mark.parametrize("doing", [(), ("--exec", "sh -c 'echo $$ > pid; exec sleep 600'")], ids=["task", "program"])
 def test_a_busy_worker_says_what_it_waits_for(shell: Shell, doing: tuple[str, ...]) -> None:
-    """At the first Ctrl-C; the second one stops at once, the program too, and the task stays in its queue."""
+    """After the first Ctrl-C, `worker` says that it waits for its task; the second one ends it and its
+    program at once.
+    """
     shell.run("mqtool", "new-task", "long" + "." * 600)
     worker = shell.start("mqtool", "worker", *doing).wait_until_ready()
     pid = shell.directory / "pid"
@@ -170,7 +172,7 @@ def test_a_busy_worker_says_what_it_waits_for(shell: Shell, doing: tuple[str, ..
 
 @pytest.mark.keeps_messages
 def test_an_interrupted_publisher_confirms_what_it_has_read(shell: Shell) -> None:
-    """Ctrl-C on `send -l`: what was read is confirmed and counted, and the exit code says that it was cut short."""
+    """After Ctrl-C on `send -l`, the lines already read are confirmed and counted; the exit code is 130."""
     sender = shell.start("mqtool", "send", "-l", "-v", stdin=PIPE)
     assert sender.process.stdin is not None
     sender.process.stdin.write(b"read\n")
@@ -184,7 +186,7 @@ def test_an_interrupted_publisher_confirms_what_it_has_read(shell: Shell) -> Non
 @pytest.mark.parametrize("way", ["individual", "batch", "async"])
 @pytest.mark.sampled(1)
 def test_publisher_confirms_stop_at_the_first_signal(shell: Shell, way: str) -> None:
-    """Ctrl-C ends the publishing; what was published is confirmed and counted."""
+    """After Ctrl-C, `publisher-confirms` says how many messages were confirmed and exits with 130."""
     count = ("-c", "10000000")
     publisher = shell.start("mqtool", "publisher-confirms", way, *count, "-q", "confirmed", "--durable")
     look = ("mqtool", "receive", "-q", "confirmed", "--no-declare", "-c", "1")
@@ -195,8 +197,8 @@ def test_publisher_confirms_stop_at_the_first_signal(shell: Shell, way: str) -> 
 
 
 @pytest.mark.parametrize("options", ["--raw", "--raw --auto-ack"], ids=["one at a time", "in batches"])
-def test_a_signal_ends_a_receiver_whose_reader_does_not_read(shell: Shell, broker: TestBroker, options: str) -> None:
-    """The first TERM is enough, although the pipe is full; what was not read is not acknowledged."""
+def test_term_ends_a_receiver_that_is_blocked_by_a_full_pipe(shell: Shell, broker: TestBroker, options: str) -> None:
+    """If nobody reads the pipe, the first SIGTERM ends `receive`; messages that were not read are not acknowledged."""
     shell.run("mqtool", "send", "-l", stdin=("x" * 10_000 + "\n") * 100)
     shell.start_cold()
     receiver = f"mqtool receive {options} --ready-file ready"
@@ -222,7 +224,7 @@ def _unread(pid: int) -> int:
 
 @pytest.mark.keeps_messages
 def test_a_killed_worker_loses_no_task(shell: Shell) -> None:
-    """kill -9 in the middle of a task: another worker does it, and sees that it was delivered before."""
+    """After kill -9 of `worker` during a task, the task is redelivered to another worker."""
     shell.run("mqtool", "new-task", "precious" + "." * 600)
     worker = shell.start("mqtool", "worker").wait_until_ready()
     worker.wait_for_stdout("precious")
@@ -232,8 +234,8 @@ def test_a_killed_worker_loses_no_task(shell: Shell) -> None:
 
 
 @pytest.mark.keeps_messages
-def test_a_queue_that_vanishes_ends_the_receiver_with_an_error(shell: Shell, broker: TestBroker) -> None:
-    """A deleted queue is exit 69 and a sentence that names it, never a silent exit 0."""
+def test_a_deleted_queue_ends_the_receiver_with_69(shell: Shell, broker: TestBroker) -> None:
+    """If its queue is deleted, `receive` names the queue and exits with 69, never with 0."""
     receiver = shell.start("mqtool", "receive", "--declare", "-q", "gone").wait_until_ready()
     broker.api("DELETE", f"queues/{broker.vhost}/gone")
     result = receiver.wait()
@@ -242,15 +244,15 @@ def test_a_queue_that_vanishes_ends_the_receiver_with_an_error(shell: Shell, bro
 
 
 def test_wait_returns_when_a_connection_can_be_made(shell: Shell, lonely_shell: Shell) -> None:
-    """`wait` is 0 with a broker, and 124 in time without one."""
+    """`wait` exits with 0 once a broker accepts connections, and with 124 if none does in time."""
     assert shell.run("mqtool", "wait", "--timeout", "10s").code == 0
     late = lonely_shell.run("mqtool", "wait", "--timeout", "300ms", "-u", "amqp://localhost:1")
     assert late.code == 124
     assert "no broker within 0.3 s" in late.stderr
 
 
-def test_forgotten_acknowledgements_show_their_symptom(shell: Shell) -> None:
-    """--forget-ack: all tasks are done, none is acknowledged, and the next worker gets every one again."""
+def test_forget_ack_redelivers_every_task_to_the_next_worker(shell: Shell) -> None:
+    """`worker --forget-ack` handles all tasks and acknowledges none; the next worker gets each one again."""
     for number in range(3):
         shell.run("mqtool", "new-task", str(number))
     worker = shell.start("mqtool", "worker", "--forget-ack", "--prefetch", "0").wait_until_ready()

@@ -49,8 +49,12 @@ def encrypted(request: pytest.FixtureRequest, amqp_tls: Authority, tmp_path: Pat
         node.stop_epmd(wanted.epmd_port)
 
 
-def test_streams_over_tls(lonely_shell: Shell, encrypted: Encrypted, amqp_tls: Authority) -> None:
-    """There and back; not to a broker that nobody vouches for, and never in clear by mistake."""
+def test_streams_over_tls_verify_the_certificate(
+    lonely_shell: Shell, encrypted: Encrypted, amqp_tls: Authority
+) -> None:
+    """`send-stream` and `receive-stream` work over TLS, refuse an unknown certificate, and never fall back to plain
+    TCP.
+    """
     trusted = ("-u", encrypted.url, "--tls-ca", str(amqp_tls.ca), *encrypted.port)
     sent = lonely_shell.run("mqtool", "send-stream", "-q", "s", "-l", *trusted, stdin="one\ntwo\n")
     assert (sent.code, "2 confirmed" in sent.stderr) == (0, True), sent.stderr

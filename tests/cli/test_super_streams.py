@@ -1,4 +1,4 @@
-"""Super streams, and readers of which one is active, as a person uses them."""
+"""Super streams: partitions, and single active readers."""
 
 import json
 import signal
@@ -35,8 +35,10 @@ def by_partition(ndjson: str) -> dict[str, list[str]]:
 
 
 @pytest.mark.keeps_messages
-def test_a_key_leads_to_its_partition(shell: Shell, broker: TestBroker) -> None:
-    """The one that it leads to in other clients, too; each message says its partition and its key."""
+def test_a_key_always_selects_the_same_partition(shell: Shell, broker: TestBroker) -> None:
+    """`send-stream -r` chooses the partition that other clients choose; `receive-stream --json` prints partition and
+    key.
+    """
     lines = "".join(f"hello{number} {each}\n" for each in ("a", "b") for number in range(1, 7))
     send = ("mqtool", "send-stream", *CREATED, "-l", "--key-pattern", r"(?P<who>\w+)", "-r", "{who}")
     assert "12 confirmed" in shell.run(*send, stdin=lines).stderr
@@ -54,8 +56,8 @@ def test_a_key_leads_to_its_partition(shell: Shell, broker: TestBroker) -> None:
         assert "orders-2" in shell.run(*READ, "--json", "--offset", "last").stdout.splitlines()[-1]
 
 
-def test_without_a_key_each_partition_has_its_turn(shell: Shell) -> None:
-    """A reader that tracks goes on where it stopped in each of them, even if it was killed."""
+def test_without_a_key_partitions_take_turns(shell: Shell) -> None:
+    """Messages go to the partitions in turn; a tracked reader resumes in each of them, even after kill -9."""
     shell.run("mqtool", "send-stream", *CREATED, "-l", stdin="".join(f"{number}\n" for number in range(1, 10)))
     assert by_partition(shell.run(*READ, "--json").stdout) == {
         "orders-0": ["3", "6", "9"],
@@ -77,8 +79,8 @@ def test_without_a_key_each_partition_has_its_turn(shell: Shell) -> None:
 
 
 @on_any_broker
-def test_a_super_stream_that_is_there(shell: Shell) -> None:
-    """It is used with the partitions that it has; --strict minds."""
+def test_an_existing_super_stream_is_used_with_its_partitions(shell: Shell) -> None:
+    """With another --partitions, the existing partitions are used; --strict exits with 78."""
     shell.run("mqtool", "send-stream", *CREATED, "-r", "hello1", "x")
     other = ("mqtool", "receive-stream", "-q", "orders", "--partitions", "5", "-c", "1", "--raw")
     read = shell.run(*other)
@@ -94,8 +96,8 @@ def test_a_super_stream_that_is_there(shell: Shell) -> None:
 
 
 @on_any_broker
-def test_a_lost_connection_to_partitions(shell: Shell, broker: TestBroker) -> None:
-    """A reader continues after the last message of each; a sender publishes again what is not confirmed."""
+def test_a_super_stream_resumes_after_a_lost_connection(shell: Shell, broker: TestBroker) -> None:
+    """The reader continues in each partition, and the sender republishes what was not confirmed."""
     with Proxy(urlsplit(broker.streams).port or 0) as proxy:
         shell.environment["MQTOOL_STREAM_PORT"] = str(proxy.port)
         sender = shell.start("mqtool", "send-stream", *CREATED, "-l", stdin=subprocess.PIPE)
@@ -115,8 +117,8 @@ def test_a_lost_connection_to_partitions(shell: Shell, broker: TestBroker) -> No
 
 
 @pytest.mark.keeps_messages
-def test_one_reader_is_active(shell: Shell, broker: TestBroker) -> None:
-    """The next goes on after a kill -9; two of them share the partitions of a super stream."""
+def test_the_next_single_active_reader_takes_over(shell: Shell, broker: TestBroker) -> None:
+    """After kill -9 of the active reader, the waiting one continues at its stored offset."""
     shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin="1\n2\n")
     one = ("mqtool", "receive-stream", "-q", "s", "--single-active", "--raw", "--track", "me")
     if broker.kind == "rabbitmq" and broker.version.startswith("3.10"):
@@ -137,8 +139,8 @@ def test_one_reader_is_active(shell: Shell, broker: TestBroker) -> None:
 
 
 @pytest.mark.keeps_messages
-def test_readers_share_the_partitions(shell: Shell, broker: TestBroker) -> None:
-    """Each message goes to one of them; once one has left, the other reads all."""
+def test_single_active_readers_share_the_partitions(shell: Shell, broker: TestBroker) -> None:
+    """Each message goes to one of two readers; when one ends, the other reads all partitions."""
     if broker.kind == "rabbitmq" and broker.version.startswith("3.10"):
         pytest.skip("RabbitMQ has single active consumers since 3.11")
     shell.run("mqtool", "send-stream", *CREATED, "-l", stdin="1\n2\n3\n")

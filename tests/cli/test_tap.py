@@ -1,4 +1,4 @@
-"""mqtool tap: a copy of what passes, and nothing taken."""
+"""`tap`: copies of the messages that pass; the queues keep theirs."""
 
 import json
 import signal
@@ -37,10 +37,12 @@ def publish(
 
 @pytest.mark.usefixtures("api")
 @pytest.mark.parametrize("kind", ["direct", "topic", "fanout", "headers"])
-def test_all_that_passes_through_an_exchange(
+def test_tap_prints_what_passes_through_an_exchange(
     shell: Shell, broker: TestBroker, connection: Connection, kind: str
 ) -> None:
-    """Whatever its type; and the queues that are bound get what they always got."""
+    """`tap EXCHANGE` prints each message, whatever the exchange's type; bound queues get the same
+    messages as before.
+    """
     channel, exchange = connection.channel(), Exchange("orders", kind, auto_delete=True)
     channel.declare(exchange)
     channel.bind(channel.declare(Queue("jobs", durable=True)), exchange, "new")
@@ -56,8 +58,8 @@ def test_all_that_passes_through_an_exchange(
 
 
 @pytest.mark.usefixtures("api")
-def test_by_keys_of_several_exchanges_and_by_headers(shell: Shell, broker: TestBroker) -> None:
-    """Keys are those of each exchange; headers match as receive-log's do."""
+def test_tap_selects_by_keys_and_headers(shell: Shell, broker: TestBroker) -> None:
+    """`tap` takes binding keys for several exchanges, or headers to match."""
     by_key = shell.start("mqtool", "tap", "amq.topic", "kern.*", "-e", "amq.direct", "-c", "2").wait_until_ready()
     by_header = shell.start(
         "mqtool", "tap", "amq.headers", "-H", "format=pdf", "-H", "type=log", "--match", "any", "-c", "1"
@@ -73,8 +75,8 @@ def test_by_keys_of_several_exchanges_and_by_headers(shell: Shell, broker: TestB
 
 
 @pytest.mark.usefixtures("api")
-def test_what_a_queue_gets(shell: Shell, broker: TestBroker, connection: Connection) -> None:
-    """By a private queue with the same bindings, whatever consumes that one; the default exchange's are not shown."""
+def test_tap_of_a_queue_binds_a_private_queue_like_it(shell: Shell, broker: TestBroker, connection: Connection) -> None:
+    """`tap -q` shows what the queue's bindings bring; messages of the default exchange need --firehose."""
     channel = connection.channel()
     jobs = channel.declare(Queue("jobs", durable=True))
     channel.bind(jobs, Exchange("amq.topic"), "order.*")
@@ -95,8 +97,8 @@ def test_what_a_queue_gets(shell: Shell, broker: TestBroker, connection: Connect
 
 
 @pytest.mark.usefixtures("api")
-def test_what_cannot_be_tapped(shell: Shell, broker: TestBroker) -> None:
-    """A sentence, and the exit code that other commands have for it."""
+def test_tap_says_what_cannot_be_tapped(shell: Shell, broker: TestBroker) -> None:
+    """A missing exchange or queue exits with 69; an exchange without bindings needs keys, and exits with 2."""
     for words, code, said in (
         (["nowhere", "key"], 69, "exchange 'nowhere' or vhost "),
         (["-q", "nowhere"], 69, "queue 'nowhere' or vhost "),
@@ -114,8 +116,8 @@ def test_what_cannot_be_tapped(shell: Shell, broker: TestBroker) -> None:
 
 @on_any_broker
 @pytest.mark.usefixtures("api")
-def test_what_came_can_be_sent_again(shell: Shell, broker: TestBroker) -> None:
-    """`tap --json` prints what `send --json` takes, and names its broker only where there are several."""
+def test_tap_json_can_be_sent_again(shell: Shell, broker: TestBroker) -> None:
+    """`send --json` accepts the lines of `tap --json`, which name the broker only if several are tapped."""
     tap = shell.start("mqtool", "tap", "amq.topic", "--json", "-c", "1").wait_until_ready()
     other = f"{broker.url.partition('//')[0]}//{broker.url.partition('@')[2]}"
     both = shell.start("mqtool", "tap", "amq.topic", "-u", broker.url, "-u", other, "--json", "-c", "2")
@@ -138,8 +140,8 @@ def test_what_came_can_be_sent_again(shell: Shell, broker: TestBroker) -> None:
 
 
 @pytest.mark.usefixtures("api")
-def test_a_slow_reader_misses_some_and_is_told_how_many(shell: Shell, broker: TestBroker) -> None:
-    """What is printed and what is dropped are all; nobody else waits for it."""
+def test_tap_counts_what_a_slow_reader_misses(shell: Shell, broker: TestBroker) -> None:
+    """If the reader of stdout is slow, `tap` drops copies and prints how many; printed and dropped copies add up."""
     count, body = 6_000, "x" * 500
     tap = "mqtool tap amq.fanout --raw --buffer 50 --idle-timeout 3s --ready-file ready 2> said"
     slow = shell.start("bash", "-c", f"{tap} | {{ while [ ! -e go ]; do sleep 0.1; done; cat; }}")
@@ -157,8 +159,8 @@ def test_a_slow_reader_misses_some_and_is_told_how_many(shell: Shell, broker: Te
 
 
 @on_any_broker
-def test_a_tap_that_stands_still(shell: Shell) -> None:
-    """The broker keeps only a part of what comes meanwhile, and nobody counts the rest; the tap says so."""
+def test_a_tap_that_was_stopped_warns_of_missing_copies(shell: Shell) -> None:
+    """After SIGSTOP and SIGCONT, `tap` warns that the broker may have dropped copies."""
     tap = shell.start("mqtool", "tap", "amq.fanout", "#").wait_until_ready()
     tap.process.send_signal(signal.SIGSTOP)
     stopped = time.monotonic()
@@ -167,8 +169,8 @@ def test_a_tap_that_stands_still(shell: Shell) -> None:
     tap.wait_for_stderr("warning: this tap was too slow: the broker may have dropped copies")
 
 
-def test_the_firehose_of_a_broker_that_restarts(lonely_shell: Shell) -> None:
-    """A broker forgets that it was on, so the tap switches it on again."""
+def test_the_firehose_is_switched_on_again_after_a_restart(lonely_shell: Shell) -> None:
+    """After a restart of the broker, `tap --firehose` switches the firehose on again and shows messages."""
     broker, shell = Restartable(BrokerKind.EMBEDDED, f"tap-{uuid.uuid4().hex[:8]}"), lonely_shell
     try:
         shell.environment["MQTOOL_URL"] = broker.url

@@ -1,4 +1,4 @@
-"""mqtool top and doctor: what goes on, and what would bite."""
+"""`top` and `doctor`: what a broker is doing, and what is wrong with it."""
 
 import json
 import re
@@ -39,8 +39,8 @@ def findings(shell: Shell, broker: TestBroker) -> dict[str, dict[str, Any]]:
     return found
 
 
-def test_doctor_finds_nothing_where_all_is_well(watcher: Shell, broker: TestBroker) -> None:
-    """Exit 0, and a word that it has looked; a consumer is at work, and dead letters are kept."""
+def test_doctor_reports_no_problem_on_a_healthy_broker(watcher: Shell, broker: TestBroker) -> None:
+    """With a working consumer and a dead-letter queue, `doctor` says that it found no problems and exits with 0."""
     watcher.run("mqtool", "new-task", "--dead-letter-exchange", "", "x")
     watcher.start("mqtool", "worker", "--dead-letter-exchange", "").wait_until_ready().wait_for_stderr("Done")
     wait_until(lambda: not findings(watcher, broker), f"all well: {findings(watcher, broker)}")
@@ -49,8 +49,10 @@ def test_doctor_finds_nothing_where_all_is_well(watcher: Shell, broker: TestBrok
     assert "no problems found" in looked.stderr
 
 
-def test_doctor_finds_what_would_bite(watcher: Shell, broker: TestBroker) -> None:
-    """One of each; the second look is what shows that nobody acknowledges."""
+def test_doctor_reports_each_kind_of_problem(watcher: Shell, broker: TestBroker) -> None:
+    """`doctor` finds queues without consumers, transient queues, wrong dead-letter exchanges and missing
+    acknowledgements.
+    """
     watcher.run("mqtool", "send", "-q", "left", "x")
     watcher.run("mqtool", "queue", "declare", "old", "--transient", "--queue-type", "classic")
     watcher.run("mqtool", "queue", "declare", "dead-end", "--dead-letter-exchange", "nowhere")
@@ -81,8 +83,10 @@ def test_doctor_finds_what_would_bite(watcher: Shell, broker: TestBroker) -> Non
     assert "findings at amqp://guest@" in said.stderr
 
 
-def test_a_forgotten_ack_stops_a_consumer_with_a_prefetch_limit(watcher: Shell, broker: TestBroker) -> None:
-    """The mistake that the README tells people to try: one message in hand, the others wait, and nothing moves."""
+def test_doctor_and_top_report_a_forgotten_acknowledgement(watcher: Shell, broker: TestBroker) -> None:
+    """With `worker --forget-ack`, one message is in flight and the others wait: both commands say that
+    nothing moves.
+    """
     watcher.run("mqtool", "new-task", "-l", stdin="1\n2\n3\n")
     watcher.start("mqtool", "worker", "--forget-ack").wait_until_ready().wait_for_stdout("Received 1")
     wait_until(lambda: "stands-still" in findings(watcher, broker), f"found: {findings(watcher, broker)}")
@@ -93,8 +97,10 @@ def test_a_forgotten_ack_stops_a_consumer_with_a_prefetch_limit(watcher: Shell, 
     assert (row[0], row[-1]) == ("task_queue", "nothing moves?")
 
 
-def test_doctor_finds_dead_ends_and_circles(watcher: Shell, broker: TestBroker) -> None:
-    """Messages that expire in a circle, exchanges that lead to each other, alternates that lead nowhere."""
+def test_doctor_reports_circles_and_dead_ends(watcher: Shell, broker: TestBroker) -> None:
+    """`doctor` finds queues that dead-letter in a circle, exchanges bound in a circle, and alternate exchanges without
+    bindings.
+    """
     to, key, ttl = "x-dead-letter-exchange", "x-dead-letter-routing-key", "x-message-ttl"
     for name, arguments in {
         "round": {to: "", ttl: 3_600_000},
@@ -123,8 +129,10 @@ def test_doctor_finds_dead_ends_and_circles(watcher: Shell, broker: TestBroker) 
 
 
 @on_any_broker
-def test_doctor_finds_streams_without_limits_and_readers_that_miss_messages(watcher: Shell, broker: TestBroker) -> None:
-    """What was dropped before a connected reader was done with it; what is never dropped; what a killed bench left."""
+def test_doctor_reports_streams_without_limits_and_readers_that_fall_behind(watcher: Shell, broker: TestBroker) -> None:
+    """`doctor` names a stream that never drops messages, a reader that missed some, and a queue that a killed bench
+    left.
+    """
     for name in ("endless", "mqtool-bench-1"):
         watcher.run("mqtool", "queue", "declare", name, "--queue-type", "stream")
     small = ("--argument", "max-length-bytes=2000", "--argument", "stream-max-segment-size-bytes=1000")
@@ -144,8 +152,8 @@ def test_doctor_finds_streams_without_limits_and_readers_that_miss_messages(watc
 
 
 @on_any_broker
-def test_doctor_says_once_what_is_true_of_many(watcher: Shell, broker: TestBroker) -> None:
-    """Forty queues are one line with the names of twenty; programs get each."""
+def test_doctor_groups_equal_findings(watcher: Shell, broker: TestBroker) -> None:
+    """Forty queues with the same problem are one line with twenty names; --json prints each."""
     many = [f"q{number:02}" for number in range(40)]
     for name in many:
         broker.api("PUT", f"queues/{broker.vhost}/{name}", {"durable": False})
@@ -161,8 +169,8 @@ def test_doctor_says_once_what_is_true_of_many(watcher: Shell, broker: TestBroke
     assert sorted(json.loads(line)["thing"] for line in each) == [f"queue {name!r}" for name in many]
 
 
-def test_doctor_finds_mirrored_policies(watcher: Shell, broker: TestBroker) -> None:
-    """RabbitMQ 4.0 does not mirror any more."""
+def test_doctor_reports_policies_for_mirrored_queues(watcher: Shell, broker: TestBroker) -> None:
+    """`doctor` names policies with ha-mode, which RabbitMQ 4.0 no longer has."""
     policy = {"pattern": "^ha-", "definition": {"ha-mode": "all"}, "apply-to": "queues"}
     try:
         broker.api("PUT", f"policies/{broker.vhost}/mirror", policy)
@@ -173,7 +181,9 @@ def test_doctor_finds_mirrored_policies(watcher: Shell, broker: TestBroker) -> N
 
 @pytest.mark.differs_since("4.0", "it is 4.0 already")
 def test_doctor_upgrade_reports_what_a_newer_rabbitmq_refuses(watcher: Shell, broker: TestBroker) -> None:
-    """Of the topology, each with its check; a version between reports only what is known of it."""
+    """`doctor --upgrade 4.3` names each part of the topology and each client that 4.3 refuses; 4.0, only what 4.0
+    refuses.
+    """
     queues: dict[str, Any] = {
         "old": {"durable": False},
         "lazy": {"arguments": {"x-queue-mode": "lazy"}},
@@ -224,8 +234,10 @@ def held_connection(broker: TestBroker) -> Iterator[BlockingChannel]:
 
 
 @pytest.mark.differs_since("4.0", "it is 4.0 already")
-def test_doctor_upgrade_looks_at_messages_if_asked_to(watcher: Shell, broker: TestBroker) -> None:
-    """They stay; what RabbitMQ 4 counts in another way is told. Without --peek, no message is touched."""
+def test_doctor_upgrade_peek_checks_the_messages(watcher: Shell, broker: TestBroker) -> None:
+    """With --peek, `doctor` reports messages that RabbitMQ 4 counts differently, and leaves them; without it, it takes
+    none.
+    """
     death = json.dumps([{"count": 57, "queue": "jobs", "reason": "rejected", "exchange": ""}])
     watcher.run("mqtool", "queue", "declare", "jobs", "--queue-type", "classic")
     watcher.run("mqtool", "send", "-q", "jobs", "--no-declare", "-H", f"x-death:={death}", "x")
@@ -238,7 +250,7 @@ def test_doctor_upgrade_looks_at_messages_if_asked_to(watcher: Shell, broker: Te
 
 @pytest.mark.differs_since("4.0", "it is 4.0 already")
 def test_doctor_upgrade_finds_messages_near_the_delivery_limit(watcher: Shell, broker: TestBroker) -> None:
-    """RabbitMQ 4.0 drops a message that is returned 20 times, unless the queue has a delivery limit."""
+    """`doctor --upgrade` reports messages returned nearly 20 times, since 4.0 drops them then unless a limit is set."""
     watcher.run("mqtool", "send", "-q", "jobs", "--queue-type", "quorum", "--durable", "x")
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
         channel = connection.channel()
@@ -255,8 +267,8 @@ def test_doctor_upgrade_finds_messages_near_the_delivery_limit(watcher: Shell, b
 
 
 @pytest.mark.differs_since("4.0", "it is 4.0 already")
-def test_doctor_upgrade_to_a_version_that_runs_already(watcher: Shell) -> None:
-    """Nothing to report; and what is not a version is a usage error."""
+def test_doctor_upgrade_needs_a_newer_version(watcher: Shell) -> None:
+    """If the broker already runs that version, or the version is not valid, `doctor --upgrade` exits with 2."""
     told = watcher.run("mqtool", "doctor", "--upgrade", "3.9")
     assert told.code == 2
     assert "the broker is RabbitMQ 3." in told.stderr
@@ -264,8 +276,10 @@ def test_doctor_upgrade_to_a_version_that_runs_already(watcher: Shell) -> None:
 
 
 @on_any_broker
-def test_doctor_as_a_nagios_check(watcher: Shell, broker: TestBroker) -> None:
-    """One line that sums up, on stdout, and Nagios' exit codes: a broker that does not answer is critical."""
+def test_doctor_works_as_a_nagios_check(watcher: Shell, broker: TestBroker) -> None:
+    """`doctor --format nagios` prints one summary line and uses Nagios' exit codes; a broker that does not answer is
+    critical.
+    """
     check = ("mqtool", "doctor", "--vhost", broker.vhost, "--between", "10ms", "--format", "nagios")
     fine = watcher.run(*check)
     assert fine.code == 0
@@ -288,8 +302,10 @@ def test_doctor_as_a_nagios_check(watcher: Shell, broker: TestBroker) -> None:
 
 
 @on_any_broker
-def test_doctor_as_prometheus_metrics(watcher: Shell, broker: TestBroker) -> None:
-    """For the textfile collector; the metrics tell of problems, and the exit code that they could be counted."""
+def test_doctor_prints_prometheus_metrics(watcher: Shell, broker: TestBroker) -> None:
+    """`doctor --format prometheus` prints the number of findings of each check, and exits with 0 even if there are
+    some.
+    """
     for name in ("a", "b"):
         broker.api("PUT", f"queues/{broker.vhost}/{name}", {"durable": False})
     said = watcher.run("mqtool", "doctor", "--vhost", broker.vhost, "--between", "10ms", "--format", "prometheus")
@@ -300,7 +316,7 @@ def test_doctor_as_prometheus_metrics(watcher: Shell, broker: TestBroker) -> Non
 
 
 def test_top_prints_once_in_a_pipe(watcher: Shell, broker: TestBroker) -> None:
-    """All queues, sorted, equal ones from A to Z, with warnings; no rates of streams, which have no statistics."""
+    """In a pipe, `top` prints all queues once, sorted, with warnings; streams have no rates."""
     broker.api("PUT", f"queues/{broker.vhost}/a", {"durable": True, "arguments": {"x-queue-type": "stream"}})
     watcher.run("mqtool", "send", "-q", "few", "x")
     watcher.run("mqtool", "send", "-q", "many", "-l", stdin="x\n" * 20)
@@ -319,7 +335,7 @@ def test_top_prints_once_in_a_pipe(watcher: Shell, broker: TestBroker) -> None:
 
 @on_any_broker
 def test_top_on_a_terminal_sorts_by_keys_and_ends_with_q(watcher: Shell) -> None:
-    """Arrow keys and others do no harm; the terminal is left as it was."""
+    """On a terminal, keys change the order, unknown keys do nothing, and q restores the screen."""
     watcher.run("mqtool", "send", "-q", "few", "x")
     keys = ["u", "n", "\x1b[A", "x", "q"]
     played = on_terminal(watcher, "mqtool", "top", "--interval", "100ms", keys=keys, cue="sorted by")
@@ -329,10 +345,10 @@ def test_top_on_a_terminal_sorts_by_keys_and_ends_with_q(watcher: Shell) -> None
     assert "\x1b[?1049l" in played.stdout, "the alternate screen is left"
 
 
-def test_doctor_finds_guest_behind_a_private_authority(
+def test_doctor_reports_a_guest_that_can_log_in_over_tls(
     amqp_tls: Authority, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It logs in with the TLS files that were given; where it cannot look, it says so."""
+    """`doctor` tries guest's login with the given TLS files; without them, it says what it could not check."""
     monkeypatch.setattr(doctor, "_LOOPBACK", ())  # a certificate for this machine's own name would need a name server
     with EmbeddedBroker(management_port=0, tls=amqp_tls.tls()) as broker:
         assert broker.tls_url is not None

@@ -1,4 +1,4 @@
-"""topology and route, as a person types them."""
+"""`topology` and `route`."""
 
 import json
 import re
@@ -39,10 +39,10 @@ def channel(broker: TestBroker) -> Iterator[BlockingChannel]:
 
 
 @pytest.mark.own_vhost("statistics of what an earlier test has published may linger")
-def test_the_tree_shows_who_publishes_what_is_bound_and_who_consumes(
+def test_topology_shows_publishers_bindings_and_consumers(
     shell: Shell, broker: TestBroker, channel: BlockingChannel
 ) -> None:
-    """Each queue with its keys, and its consumer, on one line each; hostile names as escapes."""
+    """Each queue is one line with its keys and consumers; control characters in names are escaped."""
     channel.basic_consume("kern", lambda *_: None, auto_ack=True, consumer_tag="eater")
     channel.basic_publish("logs", "kern.info", b"")
     channel.connection.process_data_events(0)
@@ -70,8 +70,8 @@ def test_the_tree_shows_who_publishes_what_is_bound_and_who_consumes(
 
 
 @on_any_broker
-def test_what_is_too_much_is_counted(shell: Shell, channel: BlockingChannel) -> None:
-    """A tree of thousands of lines helps nobody; --limit 0 shows them all the same."""
+def test_topology_shows_ten_bindings_and_counts_the_rest(shell: Shell, channel: BlockingChannel) -> None:
+    """`topology` prints ten bindings of an exchange and "… and 4 more"; --limit 0 prints all."""
     for number in range(14):
         channel.queue_declare(f"many{number}")
         channel.queue_bind(f"many{number}", "idle", "k")
@@ -81,8 +81,8 @@ def test_what_is_too_much_is_counted(shell: Shell, channel: BlockingChannel) -> 
     assert shell.run("mqtool", "topology", "idle", "--limit", "0").stdout.count("many") == 14
 
 
-def test_an_exchange_and_what_it_leads_to(shell: Shell, channel: BlockingChannel) -> None:
-    """By bindings or as an alternate; and one that is not there is said not to be."""
+def test_topology_of_an_exchange_shows_what_it_leads_to(shell: Shell, channel: BlockingChannel) -> None:
+    """`topology EXCHANGE` follows bindings and alternate exchanges; a missing exchange exits with 69."""
     tree = shell.run("mqtool", "topology", "logs").stdout
     assert "rest  fanout" in tree
     assert "idle" not in tree
@@ -92,8 +92,8 @@ def test_an_exchange_and_what_it_leads_to(shell: Shell, channel: BlockingChannel
 
 @pytest.mark.once_on_rabbitmq
 @pytest.mark.parametrize("form", ["mermaid", "dot", "json"])
-def test_other_formats_have_all_of_it(shell: Shell, channel: BlockingChannel, form: str) -> None:
-    """Every queue that is bound, once."""
+def test_topology_formats_contain_every_bound_queue(shell: Shell, channel: BlockingChannel, form: str) -> None:
+    """mermaid, dot and JSON contain each bound queue and binding once."""
     text = shell.run("mqtool", "topology", "--format", form).stdout
     for name in ("kern", "audit", "other", "idle"):
         assert name in text
@@ -106,14 +106,14 @@ def test_other_formats_have_all_of_it(shell: Shell, channel: BlockingChannel, fo
 
 
 @on_any_broker
-def test_live_wants_a_terminal(shell: Shell) -> None:
-    """A pipe would get it once and forever."""
+def test_topology_live_needs_a_terminal(shell: Shell) -> None:
+    """`topology --live` into a pipe is a usage error."""
     refused = shell.run("mqtool", "topology", "--live")
     assert (refused.code, refused.stdout) == (2, "")
 
 
-def test_route_says_who_gets_it_and_who_nearly_did(shell: Shell, channel: BlockingChannel) -> None:
-    """On stdout, the same on a terminal as in a pipe."""
+def test_route_names_the_queues_and_the_near_misses(shell: Shell, channel: BlockingChannel) -> None:
+    """`route` prints the queues that get a message, and which word of a near miss differs."""
     told = shell.run("mqtool", "route", "logs", "kern.critical")
     assert told.stdout.splitlines()[:3] == [
         "logs  'kern.critical': 2 queues",
@@ -129,7 +129,9 @@ def test_route_says_who_gets_it_and_who_nearly_did(shell: Shell, channel: Blocki
 
 
 def test_route_tests_a_table_of_keys(shell: Shell, channel: BlockingChannel) -> None:
-    """Exit 0 if all is as expected, 3 if not, and what differs."""
+    """`route --test FILE` exits with 0 if each key reaches the expected queues, and otherwise with 3 and the
+    differences.
+    """
     table = shell.directory / "routes.txt"
     table.write_text(
         "# logs\n\nlogs kern.info -> kern\nlogs kern.critical -> audit kern\nlogs '' -> other\nidle x ->\n"
@@ -145,8 +147,8 @@ def test_route_tests_a_table_of_keys(shell: Shell, channel: BlockingChannel) -> 
 
 
 @on_any_broker
-def test_route_names_the_exchange_that_is_not_there(shell: Shell, channel: BlockingChannel) -> None:
-    """And the one that was meant."""
+def test_route_of_a_missing_exchange_exits_with_69(shell: Shell, channel: BlockingChannel) -> None:
+    """The hint asks "did you mean" with the nearest exchange."""
     gone = shell.run("mqtool", "route", "lgos", "x")
     assert (gone.code, gone.stdout) == (69, "")
     assert "hint: did you mean 'logs'?" in gone.stderr
@@ -154,7 +156,7 @@ def test_route_names_the_exchange_that_is_not_there(shell: Shell, channel: Block
 
 @on_any_broker
 def test_long_names_are_cut_in_the_middle_on_a_terminal(shell: Shell, broker: TestBroker) -> None:
-    """Nothing is wider than its 80 columns, no word is broken, and the tree's lines go on; in a pipe nothing is cut."""
+    """`topology` and `route` cut long names to fit 80 columns on a terminal; in a pipe, they print whole names."""
     exchange, queue = "exchange-" + "e" * 60 + "-end", "queue-" + "q" * 80 + "-last"
     connection = pika.BlockingConnection(pika.URLParameters(broker.url))
     channel = connection.channel()

@@ -1,4 +1,4 @@
-"""mqtool tutorial list, show and run, as a learner meets them."""
+"""`tutorial list`, `tutorial show` and `tutorial run`."""
 
 import fcntl
 import json
@@ -88,8 +88,8 @@ class Watched:
         return self.process.returncode
 
 
-def test_list_has_every_tutorial(lonely_shell: Shell) -> None:
-    """Names that run and show take, and half a sentence for each; with --json one object a line."""
+def test_tutorial_list_names_every_tutorial(lonely_shell: Shell) -> None:
+    """`tutorial list` prints each name with a summary, and with --json one object per line."""
     listed = lonely_shell.run("mqtool", "tutorial", "list").stdout.splitlines()
     assert [line.split("\t")[0] for line in listed] == ["why-queues", *pages.NAMES, "incident"]
     as_json = [
@@ -99,8 +99,8 @@ def test_list_has_every_tutorial(lonely_shell: Shell) -> None:
 
 
 @pytest.mark.parametrize("name", pages.NAMES)
-def test_show_has_all_there_is_to_learn(lonely_shell: Shell, name: str) -> None:
-    """The picture, the story, each terminal's command, and the source, which is that of the file."""
+def test_tutorial_show_prints_diagram_explanation_commands_and_source(lonely_shell: Shell, name: str) -> None:
+    """The source is that of the tutorial's file, and the diagram fits into 80 columns."""
     page = pages.page(name)
     shown = lonely_shell.run("mqtool", "tutorial", "show", name)
     assert (shown.stderr, shown.code) == ("", 0)
@@ -112,8 +112,8 @@ def test_show_has_all_there_is_to_learn(lonely_shell: Shell, name: str) -> None:
     assert max(text.count("\n") for text in ((ROOT / page.file).read_text(), page.plain)) <= 70, "a page to read"
 
 
-def test_show_on_a_terminal_is_coloured_and_fits(lonely_shell: Shell) -> None:
-    """80 columns, and nothing before the source sticks out."""
+def test_tutorial_show_is_coloured_on_a_terminal(lonely_shell: Shell) -> None:
+    """On a terminal of 80 columns, the source is coloured, and no line before it is longer."""
     watched = Watched(lonely_shell, 80, 24, "mqtool", "tutorial", "show", "routing")
     assert watched.end() == 0
     assert "\x1b[" in watched.seen
@@ -124,16 +124,16 @@ def test_show_on_a_terminal_is_coloured_and_fits(lonely_shell: Shell) -> None:
     assert "info, warning, error ─> [amq.gen-2] ─> screen" in page
 
 
-def test_a_script_that_is_copied_from_the_screen_runs(lonely_shell: Shell) -> None:
-    """On a terminal it is coloured, and otherwise what a pipe gets: no line is broken but by the terminal."""
+def test_tutorial_show_plain_prints_the_same_script_on_a_terminal(lonely_shell: Shell) -> None:
+    """Apart from colours, a terminal gets the same lines as a pipe, so that a copied script runs."""
     watched = Watched(lonely_shell, 80, 24, "mqtool", "tutorial", "show", "rpc", "--plain")
     assert watched.end() == 0
     plain = re.sub(r"\x1b\[[0-9;]*m", "", watched.seen).replace("\r\n", "\n")
     assert plain == pages.page("rpc").plain != watched.seen
 
 
-def test_a_tutorial_has_the_number_that_rabbitmq_gives_it(lonely_shell: Shell) -> None:
-    """The third is publish/subscribe; the list on a terminal shows the numbers."""
+def test_tutorials_can_be_named_by_rabbitmqs_numbers(lonely_shell: Shell) -> None:
+    """`tutorial show 3` shows publish/subscribe, and `tutorial list` on a terminal prints the numbers."""
     assert "publish_subscribe.py" in lonely_shell.run("mqtool", "tutorial", "show", "3").stdout
     watched = Watched(lonely_shell, 80, 24, "mqtool", "tutorial", "list", "--no-color")
     assert watched.end() == 0
@@ -142,15 +142,15 @@ def test_a_tutorial_has_the_number_that_rabbitmq_gives_it(lonely_shell: Shell) -
 
 
 def test_an_unknown_tutorial_is_a_usage_error_with_the_nearest_name(lonely_shell: Shell) -> None:
-    """For show and run alike."""
+    """`tutorial show` and `tutorial run` ask "did you mean" and exit with 2."""
     for command in ("show", "run"):
         refused = lonely_shell.run("mqtool", "tutorial", command, "heloworld")
         assert refused.code == 2
         assert refused.stderr == "mqtool: unknown tutorial 'heloworld'\nhint: did you mean 'hello-world'?\n"
 
 
-def test_run_needs_no_broker_and_leaves_nothing(lonely_shell: Shell) -> None:
-    """The commands are the tutorial's own, word for word; the broker is gone afterwards."""
+def test_tutorial_run_starts_and_ends_its_own_broker(lonely_shell: Shell) -> None:
+    """`tutorial run` prints the tutorial's commands and leaves no process or file behind."""
     lonely_shell.environment["TUTORIAL_MARK"] = mark = f"mark-{os.getpid()}-{time.monotonic_ns()}"
     played = lonely_shell.run("mqtool", "tutorial", "run", "hello-world", "rpc", "--auto", timeout=PLAYING)
     assert (played.stderr, played.code) == ("", 0)
@@ -167,8 +167,8 @@ def test_run_needs_no_broker_and_leaves_nothing(lonely_shell: Shell) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_every_play_on_a_broker_that_is_named(shell: Shell, broker: TestBroker, connection: Connection) -> None:
-    """Each comes to its good end; what was on the broker stays as it was, and nothing is left there."""
+def test_every_tutorial_runs_on_an_existing_broker(shell: Shell, broker: TestBroker, connection: Connection) -> None:
+    """Each tutorial passes its checks on RabbitMQ, and leaves the broker's queues and messages as they were."""
     only_in_ci("to play all takes a minute, and 'make demo' does on the embedded broker")
     if broker.kind == "embedded":
         pytest.skip("'make demo' does")
@@ -188,8 +188,8 @@ def test_every_play_on_a_broker_that_is_named(shell: Shell, broker: TestBroker, 
     assert channel.depth_of("hello") == 1
 
 
-def test_why_queues_measures_what_it_claims(shell: Shell, broker: TestBroker) -> None:
-    """While mail is away its orders wait, and the others go on; a burst lies in the queue; the numbers are shown."""
+def test_why_queues_measures_that_queues_decouple(shell: Shell, broker: TestBroker) -> None:
+    """While the mail consumer is stopped, its orders wait and the others continue; a burst waits in the queue."""
     only_in_ci("it takes half a minute")
     played = shell.run("mqtool", "tutorial", "run", "why-queues", "--auto", timeout=PLAYING)
     assert (played.stderr, played.code) == ("", 0)
@@ -204,15 +204,15 @@ def test_why_queues_measures_what_it_claims(shell: Shell, broker: TestBroker) ->
     assert "all 49 orders were packed, at the packer's own pace" in played.stdout
 
 
-def test_run_in_the_background_of_a_script(lonely_shell: Shell) -> None:
-    """Where the shell has its jobs ignore Ctrl-C, the receivers of a play are ended by it all the same."""
+def test_tutorial_run_works_as_a_background_job(lonely_shell: Shell) -> None:
+    """If the shell makes background jobs ignore Ctrl-C, `tutorial run` still ends its receivers."""
     played = lonely_shell.script("mqtool tutorial run hello-world --auto & wait $!", timeout=PLAYING)
     assert (played.stderr, played.code) == ("", 0)
     assert "✓ the receiver got both messages" in played.stdout
 
 
-def test_no_broker_where_one_is_named(lonely_shell: Shell) -> None:
-    """No other one is started instead: exit 69."""
+def test_tutorial_run_starts_no_broker_if_one_is_named(lonely_shell: Shell) -> None:
+    """If the broker named by -u does not answer, `tutorial run` exits with 69."""
     refused = lonely_shell.run("mqtool", "tutorial", "run", "hello-world", "-u", "amqp://127.0.0.1:1")
     assert refused.code == 69
     assert "no broker answers at 127.0.0.1:1" in refused.stderr
@@ -220,8 +220,8 @@ def test_no_broker_where_one_is_named(lonely_shell: Shell) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 @pytest.mark.sampled(1)
-def test_however_it_is_ended_nothing_goes_on_running(lonely_shell: Shell, number: signal.Signals) -> None:
-    """In the middle of a long task: its commands and its broker end with it."""
+def test_tutorial_run_leaves_no_process_after_a_signal(lonely_shell: Shell, number: signal.Signals) -> None:
+    """After SIGINT, SIGTERM, SIGHUP or kill -9 during a long task, its commands and its broker end, too."""
     lonely_shell.start_cold()  # what is preloaded has the environment of its server
     lonely_shell.environment["TUTORIAL_MARK"] = mark = f"mark-{os.getpid()}-{time.monotonic_ns()}"
     running = lonely_shell.start("mqtool", "tutorial", "run", "work-queues", "--auto", ready=False)
@@ -237,8 +237,8 @@ def test_however_it_is_ended_nothing_goes_on_running(lonely_shell: Shell, number
         assert ended.stderr == "interrupted; everything it started has been stopped\n"
 
 
-def test_an_interrupted_play_leaves_nothing_on_the_broker(shell: Shell, broker: TestBroker) -> None:
-    """Queues and exchanges that it made are removed all the same."""
+def test_an_interrupted_tutorial_deletes_its_queues_and_exchanges(shell: Shell, broker: TestBroker) -> None:
+    """After Ctrl-C, `tutorial run` on an existing broker deletes what it declared."""
     running = shell.start("mqtool", "tutorial", "run", "work-queues", "--auto", ready=False)
     running.wait_for_stdout("Received long..")
     assert running.interrupt().wait().code == 130
@@ -247,8 +247,10 @@ def test_an_interrupted_play_leaves_nothing_on_the_broker(shell: Shell, broker: 
 
 @pytest.mark.parametrize(("columns", "rows"), [(80, 24), (120, 40)])
 @pytest.mark.sampled(1)
-def test_panes_go_on_with_enter(lonely_shell: Shell, columns: int, rows: int) -> None:
-    """On a terminal: nothing is typed before Enter, the screen from before comes back, and what was right stays."""
+def test_panes_wait_for_enter(lonely_shell: Shell, columns: int, rows: int) -> None:
+    """On a terminal, `tutorial run` types no command before Enter; at the end it restores the screen and prints the
+    checks.
+    """
     watched = Watched(lonely_shell, columns, rows, "mqtool", "tutorial", "run", "hello-world")
     watched.wait_for("Nobody is receiving yet.")
     watched.wait_for("Enter: continue")
@@ -267,8 +269,8 @@ def test_panes_go_on_with_enter(lonely_shell: Shell, columns: int, rows: int) ->
     assert "Traceback" not in watched.seen
 
 
-def test_q_leaves(lonely_shell: Shell) -> None:
-    """At once, with exit 0, and a terminal that is as it was."""
+def test_q_ends_the_panes(lonely_shell: Shell) -> None:
+    """q ends `tutorial run` at once with exit code 0, and restores the terminal's settings."""
     watched = Watched(lonely_shell, 100, 30, "mqtool", "tutorial", "run", "hello-world")
     watched.wait_for("Enter: continue")
     watched.press("q")
@@ -278,8 +280,8 @@ def test_q_leaves(lonely_shell: Shell) -> None:
     assert flags & termios.ECHO
 
 
-def test_a_narrow_terminal_gets_lines(lonely_shell: Shell) -> None:
-    """Where panes have no room, each line stands behind the name of its terminal."""
+def test_a_narrow_terminal_shows_lines_instead_of_panes(lonely_shell: Shell) -> None:
+    """On a terminal too narrow for panes, each line starts with the name of its terminal."""
     watched = Watched(lonely_shell, 50, 24, "mqtool", "tutorial", "run", "hello-world")
     watched.wait_for("Enter: continue")
     watched.press("\n")
@@ -290,21 +292,21 @@ def test_a_narrow_terminal_gets_lines(lonely_shell: Shell) -> None:
 
 
 def test_a_work_queue_gives_a_killed_workers_task_to_another(lonely_shell: Shell) -> None:
-    """`tutorial run work-queues` kills a worker in the middle of its task, as RabbitMQ's page does."""
+    """`tutorial run work-queues` kills a worker during its task, and the other worker gets the task, redelivered."""
     played = lonely_shell.run("mqtool", "tutorial", "run", "work-queues", "--auto", timeout=PLAYING)
     assert played.code == 0
     assert "the killed worker's task was not lost: worker 2 did it, redelivered" in played.stdout + played.stderr
 
 
-def test_topics_show_that_a_hash_is_zero_words_or_more(lonely_shell: Shell) -> None:
-    """`tutorial run topics` publishes keys of one, two and three words."""
+def test_the_topics_tutorial_shows_that_a_hash_matches_zero_or_more_words(lonely_shell: Shell) -> None:
+    """`tutorial run topics` publishes keys of one, two and three words, and 'kern.#' matches all three."""
     played = lonely_shell.run("mqtool", "tutorial", "run", "topics", "--auto", timeout=PLAYING)
     assert played.code == 0
     assert "'kern.#' got all three: # is zero words or more" in played.stdout + played.stderr
 
 
-def test_names_are_completed(lonely_shell: Shell) -> None:
-    """By the shell, where completion is installed; show has only what can be read."""
+def test_names_of_tutorials_are_completed(lonely_shell: Shell) -> None:
+    """The shell completes all names for `tutorial run`, and for `tutorial show` those that have a page."""
 
     def completed(words: str) -> list[str]:
         return lonely_shell.run("mqtool", environment={"_MQTOOL_COMPLETE": words}).stdout.split()

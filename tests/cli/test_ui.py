@@ -1,4 +1,4 @@
-"""mqtool ui: what somebody sees in a browser, and what other pages in the browser do not get."""
+"""`mqtool ui`: what the page shows in a browser, and what pages of other sites cannot get."""
 
 import json
 import os
@@ -140,7 +140,9 @@ def page(ui: Running, chromium: Any, request: pytest.FixtureRequest) -> Iterator
 
 @on_any_broker
 def test_a_message_is_a_dot_in_its_queue_and_at_its_consumer(shell: Shell, broker: TestBroker, page: Page) -> None:
-    """Ready in the queue, unacknowledged at the worker; rejected, it goes where the arrow says."""
+    """The page draws a ready message in its queue, an unacknowledged one at its consumer, and a rejected one in the
+    dead-letter queue.
+    """
     do(shell, "queue declare dead")
     do(shell, "queue declare jobs --dead-letter-exchange '' --argument x-dead-letter-routing-key=dead")
     do(shell, "send -q jobs 'resize 17'")
@@ -163,8 +165,8 @@ def test_a_message_is_a_dot_in_its_queue_and_at_its_consumer(shell: Shell, broke
 
 @on_any_broker
 @large
-def test_each_fate_has_its_own_shape(shell: Shell, page: Page) -> None:
-    """Returned and delayed messages, and one in a stream; the legend has them all."""
+def test_each_state_of_a_message_has_its_own_shape(shell: Shell, page: Page) -> None:
+    """Returned, delayed and stream messages have shapes of their own, and the legend lists every shape."""
     shapes = page.ask("return [...document.querySelectorAll('#legend path')].map(e => e.getAttribute('d'))")
     assert len(shapes) == len(set(shapes)) > 8
     assert shell.run("mqtool", "send", "-e", "amq.direct", "-r", "nowhere", "--mandatory", "x").code == 75
@@ -184,8 +186,8 @@ def test_each_fate_has_its_own_shape(shell: Shell, page: Page) -> None:
 
 @on_any_broker
 @large
-def test_paused_stays_paused(shell: Shell, page: Page) -> None:
-    """What happens meanwhile is shown when one goes on, step by step; and what was, when one goes back."""
+def test_a_paused_page_can_be_stepped_forward_and_back(shell: Shell, page: Page) -> None:
+    """While the page is paused, new events wait; keys step through them, back to earlier ones, and to live again."""
     do(shell, "send -q jobs one")
     page.until(lambda: page.dots() == [("ready", "q:jobs")], "a message in the queue")
     page.press(" ")
@@ -207,8 +209,10 @@ def test_paused_stays_paused(shell: Shell, page: Page) -> None:
 
 @on_any_broker
 @large
-def test_all_by_keyboard_and_as_tables(shell: Shell, page: Page) -> None:
-    """Tab to a box or a message, Enter for its facts, Escape to close; tables with the same facts; a name is found."""
+def test_the_page_can_be_used_by_keyboard(shell: Shell, page: Page) -> None:
+    """Tab reaches boxes and messages, Enter shows details, Escape closes them; tables show the same, and names can be
+    searched.
+    """
     do(shell, "emit-log topic kern.critical 'A critical kernel error'")
     receiver = shell.start("mqtool", "receive-log", "topic", "kern.*").wait_until_ready()
     page.until(lambda: any(name.startswith("consumer") for name in page.nodes()), "a consumer")
@@ -247,7 +251,7 @@ def test_all_by_keyboard_and_as_tables(shell: Shell, page: Page) -> None:
 @on_any_broker
 @large
 def test_hostile_names_and_bodies_are_shown_as_text(shell: Shell, broker: TestBroker, page: Page) -> None:
-    """Markup and scripts in names, keys, headers and bodies do nothing; the browser has no complaint."""
+    """Markup and scripts in names, keys, headers and bodies are shown as text, and nothing is executed."""
     markup = "<img src=x onerror=alert(1)><script>alert(2)</script>"
     hostile.name_everything(broker.url)
     sent = shell.run("mqtool", "send", "-q", markup, "-H", f"{markup}={markup}", "--property", f"type={markup}", markup)
@@ -267,8 +271,8 @@ def test_hostile_names_and_bodies_are_shown_as_text(shell: Shell, broker: TestBr
 
 @on_any_broker
 @large
-def test_small_and_dark_screens(shell: Shell, page: Page) -> None:
-    """At 390 pixels nothing is cut off but the picture, which scrolls; text has contrast on light and on dark."""
+def test_the_page_fits_small_and_dark_screens(shell: Shell, page: Page) -> None:
+    """At 390 pixels only the diagram scrolls; text and dots have enough contrast in the light and the dark scheme."""
     do(shell, "send -q jobs one")
     page.until(lambda: page.dots() == [("ready", "q:jobs")], "a message in the queue")
     for width in (1280, 390):
@@ -302,8 +306,10 @@ def contrast(one: str, other: str) -> float:
 
 @on_any_broker
 @large
-def test_do_it_yourself(shell: Shell, page: Page) -> None:
-    """Each action shows its command; a consumer runs until it is stopped; a message says why it is here."""
+def test_actions_of_the_page_run_commands(shell: Shell, page: Page) -> None:
+    """Each action shows the command that it runs; a consumer runs until it is stopped; a message says why it is where
+    it is.
+    """
     do(shell, "exchange declare orders topic")
     do(shell, "queue declare jobs")
     do(shell, "exchange bind orders jobs 'eu.*'")
@@ -324,8 +330,10 @@ def test_do_it_yourself(shell: Shell, page: Page) -> None:
 
 
 @large
-def test_it_says_what_a_broker_cannot_show(shell: Shell, broker: TestBroker, page: Page) -> None:
-    """The same topology on each broker; on RabbitMQ counts instead of single messages, and the page says so."""
+def test_the_page_says_that_rabbitmq_shows_no_single_messages(shell: Shell, broker: TestBroker, page: Page) -> None:
+    """Every broker's topology is drawn; on RabbitMQ, the page shows counts and says that single
+    messages are missing.
+    """
     do(shell, "emit-log fanout lost")
     do(shell, "queue declare kept")
     do(shell, "exchange bind logs kept")
@@ -340,8 +348,12 @@ def test_it_says_what_a_broker_cannot_show(shell: Shell, broker: TestBroker, pag
 @pytest.mark.parametrize("how", ["--tap", "--firehose"])
 @pytest.mark.own_vhost("a consumer that RabbitMQ has just cancelled in this vhost may still be shown")
 @large
-def test_copies_of_messages_on_rabbitmq(shell: Shell, broker: TestBroker, chromium: Any, how: str) -> None:
-    """Single messages move there, too; private queues, also that of --record, are not shown, and nothing is left."""
+def test_tap_and_firehose_show_single_messages_of_rabbitmq(
+    shell: Shell, broker: TestBroker, chromium: Any, how: str
+) -> None:
+    """With --tap or --firehose, single messages are drawn; private queues are hidden, and nothing is left on the
+    broker.
+    """
     do(shell, "queue declare kept")
     do(shell, "emit-log fanout before")
     do(shell, "exchange bind logs kept")
@@ -372,8 +384,8 @@ def fetch(url: str, data: bytes | None = None, **headers: str) -> tuple[int, dic
 
 
 @on_any_broker
-def test_other_sites_get_nothing(ui: Running, broker: TestBroker) -> None:
-    """Records need the secret; a page of another site, or behind another name, gets no file either."""
+def test_other_sites_cannot_read_or_run_anything(ui: Running, broker: TestBroker) -> None:
+    """Events and actions need the secret; a page of another site, or with another host name, gets no file."""
     url, _, secret = ui.stdout.strip().partition("#")
     assert url.startswith("http://127.0.0.1:")
     status, headers, _ = fetch(url)
@@ -409,8 +421,10 @@ def test_other_sites_get_nothing(ui: Running, broker: TestBroker) -> None:
     assert broker.api("GET", f"queues/{broker.vhost}") == []
 
 
-def test_the_default_vhost(shell: Shell, broker: TestBroker) -> None:
-    """RabbitMQ refuses some requests with its name, /; the page works nevertheless. Somebody else's is only read."""
+def test_the_page_works_in_the_default_vhost(shell: Shell, broker: TestBroker) -> None:
+    """In the virtual host /, the page works; on a broker that mqtool did not start, it offers only
+    actions that read.
+    """
     shell.environment |= {"MQTOOL_MANAGEMENT_URL": broker.management, "XDG_STATE_HOME": str(shell.directory / "none")}
     ui = shell.start("mqtool", "ui", "--vhost", "/", ready=False).wait_for_stdout("\n")
     url, _, secret = ui.stdout.strip().partition("#")
@@ -423,8 +437,8 @@ def test_the_default_vhost(shell: Shell, broker: TestBroker) -> None:
 
 
 @on_any_broker
-def test_it_ends_with_ctrl_c_and_tells_what_is_wrong(shell: Shell, ui: Running) -> None:
-    """A port that is in use, a broker that is not there; and 130 after Ctrl-C, as everywhere."""
+def test_ui_ends_with_ctrl_c_and_names_its_errors(shell: Shell, ui: Running) -> None:
+    """`mqtool ui` exits with 69 if its port is in use or the broker does not answer, and with 0 after Ctrl-C."""
     port = re.findall(r":(\d+)/", ui.stdout)[0]
     taken = shell.run("mqtool", "ui", "--port", port)
     assert taken.code == 69
@@ -435,8 +449,8 @@ def test_it_ends_with_ctrl_c_and_tells_what_is_wrong(shell: Shell, ui: Running) 
 
 @on_any_broker
 @large
-def test_a_recording_plays_without_mqtool(shell: Shell, chromium: Any) -> None:
-    """One file, which a browser opens from the disk: it shows what happened, and loads nothing else."""
+def test_a_recorded_page_plays_in_a_browser_alone(shell: Shell, chromium: Any) -> None:
+    """`ui --record` writes one file that a browser plays from the disk, without loading anything else."""
     do(shell, "send -q jobs before")
     ui = shell.start("mqtool", "ui", "--record", "seen <1>.html", ready=False).wait_for_stdout("\n")
     page = Page(chromium, ui.stdout.strip())
@@ -463,7 +477,7 @@ def test_a_recording_plays_without_mqtool(shell: Shell, chromium: Any) -> None:
 @on_any_broker
 @pytest.mark.parametrize("command", [("ui",), ("tutorial", "run", "hello-world", "--ui")])
 def test_the_secret_is_not_on_the_command_line_of_the_browser(shell: Shell, command: tuple[str, ...]) -> None:
-    """--open starts the browser with a file that only the user can read; it leads to the page, and is deleted later."""
+    """--open starts the browser with a private file that leads to the page and is deleted later."""
     browser = shell.directory / "browser"
     browser.write_text('#!/bin/sh\necho "$1" > argument; p=${1#file://}; stat -c %a "$p" > mode; cat "$p" > seen\n')
     browser.chmod(0o755)
@@ -483,7 +497,7 @@ def test_the_secret_is_not_on_the_command_line_of_the_browser(shell: Shell, comm
 
 @on_any_broker
 def test_a_recording_of_the_page_replaces_no_file(shell: Shell) -> None:
-    """--record refuses a file that exists. Only the user can read the one that it creates, because it has messages."""
+    """--record refuses a file that exists; the new file can be read only by its owner, because it contains messages."""
     kept = shell.directory / "kept.html"
     kept.write_text("mine")
     refused = shell.run("mqtool", "ui", "--record", "kept.html")

@@ -1,4 +1,4 @@
-"""--where of commands that receive: nothing that does not match is lost."""
+"""--where of receiving commands: messages that do not match are not lost."""
 
 import json
 
@@ -17,8 +17,8 @@ def sent(shell: Shell, count: int) -> None:
 
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
-def test_what_does_not_match_stays(shell: Shell, broker: TestBroker, queue_type: str) -> None:
-    """In its place; the count is of those that match, and a time-out says how many did."""
+def test_receive_where_leaves_other_messages_in_order(shell: Shell, broker: TestBroker, queue_type: str) -> None:
+    """`receive --where` counts only matching messages; all others are back in the queue in their order at the end."""
     shell.run("mqtool", "queue", "declare", "jobs", "--queue-type", queue_type)
     sent(shell, 200)
     receive = ("mqtool", "receive", "-q", "jobs", "--queue-type", queue_type, "--raw", "--where")
@@ -34,8 +34,8 @@ def test_what_does_not_match_stays(shell: Shell, broker: TestBroker, queue_type:
 
 
 @on_any_broker
-def test_a_reader_that_leaves_leaves_the_rest(shell: Shell, broker: TestBroker) -> None:
-    """As without a condition: what nobody has read is still there."""
+def test_receive_where_into_head_leaves_the_rest(shell: Shell, broker: TestBroker) -> None:
+    """`receive --where … | head -n 2` acknowledges two messages; --auto-ack with --where is a usage error."""
     shell.run("mqtool", "queue", "declare", "jobs")
     sent(shell, 20)
     shell.run("bash", "-c", "mqtool receive -q jobs --raw --where 'headers.n>=5' | head -n 2")
@@ -45,8 +45,8 @@ def test_a_reader_that_leaves_leaves_the_rest(shell: Shell, broker: TestBroker) 
 
 
 @on_any_broker
-def test_logs_are_passed_over(shell: Shell) -> None:
-    """In a private queue: nobody else would get them."""
+def test_receive_log_where_discards_other_logs(shell: Shell) -> None:
+    """`receive-log --where` prints matching logs only; its private queue needs no others."""
     receiver = shell.start("mqtool", "receive-log", "fanout", "--raw", "-c", "2", "--where", "body~error")
     receiver.wait_until_ready()
     for text in "an error", "all is well", "error 2":

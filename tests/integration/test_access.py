@@ -1,4 +1,4 @@
-"""Finding the management API and the stream port of a broker that nobody has started here."""
+"""Finding the management API and the stream port of a broker that mqtool did not start."""
 
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -13,8 +13,12 @@ from tests.brokers import TestBroker, on_any_broker
 
 
 @on_any_broker
-def test_the_api_beside_a_port_of_its_own(broker: TestBroker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Of several brokers on one machine, each has its API as far from its AMQP port as usual; no other is used."""
+def test_the_management_api_is_found_beside_the_amqp_port(
+    broker: TestBroker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """If AMQP has another port than usual, the management API is looked for at the same distance; no other broker's is
+    used.
+    """
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     ours = access.Access(parse_addresses(broker.url), TlsFiles())
     monkeypatch.setattr(access, "_APART", (urlsplit(broker.management).port or 0) - broker.port)
@@ -24,8 +28,8 @@ def test_the_api_beside_a_port_of_its_own(broker: TestBroker, monkeypatch: pytes
         other.management()
 
 
-def test_the_usual_stream_port_may_be_that_of_another_broker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two embedded brokers differ in their cluster names, so that a stream is not written to the wrong one."""
+def test_a_stream_port_of_another_broker_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the usual stream port belongs to another broker, its cluster name differs, and nothing is written there."""
     with EmbeddedBroker(stream_port=0) as mine, EmbeddedBroker(stream_port=0) as other:
         to_mine = access.Access(parse_addresses(mine.url), TlsFiles())
         monkeypatch.setattr(access, "_STREAM", other.stream_port)

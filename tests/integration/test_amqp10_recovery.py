@@ -18,8 +18,12 @@ FULL = Queue("q", durable=True, arguments={"x-queue-type": "quorum", "x-max-leng
 
 
 @pytest.mark.parametrize(("reason", "again"), [("unavailable", True), ("maxlen", False)])
-def test_after_a_reconnection(monkeypatch: pytest.MonkeyPatch, reason: str, *, again: bool) -> None:
-    """A queue without a leader rejects messages: they are published again. A full queue means it."""
+def test_a_message_rejected_right_after_a_reconnection_is_republished(
+    monkeypatch: pytest.MonkeyPatch, reason: str, *, again: bool
+) -> None:
+    """After a reconnection, a rejection because the queue is unavailable is retried; one because it is
+    full is final.
+    """
     rejected, notices = 0, list[str]()
 
     def reject(*_: object) -> Rejected:

@@ -1,4 +1,4 @@
-"""What consuming promises: nothing taken that was not asked for, nothing acknowledged that was not taken."""
+"""Consuming: only messages that were asked for are taken, and only those that were taken are acknowledged."""
 
 import pytest
 
@@ -43,8 +43,8 @@ COUNTS = [
 
 @pytest.mark.parametrize(("count", "settings"), COUNTS, ids=str)
 @pytest.mark.sampled(6)
-def test_a_count_takes_exactly_so_many(broker: TestBroker, count: int, settings: dict[str, int]) -> None:
-    """The messages after them were never delivered to us: not even a redelivered flag tells of us."""
+def test_a_count_takes_exactly_that_many(broker: TestBroker, count: int, settings: dict[str, int]) -> None:
+    """With a count, no further message is even delivered: the others are not marked as redelivered."""
     bodies = fill(broker, 700)
 
     with Connection(parse_addresses(broker.url)) as connection:
@@ -56,7 +56,7 @@ def test_a_count_takes_exactly_so_many(broker: TestBroker, count: int, settings:
 
 
 def test_a_count_larger_than_the_queue_acknowledges_what_it_has_taken(broker: TestBroker) -> None:
-    """While a counted receive waits for more, what it has printed is not held back from being acknowledged."""
+    """If the queue has fewer messages than the count, those that were taken are acknowledged while it waits."""
     fill(broker, 400)
     with Connection(parse_addresses(broker.url)) as connection:
         channel = connection.channel()
@@ -67,7 +67,7 @@ def test_a_count_larger_than_the_queue_acknowledges_what_it_has_taken(broker: Te
 
 
 def test_a_delivery_is_acknowledged_when_the_next_is_asked_for(broker: TestBroker) -> None:
-    """Whoever breaks off has the one in hand, and all after it, given back in order."""
+    """A caller that stops iterating returns its last delivery and all later ones to the queue, in order."""
     bodies = fill(broker, 10)
     with Connection(parse_addresses(broker.url)) as connection:
         for delivery in connection.channel().consume(QUORUM):
@@ -78,7 +78,7 @@ def test_a_delivery_is_acknowledged_when_the_next_is_asked_for(broker: TestBroke
 
 
 def test_a_deleted_queue_ends_consuming_with_an_error_that_names_it(broker: TestBroker) -> None:
-    """basic.cancel from the broker is no silent end."""
+    """If the broker cancels the consumer, the iteration raises Unavailable."""
     fill(broker, 1)
     with Connection(parse_addresses(broker.url)) as connection:
         deliveries = connection.channel().consume(QUORUM)
@@ -89,7 +89,7 @@ def test_a_deleted_queue_ends_consuming_with_an_error_that_names_it(broker: Test
 
 
 def test_timeouts_end_consuming(broker: TestBroker) -> None:
-    """--timeout is an error, as it cut something short; --idle-timeout without a count is a normal end."""
+    """A timeout raises TimedOut; an idle timeout without a count ends the iteration normally."""
     fill(broker, 1)
     with Connection(parse_addresses(broker.url)) as connection:
         channel = connection.channel()
@@ -98,10 +98,9 @@ def test_timeouts_end_consuming(broker: TestBroker) -> None:
             list(channel.consume(QUORUM, Receiving(timeout=0.3)))
 
 
-def test_many_who_leave_after_one_message_use_up_nobody_elses_deliveries(broker: TestBroker) -> None:
-    """`receive | head -n 1`, thirty times: what each had in advance comes back, and is not dropped for that.
-
-    From RabbitMQ 4.0 on, the limit is 20 by default.
+def test_repeated_receive_into_head_does_not_reach_the_delivery_limit(broker: TestBroker) -> None:
+    """`receive | head -n 1`, thirty times: prefetched messages are returned without being dropped at
+    the limit of 20.
     """
     queue = Queue("q", durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": 20})
     bodies = fill(broker, 30, queue)
@@ -117,7 +116,7 @@ def test_many_who_leave_after_one_message_use_up_nobody_elses_deliveries(broker:
 
 @fast_path
 def test_deliveries_are_read_in_large_pieces(broker: TestBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If this fails, pika has changed beneath pika_private.py, and receiving is slow; nothing else is wrong."""
+    """If this fails, pika has changed beneath pika_private.py: receiving still works, but is slow."""
     pieces, receive = [], FrameReader.receive
     monkeypatch.setattr(
         FrameReader, "receive", lambda reader, data: (pieces.append(len(data)), receive(reader, data))[1]
@@ -133,8 +132,8 @@ def test_deliveries_are_read_in_large_pieces(broker: TestBroker, monkeypatch: py
     assert max(pieces) > 4096  # what pika reads at a time
 
 
-def test_a_heartbeat_is_a_sign_of_life(broker: TestBroker) -> None:
-    """pika drops a connection on which it has counted no bytes for two checks: some two minutes, for who only waits."""
+def test_heartbeats_count_as_received_bytes(broker: TestBroker) -> None:
+    """pika drops a connection on which it counts no bytes, so an idle consumer must count the broker's heartbeats."""
     with Connection(parse_addresses(f"{broker.url}?heartbeat=1")) as connection:
         pika = connection._pika
         assert pika is not None

@@ -1,5 +1,4 @@
-"""Delayed messages, through the plugin's exchange type and through wait queues: none early, none lost, and to where
-they would have gone without a delay."""
+"""Delayed messages through the plugin and through wait queues: none is early or lost, and each is routed as usual."""
 
 import random
 import time
@@ -58,8 +57,8 @@ def received(channel: Channel, queue: Queue, count: int) -> list[Delivery]:
 
 @pytest.mark.parametrize("queue", [CLASSIC, QUORUM], ids=["classic", "quorum"])
 @pytest.mark.sampled(2)
-def test_none_early_and_none_lost(channel: Channel, publish: Publish, queue: Queue) -> None:
-    """Many delays, sent in any order, all confirmed."""
+def test_no_delayed_message_is_early_or_lost(channel: Channel, publish: Publish, queue: Queue) -> None:
+    """200 messages with different delays, sent in random order, all arrive, and none before it is due."""
     queue = channel.declare(queue)
     delays = [7 * number for number in range(200)]
     random.Random(1).shuffle(delays)
@@ -76,15 +75,15 @@ def test_none_early_and_none_lost(channel: Channel, publish: Publish, queue: Que
     assert sorted(came) == sorted(delays)
 
 
-def test_what_is_due_earlier_comes_earlier(channel: Channel, publish: Publish) -> None:
-    """However they were sent."""
+def test_messages_arrive_in_the_order_of_their_due_times(channel: Channel, publish: Publish) -> None:
+    """Three messages arrive in the order in which they are due, not in the order in which they were sent."""
     queue = channel.declare(CLASSIC)
     publish([Message(b"third", delay=4), Message(b"second", delay=2), Message(b"first", delay=0.01)], queue)
     assert [delivery.body for delivery in received(channel, queue, 3)] == [b"first", b"second", b"third"]
 
 
-def test_a_long_delay_in_front_holds_up_nothing(channel: Channel, publish: Publish) -> None:
-    """A message for in an hour is sent first; one for at once comes, and the other does not."""
+def test_a_long_delay_does_not_hold_up_a_short_one(channel: Channel, publish: Publish) -> None:
+    """A message delayed by 50 ms arrives although one delayed by an hour was sent before it."""
     queue = channel.declare(CLASSIC)
     publish([Message(b"in an hour", delay=HOUR), Message(b"soon", delay=0.05)], queue)
 
@@ -92,8 +91,8 @@ def test_a_long_delay_in_front_holds_up_nothing(channel: Channel, publish: Publi
     assert channel.depth_of(queue.name) == 0
 
 
-def test_a_time_of_arrival(channel: Channel, publish: Publish) -> None:
-    """None comes before it, however long before it was sent; what is due already is sent at once."""
+def test_a_message_with_a_due_time_arrives_then(channel: Channel, publish: Publish) -> None:
+    """A message with a due time does not arrive before it; one whose time has passed is sent at once."""
     queue = channel.declare(CLASSIC)
     due = time.time() + 2  # longer than publishing both takes
     publish([Message(b"due", due=due), Message(b"overdue", due=time.time() - 5)], queue)
@@ -105,8 +104,8 @@ def test_a_time_of_arrival(channel: Channel, publish: Publish) -> None:
     assert first.lateness >= 5000
 
 
-def test_what_a_message_carries_arrives(channel: Channel, publish: Publish) -> None:
-    """Body, id, properties and headers; the delivery mode is persistent, as it may wait for long."""
+def test_delayed_messages_keep_body_id_properties_and_headers(channel: Channel, publish: Publish) -> None:
+    """A delayed message arrives as it was sent, except that it is persistent, since it may wait for long."""
     queue = channel.declare(CLASSIC)
     headers = {"n": 1, "nested": {"x": [1, 2]}}
     properties = {"content_type": "text/plain", "priority": 3, "correlation_id": "c", "headers": headers}
@@ -139,7 +138,7 @@ def test_what_a_message_carries_arrives(channel: Channel, publish: Publish) -> N
     ],
     ids=["direct", "topic", "fanout", "headers"],
 )
-def test_exchanges_route_as_they_would_without_a_delay(
+def test_delayed_messages_are_routed_as_usual_when_due(
     channel: Channel,
     publish: Publish,
     exchange: Exchange,
@@ -147,7 +146,7 @@ def test_exchanges_route_as_they_would_without_a_delay(
     right: Message,
     wrong: Message | None,
 ) -> None:
-    """By key, pattern or header, when the time has come; the routing key is the message's own."""
+    """Direct, topic, fanout and headers exchanges route a delayed message by its own key and headers when it is due."""
     channel.declare(exchange)
     queue = channel.declare(PRIVATE_QUEUE)
     channel.bind(queue, exchange, binding[0], binding[1])
@@ -162,8 +161,8 @@ def test_exchanges_route_as_they_would_without_a_delay(
     assert channel.depth_of(queue.name) == 0
 
 
-def test_each_message_may_have_an_exchange_and_a_queue_of_its_own(channel: Channel, publish: Publish) -> None:
-    """As NDJSON says it: what a message names wins over where the command sends."""
+def test_a_delayed_messages_own_exchange_and_key_win(channel: Channel, publish: Publish) -> None:
+    """The exchange and routing key of a message override those of the command."""
     channel.declare(Exchange("other", "direct"))
     queue = channel.declare(CLASSIC)
     elsewhere = channel.declare(Queue("elsewhere", durable=True))
@@ -182,8 +181,10 @@ def test_each_message_may_have_an_exchange_and_a_queue_of_its_own(channel: Chann
 
 
 @pytest.mark.parametrize("durable", [False, True])
-def test_what_nobody_waits_for_is_dropped(channel: Channel, publish: Publish, durable: bool) -> None:
-    """As without a delay: a receiver gets what is due from now on, and nothing stands in its way."""
+def test_delayed_messages_without_a_queue_are_dropped_when_due(
+    channel: Channel, publish: Publish, durable: bool
+) -> None:
+    """As without a delay, a message is dropped if no queue is bound when it is due; later messages are not blocked."""
     logs = channel.declare(Exchange("logs", "fanout", durable=durable))
     marker = channel.declare(CLASSIC)
     publish([*(Message(b"before", delay=0.02) for _ in range(100)), Message(b"", "c", "", delay=0.5)], logs)
@@ -196,8 +197,8 @@ def test_what_nobody_waits_for_is_dropped(channel: Channel, publish: Publish, du
     assert channel.depth_of(queue.name) == 0
 
 
-def test_the_brokers_own_exchanges_can_be_delayed_to(channel: Channel, publish: Publish) -> None:
-    """Names of ours do not start with "amq.", which is reserved."""
+def test_messages_to_predeclared_exchanges_can_be_delayed(channel: Channel, publish: Publish) -> None:
+    """Messages for amq.topic are delayed, although queue and exchange names with "amq." are reserved."""
     queue = channel.declare(PRIVATE_QUEUE)
     channel.bind(queue, Exchange("amq.topic"), "#")
     publish([Message(b"x", "a.b", delay=0.02)], Exchange("amq.topic", "topic", durable=True))
@@ -206,14 +207,16 @@ def test_the_brokers_own_exchanges_can_be_delayed_to(channel: Channel, publish: 
 
 
 @pytest.mark.parametrize("message", [Message(b"", "k", "missing", delay=HOUR), Message(b"", "missing", "", delay=HOUR)])
-def test_what_leads_nowhere_is_an_error_now(channel: Channel, publish: Publish, message: Message) -> None:
-    """An exchange or a queue that is not there: no message waits an hour to be dropped then."""
+def test_a_missing_exchange_or_queue_is_an_error_before_the_delay(
+    channel: Channel, publish: Publish, message: Message
+) -> None:
+    """Publishing with a delay raises Unavailable at once if the exchange or queue does not exist."""
     with pytest.raises(Unavailable, match=r"no (exchange|queue) 'missing'"):
         publish([message], channel.declare(CLASSIC))
 
 
 def test_a_message_that_has_been_delayed_before_can_be_delayed_again(channel: Channel, publish: Publish) -> None:
-    """Over and over through the same queue: no broker takes it for one that goes in circles."""
+    """A received message can be delayed again through the same queue, and is not dropped as a dead-letter cycle."""
     queue = channel.declare(CLASSIC)
     message = Message(b"x", delay=0.02)
     for _ in range(3):
@@ -224,23 +227,24 @@ def test_a_message_that_has_been_delayed_before_can_be_delayed_again(channel: Ch
 
 
 @pytest.mark.parametrize("copies", ["CC", "BCC"])
-def test_copies_to_other_queues_are_refused(channel: Channel, publish: Publish, copies: str) -> None:
-    """They would not wait, or get lost."""
+def test_delayed_messages_with_cc_or_bcc_are_refused(channel: Channel, publish: Publish, copies: str) -> None:
+    """Copies would not be delayed or would be lost, so publishing raises BadData."""
     with pytest.raises(BadData, match="CC"):
         publish([Message(b"", properties={"headers": {copies: ["c"]}}, delay=1)], channel.declare(CLASSIC))
 
 
-def test_a_receipt_leads_back_to_the_message(channel: Channel, publish: Publish) -> None:
-    """Not to what was published in its place; and it knows when it is due."""
+def test_a_receipt_of_a_delayed_message_names_the_original(channel: Channel, publish: Publish) -> None:
+    """The receipt has the message as the caller passed it, with the time at which it is due."""
     [receipt] = publish([Message(b"x", message_id="m", delay=HOUR)], channel.declare(CLASSIC))
     seen = original(receipt.message)
     assert (seen.body, seen.message_id, seen.routing_key, seen.exchange) == (b"x", "m", None, None)
     assert seen.due == pytest.approx(time.time() + HOUR, abs=60)
 
 
-def test_wait_queues_expire_and_do_not_before_their_messages(broker: TestBroker, connection: Connection) -> None:
-    """x-expires is longer than the time to live; the exchange in front goes with its queue. Where it can lead to quorum
-    queues, it is one."""
+def test_wait_queues_do_not_expire_before_their_messages(broker: TestBroker, connection: Connection) -> None:
+    """The x-expires of a wait queue is longer than its TTL, and its exchange is deleted with it. A wait queue is a
+    quorum queue if its messages can reach one.
+    """
     channel = connection.channel()
     logs = [Exchange("logs", "fanout"), Exchange("durable", "fanout", durable=True)]
     for destination in (Destination(channel.declare(QUORUM)), *(Destination(channel.declare(each)) for each in logs)):

@@ -1,4 +1,4 @@
-"""What the lessons show and the commands do not use as it stands there."""
+"""What the tutorials' functions show beyond what the commands use."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +17,8 @@ from mqtool.work.rpc_functions import in_order
 QUEUE = Queue("lessons", durable=True)
 
 
-def test_the_exchange_delays_by_x_delay(connection: Connection) -> None:
-    """Shorter delays arrive first; a message without a delay is not held back."""
+def test_the_delayed_exchange_of_the_tutorial_delays_by_x_delay(connection: Connection) -> None:
+    """Messages with shorter delays arrive first; one without a delay arrives at once."""
     channel = connection.channel()
     if not has_plugin(channel, DELAY_EXCHANGE):
         pytest.skip("this broker has no delayed message plugin")
@@ -31,8 +31,8 @@ def test_the_exchange_delays_by_x_delay(connection: Connection) -> None:
     assert [delivery.body for delivery in deliveries] == [b"now", b"soon", b"late"]
 
 
-def test_dead_lettering_delays_too(connection: Connection) -> None:
-    """Each delay has its wait queue; messages arrive in the queue itself."""
+def test_the_tutorial_delays_by_dead_lettering(connection: Connection) -> None:
+    """Without the plugin, each delay has its wait queue, and messages arrive in the target queue when due."""
     channel = connection.channel()
     queue = channel.declare(QUEUE)
     for body, delay in ((b"late", 0.6), (b"soon", 0.2)):
@@ -41,8 +41,8 @@ def test_dead_lettering_delays_too(connection: Connection) -> None:
     assert [delivery.body for delivery in deliveries] == [b"soon", b"late"]
 
 
-def test_every_answer_is_for_an_outstanding_message(connection: Connection) -> None:
-    """Sequence numbers count from 1; a full queue refuses the last messages."""
+def test_asynchronous_confirms_are_matched_to_their_messages(connection: Connection) -> None:
+    """Sequence numbers count from 1, and the messages that a full queue rejects are found by their numbers."""
     channel = connection.channel()
     full = channel.declare(Queue(exclusive=True, arguments={"x-max-length": 5, "x-overflow": "reject-publish"}))
     refused: list[Message] = []
@@ -54,8 +54,8 @@ def test_every_answer_is_for_an_outstanding_message(connection: Connection) -> N
 
 
 @pytest.mark.parametrize("reply_queue", [PRIVATE_QUEUE, rpc.DIRECT_REPLY_TO], ids=["queue", "direct"])
-def test_replies_find_their_requests(connection: Connection, reply_queue: Queue) -> None:
-    """In whatever order they come; a reply that nobody waits for is ignored. in_order() sorts them."""
+def test_replies_are_matched_to_their_requests(connection: Connection, reply_queue: Queue) -> None:
+    """Replies are matched in whatever order they arrive, unknown ones are ignored, and in_order() sorts them."""
     channel = connection.channel()
     queue = channel.declare(Queue("requests", durable=True))
     with ThreadPoolExecutor() as pool, connection.beside() as beside:
@@ -78,8 +78,10 @@ def test_replies_find_their_requests(connection: Connection, reply_queue: Queue)
         assert [reply.body for reply in in_order(came, channel, queue, 2)] == [b"A", b"B"]
 
 
-def test_a_reply_larger_than_what_may_be_unconfirmed(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It leaves all the same, and so does the next one."""
+def test_a_reply_larger_than_the_publishers_window_is_sent(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An RPC server sends a reply that exceeds the window of unconfirmed bytes, and then the next one."""
     monkeypatch.setattr(unconfirmed, "WINDOW_BYTES", 10)
     queue = connection.channel().declare(Queue("requests", durable=True))
     with ThreadPoolExecutor() as pool, connection.beside() as beside:
@@ -92,8 +94,8 @@ def test_a_reply_larger_than_what_may_be_unconfirmed(connection: Connection, mon
         assert [reply.body for _, reply in replies.result(30)] == [b"x" * 100] * 2
 
 
-def test_missing_replies(connection: Connection) -> None:
-    """A server that took a request may have stopped taking more: only a request that nobody takes has no server."""
+def test_a_missing_reply_is_a_missing_server_only_if_nobody_consumes(connection: Connection) -> None:
+    """If no reply arrives, the error says that no server consumes only if the request is still in the queue."""
 
     def no_replies() -> Iterator[tuple[int, Delivery]]:
         raise TimedOut("no message within 1 s")

@@ -11,10 +11,10 @@ from mqtool.management import Management
 
 
 @pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
-def test_the_authority_that_is_named_wins(
+def test_a_named_ca_replaces_those_of_the_environment(
     amqp_tls: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
-    """Another one in the environment neither replaces it nor is trusted besides."""
+    """The management API's certificate is verified with the given CA alone, whatever REQUESTS_CA_BUNDLE names."""
     ours, other = str(amqp_tls.ca), str(new_authority(tmp_path).ca)
     with EmbeddedBroker(management_port=0, tls=amqp_tls.tls()) as broker:
         url = broker.urls["https"]

@@ -1,4 +1,4 @@
-"""mqtool and the libraries that it uses: it changes nothing in them, and works without pika's private parts."""
+"""mqtool changes nothing in the libraries that it uses, and works without pika's private methods."""
 
 import subprocess
 import sys
@@ -81,13 +81,13 @@ def run(*parts: str) -> str:
 
 
 def test_libraries_are_unchanged_after_mqtool_was_used() -> None:
-    """Also for a user's test that only calls replay(); a header that pika rejects is still rejected by pika."""
+    """After a program used mqtool, or only called replay(), pika still behaves as without mqtool."""
     assert run(LOOK, USE, COMPARE) == "rejected\n"
 
 
 @pytest.mark.parametrize("name", pika_private._EXPECTED)
 def test_a_missing_private_method_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or one that takes other arguments."""
+    """If a private method of pika is missing or takes other arguments, mqtool uses pika's public methods."""
     assert pika_private.is_as_expected()
     with monkeypatch.context() as changed:
         for each in SelectConnection.__mro__:
@@ -100,7 +100,7 @@ def test_a_missing_private_method_is_noticed(name: str, monkeypatch: pytest.Monk
 
 
 def test_another_pika_is_used_by_its_public_methods() -> None:
-    """One whose private classes and methods have other names. MQTOOL_PIKA=public runs all of these tests that way."""
+    """With a pika whose private names differ, mqtool works. MQTOOL_PIKA=public runs all of these tests that way."""
     rename = """
     from pika.adapters.utils import io_services_utils
     from pika.connection import Connection

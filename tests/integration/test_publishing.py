@@ -1,4 +1,4 @@
-"""What our own encoding of basic.publish, and the confirms, promise to whoever publishes."""
+"""Publishing: mqtool's encoding of basic.publish, and publisher confirms."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -49,8 +49,10 @@ EVERY_PROPERTY: dict[str, Any] = {
 @pytest.mark.parametrize("size", [0, 1, 131_063, 131_064, 131_065, 1_000_000])
 @pytest.mark.parametrize("properties", [{}, EVERY_PROPERTY], ids=["bare", "every-property"])
 @pytest.mark.sampled(8)
-def test_our_frames_say_what_pikas_say(broker: TestBroker, size: int, properties: dict[str, Any]) -> None:
-    """A message encoded by us arrives as the same one published through pika: body, properties, headers and types."""
+def test_messages_encoded_by_mqtool_equal_those_of_pika(
+    broker: TestBroker, size: int, properties: dict[str, Any]
+) -> None:
+    """A message arrives with the same body, properties, headers and types as one published through pika."""
     body = bytes(number % 251 for number in range(size))
     bare = pika.BlockingConnection(pika.URLParameters(broker.url))
     channel = bare.channel()
@@ -72,7 +74,7 @@ def test_our_frames_say_what_pikas_say(broker: TestBroker, size: int, properties
 
 @fast_path
 def test_a_floating_point_header_arrives(connection: Connection) -> None:
-    """pika decodes what it cannot encode; we encode it, as what is received must be fit to be sent on."""
+    """A floating-point header, which pika decodes but cannot encode, is published and received unchanged."""
     channel = connection.channel()
     channel.declare(QUEUE)
     headers = {"price": 1.5, "nested": [{"tiny": 5e-324}], "far": datetime(9999, 12, 31, tzinfo=UTC)}
@@ -83,7 +85,7 @@ def test_a_floating_point_header_arrives(connection: Connection) -> None:
 
 
 def test_receipts_come_in_the_order_of_publishing(connection: Connection) -> None:
-    """Ten thousand messages in flight, each answered for once, and in order."""
+    """With ten thousand messages in flight, each gets one receipt, in the order of publishing."""
     channel = connection.channel()
     channel.declare(QUEUE)
     messages = [Message(str(number).encode()) for number in range(10_000)]
@@ -95,7 +97,7 @@ def test_receipts_come_in_the_order_of_publishing(connection: Connection) -> Non
 
 
 def test_publishing_goes_on_while_confirms_are_awaited(connection: Connection) -> None:
-    """Neither a message nor a lot waits for the broker's answer to the one before."""
+    """Neither a single message nor a batch waits for the confirm of the one before."""
     channel = connection.channel()
     channel.declare(QUEUE)
     in_flight = []
@@ -117,8 +119,8 @@ def test_publishing_goes_on_while_confirms_are_awaited(connection: Connection) -
 
 
 @fast_path
-def test_pika_is_spared_writes_and_confirms(broker: TestBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If this fails, pika has changed beneath pika_private.py, and publishing is slow; nothing else is wrong."""
+def test_pika_does_not_write_messages_or_decode_confirms(broker: TestBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If this fails, pika has changed beneath pika_private.py: publishing still works, but is slow."""
     done_by_pika = []
     for kind, name in ((_AsyncPlaintextTransport, "_on_socket_writable"), (pika.spec.Basic.Ack, "decode")):
         monkeypatch.setattr(kind, name, lambda *_, name=name: done_by_pika.append(name))
@@ -129,8 +131,8 @@ def test_pika_is_spared_writes_and_confirms(broker: TestBroker, monkeypatch: pyt
     assert done_by_pika == []
 
 
-def test_mandatory_returns_what_no_queue_gets(connection: Connection) -> None:
-    """Unroutable messages between routable ones are the ones reported, with the broker's words."""
+def test_mandatory_reports_exactly_the_unroutable_messages(connection: Connection) -> None:
+    """Between routable messages, each unroutable one is reported as returned, with the broker's reason."""
     channel = connection.channel(mandatory=True)
     channel.declare(QUEUE)
     messages = [Message(b"%d" % number, QUEUE.name if number % 3 else "nowhere") for number in range(9)]
@@ -142,8 +144,8 @@ def test_mandatory_returns_what_no_queue_gets(connection: Connection) -> None:
     assert {receipt.reason for receipt in returned} == {"NO_ROUTE (312)"}
 
 
-def test_a_full_queue_that_rejects_is_a_nack(connection: Connection) -> None:
-    """A queue with reject-publish takes what fits; the rest is reported, not lost in silence."""
+def test_messages_that_a_full_queue_rejects_are_nacked(connection: Connection) -> None:
+    """A queue with reject-publish confirms what fits; all others are reported as nacked."""
     channel = connection.channel()
     full = channel.declare(Queue("full", durable=True, arguments={"x-max-length": 3, "x-overflow": "reject-publish"}))
 
@@ -159,7 +161,7 @@ def test_a_full_queue_that_rejects_is_a_nack(connection: Connection) -> None:
 
 
 def test_bad_input_ends_publishing_after_what_came_before_is_confirmed(connection: Connection) -> None:
-    """An error in the middle of the input loses nothing of what was read before it."""
+    """If the input raises an error, the messages read before it are confirmed first."""
     channel = connection.channel()
     channel.declare(QUEUE)
 
@@ -174,8 +176,10 @@ def test_bad_input_ends_publishing_after_what_came_before_is_confirmed(connectio
         next(receipts)
 
 
-def test_of_a_lot_all_up_to_a_bad_message_is_published(connection: Connection) -> None:
-    """They are confirmed, and taken out of the lot; the bad one and those behind it are left, for --failed-to."""
+def test_a_batch_is_published_up_to_an_invalid_message(connection: Connection) -> None:
+    """Messages before the invalid one are confirmed and removed from the batch; the rest stays in it
+    for --failed-to.
+    """
     channel = connection.channel()
     channel.declare(QUEUE)
     lot = [Message(b"%d" % number, "k" * (number // 5 * 300) or QUEUE.name) for number in range(8)]
@@ -198,7 +202,7 @@ def test_of_a_lot_all_up_to_a_bad_message_is_published(connection: Connection) -
 
 
 def test_names_longer_than_amqp_allows_are_refused_before_anything_is_sent(connection: Connection) -> None:
-    """255 bytes are the limit of a short string; the connection lives on."""
+    """A routing key of more than 255 bytes raises UsageError, and the connection stays usable."""
     channel = connection.channel()
     channel.declare(QUEUE)
 
@@ -208,8 +212,8 @@ def test_names_longer_than_amqp_allows_are_refused_before_anything_is_sent(conne
     assert receipt.confirmation is Confirmation.CONFIRMED
 
 
-def test_an_exchange_that_is_not_there_is_an_error_in_the_brokers_words(connection: Connection) -> None:
-    """Publishing to a missing exchange closes the channel; whoever publishes hears it, and does not wait in vain."""
+def test_publishing_to_a_missing_exchange_raises_the_brokers_error(connection: Connection) -> None:
+    """The broker closes the channel, and the caller gets its reason instead of waiting for confirms."""
     channel = connection.channel()
 
     with pytest.raises(Unavailable, match="no exchange 'missing' in vhost"):

@@ -1,4 +1,4 @@
-"""Faults: the connection breaks while messages flow. Nothing confirmed is lost; what comes twice is marked."""
+"""The connection breaks while messages flow: nothing confirmed is lost, and duplicates are marked as redelivered."""
 
 import threading
 import time
@@ -42,10 +42,10 @@ def notices() -> list[str]:
     return []
 
 
-def test_a_publisher_lives_through_cut_connections(
+def test_a_publisher_survives_cut_connections(
     broker: TestBroker, proxy: Proxy, channel: Channel, notices: list[str]
 ) -> None:
-    """Three cuts under full load: every message is confirmed, and is in the queue; those there twice share an id."""
+    """With three cuts under full load, every message is confirmed and in the queue; duplicates have the same id."""
     channel.declare(QUORUM)
 
     def source() -> Iterator[Message]:
@@ -69,8 +69,10 @@ def test_a_publisher_lives_through_cut_connections(
     assert any("connected again" in notice for notice in notices)
 
 
-def test_a_replay_into_a_test_lives_through_cut_connections(broker: TestBroker, proxy: Proxy) -> None:
-    """The client of mqtool.testing.replay(), which needs no pika: all arrives, in order; the rest of a window twice."""
+def test_replay_into_a_test_survives_cut_connections(broker: TestBroker, proxy: Proxy) -> None:
+    """`mqtool.testing.replay()` reconnects after each cut: all messages arrive in order, and unconfirmed ones may come
+    twice.
+    """
     count, stopped = 3_000, threading.Event()
 
     def source() -> Iterator[Message]:
@@ -97,12 +99,11 @@ def test_a_replay_into_a_test_lives_through_cut_connections(broker: TestBroker, 
     assert proxy.accepted == 4
 
 
-def test_what_is_nacked_after_a_reconnection_is_published_again(
+def test_a_message_nacked_right_after_a_reconnection_is_republished(
     broker: TestBroker, proxy: Proxy, channel: Channel
 ) -> None:
-    """A queue without a leader nacks, and so does one that is full, which can be had: it is tried until there is room.
-
-    Nacked is what is nacked on a line that never broke.
+    """A queue without a leader nacks, so a nack shortly after a reconnection is retried; any other nack is final. The
+    test uses a full queue, which nacks as well.
     """
     full = Queue("full", durable=True, arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
     channel.declare(full)
@@ -131,8 +132,8 @@ def test_what_is_nacked_after_a_reconnection_is_published_again(
     assert set(taken) == {b"%d" % number for number in range(1, 8)} - {b"2"}
 
 
-def test_a_consumer_lives_through_cut_connections(proxy: Proxy, channel: Channel) -> None:
-    """What was in our hands when the connection broke comes again, marked redelivered; nothing is missing."""
+def test_a_consumer_survives_cut_connections(proxy: Proxy, channel: Channel) -> None:
+    """After each cut, unacknowledged messages are redelivered and marked so; none is missing."""
     channel.declare(QUORUM)
     for _ in channel.publish([Message(b"%d" % number) for number in range(5_000)], routing_key="q"):
         pass
@@ -151,8 +152,10 @@ def test_a_consumer_lives_through_cut_connections(proxy: Proxy, channel: Channel
     assert proxy.accepted == 3
 
 
-def test_an_rpc_server_lives_through_cut_connections(broker: TestBroker, proxy: Proxy, channel: Channel) -> None:
-    """A reply and the acknowledgement of its request leave together, and in this order: no request is left alone."""
+def test_an_rpc_server_survives_cut_connections(broker: TestBroker, proxy: Proxy, channel: Channel) -> None:
+    """An RPC server publishes the reply before it acknowledges the request, so each request is answered in spite of
+    cuts.
+    """
     queue = channel.declare(Queue("requests", durable=True))
     bodies = [b"%d" % number for number in range(1_000)]
 
@@ -183,7 +186,9 @@ def test_an_rpc_server_lives_through_cut_connections(broker: TestBroker, proxy: 
 def test_an_rpc_client_whose_connection_is_lost_gets_its_replies(
     broker: TestBroker, proxy: Proxy, channel: Channel, reply_to: Queue
 ) -> None:
-    """The client's reply queue is deleted with its connection, so it sends the requests again, with the new queue."""
+    """The client's reply queue is deleted with its connection, so it sends its requests again, with a
+    new reply queue.
+    """
 
     def answer(request: Message) -> Message:
         if proxy.accepted == 1:
@@ -206,14 +211,18 @@ def test_an_rpc_client_whose_connection_is_lost_gets_its_replies(
 
 @on_any_broker
 def test_a_consumer_that_is_started_after_a_signal_ends(channel: Channel) -> None:
-    """Ctrl-C may arrive while the queue is still being declared: `receive` must not wait for messages then."""
+    """If Ctrl-C arrives while the queue is being declared, consuming ends at once instead of waiting for messages."""
     queue = channel.declare(Queue("q", durable=True))
     channel.stop()
     assert list(channel.consume(queue, Receiving(timeout=30))) == []
 
 
-def test_a_line_that_breaks_while_we_log_in_is_no_refusal(proxy: Proxy, channel: Channel, notices: list[str]) -> None:
-    """We were let in before: so it is tried again, and the third attempt works."""
+def test_a_connection_closed_during_a_later_login_is_retried(
+    proxy: Proxy, channel: Channel, notices: list[str]
+) -> None:
+    """After a successful login, a connection that is closed during the handshake is retried, and does not count as
+    refused.
+    """
     channel.declare(QUORUM)
     proxy.break_early = 2
     proxy.cut()
@@ -221,8 +230,8 @@ def test_a_line_that_breaks_while_we_log_in_is_no_refusal(proxy: Proxy, channel:
     assert sum("closed the connection before it was open" in notice for notice in notices) == 2
 
 
-def test_a_private_queue_and_its_bindings_come_back(broker: TestBroker, proxy: Proxy, channel: Channel) -> None:
-    """A log receiver's queue is gone with its connection; the next one has a new one, bound as the old one was."""
+def test_a_private_queue_is_declared_and_bound_again(broker: TestBroker, proxy: Proxy, channel: Channel) -> None:
+    """A log receiver's private queue is deleted with its connection; the new one has the same bindings."""
     logs = channel.declare(Exchange("logs", "direct"))
     queue = channel.declare(PRIVATE_QUEUE)
     channel.bind(queue, logs, "info")
@@ -249,7 +258,7 @@ def _bound_keys(broker: TestBroker) -> set[str]:
     ("reset", "said"), [(True, "connection reset by peer"), (False, "closed by the other end")], ids=["RST", "FIN"]
 )
 def test_without_reconnection_a_cut_is_an_error_at_once(amqp_vhost: Vhost, *, reset: bool, said: str) -> None:
-    """--no-reconnect: exit 69 and a sentence."""
+    """Without reconnection, a cut raises Unavailable, which says whether the connection was reset or closed."""
     with Connection(parse_addresses(amqp_vhost.url)) as connection:
         channel = connection.channel()
         queue = channel.declare(PRIVATE_QUEUE)
@@ -259,10 +268,12 @@ def test_without_reconnection_a_cut_is_an_error_at_once(amqp_vhost: Vhost, *, re
             next(deliveries)
 
 
-def test_what_differs_is_used_after_a_reconnection_too(
+def test_queues_and_exchanges_that_differ_are_noticed_once(
     broker: TestBroker, proxy: Proxy, channel: Channel, notices: list[str]
 ) -> None:
-    """An exchange and two queues, all declared otherwise by somebody before; each is noticed once, and used."""
+    """An exchange and queues that exist with other settings are used, and noticed once, not again after
+    a reconnection.
+    """
     others = [Queue("a", durable=True, arguments={"x-max-length": 9}), Queue("b", durable=True)]
     with Connection(parse_addresses(broker.url)) as connection:
         for thing in (*others, Exchange("logs", "fanout", durable=True)):
@@ -279,8 +290,8 @@ def test_what_differs_is_used_after_a_reconnection_too(
     assert (channel.depth_of("a"), channel.depth_of("b")) == (1, 1)
 
 
-def test_close_during_a_loss_ends_what_waits_for_the_connection(amqp_vhost: Vhost) -> None:
-    """Whatever the state in which it is closed: the thread that opens it again, and whoever asks meanwhile, end."""
+def test_close_during_a_reconnection_ends_all_waiting_threads(amqp_vhost: Vhost) -> None:
+    """If a connection is closed while it is being reopened, the reopening thread and waiting callers end."""
     for cuts, pause in ((1, 0.0), (1, 0.01), (2, 0.005), (2, 0.02)):
         connection = Connection(parse_addresses(amqp_vhost.url), backoff=EAGER)
         channel = connection.channel()
@@ -304,17 +315,17 @@ def _ask_until_it_fails(channel: Channel, ended: list[MqtoolError]) -> None:
         ended.append(error)
 
 
-def test_a_channel_opened_during_a_loss_waits_for_the_connection(proxy: Proxy, channel: Channel) -> None:
-    """The connection is opened again, and the new channel with it."""
+def test_a_channel_opened_during_a_reconnection_waits_for_it(proxy: Proxy, channel: Channel) -> None:
+    """channel() during a loss returns a working channel once the connection is open again."""
     channel.declare(QUORUM)
     proxy.cut()
     assert channel.connection.channel().depth_of("q") == 0
 
 
-def test_a_queue_that_is_gone_after_a_loss_is_waited_for(
+def test_a_queue_that_is_missing_after_a_reconnection_is_waited_for(
     broker: TestBroker, proxy: Proxy, channel: Channel, notices: list[str]
 ) -> None:
-    """Its node may come back. Each attempt says what is missing, and leaves no connection open."""
+    """Since the queue's node may come back, the client retries, says what is missing, and leaves no connection open."""
     with Connection(parse_addresses(broker.url)) as connection:
         other = connection.channel()
         other.declare(QUORUM)

@@ -1,4 +1,4 @@
-"""`route` and the broker agree: what is explained is what happens."""
+"""`route` agrees with the broker: messages go where it says."""
 
 import random
 from collections.abc import Iterator
@@ -104,7 +104,7 @@ def what_queues_hold(channel: BlockingChannel) -> dict[int, set[str]]:
 
 @pytest.mark.differs_since("4.0", "a headers exchange tells kinds of numbers apart")
 def test_route_agrees_with_the_broker(broker: TestBroker, channel: BlockingChannel) -> None:
-    """Thousands of messages through a maze: each lies in the queues that route names, or is returned."""
+    """Each of thousands of messages through random exchanges is in the queues that `route` names, or is returned."""
     chance = random.Random(20261120)
     with Connection(parse_addresses(broker.url)) as connection:
         declare_a_maze(channel, connection.channel(), chance)
@@ -124,7 +124,7 @@ def test_route_agrees_with_the_broker(broker: TestBroker, channel: BlockingChann
 
 
 def test_dead_letters_go_where_route_says(broker: TestBroker, channel: BlockingChannel) -> None:
-    """From queue to queue, with a new key or their old ones, until they are lost."""
+    """`route` follows dead letters from queue to queue, with their own or a new routing key, until they are lost."""
     to_dlx = {"x-dead-letter-exchange": "dlx"}
     channel.exchange_declare("x", "topic")
     channel.exchange_declare("dlx", "direct")
@@ -157,8 +157,8 @@ def test_dead_letters_go_where_route_says(broker: TestBroker, channel: BlockingC
     ]
 
 
-def test_policies_count_as_arguments(broker: TestBroker, channel: BlockingChannel) -> None:
-    """An alternate or dead-letter exchange may come from a policy as well."""
+def test_route_considers_policies(broker: TestBroker, channel: BlockingChannel) -> None:
+    """`route` follows an alternate or dead-letter exchange that a policy sets."""
     channel.exchange_declare("x", "direct")
     channel.queue_declare("q")
     channel.queue_bind("q", "amq.fanout")
@@ -173,10 +173,8 @@ def test_policies_count_as_arguments(broker: TestBroker, channel: BlockingChanne
     assert (death.queue, death.exchange, death.routing_key, death.queues) == ("q", "amq.direct", "k", [])
 
 
-def test_policies_of_queues_are_seen_without_the_tag_to_read_policies(
-    broker: TestBroker, channel: BlockingChannel
-) -> None:
-    """Whoever may see a queue may see what it does with its dead."""
+def test_route_sees_policies_without_the_policymaker_tag(broker: TestBroker, channel: BlockingChannel) -> None:
+    """A user who may read a queue, but no policies, still sees where `route` sends its dead letters."""
     channel.queue_declare("q")
     applied = {"pattern": "^q$", "definition": {"dead-letter-exchange": "amq.direct"}}
     broker.api("PUT", f"policies/{broker.vhost}/q", applied)
@@ -190,8 +188,8 @@ def test_policies_of_queues_are_seen_without_the_tag_to_read_policies(
         broker.api("DELETE", f"users/{user}")
 
 
-def test_a_delayed_exchange_routes_as_its_inner_type(broker: TestBroker, channel: BlockingChannel) -> None:
-    """And says for how long it holds the message back."""
+def test_route_treats_a_delayed_exchange_as_its_inner_type(broker: TestBroker, channel: BlockingChannel) -> None:
+    """For an x-delayed-message exchange, `route` applies x-delayed-type and says how long a message is delayed."""
     overview: Any = broker.api("GET", "overview")
     if not any(each["name"] == "x-delayed-message" for each in overview["exchange_types"]):
         pytest.skip("this broker has no delayed message plugin")

@@ -1,4 +1,4 @@
-"""Tests on the test broker alone: .ci/packages runs them with several versions of pika, and without pika."""
+"""The test broker alone: .ci/packages runs these tests with several versions of pika, and without pika."""
 
 import asyncio
 import importlib.util
@@ -13,16 +13,16 @@ from mqtool.testing import EmbeddedBroker, Vhost, replay
 LINES = [{"exchange": "", "routing_key": "jobs", "headers": {"n": n}, "body": f"job {n}"} for n in range(200)]
 
 
-def test_there_is_a_broker(amqp_vhost: Vhost) -> None:
-    """It answers a client that does not speak AMQP with the version that it speaks."""
+def test_the_fixture_amqp_vhost_has_a_running_broker(amqp_vhost: Vhost) -> None:
+    """A client with an unknown protocol header gets the header of AMQP 0-9-1."""
     port = int(amqp_vhost.url.rpartition(":")[2].partition("/")[0])
     with socket.create_connection(("127.0.0.1", port)) as client:
         client.sendall(b"AMQP\x01\x01\x00\x09")
         assert client.recv(8) == b"AMQP\x00\x00\x09\x01"
 
 
-def test_a_recording_is_replayed(tmp_path: Path) -> None:
-    """Into queues from a definitions file, in order."""
+def test_replay_publishes_a_recording_in_order(tmp_path: Path) -> None:
+    """replay() publishes 200 recorded messages, in order, into a queue from a definitions file."""
     definitions = tmp_path / "definitions.json"
     queue = {"name": "jobs", "vhost": "/", "durable": True, "auto_delete": False, "arguments": {}}
     definitions.write_text(json.dumps({"vhosts": [{"name": "/"}], "queues": [queue]}))
@@ -33,8 +33,8 @@ def test_a_recording_is_replayed(tmp_path: Path) -> None:
         assert [message.headers["n"] for message in broker.queue("jobs").messages(200)] == list(range(200))
 
 
-def test_the_broker_runs_on_an_event_loop() -> None:
-    """Beside the program under test."""
+def test_the_broker_runs_on_the_callers_event_loop() -> None:
+    """`async with EmbeddedBroker()` starts the broker on the running event loop."""
 
     async def run() -> str:
         async with EmbeddedBroker() as broker:
@@ -44,8 +44,8 @@ def test_the_broker_runs_on_an_event_loop() -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("pika") is None, reason="there is no pika")
-def test_pika_publishes_and_consumes(amqp_vhost: Vhost) -> None:
-    """A message goes through, a fault is noticed, and the broker says what happened."""
+def test_pika_works_with_the_fixture(amqp_vhost: Vhost) -> None:
+    """pika publishes and consumes; the fixture injects a nack and reports what was published."""
     import pika
     from pika.exceptions import NackError
 

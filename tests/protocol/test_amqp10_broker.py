@@ -56,7 +56,10 @@ def queue(broker: EmbeddedBroker) -> str:
     return "/queues/q"
 
 
-def test_a_broker_like_310_does_not_know_the_header() -> None:
+def test_a_broker_like_3_10_answers_amqp_1_0_with_its_own_header() -> None:
+    """The embedded broker like 3.10 does not have AMQP 1.0: it sends the header of AMQP 0-9-1 and closes the
+    connection.
+    """
     with EmbeddedBroker() as broker:
         client = RawAmqp10(broker.url, opened=False)
         client.socket.sendall(SASL_HEADER)
@@ -64,8 +67,8 @@ def test_a_broker_like_310_does_not_know_the_header() -> None:
         assert client.closed()
 
 
-def test_what_was_accepted_is_there_after_a_crash(tmp_path: Path) -> None:
-    """Killed while a client publishes: no accepted message is lost."""
+def test_accepted_messages_survive_a_crash(tmp_path: Path) -> None:
+    """After kill -9 while a client publishes over AMQP 1.0, every accepted message is in the queue."""
     with BrokerProcess(tmp_path, "--data-dir", str(tmp_path / "data"), "--like", "4.3") as process:
         with contextlib.closing(pika.BlockingConnection(pika.URLParameters(process.url))) as connection:
             connection.channel().queue_declare("q", durable=True, arguments={"x-queue-type": "quorum"})
@@ -95,6 +98,9 @@ def test_what_was_accepted_is_there_after_a_crash(tmp_path: Path) -> None:
 
 
 def test_an_alarm_closes_the_window_but_not_the_connection(broker: EmbeddedBroker, queue: str) -> None:
+    """During an alarm, the broker sets the incoming window to 0, and links still receive; afterwards the window opens
+    again.
+    """
     client = RawAmqp10(broker.url)
     client.attach_sender(queue)
     with broker.faults.block_publishers():
@@ -108,6 +114,7 @@ def test_an_alarm_closes_the_window_but_not_the_connection(broker: EmbeddedBroke
 
 
 def test_more_than_a_window_during_an_alarm_ends_the_session(broker: EmbeddedBroker, queue: str) -> None:
+    """A client that sends more transfers than the window allows during an alarm has its session ended."""
     client = RawAmqp10(broker.url)
     client.attach_sender(queue, handle=0)
     with broker.faults.block_publishers():
@@ -119,7 +126,8 @@ def test_more_than_a_window_during_an_alarm_ends_the_session(broker: EmbeddedBro
         assert got.error is not None
 
 
-def test_faults_reach_these_connections(broker: EmbeddedBroker, queue: str) -> None:
+def test_faults_apply_to_amqp_1_0_connections(broker: EmbeddedBroker, queue: str) -> None:
+    """close_connections, close_channels and cut_connections end connections and sessions of AMQP 1.0, too."""
     client = RawAmqp10(broker.url)
     client.attach_sender(queue)
     broker.faults.close_connections()
@@ -134,8 +142,8 @@ def test_faults_reach_these_connections(broker: EmbeddedBroker, queue: str) -> N
         client.receive()
 
 
-def test_a_lost_acknowledgement(broker: EmbeddedBroker, queue: str) -> None:
-    """The fault makes the broker ignore a settlement, and send the message again."""
+def test_the_fault_lose_acks_applies_to_amqp_1_0(broker: EmbeddedBroker, queue: str) -> None:
+    """With the fault lose_acks, a settlement is ignored and the message is delivered again."""
     client = RawAmqp10(broker.url)
     client.attach_sender(queue, handle=1)
     assert client.published(0, handle=1).descriptor == ACCEPTED
@@ -147,8 +155,8 @@ def test_a_lost_acknowledgement(broker: EmbeddedBroker, queue: str) -> None:
     assert (again.body, again.message.header.first_acquirer) == (b"hello", False)
 
 
-def test_a_consumer_that_does_not_settle_in_time() -> None:
-    """Its messages are released, and it may go on; what it says of them later is ignored."""
+def test_the_consumer_timeout_releases_unsettled_messages() -> None:
+    """After the consumer timeout, unsettled messages are released; a later settlement of them is ignored."""
     with EmbeddedBroker(like="4.3", consumer_timeout=0.3) as broker:
         with contextlib.closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
             connection.channel().queue_declare("qq", durable=True, arguments={"x-queue-type": "quorum"})
@@ -166,7 +174,8 @@ def test_a_consumer_that_does_not_settle_in_time() -> None:
         assert (again.body, again.message.header.delivery_count) == (b"hello", 1)
 
 
-def test_the_management_api_closes_a_connection(broker: EmbeddedBroker, queue: str) -> None:
+def test_the_management_api_closes_an_amqp_1_0_connection(broker: EmbeddedBroker, queue: str) -> None:
+    """DELETE on the connection sends the client a close with RabbitMQ's reason."""
     client = RawAmqp10(broker.url)
     api = Api(str(broker.management_url))
     (found,) = api("GET", "connections")[1]
@@ -175,7 +184,8 @@ def test_the_management_api_closes_a_connection(broker: EmbeddedBroker, queue: s
     assert client.expect(CLOSE).error == ("amqp:internal-error", 'Connection forced: "Closed via management plugin"')
 
 
-def test_an_unfinished_message_counts_and_is_forgotten(broker: EmbeddedBroker, queue: str) -> None:
+def test_an_aborted_transfer_is_discarded(broker: EmbeddedBroker, queue: str) -> None:
+    """A message whose transfer is aborted is not delivered, and the next one is accepted."""
     client = RawAmqp10(broker.url)
     client.attach_sender(queue)
     client.publish(0, bytes(50_000), more=True)
@@ -195,7 +205,9 @@ def anonymous(url: str) -> tuple[RawAmqp10, int]:
 
 @pytest.mark.parametrize("change", ["another password", "no password", "no user"])
 def test_anonymous_is_refused_once_guest_has_another_password(broker: EmbeddedBroker, change: str) -> None:
-    """As in RabbitMQ, ANONYMOUS is a login as guest with the password that guest has at first."""
+    """As in RabbitMQ, ANONYMOUS logs in as guest with the default password, so it fails once that
+    password has changed.
+    """
     api = Api(str(broker.management_url))
     if change == "no user":
         assert api("DELETE", "users/guest")[0] == 204
@@ -209,7 +221,7 @@ def test_anonymous_is_refused_once_guest_has_another_password(broker: EmbeddedBr
 
 @pytest.mark.parametrize("options", [(), ("--guest-from-anywhere",)], ids=["by default", "guest from anywhere"])
 def test_anonymous_from_another_machine_is_refused_like_guest(tmp_path: Path, options: tuple[str, ...]) -> None:
-    """Only the option that lets guest log in from other machines lets anonymous clients in."""
+    """ANONYMOUS from another machine is refused, unless guest may log in from anywhere."""
     here = other_address()
     if here is None:
         pytest.skip("this machine has only a loopback address")
@@ -226,8 +238,8 @@ def test_anonymous_from_another_machine_is_refused_like_guest(tmp_path: Path, op
 
 
 @pytest.mark.parametrize("user", ["CN=client", "CN=somebody"])
-def test_a_certificate_instead_of_a_password(amqp_tls: Authority, user: str) -> None:
-    """The user is the subject of the certificate, as RabbitMQ's plugin has it by default."""
+def test_a_client_certificate_logs_in_over_amqp_1_0(amqp_tls: Authority, user: str) -> None:
+    """EXTERNAL logs in as the subject of the client's certificate, as RabbitMQ's plugin does by default."""
     with EmbeddedBroker(like="4.3", management_port=0, tls=amqp_tls.tls(client_certificates=True)) as broker:
         api = Api(str(broker.management_url))
         api("PUT", f"users/{quote(user)}", {"password": "secret", "tags": ""})
@@ -259,7 +271,7 @@ def test_a_certificate_instead_of_a_password(amqp_tls: Authority, user: str) -> 
 
 
 def test_long_names_of_links_count_as_memory() -> None:
-    """Until the links are detached. A client whose links take too much memory is closed like any other."""
+    """Names of attached links count as memory until they are detached; a client with too many is closed."""
     with (
         EmbeddedBroker(like="4.3", management_port=0, memory_limit=1_000_000) as broker,
         RawAmqp10(broker.url) as client,
@@ -279,8 +291,8 @@ def test_long_names_of_links_count_as_memory() -> None:
         assert "bytes are held for this connection" in str(got.error)
 
 
-def test_the_firehose(broker: EmbeddedBroker, queue: str) -> None:
-    """What is published and delivered here is copied as well."""
+def test_the_firehose_copies_amqp_1_0_messages(broker: EmbeddedBroker, queue: str) -> None:
+    """Messages published and delivered over AMQP 1.0 are copied to amq.rabbitmq.trace."""
     Api(str(broker.management_url))("PUT", "vhosts/%2F", {"tracing": True})
     with contextlib.closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
         channel = connection.channel()
@@ -296,8 +308,8 @@ def test_the_firehose(broker: EmbeddedBroker, queue: str) -> None:
         assert copies[0][1].headers["user"] == "guest"
 
 
-def test_a_filter_that_takes_too_long_detaches_its_link_and_holds_up_nobody(broker: EmbeddedBroker) -> None:
-    """The broker serves other clients, and the client's other links."""
+def test_an_expensive_filter_detaches_only_its_link(broker: EmbeddedBroker) -> None:
+    """A filter that takes too long detaches its link; other links and other clients are served meanwhile."""
     with contextlib.closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
         connection.channel().queue_declare("s", durable=True, arguments={"x-queue-type": "stream"})
     client = RawAmqp10(broker.url)

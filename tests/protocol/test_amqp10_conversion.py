@@ -1,5 +1,4 @@
-"""Messages that cross between AMQP 0-9-1, AMQP 1.0 and the stream protocol: the embedded broker beside RabbitMQ 4.0
-and later."""
+"""Messages between AMQP 0-9-1, AMQP 1.0 and the stream protocol: the embedded broker beside RabbitMQ 4.0 and later."""
 
 import contextlib
 import time
@@ -200,7 +199,7 @@ _PATHS = [
 
 
 @pytest.mark.parametrize(("sender", "kind", "reader"), _PATHS)
-def test_a_message_crosses_with_all_that_it_says(
+def test_a_message_keeps_its_properties_across_protocols(
     channel: BlockingChannel,
     take: Take,
     client: RawAmqp10,
@@ -209,6 +208,7 @@ def test_a_message_crosses_with_all_that_it_says(
     kind: str,
     reader: str,
 ) -> None:
+    """A message sent by one protocol and read by another has the converted properties, headers and body of RabbitMQ."""
     channel.queue_declare("q", durable=True, arguments={"x-queue-type": kind})
     match sender:
         case "0-9-1":
@@ -240,9 +240,10 @@ def test_a_message_crosses_with_all_that_it_says(
     ],
     ids=["data", "value", "map", "sequences"],
 )
-def test_what_only_amqp_10_has_arrives_over_amqp_10(
+def test_amqp_1_0_keeps_sections_that_0_9_1_does_not_have(
     channel: BlockingChannel, client: RawAmqp10, kind: str, body: bytes
 ) -> None:
+    """Sent and received over AMQP 1.0, every kind of body, the properties and the footer are unchanged."""
     channel.queue_declare("q", durable=True, arguments={"x-queue-type": kind})
     sent = Amqp10Message(
         MessageHeader(True),
@@ -260,9 +261,8 @@ def test_what_only_amqp_10_has_arrives_over_amqp_10(
     assert (got.body, got.footer) == (sent.body, sent.footer)
 
 
-def test_a_body_that_is_a_value_crosses_amqp_091_encoded(
-    channel: BlockingChannel, take: Take, client: RawAmqp10
-) -> None:
+def test_a_value_body_arrives_encoded_over_amqp_0_9_1(channel: BlockingChannel, take: Take, client: RawAmqp10) -> None:
+    """Over AMQP 0-9-1, a value body arrives encoded with the type amqp-1.0, and as a value again when sent back."""
     channel.queue_declare("q", durable=True)
     _publish_10(client, "q", Amqp10Message(body=value_section(["a", True])))
     _, properties, body = take.one("q")
@@ -273,9 +273,10 @@ def test_a_body_that_is_a_value_crosses_amqp_091_encoded(
 
 @pytest.mark.parametrize("reader", ["0-9-1", "1.0"])
 @pytest.mark.parametrize("sender", ["0-9-1", "1.0"])
-def test_a_dead_letter_says_why_in_each_protocol(
+def test_a_dead_letter_has_its_history_in_each_protocol(
     channel: BlockingChannel, take: Take, client: RawAmqp10, sender: str, reader: str
 ) -> None:
+    """A dead letter has x-death over AMQP 0-9-1 and x-opt-deaths over AMQP 1.0, whichever protocol sent it."""
     channel.queue_declare("dead", durable=True)
     arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead", "x-message-ttl": 1}
     channel.queue_declare("q", durable=True, arguments=arguments)
@@ -304,7 +305,10 @@ def test_a_dead_letter_says_why_in_each_protocol(
     assert got.body == data_section(b"body")
 
 
-def test_carbon_copies_cross(broker: TestBroker, channel: BlockingChannel, take: Take, client: RawAmqp10) -> None:
+def test_cc_is_converted_between_protocols(
+    broker: TestBroker, channel: BlockingChannel, take: Take, client: RawAmqp10
+) -> None:
+    """The annotation x-cc of AMQP 1.0 and the header CC of 0-9-1 route to the same queues and are converted."""
     if not broker.differs_since("4.2", "x-cc is a list of routing keys"):
         pytest.skip("RabbitMQ 4.0 does not route by x-cc")
     for queue in ("q", "copy"):
@@ -327,9 +331,10 @@ def test_carbon_copies_cross(broker: TestBroker, channel: BlockingChannel, take:
     ],
     ids=["sql", "properties", "application-properties"],
 )
-def test_a_stream_is_filtered(
+def test_a_stream_is_filtered_by_sql_and_properties(
     broker: TestBroker, channel: BlockingChannel, client: RawAmqp10, filter_: Described, chosen: list[bytes]
 ) -> None:
+    """A consumer of a stream with an SQL or property filter gets only the matching messages."""
     if not broker.differs_since("4.2", "messages are filtered"):
         pytest.skip("RabbitMQ 4.0 filters no messages")
     channel.queue_declare("s", durable=True, arguments={"x-queue-type": "stream"})
@@ -354,9 +359,10 @@ def test_a_stream_is_filtered(
     assert [client.expect(0x14).body for _ in chosen] == chosen
 
 
-def test_the_management_api_shows_connections_sessions_and_consumers(
+def test_the_management_api_lists_amqp_1_0_connections(
     broker: TestBroker, api: Api, channel: BlockingChannel, take: Take, client: RawAmqp10
 ) -> None:
+    """Connections, sessions and consumers of AMQP 1.0 have the fields that RabbitMQ gives them."""
     channel.queue_declare("q", durable=True)
     client.attach_sender("/queues/q", handle=5)
     client.attach_receiver("/queues/q", handle=6, credit=3)
@@ -412,7 +418,8 @@ def test_the_management_api_shows_connections_sessions_and_consumers(
     assert error[0] in ("amqp:internal-error", "amqp:connection:forced")
 
 
-def test_a_message_is_the_same_after_a_crash(tmp_path: Path) -> None:
+def test_amqp_1_0_sections_survive_a_crash(tmp_path: Path) -> None:
+    """After kill -9, a stored message has the same header, annotations, properties, body and footer."""
     sent = Amqp10Message(
         MessageHeader(True, UInt8(3)),
         message_annotations={Symbol("x-a"): Symbol("b")},

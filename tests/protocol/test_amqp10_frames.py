@@ -110,7 +110,8 @@ def quorum(channel: BlockingChannel) -> str:
     return "/queues/qq"
 
 
-def test_the_way_into_a_connection(amqp_url: str) -> None:
+def test_a_connection_is_opened_and_closed(amqp_url: str) -> None:
+    """SASL, open, begin, end and close are answered like in RabbitMQ."""
     client = RawAmqp10(amqp_url, opened=False)
     client.log_in()
     assert {"PLAIN", "ANONYMOUS"} <= set(client.mechanisms)
@@ -128,14 +129,16 @@ def test_the_way_into_a_connection(amqp_url: str) -> None:
 
 
 @pytest.mark.parametrize("header", [AMQP_HEADER, b"AMQP\x02\x01\x00\x00", b"AMQP\x00\x02\x00\x00"])
-def test_another_header_is_answered_with_that_of_sasl(amqp_url: str, header: bytes) -> None:
+def test_an_unknown_protocol_header_is_answered_with_sasl(amqp_url: str, header: bytes) -> None:
+    """The broker answers a header without SASL with the SASL header, and closes the connection."""
     client = RawAmqp10(amqp_url, opened=False)
     client.socket.sendall(header)
     assert client.read(8) == SASL_HEADER
     assert client.closed()
 
 
-def test_anonymous_is_guest(amqp_url: str, vhost: str) -> None:
+def test_anonymous_logs_in_as_guest(amqp_url: str, vhost: str) -> None:
+    """A client may log in with the mechanism ANONYMOUS, and is guest."""
     client = RawAmqp10(amqp_url, opened=False)
     client.socket.sendall(SASL_HEADER)
     client.read(8)
@@ -149,7 +152,8 @@ def test_anonymous_is_guest(amqp_url: str, vhost: str) -> None:
 
 
 @pytest.mark.parametrize(("mechanism", "response"), [("PLAIN", b"\0guest\0wrong"), ("PLAIN", b"\0nobody\0guest")])
-def test_a_wrong_password(amqp_url: str, mechanism: str, response: bytes) -> None:
+def test_a_wrong_password_is_refused(amqp_url: str, mechanism: str, response: bytes) -> None:
+    """A wrong user or password gets the SASL outcome auth, and the connection is closed."""
     client = RawAmqp10(amqp_url, opened=False)
     client.socket.sendall(SASL_HEADER)
     client.read(8)
@@ -162,7 +166,8 @@ def test_a_wrong_password(amqp_url: str, mechanism: str, response: bytes) -> Non
 @pytest.mark.parametrize(
     ("mechanism", "response"), [("PLAIN", b"guest"), ("PLAIN", b""), ("CRAM-MD5", b"x"), ("", b"")]
 )
-def test_a_login_that_is_none(amqp_url: str, mechanism: str, response: bytes) -> None:
+def test_a_malformed_login_closes_the_connection(amqp_url: str, mechanism: str, response: bytes) -> None:
+    """A malformed response or an unknown mechanism closes the connection."""
     client = RawAmqp10(amqp_url, opened=False)
     client.socket.sendall(SASL_HEADER)
     client.read(8)
@@ -176,14 +181,16 @@ def test_a_login_that_is_none(amqp_url: str, mechanism: str, response: bytes) ->
     [("me", "vhost:none-of-this-name"), ("me", None, UInt32(511)), ("me", None, None, None, UInt32(999))],
     ids=["vhost", "frame size", "idle time-out"],
 )
-def test_an_open_that_is_refused_ends_without_a_word(amqp_url: str, fields: tuple[Any, ...]) -> None:
+def test_a_refused_open_closes_the_connection(amqp_url: str, fields: tuple[Any, ...]) -> None:
+    """An open with an unknown virtual host, or a limit that is too small, closes the connection without a frame."""
     client = RawAmqp10(amqp_url, opened=False)
     client.log_in()
     client.send(OPEN, *fields)
     assert client.closed()
 
 
-def test_a_user_without_the_vhost(broker: TestBroker, ann: str) -> None:
+def test_a_user_without_access_to_the_vhost_is_refused(broker: TestBroker, ann: str) -> None:
+    """If the user has no permissions in the virtual host, open closes the connection."""
     parts = broker.url.split("@")[-1]
     client = RawAmqp10(f"amqp://{ann}:secret@{parts}", opened=False)
     client.log_in()
@@ -191,7 +198,8 @@ def test_a_user_without_the_vhost(broker: TestBroker, ann: str) -> None:
     assert client.closed()
 
 
-def test_limits_that_the_client_names(amqp_url: str) -> None:
+def test_the_clients_channel_limit_is_kept(amqp_url: str) -> None:
+    """A begin on a channel above the agreed maximum closes the connection with a framing error."""
     client = RawAmqp10(amqp_url, opening=(UInt32(512), UInt16(3), UInt32(0)))
     assert client.opened.field(3) == 3
     client.send(BEGIN, None, UInt32(0), UInt32(1), UInt32(1), channel=4)
@@ -202,6 +210,7 @@ def test_limits_that_the_client_names(amqp_url: str) -> None:
 
 
 def test_a_client_that_wants_heartbeats_gets_them(amqp_url: str) -> None:
+    """If the client's open has an idle time-out, the broker sends empty frames."""
     client = RawAmqp10(amqp_url, opening=(None, None, UInt32(1000)))
     assert client.read(8) == b"\0\0\0\x08\x02\0\0\0"
 
@@ -219,8 +228,8 @@ FRAMES = {
 
 
 @pytest.mark.parametrize("case", FRAMES)
-def test_malformed_frames(broker: TestBroker, client: RawAmqp10, case: str) -> None:
-    """Up to 4.1, RabbitMQ closes the socket after most of them without saying why."""
+def test_a_malformed_frame_closes_the_connection(broker: TestBroker, client: RawAmqp10, case: str) -> None:
+    """The close has RabbitMQ's framing error. Up to 4.1, RabbitMQ closes most such sockets without it."""
     if broker.kind == "rabbitmq" and not broker.differs_since("4.2", "the error is sent"):
         pytest.skip("closes the socket")
     data, text = FRAMES[case]
@@ -229,8 +238,8 @@ def test_malformed_frames(broker: TestBroker, client: RawAmqp10, case: str) -> N
 
 
 @pytest.mark.parametrize("body", [b"\x00", b"\x00\x53\x99\x45"])
-def test_what_is_no_performative_closes_the_connection(amqp_url: str, body: bytes) -> None:
-    """The words are those of Erlang in RabbitMQ, so they are not compared."""
+def test_an_unknown_performative_closes_the_connection(amqp_url: str, body: bytes) -> None:
+    """The close has an error, whose text in RabbitMQ is Erlang's and is not compared."""
     client = RawAmqp10(amqp_url)
     client.send(END)
     client.expect(END)
@@ -253,21 +262,24 @@ def test_what_is_no_performative_closes_the_connection(amqp_url: str, body: byte
          ("amqp:session:unattached-handle", "Unknown link handle: 3")),
     ],
 )  # fmt: skip
-def test_errors_that_end_the_session(
+def test_invalid_handles_end_the_session(
     broker: TestBroker, client: RawAmqp10, frame: tuple[Any, ...], error: tuple[str, str]
 ) -> None:
+    """A frame with an unknown or excessive link handle ends the session with RabbitMQ's error."""
     client.send(*frame)
     assert client.ended() == error
     if broker.kind != "rabbitmq" or broker.differs_since("4.2", "until then, its channel may not be free yet"):
         client.begin()
 
 
-def test_more_transfers_than_were_sent(client: RawAmqp10) -> None:
+def test_a_flow_beyond_the_sent_transfers_ends_the_session(client: RawAmqp10) -> None:
+    """A flow that acknowledges transfers that were never sent is a window violation."""
     client.flow(seen=1)
     assert (client.ended() or ("",))[0] == "amqp:session:window-violation"
 
 
-def test_a_handle_in_use(broker: TestBroker, client: RawAmqp10, queue: str) -> None:
+def test_attaching_a_handle_that_is_in_use_ends_the_session(broker: TestBroker, client: RawAmqp10, queue: str) -> None:
+    """A second attach with the same handle and another name is refused."""
     if broker.kind == "rabbitmq" and not broker.differs_since("4.2", "it is checked"):
         pytest.skip("replaces the link")
     client.attach_sender(queue)
@@ -275,7 +287,8 @@ def test_a_handle_in_use(broker: TestBroker, client: RawAmqp10, queue: str) -> N
     assert client.ended() == ("amqp:session:handle-in-use", "handle 0 is already associated with a link")
 
 
-def test_the_window_opens_again_at_half(client: RawAmqp10, queue: str) -> None:
+def test_the_incoming_window_opens_again_after_half_of_it(client: RawAmqp10, queue: str) -> None:
+    """The broker sends a flow with a full window after 200 transfers of 400, and one with new link credit."""
     client.attach_sender(queue)
     for number in range(200):
         client.publish(number, settled=True)
@@ -286,6 +299,7 @@ def test_the_window_opens_again_at_half(client: RawAmqp10, queue: str) -> None:
 
 
 def test_a_second_begin_on_a_channel_ends_the_session(client: RawAmqp10) -> None:
+    """A begin on a channel that already has a session ends that session."""
     client.send(BEGIN, None, UInt32(0), UInt32(1), UInt32(1))
     condition, _ = client.ended() or ("", "")
     assert condition == "amqp:internal-error"
@@ -320,8 +334,8 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_links_that_are_refused(broker: TestBroker, client: RawAmqp10, vhost: str, case: str) -> None:
-    """With an attach frame that has no terminus, and a detach frame with the error; the session goes on."""
+def test_a_refused_link_is_detached_with_an_error(broker: TestBroker, client: RawAmqp10, vhost: str, case: str) -> None:
+    """The broker answers with an attach without a terminus and a detach with the error; the session continues."""
     role, address, condition, text = REFUSED[case]
     client.attach(role, address)
     if ends_session(broker):
@@ -349,7 +363,7 @@ V1 = ["q", "/queue/q", "/topic/t", "/amq/queue/q"]
 def test_addresses_of_version_1_are_refused(
     request: pytest.FixtureRequest, broker: TestBroker, client: RawAmqp10, address: str, role: bool
 ) -> None:
-    """Before 4.3, RabbitMQ permits them unless it is told not to; the embedded broker never does."""
+    """Addresses in RabbitMQ's old format are refused, as in RabbitMQ 4.3; earlier releases permit them by default."""
     if broker.kind == "rabbitmq" and not broker.differs_since("4.3", ""):
         pytest.skip("permitted here")
     client.attach(role, address)
@@ -370,7 +384,8 @@ UNSUPPORTED = {
 
 
 @pytest.mark.parametrize("case", UNSUPPORTED)
-def test_what_rabbitmq_does_not_have(broker: TestBroker, client: RawAmqp10, queue: str, case: str) -> None:
+def test_unsupported_link_settings_are_refused(broker: TestBroker, client: RawAmqp10, queue: str, case: str) -> None:
+    """Settle modes, outcomes and targets that RabbitMQ does not have are refused with amqp:not-implemented."""
     (sending, receiving), given, text = UNSUPPORTED[case]
     source = described(SOURCE, *[None] * 9, given["outcomes"]) if "outcomes" in given else described(SOURCE)
     target = given.get("target", described(TARGET, queue))
@@ -382,6 +397,7 @@ def test_what_rabbitmq_does_not_have(broker: TestBroker, client: RawAmqp10, queu
 
 
 def test_a_link_may_be_detached_and_attached_again(client: RawAmqp10, queue: str) -> None:
+    """A link with the same name and handle can be attached again after a detach."""
     for closed in (True, False):
         client.attach_sender(queue)
         client.send(DETACH, UInt32(0), closed)
@@ -391,14 +407,16 @@ def test_a_link_may_be_detached_and_attached_again(client: RawAmqp10, queue: str
 # Publishing
 
 
-def test_a_message_is_accepted(client: RawAmqp10, queue: str, channel: BlockingChannel, take: Any) -> None:
+def test_a_published_message_is_accepted(client: RawAmqp10, queue: str, channel: BlockingChannel, take: Any) -> None:
+    """A sender gets 170 credits, and the outcome accepted for its message, which is in the queue."""
     flow = client.attach_sender(queue)
     assert (flow.field(5), flow.field(6)) == (0, 170)
     assert client.published(0) == ACCEPT
     assert take.one("q")[2] == b"hello"
 
 
-def test_accepted_in_ranges(client: RawAmqp10, queue: str) -> None:
+def test_many_messages_are_accepted_in_ranges(client: RawAmqp10, queue: str) -> None:
+    """80 messages sent at once are all accepted, by dispositions that may cover ranges."""
     client.attach_sender(queue)
     for number in range(80):
         client.publish(number)
@@ -411,8 +429,8 @@ def test_accepted_in_ranges(client: RawAmqp10, queue: str) -> None:
     assert settled == set(range(80))
 
 
-def test_outcomes_that_come_together_are_not_mixed_up(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
-    """Routable and unroutable messages in turn, sent at once: each has its own outcome."""
+def test_each_message_gets_its_own_outcome(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
+    """Of routable and unroutable messages sent at once in turn, each has its own outcome, accepted or released."""
     client.attach_sender(None)
     frames = []
     for number in range(20):
@@ -430,11 +448,13 @@ def test_outcomes_that_come_together_are_not_mixed_up(client: RawAmqp10, queue: 
 
 
 def test_an_unroutable_message_is_released(client: RawAmqp10) -> None:
+    """A message for an exchange without a matching binding gets the outcome released."""
     client.attach_sender("/exchanges/amq.direct/nowhere")
     assert client.published(0) == RELEASE
 
 
-def test_a_full_queue_rejects(client: RawAmqp10, channel: BlockingChannel) -> None:
+def test_a_full_queue_rejects_a_message(client: RawAmqp10, channel: BlockingChannel) -> None:
+    """A queue with reject-publish that is full gives the outcome rejected, from 4.2 with the queue and the reason."""
     channel.queue_declare("full", arguments={"x-max-length": 1, "x-overflow": "reject-publish"}, durable=True)
     client.attach_sender("/queues/full")
     assert client.published(0) == ACCEPT
@@ -446,7 +466,8 @@ def test_a_full_queue_rejects(client: RawAmqp10, channel: BlockingChannel) -> No
         assert info == {"queue": "full", "reason": "maxlen"}
 
 
-def test_a_message_in_many_transfers(client: RawAmqp10, queue: str, take: Any) -> None:
+def test_a_message_may_be_split_into_many_transfers(client: RawAmqp10, queue: str, take: Any) -> None:
+    """A body of 200 kB in several transfers is accepted and delivered whole."""
     client.attach_sender(queue)
     payload = message(b"0123456789" * 20_000)
     parts = [payload[at : at + 60_000] for at in range(0, len(payload), 60_000)]
@@ -456,7 +477,8 @@ def test_a_message_in_many_transfers(client: RawAmqp10, queue: str, take: Any) -
     assert take.one("q")[2] == b"0123456789" * 20_000
 
 
-def test_a_last_transfer_without_a_payload(client: RawAmqp10, queue: str, take: Any) -> None:
+def test_the_last_transfer_may_be_empty(client: RawAmqp10, queue: str, take: Any) -> None:
+    """A message whose last transfer has no payload is accepted."""
     client.attach_sender(queue)
     client.publish(0, more=True)
     client.send(TRANSFER, UInt32(0))
@@ -502,7 +524,8 @@ LINK_ERRORS: dict[str, tuple[UInt8 | None, list[tuple[Any, ...]], str, str]] = {
 
 
 @pytest.mark.parametrize("case", LINK_ERRORS)
-def test_transfers_that_detach_the_link(broker: TestBroker, client: RawAmqp10, queue: str, case: str) -> None:
+def test_an_invalid_transfer_detaches_the_link(broker: TestBroker, client: RawAmqp10, queue: str, case: str) -> None:
+    """Transfers with a missing or changed delivery id or settlement detach the link with RabbitMQ's error."""
     mode, transfers, condition, text = LINK_ERRORS[case]
     client.attach_sender(queue, mode=mode)
     for fields in transfers:
@@ -515,7 +538,6 @@ def test_transfers_that_detach_the_link(broker: TestBroker, client: RawAmqp10, q
 
 def test_more_than_the_credit_detaches_the_link(client: RawAmqp10, channel: BlockingChannel, queue: str) -> None:
     """A sender that sends more than its credit is detached, unless the broker has given more credit meanwhile.
-
     tests/simulation has a case in which the embedded broker cannot give more.
     """
     first = client.attach_sender(queue)
@@ -539,7 +561,8 @@ def test_more_than_the_credit_detaches_the_link(client: RawAmqp10, channel: Bloc
 
 
 @pytest.mark.parametrize("payload", [b"", b"\x00", b"garbage", b"\x00\x53\x70\xc0\x01", b"\x00\x53\x99\x40"])
-def test_a_message_that_is_none(client: RawAmqp10, queue: str, payload: bytes) -> None:
+def test_a_malformed_message_detaches_the_link(client: RawAmqp10, queue: str, payload: bytes) -> None:
+    """A payload that is not an AMQP 1.0 message ends the link or the session with an error."""
     client.attach_sender(queue)
     client.publish(0, payload)
     got = client.receive()
@@ -547,8 +570,10 @@ def test_a_message_that_is_none(client: RawAmqp10, queue: str, payload: bytes) -
     assert got.error is not None
 
 
-def test_the_anonymous_terminus(client: RawAmqp10, queue: str, channel: BlockingChannel, vhost: str) -> None:
-    """Each message has its address; a bad one rejects the message, and the link goes on."""
+def test_a_sender_without_a_target_addresses_each_message(
+    client: RawAmqp10, queue: str, channel: BlockingChannel, vhost: str
+) -> None:
+    """The property `to` routes each message; a bad address gets rejected, and the link stays attached."""
     channel.queue_bind("q", "amq.direct", "a/b ä")
     client.attach_sender(None)
     key = quote("a/b ä", safe="")
@@ -569,12 +594,14 @@ def test_the_anonymous_terminus(client: RawAmqp10, queue: str, channel: Blocking
 
 
 def test_a_settled_message_with_a_bad_address_detaches_the_link(client: RawAmqp10) -> None:
+    """A settled message cannot be rejected, so a bad address in `to` detaches the link."""
     client.attach_sender(None)
     client.publish(0, message(to="/what"), settled=True)
     assert client.detached() == ("amqp:precondition-failed", "bad 'to' address string: /what")
 
 
-def test_an_exchange_that_is_deleted(client: RawAmqp10, channel: BlockingChannel, vhost: str) -> None:
+def test_deleting_the_exchange_detaches_its_senders(client: RawAmqp10, channel: BlockingChannel, vhost: str) -> None:
+    """After the exchange is deleted, the next message is released, and the link is detached with not-found."""
     channel.exchange_declare("x", "fanout")
     client.attach_sender("/exchanges/x")
     channel.exchange_delete("x")
@@ -586,7 +613,10 @@ def test_an_exchange_that_is_deleted(client: RawAmqp10, channel: BlockingChannel
 # Receiving
 
 
-def test_credit_and_settlement(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
+def test_a_receiver_gets_as_many_messages_as_its_credit(
+    client: RawAmqp10, queue: str, channel: BlockingChannel
+) -> None:
+    """With credit 2, two of three messages are delivered; the third follows after settlement and new credit."""
     for body in (b"1", b"2", b"3"):
         channel.basic_publish("", "q", body)
     answer = client.attach_receiver(queue, credit=2)
@@ -606,7 +636,10 @@ def test_credit_and_settlement(client: RawAmqp10, queue: str, channel: BlockingC
     assert client.expect(TRANSFER).body == b"3"
 
 
-def test_messages_sent_settled(client: RawAmqp10, queue: str, channel: BlockingChannel, api: Api, vhost: str) -> None:
+def test_a_receiver_can_ask_for_settled_messages(
+    client: RawAmqp10, queue: str, channel: BlockingChannel, api: Api, vhost: str
+) -> None:
+    """With settle mode "settled", a delivered message is removed from the queue at once."""
     channel.basic_publish("", "q", b"1")
     assert client.attach_receiver(queue, mode=SETTLED).field(3) == SETTLED
     got = client.expect(TRANSFER)
@@ -614,7 +647,10 @@ def test_messages_sent_settled(client: RawAmqp10, queue: str, channel: BlockingC
     assert channel.queue_declare("q", passive=True).method.message_count == 0
 
 
-def test_a_disposition_that_is_not_settled_is_answered(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
+def test_an_unsettled_disposition_is_settled_by_the_broker(
+    client: RawAmqp10, queue: str, channel: BlockingChannel
+) -> None:
+    """If the receiver's disposition is not settled, the broker answers with a settled one."""
     channel.basic_publish("", "q", b"1")
     client.attach_receiver(queue)
     client.expect(TRANSFER)
@@ -623,7 +659,8 @@ def test_a_disposition_that_is_not_settled_is_answered(client: RawAmqp10, queue:
     assert (answer.field(0), answer.field(1), answer.field(3), answer.field(4)) == (SENDER, 0, True, ACCEPT)
 
 
-def test_released_comes_again(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
+def test_a_released_message_is_delivered_again(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
+    """After the outcome released, the message is delivered again with first-acquirer false."""
     channel.basic_publish("", "q", b"1")
     client.attach_receiver(queue)
     first = client.expect(TRANSFER).message.header
@@ -643,7 +680,10 @@ def test_released_comes_again(client: RawAmqp10, queue: str, channel: BlockingCh
     ],
     ids=["rejected", "undeliverable here", "failed and undeliverable", "released", "modified"],
 )
-def test_what_becomes_of_a_delivery(client: RawAmqp10, quorum: str, state: Any, dead: bool) -> None:
+def test_rejected_messages_are_dead_lettered_and_others_requeued(
+    client: RawAmqp10, quorum: str, state: Any, dead: bool
+) -> None:
+    """Rejected, and modified with undeliverable-here, dead-letters the message; released and modified requeue it."""
     client.attach_sender(quorum, handle=1)
     assert client.published(0, handle=1) == ACCEPT
     client.attach_receiver(quorum, credit=1)
@@ -670,13 +710,15 @@ def counts(client: RawAmqp10, quorum: str, state: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("case", ["released", "failed", "not failed"])
-def test_delivery_counts(client: RawAmqp10, quorum: str, case: str) -> None:
+def test_only_failed_deliveries_are_counted(client: RawAmqp10, quorum: str, case: str) -> None:
+    """The delivery count rises with modified and delivery-failed, not with released or plain modified."""
     state = {"released": RELEASE, "failed": described(MODIFIED, True), "not failed": described(MODIFIED, False)}[case]
     expected = [(0, True), (1, False), (2, False)] if case == "failed" else [(0, True), (0, False), (0, False)]
     assert counts(client, quorum, state) == expected
 
 
 def test_annotations_of_modified_stay_with_the_message(client: RawAmqp10, quorum: str) -> None:
+    """Annotations that a receiver adds with modified are in the message when it is delivered again."""
     client.attach_sender(quorum, handle=1)
     client.published(0, handle=1)
     client.attach_receiver(quorum)
@@ -697,7 +739,7 @@ NOT_OUTCOMES = {
 def test_a_disposition_without_an_outcome_ends_the_session_and_requeues_its_deliveries(
     client: RawAmqp10, queue: str, channel: BlockingChannel, take: Any, state: Any
 ) -> None:
-    """The disposition names all five deliveries; none of them stays unacknowledged."""
+    """A disposition of five deliveries with an unknown state requeues all of them in order."""
     for number in range(5):
         channel.basic_publish("", "q", b"%d" % number)
     client.attach_receiver(queue)
@@ -721,7 +763,7 @@ BAD_ANNOTATIONS = {
 def test_annotations_of_modified_that_are_not_valid_lose_no_message(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel, quorum: str, take: Any, annotations: Any
 ) -> None:
-    """Whatever the broker ends, it requeues the deliveries that the disposition names."""
+    """The broker ends the session or connection, and requeues the deliveries that the disposition names."""
     if broker.kind != "embedded":
         pytest.skip("RabbitMQ keeps values that AMQP 0-9-1 does not have")
     client.attach_sender(quorum, handle=1)
@@ -737,7 +779,8 @@ def test_annotations_of_modified_that_are_not_valid_lose_no_message(
     assert take.bodies("qq", 5) == [b"0", b"1", b"2", b"3", b"4"]
 
 
-def test_drain(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
+def test_drain_uses_up_the_credit(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
+    """With drain, the broker sends the messages it has and a flow with credit 0; new credit works as usual."""
     channel.confirm_delivery()
     channel.basic_publish("", "q", b"1")
     client.attach_receiver(queue, credit=0)
@@ -750,7 +793,8 @@ def test_drain(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
     assert client.expect(TRANSFER).body == b"2"
 
 
-def test_echo(client: RawAmqp10, queue: str) -> None:
+def test_a_flow_with_echo_is_answered(client: RawAmqp10, queue: str) -> None:
+    """The broker answers with the state of the link: delivery count, credit and available messages."""
     client.attach_receiver(queue, credit=0)
     client.flow(0, 7, echo=True)
     flow = client.expect(FLOW)
@@ -758,6 +802,7 @@ def test_echo(client: RawAmqp10, queue: str) -> None:
 
 
 def test_the_session_window_holds_deliveries_back(amqp_url: str, queue: str, channel: BlockingChannel) -> None:
+    """With an incoming window of 2, the broker sends two transfers and continues when the client opens the window."""
     client = RawAmqp10(amqp_url, opened=False)
     client.log_in()
     client.send(OPEN, "me", f"vhost:{client.vhost}", UInt32(600))
@@ -779,7 +824,10 @@ def test_the_session_window_holds_deliveries_back(amqp_url: str, queue: str, cha
     assert client.expect(TRANSFER).body == b"last"
 
 
-def test_a_message_larger_than_the_client_takes(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
+def test_a_message_larger_than_the_clients_maximum_ends_the_session(
+    client: RawAmqp10, queue: str, channel: BlockingChannel
+) -> None:
+    """The error names the maximum message size of the link."""
     channel.basic_publish("", "q", b"x" * 1000)
     client.attach_receiver(queue, rest=(ULong(500),))
     condition, text = client.ended() or ("", "")
@@ -787,16 +835,18 @@ def test_a_message_larger_than_the_client_takes(client: RawAmqp10, queue: str, c
     assert str(text).endswith("> maximum message size (500 bytes)")
 
 
-def test_a_queue_that_is_deleted(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
+def test_deleting_the_queue_detaches_its_receivers(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
+    """The link is detached with resource-deleted."""
     client.attach_receiver(queue)
     client.flow(echo=True)
     channel.queue_delete("q")
     assert client.detached() == ("amqp:resource-deleted", None)
 
 
-def test_unsettled_messages_come_back_when_the_link_goes(
+def test_unsettled_messages_are_requeued_when_the_link_is_detached(
     client: RawAmqp10, queue: str, channel: BlockingChannel, take: Any
 ) -> None:
+    """They are delivered to others, marked as redelivered."""
     channel.basic_publish("", "q", b"1")
     client.attach_receiver(queue)
     client.expect(TRANSFER)
@@ -807,9 +857,10 @@ def test_unsettled_messages_come_back_when_the_link_goes(
 
 
 @pytest.mark.parametrize("how", ["end", "close", "cut"])
-def test_unsettled_messages_come_back_when_the_client_goes(
+def test_unsettled_messages_are_requeued_when_the_client_leaves(
     client: RawAmqp10, queue: str, channel: BlockingChannel, take: Any, how: str
 ) -> None:
+    """After end, close or a cut connection, they are delivered to others."""
     channel.basic_publish("", "q", b"1")
     client.attach_receiver(queue)
     client.expect(TRANSFER)
@@ -823,7 +874,10 @@ def test_unsettled_messages_come_back_when_the_client_goes(
     assert take.one("q")[2] == b"1"
 
 
-def test_priority_of_a_receiver(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
+def test_a_receiver_with_a_higher_priority_is_served_first(
+    client: RawAmqp10, queue: str, channel: BlockingChannel
+) -> None:
+    """A link with the property rabbitmq:priority gets the messages as long as it has credit."""
     client.attach_receiver(queue)
     client.attach_receiver(queue, handle=1, rest=(None, None, None, {Symbol("rabbitmq:priority"): Int32(5)}))
     client.flow(1, 100, echo=True)
@@ -857,12 +911,14 @@ def restricted(broker: TestBroker, api: Api, ann: str) -> Iterator[RawAmqp10]:
 def test_permissions_are_checked_when_a_link_is_attached(
     restricted: RawAmqp10, queue: str, vhost: str, ann: str, role: bool, address: str, text: str
 ) -> None:
+    """Attaching without write or read permission ends the session with RabbitMQ's text."""
     restricted.attach(role, address)
     refused = f"{text} in vhost '{vhost}' refused for user '{ann}'"
     assert restricted.ended() == ("amqp:unauthorized-access", refused)
 
 
-def test_a_user_id_that_is_not_the_user(broker: TestBroker, client: RawAmqp10, queue: str) -> None:
+def test_a_user_id_of_another_user_detaches_the_link(broker: TestBroker, client: RawAmqp10, queue: str) -> None:
+    """A message whose user-id is not the logged-in user is refused."""
     client.attach_sender(queue)
     client.publish(0, message(user_id=b"somebody"))
     assert link_error(broker, client) == (

@@ -1,4 +1,4 @@
-"""Dynamic sources of AMQP 1.0, and what becomes of links when queues and consumers change, frame by frame."""
+"""AMQP 1.0: dynamic sources, and links whose queues and consumers change, frame by frame."""
 
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel
@@ -45,6 +45,7 @@ def _is_there(broker: TestBroker) -> None:
 
 
 def test_a_temporary_queue_lives_as_long_as_its_link(client: RawAmqp10) -> None:
+    """A dynamic source declares a queue that others can send to, and that is deleted with the link."""
     source = attach_dynamic(client, "temporary-queue").field(5).value
     address = source[0]
     assert address.startswith("/queues/amq.dyn-raw-dynamic-0")
@@ -64,7 +65,8 @@ def test_a_temporary_queue_lives_as_long_as_its_link(client: RawAmqp10) -> None:
     assert condition == "amqp:not-found"
 
 
-def test_direct_replies(amqp_url: str, client: RawAmqp10) -> None:
+def test_direct_replies_work_over_amqp_1_0(amqp_url: str, client: RawAmqp10) -> None:
+    """A volatile dynamic source has an address to which another client's reply is delivered."""
     source = attach_dynamic(client, "rabbitmq:volatile-queue").field(5).value
     address = source[0]
     assert address.startswith("/queues/amq.rabbitmq.reply-to.")
@@ -78,7 +80,8 @@ def test_direct_replies(amqp_url: str, client: RawAmqp10) -> None:
     assert (got.body, got.field(4)) == (b"reply", True)
 
 
-def test_a_reply_to_a_client_of_amqp_091(client: RawAmqp10, channel: BlockingChannel) -> None:
+def test_amqp_1_0_can_reply_to_a_client_of_0_9_1(client: RawAmqp10, channel: BlockingChannel) -> None:
+    """A request sent over AMQP 0-9-1 with direct reply-to is answered over AMQP 1.0."""
     replies = []
     channel.basic_consume("amq.rabbitmq.reply-to", lambda *given: replies.append(given[3]), auto_ack=True)
     channel.queue_declare("rpc")
@@ -97,7 +100,10 @@ def channel_properties() -> object:
     return BasicProperties(reply_to="amq.rabbitmq.reply-to")
 
 
-def test_which_consumer_is_active(broker: TestBroker, client: RawAmqp10, channel: BlockingChannel) -> None:
+def test_single_active_receivers_are_told_which_one_is_active(
+    broker: TestBroker, client: RawAmqp10, channel: BlockingChannel
+) -> None:
+    """Flow properties say which receiver of a single-active-consumer queue is active, and when that changes."""
     if not broker.differs_since("4.3", "consumers of quorum queues are told"):
         pytest.skip("from 4.3 on")
     channel.queue_declare("sac", durable=True, arguments={"x-queue-type": "quorum", "x-single-active-consumer": True})
@@ -112,14 +118,16 @@ def test_which_consumer_is_active(broker: TestBroker, client: RawAmqp10, channel
     assert next(frame for frame in frames if frame.code == FLOW).field(10) == {"rabbitmq:active": True}
 
 
-def test_the_target_of_a_publisher_is_deleted(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
+def test_deleting_the_queue_detaches_its_senders(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
+    """The sender's link is detached with resource-deleted."""
     client.attach_sender(queue)
     assert client.published(0).descriptor == ACCEPTED
     channel.queue_delete("q")
     assert client.detached() == ("amqp:resource-deleted", None)
 
 
-def test_a_rejected_message_is_dead_lettered_with_its_deaths(client: RawAmqp10, quorum: str) -> None:
+def test_a_rejected_message_is_dead_lettered_with_its_history(client: RawAmqp10, quorum: str) -> None:
+    """The dead letter has x-opt-deaths with queue, reason and count."""
     client.attach_sender(quorum, handle=1)
     client.published(0, handle=1)
     client.attach_receiver(quorum)
@@ -132,7 +140,10 @@ def test_a_rejected_message_is_dead_lettered_with_its_deaths(client: RawAmqp10, 
     assert (death["queue"], death["reason"], death["count"]) == ("qq", "rejected", 1)
 
 
-def test_dispositions_of_what_is_not_there_are_ignored(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
+def test_dispositions_of_unknown_deliveries_are_ignored(
+    client: RawAmqp10, queue: str, channel: BlockingChannel
+) -> None:
+    """A disposition for deliveries that do not exist settles only those that do."""
     channel.basic_publish("", "q", b"1")
     client.attach_receiver(queue)
     first = client.expect(TRANSFER).field(1)

@@ -1,4 +1,4 @@
-"""A message that cannot be handled is set aside: others go on, no other client is closed, and the log says it once."""
+"""A message that cannot be handled is set aside: other messages and clients are not affected, and it is logged once."""
 
 import logging
 import time
@@ -34,7 +34,7 @@ def dead_letters_to(channel: BlockingChannel, target: str, **arguments: object) 
 @pytest.mark.parametrize("depth", [60, 61, 62, 63])
 @pytest.mark.parametrize("header", ["CC", "BCC", "x"])
 def test_deeply_nested_headers_are_dead_lettered(depth: int, header: str) -> None:
-    """In CC they once ended all expiry, and closed an innocent publisher's connection."""
+    """A message with deeply nested headers, also in CC, expires and is dead-lettered like the next one."""
     value: Any = ["k"]
     for _ in range(depth):
         value = [value]
@@ -47,10 +47,10 @@ def test_deeply_nested_headers_are_dead_lettered(depth: int, header: str) -> Non
         assert take.bodies("dead", 2) == [b"bad", b"good"]
 
 
-def test_a_message_that_cannot_be_dead_lettered(
+def test_a_message_that_cannot_be_dead_lettered_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is not lost: after a restart, the broker tries again."""
+    """If dead-lettering fails inside the broker, the message is not lost: after a restart, the broker tries again."""
     caplog.set_level(logging.ERROR)
     make = dead_lettering.dead_letter
 
@@ -76,8 +76,8 @@ def test_a_message_that_cannot_be_dead_lettered(
         assert Take(channel).bodies("dead", 2) == [b"bad 1", b"bad 2"]
 
 
-def test_a_delayed_message_that_cannot_be_published(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The others are delivered when they are due."""
+def test_a_delayed_message_that_fails_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a delayed message cannot be published, the others are delivered when they are due."""
     enqueue = VirtualHost.enqueue
 
     def fail(vhost: VirtualHost, routing: Routing) -> Any:
@@ -97,8 +97,8 @@ def test_a_delayed_message_that_cannot_be_published(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("step", [-3600, 3600])
-def test_a_clock_that_is_set_and_corrected(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """TTL, delays and unused queues go by a clock that nobody can set."""
+def test_setting_the_clock_affects_neither_ttl_nor_delays(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """If the system clock is set forward or back by an hour, messages still expire and arrive in time."""
     now, now_ns = time.time, time.time_ns
     with EmbeddedBroker() as broker:
         channel = open_channel(broker)

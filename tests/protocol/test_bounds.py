@@ -1,4 +1,4 @@
-"""What the embedded broker does not let a client do to it: fill its memory, fill its buffers, hold on forever."""
+"""Limits that keep a client from filling the embedded broker's memory and buffers, or waiting for ever."""
 
 import socket
 import subprocess
@@ -33,7 +33,9 @@ def small() -> Iterator[EmbeddedBroker]:
 
 
 def test_publishers_wait_while_memory_is_short(small: EmbeddedBroker) -> None:
-    """connection.blocked to who publishes; unblocked once a consumer has made room; nothing is lost."""
+    """Above the memory limit, a publisher gets connection.blocked, and connection.unblocked once messages were
+    consumed.
+    """
     publishing = connect(small)
     heard: list[str] = []
     publishing.add_on_connection_blocked_callback(lambda _c, method: heard.append(method.method.reason))
@@ -64,8 +66,8 @@ def test_publishers_wait_while_memory_is_short(small: EmbeddedBroker) -> None:
         connection.close()
 
 
-def test_consumers_go_on_while_memory_is_short(small: EmbeddedBroker) -> None:
-    """A connection that does not publish is not blocked, and can be opened."""
+def test_consumers_are_served_while_memory_is_short(small: EmbeddedBroker) -> None:
+    """A connection that does not publish is not blocked, and new ones can be opened."""
     flood = RawClient(small.url)
     flood.send(commands.Queue.Declare(queue="q"))
     flood.expect(commands.Queue.DeclareOk)
@@ -84,8 +86,8 @@ def test_consumers_go_on_while_memory_is_short(small: EmbeddedBroker) -> None:
     flood.socket.close()
 
 
-def test_a_client_that_does_not_read(small: EmbeddedBroker) -> None:
-    """It gets what fits into its buffers; the rest stays in the queue for others."""
+def test_a_client_that_does_not_read_leaves_the_queue_to_others(small: EmbeddedBroker) -> None:
+    """Such a client gets what fits into its buffers; all other messages stay in the queue."""
     connection = connect(small)
     channel = connection.channel()
     channel.queue_declare("q")
@@ -105,8 +107,8 @@ def test_a_client_that_does_not_read(small: EmbeddedBroker) -> None:
     connection.close()
 
 
-def test_a_delivery_that_is_never_acknowledged() -> None:
-    """The channel is closed, and the message goes back."""
+def test_the_consumer_timeout_closes_the_channel() -> None:
+    """If a delivery is not acknowledged in time, the channel is closed and the message is requeued."""
     with EmbeddedBroker(consumer_timeout=0.2) as broker, RawClient(broker.url) as client:
         client.send(commands.Queue.Declare(queue="q"))
         client.expect(commands.Queue.DeclareOk)
@@ -127,8 +129,10 @@ def test_a_delivery_that_is_never_acknowledged() -> None:
         connection.close()
 
 
-def test_many_connections_come_and_go(small: EmbeddedBroker, api_of: Callable[[EmbeddedBroker], Any]) -> None:
-    """And nothing of them is left."""
+def test_closed_connections_leave_nothing_behind(
+    small: EmbeddedBroker, api_of: Callable[[EmbeddedBroker], Any]
+) -> None:
+    """After many clients have connected and left, the broker counts no connections, channels or queues."""
 
     def come_and_go() -> None:
         for _ in range(20):
@@ -150,8 +154,8 @@ def test_many_connections_come_and_go(small: EmbeddedBroker, api_of: Callable[[E
         assert time.monotonic() < deadline, totals
 
 
-def test_without_file_descriptors_clients_wait(tmp_path: Path) -> None:
-    """It is said once, not thousands of times; and they are let in when others have left."""
+def test_without_file_descriptors_new_clients_wait(tmp_path: Path) -> None:
+    """If the process has no file descriptors left, new clients wait until others leave, and the log says so once."""
     limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32)); "
     program = limited + "from mqtool.broker.embedded.__main__ import main; main()"
     command = [sys.executable, "-c", program, "--port", "0", "--print-url", "--log-file", str(tmp_path / "log")]
@@ -173,8 +177,8 @@ def test_without_file_descriptors_clients_wait(tmp_path: Path) -> None:
         assert (tmp_path / "log").read_text().count("file descriptors") == 1
 
 
-def test_without_file_descriptors_old_segments_are_read(tmp_path: Path) -> None:
-    """A reader of a stream that connected before goes on."""
+def test_without_file_descriptors_streams_can_be_read(tmp_path: Path) -> None:
+    """A connected reader of a stream still gets old segments."""
     limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)); "
     program = limited + "from mqtool.broker.embedded.__main__ import main; main()"
     command = [sys.executable, "-c", program, "--port", "0", "--stream-port", "0", "--print-url"]
@@ -203,7 +207,7 @@ def test_without_file_descriptors_old_segments_are_read(tmp_path: Path) -> None:
             client.close()
 
 
-def test_a_taken_port_is_an_error() -> None:
-    """In the thread that starts it."""
+def test_a_port_that_is_in_use_raises_an_error() -> None:
+    """EmbeddedBroker.start() raises OSError in the caller's thread."""
     with EmbeddedBroker() as broker, pytest.raises(OSError, match="in use"):
         EmbeddedBroker(port=broker.port).start()

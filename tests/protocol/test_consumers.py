@@ -1,4 +1,4 @@
-"""Consumers: limits, turns, priorities, and what they hear when a queue goes."""
+"""Consumers: prefetch, turns, priorities, and cancellation by the broker."""
 
 from typing import Any
 
@@ -37,7 +37,7 @@ def settled(channel: BlockingChannel) -> None:
 
 
 def test_prefetch_limits_each_consumer(channel: BlockingChannel, take: Take) -> None:
-    """Not basic.get; and an ack lets the next one come."""
+    """A consumer with prefetch 2 gets two messages, and the next after an ack; basic.get is not limited."""
     channel.queue_declare("q")
     publish(channel, 5)
     channel.basic_qos(prefetch_count=2)
@@ -54,7 +54,7 @@ def test_prefetch_limits_each_consumer(channel: BlockingChannel, take: Take) -> 
 
 @pytest.mark.differs_since("4.3", "prefetch of a whole channel is refused by default, and does nothing")
 def test_global_prefetch_limits_the_channel(channel: BlockingChannel, take: Take) -> None:
-    """All its consumers together."""
+    """With a global prefetch of 3, all consumers of the channel together have at most three unacknowledged messages."""
     for queue in ("q", "r"):
         channel.queue_declare(queue)
         publish(channel, 3, queue)
@@ -70,8 +70,8 @@ def test_global_prefetch_limits_the_channel(channel: BlockingChannel, take: Take
     assert len(consumer.got) == 5
 
 
-def test_prefetch_does_not_limit_without_acks(channel: BlockingChannel, take: Take) -> None:
-    """There is nothing to count."""
+def test_prefetch_does_not_limit_automatic_acknowledgement(channel: BlockingChannel, take: Take) -> None:
+    """A consumer without acknowledgements gets all messages, whatever the prefetch."""
     channel.queue_declare("q")
     publish(channel, 5)
     channel.basic_qos(prefetch_count=1)
@@ -81,7 +81,7 @@ def test_prefetch_does_not_limit_without_acks(channel: BlockingChannel, take: Ta
 
 
 def test_consumers_take_turns(channel: BlockingChannel, take: Take) -> None:
-    """Each gets its share."""
+    """Nine messages are delivered to three consumers in turn, three to each."""
     channel.queue_declare("q")
     consumers = [Recorder(), Recorder(), Recorder()]
     for consumer in consumers:
@@ -91,8 +91,8 @@ def test_consumers_take_turns(channel: BlockingChannel, take: Take) -> None:
     assert [len(consumer.got) for consumer in consumers] == [3, 3, 3]
 
 
-def test_consumer_priority(channel: BlockingChannel, take: Take) -> None:
-    """The others get what the first cannot take."""
+def test_the_consumer_with_the_higher_priority_is_served_first(channel: BlockingChannel, take: Take) -> None:
+    """Another consumer gets only the messages beyond the prefetch of the first."""
     channel.queue_declare("q")
     channel.basic_qos(prefetch_count=2)
     low, high = Recorder(), Recorder()
@@ -105,8 +105,10 @@ def test_consumer_priority(channel: BlockingChannel, take: Take) -> None:
 
 
 @pytest.mark.parametrize("kind", [{}, {"x-queue-type": "quorum"}])
-def test_a_single_active_consumer(channel: BlockingChannel, take: Take, kind: dict[str, Any]) -> None:
-    """The one that came first, until it goes."""
+def test_only_one_consumer_of_a_single_active_queue_gets_messages(
+    channel: BlockingChannel, take: Take, kind: dict[str, Any]
+) -> None:
+    """The first consumer gets all messages; after it is cancelled, the next one gets them."""
     channel.queue_declare("q", durable=True, arguments={**kind, "x-single-active-consumer": True})
     first, second = Recorder(), Recorder()
     tag = channel.basic_consume("q", first, auto_ack=True)
@@ -119,8 +121,8 @@ def test_a_single_active_consumer(channel: BlockingChannel, take: Take, kind: di
     take.until(lambda: len(second.got) == 1)
 
 
-def test_a_cancelled_consumer_keeps_its_messages(channel: BlockingChannel, take: Take) -> None:
-    """They are still its to acknowledge."""
+def test_a_cancelled_consumer_can_still_acknowledge(channel: BlockingChannel, take: Take) -> None:
+    """Deliveries made before basic.cancel can be acknowledged on the channel."""
     channel.queue_declare("q")
     publish(channel, 1)
     consumer = Recorder()
@@ -131,10 +133,10 @@ def test_a_cancelled_consumer_keeps_its_messages(channel: BlockingChannel, take:
     channel.close()
 
 
-def test_a_consumer_hears_that_its_queue_is_gone(
+def test_deleting_the_queue_cancels_its_consumers(
     connection: pika.BlockingConnection, channel: BlockingChannel, take: Take
 ) -> None:
-    """basic.cancel from the broker."""
+    """The broker sends basic.cancel with the consumer tag."""
     channel.queue_declare("q")
     cancelled: list[Any] = []
     channel.add_on_cancel_callback(cancelled.append)

@@ -1,4 +1,4 @@
-"""A damaged data directory: the broker says what is gone, what is left is there, and the damaged files are kept."""
+"""A damaged data directory: the broker says what is lost, recovers the rest, and keeps the damaged files."""
 
 import os
 import stat
@@ -47,8 +47,8 @@ def kept(process: BrokerProcess) -> Path:
     return path
 
 
-def test_without_damage_nothing_is_said(process: BrokerProcess) -> None:
-    """Neither after a kill nor after a clean stop."""
+def test_an_undamaged_directory_is_opened_without_a_warning(process: BrokerProcess) -> None:
+    """After a kill and after a clean stop, all messages are there, and nothing is logged or set aside."""
     for end in (process.kill, process.stop):
         end()
         process.start()
@@ -59,8 +59,8 @@ def test_without_damage_nothing_is_said(process: BrokerProcess) -> None:
 
 
 @pytest.mark.parametrize("where", [0.5, 0.0], ids=["in the middle", "in its header"])
-def test_a_flipped_bit_in_the_log(process: BrokerProcess, where: float) -> None:
-    """SQLite reads the log up to there, and says nothing."""
+def test_a_flipped_bit_in_the_log_is_reported(process: BrokerProcess, where: float) -> None:
+    """The broker recovers what comes before the damage, warns, and keeps a copy of the log."""
     process.kill()
     _, log = files(process)
     size = log.stat().st_size
@@ -73,8 +73,10 @@ def test_a_flipped_bit_in_the_log(process: BrokerProcess, where: float) -> None:
         assert 0 < depth(process) < MESSAGES
 
 
-def test_a_torn_page_at_the_end_of_the_log(process: BrokerProcess) -> None:
-    """As a kill leaves it, or a full disk: then nothing in that group had been confirmed, but damage looks the same."""
+def test_a_torn_page_at_the_end_of_the_log_is_reported(process: BrokerProcess) -> None:
+    """The last group of changes is lost; the broker warns and keeps a copy, because it cannot tell a torn write from
+    damage.
+    """
     process.kill()
     _, log = files(process)
     flip(log, log.stat().st_size - 100)
@@ -84,8 +86,8 @@ def test_a_torn_page_at_the_end_of_the_log(process: BrokerProcess) -> None:
     assert (kept(process) / log.name).exists()
 
 
-def test_an_empty_file_beside_its_log(process: BrokerProcess) -> None:
-    """SQLite would delete the log. The broker does not start, and changes nothing."""
+def test_an_empty_database_beside_its_log_stops_the_start(process: BrokerProcess) -> None:
+    """The broker does not start, because SQLite would delete the log, and changes nothing."""
     process.kill()
     database, log = files(process)
     before = log.read_bytes()
@@ -95,8 +97,8 @@ def test_an_empty_file_beside_its_log(process: BrokerProcess) -> None:
     assert log.read_bytes() == before
 
 
-def test_an_empty_file_without_a_log(process: BrokerProcess) -> None:
-    """The broker starts like a new one, and says so."""
+def test_an_empty_database_without_a_log_is_a_new_broker(process: BrokerProcess) -> None:
+    """The broker starts without definitions and messages, and says so once."""
     process.stop()
     files(process)[0].write_bytes(b"")
     process.start()
@@ -107,8 +109,8 @@ def test_an_empty_file_without_a_log(process: BrokerProcess) -> None:
     assert "was empty" not in process.log
 
 
-def test_a_truncated_file(process: BrokerProcess) -> None:
-    """What is before the end is read."""
+def test_a_truncated_database_is_read_up_to_its_end(process: BrokerProcess) -> None:
+    """The broker recovers what is left, warns once, and keeps the truncated file."""
     process.stop()
     database, _ = files(process)
     data = database.read_bytes()
@@ -122,8 +124,8 @@ def test_a_truncated_file(process: BrokerProcess) -> None:
     assert process.log.count("was damaged") == 1
 
 
-def test_a_damaged_page(process: BrokerProcess) -> None:
-    """What is before and behind it is read."""
+def test_a_damaged_page_loses_only_its_messages(process: BrokerProcess) -> None:
+    """The broker warns, and recovers the messages before and after the page."""
     process.stop()
     database, _ = files(process)
     data = database.read_bytes()
@@ -134,8 +136,8 @@ def test_a_damaged_page(process: BrokerProcess) -> None:
     assert MESSAGES // 2 < depth(process) < MESSAGES
 
 
-def test_a_file_that_is_no_database(process: BrokerProcess) -> None:
-    """The broker does not start, and changes nothing."""
+def test_a_file_that_is_not_a_database_stops_the_start(process: BrokerProcess) -> None:
+    """The broker says that nothing can be read, does not start, and leaves the file alone."""
     process.stop()
     database, _ = files(process)
     database.write_bytes(b"x" * 8192)
@@ -145,7 +147,7 @@ def test_a_file_that_is_no_database(process: BrokerProcess) -> None:
 
 
 def test_a_data_directory_is_private(tmp_path: Path) -> None:
-    """Whatever the umask."""
+    """The directory and its files can be read only by their owner, whatever the umask is."""
     mask = os.umask(0)
     try:
         with BrokerProcess(tmp_path) as process:

@@ -1,4 +1,6 @@
-"""A data directory can be opened again, whatever clients declared and whatever is in it; syncing it blocks nobody."""
+"""A data directory can be opened again, whatever clients declared and whatever is in it; a slow disk delays few
+clients.
+"""
 
 import asyncio
 import os
@@ -63,8 +65,8 @@ def nested(depth: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("depth", [62, 63, 64, 65, 80, 400])
-def test_deeply_nested_arguments(process: BrokerProcess, depth: int) -> None:
-    """What is accepted is read back; what could not be is refused."""
+def test_deeply_nested_arguments_are_stored_or_refused(process: BrokerProcess, depth: int) -> None:
+    """A queue with deeply nested arguments is refused, or is there after a restart."""
     api = Api(process.management_url)
     status, _ = api("PUT", "queues/%2F/q", {"durable": True, "arguments": {"x-unknown": nested(depth)}})
     assert status in (201, 400)
@@ -76,8 +78,8 @@ def test_deeply_nested_arguments(process: BrokerProcess, depth: int) -> None:
     assert "could not be read" not in process.log
 
 
-def test_a_deleted_vhost_takes_all_bindings_along(process: BrokerProcess) -> None:
-    """Those between predeclared exchanges, too."""
+def test_deleting_a_vhost_deletes_its_bindings_and_policies(process: BrokerProcess) -> None:
+    """A virtual host that is created again after a restart has no bindings or policies of the old one."""
     api = Api(process.management_url)
     api("PUT", "vhosts/v")
     assert api("POST", "bindings/v/e/amq.fanout/e/amq.direct", {"routing_key": "k"})[0] == 201
@@ -92,8 +94,10 @@ def test_a_deleted_vhost_takes_all_bindings_along(process: BrokerProcess) -> Non
     assert api("GET", "policies/v")[1] == []
 
 
-def test_names_are_the_bytes_of_the_wire(tmp_path: Path) -> None:
-    """A name that is not UTF-8, and the text that Python shows for it, are two queues; NUL separates nothing."""
+def test_names_are_stored_as_bytes(tmp_path: Path) -> None:
+    """Names that are not UTF-8, their escaped forms, and names with NUL stay different queues and bindings after a
+    restart.
+    """
     names = ("q\udcff", "q\\udcff", "q\\xff")
     bindings = [("d", "k\0x"), ("d\0k", "x")]
     with EmbeddedBroker(data_dir=tmp_path) as broker:
@@ -112,8 +116,8 @@ def test_names_are_the_bytes_of_the_wire(tmp_path: Path) -> None:
     assert {(queue, key) for _, _, _, queue, key, _ in found["bindings"]} >= set(bindings)
 
 
-def test_one_definition_that_cannot_be_read(process: BrokerProcess) -> None:
-    """It is reported and left; everything else is there, and its messages are when it is mended."""
+def test_a_definition_that_cannot_be_read_is_skipped(process: BrokerProcess) -> None:
+    """The broker reports it and starts with everything else; once it is repaired, its messages are there."""
     channel = connect(process).channel()
     channel.confirm_delivery()
     for queue in ("bad", "good"):
@@ -144,8 +148,8 @@ def test_one_definition_that_cannot_be_read(process: BrokerProcess) -> None:
     assert Take(connect(process).channel()).one("bad")[2] == b"bad"
 
 
-def test_files_that_are_not_the_brokers(process: BrokerProcess) -> None:
-    """They are ignored, reported and left."""
+def test_unknown_files_are_ignored(process: BrokerProcess) -> None:
+    """The broker reports files in its directory that are not its own, and leaves them alone."""
     channel = connect(process).channel()
     channel.queue_declare("s", durable=True, arguments={"x-queue-type": "stream"})
     channel.confirm_delivery()
@@ -163,8 +167,8 @@ def test_files_that_are_not_the_brokers(process: BrokerProcess) -> None:
     assert connect(process).channel().queue_declare("s", passive=True).method.message_count == 1
 
 
-def test_a_disk_that_is_full_at_the_start(process: BrokerProcess) -> None:
-    """The error says so, and how much room is needed; nothing is called damaged, and nothing is lost."""
+def test_a_full_disk_at_the_start_is_reported(process: BrokerProcess) -> None:
+    """The broker says how much room it needs and does not start; nothing is lost or reported as damaged."""
     channel = connect(process).channel()
     channel.queue_declare("q", durable=True)
     channel.confirm_delivery()
@@ -189,8 +193,8 @@ def test_a_disk_that_is_full_at_the_start(process: BrokerProcess) -> None:
     assert connect(process).channel().queue_declare("q", passive=True).method.message_count == 20
 
 
-def test_defaults_are_made_once(process: BrokerProcess) -> None:
-    """Who deletes guest and every virtual host does not get an administrator with a known password back."""
+def test_deleted_defaults_are_not_created_again(process: BrokerProcess) -> None:
+    """After guest and all virtual hosts were deleted, a restart does not create them again."""
     api = Api(process.management_url)
     api("PUT", "users/boss", {"password": "secret", "tags": "administrator"})
     assert api("DELETE", "users/guest")[0] == 204
@@ -202,8 +206,8 @@ def test_defaults_are_made_once(process: BrokerProcess) -> None:
 
 
 @large
-def test_a_slow_disk_delays_only_who_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An answer about something durable leaves after the fsync; other connections do not notice."""
+def test_a_slow_disk_delays_only_replies_that_wait_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replies about durable things wait for the disk; other connections are served at once."""
     slow = threading.Event()
     sync = Database.sync
 
@@ -354,8 +358,10 @@ def reopened(directory: Path, change: Callable[[Broker], object] = lambda _: Non
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(operations=OPERATIONS)
-def test_hostile_definitions(operations: list[tuple[str, str, str, str, dict[str, Any]]]) -> None:
-    """What was accepted is there after a restart, as it was; what could not be stored was refused."""
+def test_any_accepted_definition_survives_a_restart(
+    operations: list[tuple[str, str, str, str, dict[str, Any]]],
+) -> None:
+    """Random definitions that were accepted are the same after a restart; others were refused."""
 
     def change(broker: Broker) -> None:
         for operation in operations:
@@ -371,8 +377,8 @@ def test_hostile_definitions(operations: list[tuple[str, str, str, str, dict[str
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
-def test_hostile_rows(data: st.DataObject) -> None:
-    """Rows of definitions that are changed at random never keep the broker from starting."""
+def test_a_changed_row_never_prevents_a_start(data: st.DataObject) -> None:
+    """Definitions that were changed at random on disk do not keep the broker from starting."""
     with TemporaryDirectory() as name:
         directory = Path(name)
 
@@ -412,8 +418,8 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
-def test_hostile_damage(killed: Path, data: st.DataObject) -> None:
-    """Any file with changed, missing or surplus bytes: the broker starts, or says in a sentence why it cannot."""
+def test_any_damage_is_survived_or_explained(killed: Path, data: st.DataObject) -> None:
+    """With changed, missing or additional bytes in any file, the broker starts, or says why it cannot."""
     with TemporaryDirectory() as name:
         directory = Path(name) / "data"
         shutil.copytree(killed, directory)

@@ -1,4 +1,4 @@
-"""Definitions: what a broker has, as a document that it and others can load."""
+"""Definitions: export and import of what a broker has declared."""
 
 import json
 import subprocess
@@ -89,8 +89,8 @@ def has(exported: dict[str, Any], wanted: dict[str, Any]) -> bool:
     )
 
 
-def test_what_is_loaded_is_exported(api: Api, vhost: str, channel: BlockingChannel) -> None:
-    """A virtual host's, without what goes with a connection; what is there already stays as it is."""
+def test_imported_definitions_are_exported(api: Api, vhost: str, channel: BlockingChannel) -> None:
+    """An export contains what was imported, but no exclusive queue; an import does not change an existing queue."""
     channel.queue_declare("mine", exclusive=True)
     channel.queue_bind("mine", "amq.fanout")
     wanted = {**TOPOLOGY, **policies(vhost)}
@@ -108,8 +108,8 @@ def test_what_is_loaded_is_exported(api: Api, vhost: str, channel: BlockingChann
     assert by_name(api("GET", f"definitions/{vhost}")[1]) == by_name(exported)
 
 
-def test_the_definitions_of_all(api: Api, vhost: str) -> None:
-    """Users with their hashes, permissions, and each thing with its virtual host."""
+def test_definitions_of_the_whole_broker_contain_users_and_permissions(api: Api, vhost: str) -> None:
+    """They contain password hashes, and a virtual host for each object; only administrators may read and load them."""
     user, topology = {**ANN, "name": f"ann-{vhost}"}, by_name(TOPOLOGY)
     document = {
         "users": [user],
@@ -131,8 +131,8 @@ def test_the_definitions_of_all(api: Api, vhost: str) -> None:
         api("DELETE", f"users/{user['name']}")
 
 
-def test_what_cannot_be_loaded(api: Api, vhost: str) -> None:
-    """400; but a binding between what is not there is passed over."""
+def test_invalid_definitions_are_refused(api: Api, vhost: str) -> None:
+    """An import without a valid virtual host, type or name returns 400, and creates nothing."""
     queue = {"name": "q", "durable": True, "auto_delete": False, "arguments": {}}
     for document in (
         {"queues": [queue]},
@@ -149,14 +149,16 @@ def test_what_cannot_be_loaded(api: Api, vhost: str) -> None:
 
 
 @pytest.mark.parametrize("document", [{"queues": 3}, {"queues": ["q"]}, {"users": [{}]}, {"parameters": [3]}])
-def test_a_document_of_another_shape(document: dict[str, Any], api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """400, too."""
+def test_definitions_of_another_shape_are_refused(
+    document: dict[str, Any], api_of: Callable[[EmbeddedBroker], Api]
+) -> None:
+    """An import whose sections are not lists of objects returns 400."""
     with EmbeddedBroker(management_port=0) as broker:
         assert api_of(broker)("POST", "definitions", document)[0] == 400
 
 
-def test_a_broker_that_comes_up_with_a_topology(tmp_path: Path, api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """Users can log in; without a virtual host things go to /; it is loaded into what a data directory has, too."""
+def test_a_broker_starts_with_a_definitions_file(tmp_path: Path, api_of: Callable[[EmbeddedBroker], Api]) -> None:
+    """Users of the file can log in, objects without a virtual host go to /, and a data directory may exist already."""
     file, data = tmp_path / "definitions.json", tmp_path / "data"
     rights = {"user": "ann", "vhost": "/", "configure": ".*", "write": ".*", "read": ".*"}
     topics = [{"user": "ann", "vhost": "/", "exchange": "logs", "write": "critical$", "read": ""}]
@@ -175,8 +177,10 @@ def test_a_broker_that_comes_up_with_a_topology(tmp_path: Path, api_of: Callable
         assert api_of(broker)("GET", "topic-permissions")[1] == topics
 
 
-def test_a_file_that_cannot_be_loaded_leaves_the_data_directory_free(tmp_path: Path) -> None:
-    """Once it is mended, the broker starts, in the same process."""
+def test_after_a_failed_import_the_data_directory_can_be_used(tmp_path: Path) -> None:
+    """If the definitions file is invalid, start() raises, and a second start() with a valid file works in the same
+    process.
+    """
     file, data = tmp_path / "definitions.json", tmp_path / "data"
     file.write_text('{"queues": [{}]}')
     with pytest.raises(OSError, match=r"cannot load definitions from .*: queues: name is missing"):
@@ -186,8 +190,8 @@ def test_a_file_that_cannot_be_loaded_leaves_the_data_directory_free(tmp_path: P
         pass
 
 
-def test_what_is_left_out_is_said(tmp_path: Path) -> None:
-    """On stderr, and it starts; it does not with a file that it cannot read."""
+def test_definitions_that_are_left_out_are_named(tmp_path: Path) -> None:
+    """The broker names a shovel in the file on stderr and starts; with an unreadable file, it does not start."""
     file, ready = tmp_path / "definitions.json", tmp_path / "ready"
     shovel = {"component": "shovel", "vhost": "/", "name": "away", "value": {}}
     file.write_text(json.dumps({**TOPOLOGY, "parameters": [shovel]}))

@@ -1,4 +1,4 @@
-"""The x-delayed-message exchange, which the embedded broker has built in and RabbitMQ has as a plugin."""
+"""The x-delayed-message exchange: built into the embedded broker, a plugin of RabbitMQ."""
 
 import math
 import time
@@ -34,8 +34,8 @@ def delay(milliseconds: object) -> BasicProperties:
 
 
 @pytest.mark.usefixtures("delayed")
-def test_messages_come_when_their_time_has_come(channel: BlockingChannel, take: Take) -> None:
-    """In the order of their times, each no sooner than it should; their header is as it was sent."""
+def test_delayed_messages_arrive_when_due(channel: BlockingChannel, take: Take) -> None:
+    """Three messages arrive in the order of their delays, none early, with their header unchanged."""
     started = time.monotonic()
     for milliseconds in (150, 50, 100):
         channel.basic_publish("x", "k", str(milliseconds).encode(), delay(milliseconds))
@@ -48,8 +48,8 @@ def test_messages_come_when_their_time_has_come(channel: BlockingChannel, take: 
 
 @pytest.mark.usefixtures("delayed")
 @pytest.mark.parametrize("milliseconds", ["250", "+250", "0250", 250.9], ids=repr)
-def test_what_is_a_delay(channel: BlockingChannel, take: Take, milliseconds: object) -> None:
-    """A number of any type, or a text of digits."""
+def test_x_delay_may_be_a_number_or_digits(channel: BlockingChannel, take: Take, milliseconds: object) -> None:
+    """x-delay may be any type of number, or text with digits."""
     started = time.monotonic()
     channel.basic_publish("x", "k", b"x", delay(milliseconds))
     take.one("q")
@@ -62,10 +62,8 @@ def test_what_is_a_delay(channel: BlockingChannel, take: Take, milliseconds: obj
     ["5s", "", " 250", "2_50", b"\xff".decode(errors="surrogateescape"), math.nan, math.inf, Decimal(250)],
     ids=repr,
 )
-def test_what_cannot_be_a_delay_closes_the_connection(
-    connection: pika.BlockingConnection, milliseconds: object
-) -> None:
-    """The plugin fails at it."""
+def test_an_invalid_x_delay_closes_the_connection(connection: pika.BlockingConnection, milliseconds: object) -> None:
+    """Text that is not a number, NaN and the like close the connection with 541, as RabbitMQ's plugin does."""
     channel = connection.channel()
     channel.basic_publish("x", "k", b"x", delay(milliseconds))
     with pytest.raises(ConnectionClosedByBroker) as closed:
@@ -79,24 +77,26 @@ def test_what_cannot_be_a_delay_closes_the_connection(
     [0, -5, 2**32, "-5", "9" * 5000, 0.5, True, None, [50], {"a": 50}, b"50", datetime(2040, 1, 1, tzinfo=UTC)],
     ids=lambda value: repr(value)[:30],
 )
-def test_no_delay(channel: BlockingChannel, take: Take, milliseconds: object) -> None:
-    """Nothing to wait for, or not a number: routed at once."""
+def test_messages_without_a_positive_x_delay_are_routed_at_once(
+    channel: BlockingChannel, take: Take, milliseconds: object
+) -> None:
+    """0, negative and too large numbers, and values that are not numbers, do not delay a message."""
     channel.basic_publish("x", "k", b"later", delay(3_600_000))
     channel.basic_publish("x", "k", b"x", delay(milliseconds))
     assert take.one("q")[2] == b"x"
 
 
 @pytest.mark.usefixtures("delayed")
-def test_bindings_count_when_the_time_has_come(channel: BlockingChannel, take: Take) -> None:
-    """Not when it is published."""
+def test_delayed_messages_are_routed_by_the_bindings_when_due(channel: BlockingChannel, take: Take) -> None:
+    """A binding that is made after publishing counts, if it exists when the message is due."""
     channel.basic_publish("x", "later", b"x", delay(50))
     channel.queue_bind("q", "x", "later")
     assert take.one("q")[2] == b"x"
 
 
 @pytest.mark.usefixtures("delayed")
-def test_mandatory_does_not_know(channel: BlockingChannel, take: Take) -> None:
-    """A delayed message counts as unroutable now, and comes nevertheless."""
+def test_a_mandatory_delayed_message_is_returned_and_still_delivered(channel: BlockingChannel, take: Take) -> None:
+    """A delayed message counts as unroutable when published, and is delivered when due all the same."""
     channel.exchange_declare("before", "fanout")
     channel.exchange_bind("x", "before")
     channel.confirm_delivery()
@@ -108,7 +108,7 @@ def test_mandatory_does_not_know(channel: BlockingChannel, take: Take) -> None:
 
 @pytest.mark.usefixtures("delayed")
 def test_a_delayed_exchange_behind_another(channel: BlockingChannel, take: Take) -> None:
-    """It delays what comes by a binding; queues beside it get the message at once, and no message waits twice."""
+    """A delayed exchange bound to another one delays its copy once; queues of the other exchange get theirs at once."""
     channel.exchange_declare("before", "fanout")
     channel.queue_declare("beside")
     channel.queue_bind("beside", "before")
@@ -127,7 +127,7 @@ def test_a_delayed_exchange_behind_another(channel: BlockingChannel, take: Take)
 
 @pytest.mark.usefixtures("delayed")
 def test_two_delayed_exchanges_deliver_twice(channel: BlockingChannel, take: Take) -> None:
-    """Each holds the message back, and each delivers it to the same queue."""
+    """Two delayed exchanges that lead to one queue each deliver the message to it."""
     channel.exchange_declare("other", DELAYED, arguments={"x-delayed-type": "direct"})
     channel.queue_bind("q", "other", "k")
     channel.exchange_declare("before", "fanout")
@@ -140,7 +140,7 @@ def test_two_delayed_exchanges_deliver_twice(channel: BlockingChannel, take: Tak
 @pytest.mark.usefixtures("delayed")
 @pytest.mark.parametrize("is_bound", [True, False])
 def test_the_alternate_exchange_gets_a_copy_at_once(channel: BlockingChannel, take: Take, *, is_bound: bool) -> None:
-    """What is held back matches nothing so far; a mandatory message is not returned then. When due, it may match."""
+    """A delayed message goes to the alternate exchange when published, and is routed again when due."""
     channel.exchange_declare("y", DELAYED, arguments={"x-delayed-type": "direct", "alternate-exchange": "amq.fanout"})
     channel.queue_declare("spare")
     channel.queue_bind("spare", "amq.fanout")
@@ -157,7 +157,7 @@ def test_the_alternate_exchange_gets_a_copy_at_once(channel: BlockingChannel, ta
 def test_a_transaction_does_not_hold_a_delayed_message(
     channel: BlockingChannel, connection: pika.BlockingConnection, take: Take, end: str
 ) -> None:
-    """It is routed when it is published, and comes even if the transaction is rolled back."""
+    """A delayed message of a transaction is delivered even if the transaction is rolled back."""
     other = connection.channel()
     other.tx_select()
     other.basic_publish("x", "k", b"x", delay(100))
@@ -167,8 +167,8 @@ def test_a_transaction_does_not_hold_a_delayed_message(
 
 
 @pytest.mark.usefixtures("delayed")
-def test_carbon_copies(channel: BlockingChannel, take: Take) -> None:
-    """BCC is removed. Since the broker has changed the headers then, x-delay is negative; with CC it is not."""
+def test_cc_and_bcc_of_delayed_messages_are_delivered(channel: BlockingChannel, take: Take) -> None:
+    """Copies are delayed, too. With BCC, which is removed, x-delay is negative afterwards; with CC, it is unchanged."""
     channel.queue_declare("copy")
     channel.queue_bind("copy", "x", "c")
     for name, expected in (("CC", {"x-delay": 50, "CC": ["c"]}), ("BCC", {"x-delay": -50})):
@@ -179,7 +179,7 @@ def test_carbon_copies(channel: BlockingChannel, take: Take) -> None:
 @pytest.mark.usefixtures("delayed")
 @pytest.mark.parametrize("milliseconds", [50, "50", 50.5])
 def test_x_delay_is_negative_after_dead_lettering(channel: BlockingChannel, take: Take, milliseconds: object) -> None:
-    """An integer, whatever it was."""
+    """A dead letter that was delayed has its x-delay as a negative integer."""
     arguments = {"x-dead-letter-exchange": "x", "x-dead-letter-routing-key": "k"}
     channel.queue_declare("dying", arguments=arguments)
     channel.basic_publish("", "dying", b"x", AnyHeaders(headers={"x-delay": milliseconds}, expiration="0"))
@@ -188,8 +188,8 @@ def test_x_delay_is_negative_after_dead_lettering(channel: BlockingChannel, take
 
 @pytest.mark.usefixtures("delayed")
 @pytest.mark.parametrize("kind", [DELAYED, "direct"])
-def test_what_a_deleted_exchange_holds_is_for_its_successor(channel: BlockingChannel, take: Take, kind: str) -> None:
-    """Of whatever type, if it is there when the message is due."""
+def test_delayed_messages_outlive_their_exchange(channel: BlockingChannel, take: Take, kind: str) -> None:
+    """If the exchange is deleted and declared again, with any type, it gets the delayed messages when due."""
     channel.basic_publish("x", "k", b"old", delay(400))
     channel.exchange_delete("x")
     channel.exchange_declare("x", kind, durable=True, arguments={"x-delayed-type": "direct"})
@@ -198,8 +198,8 @@ def test_what_a_deleted_exchange_holds_is_for_its_successor(channel: BlockingCha
 
 
 @pytest.mark.usefixtures("delayed")
-def test_bindings_are_checked_as_by_the_type_inside(connection: pika.BlockingConnection) -> None:
-    """Of a headers exchange, x-match."""
+def test_bindings_of_a_delayed_exchange_are_checked_by_its_inner_type(connection: pika.BlockingConnection) -> None:
+    """A binding with an invalid x-match is refused if the inner type is headers."""
     channel = connection.channel()
     channel.exchange_declare("y", DELAYED, arguments={"x-delayed-type": "headers"})
     with pytest.raises(ChannelClosedByBroker) as closed:
@@ -208,8 +208,8 @@ def test_bindings_are_checked_as_by_the_type_inside(connection: pika.BlockingCon
 
 
 @pytest.mark.usefixtures("delayed")
-def test_the_type_inside_has_to_be_one(connection: pika.BlockingConnection) -> None:
-    """x-delayed-type says how to route."""
+def test_x_delayed_type_must_be_an_exchange_type(connection: pika.BlockingConnection) -> None:
+    """Declaring a delayed exchange without a valid x-delayed-type is refused with RabbitMQ's text."""
     for arguments, text in (
         ({}, "Invalid argument, 'x-delayed-type' must be an existing exchange type"),
         ({"x-delayed-type": DELAYED}, "Invalid argument, 'x-delayed-message' can't be used for 'x-delayed-type'"),
@@ -220,8 +220,8 @@ def test_the_type_inside_has_to_be_one(connection: pika.BlockingConnection) -> N
 
 
 @pytest.mark.usefixtures("delayed")
-def test_many_delayed_messages(channel: BlockingChannel, take: Take) -> None:
-    """Each comes once; the timer is moved forward by nearly all of them."""
+def test_many_delayed_messages_arrive_once_each(channel: BlockingChannel, take: Take) -> None:
+    """500 messages, most of them due earlier than the one before, arrive once each."""
     for number in range(500):
         channel.basic_publish("x", "k", str(number).encode(), delay(300 - number // 2))
     got = [int(body) for body in take.bodies("q", 500)]
@@ -229,8 +229,8 @@ def test_many_delayed_messages(channel: BlockingChannel, take: Take) -> None:
     assert channel.basic_get("q")[0] is None
 
 
-def test_delayed_messages_outlive_a_restart(tmp_path: Path) -> None:
-    """Those in a durable exchange, transient ones as well; those that are late come at once."""
+def test_delayed_messages_survive_a_restart(tmp_path: Path) -> None:
+    """After kill -9, messages of a durable delayed exchange arrive, overdue ones at once, also transient ones."""
     with BrokerProcess(tmp_path) as process:
         channel = pika.BlockingConnection(pika.URLParameters(process.url)).channel()
         channel.exchange_declare("x", DELAYED, durable=True, arguments={"x-delayed-type": "fanout"})

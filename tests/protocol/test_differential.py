@@ -314,22 +314,24 @@ SETTINGS = settings(max_examples=25 if IN_CI else 10, deadline=None, suppress_he
 
 @SETTINGS
 @given(sequence=operations(CLASSIC_ARGUMENTS, *CONSUMING))
-def test_classic_queues(sides: tuple[Side, Side], sequence: list[Operation]) -> None:
-    """Replies, errors, deliveries to consumers and by basic.get, order, headers and counts."""
+def test_classic_queues_behave_alike_on_both_brokers(sides: tuple[Side, Side], sequence: list[Operation]) -> None:
+    """Both brokers give the same replies, errors, deliveries, order, headers and counts for random operations."""
     compare(sides, [*CLASSIC_START, ("consume", "a", 1, False, {}), *sequence])
 
 
 @SETTINGS
 @given(sequence=operations([*CLASSIC_ARGUMENTS, *QUORUM_ARGUMENTS]))
-def test_quorum_queues(sides: tuple[Side, Side], sequence: list[Operation]) -> None:
-    """The same for quorum queues, without consumers, to whom RabbitMQ 3.10 gives more than their prefetch at times."""
+def test_quorum_queues_behave_alike_on_both_brokers(sides: tuple[Side, Side], sequence: list[Operation]) -> None:
+    """As for classic queues, but without consumers, to which RabbitMQ 3.10 sometimes delivers more than
+    their prefetch.
+    """
     compare(sides, [*QUORUM_START, *sequence])
 
 
 @settings(SETTINGS, max_examples=10 if IN_CI else 5)
 @given(sequence=STREAMING)
-def test_streams(sides: tuple[Side, Side], sequence: list[Operation]) -> None:
-    """Readers at any offset get the same, and what is refused is refused alike."""
+def test_streams_behave_alike_on_both_brokers(sides: tuple[Side, Side], sequence: list[Operation]) -> None:
+    """Readers at any offset get the same messages from both brokers, and the same operations are refused."""
     compare(
         sides, [("declare queue", "a", True, STREAM_ARGUMENTS[0]), *TOPIC[1:], *PUBLISHES, *sequence], with_counts=False
     )

@@ -1,4 +1,4 @@
-"""What strangers cannot do to the embedded broker through its management API."""
+"""What clients without a login, and pages of other sites, cannot do to the embedded broker's management API."""
 
 import base64
 import contextlib
@@ -64,8 +64,8 @@ LOGIN = f"authorization: Basic {GUEST}"
 
 
 @pytest.mark.parametrize(("options", "status"), [((), 401), (("--guest-from-anywhere",), 200)])
-def test_guest_from_other_machines(tmp_path: Path, options: tuple[str, ...], status: int) -> None:
-    """In a container every client looks like one, so there is an option. It is for AMQP and for the management API."""
+def test_guest_from_another_machine_needs_an_option(tmp_path: Path, options: tuple[str, ...], status: int) -> None:
+    """guest may log in from another machine only with --guest-from-anywhere, over AMQP and at the management API."""
     here = other_address()
     if here is None:
         pytest.skip("this machine has only a loopback address")
@@ -91,8 +91,8 @@ def test_guest_from_other_machines(tmp_path: Path, options: tuple[str, ...], sta
         ("[::1", 421),
     ],
 )
-def test_no_page_whose_name_points_here(broker: EmbeddedBroker, host: str, status: int) -> None:
-    """DNS rebinding: the page's host name comes as Host."""
+def test_requests_with_another_host_name_are_refused(broker: EmbeddedBroker, host: str, status: int) -> None:
+    """Against DNS rebinding, a request whose Host header is not a name of this machine gets 421."""
     assert ask(broker, f"host: {host}", LOGIN)[0] == status
 
 
@@ -100,19 +100,19 @@ def test_no_page_whose_name_points_here(broker: EmbeddedBroker, host: str, statu
     ("origin", "status"),
     [("http://127.0.0.1:15672", 200), ("http://evil.example", 403), ("null", 403), ("http://127.0.0.1:80", 403)],
 )
-def test_no_page_of_another_site(broker: EmbeddedBroker, origin: str, status: int) -> None:
-    """Even if its reader is logged in."""
+def test_requests_from_pages_of_another_site_are_refused(broker: EmbeddedBroker, origin: str, status: int) -> None:
+    """A request with another Origin gets 403, even with valid credentials."""
     assert ask(broker, "host: 127.0.0.1:15672", LOGIN, f"origin: {origin}")[0] == status
 
 
 def test_a_large_body_is_not_read_before_the_login(broker: EmbeddedBroker) -> None:
-    """The answer comes although none of the body has."""
+    """A request with a large body is answered before the body arrives: 401 without a login, 413 with one."""
     assert ask(broker, "content-length: 16000000", method="PUT", path="/api/queues/%2F/q")[0] == 401
     assert ask(broker, LOGIN, "content-length: 16000000", method="PUT", path="/api/queues/%2F/q")[0] == 413
 
 
-def test_a_small_body_may_come_with_a_wrong_login(broker: EmbeddedBroker) -> None:
-    """The connection goes on, as a browser's and curl's do."""
+def test_the_connection_stays_open_after_a_401(broker: EmbeddedBroker) -> None:
+    """After a 401 for a request with a small body, the same connection can be used with valid credentials."""
     with socket.create_connection(address(broker), timeout=60) as connection:
         connection.sendall(b"PUT /api/queues/%2F/q HTTP/1.1\r\ncontent-length: 2\r\n\r\n{}")
         assert connection.recv(65536).startswith(b"HTTP/1.1 401")
@@ -129,15 +129,15 @@ def test_a_small_body_may_come_with_a_wrong_login(broker: EmbeddedBroker) -> Non
         ("transfer-encoding: chunked", 411),
     ],
 )
-def test_malformed_requests(broker: EmbeddedBroker, header: str, status: int) -> None:
-    """Refused; the broker goes on."""
+def test_malformed_requests_are_refused(broker: EmbeddedBroker, header: str, status: int) -> None:
+    """Each malformed header gets its error status, and the next request is answered."""
     assert ask(broker, LOGIN, header)[0] == status
     assert ask(broker, LOGIN)[0] == 200
 
 
 @pytest.mark.parametrize("sent", ["", "GET /api/whoami HTTP/1.1\r\n\r\n"])
-def test_who_has_not_logged_in_keeps_nobody_out(broker: EmbeddedBroker, sent: str) -> None:
-    """A crowd that says nothing, or stays after a 401: the oldest of it makes room for a new connection."""
+def test_connections_without_a_login_make_room_for_others(broker: EmbeddedBroker, sent: str) -> None:
+    """If all connections are taken by clients without a login, the oldest of them is closed for a new one."""
     crowd = [socket.create_connection(address(broker), timeout=60) for _ in range(MAX_CONNECTIONS)]
     for connection in crowd:
         connection.sendall(sent.encode())
@@ -148,10 +148,10 @@ def test_who_has_not_logged_in_keeps_nobody_out(broker: EmbeddedBroker, sent: st
         connection.close()
 
 
-def test_a_crowd_from_one_address_keeps_out_none_from_another(
+def test_connections_from_one_address_do_not_displace_others(
     broker: EmbeddedBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each new one of the crowd replaces one of the crowd; the log has a line a second about it."""
+    """Too many connections from one address replace only each other; the log has one line per second about it."""
     caplog.set_level(logging.WARNING)
     time.sleep(1)  # an earlier test may have caused a line
     crowd = [socket.create_connection(address(broker), timeout=60) for _ in range(MAX_CONNECTIONS)]
@@ -167,8 +167,8 @@ def test_a_crowd_from_one_address_keeps_out_none_from_another(
         connection.close()
 
 
-def test_connections_are_limited(broker: EmbeddedBroker) -> None:
-    """Those that are too many are told so; when the others are gone there is room again."""
+def test_logged_in_connections_are_limited(broker: EmbeddedBroker) -> None:
+    """Beyond the limit, a new connection is refused; once the others are closed, connections are accepted again."""
     crowd = [socket.create_connection(address(broker), timeout=60) for _ in range(MAX_CONNECTIONS)]
     for connection in crowd:
         connection.sendall(f"GET /api/whoami HTTP/1.1\r\n{LOGIN}\r\n\r\n".encode())
@@ -188,10 +188,10 @@ def test_connections_are_limited(broker: EmbeddedBroker) -> None:
 
 
 @pytest.mark.parametrize("sent", ["GET /api", f"PUT /api/vhosts/x HTTP/1.1\r\n{LOGIN}\r\ncontent-length: 9\r\n\r\n{{"])
-def test_a_request_that_never_ends_is_cut_off(
+def test_an_incomplete_request_is_closed_in_time(
     broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch, sent: str
 ) -> None:
-    """In its headers or in its body."""
+    """If the headers or the body of a request do not arrive in time, the connection is closed."""
     monkeypatch.setattr(http_server, "_FIRST_SECONDS", 0.2)
     monkeypatch.setattr(http_server, "_BODY_SECONDS", 0.2)
     with socket.create_connection(address(broker), timeout=60) as connection:
@@ -212,8 +212,8 @@ def test_a_request_that_never_ends_is_cut_off(
     ],
     ids=["a large integer", "a lone surrogate", "a long name", "deeply nested", "very deeply nested", "no object"],
 )
-def test_arguments_that_cannot_be_stored(broker: EmbeddedBroker, api: Api, arguments: str) -> None:
-    """400, and there is no queue, exchange or binding afterwards."""
+def test_arguments_that_cannot_be_stored_are_refused(broker: EmbeddedBroker, api: Api, arguments: str) -> None:
+    """Such arguments get 400, and no queue, exchange or binding is created."""
     body = f'{{"arguments": {arguments}}}'.encode()
     headers = (LOGIN, f"content-length: {len(body)}")
     for method, path in (
@@ -228,8 +228,8 @@ def test_arguments_that_cannot_be_stored(broker: EmbeddedBroker, api: Api, argum
     assert api("PUT", "queues/%2F/" + "x" * 300)[0] == 400
 
 
-def test_no_regular_expression_stops_the_broker(broker: EmbeddedBroker, api: Api) -> None:
-    """Neither in a filter nor in a permission: each would take Python's matcher longer than the sun will last."""
+def test_an_expensive_regular_expression_does_not_block_the_broker(broker: EmbeddedBroker, api: Api) -> None:
+    """A pattern that would backtrack for ever in Python is answered at once, in a filter and in a permission."""
     evil = "(a|a)*(a+)+$"
     api("PUT", "queues/%2F/" + "a" * 200 + "b")
     assert api("GET", f"queues?page=1&name={quote(evil)}&use_regex=true")[1]["filtered_count"] == 0
@@ -241,7 +241,7 @@ def test_no_regular_expression_stops_the_broker(broker: EmbeddedBroker, api: Api
 
 @pytest.mark.parametrize("pattern", ["(", r"(a)\1", "^(?!amq)"])
 def test_a_pattern_that_is_not_supported_is_refused(api: Api, pattern: str) -> None:
-    """With the reason."""
+    """A permission or a filter with an unsupported regular expression gets 400 with the reason."""
     status, error = api("PUT", "permissions/%2F/guest", {"configure": pattern, "write": "", "read": ""})
     assert status == 400
     assert "invalid regular expression" in error["reason"]
@@ -251,7 +251,7 @@ def test_a_pattern_that_is_not_supported_is_refused(api: Api, pattern: str) -> N
 
 @large
 def test_a_long_list_does_not_stall_other_clients(tmp_path: Path) -> None:
-    """While 5,000 queues are listed, requests on another connection are answered, many times a second."""
+    """While 5,000 queues are listed, requests on another connection are answered."""
     with BrokerProcess(tmp_path, "--management-port", "0") as broker, ThreadPoolExecutor() as pool:
         queues = [{"name": f"queue-{number}", "vhost": "/", "durable": False} for number in range(5_000)]
         assert Api(broker.management_url)("POST", "definitions", {"queues": queues})[0] == 204
@@ -271,7 +271,7 @@ def test_a_long_list_does_not_stall_other_clients(tmp_path: Path) -> None:
 def test_repeated_internal_errors_are_logged_once_a_second(
     api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With a count: a client that repeats a request must not fill the log."""
+    """A client that repeats a failing request cannot fill the log: the lines have a count."""
     caplog.set_level(logging.WARNING)
 
     def fail(call: object) -> None:

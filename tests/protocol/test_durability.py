@@ -1,4 +1,4 @@
-"""What outlives the broker: a clean stop, a restart, and `kill -9` at any moment."""
+"""What survives a clean stop, a restart, and `kill -9` at any moment."""
 
 import random
 import threading
@@ -32,8 +32,8 @@ def restart(process: BrokerProcess, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
-def test_durable_things_outlive_a_restart(process: BrokerProcess, how: str) -> None:
-    """Durable exchanges, queues, the bindings between them, and persistent messages; nothing else."""
+def test_durable_objects_and_persistent_messages_survive_a_restart(process: BrokerProcess, how: str) -> None:
+    """Durable exchanges, queues, their bindings and persistent messages are there after a restart, and nothing else."""
     channel = connect(process).channel()
     channel.exchange_declare("x", "topic", durable=True, arguments={"alternate-exchange": "amq.fanout"})
     channel.exchange_declare("y", "fanout", durable=True)
@@ -66,7 +66,7 @@ def test_durable_things_outlive_a_restart(process: BrokerProcess, how: str) -> N
 
 
 def test_a_clean_restart_keeps_the_counts_of_a_quorum_queue(tmp_path: Path) -> None:
-    """Like RabbitMQ 4.3: after a restart, `x-acquired-count` and `x-delivery-count` are as they were before."""
+    """As in RabbitMQ 4.3, x-acquired-count and x-delivery-count are the same after a restart."""
     with BrokerProcess(tmp_path, "--data-dir", str(tmp_path / "data"), "--like", "4.3") as process:
         channel = connect(process).channel()
         channel.queue_declare("q", durable=True, arguments={"x-queue-type": "quorum"})
@@ -83,7 +83,7 @@ def test_a_clean_restart_keeps_the_counts_of_a_quorum_queue(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
 def test_a_restarted_queue_keeps_its_maximum_length(process: BrokerProcess, how: str) -> None:
-    """Unacknowledged messages are ready again after a restart. The oldest messages beyond x-max-length are dropped."""
+    """Unacknowledged messages are ready again after a restart, and the oldest beyond x-max-length are dead-lettered."""
     channel = connect(process).channel()
     channel.queue_declare("dead", durable=True)
     arguments = {"x-max-length": 2, "x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
@@ -103,8 +103,8 @@ def test_a_restarted_queue_keeps_its_maximum_length(process: BrokerProcess, how:
 
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
-def test_delivered_and_not_acknowledged_comes_again(process: BrokerProcess, how: str) -> None:
-    """Marked redelivered; in its old place; what was acknowledged does not come."""
+def test_unacknowledged_messages_are_redelivered_after_a_restart(process: BrokerProcess, how: str) -> None:
+    """They are marked as redelivered and in their old places; acknowledged messages are gone."""
     channel = connect(process).channel()
     channel.queue_declare("q", durable=True)
     channel.confirm_delivery()
@@ -125,8 +125,8 @@ def test_delivered_and_not_acknowledged_comes_again(process: BrokerProcess, how:
     assert channel.basic_get("q")[0] is None
 
 
-def test_names_that_are_not_utf8_outlive_a_restart(process: BrokerProcess) -> None:
-    """Of exchanges, queues and routing keys: they are octets."""
+def test_names_that_are_not_utf_8_survive_a_restart(process: BrokerProcess) -> None:
+    """Exchanges, queues and routing keys keep their bytes."""
 
     def method(index: bytes, *names: bytes, bits: bytes) -> bytes:
         return raw_frame(1, 1, index + b"\0\0" + b"".join(bytes([len(name)]) + name for name in names) + bits)
@@ -149,8 +149,8 @@ def test_names_that_are_not_utf8_outlive_a_restart(process: BrokerProcess) -> No
         assert declared[7:11] == (1).to_bytes(4)
 
 
-def test_users_and_permissions_outlive_a_restart(tmp_path: Path) -> None:
-    """As do virtual hosts."""
+def test_users_permissions_and_virtual_hosts_survive_a_restart(tmp_path: Path) -> None:
+    """A user can log in after a restart, and has the same permissions."""
     from tests.protocol.conftest import Api
 
     options = ("--data-dir", str(tmp_path / "data"), "--management-port", "0")
@@ -168,7 +168,7 @@ def test_users_and_permissions_outlive_a_restart(tmp_path: Path) -> None:
 
 
 def test_names_cannot_forge_the_log(process: BrokerProcess) -> None:
-    """A client chooses them, and errors are about them."""
+    """Line breaks and control characters of a name are escaped in the log."""
     connection = connect(process)
     with pytest.raises(ConnectionClosedByBroker):
         connection.channel().exchange_declare("x", "no\n2026-01-01 \x1b[31mforged")
@@ -221,8 +221,8 @@ class Consumer(threading.Thread):
             return
 
 
-def test_kill_at_twenty_moments(process: BrokerProcess) -> None:
-    """Every confirmed message is there after the restart, and none comes twice unless marked redelivered."""
+def test_no_confirmed_message_is_lost_by_twenty_kills(process: BrokerProcess) -> None:
+    """After each of twenty kills, all confirmed messages are there, and duplicates are marked as redelivered."""
     seed = random.Random(20)
     connect(process).channel().queue_declare("q", durable=True)
     confirmed: set[int] = set()
@@ -259,7 +259,7 @@ def test_kill_at_twenty_moments(process: BrokerProcess) -> None:
 
 
 def test_two_brokers_cannot_share_a_directory(process: BrokerProcess) -> None:
-    """The second one says why and ends."""
+    """The second broker says why and exits; the first one works on."""
     second = BrokerProcess(process.directory)
     second.ready_file = process.directory / "second"
     with pytest.raises(AssertionError):

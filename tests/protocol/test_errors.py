@@ -195,10 +195,10 @@ CASES: list[Any] = [
 
 @pytest.mark.usefixtures("existing")
 @pytest.mark.parametrize(("action", "expected"), CASES, ids=[str(number) for number in range(len(CASES))])
-def test_the_reply_is_rabbitmqs(
+def test_a_refusal_has_rabbitmqs_code_and_text(
     connection: pika.BlockingConnection, vhost: str, action: Callable[[BlockingChannel], object], expected: str
 ) -> None:
-    """Code and text of each refusal."""
+    """Each invalid operation is refused with the code and the text of RabbitMQ."""
     channel = connection.channel()
     assert refused(lambda: action(channel)) == expected.format(vhost=vhost)
 
@@ -226,7 +226,8 @@ ARGUMENTS: list[Any] = [
 ]
 
 
-def test_a_quorum_queue_has_members(channel: BlockingChannel, vhost: str) -> None:
+def test_a_quorum_queue_with_an_initial_group_size_of_0_is_refused(channel: BlockingChannel, vhost: str) -> None:
+    """The error names x-quorum-initial-group-size."""
     arguments = {"x-queue-type": "quorum", "x-quorum-initial-group-size": 0}
     reply = refused(lambda: channel.queue_declare("new", durable=True, arguments=arguments))
     where = f"'x-quorum-initial-group-size' for queue 'new' in vhost '{vhost}'"
@@ -237,7 +238,7 @@ def test_a_quorum_queue_has_members(channel: BlockingChannel, vhost: str) -> Non
 def test_an_invalid_argument_is_named(
     channel: BlockingChannel, vhost: str, name: str, value: object, wrong: str
 ) -> None:
-    """An argument of queue.declare that cannot be is refused with what is wrong, as Erlang prints it."""
+    """An invalid argument of queue.declare is named, with the reason as Erlang prints it."""
     reply = refused(lambda: channel.queue_declare("new", arguments={name: value}))
     assert reply == f"406 PRECONDITION_FAILED - invalid arg '{name}' for queue 'new' in vhost '{vhost}': {wrong}"
 
@@ -253,13 +254,13 @@ def test_an_invalid_argument_is_named(
     ],
 )
 def test_an_invalid_expiration_is_refused(channel: BlockingChannel, expiration: str, wrong: str) -> None:
-    """A message's expiration has to be a number of milliseconds, as text."""
+    """An expiration that is not text with a number of milliseconds is refused with 406."""
     reply = refused(lambda: publish(channel, "", "q", BasicProperties(expiration=expiration)))
     assert reply == f"406 PRECONDITION_FAILED - invalid expiration '{expiration}': {wrong}"
 
 
 def test_a_consumer_tag_cannot_be_used_twice(channel: BlockingChannel) -> None:
-    """A second consumer of the same tag costs the connection."""
+    """A second consumer with the same tag closes the connection with 530."""
     channel.queue_declare("q")
     channel.basic_consume("q", print, consumer_tag="t")
 
@@ -271,7 +272,7 @@ def test_a_consumer_tag_cannot_be_used_twice(channel: BlockingChannel) -> None:
 
 
 def test_immediate_is_not_implemented(channel: BlockingChannel) -> None:
-    """RabbitMQ dropped `immediate` in 3.0."""
+    """basic.publish with `immediate`, which RabbitMQ dropped in 3.0, closes the connection with 540."""
 
     def publish_immediately() -> None:
         method = spec.Basic.Publish(exchange="", routing_key="q", immediate=True)
@@ -297,6 +298,6 @@ def test_immediate_is_not_implemented(channel: BlockingChannel) -> None:
 def test_an_exclusive_queue_is_locked_to_others(
     channel: BlockingChannel, connect: Callable[..., pika.BlockingConnection], vhost: str, use: Callable[..., object]
 ) -> None:
-    """Only the connection that declared an exclusive queue can do anything with it."""
+    """Every operation on an exclusive queue of another connection is refused with 405."""
     channel.queue_declare("q", exclusive=True)
     assert refused(lambda: use(connect().channel())) == LOCKED.format(vhost=vhost)

@@ -1,4 +1,4 @@
-"""Faults on demand: what a client sees of each, and that nothing is left of it when it is undone."""
+"""Faults on demand: what a client sees of each, and that nothing is left of it when it ends."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -58,8 +58,8 @@ def channel(connect: Callable[..., BlockingChannel]) -> BlockingChannel:
     return connect()
 
 
-def test_cut(vhost: Vhost) -> None:
-    """A RST is an error to read, a FIN the end."""
+def test_cut_connections_resets_or_closes_the_socket(vhost: Vhost) -> None:
+    """A client gets ECONNRESET, or with reset=False the end of the stream."""
     with RawClient(vhost.url) as client:
         assert vhost.faults.cut_connections() == 1
         with pytest.raises(ConnectionResetError):
@@ -80,8 +80,8 @@ def stream(whole: EmbeddedBroker, vhost: Vhost) -> Iterator[RawStream]:
     client.close()
 
 
-def test_faults_of_stream_connections(vhost: Vhost, stream: RawStream) -> None:
-    """Those of AMQP meet them, too."""
+def test_faults_apply_to_stream_connections(vhost: Vhost, stream: RawStream) -> None:
+    """slow_down, refuse_connections and close_connections apply to the stream protocol, too."""
     assert stream.create("s") == 1
     with vhost.faults.slow_down(0.1):
         began = time.monotonic()
@@ -102,20 +102,22 @@ def test_faults_of_stream_connections(vhost: Vhost, stream: RawStream) -> None:
 
 
 @pytest.mark.parametrize("reset", [True, False])
-def test_stream_connections_are_cut(vhost: Vhost, stream: RawStream, reset: bool) -> None:
+def test_cut_connections_cuts_stream_connections(vhost: Vhost, stream: RawStream, reset: bool) -> None:
+    """A client of the stream protocol gets ECONNRESET, or with reset=False the end of the stream."""
     assert vhost.faults.cut_connections(reset=reset) == 1
     with pytest.raises(ConnectionResetError if reset else EOFError):
         stream.next()
 
 
 def test_a_restart_closes_stream_connections(vhost: Vhost, stream: RawStream) -> None:
+    """restart() closes connections of the stream protocol, and new ones can log in afterwards."""
     vhost.faults.restart()
     assert stream.at_end()
     RawStream(*stream.socket.getpeername()).log_in()
 
 
 def test_reset_empties_streams(vhost: Vhost, stream: RawStream, channel: BlockingChannel) -> None:
-    """Readers stay, and get what comes next; who has published before may begin anew with its ids."""
+    """reset() empties streams; readers stay and get later messages, and publishers may use their ids again."""
     assert stream.create("s") == 1
     assert stream.declare_publisher(1, "s", "me") == 1
     stream.publish(1, 1, b"\x00Su\xa0\x01a", b"\x00Su\xa0\x01b")
@@ -142,8 +144,8 @@ def test_reset_empties_streams(vhost: Vhost, stream: RawStream, channel: Blockin
     assert got == [(0, b"a"), (2, b"c")]
 
 
-def test_what_was_reset_does_not_come_back(tmp_path: Path) -> None:
-    """After a restart, the stream goes on where it was."""
+def test_messages_deleted_by_reset_do_not_return_after_a_restart(tmp_path: Path) -> None:
+    """After reset() and a restart, the stream continues at the next offset with new messages only."""
 
     def publish(broker: EmbeddedBroker, body: bytes) -> None:
         with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
@@ -164,8 +166,8 @@ def test_what_was_reset_does_not_come_back(tmp_path: Path) -> None:
         assert (message.body, message.headers["x-stream-offset"]) == (b"c", 2)
 
 
-def test_only_some_are_cut(vhost: Vhost, connect: Callable[..., BlockingChannel]) -> None:
-    """By the name that a client gives its connection."""
+def test_cut_connections_selects_by_connection_name(vhost: Vhost, connect: Callable[..., BlockingChannel]) -> None:
+    """cut_connections("orders-*") cuts only connections whose name matches."""
     orders, mail = connect("orders-1"), connect("mail-1")
     assert vhost.faults.cut_connections("orders-*") == 1
     with pytest.raises(exceptions.AMQPConnectionError):
@@ -173,8 +175,8 @@ def test_only_some_are_cut(vhost: Vhost, connect: Callable[..., BlockingChannel]
     mail.queue_declare("q")
 
 
-def test_refused(vhost: Vhost, raw: RawClient) -> None:
-    """Who is connected stays so; the port is kept, and others are let in again afterwards."""
+def test_refuse_connections_keeps_open_connections(vhost: Vhost, raw: RawClient) -> None:
+    """New connections are refused while the fault lasts; open ones work on, and the port stays the same."""
     with vhost.faults.refuse_connections(), pytest.raises(ConnectionRefusedError):
         RawClient(vhost.url)
     raw.send(commands.Basic.Qos())
@@ -182,8 +184,8 @@ def test_refused(vhost: Vhost, raw: RawClient) -> None:
     RawClient(vhost.url).socket.close()
 
 
-def test_silence(vhost: Vhost) -> None:
-    """Not even heartbeats come, nor does a new client hear anything; afterwards all of it does."""
+def test_go_silent_stops_all_output(vhost: Vhost) -> None:
+    """While the fault lasts, neither replies nor heartbeats are sent, also to new clients; afterwards all of it is."""
     with RawClient(vhost.url, heartbeat=1) as client:
         client.socket.settimeout(1.2)
         with vhost.faults.go_silent():
@@ -200,7 +202,8 @@ def test_silence(vhost: Vhost) -> None:
         new.socket.close()
 
 
-def test_slow(vhost: Vhost, raw: RawClient) -> None:
+def test_slow_down_delays_replies(vhost: Vhost, raw: RawClient) -> None:
+    """With slow_down(0.1), a reply takes at least 0.1 s."""
     with vhost.faults.slow_down(0.1):
         began = time.monotonic()
         raw.send(commands.Basic.Qos())
@@ -208,16 +211,16 @@ def test_slow(vhost: Vhost, raw: RawClient) -> None:
         assert time.monotonic() - began >= 0.1
 
 
-def test_blocked_publishers(vhost: Vhost, raw: RawClient) -> None:
-    """Who publishes is told why, and let go on."""
+def test_block_publishers_sends_blocked_and_unblocked(vhost: Vhost, raw: RawClient) -> None:
+    """A publisher gets connection.blocked with the reason, and connection.unblocked when the fault ends."""
     with vhost.faults.block_publishers("low on patience"):
         raw.send(commands.Basic.Publish(exchange="", routing_key="q"))
         assert raw.expect(commands.Connection.Blocked).reason == "low on patience"
     raw.expect(commands.Connection.Unblocked)
 
 
-def test_closed_by_the_broker(vhost: Vhost, raw: RawClient) -> None:
-    """With any code of AMQP's, and any text."""
+def test_close_channels_and_connections_send_the_given_code(vhost: Vhost, raw: RawClient) -> None:
+    """The client gets the given code and text; a code that AMQP does not have raises ValueError."""
     assert vhost.faults.close_channels(404, "NOT_FOUND - it was here") == 1
     close = raw.expect(commands.Channel.Close)
     assert (close.reply_code, close.reply_text) == (404, "NOT_FOUND - it was here")
@@ -228,8 +231,10 @@ def test_closed_by_the_broker(vhost: Vhost, raw: RawClient) -> None:
 
 
 @pytest.mark.parametrize("keep_transient", [False, True])
-def test_restart(vhost: Vhost, connect: Callable[..., BlockingChannel], keep_transient: bool) -> None:
-    """What RabbitMQ keeps is there again, on the same port; the rest, if that is asked for."""
+def test_restart_keeps_what_is_durable(
+    vhost: Vhost, connect: Callable[..., BlockingChannel], keep_transient: bool
+) -> None:
+    """After restart(), durable objects and quorum queues are there at the same port, transient ones only on request."""
     channel = connect()
     channel.queue_declare("durable", durable=True)
     channel.queue_declare("quorum", durable=True, arguments={"x-queue-type": "quorum"})
@@ -254,8 +259,8 @@ def test_restart(vhost: Vhost, connect: Callable[..., BlockingChannel], keep_tra
         channel.exchange_declare("transient", passive=True)
 
 
-def test_nacks(vhost: Vhost, channel: BlockingChannel) -> None:
-    """As many as asked for, to one queue only; what is nacked is not in it."""
+def test_nack_publishes_nacks_the_given_number(vhost: Vhost, channel: BlockingChannel) -> None:
+    """nack_publishes("jobs", 2) nacks two messages for that queue only, which do not get into it."""
     channel.confirm_delivery()
     for queue in ("jobs", "mail"):
         channel.queue_declare(queue)
@@ -269,7 +274,8 @@ def test_nacks(vhost: Vhost, channel: BlockingChannel) -> None:
     assert vhost.faults.in_force() == []
 
 
-def test_unroutable(vhost: Vhost, channel: BlockingChannel) -> None:
+def test_return_unroutable_returns_the_next_message(vhost: Vhost, channel: BlockingChannel) -> None:
+    """The next mandatory message is returned, and the one after it is routed."""
     channel.confirm_delivery()
     channel.queue_declare("jobs")
     vhost.faults.return_unroutable()
@@ -279,8 +285,8 @@ def test_unroutable(vhost: Vhost, channel: BlockingChannel) -> None:
     assert vhost.unrouted.bodies == [b"1"]
 
 
-def test_confirms_late(vhost: Vhost, raw: RawClient) -> None:
-    """Late by as long as asked for; without a time, when the fault is undone."""
+def test_delay_confirms_delays_confirms(vhost: Vhost, raw: RawClient) -> None:
+    """Confirms arrive after the given time, or without a time when the fault ends."""
     raw.send(commands.Confirm.Select())
     raw.expect(commands.Confirm.SelectOk)
     publish = header.ContentHeader(body_size=0, properties=commands.Basic.Properties())
@@ -302,8 +308,8 @@ def test_confirms_late(vhost: Vhost, raw: RawClient) -> None:
     assert raw.expect(commands.Basic.Ack).delivery_tag == 2
 
 
-def test_lost_acks(vhost: Vhost, channel: BlockingChannel) -> None:
-    """The message comes again, marked, and is gone once an acknowledgement has got through."""
+def test_lose_acks_redelivers_the_message(vhost: Vhost, channel: BlockingChannel) -> None:
+    """An acknowledgement that is lost leaves the message in the queue: it is redelivered and marked so."""
     channel.queue_declare("jobs")
     channel.basic_publish("", "jobs", b"1")
     vhost.faults.lose_acks()
@@ -317,7 +323,8 @@ def test_lost_acks(vhost: Vhost, channel: BlockingChannel) -> None:
     assert vhost.wait_for(lambda: vhost.queue("jobs").acked).bodies == [b"1"]
 
 
-def test_cancelled_consumers(vhost: Vhost, channel: BlockingChannel) -> None:
+def test_cancel_consumers_sends_basic_cancel(vhost: Vhost, channel: BlockingChannel) -> None:
+    """The consumers of the queue get basic.cancel with their tags."""
     channel.queue_declare("jobs")
     channel.basic_consume("jobs", lambda *_: None, consumer_tag="mine")
     cancelled = []
@@ -327,8 +334,8 @@ def test_cancelled_consumers(vhost: Vhost, channel: BlockingChannel) -> None:
     assert cancelled == ["mine"]
 
 
-def test_all_is_undone(whole: EmbeddedBroker) -> None:
-    """With the vhost of a test end its faults; those of a time end with that."""
+def test_faults_end_with_their_vhost_or_time(whole: EmbeddedBroker) -> None:
+    """Faults of a test's virtual host end when it is deleted, those with a time when it is over."""
     with whole.fresh_vhost() as vhost:
         vhost.faults.refuse_connections()
         vhost.faults.block_publishers()

@@ -1,4 +1,4 @@
-"""The table in docs/reference/embedded-broker.md: every row holds, and nothing is left out of it."""
+"""The tables of docs/reference/embedded-broker.md: every row is true, and nothing is missing."""
 
 import http.client
 import json
@@ -84,8 +84,8 @@ def declare_with_everything(api: Api, vhost: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_arguments_of_queues(api: Api, vhost: str, kind: str) -> None:
-    """Each type takes its own, and refuses all others that there are."""
+def test_the_table_of_queue_arguments_is_true(api: Api, vhost: str, kind: str) -> None:
+    """Each type of queue accepts exactly the arguments that the table says, and refuses the others by name."""
     rows = table("Arguments of queues")
     assert {row[0] for row in rows} == set(QUEUE_ARGUMENTS)
     declare_with_everything(api, vhost, kind)
@@ -98,8 +98,8 @@ def test_arguments_of_queues(api: Api, vhost: str, kind: str) -> None:
             assert (status, f"'{argument}'" in answer["reason"]) == (400, True), (argument, answer)
 
 
-def test_arguments_of_consumers(api: Api, vhost: str, connection: pika.BlockingConnection) -> None:
-    """By what they consume."""
+def test_the_table_of_consumer_arguments_is_true(api: Api, vhost: str, connection: pika.BlockingConnection) -> None:
+    """Consumers of each type of queue accept exactly the arguments that the table says."""
     rows = table("Arguments of consumers")
     assert {row[0] for row in rows} == {*CONSUMER_ARGUMENTS, OFFSET}
     values = {"x-priority": 1, "x-cancel-on-ha-failover": True, OFFSET: "first"}
@@ -117,8 +117,8 @@ def test_arguments_of_consumers(api: Api, vhost: str, connection: pika.BlockingC
             assert refused == (406 if here[KINDS.index(kind)] == "refused" else 0), (kind, argument)
 
 
-def test_effects_have_tests_of_their_own() -> None:
-    """Whatever is said to work is in another test of what a broker does."""
+def test_every_supported_argument_has_another_test() -> None:
+    """Each argument whose effect the table claims appears in another test of the broker."""
     here = Path(__file__)
     texts = [path.read_text() for path in here.parent.glob("test_*.py") if path != here]
     for heading in ("Arguments of queues", "Arguments of consumers"):
@@ -126,8 +126,8 @@ def test_effects_have_tests_of_their_own() -> None:
             assert "yes" not in kinds or any(argument in text for text in texts), argument
 
 
-def test_exchanges(broker: TestBroker, api: Api, vhost: str) -> None:
-    """Types, and arguments: taken with a value that fits, refused with another."""
+def test_the_table_of_exchanges_is_true(broker: TestBroker, api: Api, vhost: str) -> None:
+    """Exchange types and arguments are accepted with a valid value, and refused with another."""
     known = set()
     for names, here in table("Exchanges"):
         for kind in names.split(", "):
@@ -238,8 +238,8 @@ def play(url: str, seen: set[str]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:This command is deprecated")
-def test_methods(amqp_url: str, connection: pika.BlockingConnection) -> None:
-    """Those that the table has are all that there are, and each of them passes over the wire."""
+def test_the_table_of_amqp_methods_is_true(amqp_url: str, connection: pika.BlockingConnection) -> None:
+    """The table lists all methods of AMQP 0-9-1, and each one it claims works over a connection."""
     seen: set[str] = set()
     play(amqp_url, seen)
     # An alarm would block the publishers of all other tests.
@@ -263,7 +263,8 @@ REFUSED: dict[str, Callable[[RawClient], None]] = {
 }
 
 
-def test_what_is_not_implemented(api: Api, vhost: str, amqp_url: str) -> None:
+def test_methods_that_are_not_implemented_close_the_connection(api: Api, vhost: str, amqp_url: str) -> None:
+    """Each method that the table calls unsupported closes the connection with 540."""
     for kind in ("quorum", "stream"):
         api("PUT", f"queues/{vhost}/{kind}", {"durable": True, "arguments": {"x-queue-type": kind}})
     rows = table("Methods of AMQP 0-9-1", 1)
@@ -380,8 +381,8 @@ def filled(path: str, names: dict[str, str]) -> str:
     return "/".join(quote(names.get(each, each), safe="") for each in path.split("/"))
 
 
-def test_paths(broker: TestBroker, names: dict[str, str]) -> None:
-    """The table has them all, with the methods that they take."""
+def test_the_table_of_management_paths_is_complete(broker: TestBroker, names: dict[str, str]) -> None:
+    """The table lists every path of the management API with its methods."""
     rows = table("Paths of the management API", -1)
     there = {path: methods.split(", ") for path, methods, here in rows if here != "missing"}
     assert there == {
@@ -402,8 +403,8 @@ def test_paths(broker: TestBroker, names: dict[str, str]) -> None:
     assert browser.ask("POST", "overview", {}).status == 405
 
 
-def test_what_paths_do(broker: TestBroker, api: Api, names: dict[str, str]) -> None:
-    """Each request of the table is answered, one after the other."""
+def test_every_request_of_the_table_is_answered(broker: TestBroker, api: Api, names: dict[str, str]) -> None:
+    """Each request of the table succeeds on both brokers, one after the other."""
     rows = [row for row in table("Paths of the management API", -1) if row[2] != "missing"]
     changes = [f"{method} {path}" for path, methods, _ in rows for method in methods.split(", ") if method != "GET"]
     assert {each for each in changes if not each.startswith("DELETE")} == set(BODIES)

@@ -1,4 +1,4 @@
-"""The firehose: what comes through amq.rabbitmq.trace while a vhost's tracing is on."""
+"""The firehose: copies at amq.rabbitmq.trace while a virtual host's tracing is on."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -42,8 +42,8 @@ def trace(api: Api, vhost: str, channel: BlockingChannel) -> Iterator[Trace]:
     api("PUT", f"vhosts/{vhost}", {"tracing": False})
 
 
-def test_what_is_published(trace: Trace, connect: Opener, vhost: str) -> None:
-    """A copy of each message, with where it went; the default exchange routes to names, whoever has them."""
+def test_a_published_message_is_copied(trace: Trace, connect: Opener, vhost: str) -> None:
+    """The copy has the exchange in its key, and the routed queues, properties and connection in its headers."""
     client = connect().channel()
     client.queue_declare("jobs", exclusive=True)
     client.queue_bind("jobs", "amq.topic", "order.*")
@@ -71,8 +71,8 @@ def test_what_is_published(trace: Trace, connect: Opener, vhost: str) -> None:
     assert list(headers["properties"]) == [*reversed(properties)]
 
 
-def test_copies_to_other_keys(trace: Trace, connect: Opener) -> None:
-    """All keys are told, those that others do not see included; a transaction's messages come before its commit."""
+def test_the_copy_lists_cc_and_bcc_keys(trace: Trace, connect: Opener) -> None:
+    """A copy lists all routing keys, also those in BCC; that of a transaction comes before its commit."""
     client = connect().channel()
     client.tx_select()
     headers = {"CC": ["second"], "BCC": ["a-third"]}
@@ -83,8 +83,8 @@ def test_copies_to_other_keys(trace: Trace, connect: Opener) -> None:
     assert copy["properties"] == {"headers": {"CC": ["second"]}}
 
 
-def test_what_is_delivered(trace: Trace, connect: Opener, vhost: str) -> None:
-    """To a consumer or by basic.get, each time; the copies themselves are not."""
+def test_a_delivered_message_is_copied(trace: Trace, connect: Opener, vhost: str) -> None:
+    """Each delivery to a consumer or by basic.get is copied, except those of the copies themselves."""
     client = connect().channel()
     client.queue_declare("jobs", exclusive=True)
     client.basic_publish("", "jobs", b"job", pika.BasicProperties(headers={"n": 1}))
@@ -100,8 +100,8 @@ def test_what_is_delivered(trace: Trace, connect: Opener, vhost: str) -> None:
     assert trace.next() == ("deliver.jobs", b"job", {**expected, "redelivered": 1})
 
 
-def test_switched_on_and_off(api: Api, vhost: str, channel: BlockingChannel, connect: Opener) -> None:
-    """A vhost says whether it is on; a request that does not mention it leaves it; only booleans are taken."""
+def test_tracing_is_switched_on_and_off(api: Api, vhost: str, channel: BlockingChannel, connect: Opener) -> None:
+    """`tracing` of a virtual host must be a boolean; a request without it leaves it unchanged."""
     trace, client = Trace(channel), connect().channel()
     for body, is_on in (({"tracing": True}, True), ({}, True), ({"tracing": "false"}, False)):
         assert api("PUT", f"vhosts/{vhost}", body)[0] == 204

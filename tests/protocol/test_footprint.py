@@ -1,4 +1,4 @@
-"""What a client makes the broker keep counts as memory, whichever protocol it uses, and has a limit."""
+"""What a client makes the broker keep counts as memory in every protocol, and has a limit."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -44,7 +44,7 @@ def memory(broker: EmbeddedBroker) -> int:
 
 
 def test_headers_of_messages_count_as_memory(broker: EmbeddedBroker, channel: Any) -> None:
-    """By AMQP 0-9-1 and by AMQP 1.0, and no longer once the messages are gone."""
+    """Headers of AMQP 0-9-1 and annotations of AMQP 1.0 count as memory until their messages are removed."""
     channel.queue_declare("q", durable=True)
     before = memory(broker)
     for _ in range(50):
@@ -81,6 +81,7 @@ def annotated(size: int, name: str = "x-opt-a") -> Any:
 
 
 def test_annotations_of_modified_count_as_memory(broker: EmbeddedBroker, quorum: RawAmqp10, channel: Any) -> None:
+    """Annotations that a receiver adds with modified count as memory until the messages are removed."""
     before = memory(broker)
     quorum.settle(0, annotated(20_000), 49, settled=False)
     while quorum.receive().code == FLOW:
@@ -97,7 +98,7 @@ def test_annotations_of_modified_count_as_memory(broker: EmbeddedBroker, quorum:
 def test_annotations_of_modified_have_a_limit(
     broker: EmbeddedBroker, quorum: RawAmqp10, channel: Any, case: str
 ) -> None:
-    """They end the session, whose deliveries are requeued; the broker keeps no more than its limit."""
+    """Beyond the limit, the session ends, its deliveries are requeued, and the broker keeps no annotations."""
     if case == "during an alarm":
         channel.queue_declare("large")
         while memory(broker) < LIMIT:
@@ -150,7 +151,7 @@ def read_by_amqp_091(broker: EmbeddedBroker) -> str:
 def test_a_connection_with_too_many_unacknowledged_deliveries_is_closed(
     broker: EmbeddedBroker, channel: Any, read: Callable[[EmbeddedBroker], str]
 ) -> None:
-    """A stream keeps its messages, so only the deliveries take memory; no queue limits their number."""
+    """Unacknowledged deliveries of a stream take memory, so a connection with too many is closed."""
     channel.queue_declare("s", durable=True, arguments={"x-queue-type": "stream"})
     publishing = channel.connection.channel()
     for _ in range(8_000):
@@ -161,6 +162,7 @@ def test_a_connection_with_too_many_unacknowledged_deliveries_is_closed(
 
 
 def test_consumers_with_large_arguments_count_as_memory(broker: EmbeddedBroker, channel: Any) -> None:
+    """A client that declares consumers with too large arguments is closed, and their memory is free again."""
     channel.queue_declare("q")
     with RawClient(broker.url) as client:
         for number in range(60):

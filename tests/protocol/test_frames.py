@@ -1,4 +1,4 @@
-"""What a broker says to octets that are not what they should be."""
+"""What the broker answers to bytes that are not valid AMQP 0-9-1, or unusual."""
 
 import socket
 import struct
@@ -85,8 +85,10 @@ SINCE = {"body too long": pytest.mark.differs_since("4.2", "a body that is too l
 @pytest.mark.parametrize(
     ("octets", "reply"), [pytest.param(*case, id=name, marks=SINCE.get(name, ())) for name, case in CASES.items()]
 )
-def test_malformed(amqp_url: str, channel: BlockingChannel, octets: bytes, reply: str) -> None:
-    """The connection is closed with the right code and text; another one does not notice."""
+def test_malformed_frames_close_only_their_connection(
+    amqp_url: str, channel: BlockingChannel, octets: bytes, reply: str
+) -> None:
+    """The connection is closed with RabbitMQ's code and text, and other connections work on."""
     with RawClient(amqp_url) as client:
         client.socket.sendall(octets)
         assert client.closed_with() == reply
@@ -95,8 +97,8 @@ def test_malformed(amqp_url: str, channel: BlockingChannel, octets: bytes, reply
 
 @pytest.mark.differs_since("4.0", "the answer is the header of AMQP 1.0 with SASL, which it prefers")
 @pytest.mark.parametrize("octets", [b"GET / HTTP/1.1\r\n\r\n", b"AMQP\x00\x01\x00\x00", b"\x00" * 8])
-def test_not_amqp(amqp_url: str, octets: bytes) -> None:
-    """The answer is the protocol header that would have been right, and the end."""
+def test_an_unknown_protocol_gets_the_header_of_amqp(amqp_url: str, octets: bytes) -> None:
+    """A client that does not speak AMQP gets the broker's protocol header, and the connection is closed."""
     with RawClient(amqp_url, opened=False) as client:
         client.socket.sendall(octets)
         assert client.read(8) == b"AMQP\x00\x00\x09\x01"
@@ -107,8 +109,8 @@ def test_not_amqp(amqp_url: str, octets: bytes) -> None:
             return
 
 
-def test_frames_in_pieces(amqp_url: str) -> None:
-    """TCP knows no frames."""
+def test_frames_may_arrive_byte_by_byte(amqp_url: str) -> None:
+    """Frames that arrive in pieces of one byte, and a body in several frames, are handled like whole ones."""
     with RawClient(amqp_url) as client:
         client.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         data = frame.marshal(commands.Queue.Declare(queue="q", exclusive=True), 1)
@@ -122,7 +124,7 @@ def test_frames_in_pieces(amqp_url: str) -> None:
 
 
 def test_publishes_and_bindings_in_one_write(amqp_url: str) -> None:
-    """Each message goes where the bindings lead at its turn, though it is like the one before."""
+    """Of publishes, a bind and an unbind in one write, each message is routed by the bindings at its turn."""
     queue, exchange = "q", "amq.fanout"
     publish = frame.marshal(commands.Basic.Publish(exchange=exchange), 1) + HEADER + raw_frame(3, 1, b"hello")
     bind = frame.marshal(commands.Queue.Bind(queue=queue, exchange=exchange, nowait=True), 1)
@@ -137,8 +139,8 @@ def test_publishes_and_bindings_in_one_write(amqp_url: str) -> None:
         assert client.expect(commands.Queue.PurgeOk).message_count == 3
 
 
-def test_a_payload_as_long_as_a_frame_may_be(amqp_url: str) -> None:
-    """Some clients forget the eight octets around it, and RabbitMQ puts up with that."""
+def test_a_payload_may_be_as_long_as_frame_max(amqp_url: str) -> None:
+    """A payload of frame_max bytes is accepted, as RabbitMQ does; one byte more closes the connection."""
     body = b"x" * 8192
     longest = frame.marshal(header.ContentHeader(body_size=8192, properties=commands.Basic.Properties()), 1)
     with RawClient(amqp_url, frame_max=8192) as client:
@@ -155,7 +157,7 @@ def test_a_payload_as_long_as_a_frame_may_be(amqp_url: str) -> None:
 
 @pytest.mark.parametrize("pieces", [[b"hello"], [b"hel", b"lo"]])
 def test_immediate_is_refused_as_a_publish(amqp_url: str, pieces: list[bytes]) -> None:
-    """The error names the method that it is about, which came some frames ago."""
+    """The error for `immediate` names basic.publish, although content frames follow it."""
     with RawClient(amqp_url) as client:
         client.send(commands.Basic.Publish(exchange="", routing_key="q", immediate=True))
         client.socket.sendall(HEADER + b"".join(raw_frame(3, 1, piece) for piece in pieces))
@@ -163,8 +165,8 @@ def test_immediate_is_refused_as_a_publish(amqp_url: str, pieces: list[bytes]) -
         assert (close.reply_code, close.class_id, close.method_id) == (540, 60, 40)
 
 
-def test_long_integers_by_their_other_letter(amqp_url: str) -> None:
-    """kombu and py-amqp send any integer above 32 bits as `L`, in arguments and in headers."""
+def test_long_integers_of_type_capital_l_are_read(amqp_url: str) -> None:
+    """Integers with the field type `L`, which kombu and py-amqp send, are read in arguments and headers."""
     number = (2**40).to_bytes(8)
     arguments = b"\x09x-expiresL" + number
     headers = b"\x04sizeL" + number
@@ -184,8 +186,8 @@ def test_long_integers_by_their_other_letter(amqp_url: str) -> None:
         assert client.expect(header.ContentHeader).properties.headers == {"size": 2**40}
 
 
-def test_a_closed_channel_ignores_what_was_under_way(amqp_url: str) -> None:
-    """Until it has been agreed on; then the number can be used again."""
+def test_frames_for_a_closing_channel_are_ignored(amqp_url: str) -> None:
+    """After channel.close, frames already under way are ignored until close-ok; then the channel can be reopened."""
     with RawClient(amqp_url) as client:
         client.send(commands.Queue.Declare(queue="no", passive=True))
         client.socket.sendall(PUBLISH + HEADER + raw_frame(3, 1, b"hello") + QOS)
@@ -195,8 +197,8 @@ def test_a_closed_channel_ignores_what_was_under_way(amqp_url: str) -> None:
         client.expect(commands.Channel.OpenOk)
 
 
-def test_who_closes_the_socket(amqp_url: str) -> None:
-    """The client that has closed the connection: the broker agrees, and waits."""
+def test_the_client_closes_the_socket(amqp_url: str) -> None:
+    """After connection.close-ok, the broker leaves it to the client to close the socket."""
     with RawClient(amqp_url) as client:
         client.send(commands.Connection.Close(reply_code=200, class_id=0, method_id=0), 0)
         client.expect(commands.Connection.CloseOk)
@@ -205,8 +207,8 @@ def test_who_closes_the_socket(amqp_url: str) -> None:
             client.socket.recv(1)
 
 
-def test_amqplain(amqp_url: str) -> None:
-    """The other way to log in: a table without its length."""
+def test_a_client_can_log_in_with_amqplain(amqp_url: str) -> None:
+    """The mechanism AMQPLAIN, a table without its length, is accepted."""
     with RawClient(amqp_url, opened=False) as client:
         client.socket.sendall(b"AMQP\x00\x00\x09\x01")
         client.expect(commands.Connection.Start)
@@ -215,8 +217,8 @@ def test_amqplain(amqp_url: str) -> None:
         client.expect(commands.Connection.Tune)
 
 
-def test_what_the_broker_says_about_itself(connection: pika.BlockingConnection) -> None:
-    """Its capabilities decide what clients try."""
+def test_the_server_properties_are_rabbitmqs(connection: pika.BlockingConnection) -> None:
+    """Product and capabilities, by which clients choose what to use, are those of RabbitMQ."""
     properties = connection._impl.server_properties
     assert properties["product"] == "RabbitMQ"
     assert all(
@@ -235,8 +237,8 @@ def test_what_the_broker_says_about_itself(connection: pika.BlockingConnection) 
     )
 
 
-def test_a_wrong_password(amqp_url: str) -> None:
-    """A client that can be told is told; no more than that it was wrong."""
+def test_a_wrong_password_is_refused_with_403(amqp_url: str) -> None:
+    """A client with the capability gets ACCESS_REFUSED, which does not say what was wrong."""
     with RawClient(amqp_url.replace("guest:guest", "guest:wrong"), opened=False) as client:
         client.socket.sendall(b"AMQP\x00\x00\x09\x01")
         client.expect(commands.Connection.Start)
@@ -247,8 +249,8 @@ def test_a_wrong_password(amqp_url: str) -> None:
         assert client.closed_with() == f"403 ACCESS_REFUSED - {text}"
 
 
-def test_a_vanished_socket_gives_messages_back(amqp_url: str, channel: BlockingChannel, take: Take) -> None:
-    """As good as a nack."""
+def test_a_reset_connection_requeues_its_messages(amqp_url: str, channel: BlockingChannel, take: Take) -> None:
+    """Unacknowledged messages of a reset connection are redelivered and marked so."""
     channel.queue_declare("q")
     for body in (b"1", b"2"):
         channel.basic_publish("", "q", body)
@@ -266,16 +268,16 @@ def test_a_vanished_socket_gives_messages_back(amqp_url: str, channel: BlockingC
     assert [(body, method.redelivered) for method, _, body in got] == [(b"1", True), (b"2", True)]
 
 
-def test_silence_is_noticed(amqp_url: str) -> None:
-    """Heartbeats come, and who sends none is dropped after two intervals."""
+def test_a_client_without_heartbeats_is_disconnected(amqp_url: str) -> None:
+    """The broker sends heartbeats, and closes a connection that has sent none for two intervals."""
     with RawClient(amqp_url, heartbeat=1) as client:
         assert client.read(8) == b"\x08\x00\x00\x00\x00\x00\x00\xce"
         with pytest.raises((EOFError, ConnectionResetError)):
             client.read(8 * 20)
 
 
-def test_an_operator_can_close_a_connection(channel: BlockingChannel, api: Api, vhost: str, take: Take) -> None:
-    """It is forced, and told why: 320."""
+def test_the_management_api_can_close_a_connection(channel: BlockingChannel, api: Api, vhost: str, take: Take) -> None:
+    """The client gets 320 CONNECTION_FORCED with the reason."""
 
     def close_all() -> None:
         # By the names that they have over there: in a container, our address is another one.

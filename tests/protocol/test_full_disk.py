@@ -1,4 +1,4 @@
-"""A full disk: what was not stored is not confirmed, publishers wait until there is room, and nothing is lost."""
+"""A full disk: messages that are not stored are not confirmed, publishers wait for room, and nothing is lost."""
 
 import resource
 import threading
@@ -87,7 +87,7 @@ def depth(process: BrokerProcess, kind: str = "classic") -> int:
 
 @pytest.mark.parametrize("kind", ["classic", "stream"])
 def test_publishers_wait_until_there_is_room(process: BrokerProcess, kind: str) -> None:
-    """Nobody is cut off, and each message is in the queue once."""
+    """While the disk is full, no connection is closed; afterwards each message is in the queue once."""
     open_channel(process, kind)
     fill_disk(process, 300_000)
     publishing = Publishing(process, 100, kind)
@@ -103,8 +103,8 @@ def test_publishers_wait_until_there_is_room(process: BrokerProcess, kind: str) 
     assert depth(process, kind) == 100
 
 
-def test_publishers_wait_while_there_is_too_little_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are told why, their messages are confirmed once there is room, and nodes show it all."""
+def test_publishers_are_blocked_below_the_disk_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Below disk_free_limit, publishers get "low on disk", and their confirms once there is room again."""
     free = [2_000_000]
     monkeypatch.setattr(Storage, "disk_free", lambda _: free[0])
     with (
@@ -131,7 +131,8 @@ def test_publishers_wait_while_there_is_too_little_room(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize(("reason", "shown"), [("low on memory", "mem_alarm"), ("low on disk", "disk_free_alarm")])
-def test_a_fault_shows_as_the_alarm_that_it_is(reason: str, shown: str) -> None:
+def test_a_fault_is_shown_as_the_alarm_of_its_reason(reason: str, shown: str) -> None:
+    """/api/nodes shows mem_alarm or disk_free_alarm for as long as the fault block_publishers lasts."""
     with EmbeddedBroker(management_port=0) as broker:
         assert broker.management_url is not None
         api = Api(broker.management_url)
@@ -141,8 +142,8 @@ def test_a_fault_shows_as_the_alarm_that_it_is(reason: str, shown: str) -> None:
         assert not api("GET", "nodes")[1][0][shown]
 
 
-def test_nothing_confirmed_is_lost_when_it_is_killed(process: BrokerProcess) -> None:
-    """And what was not confirmed is not there."""
+def test_a_kill_during_a_full_disk_loses_no_confirmed_message(process: BrokerProcess) -> None:
+    """After kill -9 on a full disk, the queue has exactly the confirmed messages."""
     open_channel(process)
     fill_disk(process, 300_000)
     publishing = Publishing(process, 100)
@@ -153,8 +154,8 @@ def test_nothing_confirmed_is_lost_when_it_is_killed(process: BrokerProcess) -> 
     assert depth(process) == publishing.confirmed
 
 
-def test_consumers_go_on(process: BrokerProcess) -> None:
-    """What they acknowledge while the disk is full stays acknowledged once there is room."""
+def test_acknowledgements_during_a_full_disk_are_kept(process: BrokerProcess) -> None:
+    """Messages that were acknowledged while the disk was full stay acknowledged after a restart."""
     open_channel(process)
     fill_disk(process, 300_000)
     publishing = Publishing(process, 100)
@@ -171,7 +172,7 @@ def test_consumers_go_on(process: BrokerProcess) -> None:
 
 
 def test_a_declaration_that_cannot_be_stored_leaves_nothing(process: BrokerProcess) -> None:
-    """The connection is closed with 506, and others do not find the queue, exchange or binding."""
+    """The connection is closed with 506, and no queue, exchange or binding exists."""
     open_channel(process)
     fill_disk(process, 0)
     many = {f"argument-{number}": "x" * 1000 for number in range(100)}

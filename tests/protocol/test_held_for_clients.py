@@ -1,4 +1,4 @@
-"""What the embedded broker holds for a client counts: output that is not read, incomplete messages, transactions."""
+"""What the embedded broker holds for a client counts as memory: unread output, incomplete messages, transactions."""
 
 import re
 import socket
@@ -89,8 +89,8 @@ def serves(url: str) -> bool:
     return got
 
 
-def test_answers_that_are_not_read(measured: MeasuredBroker) -> None:
-    """4 kB of requests do not make 400 MB of answers; they all come once the client reads."""
+def test_unread_replies_do_not_fill_the_memory(measured: MeasuredBroker) -> None:
+    """Small requests with large replies grow the process little; all replies arrive once the client reads."""
     client = RawClient(measured.url)
     client.socket.settimeout(60)
     declare_q(client)
@@ -115,8 +115,8 @@ def test_answers_that_are_not_read(measured: MeasuredBroker) -> None:
     assert measured.growth < 120_000_000
 
 
-def test_messages_that_are_not_complete(measured: MeasuredBroker) -> None:
-    """Ten clients that each send half of a large message fill no more than the limit, and others go on after that."""
+def test_incomplete_messages_do_not_exceed_the_limit(measured: MeasuredBroker) -> None:
+    """Ten clients that each send half of a large message stay below the memory limit, and others are served."""
     with ExitStack() as stack:
         for _ in range(10):
             client = stack.enter_context(RawClient(measured.url))
@@ -125,8 +125,8 @@ def test_messages_that_are_not_complete(measured: MeasuredBroker) -> None:
         assert serves(measured.url)
 
 
-def test_transactions_that_are_not_committed(measured: MeasuredBroker) -> None:
-    """What waits for a commit counts as well."""
+def test_uncommitted_transactions_do_not_exceed_the_limit(measured: MeasuredBroker) -> None:
+    """Messages that wait for a commit count as memory, and other clients are served."""
     with ExitStack() as stack:
         for _ in range(4):
             client = stack.enter_context(RawClient(measured.url))
@@ -138,8 +138,8 @@ def test_transactions_that_are_not_committed(measured: MeasuredBroker) -> None:
         assert serves(measured.url)
 
 
-def test_large_frames_of_streams_that_are_not_complete(measured: MeasuredBroker) -> None:
-    """They count, too."""
+def test_incomplete_stream_frames_do_not_exceed_the_limit(measured: MeasuredBroker) -> None:
+    """Half of a large frame of the stream protocol counts as memory, and other clients are served."""
     with ExitStack() as stack:
         for _ in range(10):
             client = log_in(measured.stream_port)
@@ -149,8 +149,8 @@ def test_large_frames_of_streams_that_are_not_complete(measured: MeasuredBroker)
         assert serves(measured.url)
 
 
-def test_messages_of_a_stream_that_are_not_acknowledged(measured: MeasuredBroker) -> None:
-    """They stay on disk alone."""
+def test_unacknowledged_messages_of_a_stream_stay_on_disk(measured: MeasuredBroker) -> None:
+    """A consumer's unacknowledged messages of a stream are not kept in memory."""
     publisher = log_in(measured.stream_port)
     assert publisher.create("large") == 1
     publisher.declare_publisher(1, "large")
@@ -179,8 +179,8 @@ def log_in(port: int) -> RawStream:
     return client
 
 
-def test_nothing_is_counted_when_clients_are_gone() -> None:
-    """Whatever they were in the middle of."""
+def test_memory_held_for_clients_is_freed_when_they_leave() -> None:
+    """Whatever clients had under way when they left, the broker counts 0 bytes afterwards."""
     with EmbeddedBroker(stream_port=0, memory_limit=LIMIT) as embedded:
         broker = embedded._server.broker  # type: ignore[attr-defined]
         assert embedded.stream_port is not None

@@ -107,8 +107,8 @@ def buried(client: RawClient) -> bytes:
 
 
 @pytest.mark.parametrize("headers", HEADERS, ids=lambda headers: headers[:40].hex())
-def test_hostile_headers(client: RawClient, headers: bytes) -> None:
-    """Routed, and dead-lettered from where it expires."""
+def test_hostile_headers_are_routed_and_dead_lettered(client: RawClient, headers: bytes) -> None:
+    """A message with unusual or damaged headers is routed, and dead-lettered when it expires."""
     publish(client, b"amq.fanout", b"k", headers)
     found = [buried(client) for _ in range(2)]
     assert sum(b"x-first-death-queue" in one for one in found) >= 1
@@ -117,8 +117,8 @@ def test_hostile_headers(client: RawClient, headers: bytes) -> None:
 
 
 @pytest.mark.parametrize("key", NAMES)
-def test_hostile_routing_keys(client: RawClient, key: bytes) -> None:
-    """In `routing-keys` and in the rest of the history."""
+def test_hostile_routing_keys_are_kept_in_x_death(client: RawClient, key: bytes) -> None:
+    """Any bytes of a routing key are in `routing-keys` and in the rest of a dead letter's history."""
     publish(client, b"amq.fanout", key, b"")
     found = b"".join(buried(client) for _ in range(2))
     assert found.count(key) >= 2
@@ -126,8 +126,8 @@ def test_hostile_routing_keys(client: RawClient, key: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_hostile_properties(client: RawClient, name: bytes) -> None:
-    """Correlation id, reply-to, message id, type and application id come out as they went in."""
+def test_hostile_properties_are_delivered_unchanged(client: RawClient, name: bytes) -> None:
+    """Correlation id, reply-to, message id, type and application id have the same bytes on delivery."""
     publish(client, b"amq.fanout", b"k", b"", short(name) * 5, flags=0x0400 | 0x0200 | 0x0080 | 0x0020 | 0x0008)
     for _ in range(2):
         assert short(name) * 5 in buried(client)
@@ -135,8 +135,10 @@ def test_hostile_properties(client: RawClient, name: bytes) -> None:
 
 @pytest.mark.parametrize("depth", [60, 61, 62, 63, 64])
 @pytest.mark.parametrize("name", [b"h", b"CC"])
-def test_hostile_headers_while_tracing_is_on(name: bytes, depth: int, api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """Publishers and consumers go on, whether or not the firehose can have a copy of the headers."""
+def test_hostile_headers_do_not_disturb_tracing(
+    name: bytes, depth: int, api_of: Callable[[EmbeddedBroker], Api]
+) -> None:
+    """Publishers and consumers work on, whether or not the firehose can copy the headers."""
     value = nested(depth) if name == b"h" else b"A" + sized(nested(depth - 1))
     with EmbeddedBroker(management_port=0) as broker:
         assert api_of(broker)("PUT", "vhosts/%2F", {"tracing": True})[0] == 204

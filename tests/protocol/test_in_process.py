@@ -1,8 +1,9 @@
-"""The embedded broker within other people's tests: on their loop, in their process, out of their way."""
+"""The embedded broker in other people's tests: in their process and on their event loop."""
 
 import asyncio
 import inspect
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -34,8 +35,8 @@ def channel(vhost: Vhost) -> Iterator[BlockingChannel]:
         yield channel
 
 
-def test_on_the_running_loop() -> None:
-    """`async with` needs no thread, and leaves nothing behind."""
+def test_the_broker_runs_on_the_running_loop_without_a_thread() -> None:
+    """`async with EmbeddedBroker()` starts no thread, and leaves nothing behind."""
 
     async def greeted() -> bytes:
         async with EmbeddedBroker() as broker:
@@ -50,8 +51,8 @@ def test_on_the_running_loop() -> None:
     assert asyncio.run(greeted())[7:] == b"\x00\x0a\x00\x0a"  # connection.start
 
 
-def test_what_an_import_brings() -> None:
-    """No client, no command line, no Docker: a stranger's tests start as fast as without them."""
+def test_importing_the_broker_loads_no_heavy_library() -> None:
+    """`from mqtool.broker.embedded import EmbeddedBroker` loads no client, command line or Docker library."""
     heavy = ("pika", "typer", "rich", "docker", "requests", "sqlite3", "pytest")
     program = "import sys; from mqtool.broker.embedded import EmbeddedBroker; "
     program += f"print([each for each in {heavy} if each in sys.modules])"
@@ -59,8 +60,8 @@ def test_what_an_import_brings() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_what_was_published(vhost: Vhost, channel: BlockingChannel) -> None:
-    """By exchange and key, with all that a message has; also what went nowhere."""
+def test_published_finds_messages_by_exchange_key_and_queue(vhost: Vhost, channel: BlockingChannel) -> None:
+    """vhost.published() returns messages with all their properties, and vhost.unrouted those that no queue got."""
     channel.queue_bind("jobs", "amq.topic", "order.*")
     properties = BasicProperties(content_type="application/json", headers={"try": 1}, message_id="m1", priority=3)
     channel.basic_publish("amq.topic", "order.new", json.dumps({"id": 7}), properties)
@@ -75,8 +76,8 @@ def test_what_was_published(vhost: Vhost, channel: BlockingChannel) -> None:
     assert not vhost.published(exchange="amq.direct", timeout=0)
 
 
-def test_one_message_or_what_was_published_instead(vhost: Vhost, channel: BlockingChannel) -> None:
-    """The only message; if a test asks with a mistyped exchange, or for one of two, its error says what there was."""
+def test_one_returns_the_only_message_or_names_the_others(vhost: Vhost, channel: BlockingChannel) -> None:
+    """If there is not exactly one message, one() raises AssertionError with what was published instead."""
     channel.basic_publish("amq.topic", "order.new", b"7")
     assert vhost.published(exchange="amq.topic").one().body == b"7"
     with pytest.raises(AssertionError, match=r"^0 messages instead of one: \[\] \(what happened: .*'order.new'.*b'7'"):
@@ -86,8 +87,40 @@ def test_one_message_or_what_was_published_instead(vhost: Vhost, channel: Blocki
         vhost.published(count=2).one()
 
 
-def test_what_became_of_it(vhost: Vhost, channel: BlockingChannel) -> None:
-    """Acknowledged, rejected, requeued, or still there."""
+FAILING = """
+import pika
+
+def test_a_mistyped_exchange(amqp_vhost):
+    with pika.BlockingConnection(pika.URLParameters(amqp_vhost.url)) as connection:
+        connection.channel().basic_publish("amq.topic", "order.new", b"7")
+    (event,) = amqp_vhost.published(exchange="amq.topc", timeout=0)
+
+def test_nothing_was_published(amqp_vhost):
+    assert False
+
+def test_passes(amqp_vhost):
+    pass
+
+def test_without_a_broker():
+    assert False
+"""
+
+
+def test_the_report_of_a_failed_test_says_what_was_published(tmp_path: Path) -> None:
+    """Whatever the test does with the messages, such as unpacking an empty list, its report shows what there was."""
+    (tmp_path / "test_app.py").write_text(FAILING)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", "."]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "3 failed, 1 passed" in done.stdout, done.stdout + done.stderr
+    assert "not enough values to unpack" in done.stdout
+    section = "- amqp_vhost -"
+    assert done.stdout.count(section) == 2, "only the failed tests that used the fixture"
+    assert re.search(rf"{section}-*\nwhat happened: <published 'amq.topic' 'order.new' → no queue: b'7'>", done.stdout)
+    assert re.search(rf"{section}-*\nnothing was published", done.stdout)
+
+
+def test_a_queue_tells_what_was_acknowledged_and_rejected(vhost: Vhost, channel: BlockingChannel) -> None:
+    """The queue object lists acknowledged, rejected, requeued and remaining messages."""
     jobs = vhost.queue("jobs")
     for number in range(5):
         channel.basic_publish("", "jobs", b"%d" % number)
@@ -107,8 +140,8 @@ def test_what_became_of_it(vhost: Vhost, channel: BlockingChannel) -> None:
     channel.queue_declare("jobs", passive=True)
 
 
-def test_questions_wait(vhost: Vhost, channel: BlockingChannel) -> None:
-    """Until the answer is there; if it never comes, what is said is what did happen."""
+def test_questions_wait_for_an_answer(vhost: Vhost, channel: BlockingChannel) -> None:
+    """published() waits for a message; if none comes in time, the result says what did happen."""
     timer = threading.Timer(0.05, lambda: channel.basic_publish("", "jobs", b"late"))
     timer.start()
     assert vhost.published().bodies == [b"late"]
@@ -121,8 +154,8 @@ def test_questions_wait(vhost: Vhost, channel: BlockingChannel) -> None:
     assert repr(vhost.queue("none").messages(timeout=0)) == "[] (queue 'none' does not exist)"
 
 
-def test_questions_on_a_loop() -> None:
-    """They answer at once, and `until` waits without holding the loop up."""
+def test_questions_on_an_event_loop_return_at_once() -> None:
+    """On an event loop, published() does not wait, and `until` waits without blocking the loop."""
 
     async def ask() -> None:
         async with EmbeddedBroker(recording=True) as broker:
@@ -143,8 +176,10 @@ def _publish(url: str) -> None:
         connection.channel().basic_publish("", "jobs", b"1")
 
 
-def test_questions_in_other_languages(api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """The same over HTTP, for administrators; faults as well."""
+def test_questions_and_faults_are_available_over_http(api_of: Callable[[EmbeddedBroker], Api]) -> None:
+    """Administrators can ask what was published and inject faults over the management API; without recording, it is
+    409.
+    """
     with EmbeddedBroker(management_port=0, recording=True) as broker:
         api = api_of(broker)
         with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
@@ -173,8 +208,8 @@ def test_questions_in_other_languages(api_of: Callable[[EmbeddedBroker], Api]) -
         assert api_of(broker)("GET", "mqtool/published/%2F")[0] == 409
 
 
-def test_a_question_in_another_language_waits_for_its_answer(api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """So that no test has to ask over and over."""
+def test_a_question_over_http_waits_for_an_answer(api_of: Callable[[EmbeddedBroker], Api]) -> None:
+    """A request with count and timeout is answered when that many messages were published."""
     with EmbeddedBroker(management_port=0, recording=True) as broker, ThreadPoolExecutor(1) as pool:
         api = api_of(broker)
         asked = pool.submit(api, "GET", "mqtool/published/%2F?routing_key=jobs&count=2&timeout=30")
@@ -187,6 +222,7 @@ def test_a_question_in_another_language_waits_for_its_answer(api_of: Callable[[E
 
 
 def test_nothing_is_recorded_unless_asked_for() -> None:
+    """Without recording=True, published() raises LookupError, which names the option."""
     with EmbeddedBroker() as broker, pytest.raises(LookupError, match="recording=True"):
         broker.published()
 
@@ -214,10 +250,9 @@ FIXTURES = inspect.cleandoc("""
 """)
 
 
-def test_fixtures(tmp_path: Path) -> None:
-    """Each test has a vhost to itself, and the faults of one are over in the next; also under xdist.
-
-    Whoever has mqtool installed, and uses none of them, imports nothing of the broker.
+def test_the_pytest_fixtures_isolate_tests(tmp_path: Path) -> None:
+    """Each test has its own virtual host, and its faults end with it, also under xdist. A test run that uses no fixture
+    imports nothing of the broker.
     """
     (tmp_path / "test_mine.py").write_text(FIXTURES)
     (tmp_path / "pytest.ini").write_text("[pytest]\namqp_broker_like = 4.3\n")

@@ -1,4 +1,4 @@
-"""What the stream protocol has since RabbitMQ 3.11, which the embedded broker has as well; and its bounds."""
+"""Stream commands that RabbitMQ has since 3.11, which the embedded broker has as well, and their limits."""
 
 import asyncio
 import struct
@@ -46,7 +46,8 @@ def orders(client: RawStream) -> list[str]:
     return partitions
 
 
-def test_a_super_stream_is_an_exchange_with_partitions(client: RawStream, orders: list[str]) -> None:
+def test_partitions_and_routes_of_a_super_stream_can_be_asked_for(client: RawStream, orders: list[str]) -> None:
+    """The commands partitions and route return the partitions of a super stream, all or for a key."""
     assert client.request(PARTITIONS, string("orders")) == (OK, strings(*orders))
     assert client.request(ROUTE, string("us") + string("orders")) == (OK, strings("orders-1"))
     assert client.request(ROUTE, string("asia") + string("orders")) == (OK, strings())
@@ -55,6 +56,7 @@ def test_a_super_stream_is_an_exchange_with_partitions(client: RawStream, orders
 
 
 def test_a_super_stream_is_created_in_full_or_not_at_all(client: RawStream, orders: list[str]) -> None:
+    """If one partition exists already, or the lists differ in length, no partition is created."""
     again = string("more") + strings("more-0", orders[0]) + strings("a", "b") + table({})
     assert client.request(CREATE_SUPER_STREAM, again).code == EXISTS
     assert client.request(PARTITIONS, string("more")).code == NO_STREAM
@@ -64,6 +66,7 @@ def test_a_super_stream_is_created_in_full_or_not_at_all(client: RawStream, orde
 
 
 def test_a_super_stream_is_deleted_with_its_partitions(client: RawStream, orders: list[str]) -> None:
+    """Deleting a super stream deletes its partitions and tells their readers."""
     client.subscribe(1, orders[0])
 
     assert client.request(DELETE_SUPER_STREAM, string("orders")).code == OK
@@ -95,6 +98,7 @@ def answer(client: RawStream, correlation: int, place: bytes = struct.pack(">H",
 def test_one_consumer_of_a_group_is_active_and_then_the_next(
     open_stream: Opener, client: RawStream, stream: str
 ) -> None:
+    """When the active consumer of a group leaves, the next one becomes active and continues at its offset."""
     client.declare_publisher(1, stream)
     for number in range(2):
         client.publish(1, number, b"%d" % number)
@@ -119,6 +123,7 @@ def test_one_consumer_of_a_group_is_active_and_then_the_next(
 def test_consumers_share_the_partitions_of_a_super_stream(
     open_stream: Opener, client: RawStream, orders: list[str]
 ) -> None:
+    """Each of two consumers is active on some partitions; when one leaves a partition, the other gets it."""
     first, second = open_stream(), open_stream()
     for number, partition in enumerate(orders):
         subscribe(first, number, partition, **{"super-stream": "orders"})
@@ -137,7 +142,8 @@ def test_consumers_share_the_partitions_of_a_super_stream(
     assert update(second)[1:] == (0, True)
 
 
-def test_a_group_needs_a_name(client: RawStream, stream: str) -> None:
+def test_a_single_active_consumer_needs_a_name(client: RawStream, stream: str) -> None:
+    """A subscription with single-active-consumer but without a name is refused."""
     assert client.subscribe(1, stream, **{"single-active-consumer": "true"}) == PRECONDITION_FAILED
 
 
@@ -145,7 +151,7 @@ def test_a_group_needs_a_name(client: RawStream, stream: str) -> None:
 
 
 def test_a_client_that_takes_the_second_version_of_deliver_gets_it(client: RawStream, stream: str) -> None:
-    """It says which chunk is the last one so far."""
+    """A client that accepts version 2 of deliver gets the id of the last committed chunk with each chunk."""
     versions = client.request(EXCHANGE_COMMAND_VERSIONS, struct.pack(">IHHH", 1, DELIVER, 1, 2))
     assert versions.code == OK
     assert struct.pack(">HHH", PUBLISH, 1, 2) in versions.rest
@@ -162,8 +168,8 @@ def test_a_client_that_takes_the_second_version_of_deliver_gets_it(client: RawSt
     assert chunk_of(body[:1] + body[9:]).first_offset == 0
 
 
-def test_readers_may_ask_for_filter_values(client: RawStream, stream: str) -> None:
-    """Chunks without them are passed over; of the others a reader gets all messages."""
+def test_a_filter_skips_chunks_without_its_values(client: RawStream, stream: str) -> None:
+    """A subscription with filters gets all messages of chunks that contain one of its values, and no other chunk."""
     client.declare_publisher(1, stream)
 
     def publish(number: int, *values: bytes) -> None:
@@ -183,7 +189,9 @@ def test_readers_may_ask_for_filter_values(client: RawStream, stream: str) -> No
     assert client.entries(1) == [b"1"]
 
 
-def test_a_stream_says_where_it_begins_and_ends(client: RawStream, stream: str) -> None:
+def test_stream_stats_returns_the_first_and_last_chunk(client: RawStream, stream: str) -> None:
+    """stream_stats of a stream that does not exist is refused."""
+
     def statistics() -> dict[str, int]:
         rest = client.request(STREAM_STATS, string(stream)).rest
         names = ("first_chunk_id", "committed_chunk_id")
@@ -201,7 +209,8 @@ def test_a_stream_says_where_it_begins_and_ends(client: RawStream, stream: str) 
 # -- the management API
 
 
-def test_clients_of_streams_are_listed_and_closed(client: RawStream, api: Api, vhost: str) -> None:
+def test_stream_connections_are_listed_and_can_be_closed(client: RawStream, api: Api, vhost: str) -> None:
+    """The management API lists connections of the stream protocol, and DELETE closes them."""
     (found,) = api("GET", f"vhosts/{vhost}/connections")[1]
     assert (found["protocol"], found["user"], found["channels"]) == ("stream", "guest", 0)
     assert found["client_properties"] == {"product": "raw"}
@@ -216,13 +225,15 @@ def test_clients_of_streams_are_listed_and_closed(client: RawStream, api: Api, v
 
 
 def test_a_frame_that_is_too_large_closes_the_connection(client: RawStream) -> None:
+    """A frame above the agreed maximum closes the connection with "frame too large"."""
     client.socket.sendall(struct.pack(">I", 1 << 30))
     client.socket.sendall(struct.pack(">HH", PUBLISH, 1))
 
     assert client.expect(CLOSE) == struct.pack(">IH", 1, 14) + string("frame too large")
 
 
-def test_more_messages_than_a_chunk_counts(client: RawStream, stream: str) -> None:
+def test_a_publish_of_70000_messages_is_split_into_chunks(client: RawStream, stream: str) -> None:
+    """A chunk counts at most 65,535 entries; more messages in one publish are all confirmed and delivered."""
     count = 70_000
     client.declare_publisher(1, stream)
     client.publish(1, 0, *[b""] * count)
@@ -233,8 +244,8 @@ def test_more_messages_than_a_chunk_counts(client: RawStream, stream: str) -> No
     assert len(client.entries(count)) == count
 
 
-def test_rstream_finds_all_it_needs(broker: TestBroker) -> None:
-    """The library that people use from Python: confirms, batches, offsets."""
+def test_rstream_works_with_the_embedded_broker(broker: TestBroker) -> None:
+    """Confirms, batches and offsets of the Python library rstream work."""
     rstream = pytest.importorskip("rstream")
     port = int(broker.streams.rpartition(":")[2])
     where: dict[str, Any] = {"host": "127.0.0.1", "port": port, "username": "guest", "password": "guest"}

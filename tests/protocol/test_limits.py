@@ -35,8 +35,8 @@ def ann(api: Api, vhost: str, amqp_url: str, ann: str) -> str:
     return amqp_url.replace("guest:guest", f"{ann}:secret")
 
 
-def test_limits_of_a_virtual_host(api: Api, vhost: str, connect: Connect) -> None:
-    """Take effect at once, until they are gone."""
+def test_limits_of_a_virtual_host_take_effect_at_once(api: Api, vhost: str, connect: Connect) -> None:
+    """max-connections and max-queues apply as soon as they are set, until they are deleted."""
     for name in ("max-connections", "max-queues"):
         assert api("PUT", f"vhost-limits/{vhost}/{name}", {"value": 1})[0] in (201, 204)
     limits = {"max-connections": 1, "max-queues": 1}
@@ -55,8 +55,8 @@ def test_limits_of_a_virtual_host(api: Api, vhost: str, connect: Connect) -> Non
     connect().channel().queue_declare("b", durable=True)
 
 
-def test_limits_of_a_user(api: Api, ann: str, connect: Connect) -> None:
-    """Of connections, and of channels in all of them."""
+def test_limits_of_a_user_apply_to_connections_and_channels(api: Api, ann: str, connect: Connect) -> None:
+    """A user with max-connections 1 and max-channels 2 is refused a second connection and a third channel."""
     name = urlsplit(ann).username
     api("PUT", f"user-limits/{name}/max-connections", {"value": 1})
     api("PUT", f"user-limits/{name}/max-channels", {"value": 2})
@@ -81,7 +81,8 @@ def test_limits_of_a_user(api: Api, ann: str, connect: Connect) -> None:
         ("user", {"max-channels": None}),
     ],
 )
-def test_what_is_not_a_limit(api: Api, vhost: str, ann: str, of: str, wrong: dict[str, Any]) -> None:
+def test_an_invalid_limit_is_refused(api: Api, vhost: str, ann: str, of: str, wrong: dict[str, Any]) -> None:
+    """An unknown limit, or one that is not an integer, gets 400 and is not stored."""
     name = vhost if of == "vhost" else urlsplit(ann).username
     ((limit, value),) = wrong.items()
     assert api("PUT", f"{of}-limits/{name}/{limit}", {"value": value})[0] == 400
@@ -89,8 +90,8 @@ def test_what_is_not_a_limit(api: Api, vhost: str, ann: str, of: str, wrong: dic
     assert api("GET", f"{of}-limits/{name}") == (200, [])
 
 
-def test_parameters(api: Api, vhost: str) -> None:
-    """A virtual host's limits are one; what belongs to no component is refused."""
+def test_runtime_parameters_are_stored_by_component(api: Api, vhost: str) -> None:
+    """The limits of a virtual host are a parameter; an unknown component gets 400."""
     value = {"max-queues": 7}
     path = f"parameters/vhost-limits/{vhost}"
     assert api("PUT", f"{path}/limits", {"value": value})[0] == 201
@@ -111,8 +112,8 @@ def test_parameters(api: Api, vhost: str) -> None:
     assert api("GET", "parameters/none/none")[0] == 404
 
 
-def test_global_parameters(api: Api) -> None:
-    """Hold whatever a client stores under a name."""
+def test_global_parameters_store_any_value(api: Api) -> None:
+    """A global parameter can be set, changed, listed and deleted, with any JSON value."""
     path = f"global-parameters/mqtool-{uuid.uuid4().hex[:8]}"
     assert api("PUT", path, {"value": {"a": [1, None]}})[0] == 201
     assert api("PUT", path, {"value": 5})[0] == 204
@@ -124,8 +125,10 @@ def test_global_parameters(api: Api) -> None:
     assert api("GET", "cluster-name")[1]["name"]
 
 
-def test_who_closes_a_connection(api: Api, vhost: str, ann: str, connect: Connect) -> None:
-    """Its user and administrators; by the name of the connection, or of the user for all of theirs."""
+def test_a_user_may_close_only_its_own_connections(api: Api, vhost: str, ann: str, connect: Connect) -> None:
+    """A user can close its own connections, by name or all of them; other users get 401 unless they are
+    administrators.
+    """
     bob = f"bob-{uuid.uuid4().hex[:8]}"
     api("PUT", f"users/{bob}", {"password": "secret", "tags": "management"})
     name, connection = urlsplit(ann).username, connect(ann)
@@ -142,8 +145,10 @@ def test_who_closes_a_connection(api: Api, vhost: str, ann: str, connect: Connec
     api("DELETE", f"users/{bob}")
 
 
-def test_after_a_restart(tmp_path: Path, api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """Limits and global parameters are there, and in definitions for another broker."""
+def test_limits_and_global_parameters_survive_a_restart(
+    tmp_path: Path, api_of: Callable[[EmbeddedBroker], Api]
+) -> None:
+    """They are also in exported definitions, which another broker loads."""
     with EmbeddedBroker(data_dir=tmp_path / "a", management_port=0) as broker:
         api = api_of(broker)
         api("PUT", "vhost-limits/%2f/max-queues", {"value": 3})

@@ -1,4 +1,4 @@
-"""Messages that wait on disk rather than in memory are what they were: in order, and subject to all that queues do."""
+"""Messages that wait on disk behave like those in memory: order, expiry, limits and restarts."""
 
 import itertools
 import time
@@ -73,8 +73,8 @@ def numbers(taken: list[tuple[int, bool]]) -> list[int]:
 
 
 @pytest.mark.parametrize("arguments", KINDS)
-def test_order_and_what_comes_back(channel: BlockingChannel, arguments: dict[str, Any]) -> None:
-    """They come in order, those that a consumer gives back first."""
+def test_paged_out_messages_keep_their_order(channel: BlockingChannel, arguments: dict[str, Any]) -> None:
+    """1,200 messages are delivered in order, also after some were requeued and the consumer has gone."""
     channel.queue_declare("q", durable=True, arguments=arguments)
     publish(channel)
     tags = [channel.basic_get("q")[0].delivery_tag for _ in range(700)]
@@ -88,23 +88,24 @@ def test_order_and_what_comes_back(channel: BlockingChannel, arguments: dict[str
     assert [redelivered for _, redelivered in taken] == [True] * 696 + [False] * 500
 
 
-def test_transient_ones_among_them(channel: BlockingChannel) -> None:
-    """Those stay in memory, and the order is that of publishing."""
+def test_transient_and_persistent_messages_keep_their_order(channel: BlockingChannel) -> None:
+    """Transient messages, which stay in memory, are delivered between persistent ones in the order of publishing."""
     channel.queue_declare("q", durable=True)
     for number in range(40):
         channel.basic_publish("", "q", b"%d" % number, BasicProperties(delivery_mode=1 + number % 2))
     assert [int(channel.basic_get("q", auto_ack=True)[2]) for _ in range(40)] == list(range(40))
 
 
-def test_priorities(channel: BlockingChannel) -> None:
+def test_paged_out_messages_are_delivered_by_priority(channel: BlockingChannel) -> None:
+    """Of 1,200 messages, those with the higher priority are delivered first."""
     channel.queue_declare("q", durable=True, arguments={"x-max-priority": 2})
     publish(channel, range(600))
     publish(channel, range(600, MANY), priority=1)
     assert numbers(take_all(channel)) == [*range(600, MANY), *range(600)]
 
 
-def test_they_expire(channel: BlockingChannel) -> None:
-    """By their own time to live, and are dead-lettered in order."""
+def test_paged_out_messages_expire_in_order(channel: BlockingChannel) -> None:
+    """Messages on disk expire and are dead-lettered in order."""
     arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
     channel.queue_declare("q", durable=True, arguments=arguments)
     channel.queue_declare("dead", durable=True)
@@ -115,7 +116,8 @@ def test_they_expire(channel: BlockingChannel) -> None:
 
 
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
-def test_a_full_queue_drops_its_head(channel: BlockingChannel, kind: str) -> None:
+def test_a_full_long_queue_dead_letters_its_head(channel: BlockingChannel, kind: str) -> None:
+    """With x-max-length 700, the oldest 500 of 1,200 messages are dead-lettered in order."""
     arguments = {"x-queue-type": kind, "x-max-length": 700}
     dead = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
     channel.queue_declare("q", durable=True, arguments=arguments | dead)
@@ -129,10 +131,12 @@ def test_a_full_queue_drops_its_head(channel: BlockingChannel, kind: str) -> Non
     ("how", "arguments"),
     [*zip(["stop", "kill", "kill, then stop"], KINDS, strict=True), ("stop", KINDS[1]), ("kill", KINDS[0])],
 )
-def test_they_outlive_a_restart(
+def test_paged_out_messages_survive_a_restart(
     process: BrokerProcess, channel: BlockingChannel, arguments: dict[str, Any], how: str
 ) -> None:
-    """After a kill, all may have been delivered before; a clean stop after that keeps the marks."""
+    """All messages are there in order; after a kill, they are marked as redelivered, since they may have been
+    delivered.
+    """
     channel.queue_declare("q", durable=True, arguments=arguments)
     publish(channel)
     assert channel.basic_get("q")[2] == b"0"
@@ -151,8 +155,10 @@ def test_they_outlive_a_restart(
 
 
 @pytest.mark.parametrize("arguments", KINDS)
-def test_purged_ones_are_gone(process: BrokerProcess, channel: BlockingChannel, arguments: dict[str, Any]) -> None:
-    """From the disk too."""
+def test_purged_messages_do_not_return_after_a_kill(
+    process: BrokerProcess, channel: BlockingChannel, arguments: dict[str, Any]
+) -> None:
+    """After a purge of a long queue and kill -9, only messages published later are there."""
     channel.queue_declare("q", durable=True, arguments=arguments)
     publish(channel)
     assert channel.queue_purge("q").method.message_count == MANY
@@ -164,8 +170,8 @@ def test_purged_ones_are_gone(process: BrokerProcess, channel: BlockingChannel, 
     assert depth(channel) == 0
 
 
-def test_many_waiting_take_little_memory(process: BrokerProcess) -> None:
-    """After 60,000 messages of 1,000 bytes, and after a restart with them."""
+def test_sixty_thousand_waiting_messages_take_less_than_60_mb(process: BrokerProcess) -> None:
+    """60,000 messages of 1,000 bytes take less than 60 MB, also after a restart."""
     nothing = resident(process)
     with RawClient(process.url) as client:
         client.send(commands.Queue.Declare(queue="q", durable=True))
@@ -183,8 +189,8 @@ def test_many_waiting_take_little_memory(process: BrokerProcess) -> None:
     assert connect(process).queue_purge("q").method.message_count == 60_000
 
 
-def test_an_emptied_queue_gives_its_memory_back(process: BrokerProcess) -> None:
-    """What a hundred megabytes in memory took is the system's again some seconds later."""
+def test_the_memory_of_an_emptied_queue_is_freed(process: BrokerProcess) -> None:
+    """Some seconds after 100 MB of messages were purged, the process is small again."""
     nothing = resident(process)
     channel = connect(process)
     channel.queue_declare("q")

@@ -34,8 +34,8 @@ def eventually(api: Api, path: str, **wanted: Any) -> dict[str, Any]:
         assert time.monotonic() < deadline, (status, view)
 
 
-def test_a_reader_of_a_stream_is_a_consumer(api: Api, vhost: str, client: RawStream, stream: str) -> None:
-    """With the properties that it gave, such as the name under which it stores offsets."""
+def test_a_stream_reader_is_listed_as_a_consumer(api: Api, vhost: str, client: RawStream, stream: str) -> None:
+    """A reader over the stream protocol is listed with its properties, such as the name for its stored offset."""
     client.subscribe(7, stream, name="me")
     where = f"queues/{vhost}/{stream}"
 
@@ -58,8 +58,8 @@ def test_a_reader_of_a_stream_is_a_consumer(api: Api, vhost: str, client: RawStr
     assert list(view["readers"].values()) == [1], view
 
 
-def test_declaring(api: Api, vhost: str, channel: BlockingChannel) -> None:
-    """201 for new, 204 for the same again, 400 for something else, 404 for nothing."""
+def test_declarations_have_the_usual_status_codes(api: Api, vhost: str, channel: BlockingChannel) -> None:
+    """201 for a new object, 204 for the same again, 400 for other settings, 404 if it does not exist."""
     queue = {"durable": True, "arguments": {"x-message-ttl": 1000}}
     assert api("PUT", f"queues/{vhost}/q", queue)[0] == 201
     assert api("PUT", f"queues/{vhost}/q", queue)[0] == 204
@@ -78,8 +78,8 @@ def test_declaring(api: Api, vhost: str, channel: BlockingChannel) -> None:
     assert api("DELETE", f"exchanges/{vhost}/x")[0] == 404
 
 
-def test_booleans_as_text(api: Api, vhost: str) -> None:
-    """rabbitmqadmin sends them like that."""
+def test_booleans_may_be_sent_as_text(api: Api, vhost: str) -> None:
+    """ "true" and "false", which rabbitmqadmin sends, are accepted; other values get 400."""
     flags = ("durable", "auto_delete", "internal")
     for name, wanted in (("d", (True, False, False)), ("i", (True, True, True))):
         sent = {flag: str(value).lower() for flag, value in zip(flags, wanted, strict=True)}
@@ -92,8 +92,8 @@ def test_booleans_as_text(api: Api, vhost: str) -> None:
         assert api("PUT", f"queues/{vhost}/wrong", {"durable": wrong})[0] == 400
 
 
-def test_health_checks(api: Api) -> None:
-    """503 for a port or a protocol that nobody listens on, with what there is."""
+def test_health_checks_return_503_for_a_missing_listener(api: Api) -> None:
+    """A port or protocol without a listener gets 503 with a list of those that exist."""
     assert api("GET", "health/checks/alarms")[0] == 200
     status, answer = api("GET", "health/checks/protocol-listener/amqp091")
     assert (status, answer["status"]) == (200, "ok")
@@ -106,15 +106,16 @@ def test_health_checks(api: Api) -> None:
     assert api("GET", "health/checks/none")[0] == 404
 
 
-def test_what_there_is_not(api: Api, vhost: str) -> None:
-    """A policy or a parameter that is named is not an empty list; a reserved name is nobody's to give."""
+def test_a_missing_policy_or_parameter_gets_404(api: Api, vhost: str) -> None:
+    """An empty list of policies is 200, but a missing one by name is 404; names with "amq." are refused."""
     assert api("GET", f"policies/{vhost}") == (200, [])
     for path in (f"policies/{vhost}/none", f"operator-policies/{vhost}/none", "global-parameters/none"):
         assert api("GET", path)[0] == 404
     assert api("PUT", f"queues/{vhost}/amq.mine", {"durable": True})[0] >= 400
 
 
-def test_the_name_that_a_client_gives_its_connection(api: Api, vhost: str, amqp_url: str) -> None:
+def test_the_connection_name_is_listed(api: Api, vhost: str, amqp_url: str) -> None:
+    """connection_name of the client properties is listed as user_provided_name."""
     settings = pika.URLParameters(amqp_url)
     settings.client_properties = {"connection_name": "orders-1"}
     with pika.BlockingConnection(settings):
@@ -125,7 +126,7 @@ def test_the_name_that_a_client_gives_its_connection(api: Api, vhost: str, amqp_
 
 
 def test_a_dead_letter_that_no_queue_takes_is_kept(api: Api, vhost: str, channel: BlockingChannel, take: Take) -> None:
-    """By a quorum queue that dead-letters at least once."""
+    """A quorum queue that dead-letters at least once counts such a message in messages_dlx."""
     strategy = {"x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish"}
     arguments = {"x-queue-type": "quorum", "x-dead-letter-exchange": "amq.fanout", **strategy}
     channel.queue_declare("q", durable=True, arguments=arguments)
@@ -141,8 +142,8 @@ MESSAGE = {"properties": {}, "routing_key": "q", "payload": "hello", "payload_en
 GET = {"count": 1, "ackmode": "ack_requeue_true", "encoding": "auto"}
 
 
-def test_publish_and_get(api: Api, vhost: str, channel: BlockingChannel, take: Take) -> None:
-    """As rabbitmqadmin does: with properties, in text or base64; got ones go back, or not."""
+def test_messages_can_be_published_and_got(api: Api, vhost: str, channel: BlockingChannel, take: Take) -> None:
+    """Messages are published and got with properties, as text or base64, and requeued or removed as asked."""
     channel.queue_declare("q", durable=True)
     publish, get = f"exchanges/{vhost}/amq.default/publish", f"queues/{vhost}/q/get"
     properties = {"headers": {"a": 1}, "delivery_mode": 2, "content_type": "text/plain"}
@@ -179,7 +180,8 @@ def test_publish_and_get(api: Api, vhost: str, channel: BlockingChannel, take: T
         {"properties": {"expiration": "soon"}},
     ],
 )
-def test_what_cannot_be_published(api: Api, vhost: str, channel: BlockingChannel, wrong: dict[str, Any]) -> None:
+def test_an_invalid_message_gets_400(api: Api, vhost: str, channel: BlockingChannel, wrong: dict[str, Any]) -> None:
+    """Publishing with an invalid encoding or property, or a missing field, gets 400."""
     channel.queue_declare("q", durable=True)
     assert api("POST", f"exchanges/{vhost}/amq.default/publish", {**MESSAGE, **wrong})[0] == 400
     for missing in MESSAGE:
@@ -187,8 +189,8 @@ def test_what_cannot_be_published(api: Api, vhost: str, channel: BlockingChannel
         assert api("POST", f"exchanges/{vhost}/amq.default/publish", body)[0] == 400
 
 
-def test_one_binding(api: Api, vhost: str, channel: BlockingChannel) -> None:
-    """By the key of its properties."""
+def test_a_binding_is_read_by_its_properties_key(api: Api, vhost: str, channel: BlockingChannel) -> None:
+    """GET on a binding's path returns it, and 404 for another key."""
     channel.queue_declare("q", durable=True)
     path = f"bindings/{vhost}/e/amq.topic/q/q"
     assert api("POST", path, {"routing_key": "a.b", "arguments": {}})[0] == 201
@@ -196,8 +198,8 @@ def test_one_binding(api: Api, vhost: str, channel: BlockingChannel) -> None:
     assert api("GET", f"{path}/none")[0] == 404
 
 
-def test_bindings(api: Api, vhost: str, channel: BlockingChannel) -> None:
-    """With the one that every queue has."""
+def test_bindings_are_listed_with_the_default_one(api: Api, vhost: str, channel: BlockingChannel) -> None:
+    """Lists of bindings include that of the default exchange, and DELETE removes one by its properties key."""
     channel.queue_declare("q")
     channel.exchange_declare("x", "topic")
     channel.queue_bind("q", "x", "a.#")
@@ -216,8 +218,10 @@ def test_bindings(api: Api, vhost: str, channel: BlockingChannel) -> None:
     assert len(api("GET", f"queues/{vhost}/q/bindings")[1]) == 1
 
 
-def test_a_queue_in_use(broker: TestBroker, api: Api, vhost: str, channel: BlockingChannel, take: Take) -> None:
-    """Counts of what is ready and what is not acknowledged, and who consumes."""
+def test_a_queue_is_shown_with_its_counts_and_arguments(
+    broker: TestBroker, api: Api, vhost: str, channel: BlockingChannel, take: Take
+) -> None:
+    """A queue shows ready and unacknowledged messages, bytes, arguments and consumers."""
     channel.queue_declare("q", durable=True, arguments={"x-max-priority": 3})
     channel.confirm_delivery()
     for _ in range(3):
@@ -237,8 +241,8 @@ def test_a_queue_in_use(broker: TestBroker, api: Api, vhost: str, channel: Block
     assert view["consumers"] == 0
 
 
-def test_consumers(api: Api, vhost: str, channel: BlockingChannel) -> None:
-    """Who, of what, and how."""
+def test_consumers_are_listed_with_queue_and_prefetch(api: Api, vhost: str, channel: BlockingChannel) -> None:
+    """A consumer shows its queue, tag, acknowledgement mode, prefetch, arguments and channel."""
     channel.queue_declare("q")
     channel.basic_qos(prefetch_count=7)
     channel.basic_consume("q", print, consumer_tag="t", arguments={"x-priority": 2})
@@ -254,8 +258,8 @@ def test_consumers(api: Api, vhost: str, channel: BlockingChannel) -> None:
 
 
 @pytest.mark.parametrize("query", ["page=1&page_size=2", "page=2&page_size=2", "page=1&page_size=100&name=q"])
-def test_pages(api: Api, vhost: str, channel: BlockingChannel, query: str) -> None:
-    """A list in pages says how many there are."""
+def test_lists_can_be_read_in_pages(api: Api, vhost: str, channel: BlockingChannel, query: str) -> None:
+    """A page has its items and the total and filtered numbers."""
     for number in range(3):
         channel.queue_declare(f"q{number}")
     status, page = api("GET", f"queues/{vhost}?{query}")
@@ -264,8 +268,8 @@ def test_pages(api: Api, vhost: str, channel: BlockingChannel, query: str) -> No
     assert page["item_count"] == len(page["items"]) == (3 if "100" in query else 2 if "page=1" in query else 1)
 
 
-def test_exchanges_of_a_new_vhost(api: Api, vhost: str) -> None:
-    """The predeclared ones."""
+def test_a_new_vhost_has_the_predeclared_exchanges(api: Api, vhost: str) -> None:
+    """A new virtual host has the default exchange and those with "amq."."""
     exchanges = {view["name"]: view for view in api("GET", f"exchanges/{vhost}")[1]}
     assert set(exchanges) == {
         "",
@@ -280,8 +284,10 @@ def test_exchanges_of_a_new_vhost(api: Api, vhost: str) -> None:
     assert exchanges["amq.rabbitmq.trace"]["internal"] is True
 
 
-def test_users(api: Api, vhost: str) -> None:
-    """Made, changed, given rights, and deleted."""
+def test_users_are_added_changed_and_deleted(api: Api, vhost: str) -> None:
+    """A user gets password and tags, and permissions; with a wrong password or after its deletion it
+    gets 401 or 404.
+    """
     name = f"ann-{uuid.uuid4().hex[:8]}"
     assert api("PUT", f"users/{name}", {"password": "secret", "tags": "monitoring"})[0] == 201
     assert api("PUT", f"users/{name}", {"password": "secret", "tags": "monitoring"})[0] == 204
@@ -296,8 +302,8 @@ def test_users(api: Api, vhost: str) -> None:
     assert api("GET", f"users/{name}")[0] == 404
 
 
-def test_overview_and_health(api: Api) -> None:
-    """What a tool looks at first."""
+def test_overview_and_nodes_have_what_tools_read(api: Api) -> None:
+    """The overview, nodes, health check and feature flags have the fields that monitoring tools use."""
     overview = api("GET", "overview")[1]
     assert re.match(r"\d+\.\d+", overview["rabbitmq_version"])
     assert overview["object_totals"].keys() == {"channels", "connections", "consumers", "exchanges", "queues"}
@@ -310,16 +316,16 @@ def test_overview_and_health(api: Api) -> None:
     assert {"quorum_queue", "stream_queue"} <= {each["name"] for each in api("GET", "feature-flags")[1]}
 
 
-def test_a_vhost(api: Api, vhost: str) -> None:
-    """There is one, and another there is not."""
+def test_a_missing_vhost_gets_404(api: Api, vhost: str) -> None:
+    """Declaring an existing virtual host gets 204; a missing one, and its queues, get 404."""
     assert api("PUT", f"vhosts/{vhost}")[0] == 204
     assert api("GET", f"vhosts/{vhost}")[1]["name"] == vhost
     assert api("GET", "vhosts/none-such")[0] == 404
     assert api("GET", "queues/none-such")[0] == 404
 
 
-def test_a_virtual_host_is_deleted_while_somebody_is_only_connecting(api: Api, amqp_url: str) -> None:
-    """A connection in the middle of its handshake belongs to no virtual host yet."""
+def test_a_vhost_can_be_deleted_during_another_handshake(api: Api, amqp_url: str) -> None:
+    """A connection in its handshake belongs to no virtual host yet, so deleting one succeeds."""
     parts = urlsplit(amqp_url)
     with socket.create_connection((parts.hostname or "", parts.port or 5672)) as connecting:
         connecting.sendall(b"AMQP\x00\x00\x09\x01")
@@ -336,8 +342,8 @@ def ann(api: Api, ann: str) -> str:
 
 
 @pytest.mark.differs_since("4.3", "a virtual host that a user may not see is not found, rather than refused")
-def test_who_may_do_what(api: Api, vhost: str, ann: str) -> None:
-    """The tag lets in; permissions say what may be changed in a vhost, as with AMQP."""
+def test_tags_and_permissions_are_checked(api: Api, vhost: str, ann: str) -> None:
+    """The tag admits a user to the API; permissions decide what it may change in a virtual host, as over AMQP."""
 
     def as_ann(method: str, path: str, body: object = None) -> int:
         return int(api(method, path, body, user=ann, password="secret")[0])
@@ -356,8 +362,8 @@ def test_who_may_do_what(api: Api, vhost: str, ann: str) -> None:
     assert as_ann("DELETE", f"queues/{vhost}/ann-q") == 204
 
 
-def test_a_vhost_has_a_description_and_lets_its_maker_in(api: Api) -> None:
-    """So that whoever made it can use it at once."""
+def test_the_creator_of_a_vhost_gets_full_permissions(api: Api) -> None:
+    """A new virtual host has its description, and full permissions for the user who created it."""
     name = f"made-{uuid.uuid4().hex[:8]}"
     assert api("PUT", f"vhosts/{name}", {"description": "to try"})[0] == 201
     assert api("GET", f"vhosts/{name}")[1]["description"] == "to try"
@@ -366,8 +372,8 @@ def test_a_vhost_has_a_description_and_lets_its_maker_in(api: Api) -> None:
     assert api("DELETE", f"vhosts/{name}")[0] == 204
 
 
-def test_lists_are_sorted(api: Api, vhost: str, channel: BlockingChannel, take: Take) -> None:
-    """By name, or by what is asked for, such as a count."""
+def test_lists_are_sorted_by_name_or_column(api: Api, vhost: str, channel: BlockingChannel, take: Take) -> None:
+    """Lists are sorted by name, or by the column of the parameter sort, such as a count."""
     for number, name in enumerate("cab"):
         channel.queue_declare(name)
         for _ in range(number):
@@ -382,8 +388,8 @@ def test_lists_are_sorted(api: Api, vhost: str, channel: BlockingChannel, take: 
     assert api("GET", f"queues/{vhost}?{sort}")[1]["items"] == [{"name": "b"}, {"name": "a"}]
 
 
-def test_rates(api: Api, vhost: str, channel: BlockingChannel, take: Take) -> None:
-    """Counters have them, although nobody has looked before; each way to get a message has its own."""
+def test_counters_have_rates(api: Api, vhost: str, channel: BlockingChannel, take: Take) -> None:
+    """Each way to get a message has its own counter with a rate, also if nobody has asked before."""
     channel.queue_declare("q")
     for _ in range(2):
         channel.basic_publish("", "q", b"")
@@ -404,15 +410,15 @@ def test_rates(api: Api, vhost: str, channel: BlockingChannel, take: Take) -> No
     assert found["message_stats"]["publish"] > 0
 
 
-def test_where_the_broker_listens(api: Api, amqp_url: str) -> None:
-    """By which a tool can tell whose API this is."""
+def test_the_overview_lists_the_amqp_port(api: Api, amqp_url: str) -> None:
+    """A tool can tell from the listeners which broker an API belongs to."""
     ports = {listener["port"] for listener in api("GET", "overview")[1]["listeners"]}
     # A broker in a container knows its own port, not the one that Docker publishes.
     assert ports & {urlsplit(amqp_url).port, 5672 if "MQTOOL_TEST_IMAGE" in os.environ else None}
 
 
-def test_where_the_management_api_listens(api: Api) -> None:
-    """The overview lists the HTTP listener of the management plugin among the contexts, once there are statistics."""
+def test_the_overview_lists_the_management_api(api: Api) -> None:
+    """Once there are statistics, the contexts contain the listener of the management plugin."""
 
     def found() -> list[Any]:
         return [each for each in api("GET", "overview")[1]["contexts"] if each["description"] == "RabbitMQ Management"]
@@ -422,7 +428,9 @@ def test_where_the_management_api_listens(api: Api) -> None:
 
 
 def test_deleting_a_virtual_host_closes_its_connections(api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """The embedded broker tells its clients that it is deleted; RabbitMQ may close the socket before they read that."""
+    """The embedded broker sends connection.close to clients of a deleted virtual host; RabbitMQ may only close the
+    socket.
+    """
     with EmbeddedBroker(management_port=0) as broker:
         api = api_of(broker)
         api("PUT", "vhosts/gone", {})

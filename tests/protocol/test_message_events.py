@@ -66,8 +66,8 @@ def channel(broker: EmbeddedBroker) -> Iterator[BlockingChannel]:
         yield connection.channel()
 
 
-def test_a_message_is_published_delivered_and_acknowledged(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """The events name the same message, and say what it contains."""
+def test_events_follow_a_message_from_publish_to_ack(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
+    """The events published, ready, delivered and acknowledged name the same copy, and contain properties and body."""
     channel.queue_declare("q")
     events = Events(broker)
     channel.basic_publish("", "q", b"hello", pika.BasicProperties(message_id="m1", headers={"n": 1}))
@@ -92,8 +92,8 @@ def test_a_message_is_published_delivered_and_acknowledged(broker: EmbeddedBroke
     assert acknowledged["copy"] == ready["copy"]
 
 
-def test_a_consumer_is_named_as_in_the_management_api(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """A page draws its dots at the consumer that the topology shows."""
+def test_events_name_a_consumer_as_the_management_api_does(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
+    """The event delivered names channel and consumer tag, so that the page draws it at the right consumer."""
     channel.queue_declare("q")
     events = Events(broker)
     channel.basic_consume("q", lambda *_: None, auto_ack=True, consumer_tag="me")
@@ -103,8 +103,8 @@ def test_a_consumer_is_named_as_in_the_management_api(broker: EmbeddedBroker, ch
     assert delivered["consumer"].endswith(" (1)/me")
 
 
-def test_exchanges_on_the_way_are_named(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """A message passes from exchange to exchange, and to the alternate exchange if nothing else takes it."""
+def test_events_name_the_exchanges_that_a_message_passes(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
+    """The event published lists each path through bound exchanges, and through an alternate exchange."""
     channel.exchange_declare("rest", "fanout")
     channel.exchange_declare("first", "direct", arguments={"alternate-exchange": "rest"})
     channel.exchange_declare("second", "fanout")
@@ -121,8 +121,8 @@ def test_exchanges_on_the_way_are_named(broker: EmbeddedBroker, channel: Blockin
     assert published["paths"] == [["first", "rest", "c"]]
 
 
-def test_what_no_queue_takes_is_returned_or_dropped(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """Unroutable messages, and one that a full queue refuses."""
+def test_events_report_returned_dropped_and_rejected_messages(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
+    """An unroutable message is returned or dropped, and one that a full queue rejects is refused."""
     channel.queue_declare("full", arguments={"x-max-length": 0, "x-overflow": "reject-publish"})
     events = Events(broker)
     channel.basic_publish("", "nowhere", b"x")
@@ -134,10 +134,12 @@ def test_what_no_queue_takes_is_returned_or_dropped(broker: EmbeddedBroker, chan
 
 
 @pytest.mark.parametrize(("arguments", "reason"), [({"x-message-ttl": 1}, "expired"), ({"x-max-length": 0}, "maxlen")])
-def test_a_dead_letter_is_followed_to_its_queue(
+def test_events_follow_a_dead_letter_to_its_queue(
     broker: EmbeddedBroker, channel: BlockingChannel, arguments: dict[str, int], reason: str
 ) -> None:
-    """From the queue that it leaves, with the reason, through the dead-letter exchange."""
+    """The event dead-lettered has the reason and the exchange; the next published event names the queue
+    it came from.
+    """
     channel.queue_declare("dead")
     to_dead = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
     channel.queue_declare("q", arguments={**arguments, **to_dead})
@@ -149,8 +151,8 @@ def test_a_dead_letter_is_followed_to_its_queue(
     assert published["paths"] == [["", "dead"]]
 
 
-def test_rejected_without_an_exchange_for_dead_letters(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """It is discarded; and what is purged is gone at once."""
+def test_events_report_discarded_and_purged_messages(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
+    """A message rejected without a dead-letter exchange is discarded; a purge reports the queue."""
     channel.queue_declare("q")
     channel.basic_publish("", "q", b"x")
     channel.basic_publish("", "q", b"y")
@@ -169,8 +171,8 @@ def test_rejected_without_an_exchange_for_dead_letters(broker: EmbeddedBroker, c
     assert purged["queue"] == "q"
 
 
-def test_a_delayed_message_waits_at_its_exchange(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """The event says until when; a snapshot has it too."""
+def test_events_report_until_when_a_message_is_delayed(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
+    """The event and the snapshot of a delayed message say until when it waits at its exchange."""
     channel.exchange_declare("late", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
     channel.queue_declare("q")
     channel.queue_bind("q", "late")
@@ -183,8 +185,8 @@ def test_a_delayed_message_waits_at_its_exchange(broker: EmbeddedBroker, channel
     assert released["from"] == {"exchange": "late", "copy": delayed["copy"]}
 
 
-def test_messages_stay_in_a_stream(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """Each reader gets a copy of the message at an offset."""
+def test_events_report_appended_and_read_messages_of_a_stream(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
+    """Each reader of a stream has an event with the offset, and an acknowledgement removes nothing."""
     channel.queue_declare("s", durable=True, arguments={"x-queue-type": "stream"})
     channel.basic_qos(prefetch_count=10)
     events = Events(broker)
@@ -197,8 +199,8 @@ def test_messages_stay_in_a_stream(broker: EmbeddedBroker, channel: BlockingChan
     channel.connection.process_data_events(10)  # acknowledges it, which changes nothing
 
 
-def test_messages_of_the_stream_protocol_pass_no_exchange(broker: EmbeddedBroker) -> None:
-    """A publisher's messages go straight into the stream, from which a reader gets those after its offset."""
+def test_events_of_the_stream_protocol_name_no_exchange(broker: EmbeddedBroker) -> None:
+    """Messages from the stream protocol go straight into the stream, and are counted for each reader."""
     address = urllib.parse.urlsplit(broker.urls["stream"])
     with closing(RawStream(address.hostname or "", address.port or 0)) as client:
         client.log_in()
@@ -229,8 +231,8 @@ def test_messages_of_the_stream_protocol_pass_no_exchange(broker: EmbeddedBroker
         assert len(counts["events"]) < 200
 
 
-def test_many_messages_are_counted_and_some_are_shown(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """Those that are shown are shown to their end; a page that is slow starts again."""
+def test_many_messages_are_counted_and_only_some_reported(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
+    """Of thousands of messages, all are counted and some followed to their end; a slow page has to start again."""
     channel.queue_declare("q")
     events = Events(broker)
     number, shown, found = events.snapshot["number"], 0, {}
@@ -246,8 +248,8 @@ def test_many_messages_are_counted_and_some_are_shown(broker: EmbeddedBroker, ch
     assert events.get(after=1, timeout=0)["lost"]
 
 
-def test_a_deleted_queue_leaves_nothing_behind(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """Neither its ready messages nor those that a consumer has are shown any more."""
+def test_deleting_a_queue_ends_the_events_of_its_messages(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
+    """After a queue is deleted, neither its ready nor its unacknowledged messages are followed."""
     channel.queue_declare("q")
     events = Events(broker)
     for body in (b"x", b"y"):
@@ -266,8 +268,8 @@ def watcher_of(broker: EmbeddedBroker) -> Any:
     return broker.under_test(lambda under_test: under_test._scene.broker.vhosts["/"].watcher)
 
 
-def test_nobody_watches_after_a_while(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """Then the broker does no work for it."""
+def test_without_a_page_the_broker_stops_recording_events(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
+    """Some time after the last request for events, the broker records none."""
     assert channel.is_open
     assert watcher_of(broker) is None
     Events(broker)
@@ -275,8 +277,8 @@ def test_nobody_watches_after_a_while(broker: EmbeddedBroker, channel: BlockingC
     wait_until(lambda: watcher_of(broker) is None, "no watcher", 30)
 
 
-def test_only_administrators_may_read_messages(broker: EmbeddedBroker) -> None:
-    """Events contain bodies."""
+def test_only_administrators_may_read_events(broker: EmbeddedBroker) -> None:
+    """Events contain bodies, so a user with another tag gets 401."""
     api = f"{broker.urls['http']}/api/users/looker"
     body = json.dumps({"password": "x", "tags": "monitoring"}).encode()
     login = {"Authorization": "Basic " + base64.b64encode(b"guest:guest").decode()}

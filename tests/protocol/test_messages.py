@@ -1,4 +1,4 @@
-"""Publishing and receiving: what goes in comes out, in order, and is accounted for."""
+"""Publishing and receiving: contents, order, acknowledgements, confirms and transactions."""
 
 from collections.abc import Callable
 from typing import Any
@@ -43,22 +43,22 @@ ALL_PROPERTIES = BasicProperties(
 @pytest.mark.parametrize(
     "body", [b"", b"\x00\xff\xce", "grüße".encode(), b"x" * 131_064, b"x" * 131_065, b"y" * 400_000]
 )
-def test_a_body_comes_out_as_it_went_in(channel: BlockingChannel, take: Take, body: bytes) -> None:
-    """Empty, binary, exactly one frame, one octet more, several frames."""
+def test_a_body_is_delivered_unchanged(channel: BlockingChannel, take: Take, body: bytes) -> None:
+    """Empty and binary bodies, and bodies of exactly one frame, one byte more, or several frames arrive unchanged."""
     channel.queue_declare("q")
     channel.basic_publish("", "q", body)
     assert take.one("q")[2] == body
 
 
-def test_properties_come_out_as_they_went_in(channel: BlockingChannel, take: Take) -> None:
-    """All fourteen, and every type of header that the client has."""
+def test_properties_are_delivered_unchanged(channel: BlockingChannel, take: Take) -> None:
+    """All fourteen properties, and headers of every type, arrive unchanged."""
     channel.queue_declare("q")
     channel.basic_publish("", "q", b"x", ALL_PROPERTIES)
     assert take.one("q")[1] == ALL_PROPERTIES
 
 
-def test_messages_come_in_order_with_rising_tags(channel: BlockingChannel, take: Take) -> None:
-    """First in, first out; delivery tags count up from one."""
+def test_messages_are_delivered_in_order_with_rising_tags(channel: BlockingChannel, take: Take) -> None:
+    """Messages arrive first in, first out, and delivery tags count from 1."""
     channel.queue_declare("q")
     for number in range(10):
         channel.basic_publish("", "q", str(number).encode())
@@ -68,14 +68,14 @@ def test_messages_come_in_order_with_rising_tags(channel: BlockingChannel, take:
     assert [method.message_count for method, _, _ in got] == list(range(9, -1, -1))
 
 
-def test_get_from_an_empty_queue(channel: BlockingChannel) -> None:
-    """It says so."""
+def test_basic_get_from_an_empty_queue_returns_nothing(channel: BlockingChannel) -> None:
+    """The broker answers with basic.get-empty."""
     channel.queue_declare("q")
     assert channel.basic_get("q") == (None, None, None)
 
 
 def test_requeued_messages_take_their_old_place_and_are_marked(channel: BlockingChannel, take: Take) -> None:
-    """What comes back goes in front of what was behind it."""
+    """Requeued messages are delivered before later ones, in their old order, and marked as redelivered."""
     channel.queue_declare("q")
     for body in (b"1", b"2", b"3"):
         channel.basic_publish("", "q", body)
@@ -86,8 +86,8 @@ def test_requeued_messages_take_their_old_place_and_are_marked(channel: Blocking
     assert [(body, method.redelivered) for method, _, body in got] == [(b"1", True), (b"2", True), (b"3", False)]
 
 
-def test_nack_of_several_at_once(channel: BlockingChannel, take: Take) -> None:
-    """`multiple` means all up to this one."""
+def test_nack_with_multiple_requeues_all_up_to_the_tag(channel: BlockingChannel, take: Take) -> None:
+    """basic.nack with `multiple` requeues that message and all before it."""
     channel.queue_declare("q")
     for number in range(5):
         channel.basic_publish("", "q", str(number).encode())
@@ -98,8 +98,8 @@ def test_nack_of_several_at_once(channel: BlockingChannel, take: Take) -> None:
     assert channel.queue_declare("q", passive=True).method.message_count == 0
 
 
-def test_recover_puts_everything_back(channel: BlockingChannel, take: Take) -> None:
-    """basic.recover requeues what is unacknowledged."""
+def test_recover_requeues_unacknowledged_messages(channel: BlockingChannel, take: Take) -> None:
+    """basic.recover requeues the channel's unacknowledged messages, marked as redelivered."""
     channel.queue_declare("q")
     channel.basic_publish("", "q", b"x")
     take.one("q", auto_ack=False)
@@ -107,10 +107,10 @@ def test_recover_puts_everything_back(channel: BlockingChannel, take: Take) -> N
     assert take.one("q")[0].redelivered
 
 
-def test_closing_a_channel_gives_messages_back(
+def test_closing_a_channel_requeues_its_messages(
     connection: pika.BlockingConnection, channel: BlockingChannel, take: Take
 ) -> None:
-    """Unacknowledged means not done."""
+    """Unacknowledged messages of a closed channel are redelivered."""
     channel.queue_declare("q")
     other = connection.channel()
     channel.basic_publish("", "q", b"x")
@@ -120,8 +120,8 @@ def test_closing_a_channel_gives_messages_back(
     assert method.redelivered
 
 
-def test_an_unroutable_mandatory_message_comes_back(channel: BlockingChannel) -> None:
-    """basic.return, 312 NO_ROUTE, with the message, before the confirm."""
+def test_an_unroutable_mandatory_message_is_returned(channel: BlockingChannel) -> None:
+    """The publisher gets basic.return with 312 NO_ROUTE and the whole message, before the confirm."""
     channel.confirm_delivery()
     with pytest.raises(UnroutableError) as unroutable:
         channel.basic_publish("amq.direct", "nobody", b"x", ALL_PROPERTIES, mandatory=True)
@@ -132,14 +132,14 @@ def test_an_unroutable_mandatory_message_comes_back(channel: BlockingChannel) ->
 
 
 def test_an_unroutable_message_that_is_not_mandatory_is_confirmed(channel: BlockingChannel) -> None:
-    """Nobody wanted it, and that is fine."""
+    """The broker drops it and sends basic.ack."""
     channel.confirm_delivery()
     channel.basic_publish("amq.direct", "nobody", b"x")
 
 
 @pytest.mark.parametrize("arguments", [{}, {"x-queue-type": "quorum"}])
-def test_confirms(channel: BlockingChannel, arguments: dict[str, Any]) -> None:
-    """Persistent messages to a durable queue are confirmed, each."""
+def test_each_persistent_message_is_confirmed(channel: BlockingChannel, arguments: dict[str, Any]) -> None:
+    """Persistent messages to a durable classic or quorum queue are confirmed one by one."""
     channel.queue_declare("q", durable=True, arguments=arguments)
     channel.confirm_delivery()
     for number in range(20):
@@ -148,7 +148,7 @@ def test_confirms(channel: BlockingChannel, arguments: dict[str, Any]) -> None:
 
 
 def test_a_transaction_publishes_when_it_is_committed(channel: BlockingChannel, take: Take) -> None:
-    """Not before, and not at all when it is rolled back."""
+    """Messages of a transaction are in the queue after tx.commit, and never after tx.rollback."""
     channel.queue_declare("q")
     channel.tx_select()
     channel.basic_publish("", "q", b"dropped")
@@ -161,10 +161,12 @@ def test_a_transaction_publishes_when_it_is_committed(channel: BlockingChannel, 
 
 
 @pytest.mark.differs_since("4.0", "a transaction that cannot reach a queue fails")
-def test_a_transaction_routes_when_it_is_published(
+def test_messages_of_a_transaction_are_routed_when_published(
     channel: BlockingChannel, connection: pika.BlockingConnection
 ) -> None:
-    """Bindings made before the commit come too late, and a queue deleted before it is no loss to the others."""
+    """Bindings made before the commit come too late, and a queue deleted before it does not prevent the others from
+    getting the message.
+    """
     for queue in ("early", "late", "deleted"):
         channel.queue_declare(queue)
     for queue in ("early", "deleted"):
@@ -183,7 +185,7 @@ def test_a_transaction_routes_when_it_is_published(
 def test_a_transaction_acknowledges_when_it_is_committed(
     connection: pika.BlockingConnection, channel: BlockingChannel, take: Take
 ) -> None:
-    """Rolled back, the deliveries are unacknowledged again, and can be acknowledged after all."""
+    """After tx.rollback, acknowledged deliveries are unacknowledged again, and can be acknowledged later."""
     channel.queue_declare("q")
     channel.basic_publish("", "q", b"1")
     channel.basic_publish("", "q", b"2")
@@ -200,8 +202,10 @@ def test_a_transaction_acknowledges_when_it_is_committed(
 
 
 @pytest.mark.parametrize("overflow", ["reject-publish", "reject-publish-dlx"])
-def test_a_full_queue_refuses(channel: BlockingChannel, take: Take, overflow: str) -> None:
-    """basic.nack to a publisher with confirms; and dead-lettered, if the policy says so."""
+def test_a_full_queue_nacks_the_publish(channel: BlockingChannel, take: Take, overflow: str) -> None:
+    """With reject-publish, the publisher gets basic.nack; with reject-publish-dlx, the message is dead-lettered as
+    well.
+    """
     channel.queue_declare("dead")
     channel.queue_declare(
         "q",
@@ -221,8 +225,10 @@ def test_a_full_queue_refuses(channel: BlockingChannel, take: Take, overflow: st
     assert dead == (1 if overflow == "reject-publish-dlx" else 0)
 
 
-def test_direct_reply_to(connection: pika.BlockingConnection, channel: BlockingChannel, take: Take) -> None:
-    """A request's pseudo-queue becomes an address that the server can answer to, without a queue."""
+def test_direct_reply_to_delivers_a_reply_without_a_queue(
+    connection: pika.BlockingConnection, channel: BlockingChannel, take: Take
+) -> None:
+    """The reply-to of a request is an address to which a server can publish the reply."""
     replies: list[tuple[str, bytes]] = []
     channel.queue_declare("requests")
     channel.basic_consume(
@@ -240,10 +246,10 @@ def test_direct_reply_to(connection: pika.BlockingConnection, channel: BlockingC
 
 
 @pytest.mark.differs_since("4.2", "a reply to a client that is gone is dropped, even a mandatory one")
-def test_a_reply_to_nobody_comes_back(
+def test_a_reply_to_a_closed_client_is_returned(
     connect: Callable[..., pika.BlockingConnection], channel: BlockingChannel
 ) -> None:
-    """Once the client is gone, its address leads nowhere."""
+    """Once the requester has closed its connection, a mandatory reply is unroutable."""
     channel.queue_declare("requests")
     client = connect()
     asking = client.channel()
@@ -256,10 +262,10 @@ def test_a_reply_to_nobody_comes_back(
         channel.basic_publish("", properties.reply_to, b"!", mandatory=True)
 
 
-def test_a_large_message_leaves_in_frames_as_negotiated(
+def test_a_large_message_is_delivered_with_the_smallest_frame_size(
     connect: Callable[..., pika.BlockingConnection], broker: TestBroker
 ) -> None:
-    """With the smallest frame there is."""
+    """A body larger than the smallest negotiable frame_max is delivered whole."""
     smallest = 8192 if broker.differs_since("4.1", "a frame has at least 8,192 octets") else 4096
     channel = connect(frame_max=smallest).channel()
     channel.queue_declare("q")
@@ -268,8 +274,8 @@ def test_a_large_message_leaves_in_frames_as_negotiated(
     assert Take(channel).one("q")[2] == body
 
 
-def test_names_of_any_letters(channel: BlockingChannel, take: Take) -> None:
-    """Spaces, umlauts and dots are as good as others."""
+def test_names_may_contain_spaces_umlauts_and_wildcards(channel: BlockingChannel, take: Take) -> None:
+    """Queues, exchanges and routing keys may have any UTF-8 name."""
     name = "my queue: grün/2.5 #*"
     channel.queue_declare(name)
     channel.exchange_declare(name, "direct")

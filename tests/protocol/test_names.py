@@ -1,4 +1,4 @@
-"""Names of queues and exchanges, and routing keys, have up to 255 bytes, whichever protocol they come by."""
+"""Names of queues and exchanges, and routing keys, have up to 255 bytes in every protocol."""
 
 from collections.abc import Iterator
 from urllib.parse import quote
@@ -30,7 +30,7 @@ def native(like: str) -> Iterator[EmbeddedBroker]:
 
 @pytest.mark.parametrize("address", [f"/queues/{LONG}", f"/exchanges/amq.topic/{LONG}", f"/exchanges/{LONG}/k"])
 def test_a_target_with_a_name_that_is_too_long_is_refused(native: EmbeddedBroker, like: str, address: str) -> None:
-    """The error is about the address, not an internal error of the broker."""
+    """An AMQP 1.0 sender to such an address gets amqp:invalid-field instead of an internal error."""
     with RawAmqp10(native.url) as client:
         client.attach(SENDER, address)
         error = client.ended() if like == "4.0" else (client.receive(), client.detached())[1]
@@ -39,6 +39,7 @@ def test_a_target_with_a_name_that_is_too_long_is_refused(native: EmbeddedBroker
 
 
 def test_a_message_to_an_address_that_is_too_long_is_rejected(native: EmbeddedBroker) -> None:
+    """A message of AMQP 1.0 whose property `to` is too long gets the outcome rejected."""
     with RawAmqp10(native.url) as client:
         client.attach_sender(None)
         assert client.published(0, message(to=f"/queues/{LONG}")).descriptor == REJECTED
@@ -46,7 +47,7 @@ def test_a_message_to_an_address_that_is_too_long_is_rejected(native: EmbeddedBr
 
 
 def test_a_queue_with_a_nul_in_its_name_works(native: EmbeddedBroker) -> None:
-    """As in RabbitMQ, a name may have any character."""
+    """As in RabbitMQ, a name may contain any character, also in dead-lettering and over AMQP 1.0."""
     connection = pika.BlockingConnection(pika.URLParameters(native.url))
     arguments = {"x-queue-type": "quorum", "x-dead-letter-exchange": "", "x-dead-letter-routing-key": NUL}
     connection.channel().queue_declare(NUL, durable=True)
@@ -68,7 +69,7 @@ DEAD_LETTERS = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": LONG}
 def test_a_dead_letter_routing_key_that_is_too_long_is_refused(
     broker: TestBroker, channel: BlockingChannel, api: Api, vhost: str
 ) -> None:
-    """The messages that die with it could never be delivered."""
+    """Declaring such a queue or policy is refused, because its dead letters could never be delivered."""
     if broker.kind == "rabbitmq":
         pytest.skip("RabbitMQ accepts such a key, and closes the connections of consumers")
     with pytest.raises(pika.exceptions.ChannelClosedByBroker) as refused:
@@ -81,10 +82,10 @@ def test_a_dead_letter_routing_key_that_is_too_long_is_refused(
     assert api("GET", f"queues/{vhost}/q")[0] == 404
 
 
-def test_a_message_dies_in_a_queue_whose_dead_letter_exchange_has_too_long_a_name(
+def test_a_dead_letter_exchange_whose_name_is_too_long_drops_messages(
     channel: BlockingChannel, take: Take, vhost: str, api: Api
 ) -> None:
-    """No exchange can have that name, so the message is dropped as with any exchange that does not exist."""
+    """No such exchange can exist, so dead letters are dropped, and the queue works on."""
     channel.queue_declare("q", durable=True, arguments={"x-dead-letter-exchange": LONG})
     channel.basic_publish("", "q", b"dies")
     take.one("q", auto_ack=False)
@@ -96,6 +97,7 @@ def test_a_message_dies_in_a_queue_whose_dead_letter_exchange_has_too_long_a_nam
 
 @pytest.mark.parametrize("path", ["queues/VHOST/NAME", "exchanges/VHOST/NAME", "vhosts/NAME"])
 def test_names_over_http_that_are_too_long_are_refused(broker: TestBroker, api: Api, vhost: str, path: str) -> None:
+    """The management API refuses queues, exchanges and virtual hosts with such names with 400."""
     if broker.kind == "rabbitmq":
         pytest.skip("RabbitMQ accepts exchanges and virtual hosts with such names")
     status, answer = api("PUT", path.replace("VHOST", vhost).replace("NAME", LONG), {"type": "direct"})

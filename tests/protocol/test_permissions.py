@@ -1,4 +1,4 @@
-"""Who may do what."""
+"""Permissions and topic permissions over AMQP 0-9-1."""
 
 import re
 from collections.abc import Callable
@@ -12,10 +12,10 @@ from tests.brokers import TestBroker
 from tests.protocol.conftest import Api
 
 
-def test_without_permissions_there_is_no_way_in(
+def test_a_user_without_permissions_cannot_connect(
     connect: Callable[..., pika.BlockingConnection], amqp_url: str, ann: str, vhost: str
 ) -> None:
-    """Not even to look."""
+    """A user with no permissions in the virtual host is refused at connection.open."""
     with pytest.raises(ProbableAccessDeniedError) as refused:
         connect(amqp_url.replace("guest:guest", f"{ann}:secret"))
     assert f"NOT_ALLOWED - access to vhost '{vhost}' refused for user '{ann}'" in str(refused.value)
@@ -32,10 +32,10 @@ TOPICS: list[tuple[Callable[[BlockingChannel], object], str | None]] = [
 ]
 
 
-def test_topic_permissions(
+def test_topic_permissions_apply_to_publishing_and_binding(
     connect: Callable[..., pika.BlockingConnection], api: Api, amqp_url: str, ann: str, vhost: str
 ) -> None:
-    """What may be published to a topic exchange, and bound to it, by routing key; others do not mind."""
+    """They limit the routing keys of a topic exchange; other exchanges and users are not affected."""
     api("PUT", f"permissions/{vhost}/{ann}", {"configure": ".*", "write": ".*", "read": ".*"})
     path = f"topic-permissions/{vhost}/{ann}"
     rights = {"exchange": "amq.topic", "write": "^({username}|ann)\\.", "read": "^news"}
@@ -71,7 +71,7 @@ def test_topic_permissions_apply_to_copies_since_4_0(
     broker: TestBroker,
     header: str,
 ) -> None:
-    """RabbitMQ 3.10 checks only the routing key of a message; from 4.0.3 on, those in CC and BCC as well."""
+    """RabbitMQ 3.10 checks only a message's routing key; from 4.0.3 on, the keys in CC and BCC are checked as well."""
     api("PUT", f"users/{ann}", {"password": "secret", "tags": "management"})
     api("PUT", f"permissions/{vhost}/{ann}", {"configure": ".*", "write": ".*", "read": ".*"})
     api("PUT", f"topic-permissions/{vhost}/{ann}", {"exchange": "amq.topic", "write": "^ann", "read": ".*"})
@@ -97,8 +97,10 @@ def test_topic_permissions_apply_to_copies_since_4_0(
     assert arrived == (0 if broker.differs_since("4.0", "it checks every routing key") else 2)
 
 
-def test_a_vhost_that_is_not_there(connect: Callable[..., pika.BlockingConnection], amqp_url: str, vhost: str) -> None:
-    """530."""
+def test_a_missing_vhost_is_refused_with_530(
+    connect: Callable[..., pika.BlockingConnection], amqp_url: str, vhost: str
+) -> None:
+    """connection.open names the virtual host that was not found."""
     with pytest.raises(ProbableAccessDeniedError) as refused:
         connect(amqp_url.replace(vhost, "none"))
     assert "NOT_ALLOWED - vhost none not found" in str(refused.value)
@@ -133,7 +135,7 @@ def test_what_is_not_allowed_is_refused(
     action: Callable[[BlockingChannel], object],
     what: str,
 ) -> None:
-    """configure, write and read, by name."""
+    """Each operation without its configure, write or read permission is refused with RabbitMQ's text."""
     rights = {"configure": "^mine", "write": "^mine", "read": "^(mine|amq|hers)"}
     api("PUT", f"permissions/{vhost}/{ann}", rights)
     channel = connect(amqp_url.replace("guest:guest", f"{ann}:secret")).channel()
@@ -146,10 +148,10 @@ def test_what_is_not_allowed_is_refused(
     assert said == f"ACCESS_REFUSED - access to {what} in vhost '{vhost}' refused for user '{ann}'"
 
 
-def test_what_is_allowed_works(
+def test_a_permission_allows_only_matching_names(
     connect: Callable[..., pika.BlockingConnection], api: Api, amqp_url: str, ann: str, vhost: str
 ) -> None:
-    """And an empty pattern allows nothing but names that the broker makes."""
+    """A user can declare and publish to what the patterns match; an empty pattern allows nothing."""
     api("PUT", f"permissions/{vhost}/{ann}", {"configure": "^mine$", "write": ".*", "read": ""})
     connection = connect(amqp_url.replace("guest:guest", f"{ann}:secret"))
     channel = connection.channel()

@@ -1,4 +1,4 @@
-"""Policies and operator policies: which one applies, what it changes, and what is refused."""
+"""Policies and operator policies: which one applies, what it changes, and which are refused."""
 
 import html
 from collections.abc import Callable
@@ -33,10 +33,12 @@ def depth(channel: BlockingChannel, queue: str) -> int:
 
 
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
-def test_a_smaller_limit_drops_what_is_too_much(
+def test_a_smaller_limit_by_policy_dead_letters_at_once(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy, api: Api, vhost: str, kind: str
 ) -> None:
-    """At once, into the dead-letter exchange of the same policy; without the policy the queue grows again."""
+    """Surplus messages go to the policy's dead-letter exchange at once; without the policy, the queue's own limit
+    applies again.
+    """
     channel.queue_declare("jobs", durable=True, arguments={"x-queue-type": kind, "x-max-length": 5})
     channel.queue_declare("dead")
     for number in range(7):
@@ -56,10 +58,10 @@ def test_a_smaller_limit_drops_what_is_too_much(
     take.until(grown)
 
 
-def test_the_smaller_limit_of_user_and_operator_holds(
+def test_the_smaller_of_both_policies_limits_applies(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy
 ) -> None:
-    """Whichever of them set it."""
+    """Of a policy and an operator policy, the smaller limit applies, whichever of them sets it."""
     channel.queue_declare("a")
     channel.queue_declare("b")
     set_policy("a", {"max-length": 2})
@@ -75,8 +77,10 @@ def test_the_smaller_limit_of_user_and_operator_holds(
     take.until(lambda: full() and full() and full() and full() and full())
 
 
-def test_arguments_win_over_a_policy(channel: BlockingChannel, take: Take, set_policy: SetPolicy) -> None:
-    """Where it is not about a limit."""
+def test_arguments_override_a_policy_except_for_limits(
+    channel: BlockingChannel, take: Take, set_policy: SetPolicy
+) -> None:
+    """A queue's own dead-letter arguments win over those of a policy; for limits, the smaller one applies."""
     channel.queue_declare("dead")
     channel.queue_declare("other")
     set_policy("jobs", {"dead-letter-exchange": "amq.fanout", "dead-letter-routing-key": "other", "max-length": 1})
@@ -89,8 +93,10 @@ def test_arguments_win_over_a_policy(channel: BlockingChannel, take: Take, set_p
     assert depth(channel, "other") == 0
 
 
-def test_the_greatest_priority_applies_alone(channel: BlockingChannel, take: Take, set_policy: SetPolicy) -> None:
-    """What the others set does not add to it; nor do those for something else."""
+def test_only_the_policy_with_the_highest_priority_applies(
+    channel: BlockingChannel, take: Take, set_policy: SetPolicy
+) -> None:
+    """Settings of other matching policies are not added, nor those of policies for exchanges or other queue types."""
     set_policy("jo", {"max-length": 1}, priority=1)
     set_policy("job", {"max-length-bytes": 4}, priority=2)
     set_policy("jobs", {"max-length": 1}, priority=3, **{"apply-to": "exchanges"})
@@ -102,10 +108,10 @@ def test_the_greatest_priority_applies_alone(channel: BlockingChannel, take: Tak
     assert take.bodies("jobs-1", 2) == [b"33", b"44"]
 
 
-def test_overflow_and_expiry_by_policy(
+def test_overflow_ttl_and_expires_apply_by_policy(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy, amqp_url: str
 ) -> None:
-    """A full queue refuses; messages and an unused queue expire."""
+    """A full queue rejects messages, messages expire, and an unused queue is deleted, as a policy says."""
     set_policy("full", {"max-length": 0, "overflow": "reject-publish"})
     set_policy("brief", {"message-ttl": 0})
     set_policy("unused", {"expires": 50})
@@ -131,8 +137,8 @@ def test_overflow_and_expiry_by_policy(
 
 
 @pytest.mark.differs_since("4.3", "what is returned with basic.nack does not count")
-def test_a_delivery_limit_by_policy(channel: BlockingChannel, take: Take, set_policy: SetPolicy) -> None:
-    """A quorum queue drops what came back too often."""
+def test_a_delivery_limit_applies_by_policy(channel: BlockingChannel, take: Take, set_policy: SetPolicy) -> None:
+    """A quorum queue drops a message that was returned more often than the policy's delivery-limit."""
     set_policy("jobs", {"delivery-limit": 1})
     channel.queue_declare("jobs", durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": 9})
     channel.basic_publish("", "jobs", b"x")
@@ -144,10 +150,10 @@ def test_a_delivery_limit_by_policy(channel: BlockingChannel, take: Take, set_po
     assert channel.basic_get("jobs")[0] is None
 
 
-def test_an_alternate_exchange_by_policy(
+def test_an_alternate_exchange_applies_by_policy(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy, api: Api, vhost: str
 ) -> None:
-    """For an exchange that was there before; without the policy messages are unroutable again."""
+    """A policy gives an existing exchange an alternate exchange, until the policy is deleted."""
     channel.exchange_declare("x")
     channel.queue_declare("rest")
     channel.queue_bind("rest", "amq.fanout")
@@ -160,10 +166,10 @@ def test_an_alternate_exchange_by_policy(
     assert channel.basic_get("rest")[0] is None
 
 
-def test_queues_list_what_applies(
+def test_queues_show_their_policies(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy, api: Api, vhost: str
 ) -> None:
-    """Both policies by name, and what they set together; the policies themselves, one and all."""
+    """A queue shows the names of both policies and their combined definition; the API lists and reads policies."""
     set_policy("jobs", {"max-length": 7, "dead-letter-exchange": "x"}, priority=3)
     set_policy("job", {"max-length": 5, "expires": 100_000}, "operator-policies", **{"apply-to": "queues"})
     channel.queue_declare("jobs")
@@ -240,8 +246,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 
 
 @pytest.mark.differs_since("4.0", "there are more things to apply a policy to, and other settings")
-def test_what_is_refused(api: Api, vhost: str) -> None:
-    """400, in RabbitMQ's words."""
+def test_an_invalid_policy_is_refused(api: Api, vhost: str) -> None:
+    """An invalid policy gets 400 with RabbitMQ's text, and is not stored."""
     for kind, body, words in REFUSED:
         status, answer = api("PUT", f"{kind}/{vhost}/p", body)
         reason = html.unescape(answer["reason"])
@@ -254,8 +260,8 @@ def test_what_is_refused(api: Api, vhost: str) -> None:
 
 @pytest.mark.parametrize(("tag", "changes"), [("management", 401), ("policymaker", 201)])
 @pytest.mark.differs_since("4.3", "404 in place of 401, for a virtual host that one has no permissions in")
-def test_who_may_change_policies(api: Api, vhost: str, tag: str, changes: int) -> None:
-    """A policymaker; operator policies are the administrator's."""
+def test_only_policymakers_may_change_policies(api: Api, vhost: str, tag: str, changes: int) -> None:
+    """A user with the tag policymaker may set policies; operator policies need an administrator."""
     user, body = f"{tag}-{vhost}", {"pattern": "a", "definition": {"max-length": 3}}
     api("PUT", f"users/{user}", {"password": "secret", "tags": tag})
     try:
@@ -269,8 +275,8 @@ def test_who_may_change_policies(api: Api, vhost: str, tag: str, changes: int) -
         api("DELETE", f"users/{user}")
 
 
-def test_policies_outlive_the_broker(tmp_path: Path, api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """They apply to what is recovered; they go with their virtual host."""
+def test_policies_survive_a_restart(tmp_path: Path, api_of: Callable[[EmbeddedBroker], Api]) -> None:
+    """After a restart, policies apply to recovered queues; deleting a virtual host deletes its policies."""
     with EmbeddedBroker(data_dir=tmp_path, management_port=0) as broker:
         api = api_of(broker)
         for vhost in ("%2F", "v"):

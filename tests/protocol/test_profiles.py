@@ -1,4 +1,4 @@
-"""`--like`: each profile beside the RabbitMQ that it is named after, as far as one is at hand."""
+"""`--like`: each profile beside the RabbitMQ version that it imitates, if that is available."""
 
 import re
 import time
@@ -68,17 +68,19 @@ def closed(what: Callable[[], object]) -> tuple[int, str]:
     return refused.value.reply_code, refused.value.reply_text
 
 
-def test_which_version_it_says_it_is(broker: TestBroker, connection: pika.BlockingConnection, api: Api) -> None:
-    """The same in AMQP and in the management API."""
+def test_the_version_is_that_of_the_profile(broker: TestBroker, connection: pika.BlockingConnection, api: Api) -> None:
+    """AMQP and the management API report the version of the profile."""
     version = connection._impl.server_properties["version"]
     overview = api("GET", "overview")[1]
     assert version == overview["rabbitmq_version"] == overview["product_version"] == broker.version
 
 
-def test_how_often_a_message_may_come_back(
+def test_the_default_delivery_limit_depends_on_the_version(
     broker: TestBroker, channel: BlockingChannel, take: Take, quorum: Callable[..., str]
 ) -> None:
-    """Up to 3.13 as often as it likes, from 4.0 on 20 times, from 4.3 on only rejections count."""
+    """Up to 3.13 there is none; from 4.0 on a message is dropped after 20 returns, and from 4.3 on
+    after 20 rejections.
+    """
     queue = quorum()
     give_back = channel.basic_reject if broker.differs_since("4.3", "a nack does not count") else channel.basic_nack
     for _ in range(21):
@@ -89,10 +91,10 @@ def test_how_often_a_message_may_come_back(
         assert take.one(queue)[2] == b"x"
 
 
-def test_how_often_it_came_back(
+def test_delivery_counts_depend_on_the_version(
     broker: TestBroker, channel: BlockingChannel, take: Take, quorum: Callable[..., str]
 ) -> None:
-    """By basic.nack, by basic.reject, and by the loss of a channel."""
+    """After basic.nack, basic.reject and a closed channel, the headers count deliveries as that version does."""
     queue, seen = quorum(), []
     for give_back in (channel.basic_nack, channel.basic_reject, channel.basic_recover):
         method, properties, _ = take.one(queue, auto_ack=False)
@@ -110,8 +112,10 @@ def test_how_often_it_came_back(
         assert seen == [first, *({"x-delivery-count": number} for number in (1, 2, 3))]
 
 
-def test_without_a_limit(broker: TestBroker, channel: BlockingChannel, take: Take, quorum: Callable[..., str]) -> None:
-    """A limit of -1 is none; what is returned then goes behind the others, up to 4.2."""
+def test_a_delivery_limit_of_minus_1_is_unlimited(
+    broker: TestBroker, channel: BlockingChannel, take: Take, quorum: Callable[..., str]
+) -> None:
+    """With a limit of -1, a returned message is requeued behind the others up to 4.2, and before them from 4.3 on."""
     limit = {"x-delivery-limit": -1} if broker.differs_since("4.0", "there is a limit") else {}
     queue = quorum(body=b"1", **limit)
     channel.basic_publish("", queue, b"2")
@@ -121,8 +125,10 @@ def test_without_a_limit(broker: TestBroker, channel: BlockingChannel, take: Tak
     assert take.bodies(queue, 2) == ([b"1", b"2"] if is_first else [b"2", b"1"])
 
 
-def test_priorities_in_a_quorum_queue(broker: TestBroker, channel: BlockingChannel, take: Take) -> None:
-    """None, two of which the higher one gets two turns of three, or 32."""
+def test_priorities_of_quorum_queues_depend_on_the_version(
+    broker: TestBroker, channel: BlockingChannel, take: Take
+) -> None:
+    """3.10 ignores priorities, 4.0 has two, of which the higher gets two of three turns, and 4.3 has 32."""
     channel.queue_declare("q", durable=True, arguments=QUORUM)
     for body, priority in ((b"a", None), (b"b", 1), (b"c", 5), (b"d", 9), (b"e", 7), (b"f", 200)):
         channel.basic_publish("", "q", body, BasicProperties(priority=priority))
@@ -135,8 +141,10 @@ def test_priorities_in_a_quorum_queue(broker: TestBroker, channel: BlockingChann
     assert b"".join(take.bodies("q", 6)) == expected
 
 
-def test_deaths_that_a_client_tells_of(broker: TestBroker, channel: BlockingChannel, take: Take) -> None:
-    """From 4.0 on only the broker counts them, and there is a last death as well as a first one."""
+def test_an_x_death_of_a_publisher_counts_only_before_4_0(
+    broker: TestBroker, channel: BlockingChannel, take: Take
+) -> None:
+    """From 4.0 on, only deaths recorded by the broker count, and dead letters have x-last-death headers."""
     channel.queue_declare("dead", durable=True)
     arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
     channel.queue_declare("q", durable=True, arguments=arguments)
@@ -152,8 +160,10 @@ def test_deaths_that_a_client_tells_of(broker: TestBroker, channel: BlockingChan
     assert headers.get("x-last-death-reason") == ("rejected" if distrusts else None)
 
 
-def test_deaths_in_a_circle(broker: TestBroker, channel: BlockingChannel, take: Take) -> None:
-    """Those that the broker knows of count, in every version."""
+def test_deaths_recorded_by_the_broker_count_in_every_version(
+    broker: TestBroker, channel: BlockingChannel, take: Take
+) -> None:
+    """A message that is dead-lettered in a circle has rising counts in x-death."""
     for name, other, ttl in (("a", "b", {}), ("b", "a", {"x-message-ttl": 1})):
         arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": other, **ttl}
         channel.queue_declare(name, durable=True, arguments=arguments)
@@ -167,8 +177,10 @@ def test_deaths_in_a_circle(broker: TestBroker, channel: BlockingChannel, take: 
     ]
 
 
-def test_every_queue_has_a_type(broker: TestBroker, channel: BlockingChannel, api: Api, vhost: str) -> None:
-    """From 4.0 on it is listed, and compared, if it was declared without."""
+def test_the_default_queue_type_is_listed_from_4_0_on(
+    broker: TestBroker, channel: BlockingChannel, api: Api, vhost: str
+) -> None:
+    """From 4.0 on, a queue declared without a type lists x-queue-type, and is compared by it."""
     channel.queue_declare("q", durable=True)
     listed = {"x-queue-type": "classic"} if broker.differs_since("4.0", "it is listed") else {}
     assert api("GET", f"queues/{vhost}/q")[1]["arguments"] == listed
@@ -178,10 +190,10 @@ def test_every_queue_has_a_type(broker: TestBroker, channel: BlockingChannel, ap
     assert text.endswith(received)
 
 
-def test_arguments_of_classic_queues(
+def test_arguments_of_classic_queues_depend_on_the_version(
     broker: TestBroker, connection: pika.BlockingConnection, connect: Callable[..., pika.BlockingConnection]
 ) -> None:
-    """4.3 looks at no x-queue-mode, and has neither the first storage nor x-queue-master-locator."""
+    """4.3 ignores x-queue-mode, and refuses x-queue-version 1 and x-queue-master-locator."""
     has_gone = broker.differs_since("4.3", "they are gone")
 
     def declare(argument: str, value: object, connection: pika.BlockingConnection = connection) -> None:
@@ -198,8 +210,10 @@ def test_arguments_of_classic_queues(
         declare("x-queue-master-locator", "client-local")
 
 
-def test_transient_queues(broker: TestBroker, connect: Callable[..., pika.BlockingConnection]) -> None:
-    """From 4.3.0 to 4.3.5 a queue is durable or exclusive."""
+def test_transient_queues_are_refused_from_4_3_0_to_4_3_5(
+    broker: TestBroker, connect: Callable[..., pika.BlockingConnection]
+) -> None:
+    """In these versions, a queue must be durable or exclusive."""
     connect().channel().queue_declare("mine", exclusive=True)
 
     def declare() -> None:
@@ -215,8 +229,8 @@ def test_transient_queues(broker: TestBroker, connect: Callable[..., pika.Blocki
         declare()
 
 
-def test_what_policies_may_say(broker: TestBroker, api: Api, vhost: str) -> None:
-    """4.0 took mirrored queues away; a limit of -1 is none since then; 4.3 delays what is returned."""
+def test_policy_keys_depend_on_the_version(broker: TestBroker, api: Api, vhost: str) -> None:
+    """4.0 dropped mirrored queues and added a delivery limit of -1; 4.3 added delayed retries."""
 
     def put(definition: dict[str, object]) -> bool:
         return api("PUT", f"policies/{vhost}/p", {"pattern": "^none$", "definition": definition})[0] in (201, 204)
@@ -230,10 +244,10 @@ def test_what_policies_may_say(broker: TestBroker, api: Api, vhost: str) -> None
     assert not put({"delayed-retry-type": "all"})
 
 
-def test_what_a_permission_is_for(
+def test_refusals_name_the_permission_from_4_0_on(
     broker: TestBroker, connect: Callable[..., pika.BlockingConnection], api: Api, vhost: str, amqp_url: str
 ) -> None:
-    """From 4.0 on a refusal says which it takes; from 4.3 on a passive declaration takes one too."""
+    """From 4.0 on, a refusal says which permission is missing; from 4.3 on, a passive declaration needs one, too."""
     user = f"ann-{vhost}"
     api("PUT", f"users/{user}", {"password": "secret", "tags": ""})
     api("PUT", f"permissions/{vhost}/{user}", {"configure": "", "write": "", "read": ""})
@@ -249,10 +263,10 @@ def test_what_a_permission_is_for(
     api("DELETE", f"users/{user}")
 
 
-def test_a_commit_that_cannot_reach_a_queue(
+def test_a_commit_to_a_deleted_queue_depends_on_the_version(
     broker: TestBroker, channel: BlockingChannel, connect: Callable[..., pika.BlockingConnection]
 ) -> None:
-    """It was let pass, then cost the channel, and costs the connection since 4.2."""
+    """tx.commit succeeds up to 3.13, closes the channel in 4.0, and closes the connection from 4.2 on."""
     channel.queue_declare("q", durable=True)
     other = connect().channel()
     other.tx_select()
@@ -271,8 +285,8 @@ def test_a_commit_that_cannot_reach_a_queue(
         other.tx_commit()
 
 
-def test_no_such_profile() -> None:
-    """It is said at once, with those that there are."""
+def test_an_unknown_profile_is_an_error() -> None:
+    """EmbeddedBroker(like="4") raises ValueError with the known versions."""
     with pytest.raises(ValueError, match=r"cannot behave like RabbitMQ 4, only like 3\.10, 4\.0, 4\.2"):
         EmbeddedBroker(like="4")
 
@@ -288,7 +302,7 @@ def test_no_such_profile() -> None:
         ("returned", "basic_reject", False),
     ],
 )
-def test_delayed_retries(
+def test_delayed_retries_hold_back_returned_messages(
     broker: TestBroker,
     channel: BlockingChannel,
     take: Take,
@@ -297,7 +311,7 @@ def test_delayed_retries(
     give_back: str,
     is_held: bool,
 ) -> None:
-    """4.3 holds back what is returned, what failed, or both; the others know nothing of it."""
+    """From 4.3 on, delayed-retry-type decides whether returned, rejected or all messages are delayed."""
     queue = quorum(body=b"1", **{"x-delayed-retry-type": which, "x-delayed-retry-min": 60_000})
     getattr(channel, give_back)(take.one(queue, auto_ack=False)[0].delivery_tag)
     channel.basic_publish("", queue, b"2")
@@ -307,10 +321,10 @@ def test_delayed_retries(
     assert channel.queue_purge(queue).method.message_count == 1
 
 
-def test_a_delayed_retry_comes_back(
+def test_a_delayed_retry_is_delivered_with_growing_delays(
     broker: TestBroker, channel: BlockingChannel, take: Take, api: Api, vhost: str
 ) -> None:
-    """To consumers as well; a policy may say for how long, which grows with each failure, up to a maximum."""
+    """A rejected message is redelivered after a delay that grows up to the policy's maximum."""
     if not broker.differs_since("4.3", "it is held back"):
         return
     definition = {"delayed-retry-type": "failed", "delayed-retry-min": 100, "delayed-retry-max": 150}
@@ -330,8 +344,8 @@ def test_a_delayed_retry_comes_back(
     assert times[2] - times[1] >= 0.15
 
 
-def test_delayed_exchanges(broker: TestBroker, channel: BlockingChannel, api: Api) -> None:
-    """The last plugin is that of 4.2."""
+def test_delayed_exchanges_exist_up_to_4_2(broker: TestBroker, channel: BlockingChannel, api: Api) -> None:
+    """From 4.3 on, declaring x-delayed-message is refused as an unknown exchange type."""
     types = [each["name"] for each in api("GET", "overview")[1]["exchange_types"]]
     if broker.differs_since("4.3", "there is no plugin for it"):
         assert "x-delayed-message" not in types
@@ -341,7 +355,7 @@ def test_delayed_exchanges(broker: TestBroker, channel: BlockingChannel, api: Ap
         assert "x-delayed-message" in types
 
 
-def test_long_words_are_cut(broker: TestBroker, channel: BlockingChannel) -> None:
-    """A reply has room for 255 octets; that there was more is shown."""
+def test_a_long_reply_text_is_cut(broker: TestBroker, channel: BlockingChannel) -> None:
+    """A reply text has at most 255 bytes, and ends with "..." if it was cut."""
     _, text = closed(lambda: channel.queue_declare("x" * 250, passive=True))
     assert (len(text), text[-5:]) == (255, "xx...")

@@ -1,4 +1,4 @@
-"""What queues do with time, size, priority and their consumers."""
+"""Queues: expiry, limits, dead-lettering, priorities, and deletion."""
 
 import json
 import time
@@ -40,8 +40,8 @@ def deaths(properties: BasicProperties) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", [{}, QUORUM])
-def test_the_queues_time_to_live(channel: BlockingChannel, take: Take, kind: dict[str, Any]) -> None:
-    """An expired message is dead-lettered, with where, why and what it was."""
+def test_a_queues_ttl_dead_letters_expired_messages(channel: BlockingChannel, take: Take, kind: dict[str, Any]) -> None:
+    """An expired message is dead-lettered with queue, reason, time and original exchange in x-death."""
     channel.queue_declare("dead")
     channel.queue_declare("q", durable=True, arguments={**kind, **dead_lettering(x_message_ttl=50)})
     channel.queue_bind("q", "amq.direct", "k")
@@ -62,8 +62,8 @@ def test_the_queues_time_to_live(channel: BlockingChannel, take: Take, kind: dic
     }
 
 
-def test_a_messages_own_time_to_live(channel: BlockingChannel, take: Take) -> None:
-    """It is taken off when the message is dead-lettered, and kept in x-death."""
+def test_a_messages_own_expiration_is_removed_when_dead_lettered(channel: BlockingChannel, take: Take) -> None:
+    """A dead letter has no expiration; x-death keeps the original one."""
     channel.queue_declare("dead")
     channel.queue_declare("q", arguments=dead_lettering(x_message_ttl=60_000))
     channel.basic_publish("", "q", b"x", BasicProperties(expiration="30"))
@@ -73,7 +73,7 @@ def test_a_messages_own_time_to_live(channel: BlockingChannel, take: Take) -> No
 
 
 def test_a_message_expires_only_at_the_head(channel: BlockingChannel, take: Take) -> None:
-    """Behind one that lives longer it stays until its turn comes."""
+    """A message whose time is over is dead-lettered when the messages before it have been taken."""
     channel.queue_declare("dead")
     channel.queue_declare("q", arguments=dead_lettering())
     channel.basic_publish("", "q", b"long")
@@ -83,8 +83,8 @@ def test_a_message_expires_only_at_the_head(channel: BlockingChannel, take: Take
     assert take.one("dead")[2] == b"short"
 
 
-def test_an_expiration_of_zero_is_for_whoever_waits(channel: BlockingChannel, take: Take) -> None:
-    """It expires unless a consumer takes it at once."""
+def test_an_expiration_of_0_needs_a_waiting_consumer(channel: BlockingChannel, take: Take) -> None:
+    """A message with expiration 0 is delivered to a waiting consumer, or expires at once."""
     got: list[bytes] = []
     channel.queue_declare("q")
     channel.basic_publish("", "q", b"1", BasicProperties(expiration="0"))
@@ -96,7 +96,7 @@ def test_an_expiration_of_zero_is_for_whoever_waits(channel: BlockingChannel, ta
 
 
 def test_an_unused_queue_expires(channel: BlockingChannel, connection: pika.BlockingConnection, take: Take) -> None:
-    """x-expires counts while it has no consumer and nobody asks for it."""
+    """x-expires deletes a queue that had no consumer, declaration or basic.get for that time."""
     channel.queue_declare("q", arguments={"x-expires": 1000})
 
     def gone() -> bool:
@@ -117,8 +117,8 @@ def test_an_unused_queue_expires(channel: BlockingChannel, connection: pika.Bloc
 
 
 @pytest.mark.parametrize("kind", [{}, QUORUM])
-def test_a_full_queue_drops_its_head(channel: BlockingChannel, take: Take, kind: dict[str, Any]) -> None:
-    """By length; the dropped ones are dead letters because of `maxlen`."""
+def test_a_full_queue_dead_letters_its_head(channel: BlockingChannel, take: Take, kind: dict[str, Any]) -> None:
+    """With x-max-length, the oldest message is dead-lettered with the reason maxlen."""
     channel.queue_declare("dead")
     channel.queue_declare("q", durable=True, arguments={**kind, **dead_lettering(x_max_length=2)})
     for body in (b"1", b"2", b"3"):
@@ -129,7 +129,7 @@ def test_a_full_queue_drops_its_head(channel: BlockingChannel, take: Take, kind:
 
 
 def test_a_queue_full_of_bytes_drops_its_head(channel: BlockingChannel, take: Take) -> None:
-    """Bodies count, headers do not; what is too large for an empty queue is dropped at once."""
+    """x-max-length-bytes counts bodies without headers; a message larger than the limit is dropped at once."""
     channel.queue_declare("q", arguments={"x-max-length-bytes": 10})
     for body in (b"1234567", b"123", b"1"):
         channel.basic_publish("", "q", body)
@@ -138,8 +138,8 @@ def test_a_queue_full_of_bytes_drops_its_head(channel: BlockingChannel, take: Ta
     assert count(channel, "q") == 0
 
 
-def test_a_rejected_message_is_a_dead_letter(channel: BlockingChannel, take: Take) -> None:
-    """Without a key for dead letters it keeps its own, and its copies theirs."""
+def test_a_rejected_message_is_dead_lettered_with_its_routing_keys(channel: BlockingChannel, take: Take) -> None:
+    """Without x-dead-letter-routing-key, a dead letter keeps its routing key and CC."""
     channel.exchange_declare("dlx", "fanout")
     channel.queue_declare("dead")
     channel.queue_bind("dead", "dlx")
@@ -154,8 +154,8 @@ def test_a_rejected_message_is_a_dead_letter(channel: BlockingChannel, take: Tak
     ]
 
 
-def test_a_message_that_dies_again_is_counted(channel: BlockingChannel, take: Take) -> None:
-    """One entry for a queue and a reason, the latest first."""
+def test_x_death_counts_repeated_deaths(channel: BlockingChannel, take: Take) -> None:
+    """x-death has one entry for each queue and reason, with a count, the latest first."""
     channel.queue_declare("dead", arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "q"})
     channel.queue_declare("q", arguments=dead_lettering())
     channel.basic_publish("", "q", b"x")
@@ -169,8 +169,8 @@ def test_a_message_that_dies_again_is_counted(channel: BlockingChannel, take: Ta
     assert properties.headers["x-first-death-queue"] == "q"
 
 
-def test_a_circle_without_a_rejection_ends(channel: BlockingChannel, take: Take) -> None:
-    """A message that would expire forever from one queue into itself is dropped."""
+def test_an_expiry_cycle_drops_the_message(channel: BlockingChannel, take: Take) -> None:
+    """A message that would expire for ever from a queue into itself is dropped."""
     channel.queue_declare(
         "q", arguments={"x-message-ttl": 20, "x-dead-letter-exchange": "", "x-dead-letter-routing-key": "q"}
     )
@@ -178,16 +178,18 @@ def test_a_circle_without_a_rejection_ends(channel: BlockingChannel, take: Take)
     take.until(lambda: count(channel, "q") == 0)
 
 
-def test_dead_letters_to_nowhere_are_dropped(channel: BlockingChannel) -> None:
-    """An exchange that does not exist is not an error."""
+def test_dead_letters_to_a_missing_exchange_are_dropped(channel: BlockingChannel) -> None:
+    """A dead-letter exchange that does not exist is not an error."""
     channel.queue_declare("q", arguments={"x-dead-letter-exchange": "none"})
     channel.basic_publish("", "q", b"x", BasicProperties(expiration="0"))
     assert count(channel, "q") == 0
     assert channel.is_open
 
 
-def test_priorities(channel: BlockingChannel, take: Take) -> None:
-    """Higher first, none is lowest, above the maximum is the maximum, and in order within."""
+def test_a_classic_queue_delivers_by_priority(channel: BlockingChannel, take: Take) -> None:
+    """Higher priorities first, those above the maximum like the maximum, without priority last, and in order within
+    one.
+    """
     channel.queue_declare("q", arguments={"x-max-priority": 5})
     for body, priority in ((b"a", None), (b"b", 1), (b"c", 5), (b"d", 9), (b"e", 1), (b"f", 0)):
         channel.basic_publish("", "q", body, BasicProperties(priority=priority))
@@ -196,7 +198,7 @@ def test_priorities(channel: BlockingChannel, take: Take) -> None:
 
 @pytest.mark.differs_since("4.0", "basic.get of a message that never came back has no x-delivery-count")
 def test_a_quorum_queue_counts_deliveries(channel: BlockingChannel, take: Take) -> None:
-    """x-delivery-count says how often it came back; above the limit it is a dead letter."""
+    """x-delivery-count rises with each return; above x-delivery-limit the message is dead-lettered."""
     channel.queue_declare("dead")
     channel.queue_declare("q", durable=True, arguments={**QUORUM, **dead_lettering(x_delivery_limit=2)})
     channel.basic_publish("", "q", b"x")
@@ -212,8 +214,8 @@ def test_a_quorum_queue_counts_deliveries(channel: BlockingChannel, take: Take) 
 
 
 @pytest.mark.differs_since("4.3", "what was given back with a nack is counted as x-acquired-count, and not limited")
-def test_a_quorum_queue_tells_consumers_of_deliveries_before(channel: BlockingChannel, take: Take) -> None:
-    """A first delivery has no count."""
+def test_consumers_see_the_delivery_count_of_a_returned_message(channel: BlockingChannel, take: Take) -> None:
+    """A first delivery has no x-delivery-count, and the next one has 1."""
     channel.queue_declare("q", durable=True, arguments={**QUORUM, "x-delivery-limit": 5})
     channel.basic_publish("", "q", b"x")
     seen: list[Any] = []
@@ -235,10 +237,12 @@ def test_a_quorum_queue_tells_consumers_of_deliveries_before(channel: BlockingCh
         ({"x-delivery-limit": 5}, b"2134"),
     ],
 )
-def test_where_a_quorum_queue_puts_what_comes_back(
+def test_returned_messages_of_a_quorum_queue_have_a_defined_place(
     channel: BlockingChannel, take: Take, limit: dict[str, int], expected: bytes
 ) -> None:
-    """With a delivery limit before what is new; without one behind it; in the order in which it came back."""
+    """With a delivery limit, returned messages come before new ones, without one behind them, in the order of their
+    return.
+    """
     channel.queue_declare("q", durable=True, arguments={**QUORUM, **limit})
     for number in b"1234":
         channel.basic_publish("", "q", bytes([number]))
@@ -250,10 +254,10 @@ def test_where_a_quorum_queue_puts_what_comes_back(
 
 
 @pytest.mark.parametrize("kind", [{}, QUORUM])
-def test_what_a_closed_channel_had_comes_first(
+def test_messages_of_a_closed_channel_come_first(
     connection: pika.BlockingConnection, channel: BlockingChannel, take: Take, kind: dict[str, str]
 ) -> None:
-    """In its old order."""
+    """They are delivered again before newer ones, in their old order."""
     channel.queue_declare("q", durable=True, arguments=kind)
     for number in b"1234":
         channel.basic_publish("", "q", bytes([number]))
@@ -265,8 +269,8 @@ def test_what_a_closed_channel_had_comes_first(
     assert b"".join(take.bodies("q", 4)) == b"1234"
 
 
-def test_auto_delete(channel: BlockingChannel) -> None:
-    """It goes with its last consumer, and not before there was one."""
+def test_an_auto_delete_queue_is_deleted_with_its_last_consumer(channel: BlockingChannel) -> None:
+    """It is not deleted before it has had a consumer."""
     channel.queue_declare("q", auto_delete=True)
     tags = [channel.basic_consume("q", print) for _ in range(2)]
     channel.basic_cancel(tags[0])
@@ -277,10 +281,10 @@ def test_auto_delete(channel: BlockingChannel) -> None:
     assert closed.value.reply_code == 404
 
 
-def test_an_exclusive_queue_goes_with_its_connection(
+def test_an_exclusive_queue_is_deleted_with_its_connection(
     connect: Callable[..., pika.BlockingConnection], connection: pika.BlockingConnection, take: Take
 ) -> None:
-    """Whatever else is declared about it."""
+    """Also if it was declared durable."""
     other = connect()
     other.channel().queue_declare("q", exclusive=True, durable=True)
     other.close()
@@ -295,8 +299,8 @@ def test_an_exclusive_queue_goes_with_its_connection(
     take.until(gone)
 
 
-def test_purge_and_delete_count(channel: BlockingChannel, take: Take) -> None:
-    """What was ready; not what is with a consumer."""
+def test_purge_and_delete_return_the_number_of_ready_messages(channel: BlockingChannel, take: Take) -> None:
+    """Unacknowledged messages are not counted."""
     channel.queue_declare("q")
     for _ in range(3):
         channel.basic_publish("", "q", b"x")
@@ -307,8 +311,8 @@ def test_purge_and_delete_count(channel: BlockingChannel, take: Take) -> None:
     assert channel.queue_delete("q").method.message_count == 0
 
 
-def test_x_death_survives_json(channel: BlockingChannel, take: Take) -> None:
-    """Its values are plain: what a tool prints is what it is."""
+def test_x_death_can_be_encoded_as_json(channel: BlockingChannel, take: Take) -> None:
+    """Its values have plain types."""
     channel.queue_declare("dead")
     channel.queue_declare("q", arguments=dead_lettering(x_max_length=0))
     channel.basic_publish("", "q", b"x")

@@ -1,4 +1,4 @@
-"""rabbitmqadmin, which RabbitMQ serves to whoever asks, does the same with both brokers."""
+"""rabbitmqadmin, which RabbitMQ serves for download, works with both brokers."""
 
 import signal
 import sys
@@ -42,14 +42,14 @@ close connection name=none -> *** Not found
 """
 
 
-def test_commands(
+def test_rabbitmqadmin_prints_the_same_with_both_brokers(
     broker: TestBroker,
     rabbitmq: TestBroker | None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Each says what it has done."""
+    """Each rabbitmqadmin command succeeds and prints the expected text."""
     if rabbitmq is None:
         pytest.skip("no RabbitMQ to have it from")
     try:

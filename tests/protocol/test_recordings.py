@@ -1,4 +1,4 @@
-"""A recording is a test: it comes into the embedded broker once the program under test is ready for it."""
+"""Replaying a recording in a test: it is published once the program under test is ready."""
 
 import json
 import subprocess
@@ -52,8 +52,8 @@ def recording(tmp_path: Path) -> Path:
     return path
 
 
-def test_it_waits_until_the_program_is_ready(vhost: Vhost, channel: BlockingChannel, recording: Path) -> None:
-    """Exchange, queue and bindings are declared while it is played: everything arrives, in order."""
+def test_replay_waits_until_queues_and_bindings_exist(vhost: Vhost, channel: BlockingChannel, recording: Path) -> None:
+    """Exchange, queue and bindings may be declared during the replay: all messages arrive, in order."""
     with replaying(vhost, recording):
         channel.exchange_declare("logs", "direct")
         vhost.wait_for(lambda: len(vhost.unrouted))  # the first message has come too early
@@ -69,8 +69,8 @@ def test_it_waits_until_the_program_is_ready(vhost: Vhost, channel: BlockingChan
     assert replay(vhost.url, recording, speed=5000) == 50
 
 
-def test_what_goes_nowhere_is_named(vhost: Vhost, channel: BlockingChannel, recording: Path) -> None:
-    """After its patience: the exchange that is missing, or the key that nothing is bound for."""
+def test_replay_names_an_unroutable_message(vhost: Vhost, channel: BlockingChannel, recording: Path) -> None:
+    """After its patience, replay() raises Unavailable with the missing exchange or the unbound key."""
     with pytest.raises(Unavailable, match=r"incident.ndjson went nowhere: exchange 'logs' does not exist"):
         replay(vhost, recording, patience=0)
     channel.exchange_declare("logs", "direct")
@@ -112,8 +112,8 @@ def test_missing(amqp_vhost): pass
 """
 
 
-def test_the_marker(tmp_path: Path, recording: Path) -> None:
-    """In a stranger's test suite: it is known, it plays, and what is wrong is said in a sentence."""
+def test_the_marker_amqp_recording_replays_in_a_users_test(tmp_path: Path, recording: Path) -> None:
+    """In another project's tests, the marker is registered, replays its file, and explains errors in one sentence."""
     assert recording.parent == tmp_path
     (tmp_path / "test_app.py").write_text(TESTS)
     command = [sys.executable, "-m", "pytest", "-q", "--strict-markers", "-p", "no:cacheprovider", "--rootdir", "."]

@@ -349,7 +349,10 @@ def native(request: pytest.FixtureRequest) -> Iterator[tuple[World, str]]:
 
 
 @rows("channel")
-def test_by_amqp(world: World, connect: Callable[..., pika.BlockingConnection], amqp_url: str, row: Row) -> None:
+def test_operations_over_amqp_0_9_1_need_exactly_these_permissions(
+    world: World, connect: Callable[..., pika.BlockingConnection], amqp_url: str, row: Row
+) -> None:
+    """Each operation of MATRIX succeeds with the permissions in its row, and is refused without one of them."""
     assert row.channel is not None
     for granted, enough in cases(row.needs):
         world.reset(granted)
@@ -365,7 +368,8 @@ def test_by_amqp(world: World, connect: Callable[..., pika.BlockingConnection], 
 
 @rows("links")
 @pytest.mark.parametrize("native", ["4.0", "4.3"], indirect=True)
-def test_by_amqp_10(native: "tuple[World, str]", row: Row) -> None:
+def test_operations_over_amqp_1_0_need_exactly_these_permissions(native: "tuple[World, str]", row: Row) -> None:
+    """Each operation of MATRIX succeeds with the permissions in its row, and is refused without one of them."""
     world, url = native
     assert row.links is not None
     for granted, enough in cases(row.needs):
@@ -376,7 +380,8 @@ def test_by_amqp_10(native: "tuple[World, str]", row: Row) -> None:
 
 
 @rows("http")
-def test_by_the_management_api(world: World, row: Row) -> None:
+def test_operations_of_the_management_api_need_exactly_these_permissions(world: World, row: Row) -> None:
+    """Each operation of MATRIX succeeds with the permissions in its row, and is refused without one of them."""
     asked = row.http
     assert asked is not None
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": "management"})
@@ -390,7 +395,10 @@ def test_by_the_management_api(world: World, row: Row) -> None:
 
 
 @rows("stream")
-def test_by_the_stream_protocol(world: World, open_stream: Opener, row: Row) -> None:
+def test_operations_of_the_stream_protocol_need_exactly_these_permissions(
+    world: World, open_stream: Opener, row: Row
+) -> None:
+    """Each operation of MATRIX succeeds with the permissions in its row, and is refused without one of them."""
     assert row.stream is not None
     for granted, enough in cases(row.needs):
         world.reset(granted)
@@ -569,7 +577,7 @@ def grant_topics(world: World) -> None:
 
 
 @of_topics
-def test_topic_permissions_by_amqp(
+def test_topic_permissions_apply_over_amqp_0_9_1(
     broker: TestBroker, world: World, connect: Callable[..., pika.BlockingConnection], amqp_url: str, topic: Topic
 ) -> None:
     """RabbitMQ up to 4.0.2 checks only the routing key; later releases check the keys in CC and BCC as well."""
@@ -587,7 +595,8 @@ def test_topic_permissions_by_amqp(
 
 
 @of_topics
-def test_topic_permissions_by_the_management_api(broker: TestBroker, world: World, topic: Topic) -> None:
+def test_topic_permissions_apply_to_the_management_api(broker: TestBroker, world: World, topic: Topic) -> None:
+    """Publishing and binding with a key that the topic permission does not match is refused."""
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": "management"})
     grant_topics(world)
     assert topic.http is not None
@@ -602,8 +611,8 @@ def test_topic_permissions_by_the_management_api(broker: TestBroker, world: Worl
 
 @of_topics
 @pytest.mark.parametrize("native", ["4.0", "4.3"], indirect=True)
-def test_topic_permissions_by_amqp_10(native: "tuple[World, str]", topic: Topic) -> None:
-    """They apply to every key."""
+def test_topic_permissions_apply_over_amqp_1_0(native: "tuple[World, str]", topic: Topic) -> None:
+    """Every routing key of a message or binding is checked, also those in x-cc."""
     if topic.links is None:
         pytest.skip("AMQP 1.0 has no BCC")
     world, url = native
@@ -614,8 +623,10 @@ def test_topic_permissions_by_amqp_10(native: "tuple[World, str]", topic: Topic)
 
 
 @pytest.mark.parametrize("native", ["4.0", "4.3"], indirect=True)
-def test_topic_permissions_of_copies_with_later_releases(native: "tuple[World, str]") -> None:
-    """By AMQP 0-9-1 and by the management API, the embedded broker does as the release that it is like."""
+def test_topic_permissions_of_copies_depend_on_the_release(native: "tuple[World, str]") -> None:
+    """Over AMQP 0-9-1 and the management API, the embedded broker checks CC and BCC like the release
+    that it imitates.
+    """
     world, url = native
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": "management"})
     grant_topics(world)
@@ -654,7 +665,8 @@ TAGS = [
 @pytest.mark.parametrize(
     ("tags", "asked", "status"), TAGS, ids=[f"{tags or 'none'} {a.method} {a.path}" for tags, a, _ in TAGS]
 )
-def test_what_a_tag_allows(world: World, tags: str, asked: Asked, status: int) -> None:
+def test_a_users_tags_decide_on_management_requests(world: World, tags: str, asked: Asked, status: int) -> None:
+    """Each request of TAGS gets the status for the user's tags."""
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": tags})
     world.reset([])
     path = asked.path.replace("VHOST", world.vhost).replace("USER", world.user)
@@ -662,8 +674,8 @@ def test_what_a_tag_allows(world: World, tags: str, asked: Asked, status: int) -
 
 
 @pytest.mark.parametrize("native", ["4.3"], indirect=True)
-def test_no_tag_stands_for_a_right(native: "tuple[World, str]") -> None:
-    """An administrator without permissions may do nothing with queues and exchanges, by any protocol."""
+def test_an_administrator_still_needs_permissions(native: "tuple[World, str]") -> None:
+    """An administrator without permissions can do nothing with queues and exchanges over any protocol."""
     world, url = native
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": "administrator"})
     world.reset([])
@@ -677,8 +689,8 @@ def test_no_tag_stands_for_a_right(native: "tuple[World, str]") -> None:
                 row.channel(connection.channel())
 
 
-def test_an_exclusive_queue_is_of_its_connection_alone(world: World, connection: pika.BlockingConnection) -> None:
-    """The management API is another connection, even for an administrator."""
+def test_the_management_api_cannot_use_an_exclusive_queue(world: World, connection: pika.BlockingConnection) -> None:
+    """The management API is another connection than the owner's, so even an administrator gets 400."""
     world.reset([])
     connection.channel().queue_declare("theirs", exclusive=True)
     asked = [
@@ -696,9 +708,8 @@ def test_an_exclusive_queue_is_of_its_connection_alone(world: World, connection:
 def test_a_policy_needs_no_rights_to_the_exchange_that_it_names(
     world: World, connect: Callable[..., pika.BlockingConnection], amqp_url: str, kind: str
 ) -> None:
-    """RabbitMQ asks a policymaker for the tag and for permissions in the virtual host, whichever they are.
-
-    Whoever declares what the policy matches needs no rights to that exchange either.
+    """As in RabbitMQ, a policymaker needs the tag and any permission in the virtual host. Declaring what the policy
+    matches needs no permission for that exchange either.
     """
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": "policymaker"})
     world.reset([("configure", "new")])

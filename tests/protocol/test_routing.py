@@ -1,4 +1,4 @@
-"""Where messages go: exchange types, bindings between exchanges, alternates and carbon copies."""
+"""Routing: exchange types, bindings between exchanges, alternate exchanges, CC and BCC."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -49,8 +49,10 @@ def count(channel: BlockingChannel, queue: str) -> int:
         ("a.#", "b", False),
     ],
 )
-def test_topic(channel: BlockingChannel, pattern: str, key: str, matches: bool) -> None:
-    """Words, `*` and `#`."""
+def test_topic_patterns_match_words_star_and_hash(
+    channel: BlockingChannel, pattern: str, key: str, matches: bool
+) -> None:
+    """Each binding pattern of a topic exchange matches a routing key or not, as in RabbitMQ."""
     channel.queue_declare("q")
     channel.queue_bind("q", "amq.topic", pattern)
     channel.basic_publish("amq.topic", key, b"x")
@@ -90,8 +92,10 @@ _KINDS_OF_NUMBERS = pytest.mark.differs_since("4.0", "a headers exchange tells k
         ({"a": {"b": 1, "c": 2}}, {"a": {"c": 2, "b": 1}}, False),
     ],
 )
-def test_headers(channel: BlockingChannel, arguments: dict[str, Any], headers: dict[str, Any], matches: bool) -> None:
-    """all, any, and whether names with `x-` count."""
+def test_headers_bindings_match_all_or_any(
+    channel: BlockingChannel, arguments: dict[str, Any], headers: dict[str, Any], matches: bool
+) -> None:
+    """Each binding of a headers exchange matches headers or not, by x-match and by types, as in RabbitMQ."""
     channel.queue_declare("q")
     channel.queue_bind("q", "amq.headers", "", arguments=arguments)
     properties = AnyHeaders if float in map(type, headers.values()) else BasicProperties
@@ -100,7 +104,7 @@ def test_headers(channel: BlockingChannel, arguments: dict[str, Any], headers: d
 
 
 def test_a_queue_gets_a_message_once(channel: BlockingChannel) -> None:
-    """However many bindings and ways lead to it."""
+    """A queue gets one copy of a message, however many bindings match."""
     channel.queue_declare("q")
     channel.exchange_declare("next", "fanout")
     channel.queue_bind("q", "next")
@@ -111,8 +115,8 @@ def test_a_queue_gets_a_message_once(channel: BlockingChannel) -> None:
     assert count(channel, "q") == 1
 
 
-def test_exchanges_bound_in_a_circle(channel: BlockingChannel) -> None:
-    """A message goes round once."""
+def test_exchanges_bound_in_a_circle_route_a_message_once(channel: BlockingChannel) -> None:
+    """A message that passes a circle of exchanges gets into each queue once."""
     channel.queue_declare("q")
     for name in ("one", "two"):
         channel.exchange_declare(name, "fanout")
@@ -123,8 +127,8 @@ def test_exchanges_bound_in_a_circle(channel: BlockingChannel) -> None:
     assert count(channel, "q") == 1
 
 
-def test_unbinding(channel: BlockingChannel) -> None:
-    """Removes exactly the binding with this key and these arguments."""
+def test_unbind_removes_only_the_binding_with_the_same_arguments(channel: BlockingChannel) -> None:
+    """queue.unbind needs the same key and arguments as the binding."""
     channel.queue_declare("q")
     channel.queue_bind("q", "amq.direct", "k", arguments={"a": 1})
     channel.queue_bind("q", "amq.direct", "k")
@@ -136,8 +140,10 @@ def test_unbinding(channel: BlockingChannel) -> None:
     assert count(channel, "q") == 1
 
 
-def test_an_alternate_exchange_takes_the_rest(channel: BlockingChannel, take: Take) -> None:
-    """What no binding matches; and then it is not unroutable."""
+def test_an_alternate_exchange_gets_unmatched_messages(channel: BlockingChannel, take: Take) -> None:
+    """A message without a matching binding goes to the alternate exchange, and is unroutable only if that has no
+    binding.
+    """
     channel.exchange_declare("rest", "fanout")
     channel.exchange_declare("x", "direct", arguments={"alternate-exchange": "rest"})
     channel.queue_declare("q")
@@ -153,8 +159,8 @@ def test_an_alternate_exchange_takes_the_rest(channel: BlockingChannel, take: Ta
         channel.basic_publish("x", "other", b"3", mandatory=True)
 
 
-def test_carbon_copies(channel: BlockingChannel, take: Take) -> None:
-    """CC and BCC are further routing keys; those who get it see CC and not BCC."""
+def test_cc_and_bcc_are_additional_routing_keys(channel: BlockingChannel, take: Take) -> None:
+    """Queues named in CC and BCC get the message once; BCC is removed from its headers, CC is not."""
     for queue in ("to", "cc", "bcc"):
         channel.queue_declare(queue)
     channel.basic_publish("", "to", b"x", BasicProperties(headers={"CC": ["cc", "to"], "BCC": ["bcc"]}))
@@ -165,8 +171,8 @@ def test_carbon_copies(channel: BlockingChannel, take: Take) -> None:
         assert count(channel, queue) == 0
 
 
-def test_an_auto_delete_exchange_goes_with_its_last_binding(channel: BlockingChannel) -> None:
-    """Of those that lead from it."""
+def test_an_auto_delete_exchange_is_deleted_with_its_last_binding(channel: BlockingChannel) -> None:
+    """It is deleted when nothing is bound to it any more."""
     channel.exchange_declare("x", "fanout", auto_delete=True)
     channel.queue_declare("q")
     channel.queue_bind("q", "x")
@@ -176,8 +182,8 @@ def test_an_auto_delete_exchange_goes_with_its_last_binding(channel: BlockingCha
     assert closed.value.reply_code == 404
 
 
-def test_a_deleted_exchange_takes_its_bindings_with_it(channel: BlockingChannel) -> None:
-    """Declared again, it is empty."""
+def test_deleting_an_exchange_deletes_its_bindings(channel: BlockingChannel) -> None:
+    """An exchange declared again under the same name has no bindings."""
     channel.exchange_declare("x", "fanout")
     channel.queue_declare("q")
     channel.queue_bind("q", "x")
@@ -187,8 +193,8 @@ def test_a_deleted_exchange_takes_its_bindings_with_it(channel: BlockingChannel)
     assert count(channel, "q") == 0
 
 
-def test_the_queue_declared_last_needs_no_name(channel: BlockingChannel) -> None:
-    """And is bound by its name when there is no key either."""
+def test_an_empty_queue_name_means_the_last_declared_queue(channel: BlockingChannel) -> None:
+    """queue.bind with an empty queue name and key binds the channel's last queue by its own name."""
     name = channel.queue_declare("", exclusive=True).method.queue
     assert name.startswith("amq.gen-")
     assert len(name) == len("amq.gen-") + 22

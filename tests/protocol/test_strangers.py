@@ -1,4 +1,4 @@
-"""What a client can do to the embedded broker without logging in: no more than cost it little."""
+"""Clients without a login cost the embedded broker little."""
 
 import socket
 import time
@@ -14,8 +14,8 @@ from tests.protocol.raw_client import RawClient, raw_frame
 _UNDECODABLE = b"AMQP\x00\x00\x09\x01" + raw_frame(1, 0, b"\x00\x0a\x00\x0b" + b"\xff" * 120_000)
 
 
-def test_they_cannot_fill_the_log(tmp_path: Path) -> None:
-    """Fifty at a time, each with a start-ok of 120 kB that cannot be decoded: a short line a second, and a count."""
+def test_clients_without_a_login_cannot_fill_the_log(tmp_path: Path) -> None:
+    """Undecodable logins of 120 kB are logged as at most one short line per second, with a count."""
     with BrokerProcess(tmp_path, "--in-memory") as broker:
         port = int(broker.url.rpartition(":")[2].partition("/")[0])
         started = time.monotonic()
@@ -39,8 +39,8 @@ def test_they_cannot_fill_the_log(tmp_path: Path) -> None:
         assert max(map(len, lines)) < 800
 
 
-def test_an_address_has_some_connections_without_a_login(monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    """The oldest is closed for the next one; who has logged in stays."""
+def test_connections_without_a_login_are_limited_per_address(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """Beyond the limit, the oldest connection without a login is closed; logged-in ones stay open."""
     monkeypatch.setattr(listener, "stranger_limit", lambda: 10)
     with EmbeddedBroker() as broker, RawClient(broker.url) as friend:
         clients = [socket.create_connection(("127.0.0.1", broker.port), timeout=60) for _ in range(30)]

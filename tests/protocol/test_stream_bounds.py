@@ -1,4 +1,4 @@
-"""What the stream port of the embedded broker stands: frames of all kinds, and publishers when memory is short."""
+"""The embedded broker's stream port: invalid frames, and limits on memory."""
 
 import logging
 import struct
@@ -63,9 +63,10 @@ def port() -> Iterator[int]:
 
 @settings(max_examples=150 if IN_CI else 40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(frames=_frames, is_logged_in=st.booleans())
-def test_frames_of_all_kinds(
+def test_random_stream_frames_cause_no_internal_error(
     port: int, caplog: pytest.LogCaptureFixture, frames: list[tuple[int, int, bytes]], is_logged_in: bool
 ) -> None:
+    """Random frames, before and after the login, close at most their own connection, and log no error."""
     caplog.set_level(logging.ERROR)
     client = RawStream("127.0.0.1", port)
     if is_logged_in:
@@ -85,8 +86,8 @@ def test_frames_of_all_kinds(
     assert not [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
 
 
-def test_publishers_wait_while_memory_is_short() -> None:
-    """No publisher is taken on, and nothing is read from those that there are, until something is deleted."""
+def test_stream_publishers_wait_while_memory_is_short() -> None:
+    """During a memory alarm, no publisher can be declared, and published messages are confirmed after it."""
     with EmbeddedBroker(stream_port=0, memory_limit=1_000_000) as broker:
         assert broker.stream_port is not None
         client, publisher = (_connect(broker.stream_port) for _ in range(2))
@@ -111,7 +112,7 @@ def test_publishers_wait_while_memory_is_short() -> None:
 
 
 def test_properties_of_subscriptions_count_as_memory(api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """Until the subscriptions end."""
+    """Properties of a subscription count as memory until it ends."""
     with EmbeddedBroker(stream_port=0, management_port=0, memory_limit=10_000_000) as broker:
         assert broker.stream_port is not None
         client, api = _connect(broker.stream_port), api_of(broker)
@@ -133,7 +134,7 @@ def _connect(port: int) -> RawStream:
     return client
 
 
-def test_a_large_snapshot_is_not_written_again_and_again() -> None:
+def test_stored_offsets_are_not_rewritten_with_each_segment() -> None:
     """With many stored offsets and tiny segments, a short message does not write all offsets to the log again."""
     with EmbeddedBroker(stream_port=0) as embedded:
         client = _client(embedded)
@@ -152,8 +153,8 @@ def test_a_large_snapshot_is_not_written_again_and_again() -> None:
         client.close()
 
 
-def test_stored_offsets_count(caplog: pytest.LogCaptureFixture) -> None:
-    """Many stored offsets raise the memory alarm; deleting the stream clears it."""
+def test_stored_offsets_count_as_memory(caplog: pytest.LogCaptureFixture) -> None:
+    """Many stored offsets raise the memory alarm, and deleting the stream clears it."""
     caplog.set_level(logging.WARNING)
     with EmbeddedBroker(stream_port=0, memory_limit=400_000) as embedded:
         client = _client(embedded)

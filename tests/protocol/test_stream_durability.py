@@ -1,4 +1,4 @@
-"""What the stream protocol has confirmed outlives `kill -9`, with the ids of its producers."""
+"""Messages that the stream protocol has confirmed survive `kill -9`, and so do the ids of their producers."""
 
 import struct
 import threading
@@ -20,8 +20,8 @@ def connect(process: BrokerProcess) -> RawStream:
     return client
 
 
-def test_what_was_confirmed_is_there_after_kill(tmp_path: Path) -> None:
-    """All of it, in order; and nothing is published twice by a producer that goes on from the last id."""
+def test_confirmed_stream_messages_survive_a_kill(tmp_path: Path) -> None:
+    """All confirmed messages are there in order; a producer that continues at its last id publishes nothing twice."""
     with BrokerProcess(tmp_path, "--data-dir", str(tmp_path / "data"), "--stream-port", "0") as process:
         client = connect(process)
         client.create("s")

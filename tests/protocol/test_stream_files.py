@@ -1,4 +1,4 @@
-"""What of a stream outlives the embedded broker: a clean stop, `kill -9`, and a write that was cut short."""
+"""Files of streams after a clean stop, `kill -9`, and an interrupted write."""
 
 import shutil
 from pathlib import Path
@@ -43,8 +43,10 @@ def read_all(process: BrokerProcess, count: int) -> list[tuple[int, bytes]]:
 
 
 @pytest.mark.parametrize("how", ["kill", "stop"])
-def test_what_is_confirmed_outlives_the_broker(tmp_path: Path, how: str) -> None:
-    """Transient messages, too: a stream keeps what it gets. When it is deleted, nothing is left."""
+def test_stream_messages_survive_a_restart(tmp_path: Path, how: str) -> None:
+    """Persistent and transient messages of a stream are there after a restart; deleting the stream
+    deletes its files.
+    """
     with BrokerProcess(tmp_path) as process:
         channel = declare(connect(process))
         for number in range(20):
@@ -60,8 +62,8 @@ def test_what_is_confirmed_outlives_the_broker(tmp_path: Path, how: str) -> None
         assert not list((tmp_path / "data" / "streams").iterdir())
 
 
-def test_torn_by_the_kill(tmp_path: Path) -> None:
-    """What was being written is cut off, and said; what was confirmed is there."""
+def test_an_interrupted_write_to_a_stream_is_cut_off(tmp_path: Path) -> None:
+    """An incomplete chunk at the end is removed and reported; all confirmed messages are there."""
     with BrokerProcess(tmp_path) as process:
         channel = declare(connect(process))
         for body in (b"a", b"b", b"c"):
@@ -75,8 +77,8 @@ def test_torn_by_the_kill(tmp_path: Path) -> None:
         assert [body for _, body in read_all(process, 3)] == [b"a", b"b", b"c"]
 
 
-def test_a_stream_whose_deletion_was_cut_short(tmp_path: Path) -> None:
-    """Its files do not become part of the next stream."""
+def test_files_of_a_half_deleted_stream_are_not_reused(tmp_path: Path) -> None:
+    """If a kill interrupts the deletion of a stream, a new stream of that name contains none of its messages."""
     with BrokerProcess(tmp_path) as process:
         with connect(process) as connection:
             channel = declare(connection)

@@ -54,6 +54,7 @@ ACCESS_REFUSED, PRECONDITION_FAILED, NO_PUBLISHER, NO_OFFSET = range(16, 20)
 def test_a_login_that_fails_ends_the_connection(
     connect_stream: Opener, mechanism: str, secret: bytes, code: int
 ) -> None:
+    """An unknown mechanism, a wrong password or a malformed login gets its error code, and the connection is closed."""
     client = connect_stream()
     client.request(PEER_PROPERTIES, table({}))
     client.request(SASL_HANDSHAKE)
@@ -64,7 +65,8 @@ def test_a_login_that_fails_ends_the_connection(
     assert client.at_end()
 
 
-def test_a_virtual_host_that_is_not_there(connect_stream: Opener) -> None:
+def test_a_missing_virtual_host_ends_the_connection(connect_stream: Opener) -> None:
+    """open with an unknown virtual host gets code 12, and the connection is closed."""
     client = connect_stream()
     client.log_in()
 
@@ -72,7 +74,8 @@ def test_a_virtual_host_that_is_not_there(connect_stream: Opener) -> None:
     assert client.at_end()
 
 
-def test_nothing_is_done_before_the_login(connect_stream: Opener) -> None:
+def test_a_command_before_the_login_ends_the_connection(connect_stream: Opener) -> None:
+    """A client that sends create before it has logged in is disconnected."""
     client = connect_stream()
     client.send(CREATE, struct.pack(">I", 1) + string("s") + table({}))
 
@@ -89,9 +92,8 @@ def test_nothing_is_done_before_the_login(connect_stream: Opener) -> None:
     ],
     ids=["unknown", "too short", "too long", "of another version"],
 )
-def test_a_frame_that_makes_no_sense_closes_the_connection(
-    client: RawStream, key: int, body: bytes, version: int
-) -> None:
+def test_an_invalid_frame_closes_the_connection(client: RawStream, key: int, body: bytes, version: int) -> None:
+    """A frame with an unknown key, a wrong length or another version gets close with "unknown frame"."""
     client.send(key, body, version)
 
     assert client.expect(CLOSE) == struct.pack(">IH", 1, 13) + string("unknown frame")
@@ -101,12 +103,14 @@ def test_a_frame_that_makes_no_sense_closes_the_connection(
 
 @on_any_broker
 def test_heartbeats_are_sent_as_agreed(open_stream: Opener) -> None:
+    """A client that has agreed on a heartbeat of 1 s gets heartbeats."""
     client = open_stream(heartbeat=1)
 
     assert client.expect(HEARTBEAT) == b""
 
 
-def test_a_client_takes_its_leave(client: RawStream) -> None:
+def test_close_is_answered(client: RawStream) -> None:
+    """The broker answers close with OK and closes the connection."""
     assert client.request(CLOSE, struct.pack(">H", OK) + string("bye")).code == OK
     assert client.at_end()
 
@@ -114,7 +118,8 @@ def test_a_client_takes_its_leave(client: RawStream) -> None:
 # -- streams
 
 
-def test_streams_are_created_once(client: RawStream) -> None:
+def test_creating_an_existing_stream_is_refused(client: RawStream) -> None:
+    """create of a stream that exists is refused, with another code if its arguments differ."""
     assert client.create("s", max_length_bytes="5000000000", max_age="1h") == OK
     assert client.create("s", max_length_bytes="5000000000", max_age="1h") == EXISTS
     assert client.create("s", max_length_bytes="1000") == PRECONDITION_FAILED
@@ -124,11 +129,13 @@ def test_streams_are_created_once(client: RawStream) -> None:
     ("name", "arguments"),
     [("", {}), ("amq.s", {}), ("s", {"queue_leader_locator": "nowhere"}), ("s", {"initial_cluster_size": "0"})],
 )
-def test_streams_that_cannot_be(client: RawStream, name: str, arguments: dict[str, str]) -> None:
+def test_an_invalid_stream_name_or_argument_is_refused(client: RawStream, name: str, arguments: dict[str, str]) -> None:
+    """create with a reserved or empty name, or with an invalid argument, gets PRECONDITION_FAILED."""
     assert client.create(name, **arguments) == PRECONDITION_FAILED
 
 
-def test_a_stream_is_a_queue(client: RawStream, stream: str, channel: BlockingChannel) -> None:
+def test_a_stream_is_a_queue_of_amqp(client: RawStream, stream: str, channel: BlockingChannel) -> None:
+    """A stream created over either protocol exists in the other one."""
     arguments = {"x-queue-type": "stream"}
 
     channel.queue_declare(stream, durable=True, arguments=arguments)
@@ -136,7 +143,8 @@ def test_a_stream_is_a_queue(client: RawStream, stream: str, channel: BlockingCh
     assert client.create("other") == EXISTS
 
 
-def test_metadata_say_where_streams_are(client: RawStream, stream: str) -> None:
+def test_metadata_names_the_node_of_each_stream(client: RawStream, stream: str) -> None:
+    """metadata has the leader of an existing stream, and NO_STREAM for a missing one."""
     client.send(METADATA, struct.pack(">II", 7, 2) + string(stream) + string("none"))
 
     answer = client.expect(METADATA | 0x8000)
@@ -145,7 +153,10 @@ def test_metadata_say_where_streams_are(client: RawStream, stream: str) -> None:
     assert string("none") + struct.pack(">HHI", NO_STREAM, 0xFFFF, 0) in answer
 
 
-def test_who_uses_a_stream_learns_that_it_is_gone(open_stream: Opener, client: RawStream, stream: str) -> None:
+def test_publishers_and_readers_are_told_that_their_stream_was_deleted(
+    open_stream: Opener, client: RawStream, stream: str
+) -> None:
+    """After delete, both get metadata_update, and their publisher and subscription ids are unknown."""
     reader = open_stream()
     reader.subscribe(1, stream)
     client.declare_publisher(1, stream)
@@ -164,7 +175,8 @@ def test_who_uses_a_stream_learns_that_it_is_gone(open_stream: Opener, client: R
 # -- publishing
 
 
-def test_publishers_have_numbers_and_names(client: RawStream, stream: str) -> None:
+def test_publisher_ids_and_names_are_unique(client: RawStream, stream: str) -> None:
+    """A publisher id is unique on its connection and a name on its stream, until the publisher is deleted."""
     assert client.declare_publisher(1, "none") == NO_STREAM
     assert client.declare_publisher(1, stream) == OK
     assert client.declare_publisher(1, stream) == PRECONDITION_FAILED
@@ -175,7 +187,8 @@ def test_publishers_have_numbers_and_names(client: RawStream, stream: str) -> No
     assert client.declare_publisher(3, stream, "ann") == OK
 
 
-def test_what_a_producer_has_published_before_is_confirmed_and_not_kept(client: RawStream, stream: str) -> None:
+def test_an_id_published_before_is_confirmed_and_not_stored_again(client: RawStream, stream: str) -> None:
+    """A named producer's message with an old publishing id is confirmed, but not stored twice."""
     client.declare_publisher(1, stream, "ann")
     asked = string("ann") + string(stream)
     assert client.request(QUERY_PUBLISHER, asked) == (OK, struct.pack(">Q", 0))
@@ -190,8 +203,8 @@ def test_what_a_producer_has_published_before_is_confirmed_and_not_kept(client: 
     assert client.entries(3) == [b"five", b"six", b"seven"]
 
 
-def test_batches_are_passed_on_as_they_are(client: RawStream, stream: str) -> None:
-    """With any compression: the broker need not understand it."""
+def test_batches_are_stored_unchanged(client: RawStream, stream: str) -> None:
+    """A sub-entry batch with any compression is delivered as it was sent, and counts as its number of messages."""
     batch = struct.pack(">BHII", 0xC0, 3, 100, 7) + b"packed!"
     client.declare_publisher(1, stream, "ann")
     client.send(PUBLISH, struct.pack(">BIQ", 1, 1, 9) + batch)
@@ -211,8 +224,8 @@ def test_batches_are_passed_on_as_they_are(client: RawStream, stream: str) -> No
 
 
 @pytest.mark.differs_since("4.3", "a publish frame above the negotiated size closes the connection")
-def test_a_publish_far_above_the_negotiated_frame_size_is_taken(client: RawStream, stream: str) -> None:
-    """Clients with large batches rely on it."""
+def test_a_publish_above_the_negotiated_frame_size_is_accepted(client: RawStream, stream: str) -> None:
+    """Clients with large batches rely on it, up to RabbitMQ 4.2."""
     client.declare_publisher(1, stream)
     client.publish(1, 0, *[bytes(500_000)] * 40)
     assert client.confirmed(40) == list(range(40))
@@ -220,11 +233,13 @@ def test_a_publish_far_above_the_negotiated_frame_size_is_taken(client: RawStrea
     assert {len(entry) for entry in client.entries(40)} == {500_000}
 
 
-def test_an_age_of_five_thousand_digits(client: RawStream) -> None:
+def test_a_max_age_of_5000_digits_is_accepted(client: RawStream) -> None:
+    """create with an enormous max-age succeeds."""
     assert client.create("old", **{"max-age": "9" * 5000 + "D"}) == OK
 
 
-def test_nobody_publishes_without_saying_so(client: RawStream) -> None:
+def test_publishing_without_a_declared_publisher_is_an_error(client: RawStream) -> None:
+    """Each message gets NO_PUBLISHER with its publishing id."""
     client.publish(9, 5, b"a", b"b")
 
     refused = struct.pack(">BI", 9, 2) + struct.pack(">QHQH", 5, NO_PUBLISHER, 6, NO_PUBLISHER)
@@ -245,6 +260,7 @@ def three(client: RawStream, stream: str) -> str:
 
 
 def test_a_client_gets_a_chunk_for_each_credit(client: RawStream, three: str) -> None:
+    """A subscription gets one chunk for each credit, with a valid checksum."""
     # Of two credits at the start, RabbitMQ 4.0 keeps one until it has another.
     assert client.subscribe(1, three, credit=1) == OK
     for offset in range(3):
@@ -261,7 +277,8 @@ def test_a_client_gets_a_chunk_for_each_credit(client: RawStream, three: str) ->
     [(FIRST, 0), (LAST, 2), (NEXT, 3), (at(1), 1), (at(1000), 3), (since(0), 0), (since(1 << 50), 3)],
     ids=["first", "last", "next", "an offset", "beyond the end", "long ago", "in the future"],
 )
-def test_a_client_starts_where_it_wants(client: RawStream, three: str, offset: bytes, first: int) -> None:
+def test_a_subscription_starts_at_the_given_offset(client: RawStream, three: str, offset: bytes, first: int) -> None:
+    """A subscription starts at first, last, next, an offset or a time."""
     client.subscribe(1, three, offset)
     client.publish(1, 3, b"3")
     client.confirmed(1)
@@ -269,7 +286,8 @@ def test_a_client_starts_where_it_wants(client: RawStream, three: str, offset: b
     assert client.chunk().first_offset == first
 
 
-def test_subscriptions_end(client: RawStream, three: str) -> None:
+def test_an_ended_subscription_gets_no_messages(client: RawStream, three: str) -> None:
+    """After unsubscribe, no chunk is delivered; an unknown subscription id is refused."""
     assert client.subscribe(1, "none") == NO_STREAM
     assert client.request(UNSUBSCRIBE, b"\1").code == NOT_SUBSCRIBED
     client.subscribe(1, three, NEXT)
@@ -279,7 +297,8 @@ def test_subscriptions_end(client: RawStream, three: str) -> None:
     assert not client.kept(DELIVER)
 
 
-def test_offsets_are_stored(client: RawStream, stream: str) -> None:
+def test_a_stored_offset_can_be_queried(client: RawStream, stream: str) -> None:
+    """query_offset returns what store_offset has stored, and NO_OFFSET before."""
     asked = string("reader") + string(stream)
     assert client.request(QUERY_OFFSET, asked) == (NO_OFFSET, struct.pack(">Q", 0))
     assert client.request(QUERY_OFFSET, string("reader") + string("none")).code == NO_STREAM
@@ -292,7 +311,7 @@ def test_offsets_are_stored(client: RawStream, stream: str) -> None:
 
 
 def test_offsets_of_deleted_messages_are_forgotten(client: RawStream) -> None:
-    """The stored offset of a reader is gone once its message and all later ones in the segment have been deleted."""
+    """A stored offset is gone once its message and all later ones of its segment have been deleted."""
     client.create("short", max_length_bytes="2000", stream_max_segment_size_bytes="1000")
     client.declare_publisher(1, "short")
     asked = string("reader") + string("short")
@@ -326,10 +345,10 @@ _PROPERTIES = pika.BasicProperties(
 )
 
 
-def test_what_came_by_amqp_goes_out_by_streams_and_back(
+def test_a_message_keeps_its_properties_from_amqp_to_streams_and_back(
     client: RawStream, stream: str, channel: BlockingChannel
 ) -> None:
-    """With all its properties; the first copy as it came, the second as a client of streams has written it again."""
+    """A message published over AMQP, and its copy written by a stream client, both have all properties over AMQP."""
     channel.confirm_delivery()
     channel.queue_bind(stream, "amq.topic", "a.*")
     channel.basic_publish("amq.topic", "a.b", b"body", _PROPERTIES)
@@ -347,10 +366,10 @@ def test_what_came_by_amqp_goes_out_by_streams_and_back(
         assert properties == _PROPERTIES
 
 
-def test_what_a_client_of_streams_has_written_is_a_message(
+def test_a_message_of_a_stream_client_is_delivered_over_amqp(
     client: RawStream, stream: str, channel: BlockingChannel
 ) -> None:
-    """A body and an application property, as the libraries write them."""
+    """Its body and application properties arrive as body and headers."""
     client.declare_publisher(1, stream)
     client.publish(1, 0, b"\x00St\xc1\x07\x02\xa1\x01k\xa1\x01v" + b"\x00Su\xa0\x04body")
     client.confirmed(1)
@@ -372,7 +391,10 @@ def ann(api: Api, vhost: str, ann: str) -> str:
     return ann
 
 
-def test_what_is_not_allowed_is_refused(open_stream: Opener, client: RawStream, stream: str, ann: str) -> None:
+def test_stream_commands_without_permission_are_refused(
+    open_stream: Opener, client: RawStream, stream: str, ann: str
+) -> None:
+    """Each command on a stream without permission gets ACCESS_REFUSED; with permission, it works."""
     client.create("hers")
     hers = open_stream(ann, "secret")
 
@@ -390,10 +412,10 @@ def test_what_is_not_allowed_is_refused(open_stream: Opener, client: RawStream, 
     assert hers.subscribe(1, "hers") == OK
 
 
-def test_a_right_is_needed_only_to_subscribe(
+def test_permission_is_checked_when_subscribing(
     open_stream: Opener, client: RawStream, api: Api, vhost: str, ann: str
 ) -> None:
-    """A subscription gets messages after its user may no longer read the stream."""
+    """A subscription continues to get messages after its user has lost the read permission."""
     client.create("hers")
     client.declare_publisher(1, "hers")
     hers = open_stream(ann, "secret")

@@ -1,4 +1,4 @@
-"""Queues of type stream over AMQP 0-9-1: many readers of one log, each at its own place."""
+"""Queues of type stream over AMQP 0-9-1: many readers of one log, each at its own offset."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -51,8 +51,10 @@ class Reader:
         return [properties.headers["x-stream-offset"] for _, properties, _ in self.got]
 
 
-def test_what_is_read_stays(channel: BlockingChannel, take: Take) -> None:
-    """Each reader gets everything, in order, with its offset among the headers; the properties are as published."""
+def test_each_stream_reader_gets_every_message(channel: BlockingChannel, take: Take) -> None:
+    """Each reader gets all messages in order, with x-stream-offset among the headers and the properties
+    as published.
+    """
     channel.queue_bind("s", "amq.topic", "a.#")
     properties = BasicProperties(
         content_type="text/plain", headers={"h": 1}, priority=3, message_id="m", timestamp=5, delivery_mode=1
@@ -85,8 +87,10 @@ def test_what_is_read_stays(channel: BlockingChannel, take: Take) -> None:
     ],
     ids=str,
 )
-def test_where_a_reader_begins(channel: BlockingChannel, take: Take, offset: object, expected: list[int]) -> None:
-    """At the beginning, at the last chunk, at what comes next, at an offset or at a time; next, unless it says."""
+def test_a_stream_reader_starts_at_x_stream_offset(
+    channel: BlockingChannel, take: Take, offset: object, expected: list[int]
+) -> None:
+    """x-stream-offset is first, last, next, an offset or a time; without it, a reader starts at the next message."""
     publish(channel, *"abcde")
     reader = Reader(channel.connection, **({} if offset is None else {"offset": offset}))
     publish(channel, "f")
@@ -94,8 +98,8 @@ def test_where_a_reader_begins(channel: BlockingChannel, take: Take, offset: obj
     assert reader.offsets == [*expected, 5]
 
 
-def test_beyond_the_end(channel: BlockingChannel, take: Take) -> None:
-    """A reader that asks for an offset that is not there yet gets nothing before it."""
+def test_a_stream_offset_beyond_the_end_waits_for_that_message(channel: BlockingChannel, take: Take) -> None:
+    """A reader with an offset that does not exist yet gets no message before it."""
     publish(channel, "a")
     reader = Reader(channel.connection, offset=3)
     publish(channel, *"bcde")
@@ -103,8 +107,8 @@ def test_beyond_the_end(channel: BlockingChannel, take: Take) -> None:
     assert reader.bodies == ["d", "e"]
 
 
-def test_acknowledging_asks_for_more(channel: BlockingChannel, take: Take) -> None:
-    """A reader has as many as its prefetch; each that it acknowledges makes room for one."""
+def test_acknowledging_makes_room_for_the_next_stream_messages(channel: BlockingChannel, take: Take) -> None:
+    """A stream reader has as many unacknowledged messages as its prefetch."""
     publish(channel, *"abcdef")
     reader = Reader(channel.connection, prefetch=2, offset="first")
     take.until(lambda: len(reader.got) == 2)
@@ -115,8 +119,10 @@ def test_acknowledging_asks_for_more(channel: BlockingChannel, take: Take) -> No
     assert reader.bodies == [*"abcde"]
 
 
-def test_a_reader_that_goes_leaves_nothing_behind(channel: BlockingChannel, connect: Connect, take: Take) -> None:
-    """What it has not acknowledged is not redelivered to others, who have places of their own."""
+def test_unacknowledged_messages_of_a_stream_are_not_redelivered(
+    channel: BlockingChannel, connect: Connect, take: Take
+) -> None:
+    """When a reader leaves, other readers get nothing from it, since each has its own offset."""
     publish(channel, *"abc")
     gone = Reader(connect(), offset="first")
     stays = Reader(channel.connection, offset="first")
@@ -130,8 +136,8 @@ def test_a_reader_that_goes_leaves_nothing_behind(channel: BlockingChannel, conn
     assert not any(method.redelivered for method, _, _ in stays.got)
 
 
-def test_deleting_it_cancels_its_readers(channel: BlockingChannel, take: Take) -> None:
-    """As for any queue; a stream of the same name begins anew."""
+def test_deleting_a_stream_cancels_its_readers(channel: BlockingChannel, take: Take) -> None:
+    """Readers get basic.cancel; a new stream of the same name starts at offset 0."""
     publish(channel, "a")
     reader = Reader(channel.connection)
     cancelled: list[object] = []
@@ -145,8 +151,8 @@ def test_deleting_it_cancels_its_readers(channel: BlockingChannel, take: Take) -
     assert (again.bodies, again.offsets) == (["b"], [0])
 
 
-def test_deleting_it_whatever_is_in_it(channel: BlockingChannel) -> None:
-    """That there are messages or readers does not prevent it, even if the client says that it should."""
+def test_a_stream_is_deleted_in_spite_of_if_empty_and_if_unused(channel: BlockingChannel) -> None:
+    """As in RabbitMQ, queue.delete of a stream ignores if-empty and if-unused."""
     publish(channel, "a")
     Reader(channel.connection)
     channel.queue_delete("s", if_unused=True, if_empty=True)
@@ -154,7 +160,7 @@ def test_deleting_it_whatever_is_in_it(channel: BlockingChannel) -> None:
 
 
 def test_old_segments_go(channel: BlockingChannel, take: Take) -> None:
-    """With `x-max-length-bytes` the beginning of the log is deleted, a segment at a time."""
+    """With x-max-length-bytes, the oldest messages are deleted, a segment at a time."""
     channel.queue_delete("s")
     limits = {"x-max-length-bytes": 20_000, "x-stream-max-segment-size-bytes": 5_000}
     channel.queue_declare("s", durable=True, arguments={**STREAM, **limits})
@@ -181,10 +187,10 @@ def test_old_segments_go(channel: BlockingChannel, take: Take) -> None:
     ],
     ids=["get", "purge"],
 )
-def test_what_a_stream_does_not_do(
+def test_basic_get_and_purge_of_a_stream_are_refused(
     channel: BlockingChannel, what: Callable[[BlockingChannel], None], words: str
 ) -> None:
-    """Taking one message, or all of them, out of it."""
+    """Both close the connection with 540 and RabbitMQ's text."""
     with pytest.raises(ConnectionClosedByBroker, match=f"NOT_IMPLEMENTED - {words}") as caught:
         what(channel)
     assert caught.value.reply_code == 540
@@ -192,8 +198,8 @@ def test_what_a_stream_does_not_do(
 
 @pytest.mark.parametrize("requeue", [True, False])
 @pytest.mark.differs_since("4.0", "it is taken, and the reader gets no credit for it")
-def test_nothing_is_returned(channel: BlockingChannel, take: Take, *, requeue: bool) -> None:
-    """basic.nack and basic.reject are refused: there is no place to return a message to."""
+def test_nack_and_reject_on_a_stream_are_refused(channel: BlockingChannel, take: Take, *, requeue: bool) -> None:
+    """basic.nack closes the connection, because a message cannot be returned to a stream."""
     publish(channel, "a")
     reader = Reader(channel.connection, offset="first")
     take.until(lambda: reader.got)
@@ -213,10 +219,10 @@ def test_nothing_is_returned(channel: BlockingChannel, take: Take, *, requeue: b
     ],
     ids=["prefetch", "auto_ack", "priority", "offset"],
 )
-def test_how_not_to_read(
+def test_a_stream_consumer_needs_prefetch_and_acknowledgements(
     channel: BlockingChannel, prefetch: int, options: dict[str, Any], code: int, words: str
 ) -> None:
-    """A reader acknowledges, has a prefetch limit, and says where to begin."""
+    """Without a prefetch, with automatic acknowledgement, a priority or an invalid offset, basic.consume is refused."""
     channel.basic_qos(prefetch_count=prefetch)
     with pytest.raises((ChannelClosedByBroker, ConnectionClosedByBroker)) as caught:
         channel.basic_consume("s", lambda *_: None, **options)
@@ -247,15 +253,19 @@ def test_how_not_to_read(
     ],
     ids=str,
 )
-def test_declarations(channel: BlockingChannel, arguments: dict[str, Any], options: dict[str, Any], words: str) -> None:
-    """A stream is durable and shared, is not emptied by time, and has no dead letters."""
+def test_an_invalid_stream_declaration_is_refused(
+    channel: BlockingChannel, arguments: dict[str, Any], options: dict[str, Any], words: str
+) -> None:
+    """A transient, exclusive or auto-delete stream, or one with invalid arguments, is refused with RabbitMQ's text."""
     with pytest.raises(ChannelClosedByBroker, match=words):
         channel.queue_declare(**{"queue": "other", "durable": True, **options}, arguments={**STREAM, **arguments})
 
 
 @pytest.mark.parametrize("arguments", [{}, {"x-queue-type": "quorum"}, {**STREAM, "x-max-age": "1h"}], ids=str)
-def test_declared_again(channel: BlockingChannel, arguments: dict[str, Any]) -> None:
-    """A stream stays one, with its limits."""
+def test_declaring_a_stream_with_other_arguments_is_refused(
+    channel: BlockingChannel, arguments: dict[str, Any]
+) -> None:
+    """Another type or limit than that of the existing stream is an inequivalent argument."""
     channel.queue_declare("s", durable=True, arguments=STREAM)
     with pytest.raises(
         ChannelClosedByBroker, match=r"inequivalent arg 'x-(queue-type|max-age)' for queue 's' in vhost"
@@ -263,8 +273,10 @@ def test_declared_again(channel: BlockingChannel, arguments: dict[str, Any]) -> 
         channel.queue_declare("s", durable=True, arguments=arguments)
 
 
-def test_listed(channel: BlockingChannel, take: Take, api: Api, vhost: str) -> None:
-    """The management API tells its type, and how many messages are in it; they are ready whoever has read them."""
+def test_the_management_api_lists_a_stream_with_its_messages(
+    channel: BlockingChannel, take: Take, api: Api, vhost: str
+) -> None:
+    """All messages of a stream count as ready, whoever has read them."""
     publish(channel, *"abc")
     reader = Reader(channel.connection, offset="first")
     take.until(lambda: len(reader.got) == 3)
@@ -277,8 +289,8 @@ def test_listed(channel: BlockingChannel, take: Take, api: Api, vhost: str) -> N
     assert (queue["type"], queue["messages_ready"], queue["messages_unacknowledged"]) == ("stream", 3, 0)
 
 
-def test_intervals_of_five_thousand_digits(channel: BlockingChannel, take: Take) -> None:
-    """They are for ever; no error inside the broker."""
+def test_a_stream_age_or_offset_of_5000_digits_is_accepted(channel: BlockingChannel, take: Take) -> None:
+    """An enormous x-max-age or x-stream-offset means for ever, and causes no internal error."""
     for_ever = "9" * 5000 + "D"
     channel.queue_declare("old", durable=True, arguments={**STREAM, "x-max-age": for_ever})
     channel.basic_publish("", "old", b"x")

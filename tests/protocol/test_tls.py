@@ -45,8 +45,8 @@ def port_of(broker: EmbeddedBroker, protocol: str) -> tuple[str, int]:
     return "127.0.0.1", port
 
 
-def test_all_protocols(broker: EmbeddedBroker, amqp_tls: Authority) -> None:
-    """Messages larger than any record arrive; the API, over https, says who has come with TLS; streams have it too."""
+def test_every_protocol_works_over_tls(broker: EmbeddedBroker, amqp_tls: Authority) -> None:
+    """AMQP, the management API and streams work over TLS, with messages larger than a TLS record."""
     api = Management(broker.urls["https"], "guest", "guest", ca=str(amqp_tls.ca))
     with connection(broker, amqp_tls) as opened:
         channel = opened.channel()
@@ -67,8 +67,10 @@ def test_all_protocols(broker: EmbeddedBroker, amqp_tls: Authority) -> None:
     assert api.get(f"health/checks/port-listener/{listening['amqp/ssl']}")["status"] == "ok"
 
 
-def test_a_client_without_tls(broker: EmbeddedBroker, amqp_tls: Authority, caplog: pytest.LogCaptureFixture) -> None:
-    """It is refused with one line in the log, and nobody else is disturbed; so is one that does not trust us."""
+def test_a_failed_tls_handshake_is_one_line_in_the_log(
+    broker: EmbeddedBroker, amqp_tls: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A client that does not speak TLS, or does not trust the certificate, is closed; others are not disturbed."""
     with caplog.at_level(logging.WARNING), socket.create_connection(port_of(broker, "amqp/ssl"), timeout=60) as plain:
         plain.sendall(b"AMQP\x00\x00\x09\x01")
         assert plain.recv(1) == b""
@@ -84,8 +86,10 @@ def test_a_client_without_tls(broker: EmbeddedBroker, amqp_tls: Authority, caplo
     ]
 
 
-def test_an_address_has_some_unfinished_handshakes(amqp_tls: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The oldest connection without a finished TLS handshake is closed for the next one; others are served."""
+def test_unfinished_tls_handshakes_are_limited_per_address(
+    amqp_tls: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond the limit, the oldest connection without a finished handshake is closed; others are served."""
     monkeypatch.setattr(listener, "stranger_limit", lambda: 10)
     with EmbeddedBroker(tls=amqp_tls.tls()) as broker, ExitStack() as stack:
         clients = [
@@ -99,7 +103,7 @@ def test_an_address_has_some_unfinished_handshakes(amqp_tls: Authority, monkeypa
         assert late.recv(1) == b"\x01"
 
 
-def test_an_unfinished_handshake_ends(amqp_tls: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tls_handshake_has_a_time_limit(amqp_tls: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that does not finish the TLS handshake in time is disconnected."""
     monkeypatch.setattr(listener, "_HANDSHAKE_SECONDS", 0.05)
     with (
@@ -109,8 +113,8 @@ def test_an_unfinished_handshake_ends(amqp_tls: Authority, monkeypatch: pytest.M
         assert client.recv(1) == b""
 
 
-def test_client_certificates_are_required(amqp_tls: Authority) -> None:
-    """And clients are told the end when it stops, without waiting for them."""
+def test_a_client_certificate_can_be_required(amqp_tls: Authority) -> None:
+    """A client without a certificate is refused; when the broker stops, clients get connection.close."""
     with EmbeddedBroker(tls=amqp_tls.tls(client_certificates=True)) as broker:
         with pytest.raises(AMQPError), connection(broker, amqp_tls):
             pass
@@ -131,13 +135,14 @@ def test_client_certificates_are_required(amqp_tls: Authority) -> None:
         ("broker.key", "broker.key", "cannot use the TLS files"),
     ],
 )
-def test_files_that_do_not_fit(amqp_tls: Authority, cert: str, key: str, why: str) -> None:
+def test_invalid_tls_files_are_named(amqp_tls: Authority, cert: str, key: str, why: str) -> None:
+    """start() raises OSError with the file that is missing, does not match, or is not PEM."""
     with pytest.raises(OSError, match=why):
         EmbeddedBroker(tls=Tls(amqp_tls.ca.parent / cert, amqp_tls.ca.parent / key)).start()
 
 
-def test_a_key_with_a_password(amqp_tls: Authority, tmp_path: Path) -> None:
-    """Nobody is asked for it."""
+def test_an_encrypted_tls_key_is_refused(amqp_tls: Authority, tmp_path: Path) -> None:
+    """start() raises OSError instead of asking for a passphrase."""
     encrypted = tmp_path / "key"
     encrypted.write_bytes(amqp_tls.key.read_bytes().replace(b"PRIVATE KEY", b"ENCRYPTED PRIVATE KEY"))
     with pytest.raises(OSError, match="is encrypted"):
@@ -154,8 +159,8 @@ def ipv6() -> bool:
 
 
 @pytest.mark.parametrize("host", ["::", "localhost"])
-def test_both_families(host: str) -> None:
-    """On one port, chosen by the system, by IPv4 and IPv6; as long as nobody has it in one of them."""
+def test_one_port_serves_ipv4_and_ipv6(host: str) -> None:
+    """The broker listens on one free port for both; if the port is in use in one of them, start() raises OSError."""
     names = {address[0] for _, _, _, _, address in socket.getaddrinfo("localhost", 1)}
     if not ipv6() or (host == "localhost" and "::1" not in names):
         pytest.skip("there is no IPv6 here")
@@ -174,8 +179,8 @@ def test_both_families(host: str) -> None:
             EmbeddedBroker(broker.port, host="::1").start()
 
 
-def test_one_address_of_ipv6() -> None:
-    """Its URL can be used."""
+def test_the_url_of_an_ipv6_address_works() -> None:
+    """EmbeddedBroker(host="::1").url has brackets, and pika can connect to it."""
     if not ipv6():
         pytest.skip("there is no IPv6 here")
     with EmbeddedBroker(host="::1") as broker, pika.BlockingConnection(pika.URLParameters(broker.url)):

@@ -1,4 +1,4 @@
-"""One legal frame does not stop the embedded broker for everybody: long work is done in turns."""
+"""Long work for one client is done in turns, so that the embedded broker serves the others meanwhile."""
 
 import gc
 import gzip
@@ -86,10 +86,10 @@ def publish_batches(client: RawStream, count: int, encoded: bytes) -> None:
 
 @pytest.mark.parametrize("is_packed", [False, True])
 @pytest.mark.parametrize("offset", ["first", "last", "end"])
-def test_a_consumer_of_batches_of_empty_messages(
+def test_a_consumer_of_millions_of_empty_messages_lets_others_work(
     broker: EmbeddedBroker, client: RawStream, watch: LoopWatch, offset: str, *, is_packed: bool
 ) -> None:
-    """A basic.consume on a stream of sub-entry batches with millions of empty messages lets other clients work."""
+    """basic.consume on a stream of sub-entry batches with millions of empty messages does not hold up other clients."""
     client.create("s")
     client.declare_publisher(1, "s")
     count = 60 if is_packed else 3
@@ -106,8 +106,10 @@ def test_a_consumer_of_batches_of_empty_messages(
     watch.check()
 
 
-def test_a_large_header_and_many_bindings(broker: EmbeddedBroker, watch: LoopWatch) -> None:
-    """A message with a large list among its headers is compared with a thousand bindings without a long wait."""
+def test_comparing_a_large_header_with_many_bindings_lets_others_work(broker: EmbeddedBroker, watch: LoopWatch) -> None:
+    """A message with a large list in its headers is compared with a thousand bindings without a long
+    wait for others.
+    """
     with RawClient(broker.url) as client:
         client.send(commands.Exchange.Declare(exchange="h", exchange_type="headers"))
         client.expect(commands.Exchange.DeclareOk)
@@ -128,8 +130,8 @@ def test_a_large_header_and_many_bindings(broker: EmbeddedBroker, watch: LoopWat
     watch.check()
 
 
-def test_a_subscription_with_many_filters(client: RawStream, watch: LoopWatch) -> None:
-    """A subscription with 45,000 filter values that match no chunk of a long stream lets other clients work."""
+def test_a_subscription_with_many_filters_lets_others_work(client: RawStream, watch: LoopWatch) -> None:
+    """45,000 filter values that match no chunk of a long stream do not hold up other clients."""
     client.create("s")
     client.declare_publisher(1, "s")
     for number in range(1500):
@@ -145,8 +147,8 @@ def test_a_subscription_with_many_filters(client: RawStream, watch: LoopWatch) -
     watch.check()
 
 
-def test_many_subscriptions_by_time(client: RawStream, watch: LoopWatch) -> None:
-    """Subscriptions by timestamp on a stream of thousands of tiny segments let other clients work."""
+def test_subscriptions_by_time_let_others_work(client: RawStream, watch: LoopWatch) -> None:
+    """Subscriptions by timestamp on a stream of thousands of tiny segments do not hold up other clients."""
     client.create("s", stream_max_segment_size_bytes="1")
     client.declare_publisher(1, "s")
     for number in range(4000):
@@ -164,8 +166,8 @@ def test_many_subscriptions_by_time(client: RawStream, watch: LoopWatch) -> None
     watch.check()
 
 
-def test_a_super_stream_with_many_partitions(client: RawStream, watch: LoopWatch) -> None:
-    """Other clients work while a super stream with thousands of partitions is created, and while it is deleted."""
+def test_creating_a_large_super_stream_lets_others_work(client: RawStream, watch: LoopWatch) -> None:
+    """Creating and deleting a super stream with thousands of partitions does not hold up other clients."""
     names = [f"p{number}" for number in range(6000)]
     assert client.request(CREATE_SUPER_STREAM, string("x") + strings(*names) * 2 + table({})).code == 1
     watch.check()
@@ -173,8 +175,8 @@ def test_a_super_stream_with_many_partitions(client: RawStream, watch: LoopWatch
     watch.check()
 
 
-def test_metadata_of_many_streams(client: RawStream, watch: LoopWatch) -> None:
-    """A metadata request with 100,000 names is answered without a long wait for others."""
+def test_metadata_of_many_streams_lets_others_work(client: RawStream, watch: LoopWatch) -> None:
+    """A metadata request with 50,000 names is answered without a long wait for others."""
     names = [f"p{number}" for number in range(3000)]
     assert client.request(CREATE_SUPER_STREAM, string("x") + strings(*names) * 2 + table({})).code == 1
     watch.longest = 0.0
@@ -182,8 +184,8 @@ def test_metadata_of_many_streams(client: RawStream, watch: LoopWatch) -> None:
     watch.check()
 
 
-def test_a_publish_of_a_million_empty_messages() -> None:
-    """A publish frame with a million empty messages lets other clients work."""
+def test_a_publish_of_a_million_messages_lets_others_work() -> None:
+    """A publish frame with a million empty messages does not hold up other clients."""
     count = 1_000_000
     with EmbeddedBroker(stream_port=0, like="4.2") as broker:
         client, watch = _connect(broker), LoopWatch(broker)
@@ -195,8 +197,8 @@ def test_a_publish_of_a_million_empty_messages() -> None:
         client.close()
 
 
-def test_batches_that_unpack_to_much(broker: EmbeddedBroker, client: RawStream, watch: LoopWatch) -> None:
-    """Consumers of compressed batches that unpack to 64 MiB each let other clients work."""
+def test_unpacking_large_batches_lets_others_work(broker: EmbeddedBroker, client: RawStream, watch: LoopWatch) -> None:
+    """Consumers of compressed batches that unpack to 64 MiB each do not hold up other clients."""
     client.create("s")
     client.declare_publisher(1, "s")
     size = 64 * 1024 * 1024
@@ -213,8 +215,8 @@ def test_batches_that_unpack_to_much(broker: EmbeddedBroker, client: RawStream, 
     watch.check()
 
 
-def test_a_transaction_of_many_messages(broker: EmbeddedBroker, watch: LoopWatch) -> None:
-    """Other clients work while a transaction of 100,000 messages is committed; tx.commit-ok comes after all of it."""
+def test_committing_a_large_transaction_lets_others_work(broker: EmbeddedBroker, watch: LoopWatch) -> None:
+    """Other clients are served while 100,000 messages are committed; tx.commit-ok comes after all of them."""
     count = 100_000
     with RawClient(broker.url) as client:
         client.send(commands.Queue.Declare(queue="q", durable=True))
@@ -230,8 +232,8 @@ def test_a_transaction_of_many_messages(broker: EmbeddedBroker, watch: LoopWatch
     watch.check()
 
 
-def test_compressed_batches_are_skipped(broker: EmbeddedBroker, client: RawStream) -> None:
-    """An AMQP consumer gets the messages of plain batches; compressed ones are skipped, as in RabbitMQ 4."""
+def test_amqp_consumers_skip_compressed_batches(broker: EmbeddedBroker, client: RawStream) -> None:
+    """As in RabbitMQ 4, an AMQP consumer of a stream gets the messages of plain batches only."""
     plain = b"".join(simple_entry(b"\x00\x53\x75\xa0\x01" + body) for body in (b"a", b"b"))
     client.create("s")
     client.declare_publisher(1, "s")
@@ -246,8 +248,10 @@ def test_compressed_batches_are_skipped(broker: EmbeddedBroker, client: RawStrea
     connection.close()
 
 
-def test_copies_to_an_exchange_with_many_bindings(broker: EmbeddedBroker, watch: LoopWatch) -> None:
-    """A message with 10,000 keys in its header CC, sent to a fanout exchange with 500 bindings, is routed quickly."""
+def test_routing_many_copies_lets_others_work(broker: EmbeddedBroker, watch: LoopWatch) -> None:
+    """A message with 10,000 keys in CC to a fanout exchange with 500 bindings is routed once to each queue, without a
+    long wait.
+    """
     with RawClient(broker.url) as client:
         for number in range(500):
             client.send(commands.Queue.Declare(queue=f"q{number}", nowait=True))
@@ -266,8 +270,10 @@ def test_copies_to_an_exchange_with_many_bindings(broker: EmbeddedBroker, watch:
 
 
 @pytest.mark.parametrize("how", ["rejected", "policy"])
-def test_many_dead_letters(broker: EmbeddedBroker, watch: LoopWatch, how: str) -> None:
-    """Other clients work while 2,000 messages are dead-lettered to 50 queues: rejected at once, or over a new limit."""
+def test_dead_lettering_many_messages_lets_others_work(broker: EmbeddedBroker, watch: LoopWatch, how: str) -> None:
+    """Other clients are served while 2,000 messages are dead-lettered to 50 queues, after a rejection
+    or a new limit.
+    """
     count = 2000
     with RawClient(broker.url) as client:
         for number in range(50):
@@ -296,8 +302,8 @@ def test_many_dead_letters(broker: EmbeddedBroker, watch: LoopWatch, how: str) -
     watch.check()
 
 
-def test_many_policies(broker: EmbeddedBroker, watch: LoopWatch) -> None:
-    """Other clients work while a thousand policies are added one after the other in a broker with 500 queues."""
+def test_adding_many_policies_lets_others_work(broker: EmbeddedBroker, watch: LoopWatch) -> None:
+    """Other clients are served while a thousand policies are added to a broker with 500 queues."""
     with RawClient(broker.url) as client:
         for number in range(500):
             client.send(commands.Queue.Declare(queue=f"q{number}", nowait=True))

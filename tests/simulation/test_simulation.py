@@ -35,8 +35,8 @@ def run(*options: str, hash_seed: str = "random") -> subprocess.CompletedProcess
 
 
 @pytest.mark.parametrize("first", range(0, _SEEDS, _PART))
-def test_the_broker_breaks_no_rule(first: int) -> None:
-    """Whatever clients and faults a seed draws, the broker keeps all rules of the model."""
+def test_the_broker_keeps_every_rule_of_the_model(first: int) -> None:
+    """Whatever clients and faults a seed draws, what clients see agrees with the model."""
     for seed in range(first, first + _PART):
         plan = draw(seed)
         result = simulate(plan)
@@ -45,7 +45,7 @@ def test_the_broker_breaks_no_rule(first: int) -> None:
 
 
 def test_a_seed_is_reproduced_bit_by_bit() -> None:
-    """The same seed gives the same history in a new process, whatever the hashes of strings are there."""
+    """The same seed gives the same history in another process with another hash seed."""
     first, second = (run("--digests", "--seeds", "12", hash_seed=seed) for seed in ("1", "2"))
     assert first.returncode == 0, first.stdout + first.stderr
     assert first.stdout == second.stdout
@@ -56,14 +56,14 @@ def test_a_seed_is_reproduced_bit_by_bit() -> None:
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name.replace(" ", "-"))
 @pytest.mark.timeout(3600)
 def test_a_planted_fault_is_found(mutation: Mutation) -> None:
-    """If the broker had this fault, one of the first 1,000 seeds would find it."""
+    """Each known fault, planted into the broker, is found by one of the first 1,000 seeds."""
     found = run("--quick", "--seeds", str(_MOST_SEEDS), "--mutation", mutation.name)
     assert found.returncode == 1, f"not found: {found.stdout}{found.stderr}"
     assert found.stdout.startswith("seed "), found.stdout + found.stderr
 
 
 def test_the_mutations_fit_the_code() -> None:
-    """Each planted fault changes a text that is in its file exactly once, and leaves valid Python."""
+    """The text that each planted fault replaces is in its file exactly once, and the result is valid Python."""
     assert len(MUTATIONS) >= 30
     for mutation in MUTATIONS:
         source = (BROKER / mutation.path).read_text()
@@ -71,7 +71,9 @@ def test_the_mutations_fit_the_code() -> None:
 
 
 def test_a_sender_beyond_its_credit_is_detached() -> None:
-    """While the disk does not sync, nothing is settled and no more credit is given: a sender's excess is refused."""
+    """While the disk does not sync, the broker gives no more credit, so a sender that exceeds its
+    credit is detached.
+    """
     actors = (
         Actor("faults", "Faults", 1, (Step(1, "eio", {"seconds": 30}),)),
         Actor("sender", "Sender10", 1, (Step(2, "overdraw", {"queue": "q"}),)),
@@ -82,7 +84,7 @@ def test_a_sender_beyond_its_credit_is_detached() -> None:
 
 
 def test_a_failing_seed_is_shrunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is printed for a failing seed has only the clients and steps that are needed to fail."""
+    """For a failing seed, only the clients and steps are printed that are needed to fail."""
     from tests.simulation import shrinking
     from tests.simulation.judge import Violation
 

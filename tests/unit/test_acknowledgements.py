@@ -1,4 +1,4 @@
-"""One acknowledgement may stand for several deliveries, but never for one that is still in hand."""
+"""One acknowledgement may cover several deliveries, but never one that is still being handled."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -10,8 +10,8 @@ from mqtool.message import Delivery
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_what_is_acknowledged_is_what_was_to_be(seed: int) -> None:
-    """As a broker understands it, which refuses a tag that it does not wait for."""
+def test_exactly_the_handled_deliveries_are_acknowledged(seed: int) -> None:
+    """After any order of handling, the acknowledgements sent cover the handled tags, and no tag twice."""
     chance, tags = random.Random(seed), AcknowledgedTags()
     unacknowledged, in_hand = set(range(1, 3000)), [*range(1, 3000)]
     stays = chance.choice(in_hand)
@@ -26,8 +26,8 @@ def test_what_is_acknowledged_is_what_was_to_be(seed: int) -> None:
     assert unacknowledged == {stays}
 
 
-def test_those_handled_in_order_take_one_acknowledgement() -> None:
-    """A quorum queue writes each down."""
+def test_deliveries_handled_in_order_share_one_acknowledgement() -> None:
+    """Tags without a gap are acknowledged with `multiple`, and those after a gap one by one."""
     tags = AcknowledgedTags()
     assert [*tags.acknowledge([1])] == [(1, False)]
     assert [*tags.acknowledge([2, 3, 4])] == [(4, True)]
@@ -49,8 +49,8 @@ class Loop:
         self.later.append(callback)
 
 
-def test_those_that_more_follow_leave_together() -> None:
-    """With the first that none follows; or a moment later, or when the connection is closed, if that does not come."""
+def test_acknowledgements_are_sent_together() -> None:
+    """Acknowledgements wait for the end of a batch, but at most for a moment, or until the connection is closed."""
     loop, sent = Loop(), list[list[int]]()
 
     def send(deliveries: Sequence[Delivery]) -> None:

@@ -1,4 +1,4 @@
-"""AMQP URLs, as people write them."""
+"""AMQP URLs."""
 
 from pathlib import Path
 from urllib.parse import quote
@@ -47,8 +47,8 @@ from mqtool.errors import UsageError
         ),
     ],
 )
-def test_a_url_names_a_node(url: str, address: Address) -> None:
-    """No path, "/" and "/%2F" are the vhost "/"; what is not said is as on a fresh broker."""
+def test_a_url_is_parsed_into_an_address(url: str, address: Address) -> None:
+    """No path, "/" and "/%2F" mean the virtual host "/"; missing parts have RabbitMQ's defaults."""
     found = parse_address(url)
     assert found == address._replace(names_user="@" in url)
 
@@ -62,8 +62,8 @@ def test_a_url_names_a_node(url: str, address: Address) -> None:
         ("one:5673, two", ["one", "two"]),
     ],
 )
-def test_commas_part_the_nodes_of_a_cluster(urls: str, hosts: list[str]) -> None:
-    """Each node is a whole URL; blanks around it do not matter."""
+def test_commas_separate_the_nodes_of_a_cluster(urls: str, hosts: list[str]) -> None:
+    """Each node is a URL of its own; spaces around it are ignored."""
     assert [address.host for address in parse_addresses(urls)] == hosts
 
 
@@ -74,8 +74,8 @@ def test_commas_part_the_nodes_of_a_cluster(urls: str, hosts: list[str]) -> None
      "amqp://localhost?heartbeat=", "amqp://localhost?heartbeat=-1", "amqp://localhost?heartbeat=65536",
      "amqp://localhost?connection_timeout=0", "amqp://localhost?colour=red"],
 )  # fmt: skip
-def test_what_is_no_amqp_url(url: str) -> None:
-    """It is a usage error, never another kind of exception."""
+def test_an_invalid_url_is_a_usage_error(url: str) -> None:
+    """Any string that is not an AMQP URL raises UsageError and no other exception."""
     with pytest.raises(UsageError):
         parse_addresses(url)
 
@@ -84,8 +84,8 @@ words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8
 
 
 @given(words, words, words)
-def test_whatever_is_escaped_comes_back(user: str, password: str, vhost: str) -> None:
-    """A user, a password and a vhost may hold any characters, if they are percent-encoded."""
+def test_percent_encoded_parts_are_decoded(user: str, password: str, vhost: str) -> None:
+    """User, password and virtual host may contain any characters, if they are percent-encoded."""
     place = "/".join([f"{quote(user, safe='')}:{quote(password, safe='')}@localhost", quote(vhost, safe="")])
 
     address = parse_address(f"amqp://{place}")
@@ -96,7 +96,7 @@ def test_whatever_is_escaped_comes_back(user: str, password: str, vhost: str) ->
 @example("", "://")
 @given(st.sampled_from(["amqp://", ""]), st.text("abc:/?#@[],.% 019", max_size=12))
 def test_a_password_is_never_shown(scheme: str, rest: str) -> None:
-    """Whatever a password does to the URL, neither the address nor the error about it shows the word."""
+    """Whatever the password does to the URL, neither the address nor the error contains it."""
     word = "WORD"
     try:
         address = parse_address(f"{scheme}me:{word}{rest}@localhost")
@@ -107,21 +107,23 @@ def test_a_password_is_never_shown(scheme: str, rest: str) -> None:
 
 
 def test_an_address_prints_as_the_url_without_its_password() -> None:
-    """What a notice about a lost connection shows can be used again."""
+    """str() of an address is a URL that can be used again."""
     assert str(Address("::1", 5673, "a/b", "m@e", "secret", tls=True)) == "amqps://m%40e@[::1]:5673/a%2Fb"
     assert str(parse_address("amqps://guest:guest@one")) == "amqps://guest@one:5671"
     assert str(parse_address("amqps://one")) == "amqps://one:5671"  # whoever the client's certificate is for
     assert str(Address()) == "amqp://guest@localhost:5672"
 
 
-def test_a_key_needs_its_certificate(tmp_path: Path) -> None:
-    """It would be ignored otherwise, and the broker would refuse us for no visible reason."""
+def test_a_tls_key_needs_its_certificate(tmp_path: Path) -> None:
+    """A key without a certificate raises UsageError, because the broker would refuse the client for no
+    visible reason.
+    """
     with pytest.raises(UsageError, match="needs its certificate"):
         TlsFiles(key=tmp_path / "key.pem").context()
 
 
-def test_a_certificate_is_the_login_if_the_broker_offers_that_and_no_user_is_named() -> None:
-    """Otherwise the user is guest, or the one that was named."""
+def test_a_certificate_logs_in_if_the_url_names_no_user() -> None:
+    """If the broker offers EXTERNAL, the certificate is the login; otherwise the user is guest or the named one."""
     files = TlsFiles(cert=Path("cert.pem"))
     assert files.logs_in(parse_address("amqps://host"))
     assert not files.logs_in(parse_address("amqps://ann@host"))
@@ -132,8 +134,10 @@ def test_a_certificate_is_the_login_if_the_broker_offers_that_and_no_user_is_nam
     assert login.response_for(spec.Connection.Start(mechanisms=b"AMQPLAIN PLAIN")) == ("PLAIN", b"\0guest\0guest")
 
 
-def test_the_user_of_a_certificate_is_the_one_whom_the_broker_names() -> None:
-    """Not guest: the hint would give permissions to somebody else, and messages would keep the wrong user_id."""
+def test_the_hint_names_the_user_of_the_certificate() -> None:
+    """If the broker refuses a client with a certificate, the hint gives permissions to the user in the broker's reply,
+    not to guest.
+    """
     address = parse_address("amqps://host/shop")
     refused = ConnectionClosedByBroker(530, "NOT_ALLOWED - access to vhost 'shop' refused for user 'orders'")
     hint = pika_errors.connecting(refused, address).hint

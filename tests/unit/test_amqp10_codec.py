@@ -1,4 +1,4 @@
-"""AMQP 1.0 values and messages: what is encoded is decoded as it was, and damaged data is an error, not a crash."""
+"""AMQP 1.0 values and messages: decoding returns what was encoded, and damaged data is an error, not a crash."""
 
 import random
 import uuid
@@ -43,13 +43,15 @@ VALUES = [
 
 @pytest.mark.parametrize("value", VALUES, ids=repr)
 def test_a_value_is_decoded_as_it_was_encoded(value):
+    """Each value keeps its type, and is encoded to the same bytes again."""
     encoded = encode(value)
     decoded, end = decode(encoded)
     assert (decoded, type(decoded), end) == (value, type(value), len(encoded))
     assert encode(decoded) == encoded
 
 
-def test_damaged_values_are_value_errors():
+def test_damaged_values_raise_value_error_at_most():
+    """Decoding 20,000 randomly damaged values returns a value or raises ValueError."""
     chosen = random.Random(26)
     for _ in range(20_000):
         damaged = bytearray(encode(chosen.choice(VALUES)))
@@ -76,7 +78,8 @@ def test_damaged_values_are_value_errors():
         b"\x73\xff\xff\xff\xff",
     ],
 )
-def test_hostile_values_are_value_errors(data):
+def test_values_with_false_lengths_raise_value_error(data):
+    """Values that are cut off, nested deeply, or claim billions of elements raise ValueError."""
     with pytest.raises(ValueError, match=r"."):
         decode(data)
 
@@ -91,13 +94,14 @@ def map_of(*keys):
     [Described(ULong(1), ULong(2)), [Int64(1)], {"a": Int64(1)}, uuid.UUID(int=1), 1.5, Float32(0.5), None],
     ids=repr,
 )
-def test_keys_whose_hashes_a_publisher_can_choose_are_refused(key):
+def test_map_keys_with_predictable_hashes_are_refused(key):
     """With such keys, a publisher could make all entries of a map collide, and block the broker and its consumers."""
     with pytest.raises(ValueError, match="a key of a map"):
         decode(map_of("x", key))
 
 
-def test_keys_that_programs_use_are_accepted():
+def test_usual_map_keys_are_accepted():
+    """Text, symbols, integers and binary values are accepted as keys of a map."""
     keys = ["text", Symbol("x-symbol"), ULong(7), Int64(1 << 40), Int32(-5), UInt8(9), b"binary"]
     assert list(decode(map_of(*keys))[0]) == keys
 
@@ -114,13 +118,14 @@ def test_a_value_with_too_many_values_is_refused():
         decode(nested(MOST_VALUES + 40))
 
 
-def test_a_body_may_have_as_many_values_as_fit():
+def test_a_message_body_has_no_limit_on_its_number_of_values():
+    """The body is kept as bytes, so the limit on the number of values does not apply to it."""
     body = section(0x77, nested(2 * MOST_VALUES))
     assert Amqp10Message.decode(body).body == body
 
 
 def test_a_client_gets_the_bytes_of_a_message_that_it_cannot_decode():
-    """A consumer of mqtool does not fail, whatever a publisher has sent."""
+    """A client that receives an undecodable message gets its bytes as the body, instead of an error."""
     for code, value in [
         (0x72, map_of(Described(ULong(1), ULong(2)))),
         (0x74, nested(MOST_VALUES * 2)),
@@ -131,6 +136,7 @@ def test_a_client_gets_the_bytes_of_a_message_that_it_cannot_decode():
 
 
 def test_a_message_is_decoded_as_it_was_encoded():
+    """All sections of a message are the same after encoding and decoding."""
     message = Amqp10Message(
         MessageHeader(durable=True, ttl=UInt32(5)),
         {Symbol("x-opt-d"): Int64(1)},

@@ -1,4 +1,4 @@
-"""How long a client that lost its connection waits."""
+"""Backoff: how long a client waits before it reconnects."""
 
 from itertools import islice
 
@@ -9,8 +9,8 @@ from mqtool.duration import Backoff
 
 
 @given(st.integers(0, 2**32), st.floats(0.01, 5), st.floats(1, 4), st.floats(5, 60))
-def test_waits_grow_up_to_the_longest(seed: int, first: float, factor: float, longest: float) -> None:
-    """Each wait is between half of the exponential value and all of it, and none exceeds the longest."""
+def test_delays_double_up_to_the_maximum(seed: int, first: float, factor: float, longest: float) -> None:
+    """Each delay is between half of the exponential value and all of it, and none exceeds the maximum."""
     import random
 
     random.seed(seed)
@@ -20,13 +20,13 @@ def test_waits_grow_up_to_the_longest(seed: int, first: float, factor: float, lo
         expected = min(expected * factor, longest)
 
 
-def test_attempts_end() -> None:
-    """After so many there is no further wait; without a number there always is."""
+def test_the_number_of_attempts_is_limited() -> None:
+    """With 4 attempts there are 4 delays; without a number, they never end."""
     assert len(list(Backoff(attempts=4).delays())) == 4
     assert list(Backoff(attempts=0).delays()) == []
     assert len(list(islice(Backoff().delays(), 500))) == 500
 
 
-def test_a_hundred_clients_do_not_come_back_together() -> None:
-    """Their first waits differ."""
+def test_first_delays_are_random() -> None:
+    """The first delays of a hundred clients differ, so that they do not reconnect at the same time."""
     assert len({next(Backoff().delays()) for _ in range(100)}) > 90

@@ -1,4 +1,4 @@
-"""Counting each message of a benchmark, and its latencies: exact, in little memory."""
+"""`bench` counts each message and its latency exactly, in little memory."""
 
 import os
 import random
@@ -20,8 +20,8 @@ def _receive(tally: Tally, numbers: list[int], *, consumer: int = 0, redelivered
     tally.receive(consumer, 0, [(first, count, bool(marked)) for first, count, marked in runs])
 
 
-def test_what_is_lost_doubled_or_late_is_counted_exactly() -> None:
-    """One consumer; losses, duplicates and late messages at random places, reported in pieces of random sizes."""
+def test_lost_doubled_and_late_messages_are_counted_exactly() -> None:
+    """Of 50,000 messages, random losses, duplicates and late messages are counted, whatever the size of the batches."""
     chance = random.Random(28)
     count = 50_000
     lost = set(chance.sample(range(count), 300))
@@ -43,16 +43,16 @@ def test_what_is_lost_doubled_or_late_is_counted_exactly() -> None:
     assert (tally.confirmed, tally.received) == (count, count - 300)
 
 
-def test_what_was_not_confirmed_is_not_lost() -> None:
-    """Such messages may have arrived or not."""
+def test_unconfirmed_messages_do_not_count_as_lost() -> None:
+    """Only confirmed messages that did not arrive are lost."""
     tally = Tally()
     tally.confirm(0, [(0, 10), (20, 10)])
     _receive(tally, [*range(9), *range(12, 15), *range(20, 30)])
     assert (tally.lost(1), tally.confirmed, tally.received) == (1, 20, 22)
 
 
-def test_competing_consumers_share_the_messages() -> None:
-    """Each has its own order; a message that both have got is a duplicate."""
+def test_competing_consumers_are_counted_together() -> None:
+    """A message that two consumers got is a duplicate; the order is checked for each consumer."""
     tally = Tally()
     tally.confirm(0, [(0, 10_000)])
     _receive(tally, [*range(0, 10_000, 2)], consumer=0)
@@ -62,7 +62,7 @@ def test_competing_consumers_share_the_messages() -> None:
 
 
 def test_redelivered_messages_are_not_out_of_order() -> None:
-    """The broker promises no order for them."""
+    """A redelivered message is counted as such, since the broker promises no order for it."""
     tally = Tally()
     _receive(tally, [0, 1, 5, 6])
     _receive(tally, [2, 3], redelivered=True)
@@ -70,8 +70,8 @@ def test_redelivered_messages_are_not_out_of_order() -> None:
     assert (tally.redelivered, tally.out_of_order, tally.duplicated) == (2, 1, 0)
 
 
-def test_each_consumer_of_a_stream_gets_all() -> None:
-    """What one of them has missed is lost, though the other one has it."""
+def test_a_message_missed_by_one_stream_consumer_is_lost() -> None:
+    """Each consumer of a stream must get all messages, whatever the others got."""
     tally = Tally(each_gets_all=True)
     tally.confirm(0, [(0, 100)])
     _receive(tally, [*range(100)], consumer=0)
@@ -79,8 +79,8 @@ def test_each_consumer_of_a_stream_gets_all() -> None:
     assert (tally.lost(2), tally.duplicated) == (1, 0)
 
 
-def test_counting_takes_little_memory() -> None:
-    """Ten million messages, of which a few are missing, take less than a megabyte."""
+def test_counting_ten_million_messages_takes_less_than_a_megabyte() -> None:
+    """Numbers are kept in compact chunks, and a few missing ones are found."""
     numbers = Numbers()
     for first in range(0, 10_000_000, 10_000):
         assert numbers.add(first, 9_999 if first % 1_000_000 == 0 else 10_000)
@@ -90,8 +90,8 @@ def test_counting_takes_little_memory() -> None:
     assert everything.missing_from(numbers) == 10
 
 
-def test_latencies_merge() -> None:
-    """Two histograms, one of which comes from another process, are as one; values keep three digits."""
+def test_latencies_of_several_processes_are_merged() -> None:
+    """Two merged histograms have the percentiles of all values, with three digits."""
     one, other = Latencies(), Latencies()
     one.record([1_000_000] * 99)
     other.record([2_000_000_000])
@@ -110,8 +110,8 @@ def test_latencies_merge() -> None:
         ([{"os_pid": str(os.getpid()), "mem_used": 5}, {"os_pid": "1", "mem_used": 6}], 11),
     ],
 )
-def test_the_brokers_cpu_is_unknown(nodes: list[Any], memory: int | None) -> None:
-    """While RabbitMQ has no statistics of its node, which it then returns as [], and in a cluster."""
+def test_the_brokers_cpu_time_may_be_unknown(nodes: list[Any], memory: int | None) -> None:
+    """Without statistics of the node, and in a cluster, no CPU time is reported."""
     api = Mock(Management)
     api.get.return_value = nodes
     use = BrokerUse(lambda: api)

@@ -1,4 +1,4 @@
-"""What somebody has claimed cannot be used without a proof."""
+"""A value that somebody has claimed cannot be used without a proof."""
 
 from mypy import api
 
@@ -15,7 +15,7 @@ def publish(key: Claimed[str]) -> Message:
 
 
 def test_a_claim_is_returned_only_if_it_is_proven() -> None:
-    """The proof gets the value; without a proof, the caller gets None."""
+    """proven() returns the value if the check accepts it, and otherwise None."""
     claim = Claimed("payroll")
     assert claim.proven(lambda queue: queue == "payroll") == "payroll"
     assert claim.proven(lambda _: False) is None
@@ -23,7 +23,7 @@ def test_a_claim_is_returned_only_if_it_is_proven() -> None:
 
 
 def test_mypy_refuses_a_claim_as_a_routing_key() -> None:
-    """A message for a claimed queue is an error of types, until the claim has been proven."""
+    """Using a claimed queue name as a routing key is a type error until it has been proven."""
     refused, _, code = api.run([*OPTIONS, "-c", USE.format("key")])
     assert code == 1
     assert 'incompatible type "Claimed[str]"; expected "str | None"' in refused

@@ -1,4 +1,4 @@
-"""The broker's consumer timeout, said as what it is. RabbitMQ looks once a minute; here are its words alone."""
+"""The error about the broker's consumer timeout, which RabbitMQ checks once a minute."""
 
 from pika.exceptions import ChannelClosedByBroker
 
@@ -10,8 +10,8 @@ SAID = (
 )
 
 
-def test_the_consumer_timeout_is_reported_for_what_it_is() -> None:
-    """With its length, and with what to do."""
+def test_the_consumer_timeout_is_named_with_its_length() -> None:
+    """A channel closed by the consumer timeout is reported with its length and the setting, and can be reopened."""
     error = failures.closed_by_broker(ChannelClosedByBroker(406, SAID))
     assert "not acknowledged within the broker's consumer timeout of 30m" in str(error)
     assert "consumer_timeout in rabbitmq.conf" in (error.hint or "")

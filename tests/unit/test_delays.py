@@ -1,4 +1,4 @@
-"""Delays: which wait queue takes them, how they are written, and what is said where the plugin is missing."""
+"""Delays: the wait queues for each, their notation, and the error about a missing plugin."""
 
 import json
 import time
@@ -26,8 +26,8 @@ def waited(delay: int) -> int:
 
 
 @given(delays)
-def test_wait_queues_wait_no_shorter_and_hardly_longer(delay: int) -> None:
-    """By less than one step: 25 ms up to a minute, a 300th of the delay at most from there on."""
+def test_a_wait_is_never_shorter_and_hardly_longer_than_the_delay(delay: int) -> None:
+    """It is longer by less than one step: 25 ms up to a minute, and beyond it at most a 300th of the delay."""
     excess = waited(delay) - delay
     assert 0 <= excess < step_of(delay)
     assert step_of(delay) <= max(SHORTEST_STEP, delay / 300)
@@ -45,7 +45,7 @@ class FakeChannel:
 
 @given(delays)
 def test_a_message_expires_when_it_is_due(delay: int) -> None:
-    """Its queue waits longer by less than a step, and so does any message before it in the queue."""
+    """A message's own expiration ends its wait when it is due, although its queue's TTL is longer by up to a step."""
     through = ThroughQueues(cast(Channel, FakeChannel()), Destination(to=Exchange("logs", durable=True)), print)
     place = through.place(Message(b"", "", "logs"), lambda: delay)
     first, *then = waits_for(delay)
@@ -55,8 +55,8 @@ def test_a_message_expires_when_it_is_due(delay: int) -> None:
 
 
 @given(delays)
-def test_at_most_two_waits(delay: int) -> None:
-    """The first is the longer one; each queue outlives the messages that come to it."""
+def test_a_delay_needs_at_most_two_wait_queues(delay: int) -> None:
+    """The first wait is the longer one, and each queue's x-expires is longer than its messages stay."""
     waits = waits_for(delay)
     assert 1 <= len(waits) <= 2
     assert waits == sorted(waits, key=lambda wait: -wait.milliseconds)
@@ -66,28 +66,28 @@ def test_at_most_two_waits(delay: int) -> None:
 @pytest.mark.parametrize(
     "delay", ["250ms", "1s", "59s", "1m", "90s", "2m", "5m", "30m", "1h", "2h", "12h", "1d", "30d"]
 )
-def test_a_round_delay_has_one_wait(delay: str) -> None:
-    """Exactly its own."""
+def test_a_round_delay_needs_one_wait_queue(delay: str) -> None:
+    """A delay such as 30m has a wait queue of exactly that TTL."""
     assert [wait.milliseconds for wait in waits_for(round(parse_duration(delay) * 1000))] == [
         round(parse_duration(delay) * 1000)
     ]
 
 
 @given(delays, delays)
-def test_one_name_one_queue(one: int, other: int) -> None:
-    """Queues with the same name have the same arguments."""
+def test_wait_queues_of_the_same_name_have_the_same_arguments(one: int, other: int) -> None:
+    """Two delays that share the name of a wait queue also share its arguments."""
     waits = {wait.suffix: wait for wait in waits_for(one)}
     assert all(waits.get(wait.suffix, wait) == wait for wait in waits_for(other))
 
 
 @given(delays, delays)
-def test_a_longer_delay_never_waits_shorter(one: int, other: int) -> None:
-    """The order of delays is the order of their waits."""
+def test_a_longer_delay_never_has_a_shorter_wait(one: int, other: int) -> None:
+    """The waits are in the order of the delays."""
     assert (one > other) <= (waited(one) >= waited(other))
 
 
-def test_there_are_few_of_them() -> None:
-    """Whatever the delays. Delays of up to a minute are rounded up to 25 ms: these include one for each step."""
+def test_the_number_of_wait_queues_is_small() -> None:
+    """All delays up to a minute, in steps of 5 ms, need 158 wait queues."""
     queues, expected = set(), {10_000: 58, 60_000: 158, 300_000: 293}
     for delay in range(5, max(expected) + 1, 5):
         queues.update(wait.suffix for wait in waits_for(delay))
@@ -95,8 +95,8 @@ def test_there_are_few_of_them() -> None:
 
 
 @pytest.mark.parametrize("version", ["3.10.8", "4.0.5", "4.2.7"])
-def test_what_to_install_where_it_can_be(version: str) -> None:
-    """The release for this version of the broker, where to, and how to enable it."""
+def test_the_hint_names_the_plugin_release_for_the_broker(version: str) -> None:
+    """For RabbitMQ up to 4.2, the hint names the plugin's release and the command that enables it."""
     error = PluginMissing(f"RabbitMQ {version}")
     assert "is not enabled there" in str(error)
     assert f"the release for {'.'.join(version.split('.')[:2])}," in (error.hint or "")
@@ -105,8 +105,8 @@ def test_what_to_install_where_it_can_be(version: str) -> None:
 
 
 @pytest.mark.parametrize("version", ["4.3.0", "4.10.1", "5.0.0"])
-def test_nothing_to_install_where_it_cannot_be(version: str) -> None:
-    """RabbitMQ 4.3 and later cannot load it: the other way is named, and no command that would fail."""
+def test_without_a_plugin_release_the_hint_names_via_ttl(version: str) -> None:
+    """RabbitMQ 4.3 and later cannot load the plugin: the hint names --via ttl and no command that would fail."""
     error = PluginMissing(f"RabbitMQ {version}")
     assert f"RabbitMQ {version} cannot have the delayed message plugin" in str(error)
     assert "4.2.0, is for RabbitMQ 4.2" in str(error)
@@ -115,8 +115,8 @@ def test_nothing_to_install_where_it_cannot_be(version: str) -> None:
 
 
 @pytest.mark.parametrize("message", [Message(b"x", delay=5.25), Message(b"x", due=1893456000.125)])
-def test_a_delay_survives_the_way_through_a_file(message: Message) -> None:
-    """What --failed-to writes, send --json reads, to the millisecond."""
+def test_a_delay_is_kept_to_the_millisecond_in_ndjson(message: Message) -> None:
+    """`send --json` reads the delay or time that --failed-to has written."""
     line = ndjson.from_message(message)
     again = ndjson.to_message(line, "line 1")
     assert (again.delay, again.due) == (message.delay, message.due)
@@ -124,6 +124,6 @@ def test_a_delay_survives_the_way_through_a_file(message: Message) -> None:
 
 
 def test_times_without_a_zone_are_local() -> None:
-    """As on the command line."""
+    """ "at" without a time zone is local time, as on the command line."""
     due = ndjson.to_message(b'{"body": "", "at": "2030-01-31T12:00"}', "line 1").due
     assert due == time.mktime((2030, 1, 31, 12, 0, 0, 0, 0, -1))

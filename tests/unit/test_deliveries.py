@@ -1,4 +1,4 @@
-"""Deliveries decoded by hand are what pika would have made of the same bytes."""
+"""Deliveries decoded by mqtool equal those that pika decodes from the same bytes."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,9 +55,9 @@ def frames_of(delivery: Delivery) -> list[bytes]:
 
 
 @given(st.lists(deliveries | confirms | st.sampled_from(OTHERS), max_size=8), st.lists(st.integers(0, 400), max_size=8))
-def test_other_frames_are_passed_on_unchanged(sent: list[Delivery | Confirm | bytes], ends: list[int]) -> None:
-    """However the bytes are split: deliveries with one body frame and confirms are taken, all other frames are passed
-    on, in order.
+def test_other_frames_are_passed_to_pika_unchanged(sent: list[Delivery | Confirm | bytes], ends: list[int]) -> None:
+    """However the bytes are split, mqtool handles deliveries with one body frame and confirms, and passes all other
+    frames to pika in order.
     """
     got: list[Delivery | Confirm | bytes] = []
     reader = FrameReader(got.append)
@@ -86,15 +86,15 @@ def test_other_frames_are_passed_on_unchanged(sent: list[Delivery | Confirm | by
     assert taken == len(data) - sum(len(passed) for passed in got if isinstance(passed, bytes))
 
 
-def test_another_protocol_is_left_to_pika() -> None:
-    """A broker of another version answers with its protocol's name, which is no frame."""
+def test_a_protocol_header_is_passed_to_pika() -> None:
+    """A broker of another version answers with its protocol header, which is not a frame."""
     got: list[bytes] = []
     assert FrameReader(got.append).receive(b"AMQP\0\1\0\0") == 0
     assert got == [b"AMQP\0\1\0\0"]
 
 
-def test_a_consumer_that_is_cancelled_is_left_to_pika() -> None:
-    """pika gives back what still comes."""
+def test_deliveries_after_a_cancellation_are_passed_to_pika() -> None:
+    """pika requeues messages that arrive after their consumer was cancelled."""
     got: list[Delivery | bytes] = []
     reader = FrameReader(got.append)
     reader.add(ConsumerFrames(1, "ours", "q", 7, got.extend))

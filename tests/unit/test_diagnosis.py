@@ -1,4 +1,4 @@
-"""What doctor and top take for a problem, and what not."""
+"""What `doctor` and `top` report as a problem, and what not."""
 
 from mqtool.cli.display import reports
 from mqtool.inspection.diagnosis import Paths, dropped, forgets_to_acknowledge, has_no_consumer, stands_still
@@ -19,8 +19,8 @@ def queue(ready: int = 0, unacked: int = 0, consumers: int = 0, **stats: int) ->
     }
 
 
-def test_messages_without_a_consumer() -> None:
-    """Unless they are meant to lie there: dead letters, messages that wait for a retry, streams."""
+def test_messages_without_a_consumer_are_reported() -> None:
+    """Dead-letter queues, wait queues and streams are not reported, since their messages are meant to wait."""
     assert has_no_consumer(queue(ready=1))
     assert not has_no_consumer(queue(ready=1, consumers=1))
     assert not has_no_consumer(queue())
@@ -31,8 +31,8 @@ def test_messages_without_a_consumer() -> None:
     assert has_no_consumer({"name": "new", "vhost": "/", "messages_ready": 1})
 
 
-def test_consumers_that_forget_to_acknowledge() -> None:
-    """Many in hand and not one acknowledged; one long task each is no sign of it."""
+def test_consumers_that_never_acknowledge_are_reported() -> None:
+    """Many unacknowledged messages and no acknowledgement are reported; one long task for each consumer is not."""
     assert forgets_to_acknowledge(queue(unacked=5, consumers=1))
     assert not forgets_to_acknowledge(queue(unacked=2, consumers=2))
     assert not forgets_to_acknowledge(queue(unacked=5, consumers=1, ack=1))
@@ -42,15 +42,17 @@ def test_consumers_that_forget_to_acknowledge() -> None:
     assert not forgets_to_acknowledge(queue(ack=1), queue(unacked=5, ack=1))
 
 
-def test_messages_that_were_dropped() -> None:
-    """Neither acknowledged nor there; after a restart more is acknowledged than published, and nothing can be said."""
+def test_dropped_messages_are_counted() -> None:
+    """Messages that are neither acknowledged nor in the queue are dropped; after a restart, the counters allow no
+    statement.
+    """
     assert dropped(queue(ready=2, unacked=1, publish=10, ack=3, deliver_no_ack=1, get_no_ack=1)) == 2
     assert dropped(queue(ready=7, publish=10, ack=3)) == 0
     assert dropped(queue(ack=5)) == 0
 
 
-def test_queues_in_which_nothing_moves() -> None:
-    """Each consumer has a message, others wait, and between two looks there was neither a delivery nor an ack."""
+def test_a_queue_in_which_nothing_moves_is_reported() -> None:
+    """Messages wait, each consumer has one, and between two looks there was neither a delivery nor an ack."""
     full = queue(ready=2, unacked=1, consumers=1, ack=7, deliver_get=8)
     assert stands_still(full, full)
     assert stands_still(queue(ready=2, unacked=1, consumers=1))
@@ -70,8 +72,8 @@ def expiring(name: str, exchange: str, key: str | None = None) -> Queue:
     return Queue(name, arguments=arguments if key is None else {**arguments, "x-dead-letter-routing-key": key})
 
 
-def test_circles_of_queues_in_which_nobody_rejects() -> None:
-    """By keys of their own, or by the one that the message has; each circle once."""
+def test_circles_of_expiring_queues_are_reported_once() -> None:
+    """Queues that dead-letter expired messages to each other are found, also through exchanges, and quickly."""
 
     def circles(*queues: Queue, bindings: tuple[Binding, ...] = ()) -> list[str]:
         exchange = {"name": "logs", "type": "topic"}
@@ -91,8 +93,8 @@ def test_circles_of_queues_in_which_nobody_rejects() -> None:
     assert circles(*(expiring(f"q{number}", "logs") for number in range(300)), bindings=(*dense,))
 
 
-def test_the_worst_findings_come_first_and_equal_ones_together() -> None:
-    """What blocks publishers is worse than what a newer RabbitMQ refuses; up to three of a kind have a line each."""
+def test_findings_are_sorted_by_severity_and_grouped() -> None:
+    """A memory alarm comes before a transient queue; more than three findings of a kind share a line."""
     transient = [Finding("transient", f"queue 'q{number}'", "", "", "/") for number in range(5)]
     mixed = [
         *transient[:2],
@@ -106,8 +108,8 @@ def test_the_worst_findings_come_first_and_equal_ones_together() -> None:
     assert list(said(transient)) == ["queue 'q0'  (and 4 more: 'q1', 'q2', 'q3' and 1 other)"]
 
 
-def test_what_is_critical_to_nagios() -> None:
-    """Blocked publishers are; what may be lost is a warning."""
+def test_nagios_is_critical_only_for_blocked_publishers() -> None:
+    """Findings that may lose messages are warnings."""
     lost, blocked = Finding("no-consumer", "queue 'a'", "", ""), Finding("alarm", "node a", "has a memory alarm", "")
     assert [reports.nagios_state(found) for found in ([], [lost], [blocked, lost])] == [0, 1, 2]
     assert next(reports.nagios([blocked, lost], "here")) == (

@@ -1,4 +1,4 @@
-"""Diagrams: whatever the names, they are labels and nothing else."""
+"""Diagrams: any name is shown as a label, and cannot change the diagram."""
 
 import re
 import shutil
@@ -53,8 +53,8 @@ def wiring(name: str, queue: str, key: str) -> Wiring:
 
 
 @given(names, names, names)
-def test_mermaid_has_no_line_but_nodes_and_edges(name: str, queue: str, key: str) -> None:
-    """And edges only between nodes that are there."""
+def test_any_name_gives_valid_mermaid(name: str, queue: str, key: str) -> None:
+    """Whatever the names, each line is a node or an edge between known nodes."""
     first, *lines = mermaid(wiring(name, queue, key))
     assert first == "flowchart LR"
     known = set()
@@ -67,8 +67,8 @@ def test_mermaid_has_no_line_but_nodes_and_edges(name: str, queue: str, key: str
 
 
 @given(names, names, names)
-def test_dot_strings_end_where_they_should(name: str, queue: str, key: str) -> None:
-    """Outside of its strings, a line holds nothing that came from the broker."""
+def test_any_name_is_a_quoted_string_in_dot(name: str, queue: str, key: str) -> None:
+    """Whatever the names, they appear only inside of quoted strings."""
     first, *lines, last = dot(wiring(name, queue, key))
     string = r'"(?:[^"\\]|\\["\\])*"'
     assert re.fullmatch(rf"digraph {string} \{{", first)
@@ -78,8 +78,8 @@ def test_dot_strings_end_where_they_should(name: str, queue: str, key: str) -> N
         assert re.fullmatch(r"    [\w =\[\],;>-]+", re.sub(string, "", line)), line
 
 
-def test_graphviz_draws_it() -> None:
-    """Where it is installed."""
+def test_graphviz_accepts_hostile_names() -> None:
+    """Graphviz, if installed, draws diagrams with hostile names without a warning."""
     if shutil.which("dot") is None:
         skip_or_fail("graphviz is not installed")
     for name in HOSTILE:
@@ -89,7 +89,7 @@ def test_graphviz_draws_it() -> None:
 
 
 def test_parallel_bindings_are_one_arrow() -> None:
-    """With the first keys, and how many more."""
+    """Nine bindings between the same exchange and queue are one arrow with four keys and "5 more"."""
     node = WiredNode(Exchange("x", "topic"))
     for number in range(9):
         node.add(Binding("x", "q", f"key{number}"), None)

@@ -1,4 +1,4 @@
-"""The login of a broker in Docker."""
+"""The user and password of a broker in Docker."""
 
 import pytest
 
@@ -16,11 +16,15 @@ BEFORE = Started("default", "docker", "amqp://ann:kept@127.0.0.1:5672", 0, "/now
         (("ann", None), "ann:kept"),  # its messages are kept, and its users with them
     ],
 )
-def test_the_login_of_a_broker(login: tuple[str, str | None] | None, expected: str) -> None:
+def test_a_broker_in_docker_keeps_the_users_password(login: tuple[str, str | None] | None, expected: str) -> None:
+    """Without a user it is guest; a user without a new password keeps the old one, since messages and
+    users are kept.
+    """
     assert _login(Wanted(login=login), BEFORE) == expected
 
 
 def test_a_new_user_gets_a_random_password() -> None:
+    """A new user without a password gets a long random one."""
     made = {_login(Wanted(login=("bob", None)), BEFORE) for _ in range(2)}
     assert len(made) == 2
     assert all(each.startswith("bob:") and len(each) > 20 for each in made)

@@ -1,4 +1,4 @@
-"""Durations as people write and read them."""
+"""Durations such as 300ms, 5s or 1h30m."""
 
 import pytest
 from hypothesis import given
@@ -21,21 +21,21 @@ from mqtool.duration import parse_duration
     ],
 )
 def test_a_duration_is_numbers_with_units(text: str, seconds: float) -> None:
-    """Several parts add up."""
+    """A duration is one or more numbers with a unit each, which are added."""
     assert parse_duration(text) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize(
     "text", ["", " ", "5", "s", "-5s", "+5s", "5 s", "5s ", "5sec", "5S", ".5s", "5,5s", "1e3s", "5s,2m", "soon"]
 )
-def test_what_is_no_duration(text: str) -> None:
-    """A number without a unit is none: nobody could know whether seconds or milliseconds were meant."""
+def test_a_duration_without_a_unit_is_refused(text: str) -> None:
+    """Anything else raises ValueError; a number without a unit could mean seconds or milliseconds."""
     with pytest.raises(ValueError, match="is not a duration such as 300ms, 5s, 2m or 1h30m"):
         parse_duration(text)
 
 
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.sampled_from(["ms", "s", "m", "h", "d"])), min_size=1, max_size=5))
-def test_parts_add_up(parts: list[tuple[int, str]]) -> None:
-    """In any order and number, also the same unit twice."""
+def test_the_parts_of_a_duration_are_added(parts: list[tuple[int, str]]) -> None:
+    """In any order and number, also with the same unit twice."""
     together = parse_duration("".join(f"{number}{unit}" for number, unit in parts))
     assert together == pytest.approx(sum(parse_duration(f"{number}{unit}") for number, unit in parts))

@@ -47,22 +47,22 @@ def definitions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef |
             yield node
 
 
-def test_files_are_found_by_their_names() -> None:
-    """A name stands for one file, apart from commands, whose files have the names that users type."""
+def test_file_names_are_unique() -> None:
+    """Each file of mqtool has its own name, apart from commands, whose files have the names that users type."""
     others = [path for path in SOURCES if not path.parent.name.startswith("plain_") and path.parent.name != "commands"]
     names = Counter(path.name for path in others)
     assert {name for name, count in names.items() if count > 1} <= SHARED_NAMES
 
 
-def test_classes_are_found_by_their_names() -> None:
-    """A public name stands for one class, so that it says whose it is. Lessons written for learners do not count."""
+def test_class_names_are_unique() -> None:
+    """Each public class has its own name; the tutorials' scripts do not count."""
     own = [path for path in SOURCES if not path.parent.name.startswith("plain_")]
     names = Counter(node.name for path in own for node in tree_of(path).body if isinstance(node, ast.ClassDef))
     assert {name for name, count in names.items() if count > 1 and not name.startswith("_")} == set()
 
 
-def test_nothing_is_too_long_to_read() -> None:
-    """The bodies of functions are short, and so are classes; the options of a command do not count."""
+def test_functions_and_classes_are_short() -> None:
+    """A function has fewer than 60 lines without its options, and a class at most 25 methods."""
     for path in SOURCES:
         for node in definitions(path):
             if isinstance(node, ast.ClassDef):
@@ -76,8 +76,8 @@ def test_nothing_is_too_long_to_read() -> None:
 CHANNELS = {"AmqpChannel", "LinkSession", "StreamChannel"}
 
 
-def test_lessons_and_commands_agree_on_the_type_of_a_channel() -> None:
-    """A lesson names its channel's type, and no cast or import by name hides from mypy which lesson a command calls."""
+def test_tutorials_name_the_type_of_their_channel() -> None:
+    """No cast and no import by name hides from mypy which tutorial a command calls."""
     asked = {
         f"{path.name}: {node.name}": ast.unparse(node.args.args[0].annotation or ast.Constant(None))
         for path in (ROOT / "mqtool/tutorials").glob("*.py")
@@ -105,8 +105,8 @@ def imports(path: Path, modules: set[str]) -> set[str]:
     return found & modules
 
 
-def test_no_circles_of_imports() -> None:
-    """Each file can be read before those that use it."""
+def test_there_are_no_import_cycles() -> None:
+    """Each file can be read before those that import it."""
     paths = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in SOURCES}
     # A package's own face is imported by what it gathers, only to be found: that is no circle.
     graph = {name: imports(path, set(paths)) - {name} for name, path in paths.items()}
@@ -151,16 +151,18 @@ def changed_by(node: ast.AST) -> list[ast.expr]:
     return [target.value for target in targets if isinstance(target, ast.Attribute)]
 
 
-def test_libraries_are_left_as_they_are() -> None:
-    """No attribute of a library's module or class is assigned: a user's program that loads mqtool has its own pika."""
+def test_no_attribute_of_a_library_is_assigned() -> None:
+    """A program that loads mqtool has an unchanged pika, rstream, typer, rich and pamqp."""
     for path in containing("|".join(LIBRARIES)):
         theirs = from_libraries(tree_of(path))
         changed = {dotted(each) for node in ast.walk(tree_of(path)) for each in changed_by(node)}
         assert {name for name in changed if name.partition(".")[0] in theirs} == set(), path
 
 
-def test_no_tricks() -> None:
-    """No fake modules, no frames of callers, no settings of the garbage collector; os._exit in forked children only."""
+def test_no_interpreter_tricks_are_used() -> None:
+    """mqtool fakes no modules, reads no callers' frames, does not configure the garbage collector, and calls os._exit
+    only in forked children.
+    """
     found = []
     for path in containing(r"_getframe|ModuleType|\bgc\.|sys\.modules|_exit"):
         tree = tree_of(path)
@@ -185,7 +187,7 @@ def test_no_tricks() -> None:
 
 
 def test_no_unclear_phrases() -> None:
-    """Code, comments and documents have none of the phrases that are known to be hard to understand."""
+    """Code, comments and documents contain none of the phrases that readers did not understand."""
     found = [
         f"{path}:{number}: {line.strip()}"
         for path in (*SOURCES, *PROSE)

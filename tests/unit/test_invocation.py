@@ -1,4 +1,4 @@
-"""What the parts of one run of mqtool share."""
+"""The settings of one run of mqtool."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from mqtool.cli.invocation import Invocation, current, running
 
 
 def test_a_quiet_run_prints_data_and_errors_only(capfd: pytest.CaptureFixture[str]) -> None:
-    """Each run has settings of its own, which end with it."""
+    """With quiet, notices and warnings are not printed; the setting ends with the run."""
     with running(Invocation(quiet=True)):
         output.notice("a notice")
         output.warning("a warning")
@@ -17,8 +17,8 @@ def test_a_quiet_run_prints_data_and_errors_only(capfd: pytest.CaptureFixture[st
     assert capfd.readouterr() == ("data\n", "mqtool: an error\nafterwards\n")
 
 
-def test_runs_do_not_see_each_other() -> None:
-    """A run within another one, as in a test, starts with nothing named and nothing asked for."""
+def test_a_nested_run_has_its_own_settings() -> None:
+    """A run within another one starts with default settings, and the outer one keeps its own."""
     with running(Invocation(output_name="outer")):
         with running(Invocation()) as inner:
             inner.signal = 15

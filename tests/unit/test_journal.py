@@ -1,11 +1,11 @@
-"""What a channel sets up again."""
+"""The journal: what a channel declares again after a reconnection."""
 
 from mqtool.amqp.reopening import Journal, is_named_by_broker
 from mqtool.topology import Binding, Exchange, Queue
 
 
-def test_entries_keep_their_order_and_know_the_exchanges() -> None:
-    """A binding needs what it binds."""
+def test_declarations_are_repeated_in_their_order() -> None:
+    """A binding comes after the exchange and the queue that it binds."""
     journal = Journal()
     entries = [Exchange("logs"), Queue("q"), Binding("logs", "q")]
     for entry in entries:
@@ -14,8 +14,10 @@ def test_entries_keep_their_order_and_know_the_exchanges() -> None:
     assert journal.exchanges == ["logs"]
 
 
-def test_a_queue_that_the_broker_named_has_another_name_after_a_reconnection() -> None:
-    """Bindings follow it, unless an exchange of that name is meant."""
+def test_bindings_follow_the_new_name_of_a_server_named_queue() -> None:
+    """After a reconnection, a server-named queue has another name; bindings to an exchange of the old name are not
+    changed.
+    """
     journal = Journal()
     journal.renamed("amq.gen-1", "amq.gen-2")
     assert (journal.current_name("amq.gen-1"), journal.current_name("q")) == ("amq.gen-2", "q")
@@ -25,8 +27,8 @@ def test_a_queue_that_the_broker_named_has_another_name_after_a_reconnection() -
     assert not is_named_by_broker(Queue("amq.gen-1"))
 
 
-def test_what_differs_is_remembered_by_kind_and_name() -> None:
-    """Until it is gone."""
+def test_a_difference_is_remembered_until_it_is_gone() -> None:
+    """A queue that exists with other settings is remembered by kind and name, so that it is noticed once."""
     journal = Journal()
     journal.set_differs(Queue("x"))
     assert journal.differs(Queue("x", durable=True))

@@ -1,4 +1,4 @@
-"""Live views: keys, and what they show while the broker is away."""
+"""Live views: their keys, and what they show while the broker is away."""
 
 import io
 import threading
@@ -18,8 +18,8 @@ def shown(live: Live) -> str:
     return text
 
 
-def test_a_broker_that_is_away_leaves_the_last_rows_with_their_age() -> None:
-    """Nothing goes from the screen; the reason is said, and goes when the broker is back."""
+def test_a_live_view_keeps_its_rows_while_the_broker_is_away() -> None:
+    """The last rows stay with their age and the reason, which disappears when the broker is back."""
     answers = [Frame(Text("jobs 12")), Unavailable("no broker at localhost:5672"), Frame(Text("jobs 13"))]
     is_asked, may_answer, stop = threading.Event(), threading.Semaphore(0), threading.Event()
 
@@ -49,8 +49,8 @@ def test_a_broker_that_is_away_leaves_the_last_rows_with_their_age() -> None:
     assert "reconnecting" not in shown(live)
 
 
-def test_keys() -> None:
-    """Esc clears a filter and does not quit; Ctrl-U empties it; Home, End and ? work; q quits."""
+def test_keys_of_a_live_view() -> None:
+    """Esc clears a filter without quitting, Ctrl-U empties it, Home, End and ? work, and q quits."""
     wanted: list[str] = []
 
     def fetch(_height: int, text: str) -> Frame:
@@ -77,7 +77,7 @@ def test_keys() -> None:
         stop.set()
 
 
-def test_escapes_in_names_do_not_reach_the_terminal() -> None:
+def test_control_characters_of_names_are_escaped_in_a_live_view() -> None:
     """Whatever a view shows of a broker is escaped."""
     live = Live(lambda _height, _wanted: Frame(Text("\x1b]0;owned \x9b \u202e")), 0.0)
     live._keep(live._fetch(10, ""))

@@ -1,4 +1,4 @@
-"""Messages as JSON lines: what comes out goes in again unchanged."""
+"""Messages as JSON lines: what is written can be read again unchanged."""
 
 import json
 from contextlib import suppress
@@ -53,8 +53,8 @@ deliveries = st.builds(
 
 
 @given(deliveries)
-def test_a_message_survives_the_round_trip(delivery: Delivery) -> None:
-    """Any body, every type of header at any depth, every property: what send --json publishes is what was received."""
+def test_a_message_is_read_as_it_was_written(delivery: Delivery) -> None:
+    """Any body, header, property and routing key that `receive --json` prints is what `send --json` publishes."""
     message = ndjson.to_message(ndjson.from_delivery(delivery, NOW), "line 1")
 
     properties = {**message.properties, "message_id": message.message_id}
@@ -64,8 +64,8 @@ def test_a_message_survives_the_round_trip(delivery: Delivery) -> None:
 
 
 @given(deliveries)
-def test_a_message_is_one_line(delivery: Delivery) -> None:
-    """Of JSON that any program reads, whatever newlines the body and the headers hold."""
+def test_a_message_is_one_line_of_json(delivery: Delivery) -> None:
+    """Newlines in body and headers are escaped, and any JSON parser can read the line."""
     line = ndjson.from_delivery(delivery, NOW)
 
     assert line.endswith(b"\n")
@@ -75,8 +75,8 @@ def test_a_message_is_one_line(delivery: Delivery) -> None:
     assert ("body" in value) != ("body_base64" in value)
 
 
-def test_the_shape_is_as_documented() -> None:
-    """Keys in this order, and None where there are no headers."""
+def test_a_line_has_the_documented_keys() -> None:
+    """The keys are in the documented order, and headers are null if there are none."""
     delivery = Delivery("é".encode(), "e", "k", "q", False, {"priority": 5, "type": None}, 1)
 
     assert ndjson.from_delivery(delivery, NOW).decode() == (
@@ -102,16 +102,16 @@ def test_the_shape_is_as_documented() -> None:
         ({"$bytes": "mine", "b": 1}, {"$bytes": "mine", "b": 1}),
     ],
 )
-def test_what_json_has_no_type_for(value: object, shown: object) -> None:
-    """It is a table of one $name; a table of somebody else's that looks so is wrapped."""
+def test_values_without_a_json_type_are_marked(value: object, shown: object) -> None:
+    """Bytes, decimals, times and so on become an object with one $name; a table that looks like one is wrapped."""
     line = ndjson.from_delivery(Delivery(b"", "", "", "", False, {"headers": {"h": value}}, 1), NOW)
 
     assert json.loads(line)["headers"] == {"h": shown}
     assert ndjson.to_message(line, "line 1").properties["headers"] == {"h": value}
 
 
-def test_every_line_is_json_and_utf_8() -> None:
-    """NaN is none, and bytes that are not UTF-8 are escapes: in names, values and properties."""
+def test_nan_and_bytes_that_are_not_utf_8_are_valid_json() -> None:
+    """They are escaped in names, values and properties, and read back unchanged."""
     properties = {"headers": {"\udcff": [float("nan")]}, "message_id": "\udc80"}
     line = ndjson.from_delivery(Delivery(b"", "", "\udcfe", "", False, properties, 1), NOW)
 
@@ -123,7 +123,7 @@ def test_every_line_is_json_and_utf_8() -> None:
 
 
 def test_only_a_body_is_needed() -> None:
-    """What is missing is left to the command line."""
+    """A line with only a body is valid; exchange and key are left to the command line."""
     message = ndjson.to_message(b'{"body": ""}', "line 1")
 
     assert message.body == b""
@@ -168,8 +168,8 @@ def test_only_a_body_is_needed() -> None:
         ('{"version": 0, "body": ""}', '"version" that is not a number from 1: 0'),
     ],
 )
-def test_what_is_no_message(line: str | bytes, says: str) -> None:
-    """It is bad data, and the error names the line."""
+def test_an_invalid_line_is_bad_data(line: str | bytes, says: str) -> None:
+    """Each invalid line raises BadData, which says what is wrong in which line."""
     with pytest.raises(BadData) as caught:
         ndjson.to_message(line.encode() if isinstance(line, str) else line, "line 7")
     assert "line 7" in str(caught.value)
@@ -185,7 +185,7 @@ json_values = st.recursive(
 
 
 @given(st.binary(max_size=60) | json_values.map(lambda value: json.dumps(value).encode()))
-def test_no_line_is_worse_than_bad_data(line: bytes) -> None:
-    """Whatever it is, it becomes a message or an error that a user can read."""
+def test_any_line_is_a_message_or_bad_data(line: bytes) -> None:
+    """Random bytes and JSON values give a message or BadData, and no other exception."""
     with suppress(BadData):
         ndjson.to_message(line, "line 1")

@@ -49,7 +49,7 @@ def test_the_test_broker_has_all_that_it_imports() -> None:
 
 
 def test_workflows_name_actions_by_commit() -> None:
-    """A tag or a branch can be moved to other code; a comment names the release of the commit."""
+    """Each action is named by a commit, since a tag or branch can be moved; a comment names its release."""
     used = [
         line.partition("uses:")[2].strip()
         for workflow in (ROOT / ".github/workflows").glob("*.yml")
@@ -61,8 +61,8 @@ def test_workflows_name_actions_by_commit() -> None:
     assert [each for each in others if not re.fullmatch(r"\S+@[0-9a-f]{40}  # v\d+\.\d+\.\d+", each)] == []
 
 
-def test_the_test_broker_is_described_as_mqtool_is() -> None:
-    """Its licence, its versions of Python and of libraries, and its plugin are those of mqtool."""
+def test_the_test_broker_has_mqtools_metadata() -> None:
+    """Its licence, Python version, dependencies and plugin are those of mqtool."""
     theirs = BROKER["project"]
     assert (ROOT / "packaging/broker/LICENSE").read_text() == (ROOT / "LICENSE").read_text()
     assert set(theirs["dependencies"]) <= set(PROJECT["dependencies"])
@@ -72,7 +72,7 @@ def test_the_test_broker_is_described_as_mqtool_is() -> None:
 
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="Python 3.14 writes the types of signatures differently")
 def test_the_public_interface_changes_only_with_the_changelog() -> None:
-    """A new, removed or different name needs a line in CHANGELOG.md, which names the interface by its checksum."""
+    """A new, removed or different public name needs a line in CHANGELOG.md with the interface's checksum."""
     top = (ROOT / "CHANGELOG.md").read_text().split("\n## ")[1]
     assert f"interface `{checksum()}`" in top, (
         f"the public interface has changed: say how in CHANGELOG.md, with 'interface `{checksum()}`'"
@@ -90,7 +90,7 @@ def test_the_public_interface_changes_only_with_the_changelog() -> None:
 )
 @pytest.mark.sampled(1)
 def test_windows_is_refused_in_a_sentence(program: str, refusal: str) -> None:
-    """Neither the command line nor the broker runs there. pytest does, in a project that has mqtool installed."""
+    """On Windows, the command line and the broker say that they do not run there; pytest with the plugin does run."""
     # The standard library is imported as on this system.
     imports = "import argparse, asyncio, logging, pathlib, pytest, runpy, subprocess, sys, threading"
     typed = [sys.executable, "-c", f"{imports}; sys.platform = 'win32'; {program}"]
@@ -126,7 +126,7 @@ def is_installed(name: str) -> bool:
 
 
 def test_the_pinned_versions_are_those_in_use() -> None:
-    """Every library that mqtool and its tests need is pinned in constraints.txt, and is installed in that version."""
+    """Every library that mqtool and its tests need is pinned in constraints.txt, and installed in that version."""
     extras = [line for extra in ("dev", "test") for line in PROJECT["optional-dependencies"][extra]]
     roots = [re.split(r"[<>=\[]", line)[0] for line in (*PROJECT["dependencies"], *extras)]
     seen: set[str] = {"mqtool"}
@@ -139,7 +139,7 @@ def test_the_pinned_versions_are_those_in_use() -> None:
 
 
 def test_the_pinned_versions_install_on_the_oldest_python_that_mqtool_supports() -> None:
-    """No library in constraints.txt requires a later release than the first of `requires-python`."""
+    """No library in constraints.txt needs a later Python than `requires-python` says."""
     oldest = PROJECT["requires-python"].removeprefix(">=") + ".0"
     required = {
         name: metadata.metadata(name)["Requires-Python"] or ""
@@ -150,7 +150,7 @@ def test_the_pinned_versions_install_on_the_oldest_python_that_mqtool_supports()
 
 
 def test_a_failed_installation_names_the_library(tmp_path: Path) -> None:
-    """`make setup` is quiet while all is well; after a failure, it shows what pip says without --quiet."""
+    """`make setup` prints pip's error if the installation fails, and nothing otherwise."""
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / "pyproject.toml").touch()
     (tmp_path / "constraints.txt").touch()
@@ -163,7 +163,7 @@ def test_a_failed_installation_names_the_library(tmp_path: Path) -> None:
 
 
 def test_what_ci_installs_has_hashes() -> None:
-    """In .ci/requirements, for every library of constraints.txt and of pyproject.toml; no file names an index."""
+    """.ci/requirements has hashes for each library of constraints.txt and pyproject.toml, and names no index."""
     files = [ROOT / ".ci" / "requirements" / f"{name}.txt" for name in ("test", "dev", "release")]
     found: dict[str, str] = {}
     for path in files:
@@ -178,7 +178,7 @@ def test_what_ci_installs_has_hashes() -> None:
 
 
 def test_the_licences_of_all_libraries_are_listed() -> None:
-    """The guide about installing names each library that comes with mqtool, and no other."""
+    """The installation guide lists the licence of each library that comes with mqtool, and of no other."""
     table = (ROOT / "docs" / "how-to" / "installing.md").read_text().partition("## Libraries and their licences")[2]
     listed = {
         normalized(name) for row in re.findall(r"^\| .* \| (.*) \|$", table, re.MULTILINE) for name in row.split(", ")

@@ -1,4 +1,4 @@
-"""The modules of the page of `mqtool ui` can be joined into one file, as recordings and Save do."""
+"""The JavaScript modules of `mqtool ui` can be joined into one file, as recordings need."""
 
 import re
 from collections import Counter
@@ -12,7 +12,7 @@ SOURCES = {
 
 
 def test_no_two_modules_declare_the_same_name() -> None:
-    """In one file, all of them share one scope: a second declaration would be a syntax error, or a wrong function."""
+    """In one file, all modules share a scope, where a second declaration of a name would be an error."""
     declared = re.compile(
         r"^(?:export )?(?:async )?(?:function\*?|class|const|let|var) (\w+|\{[^}]*\}|\[[^\]]*\])", re.M
     )
@@ -21,8 +21,8 @@ def test_no_two_modules_declare_the_same_name() -> None:
     assert {name for name, count in names.items() if count > 1} == set()
 
 
-def test_imports_can_be_left_out() -> None:
-    """Each is one line and renames nothing, each module is joined once, and after those that it imports."""
+def test_imports_can_be_removed_when_joining_modules() -> None:
+    """Each import is one line without renaming, and each module comes after those that it imports."""
     order = page_server._MODULES  # what the joined file is made of
     assert sorted(order) == sorted(SOURCES)
     for name, source in SOURCES.items():
@@ -36,7 +36,7 @@ def test_imports_can_be_left_out() -> None:
 
 
 def test_a_recording_is_one_file() -> None:
-    """It contains its style and its code, has a policy that forbids all else, and refers to no other file."""
+    """A recording contains its style and code, forbids everything else by its policy, and refers to no other file."""
     page = page_server.single_file([{"kind": "about", "t": 0, "title": "</script><link>"}]).decode()
     assert re.findall(r'(?:src|href)="([^"]*)"', page) == ["data:,"]
     assert page.count("http-equiv") == page.count("<style>") == 1

@@ -1,4 +1,4 @@
-"""What the panes of `tutorial run` look like, whatever the terminal's size, and what a chart shows."""
+"""The panes of `tutorial run`: their layout on terminals of any size, and their charts."""
 
 import io
 import re
@@ -36,7 +36,9 @@ def screen_of(columns: int, rows: int, terminals: int, charts: int = 0, lines: i
 @pytest.mark.parametrize("terminals", [1, 2, 3, 4])
 @pytest.mark.parametrize("charts", [0, 3])
 def test_panes_show_everything_at_once(columns: int, rows: int, terminals: int, charts: int) -> None:
-    """Each terminal with its command and its last line, each chart, the check and the narrator; nothing sticks out."""
+    """Each terminal's command and last line, each chart, the check and the explanation are visible,
+    within the screen.
+    """
     seen = screen_of(columns, rows, terminals, charts)
     text = "\n".join(seen)
     assert len(seen) == rows
@@ -54,7 +56,7 @@ def test_panes_show_everything_at_once(columns: int, rows: int, terminals: int, 
 
 @pytest.mark.parametrize("printed", range(1, 30))
 def test_a_pane_shows_its_newest_command(printed: int) -> None:
-    """The newest command is above its own output, however long that is: no older command takes its place."""
+    """The newest command stays visible above its output, however long that is."""
     console = Console(width=80, height=24, file=io.StringIO(), force_terminal=True, color_system=None)
     panes = Panes(TypingPace(auto=True, watched=False), screen=console)
     panes.begin("Title", (2, 9))
@@ -72,8 +74,8 @@ def test_a_pane_shows_its_newest_command(printed: int) -> None:
 
 @example(columns=12, rows=20, terminals=1, charts=3)
 @given(st.integers(10, 250), st.integers(5, 80), st.integers(1, 7), st.integers(0, 3))
-def test_no_size_is_too_odd(columns: int, rows: int, terminals: int, charts: int) -> None:
-    """Whoever makes their terminal smaller in mid-play sees less, and no traceback."""
+def test_panes_fit_any_terminal_size(columns: int, rows: int, terminals: int, charts: int) -> None:
+    """On a terminal of any size, the panes show less, and raise no error."""
     assert len(screen_of(columns, rows, terminals, charts, lines=5)) <= rows
 
 
@@ -81,8 +83,8 @@ values = st.lists(st.floats(0, 1e6), min_size=1, max_size=300)
 
 
 @given(values, st.integers(1, 120), st.integers(1, 8))
-def test_a_chart_shows_the_greatest_and_forgets_none(values: list[float], width: int, height: int) -> None:
-    """No wider than asked; the greatest value reaches the top; what is not nothing is seen."""
+def test_a_chart_shows_its_maximum_and_every_value(values: list[float], width: int, height: int) -> None:
+    """The maximum reaches the top, each value above 0 is visible, and the chart is not wider than asked."""
     rows = chart(values, width, height)
     columns = ["".join(column) for column in zip(*rows, strict=True)]
     assert len(rows) == height
@@ -94,8 +96,8 @@ def test_a_chart_shows_the_greatest_and_forgets_none(values: list[float], width:
             assert (column.strip() != "") == (value > 0)
 
 
-def test_figures_are_said_as_people_say_them() -> None:
-    """The latest and the greatest; a count has no unit, and small times have a decimal."""
+def test_figures_are_rounded_for_people() -> None:
+    """The latest and the greatest value are shown; counts have no unit, and small times have a decimal."""
     assert figures(Chart("", "", [3.0, 40.0, 0.0])) == ("0", "40")
     assert figures(Chart("", "ms", [1234.4, 1.26])) == ("1.3 ms", "1,234 ms")
     assert figures(Chart("", "ms", [])) == ("0 ms", "0 ms")
@@ -117,8 +119,8 @@ def drawn(panes: Panes, console: Console) -> list[str]:
 
 
 @pytest.mark.parametrize(("columns", "rows"), [(80, 24), (120, 40)])
-def test_the_queue_is_seen_between_the_panes(columns: int, rows: int) -> None:
-    """Between sender and receiver, or between the rows where there are more: each message is a block."""
+def test_the_queue_is_drawn_between_the_panes(columns: int, rows: int) -> None:
+    """Between sender and receiver, or between rows of panes, each message in the queue is a block."""
     panes, console = playing(columns, rows, "sender", "receiver")
     panes.counted([QueueDepth("hello", 2, 1)])
     (line,) = (line for line in drawn(panes, console) if "■■□" in line)
@@ -132,8 +134,8 @@ def test_the_queue_is_seen_between_the_panes(columns: int, rows: int) -> None:
     assert ("╰" in seen[place - 1], "╭─ worker 1 ─" in seen[place + 1]) == (True, True)
 
 
-def test_no_task_scrolls_away_beside_an_empty_pane() -> None:
-    """At 80 by 24, the boss needs two lines, and the workers get the others, with all of the five tasks."""
+def test_busy_panes_get_the_lines_of_quiet_ones() -> None:
+    """At 80 by 24, a sender with two lines leaves room for all five tasks of a worker."""
     panes, console = playing(80, 24, "boss", "worker 1", "worker 2")
     panes.narrate("Three lines of text. " * 10)
     panes.typed("boss", "mqtool new-task")

@@ -1,4 +1,4 @@
-"""What a person sees and pastes: foreign names are escaped on a terminal, and quoted in command lines."""
+"""Names from a broker are escaped on a terminal, and quoted in command lines that users may paste."""
 
 import ast
 import re
@@ -33,7 +33,7 @@ _OWN_NAMES = {"tutorial", "drill", "help", "cheat", "list"}
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_printed_command_line_has_the_name_as_one_word(name: str) -> None:
-    """Pasted into bash, it runs one command, with the name as an argument that is no option."""
+    """Pasted into bash, the line runs one command with the name as one argument, which is not taken for an option."""
     script = f"mqtool() {{ printf '%s\\0' \"$@\"; }}; {pasteable('queue delete', name)}"
     words = subprocess.run(["bash", "-c", script], capture_output=True, check=True).stdout.split(b"\0")[:-1]
     assert words == [
@@ -48,7 +48,7 @@ def test_a_printed_command_line_has_the_name_as_one_word(name: str) -> None:
 
 
 def test_every_printed_command_line_is_quoted() -> None:
-    """No f-string puts a value into a command line of mqtool, except names of mqtool's own."""
+    """No f-string puts a value into a command line of mqtool unquoted, except mqtool's own names."""
     found = []
     for path in SOURCES:
         if {"plays", "drills", "plain_pika", "plain_rstream", "plain_amqp10"} & set(path.parts):
@@ -63,8 +63,8 @@ def test_every_printed_command_line_is_quoted() -> None:
     assert found == []
 
 
-def test_stdout_is_written_in_one_place() -> None:
-    """Commands print with functions that escape what a terminal would obey; write() is for the display alone."""
+def test_commands_print_through_escaping_functions() -> None:
+    """No command calls output.write(), which does not escape control characters."""
     commands = [path for path in SOURCES if path.parts[-2] in ("commands", "pipe")]
     assert [str(path) for path in commands if "output.write(" in path.read_text()] == []
 
@@ -72,8 +72,8 @@ def test_stdout_is_written_in_one_place() -> None:
 @pytest.mark.parametrize(
     "character", ["\x1b", "\x9b", "\u200b", "\ufeff", "\u202e", "\u2066", "\U000e0041", "\u00ad", "\udcff"]
 )
-def test_what_a_terminal_would_obey_or_hide_is_shown_as_an_escape(character: str) -> None:
-    """In text, and in JSON, which stays the same JSON."""
+def test_control_and_invisible_characters_are_escaped(character: str) -> None:
+    """They are escaped in text, and in JSON, which stays equal."""
     assert output.visible(f"a{character}b") == f"a{character.encode('unicode_escape').decode()}b"
     import json
 

@@ -1,4 +1,4 @@
-"""How the consuming policies decide, with deliveries that no broker sent."""
+"""Consuming policies: how many messages are prefetched, and when they are acknowledged."""
 
 from mqtool.amqp.consume_policies import CallerSettles, Cautious, ConsumePolicy, ExactCount, Step, Streaming, policy_for
 from mqtool.amqp.receive_settings import PREFETCH, Receiving
@@ -22,7 +22,7 @@ def handle(policy: ConsumePolicy, tags: range, now: float = SOON) -> list[int]:
 
 
 def test_the_settings_choose_the_policy() -> None:
-    """Where the broker limits deliveries, only who streams with the default prefetch is cautious."""
+    """The count, prefetch and acknowledgement mode choose the policy, and so does a delivery limit of the broker."""
     assert type(policy_for(Receiving(), limits_deliveries=False)) is Streaming
     assert type(policy_for(Receiving(), limits_deliveries=True)) is Cautious
     assert type(policy_for(Receiving(prefetch=10), limits_deliveries=True)) is Streaming
@@ -32,7 +32,9 @@ def test_the_settings_choose_the_policy() -> None:
 
 
 def test_automatic_acknowledgement_is_left_to_the_broker_unless_there_is_a_count() -> None:
-    """No prefetch holds back what needs no acknowledgement."""
+    """With a count, deliveries are acknowledged one by one, because a prefetch does not limit automatic
+    acknowledgement.
+    """
     for receiving, auto_ack in (
         (Receiving(auto_ack=True), True),
         (Receiving(auto_ack=True, acknowledge=False), True),
@@ -43,7 +45,7 @@ def test_automatic_acknowledgement_is_left_to_the_broker_unless_there_is_a_count
 
 
 def test_streaming_acknowledges_a_quarter_of_the_prefetch_at_a_time() -> None:
-    """Or earlier, if the last acknowledgement was a while ago."""
+    """It acknowledges after a quarter of the prefetch, or earlier if the last acknowledgement was a while ago."""
     policy = Streaming(40)
     assert handle(policy, range(1, 26)) == [10, 20]
     assert policy.done(delivery(26), LATER)
@@ -52,12 +54,12 @@ def test_streaming_acknowledges_a_quarter_of_the_prefetch_at_a_time() -> None:
 
 
 def test_streaming_with_a_prefetch_of_one_acknowledges_each() -> None:
-    """Since each makes room for the next."""
+    """With a prefetch of 1, each delivery is acknowledged, since that makes room for the next."""
     assert handle(Streaming(1), range(1, 4)) == [1, 2, 3]
 
 
-def test_caution_ends_with_the_first_delivery_that_has_not_come_back_often() -> None:
-    """Those that have are taken one by one."""
+def test_often_returned_messages_are_taken_one_by_one() -> None:
+    """The full prefetch is used from the first delivery on that was not returned often."""
     policy = Cautious()
     assert (policy.prefetch, policy.taken(delivery(1, times=15)), policy.prefetch) == (1, Step.GO_ON, 1)
     assert (policy.taken(delivery(2, times=14)), policy.prefetch) == (Step.RESUBSCRIBE, PREFETCH)
@@ -65,7 +67,7 @@ def test_caution_ends_with_the_first_delivery_that_has_not_come_back_often() -> 
 
 
 def test_a_small_count_is_taken_one_by_one() -> None:
-    """It cancels before the acknowledgement of the last makes room for another."""
+    """The consumer is cancelled before the acknowledgement of the last delivery makes room for another."""
     policy = ExactCount(3)
     assert policy.prefetch == 1
     assert handle(policy, range(1, 3)) == [1, 2]
@@ -73,7 +75,7 @@ def test_a_small_count_is_taken_one_by_one() -> None:
 
 
 def test_a_large_count_withholds_the_acknowledgements_that_would_bring_too_many() -> None:
-    """Of 300, the prefetch has 250 in advance: 50 acknowledgements bring the rest. The last sends all that wait."""
+    """Of 300 messages, 250 are prefetched, and 50 acknowledgements bring the rest; the others are sent at the end."""
     policy = ExactCount(300)
     assert policy.prefetch == 250
     assert handle(policy, range(1, 300))[-1] == 50
@@ -84,8 +86,8 @@ def test_a_large_count_withholds_the_acknowledgements_that_would_bring_too_many(
     assert policy.release() == delivery(300)
 
 
-def test_silence_releases_what_a_large_count_withholds() -> None:
-    """After that, deliveries come one by one."""
+def test_an_empty_queue_releases_withheld_acknowledgements() -> None:
+    """If no message arrives, withheld acknowledgements are sent, and later messages are taken one by one."""
     policy = ExactCount(300)
     handle(policy, range(1, 101))
     assert policy.silence() is Step.RESUBSCRIBE
@@ -95,8 +97,8 @@ def test_silence_releases_what_a_large_count_withholds() -> None:
     assert handle(policy, range(101, 103)) == [101, 102]
 
 
-def test_who_leaves_a_large_count_early_acknowledges_what_was_taken() -> None:
-    """Nothing more will be taken, so it does not matter what the acknowledgements make room for."""
+def test_leaving_a_large_count_early_acknowledges_what_was_taken() -> None:
+    """A caller that stops early takes no more messages, so the withheld acknowledgements can be sent."""
     policy = ExactCount(300)
     handle(policy, range(1, 101))
     assert policy.release(leaving=True) == delivery(100)
@@ -108,7 +110,7 @@ def acknowledge(policy: CallerSettles, *received: int, first: int = 1) -> list[S
 
 
 def test_a_caller_who_acknowledges_never_gets_more_than_the_count() -> None:
-    """Five with a prefetch of two: the third acknowledgement makes room for the fifth, and no other does."""
+    """Five with a prefetch of two: only the third acknowledgement makes room for the fifth message."""
     policy = CallerSettles(Receiving(count=5, prefetch=2, acknowledge=False))
     assert policy.prefetch == 2
     assert acknowledge(policy, 3, 4, 5) == [Step.GO_ON, Step.GO_ON, Step.CANCEL]
@@ -120,8 +122,8 @@ def test_a_caller_who_acknowledges_never_gets_more_than_the_count() -> None:
     assert not policy.wants_more(5, through=5), "one more came while the broker was cancelling"
 
 
-def test_what_is_missing_at_last_comes_at_once() -> None:
-    """Acknowledging what came before makes no room; if not all of it is there, half of it may come at a time."""
+def test_the_last_missing_messages_are_prefetched_together() -> None:
+    """When less than the prefetch is missing, the consumer subscribes again with half of what is missing."""
     policy = CallerSettles(Receiving(count=20, prefetch=8, acknowledge=False))
     assert acknowledge(policy, *range(8, 20)) == [Step.GO_ON] * 12
     assert acknowledge(policy, 12, first=13) == [Step.RESUBSCRIBE]
@@ -135,8 +137,8 @@ def test_what_is_missing_at_last_comes_at_once() -> None:
     assert acknowledge(policy, 20, first=21) == [Step.CANCEL]
 
 
-def test_a_caller_who_acknowledges_is_sent_again_what_was_in_hand_when_the_channel_was_lost() -> None:
-    """What was acknowledged counts; an acknowledgement for the lost channel does not."""
+def test_after_a_lost_channel_unacknowledged_messages_count_again() -> None:
+    """Acknowledged messages count towards the count; an acknowledgement for the lost channel does not."""
     policy = CallerSettles(Receiving(count=3, prefetch=1, acknowledge=False))
     policy.acknowledged(1, 1, is_current=True)
     policy.opened()
@@ -145,8 +147,8 @@ def test_a_caller_who_acknowledges_is_sent_again_what_was_in_hand_when_the_chann
     assert policy.acknowledged(2, 2, is_current=True) is Step.CANCEL
 
 
-def test_a_caller_who_acknowledges_without_a_count_goes_on() -> None:
-    """And is never acknowledged for."""
+def test_without_a_count_a_caller_who_acknowledges_is_never_stopped() -> None:
+    """The policy acknowledges nothing by itself."""
     policy = CallerSettles(Receiving(prefetch=0, acknowledge=False))
     assert (policy.prefetch, policy.acknowledges) == (0, False)
     assert {policy.acknowledged(number, number, is_current=True) for number in range(9)} == {Step.GO_ON}

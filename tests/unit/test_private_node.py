@@ -1,4 +1,4 @@
-"""What a private node is told before it starts."""
+"""The configuration of a private RabbitMQ node."""
 
 from pathlib import Path
 
@@ -27,7 +27,8 @@ class Launch:
         return [line for line in lines if line.startswith("stream.")]
 
 
-def test_a_node_has_a_port_for_streams_if_it_is_wanted(conf: Launch) -> None:
+def test_a_node_listens_for_streams_if_asked_to(conf: Launch) -> None:
+    """With a stream port, the node listens on it and advertises it."""
     assert conf(None) == []
     assert conf(6000) == [
         "stream.listeners.tcp.0 = 127.0.0.1:6000",
@@ -36,11 +37,13 @@ def test_a_node_has_a_port_for_streams_if_it_is_wanted(conf: Launch) -> None:
     ]
 
 
-def test_clients_on_other_machines_are_told_an_address_that_they_can_reach(conf: Launch) -> None:
+def test_a_node_for_other_machines_advertises_its_address(conf: Launch) -> None:
+    """stream.advertised_host is the address that clients on other machines use."""
     assert "stream.advertised_host = 192.0.2.7" in conf(6000, "192.0.2.7")
 
 
-def test_the_plugin_listens_for_this_machine_only_also_when_it_was_enabled_before(conf: Launch) -> None:
+def test_the_stream_plugin_listens_only_on_loopback(conf: Launch) -> None:
+    """If the plugin is still enabled from an earlier start, it listens on loopback."""
     conf(6000)
 
     assert "stream.listeners.tcp.0 = 127.0.0.1:5552" in conf(None)

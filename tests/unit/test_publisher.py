@@ -1,4 +1,4 @@
-"""What a publisher does with the broker's answers, with plain callables in place of a broker."""
+"""The publisher and the broker's acks, nacks and returns, with plain callables in place of a broker."""
 
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -56,7 +56,7 @@ def publisher(wire: Wire) -> Iterator[Unconfirmed]:
 
 
 def test_receipts_come_in_the_order_of_publishing(wire: Wire, publisher: Unconfirmed) -> None:
-    """An answer that overtakes others waits for them."""
+    """A confirm that arrives early waits for those of earlier messages."""
     wire.publish(b"1", b"2", b"3", b"4")
     publisher.on_ack(3, multiple=False)
     assert wire.collected() == []
@@ -67,8 +67,8 @@ def test_receipts_come_in_the_order_of_publishing(wire: Wire, publisher: Unconfi
     assert not publisher.is_waiting
 
 
-def test_a_nack_of_many_is_for_all_that_have_no_answer(wire: Wire, publisher: Unconfirmed) -> None:
-    """Those acknowledged before stay so; the receipt says where the message went."""
+def test_a_multiple_nack_applies_to_messages_without_a_confirm(wire: Wire, publisher: Unconfirmed) -> None:
+    """Messages acknowledged before stay confirmed; a receipt has the message's exchange, key and number."""
     wire.publish(b"1", b"2", b"3")
     publisher.on_ack(2, multiple=False)
     publisher.on_nack(3, multiple=True)
@@ -78,8 +78,8 @@ def test_a_nack_of_many_is_for_all_that_have_no_answer(wire: Wire, publisher: Un
     assert [receipt.sequence for receipt in receipts] == [1, 2, 3]
 
 
-def test_a_returned_message_is_found_by_what_it_is(wire: Wire, publisher: Unconfirmed) -> None:
-    """The broker names no number: equal messages are told apart by being returned once each."""
+def test_a_returned_message_is_found_by_its_content(wire: Wire, publisher: Unconfirmed) -> None:
+    """basic.return has no number; of equal messages, each return counts for one."""
     wire.publish(b"1", b"same", b"same")
     for _ in range(2):
         publisher.on_return(None, "info", b"same", "NO_ROUTE (312)")
@@ -87,10 +87,8 @@ def test_a_returned_message_is_found_by_what_it_is(wire: Wire, publisher: Unconf
     assert [receipt.confirmation for receipt in publisher.collect()] == ["confirmed", "returned", "returned"]
 
 
-def test_after_a_reconnection_only_what_was_not_confirmed_is_published_again(
-    wire: Wire, publisher: Unconfirmed
-) -> None:
-    """On the new channel, numbers count from one again. The receipts of the first are not lost."""
+def test_only_unconfirmed_messages_are_republished(wire: Wire, publisher: Unconfirmed) -> None:
+    """On the new channel, numbers start at 1 again, and receipts from before are not lost."""
     wire.publish(b"1", b"2", b"3")
     publisher.on_ack(1, multiple=False)
     wire.open(connection_is_new=True)
@@ -99,9 +97,7 @@ def test_after_a_reconnection_only_what_was_not_confirmed_is_published_again(
     assert wire.collected() == [(b"1", "confirmed"), (b"2", "confirmed"), (b"3", "confirmed")]
 
 
-def test_what_is_nacked_right_after_a_reconnection_is_published_on_another_channel(
-    wire: Wire, publisher: Unconfirmed
-) -> None:
+def test_a_nack_right_after_a_reconnection_is_retried_on_another_channel(wire: Wire, publisher: Unconfirmed) -> None:
     """It may only mean that a queue has no leader yet."""
     wire.open(connection_is_new=True)
     wire.publish(b"1", b"2")
@@ -115,16 +111,16 @@ def test_what_is_nacked_right_after_a_reconnection_is_published_on_another_chann
     assert wire.sent == [b"1"]
 
 
-def test_no_answer_in_time_is_an_error(wire: Wire, publisher: Unconfirmed) -> None:
-    """It says how many; they stay in the list of the unconfirmed."""
+def test_a_missing_confirm_raises_not_confirmed(wire: Wire, publisher: Unconfirmed) -> None:
+    """The error says how many messages are unconfirmed, and they stay in the list."""
     wire.publish(b"1", b"2")
     with pytest.raises(NotConfirmed, match="did not confirm 2 messages"):
         publisher.wait(1, confirm_timeout=0.01)
     assert len(publisher.messages) == publisher.in_flight == 2
 
 
-def test_time_without_a_connection_does_not_count(wire: Wire, publisher: Unconfirmed) -> None:
-    """Nor time in which the broker blocks publishers."""
+def test_the_confirm_timeout_pauses_without_a_connection(wire: Wire, publisher: Unconfirmed) -> None:
+    """Time without a connection, or while the broker blocks publishers, does not count."""
     wire.publish(b"1")
     publisher.pause()
     publisher.wait(1, confirm_timeout=0.01, at_most=0.05)
@@ -134,7 +130,7 @@ def test_time_without_a_connection_does_not_count(wire: Wire, publisher: Unconfi
 
 
 def test_a_failure_ends_waiting_but_keeps_receipts(wire: Wire, publisher: Unconfirmed) -> None:
-    """What was answered before can still be collected."""
+    """After a failure, waiting raises the error, and confirms that arrived before can be collected."""
     wire.publish(b"1", b"2")
     publisher.on_ack(1, multiple=False)
     publisher.fail(Unavailable("gone"))
@@ -144,7 +140,7 @@ def test_a_failure_ends_waiting_but_keeps_receipts(wire: Wire, publisher: Unconf
 
 
 def test_a_window_is_full_by_number_or_by_bytes(wire: Wire, publisher: Unconfirmed) -> None:
-    """17 MiB are too much, however few messages they are."""
+    """The publisher waits for confirms after that many messages, or after 16 MiB."""
     wire.publish(b"1")
     assert publisher.is_full(1)
     assert not publisher.is_full(2)
@@ -153,7 +149,7 @@ def test_a_window_is_full_by_number_or_by_bytes(wire: Wire, publisher: Unconfirm
 
 
 def test_message_ids_are_random_uuids() -> None:
-    """As RFC 9562 has them, and each but once."""
+    """Message ids are unique UUIDs of version 4."""
     ids = [uuid.UUID(new_message_id()) for _ in range(1000)]
     assert {(each.version, each.variant) for each in ids} == {(4, uuid.RFC_4122)}
     assert len({*ids}) == len(ids)

@@ -1,4 +1,4 @@
-"""Recordings: which messages, where they go, and when each is due."""
+"""Recordings: which messages are replayed, where they go, and when each is due."""
 
 import json
 import math
@@ -37,16 +37,16 @@ def dues(pace: ReplayPace, messages: list[RecordedMessage]) -> list[float]:
     return [round(due - all_due[0], 6) for due in all_due]
 
 
-def test_the_gaps_are_those_of_the_recording() -> None:
-    """The first message is due at once, whenever it passed; the others at their distance, divided by the speed."""
+def test_a_replay_keeps_the_recorded_gaps() -> None:
+    """The first message is due at once, the others after their recorded distance divided by the speed."""
     messages = read(line(5), line(5.25), line(9))
     assert dues(ReplayPace(clock=Clock()), messages) == [0, 0.25, 4]
     assert dues(ReplayPace(2, clock=Clock()), messages) == [0, 0.125, 2]
     assert dues(ReplayPace(math.inf, clock=Clock()), messages) == [0, 0, 0]
 
 
-def test_delays_do_not_add_up() -> None:
-    """Who sends late is not late with the next message, too."""
+def test_a_late_message_does_not_delay_the_next() -> None:
+    """Each message is due relative to the first one, not to the one before."""
     clock = Clock()
     pace = ReplayPace(clock=clock)
     first, second, third = read(line(0), line(1), line(2))
@@ -56,21 +56,23 @@ def test_delays_do_not_add_up() -> None:
     assert pace.due(third) == 1002
 
 
-def test_time_that_goes_back() -> None:
-    """Out of order by moments: at once. By more than a second, or with another file: another recording begins there."""
+def test_a_time_that_goes_back_starts_a_new_recording() -> None:
+    """A message out of order by less than a second is due at once; otherwise, and with a new file, a new recording
+    begins.
+    """
     assert dues(ReplayPace(clock=Clock()), read(line(3), line(4), line(3.5), line(5))) == [0, 1, 1, 2]
     assert dues(ReplayPace(clock=Clock()), read(line(8), line(9), line(2), line(3))) == [0, 1, 1, 2]
     assert dues(ReplayPace(clock=Clock()), [*read(line(3), line(3.2)), *read(line(3), line(3.2))]) == [0, 0.2, 0.2, 0.4]
     assert dues(ReplayPace(clock=Clock()), [*read(line(3)), *read(line(5))]) == [0, 2]
 
 
-def test_a_line_without_a_time_goes_with_the_one_before_it() -> None:
-    """So something typed by hand can stand among what was recorded."""
+def test_a_line_without_a_time_is_due_with_the_one_before() -> None:
+    """So a line typed by hand can stand between recorded ones."""
     assert dues(ReplayPace(clock=Clock()), read(line(), line(3), line(), line(4))) == [0, 0, 0, 1]
 
 
 def test_an_even_rate_has_no_burst_after_a_pause() -> None:
-    """500/s are 2 ms each; what a blocking broker has held up for long is not made up for."""
+    """At 500/s, messages are 2 ms apart; time in which the broker blocked is not caught up."""
     clock = Clock()
     pace, messages = ReplayPace(rate=500, clock=clock), read(*[line(0)] * 5)
     assert dues(pace, messages[:3]) == [0, 0.002, 0.004]
@@ -78,8 +80,8 @@ def test_an_even_rate_has_no_burst_after_a_pause() -> None:
     assert [round(pace.due(message) - clock.now, 6) for message in messages[3:]] == [0, 0.002]
 
 
-def test_since_and_until() -> None:
-    """From the one, and before the other: times, or durations after the first message."""
+def test_since_and_until_select_messages() -> None:
+    """Both take a time, or a duration after the first message; --until is exclusive."""
     lines = [line(second, body=str(second)) for second in range(5)]
     for since, until in (
         ("1s", "3s"),
@@ -91,8 +93,8 @@ def test_since_and_until() -> None:
         read(line(), since="1s")
 
 
-def test_where_a_message_goes() -> None:
-    """To its exchange; without one, to its queue; else where the user says."""
+def test_a_message_goes_to_its_exchange_or_queue_or_the_given_one() -> None:
+    """A message without an exchange goes to its queue; one with neither raises BadData unless an option names one."""
 
     def place(*lines: bytes, changes: Changes | None = None) -> tuple[str | None, str | None]:
         [message] = read(*lines, changes=changes)
@@ -109,7 +111,7 @@ def test_where_a_message_goes() -> None:
 
 
 def test_headers_are_dropped_and_set() -> None:
-    """In this order; the others stay, with the types that they have."""
+    """Headers are dropped first, then set; the others keep their values and types."""
     given = line(headers={"x-death": [], "n": 1, "raw": {"$bytes": "AA=="}}, properties={"type": "t", "user_id": "app"})
     [message] = read(given, changes=Changes(dropped_headers=["x-death", "none"], headers={"n": 2, "replayed": True}))
     assert message.properties == {"type": "t", "headers": {"n": 2, "raw": b"\0", "replayed": True}}
@@ -117,6 +119,6 @@ def test_headers_are_dropped_and_set() -> None:
 
 @pytest.mark.parametrize("bad", ["yesterday", 5, "2026-13-01T00:00:00Z"])
 def test_a_bad_time_names_its_line(bad: object) -> None:
-    """As everything else that is wrong with a line does."""
+    """An invalid timestamp raises BadData with the number of its line."""
     with pytest.raises(BadData, match='line 2 has a "timestamp" that is not a time'):
         read(line(1), line(timestamp=bad))

@@ -1,4 +1,4 @@
-"""Retrying: what is published on its way to another queue, with a channel of plain callables."""
+"""Retries: publishing to the wait queue or the dead-letter queue, with a channel of plain callables."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any, cast
@@ -37,8 +37,8 @@ def retrying(channel: FakeChannel, retries: int = 1) -> Retrying:
     return Retrying(cast(Channel, channel), RetryPolicy(retries), lambda _: None)
 
 
-def test_it_says_whether_there_is_another_attempt() -> None:
-    """To the wait queue, or after the last attempt to the dead letters."""
+def test_retry_returns_whether_there_is_another_attempt() -> None:
+    """A message goes to the wait queue, and after the last attempt to the dead-letter queue."""
     channel = FakeChannel(Confirmation.CONFIRMED, Confirmation.CONFIRMED)
     assert retrying(channel, retries=1).retry(JOB, "failed")
     assert not retrying(channel, retries=0).retry(JOB, "failed")
@@ -46,7 +46,7 @@ def test_it_says_whether_there_is_another_attempt() -> None:
 
 
 def test_a_wait_queue_that_has_just_expired_is_declared_again() -> None:
-    """The broker returns the message; a few times, then it is an error."""
+    """If the broker returns the message, the wait queue is declared again; after three times, it is an error."""
     channel = FakeChannel(Confirmation.RETURNED, Confirmation.CONFIRMED)
     assert retrying(channel).retry(JOB, "failed")
     assert channel.declared == ["jobs.wait.1s"] * 2
@@ -55,7 +55,7 @@ def test_a_wait_queue_that_has_just_expired_is_declared_again() -> None:
 
 
 def test_after_a_missing_confirm_nothing_more_is_published() -> None:
-    """The confirm may still come, and would be taken for that of the next message."""
+    """A late confirm would be taken for that of the next message, so each later retry fails as well."""
     channel = FakeChannel(NotConfirmed("no answer"), Confirmation.CONFIRMED)
     ours = retrying(channel)
     for _ in range(2):

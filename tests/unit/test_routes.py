@@ -1,4 +1,4 @@
-"""Routes by themselves: every way is a way, and nothing is left out."""
+"""`route` without a broker: every path is real, and none is missing."""
 
 import re
 from typing import Any
@@ -45,10 +45,10 @@ def maze(bound: list[Binding], others: dict[str, str | None]) -> Definitions:
 
 
 @given(bound=st.lists(bindings, max_size=12), others=alternates, start=exchanges, key=keys)
-def test_every_way_is_one_and_none_is_missing(
+def test_routes_are_complete_and_correct(
     bound: list[Binding], others: dict[str, str | None], start: str, key: str
 ) -> None:
-    """Each hop starts where the last one ended, by a binding that matches; the obvious search finds the same queues."""
+    """Each hop follows a matching binding, and an exhaustive search finds the same queues."""
     definitions = maze(bound, others)
     route = Router(definitions).route(start, key, near_misses=100)
     for queue, ways in route.queues.items():
@@ -92,20 +92,20 @@ def topic_route(key: str, *patterns: str) -> QueueRoute:
     ],
 )
 def test_a_near_miss_says_which_word_differs(pattern: str, key: str, reason: str) -> None:
-    """One word is enough to miss; it is named by its place."""
+    """For a topic binding that nearly matches, the reason names the differing word and its place."""
     [miss] = topic_route(key, pattern).near_misses
     assert miss.reason == reason
 
 
-def test_the_nearest_comes_first_and_the_far_ones_not_at_all() -> None:
-    """A misspelt word is nearer than a different one; what shares nothing nobody meant."""
+def test_near_misses_are_sorted_by_similarity() -> None:
+    """A misspelt word comes before a different one, and bindings without a common word are left out."""
     route = topic_route("kern.critcal", "kern.info", "kern.critical", "audit.login.eu")
     assert [miss.binding.routing_key for miss in route.near_misses] == ["kern.critical", "kern.info"]
 
 
 @given(pattern=keys, key=keys)
-def test_a_reason_has_as_many_parts_as_words_differ(pattern: str, key: str) -> None:
-    """And whatever matches has none."""
+def test_every_near_miss_has_a_reason(pattern: str, key: str) -> None:
+    """A binding that matches is never a near miss."""
     route = topic_route(key, pattern)
     assert bool(route.queues) or all(miss.reason for miss in route.near_misses)
 
@@ -119,27 +119,27 @@ def test_a_reason_has_as_many_parts_as_words_differ(pattern: str, key: str) -> N
     ],
 )
 def test_a_near_miss_says_which_header_differs(arguments: dict[str, Any], headers: dict[str, Any], reason: str) -> None:
-    """Missing, or of another value or type."""
+    """The reason names the header that is missing, or has another value or type."""
     bound = [Binding("h", "q", "", arguments)]
     route = Router(Definitions.of([Exchange("h", "headers")], [Queue("q")], bound)).route("h", "", headers)
     assert [miss.reason for miss in route.near_misses] == [reason]
 
 
-def test_a_direct_key_that_was_misspelt() -> None:
-    """The nearest key is named."""
+def test_a_misspelt_direct_key_is_a_near_miss() -> None:
+    """For a direct exchange, the nearest key is named."""
     bound = [Binding("d", "q", key) for key in ("warning", "error", "info")]
     route = Router(Definitions.of([Exchange("d", "direct")], [Queue("q")], bound)).route("d", "warn")
     assert [miss.reason for miss in route.near_misses] == ["the key is 'warn', not 'warning'"]
 
 
-def test_a_queue_that_was_misspelt() -> None:
-    """To the default exchange, the key is a queue's name."""
+def test_a_misspelt_queue_is_a_near_miss() -> None:
+    """For the default exchange, the nearest queue is named."""
     route = Router(Definitions.of([], [Queue("work"), Queue("logs")], [])).route("", "wrok")
     assert [miss.reason for miss in route.near_misses] == ["the key is 'wrok', not 'work'"]
 
 
-def test_dead_letters_in_a_circle_end() -> None:
-    """They are followed once around, and said to be circular."""
+def test_dead_letters_in_a_circle_are_followed_once() -> None:
+    """`route` marks them as circular."""
     queues = [
         Queue("work", arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "wait"}),
         Queue("wait", arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "work"}),
@@ -151,15 +151,15 @@ def test_dead_letters_in_a_circle_end() -> None:
     ]
 
 
-def test_what_a_policy_says_arguments_overrule() -> None:
-    """Dead-letter exchanges have an `x-` in arguments and none in policies; alternate exchanges have none in either."""
+def test_arguments_override_policies_in_routes() -> None:
+    """Dead-letter settings have an `x-` in arguments and none in policies; alternate-exchange has none in either."""
     assert management.with_policy(
         {"x-dead-letter-exchange": "mine"}, {"dead-letter-exchange": "theirs", "alternate-exchange": "rest"}
     ) == {"x-dead-letter-exchange": "mine", "alternate-exchange": "rest"}
 
 
-def test_a_type_that_only_the_broker_knows() -> None:
-    """No queue is claimed, and the exchange is named."""
+def test_an_unknown_exchange_type_is_named() -> None:
+    """For an exchange type of a plugin, `route` names the exchange and claims no queue."""
     bound = [Binding("h", "q", "1")]
     route = Router(Definitions.of([Exchange("h", "x-consistent-hash")], [Queue("q")], bound)).route("h", "k")
     assert (dict(route.queues), route.unknown) == ({}, ["h"])

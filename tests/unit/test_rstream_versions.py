@@ -24,10 +24,10 @@ def _connect() -> None:
 
 
 @pytest.mark.parametrize("name", rstream_private._METHODS)
-def test_a_method_that_rstream_has_renamed_or_changed_is_named_with_the_versions_to_install(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """If rstream's Client lacks a method that mqtool needs, or takes other arguments, the error names the method."""
+def test_a_changed_method_of_rstream_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If rstream's Client lacks a method or takes other arguments, the error names it, and the hint the versions to
+    install.
+    """
     _connect()
     rstream_private.check_rstream.cache_clear()
     with monkeypatch.context() as changed:
@@ -44,10 +44,8 @@ def test_a_method_that_rstream_has_renamed_or_changed_is_named_with_the_versions
 
 
 @pytest.mark.parametrize("name", rstream_private._ATTRIBUTES)
-def test_an_attribute_that_rstream_has_renamed_is_named_with_the_versions_to_install(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """If rstream's Client lacks an attribute that mqtool needs, the error names the attribute."""
+def test_a_missing_attribute_of_rstream_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If rstream's Client lacks an attribute, the error names it, and the hint the versions to install."""
     initialize = BaseClient.__init__
 
     def without(client: BaseClient, *arguments: object, **options: object) -> None:
@@ -60,6 +58,6 @@ def test_an_attribute_that_rstream_has_renamed_is_named_with_the_versions_to_ins
 
 
 def test_the_hint_names_the_versions_that_mqtool_requires() -> None:
-    """The range in the hint is the range in pyproject.toml."""
+    """The range in the hint is that of pyproject.toml."""
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     assert f"rstream{rstream_private.VERSIONS}" in project["project"]["dependencies"]

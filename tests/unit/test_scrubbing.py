@@ -1,4 +1,4 @@
-"""scrub: nothing that is not kept survives, and what comes out has the shape of what went in."""
+"""`scrub`: no value survives that is not kept, and replacements have the shape of the originals."""
 
 import json
 import re
@@ -44,8 +44,8 @@ def same_shape(before: str, after: str) -> bool:
 
 
 @given(st.lists(words, min_size=1, max_size=4))
-def test_a_word_becomes_another_of_its_shape(parts: list[str]) -> None:
-    """Always the same one; none stays, and no two become the same."""
+def test_a_word_is_replaced_by_another_of_its_shape(parts: list[str]) -> None:
+    """The replacement is always the same, and never the word itself."""
     text = "-_.@ "[len(parts)].join(parts)
     after = PSEUDONYMS.text(text)
     assert same_shape(text, after)
@@ -56,8 +56,8 @@ def test_a_word_becomes_another_of_its_shape(parts: list[str]) -> None:
 
 @pytest.mark.parametrize("alphabet", ["0123456789", "abcdefghijklmnopqrstuvwxyz", "äöüßéèñ"])
 @pytest.mark.parametrize("length", [1, 2, 3])
-def test_no_two_become_the_same(alphabet: str, length: int) -> None:
-    """A permutation, of short words as well, where a hash would have them collide."""
+def test_different_words_have_different_replacements(alphabet: str, length: int) -> None:
+    """The replacement is a permutation, also for short words, where hashes would collide."""
     every = [""]
     for _ in range(length):
         every = [word + letter for word in every for letter in alphabet]
@@ -68,8 +68,8 @@ def test_no_two_become_the_same(alphabet: str, length: int) -> None:
 
 
 @given(st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False))
-def test_a_number_stays_a_number_of_as_many_digits(number: float) -> None:
-    """Also as text; and one that fits into 64 bits still does."""
+def test_a_number_is_replaced_by_one_of_as_many_digits(number: float) -> None:
+    """Also as text; a number that fits into 64 bits still does."""
     text = json.dumps(number)
     after = PSEUDONYMS.number(text)
     assert type(json.loads(after)) is type(number)
@@ -80,16 +80,16 @@ def test_a_number_stays_a_number_of_as_many_digits(number: float) -> None:
 
 
 @given(st.uuids(version=4))
-def test_a_uuid_stays_one(given: uuid.UUID) -> None:
-    """Of its version."""
+def test_a_uuid_is_replaced_by_a_uuid(given: uuid.UUID) -> None:
+    """The replacement has the same version."""
     after = uuid.UUID(PSEUDONYMS.text(f"id={given};")[3:-1])
     assert (after.version, after.variant) == (given.version, given.variant)
     assert after != given
 
 
 @given(st.datetimes(datetime(1900, 1, 1), datetime(2099, 12, 31)))
-def test_a_time_stays_one(moment: datetime) -> None:
-    """Another, in the same notation."""
+def test_a_time_is_replaced_by_another_in_the_same_notation(moment: datetime) -> None:
+    """The replacement is a valid time with the same zone and length."""
     for text in (moment.isoformat(), moment.isoformat(" ", "minutes"), f"{moment.isoformat()}+02:00"):
         after = PSEUDONYMS.text(text)
         assert datetime.fromisoformat(after) != datetime.fromisoformat(text)
@@ -99,8 +99,8 @@ def test_a_time_stays_one(moment: datetime) -> None:
 
 
 @given(st.binary(max_size=60).filter(lambda data: data))
-def test_octets_stay_as_many(data: bytes) -> None:
-    """And do not become text."""
+def test_bytes_are_replaced_by_as_many_bytes(data: bytes) -> None:
+    """A body that is not text has the same length, and other bytes."""
     line = ndjson.to_object(ndjson.from_message(Message(data)), "")
     after = ndjson.message_of(scrubbed(line), "")
     assert len(after.body) == len(data)
@@ -127,8 +127,8 @@ def shape(value: Any) -> Any:
 
 @settings(max_examples=50)
 @given(st.dictionaries(st.text(max_size=5), values, max_size=4), values, words)
-def test_nothing_survives_and_the_line_can_be_sent(headers: dict[str, Any], body: Any, key: str) -> None:
-    """Of headers, ids and bodies, whatever they hold: other values in the same structure, which AMQP can carry."""
+def test_no_value_survives_scrubbing(headers: dict[str, Any], body: Any, key: str) -> None:
+    """Words of headers, ids and bodies are gone, in the same structure, and AMQP can carry the result."""
     line = {
         "timestamp": "2026-01-31T12:00:00.000Z", "exchange": "logs", "routing_key": key, "queue": "q",
         "redelivered": True, "headers": headers, "properties": {"message_id": key, "priority": 3},
@@ -148,8 +148,8 @@ def test_nothing_survives_and_the_line_can_be_sent(headers: dict[str, Any], body
             assert word not in left
 
 
-def test_equal_stays_equal() -> None:
-    """Across fields, lines, runs with the same seed; and differs with another."""
+def test_equal_values_have_equal_replacements() -> None:
+    """Across fields, lines and runs with the same seed; another seed gives others."""
     line = {"exchange": "", "routing_key": "q", "headers": {"user": "alice", "id": 1742}, "body": "alice bought 1742"}
     after = scrubbed(line)
     assert after["body"].split()[0] == after["headers"]["user"]
@@ -158,8 +158,10 @@ def test_equal_stays_equal() -> None:
     assert scrubbed(line, seed=b"another") != after
 
 
-def test_what_is_kept_and_what_is_named() -> None:
-    """--keep leaves fields; with --field only those are replaced. The default exchange's keys are queues' names."""
+def test_keep_and_field_choose_what_is_replaced() -> None:
+    """--keep leaves fields, and with --field only those are replaced. Keys of the default exchange are queue names, and
+    stay.
+    """
     body = '{"customer": {"email": "ann@example.com", "name": "Ann"}, "items": [{"sku": "AB-1234"}]}'
     death = [{"queue": "jobs", "reason": "rejected", "count": 2, "routing-keys": ["customer.ann"]}]
     line = {
@@ -186,8 +188,10 @@ def test_what_is_kept_and_what_is_named() -> None:
         parse_fields(["route_key"])
 
 
-def test_values_with_types_of_amqp_keep_them() -> None:
-    """Octets, decimals, times; what AMQP had encoded becomes octets, since the encoding would be wrong."""
+def test_scrubbed_values_keep_their_amqp_types() -> None:
+    """Bytes, decimals and times keep their types; an encoded value becomes bytes, because its encoding
+    would be wrong.
+    """
     headers = {
         "raw": {"$bytes": "AAECAw=="}, "price": {"$decimal": "2147483647"}, "when": {"$timestamp": 1767225600},
         "nan": {"$double": "NaN"}, "deep": {"$encoded": "U0dWc2JHOD0="}, "table": {"$table": {"$bytes": "text"}},
@@ -200,14 +204,14 @@ def test_values_with_types_of_amqp_keep_them() -> None:
 
 
 @pytest.mark.parametrize("bad", [b"{", b"[]", b'{"body": \xff}', b'{"body_base64": "?"}'])
-def test_a_bad_line_is_bad_data(bad: bytes) -> None:
-    """And not a traceback."""
+def test_an_invalid_line_raises_bad_data(bad: bytes) -> None:
+    """A line that is not a valid message raises BadData and no other exception."""
     with pytest.raises(BadData):
         Scrubber(PSEUDONYMS).line(bad, "line 1")
 
 
 def test_headers_that_repeat_x_death_are_replaced() -> None:
-    """A publisher can write anything into x-first-death-queue and the like, so scrub keeps none of them."""
+    """A publisher can write anything into x-first-death-queue and the like, so they are replaced."""
     headers = {f"x-{which}-death-{what}": "Secret1" for which in ("first", "last") for what in ("queue", "reason")}
     line = scrubbed({"version": 1, "body": "", "headers": headers})
     assert "Secret1" not in json.dumps(line)

@@ -1,4 +1,4 @@
-"""Cutting the input into messages."""
+"""Input of publishing commands: how it is split into messages."""
 
 import os
 from pathlib import Path
@@ -31,8 +31,8 @@ def cut_input(draw: st.DrawFn) -> tuple[bytes, list[bytes | None], bytes]:
 
 
 @given(cut_input())
-def test_any_chunking_gives_the_same_pieces(given: tuple[bytes, list[bytes | None], bytes]) -> None:
-    """As bytes.split would have it; only that a delimiter at the end ends the last piece and starts none."""
+def test_input_is_split_at_delimiters_however_it_arrives(given: tuple[bytes, list[bytes | None], bytes]) -> None:
+    """The pieces are those of bytes.split(); a delimiter at the end does not start another piece."""
     data, chunks, delimiter = given
     expected = data.split(delimiter)
     if not expected[-1]:
@@ -42,13 +42,13 @@ def test_any_chunking_gives_the_same_pieces(given: tuple[bytes, list[bytes | Non
 
 
 @given(cut_input())
-def test_pauses_are_passed_on(given: tuple[bytes, list[bytes | None], bytes]) -> None:
-    """Whoever publishes must hear that nothing comes right now, to look after confirms."""
+def test_pauses_of_the_input_are_reported(given: tuple[bytes, list[bytes | None], bytes]) -> None:
+    """A pause yields None, so that the publisher can look after confirms."""
     _, chunks, delimiter = given
     assert list(delimited(iter(chunks), delimiter)).count(None) == chunks.count(None)
 
 
-def test_a_piece_comes_as_soon_as_its_delimiter_does() -> None:
+def test_a_line_is_yielded_as_soon_as_it_is_complete() -> None:
     """A line of `tail -f` is not held back until the next one."""
     pieces = delimited(iter([b"one\ntw", None, b"o\n"]), b"\n")
     assert next(pieces) == b"one"
@@ -70,8 +70,8 @@ def test_a_piece_comes_as_soon_as_its_delimiter_does() -> None:
         ('text:="5"', ("text", "5")),
     ],
 )
-def test_headers(text: str, key_and_value: tuple[str, object]) -> None:
-    """key=text is text, whatever it looks like; key:=json has the type that JSON says."""
+def test_headers_are_text_or_json(text: str, key_and_value: tuple[str, object]) -> None:
+    """-H key=text is text, and -H key:=json has the type of the JSON value."""
     assert header(text) == key_and_value
 
 
@@ -85,14 +85,14 @@ def only(words: list[str], options: MessageOptions, addressing: Addressing | Non
     return message
 
 
-def test_words_are_one_message() -> None:
-    """Joined as echo joins them, and bytes that are not UTF-8 stay what they are."""
+def test_words_are_joined_to_one_message() -> None:
+    """They are joined by spaces; bytes that are not UTF-8 are kept."""
     assert only(["Hello", "there"], MessageOptions()).body == b"Hello there"
     assert only([os.fsdecode(b"caf\xe9")], MessageOptions()).body == b"caf\xe9"
 
 
-def test_what_the_options_say_is_on_the_message() -> None:
-    """Headers, properties and --persistent; a message id of the user's own is kept."""
+def test_options_set_headers_properties_and_persistence() -> None:
+    """--persistent, -H and --property are in the message; a given message id is kept."""
     options = MessageOptions(
         headers=[("a", 1), ("b", "x")], properties=[("message_id", "mine"), ("type", "t")], persistent=True
     )
@@ -102,8 +102,10 @@ def test_what_the_options_say_is_on_the_message() -> None:
     assert (message.exchange, message.routing_key) == ("e", "k")
 
 
-def test_what_is_left_of_a_lot_comes_before_the_rest(tmp_path: Path) -> None:
-    """Whoever publishes a lot takes out of it what was sent; --failed-to gets what stays in it, and what follows."""
+def test_the_rest_of_a_batch_comes_before_unread_lines(tmp_path: Path) -> None:
+    """A publisher removes confirmed messages from its batch; --failed-to gets those left in it, then
+    the unread lines.
+    """
     lines = tmp_path / "lines"
     lines.write_bytes(b"".join(b"%d\n" % number for number in range(600)))
     source = read_messages(asked([], MessageOptions(file=lines, lines=True)), Addressing(), default=b"")
@@ -117,8 +119,8 @@ def test_what_is_left_of_a_lot_comes_before_the_rest(tmp_path: Path) -> None:
     assert (first, last) == (b"356", b"599")
 
 
-def test_each_message_has_an_id_of_its_own() -> None:
-    """So that a duplicate after a reconnection can be told."""
+def test_each_message_has_its_own_id() -> None:
+    """So a duplicate after a reconnection can be recognized."""
     ids = {only(["x"], MessageOptions()).message_id for _ in range(100)}
     assert len(ids) == 100
 
@@ -131,8 +133,8 @@ def test_each_message_has_an_id_of_its_own() -> None:
         ("cron[1]: odd?", "cron.unknown"),
     ],
 )
-def test_a_key_pattern_fills_the_routing_key(line: str, key: str) -> None:
-    """From the line's own fields; a line, or a field, that does not match is 'unknown', and is sent all the same."""
+def test_key_pattern_fills_the_routing_key(line: str, key: str) -> None:
+    """Groups of the pattern fill the routing key; what does not match is 'unknown'."""
     import re
 
     options = MessageOptions(key_pattern=re.compile(r"(?P<app>\w+)\[\d+\]: (?:(?P<level>\w+):)?"))
@@ -140,8 +142,8 @@ def test_a_key_pattern_fills_the_routing_key(line: str, key: str) -> None:
     assert (message.routing_key, message.body) == (key, line.encode())
 
 
-def test_a_key_is_cut_to_what_amqp_allows() -> None:
-    """255 bytes, never in the middle of a character."""
+def test_a_key_from_a_pattern_is_cut_to_255_bytes() -> None:
+    """A key that is too long is cut, never in the middle of a character."""
     import re
 
     options = MessageOptions(key_pattern=re.compile("(?P<all>.*)"))
@@ -149,14 +151,14 @@ def test_a_key_is_cut_to_what_amqp_allows() -> None:
     assert message.routing_key == "é" * 127
 
 
-def test_an_input_and_words_exclude_each_other() -> None:
-    """Nobody could say which of them was meant."""
+def test_words_and_an_input_option_cannot_be_combined() -> None:
+    """`send -l WORD` is a usage error."""
     with pytest.raises(UsageError):
         read_messages(asked(["x"], MessageOptions(lines=True)), Addressing(), default=b"")
 
 
-def test_an_endless_line_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And not when the memory is full. What came before it is yielded."""
+def test_a_line_that_is_too_large_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line above the limit raises BadData before the memory is full; lines before it are yielded."""
     monkeypatch.setattr(source, "LARGEST", 1 << 20)
     pieces = delimited(iter([b"short\n", *[b"x" * 1000] * 2000]), b"\n")
     assert next(pieces) == b"short"

@@ -1,4 +1,4 @@
-"""Which names a receiver takes for misspellings of others, and refuses to declare."""
+"""Which queue names are taken for misspellings of existing ones, so that receivers do not declare them."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from mqtool.spelling import mistyped
 
 @pytest.mark.parametrize("word", ["invoicse", "invoice", "invoicess", "imvoices", "Invoices", "in-voices"])
 def test_a_name_with_one_slip_is_a_misspelling(word: str) -> None:
-    """A letter more, less or changed, two neighbours swapped, other case, other separators."""
+    """A letter more, less or changed, two neighbours swapped, another case or separator."""
     assert mistyped(word, ["audit", "invoices"]) == "invoices"
 
 
@@ -16,6 +16,6 @@ def test_a_name_with_one_slip_is_a_misspelling(word: str) -> None:
     [("jobs", "jobs"), ("jobs-1", "jobs-2"), ("jobs", "jobs2"), ("log.a", "log.b"), ("orders", "orders.dlq"),
      ("task", "task_queue"), ("a", "b"), ("in", "on"), ("eu-orders", "us-orders"), ("..", "...")],
 )  # fmt: skip
-def test_a_name_that_tells_two_queues_apart_is_not_a_misspelling(word: str, name: str) -> None:
-    """Numbers, single letters, short names and whole words do that."""
+def test_a_name_with_another_number_or_word_is_not_a_misspelling(word: str, name: str) -> None:
+    """Names that differ in a number, a single letter or a whole word, and short names, are different queues."""
     assert mistyped(word, [name]) is None

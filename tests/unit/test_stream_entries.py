@@ -1,4 +1,4 @@
-"""What a stream stores of a message: the sections of AMQP 1.0, and chunks of them."""
+"""Entries and chunks of a stream, as the client encodes and decodes them."""
 
 import gzip
 import struct
@@ -36,8 +36,8 @@ PROPERTIES = st.fixed_dictionaries(
 
 
 @given(st.binary(max_size=1000), PROPERTIES, st.none() | TEXT)
-def test_a_message_comes_back_as_it_went_in(body: bytes, properties: dict[str, Any], message_id: str | None) -> None:
-    """Body, properties and headers, of any length."""
+def test_an_entry_is_decoded_as_it_was_encoded(body: bytes, properties: dict[str, Any], message_id: str | None) -> None:
+    """Body, properties, headers and message id are the same, whatever their length."""
     entry = entries.decode(entries.encode(Message(body, properties=properties, message_id=message_id)))
     expected = properties if message_id is None else {**properties, "message_id": message_id}
     assert (entry.body, entry.properties) == (body, expected)
@@ -46,15 +46,15 @@ def test_a_message_comes_back_as_it_went_in(body: bytes, properties: dict[str, A
 
 @given(st.binary(max_size=200))
 @example(b"\x00Su\xa0")
-def test_anything_else_is_the_body(data: bytes) -> None:
-    """Python's tutorial stores octets; whatever they are, nothing breaks, and nothing is lost."""
+def test_an_entry_that_is_not_amqp_1_0_is_the_body(data: bytes) -> None:
+    """Python's tutorial stores bare bytes, which are returned unchanged."""
     entry = entries.decode(data)
     if entry.body != data:  # by chance, sections
         assert data[:2] == b"\x00\x53"
 
 
-def test_what_came_by_amqp_has_its_exchange_and_key() -> None:
-    """As RabbitMQ writes it; tables and arrays have no place in a stream."""
+def test_an_entry_published_over_amqp_has_its_exchange_and_key() -> None:
+    """They are annotations, as RabbitMQ writes them; headers that are tables or arrays are not stored."""
     annotations = {"x-exchange": "logs", "x-routing-key": "kern.error"}
     stored = section(0x72, entries._map(annotations, key=0xA3)) + entries.encode(Message(b"body"))
     entry = entries.decode(stored)
@@ -90,15 +90,15 @@ def compressed(kind: int, data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("compression", range(5))
-def test_messages_that_were_published_as_one_are_many(compression: int) -> None:
-    """Sub-entry batches, as other clients write them."""
+def test_a_batch_is_read_as_its_messages(compression: int) -> None:
+    """Sub-entry batches of other clients are unpacked, with each compression."""
     chunk = batch_of(compressed(compression, PLAIN), compression)
     assert (chunk.first_offset, chunk.records, [*entries.chunk_entries(chunk)]) == (42, 2, [b"one", b"two"])
 
 
 @pytest.mark.parametrize("compression", range(5))
-def test_a_batch_that_unpacks_to_more_than_it_says_is_skipped(compression: int) -> None:
-    """And is not unpacked any further: 100 bytes that say so little could be gigabytes."""
+def test_a_batch_larger_than_it_claims_is_skipped(compression: int) -> None:
+    """Unpacking stops at the claimed size, since 100 bytes could unpack to gigabytes."""
     chunk = batch_of(compressed(compression, bytes(1_000_000)), compression, size=100)
     assert [*entries.chunk_entries(chunk)] == [
         entries.Skipped(2, "the batch has more or less than the 100 bytes that it says")
@@ -115,22 +115,22 @@ def test_a_batch_that_unpacks_to_more_than_it_says_is_skipped(compression: int) 
         (batch_of(b"no gzip", 1), "cannot be decompressed (gzip)"),
     ],
 )
-def test_a_batch_that_cannot_be_read_is_skipped(chunk: entries.Chunk, reason: str) -> None:
-    """With all the offsets that it says it has: the messages after it keep theirs."""
+def test_an_unreadable_batch_is_skipped_with_its_offsets(chunk: entries.Chunk, reason: str) -> None:
+    """The messages after a damaged or unknown batch keep their offsets, and the reason is reported."""
     [skipped] = entries.chunk_entries(chunk)
     assert isinstance(skipped, entries.Skipped)
     assert (skipped.messages, reason in skipped.reason) == (chunk.records, True)
 
 
 def test_a_damaged_chunk_is_an_error() -> None:
-    """And not messages that nobody sent."""
+    """A chunk with a wrong checksum raises BadData instead of returning messages."""
     assert [*entries.chunk_entries(entries.parse_chunk(chunk_of(b"one", b"two")))] == [b"one", b"two"]
     with pytest.raises(BadData, match="checksum"):
         entries.parse_chunk(chunk_of(b"one", damaged=True))
 
 
-def test_offsets_are_written_in_five_ways() -> None:
-    """A name, a number, a time, and an age."""
+def test_offsets_can_be_names_numbers_times_and_ages() -> None:
+    """first, 42, a time, and 5m are offsets; anything else raises ValueError."""
     assert parse_offset("first") == FIRST
     assert parse_offset("42") == Offset(Start.OFFSET, 42)
     assert parse_offset("2026-01-31T12:00Z") == Offset(Start.TIMESTAMP, 1_769_860_800_000)
@@ -143,14 +143,14 @@ def test_offsets_are_written_in_five_ways() -> None:
             parse_offset(wrong)
 
 
-def test_a_key_leads_to_the_partition_of_other_clients() -> None:
-    """The places of these keys among three partitions are those in the tests of RabbitMQ's clients."""
+def test_a_key_selects_the_partition_that_other_clients_select() -> None:
+    """The partitions of these keys are those in the tests of RabbitMQ's clients."""
     places = {2: 0, 5: 0, 7: 0, 9: 0, 1: 1, 3: 1, 8: 1, 88: 1, 4: 2, 6: 2, 10: 2}
     assert {number: partition_of(f"hello{number}", 3) for number in places} == places
 
 
-def test_a_super_stream_is_known_by_its_names() -> None:
-    """An exchange that leads to a stream is none, unless the stream is named after it."""
+def test_a_super_stream_is_recognized_by_its_names() -> None:
+    """An exchange bound to streams is a super stream only if they are named after it."""
     assert is_super_stream("orders", ["orders-0", "orders-1"])
     assert not is_super_stream("logs", ["kept", "logs-0"])
     assert not is_super_stream("orders", [])

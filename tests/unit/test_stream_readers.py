@@ -1,4 +1,4 @@
-"""Readers of streams that the doctor reports."""
+"""Stream readers that `doctor` reports."""
 
 import pytest
 
@@ -25,8 +25,10 @@ from mqtool.inspection.queue_details import ReaderOffsets, reader_findings
     ],
     ids=["falls behind", "catches up", "a few", "none stored", "misses some", "misses none"],
 )
-def test_readers_that_are_reported(before: ReaderOffsets, now: ReaderOffsets, found: str | None) -> None:
-    """Those that fall behind by many, and those that retention has overtaken."""
+def test_readers_that_fall_behind_or_miss_messages_are_reported(
+    before: ReaderOffsets, now: ReaderOffsets, found: str | None
+) -> None:
+    """A reader is reported if it falls far behind, or if retention has deleted messages that it had not read."""
     reported = [finding.what for finding in reader_findings({("/", "s"): before}, {("/", "s"): now})]
     assert len(reported) == (found is not None)
     assert all(what.startswith(str(found)) for what in reported)

@@ -1,4 +1,4 @@
-"""Tables and names: what is received can be sent again as it was, and nothing in it breaks the I/O thread."""
+"""Field tables and names of received messages can be sent again unchanged, and cannot stop the I/O thread."""
 
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -31,8 +31,8 @@ values = some.recursive(scalars, lambda inner: some.lists(inner) | some.dictiona
 
 @settings(max_examples=40, deadline=None)
 @given(some.dictionaries(names, values, max_size=5))
-def test_any_table_comes_back_as_it_was(table: dict[str, object]) -> None:
-    """Every type that AMQP has, nested in every way."""
+def test_a_table_is_decoded_as_it_was_encoded(table: dict[str, object]) -> None:
+    """Every AMQP type, nested in any way, is the same after encoding and decoding."""
     encoded = CLIENT.encode_table(table)
 
     assert CLIENT.decode_table(encoded) == (table, len(encoded))
@@ -43,8 +43,8 @@ DEEP = [nested(MAX_DEPTH + 1), nested(20_000), nested(450, b"A")]
 
 
 @pytest.mark.parametrize("value", [*AS_THEY_ARE, *DEEP, b"F" + sized(b"?")], ids=lambda value: value[:9].hex())
-def test_a_value_is_sent_again_as_it_came(value: bytes) -> None:
-    """To the octet: types of numbers, text that is not UTF-8, what is nested too deeply, what is damaged."""
+def test_a_received_value_is_encoded_to_the_same_bytes(value: bytes) -> None:
+    """Types of numbers, text that is not UTF-8, deeply nested and damaged values are sent on byte for byte."""
     table = sized(headers_of((b"h\xff", value), (b"after", b"V")))
     decoded, end = CLIENT.decode_table(table)
 
@@ -52,8 +52,8 @@ def test_a_value_is_sent_again_as_it_came(value: bytes) -> None:
     assert CLIENT.encode_table(decoded) == table
 
 
-def test_what_is_beyond_a_type_of_ours_keeps_its_own() -> None:
-    """Milliseconds where seconds belong are a common mistake of publishers."""
+def test_a_value_beyond_python_types_keeps_its_own() -> None:
+    """A timestamp in milliseconds, a common mistake, stays a Timestamp; values nested too deeply stay encoded."""
     table = headers_of((b"ms", b"T" + pack(">q", 1_700_000_000_000_000)), (b"deep", b"A" + sized(nested(MAX_DEPTH))))
     decoded = CLIENT.decode_table(sized(table))[0]
 
@@ -66,24 +66,24 @@ def test_what_is_beyond_a_type_of_ours_keeps_its_own() -> None:
 
 
 @given(some.binary(max_size=60))
-def test_no_octets_are_worse_than_unreadable(octets: bytes) -> None:
-    """A delivery says what could not be read; what comes after a damaged table can still be read."""
+def test_random_bytes_never_break_decoding(octets: bytes) -> None:
+    """Any bytes decode to a table or properties that say what could not be read, and what follows is read."""
     assert isinstance(CLIENT.decode_table(octets)[0], dict)
     _, end = CLIENT.decode_table(sized(octets) + short(b"next"))
     assert decode_short_string(sized(octets) + short(b"next"), end)[0] == "next"
     assert isinstance(decode_properties(octets), dict)
 
 
-def test_properties_that_cannot_be_read_are_said_to_be_so() -> None:
-    """In a header, with their octets; there are no others then."""
+def test_unreadable_properties_become_one_header() -> None:
+    """The header has the bytes, and there are no other properties."""
     octets = b"\x80\x80" + short(b"text/plain") + b"\xffcut"
     assert decode_properties(octets) == {"headers": {UNREADABLE: octets}}
     damaged = b"\x20\x40" + sized(b"?") + b"\7"
     assert decode_properties(damaged) == {"headers": {UNREADABLE: damaged}}
 
 
-def test_what_cannot_be_encoded_is_an_error() -> None:
-    """Nested without end, or of no type that AMQP has."""
+def test_a_value_without_an_amqp_type_is_an_error() -> None:
+    """An endless list raises ValueError, and an unknown type NoFieldType."""
     endless: list[object] = []
     endless.append(endless)
     for value, error in ((endless, ValueError), (object(), NoFieldType)):
@@ -93,12 +93,12 @@ def test_what_cannot_be_encoded_is_an_error() -> None:
 
 @pytest.mark.parametrize("text", ["1e999999999", "1e-999999999", "9" * 5000, "0." + "1" * 5000, "3e9"])
 def test_a_decimal_that_is_too_large_is_an_error(text: str) -> None:
-    """Not an endless computation, and not another exception."""
+    """A decimal that AMQP cannot carry raises an error at once, instead of an endless computation."""
     with pytest.raises((OverflowError, StructError)):
         CLIENT.encode_table({"h": Decimal(text)})
 
 
 @pytest.mark.parametrize("text", ["0", "-0.00", "0e99", "1.50", "-2147483648", "21474836.47", "1e9"])
-def test_a_decimal_comes_back_with_the_same_value(text: str) -> None:
-    """Trailing zeros may be lost."""
+def test_a_decimal_keeps_its_value(text: str) -> None:
+    """Only trailing zeros may be lost."""
     assert CLIENT.decode_table(CLIENT.encode_table({"h": Decimal(text)}))[0] == {"h": Decimal(text)}

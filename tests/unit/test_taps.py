@@ -1,4 +1,4 @@
-"""Taps: what is kept for a slow reader, and what must not be bound to."""
+"""Taps: the buffer for a slow reader, and exchanges that cannot be tapped."""
 
 from typing import Any
 
@@ -14,8 +14,8 @@ def lot(*bodies: str) -> list[Delivery]:
     return [Delivery(body.encode(), "", "", "", False, {}, 0) for body in bodies]
 
 
-def test_a_buffer_drops_the_oldest_and_counts() -> None:
-    """All but the latest that fit; what was taken does not count, and a lot larger than the limit is kept."""
+def test_a_full_buffer_drops_the_oldest_messages_and_counts_them() -> None:
+    """Messages already taken do not count towards the limit; a batch larger than the limit is kept whole."""
     buffer = Buffer(3)
     buffer.put(lot("1", "2"))
     assert buffer.get_nowait() == lot("1", "2")
@@ -29,8 +29,8 @@ def test_a_buffer_drops_the_oldest_and_counts() -> None:
     assert buffer.empty()
 
 
-def test_a_tap_takes_no_share() -> None:
-    """An exchange that divides messages among its queues is not bound to."""
+def test_an_exchange_that_divides_messages_cannot_be_tapped() -> None:
+    """A tap of a consistent-hash exchange would take messages from its queues, so it raises UsageError."""
 
     class Api:
         def get(self, _path: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""--format templates."""
+"""Templates of --format."""
 
 import json
 
@@ -42,19 +42,19 @@ def render(template: str) -> bytes:
         ("", b""),
     ],
 )
-def test_places_and_text(template: str, text: bytes) -> None:
-    """Places are filled once: what a body holds is never taken for a place, nor decoded."""
+def test_placeholders_are_filled_once(template: str, text: bytes) -> None:
+    """A placeholder in a body is not filled, and bodies are not decoded."""
     assert render(template) == text
 
 
-def test_headers_are_json() -> None:
-    """Fit for jq."""
+def test_headers_in_a_template_are_json() -> None:
+    """%h prints the headers as a JSON object, for jq."""
     assert json.loads(render("%h")) == {"a": "é", "n": 5}
 
 
 @pytest.mark.parametrize("template", ["%", "100%", "%z", "%é", "%B", "% b", "%\n"])
-def test_an_unknown_place_is_a_usage_error(template: str) -> None:
-    """It names the place, and the hint says where to read which there are."""
+def test_an_unknown_placeholder_is_a_usage_error(template: str) -> None:
+    """The error names it, and the hint names the topic that lists all placeholders."""
     with pytest.raises(UsageError, match="unknown place") as caught:
         parse_template(template)
     assert caught.value.hint == "'mqtool help output' lists them"

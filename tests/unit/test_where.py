@@ -1,4 +1,4 @@
-"""Conditions on messages: what matches, what is refused and where, and that nothing in a message is an error."""
+"""Conditions of --where: what matches, what is refused, and that nothing in a message raises an error."""
 
 import json
 import re
@@ -93,8 +93,8 @@ RECORD = where.of_delivery(DELIVERY)
         "  queue=audit  ",
     ],
 )
-def test_matches(text: str) -> None:
-    """Fields, operators, values and their kinds."""
+def test_conditions_that_match(text: str) -> None:
+    """Each condition on fields, headers, properties or the body matches the record."""
     assert where.parse(text).matches(RECORD)
 
 
@@ -128,8 +128,8 @@ def test_matches(text: str) -> None:
         "queue=audit and not exchange=logs",
     ],
 )
-def test_does_not_match(text: str) -> None:
-    """What is missing, or of another kind, matches nothing."""
+def test_conditions_that_do_not_match(text: str) -> None:
+    """A value that is missing, or of another type, does not match."""
     assert not where.parse(text).matches(RECORD)
 
 
@@ -154,16 +154,16 @@ def test_does_not_match(text: str) -> None:
         ("not " * 100_000, 160, "nested too deeply"),
     ],
 )
-def test_an_error_knows_its_column(text: str, column: int, what: str) -> None:
-    """So that it can be pointed at."""
+def test_an_invalid_condition_is_reported_with_its_column(text: str, column: int, what: str) -> None:
+    """BadExpression has the column of the mistake, and a hint."""
     with pytest.raises(BadExpression, match=re.escape(what)) as error:
         where.parse(text)
     assert error.value.column == column
     assert error.value.hint
 
 
-def test_a_line_of_ndjson_is_a_record() -> None:
-    """With a body that is not text, and headers that JSON has no type for."""
+def test_a_condition_tests_a_line_of_ndjson() -> None:
+    """Also a body in base64, and headers whose types JSON does not have."""
     line = {
         "timestamp": "2026-01-31T12:00:00.000Z",
         "exchange": "",
@@ -179,15 +179,15 @@ def test_a_line_of_ndjson_is_a_record() -> None:
         assert where.parse(text).matches(line)
 
 
-def test_a_message_is_a_record() -> None:
-    """One that is about to be published."""
+def test_a_condition_tests_a_message_to_be_published() -> None:
+    """Such a message has no timestamp or queue yet."""
     record = where.of_message(Message(b"x", "key", None, {"headers": {"n": 1}, "type": "t"}, "m-1"))
     assert where.parse("routing_key=key and message_id=m-1 and type=t and headers.n=1 and body=x").matches(record)
     assert not where.parse("timestamp or queue").matches(record)
 
 
-def test_other_records_have_other_fields() -> None:
-    """Such as the columns of a list."""
+def test_a_condition_tests_the_columns_of_a_list() -> None:
+    """Only the given columns are known fields; without a list of them, any field is."""
     columns = frozenset({"name", "messages_ready"})
     assert where.parse("messages-ready>0", columns).matches({"name": "q", "messages_ready": 1})
     assert where.parse("whatever.else=1", None).matches({"whatever": {"else": 1}})
@@ -202,8 +202,8 @@ _HOSTILE = [
 
 
 @pytest.mark.parametrize("body", _HOSTILE, ids=range(len(_HOSTILE)))
-def test_no_body_is_an_error(body: bytes) -> None:
-    """It does not match, and that takes no time."""
+def test_a_condition_never_fails_on_a_hostile_body(body: bytes) -> None:
+    """A hostile body does not match, and takes no time."""
     record = {**RECORD, "body": body}
     for text in ("body.user.id=17", "body.user.id>17", "body.user.id~x", "body.0.0.0.0", "body.user.id<a", "body~Ann"):
         assert not where.parse(text).matches(record)
@@ -222,15 +222,15 @@ _TESTS = [
 
 
 @given(_VALUES)
-def test_no_value_is_an_error(value: Any) -> None:
-    """Whatever a header, a property or a record says."""
+def test_a_condition_never_fails_on_a_value(value: Any) -> None:
+    """Whatever a header, property or body contains, a condition matches or not."""
     for test in _TESTS:
         test.matches({"headers": {"h": value}, "body": value, "properties": {"message_id": value}, "timestamp": value})
 
 
 @given(st.text(alphabet="abz()'\".=~!<> \n\0é1") | st.text())
-def test_no_text_is_an_unknown_error(text: str) -> None:
-    """It is a condition, or an error in its place."""
+def test_any_text_is_a_condition_or_an_error_with_a_column(text: str) -> None:
+    """Random text is a valid condition or raises BadExpression, and no other exception."""
     columns = [1]
     try:
         where.parse(text).matches(RECORD)
@@ -251,7 +251,7 @@ def _grown(inner: st.SearchStrategy[tuple[str, bool]]) -> st.SearchStrategy[tupl
 
 
 @given(st.recursive(_LEAVES, _grown, max_leaves=8))
-def test_and_or_not_mean_what_they_say(grown: tuple[str, bool]) -> None:
-    """In any combination."""
+def test_and_or_and_not_combine_conditions(grown: tuple[str, bool]) -> None:
+    """Random combinations give the result of the same combination in Python."""
     text, holds = grown
     assert where.parse(text).matches(RECORD) is holds

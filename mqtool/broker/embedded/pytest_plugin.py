@@ -13,21 +13,35 @@ replays a recording into the broker while the test runs. The marker takes the ar
 `mqtool.broker.embedded.replay()`, except `broker`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
+    import pluggy
+
     from mqtool.broker.embedded.in_process import EmbeddedBroker, Vhost
     from mqtool.broker.embedded.testing.authority import Authority
 
 
-class _Undoing:
-    """Undoes all faults at the end of every test, before its fixtures are torn down."""
+class _AroundTests:
+    """Says in a failed test's report what happened on the broker, and undoes all faults at the end of every test.
+
+    Both happen before the test's fixtures are torn down.
+    """
 
     def __init__(self, broker: "EmbeddedBroker") -> None:
         self._broker = broker
+
+    @pytest.hookimpl(hookwrapper=True)  # wrapper=True, which replaces it, needs pytest 8
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> "Generator[None, pluggy.Result[pytest.TestReport], None]":
+        report = (yield).get_result()
+        vhost = getattr(item, "funcargs", {}).get("amqp_vhost")
+        if call.when == "call" and report.failed and vhost is not None:
+            report.sections.append(("amqp_vhost", vhost.now(lambda broker, name: broker.recording.describe(name))))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_teardown(self) -> None:
@@ -42,10 +56,10 @@ def amqp_broker(request: pytest.FixtureRequest) -> "Iterator[EmbeddedBroker]":
 
     like = request.config.getini("amqp_broker_like")
     with EmbeddedBroker(management_port=0, recording=True, like=like) as broker:
-        undoing = _Undoing(broker)
-        request.config.pluginmanager.register(undoing)
+        around_tests = _AroundTests(broker)
+        request.config.pluginmanager.register(around_tests)
         yield broker
-        request.config.pluginmanager.unregister(undoing)
+        request.config.pluginmanager.unregister(around_tests)
 
 
 @pytest.fixture

@@ -69,7 +69,7 @@ def command_tree(words: Sequence[str], *, completes: bool = False) -> typer.Type
         tree.add_typer(import_module(f"{__name__}.{name.replace('-', '_')}").app)
     else:
         for each, sentence in SENTENCES.items():
-            tree.command(each, help=sentence)(lambda: None)
+            tree.command(each, short_help=sentence)(lambda: None)
     return tree
 
 
@@ -79,7 +79,7 @@ def whole_tree() -> typer.Typer:
     for found in iter_modules(__path__):
         app = getattr(import_module(f"{__name__}.{found.name}"), "app", None)
         if app is not None and found.name.replace("_", "-") in (app.info.name, app.registered_commands[0].name):
-            tree.add_typer(app)
+            tree.add_typer(app, rich_help_panel=app.rich_help_panel)  # typer forgets a group's own
     return tree
 
 

@@ -33,7 +33,7 @@ app = typer.Typer()
 _QUEUE_TYPES = ("classic", "quorum", "stream")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Report:
     """Options that choose how results are printed, and whether charts are drawn."""
 

@@ -50,7 +50,7 @@ QueueArgument = Annotated[
 ]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Which:
     """Options that select dead letters of a work queue."""
 

@@ -86,7 +86,7 @@ def delete_exchange(
             output.status(f"deleted exchange {name!r}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Bindings:
     """Options that describe bindings, one for each routing key."""
 

@@ -51,7 +51,7 @@ def _columns(ctx: typer.Context) -> list[str]:
     return [*LISTINGS[str(ctx.info_name)].columns]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Choosing:
     """Options that choose the rows to list, their order, and how to print them."""
 

@@ -54,12 +54,18 @@ def publisher_confirms(
         "batch": partial(tutorial.in_batches, size=batch_size),
         "async": partial(tutorial.asynchronously, refused=[]),
     }
+    waits = {
+        "individual": "waiting for each confirm",
+        "batch": f"waiting once per {batch_size:,} messages",
+        "async": "handling confirms as they arrive",
+    }
     chosen = list(ways) if strategy == "all" else [strategy]
     seconds: dict[Strategy, float] = {}
     for way in chosen:
         # One connection for each strategy, so that each starts with an empty private queue.
         with access_to(broker).channel_or_session(mandatory=True, confirm_timeout=confirm_timeout) as channel:
             target = channel.declare(queue.of(PRIVATE_QUEUE))
+            output.status(f"{way}: publishing {count:,} messages, {waits[way]} …")
             messages = (Message(str(number).encode(), message_id=new_message_id()) for number in range(count))
             started = time.perf_counter()
             confirmed = _confirmed(ways[way](channel, target, stopping.until_requested(messages)), count)

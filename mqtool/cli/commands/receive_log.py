@@ -29,7 +29,7 @@ from mqtool.tutorials.dialects import NAMES, Dialect
 app = group("receive-log", "Receive logs from an exchange (tutorials 3, 4 and 5).", heading="Tutorials")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class ReceivingLogs:
     """Options of all `receive-log` commands."""
 

@@ -24,7 +24,7 @@ from mqtool.cli.options.stream_options import DialectOfStreams, StreamOptions, d
 app = typer.Typer()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class ReadingOptions:
     """Options of `receive-stream`: where to start, and which messages to receive."""
 

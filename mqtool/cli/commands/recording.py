@@ -158,7 +158,7 @@ def _speed(text: str) -> float:
 _MOMENT = dict[str, Any](parser=parsed(parse_moment), metavar="TIME")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Playing:
     """Options that select part of a recording and set its pace."""
 
@@ -185,7 +185,7 @@ class Playing:
         return ReplayPace(self.speed or 1.0, self.rate)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Changing:
     """Options that change the exchange, routing key and headers of each message."""
 

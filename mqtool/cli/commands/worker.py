@@ -40,7 +40,7 @@ if TYPE_CHECKING:  # this module imports SQLite
 app = typer.Typer()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class ExecOptions:
     """Options that run a program for each message."""
 
@@ -60,7 +60,7 @@ class ExecOptions:
     ] = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class RetryOptions:
     """Options for retrying messages whose program failed."""
 
@@ -87,7 +87,7 @@ class RetryOptions:
         return RetryPolicy(self.retries, self.backoff, self.backoff_max)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class DedupOptions:
     """Options for skipping messages that have been handled before."""
 
@@ -135,7 +135,7 @@ class DedupOptions:
         return HandledMessages(self.store or default, self.window)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class ProgramOptions:
     """Options of `worker`: program, retries, deduplication."""
 

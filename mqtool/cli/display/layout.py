@@ -144,7 +144,7 @@ def draw(what: Any) -> None:
     console = terminal()
     with console.capture() as captured:
         console.print(what)
-    output.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()).encode())
+    output.write(output.drawn("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())).encode())
 
 
 #: A line as a list of pieces: plain strings, or strings with their rich style.

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from mqtool.cli.display import ascii_terminal
 from mqtool.cli.invocation import current
 from mqtool.errors import ExitCode, MqtoolError, UsageError
 
@@ -27,6 +28,10 @@ _CONTROL = (
 _EXCERPT = 200
 #: Surrogates that `surrogateescape` cannot turn into bytes.
 _NO_TEXT = "[\ud800-\udc7f\udd00-\udfff]"
+
+#: A word, or a command, with the space before it.
+_UNBROKEN = r"""\s*(?:'mqtool [^']*'|eval "[^"]*"|(?<=: )mqtool .*|\S)+"""
+_STYLE = r"\x1b\[[0-9;]*m"
 
 #: The lock held by the thread that writes to stdout.
 _writing = threading.RLock()
@@ -51,7 +56,7 @@ def take_standard_streams() -> None:
 def status(line: str) -> None:
     """Print a status line on stderr, such as " [*] Waiting for messages."."""
     if not current().quiet:
-        _to_stderr(line)
+        _to_stderr(line, is_sentence=not line.startswith(" "))
 
 
 def say(line: str) -> None:
@@ -96,7 +101,7 @@ def error(what: str, hint: str | None = None, *, text: str = "", column: int = 1
     """Print why the command failed and how to fix it; if `text` is given, also print it with a mark below `column`."""
     _to_stderr(what, styled("mqtool: ", "1;31"))
     if text:
-        _to_stderr(text, "  ")
+        _to_stderr(text, "  ", is_sentence=False)
         _to_stderr("^", " " * (2 + len(one_line(text[: column - 1]))))
     if hint:
         _to_stderr(hint, styled("hint: ", "36"))
@@ -104,8 +109,13 @@ def error(what: str, hint: str | None = None, *, text: str = "", column: int = 1
 
 def show(text: str, *, style: str = "") -> None:
     """Print lines of data on stdout in a style (SGR); on a terminal, with control characters escaped."""
-    text = visible(text) if is_terminal(STDOUT) else text
+    text = drawn(visible(text)) if is_terminal(STDOUT) else text
     write(encoded(styled(text, style, STDOUT) if style else text))
+
+
+def drawn(text: str) -> str:
+    """Replace what mqtool draws with, such as lines and marks, if stdout is a terminal that shows only ASCII."""
+    return text.translate(ascii_terminal.ASCII) if ascii_terminal.is_ascii(sys.stdout) else text
 
 
 def show_json(value: Any, *, indent: int | None = None) -> None:
@@ -313,12 +323,35 @@ def styled(text: str, code: str, descriptor: int = 2) -> str:
     return f"\x1b[{code}m{text}\x1b[0m" if is_coloured(descriptor) else text
 
 
-def _to_stderr(text: str, prefix: str = "") -> None:
-    """Print a line on stderr. Control characters are escaped, except in the prefix."""
+def _to_stderr(text: str, prefix: str = "", *, is_sentence: bool = True) -> None:
+    """Print a line on stderr. Control characters are escaped, except in the prefix.
+
+    Args:
+        is_sentence: True to break the line between words on a terminal, instead of where the terminal ends.
+    """
+    text = one_line(text)
+    if is_sentence and is_terminal(STDERR):
+        text = _broken(text, len(re.sub(_STYLE, "", prefix)), os.get_terminal_size(STDERR).columns)
     try:
-        sys.stderr.write(f"{prefix}{one_line(text)}\n")
+        sys.stderr.write(f"{prefix}{text}\n")
         sys.stderr.flush()
     except OSError as failure:
         if failure.errno not in (errno.EPIPE, errno.EIO, errno.EBADF):
             raise
         # Nobody reads stderr; only the data on stdout matters.
+
+
+def _broken(text: str, used: int, width: int) -> str:
+    """Break a sentence into lines of up to `width` columns, the first of which has `used` columns already.
+
+    A command stays on one line, so that it can be copied.
+    """
+    lines = [""]
+    for unit in re.findall(_UNBROKEN, text):
+        if width and used + len(unit) > width and lines[-1]:
+            lines.append(unit.lstrip())
+            used = len(lines[-1])
+        else:
+            lines[-1] += unit
+            used += len(unit)
+    return "\n".join(lines)

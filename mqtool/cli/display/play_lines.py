@@ -120,16 +120,19 @@ class PlayLines:
 
     def __init__(self, pace: TypingPace, *, aside: bool = False, quiet: bool = False) -> None:
         for stream in (sys.stdout, sys.stderr):
-            stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # not every locale has a check mark
+            if stream.errors == "strict":
+                stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # not every locale has a check mark
         self._pace = pace
         self._console = terminal(on_stderr=aside, quiet=quiet)
         self._stream = sys.stderr if aside else sys.stdout
         self._must_be_read = not aside
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._reader_gone = False
         self._labels: dict[str, Text] = {}
         self._shown: dict[str, int] = {}
         self._measuring = False
+        self._first: str | None = None
+        self._held: list[tuple[str, Text]] = []
 
     @contextmanager
     def watching(self, title: str, story: str, position: tuple[int, int] = (1, 1)) -> Iterator[None]:
@@ -160,6 +163,13 @@ class PlayLines:
     def typed(self, terminal: str, command: str) -> None:
         self._shown[terminal] = 0
         self._behind(terminal, Text(f"$ {command}", "bold"))
+
+    def put_first(self, terminal: str | None) -> None:
+        with self._lock:
+            self._first = terminal
+            held, self._held = self._held, []
+            for each, line in held:
+                self._show_behind(each, line)
 
     def printed(self, terminal: str, line: str) -> None:
         self._shown[terminal] = shown = self._shown.get(terminal, 0) + 1
@@ -212,6 +222,13 @@ class PlayLines:
         self.blank()
 
     def _behind(self, terminal: str, line: Text) -> None:
+        with self._lock:
+            if self._first in (None, terminal):
+                self._show_behind(terminal, line)
+            else:
+                self._held.append((terminal, line))
+
+    def _show_behind(self, terminal: str, line: Text) -> None:
         label = self._labels.get(terminal) or Text(terminal)
         pieces = [line]
         width = max(self._console.width - len(label) - len(_EDGE), _NARROWEST)

@@ -222,6 +222,9 @@ class PlayPage:
     def typed(self, terminal: str, command: str) -> None:
         self._recording.add("typed", terminal=terminal, line=output.visible(command))
 
+    def put_first(self, terminal: str | None) -> None:
+        """Do nothing: each terminal is shown by itself."""
+
     def printed(self, terminal: str, line: str) -> None:
         if not self._recording.is_full:
             self._recording.add("printed", terminal=terminal, line=output.visible(line[:_LINE]))

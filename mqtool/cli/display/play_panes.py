@@ -100,6 +100,9 @@ class Panes:
     def typed(self, terminal: str, command: str) -> None:
         self._add(terminal, Text(f"$ {command}", _COMMAND))
 
+    def put_first(self, terminal: str | None) -> None:
+        """Do nothing: each terminal is shown by itself."""
+
     def printed(self, terminal: str, line: str) -> None:
         self._add(terminal, Text(output.visible(line)))
 

@@ -1,10 +1,11 @@
 """A progress line on stderr."""
 
+import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypeVar
 
-from mqtool.cli.display import output
+from mqtool.cli.display import ascii_terminal, output
 from mqtool.cli.invocation import current
 
 if TYPE_CHECKING:
@@ -99,7 +100,11 @@ class Progress:
                 return Text(progress.sum)
 
         known = self._fraction is not None
-        columns = [BarColumn(20), TaskProgressColumn(), TimeRemainingColumn()] if known else [SpinnerColumn()]
+        columns = (
+            [BarColumn(20), TaskProgressColumn(), TimeRemainingColumn()]
+            if known
+            else [SpinnerColumn("line" if ascii_terminal.is_ascii(sys.stderr) else "dots")]
+        )
         bar = Bar(*columns, Sum(), console=Console(stderr=True), transient=True)
         bar.add_task("", total=1.0 if known else None)
         bar.start()

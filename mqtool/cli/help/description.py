@@ -14,6 +14,7 @@ import typer
 
 from mqtool.cli.contexts import Effect
 from mqtool.cli.help.option_sections import SECTIONS
+from mqtool.cli.help.sentence import sentence_of
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def _described(command: Any, words: tuple[str, ...]) -> CommandHelp:
     return CommandHelp(
         words,
         command.rich_help_panel or "",
-        " ".join(text[0].split()).removesuffix("."),
+        sentence_of(text[0]),
         tuple(" ".join(paragraph.split()) for paragraph in text[1:]),
         " ".join(command.get_usage(context).split()).removeprefix("Usage: "),
         getattr(command.callback, "examples", ()),

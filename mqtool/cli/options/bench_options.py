@@ -83,7 +83,7 @@ def _variation(text: str) -> Variation:
     return Variation(name, setting, [(each, parse(each)) for each in values.split(",")])
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Load:
     """Options that set the load."""
 
@@ -216,7 +216,7 @@ class Load:
         ).checked()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Runs:
     """Options for what happens during a run, and for multiple runs."""
 

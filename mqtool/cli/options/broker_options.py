@@ -40,7 +40,7 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask (in a protect
 IfExists = Annotated[bool, typer.Option("--if-exists", help="Succeed if it does not exist")]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class WhichBroker:
     """Options that name a broker, for commands that do not connect to it."""
 
@@ -83,7 +83,7 @@ ShownDialect = Annotated[Dialect | None, _dialect_option()]
 ShownVerbose = Annotated[bool, _verbose_option()]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class BrokerOptions:
     """Options of every command that connects to a broker.
 
@@ -168,7 +168,7 @@ class BrokerOptions:
         return LINES[self.dialect or Dialect.PYTHON]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class TutorialBroker(BrokerOptions):
     """Options of the tutorials' commands."""
 
@@ -186,14 +186,14 @@ class TutorialBroker(BrokerOptions):
     strict: Annotated[bool, _strict_option()] = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class PublishingBroker(TutorialBroker):
     """Options of the tutorials' commands that publish."""
 
     verbose: ShownVerbose = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class ManagedBroker:
     """Options of commands that use the management API."""
 
@@ -206,7 +206,7 @@ class ManagedBroker:
     ] = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class DestinationOptions:
     """Options that name the queue to move messages to, on this broker or another one."""
 

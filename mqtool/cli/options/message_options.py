@@ -59,7 +59,7 @@ ConfirmTimeout = Annotated[
 CONFIRM_TIMEOUT = 20.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class DelayOptions:
     """Options that delay messages."""
 
@@ -161,7 +161,7 @@ def _key_pattern(text: str) -> re.Pattern[str]:
         raise ValueError(f"not a valid regular expression: {error}") from error
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class MessageOptions:
     """Options of publishing commands: where messages come from, their properties, and confirms."""
 
@@ -239,7 +239,7 @@ Words = Annotated[
 ]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Publishing:
     """All options of a publishing command."""
 

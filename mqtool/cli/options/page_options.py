@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class PageOptions:
     """Options for showing a play or drill in the browser."""
 

@@ -58,7 +58,7 @@ Declare = Annotated[
 ]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class QueueOptions:
     """Options that name a queue and its settings."""
 
@@ -130,7 +130,7 @@ class QueueOptions:
         return default._replace(name=name, durable=durable, exclusive=exclusive, arguments=arguments)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class UsedQueueOptions:
     """Options of commands that send to a queue or receive from it."""
 
@@ -154,7 +154,7 @@ class UsedQueueOptions:
         return self.options.of(default)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class LogQueueOptions:
     """Options for the queue of `receive-log`."""
 
@@ -168,7 +168,7 @@ class LogQueueOptions:
         return Queue(self.queue, durable=True, arguments={"x-queue-type": "quorum"})
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class ExchangeOptions:
     """Options that name an exchange and its settings."""
 

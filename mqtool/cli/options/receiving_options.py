@@ -59,7 +59,7 @@ WhereWaiting = Annotated[
 ]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class PrintingOptions:
     """Options for printing messages."""
 
@@ -112,7 +112,7 @@ class PrintingOptions:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class ReceivingOptions:
     """Options of receiving commands."""
 

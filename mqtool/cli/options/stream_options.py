@@ -43,7 +43,7 @@ def dialect_of(broker: BrokerOptions) -> StreamDialect:
     return dialect or StreamDialect.PYTHON
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class StreamOptions:
     """Options for a stream's name and settings, and for the broker's stream port."""
 

@@ -1,4 +1,4 @@
-"""Messages as a stream stores them: recorded from RabbitMQ 3.10.8, and whatever else a client may have written."""
+"""Messages as a stream stores them: recorded from RabbitMQ 3.10.8, and anything that a client may write."""
 
 import uuid
 
@@ -72,10 +72,12 @@ _STORED = (
 
 
 def test_a_message_is_stored_as_rabbitmq_stores_it() -> None:
+    """A message published over AMQP 0-9-1 is stored with the same bytes as by RabbitMQ 3.10.8."""
     assert encode(MessageProperties.of(_FIELDS), b"hello", "", "s1") == _STORED
 
 
-def test_what_is_stored_comes_back_with_all_its_properties() -> None:
+def test_a_stored_message_is_decoded_with_all_its_properties() -> None:
+    """Body, exchange, routing key and properties of a stored message are those that were published."""
     found = decode(_STORED)
 
     assert (found.body, found.exchange, found.routing_key) == (b"hello", "", "s1")
@@ -83,6 +85,7 @@ def test_what_is_stored_comes_back_with_all_its_properties() -> None:
 
 
 def test_tables_and_arrays_are_dropped_from_the_headers_as_rabbitmq_does() -> None:
+    """Headers that are tables or arrays are not stored in a stream, as in RabbitMQ."""
     headers = encode_table({"x-death": [{"count": 1}], "t": {"a": 1}, "kept": "yes"})
 
     found = decode(encode(MessageProperties.of({"headers": headers}), b"", "e", "k"))
@@ -98,42 +101,47 @@ def test_tables_and_arrays_are_dropped_from_the_headers_as_rabbitmq_does() -> No
         (b"\xa0\x02\x00\xff", "AP8=", "binary"),
     ],
 )
-def test_an_identifier_that_is_no_string_has_its_type_in_a_header(
-    identifier: bytes, message_id: str, kind: str
-) -> None:
+def test_an_id_that_is_not_a_string_has_its_type_in_a_header(identifier: bytes, message_id: str, kind: str) -> None:
+    """A message id of type uuid, ulong or binary becomes text, with the type in x-message-id-type."""
     found = decode(b"\x00Ss\xc0" + bytes((len(identifier) + 1, 1)) + identifier + b"\x00Su\xa0\x01x")
 
     assert found.properties.fields()["message_id"] == encode_short(message_id.encode())
     assert found.properties.headers == {"x-message-id-type": kind}
 
 
-def test_the_header_of_a_client_of_amqp_10_gives_mode_priority_and_expiration() -> None:
+def test_an_amqp_1_0_header_becomes_delivery_mode_priority_and_expiration() -> None:
+    """durable, priority and ttl of a stored message are read as properties of AMQP 0-9-1."""
     found = decode(b"\x00Sp\xc0\x06\x03AP\x05R\x64" + b"\x00Su\xa0\x01x")
 
     properties = found.properties
     assert (properties.delivery_mode, properties.priority, properties.expiration) == (2, 5, "100")
 
 
-def test_several_data_sections_are_one_body() -> None:
+def test_several_data_sections_are_joined_to_one_body() -> None:
+    """A message with two data sections has the body of both."""
     assert decode(b"\x00Su\xa0\x01a\x00Su\xa0\x01b").body == b"ab"
 
 
-def test_a_body_that_is_a_value_stays_encoded() -> None:
+def test_a_value_body_stays_encoded() -> None:
+    """A body that is an AMQP 1.0 value is delivered encoded, with the type amqp-1.0."""
     found = decode(b"\x00Sw\xa1\x02hi")
 
     assert (found.body, found.properties.fields()["type"]) == (b"\x00Sw\xa1\x02hi", encode_short(b"amqp-1.0"))
 
 
 @given(st.binary(max_size=60) | st.binary(max_size=60).map(lambda data: b"\x00Ss\xc0" + data))
-def test_whatever_a_client_writes_is_a_message(data: bytes) -> None:
+def test_any_bytes_are_decoded_to_a_message(data: bytes) -> None:
+    """Any bytes that a client stores are decoded without an error."""
     assert isinstance(decode(data).body, bytes)
 
 
-def test_what_is_not_amqp_is_all_body() -> None:
+def test_bytes_that_are_not_amqp_1_0_are_the_body() -> None:
+    """An entry that is not AMQP 1.0 is delivered whole as the body."""
     assert decode(b"Hello, World!").body == b"Hello, World!"
 
 
-def test_values_nested_without_end_are_no_trouble() -> None:
+def test_deeply_nested_values_are_the_body() -> None:
+    """100,000 nested values raise no error: the entry is delivered as the body."""
     nested = b"\x00" * 100_000
 
     assert decode(nested).body == nested

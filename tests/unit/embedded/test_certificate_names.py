@@ -18,6 +18,6 @@ from mqtool.broker.embedded.amqp10.amqp10_socket import escape_name
         ("", ""),
     ],
 )
-def test_a_value_cannot_look_like_two(value: str, escaped: str) -> None:
-    """As in RabbitMQ, special characters in a certificate's subject are escaped: a CN with a comma is no other user."""
+def test_special_characters_in_a_subject_are_escaped(value: str, escaped: str) -> None:
+    """As in RabbitMQ, a CN with a comma is escaped, so that it cannot pass for another user's subject."""
     assert escape_name(value) == escaped

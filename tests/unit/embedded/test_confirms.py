@@ -1,4 +1,4 @@
-"""Publisher confirms: each publish is settled once, as what it was."""
+"""Publisher confirms: each publish gets one ack or nack."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,8 +20,10 @@ def settle(data: bytes, open_ones: dict[int, bool]) -> None:
 
 
 @given(steps=st.lists(st.tuples(st.booleans(), st.booleans(), st.booleans(), st.integers(0, 3)), max_size=50))
-def test_each_publish_is_settled_once(steps: list[tuple[bool, bool, bool, int]]) -> None:
-    """Accepted or refused, stored or not, whenever the disk is done."""
+def test_each_publish_gets_one_ack_or_nack(steps: list[tuple[bool, bool, bool, int]]) -> None:
+    """Whether accepted or refused, stored or not, and whenever the disk syncs, a publish is settled
+    once and correctly.
+    """
     confirms = Confirms()
     open_ones: dict[int, bool] = {}
     on_their_way, group = 0, 1

@@ -1,4 +1,4 @@
-"""Field tables: what goes in comes out, types included; anything else is refused."""
+"""Field tables: decoding returns what was encoded, types included; anything else is refused."""
 
 import pytest
 from hypothesis import given
@@ -47,8 +47,8 @@ def typed(value: ft.Value) -> object:
 
 
 @given(table=st.dictionaries(st.text(max_size=20), values, max_size=6))
-def test_round_trip(table: ft.Table) -> None:
-    """Values and types."""
+def test_a_table_is_decoded_as_it_was_encoded(table: ft.Table) -> None:
+    """Values and their types are the same after encoding and decoding."""
     data = ft.encode_table(table)
     again, end = ft.decode_table(data)
     assert end == len(data)
@@ -56,8 +56,8 @@ def test_round_trip(table: ft.Table) -> None:
 
 
 @given(data=st.binary(max_size=60))
-def test_noise_is_no_table(data: bytes) -> None:
-    """It is decoded or refused; nothing else happens."""
+def test_random_bytes_are_a_table_or_a_value_error(data: bytes) -> None:
+    """Decoding random bytes returns a table or raises ValueError."""
     try:
         table, end = ft.decode_table(len(data).to_bytes(4) + data)
     except ValueError:
@@ -66,8 +66,8 @@ def test_noise_is_no_table(data: bytes) -> None:
     assert isinstance(table, dict)
 
 
-def test_a_table_too_deep_is_refused() -> None:
-    """Before Python's stack is."""
+def test_a_deeply_nested_table_is_refused() -> None:
+    """1,000 nested tables raise ValueError instead of a RecursionError."""
     data = b""
     for _ in range(1000):
         data = b"\x01aF" + len(data).to_bytes(4) + data
@@ -76,15 +76,15 @@ def test_a_table_too_deep_is_refused() -> None:
 
 
 @given(exchange=st.text(max_size=60), key=st.text(max_size=60))
-def test_an_address_round_trip(exchange: str, key: str) -> None:
-    """Exchange and routing key."""
+def test_an_address_is_parsed_as_it_was_encoded(exchange: str, key: str) -> None:
+    """Exchange and routing key are the same after encoding and parsing."""
     address = encode_address(exchange, key)
     assert parse_address(address) == (address, exchange, key)
 
 
 @given(data=st.binary(max_size=60))
-def test_noise_is_no_content_header(data: bytes) -> None:
-    """It is decoded or refused; what is decoded encodes to itself."""
+def test_random_bytes_are_a_content_header_or_a_value_error(data: bytes) -> None:
+    """Properties decoded from random bytes are encoded to the same bytes, or decoding raises ValueError."""
     try:
         properties = MessageProperties(data)
     except ValueError:
@@ -92,8 +92,8 @@ def test_noise_is_no_content_header(data: bytes) -> None:
     assert properties.encode() == data
 
 
-def test_editing_one_property_keeps_the_others() -> None:
-    """Octet by octet."""
+def test_replacing_one_property_keeps_the_bytes_of_the_others() -> None:
+    """After headers are replaced and replaced back, the encoded properties are the same."""
     header = ContentHeader(bytes.fromhex("003c0000 0000000000000005 f800") + b"\x04text\x03utf\0\0\0\0\x02\x07")
     edited = header.properties.replace(headers={"a": ft.Int64(1)})
     assert edited.headers == {"a": 1}
@@ -109,8 +109,8 @@ def test_editing_one_property_keeps_the_others() -> None:
         )
     )
 )
-def test_headers_that_differ_in_little_are_each_read(sent: list[dict[str, bytes]]) -> None:
-    """A reader remembers the last, and takes nothing from it that is not the same."""
+def test_similar_content_headers_are_not_confused(sent: list[dict[str, bytes]]) -> None:
+    """The reader caches the last content header, and returns each message's own properties."""
     reader = HeaderReader()
     for fields in sent:
         properties = reader.read(ContentHeader.of(MessageProperties.of(fields), 5).raw).properties

@@ -52,7 +52,8 @@ _MESSAGE = parse(
         "at <> 1001", "colour <> 5", "FALSE OR TRUE AND TRUE", "'a' < 'b'",
     ],
 )  # fmt: skip
-def test_expressions_that_choose_the_message(expression: str) -> None:
+def test_sql_expressions_that_match(expression: str) -> None:
+    """Each expression selects the message, as in RabbitMQ 4.3."""
     assert compile_sql(expression)(FilteredMessage(_MESSAGE))
 
 
@@ -65,7 +66,8 @@ def test_expressions_that_choose_the_message(expression: str) -> None:
         "missing AND TRUE", "missing OR FALSE", "urgent > FALSE",
     ],
 )  # fmt: skip
-def test_expressions_that_do_not(expression: str) -> None:
+def test_sql_expressions_that_do_not_match(expression: str) -> None:
+    """Each expression is false or unknown for the message, so it is not selected."""
     assert not compile_sql(expression)(FilteredMessage(_MESSAGE))
 
 
@@ -79,7 +81,8 @@ def test_expressions_that_do_not(expression: str) -> None:
         "(" * 150 + "TRUE" + ")" * 150, "size = 0xabc",
     ],
 )  # fmt: skip
-def test_expressions_that_are_not_valid(expression: str) -> None:
+def test_invalid_sql_expressions_are_refused(expression: str) -> None:
+    """Each expression raises ValueError when it is compiled."""
     with pytest.raises(ValueError):  # noqa: PT011 - the texts are for logs
         compile_sql(expression)
 
@@ -109,7 +112,8 @@ def _parsed(wanted: Map, like: Like = Like.V4_3) -> LinkFilters:
         (_APPLICATION_FIELDS, {"missing": None}, False),
     ],
 )
-def test_property_filters(descriptor: Any10, wanted: Map, chosen: bool) -> None:
+def test_property_filters_select_messages(descriptor: Any10, wanted: Map, chosen: bool) -> None:
+    """Each filter on properties or application properties selects the message or not, as in RabbitMQ 4.3."""
     filters = _parsed({Symbol("any"): Described(descriptor, wanted)})
     assert filters.effective == {"any": Described(descriptor, wanted)}
     assert filters.selector(_MESSAGE) is chosen
@@ -132,12 +136,14 @@ def test_property_filters(descriptor: Any10, wanted: Map, chosen: bool) -> None:
         "text",
     ],
 )
-def test_filters_that_are_not_in_place(filter_: Any10) -> None:
+def test_invalid_filters_are_ignored(filter_: Any10) -> None:
+    """An invalid or unknown filter is left out of the attach reply, and selects every message."""
     filters = _parsed({Symbol("any"): filter_, Symbol("sql-filter"): Described(Symbol("amqp:sql-filter"), "oops =")})
     assert (filters.effective, filters.arguments, filters.selector(_MESSAGE)) == ({}, {}, True)
 
 
-def test_filters_of_streams_become_consumer_arguments() -> None:
+def test_stream_filters_become_consumer_arguments() -> None:
+    """RabbitMQ's filters for offset, filter values and unfiltered messages become x-stream arguments."""
     wanted: Map = {
         Symbol("a"): Described(Symbol("rabbitmq:stream-offset-spec"), Milliseconds(5_999)),
         Symbol("b"): Described(Symbol("rabbitmq:stream-filter"), ["x", "y", Symbol("not a text")]),
@@ -152,6 +158,7 @@ def test_filters_of_streams_become_consumer_arguments() -> None:
 
 
 def test_sql_and_property_filters_exclude_each_other() -> None:
+    """If a link has an SQL filter and property filters, only the kind that comes first is effective."""
     sql = Described(Symbol("amqp:sql-filter"), "size = 5")
     fields = Described(_FIELDS, {Symbol("subject"): "x"})
     assert _parsed({Symbol("sql-filter"): sql, Symbol("p"): fields}).effective == {"p": fields}
@@ -160,7 +167,8 @@ def test_sql_and_property_filters_exclude_each_other() -> None:
     assert _parsed(both).effective == both
 
 
-def test_4_0_has_only_the_filters_of_streams() -> None:
+def test_a_broker_like_4_0_has_only_stream_filters() -> None:
+    """Like RabbitMQ 4.0, the broker ignores SQL and property filters."""
     wanted: Map = {
         Symbol("sql-filter"): Described(Symbol("amqp:sql-filter"), "FALSE"),
         Symbol("o"): Described(Symbol("rabbitmq:stream-offset-spec"), "first"),
@@ -169,8 +177,8 @@ def test_4_0_has_only_the_filters_of_streams() -> None:
     assert (list(filters.effective or {}), filters.selector(_MESSAGE)) == (["o"], True)
 
 
-def test_like_matches_as_a_regular_expression_does() -> None:
-    """Every pattern of a few characters gives the same result as the regular expression that it stands for."""
+def test_like_matches_like_the_equivalent_regular_expression() -> None:
+    """20,000 random patterns of LIKE give the same result as the regular expressions that they stand for."""
     chosen = random.Random(41)
     for _ in range(20_000):
         pattern = "".join(chosen.choices("ab%_!", weights=(3, 3, 3, 2, 1), k=chosen.randrange(9)))
@@ -193,13 +201,13 @@ def work_of(pattern: str, text: str) -> int:
 
 
 @pytest.mark.parametrize("pattern", ["%a" * 2000 + "%", "%" * 4000, "%ab" * 1300, "a" * 4000, "%" + "a" * 3900 + "b%"])
-def test_the_work_of_like_grows_with_the_text_and_not_with_the_pattern(pattern: str) -> None:
-    """Wildcards are matched in one pass: a long pattern on a long text takes no more than both lengths together."""
+def test_like_matches_in_one_pass(pattern: str) -> None:
+    """The number of steps for a long pattern and a long text is bounded by their lengths together."""
     assert work_of(pattern, "a" * 900_000) < MOST_WORK
 
 
 def test_a_pattern_that_takes_too_long_for_a_message_is_an_error() -> None:
-    """Where `_` makes many places possible, the work on one message has a limit."""
+    """A pattern with many `_`, or many patterns, raise TooMuchWork for a large message."""
     message = parse(Amqp10Message(application_properties={"a": "a" * 900_000}, body=data_section(b"")).encode())
     with pytest.raises(TooMuchWork):
         compile_sql(f"a LIKE '%{'a_' * 1900}b%'")(FilteredMessage(message))

@@ -1,19 +1,19 @@
-"""Other people's tests import the embedded broker: that must cost little."""
+"""Importing the embedded broker into other people's tests loads little."""
 
 import subprocess
 import sys
 
 
-def test_importing_the_broker_brings_no_client_and_no_command_line() -> None:
-    """Neither pika nor what only the command line needs."""
+def test_importing_the_broker_loads_no_client_and_no_command_line() -> None:
+    """`import mqtool.broker.embedded` loads neither pika nor typer, rich, docker or requests."""
     program = "import sys, mqtool.broker.embedded; print(*sys.modules)"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     loaded = {name.partition(".")[0] for name in ran.stdout.split()}
     assert not loaded & {"rich", "docker", "requests", "pika", "typer"}
 
 
-def test_a_broker_without_streams_does_not_import_them() -> None:
-    """They are as large as all other queues together."""
+def test_a_broker_without_streams_does_not_load_their_code() -> None:
+    """A broker that is started and stopped loads no module of streams."""
     program = (
         "import sys; from mqtool.broker.embedded import EmbeddedBroker as B; B().start().stop(); print(*sys.modules)"
     )

@@ -64,7 +64,8 @@ _QUEUE = {
 }  # fmt: skip
 
 
-def test_a_queue_is_declared_read_purged_and_deleted(client: _Client) -> None:
+def test_a_queue_is_declared_read_purged_and_deleted_over_amqp_1_0(client: _Client) -> None:
+    """Each request gets RabbitMQ's status: 201 for a new queue, 200 for the same again, 404 for a missing one."""
     assert client("PUT", "/queues/q", {}) == (201, _QUEUE)
     assert client("PUT", "/queues/q", {"durable": True, "arguments": {}}) == (200, _QUEUE)
     assert client("GET", "/queues/q") == (200, _QUEUE)
@@ -76,6 +77,7 @@ def test_a_queue_is_declared_read_purged_and_deleted(client: _Client) -> None:
 
 
 def test_the_type_and_the_arguments_of_a_queue_are_kept(client: _Client) -> None:
+    """A queue declared over AMQP 1.0 has its decoded name, its type and its arguments with their types."""
     arguments = {"x-queue-type": "quorum", Symbol("x-max-length"): UInt32(5)}
     _, queue = client("PUT", "/queues/a%2Fb%20%C3%A9", {"arguments": arguments})
     assert (queue["name"], queue["type"]) == ("a/b é", "quorum")
@@ -84,6 +86,7 @@ def test_the_type_and_the_arguments_of_a_queue_are_kept(client: _Client) -> None
 
 
 def test_an_exclusive_queue_belongs_to_the_connection(client: _Client) -> None:
+    """Requests from another connection for an exclusive queue get 400 and RabbitMQ's text."""
     other = _Client(client.broker, client.vhost, client.rights)
     assert client("PUT", "/queues/q", {"exclusive": True})[1]["exclusive"]
     assert {queue.name for queue in client.exclusive_queues} == {"q"}
@@ -148,7 +151,10 @@ _NOT_EMPTY = ("PUT", "/queues/q", {})
         ("GET", "/queues/q?x=y", None, 200, _QUEUE),
     ],
 )  # fmt: skip
-def test_answers(client: _Client, method: str, target: str, body: Any10, status: int, text: Any10) -> None:
+def test_each_management_request_gets_rabbitmqs_status_and_text(
+    client: _Client, method: str, target: str, body: Any10, status: int, text: Any10
+) -> None:
+    """Invalid declarations, bindings and names get the status code and the text of RabbitMQ 4.3.6."""
     client(*_NOT_EMPTY)
     assert client(method, target, body) == (status, text)
 
@@ -167,10 +173,10 @@ def test_answers(client: _Client, method: str, target: str, body: Any10, status:
                                "arguments": {}}, "binding key is not UTF-8"),
     ],
 )  # fmt: skip
-def test_names_that_amqp_091_could_not_use_are_refused(
+def test_names_that_amqp_0_9_1_cannot_carry_are_refused(
     client: _Client, method: str, target: str, body: Any10, wrong: str
 ) -> None:
-    """Such a queue could be declared, and then every publish to it closed the publisher's connection."""
+    """A name or key over 255 bytes or not in UTF-8 gets 400, and nothing is declared."""
     client("PUT", "/queues/q", {})
     before = {*client.vhost.queues}, {*client.vhost.exchanges}, len(list(client.vhost.bindings()))
     assert client(method, target, body) == (400, wrong)
@@ -178,23 +184,27 @@ def test_names_that_amqp_091_could_not_use_are_refused(
 
 
 def test_a_name_may_have_255_bytes_and_a_nul(client: _Client) -> None:
+    """Queues with a name of 255 bytes, or with a NUL, can be declared."""
     for name in ("x" * 255, "a%00b"):
         assert client("PUT", f"/queues/{name}", {})[0] == 201
 
 
-def test_a_stream_is_not_purged(client: _Client) -> None:
+def test_a_stream_cannot_be_purged(client: _Client) -> None:
+    """DELETE on the messages of a stream gets 400."""
     client("PUT", "/queues/s", {"arguments": {"x-queue-type": "stream"}})
     assert client("DELETE", "/queues/s/messages") == (400, "purge not supported by queue 's' in vhost '/'")
 
 
-def test_the_limit_of_a_virtual_host_holds(client: _Client) -> None:
+def test_the_queue_limit_of_a_virtual_host_applies(client: _Client) -> None:
+    """With max-queues 0, declaring a queue gets 403."""
     client.broker.limit_vhost(client.vhost, {"max-queues": 0})
     assert client("PUT", "/queues/q", {}) == (
         403, "cannot declare queue 'q': queue limit in vhost '/' (0) is reached",
     )  # fmt: skip
 
 
-def test_bindings_are_made_listed_and_removed(client: _Client) -> None:
+def test_bindings_are_added_listed_and_removed_over_amqp_1_0(client: _Client) -> None:
+    """Bindings to queues and exchanges are listed with a location, and DELETE on that location removes them."""
     client("PUT", "/queues/q", {})
     assert client("PUT", "/exchanges/x%2F", {"type": "headers"}) == (204, None)
     binding = {"source": "x/", "destination_queue": "q", "binding_key": "k y", "arguments": {}}
@@ -221,7 +231,8 @@ def test_bindings_are_made_listed_and_removed(client: _Client) -> None:
         ({"foo": Int32(1)}, 400, 'bad binding field {{utf8,<<"foo">>},{int,1}}'),
     ],
 )
-def test_bindings_that_are_refused(client: _Client, change: Any10, status: int, text: str) -> None:
+def test_an_invalid_binding_is_refused(client: _Client, change: Any10, status: int, text: str) -> None:
+    """A missing source or destination, the default exchange, or an unknown field is refused with RabbitMQ's text."""
     client(*_NOT_EMPTY)
     binding = {"source": "amq.topic", "destination_queue": "q", "binding_key": "k", "arguments": {}}
     assert client("POST", "/bindings", binding | change) == (status, text)
@@ -242,9 +253,8 @@ def test_bindings_that_are_refused(client: _Client, change: Any10, status: int, 
         ("GET", "", None),
     ],
 )
-def test_requests_that_rabbitmq_does_not_know_end_the_session(
-    client: _Client, method: str, target: str, body: Any10
-) -> None:
+def test_unknown_management_requests_end_the_session(client: _Client, method: str, target: str, body: Any10) -> None:
+    """A request with an unknown path, method or body raises UnknownRequest, which ends the session."""
     with pytest.raises(UnknownRequest):
         client(method, target, body)
 
@@ -268,6 +278,7 @@ def test_requests_that_rabbitmq_does_not_know_end_the_session(
 def test_a_missing_permission_ends_the_session(
     client: _Client, allowed: Permissions, request_: tuple[Any10, ...], missing: str
 ) -> None:
+    """Each request without its permission is refused with 403, naming the permission and the object."""
     client(*_NOT_EMPTY)
     client.broker.set_permissions("guest", "/", allowed)
     with pytest.raises(ChannelException) as refused:
@@ -275,13 +286,15 @@ def test_a_missing_permission_ends_the_session(
     assert (refused.value.code, refused.value.what) == (403, f"{missing} in vhost '/' refused for user 'guest'")
 
 
-def test_a_queue_is_shown_to_whoever_may_do_anything_with_it(client: _Client) -> None:
+def test_a_user_with_any_permission_can_read_a_queue(client: _Client) -> None:
+    """GET on a queue needs one of configure, write and read."""
     client(*_NOT_EMPTY)
     client.broker.set_permissions("guest", "/", Permissions("^$", "^$", "q"))
     assert client("GET", "/queues/q")[0] == 200
 
 
-def test_4_0_shows_queues_to_everybody(loop: asyncio.AbstractEventLoop) -> None:
+def test_a_broker_like_4_0_shows_queues_without_permission(loop: asyncio.AbstractEventLoop) -> None:
+    """Like RabbitMQ 4.0, GET on a queue needs no permission."""
     client = loop.run_until_complete(_client(Like.V4_0))
     client(*_NOT_EMPTY)
     client.broker.set_permissions("guest", "/", Permissions("^$", "^$", "^$"))

@@ -1,12 +1,14 @@
-"""How much memory messages may take, unless somebody says it."""
+"""The default memory limit of the embedded broker."""
 
 from pathlib import Path
 
 from mqtool.broker.embedded.model.ledger import default_memory_limit
 
 
-def test_a_container_has_less_memory_than_its_machine(tmp_path: Path) -> None:
-    """Publishers are blocked before the kernel ends the broker."""
+def test_the_memory_limit_respects_the_container(tmp_path: Path) -> None:
+    """The default limit is 40 % of the container's memory, so publishers are blocked before the kernel kills the
+    broker.
+    """
     limit = tmp_path / "memory.max"
     limit.write_text("1000000\n")
     assert default_memory_limit([str(limit), "/nowhere"]) == 400_000

@@ -8,8 +8,8 @@ from mqtool.broker.embedded.http import _listed
 from mqtool.broker.embedded.http.route_table import Listed
 
 
-def test_only_the_page_is_converted() -> None:
-    """Of 50,000 queues, a request for a page describes no more than the page: `doctor` reads two hundred of them."""
+def test_only_the_requested_page_is_described() -> None:
+    """A request for three of 1,000 queues describes only those three."""
     queues = [SimpleNamespace(vhost="/", name=f"q{number:03}") for number in reversed(range(1000))]
     described: list[str] = []
 

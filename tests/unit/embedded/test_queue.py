@@ -1,4 +1,4 @@
-"""Queues with a clock of the test's own: no loop, no socket, no waiting."""
+"""Queues with a clock of the test's own, without an event loop, sockets or waiting."""
 
 import asyncio
 from collections.abc import Callable
@@ -124,8 +124,8 @@ def bodies(queue: BrokerQueue) -> list[bytes]:
 
 
 @given(actions=st.lists(st.sampled_from(["publish", "take", "return newest", "return oldest", "ack"]), max_size=60))
-def test_what_comes_back_takes_its_old_place(actions: list[str]) -> None:
-    """Whatever the order of things, what is ready is in the order of publishing."""
+def test_requeued_messages_take_their_old_place(actions: list[str]) -> None:
+    """After any sequence of publish, get, requeue and ack, the ready messages are in the order of publishing."""
     queue = add_queue(VirtualHost("/", FakeClock(), Ledger(), PROFILES[DEFAULT]))
     taken: list[BacklogEntry] = []
     for number, action in enumerate(actions):
@@ -148,8 +148,8 @@ def test_what_comes_back_takes_its_old_place(actions: list[str]) -> None:
         assert queue.unacked == len(taken)
 
 
-def test_the_account_of_memory_balances(vhost: VirtualHost, ledger: Ledger) -> None:
-    """However messages leave."""
+def test_memory_is_freed_however_messages_leave(vhost: VirtualHost, ledger: Ledger) -> None:
+    """After expiry, limits, purge, ack, deletion and requeue, the broker counts 0 bytes."""
     queue = add_queue(vhost, x_max_length=Int32(3))
     for _ in range(5):
         queue.publish(message(b"12345"))
@@ -163,8 +163,8 @@ def test_the_account_of_memory_balances(vhost: VirtualHost, ledger: Ledger) -> N
     assert ledger.held_bytes == 0
 
 
-def test_expiry_at_the_head(vhost: VirtualHost, clock: FakeClock) -> None:
-    """By a timer, without anybody asking."""
+def test_messages_expire_by_a_timer(vhost: VirtualHost, clock: FakeClock) -> None:
+    """Messages with a TTL leave the queue in time, without anybody asking for them."""
     queue = add_queue(vhost, x_message_ttl=Int32(1000))
     queue.publish(message(b"1"))
     clock.pass_by(500)
@@ -175,8 +175,8 @@ def test_expiry_at_the_head(vhost: VirtualHost, clock: FakeClock) -> None:
     assert bodies(queue) == []
 
 
-def test_what_comes_back_late_expires(vhost: VirtualHost, clock: FakeClock) -> None:
-    """Its time goes on while a consumer has it."""
+def test_a_message_that_is_requeued_late_expires(vhost: VirtualHost, clock: FakeClock) -> None:
+    """The TTL continues while a consumer has the message."""
     queue = add_queue(vhost, x_message_ttl=Int32(1000))
     queue.publish(message())
     entry = queue.get(no_ack=False)
@@ -186,8 +186,8 @@ def test_what_comes_back_late_expires(vhost: VirtualHost, clock: FakeClock) -> N
     assert bodies(queue) == []
 
 
-def test_x_expires(vhost: VirtualHost, clock: FakeClock) -> None:
-    """Counts from the last use, and not while there is a consumer."""
+def test_x_expires_counts_from_the_last_use(vhost: VirtualHost, clock: FakeClock) -> None:
+    """A queue with x-expires is deleted that long after its last use, and not while it has a consumer."""
     queue = add_queue(vhost, x_expires=Int32(1000))
     clock.pass_by(900)
     queue.get(no_ack=True)
@@ -203,8 +203,8 @@ def test_x_expires(vhost: VirtualHost, clock: FakeClock) -> None:
     assert "q" not in vhost.queues
 
 
-def test_a_long_chain_of_dead_letters(vhost: VirtualHost) -> None:
-    """A long chain is walked, not recursed into."""
+def test_a_chain_of_250_dead_letter_queues_works(vhost: VirtualHost) -> None:
+    """A message passes 250 queues by dead-lettering, and has 250 entries in x-death."""
     for number in range(250):
         add_queue(
             vhost,
@@ -221,8 +221,8 @@ def test_a_long_chain_of_dead_letters(vhost: VirtualHost) -> None:
     assert deaths[0]["queue"] == "q249"
 
 
-def test_turns_and_priorities(vhost: VirtualHost) -> None:
-    """The higher priority as long as it can; in turn within one."""
+def test_consumers_take_turns_within_a_priority(vhost: VirtualHost) -> None:
+    """Consumers of the higher priority get messages in turn, and lower ones when those have no room."""
     queue = add_queue(vhost)
     low, high, other = FakeConsumer(), FakeConsumer(room=2, priority=5), FakeConsumer(room=1, priority=5)
     for consumer in (low, high, other):
@@ -234,8 +234,8 @@ def test_turns_and_priorities(vhost: VirtualHost) -> None:
     assert [entry.message.body for entry in low.got] == [b"3"]
 
 
-def test_a_deleted_queue_cancels_its_consumers(vhost: VirtualHost) -> None:
-    """And takes its bindings along."""
+def test_deleting_a_queue_cancels_consumers_and_removes_bindings(vhost: VirtualHost) -> None:
+    """Its consumers are cancelled, and an auto-delete exchange bound to it is deleted."""
     queue = add_queue(vhost)
     exchange = BrokerExchange("x", "direct", auto_delete=True)
     vhost.add_exchange(exchange)
@@ -247,8 +247,10 @@ def test_a_deleted_queue_cancels_its_consumers(vhost: VirtualHost) -> None:
     assert "x" not in vhost.exchanges
 
 
-def test_the_delayed_exchange(vhost: VirtualHost, clock: FakeClock) -> None:
-    """One timer, moved forward for an earlier message. What a deleted exchange holds is for one of the same name."""
+def test_a_delayed_exchange_releases_messages_in_time(vhost: VirtualHost, clock: FakeClock) -> None:
+    """An earlier message moves the timer forward; messages of a deleted exchange are released to one of
+    the same name.
+    """
     queue = add_queue(vhost)
     exchange = BrokerExchange("x", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
     vhost.add_exchange(exchange)
@@ -266,8 +268,10 @@ def test_the_delayed_exchange(vhost: VirtualHost, clock: FakeClock) -> None:
     assert vhost.held(exchange) == 0
 
 
-def test_at_least_once_a_dead_letter_waits_for_its_queue(vhost: VirtualHost, clock: FakeClock, ledger: Ledger) -> None:
-    """What no queue takes is kept and tried again: until there is a queue, and one that takes it."""
+def test_with_at_least_once_a_dead_letter_waits_for_its_queue(
+    vhost: VirtualHost, clock: FakeClock, ledger: Ledger
+) -> None:
+    """A dead letter that no queue accepts is kept and retried until one does."""
     source = add_queue(
         vhost,
         x_queue_type="quorum",
@@ -295,10 +299,8 @@ def test_at_least_once_a_dead_letter_waits_for_its_queue(vhost: VirtualHost, clo
 HOUR = 3_600_000
 
 
-def test_a_clock_that_was_ahead_before_a_restart_keeps_no_message_longer_than_its_time_to_live(
-    vhost: VirtualHost, clock: FakeClock, ledger: Ledger
-) -> None:
-    """A message from the future expires once its time to live has passed since the restart."""
+def test_a_message_from_the_future_expires_after_its_ttl(vhost: VirtualHost, clock: FakeClock, ledger: Ledger) -> None:
+    """If the clock was ahead before a restart, a message expires once its TTL has passed since the restart."""
     queue = add_queue(vhost, x_message_ttl=Int32(1000))
     queue.restore(ledger.enter(message(), clock.now() + 48 * HOUR))
     clock.pass_by(999)
@@ -307,10 +309,10 @@ def test_a_clock_that_was_ahead_before_a_restart_keeps_no_message_longer_than_it
     assert len(queue) == 0
 
 
-def test_messages_that_are_paged_out_expire_when_they_should_have_although_the_clock_was_ahead_before_a_restart(
-    tmp_path: Path,
-) -> None:
-    """Messages that do not fit into memory as a broker restarts expire as those that do; so after a second restart."""
+def test_a_paged_out_message_from_the_future_expires_after_its_ttl(tmp_path: Path) -> None:
+    """If the clock was ahead before a restart, messages that are paged out as the broker starts expire once their TTL
+    has passed, also after a second restart.
+    """
 
     def started(clock: FakeClock) -> tuple[Storage, VirtualHost]:
         storage = Storage(tmp_path)
@@ -337,10 +339,12 @@ def test_messages_that_are_paged_out_expire_when_they_should_have_although_the_c
     asyncio.run(run())
 
 
-def test_a_clock_that_was_ahead_before_a_restart_delays_no_message_longer_than_its_delay(
+def test_a_delayed_message_from_the_future_is_released_after_its_delay(
     vhost: VirtualHost, clock: FakeClock, ledger: Ledger
 ) -> None:
-    """A delayed message from the future is released once its delay has passed since the restart."""
+    """If the clock was ahead before a restart, a delayed message is released once its delay has passed since the
+    restart.
+    """
     exchange = BrokerExchange("later", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
     vhost.add_exchange(exchange)
     queue = add_queue(vhost)

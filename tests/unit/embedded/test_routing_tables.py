@@ -1,4 +1,4 @@
-"""Topic and headers matching, by themselves."""
+"""Topic, headers, direct and fanout matching."""
 
 import random
 import re
@@ -25,8 +25,8 @@ def by_regular_expression(pattern: str, key: str) -> bool:
 
 
 @given(patterns=st.lists(keys, max_size=8), key=keys)
-def test_topic_matches_what_the_specification_says(patterns: list[str], key: str) -> None:
-    """With any number of patterns in one table."""
+def test_topic_patterns_match_as_specified(patterns: list[str], key: str) -> None:
+    """A table of patterns matches a key exactly as the equivalent regular expressions do."""
     table: TopicTable[str] = TopicTable()
     for pattern in patterns:
         table.add(pattern, {}, pattern)
@@ -34,8 +34,8 @@ def test_topic_matches_what_the_specification_says(patterns: list[str], key: str
 
 
 @given(patterns=st.lists(st.tuples(keys, st.integers(0, 2)), max_size=8), key=keys)
-def test_what_is_removed_matches_no_more(patterns: list[tuple[str, int]], key: str) -> None:
-    """And what was added twice has to be removed twice; nothing is left behind."""
+def test_a_removed_pattern_no_longer_matches(patterns: list[tuple[str, int]], key: str) -> None:
+    """A pattern added twice must be removed twice; an empty table keeps no nodes."""
     table: TopicTable[int] = TopicTable()
     for pattern, item in patterns:
         table.add(pattern, {}, item)
@@ -46,8 +46,8 @@ def test_what_is_removed_matches_no_more(patterns: list[tuple[str, int]], key: s
     assert not table._root.children
 
 
-def test_many_wildcards_cost_little() -> None:
-    """A pattern made to explode does not."""
+def test_a_pattern_with_many_wildcards_matches_quickly() -> None:
+    """A pattern that would backtrack exponentially takes less than half a second."""
     table: TopicTable[str] = TopicTable()
     table.add(".".join(["#", "a"] * 20), {}, "q")
     started = time.perf_counter()
@@ -58,7 +58,7 @@ def test_many_wildcards_cost_little() -> None:
 
 @pytest.mark.parametrize("table", [DirectTable(), TopicTable()])
 def test_the_cost_of_a_match_does_not_grow_with_bindings(table: DirectTable[int] | TopicTable[int]) -> None:
-    """Ten thousand of them, and a match looks at a handful."""
+    """With 10,000 bindings, 1,000 matches take less than half a second."""
     for number in range(10_000):
         table.add(f"a.{number}.c", {}, number)
     started = time.perf_counter()
@@ -67,8 +67,8 @@ def test_the_cost_of_a_match_does_not_grow_with_bindings(table: DirectTable[int]
     assert time.perf_counter() - started < 0.5
 
 
-def test_fanout_takes_everything() -> None:
-    """Each item once, however often it is bound."""
+def test_a_fanout_table_returns_each_queue_once() -> None:
+    """Any key matches, and a queue that is bound twice is returned once, until both bindings are removed."""
     table: FanoutTable[str] = FanoutTable()
     for key in ("", "a"):
         table.add(key, {}, "q")
@@ -79,16 +79,16 @@ def test_fanout_takes_everything() -> None:
     assert list(table.match("whatever", {})) == []
 
 
-def test_numbers_match_by_value_and_lists_by_wire_type() -> None:
-    """As RabbitMQ has it: an int is a long, but a list of one is not a list of the other."""
+def test_headers_match_numbers_by_value_and_lists_by_type() -> None:
+    """As in RabbitMQ, an int matches an equal long, but not within a list."""
     assert header_matches({"a": Int64(1)}, "a", Int32(1))
     assert not header_matches({"a": True}, "a", Int32(1))
     assert header_matches({"a": [Int32(1)]}, "a", [Int32(1)])
     assert not header_matches({"a": [Int64(1)]}, "a", [Int32(1)])
 
 
-def test_headers_table_tells_arguments_apart() -> None:
-    """Whatever their order."""
+def test_a_headers_binding_is_removed_by_its_arguments() -> None:
+    """The order of the arguments does not matter; removing an unknown binding raises KeyError."""
     table: HeadersTable[str] = HeadersTable()
     table.add("", {"a": 1, "b": 2}, "q")
     table.add("", {"a": 1}, "q")
@@ -98,8 +98,8 @@ def test_headers_table_tells_arguments_apart() -> None:
         table.remove("", {"c": 1}, "q")
 
 
-def test_random_patterns_of_many_bindings_agree() -> None:
-    """A large table, against the obvious way."""
+def test_a_large_topic_table_matches_as_specified() -> None:
+    """A table with 300 random patterns matches as the equivalent regular expressions do."""
     seed = random.Random(3)
     pool = ["a", "b", "c", "*", "#"]
     patterns = {".".join(seed.choices(pool, k=seed.randint(1, 5))) for _ in range(300)}
@@ -111,8 +111,10 @@ def test_random_patterns_of_many_bindings_agree() -> None:
         assert set(table.match(key, {})) == {each for each in patterns if by_regular_expression(each, key)}
 
 
-def test_many_patterns_of_wildcards_do_not_block() -> None:
-    """As many as one message can meet: 300 patterns, and 500 keys of 120 words in CC."""
+def test_hundreds_of_wildcard_patterns_do_not_block() -> None:
+    """300 patterns of wildcards against 500 keys of 120 words, as one message can have in CC, take less than 5 s of CPU
+    time.
+    """
     some = random.Random(1)
     table: TopicTable[int] = TopicTable()
     for number in range(300):

@@ -1,4 +1,4 @@
-"""Messages that cross between AMQP 1.0 and AMQP 0-9-1: what RabbitMQ 4.3.6 made of the same messages."""
+"""Messages converted between AMQP 1.0 and AMQP 0-9-1, compared with RabbitMQ 4.3.6."""
 
 import uuid
 
@@ -78,7 +78,8 @@ def _from_091(fields: dict[str, bytes], body: bytes = b"body") -> BrokerMessage:
     return BrokerMessage(encode_address("logs", "key"), ContentHeader.of(MessageProperties.of(fields), len(body)), body)
 
 
-def test_properties_of_amqp_10_arrive_over_amqp_091() -> None:
+def test_amqp_1_0_properties_become_0_9_1_properties() -> None:
+    """Header and properties of AMQP 1.0 become the properties that RabbitMQ makes of them."""
     message = _published(
         Amqp10Message(MessageHeader(True, UInt8(5), UInt32(100000)), properties=_WIDE, body=data_section(b"body"))
     )
@@ -108,7 +109,8 @@ def test_properties_of_amqp_10_arrive_over_amqp_091() -> None:
         ("m" * 256, None, "m" * 256),
     ],
 )
-def test_ids_of_every_type(sent: Any10, property_: str | None, header: object) -> None:
+def test_amqp_1_0_ids_of_every_type_are_converted(sent: Any10, property_: str | None, header: object) -> None:
+    """A message or correlation id of any type becomes a property if it fits, and otherwise a header."""
     message = _published(Amqp10Message(properties=BareProperties(sent, correlation_id=sent), body=data_section(b"")))
     for name in ("message_id", "correlation_id"):
         assert message.properties.named().get(name) == property_
@@ -116,6 +118,7 @@ def test_ids_of_every_type(sent: Any10, property_: str | None, header: object) -
 
 
 def test_application_properties_become_headers_of_the_same_type() -> None:
+    """Each type of application property becomes a header with the corresponding type."""
     application: Map = {
         "text": "é", "symbol": Symbol("s"), "null": None, "true": True, "ubyte": UInt8(1), "ushort": UInt16(2),
         "uint": UInt32(3), "ulong": ULong(2**63 + 5), "byte": Int8(-1), "short": Int16(-2), "int": Int32(-3),
@@ -135,6 +138,7 @@ def test_application_properties_become_headers_of_the_same_type() -> None:
 
 
 def test_annotations_become_headers_except_those_of_the_broker() -> None:
+    """Annotations with x- become headers, and forged x-exchange and x-routing-key are replaced."""
     annotations: Map = {
         Symbol("x-text"): "v", Symbol("x-list"): [Int64(1), "two", Symbol("3"), None, True],
         Symbol("x-map"): {"a": UInt32(1), Symbol("b"): b"z"}, Symbol("x-array"): Array(["p", "q"]),
@@ -167,6 +171,7 @@ def test_annotations_become_headers_except_those_of_the_broker() -> None:
     ],
 )
 def test_every_kind_of_body_arrives_unchanged_over_amqp_10(body: bytes, body_091: bytes | None, footer: Map) -> None:
+    """Data, value and sequence bodies, and the footer, are delivered unchanged over AMQP 1.0."""
     sent = Amqp10Message(
         MessageHeader(True, UInt8(9), UInt32(5)), {Symbol("x-hop"): 1}, {}, _WIDE, {"uuid": _ID}, body, footer
     )
@@ -181,13 +186,15 @@ def test_every_kind_of_body_arrives_unchanged_over_amqp_10(body: bytes, body_091
         assert (message.properties.named().get("type"), message.body) == (None, body_091)
 
 
-def test_a_body_that_is_encoded_crosses_to_amqp_091_and_back() -> None:
+def test_a_value_body_survives_a_copy_over_amqp_0_9_1() -> None:
+    """A value body that is sent back over AMQP 0-9-1 is a value again over AMQP 1.0."""
     message = _published(Amqp10Message(body=value_section(["a", None])))
     back = _delivered(_from_091(message.properties.fields(), message.body))
     assert back.body == value_section(["a", None])
 
 
-def test_properties_of_amqp_091_arrive_over_amqp_10() -> None:
+def test_amqp_0_9_1_properties_become_1_0_sections() -> None:
+    """Properties and headers of AMQP 0-9-1 become the sections that RabbitMQ makes of them."""
     headers: Table = {
         "text": "é", "long text": "l" * 5000, "nul": "a\0b", "bytes": ByteArray(b"b"), "u8": UInt8(1), "i": Int32(2),
         "l": Int64(3), "f": Float32(1.5), "d": 2.5, "t": Timestamp(1700000000), "true": True, "void": None,
@@ -229,6 +236,7 @@ def test_properties_of_amqp_091_arrive_over_amqp_10() -> None:
 
 
 def test_reply_to_is_an_address_only_from_4_2() -> None:
+    """From 4.2 on, reply-to is converted between a queue name and an AMQP 1.0 address; 4.0 leaves it unchanged."""
     old = PROFILES[Like.V4_0]
     sent = Amqp10Message(properties=BareProperties(reply_to="/queues/q"), body=data_section(b""))
     assert parse(sent.encode()).to("", "q", old).properties.reply_to == "/queues/q"
@@ -237,7 +245,8 @@ def test_reply_to_is_an_address_only_from_4_2() -> None:
 
 
 @pytest.mark.parametrize("is_native", [True, False])
-def test_the_history_of_a_dead_letter_is_an_annotation(is_native: bool) -> None:
+def test_a_dead_letter_has_its_history_as_annotations(is_native: bool) -> None:
+    """A dead letter delivered over AMQP 1.0 has x-opt-deaths and the first and last death as annotations."""
     annotations: Map = {Symbol("x-a"): Symbol("b")}
     message = (
         _published(Amqp10Message(MessageHeader(ttl=UInt32(5)), {}, annotations, body=data_section(b"d")))
@@ -261,6 +270,7 @@ def test_the_history_of_a_dead_letter_is_an_annotation(is_native: bool) -> None:
 
 
 def test_a_stored_message_is_the_same_when_read_back() -> None:
+    """After it is stored and read back, a message is encoded with the same sections."""
     sent = Amqp10Message(
         MessageHeader(True), {}, {Symbol("x-a"): Symbol("b")}, _WIDE, {"u": _ID}, value_section("v"), {Symbol("x-f"): 1}
     )
@@ -297,12 +307,14 @@ def test_a_stored_message_is_the_same_when_read_back() -> None:
     ],
 )  # fmt: skip
 def test_a_malformed_message_is_refused(payload: bytes, reason: str) -> None:
+    """Wrong sections, reserved annotations or a missing body raise NotAMessage with RabbitMQ's reason."""
     with pytest.raises(NotAMessage) as refused:
         parse(payload).to("", "q", _LIKE)
     assert reason in str(refused.value)
 
 
-def test_carbon_copies_must_be_a_list_of_texts() -> None:
+def test_x_cc_must_be_a_list_of_strings() -> None:
+    """Any other value of the annotation x-cc is refused with RabbitMQ's text."""
     sections = parse(
         Amqp10Message(message_annotations={Symbol("x-cc"): [Symbol("a")]}, body=data_section(b"")).encode()
     )
@@ -318,7 +330,8 @@ def _stream(like: Profile = _LIKE) -> tuple[StreamQueue, HandClock]:
     ), clock
 
 
-def test_messages_cross_a_stream_in_every_direction() -> None:
+def test_a_stream_converts_messages_between_both_protocols() -> None:
+    """A message of either protocol in a stream can be read over both, with its properties and annotations."""
     stream, clock = _stream()
     sent = Amqp10Message(MessageHeader(True, UInt8(3)), {}, {Symbol("x-a"): 1}, _WIDE, {"u": _ID}, data_section(b"10"))
     fields = {"message_id": encode_short(_ID.urn.encode()), "headers": encode_table({"h": Int32(5), "x-h": "a"})}
@@ -352,7 +365,8 @@ def test_messages_cross_a_stream_in_every_direction() -> None:
 
 
 @pytest.mark.parametrize("entry", [b"hello", b"\x00Sp\xc0\x03\x01\xa1\x00" + data_section(b"a"), b"\x00Su\xa0\xff"])
-def test_an_entry_that_is_no_message_is_delivered_as_a_body(entry: bytes) -> None:
+def test_a_stream_entry_that_is_not_a_message_is_delivered_as_a_body(entry: bytes) -> None:
+    """Bytes that are not AMQP 1.0 are delivered as the body over both protocols."""
     stream, clock = _stream()
     stream.log.append(simple_entry(entry))
     clock.turn()
@@ -364,9 +378,8 @@ def test_an_entry_that_is_no_message_is_delivered_as_a_body(entry: bytes) -> Non
 
 
 @pytest.mark.parametrize("seconds", [-1, 60])
-def test_a_selector_that_skips_messages_for_some_time_lets_others_have_their_turn(
-    monkeypatch: pytest.MonkeyPatch, seconds: float
-) -> None:
+def test_a_filter_that_skips_many_messages_lets_others_work(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """After skipping for some time, the reader of a stream gives others their turn before it continues."""
     monkeypatch.setattr(stream_queue, "_PASSING_SECONDS", seconds)
     stream, clock = _stream()
     for _ in range(3):
@@ -379,7 +392,8 @@ def test_a_selector_that_skips_messages_for_some_time_lets_others_have_their_tur
     assert turns == (3 if seconds < 0 else 0)
 
 
-def test_chunks_are_filtered_by_the_values_of_their_messages() -> None:
+def test_chunks_are_filtered_by_their_filter_values() -> None:
+    """A reader with x-stream-filter gets chunks with one of the values, and others only with match-unfiltered."""
     stream, clock = _stream()
     for value in ("a", "b", None):
         annotations: Map = {} if value is None else {Symbol("x-stream-filter-value"): value}
@@ -398,6 +412,7 @@ def test_chunks_are_filtered_by_the_values_of_their_messages() -> None:
 
 
 def test_the_sections_are_encoded_as_rabbitmq_encodes_them() -> None:
+    """A delivered message has the same bytes as from RabbitMQ."""
     message = _published(Amqp10Message(properties=BareProperties("x"), body=data_section(b"hi")))
     assert encode(message, _LIKE) == (
         b"\x00Sp\xc0\x06\x05B@@AC\x00Sr\xc1'\x04\xa3\rx-routing-key\xa1\x03key\xa3\nx-exchange\xa1\x04logs"

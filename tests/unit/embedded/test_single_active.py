@@ -30,8 +30,10 @@ class FakeSession:
 
 
 @pytest.mark.parametrize("answers", [True, False])
-def test_a_client_that_does_not_answer_consumer_update(*, answers: bool) -> None:
-    """Its connection is closed after 60 seconds, as in RabbitMQ, so that the next consumer of the group is active."""
+def test_a_client_that_does_not_answer_consumer_update_is_closed(*, answers: bool) -> None:
+    """As in RabbitMQ, its connection is closed after 60 seconds, so that the next consumer of the group
+    becomes active.
+    """
     clock, ledger = FakeClock(), Ledger()
     log = StreamLog(ledger.segments(0), clock, ledger, Retention())
     session = FakeSession(clock)

@@ -1,4 +1,4 @@
-"""The log of a stream: what was written is read again, in order, from any place, also after a crash."""
+"""The log of a stream: entries are read again in order, from any offset, also after a crash."""
 
 import gzip
 from collections.abc import Callable
@@ -86,8 +86,8 @@ def segment_files(path: Path) -> list[Path]:
     return sorted(path.glob("streams/1/*.segment"))
 
 
-def test_read_from_any_place(bench: Bench) -> None:
-    """Whole chunks are read, so what comes first may lie before the place; nothing is skipped or read twice."""
+def test_a_log_is_read_from_any_offset(bench: Bench) -> None:
+    """Reading starts with the whole chunk that contains the offset; nothing is skipped or read twice."""
     bench.add(b"a", b"b", b"c")
     bench.add(b"d")
     everything = [(0, b"a"), (1, b"b"), (2, b"c"), (3, b"d")]
@@ -103,8 +103,8 @@ def batch(compression: int, plain: bytes, packed: bytes, *, records: int) -> byt
     return head + len(plain).to_bytes(4) + len(packed).to_bytes(4) + packed
 
 
-def test_batches(bench: Bench) -> None:
-    """Each message of a batch has an offset. A compressed batch is skipped, and so is the missing end of a batch."""
+def test_offsets_count_the_messages_of_batches(bench: Bench) -> None:
+    """Each message of a batch has an offset; compressed batches and the missing end of a batch are skipped."""
     plain = simple_entry(b"a") + simple_entry(b"b")
     bench.log.append(batch(0, plain, plain, records=2), records=2)
     bench.log.append(batch(1, plain, gzip.compress(plain), records=2), records=2)
@@ -115,8 +115,8 @@ def test_batches(bench: Bench) -> None:
     assert bench.read() == [(0, b"a"), (1, b"b"), (6, b"a"), (10, b"c")]
 
 
-def test_what_is_not_written_cannot_be_read(bench: Bench) -> None:
-    """Readers are told when there is more."""
+def test_unwritten_entries_cannot_be_read(bench: Bench) -> None:
+    """An appended entry is readable once it is written, and readers are told then."""
     reader, told = StreamQueueReader(bench.log, 0), []
     bench.log.watch(lambda: told.append(bench.log.end))
     assert bench.log.append(simple_entry(b"a")) == 0
@@ -125,8 +125,8 @@ def test_what_is_not_written_cannot_be_read(bench: Bench) -> None:
     assert (told, len(reader.read())) == ([1], 1)
 
 
-def test_a_clock_that_was_ahead(bench: Bench) -> None:
-    """After the clock was ahead for a while, new chunks get the right time again, as in RabbitMQ."""
+def test_chunks_have_the_current_time_after_the_clock_was_ahead(bench: Bench) -> None:
+    """After the clock was ahead, new chunks have the right time again, as in RabbitMQ."""
     for time in (9_000_000, 1_000):
         bench.clock.time = time
         bench.add(b"a")
@@ -134,8 +134,8 @@ def test_a_clock_that_was_ahead(bench: Bench) -> None:
     assert [chunk.timestamp for chunk in chunks] == [9_000_000, 1_000]
 
 
-def test_times(bench: Bench) -> None:
-    """A timestamp means the first chunk that is not older."""
+def test_a_timestamp_finds_the_first_chunk_that_is_not_older(bench: Bench) -> None:
+    """offset_at() returns the first offset of that chunk, or the end."""
     for time in (1_000, 2_000, 3_000):
         bench.clock.time = time
         bench.add(b"a", b"b")
@@ -160,8 +160,8 @@ def test_offsets_by_time_in_segments_that_are_out_of_order(bench: Bench) -> None
     assert [bench.log.offset_at(time) for time in (500, 1_500, 2_500, 3_500, 4_000, 5_000)] == [0, 1, 3, 4, 4, 6]
 
 
-def test_old_segments_go(bench: Bench) -> None:
-    """By size and by age, whole segments at a time, and never the last; a reader there continues after them."""
+def test_old_segments_are_deleted_by_size_and_age(bench: Bench) -> None:
+    """Whole segments are deleted, never the last one, and a reader continues after them."""
     log = bench.open(segment_bytes=1_000, max_bytes=2_500)
     bench.add(b"first")
     reader = StreamQueueReader(log, 0)
@@ -178,10 +178,9 @@ def test_old_segments_go(bench: Bench) -> None:
     assert before < log.first_offset < log.end
 
 
-def test_producers_and_consumers_are_remembered(on_disk: Bench) -> None:
-    """Publishing ids and stored offsets survive a restart and the retention of their segments.
-
-    As in RabbitMQ, an offset before the first message is forgotten with the segment in which it was written.
+def test_publishing_ids_and_stored_offsets_are_kept(on_disk: Bench) -> None:
+    """They survive a restart and the deletion of their segments. As in RabbitMQ, an offset before the first message is
+    forgotten with the segment in which it was written.
     """
     log = on_disk.open(segment_bytes=500, max_bytes=500)
     log.append(simple_entry(b"a"), producer="p", publishing_id=7)
@@ -195,8 +194,10 @@ def test_producers_and_consumers_are_remembered(on_disk: Bench) -> None:
         assert (each.publishing_ids, each.offsets) == ({"p": 7}, {"c": 1000})
 
 
-def test_torn_end(on_disk: Bench, tmp_path: Path) -> None:
-    """What was being written as the broker died is cut off and kept aside, and the next chunk takes its place."""
+def test_an_incomplete_chunk_at_the_end_is_set_aside(on_disk: Bench, tmp_path: Path) -> None:
+    """A chunk that was being written when the broker died is kept in another file, and the next chunk
+    takes its place.
+    """
     on_disk.add(b"a", b"b")
     sound = segment_files(tmp_path)[0].stat().st_size
     on_disk.add(b"c" * 1000)
@@ -213,7 +214,7 @@ def test_torn_end(on_disk: Bench, tmp_path: Path) -> None:
 
 
 def test_damage_in_the_middle_costs_one_chunk(on_disk: Bench, tmp_path: Path) -> None:
-    """In a segment that is not the last, the chunks behind a damaged one are still read."""
+    """In a segment that is not the last, the chunks after a damaged one are still read."""
     on_disk.open(segment_bytes=600)
     for body in (b"a", b"b" * 300, b"c" * 300, b"d"):
         on_disk.add(body)
@@ -223,8 +224,8 @@ def test_damage_in_the_middle_costs_one_chunk(on_disk: Bench, tmp_path: Path) ->
     assert (log.lost, [offset for offset, _ in on_disk.read()]) == (0, [0, 2, 3])
 
 
-def test_a_full_disk_is_tried_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the disk did not take goes to the same place, before what came later."""
+def test_a_failed_write_is_repeated_in_order(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry that could not be written is written before later ones."""
     log = bench.log
     log.append(simple_entry(b"a"))
     log.prepare()
@@ -236,8 +237,8 @@ def test_a_full_disk_is_tried_again(bench: Bench, monkeypatch: pytest.MonkeyPatc
     assert bench.read() == [(0, b"a"), (1, b"b")]
 
 
-def test_deleted(bench: Bench, tmp_path: Path) -> None:
-    """Readers are told, and nothing is left."""
+def test_deleting_a_log_tells_its_readers(bench: Bench, tmp_path: Path) -> None:
+    """Readers are told, and no file is left."""
     bench.add(b"a")
     told: list[bool] = []
     bench.log.watch(lambda: told.append(bench.log.deleted))

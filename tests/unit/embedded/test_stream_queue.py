@@ -1,4 +1,4 @@
-"""A stream gives back each message as it was published, though most are neither encoded nor decoded in full."""
+"""A stream delivers each message as it was published, although most are not fully encoded or decoded."""
 
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -47,10 +47,10 @@ def new_stream() -> tuple[StreamQueue, HandClock]:
 @given(messages=st.lists(st.tuples(IDS, TYPES, HEADERS, KEYS, BODIES), max_size=12))
 @example(messages=[(b"abcdefgh", None, None, "abcdefgh", b"x"), (b"12345678", None, None, "abcdefgh", b"x")])
 @example(messages=[(b"a", b"a", None, "a", b"x"), (b"b", b"a", None, "a", b"x")])
-def test_each_message_is_itself(
+def test_a_stream_returns_each_message_unchanged(
     messages: list[tuple[bytes | None, bytes | None, dict[str, object], str, bytes]],
 ) -> None:
-    """Whatever was before it: with its properties, its own message id, its address, and its offset as a header."""
+    """Whatever message was before it, each one has its own properties, id, routing key, and offset header."""
     stream, clock = new_stream()
     for message_id, content_type, headers, key, body in messages:
         properties = published(message_id, content_type, headers)
@@ -69,8 +69,10 @@ def test_each_message_is_itself(
 
 
 @given(entries=st.lists(st.tuples(IDS, KEYS, BODIES, st.binary(max_size=3)), max_size=8))
-def test_entries_of_other_clients(entries: list[tuple[bytes | None, str, bytes, bytes]]) -> None:
-    """What comes by the stream protocol may be cut, have more behind the body, or be anything."""
+def test_truncated_entries_of_stream_clients_are_delivered(
+    entries: list[tuple[bytes | None, str, bytes, bytes]],
+) -> None:
+    """Entries of stream clients may be cut off or have more bytes behind the body; they are delivered all the same."""
     stream, clock = new_stream()
     encoded = [encode(published(mid, None, None), body, "x", key) + more for mid, key, body, more in entries]
     encoded += [data[:-1] for data in encoded]

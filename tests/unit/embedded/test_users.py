@@ -1,4 +1,4 @@
-"""Passwords, and from where guest may come."""
+"""Logins, permissions, and the addresses from which guest may log in."""
 
 import asyncio
 
@@ -11,7 +11,7 @@ from mqtool.broker.embedded.model.users import Permissions, User
 
 
 def test_the_cache_of_permissions_is_bounded() -> None:
-    """A client that uses new names all the time cannot fill the memory."""
+    """A client that uses new names all the time does not fill the memory."""
 
     async def known() -> int:
         broker = Broker(Ledger())
@@ -45,13 +45,13 @@ def authenticate(name: str, password: str, from_loopback: bool) -> bool:
         ("nobody", "secret", True, False),
     ],
 )
-def test_who_may_log_in(name: str, password: str, from_loopback: bool, allowed: bool) -> None:
-    """guest only from this machine; nobody without a password."""
+def test_guest_may_log_in_only_from_loopback(name: str, password: str, from_loopback: bool, allowed: bool) -> None:
+    """guest is refused from other machines, and everybody with a wrong or empty password."""
     assert authenticate(name, password, from_loopback) is allowed
 
 
-def test_permissions_are_patterns_over_names() -> None:
-    """Found anywhere in the name unless anchored; an empty one allows nothing; the default exchange has a name."""
+def test_permission_patterns_are_regular_expressions() -> None:
+    """A pattern is searched in the name; an empty one allows nothing; the default exchange is named amq.default."""
     permissions = Permissions(configure="^a$", write="default", read="")
     assert permissions.allow("configure", "a")
     assert not permissions.allow("configure", "ab")

@@ -1,0 +1,35 @@
+"""Plays that are printed line by line, as `tutorial run --lines` and `make demo` print them."""
+
+import pytest
+
+from mqtool.cli.display.play_lines import PlayLines, TypingPace
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The lines of the terminals so far, without the spaces at their ends."""
+    return [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_message_is_shown_as_sent_before_it_is_shown_as_received(capsys: pytest.CaptureFixture[str]) -> None:
+    """Lines of other terminals wait until the sender's command has ended, however busy the machine is."""
+    lines = PlayLines(TypingPace(auto=True, watched=False))
+    lines.opened(["sender", "receiver"])
+    lines.put_first("sender")
+    lines.typed("sender", "mqtool send")
+    lines.printed("receiver", " [x] Received Hello World!")
+    lines.printed("sender", " [x] Sent 'Hello World!'")
+    lines.printed("receiver", " [x] Received too")
+    assert printed(capsys) == ["sender   │ $ mqtool send", "sender   │  [x] Sent 'Hello World!'"]
+    lines.put_first(None)
+    assert printed(capsys) == ["receiver │  [x] Received Hello World!", "receiver │  [x] Received too"]
+
+
+def test_an_answer_is_shown_after_what_the_server_did_for_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """A client and its server, which wait for each other, are shown in the order in which they print."""
+    lines = PlayLines(TypingPace(auto=True, watched=False))
+    lines.opened(["client", "server"])
+    lines.put_first(None)
+    lines.typed("client", "mqtool rpc-client 30")
+    lines.printed("server", " [.] fib(30)")
+    lines.printed("client", " [.] Got 832040")
+    assert printed(capsys) == ["client │ $ mqtool rpc-client 30", "server │  [.] fib(30)", "client │  [.] Got 832040"]
