@@ -23,7 +23,8 @@ _ASKED = 100
 _KEYS = 5
 
 _COUNTERS = ("message_stats.publish", "message_stats.publish_details.rate",
-             "message_stats.deliver_get", "message_stats.deliver_get_details.rate")  # fmt: skip
+             "message_stats.deliver_get", "message_stats.deliver_get_details.rate",
+             "message_stats.ack", "message_stats.deliver_no_ack", "message_stats.get_no_ack")  # fmt: skip
 QUEUE_COLUMNS = ("name", "type", "arguments", "policy", "messages_ready", "messages_unacknowledged")
 CONSUMER_COLUMNS = (
     *("consumer_tag", "queue.name", "prefetch_count", "ack_required"),
@@ -98,7 +99,11 @@ class WiredNode:
 
 @dataclass(slots=True)
 class QueueState:
-    """A queue with its depth, consumers and, if requested, rates."""
+    """A queue with its depth, consumers and, if requested, rates and counts.
+
+    `acknowledged` is the number of deliveries that consumers have acknowledged, and `automatic` of those that needed no
+    acknowledgement.
+    """
 
     name: str
     type: str
@@ -108,6 +113,8 @@ class QueueState:
     consumers: int = 0
     published: Counter = Counter()
     delivered: Counter = Counter()
+    acknowledged: int = 0
+    automatic: int = 0
 
 
 @dataclass(slots=True)
@@ -233,7 +240,9 @@ def queue_of(view: Json, arguments: Mapping[str, Any]) -> QueueState:
     stats = view.get("message_stats")
     ready, unacked = view.get("messages_ready", 0), view.get("messages_unacknowledged", 0)
     published, delivered = _counter(stats, "publish"), _counter(stats, "deliver_get")
-    return QueueState(view["name"], view.get("type", ""), ready, unacked, arguments, 0, published, delivered)
+    acknowledged, *automatic = (_counter(stats, name).count for name in ("ack", "deliver_no_ack", "get_no_ack"))
+    counts = published, delivered, acknowledged, sum(automatic)
+    return QueueState(view["name"], view.get("type", ""), ready, unacked, arguments, 0, *counts)
 
 
 def consumer_of(view: Json) -> WiredConsumer:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 #: Seconds between readings of the queues' message counts.
 _BETWEEN_COUNTS = 0.2
 #: The version of RabbitMQ that the embedded broker behaves like for plays over AMQP 1.0.
-_AMQP_1_0 = "4.3"
+AMQP_1_0 = "4.3"
 
 
 def perform(play: Play, audience: Audience, guard: Guard, url: str | None = None, directory: Path | None = None) -> int:
@@ -41,7 +41,7 @@ def perform(play: Play, audience: Audience, guard: Guard, url: str | None = None
         home.mkdir(exist_ok=True)
         stream_port = ports.free_port() if play.has_streams and url is None else None
         place = TerminalPlace(home, scratch, "", url is not None, guard, stream_port, play.protocol)
-        like = _AMQP_1_0 if play.protocol else DEFAULT
+        like = AMQP_1_0 if play.protocol else DEFAULT
         own = embedded_broker(scratch / "broker", guard, stream_port, str(like))
         with (
             own if url is None else _cleared(play, url) as (broker_url, management),
@@ -86,14 +86,22 @@ def _counting(management: str, audience: Audience) -> Iterator[None]:
 
 @contextmanager
 def embedded_broker(
-    directory: Path, guard: Guard, stream_port: int | None = None, like: str = str(DEFAULT)
+    directory: Path,
+    guard: Guard,
+    stream_port: int | None = None,
+    like: str = str(DEFAULT),
+    *,
+    port: int = 0,
+    management_port: int = 0,
 ) -> Iterator[tuple[str, str]]:
     """Context manager: run an embedded broker in memory. Yields its URL and the URL of its management API.
 
-    The broker runs in its own process, so that it does not affect the times that plays measure.
+    The broker runs in its own process, so that it does not affect the times that plays measure. A port of 0 is any free
+    one.
     """
     directory.mkdir()
-    broker = embedded_starter.launch(directory, Settings(port=0, management_port=0, stream_port=stream_port, like=like))
+    settings = Settings(port=port, management_port=management_port, stream_port=stream_port, like=like)
+    broker = embedded_starter.launch(directory, settings)
     guard.started(broker.pid)
     try:
         url, management, *_ = embedded_starter.wait_until_ready(broker, directory)

@@ -55,6 +55,8 @@ _TERMINALS |= {
     f"{AMQP10}{name}": (("all of them", "export MQTOOL_PROTOCOL=amqp1.0"), *_TERMINALS[name]) for name in OVER_AMQP10
 }
 NAMES = tuple(_TERMINALS)
+#: The tutorials that are numbered at https://www.rabbitmq.com/tutorials.
+NUMBERED = ("hello-world", "work-queues", "publish-subscribe", "routing", "topics", "rpc", "publisher-confirms")
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,13 @@ def page(name: str) -> Page:
     return Page(
         name, title, summary, picture, story, link.strip(), _TERMINALS[name], source, f"mqtool/tutorials/{file}"
     )
+
+
+def numbered(name: str) -> str:
+    """Return a tutorial's name, given its name or its number in RabbitMQ's list."""
+    if name in map(str, range(1, len(NUMBERED) + 1)):
+        return NUMBERED[int(name) - 1]
+    return name.replace("_", "-")
 
 
 def no_such_tutorial(name: str, names: tuple[str, ...]) -> UsageError:

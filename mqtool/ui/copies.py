@@ -163,13 +163,17 @@ class Copies:
             for queue, way in ways.items()
             if queue not in private
         }
-        for queue in copy.headers.get("routed_queues", ()) if self._firehose is not None else ():
-            paths.setdefault(str(queue), [message.exchange, str(queue)])
+        if self._firehose is not None and "routed_queues" in copy.headers:  # the broker knows better
+            routed = map(str, copy.headers["routed_queues"])
+            paths = {queue: paths.get(queue, [message.exchange, queue]) for queue in routed if queue not in private}
         event = {
             "what": "published",
             "t": now,
             "message": self._messages,
-            "from": {"client": self._publisher(copy, message.exchange), "connection": ""},
+            "from": {
+                "client": self._publisher(copy, message.exchange),
+                "connection": str(copy.headers.get("connection", "")) if self._firehose else "",
+            },
             "paths": [*paths.values()],
             "details": details(message),
         }
@@ -202,6 +206,8 @@ class Copies:
                 "t": round(time.time() * 1000),
                 "queue": message.queue,
                 "consumer": consumers[0] if consumers else None,
+                "connection": connection,
+                "redelivered": message.redelivered,
                 "details": details(message),
             }
         ]

@@ -194,6 +194,7 @@ def _moved(wiring: Wiring, publishers: list[Json]) -> Json:
             if name in wiring.queues
         ],
         "published": [[each["client"], each["exchange"], each["count"]] for each in publishers],
+        "settled": {name: [queue.acknowledged, queue.automatic] for name, queue in wiring.queues.items()},
     }
 
 

@@ -13,6 +13,7 @@ from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.chosen_broker import MANAGEMENT_VARIABLE
 from mqtool.cli.command_line import command, group
+from mqtool.cli.commands import tutorial_try
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import layout, output, play_lines
 from mqtool.cli.display.play_lines import PlayLines, TypingPace
@@ -21,6 +22,7 @@ from mqtool.cli.display.play_panes import SMALLEST, Panes
 from mqtool.cli.invocation import current
 from mqtool.cli.options.page_options import PageOptions
 from mqtool.errors import UsageError
+from mqtool.plays.goals import GOALS
 from mqtool.plays.performing import perform
 from mqtool.spelling import counted
 from mqtool.stage.terminal import Guard
@@ -30,11 +32,8 @@ if TYPE_CHECKING:
     from mqtool.cli.display.play_panes import Panes
     from mqtool.management import Management
 
-app = group("tutorial", "Learn RabbitMQ: read the tutorials, and see them run.", heading="Learn")
-
-
-#: The tutorials that are numbered at https://www.rabbitmq.com/tutorials.
-_NUMBERED = (*("hello-world", "work-queues", "publish-subscribe", "routing", "topics", "rpc", "publisher-confirms"),)
+app = group("tutorial", "Learn RabbitMQ: read tutorials, see them run, and try it.", heading="Learn")
+app.add_typer(tutorial_try.app)
 
 
 NoColor = Annotated[bool, typer.Option("--no-color", help="Do not use colour")]
@@ -56,19 +55,12 @@ def list_(
 
 
 def _row(name: str) -> dict[str, str]:
-    number = str(_NUMBERED.index(name) + 1) if name in _NUMBERED else ""
+    number = str(pages.NUMBERED.index(name) + 1) if name in pages.NUMBERED else ""
     if name in pages.NAMES:
         page = pages.page(name)
         return {"number": number, "name": name, "title": page.title, "summary": page.summary}
     play = plays.PLAYS[name]
     return {"number": "", "name": name, "title": play.title, "summary": play.story[0].lower() + play.story[1:]}
-
-
-def _named(name: str) -> str:
-    """Return a tutorial's name, given its name or its number in RabbitMQ's list."""
-    if name in map(str, range(1, len(_NUMBERED) + 1)):
-        return _NUMBERED[int(name) - 1]
-    return name.replace("_", "-")
 
 
 @command(app, "mqtool tutorial show routing", "mqtool tutorial show hello-world --plain > hello.py", effect=Effect.NONE)
@@ -83,7 +75,7 @@ def show(
 ) -> None:
     """Show a tutorial: picture, story, commands and source."""
     current().no_color = no_color
-    name = _named(name)
+    name = pages.numbered(name)
     if name in plays.PLAYS and name not in pages.NAMES:
         raise UsageError(f"{name} has no page to read", f"run it: mqtool tutorial run {name}")
     page = pages.page(name)
@@ -130,7 +122,7 @@ def run(
     choose a tutorial on the page.
     """
     current().no_color = no_color
-    chosen = [*map(_named, names or plays.PLAYS)]
+    chosen = [*map(pages.numbered, names or plays.PLAYS)]
     for name in chosen:
         if name not in plays.PLAYS:
             raise pages.no_such_tutorial(name, tuple(plays.PLAYS))
@@ -194,6 +186,7 @@ def page_broker(url: str | None) -> "tuple[Callable[[], Management], str, str] |
 
 def _next_steps(name: str, *, is_last: bool) -> str:
     steps = [f"'mqtool tutorial show {name}' has the commands, the story and the source."] * (name in pages.NAMES)
+    steps += [f"Now do it yourself: mqtool tutorial try {name}"] * (name in GOALS)
     following = [*plays.PLAYS][[*plays.PLAYS].index(name) + 1 :]
     if is_last and following:
         steps.append(f"next: mqtool tutorial run {following[0]}")

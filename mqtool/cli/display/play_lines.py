@@ -73,7 +73,7 @@ class TypingPace:
 
     def forget_keys(self) -> None:
         """Discard the keys pressed so far. Called before text is shown."""
-        while self._key(0):
+        while self.key(0):
             pass
 
     def wait(self, text: str) -> None:
@@ -85,11 +85,11 @@ class TypingPace:
             rest = None if limit is None else max(0.0, limit - time.monotonic())
             if not self._keys:
                 time.sleep(rest or 0.0)
-            elif self._key(rest) in _ENOUGH or not self._keys:
+            elif self.key(rest) in _ENOUGH or not self._keys:
                 return
 
-    def _key(self, seconds: float | None) -> bytes:
-        """Wait up to this many seconds for a key press; return b"" if there is none."""
+    def key(self, seconds: float | None) -> bytes:
+        """Wait up to this many seconds for a key press; return b"" if there is none. Raises Exit on q."""
         if not self._keys or not select.select([0], [], [], seconds)[0]:
             return b""
         key = os.read(0, 1)
@@ -214,6 +214,10 @@ class PlayLines:
     def note(self, text: str) -> None:
         """Print a note."""
         self._print(Text(text, "dim"))
+
+    def goal(self, text: str) -> None:
+        """Print what the learner has to bring about."""
+        self._print(Text(text, "bold"))
 
     def table(self, table: RenderableType) -> None:
         """Print a rich renderable."""

@@ -248,11 +248,17 @@ class PlayPage:
             raise Left
         self._recording.add("goes_on", number=self._said)
 
+    def goal(self, text: str) -> None:
+        """Show what the learner has to bring about. Waits for nobody."""
+        self._said += 1
+        self._recording.add("scene", number=self._said, text=text, waits=False, pace=None)
+        self._recording.add("goes_on", number=self._said)
+
     def right(self, what: str) -> None:
         self._recording.add("checked", what=what, ok=True)
 
     def note(self, text: str) -> None:
-        """Show a finding of a drill."""
+        """Show a finding of a drill or of a goal."""
         self._recording.add("checked", what=text, ok=False)
 
     def blank(self) -> None:

@@ -38,7 +38,7 @@ SENTENCES = {
     "tap": "Show copies of messages as they are published",
     "top": "Watch queues, rates and consumers",
     "topology": "Show publishers, exchanges, bindings, queues and consumers",
-    "tutorial": "Learn RabbitMQ: read the tutorials, and see them run",
+    "tutorial": "Learn RabbitMQ: read tutorials, see them run, and try it",
     "ui": "Watch messages move through the topology, in a browser",
     "user": "Add and delete users; change passwords and tags",
     "vhost": "Add and delete virtual hosts",

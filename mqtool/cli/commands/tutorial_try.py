@@ -1,0 +1,208 @@
+"""mqtool tutorial try."""
+
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from typing import Annotated, NamedTuple
+from urllib.parse import urlsplit
+
+import typer
+
+from mqtool import plays
+from mqtool.amqp import TlsFiles, parse_addresses
+from mqtool.amqp.address import without_passwords
+from mqtool.broker import ports
+from mqtool.broker.embedded.model.profile import DEFAULT
+from mqtool.cli import stopping
+from mqtool.cli.access import Access
+from mqtool.cli.chosen_broker import MANAGEMENT_VARIABLE, choose, is_same_node
+from mqtool.cli.command_line import command
+from mqtool.cli.contexts import Effect
+from mqtool.cli.display import layout, output
+from mqtool.cli.display.goal_lines import GoalLines
+from mqtool.cli.display.play_page import PlayPage
+from mqtool.cli.invocation import current
+from mqtool.cli.options.page_options import PageOptions
+from mqtool.errors import UsageError
+from mqtool.plays.goals import GOALS, reached_goals
+from mqtool.plays.goals.goal import Goal
+from mqtool.plays.goals.trying import Trial, TrialBroker, is_embedded, own_vhost
+from mqtool.plays.performing import AMQP_1_0, api_of, embedded_broker
+from mqtool.spelling import counted, did_you_mean
+from mqtool.stage.terminal import Guard
+from mqtool.tutorials import pages
+
+app = typer.Typer()
+
+_HINT_KEYS, _SKIP = ("\r", "\n", "h"), "s"
+
+
+@command(
+    app,
+    "mqtool tutorial try",
+    "mqtool tutorial try hello-world",
+    "mqtool tutorial try routing --again",
+    effect=Effect.OWN,
+    name="try",
+)
+def try_(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Tutorial to try", autocompletion=lambda: [*GOALS])
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Start with the first goal again")] = False,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            "--url",
+            "-u",
+            envvar=["MQTOOL_URL", "AMQP_URL"],
+            help="Use a virtual host of its own on this broker",
+            metavar="URL",
+        ),
+    ] = None,
+    no_color: Annotated[bool, typer.Option("--no-color", help="Do not use colour")] = False,
+    *,
+    page: PageOptions,
+) -> None:
+    """Try a tutorial yourself: mqtool says goals, and what is missing.
+
+    Each goal asks for something that you bring about in other terminals, with any program. Without NAME, the goals are
+    listed, with those that you have reached.
+    """
+    current().no_color = no_color
+    if name is None:
+        _list()
+        return
+    tutorial = pages.numbered(name)
+    if tutorial not in GOALS:
+        raise UsageError(
+            f"there are no goals for {tutorial!r}",
+            did_you_mean(tutorial, tuple(GOALS), f"tutorials with goals: {', '.join(GOALS)}"),
+        )
+    if again:
+        reached_goals.forget(tutorial)
+    done = reached_goals.load().get(tutorial, [])
+    left = [each for each in GOALS[tutorial] if each.name not in done]
+    if not left:
+        output.status(
+            f"You have reached all goals of {tutorial}. 'mqtool tutorial try {tutorial} --again' starts again."
+        )
+        return
+    stopping.let_children_be_interrupted()
+    guard = Guard()
+    with ExitStack() as ending:
+        place = ending.enter_context(_own_broker(tutorial, guard) if url is None else _vhost_at(url))
+        shown = None
+        if page.ui:
+            broker = place.broker.find, place.broker.vhost, place.title
+            shown = ending.enter_context(PlayPage([], broker=broker, port=page.port, open_page=page.open_page))
+        try:
+            _try(tutorial, left, place, shown)
+        except KeyboardInterrupt:
+            output.notice(f"Stopped. To continue: mqtool tutorial try {tutorial}")
+
+
+class _Place(NamedTuple):
+    """Where the learner works: the broker, what to type in each terminal first ("" for nothing), and its title."""
+
+    broker: TrialBroker
+    first: str
+    title: str
+
+
+def _list() -> None:
+    done = reached_goals.load()
+    is_read = output.is_terminal(1)
+    rows = [
+        {"tutorial": tutorial, "goal": goal.name, "reached": "✓" if goal.name in done.get(tutorial, ()) else ""}
+        for tutorial, goals in GOALS.items()
+        for goal in goals
+    ]
+    layout.show_rows(rows, ("tutorial", "goal", "reached"))
+    if is_read:
+        left = next((row["tutorial"] for row in rows if not row["reached"]), None)
+        output.status(f"To continue: mqtool tutorial try {left}" if left else "You have reached all of them.")
+
+
+def _try(tutorial: str, left: list[Goal], place: _Place, page: PlayPage | None) -> None:
+    lines, goals = GoalLines(page), GOALS[tutorial]
+    play = plays.PLAYS[tutorial]
+    with (
+        lines.watching(play.title, play.story),
+        page.watching(play.title, play.story) if page else nullcontext(),
+        page.on_broker(None) if page else nullcontext(),
+        Trial(place.broker) as trial,
+    ):
+        if place.first:
+            lines.note(f"In each of your other terminals, type first:\n  {place.first}")
+        reached = 0
+        for goal in left:
+            if goal.only_embedded and not place.broker.is_embedded:
+                lines.note(f"Not on RabbitMQ: {goal.ask} ({goal.only_embedded}.)")
+                continue
+            lines.begin(goal, goals.index(goal) + 1, len(goals))
+            if _is_reached(goal, trial, lines):
+                reached_goals.add(tutorial, goal)
+                reached += 1
+        lines.note(f"{counted(reached, 'goal')} reached. {_next(tutorial)}")
+
+
+def _is_reached(goal: Goal, trial: Trial, lines: GoalLines) -> bool:
+    """Let the learner try one goal; return False to skip it."""
+    hints = 0
+    trial.prepare(goal)
+    for finding in trial.findings(goal):
+        if finding is not None:
+            lines.found(finding)
+        key = lines.key()
+        if key and key in _HINT_KEYS:
+            lines.hint(goal, min(hints, len(goal.hints) - 1))
+            hints += 1
+        elif key == _SKIP:
+            return False
+    return True
+
+
+def _next(tutorial: str) -> str:
+    done = reached_goals.load().get(tutorial, [])
+    if any(each.name not in done for each in GOALS[tutorial]):
+        return f"To try the others: mqtool tutorial try {tutorial}"
+    later = [*GOALS][[*GOALS].index(tutorial) + 1 :]
+    return f"Next: mqtool tutorial try {later[0]}" if later else "To see them all: mqtool tutorial try"
+
+
+@contextmanager
+def _own_broker(tutorial: str, guard: Guard) -> Iterator[_Place]:
+    """Context manager: run an embedded broker, on the usual ports if they are free."""
+    port = ports.choose(None, (ports.AMQP,))
+    management_port = ports.choose(None, ports.usual_management(None, port))
+    stream_port = ports.choose(None, (ports.STREAMS,))
+    like = AMQP_1_0 if plays.PLAYS[tutorial].protocol else str(DEFAULT)
+    with (
+        tempfile.TemporaryDirectory(prefix="mqtool-try-") as scratch,
+        embedded_broker(
+            Path(scratch) / "broker", guard, stream_port, like, port=port, management_port=management_port
+        ) as (url, management),
+    ):
+        access = Access(parse_addresses(url), TlsFiles(), management)
+        found = choose().addresses()[0]
+        is_found = is_same_node(found, access.address) and found.virtual_host == "/"
+        first = f"export AMQP_URL=amqp://{ports.HOST}:{port}"
+        broker = TrialBroker(api_of(management), "/", access.connect, is_embedded=True)
+        yield _Place(broker, "" if is_found else first, "a broker started by mqtool")
+
+
+@contextmanager
+def _vhost_at(url: str) -> Iterator[_Place]:
+    """Context manager: add a virtual host to a broker."""
+    addresses, name = parse_addresses(url), f"mqtool-try-{secrets.token_hex(3)}"
+    given = Access(addresses, TlsFiles(), os.environ.get(MANAGEMENT_VARIABLE))
+    api = given.management()
+    access = Access([each._replace(virtual_host=name) for each in addresses], TlsFiles())
+    shown = urlsplit(without_passwords(url.partition(",")[0]))._replace(path=f"/{name}").geturl()
+    with own_vhost(api, name, access.user):
+        broker = TrialBroker(given.management, name, access.connect, is_embedded(api))
+        yield _Place(broker, f"export AMQP_URL={shown}", access.title)

@@ -1,0 +1,11 @@
+"""Goals of `tutorial try`: what a learner brings about with commands or programs, while only the broker is watched.
+
+Each file NAME_goals.py has the goals of a tutorial, as data and functions of what was seen. CONTRIBUTING.md shows how
+to add one.
+"""
+
+from mqtool.plays.goals import hello_world_goals
+from mqtool.plays.goals.goal import Goal
+
+#: The goals of each tutorial, in the recommended order.
+GOALS: dict[str, tuple[Goal, ...]] = {"hello-world": hello_world_goals.GOALS}

@@ -1,0 +1,60 @@
+"""A goal of `tutorial try`: what the learner has to bring about on a broker, as data and functions of what was seen.
+
+A function takes what was seen (seen.py) and returns a sentence, or "" if it does not apply. Such functions print
+nothing, and do nothing to the broker.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from mqtool.plays.goals.seen import Seen
+
+#: Returns a sentence about what was seen; "" if there is nothing to say.
+Said = Callable[[Seen], str]
+
+
+@dataclass(frozen=True)
+class TrialFault:
+    """What `try` does to the broker once, in the middle of a goal.
+
+    Attributes:
+        name: "restart" (of the broker), "cut" (the connection that `target` returns) or "refuse" (the next message
+            published to the queue that `target` returns).
+        when: returns True when it is time.
+        say: what has been done, as a sentence; {} stands for what it was done to.
+        target: a connection or a queue.
+    """
+
+    name: str
+    when: Callable[[Seen], bool]
+    say: str
+    target: Callable[[Seen], str] = field(default=lambda _: "")
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One thing to bring about.
+
+    Attributes:
+        name: names the goal in the list and in the state file; unique within its tutorial.
+        ask: what to bring about, in one to three sentences.
+        reached: returns the proof that the goal was reached, "" until then.
+        mistakes: say what is wrong or missing. The first one that says something is shown.
+        hints: a question that makes the learner think; the concept, by its name in the official tutorial; a command.
+        queues, bindings: what is declared before the goal begins: queues with their arguments, and bindings as
+            exchange, type, key and queue.
+        fault: what `try` does meanwhile, if anything.
+        only_embedded: why the goal cannot be seen on RabbitMQ, as a clause; empty if it can.
+        program: the program in examples/repair that the learner has to mend; empty for none.
+    """
+
+    name: str
+    ask: str
+    reached: Said
+    mistakes: tuple[Said, ...]
+    hints: tuple[str, str, str]
+    queues: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    bindings: tuple[tuple[str, str, str, str], ...] = ()
+    fault: TrialFault | None = None
+    only_embedded: str = ""
+    program: str = ""

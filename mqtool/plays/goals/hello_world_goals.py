@@ -1,0 +1,129 @@
+"""Goals of the tutorial hello-world."""
+
+from mqtool.plays.goals import mistakes
+from mqtool.plays.goals.goal import Goal
+from mqtool.plays.goals.seen import Seen
+
+_HELLO = "hello"
+
+
+def _it_waited(seen: Seen) -> str:
+    for copy in seen.copies_in(_HELLO):
+        if copy.received and copy.waited:
+            return f"{copy.message} waited in the queue 'hello' until {seen.called(copy.receiver)} came and got it."
+    return ""
+
+
+def _a_receiver_was_there(seen: Seen) -> str:
+    got = [copy.message for copy in seen.copies_in(_HELLO) if copy.received]
+    return f"{got[-1]} did not wait: a receiver was there already. Stop it with Ctrl-C, and send again." if got else ""
+
+
+_WAITS = Goal(
+    "waits",
+    "Send 'Hello World!' to the queue 'hello' while nobody receives. Then receive it.",
+    _it_waited,
+    (
+        mistakes.thrown_away(_HELLO),
+        mistakes.given_back(_HELLO),
+        _a_receiver_was_there,
+        mistakes.not_sent_to(_HELLO),
+        mistakes.not_acknowledged(_HELLO),
+        mistakes.nobody_receives(_HELLO),
+    ),
+    (
+        "A letter comes while nobody is at home. Where is it until somebody is?",
+        "The queue: it stores messages until a consumer gets them. Sender and receiver need not run at the same time.",
+        "mqtool send 'Hello World!' and then, in another terminal: mqtool receive",
+    ),
+)
+
+
+def _in_order(seen: Seen) -> str:
+    copies = [copy for copy in seen.copies_in(_HELLO) if copy.received]
+    for first, second, third in zip(copies, copies[1:], copies[2:], strict=False):
+        three = (first, second, third)
+        delivered = [copy.deliveries[0].at for copy in three]
+        is_one = len({copy.receiver for copy in three}) == 1
+        if is_one and delivered == sorted(delivered) and not any(copy.waited for copy in three):
+            bodies = ", ".join(str(copy.message) for copy in three)
+            return f"{seen.called(first.receiver)} was waiting, and got {bodies} at once, in this order."
+    return ""
+
+
+def _some_waited(seen: Seen) -> str:
+    waited = [copy.message for copy in seen.copies_in(_HELLO) if copy.received and copy.waited]
+    return f"{waited[-1]} had to wait. This time, start the receiver first, and let it run." if waited else ""
+
+
+def _several_receivers(seen: Seen) -> str:
+    receivers = {copy.receiver for copy in seen.copies_in(_HELLO) if copy.received}
+    return f"{len(receivers)} receivers share the messages of 'hello'. Let only one run." if len(receivers) > 1 else ""
+
+
+def _too_few(seen: Seen) -> str:
+    got = sum(copy.received for copy in seen.copies_in(_HELLO))
+    return f"The receiver got {got} of 3 messages. Let it run, and send more." if 0 < got < 3 else ""
+
+
+_AT_ONCE = Goal(
+    "at-once",
+    "Now start the receiver first, and send three messages while it runs.",
+    _in_order,
+    (
+        mistakes.thrown_away(_HELLO),
+        mistakes.given_back(_HELLO),
+        _several_receivers,
+        _some_waited,
+        mistakes.not_sent_to(_HELLO),
+        mistakes.nobody_receives(_HELLO),
+        _too_few,
+    ),
+    (
+        "Does a receiver have to ask again and again whether there is a message?",
+        "A consumer subscribes once; then the broker pushes messages to it, in the order of the queue.",
+        "mqtool receive in one terminal; in another, three times: mqtool send 'Hello World!'",
+    ),
+)
+
+
+def _lost_without_a_word(seen: Seen) -> str:
+    lost = [each for each in seen.published_to("") if each.lost == "dropped"]
+    if not lost or ("hello" in seen.queues and lost[0].routing_key == "hello"):
+        return ""
+    key = lost[0].routing_key
+    return f"{lost[0]} had the routing key {key!r}. There is no queue {key!r}, so the broker dropped it."
+
+
+def _queue_was_made(seen: Seen) -> str:
+    got = [each for each in seen.published_to("") if each.queues]
+    if not got:
+        return ""
+    queue = got[-1].routing_key
+    return f"{got[-1]} is in the queue {queue!r}: somebody had declared it. Publish where there is no queue."
+
+
+def _told(seen: Seen) -> str:
+    returned = [each for each in seen.messages if each.lost == "returned"]
+    return (
+        f"{returned[-1]} was returned, because it was mandatory, as 'mqtool send' has it. Do it without."
+        if returned
+        else ""
+    )
+
+
+_NO_QUEUE = Goal(
+    "no-queue",
+    "A publisher misspells the name of its queue. Publish a message to the default exchange with a routing key that no "
+    "queue has as its name, such as 'helo'. Without the flag mandatory, nobody is told.",
+    _lost_without_a_word,
+    (mistakes.not_published_to(""), _told, _queue_was_made),
+    (
+        "Who would have to notice that a message has no queue: the sender, the receiver, or the broker?",
+        "The default exchange routes to the queue whose name is the routing key; what no queue gets is dropped.",
+        "mqtool send -e '' -r helo --no-mandatory 'Hello?'",
+    ),
+    only_embedded="RabbitMQ does not report whether a message was returned",
+)
+
+GOALS = (_WAITS, _AT_ONCE, _NO_QUEUE)

@@ -1,0 +1,90 @@
+"""Mistakes that can happen in many goals. Each function returns one that says so if it was made."""
+
+from mqtool.plays.goals.goal import Said
+from mqtool.plays.goals.seen import Seen
+
+
+def not_sent_to(queue: str) -> Said:
+    """A message was published, but not to this queue."""
+
+    def said(seen: Seen) -> str:
+        elsewhere = [each for each in seen.messages if queue not in each.queues]
+        if not elsewhere or seen.copies_in(queue):
+            return ""
+        message = elsewhere[-1]
+        if known := sorted(message.queues & seen.queues.keys()):
+            return f"{message} went to the queue {known[0]!r}, not to {queue!r}."
+        if message.exchange:
+            return f"{message} was published to the exchange {message.exchange!r}, which has no queue for it."
+        return f"{message} was published with the routing key {message.routing_key!r}, and there is no such queue."
+
+    return said
+
+
+def not_published_to(exchange: str) -> Said:
+    """A message was published, but not to this exchange."""
+
+    def said(seen: Seen) -> str:
+        if not seen.messages or seen.published_to(exchange):
+            return ""
+        message = seen.messages[-1]
+        if not exchange:
+            return f"{message} was published to the exchange {message.exchange!r}, not to the default exchange ('')."
+        if not message.exchange:
+            return (
+                f"{message} was published to the default exchange, which takes {message.routing_key!r} for the name "
+                f"of a queue. Publish to {exchange!r}."
+            )
+        return f"{message} was published to the exchange {message.exchange!r}, not to {exchange!r}."
+
+    return said
+
+
+def nobody_receives(queue: str) -> Said:
+    """A message waits in a queue that has no consumer."""
+
+    def said(seen: Seen) -> str:
+        waiting = [copy for copy in seen.copies_in(queue) if not copy.end and not copy.is_held]
+        if not waiting or seen.consumers_of(queue):
+            return ""
+        return f"{waiting[0].message} waits in {queue!r}: nobody receives from that queue."
+
+    return said
+
+
+def given_back(queue: str) -> Said:
+    """A message was delivered and put back into its queue."""
+
+    def said(seen: Seen) -> str:
+        for copy in seen.copies_in(queue):
+            if not copy.end and copy.deliveries and copy.deliveries[-1].end.startswith("requeued"):
+                return f"{copy.message} was delivered, but not acknowledged: it is in {queue!r} again."
+        return ""
+
+    return said
+
+
+def not_acknowledged(queue: str) -> Said:
+    """A receiver has a message, and does not acknowledge it."""
+
+    def said(seen: Seen) -> str:
+        held = next((copy for copy in seen.copies_in(queue) if copy.is_held), None)
+        return f"{held.message} was delivered, and has not been acknowledged yet." if held else ""
+
+    return said
+
+
+def thrown_away(queue: str) -> Said:
+    """A message left the queue without having been received."""
+
+    def said(seen: Seen) -> str:
+        for copy in seen.copies_in(queue):
+            if copy.end == "purged":
+                return f"{queue!r} was purged: {copy.message} was deleted, and nobody received it."
+            if copy.end.startswith(("discarded", "dead-lettered")):
+                return f"{copy.message} left {queue!r} unread ({copy.end})."
+            if copy.end == "deleted" or seen.is_without_queue(copy):
+                return f"The queue {queue!r} was deleted, and {copy.message} with it."
+        return ""
+
+    return said

@@ -1,0 +1,356 @@
+"""What a broker was seen to do, for goals: the records of `mqtool ui` as messages, copies and deliveries.
+
+    publisher ──> SeenMessage ─┬─> SeenCopy (in a queue) ──> SeenDelivery ──> receiver 1
+                               │                         └─> SeenDelivery ──> receiver 2 (redelivered)
+                               └─> SeenCopy (in another queue)
+
+The embedded broker reports each event. RabbitMQ's firehose shows what is published and delivered, but not what happens
+then: a queue's counters of acknowledgements show that all its deliveries were acknowledged, a few seconds later.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+#: A record of ui/records.py.
+Json = dict[str, Any]
+#: Longer bodies are cut off in sentences.
+_SHOWN = 40
+#: A broker delivers to a waiting receiver within this many milliseconds; no program starts as quickly.
+_AT_ONCE = 100
+
+
+@dataclass
+class SeenDelivery:
+    """A delivery of a copy to a receiver.
+
+    Attributes:
+        receiver: identifies the consumer (on RabbitMQ, its connection); empty for basic.get.
+        at, ended_at: the moment of the delivery, and of its end; 0 if it has not ended.
+        milliseconds: the broker's time of the delivery, since 1970.
+        end: "acknowledged", "requeued: " and why, "dead-lettered: " or "discarded: " and the reason; or empty.
+        no_ack: True if the receiver consumes with automatic acknowledgement.
+    """
+
+    receiver: str
+    at: int
+    milliseconds: int
+    redelivered: bool
+    no_ack: bool
+    end: str = ""
+    ended_at: int = 0
+
+
+@dataclass
+class SeenCopy:
+    """A message in one queue.
+
+    Attributes:
+        end: how it left the queue, as in SeenDelivery, "purged", or "deleted"; empty if it has not.
+        look: how often RabbitMQ's queues had been looked at before.
+    """
+
+    message: "SeenMessage"
+    queue: str
+    at: int
+    look: int
+    deliveries: list[SeenDelivery] = field(default_factory=list)
+    end: str = ""
+
+    @property
+    def acknowledged(self) -> bool:
+        return self.end == "acknowledged"
+
+    @property
+    def received(self) -> bool:
+        """True if a receiver has acknowledged it, or got it with automatic acknowledgement."""
+        return self.end in ("acknowledged", "automatic")
+
+    @property
+    def receiver(self) -> str:
+        """The receiver that got it last; empty if none did."""
+        return self.deliveries[-1].receiver if self.deliveries else ""
+
+    @property
+    def waited(self) -> bool:
+        """True if no receiver was waiting for it when it was published."""
+        return bool(self.deliveries) and self.deliveries[0].milliseconds - self.message.milliseconds > _AT_ONCE
+
+    @property
+    def is_held(self) -> bool:
+        """True if a receiver has it, and has not acknowledged it yet."""
+        return bool(self.deliveries) and not self.deliveries[-1].end
+
+    @property
+    def is_early(self) -> bool:
+        """True if it was acknowledged automatically, before any work was done."""
+        return any(each.no_ack for each in self.deliveries)
+
+
+@dataclass
+class SeenMessage:
+    """A message that was published.
+
+    Attributes:
+        at: the moment when it was published. Moments are counted; they are not times.
+        milliseconds: the broker's time then, since 1970.
+        connection: the publisher's connection; empty if a queue dead-lettered the message, or it was found in a queue.
+        origin: the queue that dead-lettered it, if any.
+        reply_to: for a direct reply, the connection that gets it.
+        lost: "dropped" or "returned" if no queue got it, "refused" if a full queue refused it.
+    """
+
+    at: int
+    milliseconds: int
+    connection: str
+    origin: str
+    exchange: str
+    routing_key: str
+    headers: Json
+    properties: Json
+    body: str
+    copies: list[SeenCopy] = field(default_factory=list)
+    lost: str = ""
+    reply_to: str = ""
+
+    def __str__(self) -> str:
+        return repr(self.body if len(self.body) <= _SHOWN else f"{self.body[:_SHOWN]}…")
+
+    @property
+    def queues(self) -> set[str]:
+        return {copy.queue for copy in self.copies}
+
+    @property
+    def receivers(self) -> list[str]:
+        """The receivers that got it, one for each copy that was received."""
+        return [copy.receiver for copy in self.copies if copy.received]
+
+    @property
+    def persistent(self) -> bool:
+        return self.properties.get("delivery_mode") == 2
+
+    def copy_in(self, queue: str) -> SeenCopy | None:
+        return next((copy for copy in self.copies if copy.queue == queue), None)
+
+
+class SeenBinding(NamedTuple):
+    """A binding; `key` is the routing key, or the arguments as "name=value" words."""
+
+    exchange: str
+    destination: str
+    key: str
+
+
+class SeenConsumer(NamedTuple):
+    """A consumer that is there now. A prefetch of 0 is unlimited."""
+
+    name: str
+    queue: str
+    prefetch: int
+
+
+class Seen:
+    """The history of a virtual host since it was first looked at, and its topology now.
+
+    Attributes:
+        queues: the queues that exist now, by name, each with "type", "arguments", "ready" and "unacked".
+        exchanges: the types of the exchanges that exist now, by name.
+        bindings, consumers: those that exist now.
+        is_complete: False until the first records have been taken.
+        acted: the moment at which `try` did its part in the goal; 0 if it has not yet.
+        note: what `try` did it to, for the sentences of the goal.
+    """
+
+    def __init__(self) -> None:
+        self.queues: dict[str, Json] = {}
+        self.exchanges: dict[str, str] = {}
+        self.bindings: list[SeenBinding] = []
+        self.consumers: list[SeenConsumer] = []
+        self.is_complete = False
+        self.acted = 0
+        self.note = ""
+        self.begun = 0
+        self.now = 0
+        self._all: list[SeenMessage] = []
+        self._published: dict[int, SeenMessage] = {}
+        self._copies: dict[tuple[str, int], SeenCopy] = {}
+        self._held: dict[tuple[str, int], SeenMessage] = {}
+        self._receivers: list[str] = []
+        #: How often RabbitMQ's queues have been looked at; the embedded broker tells when they change.
+        self._looks = 0
+
+    def begin(self) -> None:
+        """Begin a goal: `messages` and `receivers` contain only what is new from now on."""
+        self.begun, self.acted, self.note = self.now, 0, ""
+        self._receivers.clear()
+
+    def act(self, note: str) -> None:
+        """Remember that `try` has done its part in the goal, and what it did it to."""
+        self.now += 1
+        self.acted, self.note = self.now, note
+
+    @property
+    def messages(self) -> list[SeenMessage]:
+        """The messages that clients published since the goal began, oldest first."""
+        return [each for each in self._all if each.at > self.begun and not each.origin]
+
+    @property
+    def dead_letters(self) -> list[SeenMessage]:
+        """The messages that queues have dead-lettered since the goal began."""
+        return [each for each in self._all if each.at > self.begun and each.origin]
+
+    def published_to(self, exchange: str, *keys: str) -> list[SeenMessage]:
+        """The messages published to an exchange since the goal began, with one of these keys if any are named."""
+        return [each for each in self.messages if each.exchange == exchange and (not keys or each.routing_key in keys)]
+
+    def copies_in(self, queue: str) -> list[SeenCopy]:
+        """The copies that clients published to a queue since the goal began, oldest first."""
+        return [copy for each in self.messages for copy in each.copies if copy.queue == queue]
+
+    def bound(self, exchange: str) -> list[SeenBinding]:
+        return [each for each in self.bindings if each.exchange == exchange]
+
+    def consumers_of(self, queue: str) -> list[SeenConsumer]:
+        return [each for each in self.consumers if each.queue == queue]
+
+    def is_without_queue(self, copy: SeenCopy) -> bool:
+        """True if the copy's queue does not exist any more."""
+        is_current = not self._looks or self._looks > copy.look + 1
+        return not copy.end and copy.queue not in self.queues and is_current
+
+    def called(self, receiver: str) -> str:
+        """Return a name for a receiver, such as "receiver 2": they are numbered as they appear."""
+        if receiver not in self._receivers:
+            self._receivers.append(receiver)
+        return f"receiver {self._receivers.index(receiver) + 1}"
+
+    def take(self, record: Json) -> bool:
+        """Take a record; return True if it changed something."""
+        match record["kind"]:
+            case "topology":
+                self._take_topology(record)
+            case "snapshot":
+                self._take_snapshot(record["waiting"])
+                self.is_complete = True
+            case "event":
+                self.now += 1
+                self._take_event(record)
+            case "moved" if "settled" in record:  # from RabbitMQ
+                self._looks += 1
+                self._settle(record["settled"])
+                self.is_complete = True
+            case _:
+                return False
+        return True
+
+    def _take_topology(self, record: Json) -> None:
+        for queue in self.queues.keys() - {each["name"] for each in record["queues"]}:
+            for copy in self._open(queue):
+                copy.end = "deleted"
+        self.queues = {each["name"]: each for each in record["queues"]}
+        self.exchanges = {each["name"]: each["type"] for each in record["exchanges"]}
+        self.bindings = [
+            SeenBinding(link["from"], link["to"], key) for link in record["links"] for key in link["keys"] or [""]
+        ]
+        self.consumers = [SeenConsumer(each["name"], each["queue"], each["prefetch"]) for each in record["consumers"]]
+
+    def _take_snapshot(self, waiting: list[Json]) -> None:
+        """Take the messages that are in queues: at the start, after a restart, or when events were lost."""
+        for each in waiting:
+            if "queue" in each and (each["queue"], each["copy"]) not in self._copies:
+                self._enter(self._message(each, "", ""), each["queue"], each["copy"])
+
+    def _take_event(self, record: Json) -> None:
+        match record["what"]:
+            case "published":
+                self._published[record["message"]] = self._take_published(record)
+            case "replied":
+                self._take_published(record).reply_to = record["to"]["connection"]
+            case "ready" | "appended" | "routed":
+                self._enter(self._published[record["message"]], record["queue"], record.get("copy"))
+            case "returned" | "dropped" | "refused" as end:
+                self._published[record["message"]].lost = end
+            case "delayed":
+                self._held[record["exchange"], record["copy"]] = self._published[record["message"]]
+            case _:
+                self._take_event_in_queue(record)
+
+    def _take_event_in_queue(self, record: Json) -> None:
+        match record["what"]:
+            case "delivered" | "read":
+                self._deliver(self._copies.get((record["queue"], record["copy"])), record)
+            case "taken":
+                self._deliver(self._taken(record), record)
+            case "purged":
+                for copy in self._open(record["queue"]):
+                    if not copy.is_held:
+                        copy.end = "purged"
+            case "acknowledged" | "requeued" | "dead-lettered" | "discarded":
+                if (found := self._copies.get((record["queue"], record["copy"]))) is not None:
+                    self._end(found, record)
+
+    def _take_published(self, record: Json) -> SeenMessage:
+        source = record["from"]
+        if "copy" in source and (held := self._held.pop((source["exchange"], source["copy"]), None)) is not None:
+            return held  # an exchange has held it back
+        origin = source.get("queue", "")
+        return self._message(record, "" if origin else source.get("connection") or source.get("client", ""), origin)
+
+    def _message(self, record: Json, connection: str, origin: str) -> SeenMessage:
+        details = record["details"]
+        message = SeenMessage(
+            *(self.now, record.get("t", 0), connection, origin, details["exchange"], details["routing_key"]),
+            *(details.get("headers") or {}, details.get("properties") or {}, details.get("body", "")),
+        )
+        self._all.append(message)
+        return message
+
+    def _enter(self, message: SeenMessage, queue: str, number: int | None) -> SeenCopy:
+        copy = SeenCopy(message, queue, self.now, self._looks)
+        message.copies.append(copy)
+        if number is not None:
+            self._copies[queue, number] = copy
+        return copy
+
+    def _open(self, queue: str) -> list[SeenCopy]:
+        """The copies that are in a queue, oldest first."""
+        return [copy for each in self._all for copy in each.copies if copy.queue == queue and not copy.end]
+
+    def _taken(self, record: Json) -> SeenCopy:
+        """Return the copy that RabbitMQ has delivered, of which the firehose tells only the contents."""
+        details = record["details"]
+        for copy in self._open(record["queue"]):
+            same = copy.message.body == details.get("body", "") and copy.message.routing_key == details["routing_key"]
+            if same and bool(copy.deliveries) == record["redelivered"]:
+                return copy
+        return self._enter(self._message(record, "", ""), record["queue"], None)
+
+    def _deliver(self, copy: SeenCopy | None, record: Json) -> None:
+        if copy is None:
+            return
+        receiver, no_ack = record.get("connection") or record["consumer"] or "", bool(record.get("no_ack"))
+        if copy.is_held:
+            copy.deliveries[-1].end, copy.deliveries[-1].ended_at = "requeued: lost", self.now
+        copy.deliveries.append(SeenDelivery(receiver, self.now, record["t"], bool(record.get("redelivered")), no_ack))
+        if no_ack and record["what"] == "delivered":
+            self._end(copy, {"what": "automatic"})
+
+    def _end(self, copy: SeenCopy, record: Json) -> None:
+        why = record.get("why") or record.get("reason")
+        end = f"{record['what']}: {why}" if why else str(record["what"])
+        if copy.deliveries and not copy.deliveries[-1].end:
+            copy.deliveries[-1].end, copy.deliveries[-1].ended_at = end, self.now
+        if record["what"] != "requeued":
+            copy.end = end
+
+    def _settle(self, counters: Mapping[str, list[int]]) -> None:
+        """Take RabbitMQ's counters of each queue: how many deliveries were acknowledged, and how many needed not be.
+
+        Which ones they were is known only when they are all.
+        """
+        for queue, (acknowledged, automatic) in counters.items():
+            copies = [copy for each in self._all for copy in each.copies if copy.queue == queue and copy.deliveries]
+            if len(copies) == acknowledged + automatic:
+                for copy in copies:
+                    if not copy.end:
+                        self._end(copy, {"what": "automatic" if automatic else "acknowledged"})

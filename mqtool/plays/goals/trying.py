@@ -1,0 +1,178 @@
+"""Tries a goal: prepares it, watches the broker, and says what is missing until the goal is reached.
+
+records() of mqtool/ui ──> Seen ──> Goal.reached, Goal.mistakes ──> TrialFinding
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import Literal, NamedTuple
+
+from mqtool.amqp import Connection
+from mqtool.errors import MqtoolError, NotFound
+from mqtool.management import Management, exchange_path, path
+from mqtool.plays.goals.goal import Goal, TrialFault
+from mqtool.plays.goals.seen import Json, Seen
+from mqtool.stage.stage import undisturbed
+from mqtool.taps import switch_firehose
+from mqtool.ui.copies import Copies
+from mqtool.ui.records import records
+
+#: How often the caller gets the chance to do something else, in seconds.
+_LOOK = 0.1
+#: A mistake is said once nothing more has happened for this many seconds: the learner may still be typing.
+_SETTLES = 1.0
+_QUEUE_TYPES = {"x-queue-type": "classic"}
+
+
+class TrialFinding(NamedTuple):
+    """Something to tell the learner.
+
+    Attributes:
+        kind: "mistake": something is wrong or missing. "fault": what `try` has done. "reached": the proof.
+    """
+
+    kind: Literal["mistake", "fault", "reached"]
+    text: str
+
+
+@dataclass(frozen=True)
+class TrialBroker:
+    """The broker on which goals are tried.
+
+    Attributes:
+        find: returns its management API.
+        connect: opens a connection to the virtual host; used on RabbitMQ, to receive copies of messages.
+        is_embedded: True if the broker reports each event.
+    """
+
+    find: Callable[[], Management]
+    vhost: str
+    connect: Callable[[], Connection]
+    is_embedded: bool
+
+
+def is_embedded(api: Management) -> bool:
+    """Return True if this is the API of an embedded broker, which reports each event."""
+    with suppress(NotFound):
+        api.get("mqtool/faults")
+        return True
+    return False
+
+
+@contextmanager
+def own_vhost(api: Management, name: str, user: str) -> Iterator[None]:
+    """Context manager: add a virtual host for the learner alone, and delete it with everything in it."""
+    api.put(path("vhosts", name), {})
+    try:
+        api.put(path("permissions", name, user), {"configure": ".*", "write": ".*", "read": ".*"})
+        yield
+    finally:
+        with undisturbed(), suppress(NotFound):
+            api.delete(path("vhosts", name))
+
+
+class Trial:
+    """A context manager that watches a virtual host while goals are tried there, one after the other."""
+
+    def __init__(self, broker: TrialBroker) -> None:
+        self.seen = Seen()
+        self._broker = broker
+        self._api = broker.find()
+        self._records: SimpleQueue[Json | MqtoolError] = SimpleQueue()
+        self._over = threading.Event()
+        self._copies: list[Copies] = []
+
+    def __enter__(self) -> "Trial":
+        if not self._broker.is_embedded:
+            switch_firehose(self._api, self._broker.vhost, on=True)
+        threading.Thread(target=self._watch, name="mqtool-try", daemon=True).start()
+        while not self.seen.is_complete:
+            self._take(_LOOK)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        for copies in self._copies:
+            copies.close()
+
+    def _copy(self) -> Copies:
+        copies = Copies(self._broker.connect, self._broker.vhost, lambda _: nullcontext())
+        self._copies.append(copies)
+        return copies
+
+    def _watch(self) -> None:
+        try:
+            for record in records(self._broker.find, self._broker.vhost, "", self._copy):
+                if self._over.is_set():
+                    return
+                self._records.put(record)
+        except MqtoolError as error:
+            self._records.put(error)
+
+    def _take(self, seconds: float) -> bool:
+        """Take the records that have arrived; return True if they changed what was seen. Wait if there are none."""
+        changed, timeout = False, seconds
+        with suppress(Empty):
+            while True:
+                record = self._records.get(timeout=timeout) if timeout else self._records.get_nowait()
+                if isinstance(record, MqtoolError):
+                    raise record
+                changed |= self.seen.take(record)
+                timeout = 0.0
+        return changed
+
+    def prepare(self, goal: Goal) -> None:
+        """Declare what the goal begins with, and look only at what happens from now on."""
+        vhost = self._broker.vhost
+        for name, arguments in goal.queues.items():
+            body = {"durable": True, "arguments": {**_QUEUE_TYPES, **arguments}}
+            with suppress(NotFound):
+                self._api.delete(path("queues", vhost, name))
+            self._api.put(path("queues", vhost, name), body)
+        for exchange, kind, key, queue in goal.bindings:
+            self._api.put(exchange_path(vhost, exchange), {"type": kind, "durable": False})
+            self._api.post(path("bindings", vhost, "e", exchange, "q", queue), {"routing_key": key})
+        self._take(_LOOK)
+        self.seen.begin()
+
+    def findings(self, goal: Goal) -> Iterator[TrialFinding | None]:
+        """Yield what there is to tell until the goal is reached. Yields None, often, if there is nothing new."""
+        said, since = "", time.monotonic()
+        while True:
+            if self._take(_LOOK):
+                since = time.monotonic()
+            seen = self.seen
+            if goal.fault is not None and not seen.acted and goal.fault.when(seen):
+                yield TrialFinding("fault", self._bring_about(goal.fault))
+            if proof := goal.reached(seen):
+                yield TrialFinding("reached", proof)
+                return
+            mistake = next((text for each in goal.mistakes if (text := each(seen))), "")
+            is_settled = time.monotonic() - since > _SETTLES
+            if is_settled and mistake and mistake != said:
+                yield TrialFinding("mistake", mistake)
+            else:
+                yield None
+            said = mistake if is_settled else said
+
+    def _bring_about(self, fault: TrialFault) -> str:
+        target = fault.target(self.seen)
+        self.seen.act(target)
+        match fault.name:
+            case "restart":
+                self._api.post("mqtool/faults", {"fault": "restart"})
+            case "cut":
+                with suppress(NotFound):
+                    self._api.delete(path("connections", target))
+            case "refuse":
+                self._api.post("mqtool/faults", {"fault": "nack_publishes", "queue": target})
+        return fault.say.format(target)
+
+
+def hint(goal: Goal, asked: int) -> str:
+    """Return the hint that the learner gets next, who has had `asked` hints of a goal; the last one again and again."""
+    return goal.hints[min(asked, len(goal.hints) - 1)]

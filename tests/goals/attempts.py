@@ -1,0 +1,193 @@
+"""Attempts at goals: with commands, with plain pika, and wrong ones; and the learner who makes them."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pika
+import pika.adapters.blocking_connection
+
+from mqtool.amqp import Connection, parse_addresses
+from mqtool.management import Management
+from mqtool.plays.goals.goal import Goal
+from mqtool.plays.goals.trying import Trial, TrialBroker, TrialFinding
+from tests.brokers import TestBroker
+from tests.cli.shell import Shell, wait_until
+
+PlainChannel = pika.adapters.blocking_connection.BlockingChannel
+
+
+class Plain:
+    """What a learner's own program does, with pika alone. Each channel has a connection of its own."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._opened: list[pika.BlockingConnection] = []
+
+    def channel(self) -> PlainChannel:
+        connection = pika.BlockingConnection(pika.URLParameters(self._url))
+        self._opened.append(connection)
+        return connection.channel()
+
+    def queue(self, name: str, *, durable: bool = True, **arguments: Any) -> str:
+        """Declare a queue."""
+        self.channel().queue_declare(name, durable=durable, arguments=arguments or None)
+        return name
+
+    def send(self, key: str, body: str, exchange: str = "", **properties: Any) -> None:
+        self.channel().basic_publish(exchange, key, body.encode(), pika.BasicProperties(**properties))
+
+    def consume(self, queue: str, *, prefetch: int = 0, auto_ack: bool = False) -> "PlainConsumer":
+        return PlainConsumer(self.channel(), queue, prefetch, auto_ack)
+
+    def receive(self, queue: str, count: int = 1, *, auto_ack: bool = False) -> list[str]:
+        """Receive this many messages, acknowledge them, and close the connection."""
+        consumer = self.consume(queue, auto_ack=auto_ack)
+        bodies = [consumer.next() for _ in range(count)]
+        consumer.ack()
+        consumer.close()
+        return bodies
+
+    def close(self) -> None:
+        for each in self._opened:
+            if each.is_open:
+                each.close()
+
+
+class PlainConsumer:
+    """A consumer that acknowledges only when told to."""
+
+    def __init__(self, channel: PlainChannel, queue: str, prefetch: int, auto_ack: bool) -> None:
+        self.channel = channel
+        self._auto_ack = auto_ack
+        self.got: list[tuple[int, str, Any]] = []
+        self._taken = 0
+        channel.basic_qos(prefetch_count=prefetch)
+        channel.basic_consume(
+            queue,
+            lambda _, how, properties, body: self.got.append((how.delivery_tag, body.decode(), properties)),
+            auto_ack=auto_ack,
+        )
+
+    def next(self) -> str:
+        """Wait for the next message."""
+        self.wait(self._taken + 1)
+        self._taken += 1
+        return self.got[self._taken - 1][1]
+
+    def wait(self, count: int) -> None:
+        """Wait until this many messages have come."""
+
+        def has_come() -> bool:
+            self.channel.connection.process_data_events(0.01)
+            return len(self.got) >= count
+
+        wait_until(has_come, lambda: f"{count} messages; there are {self.got}", 30)
+
+    def ack(self) -> None:
+        """Acknowledge everything that has come."""
+        if self.got and not self._auto_ack:
+            self.channel.basic_ack(self.got[-1][0], multiple=True)
+            self.channel.connection.process_data_events(0)
+
+    def close(self) -> None:
+        self.channel.connection.close()
+
+
+#: Does something with commands (a bash script) or with pika.
+Attempt = str | Callable[[Plain], object]
+
+
+class Wrong(NamedTuple):
+    """A wrong attempt, and a part of the sentence that it is answered with, on RabbitMQ with less if it tells less."""
+
+    answer: str
+    attempt: Attempt
+    on_rabbitmq: str = ""
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """Two ways to reach a goal, and wrong attempts."""
+
+    commands: str
+    plain: Callable[[Plain], object]
+    wrong: tuple[Wrong, ...]
+
+
+#: Starts a command that consumes, in the background, and waits until it does.
+_PRELUDE = """
+trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT
+number=0
+start() { number=$((number + 1)); "$@" --ready-file ready.$number & until [ -e ready.$number ]; do sleep 0.02; done; }
+pause() { sleep 0.5; }
+"""
+
+
+class Learner:
+    """Tries a goal, and gets told what `try` finds."""
+
+    def __init__(self, goal: Goal, broker: TestBroker, shell: Shell) -> None:
+        self.findings: list[TrialFinding] = []
+        self._goal = goal
+        self._broker = broker
+        self._shell = shell
+        self._over = threading.Event()
+        self._ready = threading.Event()
+        self._failure: BaseException | None = None
+
+    def try_it(self) -> None:
+        """Watch the broker until the goal is reached, or until the learner gives up."""
+        broker = self._broker
+        watched = TrialBroker(
+            lambda: Management(broker.management, "guest", "guest"),
+            broker.vhost,
+            lambda: Connection(parse_addresses(broker.url)),
+            is_embedded=broker.kind == "embedded",
+        )
+        try:
+            with Trial(watched) as trial:
+                trial.prepare(self._goal)
+                self._ready.set()
+                for finding in trial.findings(self._goal):
+                    self.findings += [finding] if finding else []
+                    if self._over.is_set():
+                        return
+        except BaseException as failure:  # raised in the test
+            self._failure = failure
+            self._ready.set()
+
+    def make(self, attempt: Attempt) -> None:
+        """Make an attempt. A script may fail: learners do such things."""
+        if isinstance(attempt, str):
+            self._shell.script(_PRELUDE + attempt)
+        else:
+            plain = Plain(self._broker.url)
+            try:
+                attempt(plain)
+            finally:
+                plain.close()
+
+    @contextmanager
+    def begun(self) -> Iterator["Learner"]:
+        thread = threading.Thread(target=self.try_it)
+        thread.start()
+        try:
+            assert self._ready.wait(60)
+            yield self
+        finally:
+            self._over.set()
+            thread.join()
+        if self._failure:
+            raise self._failure
+
+    def wait_for(self, kind: str, text: str = "") -> str:
+        """Wait until something of this kind, with this text, has been found; return it."""
+
+        def found() -> list[str]:
+            return [each.text for each in self.findings if each.kind == kind and text in each.text]
+
+        wait_until(lambda: found() or self._failure, lambda: f"{kind} {text!r}; there is {self.findings}", 40)
+        return found()[0] if found() else ""

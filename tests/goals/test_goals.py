@@ -1,0 +1,72 @@
+"""The goals of `tutorial try`: each can be reached with commands and with plain pika, and is not reached otherwise."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from mqtool.plays.goals import GOALS
+from mqtool.plays.goals.goal import Goal
+from tests.brokers import TestBroker
+from tests.cli.shell import Shell
+from tests.goals import hello_world_attempts
+from tests.goals.attempts import Attempts, Learner, Wrong
+
+ATTEMPTS: dict[str, dict[str, Attempts]] = {"hello-world": hello_world_attempts.ATTEMPTS}
+
+EVERY_GOAL = [
+    pytest.param(goal, ATTEMPTS[name][goal.name], id=f"{name}.{goal.name}") for name in GOALS for goal in GOALS[name]
+]
+EVERY_MISTAKE = [
+    pytest.param(goal, wrong, id=f"{name}.{goal.name}.{number}")
+    for name in GOALS
+    for goal in GOALS[name]
+    for number, wrong in enumerate(ATTEMPTS[name][goal.name].wrong, 1)
+]
+
+
+@pytest.fixture
+def learner(goal: Goal, broker: TestBroker, shell: Shell) -> Iterator[Learner]:
+    """Somebody who tries a goal."""
+    if goal.only_embedded and broker.kind != "embedded":
+        pytest.skip(goal.only_embedded)
+    with Learner(goal, broker, shell).begun() as learner:
+        yield learner
+
+
+@pytest.mark.sampled(4)
+@pytest.mark.parametrize(("goal", "attempts"), EVERY_GOAL)
+def test_a_goal_is_reached_with_commands(attempts: Attempts, learner: Learner) -> None:
+    """`try` says that the goal is reached, with the proof, once commands have brought it about."""
+    learner.make(attempts.commands)
+    assert learner.wait_for("reached")
+
+
+@pytest.mark.sampled(4)
+@pytest.mark.parametrize(("goal", "attempts"), EVERY_GOAL)
+def test_a_goal_is_reached_with_plain_pika(attempts: Attempts, learner: Learner) -> None:
+    """Only the broker is watched, so a program of the learner's own is as good as mqtool's commands."""
+    learner.make(attempts.plain)
+    assert learner.wait_for("reached")
+
+
+@pytest.mark.sampled(6)
+@pytest.mark.parametrize(("goal", "wrong"), EVERY_MISTAKE)
+def test_a_wrong_attempt_is_answered_and_does_not_reach_the_goal(
+    wrong: Wrong, learner: Learner, broker: TestBroker
+) -> None:
+    """The answer says what is wrong or missing, and `try` does not take the goal for reached."""
+    learner.make(wrong.attempt)
+    learner.wait_for("mistake", (broker.kind == "rabbitmq" and wrong.on_rabbitmq) or wrong.answer)
+    assert [each for each in learner.findings if each.kind == "reached"] == []
+
+
+def test_every_goal_is_complete() -> None:
+    """Each goal has three hints, and attempts: at least three wrong ones, each with an answer of its own."""
+    for name, goals in GOALS.items():
+        assert [goal.name for goal in goals] == [*ATTEMPTS[name]]
+        for goal in goals:
+            answers = {wrong.answer for wrong in ATTEMPTS[name][goal.name].wrong}
+            assert len(answers) >= 3, f"{name}.{goal.name}"
+            assert len(answers) == len(ATTEMPTS[name][goal.name].wrong), f"{name}.{goal.name}"
+            assert all(goal.hints), f"{name}.{goal.name}"
+            assert goal.hints[0].endswith("?"), f"the first hint of {name}.{goal.name} is a question"
