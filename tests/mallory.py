@@ -12,8 +12,9 @@ import re
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Self
 from urllib.parse import quote, urlsplit, urlunsplit
 
@@ -176,7 +177,42 @@ class Published:
         channel.basic_publish(self.exchange, self.key, b"written by mallory", properties)
 
 
-Step = Declared | DeclaredExchange | Bound | Published
+@dataclass(frozen=True)
+class PolicySet:
+    """A policy for names of hers, which the broker accepts if she has the tag `policymaker`."""
+
+    name: str
+    pattern: str
+    definition: Mapping[str, Any]
+    apply_to: str
+
+    def put(self, ask: Callable[[str, str, object], object], vhost: str) -> None:
+        body = {"pattern": self.pattern, "definition": self.definition, "apply-to": self.apply_to}
+        ask("PUT", f"policies/{vhost}/{quote(self.name, safe='')}", body)
+
+
+Step = Declared | DeclaredExchange | Bound | Published | PolicySet
+#: Whoever may set policies may have any queue dead-letter to any exchange, so these name exchanges of hers only.
+policies = st.builds(
+    PolicySet,
+    hers,
+    st.sampled_from(("^mallory", "mallory", "^mallory$", r"^mallory\.")),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "dead-letter-exchange": mostly(hers),
+            "dead-letter-routing-key": mostly(names),
+            "alternate-exchange": mostly(hers),
+            "message-ttl": mostly(waits),
+            "expires": mostly(lifetimes),
+            "max-length": mostly(waits),
+            "delivery-limit": mostly(waits),
+            "overflow": mostly(st.sampled_from(("drop-head", "reject-publish", "reject-publish-dlx"))),
+            "queue-mode": mostly(st.just("lazy")),
+        },
+    ),
+    st.sampled_from(("all", "queues", "exchanges")),
+)
 properties = st.fixed_dictionaries(
     {},
     optional={
@@ -197,6 +233,7 @@ steps: st.SearchStrategy[list[Step]] = st.one_of(
     st.builds(lambda *each: list(each), st.builds(Published, names, names, headers)),
     st.builds(lambda *each: list(each), st.builds(DeclaredExchange, hers, exchange_types, exchange_arguments)),
     st.builds(lambda *each: list(each), st.builds(Bound, names, names, names | st.just("#"))),
+    st.builds(lambda *each: list(each), policies),
 )
 
 
@@ -225,6 +262,10 @@ def steps_before(command: str) -> st.SearchStrategy[list[Step]]:
             st.fixed_dictionaries({history.REASON: st.just(history.REJECTED), history.QUEUE: names}),
         )
         return steps | st.builds(lambda origin: [Published("mallory", key, origin)], origin)
+    if "rpc-server" in command:
+        origin = st.fixed_dictionaries({history.EXCHANGE: names, history.ROUTING_KEY: names})
+        asked = st.fixed_dictionaries({"reply_to": hers, "correlation_id": names})
+        return steps | st.builds(lambda origin, asked: [Published("mallory", "mallory", origin, asked)], origin, asked)
     if "worker" in command:
         origin = st.fixed_dictionaries({history.EXCHANGE: names, history.ROUTING_KEY: names})
         return steps | st.builds(lambda origin: [Published("mallory", "mallory", origin)], origin)
@@ -275,6 +316,8 @@ COMMANDS = (
     "mqtool definitions export > exported.json; mqtool definitions import exported.json --yes",
     "mqtool worker -q mallory --idle-timeout 200ms --exec 'printenv MQ_EXCHANGE MQ_ROUTING_KEY'",
     "mqtool worker -q mallory --idle-timeout 200ms --retries 1 --backoff 10ms --exec false",
+    "rm -f seen; mqtool rpc-server -q mallory --idle-timeout 200ms "
+    "--exec 'sh -c \"printenv MQ_EXCHANGE MQ_ROUTING_KEY | tee -a seen\"' > answered; cat seen",
     "mqtool doctor",
 )
 #: Those that read most claims are tried more often.
@@ -289,7 +332,7 @@ attacks = likely.flatmap(
         Attack,
         rights,
         st.sampled_from((*[None] * 5, "^mallory$")),
-        st.sampled_from(("", "management")),
+        st.sampled_from(("", "management", "policymaker", "policymaker")),
         st.lists(steps_before(command), min_size=1, max_size=3).map(
             lambda groups: [each for one in groups for each in one]
         ),
@@ -364,11 +407,14 @@ class Scene:
                     if not channel.is_open:
                         channel = channel.connection.channel()
                     channel.confirm_delivery()
-                    step.do(channel)
+                    if isinstance(step, PolicySet):
+                        step.put(partial(self._api, user=f"{self._user}:x"), vhost)
+                    else:
+                        step.do(channel)
                     if isinstance(step, Declared):
                         channel.queue_bind(step.name, "mallory", step.name)
                     accepted += 1
-                except (AMQPError, ValueError, TypeError, AssertionError):
+                except (AMQPError, ValueError, TypeError, AssertionError, urllib.error.HTTPError):
                     if not channel.connection.is_open:
                         break
         return accepted

@@ -13,6 +13,7 @@ import random
 import socket
 import struct
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -623,15 +624,16 @@ class World:
                 broker.delete_vhost(name)
         if "/" not in broker.vhosts:
             broker.create_defaults()
-        Contents(broker.vhosts["/"], self._size).fill()
+        # With a data directory, each segment is a file that is synced.
+        Contents(broker.vhosts["/"], self._size, segments=200 if broker.ledger.on_disk else 2000).fill()
         broker.ledger.after_commit(is_stored.set)
 
 
 class Contents:
     """What the virtual host `/` contains."""
 
-    def __init__(self, vhost: VirtualHost, size: int) -> None:
-        self._vhost, self._size = vhost, size
+    def __init__(self, vhost: VirtualHost, size: int, *, segments: int) -> None:
+        self._vhost, self._size, self._segments = vhost, size, segments
 
     def fill(self) -> None:  # noqa: C901 - a list
         vhost, size = self._vhost, self._size
@@ -687,7 +689,8 @@ class Contents:
         self._streams()
 
     def _streams(self) -> None:
-        for name, count in {"plain": 1, "chunks": 2000, "segments": 2000, "batches": 5, "named": 3000}.items():
+        counts = {"plain": 1, "chunks": 2000, "segments": self._segments, "batches": 5, "named": 3000}
+        for name, count in counts.items():
             arguments = {"x-queue-type": "stream"}
             stream = self._queue(
                 name, {**arguments, "x-stream-max-segment-size-bytes": Int64(1)} if name == "segments" else arguments
@@ -704,8 +707,9 @@ class Contents:
                 else:
                     log.append(b"\0\0\0\5\0\x53\x75\xa0\0")
                 log.prepare()
-                log.write()
-                log.commit()
+            # All chunks together: with a data directory, each write is synced.
+            log.write()
+            log.commit()
 
     def _queue(self, name: str, arguments: dict[str, Any] | None = None) -> Any:
         found = self._vhost.queues.get(name)
@@ -750,12 +754,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3600)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--only", default="", help="measure only those whose name contains this text")
-    parser.add_argument("--data-dir", type=Path, help="where the broker stores messages; in memory by default")
     arguments = parser.parse_args()
     draw, found, count = random.Random(arguments.seed), list[str](), 0
     deadline = time.monotonic() + arguments.seconds
     while time.monotonic() < deadline:
-        with World(draw.choice(["3.10", "4.3"]), arguments.data_dir) as world:
+        with (
+            tempfile.TemporaryDirectory() as directory,
+            World(draw.choice(["3.10", "4.3"]), draw.choice([None, Path(directory)])) as world,
+        ):
             for cost in WIRES[draw.choice([*WIRES])]():
                 if arguments.only in cost.name and draw.random() < 0.5:
                     found += measure([cost], world, 2 * LIMIT)

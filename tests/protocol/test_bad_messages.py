@@ -14,7 +14,7 @@ from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.model import dead_lettering
 from mqtool.broker.embedded.model.amqp_message import BrokerMessage
 from mqtool.broker.embedded.model.virtual_host import Routing, VirtualHost
-from tests.protocol.conftest import Take
+from tests.protocol.conftest import Api, Take
 
 
 def open_channel(broker: EmbeddedBroker) -> BlockingChannel:
@@ -114,3 +114,14 @@ def test_setting_the_clock_affects_neither_ttl_nor_delays(monkeypatch: pytest.Mo
         take = Take(channel)
         assert take.bodies("dead", 1) == [b"1"]
         assert take.bodies("q", 1) == [b"2"]
+
+
+@pytest.mark.parametrize("step", [-3600, 3600])
+def test_the_uptime_of_a_broker_whose_clock_is_set(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """The API's `uptime` is the time since the broker started: never negative, and without an hour that never was."""
+    now, now_ns = time.time, time.time_ns
+    with EmbeddedBroker(management_port=0) as broker, monkeypatch.context() as patched:
+        patched.setattr(time, "time", lambda: now() + step)
+        patched.setattr(time, "time_ns", lambda: now_ns() + step * 1_000_000_000)
+        uptime = Api(str(broker.management_url))("GET", "nodes")[1][0]["uptime"]
+    assert 0 <= uptime < 3_600_000

@@ -1,6 +1,7 @@
 """The largest legal frames and requests of one client do not hold up the others, and the broker completes them."""
 
 from itertools import islice
+from pathlib import Path
 
 import pytest
 
@@ -8,15 +9,16 @@ from tests.brokers import IN_CI
 from tests.protocol.costs import WIRES, World, measure
 from tests.protocol.loop_watch import LIMIT
 
-#: Outside CI, every so-many-th cost is measured.
-EVERY = 1 if IN_CI else 25
+#: Of the costs in memory and with a data directory, every so-many-th is measured.
+EVERY = (1, 5) if IN_CI else (25, 25)
 
 
 @pytest.mark.timeout(3600)
+@pytest.mark.parametrize("is_stored", [False, True], ids=["in memory", "with a data directory"])
 @pytest.mark.parametrize("wire", WIRES)
-def test_no_frame_or_request_keeps_the_event_loop_long(wire: str) -> None:
+def test_no_frame_or_request_keeps_the_event_loop_long(wire: str, tmp_path: Path, *, is_stored: bool) -> None:
     """Each of the largest legal frames and requests takes less than the limit in one turn, which is doubled here for a
     busy machine.
     """
-    with World("4.3") as world:
-        assert measure(islice(WIRES[wire](), 0, None, EVERY), world, 2 * LIMIT) == []
+    with World("4.3", tmp_path / "data" if is_stored else None) as world:
+        assert measure(islice(WIRES[wire](), 0, None, EVERY[is_stored]), world, 2 * LIMIT) == []

@@ -7,6 +7,8 @@ is missing. TOPICS and TAGS are the rows of topic permissions and of users' tags
 
 import contextlib
 import re
+import struct
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -22,11 +24,31 @@ from mqtool.codecs.amqp10_values import Symbol, ULong
 from tests.brokers import TestBroker
 from tests.protocol.conftest import Api
 from tests.protocol.raw_amqp10 import ATTACH, DISPOSITION, FLOW, RECEIVER, SENDER, SETTLED, TRANSFER, RawAmqp10
-from tests.protocol.raw_stream import DELETE, Opener, RawStream, string
+from tests.protocol.raw_stream import (
+    CREATE_SUPER_STREAM,
+    DELETE,
+    DELETE_SUPER_STREAM,
+    METADATA,
+    OPEN,
+    PARTITIONS,
+    QUERY_OFFSET,
+    QUERY_PUBLISHER,
+    ROUTE,
+    STORE_OFFSET,
+    STREAM_STATS,
+    Answer,
+    Opener,
+    RawStream,
+    string,
+    strings,
+    table,
+)
 
 Need = tuple[str, str]
 #: All names of queues, exchanges and streams that the operations use.
-NAMES = ("q", "q2", "new", "x", "x2", "other", "amq.default", "s", "s2")
+NAMES = ("q", "q2", "new", "new-0", "new-1", "x", "x2", "other", "amq.default", "s", "s2")
+#: Response codes of the stream protocol.
+OK, ACCESS_REFUSED, NO_OFFSET = 1, 16, 19
 WITH_DEAD_LETTERS = {"x-dead-letter-exchange": "other"}
 TO_DEFAULT = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "q"}
 WITH_ALTERNATE = {"alternate-exchange": "other"}
@@ -246,7 +268,26 @@ MATRIX = [
     ),
     Row("publish to a queue in each message", [("write", "amq.default")], None, addressed("/queues/q")),
     Row("publish to a stream", [("write", "s")], stream=lambda c: c.declare_publisher(1, "s")),
+    Row("read an offset", [("read", "s")], stream=lambda c: found(c.request(QUERY_OFFSET, string("r") + string("s")))),
+    Row(
+        "read a publishing id",
+        [("read", "s")],
+        stream=lambda c: c.request(QUERY_PUBLISHER, string("p") + string("s")).code,
+    ),
 ]
+
+
+def found(answer: Answer) -> int:
+    """The response code of a query for an offset; 1 as well if there is no such offset."""
+    return 1 if answer.code == NO_OFFSET else answer.code
+
+
+def stores_offset(client: RawStream, reader: RawStream) -> bool:
+    """Whether a client can store an offset, as a reader with all rights sees it. StoreOffset has no response."""
+    name = string(uuid.uuid4().hex) + string("s")
+    client.send(STORE_OFFSET, name + bytes(8))
+    client.request(QUERY_PUBLISHER, string("p") + string("s"))  # answered once the offset has been stored
+    return reader.request(QUERY_OFFSET, name).code == 1
 
 
 def rows(protocol: str) -> Any:
@@ -363,6 +404,114 @@ def test_operations_of_the_stream_protocol_need_exactly_these_permissions(
         world.reset(granted)
         client: RawStream = open_stream(world.user, "secret")
         assert (row.stream(client) == 1) is enough, granted
+
+
+def test_to_store_an_offset_needs_the_right_to_write(broker: TestBroker, world: World, open_stream: Opener) -> None:
+    """Since RabbitMQ 3.13, it needs the right to read."""
+    needed = "read" if broker.differs_since("4.0", "whoever may read a stream may store offsets") else "write"
+    for granted, enough in cases([(needed, "s")]):
+        world.reset(granted)
+        assert stores_offset(open_stream(world.user, "secret"), open_stream()) is enough, granted
+
+
+#: Later commands of the stream protocol, and the rights that each needs.
+PARTS = ("new-0", "new-1")
+SUPER_STREAMS: dict[str, tuple[list[Need], Callable[[RawStream], int]]] = {
+    "create": (
+        [("configure", "new"), ("read", "new"), *[(right, name) for name in PARTS for right in ("configure", "write")]],
+        lambda c: (
+            c.request(CREATE_SUPER_STREAM, string("new") + strings(*PARTS) + strings("eu", "us") + table({})).code
+        ),
+    ),
+    "delete": (
+        [("configure", "new"), ("read", "new"), *[(right, name) for name in PARTS for right in ("configure", "write")]],
+        lambda c: c.request(DELETE_SUPER_STREAM, string("new")).code,
+    ),
+    "statistics": ([("read", "s")], lambda c: c.request(STREAM_STATS, string("s")).code),
+}
+
+
+def delete_partitions(guest: RawStream) -> None:
+    for name in PARTS:
+        guest.request(DELETE, string(name))
+
+
+@pytest.fixture
+def streams(request: pytest.FixtureRequest) -> Iterator[tuple[World, Callable[[str, str], RawStream]]]:
+    """The embedded broker like a version, and a function that logs in by the stream protocol."""
+    with contextlib.ExitStack() as stack:
+        broker = stack.enter_context(EmbeddedBroker(like=request.param, management_port=0, stream_port=0))
+        api = Api(str(broker.management_url))
+        api("PUT", "users/ann", {"password": "secret", "tags": ""})
+
+        def log_in(user: str, password: str) -> RawStream:
+            client = RawStream("127.0.0.1", broker.stream_port or 0)
+            stack.callback(client.close)
+            client.log_in(user, password)
+            assert client.request(OPEN, string("/")).code == 1
+            return client
+
+        yield World(api, "%2F", "ann"), log_in
+
+
+@pytest.mark.parametrize("streams", ["4.0", "4.3"], indirect=True)
+@pytest.mark.parametrize("operation", SUPER_STREAMS)
+def test_super_streams(streams: "tuple[World, Callable[[str, str], RawStream]]", operation: str) -> None:
+    """Both operations need the rights to the exchange, and to each partition."""
+    world, log_in = streams
+    needs, perform = SUPER_STREAMS[operation]
+    guest = log_in("guest", "guest")
+    for granted, enough in cases(needs):
+        world.reset(granted)
+        delete_partitions(guest)
+        if operation != "create":
+            assert SUPER_STREAMS["create"][1](guest) == OK
+        assert (perform(log_in("ann", "secret")) == 1) is enough, granted
+
+
+#: What a user may look up with which rights. RabbitMQ checks these from 4.2.9 on.
+LOOKUPS: list[tuple[str, list[Need], bool]] = [
+    ("partitions", [], False),
+    ("partitions", [("read", name) for name in ("new", *PARTS)], True),
+    ("partitions", [("write", name) for name in ("new", *PARTS)], True),
+    ("partitions", [("read", "new"), ("read", "new-0")], False),
+    ("partitions", [("read", name) for name in PARTS], False),
+    ("route", [("write", "new"), ("write", "new-1")], True),
+    ("route", [("write", "new"), ("write", "new-0")], False),
+    ("route", [("write", name) for name in PARTS], False),
+    ("route", [("read", name) for name in ("new", *PARTS)], False),
+    ("metadata", [], False),
+    ("metadata", [("configure", "s")], False),
+    ("metadata", [("read", "s")], True),
+    ("metadata", [("write", "s")], True),
+]
+
+
+@pytest.mark.parametrize("streams", ["4.0", "4.2", "4.3"], indirect=True)
+def test_lookups_of_streams(
+    streams: "tuple[World, Callable[[str, str], RawStream]]", request: pytest.FixtureRequest
+) -> None:
+    """A user without rights does not learn which streams exist and which partitions a super stream has."""
+    world, log_in = streams
+    is_checked = "4.0" not in request.node.name
+    perform: dict[str, Callable[[RawStream], int]] = {
+        "partitions": lambda c: c.request(PARTITIONS, string("new")).code,
+        "route": lambda c: c.request(ROUTE, string("us") + string("new")).code,
+        "metadata": lambda c: code_in_metadata(c, "s"),
+    }
+    guest = log_in("guest", "guest")
+    for operation, granted, enough in LOOKUPS:
+        world.reset(granted)
+        delete_partitions(guest)
+        assert SUPER_STREAMS["create"][1](guest) == OK
+        expected = OK if enough or not is_checked else ACCESS_REFUSED
+        assert perform[operation](log_in("ann", "secret")) == expected, (operation, granted)
+
+
+def code_in_metadata(client: RawStream, stream: str) -> int:
+    client.send(METADATA, struct.pack(">II", 7, 1) + string(stream))
+    answer = client.expect(METADATA | 0x8000)
+    return int.from_bytes(answer[answer.index(string(stream)) + len(string(stream)) :][:2])
 
 
 EVERYTHING = [(right, name) for right in ("configure", "write", "read") for name in NAMES]

@@ -2,9 +2,14 @@
 
 import gc
 import gzip
+import resource
+import socket
 import struct
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
+from urllib.parse import urlsplit
 
 import pika
 import pytest
@@ -14,6 +19,7 @@ from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.model.applied_policies import USER, Policy
 from mqtool.broker.embedded.model.stream_segment import simple_entry
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
+from mqtool.broker.embedded.testing.authority import Authority
 from tests.protocol.loop_watch import LoopWatch
 from tests.protocol.raw_client import RawClient, raw_frame
 from tests.protocol.raw_stream import (
@@ -317,3 +323,29 @@ def test_adding_many_policies_lets_others_work(broker: EmbeddedBroker, watch: Lo
 def _vhost(broker: EmbeddedBroker) -> VirtualHost:
     assert broker._server is not None
     return broker._server.broker.vhosts["/"]
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """This process may open 4,096 files, if the system lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("many_files")
+@pytest.mark.parametrize("kind", ["amqp", "amqp/ssl", "stream/ssl", "https"])
+def test_many_connections_at_once(amqp_tls: Authority, kind: str) -> None:
+    """Other clients work while a thousand clients connect at once, and none finishes a TLS handshake or logs in."""
+    with EmbeddedBroker(stream_port=0, management_port=0, tls=amqp_tls.tls()) as broker, ExitStack() as stack:
+        address = urlsplit(broker.urls[kind])
+        watch, connected = LoopWatch(broker), threading.Event()
+        busy = threading.Thread(target=broker.under_test, args=(lambda _: connected.wait(60),))
+        busy.start()
+        for _ in range(1000):
+            stack.enter_context(socket.create_connection((address.hostname, address.port), timeout=60))
+        connected.set()
+        busy.join()
+        assert watch.settle(60)
+        watch.check()

@@ -1,9 +1,11 @@
 """Queues with a clock of the test's own, without an event loop, sockets or waiting."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,12 +14,15 @@ from hypothesis import strategies as st
 
 from mqtool.broker.embedded.model.amqp_message import BrokerMessage, ContentHeader, MessageProperties, encode_address
 from mqtool.broker.embedded.model.backlog import BacklogEntry
+from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.exchange import BrokerExchange
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES
 from mqtool.broker.embedded.model.queue import RETRY_DEAD_LETTERS, BrokerQueue
 from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
+from mqtool.broker.embedded.store.recovery import recover
+from mqtool.broker.embedded.store.storage import Storage
 from mqtool.codecs.field_tables import Int32, Table
 
 
@@ -102,9 +107,11 @@ def vhost(clock: FakeClock, ledger: Ledger) -> VirtualHost:
     return VirtualHost("/", clock, ledger, PROFILES[DEFAULT])
 
 
-def add_queue(vhost: VirtualHost, name: str = "q", auto_delete: bool = False, **arguments: Any) -> BrokerQueue:
+def add_queue(
+    vhost: VirtualHost, name: str = "q", *, durable: bool = False, auto_delete: bool = False, **arguments: Any
+) -> BrokerQueue:
     table = {name.replace("_", "-"): value for name, value in arguments.items()}
-    return vhost.add_queue(QueueDeclaration(name, table, durable=False, auto_delete=auto_delete))
+    return vhost.add_queue(QueueDeclaration(name, table, durable=durable, auto_delete=auto_delete))
 
 
 def message(body: bytes = b"x", key: str = "q", headers: Table | None = None) -> BrokerMessage:
@@ -300,6 +307,36 @@ def test_a_message_from_the_future_expires_after_its_ttl(vhost: VirtualHost, clo
     assert len(queue) == 1
     clock.pass_by(1)
     assert len(queue) == 0
+
+
+def test_a_paged_out_message_from_the_future_expires_after_its_ttl(tmp_path: Path) -> None:
+    """If the clock was ahead before a restart, messages that are paged out as the broker starts expire once their TTL
+    has passed, also after a second restart.
+    """
+
+    def started(clock: FakeClock) -> tuple[Storage, VirtualHost]:
+        storage = Storage(tmp_path)
+        storage.hold_bytes(64 << 20)  # memory is short
+        broker = Broker(storage, clock=clock)
+        recover(broker, storage)
+        return storage, broker.vhosts["/"]
+
+    async def run() -> None:
+        clock = FakeClock()
+        clock.time += 48 * HOUR
+        storage, vhost = started(clock)
+        queue = add_queue(vhost, durable=True, x_queue_type="quorum", x_message_ttl=Int32(1000))
+        for _ in range(20):
+            queue.publish(message())
+        storage.close()
+        for milliseconds, left in ((500, 20), (999, 20), (1000, 0)):
+            clock = FakeClock()
+            storage, vhost = started(clock)
+            clock.pass_by(milliseconds)
+            assert len(vhost.queues["q"]) == left
+            storage.close()
+
+    asyncio.run(run())
 
 
 def test_a_delayed_message_from_the_future_is_released_after_its_delay(

@@ -142,6 +142,24 @@ def test_a_timestamp_finds_the_first_chunk_that_is_not_older(bench: Bench) -> No
     assert [bench.log.offset_at(time) for time in (0, 1_000, 1_001, 3_000, 3_001)] == [0, 0, 2, 4, 6]
 
 
+def test_offsets_by_time_after_the_clock_was_ahead(bench: Bench) -> None:
+    """As in RabbitMQ, a time after the last chunk means the end, even if earlier chunks are from the future."""
+    for time in (9_000, 1_000, 2_000):
+        bench.clock.time = time
+        bench.add(b"a", b"b")
+    assert [bench.log.offset_at(time) for time in (500, 1_500, 2_000, 2_001, 8_000)] == [0, 0, 0, 6, 6]
+
+
+def test_offsets_by_time_in_segments_that_are_out_of_order(bench: Bench) -> None:
+    """The search starts in the last segment that begins before the time. Its first chunk that is not older is found."""
+    bench.open(segment_bytes=70_000)
+    for time in (1_000, 9_000, 2_000, 3_000, 8_000, 4_000):
+        bench.clock.time = time
+        bench.add(bytes(40_000))
+    assert bench.log.segments == 3
+    assert [bench.log.offset_at(time) for time in (500, 1_500, 2_500, 3_500, 4_000, 5_000)] == [0, 1, 3, 4, 4, 6]
+
+
 def test_old_segments_are_deleted_by_size_and_age(bench: Bench) -> None:
     """Whole segments are deleted, never the last one, and a reader continues after them."""
     log = bench.open(segment_bytes=1_000, max_bytes=2_500)

@@ -43,6 +43,10 @@ class Profile(NamedTuple):
         unknown_type_closes: what is closed if a client declares an exchange of unknown type: `channel` or `connection`.
         names_access: True if an error names the permission that is missing: configure, write or read.
         checks_copies: True if topic permissions also apply to the routing keys in CC and BCC (from RabbitMQ 4.0.3 on).
+        reads_offsets: True if a client that stores an offset needs the right to read the stream (from RabbitMQ 3.13
+            on), False if it needs the right to write to it.
+        hides_streams: True if Metadata, Partitions and Route of the stream protocol need rights to what they name (from
+            RabbitMQ 4.2.9 on).
         passive_configures: True if a passive declaration needs the configure permission.
         trusts_deaths: True if dead-lettering keeps an `x-death` header sent by a client. If not, the header is
             replaced, and `x-last-death-…` headers are added.
@@ -85,6 +89,8 @@ class Profile(NamedTuple):
     unknown_type_closes: Literal["channel", "connection"] = "connection"
     names_access: bool = False
     checks_copies: bool = False
+    reads_offsets: bool = False
+    hides_streams: bool = False
     passive_configures: bool = False
     trusts_deaths: bool = True
     global_prefetch: bool = True
@@ -118,6 +124,7 @@ _4_0 = Profile(
     unknown_type_closes="channel",
     names_access=True,
     checks_copies=True,
+    reads_offsets=True,
     trusts_deaths=False,
     strict_numbers=True,
     streams_take_nacks=True,
@@ -131,6 +138,7 @@ _4_2 = _4_0._replace(
     returns_replies=False,
     lost_commit="connection",
     exact_body=True,
+    hides_streams=True,
     detaches_links=True,
     filters_messages=True,
     addresses_replies=True,

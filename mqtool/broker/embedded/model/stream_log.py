@@ -168,14 +168,22 @@ class StreamLog:
         return len(self._segments)
 
     def offset_at(self, timestamp: int) -> int:
-        """Return the offset of the first chunk at or after `timestamp` (ms since 1970), or `end` if there is none."""
-        first = 0
-        for index, segment in enumerate(self._segments):
+        """Return the offset of the first chunk at or after `timestamp` (ms since 1970), or `end` if there is none.
+
+        If the clock was ahead for a while, the chunks are out of order. As in RabbitMQ, `end` is then returned if the
+        last chunk is older; otherwise the search begins in the last segment whose first chunk is not younger.
+        """
+        found = self.end
+        written = [segment for segment in self._segments if segment.size]
+        if not written or written[-1].last_timestamp < timestamp:
+            return found
+        for segment in reversed(written):
             begun = segment.first_timestamp
-            if begun is not None and begun < timestamp:
-                first = index
-        found = (segment.offset_at(timestamp) for segment in self._segments[first:])
-        return next((offset for offset in found if offset is not None), self.end)
+            if begun is not None and begun <= timestamp:
+                offset = segment.offset_at(timestamp)
+                return found if offset is None else offset
+            found = segment.base
+        return found
 
     def append(
         self,

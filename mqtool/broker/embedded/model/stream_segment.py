@@ -276,10 +276,12 @@ class Segment:
         self.size = size
         self.last_timestamp = 0
         self._first_timestamp: int | None = None
-        # The index: offset, position and timestamp of the first chunk and of some others.
+        # The index: offset and position of the first chunk and of some others, and the latest timestamp up to there: if
+        # the clock was ahead for a while, timestamps are out of order.
         self._offsets: list[int] = []
         self._positions: list[int] = []
         self._timestamps: list[int] = []
+        self._latest_timestamp = 0
         # The index of an existing segment is built when it is first needed.
         self._is_known = not size
 
@@ -291,10 +293,11 @@ class Segment:
         self.size += header.length
 
     def _note(self, position: int, header: ChunkHeader) -> None:
+        self._latest_timestamp = max(self._latest_timestamp, header.timestamp)
         if not self._positions or position - self._positions[-1] >= _INDEX_STEP:
             self._offsets.append(header.offset)
             self._positions.append(position)
-            self._timestamps.append(header.timestamp)
+            self._timestamps.append(self._latest_timestamp)
         self.last_timestamp = header.timestamp
 
     def build_index(self) -> None:

@@ -250,10 +250,21 @@ def entries_in(db: sqlite3.Connection, rows: Sequence[int]) -> list[StoredEntry]
     return found
 
 
-def write_entries(db: sqlite3.Connection, added: Collection[tuple[object, ...]], removed: list[int]) -> None:
-    """Insert messages (tuples with the fields of StoredEntry, in order) and delete the rows in `removed`."""
+def write_entries(
+    db: sqlite3.Connection, added: Collection[tuple[object, ...]], removed: list[int], due: Mapping[int, int]
+) -> None:
+    """Insert messages (tuples with the fields of StoredEntry, in order), set new times, and delete rows.
+
+    Args:
+        db: the database.
+        added: the messages.
+        removed: the rows to delete.
+        due: new values of `due`, by row.
+    """
     if added:
         db.executemany("INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?, ?, ?)", added)
+    if due:
+        db.executemany("UPDATE entry SET due = ? WHERE row = ?", ((when, row) for row, when in due.items()))
     if removed:
         db.executemany("DELETE FROM entry WHERE row BETWEEN ? AND ?", _ranges(removed))
 

@@ -192,6 +192,8 @@ class _Recovery:
             else:
                 vhost, exchange = holder
                 vhost.hold_again(exchange, entry)
+            if entry.expires_at is not None and entry.expires_at != stored.due:
+                self._storage.expires_earlier(entry.row, entry.expires_at)
         for holder in self._holders.values():
             # Messages that were unacknowledged count again, so there may be more than the maximum length.
             if isinstance(holder, BrokerQueue) and holder.kind != "stream" and holder.options.limited:

@@ -60,6 +60,7 @@ class ChangeGroup:
     Attributes:
         added: new messages by row.
         removed: rows of messages to delete.
+        due: new times by row, in milliseconds since 1970, at which stored messages expire or their delay ends.
         definitions: definitions that could not be written immediately, by kind and key. None marks one to be deleted.
         logs: streams with new data for their own files.
         discarded: deleted streams whose files are to be removed.
@@ -69,19 +70,26 @@ class ChangeGroup:
     # Tuples with the fields of StoredEntry, in order: creating them takes half the time.
     added: dict[int, tuple[object, ...]] = field(default_factory=dict)
     removed: list[int] = field(default_factory=list)
+    due: dict[int, int] = field(default_factory=dict)
     definitions: dict[tuple[str, bytes], bytes | None] = field(default_factory=dict)
     logs: dict[Log, None] = field(default_factory=dict)
     discarded: list[Log] = field(default_factory=list)
     waiting: list[Callable[[], None]] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.added or self.removed or self.definitions or self.logs or self.discarded or self.waiting)
+        return self.has_rows or bool(self.logs or self.discarded or self.waiting)
+
+    @property
+    def has_rows(self) -> bool:
+        """True if the group changes rows of the database."""
+        return bool(self.added or self.removed or self.due or self.definitions)
 
     def then(self, later: "ChangeGroup") -> "ChangeGroup":
         """Return a new group that combines this one and a later one."""
         return ChangeGroup(
             self.added | later.added,
             self.removed + later.removed,
+            self.due | later.due,
             self.definitions | later.definitions,
             self.logs | later.logs,
             self.discarded + later.discarded,
@@ -214,10 +222,17 @@ class Storage(Ledger):
             if self._scheduled is None:
                 self._schedule()
 
+    def expires_earlier(self, row: int, due: int) -> None:
+        """Store another time for a message, for when it is read back: the clock was ahead before a restart."""
+        self._next.due[row] = due
+        self._schedule()
+
     def read(self, rows: Sequence[int]) -> list[BacklogEntry]:
         written = [row for row in rows if row not in self._next.added]
         if written:
-            return [self._marked(stored).entry(self._headers) for stored in entries_in(self._db, written)]
+            due = self._next.due
+            found = (stored._replace(due=due.get(stored.row, stored.due)) for stored in entries_in(self._db, written))
+            return [self._marked(stored).entry(self._headers) for stored in found]
         return [StoredEntry._make(self._next.added[row]).entry(self._headers) for row in rows]
 
     def segments(self, holder: int) -> Segments:
@@ -278,12 +293,13 @@ class Storage(Ledger):
 
     def _commit(self, group: ChangeGroup) -> None:
         """Write a group to SQLite's log, in one transaction."""
-        if not (group.added or group.removed or group.definitions):
+        if not group.has_rows:
             return
-        self._log_bytes += _TRANSACTION_BYTES + _ROW_BYTES * (len(group.added) + len(group.removed))
+        rows = len(group.added) + len(group.removed) + len(group.due)
+        self._log_bytes += _TRANSACTION_BYTES + _ROW_BYTES * rows
         with self._db:
             self._db.execute("BEGIN")
-            write_entries(self._db, group.added.values(), group.removed)
+            write_entries(self._db, group.added.values(), group.removed, group.due)
             write_definitions(self._db, group.definitions)
 
     def _sync(self, group: ChangeGroup, *, checkpoint: bool) -> None:

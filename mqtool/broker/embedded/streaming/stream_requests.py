@@ -29,6 +29,7 @@ from mqtool.broker.embedded.streaming.stream_session import (
     StreamRefused,
     check,
     check_name,
+    check_use,
     find_log,
 )
 from mqtool.codecs.field_tables import Int64, Table
@@ -115,16 +116,26 @@ def metadata(session: BrokerStreamSession, fields: Fields, correlation: int) -> 
     fields.end()
     names = sorted(wanted, reverse=True)
     yield
-    found = {name for name in names if isinstance(session.vhost.queues.get(name), StreamQueue)}
+    located, found = bytearray(), False
+    for name in names:
+        code = _code_of(session, name)
+        found = found or code is Code.OK
+        located += string(name) + u16(code) + u16(0 if code is Code.OK else _NO_LEADER) + u32(0)
+        yield
     host, port = session.local
     # RabbitMQ lists only brokers that host one of the requested streams.
     brokers = u32(1) + u16(0) + string(host) + u32(port) if found else u32(0)
-    located = (
-        string(name) + (u16(Code.OK) + u16(0) if name in found else u16(Code.STREAM_DOES_NOT_EXIST) + u16(_NO_LEADER))
-        for name in names
-    )
-    body = brokers + u32(len(names)) + b"".join(each + u32(0) for each in located)
+    body = brokers + u32(len(names)) + bytes(located)
     session.write(frame(Key.METADATA | RESPONSE, u32(correlation) + body))  # without a response code
+
+
+def _code_of(session: BrokerStreamSession, name: str) -> Code:
+    """Return what Metadata says of a stream."""
+    try:
+        check_use(session, "queue", name)
+    except StreamRefused as refused:
+        return refused.code
+    return Code.OK if isinstance(session.vhost.queues.get(name), StreamQueue) else Code.STREAM_DOES_NOT_EXIST
 
 
 def stats(session: BrokerStreamSession, fields: Fields, correlation: int) -> None:
@@ -144,7 +155,7 @@ def store_offset(session: BrokerStreamSession, fields: Fields) -> None:
     """Store a consumer's offset. StoreOffset has no response, not even for an error."""
     name, stream, offset = fields.string(), fields.string(), fields.number(8)
     fields.end()
-    check(session, "write", "queue", stream)
+    check(session, "read" if session.vhost.profile.reads_offsets else "write", "queue", stream)
     check_name(name)
     find_log(session, stream).store_offset(name, offset)
 
@@ -189,7 +200,11 @@ def partitions(session: BrokerStreamSession, fields: Fields, correlation: int) -
     """Handle Partitions: reply with the names of a super stream's partitions."""
     name = fields.string()
     fields.end()
-    session.answer(Key.PARTITIONS, correlation, rest=strings(_partitions(session.vhost, name)))
+    check_use(session, "exchange", name, u32(0))
+    streams = _partitions(session.vhost, name)
+    for stream in streams:
+        check_use(session, "queue", stream, u32(0))
+    session.answer(Key.PARTITIONS, correlation, rest=strings(streams))
 
 
 def route(session: BrokerStreamSession, fields: Fields, correlation: int) -> None:
@@ -197,11 +212,25 @@ def route(session: BrokerStreamSession, fields: Fields, correlation: int) -> Non
     key, name = fields.string(), fields.string()
     fields.end()
     vhost = session.vhost
+    if vhost.profile.hides_streams:
+        check(session, "write", "exchange", name, u32(0))
     exchange = vhost.exchanges.get(name)
     if exchange is None or not name:
         raise StreamRefused(Code.STREAM_DOES_NOT_EXIST, u32(0))
     streams = [queue.name for queue in exchange.match(key, {}) if isinstance(queue, StreamQueue)]
+    for stream in streams if vhost.profile.hides_streams else ():
+        check(session, "write", "queue", stream, u32(0))
     session.answer(Key.ROUTE, correlation, rest=strings(streams))
+
+
+def _check_management(session: BrokerStreamSession, name: str, streams: Sequence[str]) -> Iterator[None]:
+    """Check the rights to create or delete a super stream, one partition a step."""
+    check(session, "configure", "exchange", name)
+    check(session, "read", "exchange", name)
+    for stream in streams:
+        check(session, "configure", "queue", stream)
+        check(session, "write", "queue", stream)
+        yield
 
 
 def create_super_stream(session: BrokerStreamSession, fields: Fields, correlation: int) -> Iterator[None]:
@@ -217,12 +246,7 @@ def create_super_stream(session: BrokerStreamSession, fields: Fields, correlatio
     yield
     if not streams or len(streams) != len(keys) or len(set(streams)) != len(streams):
         raise StreamRefused(Code.PRECONDITION_FAILED)
-    check(session, "configure", "exchange", name)
-    check(session, "read", "exchange", name)
-    for stream in streams:
-        check(session, "configure", "queue", stream)
-        check(session, "write", "queue", stream)
-        yield
+    yield from _check_management(session, name, streams)
     if name in vhost.exchanges or any(stream in vhost.queues for stream in streams):
         raise StreamRefused(Code.STREAM_ALREADY_EXISTS)
     done: list[str] = []
@@ -255,14 +279,12 @@ def delete_super_stream(session: BrokerStreamSession, fields: Fields, correlatio
     name = fields.string()
     fields.end()
     vhost = session.vhost
-    streams = _partitions(vhost, name) if name else []
+    check(session, "configure", "exchange", name)
     exchange = vhost.exchanges.get(name)
     if exchange is None or exchange.predeclared:
         raise StreamRefused(Code.STREAM_DOES_NOT_EXIST)
-    check(session, "configure", "exchange", name)
+    streams = _partitions(vhost, name)
     yield
-    for stream in streams:
-        check(session, "configure", "queue", stream)
-        yield
+    yield from _check_management(session, name, streams)
     yield from _delete_parts(vhost, name, streams)
     session.answer(Key.DELETE_SUPER_STREAM, correlation)

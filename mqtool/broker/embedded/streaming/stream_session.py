@@ -80,6 +80,15 @@ def check(session: BrokerStreamSession, what: str, kind: str, name: str, rest: b
         raise StreamRefused(Code.ACCESS_REFUSED, rest) from error
 
 
+def check_use(session: BrokerStreamSession, kind: str, name: str, rest: bytes = b"") -> None:
+    """Raise Refused if the user may neither read nor write a queue or an exchange, and this version checks that."""
+    if session.vhost.profile.hides_streams:
+        try:
+            check(session, "read", kind, name, rest)
+        except StreamRefused:
+            check(session, "write", kind, name, rest)
+
+
 def check_name(name: str) -> None:
     """Raise Refused if the name of a producer or a consumer is longer than 255 bytes."""
     if len(name.encode(errors="surrogateescape")) > 255:
