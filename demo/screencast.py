@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,6 +97,7 @@ def lines() -> Iterator[Line]:
 def _printed(command: str, directory: str, environment: dict[str, str]) -> list[tuple[float, str]]:
     """Run a command on a terminal; return each line that it printed, with its time."""
     ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (ROWS, COLUMNS))
     started = time.monotonic()
     process = subprocess.Popen(
         ["sh", "-c", command], stdout=theirs, stderr=theirs, cwd=directory, env=environment, start_new_session=True

@@ -46,7 +46,7 @@ def perform(play: Play, audience: Audience, guard: Guard, url: str | None = None
         with (
             own if url is None else _cleared(play, url) as (broker_url, management),
             _counting(management, audience),
-            Stage(audience, replace(place, url=broker_url)) as stage,
+            Stage(audience, replace(place, url=broker_url, management=management)) as stage,
             audience.on_broker(api_of(management) if management else None),
         ):
             play.play(stage)
