@@ -24,6 +24,8 @@ from mqtool.broker.readiness import connect_within
 from mqtool.broker.state import Started, Wanted
 
 IN_CI = bool(os.environ.get("CI"))
+#: What the suite's embedded broker behaves like, whatever the default is: the RabbitMQ that tests compare it with.
+LIKE = os.environ.get("MQTOOL_TEST_LIKE") or "3.10"
 #: For tests of what mqtool itself does, and of no reply of the broker.
 on_any_broker = pytest.mark.parametrize("broker", ["embedded"], indirect=True)
 #: For tests with tens of megabytes, or thousands of messages.

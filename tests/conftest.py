@@ -23,7 +23,7 @@ from mqtool.broker.choice import STARTERS, BrokerKind, starter_of
 from mqtool.broker.node import PrivateNodes
 from mqtool.broker.readiness import connect_within
 from mqtool.broker.state import Wanted
-from tests.brokers import IN_CI, TestBroker, from_environment, skip_or_fail
+from tests.brokers import IN_CI, LIKE, TestBroker, from_environment, skip_or_fail
 from tests.cli import preloaded
 from tests.cli.shell import Shell
 
@@ -223,7 +223,7 @@ def _started_once(kind: BrokerKind, shared: Path) -> TestBroker:
     with (shared / f"{kind}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not remembered.exists():
-            like = os.environ.get("MQTOOL_TEST_LIKE") if kind is BrokerKind.EMBEDDED else None
+            like = LIKE if kind is BrokerKind.EMBEDDED else None
             starter = _AS_INSTALLED if kind is BrokerKind.NODE else STARTERS[kind]
             started = starter.start(Wanted(f"suite-{kind}", ports.free_port(), stream_port=0, like=like))
             connect_within(90, lambda: Connection(parse_addresses(started.url))).close()
