@@ -132,3 +132,10 @@ class Client(asyncio.Protocol):
         if self.is_open:
             self.is_leaving = True
             self.side.break_off(told=told)
+            other, limit = self.side.peer, self.side.peer.silence_limit
+            if other.is_unanswered and limit:
+                self.world.loop.call_later(limit, self._must_be_noticed, self.world.loop.time())
+
+    def _must_be_noticed(self, since: float) -> None:
+        if not (self.side.peer.is_lost or self.world.was_faulty(since)):
+            self.judge.fail("a silent client is noticed", f"{self.name}, silent since {since:.3f}")

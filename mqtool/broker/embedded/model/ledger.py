@@ -21,7 +21,7 @@ from mqtool.message import MAX_DEPTH
 #: The memory of a message that is paged out, in bytes: an integer in a deque.
 _PAGED_OUT = 40
 
-#: Stored messages are paged out while more bytes than this are held in memory.
+#: The default of `Ledger.roomy_bytes`.
 _ROOMY = 32 * 1024 * 1024
 
 #: The default memory limit, as a fraction of the available memory.
@@ -199,6 +199,7 @@ class Ledger:
         definitions_saved: the number of definitions saved or deleted so far, including those in the next group.
         on_disk: True if the ledger writes to disk.
         directory: the data directory; if there is none, the directory whose free disk space is checked.
+        roomy_bytes: stored messages are paged out while more bytes than this are held in memory.
     """
 
     on_disk: ClassVar[bool] = False
@@ -206,6 +207,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self.held_bytes = 0
+        self.roomy_bytes = _ROOMY
         self.group = 1
         self.definitions_saved = 0
         self.when_changed: Callable[[int], None] = lambda _: None
@@ -245,7 +247,7 @@ class Ledger:
     def page_out(self, entry: BacklogEntry) -> bool:
         """Page out a stored message if memory is short. If True is returned, the caller must keep only `entry.row`."""
         # A dead letter would be read back as an ordinary Message.
-        if self.held_bytes - self._paged_out_bytes <= _ROOMY or isinstance(entry.message, Dead):
+        if self.held_bytes - self._paged_out_bytes <= self.roomy_bytes or isinstance(entry.message, Dead):
             return False
         self.held_bytes -= of_message(entry.message)
         self._page(_PAGED_OUT)
