@@ -23,7 +23,7 @@ ORDERS = {"name": "orders", "vhost": "/", "durable": True, "auto_delete": False,
 
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Shell]:
-    """A shell whose user has never started a broker; what is started is stopped."""
+    """A shell whose user has never started a broker; brokers started in the test are stopped afterwards."""
     with Shell(tmp_path, {"XDG_STATE_HOME": str(tmp_path / "state")}) as shell:
         yield shell
         for name in ("mine", "default"):
@@ -32,7 +32,7 @@ def home(tmp_path: Path) -> Iterator[Shell]:
 
 @pytest.fixture
 def at_port() -> str:
-    """An option for `up`: another test, meanwhile, would take the usual port too."""
+    """A --port option with a free port, since another test may use the default one."""
     return f"--port={free_port()}"
 
 

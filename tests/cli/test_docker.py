@@ -18,7 +18,7 @@ from tests.cli.shell import Shell, wait_until
 
 
 def docker(*arguments: str) -> str:
-    """What Docker's own client says."""
+    """Run Docker's own client and return its output."""
     return subprocess.run(["docker", *arguments], capture_output=True, text=True, check=True).stdout
 
 
@@ -29,7 +29,7 @@ def image() -> str:
 
 @pytest.fixture
 def name() -> str:
-    """Of a broker that nobody else has."""
+    """A name that no other broker has."""
     return f"test-{uuid.uuid4().hex[:8]}"
 
 

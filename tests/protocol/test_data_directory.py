@@ -287,7 +287,7 @@ def add_queue(broker: Broker, vhost: str, name: str, arguments: Any = None) -> N
 def apply(  # noqa: C901 - one case per operation
     broker: Broker, what: str, one: str, two: str, three: str, table: dict[str, Any]
 ) -> None:
-    """Do one operation as the protocols do; what they refuse raises AmqpException or KeyError."""
+    """Perform one operation as the protocols do; a refused one raises AmqpException or KeyError."""
     vhosts = list(broker.vhosts.values())
     vhost = vhosts[len(one) % len(vhosts)] if vhosts else broker.add_vhost("/")
     match what:
@@ -342,7 +342,7 @@ def snapshot(broker: Broker) -> dict[str, Any]:
 
 
 def reopened(directory: Path, change: Callable[[Broker], object] = lambda _: None) -> dict[str, Any]:
-    """Open a data directory, change the broker, close it, and return what was there in the end."""
+    """Open a data directory, change the broker, close it, and return its definitions at the end."""
 
     async def run() -> dict[str, Any]:
         storage = Storage(directory)
