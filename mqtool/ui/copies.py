@@ -181,7 +181,7 @@ class Copies:
         return [event, *(ends or [{"what": "dropped", "t": now, "message": self._messages}])]
 
     def _publisher(self, copy: Delivery, exchange: str) -> str:
-        """Return the name of the client that published a message; if unknown, the user's name or "unknown publisher"."""
+        """Return the name of the client that published a message, or its user, or "unknown publisher"."""
         if self._firehose is not None:
             connection = str(copy.headers.get("connection", ""))
             return self._names.get(connection, str(copy.headers.get("user", "")))

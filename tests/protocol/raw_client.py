@@ -1,4 +1,4 @@
-"""A client that sends what it is told to, octet by octet."""
+"""An AMQP 0.9.1 client for tests that sends and reads single frames and octets."""
 
 import socket
 import struct
