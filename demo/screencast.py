@@ -65,7 +65,7 @@ class Line(NamedTuple):
 
 
 def lines() -> Iterator[Line]:
-    """Run the script with the embedded broker, in an empty directory, and yield what a terminal shows."""
+    """Run the script with the embedded broker in an empty directory; yield what a terminal shows."""
     with tempfile.TemporaryDirectory() as directory:
         tools = Path(directory, "bin")
         tools.mkdir()
@@ -125,7 +125,7 @@ def _read(terminal: int) -> bytes:
 
 
 def console(shown: list[Line]) -> Console:
-    """All lines in one tall terminal."""
+    """Return all lines in one tall terminal."""
     found = Console(
         record=True, width=COLUMNS, height=len(shown), file=io.StringIO(), force_terminal=True, highlight=False
     )
@@ -135,7 +135,7 @@ def console(shown: list[Line]) -> Console:
 
 
 def animated(shown: list[Line]) -> str:
-    """The picture of all lines, of which a screen is seen at a time."""
+    """Return a picture that scrolls through all lines, one screen at a time."""
     height, width = 24.4, 12.2  # of a character, as rich draws it
     total = shown[-1].at + _END
     still = svg(console(shown))

@@ -167,7 +167,7 @@ def test_a_forged_x_death_moves_no_message_into_another_queue(shell: Shell, brok
 
 
 def is_governed(broker: TestBroker, queue: str) -> bool:
-    """Whether the management API already says which policy applies to a queue."""
+    """True once the management API shows which policy applies to the queue."""
     found: Any = broker.api("GET", f"queues/{broker.vhost}/{queue}")
     return bool(found.get("effective_policy_definition"))
 

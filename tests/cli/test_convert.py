@@ -142,7 +142,7 @@ def run(
 
 
 def messages(count: int = COUNT) -> list[Message]:
-    """As different as messages can be; even numbers go to the queue by an exchange, odd ones by its name."""
+    """Return messages of every kind; those with even numbers go through an exchange, the others by the queue's name."""
     found = []
     for number in range(count):
         properties: dict[str, Any] = {"delivery_mode": 2 - (number % 3 == 0)}

@@ -66,7 +66,7 @@ def policies(vhost: str) -> dict[str, Any]:
 
 
 def by_name(document: dict[str, Any]) -> dict[str, Any]:
-    """A document in an order of its own."""
+    """Return definitions sorted by name."""
     return {
         kind: sorted(items, key=lambda item: json.dumps(item, sort_keys=True)) if isinstance(items, list) else items
         for kind, items in document.items()
@@ -74,7 +74,7 @@ def by_name(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def has(exported: dict[str, Any], wanted: dict[str, Any]) -> bool:
-    """Whether all that is wanted was exported; later versions say more of each thing."""
+    """True if everything that is wanted was exported; later versions export more fields."""
 
     def plain(item: dict[str, Any]) -> dict[str, Any]:
         arguments = {key: value for key, value in item.get("arguments", {}).items() if key != "x-queue-type"}
