@@ -214,9 +214,7 @@ class Consumer(Role):
             await asyncio.sleep(pause + 0.1)
         is_over = True
         if then == "cancel":
-            await client.call(Basic.Recover(requeue=True))
-            client.unacked.clear()
-            self.judge.known(client.name)
+            await client.recover()
         elif then == "close":
             await client.close()
         else:

@@ -29,6 +29,7 @@ class Client(asyncio.Protocol):
     Attributes:
         is_open: True until the connection is lost or closed.
         is_leaving: True once the client has broken the connection itself.
+        gives_back: True while the client waits until the broker has requeued all that it had delivered.
         random: what the client does at random.
     """
 
@@ -46,6 +47,7 @@ class Client(asyncio.Protocol):
         self._futures: set[asyncio.Future[Any]] = set()
         self.is_leaving = False
         self._held: list[bytes] | None = None
+        self.gives_back = False
         self.lost = asyncio.Event()
 
     async def connect(self) -> None:

@@ -125,6 +125,7 @@ class Client091(Client):
     async def close(self) -> None:
         """Close the connection, and wait for connection.close-ok."""
         self.leave()
+        self.gives_back = True
         await self.call(Connection.Close(200, "bye", 0, 0), 0)
         self.judge.known(self.name)
         self.side.close()
@@ -187,7 +188,7 @@ class Client091(Client):
         got = Delivered(method.delivery_tag, number, queue, headers, redelivered=method.redelivered)
         who = self.name if isinstance(method, Basic.GetOk) else f"{self.name}/{method.consumer_tag}"
         self.judge.note(self.name, f"got {number} from {queue}{' again' if got.redelivered else ''}")
-        self.judge.delivered(queue, number, who, redelivered=got.redelivered)
+        self.judge.delivered(queue, number, who, redelivered=got.redelivered, is_given_back=self.gives_back)
         if queue in self.no_ack:
             self.judge.settled(queue, number, "acked", self.name, known=True)
         else:
@@ -338,6 +339,14 @@ class Client091(Client):
     def connection_lost(self, exc: Exception | None) -> None:
         self.leave()
         super().connection_lost(exc)
+
+    async def recover(self) -> None:
+        """Have the broker requeue everything that is not settled."""
+        self.gives_back = True
+        await self.call(Basic.Recover(requeue=True))
+        self.gives_back = False
+        self.unacked.clear()
+        self.judge.known(self.name)
 
     async def get(self, queue: str) -> Delivered | None:
         self._get_from = queue

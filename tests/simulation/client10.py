@@ -189,11 +189,14 @@ class Client10(Client):
         await self._ask(ATTACH, ATTACH, name, handle, SENDER, None, None, source, target, None, None, UInt32(0))
 
     async def detach(self) -> None:
+        self.gives_back = True
         if self.error is None:
             await self._ask(DETACH, DETACH, UInt32(self._handle), True)
+        self.gives_back = False
         self.judge.known(self.name)
 
     async def close(self) -> None:
+        self.gives_back = True
         await self._ask(CLOSE, CLOSE)
         self.judge.known(self.name)
         self.side.close()
@@ -270,7 +273,7 @@ class Client10(Client):
         if self.credit < 0:
             self.judge.fail("a link's credit is never exceeded", f"{self.name} got message {number} without credit")
         who = f"{self.name}/{self._handle}"
-        self.judge.delivered(queue, number, who, redelivered=again)
+        self.judge.delivered(queue, number, who, redelivered=again, is_given_back=self.gives_back)
         self.when_delivered(int(fields[1]), number)
 
     def settle(self, delivery: int, number: int, how: str) -> None:
