@@ -141,6 +141,14 @@ def test_priorities_of_quorum_queues_depend_on_the_version(
     assert b"".join(take.bodies("q", 6)) == expected
 
 
+def test_a_quorum_queue_takes_no_maximum_priority(broker: TestBroker, channel: BlockingChannel) -> None:
+    """`x-max-priority` is refused by all versions, also by those whose quorum queues have priorities."""
+    arguments = {**QUORUM, "x-max-priority": 5}
+    why = f"invalid arg 'x-max-priority' for queue 'q' in vhost '{broker.vhost}' of queue type rabbit_quorum_queue"
+    refused = closed(lambda: channel.queue_declare("q", durable=True, arguments=arguments))
+    assert refused == (406, f"PRECONDITION_FAILED - {why}")
+
+
 def test_an_x_death_of_a_publisher_counts_only_before_4_0(
     broker: TestBroker, channel: BlockingChannel, take: Take
 ) -> None:

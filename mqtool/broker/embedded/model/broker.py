@@ -71,7 +71,7 @@ class ConnectedClient(Protocol):
         """Resume reading from the connection: the last alarm has ended."""
 
     def check_consumers(self, timeout: float) -> None:
-        """Close each channel that has had a delivery unacknowledged for more than `timeout` seconds."""
+        """Apply the consumer timeouts to unacknowledged deliveries; `timeout` is the broker's, in seconds."""
 
 
 class ReplyConsumer(Protocol):
@@ -301,7 +301,7 @@ class Broker:
         return [client for clients in self._clients for client in clients]
 
     def check_consumers(self) -> None:
-        """Close each channel that has had a delivery unacknowledged for longer than the consumer timeout."""
+        """Apply the consumer timeouts to the unacknowledged deliveries of all clients."""
         for client in self.clients():
             client.check_consumers(self.consumer_timeout)
 

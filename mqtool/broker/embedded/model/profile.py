@@ -54,7 +54,8 @@ class Profile(NamedTuple):
         most_wildcards: the maximum number of `#` in a binding key of a topic exchange; None for no limit.
         strict_numbers: True if a headers exchange distinguishes integers, decimals and timestamps of equal value.
         streams_take_nacks: True if a consumer of a stream may send basic.nack.
-        times_out: True if the consumer timeout applies to all queues, False if only to quorum queues.
+        consumer_timeouts: the consumer timeouts that exist: `broker` (one for all queues), `queues` (also of queues, by
+            argument or policy), or `quorum` (of quorum queues only, and also of consumers).
         returns_replies: True if a mandatory direct reply is returned to its publisher when the recipient is gone.
         lost_commit: what the broker closes if a queue is deleted before a message for it is committed (tx.commit).
         exact_body: True if a body longer than its content header announces is reported with a specific error text.
@@ -97,7 +98,7 @@ class Profile(NamedTuple):
     most_wildcards: int | None = None
     strict_numbers: bool = False
     streams_take_nacks: bool = False
-    times_out: bool = True
+    consumer_timeouts: Literal["broker", "queues", "quorum"] = "broker"
     returns_replies: bool = True
     lost_commit: Literal["nothing", "channel", "connection"] = "nothing"
     exact_body: bool = False
@@ -126,6 +127,7 @@ _4_0 = Profile(
     checks_copies=True,
     reads_offsets=True,
     trusts_deaths=False,
+    consumer_timeouts="queues",
     strict_numbers=True,
     streams_take_nacks=True,
     lost_commit="channel",
@@ -157,7 +159,7 @@ _4_3 = _4_2._replace(
     passive_configures=True,
     global_prefetch=False,
     most_wildcards=2,
-    times_out=False,
+    consumer_timeouts="quorum",
     delayed_exchanges=False,
     hides_vhosts=True,
 )

@@ -15,7 +15,7 @@ from mqtool.broker.embedded.model.exchange import BrokerBinding
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Profile
 from mqtool.broker.embedded.model.queue_arguments import Options
-from mqtool.codecs.field_tables import Table
+from mqtool.codecs.field_tables import Table, Value
 
 #: The delay, in milliseconds, before a dead letter that no queue accepted is published again (at-least-once strategy).
 RETRY_DEAD_LETTERS = 180_000
@@ -420,3 +420,18 @@ def cancel_links(queue: BrokerQueue) -> None:
         consumer.cancelled()
     for tell in list(queue.publishers):
         tell()
+
+
+def consumer_timeout(queue: BrokerQueue, arguments: Table, default: float) -> float | None:
+    """Return how long a consumer may leave a message unacknowledged, in seconds; None for any time.
+
+    Args:
+        arguments: the consumer's.
+        default: the broker's consumer timeout, in seconds.
+    """
+    limit: Value = queue.options.consumer_timeout
+    if queue.profile.consumer_timeouts == "quorum":
+        if queue.kind != "quorum":
+            return None
+        limit = arguments.get("x-consumer-timeout", limit)
+    return limit / 1000 if isinstance(limit, int) else default

@@ -256,13 +256,14 @@ class BrokerConnection(AmqpSession):
         super().unblock()
 
     def check_consumers(self, timeout: float) -> None:
-        """Close each channel that has a delivery unacknowledged for longer than `timeout` seconds."""
+        """Apply the consumer timeouts; `timeout` is the broker's, in seconds (see Deliveries.time_out)."""
         for channel in list(self.channels.values()):
-            if channel.deliveries.overdue(timeout):
+            used = channel.deliveries.time_out(timeout)
+            if used is not None:
                 channel.close(
                     precondition_failed(
                         f"delivery acknowledgement on channel {channel.number} timed out. Timeout value used: "
-                        f"{int(timeout * 1000)} ms. This timeout value can be configured, see consumers doc guide to "
+                        f"{used} ms. This timeout value can be configured, see consumers doc guide to "
                         "learn more"
                     ),
                     0,
