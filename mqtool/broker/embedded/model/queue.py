@@ -229,12 +229,13 @@ class BrokerQueue:
             if self._expiring:
                 self._expire()
             return
+        next_ready = consumers.next_ready
         while True:
             if self._expiring:
                 self._drop_expired()
             if not len(backlog):
                 return
-            consumer = consumers.next_ready()
+            consumer = next_ready()
             if consumer is None:
                 if self._expiring:
                     self._arm_expiry()

@@ -51,6 +51,7 @@ class PacedSocket(asyncio.Protocol, ABC):
         blocked: True while the broker does not read from the client because of an alarm.
         writable: True if more deliveries can be sent to the client.
         received_bytes, sent_bytes: total bytes in each direction.
+        now: returns the time on the event loop's clock, in seconds.
     """
 
     enough_out: ClassVar[int]
@@ -62,6 +63,7 @@ class PacedSocket(asyncio.Protocol, ABC):
         self.writable = True
         self.received_bytes = self.sent_bytes = 0
         self._loop = asyncio.get_running_loop()
+        self.now = self._loop.time
         self._clock = clock
         self._turn_ends = 0.0
         self._waits = False
@@ -253,10 +255,6 @@ class PacedSocket(asyncio.Protocol, ABC):
         if not self.writable and not self._paused:
             self.writable = True
             self.may_send()
-
-    def now(self) -> float:
-        """Return the time on the event loop's clock, in seconds."""
-        return self._loop.time()
 
     def heard(self) -> None:
         """Record the time at which the client sent something, for the heartbeat check."""
