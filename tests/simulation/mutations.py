@@ -141,8 +141,8 @@ MUTATIONS = (
     Mutation(
         "takes messages that it refuses",
         "model/queue.py",
-        "            return False, False\n        ttl",
-        "            accepted = False\n        ttl",
+        "            return False, False\n        properties",
+        "            accepted = False\n        properties",
     ),
     Mutation(
         "dead-letters with the wrong reason",

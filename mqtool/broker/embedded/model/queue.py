@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import ClassVar
 
-from mqtool.broker.embedded.model.amqp_message import BrokerMessage
+from mqtool.broker.embedded.model.amqp_message import PERSISTENT, BrokerMessage
 from mqtool.broker.embedded.model.applied_policies import NOTHING, Applied
 from mqtool.broker.embedded.model.backlog import BacklogEntry, new_backlog
 from mqtool.broker.embedded.model.clock import Alarm, Clock, Timetable
@@ -122,15 +122,16 @@ class BrokerQueue:
             if options.overflow == "reject-publish-dlx":
                 self.dead_letter(self, message, "maxlen", lambda _: None)
             return False, False
-        ttl = options.time_to_live(message.properties.expiration)
+        properties = message.header.properties
+        ttl = options.message_ttl if properties.expiration is None else options.time_to_live(properties.expiration)
         entry = self.ledger.enter(message, None if ttl is None else self.clock.now() + ttl)
         if self.watcher is not None and id(message) in self.watcher.publishing:
             self.watcher.entered(self, message, entry.position)
-        if self.stored and (message.persistent or self.kind == "quorum"):
+        if self.stored and (properties.delivery_mode == PERSISTENT or self.kind == "quorum"):
             self.ledger.added(self.key, entry)
         # Read the row now: delivery to a consumer with automatic acknowledgement deletes the message.
         stored = entry.row != 0
-        has_consumers = len(self.consumers) > 0
+        has_consumers = bool(self.consumers.all)
         if has_consumers and not len(backlog):
             # Hot path: if a consumer is waiting, the message bypasses the backlog.
             consumer = self.consumers.next_ready()
@@ -224,16 +225,17 @@ class BrokerQueue:
     def pump(self) -> None:
         """Remove expired messages, and deliver ready ones to the consumers that can take them."""
         backlog, consumers = self.backlog, self.consumers
-        if not len(consumers):
+        if not consumers.all:
             if self._expiring:
                 self._expire()
             return
+        next_ready = consumers.next_ready
         while True:
             if self._expiring:
                 self._drop_expired()
             if not len(backlog):
                 return
-            consumer = consumers.next_ready()
+            consumer = next_ready()
             if consumer is None:
                 if self._expiring:
                     self._arm_expiry()

@@ -50,6 +50,7 @@ class ChannelSubscription:
         self.unacked = 0
         self._deliveries = deliveries
         self._session = deliveries.session
+        self._is_of_stream = queue.kind == "stream"
 
     @property
     def name(self) -> str:
@@ -75,14 +76,14 @@ class ChannelSubscription:
         tag = channel.last_tag = channel.last_tag + 1
         if not self.no_ack:
             # A stream keeps its messages, so unacknowledged ones need not be held in memory as well.
-            is_kept = self.queue.kind == "stream" and session.broker.hooks is None
+            is_kept = self._is_of_stream and session.broker.hooks is None
             channel.unacked[tag] = ChannelDelivery(self.queue, _FORGOTTEN if is_kept else entry, self, session.now())
             self.unacked += 1
             channel.global_unacked += 1
         elif session.broker.hooks is not None:
             session.broker.hooks.acknowledge(self.queue, entry)
         watcher = self.queue.watcher
-        if watcher is not None and (entry.position in watcher.shown or self.queue.kind == "stream"):
+        if watcher is not None and (entry.position in watcher.shown or self._is_of_stream):
             watcher.delivered(self.queue, entry, self, no_ack=self.no_ack)
         message = _counted(entry, session) if entry.acquired_count else entry.message
         session.write(
@@ -242,9 +243,10 @@ class Deliveries:
             deliveries = [each for each in arrived if arrived[each]]
             self.reject((each for each in arrived if not arrived[each]), requeue=True)
         for delivery in deliveries:
-            delivery.queue.acknowledge(delivery.entry)
-            if delivery.subscription is not None and self._release(delivery.subscription):
-                hungry[delivery.queue] = None
+            queue, subscription = delivery.queue, delivery.subscription
+            queue.acknowledge(delivery.entry)
+            if subscription is not None and self._release(subscription):
+                hungry[queue] = None
         self._feed(hungry)
 
     def reject(self, deliveries: Iterable[ChannelDelivery], *, requeue: bool, why: Why = Why.RETURNED) -> None:
