@@ -164,7 +164,7 @@ class Amqp10Session(SessionState):
             case Modified(undeliverable_here=True):
                 self._reject(deliveries)
             case Modified():
-                self._requeue(deliveries, Why.REJECTED if state.delivery_failed else Why.RELEASED)
+                self._requeue(deliveries, Why.FAILED if state.delivery_failed else Why.RELEASED)
 
     def _accept(self, deliveries: Iterable[LinkDelivery]) -> None:
         hooks = self.connection.broker.hooks

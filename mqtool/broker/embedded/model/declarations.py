@@ -63,6 +63,8 @@ def check_queue(declared: QueueDeclaration, vhost: str, profile: Profile) -> Non
         raise precondition_failed(f"invalid type '{kind}' for arg 'x-dead-letter-exchange' in {where}")
     kind = str(arguments.get("x-queue-type", "classic"))
     supported = SUPPORTED.get(kind, ("x-queue-type",))
+    if profile.classic_locator:
+        supported = (*supported, "x-queue-leader-locator")
     for argument, check in QUEUE_ARGUMENTS.items():
         is_checked = argument != "x-queue-mode" or profile.checks_queue_mode
         if argument not in arguments or argument not in supported or not is_checked:

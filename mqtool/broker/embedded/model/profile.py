@@ -67,6 +67,8 @@ class Profile(NamedTuple):
             sources. If not, such an error ends the session.
         tells_active: True if AMQP 1.0 consumers of quorum queues are told whether they are the active ones.
         filters_messages: True if AMQP 1.0 consumers of streams can filter messages by properties or with SQL.
+        counts_failures: True if a classic queue counts the deliveries that an AMQP 1.0 client declares to have failed.
+        classic_locator: True if a classic queue may have the argument `x-queue-leader-locator`.
         addresses_replies: True if reply-to is converted between the name of a queue and its AMQP 1.0 address.
     """
 
@@ -110,6 +112,8 @@ class Profile(NamedTuple):
     tells_active: bool = False
     filters_messages: bool = False
     addresses_replies: bool = False
+    counts_failures: bool = False
+    classic_locator: bool = False
 
 
 # The stream listener supports the commands of 3.13, and clients choose commands by the server's version.
@@ -128,6 +132,7 @@ _4_0 = Profile(
     reads_offsets=True,
     trusts_deaths=False,
     consumer_timeouts="queues",
+    classic_locator=True,
     strict_numbers=True,
     streams_take_nacks=True,
     lost_commit="channel",
@@ -160,6 +165,7 @@ _4_3 = _4_2._replace(
     global_prefetch=False,
     most_wildcards=2,
     consumer_timeouts="quorum",
+    counts_failures=True,
     delayed_exchanges=False,
     hides_vhosts=True,
 )

@@ -27,11 +27,12 @@ _EXPIRED_AT_ONCE = 25
 class Why(Enum):
     """The reason for requeueing a message.
 
-    RETURNED: basic.nack or basic.recover. REJECTED: basic.reject, or a failed delivery in AMQP 1.0. LOST: the end of a
-    channel or session, or an AMQP 1.0 delivery not settled in time. RELEASED: an AMQP 1.0 release or link detachment.
+    RETURNED: basic.nack or basic.recover. REJECTED: basic.reject. FAILED: a failed delivery in AMQP 1.0, which classic
+    queues count too in some versions. LOST: the end of a channel or session, or a delivery not settled in time.
+    RELEASED: an AMQP 1.0 release or link detachment.
     """
 
-    RETURNED, REJECTED, LOST, RELEASED = range(4)
+    RETURNED, REJECTED, FAILED, LOST, RELEASED = range(5)
 
 
 class Outcome(Enum):
@@ -317,6 +318,7 @@ class BrokerQueue:
             elif self.kind == "quorum":
                 self._requeue_in_quorum(entry, why)
             else:
+                entry.delivery_count += why is Why.FAILED and self.profile.counts_failures
                 self.backlog.put_back(entry)
         if not self.deleted:
             self.pump()
@@ -325,7 +327,7 @@ class BrokerQueue:
     def _requeue_in_quorum(self, entry: BacklogEntry, why: Why) -> None:
         """Requeue a message, immediately or after a delay, or dead-letter it if it has exceeded the delivery limit."""
         entry.acquired_count += 1
-        failed = why in (Why.REJECTED, Why.LOST) or (why is Why.RETURNED and self.profile.nack_counts)
+        failed = why in (Why.REJECTED, Why.FAILED, Why.LOST) or (why is Why.RETURNED and self.profile.nack_counts)
         entry.delivery_count += failed
         limit, retry = self.options.delivery_limit, self.options.retry
         if limit is not None and entry.delivery_count > limit:
