@@ -28,6 +28,8 @@ _OTHER_OPTIONS = {
     "-p": "--vhost VHOST",
     "--limit": "--count N",
     "--max-retries": "--retries N for programs, --max-reconnects N for connections",
+    "-o": "redirect standard output: > FILE",
+    "--output": "redirect standard output: > FILE",
     "--password": "--password-file FILE, or - to read it from stdin",
 }
 
