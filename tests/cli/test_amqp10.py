@@ -196,7 +196,7 @@ def test_a_failing_program_is_retried_and_then_dead_lettered(shell: Shell) -> No
     shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="1\n2\n3\n")
     worker = shell.run("mqtool", "worker", "-q", "jobs", "--shell", "--exec", 'read n; test "$n" != 2', "-c", "4",
                        "--retries", "1", "--backoff", "50ms", "--concurrency", "2")  # fmt: skip
-    assert (worker.code, "2 done, 1 retries, 1 dead" in worker.stderr) == (3, True)
+    assert (worker.code, "2 done, 1 retry, 1 dead" in worker.stderr) == (3, True)
     dead = json.loads(shell.run("mqtool", "receive", "-q", "jobs.dlq", "-c", "1", "--json", "--declare").stdout)
     assert (dead["body"], dead["headers"]["mqtool-attempts"]) == ("2", 2)
 

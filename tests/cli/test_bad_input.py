@@ -140,6 +140,9 @@ COMMAND_LINE = [
     Case("publisher-confirms batch --batch-size 0", 2, "Invalid value for '--batch-size': 0"),
     # What is it called?
     Case("sned x", 2, "unknown command 'mqtool sned'", "did you mean 'send'?"),
+    Case(
+        "emit-log hello", 2, "unknown command 'mqtool emit-log hello'", "followed by fanout, direct, topic or headers"
+    ),
     Case("emit-log fanut x", 2, "unknown command 'mqtool emit-log fanut'", "did you mean 'fanout'?"),
     Case("send --quee hello x", 2, "unknown option --quee", "did you mean '--queue'?"),
     Case("queue bind jobs logs", 2, "unknown command 'mqtool queue bind'", "did you mean 'mqtool exchange bind'?"),
