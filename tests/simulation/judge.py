@@ -227,7 +227,7 @@ class Judge:
                 return self.fail("a queue is delivered in order", f"{where}, after {self._last[key]}")
             self._last[key] = number
         copy.times += 1
-        if copy.times > 1 and redelivered is False:
+        if copy.times > 1 and redelivered is False and not self._was_cut(copy.delivered_at):
             # This was sent first, but another connection was faster. The broker does not wait for its settlement.
             self._late.add((queue, number, consumer.partition("/")[0]))
             return None
