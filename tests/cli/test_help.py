@@ -285,7 +285,7 @@ def test_commands_in_the_rabbitmqctl_topic_exist(row: str) -> None:
     ],
 )
 def test_a_usage_error_shows_the_right_form(lonely_shell: Shell, typed: str, said: str) -> None:
-    """The hint names an option or an example; a password that was typed as an argument is not printed."""
+    """The hint shows a correct option or an example; a password that was typed as an argument is not printed."""
     result = lonely_shell.run("mqtool", *typed.split())
     assert result.code == 2
     assert said in result.stderr
