@@ -27,7 +27,9 @@ class Plain:
         self._opened: list[pika.BlockingConnection] = []
 
     def channel(self) -> PlainChannel:
-        connection = pika.BlockingConnection(pika.URLParameters(self._url))
+        parameters = pika.URLParameters(self._url)
+        parameters.connection_attempts, parameters.retry_delay = 50, 0.1  # the broker may be restarting
+        connection = pika.BlockingConnection(parameters)
         self._opened.append(connection)
         return connection.channel()
 
@@ -131,6 +133,7 @@ class Learner:
 
     def __init__(self, goal: Goal, broker: TestBroker, shell: Shell) -> None:
         self.findings: list[TrialFinding] = []
+        self.printed = ""
         self._goal = goal
         self._broker = broker
         self._shell = shell
@@ -162,7 +165,8 @@ class Learner:
     def make(self, attempt: Attempt) -> None:
         """Make an attempt. A script may fail: learners do such things."""
         if isinstance(attempt, str):
-            self._shell.script(_PRELUDE + attempt)
+            done = self._shell.script(_PRELUDE + attempt)
+            self.printed = f"{done.stdout}{done.stderr}"
         else:
             plain = Plain(self._broker.url)
             try:
@@ -189,5 +193,9 @@ class Learner:
         def found() -> list[str]:
             return [each.text for each in self.findings if each.kind == kind and text in each.text]
 
-        wait_until(lambda: found() or self._failure, lambda: f"{kind} {text!r}; there is {self.findings}", 40)
+        wait_until(
+            lambda: found() or self._failure,
+            lambda: f"{kind} {text!r}; there is {self.findings}; commands printed: {self.printed}",
+            40,
+        )
         return found()[0] if found() else ""

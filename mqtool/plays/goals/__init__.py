@@ -4,8 +4,22 @@ Each file NAME_goals.py has the goals of a tutorial, as data and functions of wh
 to add one.
 """
 
-from mqtool.plays.goals import hello_world_goals
+from mqtool.plays.goals import (
+    hello_world_goals,
+    publish_subscribe_goals,
+    publisher_confirms_goals,
+    routing_goals,
+    topics_goals,
+    work_queues_goals,
+)
 from mqtool.plays.goals.goal import Goal
 
 #: The goals of each tutorial, in the recommended order.
-GOALS: dict[str, tuple[Goal, ...]] = {"hello-world": hello_world_goals.GOALS}
+GOALS: dict[str, tuple[Goal, ...]] = {
+    "hello-world": hello_world_goals.GOALS,
+    "work-queues": work_queues_goals.GOALS,
+    "publish-subscribe": publish_subscribe_goals.GOALS,
+    "routing": routing_goals.GOALS,
+    "topics": topics_goals.GOALS,
+    "publisher-confirms": publisher_confirms_goals.GOALS,
+}

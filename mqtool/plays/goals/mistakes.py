@@ -88,3 +88,30 @@ def thrown_away(queue: str) -> Said:
         return ""
 
     return said
+
+
+def useless_binding(exchange: str) -> Said:
+    """A message has no queue, and a queue is bound with a key that no message has."""
+
+    def said(seen: Seen) -> str:
+        published = seen.published_to(exchange)
+        used = {each.routing_key for each in published}
+        keys = sorted(each.key for each in seen.bound(exchange) if each.key not in used and each.key.isalnum())
+        if not keys or not any(each.lost for each in published):
+            return ""
+        return f"A queue is bound to {exchange!r} with {keys[0]!r}: nobody has published with that key."
+
+    return said
+
+
+def nothing_bound(exchange: str) -> Said:
+    """A message was published to an exchange, and no binding matches."""
+
+    def said(seen: Seen) -> str:
+        lost = [each for each in seen.published_to(exchange) if each.lost]
+        if not lost:
+            return ""
+        key = f" with the key {lost[-1].routing_key!r}" if lost[-1].routing_key else ""
+        return f"{lost[-1]}{key} reached nobody: no queue is bound to {exchange!r} for it."
+
+    return said
