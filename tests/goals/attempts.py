@@ -41,8 +41,8 @@ class Plain:
     def send(self, key: str, body: str, exchange: str = "", **properties: Any) -> None:
         self.channel().basic_publish(exchange, key, body.encode(), pika.BasicProperties(**properties))
 
-    def consume(self, queue: str, *, prefetch: int = 0, auto_ack: bool = False) -> "PlainConsumer":
-        return PlainConsumer(self.channel(), queue, prefetch, auto_ack)
+    def consume(self, queue: str, *, prefetch: int = 0, auto_ack: bool = False, **arguments: object) -> "PlainConsumer":
+        return PlainConsumer(self.channel(), queue, prefetch, auto_ack, arguments)
 
     def receive(self, queue: str, count: int = 1, *, auto_ack: bool = False) -> list[str]:
         """Receive this many messages, acknowledge them, and close the connection."""
@@ -61,7 +61,9 @@ class Plain:
 class PlainConsumer:
     """A consumer that acknowledges only by a call."""
 
-    def __init__(self, channel: PlainChannel, queue: str, prefetch: int, auto_ack: bool) -> None:
+    def __init__(
+        self, channel: PlainChannel, queue: str, prefetch: int, auto_ack: bool, arguments: dict[str, object]
+    ) -> None:
         self.channel = channel
         self._auto_ack = auto_ack
         self.got: list[tuple[int, str, Any]] = []
@@ -71,6 +73,7 @@ class PlainConsumer:
             queue,
             lambda _, how, properties, body: self.got.append((how.delivery_tag, body.decode(), properties)),
             auto_ack=auto_ack,
+            arguments=arguments,
         )
 
     def next(self) -> str:
@@ -125,6 +128,7 @@ trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT
 number=0
 start() { number=$((number + 1)); "$@" --ready-file ready.$number & until [ -e ready.$number ]; do sleep 0.02; done; }
 pause() { sleep 0.5; }
+settle() { sleep $SETTLE; }
 """
 
 
@@ -165,7 +169,8 @@ class Learner:
     def make(self, attempt: Attempt) -> None:
         """Make an attempt. A script may fail: learners do such things."""
         if isinstance(attempt, str):
-            done = self._shell.script(_PRELUDE + attempt)
+            settle = 3 if self._broker.kind == "embedded" else 12  # RabbitMQ counts every five seconds
+            done = self._shell.script(f"SETTLE={settle}\n{_PRELUDE}{attempt}")
             self.printed = f"{done.stdout}{done.stderr}"
         else:
             plain = Plain(self._broker.url)

@@ -37,7 +37,7 @@ def _one_queue(plain: Plain) -> None:
 
 ATTEMPTS = {
     "nobody-listens": Attempts(
-        "mqtool emit-log fanout one; start mqtool receive-log fanout; mqtool emit-log fanout two; pause",
+        "mqtool emit-log fanout one; start mqtool receive-log fanout; mqtool emit-log fanout two; settle",
         _too_early,
         (
             Wrong("There was a queue for 'one' already", "start mqtool receive-log fanout; mqtool emit-log fanout one"),
@@ -46,11 +46,11 @@ ATTEMPTS = {
         ),
     ),
     "two-copies": Attempts(
-        "start mqtool receive-log fanout; start mqtool receive-log fanout; mqtool emit-log fanout hi; pause",
+        "start mqtool receive-log fanout; start mqtool receive-log fanout; mqtool emit-log fanout hi; settle",
         _two,
         (
             Wrong("The receivers share the queue", _one_queue),
-            Wrong("reached one receiver", "start mqtool receive-log fanout; mqtool emit-log fanout hi; pause"),
+            Wrong("reached one receiver", "start mqtool receive-log fanout; mqtool emit-log fanout hi; settle"),
             Wrong("no queue is bound to 'logs'", "mqtool emit-log fanout hi"),
             Wrong("not to 'logs'", "mqtool emit-log direct error hi"),
         ),

@@ -11,10 +11,14 @@ from mqtool.testing import EmbeddedBroker
 from tests.brokers import TestBroker
 from tests.cli.shell import Shell
 from tests.goals import (
+    delayed_messages_attempts,
+    headers_attempts,
     hello_world_attempts,
     publish_subscribe_attempts,
     publisher_confirms_attempts,
     routing_attempts,
+    rpc_attempts,
+    stream_attempts,
     topics_attempts,
     work_queues_attempts,
 )
@@ -26,7 +30,12 @@ ATTEMPTS: dict[str, dict[str, Attempts]] = {
     "publish-subscribe": publish_subscribe_attempts.ATTEMPTS,
     "routing": routing_attempts.ATTEMPTS,
     "topics": topics_attempts.ATTEMPTS,
+    "headers": headers_attempts.ATTEMPTS,
+    "rpc": rpc_attempts.ATTEMPTS,
     "publisher-confirms": publisher_confirms_attempts.ATTEMPTS,
+    "delayed-messages": delayed_messages_attempts.ATTEMPTS,
+    "stream-hello-world": stream_attempts.READING,
+    "stream-offset-tracking": stream_attempts.TRACKING,
 }
 
 EVERY_GOAL = [

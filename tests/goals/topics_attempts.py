@@ -6,7 +6,7 @@ from tests.goals.attempts import Attempts, Plain, Wrong
 from tests.goals.publish_subscribe_attempts import bound
 
 _KEYS = ("kern", "kern.disk", "kern.disk.full")
-_PUBLISH = "for key in kern kern.disk kern.disk.full; do mqtool emit-log topic $key x; done; sleep 3"
+_PUBLISH = "for key in kern kern.disk kern.disk.full; do mqtool emit-log topic $key x; done; settle"
 
 
 def _receive(plain: Plain, *patterns: str) -> None:
@@ -52,22 +52,22 @@ ATTEMPTS = {
             Wrong("it is no pattern", lambda plain: _receive(plain, "kern.disk")),
             Wrong(
                 "with the key 'kern' yet",
-                "start mqtool receive-log topic 'kern.*'; mqtool emit-log topic kern.disk x; sleep 3",
+                "start mqtool receive-log topic 'kern.*'; mqtool emit-log topic kern.disk x; settle",
             ),
             Wrong("reached nobody", _PUBLISH),
         ),
     ),
     "once": Attempts(
-        "start mqtool receive-log topic 'kern.*' '*.critical'; mqtool emit-log topic kern.critical x; sleep 2",
+        "start mqtool receive-log topic 'kern.*' '*.critical'; mqtool emit-log topic kern.critical x; settle",
         _critical,
         (
             Wrong("reached 2 receivers", _two_receivers),
             Wrong(
                 "is bound with 'kern.*' only",
-                "start mqtool receive-log topic 'kern.*'; mqtool emit-log topic kern.critical x; sleep 3",
+                "start mqtool receive-log topic 'kern.*'; mqtool emit-log topic kern.critical x; settle",
             ),
             Wrong(
-                "does not match both", "start mqtool receive-log topic '#'; mqtool emit-log topic kern.info x; sleep 3"
+                "does not match both", "start mqtool receive-log topic '#'; mqtool emit-log topic kern.info x; settle"
             ),
         ),
     ),

@@ -5,10 +5,14 @@ to add one.
 """
 
 from mqtool.plays.goals import (
+    delayed_messages_goals,
+    headers_goals,
     hello_world_goals,
     publish_subscribe_goals,
     publisher_confirms_goals,
     routing_goals,
+    rpc_goals,
+    stream_goals,
     topics_goals,
     work_queues_goals,
 )
@@ -21,5 +25,10 @@ GOALS: dict[str, tuple[Goal, ...]] = {
     "publish-subscribe": publish_subscribe_goals.GOALS,
     "routing": routing_goals.GOALS,
     "topics": topics_goals.GOALS,
+    "headers": headers_goals.GOALS,
+    "rpc": rpc_goals.GOALS,
     "publisher-confirms": publisher_confirms_goals.GOALS,
+    "delayed-messages": delayed_messages_goals.GOALS,
+    "stream-hello-world": stream_goals.GOALS,
+    "stream-offset-tracking": stream_goals.TRACKING_GOALS,
 }

@@ -350,7 +350,9 @@ class Seen:
         if copy.is_held:
             copy.deliveries[-1].end, copy.deliveries[-1].ended_at = "requeued: lost", self.now
         copy.deliveries.append(SeenDelivery(receiver, self.now, record["t"], bool(record.get("redelivered")), no_ack))
-        if no_ack and record["what"] == "delivered":
+        if record["what"] == "read":  # of a stream, where it stays
+            copy.deliveries[-1].end = "read"
+        elif no_ack:
             self._end(copy, {"what": "automatic"})
 
     def _end(self, copy: SeenCopy, record: Json) -> None:
