@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pika
@@ -16,6 +17,7 @@ from mqtool.plays.goals.trying import Trial, TrialBroker, TrialFinding
 from tests.brokers import TestBroker
 from tests.cli.shell import Shell, wait_until
 
+PROGRAMS = Path(__file__).parents[2] / "examples" / "repair"
 PlainChannel = pika.adapters.blocking_connection.BlockingChannel
 
 
@@ -129,6 +131,9 @@ number=0
 start() { number=$((number + 1)); "$@" --ready-file ready.$number & until [ -e ready.$number ]; do sleep 0.02; done; }
 pause() { sleep 0.5; }
 settle() { sleep $SETTLE; }
+export AMQP_URL=$MQTOOL_URL
+# copy PROGRAM [SED...]: a copy of a program to repair, mended by commands of sed
+copy() { program=$1; shift; sed "$@" -e '' $PROGRAMS/$program.py > $program.py; }
 """
 
 
@@ -170,7 +175,7 @@ class Learner:
         """Make an attempt. A script may fail: learners do such things."""
         if isinstance(attempt, str):
             settle = 3 if self._broker.kind == "embedded" else 12  # RabbitMQ counts every five seconds
-            done = self._shell.script(f"SETTLE={settle}\n{_PRELUDE}{attempt}")
+            done = self._shell.script(f"SETTLE={settle}\nPROGRAMS={PROGRAMS}\n{_PRELUDE}{attempt}")
             self.printed = f"{done.stdout}{done.stderr}"
         else:
             plain = Plain(self._broker.url)

@@ -16,13 +16,14 @@ from tests.goals import (
     hello_world_attempts,
     publish_subscribe_attempts,
     publisher_confirms_attempts,
+    repair_attempts,
     routing_attempts,
     rpc_attempts,
     stream_attempts,
     topics_attempts,
     work_queues_attempts,
 )
-from tests.goals.attempts import Attempts, Learner, Wrong
+from tests.goals.attempts import PROGRAMS, Attempts, Learner, Wrong
 
 ATTEMPTS: dict[str, dict[str, Attempts]] = {
     "hello-world": hello_world_attempts.ATTEMPTS,
@@ -36,6 +37,7 @@ ATTEMPTS: dict[str, dict[str, Attempts]] = {
     "delayed-messages": delayed_messages_attempts.ATTEMPTS,
     "stream-hello-world": stream_attempts.READING,
     "stream-offset-tracking": stream_attempts.TRACKING,
+    "repair": repair_attempts.ATTEMPTS,
 }
 
 EVERY_GOAL = [
@@ -99,3 +101,10 @@ def test_every_goal_is_complete() -> None:
             assert len(answers) == len(ATTEMPTS[name][goal.name].wrong), f"{name}.{goal.name}"
             assert all(goal.hints), f"{name}.{goal.name}"
             assert goal.hints[0].endswith("?"), f"the first hint of {name}.{goal.name} is a question"
+
+
+def test_every_program_to_repair_has_a_goal() -> None:
+    """Each program of examples/repair is short, and a goal names it."""
+    programs = {path.name: path.read_text() for path in PROGRAMS.glob("*.py")}
+    assert programs.keys() == {goal.program for goal in GOALS["repair"]}
+    assert max(text.count("\n") for text in programs.values()) <= 30

@@ -154,7 +154,7 @@ ATTEMPTS = {
         ),
     ),
     "killed": Attempts(
-        "start mqtool worker; mqtool new-task long.....; pause; kill -9 %1; start mqtool worker; settle",
+        "start mqtool worker; mqtool new-task long..; pause; kill -9 %1; start mqtool worker; settle",
         _die,
         (
             Wrong("gave 'long' back itself", _nack),

@@ -10,6 +10,7 @@ from mqtool.plays.goals import (
     hello_world_goals,
     publish_subscribe_goals,
     publisher_confirms_goals,
+    repair_goals,
     routing_goals,
     rpc_goals,
     stream_goals,
@@ -31,4 +32,7 @@ GOALS: dict[str, tuple[Goal, ...]] = {
     "delayed-messages": delayed_messages_goals.GOALS,
     "stream-hello-world": stream_goals.GOALS,
     "stream-offset-tracking": stream_goals.TRACKING_GOALS,
+    "repair": repair_goals.GOALS,
 }
+#: The title and the story of the goals "repair", which belong to no tutorial.
+REPAIR = ("Repair", "Short programs with one defect each, which you find in examples/repair.")

@@ -64,7 +64,7 @@ _ALL_OR_ANY = Goal(
     "Two receivers of 'headers_logs' with the same two headers, such as format=pdf and type=report. One wants messages "
     "with all of them, the other with any. Publish a message that both get, and one that only one gets.",
     _all_or_any,
-    (mistakes.not_published_to(_LOGS), _one_header, mistakes.nothing_bound(_LOGS), _same_match, _other_message),
+    (mistakes.not_published_to(_LOGS), _one_header, _same_match, mistakes.nothing_bound(_LOGS), _other_message),
     (
         "A routing key is one word or a row of words. What if the attributes of a message have no order?",
         "The headers exchange ignores the routing key. The binding argument x-match says 'all' (by default) or 'any'.",
