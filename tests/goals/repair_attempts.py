@@ -12,9 +12,7 @@ _EARLY = (
     "-e 's/sleep(2)/sleep(1)/';"
 )
 _PAY = "printf '%s\\n' a b c | mqtool send -l -q payments;"
-_RENDER = (
-    "python no_prefetch.py & python no_prefetch.py & pause; pause; seq 6 | mqtool send -l -q pictures; settle; settle"
-)
+_RENDER = "python no_prefetch.py & python no_prefetch.py & settle; seq 6 | mqtool send -l -q pictures; settle; settle"
 _OWN = 's/^replies = .*/replies = channel.queue_declare("", exclusive=True).method.queue/; /queue_declare(replies)/d'
 _ASK = "start mqtool rpc-server; python shared_replies.py 6 & python shared_replies.py 7; settle"
 _MAILS = "printf '%s\\n' ann@example.com nowhere | mqtool send -l -q mails; python requeue_loop.py & settle"
@@ -41,6 +39,17 @@ def _render(plain: Plain) -> None:
             worker.ack()
 
 
+def _automatic(plain: Plain) -> None:
+    plain.send("pictures", "a")
+    plain.receive("pictures", auto_ack=True)
+
+
+def _two_payments(plain: Plain) -> None:
+    for body in "ab":
+        plain.send("payments", body)
+        plain.receive("payments")
+
+
 def _publish(plain: Plain) -> None:
     channel = plain.channel()
     channel.confirm_delivery()
@@ -64,7 +73,7 @@ def _ask_two(plain: Plain, *names: str) -> None:
         channel.connection.process_data_events(0)
         plain.receive("rpc_queue")
         plain.send(queue, "8", correlation_id=str(number))
-        while not got:
+        while not name and not got:  # with one queue for all, another client may get it
             channel.connection.process_data_events(0.1)
 
 
@@ -104,10 +113,7 @@ ATTEMPTS = {
             Wrong("was acknowledged by its delivery", "copy early_ack;" + _PAY + "python early_ack.py"),
             Wrong("Run the program again", _EARLY + _PAY + "python early_ack.py"),
             Wrong("nobody receives", _PAY),
-            Wrong(
-                "There were 2 of 3 payments",
-                "start mqtool receive -q payments; seq 2 | mqtool send -l -q payments; settle",
-            ),
+            Wrong("There were 2 of 3 payments", _two_payments),
         ),
     ),
     "no-prefetch": Attempts(
@@ -116,10 +122,7 @@ ATTEMPTS = {
         (
             Wrong("A worker held", "copy no_prefetch;" + _RENDER),
             Wrong("Run a second one", "seq 6 | mqtool send -l -q pictures; mqtool worker -q pictures -c 6"),
-            Wrong(
-                "acknowledged when they are delivered",
-                "seq 6 | mqtool send -l -q pictures; mqtool receive --auto-ack -q pictures -c 6",
-            ),
+            Wrong("acknowledged when they are delivered", _automatic),
             Wrong("nobody receives", "mqtool send -q pictures a"),
         ),
     ),
