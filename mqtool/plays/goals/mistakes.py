@@ -45,7 +45,7 @@ def nobody_receives(queue: str) -> Said:
 
     def said(seen: Seen) -> str:
         waiting = [copy for copy in seen.copies_in(queue) if not copy.end and not copy.is_held]
-        if not waiting or seen.consumers_of(queue):
+        if not waiting or any(each.queue == queue for each in seen.consumers):
             return ""
         return f"{waiting[0].message} waits in {queue!r}: nobody receives from that queue."
 

@@ -234,9 +234,8 @@ def _out_of_the_way(seen: Seen) -> str:
     good = [copy for copy in seen.copies_in(_MAILS) if copy.acknowledged]
     if not dead or not good or len(dead[-1].deliveries) > _MAX_TRIES:
         return ""
-    return (
-        f"{dead[-1].message} was dead-lettered after {len(dead[-1].deliveries)} tries, and {good[0].message} was sent."
-    )
+    bad = dead[-1]
+    return f"{bad.message} was dead-lettered on delivery {len(bad.deliveries)}, and {good[0].message} was sent."
 
 
 def _again_and_again(seen: Seen) -> str:

@@ -214,9 +214,6 @@ class Seen:
     def bound(self, exchange: str) -> list[SeenBinding]:
         return [each for each in self.bindings if each.exchange == exchange]
 
-    def consumers_of(self, queue: str) -> list[SeenConsumer]:
-        return [each for each in self.consumers if each.queue == queue]
-
     def depth(self, queue: str) -> int:
         """Return the number of messages in a queue, ready or unacknowledged."""
         return self._depths.get(queue, 0)
