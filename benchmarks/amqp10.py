@@ -1,7 +1,7 @@
 """Lines of 100 bytes over AMQP 1.0, and RPC, beside loops of bare rabbitmq-amqp-python-client: speed, and memory.
 
-On the broker of MQTOOL_URL, RabbitMQ 4 or the embedded broker with --like 4.3. The library publishes a message and
-waits for its outcome, which is its only way. python -m benchmarks.amqp10 [COUNT [PAIRS]]
+On the broker of MQTOOL_URL, RabbitMQ 4 or the embedded broker with --like 4.3. The library can
+only publish one message at a time and wait for its outcome. python -m benchmarks.amqp10 [COUNT [PAIRS]]
 """
 
 import filecmp

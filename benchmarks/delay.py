@@ -4,9 +4,9 @@
 
 Measures wait queues (`--via ttl`) for classic and quorum queues, the exchange type of the plugin, and `delayed relay`,
 with 1,000, 10,000 and 100,000 messages. Uses the embedded broker, and RabbitMQ if it is installed; both are started for
-this. Takes about twelve minutes, on a machine that must do nothing else. The lateness is the time of arrival less
-mqtool-due; for the relay, which does not know when a message was published, less the time of publishing and the delay.
-The relay has had a message with each delay before, since the first one of each takes declarations.
+this. Takes about twelve minutes; the machine must do nothing else. The lateness of a message is its time of arrival
+minus the time in its header mqtool-due, or, for the relay, minus its time of publishing and its delay. Before the
+measurement, the relay gets a message with each delay, since it declares a queue for the first one.
 
     python -m benchmarks.delay relay URL 10000 60      only the relay, at a broker: 10,000 messages with delays of up to
                                                        60 s, as fast as they can be published

@@ -36,10 +36,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Growth:
-    """A kind of work, in several sizes.
+    """A kind of work that is measured in several sizes.
 
     Attributes:
-        measure: does it on a broker of its own.
+        measure: does the work of one size on a broker.
     """
 
     what: str

@@ -1,9 +1,9 @@
-"""How exactly replay keeps the gaps of a recording, at its own speed and ten times as fast.
+"""How exactly `recording replay` keeps the gaps of a recording, at its original speed and ten times as fast.
 
     python -m benchmarks.replay
 
-On the embedded broker, and on RabbitMQ where it is installed, both started for this and stopped again. The error is how
-far each message arrives from where its line puts it, counted from the message that came most promptly.
+Starts an embedded broker, and RabbitMQ if it is installed, and stops them at the end. The error of a message is the
+difference between the times at which it was due and at which it arrived. The error of the most punctual message is 0.
 """
 
 import json

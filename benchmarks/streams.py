@@ -1,7 +1,7 @@
 """Lines of 100 bytes to a stream and from it, beside loops of bare rstream: speed, and memory.
 
-On the broker of MQTOOL_URL, with its port for streams in MQTOOL_STREAM_PORT. rstream publishes in batches of 500, its
-fastest way, and waits for all confirms. python -m benchmarks.streams [COUNT [PAIRS]]
+Uses the broker of MQTOOL_URL, with its stream port in MQTOOL_STREAM_PORT. rstream publishes in batches of 500, which is
+its fastest way, and waits for all confirms. python -m benchmarks.streams [COUNT [PAIRS]]
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """Publishing and receiving lines of 100 bytes, beside amqp-publish (amqp-tools) and bare pika: speed, and memory.
 
-Into a quorum queue, persistent; mqtool and the pika loop are confirmed, amqp-publish waits for no confirm.
+The messages are persistent and go to a quorum queue. mqtool and pika wait for confirms; amqp-publish does not.
 """
 
 import filecmp

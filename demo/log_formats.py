@@ -41,7 +41,7 @@ class LogFormat:
 
     @property
     def routing_key(self) -> str:
-        """Return the routing key, with placeholders for the groups."""
+        """Return the routing key for `emit-log`, with placeholders for the groups of the pattern."""
         return f"{{{self.first}}}.{{{self.second}}}"
 
     def key(self, line: bytes) -> str:
@@ -110,10 +110,10 @@ def find() -> Path | None:
 
 
 def history_of_this_project() -> Path:
-    """The project's own history, written to a file.
+    """Write the history of this project to a file, and return its path.
 
     Raises:
-        CheckFailed: there is none.
+        CheckFailed: this directory is not a Git repository.
     """
     path = OUTPUT / "git.log"
     root = Path(__file__).parent

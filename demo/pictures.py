@@ -1,8 +1,8 @@
 """python -m demo.pictures [NAME...]: make docs/pictures/*.svg, from real runs, and docs/tutorials.md.
 
-Two kinds: what a command prints on a terminal; and stills of recordings of `mqtool ui` and of the tutorials. Each
-picture has both colour schemes in it, and takes the one that its reader's system prefers. Nothing in it is fetched from
-elsewhere.
+A picture shows what a command prints on a terminal, or a moment in a recording of `mqtool ui` or of the tutorials. Each
+picture contains a light and a dark colour scheme, and uses the one that the reader's system prefers. It fetches nothing
+from elsewhere.
 """
 
 import io
@@ -56,12 +56,12 @@ _TITLE_BAR = 32
 
 
 def of_command(columns: int, command: str, lines: int | None = None, code: int = 0, **variables: str) -> Console:
-    """What a command prints on a terminal of that width, and the command itself above it.
+    """Return a console with a command and what it prints on a terminal of this width.
 
     Args:
-        lines: how many to show.
-        code: the exit code that it must have.
-        variables: of its environment.
+        lines: the number of lines to show.
+        code: the exit code that the command must have.
+        variables: environment variables of the command.
     """
     ours, theirs = pty.openpty()
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -120,7 +120,7 @@ def browser() -> "Iterator[WebDriver]":
 
 
 def still(window: "WebDriver", recording: str, path: Path, moment: float | None = None) -> None:
-    """Keep the picture of a recording at a moment: a fraction of its length, or when most messages are shown."""
+    """Save a picture of a recording at a moment: a fraction of its length, or when most messages are visible."""
     window.get("about:blank")  # another fragment alone would not load the page again
     window.get(recording)
     if moment is None:
@@ -203,7 +203,7 @@ def _without_title_bar(match: re.Match[str]) -> str:
 
 
 def _trimmed(match: re.Match[str]) -> str:
-    """Return a text without the spaces at its end. Its length fixes its columns, whatever the reader's font is."""
+    """Return an SVG text without the spaces at its end, with the width of its columns in any font."""
     length = float(match[1])
     columns = round(length / _CHARACTER)
     return f'textLength="{(columns - len(match[3])) * _CHARACTER:g}">{match[2]}</text>'

@@ -1,7 +1,7 @@
 """python -m demo.real_log [FILE]: a real log file, line by line through a topic exchange.
 
-Without FILE, it is a log of this machine. Each receiver writes the lines that match its binding keys to a file. Plain
-Python works out a second time what must be in each file, with a regular expression, and compares.
+Without FILE, it uses a log of this machine. Each receiver writes the lines that match its binding keys to a file. Then
+plain Python selects the lines for each file with a regular expression, and compares them with the file.
 """
 
 import os
@@ -42,9 +42,9 @@ class Receiver:
     """A receiver of a part of the log.
 
     Attributes:
-        binding_keys: what it binds.
-        key_regex: the same for plain Python: matches the routing keys that it should get.
-        is_part: whether it is one of the parts that add up to the whole log.
+        binding_keys: its binding keys.
+        key_regex: a regular expression that matches the same routing keys.
+        is_part: True if it gets one of the parts that add up to the whole log.
     """
 
     name: str
@@ -68,11 +68,11 @@ class Receiver:
 
 
 def play_of(log: Path | None, note: Callable[[str], None], table: Callable[[Table], None]) -> Play:
-    """The play.
+    """Return the demonstration as a play.
 
     Args:
         log: the log file, if the user named one.
-        note, table: show what is not from a terminal.
+        note, table: functions that show text and tables beside the terminals.
     """
     return Play(
         "A real log",
@@ -156,10 +156,10 @@ def _spare_the_log(path: Path, receivers: Sequence[Receiver]) -> None:
 
 
 def _sent(path: Path, before: bytes, emitter: Terminal) -> bytes:
-    """The lines that were sent: a log that is in use may have grown.
+    """Return the part of the log that was sent: a log that is in use may have grown.
 
     Raises:
-        CheckFailed: not all were confirmed, or the log changed in another way.
+        CheckFailed: not all lines were confirmed, or the log changed in another way.
     """
     last = emitter.lines[-1] if emitter.lines else ""
     confirmed = re.match(r"([\d,]+) confirmed in ", last)
@@ -218,7 +218,7 @@ def _table(got: Mapping[Receiver, list[bytes]], should_get: Mapping[Receiver, li
 
 
 def main() -> int:
-    """Perform it on the broker in MQTOOL_URL or AMQP_URL, or else on one of its own; return the exit code."""
+    """Run the demonstration on the broker of MQTOOL_URL or AMQP_URL, or on a new one; return the exit code."""
     stopping.install()
     stopping.let_children_be_interrupted()
     guard = Guard()

@@ -1,7 +1,7 @@
 """Makes docs/pictures/two-minutes.svg, an animated terminal, from a real run: make pictures.
 
-Each command is typed, and its output appears line by line as it came, with shorter pauses. The motion is CSS: who
-prefers reduced motion sees the last screen, still. Opened by itself, the picture pauses while the pointer is on it.
+Each command is typed, and its output appears line by line as it was printed, with shorter pauses. The animation is CSS:
+readers who prefer reduced motion see only the last screen. If the picture is opened alone, it pauses under the pointer.
 """
 
 import io

@@ -307,8 +307,8 @@ def contrast(one: str, other: str) -> float:
 @on_any_broker
 @large
 def test_actions_of_the_page_run_commands(shell: Shell, page: Page) -> None:
-    """Each action shows the command that it runs; a consumer runs until it is stopped; a message says why it is where
-    it is.
+    """Each action shows the command that it runs; a consumer runs until it is stopped; a message's details say how it
+    got there.
     """
     do(shell, "exchange declare orders topic")
     do(shell, "queue declare jobs")

@@ -70,7 +70,7 @@ def test_a_publisher_survives_cut_connections(
 
 
 def test_replay_into_a_test_survives_cut_connections(broker: TestBroker, proxy: Proxy) -> None:
-    """`mqtool.testing.replay()` reconnects after each cut: all messages arrive in order, and unconfirmed ones may come
+    """In a user's test, replay() reconnects after each cut: all messages arrive in order, and unconfirmed ones may come
     twice.
     """
     count, stopped = 3_000, threading.Event()

@@ -157,7 +157,7 @@ def test_a_payload_may_be_as_long_as_frame_max(amqp_url: str) -> None:
 
 @pytest.mark.parametrize("pieces", [[b"hello"], [b"hel", b"lo"]])
 def test_immediate_is_refused_as_a_publish(amqp_url: str, pieces: list[bytes]) -> None:
-    """The error for `immediate` names basic.publish, although content frames follow it."""
+    """The error for `immediate` names the method basic.publish, even though the message's body has followed."""
     with RawClient(amqp_url) as client:
         client.send(commands.Basic.Publish(exchange="", routing_key="q", immediate=True))
         client.socket.sendall(HEADER + b"".join(raw_frame(3, 1, piece) for piece in pieces))

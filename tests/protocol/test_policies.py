@@ -96,7 +96,7 @@ def test_arguments_override_a_policy_except_for_limits(
 def test_only_the_policy_with_the_highest_priority_applies(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy
 ) -> None:
-    """Settings of other matching policies are not added, nor those of policies for exchanges or other queue types."""
+    """The queue gets no setting from other matching policies, or from policies for exchanges or other queue types."""
     set_policy("jo", {"max-length": 1}, priority=1)
     set_policy("job", {"max-length-bytes": 4}, priority=2)
     set_policy("jobs", {"max-length": 1}, priority=3, **{"apply-to": "exchanges"})

@@ -43,8 +43,8 @@ def test_consumers_that_never_acknowledge_are_reported() -> None:
 
 
 def test_dropped_messages_are_counted() -> None:
-    """Messages that are neither acknowledged nor in the queue are dropped; after a restart, the counters allow no
-    statement.
+    """Messages that are neither acknowledged nor in the queue are reported as dropped, but not if a restart has reset
+    the counters.
     """
     assert dropped(queue(ready=2, unacked=1, publish=10, ack=3, deliver_no_ack=1, get_no_ack=1)) == 2
     assert dropped(queue(ready=7, publish=10, ack=3)) == 0

@@ -86,7 +86,9 @@ CHANNELS = {"AmqpChannel", "LinkSession", "StreamChannel"}
 
 
 def test_tutorials_name_the_type_of_their_channel() -> None:
-    """No cast and no import by name hides from mypy which tutorial a command calls."""
+    """Each tutorial's functions declare the type of their channel, and no cast hides from mypy which
+    one a command calls.
+    """
     asked = {
         f"{path.name}: {node.name}": ast.unparse(node.args.args[0].annotation or ast.Constant(None))
         for path in (ROOT / "mqtool/tutorials").glob("*.py")

@@ -15,7 +15,9 @@ RELEASES = [
 
 
 def test_a_new_series_needs_a_profile_within_two_weeks() -> None:
-    """The days count from the first release of the series; release candidates do not count."""
+    """The weekly comparison fails 15 days after the first release of an unknown series; release
+    candidates do not count.
+    """
     line, is_in_time = compare(RELEASES, datetime(2030, 1, 24, 12, tzinfo=UTC))
     assert (is_in_time, "RabbitMQ 9.1, out for 14 days" in line) == (True, True)
     line, is_in_time = compare(RELEASES, datetime(2030, 1, 26, 12, tzinfo=UTC))
@@ -23,12 +25,12 @@ def test_a_new_series_needs_a_profile_within_two_weeks() -> None:
 
 
 def test_a_patch_release_needs_no_profile() -> None:
-    """A profile for the series is enough, whatever its patch level."""
+    """If there is a profile for the series, the weekly comparison accepts every patch release of it."""
     newest = PROFILES[list(Like)[-1]].version.rpartition(".")[0]
     releases = [{"tag_name": f"v{newest}.99", "published_at": "2026-11-16T20:08:00Z"}]
     assert compare(releases, datetime(2030, 1, 1, tzinfo=UTC))[1]
 
 
 def test_doctor_knows_the_series_of_the_newest_profile() -> None:
-    """`doctor --upgrade` and `--like` end with the same version."""
+    """The newest version that `doctor --upgrade` knows is the newest that `--like` accepts."""
     assert Version.of(list(Like)[-1]) == KNOWN

@@ -98,7 +98,7 @@ def test_an_empty_queue_releases_withheld_acknowledgements() -> None:
 
 
 def test_leaving_a_large_count_early_acknowledges_what_was_taken() -> None:
-    """A caller that stops early takes no more messages, so the withheld acknowledgements can be sent."""
+    """If the caller stops before the count is reached, the withheld acknowledgements are sent."""
     policy = ExactCount(300)
     handle(policy, range(1, 101))
     assert policy.release(leaving=True) == delivery(100)

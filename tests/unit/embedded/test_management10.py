@@ -278,7 +278,9 @@ def test_unknown_management_requests_end_the_session(client: _Client, method: st
 def test_a_missing_permission_ends_the_session(
     client: _Client, allowed: Permissions, request_: tuple[Any10, ...], missing: str
 ) -> None:
-    """Each request without its permission is refused with 403, naming the permission and the object."""
+    """A request without its permission ends the session with RabbitMQ's error, which names the permission and the
+    object.
+    """
     client(*_NOT_EMPTY)
     client.broker.set_permissions("guest", "/", allowed)
     with pytest.raises(ChannelException) as refused:
