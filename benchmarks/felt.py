@@ -1,0 +1,334 @@
+"""What people feel, of two installations side by side: the start-up of commands, and the embedded broker's throughput.
+
+    python -m benchmarks.felt BASE [CHANGE] [--instructions] [--rows WORD] [--runs N]
+
+An installation is a directory with a checkout of mqtool, run by its .venv if it has one, otherwise by this Python with
+this Python's libraries; or it is a Python interpreter that has mqtool installed. CHANGE is this checkout by default.
+
+The figures are the CPU time of each process, medians and minima of alternating runs. With --instructions, those of
+commands are millions of instructions, counted by valgrind, which hardly depend on what else the machine does. Then the
+exit code is 1 if a command takes 5 % more instructions, or a broker 10 % more CPU time.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+
+from pamqp import commands
+
+from benchmarks.embedded import Client, consume, publish_confirmed
+
+HERE = Path(__file__).parents[1]
+#: A row has grown if it takes more than this many times what it took: for instructions, and for the brokers' CPU time.
+TOLERANCE, BROKER_TOLERANCE = 1.05, 1.1
+#: The options of the brokers that are measured.
+BROKERS = {"memory": ["--in-memory"], "--data-dir": ["--data-dir", "{}/data"]}
+#: How many rounds the brokers take.
+ROUNDS = 30
+#: How often a row that seems to have grown is counted again: what comes by chance only ever adds instructions.
+AGAIN = 2
+#: Ends the line of a row that has grown.
+GREW = "  GREW"
+
+#: What one installation takes for one row: milliseconds, or millions of instructions.
+Measure = Callable[["Installation"], float]
+
+
+@dataclass(frozen=True)
+class Installation:
+    """A Python interpreter, and the environment in which it finds mqtool."""
+
+    python: str
+    environment: Mapping[str, str]
+
+    @classmethod
+    def at(cls, path: Path) -> "Installation":
+        """Return the installation at a path.
+
+        Raises:
+            SystemExit: there is none.
+        """
+        # Hashes of strings are fixed, because they change the number of instructions. The bytecode cache is on, because
+        # many containers turn it off, and each start would then compile mqtool.
+        environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": ""}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        path = path.absolute()
+        if path.is_file():
+            return cls(str(path), environment)
+        if not (path / "mqtool/__main__.py").is_file():
+            raise SystemExit(f"{path} is neither a checkout of mqtool nor a Python interpreter")
+        if (own := path / ".venv/bin/python").exists():
+            return cls(str(own), environment)
+        return cls(sys.executable, environment | {"PYTHONPATH": str(path)})
+
+
+def grown(base: Mapping[str, float], change: Mapping[str, float], tolerance: float = TOLERANCE) -> list[str]:
+    """Return the names of the rows that take more than `tolerance` times what they took in `base`."""
+    return [name for name, before in base.items() if change[name] > before * tolerance]
+
+
+def row_of(name: str, base: Sequence[float], change: Sequence[float]) -> str:
+    """Return a line of the table: medians and minima of both installations, and the ratio of the minima."""
+    before, after = statistics.median(base), statistics.median(change)
+    figures = f"{before:9.1f} {after:9.1f} {min(base):9.1f} {min(change):9.1f}"
+    return f"{name:<38} {figures} {min(change) / min(base):8.2f}x"
+
+
+HEADING = f"{'':<38} {'medians':>9} {'':>9} {'minima':>9} {'':>9} {'change /':>9}\n{'':<38} " + (
+    f"{'base':>9} {'change':>9} {'base':>9} {'change':>9} {'base':>9}"
+)
+
+
+def instructions_in(report: str) -> float:
+    """Return the millions of instructions in a file that cachegrind has written.
+
+    Raises:
+        ValueError: the file has no summary.
+    """
+    for line in report.splitlines():
+        if line.startswith("summary:"):
+            return int(line.split()[1]) / 1e6
+    raise ValueError("cachegrind has written no summary")
+
+
+@contextmanager
+def _counting(command: Sequence[str]) -> Iterator[tuple[list[str], Callable[[], float]]]:
+    """Yield the command under valgrind, and a function that returns its instructions once it has ended."""
+    with tempfile.TemporaryDirectory() as directory:
+        report = Path(directory, "report")
+        counter = ["valgrind", "--quiet", "--tool=cachegrind", "--cache-sim=no", f"--cachegrind-out-file={report}"]
+        yield [*counter, *command], lambda: instructions_in(report.read_text())
+
+
+@dataclass(frozen=True)
+class CommandRow:
+    """What an mqtool command takes, from its start to its end.
+
+    Attributes:
+        words: the command line.
+        stdin: its input.
+        counted: True for instructions.
+        first: a command to run before it, which is not measured.
+    """
+
+    words: Sequence[str]
+    stdin: bytes = b""
+    counted: bool = False
+    first: "CommandRow | None" = None
+
+    def __call__(self, installation: Installation) -> float:
+        if self.first is not None:
+            self.first(installation)
+        command = [installation.python, "-m", "mqtool", *self.words]
+        if not self.counted:
+            return _run(command, self.stdin, installation.environment)
+        with _counting(command) as (counting, count):
+            _run(counting, self.stdin, installation.environment)
+            return count()
+
+
+def _run(command: Sequence[str], stdin: bytes, environment: Mapping[str, str]) -> float:
+    """Run a command, which must succeed; return the milliseconds of its CPU time."""
+    with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as printed:
+        source.write(stdin)
+        source.seek(0)
+        # In a directory of its own, so that Python does not find the mqtool of this checkout.
+        with tempfile.TemporaryDirectory() as directory:
+            process = subprocess.Popen(
+                command, stdin=source, stdout=printed, stderr=printed, env=environment, cwd=directory
+            )
+            _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            printed.seek(0)
+            raise SystemExit(f"{' '.join(command)} failed: {printed.read().decode()}")
+    return (usage.ru_utime + usage.ru_stime) * 1000
+
+
+@contextmanager
+def _broker(
+    command: Sequence[str], environment: Mapping[str, str], *options: str
+) -> Iterator[tuple[subprocess.Popen[bytes], list[str]]]:
+    """Run an embedded broker; yield its process and its URLs. `{}` in an option stands for an empty directory."""
+    with tempfile.TemporaryDirectory() as directory:
+        ready = Path(directory, "ready")
+        process = subprocess.Popen(
+            [
+                *(*command, "-m", "mqtool.broker.embedded", "--port", "0", "--ready-file", str(ready)),
+                *(option.format(directory) for option in options),
+            ],
+            env=environment,
+            cwd=directory,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            while not ready.exists():
+                if process.poll() is not None:
+                    raise SystemExit(f"the embedded broker of {command[-1]} did not start")
+                time.sleep(0.01)
+            yield process, ready.read_text().splitlines()
+        finally:
+            process.terminate()
+            process.wait()
+
+
+_QUEUE = "felt"
+
+
+def broker_rounds(
+    base: Installation, change: Installation, options: Sequence[str], rounds: int, messages: int = 10_000
+) -> dict[str, tuple[list[float], list[float]]]:
+    """Measure what the embedded brokers of two installations take for messages of 100 bytes, persistent and confirmed.
+
+    Both brokers run at the same time, and take turns in short rounds: the least of many is stable on a busy machine.
+    Instructions would not be: under valgrind a broker is so slow that the limit of its turns, 10 ms, is always reached.
+
+    Args:
+        options: options of the brokers.
+        rounds: how many rounds.
+        messages: messages in a round, a multiple of 500.
+
+    Returns:
+        Microseconds of CPU time for a message, for "in" and "out": those of `base`, and those of `change`.
+    """
+    figures: dict[str, tuple[list[float], list[float]]] = {"in": ([], []), "out": ([], [])}
+    with (
+        _broker([base.python], base.environment, *options) as one,
+        _broker([change.python], change.environment, *options) as other,
+    ):
+        for number in range(rounds):
+            for side in (0, 1) if number % 2 else (1, 0):
+                process, urls = (one, other)[side]
+                client = Client(urls[0])
+                client.call(commands.Queue.Declare(queue=_QUEUE, durable=True), commands.Queue.DeclareOk)
+                before = _cpu(process.pid)
+                publish_confirmed(client, "", _QUEUE, messages)
+                between = _cpu(process.pid)
+                consume(client, _QUEUE, messages)
+                after = _cpu(process.pid)
+                client.socket.close()
+                figures["in"][side].append((between - before) * 1000 / messages)
+                figures["out"][side].append((after - between) * 1000 / messages)
+    return figures
+
+
+def _cpu(pid: int) -> float:
+    """Return the milliseconds of CPU time of a process so far. On Linux only."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(task.read_text().split()[0]) for task in tasks) / 1e6
+
+
+def rows(*, counted: bool) -> dict[str, Measure]:
+    """Return the rows of commands: a function for each name."""
+    lines = 2_000 if counted else 50_000
+    text = b"".join(b"%08d %s\n" % (number, b"x" * 90) for number in range(lines))
+    queue = ("-q", _QUEUE, "--queue-type", "quorum")
+    sending = CommandRow(["send", "--lines", *queue], text)
+    by_name: dict[str, Measure] = {
+        " ".join(words): CommandRow(words, counted=counted)
+        for words in (["send", "x"], ["help"], ["send", "--help"], ["list", "queues"])
+    }
+    purging = CommandRow(["queue", "purge", _QUEUE, "--yes", "--if-exists"])
+    receiving = ["receive", *queue, "-c", str(lines)]
+    by_name[f"send {lines:,} lines"] = replace(sending, counted=counted, first=purging)
+    by_name[f"receive {lines:,} lines"] = CommandRow(receiving, counted=counted, first=sending)
+    return by_name
+
+
+def compare(table: Mapping[str, Measure], base: Installation, change: Installation, runs: int) -> Iterator[str]:
+    """Measure each row in alternating runs; yield its line."""
+    for name, measure in table.items():
+        before, after = [], []
+        for number in range(runs):
+            order = [(base, before), (change, after)]
+            for installation, figures in order if number % 2 else reversed(order):
+                figures.append(measure(installation))
+        yield row_of(name, before, after)
+
+
+def check(table: Mapping[str, Measure], base: Installation, change: Installation) -> Iterator[str]:
+    """Measure each row once, and again if it seems to have grown; yield its line, and "GREW" after one that has.
+
+    Both installations are measured at the same time: instructions do not depend on what else the machine does.
+    """
+    for name, measure in table.items():
+        before: list[float] = []
+        after: list[float] = []
+        while not before or (len(before) <= AGAIN and grown({name: min(before)}, {name: min(after)})):
+            with ThreadPoolExecutor(2) as both:
+                for figures, figure in zip((before, after), both.map(measure, (base, change)), strict=True):
+                    figures.append(figure)
+        mark = GREW if grown({name: min(before)}, {name: min(after)}) else ""
+        yield row_of(name, before, after) + mark
+
+
+def compare_brokers(base: Installation, change: Installation, word: str = "", *, judged: bool) -> Iterator[str]:
+    """Measure the brokers; yield a line for each row whose name contains `word`.
+
+    Args:
+        judged: True to measure again if a row seems to have grown, and to add "GREW" to the line of one that has.
+    """
+    for kind, options in BROKERS.items():
+        names = {way: f"broker, {kind}, {way} (µs a message)" for way in ("in", "out")}
+        if not any(word in name for name in names.values()):
+            continue
+        figures = broker_rounds(base, change, options, ROUNDS)
+        for _ in range(AGAIN if judged else 0):
+            if not _grown_brokers(figures):
+                break
+            for way, sides in broker_rounds(base, change, options, ROUNDS).items():
+                for side, more in zip(figures[way], sides, strict=True):
+                    side += more
+        for way, (before, after) in figures.items():
+            yield row_of(names[way], before, after) + (GREW if judged and way in _grown_brokers(figures) else "")
+
+
+def _grown_brokers(figures: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> list[str]:
+    least = [{way: min(sides[side]) for way, sides in figures.items()} for side in (0, 1)]
+    return grown(*least, BROKER_TOLERANCE)
+
+
+def _warm_up(installation: Installation) -> None:
+    """Compile what is not in the bytecode cache yet, and declare the queues."""
+    for words in (["send", "x"], ["help"], ["send", "--help"], ["list", "queues"], ["receive", "-c", "1"]):
+        CommandRow(words)(installation)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.felt", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("base", type=Path, metavar="BASE")
+    parser.add_argument("change", type=Path, metavar="CHANGE", nargs="?", default=HERE)
+    parser.add_argument("--instructions", action="store_true", help="count instructions, and judge them")
+    parser.add_argument("--rows", metavar="WORD", default="", help="only rows whose names contain WORD")
+    parser.add_argument("--runs", type=int, default=7, help="runs of each row (default: 7)")
+    asked = parser.parse_args()
+    base, change = Installation.at(asked.base), Installation.at(asked.change)
+    table = {name: row for name, row in rows(counted=asked.instructions).items() if asked.rows in name}
+    with _broker([change.python], change.environment, "--management-port", "0") as (_, urls):
+        os.environ["MQTOOL_URL"], os.environ["MQTOOL_MANAGEMENT_URL"] = urls[:2]
+        base, change = Installation.at(asked.base), Installation.at(asked.change)
+        for installation in (base, change):
+            _warm_up(installation)
+        print(f"{'millions of instructions' if asked.instructions else 'milliseconds of CPU time'}; brokers: µs")
+        print(HEADING)
+        has_grown = False
+        lines = check(table, base, change) if asked.instructions else compare(table, base, change, asked.runs)
+        brokers = compare_brokers(base, change, asked.rows, judged=asked.instructions)
+        for line in chain(lines, brokers):
+            print(line, flush=True)
+            has_grown |= line.endswith(GREW)
+    sys.exit(1 if has_grown else 0)
+
+
+if __name__ == "__main__":
+    main()

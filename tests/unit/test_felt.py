@@ -1,0 +1,109 @@
+"""benchmarks/felt.py tells what has become slower, and CI fails on it."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.felt import AGAIN, GREW, Installation, check, compare, compare_brokers, grown, instructions_in, row_of
+
+ONE, OTHER = Installation("one", {}), Installation("other", {})
+
+
+class Figures:
+    """A row whose figures are given for each installation, the last one for all further runs."""
+
+    def __init__(self, base: list[float], change: list[float]) -> None:
+        self.left = {"one": base, "other": change}
+        self.asked: list[str] = []
+
+    def __call__(self, installation: Installation) -> float:
+        self.asked.append(installation.python)
+        left = self.left[installation.python]
+        return left.pop(0) if len(left) > 1 else left[0]
+
+
+def test_a_row_that_takes_over_5_percent_more_has_grown() -> None:
+    """The names of the rows that have grown are returned, and of no others."""
+    base = {"send x": 100.0, "help": 100.0, "list queues": 100.0}
+    assert grown(base, {"send x": 105.0, "help": 105.1, "list queues": 20.0}) == ["help"]
+
+
+def test_the_check_marks_a_row_that_has_grown() -> None:
+    """A row is counted again before it is said to have grown, and then it is marked."""
+    figures = Figures([100.0], [110.0])
+    (line,) = check({"send x": figures}, ONE, OTHER)
+    assert line.startswith("send x")
+    assert line.endswith("1.10x  GREW")
+    assert figures.asked.count("other") == 1 + AGAIN
+
+
+def test_the_check_does_not_mark_a_row_that_was_larger_by_chance() -> None:
+    """If a repeated count is within the tolerance, the row has not grown."""
+    figures = Figures([100.0], [120.0, 101.0])
+    (line,) = check({"send x": figures}, ONE, OTHER)
+    assert not line.endswith("GREW")
+    assert figures.asked.count("other") == 2
+
+
+def test_the_check_counts_a_row_once_that_has_not_grown() -> None:
+    """CI takes no longer than it must."""
+    figures = Figures([100.0], [99.0])
+    assert len(list(check({"help": figures}, ONE, OTHER))) == 1
+    assert sorted(figures.asked) == ["one", "other"]
+
+
+def test_the_comparison_alternates() -> None:
+    """Each pair of runs begins with the other installation, so that a drift of the machine favours neither."""
+    figures = Figures([4.0, 2.0, 3.0], [6.0, 8.0, 4.0])
+    (line,) = compare({"send x": figures}, ONE, OTHER, runs=3)
+    assert figures.asked == ["other", "one", "one", "other", "other", "one"]
+    assert line.split() == ["send", "x", "3.0", "6.0", "2.0", "4.0", "2.00x"]
+
+
+def test_a_line_has_the_medians_the_minima_and_the_ratio_of_the_minima() -> None:
+    """As in the heading: base and change, twice, then change / base."""
+    assert row_of("help", [10, 30, 20], [5, 5, 40]).split() == ["help", "20.0", "5.0", "10.0", "5.0", "0.50x"]
+
+
+@pytest.mark.parametrize(
+    ("later", "mark"), [pytest.param(6.0, GREW, id="slower each time"), pytest.param(5.1, "", id="slower by chance")]
+)
+def test_a_broker_that_seems_slower_is_measured_again(monkeypatch: pytest.MonkeyPatch, later: float, mark: str) -> None:
+    """The least of all rounds decides, so that a busy machine does not make a broker slow."""
+    results = [6.0, later, later, 5.0, 5.0]
+
+    def rounds(*_: object) -> dict[str, tuple[list[float], list[float]]]:
+        return {"in": ([5.0], [results.pop(0)]), "out": ([3.0], [3.0])}
+
+    monkeypatch.setattr("benchmarks.felt.broker_rounds", rounds)
+    lines = list(compare_brokers(ONE, OTHER, "memory", judged=True))
+    assert [line.endswith(GREW) for line in lines] == [bool(mark), False]
+
+
+def test_a_report_of_valgrind_without_a_summary_is_an_error() -> None:
+    """A command that was not counted does not pass as one that takes nothing."""
+    assert instructions_in("events: Ir\nfn=main\n0 5\nsummary: 250000000\n") == 250.0
+    with pytest.raises(ValueError, match="no summary"):
+        instructions_in("events: Ir\n")
+
+
+def test_an_installation_is_a_checkout_or_an_interpreter(tmp_path: Path) -> None:
+    """A checkout without a .venv is run by this Python, and anything else is refused."""
+    with pytest.raises(SystemExit, match="neither a checkout"):
+        Installation.at(tmp_path)
+    assert Installation.at(Path(sys.executable)).python == sys.executable
+    (tmp_path / "mqtool").mkdir()
+    (tmp_path / "mqtool/__main__.py").touch()
+    bare = Installation.at(tmp_path)
+    assert (bare.python, bare.environment["PYTHONPATH"]) == (sys.executable, str(tmp_path))
+    own = tmp_path / ".venv/bin/python"
+    own.parent.mkdir(parents=True)
+    own.touch()
+    assert Installation.at(tmp_path).python == str(own)
+
+
+def test_the_bytecode_cache_is_on_for_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers often turn it off; each start would then measure how long Python compiles mqtool."""
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    assert "PYTHONDONTWRITEBYTECODE" not in Installation.at(Path(sys.executable)).environment
