@@ -336,8 +336,11 @@ BODIES: dict[str, object] = {
 }
 #: On RabbitMQ these would meet other tests.
 SPARED = {"DELETE reset", "DELETE reset/NODE", "POST rebalance/queues", "PUT cluster-name"}
-#: Paths about AMQP 1.0. The table has those of RabbitMQ 3.10.
-SINCE_4_0 = {"connections/CONNECTION/sessions"}
+#: Paths of later versions and of plugins. The table has those of RabbitMQ 3.10 with its management plugin.
+OTHERS = {
+    *("connections/CONNECTION/sessions", "deprecated-features", "deprecated-features/used"),
+    *("vhosts/VHOST/deletion/protection", "shovels", "shovels/VHOST", "federation-links", "federation-links/VHOST"),
+}
 #: RabbitMQ answers 500 if a connection of the user has just gone, so this comes before one has.
 FIRST = "DELETE connections/username/USER"
 
@@ -388,7 +391,7 @@ def test_the_table_of_management_paths_is_complete(broker: TestBroker, names: di
     assert there == {
         path: [each for each in methods if each != "HEAD"]
         for path, methods in paths().items()
-        if not path.startswith("mqtool/") and path not in SINCE_4_0
+        if not path.startswith("mqtool/") and path not in OTHERS
     }
     browser = Browser(broker.management)
     for path, methods, here in rows:

@@ -30,6 +30,7 @@ from mqtool.broker.embedded.http.queue_routes import (
 )
 from mqtool.broker.embedded.http.route_table import READ, Json, RouteCall, administrator, route
 from mqtool.broker.embedded.http.user_routes import (
+    labels_of,
     permission_views,
     save_permissions,
     save_topic_permissions,
@@ -56,12 +57,21 @@ def definitions(call: RouteCall) -> Json:
         "product_name": "RabbitMQ",
         "product_version": version,
         "users": [user_view(user) for user in users],
-        "vhosts": [{"name": each.name, "description": each.description} for each in vhosts],
+        "vhosts": [_vhost_definition(each) for each in vhosts],
         "permissions": permission_views(users),
         "topic_permissions": topic_permission_views(users),
         "global_parameters": global_parameter_views(call.broker),
         **_topology(vhosts),
     }
+
+
+def _vhost_definition(vhost: VirtualHost) -> Json:
+    found: Json = {"name": vhost.name, "description": vhost.description}
+    if vhost.labels.tags or vhost.labels.default_queue_type:
+        about = {"description": vhost.description, "tags": [*vhost.labels.tags]}
+        kind = vhost.labels.default_queue_type
+        found["metadata"] = {**about, **({"default_queue_type": kind} if kind else {})}
+    return found
 
 
 @route(READ, "definitions/VHOST", administrator)
@@ -209,7 +219,12 @@ class _Loading:
     def _vhost(self, item: Json) -> None:
         metadata = item.get("metadata")
         about = item.get("description") or (metadata.get("description") if isinstance(metadata, dict) else None)
-        self._broker.add_vhost(_name(item), None if about is None else text({"description": about}, "description"))
+        vhost = self._broker.add_vhost(
+            _name(item), None if about is None else text({"description": about}, "description")
+        )
+        given = {**item, **(metadata if isinstance(metadata, dict) else {})}
+        if (labels := labels_of(given, vhost.labels)) != vhost.labels:
+            self._broker.label_vhost(vhost, labels)
 
     def _user_of(self, item: Json) -> User:
         user = self._broker.users.get(_name(item, "user"))

@@ -46,6 +46,15 @@ _FEATURE_FLAGS = {
     "user_limits": "rabbit",
     "virtual_host_metadata": "rabbit",
 }
+#: Figures of nodes that clients such as rabbitmqadmin expect, and that the embedded broker does not count.
+_UNCOUNTED = (
+    *("io_read_bytes", "io_write_bytes", "io_sync_count", "io_seek_count", "io_reopen_count"),
+    *("io_read_avg_time", "io_write_avg_time", "io_sync_avg_time", "io_seek_avg_time"),
+    *("gc_num", "gc_bytes_reclaimed", "context_switches", "msg_store_read_count", "msg_store_write_count"),
+    *("queue_index_read_count", "queue_index_write_count", "mnesia_ram_tx_count", "mnesia_disk_tx_count"),
+    *("connection_created", "connection_closed", "channel_created", "channel_closed"),
+    *("queue_declared", "queue_created", "queue_deleted"),
+)
 #: RabbitMQ accepts several names for AMQP with and without TLS.
 _PROTOCOLS = {"amqp091": "amqp", "amqp10": "amqp", "amqp0.9.1": "amqp", "amqp1.0": "amqp", "amqps": "amqp/ssl"}
 _OK = {"status": "ok"}
@@ -124,6 +133,19 @@ def feature_flags(call: RouteCall) -> list[Json]:  # noqa: ARG001
     ]
 
 
+@route(READ, "deprecated-features", administrator)
+@route(READ, "deprecated-features/used", administrator)
+@route(READ, "shovels", monitoring)
+@route(READ, "shovels/VHOST", monitoring)
+@route(READ, "federation-links", monitoring)
+@route(READ, "federation-links/VHOST", monitoring)
+def nothing_there(call: RouteCall, *vhost: str) -> list[Json]:
+    """Return an empty list: there are no shovels and no federation, and no deprecated feature is reported."""
+    for name in vhost:
+        call.vhost(name)
+    return []
+
+
 @route("PUT", "feature-flags/FLAG/enable", administrator)
 def enable_feature_flag(call: RouteCall, name: str) -> None:  # noqa: ARG001
     """Do nothing: all feature flags are enabled already. Raise 400 if there is no such flag."""
@@ -178,8 +200,23 @@ def _node_view(broker: Broker) -> Json:
         "io_read_count": usage.ru_inblock,
         "io_write_count": usage.ru_oublock,
         "os_pid": str(os.getpid()),
-        "processors": os.cpu_count(),
+        "processors": os.cpu_count() or 1,
         "run_queue": 0,
+        "being_drained": False,
+        "rabbitmq_version": broker.profile.version,
+        "erlang_version": "",
+        "erlang_full_version": "",
+        "crypto_lib_version": "",
+        "mem_calculation_strategy": "allocated",
+        # What Erlang calls processes are the tasks of its own scheduler: connections and queues, one each, and others.
+        "proc_used": len(broker.clients()) + sum(len(vhost.queues) for vhost in broker.vhosts.values()),
+        "proc_total": 1_048_576,
+        "net_ticktime": 60,
+        "log_files": [],
+        "config_files": [],
+        "db_dir": "",
+        "contexts": [],
+        **dict.fromkeys(_UNCOUNTED, 0),
         "fd_used": _open_descriptors(descriptors),
         "fd_total": descriptors,
         "sockets_used": len(broker.clients()),

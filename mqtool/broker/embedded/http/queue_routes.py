@@ -38,6 +38,7 @@ from mqtool.broker.embedded.model.names import MAX_NAME, is_too_long
 from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.broker.embedded.model.stream_queue import StreamQueue
+from mqtool.broker.embedded.model.topology_operations import with_default_type
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.wire.amqp_connection import BrokerConnection
 from mqtool.codecs.field_tables import Table
@@ -135,6 +136,7 @@ def declare_queue(vhost: VirtualHost, declared: QueueDeclaration) -> bool:
         HttpError: 401 if the name is reserved.
         AmqpException: the declaration is not valid, or the name is taken by a queue with other settings.
     """
+    declared = with_default_type(vhost, declared)
     queue = vhost.queues.get(declared.name)
     if queue is not None:
         if queue.owner is not None:

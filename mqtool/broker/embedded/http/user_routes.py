@@ -4,9 +4,10 @@ import base64
 import binascii
 from collections.abc import Iterable
 from dataclasses import replace
+from http import HTTPStatus
 from typing import Any
 
-from mqtool.broker.embedded.http.http_server import HttpAnswer, bad_request, boolean, required, text
+from mqtool.broker.embedded.http.http_server import HttpAnswer, HttpError, bad_request, boolean, required, text
 from mqtool.broker.embedded.http.policy_routes import checked_limits
 from mqtool.broker.embedded.http.route_table import (
     NO_CONTENT,
@@ -26,8 +27,9 @@ from mqtool.broker.embedded.http.route_table import (
 )
 from mqtool.broker.embedded.model.broker import NODE, OF_USERS, OF_VHOSTS, Broker
 from mqtool.broker.embedded.model.names import MAX_NAME, is_too_long
+from mqtool.broker.embedded.model.queue_arguments import SUPPORTED
 from mqtool.broker.embedded.model.users import ALGORITHMS, DEFAULT_ALGORITHM, Permissions, TopicPermissions, User
-from mqtool.broker.embedded.model.virtual_host import VirtualHost
+from mqtool.broker.embedded.model.virtual_host import VhostLabels, VirtualHost
 
 
 @route(READ, "whoami", anyone)
@@ -236,12 +238,16 @@ def vhost(call: RouteCall, name: str) -> Json:
 def _vhost_view(vhost: VirtualHost, rates: Rates) -> Json:
     ready = sum(len(queue) for queue in vhost.queues.values())
     unacked = sum(queue.unacked for queue in vhost.queues.values())
+    labels = vhost.labels
+    tags, kind = [*labels.tags], labels.default_queue_type or "classic"
     return {
         "message_stats": rates.total([vhost.deleted_traffic, *(queue.traffic for queue in vhost.queues.values())]),
         "name": vhost.name,
         "description": vhost.description,
-        "tags": [],
-        "metadata": {"description": vhost.description, "tags": []},
+        "tags": tags,
+        "default_queue_type": kind,
+        "protected_from_deletion": labels.is_protected,
+        "metadata": {"description": vhost.description, "tags": tags, "default_queue_type": kind},
         "tracing": vhost.tracing,
         "cluster_state": {NODE: "running"},
         "messages": ready + unacked,
@@ -257,7 +263,11 @@ def put_vhost(call: RouteCall, name: str) -> HttpAnswer:
     if is_too_long(name):
         raise bad_request(f"virtual host name is longer than {MAX_NAME} bytes")
     tracing = boolean(body, "tracing") if "tracing" in body else None
+    found = call.broker.vhosts.get(name)
+    labels = labels_of(body, VhostLabels() if found is None else found.labels)
     vhost = call.broker.add_vhost(name, None if body.get("description") is None else text(body, "description"))
+    if labels != vhost.labels:
+        call.broker.label_vhost(vhost, labels)
     if tracing is not None:
         vhost.tracing = tracing
     if not existed:
@@ -265,9 +275,32 @@ def put_vhost(call: RouteCall, name: str) -> HttpAnswer:
     return put(existed=existed)
 
 
+def labels_of(body: Json, labels: VhostLabels) -> VhostLabels:
+    """Return these metadata with the changes in a body. Tags are a list, or text separated by commas."""
+    tags, kind = body.get("tags", labels.tags), text(body, "default_queue_type", labels.default_queue_type)
+    if isinstance(tags, str):
+        tags = [each.strip() for each in tags.split(",") if each.strip()]
+    if not isinstance(tags, list | tuple) or not all(isinstance(each, str) for each in tags):
+        raise bad_request("tags must be a list of strings")
+    if kind and kind not in SUPPORTED:
+        raise bad_request(f"{kind} is not a valid queue type")
+    return labels._replace(tags=tuple(tags), default_queue_type=kind)
+
+
 @route("DELETE", "vhosts/VHOST", administrator)
 def delete_vhost(call: RouteCall, name: str) -> None:
-    call.broker.delete_vhost(call.vhost(name).name)
+    vhost = call.vhost(name)
+    if vhost.labels.is_protected:
+        what = f"Refusing to delete virtual host '{name}' because it is protected from deletion"
+        raise HttpError(HTTPStatus.PRECONDITION_FAILED, "precondition_failed", what)
+    call.broker.delete_vhost(vhost.name)
+
+
+@route("POST DELETE", "vhosts/VHOST/deletion/protection", administrator)
+def protect_vhost(call: RouteCall, name: str) -> HttpAnswer:
+    vhost = call.vhost(name)
+    call.broker.label_vhost(vhost, vhost.labels._replace(is_protected=call.request.method == "POST"))
+    return NO_CONTENT
 
 
 @route("POST", "vhosts/VHOST/start/NODE", administrator)

@@ -14,7 +14,7 @@ from mqtool.broker.embedded.model.ledger import Ledger, default_memory_limit
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Profile
 from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.broker.embedded.model.users import DEFAULT_USER, Permissions, User
-from mqtool.broker.embedded.model.virtual_host import Publication, Routing, VirtualHost, limit_of
+from mqtool.broker.embedded.model.virtual_host import Publication, Routing, VhostLabels, VirtualHost, limit_of
 from mqtool.codecs.field_tables import Table
 
 log = logging.getLogger("mqtool.broker.embedded")
@@ -159,9 +159,21 @@ class Broker:
     def limit_vhost(self, vhost: VirtualHost, limits: dict[str, int]) -> None:
         self._save_vhost(vhost, vhost.description, limits)
 
-    def _save_vhost(self, vhost: VirtualHost, description: str, limits: dict[str, int]) -> None:
-        self.ledger.save("vhost", (vhost.name,), {"name": vhost.name, "description": description, "limits": {**limits}})
-        vhost.description, vhost.limits = description, limits
+    def label_vhost(self, vhost: VirtualHost, labels: VhostLabels) -> None:
+        self._save_vhost(vhost, vhost.description, vhost.limits, labels)
+
+    def _save_vhost(
+        self, vhost: VirtualHost, description: str, limits: dict[str, int], labels: VhostLabels | None = None
+    ) -> None:
+        labels = labels or vhost.labels
+        stored: Table = {"name": vhost.name, "description": description, "limits": {**limits}}
+        stored |= {
+            "tags": [*labels.tags],
+            "default_queue_type": labels.default_queue_type,
+            "protected": labels.is_protected,
+        }
+        self.ledger.save("vhost", (vhost.name,), stored)
+        vhost.description, vhost.limits, vhost.labels = description, limits, labels
 
     def delete_vhost(self, name: str) -> None:
         """Delete a virtual host with everything in it and all permissions for it, and close its connections."""

@@ -24,6 +24,7 @@ def declare_queue(vhost: VirtualHost, declared: QueueDeclaration) -> tuple[Broke
             exclusive; 406, the declaration is not valid or differs from the queue, or the virtual host has reached its
             queue limit; 506, the queue cannot be stored; 541, it uses a deprecated feature that this version refuses.
     """
+    declared = with_default_type(vhost, declared)
     queue = vhost.queues.get(declared.name)
     if queue is not None:
         if queue.owner is not declared.owner:
@@ -33,6 +34,15 @@ def declare_queue(vhost: VirtualHost, declared: QueueDeclaration) -> tuple[Broke
     vhost.check_queue_limit(declared.name)
     check_queue(declared, vhost.name, vhost.profile)
     return vhost.add_queue(declared), True
+
+
+def with_default_type(vhost: VirtualHost, declared: QueueDeclaration) -> QueueDeclaration:
+    """Give a queue that is declared without a type the virtual host's default type, if that allows its properties."""
+    kind = vhost.labels.default_queue_type
+    is_any_type = declared.durable and not declared.auto_delete and declared.owner is None
+    if not kind or "x-queue-type" in declared.arguments or not (is_any_type or kind == "classic"):
+        return declared
+    return declared._replace(arguments={**declared.arguments, "x-queue-type": kind})
 
 
 def declare_exchange(vhost: VirtualHost, declared: ExchangeDeclaration) -> None:

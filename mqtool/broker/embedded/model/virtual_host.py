@@ -79,12 +79,27 @@ _STORED = Publication(routed=True, accepted=True, stored=True)
 _IN_MEMORY = Publication(routed=True, accepted=True, stored=False)
 
 
+class VhostLabels(NamedTuple):
+    """Metadata of a virtual host.
+
+    Attributes:
+        default_queue_type: the type of queues that are declared without one, if it allows their other properties; ""
+            for none.
+        is_protected: True if the virtual host cannot be deleted.
+    """
+
+    tags: tuple[str, ...] = ()
+    default_queue_type: str = ""
+    is_protected: bool = False
+
+
 class VirtualHost:
     """A virtual host: a namespace of exchanges and queues.
 
     Attributes:
         exchanges, queues: the exchanges and queues, by name.
         profile: the version of RabbitMQ to behave like.
+        labels: tags, default queue type, and protection from deletion.
         policies: the policies for exchanges and queues.
         limits: the limits, by the names in `broker.OF_VHOSTS`.
         tracing: True if the firehose (message tracing) is on.
@@ -97,6 +112,7 @@ class VirtualHost:
         self.name = name
         self.profile = profile
         self.description = ""
+        self.labels = VhostLabels()
         self.limits: dict[str, int] = {}
         self.tracing = False
         self.watcher: Watcher | None = None

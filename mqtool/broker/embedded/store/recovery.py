@@ -12,7 +12,7 @@ from mqtool.broker.embedded.model.exchange import BrokerBinding, BrokerExchange
 from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.broker.embedded.model.users import Permissions, TopicPermissions, User
-from mqtool.broker.embedded.model.virtual_host import VirtualHost
+from mqtool.broker.embedded.model.virtual_host import VhostLabels, VirtualHost
 from mqtool.broker.embedded.store.database import definitions_of
 from mqtool.broker.embedded.store.segment_files import SegmentDirectory
 from mqtool.broker.embedded.store.storage import STREAMS, Storage
@@ -86,6 +86,8 @@ class _Recovery:
         vhost = VirtualHost(stored["name"], self._broker.clock, self._storage, self._broker.profile)
         vhost.description = str(stored["description"])
         vhost.limits = _limits(stored)
+        tags = tuple(map(str, stored.get("tags", ())))
+        vhost.labels = VhostLabels(tags, str(stored.get("default_queue_type", "")), bool(stored.get("protected")))
         self._broker.vhosts[vhost.name] = vhost
 
     def _user(self, stored: Any) -> None:

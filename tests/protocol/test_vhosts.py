@@ -1,0 +1,91 @@
+"""Virtual hosts over the management API: tags, default queue type, and protection from deletion."""
+
+from pathlib import Path
+
+import pytest
+from pika.adapters.blocking_connection import BlockingChannel
+
+from mqtool.broker.embedded import EmbeddedBroker
+from tests.brokers import TestBroker
+from tests.protocol.conftest import Api
+
+
+@pytest.fixture(autouse=True)
+def _since_4_0(broker: TestBroker) -> None:
+    if broker.kind == "rabbitmq" and not broker.differs_since("4.0", "virtual hosts have default types"):
+        pytest.skip("RabbitMQ 3.10 has no default queue types")
+
+
+def test_tags_and_the_default_queue_type_are_kept(api: Api, vhost: str) -> None:
+    """PUT stores them, GET returns them; another type is refused."""
+    about = {"description": "d", "tags": ["a", "b"], "default_queue_type": "quorum"}
+    assert api("PUT", f"vhosts/{vhost}", about)[0] in (201, 204)
+    found = api("GET", f"vhosts/{vhost}")[1]
+    assert {name: found[name] for name in about} == about
+    assert {name: found["metadata"][name] for name in about} == about
+    status, refused = api("PUT", f"vhosts/{vhost}", {"default_queue_type": "odd"})
+    assert (status, "odd is not a valid queue type" in str(refused)) == (400, True)
+
+
+def test_a_queue_without_a_type_gets_the_default_one(api: Api, vhost: str, channel: BlockingChannel) -> None:
+    """An exclusive queue stays classic, and a type in the declaration wins."""
+    api("PUT", f"vhosts/{vhost}", {"default_queue_type": "quorum"})
+    for _ in range(2):
+        channel.queue_declare("plain", durable=True)
+    channel.queue_declare("mine", exclusive=True)
+    channel.queue_declare("chosen", durable=True, arguments={"x-queue-type": "classic"})
+    api("PUT", f"queues/{vhost}/over-http", {"durable": True})
+    found = {each["name"]: each["type"] for each in api("GET", f"queues/{vhost}")[1]}
+    assert found == {"plain": "quorum", "mine": "classic", "chosen": "classic", "over-http": "quorum"}
+
+
+@pytest.mark.own_vhost("a protected one cannot be deleted")
+def test_a_protected_virtual_host_is_not_deleted(broker: TestBroker, api: Api, vhost: str) -> None:
+    """DELETE is refused with 412 until the protection ends."""
+    if broker.kind == "rabbitmq" and not broker.differs_since("4.2", "virtual hosts can be protected"):
+        pytest.skip("from 4.1 on")
+    assert api("POST", f"vhosts/{vhost}/deletion/protection")[0] == 204
+    assert api("GET", f"vhosts/{vhost}")[1]["protected_from_deletion"] is True
+    status, refused = api("DELETE", f"vhosts/{vhost}")
+    why = f"Refusing to delete virtual host '{vhost}' because it is protected from deletion"
+    assert (status, refused["reason"]) == (412, why)
+    assert api("DELETE", f"vhosts/{vhost}/deletion/protection")[0] == 204
+
+
+def test_a_node_has_the_figures_that_clients_expect(api: Api) -> None:
+    """rabbitmqadmin 2 needs these, with these types."""
+    (node,) = api("GET", "nodes")[1]
+    numbers = (
+        "uptime",
+        "run_queue",
+        "processors",
+        "fd_total",
+        "proc_total",
+        "mem_limit",
+        "mem_used",
+        "disk_free_limit",
+    )
+    assert {name: type(node[name]) for name in numbers} == dict.fromkeys(numbers, int)
+    assert (node["being_drained"], type(node["os_pid"]), node["rates_mode"]) == (False, str, "basic")
+
+
+def test_what_the_broker_does_not_have_is_an_empty_list(broker: TestBroker, api: Api) -> None:
+    """Clients list it without an error. RabbitMQ has shovels and federation in plugins."""
+    paths = ["deprecated-features/used", *(["shovels", "federation-links"] if broker.kind == "embedded" else [])]
+    assert [api("GET", path) for path in paths] == [(200, [])] * len(paths)
+
+
+def test_tags_types_and_protection_survive_a_restart(tmp_path: Path) -> None:
+    """They are stored in the data directory, and exported with the definitions."""
+    about = {"description": "d", "tags": ["a"], "default_queue_type": "quorum"}
+    with EmbeddedBroker(data_dir=tmp_path, management_port=0) as broker:
+        api = Api(str(broker.management_url))
+        api("PUT", "vhosts/v", about)
+        api("POST", "vhosts/v/deletion/protection")
+    with EmbeddedBroker(data_dir=tmp_path, management_port=0) as broker:
+        api = Api(str(broker.management_url))
+        found = api("GET", "vhosts/v")[1]
+        assert found["metadata"] == about
+        assert found["protected_from_deletion"] is True
+        exported = [each for each in api("GET", "definitions")[1]["vhosts"] if each["name"] == "v"]
+        assert exported == [{"name": "v", "description": "d", "metadata": about}]
