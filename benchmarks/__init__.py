@@ -1,1 +1,1 @@
-"""Measurements beside peers in the same run. Machines differ and are noisy: read the ratios."""
+"""Benchmarks of mqtool beside other programs, measured in the same run: machines differ, so compare the ratios."""

@@ -27,7 +27,7 @@ _REQUESTS = 500
 
 @contextmanager
 def connected() -> Iterator[Connection]:
-    """A connection of the library's."""
+    """Connect with the library."""
     where = urlsplit(URL)
     connection = Connection(
         ConnectionParameters(
@@ -51,7 +51,7 @@ def publish() -> None:
 
 
 def consume(count: int) -> None:
-    """Write this many bodies to stdout, a line each, and accept them."""
+    """Accept this many messages, and write each body to stdout as a line."""
     received, done, out = 0, threading.Event(), sys.stdout.buffer
 
     def on_message(context: Any, message: Message) -> None:
@@ -70,7 +70,7 @@ def consume(count: int) -> None:
 
 
 def request(count: int) -> None:
-    """Ask an RPC server this many times, one request after another."""
+    """Send this many requests to an RPC server, one after another."""
     answered = threading.Event()
     with connected() as connection:
         replies = (
@@ -88,7 +88,7 @@ def request(count: int) -> None:
 
 
 def measure(count: int, pairs: int) -> None:
-    """Send this many lines, receive them, and ask a server."""
+    """Measure sending this many lines, receiving them, and asking an RPC server."""
     with tempfile.TemporaryDirectory() as directory:
         lines, out = Path(directory) / "lines", Path(directory) / "out"
         write_lines(lines, count)

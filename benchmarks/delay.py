@@ -55,7 +55,7 @@ def started(kind: BrokerKind) -> Iterator[str]:
 
 
 def messages(count: int, longest: int) -> bytes:
-    """Return NDJSON lines with evenly spread delays, in random order."""
+    """Return NDJSON lines with evenly spread delays in random order."""
     delays = [longest * 1000 * number // (count - 1) for number in range(count)]
     random.Random(7).shuffle(delays)
     return "".join(f'{{"body": "{number}", "delay": "{delay}ms"}}\n' for number, delay in enumerate(delays)).encode()
@@ -88,7 +88,7 @@ def measure(url: str, count: int, longest: int, queue_type: str, via: str) -> st
 
 
 def cells(count: int, lasted: float, arrived: list[tuple[int, str]]) -> str:
-    """Return the cells of a row, for the lateness and the body of each message."""
+    """Return the cells of a table row from the lateness and the body of each message."""
     late = sorted(lateness for lateness, _ in arrived)
     lost = count - len({body for _, body in arrived})
     early = sum(lateness < 0 for lateness in late)

@@ -1,4 +1,4 @@
-"""What growth costs the embedded broker: of a queue, and of an exchange's bindings. `mqtool bench` measures the rest.
+"""How much slower the embedded broker becomes with longer queues, and with more bindings of an exchange.
 
     python benchmarks/embedded.py
 
@@ -22,7 +22,7 @@ WINDOW = 10_000
 
 
 class Client:
-    """A blocking AMQP client that does the least there is to do."""
+    """A blocking AMQP client that does as little as possible."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -76,7 +76,7 @@ def publish_frames(exchange: str, key: str, *, persistent: bool) -> bytes:
 
 
 def publish_confirmed(client: Client, exchange: str, key: str, count: int) -> float:
-    """Seconds to publish persistent messages with streaming confirms, WINDOW at a time outstanding."""
+    """Publish persistent messages with at most WINDOW unconfirmed; return the seconds taken."""
     client.call(commands.Confirm.Select(), commands.Confirm.SelectOk)
     one = publish_frames(exchange, key, persistent=True)
     lot = 500
@@ -97,7 +97,7 @@ def publish_confirmed(client: Client, exchange: str, key: str, count: int) -> fl
 
 
 def consume(client: Client, queue: str, count: int, window: int = WINDOW) -> float:
-    """Seconds to take messages with a prefetch of `window`, acknowledged in lots."""
+    """Take messages with a prefetch of `window`, and acknowledge many at a time; return the seconds taken."""
     client.call(commands.Basic.Qos(prefetch_count=window), commands.Basic.QosOk)
     started = time.perf_counter()
     client.call(commands.Basic.Consume(queue=queue, consumer_tag="c"), commands.Basic.ConsumeOk)
@@ -124,14 +124,14 @@ def consume(client: Client, queue: str, count: int, window: int = WINDOW) -> flo
 
 
 class Throughput(NamedTuple):
-    """Messages a second."""
+    """Messages a second, published and consumed."""
 
     published: float
     consumed: float
 
 
 def throughput(url: str, count: int) -> Throughput:
-    """Messages a second published and consumed, on a durable classic queue."""
+    """Return the messages a second published to a durable classic queue, and consumed from it."""
     client = Client(url)
     queue = "embedded-benchmark"
     client.call(commands.Queue.Declare(queue=queue, durable=True), commands.Queue.DeclareOk)
@@ -144,7 +144,7 @@ def throughput(url: str, count: int) -> Throughput:
 
 
 def by_length(url: str, ready: int, count: int) -> float:
-    """Microseconds to publish and take a message while this many others are ready."""
+    """Return the microseconds for publishing and taking a message while this many others are ready."""
     client = Client(url)
     queue = f"embedded-benchmark-{ready}"
     client.call(commands.Queue.Declare(queue=queue), commands.Queue.DeclareOk)
@@ -162,7 +162,7 @@ def by_length(url: str, ready: int, count: int) -> float:
 
 
 def by_bindings(url: str, kind: str, bindings: int, count: int) -> float:
-    """Microseconds to route a message through an exchange with this many bindings, one of which matches."""
+    """Return the microseconds for routing a message through an exchange with many bindings, one of which matches."""
     client = Client(url)
     exchange = f"embedded-benchmark-{kind}-{bindings}"
     queue = client.call(commands.Queue.Declare(exclusive=True), commands.Queue.DeclareOk).queue
@@ -207,7 +207,7 @@ class Process:
 
     @property
     def resident(self) -> int:
-        """Bytes of memory that it takes; on Linux only."""
+        """Return the bytes of memory that the process uses; on Linux only."""
         status = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmRSS"))
 

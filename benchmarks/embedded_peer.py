@@ -1,9 +1,9 @@
-"""The embedded broker beside RabbitMQ's durable classic queue, and what a waiting message takes of memory and start-up.
+"""The embedded broker beside RabbitMQ's durable classic queue: speed, memory for each waiting message, and start-up.
 
     python -m benchmarks.embedded_peer
 
 RabbitMQ is the broker at MQTOOL_URL, or the one that `mqtool broker up` has started. Messages are persistent,
-confirmed, and of 100 bytes. The aims are twice RabbitMQ's speed, and at most 300 bytes for a message.
+confirmed, and of 100 bytes. The aims and results: docs/explanation/performance.md.
 """
 
 import filecmp
@@ -22,7 +22,7 @@ WAITING = 1_000_000
 
 
 def is_rabbitmq(url: str) -> bool:
-    """Whether it is the real one; the embedded broker has its name."""
+    """True if it is the real RabbitMQ: the embedded broker reports the same product name."""
     with pika.BlockingConnection(pika.URLParameters(url)) as connection:
         return str(connection._impl.server_properties["platform"]).startswith("Erlang")
 
@@ -35,7 +35,7 @@ def fresh_classic_queue(url: str) -> None:
 
 
 def through(url: str, lines: Path, out: Path) -> Callable[[], Run]:
-    """A function that sends the lines through a broker and receives them."""
+    """Return a function that sends the lines through a broker and receives them."""
 
     def send_and_receive() -> Run:
         fresh_classic_queue(url)
@@ -48,7 +48,7 @@ def through(url: str, lines: Path, out: Path) -> Callable[[], Run]:
 
 
 def beside_rabbitmq() -> None:
-    """Speed as users see it, with the start of each command; and that of the brokers, as `mqtool bench` measures it."""
+    """Measure the speed of the commands, including their start, and of the brokers alone, with `mqtool bench`."""
     if not is_rabbitmq(URL):
         print("no RabbitMQ at MQTOOL_URL: the embedded broker is not compared")
         return
@@ -62,7 +62,7 @@ def beside_rabbitmq() -> None:
 
 
 def waiting() -> None:
-    """Memory for each of a million messages that wait, and again after a restart with them."""
+    """Measure the memory for each of a million waiting messages, before and after a restart of the broker."""
     with tempfile.TemporaryDirectory() as directory:
         data = ("--data-dir", f"{directory}/data")
         with Process(*data) as broker:

@@ -2,9 +2,9 @@
 
     python -m benchmarks.growth
 
-On embedded brokers that are started for it. What each further unit costs is taken between two sizes, so that starting
-a process does not count. A row is marked where a unit of the last step costs half as much again as one of the step
-before: that is worse than linear, or the machine had something else to do.
+Starts embedded brokers. The cost of one more unit is the difference between two sizes, divided by the units between
+them, so the start of the processes does not count. A row is marked if a unit of the last step costs 1.5 times as much
+as one of the step before: then the growth is worse than linear, or the machine was busy with something else.
 """
 
 import itertools
@@ -27,7 +27,7 @@ _BAR = 30
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one size: seconds, and MiB of mqtool's process (None where there is none) and of the broker."""
+    """The cost of one size: seconds, and MiB of memory of mqtool (None if it does not run) and of the broker."""
 
     seconds: float
     ours: float | None
@@ -59,7 +59,7 @@ def messages_received(broker: Process, size: int, directory: Path) -> Run:
 
 
 def queues(broker: Process, size: int, directory: Path) -> Run:
-    """As many copies of each of a hundred messages."""
+    """Publish a hundred messages, each of which is copied to this many queues."""
     write_lines(directory / "lines", 100)
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
         channel = connection.channel()
@@ -71,7 +71,7 @@ def queues(broker: Process, size: int, directory: Path) -> Run:
 
 
 def bindings(broker: Process, size: int, directory: Path) -> Run:
-    """Of one receive-log, from its start until it has a message."""
+    """Start `receive-log` with this many bindings, until it has received a message."""
     keys = [f"site.{number}.*" for number in range(size)]
     log = ["emit-log", "topic", f"site.{size - 1}.error", "x", "-u", broker.url]
     ready, done = directory / "ready", directory / "done"
@@ -85,7 +85,7 @@ def bindings(broker: Process, size: int, directory: Path) -> Run:
 
 
 def connections(broker: Process, size: int, _directory: Path) -> float:
-    """Opened, each with a channel, and all at once."""
+    """Open this many connections at once, each with a channel."""
     with ExitStack() as opened:
         started = time.perf_counter()
         for _ in range(size):
@@ -94,7 +94,7 @@ def connections(broker: Process, size: int, _directory: Path) -> float:
 
 
 def bodies(broker: Process, size: int, directory: Path) -> Run:
-    """Ten of them, sent and received."""
+    """Send and receive ten bodies of this size."""
     (directory / "lines").write_text(f"{json.dumps({'body': 'x' * size})}\n" * 10)
     sent = run([MQTOOL, "send", "--json", "-u", broker.url], stdin=directory / "lines")
     received = run([MQTOOL, "receive", "--raw", "-c", "10", "-u", broker.url], stdout=directory / "out")
@@ -112,7 +112,7 @@ GROWTHS = (
 
 
 def costs(growth: Growth) -> Iterator[tuple[int, Cost]]:
-    """Of each size."""
+    """Measure the cost of each size."""
     for size in growth.sizes:
         with Process("--data-dir", "{}/data") as broker, tempfile.TemporaryDirectory() as directory:
             before = _resident(broker)
@@ -129,7 +129,7 @@ def _resident(broker: Process) -> float:
 
 
 def show(growth: Growth, came: list[tuple[int, Cost]]) -> None:
-    """A table, with a chart of what one more unit costs."""
+    """Print a table, with a chart of what one more unit costs."""
     heads = f"{growth.unit + 's':>12} {'seconds':>9} {'our MiB':>8} {'broker MiB':>11}"
     print(f"\n{growth.what}\n{heads}   one more {growth.unit}")
     each = [

@@ -1,6 +1,6 @@
 """How long `list queues` and `list bindings` take with 5,000 queues and 20,000 bindings, and how much memory.
 
-The aim is below two seconds each. A vhost of its own is made for it, on the broker of MQTOOL_URL, and deleted again.
+A vhost of its own is made for it, on the broker of MQTOOL_URL, and deleted again.
 Memory is also measured with a tenth of that, to show whether it grows.
 """
 
@@ -28,7 +28,7 @@ def management() -> Management:
 
 
 def fill(queues: range) -> None:
-    """Declare queues and bindings, a channel at a time."""
+    """Declare queues and bindings, one channel after another."""
     parts = urlsplit(URL)
     with pika.BlockingConnection(pika.URLParameters(f"{parts.scheme}://{parts.netloc}/{VHOST}")) as connection:
         channel = connection.channel()

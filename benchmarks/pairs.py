@@ -1,4 +1,4 @@
-"""Running two commands in turn, and comparing them pair by pair."""
+"""Runs two commands in turn, and compares them pair by pair."""
 
 import os
 import resource
@@ -34,7 +34,7 @@ class Run:
 
 
 def run(command: Sequence[str], stdin: Path | None = None, stdout: Path | None = None) -> Run:
-    """Run a command to its end; it must succeed."""
+    """Run a command, which must succeed; return its time and memory."""
     with (stdin or Path(os.devnull)).open("rb") as source, (stdout or Path(os.devnull)).open("wb") as target:
         started = time.perf_counter()
         process = subprocess.Popen(command, stdin=source, stdout=target, stderr=subprocess.PIPE)
@@ -53,7 +53,7 @@ def _mebibytes(usage: resource.struct_rusage) -> float:
 
 
 def compare(title: str, ours: Callable[[], Run], peer: Callable[[], Run], peer_name: str, pairs: int) -> float:
-    """Run both in turn, ours first in every other pair; print medians, and return the median of peer / ours."""
+    """Run both in turn, mqtool first in every other pair; print the medians, and return the median of peer / mqtool."""
     our_runs, peer_runs = [], []
     for number in range(pairs):
         order = [(ours, our_runs), (peer, peer_runs)]
@@ -77,7 +77,7 @@ def _median(runs: Sequence[Run]) -> float:
 
 
 def fresh_queue() -> None:
-    """An empty quorum queue, as the tutorials' dialect declares it."""
+    """Declare an empty quorum queue, as the tutorials do."""
     connection = pika.BlockingConnection(pika.URLParameters(URL))
     channel = connection.channel()
     channel.queue_delete(QUEUE)
@@ -86,6 +86,6 @@ def fresh_queue() -> None:
 
 
 def write_lines(path: Path, count: int) -> None:
-    """A file of lines of a hundred bytes, the newline among them."""
+    """Write a file with lines of 100 bytes, including the newline."""
     with path.open("w") as file:
         file.writelines(f"{number:08d} {'x' * 90}\n" for number in range(count))

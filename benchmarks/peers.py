@@ -1,4 +1,7 @@
-"""The peers: bare pika scripts, as the tutorials teach them. python -m benchmarks.peers NAME [QUEUE [COUNT]]"""
+"""The programs that mqtool is compared with: bare pika scripts, as the tutorials teach them.
+
+python -m benchmarks.peers NAME [QUEUE [COUNT]]
+"""
 
 import os
 import sys
@@ -9,7 +12,7 @@ _URL = os.environ["MQTOOL_URL"]
 
 
 def send() -> None:
-    """Hello World, one message."""
+    """Send one message, as the tutorial Hello World does."""
     connection = pika.BlockingConnection(pika.URLParameters(_URL))
     channel = connection.channel()
     channel.queue_declare(queue="hello", durable=True, arguments={"x-queue-type": "quorum"})
@@ -30,7 +33,7 @@ def confirm_lines(queue: str) -> None:
 
 
 def receive_lines(queue: str, count: int) -> None:
-    """Write this many bodies to stdout, a line each, and acknowledge them, 500 at a time."""
+    """Write this many bodies to stdout, a line each; acknowledge 500 at a time."""
     connection = pika.BlockingConnection(pika.URLParameters(_URL))
     channel = connection.channel()
     channel.basic_qos(prefetch_count=1000)
@@ -52,7 +55,7 @@ def receive_lines(queue: str, count: int) -> None:
 
 
 def rpc_server(queue: str) -> None:
-    """Answer each request with itself: the tutorial's server, without the work."""
+    """Answer each request with its own body: the tutorial's server without the computation."""
     connection = pika.BlockingConnection(pika.URLParameters(_URL))
     channel = connection.channel()
 

@@ -27,7 +27,7 @@ QUEUE = Queue("replayed", durable=True)
 
 
 def recording(path: Path) -> list[float]:
-    """Gaps as traffic has them, ten milliseconds on average; returns when each message passed, in seconds."""
+    """Write a recording with irregular gaps of 10 ms on average; return the second at which each message passed."""
     some = random.Random(7)
     moments = [round(moment, 3) for moment in accumulate(some.expovariate(100) for _ in range(MESSAGES))]
     start = datetime(2026, 1, 31, tzinfo=UTC)
@@ -42,7 +42,7 @@ def recording(path: Path) -> list[float]:
 
 
 def errors(url: str, path: Path, moments: list[float], speed: int) -> list[float]:
-    """Milliseconds, in order of size."""
+    """Return the errors in milliseconds, sorted."""
     with Connection(parse_addresses(url)) as connection:
         channel = connection.channel()
         deliveries = channel.consume(channel.declare(QUEUE), Receiving(auto_ack=True))

@@ -20,7 +20,7 @@ BARE = [*PEERS, "rpc-server", QUEUE]
 
 @contextmanager
 def served_by(command: list[str]) -> Iterator[None]:
-    """A server that consumes from the queue."""
+    """Start a server, and wait until it consumes from the queue."""
     fresh_queue()
     server = subprocess.Popen(command, stdout=QUIET, stderr=QUIET)
     try:
@@ -37,7 +37,7 @@ def served_by(command: list[str]) -> Iterator[None]:
 
 
 def round_trip() -> float:
-    """The median of some round trips, one after another, in milliseconds."""
+    """Return the median time of RPC round trips, one after another, in milliseconds."""
     with pika.BlockingConnection(pika.URLParameters(URL)) as connection:
         channel = connection.channel()
         replies = channel.queue_declare("", exclusive=True).method.queue

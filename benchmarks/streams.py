@@ -77,7 +77,7 @@ async def consume(count: int) -> None:
 
 
 def measure(count: int, pairs: int) -> None:
-    """Send this many lines, and receive them."""
+    """Measure sending this many lines, and receiving them."""
     peer = [sys.executable, "-m", "benchmarks.streams"]
     with tempfile.TemporaryDirectory() as directory:
         lines, out = Path(directory) / "lines", Path(directory) / "out"

@@ -2,9 +2,9 @@
 
     python -m benchmarks.tap [URL PID]
 
-On the broker at the URL, which is that process, else on an embedded one that is started for it. Publisher and consumers
-write and read frames that are made beforehand, so that the broker is what is measured. The tap is mqtool, and runs on
-this machine as well: where its cores are busy, that slows the others down, so the broker's processor time is told, too.
+Uses the broker at URL, whose process has the id PID, or else starts an embedded broker. The publisher writes, and the
+consumers read, frames made beforehand, so that the broker is measured and not the clients. The tap also runs on this
+machine, and slows the broker down if no core is free, so the broker's processor time is printed, too.
 """
 
 import os
@@ -31,14 +31,14 @@ _LOT, _PREFETCH, _TOGETHER = 200, 5_000, 500
 
 @dataclass(frozen=True)
 class Taken:
-    """Seconds until both consumers had it all, and of the broker's processor time for it."""
+    """Seconds until both consumers had all messages, and seconds of the broker's processor time."""
 
     seconds: float
     broker: float
 
 
 def publish(url: str, lines: list[bytes]) -> None:
-    """Publish lines at a steady rate; say when the first was due."""
+    """Publish lines at a steady rate; return when the first was due."""
     method = frame.marshal(commands.Basic.Publish(exchange=EXCHANGE, routing_key=""), 1)
     about = frame.marshal(header.ContentHeader(body_size=len(lines[0]), properties=commands.Basic.Properties()), 1)
     start = method + about + struct.pack(">BHI", 3, 1, len(lines[0]))
@@ -53,7 +53,7 @@ def publish(url: str, lines: list[bytes]) -> None:
 
 
 def consume(url: str, lines: list[bytes], ready: Path) -> None:
-    """Take as many messages as there are lines, and say when the last came; they must be the same, in order."""
+    """Consume all lines, check that they are unchanged and in order, and return when the last one came."""
     client = Client(url)
     queue = client.call(commands.Queue.Declare(exclusive=True), commands.Queue.DeclareOk).queue
     client.call(commands.Queue.Bind(queue=queue, exchange=EXCHANGE), commands.Queue.BindOk)
@@ -85,7 +85,7 @@ def consume(url: str, lines: list[bytes], ready: Path) -> None:
 
 
 def processor_time(pid: int) -> float:
-    """Seconds that a process has computed; on Linux only."""
+    """Return the seconds of processor time that a process has used; on Linux only."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -96,7 +96,7 @@ def started(role: str, *words: object) -> "subprocess.Popen[str]":
 
 
 def measured(url: str, pid: int, directory: Path, *, tapped: bool) -> Taken:
-    """Have two consumers take it all; they, and the tap, must have got what was published."""
+    """Publish to two consumers; fail unless they and the tap got all messages."""
     lines, seen, ready = (directory / name for name in ("lines", "seen", "ready"))
     consumers = []
     for number in range(2):

@@ -15,7 +15,7 @@ PEERS = [sys.executable, "-m", "benchmarks.peers"]
 
 
 def measure(count: int, pairs: int) -> None:
-    """Send this many lines, and receive them."""
+    """Measure sending this many lines, and receiving them."""
     with tempfile.TemporaryDirectory() as directory:
         lines, some, out = (Path(directory) / name for name in ("lines", "some", "out"))
         write_lines(lines, count)

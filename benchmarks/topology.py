@@ -1,7 +1,8 @@
 """`topology` and `route` with 5,000 queues and 20,000 bindings: time and memory, beside a small virtual host.
 
-The aim is below two seconds each, with memory that does not grow with the broker. It declares them in a vhost of its
-own, and needs the management API. python -m benchmarks.topology
+    python -m benchmarks.topology
+
+Creates a virtual host for them, and needs the management API. The aims and results: docs/explanation/performance.md.
 """
 
 import statistics
@@ -22,7 +23,7 @@ RUNS = 7
 
 @contextmanager
 def a_vhost(api: Management, name: str) -> Iterator[str]:
-    """A virtual host, gone afterwards; its URL."""
+    """Create a virtual host, yield its URL, and delete the virtual host at the end."""
     api.put(path("vhosts", name), {})
     api.put(path("permissions", name, api.user), {"configure": ".*", "write": ".*", "read": ".*"})
     try:
@@ -32,7 +33,7 @@ def a_vhost(api: Management, name: str) -> Iterator[str]:
 
 
 def fill(url: str, queues: int, bindings: int) -> None:
-    """Declare as many, and bind them to topic exchanges in turn."""
+    """Declare this many queues, and bind them to topic exchanges in turn."""
     connection = pika.BlockingConnection(pika.URLParameters(url))
     channel = connection.channel()
     for number in range(EXCHANGES):
@@ -47,7 +48,7 @@ def fill(url: str, queues: int, bindings: int) -> None:
 
 
 def measure(title: str, *command: str) -> float:
-    """Run it some times, print the median time and the greatest memory; returns that, in MiB."""
+    """Run the command several times, print the median time and the greatest memory in MiB, and return the memory."""
     runs = [run([MQTOOL, *command]) for _ in range(RUNS)]
     seconds = [each.seconds for each in runs]
     peak = max(each.peak for each in runs)

@@ -1,7 +1,7 @@
 """The embedded broker without and with a page of `mqtool ui` open: python -m benchmarks.ui
 
-Messages are published and consumed as fast as the broker can. The page's reader runs on this machine as well: where its
-cores are busy, that slows the broker down, so the broker's processor time is told, too.
+Messages are published and consumed as fast as the broker can. The reader in place of the page also
+runs on this machine, and slows the broker down if no core is free, so the broker's processor time is printed, too.
 """
 
 import statistics
@@ -17,14 +17,14 @@ COUNT, PAIRS = 100_000, 7
 
 
 def read(management: str) -> None:
-    """Read what a page would show, until this process is ended."""
+    """Read what a page of `mqtool ui` would show, until this process is ended."""
     for record in records(lambda: Management(management, "guest", "guest"), "/", ""):
         if record["kind"] == "snapshot":
             print("reading", flush=True)
 
 
 def measured(broker: Process) -> tuple[Throughput, float]:
-    """Messages a second, and microseconds of the broker's processor time for each message."""
+    """Measure messages a second, and microseconds of the broker's processor time for each message."""
     computed = processor_time(broker.process.pid)
     found = throughput(broker.url, COUNT)
     return found, (processor_time(broker.process.pid) - computed) / COUNT * 1e6

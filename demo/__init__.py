@@ -1,4 +1,4 @@
-"""The part of `make demo` that is not a tutorial: a real log file through a topic exchange. And the docs' pictures."""
+"""What `make demo` shows besides the tutorials: a real log file in a topic exchange. And the docs' pictures."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Real log files: finding one on a machine, and making routing keys of its fields."""
+"""Real log files: finds one on a machine, and makes routing keys from its fields."""
 
 import os
 import re
@@ -41,11 +41,11 @@ class LogFormat:
 
     @property
     def routing_key(self) -> str:
-        """The routing key, with placeholders for the groups."""
+        """Return the routing key, with placeholders for the groups."""
         return f"{{{self.first}}}.{{{self.second}}}"
 
     def key(self, line: bytes) -> str:
-        """The routing key that mqtool should make of a line, in plain Python."""
+        """Return the routing key that mqtool should make from a line, computed in plain Python."""
         match = re.search(self.pattern, line.decode("utf-8", "replace"))
         words = [match[self.first], match[self.second]] if match else [None, None]
         return ".".join(word or UNKNOWN for word in words)
@@ -77,7 +77,7 @@ UNKNOWN_FORMAT = LogFormat(
 
 
 def format_of(log: bytes) -> LogFormat:
-    """The first format that matches at least half of the lines."""
+    """Return the first format that matches at least half of the lines."""
     sample = log.splitlines()[:_SAMPLE]
     for candidate in FORMATS:
         fits = sum(re.search(candidate.pattern, line.decode("utf-8", "replace")) is not None for line in sample)
@@ -102,7 +102,7 @@ def read(path: Path) -> bytes:
 
 
 def find() -> Path | None:
-    """A log of this machine that we can read, if any."""
+    """Return a readable log file of this machine, if there is one."""
     for path in map(Path, _USUAL):
         if path.is_file() and os.access(path, os.R_OK) and path.stat().st_size:
             return path

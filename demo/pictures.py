@@ -83,7 +83,7 @@ def of_command(columns: int, command: str, lines: int | None = None, code: int =
 
 
 def of_shop(columns: int, command: str, code: int = 0) -> Console:
-    """What a command prints about the broker of a small shop."""
+    """Print what a command says about the broker of a small shop."""
     with EmbeddedBroker(management_port=0) as broker, tempfile.TemporaryDirectory() as directory:
         place = {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.management_url or ""}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -104,7 +104,7 @@ def of_shop(columns: int, command: str, code: int = 0) -> Console:
 
 @contextmanager
 def browser() -> "Iterator[WebDriver]":
-    """A window of 1280 by 900 pixels. Needs chromium, chromedriver and selenium."""
+    """Open a browser window of 1280 by 900 pixels. Needs chromium, chromedriver and selenium."""
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
@@ -130,7 +130,7 @@ def still(window: "WebDriver", recording: str, path: Path, moment: float | None 
 
 
 def _seek(window: "WebDriver", moment: float) -> int:
-    """Show a recording at a moment; return how many messages it shows."""
+    """Show a recording at a moment; return how many messages are visible."""
     window.execute_script(_SEEK, moment)
     time.sleep(0.2)
     return int(window.execute_script("return document.querySelectorAll('.dot').length"))
@@ -175,7 +175,7 @@ def _theme(ground: str, colours: str) -> TerminalTheme:
 
 
 def svg(console: Console) -> str:
-    """What a console has recorded, in both colour schemes."""
+    """Return what a console has recorded as a picture in both colour schemes."""
     light, dark = (
         console.export_svg(theme=_theme(*theme), code_format=_FORMAT, unique_id=_ID, clear=False, title="")
         for theme in (_LIGHT, _DARK)
@@ -203,7 +203,7 @@ def _without_title_bar(match: re.Match[str]) -> str:
 
 
 def _trimmed(match: re.Match[str]) -> str:
-    """A text without the spaces at its end. Its length holds it to its columns, whatever the reader's font is."""
+    """Return a text without the spaces at its end. Its length fixes its columns, whatever the reader's font is."""
     length = float(match[1])
     columns = round(length / _CHARACTER)
     return f'textLength="{(columns - len(match[3])) * _CHARACTER:g}">{match[2]}</text>'
@@ -222,7 +222,7 @@ _STILLS = ("work-queues", "why-queues")
 
 
 def main() -> None:
-    """Make those that the command line names, or all, and the page of the tutorials."""
+    """Make the pictures named on the command line, or all, and the page of the tutorials."""
     DIRECTORY.mkdir(parents=True, exist_ok=True)
     for name in sys.argv[1:] or [recordings.SHOP_AT_WORK, recordings.TUTORIALS, *PICTURES]:
         path = DIRECTORY / f"{name}.svg"

@@ -62,7 +62,7 @@ class Receiver:
         return f"mqtool receive-log topic -e {_EXCHANGE} {keys} --raw > {self.file}"
 
     def should_get(self, lines: Sequence[bytes], keys: Sequence[str]) -> list[bytes]:
-        """The lines whose routing keys match."""
+        """Return the lines whose routing keys match."""
         fits = re.compile(self.key_regex)
         return [line for line, key in zip(lines, keys, strict=True) if fits.fullmatch(key)]
 
@@ -83,7 +83,7 @@ def play_of(log: Path | None, note: Callable[[str], None], table: Callable[[Tabl
 
 
 def _play(stage: Stage, path: Path, note: Callable[[str], None], table: Callable[[Table], None]) -> None:
-    """Choose receivers by what is in the log, send it through, and compare."""
+    """Choose receivers that fit the log, send it through the exchange, and compare the results."""
     log = log_formats.read(path)
     log_format = log_formats.format_of(log)
     receivers = _receivers([log_format.key(line) for line in _lines(log)])
@@ -118,13 +118,13 @@ def _find(note: Callable[[str], None]) -> Path:
 
 
 def _lines(log: bytes) -> list[bytes]:
-    """The lines without their newlines."""
+    """Return the lines without their newlines."""
     lines = log.split(b"\n")
     return lines if lines[-1] else lines[:-1]
 
 
 def _receivers(keys: Sequence[str]) -> list[Receiver]:
-    """One for all, one for each of the most frequent first words, one for the rest, and one for a second word."""
+    """Return a receiver for all lines, one for each frequent first word, one for the rest, one for a second word."""
     first = [word for word, _ in Counter(key.partition(".")[0] for key in keys).most_common()]
     own, rest = first[:_OWN], first[_OWN:]
     receivers = [Receiver("all", ("#",), ".*")]
@@ -139,7 +139,7 @@ def _receivers(keys: Sequence[str]) -> list[Receiver]:
 
 
 def _file_name(word: str, number: int, words: Sequence[str]) -> str:
-    """The word if it is a unique file name, also where the file system ignores case."""
+    """Return the word if it is a unique file name, even on a file system that ignores case."""
     names = [other.casefold() for other in words]
     name = word.casefold()
     return name if names.count(name) == 1 and name not in _OTHER_NAMES and len(name) <= _LONGEST else f"part-{number}"

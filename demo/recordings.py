@@ -93,25 +93,25 @@ _SETTLES = 2.5
 
 
 class PlaysRecorder(PlayPage):
-    """Records plays as the page shows them, for a reader who needs no time to read."""
+    """Records plays as the page shows them, without pauses for reading."""
 
     def __enter__(self) -> Self:
         return self
 
     def say(self, text: str) -> None:
-        """Record an explanation, and go on once the picture shows what happened before it."""
+        """Record an explanation, and continue once the picture shows what happened before it."""
         time.sleep(_SETTLES)
         self._continued = self._said + 1
         super().say(text)
 
     def file(self) -> bytes:
-        """Return the page that plays what was recorded."""
+        """Return the page that plays the recording."""
         self._recording.complete()
         return single_file(record for record in self._recording.follow() if record["kind"] != "now")
 
 
 def record_plays(path: Path, names: Iterable[str]) -> None:
-    """Record these plays; the page shows the one that its address names, or lets its reader choose."""
+    """Record these plays in one page; its address names the play to show, or its reader chooses one."""
     offered = [{"name": name, "title": plays.PLAYS[name].title, "story": plays.PLAYS[name].story} for name in names]
     guard = Guard()
     with PlaysRecorder(offered) as recorder:

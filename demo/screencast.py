@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,7 +65,7 @@ class Line(NamedTuple):
 
 
 def lines() -> Iterator[Line]:
-    """Run the script with the embedded broker, in an empty directory, and yield what a terminal shows."""
+    """Run the script with the embedded broker in an empty directory; yield what a terminal shows."""
     with tempfile.TemporaryDirectory() as directory:
         tools = Path(directory, "bin")
         tools.mkdir()
@@ -96,6 +97,7 @@ def lines() -> Iterator[Line]:
 def _printed(command: str, directory: str, environment: dict[str, str]) -> list[tuple[float, str]]:
     """Run a command on a terminal; return each line that it printed, with its time."""
     ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (ROWS, COLUMNS))
     started = time.monotonic()
     process = subprocess.Popen(
         ["sh", "-c", command], stdout=theirs, stderr=theirs, cwd=directory, env=environment, start_new_session=True
@@ -123,7 +125,7 @@ def _read(terminal: int) -> bytes:
 
 
 def console(shown: list[Line]) -> Console:
-    """All lines in one tall terminal."""
+    """Return all lines in one tall terminal."""
     found = Console(
         record=True, width=COLUMNS, height=len(shown), file=io.StringIO(), force_terminal=True, highlight=False
     )
@@ -133,7 +135,7 @@ def console(shown: list[Line]) -> Console:
 
 
 def animated(shown: list[Line]) -> str:
-    """The picture of all lines, of which a screen is seen at a time."""
+    """Return a picture that scrolls through all lines, one screen at a time."""
     height, width = 24.4, 12.2  # of a character, as rich draws it
     total = shown[-1].at + _END
     still = svg(console(shown))

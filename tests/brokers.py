@@ -1,4 +1,6 @@
-"""The brokers that the suite runs on: each test that needs one gets a fresh vhost on every one of them."""
+"""The brokers that the suite runs on: each test that needs a broker runs on each of them, with an
+empty virtual host.
+"""
 
 import base64
 import functools
@@ -24,6 +26,8 @@ from mqtool.broker.readiness import connect_within
 from mqtool.broker.state import Started, Wanted
 
 IN_CI = bool(os.environ.get("CI"))
+#: What the suite's embedded broker behaves like, whatever the default is: the RabbitMQ that tests compare it with.
+LIKE = os.environ.get("MQTOOL_TEST_LIKE") or "3.10"
 #: For tests of what mqtool itself does, and of no reply of the broker.
 on_any_broker = pytest.mark.parametrize("broker", ["embedded"], indirect=True)
 #: For tests with tens of megabytes, or thousands of messages.
@@ -142,7 +146,9 @@ def from_environment() -> TestBroker | None:
 
 
 def docker_image() -> str:
-    """The image of RabbitMQ to build upon; without one, tests of Docker skip: they would have to download it."""
+    """Return the RabbitMQ image to build upon; skip the test if none is configured, because it would have to be
+    downloaded.
+    """
     image = os.environ.get("MQTOOL_TEST_IMAGE")
     if not image or not STARTERS[BrokerKind.DOCKER].is_available():
         pytest.skip("MQTOOL_TEST_IMAGE names no image of RabbitMQ for Docker, or its daemon does not answer")
@@ -150,7 +156,9 @@ def docker_image() -> str:
 
 
 def own_broker(kind: BrokerKind) -> None:
-    """For tests that start and stop a broker themselves: skip where it cannot be, or would take too long."""
+    """For tests that start and stop a broker of this kind themselves: skip them if it is not installed, or outside of
+    CI.
+    """
     if not STARTERS[kind].is_available():
         skip_or_fail("no rabbitmq-server is installed")
     if kind is BrokerKind.NODE:
@@ -158,13 +166,13 @@ def own_broker(kind: BrokerKind) -> None:
 
 
 def only_in_ci(why: str) -> None:
-    """For a test that takes long, and whose parts others test as well."""
+    """Skip a test that takes long outside of CI; other tests cover its parts."""
     if not IN_CI:
         pytest.skip(f"{why}: only where CI is set")
 
 
 def skip_or_fail(reason: str) -> None:
-    """On a laptop a missing broker skips its tests; in CI that would be a lie."""
+    """Skip the test if a broker is missing; in CI, fail it."""
     if IN_CI:
         pytest.fail(f"{reason}; CI must have it")
     pytest.skip(reason)
@@ -185,7 +193,7 @@ def skip_without_amqp10(broker: TestBroker) -> None:
 
 
 def rabbitmqctl(started: Started, *words: str) -> str:
-    """What rabbitmqctl says of a node that we have started."""
+    """Return the output of rabbitmqctl for a node that the suite has started."""
     server = node.find_server()
     assert server is not None
     environment = node.environment(node.nodes_of(started)[0], for_tools=True)

@@ -23,7 +23,7 @@ from mqtool.broker.choice import STARTERS, BrokerKind, starter_of
 from mqtool.broker.node import PrivateNodes
 from mqtool.broker.readiness import connect_within
 from mqtool.broker.state import Wanted
-from tests.brokers import IN_CI, TestBroker, from_environment, skip_or_fail
+from tests.brokers import IN_CI, LIKE, TestBroker, from_environment, skip_or_fail
 from tests.cli import preloaded
 from tests.cli.shell import Shell
 
@@ -114,7 +114,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Have the first worker collect the tests before the others do: in a fresh clone it compiles them for all."""
+    """Let the first worker collect before the others: in a fresh clone, it compiles the tests for all."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         first = Path(os.environ["MQTOOL_SUITE_STATE"]) / "first-collects"
         with first.with_suffix(".lock").open("w") as lock:
@@ -127,7 +127,7 @@ def pytest_collection() -> Generator[None, object, object]:
 
 @pytest.hookimpl(trylast=True)  # after -k, which may have left RabbitMQ's cases alone
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what RabbitMQ has no need to run, and many cases; begin with the tests that take longest."""
+    """Deselect tests that RabbitMQ need not run, and most cases of sampled tests; run the longest tests first."""
     kept: list[pytest.Item] = []
     left_out: list[pytest.Item] = []
     tried = set()
@@ -154,7 +154,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _sampled(items: list[pytest.Item]) -> set[pytest.Item]:
-    """These tests, but only some cases of those that are marked so: the first one, and others at the same distances."""
+    """Return the tests, but only evenly spaced cases of those that are marked `sampled`."""
     cases: dict[str, list[pytest.Item]] = {}
     for item in items:
         cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
@@ -167,7 +167,7 @@ def _sampled(items: list[pytest.Item]) -> set[pytest.Item]:
 
 
 def _longest_first(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
-    """The same tests, so that each worker begins with some that take long: xdist gives each of them an equal part."""
+    """Return the tests in an order in which each worker begins with some that take long."""
     first: list[list[pytest.Item]] = [[] for _ in range(workers)]
     others = []
     longest = 0
@@ -209,7 +209,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Start RabbitMQ while the workers collect the tests, of which many would wait for it, if it is the whole suite."""
+    """If the whole suite runs, start RabbitMQ while the workers collect the tests."""
     config = session.config
     whole = getattr(config.option, "numprocesses", None) and config.args == config.getini("testpaths")
     if whole and from_environment() is None and STARTERS[BrokerKind.NODE].is_available():
@@ -218,12 +218,12 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def _started_once(kind: BrokerKind, shared: Path) -> TestBroker:
-    """A broker of that kind, started by the first worker that needs it, for all of them."""
+    """Return a broker of that kind that the first worker starts for all of them."""
     remembered = shared / f"{kind}.json"
     with (shared / f"{kind}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not remembered.exists():
-            like = os.environ.get("MQTOOL_TEST_LIKE") if kind is BrokerKind.EMBEDDED else None
+            like = LIKE if kind is BrokerKind.EMBEDDED else None
             starter = _AS_INSTALLED if kind is BrokerKind.NODE else STARTERS[kind]
             started = starter.start(Wanted(f"suite-{kind}", ports.free_port(), stream_port=0, like=like))
             connect_within(90, lambda: Connection(parse_addresses(started.url))).close()
@@ -237,7 +237,7 @@ def _started_once(kind: BrokerKind, shared: Path) -> TestBroker:
 
 @pytest.fixture(scope="session")
 def rabbitmq(shared: Path) -> TestBroker | None:
-    """RabbitMQ: the one that the environment names, or a private node; None where neither is to be had."""
+    """RabbitMQ: the one that the environment names, or a private node; None if neither is available."""
     if (given := from_environment()) is not None:
         return given
     return _started_once(BrokerKind.NODE, shared) if STARTERS[BrokerKind.NODE].is_available() else None
@@ -245,13 +245,13 @@ def rabbitmq(shared: Path) -> TestBroker | None:
 
 @pytest.fixture(scope="session")
 def embedded(shared: Path) -> TestBroker:
-    """The embedded broker, as a process of its own."""
+    """The embedded broker in a process of its own."""
     return _started_once(BrokerKind.EMBEDDED, shared)
 
 
 @pytest.fixture(scope="session")
 def emptied() -> Iterator[list[TestBroker]]:
-    """The vhosts on RabbitMQ that tests have emptied, for others to use."""
+    """Virtual hosts on RabbitMQ that earlier tests have emptied, for reuse."""
     vhosts: list[TestBroker] = []
     yield vhosts
     for each in vhosts:
@@ -260,7 +260,7 @@ def emptied() -> Iterator[list[TestBroker]]:
 
 @pytest.fixture(params=["embedded", "rabbitmq"])
 def broker(request: pytest.FixtureRequest, emptied: list[TestBroker]) -> Iterator[TestBroker]:
-    """Each broker of the matrix in turn, with an empty vhost that no other test uses meanwhile."""
+    """Each broker of the matrix in turn, with an empty virtual host that no other test uses."""
     found: TestBroker | None = request.getfixturevalue(request.param)
     if found is None:
         skip_or_fail("no rabbitmq-server is installed, and MQTOOL_TEST_URL names none")
@@ -279,14 +279,14 @@ def broker(request: pytest.FixtureRequest, emptied: list[TestBroker]) -> Iterato
 
 @pytest.fixture
 def connection(broker: TestBroker) -> Iterator[Connection]:
-    """Our own client, connected."""
+    """An open connection of mqtool's own client."""
     with Connection(parse_addresses(broker.url)) as connection:
         yield connection
 
 
 @pytest.fixture
 def shell(broker: TestBroker, tmp_path: Path) -> Iterator[Shell]:
-    """Runs mqtool as a person does, against the test's broker; ends what the test left running."""
+    """Run mqtool as a user does, against the test's broker; end what the test left running."""
     streams = {"MQTOOL_STREAM_PORT": str(urlsplit(broker.streams).port)} if broker.streams else {}
     with Shell(tmp_path, {"MQTOOL_URL": broker.url, **streams}) as shell:
         yield shell
@@ -294,6 +294,6 @@ def shell(broker: TestBroker, tmp_path: Path) -> Iterator[Shell]:
 
 @pytest.fixture
 def lonely_shell(tmp_path: Path) -> Iterator[Shell]:
-    """Runs mqtool where it knows of no broker."""
+    """Run mqtool where no broker is configured."""
     with Shell(tmp_path, {}) as shell:
         yield shell

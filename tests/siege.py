@@ -29,7 +29,7 @@ CHECK_AFTER = 200
 
 
 def throw(port: int, data: bytes, *, reads: bool = True) -> None:
-    """Send bytes, read the answers or not, and go."""
+    """Send bytes, read the answers or not, and disconnect."""
     with socket.create_connection(("127.0.0.1", port), timeout=20 if reads else 0.5) as client:
         try:
             client.sendall(data)
@@ -68,7 +68,7 @@ class Beside:
         self.ports: dict[type[Inputs], int] = {AmqpInputs: port, Amqp10Inputs: port, StreamInputs: stream_port}
 
     def check(self) -> None:
-        """Publish a message with both, and get one back."""
+        """Publish a message with each client, and get one back."""
         self._published += 1
         self._channel.basic_publish("", "well-behaved", b"%d" % self._published)
         deadline = time.monotonic() + 10
@@ -84,11 +84,7 @@ class Beside:
 
 
 def besiege(seconds: float, seed: int, directory: Path) -> Counter[str]:
-    """Throw inputs at a broker; return how many there were of each kind.
-
-    Raises:
-        AssertionError: it did not stand that.
-    """
+    """Send inputs to a broker; return the number of each kind. Raises AssertionError if the broker fails."""
     log, counts = directory / "log", Counter[str]()
     command = [sys.executable, "-m", "mqtool.broker.embedded", "--port", "0", "--stream-port", "0", "--print-url"]
     command += ["--memory-limit", str(MEMORY_LIMIT), "--log-file", str(log)]

@@ -106,31 +106,31 @@ class Soak:
             left = [number for number in left if number not in confirmed]
 
     def keep_running(self, name: str, *words: str) -> None:
-        """Run a program again whenever it has ended."""
+        """Start a program again whenever it ends."""
         while self.goes_on:
             self.start(name, *words).wait()
 
     # Faults.
 
     def hit(self) -> None:
-        """Do one of the things that happen."""
+        """Cause one fault at random."""
         faults = [self.cut, self.kill, self.kill, self.stop_for_a_while, self.restart, self.fill]
         fault = self.random.choice(faults)
         self.faults[fault.__name__.replace("_", " ")] += 1
         fault()
 
     def cut(self) -> None:
-        """All connections, without a goodbye."""
+        """Cut all connections without closing them."""
         self.proxy.cut()
         self.stream_proxy.cut()
 
     def kill(self) -> None:
-        """Any program, with -9."""
+        """kill -9 a random program."""
         victim = self.running[self.random.choice(sorted(self.running))]
         victim.kill()
 
     def stop_for_a_while(self) -> None:
-        """Any program, as with Ctrl-Z."""
+        """Suspend a random program for a while, as Ctrl-Z does."""
         victim = self.running[self.random.choice(sorted(self.running))]
         victim.send_signal(signal.SIGSTOP)
         time.sleep(self.random.uniform(0.5, 3))
@@ -209,7 +209,7 @@ class Soak:
         return self.report(is_empty=is_empty)
 
     def drain(self) -> bool:
-        """Have all done that waits, dead letters included; return whether the queues are empty."""
+        """Have all waiting messages handled, dead letters included; return True if the queues are empty."""
         end = time.monotonic() + DRAINING
         while time.monotonic() < end:
             self.start("redrive", "dlq", "redrive", QUEUE, "--yes").wait()

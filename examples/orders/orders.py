@@ -16,7 +16,7 @@ ATTEMPTS = 3
 
 
 class OrderFailed(Exception):
-    """The order was not taken: nobody will bill it."""
+    """The order was not stored, so it will not be billed."""
 
 
 def connect(url: str) -> BlockingChannel:
@@ -69,7 +69,7 @@ class Orders:
 
 
 class Billing:
-    """Bills orders: each once, however often it is delivered."""
+    """Bills each order once, however often its message is delivered."""
 
     def __init__(self, url: str, bill: Callable[[Any], None]) -> None:
         self._channel = connect(url)
@@ -83,7 +83,7 @@ class Billing:
         self._channel.connection.close()
 
     def stop(self) -> None:
-        """End run(); from any thread."""
+        """End run(). Any thread may call this."""
         self._channel.connection.add_callback_threadsafe(self._channel.stop_consuming)
 
     def _on_order(self, channel: BlockingChannel, method: Any, properties: Any, body: bytes) -> None:

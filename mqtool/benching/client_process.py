@@ -4,11 +4,13 @@ A process gets its job on standard input, then {"start": TIME} once all processe
 {"stop": true}. It writes reports to standard output. Both streams consist of lines of JSON.
 """
 
+import contextlib
 import os
 import select
 import time
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from mqtool.amqp import Address, TlsFiles
 from mqtool.amqp.pika_errors import connecting
@@ -20,8 +22,31 @@ from mqtool.benching.wire import AmqpWire, Wire
 from mqtool.errors import MqtoolError, Unavailable
 
 SECOND = 1_000_000_000
+#: The nanoseconds that this process has run, and has waited for a CPU, and how often it has run.
+_WAITED = Path("/proc/self/schedstat")
 #: Seconds between two reports, and between two attempts to reconnect.
 _REPORT, _RETRY = 0.25, 0.1
+
+
+class CpuTime(NamedTuple):
+    """How long this process has run so far, and how long it has waited for a CPU although it was ready, in seconds."""
+
+    used: float
+    waited: float
+
+    @classmethod
+    def now(cls) -> "CpuTime":
+        """Return the times until now. `waited` is 0 where the system does not tell it."""
+        waited = 0.0
+        with contextlib.suppress(OSError, ValueError, IndexError):  # only Linux has this file
+            waited = int(_WAITED.read_text().split()[1]) / SECOND
+        return cls(time.process_time(), waited)
+
+    def fractions(self, later: "CpuTime", seconds: float) -> tuple[float, float]:
+        """Return which fractions of some seconds the process has run and waited until later; 0 if there were none."""
+        if seconds <= 0:  # the run was over before it began
+            return 0.0, 0.0
+        return (later.used - self.used) / seconds, (later.waited - self.waited) / seconds
 
 
 class CommandEnded(SystemExit):
@@ -111,9 +136,9 @@ class BenchClient:
             return
         self.start = int(order["start"])
         self.measured_from = self.start + round(self.plan.warm_up * SECOND)
-        self.last_event, used = self.start, time.process_time()
+        self.last_event, before = self.start, CpuTime.now()
         ended = self._loop()
-        used, wall = time.process_time() - used, max(ended - self.start, 1) / SECOND
+        cpu = before.fractions(CpuTime.now(), (ended - self.start) / SECOND)
         if self.wire is None:
             self.happened(ended)  # the connection was lost, and the broker is still down
         else:
@@ -126,7 +151,7 @@ class BenchClient:
             latencies=self.latencies.pairs(),
             gap=gap / SECOND,
             gap_at=(at - self.start) / SECOND,
-            cpu=used / wall,
+            cpu=cpu,
             reconnects=self._reconnects,
         )
 

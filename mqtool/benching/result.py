@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from mqtool.benching.plan import BenchPlan
 from mqtool.benching.tally import PERCENTILES, Latencies
 
-#: A client that uses more than this fraction of a CPU may be slower than the broker.
+#: A client that uses, or waits for, a CPU during more than this fraction of the time may be slower than the broker.
 BUSY = 0.9
 #: Stop waiting if no confirm or delivery arrives for this many seconds.
 QUIET = 10.0
@@ -33,7 +33,7 @@ class Result:
         unconfirmed: messages that the broker did not confirm or reject before the connection was lost or time was up.
         unsent: messages that were not sent because the broker did not keep up or stopped responding.
         gap: the longest time in seconds without a confirm, and the longest without a delivery.
-        busiest: the largest fraction of a CPU that any client used.
+        busiest: the largest fractions of the time in which any client used a CPU, and waited for one.
         broker_cpu, broker_memory: CPUs and bytes that the broker used; None if unknown.
         series: snapshots several times a second.
         stopped: True if the run was interrupted.
@@ -58,7 +58,7 @@ class Result:
     out_of_order: int
     reconnects: int
     gap: tuple[float, float]
-    busiest: float
+    busiest: tuple[float, float]
     waiting: int = 0
     broker_cpu: float | None = None
     broker_memory: int | None = None
@@ -86,7 +86,8 @@ class Result:
             "confirm": latencies_as_json(self.confirm),
             "deliver": latencies_as_json(self.deliver),
             "gap": dict(zip(("confirm", "deliver"), self.gap, strict=True)),
-            "client_cpu": self.busiest,
+            "client_cpu": self.busiest[0],
+            "client_cpu_wait": self.busiest[1],
             "series": [list(each) for each in self.series],
         }
 

@@ -376,7 +376,7 @@ class Run:
             out_of_order=tally.out_of_order,
             reconnects=sum(each.get("reconnects", 0) for each in told_by),
             gap=(gaps[0], gaps[1]),
-            busiest=max((each.get("cpu", 0.0) for each in told_by), default=0.0),
+            busiest=max((each["cpu"] for each in told_by if "cpu" in each), key=sum, default=(0.0, 0.0)),
             broker_cpu=cpu,
             broker_memory=memory,
             series=self._series,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mqtool.broker import ports
+from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES
 from mqtool.errors import AccessRefused, MqtoolError, Unavailable
 
 if TYPE_CHECKING:
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
 
 #: The Dockerfile of the image that `broker up --kind docker` builds, and the files that it copies.
 IMAGE_FILES = Path(__file__).parent / "image"
-#: The base image unless `--image` names another. The delayed-message plugin in the Dockerfile is for this version.
-DEFAULT_IMAGE = "rabbitmq:4.2.9-management"
+#: The base image unless `--image` names another; the same as in docker-compose.yml and the Dockerfile.
+DEFAULT_IMAGE = f"rabbitmq:{PROFILES[DEFAULT].version}-management"
+#: The RabbitMQ that the delayed-message plugin in the Dockerfile is for.
 _PLUGIN_VERSION = "4.2"
 _ANSWER_PATIENCE = 600
 _OTHER_KINDS = "choose --kind node or --kind embedded"

@@ -6,9 +6,10 @@ delay a handler, so the main thread uses a timeout wherever it may have to wait 
 
 import os
 import signal
+import termios
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TypeVar
 
@@ -95,11 +96,20 @@ def _stop(number: int, _frame: FrameType | None) -> None:
             os.kill(os.getpid(), number)
         return
     invocation.signal, invocation.signalled_at = number, now
+    if number == signal.SIGINT:
+        _end_echoed_line()
     signal.setitimer(signal.ITIMER_REAL, _PATIENCE, _PATIENCE)
     if not invocation.on_stop:
         raise KeyboardInterrupt
     for stop in invocation.on_stop:
         stop()
+
+
+def _end_echoed_line() -> None:
+    """End the line on which a terminal shows ^C, so that nothing else is on it, such as the shell's prompt."""
+    with suppress(OSError, termios.error):  # stderr is not a terminal, or is closed
+        if termios.tcgetattr(2)[3] & termios.ECHO:
+            os.write(2, b"\n")
 
 
 def _give_up_writing(_number: int, _frame: FrameType | None) -> None:

@@ -28,6 +28,8 @@ _OTHER_OPTIONS = {
     "-p": "--vhost VHOST",
     "--limit": "--count N",
     "--max-retries": "--retries N for programs, --max-reconnects N for connections",
+    "-o": "redirect standard output: > FILE",
+    "--output": "redirect standard output: > FILE",
     "--password": "--password-file FILE, or - to read it from stdin",
 }
 
@@ -69,7 +71,11 @@ def _command_hint(context: Any, word: str) -> str | None:
         return f"did you mean '{word}s'?"
     if path == "mqtool tutorial" and (word.isdecimal() or word.replace("_", "-") in pages.NAMES):
         return f"to read it: {path} show {word}; to run it: {path} run {word}"
-    hint = did_you_mean(word, context.command.list_commands(context), f"'{path} --help' lists the commands")
+    names = context.command.list_commands(context)
+    listed = "'mqtool --help' lists the commands"
+    if path != "mqtool":
+        listed = f"'{path}' is followed by {', '.join(names[:-1])} or {names[-1]}"
+    hint = did_you_mean(word, names, listed)
     if path != "mqtool":
         elsewhere = [leaf.path for leaf in leaves(describe(whole_tree())) if word in (leaf.words[-1], *leaf.aliases)]
         return f"did you mean '{elsewhere[0]}'?" if len(elsewhere) == 1 else hint

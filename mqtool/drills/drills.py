@@ -6,7 +6,7 @@ A flow of messages; the broker restarts, a node dies, or connections are cut:
          ^           ^
          └── broken ─┘
 
-The publisher publishes unconfirmed messages again with the same message ID. The broker redelivers unacknowledged
+The publisher republishes unconfirmed messages with the same message ID. The broker redelivers unacknowledged
 messages to the receiver. So a message may arrive twice, which can be detected by its ID, but no message is lost.
 
 Workers; one is killed, a message always fails, or messages are published twice:
@@ -43,18 +43,18 @@ STREAM_MESSAGES = 10_000
 NODE_MESSAGES = 40_000
 #: The explanation shown in each drill with a flow of messages.
 _AGAIN = (
-    "The sender publishes again what was not confirmed, and the receiver gets again what it had not acknowledged: some "
-    "may come twice, none may be missing."
+    "The sender republishes every unconfirmed message, and the broker redelivers every unacknowledged one. Some may "
+    "arrive twice; none may be lost."
 )
 
 
 def restart_broker(scene: DrillScene, count: int = STREAM_MESSAGES) -> Verdict:
     def restart() -> None:
-        scene.say("Now the broker stops, and starts again with what it has kept.")
+        scene.say("Now the broker stops, and starts again with the messages that it has stored.")
         scene.restart_broker()
 
     scene.say(
-        f"{count:,} messages flow to a receiver, and the broker restarts meanwhile. Watch both sides lose the "
+        f"{count:,} messages flow to a receiver, and the broker restarts while they flow. Watch both sides lose the "
         f"connection and reconnect. {_AGAIN}"
     )
     return _flow(scene, scene.url, count, {1: restart})
@@ -75,9 +75,9 @@ def kill_node(scene: DrillScene, count: int = NODE_MESSAGES) -> Verdict:
         scene.revive_nodes()
 
     scene.say(
-        f"{count:,} messages flow to a receiver. Node 1 leads their queue, and both sides are connected to it. It is "
-        "killed meanwhile. Watch both sides go on with another node, and how long the pause is until that leads the "
-        f"queue. {_AGAIN}"
+        f"{count:,} messages flow to a receiver. Node 1 leads their queue, both sides are connected to it, and it is "
+        "killed while messages flow. Watch both sides reconnect to another node. The pause is the time until another "
+        f"node leads the queue. {_AGAIN}"
     )
     return _flow(scene, scene.url, count, {1: kill, 3: revive})
 
@@ -85,7 +85,7 @@ def kill_node(scene: DrillScene, count: int = NODE_MESSAGES) -> Verdict:
 def drop_connection(scene: DrillScene, count: int = STREAM_MESSAGES) -> Verdict:
     """Cut the publisher's and the receiver's connections three times."""
     scene.say(
-        f"{count:,} messages flow to a receiver. Three times, the connections of both sides are cut. Watch them "
+        f"{count:,} messages flow to a receiver. The connections of both sides are cut three times. Watch them "
         f"reconnect. {_AGAIN}"
     )
     with Proxy(scene.port) as proxy:
@@ -107,7 +107,7 @@ def _flow(scene: DrillScene, url: str, count: int, breaks: dict[int, Callable[[]
         first, last = count * quarter // 4, count * (quarter + 1) // 4
         if quarter in breaks:
             # By now, some messages are in the queue, some are unconfirmed, and some are unacknowledged.
-            wait_until(lambda half=first // 2: arrived() > half, "the stream to flow", PATIENCE)  # type: ignore[misc]
+            wait_until(lambda half=first // 2: arrived() > half, "messages to arrive", PATIENCE)  # type: ignore[misc]
             breaks[quarter]()
         sender.write("\n".join(message(number) for number in range(first, last)))
     sender.finish(PATIENCE)
@@ -145,9 +145,9 @@ _AT_ONCE = 4
 def kill_worker(scene: DrillScene, count: int = WORKER_MESSAGES) -> Verdict:
     """kill -9 a worker while its programs run; another worker takes over."""
     scene.say(
-        f"{count} messages wait for workers that run a program for each, {_AT_ONCE} at once. Worker 1 is killed in the "
-        "middle of it. It has not acknowledged what it was doing. Watch worker 2 get that again, marked redelivered, "
-        "and the rest."
+        f"{count} messages wait for workers that run a program for each message, up to {_AT_ONCE} at once. Worker 1 is "
+        "killed while its programs run, before it has acknowledged their messages. Watch worker 2 get these messages, "
+        "marked as redelivered, and then the rest."
     )
     sender, first, second = scene.terminals("sender", "worker 1", "worker 2")
     confirmed = scene.send(sender, (message(number) for number in range(count)))
@@ -167,9 +167,9 @@ def kill_worker(scene: DrillScene, count: int = WORKER_MESSAGES) -> Verdict:
 def poison(scene: DrillScene, count: int = WORKER_MESSAGES) -> Verdict:
     """Publish two messages that cannot be handled: one always fails, one is bad data. Neither delays the others."""
     scene.say(
-        f"Two of {count} messages cannot be handled: the program always fails for one, and calls the other bad data "
-        f"(exit status 65). Watch the worker retry the first {_RETRIES} times, and the second not at all. Both become "
-        "dead letters, and the others do not wait for them."
+        f"Two of {count} messages cannot be handled: the program fails each time for one, and reports the other as bad "
+        f"data (exit status 65). Watch the worker retry the first {_RETRIES} times, and the second not at all. Both "
+        "become dead letters, and no other message waits for them."
     )
     sender, worker = scene.terminals("sender", "worker")
     bodies = {count // 3: "always fails", count // 2: "bad data"}
@@ -181,15 +181,15 @@ def poison(scene: DrillScene, count: int = WORKER_MESSAGES) -> Verdict:
         queue = dead_letter_queue(scene.queue).name
         dead = [(letter.message_id, death_of(letter)) for letter in peeking.peek(connection.channel(), queue)]
     why = [f"{name} {death.reason} after {counted(death.attempts, 'attempt')}" for name, death in dead]
-    scene.say(f"The dead letters say why: {', '.join(why)}.")
+    scene.say(f"The reasons in the dead letters: {', '.join(why)}.")
     return _verdict(scene, count, confirmed, worker, dead=len(dead))
 
 
 def duplicate(scene: DrillScene, count: int = WORKER_MESSAGES) -> Verdict:
     """Publish every tenth message twice, as if its confirm had been lost; the worker handles each message once."""
     scene.say(
-        f"Every tenth of {count} messages is published twice, as by a sender that never got its confirm. Watch the "
-        "worker with --deduplicate recognise each copy by its message ID, and not run its program again."
+        f"Every tenth of {count} messages is published twice, as by a sender that did not receive its confirm. Watch "
+        "the worker with --deduplicate recognise each copy by its message ID, and run its program only once."
     )
     sender, worker = scene.terminals("sender", "worker")
     messages = [message(number) for number in range(count)]

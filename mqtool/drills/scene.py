@@ -63,7 +63,7 @@ class Verdict:
         """The counts as a sentence."""
         came = f"{self.redelivered:,} redelivered, {self.suppressed:,} duplicates recognised by their message ID"
         pause = "" if self.pause is None else f". The longest pause was {self.pause:.1f} s"
-        return f"The sums: {self.sent:,} messages sent, {self.confirmed:,} confirmed, {came}{pause}."
+        return f"Totals: {self.sent:,} messages sent, {self.confirmed:,} confirmed, {came}{pause}."
 
     def balance(self) -> str:
         """The number of lost messages, and the equation sent = done + dead letters + lost."""

@@ -1,8 +1,8 @@
 """`doctor --upgrade`: find objects that a newer RabbitMQ refuses or treats differently, on a broker or in a file.
 
-Based on the release notes for RabbitMQ 3.12, 4.0, 4.1 and 4.3 (https://www.rabbitmq.com/release-information), and on
-what 4.0.5 and 4.3.6 do when they import such definitions. Functions that take a Management raise the same
-errors as Management.get().
+Based on the release notes for RabbitMQ 3.12, 4.0, 4.1, 4.3 and 4.4 (https://www.rabbitmq.com/release-information), and
+on what 4.0.5 and 4.3.6 do when they import such definitions. Functions that take a Management raise the same errors as
+Management.get().
 """
 
 import re
@@ -56,9 +56,9 @@ class Note(NamedTuple):
     text: str
 
 
-V3_12, V4_0, V4_1, V4_3 = Version(3, 12), Version(4, 0), Version(4, 1), Version(4, 3)
+V3_12, V4_0, V4_1, V4_3, V4_4 = Version(3, 12), Version(4, 0), Version(4, 1), Version(4, 3), Version(4, 4)
 #: The latest known version.
-KNOWN = V4_3
+KNOWN = V4_4
 NOTES = (
     Note(V4_0, "only 3.13 can be upgraded to it, with all its feature flags enabled"),
     Note(V4_0, "messages of more than 16 MiB are refused unless max_message_size allows them; it was 128 MiB"),
@@ -68,6 +68,13 @@ NOTES = (
         V4_3, "each consumer gets the prefetch limit that a client sets for a channel; 4.0 to 4.2 do not show who does"
     ),
     Note(V4_3, "the consumer timeout does not hold for classic queues and streams"),
+    Note(
+        V4_4,
+        "delivery mode, priority and expiration of messages that a stream stored before 4.0 are lost, and AMQP 1.0 "
+        "messages that a queue stored before 4.0 keep their sections in x-amqp-1.0-… headers",
+    ),
+    Note(V4_4, "OpenID Connect providers must use https, and name the issuer by which they are configured"),
+    Note(V4_4, "definitions leave out bindings of exclusive queues; bindings of amq.* queues are not imported"),
 )
 
 _QUEUE_COLUMNS = ("name", "vhost", "type", "durable", "exclusive", "arguments", "effective_policy_definition")

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from mqtool.amqp import Connection, administration, parse_addresses
 from mqtool.broker import embedded_starter, ports
-from mqtool.broker.embedded.model.profile import DEFAULT
 from mqtool.broker.embedded.settings import Settings
 from mqtool.errors import MqtoolError
 from mqtool.management import Management, queue_totals
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 
 #: Seconds between readings of the queues' message counts.
 _BETWEEN_COUNTS = 0.2
-#: The version of RabbitMQ that the embedded broker behaves like for plays over AMQP 1.0.
-AMQP_1_0 = "4.3"
 
 
 def perform(play: Play, audience: Audience, guard: Guard, url: str | None = None, directory: Path | None = None) -> int:
@@ -41,12 +38,11 @@ def perform(play: Play, audience: Audience, guard: Guard, url: str | None = None
         home.mkdir(exist_ok=True)
         stream_port = ports.free_port() if play.has_streams and url is None else None
         place = TerminalPlace(home, scratch, "", url is not None, guard, stream_port, play.protocol)
-        like = AMQP_1_0 if play.protocol else DEFAULT
-        own = embedded_broker(scratch / "broker", guard, stream_port, str(like))
+        own = embedded_broker(scratch / "broker", guard, stream_port)
         with (
             own if url is None else _cleared(play, url) as (broker_url, management),
             _counting(management, audience),
-            Stage(audience, replace(place, url=broker_url)) as stage,
+            Stage(audience, replace(place, url=broker_url, management=management)) as stage,
             audience.on_broker(api_of(management) if management else None),
         ):
             play.play(stage)
@@ -86,13 +82,7 @@ def _counting(management: str, audience: Audience) -> Iterator[None]:
 
 @contextmanager
 def embedded_broker(
-    directory: Path,
-    guard: Guard,
-    stream_port: int | None = None,
-    like: str = str(DEFAULT),
-    *,
-    port: int = 0,
-    management_port: int = 0,
+    directory: Path, guard: Guard, stream_port: int | None = None, *, port: int = 0, management_port: int = 0
 ) -> Iterator[tuple[str, str]]:
     """Context manager: run an embedded broker in memory. Yields its URL and the URL of its management API.
 
@@ -100,7 +90,7 @@ def embedded_broker(
     one.
     """
     directory.mkdir()
-    settings = Settings(port=port, management_port=management_port, stream_port=stream_port, like=like)
+    settings = Settings(port=port, management_port=management_port, stream_port=stream_port)
     broker = embedded_starter.launch(directory, settings)
     guard.started(broker.pid)
     try:

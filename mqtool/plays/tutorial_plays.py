@@ -41,12 +41,14 @@ _LONG_TASK = "long.."
 
 
 def _work_queues(stage: Stage) -> None:
-    """Fair dispatch, then round-robin dispatch, then a killed worker, then a forgotten acknowledgement."""
+    """Fair dispatch, round-robin dispatch, a killed worker, a forgotten acknowledgement, a restarted broker."""
     boss, one, two = stage.terminals("boss", "worker 1", "worker 2")
     _fair_dispatch(stage, boss, [one, two])
     _round_robin(stage, boss, [one, two])
     _killed_worker(stage, boss, one, two)
     _forgotten_acknowledgement(stage, boss, one, two)
+    if not stage.place.apart and not stage.place.protocol:  # it may restart only its own broker
+        _restarted_broker(stage, boss, one, two)
 
 
 def _fair_dispatch(stage: Stage, boss: Terminal, workers: list[Terminal]) -> None:
@@ -130,6 +132,24 @@ def _forgotten_acknowledgement(stage: Stage, boss: Terminal, one: Terminal, two:
     )
 
 
+def _restarted_broker(stage: Stage, boss: Terminal, worker: Terminal, reader: Terminal) -> None:
+    stage.say(
+        "What if the broker itself restarts? A durable queue survives, with its persistent messages. Tasks are "
+        "persistent. In a durable classic queue, a message that is not persistent is lost."
+    )
+    notes = "mqtool send -q notes --queue-type classic --durable"
+    boss.run("mqtool new-task 'a task'")
+    boss.run(f"{notes} 'in pencil'")
+    boss.run(f"{notes} --persistent 'in ink'")
+    boss.run("mqtool broker fault restart")
+    worker.start("mqtool worker")
+    worker.wait_for("[x] Done", 1)
+    worker.interrupt()
+    reader.run("mqtool receive -q notes --idle-timeout 1s")
+    stage.expect("the task has survived the restart", _tasks_of(worker), ["a task"])
+    stage.expect("of the two notes, the persistent one", reader.after("[x] Received "), ["in ink"])
+
+
 def _tasks_of(worker: Terminal) -> list[str]:
     return worker.after("[x] Received ")
 
@@ -158,6 +178,8 @@ def _publish_subscribe(stage: Stage) -> None:
     emitter.run(f"{emit} 'warning: it is late'")
     stage.wait_for_lines(file, 2)
     screen.wait_for("[x]", 2)
+    if not stage.place.apart:
+        _bindings_of_logs(stage, emitter, 2)
     disk.interrupt()
     screen.interrupt()
     disk.run(f"cat {file.name}")
@@ -165,6 +187,31 @@ def _publish_subscribe(stage: Stage) -> None:
     since = ["info: Hello World!", "warning: it is late"]
     stage.expect("the file has the messages published since then, and not the first one", lines_of(file), since)
     stage.expect("the screen shows the same messages", screen.after("[x] "), since)
+    if not stage.place.apart:
+        _temporary_queues_are_gone(stage, emitter)
+
+
+def _bindings_of_logs(stage: Stage, terminal: Terminal, count: int) -> None:
+    stage.say("Look at the broker: the exchange, and a binding for each receiver's queue, whose name the broker chose.")
+    terminal.run("mqtool list exchanges --where name=logs")
+    bindings = terminal.run("mqtool list bindings source_name destination_name --where source_name=logs")
+    stage.expect(
+        f"exchange logs has {count} bindings, each to a queue of its own",
+        (len(bindings), len(set(bindings))),
+        (count, count),
+    )
+
+
+def _temporary_queues_are_gone(stage: Stage, terminal: Terminal) -> None:
+    stage.say("The receivers have ended. Their queues were temporary: look again.")
+    queues = terminal.run("mqtool list queues name")
+    bindings = terminal.run("mqtool list bindings --where source_name=logs")
+    exchanges = terminal.run("mqtool list exchanges name --where name=logs")
+    stage.expect(
+        "the queues and their bindings are gone, the exchange has stayed",
+        (queues, bindings, exchanges),
+        (["no queues in vhost '/'"], ["no such bindings in vhost '/'"], ["logs"]),
+    )
 
 
 PUBLISH_SUBSCRIBE = Play(
@@ -201,12 +248,31 @@ def _routing(stage: Stage) -> None:
         screen.after("[x] "),
         ["info:All is well.", "warning:It ticks.", "error:Run. Run. Or it will explode."],
     )
+    _queue_with_a_name(stage, emitter, disk)
+
+
+def _queue_with_a_name(stage: Stage, emitter: Terminal, disk: Terminal) -> None:
+    exchange = stage.exchange("direct_logs")
+    receive = f"mqtool receive-log direct{exchange} error critical -q {stage.name('errors')} --declare"
+    stage.say(
+        "So far, each receiver's queue vanished with it. Give the queue a name, and it stays with its bindings, and "
+        "collects errors while nobody reads them."
+    )
+    disk.start(receive)
+    disk.interrupt()
+    emitter.run(f"mqtool emit-log direct{exchange} critical 'Disk full.'")
+    emitter.run(f"mqtool emit-log direct{exchange} info 'All is well.'")
+    disk.start(receive)
+    disk.wait_for("[x]", 1)
+    disk.interrupt()
+    stage.expect("the named queue has kept what came meanwhile", disk.after("[x] "), ["critical:Disk full."])
 
 
 ROUTING = Play(
     "Routing",
     "A direct exchange lets receivers choose by severity. A receiver can have several bindings.",
     _routing,
+    queues=("errors",),
     exchanges=("direct_logs",),
 )
 
@@ -261,6 +327,35 @@ def _any_number_of_words(stage: Stage, emitter: Terminal, hashed: Terminal, star
     starred.interrupt()
     stage.expect("'kern.#' got all three: # is zero words or more", hashed.after("[x] "), [f"{key}:x" for key in keys])
     stage.expect("'kern.*.*' got the key of three words only", starred.after("[x] "), [f"{keys[2]}:x"])
+    _puzzles(stage)
+
+
+def _puzzles(stage: Stage) -> None:
+    """The questions at the end of the official tutorial."""
+    emitter, one, other = stage.terminals("emitter", "one", "other")
+    stage.say("Four puzzles of the official tutorial. Does '*' match an empty key? Does '#.*' match '..', or one word?")
+    _who_gets(stage, emitter, {one: ("*", ["word"]), other: ("#.*", ["..", "word"])}, ["", "..", "word"])
+    stage.say("And how does 'a.*.#' differ from 'a.#'?")
+    _who_gets(
+        stage, emitter, {one: ("a.*.#", ["a.b", "a.b.c"]), other: ("a.#", ["a", "a.b", "a.b.c"])}, ["a", "a.b", "a.b.c"]
+    )
+
+
+def _who_gets(
+    stage: Stage, emitter: Terminal, receivers: dict[Terminal, tuple[str, list[str]]], keys: list[str]
+) -> None:
+    """Send a message with each key. Check that each terminal's pattern gets those with the keys beside it."""
+    exchange = stage.exchange("topic_logs")
+    for terminal, (pattern, _) in receivers.items():
+        terminal.start(f"mqtool receive-log topic{exchange} '{pattern}'")
+    for key in keys:
+        emitter.run(f"mqtool emit-log topic{exchange} {shlex.quote(key)} x")
+    for terminal, (_, matched) in receivers.items():
+        terminal.wait_for("[x] ", len(matched))
+        terminal.interrupt()
+    for terminal, (pattern, matched) in receivers.items():
+        shown = ", ".join(map(repr, matched))
+        stage.expect(f"{pattern!r} got {shown} only", terminal.after("[x] "), [f"{key}:x" for key in matched])
 
 
 TOPICS = Play(

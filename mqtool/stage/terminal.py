@@ -170,6 +170,7 @@ class TerminalPlace:
         guard: kills the commands if mqtool is killed.
         stream_port: the broker's stream port; None if the commands find the port themselves.
         protocol: the value of MQTOOL_PROTOCOL; empty for the default.
+        management: URL of the management API; empty if the commands find it themselves.
     """
 
     directory: Path
@@ -179,6 +180,7 @@ class TerminalPlace:
     guard: Guard
     stream_port: int | None = None
     protocol: str = ""
+    management: str = ""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -187,7 +189,8 @@ class TerminalPlace:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
         streams = {} if self.stream_port is None else {"MQTOOL_STREAM_PORT": str(self.stream_port)}
         protocol = {"MQTOOL_PROTOCOL": self.protocol} if self.protocol else {}
-        return {**inherited, **streams, **protocol, "PATH": path, "MQTOOL_URL": self.url}
+        management = {"MQTOOL_MANAGEMENT_URL": self.management} if self.management else {}
+        return {**inherited, **streams, **protocol, **management, "PATH": path, "MQTOOL_URL": self.url}
 
 
 class Terminal:

@@ -181,7 +181,7 @@ class Copies:
         return [event, *(ends or [{"what": "dropped", "t": now, "message": self._messages}])]
 
     def _publisher(self, copy: Delivery, exchange: str) -> str:
-        """Return the name of the client that published a message; if unknown, the user's name or "some publisher"."""
+        """Return the name of the client that published a message, or its user, or "unknown publisher"."""
         if self._firehose is not None:
             connection = str(copy.headers.get("connection", ""))
             return self._names.get(connection, str(copy.headers.get("user", "")))
@@ -189,7 +189,7 @@ class Copies:
         known = {
             self._names.get(each.channel.rpartition(" (")[0], each.user) for each in (node.publishers if node else ())
         }
-        return known.pop() if len(known) == 1 else "some publisher"
+        return known.pop() if len(known) == 1 else "unknown publisher"
 
     def _delivered(self, copy: Delivery) -> list[Json]:
         message, connection = original_of(copy), str(copy.headers.get("connection", ""))

@@ -30,15 +30,15 @@ _BETWEEN_LOOKS, _SHARE_OF_LOOKS = 0.3, 5
 _KEPT, _KEYS = 40, 4
 
 _COUNTS_ONLY = (
-    "RabbitMQ reports counts and rates, not single messages. To see copies of those: mqtool ui --tap, or --firehose."
+    "RabbitMQ reports counts and rates, not single messages. To see copies of messages: mqtool ui --tap, or --firehose."
 )
 _COPIES = (
-    "The shapes are copies of messages on their way to queues, from a private queue of mqtool's (amq.gen-…). Those of "
-    "the default exchange, and what happens in queues, are counts and rates. All messages: mqtool ui --firehose."
+    "The shapes are copies of messages on their way to queues, from a private queue of mqtool (amq.gen-…). For the "
+    "default exchange, and inside queues, there are only counts and rates. To see all messages: mqtool ui --firehose."
 )
 _FIREHOSE = (
     "The shapes are copies of messages on their way to queues and consumers, from RabbitMQ's firehose, which mqtool "
-    "has switched on. What happens to messages afterwards is counted."
+    "has switched on. What happens to messages afterwards is only counted."
 )
 _NO_PERMISSION = "Single messages are shown only to users with the tag 'administrator'; these are counts and rates."
 

@@ -134,7 +134,12 @@ def test_rejected_and_released_messages_are_reported(shell: Shell) -> None:
         (["send", "--user", "nobody", "x"], 77, "refused the login of user 'nobody'"),
         (["send", "--vhost", "nope", "x"], 77, "cannot open vhost 'nope'"),
         (["send", "--protocol", "amqp3", "x"], 2, "'amqp3' is not one of 'amqp0.9.1', 'amqp1.0'"),
-        (["send", "--url", "{management}", "x"], 69, "accepted the connection, but is not an AMQP 1.0 broker"),
+        # A server that closes the connection at once may take back its answer with it.
+        (
+            ["send", "--url", "{management}", "x"],
+            69,
+            "accepted the connection, but is not an AMQP 1.0 broker|closed the connection during the handshake",
+        ),
     ],
 )
 def test_what_amqp_10_cannot_do_is_an_error_in_one_sentence(
@@ -146,7 +151,7 @@ def test_what_amqp_10_cannot_do_is_an_error_in_one_sentence(
     management = broker.management.replace("http:", "amqp:")
     told = shell.run("mqtool", *(each.format(management=management) for each in command))
     assert (told.code, told.stdout) == (code, "")
-    assert says in told.stderr
+    assert any(each in told.stderr for each in says.split("|"))
     assert "Traceback" not in told.stderr
 
 
@@ -191,7 +196,7 @@ def test_a_failing_program_is_retried_and_then_dead_lettered(shell: Shell) -> No
     shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="1\n2\n3\n")
     worker = shell.run("mqtool", "worker", "-q", "jobs", "--shell", "--exec", 'read n; test "$n" != 2', "-c", "4",
                        "--retries", "1", "--backoff", "50ms", "--concurrency", "2")  # fmt: skip
-    assert (worker.code, "2 done, 1 retries, 1 dead" in worker.stderr) == (3, True)
+    assert (worker.code, "2 done, 1 retry, 1 dead" in worker.stderr) == (3, True)
     dead = json.loads(shell.run("mqtool", "receive", "-q", "jobs.dlq", "-c", "1", "--json", "--declare").stdout)
     assert (dead["body"], dead["headers"]["mqtool-attempts"]) == ("2", 2)
 

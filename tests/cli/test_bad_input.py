@@ -140,6 +140,9 @@ COMMAND_LINE = [
     Case("publisher-confirms batch --batch-size 0", 2, "Invalid value for '--batch-size': 0"),
     # What is it called?
     Case("sned x", 2, "unknown command 'mqtool sned'", "did you mean 'send'?"),
+    Case(
+        "emit-log hello", 2, "unknown command 'mqtool emit-log hello'", "followed by fanout, direct, topic or headers"
+    ),
     Case("emit-log fanut x", 2, "unknown command 'mqtool emit-log fanut'", "did you mean 'fanout'?"),
     Case("send --quee hello x", 2, "unknown option --quee", "did you mean '--queue'?"),
     Case("queue bind jobs logs", 2, "unknown command 'mqtool queue bind'", "did you mean 'mqtool exchange bind'?"),
@@ -242,7 +245,7 @@ NDJSON = [
 
 
 def check(case: Case, result: Result, places: dict[str, str]) -> None:
-    """What holds for each of them."""
+    """Assert the exit code, the error and the hint of a case."""
 
     def placed(text: str) -> str:
         for place, value in places.items():
@@ -289,7 +292,7 @@ class _Silent(socketserver.BaseRequestHandler):
 
 
 class _Web(socketserver.BaseRequestHandler):
-    """Answers as a web server does to what is no HTTP."""
+    """A server that answers like a web server to anything that is not HTTP."""
 
     def handle(self) -> None:
         self.request.recv(1024)
@@ -298,7 +301,7 @@ class _Web(socketserver.BaseRequestHandler):
 
 @pytest.fixture
 def places() -> Iterator[dict[str, str]]:
-    """Ports where no broker is: one that speaks HTTP, one that says nothing, one that nobody listens on."""
+    """Ports without a broker: one speaks HTTP, one accepts connections and stays silent, and one is closed."""
     with (
         socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Silent) as quiet,
         socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Web) as web,

@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +22,7 @@ ORDERS = {"name": "orders", "vhost": "/", "durable": True, "auto_delete": False,
 
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Shell]:
-    """A shell whose user has never started a broker; what is started is stopped."""
+    """A shell whose user has never started a broker; brokers started in the test are stopped afterwards."""
     with Shell(tmp_path, {"XDG_STATE_HOME": str(tmp_path / "state")}) as shell:
         yield shell
         for name in ("mine", "default"):
@@ -32,7 +31,7 @@ def home(tmp_path: Path) -> Iterator[Shell]:
 
 @pytest.fixture
 def at_port() -> str:
-    """An option for `up`: another test, meanwhile, would take the usual port too."""
+    """A --port option with a free port, since another test may use the default one."""
     return f"--port={free_port()}"
 
 
@@ -247,10 +246,13 @@ def test_a_foreground_killed_while_it_starts_leaves_no_broker(home: Shell, kind:
     own_broker(kind)
     foreground = home.start("mqtool", "broker", "up", "--kind", kind, "--foreground", at_port)
     foreground.wait_for_stderr("starting ")
+    pid = foreground.process.pid
+    foreground.process.send_signal(signal.SIGSTOP)  # so that it starts no further process
+    started = [Path(f"/proc/{child}") for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     foreground.process.send_signal(signal.SIGKILL)
     foreground.process.wait()
     port = int(at_port.partition("=")[2])
-    time.sleep(1)
+    wait_until(lambda: not any(path.exists() for path in started), "the processes that it started have ended")
     wait_until(lambda: is_free(port) and home.run("mqtool", "broker", "status").code == 69, "the broker has ended")
 
 
@@ -287,6 +289,11 @@ def test_two_commands_at_once_start_one_broker(home: Shell, at_port: str) -> Non
     assert said == ["already running", "the embedded broker is up"]
 
 
+def waiting_for_a_lock() -> set[int]:
+    """Return the ids of the processes that wait until another one releases a lock on a file."""
+    return {int(pid) for pid in re.findall(r"-> FLOCK +ADVISORY +WRITE (\d+)", Path("/proc/locks").read_text())}
+
+
 @pytest.mark.parametrize("command", ["restart", "down", "rm"])
 def test_commands_that_change_a_broker_wait_for_each_other(
     home: Shell, at_port: str, command: str, monkeypatch: pytest.MonkeyPatch
@@ -300,8 +307,7 @@ def test_commands_that_change_a_broker_wait_for_each_other(
     monkeypatch.setenv("XDG_STATE_HOME", str(home.directory / "state"))
     with state.locked("default"):
         both = [home.start("mqtool", "broker", command), home.start("mqtool", "broker", command)]
-        time.sleep(2)
-        assert [each.process.poll() for each in both] == [None, None]
+        wait_until(lambda: {each.process.pid for each in both} <= waiting_for_a_lock(), "both wait for the lock")
     ended = [each.wait() for each in both]
     assert sorted(each.code for each in ended) == ([0, 69] if command == "rm" else [0, 0])
     said = {"restart": "is up again at", "down": "nothing to stop", "rm": "no broker named 'default' was started here"}

@@ -17,7 +17,7 @@ from tests.cli.shell import Shell, wait_until
 
 @pytest.fixture
 def nodes() -> Iterator[list[Restartable]]:
-    """Two brokers. They know nothing of each other, so that each message tells by where it is which node took it."""
+    """Two brokers that are not clustered, so that a message's place shows which node accepted it."""
     started = [Restartable(BrokerKind.EMBEDDED, f"several-{uuid.uuid4().hex[:8]}") for _ in range(2)]
     yield started
     for node in started:
@@ -76,7 +76,7 @@ def test_a_node_that_is_down_is_skipped(shell: Shell, nodes: list[Restartable]) 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Shell]:
-    """A shell whose user has never started a broker; what is started is stopped."""
+    """A shell whose user has never started a broker; brokers started in the test are stopped afterwards."""
     with Shell(tmp_path, {"XDG_STATE_HOME": str(tmp_path / "state")}) as shell:
         yield shell
         shell.run("mqtool", "broker", "down")

@@ -14,7 +14,9 @@ from tests.cli.shell import Shell
 
 @pytest.fixture(params=["embedded", "rabbitmq"])
 def impatient(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The URL of a broker that takes a delivery away after a second. RabbitMQ looks once a minute, but can be told."""
+    """The URL of a broker with a consumer timeout of one second. RabbitMQ checks once a minute, but can be made to
+    check.
+    """
     if request.param == "embedded":
         with EmbeddedBroker(consumer_timeout=1.0) as embedded:
             yield embedded.url

@@ -2,6 +2,7 @@
 often mqtool is killed.
 """
 
+import contextlib
 import dataclasses
 import json
 import socket
@@ -142,7 +143,7 @@ def run(
 
 
 def messages(count: int = COUNT) -> list[Message]:
-    """As different as messages can be; even numbers go to the queue by an exchange, odd ones by its name."""
+    """Return messages of every kind; those with even numbers go through an exchange, the others by the queue's name."""
     found = []
     for number in range(count):
         properties: dict[str, Any] = {"delivery_mode": 2 - (number % 3 == 0)}
@@ -320,6 +321,43 @@ def test_convert_waits_for_messages_that_a_client_has_not_acknowledged(
             convert(broker)
     assert convert(broker) is not None
     assert sorted(int(delivery.body) for delivery in taken(broker, "jobs", COUNT)) == list(range(COUNT))
+
+
+@pytest.mark.parametrize("kill_at", range(20, 260, 40))
+@pytest.mark.parametrize("what", ["consume exclusively", "get", "set a policy"])
+@pytest.mark.sampled(3)
+def test_a_killed_conversion_loses_nothing_to_what_others_do_before_it_is_resumed(
+    broker: TestBroker, monkeypatch: pytest.MonkeyPatch, kill_at: int, what: str
+) -> None:
+    """A client takes messages of the queue and keeps them, alone or not, or a policy limits the queue: the conversion
+    waits, stops or goes on. Once the client has ended, it can be completed with all messages.
+    """
+    fill(broker)
+    monkeypatch.setattr(held_messages, "_PATIENCE", 0.0)
+    definition = {"max-length": 1000, "message-ttl": 3_600_000, "dead-letter-exchange": "amq.fanout"}
+    policy = {"pattern": "^jobs$", "definition": definition, "apply-to": "queues"}
+    if what == "set a policy":
+        broker.api("PUT", f"policies/{quote(broker.vhost, safe='')}/before", policy)
+    convert(broker, kill_at)
+    client = pika.BlockingConnection(pika.URLParameters(broker.url))
+    channel = client.channel()
+    with contextlib.suppress(pika.exceptions.ChannelClosedByBroker):  # the queue is being replaced
+        if what == "consume exclusively":
+            channel.basic_consume("jobs", lambda *_: None, exclusive=True)
+        elif what == "get":
+            channel.basic_get("jobs")
+        else:
+            broker.api("PUT", f"policies/{quote(broker.vhost, safe='')}/later", {**policy, "priority": 1})
+    client.process_data_events(0)
+    with contextlib.suppress(MqtoolError):
+        convert(broker)
+    client.close()
+    convert(broker)
+    assert kind_of(broker) == "quorum"
+    assert sorted(int(delivery.body) for delivery in taken(broker, "jobs", COUNT)) == list(range(COUNT))
+    assert definitions(broker)[0] == {"jobs"}
+    for name in ("before", "later") if what == "set a policy" else ():
+        broker.api("DELETE", f"policies/{quote(broker.vhost, safe='')}/{name}")
 
 
 def test_a_queue_with_an_exclusive_consumer_is_not_converted(managed: Shell, broker: TestBroker) -> None:

@@ -28,7 +28,7 @@ IN_QUEUES = "messages wait in queues: "
 
 @pytest.fixture
 def plugin(connection: Connection) -> bool:
-    """Whether the broker has the plugin."""
+    """True if the broker has the delayed message plugin."""
     return has_plugin(connection.channel(), DELAY_EXCHANGE._replace(name="has-plugin"))
 
 

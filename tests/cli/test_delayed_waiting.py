@@ -31,7 +31,7 @@ class Waiting:
         return result
 
     def shown(self, *words: str) -> list[str]:
-        """The ids of those that wait."""
+        """Return the ids of the waiting messages."""
         lines = self.run("show", "--json", *words).stdout.splitlines()
         return [json.loads(line)["properties"]["message_id"] for line in lines]
 

@@ -85,7 +85,7 @@ def test_each_dialect_prints_the_lines_of_its_scripts(shell: Shell, dialect: str
 
 
 def of_script(result: Result, dialect: str) -> list[str]:
-    """The lines that were printed where the dialect's scripts print; nothing was printed elsewhere."""
+    """Return the lines printed on the stream that the dialect's scripts use; assert that the other stream is empty."""
     printed, nothing = (result.stdout, result.stderr)[:: -1 if dialect.startswith("go") else 1]
     assert (nothing, result.code) == ("", 0)
     return normal(printed).splitlines()

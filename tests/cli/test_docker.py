@@ -18,7 +18,7 @@ from tests.cli.shell import Shell, wait_until
 
 
 def docker(*arguments: str) -> str:
-    """What Docker's own client says."""
+    """Run Docker's own client and return its output."""
     return subprocess.run(["docker", *arguments], capture_output=True, text=True, check=True).stdout
 
 
@@ -29,7 +29,7 @@ def image() -> str:
 
 @pytest.fixture
 def name() -> str:
-    """Of a broker that nobody else has."""
+    """A name that no other broker has."""
     return f"test-{uuid.uuid4().hex[:8]}"
 
 
@@ -133,7 +133,7 @@ def test_docker_without_a_daemon_exits_with_69(home: Shell, image: str, name: st
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody without permission")
 def test_docker_without_permission_exits_with_77(image: str, tmp_path: Path) -> None:
-    """A user without permission for the daemon's socket is told so."""
+    """If the user may not use the Docker daemon's socket, the error message says so."""
     nobody = ["setpriv", "--reuid", "65534", "--clear-groups"]
     if subprocess.run([*nobody, "mqtool", "--version"], capture_output=True, check=False).returncode:
         pytest.skip("this checkout is not for others to read")

@@ -14,7 +14,7 @@ def _verdict(result: Result) -> dict[str, int]:
     [line] = result.stdout.splitlines()
     assert line.endswith("lost 0")
     # As a lesson: its title, what breaks and what to watch, that it breaks, the sums, a verdict.
-    steps = ("drill ", " Watch ", "│ $ mqtool send", "The sums: ", "✓ nothing lost: ")
+    steps = ("drill ", " Watch ", "│ $ mqtool send", "Totals: ", "✓ nothing lost: ")
     positions = [result.stderr.find(step) for step in steps]
     assert positions == sorted(positions), result.stderr
     assert positions[0] >= 0

@@ -355,9 +355,9 @@ def test_heartbeats_go_on_while_a_program_runs(shell: Shell, broker: TestBroker)
     """A program may run longer than several heartbeat intervals: the connection stays open, and its message is
     acknowledged.
     """
-    shell.environment["MQTOOL_URL"] = f"{broker.url}?heartbeat=1"
+    shell.environment["MQTOOL_URL"] = f"{broker.url}?heartbeat=2"
     shell.run("mqtool", "new-task")
-    result = shell.run("mqtool", "worker", "-c", "1", "--exec", "sleep 5")
+    result = shell.run("mqtool", "worker", "-c", "1", "--exec", "sleep 7")
     assert (result.code, "1 done" in result.stderr) == (0, True)
     assert "lost the connection" not in result.stderr
     assert depth(broker, "task_queue") == 0
@@ -464,6 +464,6 @@ def test_a_queue_with_the_longest_name_can_have_retries(shell: Shell, broker: Te
     shell.run("mqtool", "send", "-q", queue, "poison")
     result = shell.run("mqtool", "worker", "-q", queue, "-c", "2", "--retries", "1", "--backoff", "100ms", "--exec",
                        "false")  # fmt: skip
-    assert "0 done, 1 retry, 1 dead" in result.stderr or "0 done, 1 retries, 1 dead" in result.stderr
+    assert "0 done, 1 retry, 1 dead" in result.stderr
     assert "1 moved back" in shell.run("mqtool", "dlq", "redrive", queue, "--yes").stderr
     assert depth(broker, queue) == 1

@@ -14,7 +14,7 @@ from tests.cli.shell import Shell, wait_until
 
 @pytest.fixture
 def own() -> Iterator[EmbeddedBroker]:
-    """A broker that nobody else is disturbed with."""
+    """A broker that no other test uses."""
     with EmbeddedBroker(management_port=0, stream_port=0) as broker:
         yield broker
 

@@ -17,7 +17,9 @@ from tests.cli.test_tap import publish
 
 @pytest.fixture(autouse=True)
 def api(shell: Shell, broker: TestBroker) -> Iterator[None]:
-    """Says where the management API is, and keeps what is remembered apart; other tests get the vhost without it."""
+    """Name the management API and give the test its own state directory; other tests get the virtual host with tracing
+    off.
+    """
     shell.environment |= {"MQTOOL_MANAGEMENT_URL": broker.management, "XDG_STATE_HOME": str(shell.directory)}
     yield
     broker.api("PUT", f"vhosts/{broker.vhost}", {"tracing": False})

@@ -21,13 +21,13 @@ TAKEN: dict[str, list[hostile.Hostile]] = {}
 
 
 def batch() -> list[hostile.Hostile]:
-    """Those that somebody thought of, and others."""
+    """Return hostile messages: a fixed corpus, and generated ones."""
     return [*hostile.CORPUS, *hostile.generated()]
 
 
 @pytest.fixture
 def play(broker: TestBroker) -> Any:
-    """Declares queues and has the batch published to them; returns how many messages each has got."""
+    """Declare queues and publish the batch to each; return the number of messages in each queue."""
 
     def play(*queues: str) -> int:
         TAKEN[broker.kind] = hostile.play(broker.url, TAKEN.get(broker.kind) or batch(), queues)
@@ -44,7 +44,7 @@ def depth(shell: Shell, queue: str) -> int:
 
 
 def survived(result: Result, *codes: int) -> Result:
-    """It ended as it should, and nothing that it said was forged or a traceback."""
+    """Assert the exit code, and that no line of the output was forged and there is no traceback."""
     assert result.code in (codes or (0,)), result.stderr[-2000:]
     for sign in ("Traceback", "unexpected error", "bug in mqtool", "connection", "\x1b", "\x9b", "\u202e"):
         assert sign not in result.stderr, result.stderr[-2000:]

@@ -33,7 +33,7 @@ whoever_is_first = pytest.mark.parametrize("first", ["mqtool", "script"])
 
 
 class Room:
-    """Two sides that talk over one broker: mqtool, and the tutorial's own programs."""
+    """Two sides on one broker: mqtool, and the tutorial's own programs."""
 
     def __init__(self, shell: Shell, url: str, dialect: Dialect) -> None:
         self._shell = shell
@@ -51,7 +51,7 @@ class Room:
         return f"Received a message: {body}\n" if self.is_go else f" [x] Received {self.text(body)}\n"
 
     def logged(self, key: str, body: str) -> str:
-        """With its routing key; the Go scripts print none."""
+        """The line for a log with its routing key, which the Go scripts do not print."""
         return f"{body}\n" if self.is_go else f"{self.text(key)}:{self.text(body)}\n"
 
     def on_stream(self, *lines: str) -> tuple[str, str]:
@@ -84,7 +84,7 @@ def room(shell: Shell, broker: TestBroker, dialect: Dialect) -> Room:
 
 
 def leave(running: Running) -> None:
-    """The program in the other terminal is gone, as with kill -9."""
+    """Kill the program in the other terminal with kill -9."""
     running.process.kill()
     running.process.wait()
 

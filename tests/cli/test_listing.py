@@ -24,7 +24,7 @@ NOWHERE = ("--management", "http://127.0.0.1:1")
 
 @pytest.fixture
 def listing(shell: Shell, broker: TestBroker) -> Callable[..., list[dict[str, Any]]]:
-    """Runs mqtool list with --json, and decodes what it prints."""
+    """Run `mqtool list --json` and return the decoded rows."""
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
 
     def run(*words: str) -> list[dict[str, Any]]:
@@ -37,7 +37,7 @@ def listing(shell: Shell, broker: TestBroker) -> Callable[..., list[dict[str, An
 
 @pytest.fixture
 def busy(shell: Shell, listing: object) -> Iterator[Running]:
-    """The second tutorial after a forgotten ack: two tasks with a worker, one left; and a log receiver."""
+    """Tutorial 2 after a forgotten ack: a worker with two tasks, one task left in the queue, and a log receiver."""
     shell.run("mqtool", "new-task", "-l", stdin="one\ntwo\nthree\n")
     worker = shell.start("mqtool", "worker", "--forget-ack", "--prefetch", "2").wait_until_ready()
     shell.start("mqtool", "receive-log", "topic", "kern.*", "*.critical").wait_until_ready()
@@ -136,7 +136,7 @@ def test_list_prints_the_rows_of_rabbitmqctl(
 
 
 def same(theirs: list[dict[str, Any]], ours: list[dict[str, Any]]) -> bool:
-    """Whether these are the same rows and columns; an empty table of arguments is [] to rabbitmqctl."""
+    """True if both have the same rows; rabbitmqctl prints an empty table of arguments as []."""
 
     def rows(told: list[dict[str, Any]]) -> list[str]:
         return sorted(json.dumps({name: value or None for name, value in row.items()}) for row in told)

@@ -37,11 +37,11 @@ class View:
         self.running = shell.start("/usr/bin/script", "-qfec", typed, "/dev/null", stdin=PIPE)
 
     def frames(self) -> list[str]:
-        """The whole ones; the last may be unfinished."""
+        """Return the complete frames; the last one may still be being drawn."""
         return self.running.stdout.split(TOP)[1:-1]
 
     def wait_for(self, pattern: str) -> None:
-        """Wait for a new frame that has it."""
+        """Wait for a new frame that contains the text."""
         before = len(self.frames())
         wait_until(
             lambda: any(re.search(pattern, each) for each in self.frames()[before:]),

@@ -21,7 +21,7 @@ json.dump([os.waitstatus_to_exitcode(status), usage.ru_maxrss], open(sys.argv[1]
 
 
 def peak(report: Path) -> int:
-    """KiB; of a command that has succeeded."""
+    """Return the peak memory in KiB of a command that has succeeded."""
     code, kibibytes = json.loads(report.read_text())
     assert code == 0
     return int(kibibytes)

@@ -18,14 +18,14 @@ from tests.cli.test_exec import depth
 
 @pytest.fixture
 def other(embedded: TestBroker) -> Iterator[TestBroker]:
-    """Another broker."""
+    """A second broker."""
     fresh = embedded.with_fresh_vhost(f"other-{time.monotonic_ns()}")
     yield fresh
     fresh.drop_vhost()
 
 
 def fill(broker: TestBroker, queue: Queue, messages: list[Message], *more: Queue) -> None:
-    """Declare queues; the first gets the messages."""
+    """Declare queues, and publish the messages to the first one."""
     with Connection(parse_addresses(broker.url)) as connection:
         channel = connection.channel()
         for each in (queue, *more):
@@ -38,7 +38,7 @@ def numbered(count: int) -> list[Message]:
 
 
 def taken(broker: TestBroker, queue: str, expected: int = 0) -> list[Delivery]:
-    """All that is in a queue, which is then empty; what a move gives back may be there a moment later."""
+    """Empty a queue and return its messages; requeued ones may arrive a moment later."""
     wait_until(lambda: depth(broker, queue) >= expected, f"{expected} messages in {queue}")
     with Connection(parse_addresses(broker.url)) as connection:
         channel = connection.channel()

@@ -229,13 +229,13 @@ def _unread(pipe: IO[bytes]) -> int:
 
 
 def _lose(vhost: Vhost) -> None:
-    """The broker is gone."""
+    """Stop the broker."""
     vhost.faults.refuse_connections()
     vhost.faults.cut_connections()
 
 
 def _block(vhost: Vhost) -> None:
-    """The broker is short of memory: it takes one more message of each publisher, and confirms none."""
+    """Raise a memory alarm: the broker accepts one more message from each publisher, and confirms none."""
     vhost.faults.delay_confirms()
     vhost.faults.block_publishers("low")
 

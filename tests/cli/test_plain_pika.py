@@ -54,7 +54,7 @@ def room(shell: Shell, broker: TestBroker) -> Room:
 
 
 def ends_well(script: Running) -> None:
-    """Ctrl-C ends it, without a traceback."""
+    """Press Ctrl-C, and assert that the script ends without a traceback."""
     ended = script.interrupt().wait()
     assert (ended.stderr, ended.code) == ("", 0)
 

@@ -19,7 +19,7 @@ pytestmark = large
 
 @pytest.fixture
 def playing(lonely_shell: Shell, chromium: Any, request: pytest.FixtureRequest) -> Iterator[tuple[Running, Page]]:
-    """A command with --ui, and its page. The test ends the command, and then nothing that it started is left."""
+    """A command with --ui, and its page. After the test, assert that nothing it started is left."""
     lonely_shell.environment["TUTORIAL_MARK"] = mark = f"mark-{os.getpid()}-{time.monotonic_ns()}"
     command = lonely_shell.start("mqtool", *request.param, "--ui", ready=False).wait_for_stdout("\n")
     yield command, Page(chromium, command.stdout.split("\n")[0])

@@ -16,7 +16,7 @@ SETTINGS = ("--max-length", "9", "--dead-letter-exchange", "dead")
 
 @pytest.fixture
 def admin(shell: Shell, broker: TestBroker) -> Shell:
-    """A shell that knows where the management API is, and a queue `jobs` with a consumer and two bindings."""
+    """A shell that knows the management API, and a queue `jobs` with a consumer and two bindings."""
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     for line in (
         "exchange declare dead topic",

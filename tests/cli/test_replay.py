@@ -17,7 +17,7 @@ from tests.cli.test_exec import depth
 
 
 def recording(shell: Shell, *messages: dict[str, object], name: str = "recording") -> str:
-    """A file of messages for queue jobs, a tenth of a second apart, unless they say otherwise."""
+    """Write a recording of messages for queue jobs, a tenth of a second apart by default."""
     lines = [
         {
             "timestamp": f"2026-01-31T12:00:{number / 10:06.3f}Z",
@@ -37,7 +37,7 @@ def recording(shell: Shell, *messages: dict[str, object], name: str = "recording
 
 
 def received(shell: Shell, *options: str) -> list[dict[str, object]]:
-    """What is in queue jobs, without what differs from one receiving to the next."""
+    """Return the messages in queue jobs, without fields that differ each time they are received."""
     printed = shell.run("mqtool", "receive", "-q", "jobs", "--json", "--idle-timeout", IDLE, *options).stdout
     lines = [json.loads(line) for line in printed.splitlines()]
     return [{key: value for key, value in line.items() if key != "timestamp"} for line in lines]

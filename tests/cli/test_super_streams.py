@@ -26,7 +26,7 @@ def shell(shell: Shell, broker: TestBroker) -> Shell:
 
 
 def by_partition(ndjson: str) -> dict[str, list[str]]:
-    """The bodies that came of each partition."""
+    """Return the received bodies by partition."""
     found: dict[str, list[str]] = defaultdict(list)
     for line in ndjson.splitlines():
         message = json.loads(line)

@@ -29,7 +29,7 @@ def publish(
     headers: dict[str, str] | None = None,
     body: str | None = None,
 ) -> None:
-    """A message for each key, whose body is the key unless another is given."""
+    """Publish a message for each key, with the key as the body by default."""
     lines = [{"exchange": exchange, "routing_key": key, "headers": headers or {}, "body": body or key} for key in keys]
     with Connection(parse_addresses(broker.url)) as connection:
         list(connection.channel().publish(to_message(json.dumps(line).encode(), "") for line in lines))

@@ -73,3 +73,11 @@ def test_received_data_stays_as_it_is_under_the_locale_c(lonely_shell: Shell, am
     lonely_shell.environment |= {"LC_ALL": "C", "MQTOOL_URL": amqp_vhost.url}
     assert lonely_shell.run("mqtool", "send", "grün ─").code == 0
     assert "grün ─" in seen(lonely_shell, "mqtool", "receive", "-c", "1", "--raw")
+
+
+def test_the_shells_prompt_is_not_on_the_line_of_ctrl_c(lonely_shell: Shell, amqp_vhost: Vhost) -> None:
+    """After Ctrl-C on a terminal, a receiver ends the line on which the terminal shows ^C."""
+    lonely_shell.environment["MQTOOL_URL"] = amqp_vhost.url
+    command = "trap : INT; mqtool receive; echo prompt"
+    shown = on_terminal(lonely_shell, "sh", "-c", command, keys=["\x03"], cue="CTRL+C").stdout
+    assert shown.splitlines()[1:] == ["^C", "prompt"]

@@ -32,7 +32,7 @@ def watcher(shell: Shell, broker: TestBroker) -> Shell:
 
 
 def findings(shell: Shell, broker: TestBroker) -> dict[str, dict[str, Any]]:
-    """By their checks; in the test's own vhost, since the broker is shared."""
+    """Return doctor's findings in the test's own virtual host, by check."""
     looked = shell.run("mqtool", "doctor", "--vhost", broker.vhost, "--between", "500ms", "--json")
     found = {finding["check"]: finding for finding in map(json.loads, looked.stdout.splitlines())}
     assert looked.code == (3 if found else 0), looked.stderr
@@ -225,7 +225,7 @@ def test_doctor_upgrade_reports_what_a_newer_rabbitmq_refuses(watcher: Shell, br
 
 @contextmanager
 def held_connection(broker: TestBroker) -> Iterator[BlockingChannel]:
-    """A channel of a client that says it is an old amqplib, and asks for small frames, as that does."""
+    """A channel of a client that claims to be an old amqplib, and negotiates small frames like it."""
     settings = pika.URLParameters(broker.url)
     settings.frame_max = 4096
     settings.client_properties = {"product": "amqplib", "version": "0.10.3", "connection_name": "billing"}

@@ -22,7 +22,9 @@ def _management(shell: Shell, broker: TestBroker) -> None:
 
 @pytest.fixture
 def channel(broker: TestBroker) -> Iterator[BlockingChannel]:
-    """A channel, on a vhost where logs go to two queues, and what nobody wants to a third."""
+    """A channel in a virtual host with an exchange `logs`, two queues bound to it, and a third for
+    unmatched messages.
+    """
     connection = pika.BlockingConnection(pika.URLParameters(broker.url))
     channel = connection.channel()
     channel.exchange_declare("rest", "fanout")

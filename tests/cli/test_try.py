@@ -35,7 +35,9 @@ def reach_first(shell: Shell) -> None:
 
 
 def test_goals_are_tried_and_remembered(lonely_shell: Shell) -> None:
-    """`try` starts a broker, says where it is, and sees what is done there; the list shows what was reached."""
+    """`try` starts a broker, prints its address, and notices when a goal is reached there; the list shows it as
+    reached.
+    """
     running = lonely_shell.start("mqtool", "tutorial", "try", "hello-world")
     running.wait_for_stdout("Goal 1 of 3")
     follow(lonely_shell, running.stdout)
@@ -60,7 +62,7 @@ def test_goals_are_tried_and_remembered(lonely_shell: Shell) -> None:
 
 
 def test_hints_come_in_three_steps(lonely_shell: Shell) -> None:
-    """Enter gives a question, then the concept, then the command, and the command again; s skips; q quits."""
+    """Each Enter gives the next hint: a question, the concept, the command. `s` skips a goal, and `q` quits."""
     watched = Watched(lonely_shell, 80, 40, "mqtool", "tutorial", "try", "hello-world", "--no-color")
     watched.wait_for("Goal 1 of 3")
     for name, hint in zip(("think", "concept", "command"), GOALS["hello-world"][0].hints, strict=True):
@@ -74,8 +76,8 @@ def test_hints_come_in_three_steps(lonely_shell: Shell) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
-def test_however_try_is_ended_no_process_remains(lonely_shell: Shell, number: signal.Signals) -> None:
-    """Its broker ends with it."""
+def test_try_ends_its_broker_on_every_signal(lonely_shell: Shell, number: signal.Signals) -> None:
+    """After SIGINT, SIGTERM or SIGKILL, none of the processes that `try` started is left, including its broker."""
     lonely_shell.start_cold()
     lonely_shell.environment["TRY_MARK"] = mark = f"mark-{os.getpid()}-{time.monotonic_ns()}"
     running = lonely_shell.start("mqtool", "tutorial", "try", "hello-world")
@@ -85,8 +87,10 @@ def test_however_try_is_ended_no_process_remains(lonely_shell: Shell, number: si
     wait_until(lambda: not processes_with(mark), "all that was started to be gone")
 
 
-def test_on_a_broker_of_others_it_has_a_virtual_host_of_its_own(shell: Shell, broker: TestBroker) -> None:
-    """With --url, nothing that is there is seen or changed, and Ctrl-C deletes the virtual host with all its queues."""
+def test_try_on_an_existing_broker_uses_a_new_virtual_host(shell: Shell, broker: TestBroker) -> None:
+    """With --url, `try` neither sees nor changes existing queues; Ctrl-C deletes the new virtual host
+    with its queues.
+    """
 
     def vhosts() -> set[str]:
         listed = broker.api("GET", "vhosts")
@@ -110,19 +114,19 @@ def test_on_a_broker_of_others_it_has_a_virtual_host_of_its_own(shell: Shell, br
 
 
 def test_a_tutorial_without_goals_is_a_usage_error(lonely_shell: Shell) -> None:
-    """The nearest name is proposed."""
+    """The message names the tutorial with goals that has the most similar name."""
     refused = lonely_shell.run("mqtool", "tutorial", "try", "helo-world")
     assert (refused.code, refused.stderr.splitlines()[-1]) == (2, "hint: did you mean 'hello-world'?")
 
 
 def test_every_goal_belongs_to_a_tutorial() -> None:
-    """`tutorial run` ends by naming `try`, so each set of goals has the name of a play."""
+    """Each set of goals has the name of a tutorial, because `tutorial run` ends by naming the command `try` for it."""
     assert GOALS.keys() <= PLAYS.keys()
 
 
 @on_any_broker
-def test_run_points_to_try(shell: Shell, broker: TestBroker) -> None:
-    """After having seen a tutorial, one is invited to do it."""
+def test_tutorial_run_ends_by_naming_try(shell: Shell, broker: TestBroker) -> None:
+    """After a tutorial with goals, `tutorial run` prints the command for trying it oneself."""
     watched = Watched(shell, 80, 24, "mqtool", "tutorial", "run", "hello-world", "--auto", "--lines")
     watched.wait_for("mqtool tutorial try hello-world")
     assert watched.end() == 0

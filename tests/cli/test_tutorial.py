@@ -296,13 +296,39 @@ def test_a_work_queue_gives_a_killed_workers_task_to_another(lonely_shell: Shell
     played = lonely_shell.run("mqtool", "tutorial", "run", "work-queues", "--auto", timeout=PLAYING)
     assert played.code == 0
     assert "the killed worker's task was not lost: worker 2 did it, redelivered" in played.stdout + played.stderr
+    assert "of the two notes, the persistent one" in played.stdout, "durability: the broker restarts"
 
 
-def test_the_topics_tutorial_shows_that_a_hash_matches_zero_or_more_words(lonely_shell: Shell) -> None:
-    """`tutorial run topics` publishes keys of one, two and three words, and 'kern.#' matches all three."""
-    played = lonely_shell.run("mqtool", "tutorial", "run", "topics", "--auto", timeout=PLAYING)
+@pytest.mark.parametrize(
+    ("name", "checks"),
+    [
+        (
+            "publish-subscribe",
+            [
+                "exchange logs has 2 bindings, each to a queue of its own",
+                "the queues and their bindings are gone, the exchange has stayed",
+            ],
+        ),
+        ("routing", ["the named queue has kept what came meanwhile"]),
+        (
+            "topics",
+            [
+                "'kern.#' got all three: # is zero words or more",
+                "'*' got 'word' only",
+                "'#.*' got '..', 'word' only",
+                "'a.*.#' got 'a.b', 'a.b.c' only",
+                "'a.#' got 'a', 'a.b', 'a.b.c' only",
+            ],
+        ),
+    ],
+)
+@pytest.mark.sampled(2)
+def test_a_tutorial_takes_the_steps_of_the_official_page(lonely_shell: Shell, name: str, checks: list[str]) -> None:
+    """`tutorial run` lists the bindings, shows that temporary queues vanish, and solves the puzzles of the pages."""
+    played = lonely_shell.run("mqtool", "tutorial", "run", name, "--auto", timeout=PLAYING)
     assert played.code == 0
-    assert "'kern.#' got all three: # is zero words or more" in played.stdout + played.stderr
+    for check in checks:
+        assert f"✓ {check}\n" in played.stdout
 
 
 def test_names_of_tutorials_are_completed(lonely_shell: Shell) -> None:

@@ -59,14 +59,14 @@ class Page:
         return self.driver.execute_script(script, *arguments)
 
     def nodes(self) -> dict[str, str]:
-        """What the boxes say, by role and name."""
+        """Return the texts of the boxes, by role and name."""
         found = self.ask(
             "return [...document.querySelectorAll('.node')].map(e => [e.dataset.role, e.dataset.name, e.ariaLabel])"
         )
         return {f"{role} {name}": label.partition(": ")[2] for role, name, label in found}
 
     def dots(self, how: str = "resting") -> list[tuple[str, str]]:
-        """The fates of the messages that rest (or move), each with its box, but only those within the box."""
+        """Return the states of the messages drawn within boxes, each with its box."""
         return [
             (fate, node)
             for fate, node in self.ask(
@@ -92,7 +92,7 @@ class Page:
         )
 
     def said(self) -> str:
-        """The sentences about events in the table, which it opens."""
+        """Open the table of events, and return its sentences."""
         self.ask("if (document.querySelector('#tables').hidden) document.querySelector('#table').click()")
         return self.text("#happened tbody")
 
@@ -100,7 +100,7 @@ class Page:
         self.driver.switch_to.active_element.send_keys(keys)
 
     def act(self, action: str, **fields: str) -> None:
-        """Fill the form of an action, and run it."""
+        """Fill in the form of an action and run it."""
         fill = "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event(arguments[2], {bubbles: true}))"
         self.until(lambda: self.find(f"#action option[value={action}]"), "the action")
         self.ask(fill, self.find("#action")[0], action, "change")
@@ -109,12 +109,12 @@ class Page:
         self.ask("document.querySelector('#run').click()")
 
     def complaints(self) -> list[str]:
-        """What the browser has logged: errors, and what the content security policy has stopped."""
+        """Return what the browser has logged: errors, and violations of the content security policy."""
         return [each["message"] for each in self.driver.get_log("browser")]
 
 
 def do(shell: Shell, command: str) -> None:
-    """Run a command, which has to succeed."""
+    """Run a command and assert that it succeeds."""
     done = shell.run("mqtool", *shlex.split(command))
     assert done.code == 0, done.stderr
 

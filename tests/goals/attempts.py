@@ -20,7 +20,7 @@ PlainChannel = pika.adapters.blocking_connection.BlockingChannel
 
 
 class Plain:
-    """What a learner's own program does, with pika alone. Each channel has a connection of its own."""
+    """A learner's own program, written with pika. Each of its channels has its own connection."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -57,7 +57,7 @@ class Plain:
 
 
 class PlainConsumer:
-    """A consumer that acknowledges only when told to."""
+    """A consumer that acknowledges only by a call."""
 
     def __init__(self, channel: PlainChannel, queue: str, prefetch: int, auto_ack: bool) -> None:
         self.channel = channel
@@ -101,7 +101,7 @@ Attempt = str | Callable[[Plain], object]
 
 
 class Wrong(NamedTuple):
-    """A wrong attempt, and a part of the sentence that it is answered with, on RabbitMQ with less if it tells less."""
+    """A wrong attempt, and a part of the answer to it; a shorter part on RabbitMQ, if RabbitMQ shows less about it."""
 
     answer: str
     attempt: Attempt
@@ -127,7 +127,7 @@ pause() { sleep 0.5; }
 
 
 class Learner:
-    """Tries a goal, and gets told what `try` finds."""
+    """Makes attempts at a goal, and collects what `try` finds."""
 
     def __init__(self, goal: Goal, broker: TestBroker, shell: Shell) -> None:
         self.findings: list[TrialFinding] = []

@@ -36,7 +36,7 @@ def learner(goal: Goal, broker: TestBroker, shell: Shell) -> Iterator[Learner]:
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize(("goal", "attempts"), EVERY_GOAL)
 def test_a_goal_is_reached_with_commands(attempts: Attempts, learner: Learner) -> None:
-    """`try` says that the goal is reached, with the proof, once commands have brought it about."""
+    """Once mqtool commands have done what the goal asks, `try` says that it is reached."""
     learner.make(attempts.commands)
     assert learner.wait_for("reached")
 
@@ -44,7 +44,7 @@ def test_a_goal_is_reached_with_commands(attempts: Attempts, learner: Learner) -
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize(("goal", "attempts"), EVERY_GOAL)
 def test_a_goal_is_reached_with_plain_pika(attempts: Attempts, learner: Learner) -> None:
-    """Only the broker is watched, so a program of the learner's own is as good as mqtool's commands."""
+    """`try` watches only the broker, so a goal can also be reached with the learner's own program."""
     learner.make(attempts.plain)
     assert learner.wait_for("reached")
 
@@ -54,14 +54,14 @@ def test_a_goal_is_reached_with_plain_pika(attempts: Attempts, learner: Learner)
 def test_a_wrong_attempt_is_answered_and_does_not_reach_the_goal(
     wrong: Wrong, learner: Learner, broker: TestBroker
 ) -> None:
-    """The answer says what is wrong or missing, and `try` does not take the goal for reached."""
+    """After a wrong attempt, `try` says what is wrong or missing, and does not count the goal as reached."""
     learner.make(wrong.attempt)
     learner.wait_for("mistake", (broker.kind == "rabbitmq" and wrong.on_rabbitmq) or wrong.answer)
     assert [each for each in learner.findings if each.kind == "reached"] == []
 
 
 def test_every_goal_is_complete() -> None:
-    """Each goal has three hints, and attempts: at least three wrong ones, each with an answer of its own."""
+    """Each goal has three hints, and at least three wrong attempts with different answers."""
     for name, goals in GOALS.items():
         assert [goal.name for goal in goals] == [*ATTEMPTS[name]]
         for goal in goals:

@@ -26,7 +26,7 @@ def fill(broker: TestBroker, count: int, queue: Queue = QUORUM, *more: bytes) ->
 
 
 def drain(broker: TestBroker, queue: Queue = QUORUM) -> list[tuple[bytes, bool]]:
-    """Bodies and redelivered flags of all that is left."""
+    """Empty the queue; return bodies and redelivered flags."""
     with Connection(parse_addresses(broker.url)) as connection:
         deliveries = connection.channel().consume(queue, Receiving(idle_timeout=IDLE))
         return [(delivery.body, delivery.redelivered) for delivery in deliveries]

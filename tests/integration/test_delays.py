@@ -40,7 +40,7 @@ def via(request: pytest.FixtureRequest, channel: Channel) -> Via:
 
 @pytest.fixture
 def publish(connection: Connection, via: Via) -> Publish:
-    """Publishes messages, held back, to a queue or to an exchange; on a channel of its own."""
+    """Publish delayed messages to a queue or an exchange, on another channel."""
 
     def publish(messages: Iterable[Message], to: Queue | Exchange, routing_key: str = "") -> list[Receipt]:
         channel = connection.channel()

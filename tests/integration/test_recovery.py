@@ -31,7 +31,7 @@ def proxy(broker: TestBroker) -> Iterator[Proxy]:
 
 @pytest.fixture
 def channel(broker: TestBroker, proxy: Proxy, notices: list[str]) -> Iterator[Channel]:
-    """A channel through the proxy, which comes back."""
+    """A channel through the proxy that is reopened after a cut."""
     url = broker.url.replace(f":{broker.port}", f":{proxy.port}")
     with Connection(parse_addresses(url), backoff=EAGER, notice=notices.append) as connection:
         yield connection.channel()

@@ -61,7 +61,9 @@ def arguments_of(chance: random.Random, kind: str) -> dict[str, Any]:
 
 
 def declare_a_maze(channel: BlockingChannel, ours: Channel, chance: random.Random) -> None:
-    """Exchanges of all types, bound to queues and to each other in circles, some with an alternate."""
+    """Declare exchanges of all types, bound to queues and to each other, also in circles, some with an alternate
+    exchange.
+    """
     for name, kind in EXCHANGES.items():
         alternate = {"alternate-exchange": chance.choice([*EXCHANGES, "none-such"])} if chance.random() < 0.5 else {}
         channel.exchange_declare(name, kind, arguments=alternate)
@@ -86,7 +88,7 @@ def a_message(chance: random.Random, number: int) -> Message:
 
 
 def what_queues_hold(channel: BlockingChannel) -> dict[int, set[str]]:
-    """The queues that got each message, by its number."""
+    """Return the queues that got each message, by the message's number."""
     total = sum(channel.queue_declare(queue, passive=True).method.message_count for queue in QUEUES)
     got: list[tuple[str, int]] = []
     for queue in QUEUES:

@@ -18,7 +18,7 @@ def test_the_fixture_amqp_vhost_has_a_running_broker(amqp_vhost: Vhost) -> None:
     port = int(amqp_vhost.url.rpartition(":")[2].partition("/")[0])
     with socket.create_connection(("127.0.0.1", port)) as client:
         client.sendall(b"AMQP\x01\x01\x00\x09")
-        assert client.recv(8) == b"AMQP\x00\x00\x09\x01"
+        assert client.recv(8) == b"AMQP\x03\x01\x00\x00"
 
 
 def test_replay_publishes_a_recording_in_order(tmp_path: Path) -> None:

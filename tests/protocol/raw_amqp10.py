@@ -1,4 +1,4 @@
-"""An AMQP 1.0 client that sends what it is told to, frame by frame."""
+"""An AMQP 1.0 client for tests that sends and reads single frames."""
 
 import socket
 import struct

@@ -1,4 +1,4 @@
-"""A client that sends what it is told to, octet by octet."""
+"""An AMQP 0.9.1 client for tests that sends and reads single frames and octets."""
 
 import socket
 import struct
@@ -13,11 +13,7 @@ CAPABILITIES = {"authentication_failure_close": True, "connection.blocked": True
 
 
 def read_exactly(connected: socket.socket, size: int) -> bytes:
-    """This many octets.
-
-    Raises:
-        EOFError: the broker closed the connection.
-    """
+    """Return exactly this many bytes. Raises EOFError if the broker closes the connection."""
     data = b""
     while len(data) < size:
         more = connected.recv(size - len(data))
@@ -52,7 +48,7 @@ class RawClient:
         self.socket.close()
 
     def shake_hands(self, frame_max: int = 131_072, heartbeat: int = 0) -> None:
-        """As a well-behaved client does."""
+        """Go through the handshake as a well-behaved client does."""
         self.socket.sendall(b"AMQP\x00\x00\x09\x01")
         self.expect(commands.Connection.Start)
         properties = {"capabilities": CAPABILITIES}
@@ -84,7 +80,7 @@ class RawClient:
         return got
 
     def closed_with(self) -> str:
-        """Code and text of the connection.close that has to come next; then everything is wound up."""
+        """Return code and text of the connection.close that must come next, and complete the close."""
         close = self.expect(commands.Connection.Close)
         self.send(commands.Connection.CloseOk(), 0)
         return f"{close.reply_code} {close.reply_text}"

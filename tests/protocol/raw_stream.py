@@ -1,4 +1,4 @@
-"""A client of the stream protocol that hides nothing: frames as they are, wrong ones too."""
+"""A client of the stream protocol that sends and returns frames as they are, invalid ones too."""
 
 import socket
 import struct
@@ -116,7 +116,7 @@ class RawStream:
         self._last = 0
 
     def log_in(self, user: str = "guest", password: str = "guest", heartbeat: int = 60) -> None:
-        """All that comes before `open`."""
+        """Send everything that comes before `open`."""
         assert self.request(PEER_PROPERTIES, table({"product": "raw"})).code == 1
         assert self.request(SASL_HANDSHAKE).code == 1
         assert self.authenticate(user, password) == 1
@@ -157,7 +157,7 @@ class RawStream:
         return Frame(key, read_exactly(self.socket, size - 4))
 
     def at_end(self) -> bool:
-        """Whether the broker hangs up now, after whatever it still sends."""
+        """True if the broker closes the connection now, after whatever it still sends."""
         try:
             while True:
                 self._read()
@@ -207,7 +207,7 @@ class RawStream:
         return found
 
     def kept(self, key: int) -> list[Frame]:
-        """What has come of a kind while something else was waited for."""
+        """Return the frames of a kind that arrived while another one was awaited."""
         return [frame for frame in self._kept if frame.key == key]
 
 

@@ -60,7 +60,7 @@ def test_a_broker_like_3_10_answers_amqp_1_0_with_its_own_header() -> None:
     """The embedded broker like 3.10 does not have AMQP 1.0: it sends the header of AMQP 0-9-1 and closes the
     connection.
     """
-    with EmbeddedBroker() as broker:
+    with EmbeddedBroker(like="3.10") as broker:
         client = RawAmqp10(broker.url, opened=False)
         client.socket.sendall(SASL_HEADER)
         assert client.read(8) == b"AMQP\x00\x00\x09\x01"

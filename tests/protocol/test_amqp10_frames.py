@@ -737,7 +737,7 @@ NOT_OUTCOMES = {
 
 @pytest.mark.parametrize("state", NOT_OUTCOMES.values(), ids=NOT_OUTCOMES)
 def test_a_disposition_without_an_outcome_ends_the_session_and_requeues_its_deliveries(
-    client: RawAmqp10, queue: str, channel: BlockingChannel, take: Any, state: Any
+    broker: TestBroker, client: RawAmqp10, queue: str, channel: BlockingChannel, take: Any, state: Any
 ) -> None:
     """A disposition of five deliveries with an unknown state requeues all of them in order."""
     for number in range(5):
@@ -746,9 +746,13 @@ def test_a_disposition_without_an_outcome_ends_the_session_and_requeues_its_deli
     for _ in range(5):
         client.expect(TRANSFER)
     client.settle(0, state, 4)
-    condition, text = client.ended() or ("", "")
-    assert condition == "amqp:invalid-field"
-    assert str(text).startswith("Unrecognised state: ")
+    if broker.kind == "rabbitmq" and state == NOT_OUTCOMES["unknown"]:  # its codec does not know the descriptor
+        condition, text = client.expect(CLOSE).error or ("", "")
+        assert condition == "amqp:internal-error"
+    else:
+        condition, text = client.ended() or ("", "")
+        assert condition == "amqp:invalid-field"
+        assert str(text).startswith("Unrecognised state: ")
     assert take.bodies("q", 5) == [b"0", b"1", b"2", b"3", b"4"]
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel
+from pika.exceptions import ChannelClosedByBroker
 
 from mqtool.codecs.amqp10_values import Array, Symbol
 from mqtool.codecs.field_tables import UInt32
@@ -12,6 +13,7 @@ from tests.protocol.raw_amqp10 import (
     DETACH,
     DISPOSITION,
     FLOW,
+    MODIFIED,
     RECEIVER,
     SETTLED,
     SOURCE,
@@ -110,8 +112,8 @@ def test_single_active_receivers_are_told_which_one_is_active(
     client.attach_receiver("/queues/sac")
     assert client.receive().field(10) == {"rabbitmq:active": True}
     client.attach_receiver("/queues/sac", handle=1, credit=0)
-    client.flow(1, 5, echo=True)
-    assert client.receive().field(10) in (None, {"rabbitmq:active": False})
+    client.flow(1, 5)
+    assert client.receive().field(10) == {"rabbitmq:active": False}
     client.send(DETACH, UInt32(0), True)
     frames = [client.receive(), client.receive()]
     assert {frame.code for frame in frames} == {DETACH, FLOW}
@@ -155,3 +157,29 @@ def test_dispositions_of_unknown_deliveries_are_ignored(
     if got.code == DISPOSITION:
         got = client.receive()
     assert got.body == b"2"
+
+
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+def test_the_delivery_count_of_a_message_that_failed(
+    broker: TestBroker, client: RawAmqp10, channel: BlockingChannel, kind: str
+) -> None:
+    """`modified` with delivery-failed counts for quorum queues, and from 4.3 on for classic ones."""
+    channel.queue_declare("failing", durable=True, arguments={"x-queue-type": kind})
+    channel.basic_publish("", "failing", b"x")
+    client.attach_receiver("/queues/failing")
+    counts = []
+    for number, has_failed in enumerate((True, False, True)):
+        counts.append(client.expect(TRANSFER).message.header.delivery_count)
+        client.settle(number, described(MODIFIED, has_failed))
+    counts.append(client.expect(TRANSFER).message.header.delivery_count)
+    does_count = kind == "quorum" or broker.differs_since("4.3", "classic queues count, too")
+    assert counts == ([0, 1, 1, 2] if does_count else [0, 0, 0, 0])
+
+
+def test_classic_queues_take_a_leader_locator_that_has_no_effect(client: RawAmqp10, channel: BlockingChannel) -> None:
+    """RabbitMQ 4 accepts `x-queue-leader-locator` for queues of every type, if its value is valid."""
+    locator = {"x-queue-type": "classic", "x-queue-leader-locator": "balanced"}
+    channel.queue_declare("located", durable=True, arguments=locator)
+    with pytest.raises(ChannelClosedByBroker, match="invalid_queue_locator_arg"):
+        channel.queue_declare("misplaced", durable=True, arguments={**locator, "x-queue-leader-locator": "odd"})
+    channel.connection.channel().queue_delete("located")

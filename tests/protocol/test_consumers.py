@@ -30,7 +30,7 @@ def publish(channel: BlockingChannel, count: int, queue: str = "q") -> None:
 
 
 def settled(channel: BlockingChannel) -> None:
-    """Wait until the broker has done what it was sent, and its deliveries have come in."""
+    """Wait until the broker has handled everything sent, and its deliveries have arrived."""
     for _ in range(3):
         channel.queue_declare("q", passive=True)
         channel.connection.process_data_events(0.02)

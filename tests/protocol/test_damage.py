@@ -16,7 +16,7 @@ MESSAGES = 300
 
 @pytest.fixture
 def process(process: BrokerProcess) -> BrokerProcess:
-    """A broker that has 300 messages."""
+    """A broker with 300 messages."""
     channel = pika.BlockingConnection(pika.URLParameters(process.url)).channel()
     channel.queue_declare("q", durable=True)
     channel.confirm_delivery()

@@ -148,7 +148,7 @@ class Side:
         self.channel.confirm_delivery()
 
     def clear(self) -> None:
-        """Back to nothing."""
+        """Delete everything in the virtual host."""
         self.channel.close()
         self.open()
         for name in QUEUES:
@@ -159,7 +159,7 @@ class Side:
         self.delivered = []
 
     def counts(self) -> list[int | None]:
-        """How many messages each queue holds; None where there is no such queue."""
+        """Return the number of messages in each queue, or None if it does not exist."""
         counts: list[int | None] = []
         for name in QUEUES:
             try:
@@ -170,13 +170,13 @@ class Side:
         return counts
 
     def state(self, *, with_counts: bool) -> tuple[list[int | None], list[tuple[Any, ...]]]:
-        """What the queues hold, and what the consumers have had."""
+        """Return the contents of the queues, and what the consumers received."""
         counts = self.counts() if with_counts else []
         self.connection.process_data_events(0)
         return counts, list(self.delivered)
 
     def do(self, what: Operation) -> object:
-        """What the broker answers."""
+        """Perform an operation and return the broker's reply."""
         name, *values = what
         action: Callable[..., object] = getattr(self, name.replace(" ", "_"))
         try:
@@ -277,7 +277,7 @@ class Side:
 
 @pytest.fixture(scope="module")
 def sides(embedded: TestBroker, rabbitmq: TestBroker | None) -> Iterator[tuple[Side, Side]]:
-    """Both brokers, in a virtual host of the same name."""
+    """Both brokers, with virtual hosts of the same name."""
     if rabbitmq is None:
         skip_or_fail("there is no RabbitMQ to compare with")
         return

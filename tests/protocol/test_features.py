@@ -181,7 +181,7 @@ class Recorder(RawClient):
         self.socket.sendall(raw_frame(2, 1, b"\x00\x3c" + bytes(12)))
 
     def call(self, method: Frame) -> Any:
-        """The reply to a method; what is delivered meanwhile is only remembered."""
+        """Send a method and return its reply; deliveries that arrive meanwhile are stored."""
         self.send(method)
         replies = {reply.replace(".", "") for reply in method.valid_responses}
         while True:
@@ -344,7 +344,7 @@ FIRST = "DELETE connections/username/USER"
 
 @pytest.fixture
 def names(api: Api, broker: TestBroker) -> Iterator[dict[str, str]]:
-    """What to put for the names in the paths."""
+    """The names to insert into the paths."""
     own = f"table-{uuid.uuid4().hex[:8]}"
     yield {
         "NODE": api("GET", "nodes")[1][0]["name"],
@@ -360,7 +360,7 @@ def names(api: Api, broker: TestBroker) -> Iterator[dict[str, str]]:
 
 
 def connected(broker: TestBroker, api: Api, names: dict[str, str]) -> pika.BlockingConnection:
-    """A connection with a channel, once the API has these and no earlier ones; with their names among the others."""
+    """A connection whose channel the API already lists; yields the names with those of the connection."""
     parts, name = urlsplit(broker.url), names["USER"]
     connection = pika.BlockingConnection(
         pika.URLParameters(f"amqp://{name}:secret@{parts.netloc.split('@')[1]}/{name}")
@@ -377,7 +377,7 @@ def connected(broker: TestBroker, api: Api, names: dict[str, str]) -> pika.Block
 
 
 def filled(path: str, names: dict[str, str]) -> str:
-    """A path with what is there for its names."""
+    """Return a path with its placeholders replaced."""
     return "/".join(quote(names.get(each, each), safe="") for each in path.split("/"))
 
 

@@ -13,7 +13,7 @@ Opener = Callable[..., pika.BlockingConnection]
 
 
 class Trace:
-    """A queue that is bound to all of it."""
+    """A queue bound to amq.rabbitmq.trace with every key."""
 
     def __init__(self, channel: BlockingChannel) -> None:
         self._channel = channel
@@ -21,7 +21,7 @@ class Trace:
         channel.queue_bind(self._queue, "amq.rabbitmq.trace", "#")
 
     def next(self) -> tuple[str, bytes, dict[str, Any]]:
-        """The next copy's routing key, body and headers, without who it was and where."""
+        """Return the next copy's routing key, body and headers, without the connection's name and node."""
         for method, properties, body in self._channel.consume(self._queue, inactivity_timeout=10):
             assert method is not None, "nothing came"
             self._channel.basic_ack(method.delivery_tag)

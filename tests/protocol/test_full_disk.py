@@ -45,7 +45,7 @@ def open_channel(process: BrokerProcess, kind: str = "classic") -> BlockingChann
 
 
 def fill_disk(process: BrokerProcess, room: int) -> None:
-    """Let its files grow by no more than this many bytes."""
+    """Let the broker's files grow by at most this many bytes."""
     assert process.process is not None
     largest = max(path.stat().st_size for path in (process.directory / "data").iterdir())
     resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE, (largest + room, resource.RLIM_INFINITY))

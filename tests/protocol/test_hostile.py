@@ -83,7 +83,9 @@ def broker() -> Iterator[EmbeddedBroker]:
 
 @pytest.fixture
 def client(broker: EmbeddedBroker) -> RawClient:
-    """A channel with a queue where messages die at once, one where they can be rejected, and one for dead letters."""
+    """A channel with a queue whose messages expire at once, one whose messages can be rejected, and one for dead
+    letters.
+    """
     client = RawClient(broker.url)
     dead = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "buried"}
     for name, arguments in (("dying", {**dead, "x-message-ttl": 0}), ("rejecting", dead), ("buried", {})):
@@ -97,7 +99,7 @@ def client(broker: EmbeddedBroker) -> RawClient:
 
 
 def buried(client: RawClient) -> bytes:
-    """The next message in the queue of dead letters: its delivery and header as they came."""
+    """Return the delivery and header of the next dead letter as bytes."""
     frames = []
     for _ in range(3):
         head = client.read(7)

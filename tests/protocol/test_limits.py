@@ -18,7 +18,7 @@ Connect = Callable[..., pika.BlockingConnection]
 
 
 def error_of(action: Callable[[], object]) -> str:
-    """What the broker says; once it does, as RabbitMQ counts a moment later."""
+    """Return the broker's refusal; retry, since RabbitMQ counts with a delay."""
     deadline = time.monotonic() + 60
     while True:
         try:
@@ -30,7 +30,7 @@ def error_of(action: Callable[[], object]) -> str:
 
 @pytest.fixture
 def ann(api: Api, vhost: str, amqp_url: str, ann: str) -> str:
-    """A user of the test's virtual host; where she connects to."""
+    """The URL with which a new user connects to the test's virtual host."""
     api("PUT", f"permissions/{vhost}/{ann}", {"configure": ".*", "write": ".*", "read": ".*"})
     return amqp_url.replace("guest:guest", f"{ann}:secret")
 

@@ -54,7 +54,7 @@ def depth(channel: BlockingChannel, queue: str = "q") -> int:
 
 
 def take_all(channel: BlockingChannel, queue: str = "q") -> list[tuple[int, bool]]:
-    """Number and redelivered mark of all messages, which are as they were published."""
+    """Return number and redelivered flag of all messages, and assert that they are unchanged."""
     taken = []
     count = depth(channel, queue)
     for method, properties, body in itertools.islice(channel.consume(queue, auto_ack=True), count):
@@ -206,7 +206,7 @@ def test_the_memory_of_an_emptied_queue_is_freed(process: BrokerProcess) -> None
 
 
 def resident(process: BrokerProcess) -> int:
-    """Bytes of memory that it takes."""
+    """Return the process's resident memory in bytes."""
     assert process.process is not None
     status = Path(f"/proc/{process.process.pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmRSS"))

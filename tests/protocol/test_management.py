@@ -25,7 +25,7 @@ pytestmark = pytest.mark.own_vhost("statistics of what an earlier test has delet
 
 
 def eventually(api: Api, path: str, **wanted: Any) -> dict[str, Any]:
-    """What is at a path, once it has these values: RabbitMQ's statistics come seconds later."""
+    """Wait until a path has these values, since RabbitMQ's statistics are some seconds late; return what is there."""
     deadline = time.monotonic() + 60
     while True:
         status, view = api("GET", path)
@@ -336,7 +336,7 @@ def test_a_vhost_can_be_deleted_during_another_handshake(api: Api, amqp_url: str
 
 @pytest.fixture
 def ann(api: Api, ann: str) -> str:
-    """With the tag management."""
+    """A user with the tag management."""
     api("PUT", f"users/{ann}", {"password": "secret", "tags": "management"})
     return ann
 

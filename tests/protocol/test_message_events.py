@@ -40,7 +40,7 @@ class Events:
             return json.load(answer)
 
     def until(self, *wanted: str) -> list[Event]:
-        """The events since the last call, once the last of them are these."""
+        """Return the events since the last call, once the last ones are of these kinds."""
 
         def arrived() -> bool:
             found = self.get(after=self._number, timeout=0)
@@ -264,7 +264,7 @@ def test_deleting_a_queue_ends_the_events_of_its_messages(broker: EmbeddedBroker
 
 
 def watcher_of(broker: EmbeddedBroker) -> Any:
-    """What records the events, None if nobody watches."""
+    """Return the recorder of events, or None if nobody watches."""
     return broker.under_test(lambda under_test: under_test._scene.broker.vhosts["/"].watcher)
 
 

@@ -38,7 +38,7 @@ def profiles() -> Iterator[Callable[[str], TestBroker]]:
 
 @pytest.fixture(params=[*Like, "rabbitmq"], ids=lambda like: like if like == "rabbitmq" else f"embedded-{like}")
 def broker(request: pytest.FixtureRequest, profiles: Callable[[str], TestBroker]) -> Iterator[TestBroker]:
-    """Each profile, and whichever RabbitMQ there is, in place of the suite's two brokers."""
+    """Each profile of the embedded broker, and RabbitMQ if available, in place of the suite's two brokers."""
     is_real = request.param == "rabbitmq"
     found = request.getfixturevalue("rabbitmq") if is_real else profiles(request.param)
     if found is None:
@@ -50,7 +50,7 @@ def broker(request: pytest.FixtureRequest, profiles: Callable[[str], TestBroker]
 
 @pytest.fixture
 def quorum(channel: BlockingChannel) -> Callable[..., str]:
-    """Declares a quorum queue with these arguments, and puts a message there."""
+    """Declare a quorum queue with these arguments, and publish a message to it."""
 
     def declare(*, body: bytes = b"x", **arguments: object) -> str:
         channel.queue_declare("q", durable=True, arguments={**QUORUM, **arguments})
@@ -61,7 +61,7 @@ def quorum(channel: BlockingChannel) -> Callable[..., str]:
 
 
 def closed(what: Callable[[], object]) -> tuple[int, str]:
-    """The code and text with which the broker refuses something."""
+    """Return code and text with which the broker refuses an operation."""
     with pytest.raises((AMQPChannelError, AMQPConnectionError)) as refused:
         what()
     assert isinstance(refused.value, ChannelClosedByBroker | ConnectionClosedByBroker)
@@ -139,6 +139,14 @@ def test_priorities_of_quorum_queues_depend_on_the_version(
     if broker.differs_since("4.3", "32 priorities"):
         expected = b"fdecab"
     assert b"".join(take.bodies("q", 6)) == expected
+
+
+def test_a_quorum_queue_takes_no_maximum_priority(broker: TestBroker, channel: BlockingChannel) -> None:
+    """`x-max-priority` is refused by all versions, also by those whose quorum queues have priorities."""
+    arguments = {**QUORUM, "x-max-priority": 5}
+    why = f"invalid arg 'x-max-priority' for queue 'q' in vhost '{broker.vhost}' of queue type rabbit_quorum_queue"
+    refused = closed(lambda: channel.queue_declare("q", durable=True, arguments=arguments))
+    assert refused == (406, f"PRECONDITION_FAILED - {why}")
 
 
 def test_an_x_death_of_a_publisher_counts_only_before_4_0(

@@ -18,7 +18,7 @@ QUORUM = {"x-queue-type": "quorum"}
 
 @pytest.fixture(autouse=True)
 def confirmed(channel: BlockingChannel) -> None:
-    """What has been published is in its queues before anything is counted."""
+    """Put the channel into confirm mode, so that published messages are in their queues before they are counted."""
     channel.confirm_delivery()
 
 

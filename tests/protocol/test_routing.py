@@ -14,12 +14,12 @@ from tests.protocol.conftest import AnyHeaders, Take
 
 @pytest.fixture(autouse=True)
 def confirmed(channel: BlockingChannel) -> None:
-    """What has been published is in its queues before anything is counted."""
+    """Put the channel into confirm mode, so that published messages are in their queues before they are counted."""
     channel.confirm_delivery()
 
 
 def count(channel: BlockingChannel, queue: str) -> int:
-    """How many messages are ready."""
+    """Return the number of ready messages."""
     return int(channel.queue_declare(queue, passive=True).method.message_count)
 
 

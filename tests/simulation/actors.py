@@ -26,6 +26,9 @@ _RETRY_SECONDS = 0.5
 _MUCH_MORE_THAN_CREDIT = 256
 
 HEADERS = {"x-match": "all", "kind": "a"}
+#: How long an x-delayed-message exchange holds messages back, in milliseconds.
+_DELAYS = (0, 200, 1000, 3000, 8000)
+
 BINDINGS = (("amq.fanout", ""), ("amq.topic", "{}.#"), ("amq.headers", ""), ("delayed", ""))
 
 
@@ -33,7 +36,10 @@ async def declare_queues(world: "World") -> None:
     """Declare the queues, and bind each to the exchanges that publishers use."""
     client = Client091(world, "setup", world.random)
     await client.connect()
-    await client.call(Exchange.Declare(exchange="delayed", exchange_type="fanout", durable=True))
+    how: Any = {"exchange_type": "fanout"}
+    if world.has_delays:
+        how = {"exchange_type": "x-delayed-message", "arguments": {"x-delayed-type": "fanout"}}
+    await client.call(Exchange.Declare(exchange="delayed", durable=True, **how))
     for name, kind in world.kinds.items():
         await client.declare(name, kind.arguments)
         if name != "dead":
@@ -103,16 +109,21 @@ class Publisher(Role):
     async def prepare(self) -> None:
         await self.client.confirm()
 
-    async def publish(self, queue: str, count: int, exchange: str = "", persistent: bool = True) -> None:
+    async def publish(
+        self, queue: str, count: int, exchange: str = "", persistent: bool = True, delays: bool = False
+    ) -> None:
         """Publish messages, and wait until they are confirmed."""
         for _ in range(count):
-            to, key, headers = exchange, queue, None
+            to, key, headers, delay = exchange, queue, None, 0
             targets = [queue]
             everywhere = [name for name in self.world.kinds if name != "dead"]
             if exchange == "amq.topic":
                 key = f"{queue}.x.y"
             elif exchange in ("amq.fanout", "delayed"):
                 targets = everywhere
+                if delays and self.world.has_delays:
+                    delay = self.random.choice(_DELAYS)
+                    headers = {"x-delay": delay}
             elif exchange == "amq.headers":
                 kind = self.random.choice("ab")
                 headers, targets = {"kind": kind}, everywhere if kind == "a" else []
@@ -120,7 +131,8 @@ class Publisher(Role):
                 to, key, targets = "amq.direct", "nowhere", []
             has_priorities = all(self.world.kinds[name].priorities for name in targets)
             priority = self.random.randrange(6) if has_priorities else 0
-            sent = self.judge.published(self.client.name, targets, persistent=persistent, priority=priority)
+            given = {"persistent": persistent, "priority": priority, "delay": delay / 1000}
+            sent = self.judge.published(self.client.name, targets, **given)
             self.judge.note(self.client.name, f"publishes {sent.number} for {', '.join(targets) or 'nobody'}")
             self.client.publish(sent, to, key, mandatory=not targets, headers=headers)
             if self.random.random() < 0.2:
@@ -170,6 +182,7 @@ class Consumer(Role):
         pause: float,
         seconds: float,
         then: str,
+        priority: int,
     ) -> None:
         client: Client091 = self.client
         if no_ack:
@@ -188,7 +201,7 @@ class Consumer(Role):
                 self.world.loop.call_later(pause * self.random.random(), decide, delivered)
 
         client.when_delivered = handle
-        await client.consume(queue, prefetch=prefetch, no_ack=no_ack)
+        await client.consume(queue, prefetch=prefetch, no_ack=no_ack, priority=priority)
         await asyncio.sleep(seconds)
         if not client.is_open:
             raise Gone
@@ -201,9 +214,7 @@ class Consumer(Role):
             await asyncio.sleep(pause + 0.1)
         is_over = True
         if then == "cancel":
-            await client.call(Basic.Recover(requeue=True))
-            client.unacked.clear()
-            self.judge.known(client.name)
+            await client.recover()
         elif then == "close":
             await client.close()
         else:
@@ -345,20 +356,30 @@ class StreamPublisher(Role):
 
 
 class StreamReader(Role):
-    """Reads a stream from its first message."""
+    """Reads a stream from its first message, or from its stored offset."""
 
     new_client = StreamClient
 
-    async def read(self, stream: str, count: int) -> None:
+    async def read(self, stream: str, count: int, tracks: float, then: str) -> None:
+        """Read messages. Store the offset now and then, with the probability `tracks`."""
         client: StreamClient = self.client
-        await client.subscribe(stream, raw_stream.FIRST, 2)
+        stored = await client.query_offset(stream, self.actor.name) if tracks else None
+        await client.subscribe(stream, raw_stream.FIRST if stored is None else raw_stream.at(stored + 1), 2)
         for _ in range(30):
             await asyncio.sleep(0.2)
             if not client.is_open:
                 raise Gone
+            last = client.found[-1][0] if client.found else -1
+            if last > (-1 if stored is None else stored) and self.random.random() < tracks:
+                client.store_offset(stream, self.actor.name, stored := last)
             if len(client.found) >= count:
                 break
-        await client.close()
+        if tracks and self.random.random() < 0.5:
+            await client.query_offset(stream, self.actor.name)
+        if then == "close":
+            await client.close()
+        else:
+            client.vanish(told=then == "vanish")
 
 
 class Rude(Role):

@@ -3,7 +3,7 @@
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from pamqp.commands import Basic
+from pamqp.commands import Basic, Queue
 
 from mqtool.broker.embedded.store.storage import Storage
 from mqtool.codecs.field_tables import Table
@@ -13,8 +13,11 @@ from tests.simulation.client091 import Client091, Delivered
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-#: Messages expire, retries come due and half-open connections are noticed within this many seconds.
+#: Messages expire, delays end and retries come due within this many seconds.
 _CALM_SECONDS = 30.0
+
+#: Half-open connections of all protocols are noticed within this many seconds.
+_SILENCE_SECONDS = 110.0
 
 Left = dict[str, list[tuple[int, Table, bool]]]
 
@@ -40,10 +43,11 @@ async def settle_down(world: "World") -> None:
     world.disk.is_failing = world.disk.is_full = False
     for client in list(world.clients):
         client.vanish(told=True)
-    await asyncio.sleep(_CALM_SECONDS)
+    is_anyone_silent = any(side.is_half_open and side.silence_limit for side in world.network.sides)
+    await asyncio.sleep(_SILENCE_SECONDS if is_anyone_silent else _CALM_SECONDS)
     for side in [side for side in world.network.sides if side.is_half_open]:
-        if side.expects_heartbeats:
-            world.judge.fail("a client without heartbeats is noticed", str(side.get_extra_info("peername")))
+        if side.silence_limit:
+            world.judge.fail("a silent client is noticed", str(side.get_extra_info("peername")))
         world.loop.call_soon(side.lose, ConnectionResetError(104, "reset"), context=side.context)
     await asyncio.sleep(_CALM_SECONDS)
     drain = Drain(world, "drain", world.random)
@@ -56,6 +60,9 @@ async def settle_down(world: "World") -> None:
             left[name] = await _read_stream(world, name)
         else:
             left[name] = await _drain(drain, name)
+    for name, kind in world.kinds.items():
+        if kind.stream:
+            await drain.call(Queue.Delete(queue=name))
     await drain.close()
     world.judge.note("WORLD", f"left: { {name: len(found) for name, found in left.items()} }")
     world.judge.check(left)
@@ -83,7 +90,7 @@ async def _drain(client: Drain, name: str) -> list[tuple[int, Table, bool]]:
             sent = judge.sent[number]
             # A classic queue puts a requeued message back where it was.
             has_place = kind.arguments.get("x-queue-type", "classic") == "classic" or not delivered.redelivered
-            if kind.is_ordered and not sent.is_delayed and has_place:
+            if kind.is_ordered and not sent.delay and has_place:
                 if last.get(sent.publisher, 0) > number:
                     judge.fail("a queue is delivered in order", f"queue {name}: {number} after {last[sent.publisher]}")
                 last[sent.publisher] = number
@@ -112,10 +119,9 @@ async def _check_base(world: "World") -> None:
         "held for clients": broker.held_for_clients,
         "reply consumers": len(broker.reply_consumers),
         "alarms": dict(broker.alarms),
+        "bytes held": broker.ledger.held_bytes,
         "unacknowledged": sum(queue.unacked for vhost in broker.vhosts.values() for queue in vhost.queues.values()),
     }
-    if not any(kind.stream for kind in world.kinds.values()):
-        rests["bytes held"] = broker.ledger.held_bytes
     if isinstance(broker.ledger, Storage):
         await asyncio.sleep(1)
         rests["rows"] = broker.ledger.database.db.execute("SELECT COUNT(*) FROM entry").fetchone()[0]

@@ -29,6 +29,7 @@ class Client(asyncio.Protocol):
     Attributes:
         is_open: True until the connection is lost or closed.
         is_leaving: True once the client has broken the connection itself.
+        gives_back: True while the client waits until the broker has requeued all that it had delivered.
         random: what the client does at random.
     """
 
@@ -46,6 +47,7 @@ class Client(asyncio.Protocol):
         self._futures: set[asyncio.Future[Any]] = set()
         self.is_leaving = False
         self._held: list[bytes] | None = None
+        self.gives_back = False
         self.lost = asyncio.Event()
 
     async def connect(self) -> None:
@@ -132,3 +134,10 @@ class Client(asyncio.Protocol):
         if self.is_open:
             self.is_leaving = True
             self.side.break_off(told=told)
+            other, limit = self.side.peer, self.side.peer.silence_limit
+            if other.is_unanswered and limit:
+                self.world.loop.call_later(limit, self._must_be_noticed, self.world.loop.time())
+
+    def _must_be_noticed(self, since: float) -> None:
+        if not (self.side.peer.is_lost or self.world.was_faulty(since)):
+            self.judge.fail("a silent client is noticed", f"{self.name}, silent since {since:.3f}")

@@ -23,7 +23,15 @@ _CAPABILITIES = {
     "publisher_confirms": True,
 }
 
+#: What was sent longer ago than this many seconds has arrived, unless there is a fault.
+_SURELY = 2.0
+
 _NEVER_ANSWERED = (Basic.Deliver, Basic.Return, Basic.Ack, Basic.Nack, Basic.Cancel, Connection.Blocked)
+
+
+def silence_limit(heartbeat: int) -> float:
+    """Return after how many seconds the broker closes a silent connection: it looks twice in each interval."""
+    return heartbeat * 2.5 + 2 if heartbeat else 0
 
 
 class Closed(Exception):
@@ -60,6 +68,8 @@ class Client091(Client):
         unacked: the unsettled messages by delivery tag.
         waiting: the published messages that are not confirmed, by sequence number.
         count: how many messages it has received.
+        priority: the priority of its consumer.
+        idle_since: since when its consumer has had nothing to do; None if it is busy or does not consume.
     """
 
     port = 5672
@@ -74,7 +84,8 @@ class Client091(Client):
         self.waiting: dict[int, Sent] = {}
         self.confirmed = asyncio.Event()
         self._sequence = 0
-        self.prefetch = 0
+        self.prefetch = self.priority = 0
+        self.idle_since: float | None = None
         self.count = 0
         self.no_ack: set[str] = set()
         self.may_be_closed = False
@@ -90,7 +101,7 @@ class Client091(Client):
         self.method(Connection.StartOk(mechanism="PLAIN", response="\0guest\0guest", client_properties=properties), 0)
         await self.within(tune, "connection.tune")
         heartbeat = self.random.choice([0, 10])
-        self.side.peer.expects_heartbeats = heartbeat > 0
+        self.side.peer.silence_limit = silence_limit(heartbeat)
         self.method(Connection.TuneOk(2047, 131_072, heartbeat), 0)
         asyncio.get_running_loop().create_task(self._beat())
         await self.call(Connection.Open(virtual_host="/"), 0)
@@ -114,6 +125,7 @@ class Client091(Client):
     async def close(self) -> None:
         """Close the connection, and wait for connection.close-ok."""
         self.leave()
+        self.gives_back = True
         await self.call(Connection.Close(200, "bye", 0, 0), 0)
         self.judge.known(self.name)
         self.side.close()
@@ -176,7 +188,7 @@ class Client091(Client):
         got = Delivered(method.delivery_tag, number, queue, headers, redelivered=method.redelivered)
         who = self.name if isinstance(method, Basic.GetOk) else f"{self.name}/{method.consumer_tag}"
         self.judge.note(self.name, f"got {number} from {queue}{' again' if got.redelivered else ''}")
-        self.judge.delivered(queue, number, who, redelivered=got.redelivered)
+        self.judge.delivered(queue, number, who, redelivered=got.redelivered, is_given_back=self.gives_back)
         if queue in self.no_ack:
             self.judge.settled(queue, number, "acked", self.name, known=True)
         else:
@@ -186,7 +198,27 @@ class Client091(Client):
         if isinstance(method, Basic.GetOk):
             self._asked.popleft().set_result(got)
         else:
+            self.idle_since = None if self.unacked else self.world.loop.time()
+            self._suspect_idle_rivals(queue, number)
             self.when_delivered(got)
+
+    def _suspect_idle_rivals(self, queue: str, number: int) -> None:
+        """Note who should have got a message instead: consumers of higher priority that have long had nothing to do."""
+        if self.judge.kinds[queue].single_active:
+            return
+        started = self.world.loop.time() - _SURELY
+        for rival in sorted(self.judge.consumers[queue], key=lambda each: str(each.name)):
+            idle_since = rival.idle_since
+            if rival.priority > self.priority and idle_since is not None and idle_since < started:
+                what = (
+                    f"{self.name} got message {number} from queue {queue}; {rival.name} was idle since {idle_since:.3f}"
+                )
+                self.world.loop.call_later(_SURELY, self._check_rival, rival, queue, idle_since, started, what)
+
+    def _check_rival(self, rival: "Client091", queue: str, idle_since: float, started: float, what: str) -> None:
+        is_still_idle = rival.idle_since == idle_since and rival in self.judge.consumers[queue]
+        if is_still_idle and not self.world.was_faulty(started):
+            self.judge.fail("consumers of higher priority come first", what)
 
     def _connection_closed(self, got: Connection.Close) -> None:
         self.judge.note(self.name, f"connection closed: {got.reply_code} {got.reply_text}")
@@ -282,7 +314,7 @@ class Client091(Client):
     # -- consuming
 
     async def consume(self, queue: str, *, prefetch: int, no_ack: bool = False, priority: int = 0) -> None:
-        self.prefetch = prefetch
+        self.prefetch, self.priority, self.idle_since = prefetch, priority, None
         await self.call(Basic.Qos(prefetch_count=prefetch))
         tag = f"{self.name}@{queue}"
         earlier = {other for other in self.judge.consumers[queue] if other is not self}
@@ -292,6 +324,8 @@ class Client091(Client):
         self.judge.earlier[queue, f"{self.name}/{tag}"] = earlier
         await self.call(Basic.Consume(queue=queue, consumer_tag=tag, no_ack=no_ack, arguments=arguments))
         self.judge.consumers[queue].add(self)
+        if not self.unacked:
+            self.idle_since = self.world.loop.time()
 
     def leave(self) -> None:
         """Note that it is no longer a consumer for sure."""
@@ -305,6 +339,14 @@ class Client091(Client):
     def connection_lost(self, exc: Exception | None) -> None:
         self.leave()
         super().connection_lost(exc)
+
+    async def recover(self) -> None:
+        """Have the broker requeue everything that is not settled."""
+        self.gives_back = True
+        await self.call(Basic.Recover(requeue=True))
+        self.gives_back = False
+        self.unacked.clear()
+        self.judge.known(self.name)
 
     async def get(self, queue: str) -> Delivered | None:
         self._get_from = queue
@@ -320,6 +362,8 @@ class Client091(Client):
             each = self.unacked.pop(tag)
             self.judge.note(self.name, f"{how} {each.number}")
             self.judge.settled(each.queue, each.number, how, self.name, counts=not multiple)
+        if not self.unacked:
+            self.idle_since = self.world.loop.time()
         if how == "acked":
             self.method(Basic.Ack(delivered.tag, multiple))
         elif multiple:

@@ -39,6 +39,11 @@ from tests.simulation.judge import Sent
 
 _SERIAL = 1 << 32
 
+#: The idle time-out that the broker announces.
+_IDLE_SECONDS = 60
+
+_CLOSE_SECONDS = 10
+
 _DELETED = ("amqp:resource-deleted", "amqp:not-found")
 
 _OUTCOMES = {ACCEPTED: "confirmed", RELEASED: "returned", REJECTED: "refused", MODIFIED: "returned"}
@@ -93,6 +98,8 @@ class Client10(Client):
         await self._ask(OPEN, OPEN, self.name, "vhost:/")
         begun = await self._ask(BEGIN, BEGIN, None, UInt32(0), UInt32(2048), UInt32(2048))
         self._theirs, self._window = int(begun[1]), int(begun[2])
+        # The broker looks twice in each interval, and waits for the answer to its close.
+        self.side.peer.silence_limit = _IDLE_SECONDS * 1.5 + _CLOSE_SECONDS + 2
         asyncio.get_running_loop().create_task(self._beat())
 
     async def _beat(self) -> None:
@@ -182,11 +189,14 @@ class Client10(Client):
         await self._ask(ATTACH, ATTACH, name, handle, SENDER, None, None, source, target, None, None, UInt32(0))
 
     async def detach(self) -> None:
+        self.gives_back = True
         if self.error is None:
             await self._ask(DETACH, DETACH, UInt32(self._handle), True)
+        self.gives_back = False
         self.judge.known(self.name)
 
     async def close(self) -> None:
+        self.gives_back = True
         await self._ask(CLOSE, CLOSE)
         self.judge.known(self.name)
         self.side.close()
@@ -263,7 +273,7 @@ class Client10(Client):
         if self.credit < 0:
             self.judge.fail("a link's credit is never exceeded", f"{self.name} got message {number} without credit")
         who = f"{self.name}/{self._handle}"
-        self.judge.delivered(queue, number, who, redelivered=again)
+        self.judge.delivered(queue, number, who, redelivered=again, is_given_back=self.gives_back)
         self.when_delivered(int(fields[1]), number)
 
     def settle(self, delivery: int, number: int, how: str) -> None:

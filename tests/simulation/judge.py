@@ -11,6 +11,8 @@ from mqtool.codecs.field_tables import Table
 #: How long after a kill-free write the broker may still hold an acknowledgement in memory, in seconds.
 _UNHURRIED_SECONDS = 1.0
 
+#: The broker counts in whole milliseconds.
+_MILLISECOND = 0.001
 
 #: The delivery limit of quorum queues since RabbitMQ 4.0.
 _DEFAULT_LIMIT = 20
@@ -65,6 +67,7 @@ class Sent:
         publisher: the connection on which it was published.
         queues: the queues that it is routed to.
         outcome: `confirmed`, `refused`, `returned`, or None if the publisher does not know.
+        delay: for how many seconds an x-delayed-message exchange holds it back.
     """
 
     number: int
@@ -74,7 +77,7 @@ class Sent:
     persistent: bool = True
     priority: int = 0
     outcome: str | None = None
-    is_delayed: bool = False
+    delay: float = 0.0
 
 
 @dataclass
@@ -115,6 +118,8 @@ class Judge:
         emptied: the queues that an administrator has purged, deleted or limited.
         consumers: by queue, the clients that consume for sure.
         earlier: by queue and consumer, the clients that consumed before it.
+        stored_offsets: by stream and reader, the offsets that it has stored, each with the time from which on it is
+            certain that the broker has got it, and the connection.
     """
 
     def __init__(self, now: Any, kinds: dict[str, Kind]) -> None:
@@ -132,6 +137,7 @@ class Judge:
         self.consumers: defaultdict[str, set[Any]] = defaultdict(set)
         self.earlier: dict[tuple[str, str], set[Any]] = {}
         self.stream_contents: dict[tuple[str, int], int] = {}
+        self.stored_offsets: defaultdict[tuple[str, str], dict[int, tuple[float | None, str]]] = defaultdict(dict)
         self.history: list[tuple[float, str, str]] = []
         self.digest = sha256()
         self.failed: Violation | None = None
@@ -183,8 +189,10 @@ class Judge:
 
     # -- consumers
 
-    def delivered(self, queue: str, number: int, consumer: str, *, redelivered: bool | None) -> None:  # noqa: C901 - one rule after another
-        """Note that a consumer received a message."""
+    def delivered(  # noqa: C901 - one rule after another
+        self, queue: str, number: int, consumer: str, *, redelivered: bool | None, is_given_back: bool = False
+    ) -> None:
+        """Note that a consumer received a message; with `is_given_back`, after it had asked to requeue all it has."""
         sent = self.sent.get(number)
         where = f"message {number} from queue {queue}, by {consumer}"
         if sent is None:
@@ -196,6 +204,12 @@ class Judge:
             return self.fail("messages are routed by their bindings", f"{where}; it was for {sent.queues}")
         if sent.outcome == "refused" and len(sent.queues) == 1:
             return self.fail("a refused message is in no queue", where)
+        if is_given_back:  # another consumer may have got it, and settled it, before this one
+            return None
+        if self._now() < sent.at + sent.delay - _MILLISECOND:
+            return self.fail(
+                "a delayed message is not early", f"{where}, {self._now() - sent.at:.3f} s after its publish"
+            )
         copy = self.copies[queue, number]
         # Deliveries on different connections may arrive in another order, so the first one may be marked.
         copy.unmarked += redelivered is False
@@ -207,13 +221,13 @@ class Judge:
             return self.fail("the delivery limit holds", f"{where}, after it was returned {copy.returned} times")
         if kind.single_active and (earlier := self.earlier.get((queue, consumer), set()) & self.consumers[queue]):
             return self.fail("one consumer is active", f"{where}; but {min(each.name for each in earlier)} came first")
-        if kind.is_ordered and not sent.is_delayed and redelivered is False:
+        if kind.is_ordered and not sent.delay and redelivered is False:
             key = queue, consumer, sent.publisher
             if self._last.get(key, 0) > number:
                 return self.fail("a queue is delivered in order", f"{where}, after {self._last[key]}")
             self._last[key] = number
         copy.times += 1
-        if copy.times > 1 and redelivered is False:
+        if copy.times > 1 and redelivered is False and not self._was_cut(copy.delivered_at):
             # This was sent first, but another connection was faster. The broker does not wait for its settlement.
             self._late.add((queue, number, consumer.partition("/")[0]))
             return None
@@ -247,7 +261,10 @@ class Judge:
 
     def _is_certain(self, copy: Copy) -> bool:
         """True if the broker has got what a consumer sent for a message, and cannot have forgotten it."""
-        since = copy.known_at
+        return self._is_kept(copy.known_at)
+
+    def _is_kept(self, since: float | None) -> bool:
+        """True if the broker cannot have forgotten what it has got by then, if it got it."""
         if since is None:
             return False
         faults = [each for each in self.disk_faults if len(each) == 1 or each[1] > since - 1]
@@ -260,6 +277,24 @@ class Judge:
         before = self.stream_contents.setdefault((stream, offset), number)
         if before != number and stream not in self.emptied:
             self.fail("an offset has one message", f"stream {stream}, offset {offset}: message {before}, now {number}")
+
+    def offset_stored(self, stream: str, reader: str, offset: int, by: str) -> None:
+        """Note that a reader has sent its offset on a connection. There is no answer."""
+        self.stored_offsets[stream, reader][offset] = None, by
+
+    def offset_found(self, stream: str, reader: str, offset: int | None, by: str) -> None:
+        """Note which offset the broker has for a reader. It has got everything that was sent on this connection."""
+        stored, kind = self.stored_offsets[stream, reader], self.kinds[stream]
+        where = f"reader {reader} of stream {stream}: {offset}"
+        if stream in self.emptied:
+            return
+        if offset is not None and offset not in stored:
+            self.fail("no offset is invented", f"{where}, but it stored {list(stored)}")
+        kept = max((each for each, (since, at) in stored.items() if at == by or self._is_kept(since)), default=None)
+        if kept is not None and not kind.retention and (offset is None or offset < kept):
+            self.fail("stored offsets are kept", f"{where}, but it stored {kept}")
+        if offset is not None:
+            stored[offset] = self._now(), by
 
     # -- the end
 
@@ -335,8 +370,11 @@ class Judge:
             return
         if kind.arguments.get("x-queue-type") == "quorum" and not kind.has_dlx and copy.returned > _DEFAULT_LIMIT:
             return
-        # A dead letter that is not persistent does not survive in the classic queue `dead`.
-        is_durable = sent.persistent or (kind.arguments.get("x-queue-type") == "quorum" and not kind.has_dlx)
+        if sent.delay and kind.refuses:  # the publisher was answered before the queue was asked
+            return
+        # Only a persistent message survives in the classic queue `dead`, and in an x-delayed-message exchange.
+        is_kept = kind.arguments.get("x-queue-type") == "quorum" and not kind.has_dlx and not sent.delay
+        is_durable = sent.persistent or is_kept
         if not is_durable and any(at >= sent.at for at in self.restarts):
             return
         self.fail("nothing confirmed is lost", f"{where}; its last settlement: {copy.settled} by {copy.by or 'nobody'}")
@@ -345,8 +383,10 @@ class Judge:
         if sent.outcome != "confirmed" or sent.number in present or name in self.emptied:
             return
         if kind.retention:
-            # Only the oldest messages may be gone.
-            later = [number for number in present if self.sent[number].publisher == sent.publisher]
-            if not any(number < sent.number for number in later):
+            # Only the oldest messages may be gone. A delayed one may have been older than later ones.
+            in_order = [self.sent[number] for number in present if not self.sent[number].delay]
+            if sent.delay or not any(
+                each.publisher == sent.publisher and each.number < sent.number for each in in_order
+            ):
                 return
         self.fail("nothing confirmed is lost", f"message {sent.number} (by {sent.publisher}) of stream {name}")

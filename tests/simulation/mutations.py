@@ -141,8 +141,8 @@ MUTATIONS = (
     Mutation(
         "takes messages that it refuses",
         "model/queue.py",
-        "            return False, False\n        ttl",
-        "            accepted = False\n        ttl",
+        "            return False, False\n        properties",
+        "            accepted = False\n        properties",
     ),
     Mutation(
         "dead-letters with the wrong reason",
@@ -286,6 +286,110 @@ MUTATIONS = (
         "model/virtual_host.py",
         "            if not queue.deleted:\n                routed = True\n",
         "            if not queue.deleted and not routed:\n                routed = True\n",
+    ),
+    Mutation(
+        "notices no client that has become silent",
+        "sockets/client_socket.py",
+        "        if self.may_read and not self._waits and now - self._heard_at > self.heartbeat * 2:\n",
+        "        if False and now - self._heard_at > self.heartbeat * 2:\n",
+    ),
+    Mutation(
+        "notices silent clients after three heartbeats instead of two",
+        "sockets/client_socket.py",
+        "now - self._heard_at > self.heartbeat * 2:\n",
+        "now - self._heard_at > self.heartbeat * 3:\n",
+    ),
+    Mutation(
+        "notices no AMQP 1.0 client that has become silent",
+        "amqp10/amqp10_connection.py",
+        "        if self.may_read and now - self._heard_at > _IDLE_SECONDS:\n",
+        "        if False and now - self._heard_at > _IDLE_SECONDS:\n",
+    ),
+    Mutation(
+        "delivers to consumers of lower priority first",
+        "model/consumers.py",
+        "        for priority in self._descending:\n",
+        "        for priority in reversed(self._descending):\n",
+    ),
+    Mutation(
+        "ignores the priorities of consumers",
+        "model/consumers.py",
+        "        self._turns.setdefault(consumer.priority, deque()).append(consumer)\n",
+        "        consumer.priority = 0\n        self._turns.setdefault(consumer.priority, deque()).append(consumer)\n",
+    ),
+    Mutation(
+        "releases a delayed message early",
+        "model/virtual_host.py",
+        "        entry = self._ledger.enter(held, self._clock.now() + delay)\n",
+        "        entry = self._ledger.enter(held, self._clock.now() + delay * 9 // 10)\n",
+    ),
+    Mutation(
+        "forgets delayed messages when it restarts",
+        "model/virtual_host.py",
+        "        self._ledger.hold(entry)\n        self._delayed.hold(exchange.name, entry)\n",
+        "        self._ledger.drop(entry)\n",
+    ),
+    Mutation(
+        "holds no delayed message back again when it restarts",
+        "model/virtual_host.py",
+        "            entry.expires_at = min(entry.expires_at, self._clock.now() + delay)\n",
+        "            entry.expires_at = min(entry.expires_at, self._clock.now())\n",
+    ),
+    Mutation(
+        "keeps a delayed message on disk after its release",
+        "model/virtual_host.py",
+        "        else:\n            self._ledger.drop(entry)\n",
+        "        else:\n            self._ledger.set_aside(entry)\n",
+    ),
+    Mutation(
+        "reads the first of the paged-out messages only",
+        "model/backlog.py",
+        "        for _ in batch:\n            self._fresh.popleft()\n        self._fresh.extendleft(reversed(batch))\n",
+        "        for _ in batch:\n"
+        "            self._fresh.popleft()\n"
+        "        self._fresh.extendleft(reversed(batch[:2]))\n",
+    ),
+    Mutation(
+        "reads paged-out messages back in reverse",
+        "model/backlog.py",
+        "        self._fresh.extendleft(reversed(batch))\n",
+        "        self._fresh.extendleft(batch)\n",
+    ),
+    Mutation(
+        "leaves paged-out messages on disk when a queue is purged",
+        "model/ledger.py",
+        "        self._page(-_PAGED_OUT)\n        self.removed(row)\n",
+        "        self._page(-_PAGED_OUT)\n",
+    ),
+    Mutation(
+        "forgets when a paged-out message expires",
+        "store/database.py",
+        "        entry = BacklogEntry(message, self.row, self.due)\n",
+        "        entry = BacklogEntry(message, self.row)\n",
+    ),
+    Mutation(
+        "forgets that it holds a message that it has read back",
+        "model/ledger.py",
+        "        self.held_bytes += sum(of_message(entry.message) for entry in entries)\n",
+        "",
+    ),
+    Mutation(
+        "forgets the stored offsets of a stream when it restarts",
+        "model/stream_log.py",
+        "            for consumer, offset in tracking.offsets.items():\n",
+        "            for consumer, offset in ():\n",
+    ),
+    Mutation(
+        "keeps the first offset that a reader stores",
+        "model/stored_offsets.py",
+        "        self[consumer] = offset\n",
+        "        self.setdefault(consumer, offset)\n",
+    ),
+    Mutation(
+        "forgets the memory of stored offsets",
+        "model/stored_offsets.py",
+        "        if consumer not in self:\n            self._hold",
+        "        if True:\n            self._hold",
     ),
 )
 

@@ -22,7 +22,9 @@ class Side(asyncio.Transport):
     Attributes:
         peer: the other end.
         is_half_open: True if the other end is gone, and this one has not been told.
-        expects_heartbeats: True if this end must notice by itself that the other one is gone.
+        is_unanswered: True if a half-open connection swallows what is written, as a lost cable does; if not, the first
+            write is answered by a reset.
+        silence_limit: the seconds of silence after which this end must have closed the connection; 0 for no limit.
     """
 
     peer: "Side"
@@ -32,7 +34,8 @@ class Side(asyncio.Transport):
         self._network = network
         self._loop = network.loop
         self.context = context
-        self.is_half_open = self.expects_heartbeats = False
+        self.is_half_open = self.is_unanswered = False
+        self.silence_limit = 0.0
         self.stalled_until = 0.0
         self._protocol: Any = None
         self._closing = self._lost = self._reads_paused = self._writes_paused = False
@@ -64,7 +67,8 @@ class Side(asyncio.Transport):
         if self._closing or not data:
             return
         if self.is_half_open:
-            self._send(lambda: self.lose(ConnectionResetError(104, "reset")), self.context)
+            if not self.is_unanswered:
+                self._send(lambda: self.lose(ConnectionResetError(104, "reset")), self.context)
             return
         self._unread += len(data)
         for piece in [bytes(data)] if is_whole else self._network.split(bytes(data)):
@@ -96,6 +100,10 @@ class Side(asyncio.Transport):
                 return
             self.peer.read(len(data))
             self._protocol.data_received(data)
+
+    @property
+    def is_lost(self) -> bool:
+        return self._lost
 
     def read(self, count: int) -> None:
         """Note that the other end has read some bytes."""
@@ -142,9 +150,14 @@ class Side(asyncio.Transport):
             self._network.sides.pop(self, None)
             self._protocol.connection_lost(error)
 
+    def die(self) -> None:
+        """End together with the process: nothing is sent or closed, not even by what Python collects as garbage."""
+        self._closing = self._lost = True
+
     def break_off(self, *, told: bool) -> None:
-        """Break the connection at this end. The other end is reset; if it is not told, once it writes something."""
+        """Break the connection at this end. The other end is reset; if it is not told, when it writes, or never."""
         self.peer.is_half_open = True
+        self.peer.is_unanswered = not told and self._network.is_cable_lost()
         self._loop.call_soon(lambda: self.lose(ConnectionResetError(104, "reset")), context=self.context)
         if told:
             self._loop.call_soon(lambda: self.peer.lose(ConnectionResetError(104, "reset")), context=self.peer.context)
@@ -195,6 +208,9 @@ class Network:
         at = self._random.randrange(1, len(data))
         return [data[:at], data[at:]]
 
+    def is_cable_lost(self) -> bool:
+        return self._random.random() < 0.5
+
     def listener(self, new_connection: Callable[[], asyncio.Protocol], tls: Any = None) -> VirtualListener:
         return VirtualListener(self, new_connection, tls)
 
@@ -222,10 +238,12 @@ class Network:
         return client
 
     def broker_gone(self) -> None:
-        """Reset all connections: the broker was killed."""
+        """Reset all connections: the broker was killed. Its own ends can do nothing any more."""
         self.listeners.clear()
         for side in list(self.sides):
-            if side.get_extra_info("sockname")[1] >= 40_000:
+            if side.get_extra_info("sockname")[1] < 40_000:
+                side.die()
+            else:
                 self.loop.call_later(
                     self.latency(), side.lose, ConnectionResetError(104, "reset"), context=side.context
                 )

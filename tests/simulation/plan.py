@@ -7,6 +7,9 @@ from typing import Any
 
 from tests.simulation.judge import Kind
 
+#: Enough memory for all messages of a simulation.
+_MUCH_ROOM = 32 * 1024 * 1024
+
 _DLX = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
 
 KINDS: dict[str, Kind] = {
@@ -88,6 +91,7 @@ class Plan:
         queues: the names of kinds, by queue.
         like: the RabbitMQ version that the broker behaves like.
         on_disk: False for a broker in memory, which is never restarted.
+        room: stored messages are paged out while more bytes than this are held in memory.
     """
 
     seed: int
@@ -95,9 +99,12 @@ class Plan:
     actors: tuple[Actor, ...]
     like: str = "3.10"
     on_disk: bool = True
+    room: int = _MUCH_ROOM
 
     def __str__(self) -> str:
         stored = "on disk" if self.on_disk else "in memory"
+        if self.room < _MUCH_ROOM:
+            stored += f", paged out beyond {self.room} bytes"
         lines = [f"seed {self.seed}, like RabbitMQ {self.like}, {stored}; queues: {', '.join(self.queues.values())}"]
         return "\n".join([*lines, *map(str, self.actors)])
 
@@ -149,16 +156,15 @@ def draw(seed: int) -> Plan:  # noqa: C901 - one role after another
                 add(role, lambda r, steps=steps: steps(r, plain))  # type: ignore[misc]
     if streams:
         add("StreamPublisher", lambda r: _stream_publishing(r, r.choice(streams)))
-        add(
-            "StreamReader", lambda r: [Step(_when(r), "read", {"stream": r.choice(streams), "count": r.randint(5, 40)})]
-        )
+        add("StreamReader", lambda r: _stream_reading(r, streams))
     if random.random() < 0.4:
         add("Rude", lambda r: [Step(_when(r), r.choice(_RUDE), {"queue": r.choice(everywhere)}) for _ in range(3)])
     if random.random() < 0.5:
         add("Administrator", lambda r: _administering(r, plain or everywhere))
     if random.random() < 0.8:
         add("Faults", lambda r: _faults(r, on_disk=on_disk))
-    return Plan(seed, queues, tuple(actors), like, on_disk)
+    room = random.choice([_MUCH_ROOM, _MUCH_ROOM, 2000, 10_000])
+    return Plan(seed, queues, tuple(actors), like, on_disk, room)
 
 
 _RUDE = ("unknown_exchange", "unknown_tag", "other_arguments", "garbage", "unknown_queue", "frame_on_closed_channel")
@@ -174,6 +180,8 @@ def _publishing(random: Random, queues: list[str]) -> list[Step]:
         given: dict[str, Any] = {"queue": random.choice(queues), "count": random.choice([1, 1, 2, 5, 12])}
         if random.random() < 0.15:
             given["exchange"] = random.choice(["amq.fanout", "amq.topic", "amq.headers", "nowhere", "delayed"])
+        elif random.random() < 0.15:
+            given |= {"exchange": "delayed", "delays": True}
         if random.random() < 0.2:
             given["persistent"] = False
         steps.append(Step(_when(random), "publish", given))
@@ -206,6 +214,7 @@ def _consuming(random: Random, queues: list[str]) -> list[Step]:
             "pause": random.choice([0.0, 0.1, 1.0]),
             "seconds": round(random.uniform(1, 20), 1),
             "then": random.choice(["cancel", "close", "vanish", "hang"]),
+            "priority": random.choice([0, 0, 1, 5]),
         }
         steps.append(Step(_when(random), "consume", given))
     return steps
@@ -242,6 +251,22 @@ def _stream_publishing(random: Random, stream: str) -> list[Step]:
     return [
         Step(_when(random), "publish", {"stream": stream, "count": random.choice([1, 5, 20])})
         for _ in range(random.randint(2, 6))
+    ]
+
+
+def _stream_reading(random: Random, streams: list[str]) -> list[Step]:
+    return [
+        Step(
+            _when(random),
+            "read",
+            {
+                "stream": random.choice(streams),
+                "count": random.randint(5, 40),
+                "tracks": random.choice([0.0, 0.3, 1.0]),
+                "then": random.choice(["close", "vanish", "hang"]),
+            },
+        )
+        for _ in range(random.randint(1, 4))
     ]
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mqtool.codecs.amqp10_message import Amqp10Message, body_bytes, data_section
 from tests.protocol import raw_stream as raw
 from tests.simulation.client import Client, Gone
-from tests.simulation.client091 import body_of, number_in
+from tests.simulation.client091 import body_of, number_in, silence_limit
 from tests.simulation.judge import Sent
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _RESPONSE = 0x8000
 _OK = 1
 _PRECONDITION_FAILED = 17
+_NO_OFFSET = 19
 
 
 class StreamClient(Client):
@@ -47,8 +48,17 @@ class StreamClient(Client):
         secret = b"\0guest\0guest"
         await self.ask(raw.SASL_AUTHENTICATE, raw.string("PLAIN") + struct.pack(">I", len(secret)) + secret)
         await self.within(self._tuned, "tune")
-        self.command(raw.TUNE | _RESPONSE, struct.pack(">II", 1_048_576, 0))
+        heartbeat = self.random.choice([0, 10])
+        self.side.peer.silence_limit = silence_limit(heartbeat)
+        self.command(raw.TUNE | _RESPONSE, struct.pack(">II", 1_048_576, heartbeat))
+        asyncio.get_running_loop().create_task(self._beat())
         await self.ask(raw.OPEN, raw.string("/"))
+
+    async def _beat(self) -> None:
+        while self.is_open:
+            await asyncio.sleep(4)
+            if self.is_open:
+                self.command(raw.HEARTBEAT)
 
     def command(self, key: int, body: bytes = b"", version: int = 1) -> None:
         self.send(struct.pack(">IHH", len(body) + 4, key, version) + body)
@@ -61,6 +71,8 @@ class StreamClient(Client):
         code, rest = await self.within(future, f"the response to command {key}")
         if code == _PRECONDITION_FAILED and key == raw.DECLARE_PUBLISHER:
             raise Gone  # the broker has an alarm
+        if code == _NO_OFFSET and key == raw.QUERY_OFFSET:
+            return b""
         if code != _OK:
             self.judge.fail("requests succeed", f"{self.name}: command {key} got code {code}")
         return bytes(rest)
@@ -138,8 +150,22 @@ class StreamClient(Client):
 
     # -- reading
 
+    def store_offset(self, stream: str, reader: str, offset: int) -> None:
+        self.judge.note(self.name, f"stores offset {offset} of {stream}")
+        self.judge.offset_stored(stream, reader, offset, self.name)
+        self.command(raw.STORE_OFFSET, raw.string(reader) + raw.string(stream) + struct.pack(">Q", offset))
+
+    async def query_offset(self, stream: str, reader: str) -> int | None:
+        """Return the stored offset of a reader, if any."""
+        answer = await self.ask(raw.QUERY_OFFSET, raw.string(reader) + raw.string(stream))
+        offset = int.from_bytes(answer[-8:]) if answer else None
+        self.judge.note(self.name, f"stored offset of {stream}: {offset}")
+        self.judge.offset_found(stream, reader, offset, self.name)
+        return offset
+
     async def subscribe(self, stream: str, offset: bytes, credit: int) -> None:
         self._stream, self._credit, self._next = stream, credit, None
+        self.found.clear()
         await self.ask(raw.SUBSCRIBE, bytes((1,)) + raw.string(stream) + offset + struct.pack(">H", credit))
 
     def _deliver(self, body: bytes) -> None:
@@ -173,6 +199,9 @@ async def read_whole(world: "World", stream: str) -> list[int]:
     """Read a stream from its first message to its last one."""
     client = StreamClient(world, "reader", world.random)
     await client.connect()
+    for name, reader in list(world.judge.stored_offsets):
+        if name == stream:
+            await client.query_offset(stream, reader)
     await client.subscribe(stream, raw.FIRST, 3)
     before = -1
     while len(client.found) > before:

@@ -1,5 +1,7 @@
 """The embedded broker on a virtual clock, network and disk: see docs/explanation/simulation.md."""
 
+import asyncio
+import gc
 import os
 import subprocess
 import sys
@@ -7,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.simulation import actors as roles
 from tests.simulation.mutations import MUTATIONS, Mutation, planted_in
 from tests.simulation.plan import Actor, Plan, Step, draw
 from tests.simulation.shrinking import shrink, story
@@ -49,7 +52,46 @@ def test_a_seed_is_reproduced_bit_by_bit() -> None:
     first, second = (run("--digests", "--seeds", "12", hash_seed=seed) for seed in ("1", "2"))
     assert first.returncode == 0, first.stdout + first.stderr
     assert first.stdout == second.stdout
-    assert len(first.stdout.split()) == 12
+    digests = [simulate(draw(seed)).digest for seed in range(12)]
+    assert first.stdout.split() == digests
+
+
+def test_a_history_does_not_depend_on_the_garbage_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a killed broker leaves does nothing, whenever Python collects it: after other tests, or in a new process."""
+
+    class Collector:
+        """Collects garbage after the broker was killed and started again, or does not."""
+
+        collects = False
+
+        def __init__(self, *_: object) -> None:
+            """Take what each role takes."""
+
+        async def perform(self) -> None:
+            await asyncio.sleep(3.5)
+            if self.collects:
+                gc.collect()
+
+    monkeypatch.setattr(roles, "Collector", Collector, raising=False)
+    publishes = tuple(Step(4 + number, "publish", {"queue": "q", "count": 5}) for number in range(10))
+    actors = (
+        Actor(
+            "administrator", "Administrator", 1, (Step(1, "list", {"queue": "q"}), Step(2.5, "list", {"queue": "q"}))
+        ),
+        Actor("faults", "Faults", 1, (Step(1.5, "kill", {"seconds": 0.3}),)),
+        Actor("publisher", "Publisher", 1, publishes),
+        Actor("collector", "Collector", 1, ()),
+    )
+    plan = Plan(1, {"q": "classic"}, actors)
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        before = simulate(plan).digest
+        Collector.collects = True
+        assert simulate(plan).digest == before
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @pytest.mark.sampled(4)

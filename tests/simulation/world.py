@@ -82,6 +82,7 @@ class World:
         self.judge = Judge(self.loop.time, self.kinds)
         self.clients: dict[Client, None] = {}
         self.connected = 0
+        self.has_delays = plan.like != "4.3"  # the delayed message plugin ends with RabbitMQ 4.2
         self.server: Server | None = None
         self.up = asyncio.Event()
         self._root = directory
@@ -89,6 +90,8 @@ class World:
         self._run = 0
         self.directory = directory / "0"
         self.disk = VirtualDisk(self.directory, self.loop, self.random)
+        # Kept until the end: Python would run the `finally` blocks of a dead broker whenever it collects garbage.
+        self._dead: list[object] = []
         self._failed = self.loop.create_future()
         self._faults: list[tuple[float, float]] = []
 
@@ -139,12 +142,17 @@ class World:
             settings,
             new_clock=lambda: VirtualClock(self.loop, self.random),
             new_listener=self.network.listener,
-            open_storage=lambda directory: Storage(directory, self.disk),
+            open_storage=self._open_storage,
         )
         await self.loop.create_task(server.start(), context=context_of(run))
         self.server = server
         self.up.set()
         self.judge.note("BROKER", "up")
+
+    def _open_storage(self, directory: Path) -> Storage:
+        storage = Storage(directory, self.disk)
+        storage.roomy_bytes = self.plan.room
+        return storage
 
     def kill_broker(self, *, power: bool) -> None:
         """Kill the broker; with `power`, what was not synced may be lost."""
@@ -154,7 +162,7 @@ class World:
         self.judge.kills.append((self.loop.time(), power))
         self.judge.restarts.append(self.loop.time())
         self.judge.note("BROKER", "power cut" if power else "killed")
-        self.loop.kill(self._run)
+        self._bury(server)
         old, self.directory = self.directory, self._root / str(self._run)
         (self.disk.copy_synced if power else self.disk.copy)(self.directory)
         self.network.broker_gone()
@@ -162,6 +170,10 @@ class World:
         assert isinstance(ledger, Storage)
         ledger.database.close()
         shutil.rmtree(old)
+
+    def _bury(self, server: Server) -> None:
+        self.loop.kill(self._run)
+        self._dead += [server, *asyncio.all_tasks(self.loop)]
 
     async def stop_broker(self) -> None:
         """Stop the broker as SIGTERM does."""
@@ -171,7 +183,7 @@ class World:
         self.judge.restarts.append(self.loop.time())
         self.judge.note("BROKER", "stopped")
         await self.loop.create_task(server.stop(), context=context_of(self._run))
-        self.loop.kill(self._run)
+        self._bury(server)
         self.network.broker_gone()
 
     # -- the run

@@ -2,14 +2,18 @@
 
 import os
 import random
+import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 
+from mqtool.benching.client_process import CpuTime
 from mqtool.benching.run import BrokerUse
 from mqtool.benching.tally import Latencies, Numbers, Tally, add_to_runs
+from mqtool.cli.display.bench_report import remarks
 from mqtool.management import Management
 
 
@@ -117,3 +121,43 @@ def test_the_brokers_cpu_time_may_be_unknown(nodes: list[Any], memory: int | Non
     use = BrokerUse(lambda: api)
     use.begin()
     assert use.end() == (None, memory)
+
+
+@pytest.mark.parametrize(
+    ("busiest", "said"),
+    [
+        ((0.95, 0.01), "a client used 95% of a CPU: it may be slower than the broker"),
+        ((0.5, 0.45), "a client used 50% of a CPU, and waited for one 45% of the time: this machine may be slower"),
+        ((0.5, 0.1), ""),
+    ],
+)
+def test_a_result_that_is_limited_by_the_clients_says_so(busiest: tuple[float, float], said: str) -> None:
+    """Clients that use a whole CPU, or wait for one that others use, may be slower than the broker."""
+    plan = Mock(churn=None, rate=None, warm_up=0, delay=0.0)
+    result = Mock(busiest=busiest, plan=plan, unsent=0, reconnects=0, gap=(0.0, 0.0))
+    result.confirm.at.return_value = result.deliver.at.return_value = 1.0
+    assert "".join(remarks(result)).startswith(said)
+    assert bool([*remarks(result)]) is bool(said)
+
+
+def test_a_client_that_has_to_wait_for_a_cpu_knows_how_long() -> None:
+    """Two busy processes on one CPU: each waits while the other one runs."""
+    if not Path("/proc/self/schedstat").exists():
+        pytest.skip("this system does not tell")
+    code = (
+        "import os, time\n"
+        "from mqtool.benching.client_process import CpuTime\n"
+        "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "os.fork()\n"
+        "before = CpuTime.now()\n"
+        "while (after := CpuTime.now()).used - before.used < 0.3: pass\n"
+        "print(after.waited - before.waited > 0.05)\n"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "True" in told.stdout
+
+
+def test_a_client_whose_run_never_began_has_used_nothing() -> None:
+    """Its warning said that it used 42,059,700% of a CPU."""
+    assert CpuTime(1.0, 0.0).fractions(CpuTime(1.5, 0.2), -3.0) == (0.0, 0.0)
+    assert CpuTime(1.0, 0.0).fractions(CpuTime(1.5, 0.5), 2.0) == (0.25, 0.25)

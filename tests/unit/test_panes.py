@@ -14,7 +14,7 @@ from mqtool.stage.terminal import Chart, QueueDepth
 
 
 def screen_of(columns: int, rows: int, terminals: int, charts: int = 0, lines: int = 30) -> list[str]:
-    """What is to be seen on a terminal of that size in the middle of a play."""
+    """Return the lines on a terminal of that size in the middle of a play."""
     console = Console(width=columns, height=rows, file=io.StringIO(), force_terminal=True, color_system=None)
     panes = Panes(TypingPace(auto=True, watched=False), screen=console)
     panes.begin("Title", (2, 9))
@@ -104,7 +104,7 @@ def test_figures_are_rounded_for_people() -> None:
 
 
 def playing(columns: int, rows: int, *names: str) -> tuple[Panes, Console]:
-    """Panes of these names in which nothing has been typed yet."""
+    """Return panes with these names, in which no command has run yet."""
     console = Console(width=columns, height=rows, file=io.StringIO(), force_terminal=True, color_system=None)
     panes = Panes(TypingPace(auto=True, watched=False), screen=console)
     panes.opened(names)
@@ -112,7 +112,7 @@ def playing(columns: int, rows: int, *names: str) -> tuple[Panes, Console]:
 
 
 def drawn(panes: Panes, console: Console) -> list[str]:
-    """What is to be seen now."""
+    """Return the lines that are visible now."""
     with console.capture() as capture:
         console.print(panes.picture())
     return capture.get().splitlines()

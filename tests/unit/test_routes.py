@@ -23,7 +23,7 @@ alternates = st.fixed_dictionaries({name: st.none() | exchanges for name in ("t1
 
 
 def matches(definitions: Definitions, binding: Binding, key: str) -> bool:
-    """What the specification says, in the most obvious way."""
+    """True if a binding matches a key by the plainest implementation of the specification."""
     if definitions.exchanges[binding.source].type == "fanout":
         return True
     parts = binding.routing_key.split(".") if binding.routing_key else []

@@ -33,7 +33,7 @@ def scrubbed(line: dict[str, Any], keep: str = "", only: str = "", seed: bytes =
 
 
 def same_shape(before: str, after: str) -> bool:
-    """Letters for letters in their case, digits for digits, everything else as it was, in as many octets."""
+    """True if letters stay letters of the same case, digits stay digits, and everything else is the same."""
     kinds = [(str.isupper, "A"), (str.islower, "a"), (str.isdecimal, "0")]
     shapes = [
         "".join(next((kind for is_kind, kind in kinds if each.isascii() and is_kind(each)), "" if not each.isascii()
@@ -108,7 +108,7 @@ def test_bytes_are_replaced_by_as_many_bytes(data: bytes) -> None:
 
 
 def strings(value: Any) -> list[str]:
-    """The texts and the numbers in a value, but for keys."""
+    """Return the texts and numbers in a value, except keys."""
     if isinstance(value, dict):
         return [text for each in value.values() for text in strings(each)]
     if isinstance(value, list):
@@ -117,7 +117,7 @@ def strings(value: Any) -> list[str]:
 
 
 def shape(value: Any) -> Any:
-    """Keys, lists, and the types in them."""
+    """Return a value's keys, lists and types."""
     if isinstance(value, dict):
         return {key: shape(each) for key, each in value.items()}
     if isinstance(value, list):

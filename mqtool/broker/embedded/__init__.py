@@ -1,4 +1,4 @@
-"""An embedded AMQP 0-9-1 broker that behaves like RabbitMQ 3.10: for learning, demonstrations and tests.
+"""An embedded AMQP broker that behaves like RabbitMQ 4.2: for learning, demonstrations and tests.
 
     from mqtool.broker.embedded import EmbeddedBroker
 

@@ -4,7 +4,7 @@
         connection = pika.BlockingConnection(pika.URLParameters(amqp_vhost.url))
 
 The broker is started once per session (per pytest-xdist worker), in memory, on a free port. It behaves like RabbitMQ
-3.10; to change that, set `amqp_broker_like = 4.3` in pytest's configuration.
+4.2; to change that, set `amqp_broker_like = 4.3` in pytest's configuration.
 
     @pytest.mark.amqp_recording("incident.ndjson")
     def test_incident(amqp_vhost): ...
@@ -53,8 +53,9 @@ def amqp_broker(request: pytest.FixtureRequest) -> "Iterator[EmbeddedBroker]":
     """An embedded AMQP broker that records what happens to messages. Connect to `amqp_broker.url`."""
     # Not imported at the top: pytest loads this module in every project that has mqtool installed.
     from mqtool.broker.embedded.in_process import EmbeddedBroker
+    from mqtool.broker.embedded.model.profile import DEFAULT
 
-    like = request.config.getini("amqp_broker_like")
+    like = request.config.getini("amqp_broker_like") or DEFAULT
     with EmbeddedBroker(management_port=0, recording=True, like=like) as broker:
         around_tests = _AroundTests(broker)
         request.config.pluginmanager.register(around_tests)
@@ -81,7 +82,7 @@ def amqp_tls(tmp_path_factory: pytest.TempPathFactory) -> "Authority":
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addini("amqp_broker_like", "the RabbitMQ that amqp_broker behaves like, such as 4.3", default="3.10")
+    parser.addini("amqp_broker_like", "the RabbitMQ that amqp_broker behaves like, such as 4.3", default="")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -30,6 +30,8 @@ log = logging.getLogger("mqtool.broker.embedded")
 AMQP10_HEADER = b"AMQP\x03\x01\x00\x00"
 
 _CHECK_CONSUMERS_SECONDS = 60.0
+#: The same from RabbitMQ 3.12 on, where a queue can have a shorter timeout than the broker.
+_CHECK_QUEUES_SECONDS = 1.0
 
 _WITH_TLS = {"amqp": "amqp/ssl", "http": "https", "stream": "stream/ssl"}
 
@@ -243,7 +245,9 @@ class Server:
 
     def _check_consumers(self) -> None:
         self.broker.check_consumers()
-        interval = min(_CHECK_CONSUMERS_SECONDS, self._settings.consumer_timeout / 2)
+        is_same = self.broker.profile.consumer_timeouts == "broker"
+        longest = _CHECK_CONSUMERS_SECONDS if is_same else _CHECK_QUEUES_SECONDS
+        interval = min(longest, self._settings.consumer_timeout / 2)
         self._checking = asyncio.get_running_loop().call_later(interval, self._check_consumers)
 
     async def stop(self) -> None:

@@ -41,7 +41,7 @@ class Settings:
         listen: the addresses for AMQP and streams; empty for `host`.
         definitions: a file of definitions in RabbitMQ's export format, loaded when the broker starts.
         tls: PEM files for TLS; each port then has a TLS port one below it. None for plain TCP only.
-        like: the RabbitMQ version to behave like: 3.10, 4.0, 4.2, 4.3, or 4.3.5, which refuses transient queues.
+        like: the RabbitMQ version to behave like: 3.10, 4.0, 4.2, 4.3, 4.4, or 4.3.5, which refuses transient queues.
         memory_limit: block publishers when messages take more bytes than this; None for 0.4 of the machine's memory.
         disk_free_limit: block publishers when fewer bytes than this are free in the data directory.
         consumer_timeout: how long a delivery may stay unacknowledged, in seconds.

@@ -15,7 +15,6 @@ from mqtool import plays
 from mqtool.amqp import TlsFiles, parse_addresses
 from mqtool.amqp.address import without_passwords
 from mqtool.broker import ports
-from mqtool.broker.embedded.model.profile import DEFAULT
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.chosen_broker import MANAGEMENT_VARIABLE, choose, is_same_node
@@ -30,7 +29,7 @@ from mqtool.errors import UsageError
 from mqtool.plays.goals import GOALS, reached_goals
 from mqtool.plays.goals.goal import Goal
 from mqtool.plays.goals.trying import Trial, TrialBroker, is_embedded, own_vhost
-from mqtool.plays.performing import AMQP_1_0, api_of, embedded_broker
+from mqtool.plays.performing import api_of, embedded_broker
 from mqtool.spelling import counted, did_you_mean
 from mqtool.stage.terminal import Guard
 from mqtool.tutorials import pages
@@ -94,7 +93,7 @@ def try_(
     stopping.let_children_be_interrupted()
     guard = Guard()
     with ExitStack() as ending:
-        place = ending.enter_context(_own_broker(tutorial, guard) if url is None else _vhost_at(url))
+        place = ending.enter_context(_own_broker(guard) if url is None else _vhost_at(url))
         shown = None
         if page.ui:
             broker = place.broker.find, place.broker.vhost, place.title
@@ -175,17 +174,17 @@ def _next(tutorial: str) -> str:
 
 
 @contextmanager
-def _own_broker(tutorial: str, guard: Guard) -> Iterator[_Place]:
+def _own_broker(guard: Guard) -> Iterator[_Place]:
     """Context manager: run an embedded broker, on the usual ports if they are free."""
     port = ports.choose(None, (ports.AMQP,))
     management_port = ports.choose(None, ports.usual_management(None, port))
     stream_port = ports.choose(None, (ports.STREAMS,))
-    like = AMQP_1_0 if plays.PLAYS[tutorial].protocol else str(DEFAULT)
     with (
         tempfile.TemporaryDirectory(prefix="mqtool-try-") as scratch,
-        embedded_broker(
-            Path(scratch) / "broker", guard, stream_port, like, port=port, management_port=management_port
-        ) as (url, management),
+        embedded_broker(Path(scratch) / "broker", guard, stream_port, port=port, management_port=management_port) as (
+            url,
+            management,
+        ),
     ):
         access = Access(parse_addresses(url), TlsFiles(), management)
         found = choose().addresses()[0]

@@ -240,8 +240,6 @@ def _work_and_forget(
 #: RabbitMQ's default, in seconds. https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout
 DEFAULT_CONSUMER_TIMEOUT = 30 * 60.0
 
-_SUMS = {"done": "done", "retry": "retries", "dead": "dead"}
-
 
 def _work(
     command: str, options: ProgramOptions, named: UsedQueueOptions, receiving: ReceivingOptions, broker: TutorialBroker
@@ -276,10 +274,16 @@ def _work(
                 with consuming(receiving.ready_file, channel, broker.lines.waiting_task):
                     work_through()
             finally:
-                sums = _SUMS | ({"suppressed": "suppressed"} if handled else {})
-                output.status(", ".join(f"{worker.counts[what]:,} {said}" for what, said in sums.items()))
+                output.status(_totals(worker.counts, suppresses=handled is not None))
     if stopping.requested() is None:
         _check_done(worker.counts, queue.name)
+
+
+def _totals(counts: Mapping[str, int], *, suppresses: bool) -> str:
+    """Return the totals of a worker as text. Duplicates are counted if the worker suppresses them."""
+    retries = f"{counts['retry']:,} {'retry' if counts['retry'] == 1 else 'retries'}"
+    suppressed = f", {counts['suppressed']:,} suppressed" if suppresses else ""
+    return f"{counts['done']:,} done, {retries}, {counts['dead']:,} dead{suppressed}"
 
 
 def _check_done(counts: Mapping[str, int], queue: str) -> None:

@@ -101,8 +101,14 @@ def _points(latencies: Latencies) -> str:
 def remarks(result: Result) -> Iterator[str]:
     """Yield warnings about anything that makes the numbers less reliable."""
     plan = result.plan
-    if result.busiest > BUSY:
-        yield f"a client used {result.busiest:.0%} of a CPU: it may be slower than the broker; use more processes"
+    used, waited = result.busiest
+    if used > BUSY:
+        yield f"a client used {used:.0%} of a CPU: it may be slower than the broker; use more processes"
+    elif used + waited > BUSY:
+        yield (
+            f"a client used {used:.0%} of a CPU, and waited for one {waited:.0%} of the time: this machine may be "
+            "slower than the broker; stop other programs, or run bench on another machine"
+        )
     if plan.warm_up and result.confirmed and not result.confirm.count:
         yield "the run ended before its --warm-up was over, so no latencies were measured"
     if result.unsent:

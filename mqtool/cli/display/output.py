@@ -86,9 +86,8 @@ def notice(text: str) -> None:
 def interject(text: str) -> None:
     """Print a notice from a signal handler: unbuffered, since the signal may interrupt another write."""
     if not current().quiet:
-        line = f"\n{text}\n" if is_terminal(2) else f"{text}\n"  # a terminal shows ^C first
         with contextlib.suppress(OSError):  # stderr is closed
-            os.write(2, line.encode())
+            os.write(STDERR, f"{text}\n".encode())
 
 
 def warning(text: str) -> None:

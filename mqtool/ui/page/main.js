@@ -60,7 +60,7 @@ async function read() {
     try {
       const answer = await fetch("events", { headers: { Authorization: `Bearer ${secret}` }, cache: "no-store" });
       if (answer.status === 401) {
-        byId("state").textContent = "This address lacks the secret: open the one that mqtool ui has printed.";
+        byId("state").textContent = "The secret is missing from this address: open the address that mqtool ui printed.";
         return;
       }
       if (!answer.ok) throw new Error(await answer.text());

@@ -122,7 +122,7 @@ function consumerOf(state, name, queue) {
   const id = consumerId(name, queue);
   if (!state.consumers.has(id)) {
     const tag = name === null ? "basic.get" : name.slice(name.lastIndexOf("/") + 1);
-    const label = /^((amq\.)?ctag|stream\.subid-)/.test(tag) ? "some consumer" : tag; // the client chose no tag
+    const label = /^((amq\.)?ctag|stream\.subid-)/.test(tag) ? "unnamed consumer" : tag; // the client chose no tag
     state.consumers.set(id, { id, name, label, queue: queueId(queue), prefetch: 0, isUnknown: true, gone: state.t });
   }
   // Until the topology has it, it is shown only for a while: it may have gone already.

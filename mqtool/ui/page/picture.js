@@ -48,7 +48,7 @@ export function describe(state, id) {
     if (consumer.offset !== undefined)
       return { role: "consumer", name: visible(consumer.label), line: `at offset ${number(consumer.offset)}` };
     if (consumer.gone && !consumer.isUnknown)
-      return { role: "consumer", name: visible(consumer.label), line: "has gone" };
+      return { role: "consumer", name: visible(consumer.label), line: "cancelled or closed" };
     const line = consumer.prefetch ? `prefetch ${number(consumer.prefetch)}` : "consumer";
     return { role: "consumer", name: visible(consumer.label), line };
   }

@@ -311,10 +311,10 @@ export class Play {
       charts: part("section", { id: "charts", "aria-label": "Measurements" }),
     };
     const { title, summary, scene, text, checks, counts, buttons, menu, terminals, charts } = this.parts;
-    this.parts.back = buttonFor("Previous scene", "Show the scene before again (b, or the left arrow)", () =>
+    this.parts.back = buttonFor("Previous scene", "Show the previous scene again (b, or the left arrow)", () =>
       this.back(),
     );
-    this.parts.next = buttonFor("Next", "Go on (n, the right arrow, or Enter)", () => this.next());
+    this.parts.next = buttonFor("Next", "Continue (n, the right arrow, or Enter)", () => this.next());
     this.parts.other = buttonFor("Tutorials", "Choose another tutorial (m)", () => this.toggleMenu());
     this.parts.back.id = "earlier";
     this.parts.next.id = "next";
@@ -409,7 +409,7 @@ export class Play {
     set(parts.counts, "");
     const counts = play && isLatest ? play.counts : [];
     parts.counts.hidden = !counts.length;
-    if (counts.length) parts.counts.append(built("caption", "The count"));
+    if (counts.length) parts.counts.append(built("caption", "Totals"));
     for (const [name, value] of counts) {
       const row = built("tr", undefined, { class: name === "lost" ? "lost" : "" });
       row.append(built("th", name, { scope: "row" }), built("td", value));

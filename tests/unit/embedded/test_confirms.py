@@ -8,7 +8,7 @@ from mqtool.broker.embedded.wire.incoming_publishes import Confirms
 
 
 def settle(data: bytes, open_ones: dict[int, bool]) -> None:
-    """Read confirms as a client does; what they settle has to be open, and be what they say."""
+    """Read confirms as a client does; each must be for an open publish, and of the right kind."""
     while data:
         size, channel, method = frame.unmarshal(data)
         data = data[size:]

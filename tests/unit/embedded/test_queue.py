@@ -35,7 +35,7 @@ class FakeTimer:
 
 
 class FakeClock:
-    """Time that passes when it is told to."""
+    """A clock that tests set."""
 
     def __init__(self) -> None:
         self.time = 1_700_000_000_000

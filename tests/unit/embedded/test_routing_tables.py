@@ -16,7 +16,7 @@ keys = st.lists(words, max_size=6).map(".".join)
 
 
 def by_regular_expression(pattern: str, key: str) -> bool:
-    """What the specification says, in the most obvious way: each `#` takes whole words, dots and all."""
+    """True if a topic pattern matches a key by the equivalent regular expression."""
     parts = pattern.split(".") if pattern else []
     given_words = key.split(".") if key else []
     # One word is anything between two marks that no word contains.

@@ -244,6 +244,20 @@ def test_reply_to_is_an_address_only_from_4_2() -> None:
     assert delivered.properties.reply_to == "q"
 
 
+def test_priorities_that_a_stream_stored_before_4_0_are_lost_from_4_4_on() -> None:
+    """The annotations of RabbitMQ 3 become properties again up to 4.3; 4.4 drops them."""
+    stored = {"x-basic-priority": UInt8(7), "x-basic-delivery-mode": UInt8(2), "x-basic-expiration": "60000"}
+    annotations: Map = {Symbol(name): value for name, value in stored.items()}
+    sections = parse(Amqp10Message(message_annotations=annotations, body=data_section(b"")).encode())
+
+    def read(like: Like) -> tuple[object, ...]:
+        properties = sections.to("", "q", PROFILES[like]).properties
+        return properties.priority, properties.delivery_mode, properties.expiration
+
+    assert read(Like.V4_3) == (7, 2, "60000")
+    assert read(Like.V4_4) == (None, None, None)
+
+
 @pytest.mark.parametrize("is_native", [True, False])
 def test_a_dead_letter_has_its_history_as_annotations(is_native: bool) -> None:
     """A dead letter delivered over AMQP 1.0 has x-opt-deaths and the first and last death as annotations."""

@@ -164,7 +164,7 @@ class Amqp10Session(SessionState):
             case Modified(undeliverable_here=True):
                 self._reject(deliveries)
             case Modified():
-                self._requeue(deliveries, Why.REJECTED if state.delivery_failed else Why.RELEASED)
+                self._requeue(deliveries, Why.FAILED if state.delivery_failed else Why.RELEASED)
 
     def _accept(self, deliveries: Iterable[LinkDelivery]) -> None:
         hooks = self.connection.broker.hooks
@@ -274,16 +274,17 @@ class Amqp10Session(SessionState):
         return True
 
     def check_overdue(self, timeout: float) -> None:
-        """Release deliveries from quorum queues that have been unsettled for longer than `timeout` seconds.
+        """Release deliveries that have been unsettled for longer than their consumer timeout.
 
         RabbitMQ versions before 4.3 have no such limit for AMQP 1.0.
+
+        Args:
+            timeout: the broker's consumer timeout, in seconds. A link's property or the queue may say otherwise.
         """
-        if self.vhost.profile.times_out:
+        if self.vhost.profile.consumer_timeouts != "quorum":
             return
-        limit = self.connection.now() - timeout
-        overdue = {
-            number: each for number, each in self.unsettled.items() if each.at < limit and each.queue.kind == "quorum"
-        }
+        now = self.connection.now()
+        overdue = {number: each for number, each in self.unsettled.items() if each.is_late(timeout, now)}
         for number in overdue:
             del self.unsettled[number]
             self.send(Disposition(SENDER, number, settled=False, state=Released()))

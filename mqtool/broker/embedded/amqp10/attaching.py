@@ -44,7 +44,7 @@ from mqtool.codecs.amqp10_frames import (
     symbols,
 )
 from mqtool.codecs.amqp10_values import Any10, Array, Map, Symbol
-from mqtool.codecs.field_tables import Int32, Table
+from mqtool.codecs.field_tables import Int32, Table, UInt32
 
 _LINK_DETACH = Symbol("link-detach")
 _VOLATILE, _TEMPORARY = Symbol("rabbitmq:volatile-queue"), Symbol("temporary-queue")
@@ -233,4 +233,8 @@ def _queue(session: SessionState, address: Any10) -> BrokerQueue:
 def _arguments(properties: Map) -> Table:
     """Return the consumer arguments in a link's properties."""
     priority = properties.get(Symbol("rabbitmq:priority"))
-    return {"x-priority": priority} if isinstance(priority, Int32) else {}
+    timeout = properties.get(Symbol("rabbitmq:consumer-timeout"))
+    return {
+        **({"x-priority": priority} if isinstance(priority, Int32) else {}),
+        **({"x-consumer-timeout": int(timeout)} if isinstance(timeout, UInt32) else {}),
+    }

@@ -109,6 +109,7 @@ class OutgoingLink:
         # The client may be told that this is the active consumer, but only once it has given credit.
         self._may_tell = queue.kind == "quorum" and session.vhost.profile.tells_active
         self._owes_news = False
+        self._stands_by = False
         self.flow = Credit(session, attach.handle)
         self.largest = attach.max_message_size or 0
         self._sent = 0
@@ -193,11 +194,10 @@ class OutgoingLink:
         self._owes_news, self._may_tell = self._owes_news or self._may_tell, False
         if not self.queue.deleted:
             self.queue.pump()
-        if not self.flow.draining:
-            self._tell_active()
+        told = not self.flow.draining and self._tell_active()
         if self.flow.draining:
             self.finish_drain()
-        elif flow.echo:
+        elif flow.echo and not told:
             self.flow.send(len(self.queue))
 
     def finish_drain(self) -> None:
@@ -212,17 +212,19 @@ class OutgoingLink:
             return
         self.flow.finish_drain(len(self.queue) if self.queue.kind != "stream" else 0, self._news())
 
-    def _tell_active(self) -> None:
-        """Tell the client that this is the active consumer of its queue, unless it already knows."""
+    def _tell_active(self) -> bool:
+        """Tell the client whether this is the active consumer of its queue; return False if it already knows."""
         if (news := self._news()) is not None:
             self.flow.send(len(self.queue), news)
+        return news is not None
 
     def _news(self) -> Map | None:
-        """Return the flow frame properties that announce the active consumer; None if there is nothing to announce."""
-        if not self._owes_news or not self.session.is_open or not self.queue.consumers.is_active(self):
+        """Return the flow frame properties that say if this is the active consumer; None if the client knows it."""
+        is_active = self.queue.consumers.is_active(self)
+        if not self._owes_news or not self.session.is_open or (self._stands_by and not is_active):
             return None
-        self._owes_news = False
-        return {Symbol("rabbitmq:active"): True}
+        self._owes_news, self._stands_by = not is_active, not is_active
+        return {Symbol("rabbitmq:active"): is_active}
 
     def stop(self) -> None:
         """End the consumer, and delete the queue if it was created for this link."""

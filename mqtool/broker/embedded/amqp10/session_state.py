@@ -9,8 +9,9 @@ from typing import Any, NamedTuple, Protocol
 from mqtool.broker.embedded.amqp10.amqp10_socket import Amqp10Socket
 from mqtool.broker.embedded.amqp10.errors10 import INVALID_FIELD, LIMIT_EXCEEDED, WINDOW_VIOLATION, SessionError
 from mqtool.broker.embedded.model.backlog import BacklogEntry
+from mqtool.broker.embedded.model.consumers import QueueConsumer
 from mqtool.broker.embedded.model.protocol_conversion import table_to_091
-from mqtool.broker.embedded.model.queue import BrokerQueue
+from mqtool.broker.embedded.model.queue import BrokerQueue, consumer_timeout
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.codecs.amqp10_frames import (
     RECEIVER,
@@ -66,11 +67,16 @@ class LinkDelivery:
 
     __slots__ = ("at", "entry", "link", "queue")
 
-    def __init__(self, link: object, queue: BrokerQueue, entry: BacklogEntry, at: float) -> None:
+    def __init__(self, link: QueueConsumer, queue: BrokerQueue, entry: BacklogEntry, at: float) -> None:
         self.link = link
         self.queue = queue
         self.entry = entry
         self.at = at
+
+    def is_late(self, default: float, now: float) -> bool:
+        """True if the message has been unsettled for longer than the link's, the queue's or the default timeout."""
+        timeout = consumer_timeout(self.queue, self.link.arguments, default)
+        return timeout is not None and now - self.at > timeout
 
     def modify(self, annotations: Map) -> None:
         """Add annotations to the message. Only quorum queues keep them.

@@ -89,12 +89,15 @@ class MessageProperties:
     Attributes:
         headers: the headers, empty if there are none. Do not change them in place.
         delivery_mode, priority, expiration, user_id, reply_to: as sent; None if absent.
+        plain: True if the permission check and the routing of a message depend only on its exchange and routing key.
 
     Raises:
         ValueError: the properties are cut short, or the headers are not a table.
     """
 
-    __slots__ = ("_data", "_offset", "delivery_mode", "expiration", "headers", "priority", "reply_to", "user_id")
+    __slots__ = (
+        *("_data", "_offset", "delivery_mode", "expiration", "headers", "plain", "priority", "reply_to", "user_id"),
+    )
 
     def __init__(self, data: bytes, offset: int = 0, max_depth: int = DEEPEST) -> None:
         self._data = data
@@ -114,6 +117,10 @@ class MessageProperties:
                 self.priority = data[start]
             elif name in ("expiration", "user_id", "reply_to"):
                 setattr(self, name, data[start + 1 : end].decode(errors="surrogateescape"))
+        self._set_plain()
+
+    def _set_plain(self) -> None:
+        self.plain = not self.headers and self.expiration is self.user_id is self.reply_to is None
 
     def of_another(self, data: bytes, offset: int) -> "MessageProperties":
         """Return the properties at `offset` in `data`, which must differ from these only in the message id."""
@@ -122,6 +129,7 @@ class MessageProperties:
         other.headers, other.expiration = self.headers, self.expiration
         other.delivery_mode, other.priority = self.delivery_mode, self.priority
         other.user_id, other.reply_to = self.user_id, self.reply_to
+        other.plain = self.plain
         return other
 
     def encode(self) -> bytes:
@@ -174,6 +182,7 @@ class MessageProperties:
         copy.headers = self.headers if headers is None else headers
         copy.reply_to = self.reply_to if reply_to is None else reply_to
         copy.expiration = self.expiration if expires else None
+        copy._set_plain()
         return copy
 
 

@@ -71,7 +71,7 @@ class ConnectedClient(Protocol):
         """Resume reading from the connection: the last alarm has ended."""
 
     def check_consumers(self, timeout: float) -> None:
-        """Close each channel that has had a delivery unacknowledged for more than `timeout` seconds."""
+        """Apply the consumer timeouts to unacknowledged deliveries; `timeout` is the broker's, in seconds."""
 
 
 class ReplyConsumer(Protocol):
@@ -139,6 +139,7 @@ class Broker:
         self.hooks: Hooks | None = None
         self.started_at = self.clock.now()
         ledger.when_changed = self._check_memory
+        ledger.quiet_bytes = self.memory_limit
 
     def create_defaults(self) -> None:
         """Create the virtual host `/` and the user guest, as on a new RabbitMQ node."""
@@ -277,6 +278,7 @@ class Broker:
         if name not in self.alarms:
             log.warning("%s alarm set: %s", name, why)
             self.alarms[name] = reason
+            self.ledger.quiet_bytes = -1
 
     @property
     def alarm_reason(self) -> str:
@@ -289,6 +291,7 @@ class Broker:
             log.warning("%s alarm cleared", name)
             del self.alarms[name]
             if not self.alarms:
+                self.ledger.quiet_bytes = self.memory_limit
                 for client in self.clients():
                     client.unblock()
 
@@ -301,7 +304,7 @@ class Broker:
         return [client for clients in self._clients for client in clients]
 
     def check_consumers(self) -> None:
-        """Close each channel that has had a delivery unacknowledged for longer than the consumer timeout."""
+        """Apply the consumer timeouts to the unacknowledged deliveries of all clients."""
         for client in self.clients():
             client.check_consumers(self.consumer_timeout)
 

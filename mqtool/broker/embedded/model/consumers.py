@@ -53,33 +53,34 @@ class Consumers:
         single_active: True if only one consumer, the oldest, gets messages.
 
     Attributes:
+        all: the consumers in the order in which they were added. Only for reading.
         active: the single active consumer, if any.
     """
 
     def __init__(self, *, single_active: bool) -> None:
         self._single_active = single_active
-        self._all: list[QueueConsumer] = []
+        self.all: list[QueueConsumer] = []
         self._turns: dict[int, deque[QueueConsumer]] = {}
         self._descending: list[int] = []
         self.active: QueueConsumer | None = None
 
     def __len__(self) -> int:
-        return len(self._all)
+        return len(self.all)
 
     def __iter__(self) -> Iterator[QueueConsumer]:
-        return iter(self._all)
+        return iter(self.all)
 
     @property
     def exclusive(self) -> bool:
         """True if any consumer is exclusive."""
-        return any(consumer.exclusive for consumer in self._all)
+        return any(consumer.exclusive for consumer in self.all)
 
     def is_active(self, consumer: QueueConsumer) -> bool:
         """Return True if a consumer may get messages. If the queue has a single active consumer, no other one may."""
         return not self._single_active or consumer is self.active
 
     def add(self, consumer: QueueConsumer) -> None:
-        self._all.append(consumer)
+        self.all.append(consumer)
         self._turns.setdefault(consumer.priority, deque()).append(consumer)
         self._descending = sorted(self._turns, reverse=True)
         if self._single_active and self.active is None:
@@ -87,23 +88,23 @@ class Consumers:
 
     def remove(self, consumer: QueueConsumer) -> bool:
         """Remove a consumer; return False if it does not consume from this queue."""
-        if consumer not in self._all:
+        if consumer not in self.all:
             return False
-        self._all.remove(consumer)
+        self.all.remove(consumer)
         turns = self._turns[consumer.priority]
         turns.remove(consumer)
         if not turns:
             del self._turns[consumer.priority]
             self._descending = sorted(self._turns, reverse=True)
         if self.active is consumer:
-            self.active = self._all[0] if self._all else None
+            self.active = self.all[0] if self.all else None
             if self.active is not None:
                 self.active.ready()  # a consumer that has become the active one may tell its client
         return True
 
     def clear(self) -> list[QueueConsumer]:
         """Remove all consumers and return them."""
-        gone, self._all, self._turns, self._descending = self._all, [], {}, []
+        gone, self.all, self._turns, self._descending = self.all, [], {}, []
         self.active = None
         return gone
 
@@ -111,8 +112,9 @@ class Consumers:
         """Choose the consumer for the next message, in turn; return None if no consumer can take one now."""
         if self._single_active:
             return self.active if self.active is not None and self.active.ready() else None
-        if len(self._all) == 1:
-            return self._all[0] if self._all[0].ready() else None
+        if len(self.all) == 1:
+            only = self.all[0]
+            return only if only.ready() else None
         for priority in self._descending:
             turns = self._turns[priority]
             for _ in range(len(turns)):

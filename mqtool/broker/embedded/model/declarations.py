@@ -63,6 +63,8 @@ def check_queue(declared: QueueDeclaration, vhost: str, profile: Profile) -> Non
         raise precondition_failed(f"invalid type '{kind}' for arg 'x-dead-letter-exchange' in {where}")
     kind = str(arguments.get("x-queue-type", "classic"))
     supported = SUPPORTED.get(kind, ("x-queue-type",))
+    if profile.classic_locator:
+        supported = (*supported, "x-queue-leader-locator")
     for argument, check in QUEUE_ARGUMENTS.items():
         is_checked = argument != "x-queue-mode" or profile.checks_queue_mode
         if argument not in arguments or argument not in supported or not is_checked:
@@ -92,11 +94,19 @@ def _check_by_version(kind: str, where: str, profile: Profile, arguments: Table)
         raise precondition_failed(f"invalid arg 'x-queue-version' for {where}: \"{what}\"")
     if not profile.delayed_retry:
         return
-    for argument in ("x-delayed-retry-type", "x-delayed-retry-min", "x-delayed-retry-max", "x-consumer-timeout"):
+    for argument in ("x-delayed-retry-type", "x-delayed-retry-min", "x-delayed-retry-max"):
         if argument in arguments and kind != "quorum":
             raise precondition_failed(f"invalid arg '{argument}' for {where} of queue type rabbit_{kind}_queue")
-    if (wrong := integer(arguments.get("x-consumer-timeout", 0), arguments)) is not None:
-        raise precondition_failed(f"invalid arg 'x-consumer-timeout' for {where}: {wrong}")
+    if TIMEOUT in arguments:
+        _check_timeout(kind, where, arguments)
+
+
+def _check_timeout(kind: str, where: str, arguments: Table) -> None:
+    """Check the consumer timeout of a queue or a consumer, as RabbitMQ does from 4.3 on."""
+    if kind != "quorum":
+        raise precondition_failed(f"invalid arg '{TIMEOUT}' for {where} of queue type rabbit_{kind}_queue")
+    if (wrong := integer(arguments[TIMEOUT], arguments)) is not None:
+        raise precondition_failed(f"invalid arg '{TIMEOUT}' for {where}: {wrong}")
 
 
 def _check_replicated(kind: str, where: str, declared: QueueDeclaration) -> None:
@@ -216,6 +226,8 @@ CONSUMER_ARGUMENTS: dict[str, Check] = {
     "x-priority": lambda value, _: None if is_integer(value) else f'"expected integer, got {type_name(value)}"',
     "x-cancel-on-ha-failover": boolean,
 }
+#: An argument that RabbitMQ knows from 4.3 on, and accepts for quorum queues only.
+TIMEOUT = "x-consumer-timeout"
 
 _FILTERS = ("x-stream-filter", "x-stream-match-unfiltered")
 _CONSUMERS_HAVE = {
@@ -236,6 +248,8 @@ def check_consumer(queue: BrokerQueue, arguments: Table, *, prefetch: int, no_ac
     for argument, check in CONSUMER_ARGUMENTS.items():
         if argument in arguments and (wrong := check(arguments[argument], arguments)) is not None:
             raise precondition_failed(f"invalid arg '{argument}' for {where}: {wrong}")
+    if TIMEOUT in arguments and queue.profile.consumer_timeouts == "quorum":
+        _check_timeout(queue.kind, where, arguments)
     if not is_stream:
         return
     if not prefetch:

@@ -21,7 +21,7 @@ from mqtool.message import MAX_DEPTH
 #: The memory of a message that is paged out, in bytes: an integer in a deque.
 _PAGED_OUT = 40
 
-#: Stored messages are paged out while more bytes than this are held in memory.
+#: The default of `Ledger.roomy_bytes`.
 _ROOMY = 32 * 1024 * 1024
 
 #: The default memory limit, as a fraction of the available memory.
@@ -194,11 +194,13 @@ class Ledger:
 
     Attributes:
         held_bytes: the memory that messages and clients take, in bytes.
-        when_changed: called with held_bytes after each change.
+        quiet_bytes: while held_bytes is not above this, changes are not reported.
+        when_changed: called with held_bytes after each other change.
         group: the number of the next group of changes. All changes in a group are written to disk together.
         definitions_saved: the number of definitions saved or deleted so far, including those in the next group.
         on_disk: True if the ledger writes to disk.
         directory: the data directory; if there is none, the directory whose free disk space is checked.
+        roomy_bytes: stored messages are paged out while more bytes than this are held in memory.
     """
 
     on_disk: ClassVar[bool] = False
@@ -206,8 +208,10 @@ class Ledger:
 
     def __init__(self) -> None:
         self.held_bytes = 0
+        self.roomy_bytes = _ROOMY
         self.group = 1
         self.definitions_saved = 0
+        self.quiet_bytes = -1
         self.when_changed: Callable[[int], None] = lambda _: None
         self._paged_out_bytes = 0
         self._position = 0
@@ -219,7 +223,8 @@ class Ledger:
         """Create the entry for a new message in a queue or a delayed exchange, and count its memory."""
         self._position = position = self._position + 1
         self.held_bytes = held = self.held_bytes + of_message(message)
-        self.when_changed(held)
+        if held > self.quiet_bytes:
+            self.when_changed(held)
         return BacklogEntry(message, position, expires_at)
 
     def hold(self, entry: BacklogEntry) -> None:
@@ -228,10 +233,11 @@ class Ledger:
 
     def drop(self, entry: BacklogEntry) -> None:
         """Stop counting the memory of a message that has left its queue, and delete any copy of it on disk."""
-        self.held_bytes -= of_message(entry.message)
+        self.held_bytes = held = self.held_bytes - of_message(entry.message)
         if entry.row:
             self.removed(entry.row)
-        self.when_changed(self.held_bytes)
+        if held > self.quiet_bytes:
+            self.when_changed(held)
 
     def set_aside(self, entry: BacklogEntry) -> None:
         """Stop counting the memory of a message, but keep any copy on disk. It cannot be processed, or changes."""
@@ -245,7 +251,7 @@ class Ledger:
     def page_out(self, entry: BacklogEntry) -> bool:
         """Page out a stored message if memory is short. If True is returned, the caller must keep only `entry.row`."""
         # A dead letter would be read back as an ordinary Message.
-        if self.held_bytes - self._paged_out_bytes <= _ROOMY or isinstance(entry.message, Dead):
+        if self.held_bytes - self._paged_out_bytes <= self.roomy_bytes or isinstance(entry.message, Dead):
             return False
         self.held_bytes -= of_message(entry.message)
         self._page(_PAGED_OUT)
@@ -265,7 +271,8 @@ class Ledger:
     def hold_bytes(self, by: int) -> None:
         """Count memory that holds messages or other data of clients; `by` is negative for freed memory."""
         self.held_bytes += by
-        self.when_changed(self.held_bytes)
+        if self.held_bytes > self.quiet_bytes:
+            self.when_changed(self.held_bytes)
 
     def save(self, kind: str, names: Sequence[str | bytes], value: Table) -> None:
         """Store a definition.

@@ -8,13 +8,17 @@ from mqtool import __version__
 
 
 class Like(StrEnum):
-    """The names of the profiles. 4.3 means 4.3.6; 4.3.5 means 4.3.0 to 4.3.5, which refuse transient queues."""
+    """The names of the profiles. 4.3 means 4.3.6; 4.3.5 means 4.3.0 to 4.3.5, which refuse transient queues.
+
+    The newest one is the last.
+    """
 
     V3_10 = "3.10"
     V4_0 = "4.0"
     V4_2 = "4.2"
     V4_3_5 = "4.3.5"
     V4_3 = "4.3"
+    V4_4 = "4.4"
 
 
 class Profile(NamedTuple):
@@ -54,7 +58,8 @@ class Profile(NamedTuple):
         most_wildcards: the maximum number of `#` in a binding key of a topic exchange; None for no limit.
         strict_numbers: True if a headers exchange distinguishes integers, decimals and timestamps of equal value.
         streams_take_nacks: True if a consumer of a stream may send basic.nack.
-        times_out: True if the consumer timeout applies to all queues, False if only to quorum queues.
+        consumer_timeouts: the consumer timeouts that exist: `broker` (one for all queues), `queues` (also of queues, by
+            argument or policy), or `quorum` (of quorum queues only, and also of consumers).
         returns_replies: True if a mandatory direct reply is returned to its publisher when the recipient is gone.
         lost_commit: what the broker closes if a queue is deleted before a message for it is committed (tx.commit).
         exact_body: True if a body longer than its content header announces is reported with a specific error text.
@@ -66,6 +71,10 @@ class Profile(NamedTuple):
             sources. If not, such an error ends the session.
         tells_active: True if AMQP 1.0 consumers of quorum queues are told whether they are the active ones.
         filters_messages: True if AMQP 1.0 consumers of streams can filter messages by properties or with SQL.
+        restores_basic: True if the annotations `x-basic-delivery-mode`, `-priority` and `-expiration`, which streams of
+            3.13 and earlier contain, become properties again.
+        counts_failures: True if a classic queue counts the deliveries that an AMQP 1.0 client declares to have failed.
+        classic_locator: True if a classic queue may have the argument `x-queue-leader-locator`.
         addresses_replies: True if reply-to is converted between the name of a queue and its AMQP 1.0 address.
     """
 
@@ -97,7 +106,7 @@ class Profile(NamedTuple):
     most_wildcards: int | None = None
     strict_numbers: bool = False
     streams_take_nacks: bool = False
-    times_out: bool = True
+    consumer_timeouts: Literal["broker", "queues", "quorum"] = "broker"
     returns_replies: bool = True
     lost_commit: Literal["nothing", "channel", "connection"] = "nothing"
     exact_body: bool = False
@@ -109,6 +118,9 @@ class Profile(NamedTuple):
     tells_active: bool = False
     filters_messages: bool = False
     addresses_replies: bool = False
+    restores_basic: bool = True
+    counts_failures: bool = False
+    classic_locator: bool = False
 
 
 # The stream listener supports the commands of 3.13, and clients choose commands by the server's version.
@@ -126,6 +138,8 @@ _4_0 = Profile(
     checks_copies=True,
     reads_offsets=True,
     trusts_deaths=False,
+    consumer_timeouts="queues",
+    classic_locator=True,
     strict_numbers=True,
     streams_take_nacks=True,
     lost_commit="channel",
@@ -157,19 +171,25 @@ _4_3 = _4_2._replace(
     passive_configures=True,
     global_prefetch=False,
     most_wildcards=2,
-    times_out=False,
+    consumer_timeouts="quorum",
+    counts_failures=True,
     delayed_exchanges=False,
     hides_vhosts=True,
 )
+# From its release notes: no package of 4.4 was at hand to ask.
+_4_4 = _4_3._replace(version="4.4.1", restores_basic=False)
 
-DEFAULT = Like.V3_10
+#: The version for `broker up` with every kind of broker (docker-compose.yml starts it too), for plays and for tests: it
+#: speaks AMQP 1.0, and still has what older tutorials use, which 4.3 refuses: transient queues and a global prefetch.
+DEFAULT = Like.V4_2
 
 PROFILES = {
-    DEFAULT: _3_10,
+    Like.V3_10: _3_10,
     Like.V4_0: _4_0,
     Like.V4_2: _4_2,
     Like.V4_3_5: _4_3._replace(version="4.3.5", transient_queues=False),
     Like.V4_3: _4_3,
+    Like.V4_4: _4_4,
 }
 
 

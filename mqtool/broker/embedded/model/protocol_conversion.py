@@ -165,11 +165,12 @@ def properties_to_091(
     Args:
         encoded: True if the body is an AMQP 1.0 value or sequence, which is kept encoded.
     """
+    of_3_13 = annotations if profile.restores_basic else {}
     found: dict[str, bytes | None] = {
         "content_type": _short(properties.content_type),
         "content_encoding": _short(properties.content_encoding),
         "reply_to": _reply_to_091(properties.reply_to, profile),
-        "expiration": _short(annotations.get(Symbol("x-basic-expiration"))),
+        "expiration": _short(of_3_13.get(Symbol("x-basic-expiration"))),
         "type": ENCODED_BODY.encode() if encoded else _short(annotations.get(_X_TYPE)),
         "user_id": _user_id(properties.user_id),
         "app_id": _short(properties.group_id),
@@ -179,7 +180,7 @@ def properties_to_091(
     if header.ttl is not None:
         found["expiration"] = str(int(header.ttl)).encode()
     fields = {name: encode_short(raw) for name, raw in (found | ids).items() if raw is not None}
-    fields |= _numbers_to_091(header, annotations, properties)
+    fields |= _numbers_to_091(header, of_3_13, properties)
     if headers:
         fields["headers"] = encode_table(headers)
     return MessageProperties.of(fields)

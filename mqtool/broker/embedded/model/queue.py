@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import ClassVar
 
-from mqtool.broker.embedded.model.amqp_message import BrokerMessage
+from mqtool.broker.embedded.model.amqp_message import PERSISTENT, BrokerMessage
 from mqtool.broker.embedded.model.applied_policies import NOTHING, Applied
 from mqtool.broker.embedded.model.backlog import BacklogEntry, new_backlog
 from mqtool.broker.embedded.model.clock import Alarm, Clock, Timetable
@@ -15,7 +15,7 @@ from mqtool.broker.embedded.model.exchange import BrokerBinding
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Profile
 from mqtool.broker.embedded.model.queue_arguments import Options
-from mqtool.codecs.field_tables import Table
+from mqtool.codecs.field_tables import Table, Value
 
 #: The delay, in milliseconds, before a dead letter that no queue accepted is published again (at-least-once strategy).
 RETRY_DEAD_LETTERS = 180_000
@@ -27,11 +27,12 @@ _EXPIRED_AT_ONCE = 25
 class Why(Enum):
     """The reason for requeueing a message.
 
-    RETURNED: basic.nack or basic.recover. REJECTED: basic.reject, or a failed delivery in AMQP 1.0. LOST: the end of a
-    channel or session, or an AMQP 1.0 delivery not settled in time. RELEASED: an AMQP 1.0 release or link detachment.
+    RETURNED: basic.nack or basic.recover. REJECTED: basic.reject. FAILED: a failed delivery in AMQP 1.0, which classic
+    queues count too in some versions. LOST: the end of a channel or session, or a delivery not settled in time.
+    RELEASED: an AMQP 1.0 release or link detachment.
     """
 
-    RETURNED, REJECTED, LOST, RELEASED = range(4)
+    RETURNED, REJECTED, FAILED, LOST, RELEASED = range(5)
 
 
 class Outcome(Enum):
@@ -122,15 +123,16 @@ class BrokerQueue:
             if options.overflow == "reject-publish-dlx":
                 self.dead_letter(self, message, "maxlen", lambda _: None)
             return False, False
-        ttl = options.time_to_live(message.properties.expiration)
+        properties = message.header.properties
+        ttl = options.message_ttl if properties.expiration is None else options.time_to_live(properties.expiration)
         entry = self.ledger.enter(message, None if ttl is None else self.clock.now() + ttl)
         if self.watcher is not None and id(message) in self.watcher.publishing:
             self.watcher.entered(self, message, entry.position)
-        if self.stored and (message.persistent or self.kind == "quorum"):
+        if self.stored and (properties.delivery_mode == PERSISTENT or self.kind == "quorum"):
             self.ledger.added(self.key, entry)
         # Read the row now: delivery to a consumer with automatic acknowledgement deletes the message.
         stored = entry.row != 0
-        has_consumers = len(self.consumers) > 0
+        has_consumers = bool(self.consumers.all)
         if has_consumers and not len(backlog):
             # Hot path: if a consumer is waiting, the message bypasses the backlog.
             consumer = self.consumers.next_ready()
@@ -224,16 +226,17 @@ class BrokerQueue:
     def pump(self) -> None:
         """Remove expired messages, and deliver ready ones to the consumers that can take them."""
         backlog, consumers = self.backlog, self.consumers
-        if not len(consumers):
+        if not consumers.all:
             if self._expiring:
                 self._expire()
             return
+        next_ready = consumers.next_ready
         while True:
             if self._expiring:
                 self._drop_expired()
             if not len(backlog):
                 return
-            consumer = consumers.next_ready()
+            consumer = next_ready()
             if consumer is None:
                 if self._expiring:
                     self._arm_expiry()
@@ -315,6 +318,7 @@ class BrokerQueue:
             elif self.kind == "quorum":
                 self._requeue_in_quorum(entry, why)
             else:
+                entry.delivery_count += why is Why.FAILED and self.profile.counts_failures
                 self.backlog.put_back(entry)
         if not self.deleted:
             self.pump()
@@ -323,7 +327,7 @@ class BrokerQueue:
     def _requeue_in_quorum(self, entry: BacklogEntry, why: Why) -> None:
         """Requeue a message, immediately or after a delay, or dead-letter it if it has exceeded the delivery limit."""
         entry.acquired_count += 1
-        failed = why in (Why.REJECTED, Why.LOST) or (why is Why.RETURNED and self.profile.nack_counts)
+        failed = why in (Why.REJECTED, Why.FAILED, Why.LOST) or (why is Why.RETURNED and self.profile.nack_counts)
         entry.delivery_count += failed
         limit, retry = self.options.delivery_limit, self.options.retry
         if limit is not None and entry.delivery_count > limit:
@@ -420,3 +424,18 @@ def cancel_links(queue: BrokerQueue) -> None:
         consumer.cancelled()
     for tell in list(queue.publishers):
         tell()
+
+
+def consumer_timeout(queue: BrokerQueue, arguments: Table, default: float) -> float | None:
+    """Return how long a consumer may leave a message unacknowledged, in seconds; None for any time.
+
+    Args:
+        arguments: the consumer's.
+        default: the broker's consumer timeout, in seconds.
+    """
+    limit: Value = queue.options.consumer_timeout
+    if queue.profile.consumer_timeouts == "quorum":
+        if queue.kind != "quorum":
+            return None
+        limit = arguments.get("x-consumer-timeout", limit)
+    return limit / 1000 if isinstance(limit, int) else default

@@ -69,6 +69,7 @@ class Options:
     segment_bytes: int | None = None
     at_least_once: bool = False
     retry: Retry | None = None
+    consumer_timeout: int | None = None
 
     @classmethod
     def of(cls, arguments: Table, policy: Table = NO_POLICY, profile: Profile = PROFILES[DEFAULT]) -> "Options":
@@ -110,6 +111,7 @@ class Options:
             )
             if profile.delayed_retry
             else None,
+            consumer_timeout=None if profile.consumer_timeouts == "broker" else integer("consumer-timeout"),
         )
 
     @property

@@ -74,6 +74,11 @@ class Publication(NamedTuple):
     stored: bool
 
 
+#: What almost all publishes result in. Making a tuple for each message would take 4 % of the time to publish it.
+_STORED = Publication(routed=True, accepted=True, stored=True)
+_IN_MEMORY = Publication(routed=True, accepted=True, stored=False)
+
+
 class VirtualHost:
     """A virtual host: a namespace of exchanges and queues.
 
@@ -288,6 +293,8 @@ class VirtualHost:
                 if not taken and self.watcher is not None:
                     self.watcher.refused(queue, routing.message)
                 accepted, stored = accepted and taken, stored or written
+        if routed and accepted:
+            return _STORED if stored else _IN_MEMORY
         return Publication(routed, accepted, stored)
 
     def route(

@@ -22,7 +22,7 @@ _HANDSHAKE_SECONDS = 10.0
 _LOGGED_CHARACTERS = 500
 
 #: If more bytes than this are unsent, the broker stops reading from a client, and stops handling frames already read.
-_UNSENT_LIMIT = 16 * 1024 * 1024
+UNSENT_LIMIT = 16 * 1024 * 1024
 
 #: After handling frames of one client for this many seconds, the broker serves other clients first.
 _TURN_SECONDS = 0.01
@@ -50,6 +50,7 @@ class PacedSocket(asyncio.Protocol, ABC):
         blocked: True while the broker does not read from the client because of an alarm.
         writable: True if more deliveries can be sent to the client.
         received_bytes, sent_bytes: total bytes in each direction.
+        now: returns the time on the event loop's clock, in seconds.
     """
 
     enough_out: ClassVar[int]
@@ -61,6 +62,7 @@ class PacedSocket(asyncio.Protocol, ABC):
         self.writable = True
         self.received_bytes = self.sent_bytes = 0
         self._loop = asyncio.get_running_loop()
+        self.now = self._loop.time
         self._clock = clock
         self._turn_ends = 0.0
         self._waits = False
@@ -125,7 +127,7 @@ class PacedSocket(asyncio.Protocol, ABC):
         self._have = len(data)
         if self._have > _FEW_BYTES:
             self.count_held()
-        if self._steps is not None or (self._has_whole_frames and self._out_bytes <= _UNSENT_LIMIT):
+        if self._steps is not None or (self._has_whole_frames and self._out_bytes <= UNSENT_LIMIT):
             self._wait()
 
     @property
@@ -134,7 +136,7 @@ class PacedSocket(asyncio.Protocol, ABC):
 
         The current frame takes more than one turn, the turn is over, or more than 16 MiB of output wait for the flush.
         """
-        return self._steps is not None or self._out_bytes > _UNSENT_LIMIT or self._clock.elapsed() > self._turn_ends
+        return self._steps is not None or self._out_bytes > UNSENT_LIMIT or self._clock.elapsed() > self._turn_ends
 
     def work(self, steps: Iterator[object]) -> None:
         """Handle a frame that may take long, in as many turns as necessary. The frames after it wait.
@@ -182,7 +184,7 @@ class PacedSocket(asyncio.Protocol, ABC):
         """Pause reading if the client is blocked or has too much unread output; otherwise resume reading."""
         if self.transport.is_closing():
             return
-        if self._waits or not self.may_read or self.transport.get_write_buffer_size() > _UNSENT_LIMIT:
+        if self._waits or not self.may_read or self.transport.get_write_buffer_size() > UNSENT_LIMIT:
             self.transport.pause_reading()
             return
         self.transport.resume_reading()
@@ -252,10 +254,6 @@ class PacedSocket(asyncio.Protocol, ABC):
         if not self.writable and not self._paused:
             self.writable = True
             self.may_send()
-
-    def now(self) -> float:
-        """Return the time on the event loop's clock, in seconds."""
-        return self._loop.time()
 
     def heard(self) -> None:
         """Record the time at which the client sent something, for the heartbeat check."""
@@ -348,7 +346,7 @@ class ClientSocket(PacedSocket):
     @property
     def takes_replies(self) -> bool:
         """True if at most 16 MiB of unsent output and incomplete input are held for the client."""
-        return self._out_bytes + self._held_by_socket <= _UNSENT_LIMIT
+        return self._out_bytes + self._held_by_socket <= UNSENT_LIMIT
 
     @property
     def name(self) -> str:

@@ -210,9 +210,9 @@ class Storage(Ledger):
 
     def added(self, holder: int, entry: BacklogEntry) -> None:
         entry.row = row = entry.position
-        message = entry.message
-        self._next.added[row] = (row, holder, entry.expires_at, entry.delivery_count, 0, *message.stored())
-        self._log_bytes += len(message.body)
+        address, header, body = entry.message.stored()
+        self._next.added[row] = (row, holder, entry.expires_at, entry.delivery_count, 0, address, header, body)
+        self._log_bytes += len(body)
         if self._scheduled is None:
             self._schedule()
 

@@ -75,6 +75,7 @@ class BrokerChannel:
         self.last_queue: str | None = None
         self.replies: ChannelReplyConsumer | None = None
         self.route: PublishRoute | None = None
+        self._confirms_soon = False
 
     def counts(self) -> dict[str, int]:
         """Count the messages published, confirmed and delivered on this channel, under the management API's names."""
@@ -98,7 +99,7 @@ class BrokerChannel:
         """Confirm the latest publish, or nack it if not `accepted`; if `stored`, only once the message is on disk."""
         if not stored:
             confirms.published_one(accepted=accepted)
-            self.session.confirm_soon(self.write_confirms)
+            self._confirm_soon()
             return
         ledger = self.session.broker.ledger
         if confirms.published_one(accepted=accepted, group=ledger.group):
@@ -107,10 +108,16 @@ class BrokerChannel:
     def _committed(self) -> None:
         assert self.confirms is not None
         self.confirms.committed_group()
-        self.session.confirm_soon(self.write_confirms)
+        self._confirm_soon()
+
+    def _confirm_soon(self) -> None:
+        if not self._confirms_soon:
+            self._confirms_soon = True
+            self.session.confirm_soon(self.write_confirms)
 
     def write_confirms(self) -> None:
         """Send the confirms that are due."""
+        self._confirms_soon = False
         if self.state == "open" and self.confirms is not None and (data := self.confirms.take(self.number)):
             hooks = self.session.broker.hooks
             if hooks is None:

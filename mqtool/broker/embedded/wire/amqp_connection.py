@@ -22,7 +22,7 @@ from mqtool.broker.embedded.model.amqp_errors import (
 )
 from mqtool.broker.embedded.model.broker import Broker, check_channels
 from mqtool.broker.embedded.model.footprint import CHANNEL, DELIVERY
-from mqtool.broker.embedded.sockets.client_socket import ClientSocket
+from mqtool.broker.embedded.sockets.client_socket import UNSENT_LIMIT, ClientSocket
 from mqtool.broker.embedded.sockets.listener import Connections
 from mqtool.broker.embedded.wire import amqp_frames as frames
 from mqtool.broker.embedded.wire import basic_methods, topology_methods
@@ -67,7 +67,7 @@ class BrokerConnection(AmqpSession):
         self.turn += 1
         size = len(data)
         offset = self._take_protocol_header(data) if self.state == "header" else 0
-        unpack = frames.FRAME_HEADER.unpack_from
+        unpack, elapsed = frames.FRAME_HEADER.unpack_from, self._clock.elapsed
         while size - offset >= _FRAME_HEAD:
             kind, number, length = unpack(data, offset)
             # Like RabbitMQ, compare only the payload's size, without the frame header and end mark.
@@ -87,7 +87,8 @@ class BrokerConnection(AmqpSession):
                 after = self._receive_publish(number, data, start, end)
                 if after:
                     offset = after
-                    if self.must_pause:
+                    # As `must_pause`: a publish is never handled in several turns.
+                    if self._out_bytes > UNSENT_LIMIT or elapsed() > self._turn_ends:
                         break
                     continue
             self.turn += 1
@@ -176,7 +177,7 @@ class BrokerConnection(AmqpSession):
             The offset after the body; 0 if the publish must be handled frame by frame.
         """
         channel = self.channels.get(number)
-        if channel is None or channel.state != "open" or channel.content.due or self.broker.alarms:
+        if channel is None or channel.state != "open" or self.broker.alarms:
             return 0
         whole = channel.content.whole(data, start, end, number, self.frame_max)
         if whole is None:
@@ -258,13 +259,14 @@ class BrokerConnection(AmqpSession):
         super().unblock()
 
     def check_consumers(self, timeout: float) -> None:
-        """Close each channel that has a delivery unacknowledged for longer than `timeout` seconds."""
+        """Apply the consumer timeouts; `timeout` is the broker's, in seconds (see Deliveries.time_out)."""
         for channel in list(self.channels.values()):
-            if channel.deliveries.overdue(timeout):
+            used = channel.deliveries.time_out(timeout)
+            if used is not None:
                 channel.close(
                     precondition_failed(
                         f"delivery acknowledgement on channel {channel.number} timed out. Timeout value used: "
-                        f"{int(timeout * 1000)} ms. This timeout value can be configured, see consumers doc guide to "
+                        f"{used} ms. This timeout value can be configured, see consumers doc guide to "
                         "learn more"
                     ),
                     0,

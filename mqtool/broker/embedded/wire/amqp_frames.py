@@ -46,6 +46,8 @@ _GET_OK = b"\x00\x3c\x00\x47"
 _RETURN = b"\x00\x3c\x00\x32"
 _ACK_FRAME = struct.Struct(">BHIHHQBB")
 _TAG = struct.Struct(">QB")
+#: The size of an encoded basic.deliver without its consumer tag, exchange and routing key.
+_DELIVER_SIZE = len(_DELIVER) + _TAG.size
 
 
 def method_frame(channel: int, payload: bytes) -> bytes:
@@ -63,12 +65,9 @@ def _content(channel: int, method: bytes, message: BrokerMessage, frame_max: int
         header,
     ]
     size, most = len(body), frame_max - FRAME_OVERHEAD
-    if 0 < size <= most:
-        parts += (BETWEEN.pack(0xCE, BODY, channel, size), body)
-    else:
-        for start in range(0, size, most):
-            chunk = body[start : start + most]
-            parts += (BETWEEN.pack(0xCE, BODY, channel, len(chunk)), chunk)
+    for start in range(0, size, most):
+        chunk = body[start : start + most]
+        parts += (BETWEEN.pack(0xCE, BODY, channel, len(chunk)), chunk)
     parts.append(FRAME_END)
     return b"".join(parts)
 
@@ -77,8 +76,26 @@ def deliver(
     channel: int, consumer_tag: bytes, delivery_tag: int, message: BrokerMessage, frame_max: int, *, redelivered: bool
 ) -> bytes:
     """Encode basic.deliver with its content. `consumer_tag` is an encoded short string."""
-    method = _DELIVER + consumer_tag + _TAG.pack(delivery_tag, redelivered) + message.address
-    return _content(channel, method, message, frame_max)
+    header, body, address = message.header.raw, message.body, message.address
+    size = len(body)
+    if not 0 < size <= frame_max - FRAME_OVERHEAD:
+        method = _DELIVER + consumer_tag + _TAG.pack(delivery_tag, redelivered) + address
+        return _content(channel, method, message, frame_max)
+    # Hot path: the body is a single frame.
+    return b"".join(
+        (
+            FRAME_HEADER.pack(METHOD, channel, _DELIVER_SIZE + len(consumer_tag) + len(address)),
+            _DELIVER,
+            consumer_tag,
+            _TAG.pack(delivery_tag, redelivered),
+            address,
+            BETWEEN.pack(0xCE, HEADER, channel, len(header)),
+            header,
+            BETWEEN.pack(0xCE, BODY, channel, size),
+            body,
+            FRAME_END,
+        )
+    )
 
 
 def get_ok(

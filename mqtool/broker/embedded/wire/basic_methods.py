@@ -45,15 +45,15 @@ _INTEGER = re.compile(r"[+-]?[0-9]+")
 
 def publish(channel: BrokerChannel, message: BrokerMessage) -> None:
     """Publish a complete message, or add the message to the channel's transaction."""
-    if channel.content.immediate:
+    content, route = channel.content, channel.route
+    if content.immediate:
         raise ConnectionException(NOT_IMPLEMENTED, "immediate=true")
-    mandatory = channel.content.mandatory
-    route = channel.route
+    mandatory = content.mandatory
     if (
         route is not None
         and route.turn == channel.session.turn
         and route.address is message.address
-        and _is_plain(message)
+        and message.header.properties.plain
     ):
         _count(channel, route.exchange)
         routing: Routing | None = Routing(message, route.queues)
@@ -65,12 +65,6 @@ def publish(channel: BrokerChannel, message: BrokerMessage) -> None:
     publication = perform(channel, message, routing, mandatory=mandatory)
     if channel.confirms is not None:
         channel.settle_publish(channel.confirms, accepted=publication.accepted, stored=publication.stored)
-
-
-def _is_plain(message: BrokerMessage) -> bool:
-    """True if the permission check and the routing of a message depend only on its exchange and routing key."""
-    properties = message.header.properties
-    return not properties.headers and properties.expiration is properties.user_id is properties.reply_to is None
 
 
 def _count(channel: BrokerChannel, exchange: BrokerExchange) -> None:
@@ -102,7 +96,7 @@ def _checked_routing(channel: BrokerChannel, message: BrokerMessage) -> Routing 
     else:
         _count(channel, exchange)
         routing = channel.vhost.route(exchange, message)
-        if not channel.vhost.tracing and _is_plain(message):
+        if not channel.vhost.tracing and message.header.properties.plain:
             channel.route = PublishRoute(session.turn, message.address, exchange, routing.queues)
     if channel.vhost.tracing:
         trace_published(channel.session, channel.number, message, routing)

@@ -11,11 +11,14 @@ from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.consumers import delivery_counts
 from mqtool.broker.embedded.model.firehose import trace_delivered
 from mqtool.broker.embedded.model.footprint import CONSUMER, of_value
-from mqtool.broker.embedded.model.queue import BrokerQueue, Why
+from mqtool.broker.embedded.model.queue import BrokerQueue, Why, consumer_timeout
 from mqtool.broker.embedded.wire import amqp_frames as frames
 from mqtool.broker.embedded.wire.amqp_frames import encode_method, short_string
 from mqtool.broker.embedded.wire.amqp_session import AmqpSession
 from mqtool.codecs.field_tables import Table
+
+#: 10,000 unacknowledged deliveries are checked for the consumer timeout at most once a second.
+_CHECK_SECONDS_PER_DELIVERY = 0.0001
 
 
 class ChannelSubscription:
@@ -47,6 +50,7 @@ class ChannelSubscription:
         self.unacked = 0
         self._deliveries = deliveries
         self._session = deliveries.session
+        self._is_of_stream = queue.kind == "stream"
 
     @property
     def name(self) -> str:
@@ -72,14 +76,14 @@ class ChannelSubscription:
         tag = channel.last_tag = channel.last_tag + 1
         if not self.no_ack:
             # A stream keeps its messages, so unacknowledged ones need not be held in memory as well.
-            is_kept = self.queue.kind == "stream" and session.broker.hooks is None
+            is_kept = self._is_of_stream and session.broker.hooks is None
             channel.unacked[tag] = ChannelDelivery(self.queue, _FORGOTTEN if is_kept else entry, self, session.now())
             self.unacked += 1
             channel.global_unacked += 1
         elif session.broker.hooks is not None:
             session.broker.hooks.acknowledge(self.queue, entry)
         watcher = self.queue.watcher
-        if watcher is not None and (entry.position in watcher.shown or self.queue.kind == "stream"):
+        if watcher is not None and (entry.position in watcher.shown or self._is_of_stream):
             watcher.delivered(self.queue, entry, self, no_ack=self.no_ack)
         message = _counted(entry, session) if entry.acquired_count else entry.message
         session.write(
@@ -117,6 +121,11 @@ class ChannelDelivery:
         self.subscription = subscription
         self.at = at
 
+    def timeout(self, default: float) -> float | None:
+        """Return how long the message may stay unacknowledged, in seconds; None for any time."""
+        arguments = self.subscription.arguments if self.subscription is not None else {}
+        return consumer_timeout(self.queue, arguments, default)
+
 
 class Deliveries:
     """The consumers and deliveries of a channel.
@@ -139,6 +148,9 @@ class Deliveries:
         self.prefetch = 0
         self.global_prefetch = self.global_unacked = 0
         self.last_tag = 0
+        self._next_check = 0.0
+        # Tags of deliveries that were requeued after the consumer timeout: a late acknowledgement has no effect.
+        self._timed_out: set[int] = set()
 
     def deliver_unlisted(self, encoded_tag: bytes, message: BrokerMessage) -> None:
         """Send a direct reply: a message that was never in a queue and needs no acknowledgement."""
@@ -203,9 +215,13 @@ class Deliveries:
         if multiple and (not tag or tag == next(reversed(self.unacked), None)):
             taken, self.unacked = self.unacked, {}
             return taken
-        if tag not in self.unacked:
+        if tag in self._timed_out:
+            self._timed_out.remove(tag)
+            if not multiple:
+                return {}
+        elif tag not in self.unacked:
             raise precondition_failed(f"unknown delivery tag {tag}")
-        if not multiple:
+        elif not multiple:
             return {tag: self.unacked.pop(tag)}
         tags = []
         for each in self.unacked:
@@ -227,9 +243,10 @@ class Deliveries:
             deliveries = [each for each in arrived if arrived[each]]
             self.reject((each for each in arrived if not arrived[each]), requeue=True)
         for delivery in deliveries:
-            delivery.queue.acknowledge(delivery.entry)
-            if delivery.subscription is not None and self._release(delivery.subscription):
-                hungry[delivery.queue] = None
+            queue, subscription = delivery.queue, delivery.subscription
+            queue.acknowledge(delivery.entry)
+            if subscription is not None and self._release(subscription):
+                hungry[queue] = None
         self._feed(hungry)
 
     def reject(self, deliveries: Iterable[ChannelDelivery], *, requeue: bool, why: Why = Why.RETURNED) -> None:
@@ -273,12 +290,55 @@ class Deliveries:
         for queue in {subscription.queue: None for subscription in self.subscriptions.values()}:
             queue.pump()
 
-    def overdue(self, timeout: float) -> bool:
-        """True if a delivery has been unacknowledged for longer than `timeout` seconds."""
-        any_queue = self.session.vhost.profile.times_out
-        unacked = self.unacked.values()
-        oldest = next((each for each in unacked if any_queue or each.queue.kind == "quorum"), None)
-        return oldest is not None and self.session.now() - oldest.at > timeout
+    def time_out(self, default: float) -> int | None:
+        """Apply the consumer timeout to the unacknowledged deliveries.
+
+        Up to RabbitMQ 4.2, only the channel's oldest delivery counts, and the channel is to be closed. From 4.3 on,
+        consumers are cancelled and their late messages requeued, if the client supports basic.cancel.
+
+        Args:
+            default: the broker's consumer timeout, in seconds.
+
+        Returns:
+            The timeout to name when the channel is closed, in milliseconds; None if the channel may stay open.
+        """
+        now = self.session.now()
+        if self.session.vhost.profile.consumer_timeouts != "quorum":
+            oldest = next(iter(self.unacked.values()), None)
+            timeout = None if oldest is None else oldest.timeout(default)
+            is_late = oldest is not None and timeout is not None and now - oldest.at > timeout
+            return round(timeout * 1000) if is_late and timeout is not None else None
+        if now < self._next_check:
+            return None
+        # Deliveries by the hundred thousand are checked less often, because the check looks at each of them.
+        self._next_check = now + len(self.unacked) * _CHECK_SECONDS_PER_DELIVERY
+        late = self._late(default, now)
+        consumers = {each.subscription for each in late.values()}
+        can_cancel = self.session.capability("consumer_cancel_notify")
+        if late and not (can_cancel and consumers <= set(self.subscriptions.values())):
+            return -1
+        for subscription in consumers:
+            if subscription is not None:
+                subscription.stop()
+                self.queue_gone(subscription)
+        for tag in late:
+            del self.unacked[tag]
+        self._timed_out |= late.keys()
+        self._requeue(late.values())
+        return None
+
+    def _late(self, default: float, now: float) -> dict[int, ChannelDelivery]:
+        """Return the deliveries that have been unacknowledged for longer than their consumer timeout, by tag."""
+        timeouts: dict[ChannelSubscription | BrokerQueue, float | None] = {}
+        late = {}
+        for tag, each in self.unacked.items():
+            by = each.subscription or each.queue
+            if by not in timeouts:
+                timeouts[by] = each.timeout(default)
+            timeout = timeouts[by]
+            if timeout is not None and now - each.at > timeout:
+                late[tag] = each
+        return late
 
     def shut(self, uncommitted: Iterable[ChannelDelivery]) -> None:
         """End the consumers, and requeue the unacknowledged and the `uncommitted` deliveries."""
@@ -288,8 +348,12 @@ class Deliveries:
         self.session.add_held_bytes(-self._consumer_bytes)
         self._consumer_bytes = 0
         unacked, self.unacked = self.unacked, {}
+        self._requeue([*uncommitted, *unacked.values()])
+
+    def _requeue(self, deliveries: Iterable[ChannelDelivery]) -> None:
+        """Requeue deliveries whose consumer is gone."""
         returned: dict[BrokerQueue, list[BacklogEntry]] = {}
-        for delivery in [*uncommitted, *unacked.values()]:
+        for delivery in deliveries:
             returned.setdefault(delivery.queue, []).append(delivery.entry)
         for queue, entries in returned.items():
             queue.requeue(entries, Why.LOST)

@@ -18,6 +18,7 @@ _MANDATORY = 1
 _IMMEDIATE = 2
 
 _END = 0xCE
+_BETWEEN_SIZE = BETWEEN.size
 
 
 class Content:
@@ -60,15 +61,15 @@ class Content:
             The message and the offset after its last frame; None if the publish must be handled frame by frame.
         """
         size = len(data)
-        if size < end + BETWEEN.size:
+        if size < end + _BETWEEN_SIZE or self._method is not None:
             return None
         mark, kind, channel, length = BETWEEN.unpack_from(data, end)
-        header_start = end + BETWEEN.size
+        header_start = end + _BETWEEN_SIZE
         header_end = header_start + length
-        if mark != _END or kind != HEADER or channel != number or length > longest or size < header_end + BETWEEN.size:
+        if mark != _END or kind != HEADER or channel != number or length > longest or size < header_end + _BETWEEN_SIZE:
             return None
         mark, kind, channel, length = BETWEEN.unpack_from(data, header_end)
-        body_start = header_end + BETWEEN.size
+        body_start = header_end + _BETWEEN_SIZE
         body_end = body_start + length
         if mark != _END or kind != BODY or channel != number or not 0 < length <= longest or size <= body_end:
             return None
@@ -79,7 +80,9 @@ class Content:
             return None
         if data[body_end] != _END or header.class_id != BASIC_CLASS or header.body_size != length:
             return None
-        self._set_bits(data[end - 1])
+        bits = data[end - 1]
+        if bits or self.mandatory or self.immediate:
+            self._set_bits(bits)
         return message, body_end + 1
 
     def begin(self, payload: bytes) -> None:

@@ -1,0 +1,135 @@
+"""The broker that starts if no version is chosen: every tutorial works on it, in every dialect, without an option."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mqtool.broker import docker_daemon
+from mqtool.broker.embedded import EmbeddedBroker
+from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES
+from mqtool.broker.embedded.settings import Settings
+from mqtool.tutorials import pages
+from mqtool.tutorials.dialects import Dialect
+from mqtool.tutorials.stream_dialects import StreamDialect
+from tests.cli import tutorial_scripts
+from tests.cli.shell import Result, Shell
+
+ROOT = Path(__file__).parents[2]
+#: For each tutorial over AMQP: its receiver, and its sender. Commands without a receiver do it all by themselves.
+PAIRS = {
+    "hello-world": ("receive -c 1", "send"),
+    "work-queues": ("worker -c 1", "new-task A task"),
+    "publish-subscribe": ("receive-log fanout -c 1", "emit-log fanout"),
+    "routing": ("receive-log direct info error -c 1", "emit-log direct error Hot"),
+    "topics": ("receive-log topic # -c 1", "emit-log topic kern.critical Hot"),
+    "headers": ("receive-log headers --match any format=pdf -c 1", "emit-log headers -H format=pdf Report"),
+    "rpc": ("rpc-server -c 1", "rpc-client 7"),
+    "publisher-confirms": ("", "publisher-confirms all -n 100"),
+    "delayed-messages": ("receive-delayed -c 1", "send-delayed --delay 10ms Late"),
+}
+#: For each stream tutorial: its sender, then its reader, since a stream is read from its start.
+STREAM_PAIRS = {
+    "stream-hello-world": ("send-stream", "receive-stream -c 1"),
+    "stream-offset-tracking": ("offset send", "offset receive"),
+}
+#: Tutorials over AMQP 1.0, and the dialects of their scripts; with any of the others, they speak AMQP 0-9-1.
+AMQP_1_0 = (Dialect.JAVA_AMQP, Dialect.GO_AMQP, Dialect.DOTNET_AMQP)
+#: The tutorials' own programs: what they send, by which command.
+SCRIPTS = {
+    "hello-world": "send",
+    "work-queues": "new-task",
+    "publish-subscribe": "emit-fanout",
+    "routing": "emit-direct error Hot",
+    "topics": "emit-topic kern.critical Hot",
+    "rpc": "rpc-client 7",
+}
+
+
+@pytest.fixture(scope="module")
+def started() -> Iterator[EmbeddedBroker]:
+    with EmbeddedBroker(management_port=0, stream_port=0) as broker:
+        yield broker
+
+
+@pytest.fixture
+def shell(started: EmbeddedBroker, tmp_path: Path) -> Iterator[Shell]:
+    """A shell on a virtual host of its own, for broker URLs without options of a version."""
+    with started.fresh_vhost() as vhost, Shell(tmp_path, {"MQTOOL_URL": vhost.url}) as shell:
+        shell.environment["MQTOOL_STREAM_PORT"] = str(started.stream_port)
+        yield shell
+
+
+def as_is(result: Result) -> str:
+    """What a command printed that succeeded, and that declared nothing otherwise than it was."""
+    assert result.code == 0, result.stderr
+    assert "is used as it is" not in result.stderr
+    return result.stdout + result.stderr
+
+
+def test_one_constant_names_the_default_version() -> None:
+    """Docker Compose, `broker up --kind docker`, the embedded broker and the documentation name the same version."""
+    version = PROFILES[DEFAULT].version
+    assert version.startswith(f"{DEFAULT}.")
+    assert f"rabbitmq:{version}-management" == docker_daemon.DEFAULT_IMAGE
+    assert f"BASE_IMAGE: ${{BASE_IMAGE:-rabbitmq:{version}-management}}" in (ROOT / "docker-compose.yml").read_text()
+    assert f"ARG BASE_IMAGE=rabbitmq:{version}-management\n" in (ROOT / "mqtool/broker/image/Dockerfile").read_text()
+    assert Settings().like == DEFAULT
+    for page in ("docs/explanation/embedded-broker.md", "docs/how-to/testing.md", "mqtool/broker/embedded/__init__.py"):
+        text = " ".join((ROOT / page).read_text().split())
+        assert re.findall(r"behaves like RabbitMQ (\d+\.\d+)[:.,]", text)[0] == DEFAULT, page
+
+
+def test_every_tutorial_is_tried() -> None:
+    """A new tutorial needs a line in the tables of this file."""
+    over_amqp10 = {name.removeprefix(pages.AMQP10) for name in pages.NAMES if name.startswith(pages.AMQP10)}
+    assert {*PAIRS, *STREAM_PAIRS} == {name for name in pages.NAMES if not name.startswith(pages.AMQP10)}
+    assert over_amqp10 < set(PAIRS)
+
+
+@pytest.mark.parametrize("dialect", Dialect)
+def test_every_tutorial_in_every_dialect(shell: Shell, dialect: Dialect) -> None:
+    """What is sent is received, over the dialect's protocol, and its own scripts declare the same as mqtool."""
+    shell.environment["MQTOOL_DIALECT"] = dialect
+    tutorials = list(PAIRS)
+    if dialect in AMQP_1_0:
+        shell.environment["MQTOOL_PROTOCOL"] = "amqp1.0"
+        tutorials = [name for name in PAIRS if pages.AMQP10 + name in pages.NAMES]
+    for name in tutorials:
+        receiver, sender = (command.split() for command in PAIRS[name])
+        if not receiver:
+            assert "100" in as_is(shell.run("mqtool", *sender))
+            continue
+        receiving = shell.start("mqtool", *receiver).wait_until_ready()
+        as_is(shell.run("mqtool", *sender))
+        printed = [as_is(receiving.wait())]
+        if dialect in tutorial_scripts.DIALECTS and name in SCRIPTS:
+            receiving = shell.start("mqtool", *receiver).wait_until_ready()
+            script = (*SCRIPTS[name].split(), "--dialect", dialect, "--url", shell.environment["MQTOOL_URL"])
+            as_is(shell.run("script", tutorial_scripts.__file__, *script))
+            printed.append(as_is(receiving.wait()))
+        for text in printed:
+            assert re.search(r"Hello|hello|Hot|task|Report|Late|fib\(7\)|xcgj", text), (name, text)
+
+
+@pytest.mark.parametrize("dialect", StreamDialect)
+def test_every_stream_tutorial_in_every_dialect(shell: Shell, dialect: StreamDialect) -> None:
+    """What is appended is read from its start; the second tutorial's reader comes to the marker."""
+    printed = [
+        as_is(shell.run("mqtool", *command.split(), "--dialect", dialect))
+        for commands in STREAM_PAIRS.values()
+        for command in commands
+    ]
+    assert re.search(r"(?i)hello|Test message", printed[1])
+    assert re.search(r"(?i)last[ _]offset\D*99", printed[3]), printed[3]
+
+
+@pytest.mark.parametrize("name", [name for name in pages.NAMES if name.startswith(pages.AMQP10)])
+def test_amqp_1_0_needs_no_option(shell: Shell, name: str) -> None:
+    """The first tab of RabbitMQ's tutorials speaks AMQP 1.0, without a dialect as well."""
+    shell.environment["MQTOOL_PROTOCOL"] = "amqp1.0"
+    receiver, sender = (command.split() for command in PAIRS[name.removeprefix(pages.AMQP10)])
+    receiving = shell.start("mqtool", *receiver).wait_until_ready()
+    as_is(shell.run("mqtool", *sender))
+    assert re.search(r"Hello|Hot|task|fib\(7\)", as_is(receiving.wait()))

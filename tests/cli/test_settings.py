@@ -1,0 +1,128 @@
+"""RabbitMQ as it is installed, and as `mqtool broker up` starts it, with statistics that are detailed and recent."""
+
+import re
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pika
+import pytest
+
+from mqtool.amqp import Connection, parse_addresses
+from mqtool.broker import ports
+from mqtool.broker.choice import BrokerKind
+from mqtool.broker.node import PrivateNodes
+from mqtool.broker.readiness import connect_within
+from mqtool.broker.state import Started, Wanted
+from tests.brokers import own_broker
+from tests.cli.shell import Shell, wait_until
+
+ROOT = Path(__file__).parents[2]
+DIFFERENCES = ROOT / "docs" / "how-to" / "docker-and-clusters.md"
+
+#: The defaults of the settings with which mqtool starts RabbitMQ.
+AS_INSTALLED = (
+    "collect_statistics_interval = 5000",
+    "management.rates_mode = basic",
+    *(
+        f"management.sample_retention_policies.{section}.{kept} = {seconds}"
+        for section in ("global", "basic", "detailed")
+        for kept, seconds in (("minute", 5), ("hour", 60))
+    ),
+)
+
+
+@pytest.fixture(scope="module", params=[AS_INSTALLED, ()], ids=["as installed", "as of broker up"])
+def started(request: pytest.FixtureRequest) -> Iterator[Started]:
+    own_broker(BrokerKind.NODE)
+    nodes = PrivateNodes("RabbitMQ", request.param)
+    started = nodes.start(Wanted(f"settings-{uuid.uuid4().hex[:8]}", ports.free_port(), stream_port=0))
+    connect_within(90, lambda: Connection(parse_addresses(started.url))).close()
+    yield started
+    nodes.stop(started)
+
+
+@pytest.fixture
+def shell(lonely_shell: Shell, started: Started) -> Shell:
+    lonely_shell.environment |= {"MQTOOL_URL": started.url, "MQTOOL_MANAGEMENT_URL": started.details["management"]}
+    return lonely_shell
+
+
+@pytest.fixture
+def channel(started: Started) -> Iterator[Any]:
+    connection = pika.BlockingConnection(pika.URLParameters(started.url))
+    yield connection.channel()
+    connection.close()
+
+
+def is_detailed(request: pytest.FixtureRequest) -> bool:
+    return "broker up" in request.node.callspec.id
+
+
+def test_topology_shows_the_exchange_of_a_publisher_only_with_detailed_rates(
+    shell: Shell, channel: Any, request: pytest.FixtureRequest
+) -> None:
+    """Without them, it lists the publisher by itself, and says which setting is missing."""
+    channel.exchange_declare("logs", "fanout")
+    channel.queue_declare("lines", durable=True)
+    channel.queue_bind("lines", "logs")
+    channel.basic_publish("logs", "", b"")
+    channel.connection.process_data_events(0)
+    wait_until(lambda: "<── " in shell.run("mqtool", "topology").stdout, "the publisher")
+    lines = [line.strip("├─└│ ") for line in shell.run("mqtool", "topology").stdout.splitlines()]
+    above = next(lines[number - 1] for number, line in enumerate(lines) if line.startswith("<── "))
+    if is_detailed(request):
+        assert above.startswith("logs  fanout"), lines
+    else:
+        assert above == "publishers (to see their exchanges, set management.rates_mode = detailed)", lines
+
+
+def test_a_conversion_does_not_delete_deliveries_that_were_made_a_moment_ago(shell: Shell, channel: Any) -> None:
+    """The count of unacknowledged messages can be five seconds old: `queue convert` waits for a new one."""
+    channel.queue_declare("jobs", durable=True, arguments={"x-queue-type": "classic"})
+    channel.confirm_delivery()
+    for _ in range(10):
+        channel.basic_publish("", "jobs", b"x", pika.BasicProperties(delivery_mode=2))
+    wait_until(lambda: "jobs\t10" in shell.run("mqtool", "list", "queues").stdout, "the count of ready messages")
+    for _ in range(10):
+        assert channel.basic_get("jobs")[0] is not None
+    refused = shell.run("mqtool", "queue", "convert", "jobs", "--yes")
+    assert refused.code != 0, refused.stderr
+    assert "unacknowledged, and would be lost" in refused.stderr
+    channel.basic_nack(0, multiple=True)
+    words = ("--resume", "jobs") if "--resume" in refused.stderr else ("jobs",)
+
+    def is_converted() -> bool:
+        return shell.run("mqtool", "queue", "convert", *words, "--yes").code == 0
+
+    wait_until(is_converted, "the conversion", 60)
+    assert "jobs\t10\n" in shell.run("mqtool", "list", "queues").stdout
+
+
+def test_counts_of_ready_messages_are_current(shell: Shell, channel: Any) -> None:
+    """`list queues` asks each classic and quorum queue, so what was confirmed is counted at once."""
+    channel.confirm_delivery()
+    for kind in ("classic", "quorum"):
+        channel.queue_declare(kind, durable=True, arguments={"x-queue-type": kind})
+        channel.basic_publish("", kind, b"x")
+    listed = shell.run("mqtool", "list", "queues").stdout
+    assert "classic\t1\n" in listed
+    assert "quorum\t1\n" in listed
+
+
+def test_every_setting_that_differs_is_in_the_documentation() -> None:
+    """The settings of nodes and of the Docker image that RabbitMQ would not have by default, each with a reason."""
+    node = (ROOT / "mqtool" / "broker" / "node.py").read_text()
+    image = (ROOT / "mqtool" / "broker" / "image" / "rabbitmq.conf").read_text()
+    start = (ROOT / "mqtool" / "broker" / "image" / "start").read_text()
+    setting = r"\b([a-z_]+(?:\.[a-z_]+)*)(?:\.\d|\.\{\w+\})* = "
+    names = {
+        *re.findall(r"^" + setting, image, re.MULTILINE),
+        *re.findall(r'"' + setting, start),
+        *re.findall(r'f?"' + setting, node),
+    }
+    assert {"management.rates_mode", "collect_statistics_interval", "vm_memory_high_watermark.absolute"} <= names
+    documented = DIFFERENCES.read_text()
+    missing = sorted(name for name in names if not re.search(rf"`{re.escape(name)}[`.*]", documented))
+    assert not missing, f"{DIFFERENCES.name} does not name {missing}"

@@ -1,0 +1,199 @@
+"""How long a delivery may stay unacknowledged: by the consumer, the queue, a policy, or the broker."""
+
+import contextlib
+from collections.abc import Iterator
+
+import pika
+import pytest
+from pamqp import commands
+from pika.adapters.blocking_connection import BlockingChannel
+from pika.exceptions import ChannelClosedByBroker
+
+from mqtool.broker.embedded import EmbeddedBroker
+from mqtool.codecs.amqp10_frames import SENDER
+from mqtool.codecs.amqp10_values import Symbol
+from mqtool.codecs.field_tables import UInt32
+from tests.brokers import TestBroker
+from tests.protocol.conftest import Api
+from tests.protocol.raw_amqp10 import ACCEPTED, DISPOSITION, RELEASED, TRANSFER, RawAmqp10, described
+from tests.protocol.raw_client import RawClient
+
+LONG = 600_000
+SHORT = 200
+QUORUM = {"x-queue-type": "quorum"}
+
+
+@pytest.fixture(params=["4.2", "4.3"])
+def like(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def started(like: str) -> Iterator[EmbeddedBroker]:
+    """A broker whose own consumer timeout no test waits for."""
+    with EmbeddedBroker(like=like, consumer_timeout=LONG / 1000, management_port=0) as broker:
+        yield broker
+
+
+def consume(url: str, queue: str, **arguments: int) -> RawClient:
+    """A client that has got a message and does not acknowledge it."""
+    client = RawClient(url)
+    client.send(commands.Basic.Qos(prefetch_count=1))
+    client.expect(commands.Basic.QosOk)
+    client.send(commands.Basic.Consume(queue=queue, consumer_tag="t", arguments=arguments))
+    client.expect(commands.Basic.ConsumeOk)
+    client.expect(commands.Basic.Deliver)
+    client.receive()
+    client.receive()
+    return client
+
+
+def closed_after(client: RawClient) -> str:
+    """The text with which the broker closes the channel."""
+    return str(client.expect(commands.Channel.Close).reply_text)
+
+
+def text_of(timeout: int) -> str:
+    return (
+        f"PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out. Timeout value used: {timeout} ms. "
+        "This timeout value can be configured, see consumers doc guide to learn more"
+    )
+
+
+@contextlib.contextmanager
+def channel_at(url: str) -> Iterator[BlockingChannel]:
+    with contextlib.closing(pika.BlockingConnection(pika.URLParameters(url))) as connection:
+        yield connection.channel()
+
+
+def declare(url: str, **arguments: object) -> None:
+    """A quorum queue `q` with a message."""
+    with channel_at(url) as channel:
+        channel.queue_declare("q", durable=True, arguments={**QUORUM, **arguments})
+        channel.basic_publish("", "q", b"x")
+
+
+def test_the_shorter_one_of_a_queues_argument_and_its_policy_counts(started: EmbeddedBroker, like: str) -> None:
+    """It closes the channel, or cancels the consumer from 4.3 on; the broker's own timeout does not matter."""
+    declare(started.url, **{"x-consumer-timeout": LONG})
+    Api(str(started.management_url))(
+        "PUT", "policies/%2F/short", {"pattern": "^q$", "definition": {"consumer-timeout": SHORT}}
+    )
+    with consume(started.url, "q") as client:
+        if like == "4.2":
+            assert closed_after(client) == text_of(SHORT)
+        else:
+            assert client.expect(commands.Basic.Cancel).consumer_tag == "t"
+
+
+def test_a_queues_timeout_can_be_longer_than_the_brokers(like: str) -> None:
+    """While a queue without an argument times out, one with a long timeout keeps its consumer."""
+    with EmbeddedBroker(like=like, consumer_timeout=SHORT / 1000) as broker:
+        declare(broker.url, **{"x-consumer-timeout": LONG})
+        with consume(broker.url, "q") as patient, channel_at(broker.url) as channel:
+            channel.queue_declare("other", durable=True, arguments=QUORUM)
+            channel.basic_publish("", "other", b"x")
+            with consume(broker.url, "other") as late:
+                late.expect(commands.Channel.Close if like == "4.2" else commands.Basic.Cancel)
+            patient.send(commands.Basic.Ack(delivery_tag=1))
+            patient.send(commands.Queue.Declare(queue="q", passive=True))
+            assert patient.expect(commands.Queue.DeclareOk).consumer_count == 1
+
+
+def test_from_4_3_on_a_consumers_own_timeout_wins() -> None:
+    """The consumer is cancelled, its message goes to another one, and a late acknowledgement has no effect."""
+    with EmbeddedBroker(like="4.3", consumer_timeout=LONG / 1000) as broker:
+        declare(broker.url, **{"x-consumer-timeout": LONG})
+        with consume(broker.url, "q", **{"x-consumer-timeout": SHORT}) as client:
+            cancelled = client.expect(commands.Basic.Cancel)
+            assert (cancelled.consumer_tag, cancelled.nowait) == ("t", True)
+            with consume(broker.url, "q") as second:
+                client.send(commands.Basic.Ack(delivery_tag=1))
+                client.send(commands.Queue.Declare(queue="q", passive=True))
+                assert client.expect(commands.Queue.DeclareOk).consumer_count == 1
+                second.send(commands.Basic.Ack(delivery_tag=1))
+
+
+def test_up_to_4_2_a_consumers_argument_has_no_effect() -> None:
+    """The queue's timeout closes the channel, although the consumer asked for more time."""
+    with EmbeddedBroker(like="4.2") as broker:
+        declare(broker.url, **{"x-consumer-timeout": SHORT})
+        with consume(broker.url, "q", **{"x-consumer-timeout": LONG}) as client:
+            assert closed_after(client) == text_of(SHORT)
+
+
+def test_from_4_3_on_the_channel_is_closed_if_there_is_no_consumer_to_cancel() -> None:
+    """A message from basic.get has none; neither has a client that does not know basic.cancel from the broker."""
+    with EmbeddedBroker(like="4.3") as broker:
+        declare(broker.url, **{"x-consumer-timeout": SHORT})
+        with RawClient(broker.url) as client:
+            client.send(commands.Basic.Get(queue="q"))
+            client.expect(commands.Basic.GetOk)
+            client.receive()
+            client.receive()
+            assert closed_after(client) == text_of(-1)
+        parameters = pika.URLParameters(broker.url)
+        parameters.client_properties = {"capabilities": {"consumer_cancel_notify": False}}
+        with contextlib.closing(pika.BlockingConnection(parameters)) as connection:
+            channel = connection.channel()
+            channel.basic_consume("q", lambda *_: None)
+            with pytest.raises(ChannelClosedByBroker, match=r"Timeout value used: -1 ms"):
+                channel.start_consuming()
+
+
+def test_from_4_3_on_classic_queues_have_no_timeout() -> None:
+    """A message of a classic queue stays unacknowledged while one of a quorum queue times out."""
+    with EmbeddedBroker(like="4.3", consumer_timeout=SHORT / 1000) as broker, channel_at(broker.url) as channel:
+        channel.queue_declare("classic", durable=True)
+        channel.basic_publish("", "classic", b"x")
+        declare(broker.url)
+        with consume(broker.url, "classic") as patient, consume(broker.url, "q") as late:
+            late.expect(commands.Basic.Cancel)
+            patient.send(commands.Queue.Declare(queue="classic", passive=True))
+            assert patient.expect(commands.Queue.DeclareOk).consumer_count == 1
+
+
+def test_the_timeout_of_an_amqp_1_0_link_releases_the_delivery() -> None:
+    """The link property `rabbitmq:consumer-timeout` wins over the queue's argument."""
+    with EmbeddedBroker(like="4.3") as broker:
+        declare(broker.url, **{"x-consumer-timeout": LONG})
+        client = RawAmqp10(broker.url)
+        timeout = {Symbol("rabbitmq:consumer-timeout"): UInt32(SHORT)}
+        client.attach_receiver("/queues/q", credit=1, rest=(None, None, None, timeout))
+        client.expect(TRANSFER)
+        released = client.expect(DISPOSITION)
+        assert (released.field(0), released.field(1), released.field(3)) == (SENDER, 0, False)
+        assert released.field(4).descriptor == RELEASED
+        client.settle(0, described(ACCEPTED))
+
+
+@pytest.mark.parametrize(
+    ("kind", "timeout", "why"),
+    [
+        ("quorum", -1, ": {value_negative,-1}"),
+        ("quorum", "a", ': "expected integer, got longstr"'),
+        ("classic", 1, " of queue type rabbit_classic_queue"),
+        ("stream", 1, " of queue type rabbit_stream_queue"),
+    ],
+)
+def test_a_timeout_of_another_shape(
+    broker: TestBroker, connection: pika.BlockingConnection, kind: str, timeout: object, why: str
+) -> None:
+    """From 4.3 on, queues and consumers are refused; before, the argument is not looked at."""
+    channel = connection.channel()
+    arguments = {"x-queue-type": kind, "x-consumer-timeout": timeout}
+    channel.queue_declare("c", durable=True, arguments={"x-queue-type": kind})
+    channel.basic_qos(prefetch_count=1)
+    if broker.differs_since("4.3", "it is checked"):
+        with pytest.raises(ChannelClosedByBroker) as declared:
+            channel.queue_declare("q", durable=True, arguments=arguments)
+        wrong, where = "PRECONDITION_FAILED - invalid arg 'x-consumer-timeout'", f"in vhost '{broker.vhost}'{why}"
+        assert declared.value.reply_text == f"{wrong} for queue 'q' {where}"
+        channel = connection.channel()
+        channel.basic_qos(prefetch_count=1)
+        with pytest.raises(ChannelClosedByBroker) as consumed:
+            channel.basic_consume("c", lambda *_: None, arguments={"x-consumer-timeout": timeout})
+        assert consumed.value.reply_text == f"{wrong} for queue 'c' {where}"
+    else:
+        channel.queue_declare("q", durable=True, arguments=arguments)
+        channel.basic_consume("c", lambda *_: None, arguments={"x-consumer-timeout": timeout})

@@ -1,0 +1,34 @@
+"""The weekly comparison of RabbitMQ's newest release with the newest profile."""
+
+from datetime import UTC, datetime
+
+from mqtool.broker.embedded.model.profile import PROFILES, Like
+from mqtool.inspection.upgrade import KNOWN, Version
+from tests.newest_release import compare
+
+RELEASES = [
+    {"tag_name": "v9.1.1", "published_at": "2030-02-01T10:00:00Z"},
+    {"tag_name": "v9.1.0-rc.1", "published_at": "2029-01-01T10:00:00Z"},
+    {"tag_name": "v9.1.0", "published_at": "2030-01-10T10:00:00Z"},
+    {"tag_name": "v4.3.6", "published_at": "2026-09-14T10:00:00Z"},
+]
+
+
+def test_a_new_series_needs_a_profile_within_two_weeks() -> None:
+    """The days count from the first release of the series; release candidates do not count."""
+    line, is_in_time = compare(RELEASES, datetime(2030, 1, 24, 12, tzinfo=UTC))
+    assert (is_in_time, "RabbitMQ 9.1, out for 14 days" in line) == (True, True)
+    line, is_in_time = compare(RELEASES, datetime(2030, 1, 26, 12, tzinfo=UTC))
+    assert (is_in_time, "out for 16 days" in line) == (False, True)
+
+
+def test_a_patch_release_needs_no_profile() -> None:
+    """A profile for the series is enough, whatever its patch level."""
+    newest = PROFILES[list(Like)[-1]].version.rpartition(".")[0]
+    releases = [{"tag_name": f"v{newest}.99", "published_at": "2026-11-16T20:08:00Z"}]
+    assert compare(releases, datetime(2030, 1, 1, tzinfo=UTC))[1]
+
+
+def test_doctor_knows_the_series_of_the_newest_profile() -> None:
+    """`doctor --upgrade` and `--like` end with the same version."""
+    assert Version.of(list(Like)[-1]) == KNOWN
