@@ -205,8 +205,8 @@ def test_a_command_that_fails_during_a_run_is_named_at_its_end(shell: Shell) -> 
 def test_each_kind_of_load_is_measured_without_a_loss(
     shell: Shell, broker: TestBroker, options: str, totals: tuple[int, int]
 ) -> None:
-    """Requests, delayed messages, acknowledgement modes and --churn are counted and timed, and leave no
-    queue behind.
+    """For requests, delayed messages, acknowledgement modes and --churn, `bench` reports no loss, and leaves no queue
+    behind.
     """
     (shell.directory / "bodies").write_text("short\n" + "long" * 40_000 + "\n")
     found = _result(shell, "-c", "200", *options.split())
@@ -263,8 +263,8 @@ def test_vary_and_compare_report_several_runs(shell: Shell, broker: TestBroker) 
     ],
 )
 @pytest.mark.sampled(8)
-def test_mistakes(tester: Shell, words: list[str], said: str) -> None:
-    """`bench` says what is wrong and exits with 2 before it declares anything."""
+def test_an_invalid_bench_command_is_a_usage_error(tester: Shell, words: list[str], said: str) -> None:
+    """`bench` says what is wrong with its options, and exits with 2 before it declares anything."""
     done = tester.run(*BENCH, *words)
     assert (done.code, said in done.stderr) == (2, True), done.stderr
 

@@ -23,9 +23,7 @@ EXAMPLES = int(os.environ.get("MQTOOL_EXAMPLES", "100" if IN_CI else "20"))
 
 
 @pytest.mark.timeout(1200)
-def test_an_administrators_command_changes_only_names_of_the_user_who_forged_what_it_reads(
-    shell: Shell, broker: TestBroker
-) -> None:
+def test_no_forged_argument_or_header_affects_other_users(shell: Shell, broker: TestBroker) -> None:
     """Mallory, who has rights on "^mallory" only, forges arguments and headers; an administrator then types a command.
     Afterwards all queues, exchanges, bindings and messages of others are unchanged, Mallory could have read none of
     these messages, and nothing of hers leads to an exchange that she may not write to.
@@ -91,8 +89,10 @@ def arguments_of(broker: TestBroker, queue: str) -> dict[str, Any]:
     return {key: value for key, value in found["arguments"].items() if key != "x-queue-type"}  # 4.x adds the type
 
 
-def test_a_plan_on_a_queue_with_another_name_converts_nothing(shell: Shell, broker: TestBroker) -> None:
-    """`queue convert --resume` warns of forged and unreadable plans, and continues the conversions of others."""
+def test_resume_ignores_forged_conversion_plans(shell: Shell, broker: TestBroker) -> None:
+    """`queue convert --resume` warns of forged and unreadable plans, ignores them, and continues
+    genuine conversions.
+    """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     for queue in ("payroll", "jobs"):
         declare(broker, queue)

@@ -225,6 +225,6 @@ def test_every_option_and_argument_for_a_name_on_the_broker_completes_it() -> No
         ("mqtool send --mandat", "--mandatory\tFail if unroutable (default: only if sent to a queue)"),
     ],
 )
-def test_a_proposal_has_its_whole_sentence(lonely_shell: Shell, line: str, proposal: str) -> None:
-    """What a shell shows beside a command, a command of a group, or an option is never cut off."""
+def test_descriptions_of_proposals_are_not_cut(lonely_shell: Shell, line: str, proposal: str) -> None:
+    """The description that a shell shows beside a command or an option is a whole sentence."""
     assert proposal in ask(lonely_shell, line)[0].splitlines()

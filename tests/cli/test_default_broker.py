@@ -68,7 +68,7 @@ def as_is(result: Result) -> str:
     return result.stdout + result.stderr
 
 
-def test_one_constant_names_the_default_version() -> None:
+def test_the_default_version_is_the_same_everywhere() -> None:
     """Docker Compose, `broker up --kind docker`, the embedded broker and the documentation name the same version."""
     version = PROFILES[DEFAULT].version
     assert version.startswith(f"{DEFAULT}.")
@@ -81,16 +81,18 @@ def test_one_constant_names_the_default_version() -> None:
         assert re.findall(r"behaves like RabbitMQ (\d+\.\d+)[:.,]", text)[0] == DEFAULT, page
 
 
-def test_every_tutorial_is_tried() -> None:
-    """A new tutorial needs a line in the tables of this file."""
+def test_every_tutorial_is_in_the_tables_of_this_file() -> None:
+    """A tutorial that is missing in PAIRS or STREAM_PAIRS would not be tested on the default broker."""
     over_amqp10 = {name.removeprefix(pages.AMQP10) for name in pages.NAMES if name.startswith(pages.AMQP10)}
     assert {*PAIRS, *STREAM_PAIRS} == {name for name in pages.NAMES if not name.startswith(pages.AMQP10)}
     assert over_amqp10 < set(PAIRS)
 
 
 @pytest.mark.parametrize("dialect", Dialect)
-def test_every_tutorial_in_every_dialect(shell: Shell, dialect: Dialect) -> None:
-    """What is sent is received, over the dialect's protocol, and its own scripts declare the same as mqtool."""
+def test_every_tutorial_works_in_every_dialect(shell: Shell, dialect: Dialect) -> None:
+    """The receiver prints what mqtool's sender, and the dialect's own script, have sent; neither refuses the other's
+    queues.
+    """
     shell.environment["MQTOOL_DIALECT"] = dialect
     tutorials = list(PAIRS)
     if dialect in AMQP_1_0:
@@ -114,8 +116,10 @@ def test_every_tutorial_in_every_dialect(shell: Shell, dialect: Dialect) -> None
 
 
 @pytest.mark.parametrize("dialect", StreamDialect)
-def test_every_stream_tutorial_in_every_dialect(shell: Shell, dialect: StreamDialect) -> None:
-    """What is appended is read from its start; the second tutorial's reader comes to the marker."""
+def test_every_stream_tutorial_works_in_every_dialect(shell: Shell, dialect: StreamDialect) -> None:
+    """The reader prints the messages of the sender; in the second tutorial, it reaches the last message and stores its
+    offset.
+    """
     printed = [
         as_is(shell.run("mqtool", *command.split(), "--dialect", dialect))
         for commands in STREAM_PAIRS.values()
@@ -126,8 +130,8 @@ def test_every_stream_tutorial_in_every_dialect(shell: Shell, dialect: StreamDia
 
 
 @pytest.mark.parametrize("name", [name for name in pages.NAMES if name.startswith(pages.AMQP10)])
-def test_amqp_1_0_needs_no_option(shell: Shell, name: str) -> None:
-    """The first tab of RabbitMQ's tutorials speaks AMQP 1.0, without a dialect as well."""
+def test_amqp_1_0_tutorials_work_without_a_dialect(shell: Shell, name: str) -> None:
+    """With MQTOOL_PROTOCOL=amqp1.0 and no other option, the receiver of each tutorial prints what the sender sent."""
     shell.environment["MQTOOL_PROTOCOL"] = "amqp1.0"
     receiver, sender = (command.split() for command in PAIRS[name.removeprefix(pages.AMQP10)])
     receiving = shell.start("mqtool", *receiver).wait_until_ready()

@@ -155,7 +155,7 @@ def test_via_auto_prints_its_choice_and_the_reason(shell: Shell, broker: TestBro
     "command", ["send-delayed", "send", "send -q c --queue-type classic", "emit-log topic -e lasting --durable a.b"]
 )
 def test_where_messages_wait_is_said_once(shell: Shell, plugin: bool, command: str) -> None:
-    """Before the first message that waits there, not before each. Other delays may need another wait queue."""
+    """In three runs of `send --delay 1h` or the like, only the first says where messages wait."""
     said = [shell.run("mqtool", *command.split(), "x", "--delay", "1h").stderr.splitlines() for _ in range(3)]
     assert said[0][0].startswith("messages wait in ")
     assert [len(lines) for lines in said] == [2, 1, 1], said

@@ -129,7 +129,9 @@ def test_go_article_2_takes_the_first_word_as_the_routing_key(shell: Shell, word
 )
 @on_any_broker
 def test_a_named_queue_has_the_settings_of_the_dialect(shell: Shell, command: str, settings: str) -> None:
-    """Each command declares a queue name that the dialect's scripts use with the settings of those scripts."""
+    """With --dialect, a command declares a queue name that the dialect's scripts use as durable or transient as they
+    do.
+    """
     assert shell.run("mqtool", *command.split()).code == 0
     name, durable = settings.split()
     assert shell.run("mqtool", "list", "queues", "name", "durable", "type").stdout.split()[-3:] == [

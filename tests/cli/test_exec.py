@@ -253,7 +253,7 @@ def test_after_a_broken_command_the_remaining_messages_stay(shell: Shell) -> Non
 
 
 @pytest.mark.keeps_messages
-def test_a_large_count_is_exact(shell: Shell, broker: TestBroker) -> None:
+def test_a_count_beyond_the_prefetch_is_exact(shell: Shell, broker: TestBroker) -> None:
     """`worker -c 150` handles 150 of 170 messages, and leaves the others in the queue."""
     shell.run("mqtool", "new-task", "-l", stdin="".join(f"{number}\n" for number in range(170)))
     worked = shell.run("mqtool", "worker", "-c", "150", "--shell", "--exec", "cat; echo")

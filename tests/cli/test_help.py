@@ -285,8 +285,14 @@ def test_commands_in_the_rabbitmqctl_topic_exist(row: str) -> None:
     ],
 )
 def test_a_usage_error_shows_the_right_form(lonely_shell: Shell, typed: str, said: str) -> None:
-    """The hint names an option or an example; a password that was typed as an argument is not printed."""
+    """The hint shows a correct option or an example; a password that was typed as an argument is not printed."""
     result = lonely_shell.run("mqtool", *typed.split())
     assert result.code == 2
     assert said in result.stderr
     assert "secret" not in result.stderr
+
+
+def test_an_option_is_typed_in_lower_case_with_every_typer() -> None:
+    """No release of typer that mqtool accepts makes --RATE of the option --rate, whose value is shown as RATE."""
+    flags = [flag for command in every(described()) for option in command.options for flag in option.flags]
+    assert [flag for flag in flags if flag.startswith("--") and flag != flag.lower()] == []

@@ -18,7 +18,7 @@ from tests.cli.shell import Shell
     ],
 )
 def test_a_usage_error_names_what_was_probably_meant(lonely_shell: Shell, command: list[str], hint: str) -> None:
-    """The hint names the command, its plural form, or the missing quotes."""
+    """For a mistyped command, the hint names the similar command, its plural form, or the missing quotes."""
     refused = lonely_shell.run("mqtool", *command)
     assert (refused.code, hint in refused.stderr) == (2, True), refused.stderr
 

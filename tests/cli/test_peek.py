@@ -40,7 +40,9 @@ QUEUES = {
 @pytest.mark.parametrize("kind", QUEUES)
 @pytest.mark.sampled(1)
 def test_peek_keeps_the_order_of_a_deep_queue(shell: Shell, broker: TestBroker, kind: str) -> None:
-    """After any number of peeks at a part, at all, or by a condition, all messages are in the queue in their order."""
+    """After peeking several times, at all messages, at some, or by a condition, all messages are in the
+    queue in order.
+    """
     ids = filled(shell, 4_000 if kind == "quorum" else 700, *QUEUES[kind])
     assert peeked(shell, broker, "-c", "3") == ids[:3]
     assert peeked(shell, broker) == ids

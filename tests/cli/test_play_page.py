@@ -1,6 +1,7 @@
 """`tutorial run --ui` and `drill --ui`: the page shows each step, and keys control it."""
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,3 +127,21 @@ def test_a_closed_page_does_not_end_a_tutorial(playing: tuple[Running, Page], ch
     ended = command.interrupt().wait()
     assert ended.code == 130
     assert "everything it started has been stopped" in ended.stderr
+
+
+@pytest.mark.parametrize("playing", [("tutorial", "try", "hello-world", "--again")], indirect=True)
+def test_the_page_shows_a_goal_and_what_the_learner_does(
+    playing: tuple[Running, Page], lonely_shell: Shell, tmp_path: Path
+) -> None:
+    """With `try --ui`, the goal stands in the page, the picture shows the learner's messages, and the proof follows."""
+    command, page = playing
+    page.until(lambda: "while nobody receives" in shown(page, "#narration"), "the goal")
+    command.wait_for_stdout("Goal 1 of 3")
+    if found := re.search(r"export AMQP_URL=(\S+)", command.stdout):
+        lonely_shell.environment["AMQP_URL"] = found[1]
+    lonely_shell.run("mqtool", "send", "Hello World!")
+    page.until(lambda: page.dots() == [("ready", "q:hello")], "the message in its queue")
+    lonely_shell.run("mqtool", "receive", "-c", "1")
+    page.until(lambda: "waited in the queue 'hello'" in shown(page, "#checks"), "the proof")
+    page.until(lambda: "Now start the receiver first" in shown(page, "#narration"), "the next goal")
+    assert command.interrupt().wait().code == 0

@@ -101,7 +101,7 @@ def test_a_conversion_does_not_delete_deliveries_that_were_made_a_moment_ago(she
 
 
 def test_counts_of_ready_messages_are_current(shell: Shell, channel: Any) -> None:
-    """`list queues` asks each classic and quorum queue, so what was confirmed is counted at once."""
+    """`list queues` asks each classic and quorum queue, so a message is counted as soon as it is confirmed."""
     channel.confirm_delivery()
     for kind in ("classic", "quorum"):
         channel.queue_declare(kind, durable=True, arguments={"x-queue-type": kind})
@@ -112,7 +112,9 @@ def test_counts_of_ready_messages_are_current(shell: Shell, channel: Any) -> Non
 
 
 def test_every_setting_that_differs_is_in_the_documentation() -> None:
-    """The settings of nodes and of the Docker image that RabbitMQ would not have by default, each with a reason."""
+    """The documentation lists, with a reason, each setting that mqtool changes for private nodes and
+    its Docker image.
+    """
     node = (ROOT / "mqtool" / "broker" / "node.py").read_text()
     image = (ROOT / "mqtool" / "broker" / "image" / "rabbitmq.conf").read_text()
     start = (ROOT / "mqtool" / "broker" / "image" / "start").read_text()

@@ -32,7 +32,7 @@ def test_a_notice_is_broken_between_words(lonely_shell: Shell) -> None:
 
 
 def test_a_command_in_a_notice_can_be_copied(lonely_shell: Shell) -> None:
-    """A command stays on one line, which only the terminal itself may break."""
+    """mqtool prints a command within a notice on one line, so that it can be copied whole."""
     commands = [
         "'mqtool receive-log topic --exchange orders --queue everything --declare'",
         'eval "$(mqtool broker env --name another-broker)"',
@@ -55,7 +55,7 @@ def test_an_error_is_broken_between_words(lonely_shell: Shell) -> None:
 
 
 def test_a_terminal_of_the_locale_c_gets_ascii(lonely_shell: Shell) -> None:
-    """Boxes, lines and marks are drawn with ASCII under LC_ALL=C, on stdout and stderr, with and without rich."""
+    """Under LC_ALL=C, boxes, lines and marks on stdout and stderr are ASCII characters, with and without rich."""
     lonely_shell.environment["LC_ALL"] = "C"
     page = seen(lonely_shell, "mqtool", "tutorial", "show", "routing")
     assert "emit-log --> (direct_logs)+" in page
@@ -69,7 +69,7 @@ def test_a_terminal_of_the_locale_c_gets_ascii(lonely_shell: Shell) -> None:
 
 
 def test_received_data_stays_as_it_is_under_the_locale_c(lonely_shell: Shell, amqp_vhost: Vhost) -> None:
-    """Only what mqtool draws is replaced: a body goes to the terminal byte for byte."""
+    """Under LC_ALL=C, only mqtool's own drawings become ASCII; a received body goes to the terminal byte for byte."""
     lonely_shell.environment |= {"LC_ALL": "C", "MQTOOL_URL": amqp_vhost.url}
     assert lonely_shell.run("mqtool", "send", "grün ─").code == 0
     assert "grün ─" in seen(lonely_shell, "mqtool", "receive", "-c", "1", "--raw")

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pika
@@ -16,6 +17,7 @@ from mqtool.plays.goals.trying import Trial, TrialBroker, TrialFinding
 from tests.brokers import TestBroker
 from tests.cli.shell import Shell, wait_until
 
+PROGRAMS = Path(__file__).parents[2] / "examples" / "repair"
 PlainChannel = pika.adapters.blocking_connection.BlockingChannel
 
 
@@ -27,7 +29,9 @@ class Plain:
         self._opened: list[pika.BlockingConnection] = []
 
     def channel(self) -> PlainChannel:
-        connection = pika.BlockingConnection(pika.URLParameters(self._url))
+        parameters = pika.URLParameters(self._url)
+        parameters.connection_attempts, parameters.retry_delay = 50, 0.1  # the broker may be restarting
+        connection = pika.BlockingConnection(parameters)
         self._opened.append(connection)
         return connection.channel()
 
@@ -39,8 +43,8 @@ class Plain:
     def send(self, key: str, body: str, exchange: str = "", **properties: Any) -> None:
         self.channel().basic_publish(exchange, key, body.encode(), pika.BasicProperties(**properties))
 
-    def consume(self, queue: str, *, prefetch: int = 0, auto_ack: bool = False) -> "PlainConsumer":
-        return PlainConsumer(self.channel(), queue, prefetch, auto_ack)
+    def consume(self, queue: str, *, prefetch: int = 0, auto_ack: bool = False, **arguments: object) -> "PlainConsumer":
+        return PlainConsumer(self.channel(), queue, prefetch, auto_ack, arguments)
 
     def receive(self, queue: str, count: int = 1, *, auto_ack: bool = False) -> list[str]:
         """Receive this many messages, acknowledge them, and close the connection."""
@@ -59,7 +63,9 @@ class Plain:
 class PlainConsumer:
     """A consumer that acknowledges only by a call."""
 
-    def __init__(self, channel: PlainChannel, queue: str, prefetch: int, auto_ack: bool) -> None:
+    def __init__(
+        self, channel: PlainChannel, queue: str, prefetch: int, auto_ack: bool, arguments: dict[str, object]
+    ) -> None:
         self.channel = channel
         self._auto_ack = auto_ack
         self.got: list[tuple[int, str, Any]] = []
@@ -69,6 +75,7 @@ class PlainConsumer:
             queue,
             lambda _, how, properties, body: self.got.append((how.delivery_tag, body.decode(), properties)),
             auto_ack=auto_ack,
+            arguments=arguments,
         )
 
     def next(self) -> str:
@@ -123,6 +130,10 @@ trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT
 number=0
 start() { number=$((number + 1)); "$@" --ready-file ready.$number & until [ -e ready.$number ]; do sleep 0.02; done; }
 pause() { sleep 0.5; }
+settle() { sleep $SETTLE; }
+export AMQP_URL=$MQTOOL_URL
+# copy PROGRAM [SED...]: a copy of a program to repair, mended by commands of sed
+copy() { program=$1; shift; sed "$@" -e '' $PROGRAMS/$program.py > $program.py; }
 """
 
 
@@ -131,6 +142,7 @@ class Learner:
 
     def __init__(self, goal: Goal, broker: TestBroker, shell: Shell) -> None:
         self.findings: list[TrialFinding] = []
+        self.printed = ""
         self._goal = goal
         self._broker = broker
         self._shell = shell
@@ -162,7 +174,9 @@ class Learner:
     def make(self, attempt: Attempt) -> None:
         """Make an attempt. A script may fail: learners do such things."""
         if isinstance(attempt, str):
-            self._shell.script(_PRELUDE + attempt)
+            settle = 3 if self._broker.kind == "embedded" else 12  # RabbitMQ counts every five seconds
+            done = self._shell.script(f"SETTLE={settle}\nPROGRAMS={PROGRAMS}\n{_PRELUDE}{attempt}")
+            self.printed = f"{done.stdout}{done.stderr}"
         else:
             plain = Plain(self._broker.url)
             try:
@@ -189,5 +203,9 @@ class Learner:
         def found() -> list[str]:
             return [each.text for each in self.findings if each.kind == kind and text in each.text]
 
-        wait_until(lambda: found() or self._failure, lambda: f"{kind} {text!r}; there is {self.findings}", 40)
+        wait_until(
+            lambda: found() or self._failure,
+            lambda: f"{kind} {text!r}; there is {self.findings}; commands printed: {self.printed}",
+            40,
+        )
         return found()[0] if found() else ""

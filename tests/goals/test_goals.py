@@ -1,17 +1,44 @@
 """The goals of `tutorial try`: each can be reached with commands and with plain pika, and is not reached otherwise."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
 from mqtool.plays.goals import GOALS
 from mqtool.plays.goals.goal import Goal
+from mqtool.testing import EmbeddedBroker
 from tests.brokers import TestBroker
 from tests.cli.shell import Shell
-from tests.goals import hello_world_attempts
-from tests.goals.attempts import Attempts, Learner, Wrong
+from tests.goals import (
+    delayed_messages_attempts,
+    headers_attempts,
+    hello_world_attempts,
+    publish_subscribe_attempts,
+    publisher_confirms_attempts,
+    repair_attempts,
+    routing_attempts,
+    rpc_attempts,
+    stream_attempts,
+    topics_attempts,
+    work_queues_attempts,
+)
+from tests.goals.attempts import PROGRAMS, Attempts, Learner, Wrong
 
-ATTEMPTS: dict[str, dict[str, Attempts]] = {"hello-world": hello_world_attempts.ATTEMPTS}
+ATTEMPTS: dict[str, dict[str, Attempts]] = {
+    "hello-world": hello_world_attempts.ATTEMPTS,
+    "work-queues": work_queues_attempts.ATTEMPTS,
+    "publish-subscribe": publish_subscribe_attempts.ATTEMPTS,
+    "routing": routing_attempts.ATTEMPTS,
+    "topics": topics_attempts.ATTEMPTS,
+    "headers": headers_attempts.ATTEMPTS,
+    "rpc": rpc_attempts.ATTEMPTS,
+    "publisher-confirms": publisher_confirms_attempts.ATTEMPTS,
+    "delayed-messages": delayed_messages_attempts.ATTEMPTS,
+    "stream-hello-world": stream_attempts.READING,
+    "stream-offset-tracking": stream_attempts.TRACKING,
+    "repair": repair_attempts.ATTEMPTS,
+}
 
 EVERY_GOAL = [
     pytest.param(goal, ATTEMPTS[name][goal.name], id=f"{name}.{goal.name}") for name in GOALS for goal in GOALS[name]
@@ -29,8 +56,12 @@ def learner(goal: Goal, broker: TestBroker, shell: Shell) -> Iterator[Learner]:
     """Somebody who tries a goal."""
     if goal.only_embedded and broker.kind != "embedded":
         pytest.skip(goal.only_embedded)
-    with Learner(goal, broker, shell).begun() as learner:
-        yield learner
+    with ExitStack() as ending:
+        if goal.fault is not None and goal.fault.name == "restart":  # not that of the other tests
+            own = ending.enter_context(EmbeddedBroker(management_port=0))
+            broker = TestBroker("embedded", own.url.rpartition("/")[0], str(own.management_url)).with_fresh_vhost("try")
+            shell.environment["MQTOOL_URL"] = broker.url
+        yield ending.enter_context(Learner(goal, broker, shell).begun())
 
 
 @pytest.mark.sampled(4)
@@ -70,3 +101,10 @@ def test_every_goal_is_complete() -> None:
             assert len(answers) == len(ATTEMPTS[name][goal.name].wrong), f"{name}.{goal.name}"
             assert all(goal.hints), f"{name}.{goal.name}"
             assert goal.hints[0].endswith("?"), f"the first hint of {name}.{goal.name} is a question"
+
+
+def test_every_program_to_repair_has_a_goal() -> None:
+    """Each program of examples/repair is short, and a goal names it."""
+    programs = {path.name: path.read_text() for path in PROGRAMS.glob("*.py")}
+    assert programs.keys() == {goal.program for goal in GOALS["repair"]}
+    assert max(text.count("\n") for text in programs.values()) <= 30

@@ -31,8 +31,10 @@ def test_the_delayed_exchange_of_the_tutorial_delays_by_x_delay(connection: Conn
     assert [delivery.body for delivery in deliveries] == [b"now", b"soon", b"late"]
 
 
-def test_the_tutorial_delays_by_dead_lettering(connection: Connection) -> None:
-    """Without the plugin, each delay has its wait queue, and messages arrive in the target queue when due."""
+def test_the_tutorial_delays_messages_without_the_plugin(connection: Connection) -> None:
+    """send_by_dead_lettering() delays messages in wait queues; a message with a shorter delay, sent later, arrives
+    first.
+    """
     channel = connection.channel()
     queue = channel.declare(QUEUE)
     for body, delay in ((b"late", 0.6), (b"soon", 0.2)):

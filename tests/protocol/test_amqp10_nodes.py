@@ -163,7 +163,9 @@ def test_dispositions_of_unknown_deliveries_are_ignored(
 def test_the_delivery_count_of_a_message_that_failed(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel, kind: str
 ) -> None:
-    """`modified` with delivery-failed counts for quorum queues, and from 4.3 on for classic ones."""
+    """A message released with `modified` and delivery-failed counts a delivery in quorum queues, from 4.3 on also in
+    classic ones.
+    """
     channel.queue_declare("failing", durable=True, arguments={"x-queue-type": kind})
     channel.basic_publish("", "failing", b"x")
     client.attach_receiver("/queues/failing")
@@ -176,8 +178,10 @@ def test_the_delivery_count_of_a_message_that_failed(
     assert counts == ([0, 1, 1, 2] if does_count else [0, 0, 0, 0])
 
 
-def test_classic_queues_take_a_leader_locator_that_has_no_effect(client: RawAmqp10, channel: BlockingChannel) -> None:
-    """RabbitMQ 4 accepts `x-queue-leader-locator` for queues of every type, if its value is valid."""
+def test_classic_queues_accept_x_queue_leader_locator(client: RawAmqp10, channel: BlockingChannel) -> None:
+    """RabbitMQ 4 accepts a valid `x-queue-leader-locator` for queues of every type; for classic ones it
+    has no effect.
+    """
     locator = {"x-queue-type": "classic", "x-queue-leader-locator": "balanced"}
     channel.queue_declare("located", durable=True, arguments=locator)
     with pytest.raises(ChannelClosedByBroker, match="invalid_queue_locator_arg"):

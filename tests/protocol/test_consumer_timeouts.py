@@ -30,13 +30,13 @@ def like(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def started(like: str) -> Iterator[EmbeddedBroker]:
-    """A broker whose own consumer timeout no test waits for."""
+    """A broker whose own consumer timeout is longer than any test."""
     with EmbeddedBroker(like=like, consumer_timeout=LONG / 1000, management_port=0) as broker:
         yield broker
 
 
 def consume(url: str, queue: str, **arguments: int) -> RawClient:
-    """A client that has got a message and does not acknowledge it."""
+    """Consume a message without acknowledging it."""
     client = RawClient(url)
     client.send(commands.Basic.Qos(prefetch_count=1))
     client.expect(commands.Basic.QosOk)
@@ -49,7 +49,7 @@ def consume(url: str, queue: str, **arguments: int) -> RawClient:
 
 
 def closed_after(client: RawClient) -> str:
-    """The text with which the broker closes the channel."""
+    """Return the text with which the broker closes the channel."""
     return str(client.expect(commands.Channel.Close).reply_text)
 
 
@@ -73,8 +73,8 @@ def declare(url: str, **arguments: object) -> None:
         channel.basic_publish("", "q", b"x")
 
 
-def test_the_shorter_one_of_a_queues_argument_and_its_policy_counts(started: EmbeddedBroker, like: str) -> None:
-    """It closes the channel, or cancels the consumer from 4.3 on; the broker's own timeout does not matter."""
+def test_the_shorter_timeout_of_queue_argument_and_policy_applies(started: EmbeddedBroker, like: str) -> None:
+    """If both set a consumer timeout, the shorter one closes the channel, or from 4.3 on cancels the consumer."""
     declare(started.url, **{"x-consumer-timeout": LONG})
     Api(str(started.management_url))(
         "PUT", "policies/%2F/short", {"pattern": "^q$", "definition": {"consumer-timeout": SHORT}}
@@ -87,7 +87,7 @@ def test_the_shorter_one_of_a_queues_argument_and_its_policy_counts(started: Emb
 
 
 def test_a_queues_timeout_can_be_longer_than_the_brokers(like: str) -> None:
-    """While a queue without an argument times out, one with a long timeout keeps its consumer."""
+    """A queue's long timeout replaces the broker's shorter one: its consumer stays, while another queue's times out."""
     with EmbeddedBroker(like=like, consumer_timeout=SHORT / 1000) as broker:
         declare(broker.url, **{"x-consumer-timeout": LONG})
         with consume(broker.url, "q") as patient, channel_at(broker.url) as channel:
@@ -101,7 +101,7 @@ def test_a_queues_timeout_can_be_longer_than_the_brokers(like: str) -> None:
 
 
 def test_from_4_3_on_a_consumers_own_timeout_wins() -> None:
-    """The consumer is cancelled, its message goes to another one, and a late acknowledgement has no effect."""
+    """The broker cancels the consumer and delivers its message to another one; a late acknowledgement has no effect."""
     with EmbeddedBroker(like="4.3", consumer_timeout=LONG / 1000) as broker:
         declare(broker.url, **{"x-consumer-timeout": LONG})
         with consume(broker.url, "q", **{"x-consumer-timeout": SHORT}) as client:
@@ -115,7 +115,7 @@ def test_from_4_3_on_a_consumers_own_timeout_wins() -> None:
 
 
 def test_up_to_4_2_a_consumers_argument_has_no_effect() -> None:
-    """The queue's timeout closes the channel, although the consumer asked for more time."""
+    """The queue's timeout closes the channel, although the consumer's argument is longer."""
     with EmbeddedBroker(like="4.2") as broker:
         declare(broker.url, **{"x-consumer-timeout": SHORT})
         with consume(broker.url, "q", **{"x-consumer-timeout": LONG}) as client:
@@ -123,7 +123,7 @@ def test_up_to_4_2_a_consumers_argument_has_no_effect() -> None:
 
 
 def test_from_4_3_on_the_channel_is_closed_if_there_is_no_consumer_to_cancel() -> None:
-    """A message from basic.get has none; neither has a client that does not know basic.cancel from the broker."""
+    """This is so for a message from basic.get, and for a client that does not support basic.cancel from the broker."""
     with EmbeddedBroker(like="4.3") as broker:
         declare(broker.url, **{"x-consumer-timeout": SHORT})
         with RawClient(broker.url) as client:
@@ -142,7 +142,7 @@ def test_from_4_3_on_the_channel_is_closed_if_there_is_no_consumer_to_cancel() -
 
 
 def test_from_4_3_on_classic_queues_have_no_timeout() -> None:
-    """A message of a classic queue stays unacknowledged while one of a quorum queue times out."""
+    """An unacknowledged message of a classic queue stays with its consumer, while one of a quorum queue times out."""
     with EmbeddedBroker(like="4.3", consumer_timeout=SHORT / 1000) as broker, channel_at(broker.url) as channel:
         channel.queue_declare("classic", durable=True)
         channel.basic_publish("", "classic", b"x")
@@ -154,7 +154,9 @@ def test_from_4_3_on_classic_queues_have_no_timeout() -> None:
 
 
 def test_the_timeout_of_an_amqp_1_0_link_releases_the_delivery() -> None:
-    """The link property `rabbitmq:consumer-timeout` wins over the queue's argument."""
+    """The link property `rabbitmq:consumer-timeout` replaces the queue's argument; after it, the
+    delivery is released.
+    """
     with EmbeddedBroker(like="4.3") as broker:
         declare(broker.url, **{"x-consumer-timeout": LONG})
         client = RawAmqp10(broker.url)
@@ -176,10 +178,10 @@ def test_the_timeout_of_an_amqp_1_0_link_releases_the_delivery() -> None:
         ("stream", 1, " of queue type rabbit_stream_queue"),
     ],
 )
-def test_a_timeout_of_another_shape(
+def test_an_invalid_consumer_timeout_is_refused_from_4_3_on(
     broker: TestBroker, connection: pika.BlockingConnection, kind: str, timeout: object, why: str
 ) -> None:
-    """From 4.3 on, queues and consumers are refused; before, the argument is not looked at."""
+    """That is a negative or non-integer timeout, or any for a classic queue or a stream; before 4.3, it is ignored."""
     channel = connection.channel()
     arguments = {"x-queue-type": kind, "x-consumer-timeout": timeout}
     channel.queue_declare("c", durable=True, arguments={"x-queue-type": kind})

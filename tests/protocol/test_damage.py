@@ -110,7 +110,7 @@ def test_an_empty_database_without_a_log_is_a_new_broker(process: BrokerProcess)
 
 
 def test_a_truncated_database_is_read_up_to_its_end(process: BrokerProcess) -> None:
-    """The broker recovers what is left, warns once, and keeps the truncated file."""
+    """The broker recovers the definitions and messages that are left, warns once, and keeps the truncated file."""
     process.stop()
     database, _ = files(process)
     data = database.read_bytes()

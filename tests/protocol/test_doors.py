@@ -195,10 +195,10 @@ def test_logged_in_connections_are_limited(broker: EmbeddedBroker) -> None:
 
 
 @pytest.mark.parametrize("sent", ["GET /api", f"PUT /api/vhosts/x HTTP/1.1\r\n{LOGIN}\r\ncontent-length: 9\r\n\r\n{{"])
-def test_an_incomplete_request_is_closed_in_time(
+def test_a_connection_with_an_incomplete_request_is_closed(
     broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch, sent: str
 ) -> None:
-    """If the headers or the body of a request do not arrive in time, the connection is closed."""
+    """If the headers or the body of a request are not complete in time, the broker closes the connection."""
     monkeypatch.setattr(http_server, "_FIRST_SECONDS", 0.2)
     monkeypatch.setattr(http_server, "_BODY_SECONDS", 0.2)
     with socket.create_connection(address(broker), timeout=60) as connection:

@@ -119,8 +119,8 @@ def test_the_report_of_a_failed_test_says_what_was_published(tmp_path: Path) -> 
     assert re.search(rf"{section}-*\nnothing was published", done.stdout)
 
 
-def test_a_queue_tells_what_was_acknowledged_and_rejected(vhost: Vhost, channel: BlockingChannel) -> None:
-    """The queue object lists acknowledged, rejected, requeued and remaining messages."""
+def test_a_queue_object_lists_acknowledged_and_rejected_messages(vhost: Vhost, channel: BlockingChannel) -> None:
+    """vhost.queue("jobs") has lists of its acknowledged, rejected, requeued and ready messages."""
     jobs = vhost.queue("jobs")
     for number in range(5):
         channel.basic_publish("", "jobs", b"%d" % number)
@@ -140,8 +140,8 @@ def test_a_queue_tells_what_was_acknowledged_and_rejected(vhost: Vhost, channel:
     channel.queue_declare("jobs", passive=True)
 
 
-def test_questions_wait_for_an_answer(vhost: Vhost, channel: BlockingChannel) -> None:
-    """published() waits for a message; if none comes in time, the result says what did happen."""
+def test_published_waits_for_messages(vhost: Vhost, channel: BlockingChannel) -> None:
+    """published() waits for a message; if none comes in time, the result says what was published instead."""
     timer = threading.Timer(0.05, lambda: channel.basic_publish("", "jobs", b"late"))
     timer.start()
     assert vhost.published().bodies == [b"late"]
@@ -154,8 +154,8 @@ def test_questions_wait_for_an_answer(vhost: Vhost, channel: BlockingChannel) ->
     assert repr(vhost.queue("none").messages(timeout=0)) == "[] (queue 'none' does not exist)"
 
 
-def test_questions_on_an_event_loop_return_at_once() -> None:
-    """On an event loop, published() does not wait, and `until` waits without blocking the loop."""
+def test_published_does_not_block_an_event_loop() -> None:
+    """Called on an event loop, published() returns at once, and `await until()` waits without blocking the loop."""
 
     async def ask() -> None:
         async with EmbeddedBroker(recording=True) as broker:
@@ -176,10 +176,8 @@ def _publish(url: str) -> None:
         connection.channel().basic_publish("", "jobs", b"1")
 
 
-def test_questions_and_faults_are_available_over_http(api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """Administrators can ask what was published and inject faults over the management API; without recording, it is
-    409.
-    """
+def test_the_management_api_queries_messages_and_injects_faults(api_of: Callable[[EmbeddedBroker], Api]) -> None:
+    """Administrators can query published messages and inject faults over HTTP; without recording, queries get 409."""
     with EmbeddedBroker(management_port=0, recording=True) as broker:
         api = api_of(broker)
         with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
@@ -208,8 +206,8 @@ def test_questions_and_faults_are_available_over_http(api_of: Callable[[Embedded
         assert api_of(broker)("GET", "mqtool/published/%2F")[0] == 409
 
 
-def test_a_question_over_http_waits_for_an_answer(api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """A request with count and timeout is answered when that many messages were published."""
+def test_a_query_over_http_waits_for_the_count(api_of: Callable[[EmbeddedBroker], Api]) -> None:
+    """A request with count and timeout is answered as soon as that many messages were published."""
     with EmbeddedBroker(management_port=0, recording=True) as broker, ThreadPoolExecutor(1) as pool:
         api = api_of(broker)
         asked = pool.submit(api, "GET", "mqtool/published/%2F?routing_key=jobs&count=2&timeout=30")

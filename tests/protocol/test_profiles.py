@@ -141,8 +141,8 @@ def test_priorities_of_quorum_queues_depend_on_the_version(
     assert b"".join(take.bodies("q", 6)) == expected
 
 
-def test_a_quorum_queue_takes_no_maximum_priority(broker: TestBroker, channel: BlockingChannel) -> None:
-    """`x-max-priority` is refused by all versions, also by those whose quorum queues have priorities."""
+def test_a_quorum_queue_with_x_max_priority_is_refused(broker: TestBroker, channel: BlockingChannel) -> None:
+    """All versions refuse it, even RabbitMQ 4.3, whose quorum queues have priorities."""
     arguments = {**QUORUM, "x-max-priority": 5}
     why = f"invalid arg 'x-max-priority' for queue 'q' in vhost '{broker.vhost}' of queue type rabbit_quorum_queue"
     refused = closed(lambda: channel.queue_declare("q", durable=True, arguments=arguments))
@@ -168,10 +168,12 @@ def test_an_x_death_of_a_publisher_counts_only_before_4_0(
     assert headers.get("x-last-death-reason") == ("rejected" if distrusts else None)
 
 
-def test_deaths_recorded_by_the_broker_count_in_every_version(
+def test_x_death_counts_rise_in_a_circle_in_every_version(
     broker: TestBroker, channel: BlockingChannel, take: Take
 ) -> None:
-    """A message that is dead-lettered in a circle has rising counts in x-death."""
+    """A message that is dead-lettered twice between two queues has count 2 for each queue in x-death,
+    in every version.
+    """
     for name, other, ttl in (("a", "b", {}), ("b", "a", {"x-message-ttl": 1})):
         arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": other, **ttl}
         channel.queue_declare(name, durable=True, arguments=arguments)

@@ -407,8 +407,10 @@ def test_operations_of_the_stream_protocol_need_exactly_these_permissions(
         assert (row.stream(client) == 1) is enough, granted
 
 
-def test_to_store_an_offset_needs_the_right_to_write(broker: TestBroker, world: World, open_stream: Opener) -> None:
-    """Since RabbitMQ 3.13, it needs the right to read."""
+def test_storing_an_offset_needs_write_permission_before_3_13(
+    broker: TestBroker, world: World, open_stream: Opener
+) -> None:
+    """Up to RabbitMQ 3.12, storing an offset needs the permission to write; since 3.13, the permission to read."""
     needed = "read" if broker.differs_since("4.0", "whoever may read a stream may store offsets") else "write"
     for granted, enough in cases([(needed, "s")]):
         world.reset(granted)
@@ -473,8 +475,10 @@ def streams(request: pytest.FixtureRequest) -> Iterator[tuple[World, Callable[[s
 
 @pytest.mark.parametrize("streams", ["4.0", "4.3"], indirect=True)
 @pytest.mark.parametrize("operation", SUPER_STREAMS)
-def test_super_streams(streams: "tuple[World, Callable[[str, str], RawStream]]", operation: str) -> None:
-    """Both operations need the rights to the exchange, and to each partition."""
+def test_super_stream_operations_need_permissions_for_each_partition(
+    streams: "tuple[World, Callable[[str, str], RawStream]]", operation: str
+) -> None:
+    """Creating and deleting a super stream needs the permissions for its exchange and for each partition."""
     world, log_in = streams
     needs, perform = SUPER_STREAMS[operation]
     guest = log_in("guest", "guest")
@@ -505,10 +509,10 @@ LOOKUPS: list[tuple[str, list[Need], bool]] = [
 
 
 @pytest.mark.parametrize("streams", ["4.0", "4.2", "4.3"], indirect=True)
-def test_lookups_of_streams(
+def test_lookups_of_streams_need_permissions(
     streams: "tuple[World, Callable[[str, str], RawStream]]", request: pytest.FixtureRequest
 ) -> None:
-    """A user without rights does not learn which streams exist and which partitions a super stream has."""
+    """A user without permissions does not learn which streams exist, and which partitions a super stream has."""
     world, log_in = streams
     is_checked = "4.0" not in request.node.name
     perform: dict[str, Callable[[RawStream], int]] = {
@@ -597,7 +601,7 @@ def grant_topics(world: World) -> None:
 def test_topic_permissions_apply_over_amqp_0_9_1(
     broker: TestBroker, world: World, connect: Callable[..., pika.BlockingConnection], amqp_url: str, topic: Topic
 ) -> None:
-    """RabbitMQ up to 4.0.2 checks only the routing key; later releases check the keys in CC and BCC as well."""
+    """A routing key that the user's topic permission does not match is refused; since 4.0.3, also one in CC or BCC."""
     grant_topics(world)
     assert topic.channel is not None
     channel = connect(amqp_url.replace("guest:guest", f"{world.user}:secret")).channel()

@@ -225,7 +225,9 @@ def test_batches_are_stored_unchanged(client: RawStream, stream: str) -> None:
 
 @pytest.mark.differs_since("4.3", "a publish frame above the negotiated size closes the connection")
 def test_a_publish_above_the_negotiated_frame_size_is_accepted(client: RawStream, stream: str) -> None:
-    """Clients with large batches rely on it, up to RabbitMQ 4.2."""
+    """A publish frame larger than the negotiated maximum is accepted, as up to RabbitMQ 4.2, since clients with large
+    batches rely on it.
+    """
     client.declare_publisher(1, stream)
     client.publish(1, 0, *[bytes(500_000)] * 40)
     assert client.confirmed(40) == list(range(40))

@@ -159,8 +159,8 @@ def test_a_stream_is_deleted_in_spite_of_if_empty_and_if_unused(channel: Blockin
     channel.queue_declare("s", durable=True)
 
 
-def test_old_segments_go(channel: BlockingChannel, take: Take) -> None:
-    """With x-max-length-bytes, the oldest messages are deleted, a segment at a time."""
+def test_the_oldest_segments_of_a_full_stream_are_deleted(channel: BlockingChannel, take: Take) -> None:
+    """Beyond x-max-length-bytes, the oldest messages are deleted, one whole segment at a time."""
     channel.queue_delete("s")
     limits = {"x-max-length-bytes": 20_000, "x-stream-max-segment-size-bytes": 5_000}
     channel.queue_declare("s", durable=True, arguments={**STREAM, **limits})

@@ -337,8 +337,10 @@ def many_files() -> Iterator[None]:
 
 @pytest.mark.usefixtures("many_files")
 @pytest.mark.parametrize("kind", ["amqp", "amqp/ssl", "stream/ssl", "https"])
-def test_many_connections_at_once(amqp_tls: Authority, kind: str) -> None:
-    """Other clients work while a thousand clients connect at once, and none finishes a TLS handshake or logs in."""
+def test_a_thousand_handshakes_let_others_work(amqp_tls: Authority, kind: str) -> None:
+    """Other clients are served while a thousand clients connect at once and none completes its TLS
+    handshake or login.
+    """
     with EmbeddedBroker(stream_port=0, management_port=0, tls=amqp_tls.tls()) as broker, ExitStack() as stack:
         address = urlsplit(broker.urls[kind])
         watch, connected = LoopWatch(broker), threading.Event()

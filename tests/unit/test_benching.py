@@ -132,7 +132,9 @@ def test_the_brokers_cpu_time_may_be_unknown(nodes: list[Any], memory: int | Non
     ],
 )
 def test_a_result_that_is_limited_by_the_clients_says_so(busiest: tuple[float, float], said: str) -> None:
-    """Clients that use a whole CPU, or wait for one that others use, may be slower than the broker."""
+    """If bench's clients used a whole CPU, or waited for one, the result warns that they may be slower
+    than the broker.
+    """
     plan = Mock(churn=None, rate=None, warm_up=0, delay=0.0)
     result = Mock(busiest=busiest, plan=plan, unsent=0, reconnects=0, gap=(0.0, 0.0))
     result.confirm.at.return_value = result.deliver.at.return_value = 1.0
@@ -141,7 +143,7 @@ def test_a_result_that_is_limited_by_the_clients_says_so(busiest: tuple[float, f
 
 
 def test_a_client_that_has_to_wait_for_a_cpu_knows_how_long() -> None:
-    """Two busy processes on one CPU: each waits while the other one runs."""
+    """Of two busy processes on one CPU, each measures how long it waited while the other ran."""
     if not Path("/proc/self/schedstat").exists():
         pytest.skip("this system does not tell")
     code = (
@@ -157,7 +159,7 @@ def test_a_client_that_has_to_wait_for_a_cpu_knows_how_long() -> None:
     assert "True" in told.stdout
 
 
-def test_a_client_whose_run_never_began_has_used_nothing() -> None:
-    """Its warning said that it used 42,059,700% of a CPU."""
+def test_no_cpu_warning_for_a_client_whose_run_never_began() -> None:
+    """bench once warned that a client whose run never began used 42,059,700% of a CPU."""
     assert CpuTime(1.0, 0.0).fractions(CpuTime(1.5, 0.2), -3.0) == (0.0, 0.0)
     assert CpuTime(1.0, 0.0).fractions(CpuTime(1.5, 0.5), 2.0) == (0.25, 0.25)

@@ -1,6 +1,6 @@
 """A value that somebody has claimed cannot be used without a proof."""
 
-from mypy import api
+import pytest
 
 from mqtool.claims import Claimed
 
@@ -24,6 +24,7 @@ def test_a_claim_is_returned_only_if_it_is_proven() -> None:
 
 def test_mypy_refuses_a_claim_as_a_routing_key() -> None:
     """Using a claimed queue name as a routing key is a type error until it has been proven."""
+    api = pytest.importorskip("mypy.api")
     refused, _, code = api.run([*OPTIONS, "-c", USE.format("key")])
     assert code == 1
     assert 'incompatible type "Claimed[str]"; expected "str | None"' in refused

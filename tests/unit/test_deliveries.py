@@ -87,14 +87,14 @@ def test_other_frames_are_passed_to_pika_unchanged(sent: list[Delivery | Confirm
 
 
 def test_a_protocol_header_is_passed_to_pika() -> None:
-    """A broker of another version answers with its protocol header, which is not a frame."""
+    """The protocol header with which a broker refuses AMQP 0-9-1 is not a frame; pika gets it and reports the error."""
     got: list[bytes] = []
     assert FrameReader(got.append).receive(b"AMQP\0\1\0\0") == 0
     assert got == [b"AMQP\0\1\0\0"]
 
 
 def test_deliveries_after_a_cancellation_are_passed_to_pika() -> None:
-    """pika requeues messages that arrive after their consumer was cancelled."""
+    """Messages that arrive after their consumer was cancelled are passed to pika, which requeues them."""
     got: list[Delivery | bytes] = []
     reader = FrameReader(got.append)
     reader.add(ConsumerFrames(1, "ours", "q", 7, got.extend))

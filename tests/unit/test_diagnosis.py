@@ -109,7 +109,7 @@ def test_findings_are_sorted_by_severity_and_grouped() -> None:
 
 
 def test_nagios_is_critical_only_for_blocked_publishers() -> None:
-    """Findings that may lose messages are warnings."""
+    """With `--format nagios`, only blocked publishers are critical; findings that may lose messages are warnings."""
     lost, blocked = Finding("no-consumer", "queue 'a'", "", ""), Finding("alarm", "node a", "has a memory alarm", "")
     assert [reports.nagios_state(found) for found in ([], [lost], [blocked, lost])] == [0, 1, 2]
     assert next(reports.nagios([blocked, lost], "here")) == (

@@ -36,6 +36,6 @@ def test_a_duration_without_a_unit_is_refused(text: str) -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.sampled_from(["ms", "s", "m", "h", "d"])), min_size=1, max_size=5))
 def test_the_parts_of_a_duration_are_added(parts: list[tuple[int, str]]) -> None:
-    """In any order and number, also with the same unit twice."""
+    """The parts may be in any order and number, and a unit may occur twice."""
     together = parse_duration("".join(f"{number}{unit}" for number, unit in parts))
     assert together == pytest.approx(sum(parse_duration(f"{number}{unit}") for number, unit in parts))

@@ -63,7 +63,9 @@ def test_a_condition_compares_columns(text: str, holds: bool) -> None:
 
 
 def test_missing_values_are_sorted_last() -> None:
-    """In both directions; equal rows keep their order, so that a second column decides."""
+    """Rows without a value are last in both directions; equal rows keep their order, so that a second
+    column decides.
+    """
     rows = [{"n": 2, "m": "b"}, {"n": None, "m": "x"}, {"n": 10, "m": "c"}, {"n": 2, "m": "a"}]
     assert [row["m"] for row in in_order(rows, ["n"])] == ["b", "a", "c", "x"]
     assert [row["m"] for row in in_order(rows, ["-n", "m"])] == ["c", "a", "b", "x"]
@@ -97,7 +99,7 @@ def test_values_are_printed_as_plain_text_or_json(value: Any, text: str) -> None
 
 
 def test_counted_numbers_agree_with_their_noun() -> None:
-    """ "1 message", but "0 messages" and "1,000 findings"."""
+    """mqtool prints "1 message", but "0 messages" and "1,000 findings"."""
     assert [counted(0), counted(1), counted(1000, "finding")] == ["0 messages", "1 message", "1,000 findings"]
 
 

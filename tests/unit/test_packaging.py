@@ -150,6 +150,7 @@ def test_the_pinned_versions_install_on_the_oldest_python_that_mqtool_supports()
     assert {name: said for name, said in required.items() if not SpecifierSet(said).contains(oldest)} == {}
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_a_failed_installation_names_the_library(tmp_path: Path) -> None:
     """`make setup` prints pip's error if the installation fails, and nothing otherwise."""
     shutil.copy(ROOT / "Makefile", tmp_path)

@@ -24,8 +24,8 @@ def test_a_message_is_shown_as_sent_before_it_is_shown_as_received(capsys: pytes
     assert printed(capsys) == ["receiver │  [x] Received Hello World!", "receiver │  [x] Received too"]
 
 
-def test_an_answer_is_shown_after_what_the_server_did_for_it(capsys: pytest.CaptureFixture[str]) -> None:
-    """A client and its server, which wait for each other, are shown in the order in which they print."""
+def test_client_and_server_lines_are_shown_in_their_order(capsys: pytest.CaptureFixture[str]) -> None:
+    """If a client and its server wait for each other, their lines are shown in the order in which they were printed."""
     lines = PlayLines(TypingPace(auto=True, watched=False))
     lines.opened(["client", "server"])
     lines.put_first(None)

@@ -110,7 +110,9 @@ def acknowledge(policy: CallerSettles, *received: int, first: int = 1) -> list[S
 
 
 def test_a_caller_who_acknowledges_never_gets_more_than_the_count() -> None:
-    """Five with a prefetch of two: only the third acknowledgement makes room for the fifth message."""
+    """With a count of five and a prefetch of two, the fifth message is delivered only after the third
+    acknowledgement.
+    """
     policy = CallerSettles(Receiving(count=5, prefetch=2, acknowledge=False))
     assert policy.prefetch == 2
     assert acknowledge(policy, 3, 4, 5) == [Step.GO_ON, Step.GO_ON, Step.CANCEL]
@@ -147,8 +149,10 @@ def test_after_a_lost_channel_unacknowledged_messages_count_again() -> None:
     assert policy.acknowledged(2, 2, is_current=True) is Step.CANCEL
 
 
-def test_without_a_count_a_caller_who_acknowledges_is_never_stopped() -> None:
-    """The policy acknowledges nothing by itself."""
+def test_without_a_count_consuming_continues_after_each_acknowledgement() -> None:
+    """If the caller acknowledges and there is no count, the policy neither ends the consumer nor acknowledges anything
+    itself.
+    """
     policy = CallerSettles(Receiving(prefetch=0, acknowledge=False))
     assert (policy.prefetch, policy.acknowledges) == (0, False)
     assert {policy.acknowledged(number, number, is_current=True) for number in range(9)} == {Step.GO_ON}

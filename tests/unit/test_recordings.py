@@ -67,7 +67,7 @@ def test_a_time_that_goes_back_starts_a_new_recording() -> None:
 
 
 def test_a_line_without_a_time_is_due_with_the_one_before() -> None:
-    """So a line typed by hand can stand between recorded ones."""
+    """A line without a timestamp, such as one typed by hand, is sent together with the line before it."""
     assert dues(ReplayPace(clock=Clock()), read(line(), line(3), line(), line(4))) == [0, 0, 0, 1]
 
 

@@ -48,7 +48,7 @@ def maze(bound: list[Binding], others: dict[str, str | None]) -> Definitions:
 def test_routes_are_complete_and_correct(
     bound: list[Binding], others: dict[str, str | None], start: str, key: str
 ) -> None:
-    """Each hop follows a matching binding, and an exhaustive search finds the same queues."""
+    """`route` finds the same queues as an exhaustive search, and each hop follows a matching binding."""
     definitions = maze(bound, others)
     route = Router(definitions).route(start, key, near_misses=100)
     for queue, ways in route.queues.items():
@@ -105,7 +105,7 @@ def test_near_misses_are_sorted_by_similarity() -> None:
 
 @given(pattern=keys, key=keys)
 def test_every_near_miss_has_a_reason(pattern: str, key: str) -> None:
-    """A binding that matches is never a near miss."""
+    """Each near miss names a difference; a binding that matches is never listed as a near miss."""
     route = topic_route(key, pattern)
     assert bool(route.queues) or all(miss.reason for miss in route.near_misses)
 

@@ -149,7 +149,7 @@ def test_no_value_survives_scrubbing(headers: dict[str, Any], body: Any, key: st
 
 
 def test_equal_values_have_equal_replacements() -> None:
-    """Across fields, lines and runs with the same seed; another seed gives others."""
+    """The same value has the same replacement in all fields and lines, and in all runs with the same seed."""
     line = {"exchange": "", "routing_key": "q", "headers": {"user": "alice", "id": 1742}, "body": "alice bought 1742"}
     after = scrubbed(line)
     assert after["body"].split()[0] == after["headers"]["user"]
@@ -159,8 +159,8 @@ def test_equal_values_have_equal_replacements() -> None:
 
 
 def test_keep_and_field_choose_what_is_replaced() -> None:
-    """--keep leaves fields, and with --field only those are replaced. Keys of the default exchange are queue names, and
-    stay.
+    """--keep leaves the named fields, and --field replaces only those. Routing keys that are queue
+    names always stay.
     """
     body = '{"customer": {"email": "ann@example.com", "name": "Ann"}, "items": [{"sku": "AB-1234"}]}'
     death = [{"queue": "jobs", "reason": "rejected", "count": 2, "routing-keys": ["customer.ann"]}]

@@ -120,7 +120,7 @@ def test_the_rest_of_a_batch_comes_before_unread_lines(tmp_path: Path) -> None:
 
 
 def test_each_message_has_its_own_id() -> None:
-    """So a duplicate after a reconnection can be recognized."""
+    """Each message gets a unique message id, so that a duplicate after a reconnection can be recognized."""
     ids = {only(["x"], MessageOptions()).message_id for _ in range(100)}
     assert len(ids) == 100
 

@@ -7,7 +7,9 @@ from mqtool.spelling import mistyped
 
 @pytest.mark.parametrize("word", ["invoicse", "invoice", "invoicess", "imvoices", "Invoices", "in-voices"])
 def test_a_name_with_one_slip_is_a_misspelling(word: str) -> None:
-    """A letter more, less or changed, two neighbours swapped, another case or separator."""
+    """A name is a misspelling if one letter is added, missing or changed, two are swapped, or case or separators
+    differ.
+    """
     assert mistyped(word, ["audit", "invoices"]) == "invoices"
 
 

@@ -100,5 +100,5 @@ def test_a_decimal_that_is_too_large_is_an_error(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["0", "-0.00", "0e99", "1.50", "-2147483648", "21474836.47", "1e9"])
 def test_a_decimal_keeps_its_value(text: str) -> None:
-    """Only trailing zeros may be lost."""
+    """A decimal header is sent on with the same value; only trailing zeros may be dropped."""
     assert CLIENT.decode_table(CLIENT.encode_table({"h": Decimal(text)}))[0] == {"h": Decimal(text)}

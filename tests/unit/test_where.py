@@ -163,7 +163,9 @@ def test_an_invalid_condition_is_reported_with_its_column(text: str, column: int
 
 
 def test_a_condition_tests_a_line_of_ndjson() -> None:
-    """Also a body in base64, and headers whose types JSON does not have."""
+    """Conditions work on recorded messages, also with a body in base64, and on headers with types that JSON does not
+    have.
+    """
     line = {
         "timestamp": "2026-01-31T12:00:00.000Z",
         "exchange": "",
@@ -180,14 +182,14 @@ def test_a_condition_tests_a_line_of_ndjson() -> None:
 
 
 def test_a_condition_tests_a_message_to_be_published() -> None:
-    """Such a message has no timestamp or queue yet."""
+    """Conditions work on a message before it is published, which has no timestamp and no queue yet."""
     record = where.of_message(Message(b"x", "key", None, {"headers": {"n": 1}, "type": "t"}, "m-1"))
     assert where.parse("routing_key=key and message_id=m-1 and type=t and headers.n=1 and body=x").matches(record)
     assert not where.parse("timestamp or queue").matches(record)
 
 
-def test_a_condition_tests_the_columns_of_a_list() -> None:
-    """Only the given columns are known fields; without a list of them, any field is."""
+def test_a_condition_on_a_list_may_name_only_its_columns() -> None:
+    """A field that is not a column raises BadExpression; if no columns are given, any field is allowed."""
     columns = frozenset({"name", "messages_ready"})
     assert where.parse("messages-ready>0", columns).matches({"name": "q", "messages_ready": 1})
     assert where.parse("whatever.else=1", None).matches({"whatever": {"else": 1}})
@@ -203,7 +205,7 @@ _HOSTILE = [
 
 @pytest.mark.parametrize("body", _HOSTILE, ids=range(len(_HOSTILE)))
 def test_a_condition_never_fails_on_a_hostile_body(body: bytes) -> None:
-    """A hostile body does not match, and takes no time."""
+    """A hostile body, such as deeply nested JSON, does not match, and is tested quickly."""
     record = {**RECORD, "body": body}
     for text in ("body.user.id=17", "body.user.id>17", "body.user.id~x", "body.0.0.0.0", "body.user.id<a", "body~Ann"):
         assert not where.parse(text).matches(record)

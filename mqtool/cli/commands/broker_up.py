@@ -47,7 +47,8 @@ def _port(about: str, lowest: int = 1) -> Any:
     effect=Effect.READS,
     instead={
         "user": Annotated[
-            str | None, typer.Option(metavar="USER", help="User to log in as; with --kind docker, user to create")
+            str | None,
+            typer.Option("--user", metavar="USER", help="User to log in as; with --kind docker, user to create"),
         ],
         "tls_cert": Annotated[
             Path | None, typer.Option(metavar="FILE", help="Client certificate; with --kind embedded, the broker's")
@@ -69,7 +70,7 @@ def up(
     in_memory: Annotated[bool, typer.Option("--in-memory", help="Keep nothing on disk (embedded broker only)")] = False,
     cluster: Annotated[bool, typer.Option("--cluster", help="Start a cluster of three nodes")] = False,
     image: Annotated[
-        str | None, typer.Option(help="RabbitMQ image or version to build on (Docker)", metavar="IMAGE")
+        str | None, typer.Option("--image", help="RabbitMQ image or version to build on (Docker)", metavar="IMAGE")
     ] = None,
     listen: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Also listen on ADDRESS, unencrypted; not for guest")

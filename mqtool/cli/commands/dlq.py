@@ -64,7 +64,9 @@ class Which:
         ),
     ] = None
     ids: Annotated[list[str] | None, typer.Option("--id", help="Only the message with this id", metavar="ID")] = None
-    reason: Annotated[str | None, typer.Option(help="Only those that died for this reason", metavar="REASON")] = None
+    reason: Annotated[
+        str | None, typer.Option("--reason", help="Only those that died for this reason", metavar="REASON")
+    ] = None
     error: Annotated[str | None, typer.Option(metavar="TEXT", help="Only those whose last error contains TEXT")] = None
     older: Annotated[
         float | None, typer.Option(help="Only those that first failed this long ago or earlier", **DURATION)

@@ -50,7 +50,9 @@ def _add(
             str | None,
             typer.Option("--url", "-u", help="Use this broker, and delete the drill's queues", metavar="URL"),
         ] = None,
-        image: Annotated[str | None, typer.Option(help="RabbitMQ image to build on (Docker)", metavar="IMAGE")] = None,
+        image: Annotated[
+            str | None, typer.Option("--image", help="RabbitMQ image to build on (Docker)", metavar="IMAGE")
+        ] = None,
         count: Annotated[
             int, typer.Option("--count", "-c", "-n", min=20, help="Messages to send", metavar="N")
         ] = messages,

@@ -107,7 +107,8 @@ class Bindings:
     )
     headers: Annotated[list[Any] | None, header_option("Header to match; KEY:=JSON for a typed value")] = None
     match: Annotated[
-        str | None, typer.Option(help="How headers match: all, any, all-with-x or any-with-x", metavar="MATCH")
+        str | None,
+        typer.Option("--match", help="How headers match: all, any, all-with-x or any-with-x", metavar="MATCH"),
     ] = None
 
     @property

@@ -52,7 +52,9 @@ def move(
     count: Annotated[
         int | None, typer.Option("--count", "-c", "-n", min=1, help="Move up to N messages", metavar="N")
     ] = None,
-    rate: Annotated[float | None, typer.Option(help="Move no faster than this, such as 500/s", **RATE)] = None,
+    rate: Annotated[
+        float | None, typer.Option("--rate", help="Move no faster than this, such as 500/s", **RATE)
+    ] = None,
     idle_timeout: Annotated[
         float | None, typer.Option(help="Stop after this long without a message, not when empty", **DURATION)
     ] = None,

@@ -50,7 +50,9 @@ def peek(
         ),
     ] = None,
     where: WhereWaiting = None,
-    offset: Annotated[Any | None, typer.Option(help="Where to start in a stream (default: first)", **OFFSET)] = None,
+    offset: Annotated[
+        Any | None, typer.Option("--offset", help="Where to start in a stream (default: first)", **OFFSET)
+    ] = None,
 ) -> None:
     """Show the messages in a queue and leave them there.
 

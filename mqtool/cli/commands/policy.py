@@ -52,7 +52,9 @@ Operator = Annotated[
 )
 def set_policy(
     name: PolicyName,
-    pattern: Annotated[str, typer.Option(help="Regular expression for the names it applies to", metavar="PATTERN")],
+    pattern: Annotated[
+        str, typer.Option("--pattern", help="Regular expression for the names it applies to", metavar="PATTERN")
+    ],
     settings: Annotated[
         Any, typer.Option("--definition", parser=parsed(definition), metavar="JSON", help="Settings, as a JSON object")
     ],

@@ -35,7 +35,7 @@ def receive(
     receiving: ReceivingOptions,
     broker: TutorialBroker,
     offset: Annotated[
-        Any | None, typer.Option(help="Where to start in a stream", rich_help_panel="Receiving", **OFFSET)
+        Any | None, typer.Option("--offset", help="Where to start in a stream", rich_help_panel="Receiving", **OFFSET)
     ] = None,
     filters: Annotated[
         list[str] | None,

@@ -29,7 +29,10 @@ class ReadingOptions:
     """Options of `receive-stream`: where to start, and which messages to receive."""
 
     offset: Annotated[
-        Any, typer.Option(help="Start: first, last, next, N, a time, or an age", rich_help_panel="Receiving", **OFFSET)
+        Any,
+        typer.Option(
+            "--offset", help="Start: first, last, next, N, a time, or an age", rich_help_panel="Receiving", **OFFSET
+        ),
     ] = "first"
     track: Annotated[
         str | None,

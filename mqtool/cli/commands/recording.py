@@ -167,7 +167,7 @@ class Playing:
         typer.Option(parser=parsed(_speed), metavar="N", help="N times as fast as recorded, or max", show_default="1"),
     ] = None
     rate: Annotated[
-        float | None, typer.Option(help="Constant rate, such as 500/s, instead of recorded gaps", **RATE)
+        float | None, typer.Option("--rate", help="Constant rate, such as 500/s, instead of recorded gaps", **RATE)
     ] = None
     since: Annotated[Any | None, typer.Option(help="Start at a time, or 5m into the recording", **_MOMENT)] = None
     until: Annotated[Any | None, typer.Option(help="Stop at a time, or 5m into the recording", **_MOMENT)] = None
@@ -309,7 +309,9 @@ def scrub(
     ] = None,
     seed: Annotated[
         str | None,
-        typer.Option(help="Same seed, same replacements; keep it secret", show_default="random", metavar="SEED"),
+        typer.Option(
+            "--seed", help="Same seed, same replacements; keep it secret", show_default="random", metavar="SEED"
+        ),
     ] = None,
 ) -> None:
     """Replace the values in a recording, so that it can be shared.

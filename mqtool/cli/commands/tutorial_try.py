@@ -26,7 +26,7 @@ from mqtool.cli.display.play_page import PlayPage
 from mqtool.cli.invocation import current
 from mqtool.cli.options.page_options import PageOptions
 from mqtool.errors import UsageError
-from mqtool.plays.goals import GOALS, reached_goals
+from mqtool.plays.goals import GOALS, REPAIR, reached_goals
 from mqtool.plays.goals.goal import Goal
 from mqtool.plays.goals.trying import Trial, TrialBroker, is_embedded, own_vhost
 from mqtool.plays.performing import api_of, embedded_broker
@@ -36,7 +36,7 @@ from mqtool.tutorials import pages
 
 app = typer.Typer()
 
-_HINT_KEYS, _SKIP = ("\r", "\n", "h"), "s"
+_HINT_KEYS, _AGAIN, _SKIP = ("\r", "\n", "h"), "r", "s"
 
 
 @command(
@@ -128,10 +128,10 @@ def _list() -> None:
 
 def _try(tutorial: str, left: list[Goal], place: _Place, page: PlayPage | None) -> None:
     lines, goals = GoalLines(page), GOALS[tutorial]
-    play = plays.PLAYS[tutorial]
+    title, story = (play.title, play.story) if (play := plays.PLAYS.get(tutorial)) else REPAIR
     with (
-        lines.watching(play.title, play.story),
-        page.watching(play.title, play.story) if page else nullcontext(),
+        lines.watching(title, story),
+        page.watching(title, story) if page else nullcontext(),
         page.on_broker(None) if page else nullcontext(),
         Trial(place.broker) as trial,
     ):
@@ -151,18 +151,23 @@ def _try(tutorial: str, left: list[Goal], place: _Place, page: PlayPage | None) 
 
 def _is_reached(goal: Goal, trial: Trial, lines: GoalLines) -> bool:
     """Let the learner try one goal; return False to skip it."""
-    hints = 0
-    trial.prepare(goal)
-    for finding in trial.findings(goal):
-        if finding is not None:
-            lines.found(finding)
-        key = lines.key()
-        if key and key in _HINT_KEYS:
-            lines.hint(goal, min(hints, len(goal.hints) - 1))
-            hints += 1
-        elif key == _SKIP:
-            return False
-    return True
+    hints, key = 0, _AGAIN
+    while key == _AGAIN:
+        trial.prepare(goal)
+        for finding in trial.findings(goal):
+            if finding is not None:
+                lines.found(finding)
+            key = lines.key()
+            if key and key in _HINT_KEYS:
+                lines.hint(goal, min(hints, len(goal.hints) - 1))
+                hints += 1
+            elif key in (_AGAIN, _SKIP):
+                break
+        else:
+            return True
+        if key == _AGAIN:
+            lines.note("This goal begins again.")
+    return False
 
 
 def _next(tutorial: str) -> str:

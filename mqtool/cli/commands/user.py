@@ -99,7 +99,8 @@ def add(
     name: UserName,
     broker: ManagedBroker,
     tag: Annotated[
-        list[str] | None, typer.Option(help="administrator, monitoring, policymaker or management", metavar="TAG")
+        list[str] | None,
+        typer.Option("--tag", help="administrator, monitoring, policymaker or management", metavar="TAG"),
     ] = None,
     if_not_exists: IfNotExists = False,
     login_password_file: LoginPassword = None,

@@ -25,7 +25,7 @@ def add_vhost(
     name: VhostName,
     broker: ManagedBroker,
     description: Annotated[
-        str | None, typer.Option(help="Description of the virtual host", metavar="DESCRIPTION")
+        str | None, typer.Option("--description", help="Description of the virtual host", metavar="DESCRIPTION")
     ] = None,
     if_not_exists: IfNotExists = False,
 ) -> None:

@@ -11,7 +11,7 @@ from mqtool.plays.goals.trying import TrialFinding
 if TYPE_CHECKING:
     from mqtool.cli.display.play_page import PlayPage
 
-_KEYS = "Work in other terminals. Here: Enter or h: hint · s: skip this goal · q: quit"
+_KEYS = "Work in other terminals. Here: Enter or h: hint · r: begin this goal again · s: skip it · q: quit"
 #: What each hint is called.
 _HINTS = ("think", "concept", "command")
 
@@ -27,6 +27,7 @@ class GoalLines:
         self._pace = TypingPace(auto=False, watched=True)
         self._lines = PlayLines(self._pace)
         self._page = page
+        self._knows_keys = False
 
     def watching(self, title: str, story: str) -> AbstractContextManager[None]:
         """Return a context manager that shows a tutorial's goals until the `with` block ends."""
@@ -36,8 +37,9 @@ class GoalLines:
         """Show a goal."""
         self._lines.blank()
         self._lines.goal(f"Goal {number} of {count}: {goal.ask}")
-        if self._pace.asks:
+        if self._pace.asks and not self._knows_keys:
             self._lines.note(_KEYS)
+            self._knows_keys = True
         if self._page is not None:
             self._page.goal(goal.ask)
 

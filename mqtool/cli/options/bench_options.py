@@ -89,11 +89,14 @@ class Load:
 
     rate: Annotated[
         float | None,
-        typer.Option(help="Messages per second (default: as fast as confirmed)", rich_help_panel="Load", **RATE),
+        typer.Option(
+            "--rate", help="Messages per second (default: as fast as confirmed)", rich_help_panel="Load", **RATE
+        ),
     ] = None
     duration: Annotated[
         float | None,
         typer.Option(
+            "--duration",
             help="Publish for this long",
             show_default="10s, or 5s for each of several runs",
             rich_help_panel="Load",

@@ -100,7 +100,11 @@ class BrokerOptions:
     user: Annotated[
         str | None,
         typer.Option(
-            help="User to log in as", rich_help_panel="Broker", metavar="USER", autocompletion=names_of("users")
+            "--user",
+            help="User to log in as",
+            rich_help_panel="Broker",
+            metavar="USER",
+            autocompletion=names_of("users"),
         ),
     ] = None
     password_file: Annotated[
@@ -109,7 +113,9 @@ class BrokerOptions:
     ] = None
     vhost: Annotated[
         str | None,
-        typer.Option(help="Virtual host", rich_help_panel="Broker", metavar="VHOST", autocompletion=names_of("vhosts")),
+        typer.Option(
+            "--vhost", help="Virtual host", rich_help_panel="Broker", metavar="VHOST", autocompletion=names_of("vhosts")
+        ),
     ] = None
     tls_ca: Annotated[
         Path | None, typer.Option(help="Certificate authority to trust (PEM)", rich_help_panel="Broker", metavar="FILE")

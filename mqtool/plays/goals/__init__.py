@@ -4,8 +4,35 @@ Each file NAME_goals.py has the goals of a tutorial, as data and functions of wh
 to add one.
 """
 
-from mqtool.plays.goals import hello_world_goals
+from mqtool.plays.goals import (
+    delayed_messages_goals,
+    headers_goals,
+    hello_world_goals,
+    publish_subscribe_goals,
+    publisher_confirms_goals,
+    repair_goals,
+    routing_goals,
+    rpc_goals,
+    stream_goals,
+    topics_goals,
+    work_queues_goals,
+)
 from mqtool.plays.goals.goal import Goal
 
 #: The goals of each tutorial, in the recommended order.
-GOALS: dict[str, tuple[Goal, ...]] = {"hello-world": hello_world_goals.GOALS}
+GOALS: dict[str, tuple[Goal, ...]] = {
+    "hello-world": hello_world_goals.GOALS,
+    "work-queues": work_queues_goals.GOALS,
+    "publish-subscribe": publish_subscribe_goals.GOALS,
+    "routing": routing_goals.GOALS,
+    "topics": topics_goals.GOALS,
+    "headers": headers_goals.GOALS,
+    "rpc": rpc_goals.GOALS,
+    "publisher-confirms": publisher_confirms_goals.GOALS,
+    "delayed-messages": delayed_messages_goals.GOALS,
+    "stream-hello-world": stream_goals.GOALS,
+    "stream-offset-tracking": stream_goals.TRACKING_GOALS,
+    "repair": repair_goals.GOALS,
+}
+#: The title and the story of the goals "repair", which belong to no tutorial.
+REPAIR = ("Repair", "Short programs with one defect each, which you find in examples/repair.")

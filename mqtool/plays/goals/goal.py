@@ -18,11 +18,10 @@ class TrialFault:
     """What `try` does to the broker once, in the middle of a goal.
 
     Attributes:
-        name: "restart" (of the broker), "cut" (the connection that `target` returns) or "refuse" (the next message
-            published to the queue that `target` returns).
+        name: "restart" (of the broker), or "cut" (the connection that `target` returns).
         when: returns True when it is time.
         say: what has been done, as a sentence; {} stands for what it was done to.
-        target: a connection or a queue.
+        target: returns a connection.
     """
 
     name: str

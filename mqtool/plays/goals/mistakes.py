@@ -45,7 +45,7 @@ def nobody_receives(queue: str) -> Said:
 
     def said(seen: Seen) -> str:
         waiting = [copy for copy in seen.copies_in(queue) if not copy.end and not copy.is_held]
-        if not waiting or seen.consumers_of(queue):
+        if not waiting or any(each.queue == queue for each in seen.consumers):
             return ""
         return f"{waiting[0].message} waits in {queue!r}: nobody receives from that queue."
 
@@ -86,5 +86,32 @@ def thrown_away(queue: str) -> Said:
             if copy.end == "deleted" or seen.is_without_queue(copy):
                 return f"The queue {queue!r} was deleted, and {copy.message} with it."
         return ""
+
+    return said
+
+
+def useless_binding(exchange: str) -> Said:
+    """A message has no queue, and a queue is bound with a key that no message has."""
+
+    def said(seen: Seen) -> str:
+        published = seen.published_to(exchange)
+        used = {each.routing_key for each in published}
+        keys = sorted(each.key for each in seen.bound(exchange) if each.key not in used and each.key.isalnum())
+        if not keys or not any(each.lost for each in published):
+            return ""
+        return f"A queue is bound to {exchange!r} with {keys[0]!r}: nobody has published with that key."
+
+    return said
+
+
+def nothing_bound(exchange: str) -> Said:
+    """A message was published to an exchange, and no binding matches."""
+
+    def said(seen: Seen) -> str:
+        lost = [each for each in seen.published_to(exchange) if each.lost]
+        if not lost:
+            return ""
+        key = f" with the key {lost[-1].routing_key!r}" if lost[-1].routing_key else ""
+        return f"{lost[-1]}{key} reached nobody: no queue is bound to {exchange!r} for it."
 
     return said

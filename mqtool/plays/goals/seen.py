@@ -95,7 +95,8 @@ class SeenMessage:
         at: the moment when it was published. Moments are counted; they are not times.
         milliseconds: the broker's time then, since 1970.
         connection: the publisher's connection; empty if a queue dead-lettered the message, or it was found in a queue.
-        origin: the queue that dead-lettered it, if any.
+        origin, reason: the queue that dead-lettered it, and why, if one did.
+        was_held: True if an exchange has held it back, as its delay asked for.
         reply_to: for a direct reply, the connection that gets it.
         lost: "dropped" or "returned" if no queue got it, "refused" if a full queue refused it.
     """
@@ -111,6 +112,8 @@ class SeenMessage:
     body: str
     copies: list[SeenCopy] = field(default_factory=list)
     lost: str = ""
+    reason: str = ""
+    was_held: bool = False
     reply_to: str = ""
 
     def __str__(self) -> str:
@@ -176,6 +179,7 @@ class Seen:
         self._copies: dict[tuple[str, int], SeenCopy] = {}
         self._held: dict[tuple[str, int], SeenMessage] = {}
         self._receivers: list[str] = []
+        self._depths: dict[str, int] = {}
         #: How often RabbitMQ's queues have been looked at; the embedded broker tells when they change.
         self._looks = 0
 
@@ -210,8 +214,13 @@ class Seen:
     def bound(self, exchange: str) -> list[SeenBinding]:
         return [each for each in self.bindings if each.exchange == exchange]
 
-    def consumers_of(self, queue: str) -> list[SeenConsumer]:
-        return [each for each in self.consumers if each.queue == queue]
+    def depth(self, queue: str) -> int:
+        """Return the number of messages in a queue, ready or unacknowledged."""
+        return self._depths.get(queue, 0)
+
+    def keys_of(self, queue: str, exchange: str) -> set[str]:
+        """Return the keys with which a queue is bound to an exchange now."""
+        return {each.key for each in self.bindings if each.exchange == exchange and each.destination == queue}
 
     def is_without_queue(self, copy: SeenCopy) -> bool:
         """True if the copy's queue does not exist any more."""
@@ -235,8 +244,11 @@ class Seen:
             case "event":
                 self.now += 1
                 self._take_event(record)
-            case "moved" if "settled" in record:  # from RabbitMQ
-                self._looks += 1
+            case "moved":
+                self._depths |= {name: ready + unacked for name, (ready, unacked, *_) in record["queues"].items()}
+                if "settled" not in record:
+                    return bool(record["queues"])
+                self._looks += 1  # at RabbitMQ
                 self._settle(record["settled"])
                 self.is_complete = True
             case _:
@@ -292,9 +304,12 @@ class Seen:
     def _take_published(self, record: Json) -> SeenMessage:
         source = record["from"]
         if "copy" in source and (held := self._held.pop((source["exchange"], source["copy"]), None)) is not None:
-            return held  # an exchange has held it back
+            held.was_held = True
+            return held
         origin = source.get("queue", "")
-        return self._message(record, "" if origin else source.get("connection") or source.get("client", ""), origin)
+        message = self._message(record, "" if origin else source.get("connection") or source.get("client", ""), origin)
+        message.reason = source.get("reason", "")
+        return message
 
     def _message(self, record: Json, connection: str, origin: str) -> SeenMessage:
         details = record["details"]
@@ -332,7 +347,9 @@ class Seen:
         if copy.is_held:
             copy.deliveries[-1].end, copy.deliveries[-1].ended_at = "requeued: lost", self.now
         copy.deliveries.append(SeenDelivery(receiver, self.now, record["t"], bool(record.get("redelivered")), no_ack))
-        if no_ack and record["what"] == "delivered":
+        if record["what"] == "read":  # of a stream, where it stays
+            copy.deliveries[-1].end = "read"
+        elif no_ack:
             self._end(copy, {"what": "automatic"})
 
     def _end(self, copy: SeenCopy, record: Json) -> None:

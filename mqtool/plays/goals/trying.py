@@ -168,8 +168,6 @@ class Trial:
             case "cut":
                 with suppress(NotFound):
                     self._api.delete(path("connections", target))
-            case "refuse":
-                self._api.post("mqtool/faults", {"fault": "nack_publishes", "queue": target})
         return fault.say.format(target)
 
 

@@ -158,7 +158,7 @@ def test_stream_filters_become_consumer_arguments() -> None:
 
 
 def test_sql_and_property_filters_exclude_each_other() -> None:
-    """If a link has an SQL filter and property filters, only the kind that comes first is effective."""
+    """If a link has an SQL filter and property filters, only the kind that comes first is applied."""
     sql = Described(Symbol("amqp:sql-filter"), "size = 5")
     fields = Described(_FIELDS, {Symbol("subject"): "x"})
     assert _parsed({Symbol("sql-filter"): sql, Symbol("p"): fields}).effective == {"p": fields}

@@ -26,7 +26,7 @@ def by_regular_expression(pattern: str, key: str) -> bool:
 
 @given(patterns=st.lists(keys, max_size=8), key=keys)
 def test_topic_patterns_match_as_specified(patterns: list[str], key: str) -> None:
-    """A table of patterns matches a key exactly as the equivalent regular expressions do."""
+    """A topic table returns the queues whose patterns, as regular expressions, match the routing key."""
     table: TopicTable[str] = TopicTable()
     for pattern in patterns:
         table.add(pattern, {}, pattern)

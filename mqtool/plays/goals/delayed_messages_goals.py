@@ -1,0 +1,68 @@
+"""Goals of the tutorial delayed-messages."""
+
+from collections.abc import Iterator
+
+from mqtool.plays.goals.goal import Goal
+from mqtool.plays.goals.seen import Seen, SeenCopy, SeenMessage
+
+_SECOND = 1000
+
+
+def _arrived(seen: Seen) -> Iterator[tuple[SeenMessage, SeenCopy]]:
+    """Yield messages that were delayed, and that a receiver has got: each as it was sent, and its last copy."""
+    for message in seen.messages:
+        if message.was_held:
+            yield from ((message, copy) for copy in message.copies if copy.deliveries)
+    for dead in seen.dead_letters:
+        if dead.reason == "expired":
+            sent = [copy.message for copy in seen.copies_in(dead.origin) if copy.message.body == dead.body]
+            yield from ((sent[0], copy) for copy in dead.copies[:1] if sent and copy.deliveries)
+
+
+def _overtaken(seen: Seen) -> str:
+    arrived = [*_arrived(seen)]
+    for first, late in arrived:
+        for second, early in arrived:
+            if first.at < second.at and early.deliveries[0].at < late.deliveries[0].at:
+                waited = (late.deliveries[0].milliseconds - first.milliseconds) / _SECOND
+                return f"{second} was sent after {first}, and arrived before it. {first} took {waited:.0f} s."
+    return ""
+
+
+def _not_delayed(seen: Seen) -> str:
+    plain = [each for each in seen.messages if each.receivers and not each.was_held]
+    return f"{plain[-1]} was delivered without a delay." if plain and not [*_arrived(seen)] else ""
+
+
+def _in_order(seen: Seen) -> str:
+    arrived = [*_arrived(seen)]
+    if len(arrived) < 2:
+        return ""
+    return f"{arrived[-1][0]} arrived last, and was sent last. Give the first message the longer delay."
+
+
+def _one(seen: Seen) -> str:
+    arrived = [*_arrived(seen)]
+    return f"{arrived[0][0]} arrived after its delay. Now send two, the first with the longer delay." if arrived else ""
+
+
+def _nobody(seen: Seen) -> str:
+    sent = [each for each in seen.messages if not each.receivers]
+    return f"{sent[-1]} was sent. Nobody has received it yet." if sent else ""
+
+
+_OVERTAKEN = Goal(
+    "overtaken",
+    "Send two delayed messages. The one that was sent second arrives first.",
+    _overtaken,
+    (_not_delayed, _in_order, _one, _nobody),
+    (
+        "A queue is first in, first out. Where can a message wait, so that others pass it?",
+        "An x-delayed-message exchange holds messages back until they are due; or each delay has a wait queue of its "
+        "own.",
+        "mqtool receive-delayed; then: mqtool send-delayed --delay 6s first; mqtool send-delayed --delay 2s second",
+    ),
+    only_embedded="RabbitMQ does not report when a message is held back, or dead-lettered",
+)
+
+GOALS = (_OVERTAKEN,)

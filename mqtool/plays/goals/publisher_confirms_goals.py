@@ -1,0 +1,91 @@
+"""Goals of the tutorial publisher-confirms."""
+
+from mqtool.plays.goals import mistakes
+from mqtool.plays.goals.goal import Goal
+from mqtool.plays.goals.seen import Seen
+
+_ORDERS = "orders"
+
+
+def _returned(seen: Seen) -> str:
+    returned = [each for each in seen.messages if each.lost == "returned"]
+    return f"No queue got {returned[0]}, and the broker returned it: its publisher knows." if returned else ""
+
+
+def _dropped(seen: Seen) -> str:
+    dropped = [each for each in seen.messages if each.lost == "dropped"]
+    return (
+        f"No queue got {dropped[-1]}, and nobody was told. A confirm does not say that a queue got it."
+        if dropped
+        else ""
+    )
+
+
+def _routed(seen: Seen) -> str:
+    got = [each for each in seen.messages if each.queues]
+    return (
+        f"{got[-1]} reached the queue {sorted(got[-1].queues)[0]!r}. Publish it where no queue gets it." if got else ""
+    )
+
+
+def _full(seen: Seen) -> str:
+    refused = [each for each in seen.messages if each.lost == "refused"]
+    return f"{refused[-1]} was refused by its queue (basic.nack). That is another thing." if refused else ""
+
+
+_RETURNED = Goal(
+    "returned",
+    "Publish a message that no queue gets, so that its publisher notices.",
+    _returned,
+    (_full, _dropped, _routed),
+    (
+        "The broker confirms a message that it could not route to any queue. How could it say more?",
+        "The flag mandatory: the broker returns (basic.return) what no queue gets, and then confirms it.",
+        "mqtool send -e '' -r helo 'Hello?'",
+    ),
+    only_embedded="RabbitMQ does not report whether a message was returned",
+)
+
+
+def _again(seen: Seen) -> str:
+    refused = {each.body: each for each in seen.messages if each.lost == "refused"}
+    for copy in seen.copies_in(_ORDERS):
+        first = refused.get(copy.message.body)
+        if first is not None and first.at < copy.at:
+            return f"The broker refused {first} (basic.nack); it was published again, and is in 'orders'."
+    return ""
+
+
+def _gave_up(seen: Seen) -> str:
+    refused = [each for each in seen.messages if each.lost == "refused"]
+    if not refused:
+        return ""
+    if any(not copy.end for copy in seen.copies_in(_ORDERS)):
+        return f"The broker refused {refused[-1]} (basic.nack): 'orders' is full. Receive what is there first."
+    return f"The broker refused {refused[-1]} (basic.nack). It is nowhere: publish it again."
+
+
+def _room(seen: Seen) -> str:
+    got = seen.copies_in(_ORDERS)
+    return f"{got[-1].message} was taken: there was room. Publish another one, and leave it there." if got else ""
+
+
+_NACKED = Goal(
+    "nacked",
+    "The queue 'orders' has room for one message, and refuses more. Publish two orders. When the second one is "
+    "refused, "
+    "receive the first, and publish the second again.",
+    _again,
+    (_gave_up, mistakes.not_sent_to(_ORDERS), _room),
+    (
+        "If publishing a message ends without an error, where is the message?",
+        "Negative acknowledgement (basic.nack): the broker could not take the message. The publisher has to send it "
+        "again.",
+        "mqtool send -q orders one; mqtool send -q orders two (it exits with 75); mqtool receive -q orders -c 1; "
+        "mqtool send -q orders two",
+    ),
+    queues={_ORDERS: {"x-max-length": 1, "x-overflow": "reject-publish"}},
+    only_embedded="RabbitMQ does not report whether a queue has refused a message",
+)
+
+GOALS = (_RETURNED, _NACKED)

@@ -1,0 +1,331 @@
+"""Goals that are reached by mending a program: each in examples/repair has one defect."""
+
+from mqtool.plays.goals import mistakes
+from mqtool.plays.goals.goal import Goal, TrialFault
+from mqtool.plays.goals.seen import Seen, SeenCopy, SeenMessage
+
+_PAYMENTS = "payments"
+
+
+def _working(seen: Seen) -> list[SeenCopy]:
+    """The payments that a worker got first, if there are three of them."""
+    copies = seen.copies_in(_PAYMENTS)
+    return [copy for copy in copies if copy.deliveries] if len(copies) >= 3 else []
+
+
+def _connection_of(seen: Seen) -> str:
+    return _working(seen)[0].receiver.rpartition(" (")[0]
+
+
+def _none_lost(seen: Seen) -> str:
+    copies = seen.copies_in(_PAYMENTS)
+    cut = [copy for copy in copies if any(each.end == "requeued: lost" for each in copy.deliveries)]
+    if not seen.acted or not cut or not all(copy.acknowledged and not copy.is_early for copy in copies):
+        return ""
+    return f"{cut[0].message} was lost with its connection and came again; all {len(copies)} payments are acknowledged."
+
+
+def _lost(seen: Seen) -> str:
+    early = [copy for copy in seen.copies_in(_PAYMENTS) if copy.is_early]
+    if not early:
+        return ""
+    return (
+        f"{early[0].message} was acknowledged by its delivery: the worker has lost it, if it ends before it is done. "
+        "Mend the program, and press r to begin this goal again."
+    )
+
+
+def _run_again(seen: Seen) -> str:
+    left = [copy for copy in seen.copies_in(_PAYMENTS) if not copy.end]
+    if not seen.acted or not left:
+        return ""
+    return f"{left[0].message} is not taken yet. Run the program again, and let it finish."
+
+
+def _send_three(seen: Seen) -> str:
+    sent = len(seen.copies_in(_PAYMENTS))
+    return f"There were {sent} of 3 payments." if 0 < sent < 3 else ""
+
+
+_EARLY_ACK = Goal(
+    "early-ack",
+    "examples/repair/early_ack.py loses payments if it ends in the middle. Mend it, run it, and send it three payments "
+    "('mqtool send -q payments'). Its connection will be cut while it works. Run it again: no payment may be lost.",
+    _none_lost,
+    (_lost, mistakes.not_sent_to(_PAYMENTS), _run_again, mistakes.nobody_receives(_PAYMENTS), _send_three),
+    (
+        "At which moment does the broker forget a payment: when it is delivered, or when it is taken?",
+        "Message acknowledgment: with auto_ack, a message counts as done as soon as it is sent to the consumer.",
+        "remove auto_ack=True, and end take() with channel.basic_ack(method.delivery_tag)",
+    ),
+    queues={_PAYMENTS: {}},
+    fault=TrialFault(
+        "cut", lambda seen: bool(_working(seen)), "The worker's connection was cut. Run it again.", _connection_of
+    ),
+    only_embedded="RabbitMQ lists a new connection only after some seconds, when it is too late to cut it",
+    program="early_ack.py",
+)
+
+_PICTURES = "pictures"
+
+
+def _at_a_time(seen: Seen) -> tuple[int, str]:
+    """The largest number of pictures that a worker held at a time, and one of them."""
+    found = [each for copy in seen.copies_in(_PICTURES) for each in copy.deliveries]
+    most, which = 0, ""
+    for copy in seen.copies_in(_PICTURES):
+        for one in copy.deliveries:
+            held = [each for each in found if each.receiver == one.receiver and each.at <= one.at]
+            count = sum(not each.ended_at or each.ended_at > one.at for each in held)
+            if count > most:
+                most, which = count, str(copy.message)
+    return most, which
+
+
+def _one_at_a_time(seen: Seen) -> str:
+    done = [copy for copy in seen.copies_in(_PICTURES) if copy.acknowledged]
+    workers = {copy.receiver for copy in done}
+    if len(done) < 6 or len(workers) < 2 or _at_a_time(seen)[0] > 1 or any(copy.is_early for copy in done):
+        return ""
+    return f"{len(workers)} workers rendered {len(done)} pictures, and none had more than one at a time."
+
+
+def _hoards(seen: Seen) -> str:
+    most, which = _at_a_time(seen)
+    if most < 2:
+        return ""
+    return f"A worker held {most} pictures when it got {which}, and could render only one. Mend it, and press r."
+
+
+def _one_renders(seen: Seen) -> str:
+    workers = {copy.receiver for copy in seen.copies_in(_PICTURES) if copy.received}
+    return "One worker did it all. Run a second one." if len(workers) == 1 else ""
+
+
+def _early_pictures(seen: Seen) -> str:
+    early = any(copy.is_early for copy in seen.copies_in(_PICTURES))
+    return "Pictures are acknowledged when they are delivered: a worker that ends loses them." if early else ""
+
+
+_NO_PREFETCH = Goal(
+    "no-prefetch",
+    "examples/repair/no_prefetch.py takes all pictures for itself, so that others have nothing to do. Mend it, run it "
+    "twice, and send it six pictures ('seq 6 | mqtool send -l -q pictures').",
+    _one_at_a_time,
+    (_early_pictures, _hoards, mistakes.not_sent_to(_PICTURES), mistakes.nobody_receives(_PICTURES), _one_renders),
+    (
+        "How many messages may the broker send to a worker that has not said when it has enough?",
+        "Consumer prefetch (basic.qos): the number of deliveries that a consumer may hold unacknowledged.",
+        "before basic_consume: channel.basic_qos(prefetch_count=1)",
+    ),
+    queues={_PICTURES: {}},
+    only_embedded="RabbitMQ does not report when a single message is acknowledged",
+    program="no_prefetch.py",
+)
+
+_ORDERS = "orders"
+
+
+def _refused(seen: Seen) -> list[SeenMessage]:
+    return [each for each in seen.messages if each.lost == "refused" and each.routing_key == _ORDERS]
+
+
+def _missing(seen: Seen) -> list[SeenMessage]:
+    """The orders that were refused, and did not come later."""
+    return [
+        each
+        for each in _refused(seen)
+        if not any(copy.message.body == each.body and copy.at > each.at for copy in seen.copies_in(_ORDERS))
+    ]
+
+
+def _all_came(seen: Seen) -> str:
+    bodies = {copy.message.body for copy in seen.copies_in(_ORDERS)}
+    if len(bodies) < 6 or not _refused(seen) or _missing(seen):
+        return ""
+    return f"{_refused(seen)[0]} was refused, and published again. All {len(bodies)} orders came."
+
+
+def _never_again(seen: Seen) -> str:
+    if not (missing := _missing(seen)):
+        return ""
+    return f"{missing[0]} was refused (basic.nack), and nobody has published it again."
+
+
+def _none_refused(seen: Seen) -> str:
+    if not seen.copies_in(_ORDERS) or _refused(seen):
+        return ""
+    return "No order was refused. Start to receive only once the queue is full."
+
+
+_UNCONFIRMED = Goal(
+    "unconfirmed",
+    "examples/repair/unconfirmed.py says that it has sent six orders, and some of them are lost: the queue 'orders' "
+    "has "
+    "room for two. Mend it. Then run it, and some seconds later 'mqtool receive -q orders': all six have to come.",
+    _all_came,
+    (_never_again, _none_refused, mistakes.not_sent_to(_ORDERS)),
+    (
+        "The program goes on after basic_publish(). What does it know about the message then?",
+        "Publisher confirms: the broker says of each message whether it took it (basic.ack) or not (basic.nack).",
+        "channel.confirm_delivery(); then basic_publish() raises pika.exceptions.NackError: wait a little, and repeat",
+    ),
+    queues={_ORDERS: {"x-max-length": 2, "x-overflow": "reject-publish"}},
+    only_embedded="RabbitMQ does not report whether a queue has refused a message",
+    program="unconfirmed.py",
+)
+
+_RPC = "rpc_queue"
+
+
+def _own_replies(seen: Seen) -> str:
+    got: dict[str, SeenMessage] = {}
+    for request in (copy.message for copy in seen.copies_in(_RPC)):
+        for reply in seen.published_to("", str(request.properties.get("reply_to"))):
+            same = reply.properties.get("correlation_id") == request.properties.get("correlation_id")
+            owners = [copy for copy in reply.copies if copy.receiver.startswith(request.connection) and copy.received]
+            if same and owners:
+                got[owners[0].queue] = request
+    if len(got) < 2 or len({each.connection for each in got.values()}) < 2:
+        return ""
+    return f"{len(got)} clients got their replies, each from a queue of its own."
+
+
+def _one_queue(seen: Seen) -> str:
+    clients: dict[str, set[str]] = {}
+    for copy in seen.copies_in(_RPC):
+        clients.setdefault(str(copy.message.properties.get("reply_to")), set()).add(copy.message.connection)
+    shared = [queue for queue, some in clients.items() if len(some) > 1]
+    if not shared:
+        return ""
+    return f"Two clients name the same queue for their replies, {shared[0]!r}: each may get the other's."
+
+
+def _one_client(seen: Seen) -> str:
+    return "One client has asked. Run the program twice." if seen.copies_in(_RPC) else ""
+
+
+def _nowhere(seen: Seen) -> str:
+    lost = [copy.message for copy in seen.copies_in(_RPC) if not copy.message.properties.get("reply_to")]
+    return f"The request {lost[0]} does not say where the reply should go (reply_to)." if lost else ""
+
+
+_SHARED_REPLIES = Goal(
+    "shared-replies",
+    "If two people run examples/repair/shared_replies.py at once, one gets the other's reply, and drops it. Mend it, "
+    "start "
+    "'mqtool rpc-server', and run the program twice.",
+    _own_replies,
+    (mistakes.not_sent_to(_RPC), _nowhere, _one_queue, _one_client),
+    (
+        "Two consumers on one queue: who gets which message?",
+        "Callback queue: each client declares an exclusive queue of its own, with a name that the broker chooses.",
+        "replies = channel.queue_declare('', exclusive=True).method.queue",
+    ),
+    program="shared_replies.py",
+    only_embedded="RabbitMQ's counters do not say who has received which reply",
+)
+
+_MAILS, _MAX_TRIES = "mails", 5
+
+
+def _out_of_the_way(seen: Seen) -> str:
+    dead = [copy for copy in seen.copies_in(_MAILS) if copy.end == "dead-lettered: rejected"]
+    good = [copy for copy in seen.copies_in(_MAILS) if copy.acknowledged]
+    if not dead or not good or len(dead[-1].deliveries) > _MAX_TRIES:
+        return ""
+    bad = dead[-1]
+    return f"{bad.message} was dead-lettered on delivery {len(bad.deliveries)}, and {good[0].message} was sent."
+
+
+def _again_and_again(seen: Seen) -> str:
+    for copy in seen.copies_in(_MAILS):
+        if len(copy.deliveries) > _MAX_TRIES and not copy.end:
+            return f"{copy.message} comes again and again, and nothing changes: {_MAX_TRIES} times and more."
+    return ""
+
+
+def _swallowed(seen: Seen) -> str:
+    for copy in seen.copies_in(_MAILS):
+        if copy.acknowledged and "@" not in copy.message.body:
+            return f"{copy.message} was acknowledged as if it had been sent. Nobody will ever look at it."
+    return ""
+
+
+def _only_bad(seen: Seen) -> str:
+    dead = [copy for copy in seen.copies_in(_MAILS) if copy.end.startswith("dead-lettered")]
+    return f"{dead[0].message} is out of the way. Now send a good one, too." if dead else ""
+
+
+def _only_good(seen: Seen) -> str:
+    good = [copy for copy in seen.copies_in(_MAILS) if copy.acknowledged]
+    return f"{good[0].message} was sent. Now send one without an @." if good else ""
+
+
+_REQUEUE_LOOP = Goal(
+    "requeue-loop",
+    "examples/repair/requeue_loop.py tries a mail without an @ for ever. Mend it, run it, and send it a good and a bad "
+    "address ('mqtool send -q mails ann@example.com'). The bad one has to end among the dead letters.",
+    _out_of_the_way,
+    (
+        _swallowed,
+        _again_and_again,
+        mistakes.not_sent_to(_MAILS),
+        mistakes.nobody_receives(_MAILS),
+        _only_bad,
+        _only_good,
+    ),
+    (
+        "Will the mail succeed the next time, a tenth of a second later?",
+        "Dead lettering: a message that is rejected with requeue=False goes to the dead-letter exchange of its queue.",
+        "channel.basic_reject(method.delivery_tag, requeue=False)",
+    ),
+    queues={"mails.dlq": {}, _MAILS: {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "mails.dlq"}},
+    only_embedded="RabbitMQ does not report dead letters one by one",
+    program="requeue_loop.py",
+)
+
+_INVOICES = "invoices"
+
+
+def _as_declared(seen: Seen) -> bool:
+    return "x-max-length" in seen.queues.get(_INVOICES, {}).get("arguments", {})
+
+
+def _printed(seen: Seen) -> str:
+    got = [copy for copy in seen.copies_in(_INVOICES) if copy.acknowledged]
+    if not got or not _as_declared(seen):
+        return ""
+    return f"{got[0].message} was received, and the queue still has the settings that its owners gave it."
+
+
+def _declared_anew(seen: Seen) -> str:
+    if _INVOICES not in seen.queues:
+        return "The queue 'invoices' is gone. It belongs to the bookkeepers: mend the program, not the queue."
+    if not _as_declared(seen):
+        return "The queue 'invoices' was declared anew, without x-max-length. It belongs to others: mend the program."
+    return ""
+
+
+_OTHER_SETTINGS = Goal(
+    "other-settings",
+    "examples/repair/other_settings.py ends with PRECONDITION_FAILED: the queue 'invoices' is there, with settings "
+    "of its "
+    "owners. Mend the program, and not the queue. Run it, and send it an invoice ('mqtool send -q invoices').",
+    _printed,
+    (
+        _declared_anew,
+        mistakes.not_sent_to(_INVOICES),
+        mistakes.nobody_receives(_INVOICES),
+        mistakes.not_acknowledged(_INVOICES),
+    ),
+    (
+        "Who knows with which settings a queue was declared: each program, or the broker?",
+        "A queue can be declared again only with the same settings. passive=True only checks that it exists.",
+        "channel.queue_declare('invoices', passive=True)",
+    ),
+    queues={_INVOICES: {"x-max-length": 100}},
+    program="other_settings.py",
+)
+
+GOALS = (_EARLY_ACK, _NO_PREFETCH, _UNCONFIRMED, _SHARED_REPLIES, _REQUEUE_LOOP, _OTHER_SETTINGS)

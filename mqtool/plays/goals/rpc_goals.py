@@ -1,0 +1,111 @@
+"""Goals of the tutorial rpc."""
+
+from mqtool.plays.goals import mistakes
+from mqtool.plays.goals.goal import Goal
+from mqtool.plays.goals.seen import Seen, SeenMessage
+
+_RPC = "rpc_queue"
+
+
+def _requests(seen: Seen) -> list[SeenMessage]:
+    return [copy.message for copy in seen.copies_in(_RPC)]
+
+
+def _replies(seen: Seen, request: SeenMessage) -> list[SeenMessage]:
+    """The messages that were sent to where the request wants its reply, later."""
+    to = request.properties.get("reply_to")
+    direct = to == "amq.rabbitmq.reply-to"
+    return [
+        each
+        for each in seen.messages
+        if each.at > request.at and to and (each.reply_to == request.connection if direct else each.routing_key == to)
+    ]
+
+
+def _answer(seen: Seen, request: SeenMessage) -> SeenMessage | None:
+    """The reply with the request's correlation ID."""
+    identity = request.properties.get("correlation_id")
+    found = (each for each in _replies(seen, request) if each.properties.get("correlation_id") == identity)
+    return next(found, None) if identity else None
+
+
+def _three_answers(seen: Seen) -> str:
+    pairs = [(each, answer) for each in _requests(seen) if (answer := _answer(seen, each)) is not None]
+    for request, _ in pairs:
+        alike = [pair for pair in pairs if pair[0].connection == request.connection]
+        if len({pair[0].properties["correlation_id"] for pair in alike}) >= 3:
+            shown = ", ".join(f"{asked} got {answer}" for asked, answer in alike)
+            return f"{shown}: the correlation IDs say which reply belongs to which request."
+    return ""
+
+
+def _unlike(seen: Seen) -> str:
+    for request in _requests(seen):
+        replies = _replies(seen, request)
+        identities = {each.properties.get("correlation_id") for each in _requests(seen)}
+        others = [each for each in replies if each.properties.get("correlation_id") not in identities - {None}]
+        if others:
+            return f"The reply {others[0]} does not have the correlation ID of a request: whose answer is it?"
+    return ""
+
+
+def _no_reply_to(seen: Seen) -> str:
+    lost = [each for each in _requests(seen) if not each.properties.get("reply_to")]
+    return f"The request {lost[-1]} does not say where the reply should go (reply_to)." if lost else ""
+
+
+def _few(seen: Seen) -> str:
+    answered = [each for each in _requests(seen) if _answer(seen, each)]
+    return f"One client has to ask three times; {len(answered)} so far got an answer." if answered else ""
+
+
+def _no_server(seen: Seen) -> str:
+    waiting = [each for each in _requests(seen) if not _replies(seen, each)]
+    return f"Nobody has answered {waiting[-1]} yet. Is a server running?" if waiting else ""
+
+
+_ANSWERED = Goal(
+    "answered",
+    "Start a server on 'rpc_queue'. One client sends three requests, and gets three replies. Each has the "
+    "correlation ID of "
+    "its request.",
+    _three_answers,
+    (mistakes.not_sent_to(_RPC), _no_reply_to, _unlike, _no_server, _few),
+    (
+        "Three replies come back over one queue. How does the client know which is which?",
+        "Correlation ID: the client sets it to a unique value for every request, and the server copies it to the "
+        "reply.",
+        "mqtool rpc-server; then: mqtool rpc-client 6 7 8",
+    ),
+)
+
+
+def _late(seen: Seen) -> str:
+    for copy in seen.copies_in(_RPC):
+        answer = _answer(seen, copy.message)
+        if answer is not None and copy.waited:
+            return (
+                f"The request {copy.message} waited in 'rpc_queue' until {seen.called(copy.receiver)} came and replied."
+            )
+    return ""
+
+
+def _was_there(seen: Seen) -> str:
+    answered = [copy for copy in seen.copies_in(_RPC) if _answer(seen, copy.message)]
+    return f"{answered[-1].message} was answered at once. Stop the server, and ask again." if answered else ""
+
+
+_LATE = Goal(
+    "late-server",
+    "Send a request to 'rpc_queue' while no server is running. Start the server before the client gives up: it "
+    "replies.",
+    _late,
+    (mistakes.not_sent_to(_RPC), _no_reply_to, _unlike, _was_there, _no_server),
+    (
+        "Is a request over a queue lost if the server is not there?",
+        "The request waits in the queue like any message. How long a client waits for the reply is up to the client.",
+        "mqtool rpc-client 30 & while the queue exists, and then: mqtool rpc-server",
+    ),
+)
+
+GOALS = (_ANSWERED, _LATE)

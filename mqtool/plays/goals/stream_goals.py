@@ -1,0 +1,109 @@
+"""Goals of the stream tutorials."""
+
+from itertools import pairwise
+
+from mqtool.plays.goals import mistakes
+from mqtool.plays.goals.goal import Goal
+from mqtool.plays.goals.seen import Seen, SeenCopy
+
+_STREAM, _TRACKED = "hello-python-stream", "stream-offset-tracking-python"
+_UNSEEN = "RabbitMQ does not report what is read from a stream"
+
+
+def _read_by(seen: Seen, stream: str) -> dict[str, list[SeenCopy]]:
+    """What each reader has read, in order."""
+    found: dict[str, list[tuple[int, SeenCopy]]] = {}
+    for copy in seen.copies_in(stream):
+        for each in copy.deliveries:
+            found.setdefault(each.receiver, []).append((each.at, copy))
+    return {reader: [copy for _, copy in sorted(some, key=lambda one: one[0])] for reader, some in found.items()}
+
+
+def _twice(seen: Seen) -> str:
+    for copy in seen.copies_in(_STREAM):
+        if len(readers := [*dict.fromkeys(each.receiver for each in copy.deliveries)]) > 1:
+            names = " and ".join(seen.called(each) for each in readers)
+            return f"{names} have both read {copy.message}: reading removes nothing from a stream."
+    return ""
+
+
+def _once(seen: Seen) -> str:
+    if len(readers := _read_by(seen, _STREAM)) == 1:
+        return f"One reader has read {next(iter(readers.values()))[0].message}. Now let another one read it, too."
+    return ""
+
+
+def _different(seen: Seen) -> str:
+    return "Each message was read by one reader only. Start at the first offset." if _read_by(seen, _STREAM) else ""
+
+
+def _no_stream(seen: Seen) -> str:
+    queue = seen.queues.get(_STREAM)
+    return f"{_STREAM!r} is a {queue['type']} queue, not a stream." if queue and queue["type"] != "stream" else ""
+
+
+_READ_TWICE = Goal(
+    "read-twice",
+    f"Send a message to the stream {_STREAM!r}. Two readers read it, one after the other.",
+    _twice,
+    (_no_stream, mistakes.not_sent_to(_STREAM), _once, _different, mistakes.nobody_receives(_STREAM)),
+    (
+        "A message in a queue is gone once it is acknowledged. What if the next reader needs it, too?",
+        "Streams: consuming is non-destructive; a consumer says at which offset it begins.",
+        "mqtool send-stream hi; then, twice: mqtool receive-stream -c 1",
+    ),
+    only_embedded=_UNSEEN,
+)
+
+
+def _resumed(seen: Seen) -> str:
+    stream = seen.copies_in(_TRACKED)
+    readers = [*_read_by(seen, _TRACKED).items()]
+    for (first, before), (second, after) in pairwise(readers):
+        at = stream.index(before[-1]) + 1
+        last = before[-1].deliveries[-1]
+        if at < len(stream) and after[0] is stream[at] and _came_later(after[0], last.at, second):
+            ended, went_on = before[-1].message, after[0].message
+            return f"{seen.called(first)} ended with {ended}; {seen.called(second)} went on with {went_on}."
+    return ""
+
+
+def _came_later(copy: SeenCopy, at: int, reader: str) -> bool:
+    """True if it was appended while nobody read."""
+    (delivery,) = [each for each in copy.deliveries if each.receiver == reader][:1]
+    return copy.at > at and delivery.milliseconds - copy.message.milliseconds > 100
+
+
+def _from_the_start(seen: Seen) -> str:
+    readers = [*_read_by(seen, _TRACKED).values()]
+    if len(readers) > 1 and readers[-1][0] is readers[0][0]:
+        return f"The second reader began with {readers[0][0].message} again. Where had the first one stored its offset?"
+    return ""
+
+
+def _missed(seen: Seen) -> str:
+    readers = [*_read_by(seen, _TRACKED).values()]
+    return "The second reader did not go on where the first one ended." if len(readers) > 1 else ""
+
+
+def _one_reader(seen: Seen) -> str:
+    if len(readers := [*_read_by(seen, _TRACKED).values()]) == 1:
+        return f"A reader has read {readers[0][-1].message}. Stop it, send more, and start it again."
+    return ""
+
+
+_RESUMED = Goal(
+    "resumed",
+    f"Send some messages to the stream {_TRACKED!r}, and read them. Stop the reader, send more, and start it again: it "
+    "goes on with the first message that it has not read.",
+    _resumed,
+    (mistakes.not_sent_to(_TRACKED), _from_the_start, _missed, _one_reader),
+    (
+        "Nothing is acknowledged in a stream. Who remembers how far a reader has come?",
+        "Offset tracking: a reader stores the offset of the last message that it has handled, and starts after it.",
+        f"mqtool send-stream -q {_TRACKED} a; mqtool receive-stream -q {_TRACKED} --track me -c 1; and both again",
+    ),
+    only_embedded=_UNSEEN,
+)
+
+GOALS, TRACKING_GOALS = (_READ_TWICE,), (_RESUMED,)

@@ -1,0 +1,124 @@
+"""Goals of the tutorial topics."""
+
+from mqtool.plays.goals import mistakes
+from mqtool.plays.goals.goal import Goal
+from mqtool.plays.goals.seen import Seen
+from mqtool.routing import TopicTable
+
+_LOGS = "topic_logs"
+
+
+def _matches(seen: Seen, queue: str, key: str) -> bool:
+    """True if one of the queue's bindings matches the key."""
+    table = TopicTable[str]()
+    for pattern in seen.keys_of(queue, _LOGS):
+        table.add(pattern, {}, queue)
+    return bool(table.match(key, {}))
+
+
+def _queues(seen: Seen, key: str) -> set[str]:
+    """The queues in which a message with this key was received, and which are still bound."""
+    got = {copy.queue for each in seen.published_to(_LOGS, key) for copy in each.copies if copy.received}
+    return {queue for queue in got if seen.keys_of(queue, _LOGS)}
+
+
+_TWO_WORDS, _OTHERS = "kern.disk", ("kern", "kern.disk.full")
+
+
+def _star(seen: Seen) -> str:
+    if not all(seen.published_to(_LOGS, key) for key in (_TWO_WORDS, *_OTHERS)):
+        return ""
+    for queue in _queues(seen, _TWO_WORDS):
+        pattern = sorted(seen.keys_of(queue, _LOGS))[0]
+        if not any(_matches(seen, queue, key) for key in _OTHERS) and pattern != _TWO_WORDS:
+            return f"{pattern!r} matches 'kern.disk', and neither 'kern' nor 'kern.disk.full'."
+    return ""
+
+
+def _too_wide(seen: Seen) -> str:
+    for queue in _queues(seen, _TWO_WORDS):
+        for key in _OTHERS:
+            if _matches(seen, queue, key):
+                return f"{sorted(seen.keys_of(queue, _LOGS))[0]!r} matches {key!r} as well."
+    return ""
+
+
+def _no_pattern(seen: Seen) -> str:
+    for queue in _queues(seen, _TWO_WORDS):
+        if seen.keys_of(queue, _LOGS) == {_TWO_WORDS}:
+            return "'kern.disk' matches, but it is no pattern: 'kern.net' should match, too."
+    return ""
+
+
+def _key_missing(seen: Seen) -> str:
+    published = {each.routing_key for each in seen.published_to(_LOGS)}
+    missing = [key for key in (_TWO_WORDS, *_OTHERS) if key not in published]
+    return f"Nobody has published with the key {missing[0]!r} yet." if published and missing else ""
+
+
+def _gone(seen: Seen) -> str:
+    got = [each for each in seen.published_to(_LOGS, _TWO_WORDS) if each.receivers]
+    return "The receiver has gone. Let it run until all three are published." if got else ""
+
+
+_STAR = Goal(
+    "star",
+    "A receiver of 'topic_logs' with a pattern that matches keys of two words that begin with 'kern'. Publish with the "
+    "keys 'kern', 'kern.disk' and 'kern.disk.full' while it runs: it gets only 'kern.disk'.",
+    _star,
+    (mistakes.not_published_to(_LOGS), _no_pattern, _too_wide, _key_missing, mistakes.nothing_bound(_LOGS), _gone),
+    (
+        "Which sign stands for exactly one word, and which one for any number of words?",
+        "Topic exchange: * (star) can substitute for exactly one word, # (hash) for zero or more words.",
+        "mqtool receive-log topic 'kern.*'; then: mqtool emit-log topic kern.disk hi",
+    ),
+)
+
+_PATTERNS = {"kern.*", "*.critical"}
+
+
+def _once(seen: Seen) -> str:
+    for message in seen.published_to(_LOGS, "kern.critical"):
+        for copy in message.copies:
+            if seen.keys_of(copy.queue, _LOGS) >= _PATTERNS and copy.received:
+                return f"Both patterns match 'kern.critical', and {message} came once: a queue gets one copy."
+    return ""
+
+
+def _twice(seen: Seen) -> str:
+    for message in seen.published_to(_LOGS, "kern.critical"):
+        if len(message.receivers) > 1:
+            return f"{message} reached {len(message.receivers)} receivers. Give both patterns to a single one."
+    return ""
+
+
+def _one_pattern(seen: Seen) -> str:
+    for message in seen.published_to(_LOGS, "kern.critical"):
+        for copy in message.copies:
+            if len(keys := seen.keys_of(copy.queue, _LOGS)) == 1:
+                return f"The receiver is bound with {sorted(keys)[0]!r} only."
+    return ""
+
+
+def _other_key(seen: Seen) -> str:
+    other = [each for each in seen.published_to(_LOGS) if each.routing_key != "kern.critical"]
+    if not other or seen.published_to(_LOGS, "kern.critical"):
+        return ""
+    return f"The key {other[-1].routing_key!r} does not match both patterns. Publish with 'kern.critical'."
+
+
+_ONCE = Goal(
+    "once",
+    "One receiver with two patterns, 'kern.*' and '*.critical'. Publish with a key that both match, 'kern.critical'. "
+    "How "
+    "often does the message come?",
+    _once,
+    (mistakes.not_published_to(_LOGS), _twice, _other_key, mistakes.nothing_bound(_LOGS), _one_pattern),
+    (
+        "What does an exchange deliver to: bindings, or queues?",
+        "Multiple bindings: a message goes to a queue once, however many of the queue's bindings match.",
+        "mqtool receive-log topic 'kern.*' '*.critical'; then: mqtool emit-log topic kern.critical hi",
+    ),
+)
+
+GOALS = (_STAR, _ONCE)

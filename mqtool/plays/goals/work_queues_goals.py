@@ -1,0 +1,295 @@
+"""Goals of the tutorial work-queues."""
+
+from collections import Counter
+from itertools import pairwise
+
+from mqtool.plays.goals import mistakes
+from mqtool.plays.goals.goal import Goal, TrialFault
+from mqtool.plays.goals.seen import Seen, SeenCopy, SeenDelivery, SeenMessage
+
+_TASKS = "task_queue"
+_MANY = 6
+
+
+def _done(seen: Seen) -> Counter[str]:
+    """How many tasks each worker has done."""
+    return Counter(copy.receiver for copy in seen.copies_in(_TASKS) if copy.received)
+
+
+def _shared(seen: Seen) -> str:
+    done = _done(seen)
+    if done.total() < _MANY or len(done) < 2 or min(done.values()) < 2:
+        return ""
+    return "; ".join(f"{seen.called(worker)} did {count} tasks" for worker, count in done.items()) + "."
+
+
+def _one_worker(seen: Seen) -> str:
+    done = _done(seen)
+    if done.total() < _MANY or len(done) > 1:
+        return ""
+    return f"{seen.called(next(iter(done)))} did all {done.total()} tasks alone. Start a second one, and send again."
+
+
+def _uneven(seen: Seen) -> str:
+    done = _done(seen)
+    return "One of the workers did nearly everything." if done.total() >= _MANY and len(done) > 1 else ""
+
+
+def _few_tasks(seen: Seen) -> str:
+    sent = len(seen.copies_in(_TASKS))
+    return f"There were {sent} of {_MANY} tasks. Send more." if 0 < sent < _MANY else ""
+
+
+_SHARED = Goal(
+    "shared",
+    "Start two workers on the queue 'task_queue', and send six tasks. The workers share them.",
+    _shared,
+    (
+        mistakes.thrown_away(_TASKS),
+        mistakes.not_sent_to(_TASKS),
+        mistakes.nobody_receives(_TASKS),
+        _few_tasks,
+        _one_worker,
+        _uneven,
+    ),
+    (
+        "If two workers get their tasks from one queue, does each task get done once, or twice?",
+        "Round-robin dispatching: the broker gives each message of a queue to one of its consumers, in turn.",
+        "mqtool worker in two terminals; then: seq 6 | mqtool new-task -l",
+    ),
+)
+
+
+def _deliveries(seen: Seen) -> list[tuple[SeenCopy, SeenDelivery]]:
+    """The deliveries of tasks, in order."""
+    found = [(copy, each) for copy in seen.copies_in(_TASKS) for each in copy.deliveries]
+    return sorted(found, key=lambda pair: pair[1].at)
+
+
+def _meanwhile(seen: Seen, long: SeenDelivery) -> list[SeenDelivery]:
+    """The deliveries while a worker was busy with one task."""
+    return [each for _, each in _deliveries(seen) if long.at < each.at < (long.ended_at or seen.now + 1)]
+
+
+def _fair(seen: Seen) -> str:
+    for copy, long in _deliveries(seen):
+        others = _meanwhile(seen, long)
+        if long.end == "acknowledged" and len(others) >= 3 and not any(each.no_ack for each in others):
+            workers = {each.receiver for each in others}
+            if len(workers) == 1 and long.receiver not in workers:
+                busy, other = seen.called(long.receiver), seen.called(others[0].receiver)
+                return f"While {busy} worked on {copy.message}, {other} got all {len(others)} other tasks."
+    return ""
+
+
+def _hoards(seen: Seen) -> str:
+    for copy, long in _deliveries(seen):
+        more = sum(each.receiver == long.receiver for each in _meanwhile(seen, long))
+        if more and not long.no_ack:
+            return (
+                f"{seen.called(long.receiver)} got {more} more while it had not acknowledged {copy.message} yet: "
+                "the broker does not look whether a worker is busy, unless it is limited."
+            )
+    return ""
+
+
+def _automatic(seen: Seen) -> str:
+    early = next((copy for copy in seen.copies_in(_TASKS) if copy.is_early), None)
+    if early is None:
+        return ""
+    return f"{early.message} counted as done when it was delivered (automatic acknowledgement), not when it was done."
+
+
+def _too_quick(seen: Seen) -> str:
+    done = _done(seen)
+    if done.total() < 4:
+        return ""
+    return "No worker was busy while another one did three tasks. Send a long task first, such as 'long.....'."
+
+
+_FAIR = Goal(
+    "fair",
+    "Two workers again. Send a task that takes long, then at least three quick ones. While one worker is busy, the "
+    "other "
+    "does all the quick tasks.",
+    _fair,
+    (mistakes.not_sent_to(_TASKS), _automatic, _hoards, mistakes.nobody_receives(_TASKS), _one_worker, _too_quick),
+    (
+        "When does the broker know that a worker can take another task?",
+        "Fair dispatch: with a prefetch count of 1, a consumer gets no new message until it has acknowledged the last.",
+        "mqtool worker in two terminals (its prefetch is 1); then: printf '%s\\n' long..... a b c | mqtool new-task -l",
+    ),
+    only_embedded="RabbitMQ does not report when a single message is acknowledged",
+)
+
+
+def _survived(seen: Seen) -> str:
+    for copy in seen.copies_in(_TASKS):
+        for first, second in pairwise(copy.deliveries):
+            if first.end == "requeued: lost" and first.receiver != second.receiver and copy.acknowledged:
+                gone, other = seen.called(first.receiver), seen.called(second.receiver)
+                return f"{gone} was lost with {copy.message}; {other} got it again, marked redelivered, and did it."
+    return ""
+
+
+def _given_back(seen: Seen) -> str:
+    for copy in seen.copies_in(_TASKS):
+        for each in copy.deliveries:
+            if each.end in ("requeued: returned", "requeued: rejected"):
+                return f"{seen.called(each.receiver)} gave {copy.message} back itself. Kill it while it works."
+    return ""
+
+
+def _needs_another(seen: Seen) -> str:
+    for copy in seen.copies_in(_TASKS):
+        if not copy.end and copy.deliveries and copy.deliveries[-1].end == "requeued: lost":
+            return f"{copy.message} is in the queue again, since its worker was lost. Now another worker must do it."
+    return ""
+
+
+def _was_done(seen: Seen) -> str:
+    done = [copy for copy in seen.copies_in(_TASKS) if copy.acknowledged and len(copy.deliveries) == 1]
+    return f"{done[-1].message} was done before its worker ended. Kill the worker in the middle." if done else ""
+
+
+_KILLED = Goal(
+    "killed",
+    "Kill a worker in the middle of a task (kill -9, or close its terminal). Another worker does the task.",
+    _survived,
+    (_automatic, _given_back, _needs_another, _was_done, mistakes.not_sent_to(_TASKS)),
+    (
+        "What does the broker know of a task whose worker has died?",
+        "Message acknowledgment: a message that was not acknowledged is redelivered when its consumer's channel "
+        "closes.",
+        "mqtool worker; elsewhere: mqtool new-task long..........; then kill -9 the worker, and start mqtool worker "
+        "again",
+    ),
+    only_embedded="RabbitMQ does not report why a message is delivered again",
+)
+
+_KEPT = "tasks"
+
+
+def _two_kinds(seen: Seen) -> bool:
+    waiting = [copy.message.persistent for copy in seen.copies_in(_KEPT) if not copy.end and not copy.is_held]
+    return len({*waiting}) == 2
+
+
+def _kept_and_lost(seen: Seen) -> str:
+    before = [copy for copy in seen.copies_in(_KEPT) if copy.at < seen.acted]
+    kept = [copy for copy in before if copy.message.persistent and copy.received]
+    lost = [copy for copy in before if not copy.message.persistent and not copy.deliveries]
+    if not kept or not lost or seen.depth(_KEPT):
+        return ""
+    return f"{kept[0].message} is persistent, and was there after the restart; {lost[0].message} was not."
+
+
+def _kind_missing(seen: Seen) -> str:
+    if seen.acted:
+        return "Now receive what is left in 'tasks'."
+    kinds = {copy.message.persistent: copy.message for copy in seen.copies_in(_KEPT) if not copy.end}
+    if len(kinds) != 1:
+        return ""
+    ((is_persistent, message),) = kinds.items()
+    if is_persistent:
+        return f"{message} is persistent (delivery mode 2), so it would survive. Send one that would not, too."
+    return f"{message} is transient (delivery mode 1, or none), so it would be lost. Send one that survives, too."
+
+
+def _taken_before(seen: Seen) -> str:
+    taken = [copy for copy in seen.copies_in(_KEPT) if copy.received and not seen.acted]
+    return f"{taken[-1].message} was received before the restart. Leave the messages in 'tasks'." if taken else ""
+
+
+_RESTART = Goal(
+    "restart",
+    "There is a durable classic queue 'tasks'. Send it two messages: one that survives a restart of the broker, and "
+    "one "
+    "that does not. When both are there, the broker is restarted. Then receive what is left.",
+    _kept_and_lost,
+    (mistakes.thrown_away(_KEPT), _taken_before, mistakes.not_sent_to(_KEPT), _kind_missing),
+    (
+        "The queue is durable. Is that enough for its messages?",
+        "Message durability: a durable queue survives, and the messages in it that are marked as persistent.",
+        "mqtool send -q tasks --persistent kept; mqtool send -q tasks lost; after the restart: mqtool receive -q tasks",
+    ),
+    queues={_KEPT: {}},
+    fault=TrialFault("restart", _two_kinds, "Both are in 'tasks'. The broker has been restarted."),
+    only_embedded="mqtool does not restart a broker that others may use",
+)
+
+_JOBS, _DEAD = "jobs", "jobs.dlq"
+
+
+def _dead(seen: Seen) -> list[SeenMessage]:
+    """The dead letters of the jobs: of the broker, or of a worker that republished a job before acknowledging it."""
+    jobs = [(copy.message.body, each) for copy in seen.copies_in(_JOBS) for each in copy.deliveries]
+    by_workers = [
+        dead
+        for dead in seen.published_to("", _DEAD)
+        for body, job in jobs
+        if body == dead.body and job.receiver.startswith(dead.connection) and job.at < dead.at < job.ended_at
+    ]
+    return [each for each in seen.dead_letters if each.origin == _JOBS] + by_workers
+
+
+def _redriven(seen: Seen) -> str:
+    for dead in _dead(seen):
+        if all(copy.end for copy in dead.copies):
+            for copy in seen.copies_in(_JOBS):
+                if copy.message.body == dead.body and copy.at > dead.at and copy.acknowledged:
+                    return f"{dead} was rejected, lay in 'jobs.dlq', came back to 'jobs', and was done."
+    return ""
+
+
+def _still_dead(seen: Seen) -> str:
+    for dead in _dead(seen):
+        if any(not copy.end for copy in dead.copies):
+            return f"{dead} is in 'jobs.dlq': its worker rejected it. Move it back to 'jobs'."
+    return ""
+
+
+def _back(seen: Seen) -> str:
+    for dead in _dead(seen):
+        for copy in seen.copies_in(_JOBS):
+            if copy.message.body == dead.body and copy.at > dead.at and not copy.end:
+                return f"{dead} is back in 'jobs'. Now a worker must do it."
+    return ""
+
+
+def _requeued(seen: Seen) -> str:
+    for copy in seen.copies_in(_JOBS):
+        if any(each.end.startswith("requeued") for each in copy.deliveries):
+            return f"{copy.message} was put back into 'jobs'. Only a reject without requeue makes it a dead letter."
+    return ""
+
+
+def _thrown_into(seen: Seen) -> str:
+    direct = [each for each in seen.published_to("", _DEAD) if each not in _dead(seen)]
+    return f"{direct[-1]} was published to 'jobs.dlq': it is not a dead letter of 'jobs'." if direct else ""
+
+
+def _just_done(seen: Seen) -> str:
+    done = [copy for copy in seen.copies_in(_JOBS) if copy.acknowledged]
+    return f"{done[-1].message} was done. This time, let the worker reject it." if done else ""
+
+
+_DEAD_LETTER = Goal(
+    "dead-letter",
+    "The queue 'jobs' sends its dead letters to 'jobs.dlq'. Send a job, and let its worker reject it. Then move the "
+    "dead "
+    "letter back to 'jobs', and do the job.",
+    _redriven,
+    (_still_dead, _back, _requeued, _thrown_into, mistakes.not_sent_to(_JOBS), _just_done),
+    (
+        "A worker cannot do a job, now or later. Where should the job go, so that it neither gets lost nor comes "
+        "again?",
+        "Dead lettering: a message that is rejected with requeue=false goes to the queue's dead-letter exchange.",
+        "mqtool send -q jobs x; mqtool worker -q jobs --retries 0 --exec false -c 1; mqtool dlq redrive jobs; "
+        "mqtool worker -q jobs",
+    ),
+    queues={_DEAD: {}, _JOBS: {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": _DEAD}},
+    only_embedded="RabbitMQ does not report dead letters one by one",
+)
+
+GOALS = (_SHARED, _FAIR, _KILLED, _RESTART, _DEAD_LETTER)

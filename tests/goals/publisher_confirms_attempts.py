@@ -1,0 +1,59 @@
+"""Attempts at the goals of publisher-confirms."""
+
+import contextlib
+
+import pika
+
+from tests.goals.attempts import Attempts, Plain, Wrong
+
+
+def _mandatory(plain: Plain) -> None:
+    channel = plain.channel()
+    channel.confirm_delivery()
+    try:
+        channel.basic_publish("", "helo", b"Hello?", mandatory=True)
+    except pika.exceptions.UnroutableError:
+        return
+    raise AssertionError("it was not returned")
+
+
+def _full(plain: Plain) -> None:
+    plain.queue("full", **{"x-max-length": 0, "x-overflow": "reject-publish"})
+    plain.send("full", "x")
+
+
+def _twice(plain: Plain) -> None:
+    channel = plain.channel()
+    channel.confirm_delivery()
+    channel.basic_publish("", "orders", b"one")
+    with contextlib.suppress(pika.exceptions.NackError):
+        channel.basic_publish("", "orders", b"two")
+    plain.receive("orders")
+    channel.basic_publish("", "orders", b"two")
+
+
+ATTEMPTS = {
+    "returned": Attempts(
+        "mqtool send -e '' -r helo 'Hello?'",
+        _mandatory,
+        (
+            Wrong("nobody was told", "mqtool send -e '' -r helo --no-mandatory 'Hello?'"),
+            Wrong("reached the queue 'helo'", "mqtool send -q helo 'Hello?'"),
+            Wrong("was refused by its queue", _full),
+        ),
+    ),
+    "nacked": Attempts(
+        "mqtool send -q orders one; mqtool send -q orders two; mqtool receive -q orders -c 1; mqtool send -q orders "
+        "two",
+        _twice,
+        (
+            Wrong("Receive what is there first", "mqtool send -q orders one; mqtool send -q orders two"),
+            Wrong(
+                "publish it again",
+                "mqtool send -q orders one; mqtool send -q orders two; mqtool receive -q orders -c 1",
+            ),
+            Wrong("there was room", "mqtool send -q orders one"),
+            Wrong("not to 'orders'", "mqtool send -q order one"),
+        ),
+    ),
+}

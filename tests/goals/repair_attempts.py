@@ -1,0 +1,169 @@
+"""Attempts at the goals of repair: the programs as they are, and mended."""
+
+import contextlib
+import time
+
+import pika
+
+from tests.goals.attempts import Attempts, Plain, Wrong
+
+_EARLY = (
+    "copy early_ack -e 's/, auto_ack=True//' -e 's/    print(f\"took/    channel.basic_ack(method.delivery_tag)\\n&/' "
+    "-e 's/sleep(2)/sleep(1)/';"
+)
+_PAY = "printf '%s\\n' a b c | mqtool send -l -q payments;"
+_RENDER = "python no_prefetch.py & python no_prefetch.py & settle; seq 6 | mqtool send -l -q pictures; settle; settle"
+_OWN = 's/^replies = .*/replies = channel.queue_declare("", exclusive=True).method.queue/; /queue_declare(replies)/d'
+_ASK = "start mqtool rpc-server; python shared_replies.py 6 & python shared_replies.py 7; settle"
+_MAILS = "printf '%s\\n' ann@example.com nowhere | mqtool send -l -q mails; python requeue_loop.py & settle"
+_PASSIVE = "s/durable=False/passive=True/"
+
+
+def _cut(plain: Plain) -> None:
+    worker = plain.consume("payments", prefetch=1)
+    for body in "abc":
+        plain.send("payments", body)
+    with contextlib.suppress(pika.exceptions.AMQPConnectionError):
+        while True:  # until the connection is cut
+            worker.channel.connection.process_data_events(0.1)
+    plain.receive("payments", 3)
+
+
+def _render(plain: Plain) -> None:
+    workers = [plain.consume("pictures", prefetch=1) for _ in range(2)]
+    for number in range(6):
+        plain.send("pictures", str(number))
+    for number in range(1, 4):
+        for worker in workers:
+            worker.wait(number)
+            worker.ack()
+
+
+def _automatic(plain: Plain) -> None:
+    plain.send("pictures", "a")
+    plain.receive("pictures", auto_ack=True)
+
+
+def _two_payments(plain: Plain) -> None:
+    for body in "ab":
+        plain.send("payments", body)
+        plain.receive("payments")
+
+
+def _publish(plain: Plain) -> None:
+    channel = plain.channel()
+    channel.confirm_delivery()
+    for number in range(6):
+        try:
+            channel.basic_publish("", "orders", b"%d" % number)
+        except pika.exceptions.NackError:
+            plain.receive("orders", 2)
+            channel.basic_publish("", "orders", b"%d" % number)
+
+
+def _ask_two(plain: Plain, *names: str) -> None:
+    plain.queue("rpc_queue")
+    for number, name in enumerate(names):
+        channel = plain.channel()
+        queue = channel.queue_declare(name).method.queue
+        properties = pika.BasicProperties(reply_to=queue, correlation_id=str(number))
+        got: list[bytes] = []
+        channel.basic_consume(queue, lambda _, _how, _what, body, got=got: got.append(body), auto_ack=True)
+        channel.basic_publish("", "rpc_queue", b"6", properties)
+        channel.connection.process_data_events(0)
+        plain.receive("rpc_queue")
+        plain.send(queue, "8", correlation_id=str(number))
+        while not name and not got:  # with one queue for all, another client may get it
+            channel.connection.process_data_events(0.1)
+
+
+def _dead(plain: Plain) -> None:
+    plain.send("mails", "ann@example.com")
+    plain.receive("mails")
+    plain.send("mails", "nowhere")
+    worker = plain.consume("mails")
+    worker.next()
+    worker.channel.basic_reject(worker.got[0][0], requeue=False)
+    worker.channel.connection.process_data_events(0)
+
+
+def _swallow(plain: Plain) -> None:
+    plain.send("mails", "nowhere")
+    plain.receive("mails")
+
+
+def _invoice(plain: Plain) -> None:
+    plain.send("invoices", "42")
+    plain.receive("invoices")
+
+
+def _anew(plain: Plain) -> None:
+    plain.channel().queue_delete("invoices")
+    plain.queue("invoices", durable=False)
+    plain.send("invoices", "42")
+    plain.receive("invoices")
+    time.sleep(1)
+
+
+ATTEMPTS = {
+    "early-ack": Attempts(
+        _EARLY + _PAY + "python early_ack.py; python early_ack.py & settle; settle",
+        _cut,
+        (
+            Wrong("was acknowledged by its delivery", "copy early_ack;" + _PAY + "python early_ack.py"),
+            Wrong("Run the program again", _EARLY + _PAY + "python early_ack.py"),
+            Wrong("nobody receives", _PAY),
+            Wrong("There were 2 of 3 payments", _two_payments),
+        ),
+    ),
+    "no-prefetch": Attempts(
+        "copy no_prefetch -e 's/^channel.basic_consume/channel.basic_qos(prefetch_count=1)\\n&/';" + _RENDER,
+        _render,
+        (
+            Wrong("A worker held", "copy no_prefetch;" + _RENDER),
+            Wrong("Run a second one", "seq 6 | mqtool send -l -q pictures; mqtool worker -q pictures -c 6"),
+            Wrong("acknowledged when they are delivered", _automatic),
+            Wrong("nobody receives", "mqtool send -q pictures a"),
+        ),
+    ),
+    "unconfirmed": Attempts(
+        "copy unconfirmed -e 's/^channel = .*/&\\nchannel.confirm_delivery()/' -e 's/^    channel.basic_publish.*/"
+        "    while True:\\n        try:\\n        &\\n            break\\n        except pika.exceptions.NackError:\\n"
+        "            time.sleep(0.1)/'; python unconfirmed.py & sleep 2; start mqtool receive -q orders; settle",
+        _publish,
+        (
+            Wrong("nobody has published it again", "copy unconfirmed; python unconfirmed.py"),
+            Wrong("No order was refused", "mqtool send -q orders one"),
+            Wrong("not to 'orders'", "mqtool send -q order one"),
+        ),
+    ),
+    "shared-replies": Attempts(
+        f"copy shared_replies -e '{_OWN}';" + _ASK,
+        lambda plain: _ask_two(plain, "", ""),
+        (
+            Wrong("name the same queue for their replies", lambda plain: _ask_two(plain, "replies", "replies")),
+            Wrong("Run the program twice", lambda plain: _ask_two(plain, "")),
+            Wrong("where the reply should go", "mqtool send -q rpc_queue 6"),
+        ),
+    ),
+    "requeue-loop": Attempts(
+        "copy requeue_loop -e 's/requeue=True/requeue=False/';" + _MAILS,
+        _dead,
+        (
+            Wrong("comes again and again", "copy requeue_loop;" + _MAILS),
+            Wrong("as if it had been sent", _swallow),
+            Wrong("Now send one without an @", "mqtool send -q mails a@b; mqtool receive -q mails -c 1"),
+            Wrong("nobody receives", "mqtool send -q mails nowhere"),
+        ),
+    ),
+    "other-settings": Attempts(
+        f"copy other_settings -e '{_PASSIVE}'; python other_settings.py & mqtool send -q invoices 42; settle",
+        _invoice,
+        (
+            Wrong("was declared anew", _anew),
+            Wrong("nobody receives", "copy other_settings; mqtool send -q invoices 42; python other_settings.py"),
+            Wrong("not to 'invoices'", "mqtool send -q invoice 42"),
+            Wrong("is gone", "mqtool queue delete invoices --yes"),
+        ),
+    ),
+}

@@ -1,0 +1,85 @@
+"""Attempts at the goals of rpc."""
+
+import time
+
+from tests.goals.attempts import Attempts, Plain, PlainConsumer, Wrong
+
+
+def _ask(plain: Plain, count: int) -> PlainConsumer:
+    """Send requests; return the consumer of the replies."""
+    channel = plain.channel()
+    replies = str(channel.queue_declare("", exclusive=False).method.queue)
+    asking = plain.channel()
+    for number in range(count):
+        asking.basic_publish(
+            "", "rpc_queue", b"%d" % number, _properties(reply_to=replies, correlation_id=f"id {number}")
+        )
+    asking.connection.process_data_events(0)
+    return plain.consume(replies, auto_ack=True)
+
+
+def _properties(**properties: object) -> object:
+    import pika
+
+    return pika.BasicProperties(**properties)
+
+
+def _serve(plain: Plain, count: int, *, identity: bool = True) -> None:
+    server = plain.consume("rpc_queue")
+    for _ in range(count):
+        body = server.next()
+        request = server.got[-1][2]
+        known = {"correlation_id": request.correlation_id} if identity else {}
+        plain.send(request.reply_to, f"f({body})", **known)
+    server.ack()
+    server.close()
+
+
+def _three(plain: Plain) -> None:
+    plain.queue("rpc_queue")
+    client = _ask(plain, 3)
+    server = plain.consume("rpc_queue", prefetch=1)
+    for number in range(3):
+        body = server.next()
+        request = server.got[number][2]
+        plain.send(request.reply_to, f"f({body})", correlation_id=request.correlation_id)
+        server.ack()
+    client.wait(3)
+
+
+def _nameless(plain: Plain) -> None:
+    plain.queue("rpc_queue")
+    _ask(plain, 1)
+    _serve(plain, 1, identity=False)
+
+
+def _late(plain: Plain) -> None:
+    plain.queue("rpc_queue")
+    client = _ask(plain, 1)
+    time.sleep(0.5)
+    _serve(plain, 1)
+    client.wait(1)
+
+
+ATTEMPTS = {
+    "answered": Attempts(
+        "start mqtool rpc-server; mqtool rpc-client 6 7 8",
+        _three,
+        (
+            Wrong("does not have the correlation ID", _nameless),
+            Wrong("1 so far got an answer", "start mqtool rpc-server; mqtool rpc-client 6"),
+            Wrong("where the reply should go", "mqtool send -q rpc_queue 6"),
+            Wrong("Nobody has answered", lambda plain: (plain.queue("rpc_queue"), _ask(plain, 3))),
+        ),
+    ),
+    "late-server": Attempts(
+        "start mqtool rpc-server; kill -INT %1; wait %1; mqtool rpc-client 6 & pause; pause; pause; start mqtool "
+        "rpc-server; sleep 2",
+        _late,
+        (
+            Wrong("was answered at once", "start mqtool rpc-server; mqtool rpc-client 6"),
+            Wrong("Nobody has answered", lambda plain: (plain.queue("rpc_queue"), _ask(plain, 1))),
+            Wrong("where the reply should go", "mqtool send -q rpc_queue 6"),
+        ),
+    ),
+}

@@ -1,0 +1,74 @@
+"""Attempts at the goals of the stream tutorials."""
+
+import time
+
+from tests.goals.attempts import Attempts, Plain, Wrong
+
+
+def _stream(plain: Plain, name: str) -> str:
+    return plain.queue(name, **{"x-queue-type": "stream"})
+
+
+def _read(plain: Plain, stream: str, offset: object, count: int = 1) -> None:
+    consumer = plain.consume(stream, prefetch=10, **{"x-stream-offset": offset})
+    consumer.wait(count)
+    consumer.ack()
+    consumer.close()
+
+
+def _twice(plain: Plain) -> None:
+    stream = _stream(plain, "hello-python-stream")
+    plain.send(stream, "hi")
+    _read(plain, stream, "first")
+    _read(plain, stream, "first")
+
+
+def _one_each(plain: Plain) -> None:
+    stream = _stream(plain, "hello-python-stream")
+    for number in range(2):
+        plain.send(stream, str(number))
+        _read(plain, stream, number)
+
+
+def _resume(plain: Plain, *offsets: object, count: int = 1) -> None:
+    stream = _stream(plain, "stream-offset-tracking-python")
+    plain.send(stream, "a")
+    plain.send(stream, "b")
+    _read(plain, stream, offsets[0], 2)
+    for body in ("c", "d"):
+        plain.send(stream, body)
+    time.sleep(0.3)
+    _read(plain, stream, offsets[1], count)
+
+
+_SEND = "mqtool send-stream -q stream-offset-tracking-python"
+_RECEIVE = "mqtool receive-stream -q stream-offset-tracking-python -c 1"
+
+READING = {
+    "read-twice": Attempts(
+        "mqtool send-stream hi; mqtool receive-stream -c 1; mqtool receive-stream -c 1",
+        _twice,
+        (
+            Wrong("Now let another one read it", "mqtool send-stream hi; mqtool receive-stream -c 1"),
+            Wrong("Each message was read by one reader only", _one_each),
+            Wrong(
+                "is a classic queue, not a stream",
+                "mqtool send -q hello-python-stream --queue-type classic hi; mqtool receive -q hello-python-stream "
+                "-c 1",
+            ),
+            Wrong("nobody receives", "mqtool send-stream hi"),
+        ),
+    )
+}
+TRACKING = {
+    "resumed": Attempts(
+        f"{_SEND} a; {_RECEIVE} --track me; {_SEND} b; pause; {_RECEIVE} --track me",
+        lambda plain: _resume(plain, "first", 2),
+        (
+            Wrong("began with 'a' again", lambda plain: _resume(plain, "first", "first")),
+            Wrong("did not go on where", lambda plain: _resume(plain, "first", 3)),
+            Wrong("Stop it, send more", f"{_SEND} a; {_RECEIVE} --track me"),
+            Wrong("not to 'stream-offset-tracking-python'", "mqtool send-stream hi"),
+        ),
+    )
+}

@@ -1,0 +1,74 @@
+"""Attempts at the goals of topics."""
+
+import time
+
+from tests.goals.attempts import Attempts, Plain, Wrong
+from tests.goals.publish_subscribe_attempts import bound
+
+_KEYS = ("kern", "kern.disk", "kern.disk.full")
+_PUBLISH = "for key in kern kern.disk kern.disk.full; do mqtool emit-log topic $key x; done; settle"
+
+
+def _receive(plain: Plain, *patterns: str) -> None:
+    consumer = plain.consume(bound(plain, "topic_logs", "topic", *patterns), auto_ack=True)
+    for key in _KEYS:
+        plain.send(key, "x", "topic_logs")
+    consumer.wait(1)
+
+
+def _too_late(plain: Plain) -> None:
+    """It would get everything, but was bound only before the second message."""
+    plain.channel().exchange_declare("topic_logs", "topic")
+    plain.send("kern", "x", "topic_logs")
+    plain.send("kern.disk.full", "x", "topic_logs")
+    consumer = plain.consume(bound(plain, "topic_logs", "topic", "#"), auto_ack=True)
+    plain.send("kern.disk", "x", "topic_logs")
+    consumer.wait(1)
+
+
+def _critical(plain: Plain) -> None:
+    consumer = plain.consume(bound(plain, "topic_logs", "topic", "kern.*", "*.critical"), auto_ack=True)
+    plain.send("kern.critical", "x", "topic_logs")
+    consumer.wait(1)
+
+
+def _two_receivers(plain: Plain) -> None:
+    consumers = [
+        plain.consume(bound(plain, "topic_logs", "topic", key), auto_ack=True) for key in ("kern.*", "*.critical")
+    ]
+    plain.send("kern.critical", "x", "topic_logs")
+    for each in consumers:
+        each.wait(1)
+    time.sleep(0.2)
+
+
+ATTEMPTS = {
+    "star": Attempts(
+        "start mqtool receive-log topic 'kern.*';" + _PUBLISH,
+        lambda plain: _receive(plain, "kern.*"),
+        (
+            Wrong("'kern.#' matches 'kern' as well", "start mqtool receive-log topic 'kern.#';" + _PUBLISH),
+            Wrong("'#' matches 'kern' as well", _too_late),
+            Wrong("it is no pattern", lambda plain: _receive(plain, "kern.disk")),
+            Wrong(
+                "with the key 'kern' yet",
+                "start mqtool receive-log topic 'kern.*'; mqtool emit-log topic kern.disk x; settle",
+            ),
+            Wrong("reached nobody", _PUBLISH),
+        ),
+    ),
+    "once": Attempts(
+        "start mqtool receive-log topic 'kern.*' '*.critical'; mqtool emit-log topic kern.critical x; settle",
+        _critical,
+        (
+            Wrong("reached 2 receivers", _two_receivers),
+            Wrong(
+                "is bound with 'kern.*' only",
+                "start mqtool receive-log topic 'kern.*'; mqtool emit-log topic kern.critical x; settle",
+            ),
+            Wrong(
+                "does not match both", "start mqtool receive-log topic '#'; mqtool emit-log topic kern.info x; settle"
+            ),
+        ),
+    ),
+}

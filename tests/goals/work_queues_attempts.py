@@ -1,0 +1,187 @@
+"""Attempts at the goals of work-queues."""
+
+import contextlib
+import time
+
+import pika
+
+from tests.goals.attempts import Attempts, Plain, Wrong
+
+
+def _share(plain: Plain) -> None:
+    queue = plain.queue("task_queue")
+    workers = [plain.consume(queue) for _ in range(2)]
+    for number in range(6):
+        plain.send(queue, str(number))
+    for worker in workers:
+        worker.wait(3)
+        worker.ack()
+
+
+def _alone(plain: Plain) -> None:
+    queue = plain.queue("task_queue")
+    for number in range(6):
+        plain.send(queue, str(number))
+    plain.receive(queue, 6)
+
+
+def _fair(plain: Plain) -> None:
+    queue = plain.queue("task_queue")
+    busy, other = plain.consume(queue, prefetch=1), plain.consume(queue, prefetch=1)
+    for body in ("long", "a", "b", "c"):
+        plain.send(queue, body)
+    busy.wait(1)
+    for number in range(1, 4):
+        other.wait(number)
+        other.ack()
+    busy.ack()
+    time.sleep(0.2)
+
+
+def _hoard(plain: Plain) -> None:
+    queue = plain.queue("task_queue")
+    busy, other = plain.consume(queue), plain.consume(queue)
+    for body in ("long", "a", "b", "c"):
+        plain.send(queue, body)
+    for each in (busy, other):
+        each.wait(2)
+        each.ack()
+
+
+def _automatic(plain: Plain) -> None:
+    queue = plain.queue("task_queue")
+    busy, other = plain.consume(queue, auto_ack=True), plain.consume(queue, auto_ack=True)
+    for body in ("long", "a", "b", "c"):
+        plain.send(queue, body)
+    busy.wait(2)
+    other.wait(2)
+
+
+def _die(plain: Plain) -> None:
+    queue = plain.queue("task_queue")
+    plain.send(queue, "long")
+    worker = plain.consume(queue)
+    worker.next()
+    worker.close()
+    plain.receive(queue)
+
+
+def _nack(plain: Plain) -> None:
+    queue = plain.queue("task_queue")
+    plain.send(queue, "long")
+    worker = plain.consume(queue)
+    worker.next()
+    worker.channel.basic_cancel(worker.channel.consumer_tags[0])
+    worker.channel.basic_nack(worker.got[0][0], requeue=True)
+    plain.receive(queue)
+
+
+def _die_alone(plain: Plain) -> None:
+    queue = plain.queue("task_queue")
+    plain.send(queue, "long")
+    worker = plain.consume(queue)
+    worker.next()
+    worker.close()
+
+
+def _die_with_nothing(plain: Plain) -> None:
+    queue = plain.queue("task_queue")
+    plain.send(queue, "long")
+    plain.receive(queue, auto_ack=True)
+
+
+def _two_kinds(plain: Plain) -> None:
+    channel = plain.channel()
+    for body, mode in (("kept", 2), ("lost", 1)):
+        channel.basic_publish("", "tasks", body.encode(), pika.BasicProperties(delivery_mode=mode))
+    with contextlib.suppress(pika.exceptions.AMQPConnectionError):
+        while True:  # until the broker is restarted
+            channel.connection.process_data_events(0.1)
+    plain.receive("tasks")
+
+
+def _redrive(plain: Plain) -> None:
+    plain.send("jobs", "x")
+    _reject(plain)
+    plain.receive("jobs.dlq")
+    plain.send("jobs", "x")
+    plain.receive("jobs")
+
+
+def _reject(plain: Plain, *, requeue: bool = False) -> None:
+    worker = plain.consume("jobs", prefetch=1)
+    worker.next()
+    worker.channel.basic_reject(worker.got[0][0], requeue=requeue)
+    worker.close()
+
+
+def _reject_only(plain: Plain) -> None:
+    plain.send("jobs", "x")
+    _reject(plain)
+
+
+def _requeue(plain: Plain) -> None:
+    plain.send("jobs", "x")
+    _reject(plain, requeue=True)
+
+
+def _pretend(plain: Plain) -> None:
+    """The same messages in the same queues, but no dead letter."""
+    plain.send("jobs.dlq", "x")
+    plain.receive("jobs.dlq")
+    plain.send("jobs", "x")
+    plain.receive("jobs")
+
+
+ATTEMPTS = {
+    "shared": Attempts(
+        "start mqtool worker; start mqtool worker; seq 6 | mqtool new-task -l; settle",
+        _share,
+        (
+            Wrong("did all 6 tasks alone", _alone),
+            Wrong("There were 2 of 6 tasks", "start mqtool worker; start mqtool worker; seq 2 | mqtool new-task -l"),
+            Wrong("nobody receives from that queue", "seq 6 | mqtool new-task -l"),
+            Wrong("went to the queue 'jobs'", "mqtool send -q jobs x"),
+        ),
+    ),
+    "fair": Attempts(
+        "start mqtool worker; start mqtool worker; printf '%s\\n' long.. a b c d | mqtool new-task -l; settle",
+        _fair,
+        (
+            Wrong("more while it had not acknowledged", _hoard),
+            Wrong("automatic acknowledgement", _automatic),
+            Wrong("No worker was busy", "start mqtool worker; seq 4 | mqtool new-task -l; settle"),
+        ),
+    ),
+    "killed": Attempts(
+        "start mqtool worker; mqtool new-task long..; pause; kill -9 %1; start mqtool worker; settle",
+        _die,
+        (
+            Wrong("gave 'long' back itself", _nack),
+            Wrong("Now another worker must do it", _die_alone),
+            Wrong("automatic acknowledgement", _die_with_nothing),
+            Wrong("was done before its worker ended", "mqtool new-task quick; mqtool worker -c 1"),
+        ),
+    ),
+    "restart": Attempts(
+        "mqtool send -q tasks --persistent kept; mqtool send -q tasks lost; sleep 2; mqtool receive -q tasks -c 1",
+        _two_kinds,
+        (
+            Wrong("Send one that would not", "mqtool send -q tasks --persistent a"),
+            Wrong("Send one that survives", "mqtool send -q tasks a"),
+            Wrong("was received before the restart", "mqtool send -q tasks a; mqtool receive -q tasks -c 1"),
+            Wrong("Now receive what is left", "mqtool send -q tasks --persistent a; mqtool send -q tasks b; settle"),
+        ),
+    ),
+    "dead-letter": Attempts(
+        "mqtool send -q jobs x; mqtool worker -q jobs --retries 0 --exec false -c 1; mqtool dlq redrive jobs --yes;"
+        "mqtool worker -q jobs -c 1",
+        _redrive,
+        (
+            Wrong("is in 'jobs.dlq': its worker rejected it", _reject_only),
+            Wrong("was put back into 'jobs'", _requeue),
+            Wrong("it is not a dead letter of 'jobs'", _pretend),
+            Wrong("let the worker reject it", "mqtool send -q jobs x; mqtool receive -q jobs -c 1"),
+        ),
+    ),
+}
