@@ -538,6 +538,9 @@ def http_costs() -> Iterator[Cost]:  # noqa: C901 - a list
                 "http",
                 [_http("POST", f"exchanges/%2F/{exchange}/publish", body)],
             )
+    for target in ("/", "whoami", "overview", "nodes"):
+        request = _http("GET", target).replace(b"\r\nconnection: close", b"")
+        yield Cost(f"many requests of {target} in one write", "http", [request * 2000])
     yield Cost("many headers", "http", [_http("GET", "whoami").replace(b"\r\nconn", b"\r\na:" * 3000 + b"\r\nconn")])
 
 
@@ -610,12 +613,15 @@ class World:
     def _fill(self) -> None:
         """Declare and publish whatever a cost has deleted, and delete what it has added."""
         is_stored = threading.Event()
-        self._broker.under_test(lambda _: self._fill_vhost(is_stored))
+        steps = self._filling(is_stored)
+        while self._broker.under_test(lambda _: next(steps, is_stored)) is not is_stored:
+            pass
         is_stored.wait(_PATIENCE)
         self._settle(Cost("preparation", "", []))
         self._watch.take()
 
-    def _fill_vhost(self, is_stored: threading.Event) -> None:
+    def _filling(self, is_stored: threading.Event) -> Iterator[None]:
+        """Do a step at a time: with a data directory on a busy machine, each takes seconds."""
         server = self._broker._server
         assert server is not None
         broker = server.broker
@@ -625,7 +631,7 @@ class World:
         if "/" not in broker.vhosts:
             broker.create_defaults()
         # With a data directory, each segment is a file that is synced.
-        Contents(broker.vhosts["/"], self._size, segments=200 if broker.ledger.on_disk else 2000).fill()
+        yield from Contents(broker.vhosts["/"], self._size, segments=200 if broker.ledger.on_disk else 2000).fill()
         broker.ledger.after_commit(is_stored.set)
 
 
@@ -635,7 +641,7 @@ class Contents:
     def __init__(self, vhost: VirtualHost, size: int, *, segments: int) -> None:
         self._vhost, self._size, self._segments = vhost, size, segments
 
-    def fill(self) -> None:  # noqa: C901 - a list
+    def fill(self) -> Iterator[None]:  # noqa: C901 - a list
         vhost, size = self._vhost, self._size
         for kind, policies in vhost.policies.by_kind.items():
             for name in list(policies):
@@ -648,6 +654,7 @@ class Contents:
             each for each in vhost.exchanges.values() if not each.predeclared and each.name not in exchanges
         ]:
             vhost.delete_exchange(exchange)
+        yield
         queues = [self._queue(f"s{n}") for n in range(size)]
         for queue in queues:
             queue.purge()
@@ -672,12 +679,14 @@ class Contents:
             for number, queue in enumerate(queues if kind != "dead-letters" else queues[:10]):
                 keys = ("a.a.a", f"#.{number}.#", "a.a.a", "a.a.a", "")
                 vhost.bind(exchange, queue, keys[index], {"x-match": "any", "a": [number]} if kind == "headers" else {})
+        yield
         if "chain" not in vhost.exchanges or f"e{size - 1}" not in vhost.exchanges:
             last = self._exchange("chain", "fanout")
             for number in range(size):
                 following = self._exchange(f"e{number}", "fanout")
                 vhost.bind(last, following, "", {})
                 last = following
+        yield
         if "super" not in vhost.exchanges or f"p{size - 1}" not in vhost.queues:
             exchange = self._exchange("super", "direct")
             for number in range(size):
@@ -686,11 +695,12 @@ class Contents:
         for queue, count in ((full, 20_000), (priority, 5000), (quorum, 5000), (dead, 300)):
             for _ in range(max(count - len(queue), 0)):
                 queue.publish(_message())
-        self._streams()
+        yield from self._streams()
 
-    def _streams(self) -> None:
+    def _streams(self) -> Iterator[None]:
         counts = {"plain": 1, "chunks": 2000, "segments": self._segments, "batches": 5, "named": 3000}
         for name, count in counts.items():
+            yield
             arguments = {"x-queue-type": "stream"}
             stream = self._queue(
                 name, {**arguments, "x-stream-max-segment-size-bytes": Int64(1)} if name == "segments" else arguments

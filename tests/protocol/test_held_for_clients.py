@@ -180,6 +180,20 @@ def log_in(port: int) -> RawStream:
     return client
 
 
+def test_channels_count_as_memory() -> None:
+    """The channels that clients have open count as memory, a thousand bytes each, until they are closed."""
+    with EmbeddedBroker() as embedded:
+        broker = embedded._server.broker  # type: ignore[attr-defined]
+        with RawClient(embedded.url) as client:
+            opened = b"".join(frame.marshal(commands.Channel.Open(), number) for number in range(2, 1002))
+            client.socket.sendall(opened)
+            wait_until(lambda: broker.held_for_clients > 1_000_000)
+            closed = (frame.marshal(commands.Channel.Close(200, "", 0, 0), number) for number in range(2, 1002))
+            client.socket.sendall(b"".join(closed))
+            wait_until(lambda: broker.held_for_clients < 500_000)
+        wait_until(lambda: broker.held_for_clients == 0)
+
+
 def test_memory_held_for_clients_is_freed_when_they_leave() -> None:
     """Whatever clients had under way when they left, the broker counts 0 bytes afterwards."""
     with EmbeddedBroker(stream_port=0, memory_limit=LIMIT) as embedded:

@@ -6,6 +6,7 @@ is missing. TOPICS and TAGS are the rows of topic permissions and of users' tags
 """
 
 import contextlib
+import logging
 import re
 import struct
 import uuid
@@ -414,6 +415,22 @@ def test_storing_an_offset_needs_write_permission_before_3_13(
     for granted, enough in cases([(needed, "s")]):
         world.reset(granted)
         assert stores_offset(open_stream(world.user, "secret"), open_stream()) is enough, granted
+
+
+@pytest.mark.parametrize("streams", ["4.3"], indirect=True)
+def test_refused_offsets_do_not_fill_the_log(
+    streams: "tuple[World, Callable[[str, str], RawStream]]", caplog: pytest.LogCaptureFixture
+) -> None:
+    """StoreOffset has no response, so the broker logs that it refuses one, but not for each of a thousand."""
+    world, log_in = streams
+    world.reset([])
+    caplog.set_level(logging.WARNING)
+    client = log_in("ann", "secret")
+    for _ in range(1000):
+        client.send(STORE_OFFSET, string("r") + string("s") + bytes(8))
+    assert client.request(QUERY_OFFSET, string("r") + string("s")).code == ACCESS_REFUSED
+    lines = [record for record in caplog.records if "cannot store an offset" in record.getMessage()]
+    assert 0 < len(lines) < 100
 
 
 #: Later commands of the stream protocol, and the rights that each needs.

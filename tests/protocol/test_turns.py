@@ -1,5 +1,6 @@
 """Long work for one client is done in turns, so that the embedded broker serves the others meanwhile."""
 
+import base64
 import gc
 import gzip
 import resource
@@ -350,4 +351,21 @@ def test_a_thousand_handshakes_let_others_work(amqp_tls: Authority, kind: str) -
         connected.set()
         busy.join()
         assert watch.settle(60)
+        watch.check()
+
+
+@pytest.mark.parametrize(("path", "password"), [("/", ""), ("/api/whoami", "wrong"), ("/api/overview", "guest")])
+def test_many_requests_in_one_write(path: str, password: str) -> None:
+    """Other clients work while the management API answers 7,000 requests of one client, even without a login."""
+    credentials = base64.b64encode(f"guest:{password}".encode()).decode()
+    request = f"GET {path} HTTP/1.1\r\n" + (f"authorization: Basic {credentials}\r\n" if password else "")
+    with EmbeddedBroker(management_port=0) as broker:
+        watch, address = LoopWatch(broker), urlsplit(str(broker.management_url))
+        with socket.create_connection((address.hostname, address.port), timeout=60) as client:
+            sent = f"{request}\r\n" * 7000 + f"{request}connection: close\r\n\r\n"
+            sender = threading.Thread(target=client.sendall, args=(sent.encode(),))
+            sender.start()
+            while client.recv(1 << 20):
+                pass
+            sender.join()
         watch.check()

@@ -1,6 +1,7 @@
 """What is installed, and what Python programs may import from it."""
 
 import ast
+import json
 import re
 import shutil
 import subprocess
@@ -176,6 +177,44 @@ def test_what_ci_installs_has_hashes() -> None:
         names = {normalized(re.split(r"[<>=\[]", line)[0]) for lines in direct for line in lines}
         assert names - {"mqtool"} <= set(pinned(path)), f"{path}: .ci/pin writes it again"
     assert found == pinned(ROOT / "constraints.txt"), "after a change to constraints.txt, run .ci/pin"
+
+
+def test_the_image_of_mqtool_is_made_of_files_with_hashes() -> None:
+    """.ci/requirements/image.txt pins what mqtool needs and what builds it; the Dockerfile installs nothing else."""
+    path = ROOT / ".ci" / "requirements" / "image.txt"
+    text = path.read_text()
+    assert "://" not in text
+    assert all("--hash=sha256:" in entry for entry in re.split(r"\n(?! )", text.strip()))
+    names = {normalized(re.split(r"[<>=\[]", line)[0]) for line in [*PROJECT["dependencies"], "hatchling"]}
+    assert names <= set(pinned(path)), ".ci/pin writes it again"
+    assert set(pinned(path).items()) <= set(pinned(ROOT / "constraints.txt").items())
+    dockerfile = (ROOT / "mqtool" / "broker" / "image" / "tools.Dockerfile").read_text()
+    installed = re.findall(r"pip install (.*?)&&", dockerfile.replace("\\\n", " "))
+    assert [("--require-hashes" in each) != ("--no-index" in each.split()) for each in installed] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("found", "code", "said"),
+    [
+        ([{"name": "pika", "version": "1.4.4", "vulns": []}], 0, "audited: 1; vulnerable: 0"),
+        ([{"name": "pika", "skip_reason": "not found"}], 0, "not audited: pika"),
+        (None, 0, "nothing was audited"),
+        (
+            [{"name": "pika", "version": "1.4.4", "vulns": [{"id": "CVE-1", "fix_versions": ["2.0"]}]}],
+            1,
+            "pika 1.4.4: CVE-1, fixed in 2.0",
+        ),
+    ],
+)
+def test_an_audit_fails_only_if_a_vulnerability_is_known(
+    tmp_path: Path, found: list[object] | None, code: int, said: str
+) -> None:
+    """If the index has no answer, it warns, and does not say that nothing was found."""
+    if found is not None:
+        (tmp_path / "found.json").write_text(json.dumps({"dependencies": found}))
+    command = [sys.executable, ROOT / ".ci" / "audited.py", tmp_path / "found.json"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, said in result.stdout + result.stderr) == (code, True), result
 
 
 def test_the_licences_of_all_libraries_are_listed() -> None:

@@ -9,9 +9,13 @@ ARG PYTHON_IMAGE=python:3.13-slim-trixie
 FROM ${PYTHON_IMAGE} AS build
 ARG PIP_OPTIONS=
 COPY . /src
+# pip checks the hash of each library, and of what builds mqtool.
 RUN python3 -m venv /opt/mqtool \
-    && /opt/mqtool/bin/pip install --no-cache-dir --disable-pip-version-check $PIP_OPTIONS --constraint /src/constraints.txt /src \
-    && /opt/mqtool/bin/pip uninstall --quiet --yes pip setuptools
+    && /opt/mqtool/bin/pip install --no-cache-dir --disable-pip-version-check $PIP_OPTIONS \
+        --require-hashes --only-binary :all: --requirement /src/.ci/requirements/image.txt \
+    && /opt/mqtool/bin/pip install --no-cache-dir --disable-pip-version-check \
+        --no-index --no-build-isolation --no-deps /src \
+    && /opt/mqtool/bin/pip uninstall --quiet --yes hatchling pathspec pluggy trove-classifiers pip setuptools
 
 FROM ${PYTHON_IMAGE} AS mqtool
 COPY --from=build /opt/mqtool /opt/mqtool

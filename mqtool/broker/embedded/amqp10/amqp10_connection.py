@@ -21,6 +21,7 @@ from mqtool.broker.embedded.amqp10.errors10 import (
 )
 from mqtool.broker.embedded.model.amqp_errors import AmqpException
 from mqtool.broker.embedded.model.broker import NODE, Broker, check_connections
+from mqtool.broker.embedded.model.footprint import DELIVERY
 from mqtool.broker.embedded.model.profile import identity
 from mqtool.broker.embedded.model.protocol_conversion import table_to_091
 from mqtool.broker.embedded.model.rights import Rights
@@ -204,8 +205,8 @@ class Connection10(Amqp10Socket):
         self.rights = Rights(self.broker, user, name)
 
     @property
-    def unsettled_count(self) -> int:
-        return sum(len(session.unsettled) for session in self.sessions.values())
+    def kept_bytes(self) -> int:
+        return DELIVERY * sum(len(session.unsettled) for session in self.sessions.values())
 
     def forget_session(self, number: int) -> None:
         self.sessions.pop(number, None)

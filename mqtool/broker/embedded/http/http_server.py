@@ -150,6 +150,7 @@ class HttpServer:
             self._strangers[writer] = _address(writer)
             while await self._exchange(reader, writer, seconds):
                 seconds = _FIRST_SECONDS if writer in self._strangers else _IDLE_SECONDS
+                await asyncio.sleep(0)  # requests that have arrived together are answered in turns
         except (ConnectionError, asyncio.IncompleteReadError, TimeoutError) as error:
             log.debug("management client went away: %r", error)
             # Close at once, even if data is still waiting to be sent.

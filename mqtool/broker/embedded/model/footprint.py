@@ -10,6 +10,9 @@ ENTRY = 500
 #: An unacknowledged delivery, besides its message.
 DELIVERY = 200
 
+#: A channel of AMQP 0-9-1. Measured with 120,000 channels.
+CHANNEL = 1000
+
 #: A consumer or a link, besides its names and arguments.
 CONSUMER = 4000
 

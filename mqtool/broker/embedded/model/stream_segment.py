@@ -155,7 +155,8 @@ def messages_in(data: bytes, position: int, offset: int, entries: int, wanted: i
         start = position + _BATCH.size
         position = start + size
         if kind & _COMPRESSION:
-            log.warning("a batch of %d messages is skipped: only stream clients can read compressed batches", records)
+            skipped = "a batch of %d messages is skipped: only stream clients can read compressed batches"
+            log.warning(skipped, records, extra={"cause": "compressed batches", "seconds": 1.0})
         elif offset + records > wanted:
             for number, message in enumerate(_unpacked(records, data[start:position])):
                 yield offset + number, message

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.clock import Clock
-from mqtool.broker.embedded.model.footprint import DELIVERY
 from mqtool.broker.embedded.model.rights import Rights
 from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
@@ -299,7 +298,7 @@ class ClientSocket(PacedSocket):
         self.local: tuple[str, int] = ("", 0)
         self.client_properties: Table = {}
         self.held_bytes = 0
-        self._held_by_socket = self._counted_deliveries = 0
+        self._held_by_socket = self._counted_bytes = 0
         self.connected_at = broker.clock.wall() / 1000
         self.heartbeat = 0
         self._connections = connections
@@ -311,8 +310,8 @@ class ClientSocket(PacedSocket):
         """Release everything that belongs to the connection, such as channels and consumers."""
 
     @property
-    def unsettled_count(self) -> int:
-        """The number of unacknowledged deliveries, which count towards `held_bytes`."""
+    def kept_bytes(self) -> int:
+        """The memory of what clients may have many of, such as unacknowledged deliveries. Part of `held_bytes`."""
         return 0
 
     def add_held_bytes(self, count: int) -> None:
@@ -321,9 +320,9 @@ class ClientSocket(PacedSocket):
         self.broker.hold_for_client(count)
 
     def count_held(self) -> None:
-        if (count := self.unsettled_count) != self._counted_deliveries:
-            more, self._counted_deliveries = count - self._counted_deliveries, count
-            self.add_held_bytes(more * DELIVERY)
+        if (kept := self.kept_bytes) != self._counted_bytes:
+            more, self._counted_bytes = kept - self._counted_bytes, kept
+            self.add_held_bytes(more)
         held = self.transport.get_write_buffer_size()
         if self._have > _FEW_BYTES:
             held += self._have
@@ -420,7 +419,7 @@ class ClientSocket(PacedSocket):
         self.shut()
         self._out.clear()
         self._connections.remove(self)
-        self._chunks, self._have, self._held_by_socket, self._counted_deliveries = [], 0, 0, 0
+        self._chunks, self._have, self._held_by_socket, self._counted_bytes = [], 0, 0, 0
         self.add_held_bytes(-self.held_bytes)
 
     def handle(self, data: bytes) -> None:

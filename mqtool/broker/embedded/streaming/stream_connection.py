@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 from mqtool.broker.embedded.model.amqp_errors import ConnectionException
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.stream_log import StreamLog
-from mqtool.broker.embedded.sockets.listener import Connections
+from mqtool.broker.embedded.sockets.listener import Connections, caused_by
 from mqtool.broker.embedded.streaming import stream_requests
 from mqtool.broker.embedded.streaming.publishers import Publishers
 from mqtool.broker.embedded.streaming.stream_frames import (
@@ -134,7 +134,8 @@ class StreamConnection(BrokerStreamSession):
             try:
                 stream_requests.store_offset(self, fields)
             except StreamRefused as refused:
-                log.warning("stream connection %s: cannot store an offset: %s", self.name, refused)
+                extra = caused_by(f"{self.user.name} offsets")
+                log.warning("stream connection %s: cannot store an offset: %s", self.name, refused, extra=extra)
         elif key == _CONSUMER_UPDATE_ANSWER:
             self.subscriptions.updated(fields)
         else:

@@ -21,6 +21,7 @@ from mqtool.broker.embedded.model.amqp_errors import (
     precondition_failed,
 )
 from mqtool.broker.embedded.model.broker import Broker, check_channels
+from mqtool.broker.embedded.model.footprint import CHANNEL, DELIVERY
 from mqtool.broker.embedded.sockets.client_socket import UNSENT_LIMIT, ClientSocket
 from mqtool.broker.embedded.sockets.listener import Connections
 from mqtool.broker.embedded.wire import amqp_frames as frames
@@ -121,8 +122,9 @@ class BrokerConnection(AmqpSession):
         self.close(error)
 
     @property
-    def unsettled_count(self) -> int:
-        return sum(len(channel.deliveries.unacked) for channel in self.channels.values())
+    def kept_bytes(self) -> int:
+        deliveries = sum(len(channel.deliveries.unacked) for channel in self.channels.values())
+        return DELIVERY * deliveries + CHANNEL * len(self.channels)
 
     def _receive(self, kind: int, number: int, payload: bytes) -> None:
         """Handle a frame. On an error, close the channel or the connection."""
