@@ -418,7 +418,9 @@ def test_the_overview_lists_the_amqp_port(api: Api, amqp_url: str) -> None:
 
 
 def test_the_overview_lists_the_management_api(api: Api) -> None:
-    """Once there are statistics, the contexts contain the listener of the management plugin."""
+    """The overview's list "contexts" contains the management plugin and its port, once the broker has collected
+    statistics.
+    """
 
     def found() -> list[Any]:
         return [each for each in api("GET", "overview")[1]["contexts"] if each["description"] == "RabbitMQ Management"]

@@ -152,7 +152,9 @@ def test_events_follow_a_dead_letter_to_its_queue(
 
 
 def test_events_report_discarded_and_purged_messages(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """A message rejected without a dead-letter exchange is discarded; a purge reports the queue."""
+    """If a queue has no dead-letter exchange, a rejected message has the event discarded; a purge has an event with the
+    queue.
+    """
     channel.queue_declare("q")
     channel.basic_publish("", "q", b"x")
     channel.basic_publish("", "q", b"y")

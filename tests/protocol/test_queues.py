@@ -240,8 +240,8 @@ def test_consumers_see_the_delivery_count_of_a_returned_message(channel: Blockin
 def test_returned_messages_of_a_quorum_queue_have_a_defined_place(
     channel: BlockingChannel, take: Take, limit: dict[str, int], expected: bytes
 ) -> None:
-    """With a delivery limit, returned messages come before new ones, without one behind them, in the order of their
-    return.
+    """In a queue with a delivery limit, returned messages come before new ones; otherwise behind them, in the order of
+    their return.
     """
     channel.queue_declare("q", durable=True, arguments={**QUORUM, **limit})
     for number in b"1234":

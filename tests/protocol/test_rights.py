@@ -687,7 +687,7 @@ TAGS = [
     ("tags", "asked", "status"), TAGS, ids=[f"{tags or 'none'} {a.method} {a.path}" for tags, a, _ in TAGS]
 )
 def test_a_users_tags_decide_on_management_requests(world: World, tags: str, asked: Asked, status: int) -> None:
-    """Each request of TAGS gets the status for the user's tags."""
+    """Each management request in the table TAGS gets the status in its row for a user with those tags."""
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": tags})
     world.reset([])
     path = asked.path.replace("VHOST", world.vhost).replace("USER", world.user)

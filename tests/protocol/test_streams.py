@@ -108,7 +108,7 @@ def test_a_stream_offset_beyond_the_end_waits_for_that_message(channel: Blocking
 
 
 def test_acknowledging_makes_room_for_the_next_stream_messages(channel: BlockingChannel, take: Take) -> None:
-    """A stream reader has as many unacknowledged messages as its prefetch."""
+    """A stream reader gets as many messages as its prefetch, and for each one that it acknowledges, one more."""
     publish(channel, *"abcdef")
     reader = Reader(channel.connection, prefetch=2, offset="first")
     take.until(lambda: len(reader.got) == 2)

@@ -68,7 +68,9 @@ def test_receipts_come_in_the_order_of_publishing(wire: Wire, publisher: Unconfi
 
 
 def test_a_multiple_nack_applies_to_messages_without_a_confirm(wire: Wire, publisher: Unconfirmed) -> None:
-    """Messages acknowledged before stay confirmed; a receipt has the message's exchange, key and number."""
+    """basic.nack with `multiple` does not apply to messages that were confirmed before; a receipt names exchange, key
+    and number.
+    """
     wire.publish(b"1", b"2", b"3")
     publisher.on_ack(2, multiple=False)
     publisher.on_nack(3, multiple=True)
