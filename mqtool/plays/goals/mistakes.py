@@ -1,7 +1,7 @@
 """Mistakes that can happen in many goals. Each function returns one that says so if it was made."""
 
 from mqtool.plays.goals.goal import Said
-from mqtool.plays.goals.seen import Seen
+from mqtool.plays.goals.seen import Seen, SeenMessage
 
 
 def not_sent_to(queue: str) -> Said:
@@ -90,14 +90,22 @@ def thrown_away(queue: str) -> Said:
     return said
 
 
+def _unheard(seen: Seen, exchange: str) -> SeenMessage | None:
+    """The latest message to an exchange, if no queue got it and no queue is bound for it meanwhile."""
+    published = seen.published_to(exchange)
+    keys = {each.key for each in seen.bound(exchange)}
+    if not published or not published[-1].lost or published[-1].routing_key in keys:
+        return None
+    return published[-1]
+
+
 def useless_binding(exchange: str) -> Said:
     """A message has no queue, and a queue is bound with a key that no message has."""
 
     def said(seen: Seen) -> str:
-        published = seen.published_to(exchange)
-        used = {each.routing_key for each in published}
+        used = {each.routing_key for each in seen.published_to(exchange)}
         keys = sorted(each.key for each in seen.bound(exchange) if each.key not in used and each.key.isalnum())
-        if not keys or not any(each.lost for each in published):
+        if not keys or _unheard(seen, exchange) is None:
             return ""
         return f"A queue is bound to {exchange!r} with {keys[0]!r}: nobody has published with that key."
 
@@ -108,10 +116,10 @@ def nothing_bound(exchange: str) -> Said:
     """A message was published to an exchange, and no binding matches."""
 
     def said(seen: Seen) -> str:
-        lost = [each for each in seen.published_to(exchange) if each.lost]
-        if not lost:
+        message = _unheard(seen, exchange)
+        if message is None:
             return ""
-        key = f" with the key {lost[-1].routing_key!r}" if lost[-1].routing_key else ""
-        return f"{lost[-1]}{key} reached nobody: no queue is bound to {exchange!r} for it."
+        key = f" with the key {message.routing_key!r}" if message.routing_key else ""
+        return f"{message}{key} reached nobody: no queue is bound to {exchange!r} for it."
 
     return said

@@ -36,10 +36,9 @@ def _lost(seen: Seen) -> str:
 
 
 def _run_again(seen: Seen) -> str:
-    left = [copy for copy in seen.copies_in(_PAYMENTS) if not copy.end]
-    if not seen.acted or not left:
+    if not seen.acted or all(copy.end for copy in seen.copies_in(_PAYMENTS)):
         return ""
-    return f"{left[0].message} is not taken yet. Run the program again, and let it finish."
+    return "Not all payments are taken yet. Run the program again, and let it finish."
 
 
 def _send_three(seen: Seen) -> str:
