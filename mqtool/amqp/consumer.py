@@ -156,7 +156,8 @@ class Consumer(ChannelListener):
         if self._subscription.has(tag):
             self._channel.fail(
                 Unavailable(
-                    f"the broker cancelled the consumer: queue {self._queue.name!r} was deleted, or its node is down",
+                    f"the broker cancelled the consumer: queue {self._queue.name!r} was deleted, its node is down, "
+                    "or a message was not acknowledged within the consumer timeout (RabbitMQ 4.3)",
                     "messages that were not acknowledged yet are lost with it",
                 )
             )

@@ -172,7 +172,8 @@ class SingleThreadConnection:
 
     def _on_cancel(self, queue: str, _frame: object) -> None:
         self._failure = Unavailable(
-            f"the broker cancelled the consumer: queue {queue!r} was deleted, or its node is down"
+            f"the broker cancelled the consumer: queue {queue!r} was deleted, its node is down, "
+            "or a message was not acknowledged within the consumer timeout (RabbitMQ 4.3)"
         )
 
     def acknowledge(self, tags: Iterable[tuple[int, bool]]) -> None:
