@@ -101,6 +101,10 @@ class StreamClient(Client):
                 self._confirm(number)
         elif key == raw.DELIVER:
             self._deliver(body)
+        elif key in (raw.METADATA_UPDATE, raw.PUBLISH_ERROR):
+            # The stream was deleted, and its publishers and subscriptions with it: start again with a new connection.
+            self.judge.note(self.name, "the stream is gone")
+            self.vanish(told=True)
         elif key & _RESPONSE:
             correlation, code = struct.unpack_from(">IH", body)
             future = self._asked.pop(correlation, None)
