@@ -154,6 +154,7 @@ TYPED: dict[str, Typing] = {
     "mqtool ui": Typing(until="http://", rest=" --vhost staging"),
     "mqtool worker": Typing(until=WAITING),
     "mqtool tutorial run": Typing(keys=(("Enter: ", "q"),)),
+    "mqtool tutorial try": Typing(keys=(("q: quit", "q"),)),
     "mqtool tutorial run --ui": Typing(until="http://", code=130),
 }
 #: Examples that are not typed, and why.
@@ -270,7 +271,7 @@ def test_the_table_of_examples_is_up_to_date() -> None:
 
 def is_expected(code: int, example: str, typing: Typing) -> bool:
     """Whether an example may end with this code. After Ctrl-C, a pipe's last command ends by it, or at end of file."""
-    return code in ((0, 130) if typing.until and " | " in example else (typing.code,))
+    return code in ((0, 130, -signal.SIGINT) if typing.until and " | " in example else (typing.code,))
 
 
 def environment(home: Path, vhost: TestBroker, process: BrokerProcess) -> dict[str, str]:
