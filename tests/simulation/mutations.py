@@ -160,7 +160,7 @@ MUTATIONS = (
         "delivers to consumers that are not the single active one",
         "model/consumers.py",
         "            return self.active if self.active is not None and self.active.ready() else None\n",
-        "            return next((each for each in self._all if each.ready()), None)\n",
+        "            return next((each for each in self.all if each.ready()), None)\n",
     ),
     Mutation(
         "ignores priorities",
