@@ -372,5 +372,5 @@ def test_a_bench_that_is_killed_leaves_nothing_behind(
     assert "mqtool-bench-" in declared()
     for number in numbers:
         bench.process.send_signal(number)
-    assert bench.wait().code == 128 + numbers[-1]
+    assert bench.wait().code in [128 + number for number in numbers]  # it may end before the second signal
     wait_until(lambda: "mqtool-bench-" not in declared(), "the queues and exchanges of the run to be deleted")

@@ -38,7 +38,7 @@ def started(request: pytest.FixtureRequest) -> Iterator[Started]:
     own_broker(BrokerKind.NODE)
     nodes = PrivateNodes("RabbitMQ", request.param)
     started = nodes.start(Wanted(f"settings-{uuid.uuid4().hex[:8]}", ports.free_port(), stream_port=0))
-    connect_within(90, lambda: Connection(parse_addresses(started.url))).close()
+    connect_within(180, lambda: Connection(parse_addresses(started.url))).close()
     yield started
     nodes.stop(started)
 

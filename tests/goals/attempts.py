@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -147,6 +147,7 @@ class Learner:
         self._broker = broker
         self._shell = shell
         self._over = threading.Event()
+        self._staying = ExitStack()
         self._ready = threading.Event()
         self._failure: BaseException | None = None
 
@@ -171,14 +172,21 @@ class Learner:
             self._failure = failure
             self._ready.set()
 
-    def make(self, attempt: Attempt) -> None:
-        """Make an attempt. A script may fail: learners do such things."""
+    def make(self, attempt: Attempt, *, stays: bool = False) -> None:
+        """Make an attempt. A script may fail: learners do such things.
+
+        A program that stays keeps its connection open: RabbitMQ may forget the counters of one that ends at once.
+        """
         if isinstance(attempt, str):
             settle = 3 if self._broker.kind == "embedded" else 12  # RabbitMQ counts every five seconds
             done = self._shell.script(f"SETTLE={settle}\nPROGRAMS={PROGRAMS}\n{_PRELUDE}{attempt}")
             self.printed = f"{done.stdout}{done.stderr}"
         else:
             plain = Plain(self._broker.url)
+            if stays:
+                self._staying.callback(plain.close)
+                attempt(plain)
+                return
             try:
                 attempt(plain)
             finally:
@@ -194,6 +202,7 @@ class Learner:
         finally:
             self._over.set()
             thread.join()
+            self._staying.close()
         if self._failure:
             raise self._failure
 

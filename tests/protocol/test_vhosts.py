@@ -16,13 +16,15 @@ def _since_4_0(broker: TestBroker) -> None:
         pytest.skip("RabbitMQ 3.10 has no default queue types")
 
 
-def test_tags_and_the_default_queue_type_are_kept(api: Api, vhost: str) -> None:
+def test_tags_and_the_default_queue_type_are_kept(broker: TestBroker, api: Api, vhost: str) -> None:
     """PUT stores them, GET returns them; another type is refused."""
     about = {"description": "d", "tags": ["a", "b"], "default_queue_type": "quorum"}
     assert api("PUT", f"vhosts/{vhost}", about)[0] in (201, 204)
     found = api("GET", f"vhosts/{vhost}")[1]
     assert {name: found[name] for name in about} == about
     assert {name: found["metadata"][name] for name in about} == about
+    if broker.kind == "rabbitmq" and not broker.differs_since("4.2", "types of virtual hosts are checked"):
+        return
     status, refused = api("PUT", f"vhosts/{vhost}", {"default_queue_type": "odd"})
     assert (status, "odd is not a valid queue type" in str(refused)) == (400, True)
 
@@ -66,13 +68,18 @@ def test_a_node_has_the_figures_that_clients_expect(api: Api) -> None:
         "disk_free_limit",
     )
     assert {name: type(node[name]) for name in numbers} == dict.fromkeys(numbers, int)
-    assert (node["being_drained"], type(node["os_pid"]), node["rates_mode"]) == (False, str, "basic")
+    assert (node["being_drained"], type(node["os_pid"])) == (False, str)
+    assert node["rates_mode"] in ("basic", "detailed")
 
 
 def test_what_the_broker_does_not_have_is_an_empty_list(broker: TestBroker, api: Api) -> None:
-    """Clients list it without an error. RabbitMQ has shovels and federation in plugins."""
-    paths = ["deprecated-features/used", *(["shovels", "federation-links"] if broker.kind == "embedded" else [])]
-    assert [api("GET", path) for path in paths] == [(200, [])] * len(paths)
+    """Clients list it without an error. RabbitMQ lists what other tests use, and has shovels in a plugin."""
+    if broker.kind == "rabbitmq":
+        status, used = api("GET", "deprecated-features/used")
+        assert (status, type(used)) == (200, list)
+    else:
+        for path in ("deprecated-features/used", "shovels", "federation-links"):
+            assert api("GET", path) == (200, [])
 
 
 def test_tags_types_and_protection_survive_a_restart(tmp_path: Path) -> None:
