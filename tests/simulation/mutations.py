@@ -260,14 +260,6 @@ MUTATIONS = (
         "        any(each.transport.abort() for each in others[:1])\n        self.send(\n",
     ),
     Mutation(
-        "counts a message of AMQP 1.0 as settled although it was released",
-        "amqp10/amqp10_session.py",
-        "        ids = [number for number, each in self.unsettled.items() if each.link is outgoing]\n"
-        "        deliveries = [self.unsettled.pop(number) for number in ids]\n",
-        "        ids = [number for number, each in self.unsettled.items() if each.link is outgoing]\n"
-        "        deliveries = [self.unsettled.pop(number) for number in ids][1:]\n",
-    ),
-    Mutation(
         "does not record that a queue delivers",
         "store/storage.py",
         '        self._write_soon({("delivering", definition_key([str(holder)])): encode_table({"holder": holder})})\n',
