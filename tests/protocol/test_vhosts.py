@@ -7,6 +7,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 
 from mqtool.broker.embedded import EmbeddedBroker
 from tests.brokers import TestBroker
+from tests.cli.shell import wait_until
 from tests.protocol.conftest import Api
 
 
@@ -56,6 +57,7 @@ def test_a_protected_virtual_host_is_not_deleted(broker: TestBroker, api: Api, v
 
 def test_a_node_has_the_figures_that_clients_expect(api: Api) -> None:
     """rabbitmqadmin 2 needs these, with these types."""
+    wait_until(lambda: "run_queue" in api("GET", "nodes")[1][0], "a node that has just started counts")
     (node,) = api("GET", "nodes")[1]
     numbers = (
         "uptime",
