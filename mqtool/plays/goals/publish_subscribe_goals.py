@@ -37,8 +37,7 @@ def _not_read(seen: Seen) -> str:
 _NOBODY_LISTENS = Goal(
     "nobody-listens",
     "Publish a log to the fanout exchange 'logs' while no queue is bound to it. Then start a receiver, and publish "
-    "another "
-    "log. Will the receiver get both?",
+    "another log. Will the receiver get both?",
     _first_was_lost,
     (mistakes.not_published_to(_LOGS), _nothing_lost, _not_read, _only_lost),
     (

@@ -204,8 +204,7 @@ def _taken_before(seen: Seen) -> str:
 _RESTART = Goal(
     "restart",
     "There is a durable classic queue 'tasks'. Send it two messages: one that survives a restart of the broker, and "
-    "one "
-    "that does not. When both are there, the broker is restarted. Then receive what is left.",
+    "one that does not. When both are there, the broker is restarted. Then receive what is left.",
     _kept_and_lost,
     (mistakes.thrown_away(_KEPT), _taken_before, mistakes.not_sent_to(_KEPT), _kind_missing),
     (
@@ -277,8 +276,7 @@ def _just_done(seen: Seen) -> str:
 _DEAD_LETTER = Goal(
     "dead-letter",
     "The queue 'jobs' sends its dead letters to 'jobs.dlq'. Send a job, and let its worker reject it. Then move the "
-    "dead "
-    "letter back to 'jobs', and do the job.",
+    "dead letter back to 'jobs', and do the job.",
     _redriven,
     (_still_dead, _back, _requeued, _thrown_into, mistakes.not_sent_to(_JOBS), _just_done),
     (
