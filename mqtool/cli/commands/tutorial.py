@@ -20,7 +20,7 @@ from mqtool.cli.display.play_lines import PlayLines, TypingPace
 from mqtool.cli.display.play_page import Left, PlayPage
 from mqtool.cli.display.play_panes import SMALLEST, Panes
 from mqtool.cli.invocation import current
-from mqtool.cli.options.page_options import PageOptions
+from mqtool.cli.options.page_options import NoColor, PageOptions
 from mqtool.errors import UsageError
 from mqtool.plays.goals import GOALS
 from mqtool.plays.performing import perform
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 
 app = group("tutorial", "Learn RabbitMQ: read tutorials, see them run, and try it.", heading="Learn")
 app.add_typer(tutorial_try.app)
-
-
-NoColor = Annotated[bool, typer.Option("--no-color", help="Do not use colour")]
 
 
 @command(app, "mqtool tutorial list", "mqtool tutorial list --json", effect=Effect.NONE, name="list")

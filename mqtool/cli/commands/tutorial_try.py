@@ -24,7 +24,7 @@ from mqtool.cli.display import layout, output
 from mqtool.cli.display.goal_lines import GoalLines
 from mqtool.cli.display.play_page import PlayPage
 from mqtool.cli.invocation import current
-from mqtool.cli.options.page_options import PageOptions
+from mqtool.cli.options.page_options import NoColor, PageOptions
 from mqtool.errors import UsageError
 from mqtool.plays.goals import GOALS, REPAIR, reached_goals
 from mqtool.plays.goals.goal import Goal
@@ -62,7 +62,7 @@ def try_(
             metavar="URL",
         ),
     ] = None,
-    no_color: Annotated[bool, typer.Option("--no-color", help="Do not use colour")] = False,
+    no_color: NoColor = False,
     *,
     page: PageOptions,
 ) -> None:

@@ -1,9 +1,11 @@
-"""Options for showing a play or drill in the browser."""
+"""Options for showing a play or drill in the terminal or in the browser."""
 
 from dataclasses import dataclass
 from typing import Annotated
 
 import typer
+
+NoColor = Annotated[bool, typer.Option("--no-color", help="Do not use colour")]
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
