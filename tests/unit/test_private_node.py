@@ -23,7 +23,7 @@ class Launch:
         """The settings for streams."""
         home = str(self.directory)
         settings = node.Node("n", home, home, home, 1, 2, 3, 4, listen=listen, stream_port=stream_port)
-        node.launch(settings, [], lambda process: None)
+        node.launch(settings, [], lambda _: None)
         lines = (self.directory / "rabbitmq.conf").read_text().splitlines()
         return [line for line in lines if line.startswith("stream.")]
 

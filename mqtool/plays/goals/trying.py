@@ -12,7 +12,7 @@ from queue import Empty, SimpleQueue
 from typing import Literal, NamedTuple
 
 from mqtool.amqp import Connection
-from mqtool.errors import NotFound
+from mqtool.errors import NotFound, Unavailable
 from mqtool.management import Management, exchange_path, path
 from mqtool.plays.goals.goal import Goal, TrialFault
 from mqtool.plays.goals.seen import Json, Seen
@@ -28,6 +28,8 @@ _SETTLES = 1.0
 #: Or once it has been the same for this many seconds, even if something happens all the time.
 _STANDS = 3.0
 _QUEUE_TYPES = {"x-queue-type": "classic"}
+#: How many seconds the broker has for its first report.
+_PATIENCE = 60.0
 
 
 class TrialFinding(NamedTuple):
@@ -87,13 +89,17 @@ class Trial:
         self._records: SimpleQueue[Json | Exception] = SimpleQueue()
         self._over = threading.Event()
         self._copies: list[Copies] = []
+        self._problem = ""
 
     def __enter__(self) -> "Trial":
         if not self._broker.is_embedded:
             switch_firehose(self._api, self._broker.vhost, on=True)
         threading.Thread(target=self._watch, name="mqtool-try", daemon=True).start()
+        deadline = time.monotonic() + _PATIENCE
         while not self.seen.is_complete:
             self._take(_LOOK)
+            if time.monotonic() > deadline:
+                raise Unavailable(f"cannot watch the broker: {self._problem or 'it reports nothing'}")
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -123,6 +129,8 @@ class Trial:
                 record = self._records.get(timeout=timeout) if timeout else self._records.get_nowait()
                 if isinstance(record, Exception):
                     raise record
+                if record["kind"] == "problem":
+                    self._problem = record["text"]
                 changed |= self.seen.take(record)
                 timeout = 0.0
         return changed
