@@ -135,7 +135,7 @@ def _pretend(plain: Plain) -> None:
 
 ATTEMPTS = {
     "shared": Attempts(
-        "start mqtool worker; start mqtool worker; seq 6 | mqtool new-task -l",
+        "start mqtool worker; start mqtool worker; seq 6 | sed s/$/./ | mqtool new-task -l",  # else one might do all
         _share,
         (
             Wrong("did all 6 tasks alone", _alone),
