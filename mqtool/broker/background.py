@@ -1,6 +1,7 @@
 """Functions for background processes: check whether they are running, stop them, and access their logs."""
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -55,17 +56,25 @@ def is_running(process: Process) -> bool:
     return bool(process.pid and process.born) and birth(process.pid) == process.born
 
 
-def terminate(processes: Iterable[Process], patience: float) -> None:
-    """Send SIGTERM to the running processes; raise MqtoolError if one has not ended after `patience` seconds."""
+def terminate(processes: Iterable[Process], patience: float, *, again: float = math.inf) -> None:
+    """Send SIGTERM to the running processes; raise MqtoolError if one has not ended after `patience` seconds.
+
+    Args:
+        again: send SIGTERM again each time this many seconds have passed.
+    """
     running = [each for each in processes if is_running(each)]
-    for process in running:
-        os.kill(process.pid, signal.SIGTERM)
-    deadline = time.monotonic() + patience
-    for process in running:
-        while is_running(process):
-            if time.monotonic() > deadline:
-                raise MqtoolError(f"process {process.pid} did not end")
-            time.sleep(0.01)
+    deadline, due = time.monotonic() + patience, -math.inf
+    while running:
+        now = time.monotonic()
+        if now > deadline:
+            raise MqtoolError(f"process {running[0].pid} did not end")
+        if now >= due:
+            due = now + again
+            for process in running:
+                with contextlib.suppress(ProcessLookupError):  # it ended just now
+                    os.kill(process.pid, signal.SIGTERM)
+        time.sleep(0.01)
+        running = [each for each in running if is_running(each)]
 
 
 def append_to_log(path: Path) -> BinaryIO:

@@ -9,9 +9,10 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from mqtool.broker import background, ports, state
@@ -23,6 +24,10 @@ from mqtool.errors import MqtoolError, Unavailable, UsageError
 #: Tried before the PATH: on Debian, the rabbitmq-server there is a wrapper that requires root or the user rabbitmq.
 _SERVERS = (Path("/usr/lib/rabbitmq/bin/rabbitmq-server"),)
 _STOP_PATIENCE = 30.0
+#: Erlang loses a SIGTERM that arrives in its first half second, before it handles signals. So it is sent each second.
+_SIGTERM_AGAIN = 1.0
+#: Waits for a line on standard input before it becomes the node. Ends if standard input is closed instead.
+_GATE = 'read -r recorded && exec "$0" </dev/null'
 _FIRST_PATIENCE = 60.0
 _STREAMS = "rabbitmq_stream"
 #: By default, statistics lag by five seconds. Only detailed rates show which channel publishes to an exchange.
@@ -82,8 +87,14 @@ def _has_streams() -> bool:
     return not plugins or not plugins.is_dir() or any(plugins.glob(f"{_STREAMS}-*"))
 
 
-def launch(node: Node, settings: Sequence[str] = ()) -> Process:
-    """Start a node, and return its process. `settings` are additional lines for rabbitmq.conf."""
+def launch(node: Node, settings: Sequence[str], record: Callable[[Process], None]) -> None:
+    """Start a node.
+
+    Args:
+        settings: additional lines for rabbitmq.conf.
+        record: called with the node's process. The node starts only after it returns, so that no node can run
+            unrecorded, even if this process is killed.
+    """
     server, directory = find_server(), Path(node.directory)
     assert server is not None
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -98,16 +109,19 @@ def launch(node: Node, settings: Sequence[str] = ()) -> Process:
     )
     (directory / "rabbitmq.conf").write_text("".join(f"{line}\n" for line in (*usual, *settings)))
     with background.append_to_log(directory / "log") as log:
-        server_process = subprocess.Popen(
-            [server],
+        gate = subprocess.Popen(
+            ["sh", "-c", _GATE, server],
             env=environment(node),
             cwd=directory,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
             start_new_session=True,
         )
-    return background.started(server_process.pid)  # the script's process becomes the node
+    assert gate.stdin is not None
+    with gate.stdin:
+        record(background.started(gate.pid))  # this process becomes the node
+        gate.stdin.write(b"recorded\n")
 
 
 def _enable_plugins(file: Path, node: Node) -> str:
@@ -231,17 +245,19 @@ class PrivateNodes(Starter):
             own, first = (Node(**each["node"]) for each in (member, members[0]))
             if number and not Path(own.data).exists():
                 _wait_for(first, Process(*members[0]["process"]))
-            member["process"] = process = launch(
-                own, [*self._settings, *(_settings(own, first) if started.nodes > 1 else ())]
-            )
-            details = {**started.details, "members": members}
-            pid, born = (0, "") if started.nodes > 1 else process
-            started = replace(started, pid=pid, born=born, details=details)
-            state.save(started)
+
+            def record(process: Process, member: dict[str, Any] = member) -> None:
+                nonlocal started
+                member["process"] = process
+                pid, born = (0, "") if started.nodes > 1 else process
+                started = replace(started, pid=pid, born=born, details={**started.details, "members": members})
+                state.save(started)
+
+            launch(own, [*self._settings, *(_settings(own, first) if started.nodes > 1 else ())], record)
         return started
 
     def restart(self, started: Started) -> Started:
-        background.terminate(_processes(started), _STOP_PATIENCE)
+        background.terminate(_processes(started), _STOP_PATIENCE, again=_SIGTERM_AGAIN)
         return self.revive(started)
 
     def running(self, started: Started) -> int:
@@ -252,7 +268,7 @@ class PrivateNodes(Starter):
 
     def stop(self, started: Started) -> None:
         started = state.load(started.name) or started  # nodes may have been started again since
-        background.terminate(_processes(started), _STOP_PATIENCE)
+        background.terminate(_processes(started), _STOP_PATIENCE, again=_SIGTERM_AGAIN)
         stop_epmd(int(started.details["epmd_port"]))
         state.forget(started.name)
 

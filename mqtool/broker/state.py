@@ -193,11 +193,16 @@ def load_all() -> list[Started]:
 
 
 def save(started: Started) -> None:
-    """Save a broker to its state file. Only the file's owner can read it, since the URL may contain a password."""
+    """Save a broker to its state file. Only the file's owner can read it, since the URL may contain a password.
+
+    Other processes see either the old file or the whole new one, even if this process is killed meanwhile.
+    """
     path = Path(started.directory) / _STARTED
-    path.touch(mode=0o600)
-    path.chmod(0o600)  # touch() does not change an existing file's mode
-    path.write_text(json.dumps(asdict(started), indent=2) + "\n")
+    partial = path.with_suffix(".partial")
+    partial.unlink(missing_ok=True)  # a process that was killed may have left one
+    partial.touch(mode=0o600)
+    partial.write_text(json.dumps(asdict(started), indent=2) + "\n")
+    partial.replace(path)
 
 
 def forget(name: str) -> None:

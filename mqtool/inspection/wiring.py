@@ -217,7 +217,8 @@ def add_publishers(api: Management, wiring: Wiring) -> None:
     told = set()
     for name in busy:
         for entry in api.get(exchange_path(wiring.vhost, name)).get("incoming") or ():
-            details = entry["channel_details"]
+            if not (details := entry["channel_details"]):  # an empty list, if the channel has been closed meanwhile
+                continue
             told.add(details["name"])
             publisher = WiredPublisher(
                 details["name"], details.get("user", ""), _counter(entry.get("stats"), "publish")

@@ -241,11 +241,16 @@ def test_damaged_data_is_reported_at_the_start(home: Shell, at_port: str) -> Non
 
 
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
-def test_a_foreground_killed_while_it_starts_leaves_no_broker(home: Shell, kind: BrokerKind, at_port: str) -> None:
+@pytest.mark.parametrize("moment", ["before the process starts", "while the process boots"])
+def test_a_foreground_killed_while_it_starts_leaves_no_broker(
+    home: Shell, kind: BrokerKind, moment: str, at_port: str
+) -> None:
     """After kill -9 of `broker up --foreground` while the broker starts, the broker ends, too."""
     own_broker(kind)
     foreground = home.start("mqtool", "broker", "up", "--kind", kind, "--foreground", at_port)
     foreground.wait_for_stderr("starting ")
+    if moment == "while the process boots":
+        wait_until(lambda: list(home.directory.glob("state/**/log")), "the broker's log has begun")
     pid = foreground.process.pid
     foreground.process.send_signal(signal.SIGSTOP)  # so that it starts no further process
     started = [Path(f"/proc/{child}") for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

@@ -15,7 +15,7 @@ from mqtool.management import Management
 from mqtool.plays.goals.goal import Goal
 from mqtool.plays.goals.trying import Trial, TrialBroker, TrialFinding
 from tests.brokers import TestBroker
-from tests.cli.shell import Shell, wait_until
+from tests.cli.shell import Running, Shell, wait_until
 
 PROGRAMS = Path(__file__).parents[2] / "examples" / "repair"
 PlainChannel = pika.adapters.blocking_connection.BlockingChannel
@@ -124,13 +124,15 @@ class Attempts:
     wrong: tuple[Wrong, ...]
 
 
-#: Starts a command that consumes, in the background, and waits until it does.
+#: What every script begins with. It ends once the test has found its answer: until then, what consumes goes on.
 _PRELUDE = """
-trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT
+trap 'until [ -e answered ]; do sleep 0.05; done; kill $(jobs -p) 2>/dev/null; wait' EXIT
 number=0
+# start COMMAND...: start a command that consumes, in the background, and wait until it does
 start() { number=$((number + 1)); "$@" --ready-file ready.$number & until [ -e ready.$number ]; do sleep 0.02; done; }
+# consumers QUEUE COUNT: wait until a queue has this many consumers
+consumers() { until [ "$(mqtool list consumers 2>/dev/null | grep -cw "$1")" -ge $2 ]; do sleep 0.1; done; }
 pause() { sleep 0.5; }
-settle() { sleep $SETTLE; }
 export AMQP_URL=$MQTOOL_URL
 # copy PROGRAM [SED...]: a copy of a program to repair, mended by commands of sed
 copy() { program=$1; shift; sed "$@" -e '' $PROGRAMS/$program.py > $program.py; }
@@ -142,12 +144,12 @@ class Learner:
 
     def __init__(self, goal: Goal, broker: TestBroker, shell: Shell) -> None:
         self.findings: list[TrialFinding] = []
-        self.printed = ""
         self._goal = goal
         self._broker = broker
         self._shell = shell
         self._over = threading.Event()
         self._staying = ExitStack()
+        self._script: Running | None = None
         self._ready = threading.Event()
         self._failure: BaseException | None = None
 
@@ -172,25 +174,18 @@ class Learner:
             self._failure = failure
             self._ready.set()
 
-    def make(self, attempt: Attempt, *, stays: bool = False) -> None:
-        """Make an attempt. A script may fail: learners do such things.
+    def make(self, attempt: Attempt) -> None:
+        """Make an attempt. A script may fail: learners do such things. It goes on until wait_for() has its answer.
 
-        A program that stays keeps its connection open: RabbitMQ may forget the counters of one that ends at once.
+        A program keeps its connections open until the test ends: RabbitMQ may forget the counters of one that ends.
         """
         if isinstance(attempt, str):
-            settle = 3 if self._broker.kind == "embedded" else 12  # RabbitMQ counts every five seconds
-            done = self._shell.script(f"SETTLE={settle}\nPROGRAMS={PROGRAMS}\n{_PRELUDE}{attempt}")
-            self.printed = f"{done.stdout}{done.stderr}"
+            script = f"PROGRAMS={PROGRAMS}\n{_PRELUDE}{attempt}"
+            self._script = self._shell.start("bash", "-c", script, ready=False)
         else:
             plain = Plain(self._broker.url)
-            if stays:
-                self._staying.callback(plain.close)
-                attempt(plain)
-                return
-            try:
-                attempt(plain)
-            finally:
-                plain.close()
+            self._staying.callback(plain.close)
+            attempt(plain)
 
     @contextmanager
     def begun(self) -> Iterator["Learner"]:
@@ -202,19 +197,28 @@ class Learner:
         finally:
             self._over.set()
             thread.join()
+            self._end_script()
             self._staying.close()
         if self._failure:
             raise self._failure
 
     def wait_for(self, kind: str, text: str = "") -> str:
-        """Wait until something of this kind, with this text, has been found; return it."""
+        """Wait until something of this kind, with this text, has been found, and the attempt has ended; return it."""
 
         def found() -> list[str]:
             return [each.text for each in self.findings if each.kind == kind and text in each.text]
 
         wait_until(
             lambda: found() or self._failure,
-            lambda: f"{kind} {text!r}; there is {self.findings}; commands printed: {self.printed}",
-            40,
+            lambda: f"{kind} {text!r}; there is {self.findings}; commands printed: {self._printed()}",
         )
+        self._end_script()
         return found()[0] if found() else ""
+
+    def _end_script(self) -> None:
+        if self._script:
+            (self._shell.directory / "answered").touch()
+            self._script.wait()
+
+    def _printed(self) -> str:
+        return f"{self._script.stdout}{self._script.stderr}" if self._script else ""

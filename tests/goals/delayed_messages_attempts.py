@@ -29,15 +29,15 @@ def _without_delay(plain: Plain) -> None:
 
 ATTEMPTS = {
     "overtaken": Attempts(
-        _RECEIVE + "mqtool send-delayed --delay 4s first; mqtool send-delayed --delay 1s second; settle; settle",
+        _RECEIVE + "mqtool send-delayed --delay 4s first; mqtool send-delayed --delay 1s second",
         _overtake,
         (
             Wrong("was delivered without a delay", _without_delay),
             Wrong(
                 "Give the first message the longer delay",
-                _RECEIVE + "mqtool send-delayed --delay 1s a; mqtool send-delayed --delay 3s b; settle",
+                _RECEIVE + "mqtool send-delayed --delay 1s a; mqtool send-delayed --delay 3s b",
             ),
-            Wrong("Now send two", _RECEIVE + "mqtool send-delayed --delay 1s a; settle"),
+            Wrong("Now send two", _RECEIVE + "mqtool send-delayed --delay 1s a"),
             Wrong("Nobody has received it yet", "mqtool send-delayed --delay 1s a"),
         ),
     )

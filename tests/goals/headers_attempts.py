@@ -24,13 +24,13 @@ def _two(plain: Plain) -> None:
 
 ATTEMPTS = {
     "all-or-any": Attempts(
-        _ALL + _ANY + _BOTH + _ONE + "settle",
+        _ALL + _ANY + _BOTH + _ONE,
         _two,
         (
-            Wrong("Both receivers are bound with x-match 'all'", _ALL + _ALL + _BOTH + _ONE + "settle"),
-            Wrong("only one of the headers", _ALL + _ANY + _BOTH + "settle"),
-            Wrong("bound with one header", "start mqtool receive-log headers format=pdf;" + _BOTH + "settle"),
-            Wrong("reached nobody", _ALL + _ONE + "settle"),
+            Wrong("Both receivers are bound with x-match 'all'", _ALL + _ALL + _BOTH + _ONE),
+            Wrong("only one of the headers", _ALL + _ANY + _BOTH),
+            Wrong("bound with one header", "start mqtool receive-log headers format=pdf;" + _BOTH),
+            Wrong("reached nobody", _ALL + _ONE),
             Wrong("not to 'headers_logs'", "mqtool emit-log fanout hi"),
         ),
     )

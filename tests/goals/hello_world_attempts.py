@@ -55,23 +55,23 @@ ATTEMPTS = {
         "mqtool send 'Hello World!'; pause; mqtool receive -c 1",
         _waits,
         (
-            Wrong("a receiver was there already", "start mqtool receive; mqtool send; settle"),
+            Wrong("a receiver was there already", "start mqtool receive; mqtool send"),
             Wrong("went to the queue 'hallo', not to 'hello'", "mqtool send -q hallo 'Hello World!'"),
             Wrong("nobody receives from that queue", "mqtool send 'Hello World!'"),
             Wrong("it is in 'hello' again", _gives_back, "has not been acknowledged yet"),
             Wrong("was purged", "mqtool send; mqtool queue purge hello --yes", "nobody receives"),
-            Wrong("was deleted", "mqtool send; mqtool queue delete hello --yes --if-exists; settle"),
+            Wrong("was deleted", "mqtool send; mqtool queue delete hello --yes --if-exists"),
             Wrong("published with the routing key 'helo'", "mqtool send -e '' -r helo hi"),
         ),
     ),
     "at-once": Attempts(
-        "start mqtool receive; for i in 1 2 3; do mqtool send; done; settle",
+        "start mqtool receive; for i in 1 2 3; do mqtool send; done",
         _three_at_once,
         (
             Wrong("had to wait", "mqtool send; mqtool send; mqtool send; pause; mqtool receive -c 3"),
             Wrong("2 receivers share", _three_to_two),
-            Wrong("got 1 of 3 messages", "start mqtool receive; mqtool send; settle"),
-            Wrong("went to the queue 'hallo'", "start mqtool receive; mqtool send -q hallo a; settle"),
+            Wrong("got 1 of 3 messages", "start mqtool receive; mqtool send"),
+            Wrong("went to the queue 'hallo'", "start mqtool receive; mqtool send -q hallo a"),
         ),
     ),
     "no-queue": Attempts(

@@ -37,7 +37,7 @@ def _one_queue(plain: Plain) -> None:
 
 ATTEMPTS = {
     "nobody-listens": Attempts(
-        "mqtool emit-log fanout one; start mqtool receive-log fanout; mqtool emit-log fanout two; settle",
+        "mqtool emit-log fanout one; start mqtool receive-log fanout; mqtool emit-log fanout two",
         _too_early,
         (
             Wrong("There was a queue for 'one' already", "start mqtool receive-log fanout; mqtool emit-log fanout one"),
@@ -46,11 +46,11 @@ ATTEMPTS = {
         ),
     ),
     "two-copies": Attempts(
-        "start mqtool receive-log fanout; start mqtool receive-log fanout; mqtool emit-log fanout hi; settle",
+        "start mqtool receive-log fanout; start mqtool receive-log fanout; mqtool emit-log fanout hi",
         _two,
         (
             Wrong("The receivers share the queue", _one_queue),
-            Wrong("reached one receiver", "start mqtool receive-log fanout; mqtool emit-log fanout hi; settle"),
+            Wrong("reached one receiver", "start mqtool receive-log fanout; mqtool emit-log fanout hi"),
             Wrong("no queue is bound to 'logs'", "mqtool emit-log fanout hi"),
             Wrong("not to 'logs'", "mqtool emit-log direct error hi"),
         ),

@@ -12,10 +12,10 @@ _EARLY = (
     "-e 's/sleep(2)/sleep(1)/';"
 )
 _PAY = "printf '%s\\n' a b c | mqtool send -l -q payments;"
-_RENDER = "python no_prefetch.py & python no_prefetch.py & settle; seq 6 | mqtool send -l -q pictures; settle; settle"
+_RENDER = "python no_prefetch.py & python no_prefetch.py & consumers pictures 2; seq 6 | mqtool send -l -q pictures"
 _OWN = 's/^replies = .*/replies = channel.queue_declare("", exclusive=True).method.queue/; /queue_declare(replies)/d'
-_ASK = "start mqtool rpc-server; python shared_replies.py 6 & python shared_replies.py 7; settle"
-_MAILS = "printf '%s\\n' ann@example.com nowhere | mqtool send -l -q mails; python requeue_loop.py & settle"
+_ASK = "start mqtool rpc-server; python shared_replies.py 6 & python shared_replies.py 7"
+_MAILS = "printf '%s\\n' ann@example.com nowhere | mqtool send -l -q mails; python requeue_loop.py &"
 _PASSIVE = "s/durable=False/passive=True/"
 
 
@@ -107,7 +107,7 @@ def _anew(plain: Plain) -> None:
 
 ATTEMPTS = {
     "early-ack": Attempts(
-        _EARLY + _PAY + "python early_ack.py; python early_ack.py & settle; settle",
+        _EARLY + _PAY + "python early_ack.py; python early_ack.py &",
         _cut,
         (
             Wrong("was acknowledged by its delivery", "copy early_ack;" + _PAY + "python early_ack.py"),
@@ -129,7 +129,7 @@ ATTEMPTS = {
     "unconfirmed": Attempts(
         "copy unconfirmed -e 's/^channel = .*/&\\nchannel.confirm_delivery()/' -e 's/^    channel.basic_publish.*/"
         "    while True:\\n        try:\\n        &\\n            break\\n        except pika.exceptions.NackError:\\n"
-        "            time.sleep(0.1)/'; python unconfirmed.py & sleep 2; start mqtool receive -q orders; settle",
+        "            time.sleep(0.1)/'; python unconfirmed.py & sleep 2; start mqtool receive -q orders",
         _publish,
         (
             Wrong("nobody has published it again", "copy unconfirmed; python unconfirmed.py"),
@@ -157,7 +157,7 @@ ATTEMPTS = {
         ),
     ),
     "other-settings": Attempts(
-        f"copy other_settings -e '{_PASSIVE}'; python other_settings.py & mqtool send -q invoices 42; settle",
+        f"copy other_settings -e '{_PASSIVE}'; python other_settings.py & mqtool send -q invoices 42",
         _invoice,
         (
             Wrong("was declared anew", _anew),

@@ -6,7 +6,7 @@ from tests.goals.attempts import Attempts, Plain, Wrong
 from tests.goals.publish_subscribe_attempts import bound
 
 _KEYS = ("kern", "kern.disk", "kern.disk.full")
-_PUBLISH = "for key in kern kern.disk kern.disk.full; do mqtool emit-log topic $key x; done; settle"
+_PUBLISH = "for key in kern kern.disk kern.disk.full; do mqtool emit-log topic $key x; done"
 
 
 def _receive(plain: Plain, *patterns: str) -> None:
@@ -51,24 +51,21 @@ ATTEMPTS = {
             Wrong("'#' matches 'kern' as well", _too_late),
             Wrong("it is no pattern", lambda plain: _receive(plain, "kern.disk")),
             Wrong(
-                "with the key 'kern' yet",
-                "start mqtool receive-log topic 'kern.*'; mqtool emit-log topic kern.disk x; settle",
+                "with the key 'kern' yet", "start mqtool receive-log topic 'kern.*'; mqtool emit-log topic kern.disk x"
             ),
             Wrong("reached nobody", _PUBLISH),
         ),
     ),
     "once": Attempts(
-        "start mqtool receive-log topic 'kern.*' '*.critical'; mqtool emit-log topic kern.critical x; settle",
+        "start mqtool receive-log topic 'kern.*' '*.critical'; mqtool emit-log topic kern.critical x",
         _critical,
         (
             Wrong("reached 2 receivers", _two_receivers),
             Wrong(
                 "is bound with 'kern.*' only",
-                "start mqtool receive-log topic 'kern.*'; mqtool emit-log topic kern.critical x; settle",
+                "start mqtool receive-log topic 'kern.*'; mqtool emit-log topic kern.critical x",
             ),
-            Wrong(
-                "does not match both", "start mqtool receive-log topic '#'; mqtool emit-log topic kern.info x; settle"
-            ),
+            Wrong("does not match both", "start mqtool receive-log topic '#'; mqtool emit-log topic kern.info x"),
         ),
     ),
 }

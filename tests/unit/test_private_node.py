@@ -22,7 +22,8 @@ class Launch:
     def __call__(self, stream_port: int | None, listen: str | None = None) -> list[str]:
         """The settings for streams."""
         home = str(self.directory)
-        node.launch(node.Node("n", home, home, home, 1, 2, 3, 4, listen=listen, stream_port=stream_port))
+        settings = node.Node("n", home, home, home, 1, 2, 3, 4, listen=listen, stream_port=stream_port)
+        node.launch(settings, [], lambda _: None)
         lines = (self.directory / "rabbitmq.conf").read_text().splitlines()
         return [line for line in lines if line.startswith("stream.")]
 

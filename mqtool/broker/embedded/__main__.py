@@ -23,7 +23,7 @@ from mqtool.broker.embedded.sockets.listener import Tls
 _STATM = Path("/proc/self/statm")
 _CHECK_SECONDS = 2.0
 #: Memory is returned to the system once the process, without its messages, has grown by more bytes than this.
-_WASTE = 64 * 1024 * 1024
+_WASTE = 16 * 1024 * 1024
 
 
 def run(

@@ -142,6 +142,7 @@ def _try(tutorial: str, left: list[Goal], place: _Place, page: PlayPage | None) 
             if goal.only_embedded and not place.broker.is_embedded:
                 lines.note(f"Not on RabbitMQ: {goal.ask} ({goal.only_embedded}.)")
                 continue
+            trial.prepare(goal)  # before it is printed: from then on, the learner may do something
             lines.begin(goal, goals.index(goal) + 1, len(goals))
             if _is_reached(goal, trial, lines):
                 reached_goals.add(tutorial, goal)
@@ -150,10 +151,9 @@ def _try(tutorial: str, left: list[Goal], place: _Place, page: PlayPage | None) 
 
 
 def _is_reached(goal: Goal, trial: Trial, lines: GoalLines) -> bool:
-    """Let the learner try one goal; return False to skip it."""
-    hints, key = 0, _AGAIN
-    while key == _AGAIN:
-        trial.prepare(goal)
+    """Let the learner try one goal, which is prepared; return False to skip it."""
+    hints = 0
+    while True:
         for finding in trial.findings(goal):
             if finding is not None:
                 lines.found(finding)
@@ -161,13 +161,14 @@ def _is_reached(goal: Goal, trial: Trial, lines: GoalLines) -> bool:
             if key and key in _HINT_KEYS:
                 lines.hint(goal, min(hints, len(goal.hints) - 1))
                 hints += 1
-            elif key in (_AGAIN, _SKIP):
+            elif key == _SKIP:
+                return False
+            elif key == _AGAIN:
                 break
         else:
             return True
-        if key == _AGAIN:
-            lines.note("This goal begins again.")
-    return False
+        trial.prepare(goal)
+        lines.note("This goal begins again.")
 
 
 def _next(tutorial: str) -> str:

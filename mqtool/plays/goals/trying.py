@@ -12,7 +12,7 @@ from queue import Empty, SimpleQueue
 from typing import Literal, NamedTuple
 
 from mqtool.amqp import Connection
-from mqtool.errors import MqtoolError, NotFound
+from mqtool.errors import NotFound, Unavailable
 from mqtool.management import Management, exchange_path, path
 from mqtool.plays.goals.goal import Goal, TrialFault
 from mqtool.plays.goals.seen import Json, Seen
@@ -25,7 +25,11 @@ from mqtool.ui.records import records
 _LOOK = 0.1
 #: A mistake is said once nothing more has happened for this many seconds: the learner may still be typing.
 _SETTLES = 1.0
+#: Or once it has been the same for this many seconds, even if something happens all the time.
+_STANDS = 3.0
 _QUEUE_TYPES = {"x-queue-type": "classic"}
+#: How many seconds the broker has for its first report.
+_PATIENCE = 60.0
 
 
 class TrialFinding(NamedTuple):
@@ -82,16 +86,20 @@ class Trial:
         self.seen = Seen()
         self._broker = broker
         self._api = broker.find()
-        self._records: SimpleQueue[Json | MqtoolError] = SimpleQueue()
+        self._records: SimpleQueue[Json | Exception] = SimpleQueue()
         self._over = threading.Event()
         self._copies: list[Copies] = []
+        self._problem = ""
 
     def __enter__(self) -> "Trial":
         if not self._broker.is_embedded:
             switch_firehose(self._api, self._broker.vhost, on=True)
         threading.Thread(target=self._watch, name="mqtool-try", daemon=True).start()
+        deadline = time.monotonic() + _PATIENCE
         while not self.seen.is_complete:
             self._take(_LOOK)
+            if time.monotonic() > deadline:
+                raise Unavailable(f"cannot watch the broker: {self._problem or 'it reports nothing'}")
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -110,7 +118,7 @@ class Trial:
                 if self._over.is_set():
                     return
                 self._records.put(record)
-        except MqtoolError as error:
+        except Exception as error:  # raised by _take(), in the caller's thread
             self._records.put(error)
 
     def _take(self, seconds: float) -> bool:
@@ -119,8 +127,10 @@ class Trial:
         with suppress(Empty):
             while True:
                 record = self._records.get(timeout=timeout) if timeout else self._records.get_nowait()
-                if isinstance(record, MqtoolError):
+                if isinstance(record, Exception):
                     raise record
+                if record["kind"] == "problem":
+                    self._problem = record["text"]
                 changed |= self.seen.take(record)
                 timeout = 0.0
         return changed
@@ -141,18 +151,22 @@ class Trial:
 
     def findings(self, goal: Goal) -> Iterator[TrialFinding | None]:
         """Yield what there is to tell until the goal is reached. Yields None, often, if there is nothing new."""
-        said, since = "", time.monotonic()
+        said = mistake = ""
+        changed_at = mistaken_since = time.monotonic()
         while True:
             if self._take(_LOOK):
-                since = time.monotonic()
+                changed_at = time.monotonic()
             seen = self.seen
             if goal.fault is not None and not seen.acted and goal.fault.when(seen):
                 yield TrialFinding("fault", self._bring_about(goal.fault))
             if proof := goal.reached(seen):
                 yield TrialFinding("reached", proof)
                 return
-            mistake = next((text for each in goal.mistakes if (text := each(seen))), "")
-            is_settled = time.monotonic() - since > _SETTLES
+            before, mistake = mistake, next((text for each in goal.mistakes if (text := each(seen))), "")
+            now = time.monotonic()
+            if mistake != before:
+                mistaken_since = now
+            is_settled = now - changed_at > _SETTLES or now - mistaken_since > _STANDS
             if is_settled and mistake and mistake != said:
                 yield TrialFinding("mistake", mistake)
             else:
