@@ -334,12 +334,10 @@ class BrokerQueue:
         entry.acquired_count += 1
         failed = why in (Why.REJECTED, Why.FAILED, Why.LOST) or (why is Why.RETURNED and self.profile.nack_counts)
         entry.delivery_count += failed
-        limit, retry = self.options.delivery_limit, self.options.retry
+        limit = self.options.delivery_limit
         if limit is not None and entry.delivery_count > limit:
             self._dead_letter(entry, "delivery_limit")
-        elif (
-            not_before is not None and (delay := not_before - self.clock.wall()) > 0 and self.profile.delayed_retry
-        ) or (retry is not None and (delay := retry.delay(entry.delivery_count, failed=failed)) is not None):
+        elif (delay := _delay(self, entry, not_before, failed=failed)) is not None:
             self._retries.add(self.clock.now() + delay, entry)
         elif limit is None and why is not Why.LOST and self.profile.unlimited_last:
             # Without a delivery limit, RabbitMQ up to 4.2 puts messages that a client requeues behind all others.
@@ -423,6 +421,14 @@ class BrokerQueue:
         self.dead_letters.clear()
         cancel_links(self)
         return count
+
+
+def _delay(queue: BrokerQueue, entry: BacklogEntry, not_before: int | None, *, failed: bool) -> int | None:
+    """Return the delay of a requeued message in milliseconds; None to requeue it immediately."""
+    if queue.profile.delayed_retry and not_before is not None and not_before > (now := queue.clock.wall()):
+        return not_before - now
+    retry = queue.options.retry
+    return None if retry is None else retry.delay(entry.delivery_count, failed=failed)
 
 
 def cancel_links(queue: BrokerQueue) -> None:
