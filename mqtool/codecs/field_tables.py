@@ -177,7 +177,8 @@ class FieldTables:
         if isinstance(value, bool):
             return b"t\x01" if value else b"t\x00"
         if isinstance(value, int):
-            return self._integer(value)
+            # The broker's times of death are a subclass.
+            return b"T" + struct.pack(">Q", value) if isinstance(value, Timestamp) else self._integer(value)
         if isinstance(value, Undecoded):
             return bytes(value)
         if isinstance(value, bytes):

@@ -1,10 +1,12 @@
 """AMQP 1.0: dynamic sources, and links whose queues and consumers change, frame by frame."""
 
+import time
+
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import ChannelClosedByBroker
 
-from mqtool.codecs.amqp10_values import Array, Symbol
+from mqtool.codecs.amqp10_values import Array, Milliseconds, Symbol, ULong
 from mqtool.codecs.field_tables import UInt32
 from tests.brokers import TestBroker
 from tests.protocol.raw_amqp10 import (
@@ -176,6 +178,48 @@ def test_the_delivery_count_of_a_message_that_failed(
     counts.append(client.expect(TRANSFER).message.header.delivery_count)
     does_count = kind == "quorum" or broker.differs_since("4.3", "classic queues count, too")
     assert counts == ([0, 1, 1, 2] if does_count else [0, 0, 0, 0])
+
+
+def test_a_modified_message_is_delivered_at_its_x_opt_delivery_time(
+    broker: TestBroker, client: RawAmqp10, channel: BlockingChannel
+) -> None:
+    """From 4.3 on, a quorum queue holds a message back until the annotation's time, in milliseconds since 1970.
+
+    The source is rabbit_fifo of RabbitMQ 4.3.0 and 4.3.5, and its test modified_quorum_queue_delivery_time.
+    """
+    channel.queue_declare("later", durable=True, arguments={"x-queue-type": "quorum"})
+    channel.basic_publish("", "later", b"1")
+    client.attach_receiver("/queues/later")
+    client.expect(TRANSFER)
+    due = int(time.time() * 1000) + 300
+    client.settle(0, described(MODIFIED, False, False, {Symbol("x-opt-delivery-time"): Milliseconds(due)}))
+    assert client.expect(TRANSFER).message.header.delivery_count == 0
+    if broker.differs_since("4.3", "delayed retry"):
+        assert time.time() * 1000 >= due - 5
+    client.settle(1, described(MODIFIED, False, False, {Symbol("x-opt-delivery-time"): 1}))
+    assert client.expect(TRANSFER).body == b"1"
+
+
+def test_x_opt_delivery_time_takes_precedence_over_the_delayed_retry_of_the_queue(
+    broker: TestBroker, client: RawAmqp10, channel: BlockingChannel
+) -> None:
+    """A message that may be delivered again in a day lets later ones pass, whatever x-delayed-retry-type says.
+
+    The source is rabbit_fifo of RabbitMQ 4.3.0 and 4.3.5.
+    """
+    if not broker.differs_since("4.3", "delayed retry"):
+        pytest.skip("from 4.3 on")
+    arguments = {"x-queue-type": "quorum", "x-delayed-retry-type": "all", "x-delayed-retry-min": 1}
+    channel.queue_declare("later", durable=True, arguments={**arguments, "x-delayed-retry-max": 1})
+    channel.basic_publish("", "later", b"tomorrow")
+    client.attach_receiver("/queues/later")
+    client.expect(TRANSFER)
+    tomorrow = ULong(int(time.time() + 86_400) * 1000)
+    client.settle(0, described(MODIFIED, False, False, {Symbol("x-opt-delivery-time"): tomorrow}))
+    for number, body in enumerate((b"1", b"2", b"3")):
+        channel.basic_publish("", "later", body)
+        assert client.expect(TRANSFER).body == body
+        client.settle(1 + number, described(ACCEPTED))
 
 
 def test_classic_queues_accept_x_queue_leader_locator(client: RawAmqp10, channel: BlockingChannel) -> None:

@@ -19,7 +19,8 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker
 
 from mqtool.broker.embedded.http.route_table import paths
 from mqtool.broker.embedded.model.declarations import CONSUMER_ARGUMENTS
-from mqtool.broker.embedded.model.exchange import TYPES
+from mqtool.broker.embedded.model.exchange import types_of
+from mqtool.broker.embedded.model.profile import PROFILES, Like
 from mqtool.broker.embedded.model.queue_arguments import OFFSET, QUEUE_ARGUMENTS
 from tests.brokers import TestBroker
 from tests.protocol.conftest import Api
@@ -136,7 +137,7 @@ def test_the_table_of_exchanges_is_true(broker: TestBroker, api: Api, vhost: str
             status = api("PUT", f"exchanges/{vhost}/{kind}", {"type": kind, "durable": True, "arguments": arguments})[0]
             if "plugin" not in here or broker.kind == "embedded":
                 assert (status == 201) is here.startswith("yes"), (kind, status)
-    assert known == set(TYPES)
+    assert known == set(types_of(PROFILES[Like.V3_10]))
     api("PUT", f"queues/{vhost}/q", {"durable": True})
     arguments = {row[0] for row in table("Exchanges", 1)}
     assert arguments == {"alternate-exchange", "x-delayed-type", "x-match"}

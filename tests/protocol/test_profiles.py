@@ -10,7 +10,13 @@ import pika
 import pytest
 from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel
-from pika.exceptions import AMQPChannelError, AMQPConnectionError, ChannelClosedByBroker, ConnectionClosedByBroker
+from pika.exceptions import (
+    AMQPChannelError,
+    AMQPConnectionError,
+    ChannelClosedByBroker,
+    ConnectionClosedByBroker,
+    UnroutableError,
+)
 
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.model.profile import Like
@@ -363,6 +369,62 @@ def test_delayed_exchanges_exist_up_to_4_2(broker: TestBroker, channel: Blocking
         assert (code, text) == (406, "PRECONDITION_FAILED - unknown exchange type 'x-delayed-message'")
     elif broker.kind == "embedded":
         assert "x-delayed-message" in types
+
+
+def test_a_local_random_exchange_sends_each_message_to_one_queue(
+    broker: TestBroker, channel: BlockingChannel, api: Api
+) -> None:
+    """From 4.0 on, an x-local-random exchange sends each message to one of its queues, whatever its routing keys are.
+
+    The source is rabbit_exchange_type_local_random of RabbitMQ 4.0.5 and 4.3.5.
+    """
+    is_listed = any(each["name"] == "x-local-random" for each in api("GET", "overview")[1]["exchange_types"])
+    assert is_listed == broker.differs_since("4.0", "it is new there")
+    if not is_listed:
+        with pytest.raises(ConnectionClosedByBroker, match="unknown exchange type 'x-local-random'"):
+            channel.exchange_declare("x", "x-local-random")
+        return
+    channel.exchange_declare("x", "x-local-random", durable=True)
+    queues = ("a", "b", "c")
+    for queue in queues:
+        channel.queue_declare(queue, durable=True)
+        channel.queue_bind(queue, "x", "")
+    channel.confirm_delivery()
+    copies = BasicProperties(headers={"CC": ["one", "two"]})
+    for number in range(200):
+        channel.basic_publish("x", f"key.{number}", b"", copies if number % 2 else None, mandatory=True)
+    counts = [channel.queue_declare(queue, passive=True).method.message_count for queue in queues]
+    assert sum(counts) == 200
+    assert all(counts)
+    for queue in queues:
+        channel.queue_unbind(queue, "x", "")
+    with pytest.raises(UnroutableError):
+        channel.basic_publish("x", "", b"", mandatory=True)
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        (("queue", "q", "key"), "Non empty binding 'key' key not permitted"),
+        (("queue", "qq", ""), "Queue type rabbit_quorum_queue not valid for this exchange type"),
+        (("exchange", "amq.fanout", ""), "Destination not found"),
+    ],
+)
+def test_a_local_random_exchange_takes_classic_queues_without_a_key(
+    broker: TestBroker, channel: BlockingChannel, source: tuple[str, str, str], text: str
+) -> None:
+    """A binding with a key, of a queue that is not classic, or of an exchange is refused with 406.
+
+    The source is rabbit_exchange_type_local_random of RabbitMQ 4.0.5 and 4.3.5.
+    """
+    if not broker.differs_since("4.0", "the type is new there"):
+        pytest.skip("from 4.0 on")
+    kind, name, key = source
+    channel.exchange_declare("x", "x-local-random", durable=True)
+    channel.queue_declare("q", durable=True)
+    channel.queue_declare("qq", durable=True, arguments=QUORUM)
+    bind = channel.queue_bind if kind == "queue" else channel.exchange_bind
+    assert closed(lambda: bind(name, "x", key)) == (406, f"PRECONDITION_FAILED - {text}")
 
 
 def test_a_long_reply_text_is_cut(broker: TestBroker, channel: BlockingChannel) -> None:

@@ -267,20 +267,36 @@ def test_a_dead_letter_has_its_history_as_annotations(is_native: bool) -> None:
         if is_native
         else _from_091({"expiration": encode_short(b"5"), "headers": encode_table({"x-a": "b"})}, b"d")
     )
-    dead = dead_letter(message, "work", "expired", "dlx", "dead", 1700000000, trusts_deaths=False)
+    dead = dead_letter(message, "work", "expired", "dlx", "dead", 1700000000123, trusts_deaths=False)
     found = _delivered(dead)
     assert found.header == MessageHeader(False, None, None, False, UInt32(0))
     assert found.body == data_section(b"d")
     (death,) = found.message_annotations.pop(Symbol("x-opt-deaths"))
     assert death == {
-        "ttl": 5, "queue": "work", "reason": "expired", "count": 1, "first-time": 1700000000000,
-        "last-time": 1700000000000, "exchange": "logs", "routing-keys": ["key"],
+        "ttl": 5, "queue": "work", "reason": "expired", "count": 1, "first-time": 1700000000123,
+        "last-time": 1700000000123, "exchange": "logs", "routing-keys": ["key"],
     }  # fmt: skip
     assert found.message_annotations == {
         "x-routing-key": "dead", "x-exchange": "dlx", "x-a": "b",
         "x-first-death-reason": "expired", "x-first-death-queue": "work", "x-first-death-exchange": "logs",
         "x-last-death-reason": "expired", "x-last-death-queue": "work", "x-last-death-exchange": "logs",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("is_native", [True, False])
+def test_a_repeated_death_has_its_first_and_last_time_in_milliseconds(is_native: bool) -> None:
+    """Over AMQP 1.0, a message that died twice has both times in milliseconds; over AMQP 0-9-1, the first in seconds.
+
+    The source is the module mc of RabbitMQ 4.3.5.
+    """
+    dead = _published(Amqp10Message(body=data_section(b"d"))) if is_native else _from_091({}, b"d")
+    for now in (1700000000123, 1700000005678):
+        dead = dead_letter(dead, "work", "expired", "", "work", now, trusts_deaths=False)
+    (death,) = _delivered(dead).message_annotations[Symbol("x-opt-deaths")]
+    times = (death[Symbol("first-time")], death[Symbol("last-time")])
+    assert (death[Symbol("count")], *times) == (2, 1700000000123, 1700000005678)
+    (header,) = MessageProperties(dead.properties.encode()).headers["x-death"]
+    assert header["time"] == Timestamp(1700000000)
 
 
 def test_a_stored_message_is_the_same_when_read_back() -> None:

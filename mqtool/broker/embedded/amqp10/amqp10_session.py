@@ -40,9 +40,16 @@ from mqtool.codecs.amqp10_frames import (
     Released,
     Transfer,
 )
+from mqtool.codecs.amqp10_values import Symbol
 
 #: The highest handle: RabbitMQ allows 256 links on a session.
 HANDLE_MAX = 255
+
+
+def _delivery_time(state: Modified) -> int | None:
+    """Return when a client wants a modified message to be delivered again, in milliseconds since 1970."""
+    time = (state.message_annotations or {}).get(Symbol("x-opt-delivery-time"))
+    return time if isinstance(time, int) and not isinstance(time, bool) else None
 
 
 class Amqp10Session(SessionState):
@@ -164,7 +171,8 @@ class Amqp10Session(SessionState):
             case Modified(undeliverable_here=True):
                 self._reject(deliveries)
             case Modified():
-                self._requeue(deliveries, Why.FAILED if state.delivery_failed else Why.RELEASED)
+                why = Why.FAILED if state.delivery_failed else Why.RELEASED
+                self._requeue(deliveries, why, _delivery_time(state))
 
     def _accept(self, deliveries: Iterable[LinkDelivery]) -> None:
         hooks = self.connection.broker.hooks
@@ -185,7 +193,7 @@ class Amqp10Session(SessionState):
             if each.queue.kind != "stream":
                 each.queue.reject(each.entry)
 
-    def _requeue(self, deliveries: Iterable[LinkDelivery], why: Why) -> None:
+    def _requeue(self, deliveries: Iterable[LinkDelivery], why: Why, not_before: int | None = None) -> None:
         hooks = self.connection.broker.hooks
         returned: dict[BrokerQueue, list[BacklogEntry]] = {}
         for each in deliveries:
@@ -194,7 +202,7 @@ class Amqp10Session(SessionState):
             if each.queue.kind != "stream":
                 returned.setdefault(each.queue, []).append(each.entry)
         for queue, entries in returned.items():
-            queue.requeue(entries, why)
+            queue.requeue(entries, why, not_before)
 
     def _attach(self, attach: Attach, size: int) -> None:
         """Attach a link. Count the size of its frame as memory, since the link keeps its name and filters."""

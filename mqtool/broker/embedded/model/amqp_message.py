@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Self
 
-from mqtool.codecs.field_tables import Table, Value, decode_table, encode_table
+from mqtool.codecs.field_tables import Table, Timestamp, Value, decode_table, encode_table
 from mqtool.message import MAX_DEPTH
 
 BASIC_CLASS = 60
@@ -357,6 +357,22 @@ def carbon_copies(headers: Table) -> list[str]:
     """Return the additional routing keys from the headers CC and BCC."""
     lists = [headers.get(name) for name in ("CC", "BCC")]
     return [key for keys in lists if isinstance(keys, list) for key in keys if isinstance(key, str)]
+
+
+class TimeOfDeath(Timestamp):
+    """The `time` of an entry of an `x-death` header: the first death in seconds, as AMQP 0-9-1 has it.
+
+    Attributes:
+        first, last: the first and the last death in milliseconds since 1970, as AMQP 1.0 has them.
+    """
+
+    first: int
+    last: int
+
+    def __new__(cls, first: int, last: int) -> Self:
+        self = super().__new__(cls, first // 1000)
+        self.first, self.last = first, last
+        return self
 
 
 class Dead(BrokerMessage):

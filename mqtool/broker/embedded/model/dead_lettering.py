@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from mqtool.broker.embedded.model.amqp_errors import FailureLog
-from mqtool.broker.embedded.model.amqp_message import BrokerMessage, Dead
+from mqtool.broker.embedded.model.amqp_message import BrokerMessage, Dead, TimeOfDeath
 from mqtool.broker.embedded.model.clock import Clock
 from mqtool.broker.embedded.model.names import is_too_long
 from mqtool.broker.embedded.model.queue import BrokerQueue, Outcome, Settled
@@ -72,7 +72,7 @@ class DeadLetters:
         exchange, key = queue.options.dead_letter_exchange, queue.options.dead_letter_routing_key
         if exchange is None or is_too_long(exchange):  # there is no exchange with such a name
             return Outcome.NOT_TAKEN
-        now = self._clock.wall() // 1000
+        now = self._clock.wall()
         try:
             dead = dead_letter(message, queue.name, reason, exchange, key, now, trusts_deaths=self._trusts_deaths)
             taken = self._publish(dead, DeadLettered(queue, message, reason))
@@ -100,7 +100,7 @@ def dead_letter(
         reason: `rejected`, `expired`, `maxlen` or `delivery_limit`.
         exchange: the dead-letter exchange.
         routing_key: the new routing key; None to keep the old one.
-        now: seconds since 1970.
+        now: milliseconds since 1970.
         trusts_deaths: see Profile.trusts_deaths.
     """
     if not (trusts_deaths or isinstance(message, Dead)):
@@ -129,7 +129,7 @@ def _deaths(message: BrokerMessage, queue: str, reason: str, now: int) -> list[V
             count = death.get("count")
             # The header may come from a client, with any count.
             more = min(count + 1, _MAX_COUNT) if isinstance(count, int) else 1
-            again: Table = {**death, "count": Int64(more)}
+            again: Table = {**death, "count": Int64(more), "time": _repeated(death.get("time"), now)}
             return [again, *(other for other in earlier if other is not death)]
     cc = message.headers.get("CC")
     carbon_copies = [key for key in cc if isinstance(key, str | bytes)] if isinstance(cc, list) else []
@@ -137,13 +137,20 @@ def _deaths(message: BrokerMessage, queue: str, reason: str, now: int) -> list[V
         "count": Int64(1),
         "reason": reason,
         "queue": queue,
-        "time": Timestamp(now),
+        "time": TimeOfDeath(now, now),
         "exchange": message.exchange,
         "routing-keys": [message.routing_key, *carbon_copies],
     }
     if message.properties.expiration is not None:
         first["original-expiration"] = message.properties.expiration
     return [first, *earlier]
+
+
+def _repeated(first: Value, now: int) -> Value:
+    """Return the time of a repeated death: the time in the header stays that of the first one."""
+    if not isinstance(first, Timestamp):
+        return first
+    return TimeOfDeath(first.first if isinstance(first, TimeOfDeath) else first * 1000, now)
 
 
 def deaths(message: BrokerMessage) -> list[Table]:

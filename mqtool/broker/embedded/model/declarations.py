@@ -7,7 +7,13 @@ from mqtool.broker.embedded.model.amqp_errors import (
     ConnectionException,
     precondition_failed,
 )
-from mqtool.broker.embedded.model.exchange import DELAYED, BrokerExchange, ExchangeDeclaration, types_of
+from mqtool.broker.embedded.model.exchange import (
+    DELAYED,
+    BrokerDestination,
+    BrokerExchange,
+    ExchangeDeclaration,
+    types_of,
+)
 from mqtool.broker.embedded.model.profile import Profile
 from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.broker.embedded.model.queue_arguments import (
@@ -220,6 +226,16 @@ def check_headers_binding(arguments: Table) -> None:
         raise precondition_failed(
             f'Invalid x-match field value <<"{mode}">>; expected all, any, all-with-x, or any-with-x'
         )
+
+
+def check_local_random_binding(routing_key: str, destination: BrokerDestination) -> None:
+    """Raise ChannelException 406 if an x-local-random exchange is bound with a key, or not to a classic queue."""
+    if routing_key:
+        raise precondition_failed(f"Non empty binding '{routing_key}' key not permitted")
+    if not isinstance(destination, BrokerQueue):
+        raise precondition_failed("Destination not found")
+    if destination.kind != "classic":
+        raise precondition_failed(f"Queue type rabbit_{destination.kind}_queue not valid for this exchange type")
 
 
 CONSUMER_ARGUMENTS: dict[str, Check] = {

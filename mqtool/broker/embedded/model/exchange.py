@@ -1,8 +1,9 @@
 """Exchanges and their bindings, and the messages that x-delayed-message exchanges hold back."""
 
+import secrets
 from base64 import urlsafe_b64encode
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import md5
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -17,10 +18,10 @@ from mqtool.broker.embedded.model.clock import Clock, Timetable
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.profile import Profile
 from mqtool.codecs.field_tables import Int32, Int64, Table, Value
-from mqtool.routing import TABLES, HeadersTable, RoutingTable, canonical
+from mqtool.routing import TABLES, FanoutTable, HeadersTable, RoutingTable, canonical
 
-DELAYED = "x-delayed-message"
-TYPES = (*TABLES, DELAYED)
+DELAYED, LOCAL_RANDOM = "x-delayed-message", "x-local-random"
+TYPES = (*TABLES, DELAYED, LOCAL_RANDOM)
 
 #: The predeclared exchanges of a virtual host (section 3.1.3 of AMQP 0-9-1), except TRACE_EXCHANGE, and their types.
 PREDECLARED = {
@@ -37,7 +38,22 @@ TRACE_EXCHANGE = "amq.rabbitmq.trace"
 
 def types_of(profile: Profile) -> list[str]:
     """Return the exchange types that this version of RabbitMQ supports."""
-    return [kind for kind in TYPES if kind != DELAYED or profile.delayed_exchanges]
+    missing = {DELAYED: not profile.delayed_exchanges, LOCAL_RANDOM: not profile.local_random}
+    return [kind for kind in TYPES if not missing.get(kind)]
+
+
+class LocalRandomTable(FanoutTable[Any]):
+    """Exchange of type x-local-random, new in RabbitMQ 4.0: each message goes to one of the queues, chosen at random.
+
+    All bindings have the empty key. This broker is a single node, so all queues are local.
+    """
+
+    def match(self, key: str, headers: Mapping[str, Value]) -> Collection[Any]:
+        queues = list(super().match(key, headers))
+        return [secrets.choice(queues)] if queues else ()
+
+
+_TABLES: Mapping[str, type] = {**TABLES, LOCAL_RANDOM: LocalRandomTable}
 
 
 class BrokerDestination(Protocol):
@@ -121,7 +137,7 @@ class BrokerExchange:
     def __post_init__(self) -> None:
         self.routed_as = str(self.arguments["x-delayed-type"]) if self.delayed else self.kind
         # A routing table can contain values of any type; here they are queues and exchanges.
-        self._table: RoutingTable[Any] = TABLES[self.routed_as]()
+        self._table: RoutingTable[Any] = _TABLES[self.routed_as]()
         self._bindings: dict[tuple[object, str, bytes], BrokerBinding] = {}
         self.apply(NOTHING)
         self.inbound: set[BrokerBinding] = set()

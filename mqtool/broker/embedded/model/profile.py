@@ -65,6 +65,7 @@ class Profile(NamedTuple):
         exact_body: True if a body longer than its content header announces is reported with a specific error text.
         mirrors: True if policies can mirror queues. Policies then accept only the settings of 3.10.
         delayed_exchanges: True if the delayed message plugin is available for this version.
+        local_random: True if there are exchanges of type `x-local-random`.
         hides_vhosts: True if the management API returns 404 for virtual hosts that a user has no access to.
         speaks_amqp10: True if clients may use AMQP 1.0, and streams store messages by the tables of RabbitMQ 4.
         detaches_links: True if an error of an AMQP 1.0 link only detaches the link, and if clients may request dynamic
@@ -112,6 +113,7 @@ class Profile(NamedTuple):
     exact_body: bool = False
     mirrors: bool = True
     delayed_exchanges: bool = True
+    local_random: bool = False
     hides_vhosts: bool = False
     speaks_amqp10: bool = False
     detaches_links: bool = False
@@ -144,6 +146,7 @@ _4_0 = Profile(
     streams_take_nacks=True,
     lost_commit="channel",
     mirrors=False,
+    local_random=True,
     speaks_amqp10=True,
 )
 _4_2 = _4_0._replace(

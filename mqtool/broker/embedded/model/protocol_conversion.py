@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from urllib.parse import quote, unquote
 
-from mqtool.broker.embedded.model.amqp_message import MessageProperties, encode_short
+from mqtool.broker.embedded.model.amqp_message import MessageProperties, TimeOfDeath, encode_short
 from mqtool.broker.embedded.model.profile import Profile
 from mqtool.codecs.amqp10_message import BareProperties, MessageHeader
 from mqtool.codecs.amqp10_values import (
@@ -285,8 +285,8 @@ def _deaths_to_091(value: Any10) -> list[Value] | None:
 def deaths_from_091(value: Value) -> Array | None:
     """Convert an x-death header to the annotation x-opt-deaths; return None if no broker has written the header.
 
-    The annotation contains the times of the first and the last death. The header contains only the first time, which is
-    used for both.
+    The annotation contains the times of the first and the last death. The header of a message that the broker has read
+    from disk contains only the first time, in seconds, which is used for both.
     """
     deaths = Array()
     for death in value if isinstance(value, list) else ():
@@ -296,14 +296,15 @@ def deaths_from_091(value: Value) -> Array | None:
         if not (isinstance(count, int) and isinstance(time, int) and isinstance(keys, list)):
             return None
         ttl = str(death.get("original-expiration", ""))
+        first, last = (time.first, time.last) if isinstance(time, TimeOfDeath) else (time * 1000, time * 1000)
         deaths.append(
             ({Symbol("ttl"): UInt32(ttl)} if ttl.isdigit() else {})
             | {
                 Symbol("queue"): queue,
                 Symbol("reason"): Symbol(reason),
                 Symbol("count"): ULong(count),
-                Symbol("first-time"): Milliseconds(time * 1000),
-                Symbol("last-time"): Milliseconds(time * 1000),
+                Symbol("first-time"): Milliseconds(first),
+                Symbol("last-time"): Milliseconds(last),
                 Symbol("exchange"): exchange,
                 Symbol("routing-keys"): Array(text_of(key) for key in keys if isinstance(key, str | bytes)),
             }

@@ -305,8 +305,13 @@ class BrokerQueue:
         self.unacked -= 1
         self.unacked_bytes -= len(entry.message.body)
 
-    def requeue(self, entries: Iterable[BacklogEntry], why: Why = Why.RETURNED) -> None:
-        """Requeue unacknowledged messages, and mark them as redelivered. If the queue is deleted, drop them instead."""
+    def requeue(self, entries: Iterable[BacklogEntry], why: Why = Why.RETURNED, not_before: int | None = None) -> None:
+        """Requeue unacknowledged messages, and mark them as redelivered. If the queue is deleted, drop them instead.
+
+        Args:
+            not_before: when a quorum queue may deliver the messages again, in milliseconds since 1970 (system time).
+                Takes precedence over `x-delayed-retry-type`. Has an effect from RabbitMQ 4.3 on.
+        """
         for entry in entries:
             self._settled(entry)
             entry.redelivered = True
@@ -316,7 +321,7 @@ class BrokerQueue:
             if self.deleted:
                 self.ledger.drop(entry)
             elif self.kind == "quorum":
-                self._requeue_in_quorum(entry, why)
+                self._requeue_in_quorum(entry, why, not_before)
             else:
                 entry.delivery_count += why is Why.FAILED and self.profile.counts_failures
                 self.backlog.put_back(entry)
@@ -324,15 +329,15 @@ class BrokerQueue:
             self.pump()
             self._drop_surplus()
 
-    def _requeue_in_quorum(self, entry: BacklogEntry, why: Why) -> None:
+    def _requeue_in_quorum(self, entry: BacklogEntry, why: Why, not_before: int | None) -> None:
         """Requeue a message, immediately or after a delay, or dead-letter it if it has exceeded the delivery limit."""
         entry.acquired_count += 1
         failed = why in (Why.REJECTED, Why.FAILED, Why.LOST) or (why is Why.RETURNED and self.profile.nack_counts)
         entry.delivery_count += failed
-        limit, retry = self.options.delivery_limit, self.options.retry
+        limit = self.options.delivery_limit
         if limit is not None and entry.delivery_count > limit:
             self._dead_letter(entry, "delivery_limit")
-        elif retry is not None and (delay := retry.delay(entry.delivery_count, failed=failed)) is not None:
+        elif (delay := _delay(self, entry, not_before, failed=failed)) is not None:
             self._retries.add(self.clock.now() + delay, entry)
         elif limit is None and why is not Why.LOST and self.profile.unlimited_last:
             # Without a delivery limit, RabbitMQ up to 4.2 puts messages that a client requeues behind all others.
@@ -416,6 +421,14 @@ class BrokerQueue:
         self.dead_letters.clear()
         cancel_links(self)
         return count
+
+
+def _delay(queue: BrokerQueue, entry: BacklogEntry, not_before: int | None, *, failed: bool) -> int | None:
+    """Return the delay of a requeued message in milliseconds; None to requeue it immediately."""
+    if queue.profile.delayed_retry and not_before is not None and not_before > (now := queue.clock.wall()):
+        return not_before - now
+    retry = queue.options.retry
+    return None if retry is None else retry.delay(entry.delivery_count, failed=failed)
 
 
 def cancel_links(queue: BrokerQueue) -> None:

@@ -321,6 +321,8 @@ def encode(
         annotations, bare = message.annotations(), message.bare()
     else:
         annotations, bare = _bare_from_091(message, profile)
+        if isinstance(message, Dead):  # the encoded x-death header, which was converted, has times in seconds
+            annotations = {**annotations, **annotations_from_091({"x-death": message.headers["x-death"]})}
     if added or annotations:
         own = {**(added or {}), _KEY: message.routing_key, _EXCHANGE: message.exchange}
         kept = {name: value for name, value in annotations.items() if name not in own}

@@ -227,7 +227,7 @@ class StreamQueue(BrokerQueue):
         """Count an acknowledgement. The message stays in the stream."""
         self.traffic.acknowledged += 1
 
-    def requeue(self, entries: Iterable[BacklogEntry], why: Why = Why.RETURNED) -> None:
+    def requeue(self, entries: Iterable[BacklogEntry], why: Why = Why.RETURNED, not_before: int | None = None) -> None:  # noqa: ARG002
         """Raise ConnectionException 540: a stream does not support requeueing. Do nothing if a channel has ended."""
         if why is not Why.LOST:
             for entry in entries:

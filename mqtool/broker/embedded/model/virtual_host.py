@@ -12,8 +12,9 @@ from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.clock import Clock
 from mqtool.broker.embedded.model.consumers import Traffic, Watcher
 from mqtool.broker.embedded.model.dead_lettering import DeadLettered, DeadLetters, would_cycle
-from mqtool.broker.embedded.model.declarations import check_headers_binding
+from mqtool.broker.embedded.model.declarations import check_headers_binding, check_local_random_binding
 from mqtool.broker.embedded.model.exchange import (
+    LOCAL_RANDOM,
     PREDECLARED,
     TRACE_EXCHANGE,
     BrokerBinding,
@@ -252,6 +253,8 @@ class VirtualHost:
         encode_definition(arguments)
         if source.routed_as == "headers":
             check_headers_binding(arguments)
+        if source.routed_as == LOCAL_RANDOM:
+            check_local_random_binding(routing_key, destination)
         most = self.profile.most_wildcards
         if source.routed_as == "topic" and most is not None and (found := routing_key.split(".").count("#")) > most:
             raise precondition_failed(
@@ -345,7 +348,7 @@ class VirtualHost:
                 destinations: list[BrokerDestination] = []
             else:
                 # A message can have many copies, so an exchange that ignores the keys is asked only once.
-                asked = keys[:1] if current.routed_as in ("fanout", "headers") else keys
+                asked = keys[:1] if current.routed_as in ("fanout", "headers", LOCAL_RANDOM) else keys
                 destinations = [found for key in asked for found in self._matches(current, key, message)]
             # A message that is held back also goes to the alternate exchange, like one that matches no binding.
             if not destinations and current.alternate in self.exchanges:
