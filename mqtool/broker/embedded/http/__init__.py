@@ -78,7 +78,8 @@ class ManagementServer:
         try:
             self._login(request)
         except HttpError:
-            logins["http", False] += request.credentials is not None
+            if request.credentials is not None:
+                logins["http", False] += 1
             raise
         logins["http", True] += 1
 
