@@ -6,6 +6,7 @@ import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import ChannelClosedByBroker
 
+from mqtool.codecs.amqp10_message import Amqp10Message, BareProperties, value_section
 from mqtool.codecs.amqp10_values import Array, Milliseconds, Symbol, ULong
 from mqtool.codecs.field_tables import UInt32
 from tests.brokers import TestBroker
@@ -17,6 +18,7 @@ from tests.protocol.raw_amqp10 import (
     FLOW,
     MODIFIED,
     RECEIVER,
+    SENDER,
     SETTLED,
     SOURCE,
     TARGET,
@@ -128,6 +130,27 @@ def test_deleting_the_queue_detaches_its_senders(client: RawAmqp10, queue: str, 
     assert client.published(0).descriptor == ACCEPTED
     channel.queue_delete("q")
     assert client.detached() == ("amqp:resource-deleted", None)
+
+
+def test_the_reply_to_a_deletion_comes_before_the_end_of_the_links(client: RawAmqp10, queue: str) -> None:
+    """A client that deletes a queue over the management node gets the reply first, and then the detach frames.
+
+    The source is the management request in rabbit_amqp_session of RabbitMQ 4.3.5: links learn of it by a later event.
+    """
+    client.attach_sender(queue, handle=1)
+    client.attach_receiver(queue, handle=2)
+    ends, paired = (described(SOURCE, "/management"), described(TARGET, "/management")), {Symbol("paired"): True}
+    for handle, role, count in ((3, SENDER, UInt32(0)), (4, RECEIVER, None)):
+        fields = (SETTLED, None, *ends, None, None, count, None, None, None, paired)
+        client.send(ATTACH, "pair", UInt32(handle), role, *fields)
+        client.expect(ATTACH)
+        if role is SENDER:
+            client.expect(FLOW)
+    client.flow(4, 5)
+    deletion = BareProperties(message_id="1", to="/queues/q", subject="DELETE", reply_to="$me")
+    client.publish(0, Amqp10Message(properties=deletion, body=value_section(None)).encode(), handle=3, settled=True)
+    assert client.expect(TRANSFER).message.properties.subject == "200"
+    assert {client.expect(DETACH).field(0) for _ in range(2)} == {1, 2}
 
 
 def test_a_rejected_message_is_dead_lettered_with_its_history(client: RawAmqp10, quorum: str) -> None:

@@ -316,6 +316,46 @@ def test_overview_and_nodes_have_what_tools_read(api: Api) -> None:
     assert {"quorum_queue", "stream_queue"} <= {each["name"] for each in api("GET", "feature-flags")[1]}
 
 
+def test_the_memory_of_a_node_is_listed_by_use(api: Api) -> None:
+    """The memory of a node is in bytes, in percent of the whole, and with memory=true a part of the node's fields."""
+    name = api("GET", "nodes")[1][0]["name"]
+    memory = api("GET", f"nodes/{name}/memory")[1]["memory"]
+    assert memory["total"]["rss"] > 1_000_000
+    uses = {"binary", "connection_readers", "connection_other", "queue_procs", "mnesia", "msg_index", "other_proc"}
+    assert all(isinstance(memory[use], int) for use in uses)
+    shares = api("GET", f"nodes/{name}/memory/relative")[1]["memory"]
+    assert shares["total"] == 100
+    assert shares.keys() == memory.keys() - {"strategy"}
+    assert all(0 <= share <= 100 for share in shares.values())
+    assert api("GET", f"nodes/{name}?memory=true")[1]["memory"].keys() == memory.keys()
+    assert api("GET", "nodes/other@there/memory")[0] == 404
+
+
+def test_logins_are_counted_by_protocol(api: Api, broker: TestBroker) -> None:
+    """Successful and failed logins are counted by protocol, and can be counted from zero."""
+    name = api("GET", "nodes")[1][0]["name"]
+
+    def counts(protocol: str) -> tuple[int, int, int]:
+        found = [each for each in api("GET", f"auth/attempts/{name}")[1] if each["protocol"] == protocol]
+        return tuple(sum(each[f"auth_attempts{of}"] for each in found) for of in ("", "_succeeded", "_failed"))
+
+    amqp, http = counts("amqp091"), counts("http")
+    with pika.BlockingConnection(pika.URLParameters(broker.url)):
+        pass
+    with pytest.raises(pika.exceptions.AMQPConnectionError):
+        pika.BlockingConnection(pika.URLParameters(broker.url.replace("guest@", "wrong@")))
+    assert api("GET", "whoami", password="wrong")[0] == 401
+    later = counts("amqp091")
+    # Other tests log in to the same broker.
+    assert later[1] > amqp[1]
+    assert later[2] > amqp[2]
+    assert later[0] == later[1] + later[2]
+    assert counts("http")[2] > http[2]
+    assert api("GET", f"auth/attempts/{name}/source") == (200, [])
+    assert api("DELETE", f"auth/attempts/{name}")[0] == 204
+    assert counts("amqp091")[2] < later[2]
+
+
 def test_a_missing_vhost_gets_404(api: Api, vhost: str) -> None:
     """Declaring an existing virtual host gets 204; a missing one, and its queues, get 404."""
     assert api("PUT", f"vhosts/{vhost}")[0] == 204

@@ -265,6 +265,18 @@ class Amqp10Session(SessionState):
         if self._remove(handle):
             self.send(Detach(handle, closed=True, error=error))
 
+    def detach_soon(self, handle: int, error: Error) -> None:
+        link = self._link(handle)
+
+        def detach() -> None:
+            if link is not None and self._link(handle) is link:  # the client may have detached it meanwhile
+                self.detach(handle, error)
+
+        self.connection.call_soon(detach)
+
+    def _link(self, handle: int) -> IncomingLink | OutgoingLink | ReplyLink | None:
+        return self.incoming.get(handle) or self.outgoing.get(handle)
+
     def _remove(self, handle: int) -> bool:
         """Remove a link, and requeue its unsettled deliveries. Returns False if there is no such link."""
         self._release(handle)

@@ -94,6 +94,7 @@ def log_in(connection: ClientSocket, performative: Any) -> None:
     if not isinstance(performative, SaslInit):
         raise ConnectionError10(NOT_ALLOWED, f"unexpected {type(performative).__name__.lower()} frame")
     user = _user(connection, performative.mechanism, performative.initial_response or b"")
+    connection.broker.logins["amqp10", user is not None] += 1
     outcome = SaslOutcome(_AUTHENTICATION_FAILED if user is None else _OK)
     connection.write(frame(0, outcome, SASL))
     if user is None:

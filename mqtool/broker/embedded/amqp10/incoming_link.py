@@ -102,7 +102,7 @@ class IncomingLink:
             self._queue.publishers.discard(self._queue_deleted)
 
     def _queue_deleted(self) -> None:
-        self.session.detach(self.handle, DetachError(DELETED).error)
+        self.session.detach_soon(self.handle, DetachError(DELETED).error)
 
     def _send_credit(self) -> None:
         self.session.flow(handle=self.handle, delivery_count=self.delivery_count, link_credit=self.credit)

@@ -113,6 +113,8 @@ class OutgoingLink:
         self.flow = Credit(session, attach.handle)
         self.largest = attach.max_message_size or 0
         self._sent = 0
+        #: The client's flow frames that came before the broker's attach frame was sent; None once it has been sent.
+        self._early: list[Flow] | None = []
 
     @property
     def queue_name(self) -> str:
@@ -124,8 +126,18 @@ class OutgoingLink:
         return queue_address(self.queue.name)
 
     def start(self) -> None:
-        """Add the consumer to its queue."""
+        """Add the consumer to its queue. Messages are sent after the answer to the attach frame, in another write.
+
+        A client can send its attach frame and the first credit in one write. Some clients lose messages that arrive
+        together with the answer, because they set up what handles messages only then. RabbitMQ sends them later, too.
+        """
         self.queue.add_consumer(self)
+        self.session.connection.call_soon(self._attached)
+
+    def _attached(self) -> None:
+        early, self._early = self._early, None
+        for flow in early or ():
+            self.receive_flow(flow)
 
     def filter_with(self, filters: LinkFilters) -> None:
         """Send only the messages that these filters select."""
@@ -138,7 +150,7 @@ class OutgoingLink:
         except TooMuchWork as error:
             refused = LinkError(LIMIT_EXCEEDED, f"the filters take too long: {error}").error
             self._select, self.flow.credit = lambda _: False, 0
-            self.session.connection.call_soon(self.session.detach, self.handle, refused)
+            self.session.detach_soon(self.handle, refused)
             return False
 
     def ready(self) -> bool:
@@ -190,6 +202,9 @@ class OutgoingLink:
 
     def receive_flow(self, flow: Flow) -> None:
         """Handle the client's flow frame for this link: deliver as many messages as it now accepts."""
+        if self._early is not None:
+            self._early.append(flow)
+            return
         self.flow.receive(flow)
         self._owes_news, self._may_tell = self._owes_news or self._may_tell, False
         if not self.queue.deleted:
@@ -228,13 +243,14 @@ class OutgoingLink:
 
     def stop(self) -> None:
         """End the consumer, and delete the queue if it was created for this link."""
+        self._early = None
         self.queue.remove_consumer(self)
         if self.dynamic:
             self.session.vhost.delete_queue(self.queue)
 
     def cancelled(self) -> None:
         """Detach the link because its queue was deleted."""
-        self.session.detach(self.handle, LinkError(DELETED).error)
+        self.session.detach_soon(self.handle, LinkError(DELETED).error)
 
 
 class ReplyLink:

@@ -152,8 +152,8 @@ class SessionState(ABC):
         self._group = 0
 
     @abstractmethod
-    def detach(self, handle: int, error: Error) -> None:
-        """Detach a link because of an error."""
+    def detach_soon(self, handle: int, error: Error) -> None:
+        """Detach a link because of an error, once the current event has been handled and answered."""
 
     @abstractmethod
     def fail(self, error: SessionError) -> None:

@@ -74,7 +74,14 @@ class ManagementServer:
     def check(self, request: HttpRequest) -> None:
         """Raise HttpError 401 if the login fails, 403 or 421 if a web page sent the request."""
         check_origin(request.headers, self._listening_on)
-        self._login(request)
+        logins = self._api.broker.logins
+        try:
+            self._login(request)
+        except HttpError:
+            if request.credentials is not None:
+                logins["http", False] += 1
+            raise
+        logins["http", True] += 1
 
     def _login(self, request: HttpRequest) -> User:
         user = None

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import sys
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,13 @@ _UNCOUNTED = (
     *("queue_index_read_count", "queue_index_write_count", "mnesia_ram_tx_count", "mnesia_disk_tx_count"),
     *("connection_created", "connection_closed", "channel_created", "channel_closed"),
     *("queue_declared", "queue_created", "queue_deleted"),
+)
+#: What else RabbitMQ lists of a node's memory: 0 here, because it is part of `other_proc` or does not exist.
+_ERLANG_USES = (
+    *("connection_readers", "connection_writers", "connection_channels", "queue_procs", "quorum_queue_procs"),
+    *("quorum_queue_dlx_procs", "stream_queue_procs", "stream_queue_replica_reader_procs"),
+    *("stream_queue_coordinator_procs", "plugins", "metrics", "mgmt_db", "mnesia", "quorum_ets", "other_ets"),
+    *("msg_index", "code", "atom", "other_system", "allocated_unused", "reserved_unallocated"),
 )
 #: RabbitMQ accepts several names for AMQP with and without TLS.
 _PROTOCOLS = {"amqp091": "amqp", "amqp10": "amqp", "amqp0.9.1": "amqp", "amqp1.0": "amqp", "amqps": "amqp/ssl"}
@@ -125,6 +133,42 @@ def auth(call: RouteCall) -> Json:  # noqa: ARG001
     return {"enable_uaa": False, "uaa_client_id": "", "uaa_location": ""}
 
 
+@route(READ, "auth/attempts/NODE", monitoring)
+def auth_attempts(call: RouteCall, name: str) -> list[Json]:
+    """Return how many logins succeeded and failed, by protocol."""
+    _check_node(name)
+    logins = call.broker.logins
+    return [
+        {
+            "protocol": protocol,
+            "auth_attempts": logins[protocol, True] + logins[protocol, False],
+            "auth_attempts_failed": logins[protocol, False],
+            "auth_attempts_succeeded": logins[protocol, True],
+        }
+        for protocol in dict.fromkeys(protocol for protocol, _ in logins)
+    ]
+
+
+@route(READ, "auth/attempts/NODE/source", monitoring)
+def auth_attempts_by_source(call: RouteCall, name: str) -> list[Json]:  # noqa: ARG001
+    """Return an empty list: logins are not counted by user and address, as RabbitMQ does not by default."""
+    _check_node(name)
+    return []
+
+
+@route("DELETE", "auth/attempts/NODE", administrator)
+@route("DELETE", "auth/attempts/NODE/source", administrator)
+def reset_auth_attempts(call: RouteCall, name: str) -> None:
+    """Start to count logins from zero."""
+    _check_node(name)
+    call.broker.logins.clear()
+
+
+def _check_node(name: str) -> None:
+    if name != NODE:
+        missing()
+
+
 @route(READ, "feature-flags", administrator)
 def feature_flags(call: RouteCall) -> list[Json]:  # noqa: ARG001
     return [
@@ -173,7 +217,37 @@ def nodes(call: RouteCall) -> list[Json]:
 
 @route(READ, "nodes/NODE", monitoring)
 def node(call: RouteCall, name: str) -> Json:
-    return _node_view(call.broker) if name == NODE else missing()
+    """Return the node; with `memory=true` in the query, also with its memory."""
+    _check_node(name)
+    memory = _memory(call.broker) if call.request.query.get("memory") == "true" else {}
+    return _node_view(call.broker) | memory
+
+
+@route(READ, "nodes/NODE/memory", monitoring)
+def node_memory(call: RouteCall, name: str) -> Json:
+    """Return the memory of the process in bytes, by use."""
+    _check_node(name)
+    return _memory(call.broker)
+
+
+@route(READ, "nodes/NODE/memory/relative", monitoring)
+def relative_node_memory(call: RouteCall, name: str) -> Json:
+    """Return the memory of the process by use, each in percent of the whole; at least 1 unless it is 0."""
+    _check_node(name)
+    memory = _memory(call.broker)["memory"]
+    whole = memory.pop("total")["rss"]
+    del memory["strategy"]
+    shares = {use: max(round(size * 100 / whole), 1) if size else 0 for use, size in memory.items()}
+    return {"memory": {"total": 100, **shares}}
+
+
+def _memory(broker: Broker) -> Json:
+    """Return the memory of the process by RabbitMQ's names of uses. Messages are its binaries."""
+    whole = _resident_bytes()
+    uses = {"binary": broker.ledger.held_bytes - broker.held_for_clients, "connection_other": broker.held_for_clients}
+    uses["other_proc"] = max(whole - sum(uses.values()), 0)
+    total = dict.fromkeys(("erlang", "rss", "allocated"), whole)
+    return {"memory": {**dict.fromkeys(_ERLANG_USES, 0), **uses, "strategy": "rss", "total": total}}
 
 
 def _node_view(broker: Broker) -> Json:
@@ -226,6 +300,14 @@ def _node_view(broker: Broker) -> Json:
         "rates_mode": "basic",
         "auth_mechanisms": [{"name": name, "description": "", "enabled": True} for name in ("PLAIN", "AMQPLAIN")],
     }
+
+
+def _resident_bytes() -> int:
+    """Return the memory of the process, in bytes; without /proc, the most that it has had."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _open_descriptors(limit: int) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Protocol
@@ -100,6 +101,7 @@ class Broker:
         global_parameters: JSON texts stored by clients, by name.
         reply_consumers: the channels that wait for direct replies, by token.
         listeners: the host and port of each listener, by protocol.
+        logins: the number of logins by protocol, as the management API names it, and by whether they succeeded.
         permissions_version: incremented each time a user is added or changed.
         loopback_users: users who may log in only from this machine.
         hooks: called while a test records messages or injects faults; None at other times.
@@ -134,6 +136,7 @@ class Broker:
         self.held_for_clients = 0
         self._closing: Timer | None = None
         self._limiting: Timer | None = None
+        self.logins: Counter[tuple[str, bool]] = Counter()
         self.permissions_version = 0
         self.loopback_users = {DEFAULT_USER}
         self.hooks: Hooks | None = None

@@ -138,6 +138,7 @@ def receive_handshake(connection: BrokerStreamSession, key: int, fields: Fields)
 def _authenticate(connection: BrokerStreamSession, fields: Fields, correlation: int) -> None:
     mechanism, secret = fields.string(), fields.binary()
     code, user = _login(connection, mechanism, secret)
+    connection.broker.logins["stream", user is not None] += 1
     connection.answer(Key.SASL_AUTHENTICATE, correlation, code)
     if user is None:
         connection.hang_up()

@@ -134,6 +134,7 @@ def _start_ok(connection: AmqpSession, method: ConnectionClass.StartOk) -> None:
     response = method.response.encode(errors="surrogateescape")
     name, password = _plain(response) if mechanism == "PLAIN" else _amqplain(response)
     user = connection.broker.authenticate(name, password, from_loopback=connection.from_loopback)
+    connection.broker.logins["amqp091", user is not None] += 1
     if user is None:
         _refuse(connection, mechanism)
         return
