@@ -23,7 +23,7 @@ prefetch, so a quorum queue delivers all messages that a killed run had received
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,6 +133,7 @@ class Conversion:
         self.tally = ConversionTally()
         self.has_begun = False
         self._is_acknowledged = False
+        self._in_order = 0  # of the messages moved from `meanwhile`, those moved before others could overtake them
         self._moving: Channel | None = None
         self._connection = connection
         self._channel = connection.channel(strict=True)
@@ -252,6 +253,9 @@ class Conversion:
                         raise _published_directly(name)
                     arrived = True
                     continue
+                is_quorum = view.get("type") == "quorum"  # RabbitMQ deletes it with any messages in it
+                if is_quorum and not (undo or self._force or self._is_empty(name)):
+                    continue
             if self._replace(wanted, view, undo=undo):
                 self._channel.bind(Queue(name), Exchange(self._names.back))
                 time.sleep(self._young if wanted.type == "quorum" else 0.0)
@@ -264,12 +268,14 @@ class Conversion:
     def _empty(self, name: str) -> Iterator[int]:
         self._lead_through()
         if not self._is_diverted():
-            yield from self._drain(name, self.messages.held, "held")
-            administration.unbind(self._channel, Binding(self._names.through, name))
+            yield from self._drain(name, self.messages.held, "held", self._divert)
         yield from self._drain(name, self.messages.held, "held")
         if not self._is_acknowledged:
             self._check_clients(name)
             yield from self._drain(name, self.messages.held, "held")  # those that arrived or were requeued meanwhile
+
+    def _divert(self) -> None:
+        administration.unbind(self._channel, Binding(self._names.through, self._plan.queue))
 
     def _lead_through(self) -> None:
         """Move the queue's bindings to the exchange `through`, so that a single unbinding diverts all messages."""
@@ -324,12 +330,13 @@ class Conversion:
             self._channel.bind(Queue(name), Exchange(names.back))
         if not self._leads(names.through):
             yield from self._drain(names.held, self.messages.returned, "returned")
-            yield from self._drain(names.meanwhile, self.messages.passed_on, "meanwhile")
-            self._channel.bind(Queue(name), Exchange(names.through))
+            yield from self._drain(names.meanwhile, self.messages.passed_on, "meanwhile", self._stop_diverting)
         yield from self._drain(names.held, self.messages.returned, "returned")
-        before = self.tally.meanwhile
         yield from self._drain(names.meanwhile, self.messages.passed_on, "meanwhile")
-        self.tally.overtaken += self.tally.meanwhile - before
+
+    def _stop_diverting(self) -> None:
+        self._channel.bind(Queue(self._plan.queue), Exchange(self._names.through))
+        self._in_order = self.tally.meanwhile
 
     def _clean_up(self) -> None:
         name, names, channel = self._plan.queue, self._names, self._channel
@@ -339,13 +346,33 @@ class Conversion:
         administration.delete_exchange(channel, names.meanwhile)
         for _ in self._drain(names.meanwhile, self.messages.passed_on, "meanwhile"):
             pass
-        administration.delete_queue(channel, names.meanwhile)
-        administration.delete_queue(channel, names.held)  # with the plan
+        self.tally.overtaken = self.tally.meanwhile - self._in_order
+        self._delete_empty(names.meanwhile)
+        self._delete_empty(names.held)  # with the plan
         # Deleted last, because its binding shows that messages are being returned, even in an undo.
         administration.delete_exchange(channel, names.back)
         administration.delete_queue(channel, names.lock)
 
     # Parts of steps.
+
+    def _delete_empty(self, queue: str) -> None:
+        if not self._is_empty(queue):
+            raise Unavailable(
+                f"{queue!r} still has messages", f"continue: {pasteable('queue convert --resume', self._plan.queue)}"
+            )
+        administration.delete_queue(self._channel, queue)
+
+    def _is_empty(self, queue: str) -> bool:
+        """True if basic.get finds no message.
+
+        The depth is no proof: RabbitMQ reports 0 for a quorum queue that does not answer within 250 ms.
+        """
+        getting = self._connection.channel()
+        try:
+            return getting.get(queue) is None
+        finally:
+            if getting.is_open:
+                getting.close()  # requeues the message, if any
 
     def _holder(self, name: str, arguments: Mapping[str, Any], kind: str = "quorum") -> Queue:
         unlimited = {"x-delivery-limit": -1} if self._is_modern and kind == "quorum" else {}
@@ -366,16 +393,20 @@ class Conversion:
         except NotFound:  # its queue has been deleted
             return
 
-    def _drain(self, source: str, message_for: Any, counts: str) -> Iterator[int]:
-        """Move all messages out of a queue; yield the size of each batch."""
-        if not self._channel.depth_of(source) and not _consumers(self._channel, source):
+    def _drain(
+        self, source: str, message_for: Any, counts: str, stop_flow: Callable[[], None] | None = None
+    ) -> Iterator[int]:
+        """Move all messages out of a queue; yield the size of each batch. See Mover.batches for `stop_flow`."""
+        if administration.depth(self._channel, source) == (0, 0):  # one reply: a consumer that ends requeues messages
+            if stop_flow is not None:
+                stop_flow()
             return
         self._wait_for_clients(source)
         self._moving = channel = self._connection.channel()
         to = self._names.held if counts == "held" else self._plan.queue
         room = room_in(self._channel, self._api, self._vhost, to)
         try:
-            for size in Mover(channel, source, self._plan.at_once, message_for, room).batches():
+            for size in Mover(channel, source, self._plan.at_once, message_for, room).batches(stop_flow):
                 setattr(self.tally, counts, getattr(self.tally, counts) + size)
                 yield size
         except NoRoom:
