@@ -25,6 +25,7 @@ prefetch, so a quorum queue delivers all messages that a killed run had received
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from mqtool.amqp import Channel, Connection, administration
@@ -44,7 +45,7 @@ from mqtool.work.conversion_plan import (
     dead_letters,
     view_of,
 )
-from mqtool.work.held_messages import HeldMessages, check_acknowledged, check_leader
+from mqtool.work.held_messages import HeldMessages, check_acknowledged, check_leader, is_empty
 from mqtool.work.queue_limits import room_in
 
 #: Seconds to wait until a queue's consumers are gone, since a broker takes a moment to notice that a client was killed.
@@ -254,7 +255,7 @@ class Conversion:
                     arrived = True
                     continue
                 is_quorum = view.get("type") == "quorum"  # RabbitMQ deletes it with any messages in it
-                if is_quorum and not (undo or self._force or self._is_empty(name)):
+                if is_quorum and not (undo or self._force or is_empty(self._connection, name)):
                     continue
             if self._replace(wanted, view, undo=undo):
                 self._channel.bind(Queue(name), Exchange(self._names.back))
@@ -268,14 +269,12 @@ class Conversion:
     def _empty(self, name: str) -> Iterator[int]:
         self._lead_through()
         if not self._is_diverted():
-            yield from self._drain(name, self.messages.held, "held", self._divert)
+            divert = partial(administration.unbind, self._channel, Binding(self._names.through, name))
+            yield from self._drain(name, self.messages.held, "held", divert)
         yield from self._drain(name, self.messages.held, "held")
         if not self._is_acknowledged:
             self._check_clients(name)
             yield from self._drain(name, self.messages.held, "held")  # those that arrived or were requeued meanwhile
-
-    def _divert(self) -> None:
-        administration.unbind(self._channel, Binding(self._names.through, self._plan.queue))
 
     def _lead_through(self) -> None:
         """Move the queue's bindings to the exchange `through`, so that a single unbinding diverts all messages."""
@@ -325,18 +324,19 @@ class Conversion:
 
     def _bring_back(self) -> Iterator[int]:
         name, names = self._plan.queue, self._names
+
+        def stop_diverting() -> None:
+            self._channel.bind(Queue(name), Exchange(names.through))
+            self._in_order = self.tally.meanwhile
+
         self._check_leader(name, "convert --resume")
         if not self._leads(names.back):
             self._channel.bind(Queue(name), Exchange(names.back))
         if not self._leads(names.through):
             yield from self._drain(names.held, self.messages.returned, "returned")
-            yield from self._drain(names.meanwhile, self.messages.passed_on, "meanwhile", self._stop_diverting)
+            yield from self._drain(names.meanwhile, self.messages.passed_on, "meanwhile", stop_diverting)
         yield from self._drain(names.held, self.messages.returned, "returned")
         yield from self._drain(names.meanwhile, self.messages.passed_on, "meanwhile")
-
-    def _stop_diverting(self) -> None:
-        self._channel.bind(Queue(self._plan.queue), Exchange(self._names.through))
-        self._in_order = self.tally.meanwhile
 
     def _clean_up(self) -> None:
         name, names, channel = self._plan.queue, self._names, self._channel
@@ -347,32 +347,15 @@ class Conversion:
         for _ in self._drain(names.meanwhile, self.messages.passed_on, "meanwhile"):
             pass
         self.tally.overtaken = self.tally.meanwhile - self._in_order
-        self._delete_empty(names.meanwhile)
-        self._delete_empty(names.held)  # with the plan
+        for holder in (names.meanwhile, names.held):  # the plan is deleted with `held`
+            if not is_empty(self._connection, holder):
+                raise Unavailable(f"{holder!r} still has messages")
+            administration.delete_queue(channel, holder)
         # Deleted last, because its binding shows that messages are being returned, even in an undo.
         administration.delete_exchange(channel, names.back)
         administration.delete_queue(channel, names.lock)
 
     # Parts of steps.
-
-    def _delete_empty(self, queue: str) -> None:
-        if not self._is_empty(queue):
-            raise Unavailable(
-                f"{queue!r} still has messages", f"continue: {pasteable('queue convert --resume', self._plan.queue)}"
-            )
-        administration.delete_queue(self._channel, queue)
-
-    def _is_empty(self, queue: str) -> bool:
-        """True if basic.get finds no message.
-
-        The depth is no proof: RabbitMQ reports 0 for a quorum queue that does not answer within 250 ms.
-        """
-        getting = self._connection.channel()
-        try:
-            return getting.get(queue) is None
-        finally:
-            if getting.is_open:
-                getting.close()  # requeues the message, if any
 
     def _holder(self, name: str, arguments: Mapping[str, Any], kind: str = "quorum") -> Queue:
         unlimited = {"x-delivery-limit": -1} if self._is_modern and kind == "quorum" else {}
