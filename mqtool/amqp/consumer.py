@@ -132,6 +132,15 @@ class Consumer(ChannelListener):
             self._batch.extend(batch)
         return True
 
+    @property
+    def received(self) -> int:
+        """The number of deliveries since the channel was opened."""
+        return self._subscription.received
+
+    def cancel(self) -> None:
+        """Stop consuming. Deliveries that arrived earlier are still yielded: ask arrives() before each."""
+        self._do(Step.CANCEL)
+
     def give_back(self, through: Iterable[Delivery]) -> None:
         """Stop consuming, and requeue unacknowledged deliveries batch by batch, so that a quorum queue keeps the order.
 

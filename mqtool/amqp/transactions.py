@@ -26,6 +26,9 @@ from mqtool.topology import Queue
 #: Seconds to wait for a delivery before asking the broker whether the queue is empty; and to wait for messages that the
 #: queue has but does not deliver.
 _MOMENT, _STALLED = 0.05, 15.0
+#: Messages that keep coming in are moved as long as their number shrinks to this fraction while others are moved; and
+#: how often it may fail to, since the broker may be busy for a while.
+_SHRINKS, _IN_VAIN = 0.9, 3
 #: The maximum size of the bodies in one transaction, in bytes.
 _MAX_SIZE = 16 << 20
 
@@ -57,6 +60,7 @@ class Mover:
         self._message_for = message_for
         self._room = room
         self._returned: list[str] = []
+        self._moved = 0
         channel.ask(lambda pika, done: pika.tx_select(done))
         channel.ask(self._listen_for_returns)
         pika = channel.reopening.requests.pika
@@ -64,31 +68,53 @@ class Mover:
             raise Unavailable("the connection was lost")
         self._writer = pika_private.writer(pika, channel.connection.frame_max)
 
-    def batches(self) -> Iterator[int]:
+    def batches(self, stop_flow: Callable[[], None] | None = None) -> Iterator[int]:
         """Move the messages; yield the size of each batch once it is moved.
 
-        Ends when the queue is empty. While messages keep coming in, the last few of them may be left.
+        Ends when the queue is empty. While messages keep coming in, it ends when their number no longer shrinks.
+
+        Args:
+            stop_flow: called once, when the queue is empty or the number of messages no longer shrinks. Messages that
+                are published later should not reach the queue; those that did are moved by the same consumer. If it
+                were cancelled before that, RabbitMQ would put deliveries in transit at the end of a quorum queue.
 
         Raises:
             NoRoom: there is no room for the next message, and none was made within 15 s.
             NotConfirmed: no queue took a message of a batch. The messages of this batch are at the end of their queue.
             MqtoolError: the connection was lost, or a queue was deleted.
         """
+        ready = self._channel.depth_of(self._queue)
         consumer = self._channel.consumer(Queue(self._queue), Receiving(2 * self._at_once, acknowledge=False))
-        deliveries, silence = consumer.deliveries(), 0.0
-        expected = left = self._channel.depth_of(self._queue) + 2 * self._at_once
+        deliveries = consumer.deliveries()
+        yield from self._until_few_are_left(consumer, deliveries, ready)
+        if stop_flow is not None and not self._channel.stopping:
+            stop_flow()
+            yield from self._until_few_are_left(consumer, deliveries, self._left(consumer))
+        consumer.cancel()
+        while batch := self._batch(consumer, deliveries, 0.0):
+            self._move(batch)
+            yield len(batch)
+
+    def _until_few_are_left(self, consumer: Consumer, deliveries: Iterator[Delivery], left: int) -> Iterator[int]:
+        """Move messages until the queue is empty, or until as many keep coming in as are moved.
+
+        Args:
+            left: the number of messages in the queue.
+        """
+        fewest, in_vain, silence = left, 0, 0.0
         while not self._channel.stopping:
-            batch = self._batch(consumer, deliveries)
+            batch = self._batch(consumer, deliveries, _MOMENT)
             if batch:
                 silence = 0.0
                 self._move(batch)
                 yield len(batch)
                 left -= len(batch)
-                if left < 0:
-                    left = self._channel.depth_of(self._queue)  # messages that arrived in the meantime
-                    if not left or left > expected // 2:
+                if left <= 0:
+                    left = self._left(consumer)
+                    if fewest and left <= _SHRINKS * fewest:
+                        fewest, in_vain = left, 0
+                    elif (in_vain := in_vain + 1) == _IN_VAIN:
                         return
-                    expected = left
             elif not (ready := self._channel.depth_of(self._queue)):  # all earlier deliveries arrived before this reply
                 if not consumer.arrives(0):
                     return
@@ -98,11 +124,15 @@ class Mover:
                     "another consumer has a higher priority, or is the single active one",
                 )
 
-    def _batch(self, consumer: Consumer, deliveries: Iterator[Delivery]) -> list[Delivery]:
+    def _left(self, consumer: Consumer) -> int:
+        """Return the number of messages in the queue and of deliveries that are not moved yet."""
+        return self._channel.depth_of(self._queue) + consumer.received - self._moved
+
+    def _batch(self, consumer: Consumer, deliveries: Iterator[Delivery], patience: float) -> list[Delivery]:
         batch: list[Delivery] = []
         size = 0
-        at_once = self._at_once_now() if consumer.arrives(_MOMENT) else 0
-        while len(batch) < at_once and size < _MAX_SIZE and consumer.arrives(0 if batch else _MOMENT):
+        at_once = self._at_once_now() if consumer.arrives(patience) else 0
+        while len(batch) < at_once and size < _MAX_SIZE and consumer.arrives(0):
             delivery = next(deliveries, None)
             if delivery is None:
                 break
@@ -130,6 +160,7 @@ class Mover:
                 f"no queue took messages from {self._queue!r}: {reason}",
                 f"{counted(len(batch))} went back to the end of {self._queue!r}",
             )
+        self._moved += len(batch)
 
     def _commit(self, messages: Sequence[Message], through: Delivery | None = None) -> None:
         encoded = self._writer.encode(messages, Route(mandatory=True))

@@ -23,8 +23,9 @@ prefetch, so a quorum queue delivers all messages that a killed run had received
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from mqtool.amqp import Channel, Connection, administration
@@ -44,7 +45,7 @@ from mqtool.work.conversion_plan import (
     dead_letters,
     view_of,
 )
-from mqtool.work.held_messages import HeldMessages, check_acknowledged, check_leader
+from mqtool.work.held_messages import HeldMessages, check_acknowledged, check_leader, is_empty
 from mqtool.work.queue_limits import room_in
 
 #: Seconds to wait until a queue's consumers are gone, since a broker takes a moment to notice that a client was killed.
@@ -133,6 +134,7 @@ class Conversion:
         self.tally = ConversionTally()
         self.has_begun = False
         self._is_acknowledged = False
+        self._in_order = 0  # of the messages moved from `meanwhile`, those moved before others could overtake them
         self._moving: Channel | None = None
         self._connection = connection
         self._channel = connection.channel(strict=True)
@@ -252,6 +254,9 @@ class Conversion:
                         raise _published_directly(name)
                     arrived = True
                     continue
+                is_quorum = view.get("type") == "quorum"  # RabbitMQ deletes it with any messages in it
+                if is_quorum and not (undo or self._force or is_empty(self._connection, name)):
+                    continue
             if self._replace(wanted, view, undo=undo):
                 self._channel.bind(Queue(name), Exchange(self._names.back))
                 time.sleep(self._young if wanted.type == "quorum" else 0.0)
@@ -264,8 +269,8 @@ class Conversion:
     def _empty(self, name: str) -> Iterator[int]:
         self._lead_through()
         if not self._is_diverted():
-            yield from self._drain(name, self.messages.held, "held")
-            administration.unbind(self._channel, Binding(self._names.through, name))
+            divert = partial(administration.unbind, self._channel, Binding(self._names.through, name))
+            yield from self._drain(name, self.messages.held, "held", divert)
         yield from self._drain(name, self.messages.held, "held")
         if not self._is_acknowledged:
             self._check_clients(name)
@@ -319,17 +324,19 @@ class Conversion:
 
     def _bring_back(self) -> Iterator[int]:
         name, names = self._plan.queue, self._names
+
+        def stop_diverting() -> None:
+            self._channel.bind(Queue(name), Exchange(names.through))
+            self._in_order = self.tally.meanwhile
+
         self._check_leader(name, "convert --resume")
         if not self._leads(names.back):
             self._channel.bind(Queue(name), Exchange(names.back))
         if not self._leads(names.through):
             yield from self._drain(names.held, self.messages.returned, "returned")
-            yield from self._drain(names.meanwhile, self.messages.passed_on, "meanwhile")
-            self._channel.bind(Queue(name), Exchange(names.through))
+            yield from self._drain(names.meanwhile, self.messages.passed_on, "meanwhile", stop_diverting)
         yield from self._drain(names.held, self.messages.returned, "returned")
-        before = self.tally.meanwhile
         yield from self._drain(names.meanwhile, self.messages.passed_on, "meanwhile")
-        self.tally.overtaken += self.tally.meanwhile - before
 
     def _clean_up(self) -> None:
         name, names, channel = self._plan.queue, self._names, self._channel
@@ -339,8 +346,11 @@ class Conversion:
         administration.delete_exchange(channel, names.meanwhile)
         for _ in self._drain(names.meanwhile, self.messages.passed_on, "meanwhile"):
             pass
-        administration.delete_queue(channel, names.meanwhile)
-        administration.delete_queue(channel, names.held)  # with the plan
+        self.tally.overtaken = self.tally.meanwhile - self._in_order
+        for holder in (names.meanwhile, names.held):  # the plan is deleted with `held`
+            if not is_empty(self._connection, holder):
+                raise Unavailable(f"{holder!r} still has messages")
+            administration.delete_queue(channel, holder)
         # Deleted last, because its binding shows that messages are being returned, even in an undo.
         administration.delete_exchange(channel, names.back)
         administration.delete_queue(channel, names.lock)
@@ -366,16 +376,20 @@ class Conversion:
         except NotFound:  # its queue has been deleted
             return
 
-    def _drain(self, source: str, message_for: Any, counts: str) -> Iterator[int]:
-        """Move all messages out of a queue; yield the size of each batch."""
-        if not self._channel.depth_of(source) and not _consumers(self._channel, source):
+    def _drain(
+        self, source: str, message_for: Any, counts: str, stop_flow: Callable[[], None] | None = None
+    ) -> Iterator[int]:
+        """Move all messages out of a queue; yield the size of each batch. See Mover.batches for `stop_flow`."""
+        if administration.depth(self._channel, source) == (0, 0):  # one reply: a consumer that ends requeues messages
+            if stop_flow is not None:
+                stop_flow()
             return
         self._wait_for_clients(source)
         self._moving = channel = self._connection.channel()
         to = self._names.held if counts == "held" else self._plan.queue
         room = room_in(self._channel, self._api, self._vhost, to)
         try:
-            for size in Mover(channel, source, self._plan.at_once, message_for, room).batches():
+            for size in Mover(channel, source, self._plan.at_once, message_for, room).batches(stop_flow):
                 setattr(self.tally, counts, getattr(self.tally, counts) + size)
                 yield size
         except NoRoom:

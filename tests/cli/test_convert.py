@@ -10,6 +10,7 @@ import struct
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 from typing import Any
 from urllib.parse import quote
 
@@ -427,6 +428,90 @@ def test_messages_published_during_a_conversion_arrive_once(broker: TestBroker) 
     numbers = [int(delivery.body) for delivery in taken(broker, "jobs", published)]
     assert sorted(numbers) == list(range(published))
     assert tally.overtaken or numbers == sorted(numbers)
+
+
+@pytest.mark.keeps_messages
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+def test_moving_a_queue_to_which_clients_publish_gives_no_messages_back(broker: TestBroker, kind: str) -> None:
+    """While clients publish half as fast as messages are moved, all messages are moved in order once the flow is
+    stopped; the broker requeues none, since those might end up behind newer ones.
+    """
+    published = 300
+
+    def bodies(count: int) -> Iterator[Message]:
+        yield from (Message(str(number).encode(), "jobs", "") for number in range(published, published + count))
+
+    with Connection(parse_addresses(broker.url)) as connection:
+        channel = connection.channel()
+        channel.declare(Queue("jobs", durable=True, arguments={"x-queue-type": kind}))
+        channel.declare(Queue("held", durable=True, arguments={"x-queue-type": "quorum"}))
+        assert len(list(channel.publish(Message(str(number).encode(), "jobs", "") for number in range(300)))) == 300
+        mover = transactions.Mover(connection.channel(), "jobs", 100, lambda each: Message(each.body, "held", ""))
+        sizes, sizes_until_stopped = list[int](), list[int]()
+        for size in mover.batches(lambda: sizes_until_stopped.extend(sizes)):
+            sizes.append(size)
+            if not sizes_until_stopped:
+                published += len(list(channel.publish(bodies(size // 2))))
+        assert sum(sizes) == published
+        assert published - sum(sizes_until_stopped) <= 50
+    assert [int(delivery.body) for delivery in taken(broker, "held", published)] == list(range(published))
+
+
+@pytest.mark.keeps_messages
+@pytest.mark.parametrize(("before", "after"), [("classic", "quorum"), ("quorum", "classic")])
+def test_a_conversion_says_how_many_messages_are_behind_newer_ones(broker: TestBroker, before: str, after: str) -> None:
+    """Messages published while a queue is converted stay in order, except a few of the last ones, which are counted."""
+    fill(broker, before, count := 300)
+    api = Management(broker.management, "guest", "guest")
+    with Connection(parse_addresses(broker.url)) as connection:
+        channel = connection.channel()
+        plan = conversion_plan.prospect(api, broker.vhost, "jobs", after, {}).plan
+        plan = dataclasses.replace(plan, at_once=100)
+        with Connection(parse_addresses(broker.url)) as converting:
+            conversion = Conversion(converting, api, broker.vhost, plan, user="guest", young=0.0, quiet=0.0)
+            conversion.begin()
+            for size in conversion.run():
+                later = [Message(str(count + number).encode(), "kern.x", "logs") for number in range(size // 2)]
+                count += len(list(channel.publish(later, mandatory=True)))
+    numbers = [int(delivery.body) for delivery in taken(broker, "jobs", count)]
+    assert sorted(numbers) == list(range(count))
+    behind = sum(number < newest for number, newest in zip(numbers, accumulate(numbers, max), strict=True))
+    assert behind <= conversion.tally.overtaken <= 50
+
+
+@pytest.mark.keeps_messages
+def test_a_conversion_deletes_no_messages_of_a_quorum_queue_that_is_slow_to_answer(
+    broker: TestBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RabbitMQ reports a depth of 0 for a quorum queue that does not answer within 250 ms. If that happens to the queue
+    of the messages published meanwhile, the conversion stops instead of deleting them, and can be resumed.
+    """
+    fill(broker, "quorum")
+    depth = administration.depth
+
+    def depth_of_a_slow_queue(channel: Any, queue: str) -> administration.Depth:
+        return administration.Depth(0, 0) if queue.endswith(".meanwhile") else depth(channel, queue)
+
+    monkeypatch.setattr(administration, "depth", depth_of_a_slow_queue)
+    api = Management(broker.management, "guest", "guest")
+    with Connection(parse_addresses(broker.url)) as connection, Connection(parse_addresses(broker.url)) as converting:
+        plan = conversion_plan.prospect(api, broker.vhost, "jobs", "classic", {}).plan
+        conversion = Conversion(converting, api, broker.vhost, plan, user="guest", young=0.0, quiet=0.0)
+        conversion.begin()
+
+        def run_and_publish() -> None:
+            published = COUNT
+            for _ in conversion.run():
+                if conversion.tally.returned and published == COUNT:
+                    later = Message(str(published).encode(), "kern.x", "logs")
+                    published += len(list(connection.channel().publish([later], mandatory=True)))
+
+        with pytest.raises(Unavailable, match=r"'jobs\.mqtool-convert\.meanwhile' still has messages"):
+            run_and_publish()
+    monkeypatch.undo()
+    assert convert(broker) is not None
+    bodies = [int(delivery.body) for delivery in taken(broker, "jobs", COUNT + 1)]
+    assert bodies == list(range(COUNT + 1))
 
 
 @pytest.mark.keeps_messages
