@@ -54,8 +54,8 @@ class Docker(Starter):
     def start(self, wanted: Wanted) -> Started:
         count = wanted.nodes
         directory = state.made_directory(wanted.name)
-        before = state.load_stopped(wanted.name)
-        first = ports.choose(wanted.port, (ports.AMQP,))
+        before = state.load_last(wanted.name)
+        first = ports.choose(wanted.port, ports.usual_amqp(before))
         amqp_ports = [first, *(ports.free_port() for _ in range(count - 1))]
         management = ports.choose(wanted.management_port, ports.usual_management(before, first))
         login = _login(wanted, before)

@@ -36,8 +36,8 @@ class Embedded(Starter):
             option = "--cluster" if wanted.cluster else "--image"
             raise UsageError(f"the embedded broker does not support {option}", f"use --kind docker with {option}")
         directory = state.made_directory(wanted.name)
-        before = state.load_stopped(wanted.name)
-        port = ports.choose(wanted.port, (ports.AMQP,), wanted.listen)
+        before = state.load_last(wanted.name)
+        port = ports.choose(wanted.port, ports.usual_amqp(before), wanted.listen)
         management = ports.choose(wanted.management_port, ports.usual_management(before, port))
         return Started(
             name=wanted.name,

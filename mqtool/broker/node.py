@@ -207,13 +207,13 @@ class PrivateNodes(Starter):
             raise UsageError("a private node uses the installed RabbitMQ", "use --kind docker with --image")
         if wanted.cluster and wanted.listen:
             raise UsageError("--listen does not work with --cluster", "start one node for other machines")
-        if (before := state.load(wanted.name)) is not None and before.kind == self.kind:
-            stop_epmd(int(before.details["epmd_port"]))  # epmd outlives a node that was killed
+        if (killed := state.load(wanted.name)) is not None and killed.kind == self.kind:
+            stop_epmd(int(killed.details["epmd_port"]))  # epmd outlives a node that was killed
         directory = state.made_directory(wanted.name)
-        stopped = state.load_stopped(wanted.name)
+        before = state.load_last(wanted.name)
         has_streams = not wanted.cluster and (wanted.stream_port is not None or _has_streams())
-        streams = ports.stream_url(wanted.stream_port, stopped, wanted.listen) if has_streams else {}
-        nodes = _nodes(wanted, directory, urlsplit(streams.get("streams", "")).port, stopped)
+        streams = ports.stream_url(wanted.stream_port, before, wanted.listen) if has_streams else {}
+        nodes = _nodes(wanted, directory, urlsplit(streams.get("streams", "")).port, before)
         started = Started(
             name=wanted.name,
             kind=self.kind,
@@ -285,9 +285,9 @@ class PrivateNodes(Starter):
         )
 
 
-def _nodes(wanted: Wanted, directory: Path, stream_port: int | None, stopped: Started | None) -> list[Node]:
-    first_port, epmd_port = ports.choose(wanted.port, (ports.AMQP,), wanted.listen), ports.free_port()
-    management_port = ports.choose(wanted.management_port, ports.usual_management(stopped, first_port))
+def _nodes(wanted: Wanted, directory: Path, stream_port: int | None, before: Started | None) -> list[Node]:
+    first_port, epmd_port = ports.choose(wanted.port, ports.usual_amqp(before), wanted.listen), ports.free_port()
+    management_port = ports.choose(wanted.management_port, ports.usual_management(before, first_port))
     data = wanted.data_dir or directory / ("cluster" if wanted.cluster else "data")
     names = [f"node-{number}" for number in range(1, wanted.nodes + 1)] if wanted.cluster else [""]
     return [

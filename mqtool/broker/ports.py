@@ -67,8 +67,14 @@ def _claim(port: int) -> bool:
     return True
 
 
+def usual_amqp(before: "Started | None") -> list[int]:
+    """Return the ports to try for AMQP: that of the broker which had this name before, then 5672."""
+    port = urlsplit(before.url.partition(",")[0]).port if before is not None else None
+    return [*dict.fromkeys([port or AMQP, AMQP])]
+
+
 def usual_management(before: "Started | None", amqp_port: int) -> list[int]:
-    """Return the ports to try for the management API: the stopped broker's, the AMQP port + 10000, then 15672.
+    """Return the ports to try for the management API: the earlier broker's, the AMQP port + 10000, then 15672.
 
     Commands look for the API at the AMQP port + 10000 first.
     """
@@ -81,8 +87,8 @@ def stream_url(wanted: int | None, before: "Started | None", listen: str | None 
     """Choose a stream port, and return the URL under the key "streams", for Started.details.
 
     Args:
-        wanted: the port; 0 for any free port; None for the stopped broker's port, else 5552, else any free port.
-        before: the stopped broker with the same name, if any.
+        wanted: the port; 0 for any free port; None for the earlier broker's port, else 5552, else any free port.
+        before: the broker that had the same name before, if any.
         listen: another address on which the port must be free, besides loopback.
     """
     usual = () if wanted == 0 else _usual(before, "streams", STREAMS)

@@ -171,6 +171,11 @@ def load_stopped(name: str) -> Started | None:
     return _read(directory(name) / _STOPPED)
 
 
+def load_last(name: str) -> Started | None:
+    """Return the broker that had this name last, whether it was stopped or not; None if there is none."""
+    return load(name) or load_stopped(name)
+
+
 def names() -> list[str]:
     """Return the names of all brokers, running and stopped."""
     return sorted(

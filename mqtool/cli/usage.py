@@ -33,6 +33,9 @@ _OTHER_OPTIONS = {
     "--password": "--password-file FILE, or - to read it from stdin",
 }
 
+#: Options that are arguments of some commands.
+_LONG = {"-q": "--queue", "-e": "--exchange", "-k": "--routing-key"}
+
 
 def explain(error: typer.TyperException) -> tuple[str, str | None]:
     """Convert typer's usage error to a sentence and a hint."""
@@ -89,9 +92,11 @@ def _option_hint(context: Any, flag: str) -> str | None:
     """Suggest the option, or the argument, that was meant by an option that the command does not have."""
     parameters = context.command.params
     arguments = [str(each.name) for each in parameters if each.param_type_name == "argument"]
-    if any(_last_word(flag) == _last_word(name) for name in arguments):
+    if any(_last_word(_LONG.get(flag, flag)) == _last_word(name) for name in arguments):
         return f"it is an argument: {context.get_usage().removeprefix('Usage: ')}"
     flags = [flag for each in parameters for flag in (*each.opts, *each.secondary_opts) if flag.startswith("-")]
+    if hasattr(context.command, "commands"):
+        return did_you_mean(flag, flags, f"options follow the command: {context.command_path} COMMAND {flag} …")
     return _OTHER_OPTIONS.get(flag, did_you_mean(flag, flags, f"'{context.command_path} --help-all' lists the options"))
 
 

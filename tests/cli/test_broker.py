@@ -319,6 +319,36 @@ def test_commands_that_change_a_broker_wait_for_each_other(
     assert said[command] in "".join(each.stdout + each.stderr for each in ended)
 
 
+@pytest.mark.parametrize("ended", ["stopped", "killed"])
+def test_a_broker_comes_back_with_its_kind_port_and_messages(home: Shell, at_port: str, ended: str) -> None:
+    """`broker up --name X` starts a broker of the kind that X was, at its port, after `broker down` or a kill."""
+    home.run("mqtool", "broker", "up", "--kind", "embedded", "--name", "mine", at_port)
+    url = f"localhost:{at_port.partition('=')[2]}"
+    home.run("mqtool", "send", "-u", url, "--persistent", "kept")
+    if ended == "stopped":
+        home.run("mqtool", "broker", "down", "--name", "mine")
+    else:
+        (saved,) = home.directory.glob("state/**/mine/broker.json")
+        pid = json.loads(saved.read_text())["pid"]
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the broker's process is gone")
+    assert "the embedded broker" in home.run("mqtool", "broker", "up", "--name", "mine").stdout
+    assert home.run("mqtool", "receive", "-u", url, "-c", "1").stdout == " [x] Received kept\n"
+    home.run("mqtool", "broker", "down", "--name", "mine")
+
+
+def test_commands_say_that_a_broker_is_stopped(home: Shell, at_port: str) -> None:
+    """After `broker down`, `status`, `restart` and `down` say that the broker is stopped, and how to start it again."""
+    home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", "--name", "mine", at_port)
+    home.run("mqtool", "broker", "down", "--name", "mine")
+    for command in ("status", "restart"):
+        said = home.run("mqtool", "broker", command, "--name", "mine")
+        assert (said.code, "broker 'mine' is stopped" in said.stderr) == (69, True)
+        assert "hint: start it again: mqtool broker up --kind=embedded --name=mine\n" in said.stderr
+    said = home.run("mqtool", "broker", "down", "--name", "mine")
+    assert (said.code, said.stderr) == (0, "nothing to stop: broker 'mine' is stopped\n")
+
+
 def test_ports_stay_the_same_after_down_and_up(home: Shell, at_port: str) -> None:
     """After `broker down` and `broker up`, the stream protocol and the management API have the same ports as before."""
     up = ("mqtool", "broker", "up", "--kind", "embedded", at_port)

@@ -42,5 +42,20 @@ def test_unquoted_patterns_that_became_file_names_are_noticed(shell: Shell) -> N
     for name in ("notes.txt", "todo"):
         (shell.directory / name).touch()
     receive = ("mqtool", "receive-log", "topic", "--idle-timeout", "10ms")
-    assert "each pattern is the name of a file here" in shell.run(*receive, "notes.txt", "todo").stderr
+    assert (
+        "put patterns in quotes, such as 'kern.*', or '#' for all topics"
+        in shell.run(*receive, "notes.txt", "todo").stderr
+    )
     assert "is the name of a file" not in shell.run(*receive, "kern.*", "todo").stderr
+
+
+def test_an_option_before_the_command_is_told_to_follow_it(lonely_shell: Shell) -> None:
+    """`mqtool -u URL receive` is refused with the hint that options follow the command."""
+    refused = lonely_shell.run("mqtool", "-u", "localhost", "receive")
+    assert (refused.code, "hint: options follow the command: mqtool COMMAND -u …\n" in refused.stderr) == (2, True)
+
+
+def test_a_queue_given_as_an_option_is_told_to_be_an_argument(lonely_shell: Shell) -> None:
+    """`peek -q hello` is refused with the hint that the queue is an argument of `peek`."""
+    refused = lonely_shell.run("mqtool", "peek", "-q", "hello")
+    assert (refused.code, "hint: it is an argument: mqtool peek" in refused.stderr) == (2, True)

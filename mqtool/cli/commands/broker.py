@@ -40,7 +40,12 @@ def down(name: Name = DEFAULT_NAME) -> None:
     with state.locked(name) if state.directory(name).exists() else contextlib.nullcontext():
         started = state.load(name)
         if started is None:
-            output.status(f"nothing to stop: no broker named {name!r} was started here")
+            why = (
+                f"broker {name!r} is stopped"
+                if state.load_stopped(name)
+                else f"no broker named {name!r} was started here"
+            )
+            output.status(f"nothing to stop: {why}")
             return
         starter_of(started).stop(started)
     output.status(f"stopped {starter_of(started).describe}")
@@ -86,7 +91,7 @@ def ls(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON obje
     """List the brokers that 'broker up' started, running or stopped."""
     rows = []
     for name in state.names():
-        found = (started := state.load(name)) or state.load_stopped(name)
+        started, found = state.load(name), state.load_last(name)
         assert found is not None
         urls = ", ".join(map(str, parse_addresses(found.url)))
         says = _state_of(started) if started else "stopped"
@@ -117,7 +122,7 @@ def rm(
 
 
 def _stopped(name: str) -> Started:
-    found = state.load(name) or state.load_stopped(name) or known(name)
+    found = state.load_last(name) or known(name)
     if starter_of(found).running(found):
         raise UsageError(
             f"the broker named {name!r} is running", f"to stop it: {pasteable('broker down --name=', name)}"

@@ -106,11 +106,14 @@ def up(
             if (choice := choose(options.url, options.context, options.call.typed)).is_named:
                 is_here = access.address.host in ("localhost", "127.0.0.1", "::1")
                 how = f"start one at its port: {pasteable('broker up --port=', str(access.address.port))}"
+                if choice.variable:
+                    how += f"; or, for the usual port: unset {choice.variable}"
                 raise Unavailable(
                     f"no broker answers at {access.address} ({choice.reason})",
                     how if is_here else "unset it to start a broker here",
                 )
         starter = _prepared(kind, wanted)
+        _say_left_behind(starter, name)
         if foreground and isinstance(starter, Embedded):
             output.status(f"starting {starter.describe} …")
 
@@ -124,6 +127,14 @@ def up(
     _say_new(started)
     if foreground:
         _stay(started)
+
+
+def _say_left_behind(starter: Starter, name: str) -> None:
+    """Say where the messages of a stopped broker are, if a broker of another kind takes its name."""
+    last = state.load_last(name)
+    if last and last.kind != starter.kind and last.details.get("data") != state.IN_MEMORY:
+        before = starter_of(last).describe
+        output.notice(f"broker {name!r} was {before} before; its queues are kept for: {_up_again(last)}")
 
 
 def _say_new(started: Started) -> None:
@@ -184,10 +195,15 @@ def _is_up_again(kind: BrokerKind, wanted: Wanted, *, foreground: bool) -> bool:
 
 
 def _prepared(kind: BrokerKind, wanted: Wanted) -> Starter:
-    """Choose and prepare a starter: with `--kind auto`, the first one that works on this machine."""
+    """Choose and prepare a starter: with `--kind auto`, of the kind that had this name before, else the first one that
+    works on this machine.
+    """
     if wanted.image and kind is BrokerKind.AUTO:
         kind = BrokerKind.DOCKER
-    *others, last = choice.candidates(kind, cluster=wanted.cluster)
+    found = choice.candidates(kind, cluster=wanted.cluster)
+    if (before := state.load_last(wanted.name)) is not None:
+        found.sort(key=lambda starter: starter.kind != before.kind)  # its messages are kept
+    *others, last = found
     for starter in others:
         try:
             starter.prepare(wanted, output.status)
@@ -260,6 +276,11 @@ def _env(started: Started) -> str:
     return "mqtool broker env" if started.name == DEFAULT_NAME else pasteable("broker env --name=", started.name)
 
 
+def _up_again(stopped: Started) -> str:
+    own = f"broker up --kind={stopped.kind}"
+    return f"mqtool {own}" if stopped.name == DEFAULT_NAME else pasteable(f"{own} --name=", stopped.name)
+
+
 def _login_hint(started: Started) -> str:
     user = parse_addresses(started.url)[0].user
     return "guest, guest" if user == "guest" else f"{user}; for the password: {_env(started)}"
@@ -267,10 +288,11 @@ def _login_hint(started: Started) -> str:
 
 def known(name: str) -> Started:
     """Find the broker with this name that 'broker up' started. Raises Unavailable if there is none."""
-    started = state.load(name)
-    if started is None:
-        raise Unavailable(f"no broker named {name!r} was started here", "start one with 'mqtool broker up'")
-    return started
+    if (started := state.load(name)) is not None:
+        return started
+    if (stopped := state.load_stopped(name)) is not None:
+        raise Unavailable(f"broker {name!r} is stopped", f"start it again: {_up_again(stopped)}")
+    raise Unavailable(f"no broker named {name!r} was started here", "start one with 'mqtool broker up'")
 
 
 def told(choice: Choice) -> str:

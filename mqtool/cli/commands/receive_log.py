@@ -179,7 +179,9 @@ def receive_topic(
         return amqp10_topics.receive(channel, exchange, keys, queue, settings)
 
     if patterns and all(map(os.path.lexists, patterns)):
-        output.notice("each pattern is the name of a file here; to receive all topics, quote the pattern: '*' or '#'")
+        output.notice(
+            "each pattern is the name of a file here; put patterns in quotes, such as 'kern.*', or '#' for all topics"
+        )
     _receive(
         logs, logs.broker.names.topic, receive, lines.log_with_key, lines.waiting_log_with_key, lines.binding_topic
     )

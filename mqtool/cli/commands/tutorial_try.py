@@ -102,6 +102,9 @@ def try_(
             _try(tutorial, left, place, shown)
         except KeyboardInterrupt:
             output.notice(f"Stopped. To continue: mqtool tutorial try {tutorial}")
+        finally:
+            if place.first:
+                output.notice("In each of your other terminals, type now: unset AMQP_URL")
 
 
 class _Place(NamedTuple):

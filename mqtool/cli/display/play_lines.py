@@ -310,8 +310,8 @@ def _highlighted(source: str) -> "Text":
 def _more(page: Page) -> str:
     return (
         f"Use a terminal for each; 'mqtool broker up' starts a broker. 'mqtool tutorial run {page.name}' plays it "
-        f"here, and --plain prints a script that does the same with only {page.library}, on the broker that AMQP_URL "
-        "names."
+        f"here, and 'mqtool tutorial show {page.name} --plain' prints a script that does the same with only "
+        f"{page.library}, on the broker that AMQP_URL names."
     )
 
 
