@@ -308,6 +308,7 @@ def test_overview_and_nodes_have_what_tools_read(api: Api) -> None:
     assert re.match(r"\d+\.\d+", overview["rabbitmq_version"])
     assert overview["object_totals"].keys() == {"channels", "connections", "consumers", "exchanges", "queues"}
     assert api("GET", "health/checks/alarms")[1]["status"] == "ok"
+    wait_until(lambda: "fd_used" in api("GET", "nodes")[1][0], "RabbitMQ has its first statistics")
     (node,) = api("GET", "nodes")[1]
     assert node["running"] is True
     assert 0 < node["fd_used"] < node["fd_total"]
