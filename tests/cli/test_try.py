@@ -10,6 +10,7 @@ import pytest
 
 from mqtool.plays import PLAYS
 from mqtool.plays.goals import GOALS
+from mqtool.testing import EmbeddedBroker
 from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.test_tutorial import Watched, processes_with
@@ -111,6 +112,16 @@ def test_try_on_an_existing_broker_uses_a_new_virtual_host(shell: Shell, broker:
     assert "elsewhere" not in running.stdout
     assert running.interrupt().wait().code == 0
     assert vhosts() - before == set()
+
+
+def test_goals_over_amqp_1_0_are_skipped_on_a_broker_that_does_not_speak_it(lonely_shell: Shell) -> None:
+    """`try` says why it skips a goal that cannot be tried on the broker of --url, and does not count it as reached."""
+    with EmbeddedBroker(like="3.10", management_port=0) as old:
+        lonely_shell.environment["MQTOOL_MANAGEMENT_URL"] = str(old.management_url)
+        ended = lonely_shell.run("mqtool", "tutorial", "try", "amqp10-hello-world", "--url", old.url)
+    assert ended.code == 0
+    assert ended.stdout.count("it is like RabbitMQ 3.10, and does not speak AMQP 1.0") == 2
+    assert "0 goals reached" in ended.stdout
 
 
 def test_a_tutorial_without_goals_is_a_usage_error(lonely_shell: Shell) -> None:

@@ -16,17 +16,19 @@ from mqtool.plays.goals.goal import Goal
 from mqtool.plays.goals.trying import Trial, TrialBroker, TrialFinding
 from tests.brokers import TestBroker
 from tests.cli.shell import Running, Shell, wait_until
+from tests.protocol.raw_amqp10 import RawAmqp10
 
 PROGRAMS = Path(__file__).parents[2] / "examples" / "repair"
 PlainChannel = pika.adapters.blocking_connection.BlockingChannel
 
 
 class Plain:
-    """A learner's own program, written with pika. Each of its channels has its own connection."""
+    """A learner's own program, written with pika, or over AMQP 1.0. Each of its channels has its own connection."""
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._opened: list[pika.BlockingConnection] = []
+        self._over_amqp10 = ExitStack()
 
     def channel(self) -> PlainChannel:
         parameters = pika.URLParameters(self._url)
@@ -34,6 +36,10 @@ class Plain:
         connection = pika.BlockingConnection(parameters)
         self._opened.append(connection)
         return connection.channel()
+
+    def amqp10(self) -> RawAmqp10:
+        """Open a connection over AMQP 1.0."""
+        return self._over_amqp10.enter_context(RawAmqp10(self._url))
 
     def queue(self, name: str, *, durable: bool = True, **arguments: Any) -> str:
         """Declare a queue."""
@@ -58,6 +64,7 @@ class Plain:
         for each in self._opened:
             if each.is_open:
                 each.close()
+        self._over_amqp10.close()
 
 
 class PlainConsumer:

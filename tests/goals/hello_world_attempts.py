@@ -78,7 +78,7 @@ ATTEMPTS = {
         "mqtool send -e '' -r helo --no-mandatory 'Hello?'",
         _lost,
         (
-            Wrong("somebody had declared it", "mqtool send -q helo 'Hello?'"),
+            Wrong("went to the queue 'helo', which exists", "mqtool send -q helo 'Hello?'"),
             Wrong("was returned", _told_so),
             Wrong(
                 "not to the default exchange",

@@ -11,6 +11,7 @@ from mqtool.testing import EmbeddedBroker
 from tests.brokers import TestBroker
 from tests.cli.shell import Shell
 from tests.goals import (
+    amqp10_attempts,
     delayed_messages_attempts,
     headers_attempts,
     hello_world_attempts,
@@ -37,6 +38,8 @@ ATTEMPTS: dict[str, dict[str, Attempts]] = {
     "delayed-messages": delayed_messages_attempts.ATTEMPTS,
     "stream-hello-world": stream_attempts.READING,
     "stream-offset-tracking": stream_attempts.TRACKING,
+    "amqp10-hello-world": amqp10_attempts.HELLO_WORLD,
+    "amqp10-work-queues": amqp10_attempts.WORK_QUEUES,
     "repair": repair_attempts.ATTEMPTS,
 }
 
@@ -57,7 +60,8 @@ def learner(goal: Goal, broker: TestBroker, shell: Shell) -> Iterator[Learner]:
     if goal.only_embedded and broker.kind != "embedded":
         pytest.skip(goal.only_embedded)
     with ExitStack() as ending:
-        if goal.fault is not None and goal.fault.name == "restart":  # not that of the other tests
+        is_restarted = goal.fault is not None and goal.fault.name == "restart"
+        if is_restarted or goal.over_amqp10:  # the broker of the other tests stays, and may be like 3.10
             own = ending.enter_context(EmbeddedBroker(management_port=0))
             broker = TestBroker("embedded", own.url.rpartition("/")[0], str(own.management_url)).with_fresh_vhost("try")
             shell.environment["MQTOOL_URL"] = broker.url

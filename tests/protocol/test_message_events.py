@@ -16,6 +16,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.codecs.amqp10_message import data_section
 from tests.cli.shell import wait_until
+from tests.protocol.raw_amqp10 import RawAmqp10
 from tests.protocol.raw_stream import OPEN, RawStream, at, string
 
 Event = dict[str, Any]
@@ -131,6 +132,31 @@ def test_events_report_returned_dropped_and_rejected_messages(broker: EmbeddedBr
     events.until("published", "returned")
     channel.basic_publish("", "full", b"x")
     events.until("published", "refused")
+
+
+def test_a_message_sent_settled_over_amqp_1_0_is_dropped_if_no_queue_gets_it(broker: EmbeddedBroker) -> None:
+    """Over AMQP 1.0, only the publisher of an unsettled message is told that no queue gets it."""
+    events = Events(broker)
+    with RawAmqp10(broker.url) as client:
+        client.attach_sender("/exchanges/amq.direct/nobody")
+        client.published(0)
+        events.until("published", "returned")
+        client.publish(1, settled=True)
+        events.until("published", "dropped")
+
+
+def test_events_name_the_protocol_of_publishers_and_consumers(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
+    """`from` and `to` contain the protocol, and the connection that the management API lists."""
+    channel.queue_declare("q", durable=True)
+    events = Events(broker)
+    with RawAmqp10(broker.url) as client:
+        client.attach_sender("/queues/q")
+        client.published(0)
+        channel.basic_consume("q", lambda *_: None, auto_ack=True)
+        published, _, delivered = events.until("published", "ready", "delivered")
+        assert (published["from"]["protocol"], delivered["to"]["protocol"]) == ("AMQP 1-0", "AMQP 0-9-1")
+        channel.cancel()
+        assert delivered["consumer"].startswith(delivered["to"]["connection"])
 
 
 @pytest.mark.parametrize(("arguments", "reason"), [({"x-message-ttl": 1}, "expired"), ({"x-max-length": 0}, "maxlen")])

@@ -28,7 +28,7 @@ from mqtool.cli.options.page_options import NoColor, PageOptions
 from mqtool.errors import UsageError
 from mqtool.plays.goals import GOALS, REPAIR, reached_goals
 from mqtool.plays.goals.goal import Goal
-from mqtool.plays.goals.trying import Trial, TrialBroker, is_embedded, own_vhost
+from mqtool.plays.goals.trying import Trial, TrialBroker, is_embedded, own_vhost, why_not
 from mqtool.plays.performing import api_of, embedded_broker
 from mqtool.spelling import counted, did_you_mean
 from mqtool.stage.terminal import Guard
@@ -142,8 +142,8 @@ def _try(tutorial: str, left: list[Goal], place: _Place, page: PlayPage | None) 
             lines.note(f"In each of your other terminals, type first:\n  {place.first}")
         reached = 0
         for goal in left:
-            if goal.only_embedded and not place.broker.is_embedded:
-                lines.note(f"Not on RabbitMQ: {goal.ask} ({goal.only_embedded}.)")
+            if why := why_not(goal, place.broker):
+                lines.note(f"Not on this broker: {goal.ask} ({why}.)")
                 continue
             trial.prepare(goal)  # before it is printed: from then on, the learner may do something
             lines.begin(goal, goals.index(goal) + 1, len(goals))

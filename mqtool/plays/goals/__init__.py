@@ -5,6 +5,7 @@ to add one.
 """
 
 from mqtool.plays.goals import (
+    amqp10_goals,
     delayed_messages_goals,
     headers_goals,
     hello_world_goals,
@@ -32,6 +33,8 @@ GOALS: dict[str, tuple[Goal, ...]] = {
     "delayed-messages": delayed_messages_goals.GOALS,
     "stream-hello-world": stream_goals.GOALS,
     "stream-offset-tracking": stream_goals.TRACKING_GOALS,
+    "amqp10-hello-world": amqp10_goals.HELLO_WORLD_GOALS,
+    "amqp10-work-queues": amqp10_goals.WORK_QUEUES_GOALS,
     "repair": repair_goals.GOALS,
 }
 #: The title and the story of the goals "repair", which belong to no tutorial.

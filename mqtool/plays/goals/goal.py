@@ -44,6 +44,7 @@ class Goal:
             exchange, type, key and queue.
         fault: what `try` does meanwhile, if anything.
         only_embedded: why the goal cannot be seen on RabbitMQ, as a clause; empty if it can.
+        over_amqp10: True if the learner needs a broker that speaks AMQP 1.0.
         program: the program in examples/repair that the learner has to mend; empty for none.
     """
 
@@ -56,4 +57,5 @@ class Goal:
     bindings: tuple[tuple[str, str, str, str], ...] = ()
     fault: TrialFault | None = None
     only_embedded: str = ""
+    over_amqp10: bool = False
     program: str = ""

@@ -88,11 +88,11 @@ _AT_ONCE = Goal(
 
 
 def _lost_without_a_word(seen: Seen) -> str:
-    lost = [each for each in seen.published_to("") if each.lost == "dropped"]
+    lost = [each for each in seen.lost("dropped") if not each.exchange]
     if not lost or ("hello" in seen.queues and lost[0].routing_key == "hello"):
         return ""
     key = lost[0].routing_key
-    return f"{lost[0]} had the routing key {key!r}. There is no queue {key!r}, so the broker dropped it."
+    return f"The broker dropped {lost[0]}: its routing key was {key!r}, and no queue has that name."
 
 
 def _queue_was_made(seen: Seen) -> str:
@@ -100,11 +100,11 @@ def _queue_was_made(seen: Seen) -> str:
     if not got:
         return ""
     queue = got[-1].routing_key
-    return f"{got[-1]} is in the queue {queue!r}: somebody had declared it. Publish where there is no queue."
+    return f"{got[-1]} went to the queue {queue!r}, which exists. Use a routing key that is not the name of a queue."
 
 
 def _told(seen: Seen) -> str:
-    returned = [each for each in seen.messages if each.lost == "returned"]
+    returned = seen.lost("returned")
     return (
         f"{returned[-1]} was returned, because it was mandatory, as 'mqtool send' has it. Do it without."
         if returned

@@ -8,12 +8,12 @@ _ORDERS = "orders"
 
 
 def _returned(seen: Seen) -> str:
-    returned = [each for each in seen.messages if each.lost == "returned"]
+    returned = seen.lost("returned")
     return f"No queue got {returned[0]}, and the broker returned it: its publisher knows." if returned else ""
 
 
 def _dropped(seen: Seen) -> str:
-    dropped = [each for each in seen.messages if each.lost == "dropped"]
+    dropped = seen.lost("dropped")
     return (
         f"No queue got {dropped[-1]}, and nobody was told. A confirm does not say that a queue got it."
         if dropped
@@ -29,7 +29,7 @@ def _routed(seen: Seen) -> str:
 
 
 def _full(seen: Seen) -> str:
-    refused = [each for each in seen.messages if each.lost == "refused"]
+    refused = seen.lost("refused")
     return f"{refused[-1]} was refused by its queue (basic.nack). That is another thing." if refused else ""
 
 
@@ -48,7 +48,7 @@ _RETURNED = Goal(
 
 
 def _again(seen: Seen) -> str:
-    refused = {each.body: each for each in seen.messages if each.lost == "refused"}
+    refused = {each.body: each for each in seen.lost("refused")}
     for copy in seen.copies_in(_ORDERS):
         first = refused.get(copy.message.body)
         if first is not None and first.at < copy.at:
@@ -57,7 +57,7 @@ def _again(seen: Seen) -> str:
 
 
 def _gave_up(seen: Seen) -> str:
-    refused = [each for each in seen.messages if each.lost == "refused"]
+    refused = seen.lost("refused")
     if not refused:
         return ""
     if any(not copy.end for copy in seen.copies_in(_ORDERS)):

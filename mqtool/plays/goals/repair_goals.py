@@ -126,7 +126,7 @@ _ORDERS = "orders"
 
 
 def _refused(seen: Seen) -> list[SeenMessage]:
-    return [each for each in seen.messages if each.lost == "refused" and each.routing_key == _ORDERS]
+    return [each for each in seen.lost("refused") if each.routing_key == _ORDERS]
 
 
 def _missing(seen: Seen) -> list[SeenMessage]:

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 Json = dict[str, Any]
 #: Longer bodies are cut off in sentences.
 _SHOWN = 40
+#: Protocols, by their names in the management API.
+AMQP_0_9_1, AMQP_1_0 = "AMQP 0-9-1", "AMQP 1-0"
 #: A broker delivers to a waiting receiver within this many milliseconds; no program starts as quickly.
 _AT_ONCE = 100
 
@@ -26,6 +28,7 @@ class SeenDelivery:
 
     Attributes:
         receiver: identifies the consumer (on RabbitMQ, its connection); empty for basic.get.
+        protocol: of the consumer; empty on RabbitMQ and for basic.get.
         at, ended_at: the moment of the delivery, and of its end; 0 if it has not ended.
         milliseconds: the broker's time of the delivery, since 1970.
         end: "acknowledged", "requeued: " and why, "dead-lettered: " or "discarded: " and the reason; or empty.
@@ -37,6 +40,7 @@ class SeenDelivery:
     milliseconds: int
     redelivered: bool
     no_ack: bool
+    protocol: str = ""
     end: str = ""
     ended_at: int = 0
 
@@ -56,6 +60,15 @@ class SeenCopy:
     look: int
     deliveries: list[SeenDelivery] = field(default_factory=list)
     end: str = ""
+
+    def finish(self, record: Json, now: int) -> None:
+        """Take the end of the latest delivery: an event of the queue. If it is not requeued, the copy ends, too."""
+        why = record.get("why") or record.get("reason")
+        end = f"{record['what']}: {why}" if why else str(record["what"])
+        if self.deliveries and not self.deliveries[-1].end:
+            self.deliveries[-1].end, self.deliveries[-1].ended_at = end, now
+        if record["what"] != "requeued":
+            self.end = end
 
     @property
     def acknowledged(self) -> bool:
@@ -95,6 +108,7 @@ class SeenMessage:
         at: the moment when it was published. Moments are counted; they are not times.
         milliseconds: the broker's time then, since 1970.
         connection: the publisher's connection; empty if a queue dead-lettered the message, or it was found in a queue.
+        protocol: of that connection; empty on RabbitMQ and for the management API.
         origin, reason: the queue that dead-lettered it, and why, if one did.
         was_held: True if an exchange has held it back, as its delay asked for.
         reply_to: for a direct reply, the connection that gets it.
@@ -115,6 +129,7 @@ class SeenMessage:
     reason: str = ""
     was_held: bool = False
     reply_to: str = ""
+    protocol: str = ""
 
     def __str__(self) -> str:
         return repr(self.body if len(self.body) <= _SHOWN else f"{self.body[:_SHOWN]}…")
@@ -197,6 +212,10 @@ class Seen:
     def messages(self) -> list[SeenMessage]:
         """The messages that clients published since the goal began, oldest first."""
         return [each for each in self._all if each.at > self.begun and not each.origin]
+
+    def lost(self, how: str) -> list[SeenMessage]:
+        """The messages published since the goal began that were lost so: "dropped", "returned" or "refused"."""
+        return [each for each in self.messages if each.lost == how]
 
     @property
     def dead_letters(self) -> list[SeenMessage]:
@@ -299,7 +318,7 @@ class Seen:
                         copy.end = "purged"
             case "acknowledged" | "requeued" | "dead-lettered" | "discarded":
                 if (found := self._copies.get((record["queue"], record["copy"]))) is not None:
-                    self._end(found, record)
+                    found.finish(record, self.now)
 
     def _take_published(self, record: Json) -> SeenMessage:
         source = record["from"]
@@ -308,7 +327,7 @@ class Seen:
             return held
         origin = source.get("queue", "")
         message = self._message(record, "" if origin else source.get("connection") or source.get("client", ""), origin)
-        message.reason = source.get("reason", "")
+        message.reason, message.protocol = source.get("reason", ""), source.get("protocol", "")
         return message
 
     def _message(self, record: Json, connection: str, origin: str) -> SeenMessage:
@@ -344,21 +363,18 @@ class Seen:
         if copy is None:
             return
         receiver, no_ack = record.get("connection") or record["consumer"] or "", bool(record.get("no_ack"))
+        to = record.get("to") or {}
+        protocol = to.get("protocol", "")
+        if protocol == AMQP_1_0:  # the consumer's name does not contain the connection
+            receiver = f"{to['connection']}/{receiver}"
         if copy.is_held:
             copy.deliveries[-1].end, copy.deliveries[-1].ended_at = "requeued: lost", self.now
-        copy.deliveries.append(SeenDelivery(receiver, self.now, record["t"], bool(record.get("redelivered")), no_ack))
+        redelivered = bool(record.get("redelivered"))
+        copy.deliveries.append(SeenDelivery(receiver, self.now, record["t"], redelivered, no_ack, protocol))
         if record["what"] == "read":  # of a stream, where it stays
             copy.deliveries[-1].end = "read"
         elif no_ack:
-            self._end(copy, {"what": "automatic"})
-
-    def _end(self, copy: SeenCopy, record: Json) -> None:
-        why = record.get("why") or record.get("reason")
-        end = f"{record['what']}: {why}" if why else str(record["what"])
-        if copy.deliveries and not copy.deliveries[-1].end:
-            copy.deliveries[-1].end, copy.deliveries[-1].ended_at = end, self.now
-        if record["what"] != "requeued":
-            copy.end = end
+            copy.finish({"what": "automatic"}, self.now)
 
     def _settle(self, counters: Mapping[str, list[int]]) -> None:
         """Take RabbitMQ's counters of each queue: how many deliveries were acknowledged, and how many needed not be.
@@ -370,4 +386,4 @@ class Seen:
             if len(copies) == acknowledged + automatic:
                 for copy in copies:
                     if not copy.end:
-                        self._end(copy, {"what": "automatic" if automatic else "acknowledged"})
+                        copy.finish({"what": "automatic" if automatic else "acknowledged"}, self.now)

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 from mqtool.amqp import Connection
 from mqtool.errors import NotFound, Unavailable
+from mqtool.inspection.upgrade import Version, running
 from mqtool.management import Management, exchange_path, path
 from mqtool.plays.goals.goal import Goal, TrialFault
 from mqtool.plays.goals.seen import Json, Seen
@@ -30,6 +31,9 @@ _STANDS = 3.0
 _QUEUE_TYPES = {"x-queue-type": "classic"}
 #: How many seconds the broker has for its first report.
 _PATIENCE = 60.0
+
+#: The first version of RabbitMQ that speaks AMQP 1.0 without a plugin, and with the addresses that mqtool uses.
+_SPEAKS_AMQP_1_0 = Version(4, 0)
 
 
 class TrialFinding(NamedTuple):
@@ -57,6 +61,15 @@ class TrialBroker:
     vhost: str
     connect: Callable[[], Connection]
     is_embedded: bool
+
+
+def why_not(goal: Goal, broker: TrialBroker) -> str:
+    """Return why a goal cannot be tried on a broker, as a clause; empty if it can."""
+    if not broker.is_embedded and goal.only_embedded:
+        return goal.only_embedded
+    if goal.over_amqp10 and (version := running(broker.find())) < _SPEAKS_AMQP_1_0:
+        return f"it is like RabbitMQ {version}, and does not speak AMQP 1.0"
+    return ""
 
 
 def is_embedded(api: Management) -> bool:

@@ -135,7 +135,7 @@ def _survived(seen: Seen) -> str:
 def _given_back(seen: Seen) -> str:
     for copy in seen.copies_in(_TASKS):
         for each in copy.deliveries:
-            if each.end in ("requeued: returned", "requeued: rejected"):
+            if each.end.startswith("requeued") and each.end != "requeued: lost":
                 return f"{seen.called(each.receiver)} gave {copy.message} back itself. Kill it while it works."
     return ""
 

@@ -173,7 +173,7 @@ class IncomingLink:
         except _Undeliverable as refused:
             self._refuse(refused.error, partial, tag)
             return
-        publication = self._enqueue(message, exchange)
+        publication = self._enqueue(message, exchange, settled=partial.settled)
         if not publication.routed:
             self.session.connection.broker.dropped_unroutable += 1
         state = _RELEASED if not publication.routed else _ACCEPTED if publication.accepted else self._rejected(message)
@@ -239,7 +239,7 @@ class IncomingLink:
                 UNAUTHORIZED, f"user_id property set to '{claimed}' but authenticated user was '{user.name}'"
             )
 
-    def _enqueue(self, message: BrokerMessage, exchange: BrokerExchange) -> Publication:
+    def _enqueue(self, message: BrokerMessage, exchange: BrokerExchange, *, settled: bool) -> Publication:
         session = self.session
         broker, vhost = session.connection.broker, session.vhost
         exchange.published_in += 1
@@ -254,7 +254,7 @@ class IncomingLink:
         routing.source = session.connection
         publication = vhost.enqueue(routing) if broker.hooks is None else broker.hooks.enqueue(vhost, routing)
         if not publication.routed and vhost.watcher is not None:
-            vhost.watcher.unroutable(message, returned=True)
+            vhost.watcher.unroutable(message, returned=not settled)
         return publication
 
     def _rejected(self, message: BrokerMessage) -> Rejected:

@@ -121,6 +121,10 @@ class OutgoingLink:
         return self.queue.name
 
     @property
+    def client(self) -> object:
+        return self.session.connection
+
+    @property
     def address(self) -> str:
         """The address of the queue."""
         return queue_address(self.queue.name)

@@ -50,8 +50,8 @@ def _client_of(source: object) -> dict[str, str]:
     """Describe the client that a message comes from or goes to."""
     session = source.session if isinstance(source, BrokerChannel) else source
     if isinstance(session, ClientSocket):
-        return {"client": _client(session), "connection": session.name}
-    return {"client": "management API", "connection": ""}
+        return {"client": _client(session), "connection": session.name, "protocol": session.protocol}
+    return {"client": "management API", "connection": "", "protocol": ""}
 
 
 def details(message: BrokerMessage) -> Json:

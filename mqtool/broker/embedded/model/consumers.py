@@ -26,6 +26,10 @@ class QueueConsumer(Protocol):
     arguments: Table
     selector: Callable[[Any], bool] | None
 
+    @property
+    def client(self) -> object:
+        """The connection that the consumer belongs to."""
+
     def ready(self) -> bool:
         """Return True if the consumer can take a message now. If not, it calls `Queue.pump` once it can."""
 

@@ -146,7 +146,8 @@ class MessageEvents:
             if (queue.name, entry.position) in self._in_streams:
                 self._add({"what": "read", **fields})
             return
-        self._add({"what": "delivered", **fields, "redelivered": entry.redelivered})
+        to = None if consumer is None else self._client_of(consumer.client)
+        self._add({"what": "delivered", **fields, "redelivered": entry.redelivered, "to": to})
         if no_ack:
             del self.shown[entry.position]
         else:

@@ -29,10 +29,10 @@ class Why(Enum):
 
     RETURNED: basic.nack or basic.recover. REJECTED: basic.reject. FAILED: a failed delivery in AMQP 1.0, which classic
     queues count too in some versions. LOST: the end of a channel or session, or a delivery not settled in time.
-    RELEASED: an AMQP 1.0 release or link detachment.
+    RELEASED: an AMQP 1.0 release. DETACHED: the end of an AMQP 1.0 link.
     """
 
-    RETURNED, REJECTED, FAILED, LOST, RELEASED = range(5)
+    RETURNED, REJECTED, FAILED, LOST, RELEASED, DETACHED = range(6)
 
 
 class Outcome(Enum):

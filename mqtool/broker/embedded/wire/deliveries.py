@@ -57,6 +57,10 @@ class ChannelSubscription:
         """A name that is unique among all consumers: the connection's name, the channel number and the consumer tag."""
         return f"{self._session.name} ({self._deliveries.number})/{self.tag}"
 
+    @property
+    def client(self) -> object:
+        return self._session
+
     def ready(self) -> bool:
         """True if the consumer can take a message now. Adds the queue to `starving` if output must wait."""
         session = self._session
