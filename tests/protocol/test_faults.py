@@ -12,6 +12,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.in_process import Vhost
+from mqtool.broker.embedded.testing.questions import Faults
 from tests.protocol.raw_client import RawClient
 from tests.protocol.raw_stream import CLOSE, DELETE_PUBLISHER, OPEN, RawStream, string
 
@@ -271,6 +272,25 @@ def test_nack_publishes_nacks_the_given_number(vhost: Vhost, channel: BlockingCh
             channel.basic_publish("", "jobs", body)
     channel.basic_publish("", "jobs", b"3")
     assert vhost.queue("jobs").messages().bodies == [b"3"]
+    assert vhost.faults.in_force() == []
+
+
+@pytest.mark.parametrize(
+    ("begin", "message"),
+    [
+        (lambda faults: faults.nack_publishes("q", 0), "count must be at least 1, not 0"),
+        (lambda faults: faults.return_unroutable(-1), "count must be at least 1, not -1"),
+        (lambda faults: faults.restart(-1), "seconds must be at least 0, not -1"),
+        (lambda faults: faults.slow_down(-1), "seconds must be at least 0, not -1"),
+        (lambda faults: faults.go_silent(-5), "seconds must be at least 0, not -5"),
+    ],
+)
+def test_a_fault_with_an_argument_out_of_range_is_refused(
+    vhost: Vhost, begin: Callable[[Faults], object], message: str
+) -> None:
+    """A fault in Python refuses the same arguments as over HTTP, with the same message, and does not begin."""
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        begin(vhost.faults)
     assert vhost.faults.in_force() == []
 
 

@@ -206,6 +206,46 @@ def test_the_management_api_queries_messages_and_injects_faults(api_of: Callable
         assert api_of(broker)("GET", "mqtool/published/%2F")[0] == 409
 
 
+def test_a_query_over_http_for_what_does_not_exist_is_refused(api_of: Callable[[EmbeddedBroker], Api]) -> None:
+    """A misspelled virtual host or queue gets 404, so that a test that expects no message does not pass by accident;
+    a misspelled query parameter gets 400, which names it.
+    """
+    with EmbeddedBroker(management_port=0, recording=True) as broker:
+        api = api_of(broker)
+        with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
+            channel = connection.channel()
+            channel.queue_declare("gone")
+            channel.basic_publish("", "gone", b"1")
+            channel.basic_get("gone", auto_ack=True)
+            channel.queue_delete("gone")
+        for path in (
+            "published/nope",
+            "unrouted/nope",
+            "queues/%2F/nope/messages",
+            "queues/%2F/nope/acked",
+            "queues/nope/ping/acked",
+            "queues/nope/ping/messages",
+        ):
+            assert api("GET", f"mqtool/{path}")[0] == 404, path
+        assert api("GET", "mqtool/queues/%2F/nope/messages?count=1&timeout=0.05")[0] == 404
+        status, refusal = api("GET", "mqtool/published/%2F?exhange=x")
+        reason = "unknown query parameter 'exhange': one of exchange, routing_key, queue, count, timeout"
+        assert (status, refusal["reason"]) == (400, reason)
+        assert api("GET", "mqtool/queues/%2F/gone/messages?exchange=x")[0] == 400
+        status, acked = api("GET", "mqtool/queues/%2F/gone/acked?routing_key=gone")
+        assert (status, [each["body"] for each in acked]) == (200, ["1"]), "a queue that existed has its recording"
+
+
+def test_a_query_over_http_waits_for_a_queue_to_be_declared(api_of: Callable[[EmbeddedBroker], Api]) -> None:
+    """A request with a count waits even if the program under test has not declared the queue yet."""
+    with EmbeddedBroker(management_port=0, recording=True) as broker, ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(api_of(broker), "GET", "mqtool/queues/%2F/jobs/messages?count=1&timeout=30")
+        with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
+            connection.channel().queue_declare("jobs")
+            _publish(broker.url)
+            assert asked.result()[0] == 200
+
+
 def test_a_query_over_http_waits_for_the_count(api_of: Callable[[EmbeddedBroker], Api]) -> None:
     """A request with count and timeout is answered as soon as that many messages were published."""
     with EmbeddedBroker(management_port=0, recording=True) as broker, ThreadPoolExecutor(1) as pool:
@@ -223,6 +263,35 @@ def test_nothing_is_recorded_unless_asked_for() -> None:
     """Without recording=True, published() raises LookupError, which names the option."""
     with EmbeddedBroker() as broker, pytest.raises(LookupError, match="recording=True"):
         broker.published()
+
+
+def test_a_query_after_the_broker_was_stopped_says_so() -> None:
+    """After the with block, a query fails with a message as clear as the one before the start."""
+    with EmbeddedBroker(recording=True) as broker:
+        pass
+    with pytest.raises(AssertionError, match="the broker has been stopped"):
+        broker.published(timeout=0)
+
+
+def test_a_version_that_is_a_number_is_refused() -> None:
+    """EmbeddedBroker(like=4.3) says that the version must be a string."""
+    with pytest.raises(ValueError, match=r'like must be a string, such as "4\.3", not 4\.3'):
+        EmbeddedBroker(like=4.3)
+
+
+@pytest.mark.parametrize(
+    "written", ["[tool.pytest]\namqp_broker_like = 4.3", "[tool.pytest.ini_options]\namqp_broker_like = 3.10"]
+)
+def test_a_version_without_quotes_in_pyproject_is_explained(tmp_path: Path, written: str) -> None:
+    """A number in pyproject.toml fails the tests with an error that names the setting and asks for quotes."""
+    if "ini_options" not in written and pytest.version_tuple < (9, 0):
+        pytest.skip("pytest reads [tool.pytest] from version 9 on")
+    (tmp_path / "test_mine.py").write_text("def test_one(amqp_vhost): pass")
+    (tmp_path / "pyproject.toml").write_text(written)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert re.search("amqp_broker_like.*in TOML, write the version in quotes", done.stdout), done.stdout
+    assert "Traceback" not in done.stdout
 
 
 FIXTURES = inspect.cleandoc("""

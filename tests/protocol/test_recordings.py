@@ -109,6 +109,9 @@ def test_nowhere(): pass
 
 @pytest.mark.amqp_recording("none.ndjson")
 def test_missing(amqp_vhost): pass
+
+@pytest.mark.amqp_recording()
+def test_without_a_path(amqp_vhost): pass
 """
 
 
@@ -118,8 +121,9 @@ def test_the_marker_amqp_recording_replays_in_a_users_test(tmp_path: Path, recor
     (tmp_path / "test_app.py").write_text(TESTS)
     command = [sys.executable, "-m", "pytest", "-q", "--strict-markers", "-p", "no:cacheprovider", "--rootdir", "."]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert "3 passed, 3 errors" in done.stdout, done.stdout + done.stderr
+    assert "3 passed, 4 errors" in done.stdout, done.stdout + done.stderr
     assert "went nowhere: no queue gets routing key 'a' from exchange 'logs'" in done.stdout
     assert "amqp_recording is for tests that use amqp_vhost or amqp_broker" in done.stdout
     assert "No such file or directory" in done.stdout
+    assert "amqp_recording needs the path of one recording" in done.stdout
     assert "another exception" not in done.stdout

@@ -57,12 +57,14 @@ class EmbeddedBroker(Questions):
 
     Raises:
         TypeError: a setting does not exist.
-        ValueError: `like` is not a supported RabbitMQ version.
+        ValueError: `like` is not a supported RabbitMQ version, or not a string.
     """
 
     def __init__(self, port: int = 0, data_dir: str | Path | None = None, **settings: Any) -> None:
         for name, value in {"data_dir": data_dir, "definitions": settings.get("definitions")}.items():
             settings[name] = None if value is None else Path(value)
+        if not isinstance(settings.get("like", ""), str):
+            raise ValueError(f'like must be a string, such as "4.3", not {settings["like"]!r}')
         self._settings = Settings(port=port, **settings)
         profile(self._settings.like)  # raises here rather than in the thread
         self._thread: threading.Thread | None = None
@@ -113,6 +115,7 @@ class EmbeddedBroker(Questions):
         assert loop is not None
         if threading.get_ident() == self._loop_thread:
             return ask(server.under_test())
+        assert not loop.is_closed(), "the broker has been stopped"
         future: Future[T] = Future()
 
         def call() -> None:

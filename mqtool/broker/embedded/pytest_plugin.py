@@ -4,7 +4,7 @@
         connection = pika.BlockingConnection(pika.URLParameters(amqp_vhost.url))
 
 The broker is started once per session (per pytest-xdist worker), in memory, on a free port. It behaves like RabbitMQ
-4.2; to change that, set `amqp_broker_like = 4.3` in pytest's configuration.
+4.2; to change that, set `amqp_broker_like` in pytest's configuration, in quotes in pyproject.toml: "4.3".
 
     @pytest.mark.amqp_recording("incident.ndjson")
     def test_incident(amqp_vhost): ...
@@ -53,9 +53,16 @@ def amqp_broker(request: pytest.FixtureRequest) -> "Iterator[EmbeddedBroker]":
     """An embedded AMQP broker that records what happens to messages. Connect to `amqp_broker.url`."""
     # Not imported at the top: pytest loads this module in every project that has mqtool installed.
     from mqtool.broker.embedded.in_process import EmbeddedBroker
-    from mqtool.broker.embedded.model.profile import DEFAULT
+    from mqtool.broker.embedded.model.profile import DEFAULT, profile
 
-    like = request.config.getini("amqp_broker_like") or DEFAULT
+    try:
+        like = request.config.getini("amqp_broker_like") or DEFAULT
+        profile(like)
+        failure = None
+    except (pytest.UsageError, TypeError, ValueError) as error:  # pytest refuses a number in TOML
+        failure = f'amqp_broker_like: {error}; in TOML, write the version in quotes: amqp_broker_like = "4.3"'
+    if failure is not None:
+        pytest.fail(failure, pytrace=False)
     with EmbeddedBroker(management_port=0, recording=True, like=like) as broker:
         around_tests = _AroundTests(broker)
         request.config.pluginmanager.register(around_tests)
@@ -109,10 +116,16 @@ def _amqp_recording(request: pytest.FixtureRequest) -> Iterator[None]:
     places = [name for name in ("amqp_vhost", "amqp_broker") if name in request.fixturenames]
     if not places:
         pytest.fail("amqp_recording is for tests that use amqp_vhost or amqp_broker", pytrace=False)
-    path = request.path.parent / marker.args[0]
+    given, options = [*marker.args], {**marker.kwargs}
+    if "path" in options:
+        given.append(options.pop("path"))
+    if len(given) != 1:
+        usage = 'amqp_recording needs the path of one recording, such as @pytest.mark.amqp_recording("incident.ndjson")'
+        pytest.fail(usage, pytrace=False)
+    path = request.path.parent / given[0]
     failure = None
     try:
-        with replaying(request.getfixturevalue(places[0]), path, **marker.kwargs):
+        with replaying(request.getfixturevalue(places[0]), path, **options):
             yield
     except (OSError, MqtoolError) as error:
         failure = str(error)

@@ -345,19 +345,39 @@ def published(call: RouteCall, vhost: str) -> HttpAnswer:
 def in_queue(call: RouteCall, vhost: str, queue: str, what: str) -> HttpAnswer:
     """Return a queue's ready messages (if `what` is `messages`), or those `acked`, `rejected` or `requeued` there."""
     if what == "messages":
-        return _enough(call, list(call.api.under_test().ready(vhost, queue)))
-    if what not in _SETTLED:
+        _check_query(call)
+        answer = _enough(call, list(call.api.under_test().ready(vhost, queue)))
+    elif what in _SETTLED:
+        answer = _recorded(call, what, vhost, queue=queue)
+    else:
         missing()
-    return _recorded(call, what, vhost, queue=queue)
+    # A queue that is deleted or expires after its messages were acknowledged has a recording, but no longer exists.
+    if answer.value or queue in call.vhost(vhost).queues:
+        return answer
+    # The program under test may declare the queue while the request waits.
+    return HttpAnswer(
+        HTTPStatus.NOT_FOUND, {"error": "Object Not Found", "reason": "Not Found"}, patience=answer.patience
+    )
 
 
 def _recorded(call: RouteCall, what: str, vhost: str, **names: str) -> HttpAnswer:
+    call.vhost(vhost)
+    selecting = [each for each in ("exchange", "routing_key", "queue") if each not in names]
+    _check_query(call, *selecting)
     query = call.request.query
-    names |= {each: query[each] for each in ("exchange", "routing_key", "queue") if each in query and each not in names}
+    names |= {each: query[each] for each in selecting if each in query}
     try:
         return _enough(call, list(call.api.under_test().recording.find(what, vhost, **names)))
     except LookupError as error:
         raise HttpError(HTTPStatus.CONFLICT, "not_recording", "start the broker with --recording") from error
+
+
+def _check_query(call: RouteCall, *selecting: str) -> None:
+    """Refuse unknown query parameters: a misspelled one would select other messages than the test means."""
+    known = (*selecting, "count", "timeout")
+    for each in call.request.query:
+        if each not in known:
+            raise bad_request(f"unknown query parameter {each!r}: one of {', '.join(known)}")
 
 
 def _enough(call: RouteCall, messages: "list[Recorded]") -> HttpAnswer:

@@ -136,6 +136,15 @@ def fault_of(name: str, arguments: Mapping[str, Any]) -> Fault:
         raise ValueError(f"{name} needs {', '.join(each for each in needed if each in known)}") from error
 
 
+def checked(fault: Fault) -> Fault:
+    """Return a fault with the same arguments.
+
+    Raises:
+        ValueError: an argument is out of range; the message is the same as that of fault_of().
+    """
+    return fault_of(name_of(type(fault)), {name: getattr(fault, name) for name in arguments_of(type(fault))})
+
+
 def _converted(name: str, value: Any, annotated: Any) -> Any:
     kinds = get_args(annotated) or (annotated,)
     if value is None and NoneType in kinds:

@@ -23,6 +23,7 @@ from mqtool.broker.embedded.testing.fault import (
     LoseAcks,
     NackPublishes,
     ReturnUnroutable,
+    checked,
 )
 from mqtool.broker.embedded.testing.traffic import Messages
 from mqtool.broker.embedded.testing.under_test import BrokerUnderTest
@@ -216,7 +217,8 @@ class Faults:
         self._ask = ask
 
     def begin(self, fault: Fault) -> BegunFault:
-        return BegunFault(self, *self._ask(lambda broker: broker.begin(fault)))
+        started = checked(fault)
+        return BegunFault(self, *self._ask(lambda broker: broker.begin(started)))
 
     def undo(self, number: int) -> None:
         """End the fault with this number, if it is active."""
