@@ -15,6 +15,9 @@ from mqtool.tutorials import pages
 #: What was probably meant by a word that is no command, after `mqtool` or the name of a group.
 _MEANT = {
     ("mqtool", "send-log"): "did you mean 'emit-log'?",
+    ("mqtool", "redrive"): "did you mean 'mqtool dlq redrive'?",
+    ("mqtool", "delete"): "did you mean 'mqtool queue delete'?",
+    ("mqtool", "purge"): "did you mean 'mqtool queue purge'?",
     ("mqtool emit-log", "default"): "to publish to the default exchange: mqtool send -q QUEUE",
     ("mqtool emit-log", "x-delayed-message"): "to delay messages: mqtool send-delayed",
 }

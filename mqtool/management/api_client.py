@@ -69,7 +69,8 @@ def refusal(answer: "BaseHTTPResponse", url: str, user: str) -> MqtoolError:
 def _said(answer: "BaseHTTPResponse") -> str:
     try:
         said = json.loads(answer.data)
-        return str(said.get("reason") or said.get("error") or answer.reason)
+        reason = str(said.get("reason") or said.get("error") or answer.reason)
+        return " ".join(reason.strip().replace("\n\n", ": ").split())  # RabbitMQ's reasons can have several lines
     except (ValueError, AttributeError):
         return str(answer.reason)
 

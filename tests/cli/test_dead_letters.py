@@ -117,6 +117,29 @@ def test_dlq_drop_needs_yes_without_a_terminal(dead: Shell, broker: TestBroker) 
     assert depth(broker, "jobs.dlq") == 2
 
 
+@on_any_broker
+def test_dlq_commands_ask_about_messages_that_are_there(dead: Shell) -> None:
+    """The question of `dlq drop` agrees with the number of messages; without dead letters, it asks nothing."""
+    assert "this would drop all 3 messages of jobs.dlq for good\n" in dead.run("mqtool", "dlq", "drop", "jobs").stderr
+    dead.run("mqtool", "dlq", "drop", "jobs", "--id", "m-one", "--id", "m-two", "--yes")
+    assert "this would drop 1 message of jobs.dlq for good\n" in dead.run("mqtool", "dlq", "drop", "jobs").stderr
+    dead.run("mqtool", "dlq", "drop", "jobs", "--yes")
+    for verb, done in (("drop", "dropped"), ("redrive", "moved back")):
+        none = on_terminal(dead, "mqtool", "dlq", verb, "jobs")
+        assert (none.code, none.stdout) == (0, f"0 {done} from jobs.dlq\r\n")
+
+
+@on_any_broker
+@pytest.mark.parametrize("verb", ["show", "redrive", "drop"])
+def test_dlq_commands_lead_from_the_dead_letter_queue_to_its_work_queue(dead: Shell, verb: str) -> None:
+    """Given the name that `dlq ls` prints, `dlq show`, `redrive` and `drop` fail and name the work queue."""
+    wrong = dead.run("mqtool", "dlq", verb, "jobs.dlq")
+    assert (wrong.code, "hint: 'jobs.dlq' has the dead letters of 'jobs': mqtool dlq show jobs\n" in wrong.stderr) == (
+        69,
+        True,
+    ), wrong.stderr
+
+
 @pytest.mark.keeps_messages
 def test_dlq_drop_keeps_the_order_of_the_others(shell: Shell) -> None:
     """`dlq drop --id` removes one of 300 messages; the others keep their order, also in a quorum queue."""

@@ -83,6 +83,19 @@ def test_import_keeps_queues_that_differ(admin: Shell) -> None:
     assert actions(run(admin, "diff file --json")) == {("conflict", "queue", "jobs"), ("extra", "queue", "more")}
 
 
+def test_import_prints_the_reason_of_a_refusal_on_one_line(admin: Shell) -> None:
+    """If the broker refuses a policy in a reason of several lines, `import` warns on one line, without "\\n"."""
+    file = admin.directory / "file"
+    contents = json.loads(file.read_text())
+    contents["policies"] = [{"name": "wrong", "pattern": "", "definition": {"max-length": -1}, "apply-to": "queues"}]
+    file.write_text(json.dumps(contents))
+    imported = run(admin, "import file")
+    warnings = [line for line in imported.stderr.splitlines() if "policy wrong" in line]
+    assert (imported.code, len(warnings)) == (3, 1), imported.stderr
+    assert "the broker refuses: Validation failed: " in warnings[0]
+    assert "\\n" not in imported.stderr
+
+
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 def test_definitions_files_are_exchanged_with_rabbitmq(admin: Shell, broker: TestBroker) -> None:
     """RabbitMQ loads a file of mqtool; mqtool reads RabbitMQ's file of one virtual host or of the whole broker."""

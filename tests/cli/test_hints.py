@@ -13,12 +13,15 @@ from tests.cli.shell import Shell
         (["emit-log", "default", "x"], "mqtool send -q QUEUE"),
         (["list", "queue"], "did you mean 'queues'?"),
         (["send-log", "x"], "did you mean 'emit-log'?"),
+        (["redrive", "jobs"], "did you mean 'mqtool dlq redrive'?"),
+        (["delete", "jobs"], "did you mean 'mqtool queue delete'?"),
+        (["purge", "jobs"], "did you mean 'mqtool queue purge'?"),
         (["tutorial", "1"], "to read it: mqtool tutorial show 1; to run it: mqtool tutorial run 1"),
         (["worker", "--exec", "sleep", "1"], "quote the program and its arguments: --exec 'sleep …'"),
     ],
 )
 def test_a_usage_error_names_what_was_probably_meant(lonely_shell: Shell, command: list[str], hint: str) -> None:
-    """For a mistyped command, the hint names the similar command, its plural form, or the missing quotes."""
+    """For a mistyped command, the hint names the similar command, its plural form, its group, or the missing quotes."""
     refused = lonely_shell.run("mqtool", *command)
     assert (refused.code, hint in refused.stderr) == (2, True), refused.stderr
 

@@ -228,6 +228,17 @@ def test_an_empty_list_says_so(shell: Shell, listing: object, broker: TestBroker
 
 
 @on_any_broker
+def test_a_list_that_could_not_be_fetched_is_not_called_empty(shell: Shell) -> None:
+    """If the management API does not answer, `list queues` does not say that there are no queues."""
+    for things in ("queues", "exchanges"):
+        unknown = shell.run("mqtool", "list", things, *NOWHERE)
+        assert (unknown.code, "no management API answers" in unknown.stderr) == (3, True), unknown.stderr
+        assert f"no {things}" not in unknown.stdout + unknown.stderr
+    named = shell.run("mqtool", "list", "queues", "-q", "jobs", *NOWHERE)
+    assert "no such queues" in named.stderr
+
+
+@on_any_broker
 def test_watch_prints_the_list_again_until_ctrl_c(shell: Shell, listing: object) -> None:
     """`list --watch` shows a new queue in the next list; Ctrl-C ends it with exit code 0."""
     watching = shell.start("mqtool", "list", "queues", "name", "--watch", "50ms")

@@ -13,6 +13,7 @@ import typer
 from mqtool import ndjson
 from mqtool import where as conditions
 from mqtool.amqp import Channel
+from mqtool.amqp.administration import exists
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.broker_access import access_to
@@ -27,9 +28,10 @@ from mqtool.cli.options.broker_options import ShownVerbose
 from mqtool.cli.options.receiving_options import WhereWaiting
 from mqtool.cli.pipe.existence import require
 from mqtool.cli.values import DURATION
-from mqtool.errors import SomeFailed, Unavailable
+from mqtool.errors import NotFound, SomeFailed, Unavailable
 from mqtool.message import Delivery
-from mqtool.spelling import counted
+from mqtool.spelling import counted, pasteable
+from mqtool.topology import Queue
 from mqtool.work import peeking, redriving
 from mqtool.work.history import death_of
 from mqtool.work.redriving import Choice
@@ -78,10 +80,10 @@ class Which:
         """True if all dead letters are selected."""
         return not self.ids and {self.reason, self.error, self.older, self.where} == {None}
 
-    @property
-    def words(self) -> str:
-        """The selection described in words, for confirmation prompts."""
-        return "all" if self.is_all else "the chosen ones of"
+    def words(self, there: int, queue: str) -> str:
+        """Describe the selection in words for a confirmation prompt: "all 3 messages of jobs.dlq"."""
+        selected = ("all " if there > 1 else "") if self.is_all else "the chosen ones of "
+        return f"{selected}{counted(there)} of {queue}"
 
     def choice(self) -> Choice:
         """Return a function that returns True for the selected dead letters."""
@@ -97,6 +99,11 @@ class Which:
     def require(self, work_queue: str, channel: Channel, access: Access) -> None:
         """Raise NotFound if the queue of dead letters does not exist; suggest a work queue with a similar name."""
         hint, suffix = "'mqtool dlq ls' lists the queues that have dead letters", dead_letter_queue("").name
+        worked = work_queue.removesuffix(suffix)
+        is_here = self.source is not None or exists(channel, Queue(self.queue(work_queue)))
+        if not is_here and worked != work_queue and exists(channel, Queue(work_queue)):
+            hint = f"{work_queue!r} has the dead letters of {worked!r}: {pasteable('dlq show', worked)}"
+            raise NotFound(f"queue {self.queue(work_queue)!r} does not exist", hint)
         require(self.queue(work_queue), channel, access, hint, suffix="" if self.source else suffix)
 
 
@@ -207,9 +214,12 @@ def redrive(
     with _channel(access) as channel:
         which.require(queue, channel, access)
         there = channel.depth_of(source)
+        if not there:
+            output.status(f"0 moved back from {source}")
+            return
         # A redrive loses nothing, so a script does not need --yes.
         is_safe = not (which.is_all and output.is_terminal(0))
-        ask(f"move {which.words} {there:,} messages of {source} back", access, yes=yes, is_safe=is_safe)
+        ask(f"move {which.words(there, source)} back", access, yes=yes, is_safe=is_safe)
         progress = Progress("moved back", fraction=lambda: progress.count / max(1, there))
         try:
             for letter in progress.of(redriving.redrive(channel, origins, source, which.choice(), stays)):
@@ -231,8 +241,12 @@ def drop(queue: QueueArgument, which: Which, broker: BrokerOptions, yes: Yes = F
     access = access_to(broker, reconnects=False)
     with _channel(access) as channel:
         which.require(queue, channel, access)
+        there = channel.depth_of(source)
+        if not there:
+            output.status(f"0 dropped from {source}")
+            return
         ask(
-            f"drop {which.words} {channel.depth_of(source):,} messages of {source} for good",
+            f"drop {which.words(there, source)} for good",
             access,
             yes=yes,
             hint="pass --yes, or select with --id, --reason, --error, --older or --where",

@@ -259,7 +259,7 @@ class View:
             count = layout.show_rows(rows, self.columns, as_json=self._choosing.as_json)
         if left_out := self._sum():
             output.status(left_out)
-        elif not count:
+        elif not count and (self._without_api is None or self._only):
             where = "" if self._vhost is None else f" in vhost {self._vhost!r}"
             such = " such" if self._where or self._only else ""
             output.status(f"no{such} {things}{where}")
