@@ -277,8 +277,8 @@ def test_doctor_upgrade_needs_a_newer_version(watcher: Shell) -> None:
 
 @on_any_broker
 def test_doctor_works_as_a_nagios_check(watcher: Shell, broker: TestBroker) -> None:
-    """`doctor --format nagios` prints one summary line and uses Nagios' exit codes; a broker that does not answer is
-    critical.
+    """`doctor --format nagios` prints one summary line and uses Nagios' exit codes; a broker that does not answer, on
+    AMQP's port or the management API's, is critical.
     """
     check = ("mqtool", "doctor", "--vhost", broker.vhost, "--between", "10ms", "--format", "nagios")
     fine = watcher.run(*check)
@@ -297,6 +297,8 @@ def test_doctor_works_as_a_nagios_check(watcher: Shell, broker: TestBroker) -> N
     assert len(rest) == 1
     gone = watcher.run(*check, "--management", "http://127.0.0.1:1")
     assert (gone.code, gone.stdout.partition(" - ")[0]) == (2, "RABBITMQ CRITICAL"), gone.stderr
+    deaf = watcher.run(*check, "-u", "amqp://guest:guest@127.0.0.1:1", "--management", broker.management)
+    assert (deaf.code, deaf.stdout.partition(" - ")[0]) == (2, "RABBITMQ CRITICAL"), deaf.stdout
     refused = watcher.run(*check[:3], "no-such-vhost", *check[4:])
     assert (refused.code, refused.stdout.partition(" - ")[0]) == (3, "RABBITMQ UNKNOWN"), refused.stdout
 

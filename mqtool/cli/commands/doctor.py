@@ -3,7 +3,7 @@
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -88,6 +88,9 @@ def doctor(
         return
     try:
         access = access_to(broker)
+        if form == "nagios":
+            with suppress(AccessRefused, NotFound, UsageError):  # users who only monitor may not log in by AMQP
+                access.connect().close()
         say = output.status if form in ("text", "json") else lambda _: None
         if upgrade_to is not None:
             found = worst_first(_of_upgrade(access, broker.options.vhost, upgrade_to, peek))
