@@ -29,6 +29,7 @@ _OTHER_OPTIONS = {
     "--hostname": "--url, such as amqp://user:password@host:5672/vhost",
     "--port": "--url, such as localhost:5673",
     "-p": "--vhost VHOST",
+    "--declare": "'mqtool queue declare NAME' declares a queue",
     "--limit": "--count N",
     "--max-retries": "--retries N for programs, --max-reconnects N for connections",
     "-o": "redirect standard output: > FILE",

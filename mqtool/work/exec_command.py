@@ -44,6 +44,10 @@ _PLACEHOLDER = re.compile(r"(?<!\$)\{(" + "|".join(_PLACEHOLDERS) + r")\}")
 _UNKNOWN_PLACEHOLDER = re.compile(rf"(?<!\$)\{{(?!(?:{'|'.join(_PLACEHOLDERS)})\}})[a-z_]+\}}")
 #: Operators that only a shell understands.
 _OPERATOR = re.compile(r"[|&;<>()]+")
+#: Matches a variable that only a shell expands, such as $NAME or "${NAME}", with a group. Also matches other quotes,
+#: without a group: they may contain a script, as in sh -c "echo $NAME".
+_NAME = r"\$(?:[A-Za-z_]\w*|{[A-Za-z_]\w*})"
+_VARIABLE = re.compile(rf"""\\.|'[^']*'|"({_NAME})"|"(?:\\.|[^"\\])*"|({_NAME})""", re.DOTALL)
 
 
 class ExecCommand:
@@ -115,6 +119,7 @@ def _words(command: str) -> list[str]:
         shell = shlex.shlex(command, posix=False, punctuation_chars=True)
         shell.commenters = ""
         operators = [word for word in shell if _OPERATOR.fullmatch(word)]
+        operators += [found[1] or found[2] for found in _VARIABLE.finditer(command) if found.lastindex]
     except ValueError as error:
         raise UsageError(f"--exec {command!r} is not a valid command: {str(error).lower()}") from error
     if not words:

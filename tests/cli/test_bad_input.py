@@ -230,8 +230,8 @@ GOOD = '{"body": "first"}\n\n{"body": "second"}\n'
 
 #: Bad data behind two good messages, which are delivered all the same. The empty line counts too.
 NDJSON = [
-    Case("send --json", 65, "line 4 is not JSON", 'looks like {"body": "Hello"}', "nonsense"),
-    Case("send --json", 65, "line 4 is not JSON", 'looks like {"body": "Hello"}', '{"body": "cut off'),
+    Case("send --json", 65, "line 4, column 1, is not JSON: ", 'looks like {"body": "Hello"}', "nonsense"),
+    Case("send --json", 65, "line 4, column 10, is not JSON: ", 'looks like {"body": "Hello"}', '{"body": "cut off'),
     Case("send --json", 65, "line 4 is not a JSON object", 'looks like {"body": "Hello"}', "[1]"),
     Case("send --json", 65, 'line 4 needs either "body" or "body_base64"', "", "{}"),
     Case("send --json", 65, 'line 4 needs either "body" or "body_base64"', "", '{"body": "", "body_base64": ""}'),

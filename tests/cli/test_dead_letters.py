@@ -110,8 +110,13 @@ def test_redrive_ignores_headers_that_a_publisher_forged(shell: Shell, broker: T
 
 @on_any_broker
 def test_dlq_drop_needs_yes_without_a_terminal(dead: Shell, broker: TestBroker) -> None:
-    """Without a terminal and --yes, `dlq drop` exits with 2 and deletes nothing."""
-    assert dead.run("mqtool", "dlq", "drop", "jobs").code == 2
+    """Without a terminal and --yes, `dlq drop` exits with 2 and deletes nothing. The hint does not
+    ask for a selection if there is one.
+    """
+    refused = dead.run("mqtool", "dlq", "drop", "jobs")
+    assert (refused.code, "hint: pass --yes, or select with --id" in refused.stderr) == (2, True)
+    selected = dead.run("mqtool", "dlq", "drop", "jobs", "--id", "m-one")
+    assert (selected.code, selected.stderr.splitlines()[-1]) == (2, "hint: pass --yes")
     assert depth(broker, "jobs.dlq") == 3
     assert dead.run("mqtool", "dlq", "drop", "jobs", "--id", "m-one", "--yes").code == 0
     assert depth(broker, "jobs.dlq") == 2

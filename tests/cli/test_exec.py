@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mqtool.work.exec_command import ExecCommand
 from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import IDLE, Shell, wait_until
 
@@ -96,6 +97,9 @@ def test_an_invalid_command_is_refused_before_a_message_is_taken(shell: Shell) -
         (["--exec", "no-such-program"], "program 'no-such-program' not found"),
         (["--exec", "./script"], "'./script' is not executable"),
         (["--exec", "grep 'a|b' | wc"], "--exec runs no shell, so '|' would be an argument"),
+        (["--exec", "echo $MQ_ATTEMPT"], "--exec runs no shell, so '$MQ_ATTEMPT' would be an argument"),
+        (["--exec", "echo a-${MQ_QUEUE}"], "--exec runs no shell, so '${MQ_QUEUE}' would be an argument"),
+        (["--exec", 'echo "$MQ_QUEUE"'], "--exec runs no shell, so '$MQ_QUEUE' would be an argument"),
         (["--exec", "echo {nosuch}"], "--exec has an unknown placeholder {nosuch}"),
         (["--exec", "echo {routing_key}", "--shell"], "sh would run the value of {routing_key} as code"),
         (["--retries", "3"], "add --exec COMMAND"),
@@ -103,6 +107,12 @@ def test_an_invalid_command_is_refused_before_a_message_is_taken(shell: Shell) -
         result = shell.run("mqtool", "worker", *options)
         assert result.code == 2
         assert said in result.stderr
+
+
+@pytest.mark.parametrize("command", ["sh -c 'echo $MQ_QUEUE'", 'sh -c "echo $MQ_QUEUE"', r"echo \$HOME $1 a$ $"])
+def test_a_dollar_sign_in_quotes_is_for_the_program(command: str) -> None:
+    """--exec accepts a `$` in a quoted script or after a backslash, and one that starts no variable's name."""
+    ExecCommand(command)
 
 
 @on_any_broker

@@ -12,6 +12,7 @@ from tests.cli.shell import Shell
         (["emit-log", "x-delayed-message", "x"], "mqtool send-delayed"),
         (["emit-log", "default", "x"], "mqtool send -q QUEUE"),
         (["list", "queue"], "did you mean 'queues'?"),
+        (["move", "a", "--to", "b", "--declare"], "hint: 'mqtool queue declare NAME' declares a queue"),
         (["send-log", "x"], "did you mean 'emit-log'?"),
         (["redrive", "jobs"], "did you mean 'mqtool dlq redrive'?"),
         (["delete", "jobs"], "did you mean 'mqtool queue delete'?"),
@@ -62,3 +63,17 @@ def test_a_queue_given_as_an_option_is_told_to_be_an_argument(lonely_shell: Shel
     """`peek -q hello` is refused with the hint that the queue is an argument of `peek`."""
     refused = lonely_shell.run("mqtool", "peek", "-q", "hello")
     assert (refused.code, "hint: it is an argument: mqtool peek" in refused.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("topic", "says"),
+    [
+        ("programs", "exits with 3 if it dead-lettered any message, and with 1 if every attempt failed"),
+        ("messages", "Routing key; in a super stream, chooses the partition"),
+        ("messages", "If stdin is an empty pipe or file, or FILE is empty, nothing is sent."),
+        ("messages", "Lines from the first one that is not valid NDJSON are not kept"),
+    ],
+)
+def test_a_help_topic_says_what_scripts_rely_on(lonely_shell: Shell, topic: str, says: str) -> None:
+    """`mqtool help` names the exit codes of a worker, and which input is sent or kept."""
+    assert says in " ".join(lonely_shell.run("mqtool", "help", topic).stdout.split())

@@ -36,11 +36,16 @@ def test_without_a_message_nothing_is_sent_to_a_queue_that_was_named(shell: Shel
 
 @on_any_broker
 def test_an_empty_pipe_publishes_nothing_and_says_so(shell: Shell) -> None:
-    """`send` from an empty stdin sends nothing and says so; with '' or -, it sends an empty message."""
+    """`send` from an empty stdin or file sends nothing and says so; with '' or -, it sends an empty message."""
     shell.run("mqtool", "queue", "declare", "jobs")
     for command in (["send"], ["send", "-q", "jobs"], ["new-task"]):
         empty = shell.run("mqtool", *command, stdin="")
         assert (empty.code, empty.stderr) == (0, "nothing was sent: stdin is empty; to send an empty message: ''\n")
+    (shell.directory / "empty").touch()
+    for name, said in (("empty", "empty"), ("/dev/null", "/dev/null"), ("-", "stdin")):
+        empty = shell.run("mqtool", "send", "-q", "jobs", "-f", name, stdin="")
+        assert (empty.code, empty.stdout) == (0, "")
+        assert empty.stderr == f"nothing was sent: {said} is empty; to send an empty message: ''\n"
     assert "jobs\t0\n" in shell.run("mqtool", "list", "queues", "name", "messages_ready").stdout
     assert shell.run("mqtool", "send", "-q", "jobs", "", stdin="unread").code == 0
     assert shell.run("mqtool", "send", "-q", "jobs", "-", stdin="").code == 0

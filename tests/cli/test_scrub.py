@@ -47,7 +47,7 @@ def test_scrub_names_a_bad_line(lonely_shell: Shell) -> None:
     """
     result = lonely_shell.run("mqtool", "recording", "scrub", stdin=f"{LINES}\nnot JSON\n{LINES}")
     assert (result.code, len(result.stdout.splitlines())) == (65, 2)
-    assert result.stderr.startswith("mqtool: line 4 is not JSON")
+    assert result.stderr.startswith("mqtool: line 4, column 1, is not JSON")
     wrong = lonely_shell.run("mqtool", "recording", "scrub", "--keep", "routing-kye", stdin=LINES)
     assert (wrong.code, wrong.stdout) == (2, "")
     assert "hint: did you mean 'routing_key'?" in wrong.stderr

@@ -138,8 +138,9 @@ def test_only_a_body_is_needed() -> None:
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("", "line 7 is not JSON"),
-        ("{", "line 7 is not JSON"),
+        ("", "line 7, column 1, is not JSON"),
+        ("{", "line 7, column 2, is not JSON"),
+        ('{"body": "a" "b": 1}', "line 7, column 14, is not JSON: Expecting ',' delimiter"),
         (b"\xff", "line 7 is not JSON"),
         ("null", "line 7 is not a JSON object"),
         ("{}", 'needs either "body" or "body_base64"'),

@@ -245,12 +245,8 @@ def drop(queue: QueueArgument, which: Which, broker: BrokerOptions, yes: Yes = F
         if not there:
             output.status(f"0 dropped from {source}")
             return
-        ask(
-            f"drop {which.words(there, source)} for good",
-            access,
-            yes=yes,
-            hint="pass --yes, or select with --id, --reason, --error, --older or --where",
-        )
+        or_select = ", or select with --id, --reason, --error, --older or --where" if which.is_all else ""
+        ask(f"drop {which.words(there, source)} for good", access, yes=yes, hint="pass --yes" + or_select)
         try:
             for _ in redriving.drop(channel, source, which.choice()):
                 dropped += 1

@@ -32,7 +32,8 @@ class Appending:
         typer.Option(
             "--routing-key",
             "-r",
-            help="Key that chooses the partition (default: each in turn)",
+            help="Routing key; in a super stream, chooses the partition",
+            show_default="each in turn",
             rich_help_panel="Messages",
             metavar="KEY",
         ),

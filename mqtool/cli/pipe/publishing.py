@@ -265,9 +265,8 @@ class FailedMessages:
         self._file.close()
         self._unfinished.replace(self._path)
         if self._count:
-            output.warning(
-                f"{self._count:,} not confirmed, kept in {self._path}; send them with 'mqtool send --json -f'"
-            )
+            again = f"mqtool send --json -f {quoted(str(self._path))}"
+            output.warning(f"{self._count:,} not confirmed, kept in {self._path}; to send them: {again}")
 
 
 def echo(line: str, message: Message, key: str | None = None) -> str:

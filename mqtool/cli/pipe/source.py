@@ -266,7 +266,7 @@ def read_messages(
             )
         return Input(iter(making.messages([default])), is_typed=True)
     descriptor = opened(options.file)
-    batches = _from_input(descriptor, options, delimiter, making, may_be_empty=is_asked_for)
+    batches = _from_input(descriptor, options, delimiter, making, may_be_empty=bool(words))
     if adapt is not None:
         batches = ([*map(adapt, batch)] for batch in batches)
     return InputInBatches(batches, keeps_rest=options.failed_to is not None, fraction=fraction(descriptor))
@@ -298,7 +298,8 @@ def _from_input(
             body = b"".join(parts)
             parts.clear()
             if not body and not may_be_empty:
-                output.notice("nothing was sent: stdin is empty; to send an empty message: ''")
+                name = "stdin" if descriptor == STDIN else options.file
+                output.notice(f"nothing was sent: {name} is empty; to send an empty message: ''")
             elif stopping.requested() is None:  # otherwise it may be only part of the message
                 yield making.messages([body])
     finally:
