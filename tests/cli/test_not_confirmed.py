@@ -38,7 +38,7 @@ def test_unroutable_messages_are_kept_and_a_second_run_sends_them(shell: Shell) 
     assert first.code == 75
     assert "0 confirmed, 2 returned" in first.stderr
     assert _bodies(shell, "failed") == ["a", "b"]
-    assert "2 not confirmed, kept in failed; to send them: mqtool send --json -f failed\n" in first.stderr
+    assert "2 not confirmed, kept in failed; to send them: mqtool send --json --file=failed\n" in first.stderr
 
     shell.run("mqtool", "receive", "-q", "later", "--declare", "--idle-timeout", "10ms")
     again = shell.run("mqtool", "send", "--json", "-f", "failed", "--failed-to", "failed")

@@ -40,12 +40,13 @@ def encrypted(request: pytest.FixtureRequest, amqp_tls: Authority, tmp_path: Pat
         f"stream.advertised_tls_port = {free[6]}",
         *(f"ssl_options.{name} = {path}" for name, path in files.items()),
     ]
-    process = node.launch(wanted, settings)
+    launched: list[background.Process] = []
+    node.launch(wanted, settings, launched.append)
     try:
         wait_until(lambda: not any(map(ports.is_free, free[4:])), "the node to listen", 60)
         yield Encrypted(f"amqps://guest:guest@127.0.0.1:{free[5]}", ("--stream-port", str(free[6])))
     finally:
-        background.terminate([process], 30)
+        background.terminate(launched, 30, again=1)
         node.stop_epmd(wanted.epmd_port)
 
 

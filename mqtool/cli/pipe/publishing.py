@@ -26,7 +26,7 @@ from mqtool.cli.pipe.source import Addressing, Input, read_messages
 from mqtool.delays import original
 from mqtool.errors import MqtoolError, NotConfirmed, SomeFailed, UsageError
 from mqtool.message import PERSISTENT, Confirmation, Message, Receipt
-from mqtool.spelling import counted, quoted
+from mqtool.spelling import counted, pasteable, quoted
 from mqtool.topology import Exchange, Queue
 
 if TYPE_CHECKING:
@@ -265,7 +265,7 @@ class FailedMessages:
         self._file.close()
         self._unfinished.replace(self._path)
         if self._count:
-            again = f"mqtool send --json -f {quoted(str(self._path))}"
+            again = pasteable("send --json --file=", str(self._path))
             output.warning(f"{self._count:,} not confirmed, kept in {self._path}; to send them: {again}")
 
 
