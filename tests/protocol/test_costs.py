@@ -11,8 +11,8 @@ from tests.protocol.loop_watch import LIMIT
 
 #: Of the costs in memory and with a data directory, every so-many-th is measured.
 EVERY = (1, 5) if IN_CI else (25, 25)
-#: How many times the limit a turn may take here, since the machine is busy. Some requests of administrators over HTTP take
-#: more than the limit even if it is not.
+#: How many times the limit a turn may take here, since the machine is busy. Some requests of administrators over HTTP
+#: take more than the limit even if it is not.
 ROOM = {"amqp": 2, "stream": 2, "amqp10": 2, "http": 4}
 
 
