@@ -38,13 +38,9 @@ _LOG_PAUSE = 0.2
 def down(name: Name = DEFAULT_NAME) -> None:
     """Stop the broker that 'broker up' started; messages are kept."""
     with state.locked(name) if state.directory(name).exists() else contextlib.nullcontext():
-        started = state.load(name)
-        if started is None:
-            why = (
-                f"broker {name!r} is stopped"
-                if state.load_stopped(name)
-                else f"no broker named {name!r} was started here"
-            )
+        try:
+            started = known(name)
+        except Unavailable as why:
             output.status(f"nothing to stop: {why}")
             return
         starter_of(started).stop(started)

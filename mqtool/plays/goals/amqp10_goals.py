@@ -108,12 +108,12 @@ def _accepted(seen: Seen) -> str:
     got = [each for each in seen.messages if each.queues]
     if not got:
         return ""
-    return f"{got[-1]} reached the queue {sorted(got[-1].queues)[0]!r}. Use a routing key for which there is no queue."
+    return f"{got[-1]} reached the queue {sorted(got[-1].queues)[0]!r}. Use a routing key that matches no binding."
 
 
 _RELEASED = Goal(
     "released",
-    "Publish a message over AMQP 1.0 to an exchange, with a routing key for which there is no queue, so that its "
+    "Publish a message over AMQP 1.0 to an exchange, with a routing key that matches no binding, so that its "
     "publisher is told the outcome 'released'.",
     _released,
     (_published_otherwise, _settled, _rejected, _accepted),
