@@ -88,7 +88,8 @@ def _events(api: Management, vhost: str, events: str, first: Json) -> Iterator[J
             yield topology.read(first)
             yield {"kind": "snapshot", "t": first["t"], "waiting": first["waiting"]}
             number = first["number"]
-        found = api.get(events, after=str(number), timeout="1")
+        # The first response comes at once, with the counts of messages that the snapshot leaves out.
+        found = api.get(events, after=str(number), timeout="1" if counts.is_known else "0")
         yield {"kind": "now", "t": found["t"]}
         if found.get("lost"):
             first, number = api.get(events), None
@@ -101,17 +102,30 @@ def _events(api: Management, vhost: str, events: str, first: Json) -> Iterator[J
         if not found["events"]:
             # There are no events to show, but the counts may have changed.
             found = {**found, **api.get(events, after=str(number), timeout="0")}
+            if found.get("lost") or found["events"]:
+                continue  # these counts are of later events, which the next request gets
+        counts.touched |= {event["queue"] for event in found["events"] if "queue" in event}
         if "queues" in found and counts.is_due():
             yield counts.moved(found)
         time.sleep(_BETWEEN_EVENTS)
 
 
 class _Counts:
-    """Message counts. Only queues whose counts have changed are included."""
+    """Message counts. Only queues are included whose counts have changed, or whose messages have moved.
+
+    Attributes:
+        touched: queues whose messages have moved since the latest record.
+    """
 
     def __init__(self) -> None:
+        self.touched: set[str] = set()
         self._queues: dict[str, list[int]] = {}
         self._not_before = 0.0
+
+    @property
+    def is_known(self) -> bool:
+        """True after the first record."""
+        return self._not_before > 0
 
     def is_due(self) -> bool:
         return time.monotonic() >= self._not_before
@@ -119,7 +133,10 @@ class _Counts:
     def moved(self, found: Json) -> Json:
         self._not_before = time.monotonic() + _BETWEEN_MOVES
         before, self._queues = self._queues, found["queues"]
-        changed = {name: counts for name, counts in self._queues.items() if before.get(name) != counts}
+        changed = {
+            name: counts for name, counts in self._queues.items() if before.get(name) != counts or name in self.touched
+        }
+        self.touched.clear()
         other = {name: found.get(name, []) for name in ("taken", "published", "appended", "read")}
         return {"kind": "moved", "t": found["t"], "queues": changed, **other}
 
@@ -232,7 +249,9 @@ def _as_json(wiring: Wiring, names: Mapping[str, str]) -> Json:
                 if _client_of(consumer)
                 else f"AMQP 1.0 link {consumer.tag}",
                 "queue": queue,
-                "prefetch": consumer.prefetch,
+                # Other protocols have credit instead, which changes with each message.
+                "prefetch": consumer.prefetch if consumer.channel else None,
+                "isAutomatic": not consumer.acknowledges,
             }
             for queue, consumers in wiring.consumers.items()
             for consumer in consumers

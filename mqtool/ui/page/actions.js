@@ -186,7 +186,7 @@ export class Doing {
   }
 
   /** Buttons in the panel with details: what can be asked about a node or a message. */
-  asks(chosen, state) {
+  asks(chosen, state, moment) {
     const button = (text, act) => {
       const made = make("button", { type: "button", textContent: text });
       made.addEventListener("click", act);
@@ -201,7 +201,7 @@ export class Doing {
       const fields = { exchange: details.exchange, key: details.routing_key, headers: headers.join("\n") };
       return parent.replaceChildren(button("Why here?", () => perform("route", fields, byId("answer"))));
     }
-    const { role } = describe(state, chosen.node);
+    const { role } = describe(state, moment, chosen.node);
     const name = chosen.node.slice(2);
     if (chosen.node.startsWith("x:")) {
       const key =

@@ -1,7 +1,7 @@
 // The panel with the facts about a node or a message, and the tables with the same facts as the picture. Names, headers
 // and bodies come from strangers: they are only ever set as text.
 
-import { describe } from "./picture.js";
+import { describe, limitOf } from "./picture.js";
 import { visible } from "./sentences.js";
 
 const KEPT_MESSAGE_ROWS = 100;
@@ -62,8 +62,8 @@ function listOf(copies) {
   return [...lines, ...(more ? [`and ${more.toLocaleString("en")} more`] : [])].join("\n");
 }
 
-function ofNode(state, id) {
-  const { role, name, line } = describe(state, id);
+function ofNode(state, moment, id) {
+  const { role, name, line } = describe(state, moment, id);
   const pairs = [
     ["name", name],
     ["now", line],
@@ -82,7 +82,7 @@ function ofNode(state, id) {
     const consumers = [...state.consumers.values()].filter((each) => each.queue === id && !each.gone);
     pairs.push([
       "consumers",
-      consumers.map((each) => `${each.label}, prefetch ${each.prefetch || "unlimited"}`).join("\n") || "none",
+      consumers.map((each) => [each.label, limitOf(each)].filter(Boolean).join(", ")).join("\n") || "none",
     ]);
   } else if (id[0] === "c") {
     pairs.push(["queue", state.consumers.get(id).queue.slice(2)], ["connection", state.consumers.get(id).name || ""]);
@@ -93,7 +93,7 @@ function ofNode(state, id) {
 }
 
 /** Fill the panel. */
-export function details(parent, state, chosen) {
+export function details(parent, state, moment, chosen) {
   const isThere =
     chosen.message ||
     state.exchanges.has(chosen.node) ||
@@ -104,7 +104,7 @@ export function details(parent, state, chosen) {
     ? { title: "Gone", pairs: [["name", chosen.node.slice(2)]] }
     : chosen.message
       ? ofMessage(state, chosen.message)
-      : ofNode(state, chosen.node);
+      : ofNode(state, moment, chosen.node);
   const text = JSON.stringify([title, pairs]);
   if (parent.dataset.shown === text) return; // keeps what somebody has selected in it
   parent.dataset.shown = text;
@@ -163,16 +163,17 @@ function fill(body, rows) {
   });
 }
 
-function rowOfQueue(state, queue) {
+function rowOfQueue(state, moment, queue) {
+  const { ready, unacked } = moment.counts.get(queue.id) ?? queue;
   const consumers = [...state.consumers.values()].filter((each) => each.queue === queue.id && !each.gone).length;
   const { deadLetterExchange, deadLetterKey } = queue;
   const key = deadLetterKey ? ` with key ${visible(deadLetterKey)}` : "";
   const dead = deadLetterExchange === null ? "" : titleOf(`x:${deadLetterExchange}`) + key;
   const rate = Math.round(state.rates.get(queue.id)?.rate ?? 0);
-  return [visible(queue.name), queue.type, queue.ready, queue.unacked, consumers, rate, dead];
+  return [visible(queue.name), queue.type, ready, unacked, consumers, rate, dead];
 }
 
-function rowOfExchange(state, exchange) {
+function rowOfExchange(state, moment, exchange) {
   const links = [...state.links.values()].filter((link) => link.from === exchange.id);
   return [
     titleOf(exchange.id),
@@ -182,27 +183,27 @@ function rowOfExchange(state, exchange) {
   ];
 }
 
-function rowsOfClients(state) {
+function rowsOfClients(state, moment) {
   return [
     ...[...state.publishers.values()].map(({ id, name, targets }) => ({
       key: id,
       cells: [visible(name), "publisher", [...targets.keys()].map(titleOf).join(", "), ""],
     })),
     ...[...state.consumers.values()].map(({ id, queue }) => {
-      const { name, line } = describe(state, id);
+      const { name, line } = describe(state, moment, id);
       return { key: id, cells: [name, "consumer", titleOf(queue), line === "consumer" ? "" : line] };
     }),
   ];
 }
 
-function rowsOfMessages(state, choose) {
+function rowsOfMessages(state, moment, choose) {
   const copies = [...state.copies.values()].sort((one, other) =>
     one.place === other.place ? one.number - other.number : one.place < other.place ? -1 : 1,
   );
   return copies.slice(0, KEPT_MESSAGE_ROWS).map((copy) => {
     const { details, fate, node, key, until } = copy;
     const left = until === undefined ? "" : `, until ${new Date(until).toLocaleTimeString()}`;
-    const where = describe(state, node).name;
+    const where = describe(state, moment, node).name;
     return {
       key,
       cells: [titleOfMessage(details), where, fate + left],
@@ -212,14 +213,14 @@ function rowsOfMessages(state, choose) {
 }
 
 /** Fill the tables and the list of events. `choose` shows a message. */
-export function fillTables(parent, state, choose) {
+export function fillTables(parent, state, moment, choose) {
   if (parent.hidden) return;
   const show = (id, rows) => fill(parent.querySelector(`#${id} tbody`), rows);
-  const of = (nodes, cells) => [...nodes.values()].map((each) => ({ key: each.id, cells: cells(state, each) }));
+  const of = (nodes, cells) => [...nodes.values()].map((each) => ({ key: each.id, cells: cells(state, moment, each) }));
   show("queues", of(state.queues, rowOfQueue));
   show("exchanges", of(state.exchanges, rowOfExchange));
-  show("clients", rowsOfClients(state));
-  const messages = rowsOfMessages(state, choose);
+  show("clients", rowsOfClients(state, moment));
+  const messages = rowsOfMessages(state, moment, choose);
   show("messages", messages);
   const all = state.copies.size;
   const cut = all > messages.length ? `, the first ${messages.length} of ${all.toLocaleString("en")}` : "";

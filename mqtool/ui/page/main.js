@@ -24,8 +24,8 @@ function choose(what) {
   if (!byId("details").contains(document.activeElement)) opener = document.activeElement;
   chosen = what;
   byId("details").hidden = false;
-  doing.asks(what, player.state);
-  details(byId("facts"), player.state, what);
+  doing.asks(what, player.state, picture.moment);
+  details(byId("facts"), player.state, picture.moment, what);
   byId("close").focus();
 }
 
@@ -191,9 +191,9 @@ function tell() {
   if (document.activeElement !== byId("time"))
     byId("time").value = String(length > 0 ? ((player.now - player.start) / length) * 1000 : 1000);
   byId("empty").hidden = state.exchanges.size + state.queues.size > 0 || !state.about.title;
-  fillTables(byId("tables"), state, choose);
+  fillTables(byId("tables"), state, picture.moment, choose);
   doing.suggest(state);
-  if (chosen) details(byId("facts"), state, chosen);
+  if (chosen) details(byId("facts"), state, picture.moment, chosen);
 }
 
 /** Minutes and seconds. */

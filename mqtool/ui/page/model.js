@@ -7,6 +7,14 @@ import { sentence } from "./sentences.js";
 /** Milliseconds that a message takes from one node to the next, and that its end is shown. */
 export const HOP = 450;
 const END = 700;
+/**
+ * Messages that take the same way leave this many milliseconds after each other, so that each is seen. The pauses get
+ * shorter the further the picture is behind, and end at LATEST milliseconds.
+ */
+const PAUSE = 130;
+const LATEST = 1500;
+/** A consumer is seen to get a message after those that it acknowledged before, if they are not later than this. */
+const CAUSES = 3500;
 const KEPT_MESSAGES = 1000;
 const KEPT_MOTIONS = 1500;
 const KEPT_SENTENCES = 200;
@@ -42,6 +50,10 @@ export function emptyState() {
     copies: new Map(),
     messages: new Map(),
     motions: [],
+    /** When something last left on a way, by the ids of its ends. */
+    left: new Map(),
+    /** When each consumer is seen to have acknowledged a message, or given it back. */
+    settled: new Map(),
     sentences: [],
     counts: new Map(),
     rates: new Map(),
@@ -76,9 +88,66 @@ export function beginning(state) {
       details: copy.details,
     };
   });
+  const queues = Object.fromEntries(
+    [...state.queues].map(([id, { name, ready, unacked }]) => [
+      name,
+      [ready, unacked, state.counts.get(id)?.count ?? 0],
+    ]),
+  );
   const at = (record) => ({ ...record, t: state.t });
-  return state.topology === null ? [] : [at(state.about), at(state.topology), at({ kind: "snapshot", waiting })];
+  return state.topology === null
+    ? []
+    : [
+        at(state.about),
+        at(state.topology),
+        at({ kind: "snapshot", waiting }),
+        at({ kind: "moved", queues, taken: [], published: [] }),
+      ];
 }
+
+/**
+ * What is seen at a moment. The counters show what is drawn, so that both always say the same.
+ * @typedef {object} Moment
+ * @property {any[]} moving                 motions
+ * @property {Map<string, any[]>} resting   by node: copies, and motions that have not begun
+ * @property {Map<string, {ready: number, unacked: number}>} counts  by queue, with messages that are only counted
+ */
+
+/** @returns {Moment} */
+export function momentOf(state, now) {
+  const moving = [];
+  const resting = new Map();
+  const rest = (node, message) => {
+    if (!resting.has(node)) resting.set(node, []);
+    resting.get(node).push(message);
+  };
+  const isUnderWay = new Set();
+  for (const motion of state.motions) {
+    if (motion.t1 <= now) continue;
+    isUnderWay.add(motion.key);
+    if (motion.t0 > now) continue;
+    if (motion.rests) rest(motion.nodes[0], motion);
+    else moving.push(motion);
+  }
+  for (const copy of state.copies.values()) {
+    if (copy.busyUntil <= now && !isUnderWay.has(copy.key)) rest(copy.node, copy);
+  }
+  const counts = new Map();
+  for (const queue of state.queues.values()) counts.set(queue.id, { ...queue.uncopied });
+  const count = (queue, what) => {
+    if (counts.has(queue)) counts.get(queue)[what] += 1;
+  };
+  for (const [node, messages] of resting) {
+    for (const { fate, place } of messages) {
+      if (fate === "unacknowledged") count(place, "unacked");
+      else if (WAITING.has(fate)) count(node, "ready");
+    }
+  }
+  for (const { fate, place } of moving) if (fate === "unacknowledged" && place) count(place, "unacked");
+  return { moving, resting, counts };
+}
+
+const WAITING = new Set(["ready", "requeued", "stream"]);
 
 function prune(state) {
   if (state.motions.length > KEPT_MOTIONS) state.motions.splice(0, state.motions.length - KEPT_MOTIONS);
@@ -93,9 +162,24 @@ function prune(state) {
 export function dropGone(state, time) {
   for (const nodes of [state.publishers, state.consumers]) {
     for (const [id, node] of nodes) {
-      if (node.gone && node.gone < time - LINGERS) nodes.delete(id);
+      if (!node.gone || node.gone >= time - LINGERS || holdsAny(state, id)) continue;
+      nodes.delete(id);
+      state.settled.delete(id);
     }
   }
+}
+
+/** Whether a consumer has gone, and another one of the same name is there for its queue. */
+function isReplaced(state, { id, gone, label, queue }, by) {
+  const successor = state.consumers.get(by);
+  if (id === by || !gone || label !== successor.label || queue !== successor.queue || holdsAny(state, id)) return false;
+  return !state.motions.some((motion) => motion.t1 > state.t && motion.nodes.includes(id));
+}
+
+/** A cancelled consumer keeps its messages until they are acknowledged, or its channel is closed. */
+function holdsAny(state, node) {
+  for (const copy of state.copies.values()) if (copy.node === node) return true;
+  return false;
 }
 
 const exchangeId = (name) => `x:${name}`;
@@ -110,10 +194,28 @@ function exchangeOf(state, name) {
   return id;
 }
 
+/** The broker's counts of a new queue; `uncopied` are the messages that are counted, but not known one by one. */
+const newCounts = () => ({ ready: 0, unacked: 0, uncopied: { ready: 0, unacked: 0 } });
+
+const countsOf = ({ ready, unacked, uncopied } = newCounts()) => ({ ready, unacked, uncopied });
+
+/** Compare the broker's counts with the messages that are known. Both are of the same moment. */
+function recount(state) {
+  const known = new Map();
+  for (const { place, node } of state.copies.values()) {
+    if (!known.has(place)) known.set(place, { ready: 0, unacked: 0 });
+    known.get(place)[node === place ? "ready" : "unacked"] += 1;
+  }
+  for (const queue of state.queues.values()) {
+    const { ready, unacked } = known.get(queue.id) ?? { ready: 0, unacked: 0 };
+    queue.uncopied = { ready: Math.max(0, queue.ready - ready), unacked: Math.max(0, queue.unacked - unacked) };
+  }
+}
+
 function queueOf(state, name) {
   const id = queueId(name);
   if (!state.queues.has(id)) {
-    state.queues.set(id, { id, name, type: "", ready: 0, unacked: 0, deadLetterExchange: null, arguments: {} });
+    state.queues.set(id, { id, name, type: "", deadLetterExchange: null, arguments: {}, ...newCounts() });
   }
   return id;
 }
@@ -146,6 +248,35 @@ function move(state, key, nodes, fate, start, details, last = HOP) {
   const t1 = start + Math.max(1, nodes.length - 1) * last;
   state.motions.push({ id: ++state.number, key, nodes, fate, t0: start, t1, details });
   return t1;
+}
+
+/** When something leaves that may leave at `wanted`: a little after what left before it on the same way. */
+function inTurn(state, from, to, wanted) {
+  const way = `${from} ${to}`;
+  const before = state.left.get(way) ?? 0;
+  const pause = PAUSE * (1 - Math.min(1, Math.max(0, before - wanted) / LATEST));
+  const start = Math.max(wanted, before + pause);
+  state.left.delete(way); // so that the oldest one is the first
+  state.left.set(way, start);
+  if (state.left.size > KEPT_MESSAGES) state.left.delete(state.left.keys().next().value);
+  return start;
+}
+
+/** Let something be seen to wait at a node. */
+function wait(state, key, node, fate, t0, t1, message) {
+  if (t0 < t1) state.motions.push({ id: ++state.number, key, nodes: [node], fate, t0, t1, ...message, rests: true });
+}
+
+/**
+ * When a copy leaves its node: once it has arrived there, and in turn; for a consumer, once its prefetch limit is seen
+ * to allow it. Until then, it is seen to wait.
+ */
+function leaves(state, copy, to, t) {
+  const may = Math.max(t, copy.busyUntil);
+  const start = inTurn(state, copy.node, to, Math.max(may, Math.min(state.settled.get(to) ?? 0, t + CAUSES)));
+  const { details, place, number } = copy;
+  wait(state, copy.key, copy.node, copy.fate, may, start, { details, place, number });
+  return start;
 }
 
 function copyOf(state, event) {
@@ -188,7 +319,9 @@ function enter(state, message, queue, event, fate) {
     message.exchange === null
       ? [message.origin]
       : (message.paths.get(queue) || [message.details.exchange, event.queue]).slice(0, -1).map(exchangeId);
-  const arrives = move(state, `${queue}/${event.copy}`, [...path, queue], fate, message.arrives, message.details);
+  // Messages leave their exchange as they have come there.
+  const start = path[0] === message.origin ? inTurn(state, path[0], queue, message.arrives) : message.arrives;
+  const arrives = move(state, `${queue}/${event.copy}`, [...path, queue], fate, start, message.details);
   addCopy(state, queue, event, message.details, fate, arrives);
 }
 
@@ -216,7 +349,8 @@ const HANDLERS = {
       state.queues,
       record.queues,
       (each) => queueId(each.name),
-      (id, each) => ({ id, ...each }),
+      // The topology's counts may be of a later moment than the events so far.
+      (id, each) => ({ id, ...each, ...countsOf(state.queues.get(id)) }),
     );
     const there = new Set(record.consumers.map((each) => consumerId(each.name, each.queue)));
     for (const [id, consumer] of state.consumers) {
@@ -226,6 +360,7 @@ const HANDLERS = {
       const id = consumerId(each.name, each.queue);
       const { offset } = state.consumers.get(id) || {};
       state.consumers.set(id, { id, offset, ...each, queue: queueId(each.queue), gone: 0 });
+      for (const other of state.consumers.values()) if (isReplaced(state, other, id)) state.consumers.delete(other.id);
     }
     for (const each of record.publishers || []) publisherOf(state, each.client, exchangeId(each.exchange));
     state.links = new Map();
@@ -280,6 +415,7 @@ const HANDLERS = {
       if (queue) Object.assign(queue, { ready, unacked });
       measure(queueId(name), count);
     }
+    recount(state);
     for (const [consumer, count] of record.taken) measure(consumerId(consumer), count);
     for (const [name, offset] of record.read || []) {
       const consumer = state.consumers.get(consumerId(name));
@@ -312,12 +448,15 @@ const HANDLERS = {
     let origin = null;
     if (from.client !== undefined) {
       origin = publisherOf(state, from.client, exchange);
-      arrives = move(state, `m${event.message}`, [origin, exchange], "ready", event.t, details);
+      const start = inTurn(state, origin, exchange, event.t);
+      arrives = move(state, `m${event.message}`, [origin, exchange], "ready", start, details);
     } else if (from.queue !== undefined) {
       origin = queueOf(state, from.queue);
       const dead = state.lastDead && state.lastDead.queue === origin ? state.lastDead.arrives : event.t;
       const fate = from.reason === "expired" ? "expired" : "dead";
-      arrives = move(state, `m${event.message}`, [origin, exchange], fate, Math.max(dead, event.t), details);
+      const start = inTurn(state, origin, exchange, Math.max(dead, event.t));
+      wait(state, `m${event.message}`, origin, fate, Math.max(dead, event.t), start, { details });
+      arrives = move(state, `m${event.message}`, [origin, exchange], fate, start, details);
     } else {
       state.copies.delete(`${exchange}/${from.copy}`);
     }
@@ -359,7 +498,8 @@ const HANDLERS = {
     const offset = event.details.headers["x-stream-offset"];
     if (Number.isInteger(offset)) state.consumers.get(consumer).offset = offset;
     const start = Math.max(event.t, state.lately.get(`${queue} ${bodyKey(event.details)}`) || 0);
-    move(state, `${queue} ${event.t}`, [queue, consumer], "unacknowledged", start, event.details);
+    const turn = inTurn(state, queue, consumer, start);
+    move(state, `${queue} ${event.t}`, [queue, consumer], "unacknowledged", turn, event.details);
   },
 
   appended(state, event) {
@@ -368,7 +508,10 @@ const HANDLERS = {
     if (!message) return;
     enter(state, message, queue, event, "stream");
     const offsets = [...state.copies.values()].filter((each) => each.place === queue);
-    for (const each of offsets.slice(0, -KEPT_OFFSETS)) state.copies.delete(each.key);
+    for (const each of offsets.slice(0, -KEPT_OFFSETS)) {
+      state.copies.delete(each.key);
+      state.queues.get(queue).uncopied.ready += 1;
+    }
   },
 
   read(state, event) {
@@ -376,7 +519,7 @@ const HANDLERS = {
     const consumer = consumerOf(state, event.consumer, event.queue);
     if (copy) {
       state.consumers.get(consumer).offset = event.offset ?? event.copy;
-      const start = Math.max(event.t, copy.busyUntil);
+      const start = inTurn(state, copy.place, consumer, Math.max(event.t, copy.busyUntil));
       move(state, `${copy.key} ${consumer}`, [copy.place, consumer], "stream", start, copy.details);
     }
   },
@@ -417,9 +560,10 @@ const HANDLERS = {
     const copy = copyOf(state, event);
     const consumer = consumerOf(state, event.consumer, event.queue);
     if (!copy) return;
-    const start = Math.max(event.t, copy.busyUntil);
+    const start = leaves(state, copy, consumer, event.t);
     const fate = event.no_ack ? "acknowledged" : "unacknowledged";
     copy.busyUntil = move(state, copy.key, [copy.place, consumer], fate, start, copy.details);
+    state.motions[state.motions.length - 1].place = copy.place;
     if (event.no_ack) {
       move(state, copy.key, [consumer], "acknowledged", copy.busyUntil, copy.details, END);
       state.copies.delete(copy.key);
@@ -431,7 +575,9 @@ const HANDLERS = {
   acknowledged(state, event) {
     const copy = copyOf(state, event);
     if (!copy) return;
-    move(state, copy.key, [copy.node], "acknowledged", Math.max(event.t, copy.busyUntil), copy.details, END);
+    const start = Math.max(event.t, copy.busyUntil);
+    move(state, copy.key, [copy.node], "acknowledged", start, copy.details, END);
+    state.settled.set(copy.node, Math.max(start, state.settled.get(copy.node) ?? 0));
     state.copies.delete(copy.key);
   },
 
@@ -439,7 +585,9 @@ const HANDLERS = {
     const copy = copyOf(state, event);
     if (!copy) return;
     const nodes = [copy.node, copy.place];
-    copy.busyUntil = move(state, copy.key, nodes, "requeued", Math.max(event.t, copy.busyUntil), copy.details);
+    const start = leaves(state, copy, copy.place, event.t);
+    state.settled.set(copy.node, start);
+    copy.busyUntil = move(state, copy.key, nodes, "requeued", start, copy.details);
     Object.assign(copy, { node: copy.place, fate: "requeued" });
   },
 
@@ -447,8 +595,10 @@ const HANDLERS = {
     const copy = copyOf(state, event);
     if (!copy) return;
     let arrives = Math.max(event.t, copy.busyUntil);
-    if (copy.node !== copy.place)
-      arrives = move(state, copy.key, [copy.node, copy.place], "dead", arrives, copy.details);
+    if (copy.node !== copy.place) {
+      const start = leaves(state, copy, copy.place, event.t);
+      arrives = move(state, copy.key, [copy.node, copy.place], "dead", start, copy.details);
+    }
     state.lastDead = { queue: copy.place, arrives };
     state.copies.delete(copy.key);
   },
@@ -462,8 +612,9 @@ const HANDLERS = {
   },
 
   purged(state, event) {
-    const queue = queueId(event.queue);
+    const queue = queueOf(state, event.queue);
     for (const [key, copy] of state.copies) if (copy.node === queue && copy.fate !== "stream") state.copies.delete(key);
+    state.queues.get(queue).uncopied.ready = 0;
   },
 
   replied(state, event) {

@@ -2,11 +2,13 @@
 
 import { FATES } from "./fates.js";
 import { arrowsOf, curveBetween, Layout, pointOf } from "./layout.js";
-import { rateOf } from "./model.js";
+import { momentOf, rateOf } from "./model.js";
 import { visible } from "./sentences.js";
 
 export const SVG = "http://www.w3.org/2000/svg";
+/** Messages at a node are drawn in a row of up to this many; the others are a number. */
 const SHOWN_IN_NODE = 10;
+const PITCH = 12;
 /** From this rate on (messages a second), an arrow shows a flow. */
 const FLOW = 20;
 
@@ -27,8 +29,18 @@ function fit(drawn, text, width) {
   else if (!needed) drawn.textContent = cut(text, 15);
 }
 
-/** What a node is called, and its lines. */
-export function describe(state, id) {
+/** How many messages a consumer may have unacknowledged; "" if nothing is known of it. */
+export function limitOf(consumer) {
+  if (consumer.prefetch === null || consumer.isUnknown) return "";
+  if (consumer.isAutomatic) return "auto-ack";
+  return consumer.prefetch ? `prefetch ${consumer.prefetch.toLocaleString("en")}` : "prefetch 0: no limit";
+}
+
+/**
+ * What a node is called, and its lines.
+ * @param {import("./model.js").Moment} moment
+ */
+export function describe(state, moment, id) {
   const number = (value) => value.toLocaleString("en");
   const kind = id[0];
   if (kind === "x") {
@@ -37,10 +49,11 @@ export function describe(state, id) {
   }
   if (kind === "q") {
     const queue = state.queues.get(id);
+    const { ready, unacked } = moment.counts.get(id) ?? queue;
     const line =
       queue.type === "stream"
-        ? `${number(queue.ready)} ${queue.ready === 1 ? "message" : "messages"}`
-        : `${number(queue.ready)} ready · ${number(queue.unacked)} unacked`;
+        ? `${number(ready)} ${ready === 1 ? "message" : "messages"}`
+        : `${number(ready)} ready · ${number(unacked)} unacked`;
     return { role: queue.type === "stream" ? "stream" : `${queue.type} queue`.trim(), name: visible(queue.name), line };
   }
   if (kind === "c") {
@@ -49,8 +62,7 @@ export function describe(state, id) {
       return { role: "consumer", name: visible(consumer.label), line: `at offset ${number(consumer.offset)}` };
     if (consumer.gone && !consumer.isUnknown)
       return { role: "consumer", name: visible(consumer.label), line: "cancelled or closed" };
-    const line = consumer.prefetch ? `prefetch ${number(consumer.prefetch)}` : "consumer";
-    return { role: "consumer", name: visible(consumer.label), line };
+    return { role: "consumer", name: visible(consumer.label), line: limitOf(consumer) || "consumer" };
   }
   return { role: "publisher", name: visible(state.publishers.get(id).name), line: "publisher" };
 }
@@ -74,6 +86,8 @@ export class Picture {
     this.drawnNodes = new Map();
     /** @type {Map<string, any>} */
     this.drawnDots = new Map();
+    /** What is drawn. */
+    this.moment = momentOf({ motions: [], copies: new Map(), queues: new Map() }, 0);
     this.found = "";
     this.laidOut = "";
   }
@@ -100,9 +114,11 @@ export class Picture {
       this.curves = new Map();
       this.drawArrows(arrows);
     }
+    this.moment = momentOf(state, now);
     this.drawNodes(state);
     this.drawFlows(state, arrows, now);
     this.drawDots(state, now);
+    this.svg.dataset.now = String(now);
   }
 
   curve(from, to) {
@@ -160,7 +176,7 @@ export class Picture {
     for (const [id, place] of this.places.places) {
       let drawn = this.drawnNodes.get(id);
       if (!drawn) drawn = this.newNode(id);
-      const { role, name, line } = describe(state, id);
+      const { role, name, line } = describe(state, this.moment, id);
       const words = `${role} ${name}: ${line}`;
       const where = `translate(${place.x - width / 2} ${place.y - height / 2})`;
       if (drawn.where !== where || drawn.width !== width) {
@@ -178,9 +194,12 @@ export class Picture {
         drawn.group.setAttribute("aria-label", words);
         drawn.group.dataset.role = role;
         drawn.group.dataset.name = name;
+        drawn.group.dataset.queue = state.consumers.get(id)?.queue ?? "";
         drawn.words = words;
       }
       const isFound = this.found !== "" && name.toLowerCase().includes(this.found);
+      const isBusy = id[0] === "c" && this.moment.resting.has(id);
+      drawn.group.classList.toggle("busy", isBusy);
       drawn.group.classList.toggle("found", isFound);
       drawn.group.classList.toggle("aside", this.found !== "" && !isFound);
     }
@@ -192,12 +211,13 @@ export class Picture {
     const box = group.appendChild(element("path", { class: "box" }));
     const name = group.appendChild(element("text", { class: "name", y: "19" }));
     const line = group.appendChild(element("text", { class: "line", y: "34" }));
+    const more = group.appendChild(element("text", { class: "more" }));
     group.dataset.id = id;
     group.addEventListener("click", () => this.choose({ node: id }));
     group.addEventListener("keydown", (event) => {
       if (event.key === "Enter") this.choose({ node: id });
     });
-    const drawn = { group, title, box, name, line };
+    const drawn = { group, title, box, name, line, more, moreText: "" };
     this.drawnNodes.set(id, drawn);
     return drawn;
   }
@@ -221,48 +241,17 @@ export class Picture {
 
   drawDots(state, now) {
     const seen = new Set();
-    const moving = new Set();
-    for (const motion of state.motions) {
-      if (motion.t0 <= now && now < motion.t1) {
-        const place = this.placeOfMotion(motion, now);
-        if (place) {
-          seen.add(`${motion.id}`);
-          moving.add(motion.key);
-          this.drawDot(`${motion.id}`, place, motion.fate, motion, motion.nodes[motion.nodes.length - 1], "moving");
-        }
-      } else if (motion.t0 > now) moving.add(motion.key);
-    }
-    const resting = new Map();
-    for (const copy of state.copies.values()) {
-      if (copy.busyUntil > now || moving.has(copy.key)) continue;
-      const there = resting.get(copy.node) || [];
-      there.push(copy);
-      resting.set(copy.node, there);
-    }
-    const { width, height } = this.places.size;
-    for (const [node, copies] of resting) {
-      const place = this.places.places.get(node);
+    const ends = new Map();
+    for (const motion of this.moment.moving) {
+      const [node] = motion.nodes;
+      const index = motion.nodes.length > 1 ? 0 : ends.get(node) || 0;
+      if (motion.nodes.length === 1) ends.set(node, index + 1);
+      const place = this.placeOfMotion(motion, now, index);
       if (!place) continue;
-      copies.sort((one, other) => one.number - other.number);
-      const isStream = copies[0].fate === "stream";
-      // Beside a delayed message is the time that is left.
-      const pitch = copies[0].until === undefined ? 15 : 44;
-      const most = Math.min(SHOWN_IN_NODE, Math.floor((width - 20) / pitch));
-      const shown = isStream ? copies.slice(-most).reverse() : copies.slice(0, most);
-      shown.forEach((copy, index) => {
-        const x = place.x + width / 2 - 14 - index * pitch;
-        seen.add(copy.key);
-        this.drawDot(
-          copy.key,
-          { x, y: place.y + height / 2 - 13 },
-          copy.fate,
-          copy,
-          node,
-          "resting",
-          leftOf(copy, now),
-        );
-      });
+      seen.add(`${motion.id}`);
+      this.drawDot(`${motion.id}`, place, motion.fate, motion, motion.nodes[motion.nodes.length - 1], "moving");
     }
+    for (const id of this.places.places.keys()) this.drawRow(state, id, now, seen);
     for (const [key, drawn] of this.drawnDots) {
       if (!seen.has(key)) {
         drawn.group.remove();
@@ -271,16 +260,61 @@ export class Picture {
     }
   }
 
-  placeOfMotion(motion, now) {
+  /** Draw the messages at a node, the next one first. Those that are only counted are drawn without a content. */
+  drawRow(state, id, now, seen) {
+    const { resting, counts } = this.moment;
+    const copies = resting.get(id) || [];
+    const uncopied = counts.has(id) ? state.queues.get(id).uncopied.ready : 0;
+    const drawn = this.drawnNodes.get(id);
+    let more = 0;
+    if (copies.length || uncopied) {
+      copies.sort((one, other) => one.number - other.number);
+      const isStream = id[0] === "q" && state.queues.get(id).type === "stream";
+      // Beside a delayed message is the time that is left.
+      const isDelayed = copies.length > 0 && copies[0].until !== undefined;
+      const pitch = isDelayed ? 44 : PITCH;
+      const most = Math.min(SHOWN_IN_NODE, Math.floor((this.places.size.width - 34) / pitch));
+      const shown = isStream ? copies.slice(-most).reverse() : copies.slice(0, most);
+      shown.forEach((copy, index) => {
+        seen.add(copy.key);
+        this.drawDot(copy.key, this.placeInRow(id, index * pitch), copy.fate, copy, id, "resting", leftOf(copy, now));
+      });
+      const others = Math.min(uncopied, most - shown.length);
+      for (let index = shown.length; index < shown.length + others; index += 1) {
+        const key = `${id} ${index}`;
+        seen.add(key);
+        this.drawDot(key, this.placeInRow(id, index * pitch), isStream ? "stream" : "ready", null, id, "resting");
+      }
+      more = copies.length + uncopied - shown.length - others;
+      const { x, y } = this.placeInRow(id, (shown.length + others) * pitch - 4);
+      const { x: left, y: top } = this.places.places.get(id);
+      drawn.more.setAttribute("x", String(x - left + this.places.size.width / 2));
+      drawn.more.setAttribute("y", String(y - top + this.places.size.height / 2 + 4));
+    }
+    // Unacknowledged messages that are only counted are not drawn: nobody knows which consumer has them.
+    const counted = counts.has(id) ? String(state.queues.get(id).uncopied.unacked) : "";
+    if (drawn.counted !== counted) drawn.group.dataset.counted = drawn.counted = counted;
+    const text = more ? `+${more.toLocaleString("en")}` : "";
+    if (drawn.moreText !== text) drawn.more.textContent = drawn.moreText = text;
+  }
+
+  placeInRow(id, from) {
+    const { x, y } = this.places.places.get(id);
+    const { width, height } = this.places.size;
+    return { x: x + width / 2 - 14 - from, y: y + height / 2 - 13 };
+  }
+
+  placeOfMotion(motion, now, index) {
     const legs = motion.nodes.length - 1;
     const done = (now - motion.t0) / (motion.t1 - motion.t0);
     if (legs === 0) {
       const place = this.places.places.get(motion.nodes[0]);
-      return place && { x: place.x, y: place.y + this.places.size.height / 2 - 13 };
+      return place && { x: place.x - index * (PITCH + 4), y: place.y + this.places.size.height / 2 - 13 };
     }
     const leg = Math.min(legs - 1, Math.floor(done * legs));
     const points = this.curve(motion.nodes[leg], motion.nodes[leg + 1]);
-    return points.length ? pointOf(points, done * legs - leg) : null;
+    const part = done * legs - leg;
+    return points.length ? pointOf(points, part * part * (3 - 2 * part)) : null;
   }
 
   drawDot(key, place, fate, message, node, how, label = "") {
@@ -290,7 +324,9 @@ export class Picture {
       const shape = group.appendChild(element("path"));
       const left = group.appendChild(element("text", { x: "-9", y: "3.5" }));
       drawn = { group, shape, left };
-      group.addEventListener("click", () => this.choose({ message: drawn.message }));
+      group.addEventListener("click", () =>
+        this.choose(drawn.message ? { message: drawn.message } : { node: drawn.node }),
+      );
       this.drawnDots.set(key, drawn);
     }
     drawn.message = message;
@@ -299,12 +335,14 @@ export class Picture {
       drawn.group.setAttribute("transform", where);
       drawn.where = where;
     }
-    if (drawn.fate !== fate || drawn.how !== how || drawn.node !== node) {
+    const queue = message?.place ?? "";
+    if (drawn.fate !== fate || drawn.how !== how || drawn.node !== node || drawn.queue !== queue) {
       drawn.group.setAttribute("class", `dot ${fate} ${how}`);
       drawn.shape.setAttribute("d", FATES[fate].shape);
       drawn.group.dataset.fate = fate;
       drawn.group.dataset.node = node;
-      Object.assign(drawn, { fate, how, node });
+      drawn.group.dataset.queue = queue;
+      Object.assign(drawn, { fate, how, node, queue });
     }
     if (drawn.label !== label) {
       drawn.left.textContent = label;

@@ -5,7 +5,7 @@
 /** Lines kept of each terminal. */
 const KEPT_PRINTED = 200;
 /** Milliseconds that an earlier scene is shown after its last command, so that messages arrive. */
-const SETTLES = 2500;
+const SETTLES = 4000;
 /** In a recording, an explanation is shown for at least this long, and for as long as it takes to read it. */
 const SHORTEST = 2500;
 const PER_CHARACTER = 50;

@@ -1,0 +1,240 @@
+"""The picture of `mqtool ui` and of tutorials: what is drawn and what is written always say the same."""
+
+import itertools
+import os
+import random
+import re
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mqtool import plays
+from mqtool.ui.page_server import single_file
+from tests.brokers import IN_CI
+from tests.cli.shell import Shell, wait_until
+from tests.cli.test_tutorial import processes_with
+from tests.cli.test_ui import Page, chromium
+
+__all__ = ["chromium"]
+
+#: For each queue, what its counters say, and what is drawn: messages, and numbers of messages.
+_COUNTED_AND_DRAWN = """
+const number = (text) => Number((text || "0").replace(/[+,]/g, ""));
+const nodes = [...document.querySelectorAll(".node")];
+const dots = [...document.querySelectorAll("#picture .dot")].map((dot) => ({ how: dot.classList, ...dot.dataset }));
+const more = (node) => number(node.querySelector(".more").textContent);
+return nodes.filter((node) => node.dataset.id.startsWith("q:")).map((queue) => {
+  const { id, counted } = queue.dataset;
+  const waiting = dots.filter(({ how, node, fate }) =>
+    how.contains("resting") && node === id && ["ready", "requeued", "stream"].includes(fate));
+  const unacked = dots.filter(({ queue, fate }) => queue === id && fate === "unacknowledged");
+  const consumers = nodes.filter((node) => node.dataset.id.startsWith("c:") && node.dataset.queue === id);
+  return {
+    says: queue.ariaLabel,
+    ready: waiting.length + more(queue),
+    unacked: unacked.length + consumers.reduce((sum, consumer) => sum + more(consumer), 0) + number(counted),
+  };
+});
+"""
+
+
+def differences(page: Page) -> list[dict[str, Any]]:
+    """Return the queues whose counters differ from what is drawn at this moment."""
+    found = []
+    for queue in page.ask(_COUNTED_AND_DRAWN):
+        numbers = [
+            int(each.replace(",", "")) for each in re.findall(r"([\d,]+) (?:ready|unacked|message)", queue["says"])
+        ]
+        if numbers != [queue["ready"], queue["unacked"]][: len(numbers)]:
+            found.append(queue)
+    return found
+
+
+def seek(page: Page, part: float) -> None:
+    """Show the picture at a part of the time, and wait until it is drawn."""
+    page.driver.execute_async_script(
+        """
+        const [part, done] = arguments, time = document.querySelector("#time");
+        time.step = "any";
+        time.value = part * 1000;
+        time.dispatchEvent(new Event("input"));
+        requestAnimationFrame(() => requestAnimationFrame(done));
+        """,
+        part,
+    )
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(each, marks=pytest.mark.skipif(not IN_CI and each != "hello-world", reason="in CI only"))
+             for each in plays.PLAYS]
+)  # fmt: skip
+def test_counters_equal_what_is_drawn(lonely_shell: Shell, chromium: Any, name: str) -> None:
+    """While a tutorial runs, and at twenty random moments when it is shown again, each queue's counters are the numbers
+    of the messages that are drawn.
+    """
+    lonely_shell.environment["TUTORIAL_MARK"] = mark = f"mark-{os.getpid()}-{time.monotonic_ns()}"
+    command = lonely_shell.start("mqtool", "tutorial", "run", name, "--ui", ready=False).wait_for_stdout("\n")
+    page = Page(chromium, command.stdout.split("\n")[0])
+    page.until(lambda: page.find("#next"), "the play")
+    # Whoever reads nothing, and goes on at once.
+    page.ask(
+        """
+        setInterval(() => {
+          const next = document.querySelector("#next");
+          if (next.textContent === "Next" && !next.disabled) next.click();
+        }, 50);
+        """
+    )
+    while "passed" not in page.text("#narration"):
+        assert differences(page) == []
+        assert "check failed" not in page.text("#narration")
+        assert command.process.poll() is None, command.stderr
+    moments = random.Random(name)
+    for _ in range(20):
+        moment = moments.random()
+        seek(page, moment)
+        assert differences(page) == [], moment
+    assert page.complaints() == []
+    command.interrupt().wait()
+    chromium.get("about:blank")
+    wait_until(lambda: not processes_with(mark), "all that was started to be gone")
+
+
+def message(number: int, body: str) -> dict[str, Any]:
+    """The details of a message in events."""
+    return {"exchange": "", "routing_key": "jobs", "headers": {}, "properties": {}, "size": len(body), "body": body}
+
+
+def published(t: int, number: int, body: str = "x") -> Iterable[dict[str, Any]]:
+    """The events of a message that is published to the queue jobs."""
+    event = {"kind": "event", "t": t, "message": number}
+    yield {**event, "what": "published", "from": {"client": "boss"}, "paths": [["", "jobs"]],
+           "details": message(number, body)}  # fmt: skip
+    yield {**event, "what": "ready", "queue": "jobs", "copy": number}
+
+
+def happens(t: int, what: str, copy: int, **fields: object) -> dict[str, Any]:
+    """An event of a message in the queue jobs."""
+    return {"kind": "event", "t": t, "what": what, "queue": "jobs", "copy": copy, **fields}
+
+
+def jobs(consumers: Iterable[dict[str, Any]] = (), ready: int = 0, t: int = 0) -> list[dict[str, Any]]:
+    """The records of a broker with a queue jobs, and with these consumers."""
+    queue = {"name": "jobs", "type": "quorum", "ready": ready, "unacked": 0, "deadLetterExchange": None,
+             "deadLetterKey": None, "arguments": {}}  # fmt: skip
+    return [
+        {"kind": "about", "t": t, "title": "a broker", "vhost": "/", "note": ""},
+        {
+            "kind": "topology",
+            "t": t,
+            "exchanges": [{"name": "", "type": "direct", "alternate": None}],
+            "links": [{"from": "", "to": "jobs", "toExchange": False, "keys": [], "more": 0}],
+            "queues": [queue],
+            "consumers": [{"queue": "jobs", "prefetch": 1, "isAutomatic": False, **each} for each in consumers],
+        },
+        {"kind": "snapshot", "t": t, "waiting": []},
+        {"kind": "moved", "t": t, "queues": {"jobs": [ready, 0, ready]}, "taken": [], "published": []},
+    ]
+
+
+def recorded(chromium: Any, directory: Path, records: Iterable[dict[str, Any]]) -> Page:
+    """Open a recording of these records, paused."""
+    file = directory / "recording.html"
+    file.write_bytes(single_file(records))
+    page = Page(chromium, file.as_uri())
+    page.until(lambda: page.find(".node"), "the picture")
+    return page
+
+
+def places(page: Page, fate: str) -> list[tuple[float, float]]:
+    """Where the messages with this fate are drawn."""
+    found = page.ask(
+        """
+        return [...document.querySelectorAll("#picture .dot")].filter((dot) => dot.dataset.fate === arguments[0])
+          .map((dot) => dot.getBoundingClientRect()).map(({ x, y }) => [x, y]);
+        """,
+        fate,
+    )
+    return [(x, y) for x, y in found]
+
+
+def test_messages_that_are_sent_together_are_seen_apart(chromium: Any, tmp_path: Path) -> None:
+    """Six messages that are published in the same millisecond move one after another, and wait in a row."""
+    sent = [event for number in range(6) for event in published(1000, number)]
+    page = recorded(chromium, tmp_path, [*jobs(), *sent, {"kind": "now", "t": 8000}])
+    seen = 0
+    for step in range(40):
+        seek(page, step / 40)
+        found = places(page, "ready")
+        assert len({(round(x), round(y)) for x, y in found}) == len(found), step
+        seen = max(seen, len(found))
+    assert seen == 6
+    seek(page, 1)
+    row = sorted(places(page, "ready"))
+    assert all(right - left >= 10 for (left, _), (right, _) in itertools.pairwise(row))
+    assert page.nodes()["quorum queue jobs"] == "6 ready · 0 unacked"
+
+
+def test_a_queue_shows_ten_messages_and_the_number_of_the_others(chromium: Any, tmp_path: Path) -> None:
+    """Of 5,000 waiting messages, ten are drawn, beside the number of the others, even if no message is known."""
+    page = recorded(chromium, tmp_path, jobs(ready=5_000))
+    page.until(lambda: page.find(".node.q .more")[0].text == "+4,990", "the number")
+    assert page.dots() == [("ready", "q:jobs")] * 10
+    assert differences(page) == []
+
+
+def test_a_worker_with_prefetch_1_is_never_seen_with_two_messages(chromium: Any, tmp_path: Path) -> None:
+    """A worker that acknowledges at once is seen to get its next message after it has acknowledged the last one."""
+    records = [*jobs([{"name": "one/tag", "label": "worker 1"}])]
+    records += [event for number in range(4) for event in published(1000, number)]
+    for number in range(4):
+        to = {"consumer": "one/tag", "no_ack": False, "redelivered": False, "to": None}
+        records += [happens(1001 + number, "delivered", number, **to), happens(1001 + number, "acknowledged", number)]
+    page = recorded(chromium, tmp_path, records)
+    most = 0
+    for step in range(60):
+        seek(page, step / 60)
+        assert differences(page) == []
+        most = max(most, len(places(page, "unacknowledged")))
+    assert most == 1
+
+
+def test_a_redelivered_message_is_seen_to_go_back(chromium: Any, tmp_path: Path) -> None:
+    """The message of a killed worker goes back to its queue, and only then to the next worker."""
+    workers = [{"name": f"{each}/tag", "label": f"worker {each}"} for each in ("1", "2")]
+    to = {"no_ack": False, "to": None}
+    records = [
+        *jobs(workers),
+        *published(1000, 0),
+        happens(1000, "delivered", 0, consumer="1/tag", redelivered=False, **to),
+        happens(3000, "requeued", 0, why="lost"),
+        happens(3000, "delivered", 0, consumer="2/tag", redelivered=True, **to),
+    ]
+    page = recorded(chromium, tmp_path, records)
+    seen: list[tuple[str, str]] = []
+    for step in range(80):
+        seek(page, step / 80)
+        assert differences(page) == []
+        for where in page.ask(
+            "return [...document.querySelectorAll('#picture .dot')].map(e => [e.dataset.fate, e.dataset.node])"
+        ):
+            if not seen or seen[-1] != tuple(where):
+                seen.append((where[0], where[1]))
+    assert seen[-3:] == [("unacknowledged", "c:1/tag"), ("requeued", "q:jobs"), ("unacknowledged", "c:2/tag")]
+
+
+def test_prefetch_0_says_that_there_is_no_limit(chromium: Any, tmp_path: Path) -> None:
+    """A consumer's box says its prefetch limit, "no limit" for 0, and "auto-ack" if it needs not acknowledge."""
+    consumers = [
+        {"name": "a/1", "label": "worker 1"},
+        {"name": "b/2", "label": "worker 2", "prefetch": 0},
+        {"name": "c/3", "label": "reader", "prefetch": 0, "isAutomatic": True},
+    ]
+    page = recorded(chromium, tmp_path, jobs(consumers))
+    nodes = page.nodes()
+    assert nodes["consumer worker 1"] == "prefetch 1"
+    assert nodes["consumer worker 2"] == "prefetch 0: no limit"
+    assert nodes["consumer reader"] == "auto-ack"
