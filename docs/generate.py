@@ -278,7 +278,8 @@ using it gives a `DeprecationWarning` in at least one minor version. CHANGELOG.m
 Everything else in mqtool is private and may change in any release.
 
 The pytest fixtures `amqp_broker` (an `EmbeddedBroker`), `amqp_vhost` (a `Vhost`) and `amqp_tls` (an `Authority`), the
-marker `amqp_recording` and the setting `amqp_broker_like` are public too; see [testing](../how-to/testing.md)."""
+marker `amqp_recording`, the setting `amqp_broker_like` and the option `--amqp-like` are public too; see
+[testing](../how-to/testing.md)."""
 #: Classes that programs create themselves.
 _CREATED = {"EmbeddedBroker", "Settings", "Tls"}
 #: Methods of public classes that mqtool itself uses.

@@ -37,8 +37,9 @@ class Embedded(Starter):
             raise UsageError(f"the embedded broker does not support {option}", f"use --kind docker with {option}")
         directory = state.made_directory(wanted.name)
         before = state.load_last(wanted.name)
-        port = ports.choose(wanted.port, ports.usual_amqp(before), wanted.listen)
-        management = ports.choose(wanted.management_port, ports.usual_management(before, port))
+        tls = bool(wanted.tls)
+        port = ports.choose(wanted.port, ports.usual_amqp(before), wanted.listen, tls=tls)
+        management = ports.choose(wanted.management_port, ports.usual_management(before, port), tls=tls)
         return Started(
             name=wanted.name,
             kind=self.kind,
@@ -49,7 +50,7 @@ class Embedded(Starter):
                 "management": f"http://{ports.HOST}:{management}",
                 "data": state.IN_MEMORY if wanted.in_memory else str(wanted.data_dir or directory / "embedded"),
                 **({"listen": wanted.listen} if wanted.listen else {}),
-                **ports.stream_url(wanted.stream_port, before, wanted.listen),
+                **ports.stream_url(wanted.stream_port, before, wanted.listen, tls=tls),
                 **({"like": wanted.like} if wanted.like else {}),
                 **({"tls_files": list(map(str, wanted.tls))} if wanted.tls else {}),
             },

@@ -31,23 +31,27 @@ def addresses(listen: str | None) -> list[str]:
     return [listen] if listen == EVERY else [HOST, *([listen] if listen else [])]
 
 
-def choose(wanted: int | None, usual: Iterable[int] = (), listen: str | None = None) -> int:
+def choose(wanted: int | None, usual: Iterable[int] = (), listen: str | None = None, *, tls: bool = False) -> int:
     """Return the wanted port (raise Unavailable if taken); for None, the first free usual port or any free port.
 
     Args:
         listen: another address on which the port must be free, besides loopback.
+        tls: the broker listens with TLS on the port below, so that must be free as well.
     """
-    for host in addresses(listen):
-        if wanted is not None and not is_free(wanted, host):
-            raise Unavailable(
-                f"port {wanted} on {host} is taken", "choose another with --port, --management-port or --stream-port"
-            )
     if wanted is not None:
+        if taken := _taken(wanted, listen, tls):
+            raise Unavailable(f"{taken} is taken", "choose another with --port, --management-port or --stream-port")
         return wanted
     for port in usual:
-        if all(is_free(port, host) for host in addresses(listen)) and _claim(port):
+        if not _taken(port, listen, tls) and _claim(port):
             return port
     return free_port()
+
+
+def _taken(port: int, listen: str | None, tls: bool) -> str | None:
+    """Return the first port and address that a broker needs and that is taken, such as "port 5672 on 127.0.0.1"."""
+    needed = ((number, host) for number in ((port, port - 1) if tls else (port,)) for host in addresses(listen))
+    return next((f"port {number} on {host}" for number, host in needed if not is_free(number, host)), None)
 
 
 def _claim(port: int) -> bool:
@@ -83,16 +87,19 @@ def usual_management(before: "Started | None", amqp_port: int) -> list[int]:
     return [*dict.fromkeys(_usual(before, "management", *usual, MANAGEMENT))]
 
 
-def stream_url(wanted: int | None, before: "Started | None", listen: str | None = None) -> dict[str, str]:
+def stream_url(
+    wanted: int | None, before: "Started | None", listen: str | None = None, *, tls: bool = False
+) -> dict[str, str]:
     """Choose a stream port, and return the URL under the key "streams", for Started.details.
 
     Args:
         wanted: the port; 0 for any free port; None for the earlier broker's port, else 5552, else any free port.
         before: the broker that had the same name before, if any.
         listen: another address on which the port must be free, besides loopback.
+        tls: the port below must be free as well.
     """
     usual = () if wanted == 0 else _usual(before, "streams", STREAMS)
-    return {"streams": f"rabbitmq-stream://{HOST}:{choose(wanted or None, usual, listen)}"}
+    return {"streams": f"rabbitmq-stream://{HOST}:{choose(wanted or None, usual, listen, tls=tls)}"}
 
 
 def _usual(before: "Started | None", detail: str, *usual: int) -> list[int]:
@@ -118,10 +125,11 @@ _given: set[int] = set()
 def free_port() -> int:
     """Return a free port that was not returned before. The port below it is free as well, for TLS.
 
-    Stays below the ports of outgoing connections (usually from 32768), so that no such connection takes it.
+    Stays below the ports of outgoing connections (usually from 32768), so that no such connection takes it; so does the
+    port 10000 above it, which the management API prefers.
     """
     while True:
-        ports = {port := random.randint(20_000, 32_000), port - 1}
+        ports = {port := random.randint(10_001, 22_000), port - 1}
         if ports.isdisjoint(_given) and all(map(is_free, ports)):
             _given.update(ports)
             return port

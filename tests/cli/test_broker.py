@@ -385,6 +385,20 @@ def test_a_port_that_is_in_use_is_an_error_at_once(home: Shell) -> None:
     assert "--port" in result.stderr
 
 
+def test_a_broker_with_tls_needs_the_ports_below_too(home: Shell, amqp_tls: Authority, at_port: str) -> None:
+    """`broker up` with TLS names a port in use below one that was asked for; a usual port is passed over for it."""
+    up = ("mqtool", "broker", "up", "--kind=embedded", "--in-memory", f"--tls-cert={amqp_tls.cert}")
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port - 1)):
+        refused = home.run(*up, f"--tls-key={amqp_tls.key}", f"--port={port}")
+    assert (refused.code, f"port {port - 1} on 127.0.0.1 is taken" in refused.stderr) == (69, True)
+
+    usual_management = int(at_port.partition("=")[2]) + 10_000
+    with socket.create_server(("127.0.0.1", usual_management - 1)):
+        assert home.run(*up, f"--tls-key={amqp_tls.key}", at_port).code == 0
+    assert f":{usual_management}" not in home.run("mqtool", "broker", "status").stdout
+
+
 def test_up_starts_no_broker_if_mqtool_url_names_another(home: Shell) -> None:
     """If MQTOOL_URL names a broker that does not answer, `broker up` exits with 69, since commands would not use the
     new one.

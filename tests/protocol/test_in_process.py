@@ -294,6 +294,55 @@ def test_a_version_without_quotes_in_pyproject_is_explained(tmp_path: Path, writ
     assert "Traceback" not in done.stdout
 
 
+OVER_VERSIONS = inspect.cleandoc("""
+    import pika
+    import pytest
+
+    def declare(url, **settings):
+        with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+            connection.channel().queue_declare("jobs", **settings)
+
+    @pytest.mark.parametrize("durable", [True, False], ids=["durable", "transient"])
+    def test_a_queue(amqp_vhost, durable):
+        declare(amqp_vhost.url, durable=durable)
+
+    @pytest.fixture
+    def queue(amqp_vhost):
+        declare(amqp_vhost.url)
+
+    def test_in_a_fixture(queue): pass
+
+    def test_of_something_else(): pass
+
+    def test_that_always_fails(amqp_vhost):
+        assert amqp_vhost is None
+""")
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_amqp_like_runs_tests_for_each_version_and_lists_which_depend_on_it(tmp_path: Path, workers: str) -> None:
+    """`pytest --amqp-like 3.10,4.3.5,4.3` runs tests that use the broker with each version; those that fail only with
+    some are listed with their line and the broker's reason. A version that is not known is refused.
+    """
+    (tmp_path / "test_mine.py").write_text(OVER_VERSIONS)
+    pytest_like = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", workers, "--amqp-like"]
+
+    def output(*arguments: str) -> str:
+        command = [*pytest_like, *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        return done.stdout + done.stderr
+
+    said = output("3.10,4.3.5,4.3")
+    assert "4 failed, 8 passed, 1 error" in said, said
+    listed = said.partition(" tests that depend on the version of RabbitMQ ")[2].partition("====\n")[2]
+    reason = "pika.exceptions.ConnectionClosedByBroker: (541, 'INTERNAL_ERROR - Feature `transient_nonexcl_queues` is"
+    assert re.findall(r"^(test_mine.*)\n  fails with 4.3.5: test_mine.py:(\d+): (.{103})", listed, re.MULTILINE) == [
+        ("test_mine.py::test_a_queue[transient]: passes with 3.10, 4.3", "10", reason),
+        ("test_mine.py::test_in_a_fixture: passes with 3.10, 4.3", "14", reason),
+    ], listed
+    assert "ERROR: --amqp-like: cannot behave like RabbitMQ 5.0, only like 3.10" in output("3.10,5.0")
+
+
 FIXTURES = inspect.cleandoc("""
     import sys
     import pika

@@ -4,7 +4,8 @@
         connection = pika.BlockingConnection(pika.URLParameters(amqp_vhost.url))
 
 The broker is started once per session (per pytest-xdist worker), in memory, on a free port. It behaves like RabbitMQ
-4.2; to change that, set `amqp_broker_like` in pytest's configuration, in quotes in pyproject.toml: "4.3".
+4.2; to change that, set `amqp_broker_like` in pytest's configuration, in quotes in pyproject.toml: "4.3". With
+`pytest --amqp-like 3.10,4.3`, each test that uses the broker runs once for each of these versions.
 
     @pytest.mark.amqp_recording("incident.ndjson")
     def test_incident(amqp_vhost): ...
@@ -56,7 +57,7 @@ def amqp_broker(request: pytest.FixtureRequest) -> "Iterator[EmbeddedBroker]":
     from mqtool.broker.embedded.model.profile import DEFAULT, profile
 
     try:
-        like = request.config.getini("amqp_broker_like") or DEFAULT
+        like = getattr(request, "param", None) or request.config.getini("amqp_broker_like") or DEFAULT
         profile(like)
         failure = None
     except (pytest.UsageError, TypeError, ValueError) as error:  # pytest refuses a number in TOML
@@ -90,9 +91,22 @@ def amqp_tls(tmp_path_factory: pytest.TempPathFactory) -> "Authority":
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addini("amqp_broker_like", "the RabbitMQ that amqp_broker behaves like, such as 4.3", default="")
+    parser.getgroup("mqtool").addoption(
+        "--amqp-like",
+        metavar="VERSIONS",
+        help="run each test that uses amqp_broker or amqp_vhost once for each of these versions of RabbitMQ, such as "
+        "3.10,4.3, and list at the end the tests that pass with some of them only",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if (wanted := config.getoption("--amqp-like")) is not None:
+        from mqtool.broker.embedded.testing.over_versions import OverVersions, versions
+
+        try:
+            config.pluginmanager.register(OverVersions(versions(wanted)))
+        except ValueError as error:
+            raise pytest.UsageError(f"--amqp-like: {error}") from error
     config.addinivalue_line(
         "markers",
         "amqp_recording(path, speed='max', where=None, patience=10): play a recording into amqp_vhost, or amqp_broker, "

@@ -1,0 +1,87 @@
+"""Runs tests with several versions of RabbitMQ (`pytest --amqp-like 3.10,4.3`), and lists those that depend on it."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from mqtool.broker.embedded.model.profile import profile
+
+if TYPE_CHECKING:
+    from _pytest.terminal import TerminalReporter
+
+_FIXTURE = "amqp_broker"
+#: Names in a report's `user_properties`, which pytest-xdist passes on, and which pytest writes to JUnit files.
+_VERSION, _TEST = "amqp_like", "amqp_test"
+#: Characters of a failure to show.
+_ROOM = 160
+
+
+def versions(listed: str) -> list[str]:
+    """Return the versions in a list such as "3.10,4.3". Raises ValueError if it is empty, or a version is not known."""
+    found = [each.strip() for each in listed.split(",") if each.strip()]
+    if not found:
+        raise ValueError("which versions? For example: --amqp-like 3.10,4.3")
+    for each in found:
+        profile(each)
+    return [*dict.fromkeys(found)]
+
+
+class OverVersions:
+    """Runs each test that uses the broker with each version, and compares the outcomes at the end.
+
+    Args:
+        versions: the versions, such as ["3.10", "4.3"].
+    """
+
+    def __init__(self, versions: Sequence[str]) -> None:
+        self._versions = versions
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        if _FIXTURE in metafunc.fixturenames:
+            metafunc.parametrize(_FIXTURE, self._versions, indirect=True, scope="session")
+
+    def pytest_itemcollected(self, item: pytest.Item) -> None:
+        version = getattr(getattr(item, "callspec", None), "params", {}).get(_FIXTURE)
+        if version is not None:
+            test, _, case = item.nodeid.removesuffix("]").partition("[")
+            others = "-".join(part for part in case.split("-") if part != version)
+            item.user_properties += [(_VERSION, version), (_TEST, f"{test}[{others}]" if others else test)]
+
+    def pytest_terminal_summary(self, terminalreporter: "TerminalReporter") -> None:
+        reports = [each for how in ("passed", "failed", "error") for each in terminalreporter.getreports(how)]
+        lines = [*self._differences(reports)]
+        if lines:
+            terminalreporter.section("tests that depend on the version of RabbitMQ")
+            for line in lines:
+                terminalreporter.line(line)
+
+    def _differences(self, reports: Iterable[pytest.TestReport]) -> Iterator[str]:
+        """Yield lines about each test that passes with some versions and fails with others."""
+        failures: dict[str, dict[str, str]] = defaultdict(dict)  # by test and version; "" for a test that passed
+        for report in reports:
+            told = dict(report.user_properties)
+            if _VERSION in told:
+                of_test, version = failures[str(told[_TEST])], str(told[_VERSION])
+                of_test[version] = of_test.get(version) or (_failure(report) if report.failed else "")
+        for test, of_test in sorted(failures.items()):
+            passed = [version for version in self._versions if of_test.get(version) == ""]
+            if passed and any(of_test.values()):
+                yield f"{test}: passes with {', '.join(passed)}"
+                for failure in dict.fromkeys(filter(None, of_test.values())):
+                    failed = [version for version in self._versions if of_test.get(version) == failure]
+                    yield f"  fails with {', '.join(failed)}: {failure}"
+
+
+def _failure(report: pytest.TestReport) -> str:
+    """Return where a test failed, as the line of the test or of its fixture, and why."""
+    file, first, _ = report.location
+    line, why = (first or 0) + 1, report.longreprtext.strip().rpartition("\n")[2]
+    shown: Any = report.longrepr
+    if (crash := getattr(shown, "reprcrash", None)) is not None:
+        why = crash.message.partition("\n")[0]
+        places = [getattr(entry, "reprfileloc", None) for entry in shown.reprtraceback.reprentries]
+        line = next((each.lineno for each in places if each and Path(each.path).name == Path(file).name), line)
+    return f"{file}:{line}: {why if len(why) <= _ROOM else why[: _ROOM - 1] + '…'}"
