@@ -46,7 +46,8 @@ def errors(url: str, path: Path, moments: list[float], speed: int) -> list[float
     with Connection(parse_addresses(url)) as connection:
         channel = connection.channel()
         deliveries = channel.consume(channel.declare(QUEUE), Receiving(auto_ack=True))
-        playing = subprocess.Popen([MQTOOL, "replay", str(path), "--speed", str(speed), "-u", url, "--quiet"])
+        replay = [MQTOOL, "recording", "replay", str(path), "--speed", str(speed), "-u", url, "--quiet"]
+        playing = subprocess.Popen(replay)
         late = []
         for moment, _ in zip(moments, deliveries, strict=False):
             late.append(time.monotonic() - moment / speed)

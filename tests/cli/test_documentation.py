@@ -1,5 +1,6 @@
 """Command lines in the documents are valid, and each command is documented."""
 
+import ast
 import functools
 import re
 import shlex
@@ -110,6 +111,21 @@ def test_command_lines_in_the_documents_are_valid() -> None:
             except Exception as error:
                 refused[line] = repr(error)
     assert refused == {}
+
+
+def test_benchmarks_run_commands_that_exist() -> None:
+    """Each `[MQTOOL, "send", …]` in the benchmarks begins with the words of a command."""
+    unknown = set()
+    for path in (ROOT / "benchmarks").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.List) and ast.unparse(node).startswith("[MQTOOL, '"):
+                words = [word.value for word in node.elts[1:3] if isinstance(word, ast.Constant)]
+                command: Any = typer.main.get_command(command_tree(without_aliases(words)))
+                while words and hasattr(command, "commands"):
+                    command = command.commands.get(words.pop(0))
+                if command is None or hasattr(command, "commands"):
+                    unknown.add(f"{path.name}:{node.lineno}: {ast.unparse(node)}")
+    assert unknown == set()
 
 
 def test_the_generated_reference_is_up_to_date() -> None:

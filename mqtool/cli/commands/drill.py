@@ -1,28 +1,25 @@
 """mqtool drill."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from mqtool.broker.choice import BrokerKind
 from mqtool.cli import stopping
 from mqtool.cli.command_line import command, group
+from mqtool.cli.commands.tutorial import page_broker
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.display.play_lines import PlayLines, TypingPace
 from mqtool.cli.display.play_page import PlayPage
 from mqtool.cli.invocation import current
+from mqtool.cli.options.page_options import PageOptions
 from mqtool.drills import drills
 from mqtool.drills.scene import DrillScene, Verdict
 from mqtool.errors import SomeFailed, UsageError
 from mqtool.spelling import counted
 from mqtool.stage.terminal import Guard
-
-if TYPE_CHECKING:
-    from mqtool.cli.display.play_page import PlayPage
-from mqtool.cli.commands.tutorial import page_broker
-from mqtool.cli.options.page_options import PageOptions
 
 app = group("drill", "Break something on purpose, and count lost messages.", heading="Learn")
 
@@ -66,7 +63,7 @@ def _add(
         current().quiet = quiet
         guard = Guard()
 
-        def shown_by(audience: "PlayLines | PlayPage", kind: BrokerKind) -> Verdict:
+        def shown_by(audience: PlayLines | PlayPage, kind: BrokerKind) -> Verdict:
             with audience.watching(f"drill {name}", about):
                 with DrillScene(kind, url, audience, guard, cluster=on_cluster, image=image) as scene:
                     verdict = perform(scene, count)
