@@ -110,6 +110,17 @@ class PlainConsumer:
         self.channel.connection.close()
 
 
+def watched(broker: TestBroker, way: str = "") -> TrialBroker:
+    """Return a broker of the tests as `try` needs it."""
+    return TrialBroker(
+        lambda: Management(broker.management, "guest", "guest"),
+        broker.vhost,
+        lambda: Connection(parse_addresses(broker.url)),
+        is_embedded=broker.kind == "embedded",
+        way=way,
+    )
+
+
 #: Does something with commands (a bash script) or with pika.
 Attempt = str | Callable[[Plain], object]
 
@@ -162,15 +173,8 @@ class Learner:
 
     def try_it(self) -> None:
         """Watch the broker until the goal is reached, or until the learner gives up."""
-        broker = self._broker
-        watched = TrialBroker(
-            lambda: Management(broker.management, "guest", "guest"),
-            broker.vhost,
-            lambda: Connection(parse_addresses(broker.url)),
-            is_embedded=broker.kind == "embedded",
-        )
         try:
-            with Trial(watched) as trial:
+            with Trial(watched(self._broker)) as trial:
                 trial.prepare(self._goal)
                 self._ready.set()
                 for finding in trial.findings(self._goal):

@@ -9,7 +9,7 @@ from mqtool.plays.goals import GOALS
 from mqtool.plays.goals.goal import Goal
 from mqtool.testing import EmbeddedBroker
 from tests.brokers import TestBroker
-from tests.cli.shell import Shell
+from tests.cli.shell import Shell, wait_until
 from tests.goals import (
     amqp10_attempts,
     delayed_messages_attempts,
@@ -24,7 +24,7 @@ from tests.goals import (
     topics_attempts,
     work_queues_attempts,
 )
-from tests.goals.attempts import PROGRAMS, Attempts, Learner, Wrong
+from tests.goals.attempts import PROGRAMS, Attempt, Attempts, Learner, Plain, Wrong
 
 ATTEMPTS: dict[str, dict[str, Attempts]] = {
     "hello-world": hello_world_attempts.ATTEMPTS,
@@ -93,6 +93,65 @@ def test_a_wrong_attempt_is_answered_and_does_not_reach_the_goal(
     learner.make(wrong.attempt)
     learner.wait_for("mistake", (broker.kind == "rabbitmq" and wrong.on_rabbitmq) or wrong.answer)
     assert [each for each in learner.findings if each.kind == "reached"] == []
+
+
+def _told(plain: Plain) -> None:
+    channel = plain.channel()
+    channel.basic_publish("", "nowhere", b"Hello?", mandatory=True)
+    channel.connection.process_data_events(0.2)
+
+
+def _to_helo(plain: Plain) -> None:
+    plain.send(plain.queue("helo"), "Hello?")
+
+
+def _given_back(plain: Plain) -> None:
+    worker = plain.consume(plain.queue("task_queue"))
+    plain.send("task_queue", "long")
+    worker.next()
+    worker.channel.basic_cancel(worker.channel.consumer_tags[0])
+    worker.channel.basic_nack(worker.got[0][0], requeue=True)
+    plain.receive("task_queue")
+
+
+def _done(plain: Plain) -> None:
+    plain.send(plain.queue("task_queue"), "quick")
+    plain.receive("task_queue")
+
+
+_MISTAKES_IN_TURN = [
+    pytest.param(GOALS["hello-world"][2], (_told, "returned"), (_to_helo, "queue 'helo'"), id="hello-world"),
+    pytest.param(GOALS["work-queues"][2], (_given_back, "back itself"), (_done, "done before"), id="work-queues"),
+]
+
+
+@pytest.mark.parametrize(("goal", "first", "second"), _MISTAKES_IN_TURN)
+def test_a_mistake_does_not_hide_the_next_one(
+    first: tuple[Attempt, str], second: tuple[Attempt, str], learner: Learner
+) -> None:
+    """`try` answers each wrong attempt once, even if what was wrong with the first is still to be seen; and again if it
+    is made again.
+    """
+    for attempt, answer in (first, second):
+        learner.make(attempt)
+        learner.wait_for("mistake", answer)
+    assert [first[1] in each.text for each in learner.findings] == [True, False]
+    learner.make(first[0])
+    wait_until(lambda: len(learner.findings) > 2, lambda: f"another answer; there is {learner.findings}")
+    assert first[1] in learner.findings[2].text
+
+
+@pytest.mark.parametrize("goal", [GOALS["hello-world"][2]], ids=["no-queue"])
+def test_the_last_hint_reaches_the_goal_after_the_example_was_tried(goal: Goal, learner: Learner) -> None:
+    """The third hint of hello-world's last goal helps even if the goal's example, 'helo', is a queue meanwhile."""
+    learner.make(f"mqtool send -q helo 'Hello?'; {goal.hints[2]}")
+    assert learner.wait_for("reached")
+
+
+def test_the_goal_of_two_copies_says_that_files_are_not_seen() -> None:
+    """`try` does not ask for a file as if it could see one: the broker sees receivers only."""
+    (goal,) = (each for each in GOALS["publish-subscribe"] if each.name == "two-copies")
+    assert "file, which the broker does not see" in goal.ask
 
 
 def test_every_goal_is_complete() -> None:

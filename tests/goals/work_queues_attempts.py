@@ -84,6 +84,16 @@ def _die_alone(plain: Plain) -> None:
     worker.close()
 
 
+def _die_and_purge(plain: Plain) -> None:
+    _die_alone(plain)
+    time.sleep(0.3)  # the broker requeues it once it notices
+    plain.channel().queue_purge("task_queue")
+
+
+#: A worker whose tasks fail: it retries them.
+_FAILS = "mqtool worker --exec false -c 1"
+
+
 def _die_with_nothing(plain: Plain) -> None:
     queue = plain.queue("task_queue")
     plain.send(queue, "long")
@@ -161,6 +171,8 @@ ATTEMPTS = {
             Wrong("Now another worker must do it", _die_alone),
             Wrong("automatic acknowledgement", _die_with_nothing),
             Wrong("was done before its worker ended", "mqtool new-task quick; mqtool worker -c 1"),
+            Wrong("receiver 1 published it again, to 'task_queue.wait.1s'", f"mqtool new-task x; {_FAILS}"),
+            Wrong("'task_queue' was purged", _die_and_purge),
         ),
     ),
     "restart": Attempts(
@@ -181,6 +193,7 @@ ATTEMPTS = {
             Wrong("is in 'jobs.dlq': its worker rejected it", _reject_only),
             Wrong("was put back into 'jobs'", _requeue),
             Wrong("it is not a dead letter of 'jobs'", _pretend),
+            Wrong("published it again, to 'jobs.wait.1s'", f"mqtool send -q jobs x; {_FAILS} -q jobs"),
             Wrong("let the worker reject it", "mqtool send -q jobs x; mqtool receive -q jobs -c 1"),
         ),
     ),

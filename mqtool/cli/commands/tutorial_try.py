@@ -170,8 +170,9 @@ def _is_reached(goal: Goal, trial: Trial, lines: GoalLines) -> bool:
                 break
         else:
             return True
-        trial.prepare(goal)
-        lines.note("This goal begins again.")
+        deleted = trial.prepare_again(goal)
+        made = f" Deleted: {', '.join(map(repr, deleted))}." if deleted else ""
+        lines.note(f"This goal begins again.{made}")
 
 
 def _next(tutorial: str) -> str:
@@ -198,9 +199,9 @@ def _own_broker(guard: Guard) -> Iterator[_Place]:
         access = Access(parse_addresses(url), TlsFiles(), management)
         found = choose().addresses()[0]
         is_found = is_same_node(found, access.address) and found.virtual_host == "/"
-        first = f"export AMQP_URL=amqp://{ports.HOST}:{port}"
-        broker = TrialBroker(api_of(management), "/", access.connect, is_embedded=True)
-        yield _Place(broker, "" if is_found else first, "a broker started by mqtool")
+        first = "" if is_found else f"export AMQP_URL=amqp://{ports.HOST}:{port}"
+        broker = TrialBroker(api_of(management), "/", access.connect, is_embedded=True, way=first)
+        yield _Place(broker, first, "a broker started by mqtool")
 
 
 @contextmanager
@@ -212,5 +213,6 @@ def _vhost_at(url: str) -> Iterator[_Place]:
     access = Access([each._replace(virtual_host=name) for each in addresses], TlsFiles())
     shown = urlsplit(without_passwords(url.partition(",")[0]))._replace(path=f"/{name}").geturl()
     with own_vhost(api, name, access.user):
-        broker = TrialBroker(given.management, name, access.connect, is_embedded(api))
-        yield _Place(broker, f"export AMQP_URL={shown}", access.title)
+        first = f"export AMQP_URL={shown}"
+        broker = TrialBroker(given.management, name, access.connect, is_embedded(api), way=first)
+        yield _Place(broker, first, access.title)

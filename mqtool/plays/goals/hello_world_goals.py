@@ -121,7 +121,7 @@ _NO_QUEUE = Goal(
     (
         "Who would have to notice that a message has no queue: the sender, the receiver, or the broker?",
         "The default exchange routes to the queue whose name is the routing key; what no queue gets is dropped.",
-        "mqtool send -e '' -r helo --no-mandatory 'Hello?'",
+        "mqtool send -e '' -r no-such-queue --no-mandatory 'Hello?'",
     ),
     only_embedded="RabbitMQ does not report whether a message was returned",
 )

@@ -74,6 +74,22 @@ def not_acknowledged(queue: str) -> Said:
     return said
 
 
+def not_done(queue: str) -> Said:
+    """A receiver acknowledged a message, and published it again before: for a retry, for example."""
+
+    def said(seen: Seen) -> str:
+        for copy in reversed(seen.copies_in(queue)):
+            if copy.acknowledged and (again := copy.republished) is not None:
+                where = again.routing_key or again.exchange
+                return (
+                    f"{copy.message} was not done: {seen.called(copy.receiver)} published it again, to {where!r}, and "
+                    "then acknowledged it, as for a retry."
+                )
+        return ""
+
+    return said
+
+
 def thrown_away(queue: str) -> Said:
     """A message left the queue without having been received."""
 

@@ -72,7 +72,8 @@ def _one_receiver(seen: Seen) -> str:
 
 _TWO_COPIES = Goal(
     "two-copies",
-    "Two receivers, one of which writes to a file. Each gets every log that is published to 'logs'.",
+    "Start two receivers; one of them may write to a file, which the broker does not see. Each gets every log that is "
+    "published to 'logs'.",
     _two_copies,
     (mistakes.not_published_to(_LOGS), _share_a_queue, _one_receiver, _not_read, _only_lost),
     (

@@ -33,6 +33,7 @@ class SeenDelivery:
         milliseconds: the broker's time of the delivery, since 1970.
         end: "acknowledged", "requeued: " and why, "dead-lettered: " or "discarded: " and the reason; or empty.
         no_ack: True if the receiver consumes with automatic acknowledgement.
+        republished: what the receiver published with the same body while it held the copy, such as a retry.
     """
 
     receiver: str
@@ -43,6 +44,7 @@ class SeenDelivery:
     protocol: str = ""
     end: str = ""
     ended_at: int = 0
+    republished: "SeenMessage | None" = None
 
 
 @dataclass
@@ -51,7 +53,7 @@ class SeenCopy:
 
     Attributes:
         end: how it left the queue, as in SeenDelivery, "purged", or "deleted"; empty if it has not.
-        look: how often RabbitMQ's queues had been looked at before.
+        look: how often the queues had been looked at before.
     """
 
     message: "SeenMessage"
@@ -78,6 +80,11 @@ class SeenCopy:
     def received(self) -> bool:
         """True if a receiver has acknowledged it, or got it with automatic acknowledgement."""
         return self.end in ("acknowledged", "automatic")
+
+    @property
+    def republished(self) -> "SeenMessage | None":
+        """What its last receiver published with the same body while it held the copy."""
+        return self.deliveries[-1].republished if self.deliveries else None
 
     @property
     def receiver(self) -> str:
@@ -193,10 +200,11 @@ class Seen:
         self._published: dict[int, SeenMessage] = {}
         self._copies: dict[tuple[str, int], SeenCopy] = {}
         self._held: dict[tuple[str, int], SeenMessage] = {}
+        self._delivered: dict[str, dict[str, list[SeenCopy]]] = {}
         self._receivers: list[str] = []
         self._depths: dict[str, int] = {}
         #: How often RabbitMQ's queues have been looked at; the embedded broker tells when they change.
-        self._looks = 0
+        self._looks = self._topologies = 0
 
     def begin(self) -> None:
         """Begin a goal: `messages` and `receivers` contain only what is new from now on."""
@@ -243,7 +251,7 @@ class Seen:
 
     def is_without_queue(self, copy: SeenCopy) -> bool:
         """True if the copy's queue does not exist any more."""
-        is_current = not self._looks or self._looks > copy.look + 1
+        is_current = self._looks > copy.look + 1 if self._looks else self._topologies > copy.look
         return not copy.end and copy.queue not in self.queues and is_current
 
     def called(self, receiver: str) -> str:
@@ -275,6 +283,7 @@ class Seen:
         return True
 
     def _take_topology(self, record: Json) -> None:
+        self._topologies += 1
         for queue in self.queues.keys() - {each["name"] for each in record["queues"]}:
             for copy in self._open(queue):
                 copy.end = "deleted"
@@ -328,6 +337,10 @@ class Seen:
         origin = source.get("queue", "")
         message = self._message(record, "" if origin else source.get("connection") or source.get("client", ""), origin)
         message.reason, message.protocol = source.get("reason", ""), source.get("protocol", "")
+        for receiver, bodies in self._delivered.items() if message.connection else ():
+            for copy in bodies.get(message.body, ()) if receiver.startswith(message.connection) else ():
+                if copy.is_held and copy.receiver == receiver:
+                    copy.deliveries[-1].republished = message
         return message
 
     def _message(self, record: Json, connection: str, origin: str) -> SeenMessage:
@@ -340,7 +353,7 @@ class Seen:
         return message
 
     def _enter(self, message: SeenMessage, queue: str, number: int | None) -> SeenCopy:
-        copy = SeenCopy(message, queue, self.now, self._looks)
+        copy = SeenCopy(message, queue, self.now, self._looks or self._topologies)
         message.copies.append(copy)
         if number is not None:
             self._copies[queue, number] = copy
@@ -371,6 +384,7 @@ class Seen:
             copy.deliveries[-1].end, copy.deliveries[-1].ended_at = "requeued: lost", self.now
         redelivered = bool(record.get("redelivered"))
         copy.deliveries.append(SeenDelivery(receiver, self.now, record["t"], redelivered, no_ack, protocol))
+        self._delivered.setdefault(receiver, {}).setdefault(copy.message.body, []).append(copy)
         if record["what"] == "read":  # of a stream, where it stays
             copy.deliveries[-1].end = "read"
         elif no_ack:

@@ -5,17 +5,17 @@ records() of mqtool/ui ──> Seen ──> Goal.reached, Goal.mistakes ──> 
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Literal, NamedTuple
 
 from mqtool.amqp import Connection
-from mqtool.errors import NotFound, Unavailable
+from mqtool.errors import NotFound, Unavailable, UsageError
 from mqtool.inspection.upgrade import Version, running
 from mqtool.management import Management, exchange_path, path
-from mqtool.plays.goals.goal import Goal, TrialFault
+from mqtool.plays.goals.goal import Goal, Said, TrialFault
 from mqtool.plays.goals.seen import Json, Seen
 from mqtool.stage.stage import undisturbed
 from mqtool.taps import switch_firehose
@@ -28,9 +28,13 @@ _LOOK = 0.1
 _SETTLES = 1.0
 #: Or once it has been the same for this many seconds, even if something happens all the time.
 _STANDS = 3.0
+#: What learners make, in the management API.
+_MADE = ("queues", "exchanges")
 _QUEUE_TYPES = {"x-queue-type": "classic"}
 #: How many seconds the broker has for its first report.
 _PATIENCE = 60.0
+#: After this many seconds in which no client has done anything on the broker, the learner is asked where they work.
+_SILENCE = 30.0
 
 #: The first version of RabbitMQ that speaks AMQP 1.0 without a plugin, and with the addresses that mqtool uses.
 _SPEAKS_AMQP_1_0 = Version(4, 0)
@@ -55,12 +59,14 @@ class TrialBroker:
         find: returns its management API.
         connect: opens a connection to the virtual host; used on RabbitMQ, to receive copies of messages.
         is_embedded: True if the broker reports each event.
+        way: the command that leads the learner's terminals to the broker; empty if they need none.
     """
 
     find: Callable[[], Management]
     vhost: str
     connect: Callable[[], Connection]
     is_embedded: bool
+    way: str = ""
 
 
 def why_not(goal: Goal, broker: TrialBroker) -> str:
@@ -93,10 +99,17 @@ def own_vhost(api: Management, name: str, user: str) -> Iterator[None]:
 
 
 class Trial:
-    """A context manager that watches a virtual host while goals are tried there, one after the other."""
+    """A context manager that watches a virtual host while goals are tried there, one after the other.
 
-    def __init__(self, broker: TrialBroker) -> None:
+    Args:
+        silence: after how many seconds without any client the learner is asked where they work.
+    """
+
+    def __init__(self, broker: TrialBroker, silence: float = _SILENCE) -> None:
         self.seen = Seen()
+        self._silence = silence
+        self._asks_where = True
+        self._before: dict[str, set[str]] = {}
         self._broker = broker
         self._api = broker.find()
         self._records: SimpleQueue[Json | Exception] = SimpleQueue()
@@ -151,6 +164,29 @@ class Trial:
     def prepare(self, goal: Goal) -> None:
         """Declare what the goal begins with, and look only at what happens from now on."""
         vhost = self._broker.vhost
+        self._before = {kind: {each["name"] for each in self._api.get(path(kind, vhost))} for kind in _MADE}
+        self._prepare(goal)
+
+    def prepare_again(self, goal: Goal) -> list[str]:
+        """Delete the queues and exchanges that are new since prepare(), empty the other queues, and prepare again.
+
+        Returns: the names of what was deleted. Exclusive queues stay: they belong to a client that is running.
+        """
+        vhost, deleted = self._broker.vhost, []
+        for kind in _MADE:
+            for each in self._api.get(path(kind, vhost)):
+                name, is_new = each["name"], each["name"] not in self._before[kind]
+                target = [kind, vhost, name] if is_new else ["queues", vhost, name, "contents"]
+                if each.get("exclusive") or (kind == "exchanges" and not is_new):
+                    continue
+                with suppress(NotFound, UsageError):  # gone meanwhile; a stream, which cannot be emptied
+                    self._api.delete(path(*target))
+                    deleted += [name] if is_new and name not in goal.queues else []
+        self._prepare(goal)
+        return deleted
+
+    def _prepare(self, goal: Goal) -> None:
+        vhost = self._broker.vhost
         for name, arguments in goal.queues.items():
             body = {"durable": True, "arguments": {**_QUEUE_TYPES, **arguments}}
             with suppress(NotFound):
@@ -163,9 +199,15 @@ class Trial:
         self.seen.begin()
 
     def findings(self, goal: Goal) -> Iterator[TrialFinding | None]:
-        """Yield what there is to tell until the goal is reached. Yields None, often, if there is nothing new."""
-        said = mistake = ""
-        changed_at = mistaken_since = time.monotonic()
+        """Yield what there is to tell until the goal is reached. Yields None, often, if there is nothing new.
+
+        A mistake is told again only if it is made again: one that stays true would hide all others.
+        """
+        mistake = ""
+        #: The mistakes that were told and are still true; the latest one; and the others that were true then.
+        told, latest, beside = set[str](), "", set[str]()
+        told_at = self.seen.begun
+        begun_at = changed_at = mistaken_since = time.monotonic()
         while True:
             if self._take(_LOOK):
                 changed_at = time.monotonic()
@@ -175,16 +217,45 @@ class Trial:
             if proof := goal.reached(seen):
                 yield TrialFinding("reached", proof)
                 return
-            before, mistake = mistake, next((text for each in goal.mistakes if (text := each(seen))), "")
             now = time.monotonic()
+            is_quiet = now - changed_at > _SETTLES
+            true = {each: text for each in goal.mistakes if (text := each(seen))}
+            if is_quiet:
+                told &= {*true.values()}
+                beside = beside if latest in told else set()
+            again = self._made_since(told_at, true) if is_quiet and told else set[Said]()
+            new = (text for each, text in true.items() if text not in told | beside or each in again)
+            before, mistake = mistake, next(new, "")
             if mistake != before:
                 mistaken_since = now
-            is_settled = now - changed_at > _SETTLES or now - mistaken_since > _STANDS
-            if is_settled and mistake and mistake != said:
+            if mistake and (is_quiet or now - mistaken_since > _STANDS):
+                told, latest, beside, told_at = {*told, mistake}, mistake, {*true.values()}, seen.now
                 yield TrialFinding("mistake", mistake)
+            elif self._asks_where and now - begun_at > self._silence and self._is_untouched(goal):
+                self._asks_where = False
+                yield TrialFinding("mistake", self._where())
             else:
                 yield None
-            said = mistake if is_settled else said
+
+    def _made_since(self, moment: int, mistakes: Iterable[Said]) -> set[Said]:
+        """Return the mistakes that can be seen from the messages since a moment; none if there are no messages."""
+        seen = self.seen
+        begun, seen.begun = seen.begun, moment
+        try:
+            return {each for each in mistakes if each(seen)} if seen.messages else set()
+        finally:
+            seen.begun = begun
+
+    def _is_untouched(self, goal: Goal) -> bool:
+        """True if no client has done anything on the broker yet."""
+        made = self.seen.queues.keys() - self._before["queues"] - goal.queues.keys()
+        return not (self.seen.now or self.seen.consumers or made)
+
+    def _where(self) -> str:
+        said = "Nothing has reached this broker yet. "
+        if self._broker.way:
+            return f"{said}Has each of your other terminals had this command? {self._broker.way}"
+        return f"{said}If your other terminals use another one, type there: unset MQTOOL_URL AMQP_URL"
 
     def _bring_about(self, fault: TrialFault) -> str:
         target = fault.target(self.seen)

@@ -13,7 +13,8 @@ _MANY = 6
 
 def _done(seen: Seen) -> Counter[str]:
     """How many tasks each worker has done."""
-    return Counter(copy.receiver for copy in seen.copies_in(_TASKS) if copy.received)
+    copies = seen.copies_in(_TASKS)
+    return Counter(copy.receiver for copy in copies if copy.received and copy.republished is None)
 
 
 def _shared(seen: Seen) -> str:
@@ -48,6 +49,7 @@ _SHARED = Goal(
         mistakes.thrown_away(_TASKS),
         mistakes.not_sent_to(_TASKS),
         mistakes.nobody_receives(_TASKS),
+        mistakes.not_done(_TASKS),
         _few_tasks,
         _one_worker,
         _uneven,
@@ -126,7 +128,8 @@ _FAIR = Goal(
 def _survived(seen: Seen) -> str:
     for copy in seen.copies_in(_TASKS):
         for first, second in pairwise(copy.deliveries):
-            if first.end == "requeued: lost" and first.receiver != second.receiver and copy.acknowledged:
+            is_another = first.end == "requeued: lost" and first.receiver != second.receiver
+            if is_another and copy.acknowledged and copy.republished is None:
                 gone, other = seen.called(first.receiver), seen.called(second.receiver)
                 return f"{gone} was lost with {copy.message}; {other} got it again, marked redelivered, and did it."
     return ""
@@ -148,7 +151,11 @@ def _needs_another(seen: Seen) -> str:
 
 
 def _was_done(seen: Seen) -> str:
-    done = [copy for copy in seen.copies_in(_TASKS) if copy.acknowledged and len(copy.deliveries) == 1]
+    done = [
+        copy
+        for copy in seen.copies_in(_TASKS)
+        if copy.acknowledged and len(copy.deliveries) == 1 and copy.republished is None
+    ]
     return f"{done[-1].message} was done before its worker ended. Kill the worker in the middle." if done else ""
 
 
@@ -156,7 +163,15 @@ _KILLED = Goal(
     "killed",
     "Kill a worker in the middle of a task (kill -9, or close its terminal). Another worker does the task.",
     _survived,
-    (_automatic, _given_back, _needs_another, _was_done, mistakes.not_sent_to(_TASKS)),
+    (
+        _automatic,
+        mistakes.not_done(_TASKS),
+        _given_back,
+        mistakes.thrown_away(_TASKS),
+        _needs_another,
+        _was_done,
+        mistakes.not_sent_to(_TASKS),
+    ),
     (
         "What does the broker know of a task whose worker has died?",
         "Message acknowledgment: a message that was not acknowledged is redelivered when its consumer's channel "
@@ -269,7 +284,7 @@ def _thrown_into(seen: Seen) -> str:
 
 
 def _just_done(seen: Seen) -> str:
-    done = [copy for copy in seen.copies_in(_JOBS) if copy.acknowledged]
+    done = [copy for copy in seen.copies_in(_JOBS) if copy.acknowledged and copy.republished is None]
     return f"{done[-1].message} was done. This time, let the worker reject it." if done else ""
 
 
@@ -278,7 +293,16 @@ _DEAD_LETTER = Goal(
     "The queue 'jobs' sends its dead letters to 'jobs.dlq'. Send a job, and let its worker reject it. Then move the "
     "dead letter back to 'jobs', and do the job.",
     _redriven,
-    (_still_dead, _back, _requeued, _thrown_into, mistakes.not_sent_to(_JOBS), _just_done),
+    (
+        _still_dead,
+        _back,
+        _requeued,
+        _thrown_into,
+        mistakes.not_sent_to(_JOBS),
+        mistakes.not_done(_JOBS),
+        mistakes.thrown_away(_JOBS),
+        _just_done,
+    ),
     (
         "A worker cannot do a job, now or later. Where should the job go, so that it neither gets lost nor comes "
         "again?",
