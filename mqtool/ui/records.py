@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
 
-from mqtool import management
 from mqtool.errors import AccessRefused, MqtoolError, NotFound, UsageError
-from mqtool.inspection.wiring import WiredConsumer, WiredLink, Wiring, look
+from mqtool.inspection.wiring import WiredLink, Wiring, look
 from mqtool.management import Management, path
 from mqtool.management.api_client import Json
 from mqtool.taps import FIREHOSE_EXCHANGE
 from mqtool.topology import Binding
+from mqtool.ui.clients import Clients
 
 if TYPE_CHECKING:
     from mqtool.ui.copies import Copies
@@ -147,7 +147,7 @@ class _Topology:
     def __init__(self, api: Management, vhost: str) -> None:
         self._api = api
         self._vhost = vhost
-        self._names = _Names(api, vhost)
+        self._clients = Clients(api, vhost)
         self._changes: int | None = None
         self._not_before = 0.0
 
@@ -157,31 +157,35 @@ class _Topology:
     def read(self, found: Json) -> Json:
         started = time.monotonic()
         wiring = look(self._api, self._vhost, keep=_KEPT)
-        names = self._names.read()
+        self._clients.read(wiring.consumers)
         self._changes = found["changes"]
         done = time.monotonic()
         self._not_before = done + max(_BETWEEN_LOOKS, _SHARE_OF_LOOKS * (done - started))
-        return {"kind": "topology", "t": found["t"], **_as_json(wiring, names)}
+        return {"kind": "topology", "t": found["t"], **_as_json(wiring, self._clients)}
 
 
 def _counts(api: Management, vhost: str, copies: "Copies | None") -> Iterator[Json]:
     """Yield the topology and the management API's counts every few seconds, and copies of messages in between."""
-    known = _Names(api, vhost)
+    clients = Clients(api, vhost)
     while True:
         wiring = look(api, vhost, keep=_KEPT, rates=True)
         now = _now()
         yield {"kind": "now", "t": now}
-        names = known.read()
+        clients.read(wiring.consumers)
         if copies is not None:
-            copies.follow(api, wiring, names)
+            copies.follow(api, wiring, clients.names)
             for queue in copies.private:
                 _leave_out(wiring, queue)
         publishers = [
-            {"client": names.get(_connection(each.channel), each.user), "exchange": name, "count": each.published.count}
+            {
+                "client": clients.names.get(_connection(each.channel), each.user),
+                "exchange": name,
+                "count": each.published.count,
+            }
             for name, node in wiring.exchanges.items()
             for each in node.publishers
         ]
-        yield {"kind": "topology", "t": now, **_as_json(wiring, names), "publishers": publishers}
+        yield {"kind": "topology", "t": now, **_as_json(wiring, clients), "publishers": publishers}
         yield {"kind": "moved", "t": now, **_moved(wiring, publishers)}
         until = time.monotonic() + _BETWEEN_COUNTS
         while time.monotonic() < until:
@@ -215,7 +219,7 @@ def _moved(wiring: Wiring, publishers: list[Json]) -> Json:
     }
 
 
-def _as_json(wiring: Wiring, names: Mapping[str, str]) -> Json:
+def _as_json(wiring: Wiring, clients: Clients) -> Json:
     return {
         "exchanges": [
             {
@@ -244,10 +248,8 @@ def _as_json(wiring: Wiring, names: Mapping[str, str]) -> Json:
         ],
         "consumers": [
             {
-                "name": f"{_client_of(consumer) or queue}/{consumer.tag}",
-                "label": names.get(consumer.connection, consumer.tag)
-                if _client_of(consumer)
-                else f"AMQP 1.0 link {consumer.tag}",
+                "name": known[0],
+                "label": known[1],
                 "queue": queue,
                 # Other protocols have credit instead, which changes with each message.
                 "prefetch": consumer.prefetch if consumer.channel else None,
@@ -255,13 +257,9 @@ def _as_json(wiring: Wiring, names: Mapping[str, str]) -> Json:
             }
             for queue, consumers in wiring.consumers.items()
             for consumer in consumers
+            if (known := clients.of(queue, consumer)) is not None
         ],
     }
-
-
-def _client_of(consumer: WiredConsumer) -> str:
-    """Return the name of a consumer's channel; of its connection for the stream protocol; "" for AMQP 1.0."""
-    return consumer.channel or (consumer.connection if consumer.tag.startswith("stream.subid-") else "")
 
 
 def _keys(source: str, link: WiredLink) -> Json:
@@ -282,22 +280,6 @@ def _text(arguments: Mapping[str, Any], name: str) -> str | None:
 def _connection(channel: str) -> str:
     """Return the name of a channel's connection."""
     return channel.rpartition(" (")[0]
-
-
-class _Names:
-    """The names that clients have given their connections, by the broker's own names for the connections."""
-
-    def __init__(self, api: Management, vhost: str) -> None:
-        self._api = api
-        self._vhost = vhost
-        self._before: dict[str, str] = {}
-
-    def read(self) -> dict[str, str]:
-        """Return the names, including the last call's: a consumer may be listed after its connection was closed."""
-        found = management.connections(self._api, self._vhost, ("name", "user_provided_name"))
-        before = self._before
-        self._before = {each["name"]: each["user_provided_name"] for each in found if each.get("user_provided_name")}
-        return before | self._before
 
 
 def _now() -> int:
