@@ -20,16 +20,18 @@ class Clients:
     Attributes:
         names: what to call clients, by the broker's names for their connections. Those of the read before are included:
             a consumer may be listed after its connection was closed.
+
+    Args:
+        sees_all: True if the broker lists each open connection at once, as the embedded broker does.
     """
 
-    def __init__(self, api: Management, vhost: str) -> None:
+    def __init__(self, api: Management, vhost: str, *, sees_all: bool) -> None:
         self.names: Mapping[str, str] = {}
+        self._sees_all = sees_all
         self._api = api
         self._vhost = vhost
         self._before: dict[str, str] = {}
         self._amqp10: list[str] = []
-        #: True once the broker has reported the links of a connection; RabbitMQ does so since 4.1.
-        self._tells_links = False
         #: The connections of links, by queue and consumer tag, which is the link's handle.
         self._links: dict[tuple[str, str], list[str]] = {}
 
@@ -47,9 +49,7 @@ class Clients:
     def _read_links(self) -> None:
         for name in islice(self._amqp10, _ASKED):
             with suppress(NotFound, AccessRefused):  # it has been closed, or the broker is older
-                sessions = self._api.get(path("connections", name, "sessions"))
-                self._tells_links = True
-                for session in sessions:
+                for session in self._api.get(path("connections", name, "sessions")):
                     for link in session.get("outgoing_links", ()):
                         self._links.setdefault((str(link.get("queue_name")), str(link.get("handle"))), []).append(name)
 
@@ -61,11 +61,11 @@ class Clients:
         """
         if _is_link(consumer):
             connections = self._links.get((queue, consumer.tag))
-            if not connections and (self._tells_links or not self._amqp10):
-                return None
             connection = connections.pop(0) if connections else ""
         else:
             connection = consumer.connection or consumer.channel.rpartition(" (")[0]
+        if self._sees_all and connection not in self.names:
+            return None
         unique = f"{consumer.channel or connection or queue}/{consumer.tag}"
         return unique, self.names.get(connection) or _address(connection) or "consumer"
 

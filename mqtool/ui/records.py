@@ -40,11 +40,26 @@ _FIREHOSE = (
     "The shapes are copies of messages on their way to queues and consumers, from RabbitMQ's firehose, which mqtool "
     "has switched on. What happens to messages afterwards is only counted."
 )
+#: The same for a tutorial or drill, which cannot be asked for the firehose.
+_PLAY_COUNTS = (
+    "RabbitMQ reports counts and rates, not single messages. To see each message, run this command without --url."
+)
+_PLAY_COPIES = (
+    "The shapes are copies of messages on their way from the tutorial's exchanges to queues, from a private queue of "
+    "mqtool (amq.gen-…). Of what happens inside queues, RabbitMQ reports only counts and rates. To see each message, "
+    "run this command without --url."
+)
 _NO_PERMISSION = "Single messages are shown only to users with the tag 'administrator'; these are counts and rates."
 
 
 def records(
-    find: Callable[[], Management], vhost: str, title: str, copying: Callable[[], "Copies"] | None = None
+    find: Callable[[], Management],
+    vhost: str,
+    title: str,
+    copying: Callable[[], "Copies"] | None = None,
+    *,
+    example: str = "",
+    is_play: bool = False,
 ) -> Iterator[Json]:
     """Yield records until the iterator is closed. If the broker goes away, wait until it is back.
 
@@ -52,26 +67,32 @@ def records(
         find: finds the management API; called again after an error, since a restarted broker may use another port.
         title: the broker's name and address, for the page's head.
         copying: starts copying single messages on RabbitMQ; None to show only counts and rates.
+        example: a command that puts a first message into an empty virtual host, for the page to propose.
+        is_play: True for the page of a tutorial or drill.
     """
+    about = {"kind": "about", "title": title, "vhost": vhost, "example": example}
     while True:
         try:
-            yield from _of_broker(find(), vhost, title, copying)
+            yield from _of_broker(find(), about, copying, is_play=is_play)
         except MqtoolError as error:
             yield {"kind": "problem", "text": str(error)}
         time.sleep(_AFTER_ERROR)
 
 
-def _of_broker(api: Management, vhost: str, title: str, copying: Callable[[], "Copies"] | None) -> Iterator[Json]:
-    events, about = path("mqtool", "events", vhost), {"kind": "about", "title": title, "vhost": vhost}
+def _of_broker(
+    api: Management, about: Json, copying: Callable[[], "Copies"] | None, *, is_play: bool
+) -> Iterator[Json]:
+    vhost = about["vhost"]
+    events = path("mqtool", "events", vhost)
     try:
         first = api.get(events)
     except (NotFound, AccessRefused, UsageError) as error:  # RabbitMQ answers 400 to a path with the vhost "/"
-        note = _NO_PERMISSION if isinstance(error, AccessRefused) else _COUNTS_ONLY
+        note = _NO_PERMISSION if isinstance(error, AccessRefused) else _PLAY_COUNTS if is_play else _COUNTS_ONLY
         with ExitStack() as until_closed:
             copies = None
             if copying is not None:
                 copies = until_closed.enter_context(closing(copying()))
-                note = _FIREHOSE if copies.is_firehose else _COPIES
+                note = _FIREHOSE if copies.is_firehose else _PLAY_COPIES if is_play else _COPIES
             yield {**about, "t": _now(), "note": note}
             yield from _counts(api, vhost, copies)
     else:
@@ -147,7 +168,7 @@ class _Topology:
     def __init__(self, api: Management, vhost: str) -> None:
         self._api = api
         self._vhost = vhost
-        self._clients = Clients(api, vhost)
+        self._clients = Clients(api, vhost, sees_all=True)
         self._changes: int | None = None
         self._not_before = 0.0
 
@@ -166,7 +187,7 @@ class _Topology:
 
 def _counts(api: Management, vhost: str, copies: "Copies | None") -> Iterator[Json]:
     """Yield the topology and the management API's counts every few seconds, and copies of messages in between."""
-    clients = Clients(api, vhost)
+    clients = Clients(api, vhost, sees_all=False)
     while True:
         wiring = look(api, vhost, keep=_KEPT, rates=True)
         now = _now()

@@ -4,6 +4,7 @@ import itertools
 import os
 import random
 import re
+import shlex
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from mqtool import plays
 from mqtool.ui.page_server import single_file
-from tests.brokers import IN_CI, TestBroker, on_any_broker
+from tests.brokers import IN_CI, TestBroker, large, on_any_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.test_tutorial import processes_with
 from tests.cli.test_ui import Page, chromium
@@ -282,4 +283,48 @@ def test_parties_without_a_name_are_called_after_their_program(shell: Shell, bro
         channel.basic_consume(queue, lambda *_: None)
         page.until(lambda: "Pika Python Client Library" in names(page)[0], "the consumer")
         page.until(lambda: names(page)[1] == {"Pika Python Client Library's queue"}, "its queue")
+    chromium.get("about:blank")
+
+
+@on_any_broker
+def test_an_empty_page_proposes_a_command_for_its_own_broker(shell: Shell, broker: TestBroker, chromium: Any) -> None:
+    """If nothing is declared, the page shows a command with its own URL, without the password, and the command works."""
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    ui = shell.start("mqtool", "ui", ready=False).wait_for_stdout("\n")
+    page = Page(chromium, ui.stdout.strip())
+    page.until(lambda: page.find("#empty:not([hidden])"), "the hint")
+    proposed = page.text("#example")
+    assert proposed == f"mqtool send --url=amqp://guest@{broker.url.partition('@')[2]} hello"
+    elsewhere = {"MQTOOL_URL": "amqp://127.0.0.1:9", "AMQP_URL": "amqp://127.0.0.1:9"}
+    assert shell.run(*shlex.split(proposed), environment=elsewhere).code == 0
+    page.until(lambda: not page.find("#empty:not([hidden])"), "the queue instead of the hint")
+    chromium.get("about:blank")
+
+
+@pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
+@pytest.mark.own_vhost("a consumer that RabbitMQ has just cancelled in this vhost may still be shown")
+@large
+def test_a_tutorial_on_rabbitmq_taps_its_own_exchanges(shell: Shell, broker: TestBroker, chromium: Any) -> None:
+    """On RabbitMQ, the messages of a tutorial's exchanges are drawn without any option, and those of others are not."""
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    for command in (["queue", "declare", "private"], ["exchange", "declare", "others", "fanout"]):
+        assert shell.run("mqtool", *command).code == 0
+    assert shell.run("mqtool", "exchange", "bind", "others", "private").code == 0
+    command = shell.start("mqtool", "tutorial", "run", "publish-subscribe", "--ui", "--url", broker.url, ready=False)
+    page = Page(chromium, command.wait_for_stdout("\n").stdout.split("\n")[0])
+
+    def continued(after: str) -> None:
+        page.until(lambda: after in page.text("#narration") and page.find("#next:enabled"), after)
+        page.press("n")
+
+    page.until(lambda: page.find("#narration"), "the play")
+    continued("No queue is bound to it yet")
+    continued("Start two receivers")
+    page.until(lambda: page.find('.arrow.binding[data-from="x:demo.logs"]'), "the bindings")
+    assert shell.run("mqtool", "send", "-e", "others", "secret").code == 0
+    continued("A fanout exchange copies")
+    page.until(lambda: "to “demo.logs”" in page.said(), "a message of the tutorial")
+    assert "others" not in page.said()
+    assert "--tap" not in page.text("#note")
+    assert command.interrupt().wait().code in (0, 130)
     chromium.get("about:blank")
