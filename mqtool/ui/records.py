@@ -15,7 +15,7 @@ from mqtool.management import Management, path
 from mqtool.management.api_client import Json
 from mqtool.taps import FIREHOSE_EXCHANGE
 from mqtool.topology import Binding
-from mqtool.ui.clients import Clients
+from mqtool.ui.client_names import ClientNames
 
 if TYPE_CHECKING:
     from mqtool.ui.copies import Copies
@@ -168,7 +168,7 @@ class _Topology:
     def __init__(self, api: Management, vhost: str) -> None:
         self._api = api
         self._vhost = vhost
-        self._clients = Clients(api, vhost, sees_all=True)
+        self._clients = ClientNames(api, vhost, sees_all=True)
         self._changes: int | None = None
         self._not_before = 0.0
 
@@ -187,7 +187,7 @@ class _Topology:
 
 def _counts(api: Management, vhost: str, copies: "Copies | None") -> Iterator[Json]:
     """Yield the topology and the management API's counts every few seconds, and copies of messages in between."""
-    clients = Clients(api, vhost, sees_all=False)
+    clients = ClientNames(api, vhost, sees_all=False)
     while True:
         wiring = look(api, vhost, keep=_KEPT, rates=True)
         now = _now()
@@ -240,7 +240,7 @@ def _moved(wiring: Wiring, publishers: list[Json]) -> Json:
     }
 
 
-def _as_json(wiring: Wiring, clients: Clients) -> Json:
+def _as_json(wiring: Wiring, clients: ClientNames) -> Json:
     return {
         "exchanges": [
             {

@@ -288,7 +288,7 @@ def test_parties_without_a_name_are_called_after_their_program(shell: Shell, bro
 
 @on_any_broker
 def test_an_empty_page_proposes_a_command_for_its_own_broker(shell: Shell, broker: TestBroker, chromium: Any) -> None:
-    """If nothing is declared, the page shows a command with its own URL, without the password, and the command works."""
+    """If nothing is declared, the page shows a command with its own URL, without the password, that works."""
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     ui = shell.start("mqtool", "ui", ready=False).wait_for_stdout("\n")
     page = Page(chromium, ui.stdout.strip())

@@ -14,7 +14,7 @@ from mqtool.management.api_client import Json
 _ASKED = 40
 
 
-class Clients:
+class ClientNames:
     """Names clients, and finds the connections of AMQP 1.0 consumers.
 
     Attributes:
