@@ -326,5 +326,6 @@ def test_a_tutorial_on_rabbitmq_taps_its_own_exchanges(shell: Shell, broker: Tes
     page.until(lambda: "to “demo.logs”" in page.said(), "a message of the tutorial")
     assert "others" not in page.said()
     assert "--tap" not in page.text("#note")
+    page.until(lambda: "checks passed" in page.text("#narration"), "the end")
     assert command.interrupt().wait().code in (0, 130)
     chromium.get("about:blank")
