@@ -9,7 +9,7 @@ import json
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
@@ -42,6 +42,7 @@ class Copies:
     Args:
         firehose: switches the firehose on within a `with` block; None to use bindings instead.
         taps: the taps of all Copies objects in this process, which ignore each other's queues.
+        exchanges: the names of the exchanges to copy from; None for all.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Copies:
         vhost: str,
         firehose: Switch | None = None,
         taps: set[Tap] | None = None,
+        exchanges: Collection[str] | None = None,
     ) -> None:
         self._vhost = vhost
         self._firehose = firehose
@@ -59,6 +61,7 @@ class Copies:
         self._events: deque[Json] = deque(maxlen=_WAITING)
         self._tap: Tap | None = None
         self._taps = set() if taps is None else taps
+        self._exchanges = exchanges
         #: The bindings of the private queue: exchange, key and arguments of each.
         self._bound: set[tuple[str, str, str]] | None = None
         self._router = Router(definitions.Definitions.of([], [], []))
@@ -82,11 +85,12 @@ class Copies:
             self._start(bindings)
 
     def _all_of(self, found: definitions.Definitions) -> list[Binding]:
-        """Return all bindings to queues, except those from exchanges of a type that mqtool does not know."""
+        """Return the exchanges' bindings to queues, except those of exchanges of a type that mqtool does not know."""
         private = self.private
         return [
             binding
             for name, bindings in found.bindings.items()
+            if (self._exchanges is None or name in self._exchanges)
             if name in found.exchanges and routing_type(found.exchanges[name]) in TABLES
             for binding in bindings
             if not binding.to_exchange and binding.destination not in private

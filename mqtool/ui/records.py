@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
 
-from mqtool import management
 from mqtool.errors import AccessRefused, MqtoolError, NotFound, UsageError
-from mqtool.inspection.wiring import WiredConsumer, WiredLink, Wiring, look
+from mqtool.inspection.wiring import WiredLink, Wiring, look
 from mqtool.management import Management, path
 from mqtool.management.api_client import Json
 from mqtool.taps import FIREHOSE_EXCHANGE
 from mqtool.topology import Binding
+from mqtool.ui.client_names import ClientNames
 
 if TYPE_CHECKING:
     from mqtool.ui.copies import Copies
@@ -40,11 +40,26 @@ _FIREHOSE = (
     "The shapes are copies of messages on their way to queues and consumers, from RabbitMQ's firehose, which mqtool "
     "has switched on. What happens to messages afterwards is only counted."
 )
+#: The same for a tutorial or drill, which cannot be asked for the firehose.
+_PLAY_COUNTS = (
+    "RabbitMQ reports counts and rates, not single messages. To see each message, run this command without --url."
+)
+_PLAY_COPIES = (
+    "The shapes are copies of messages on their way from the tutorial's exchanges to queues, from a private queue of "
+    "mqtool (amq.gen-…). Of what happens inside queues, RabbitMQ reports only counts and rates. To see each message, "
+    "run this command without --url."
+)
 _NO_PERMISSION = "Single messages are shown only to users with the tag 'administrator'; these are counts and rates."
 
 
 def records(
-    find: Callable[[], Management], vhost: str, title: str, copying: Callable[[], "Copies"] | None = None
+    find: Callable[[], Management],
+    vhost: str,
+    title: str,
+    copying: Callable[[], "Copies"] | None = None,
+    *,
+    example: str = "",
+    is_play: bool = False,
 ) -> Iterator[Json]:
     """Yield records until the iterator is closed. If the broker goes away, wait until it is back.
 
@@ -52,26 +67,32 @@ def records(
         find: finds the management API; called again after an error, since a restarted broker may use another port.
         title: the broker's name and address, for the page's head.
         copying: starts copying single messages on RabbitMQ; None to show only counts and rates.
+        example: a command that puts a first message into an empty virtual host, for the page to propose.
+        is_play: True for the page of a tutorial or drill.
     """
+    about = {"kind": "about", "title": title, "vhost": vhost, "example": example}
     while True:
         try:
-            yield from _of_broker(find(), vhost, title, copying)
+            yield from _of_broker(find(), about, copying, is_play=is_play)
         except MqtoolError as error:
             yield {"kind": "problem", "text": str(error)}
         time.sleep(_AFTER_ERROR)
 
 
-def _of_broker(api: Management, vhost: str, title: str, copying: Callable[[], "Copies"] | None) -> Iterator[Json]:
-    events, about = path("mqtool", "events", vhost), {"kind": "about", "title": title, "vhost": vhost}
+def _of_broker(
+    api: Management, about: Json, copying: Callable[[], "Copies"] | None, *, is_play: bool
+) -> Iterator[Json]:
+    vhost = about["vhost"]
+    events = path("mqtool", "events", vhost)
     try:
         first = api.get(events)
     except (NotFound, AccessRefused, UsageError) as error:  # RabbitMQ answers 400 to a path with the vhost "/"
-        note = _NO_PERMISSION if isinstance(error, AccessRefused) else _COUNTS_ONLY
+        note = _NO_PERMISSION if isinstance(error, AccessRefused) else _PLAY_COUNTS if is_play else _COUNTS_ONLY
         with ExitStack() as until_closed:
             copies = None
             if copying is not None:
                 copies = until_closed.enter_context(closing(copying()))
-                note = _FIREHOSE if copies.is_firehose else _COPIES
+                note = _FIREHOSE if copies.is_firehose else _PLAY_COPIES if is_play else _COPIES
             yield {**about, "t": _now(), "note": note}
             yield from _counts(api, vhost, copies)
     else:
@@ -147,7 +168,7 @@ class _Topology:
     def __init__(self, api: Management, vhost: str) -> None:
         self._api = api
         self._vhost = vhost
-        self._names = _Names(api, vhost)
+        self._clients = ClientNames(api, vhost, sees_all=True)
         self._changes: int | None = None
         self._not_before = 0.0
 
@@ -157,31 +178,35 @@ class _Topology:
     def read(self, found: Json) -> Json:
         started = time.monotonic()
         wiring = look(self._api, self._vhost, keep=_KEPT)
-        names = self._names.read()
+        self._clients.read(wiring.consumers)
         self._changes = found["changes"]
         done = time.monotonic()
         self._not_before = done + max(_BETWEEN_LOOKS, _SHARE_OF_LOOKS * (done - started))
-        return {"kind": "topology", "t": found["t"], **_as_json(wiring, names)}
+        return {"kind": "topology", "t": found["t"], **_as_json(wiring, self._clients)}
 
 
 def _counts(api: Management, vhost: str, copies: "Copies | None") -> Iterator[Json]:
     """Yield the topology and the management API's counts every few seconds, and copies of messages in between."""
-    known = _Names(api, vhost)
+    clients = ClientNames(api, vhost, sees_all=False)
     while True:
         wiring = look(api, vhost, keep=_KEPT, rates=True)
         now = _now()
         yield {"kind": "now", "t": now}
-        names = known.read()
+        clients.read(wiring.consumers)
         if copies is not None:
-            copies.follow(api, wiring, names)
+            copies.follow(api, wiring, clients.names)
             for queue in copies.private:
                 _leave_out(wiring, queue)
         publishers = [
-            {"client": names.get(_connection(each.channel), each.user), "exchange": name, "count": each.published.count}
+            {
+                "client": clients.names.get(_connection(each.channel), each.user),
+                "exchange": name,
+                "count": each.published.count,
+            }
             for name, node in wiring.exchanges.items()
             for each in node.publishers
         ]
-        yield {"kind": "topology", "t": now, **_as_json(wiring, names), "publishers": publishers}
+        yield {"kind": "topology", "t": now, **_as_json(wiring, clients), "publishers": publishers}
         yield {"kind": "moved", "t": now, **_moved(wiring, publishers)}
         until = time.monotonic() + _BETWEEN_COUNTS
         while time.monotonic() < until:
@@ -215,7 +240,7 @@ def _moved(wiring: Wiring, publishers: list[Json]) -> Json:
     }
 
 
-def _as_json(wiring: Wiring, names: Mapping[str, str]) -> Json:
+def _as_json(wiring: Wiring, clients: ClientNames) -> Json:
     return {
         "exchanges": [
             {
@@ -244,10 +269,8 @@ def _as_json(wiring: Wiring, names: Mapping[str, str]) -> Json:
         ],
         "consumers": [
             {
-                "name": f"{_client_of(consumer) or queue}/{consumer.tag}",
-                "label": names.get(consumer.connection, consumer.tag)
-                if _client_of(consumer)
-                else f"AMQP 1.0 link {consumer.tag}",
+                "name": known[0],
+                "label": known[1],
                 "queue": queue,
                 # Other protocols have credit instead, which changes with each message.
                 "prefetch": consumer.prefetch if consumer.channel else None,
@@ -255,13 +278,9 @@ def _as_json(wiring: Wiring, names: Mapping[str, str]) -> Json:
             }
             for queue, consumers in wiring.consumers.items()
             for consumer in consumers
+            if (known := clients.of(queue, consumer)) is not None
         ],
     }
-
-
-def _client_of(consumer: WiredConsumer) -> str:
-    """Return the name of a consumer's channel; of its connection for the stream protocol; "" for AMQP 1.0."""
-    return consumer.channel or (consumer.connection if consumer.tag.startswith("stream.subid-") else "")
 
 
 def _keys(source: str, link: WiredLink) -> Json:
@@ -282,22 +301,6 @@ def _text(arguments: Mapping[str, Any], name: str) -> str | None:
 def _connection(channel: str) -> str:
     """Return the name of a channel's connection."""
     return channel.rpartition(" (")[0]
-
-
-class _Names:
-    """The names that clients have given their connections, by the broker's own names for the connections."""
-
-    def __init__(self, api: Management, vhost: str) -> None:
-        self._api = api
-        self._vhost = vhost
-        self._before: dict[str, str] = {}
-
-    def read(self) -> dict[str, str]:
-        """Return the names, including the last call's: a consumer may be listed after its connection was closed."""
-        found = management.connections(self._api, self._vhost, ("name", "user_provided_name"))
-        before = self._before
-        self._before = {each["name"]: each["user_provided_name"] for each in found if each.get("user_provided_name")}
-        return before | self._before
 
 
 def _now() -> int:

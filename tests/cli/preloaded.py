@@ -182,7 +182,8 @@ class _Server:
         for stream in streams:
             os.close(stream)
         self._running.add(pid)
-        caller.send(marshal.dumps(pid))
+        with contextlib.suppress(OSError):  # the caller has been killed; its end is read below, and ends the command
+            caller.send(marshal.dumps(pid))
         end = os.pidfd_open(pid)
         self._events.register(caller, selectors.EVENT_READ, partial(os.kill, pid, signal.SIGKILL))
         self._events.register(end, selectors.EVENT_READ, partial(self._end, pid, end, caller))

@@ -4,16 +4,18 @@ import itertools
 import os
 import random
 import re
+import shlex
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pika
 import pytest
 
 from mqtool import plays
 from mqtool.ui.page_server import single_file
-from tests.brokers import IN_CI
+from tests.brokers import IN_CI, TestBroker, large, on_any_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.test_tutorial import processes_with
 from tests.cli.test_ui import Page, chromium
@@ -53,6 +55,12 @@ def differences(page: Page) -> list[dict[str, Any]]:
     return found
 
 
+def names(page: Page) -> tuple[set[str], set[str]]:
+    """Return the names of publishers and consumers, and those of queues."""
+    found = page.ask("return [...document.querySelectorAll('.node')].map((e) => [e.dataset.id[0], e.dataset.name])")
+    return {name for kind, name in found if kind in "pc"}, {name for kind, name in found if kind == "q"}
+
+
 def seek(page: Page, part: float) -> None:
     """Show the picture at a part of the time, and wait until it is drawn."""
     page.driver.execute_async_script(
@@ -71,9 +79,9 @@ def seek(page: Page, part: float) -> None:
     "name", [pytest.param(each, marks=pytest.mark.skipif(not IN_CI and each != "hello-world", reason="in CI only"))
              for each in plays.PLAYS]
 )  # fmt: skip
-def test_counters_equal_what_is_drawn(lonely_shell: Shell, chromium: Any, name: str) -> None:
+def test_the_picture_says_what_it_shows(lonely_shell: Shell, chromium: Any, name: str) -> None:
     """While a tutorial runs, and at twenty random moments when it is shown again, each queue's counters are the numbers
-    of the messages that are drawn.
+    of the messages that are drawn. Clients have the names of their terminals, and no name is generated.
     """
     lonely_shell.environment["TUTORIAL_MARK"] = mark = f"mark-{os.getpid()}-{time.monotonic_ns()}"
     command = lonely_shell.start("mqtool", "tutorial", "run", name, "--ui", ready=False).wait_for_stdout("\n")
@@ -88,8 +96,13 @@ def test_counters_equal_what_is_drawn(lonely_shell: Shell, chromium: Any, name: 
         }, 50);
         """
     )
+    terminals: set[str] = set()
     while "passed" not in page.text("#narration"):
         assert differences(page) == []
+        clients, queues = names(page)
+        terminals |= set(page.ask("return [...document.querySelectorAll('.terminal h3')].map((e) => e.textContent)"))
+        assert clients <= terminals
+        assert not [each for each in queues if re.search(r"\bgen-|[0-9a-f]{12}", each)]
         assert "check failed" not in page.text("#narration")
         assert command.process.poll() is None, command.stderr
     moments = random.Random(name)
@@ -238,3 +251,81 @@ def test_prefetch_0_says_that_there_is_no_limit(chromium: Any, tmp_path: Path) -
     assert nodes["consumer worker 1"] == "prefetch 1"
     assert nodes["consumer worker 2"] == "prefetch 0: no limit"
     assert nodes["consumer reader"] == "auto-ack"
+
+
+def test_no_generated_name_is_shown(chromium: Any, tmp_path: Path) -> None:
+    """A consumer that no topology has yet is called as its client, and its queue with a generated name after it."""
+    to = {"client": "screen", "connection": "10.0.0.7:50001 -> 10.0.0.1:5672", "protocol": "AMQP 0-9-1"}
+    consumer = "10.0.0.7:50001 -> 10.0.0.1:5672 (1)/ctag1.38a78d6f44a14a9b8d6d1f7b0e1a2c3d"
+    records = [*jobs(), *published(1000, 0)]
+    generated = "amq.gen-3QaZkCC08N2hJv-BxYH1Aw"
+    for record in records:
+        if "queues" in record and isinstance(record["queues"], list):
+            record["queues"].append({**record["queues"][0], "name": generated})
+            record["links"].append({**record["links"][0], "to": generated})
+    page = recorded(chromium, tmp_path, records)
+    assert names(page)[1] == {"jobs", "temporary queue"}
+    delivered = happens(1001, "delivered", 0, consumer=consumer, redelivered=False, no_ack=False, to=to)
+    page = recorded(chromium, tmp_path, [*records, {**delivered, "queue": generated}])
+    seek(page, 0.5)
+    assert names(page) == ({"boss", "screen"}, {"jobs", "screen's queue"})
+
+
+@on_any_broker
+def test_parties_without_a_name_are_called_after_their_program(shell: Shell, broker: TestBroker, chromium: Any) -> None:
+    """A consumer whose connection has no name is called by its program, not by its consumer tag."""
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    ui = shell.start("mqtool", "ui", ready=False).wait_for_stdout("\n")
+    page = Page(chromium, ui.stdout.strip())
+    with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
+        channel = connection.channel()
+        queue = channel.queue_declare("", exclusive=True).method.queue
+        channel.basic_consume(queue, lambda *_: None)
+        page.until(lambda: "Pika Python Client Library" in names(page)[0], "the consumer")
+        page.until(lambda: names(page)[1] == {"Pika Python Client Library's queue"}, "its queue")
+    chromium.get("about:blank")
+
+
+@on_any_broker
+def test_an_empty_page_proposes_a_command_for_its_own_broker(shell: Shell, broker: TestBroker, chromium: Any) -> None:
+    """If nothing is declared, the page shows a command with its own URL, without the password, that works."""
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    ui = shell.start("mqtool", "ui", ready=False).wait_for_stdout("\n")
+    page = Page(chromium, ui.stdout.strip())
+    page.until(lambda: page.find("#empty:not([hidden])"), "the hint")
+    proposed = page.text("#example")
+    assert proposed == f"mqtool send --url=amqp://guest@{broker.url.partition('@')[2]} hello"
+    elsewhere = {"MQTOOL_URL": "amqp://127.0.0.1:9", "AMQP_URL": "amqp://127.0.0.1:9"}
+    assert shell.run(*shlex.split(proposed), environment=elsewhere).code == 0
+    page.until(lambda: not page.find("#empty:not([hidden])"), "the queue instead of the hint")
+    chromium.get("about:blank")
+
+
+@pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
+@pytest.mark.own_vhost("a consumer that RabbitMQ has just cancelled in this vhost may still be shown")
+@large
+def test_a_tutorial_on_rabbitmq_taps_its_own_exchanges(shell: Shell, broker: TestBroker, chromium: Any) -> None:
+    """On RabbitMQ, the messages of a tutorial's exchanges are drawn without any option, and those of others are not."""
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    for command in (["queue", "declare", "private"], ["exchange", "declare", "others", "fanout"]):
+        assert shell.run("mqtool", *command).code == 0
+    assert shell.run("mqtool", "exchange", "bind", "others", "private").code == 0
+    command = shell.start("mqtool", "tutorial", "run", "publish-subscribe", "--ui", "--url", broker.url, ready=False)
+    page = Page(chromium, command.wait_for_stdout("\n").stdout.split("\n")[0])
+
+    def continued(after: str) -> None:
+        page.until(lambda: after in page.text("#narration") and page.find("#next:enabled"), after)
+        page.press("n")
+
+    page.until(lambda: page.find("#narration"), "the play")
+    continued("No queue is bound to it yet")
+    continued("Start two receivers")
+    page.until(lambda: page.find('.arrow.binding[data-from="x:demo.logs"]'), "the bindings")
+    assert shell.run("mqtool", "send", "-e", "others", "secret").code == 0
+    continued("A fanout exchange copies")
+    page.until(lambda: "to “demo.logs”" in page.said(), "a message of the tutorial")
+    assert "others" not in page.said()
+    assert "--tap" not in page.text("#note")
+    page.until(lambda: "checks passed" in page.text("#narration"), "the end")
+    assert command.interrupt().wait().code in (0, 130)
+    chromium.get("about:blank")

@@ -2,7 +2,6 @@
 
 import os
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,7 +16,7 @@ from mqtool.cli.commands import tutorial_try
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import layout, output, play_lines
 from mqtool.cli.display.play_lines import PlayLines, TypingPace
-from mqtool.cli.display.play_page import Left, PlayPage
+from mqtool.cli.display.play_page import Left, PlayPage, ShownBroker
 from mqtool.cli.display.play_panes import SMALLEST, Panes
 from mqtool.cli.invocation import current
 from mqtool.cli.options.page_options import NoColor, PageOptions
@@ -25,12 +24,12 @@ from mqtool.errors import UsageError
 from mqtool.plays.goals import GOALS
 from mqtool.plays.performing import perform
 from mqtool.spelling import counted
+from mqtool.stage.stage import APART
 from mqtool.stage.terminal import Guard
 from mqtool.tutorials import pages
 
 if TYPE_CHECKING:
     from mqtool.cli.display.play_panes import Panes
-    from mqtool.management import Management
 
 app = group("tutorial", "Learn RabbitMQ: read tutorials, see them run, and try it.", heading="Learn")
 app.add_typer(tutorial_try.app)
@@ -159,7 +158,7 @@ def _run_in_page(names: list[str], guard: Guard, url: str | None, page: PageOpti
         while wanted is not None:
             name, play = wanted, plays.PLAYS[wanted]
             try:
-                with shown.watching(play.title, play.story, name):
+                with shown.watching(play.title, play.story, name, [APART + each for each in play.exchanges]):
                     checks = perform(play, shown, guard, url)
             except Left:
                 pass
@@ -173,12 +172,12 @@ def _run_in_page(names: list[str], guard: Guard, url: str | None, page: PageOpti
             wanted = shown.choice(asked or later[later.index(name) + 1], starts=asked is not None)
 
 
-def page_broker(url: str | None) -> "tuple[Callable[[], Management], str, str] | None":
+def page_broker(url: str | None) -> ShownBroker | None:
     """Return the broker at a URL, in the form that PlayPage expects."""
     if url is None:
         return None
     access = Access(parse_addresses(url), TlsFiles(), os.environ.get(MANAGEMENT_VARIABLE))
-    return access.management, access.vhost, access.title
+    return ShownBroker(access.management, access.vhost, access.title, access.connect)
 
 
 def _next_steps(name: str, *, is_last: bool) -> str:

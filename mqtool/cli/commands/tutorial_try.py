@@ -22,7 +22,7 @@ from mqtool.cli.command_line import command
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import layout, output
 from mqtool.cli.display.goal_lines import GoalLines
-from mqtool.cli.display.play_page import PlayPage
+from mqtool.cli.display.play_page import PlayPage, ShownBroker
 from mqtool.cli.invocation import current
 from mqtool.cli.options.page_options import NoColor, PageOptions
 from mqtool.errors import UsageError
@@ -96,7 +96,7 @@ def try_(
         place = ending.enter_context(_own_broker(guard) if url is None else _vhost_at(url))
         shown = None
         if page.ui:
-            broker = place.broker.find, place.broker.vhost, place.title
+            broker = ShownBroker(place.broker.find, place.broker.vhost, place.title)
             shown = ending.enter_context(PlayPage([], broker=broker, port=page.port, open_page=page.open_page))
         try:
             _try(tutorial, left, place, shown)

@@ -25,6 +25,7 @@ from mqtool.cli.display.browser import opened
 from mqtool.cli.options import ManagedBroker
 from mqtool.cli.pipe.tapping import switched_on
 from mqtool.errors import AccessRefused, NotFound, UsageError
+from mqtool.spelling import pasteable
 from mqtool.ui.actions import Actions
 from mqtool.ui.copies import Copies
 from mqtool.ui.page_server import PageServer, single_file
@@ -93,7 +94,13 @@ def ui(
         return found
 
     def start() -> "Iterator[Json]":
-        return records(access.management, access.vhost, access.title, copies if tap or firehose else None)
+        return records(
+            access.management,
+            access.vhost,
+            access.title,
+            copies if tap or firehose else None,
+            example=pasteable("send --url=", str(access.address), "hello"),
+        )
 
     answers = {"/actions": actions.listed, "/preview": actions.preview, "/run": actions.run}
     server, stop = PageServer(start, port, answers), threading.Event()

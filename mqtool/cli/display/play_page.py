@@ -6,18 +6,21 @@ so it can show an earlier scene again.
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, Self
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from mqtool.cli.display import output
 from mqtool.cli.display.browser import opened
 from mqtool.errors import MqtoolError
 from mqtool.stage.terminal import Chart, QueueDepth
+from mqtool.ui.copies import Copies
 from mqtool.ui.page_server import Json, PageServer
 from mqtool.ui.records import records
 
 if TYPE_CHECKING:
+    from mqtool.amqp import Connection
     from mqtool.management import Management
 
 #: The maximum number of records to keep. Beyond that, only explanations and checks are added.
@@ -36,6 +39,15 @@ _LATE, _LAST_WORDS = 1.3, 2.0
 
 class Left(Exception):
     """The reader has chosen another play, or ended the command."""
+
+
+class ShownBroker(NamedTuple):
+    """A broker that others also use, on which plays run: its management API, virtual host, title and connections."""
+
+    find: "Callable[[], Management]"
+    vhost: str
+    title: str
+    connect: "Callable[[], Connection] | None" = None
 
 
 class TerminalRecording:
@@ -101,7 +113,7 @@ class PlayPage:
     Args:
         plays: the names, titles and stories of the plays that the page offers; empty for a drill.
         auto: continue after each explanation without waiting for the reader, once there was time to read it.
-        broker: management API, virtual host and title of the broker named on the command line, if any.
+        broker: the broker named on the command line, if any.
         port: the port to listen on; 0 for any free one.
         open_page: open the page in a browser.
     """
@@ -111,7 +123,7 @@ class PlayPage:
         plays: Sequence[Mapping[str, str]],
         *,
         auto: bool = False,
-        broker: "tuple[Callable[[], Management], str, str] | None" = None,
+        broker: ShownBroker | None = None,
         port: int = 0,
         open_page: bool = False,
     ) -> None:
@@ -125,6 +137,7 @@ class PlayPage:
         self._server = PageServer(self._recording.follow, port, answers)
         self._open_page = open_page
         self._ending = ExitStack()
+        self._exchanges: Collection[str] = ()
         self._said = self._continued = 0
         self._pauses = not self._is_drill
         self._wanted: str | None = None
@@ -153,8 +166,13 @@ class PlayPage:
         self._server.close()
 
     @contextmanager
-    def watching(self, title: str, story: str, name: str = "") -> Iterator[None]:
-        """Context manager: show a play until the `with` block ends. If the block raises an error, the page shows it."""
+    def watching(self, title: str, story: str, name: str = "", exchanges: Collection[str] = ()) -> Iterator[None]:
+        """Context manager: show a play until the `with` block ends. If the block raises an error, the page shows it.
+
+        Args:
+            exchanges: the play's own exchanges. On RabbitMQ, the page shows copies of their messages.
+        """
+        self._exchanges = exchanges
         self._said = self._continued = 0
         self._recording.add("begins", name=name, title=title, story=story)
         try:
@@ -195,16 +213,19 @@ class PlayPage:
         self._watching.set()
         self._watching = over = threading.Event()
         self._pauses = True
-        source = self._broker if find is None else (find, "/", "a broker started by mqtool")
+        source = self._broker if find is None else ShownBroker(find, "/", "a broker started by mqtool")
         if source is not None:
-            threading.Thread(target=self._watch, args=(over, *source), name="mqtool-watch", daemon=True).start()
+            threading.Thread(target=self._watch, args=(over, source), name="mqtool-watch", daemon=True).start()
         yield
         over.wait(_LATE)
         over.set()
 
-    def _watch(self, over: threading.Event, find: "Callable[[], Management]", vhost: str, title: str) -> None:
+    def _watch(self, over: threading.Event, source: ShownBroker) -> None:
         latest: dict[str, Json] = {}
-        for record in records(find, vhost, title):
+        copying = None
+        if source.connect is not None and self._exchanges:
+            copying = partial(Copies, source.connect, source.vhost, exchanges=self._exchanges)
+        for record in records(source.find, source.vhost, source.title, copying, is_play=True):
             if over.is_set():
                 return
             kind, what = record["kind"], {key: value for key, value in record.items() if key != "t"}

@@ -1,6 +1,7 @@
 // The panel with the facts about a node or a message, and the tables with the same facts as the picture. Names, headers
 // and bodies come from strangers: they are only ever set as text.
 
+import { labelOf } from "./model.js";
 import { describe, limitOf } from "./picture.js";
 import { visible } from "./sentences.js";
 
@@ -76,6 +77,7 @@ function ofNode(state, moment, id) {
     pairs.push(["bindings", bound.join("\n") || "none"]);
   } else if (id[0] === "q") {
     const queue = state.queues.get(id);
+    if (labelOf(queue) !== queue.name) pairs.push(["full name", visible(queue.name)]);
     const bound = links.filter((link) => link.to === id).map((link) => routeTo(link.from, link));
     pairs.push(["bound to", bound.join("\n") || "only the default exchange"]);
     if (hasAny(queue.arguments)) pairs.push(["arguments and policy", queue.arguments]);
@@ -170,7 +172,9 @@ function rowOfQueue(state, moment, queue) {
   const key = deadLetterKey ? ` with key ${visible(deadLetterKey)}` : "";
   const dead = deadLetterExchange === null ? "" : titleOf(`x:${deadLetterExchange}`) + key;
   const rate = Math.round(state.rates.get(queue.id)?.rate ?? 0);
-  return [visible(queue.name), queue.type, ready, unacked, consumers, rate, dead];
+  const label = labelOf(queue);
+  const name = visible(label === queue.name ? label : `${label} (${queue.name})`);
+  return [name, queue.type, ready, unacked, consumers, rate, dead];
 }
 
 function rowOfExchange(state, moment, exchange) {

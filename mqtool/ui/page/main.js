@@ -190,6 +190,7 @@ function tell() {
   byId("note").textContent = state.about.note || "";
   if (document.activeElement !== byId("time"))
     byId("time").value = String(length > 0 ? ((player.now - player.start) / length) * 1000 : 1000);
+  if (state.about.example) byId("example").textContent = state.about.example;
   byId("empty").hidden = state.exchanges.size + state.queues.size > 0 || !state.about.title;
   fillTables(byId("tables"), state, picture.moment, choose);
   doing.suggest(state);

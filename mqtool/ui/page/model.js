@@ -197,6 +197,18 @@ function exchangeOf(state, name) {
 /** The broker's counts of a new queue; `uncopied` are the messages that are counted, but not known one by one. */
 const newCounts = () => ({ ready: 0, unacked: 0, uncopied: { ready: 0, unacked: 0 } });
 
+/** Remember whose queue it is: one with a generated name is called after its first consumer. */
+function belongs(state, queue, label) {
+  const found = state.queues.get(queue);
+  if (found && found.owner === undefined) found.owner = label;
+}
+
+/** What a queue is called, as people would. */
+export function labelOf({ name, owner }) {
+  const isGenerated = /\bgen-|^amq_|[0-9a-f]{8}-[0-9a-f]{4}-|[0-9a-f]{20}/.test(name);
+  return !isGenerated ? name : owner === undefined ? "temporary queue" : `${owner}'s queue`;
+}
+
 const countsOf = ({ ready, unacked, uncopied } = newCounts()) => ({ ready, unacked, uncopied });
 
 /** Compare the broker's counts with the messages that are known. Both are of the same moment. */
@@ -220,11 +232,14 @@ function queueOf(state, name) {
   return id;
 }
 
-function consumerOf(state, name, queue) {
+/** @param {{client: string} | null} [client]  unless the event does not tell it */
+function consumerOf(state, name, queue, client) {
   const id = consumerId(name, queue);
   if (!state.consumers.has(id)) {
-    const tag = name === null ? "basic.get" : name.slice(name.lastIndexOf("/") + 1);
-    const label = /^((amq\.)?ctag|stream\.subid-)/.test(tag) ? "unnamed consumer" : tag; // the client chose no tag
+    // The name begins with that of a connection: "CLIENT -> BROKER".
+    const label =
+      client?.client ?? (name === null ? "basic.get" : name.includes(" -> ") ? name.split(" -> ")[0] : "consumer");
+    belongs(state, queueId(queue), label);
     state.consumers.set(id, { id, name, label, queue: queueId(queue), prefetch: 0, isUnknown: true, gone: state.t });
   }
   // Until the topology has it, it is shown only for a while: it may have gone already.
@@ -350,7 +365,7 @@ const HANDLERS = {
       record.queues,
       (each) => queueId(each.name),
       // The topology's counts may be of a later moment than the events so far.
-      (id, each) => ({ id, ...each, ...countsOf(state.queues.get(id)) }),
+      (id, each) => ({ id, owner: state.queues.get(id)?.owner, ...each, ...countsOf(state.queues.get(id)) }),
     );
     const there = new Set(record.consumers.map((each) => consumerId(each.name, each.queue)));
     for (const [id, consumer] of state.consumers) {
@@ -360,6 +375,7 @@ const HANDLERS = {
       const id = consumerId(each.name, each.queue);
       const { offset } = state.consumers.get(id) || {};
       state.consumers.set(id, { id, offset, ...each, queue: queueId(each.queue), gone: 0 });
+      belongs(state, queueId(each.queue), each.label);
       for (const other of state.consumers.values()) if (isReplaced(state, other, id)) state.consumers.delete(other.id);
     }
     for (const each of record.publishers || []) publisherOf(state, each.client, exchangeId(each.exchange));
@@ -516,7 +532,7 @@ const HANDLERS = {
 
   read(state, event) {
     const copy = copyOf(state, event);
-    const consumer = consumerOf(state, event.consumer, event.queue);
+    const consumer = consumerOf(state, event.consumer, event.queue, event.to);
     if (copy) {
       state.consumers.get(consumer).offset = event.offset ?? event.copy;
       const start = inTurn(state, copy.place, consumer, Math.max(event.t, copy.busyUntil));
@@ -558,7 +574,7 @@ const HANDLERS = {
 
   delivered(state, event) {
     const copy = copyOf(state, event);
-    const consumer = consumerOf(state, event.consumer, event.queue);
+    const consumer = consumerOf(state, event.consumer, event.queue, event.to);
     if (!copy) return;
     const start = leaves(state, copy, consumer, event.t);
     const fate = event.no_ack ? "acknowledged" : "unacknowledged";

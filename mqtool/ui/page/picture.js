@@ -2,7 +2,7 @@
 
 import { FATES } from "./fates.js";
 import { arrowsOf, curveBetween, Layout, pointOf } from "./layout.js";
-import { momentOf, rateOf } from "./model.js";
+import { labelOf, momentOf, rateOf } from "./model.js";
 import { visible } from "./sentences.js";
 
 export const SVG = "http://www.w3.org/2000/svg";
@@ -54,7 +54,11 @@ export function describe(state, moment, id) {
       queue.type === "stream"
         ? `${number(ready)} ${ready === 1 ? "message" : "messages"}`
         : `${number(ready)} ready · ${number(unacked)} unacked`;
-    return { role: queue.type === "stream" ? "stream" : `${queue.type} queue`.trim(), name: visible(queue.name), line };
+    return {
+      role: queue.type === "stream" ? "stream" : `${queue.type} queue`.trim(),
+      name: visible(labelOf(queue)),
+      line,
+    };
   }
   if (kind === "c") {
     const consumer = state.consumers.get(id);

@@ -33,17 +33,19 @@ _TIMEOUT, _MAX_TIMEOUT = 10.0, 30.0
 
 
 def _name(consumer: QueueConsumer | None, queue: BrokerQueue) -> str | None:
-    """Return a consumer's name, made from its channel (in AMQP 1.0, its queue) and its tag; None for basic.get."""
+    """Return a consumer's name, made from its channel (in AMQP 1.0, its connection) and its tag; None for basic.get."""
     if consumer is None:
         return None
-    # In AMQP 1.0, consumers have no channels.
-    return consumer.name if isinstance(consumer, ChannelSubscription) else f"{queue.name}/{consumer.tag}"
+    if isinstance(consumer, ChannelSubscription):
+        return consumer.name
+    client = consumer.client
+    return f"{client.name if isinstance(client, ClientSocket) else queue.name}/{consumer.tag}"
 
 
 def _client(connection: ClientSocket) -> str:
-    """Return the name that a client has given to its connection, or the name of its library."""
+    """Return the name that a client has given to its connection, or the name of its library, or its address."""
     properties = connection.client_properties
-    return str(properties.get("connection_name") or properties.get("product") or connection.user.name)
+    return str(properties.get("connection_name") or properties.get("product") or connection.name.partition(" -> ")[0])
 
 
 def _client_of(source: object) -> dict[str, str]:

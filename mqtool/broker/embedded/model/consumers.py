@@ -212,8 +212,8 @@ class Watcher(Protocol):
     def streamed(self, source: object, stream: str, messages: Iterator[tuple[int, BrokerMessage]]) -> None:
         """Handle messages, each with its offset, that are appended with the stream protocol."""
 
-    def read(self, stream: str, offsets: range, consumer: str) -> None:
-        """Handle messages that are sent to a consumer of the stream protocol."""
+    def read(self, stream: str, offsets: range, consumer: str, client: object) -> None:
+        """Handle messages that are sent to a consumer of the stream protocol; `client` is its connection."""
 
     def replied(self, source: object, message: BrokerMessage, to: object) -> None:
         """Handle a direct reply from one channel to another."""

@@ -141,13 +141,13 @@ class MessageEvents:
     ) -> None:
         name = self._name_of(consumer, queue)
         fields = {"queue": queue.name, "copy": entry.position, "consumer": name, "no_ack": no_ack}
+        fields["to"] = None if consumer is None else self._client_of(consumer.client)
         if queue.kind == "stream":
             self.readers[name] = entry.position
             if (queue.name, entry.position) in self._in_streams:
                 self._add({"what": "read", **fields})
             return
-        to = None if consumer is None else self._client_of(consumer.client)
-        self._add({"what": "delivered", **fields, "redelivered": entry.redelivered, "to": to})
+        self._add({"what": "delivered", **fields, "redelivered": entry.redelivered})
         if no_ack:
             del self.shown[entry.position]
         else:
@@ -191,9 +191,10 @@ class MessageEvents:
             self._in_streams.append((stream, position))
             self._add({"what": "appended", "message": self._messages, "queue": stream, "copy": position})
 
-    def read(self, stream: str, offsets: range, consumer: str) -> None:
+    def read(self, stream: str, offsets: range, consumer: str, client: object) -> None:
+        to = self._client_of(client)
         for position in sorted(at for name, at in self._in_streams if name == stream and at in offsets):
-            fields = {"queue": stream, "copy": position, "consumer": consumer, "no_ack": True}
+            fields = {"queue": stream, "copy": position, "consumer": consumer, "to": to, "no_ack": True}
             self._add({"what": "read", **fields, "offset": offsets[-1]})
 
     def replied(self, source: object, message: BrokerMessage, to: object) -> None:

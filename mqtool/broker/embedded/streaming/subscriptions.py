@@ -203,7 +203,8 @@ class StreamSubscription:
             session.write(frame(Key.DELIVER, head + chunk.raw, session.deliver_version))
             self.sent = chunk.end - 1
             if session.vhost.watcher is not None:
-                session.vhost.watcher.read(self.stream, range(max(chunk.offset, self.first), chunk.end), self.name)
+                offsets = range(max(chunk.offset, self.first), chunk.end)
+                session.vhost.watcher.read(self.stream, offsets, self.name, session)
 
     def _go_on(self) -> None:
         self._waits = False
