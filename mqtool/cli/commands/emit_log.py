@@ -1,6 +1,8 @@
 """mqtool emit-log."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -173,8 +175,12 @@ def emit_topic(
 
 def _is_expanded_star(words: list[str]) -> bool:
     """True if a command's arguments begin with the names of all files here, which a shell puts in the place of a *."""
-    files = {each.name for each in Path().iterdir() if not each.name.startswith(".")}
-    return bool(files) and {*words[: len(files)]} == files
+    if not os.path.lexists(words[0]):
+        return False
+    with suppress(OSError):  # the directory cannot be read
+        files = {each.name for each in Path().iterdir() if not each.name.startswith(".")}
+        return {*words[: len(files)]} == files
+    return False
 
 
 def _emit_with_topic(
