@@ -55,6 +55,8 @@ _TERMINALS |= {
     f"{AMQP10}{name}": (("all of them", "export MQTOOL_PROTOCOL=amqp1.0"), *_TERMINALS[name]) for name in OVER_AMQP10
 }
 NAMES = tuple(_TERMINALS)
+#: Short forms of names that learners use.
+_OTHER_NAMES = {"pubsub": "publish-subscribe", "stream": "stream-hello-world", "streams": "stream-hello-world"}
 #: The tutorials that are numbered at https://www.rabbitmq.com/tutorials.
 NUMBERED = ("hello-world", "work-queues", "publish-subscribe", "routing", "topics", "rpc", "publisher-confirms")
 
@@ -120,10 +122,19 @@ def page(name: str) -> Page:
 
 
 def numbered(name: str) -> str:
-    """Return a tutorial's name, given its name or its number in RabbitMQ's list."""
-    if name in map(str, range(1, len(NUMBERED) + 1)):
+    """Return a tutorial's name, given its name, a usual short form of it, or its number in RabbitMQ's list.
+
+    Raises:
+        UsageError: RabbitMQ's list has no such number.
+    """
+    if name.isascii() and name.isdecimal():
+        if not 1 <= int(name) <= len(NUMBERED):
+            raise UsageError(
+                f"there is no tutorial {name}: RabbitMQ's are numbered 1 to {len(NUMBERED)}",
+                "the others have names: mqtool tutorial list",
+            )
         return NUMBERED[int(name) - 1]
-    return name.replace("_", "-")
+    return _OTHER_NAMES.get(name, name.replace("_", "-"))
 
 
 def no_such_tutorial(name: str, names: tuple[str, ...]) -> UsageError:

@@ -33,6 +33,29 @@ def test_a_tutorial_can_be_named_like_its_file(lonely_shell: Shell) -> None:
     assert (shown.code, "mqtool send" in shown.stdout) == (0, True)
 
 
+@pytest.mark.parametrize(
+    ("typed", "name"), [("pubsub", "publish_subscribe"), ("streams", "stream_hello_world"), ("7", "publisher_confirms")]
+)
+def test_a_tutorial_can_be_named_by_a_usual_short_form(lonely_shell: Shell, typed: str, name: str) -> None:
+    """`tutorial show pubsub` and `streams` show the tutorials that learners call so."""
+    assert f"{name}.py" in lonely_shell.run("mqtool", "tutorial", "show", typed).stdout
+
+
+@pytest.mark.parametrize("command", ["show", "run", "try"])
+def test_a_number_without_a_tutorial_is_refused_with_the_numbers_that_there_are(
+    lonely_shell: Shell, command: str
+) -> None:
+    """RabbitMQ numbers seven tutorials; for `tutorial show 8`, the error says so and the hint names the list."""
+    refused = lonely_shell.run("mqtool", "tutorial", command, "8")
+    assert (refused.code, refused.stderr.splitlines()) == (
+        2,
+        [
+            "mqtool: there is no tutorial 8: RabbitMQ's are numbered 1 to 7",
+            "hint: the others have names: mqtool tutorial list",
+        ],
+    )
+
+
 def test_broker_up_says_how_to_start_a_broker_at_the_port_of_a_variable(lonely_shell: Shell) -> None:
     """If MQTOOL_URL names a port where nothing listens, the hint of `broker up` starts a broker at that port."""
     lonely_shell.environment["MQTOOL_URL"] = "amqp://localhost:1"
@@ -51,6 +74,16 @@ def test_unquoted_patterns_that_became_file_names_are_noticed(shell: Shell) -> N
         in shell.run(*receive, "notes.txt", "todo").stderr
     )
     assert "is the name of a file" not in shell.run(*receive, "kern.*", "todo").stderr
+
+
+@on_any_broker
+def test_an_unquoted_star_as_a_routing_key_is_noticed(shell: Shell) -> None:
+    """If the arguments of `emit-log topic` begin with the names of all files here, it asks whether a `*` was meant."""
+    for name in ("notes.txt", "todo"):
+        (shell.directory / name).touch()
+    asked = "was it a * without quotes?"
+    assert asked in " ".join(shell.script("mqtool emit-log topic * hi").stderr.split())
+    assert asked not in " ".join(shell.script("mqtool emit-log topic todo hi").stderr.split())
 
 
 def test_an_option_before_the_command_is_told_to_follow_it(lonely_shell: Shell) -> None:

@@ -19,6 +19,7 @@ from mqtool.management import Management
 from mqtool.tutorials.stream_dialects import HELLO, StreamDialect
 from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import IDLE, Shell, wait_until
+from tests.cli.test_tutorial import Watched
 from tests.protocol.raw_stream import OPEN, PUBLISH, RawStream, string
 from tests.proxy import Proxy
 
@@ -92,6 +93,22 @@ def test_streams_keep_headers_and_properties(shell: Shell) -> None:
     _, copied, by_amqp = map(json.loads, shell.run(*read, "3").stdout.splitlines())
     assert (copied["body"], copied["headers"]["retries"]) == ("body", 3)
     assert (by_amqp["body"], by_amqp["headers"]["by"], by_amqp["routing_key"]) == ("over AMQP", "amqp", "s")
+
+
+def test_receive_says_that_it_reads_a_stream_from_now_on(shell: Shell, broker: TestBroker) -> None:
+    """On a terminal, `receive` from a stream without --offset says that it waits for new messages, and how to read
+    all. With --offset, it says nothing, as from other queues.
+    """
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    shell.run("mqtool", "send-stream", "-q", "s", "old")
+    told = "'s' is a stream: only new messages are received; --offset first receives all"
+    watched = Watched(shell, 100, 24, "mqtool", "receive", "-q", "s", "--idle-timeout", IDLE)
+    assert watched.end() == 0
+    assert told in watched.seen
+    watched = Watched(shell, 100, 24, "mqtool", "receive", "-q", "s", "--offset", "first", "-c", "1")
+    assert watched.end() == 0
+    assert "Received old" in watched.seen
+    assert told not in watched.seen
 
 
 def test_receive_reads_a_stream_from_an_offset(shell: Shell) -> None:

@@ -124,6 +124,21 @@ def test_tutorial_show_is_coloured_on_a_terminal(lonely_shell: Shell) -> None:
     assert "info, warning, error ─> [amq.gen-2] ─> screen" in page
 
 
+def test_a_page_that_is_longer_than_the_terminal_is_told_with_a_pager(lonely_shell: Shell) -> None:
+    """On a terminal of 24 lines, `tutorial show` ends with the command that shows the page from its top; in a pipe,
+    nothing is added.
+    """
+    told = "To read it page by page: mqtool tutorial show routing | less"
+    watched = Watched(lonely_shell, 80, 24, "mqtool", "tutorial", "show", "4", "--no-color")
+    assert watched.end() == 0
+    assert watched.seen.splitlines()[-1].strip() == told
+    watched = Watched(lonely_shell, 80, 120, "mqtool", "tutorial", "show", "4", "--no-color")
+    assert watched.end() == 0
+    assert told not in watched.seen
+    piped = lonely_shell.run("mqtool", "tutorial", "show", "4")
+    assert told not in piped.stdout + piped.stderr
+
+
 def test_tutorial_show_plain_prints_the_same_script_on_a_terminal(lonely_shell: Shell) -> None:
     """Apart from colours, a terminal gets the same lines as a pipe, so that a copied script runs."""
     watched = Watched(lonely_shell, 80, 24, "mqtool", "tutorial", "show", "rpc", "--plain")

@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pika
 import pytest
 from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel
+from pika.exceptions import ChannelClosedByBroker, NackError
 
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.in_process import Vhost
@@ -117,6 +119,33 @@ def test_the_report_of_a_failed_test_says_what_was_published(tmp_path: Path) -> 
     assert done.stdout.count(section) == 2, "only the failed tests that used the fixture"
     assert re.search(rf"{section}-*\nwhat happened: <published 'amq.topic' 'order.new' → no queue: b'7'>", done.stdout)
     assert re.search(rf"{section}-*\nnothing was published", done.stdout)
+
+
+def test_a_channel_that_the_broker_closed_is_reported(
+    vhost: Vhost, channel: BlockingChannel, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A declaration of a missing queue (passive), or with other arguments, is in the report and in the log."""
+    caplog.set_level(logging.INFO, "mqtool.broker.embedded")
+    first, second = channel.connection.channel(), channel.connection.channel()
+    with pytest.raises(ChannelClosedByBroker):
+        first.queue_declare("missing", passive=True)
+    with pytest.raises(ChannelClosedByBroker):
+        second.queue_declare("jobs", durable=True)
+    happened = repr(vhost.published(timeout=0))
+    for why in ("404 NOT_FOUND - no queue 'missing'", "406 PRECONDITION_FAILED - inequivalent arg 'durable'"):
+        assert f"<channel closed: {why}" in happened
+        assert f" closed: {why}" in caplog.text.replace("\\'", "'")
+
+
+def test_a_nacked_message_is_not_shown_as_unrouted(vhost: Vhost, channel: BlockingChannel) -> None:
+    """A message that the broker nacked, and its retry, are two publishes, and none of them is unrouted."""
+    channel.confirm_delivery()
+    vhost.faults.nack_publishes("jobs")
+    with pytest.raises(NackError):
+        channel.basic_publish("", "jobs", b"one")
+    channel.basic_publish("", "jobs", b"one")
+    assert repr(vhost.published(count=2)) == "[<published 'jobs' → nacked: b'one'>, <published 'jobs' → jobs: b'one'>]"
+    assert vhost.unrouted == []
 
 
 def test_a_queue_object_lists_acknowledged_and_rejected_messages(vhost: Vhost, channel: BlockingChannel) -> None:

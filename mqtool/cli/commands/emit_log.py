@@ -1,7 +1,10 @@
 """mqtool emit-log."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -157,12 +160,27 @@ def emit_topic(
     publishing: Publishing,
 ) -> None:
     """Publish with a topic (tutorial 5)."""
+    if _is_expanded_star([routing_key or "", *(publishing.words or [])]):
+        output.notice(
+            "the routing key and the words after it are the names of the files here; was it a * without quotes? "
+            "A routing key has no wildcards: they are for receive-log"
+        )
     tutorials, usual = publishing.broker.names.topic, publishing.broker.lines.topic
     asked = _with_key_in_body(publishing, routing_key)
     if asked is not publishing and publishing.broker.lines.key_of_two_words:
         # For "kern", "critical" and the message text, the key is kern.critical.
         routing_key = ".".join(asked.words[:2]) if asked.words and len(asked.words) > 2 else None
     _emit_with_key(asked, exchange, tutorials, _emit_with_topic, routing_key, usual)
+
+
+def _is_expanded_star(words: list[str]) -> bool:
+    """True if a command's arguments begin with the names of all files here, which a shell puts in the place of a *."""
+    if not os.path.lexists(words[0]):
+        return False
+    with suppress(OSError):  # the directory cannot be read
+        files = {each.name for each in Path().iterdir() if not each.name.startswith(".")}
+        return {*words[: len(files)]} == files
+    return False
 
 
 def _emit_with_topic(

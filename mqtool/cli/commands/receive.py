@@ -1,19 +1,23 @@
 """mqtool receive."""
 
+from contextlib import suppress
 from functools import partial
 from typing import Annotated, Any
 
 import typer
 
 from mqtool.amqp import Channel
-from mqtool.cli.access import Access
+from mqtool.cli.access import HINT_PATIENCE, Access
 from mqtool.cli.command_line import command
 from mqtool.cli.contexts import Effect
+from mqtool.cli.display import output
+from mqtool.cli.invocation import current
 from mqtool.cli.options import TutorialBroker, UsedQueueOptions
 from mqtool.cli.options.queue_options import tutorials_queue
 from mqtool.cli.options.receiving_options import OFFSET, ReceivingOptions, Where
 from mqtool.cli.pipe.existence import checked
 from mqtool.cli.pipe.receiving import Matching, receiving_channel
+from mqtool.errors import MqtoolError
 from mqtool.tutorials import hello_world
 from mqtool.tutorials.dialects import NAMES, Dialect
 
@@ -65,6 +69,8 @@ def receive(
         if reads_stream and queue.queue is not None and not queue.has_settings:
             target = target._replace(arguments={"x-queue-type": "stream"})
         target = checked(target, queue, channel, broker, incoming.access)
+        if not reads_stream and queue.queue is not None:
+            _tell_where_streams_start(target.name, incoming.access)
         settings = incoming.printed(settings)
         if isinstance(channel, Channel):
             deliveries = hello_world.receive(channel, target, settings)
@@ -73,3 +79,14 @@ def receive(
 
             deliveries = amqp10_hello_world.receive(channel, target, settings)
         incoming.print_all(matching.of(channel, deliveries, settings))
+
+
+def _tell_where_streams_start(name: str, access: Access) -> None:
+    """On a terminal, say that only what comes from now on is received if this is a stream, which waits silently."""
+    if not output.is_terminal(2) or current().quiet:
+        return
+    from mqtool.management import path
+
+    with suppress(MqtoolError):  # without the management API, nothing is said
+        if access.management(HINT_PATIENCE).get(path("queues", access.vhost, name)).get("type") == "stream":
+            output.notice(f"{name!r} is a stream: only new messages are received; --offset first receives all")

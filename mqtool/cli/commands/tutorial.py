@@ -79,6 +79,9 @@ def show(
         play_lines.show_source(page.plain)
     else:
         play_lines.show_page(page)
+        screen = layout.terminal()
+        if screen.is_terminal and not screen.is_dumb_terminal and page.source.count("\n") >= screen.height // 2:
+            output.status(f"To read it page by page: mqtool tutorial show {name} | less")
 
 
 @command(

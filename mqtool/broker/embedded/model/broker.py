@@ -340,6 +340,9 @@ class Hooks(Protocol):
     def enqueue(self, vhost: VirtualHost, routing: Routing) -> Publication:
         """Add a message to its queues, unless a test prevents it; return the outcome to report to the publisher."""
 
+    def channel_closed(self, vhost: VirtualHost, why: str) -> None:
+        """Handle a channel that the broker has closed because of an error; `why` is its code and text."""
+
     def acknowledge(self, queue: BrokerQueue, entry: BacklogEntry) -> bool:
         """Return True if a message is to be acknowledged, False to requeue it instead."""
 

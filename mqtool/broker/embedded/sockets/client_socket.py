@@ -368,7 +368,7 @@ class ClientSocket(PacedSocket):
         self.user = user
         self._connections.allow(self)
 
-    def log_once_a_second(self, level: int, cause: str, text: str) -> None:
+    def log_once_a_second(self, level: int, cause: str, text: str, *, often: bool = False) -> None:
         """Log a message about the connection. Unless it is open, log only one line a second for each cause.
 
         Args:
@@ -376,9 +376,10 @@ class ClientSocket(PacedSocket):
             cause: one of a few fixed strings, which identifies messages of the same kind.
             text: the message, which is cut to 500 characters. All characters except printable ASCII are escaped, so
                 that names chosen by clients can neither forge log lines nor control a terminal.
+            often: True if an open connection may cause it again and again; it is then limited, too.
         """
         shown = ascii(text[:_LOGGED_CHARACTERS])[1:-1]
-        extra = None if self.is_open else caused_by(f"{self.protocol} {cause}")
+        extra = None if self.is_open and not often else caused_by(f"{self.protocol} {cause}")
         log.log(level, "%s connection %s: %s", self.protocol, self.name, shown, extra=extra)
 
     def abort(self) -> None:

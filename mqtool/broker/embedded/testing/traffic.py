@@ -26,10 +26,17 @@ class Recorded:
         redelivered: True if the message had been delivered before.
     """
 
-    __slots__ = ("_message", "body", "exchange", "queues", "redelivered", "routing_key", "vhost", "what")
+    __slots__ = ("_message", "body", "exchange", "is_nacked", "queues", "redelivered", "routing_key", "vhost", "what")
 
     def __init__(
-        self, what: str, vhost: str, message: BrokerMessage, queues: Iterable[str], *, redelivered: bool = False
+        self,
+        what: str,
+        vhost: str,
+        message: BrokerMessage,
+        queues: Iterable[str],
+        *,
+        redelivered: bool = False,
+        nacked: bool = False,
     ) -> None:
         self.what = what
         self.vhost = vhost
@@ -39,6 +46,7 @@ class Recorded:
         self.body = message.body
         self.redelivered = redelivered
         self._message = message
+        self.is_nacked = nacked
 
     @property
     def headers(self) -> Table:
@@ -59,8 +67,23 @@ class Recorded:
     def __repr__(self) -> str:
         body = repr(self.body) if len(self.body) <= 60 else f"{self.body[:60]!r}… {len(self.body)} bytes"
         to = f"{self.exchange!r} {self.routing_key!r}" if self.exchange else repr(self.routing_key)
-        where = ", ".join(self.queues) or "no queue"
+        where = "nacked" if self.is_nacked else ", ".join(self.queues) or "no queue"
         return f"<{self.what} {to} {'→' if self.what == 'published' else 'in'} {where}: {body}>"
+
+
+class ClosedChannel:
+    """A channel that the broker closed because of an error, as an event between those of messages."""
+
+    __slots__ = ("_why", "vhost")
+    what = "closed"
+    body = b""
+
+    def __init__(self, vhost: str, why: str) -> None:
+        self.vhost = vhost
+        self._why = why
+
+    def __repr__(self) -> str:
+        return f"<channel closed: {self._why}>"
 
 
 class Messages(list[Recorded]):
@@ -92,11 +115,11 @@ class TrafficRecording:
     """The latest events, oldest first: up to MAX_EVENTS of them, with up to MAX_BYTES of bodies in total."""
 
     def __init__(self) -> None:
-        self._events: deque[Recorded] = deque()
+        self._events: deque[Recorded | ClosedChannel] = deque()
         self._bytes = 0
         self._forgotten = 0
 
-    def add(self, event: Recorded) -> None:
+    def add(self, event: Recorded | ClosedChannel) -> None:
         """Append an event; drop the oldest events if a limit is exceeded."""
         self._events.append(event)
         self._bytes += len(event.body)
@@ -122,12 +145,13 @@ class TrafficRecording:
         found = [
             event
             for event in self._events
-            if event.what == kind
+            if isinstance(event, Recorded)
+            and event.what == kind
             and vhost in (None, event.vhost)
             and (queue is None or queue in event.queues)
             and exchange in (None, event.exchange)
             and routing_key in (None, event.routing_key)
-            and not (what == "unrouted" and event.queues)
+            and not (what == "unrouted" and (event.queues or event.is_nacked))
         ]
         return Messages(found, self.describe(vhost) if not found else "")
 

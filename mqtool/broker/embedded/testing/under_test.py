@@ -15,7 +15,7 @@ from mqtool.broker.embedded.model.virtual_host import Publication, Routing, Virt
 from mqtool.broker.embedded.sockets.listener import Listener
 from mqtool.broker.embedded.testing import connection_faults as connection_faults  # so that requests can name them
 from mqtool.broker.embedded.testing.fault import Client, Fault, FaultScene, arguments_of, name_of
-from mqtool.broker.embedded.testing.traffic import Messages, Recorded, TrafficRecording
+from mqtool.broker.embedded.testing.traffic import ClosedChannel, Messages, Recorded, TrafficRecording
 
 if TYPE_CHECKING:
     from mqtool.broker.embedded.model.stream_queue import StreamQueue
@@ -69,8 +69,14 @@ class _Hooks:
         if refused:
             publication = publication._replace(routed=True, accepted=False)
         if self.recording is not None:
-            self.recording.add(Recorded("published", vhost.name, routing.message, names))
+            nacked = not publication.accepted
+            self.recording.add(Recorded("published", vhost.name, routing.message, names, nacked=nacked))
         return publication
+
+    def channel_closed(self, vhost: VirtualHost, why: str) -> None:
+        """Record that the broker has closed a channel."""
+        if self.recording is not None:
+            self.recording.add(ClosedChannel(vhost.name, why))
 
     def acknowledge(self, queue: BrokerQueue, entry: BacklogEntry) -> bool:
         """Record an acknowledgement and return True; return False if a fault wants the message requeued instead."""

@@ -1,5 +1,6 @@
 """The broker's side of an AMQP 0-9-1 channel: its state, and the checks and replies that its method handlers share."""
 
+import logging
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -173,6 +174,11 @@ class BrokerChannel:
             error: the reply code and text.
             index: the method that caused the error, as class id << 16 | method id; 0 if none did.
         """
+        why = f"{error.code} {error.reply_text}"
+        closed = f"channel {self.number} closed: {why}"
+        self.session.log_once_a_second(logging.INFO, f"channel {error.code}", closed, often=True)
+        if (hooks := self.session.broker.hooks) is not None:
+            hooks.channel_closed(self.vhost, why)
         self.shut()
         self.state = "closing"
         self.send(
