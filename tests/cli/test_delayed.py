@@ -421,8 +421,10 @@ def test_mandatory_is_refused_for_a_line_with_a_delay(shell: Shell) -> None:
     assert shell.run("mqtool", "receive", "-c", "1", "--raw").stdout == "a\n"
 
 
-def test_a_lost_expiration_is_warned_of_once(shell: Shell) -> None:
-    """--via ttl replaces a message's expiration; `send` warns once, and no message arrives before it is due."""
+def test_send_warns_once_that_expirations_are_lost(shell: Shell) -> None:
+    """With `--via ttl`, the delay replaces the expiration of messages; `send` warns once for all of them, and none
+    arrives early.
+    """
     shell.run("mqtool", "receive", "--idle-timeout", "1ms")
     sent = shell.run("mqtool", "send", "-l", "--delay", "200ms", "--via", "ttl", "--property", "expiration=10",
                      stdin="a\nb\n")  # fmt: skip

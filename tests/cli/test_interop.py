@@ -310,7 +310,9 @@ def test_a_queue_that_differs_is_used_as_it_is(
 @pytest.mark.once_on_rabbitmq
 @pytest.mark.parametrize("difference", HELLO)
 def test_strict_refuses_a_queue_that_differs(shell: Shell, connection: Connection, difference: str) -> None:
-    """With --strict, a queue with other settings is exit code 78; nothing is sent, received or changed."""
+    """With --strict, `send` and `receive` exit with 78 if the queue has other settings; nothing is sent, received or
+    changed.
+    """
     existing = HELLO[difference]
     keep = connection.channel(strict=True)
     keep.declare(existing)

@@ -537,9 +537,10 @@ def test_an_invalid_transfer_detaches_the_link(broker: TestBroker, client: RawAm
 
 
 def test_more_than_the_credit_detaches_the_link(client: RawAmqp10, channel: BlockingChannel, queue: str) -> None:
-    """A sender that sends more than its credit is detached, unless the broker has given more credit meanwhile.
-    tests/simulation has a case in which the embedded broker cannot give more.
+    """A sender that exceeds its credit is detached with transfer-limit-exceeded, unless the broker has given it more
+    credit meanwhile.
     """
+    # tests/simulation has a case in which the embedded broker cannot give more.
     first = client.attach_sender(queue)
     taken, limit = 0, int(first.fields[5]) + int(first.fields[6])
     frames = b"".join(
@@ -922,7 +923,7 @@ def test_permissions_are_checked_when_a_link_is_attached(
 
 
 def test_a_user_id_of_another_user_detaches_the_link(broker: TestBroker, client: RawAmqp10, queue: str) -> None:
-    """A message whose user-id is not the logged-in user is refused."""
+    """A message whose user-id is not that of the logged-in user detaches the link with unauthorized-access."""
     client.attach_sender(queue)
     client.publish(0, message(user_id=b"somebody"))
     assert link_error(broker, client) == (

@@ -226,10 +226,10 @@ def test_a_modified_message_is_delivered_at_its_x_opt_delivery_time(
 def test_x_opt_delivery_time_takes_precedence_over_the_delayed_retry_of_the_queue(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel
 ) -> None:
-    """A message that may be delivered again in a day lets later ones pass, whatever x-delayed-retry-type says.
-
-    The source is rabbit_fifo of RabbitMQ 4.3.0 and 4.3.5.
+    """A message returned with an x-opt-delivery-time of tomorrow does not hold up later messages, although the queue's
+    x-delayed-retry-max is 1 ms.
     """
+    # As in rabbit_fifo of RabbitMQ 4.3.0 and 4.3.5.
     if not broker.differs_since("4.3", "delayed retry"):
         pytest.skip("from 4.3 on")
     arguments = {"x-queue-type": "quorum", "x-delayed-retry-type": "all", "x-delayed-retry-min": 1}

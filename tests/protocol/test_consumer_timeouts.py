@@ -122,8 +122,10 @@ def test_up_to_4_2_a_consumers_argument_has_no_effect() -> None:
             assert closed_after(client) == text_of(SHORT)
 
 
-def test_from_4_3_on_the_channel_is_closed_if_there_is_no_consumer_to_cancel() -> None:
-    """This is so for a message from basic.get, and for a client that does not support basic.cancel from the broker."""
+def test_from_4_3_on_a_timeout_without_a_cancellable_consumer_closes_the_channel() -> None:
+    """A message that is not acknowledged in time closes the channel if it came from basic.get, or if the client does
+    not support basic.cancel.
+    """
     with EmbeddedBroker(like="4.3") as broker:
         declare(broker.url, **{"x-consumer-timeout": SHORT})
         with RawClient(broker.url) as client:

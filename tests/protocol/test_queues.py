@@ -312,7 +312,7 @@ def test_purge_and_delete_return_the_number_of_ready_messages(channel: BlockingC
 
 
 def test_x_death_can_be_encoded_as_json(channel: BlockingChannel, take: Take) -> None:
-    """Its values have plain types."""
+    """A client can encode the x-death header as JSON, except the time: all its other values are plain types."""
     channel.queue_declare("dead")
     channel.queue_declare("q", arguments=dead_lettering(x_max_length=0))
     channel.basic_publish("", "q", b"x")

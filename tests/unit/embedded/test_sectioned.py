@@ -244,8 +244,10 @@ def test_reply_to_is_an_address_only_from_4_2() -> None:
     assert delivered.properties.reply_to == "q"
 
 
-def test_priorities_that_a_stream_stored_before_4_0_are_lost_from_4_4_on() -> None:
-    """The annotations of RabbitMQ 3 become properties again up to 4.3; 4.4 drops them."""
+def test_from_4_4_on_streams_written_by_rabbitmq_3_lose_their_properties() -> None:
+    """RabbitMQ 3 stored priority, delivery mode and expiration as annotations. Up to 4.3 they become properties again
+    when the message is read; 4.4 drops them.
+    """
     stored = {"x-basic-priority": UInt8(7), "x-basic-delivery-mode": UInt8(2), "x-basic-expiration": "60000"}
     annotations: Map = {Symbol(name): value for name, value in stored.items()}
     sections = parse(Amqp10Message(message_annotations=annotations, body=data_section(b"")).encode())
