@@ -40,7 +40,7 @@ def via(request: pytest.FixtureRequest, plugin: bool) -> str:
 
 
 def test_send_delayed_and_receive_delayed_print_the_tutorials_lines(shell: Shell, plugin: bool) -> None:
-    """The sender says when the message is due, the receiver how late it came."""
+    """`send-delayed` prints when the message is due, and `receive-delayed` how late it came."""
     receiver = shell.start("mqtool", "receive-delayed", "-c", "1").wait_until_ready()
     sent = shell.run("mqtool", "send-delayed", "--delay", "100ms", "Hello", "later")
     received = receiver.wait()

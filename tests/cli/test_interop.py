@@ -344,7 +344,7 @@ def test_strict_leaves_the_messages_of_a_queue_that_differs(shell: Shell) -> Non
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("command", ["worker", "rpc-server"])
 def test_worker_and_rpc_server_use_a_queue_that_differs_unless_strict(shell: Shell, strict: bool, command: str) -> None:
-    """Both use a queue that another dialect declared; with --strict, they exit with 78."""
+    """`worker` and `rpc-server` use a queue that another dialect declared; with --strict, they exit with 78."""
     other = "python-classic"
     shell.start("mqtool", command, "--dialect", other).wait_until_ready().interrupt().wait()
 

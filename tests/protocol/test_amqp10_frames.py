@@ -832,7 +832,9 @@ def test_the_session_window_holds_deliveries_back(amqp_url: str, queue: str, cha
 def test_a_message_larger_than_the_clients_maximum_ends_the_session(
     client: RawAmqp10, queue: str, channel: BlockingChannel
 ) -> None:
-    """The error names the maximum message size of the link."""
+    """A message larger than the client's maximum ends the session with an error that names the link's maximum message
+    size.
+    """
     channel.basic_publish("", "q", b"x" * 1000)
     client.attach_receiver(queue, rest=(ULong(500),))
     condition, text = client.ended() or ("", "")
@@ -841,7 +843,7 @@ def test_a_message_larger_than_the_clients_maximum_ends_the_session(
 
 
 def test_deleting_the_queue_detaches_its_receivers(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
-    """The link is detached with resource-deleted."""
+    """When a queue is deleted, the links of its receivers are detached with resource-deleted."""
     client.attach_receiver(queue)
     client.flow(echo=True)
     channel.queue_delete("q")
@@ -851,7 +853,7 @@ def test_deleting_the_queue_detaches_its_receivers(client: RawAmqp10, queue: str
 def test_unsettled_messages_are_requeued_when_the_link_is_detached(
     client: RawAmqp10, queue: str, channel: BlockingChannel, take: Any
 ) -> None:
-    """They are delivered to others, marked as redelivered."""
+    """When a receiver's link is detached, its unsettled messages are delivered to others, marked as redelivered."""
     channel.basic_publish("", "q", b"1")
     client.attach_receiver(queue)
     client.expect(TRANSFER)
@@ -865,7 +867,7 @@ def test_unsettled_messages_are_requeued_when_the_link_is_detached(
 def test_unsettled_messages_are_requeued_when_the_client_leaves(
     client: RawAmqp10, queue: str, channel: BlockingChannel, take: Any, how: str
 ) -> None:
-    """After end, close or a cut connection, they are delivered to others."""
+    """After end, close or a cut connection, the unsettled messages of a receiver are delivered to others."""
     channel.basic_publish("", "q", b"1")
     client.attach_receiver(queue)
     client.expect(TRANSFER)

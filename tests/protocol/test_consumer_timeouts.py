@@ -183,7 +183,9 @@ def test_the_timeout_of_an_amqp_1_0_link_releases_the_delivery() -> None:
 def test_an_invalid_consumer_timeout_is_refused_from_4_3_on(
     broker: TestBroker, connection: pika.BlockingConnection, kind: str, timeout: object, why: str
 ) -> None:
-    """That is a negative or non-integer timeout, or any for a classic queue or a stream; before 4.3, it is ignored."""
+    """From 4.3 on, x-consumer-timeout is refused if it is negative or not an integer, or is for a classic queue or a
+    stream; before 4.3, it is ignored.
+    """
     channel = connection.channel()
     arguments = {"x-queue-type": kind, "x-consumer-timeout": timeout}
     channel.queue_declare("c", durable=True, arguments={"x-queue-type": kind})

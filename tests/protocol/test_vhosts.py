@@ -46,7 +46,7 @@ def test_a_queue_without_a_type_gets_the_default_one(api: Api, vhost: str, chann
 
 @pytest.mark.own_vhost("a protected one cannot be deleted")
 def test_a_protected_virtual_host_is_not_deleted(broker: TestBroker, api: Api, vhost: str) -> None:
-    """DELETE is refused with 412 until the protection ends."""
+    """DELETE on a protected virtual host is refused with 412 and RabbitMQ's reason; the protection can be removed."""
     if broker.kind == "rabbitmq" and not broker.differs_since("4.2", "virtual hosts can be protected"):
         pytest.skip("from 4.1 on")
     assert api("POST", f"vhosts/{vhost}/deletion/protection")[0] == 204

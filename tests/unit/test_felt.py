@@ -49,7 +49,7 @@ def test_the_check_does_not_mark_a_row_that_was_larger_by_chance() -> None:
 
 
 def test_the_check_counts_a_row_once_that_has_not_grown() -> None:
-    """CI takes no longer than it must."""
+    """A row that has not grown is counted only once, so CI takes no longer than it must."""
     figures = Figures([100.0], [99.0])
     assert len(list(check({"help": figures}, ONE, OTHER))) == 1
     assert sorted(figures.asked) == ["one", "other"]
@@ -64,7 +64,7 @@ def test_the_comparison_alternates() -> None:
 
 
 def test_a_line_has_the_medians_the_minima_and_the_ratio_of_the_minima() -> None:
-    """As in the heading: base and change, twice, then change / base."""
+    """The line of a row has the medians of base and change, then the minima of both, then the ratio of the minima."""
     assert row_of("help", [10, 30, 20], [5, 5, 40]).split() == ["help", "20.0", "5.0", "10.0", "5.0", "0.50x"]
 
 

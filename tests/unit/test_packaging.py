@@ -63,7 +63,9 @@ def test_workflows_name_actions_by_commit() -> None:
 
 
 def test_the_test_broker_has_mqtools_metadata() -> None:
-    """Its licence, Python version, dependencies and plugin are those of mqtool."""
+    """The test broker has mqtool's licence, authors, Python version and plugin, and no dependency that mqtool does not
+    have.
+    """
     theirs = BROKER["project"]
     assert (ROOT / "packaging/broker/LICENSE").read_text() == (ROOT / "LICENSE").read_text()
     assert set(theirs["dependencies"]) <= set(PROJECT["dependencies"])

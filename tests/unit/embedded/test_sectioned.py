@@ -287,10 +287,10 @@ def test_a_dead_letter_has_its_history_as_annotations(is_native: bool) -> None:
 
 @pytest.mark.parametrize("is_native", [True, False])
 def test_a_repeated_death_has_its_first_and_last_time_in_milliseconds(is_native: bool) -> None:
-    """Over AMQP 1.0, a message that died twice has both times in milliseconds; over AMQP 0-9-1, the first in seconds.
-
-    The source is the module mc of RabbitMQ 4.3.5.
+    """Over AMQP 1.0, a message that died twice has both times in milliseconds; over AMQP 0-9-1, the first in
+    seconds.
     """
+    # As in the module mc of RabbitMQ 4.3.5.
     dead = _published(Amqp10Message(body=data_section(b"d"))) if is_native else _from_091({}, b"d")
     for now in (1700000000123, 1700000005678):
         dead = dead_letter(dead, "work", "expired", "", "work", now, trusts_deaths=False)
