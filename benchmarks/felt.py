@@ -229,7 +229,7 @@ def _cpu(pid: int) -> float:
 
 
 def rows(*, counted: bool) -> dict[str, Measure]:
-    """Return the rows of commands: a function for each name."""
+    """Return the rows for commands: each row's name, with the function that measures it."""
     lines = 2_000 if counted else 50_000
     text = b"".join(b"%08d %s\n" % (number, b"x" * 90) for number in range(lines))
     queue = ("-q", _QUEUE, "--queue-type", "quorum")
@@ -246,7 +246,7 @@ def rows(*, counted: bool) -> dict[str, Measure]:
 
 
 def compare(table: Mapping[str, Measure], base: Installation, change: Installation, runs: int) -> Iterator[str]:
-    """Measure each row in alternating runs; yield its line."""
+    """Measure each row by running the two installations alternately; yield the row's line."""
     for name, measure in table.items():
         before, after = [], []
         for number in range(runs):

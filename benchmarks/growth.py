@@ -3,8 +3,9 @@
     python -m benchmarks.growth
 
 Starts embedded brokers. The cost of one more unit is the difference between two sizes, divided by the units between
-them, so the start of the processes does not count. A row is marked if a unit of the last step costs 1.5 times as much
-as one of the step before: then the growth is worse than linear, or the machine was busy with something else.
+them, so the start of the processes does not count. A row is marked if a unit of the last step costs at least 1.5
+times as much as a unit of the step before: either the growth is worse than linear, or the machine was busy with
+something else.
 """
 
 import itertools

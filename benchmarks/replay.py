@@ -41,8 +41,8 @@ def recording(path: Path) -> list[float]:
     return moments
 
 
-def errors(url: str, path: Path, moments: list[float], speed: int) -> list[float]:
-    """Return the errors in milliseconds, sorted."""
+def lateness(url: str, path: Path, moments: list[float], speed: int) -> list[float]:
+    """Return how late each message came, in milliseconds after the most punctual one, sorted."""
     with Connection(parse_addresses(url)) as connection:
         channel = connection.channel()
         deliveries = channel.consume(channel.declare(QUEUE), Receiving(auto_ack=True))
@@ -67,7 +67,7 @@ def main() -> None:
                 continue
             with started(kind) as url:
                 for speed in (1, 10):
-                    found = errors(url, path, moments, speed)
+                    found = lateness(url, path, moments, speed)
                     print(
                         f"| {name} | {speed} | {median(found):.2f} ms | {found[len(found) * 99 // 100]:.2f} ms "
                         f"| {found[-1]:.2f} ms |",

@@ -1,4 +1,6 @@
-"""RPC round trips, beside a bare pika server; and 2,000 requests at once, beside a bare pika client and server."""
+"""Measures RPC round trips, compared with a bare pika server, and 2,000 requests at once, compared with a bare pika
+client and server.
+"""
 
 import statistics
 import subprocess

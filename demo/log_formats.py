@@ -28,9 +28,9 @@ class LogFormat:
     """How to make a routing key of two words from a line.
 
     Attributes:
-        name: of such a log, in a sentence.
-        first, second: the groups of the pattern that are the words. The first has no dots and few values, since
-            receivers choose by it.
+        name: what a sentence calls such a log.
+        first, second: names of the pattern's groups that match the two words. The first word has no dots and few
+            values, since receivers choose by it.
         pattern: a regular expression for --key-pattern.
     """
 

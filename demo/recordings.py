@@ -93,7 +93,7 @@ _SETTLES = 2.5
 
 
 class PlaysRecorder(PlayPage):
-    """Records plays as the page shows them, without pauses for reading."""
+    """Records runs of tutorials as the `ui` page plays them, without the pauses for reading."""
 
     def __enter__(self) -> Self:
         return self

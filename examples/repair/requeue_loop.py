@@ -1,4 +1,4 @@
-"""Sends the mails in the queue 'mails'. An address without an @ cannot be sent to."""
+"""Sends the mails in the queue 'mails'. An email to an address without an @ cannot be sent."""
 
 import os
 import time

@@ -60,6 +60,14 @@ class Choice(NamedTuple):
         of_context = self.context.protocol if self.context else None
         return given or Protocol(of_context or Protocol.AMQP_0_9_1)
 
+    def description(self) -> str:
+        """Return the addresses of the broker, and where they come from, as `broker status` prints them.
+
+        Raises:
+            UsageError: the URL is not valid.
+        """
+        return f"{', '.join(map(str, self.addresses()))}, {self.reason}"
+
     def addresses(self) -> list[Address]:
         """Parse the URL into the addresses of the broker's nodes.
 

@@ -54,8 +54,8 @@ def restart_broker(scene: DrillScene, count: int = STREAM_MESSAGES) -> Verdict:
         scene.restart_broker()
 
     scene.say(
-        f"{count:,} messages flow to a receiver, and the broker restarts while they flow. Watch both sides lose the "
-        f"connection and reconnect. {_AGAIN}"
+        f"{count:,} messages flow from a publisher to a receiver while the broker restarts. Watch both lose their "
+        f"connections and reconnect. {_AGAIN}"
     )
     return _flow(scene, scene.url, count, {1: restart})
 
@@ -85,7 +85,7 @@ def kill_node(scene: DrillScene, count: int = NODE_MESSAGES) -> Verdict:
 def drop_connection(scene: DrillScene, count: int = STREAM_MESSAGES) -> Verdict:
     """Cut the publisher's and the receiver's connections three times."""
     scene.say(
-        f"{count:,} messages flow to a receiver. The connections of both sides are cut three times. Watch them "
+        f"{count:,} messages flow from a publisher to a receiver. Both connections are cut three times; watch the two "
         f"reconnect. {_AGAIN}"
     )
     with Proxy(scene.port) as proxy:

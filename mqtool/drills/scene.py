@@ -222,7 +222,7 @@ class DrillScene:
 
 
 def number_of(terminal: Terminal, what: str) -> int:
-    """The number before `what`, such as "confirmed", in the last line that contains both; 0 if there is none."""
+    """Return the number before `what`, such as "confirmed", in the last line that contains both; 0 if there is none."""
     found = [match[1] for line in terminal.lines if (match := re.search(rf"([\d,]+) {what}", line))]
     return int(found[-1].replace(",", "")) if found else 0
 

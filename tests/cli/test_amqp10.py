@@ -223,7 +223,7 @@ def test_rpc_client_uses_direct_reply_to(shell: Shell, broker: TestBroker) -> No
 
 
 def test_rpc_client_without_a_server_exits_with_69(shell: Shell) -> None:
-    """Over AMQP 1.0, `rpc-client` says that the queue of requests does not exist."""
+    """Over AMQP 1.0, `rpc-client` exits with 69 and says that the queue of requests does not exist."""
     asked = shell.run("mqtool", "rpc-client", "1", "--timeout", "5s")
     assert (asked.code, "queue 'rpc_queue' does not exist" in asked.stderr) == (69, True)
 

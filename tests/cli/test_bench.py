@@ -316,7 +316,9 @@ class Meddler(Proxy):
 
 @large
 def test_messages_that_a_proxy_drops_doubles_and_swaps_are_counted(tester: Shell, own: EmbeddedBroker) -> None:
-    """If a proxy drops, doubles and swaps 100 deliveries each, `bench` counts 100 of each and exits with 1."""
+    """If a proxy drops 100 deliveries, doubles 100 and reorders 100, `bench` counts 100 lost, 100 duplicated and 100
+    out of order, and exits with 1.
+    """
     with Meddler(own.port) as proxy:
         tester.environment["MQTOOL_URL"] = own.url.replace(f":{own.port}", f":{proxy.port}")
         found = _result(tester, "-c", "1000", "--ack", "auto", code=1)

@@ -196,7 +196,9 @@ def test_brokers_are_listed_and_removed(home: Shell) -> None:
 
 
 def test_status_says_which_broker_commands_use_and_why(home: Shell) -> None:
-    """`broker status` names the address and where it comes from; `broker up` does so if commands use another broker."""
+    """`broker status` says which broker commands use, and why; `broker up` says so only if that is not the broker it
+    has started.
+    """
     assert home.run("mqtool", "broker", "status").stdout == "commands use amqp://guest@localhost:5672, the default\n"
     home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", "--port", str(port := free_port()))
     status = home.run("mqtool", "broker", "status").stdout

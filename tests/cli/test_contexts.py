@@ -86,8 +86,10 @@ def test_options_win_over_the_environment_and_the_context(home: Shell, strongest
 
 
 @on_any_broker
-def test_the_status_of_a_broker_that_was_not_started_here(shell: Shell) -> None:
-    """`broker status` exits with 0 if the broker named by MQTOOL_URL accepts connections, and otherwise with 69."""
+def test_broker_status_says_whether_a_broker_not_started_here_answers(shell: Shell) -> None:
+    """`broker status` exits with 0 if the broker named by MQTOOL_URL accepts connections; it exits with 69 if nothing
+    listens at the URL given with -u.
+    """
     shell.environment["XDG_STATE_HOME"] = str(shell.directory)
     answers = shell.run("mqtool", "broker", "status")
     assert (answers.code, answers.stdout.splitlines()[1:]) == (0, ["  running"]), answers.stderr
@@ -344,7 +346,9 @@ def test_a_protected_context_asks_before_each_change(staging: Shell, broker: Tes
 
 @on_any_broker
 def test_a_confirmation_is_for_that_context_only(shell: Shell, broker: TestBroker) -> None:
-    """`--confirm prod` on a broker that is not that protected context exits with 2, and changes nothing."""
+    """If the broker in use is not that of the protected context `prod`, `--confirm prod` exits with 2, and changes
+    nothing.
+    """
     shell.run("mqtool", "send", "-q", "jobs", "x")
     result = shell.run("mqtool", "queue", "purge", "jobs", "--confirm", "prod")
     assert (result.code, depth(broker, "jobs")) == (2, 1)

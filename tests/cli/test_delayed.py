@@ -40,7 +40,7 @@ def via(request: pytest.FixtureRequest, plugin: bool) -> str:
 
 
 def test_send_delayed_and_receive_delayed_print_the_tutorials_lines(shell: Shell, plugin: bool) -> None:
-    """The sender says when the message is due, the receiver how late it came."""
+    """`send-delayed` prints when the message is due, and `receive-delayed` how late it came."""
     receiver = shell.start("mqtool", "receive-delayed", "-c", "1").wait_until_ready()
     sent = shell.run("mqtool", "send-delayed", "--delay", "100ms", "Hello", "later")
     received = receiver.wait()
@@ -421,8 +421,10 @@ def test_mandatory_is_refused_for_a_line_with_a_delay(shell: Shell) -> None:
     assert shell.run("mqtool", "receive", "-c", "1", "--raw").stdout == "a\n"
 
 
-def test_a_lost_expiration_is_warned_of_once(shell: Shell) -> None:
-    """--via ttl replaces a message's expiration; `send` warns once, and no message arrives before it is due."""
+def test_send_warns_once_that_expirations_are_lost(shell: Shell) -> None:
+    """With `--via ttl`, the delay replaces the expiration of messages; `send` warns once for all of them, and none
+    arrives early.
+    """
     shell.run("mqtool", "receive", "--idle-timeout", "1ms")
     sent = shell.run("mqtool", "send", "-l", "--delay", "200ms", "--via", "ttl", "--property", "expiration=10",
                      stdin="a\nb\n")  # fmt: skip

@@ -186,7 +186,9 @@ def assert_shown(blocks: list[tuple[str, str]], printed: list[str]) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 @pytest.mark.sampled(4)
 def test_the_blocks_of_a_page_run_and_print_what_is_shown(lonely_shell: Shell, tmp_path: Path, page: Path) -> None:
-    """The blocks of a page run in order, in an empty directory on a new broker, and print the text shown below them."""
+    """The commands on a page of the documentation run in order, in an empty directory on a new broker, and print the
+    output that the page shows.
+    """
     blocks = blocks_of(page.read_text())
     (tmp_path / "broker").mkdir()
     (tmp_path / "typed").mkdir()

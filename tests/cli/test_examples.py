@@ -263,7 +263,7 @@ def test_the_examples_of_help_can_be_typed(tmp_path: Path) -> None:
 
 
 def test_the_table_of_examples_is_up_to_date() -> None:
-    """It names only examples and commands that exist."""
+    """The table of examples that the tests type names only examples and commands that exist."""
     found = examples()
     assert [name for name in TYPED if not any(is_of(each, name) for each in found)] == []
     assert [name for name in NOT_TYPED if name not in found] == []

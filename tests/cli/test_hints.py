@@ -57,7 +57,9 @@ def test_a_number_without_a_tutorial_is_refused_with_the_numbers_that_there_are(
 
 
 def test_broker_up_says_how_to_start_a_broker_at_the_port_of_a_variable(lonely_shell: Shell) -> None:
-    """If MQTOOL_URL names a port where nothing listens, the hint of `broker up` starts a broker at that port."""
+    """If nothing listens at the port in MQTOOL_URL, `broker up` exits with 69, and its hint is the command that starts
+    a broker at that port.
+    """
     lonely_shell.environment["MQTOOL_URL"] = "amqp://localhost:1"
     refused = lonely_shell.run("mqtool", "broker", "up")
     assert (refused.code, "hint: start one at its port: mqtool broker up --port=1" in refused.stderr) == (69, True)

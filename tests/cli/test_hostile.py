@@ -93,7 +93,7 @@ def test_reconcile_handles_hostile_messages(shell: Shell, play: Any) -> None:
 
 @on_any_broker
 def test_receive_log_and_receive_delayed_handle_hostile_messages(shell: Shell, play: Any) -> None:
-    """Both commands receive a batch of hostile messages and then the plain one."""
+    """`receive-log` and `receive-delayed` receive a batch of hostile messages and then the plain one."""
     count = play("logs", "late")
     limits = ("--durable", "-c", str(count), *LIMITS)
     logs = survived(shell.run("mqtool", "receive-log", "topic", "#", "-q", "logs", *limits))

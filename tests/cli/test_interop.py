@@ -310,7 +310,9 @@ def test_a_queue_that_differs_is_used_as_it_is(
 @pytest.mark.once_on_rabbitmq
 @pytest.mark.parametrize("difference", HELLO)
 def test_strict_refuses_a_queue_that_differs(shell: Shell, connection: Connection, difference: str) -> None:
-    """With --strict, a queue with other settings is exit code 78; nothing is sent, received or changed."""
+    """With --strict, `send` and `receive` exit with 78 if the queue has other settings; nothing is sent, received or
+    changed.
+    """
     existing = HELLO[difference]
     keep = connection.channel(strict=True)
     keep.declare(existing)
@@ -342,7 +344,7 @@ def test_strict_leaves_the_messages_of_a_queue_that_differs(shell: Shell) -> Non
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("command", ["worker", "rpc-server"])
 def test_worker_and_rpc_server_use_a_queue_that_differs_unless_strict(shell: Shell, strict: bool, command: str) -> None:
-    """Both use a queue that another dialect declared; with --strict, they exit with 78."""
+    """`worker` and `rpc-server` use a queue that another dialect declared; with --strict, they exit with 78."""
     other = "python-classic"
     shell.start("mqtool", command, "--dialect", other).wait_until_ready().interrupt().wait()
 

@@ -249,9 +249,9 @@ def test_watch_prints_the_list_again_until_ctrl_c(shell: Shell, listing: object)
 
 
 @on_any_broker
-def test_watch_on_a_terminal_reacts_to_keys(shell: Shell, broker: TestBroker) -> None:
-    """`/` filters, digits sort, arrows scroll, q quits; lines that do not fit are counted. A dumb terminal gets plain
-    lists.
+def test_list_watch_on_a_terminal_reacts_to_keys(shell: Shell, broker: TestBroker) -> None:
+    """In `list --watch`, `/` filters, digits sort, arrows scroll and q quits; lines that do not fit are counted. A dumb
+    terminal gets lists without escape sequences.
     """
     for number in range(30):
         shell.run("mqtool", "queue", "declare", f"{'even' if number % 2 else 'odd'}-{number:02}")

@@ -115,7 +115,9 @@ def test_queue_show_lists_the_offsets_and_lag_of_stream_readers(shell: Shell, br
 
 
 def test_queue_show_of_a_missing_queue_exits_with_69(admin: Shell) -> None:
-    """The error names the queue, and the hint names `list queues`."""
+    """`queue show` with a queue that does not exist exits with 69. The error names the queue, and the hint names `list
+    queues`.
+    """
     missing = admin.run("mqtool", "queue", "show", "nope")
     assert missing.code == 69
     assert "queue 'nope' does not exist" in missing.stderr

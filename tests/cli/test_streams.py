@@ -383,7 +383,9 @@ def test_receive_resumes_a_stream_after_a_lost_connection(shell: Shell, broker: 
 
 
 def test_a_deleted_stream_ends_its_readers_and_senders(shell: Shell) -> None:
-    """Both exit with 69, and neither declares the stream again."""
+    """If their stream is deleted, `receive-stream` and `send-stream` exit with 69, and do not declare the
+    stream again.
+    """
     reader = shell.start("mqtool", "receive-stream", "-q", "s", "--declare", "--raw").wait_until_ready()
     sender = shell.start("mqtool", "send-stream", "-l", "-q", "s", stdin=subprocess.PIPE)
     assert sender.process.stdin is not None

@@ -151,7 +151,9 @@ def test_route_tests_a_table_of_keys(shell: Shell, channel: BlockingChannel) -> 
 
 @on_any_broker
 def test_route_of_a_missing_exchange_exits_with_69(shell: Shell, channel: BlockingChannel) -> None:
-    """The hint asks "did you mean" with the nearest exchange."""
+    """`route` with an exchange that does not exist exits with 69; the hint asks "did you mean" with the nearest
+    exchange.
+    """
     gone = shell.run("mqtool", "route", "lgos", "x")
     assert (gone.code, gone.stdout) == (69, "")
     assert "hint: did you mean 'logs'?" in gone.stderr

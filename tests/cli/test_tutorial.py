@@ -100,7 +100,9 @@ def test_tutorial_list_names_every_tutorial(lonely_shell: Shell) -> None:
 
 @pytest.mark.parametrize("name", pages.NAMES)
 def test_tutorial_show_prints_diagram_explanation_commands_and_source(lonely_shell: Shell, name: str) -> None:
-    """The source is that of the tutorial's file, and the diagram fits into 80 columns."""
+    """`tutorial show` prints the diagram, the explanation, the commands and the source of a tutorial. The diagram fits
+    into 80 columns.
+    """
     page = pages.page(name)
     shown = lonely_shell.run("mqtool", "tutorial", "show", name)
     assert (shown.stderr, shown.code) == ("", 0)
@@ -113,7 +115,9 @@ def test_tutorial_show_prints_diagram_explanation_commands_and_source(lonely_she
 
 
 def test_tutorial_show_is_coloured_on_a_terminal(lonely_shell: Shell) -> None:
-    """On a terminal of 80 columns, the source is coloured, and no line before it is longer."""
+    """On a terminal of 80 columns, `tutorial show` colours the source, and no line before it is longer than the
+    terminal.
+    """
     watched = Watched(lonely_shell, 80, 24, "mqtool", "tutorial", "show", "routing")
     assert watched.end() == 0
     assert "\x1b[" in watched.seen

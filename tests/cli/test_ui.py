@@ -351,8 +351,8 @@ def test_the_page_says_that_rabbitmq_shows_no_single_messages(shell: Shell, brok
 def test_tap_and_firehose_show_single_messages_of_rabbitmq(
     shell: Shell, broker: TestBroker, chromium: Any, how: str
 ) -> None:
-    """With --tap or --firehose, single messages are drawn; private queues are hidden, and nothing is left on the
-    broker.
+    """With --tap or --firehose, the page of `mqtool ui` draws a message, and hides mqtool's private queues; afterwards
+    these are deleted, and the firehose is off.
     """
     do(shell, "queue declare kept")
     do(shell, "emit-log fanout before")

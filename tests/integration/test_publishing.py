@@ -97,7 +97,7 @@ def test_receipts_come_in_the_order_of_publishing(connection: Connection) -> Non
 
 
 def test_publishing_goes_on_while_confirms_are_awaited(connection: Connection) -> None:
-    """Neither a single message nor a batch waits for the confirm of the one before."""
+    """While messages are not confirmed yet, the publisher sends the next ones, with or without a window."""
     channel = connection.channel()
     channel.declare(QUEUE)
     in_flight = []

@@ -537,9 +537,10 @@ def test_an_invalid_transfer_detaches_the_link(broker: TestBroker, client: RawAm
 
 
 def test_more_than_the_credit_detaches_the_link(client: RawAmqp10, channel: BlockingChannel, queue: str) -> None:
-    """A sender that sends more than its credit is detached, unless the broker has given more credit meanwhile.
-    tests/simulation has a case in which the embedded broker cannot give more.
+    """A sender that exceeds its credit is detached with transfer-limit-exceeded, unless the broker has given it more
+    credit meanwhile.
     """
+    # tests/simulation has a case in which the embedded broker cannot give more.
     first = client.attach_sender(queue)
     taken, limit = 0, int(first.fields[5]) + int(first.fields[6])
     frames = b"".join(
@@ -831,7 +832,9 @@ def test_the_session_window_holds_deliveries_back(amqp_url: str, queue: str, cha
 def test_a_message_larger_than_the_clients_maximum_ends_the_session(
     client: RawAmqp10, queue: str, channel: BlockingChannel
 ) -> None:
-    """The error names the maximum message size of the link."""
+    """A message larger than the client's maximum ends the session with an error that names the link's maximum message
+    size.
+    """
     channel.basic_publish("", "q", b"x" * 1000)
     client.attach_receiver(queue, rest=(ULong(500),))
     condition, text = client.ended() or ("", "")
@@ -840,7 +843,7 @@ def test_a_message_larger_than_the_clients_maximum_ends_the_session(
 
 
 def test_deleting_the_queue_detaches_its_receivers(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
-    """The link is detached with resource-deleted."""
+    """When a queue is deleted, the links of its receivers are detached with resource-deleted."""
     client.attach_receiver(queue)
     client.flow(echo=True)
     channel.queue_delete("q")
@@ -850,7 +853,7 @@ def test_deleting_the_queue_detaches_its_receivers(client: RawAmqp10, queue: str
 def test_unsettled_messages_are_requeued_when_the_link_is_detached(
     client: RawAmqp10, queue: str, channel: BlockingChannel, take: Any
 ) -> None:
-    """They are delivered to others, marked as redelivered."""
+    """When a receiver's link is detached, its unsettled messages are delivered to others, marked as redelivered."""
     channel.basic_publish("", "q", b"1")
     client.attach_receiver(queue)
     client.expect(TRANSFER)
@@ -864,7 +867,7 @@ def test_unsettled_messages_are_requeued_when_the_link_is_detached(
 def test_unsettled_messages_are_requeued_when_the_client_leaves(
     client: RawAmqp10, queue: str, channel: BlockingChannel, take: Any, how: str
 ) -> None:
-    """After end, close or a cut connection, they are delivered to others."""
+    """After end, close or a cut connection, the unsettled messages of a receiver are delivered to others."""
     channel.basic_publish("", "q", b"1")
     client.attach_receiver(queue)
     client.expect(TRANSFER)
@@ -922,7 +925,7 @@ def test_permissions_are_checked_when_a_link_is_attached(
 
 
 def test_a_user_id_of_another_user_detaches_the_link(broker: TestBroker, client: RawAmqp10, queue: str) -> None:
-    """A message whose user-id is not the logged-in user is refused."""
+    """A message whose user-id is not that of the logged-in user detaches the link with unauthorized-access."""
     client.attach_sender(queue)
     client.publish(0, message(user_id=b"somebody"))
     assert link_error(broker, client) == (

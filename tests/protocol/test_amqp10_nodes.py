@@ -125,7 +125,7 @@ def test_single_active_receivers_are_told_which_one_is_active(
 
 
 def test_deleting_the_queue_detaches_its_senders(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
-    """The sender's link is detached with resource-deleted."""
+    """When a queue is deleted, the link of its sender is detached with resource-deleted."""
     client.attach_sender(queue)
     assert client.published(0).descriptor == ACCEPTED
     channel.queue_delete("q")
@@ -133,10 +133,8 @@ def test_deleting_the_queue_detaches_its_senders(client: RawAmqp10, queue: str, 
 
 
 def test_the_reply_to_a_deletion_comes_before_the_end_of_the_links(client: RawAmqp10, queue: str) -> None:
-    """A client that deletes a queue over the management node gets the reply first, and then the detach frames.
-
-    The source is the management request in rabbit_amqp_session of RabbitMQ 4.3.5: links learn of it by a later event.
-    """
+    """A client that deletes a queue over the management node gets the reply first, and then the detach frames."""
+    # As the management request in rabbit_amqp_session of RabbitMQ 4.3.5: links learn of it by a later event.
     client.attach_sender(queue, handle=1)
     client.attach_receiver(queue, handle=2)
     ends, paired = (described(SOURCE, "/management"), described(TARGET, "/management")), {Symbol("paired"): True}
@@ -206,10 +204,8 @@ def test_the_delivery_count_of_a_message_that_failed(
 def test_a_modified_message_is_delivered_at_its_x_opt_delivery_time(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel
 ) -> None:
-    """From 4.3 on, a quorum queue holds a message back until the annotation's time, in milliseconds since 1970.
-
-    The source is rabbit_fifo of RabbitMQ 4.3.0 and 4.3.5, and its test modified_quorum_queue_delivery_time.
-    """
+    """From 4.3 on, a quorum queue holds a message back until the annotation's time, in milliseconds since 1970."""
+    # As in rabbit_fifo of RabbitMQ 4.3.0 and 4.3.5, and its test modified_quorum_queue_delivery_time.
     channel.queue_declare("later", durable=True, arguments={"x-queue-type": "quorum"})
     channel.basic_publish("", "later", b"1")
     client.attach_receiver("/queues/later")
@@ -226,10 +222,10 @@ def test_a_modified_message_is_delivered_at_its_x_opt_delivery_time(
 def test_x_opt_delivery_time_takes_precedence_over_the_delayed_retry_of_the_queue(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel
 ) -> None:
-    """A message that may be delivered again in a day lets later ones pass, whatever x-delayed-retry-type says.
-
-    The source is rabbit_fifo of RabbitMQ 4.3.0 and 4.3.5.
+    """A message returned with an x-opt-delivery-time of tomorrow does not hold up later messages, although the queue's
+    x-delayed-retry-max is 1 ms.
     """
+    # As in rabbit_fifo of RabbitMQ 4.3.0 and 4.3.5.
     if not broker.differs_since("4.3", "delayed retry"):
         pytest.skip("from 4.3 on")
     arguments = {"x-queue-type": "quorum", "x-delayed-retry-type": "all", "x-delayed-retry-min": 1}

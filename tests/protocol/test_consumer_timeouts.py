@@ -122,8 +122,10 @@ def test_up_to_4_2_a_consumers_argument_has_no_effect() -> None:
             assert closed_after(client) == text_of(SHORT)
 
 
-def test_from_4_3_on_the_channel_is_closed_if_there_is_no_consumer_to_cancel() -> None:
-    """This is so for a message from basic.get, and for a client that does not support basic.cancel from the broker."""
+def test_from_4_3_on_a_timeout_without_a_cancellable_consumer_closes_the_channel() -> None:
+    """A message that is not acknowledged in time closes the channel if it came from basic.get, or if the client does
+    not support basic.cancel.
+    """
     with EmbeddedBroker(like="4.3") as broker:
         declare(broker.url, **{"x-consumer-timeout": SHORT})
         with RawClient(broker.url) as client:
@@ -181,7 +183,9 @@ def test_the_timeout_of_an_amqp_1_0_link_releases_the_delivery() -> None:
 def test_an_invalid_consumer_timeout_is_refused_from_4_3_on(
     broker: TestBroker, connection: pika.BlockingConnection, kind: str, timeout: object, why: str
 ) -> None:
-    """That is a negative or non-integer timeout, or any for a classic queue or a stream; before 4.3, it is ignored."""
+    """From 4.3 on, x-consumer-timeout is refused if it is negative or not an integer, or is for a classic queue or a
+    stream; before 4.3, it is ignored.
+    """
     channel = connection.channel()
     arguments = {"x-queue-type": kind, "x-consumer-timeout": timeout}
     channel.queue_declare("c", durable=True, arguments={"x-queue-type": kind})

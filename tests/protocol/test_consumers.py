@@ -136,7 +136,7 @@ def test_a_cancelled_consumer_can_still_acknowledge(channel: BlockingChannel, ta
 def test_deleting_the_queue_cancels_its_consumers(
     connection: pika.BlockingConnection, channel: BlockingChannel, take: Take
 ) -> None:
-    """The broker sends basic.cancel with the consumer tag."""
+    """When a queue is deleted, its consumers get basic.cancel with their consumer tag."""
     channel.queue_declare("q")
     cancelled: list[Any] = []
     channel.add_on_cancel_callback(cancelled.append)

@@ -109,7 +109,9 @@ def test_imported_definitions_are_exported(api: Api, vhost: str, channel: Blocki
 
 
 def test_definitions_of_the_whole_broker_contain_users_and_permissions(api: Api, vhost: str) -> None:
-    """They contain password hashes, and a virtual host for each object; only administrators may read and load them."""
+    """The definitions of the whole broker contain users, permissions, and a virtual host for each object; only
+    administrators may read and load them.
+    """
     user, topology = {**ANN, "name": f"ann-{vhost}"}, by_name(TOPOLOGY)
     document = {
         "users": [user],

@@ -322,8 +322,8 @@ def test_classic_queues_behave_alike_on_both_brokers(sides: tuple[Side, Side], s
 @SETTINGS
 @given(sequence=operations([*CLASSIC_ARGUMENTS, *QUORUM_ARGUMENTS]))
 def test_quorum_queues_behave_alike_on_both_brokers(sides: tuple[Side, Side], sequence: list[Operation]) -> None:
-    """As for classic queues, but without consumers, to which RabbitMQ 3.10 sometimes delivers more than
-    their prefetch.
+    """Random operations on quorum queues have the same results on RabbitMQ and the embedded broker. They include no
+    consumers, because RabbitMQ 3.10 sometimes delivers more than the prefetch.
     """
     compare(sides, [*QUORUM_START, *sequence])
 

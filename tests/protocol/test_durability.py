@@ -104,7 +104,9 @@ def test_a_restarted_queue_keeps_its_maximum_length(process: BrokerProcess, how:
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
 def test_unacknowledged_messages_are_redelivered_after_a_restart(process: BrokerProcess, how: str) -> None:
-    """They are marked as redelivered and in their old places; acknowledged messages are gone."""
+    """After a restart, unacknowledged messages are delivered in their old places, marked as redelivered; acknowledged
+    ones are gone.
+    """
     channel = connect(process).channel()
     channel.queue_declare("q", durable=True)
     channel.confirm_delivery()

@@ -227,7 +227,9 @@ ARGUMENTS: list[Any] = [
 
 
 def test_a_quorum_queue_with_an_initial_group_size_of_0_is_refused(channel: BlockingChannel, vhost: str) -> None:
-    """The error names x-quorum-initial-group-size."""
+    """A quorum queue with an initial group size of 0 is refused with an error that names
+    x-quorum-initial-group-size.
+    """
     arguments = {"x-queue-type": "quorum", "x-quorum-initial-group-size": 0}
     reply = refused(lambda: channel.queue_declare("new", durable=True, arguments=arguments))
     where = f"'x-quorum-initial-group-size' for queue 'new' in vhost '{vhost}'"

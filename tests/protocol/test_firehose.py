@@ -42,8 +42,10 @@ def trace(api: Api, vhost: str, channel: BlockingChannel) -> Iterator[Trace]:
     api("PUT", f"vhosts/{vhost}", {"tracing": False})
 
 
-def test_a_published_message_is_copied(trace: Trace, connect: Opener, vhost: str) -> None:
-    """The copy has the exchange in its key, and the routed queues, properties and connection in its headers."""
+def test_the_firehose_copies_a_published_message(trace: Trace, connect: Opener, vhost: str) -> None:
+    """The copy's routing key names the exchange; its headers contain the routed queues, the properties and the
+    connection.
+    """
     client = connect().channel()
     client.queue_declare("jobs", exclusive=True)
     client.queue_bind("jobs", "amq.topic", "order.*")

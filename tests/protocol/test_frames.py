@@ -277,7 +277,7 @@ def test_a_client_without_heartbeats_is_disconnected(amqp_url: str) -> None:
 
 
 def test_the_management_api_can_close_a_connection(channel: BlockingChannel, api: Api, vhost: str, take: Take) -> None:
-    """The client gets 320 CONNECTION_FORCED with the reason."""
+    """If the management API closes a connection, its client gets 320 CONNECTION_FORCED with the reason."""
 
     def close_all() -> None:
         # By the names that they have over there: in a container, our address is another one.

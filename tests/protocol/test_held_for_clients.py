@@ -116,8 +116,10 @@ def test_unread_replies_do_not_fill_the_memory(measured: MeasuredBroker) -> None
     assert measured.growth < 120_000_000
 
 
-def test_incomplete_messages_do_not_exceed_the_limit(measured: MeasuredBroker) -> None:
-    """Ten clients that each send half of a large message stay below the memory limit, and others are served."""
+def test_incomplete_messages_count_as_memory(measured: MeasuredBroker) -> None:
+    """If ten clients each send half of a large message, the broker's memory stays near its limit, and other clients are
+    served.
+    """
     with ExitStack() as stack:
         for _ in range(10):
             client = stack.enter_context(RawClient(measured.url))
@@ -126,8 +128,10 @@ def test_incomplete_messages_do_not_exceed_the_limit(measured: MeasuredBroker) -
         assert serves(measured.url)
 
 
-def test_uncommitted_transactions_do_not_exceed_the_limit(measured: MeasuredBroker) -> None:
-    """Messages that wait for a commit count as memory, and other clients are served."""
+def test_uncommitted_messages_count_as_memory(measured: MeasuredBroker) -> None:
+    """Uncommitted messages count as memory: publishers of them are blocked near the limit, and other clients are
+    served.
+    """
     with ExitStack() as stack:
         for _ in range(4):
             client = stack.enter_context(RawClient(measured.url))

@@ -148,7 +148,9 @@ def test_a_user_may_close_only_its_own_connections(api: Api, vhost: str, ann: st
 def test_limits_and_global_parameters_survive_a_restart(
     tmp_path: Path, api_of: Callable[[EmbeddedBroker], Api]
 ) -> None:
-    """They are also in exported definitions, which another broker loads."""
+    """Limits and global parameters are the same after a restart, and on another broker that loads the exported
+    definitions.
+    """
     with EmbeddedBroker(data_dir=tmp_path / "a", management_port=0) as broker:
         api = api_of(broker)
         api("PUT", "vhost-limits/%2f/max-queues", {"value": 3})

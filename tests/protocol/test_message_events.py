@@ -214,7 +214,9 @@ def test_events_report_until_when_a_message_is_delayed(broker: EmbeddedBroker, c
 
 
 def test_events_report_appended_and_read_messages_of_a_stream(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """Each reader of a stream has an event with the offset, and an acknowledgement removes nothing."""
+    """When a stream takes and delivers a message, the events `appended` and `read` name its offset; an acknowledgement
+    causes no event.
+    """
     channel.queue_declare("s", durable=True, arguments={"x-queue-type": "stream"})
     channel.basic_qos(prefetch_count=10)
     events = Events(broker)
@@ -224,7 +226,9 @@ def test_events_report_appended_and_read_messages_of_a_stream(broker: EmbeddedBr
     channel.basic_publish("", "s", b"x")
     _, appended, read = events.until("published", "appended", "read")
     assert appended["copy"] == read["copy"] == 0
-    channel.connection.process_data_events(10)  # acknowledges it, which changes nothing
+    channel.connection.process_data_events(10)  # acknowledges it
+    channel.basic_qos(prefetch_count=10)  # answered after the acknowledgement
+    assert events.until() == []
 
 
 def test_events_of_the_stream_protocol_name_no_exchange(broker: EmbeddedBroker) -> None:

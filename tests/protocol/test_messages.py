@@ -69,7 +69,7 @@ def test_messages_are_delivered_in_order_with_rising_tags(channel: BlockingChann
 
 
 def test_basic_get_from_an_empty_queue_returns_nothing(channel: BlockingChannel) -> None:
-    """The broker answers with basic.get-empty."""
+    """The broker answers basic.get from an empty queue with basic.get-empty."""
     channel.queue_declare("q")
     assert channel.basic_get("q") == (None, None, None)
 
@@ -132,7 +132,7 @@ def test_an_unroutable_mandatory_message_is_returned(channel: BlockingChannel) -
 
 
 def test_an_unroutable_message_that_is_not_mandatory_is_confirmed(channel: BlockingChannel) -> None:
-    """The broker drops it and sends basic.ack."""
+    """The broker confirms an unroutable message that is not mandatory; it does not return it."""
     channel.confirm_delivery()
     channel.basic_publish("amq.direct", "nobody", b"x")
 

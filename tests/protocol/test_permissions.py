@@ -35,7 +35,7 @@ TOPICS: list[tuple[Callable[[BlockingChannel], object], str | None]] = [
 def test_topic_permissions_apply_to_publishing_and_binding(
     connect: Callable[..., pika.BlockingConnection], api: Api, amqp_url: str, ann: str, vhost: str
 ) -> None:
-    """They limit the routing keys of a topic exchange; other exchanges and users are not affected."""
+    """Topic permissions limit the routing keys of a topic exchange; other exchanges are not affected."""
     api("PUT", f"permissions/{vhost}/{ann}", {"configure": ".*", "write": ".*", "read": ".*"})
     path = f"topic-permissions/{vhost}/{ann}"
     rights = {"exchange": "amq.topic", "write": "^({username}|ann)\\.", "read": "^news"}
@@ -100,7 +100,7 @@ def test_topic_permissions_apply_to_copies_since_4_0(
 def test_a_missing_vhost_is_refused_with_530(
     connect: Callable[..., pika.BlockingConnection], amqp_url: str, vhost: str
 ) -> None:
-    """connection.open names the virtual host that was not found."""
+    """connection.open with a virtual host that does not exist is refused with 530 and the name of the virtual host."""
     with pytest.raises(ProbableAccessDeniedError) as refused:
         connect(amqp_url.replace(vhost, "none"))
     assert "NOT_ALLOWED - vhost none not found" in str(refused.value)

@@ -148,7 +148,9 @@ def test_priorities_of_quorum_queues_depend_on_the_version(
 
 
 def test_a_quorum_queue_with_x_max_priority_is_refused(broker: TestBroker, channel: BlockingChannel) -> None:
-    """All versions refuse it, even RabbitMQ 4.3, whose quorum queues have priorities."""
+    """All versions refuse a quorum queue with x-max-priority, even RabbitMQ 4.3, whose quorum queues have
+    priorities.
+    """
     arguments = {**QUORUM, "x-max-priority": 5}
     why = f"invalid arg 'x-max-priority' for queue 'q' in vhost '{broker.vhost}' of queue type rabbit_quorum_queue"
     refused = closed(lambda: channel.queue_declare("q", durable=True, arguments=arguments))
@@ -374,10 +376,10 @@ def test_delayed_exchanges_exist_up_to_4_2(broker: TestBroker, channel: Blocking
 def test_a_local_random_exchange_sends_each_message_to_one_queue(
     broker: TestBroker, channel: BlockingChannel, api: Api
 ) -> None:
-    """From 4.0 on, an x-local-random exchange sends each message to one of its queues, whatever its routing keys are.
-
-    The source is rabbit_exchange_type_local_random of RabbitMQ 4.0.5 and 4.3.5.
+    """From 4.0 on, an x-local-random exchange sends each message to one of its queues, whatever its routing
+    keys are.
     """
+    # As in rabbit_exchange_type_local_random of RabbitMQ 4.0.5 and 4.3.5.
     is_listed = any(each["name"] == "x-local-random" for each in api("GET", "overview")[1]["exchange_types"])
     assert is_listed == broker.differs_since("4.0", "it is new there")
     if not is_listed:
@@ -413,10 +415,10 @@ def test_a_local_random_exchange_sends_each_message_to_one_queue(
 def test_a_local_random_exchange_takes_classic_queues_without_a_key(
     broker: TestBroker, channel: BlockingChannel, source: tuple[str, str, str], text: str
 ) -> None:
-    """A binding with a key, of a queue that is not classic, or of an exchange is refused with 406.
-
-    The source is rabbit_exchange_type_local_random of RabbitMQ 4.0.5 and 4.3.5.
+    """An x-local-random exchange refuses, with 406, a binding with a key, of a queue that is not classic, or of an
+    exchange.
     """
+    # As in rabbit_exchange_type_local_random of RabbitMQ 4.0.5 and 4.3.5.
     if not broker.differs_since("4.0", "the type is new there"):
         pytest.skip("from 4.0 on")
     kind, name, key = source

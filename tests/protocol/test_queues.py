@@ -257,7 +257,7 @@ def test_returned_messages_of_a_quorum_queue_have_a_defined_place(
 def test_messages_of_a_closed_channel_come_first(
     connection: pika.BlockingConnection, channel: BlockingChannel, take: Take, kind: dict[str, str]
 ) -> None:
-    """They are delivered again before newer ones, in their old order."""
+    """The unacknowledged messages of a closed channel are delivered again before newer ones, in their old order."""
     channel.queue_declare("q", durable=True, arguments=kind)
     for number in b"1234":
         channel.basic_publish("", "q", bytes([number]))
@@ -270,7 +270,7 @@ def test_messages_of_a_closed_channel_come_first(
 
 
 def test_an_auto_delete_queue_is_deleted_with_its_last_consumer(channel: BlockingChannel) -> None:
-    """It is not deleted before it has had a consumer."""
+    """An auto-delete queue exists as long as it has a consumer, and is deleted when its last one is cancelled."""
     channel.queue_declare("q", auto_delete=True)
     tags = [channel.basic_consume("q", print) for _ in range(2)]
     channel.basic_cancel(tags[0])
@@ -284,7 +284,7 @@ def test_an_auto_delete_queue_is_deleted_with_its_last_consumer(channel: Blockin
 def test_an_exclusive_queue_is_deleted_with_its_connection(
     connect: Callable[..., pika.BlockingConnection], connection: pika.BlockingConnection, take: Take
 ) -> None:
-    """Also if it was declared durable."""
+    """When a connection is closed, its exclusive queue is deleted, even if it was declared durable."""
     other = connect()
     other.channel().queue_declare("q", exclusive=True, durable=True)
     other.close()
@@ -300,7 +300,7 @@ def test_an_exclusive_queue_is_deleted_with_its_connection(
 
 
 def test_purge_and_delete_return_the_number_of_ready_messages(channel: BlockingChannel, take: Take) -> None:
-    """Unacknowledged messages are not counted."""
+    """queue.purge and queue.delete return the number of ready messages; unacknowledged messages are not counted."""
     channel.queue_declare("q")
     for _ in range(3):
         channel.basic_publish("", "q", b"x")
@@ -312,7 +312,7 @@ def test_purge_and_delete_return_the_number_of_ready_messages(channel: BlockingC
 
 
 def test_x_death_can_be_encoded_as_json(channel: BlockingChannel, take: Take) -> None:
-    """Its values have plain types."""
+    """A client can encode the x-death header as JSON, except the time: all its other values are plain types."""
     channel.queue_declare("dead")
     channel.queue_declare("q", arguments=dead_lettering(x_max_length=0))
     channel.basic_publish("", "q", b"x")

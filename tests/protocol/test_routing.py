@@ -172,7 +172,7 @@ def test_cc_and_bcc_are_additional_routing_keys(channel: BlockingChannel, take: 
 
 
 def test_an_auto_delete_exchange_is_deleted_with_its_last_binding(channel: BlockingChannel) -> None:
-    """It is deleted when nothing is bound to it any more."""
+    """An auto-delete exchange is deleted when the last queue that was bound to it is deleted."""
     channel.exchange_declare("x", "fanout", auto_delete=True)
     channel.queue_declare("q")
     channel.queue_bind("q", "x")

@@ -371,7 +371,7 @@ def test_a_message_keeps_its_properties_from_amqp_to_streams_and_back(
 def test_a_message_of_a_stream_client_is_delivered_over_amqp(
     client: RawStream, stream: str, channel: BlockingChannel
 ) -> None:
-    """Its body and application properties arrive as body and headers."""
+    """The body and application properties that a stream client publishes arrive over AMQP as body and headers."""
     client.declare_publisher(1, stream)
     client.publish(1, 0, b"\x00St\xc1\x07\x02\xa1\x01k\xa1\x01v" + b"\x00Su\xa0\x04body")
     client.confirmed(1)

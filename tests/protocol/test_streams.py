@@ -190,7 +190,7 @@ def test_the_oldest_segments_of_a_full_stream_are_deleted(channel: BlockingChann
 def test_basic_get_and_purge_of_a_stream_are_refused(
     channel: BlockingChannel, what: Callable[[BlockingChannel], None], words: str
 ) -> None:
-    """Both close the connection with 540 and RabbitMQ's text."""
+    """basic.get and queue.purge of a stream close the connection with 540 and RabbitMQ's text."""
     with pytest.raises(ConnectionClosedByBroker, match=f"NOT_IMPLEMENTED - {words}") as caught:
         what(channel)
     assert caught.value.reply_code == 540

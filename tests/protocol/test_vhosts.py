@@ -31,7 +31,9 @@ def test_tags_and_the_default_queue_type_are_kept(broker: TestBroker, api: Api, 
 
 
 def test_a_queue_without_a_type_gets_the_default_one(api: Api, vhost: str, channel: BlockingChannel) -> None:
-    """An exclusive queue stays classic, and a type in the declaration wins."""
+    """A queue declared without a type gets its virtual host's default type, over AMQP and HTTP; exclusive queues stay
+    classic, and a declared type takes precedence.
+    """
     api("PUT", f"vhosts/{vhost}", {"default_queue_type": "quorum"})
     for _ in range(2):
         channel.queue_declare("plain", durable=True)
@@ -44,7 +46,7 @@ def test_a_queue_without_a_type_gets_the_default_one(api: Api, vhost: str, chann
 
 @pytest.mark.own_vhost("a protected one cannot be deleted")
 def test_a_protected_virtual_host_is_not_deleted(broker: TestBroker, api: Api, vhost: str) -> None:
-    """DELETE is refused with 412 until the protection ends."""
+    """DELETE on a protected virtual host is refused with 412 and RabbitMQ's reason; the protection can be removed."""
     if broker.kind == "rabbitmq" and not broker.differs_since("4.2", "virtual hosts can be protected"):
         pytest.skip("from 4.1 on")
     assert api("POST", f"vhosts/{vhost}/deletion/protection")[0] == 204
@@ -84,8 +86,10 @@ def test_what_the_broker_does_not_have_is_an_empty_list(broker: TestBroker, api:
             assert api("GET", path) == (200, [])
 
 
-def test_tags_types_and_protection_survive_a_restart(tmp_path: Path) -> None:
-    """They are stored in the data directory, and exported with the definitions."""
+def test_settings_of_a_virtual_host_survive_a_restart(tmp_path: Path) -> None:
+    """Description, tags, default queue type and deletion protection are the same after a restart; all but the
+    protection are exported with the definitions.
+    """
     about = {"description": "d", "tags": ["a"], "default_queue_type": "quorum"}
     with EmbeddedBroker(data_dir=tmp_path, management_port=0) as broker:
         api = Api(str(broker.management_url))

@@ -21,7 +21,7 @@ def test_delays_double_up_to_the_maximum(seed: int, first: float, factor: float,
 
 
 def test_the_number_of_attempts_is_limited() -> None:
-    """With 4 attempts there are 4 delays; without a number, they never end."""
+    """A backoff of 4 attempts has 4 delays, and one of 0 attempts has none; without a limit, the delays never end."""
     assert len(list(Backoff(attempts=4).delays())) == 4
     assert list(Backoff(attempts=0).delays()) == []
     assert len(list(islice(Backoff().delays(), 500))) == 500

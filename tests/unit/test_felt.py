@@ -24,7 +24,9 @@ class Figures:
 
 
 def test_a_row_that_takes_over_5_percent_more_has_grown() -> None:
-    """The names of the rows that have grown are returned, and of no others."""
+    """A benchmark's row has grown if it takes over 5 % more than on the base. The names of these rows only are
+    returned.
+    """
     base = {"send x": 100.0, "help": 100.0, "list queues": 100.0}
     assert grown(base, {"send x": 105.0, "help": 105.1, "list queues": 20.0}) == ["help"]
 
@@ -47,7 +49,7 @@ def test_the_check_does_not_mark_a_row_that_was_larger_by_chance() -> None:
 
 
 def test_the_check_counts_a_row_once_that_has_not_grown() -> None:
-    """CI takes no longer than it must."""
+    """A row that has not grown is counted only once, so CI takes no longer than it must."""
     figures = Figures([100.0], [99.0])
     assert len(list(check({"help": figures}, ONE, OTHER))) == 1
     assert sorted(figures.asked) == ["one", "other"]
@@ -62,7 +64,7 @@ def test_the_comparison_alternates() -> None:
 
 
 def test_a_line_has_the_medians_the_minima_and_the_ratio_of_the_minima() -> None:
-    """As in the heading: base and change, twice, then change / base."""
+    """The line of a row has the medians of base and change, then the minima of both, then the ratio of the minima."""
     assert row_of("help", [10, 30, 20], [5, 5, 40]).split() == ["help", "20.0", "5.0", "10.0", "5.0", "0.50x"]
 
 
@@ -89,7 +91,9 @@ def test_a_report_of_valgrind_without_a_summary_is_an_error() -> None:
 
 
 def test_an_installation_is_a_checkout_or_an_interpreter(tmp_path: Path) -> None:
-    """A checkout without a .venv is run by this Python, and anything else is refused."""
+    """The benchmark accepts a Python interpreter, or a checkout of mqtool. A checkout is run by its own .venv, or by
+    this Python if it has none; anything else is refused.
+    """
     with pytest.raises(SystemExit, match="neither a checkout"):
         Installation.at(tmp_path)
     assert Installation.at(Path(sys.executable)).python == sys.executable

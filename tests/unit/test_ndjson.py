@@ -111,7 +111,7 @@ def test_values_without_a_json_type_are_marked(value: object, shown: object) -> 
 
 
 def test_nan_and_bytes_that_are_not_utf_8_are_valid_json() -> None:
-    """They are escaped in names, values and properties, and read back unchanged."""
+    """NaN, and bytes that are not UTF-8, are escaped in names, values and properties, and read back unchanged."""
     properties = {"headers": {"\udcff": [float("nan")]}, "message_id": "\udc80"}
     line = ndjson.from_delivery(Delivery(b"", "", "\udcfe", "", False, properties, 1), NOW)
 

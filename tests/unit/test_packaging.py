@@ -63,7 +63,9 @@ def test_workflows_name_actions_by_commit() -> None:
 
 
 def test_the_test_broker_has_mqtools_metadata() -> None:
-    """Its licence, Python version, dependencies and plugin are those of mqtool."""
+    """The test broker has mqtool's licence, authors, Python version and plugin, and no dependency that mqtool does not
+    have.
+    """
     theirs = BROKER["project"]
     assert (ROOT / "packaging/broker/LICENSE").read_text() == (ROOT / "LICENSE").read_text()
     assert set(theirs["dependencies"]) <= set(PROJECT["dependencies"])
@@ -197,8 +199,8 @@ def test_the_image_of_mqtool_is_made_of_files_with_hashes() -> None:
     ("found", "code", "said"),
     [
         ([{"name": "pika", "version": "1.4.4", "vulns": []}], 0, "audited: 1; vulnerable: 0"),
-        ([{"name": "pika", "skip_reason": "not found"}], 0, "not audited: pika"),
-        (None, 0, "nothing was audited"),
+        ([{"name": "pika", "skip_reason": "not found"}], 0, "warning: the index had no answer; not audited: pika"),
+        (None, 0, "warning: nothing was audited"),
         (
             [{"name": "pika", "version": "1.4.4", "vulns": [{"id": "CVE-1", "fix_versions": ["2.0"]}]}],
             1,
@@ -209,7 +211,9 @@ def test_the_image_of_mqtool_is_made_of_files_with_hashes() -> None:
 def test_an_audit_fails_only_if_a_vulnerability_is_known(
     tmp_path: Path, found: list[object] | None, code: int, said: str
 ) -> None:
-    """If the index has no answer, it warns, and does not say that nothing was found."""
+    """The audit fails if a known vulnerability is found. If the index does not answer, it warns of what is not
+    audited.
+    """
     if found is not None:
         (tmp_path / "found.json").write_text(json.dumps({"dependencies": found}))
     command = [sys.executable, ROOT / ".ci" / "audited.py", tmp_path / "found.json"]

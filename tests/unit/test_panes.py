@@ -75,7 +75,7 @@ def test_a_pane_shows_its_newest_command(printed: int) -> None:
 @example(columns=12, rows=20, terminals=1, charts=3)
 @given(st.integers(10, 250), st.integers(5, 80), st.integers(1, 7), st.integers(0, 3))
 def test_panes_fit_any_terminal_size(columns: int, rows: int, terminals: int, charts: int) -> None:
-    """On a terminal of any size, the panes show less, and raise no error."""
+    """On a terminal of any size, the panes take no more lines than the terminal has, and raise no error."""
     assert len(screen_of(columns, rows, terminals, charts, lines=5)) <= rows
 
 

@@ -45,7 +45,9 @@ def test_automatic_acknowledgement_is_left_to_the_broker_unless_there_is_a_count
 
 
 def test_streaming_acknowledges_a_quarter_of_the_prefetch_at_a_time() -> None:
-    """It acknowledges after a quarter of the prefetch, or earlier if the last acknowledgement was a while ago."""
+    """A streaming consumer acknowledges after a quarter of the prefetch, or earlier if the last acknowledgement was a
+    while ago.
+    """
     policy = Streaming(40)
     assert handle(policy, range(1, 26)) == [10, 20]
     assert policy.done(delivery(26), LATER)

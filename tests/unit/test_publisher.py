@@ -100,7 +100,9 @@ def test_only_unconfirmed_messages_are_republished(wire: Wire, publisher: Unconf
 
 
 def test_a_nack_right_after_a_reconnection_is_retried_on_another_channel(wire: Wire, publisher: Unconfirmed) -> None:
-    """It may only mean that a queue has no leader yet."""
+    """A message that the broker nacks right after a reconnection is published again on another channel, because the
+    nack may only mean that a queue has no leader yet.
+    """
     wire.open(connection_is_new=True)
     wire.publish(b"1", b"2")
     publisher.on_nack(1, multiple=False)

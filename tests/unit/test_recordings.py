@@ -81,7 +81,7 @@ def test_an_even_rate_has_no_burst_after_a_pause() -> None:
 
 
 def test_since_and_until_select_messages() -> None:
-    """Both take a time, or a duration after the first message; --until is exclusive."""
+    """--since and --until take a time, or a duration after the first message; --until is exclusive."""
     lines = [line(second, body=str(second)) for second in range(5)]
     for since, until in (
         ("1s", "3s"),

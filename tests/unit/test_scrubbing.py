@@ -69,7 +69,7 @@ def test_different_words_have_different_replacements(alphabet: str, length: int)
 
 @given(st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False))
 def test_a_number_is_replaced_by_one_of_as_many_digits(number: float) -> None:
-    """Also as text; a number that fits into 64 bits still does."""
+    """A number, also in text, is replaced by one of as many digits; an integer that fits into 64 bits still does."""
     text = json.dumps(number)
     after = PSEUDONYMS.number(text)
     assert type(json.loads(after)) is type(number)
@@ -81,7 +81,7 @@ def test_a_number_is_replaced_by_one_of_as_many_digits(number: float) -> None:
 
 @given(st.uuids(version=4))
 def test_a_uuid_is_replaced_by_a_uuid(given: uuid.UUID) -> None:
-    """The replacement has the same version."""
+    """A UUID is replaced by another one of the same version."""
     after = uuid.UUID(PSEUDONYMS.text(f"id={given};")[3:-1])
     assert (after.version, after.variant) == (given.version, given.variant)
     assert after != given

@@ -86,7 +86,7 @@ def only(words: list[str], options: MessageOptions, addressing: Addressing | Non
 
 
 def test_words_are_joined_to_one_message() -> None:
-    """They are joined by spaces; bytes that are not UTF-8 are kept."""
+    """The words on the command line are joined by spaces to one message; bytes that are not UTF-8 are kept."""
     assert only(["Hello", "there"], MessageOptions()).body == b"Hello there"
     assert only([os.fsdecode(b"caf\xe9")], MessageOptions()).body == b"caf\xe9"
 

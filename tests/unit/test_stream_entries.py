@@ -54,7 +54,9 @@ def test_an_entry_that_is_not_amqp_1_0_is_the_body(data: bytes) -> None:
 
 
 def test_an_entry_published_over_amqp_has_its_exchange_and_key() -> None:
-    """They are annotations, as RabbitMQ writes them; headers that are tables or arrays are not stored."""
+    """The annotations of RabbitMQ for an entry published over AMQP are read as exchange and routing key. Headers that
+    are tables or arrays are not stored.
+    """
     annotations = {"x-exchange": "logs", "x-routing-key": "kern.error"}
     stored = section(0x72, entries._map(annotations, key=0xA3)) + entries.encode(Message(b"body"))
     entry = entries.decode(stored)

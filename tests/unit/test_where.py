@@ -94,7 +94,7 @@ RECORD = where.of_delivery(DELIVERY)
     ],
 )
 def test_conditions_that_match(text: str) -> None:
-    """Each condition on fields, headers, properties or the body matches the record."""
+    """Each of these `--where` conditions on fields, headers, properties or the body selects the record."""
     assert where.parse(text).matches(RECORD)
 
 

@@ -18,7 +18,7 @@ from mqtool.cli import stopping
 from mqtool.cli.chosen_broker import MANAGEMENT_VARIABLE, resolve_addresses
 from mqtool.cli.command_line import command, group
 from mqtool.cli.commands import broker_fault, broker_up
-from mqtool.cli.commands.broker_up import Name, known, told
+from mqtool.cli.commands.broker_up import Name, known
 from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import layout, output
@@ -56,7 +56,7 @@ def status(which: WhichBroker, name: Name = DEFAULT_NAME) -> None:
     """
     choice = which.choice()
     if (started := state.load(name)) is None:
-        output.show(f"commands use {told(choice)}")
+        output.show(f"commands use {choice.description()}")
         if choice.is_named and "name" not in which.call.typed:
             Connection(resolve_addresses(choice), tls=choice.tls(TlsFiles())).close()
             output.show("  running")
@@ -71,7 +71,7 @@ def status(which: WhichBroker, name: Name = DEFAULT_NAME) -> None:
     for key, value in {**rows, **started.details}.items():
         if not isinstance(value, list | dict):
             output.show(f"  {key.replace('_', ' '):<12} {value}")
-    output.show(f"  commands use {told(choice)}")
+    output.show(f"  commands use {choice.description()}")
     if running < started.nodes:
         raise Unavailable(f"the broker is {says}", "start it again with 'mqtool broker up'")
 

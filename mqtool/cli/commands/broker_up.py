@@ -20,7 +20,7 @@ from mqtool.broker.state import DEFAULT_NAME, Started, Wanted
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.broker_access import access_to
-from mqtool.cli.chosen_broker import Choice, choose, is_same_node, read_password
+from mqtool.cli.chosen_broker import choose, is_same_node, read_password
 from mqtool.cli.command_line import command
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
@@ -269,7 +269,7 @@ def _say_up(started: Started, what: str) -> None:
         output.status(f"management {what}: {management} ({_login_hint(started)})")
     choice = choose()
     if not is_same_node(choice.addresses()[0], parse_addresses(started.url)[0]):
-        output.notice(f'commands use {told(choice)}; for this broker: eval "$({_env(started)})"')
+        output.notice(f'commands use {choice.description()}; for this broker: eval "$({_env(started)})"')
 
 
 def _env(started: Started) -> str:
@@ -293,11 +293,6 @@ def known(name: str) -> Started:
     if (stopped := state.load_stopped(name)) is not None:
         raise Unavailable(f"broker {name!r} is stopped", f"start it again: {_up_again(stopped)}")
     raise Unavailable(f"no broker named {name!r} was started here", "start one with 'mqtool broker up'")
-
-
-def told(choice: Choice) -> str:
-    """Describe the broker that commands use: its addresses, and where they come from."""
-    return f"{', '.join(map(str, choice.addresses()))}, {choice.reason}"
 
 
 @command(

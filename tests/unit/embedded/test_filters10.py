@@ -202,7 +202,7 @@ def work_of(pattern: str, text: str) -> int:
 
 @pytest.mark.parametrize("pattern", ["%a" * 2000 + "%", "%" * 4000, "%ab" * 1300, "a" * 4000, "%" + "a" * 3900 + "b%"])
 def test_like_matches_in_one_pass(pattern: str) -> None:
-    """The number of steps for a long pattern and a long text is bounded by their lengths together."""
+    """LIKE compares a pattern of 4,000 characters with a text of 900,000 in less than a million steps."""
     assert work_of(pattern, "a" * 900_000) < MOST_WORK
 
 

@@ -235,7 +235,9 @@ def test_consumers_take_turns_within_a_priority(vhost: VirtualHost) -> None:
 
 
 def test_deleting_a_queue_cancels_consumers_and_removes_bindings(vhost: VirtualHost) -> None:
-    """Its consumers are cancelled, and an auto-delete exchange bound to it is deleted."""
+    """When a queue is deleted, its consumers are cancelled, and an auto-delete exchange that only it was bound to is
+    deleted.
+    """
     queue = add_queue(vhost)
     exchange = BrokerExchange("x", "direct", auto_delete=True)
     vhost.add_exchange(exchange)

@@ -57,8 +57,10 @@ def test_a_pattern_with_many_wildcards_matches_quickly() -> None:
 
 
 @pytest.mark.parametrize("table", [DirectTable(), TopicTable()])
-def test_the_cost_of_a_match_does_not_grow_with_bindings(table: DirectTable[int] | TopicTable[int]) -> None:
-    """With 10,000 bindings, 1,000 matches take less than half a second."""
+def test_routing_stays_fast_with_many_bindings(table: DirectTable[int] | TopicTable[int]) -> None:
+    """With 10,000 bindings, the table of a direct or topic exchange finds the one that matches in less than half a
+    millisecond, on average.
+    """
     for number in range(10_000):
         table.add(f"a.{number}.c", {}, number)
     started = time.perf_counter()

@@ -244,8 +244,10 @@ def test_reply_to_is_an_address_only_from_4_2() -> None:
     assert delivered.properties.reply_to == "q"
 
 
-def test_priorities_that_a_stream_stored_before_4_0_are_lost_from_4_4_on() -> None:
-    """The annotations of RabbitMQ 3 become properties again up to 4.3; 4.4 drops them."""
+def test_from_4_4_on_streams_written_by_rabbitmq_3_lose_their_properties() -> None:
+    """RabbitMQ 3 stored priority, delivery mode and expiration as annotations. Up to 4.3 they become properties again
+    when the message is read; 4.4 drops them.
+    """
     stored = {"x-basic-priority": UInt8(7), "x-basic-delivery-mode": UInt8(2), "x-basic-expiration": "60000"}
     annotations: Map = {Symbol(name): value for name, value in stored.items()}
     sections = parse(Amqp10Message(message_annotations=annotations, body=data_section(b"")).encode())
@@ -285,10 +287,10 @@ def test_a_dead_letter_has_its_history_as_annotations(is_native: bool) -> None:
 
 @pytest.mark.parametrize("is_native", [True, False])
 def test_a_repeated_death_has_its_first_and_last_time_in_milliseconds(is_native: bool) -> None:
-    """Over AMQP 1.0, a message that died twice has both times in milliseconds; over AMQP 0-9-1, the first in seconds.
-
-    The source is the module mc of RabbitMQ 4.3.5.
+    """Over AMQP 1.0, a message that died twice has both times in milliseconds; over AMQP 0-9-1, the first in
+    seconds.
     """
+    # As in the module mc of RabbitMQ 4.3.5.
     dead = _published(Amqp10Message(body=data_section(b"d"))) if is_native else _from_091({}, b"d")
     for now in (1700000000123, 1700000005678):
         dead = dead_letter(dead, "work", "expired", "", "work", now, trusts_deaths=False)

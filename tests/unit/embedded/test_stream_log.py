@@ -179,8 +179,8 @@ def test_old_segments_are_deleted_by_size_and_age(bench: Bench) -> None:
 
 
 def test_publishing_ids_and_stored_offsets_are_kept(on_disk: Bench) -> None:
-    """They survive a restart and the deletion of their segments. As in RabbitMQ, an offset before the first message is
-    forgotten with the segment in which it was written.
+    """Publishing ids and stored offsets survive a restart and the deletion of their segments. As in RabbitMQ, an offset
+    before the first message is forgotten with the segment in which it was written.
     """
     log = on_disk.open(segment_bytes=500, max_bytes=500)
     log.append(simple_entry(b"a"), producer="p", publishing_id=7)
@@ -238,7 +238,7 @@ def test_a_failed_write_is_repeated_in_order(bench: Bench, monkeypatch: pytest.M
 
 
 def test_deleting_a_log_tells_its_readers(bench: Bench, tmp_path: Path) -> None:
-    """Readers are told, and no file is left."""
+    """When a stream's log is deleted, its readers are told, and no file is left."""
     bench.add(b"a")
     told: list[bool] = []
     bench.log.watch(lambda: told.append(bench.log.deleted))

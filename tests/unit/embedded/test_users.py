@@ -51,7 +51,9 @@ def test_guest_may_log_in_only_from_loopback(name: str, password: str, from_loop
 
 
 def test_permission_patterns_are_regular_expressions() -> None:
-    """A pattern is searched in the name; an empty one allows nothing; the default exchange is named amq.default."""
+    """A permission is granted if its pattern is found anywhere in the name. An empty pattern grants nothing. For the
+    default exchange, the name is `amq.default`.
+    """
     permissions = Permissions(configure="^a$", write="default", read="")
     assert permissions.allow("configure", "a")
     assert not permissions.allow("configure", "ab")
