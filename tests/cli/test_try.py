@@ -76,6 +76,22 @@ def test_hints_come_in_three_steps(lonely_shell: Shell) -> None:
     assert watched.end() == 0
 
 
+def test_r_begins_a_goal_again_without_what_was_made(lonely_shell: Shell) -> None:
+    """After `r`, the queue that the learner made is gone, and the goal can be reached as if it were new."""
+    watched = Watched(lonely_shell, 120, 40, "mqtool", "tutorial", "try", "hello-world", "--no-color")
+    watched.wait_for("Goal 1 of 3")
+    follow(lonely_shell, watched.seen)
+    assert lonely_shell.run("mqtool", "send", "Hello World!").code == 0
+    watched.wait_for("nobody receives from that queue")
+    watched.press("r")
+    watched.wait_for("This goal begins again. Deleted: 'hello'.")
+    assert lonely_shell.run("mqtool", "list", "queues").stdout == ""
+    reach_first(lonely_shell)
+    watched.wait_for(_WAITS)
+    watched.press("q")
+    assert watched.end() == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
 def test_try_ends_its_broker_on_every_signal(lonely_shell: Shell, number: signal.Signals) -> None:
     """After SIGINT, SIGTERM or SIGKILL, none of the processes that `try` started is left, including its broker."""
