@@ -84,7 +84,7 @@ def test_a_message_missed_by_one_stream_consumer_is_lost() -> None:
 
 
 def test_counting_ten_million_messages_takes_less_than_a_megabyte() -> None:
-    """Numbers are kept in compact chunks, and a few missing ones are found."""
+    """The numbers of ten million messages take less than a megabyte, and a few missing ones are found."""
     numbers = Numbers()
     for first in range(0, 10_000_000, 10_000):
         assert numbers.add(first, 9_999 if first % 1_000_000 == 0 else 10_000)
