@@ -238,7 +238,9 @@ def test_quick_programs_run_beside_slow_ones(shell: Shell, broker: TestBroker) -
 def test_a_worker_holds_one_message_for_each_program_or_as_many_as_prefetch_says(
     shell: Shell, broker: TestBroker, options: tuple[str, ...], left: int
 ) -> None:
-    """All other messages stay in the queue for other workers, also with --count."""
+    """A worker holds only the messages of its programs, or as many as --prefetch says; all others stay in the queue for
+    other workers, also with --count.
+    """
     shell.run("mqtool", "new-task", "-l", stdin="task\n" * 6)
     program = "echo started; while ! [ -e go ]; do sleep 0.1; done"
     worker = shell.start("mqtool", "worker", "--concurrency", "2", *options, "--shell", "--exec", program)

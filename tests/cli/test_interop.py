@@ -421,7 +421,7 @@ def test_an_exchange_of_another_type_is_never_used(
 def test_an_exclusive_queue_of_another_connection_is_never_used(
     shell: Shell, connection: Connection, command: list[str]
 ) -> None:
-    """Commands exit with 78 and a hint, and the owner keeps its queue."""
+    """Commands on an exclusive queue of another connection exit with 78 and a hint, and the owner keeps its queue."""
     owner = connection.channel(strict=True)
     theirs = owner.declare(Queue("theirs", exclusive=True))
 

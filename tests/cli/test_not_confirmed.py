@@ -400,7 +400,9 @@ def test_receive_stream_declares_no_stream_with_a_mistyped_name(shell: Shell, br
 
 
 def test_publisher_confirms_explains_its_figures(shell: Shell) -> None:
-    """The last line says whether publishing without waiting was faster than waiting for each batch."""
+    """The last line of `publisher-confirms` says whether publishing without waiting was faster than waiting for each
+    batch.
+    """
     shown = shell.run("mqtool", "publisher-confirms", "all", "-c", "500", "--batch-size", "10")
     batch, unwaited = (int(line.rpartition(" in ")[2][:-3].replace(",", "")) for line in shown.stdout.splitlines()[1:])
     said = shown.stderr.splitlines()[-1]

@@ -480,7 +480,9 @@ def test_bare_bytes_that_amqp_cannot_deliver_name_receive_stream(shell: Shell, b
 
 @on_any_broker
 def test_an_existing_stream_with_other_settings_is_used(shell: Shell) -> None:
-    """No notice appears, unless the command asked for a setting that differs."""
+    """Commands use an existing stream with other settings, with no notice unless they asked for a setting that
+    differs.
+    """
     assert shell.run("mqtool", "send-stream", "-q", "s", "--argument", "max-age=1D", "x").code == 0
     assert shell.run("mqtool", "send-stream", "-q", "s", "y").stderr == " [x] y message sent\n"
     other = shell.run("mqtool", "send-stream", "-q", "s", "--argument", "max-age=2D", "z")

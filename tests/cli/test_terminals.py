@@ -45,7 +45,7 @@ def test_a_command_in_a_notice_can_be_copied(lonely_shell: Shell) -> None:
 
 
 def test_an_error_is_broken_between_words(lonely_shell: Shell) -> None:
-    """The error, its prefix and its hint fit into 80 columns."""
+    """An error, with its prefix and its hint, is broken between words to fit into 80 columns."""
     lonely_shell.environment["MQTOOL_URL"] = "amqp://127.0.0.1:1/" + "v" * 20
     words = ["mqtool", "tutorial", "show", "incident"], ["mqtool", "send", "--timeout", "x" * 30, "y"]
     for command in words:

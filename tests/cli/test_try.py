@@ -140,10 +140,8 @@ def test_goals_over_amqp_1_0_are_skipped_on_a_broker_that_does_not_speak_it(lone
     assert "0 goals reached" in ended.stdout
 
 
-def test_a_tutorial_without_goals_is_a_usage_error(lonely_shell: Shell) -> None:
-    """`tutorial try` of a tutorial that it does not know exits with 2; the hint names the one with the most similar
-    name.
-    """
+def test_try_of_an_unknown_tutorial_is_a_usage_error(lonely_shell: Shell) -> None:
+    """`tutorial try` with an unknown name exits with 2, and the hint is the most similar name."""
     refused = lonely_shell.run("mqtool", "tutorial", "try", "helo-world")
     assert (refused.code, refused.stderr.splitlines()[-1]) == (2, "hint: did you mean 'hello-world'?")
 

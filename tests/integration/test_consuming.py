@@ -78,7 +78,7 @@ def test_a_delivery_is_acknowledged_when_the_next_is_asked_for(broker: TestBroke
 
 
 def test_a_deleted_queue_ends_consuming_with_an_error_that_names_it(broker: TestBroker) -> None:
-    """If the broker cancels the consumer, the iteration raises Unavailable."""
+    """If the queue is deleted, the iteration over its deliveries raises Unavailable with the queue's name."""
     fill(broker, 1)
     with Connection(parse_addresses(broker.url)) as connection:
         deliveries = connection.channel().consume(QUORUM)

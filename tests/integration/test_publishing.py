@@ -213,7 +213,7 @@ def test_names_longer_than_amqp_allows_are_refused_before_anything_is_sent(conne
 
 
 def test_publishing_to_a_missing_exchange_raises_the_brokers_error(connection: Connection) -> None:
-    """The broker closes the channel, and the caller gets its reason instead of waiting for confirms."""
+    """Publishing to a missing exchange raises the broker's error, instead of waiting for confirms."""
     channel = connection.channel()
 
     with pytest.raises(Unavailable, match="no exchange 'missing' in vhost"):

@@ -239,7 +239,8 @@ def test_a_malformed_frame_closes_the_connection(broker: TestBroker, client: Raw
 
 @pytest.mark.parametrize("body", [b"\x00", b"\x00\x53\x99\x45"])
 def test_an_unknown_performative_closes_the_connection(amqp_url: str, body: bytes) -> None:
-    """The close has an error, whose text in RabbitMQ is Erlang's and is not compared."""
+    """An unknown performative closes the connection with an error."""
+    # RabbitMQ's text is Erlang's, so it is not compared.
     client = RawAmqp10(amqp_url)
     client.send(END)
     client.expect(END)
@@ -799,7 +800,7 @@ def test_drain_uses_up_the_credit(client: RawAmqp10, queue: str, channel: Blocki
 
 
 def test_a_flow_with_echo_is_answered(client: RawAmqp10, queue: str) -> None:
-    """The broker answers with the state of the link: delivery count, credit and available messages."""
+    """The broker answers a flow with echo with the state of the link: delivery count, credit and available messages."""
     client.attach_receiver(queue, credit=0)
     client.flow(0, 7, echo=True)
     flow = client.expect(FLOW)

@@ -87,7 +87,7 @@ def test_consumers_are_served_while_memory_is_short(small: EmbeddedBroker) -> No
 
 
 def test_a_client_that_does_not_read_leaves_the_queue_to_others(small: EmbeddedBroker) -> None:
-    """Such a client gets what fits into its buffers; all other messages stay in the queue."""
+    """A client that does not read gets what fits into its buffers; all other messages stay in the queue."""
     connection = connect(small)
     channel = connection.channel()
     channel.queue_declare("q")

@@ -115,7 +115,7 @@ def test_from_4_3_on_a_consumers_own_timeout_wins() -> None:
 
 
 def test_up_to_4_2_a_consumers_argument_has_no_effect() -> None:
-    """The queue's timeout closes the channel, although the consumer's argument is longer."""
+    """Up to 4.2, the queue's timeout closes the channel, although the consumer's argument is longer."""
     with EmbeddedBroker(like="4.2") as broker:
         declare(broker.url, **{"x-consumer-timeout": SHORT})
         with consume(broker.url, "q", **{"x-consumer-timeout": LONG}) as client:

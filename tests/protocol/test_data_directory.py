@@ -148,7 +148,7 @@ def test_a_definition_that_cannot_be_read_is_skipped(process: BrokerProcess) -> 
 
 
 def test_unknown_files_are_ignored(process: BrokerProcess) -> None:
-    """The broker reports files in its directory that are not its own, and leaves them alone."""
+    """The broker reports unknown files in its directory, and leaves them alone."""
     channel = connect(process).channel()
     channel.queue_declare("s", durable=True, arguments={"x-queue-type": "stream"})
     channel.confirm_delivery()

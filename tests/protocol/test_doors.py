@@ -220,7 +220,7 @@ def test_a_connection_with_an_incomplete_request_is_closed(
     ids=["a large integer", "a lone surrogate", "a long name", "deeply nested", "very deeply nested", "no object"],
 )
 def test_arguments_that_cannot_be_stored_are_refused(broker: EmbeddedBroker, api: Api, arguments: str) -> None:
-    """Such arguments get 400, and no queue, exchange or binding is created."""
+    """Arguments that cannot be stored get 400, and no queue, exchange or binding is created."""
     body = f'{{"arguments": {arguments}}}'.encode()
     headers = (LOGIN, f"content-length: {len(body)}")
     for method, path in (

@@ -262,7 +262,7 @@ def test_no_confirmed_message_is_lost_by_twenty_kills(process: BrokerProcess) ->
 
 
 def test_two_brokers_cannot_share_a_directory(process: BrokerProcess) -> None:
-    """The second broker says why and exits; the first one works on."""
+    """A second broker in the same data directory says why and exits; the first one works on."""
     second = BrokerProcess(process.directory)
     second.ready_file = process.directory / "second"
     with pytest.raises(AssertionError):

@@ -221,7 +221,9 @@ def test_block_publishers_sends_blocked_and_unblocked(vhost: Vhost, raw: RawClie
 
 
 def test_close_channels_and_connections_send_the_given_code(vhost: Vhost, raw: RawClient) -> None:
-    """The client gets the given code and text; a code that AMQP does not have raises ValueError."""
+    """When channels or connections are closed as a fault, the client gets the given code and text; a code that AMQP
+    does not have raises ValueError.
+    """
     assert vhost.faults.close_channels(404, "NOT_FOUND - it was here") == 1
     close = raw.expect(commands.Channel.Close)
     assert (close.reply_code, close.reply_text) == (404, "NOT_FOUND - it was here")

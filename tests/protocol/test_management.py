@@ -259,7 +259,7 @@ def test_consumers_are_listed_with_queue_and_prefetch(api: Api, vhost: str, chan
 
 @pytest.mark.parametrize("query", ["page=1&page_size=2", "page=2&page_size=2", "page=1&page_size=100&name=q"])
 def test_lists_can_be_read_in_pages(api: Api, vhost: str, channel: BlockingChannel, query: str) -> None:
-    """A page has its items and the total and filtered numbers."""
+    """A page of a list has its items, and the total and filtered numbers."""
     for number in range(3):
         channel.queue_declare(f"q{number}")
     status, page = api("GET", f"queues/{vhost}?{query}")

@@ -30,7 +30,7 @@ def native(like: str) -> Iterator[EmbeddedBroker]:
 
 @pytest.mark.parametrize("address", [f"/queues/{LONG}", f"/exchanges/amq.topic/{LONG}", f"/exchanges/{LONG}/k"])
 def test_a_target_with_a_name_that_is_too_long_is_refused(native: EmbeddedBroker, like: str, address: str) -> None:
-    """An AMQP 1.0 sender to such an address gets amqp:invalid-field instead of an internal error."""
+    """An AMQP 1.0 sender to an address whose name is too long gets amqp:invalid-field instead of an internal error."""
     with RawAmqp10(native.url) as client:
         client.attach(SENDER, address)
         error = client.ended() if like == "4.0" else (client.receive(), client.detached())[1]
@@ -69,7 +69,9 @@ DEAD_LETTERS = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": LONG}
 def test_a_dead_letter_routing_key_that_is_too_long_is_refused(
     broker: TestBroker, channel: BlockingChannel, api: Api, vhost: str
 ) -> None:
-    """Declaring such a queue or policy is refused, because its dead letters could never be delivered."""
+    """A queue or policy with a dead-letter routing key that is too long is refused, because its dead letters could
+    never be delivered.
+    """
     if broker.kind == "rabbitmq":
         pytest.skip("RabbitMQ accepts such a key, and closes the connections of consumers")
     with pytest.raises(pika.exceptions.ChannelClosedByBroker) as refused:
@@ -85,7 +87,9 @@ def test_a_dead_letter_routing_key_that_is_too_long_is_refused(
 def test_a_dead_letter_exchange_whose_name_is_too_long_drops_messages(
     channel: BlockingChannel, take: Take, vhost: str, api: Api
 ) -> None:
-    """No such exchange can exist, so dead letters are dropped, and the queue works on."""
+    """No exchange can have the name of a dead-letter exchange that is too long, so dead letters are dropped, and the
+    queue works on.
+    """
     channel.queue_declare("q", durable=True, arguments={"x-dead-letter-exchange": LONG})
     channel.basic_publish("", "q", b"dies")
     take.one("q", auto_ack=False)
@@ -97,7 +101,7 @@ def test_a_dead_letter_exchange_whose_name_is_too_long_drops_messages(
 
 @pytest.mark.parametrize("path", ["queues/VHOST/NAME", "exchanges/VHOST/NAME", "vhosts/NAME"])
 def test_names_over_http_that_are_too_long_are_refused(broker: TestBroker, api: Api, vhost: str, path: str) -> None:
-    """The management API refuses queues, exchanges and virtual hosts with such names with 400."""
+    """The management API refuses, with 400, queues, exchanges and virtual hosts whose names are too long."""
     if broker.kind == "rabbitmq":
         pytest.skip("RabbitMQ accepts exchanges and virtual hosts with such names")
     status, answer = api("PUT", path.replace("VHOST", vhost).replace("NAME", LONG), {"type": "direct"})

@@ -231,7 +231,7 @@ def test_arguments_of_classic_queues_depend_on_the_version(
 def test_transient_queues_are_refused_from_4_3_0_to_4_3_5(
     broker: TestBroker, connect: Callable[..., pika.BlockingConnection]
 ) -> None:
-    """In these versions, a queue must be durable or exclusive."""
+    """In RabbitMQ 4.3.0 to 4.3.5, a queue must be durable or exclusive."""
     connect().channel().queue_declare("mine", exclusive=True)
 
     def declare() -> None:

@@ -633,7 +633,9 @@ def test_topic_permissions_apply_to_the_management_api(broker: TestBroker, world
 @of_topics
 @pytest.mark.parametrize("native", ["4.0", "4.3"], indirect=True)
 def test_topic_permissions_apply_over_amqp_1_0(native: "tuple[World, str]", topic: Topic) -> None:
-    """Every routing key of a message or binding is checked, also those in x-cc."""
+    """Over AMQP 1.0, topic permissions are checked for every routing key of a message or binding, also those in
+    x-cc.
+    """
     if topic.links is None:
         pytest.skip("AMQP 1.0 has no BCC")
     world, url = native

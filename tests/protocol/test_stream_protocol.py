@@ -156,7 +156,9 @@ def test_metadata_names_the_node_of_each_stream(client: RawStream, stream: str) 
 def test_publishers_and_readers_are_told_that_their_stream_was_deleted(
     open_stream: Opener, client: RawStream, stream: str
 ) -> None:
-    """After delete, both get metadata_update, and their publisher and subscription ids are unknown."""
+    """After a stream is deleted, its publishers and readers get metadata_update, and their publisher and subscription
+    ids are unknown.
+    """
     reader = open_stream()
     reader.subscribe(1, stream)
     client.declare_publisher(1, stream)

@@ -137,7 +137,7 @@ def test_unacknowledged_messages_of_a_stream_are_not_redelivered(
 
 
 def test_deleting_a_stream_cancels_its_readers(channel: BlockingChannel, take: Take) -> None:
-    """Readers get basic.cancel; a new stream of the same name starts at offset 0."""
+    """When a stream is deleted, its readers get basic.cancel; a new stream of the same name starts at offset 0."""
     publish(channel, "a")
     reader = Reader(channel.connection)
     cancelled: list[object] = []
@@ -265,7 +265,7 @@ def test_an_invalid_stream_declaration_is_refused(
 def test_declaring_a_stream_with_other_arguments_is_refused(
     channel: BlockingChannel, arguments: dict[str, Any]
 ) -> None:
-    """Another type or limit than that of the existing stream is an inequivalent argument."""
+    """Declaring an existing stream with another type or limit is refused as an inequivalent argument."""
     channel.queue_declare("s", durable=True, arguments=STREAM)
     with pytest.raises(
         ChannelClosedByBroker, match=r"inequivalent arg 'x-(queue-type|max-age)' for queue 's' in vhost"

@@ -18,7 +18,7 @@ def _since_4_0(broker: TestBroker) -> None:
 
 
 def test_tags_and_the_default_queue_type_are_kept(broker: TestBroker, api: Api, vhost: str) -> None:
-    """PUT stores them, GET returns them; another type is refused."""
+    """PUT of a virtual host stores its tags and default queue type, and GET returns them; another type is refused."""
     about = {"description": "d", "tags": ["a", "b"], "default_queue_type": "quorum"}
     assert api("PUT", f"vhosts/{vhost}", about)[0] in (201, 204)
     found = api("GET", f"vhosts/{vhost}")[1]

@@ -63,7 +63,7 @@ def test_a_url_is_parsed_into_an_address(url: str, address: Address) -> None:
     ],
 )
 def test_commas_separate_the_nodes_of_a_cluster(urls: str, hosts: list[str]) -> None:
-    """Each node is a URL of its own; spaces around it are ignored."""
+    """Commas separate the URLs of a cluster's nodes; spaces around them are ignored."""
     assert [address.host for address in parse_addresses(urls)] == hosts
 
 

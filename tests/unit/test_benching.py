@@ -84,7 +84,7 @@ def test_a_message_missed_by_one_stream_consumer_is_lost() -> None:
 
 
 def test_counting_ten_million_messages_takes_less_than_a_megabyte() -> None:
-    """Numbers are kept in compact chunks, and a few missing ones are found."""
+    """The numbers of ten million messages take less than a megabyte, and a few missing ones are found."""
     numbers = Numbers()
     for first in range(0, 10_000_000, 10_000):
         assert numbers.add(first, 9_999 if first % 1_000_000 == 0 else 10_000)
@@ -160,6 +160,7 @@ def test_a_client_that_has_to_wait_for_a_cpu_knows_how_long() -> None:
 
 
 def test_no_cpu_warning_for_a_client_whose_run_never_began() -> None:
-    """bench once warned that a client whose run never began used 42,059,700% of a CPU."""
+    """A client whose run never began has used none of the CPU time of the run, so there is no warning."""
+    # `bench` once warned that it used 42,059,700% of a CPU.
     assert CpuTime(1.0, 0.0).fractions(CpuTime(1.5, 0.2), -3.0) == (0.0, 0.0)
     assert CpuTime(1.0, 0.0).fractions(CpuTime(1.5, 0.5), 2.0) == (0.25, 0.25)

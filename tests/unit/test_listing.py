@@ -72,7 +72,7 @@ def test_missing_values_are_sorted_last() -> None:
 
 
 def test_an_unknown_column_gets_the_nearest_name_or_all_names() -> None:
-    """The hint names the nearest column, or all of them if none is near."""
+    """The hint for an unknown column names the nearest one, or all of them if none is near."""
     with pytest.raises(UsageError, match="no column 'mesages_ready'") as caught:
         QUEUES.check(["name", "mesages_ready"])
     assert caught.value.hint == "did you mean 'messages_ready'?"

@@ -119,7 +119,9 @@ def test_every_near_miss_has_a_reason(pattern: str, key: str) -> None:
     ],
 )
 def test_a_near_miss_says_which_header_differs(arguments: dict[str, Any], headers: dict[str, Any], reason: str) -> None:
-    """The reason names the header that is missing, or has another value or type."""
+    """If headers keep a binding from matching, the reason names each of them: it is missing, or has another value or
+    type.
+    """
     bound = [Binding("h", "q", "", arguments)]
     route = Router(Definitions.of([Exchange("h", "headers")], [Queue("q")], bound)).route("h", "", headers)
     assert [miss.reason for miss in route.near_misses] == [reason]
@@ -139,7 +141,7 @@ def test_a_misspelt_queue_is_a_near_miss() -> None:
 
 
 def test_dead_letters_in_a_circle_are_followed_once() -> None:
-    """`route` marks them as circular."""
+    """`route` follows dead letters in a circle once, and marks them as circular."""
     queues = [
         Queue("work", arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "wait"}),
         Queue("wait", arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "work"}),

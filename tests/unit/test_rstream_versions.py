@@ -58,6 +58,6 @@ def test_a_missing_attribute_of_rstream_is_named(name: str, monkeypatch: pytest.
 
 
 def test_the_hint_names_the_versions_that_mqtool_requires() -> None:
-    """The range in the hint is that of pyproject.toml."""
+    """The hint for an rstream that mqtool cannot use names the range of versions in pyproject.toml."""
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     assert f"rstream{rstream_private.VERSIONS}" in project["project"]["dependencies"]

@@ -45,7 +45,7 @@ def same_shape(before: str, after: str) -> bool:
 
 @given(st.lists(words, min_size=1, max_size=4))
 def test_a_word_is_replaced_by_another_of_its_shape(parts: list[str]) -> None:
-    """The replacement is always the same, and never the word itself."""
+    """A word is replaced by another of its shape: always by the same one, and never by itself."""
     text = "-_.@ "[len(parts)].join(parts)
     after = PSEUDONYMS.text(text)
     assert same_shape(text, after)
@@ -89,7 +89,7 @@ def test_a_uuid_is_replaced_by_a_uuid(given: uuid.UUID) -> None:
 
 @given(st.datetimes(datetime(1900, 1, 1), datetime(2099, 12, 31)))
 def test_a_time_is_replaced_by_another_in_the_same_notation(moment: datetime) -> None:
-    """The replacement is a valid time with the same zone and length."""
+    """A time is replaced by another valid one with the same zone and length."""
     for text in (moment.isoformat(), moment.isoformat(" ", "minutes"), f"{moment.isoformat()}+02:00"):
         after = PSEUDONYMS.text(text)
         assert datetime.fromisoformat(after) != datetime.fromisoformat(text)
@@ -100,7 +100,7 @@ def test_a_time_is_replaced_by_another_in_the_same_notation(moment: datetime) ->
 
 @given(st.binary(max_size=60).filter(lambda data: data))
 def test_bytes_are_replaced_by_as_many_bytes(data: bytes) -> None:
-    """A body that is not text has the same length, and other bytes."""
+    """A body that is not text is replaced by other bytes, as many as there were."""
     line = ndjson.to_object(ndjson.from_message(Message(data)), "")
     after = ndjson.message_of(scrubbed(line), "")
     assert len(after.body) == len(data)

@@ -43,7 +43,7 @@ def test_input_is_split_at_delimiters_however_it_arrives(given: tuple[bytes, lis
 
 @given(cut_input())
 def test_pauses_of_the_input_are_reported(given: tuple[bytes, list[bytes | None], bytes]) -> None:
-    """A pause yields None, so that the publisher can look after confirms."""
+    """A pause of the input yields None, so that the publisher can look after confirms."""
     _, chunks, delimiter = given
     assert list(delimited(iter(chunks), delimiter)).count(None) == chunks.count(None)
 

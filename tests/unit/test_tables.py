@@ -75,7 +75,7 @@ def test_random_bytes_never_break_decoding(octets: bytes) -> None:
 
 
 def test_unreadable_properties_become_one_header() -> None:
-    """The header has the bytes, and there are no other properties."""
+    """Properties that cannot be read become one header with their bytes, and there are no other properties."""
     octets = b"\x80\x80" + short(b"text/plain") + b"\xffcut"
     assert decode_properties(octets) == {"headers": {UNREADABLE: octets}}
     damaged = b"\x20\x40" + sized(b"?") + b"\7"

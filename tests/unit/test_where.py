@@ -129,7 +129,7 @@ def test_conditions_that_match(text: str) -> None:
     ],
 )
 def test_conditions_that_do_not_match(text: str) -> None:
-    """A value that is missing, or of another type, does not match."""
+    """A condition on a value that is missing, or of another type, does not match."""
     assert not where.parse(text).matches(RECORD)
 
 
@@ -155,7 +155,7 @@ def test_conditions_that_do_not_match(text: str) -> None:
     ],
 )
 def test_an_invalid_condition_is_reported_with_its_column(text: str, column: int, what: str) -> None:
-    """BadExpression has the column of the mistake, and a hint."""
+    """An invalid condition raises BadExpression with the column of the mistake, and a hint."""
     with pytest.raises(BadExpression, match=re.escape(what)) as error:
         where.parse(text)
     assert error.value.column == column

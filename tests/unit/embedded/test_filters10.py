@@ -53,7 +53,7 @@ _MESSAGE = parse(
     ],
 )  # fmt: skip
 def test_sql_expressions_that_match(expression: str) -> None:
-    """Each expression selects the message, as in RabbitMQ 4.3."""
+    """Each of these SQL expressions selects the message, as in RabbitMQ 4.3."""
     assert compile_sql(expression)(FilteredMessage(_MESSAGE))
 
 
@@ -67,7 +67,7 @@ def test_sql_expressions_that_match(expression: str) -> None:
     ],
 )  # fmt: skip
 def test_sql_expressions_that_do_not_match(expression: str) -> None:
-    """Each expression is false or unknown for the message, so it is not selected."""
+    """Each of these SQL expressions is false or unknown for the message, so it is not selected."""
     assert not compile_sql(expression)(FilteredMessage(_MESSAGE))
 
 
@@ -82,7 +82,7 @@ def test_sql_expressions_that_do_not_match(expression: str) -> None:
     ],
 )  # fmt: skip
 def test_invalid_sql_expressions_are_refused(expression: str) -> None:
-    """Each expression raises ValueError when it is compiled."""
+    """Each of these SQL expressions raises ValueError when it is compiled."""
     with pytest.raises(ValueError):  # noqa: PT011 - the texts are for logs
         compile_sql(expression)
 

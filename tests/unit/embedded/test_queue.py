@@ -176,7 +176,7 @@ def test_messages_expire_by_a_timer(vhost: VirtualHost, clock: FakeClock) -> Non
 
 
 def test_a_message_that_is_requeued_late_expires(vhost: VirtualHost, clock: FakeClock) -> None:
-    """The TTL continues while a consumer has the message."""
+    """The TTL of a message continues while a consumer has it, so a message that is requeued late expires."""
     queue = add_queue(vhost, x_message_ttl=Int32(1000))
     queue.publish(message())
     entry = queue.get(no_ack=False)

@@ -90,7 +90,7 @@ def test_headers_match_numbers_by_value_and_lists_by_type() -> None:
 
 
 def test_a_headers_binding_is_removed_by_its_arguments() -> None:
-    """The order of the arguments does not matter; removing an unknown binding raises KeyError."""
+    """A headers binding is removed by its arguments, in any order; removing an unknown binding raises KeyError."""
     table: HeadersTable[str] = HeadersTable()
     table.add("", {"a": 1, "b": 2}, "q")
     table.add("", {"a": 1}, "q")

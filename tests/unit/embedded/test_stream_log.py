@@ -135,7 +135,7 @@ def test_chunks_have_the_current_time_after_the_clock_was_ahead(bench: Bench) ->
 
 
 def test_a_timestamp_finds_the_first_chunk_that_is_not_older(bench: Bench) -> None:
-    """offset_at() returns the first offset of that chunk, or the end."""
+    """offset_at() returns the first offset of the first chunk that is not older than the timestamp, or the end."""
     for time in (1_000, 2_000, 3_000):
         bench.clock.time = time
         bench.add(b"a", b"b")
