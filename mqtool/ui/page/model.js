@@ -193,6 +193,9 @@ function prune(state) {
 /** Drop publishers and consumers that had gone a while before this time, or before the end of a play. */
 export function dropGone(state, now) {
   const time = Math.min(now, state.rests);
+  for (const nodes of [state.queues, state.exchanges]) {
+    for (const [id, { isDeleted }] of nodes) if (isDeleted && !isStillSeen(state, id, time)) nodes.delete(id);
+  }
   for (const nodes of [state.publishers, state.consumers]) {
     for (const [id, node] of nodes) {
       if (!node.gone || holdsAny(state, id)) continue;
@@ -211,6 +214,11 @@ function isReplaced(state, { id, gone, label, queue }, by) {
   if (id === by || !gone || label !== successor.label || queue !== successor.queue || holdsAny(state, id)) return false;
   return !hasMotion(state, id, state.t);
 }
+
+/** Whether messages of a queue or exchange still move, or are seen at its consumers. */
+const isStillSeen = (state, id, time) =>
+  hasMotion(state, id, time) ||
+  [...state.consumers.values()].some((each) => each.queue === id && hasMotion(state, each.id, time));
 
 const hasMotion = (state, node, time) => state.motions.some(({ t1, nodes }) => t1 > time && nodes.includes(node));
 
@@ -393,8 +401,13 @@ const HANDLERS = {
     state.topology = record;
     const keep = (nodes, list, idOf, make) => {
       const found = new Map(list.map((each) => [idOf(each), each]));
-      for (const id of [...nodes.keys()]) if (!found.has(id)) nodes.delete(id);
-      for (const [id, each] of found) nodes.set(id, { ...(nodes.get(id) || {}), ...make(id, each) });
+      for (const [id, node] of nodes) {
+        if (found.has(id)) continue;
+        // What is deleted stays until its last message has been seen to arrive.
+        if (isStillSeen(state, id, state.t)) node.isDeleted = true;
+        else nodes.delete(id);
+      }
+      for (const [id, each] of found) nodes.set(id, { ...(nodes.get(id) || {}), ...make(id, each), isDeleted: false });
     };
     keep(
       state.exchanges,

@@ -421,6 +421,7 @@ export class Play {
     parts.checks.hidden = !checks.length;
     for (const { what, ok } of checks)
       parts.checks.append(built("li", `${ok ? "✓" : "✗"} ${what}`, { class: ok ? "passed" : "failed" }));
+    parts.checks.scrollTop = parts.checks.scrollHeight;
     set(parts.counts, "");
     const counts = play && isLatest ? play.counts : [];
     parts.counts.hidden = !counts.length;
