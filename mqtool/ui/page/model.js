@@ -201,7 +201,9 @@ export function dropGone(state, now) {
       if (!node.gone || holdsAny(state, id)) continue;
       // Without its queue, nothing shows what it was for.
       const hasQueue = node.queue === undefined || state.queues.has(node.queue) || hasMotion(state, id, time);
-      if (node.gone >= time - LINGERS && hasQueue) continue;
+      // Of the consumers that are known to have gone, none stays at the end of a play.
+      const since = node.queue === undefined || node.isUnknown ? time : now;
+      if (node.gone >= since - LINGERS && hasQueue) continue;
       nodes.delete(id);
       state.settled.delete(id);
     }
@@ -257,6 +259,14 @@ export function labelOf({ name, owner }) {
 
 const countsOf = ({ ready, unacked, uncopied } = newCounts()) => ({ ready, unacked, uncopied });
 
+/** A broker that restarts loses messages without an event: first those that are not persistent. */
+function forgetLost(state, queue, count) {
+  const isPersistent = ({ details }) => Number(details.properties.delivery_mode === 2);
+  const waiting = [...state.copies.values()].filter(({ node, place }) => node === queue && place === queue);
+  waiting.sort((one, other) => isPersistent(one) - isPersistent(other) || one.number - other.number);
+  for (const { key } of waiting.slice(0, count)) state.copies.delete(key);
+}
+
 /** Compare the broker's counts with the messages that are known. Both are of the same moment. */
 function recount(state) {
   const known = new Map();
@@ -266,6 +276,7 @@ function recount(state) {
   }
   for (const queue of state.queues.values()) {
     const { ready, unacked } = known.get(queue.id) ?? { ready: 0, unacked: 0 };
+    if (ready > queue.ready) forgetLost(state, queue.id, ready - queue.ready);
     queue.uncopied = { ready: Math.max(0, queue.ready - ready), unacked: Math.max(0, queue.unacked - unacked) };
   }
 }
@@ -404,7 +415,7 @@ const HANDLERS = {
       for (const [id, node] of nodes) {
         if (found.has(id)) continue;
         // What is deleted stays until its last message has been seen to arrive.
-        if (isStillSeen(state, id, state.t)) node.isDeleted = true;
+        if (isStillSeen(state, id, state.t)) Object.assign(node, { isDeleted: true }, node.uncopied && newCounts());
         else nodes.delete(id);
       }
       for (const [id, each] of found) nodes.set(id, { ...(nodes.get(id) || {}), ...make(id, each), isDeleted: false });
@@ -441,7 +452,7 @@ const HANDLERS = {
       state.links.set(`${from} ${to}`, { from, to, keys: each.keys, more: each.more });
     }
     for (const [key, copy] of state.copies) {
-      if (copy.place.startsWith("q:") && !state.queues.has(copy.place)) state.copies.delete(key);
+      if (copy.place.startsWith("q:") && (state.queues.get(copy.place)?.isDeleted ?? true)) state.copies.delete(key);
     }
   },
 
