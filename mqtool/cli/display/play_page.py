@@ -148,11 +148,11 @@ class PlayPage:
 
     def __enter__(self) -> Self:
         """Print the page's address, and wait until somebody opens the page."""
-        output.show(self._server.url)
-        if self._open_page:
-            self._ending.enter_context(opened(self._server.url))
-        output.status("Open this address in a browser to start. Press Ctrl-C to quit.")
         try:
+            output.show(self._server.url)
+            if self._open_page:
+                self._ending.enter_context(opened(self._server.url))
+            output.status("Open this address in a browser to start. Press Ctrl-C to quit.")
             self._wait(lambda: self._recording.pages > 0, says_so=False)
         except BaseException:
             self._ending.close()

@@ -3,7 +3,7 @@
 
 export const SIZE = {
   wide: { width: 154, height: 62, along: 96, across: 26 },
-  narrow: { width: 128, height: 62, along: 64, across: 14 },
+  narrow: { width: 128, height: 62, along: 44, across: 14 },
 };
 const MARGIN = 24;
 

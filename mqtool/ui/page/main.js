@@ -3,6 +3,7 @@
 import { byId, Doing, post, recordsOf } from "./actions.js";
 import { details, fillTables } from "./details.js";
 import { FATES } from "./fates.js";
+import { withoutEndings } from "./model.js";
 import { Picture, SVG } from "./picture.js";
 import { Play } from "./play.js";
 import { Player } from "./player.js";
@@ -158,6 +159,9 @@ document.addEventListener("keydown", (event) => {
 let before = performance.now();
 let shownAt = 0;
 let told = 0;
+/** The number of the latest event that was announced, and how many are announced at once. */
+let heard = 0;
+const AT_ONCE = 6;
 
 function frame(mine) {
   // In a background tab, frames are seconds apart.
@@ -192,9 +196,23 @@ function tell() {
     byId("time").value = String(length > 0 ? ((player.now - player.start) / length) * 1000 : 1000);
   if (state.about.example) byId("example").textContent = state.about.example;
   byId("empty").hidden = state.exchanges.size + state.queues.size > 0 || !state.about.title;
+  announce(state);
   fillTables(byId("tables"), state, picture.moment, choose);
   doing.suggest(state);
   if (chosen) details(byId("facts"), state, picture.moment, chosen);
+}
+
+/** Tell what has happened since the last call, for those who hear the page. */
+function announce(state) {
+  const { number, sentences } = state;
+  const since = heard;
+  heard = number;
+  if (number < since) return; // somebody has gone back
+  const lines = sentences.filter((each) => each.n > since && each.told).map((each) => each.told);
+  if (!lines.length) return;
+  const more = lines.length - AT_ONCE;
+  const shown = more > 0 ? [`${more} earlier events`, ...lines.slice(-AT_ONCE)] : lines;
+  byId("told").textContent = shown.join(". ");
 }
 
 /** Minutes and seconds. */
@@ -219,7 +237,7 @@ function showLegend() {
 showLegend();
 if (recorded) {
   player.isLive = false;
-  for (const record of JSON.parse(recorded.textContent)) take(record);
+  for (const record of withoutEndings(JSON.parse(recorded.textContent))) take(record);
   player.isLive = false;
   byId("live").hidden = byId("save").hidden = true;
   play.openRecording();

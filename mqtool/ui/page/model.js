@@ -2,7 +2,7 @@
 // move. Applying the same records always gives the same state, so that the page can go back in time.
 
 import { PLAY_KINDS } from "./play.js";
-import { sentence } from "./sentences.js";
+import { sentence, spoken } from "./sentences.js";
 
 /** Milliseconds that a message takes from one node to the next, and that its end is shown. */
 export const HOP = 450;
@@ -63,16 +63,48 @@ export function emptyState() {
     topology: null,
     number: 0,
     play: null,
+    /** When the last message moved, in what ends with it. */
+    rests: Infinity,
   };
 }
 
 /** Apply a record to a state. */
 export function apply(state, record) {
   state.t = Math.max(state.t, record.t);
+  // Afterwards, a message that was acknowledged is no longer known.
+  const told = record.kind === "event" ? toldOf(state, record) : "";
   const handler = HANDLERS[record.kind === "event" ? record.what : record.kind];
   if (handler) handler(state, record);
-  if (record.kind === "event") say(state, record);
+  if (record.kind === "event") say(state, record, told);
   prune(state);
+}
+
+const namesIn = (topology) =>
+  [topology.queues, topology.consumers].flatMap((list, index) => list.map(({ name }) => `${index} ${name}`));
+
+/**
+ * The records of a recording, without the end of its programs: a play ends with the last state in which messages moved,
+ * and not with an empty picture, unless its last scene is about that.
+ */
+export function withoutEndings(records) {
+  const ends = records.flatMap((record, index) => (record.kind === "begins" ? [index] : []));
+  return [0, ...ends].flatMap((from, part, all) => withoutEnding(records.slice(from, all[part + 1])));
+}
+
+function withoutEnding(records) {
+  const last = records.findLastIndex((record) => record.kind === "event");
+  const later = records.slice(last + 1);
+  if (last < 0 || later.some((record) => record.kind === "scene")) return records;
+  let known = records.slice(0, last).findLast((record) => record.kind === "topology");
+  let isOver = false;
+  const kept = later.filter((record) => {
+    if (record.kind !== "topology" || !known) return true;
+    const names = new Set(namesIn(record));
+    isOver ||= namesIn(known).some((name) => !names.has(name));
+    if (!isOver) known = record;
+    return !isOver;
+  });
+  return isOver ? [...records.slice(0, last + 1), { kind: "rests", t: records[last].t }, ...kept] : records;
 }
 
 /** Records that make this state, as far as it lasts: a recording that begins here begins with them. */
@@ -158,11 +190,20 @@ function prune(state) {
   dropGone(state, state.t);
 }
 
-/** Drop publishers and consumers that had gone a while before this time. */
-export function dropGone(state, time) {
+/** Drop publishers and consumers that had gone a while before this time, or before the end of a play. */
+export function dropGone(state, now) {
+  const time = Math.min(now, state.rests);
+  for (const nodes of [state.queues, state.exchanges]) {
+    for (const [id, { isDeleted }] of nodes) if (isDeleted && !isStillSeen(state, id, time)) nodes.delete(id);
+  }
   for (const nodes of [state.publishers, state.consumers]) {
     for (const [id, node] of nodes) {
-      if (!node.gone || node.gone >= time - LINGERS || holdsAny(state, id)) continue;
+      if (!node.gone || holdsAny(state, id)) continue;
+      // Without its queue, nothing shows what it was for.
+      const hasQueue = node.queue === undefined || state.queues.has(node.queue) || hasMotion(state, id, time);
+      // Of the consumers that are known to have gone, none stays at the end of a play.
+      const since = node.queue === undefined || node.isUnknown ? time : now;
+      if (node.gone >= since - LINGERS && hasQueue) continue;
       nodes.delete(id);
       state.settled.delete(id);
     }
@@ -173,8 +214,15 @@ export function dropGone(state, time) {
 function isReplaced(state, { id, gone, label, queue }, by) {
   const successor = state.consumers.get(by);
   if (id === by || !gone || label !== successor.label || queue !== successor.queue || holdsAny(state, id)) return false;
-  return !state.motions.some((motion) => motion.t1 > state.t && motion.nodes.includes(id));
+  return !hasMotion(state, id, state.t);
 }
+
+/** Whether messages of a queue or exchange still move, or are seen at its consumers. */
+const isStillSeen = (state, id, time) =>
+  hasMotion(state, id, time) ||
+  [...state.consumers.values()].some((each) => each.queue === id && hasMotion(state, each.id, time));
+
+const hasMotion = (state, node, time) => state.motions.some(({ t1, nodes }) => t1 > time && nodes.includes(node));
 
 /** A cancelled consumer keeps its messages until they are acknowledged, or its channel is closed. */
 function holdsAny(state, node) {
@@ -211,6 +259,14 @@ export function labelOf({ name, owner }) {
 
 const countsOf = ({ ready, unacked, uncopied } = newCounts()) => ({ ready, unacked, uncopied });
 
+/** A broker that restarts loses messages without an event: first those that are not persistent. */
+function forgetLost(state, queue, count) {
+  const isPersistent = ({ details }) => Number(details.properties.delivery_mode === 2);
+  const waiting = [...state.copies.values()].filter(({ node, place }) => node === queue && place === queue);
+  waiting.sort((one, other) => isPersistent(one) - isPersistent(other) || one.number - other.number);
+  for (const { key } of waiting.slice(0, count)) state.copies.delete(key);
+}
+
 /** Compare the broker's counts with the messages that are known. Both are of the same moment. */
 function recount(state) {
   const known = new Map();
@@ -220,6 +276,7 @@ function recount(state) {
   }
   for (const queue of state.queues.values()) {
     const { ready, unacked } = known.get(queue.id) ?? { ready: 0, unacked: 0 };
+    if (ready > queue.ready) forgetLost(state, queue.id, ready - queue.ready);
     queue.uncopied = { ready: Math.max(0, queue.ready - ready), unacked: Math.max(0, queue.unacked - unacked) };
   }
 }
@@ -347,12 +404,21 @@ const HANDLERS = {
     state.about = record;
   },
 
+  rests(state, record) {
+    state.rests = record.t;
+  },
+
   topology(state, record) {
     state.topology = record;
     const keep = (nodes, list, idOf, make) => {
       const found = new Map(list.map((each) => [idOf(each), each]));
-      for (const id of [...nodes.keys()]) if (!found.has(id)) nodes.delete(id);
-      for (const [id, each] of found) nodes.set(id, { ...(nodes.get(id) || {}), ...make(id, each) });
+      for (const [id, node] of nodes) {
+        if (found.has(id)) continue;
+        // What is deleted stays until its last message has been seen to arrive.
+        if (isStillSeen(state, id, state.t)) Object.assign(node, { isDeleted: true }, node.uncopied && newCounts());
+        else nodes.delete(id);
+      }
+      for (const [id, each] of found) nodes.set(id, { ...(nodes.get(id) || {}), ...make(id, each), isDeleted: false });
     };
     keep(
       state.exchanges,
@@ -386,7 +452,7 @@ const HANDLERS = {
       state.links.set(`${from} ${to}`, { from, to, keys: each.keys, more: each.more });
     }
     for (const [key, copy] of state.copies) {
-      if (copy.place.startsWith("q:") && !state.queues.has(copy.place)) state.copies.delete(key);
+      if (copy.place.startsWith("q:") && (state.queues.get(copy.place)?.isDeleted ?? true)) state.copies.delete(key);
     }
   },
 
@@ -640,13 +706,27 @@ const HANDLERS = {
   },
 };
 
+/** An event in the names that the picture shows: who has done what with which message. */
+function toldOf(state, event) {
+  const copy = event.copy === undefined || event.what === "published" ? undefined : copyOf(state, event);
+  const details = event.details ?? copy?.details ?? state.messages.get(event.message)?.details;
+  if (!details) return "";
+  const queue =
+    event.queue === undefined ? "" : labelOf(state.queues.get(queueId(event.queue)) ?? { name: event.queue });
+  const holder = copy && state.consumers.get(copy.node)?.label;
+  const consumer =
+    event.consumer === undefined ? undefined : state.consumers.get(consumerId(event.consumer, event.queue))?.label;
+  const publisher = state.messages.get(event.message)?.from.client;
+  return spoken(event, { details, queue, holder, consumer: consumer ?? event.to?.client, publisher });
+}
+
 /** Tells copies of the same message from others, roughly: copies have no number. */
 const bodyKey = (details) =>
   JSON.stringify([details.exchange, details.routing_key, details.body, details.properties.message_id]);
 
-function say(state, event) {
+function say(state, event, told) {
   const text = sentence(event);
-  state.sentences.push({ n: ++state.number, t: event.t, text, message: event.message });
+  state.sentences.push({ n: ++state.number, t: event.t, text, message: event.message, told });
   if (state.sentences.length > KEPT_SENTENCES) state.sentences.shift();
   const copy = event.copy === undefined || event.what === "published" ? null : copyOf(state, event);
   if (copy) copy.history.push(text);

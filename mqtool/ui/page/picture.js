@@ -9,6 +9,9 @@ export const SVG = "http://www.w3.org/2000/svg";
 /** Messages at a node are drawn in a row of up to this many; the others are a number. */
 const SHOWN_IN_NODE = 10;
 const PITCH = 12;
+/** The picture fills its frame, but names stay as large as this allows, and do not become larger than that. */
+const SMALLEST = 0.6;
+const LARGEST = 1.6;
 /** From this rate on (messages a second), an arrow shows a flow. */
 const FLOW = 20;
 
@@ -113,16 +116,26 @@ export class Picture {
       this.places = this.layout.of(state, narrow);
       const { width, height } = this.places;
       this.svg.setAttribute("viewBox", `0 0 ${width} ${height + 30}`);
-      this.svg.setAttribute("width", String(width));
-      this.svg.setAttribute("height", String(height + 30));
       this.curves = new Map();
       this.drawArrows(arrows);
     }
+    this.fitInFrame();
     this.moment = momentOf(state, now);
     this.drawNodes(state);
     this.drawFlows(state, arrows, now);
     this.drawDots(state, now);
     this.svg.dataset.now = String(now);
+  }
+
+  fitInFrame() {
+    const { clientWidth, clientHeight } = this.svg.parentElement;
+    const { width, height } = this.places;
+    const scale = Math.min(clientWidth / width, clientHeight / (height + 30), LARGEST);
+    const size = [width, height + 30].map((side) => Math.floor(side * Math.max(scale, SMALLEST)));
+    if (this.fitted === size.join()) return;
+    this.fitted = size.join();
+    this.svg.setAttribute("width", String(size[0]));
+    this.svg.setAttribute("height", String(size[1]));
   }
 
   curve(from, to) {

@@ -46,7 +46,7 @@ export const PLAY_KINDS = {
       charts: [],
       counts: [],
     };
-    Object.assign(state, { motions: [], sentences: [], lastDead: null, topology: null, play });
+    Object.assign(state, { motions: [], sentences: [], lastDead: null, topology: null, rests: Infinity, play });
   },
   scene: playing((play, record) => Object.assign(play, { scene: record.number, text: record.text })),
   opened: playing((play, record) => {
@@ -218,14 +218,29 @@ export class Play {
     else location.hash = name; // which shows it
   }
 
-  /** Show the play of a recording that the address names, or the only one. */
+  /** Show the play of a recording that the address names, or the only one; from a scene, as in #work-queues/2. */
   showRecorded() {
     const { acts, player } = this;
-    const act = acts.length === 1 ? acts[0] : acts.find((each) => `#${each.name}` === location.hash);
+    const [name, number] = decodeURIComponent(location.hash.slice(1)).split("/");
+    const act = acts.length === 1 ? acts[0] : acts.find((each) => each.name === name);
     player.part = act ? { from: act.from, to: act.to } : { from: player.first, to: player.first };
     Object.assign(this, { reading: null, isMenuOpen: false, menuIsNew: !act });
-    player.seek(player.part.from);
+    const scene = act?.scenes[Number(number) - 1];
+    player.seek(scene ? scene.said : player.part.from);
     player.play();
+    this.drawChapters(act?.scenes ?? []);
+  }
+
+  /** Mark the scenes on the time bar. */
+  drawChapters(scenes) {
+    const { start, end } = this.player;
+    const marks = scenes.map((scene, index) => {
+      const mark = buttonFor("", `Scene ${scene.number}: ${scene.text}`, () => this.show(index));
+      mark.setAttribute("aria-label", `Scene ${scene.number}`);
+      mark.style.setProperty("left", `${((100 * (scene.said - start)) / (end - start)).toFixed(2)}%`);
+      return mark;
+    });
+    document.getElementById("chapters").replaceChildren(...marks);
   }
 
   /** All records of a recording have been read. */
@@ -406,6 +421,7 @@ export class Play {
     parts.checks.hidden = !checks.length;
     for (const { what, ok } of checks)
       parts.checks.append(built("li", `${ok ? "✓" : "✗"} ${what}`, { class: ok ? "passed" : "failed" }));
+    parts.checks.scrollTop = parts.checks.scrollHeight;
     set(parts.counts, "");
     const counts = play && isLatest ? play.counts : [];
     parts.counts.hidden = !counts.length;

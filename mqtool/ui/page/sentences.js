@@ -57,3 +57,41 @@ export function sentence(event) {
       return `number${copy} of ${quote(event.queue)} is ${event.what}`;
   }
 }
+
+/**
+ * An event for somebody who hears it, with the names of the picture; "" if others of the same message tell enough.
+ * @param {any} event
+ * @param {{details: any, queue: string, holder?: string, consumer?: string, publisher?: string}} known
+ */
+export function spoken(event, { details, queue, holder, consumer, publisher }) {
+  const body = details.body === undefined ? "a binary message" : `“${visible(details.body.slice(0, 40))}”`;
+  const again = event.redelivered ? " again" : "";
+  switch (event.what) {
+    case "published":
+      return event.from.client === undefined ? "" : `${visible(event.from.client)} published ${body}`;
+    case "ready":
+    case "routed":
+      return `${body} is in ${visible(queue)}`;
+    case "delivered":
+    case "taken":
+      return `${visible(consumer ?? "a consumer")} got ${body}${again}`;
+    case "read":
+      return `${visible(consumer ?? "a reader")} read ${body}`;
+    case "acknowledged":
+      return `${visible(holder ?? "a consumer")} acknowledged ${body}`;
+    case "requeued":
+      return `${body} went back to ${visible(queue)}`;
+    case "dead-lettered":
+      return `${visible(queue)} dead-lettered ${body}: ${event.reason}`;
+    case "discarded":
+      return `${visible(queue)} discarded ${body}: ${event.reason}`;
+    case "returned":
+      return `${body} was returned to ${visible(publisher ?? "its publisher")}: no queue gets it`;
+    case "dropped":
+      return `${body} was dropped: no queue gets it`;
+    case "refused":
+      return `${visible(queue)} refused ${body}: it is full`;
+    default:
+      return "";
+  }
+}
