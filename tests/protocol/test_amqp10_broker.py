@@ -270,6 +270,25 @@ def test_a_client_certificate_logs_in_over_amqp_1_0(amqp_tls: Authority, user: s
             assert "guest" in [each["user"] for each in api("GET", "connections")[1]]
 
 
+def test_unsettled_messages_of_a_deleted_queue_do_not_count_as_memory(broker: EmbeddedBroker, queue: str) -> None:
+    """After a queue is deleted while a receiver has not settled its messages, they no longer count as memory."""
+    api = Api(str(broker.management_url))
+    with (
+        contextlib.closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection,
+        RawAmqp10(broker.url) as client,
+    ):
+        channel = connection.channel()
+        for _ in range(3):
+            channel.basic_publish("", "q", bytes(100_000))
+        client.attach_receiver(queue)
+        for _ in range(3):
+            client.expect(TRANSFER)
+        assert api("GET", "nodes")[1][0]["mem_used"] > 300_000
+        channel.queue_delete("q")
+        assert client.detached() == ("amqp:resource-deleted", None)
+        assert api("GET", "nodes")[1][0]["mem_used"] < 100_000
+
+
 def test_long_names_of_links_count_as_memory() -> None:
     """Names of attached links count as memory until they are detached; a client with too many is closed."""
     with (

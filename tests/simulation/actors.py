@@ -574,6 +574,7 @@ class Faults:
         faults.append([self.world.loop.time(), self.world.loop.time() + seconds])
         disk = self.world.disk
         disk.is_full = True
+        self.world.full_until = self.world.loop.time() + seconds
         database.execute(f"PRAGMA max_page_count = {database.execute('PRAGMA page_count').fetchone()[0]}")
         self.world.fault_until(self.world.loop.time() + seconds + 1)
         await asyncio.sleep(seconds)

@@ -213,8 +213,10 @@ class Judge:
         copy = self.copies[queue, number]
         # Deliveries on different connections may arrive in another order, so the first one may be marked.
         copy.unmarked += redelivered is False
-        if copy.unmarked > 1 and not self._was_cut(copy.delivered_at):
-            return self.fail("nothing comes twice without `redelivered`", where)
+        if copy.unmarked > 1:
+            if not self._may_be_unmarked(sent, copy):
+                return self.fail("nothing comes twice without `redelivered`", where)
+            copy.unmarked = 1
         if copy.settled == "acked" and self._is_certain(copy):
             return self.fail("an acknowledged message does not come back", f"{where}; {copy.by} acknowledged it")
         if kind.delivery_limit is not None and copy.returned > kind.delivery_limit + len(self.restarts) * 20:
@@ -232,7 +234,7 @@ class Judge:
                 return self.fail("a queue is delivered in order", f"{where}, after {self._last[key]}")
             self._last[key] = number
         copy.times += 1
-        if copy.times > 1 and redelivered is False and not self._was_cut(copy.delivered_at):
+        if copy.times > 1 and redelivered is False and not self._may_be_unmarked(sent, copy):
             # This was sent first, but another connection was faster. The broker does not wait for its settlement.
             self._late.add((queue, number, consumer.partition("/")[0]))
             return None
@@ -243,7 +245,7 @@ class Judge:
     def left_over(self, queue: str, number: int, *, redelivered: bool) -> None:
         """Note that a message was still in a queue at the end."""
         copy = self.copies[queue, number]
-        if copy.times and not redelivered and not self._was_cut(copy.delivered_at):
+        if copy.times and not redelivered and not self._may_be_unmarked(self.sent[number], copy):
             self.fail("nothing comes twice without `redelivered`", f"message {number}, still in queue {queue}")
 
     def settled(self, queue: str, number: int, how: str, by: str, *, known: bool = False, counts: bool = False) -> None:
@@ -259,6 +261,14 @@ class Judge:
         for copy in self.copies.values():
             if copy.by == by and copy.known_at is None:
                 copy.known_at = self._now()
+
+    def _may_be_unmarked(self, sent: Sent, copy: Copy) -> bool:
+        """True if a message that was delivered may come again without `redelivered`.
+
+        As in RabbitMQ, an x-delayed-message exchange first publishes a message, and then deletes it. If the broker is
+        killed in between, the message is published to the queue again.
+        """
+        return self._was_cut(copy.delivered_at) or (sent.delay > 0 and not self._is_kept(copy.delivered_at))
 
     def _was_cut(self, since: float) -> bool:
         """True if the broker may have forgotten since then that it has delivered a message."""

@@ -5,11 +5,13 @@ import gc
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from tests.simulation import actors as roles
+from tests.simulation.judge import Judge, Kind, Violation
 from tests.simulation.mutations import MUTATIONS, Mutation, planted_in
 from tests.simulation.plan import Actor, Plan, Step, draw
 from tests.simulation.shrinking import shrink, story
@@ -125,10 +127,39 @@ def test_a_sender_beyond_its_credit_is_detached() -> None:
     assert "ended by the broker: amqp:link:transfer-limit-exceeded" in [what for _, _, what in result.history]
 
 
+def test_the_management_api_refuses_definitions_while_the_disk_is_full() -> None:
+    """While the disk is full, an administrator may be told 503; repeated later, the request succeeds."""
+    queues = {f"{number}-{'x' * 100}": "classic" for number in range(20)}
+    limits = tuple(Step(2, "limit", {"queue": name}) for name in queues)
+    actors = (
+        Actor("administrator", "Administrator", 1, limits),
+        Actor("faults", "Faults", 1, (Step(1, "full", {"seconds": 10}),)),
+    )
+    result = simulate(Plan(1, queues, actors))
+    assert result.violation is None
+    answers = [what for _, _, what in result.history if what.startswith("PUT /")]
+    assert any(each.endswith(": 503") for each in answers), answers
+    assert answers[-1].endswith(": 201")
+
+
+@pytest.mark.parametrize("killed_after", [0.005, 5])
+def test_a_kill_may_bring_a_delayed_message_again(killed_after: float) -> None:
+    """A delayed message may come twice without `redelivered` only if the broker is killed just after the first time."""
+    now = 10.0
+    judge = Judge(lambda: now, {"q": Kind()})
+    sent = judge.published("publisher", ["q"], delay=1.0)
+    now = 11.0
+    judge.delivered("q", sent.number, "consumer", redelivered=False)
+    now += killed_after
+    judge.kills.append((now, False))
+    now += 2
+    with nullcontext() if killed_after < 1 else pytest.raises(Violation, match="nothing comes twice"):
+        judge.delivered("q", sent.number, "consumer", redelivered=False)
+
+
 def test_a_failing_seed_is_shrunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """For a failing seed, only the clients and steps are printed that are needed to fail."""
     from tests.simulation import shrinking
-    from tests.simulation.judge import Violation
 
     def fails_with_a_publisher(plan: Plan) -> Result:
         fails = any(step.what == "publish" for actor in plan.actors for step in actor.steps)

@@ -70,6 +70,7 @@ class World:
         server: the running broker; None while it is down.
         clients: the open connections of clients.
         connected: the number of connections so far.
+        full_until: when the disk last was full, or will be.
     """
 
     def __init__(self, plan: Plan, directory: Path) -> None:
@@ -94,6 +95,7 @@ class World:
         self._dead: list[object] = []
         self._failed = self.loop.create_future()
         self._faults: list[tuple[float, float]] = []
+        self.full_until = 0.0
 
     # -- rules that are broken outside of clients
 

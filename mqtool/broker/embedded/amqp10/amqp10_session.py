@@ -290,7 +290,7 @@ class Amqp10Session(SessionState):
         outgoing.stop()
         ids = [number for number, each in self.unsettled.items() if each.link is outgoing]
         deliveries = [self.unsettled.pop(number) for number in ids]
-        self._requeue([each for each in deliveries if not each.queue.deleted], Why.DETACHED)
+        self._requeue(deliveries, Why.DETACHED)
         return True
 
     def check_overdue(self, timeout: float) -> None:
