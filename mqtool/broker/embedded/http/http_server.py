@@ -81,8 +81,10 @@ class HttpRequest:
     def json(self) -> dict[str, Any]:
         """Parse the body as a JSON object; raise HttpError 400 if it is not one. An empty body is an empty object."""
         try:
-            value = json.loads(self.body, parse_constant=_finite, parse_float=_finite) if self.body.strip() else {}
-            json.dumps(value, ensure_ascii=False).encode()  # fails on lone surrogates, which cannot be sent
+            body = self.body.decode("utf-8-sig")
+            value = json.loads(body, parse_constant=_finite, parse_float=_finite) if body.strip() else {}
+            if "\\u" in body:
+                json.dumps(value, ensure_ascii=False).encode()  # fails on lone surrogates, which cannot be sent
         except (ValueError, RecursionError) as error:
             raise bad_request("malformed json") from error
         if not isinstance(value, dict):
