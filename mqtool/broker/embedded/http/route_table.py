@@ -8,6 +8,7 @@ docs/reference/embedded-broker.md; https://www.rabbitmq.com/docs/management#perm
 """
 
 import asyncio
+import inspect
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -272,7 +273,7 @@ async def answer(call: RouteCall) -> HttpAnswer:
     right, handler = routes[method]
     right(call, *names)
     value = handler(call, *names)
-    if asyncio.iscoroutine(value):
+    if inspect.iscoroutine(value):
         value = await value
     if isinstance(value, HttpAnswer):
         return value
