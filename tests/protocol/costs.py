@@ -483,7 +483,7 @@ def _definitions(count: int) -> dict[str, str]:
                 "name": f"x{n}",
                 "value": {"pattern": f"^a{n}", "definition": {"max-length": 100_000_000}},
             }
-            for n in range(count // 10)
+            for n in range(count // 60)
         ],
         "global_parameters": [{"name": f"n{n}", "value": n} for n in range(count)],
         "topic_permissions": [
@@ -646,6 +646,7 @@ class World:
         if len(broker.vhosts) > 100:
             for name in [name for name in broker.vhosts if name != "/"]:
                 broker.delete_vhost(name)
+                yield
         if "/" not in broker.vhosts:
             broker.create_defaults()
         if broker.users["guest"].topic_permissions:

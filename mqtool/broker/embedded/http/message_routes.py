@@ -4,12 +4,12 @@ import base64
 import contextlib
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mqtool.broker.embedded.http.http_server import HttpAnswer, HttpError, bad_request, in_slices, required, text
+from mqtool.broker.embedded.http.http_server import HttpAnswer, HttpError, bad_request, required, text
 from mqtool.broker.embedded.http.route_table import (
     READ,
     AnyConnection,
@@ -32,7 +32,7 @@ from mqtool.broker.embedded.model.amqp_message import (
     encode_short,
 )
 from mqtool.broker.embedded.model.backlog import BacklogEntry
-from mqtool.broker.embedded.model.broker import NODE, Broker
+from mqtool.broker.embedded.model.broker import LOW_ON_MEMORY, NODE, Broker
 from mqtool.broker.embedded.model.footprint import of_message
 from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.broker.embedded.testing.fault import fault_of
@@ -105,6 +105,8 @@ def publish(call: RouteCall, vhost_name: str, name: str) -> Json:
         required(body, each)
     key = text(body, "routing_key")
     rights = call.rights(vhost_name)
+    if broker.ledger.held_bytes > broker.memory_limit:  # RabbitMQ blocks AMQP clients alone, and accepts the message
+        raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, "resource_alarm", LOW_ON_MEMORY)
     try:
         rights.check("write", "exchange", exchange.name)
         rights.check_topic("write", exchange, key)
@@ -181,7 +183,7 @@ class _Got(NamedTuple):
 
 
 @route("POST", "queues/VHOST/QUEUE/get", member)
-async def get_messages(call: RouteCall, vhost: str, name: str) -> list[Json]:
+def get_messages(call: RouteCall, vhost: str, name: str) -> Iterator[Json]:
     """Get messages from a queue, and acknowledge, reject or requeue them.
 
     Returns fewer than the `count` in the request if they are too many or too large for one response.
@@ -207,7 +209,7 @@ async def get_messages(call: RouteCall, vhost: str, name: str) -> list[Json]:
         got.append(_Got(entry.message, entry.redelivered, len(queue)))
         size += of_message(entry.message)
     settle(call.broker, queue, entries)
-    return await in_slices(_got_view(each, truncate, is_base64=body["encoding"] == "base64") for each in got)
+    return (_got_view(each, truncate, is_base64=body["encoding"] == "base64") for each in got)
 
 
 def _got_view(got: _Got, truncate: int | None, *, is_base64: bool) -> Json:
