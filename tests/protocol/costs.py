@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 from urllib.parse import quote, urlsplit
@@ -475,8 +476,24 @@ def _definitions(count: int) -> dict[str, str]:
         "permissions": [*granted, {"user": "guest", "vhost": "/", **all_of}],
         "policies": [{**policy, "name": f"x{n}", "pattern": f"^a{n}"} for n in range(count // 10)],
         "parameters": [limits] * count,
+        "operator policies": [
+            {
+                "vhost": "/",
+                "component": "operator_policy",
+                "name": f"x{n}",
+                "value": {"pattern": f"^a{n}", "definition": {"max-length": 100_000_000}},
+            }
+            for n in range(count // 60)
+        ],
+        "global_parameters": [{"name": f"n{n}", "value": n} for n in range(count)],
+        "topic_permissions": [
+            {"user": "guest", "vhost": "/", "exchange": f"e{n}", "write": f"{n}", "read": ""} for n in range(count)
+        ],
     }
-    return {kind: json.dumps({kind: each}) for kind, each in objects.items()}
+    return {
+        kind: json.dumps({"parameters" if kind == "operator policies" else kind: each})
+        for kind, each in objects.items()
+    }
 
 
 def http_costs() -> Iterator[Cost]:  # noqa: C901 - a list
@@ -629,8 +646,11 @@ class World:
         if len(broker.vhosts) > 100:
             for name in [name for name in broker.vhosts if name != "/"]:
                 broker.delete_vhost(name)
+                yield
         if "/" not in broker.vhosts:
             broker.create_defaults()
+        if broker.users["guest"].topic_permissions:
+            broker.save_user(replace(broker.users["guest"], topic_permissions={}))
         # With a data directory, each segment is a file that is synced.
         yield from Contents(broker.vhosts["/"], self._size, segments=200 if broker.ledger.on_disk else 2000).fill()
         broker.ledger.after_commit(is_stored.set)

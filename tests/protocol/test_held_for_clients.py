@@ -1,5 +1,7 @@
 """What the embedded broker holds for a client counts as memory: unread output, incomplete messages, transactions."""
 
+import base64
+import json
 import re
 import socket
 import struct
@@ -9,6 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import pika
 import pytest
@@ -26,8 +30,8 @@ pytestmark = large
 class MeasuredBroker:
     """The embedded broker in a process of its own, with its peak memory."""
 
-    def __init__(self, url: str, stream_port: int, pid: int) -> None:
-        self.url, self.stream_port, self._pid = url, stream_port, pid
+    def __init__(self, url: str, stream_port: int, management: str, pid: int) -> None:
+        self.url, self.stream_port, self.management, self._pid = url, stream_port, management, pid
         self._at_start = self._peak()
 
     def _peak(self) -> int:
@@ -44,13 +48,14 @@ class MeasuredBroker:
 @pytest.fixture
 def measured(tmp_path: Path) -> Iterator[MeasuredBroker]:
     """A broker with a memory limit of 60 MB."""
-    command = [sys.executable, "-m", "mqtool.broker.embedded", "--port", "0", "--stream-port", "0", "--print-url"]
+    command = [sys.executable, "-m", "mqtool.broker.embedded", "--port", "0", "--stream-port", "0"]
+    command += ["--management-port", "0", "--print-url"]
     command += ["--memory-limit", str(LIMIT), "--data-dir", str(tmp_path / "data")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as broker, ExitStack() as stack:
         stack.callback(broker.terminate)
         assert broker.stdout is not None
-        url, streams = (broker.stdout.readline().strip() for _ in range(2))
-        yield MeasuredBroker(url, int(streams.rpartition(":")[2]), broker.pid)
+        url, management, streams = (broker.stdout.readline().strip() for _ in range(3))
+        yield MeasuredBroker(url, int(streams.rpartition(":")[2]), management, broker.pid)
 
 
 def content(size: int) -> bytes:
@@ -221,3 +226,49 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def http(method: str, path: str, body: dict[str, Any]) -> bytes:
+    """A request of guest to the management API."""
+    login, sent = base64.b64encode(b"guest:guest").decode(), json.dumps(body)
+    head = f"{method} /api/{path} HTTP/1.1\r\nhost: localhost\r\nauthorization: Basic {login}\r\n"
+    return f"{head}content-length: {len(sent)}\r\n\r\n{sent}".encode()
+
+
+def test_large_responses_that_management_clients_do_not_read_are_bounded(measured: MeasuredBroker) -> None:
+    """If eighty HTTP clients each get 4 MB of messages and do not read them, the broker closes connections."""
+    with pika.BlockingConnection(pika.URLParameters(measured.url)) as connection:
+        channel = connection.channel()
+        channel.queue_declare("q")
+        for _ in range(4):
+            channel.basic_publish("", "q", bytes(1_000_000))
+        assert channel.queue_declare("q", passive=True).method.message_count == 4
+    where = urlsplit(measured.management)
+    get = http("POST", "queues/%2F/q/get", {"count": 4, "ackmode": "ack_requeue_true", "encoding": "base64"})
+    with ExitStack() as stack:
+        clients = [
+            stack.enter_context(socket.create_connection((where.hostname, where.port), timeout=60)) for _ in range(80)
+        ]
+        for client in clients:
+            client.sendall(get)
+        for client in clients:  # each response has begun, or the connection is closed
+            with suppress(ConnectionError):
+                client.recv(1)
+        assert measured.growth < 4 * LIMIT
+        assert serves(measured.url)
+
+
+def test_publishing_over_http_is_refused_while_memory_is_low(measured: MeasuredBroker) -> None:
+    """While messages take more memory than the limit, a message published over HTTP is refused with 503."""
+    where = urlsplit(measured.management)
+    message = {"properties": {}, "routing_key": "q", "payload": "x" * 1_000_000, "payload_encoding": "string"}
+    statuses = []
+    with socket.create_connection((where.hostname, where.port), timeout=60) as client:
+        replies = client.makefile("rb")
+        requests = [http("PUT", "queues/%2F/q", {}), *[http("POST", "exchanges/%2F/amq.default/publish", message)] * 70]
+        for request in requests:
+            client.sendall(request)
+            statuses.append(replies.readline().split()[1])
+            headers = dict(line.lower().split(b":", 1) for line in iter(replies.readline, b"\r\n"))
+            replies.read(int(headers[b"content-length"]))
+    assert statuses.count(b"503") > 5

@@ -3,13 +3,16 @@
 import base64
 import gc
 import gzip
+import json
 import resource
 import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from http.client import HTTPConnection
+from typing import Any
 from urllib.parse import urlsplit
 
 import pika
@@ -369,3 +372,76 @@ def test_many_requests_in_one_write(path: str, password: str) -> None:
                 pass
             sender.join()
         watch.check()
+
+
+@pytest.fixture
+def managed() -> Iterator[EmbeddedBroker]:
+    """A broker with the management API."""
+    with EmbeddedBroker(management_port=0, like="4.3") as broker:
+        yield broker
+
+
+def _post(broker: EmbeddedBroker, path: str, body: dict[str, Any]) -> Any:
+    status, answer = _request(broker, "POST", path, body)
+    assert status in (200, 204)
+    return answer
+
+
+def _request(broker: EmbeddedBroker, method: str, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+    where = urlsplit(broker.management_url or "")
+    client = HTTPConnection(where.hostname or "", where.port, timeout=120)
+    login = "Basic " + base64.b64encode(b"guest:guest").decode()
+    client.request(method, f"/api/{path}", json.dumps(body), {"authorization": login})
+    response = client.getresponse()
+    return response.status, json.loads(response.read() or "null")
+
+
+@pytest.mark.parametrize("path", ["users/new", "vhosts/new"])
+@pytest.mark.parametrize("tags", [["a"] * 100_000, ",".join(f"{n}" for n in range(1001))], ids=["list", "text"])
+def test_a_user_or_virtual_host_has_a_bounded_number_of_tags(
+    managed: EmbeddedBroker, path: str, tags: list[str] | str
+) -> None:
+    """A user or virtual host with more than 1000 tags is refused with 400."""
+    status, answer = _request(managed, "PUT", path, {"password": "p", "tags": tags})
+    assert status == 400
+    assert "tags are more than 1000" in answer["reason"]
+
+
+@pytest.mark.parametrize("kind", ["permissions", "topic_permissions", "users", "bindings"])
+def test_an_import_of_thousands_of_definitions_lets_others_work(managed: EmbeddedBroker, kind: str) -> None:
+    """The embedded broker serves other clients while it imports a definitions file with thousands of definitions."""
+    rights = {"user": "guest", "vhost": "/", "write": ".*", "read": ".*"}
+    bound = {"source": "amq.topic", "vhost": "/", "destination": "amq.fanout", "destination_type": "exchange"}
+    items: dict[str, Callable[[int], dict[str, Any]]] = {
+        "permissions": lambda n: {**rights, "configure": f"^{n}"},
+        "topic_permissions": lambda n: {**rights, "exchange": f"e{n}", "write": f"^{n}"},
+        "users": lambda n: {"name": f"u{n}", "password": "p", "tags": ""},
+        "bindings": lambda n: {**bound, "routing_key": f"{n}"},
+    }
+    watch = LoopWatch(managed)
+    _post(managed, "definitions", {kind: [items[kind](n) for n in range(6000)]})
+    watch.check()
+
+
+def test_one_get_request_returns_a_bounded_number_of_messages(managed: EmbeddedBroker) -> None:
+    """`POST /api/queues/…/get` with a huge count returns no more than 10,000 messages, and leaves the others."""
+    with closing(pika.BlockingConnection(pika.URLParameters(managed.url))) as connection:
+        channel = connection.channel()
+        channel.queue_declare("q")
+        for _ in range(10_005):
+            channel.basic_publish("", "q", b"")
+        channel.queue_declare("q", passive=True)  # all messages have arrived
+        request = {"count": 1_000_000_000, "ackmode": "ack_requeue_false", "encoding": "auto"}
+        assert [len(_post(managed, "queues/%2F/q/get", request)) for _ in range(2)] == [10_000, 5]
+
+
+def test_one_get_request_returns_a_bounded_number_of_bytes(managed: EmbeddedBroker) -> None:
+    """`POST /api/queues/…/get` with a huge count stops after the message that exceeds 16 MiB; others stay ready."""
+    with closing(pika.BlockingConnection(pika.URLParameters(managed.url))) as connection:
+        channel = connection.channel()
+        channel.queue_declare("q")
+        for _ in range(6):
+            channel.basic_publish("", "q", bytes(4_000_000))
+        channel.queue_declare("q", passive=True)
+        request = {"count": 1000, "ackmode": "ack_requeue_false", "encoding": "auto", "truncate": 1}
+        assert [len(_post(managed, "queues/%2F/q/get", request)) for _ in range(2)] == [5, 1]

@@ -106,7 +106,7 @@ class ManagementServer:
         if request.path[0] != "api":
             missing()
         try:
-            found = answer(RouteCall(self._api, request, user))
+            found = await answer(RouteCall(self._api, request, user))
         except (UnicodeError, struct.error) as error:
             raise bad_request(f"cannot be stored: {error}") from error
         except RecursionError as error:  # since Python 3.14, json reads values nested too deeply for Python code

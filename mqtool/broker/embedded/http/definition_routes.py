@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mqtool.broker.embedded.http.http_server import HttpError, bad_request, text
+from mqtool.broker.embedded.http.http_server import HttpError, bad_request, in_slices, text
 from mqtool.broker.embedded.http.policy_routes import (
     COMPONENTS,
     global_parameter_views,
@@ -30,18 +30,19 @@ from mqtool.broker.embedded.http.queue_routes import (
 )
 from mqtool.broker.embedded.http.route_table import READ, Json, RouteCall, administrator, route
 from mqtool.broker.embedded.http.user_routes import (
+    add_topic_permissions,
     labels_of,
     permission_views,
     save_permissions,
-    save_topic_permissions,
     save_user,
     topic_permission_views,
+    topic_permissions_of,
     user_view,
 )
 from mqtool.broker.embedded.model.amqp_errors import AmqpException
 from mqtool.broker.embedded.model.applied_policies import USER
 from mqtool.broker.embedded.model.broker import Broker
-from mqtool.broker.embedded.model.users import User
+from mqtool.broker.embedded.model.users import TopicPermissions, User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 
 log = logging.getLogger("mqtool.broker.embedded")
@@ -119,7 +120,8 @@ def load_file(broker: Broker, path: Path) -> list[str]:
         if not isinstance(document, dict):
             raise TypeError("the file is not a JSON object")
         left_out = [f"{path}: left out {what}" for what in unsupported(document)]
-        _Loading(broker, document, broker.add_vhost("/")).run()
+        for _ in _Loading(broker, document, broker.add_vhost("/")).steps():
+            pass
     except HttpError as error:
         raise OSError(f"cannot load definitions from {path}: {error.reason}") from error
     except (ValueError, TypeError) as error:
@@ -130,8 +132,10 @@ def load_file(broker: Broker, path: Path) -> list[str]:
 @route("POST", "definitions", administrator)
 @route("POST", "all-configuration", administrator)
 @route("POST", "definitions/VHOST", administrator)
-def post_definitions(call: RouteCall, vhost: str | None = None) -> None:
+async def post_definitions(call: RouteCall, vhost: str | None = None) -> None:
     """Load definitions. Existing exchanges and queues are kept; users, permissions and policies are overwritten.
+
+    Other clients are served meanwhile, and can see that a part is loaded.
 
     With a virtual host in the path, loads only the topology, policies and parameters, into this virtual host.
     """
@@ -143,7 +147,7 @@ def post_definitions(call: RouteCall, vhost: str | None = None) -> None:
             kind: [{**item, "vhost": into} for item in _items(document, kind)]
             for kind in ("parameters", "policies", "exchanges", "queues", "bindings")
         }
-    _Loading(call.broker, document, None).run()
+    await in_slices(_Loading(call.broker, document, None).steps())
 
 
 def _items(document: Json, kind: str) -> list[Json]:
@@ -173,18 +177,19 @@ class _Loading:
         self._broker = broker
         self._document = document
         self._default = default
+        self._topic_permissions: dict[str, dict[tuple[str, str], TopicPermissions]] = {}
 
-    def run(self) -> None:
-        """Load all definitions in dependency order: for example, queues before bindings.
+    def steps(self) -> Iterator[None]:
+        """Load all definitions in dependency order, such as queues before bindings; yield after each of them.
 
         Raises:
-            HttpError: 400 if a definition is not valid. The definitions before it stay loaded.
+            HttpError: 400 if a definition is not valid. Those before it stay loaded, except topic permissions.
         """
         kinds: list[tuple[str, Callable[[Json], object]]] = [
             ("users", self._user),
             ("vhosts", self._vhost),
             ("permissions", self._permissions),
-            ("topic_permissions", self._topic_permissions),
+            ("topic_permissions", self._topic_permission),
             ("global_parameters", lambda item: save_global_parameter(self._broker, _name(item), item)),
             ("parameters", self._parameter),
             ("policies", self._policy),
@@ -202,6 +207,9 @@ class _Loading:
                     raise bad_request(f"{error.reason} ({kind}: {item.get('name', '')})") from error
                 except AmqpException as error:
                     raise bad_request(error.text.partition(" - ")[2]) from error
+                yield
+            if kind == "topic_permissions":
+                yield from self._save_topic_permissions()
 
     def _of(self, item: Json) -> VirtualHost:
         if self._default is not None and "vhost" not in item:
@@ -235,8 +243,16 @@ class _Loading:
     def _permissions(self, item: Json) -> None:
         save_permissions(self._broker, self._of(item).name, self._user_of(item), item)
 
-    def _topic_permissions(self, item: Json) -> None:
-        save_topic_permissions(self._broker, self._of(item).name, self._user_of(item), item)
+    def _topic_permission(self, item: Json) -> None:
+        vhost, (exchange, rights) = self._of(item).name, topic_permissions_of(item)
+        self._topic_permissions.setdefault(self._user_of(item).name, {})[vhost, exchange] = rights
+
+    def _save_topic_permissions(self) -> Iterator[None]:
+        """Save each user once: a user who has thousands of topic permissions takes long to store."""
+        for name, added in self._topic_permissions.items():
+            if name in self._broker.users:  # another client may have deleted the user meanwhile
+                add_topic_permissions(self._broker, self._broker.users[name], added)
+            yield
 
     def _parameter(self, item: Json) -> None:
         if item.get("component") in COMPONENTS:

@@ -7,6 +7,7 @@ names that nobody else can own are accepted there.
 
 import asyncio
 import base64
+import contextlib
 import ipaddress
 import json
 import logging
@@ -37,6 +38,9 @@ _IDLE_SECONDS = 60.0
 _BODY_SECONDS = 10.0
 _ANSWER_SECONDS = 30.0
 _SLICE_SECONDS = 0.005
+
+#: The most bytes of responses that clients have not read yet; one response alone may be larger.
+_MOST_UNREAD = 32 * 1024 * 1024
 
 Item = TypeVar("Item")
 
@@ -81,8 +85,10 @@ class HttpRequest:
     def json(self) -> dict[str, Any]:
         """Parse the body as a JSON object; raise HttpError 400 if it is not one. An empty body is an empty object."""
         try:
-            value = json.loads(self.body, parse_constant=_finite, parse_float=_finite) if self.body.strip() else {}
-            json.dumps(value, ensure_ascii=False).encode()  # fails on lone surrogates, which cannot be sent
+            body = self.body.decode("utf-8-sig")
+            value = json.loads(body, parse_constant=_finite, parse_float=_finite) if body.strip() else {}
+            if "\\u" in body:
+                json.dumps(value, ensure_ascii=False).encode()  # fails on lone surrogates, which cannot be sent
         except (ValueError, RecursionError) as error:
             raise bad_request("malformed json") from error
         if not isinstance(value, dict):
@@ -135,6 +141,9 @@ class HttpServer:
         self._open = 0
         #: The addresses of the connections that have not logged in, oldest first.
         self._strangers: dict[asyncio.StreamWriter, str] = {}
+        #: The sizes of the responses that are being sent, in bytes.
+        self._unread: dict[asyncio.StreamWriter, int] = {}
+        self._encoding = asyncio.Lock()
 
     async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Handle the requests of one connection until it closes."""
@@ -198,8 +207,37 @@ class HttpServer:
         answer = await self._last_answer(request)
         if request.method not in ("GET", "HEAD"):
             await self._handler.stored()
-        await _write(writer, answer, stay=stay, head_only=request.method == "HEAD")
+        await self._respond(writer, request, answer, stay=stay)
         return stay
+
+    async def _respond(
+        self, writer: asyncio.StreamWriter, request: HttpRequest, answer: HttpAnswer, *, stay: bool
+    ) -> None:
+        """Send a response.
+
+        Only one list is encoded at a time, and if too many bytes are unread, the connections with the largest unread
+        responses are closed: many clients that ask for long lists and do not read them cannot use up the memory.
+        """
+        is_list = isinstance(answer.value, list | Iterator)
+        async with self._encoding if is_list else contextlib.nullcontext():
+            try:
+                body = await _encode(answer.value)
+            except Exception as error:
+                answer = _failure(request, error)
+                body = await _encode(answer.value)
+            self._unread[writer] = len(body)
+        while sum(self._unread.values()) > _MOST_UNREAD and len(self._unread) > 1:
+            self._close_unread(writer)
+        try:
+            await _send(writer, answer, body, stay=stay, head_only=request.method == "HEAD")
+        finally:
+            self._unread.pop(writer, None)
+
+    def _close_unread(self, but: asyncio.StreamWriter) -> None:
+        slowest = max((each for each in self._unread if each is not but), key=self._unread.__getitem__)
+        text = "%s does not read %d bytes: a management connection is closed"
+        log.warning(text, _address(slowest), self._unread.pop(slowest), extra=caused_by("HTTP unread"))
+        slowest.transport.abort()
 
     async def _last_answer(self, request: HttpRequest) -> HttpAnswer:
         """Call the handler until its response need not wait (see HttpAnswer.patience); return that response."""
@@ -215,9 +253,7 @@ class HttpServer:
         except HttpError as error:
             return _refusal(error)
         except Exception as error:
-            cause = f"HTTP {type(error).__name__}"
-            log.exception("management: %a", [request.method, *request.path], extra=caused_by(cause))
-            return HttpAnswer(HTTPStatus.INTERNAL_SERVER_ERROR, {"error": "internal_error", "reason": "see the log"})
+            return _failure(request, error)
 
 
 def check_origin(headers: Mapping[str, str], listening_on: str) -> None:
@@ -254,6 +290,13 @@ def _finite(text: str) -> float:
     if not math.isfinite(number := float(text)):
         raise ValueError(f"{text} is out of range")
     return number
+
+
+def _failure(request: HttpRequest, error: Exception) -> HttpAnswer:
+    """Log an unexpected error, and return the response to its request."""
+    cause = f"HTTP {type(error).__name__}"
+    log.error("management: %a", [request.method, *request.path], exc_info=error, extra=caused_by(cause))
+    return HttpAnswer(HTTPStatus.INTERNAL_SERVER_ERROR, {"error": "internal_error", "reason": "see the log"})
 
 
 def _refusal(error: HttpError) -> HttpAnswer:
@@ -382,7 +425,10 @@ async def _encode(value: Any) -> bytes:
 
 
 async def _write(writer: asyncio.StreamWriter, answer: HttpAnswer, *, stay: bool, head_only: bool = False) -> None:
-    body = await _encode(answer.value)
+    await _send(writer, answer, await _encode(answer.value), stay=stay, head_only=head_only)
+
+
+async def _send(writer: asyncio.StreamWriter, answer: HttpAnswer, body: bytes, *, stay: bool, head_only: bool) -> None:
     lines = [f"HTTP/1.1 {answer.status.value} {answer.status.phrase}", f"content-length: {len(body)}"]
     lines.append(f"connection: {'keep-alive' if stay else 'close'}")
     if body:

@@ -4,10 +4,10 @@ import base64
 import contextlib
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mqtool.broker.embedded.http.http_server import HttpAnswer, HttpError, bad_request, required, text
 from mqtool.broker.embedded.http.route_table import (
@@ -32,7 +32,8 @@ from mqtool.broker.embedded.model.amqp_message import (
     encode_short,
 )
 from mqtool.broker.embedded.model.backlog import BacklogEntry
-from mqtool.broker.embedded.model.broker import NODE, Broker
+from mqtool.broker.embedded.model.broker import LOW_ON_MEMORY, NODE, Broker
+from mqtool.broker.embedded.model.footprint import of_message
 from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.broker.embedded.testing.fault import fault_of
 from mqtool.broker.embedded.wire.amqp_channel import BrokerChannel
@@ -104,6 +105,8 @@ def publish(call: RouteCall, vhost_name: str, name: str) -> Json:
         required(body, each)
     key = text(body, "routing_key")
     rights = call.rights(vhost_name)
+    if broker.ledger.held_bytes > broker.memory_limit:  # RabbitMQ blocks AMQP clients alone, and accepts the message
+        raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, "resource_alarm", LOW_ON_MEMORY)
     try:
         rights.check("write", "exchange", exchange.name)
         rights.check_topic("write", exchange, key)
@@ -166,9 +169,25 @@ def _properties(given: Any) -> MessageProperties:
     return MessageProperties.of(fields)
 
 
+#: The most messages that one request can get, and the memory in bytes after which it gets no more. RabbitMQ has no such
+#: limits.
+_MOST_GOT, _MOST_GOT_BYTES = 10_000, 16 * 1024 * 1024
+
+
+class _Got(NamedTuple):
+    """A message that a request gets, as it was then; `left` is the number of ready messages after it."""
+
+    message: BrokerMessage
+    redelivered: bool
+    left: int
+
+
 @route("POST", "queues/VHOST/QUEUE/get", member)
-def get_messages(call: RouteCall, vhost: str, name: str) -> list[Json]:
-    """Get messages from a queue, and acknowledge, reject or requeue them."""
+def get_messages(call: RouteCall, vhost: str, name: str) -> Iterator[Json]:
+    """Get messages from a queue, and acknowledge, reject or requeue them.
+
+    Returns fewer than the `count` in the request if they are too many or too large for one response.
+    """
     call.rights(vhost).check("read", "queue", name)
     queue, body = call.shared_queue(vhost, name), call.body
     for each in ("ackmode", "count", "encoding"):
@@ -182,31 +201,33 @@ def get_messages(call: RouteCall, vhost: str, name: str) -> list[Json]:
         count, truncate = int(body["count"]), int(body["truncate"]) if "truncate" in body else None
     except (TypeError, ValueError, OverflowError) as error:
         raise bad_request("count and truncate must be integers") from error
-    views: list[Json] = []
+    got: list[_Got] = []
     entries: list[BacklogEntry] = []
-    while len(entries) < count and (entry := queue.get(no_ack=False)) is not None:
+    size, count = 0, min(count, _MOST_GOT)
+    while len(entries) < count and size < _MOST_GOT_BYTES and (entry := queue.get(no_ack=False)) is not None:
         entries.append(entry)
-        views.append(_got_view(entry, len(queue), truncate, is_base64=body["encoding"] == "base64"))
+        got.append(_Got(entry.message, entry.redelivered, len(queue)))
+        size += of_message(entry.message)
     settle(call.broker, queue, entries)
-    return views
+    return (_got_view(each, truncate, is_base64=body["encoding"] == "base64") for each in got)
 
 
-def _got_view(entry: BacklogEntry, left: int, truncate: int | None, *, is_base64: bool) -> Json:
-    message = entry.message
+def _got_view(got: _Got, truncate: int | None, *, is_base64: bool) -> Json:
+    message = got.message
     payload = message.body[:truncate]
-    shown: Json = {"payload": base64.b64encode(payload).decode(), "payload_encoding": "base64"}
+    shown: Json = {}
     if not is_base64:
         with contextlib.suppress(UnicodeDecodeError):
             shown = {"payload": payload.decode(), "payload_encoding": "string"}
     return {
         "payload_bytes": len(message.body),
-        "redelivered": entry.redelivered,
+        "redelivered": got.redelivered,
         "exchange": message.exchange,
         "routing_key": message.routing_key,
-        "message_count": left,
+        "message_count": got.left,
         # RabbitMQ returns [] if there are no properties: in Erlang, an empty list and an empty object are the same.
         "properties": plain(message.properties.named()) or [],
-        **shown,
+        **(shown or {"payload": base64.b64encode(payload).decode(), "payload_encoding": "base64"}),
     }
 
 

@@ -207,11 +207,12 @@ def put_parameter(call: RouteCall, component: str, vhost: str, name: str) -> Htt
 
 def save_parameter(broker: Broker, vhost: VirtualHost, component: str, name: str, body: Json) -> bool:
     """Set a parameter; raise 400 if the component is unknown or the value is not valid. Returns True if it existed."""
-    existed = any(each["name"] == name for each in parameter_views([vhost], component))
     value = required(body, "value")
     if component == OPERATOR and isinstance(value, dict):
+        existed = name in vhost.policies.by_kind[OPERATOR]
         vhost.policies.put(OPERATOR, policy_of(OPERATOR, name, value, vhost.profile))
     elif component == "vhost-limits" and name == "limits":
+        existed = bool(vhost.limits)
         broker.limit_vhost(vhost, checked_limits(value, OF_VHOSTS, "limits"))
     elif component == "policy":
         raise bad_request("policies may not be set using this method")

@@ -8,6 +8,7 @@ docs/reference/embedded-broker.md; https://www.rabbitmq.com/docs/management#perm
 """
 
 import asyncio
+import inspect
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -207,7 +208,8 @@ class HttpRoute(NamedTuple):
 
     Attributes:
         right: raises HttpError 401 if the user lacks the permission; called with the handler's arguments.
-        handler: handles the request and returns an Answer, a JSON value, or None for 204.
+        handler: handles the request and returns an HttpAnswer, a JSON value, or None for 204; a coroutine if that
+            can take long.
     """
 
     right: Right
@@ -255,7 +257,7 @@ def found(path: list[str]) -> tuple[dict[str, HttpRoute], list[str]]:
     return missing() if best is None else best[1:]
 
 
-def answer(call: RouteCall) -> HttpAnswer:
+async def answer(call: RouteCall) -> HttpAnswer:
     """Handle a request below /api and return the response.
 
     Raises:
@@ -271,6 +273,8 @@ def answer(call: RouteCall) -> HttpAnswer:
     right, handler = routes[method]
     right(call, *names)
     value = handler(call, *names)
+    if inspect.iscoroutine(value):
+        value = await value
     if isinstance(value, HttpAnswer):
         return value
     return NO_CONTENT if value is None else HttpAnswer(HTTPStatus.OK, value)

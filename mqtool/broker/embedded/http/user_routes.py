@@ -2,7 +2,7 @@
 
 import base64
 import binascii
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
@@ -30,6 +30,9 @@ from mqtool.broker.embedded.model.names import MAX_NAME, is_too_long
 from mqtool.broker.embedded.model.queue_arguments import SUPPORTED
 from mqtool.broker.embedded.model.users import ALGORITHMS, DEFAULT_ALGORITHM, Permissions, TopicPermissions, User
 from mqtool.broker.embedded.model.virtual_host import VhostLabels, VirtualHost
+
+#: How many tags a user or a virtual host may have. RabbitMQ has no limit.
+_MOST_TAGS = 1000
 
 
 @route(READ, "whoami", anyone)
@@ -73,8 +76,10 @@ def save_user(broker: Broker, name: str, body: Json) -> bool:
     existed = broker.users.get(name)
     tags = body.get("tags", "")
     if isinstance(tags, list):
+        _check_tags(tags)
         tags = ",".join(text({"tag": tag}, "tag") for tag in tags)
     names = list(dict.fromkeys(tag.strip() for tag in text({"tags": tags}, "tags").split(",") if tag.strip()))
+    _check_tags(names)
     if "password" in body:
         user = User.with_password(name, text(body, "password"), names)
     elif "password_hash" in body:
@@ -95,6 +100,11 @@ def save_user(broker: Broker, name: str, body: Json) -> bool:
         user.limits = checked_limits(body["limits"], OF_USERS, "user-limits")
     broker.save_user(user)
     return existed is not None
+
+
+def _check_tags(tags: list[Any]) -> None:
+    if len(tags) > _MOST_TAGS:
+        raise bad_request(f"{len(tags)} tags are more than {_MOST_TAGS}")
 
 
 @route("DELETE", "users/USER", administrator)
@@ -202,13 +212,22 @@ def save_topic_permissions(broker: Broker, vhost: str, user: User, body: Json) -
 
     Returns True if the user already had topic permissions in the virtual host.
     """
+    existed = any(place[0] == vhost for place in user.topic_permissions)
+    exchange, rights = topic_permissions_of(body)
+    add_topic_permissions(broker, user, {(vhost, exchange): rights})
+    return existed
+
+
+def topic_permissions_of(body: Json) -> tuple[str, TopicPermissions]:
+    """Return the exchange and the topic permissions in a body; raise 400 if they are not valid."""
     if "exchange" not in body:
         raise bad_request("key_missing: exchange")
-    rights = TopicPermissions(*_patterns(body, "write", "read"))
-    existed = any(place[0] == vhost for place in user.topic_permissions)
-    changed = {**user.topic_permissions, (vhost, text(body, "exchange")): rights}
-    broker.save_user(replace(user, topic_permissions=changed))
-    return existed
+    return text(body, "exchange"), TopicPermissions(*_patterns(body, "write", "read"))
+
+
+def add_topic_permissions(broker: Broker, user: User, added: Mapping[tuple[str, str], TopicPermissions]) -> None:
+    """Set topic permissions of a user, by virtual host and exchange, and store all of them at once."""
+    broker.save_user(replace(user, topic_permissions={**user.topic_permissions, **added}))
 
 
 @route("DELETE", "topic-permissions/VHOST/USER", administrator)
@@ -282,6 +301,7 @@ def labels_of(body: Json, labels: VhostLabels) -> VhostLabels:
         tags = [each.strip() for each in tags.split(",") if each.strip()]
     if not isinstance(tags, list | tuple) or not all(isinstance(each, str) for each in tags):
         raise bad_request("tags must be a list of strings")
+    _check_tags([*tags])
     if kind and kind not in SUPPORTED:
         raise bad_request(f"{kind} is not a valid queue type")
     return labels._replace(tags=tuple(tags), default_queue_type=kind)
