@@ -264,18 +264,32 @@ def test_every_command_declares_its_effect_on_a_broker() -> None:
 
 
 @on_any_broker
-def test_a_typed_url_wins_over_a_named_context(
+def test_a_typed_url_wins_over_the_context_in_use(
     staging: Shell, broker: TestBroker, embedded: TestBroker, request: pytest.FixtureRequest
 ) -> None:
-    """A command with --url uses that broker, even if -C names a context and AMQP_URL has the same URL."""
+    """A command with --url uses that broker, even if a context is in use and AMQP_URL has the same URL."""
     other = embedded.with_fresh_vhost(f"other-{time.monotonic_ns()}")
     request.addfinalizer(other.drop_vhost)
     for each in (broker, other):
         assert staging.run("mqtool", "send", "-q", "jobs", "x", "-u", each.url).code == 0
     staging.environment["AMQP_URL"] = other.url
-    purge = ("mqtool", "-C", "staging", "queue", "purge", "jobs", "--yes", "--url", other.url)
-    assert staging.run(*purge).code == 0
+    assert staging.run("mqtool", "queue", "purge", "jobs", "--yes", "--url", other.url).code == 0
     assert (depth(broker, "jobs"), depth(other, "jobs")) == (1, 0)
+
+
+@on_any_broker
+@pytest.mark.parametrize(
+    "words", ["-C staging queue purge jobs --yes --url URL", "queue purge jobs --yes --url URL -C staging"]
+)
+def test_a_url_beside_a_protected_context_is_refused(staging: Shell, broker: TestBroker, words: str) -> None:
+    """A URL would take away the protection of the context that -C names, so a command with both changes nothing."""
+    staging.run("mqtool", "send", "-q", "jobs", "x")
+    refused = staging.run("mqtool", *words.replace("URL", broker.url).split())
+    assert (refused.code, "--url cannot be combined with the protected context 'staging'" in refused.stderr) == (
+        2,
+        True,
+    ), refused.stderr
+    assert depth(broker, "jobs") == 1
 
 
 @on_any_broker
