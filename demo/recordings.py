@@ -30,6 +30,7 @@ SHOP_AT_WORK, TUTORIALS = "messages", "tutorials"
 #: A broker to look at: orders go to two queues, one of which nobody consumes from, and some have failed.
 SHOP = """
 mqtool exchange declare orders topic
+mqtool queue declare packing.dlq
 mqtool queue declare packing --dead-letter-exchange ''
 mqtool queue declare invoices
 mqtool exchange bind orders packing 'order.*'

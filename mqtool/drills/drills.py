@@ -85,7 +85,7 @@ def kill_node(scene: DrillScene, count: int = NODE_MESSAGES) -> Verdict:
 def drop_connection(scene: DrillScene, count: int = STREAM_MESSAGES) -> Verdict:
     """Cut the publisher's and the receiver's connections three times."""
     scene.say(
-        f"{count:,} messages flow from a publisher to a receiver. Both connections are cut three times; watch the two "
+        f"{count:,} messages flow from a publisher to a receiver. Both connections are cut three times. Watch them "
         f"reconnect. {_AGAIN}"
     )
     with Proxy(scene.port) as proxy:

@@ -295,8 +295,11 @@ def findings(api: Management, vhost: str | None, wait: Callable[[], object]) -> 
     before = {(queue["vhost"], queue["name"]): queue for queue in management.queues(api, vhost, COLUMNS)}
     wait()
     names = {(each["vhost"], each["name"]) for each in management.exchanges(api, vhost, ("vhost", "name"))}
+    queues = [*management.queues(api, vhost, COLUMNS)]
+    present = {(queue["vhost"], queue["name"]) for queue in queues}
     expiring: list[Json] = []
-    for queue in management.queues(api, vhost, COLUMNS):
+    for queue in queues:
+        yield from _without_dead_letter_queue(queue, present)
         yield from _of_queue(queue, before.get((queue["vhost"], queue["name"])), names)
         yield from upgrade.transient(queue)
         if expires(queue):
@@ -305,6 +308,19 @@ def findings(api: Management, vhost: str | None, wait: Callable[[], object]) -> 
     yield from dead_end_findings(api, vhost, policies, expiring)
     for policy in policies:
         yield from upgrade.mirrored(policy)
+
+
+def _without_dead_letter_queue(queue: Json, queues: Collection[tuple[str, str]]) -> Iterator[Finding]:
+    """Find a queue that dead-letters through the default exchange to a queue that does not exist.
+
+    Args:
+        queues: the virtual host and the name of each queue.
+    """
+    arguments = management.effective_arguments(queue)
+    key = arguments.get("x-dead-letter-routing-key")
+    if arguments.get("x-dead-letter-exchange") == "" and isinstance(key, str) and (queue["vhost"], key) not in queues:
+        what = f"dead-letters to the queue {key!r}, which does not exist: its dead letters are lost"
+        yield Finding.of("queue", queue, "dead-letter-exchange", what, pasteable("queue declare", key))
 
 
 def _of_queue(queue: Json, earlier: Json | None, exchanges: set[tuple[str, str]]) -> Iterator[Finding]:

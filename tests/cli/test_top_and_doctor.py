@@ -41,6 +41,7 @@ def findings(shell: Shell, broker: TestBroker) -> dict[str, dict[str, Any]]:
 
 def test_doctor_reports_no_problem_on_a_healthy_broker(watcher: Shell, broker: TestBroker) -> None:
     """With a working consumer and a dead-letter queue, `doctor` says that it found no problems and exits with 0."""
+    watcher.run("mqtool", "queue", "declare", "task_queue.dlq")
     watcher.run("mqtool", "new-task", "--dead-letter-exchange", "", "x")
     watcher.start("mqtool", "worker", "--dead-letter-exchange", "").wait_until_ready().wait_for_stderr("Done")
     wait_until(lambda: not findings(watcher, broker), f"all well: {findings(watcher, broker)}")
@@ -126,6 +127,22 @@ def test_doctor_reports_circles_and_dead_ends(watcher: Shell, broker: TestBroker
     assert "'one' → 'two' → 'one'" in text or "'two' → 'one' → 'two'" in text
     assert "the alternate exchange 'missed', which has no bindings: what it cannot route is lost" in text
     assert "the alternate exchange 'nowhere', which does not exist" in text
+
+
+def test_a_queue_whose_dead_letters_are_lost_is_noticed(watcher: Shell, broker: TestBroker) -> None:
+    """If a queue's dead letters go to a queue that does not exist, `queue declare` and `doctor` say so, and how to
+    declare it.
+    """
+    declare = ("mqtool", "queue", "declare", "orders", "--dead-letter-exchange", "")
+    said = " ".join(watcher.run(*declare).stderr.split())
+    assert "dead letters of queue 'orders' are lost: queue 'orders.dlq' does not exist" in said
+    assert said.endswith("to declare it: mqtool queue declare orders.dlq")
+    found = findings(watcher, broker)["dead-letter-exchange"]
+    assert found["what"] == "dead-letters to the queue 'orders.dlq', which does not exist: its dead letters are lost"
+    assert found["hint"] == "mqtool queue declare orders.dlq"
+    assert watcher.run(*found["hint"].split()).code == 0
+    assert findings(watcher, broker) == {}
+    assert "are lost" not in watcher.run(*declare).stderr
 
 
 @on_any_broker

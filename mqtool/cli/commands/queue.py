@@ -105,7 +105,25 @@ def declare_as(broker: BrokerOptions, thing: Exchange | Queue, *, if_not_exists:
                 if not exists:  # the broker refuses the settings themselves
                     raise
                 raise DeclaredDifferently(str(error), "--if-not-exists leaves it as it is") from error
+        lost = None
+        if isinstance(thing, Queue):
+            with suppress(MqtoolError):  # the user may have no rights on the other queue
+                lost = _lost_dead_letters(channel, thing)
     output.status(f"{named(thing)} exists" if exists else f"declared {named(thing)}")
+    if lost is not None:
+        output.warning(lost)
+
+
+def _lost_dead_letters(channel: Channel, queue: Queue) -> str | None:
+    """Return a sentence that says that a queue's dead letters are lost, and how to mend it; None if they are not."""
+    exchange, key = (queue.arguments.get(f"x-dead-letter-{name}") for name in ("exchange", "routing-key"))
+    if exchange == "" and isinstance(key, str) and not administration.exists(channel, Queue(key)):
+        missing, declare = f"queue {key!r}", pasteable("queue declare", key)
+    elif isinstance(exchange, str) and exchange and not administration.exists(channel, Exchange(exchange)):
+        missing, declare = f"exchange {exchange!r}", pasteable("exchange declare", exchange, "fanout")
+    else:
+        return None
+    return f"dead letters of {named(queue)} are lost: {missing} does not exist; to declare it: {declare}"
 
 
 def existing(channel: Channel, things: Iterable[Exchange | Queue], access: Access, *, if_exists: bool) -> Iterator[str]:
