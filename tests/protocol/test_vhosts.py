@@ -11,6 +11,10 @@ from tests.cli.shell import wait_until
 from tests.protocol.conftest import Api
 
 
+#: Other tests expect a virtual host without tags, and classic queues where no type is declared.
+pytestmark = pytest.mark.own_vhost("the settings of a virtual host stay when it is emptied")
+
+
 @pytest.fixture(autouse=True)
 def _since_4_0(broker: TestBroker) -> None:
     if broker.kind == "rabbitmq" and not broker.differs_since("4.0", "virtual hosts have default types"):
@@ -44,7 +48,6 @@ def test_a_queue_without_a_type_gets_the_default_one(api: Api, vhost: str, chann
     assert found == {"plain": "quorum", "mine": "classic", "chosen": "classic", "over-http": "quorum"}
 
 
-@pytest.mark.own_vhost("a protected one cannot be deleted")
 def test_a_protected_virtual_host_is_not_deleted(broker: TestBroker, api: Api, vhost: str) -> None:
     """DELETE on a protected virtual host is refused with 412 and RabbitMQ's reason; the protection can be removed."""
     if broker.kind == "rabbitmq" and not broker.differs_since("4.2", "virtual hosts can be protected"):
