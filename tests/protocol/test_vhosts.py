@@ -10,7 +10,6 @@ from tests.brokers import TestBroker
 from tests.cli.shell import wait_until
 from tests.protocol.conftest import Api
 
-
 #: Other tests expect a virtual host without tags, and classic queues where no type is declared.
 pytestmark = pytest.mark.own_vhost("the settings of a virtual host stay when it is emptied")
 
