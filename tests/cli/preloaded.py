@@ -185,8 +185,12 @@ class _Server:
         with contextlib.suppress(OSError):  # the caller has been killed; its end is read below, and ends the command
             caller.send(marshal.dumps(pid))
         end = os.pidfd_open(pid)
-        self._events.register(caller, selectors.EVENT_READ, partial(os.kill, pid, signal.SIGKILL))
+        self._events.register(caller, selectors.EVENT_READ, partial(self._kill, pid))
         self._events.register(end, selectors.EVENT_READ, partial(self._end, pid, end, caller))
+
+    def _kill(self, pid: int) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it ended at the moment at which its caller was killed
+            os.kill(pid, signal.SIGKILL)
 
     def _end(self, pid: int, end: int, caller: socket.socket) -> None:
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

@@ -1,8 +1,6 @@
 """Queues with a clock of the test's own, without an event loop, sockets or waiting."""
 
 import asyncio
-import errno
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -23,7 +21,6 @@ from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES
 from mqtool.broker.embedded.model.queue import RETRY_DEAD_LETTERS, BrokerQueue
 from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
-from mqtool.broker.embedded.store.disk import Disk
 from mqtool.broker.embedded.store.recovery import recover
 from mqtool.broker.embedded.store.storage import Storage
 from mqtool.codecs.field_tables import Int32, Table
@@ -340,66 +337,6 @@ def test_a_paged_out_message_from_the_future_expires_after_its_ttl(tmp_path: Pat
             clock.pass_by(milliseconds)
             assert len(vhost.queues["q"]) == left
             storage.close()
-
-    asyncio.run(run())
-
-
-class DiskWithoutSpace(Disk):
-    """A disk that may be full for the files of streams."""
-
-    is_full = False
-
-    def write(self, file: int, path: Path, data: memoryview, position: int) -> int:
-        if self.is_full:
-            raise OSError(errno.ENOSPC, "no space left on device")
-        return super().write(file, path, data, position)
-
-
-def test_a_dead_letter_for_a_stream_survives_a_kill_while_the_disk_is_full(tmp_path: Path) -> None:
-    """A dead letter that cannot be written to its stream is in its old queue after a kill; once there is space, it is
-    in the stream only.
-    """
-    directory, disk = tmp_path / "data", DiskWithoutSpace()
-
-    def started(directory: Path, clock: FakeClock) -> tuple[Storage, VirtualHost]:
-        storage = Storage(directory, disk)
-        broker = Broker(storage, clock=clock)
-        recover(broker, storage)
-        return storage, broker.vhosts["/"]
-
-    def after_a_kill(copy: Path) -> list[int]:
-        shutil.copytree(directory, copy)
-        storage, vhost = started(copy, FakeClock())
-        lengths = [len(vhost.queues[name]) for name in ("q", "stream")]
-        storage.close()
-        return lengths
-
-    async def written(storage: Storage) -> None:
-        done = asyncio.Event()
-        storage.after_commit(done.set)
-        await asyncio.wait_for(done.wait(), 60)
-
-    async def run() -> None:
-        clock = FakeClock()
-        storage, vhost = started(directory, clock)
-        dead_letters = {"x_dead_letter_exchange": "", "x_dead_letter_routing_key": "stream"}
-        queue = add_queue(vhost, durable=True, x_queue_type="quorum", x_message_ttl=Int32(1000), **dead_letters)
-        add_queue(vhost, "stream", durable=True, x_queue_type="stream")
-        queue.publish(message())
-        await written(storage)
-
-        failed = asyncio.Event()
-        storage.when_failed = lambda _: failed.set()
-        disk.is_full = True
-        clock.pass_by(1000)
-        await asyncio.wait_for(failed.wait(), 60)
-        assert len(queue) == 0
-        assert after_a_kill(tmp_path / "full") == [1, 0]
-
-        disk.is_full = False
-        await written(storage)
-        assert after_a_kill(tmp_path / "space") == [0, 1]
-        storage.close()
 
     asyncio.run(run())
 

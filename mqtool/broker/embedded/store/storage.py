@@ -55,12 +55,11 @@ _ROW_BYTES, _TRANSACTION_BYTES = 256, 8 * 1024
 
 @dataclass
 class ChangeGroup:
-    """A group of changes that are written together: rows in one transaction, then the data of streams in files.
+    """A group of changes, written in one transaction and synced together.
 
     Attributes:
         added: new messages by row.
-        removed: rows of messages to delete. If the group has data of streams, they are deleted once that is on disk,
-            since a message may go from a row to a stream, and a kill must find it in one of them.
+        removed: rows of messages to delete.
         due: new times by row, in milliseconds since 1970, at which stored messages expire or their delay ends.
         definitions: definitions that could not be written immediately, by kind and key. None marks one to be deleted.
         logs: streams with new data for their own files.
@@ -99,8 +98,7 @@ class ChangeGroup:
 
     def unsynced(self) -> "ChangeGroup":
         """Return the work that remains once the rows and definitions of this group are in SQLite's log."""
-        removed = self.removed if self.logs else []
-        return ChangeGroup(removed=removed, logs=self.logs, discarded=self.discarded, waiting=self.waiting)
+        return ChangeGroup(logs=self.logs, discarded=self.discarded, waiting=self.waiting)
 
 
 class Storage(Ledger):
@@ -301,7 +299,7 @@ class Storage(Ledger):
         self._log_bytes += _TRANSACTION_BYTES + _ROW_BYTES * rows
         with self._db:
             self._db.execute("BEGIN")
-            write_entries(self._db, group.added.values(), [] if group.logs else group.removed, group.due)
+            write_entries(self._db, group.added.values(), group.removed, group.due)
             write_definitions(self._db, group.definitions)
 
     def _sync(self, group: ChangeGroup, *, checkpoint: bool) -> None:
@@ -319,11 +317,6 @@ class Storage(Ledger):
             return
         group, self._syncing, self._in_flight = self._syncing, ChangeGroup(), None
         error = future.exception()
-        if error is None:
-            try:
-                self._commit(ChangeGroup(removed=group.removed))
-            except sqlite3.Error as failure:
-                error = failure
         if error is not None:
             self._keep(group, error)
             return
@@ -331,7 +324,7 @@ class Storage(Ledger):
             self._failing = False
             self.when_recovered()
         _finish(group)
-        if self._next or group.removed:  # what has just been deleted is not synced yet
+        if self._next:
             self._schedule()
 
     def _keep(self, group: ChangeGroup, error: BaseException) -> None:
@@ -353,8 +346,7 @@ class Storage(Ledger):
         self._writer.shutdown()  # waits for a sync in flight
         group = self._next
         if self._in_flight is not None:
-            failed = self._in_flight.exception()
-            group = (self._syncing if failed else ChangeGroup(removed=self._syncing.removed)).then(self._next)
+            group = self._syncing.then(self._next) if self._in_flight.exception() else self._next
             self._in_flight = None
         try:
             self._commit(group)
@@ -364,10 +356,7 @@ class Storage(Ledger):
             for stream in group.logs:
                 stream.prepare()
             self._sync(group, checkpoint=False)
-            if group.logs:
-                self._commit(ChangeGroup(removed=group.removed))
-                self.database.sync()
-            _finish(group)
+            _finish(group.unsynced())
         except (sqlite3.Error, OSError) as error:
             log.error(
                 "cannot write to the data directory: %s; %d unconfirmed messages are lost", error, len(group.added)
