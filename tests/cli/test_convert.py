@@ -635,7 +635,7 @@ def test_the_plan_refuses_to_replace_a_queue_to_which_clients_publish_by_its_nam
             expected = 2, "published to it through the default exchange"
         else:
             expected = 0, "cannot be known in advance"
-        bound = shell.run(*plan)
+        bound = None
 
         def is_planned() -> bool:  # the rate comes from statistics, which pause on a busy RabbitMQ
             nonlocal bound

@@ -2,7 +2,7 @@
 
 import os
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -27,9 +27,6 @@ from mqtool.spelling import counted
 from mqtool.stage.stage import APART
 from mqtool.stage.terminal import Guard
 from mqtool.tutorials import pages
-
-if TYPE_CHECKING:
-    from mqtool.cli.display.play_panes import Panes
 
 app = group("tutorial", "Learn RabbitMQ: read tutorials, see them run, and try it.", heading="Learn")
 app.add_typer(tutorial_try.app)
@@ -192,7 +189,7 @@ def _next_steps(name: str, *, is_last: bool) -> str:
     return "\n".join(steps)
 
 
-def _audience(pace: TypingPace, *, lines: bool) -> "PlayLines | Panes":
+def _audience(pace: TypingPace, *, lines: bool) -> PlayLines | Panes:
     screen = layout.terminal()
     wide_enough = screen.width >= SMALLEST.width and screen.height >= SMALLEST.height
     if lines or not wide_enough or not screen.is_terminal or screen.is_dumb_terminal:
