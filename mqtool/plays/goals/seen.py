@@ -5,9 +5,11 @@
                                └─> SeenCopy (in another queue)
 
 The embedded broker reports each event. RabbitMQ's firehose shows what is published and delivered, but not what happens
-then: a queue's counters of acknowledgements show that all its deliveries were acknowledged, a few seconds later.
+then: a queue's counters of acknowledgements show that all its deliveries were acknowledged, a few seconds later. If a
+receiver ends at once, RabbitMQ may drop its part of the counters; then the queue, which stays empty, shows it.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -20,6 +22,9 @@ _SHOWN = 40
 AMQP_0_9_1, AMQP_1_0 = "AMQP 0-9-1", "AMQP 1-0"
 #: A broker delivers to a waiting receiver within this many milliseconds; no program starts as quickly.
 _AT_ONCE = 100
+#: A queue that RabbitMQ's statistics show as empty so many times, one after the other, is empty: they are some seconds
+#: old.
+_EMPTY_LOOKS = 8
 
 
 @dataclass
@@ -31,7 +36,8 @@ class SeenDelivery:
         protocol: of the consumer; empty on RabbitMQ and for basic.get.
         at, ended_at: the moment of the delivery, and of its end; 0 if it has not ended.
         milliseconds: the broker's time of the delivery, since 1970.
-        end: "acknowledged", "requeued: " and why, "dead-lettered: " or "discarded: " and the reason; or empty.
+        end: "acknowledged", "requeued: " and why, "dead-lettered: " or "discarded: " and the reason; "gone" if RabbitMQ
+            does not tell which of these, but the message is not in its queue any more; or empty.
         no_ack: True if the receiver consumes with automatic acknowledgement.
         republished: what the receiver published with the same body while it held the copy, such as a retry.
     """
@@ -79,7 +85,7 @@ class SeenCopy:
     @property
     def received(self) -> bool:
         """True if a receiver has acknowledged it, or got it with automatic acknowledgement."""
-        return self.end in ("acknowledged", "automatic")
+        return self.end in ("acknowledged", "automatic", "gone")
 
     @property
     def republished(self) -> "SeenMessage | None":
@@ -203,6 +209,8 @@ class Seen:
         self._delivered: dict[str, dict[str, list[SeenCopy]]] = {}
         self._receivers: list[str] = []
         self._depths: dict[str, int] = {}
+        #: How often RabbitMQ's queues were empty, one look after the other.
+        self._empty = Counter[str]()
         #: How often RabbitMQ's queues have been looked at; the embedded broker tells when they change.
         self._looks = self._topologies = 0
 
@@ -277,6 +285,7 @@ class Seen:
                     return bool(record["queues"])
                 self._looks += 1  # at RabbitMQ
                 self._settle(record["settled"])
+                self._take_empty(record["queues"])
                 self.is_complete = True
             case _:
                 return False
@@ -352,9 +361,19 @@ class Seen:
         self._all.append(message)
         return message
 
+    def _take_empty(self, queues: Mapping[str, list[int]]) -> None:
+        """Take RabbitMQ's depths of the queues: what was delivered from a queue that stays empty is gone."""
+        for queue, (ready, unacked, *_) in queues.items():
+            self._empty[queue] = 0 if ready or unacked else self._empty[queue] + 1
+            if self._empty[queue] >= _EMPTY_LOOKS:
+                for copy in self._open(queue):
+                    if copy.is_held:
+                        copy.finish({"what": "gone"}, self.now)
+
     def _enter(self, message: SeenMessage, queue: str, number: int | None) -> SeenCopy:
         copy = SeenCopy(message, queue, self.now, self._looks or self._topologies)
         message.copies.append(copy)
+        self._empty[queue] = 0
         if number is not None:
             self._copies[queue, number] = copy
         return copy
@@ -382,6 +401,7 @@ class Seen:
             receiver = f"{to['connection']}/{receiver}"
         if copy.is_held:
             copy.deliveries[-1].end, copy.deliveries[-1].ended_at = "requeued: lost", self.now
+        self._empty[copy.queue] = 0
         redelivered = bool(record.get("redelivered"))
         copy.deliveries.append(SeenDelivery(receiver, self.now, record["t"], redelivered, no_ack, protocol))
         self._delivered.setdefault(receiver, {}).setdefault(copy.message.body, []).append(copy)
