@@ -22,8 +22,7 @@ _SHOWN = 40
 AMQP_0_9_1, AMQP_1_0 = "AMQP 0-9-1", "AMQP 1-0"
 #: A broker delivers to a waiting receiver within this many milliseconds; no program starts as quickly.
 _AT_ONCE = 100
-#: A queue that RabbitMQ's statistics show as empty so many times, one after the other, is empty: they are some seconds
-#: old.
+#: RabbitMQ's statistics are some seconds old: a queue is empty once this many looks in a row have shown it so.
 _EMPTY_LOOKS = 8
 
 
@@ -284,8 +283,7 @@ class Seen:
                 if "settled" not in record:
                     return bool(record["queues"])
                 self._looks += 1  # at RabbitMQ
-                self._settle(record["settled"])
-                self._take_empty(record["queues"])
+                self._settle(record["settled"], record["queues"])
                 self.is_complete = True
             case _:
                 return False
@@ -361,15 +359,6 @@ class Seen:
         self._all.append(message)
         return message
 
-    def _take_empty(self, queues: Mapping[str, list[int]]) -> None:
-        """Take RabbitMQ's depths of the queues: what was delivered from a queue that stays empty is gone."""
-        for queue, (ready, unacked, *_) in queues.items():
-            self._empty[queue] = 0 if ready or unacked else self._empty[queue] + 1
-            if self._empty[queue] >= _EMPTY_LOOKS:
-                for copy in self._open(queue):
-                    if copy.is_held:
-                        copy.finish({"what": "gone"}, self.now)
-
     def _enter(self, message: SeenMessage, queue: str, number: int | None) -> SeenCopy:
         copy = SeenCopy(message, queue, self.now, self._looks or self._topologies)
         message.copies.append(copy)
@@ -410,14 +399,20 @@ class Seen:
         elif no_ack:
             copy.finish({"what": "automatic"}, self.now)
 
-    def _settle(self, counters: Mapping[str, list[int]]) -> None:
+    def _settle(self, counters: Mapping[str, list[int]], depths: Mapping[str, list[int]]) -> None:
         """Take RabbitMQ's counters of each queue: how many deliveries were acknowledged, and how many needed not be.
 
-        Which ones they were is known only when they are all.
+        Which ones they were is known only when they are all, or when the queue stays empty.
         """
         for queue, (acknowledged, automatic) in counters.items():
             copies = [copy for each in self._all for copy in each.copies if copy.queue == queue and copy.deliveries]
+            self._empty[queue] = 0 if any(depths[queue][:2]) else self._empty[queue] + 1
             if len(copies) == acknowledged + automatic:
-                for copy in copies:
-                    if not copy.end:
-                        copy.finish({"what": "automatic" if automatic else "acknowledged"}, self.now)
+                end = "automatic" if automatic else "acknowledged"
+            elif self._empty[queue] >= _EMPTY_LOOKS:
+                end = "gone"
+            else:
+                continue
+            for copy in copies:
+                if not copy.end:
+                    copy.finish({"what": end}, self.now)
