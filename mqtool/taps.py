@@ -27,6 +27,8 @@ from mqtool.topology import DELAYED, Binding, Exchange, Queue
 _MAX_LENGTH, _MAX_SIZE = 20_000, 128 << 20
 #: Share of _MAX_LENGTH above which the broker may already have dropped messages.
 _NEARLY_FULL = 0.8
+#: How often to switch a firehose, if RabbitMQ forgets it again.
+_SWITCHES = 10
 
 
 class Tap:
@@ -183,8 +185,18 @@ def firehose_is_on(api: Management, vhost: str) -> bool:
 
 
 def switch_firehose(api: Management, vhost: str, *, on: bool) -> None:
-    """Switch the firehose of a virtual host on or off. Requires an administrator. A broker restart switches it off."""
-    api.put(path("vhosts", vhost), {"tracing": on})
+    """Switch the firehose of a virtual host on or off. Requires an administrator. A broker restart switches it off.
+
+    If two virtual hosts' firehoses are switched at the same moment, RabbitMQ may forget one of them: ask again.
+
+    Raises:
+        Unavailable: if the firehose was not as it should be after ten requests.
+    """
+    for _ in range(_SWITCHES):
+        api.put(path("vhosts", vhost), {"tracing": on})
+        if firehose_is_on(api, vhost) == on:
+            return
+    raise Unavailable(f"the firehose of the virtual host {vhost!r} cannot be switched {'on' if on else 'off'}")
 
 
 def original_of(copy: Delivery) -> Delivery:

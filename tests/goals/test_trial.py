@@ -1,10 +1,14 @@
 """What `try` does around a goal: it begins a goal again, and asks a learner of whom nothing is seen where they work."""
 
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+
+import pytest
 
 from mqtool.management import path
 from mqtool.plays.goals import GOALS
 from mqtool.plays.goals.trying import Trial
+from mqtool.taps import firehose_is_on, switch_firehose
 from tests.brokers import TestBroker
 from tests.cli.shell import wait_until
 from tests.goals.attempts import Plain, watched
@@ -59,3 +63,27 @@ def test_a_learner_who_has_done_something_is_not_asked_where_they_work(broker: T
             trial.prepare(_WAITS)
             looks = trial.findings(_WAITS)
             assert [next(looks) for _ in range(5)] == [None] * 5
+
+
+def test_trials_that_begin_at_the_same_time_all_see_messages(broker: TestBroker) -> None:
+    """RabbitMQ may forget a virtual host's firehose if another one is switched at the same moment; `try` asks again."""
+    api = watched(broker).find()
+    with ExitStack() as ending, ThreadPoolExecutor() as threads:
+        vhosts = [f"{broker.vhost}-{number}" for number in range(4)]
+        for vhost in vhosts:
+            broker.api("PUT", f"vhosts/{vhost}")
+            ending.callback(broker.api, "DELETE", f"vhosts/{vhost}")
+        for is_on in (True, False) * 8:
+            list(threads.map(lambda vhost, on=is_on: switch_firehose(watched(broker).find(), vhost, on=on), vhosts))
+            assert [firehose_is_on(api, vhost) for vhost in vhosts] == [is_on] * 4
+
+
+def test_a_trial_goes_on_after_the_firehose_was_switched_off(broker: TestBroker) -> None:
+    """A restart of RabbitMQ switches its firehose off; `try` switches it on again."""
+    if broker.kind == "embedded":
+        pytest.skip("the embedded broker reports events without the firehose")
+    api = watched(broker).find()
+    with Trial(watched(broker)) as trial:
+        trial.prepare(_WAITS)
+        switch_firehose(api, broker.vhost, on=False)
+        wait_until(lambda: firehose_is_on(api, broker.vhost), "the firehose to be on again")

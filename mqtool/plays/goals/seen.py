@@ -5,9 +5,11 @@
                                └─> SeenCopy (in another queue)
 
 The embedded broker reports each event. RabbitMQ's firehose shows what is published and delivered, but not what happens
-then: a queue's counters of acknowledgements show that all its deliveries were acknowledged, a few seconds later.
+then: a queue's counters of acknowledgements show that all its deliveries were acknowledged, a few seconds later. If a
+receiver ends at once, RabbitMQ may drop its part of the counters; then the queue, which stays empty, shows it.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -20,6 +22,8 @@ _SHOWN = 40
 AMQP_0_9_1, AMQP_1_0 = "AMQP 0-9-1", "AMQP 1-0"
 #: A broker delivers to a waiting receiver within this many milliseconds; no program starts as quickly.
 _AT_ONCE = 100
+#: RabbitMQ's statistics are some seconds old: a queue is empty once this many looks in a row have shown it so.
+_EMPTY_LOOKS = 8
 
 
 @dataclass
@@ -31,7 +35,8 @@ class SeenDelivery:
         protocol: of the consumer; empty on RabbitMQ and for basic.get.
         at, ended_at: the moment of the delivery, and of its end; 0 if it has not ended.
         milliseconds: the broker's time of the delivery, since 1970.
-        end: "acknowledged", "requeued: " and why, "dead-lettered: " or "discarded: " and the reason; or empty.
+        end: "acknowledged", "requeued: " and why, "dead-lettered: " or "discarded: " and the reason; "gone" if RabbitMQ
+            does not tell which of these, but the message is not in its queue any more; or empty.
         no_ack: True if the receiver consumes with automatic acknowledgement.
         republished: what the receiver published with the same body while it held the copy, such as a retry.
     """
@@ -79,7 +84,7 @@ class SeenCopy:
     @property
     def received(self) -> bool:
         """True if a receiver has acknowledged it, or got it with automatic acknowledgement."""
-        return self.end in ("acknowledged", "automatic")
+        return self.end in ("acknowledged", "automatic", "gone")
 
     @property
     def republished(self) -> "SeenMessage | None":
@@ -203,6 +208,8 @@ class Seen:
         self._delivered: dict[str, dict[str, list[SeenCopy]]] = {}
         self._receivers: list[str] = []
         self._depths: dict[str, int] = {}
+        #: How often RabbitMQ's queues were empty, one look after the other.
+        self._empty = Counter[str]()
         #: How often RabbitMQ's queues have been looked at; the embedded broker tells when they change.
         self._looks = self._topologies = 0
 
@@ -276,7 +283,7 @@ class Seen:
                 if "settled" not in record:
                     return bool(record["queues"])
                 self._looks += 1  # at RabbitMQ
-                self._settle(record["settled"])
+                self._settle(record["settled"], record["queues"])
                 self.is_complete = True
             case _:
                 return False
@@ -355,6 +362,7 @@ class Seen:
     def _enter(self, message: SeenMessage, queue: str, number: int | None) -> SeenCopy:
         copy = SeenCopy(message, queue, self.now, self._looks or self._topologies)
         message.copies.append(copy)
+        self._empty[queue] = 0
         if number is not None:
             self._copies[queue, number] = copy
         return copy
@@ -382,6 +390,7 @@ class Seen:
             receiver = f"{to['connection']}/{receiver}"
         if copy.is_held:
             copy.deliveries[-1].end, copy.deliveries[-1].ended_at = "requeued: lost", self.now
+        self._empty[copy.queue] = 0
         redelivered = bool(record.get("redelivered"))
         copy.deliveries.append(SeenDelivery(receiver, self.now, record["t"], redelivered, no_ack, protocol))
         self._delivered.setdefault(receiver, {}).setdefault(copy.message.body, []).append(copy)
@@ -390,14 +399,20 @@ class Seen:
         elif no_ack:
             copy.finish({"what": "automatic"}, self.now)
 
-    def _settle(self, counters: Mapping[str, list[int]]) -> None:
+    def _settle(self, counters: Mapping[str, list[int]], depths: Mapping[str, list[int]]) -> None:
         """Take RabbitMQ's counters of each queue: how many deliveries were acknowledged, and how many needed not be.
 
-        Which ones they were is known only when they are all.
+        Which ones they were is known only when they are all, or when the queue stays empty.
         """
         for queue, (acknowledged, automatic) in counters.items():
             copies = [copy for each in self._all for copy in each.copies if copy.queue == queue and copy.deliveries]
+            self._empty[queue] = 0 if any(depths[queue][:2]) else self._empty[queue] + 1
             if len(copies) == acknowledged + automatic:
-                for copy in copies:
-                    if not copy.end:
-                        copy.finish({"what": "automatic" if automatic else "acknowledged"}, self.now)
+                end = "automatic" if automatic else "acknowledged"
+            elif self._empty[queue] >= _EMPTY_LOOKS:
+                end = "gone"
+            else:
+                continue
+            for copy in copies:
+                if not copy.end:
+                    copy.finish({"what": end}, self.now)

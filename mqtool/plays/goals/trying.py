@@ -18,7 +18,7 @@ from mqtool.management import Management, exchange_path, path
 from mqtool.plays.goals.goal import Goal, Said, TrialFault
 from mqtool.plays.goals.seen import Json, Seen
 from mqtool.stage.stage import undisturbed
-from mqtool.taps import switch_firehose
+from mqtool.taps import firehose_is_on, switch_firehose
 from mqtool.ui.copies import Copies
 from mqtool.ui.records import records
 
@@ -139,10 +139,14 @@ class Trial:
         return copies
 
     def _watch(self) -> None:
+        api, vhost = self._broker.find(), self._broker.vhost
         try:
-            for record in records(self._broker.find, self._broker.vhost, "", self._copy):
+            for record in records(self._broker.find, vhost, "", self._copy):
                 if self._over.is_set():
                     return
+                with suppress(NotFound, Unavailable):  # asked again soon
+                    if "settled" in record and not firehose_is_on(api, vhost):  # RabbitMQ was restarted
+                        switch_firehose(api, vhost, on=True)
                 self._records.put(record)
         except Exception as error:  # raised by _take(), in the caller's thread
             self._records.put(error)

@@ -1,0 +1,63 @@
+"""What `try` concludes from RabbitMQ's firehose and statistics, which do not tell what happens to a single message."""
+
+from typing import Any
+
+from mqtool.plays.goals.seen import Seen
+
+_DETAILS: dict[str, Any] = {"exchange": "logs", "routing_key": "", "body": "hi"}
+
+
+def _delivered(seen: Seen, *, redelivered: bool = False) -> None:
+    how = {"queue": "q", "consumer": None, "connection": "there", "redelivered": redelivered}
+    seen.take({"kind": "event", "what": "taken", "t": 2, "details": _DETAILS, **how})
+
+
+def _seen() -> Seen:
+    """A message was published to the queue 'q', and delivered."""
+    seen = Seen()
+    published = {"what": "published", "t": 1, "message": 1, "from": {"connection": "here"}, "details": _DETAILS}
+    seen.take({"kind": "event", **published})
+    seen.take({"kind": "event", "what": "routed", "t": 1, "message": 1, "queue": "q"})
+    _delivered(seen)
+    return seen
+
+
+def _look(seen: Seen, *, unacked: int, acknowledged: int = 0, times: int = 1) -> None:
+    for _ in range(times):
+        seen.take({"kind": "moved", "queues": {"q": [0, unacked, 1]}, "settled": {"q": [acknowledged, 0]}})
+
+
+def test_a_message_is_received_once_rabbitmq_counts_its_acknowledgement() -> None:
+    """If a queue's counter says that everything delivered was acknowledged, each message has been received."""
+    seen = _seen()
+    _look(seen, unacked=0)
+    assert seen.messages[0].receivers == []
+    _look(seen, unacked=0, acknowledged=1)
+    assert seen.messages[0].receivers == ["there"]
+
+
+def test_a_message_whose_counters_rabbitmq_has_lost_is_received_if_its_queue_stays_empty() -> None:
+    """RabbitMQ may drop the counters of a program that ends at once; then the message counts as received after twelve
+    seconds in which its queue was empty.
+    """
+    seen = _seen()
+    _look(seen, unacked=0, times=7)
+    assert seen.messages[0].receivers == []
+    _look(seen, unacked=0)
+    assert seen.messages[0].receivers == ["there"]
+
+
+def test_a_message_that_its_receiver_holds_is_not_received() -> None:
+    """However long a receiver keeps a message without an acknowledgement, it does not count as received."""
+    seen = _seen()
+    _look(seen, unacked=1, times=30)
+    assert seen.messages[0].receivers == []
+
+
+def test_a_new_delivery_is_waited_for_as_long_as_the_first() -> None:
+    """What was seen of an empty queue before a delivery says nothing about that delivery: statistics come late."""
+    seen = _seen()
+    _look(seen, unacked=0, times=7)
+    _delivered(seen, redelivered=True)
+    _look(seen, unacked=0, times=7)
+    assert seen.messages[0].receivers == []
