@@ -180,7 +180,7 @@ def test_mistakes_with_contexts_are_usage_errors(home: Shell) -> None:
         "-C staging tutorial run": "'tutorial run' does not take a context\nhint: omit -C: it uses",
         "-C staging drill poison": "'drill poison' does not take a context",
         "context use stagin": "did you mean 'staging'?",
-        "context rm nothing": "unknown context 'nothing'\nhint: 'mqtool context ls' lists them",
+        "context rm nothing": "unknown context 'nothing'\nhint: the contexts are staging; 'mqtool context add' adds one",
         "context use": "give either the name of a context or --none",
         "context show": "no context is in use",
         "context add staging -u amqp://b": "context 'staging' already exists",
@@ -290,6 +290,20 @@ def test_a_url_beside_a_protected_context_is_refused(staging: Shell, broker: Tes
         True,
     ), refused.stderr
     assert depth(broker, "jobs") == 1
+
+
+@on_any_broker
+@pytest.mark.parametrize("words", ["-C prod send -q jobs x --url URL", "send -q jobs x --url URL -C prod"])
+def test_an_unknown_context_beside_a_url_is_refused(staging: Shell, broker: TestBroker, words: str) -> None:
+    """A mistyped context is a usage error even if --url names the broker: the hint names the contexts that exist, and
+    nothing is sent.
+    """
+    refused = staging.run("mqtool", *words.replace("URL", broker.url).split())
+    assert (refused.code, refused.stderr) == (
+        2,
+        "mqtool: unknown context 'prod'\nhint: the contexts are staging; 'mqtool context add' adds one\n",
+    )
+    assert staging.run("mqtool", "list", "queues", "name").stdout == ""
 
 
 @on_any_broker
