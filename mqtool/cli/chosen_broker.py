@@ -96,7 +96,7 @@ def choose(url: str | None = None, context: str | None = None, typed: Collection
         UsageError: there is no such context, or --url is given beside a protected one, whose protection it would drop.
     """
     if url is not None and "url" in typed:
-        named = contexts.load().known.get(context) if context is not None and "context" in typed else None
+        named = contexts.load().named(context) if context is not None and "context" in typed else None
         if named is not None and named.protected:
             raise UsageError(f"--url cannot be combined with the protected context {context!r}", "use only one of them")
         return Choice(url, "from --url", is_typed=True)

@@ -8,6 +8,10 @@ from mqtool.errors import MqtoolError, UsageError
 from mqtool.spelling import quoted
 
 
+class Declined(MqtoolError):
+    """The user declined a change."""
+
+
 def ask(
     what: str, access: Access | None = None, *, yes: bool = False, is_safe: bool = False, hint: str = "pass --yes"
 ) -> None:
@@ -22,7 +26,7 @@ def ask(
 
     Raises:
         UsageError: stdin is not a terminal, or --confirm names another context.
-        MqtoolError: the user declined.
+        Declined: the user declined.
     """
     protected, confirmed = (access.protected, access.confirmed) if access else (None, ())
     if confirmed and protected not in confirmed:
@@ -35,4 +39,4 @@ def ask(
     if not output.is_terminal(0):
         raise UsageError(f"this would {what}", hint)
     if not typer.confirm(output.visible(f"{what}?"), err=True):
-        raise MqtoolError("nothing was changed")
+        raise Declined("nothing was changed")

@@ -121,7 +121,8 @@ class Contexts:
         if name in self.known:
             return self.known[name]
         where = f"{said_by}: " if said_by else ""
-        hint = did_you_mean(name, self.known, "'mqtool context ls' lists them, 'mqtool context add' adds one")
+        listed = f"the contexts are {', '.join(self.known)}; " if self.known else ""
+        hint = did_you_mean(name, self.known, f"{listed}'mqtool context add' adds one")
         raise UsageError(f"{where}unknown context {name!r}", hint)
 
 

@@ -93,7 +93,7 @@ def test_the_hint_for_a_missing_queue_names_the_most_similar_one(
         channel.declare(Queue(name, durable=True))
     channel.declare(Exchange("jobs", "fanout"))
     missing = admin.run("mqtool", *command.split())
-    assert (missing.code, missing.stdout) == (69, "")
+    assert (missing.code, missing.stdout) == (3 if "other jbos" in command else 69, "")
     assert re.search(r"(queue|exchange) 'jbos(\.dlq)?' does not exist", missing.stderr)
     assert "hint: did you mean 'jobs'? Otherwise, " in missing.stderr
 
@@ -110,6 +110,23 @@ def test_queue_declare_declares_the_same_queue_as_send(admin: Shell) -> None:
     """After `queue declare`, `send --strict` finds the queue that it would have declared itself."""
     admin.run("mqtool", "queue", "declare", "jobs")
     assert admin.run("mqtool", "send", "-q", "jobs", "--strict", "x").code == 0
+
+
+@pytest.mark.parametrize("command", ["queue delete", "queue purge", "exchange delete"])
+def test_a_command_on_several_names_that_fails_in_the_middle_says_what_is_left(admin: Shell, command: str) -> None:
+    """If one of several queues or exchanges does not exist, the command exits with 3 after the first ones, and says how
+    many are done and which are not; if it is the first one, with 69.
+    """
+    kind, verb = command.split()
+    for name in ("one", "two"):
+        admin.run("mqtool", kind, "declare", name, *(["fanout"] if kind == "exchange" else []))
+    failed = admin.run("mqtool", kind, verb, "one", "gone", "two", "--yes")
+    assert failed.code == 3
+    assert f"{kind} 'gone' does not exist" in failed.stderr
+    assert f"; {verb}d: 1 of 3, not 'gone', 'two'\n" in failed.stderr
+    assert "two" in admin.run("mqtool", "list", f"{kind}s", "name").stdout.split()
+    nothing_done = admin.run("mqtool", kind, verb, "gone", "two", "--yes")
+    assert (nothing_done.code, "not 'gone'" in nothing_done.stderr) == (69, False)
 
 
 def test_a_classic_queue_is_deleted_only_if_empty_and_unused(admin: Shell, broker: TestBroker) -> None:
@@ -333,6 +350,10 @@ def test_nothing_is_destroyed_when_the_answer_is_no(admin: Shell, broker: TestBr
     asked = on_terminal(admin, "mqtool", "queue", "delete", "jobs", keys=["n\n"], cue="[y/N]").stdout
     assert "delete queue 'jobs' with 1 message? [y/N]" in asked
     assert "nothing was changed" in asked
+    assert depth(broker, "jobs") == 1
+    admin.run("mqtool", "queue", "declare", "other")
+    asked_twice = on_terminal(admin, "mqtool", "queue", "delete", "other", "jobs", keys=["y\n", "n\n"], cue="[y/N]")
+    assert (asked_twice.code, "you declined; deleted: 1 of 2, not 'jobs'" in asked_twice.stdout) == (3, True)
     assert depth(broker, "jobs") == 1
 
 

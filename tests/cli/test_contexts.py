@@ -109,7 +109,7 @@ def test_a_context_may_come_before_the_command(home: Shell) -> None:
 def test_a_context_applies_to_amqp_the_management_api_and_completion(staging: Shell, broker: TestBroker) -> None:
     """A context's management URL wins over MQTOOL_MANAGEMENT_URL, which belongs to another broker."""
     staging.environment |= {"MQTOOL_MANAGEMENT_URL": "http://127.0.0.1:1", "MQTOOL_COMPLETION_TIMEOUT": "20s"}
-    assert staging.run("mqtool", "send", "-q", "jobs", "x").code == 0
+    assert staging.run("mqtool", "send", "-q", "jobs", "--declare", "x").code == 0
     assert staging.run("mqtool", "-C", "staging", "list", "queues", "name").stdout == "jobs\n"
     assert ask(staging, "mqtool -C staging send -q j") == ("jobs", "", 0)
     assert ask(staging, "mqtool send --context st") == ("staging", "", 0)
@@ -180,7 +180,7 @@ def test_mistakes_with_contexts_are_usage_errors(home: Shell) -> None:
         "-C staging tutorial run": "'tutorial run' does not take a context\nhint: omit -C: it uses",
         "-C staging drill poison": "'drill poison' does not take a context",
         "context use stagin": "did you mean 'staging'?",
-        "context rm nothing": "unknown context 'nothing'\nhint: 'mqtool context ls' lists them",
+        "context rm nothing": "hint: the contexts are staging; 'mqtool context add' adds one",
         "context use": "give either the name of a context or --none",
         "context show": "no context is in use",
         "context add staging -u amqp://b": "context 'staging' already exists",
@@ -283,7 +283,7 @@ def test_a_typed_url_wins_over_the_context_in_use(
 )
 def test_a_url_beside_a_protected_context_is_refused(staging: Shell, broker: TestBroker, words: str) -> None:
     """A URL would take away the protection of the context that -C names, so a command with both changes nothing."""
-    staging.run("mqtool", "send", "-q", "jobs", "x")
+    staging.run("mqtool", "send", "-q", "jobs", "--declare", "x")
     refused = staging.run("mqtool", *words.replace("URL", broker.url).split())
     assert (refused.code, "--url cannot be combined with the protected context 'staging'" in refused.stderr) == (
         2,
@@ -293,11 +293,25 @@ def test_a_url_beside_a_protected_context_is_refused(staging: Shell, broker: Tes
 
 
 @on_any_broker
+@pytest.mark.parametrize("words", ["-C prod send -q jobs x --url URL", "send -q jobs x --url URL -C prod"])
+def test_an_unknown_context_beside_a_url_is_refused(staging: Shell, broker: TestBroker, words: str) -> None:
+    """A mistyped context is a usage error even if --url names the broker: the hint names the contexts that exist, and
+    nothing is sent.
+    """
+    refused = staging.run("mqtool", *words.replace("URL", broker.url).split())
+    assert (refused.code, refused.stderr) == (
+        2,
+        "mqtool: unknown context 'prod'\nhint: the contexts are staging; 'mqtool context add' adds one\n",
+    )
+    assert staging.run("mqtool", "list", "queues", "name").stdout == ""
+
+
+@on_any_broker
 def test_a_protected_context_asks_before_each_change(staging: Shell, broker: TestBroker) -> None:
     """Every command that changes the broker asks first; --yes is not enough, and --confirm must give the context's
     name.
     """
-    staging.run("mqtool", "send", "-q", "jobs", "x")
+    staging.run("mqtool", "send", "-q", "jobs", "--declare", "x")
     staging.run("mqtool", "exchange", "declare", "logs", "fanout", "--confirm", "staging")
     (staging.directory / "new.json").write_text('{"queues": [{"name": "new", "durable": true}]}')
     assert staging.run("mqtool", "definitions", "import", "new.json", "--dry-run").code == 0

@@ -63,11 +63,31 @@ def test_a_receiver_declares_its_queue(shell: Shell, command: str) -> None:
 @on_any_broker
 def test_a_receiver_declares_no_queue_in_a_protected_context(shell: Shell, broker: TestBroker) -> None:
     """In a protected context, a receiver of a missing queue exits with 69, unless --declare is given."""
+    shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
     shell.run("mqtool", "context", "add", "prod", "--url", broker.url, "--protected")
     receive = ("mqtool", "receive-log", "fanout", "-C", "prod", "--idle-timeout", "10ms", "-q", "audit")
     refused = shell.run(*receive)
     assert (refused.code, "hint: --declare declares it" in refused.stderr) == (69, True)
     assert shell.run(*receive, "--declare").code == 0
+
+
+@on_any_broker
+@pytest.mark.parametrize("command", ["send", "new-task"])
+def test_a_publisher_declares_no_queue_in_a_protected_context(shell: Shell, broker: TestBroker, command: str) -> None:
+    """In a protected context, a publisher that names a missing queue exits with 69 and names the queue that was
+    probably meant; --declare declares it. A tutorial's own queue is declared as elsewhere.
+    """
+    shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
+    management = ("--management", broker.management)
+    shell.run("mqtool", "context", "add", "prod", "--url", broker.url, *management, "--protected")
+    shell.run("mqtool", "queue", "declare", "invoices")
+    publish = ("mqtool", "-C", "prod", command, "x")
+    refused = shell.run(*publish, "-q", "invoicse")
+    assert (refused.code, "queue 'invoicse' does not exist" in refused.stderr) == (69, True)
+    assert "hint: did you mean 'invoices'? Otherwise, --declare declares it" in refused.stderr
+    assert shell.run("mqtool", "list", "queues", "name").stdout == "invoices\n"
+    for words in (["-q", "invoices"], ["-q", "new", "--declare"], ["-q", "new"], []):
+        assert shell.run(*publish, *words).code == 0, words
 
 
 @on_any_broker

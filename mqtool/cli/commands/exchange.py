@@ -8,7 +8,7 @@ import typer
 from mqtool.amqp import administration
 from mqtool.cli.broker_access import access_to
 from mqtool.cli.command_line import command, group, names_of
-from mqtool.cli.commands.queue import AutoDelete, IfNotExists, IfUnused, declare_as, existing, named
+from mqtool.cli.commands.queue import AutoDelete, IfNotExists, IfUnused, declare_as, existing, named, one_by_one
 from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
@@ -76,13 +76,14 @@ def delete_exchange(
 ) -> None:
     """Delete exchanges and their bindings."""
     access = access_to(broker)
-    with access.channel() as channel:
+    with access.channel() as channel, one_by_one(exchange, "deleted") as deleted:
         for name in existing(channel, map(Exchange, exchange), access, if_exists=if_exists):
             ask(f"delete exchange {name!r} with its bindings", access, yes=yes, is_safe=if_unused)
             try:
                 administration.delete_exchange(channel, name, if_unused=if_unused)
             except BadData as error:
                 raise MqtoolError(f"exchange {name!r} was not deleted: {error}") from error
+            deleted.append(name)
             output.status(f"deleted exchange {name!r}")
 
 

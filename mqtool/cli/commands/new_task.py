@@ -42,7 +42,7 @@ def new_task(queue: UsedQueueOptions, publishing: Publishing) -> None:
         channel,
         outgoing,
     ):
-        target = checked(target, queue, channel, publishing.broker)
+        target = checked(target, queue, channel, publishing.broker, outgoing.access, publishes=True)
         if isinstance(channel, Channel):
             receipts = work_queues.new_tasks(channel, target, outgoing.messages)
         else:

@@ -1,7 +1,7 @@
 """mqtool queue declare, show, delete, purge; see queue_convert.py for queue convert."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Annotated
 
@@ -12,14 +12,14 @@ from mqtool.cli.access import Access
 from mqtool.cli.broker_access import access_to
 from mqtool.cli.command_line import command, group, names_of
 from mqtool.cli.commands import queue_convert
-from mqtool.cli.confirmation import ask
+from mqtool.cli.confirmation import Declined, ask
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.options import BrokerOptions, ManagedBroker, QueueOptions
 from mqtool.cli.options.broker_options import IfExists, ShownDialect, Yes
 from mqtool.cli.options.queue_options import StreamPort
 from mqtool.cli.pipe.existence import LISTED, missing, refuse
-from mqtool.errors import BadData, DeclaredDifferently, MqtoolError, NotFound
+from mqtool.errors import BadData, DeclaredDifferently, MqtoolError, NotFound, SomeFailed
 from mqtool.inspection.listing import refresh
 from mqtool.spelling import counted, pasteable
 from mqtool.topology import Exchange, Queue
@@ -139,6 +139,27 @@ def existing(channel: Channel, things: Iterable[Exchange | Queue], access: Acces
             missing(named(thing), hint, is_fine=if_exists)
 
 
+@contextmanager
+def one_by_one(names: Sequence[str], done: str) -> Iterator[list[str]]:
+    """Context manager: yield a list for the names that are done. If the block fails later, say what is left.
+
+    Args:
+        done: what is done to them, such as "deleted".
+
+    Raises:
+        SomeFailed: the block failed when the list had names in it.
+    """
+    finished: list[str] = []
+    try:
+        yield finished
+    except MqtoolError as error:
+        if not finished:
+            raise
+        what = "you declined" if isinstance(error, Declined) else str(error)
+        left = ", ".join(repr(each) for each in names if each not in finished)
+        raise SomeFailed(f"{what}; {done}: {len(finished)} of {len(names)}, not {left}", error.hint) from error
+
+
 @command(
     app,
     "mqtool queue delete jobs",
@@ -156,7 +177,7 @@ def delete_queue(
 ) -> None:
     """Delete queues and the messages in them."""
     access = access_to(broker)
-    with access.channel() as channel:
+    with access.channel() as channel, one_by_one(queue, "deleted") as deleted:
         for name in existing(channel, map(Queue, queue), access, if_exists=if_exists):
             ready = administration.depth(channel, name).ready
             # RabbitMQ treats every stream as empty, and deletes it despite --if-empty and --if-unused.
@@ -172,6 +193,7 @@ def delete_queue(
                 gone = administration.delete_queue(channel, name, if_unused=if_unused, if_empty=if_empty)
             except BadData as error:  # 406: in use, not empty
                 raise MqtoolError(f"queue {name!r} was not deleted: {error}") from error
+            deleted.append(name)
             output.status(f"deleted queue {name!r}, with {holds if is_stream else counted(gone)}")
 
 
@@ -183,7 +205,7 @@ def _is_stream(channel: Channel, queue: str, vhost: str) -> bool:
 def purge(queue: QueueNames, broker: BrokerOptions, yes: Yes = False, if_exists: IfExists = False) -> None:
     """Remove all ready messages from queues."""
     access = access_to(broker)
-    with access.channel() as channel:
+    with access.channel() as channel, one_by_one(queue, "purged") as purged:
         for name in existing(channel, map(Queue, queue), access, if_exists=if_exists):
             if _is_stream(channel, name, access.vhost):
                 raise MqtoolError(
@@ -192,7 +214,9 @@ def purge(queue: QueueNames, broker: BrokerOptions, yes: Yes = False, if_exists:
                 )
             ready = administration.depth(channel, name).ready
             ask(f"remove {counted(ready)} from queue {name!r} for good", access, yes=yes)
-            output.status(f"removed {counted(administration.purge(channel, name))} from queue {name!r}")
+            gone = administration.purge(channel, name)
+            purged.append(name)
+            output.status(f"removed {counted(gone)} from queue {name!r}")
 
 
 def named(thing: Exchange | Queue) -> str:

@@ -58,7 +58,7 @@ def send(
         publishing, target, addressing, opened=Access.channel_or_session, is_declared=is_declared, default=default
     ) as (channel, outgoing):
         if isinstance(target, Queue):
-            target = checked(target, queue, channel, publishing.broker)
+            target = checked(target, queue, channel, publishing.broker, outgoing.access, publishes=True)
             if isinstance(channel, Channel):
                 receipts = hello_world.send(channel, target, outgoing.messages)
             else:

@@ -22,18 +22,22 @@ def checked(
     options: UsedQueueOptions,
     channel: ChannelOrSession,
     broker: BrokerOptions,
-    access: Access | None = None,
+    access: Access,
+    *,
+    publishes: bool = False,
 ) -> Queue:
     """Return the queue if it exists or may be declared; otherwise raise NotFound. On a terminal, say if it is new.
 
     Args:
-        access: set by receiving commands, which do not declare a queue whose name may be a typo; see check_new().
+        publishes: True for commands that publish to the queue. They declare it even if its name may be a typo, but not
+            in a protected context; see check_new() for commands that receive.
     """
     is_tutorials = queue.name in {each.name for each in broker.names}
     if not (is_tutorials or options.has_settings or broker.strict):
         channel.accept_settings(queue)
     declares = options.declare
-    if declares is None and (access is None or is_tutorials or options.has_settings):
+    may_be_new = publishes and access.protected is None
+    if declares is None and (may_be_new or is_tutorials or options.has_settings):
         declares = True
     if declares and (is_tutorials or not _tells_of_new()):
         return queue

@@ -90,7 +90,7 @@ def publishing_channel(
     mandatory = not is_delayed if options.mandatory is None else options.mandatory
     with opened(access, mandatory=mandatory, confirm_timeout=options.confirm_timeout) as channel:
         delayed = _delayed(source, asked, channel, to, leads_to, is_declared=is_declared)
-        outgoing = Outgoing(options, channel, source, delayed)
+        outgoing = Outgoing(options, access, channel, source, delayed)
         yield channel, outgoing
     if isinstance(to, Exchange) and output.is_terminal(2) and not (current().quiet or output.speaks_as_script()):
         if outgoing.is_unreceived:
@@ -112,22 +112,30 @@ def publishing_stream_channel(
 ) -> "Iterator[tuple[StreamChannel, Outgoing]]":
     """Open a stream channel, and read the messages to publish. Yields the channel and an Outgoing with the messages."""
     source = read_messages(asked, Addressing(None, routing_key), default=default, with_ids=False)
-    with opened(access_to(asked.broker)) as channel:
-        yield channel, Outgoing(asked.options, channel, source, source)
+    access = access_to(asked.broker)
+    with opened(access) as channel:
+        yield channel, Outgoing(asked.options, access, channel, source, source)
 
 
 class Outgoing:
     """The messages of a publishing command. Reports the outcome of each one.
 
     Attributes:
+        access: how to reach the broker.
         messages: the messages to publish. An item that is None means that no message is available yet.
         is_unreceived: True if a message given as an argument was unroutable, which does not count as a failure.
         transient: the number of confirmed messages that are not persistent.
     """
 
     def __init__(
-        self, options: MessageOptions, channel: PublishingChannel, source: Input, messages: Iterable[Message | None]
+        self,
+        options: MessageOptions,
+        access: Access,
+        channel: PublishingChannel,
+        source: Input,
+        messages: Iterable[Message | None],
     ) -> None:
+        self.access = access
         self.messages = messages
         self.is_unreceived = False
         self.transient = 0
